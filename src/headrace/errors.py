@@ -1,0 +1,63 @@
+"""The errors a caller may want to catch.
+
+HeadraceError
+├── ConfigError          a job file, schema or argument is wrong (also a ValueError)
+├── DataError            the logs are not what the schema says (also a ValueError)
+│   └── ErrorBudgetExceeded   more bad rows than the job allows
+├── PipelineError        a stage failed; names the stage, file, row group and rows
+├── CheckpointError      a checkpoint cannot be used
+│   ├── TornCheckpoint        files are missing or do not match their checksums
+│   └── VersionMismatch       written by a format this version does not read
+└── MissingExtra         an optional dependency is not installed (also an ImportError)
+"""
+
+__all__ = [
+    "CheckpointError",
+    "ConfigError",
+    "DataError",
+    "ErrorBudgetExceeded",
+    "HeadraceError",
+    "MissingExtra",
+    "PipelineError",
+    "TornCheckpoint",
+    "VersionMismatch",
+]
+
+
+class HeadraceError(Exception):
+    """Base of every error headrace raises on purpose; its text is one clear line."""
+
+
+class ConfigError(HeadraceError, ValueError):
+    """A job file, schema or argument is wrong: names the key, what was given and what was expected."""
+
+
+class DataError(HeadraceError, ValueError):
+    """The logs are not what the schema says: names file, row group, row, column and reason."""
+
+
+class ErrorBudgetExceeded(DataError):
+    """More rows were bad than the job's error budget allows."""
+
+
+class PipelineError(HeadraceError):
+    """A pipeline stage failed: names the stage and the rows it was working on."""
+
+
+class CheckpointError(HeadraceError):
+    """A checkpoint cannot be written or used."""
+
+
+class TornCheckpoint(CheckpointError):
+    """A checkpoint's files are missing or do not match the checksums in its manifest."""
+
+
+class VersionMismatch(CheckpointError):
+    """Saved state has a version this code does not read; both versions are in the text."""
+
+
+class MissingExtra(HeadraceError, ImportError):
+    """An optional dependency is not installed."""
+
+    def __init__(self, package: str, extra: str) -> None:
+        super().__init__(f"{package} is not installed; install it with: pip install 'headrace[{extra}]'")

@@ -1,0 +1,81 @@
+"""What reading a log yields: pieces of good rows, with an account of the bad ones."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import pyarrow as pa
+
+__all__ = ["FILE_ROW_BITS", "REJECT_SCHEMA", "ROW_ID", "Piece", "Source", "make_row_id", "split_row_id"]
+
+ROW_ID = "__row_id"
+"""Name of the int64 column that says which row of the logs a row is; user functions keep it."""
+
+FILE_ROW_BITS = 36
+"""Bits of a derived row id that count rows inside a file: 68 billion rows a file, 134 million files."""
+
+REJECT_SCHEMA = pa.schema(
+    [
+        pa.field("file", pa.string()),
+        pa.field("row_group", pa.int32()),
+        pa.field("row", pa.int64()),
+        pa.field("column", pa.string()),
+        pa.field("reason", pa.string()),
+        pa.field("raw", pa.string()),
+    ],
+    metadata={"headrace": "rejects", "version": "1"},
+)
+"""Columns of a quarantine file; `row` counts from the start of the file, `raw` is the row as JSON."""
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Good rows of one stretch of a log, in file order.
+
+    Attributes:
+        batch: The good rows: the columns asked for, and `ROW_ID`.
+        num_read: Rows looked at, good and bad.
+        rejects: Bad rows to quarantine, with `REJECT_SCHEMA`, or None.
+        num_dropped: Bad rows dropped; num_read = good + dropped + rejected.
+    """
+
+    batch: pa.RecordBatch
+    num_read: int
+    rejects: pa.RecordBatch | None = None
+    num_dropped: int = 0
+
+    @property
+    def num_quarantined(self) -> int:
+        """Bad rows to quarantine."""
+        return 0 if self.rejects is None else int(self.rejects.num_rows)
+
+
+class Source(Protocol):
+    """Where a pipeline reads from: a fixed sequence of items, each yielding pieces in a fixed order.
+
+    Any item may be read at any time by any thread, several times; the same item always yields the same pieces.
+    """
+
+    def __len__(self) -> int:
+        """Number of items, for instance row groups."""
+        ...
+
+    def read(self, item: int) -> Iterator[Piece]:
+        """Yield the pieces of one item in order, each small enough to hold in memory."""
+        ...
+
+    def describe(self, item: int) -> str:
+        """Where the item lies, for error texts: "logs/a.parquet, row group 3"."""
+        ...
+
+
+def make_row_id(file_number: int, row: int) -> int:
+    """The id of a row known by its file's number and its position in that file."""
+    return (file_number << FILE_ROW_BITS) | row
+
+
+def split_row_id(row_id: int) -> tuple[int, int]:
+    """The file number and the row in that file; undoes `make_row_id`."""
+    return row_id >> FILE_ROW_BITS, row_id & ((1 << FILE_ROW_BITS) - 1)

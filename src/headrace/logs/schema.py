@@ -1,0 +1,123 @@
+"""The schema of an interaction log: which column plays which part."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from headrace.config import Config
+
+__all__ = ["DenseColumn", "IdColumn", "IdListColumn", "LabelColumn", "Schema", "TimestampColumn"]
+
+
+class LabelColumn(Config):
+    """A target of training; rows with a null or another value than the allowed ones are bad."""
+
+    name: str
+    allowed: tuple[float, ...] | None = (0.0, 1.0)
+    """Values a label may take, or None for any finite number."""
+
+
+class DenseColumn(Config):
+    """A number per row; nulls are left to the feature plan."""
+
+    name: str
+    nan: Literal["allow", "forbid"] = "forbid"
+    """Whether NaN and infinity make a row bad ("forbid") or count as null ("allow")."""
+
+
+class IdColumn(Config):
+    """One id per row: an integer or a string; null means the row has none."""
+
+    name: str
+    type: Literal["int", "string"] = "int"
+
+
+class IdListColumn(Config):
+    """A list of ids per row: integers or strings; null means an empty list."""
+
+    name: str
+    type: Literal["int", "string"] = "int"
+    max_length: int | None = Field(default=None, ge=0)
+    """Longer lists make a row bad; None for no limit."""
+    weights: str | None = None
+    """A list column of numbers, one per id."""
+
+
+class TimestampColumn(Config):
+    """When the interaction happened; a row without it is bad."""
+
+    name: str
+    unit: Literal["s", "ms", "us", "ns"] = "ms"
+    """Unit of an integer column, counted from 1970-01-01 UTC; Arrow timestamp columns carry their own."""
+
+
+def _short_form(value: object) -> object:
+    """Lets a column be written as its bare name where no option is needed."""
+    return {"name": value} if isinstance(value, str) else value
+
+
+Short = BeforeValidator(_short_form)
+
+
+class Schema(Config):
+    """Names the columns of a log by the part they play; columns it does not name are never read.
+
+    As YAML, a column without options is just its name::
+
+        version: 1
+        labels: [click]
+        dense: [age, price]
+        ids: [user, item, {name: country, type: string}]
+        id_lists:
+        - {name: history, max_length: 500}
+        timestamp: {name: time, unit: ms}
+        session_id: session
+
+    Attributes:
+        version: Of this format; 1.
+        labels: Targets, at least one.
+        dense: Numbers.
+        ids: Single ids.
+        id_lists: Lists of ids.
+        weight: Column with the example weight (a finite number >= 0).
+        timestamp: When the row happened.
+        session_id: Column naming the session a row belongs to.
+        row_id: Unique int64 column; without it a row is known by its file and position.
+    """
+
+    version: Literal[1] = 1
+    labels: tuple[Annotated[LabelColumn, Short], ...] = Field(min_length=1)
+    dense: tuple[Annotated[DenseColumn, Short], ...] = ()
+    ids: tuple[Annotated[IdColumn, Short], ...] = ()
+    id_lists: tuple[Annotated[IdListColumn, Short], ...] = ()
+    weight: str | None = None
+    timestamp: Annotated[TimestampColumn, Short] | None = None
+    session_id: str | None = None
+    row_id: str | None = None
+
+    @model_validator(mode="after")
+    def _features_have_different_names(self) -> Self:
+        counts = Counter(column.name for column in self._parts())
+        twice = sorted(name for name, count in counts.items() if count > 1)
+        if twice:
+            raise ValueError(f"each column plays one part, named twice: {', '.join(twice)}")
+        return self
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Names of all columns the schema reads, each once."""
+        extra = [c.weights for c in self.id_lists] + [self.weight, self.session_id, self.row_id]
+        names = [column.name for column in self._parts()] + [name for name in extra if name is not None]
+        return tuple(dict.fromkeys(names))
+
+    def _parts(self) -> Iterator[Any]:
+        yield from self.labels
+        yield from self.dense
+        yield from self.ids
+        yield from self.id_lists
+        if self.timestamp is not None:
+            yield self.timestamp
