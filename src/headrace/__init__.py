@@ -1,0 +1,28 @@
+"""headrace keeps recommendation models fed: logs in, features, one pass over what is new, a better model out."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from headrace.features import FeaturePlan as FeaturePlan
+    from headrace.logs import Schema as Schema
+    from headrace.tensors import Batch as Batch
+    from headrace.tensors import KeyedJaggedTensor as KeyedJaggedTensor
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "Batch": "headrace.tensors",
+    "FeaturePlan": "headrace.features",
+    "KeyedJaggedTensor": "headrace.tensors",
+    "Schema": "headrace.logs",
+}
+
+__all__ = ["Batch", "FeaturePlan", "KeyedJaggedTensor", "Schema", "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    """Load a public name when it is first used, so that `import headrace` stays cheap."""
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'headrace' has no attribute {name!r}")
