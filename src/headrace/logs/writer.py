@@ -1,0 +1,235 @@
+"""`ParquetLogWriter`: writes one folder of a log in bounded memory, and shows it to readers only when it is whole."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, Self
+from urllib.parse import quote
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from headrace.errors import DataError
+
+__all__ = ["MARKER_NAME", "ParquetLogWriter", "partition_folder", "read_marker"]
+
+MARKER_NAME = "_headrace.json"
+"""Name of the marker a finished folder may carry; readers of logs skip it, as any name with an underscore."""
+
+MAX_GROUP_BYTES = 128 << 20
+"""A row group is closed at this many Arrow bytes even when it has fewer rows than asked for, so that a reader that
+decodes one row group a thread stays far below a gigabyte."""
+
+
+class ParquetLogWriter:
+    """Writes record batches as Parquet files of one folder; the folder appears, whole, when the writer closes.
+
+    Files are written in a hidden folder beside the target (`.NAME.writing`), which is renamed on `close`. A killed
+    writer leaves only that hidden folder, and the next writer of the same target removes it. At most one row group is
+    held in memory. One writer per folder at a time; not thread-safe::
+
+        with ParquetLogWriter("logs", schema=schema, partition=[("hour", "12")]) as writer:   # logs/hour=12/
+            for batch in batches:
+                writer.write(batch)
+
+    Args:
+        folder: Local folder to write.
+        schema: Columns of the files. Batches are put in this order and cast safely to these types.
+        rows_per_group: Rows in a row group; the unit readers work on in parallel.
+        rows_per_file: Start a new file after so many rows, or None for one file.
+        partition: (key, value) pairs appended to `folder` as hive partition folders.
+        if_exists: "error" refuses a folder that holds anything; "append" adds files beside those there, numbered
+            after them.
+        marker: JSON-able values kept in the finished folder (see `read_marker`), so that an importer which is run
+            again can tell what is done already.
+        compression: Parquet codec.
+
+    Attributes:
+        folder: The folder that appears, partition included.
+        num_rows: Rows written so far.
+
+    Raises:
+        FileExistsError: The folder holds files and `if_exists` is "error".
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        *,
+        schema: pa.Schema,
+        rows_per_group: int = 65_536,
+        rows_per_file: int | None = None,
+        partition: Sequence[tuple[str, str]] = (),
+        if_exists: Literal["error", "append"] = "error",
+        marker: Mapping[str, Any] | None = None,
+        compression: str = "zstd",
+    ) -> None:
+        if rows_per_group < 1 or (rows_per_file is not None and rows_per_file < 1):
+            raise ValueError(
+                f"rows_per_group and rows_per_file must be at least 1, given {rows_per_group} and {rows_per_file}"
+            )
+        self.folder = partition_folder(folder, partition)
+        self.num_rows = 0
+        self._schema = schema
+        self._rows_per_group = rows_per_group
+        self._rows_per_file = rows_per_file
+        self._marker = marker
+        self._compression = compression
+        if if_exists == "error" and self.folder.is_dir() and any(self.folder.iterdir()):
+            raise FileExistsError(f"{self.folder}: holds files already; remove it, or append to it")
+        self._next_number = _first_free_number(self.folder)
+        target = self.folder.absolute()
+        self._staging = target.parent / f".{target.name}.writing"
+        shutil.rmtree(self._staging, ignore_errors=True)
+        self._staging.mkdir(parents=True)
+        self._names: list[str] = []
+        self._file: pq.ParquetWriter | None = None
+        self._file_rows = 0
+        self._pending: list[pa.RecordBatch] = []
+        self._pending_rows = 0
+        self._pending_bytes = 0
+        self._closed = False
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The files written so far, at the paths they have once the writer is closed."""
+        return tuple(self.folder / name for name in self._names)
+
+    def write(self, rows: pa.RecordBatch | pa.Table) -> None:
+        """Add rows; a full row group goes to disk before this returns.
+
+        Raises:
+            DataError: A column of the schema is missing, or cannot be cast without loss.
+            ValueError: The writer is closed.
+        """
+        if self._closed:
+            raise ValueError(f"{self.folder}: the writer is closed")
+        for batch in self._conform(rows).to_batches():
+            start = 0
+            while start < batch.num_rows:
+                part = batch.slice(start, min(batch.num_rows - start, self._room()))
+                start += part.num_rows
+                self._pending.append(part)
+                self._pending_rows += part.num_rows
+                self._pending_bytes += part.nbytes
+                self.num_rows += part.num_rows
+                if self._room() == 0 or self._pending_bytes >= MAX_GROUP_BYTES:
+                    self._flush_group()
+
+    def close(self) -> None:
+        """Write what is pending and let the folder appear; calling it again does nothing."""
+        if self._closed:
+            return
+        try:
+            if self._pending or not self._names:
+                self._flush_group()
+            self._finish_file()
+            if self._marker is not None:
+                text = json.dumps(dict(self._marker), indent=1, sort_keys=True)
+                (self._staging / MARKER_NAME).write_text(text + "\n", encoding="utf-8")
+            self._publish()
+        except BaseException:
+            self.abort()
+            raise
+        self._closed = True
+
+    def abort(self) -> None:
+        """Throw away what was written; nothing appears."""
+        if self._closed:
+            return
+        self._closed = True
+        if self._file is not None:
+            self._file.close()
+        shutil.rmtree(self._staging, ignore_errors=True)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self.close()
+        else:
+            self.abort()
+
+    def _conform(self, rows: pa.RecordBatch | pa.Table) -> pa.Table:
+        table = pa.Table.from_batches([rows]) if isinstance(rows, pa.RecordBatch) else rows
+        missing = [name for name in self._schema.names if name not in table.schema.names]
+        if missing:
+            given = ", ".join(table.schema.names)
+            raise DataError(f"{self.folder}: rows to write lack column {', '.join(missing)}; they have {given}")
+        table = table.select(self._schema.names)
+        if table.schema.equals(self._schema):
+            return table
+        try:
+            return table.cast(self._schema)
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError, ValueError) as error:
+            raise DataError(f"{self.folder}: rows to write do not fit the schema: {error}") from error
+
+    def _room(self) -> int:
+        """Rows that still fit into the row group being collected."""
+        room = self._rows_per_group - self._pending_rows
+        if self._rows_per_file is not None:
+            room = min(room, self._rows_per_file - self._file_rows - self._pending_rows)
+        return room
+
+    def _flush_group(self) -> None:
+        if self._file is None:
+            name = f"part-{self._next_number:05d}.parquet"
+            self._next_number += 1
+            self._names.append(name)
+            self._file = pq.ParquetWriter(self._staging / name, self._schema, compression=self._compression)
+            self._file_rows = 0
+        table = pa.Table.from_batches(self._pending, self._schema)
+        self._file.write_table(table, row_group_size=max(table.num_rows, 1))
+        self._file_rows += table.num_rows
+        self._pending, self._pending_rows, self._pending_bytes = [], 0, 0
+        if self._rows_per_file is not None and self._file_rows >= self._rows_per_file:
+            self._finish_file()
+
+    def _finish_file(self) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+        self._file_rows = 0
+
+    def _publish(self) -> None:
+        if not self.folder.exists() or not any(self.folder.iterdir()):
+            os.replace(self._staging, self.folder)
+            return
+        for path in sorted(self._staging.iterdir(), key=lambda path: path.name == MARKER_NAME):  # the marker last
+            os.replace(path, self.folder / path.name)
+        self._staging.rmdir()
+
+
+def partition_folder(folder: str | Path, partition: Sequence[tuple[str, str]]) -> Path:
+    """The folder of a hive partition: `("hour", "12")` below `logs` is `logs/hour=12`."""
+    path = Path(folder)
+    for key, value in partition:
+        path = path / f"{quote(str(key), safe=' ')}={quote(str(value), safe=' ')}"
+    return path
+
+
+def read_marker(folder: str | Path) -> dict[str, Any] | None:
+    """The values a finished `ParquetLogWriter` left in a folder, or None if there are none."""
+    path = Path(folder) / MARKER_NAME
+    if not path.is_file():
+        return None
+    try:
+        values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DataError(f"{path}: not JSON: {error}") from error
+    return values
+
+
+def _first_free_number(folder: Path) -> int:
+    numbers = [
+        int(name) for path in folder.glob("part-*.parquet") if (name := path.stem.removeprefix("part-")).isdigit()
+    ]
+    return max(numbers, default=-1) + 1
