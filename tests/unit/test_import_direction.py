@@ -30,7 +30,9 @@ def imported_packages(path: Path) -> Iterator[tuple[str, int]]:
 
 
 def test_every_package_is_on_the_list() -> None:
-    found = {p.stem if p.is_file() else p.name for p in ROOT.iterdir() if p.suffix == ".py" or (p / "__init__.py").exists()}
+    found = {
+        p.stem if p.is_file() else p.name for p in ROOT.iterdir() if p.suffix == ".py" or (p / "__init__.py").exists()
+    }
     assert found - {"__init__", "__main__"} <= set(ORDER)
 
 

@@ -38,7 +38,9 @@ def validate(tensor: KeyedJaggedTensor) -> None:
     if tensor.weights is not None:
         _expect_dtype("weights", tensor.weights, torch.float32)
         if tensor.weights.numel() != tensor.values.numel():
-            raise ValueError(f"weights has {tensor.weights.numel()} entries, expected one per id = {tensor.values.numel()}")
+            raise ValueError(
+                f"weights has {tensor.weights.numel()} entries, expected one per id = {tensor.values.numel()}"
+            )
 
 
 def validate_batch(batch: Batch) -> None:
