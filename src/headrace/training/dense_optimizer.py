@@ -1,0 +1,92 @@
+"""Optimizers of the dense parameters: torch's own, chosen in the job file."""
+
+from collections.abc import Iterable
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import Field
+from torch import Tensor
+
+from headrace.config import Config
+
+__all__ = ["DenseOptimizerConfig", "load_optimizer_arrays", "make_dense_optimizer", "optimizer_arrays"]
+
+
+class Adam(Config):
+    """Adam (Kingma and Ba, 2015); with `weight_decay`, decoupled as in AdamW."""
+
+    kind: Literal["adam"] = "adam"
+    lr: float = Field(default=1e-3, gt=0)
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = Field(default=1e-8, gt=0)
+    weight_decay: float = Field(default=0.0, ge=0)
+
+    def make(self, parameters: list[Tensor]) -> torch.optim.Optimizer:
+        """The torch optimizer."""
+        options: dict[str, Any] = {"lr": self.lr, "betas": self.betas, "eps": self.eps}
+        return torch.optim.AdamW(parameters, weight_decay=self.weight_decay, fused=True, **options)
+
+
+class SGD(Config):
+    """Stochastic gradient descent with momentum."""
+
+    kind: Literal["sgd"]
+    lr: float = Field(gt=0)
+    momentum: float = Field(default=0.0, ge=0, lt=1)
+    weight_decay: float = Field(default=0.0, ge=0)
+
+    def make(self, parameters: list[Tensor]) -> torch.optim.Optimizer:
+        """The torch optimizer."""
+        return torch.optim.SGD(
+            parameters, lr=self.lr, momentum=self.momentum, weight_decay=self.weight_decay, fused=True
+        )
+
+
+class Adagrad(Config):
+    """Adagrad (Duchi et al., 2011)."""
+
+    kind: Literal["adagrad"]
+    lr: float = Field(default=1e-2, gt=0)
+    eps: float = Field(default=1e-10, gt=0)
+    initial_accumulator_value: float = Field(default=0.0, ge=0)
+
+    def make(self, parameters: list[Tensor]) -> torch.optim.Optimizer:
+        """The torch optimizer."""
+        return torch.optim.Adagrad(
+            parameters,
+            lr=self.lr,
+            eps=self.eps,
+            initial_accumulator_value=self.initial_accumulator_value,
+            fused=True,
+        )
+
+
+DenseOptimizerConfig = Annotated[Adam | SGD | Adagrad, Field(discriminator="kind")]
+
+
+def make_dense_optimizer(config: Adam | SGD | Adagrad, parameters: Iterable[Tensor]) -> torch.optim.Optimizer:
+    """The optimizer a job asks for, over the dense parameters."""
+    return config.make(list(parameters))
+
+
+def optimizer_arrays(optimizer: torch.optim.Optimizer) -> dict[str, NDArray[Any]]:
+    """The optimizer's state as arrays named `<parameter index>.<slot>`, for a checkpoint."""
+    arrays = {}
+    for index, slots in optimizer.state_dict()["state"].items():
+        for name, value in slots.items():
+            if value is not None:
+                arrays[f"{index}.{name}"] = np.atleast_1d(torch.as_tensor(value).detach().cpu().numpy()).copy()
+    return arrays
+
+
+def load_optimizer_arrays(optimizer: torch.optim.Optimizer, arrays: dict[str, NDArray[Any]]) -> None:
+    """Go on from state saved by `optimizer_arrays`; hyper-parameters stay those of the job."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    state: dict[int, dict[str, Any]] = {}
+    for key, array in arrays.items():
+        index, name = key.split(".", 1)
+        shape = parameters[int(index)].shape if name != "step" else torch.Size(())
+        state.setdefault(int(index), {})[name] = torch.from_numpy(array.copy()).reshape(shape)
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

@@ -1,0 +1,163 @@
+"""A run folder: everything one run of a job leaves behind, consistent with its newest checkpoint."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from headrace.errors import ConfigError, HeadraceError
+
+__all__ = ["RunFolder"]
+
+LEDGER_SCHEMA = pa.schema([pa.field("step", pa.int64()), pa.field("row_id", pa.int64())])
+
+
+class RunFolder:
+    """One folder a run::
+
+        config.yaml               the job as resolved, defaults included
+        checkpoints/<step>/       see `CheckpointFolder`
+        metrics.jsonl             one line every few steps, one a window
+        decisions.jsonl           what was decided and why
+        quarantine/<step>.parquet bad rows, counted by the checkpoint of that step
+        ledger/<step>.parquet     (step, row_id) of every row trained on, if the job asks for it
+        report.html
+
+    Files grow between checkpoints, so after a kill they may be ahead of the newest checkpoint. `rewind` takes back
+    what that checkpoint does not count, so that nothing is listed twice when those steps are made again.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self._lock: IO[str] | None = None
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of the checkpoints."""
+        return self.path / "checkpoints"
+
+    @property
+    def metrics(self) -> Path:
+        """The metrics file."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def decisions(self) -> Path:
+        """The decision log."""
+        return self.path / "decisions.jsonl"
+
+    @property
+    def quarantine(self) -> Path:
+        """Folder of the quarantined rows."""
+        return self.path / "quarantine"
+
+    @property
+    def ledger(self) -> Path:
+        """Folder of the row ledger."""
+        return self.path / "ledger"
+
+    def lock(self) -> None:
+        """Make this process the run's only writer until `unlock`, or until it ends.
+
+        Raises:
+            ConfigError: If the folder cannot be made or written.
+            HeadraceError: If another process is writing to the run.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock = (self.path / ".lock").open("a+")
+        except OSError as error:
+            raise ConfigError(f"{self.path}: cannot be written: {error.strerror}") from error
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            lock.seek(0)
+            holder = lock.read().strip() or "unknown"
+            lock.close()
+            raise HeadraceError(
+                f"{self.path}: process {holder} is writing to this run; wait for it, or stop it"
+            ) from None
+        lock.truncate(0)
+        lock.write(str(os.getpid()))
+        lock.flush()
+        self._lock = lock
+
+    def unlock(self) -> None:
+        """Let other processes write to the run."""
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+    def write_config(self, text: str) -> None:
+        """Write the resolved job."""
+        (self.path / "config.yaml").write_text(text, encoding="utf-8")
+
+    def append_metrics(self, record: dict[str, Any]) -> None:
+        """Add one line to the metrics; values that are not finite become null."""
+        line = json.dumps(_finite(record), allow_nan=False)
+        with self.metrics.open("a", encoding="utf-8") as file:
+            file.write(line + "\n")
+
+    def read_metrics(self) -> Iterator[dict[str, Any]]:
+        """All metric records; a last line cut short by a kill is left out."""
+        if not self.metrics.exists():
+            return
+        with self.metrics.open(encoding="utf-8") as file:
+            for line in file:
+                if line.endswith("\n"):
+                    yield json.loads(line)
+
+    def write_ledger(self, step: int, steps: list[int], row_ids: list[pa.Array]) -> None:
+        """Write which rows each step since the last checkpoint trained on.
+
+        Args:
+            step: Of the checkpoint that counts these rows; names the file.
+            steps: One optimizer step per batch.
+            row_ids: int64 arrays, one per batch.
+        """
+        self.ledger.mkdir(exist_ok=True)
+        number = [pa.repeat(pa.scalar(at, pa.int64()), len(ids)) for at, ids in zip(steps, row_ids, strict=True)]
+        columns = [pa.chunked_array(part, pa.int64()) for part in (number, row_ids)]
+        write_atomically(pa.table(columns, schema=LEDGER_SCHEMA), self.ledger / f"{step:012d}.parquet")
+
+    def rewind(self, step: int) -> list[str]:
+        """Take back what the checkpoint at `step` does not count; returns the names of what was removed or cut."""
+        removed = []
+        for folder in (self.quarantine, self.ledger):
+            for path in sorted(folder.glob("*.parquet")):
+                if int(path.stem) > step:
+                    path.unlink()
+                    removed.append(f"{folder.name}/{path.name}")
+        if self.metrics.exists():
+            kept = [record for record in self.read_metrics() if record["step"] <= step]
+            text = "".join(json.dumps(record) + "\n" for record in kept)
+            if self.metrics.stat().st_size != len(text.encode()):
+                temporary = self.metrics.with_suffix(".partial")
+                temporary.write_text(text, encoding="utf-8")
+                temporary.rename(self.metrics)
+                removed.append(self.metrics.name)
+        return removed
+
+
+def write_atomically(table: pa.Table, path: Path) -> None:
+    """Write a Parquet file that appears whole or not at all."""
+    temporary = path.with_suffix(".partial")
+    pq.write_table(table, temporary, compression="zstd", column_encoding=None, use_dictionary=False)
+    with temporary.open("rb") as file:
+        os.fsync(file.fileno())
+    temporary.rename(path)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(part) for key, part in value.items()}
+    if isinstance(value, float) and not (-float("inf") < value < float("inf")):
+        return None
+    return value
