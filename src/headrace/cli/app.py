@@ -1,0 +1,51 @@
+"""Puts the commands together, and turns errors into one clear line and exit code 2."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from headrace import __version__
+from headrace.errors import HeadraceError
+
+app = typer.Typer(
+    name="headrace",
+    help="Keeps recommendation models fed: logs in, features, one pass over what is new, a better model out.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"headrace {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    version: Annotated[bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")] = False,
+) -> None:
+    """Options that come before the command; `main` reads --debug itself, so that it also covers start-up."""
+
+
+def main() -> None:
+    """Run the command line: 0 for success, 2 for a mistake the user can mend, 130 after Ctrl-C."""
+    try:
+        app()
+    except (HeadraceError, OSError) as error:
+        if "--debug" in sys.argv:
+            raise
+        typer.echo(f"headrace: {_one_line(error)}", err=True)
+        sys.exit(2)
+
+
+def _one_line(error: Exception) -> str:
+    if isinstance(error, OSError) and not isinstance(error, HeadraceError) and error.filename:
+        return f"{error.filename}: {error.strerror}"
+    return " ".join(str(error).split())

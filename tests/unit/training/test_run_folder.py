@@ -1,0 +1,58 @@
+"""A run folder takes back what its newest checkpoint does not count."""
+
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from headrace.errors import ConfigError, HeadraceError
+from headrace.training.run_folder import RunFolder
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunFolder:
+    folder = RunFolder(tmp_path / "run")
+    folder.lock()
+    yield folder
+    folder.unlock()
+
+
+def test_a_second_writer_is_refused_and_told_who_holds_the_run(run: RunFolder) -> None:
+    with pytest.raises(HeadraceError, match=r"process \d+ is writing to this run"):
+        RunFolder(run.path).lock()
+    run.unlock()
+    second = RunFolder(run.path)
+    second.lock()
+    second.unlock()
+
+
+def test_a_folder_that_cannot_be_made_is_one_clear_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match="file/run: cannot be written"):
+        RunFolder(tmp_path / "file" / "run").lock()
+
+
+def test_rewind_removes_only_what_lies_beyond_the_step(run: RunFolder) -> None:
+    for step in (10, 20):
+        run.write_ledger(step, [step - 1, step], [pa.array([1, 2]), pa.array([3])])
+        run.append_metrics({"kind": "step", "step": step, "loss": float("nan")})
+    assert run.rewind(10) == ["ledger/000000000020.parquet", "metrics.jsonl"]
+    assert [record["step"] for record in run.read_metrics()] == [10]
+    assert run.rewind(10) == []
+
+
+def test_a_line_cut_short_by_a_kill_is_left_out_and_cut_away(run: RunFolder) -> None:
+    run.append_metrics({"kind": "step", "step": 1})
+    with run.metrics.open("a") as file:
+        file.write('{"kind": "st')
+    assert len(list(run.read_metrics())) == 1
+    assert run.rewind(1) == ["metrics.jsonl"]
+    assert json.loads(run.metrics.read_text()) == {"kind": "step", "step": 1}
+
+
+def test_the_ledger_says_which_step_trained_on_which_row(run: RunFolder) -> None:
+    run.write_ledger(2, [1, 2], [pa.array([7, 8]), pa.array([9])])
+    table = pq.read_table(run.ledger / "000000000002.parquet")
+    assert table.to_pydict() == {"step": [1, 1, 2], "row_id": [7, 8, 9]}
