@@ -1,0 +1,106 @@
+"""Files of one JSON object a line: appended while a job runs, readable at any moment, also after a kill."""
+
+from __future__ import annotations
+
+import json
+import math
+import threading
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Self
+
+from headrace.errors import DataError
+
+__all__ = ["JsonlWriter", "read_jsonl"]
+
+
+class JsonlWriter:
+    """Appends records to a file, one JSON object a line; any thread may write.
+
+    Each line reaches the operating system before `write` returns, so a killed process loses none; a line torn by a
+    crash of the machine is cut off when the file is opened again.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        """Opens or creates the file, and its folder.
+
+        Args:
+            path: The file; what it already holds is kept.
+        """
+        self.path = Path(path)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        _cut_torn_line(self.path)
+        self._lock = threading.Lock()
+        self._file = self.path.open("a", encoding="utf-8")
+
+    def write(self, record: Mapping[str, Any]) -> None:
+        """Append one record; NaN and infinity become null, numpy and torch scalars plain numbers."""
+        line = json.dumps(_plain(record), allow_nan=False, separators=(",", ":"))
+        with self._lock:
+            self._file.write(line + "\n")
+            self._file.flush()
+
+    def close(self) -> None:
+        """Close the file; safe to call twice."""
+        with self._lock:
+            self._file.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+
+def read_jsonl(path: str | Path) -> Iterator[dict[str, Any]]:
+    """Yield the records of a file; a last line that is still being written is left out.
+
+    Raises:
+        DataError: If another line is not a JSON object; names file and line.
+    """
+    path = Path(path)
+    with path.open(encoding="utf-8", errors="replace") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.endswith("\n"):
+                return  # the newline is written last: the record may be cut anywhere
+            if line.isspace():
+                continue
+            try:
+                record = json.loads(line)
+            except ValueError as error:
+                raise DataError(f"{path}: line {number}: not JSON: {error}") from error
+            if not isinstance(record, dict):
+                raise DataError(f"{path}: line {number}: given {type(record).__name__}, expected an object")
+            yield record
+
+
+def _cut_torn_line(path: Path) -> None:
+    if not path.is_file():
+        return
+    with path.open("rb+") as file:
+        end = file.seek(0, 2)
+        while end > 0:
+            start = max(0, end - 65536)
+            file.seek(start)
+            newline = file.read(end - start).rfind(b"\n")
+            if newline >= 0:
+                file.truncate(start + newline + 1)
+                return
+            end = start
+        file.truncate(0)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, bool) or value is None or isinstance(value, str):
+        return value
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else None
+    if isinstance(value, int):
+        return int(value)
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [_plain(item) for item in value]
+    if hasattr(value, "tolist"):  # numpy and torch
+        return _plain(value.tolist())
+    return str(value)

@@ -1,0 +1,110 @@
+"""The metrics of a run, each declared once: its name, unit, kind and what it means.
+
+Report captions, TensorBoard tags and the table in the documentation are made from these declarations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+
+__all__ = ["METRICS", "Kind", "Metric", "MetricRegistry"]
+
+
+class Kind(StrEnum):
+    """How the values of a metric behave."""
+
+    COUNTER = "counter"
+    """Only grows: a total since the run began."""
+    GAUGE = "gauge"
+    """A value now; it may go up and down."""
+    WINDOWED = "windowed"
+    """Of the stretch since the record before; adding up the records gives the total."""
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One declared metric."""
+
+    name: str
+    unit: str
+    kind: Kind
+    description: str
+
+
+class MetricRegistry:
+    """Metrics by name, in the order of their declaration."""
+
+    def __init__(self) -> None:
+        self._metrics: dict[str, Metric] = {}
+
+    def declare(self, name: str, *, unit: str, kind: Kind, description: str) -> Metric:
+        """Add a metric; declaring the same again is allowed, so that a module may be imported twice.
+
+        Raises:
+            ValueError: If the name is taken by another declaration; both are in the text.
+        """
+        metric = Metric(name, unit, kind, description)
+        known = self._metrics.setdefault(name, metric)
+        if known != metric:
+            raise ValueError(f"metric {name} is declared twice: as {known} and as {metric}")
+        return metric
+
+    def __getitem__(self, name: str) -> Metric:
+        return self._metrics[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._metrics
+
+    def __iter__(self) -> Iterator[Metric]:
+        return iter(self._metrics.values())
+
+    def __len__(self) -> int:
+        return len(self._metrics)
+
+    def to_markdown(self) -> str:
+        """The declarations as a Markdown table."""
+        rows = [f"| `{m.name}` | {m.unit} | {m.kind} | {m.description} |" for m in self]
+        return "\n".join(["| metric | unit | kind | meaning |", "|---|---|---|---|", *rows])
+
+
+METRICS = MetricRegistry()
+"""What `metrics.jsonl` of a run may hold. A dot stands for nesting: `seconds.wait` is `{"seconds": {"wait": ...}}`."""
+
+for _name, _unit, _kind, _description in (
+    ("time_s", "s", Kind.COUNTER, "Wall time since the run began."),
+    ("step", "steps", Kind.COUNTER, "Optimizer steps done."),
+    ("rows", "rows", Kind.COUNTER, "Rows used: since the run began in a step record, of the window in its own record."),
+    ("loss", "nats", Kind.GAUGE, "Log loss, averaged over the rows since the record before."),
+    ("auc", "", Kind.GAUGE, "Area under the ROC curve of predictions made before training on the rows (progressive)."),
+    (
+        "ne",
+        "",
+        Kind.GAUGE,
+        "Normalised entropy: log loss over that of always predicting the mean label; lower is better.",
+    ),
+    ("rows_per_s", "rows/s", Kind.GAUGE, "Rows used a second, since the record before."),
+    ("seconds.wait", "s", Kind.WINDOWED, "The trainer waits for a batch."),
+    ("seconds.pull", "s", Kind.WINDOWED, "Embedding rows are fetched."),
+    ("seconds.forward", "s", Kind.WINDOWED, "Forward pass of the dense net."),
+    ("seconds.backward", "s", Kind.WINDOWED, "Backward pass of the dense net."),
+    ("seconds.push", "s", Kind.WINDOWED, "Embedding gradients are merged and applied."),
+    ("seconds.dense_optimizer", "s", Kind.WINDOWED, "The optimizer updates the dense parameters."),
+    ("seconds.checkpoint", "s", Kind.WINDOWED, "A checkpoint is written."),
+    ("stages.queue", "elements", Kind.GAUGE, "Elements that wait behind a pipeline stage."),
+    ("stages.busy_s", "s", Kind.WINDOWED, "CPU time a stage's workers used."),
+    ("stages.bytes", "bytes", Kind.GAUGE, "Bytes in flight that a stage holds."),
+    ("stages.workers", "workers", Kind.GAUGE, "Workers a stage has."),
+    ("bytes_in_flight", "bytes", Kind.GAUGE, "Bytes of all elements between source and trainer."),
+    ("memory_bytes", "bytes", Kind.GAUGE, "Resident memory of the process."),
+    ("log_loss", "nats", Kind.GAUGE, "Log loss over the window."),
+    ("calibration", "", Kind.GAUGE, "Sum of predictions over sum of labels in the window; 1 is best."),
+    ("best_ne", "", Kind.GAUGE, "Normalised entropy that the best possible model reaches, where it is known."),
+    ("baseline_auc", "", Kind.GAUGE, "Area under the ROC curve of a plain baseline, where one is given."),
+    ("read", "rows", Kind.GAUGE, "Rows of the window read, good and bad: used + dropped + quarantined."),
+    ("dropped", "rows", Kind.GAUGE, "Bad rows of the window that were dropped."),
+    ("quarantined", "rows", Kind.GAUGE, "Bad rows of the window that were quarantined."),
+    ("seconds", "s", Kind.GAUGE, "Wall time of the window, in its own record."),
+):
+    METRICS.declare(_name, unit=_unit, kind=_kind, description=_description)

@@ -1,0 +1,231 @@
+"""How far a job is: a bar on a terminal, plain lines at growing intervals where the output is piped."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
+from typing import Any, Self, TypeVar
+
+import rich.progress
+from rich.console import Console
+from rich.table import Column
+from rich.text import Text
+
+__all__ = ["Progress", "RateMeter", "format_count", "format_duration", "track_progress"]
+
+T = TypeVar("T")
+
+FIRST_LINE_S = 2.0
+"""Shorter jobs print no lines when piped."""
+LONGEST_INTERVAL_S = 60.0
+"""Lines come after 2, 4, 8, ... seconds, so a short job shows life and a long one does not fill its log."""
+REFRESH_S = 0.1
+"""A bar is drawn at most this often; drawing costs about a millisecond."""
+RATE_WINDOW_S = 10.0
+
+
+class RateMeter:
+    """The rate of a count over the last seconds: follows changes, without jumping at each step."""
+
+    def __init__(self, start_s: float, window_s: float = RATE_WINDOW_S) -> None:
+        """Args: start_s: The clock's reading at a count of 0. window_s: Length of the stretch that counts."""
+        self._marks = deque([(start_s, 0.0)])
+        self._window_s = window_s
+
+    def update(self, now_s: float, count: float) -> float:
+        """Take in a count; returns the rate a second (0 until time has passed)."""
+        self._marks.append((now_s, count))
+        while len(self._marks) > 2 and self._marks[1][0] <= now_s - self._window_s:
+            self._marks.popleft()
+        first_s, first_count = self._marks[0]
+        return (count - first_count) / (now_s - first_s) if now_s > first_s else 0.0
+
+
+class Progress:
+    """Shows how far a job is.
+
+    On a terminal: a bar with count, rate, time left and the job's own columns. Else: a line now and then. Both go to
+    standard error, so results can be piped. It starts no thread: it draws inside `update`, at most ten times a second.
+
+        with Progress("train", total=5_000_000) as progress:
+            for batch in batches:
+                ...
+                progress.advance(len(batch), {"loss": loss, "auc": auc, "limiting": "read"})
+    """
+
+    def __init__(
+        self,
+        what: str,
+        *,
+        total: int | None = None,
+        unit: str = "rows",
+        console: Console | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Nothing is drawn before `with`.
+
+        Args:
+            what: Names the job, at the start of the bar or line.
+            total: Count at the end; None if it is not known.
+            unit: What is counted.
+            console: Where to draw; standard error when None.
+            clock: Seconds, monotonic.
+        """
+        self.what = what
+        self.total = total
+        self.unit = unit
+        self.done = 0
+        self._console = console or Console(stderr=True, soft_wrap=True)
+        self._clock = clock
+        self._start_s = clock()
+        self._rate = RateMeter(self._start_s)
+        self._rows_per_s = 0.0
+        self._columns: dict[str, Any] = {}
+        self._interval_s = FIRST_LINE_S
+        self._next_s = self._start_s + (0.0 if self._console.is_terminal else FIRST_LINE_S)
+        self._bar: rich.progress.Progress | None = None
+        self._task = rich.progress.TaskID(0)
+        self._num_lines = 0
+
+    def __enter__(self) -> Self:
+        self._start_s = self._clock()
+        self._rate = RateMeter(self._start_s)
+        if self._console.is_terminal:
+            self._bar = rich.progress.Progress(
+                rich.progress.TextColumn("[bold]{task.description}", table_column=Column(no_wrap=True)),
+                rich.progress.BarColumn(bar_width=20, table_column=Column(min_width=12)),
+                rich.progress.TextColumn("{task.fields[status]}"),
+                console=self._console,
+                auto_refresh=False,
+                get_time=self._clock,
+            )
+            self._task = self._bar.add_task(self.what, total=self.total, status=Text())
+            self._bar.start()
+        else:
+            self._next_s = self._start_s + FIRST_LINE_S
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
+        now_s = self._clock()
+        end = "stopped" if kind else "done"
+        if self._bar is not None:
+            self._draw(now_s, end)
+            self._bar.stop()
+            self._bar = None
+        elif self._num_lines > 0 or now_s - self._start_s >= FIRST_LINE_S:
+            self._print_line(now_s, end)
+
+    def advance(self, count: int = 1, columns: Mapping[str, Any] | None = None) -> None:
+        """Count further and show what is new; see `update`."""
+        self.update(self.done + count, columns)
+
+    def update(self, done: int, columns: Mapping[str, Any] | None = None) -> None:
+        """Say how far the job is.
+
+        Args:
+            done: Count so far.
+            columns: Name -> number or text to show behind it, in this order; a name keeps its last value.
+        """
+        self.done = done
+        if columns:
+            self._columns.update(columns)
+        now_s = self._clock()
+        if now_s < self._next_s:
+            return
+        if self._bar is not None:
+            self._draw(now_s)
+            self._next_s = now_s + REFRESH_S
+        elif not self._console.is_terminal:
+            self._print_line(now_s)
+            self._interval_s = min(2 * self._interval_s, LONGEST_INTERVAL_S)
+            self._next_s = now_s + self._interval_s
+
+    def print(self, text: str) -> None:
+        """Print a line of text above the bar (or between the lines)."""
+        self._console.print(Text(text))
+
+    def _draw(self, now_s: float, end: str | None = None) -> None:
+        if self._bar is not None:
+            self._rows_per_s = self._rate.update(now_s, self.done)
+            status = Text("  ".join(self._parts(now_s, end)), no_wrap=True, overflow="ellipsis")
+            self._bar.update(self._task, completed=self.done, total=self.total, status=status)
+            self._bar.refresh()
+
+    def _print_line(self, now_s: float, end: str | None = None) -> None:
+        self._rows_per_s = self._rate.update(now_s, self.done)
+        self._console.print(Text(f"{self.what}: " + "  ".join(self._parts(now_s, end))), soft_wrap=True)
+        self._num_lines += 1
+
+    def _parts(self, now_s: float, end: str | None) -> list[str]:
+        elapsed_s = now_s - self._start_s
+        count = format_count(self.done)
+        if self.total:
+            count += f" of {format_count(self.total)}"
+        parts = [f"{count} {self.unit}"]
+        if self.total:
+            parts.append(f"{min(1.0, self.done / self.total):.0%}")
+        rate = self._rows_per_s if end is None else self.done / elapsed_s if elapsed_s > 0 else 0.0
+        if rate > 0:
+            parts.append(f"{format_count(rate)} {self.unit}/s")
+        parts += [f"{name} {_format_value(value)}" for name, value in self._columns.items() if value is not None]
+        if end is not None:
+            parts.append(f"{end} in {format_duration(elapsed_s)}")
+        elif self.total and rate > 0:
+            parts.append(f"ETA {format_duration(max(0, self.total - self.done) / rate)}")
+        return parts
+
+
+def track_progress(
+    items: Iterable[T],
+    what: str,
+    *,
+    total: int | None = None,
+    unit: str = "items",
+    weigh: Callable[[T], int] = lambda item: 1,
+    console: Console | None = None,
+) -> Iterator[T]:
+    """Yield items and show how far they are.
+
+    Args:
+        items: What to go through.
+        what: Names the job.
+        total: Sum of the weights; None if it is not known (for the unit "items": the length of `items` if it has one).
+        unit: What the weights count, such as "rows" or "bytes".
+        weigh: How much an item counts, for another unit than "items".
+        console: Where to draw; standard error when None.
+    """
+    if total is None and isinstance(items, Sized) and unit == "items":
+        total = len(items)
+    with Progress(what, total=total, unit=unit, console=console) as progress:
+        for item in items:
+            weight = weigh(item)  # before the caller may change it
+            yield item
+            progress.advance(weight)
+
+
+def format_count(count: float) -> str:
+    """A count for people: 950, 12,345, 1.25M, 3.1G."""
+    for size, letter in ((1e9, "G"), (1e6, "M")):
+        if abs(count) >= size:
+            return f"{count / size:.4g}{letter}"
+    return f"{count:,.0f}" if count == int(count) or abs(count) >= 100 else f"{count:.3g}"
+
+
+def format_duration(seconds: float) -> str:
+    """Seconds for people: 0.8 s, 42 s, 3:07, 1:02:03."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    if seconds < 59.5:
+        return f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def _format_value(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.4f}" if 1e-3 <= abs(value) < 100 else f"{value:.4g}"
+    if isinstance(value, int) and not isinstance(value, bool):
+        return format_count(value)
+    return str(value)

@@ -1,0 +1,119 @@
+"""Progress on a terminal and in a pipe, on a clock the test moves."""
+
+import io
+
+import pytest
+from rich.console import Console
+
+from headrace.observe.progress import Progress, RateMeter, format_count, format_duration, track_progress
+
+
+class FakeClock:
+    def __init__(self) -> None:
+        self.now_s = 0.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+def pipe() -> Console:
+    return Console(file=io.StringIO(), force_terminal=False, width=40)
+
+
+def text_of(console: Console) -> str:
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
+def run(console: Console, clock: FakeClock, *, seconds: int, total: int | None) -> list[str]:
+    with Progress("train", total=total, console=console, clock=clock) as progress:
+        for second in range(1, seconds + 1):
+            clock.now_s = float(second)
+            progress.update(second * 1000, {"loss": 0.5, "limiting": "read"})
+    return text_of(console).splitlines()
+
+
+def test_piped_progress_prints_whole_lines_at_growing_intervals() -> None:
+    lines = run(pipe(), FakeClock(), seconds=30, total=100_000)
+    assert lines == [
+        "train: 2,000 of 100,000 rows  2%  1,000 rows/s  loss 0.5000  limiting read  ETA 1:38",
+        "train: 6,000 of 100,000 rows  6%  1,000 rows/s  loss 0.5000  limiting read  ETA 1:34",
+        "train: 14,000 of 100,000 rows  14%  1,000 rows/s  loss 0.5000  limiting read  ETA 1:26",
+        "train: 30,000 of 100,000 rows  30%  1,000 rows/s  loss 0.5000  limiting read  ETA 1:10",
+        "train: 30,000 of 100,000 rows  30%  1,000 rows/s  loss 0.5000  limiting read  done in 30 s",
+    ]
+
+
+def test_piped_progress_is_silent_about_short_jobs() -> None:
+    assert run(pipe(), FakeClock(), seconds=1, total=None) == []
+
+
+def test_a_long_job_prints_a_line_a_minute() -> None:
+    lines = run(pipe(), FakeClock(), seconds=3600, total=None)
+    assert 60 <= len(lines) <= 66
+
+
+def test_an_error_inside_ends_with_the_word_stopped() -> None:
+    clock, console = FakeClock(), pipe()
+    with pytest.raises(KeyboardInterrupt), Progress("train", console=console, clock=clock) as progress:  # noqa: PT012
+        clock.now_s = 5.0
+        progress.update(10)
+        raise KeyboardInterrupt
+    assert text_of(console).splitlines()[-1] == "train: 10 rows  2 rows/s  stopped in 5.0 s"
+
+
+def test_on_a_terminal_a_bar_is_drawn_with_the_columns() -> None:
+    console = Console(file=io.StringIO(), force_terminal=True, width=110)
+    run(console, FakeClock(), seconds=30, total=30_000)
+    output = text_of(console)
+    assert "━" in output
+    last = output.replace("\r", "\n").rstrip().splitlines()[-2]
+    assert "30,000 of 30,000 rows  100%  1,000 rows/s  loss 0.5000  limiting read  done in 30 s" in last
+
+
+def test_the_bar_is_drawn_at_most_ten_times_a_second() -> None:
+    console, clock = Console(file=io.StringIO(), force_terminal=True, width=110), FakeClock()
+    with Progress("train", console=console, clock=clock) as progress:
+        for step in range(1000):
+            clock.now_s = step / 1000
+            progress.advance()
+    assert text_of(console).count("rows/s") <= 12
+
+
+def test_track_progress_yields_every_item_and_adds_up_their_weights() -> None:
+    console = pipe()
+    items = track_progress([3, 4, 5], "import", unit="rows", total=12, weigh=lambda item: item, console=console)
+    assert list(items) == [3, 4, 5]
+    assert text_of(console) == ""
+
+
+def test_progress_starts_no_thread() -> None:
+    import threading
+
+    before = threading.active_count()
+    with Progress("train", console=Console(file=io.StringIO(), force_terminal=True)):
+        assert threading.active_count() == before
+
+
+def test_rate_follows_the_last_ten_seconds() -> None:
+    meter = RateMeter(0.0)
+    assert meter.update(0.0, 0) == 0.0
+    for second in range(1, 21):
+        meter.update(float(second), 100.0 * second)
+    for second in range(21, 41):
+        rate = meter.update(float(second), 2000 + 10.0 * (second - 20))
+    assert rate == pytest.approx(10.0)
+
+
+@pytest.mark.parametrize(
+    ("count", "text"), [(0, "0"), (950, "950"), (12345, "12,345"), (1_250_000, "1.25M"), (3.1e9, "3.1G"), (0.5, "0.5")]
+)
+def test_counts_are_written_for_people(count: float, text: str) -> None:
+    assert format_count(count) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.83, "0.8 s"), (42.4, "42 s"), (59.7, "1:00"), (187, "3:07"), (3723, "1:02:03")]
+)
+def test_durations_are_written_for_people(seconds: float, text: str) -> None:
+    assert format_duration(seconds) == text
