@@ -8,10 +8,28 @@ import headrace
 
 ROOT = Path(headrace.__file__).parent
 
-ORDER = (
-    "errors config compiling resources observe tensors logs features pipeline simulation tuning embeddings models "
-    "scheduling training publishing serving cluster cli testing"
-).split()
+ORDER = [
+    "errors",
+    "config",
+    "compiling",
+    "resources",
+    "observe",
+    "tensors",
+    "logs",
+    "features",
+    "pipeline",
+    "simulation",
+    "tuning",
+    "embeddings",
+    "models",
+    "scheduling",
+    "training",
+    "publishing",
+    "serving",
+    "cluster",
+    "cli",
+    "testing",
+]
 
 
 def imported_packages(path: Path) -> Iterator[tuple[str, int]]:
