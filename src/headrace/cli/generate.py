@@ -1,0 +1,67 @@
+"""`headrace generate`: a synthetic log whose best reachable score is known."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+Option = typer.Option
+
+
+def generate(
+    out: Annotated[Path, typer.Argument(help="Folder to write; must be new or empty.")],
+    config: Annotated[
+        Path | None, Option("--config", help="YAML with any value of GenerateConfig; options below win over it.")
+    ] = None,
+    rows: Annotated[int | None, Option(help="Rows of all windows together [300000].")] = None,
+    windows: Annotated[int | None, Option(help="Folders the rows are split into [3].")] = None,
+    seed: Annotated[int | None, Option(help="Decides every value [7].")] = None,
+    window_seconds: Annotated[int | None, Option(help="How long a window lasts [3600].")] = None,
+    rows_per_session: Annotated[float | None, Option(help="Mean rows of a session [8].")] = None,
+    change_ratio: Annotated[
+        float | None, Option(help="Probability that a user-side column changes from row to row in a session [0.05].")
+    ] = None,
+    users: Annotated[int | None, Option(help="Users alive at a time [20000].")] = None,
+    items: Annotated[int | None, Option(help="Items alive at a time [5000].")] = None,
+    zipf: Annotated[float | None, Option(help="Exponent of the popularity of items; 0 is uniform [1.05].")] = None,
+    id_lists: Annotated[int | None, Option(help="Id lists per row [2].")] = None,
+    list_mean_length: Annotated[float | None, Option(help="Mean length of a list [12].")] = None,
+    list_max_length: Annotated[int | None, Option(help="No list is longer [50].")] = None,
+    new_ids_ratio: Annotated[float | None, Option(help="Share of ids replaced from window to window [0.02].")] = None,
+    drift_ratio: Annotated[
+        float | None, Option(help="Share of the teacher renewed from window to window [0.02].")
+    ] = None,
+    label_rate: Annotated[float | None, Option(help="Share of clicks [0.25].")] = None,
+    signal: Annotated[
+        float | None, Option(help="Spread of the teacher's logit: how much there is to learn [1.15].")
+    ] = None,
+) -> None:
+    """Write a synthetic log with sessions, and print the best normalised entropy any model can reach on it.
+
+    Example: headrace generate logs --rows 300000 --windows 3
+    """
+    given: dict[str, Any] = {name: value for name, value in locals().items() if value is not None}
+    del given["out"]
+    given.pop("config", None)
+
+    from headrace.config import read_yaml
+    from headrace.errors import ConfigError
+    from headrace.logs.generate import GenerateConfig, generate_logs
+    from headrace.observe.progress import Progress
+
+    values = read_yaml(config) if config is not None else {}
+    if not isinstance(values, dict):
+        raise ConfigError(f"{config}: given {type(values).__name__}, expected a mapping of keys to values")
+    chosen = GenerateConfig.from_dict({**values, **given}, where=str(config) if config else "generate")
+
+    with Progress("generate", total=chosen.rows) as progress:
+        log = generate_logs(chosen, out, on_rows=progress.advance)
+    for bound in log.bounds:
+        typer.echo(
+            f"window {bound.window:03d}: {bound.rows:,} rows, label rate {bound.label_rate:.3f}; best reachable: "
+            f"normalised entropy {bound.best_normalized_entropy:.4f}, log loss {bound.best_log_loss:.4f}, "
+            f"AUC {bound.best_auc:.4f}"
+        )
+    typer.echo(f"{log.num_rows:,} rows in {len(log.bounds)} windows: {log.folder}")

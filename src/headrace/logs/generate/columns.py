@@ -1,0 +1,250 @@
+"""The feature columns of synthetic rows, a column at a time, each adding its share to the teacher's logit."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from headrace.compiling import kernel
+from headrace.logs.generate.draws import Popularity, derive, draw_slot, gaussian, mix, uniform
+
+__all__ = [
+    "Era",
+    "add_cross",
+    "add_product",
+    "advance_versions",
+    "count_shifts",
+    "derive_all",
+    "derive_rows",
+    "draw_labels",
+    "draw_slots",
+    "fill_dense",
+    "fill_drawn_ids",
+    "fill_lists",
+    "fill_replaced_ids",
+    "user_side_keys",
+]
+
+Bits = npt.NDArray[np.uint64]
+Ints = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float64]
+
+# Keys of a user's list that are no position in it.
+_LENGTH, _ROUND = 1 << 40, (1 << 40) + 1
+
+
+class Era(NamedTuple):
+    """What changes from window to window.
+
+    Attributes:
+        window: Number of the window.
+        new_ids_ratio: Share of ids replaced per window.
+        drift_ratio: Share of hidden effects drawn anew per window.
+    """
+
+    window: int
+    new_ids_ratio: float
+    drift_ratio: float
+
+
+@kernel()
+def hidden_effect(salt: np.uint64, which: int, era: Era) -> float:
+    """The effect of one id, mean 0 and variance 1: drawn from its hash, and anew when its turn to drift comes."""
+    key = derive(salt, which)
+    turn = int(np.floor(era.window * era.drift_ratio + uniform(key)))
+    return gaussian(derive(key, turn))
+
+
+@kernel()
+def id_alive(salt: np.uint64, slot: int, size: int, window: int, new_ids_ratio: float) -> int:
+    """The id that holds a slot of a column in a window; each slot gets a new one after 1 / new_ids_ratio windows."""
+    return slot + size * int(np.floor(window * new_ids_ratio + uniform(derive(salt, slot))))
+
+
+@kernel()
+def advance_versions(
+    row_keys: Bits,
+    session: Ints,
+    position: Ints,
+    change_ratio: float,
+    state: npt.NDArray[np.int32],
+    versions: npt.NDArray[np.int32],
+) -> None:
+    """Count how often each user-side column has changed in its session; rows must come in order of time.
+
+    Args:
+        row_keys: u64[N].
+        session: i64[N].
+        position: i64[N], within the session.
+        change_ratio: Probability of a change from one row to the next.
+        state: i32[sessions, C], kept between calls.
+        versions: i32[C, N], written.
+    """
+    for i in range(len(session)):
+        for c in range(versions.shape[0]):
+            if position[i] > 0 and uniform(derive(row_keys[i], 100 + c)) < change_ratio:
+                state[session[i], c] += 1
+            versions[c, i] = state[session[i], c]
+
+
+@kernel()
+def fill_replaced_ids(
+    salt: np.uint64, slots: Ints, size: int, era: Era, weight: float, ids: Ints, logit: Floats
+) -> None:
+    """Users or items: ids of the drawn slots."""
+    for i in range(len(slots)):
+        ids[i] = id_alive(salt, slots[i], size, era.window, era.new_ids_ratio)
+        logit[i] += weight * hidden_effect(salt, ids[i], era)
+
+
+@kernel()
+def user_side_keys(
+    salt: np.uint64, user_ids: Ints, session_keys: Bits, versions: npt.NDArray[np.int32], keys: Bits
+) -> None:
+    """Keys to draw a user-side column from: the user's by nature until it first changes in a session."""
+    for i in range(len(user_ids)):
+        if versions[i] == 0:
+            keys[i] = derive(derive(salt, user_ids[i]), 1)
+        else:
+            keys[i] = derive(derive(salt ^ session_keys[i], versions[i]), 2)
+
+
+@kernel()
+def derive_all(salt: np.uint64, which: Ints, keys: Bits) -> None:
+    """`keys[i] = derive(salt, which[i])`."""
+    for i in range(len(which)):
+        keys[i] = derive(salt, which[i])
+
+
+@kernel()
+def derive_rows(session_keys: Bits, position: Ints, row_keys: Bits) -> None:
+    """The key of each row, from its session's and its position in the session."""
+    for i in range(len(position)):
+        row_keys[i] = derive(derive(session_keys[i], 4), position[i])
+
+
+@kernel()
+def fill_drawn_ids(
+    keys: Bits, popularity: Popularity, column: int, salt: np.uint64, era: Era, weight: float, ids: Ints, logit: Floats
+) -> None:
+    """Segments or categories: a fixed set of ids, drawn by popularity."""
+    for i in range(len(keys)):
+        ids[i] = draw_slot(popularity, column, keys[i])
+        logit[i] += weight * hidden_effect(salt, ids[i], era)
+
+
+@kernel()
+def fill_dense(keys: Bits, column: int, weight: float, values: npt.NDArray[np.float32], logit: Floats) -> None:
+    """A dense column: even ones near normal, odd ones counts with a long tail whose log1p is near normal.
+
+    The teacher uses what the log shows: x, or log1p(x) - 2; in every fourth column its square.
+    """
+    for i in range(len(keys)):
+        x = gaussian(keys[i])
+        if column % 2 == 0:
+            values[i] = np.round(x, 3)
+            seen = np.float64(values[i])
+        else:
+            values[i] = np.floor(np.exp(x + 2.0))
+            seen = np.log1p(np.float64(values[i])) - 2.0
+        if column % 4 == 2:
+            seen = (seen * seen - 1.0) * 0.7071067811865476
+        logit[i] += weight * seen
+
+
+@kernel()
+def fill_lists(
+    salt: np.uint64,
+    item_salt: np.uint64,
+    user_ids: Ints,
+    shift: Ints,
+    versions: npt.NDArray[np.int32],
+    popularity: Popularity,
+    item_column: int,
+    mean_length: float,
+    max_length: int,
+    shifts_per_window: int,
+    era: Era,
+    weight: float,
+    offsets: npt.NDArray[np.int32],
+    values: Ints,
+    logit: Floats,
+    pooled: Floats,
+) -> None:
+    """An id list: a stretch of the endless sequence of ids the user meets, newest last.
+
+    Position n of a user's sequence is a function of user and n alone, so a list that moved on by one has dropped its
+    oldest id and gained a newer one, and nothing needs to be remembered between rows.
+
+    Args:
+        shift: i64[N], how many ids the user had met when the session began.
+        versions: i32[N], how many more since.
+        offsets: i32[N + 1], written.
+        values: i64[at least N * max_length], written up to offsets[N].
+        pooled: f64[N], written: the sum of the ids' effects over sqrt(mean length).
+    """
+    size = popularity.start[item_column + 1] - popularity.start[item_column]
+    scale = 1.0 / np.sqrt(max(mean_length, 1.0))
+    at = 0
+    offsets[0] = 0
+    for i in range(len(user_ids)):
+        user_key = derive(salt, user_ids[i])
+        length = 0
+        if mean_length > 0.0:  # an exponential rounded at random keeps the mean
+            u = 1.0 - uniform(derive(user_key, _LENGTH))
+            length = min(max_length, int(np.floor(-np.log(u) * mean_length + uniform(derive(user_key, _ROUND)))))
+        stop = shift[i] + versions[i] + max_length
+        total = 0.0
+        for n in range(stop - length, stop):
+            met_in = min(max((n - max_length) // shifts_per_window, 0), era.window)
+            slot = draw_slot(popularity, item_column, derive(user_key, n))
+            values[at] = id_alive(item_salt, slot, size, met_in, era.new_ids_ratio)
+            total += hidden_effect(salt, values[at], era)
+            at += 1
+        offsets[i + 1] = at
+        pooled[i] = total * scale
+        logit[i] += weight * pooled[i]
+
+
+@kernel()
+def add_cross(
+    left_salt: np.uint64, left: Ints, right_salt: np.uint64, right: Ints, era: Era, weight: float, logit: Floats
+) -> None:
+    """The product of two ids' hidden vectors of two dimensions: what a dot-interaction layer can find."""
+    for i in range(len(left)):
+        for d in range(2):
+            a = hidden_effect(derive(left_salt, 50 + d), left[i], era)
+            logit[i] += weight * 0.7071067811865476 * a * hidden_effect(derive(right_salt, 50 + d), right[i], era)
+
+
+@kernel()
+def add_product(values: Floats, salt: np.uint64, ids: Ints, era: Era, weight: float, logit: Floats) -> None:
+    """A number times an id's hidden effect."""
+    for i in range(len(ids)):
+        logit[i] += weight * values[i] * hidden_effect(derive(salt, 60), ids[i], era)
+
+
+@kernel()
+def draw_slots(keys: Bits, what: int, popularity: Popularity, column: int, slots: Ints) -> None:
+    """A slot of the column for each key."""
+    for i in range(len(keys)):
+        slots[i] = draw_slot(popularity, column, derive(keys[i], what))
+
+
+@kernel()
+def draw_labels(row_keys: Bits, probability: Floats, labels: npt.NDArray[np.int8]) -> None:
+    """One Bernoulli draw a row."""
+    for i in range(len(row_keys)):
+        labels[i] = uniform(derive(row_keys[i], 99)) < probability[i]
+
+
+@kernel()
+def count_shifts(
+    salt: np.uint64, users: Ints, start_ratio: Floats, shifts_per_window: int, window: int, shift: Ints
+) -> None:
+    """How many ids each session's user has met when it begins: evenly over time, each user at a phase of their own."""
+    for i in range(len(users)):
+        phase = uniform(derive(mix(salt), users[i]))
+        shift[i] = np.int64(np.floor((window + start_ratio[i] - phase) * shifts_per_window))

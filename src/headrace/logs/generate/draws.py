@@ -1,0 +1,132 @@
+"""Random draws that are functions of what they are for (seed, id, position), so that nothing has to be remembered."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from headrace.compiling import kernel
+
+__all__ = ["Popularity", "derive", "draw_slot", "gaussian", "mix", "uniform", "zipf_popularity"]
+
+U64 = np.uint64
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+
+
+class Popularity(NamedTuple):
+    """Alias tables of several columns, one behind the other: a draw costs one look-up whatever the skew.
+
+    Column c owns the entries `start[c]:start[c + 1]`. Walker's method: pick an entry uniformly, keep it with
+    `keep[entry]`, else take `other[entry]`.
+
+    Attributes:
+        keep: f32[entries], probability.
+        other: i32[entries], slot within the column.
+        start: i64[columns + 1].
+    """
+
+    keep: npt.NDArray[np.float32]
+    other: npt.NDArray[np.int32]
+    start: npt.NDArray[np.int64]
+
+
+@kernel()
+def mix(key: np.uint64) -> np.uint64:
+    """64 well-mixed bits of a key (the finaliser of splitmix64)."""
+    key = (key ^ (key >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    key = (key ^ (key >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return np.uint64(key ^ (key >> np.uint64(31)))
+
+
+@kernel()
+def derive(key: np.uint64, what: int) -> np.uint64:
+    """The key of one thing below another: `derive(session, row)`, `derive(row, column)`."""
+    return mix(key + np.uint64(what) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(0x632BE59BD9B4E019))
+
+
+@kernel()
+def uniform(bits: np.uint64) -> float:
+    """A number in [0, 1) from the upper 53 bits."""
+    return float(np.int64(bits >> np.uint64(11)) * (1.0 / 9007199254740992.0))
+
+
+@kernel()
+def gaussian(bits: np.uint64) -> float:
+    """A number with mean 0 and variance 1, near normal: the sum of the four 16-bit parts."""
+    mask = np.uint64(0xFFFF)
+    total = np.int64(bits & mask) + np.int64((bits >> np.uint64(16)) & mask)
+    total += np.int64((bits >> np.uint64(32)) & mask) + np.int64(bits >> np.uint64(48))
+    # Four uniforms have mean 2 and variance 4 / 12.
+    return float((total * (1.0 / 65535.0) - 2.0) * 1.7320508075688772)
+
+
+@kernel()
+def draw_slot(popularity: Popularity, column: int, bits: np.uint64) -> int:
+    """A slot of the column, drawn by its popularity."""
+    start = popularity.start[column]
+    size = popularity.start[column + 1] - start
+    # The upper half picks the entry, the lower half decides whether to keep it.
+    slot = int(np.int64(((bits >> np.uint64(32)) * np.uint64(size)) >> np.uint64(32)))
+    if np.int64(bits & np.uint64(0xFFFFFFFF)) * (1.0 / 4294967296.0) < popularity.keep[start + slot]:
+        return slot
+    return int(popularity.other[start + slot])
+
+
+def zipf_popularity(columns: list[tuple[int, float]], seed: int) -> Popularity:
+    """Alias tables for (cardinality, Zipf exponent) of each column.
+
+    Which slot is popular is decided by the seed, so neighbouring slots have unrelated popularity, as ids in logs do.
+    """
+    start = np.zeros(len(columns) + 1, np.int64)
+    start[1:] = np.cumsum([size for size, _ in columns])
+    keep = np.empty(start[-1], np.float32)
+    other = np.empty(start[-1], np.int32)
+    for column, (size, exponent) in enumerate(columns):
+        weights = np.arange(1, size + 1, dtype=np.float64) ** -exponent
+        keys = np.empty(size, np.uint64)
+        _fill_keys(np.uint64(seed), column, keys)
+        weights = weights[np.argsort(keys, kind="stable")]
+        part = slice(start[column], start[column + 1])
+        _build_alias(weights * (size / weights.sum()), keep[part], other[part])
+    return Popularity(keep, other, start)
+
+
+@kernel()
+def _fill_keys(seed: np.uint64, column: int, keys: npt.NDArray[np.uint64]) -> None:
+    base = derive(seed, 7_000_000 + column)
+    for slot in range(len(keys)):
+        keys[slot] = derive(base, slot)
+
+
+@kernel()
+def _build_alias(scaled: npt.NDArray[np.float64], keep: npt.NDArray[np.float32], other: npt.NDArray[np.int32]) -> None:
+    """Vose's construction; `scaled` has mean 1 and is used up."""
+    size = len(scaled)
+    stack = np.empty(size, np.int32)  # small ones grow from the front, large ones from the back
+    num_small, num_large = 0, 0
+    for slot in range(size):
+        if scaled[slot] < 1.0:
+            stack[num_small] = slot
+            num_small += 1
+        else:
+            num_large += 1
+            stack[size - num_large] = slot
+    while num_small > 0 and num_large > 0:
+        num_small -= 1
+        small = stack[num_small]
+        large = stack[size - num_large]
+        keep[small] = scaled[small]
+        other[small] = large
+        scaled[large] -= 1.0 - scaled[small]
+        if scaled[large] < 1.0:
+            num_large -= 1
+            stack[num_small] = large
+            num_small += 1
+    for i in range(num_small):
+        keep[stack[i]] = 1.0
+        other[stack[i]] = stack[i]
+    for i in range(size - num_large, size):
+        keep[stack[i]] = 1.0
+        other[stack[i]] = stack[i]

@@ -1,0 +1,91 @@
+"""Writes a synthetic log: a folder a window, the schema, and what the best model could reach on it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from headrace.errors import ConfigError
+from headrace.logs.generate.rows import GeneratedRows, Generator
+from headrace.logs.generate.spec import GenerateConfig
+from headrace.logs.generate.teacher import BoundMeter, WindowBound
+from headrace.logs.writer import ParquetLogWriter
+
+__all__ = ["GeneratedLog", "generate_logs", "generate_window"]
+
+TEACHER_NAME = "teacher.json"
+SCHEMA_NAME = "schema.yaml"
+
+
+@dataclass(frozen=True)
+class GeneratedLog:
+    """What `generate_logs` wrote.
+
+    Attributes:
+        folder: Holds `window=000/`, ..., `schema.yaml` and `teacher.json`.
+        bounds: The best any model can reach, per window.
+    """
+
+    folder: Path
+    bounds: tuple[WindowBound, ...]
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of all windows."""
+        return sum(bound.rows for bound in self.bounds)
+
+
+def generate_logs(
+    config: GenerateConfig,
+    folder: str | Path,
+    *,
+    on_rows: Callable[[int], None] | None = None,
+) -> GeneratedLog:
+    """Write a synthetic log; each window's folder appears whole, and `teacher.json` last.
+
+    Args:
+        config: What to make.
+        folder: A folder that does not exist or is empty.
+        on_rows: Called with the number of rows just written.
+
+    Raises:
+        ConfigError: The folder holds files already.
+    """
+    folder = Path(folder)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ConfigError(f"{folder}: holds files already, expected a new or an empty folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / SCHEMA_NAME).write_text(config.log_schema().to_yaml(), encoding="utf-8")
+    generator = Generator(config)
+    bounds = []
+    for window in range(config.windows):
+        meter = BoundMeter(window)
+        partition = [("window", f"{window:03d}")]
+        with ParquetLogWriter(folder, schema=generator.arrow_schema, partition=partition) as writer:
+            for rows in generator.window(window):
+                writer.write(rows.batch)
+                meter.add(rows.probability, rows.batch.column("click").to_numpy())
+                if on_rows is not None:
+                    on_rows(rows.batch.num_rows)
+        bounds.append(meter.result())
+    text = json.dumps(_teacher_values(config, generator, bounds), indent=1)
+    (folder / TEACHER_NAME).write_text(text + "\n", encoding="utf-8")
+    return GeneratedLog(folder, tuple(bounds))
+
+
+def generate_window(config: GenerateConfig, window: int) -> Iterator[GeneratedRows]:
+    """The rows of one window with the true probabilities, without writing anything."""
+    yield from Generator(config).window(window)
+
+
+def _teacher_values(config: GenerateConfig, generator: Generator, bounds: list[WindowBound]) -> dict[str, Any]:
+    return {
+        "version": 1,
+        "config": config.model_dump(mode="json"),
+        "scale": generator.calibration.scale,
+        "intercept": generator.calibration.intercept,
+        "windows": [bound.to_dict() for bound in bounds],
+    }
