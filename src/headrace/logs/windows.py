@@ -1,0 +1,288 @@
+"""Which rows the next windows consist of: plain decisions over what the log holds and what the cursor has used."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from itertools import chain, count, islice, takewhile
+from typing import Literal, NamedTuple, Self
+
+from pydantic import Field, model_validator
+
+from headrace.config import Config
+from headrace.errors import ConfigError
+from headrace.logs.cursor import Cursor, FileInfo, FileUse, Selection, TimeRange, Window
+from headrace.logs.files import natural_key
+
+__all__ = ["WindowConfig", "describe_rest", "parse_time_us", "plan_windows"]
+
+US_PER_S = 1_000_000
+
+
+class WindowConfig(Config):
+    """How a log is cut into windows.
+
+    Attributes:
+        kind: "folder": each folder that holds files is a window; "file": each file; "rows": every `num_rows` rows in
+            file order; "time": every `every_s` seconds of the timestamp column.
+        num_rows: Rows of a window (rows).
+        every_s: Seconds of a window (time); windows start at multiples of it since 1970-01-01 UTC.
+        include_incomplete: Use the last window of kind rows or time even if more of it may come. Off by default: a
+            window cannot be given back, and what arrives later would become a window of its own.
+    """
+
+    kind: Literal["folder", "file", "rows", "time"] = "folder"
+    num_rows: int | None = Field(default=None, ge=1)
+    every_s: int | None = Field(default=None, ge=1)
+    include_incomplete: bool = False
+
+    @model_validator(mode="after")
+    def _has_its_size(self) -> Self:
+        for kind, key, value in (("rows", "num_rows", self.num_rows), ("time", "every_s", self.every_s)):
+            if self.kind == kind and value is None:
+                raise ValueError(f"windows of kind {kind} need {key}")
+            if self.kind != kind and value is not None:
+                raise ValueError(f"{key} belongs to windows of kind {kind}, the kind is {self.kind}")
+        return self
+
+
+def plan_windows(
+    infos: Iterable[FileInfo],
+    cursor: Cursor,
+    config: WindowConfig,
+    *,
+    until: str | None = None,
+    limit: int | None = None,
+) -> list[Window]:
+    """The next windows, in the order in which they must be used; empty if nothing is new.
+
+    A file that arrives in a folder already used becomes a late window of its own (`hour=12+late1`). With windows by
+    time, rows that arrive after their time has passed belong to the next window.
+
+    Args:
+        infos: The files at hand; see `headrace.logs.metadata.read_infos`.
+        cursor: What has been used.
+        config: How to cut.
+        until: The last window wanted: a folder or file name, a number of rows in all, or a time (ISO 8601, UTC unless
+            it says otherwise) at which the last window may end.
+        limit: At most so many windows.
+
+    Raises:
+        DataError: A file changed after rows of it were used.
+        ConfigError: `until` cannot be understood, or windows by time and others are mixed in one cursor.
+    """
+    files = sorted(infos, key=lambda info: natural_key(info.file.name))
+    by_time = config.kind == "time"
+    if cursor.files and by_time != cursor.by_time:
+        was, now = ("by time", "by position") if cursor.by_time else ("by position", "by time")
+        raise ConfigError(
+            f"windows.kind: given {config.kind} ({now}), but the windows used so far were cut {was}; "
+            f"keep the kind, or start a new run"
+        )
+    cursor.check_unchanged(files)
+    keep = _until_test(config, until, cursor.num_rows_used)
+    windows = _CUTTERS[config.kind](files, _Progress(cursor, by_time), config)
+    return list(islice(takewhile(keep, windows), limit))
+
+
+def describe_rest(infos: Iterable[FileInfo], cursor: Cursor, config: WindowConfig) -> str:
+    """One line on the rows a cursor has not used, for a run that finds no (further) window."""
+    progress = _Progress(cursor, cursor.by_time)
+    unused = {info.file.name: info.num_rows - progress.rows_used(info) for info in infos}
+    num_rows, num_files = sum(unused.values()), sum(1 for rows in unused.values() if rows)
+    if not num_rows:
+        return f"nothing new: all rows of {len(unused)} files are used"
+    rest = f"{num_rows} rows in {num_files} files are not used"
+    if config.include_incomplete or config.kind in ("folder", "file"):
+        return f"{rest}: they lie behind the limit asked for"
+    until = f"there are {config.num_rows}" if config.kind == "rows" else "a later row shows that their time is over"
+    return f"{rest}: a window waits until {until} (include_incomplete uses it now), or lies behind the limit asked for"
+
+
+def parse_time_us(text: str) -> int:
+    """Microseconds since 1970-01-01 UTC of an ISO 8601 time; UTC unless it names another offset.
+
+    Raises:
+        ConfigError: It is not a time.
+    """
+    try:
+        time = datetime.fromisoformat(text)
+    except ValueError as error:
+        raise ConfigError(f"given {text!r}, expected a time such as 2024-01-31T12:00:00") from error
+    time = time.replace(tzinfo=UTC) if time.tzinfo is None else time
+    since = time - datetime(1970, 1, 1, tzinfo=UTC)
+    return (since.days * 86_400 + since.seconds) * US_PER_S + since.microseconds
+
+
+class _Part(NamedTuple):
+    """What a window takes of a file."""
+
+    info: FileInfo
+    start_row: int
+    stop_row: int
+    times: TimeRange | None
+    num_rows: int
+
+
+class _Progress:
+    """A cursor while windows are being planned: what was used before and what the windows planned so far will use."""
+
+    def __init__(self, cursor: Cursor, by_time: bool) -> None:
+        self.uses = dict(cursor.files)
+        self.used_until_us = cursor.used_until_us
+        self.num_rows_used = cursor.num_rows_used
+        self._names = set(cursor.windows)
+        self._last: Cursor | Window = cursor
+        self._by_time = by_time
+
+    def rows_used(self, info: FileInfo) -> int:
+        use = self.uses.get(info.file.name)
+        return 0 if use is None else use.rows_used
+
+    def is_fresh(self, info: FileInfo) -> bool:
+        return info.file.name not in self.uses
+
+    def unused(self, files: Iterable[FileInfo]) -> list[FileInfo]:
+        return [info for info in files if self.rows_used(info) < info.num_rows]
+
+    def add(self, title: str, parts: Iterable[_Part]) -> Window:
+        """Make a window of parts of files and count their rows as used."""
+        own: dict[str, FileUse] = {}
+        selections = []
+        for info, start_row, stop_row, times, num_rows in parts:
+            file, use = info.file, self.uses.get(info.file.name)
+            number = len(self.uses) if use is None else use.number
+            rows_used = num_rows + (0 if use is None else use.rows_used)
+            until_us = None if times is None else times[1]
+            selections.append(Selection(file, number, start_row, stop_row, times, num_rows))
+            own[file.name] = self.uses[file.name] = FileUse(
+                number, file.size_bytes, file.version, info.fingerprint, info.num_rows, rows_used, until_us
+            )
+            self.num_rows_used += num_rows
+        names = chain([title], (f"{title}+late{n}" for n in count(1)))
+        name = next(name for name in names if name not in self._names)
+        self._names.add(name)
+        self._last = Window(name, tuple(selections), self._last, own, self._by_time, self.used_until_us)
+        return self._last
+
+    def rest_of(self, info: FileInfo, stop_row: int | None = None) -> _Part:
+        """A file's unused rows, up to the given one."""
+        start_row, stop_row = self.rows_used(info), info.num_rows if stop_row is None else stop_row
+        return _Part(info, start_row, stop_row, None, stop_row - start_row)
+
+
+def _cut_by_folder(files: Sequence[FileInfo], progress: _Progress, config: WindowConfig) -> Iterator[Window]:
+    folders: dict[str, list[FileInfo]] = {}
+    for info in progress.unused(files):
+        folders.setdefault(info.file.folder, []).append(info)
+    for folder in sorted(folders, key=natural_key):
+        yield progress.add(folder or ".", map(progress.rest_of, folders[folder]))
+
+
+def _cut_by_file(files: Sequence[FileInfo], progress: _Progress, config: WindowConfig) -> Iterator[Window]:
+    for info in progress.unused(files):
+        yield progress.add(info.file.name, [progress.rest_of(info)])
+
+
+def _cut_by_rows(files: Sequence[FileInfo], progress: _Progress, config: WindowConfig) -> Iterator[Window]:
+    assert config.num_rows is not None
+    # Files already begun come first: so at most one file is begun at a time, whatever arrives before it in the order.
+    order = sorted(progress.unused(files), key=progress.is_fresh)
+    taken: list[_Part] = []
+    missing = config.num_rows
+    for info in order:
+        position = progress.rows_used(info)
+        while position < info.num_rows:
+            step = min(missing, info.num_rows - position)
+            position, missing = position + step, missing - step
+            taken.append(progress.rest_of(info, position))
+            if missing == 0:
+                yield progress.add(_rows_name(progress, config.num_rows), taken)
+                taken, missing = [], config.num_rows
+    if taken and config.include_incomplete:
+        yield progress.add(_rows_name(progress, config.num_rows - missing), taken)
+
+
+def _cut_by_time(files: Sequence[FileInfo], progress: _Progress, config: WindowConfig) -> Iterator[Window]:
+    assert config.every_s is not None
+    every_us = config.every_s * US_PER_S
+    last_us = max((info.time_max_us for info in files if info.time_max_us is not None), default=None)
+    pending = progress.unused(files)
+    while pending:
+        start_us = _earliest_us(pending, progress.used_until_us)
+        stop_us = None if start_us is None else start_us // every_us * every_us + every_us
+        if last_us is None or stop_us is None or last_us < stop_us:
+            if not config.include_incomplete:
+                return
+            # Time moves on no further than the rows do: what still arrives of this slot is its second half, not late.
+            stops = (progress.used_until_us, None if last_us is None else last_us + 1)
+            stop_us = max((time for time in stops if time is not None), default=None)
+        parts = [part for info in pending if (part := _up_to_time(info, stop_us, progress)) is not None]
+        assert parts, f"no rows before {stop_us} although the earliest are at {start_us}"
+        progress.used_until_us = stop_us
+        yield progress.add("untimed" if start_us is None else _time_name(start_us), parts)
+        pending = [_without(info, stop_us) for info in progress.unused(pending)]
+
+
+def _earliest_us(pending: Sequence[FileInfo], used_until_us: int | None) -> int | None:
+    """Where the next window starts: at the earliest unused row, but never before the last window's end."""
+    times = [info.time_counts[0][0] for info in pending if info.time_counts]
+    if used_until_us is not None:
+        return max(used_until_us, min(times, default=used_until_us))
+    return min(times, default=None)
+
+
+def _up_to_time(info: FileInfo, stop_us: int | None, progress: _Progress) -> _Part | None:
+    """A file's unused rows before a time; None if there are none."""
+    num_rows = sum(rows for time, rows in info.time_counts if stop_us is None or time < stop_us)
+    use = progress.uses.get(info.file.name)
+    if use is None:  # rows without a readable time go with the file's first window
+        num_rows += info.num_rows - sum(rows for _, rows in info.time_counts)
+    if num_rows == 0:
+        return None
+    times: TimeRange = (None if use is None else use.used_until_us, stop_us)
+    return _Part(info, 0, info.num_rows, times, num_rows)
+
+
+def _without(info: FileInfo, stop_us: int | None) -> FileInfo:
+    return replace(info, time_counts=tuple(c for c in info.time_counts if stop_us is not None and c[0] >= stop_us))
+
+
+def _rows_name(progress: _Progress, num_rows: int) -> str:
+    return f"rows-{progress.num_rows_used}-{progress.num_rows_used + num_rows}"
+
+
+def _time_name(time_us: int) -> str:
+    try:
+        text = (datetime(1970, 1, 1) + timedelta(microseconds=time_us)).isoformat()
+    except OverflowError:  # a time that no calendar has; the row's own check decides what becomes of it
+        return f"time-{time_us}us"
+    return f"{text}Z"
+
+
+def _until_test(config: WindowConfig, until: str | None, rows_before: int) -> Callable[[Window], bool]:
+    """Whether a window still belongs to those asked for."""
+    if until is None:
+        return lambda window: True
+    if config.kind == "time":
+        until_us = parse_time_us(until)
+        return lambda window: window.used_until_us is None or window.used_until_us <= until_us
+    if config.kind == "rows":
+        if not until.isdigit():
+            raise ConfigError(f"until: given {until!r}, expected a number of rows, as windows are cut by rows")
+        rows_used, rows_wanted = rows_before, int(until)
+
+        def ends_in_time(window: Window) -> bool:
+            nonlocal rows_used
+            rows_used += window.num_rows
+            return rows_used <= rows_wanted
+
+        return ends_in_time
+    last = natural_key("" if until == "." else until)
+    if config.kind == "folder":
+        return lambda window: natural_key(window.selections[0].file.folder) <= last
+    return lambda window: natural_key(window.selections[0].file.name) <= last
+
+
+_CUTTERS = {"folder": _cut_by_folder, "file": _cut_by_file, "rows": _cut_by_rows, "time": _cut_by_time}
