@@ -1,0 +1,24 @@
+"""Pipelines: a lazy chain of stages over logs, run by workers that may change in number, with an exact position."""
+
+from headrace.pipeline.counters import ConsumerReading, PipelineCounters, StageReading
+from headrace.pipeline.elements import Account
+from headrace.pipeline.graph import Pipeline, from_iterable, from_source, read_arrow
+from headrace.pipeline.iterator import BatchIterator
+from headrace.pipeline.sources import ArrowSource, IterableSource, to_record_batch
+from headrace.pipeline.tunables import Tunable
+
+__all__ = [
+    "Account",
+    "ArrowSource",
+    "BatchIterator",
+    "ConsumerReading",
+    "IterableSource",
+    "Pipeline",
+    "PipelineCounters",
+    "StageReading",
+    "Tunable",
+    "from_iterable",
+    "from_source",
+    "read_arrow",
+    "to_record_batch",
+]

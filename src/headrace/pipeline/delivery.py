@@ -1,0 +1,97 @@
+"""What happens to an element between its stage and the consumer: faults become rejects, failures become errors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pyarrow as pa
+
+from headrace.errors import PipelineError
+from headrace.logs.pieces import REJECT_SCHEMA, Piece, Source, split_row_id
+from headrace.pipeline.chain import ChainResult, RowFaults, StageFault
+from headrace.pipeline.elements import NO_LOSSES, Element, Losses
+from headrace.pipeline.graph import Stage
+
+__all__ = ["apply_result", "element_of_piece", "pipeline_error"]
+
+NUM_NAMED = 5
+"""Rows and items named in an error text."""
+
+
+def element_of_piece(piece: Piece, item: int, number: int) -> Element:
+    """The element a source's piece becomes."""
+    rejects = () if piece.rejects is None or not piece.rejects.num_rows else (piece.rejects,)
+    losses = Losses(num_dropped=piece.num_dropped, rejects=rejects) if piece.num_dropped or rejects else NO_LOSSES
+    return Element(
+        payload=piece.batch if piece.batch.num_rows else None,
+        num_rows=piece.batch.num_rows,
+        key=(item, number),
+        before=(item, number),
+        after=(item, number + 1),
+        losses=losses,
+        items=(item,),
+        num_bytes=int(piece.batch.get_total_buffer_size()),
+    )
+
+
+def apply_result(element: Element, result: ChainResult, stages: Sequence[Stage], source: Source) -> None:
+    """Change an element into what its stages made of it, with the rows they lost."""
+    losses = Losses(num_filtered=result.num_filtered) if result.num_filtered else NO_LOSSES
+    for faults in result.faults:
+        if faults.quarantine:
+            losses += Losses(rejects=(_rejects(faults, stages[faults.operation].name, element, source),))
+        else:
+            losses += Losses(num_dropped=len(faults.bad_rows))
+    element.payload = result.payload
+    element.num_rows = result.num_rows
+    element.num_bytes = result.num_bytes
+    element.losses += losses
+
+
+def pipeline_error(fault: StageFault, stages: Sequence[Stage], element: Element, source: Source) -> PipelineError:
+    """The error a user sees: stage and function, what was raised, and where the rows lie."""
+    stage = stages[fault.operation]
+    label = f" ({stage.operation.label})" if stage.operation.label else ""
+    text = f"stage {stage.name}{label}: {fault.reason}"
+    if fault.row_ids:
+        text += f"; at {_rows(fault.row_ids, source)}"
+    text += f"; in {_where(element, source)}"
+    error = PipelineError(text)
+    if fault.traceback:
+        error.add_note(fault.traceback.rstrip())
+    return error
+
+
+def describe_element(element: Element, source: Source) -> str:
+    """Which rows an element holds, for texts."""
+    return f"element {'.'.join(map(str, element.key))} ({element.num_rows} rows of {_where(element, source)})"
+
+
+def _where(element: Element, source: Source) -> str:
+    names = [source.describe(item) for item in element.items[:NUM_NAMED]]
+    more = len(element.items) - len(names)
+    return "; ".join(names) + (f" and {more} more" if more > 0 else "")
+
+
+def _rows(row_ids: Sequence[int], source: Source) -> str:
+    locate = getattr(source, "locate", None)
+    names = [locate(row_id) if locate is not None else f"row id {row_id}" for row_id in row_ids[:NUM_NAMED]]
+    more = len(row_ids) - len(names)
+    return ", ".join(names) + (f" and {more} more rows" if more > 0 else "")
+
+
+def _rejects(faults: RowFaults, stage: str, element: Element, source: Source) -> pa.RecordBatch:
+    where = _where(element, source)
+    rows: list[dict[str, Any]] = [
+        {
+            "file": where,
+            "row_group": None,
+            "row": split_row_id(bad.row_id)[1],
+            "column": None,
+            "reason": f"stage {stage}: {bad.reason}",
+            "raw": bad.raw,
+        }
+        for bad in faults.bad_rows
+    ]
+    return pa.RecordBatch.from_pylist(rows, schema=REJECT_SCHEMA)

@@ -1,0 +1,166 @@
+"""Sources that are not log files: Arrow tables in memory, and anything that can be iterated again and again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from headrace.errors import ConfigError, DataError
+from headrace.logs.pieces import ROW_ID, Piece
+from headrace.logs.schema import Schema
+
+__all__ = ["ArrowSource", "IterableSource", "to_record_batch"]
+
+PIECE_ROWS = 65_536
+"""Rows of a piece of a table: 10 MB of click logs (26 ids, 13 numbers), small enough to spread over workers."""
+
+
+class ArrowSource:
+    """An Arrow table; each item is a stretch of its rows, without a copy."""
+
+    def __init__(self, table: pa.Table, schema: Schema | None = None, *, piece_rows: int = PIECE_ROWS) -> None:
+        """Take a table.
+
+        Args:
+            table: The rows; a column `__row_id` is kept, else rows are numbered.
+            schema: Which columns to read, and which one is the row id; all columns when None. Values are not checked.
+            piece_rows: Rows of an item.
+
+        Raises:
+            ConfigError: A column of the schema is missing.
+        """
+        if schema is not None:
+            missing = [name for name in schema.columns if name not in table.schema.names]
+            if missing:
+                raise ConfigError(f"table: no column {', '.join(missing)}; it has {', '.join(table.schema.names)}")
+        row_ids = _row_ids(table, None if schema is None else schema.row_id)
+        names = [name for name in (table.schema.names if schema is None else schema.columns) if name != ROW_ID]
+        columns = table.select(names).append_column(pa.field(ROW_ID, pa.int64()), row_ids)
+        self._batches = columns.to_batches(max_chunksize=piece_rows)
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def read(self, item: int) -> Iterator[Piece]:
+        """The one piece of an item."""
+        batch = self._batches[item]
+        yield Piece(batch, batch.num_rows)
+
+    def describe(self, item: int) -> str:
+        """Rows of the table, counted from 0."""
+        first = sum(batch.num_rows for batch in self._batches[:item])
+        return f"table, rows {first} to {first + self._batches[item].num_rows - 1}"
+
+
+class IterableSource:
+    """Batches of another loader as one item of many pieces."""
+
+    def __init__(
+        self,
+        batches: Iterable[Any] | Callable[[], Iterable[Any]],
+        *,
+        columns: Sequence[str] = (),
+        name: str = "iterable",
+    ) -> None:
+        """Wrap an iterable.
+
+        Args:
+            batches: Yields what `to_record_batch` accepts, the same each time it is iterated; or a function that
+                returns such an iterable.
+            columns: Names of the parts of a tuple or list.
+            name: What it is called in error texts.
+
+        Raises:
+            ConfigError: Given an iterator, which can be read once only.
+        """
+        if not callable(batches) and iter(batches) is batches:
+            raise ConfigError(
+                f"{name}: given an iterator ({type(batches).__name__}), which can be read only once; "
+                "give a function that returns a new one, so that a stopped job can be resumed"
+            )
+        self._batches = batches
+        self._columns = tuple(columns)
+        self._name = name
+
+    def __len__(self) -> int:
+        return 1
+
+    def read(self, item: int) -> Iterator[Piece]:
+        """All batches in order; rows without ids are numbered."""
+        num_rows = 0
+        batches = self._batches() if callable(self._batches) else self._batches
+        for number, values in enumerate(batches):
+            batch = to_record_batch(values, self._columns, where=f"{self._name}, batch {number}")
+            if ROW_ID not in batch.schema.names:
+                ids = pa.array(np.arange(num_rows, num_rows + batch.num_rows, dtype=np.int64))
+                batch = pa.RecordBatch.from_arrays(
+                    [*batch.columns, ids], schema=batch.schema.append(pa.field(ROW_ID, pa.int64()))
+                )
+            num_rows += batch.num_rows
+            yield Piece(batch, batch.num_rows)
+
+    def describe(self, item: int) -> str:
+        """The name given."""
+        return self._name
+
+
+def to_record_batch(values: Any, columns: Sequence[str] = (), *, where: str = "batch") -> pa.RecordBatch:
+    """Rows as a record batch, sharing memory where that is possible.
+
+    Args:
+        values: A record batch, a table, an object with `__arrow_c_stream__` (Polars), a pandas DataFrame, a mapping of
+            column names to arrays, tensors or lists, a tuple or list of those (named by `columns`), or a list of such
+            mappings, one a row. A tensor [B, D] becomes a fixed-size list column.
+        columns: Names for the parts of a tuple or list.
+        where: Named in the error.
+
+    Raises:
+        DataError: Nothing of the above, or the parts differ in length.
+    """
+    if isinstance(values, pa.RecordBatch):
+        return values
+    if hasattr(values, "__arrow_c_stream__") and not isinstance(values, pa.Table):
+        values = pa.table(values)
+    if isinstance(values, pa.Table):
+        batches = values.to_batches()
+        return pa.concat_batches(batches) if batches else pa.RecordBatch.from_pylist([], schema=values.schema)
+    if type(values).__module__.startswith("pandas."):
+        return pa.RecordBatch.from_pandas(values, preserve_index=False)
+    if isinstance(values, list | tuple) and columns and len(values) == len(columns):
+        values = dict(zip(columns, values, strict=True))
+    if isinstance(values, list) and values and all(isinstance(row, Mapping) for row in values):
+        return pa.RecordBatch.from_pylist([dict(row) for row in values])
+    if not isinstance(values, Mapping):
+        hint = "" if columns else "; name the parts of a tuple with columns=[...]"
+        raise DataError(f"{where}: given {type(values).__name__}, expected a record batch or columns by name{hint}")
+    arrays = {str(name): _to_array(column) for name, column in values.items()}
+    lengths = {name: len(array) for name, array in arrays.items()}
+    if len(set(lengths.values())) > 1:
+        raise DataError(f"{where}: columns differ in length: {lengths}")
+    return pa.RecordBatch.from_arrays(list(arrays.values()), names=list(arrays))
+
+
+def _to_array(column: Any) -> pa.Array:
+    if isinstance(column, pa.ChunkedArray):
+        return column.combine_chunks()
+    if isinstance(column, pa.Array):
+        return column
+    if hasattr(column, "numpy") and hasattr(column, "detach"):  # torch, without importing it
+        column = column.detach().cpu().numpy()
+    elif hasattr(column, "numpy"):  # TensorFlow
+        column = column.numpy()
+    if isinstance(column, np.ndarray) and column.ndim == 2:
+        flat = pa.array(np.ascontiguousarray(column).reshape(-1))
+        return pa.FixedSizeListArray.from_arrays(flat, column.shape[1])
+    return pa.array(column)
+
+
+def _row_ids(table: pa.Table, column: str | None) -> Any:
+    if column is not None:
+        return table.column(column).cast(pa.int64())
+    if ROW_ID in table.schema.names:
+        return table.column(ROW_ID)
+    return pa.array(np.arange(table.num_rows, dtype=np.int64))
