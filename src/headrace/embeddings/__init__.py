@@ -1,0 +1,26 @@
+"""Embeddings: ids to rows, rows to pooled vectors, gradients back into the rows that occurred."""
+
+from headrace.embeddings.bags import EmbeddingBags, Lookup, apply_gradients, embedding_bags
+from headrace.embeddings.config import EmbeddingsConfig, FeatureConfig, TableConfig
+from headrace.embeddings.keys import Keys
+from headrace.embeddings.optimizers import AdagradConfig, AdamConfig, RowWiseAdagradConfig, SGDConfig
+from headrace.embeddings.store import EmbeddingStore, LocalStore
+from headrace.embeddings.table import EmbeddingTable
+
+__all__ = [
+    "AdagradConfig",
+    "AdamConfig",
+    "EmbeddingBags",
+    "EmbeddingStore",
+    "EmbeddingTable",
+    "EmbeddingsConfig",
+    "FeatureConfig",
+    "Keys",
+    "LocalStore",
+    "Lookup",
+    "RowWiseAdagradConfig",
+    "SGDConfig",
+    "TableConfig",
+    "apply_gradients",
+    "embedding_bags",
+]

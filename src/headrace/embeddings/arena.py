@@ -1,0 +1,184 @@
+"""The arena: rows, optimizer state and metadata of all spaces of one table, in arrays that grow together.
+
+row 0                   zeros, never updated; what an id without a row reads
+rows 1 .. num_fixed     direct and hashed spaces, one after the other
+rows from num_fixed     collisionless spaces, given out by the directory, `capacity` grows
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
+
+import numba
+import numpy as np
+import numpy.typing as npt
+
+from headrace.compiling import kernel
+from headrace.embeddings.config import TableConfig
+from headrace.embeddings.hashing import name_seeds
+from headrace.embeddings.initializer import fill_range, fill_rows
+from headrace.embeddings.optimizers import SparseOptimizer
+
+__all__ = ["ROW_METADATA", "Arena"]
+
+ROW_METADATA = np.dtype(
+    [("version", np.int64), ("last_seen", np.int64), ("frequency", np.int32), ("dirty", np.int32)], align=True
+)
+"""Per row: step of the last update (0: never), step of the last sighting, sightings in training, and one bit per
+consumer that has not yet seen the last update. One record is a part of one cache line."""
+
+GROWTH = 1.5  # the copy of a growing arena costs at most three times what is in it, over its life
+
+Array = TypeVar("Array", bound=npt.NDArray[Any])
+Float32s = npt.NDArray[np.float32]
+Int64s = npt.NDArray[np.int64]
+Int32s = npt.NDArray[np.int32]
+
+
+@kernel(parallel=True)
+def _gather(weights: Float32s, rows: Int64s, out: Float32s) -> None:
+    for u in numba.prange(len(rows)):
+        row = rows[u]
+        for d in range(weights.shape[1]):
+            out[u, d] = weights[row, d]
+
+
+@kernel(parallel=True)
+def _mark_seen(metadata: npt.NDArray[np.void], rows: Int64s, counts: Int32s, step: int) -> None:
+    most = np.int64(2**31 - 1)
+    for u in numba.prange(len(rows)):
+        if rows[u] != 0:
+            metadata[rows[u]].last_seen = step
+            metadata[rows[u]].frequency = min(np.int64(metadata[rows[u]].frequency) + counts[u], most)
+
+
+@kernel(parallel=True)
+def _mark_updated(metadata: npt.NDArray[np.void], rows: Int64s, step: int, bits: int) -> None:
+    for u in numba.prange(len(rows)):
+        if rows[u] != 0:
+            metadata[rows[u]].version = step
+            metadata[rows[u]].dirty |= bits
+
+
+class Arena:
+    """Storage of one table. Not thread-safe.
+
+    Args:
+        spaces: Name -> config.
+        embedding_dim: Floats per row.
+        optimizer: Names the state to keep per row.
+        seed: Of the rows' first values.
+
+    Attributes:
+        weights: float32 [capacity, dim].
+        slots: Optimizer state, float32 [capacity, width] per name.
+        metadata: `ROW_METADATA` [capacity].
+        first_rows: int64 [S], where each direct or hashed space begins; -1 for collisionless ones.
+        num_fixed: Row 0 and the rows of all direct and hashed spaces.
+        dynamic_spaces: int32 [capacity - num_fixed], the space of each further row, -1 if free.
+        dynamic_ids: int64 [capacity - num_fixed], its id.
+    """
+
+    def __init__(
+        self, spaces: Mapping[str, TableConfig], embedding_dim: int, optimizer: SparseOptimizer, *, seed: int
+    ) -> None:
+        self._configs: Sequence[TableConfig] = tuple(spaces.values())
+        self._space_seeds = name_seeds(seed, list(spaces), "rows")
+        self._scales = np.array([config.scale for config in self._configs], dtype=np.float32)
+        self._slot_values = optimizer.slot_values
+        self.embedding_dim = embedding_dim
+        is_fixed = np.array([config.kind != "collisionless" for config in self._configs])
+        sizes = np.array([config.num_embeddings for config in self._configs], dtype=np.int64)
+        ends = 1 + np.cumsum(np.where(is_fixed, sizes, 0))
+        self.first_rows: Int64s = np.where(is_fixed, ends - sizes, -1)
+        self.num_fixed = int(ends[-1]) if len(ends) else 1
+        self._first_capacity = self.num_fixed + int(np.where(is_fixed, 0, sizes).sum())
+        self._slot_widths = optimizer.slot_widths
+        self.clear()
+
+    @property
+    def capacity(self) -> int:
+        """Rows there is room for."""
+        return len(self.weights)
+
+    def clear(self) -> None:
+        """Every row as it was in the beginning, and no collisionless rows."""
+        capacity = self._first_capacity
+        self.weights: Float32s = np.zeros((capacity, self.embedding_dim), dtype=np.float32)
+        self.slots: dict[str, Float32s] = {
+            name: np.zeros((capacity, width), dtype=np.float32) for name, width in self._slot_widths.items()
+        }
+        self.metadata = np.zeros(capacity, dtype=ROW_METADATA)
+        self.dynamic_spaces: Int32s = np.full(capacity - self.num_fixed, -1, dtype=np.int32)
+        self.dynamic_ids: Int64s = np.zeros(capacity - self.num_fixed, dtype=np.int64)
+        for space, config in enumerate(self._configs):
+            first = int(self.first_rows[space])
+            if first >= 0:
+                fill_range(self.weights, first, config.num_embeddings, self._space_seeds[space], self._scales[space])
+                for name, values in self._slot_values.items():
+                    self.slots[name][first : first + config.num_embeddings] = values[space]
+
+    def reserve(self, num_rows: int) -> None:
+        """Make room for rows up to `num_rows`; what is there stays."""
+        if num_rows <= self.capacity:
+            return
+        capacity = max(num_rows, int(self.capacity * GROWTH))
+        self.weights = _grown(self.weights, capacity)
+        self.slots = {name: _grown(slot, capacity) for name, slot in self.slots.items()}
+        self.metadata = _grown(self.metadata, capacity)
+        self.dynamic_spaces = _grown(self.dynamic_spaces, capacity - self.num_fixed, fill=-1)
+        self.dynamic_ids = _grown(self.dynamic_ids, capacity - self.num_fixed)
+
+    def begin_rows(self, rows: Int64s, spaces: Int32s, ids: Int64s) -> None:
+        """Give rows [A] to ids: first values, fresh optimizer state and metadata."""
+        self.dynamic_spaces[rows - self.num_fixed] = spaces
+        self.dynamic_ids[rows - self.num_fixed] = ids
+        fill_rows(self.weights, rows, spaces, ids, self._space_seeds, self._scales)
+        for name, values in self._slot_values.items():
+            self.slots[name][rows] = values[spaces][:, None]
+        self.metadata[rows] = np.zeros(1, dtype=ROW_METADATA)
+
+    def end_rows(self, rows: Int64s) -> None:
+        """Take rows away from their ids."""
+        self.dynamic_spaces[rows - self.num_fixed] = -1
+        self.metadata[rows] = np.zeros(1, dtype=ROW_METADATA)
+
+    def gather(self, rows: Int64s) -> Float32s:
+        """A copy of rows, float32 [U, dim]."""
+        out = np.empty((len(rows), self.embedding_dim), dtype=np.float32)
+        _gather(self.weights, rows, out)
+        return out
+
+    def mark_seen(self, rows: Int64s, counts: Int32s, *, step: int) -> None:
+        """Note a sighting in training; rows [U] different from each other where not 0."""
+        _mark_seen(self.metadata, rows, counts, step)
+
+    def mark_updated(self, rows: Int64s, *, step: int, consumer_bits: int) -> None:
+        """Note an update; rows [U] different from each other where not 0."""
+        _mark_updated(self.metadata, rows, step, consumer_bits)
+
+    def live_rows(self) -> Int64s:
+        """Rows that are not as they began, ascending: fixed ones ever seen or updated, and all that an id holds."""
+        fixed = self.metadata[: self.num_fixed]
+        touched = np.flatnonzero((fixed["frequency"] != 0) | (fixed["version"] != 0))
+        return np.concatenate([touched, np.flatnonzero(self.dynamic_spaces >= 0) + self.num_fixed])
+
+    def owners(self, rows: Int64s) -> tuple[Int32s, Int64s]:
+        """The (space, id) of live rows; in direct and hashed spaces the id is the row within the space."""
+        spaces, ids = np.empty(len(rows), dtype=np.int32), np.empty(len(rows), dtype=np.int64)
+        is_fixed = rows < self.num_fixed
+        fixed_spaces = np.flatnonzero(self.first_rows >= 0)
+        found = fixed_spaces[np.searchsorted(self.first_rows[fixed_spaces], rows[is_fixed], side="right") - 1]
+        spaces[is_fixed] = found
+        ids[is_fixed] = rows[is_fixed] - self.first_rows[found]
+        spaces[~is_fixed] = self.dynamic_spaces[rows[~is_fixed] - self.num_fixed]
+        ids[~is_fixed] = self.dynamic_ids[rows[~is_fixed] - self.num_fixed]
+        return spaces, ids
+
+
+def _grown(array: Array, length: int, fill: int = 0) -> Array:
+    grown = np.empty((length, *array.shape[1:]), dtype=array.dtype)
+    grown[: len(array)] = array
+    grown[len(array) :] = np.array(fill).astype(array.dtype) if array.dtype.names is None else np.zeros(1, array.dtype)
+    return grown  # type: ignore[return-value]

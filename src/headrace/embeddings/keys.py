@@ -1,0 +1,267 @@
+"""From the id lists of a batch to unique keys: one fused pass over all features and spaces.
+
+Legend: N ids in the batch, B rows, F features, S spaces, U unique keys.
+
+Two rows, features `item` and `history` share the space `items`, `user` has its own::
+
+                 row 0     row 1                    spaces = [items, items, items, users, users]
+    item          [7]       [9]         keys        ids    = [    7,     9,     5,     1,     2]
+    history     [9, 5]       []         ----->      counts = [    1,     2,     1,     1,     1]
+    user          [1]       [2]                     inverse = [0, 1,   1, 2,   3, 4], one entry per id of the batch
+
+Keys come grouped by space and, inside a space, in the order of first occurrence (feature by feature, row by row), so
+they depend on the batch alone. Spaces are worked on in parallel, each with a small hash table that stays in cache.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numba
+import numpy as np
+import numpy.typing as npt
+
+from headrace.compiling import kernel
+from headrace.embeddings.directory.direct import is_row
+from headrace.embeddings.directory.hashed import hashed_row
+from headrace.embeddings.hashing import mix64
+
+__all__ = ["DIRECT", "EXACT", "HASHED", "Keys", "SpaceLayout", "merge_keys", "unique_keys"]
+
+DIRECT, HASHED, EXACT = 0, 1, 2
+
+Int64s = npt.NDArray[np.int64]
+Int32s = npt.NDArray[np.int32]
+
+
+@dataclass(eq=False)
+class Keys:
+    """Unique keys of one call to a store.
+
+    Attributes:
+        spaces: int32 [U], the number of each key's space, ascending.
+        ids: int64 [U], different within a space. In a direct or hashed space this is the row within the space, in a
+            collisionless space the id itself.
+        counts: int32 [U], how often the key occurs in the batch.
+        resolved: What a store found out about these keys in `pull`, kept so that `push` need not look again.
+    """
+
+    spaces: Int32s
+    ids: Int64s
+    counts: Int32s
+    resolved: Any = field(default=None, repr=False)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+@dataclass(frozen=True, eq=False)
+class SpaceLayout:
+    """What the fused pass needs to know about spaces and their features, as arrays.
+
+    Attributes:
+        kinds: int64 [S], DIRECT, HASHED or EXACT.
+        sizes: int64 [S], rows of direct and hashed spaces.
+        salts: uint64 [S], of hashed spaces.
+        feature_starts: int64 [S + 1]; space s has the features `features[feature_starts[s]:feature_starts[s + 1]]`.
+        features: int64 [F], feature numbers grouped by space.
+    """
+
+    kinds: Int64s
+    sizes: Int64s
+    salts: npt.NDArray[np.uint64]
+    feature_starts: Int64s
+    features: Int64s
+
+
+@dataclass(frozen=True, eq=False)
+class UniqueIds:
+    """The result of `unique_keys`.
+
+    Attributes:
+        keys: The unique keys.
+        inverse: int32 [N], the key of each id; undefined for ids of features that are not looked up.
+        key_starts: int64 [S + 1], where each space's keys begin.
+        bad_value: Position of an id that is out of range in a direct space, or -1.
+        bad_space: Its space, where there is one.
+    """
+
+    keys: Keys
+    inverse: Int32s
+    key_starts: Int64s
+    bad_value: int
+    bad_space: int
+
+
+@kernel(parallel=True)
+def _unique_per_space(
+    values: Int64s,
+    offsets: Int64s,
+    stride: int,
+    columns: Int64s,
+    feature_starts: Int64s,
+    features: Int64s,
+    kinds: Int64s,
+    sizes: Int64s,
+    salts: npt.NDArray[np.uint64],
+    value_starts: Int64s,
+    slot_starts: Int64s,
+    slots: Int32s,
+    ids: Int64s,
+    counts: Int32s,
+    inverse: Int32s,
+    num_keys: Int64s,
+    bad_values: Int64s,
+) -> None:
+    """Space s writes its keys from `value_starts[s]` on and hashes in `slots[slot_starts[s]:slot_starts[s + 1]]`."""
+    for s in numba.prange(len(kinds)):
+        bad_values[s] = -1
+        first, first_slot = value_starts[s], slot_starts[s]
+        mask = slot_starts[s + 1] - first_slot - 1
+        slots[first_slot : slot_starts[s + 1]] = -1
+        kind, size, salt = kinds[s], sizes[s], salts[s]
+        n = 0
+        for j in range(feature_starts[s], feature_starts[s + 1]):
+            column = columns[features[j]]
+            for i in range(offsets[column * stride], offsets[(column + 1) * stride]):
+                key = values[i]
+                if kind == HASHED:
+                    key = hashed_row(key, salt, size)
+                elif kind == DIRECT and not is_row(key, size):
+                    bad_values[s] = i if bad_values[s] < 0 else bad_values[s]
+                    key = np.int64(0)
+                slot = np.int64(mix64(np.uint64(key))) & mask
+                u = np.int64(slots[first_slot + slot])
+                while u >= 0 and ids[first + u] != key:
+                    slot = (slot + 1) & mask
+                    u = np.int64(slots[first_slot + slot])
+                if u < 0:
+                    u = np.int64(n)
+                    n += 1
+                    slots[first_slot + slot] = u
+                    ids[first + u] = key
+                    counts[first + u] = 0
+                counts[first + u] += 1
+                inverse[i] = u
+        num_keys[s] = n
+
+
+@kernel(parallel=True)
+def _close_gaps(
+    offsets: Int64s,
+    stride: int,
+    columns: Int64s,
+    feature_starts: Int64s,
+    features: Int64s,
+    value_starts: Int64s,
+    ids: Int64s,
+    counts: Int32s,
+    key_starts: Int64s,
+    inverse: Int32s,
+    all_spaces: Int32s,
+    all_ids: Int64s,
+    all_counts: Int32s,
+) -> None:
+    """Moves each space's keys next to the previous space's, and makes `inverse` count over all spaces."""
+    for s in numba.prange(len(key_starts) - 1):
+        start, source = key_starts[s], value_starts[s]
+        for u in range(key_starts[s + 1] - start):
+            all_spaces[start + u] = s
+            all_ids[start + u] = ids[source + u]
+            all_counts[start + u] = counts[source + u]
+        for j in range(feature_starts[s], feature_starts[s + 1]):
+            column = columns[features[j]]
+            for i in range(offsets[column * stride], offsets[(column + 1) * stride]):
+                inverse[i] += start
+
+
+def unique_keys(layout: SpaceLayout, values: Int64s, offsets: Int64s, stride: int, columns: Int64s) -> UniqueIds:
+    """The unique keys of a batch.
+
+    Args:
+        layout: Of spaces and features.
+        values: int64 [N], ids of all columns.
+        offsets: int64 [columns * stride + 1], as in a `KeyedJaggedTensor`.
+        stride: Rows B.
+        columns: int64 [F], where in the `KeyedJaggedTensor` each feature is.
+    """
+    num_values = (offsets[(columns + 1) * stride] - offsets[columns * stride])[layout.features]
+    value_starts = _starts(np.concatenate([[0], np.cumsum(num_values)])[layout.feature_starts])
+    per_space = np.diff(value_starts)
+    # At most half full, a power of two so that a mask finds the slot.
+    slot_starts = _starts(np.concatenate([[0], np.cumsum(2 ** np.ceil(np.log2(2 * np.maximum(per_space, 1))))]))
+    total, num_spaces = int(value_starts[-1]), len(layout.kinds)
+    ids, counts = np.empty(total, dtype=np.int64), np.empty(total, dtype=np.int32)
+    slots = np.empty(int(slot_starts[-1]), dtype=np.int32)
+    inverse = np.empty(len(values), dtype=np.int32)
+    num_keys, bad_values = np.empty(num_spaces, dtype=np.int64), np.empty(num_spaces, dtype=np.int64)
+    _unique_per_space(
+        values,
+        offsets,
+        stride,
+        columns,
+        layout.feature_starts,
+        layout.features,
+        layout.kinds,
+        layout.sizes,
+        layout.salts,
+        value_starts,
+        slot_starts,
+        slots,
+        ids,
+        counts,
+        inverse,
+        num_keys,
+        bad_values,
+    )
+    key_starts = _starts(np.concatenate([[0], np.cumsum(num_keys)]))
+    num_unique = int(key_starts[-1])
+    keys = Keys(np.empty(num_unique, np.int32), np.empty(num_unique, np.int64), np.empty(num_unique, np.int32))
+    _close_gaps(
+        offsets,
+        stride,
+        columns,
+        layout.feature_starts,
+        layout.features,
+        value_starts,
+        ids,
+        counts,
+        key_starts,
+        inverse,
+        keys.spaces,
+        keys.ids,
+        keys.counts,
+    )
+    bad = int(np.argmax(bad_values >= 0))
+    return UniqueIds(keys, inverse, key_starts, int(bad_values[bad]), bad)
+
+
+def merge_keys(
+    parts: list[tuple[Keys, npt.NDArray[np.float32]]],
+) -> tuple[Keys, npt.NDArray[np.float32]]:
+    """Merges keys and gradients [U, dim] of several lookups (accumulated micro-batches) into unique keys and sums."""
+    if len(parts) == 1:
+        return parts[0]
+    pairs = np.stack(
+        [
+            np.concatenate([keys.spaces.astype(np.int64) for keys, _ in parts]),
+            np.concatenate([keys.ids for keys, _ in parts]),
+        ],
+        axis=1,
+    )
+    unique, inverse = np.unique(pairs, axis=0, return_inverse=True)
+    inverse = inverse.reshape(-1)
+    gradients = np.zeros((len(unique), parts[0][1].shape[1]), dtype=np.float32)
+    counts = np.zeros(len(unique), dtype=np.int32)
+    start = 0
+    for keys, gradient in parts:
+        where = inverse[start : start + len(keys)]  # each key once, so plain indexing adds all of them
+        gradients[where] += gradient
+        counts[where] += keys.counts
+        start += len(keys)
+    return Keys(unique[:, 0].astype(np.int32), np.ascontiguousarray(unique[:, 1]), counts), gradients
+
+
+def _starts(values: npt.NDArray[Any]) -> Int64s:
+    return np.ascontiguousarray(values, dtype=np.int64)

@@ -1,0 +1,38 @@
+"""Sparse optimizers: merged gradients in, unique rows updated in place."""
+
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from headrace.embeddings.optimizers.adagrad import Adagrad, AdagradConfig
+from headrace.embeddings.optimizers.adam import Adam, AdamConfig
+from headrace.embeddings.optimizers.base import SparseOptimizer
+from headrace.embeddings.optimizers.rowwise_adagrad import RowWiseAdagrad, RowWiseAdagradConfig
+from headrace.embeddings.optimizers.sgd import SGD, SGDConfig
+
+__all__ = [
+    "SGD",
+    "Adagrad",
+    "AdagradConfig",
+    "Adam",
+    "AdamConfig",
+    "OptimizerConfig",
+    "RowWiseAdagrad",
+    "RowWiseAdagradConfig",
+    "SGDConfig",
+    "SparseOptimizer",
+    "build_optimizer",
+]
+
+OptimizerConfig = Annotated[SGDConfig | RowWiseAdagradConfig | AdagradConfig | AdamConfig, Field(discriminator="kind")]
+
+_OPTIMIZERS: dict[str, Any] = {kind.kind: kind for kind in (SGD, RowWiseAdagrad, Adagrad, Adam)}
+
+
+def build_optimizer(configs: Sequence[OptimizerConfig], embedding_dim: int) -> SparseOptimizer:
+    """The optimizer of a table, from one config per space, all of one kind."""
+    kinds = {config.kind for config in configs}
+    assert len(kinds) == 1, f"spaces of one table share the kind of optimizer, given {sorted(kinds)}"
+    optimizer: SparseOptimizer = _OPTIMIZERS[kinds.pop()](configs, embedding_dim)
+    return optimizer

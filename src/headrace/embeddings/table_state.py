@@ -1,0 +1,132 @@
+"""A table as named raw columns, for checkpoints: only rows that differ from a new table.
+
+    header              uint8, JSON: format version, spaces, dimension, seed, step, window steps
+    rows                int64 [R], ascending: where each row lies in the arena
+    spaces, ids         int32, int64 [R]: whose it is (an id in a direct or hashed space is the row within the space)
+    weights             float32 [R, dim]
+    slot.NAME           float32 [R, width] for each slot of the optimizer
+    version, last_seen, frequency      int64, int64, int32 [R]
+    pending.spaces, pending.ids, pending.sightings, pending.last_seen       ids that are not admitted yet
+
+Arrays are contiguous and in the machine's (little-endian) order.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from headrace.embeddings.arena import Arena
+from headrace.embeddings.config import TableConfig
+from headrace.embeddings.directory import CollisionlessDirectory
+from headrace.errors import CheckpointError, VersionMismatch
+
+__all__ = ["Columns", "TableHeader", "pack", "unpack"]
+
+FORMAT_VERSION = 1
+METADATA = ("version", "last_seen", "frequency")
+PENDING = ("spaces", "ids", "sightings", "last_seen")
+
+Columns = dict[str, npt.NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class TableHeader:
+    """What must agree between a saved table and the one that loads it, and its clocks."""
+
+    spaces: list[dict[str, Any]]
+    embedding_dim: int
+    seed: int
+    step: int
+    window_steps: list[int]
+    format_version: int = FORMAT_VERSION
+
+    @classmethod
+    def of(
+        cls, spaces: Mapping[str, TableConfig], embedding_dim: int, seed: int, step: int, window_steps: list[int]
+    ) -> TableHeader:
+        """Only what decides where rows are and what they begin with; learning rates may change between jobs."""
+        described = [
+            {
+                "name": name,
+                "kind": config.kind,
+                "num_embeddings": config.num_embeddings,
+                "init_scale": config.scale,
+                "optimizer": config.optimizer.kind,
+            }
+            for name, config in spaces.items()
+        ]
+        return cls(described, embedding_dim, seed, step, list(window_steps))
+
+    @classmethod
+    def read(cls, state: Columns) -> TableHeader:
+        """The header of a state.
+
+        Raises:
+            VersionMismatch: Of another format.
+        """
+        values = json.loads(state["header"].tobytes())
+        if values.get("format_version") != FORMAT_VERSION:
+            raise VersionMismatch(
+                f"embedding table: saved in format {values.get('format_version')}, expected {FORMAT_VERSION}"
+            )
+        return cls(**values)
+
+    def to_column(self) -> npt.NDArray[np.uint8]:
+        """As JSON bytes."""
+        return np.frombuffer(json.dumps(asdict(self)).encode(), dtype=np.uint8).copy()
+
+    def check(self, table: TableHeader) -> None:
+        """Refuse to be loaded into a table that would read it differently.
+
+        Raises:
+            CheckpointError: Names the first difference, saved and configured.
+        """
+        pairs: list[tuple[str, object, object]] = [
+            ("embedding_dim", self.embedding_dim, table.embedding_dim),
+            ("seed", self.seed, table.seed),
+            ("spaces", [s["name"] for s in self.spaces], [s["name"] for s in table.spaces]),
+        ]
+        for mine, theirs in zip(self.spaces, table.spaces, strict=False):
+            pairs += [(f"{mine['name']}.{key}", mine[key], theirs.get(key)) for key in mine]
+        for name, saved, configured in pairs:
+            if saved != configured:
+                raise CheckpointError(f"embedding table: {name} was saved as {saved}, but the job says {configured}")
+
+
+def pack(arena: Arena, directory: CollisionlessDirectory, header: TableHeader, rows: npt.NDArray[np.int64]) -> Columns:
+    """Columns of the given live rows, as copies."""
+    spaces, ids = arena.owners(rows)
+    metadata = arena.metadata[rows]
+    return {
+        "header": header.to_column(),
+        "rows": rows.copy(),
+        "spaces": spaces,
+        "ids": ids,
+        "weights": arena.weights[rows],
+        **{f"slot.{name}": slot[rows] for name, slot in arena.slots.items()},
+        **{name: np.ascontiguousarray(metadata[name]) for name in METADATA},
+        **{f"pending.{name}": column for name, column in directory.pending().items()},
+    }
+
+
+def unpack(state: Columns, arena: Arena, directory: CollisionlessDirectory) -> None:
+    """Replaces the contents of arena and directory by a state of all live rows."""
+    arena.clear()
+    rows, spaces, ids = state["rows"], state["spaces"], state["ids"]
+    if len(rows):
+        arena.reserve(int(rows[-1]) + 1)
+    is_dynamic = rows >= arena.num_fixed
+    live = {"rows": rows[is_dynamic], "spaces": spaces[is_dynamic], "ids": ids[is_dynamic]}
+    directory.restore(live, {name: state[f"pending.{name}"] for name in PENDING})
+    arena.begin_rows(live["rows"], live["spaces"], live["ids"])
+    arena.weights[rows] = state["weights"]
+    for name, slot in arena.slots.items():
+        slot[rows] = state[f"slot.{name}"]
+    for name in METADATA:
+        arena.metadata[name][rows] = state[name]

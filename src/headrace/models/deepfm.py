@@ -1,0 +1,80 @@
+"""DeepFM: a factorisation machine and a deep network on the same embeddings, their logits added.
+
+Guo et al., "DeepFM: A Factorization-Machine based Neural Network for CTR Prediction", 2017.
+
+    first order     w_i x_i over all features          one number per id, in a table of its own
+    second order    <v_i, v_j> x_i x_j over all pairs  = 1/2 ((sum v)^2 - sum v^2), summed over D
+    deep            MLP([dense_BN, emb_BFD flattened])
+
+Legend: B rows, N dense features, F sparse features, G = N + F fields, D embedding dimension, L labels. With several
+labels the second-order term is shared; first order and deep network have an output for each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from headrace.config import Config
+from headrace.embeddings import EmbeddingBags, EmbeddingsConfig
+from headrace.models.layers import linear, mlp, seeded
+from headrace.tensors import Batch
+
+__all__ = ["DeepFM", "DeepFMConfig"]
+
+
+class DeepFMConfig(Config):
+    """The paper's best deep part on Criteo was three layers of 400."""
+
+    kind: Literal["deepfm"] = "deepfm"
+    embedding_dim: int = Field(default=16, ge=1)
+    deep: tuple[int, ...] = Field(default=(400, 400, 400), min_length=1)
+    """Hidden widths of the deep network."""
+
+
+class DeepFM(nn.Module):
+    """Factorisation machine plus deep network.
+
+    Args:
+        config: Sizes.
+        num_dense: Dense features N.
+        sparse_keys: Names of the sparse features F.
+        num_labels: Labels L.
+        embeddings: How ids become rows, for vectors and first-order weights alike.
+        seed: Of all first values.
+    """
+
+    def __init__(
+        self,
+        config: DeepFMConfig,
+        *,
+        num_dense: int,
+        sparse_keys: Sequence[str],
+        num_labels: int,
+        embeddings: EmbeddingsConfig,
+        seed: int,
+    ) -> None:
+        super().__init__()
+        generator, dim = seeded(seed), config.embedding_dim
+        self.embeddings = EmbeddingBags(embeddings, sparse_keys, dim, seed=seed)
+        self.first_order = EmbeddingBags(embeddings.first_order(), sparse_keys, num_labels, seed=seed)
+        self.first_order_dense = linear(num_dense, num_labels, generator)
+        # A dense feature is a field too: its value times a vector of its own.
+        self.dense_vectors_ND = nn.Parameter(torch.empty(num_dense, dim).normal_(0, 0.01, generator=generator))
+        self.deep = mlp(num_dense + len(sparse_keys) * dim, config.deep, generator)
+        self.head = linear(config.deep[-1], num_labels, generator)
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Logits float32 [B, L]."""
+        found = self.embeddings.lookup(batch.sparse)
+        emb_BFD = self.embeddings.pool(found)
+        first_BFL = self.first_order.pool(self.first_order.lookup_like(found))
+        first_BL = first_BFL.sum(1) + self.first_order_dense(batch.dense)
+        fields_BGD = torch.cat([batch.dense[:, :, None] * self.dense_vectors_ND, emb_BFD], dim=1)
+        second_B = 0.5 * (fields_BGD.sum(1).square() - fields_BGD.square().sum(1)).sum(1)
+        deep_BL = self.head(self.deep(torch.cat([batch.dense, emb_BFD.flatten(1)], dim=1)))
+        return first_BL + second_B[:, None] + deep_BL  # type: ignore[no-any-return]

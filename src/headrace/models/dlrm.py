@@ -1,0 +1,96 @@
+"""DLRM: dense features through an MLP, dot products of all pairs of vectors, an MLP on top.
+
+Naumov et al., "Deep Learning Recommendation Model for Personalization and Recommendation Systems", 2019.
+
+    dense_BN ── bottom MLP ── x_BD ─┬────────────────────────┐
+                                    ├─ dot products of pairs ┴─ top MLP ── logits_BL
+    ids ─────── embeddings ── emb_BFD
+
+Legend: B rows, N dense features, F sparse features, D embedding dimension, G = F + 1 vectors, P = G (G - 1) / 2 pairs,
+L labels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from headrace.config import Config
+from headrace.embeddings import EmbeddingBags, EmbeddingsConfig
+from headrace.models.layers import linear, mlp, seeded
+from headrace.tensors import Batch
+
+__all__ = ["DLRM", "DLRMConfig", "DotInteraction"]
+
+
+class DLRMConfig(Config):
+    """Sizes as in the DLRM code's Criteo script, with wider hidden layers."""
+
+    kind: Literal["dlrm"] = "dlrm"
+    embedding_dim: int = Field(default=16, ge=1)
+    bottom: tuple[int, ...] = (512, 256)
+    """Hidden widths of the bottom MLP; its output has `embedding_dim`."""
+    top: tuple[int, ...] = Field(default=(512, 256), min_length=1)
+    """Hidden widths of the top MLP; its output has one number per label."""
+
+
+class DotInteraction(nn.Module):
+    """Dot products of all pairs of different vectors: [B, G, D] -> [B, P], row by row of the lower triangle."""
+
+    pairs: Tensor
+
+    def __init__(self, num_vectors: int) -> None:
+        super().__init__()
+        i, j = torch.tril_indices(num_vectors, num_vectors, offset=-1)
+        self.register_buffer("pairs", i * num_vectors + j, persistent=False)
+
+    def forward(self, vectors_BGD: Tensor) -> Tensor:
+        """See the class."""
+        dots_BGG = torch.bmm(vectors_BGD, vectors_BGD.transpose(1, 2))
+        return dots_BGG.flatten(1).index_select(1, self.pairs)
+
+
+class DLRM(nn.Module):
+    """Deep learning recommendation model. Without dense features there is no bottom MLP.
+
+    Args:
+        config: Sizes.
+        num_dense: Dense features N.
+        sparse_keys: Names of the sparse features F.
+        num_labels: Labels L.
+        embeddings: How ids become rows.
+        seed: Of all first values.
+    """
+
+    def __init__(
+        self,
+        config: DLRMConfig,
+        *,
+        num_dense: int,
+        sparse_keys: Sequence[str],
+        num_labels: int,
+        embeddings: EmbeddingsConfig,
+        seed: int,
+    ) -> None:
+        super().__init__()
+        generator, dim = seeded(seed), config.embedding_dim
+        self.embeddings = EmbeddingBags(embeddings, sparse_keys, dim, seed=seed)
+        self.bottom = mlp(num_dense, [*config.bottom, dim], generator) if num_dense else None
+        num_vectors = len(sparse_keys) + (1 if num_dense else 0)
+        num_pairs = num_vectors * (num_vectors - 1) // 2
+        self.interaction = DotInteraction(num_vectors)
+        self.top = mlp(num_pairs + (dim if num_dense else 0), config.top, generator)
+        self.head = linear(config.top[-1], num_labels, generator)
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Logits float32 [B, L]."""
+        emb_BFD = self.embeddings(batch.sparse)
+        if self.bottom is None:
+            return self.head(self.top(self.interaction(emb_BFD)))  # type: ignore[no-any-return]
+        x_BD = self.bottom(batch.dense)
+        dots_BP = self.interaction(torch.cat([x_BD[:, None], emb_BFD], dim=1))
+        return self.head(self.top(torch.cat([x_BD, dots_BP], dim=1)))  # type: ignore[no-any-return]

@@ -1,0 +1,74 @@
+"""Wide & Deep: a linear model that memorises and a deep network that generalises, their logits added.
+
+Cheng et al., "Wide & Deep Learning for Recommender Systems", 2016.
+
+    wide    one weight per id (a table of its own) and per dense feature; crosses are features the logs bring along
+    deep    MLP([dense_BN, emb_BFD flattened])
+
+Legend: B rows, N dense features, F sparse features, D embedding dimension, L labels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from headrace.config import Config
+from headrace.embeddings import EmbeddingBags, EmbeddingsConfig
+from headrace.models.layers import linear, mlp, seeded
+from headrace.tensors import Batch
+
+__all__ = ["WideDeep", "WideDeepConfig"]
+
+
+class WideDeepConfig(Config):
+    """The deep part has the widths of the paper's app-store model."""
+
+    kind: Literal["wide_deep"] = "wide_deep"
+    embedding_dim: int = Field(default=16, ge=1)
+    deep: tuple[int, ...] = Field(default=(1024, 512, 256), min_length=1)
+    """Hidden widths of the deep network."""
+
+
+class WideDeep(nn.Module):
+    """Linear model plus deep network.
+
+    Args:
+        config: Sizes.
+        num_dense: Dense features N.
+        sparse_keys: Names of the sparse features F.
+        num_labels: Labels L.
+        embeddings: How ids become rows, for vectors and wide weights alike.
+        seed: Of all first values.
+    """
+
+    def __init__(
+        self,
+        config: WideDeepConfig,
+        *,
+        num_dense: int,
+        sparse_keys: Sequence[str],
+        num_labels: int,
+        embeddings: EmbeddingsConfig,
+        seed: int,
+    ) -> None:
+        super().__init__()
+        generator, dim = seeded(seed), config.embedding_dim
+        self.embeddings = EmbeddingBags(embeddings, sparse_keys, dim, seed=seed)
+        self.wide = EmbeddingBags(embeddings.first_order(), sparse_keys, num_labels, seed=seed)
+        self.wide_dense = linear(num_dense, num_labels, generator)
+        self.deep = mlp(num_dense + len(sparse_keys) * dim, config.deep, generator)
+        self.head = linear(config.deep[-1], num_labels, generator)
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Logits float32 [B, L]."""
+        found = self.embeddings.lookup(batch.sparse)
+        emb_BFD = self.embeddings.pool(found)
+        wide_BFL = self.wide.pool(self.wide.lookup_like(found))
+        wide_BL = wide_BFL.sum(1) + self.wide_dense(batch.dense)
+        deep_BL = self.head(self.deep(torch.cat([batch.dense, emb_BFD.flatten(1)], dim=1)))
+        return wide_BL + deep_BL  # type: ignore[no-any-return]
