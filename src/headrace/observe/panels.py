@@ -1,0 +1,164 @@
+"""Which plots a run's report shows, in which section; a plot without data is left out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import numpy as np
+
+from headrace.observe.plots import Level, Mark, Plot, Series
+from headrace.observe.run_data import RunData
+
+__all__ = ["PARTS", "pipeline_plots", "quality_plots", "speed_plots", "time_shares"]
+
+PARTS = {
+    "wait": ("wait for batch", "warm"),
+    "pull": ("embedding pull", "blue"),
+    "forward": ("forward", "green"),
+    "backward": ("backward", "teal"),
+    "push": ("embedding push", "sky"),
+    "dense_optimizer": ("dense optimizer", "violet"),
+    "checkpoint": ("checkpoint", "grey"),
+}
+"""Parts of a step's time in the order they are stacked, with label and colour; others follow under their own name."""
+
+STAGE_COLORS = ("blue", "green", "warm", "violet", "sky", "rose", "teal", "olive", "grey")
+NUM_WINDOW_MARKS = 120
+NUM_DECISION_MARKS = 60
+"""More would stand closer than a few pixels and only grey the plot."""
+
+
+def quality_plots(run: RunData) -> Iterator[Plot]:
+    """How well the model does: AUC, normalised entropy, loss, calibration, over rows."""
+    borders = tuple(Mark(span.last_row, span.name) for span in run.windows)
+    marks = borders if len(borders) <= NUM_WINDOW_MARKS else ()
+
+    def plot(title: str, note: str, series: tuple[Series, ...], levels: tuple[Level, ...], y_format: str) -> Plot:
+        return Plot(title, note, run.rows, "count", series, levels, marks=marks, y_format=y_format)
+
+    auc = _known(Series("progressive, so far", run.column("auc"), "blue"))
+    levels = _levels(run, ("auc", "of the window", "green", False), ("baseline_auc", "baseline", "warm", True))
+    if auc or levels:
+        yield plot("AUC", "of predictions made before training on the rows", auc, levels, "metric")
+    ne = _known(Series("progressive, so far", run.column("ne"), "blue"))
+    levels = _levels(run, ("ne", "of the window", "green", False), ("best_ne", "best reachable", "warm", True))
+    if ne or levels:
+        yield plot("Normalised entropy", "1 is always predicting the mean; lower is better", ne, levels, "metric")
+    loss = _known(Series("training", run.column("loss"), "blue"))
+    levels = _levels(run, ("log_loss", "of the window", "green", False))
+    if loss or levels:
+        yield plot("Log loss", "nats a row", loss, levels, "metric")
+    levels = _levels(run, ("calibration", "of the window", "green", False))
+    if levels:
+        ideal = Level("ideal", ((0.0, run.windows[-1].last_row, 1.0),), "warm", dashed=True)
+        yield plot("Calibration", "predicted over actual positives", (), (*levels, ideal), "metric")
+
+
+def speed_plots(run: RunData) -> Iterator[Plot]:
+    """How fast it goes and where the time of a step goes, over time."""
+    marks = _decision_marks(run)
+    rate = _known(Series("rows/s", run.column("rows_per_s"), "blue"))
+    if rate:
+        yield Plot(
+            "Rows a second",
+            "since the record before",
+            run.time_s,
+            "time",
+            rate,
+            marks=marks,
+            y_format="count",
+            from_zero=True,
+        )
+    steps = run.since_last(run.column("step"))
+    num_steps = np.where(np.isfinite(steps), steps, 1.0)
+    parts = tuple(
+        Series(label, 1000 * run.column(f"seconds.{part}") / num_steps, color) for part, label, color in _parts(run)
+    )
+    if parts:
+        note = "ms a step, stacked"
+        yield Plot(
+            "Where a step's time goes",
+            note,
+            run.time_s,
+            "time",
+            parts,
+            marks=marks,
+            y_format="ms",
+            from_zero=True,
+            stacked=True,
+        )
+
+
+def pipeline_plots(run: RunData) -> Iterator[Plot]:
+    """Queues, bytes in flight, CPU time and workers of each pipeline stage, and memory, over time."""
+    marks = _decision_marks(run)
+
+    def plot(title: str, note: str, series: tuple[Series, ...], y_format: str, *, stacked: bool = False) -> Plot:
+        return Plot(
+            title, note, run.time_s, "time", series, marks=marks, y_format=y_format, from_zero=True, stacked=stacked
+        )
+
+    queues = _stages(run, "queue")
+    if queues:
+        yield plot("Queue depth", "elements waiting behind each stage", queues, "count")
+    held = _stages(run, "bytes")
+    if held:
+        yield plot("Bytes in flight", "held by each stage, stacked", held, "bytes", stacked=True)
+    elif total := _known(Series("all stages", run.column("bytes_in_flight"), "blue")):
+        yield plot("Bytes in flight", "between source and trainer", total, "bytes")
+    elapsed_s = run.since_last(run.time_s)
+    busy = tuple(Series(s.name, s.values / elapsed_s, s.color) for s in _stages(run, "busy_s"))
+    if busy:
+        yield plot("CPUs at work", "busy CPU seconds a second of each stage, stacked", busy, "cpus", stacked=True)
+    workers = _stages(run, "workers")
+    if any(np.nanmin(series.values) != np.nanmax(series.values) for series in workers):
+        yield plot("Workers", "of each stage", workers, "count")
+    memory = _known(Series("resident", run.column("memory_bytes"), "violet"))
+    if memory:
+        yield plot("Memory", "resident, of the process", memory, "bytes")
+
+
+def time_shares(run: RunData) -> list[tuple[str, str, float]]:
+    """(label, colour, share) of each part of the steps' time over the whole run, in the order they are stacked."""
+    totals = [(label, color, float(np.nansum(run.column(f"seconds.{part}")))) for part, label, color in _parts(run)]
+    total = sum(seconds for _, _, seconds in totals)
+    return [(label, color, seconds / total) for label, color, seconds in totals if total > 0]
+
+
+def _parts(run: RunData) -> list[tuple[str, str, str]]:
+    present = [name for name in run.names_below("seconds") if np.nansum(run.column(f"seconds.{name}")) > 0]
+    ordered = [name for name in PARTS if name in present] + [name for name in present if name not in PARTS]
+    spare = iter(("rose", "olive", "grey", "warm") * 8)
+    return [(name, *(PARTS[name] if name in PARTS else (name.replace("_", " "), next(spare)))) for name in ordered]
+
+
+def _stages(run: RunData, key: str) -> tuple[Series, ...]:
+    names = run.names_below("stages")
+    return _known(
+        *(
+            Series(name, run.column(f"stages.{name}.{key}"), STAGE_COLORS[index % len(STAGE_COLORS)])
+            for index, name in enumerate(names)
+        )
+    )
+
+
+def _known(*series: Series) -> tuple[Series, ...]:
+    return tuple(one for one in series if np.isfinite(one.values).any())
+
+
+def _levels(run: RunData, *wanted: tuple[str, str, str, bool]) -> tuple[Level, ...]:
+    levels = []
+    for key, name, color, dashed in wanted:
+        spans = tuple((span.first_row, span.last_row, span.value(key)) for span in run.windows)
+        if any(math.isfinite(value) for _, _, value in spans):
+            levels.append(Level(name, spans, color, dashed))
+    return tuple(levels)
+
+
+def _decision_marks(run: RunData) -> tuple[Mark, ...]:
+    changes = [decision for decision in run.decisions if decision.change]
+    end_s = float(run.time_s[-1]) if len(run) else 0.0
+    if len(changes) > NUM_DECISION_MARKS:
+        return ()
+    return tuple(Mark(decision.time_s, str(decision)) for decision in changes if decision.time_s <= end_s)

@@ -1,0 +1,303 @@
+"""Plots drawn by hand as SVG: lines, stacked areas and levels over rows or time, readable without any script.
+
+Beside each drawing lies a small JSON object with the pixels and the ready texts of every point, from which the page's
+script shows a crosshair and a tooltip; colours are CSS classes, so light and dark mode are the style sheet's business.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from html import escape
+
+import numpy as np
+
+from headrace.observe.run_data import Floats
+from headrace.observe.scales import FORMATS, Scale, bucket_means, nice_ticks, tick_writer
+
+__all__ = ["Level", "Mark", "Plot", "Series", "render_plot"]
+
+MAX_POINTS = 180
+"""Points of a drawn line: one in three pixels, so that noise does not hide the course and the page stays small."""
+
+WIDTH, HEIGHT = 560, 230
+LEFT, RIGHT, TOP, BOTTOM = 54, 552, 20, 204
+
+
+@dataclass(frozen=True)
+class Series:
+    """Values at each x of the plot.
+
+    Attributes:
+        name: In legend and tooltip.
+        values: float64, one for each x; NaN leaves a gap.
+        color: Name of a colour class of the style sheet.
+    """
+
+    name: str
+    values: Floats
+    color: str
+
+
+@dataclass(frozen=True)
+class Level:
+    """A value that holds over stretches of x: a window's result, a bound, a baseline.
+
+    Attributes:
+        spans: (first x, last x, value) of each stretch.
+        dashed: Drawn dashed: something to compare with, not a result.
+    """
+
+    name: str
+    spans: tuple[tuple[float, float, float], ...]
+    color: str
+    dashed: bool = False
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A vertical line with a text: the end of a window, a decision."""
+
+    x: float
+    text: str
+
+
+@dataclass(frozen=True)
+class Plot:
+    """One plot.
+
+    Attributes:
+        title: What is shown.
+        note: One line under the title.
+        x: float64, not falling.
+        x_format: "count" (rows) or "time".
+        series: Lines, or with `stacked` areas from the bottom up.
+        levels: Values over stretches.
+        marks: Vertical lines.
+        y_format: Key of `FORMATS`.
+        from_zero: Whether the y axis begins at 0.
+    """
+
+    title: str
+    note: str
+    x: Floats
+    x_format: str
+    series: tuple[Series, ...] = ()
+    levels: tuple[Level, ...] = ()
+    marks: tuple[Mark, ...] = field(default=(), kw_only=True)
+    y_format: str = "number"
+    from_zero: bool = False
+    stacked: bool = False
+
+
+def render_plot(plot: Plot) -> str:
+    """The plot as an HTML figure with inline SVG and the data for its tooltips; needs no script to be seen."""
+    x, _, _ = bucket_means(plot.x, MAX_POINTS)
+    lines = [(series, *bucket_means(series.values, MAX_POINTS)) for series in plot.series]
+    x_scale = _x_scale(plot, x)
+    tops = _stack_tops([mean for _, mean, _, _ in lines]) if plot.stacked else [mean for _, mean, _, _ in lines]
+    y_scale = _y_scale(plot, tops)
+    x_px = x_scale(x)
+    drawn = _stack(plot, x_px, tops, y_scale) if plot.stacked else _lines(lines, x_px, y_scale)
+    drawn += [_level(level, x_scale, y_scale) for level in plot.levels]
+    clip = f"clip-{zlib.crc32(plot.title.encode()):08x}"
+    label = escape(f"{plot.title}: {plot.note}")
+    body = "".join(
+        [
+            f'<clipPath id="{clip}"><rect x="{LEFT}" y="{TOP - 3}" width="{WIDTH - LEFT}" '
+            f'height="{BOTTOM - TOP + 6}"/></clipPath>',
+            _y_axis(plot, y_scale),
+            _x_axis(plot, x_scale),
+            _marks(plot, x_scale),
+            f'<g clip-path="url(#{clip})">{"".join(drawn)}</g>',
+            '<g class="hover"></g>',
+        ]
+    )
+    data = json.dumps(_hover_data(plot, x, x_px, lines, tops, y_scale), separators=(",", ":")).replace("<", "\\u003c")
+    return (
+        f'<figure class="plot" data-axis="{plot.x_format}"><figcaption><b>{escape(plot.title)}</b> '
+        f"<span>{escape(plot.note)}</span></figcaption>{_legend(plot)}"
+        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{label}">{body}</svg>'
+        f'<script type="application/json">{data}</script></figure>'
+    )
+
+
+def _x_scale(plot: Plot, x: Floats) -> Scale:
+    ends = [*x.tolist(), *(end for level in plot.levels for span in level.spans for end in span[:2])]
+    high = max([end for end in ends if math.isfinite(end)], default=1.0)
+    return Scale(0.0, high if high > 0 else 1.0, LEFT, RIGHT)
+
+
+def _y_scale(plot: Plot, tops: Sequence[Floats]) -> Scale:
+    seen = np.concatenate([np.empty(0), *tops])
+    seen = seen[np.isfinite(seen)]
+    held = [value for level in plot.levels for _, _, value in level.spans if math.isfinite(value)]
+    if len(seen) > 50 and not plot.stacked:  # a few wild points must not flatten all others; they are clipped
+        seen = np.percentile(seen, [0.5, 99.5])
+    values = [*seen.tolist(), *held]
+    low, high = min(values, default=0.0), max(values, default=1.0)
+    if plot.from_zero:
+        low, high = 0.0, high if high > 0 else 1.0
+    margin = (high - low) * 0.06 or abs(high) * 0.05 or 1.0
+    return Scale(0.0 if plot.from_zero else low - margin, high + margin, BOTTOM, TOP)
+
+
+def _stack_tops(parts: Sequence[Floats]) -> list[Floats]:
+    total = np.zeros(len(parts[0]) if parts else 0)
+    tops = []
+    for part in parts:
+        total = total + np.nan_to_num(part)
+        tops.append(total)
+    return tops
+
+
+def _points(x_px: Floats, y_px: Floats) -> str:
+    return " ".join(f"{x:.1f},{y:.1f}" for x, y in zip(x_px, y_px, strict=True))
+
+
+def _path(x_px: Floats, y_px: Floats) -> str:
+    parts, pen = [], "M"
+    for x, y in zip(x_px.tolist(), y_px.tolist(), strict=True):
+        if math.isfinite(y):
+            parts.append(f"{pen}{x:.1f} {y:.1f}")
+            pen = "L"
+        else:
+            pen = "M"
+    return "".join(parts)
+
+
+def _lines(lines: Sequence[tuple[Series, Floats, Floats, Floats]], x_px: Floats, y_scale: Scale) -> list[str]:
+    drawn = []
+    for series, mean, low, high in lines:
+        known = np.isfinite(mean)
+        if len(lines) == 1 and low is not mean and known.any():  # many records in a point: their range behind it
+            edge_x = np.concatenate([x_px[known], x_px[known][::-1]])
+            edge_y = np.concatenate([y_scale(high)[known], y_scale(low)[known][::-1]])
+            drawn.append(f'<polygon class="range {series.color}" points="{_points(edge_x, edge_y)}"/>')
+    for series, mean, _, _ in lines:
+        y_px = y_scale(mean)
+        drawn.append(f'<path class="line {series.color}" d="{_path(x_px, y_px)}"/>')
+        known = np.isfinite(y_px)
+        alone = known & ~np.append(known[1:], False) & ~np.insert(known[:-1], 0, False)
+        drawn += [
+            f'<circle class="dot {series.color}" cx="{x:.1f}" cy="{y:.1f}" r="3"/>'
+            for x, y in zip(x_px[alone], y_px[alone], strict=True)
+        ]
+    return drawn
+
+
+def _stack(plot: Plot, x_px: Floats, tops: Sequence[Floats], y_scale: Scale) -> list[str]:
+    if not len(x_px):
+        return []
+    # The first record stands for the time since the beginning, and a single one still has a width.
+    x_px = np.insert(x_px, 0, LEFT)
+    drawn, below = [], np.full(len(x_px), float(BOTTOM))
+    for series, top in zip(plot.series, tops, strict=True):
+        y_px = y_scale(top)
+        y_px = np.insert(y_px, 0, y_px[0])
+        edge = _points(np.concatenate([x_px, x_px[::-1]]), np.concatenate([y_px, below[::-1]]))
+        drawn.append(f'<polygon class="area {series.color}" points="{edge}"/>')
+        below = y_px
+    return drawn
+
+
+def _level(level: Level, x_scale: Scale, y_scale: Scale) -> str:
+    path = "".join(
+        f"M{float(x_scale(first)):.1f} {float(y_scale(value)):.1f}H{float(x_scale(last)):.1f}"
+        for first, last, value in level.spans
+        if math.isfinite(value)
+    )
+    return f'<path class="level {level.color}{" dashed" if level.dashed else ""}" d="{path}"/>'
+
+
+def _y_axis(plot: Plot, y_scale: Scale) -> str:
+    parts = []
+    ticks = nice_ticks(y_scale.low, y_scale.high, 5, kind=plot.y_format)
+    write = tick_writer(plot.y_format, ticks)
+    for tick in ticks:
+        y = float(y_scale(tick))
+        parts.append(f'<line class="rule" x1="{LEFT}" x2="{RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
+        parts.append(
+            f'<text class="tick" x="{LEFT - 7}" y="{y + 3.5:.1f}" text-anchor="end">{escape(write(tick))}</text>'
+        )
+    return "".join(parts)
+
+
+def _x_axis(plot: Plot, x_scale: Scale) -> str:
+    parts = [f'<line class="base" x1="{LEFT}" x2="{RIGHT}" y1="{BOTTOM}" y2="{BOTTOM}"/>']
+    ticks = nice_ticks(x_scale.low, x_scale.high, 6, kind=plot.x_format)
+    write = tick_writer(plot.x_format, ticks)
+    for tick in ticks:
+        x = float(x_scale(tick))
+        text = "0" if tick == 0 else write(tick)
+        anchor = "end" if x > RIGHT - 16 else "middle"
+        parts.append(f'<text class="tick" x="{x:.1f}" y="{BOTTOM + 17}" text-anchor="{anchor}">{escape(text)}</text>')
+    return "".join(parts)
+
+
+def _marks(plot: Plot, x_scale: Scale) -> str:
+    parts, before = [], float(LEFT)
+    kind = "mark many" if len(plot.marks) > 20 else "mark"
+    for mark in plot.marks:
+        x = float(x_scale(mark.x))
+        parts.append(
+            f'<line class="{kind}" x1="{x:.1f}" x2="{x:.1f}" y1="{TOP}" y2="{BOTTOM}">'
+            f"<title>{escape(mark.text)}</title></line>"
+        )
+        if plot.x_format == "count" and x - before > 7 * len(mark.text):  # the window's name, where there is room
+            middle = (before + x) / 2
+            parts.append(
+                f'<text class="name" x="{middle:.1f}" y="{TOP - 7}" text-anchor="middle">{escape(mark.text)}</text>'
+            )
+        before = x
+    return "".join(parts)
+
+
+def _legend(plot: Plot) -> str:
+    keys = [(series.name, series.color, "area" if plot.stacked else "line") for series in plot.series]
+    keys += [(level.name, level.color, "dashed" if level.dashed else "level") for level in plot.levels]
+    items = "".join(f'<li><i class="{kind} {color}"></i>{escape(name)}</li>' for name, color, kind in keys)
+    return f'<ul class="legend">{items}</ul>'
+
+
+def _hover_data(
+    plot: Plot,
+    x: Floats,
+    x_px: Floats,
+    lines: Sequence[tuple[Series, Floats, Floats, Floats]],
+    tops: Sequence[Floats],
+    y_scale: Scale,
+) -> dict[str, object]:
+    write = FORMATS[plot.y_format]
+    at = x if len(x) else np.array([last for level in plot.levels[:1] for _, last, _ in level.spans])
+    if not len(x):
+        x_px = _x_scale(plot, x)(at)
+
+    def entry(name: str, color: str, values: Floats, y_px: Floats | None) -> dict[str, object]:
+        pixels = [] if y_px is None else [round(y, 1) if TOP - 3 <= y <= BOTTOM + 3 else None for y in y_px.tolist()]
+        texts = [write(value) if math.isfinite(value) else "" for value in values.tolist()]
+        return {"n": name, "c": color, "v": texts, "y": pixels}
+
+    entries = [
+        entry(series.name, series.color, mean, None if plot.stacked else y_scale(top))
+        for (series, mean, _, _), top in zip(lines, tops, strict=True)
+    ]
+    if plot.stacked:
+        entries.reverse()  # as they lie on one another
+    entries += [entry(level.name, level.color, _level_at(level, at), None) for level in plot.levels]
+    places = [FORMATS[plot.x_format](value) + (" rows" if plot.x_format == "count" else "") for value in at.tolist()]
+    borders = np.array([mark.x for mark in plot.marks])
+    names = [mark.text for mark in plot.marks]
+    after = np.searchsorted(borders, at, side="left").tolist()
+    windows = [names[index] if plot.x_format == "count" and index < len(names) else "" for index in after]
+    return {"x": [round(px, 1) for px in x_px.tolist()], "t": places, "w": windows, "s": entries}
+
+
+def _level_at(level: Level, at: Floats) -> Floats:
+    values = np.full(len(at), np.nan)
+    for first, last, value in level.spans:
+        values[(at > first) & (at <= last)] = value
+    return values

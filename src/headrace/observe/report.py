@@ -1,0 +1,254 @@
+"""The report of a run: one HTML file with plots and tables that opens anywhere and loads nothing."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from html import escape
+from pathlib import Path
+
+import numpy as np
+
+from headrace.observe.panels import pipeline_plots, quality_plots, speed_plots, time_shares
+from headrace.observe.plots import Plot, render_plot
+from headrace.observe.progress import format_count, format_duration
+from headrace.observe.report_assets import SCRIPT, STYLE
+from headrace.observe.run_data import RunData, WindowSpan
+
+__all__ = ["render_report", "write_report"]
+
+NUM_DECISIONS = 300
+"""The newest decisions in the table; all are in decisions.jsonl."""
+
+POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
+"""Content security policy of the page: the browser itself refuses to load anything."""
+
+
+def write_report(run_folder: str | Path, path: str | Path | None = None) -> Path:
+    """Write the report of a run folder, also of a run that is still going on.
+
+    Args:
+        run_folder: Holds `metrics.jsonl`, and where they exist `decisions.jsonl` and `config.yaml`.
+        path: Where to; `report.html` in the run folder when None. It appears whole or not at all.
+
+    Returns:
+        The path written.
+
+    Raises:
+        ConfigError: If the folder is missing or holds no metrics.
+        DataError: If a metrics line is not JSON; names file and line.
+    """
+    path = Path(run_folder) / "report.html" if path is None else Path(path)
+    page = render_report(RunData.read(run_folder), made=f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(page, encoding="utf-8")
+    temporary.replace(path)
+    return path
+
+
+def render_report(run: RunData, *, made: str) -> str:
+    """The page as text.
+
+    Args:
+        run: What to show.
+        made: When the report was made, for the top of the page.
+    """
+    quality, speed, pipeline = (list(plots(run)) for plots in (quality_plots, speed_plots, pipeline_plots))
+    parts = [
+        f'<header><p class="made">headrace run report · {escape(made)}</p><h1>{escape(run.name)}</h1>'
+        f'<p class="lead">{escape(_headline(run))}</p></header>',
+        _tiles(run),
+        _section("Quality", _quality_lead(run), _plots(quality)),
+        _section("Windows", "", _window_table(run.windows)) if run.windows else "",
+        _section("Speed", _speed_lead(run), _share_bar(run) + _plots(speed)),
+        _section("Pipeline", "Each stage between the logs and the trainer.", _plots(pipeline)) if pipeline else "",
+        _section("Decisions", "What changed by itself, and why.", _decision_table(run)) if run.decisions else "",
+        _section("Job", "", _config(run)) if run.config else "",
+        "<footer>Crosshairs are shared by plots over the same axis. A line of more records than fit is drawn as their "
+        "mean; where it is alone, with their P10 to P90 behind it. Dotted verticals are ends of windows (over rows) or "
+        "changes by a decision (over time).</footer>",
+    ]
+    return (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{escape(run.name)} · headrace</title><style>{STYLE}</style></head>"
+        f"<body><main>{''.join(parts)}</main><script>{SCRIPT}</script></body></html>\n"
+    )
+
+
+def _section(title: str, lead: str, body: str) -> str:
+    lead = f'<p class="lead">{escape(lead)}</p>' if lead else '<p class="lead"></p>'
+    return f"<section><h2>{escape(title)}</h2>{lead}{body}</section>"
+
+
+def _plots(plots: Iterable[Plot]) -> str:
+    return f'<div class="grid">{"".join(map(render_plot, plots))}</div>'
+
+
+def _headline(run: RunData) -> str:
+    steps = run.column("step")
+    last_step = f"step {np.nanmax(steps):,.0f}" if np.isfinite(steps).any() else f"{len(run):,} records"
+    elapsed = format_duration(float(run.time_s[-1])) if len(run) else "no time"
+    return f"{_windows(run)} finished; up to {last_step}, after {elapsed}."
+
+
+def _windows(run: RunData) -> str:
+    return f"{len(run.windows)} window{'' if len(run.windows) == 1 else 's'}"
+
+
+def _tiles(run: RunData) -> str:
+    first, last = (run.windows[0], run.windows[-1]) if run.windows else (None, None)
+    rows = sum(span.value("rows") for span in run.windows if math.isfinite(span.value("rows")))
+    rows = max(rows, float(run.rows[-1]) if len(run) else 0.0)
+    tiles = [_tile("Rows trained on", format_count(rows), f"in {_windows(run)}")]
+    auc, ne = _final(run, "auc"), _final(run, "ne")
+    if math.isfinite(auc):
+        gain = auc - first.value("auc") if first and first is not last else math.nan
+        note = f"{gain:+.4f} since the first" if math.isfinite(gain) else "progressive"
+        tiles.append(_tile("AUC, last window" if last else "AUC so far", f"{auc:.4f}", note, _mood(gain)))
+        baseline = last.value("baseline_auc") if last else math.nan
+        if math.isfinite(baseline):
+            above = auc - baseline
+            tiles.append(_tile("Baseline AUC", f"{baseline:.4f}", f"ours {above:+.4f}", _mood(above)))
+    if math.isfinite(ne):
+        best = last.value("best_ne") if last else math.nan
+        note = f"best {best:.4f}" if math.isfinite(best) else "lower is better"
+        tiles.append(_tile("NE, last window" if last else "NE so far", f"{ne:.4f}", note))
+    rates = run.column("rows_per_s")
+    if np.isfinite(rates).any():
+        low, middle, high = np.nanpercentile(rates, [10, 50, 90])
+        spread = f"{low / 1000:,.0f}k to {high / 1000:,.0f}k" if low >= 10_000 else f"{low:,.0f} to {high:,.0f}"
+        tiles.append(_tile("Rows/s, median", format_count(round(middle)), spread))
+    waits = [share for label, _, share in time_shares(run) if label == "wait for batch"]
+    if waits:
+        note = "the trainer is fed" if waits[0] < 0.1 else "feeding limits"
+        tiles.append(_tile("Waiting for batches", f"{100 * waits[0]:.1f} %", note, "good" if waits[0] < 0.1 else "bad"))
+    bad = sum(_bad_rows(span) for span in run.windows)
+    read = sum(span.value("read") for span in run.windows if math.isfinite(span.value("read")))
+    if read > 0:
+        note = f"{100 * bad / read:.2g} % of those read" if bad else "of all rows read"
+        tiles.append(_tile("Bad rows", format_count(bad), note, "bad" if bad else ""))
+    return f'<div class="tiles">{"".join(tiles)}</div>'
+
+
+def _tile(label: str, value: str, note: str, mood: str = "") -> str:
+    return (
+        f'<div class="tile"><span>{escape(label)}</span><b>{escape(value)}</b>'
+        f'<small class="{mood}">{escape(note)}</small></div>'
+    )
+
+
+def _mood(gain: float) -> str:
+    return "" if not math.isfinite(gain) or gain == 0 else "good" if gain > 0 else "bad"
+
+
+def _final(run: RunData, key: str) -> float:
+    """A metric of the last window, or before one is finished its last value."""
+    if run.windows:
+        return run.windows[-1].value(key)
+    values = run.column(key)
+    known = values[np.isfinite(values)]
+    return float(known[-1]) if len(known) else math.nan
+
+
+def _bad_rows(span: WindowSpan) -> float:
+    counts = (span.value("dropped"), span.value("quarantined"))
+    return sum(count for count in counts if math.isfinite(count))
+
+
+def _quality_lead(run: RunData) -> str:
+    text = "Every row is predicted before it is trained on, so all numbers are on unseen rows."
+    if run.windows:
+        ne, best = run.windows[-1].value("ne"), run.windows[-1].value("best_ne")
+        if math.isfinite(ne) and math.isfinite(best) and best < 1:
+            reached = 100 * (1 - ne) / (1 - best)
+            text += f" The last window reaches {reached:.0f} % of the entropy reduction that is possible."
+    return text
+
+
+def _speed_lead(run: RunData) -> str:
+    shares = sorted(time_shares(run), key=lambda part: -part[2])[:3]
+    if not shares:
+        return ""
+    return "Most of a step goes to " + ", ".join(f"{label} ({100 * share:.0f} %)" for label, _, share in shares) + "."
+
+
+def _share_bar(run: RunData) -> str:
+    shares = time_shares(run)
+    if not shares:
+        return ""
+    bar = "".join(f'<i class="{color}" style="flex:{share:.4f}"></i>' for _, color, share in shares)
+    legend = "".join(
+        f'<li><i class="area {color}"></i>{escape(label)} <b>{100 * share:.1f} %</b></li>'
+        for label, color, share in shares
+    )
+    return (
+        '<div class="card split"><p><b>Share of the trainer\'s time</b> <span>over the whole run</span>'
+        f'</p><div class="shares">{bar}</div><ul class="legend">{legend}</ul></div>'
+    )
+
+
+def _window_table(windows: Iterable[WindowSpan]) -> str:
+    windows = list(windows)
+
+    def count(value: float) -> str:
+        return f"{value:,.0f}"
+
+    def metric(value: float) -> str:
+        return f"{value:.4f}"
+
+    columns = [
+        ("rows", "rows", count),
+        ("seconds", "time", format_duration),
+        ("rows_per_s", "rows/s", count),
+        ("auc", "AUC", metric),
+        ("baseline_auc", "baseline AUC", metric),
+        ("log_loss", "log loss", metric),
+        ("ne", "NE", metric),
+        ("best_ne", "best NE", metric),
+        ("calibration", "calibration", metric),
+        ("read", "read", count),
+        ("dropped", "dropped", count),
+        ("quarantined", "quarantined", count),
+    ]
+    columns = [column for column in columns if any(math.isfinite(span.value(column[0])) for span in windows)]
+    head = "".join(f"<th>{title}</th>" for _, title, _ in columns)
+    body = []
+    for span in windows:
+        cells = [f"<td>{escape(span.name)}</td>"]
+        for key, _, write in columns:
+            value = span.value(key)
+            bad = ' class="bad"' if key in ("dropped", "quarantined") and value > 0 else ""
+            cells.append(f"<td{bad}>{write(value) if math.isfinite(value) else '-'}</td>")
+        body.append(f"<tr>{''.join(cells)}</tr>")
+    table = f"<table><thead><tr><th>window</th>{head}</tr></thead><tbody>{''.join(body)}</tbody></table>"
+    if len(windows) <= 24:
+        return f'<div class="card scroll">{table}</div>'
+    return f'<details class="card"><summary>{len(windows)} windows</summary><div class="scroll">{table}</div></details>'
+
+
+def _decision_table(run: RunData) -> str:
+    shown = run.decisions[-NUM_DECISIONS:]
+    rows = []
+    for decision in shown:
+        change = ", ".join(f"{name} {before} → {after}" for name, (before, after) in decision.change.items())
+        cells = [format_duration(decision.time_s), decision.who, change or "nothing", decision.reason]
+        texts = "".join(f'<td class="text">{escape(cell)}</td>' for cell in cells[1:])
+        rows.append(f"<tr><td>{escape(cells[0])}</td>{texts}</tr>")
+    more = f"<span> (the newest {len(shown):,})</span>" if len(shown) < len(run.decisions) else ""
+    head = '<th>at</th><th class="text">who</th><th class="text">change</th><th class="text">why</th>'
+    return (
+        f'<details class="card"{" open" if len(shown) <= 12 else ""}><summary>{len(run.decisions):,} decisions{more}'
+        f'</summary><div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table>'
+        "</div></details>"
+    )
+
+
+def _config(run: RunData) -> str:
+    return (
+        '<details class="card"><summary>config.yaml <span>as resolved, defaults included</span></summary>'
+        f"<pre>{escape(run.config)}</pre></details>"
+    )
