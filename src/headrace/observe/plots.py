@@ -232,9 +232,10 @@ def _x_axis(plot: Plot, x_scale: Scale) -> str:
     write = tick_writer(plot.x_format, ticks)
     for tick in ticks:
         x = float(x_scale(tick))
-        text = "0" if tick == 0 else write(tick)
         anchor = "end" if x > RIGHT - 16 else "middle"
-        parts.append(f'<text class="tick" x="{x:.1f}" y="{BOTTOM + 17}" text-anchor="{anchor}">{escape(text)}</text>')
+        parts.append(
+            f'<text class="tick" x="{x:.1f}" y="{BOTTOM + 17}" text-anchor="{anchor}">{escape(write(tick))}</text>'
+        )
     return "".join(parts)
 
 

@@ -107,7 +107,7 @@ def _tiles(run: RunData) -> str:
     auc, ne = _final(run, "auc"), _final(run, "ne")
     if math.isfinite(auc):
         gain = auc - first.value("auc") if first and first is not last else math.nan
-        note = f"{gain:+.4f} since the first" if math.isfinite(gain) else "progressive"
+        note = f"{gain:+.4f} since first" if math.isfinite(gain) else "progressive"
         tiles.append(_tile("AUC, last window" if last else "AUC so far", f"{auc:.4f}", note, _mood(gain)))
         baseline = last.value("baseline_auc") if last else math.nan
         if math.isfinite(baseline):
@@ -129,7 +129,7 @@ def _tiles(run: RunData) -> str:
     bad = sum(_bad_rows(span) for span in run.windows)
     read = sum(span.value("read") for span in run.windows if math.isfinite(span.value("read")))
     if read > 0:
-        note = f"{100 * bad / read:.2g} % of those read" if bad else "of all rows read"
+        note = f"{100 * bad / read:.2g} % of read" if bad else "of all rows read"
         tiles.append(_tile("Bad rows", format_count(bad), note, "bad" if bad else ""))
     return f'<div class="tiles">{"".join(tiles)}</div>'
 

@@ -90,7 +90,7 @@ def tick_writer(kind: str, ticks: Sequence[float]) -> Callable[[float], str]:
     if kind == "bytes":
         return format_bytes
     if kind == "time":
-        return lambda value: f"{value:g} s" if largest < 60 else format_duration(value)
+        return lambda value: "0" if not value else f"{value:g} s" if largest < 60 else format_duration(value)
     size, unit = next(
         ((s, u) for s, u in ((1e9, "G"), (1e6, "M"), (1e3, "k")) if kind == "count" and largest >= s), (1, "")
     )
