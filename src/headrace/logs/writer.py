@@ -121,6 +121,12 @@ class ParquetLogWriter:
                 if self._room() == 0 or self._pending_bytes >= MAX_GROUP_BYTES:
                     self._flush_group()
 
+    def start_file(self) -> None:
+        """Let the rows written after this go to a new file (none is started while there are no rows for it)."""
+        if self._pending:
+            self._flush_group()
+        self._finish_file()
+
     def close(self) -> None:
         """Write what is pending and let the folder appear; calling it again does nothing."""
         if self._closed:

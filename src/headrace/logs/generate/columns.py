@@ -8,7 +8,8 @@ import numpy as np
 import numpy.typing as npt
 
 from headrace.compiling import kernel
-from headrace.logs.generate.draws import Popularity, derive, draw_slot, gaussian, mix, uniform
+from headrace.logs.generate.popularity import Popularity, draw_slot
+from headrace.logs.keyed_random import derive, gaussian, mix, uniform
 
 __all__ = [
     "Era",

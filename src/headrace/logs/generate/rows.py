@@ -10,10 +10,11 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from headrace.logs.generate import columns as fill
-from headrace.logs.generate.draws import Popularity, derive, zipf_popularity
+from headrace.logs.generate.popularity import Popularity, zipf_popularity
 from headrace.logs.generate.sessions import WindowSessions, lay_out_sessions
 from headrace.logs.generate.spec import GenerateConfig
 from headrace.logs.generate.teacher import Calibration, TeacherWeights, calibrate, click_probability
+from headrace.logs.keyed_random import derive
 
 __all__ = ["GeneratedRows", "Generator"]
 

@@ -8,8 +8,8 @@ import numpy as np
 import numpy.typing as npt
 
 from headrace.compiling import kernel
-from headrace.logs.generate.draws import derive, uniform
 from headrace.logs.generate.spec import GenerateConfig
+from headrace.logs.keyed_random import derive, uniform
 
 __all__ = ["WindowSessions", "lay_out_sessions"]
 

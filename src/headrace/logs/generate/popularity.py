@@ -1,4 +1,4 @@
-"""Random draws that are functions of what they are for (seed, id, position), so that nothing has to be remembered."""
+"""How popular each id of a column is: Zipf-distributed draws at one look-up each."""
 
 from __future__ import annotations
 
@@ -8,11 +8,9 @@ import numpy as np
 import numpy.typing as npt
 
 from headrace.compiling import kernel
+from headrace.logs.keyed_random import derive
 
-__all__ = ["Popularity", "derive", "draw_slot", "gaussian", "mix", "uniform", "zipf_popularity"]
-
-U64 = np.uint64
-_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+__all__ = ["Popularity", "draw_slot", "zipf_popularity"]
 
 
 class Popularity(NamedTuple):
@@ -30,36 +28,6 @@ class Popularity(NamedTuple):
     keep: npt.NDArray[np.float32]
     other: npt.NDArray[np.int32]
     start: npt.NDArray[np.int64]
-
-
-@kernel()
-def mix(key: np.uint64) -> np.uint64:
-    """64 well-mixed bits of a key (the finaliser of splitmix64)."""
-    key = (key ^ (key >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    key = (key ^ (key >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return np.uint64(key ^ (key >> np.uint64(31)))
-
-
-@kernel()
-def derive(key: np.uint64, what: int) -> np.uint64:
-    """The key of one thing below another: `derive(session, row)`, `derive(row, column)`."""
-    return mix(key + np.uint64(what) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(0x632BE59BD9B4E019))
-
-
-@kernel()
-def uniform(bits: np.uint64) -> float:
-    """A number in [0, 1) from the upper 53 bits."""
-    return float(np.int64(bits >> np.uint64(11)) * (1.0 / 9007199254740992.0))
-
-
-@kernel()
-def gaussian(bits: np.uint64) -> float:
-    """A number with mean 0 and variance 1, near normal: the sum of the four 16-bit parts."""
-    mask = np.uint64(0xFFFF)
-    total = np.int64(bits & mask) + np.int64((bits >> np.uint64(16)) & mask)
-    total += np.int64((bits >> np.uint64(32)) & mask) + np.int64(bits >> np.uint64(48))
-    # Four uniforms have mean 2 and variance 4 / 12.
-    return float((total * (1.0 / 65535.0) - 2.0) * 1.7320508075688772)
 
 
 @kernel()

@@ -1,0 +1,105 @@
+"""`headrace import`: logs of other shapes become Parquet folders with a schema."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+app = typer.Typer(
+    name="import",
+    help="Turn logs of another shape into Parquet.\n\nExample: headrace import criteo train.txt logs --parts 4",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+
+Option = typer.Option
+Out = Annotated[Path, typer.Argument(help="Folder to write.")]
+
+
+@app.command()
+def criteo(
+    path: Annotated[Path, typer.Argument(help="Text of 40 tab-separated columns without a header, plain or gzip.")],
+    out: Out,
+    parts: Annotated[int | None, Option(help="Cut into so many equal files, in file order.")] = None,
+    rows_per_file: Annotated[int | None, Option(help="Start a new file after so many rows.")] = None,
+    on_bad: Annotated[
+        str, Option(help="What to do with a bad line: fail, drop, or quarantine it in OUT-quarantine.")
+    ] = "fail",
+) -> None:
+    """Import Criteo's display advertising log: label, 13 integers, 26 ids of 8 hex digits.
+
+    Example: headrace import criteo train.txt.gz logs --parts 4
+    """
+    from headrace.logs.importers import CriteoConfig, import_criteo
+    from headrace.observe.progress import Progress
+
+    given: dict[str, Any] = {"parts": parts, "rows_per_file": rows_per_file, "on_bad": on_bad}
+    config = CriteoConfig.from_dict(given, where="import criteo")
+    size = path.stat().st_size if path.is_file() else None
+    with Progress("import", total=size, unit="bytes") as progress:
+        done = import_criteo(path, out, config, on_block=lambda read, rows: progress.update(read, {"rows": rows}))
+    bad = [f"{done.dropped:,} bad lines dropped"] if done.dropped else []
+    if done.quarantine is not None:
+        bad.append(f"{done.quarantined:,} bad lines in {done.quarantine}")
+    typer.echo(", ".join([f"{done.rows:,} rows in {len(done.files)} files: {out}", *bad]))
+
+
+@app.command()
+def clicks(
+    path: Annotated[Path, typer.Argument(help="Folder or tar archive of hourly CSV files with a header.")],
+    out: Out,
+    negatives: Annotated[int, Option(help="Items not clicked per click.")] = 4,
+    history_length: Annotated[int, Option(help="Most items in a user's history.")] = 50,
+    seed: Annotated[int, Option(help="Decides which negatives are drawn.")] = 7,
+    user: Annotated[str, Option(help="Column with the user's id.")] = "user_id",
+    session: Annotated[str, Option(help="Column with the session's id.")] = "session_id",
+    item: Annotated[str, Option(help="Column with the clicked item's id.")] = "click_article_id",
+    timestamp: Annotated[str, Option(help="Column with the time of the click.")] = "click_timestamp",
+    unit: Annotated[str, Option(help="Unit of the timestamps since 1970-01-01 UTC: s, ms, us or ns.")] = "ms",
+    context: Annotated[
+        list[str] | None,
+        Option(help="NAME=COLUMN, once for each column that describes the situation; '' for none.", show_default=False),
+    ] = None,
+) -> None:
+    """Import a log of clicks: each becomes impressions of the clicked item and of seeded negatives.
+
+    Run it again after it was stopped: hours that are finished are kept, and the result is the same.
+
+    Example: headrace import clicks clicks_hourly.tar.gz logs --negatives 4
+    """
+    from headrace.errors import ConfigError
+    from headrace.logs.importers import ClicksConfig, import_clicks
+    from headrace.logs.importers.click_files import total_bytes
+    from headrace.observe.progress import Progress
+
+    given: dict[str, Any] = {
+        "negatives": negatives,
+        "history_length": history_length,
+        "seed": seed,
+        "user": user,
+        "session": session,
+        "item": item,
+        "timestamp": timestamp,
+        "unit": unit,
+    }
+    if context is not None:
+        pairs = [pair.partition("=") for pair in context if pair]
+        for name, _, column in pairs:
+            if not name or not column:
+                raise ConfigError(f"--context: given {name!r}, expected NAME=COLUMN")
+        given["context"] = {name: column for name, _, column in pairs}
+    config = ClicksConfig.from_dict(given, where="import clicks")
+    with Progress("import", total=total_bytes(path), unit="bytes") as progress:
+        done = import_clicks(
+            path,
+            out,
+            config,
+            on_hour=lambda read, so_far: progress.update(read, {"hours": so_far.hours, "rows": so_far.rows}),
+        )
+    kept = f" ({done.hours_kept} were finished before)" if done.hours_kept else ""
+    typer.echo(
+        f"{done.rows:,} impressions of {done.clicks:,} clicks in {done.hours} hours{kept}, "
+        f"{done.hours_skipped} hours without rows: {out}"
+    )

@@ -1,0 +1,112 @@
+"""The hourly CSV files of a click log, in order, from a folder or straight from a (compressed) tar archive."""
+
+from __future__ import annotations
+
+import tarfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.csv as pa_csv
+
+from headrace.errors import ConfigError, DataError
+
+__all__ = ["ClickFile", "iterate_click_files", "read_clicks", "total_bytes"]
+
+
+@dataclass(frozen=True)
+class ClickFile:
+    """One hourly file.
+
+    Attributes:
+        number: Its place in the order of files, from 0.
+        name: For error texts and to recognise it again.
+        content: The CSV text.
+        bytes_read: Bytes of the input read up to the end of this file (compressed ones, for an archive).
+    """
+
+    number: int
+    name: str
+    content: pa.Buffer
+    bytes_read: int
+
+
+def iterate_click_files(path: Path) -> Iterator[ClickFile]:
+    """Yield the `.csv` files of a folder or tar archive in the order of their names, one in memory at a time.
+
+    Raises:
+        ConfigError: There is nothing at the path, or no CSV file in it.
+        DataError: An archive is damaged or does not hold its files in the order of their names.
+    """
+    found = False
+    for file in _from_folder(path) if path.is_dir() else _from_archive(path):
+        found = True
+        yield file
+    if not found:
+        raise ConfigError(f"{path}: holds no .csv file, expected one per hour")
+
+
+def total_bytes(path: Path) -> int:
+    """What `ClickFile.bytes_read` comes to at the end (an archive may end in a few bytes more)."""
+    if path.is_dir():
+        return sum(file.stat().st_size for file in path.glob("*.csv"))
+    return path.stat().st_size if path.is_file() else 0
+
+
+def read_clicks(file: ClickFile, columns: Sequence[str], where: Path) -> dict[str, npt.NDArray[np.int64]]:
+    """The named columns of an hourly file as int64, in file order.
+
+    Raises:
+        DataError: A column is missing, or a value is missing or no integer; names the file, and the row where known.
+    """
+    options = pa_csv.ConvertOptions(
+        include_columns=list(columns), column_types={name: pa.int64() for name in columns}, null_values=[""]
+    )
+    at = f"{where}: {file.name}"
+    try:
+        # One block: a file is an hour. Threads would only compete with the writer.
+        read = pa_csv.ReadOptions(use_threads=False, block_size=max(file.content.size, 1 << 16))
+        table = pa_csv.read_csv(pa.BufferReader(file.content), read_options=read, convert_options=options)
+    except (pa.ArrowInvalid, pa.ArrowKeyError, KeyError) as error:
+        raise DataError(f"{at}: {error}") from error
+    out = {}
+    for name in columns:
+        column = table.column(name)
+        if column.null_count:
+            row = int(np.flatnonzero(column.is_null().to_numpy())[0])
+            raise DataError(f"{at}: row {row + 1}, column {name}: empty, expected an integer")
+        out[name] = np.ascontiguousarray(column.to_numpy())
+    return out
+
+
+def _from_folder(folder: Path) -> Iterator[ClickFile]:
+    bytes_read = 0
+    for number, path in enumerate(sorted(folder.glob("*.csv"))):
+        content = pa.py_buffer(path.read_bytes())
+        bytes_read += content.size
+        yield ClickFile(number, path.name, content, bytes_read)
+
+
+def _from_archive(path: Path) -> Iterator[ClickFile]:
+    if not path.is_file():
+        raise ConfigError(f"{path}: no such file or folder")
+    last, number = "", 0
+    try:
+        with path.open("rb") as raw, tarfile.open(fileobj=raw, mode="r|*") as archive:
+            for member in archive:
+                if not (member.isfile() and member.name.endswith(".csv")):
+                    continue
+                if member.name <= last:
+                    raise DataError(
+                        f"{path}: {member.name} comes after {last}; files must be in the order of their names, "
+                        "extract the archive and import the folder"
+                    )
+                stream = archive.extractfile(member)
+                assert stream is not None  # a regular file
+                yield ClickFile(number, Path(member.name).name, pa.py_buffer(stream.read()), raw.tell())
+                last, number = member.name, number + 1
+    except (tarfile.TarError, EOFError) as error:
+        raise DataError(f"{path}: not a readable tar archive: {error}") from error

@@ -1,0 +1,234 @@
+"""`import_criteo`: from Criteo's 40-column text (plain or gzip) to Parquet, in file order and bounded memory."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from io import BufferedReader
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pyarrow as pa
+from pydantic import Field, model_validator
+
+from headrace.config import Config
+from headrace.errors import ConfigError, DataError
+from headrace.logs.importers.criteo_parser import NUM_IDS, NUM_INTEGERS, BadLine, ParsedLines, parse_lines
+from headrace.logs.pieces import REJECT_SCHEMA
+from headrace.logs.schema import DenseColumn, IdColumn, LabelColumn, Schema
+from headrace.logs.writer import ParquetLogWriter
+
+__all__ = ["CriteoConfig", "CriteoImport", "criteo_schema", "import_criteo"]
+
+BLOCK_BYTES = 4 << 20
+"""Text parsed at a time; with the columns made of it about five times as much memory."""
+
+MAX_LINE_BYTES = 1 << 20
+"""A longer line means the file is something else; without this an unbroken file would be read whole."""
+
+
+class CriteoConfig(Config):
+    """What to do with bad lines, and how to cut the output.
+
+    Attributes:
+        on_bad: "fail" at the first bad line, "drop" bad lines, or "quarantine" them beside the output.
+        parts: Cut into so many files of equal numbers of lines, in file order, or None.
+        rows_per_file: Start a new file after so many rows, or None for one file.
+    """
+
+    on_bad: Literal["fail", "drop", "quarantine"] = "fail"
+    parts: int | None = Field(default=None, ge=1)
+    rows_per_file: int | None = Field(default=None, ge=1)
+
+    @model_validator(mode="after")
+    def _one_way_to_cut(self) -> CriteoConfig:
+        if self.parts is not None and self.rows_per_file is not None:
+            raise ValueError("parts or rows_per_file, not both")
+        return self
+
+
+@dataclass(frozen=True)
+class CriteoImport:
+    """What `import_criteo` did; lines = rows + dropped + quarantined.
+
+    Attributes:
+        lines: Lines read.
+        rows: Rows written.
+        dropped: Bad lines left out.
+        quarantined: Bad lines in the quarantine.
+        files: The Parquet files.
+        quarantine: Folder of the bad lines, or None if there are none.
+    """
+
+    lines: int
+    rows: int
+    dropped: int
+    quarantined: int
+    files: tuple[Path, ...]
+    quarantine: Path | None
+
+
+def criteo_schema() -> Schema:
+    """The schema of the imported log; `row` is the line's number in the file, from 0."""
+    return Schema(
+        labels=(LabelColumn(name="label"),),
+        dense=tuple(DenseColumn(name=f"I{i}") for i in range(1, NUM_INTEGERS + 1)),
+        ids=tuple(IdColumn(name=f"C{i}") for i in range(1, NUM_IDS + 1)),
+        row_id="row",
+    )
+
+
+def import_criteo(
+    path: str | Path,
+    out: str | Path,
+    config: CriteoConfig | None = None,
+    *,
+    on_block: Callable[[int, int], None] | None = None,
+) -> CriteoImport:
+    """Turn a Criteo text file into a Parquet folder, which appears whole when all lines are read.
+
+    Args:
+        path: 40 tab-separated columns without a header, plain or gzip: label, 13 integers, 26 ids of 8 hex digits.
+        out: Folder for the Parquet files and `schema.yaml`; new or empty. Bad lines, if they are quarantined, go to
+            a folder beside it, `NAME-quarantine`.
+        config: Policies; the defaults when None.
+        on_block: Called after each block with the bytes of the file read so far and the rows so far.
+
+    Raises:
+        ConfigError: No such file, or a folder that holds files.
+        DataError: A bad line under the policy "fail": file, line, column, given, expected. Or no text at all.
+    """
+    config = config or CriteoConfig()
+    path, out = Path(path), Path(out)
+    if not path.is_file():
+        raise ConfigError(f"{path}: no such file")
+    quarantine = out.parent / f"{out.name}-quarantine"
+    for folder in (out, quarantine) if config.on_bad == "quarantine" else (out,):
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise ConfigError(f"{folder}: holds files already, expected a new or an empty folder")
+    num_lines = _count_lines(path) if config.parts is not None else 0
+    cuts = [part * num_lines // config.parts for part in range(1, config.parts)] if config.parts is not None else []
+    with ExitStack() as stack:
+        work = _Import(path, out, quarantine, config, cuts, stack)
+        for block, bytes_read in _read_blocks(path):
+            work.take(parse_lines(block))
+            if on_block is not None:
+                on_block(bytes_read, work.rows)
+        if work.lines == 0:
+            raise DataError(f"{path}: holds no lines, expected Criteo's tab-separated text")
+    (out / "schema.yaml").write_text(criteo_schema().to_yaml(), encoding="utf-8")
+    return work.result()
+
+
+class _Import:
+    """Takes parsed lines in file order to the writers."""
+
+    def __init__(
+        self, path: Path, out: Path, quarantine: Path, config: CriteoConfig, cuts: list[int], stack: ExitStack
+    ) -> None:
+        self._path, self._config, self._stack = path, config, stack
+        self._quarantine_folder = quarantine
+        self._quarantine: ParquetLogWriter | None = None
+        self._writer = stack.enter_context(
+            ParquetLogWriter(out, schema=_arrow_schema(), rows_per_file=config.rows_per_file)
+        )
+        self._cuts = cuts
+        self.lines = self.rows = self.num_bad = 0
+
+    def take(self, parsed: ParsedLines) -> None:
+        """Write the good lines; treat the bad ones as the policy says."""
+        if parsed.bad:
+            self._take_bad(parsed.bad)
+        table = _to_table(parsed, self.lines)
+        written = 0
+        while self._cuts and self._cuts[0] < self.lines + parsed.num_lines:
+            # The row that starts a new file: the first good line at or behind the cut.
+            cut = int(np.searchsorted(parsed.lines, self._cuts.pop(0) - self.lines))
+            self._writer.write(table.slice(written, cut - written))
+            self._writer.start_file()
+            written = cut
+        self._writer.write(table.slice(written))
+        self.lines += parsed.num_lines
+        self.rows += table.num_rows
+
+    def result(self) -> CriteoImport:
+        """The account of it all."""
+        quarantined = self.num_bad if self._config.on_bad == "quarantine" else 0
+        return CriteoImport(
+            lines=self.lines,
+            rows=self.rows,
+            dropped=self.num_bad - quarantined,
+            quarantined=quarantined,
+            files=self._writer.files,
+            quarantine=self._quarantine_folder if self._quarantine is not None else None,
+        )
+
+    def _take_bad(self, bad: tuple[BadLine, ...]) -> None:
+        self.num_bad += len(bad)
+        if self._config.on_bad == "fail":
+            first = bad[0]
+            column = f", column {first.column}" if first.column is not None else ""
+            raise DataError(f"{self._path}: line {self.lines + first.line + 1}{column}: {first.reason}")
+        if self._config.on_bad == "quarantine":
+            if self._quarantine is None:
+                self._quarantine = self._stack.enter_context(
+                    ParquetLogWriter(self._quarantine_folder, schema=REJECT_SCHEMA)
+                )
+            rows = [
+                {
+                    "file": str(self._path),
+                    "row_group": None,
+                    "row": self.lines + line.line,
+                    "column": line.column,
+                    "reason": line.reason,
+                    "raw": json.dumps({"line": line.text}),
+                }
+                for line in bad
+            ]
+            self._quarantine.write(pa.Table.from_pylist(rows, schema=REJECT_SCHEMA))
+
+
+def _arrow_schema() -> pa.Schema:
+    fields = [("row", pa.int64()), ("label", pa.int8())]
+    fields += [(f"I{i}", pa.int32()) for i in range(1, NUM_INTEGERS + 1)]
+    fields += [(f"C{i}", pa.int64()) for i in range(1, NUM_IDS + 1)]
+    return pa.schema(fields)
+
+
+def _to_table(parsed: ParsedLines, first_line: int) -> pa.Table:
+    schema = _arrow_schema()
+    arrays = [pa.array(parsed.lines + first_line)]
+    for values, given, kind in zip(parsed.values, parsed.given, schema.types[1:], strict=True):
+        arrays.append(pa.array(values.astype(kind.to_pandas_dtype()), mask=~given))
+    return pa.Table.from_arrays(arrays, schema=schema)
+
+
+def _count_lines(path: Path) -> int:
+    return sum(block.count(b"\n") for block, _ in _read_blocks(path))
+
+
+def _read_blocks(path: Path) -> Iterator[tuple[bytes, int]]:
+    """Yield stretches of whole lines, the last one ended if it was not, with the bytes of the file read so far."""
+    with path.open("rb") as raw:
+        compressed = raw.read(2) == b"\x1f\x8b"
+        raw.seek(0)
+        stream: gzip.GzipFile | BufferedReader = gzip.GzipFile(fileobj=raw) if compressed else raw
+        rest = b""
+        try:
+            while chunk := stream.read(BLOCK_BYTES):
+                text = rest + chunk
+                stop = text.rfind(b"\n") + 1
+                rest = text[stop:]
+                if len(rest) > MAX_LINE_BYTES:
+                    raise DataError(f"{path}: a line of over {MAX_LINE_BYTES:,} bytes, expected Criteo's text")
+                if stop:
+                    yield text[:stop], raw.tell()
+        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+            raise DataError(f"{path}: damaged gzip file: {error}") from error
+        if rest:
+            yield rest + b"\n", raw.tell()
