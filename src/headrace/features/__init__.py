@@ -1,0 +1,17 @@
+"""Features: operators on columns of logs, compiled into plans that turn record batches into tensors."""
+
+from headrace.features import operators as _operators  # noqa: F401  (registers them)
+from headrace.features.operator import Column, ColumnOperator, FusedOperator, Kind, Operator
+from headrace.features.plan import FeaturePlan
+from headrace.features.registry import operators, register
+
+__all__ = [
+    "Column",
+    "ColumnOperator",
+    "FeaturePlan",
+    "FusedOperator",
+    "Kind",
+    "Operator",
+    "operators",
+    "register",
+]

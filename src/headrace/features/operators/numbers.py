@@ -1,0 +1,231 @@
+"""Operators on numbers: fill, clamp, log1p, box_cox, logit, bucketize, one_hot, and cast between numbers and ids."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Annotated, ClassVar, Literal, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field, FiniteFloat, model_validator
+
+from headrace.errors import ConfigError
+from headrace.features.kernels import interpret
+from headrace.features.operator import FusedOperator, Kind
+from headrace.features.program import ProgramBuilder
+from headrace.features.registry import register
+
+__all__ = ["BoxCox", "Bucketize", "Cast", "Clamp", "Fill", "Log1p", "Logit", "OneHot", "bucket_table"]
+
+NUMBERS = (Kind.NUMBER, Kind.NUMBERS)
+ANY = tuple(Kind)
+
+_INT64 = (-(2**63), 2**63 - 1)
+
+
+@register
+class Fill(FusedOperator):
+    """Replaces null and NaN by a value; a row without an id gets that one id.
+
+    In a list of numbers null elements are replaced. A list of ids holds no nulls once it is read.
+    """
+
+    name: ClassVar[str] = "fill"
+    shorthand: ClassVar[str | None] = "value"
+    takes: ClassVar[tuple[Kind, ...]] = (Kind.NUMBER, Kind.NUMBERS, Kind.ID)
+    purpose: ClassVar[str] = "null and NaN become a value"
+
+    value: FiniteFloat
+
+    def emit(self, program: ProgramBuilder, kind: Kind) -> None:
+        if kind is Kind.ID:
+            program.add(interpret.FILL_IDS, int(self.value))
+        else:
+            program.add(interpret.FILL, floats=[self.value])
+
+    def returns(self, kinds: Sequence[Kind]) -> Kind:
+        if kinds[0] is Kind.ID and not self.value.is_integer():
+            raise ConfigError(f"value: given {self.value}, expected: a whole number, because the column holds ids")
+        return kinds[0]
+
+
+@register
+class Clamp(FusedOperator):
+    """Limits values to [min, max]; null stays null."""
+
+    name: ClassVar[str] = "clamp"
+    takes: ClassVar[tuple[Kind, ...]] = ANY
+    purpose: ClassVar[str] = "values below `min` become `min`, above `max` become `max`"
+
+    min: float = -math.inf
+    max: float = math.inf
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if not self.min <= self.max:
+            raise ValueError(f"min <= max, given min {self.min} and max {self.max}")
+        return self
+
+    def emit(self, program: ProgramBuilder, kind: Kind) -> None:
+        if kind.has_ids:
+            low = _INT64[0] if self.min <= _INT64[0] else math.ceil(self.min)
+            high = _INT64[1] if self.max >= _INT64[1] else math.floor(self.max)
+            program.add(interpret.CLAMP_IDS, low, high)
+        else:
+            program.add(interpret.CLAMP, floats=[self.min, self.max])
+
+
+@register
+class Log1p(FusedOperator):
+    """sign(x) log(1 + |x|), which for x >= 0 is log(1 + x); with `signed: false` null below -1.
+
+    Computed in float32, within 2 units in the last place.
+    """
+
+    name: ClassVar[str] = "log1p"
+    takes: ClassVar[tuple[Kind, ...]] = NUMBERS
+    purpose: ClassVar[str] = "sign(x) log(1 + |x|)"
+
+    signed: bool = True
+
+    def emit(self, program: ProgramBuilder, kind: Kind) -> None:
+        program.add(interpret.LOG1P, int(self.signed))
+
+
+@register
+class BoxCox(FusedOperator):
+    """(x^lambda - 1) / lambda, or log(x) for lambda 0 (Box and Cox, 1964); null where that is not a number."""
+
+    name: ClassVar[str] = "box_cox"
+    shorthand: ClassVar[str | None] = "lambda"
+    takes: ClassVar[tuple[Kind, ...]] = NUMBERS
+    purpose: ClassVar[str] = "(x^lambda - 1) / lambda, or log(x) for lambda 0"
+
+    power: FiniteFloat = Field(alias="lambda")
+
+    def emit(self, program: ProgramBuilder, kind: Kind) -> None:
+        program.add(interpret.BOX_COX, floats=[self.power])
+
+
+@register
+class Logit(FusedOperator):
+    """log(p / (1 - p)) of a probability limited to [epsilon, 1 - epsilon]."""
+
+    name: ClassVar[str] = "logit"
+    shorthand: ClassVar[str | None] = "epsilon"
+    takes: ClassVar[tuple[Kind, ...]] = NUMBERS
+    purpose: ClassVar[str] = "log(p / (1 - p)), p limited to [epsilon, 1 - epsilon]"
+
+    epsilon: float = Field(default=1e-6, gt=0, lt=0.5)
+
+    def emit(self, program: ProgramBuilder, kind: Kind) -> None:
+        program.add(interpret.LOGIT, floats=[self.epsilon])
+
+
+@register
+class Bucketize(FusedOperator):
+    """The number of borders below a value (0..number of borders); null has no bucket.
+
+    As torcharrow's `bucketize`: bucket i holds borders[i - 1] < x <= borders[i]. A border given twice makes a bucket
+    of its own for values equal to it.
+    """
+
+    name: ClassVar[str] = "bucketize"
+    shorthand: ClassVar[str | None] = "borders"
+    takes: ClassVar[tuple[Kind, ...]] = NUMBERS
+    purpose: ClassVar[str] = "a number becomes the id of its bucket: how many borders are below it"
+
+    borders: Annotated[tuple[FiniteFloat, ...], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _sorted(self) -> Self:
+        borders = self.borders
+        for at in range(1, len(borders)):
+            if borders[at] < borders[at - 1]:
+                raise ValueError(f"borders in rising order, given {borders[at - 1]} before {borders[at]}")
+            if at > 1 and borders[at] == borders[at - 2]:
+                raise ValueError(f"no border more than twice, given {borders[at]} three times")
+        return self
+
+    def returns(self, kinds: Sequence[Kind]) -> Kind:
+        return kinds[0].with_ids()
+
+    def emit(self, program: ProgramBuilder, kind: Kind) -> None:
+        borders, starts, low, scale, steps = bucket_table(self.borders)
+        program.add(interpret.BUCKETIZE, steps, floats=np.concatenate([[low, scale], borders]), table=starts)
+
+
+@register
+class OneHot(FusedOperator):
+    """A bucket becomes one column of the dense matrix for each bucket, 1 where the value lies; only the last operator.
+
+    The buckets are those of `bucketize`, so there is one more column than there are borders, named
+    `feature_0`, `feature_1`, ... Null is zero everywhere.
+    """
+
+    name: ClassVar[str] = "one_hot"
+    shorthand: ClassVar[str | None] = "borders"
+    takes: ClassVar[tuple[Kind, ...]] = (Kind.NUMBER,)
+    purpose: ClassVar[str] = (
+        "one dense column for each bucket, 1 where the number lies; last operator of a dense feature"
+    )
+
+    borders: Annotated[tuple[FiniteFloat, ...], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _sorted(self) -> Self:
+        Bucketize(borders=self.borders)
+        return self
+
+    @property
+    def num_columns(self) -> int:
+        """Dense columns it makes."""
+        return len(self.borders) + 1
+
+    def emit(self, program: ProgramBuilder, kind: Kind) -> None:
+        Bucketize(borders=self.borders).emit(program, kind)
+        program.add(interpret.TO_NUMBER)
+
+
+@register
+class Cast(FusedOperator):
+    """Numbers to ids, cut off towards zero (what does not fit into int64 becomes null), or ids to numbers."""
+
+    name: ClassVar[str] = "cast"
+    shorthand: ClassVar[str | None] = "to"
+    takes: ClassVar[tuple[Kind, ...]] = ANY
+    purpose: ClassVar[str] = "numbers to ids (`id`, cut off towards zero) or ids to numbers (`number`)"
+
+    to: Literal["id", "number"]
+
+    def returns(self, kinds: Sequence[Kind]) -> Kind:
+        if kinds[0] is Kind.IDS and self.to == "number":
+            raise ConfigError("to: given 'number', expected: 'id', because rows hold lists of ids")
+        return kinds[0].with_ids() if self.to == "id" else kinds[0].with_numbers()
+
+    def emit(self, program: ProgramBuilder, kind: Kind) -> None:
+        if self.to == "id" and not kind.has_ids:
+            program.add(interpret.TO_ID)
+        elif self.to == "number" and kind.has_ids:
+            program.add(interpret.TO_NUMBER)
+
+
+def bucket_table(
+    borders: Sequence[float],
+) -> tuple[NDArray[np.float64], NDArray[np.int64], float, float, int]:
+    """Arguments of `kernels.buckets.bucketize`: borders, starts, low, scale and steps."""
+    distinct = np.array(borders, dtype=np.float64)
+    twice = np.flatnonzero(distinct[1:] == distinct[:-1])
+    distinct[twice] = np.nextafter(distinct[twice], -np.inf)
+    low, width = float(distinct[0]), float(distinct[-1] - distinct[0])
+    num_cells = 4 * len(distinct)
+    scale = (num_cells - 1) / width if width > 0 else 0.0
+    if not math.isfinite(scale) or not math.isfinite(width):
+        scale = 0.0
+    cells = np.minimum(np.maximum((distinct - low) * scale, 0.0), num_cells - 1).astype(np.int64)
+    counts = np.bincount(cells, minlength=num_cells)
+    starts = np.cumsum(counts) - counts
+    steps = int(counts.max()).bit_length()
+    padded = np.concatenate([distinct, np.full(1 << steps, np.inf)])
+    return padded, starts.astype(np.int64), low, scale, steps

@@ -1,0 +1,86 @@
+"""A plan's operators as plain arrays that the kernels interpret."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["ALL_ELEMENTS", "Program", "ProgramBuilder"]
+
+ALL_ELEMENTS = 1 << 62
+"""The limit of a chain that reads all elements of a row."""
+
+_WORDS = 7
+
+
+class Program:
+    """The compiled form of all chains of a plan.
+
+    Attributes:
+        ops: int64 [N, 7]: code, integers or a position in `floats`, and the places of tables.
+        integers: int64, tables one after the other.
+        floats: float64, parameters and tables one after the other.
+    """
+
+    def __init__(self, ops: NDArray[np.int64], integers: NDArray[np.int64], floats: NDArray[np.float64]) -> None:
+        self.ops = ops
+        self.integers = integers
+        self.floats = floats
+
+
+class ProgramBuilder:
+    """Collects operators; what a fused operator's `emit` writes into."""
+
+    def __init__(self) -> None:
+        self._ops: list[list[int]] = []
+        self._integers: list[NDArray[np.int64]] = []
+        self._floats: list[NDArray[np.float64]] = []
+        self._num_integers = 0
+        self._num_floats = 0
+
+    @property
+    def position(self) -> int:
+        """Where the next operator will stand."""
+        return len(self._ops)
+
+    def add(
+        self,
+        code: int,
+        *numbers: int,
+        floats: Sequence[float] | NDArray[np.float64] = (),
+        table: NDArray[np.int64] | None = None,
+    ) -> None:
+        """Add an operator.
+
+        Args:
+            code: One of `headrace.features.kernels.interpret`.
+            numbers: Up to four integers (two, if there are floats), in words 1, 2, 3 and 4; uint64 keep their bits.
+            floats: Parameters and tables of floats; their position and size go to words 3 and 4.
+            table: A table of integers; its position and size go to words 5 and 6.
+        """
+        words = [code, *(_signed(number) for number in numbers)]
+        words += [0] * (_WORDS - len(words))
+        if len(floats):
+            words[3], words[4] = self._num_floats, len(floats)
+            self._floats.append(np.asarray(floats, dtype=np.float64))
+            self._num_floats += len(floats)
+        if table is not None:
+            words[5], words[6] = self._num_integers, table.size
+            self._integers.append(table.astype(np.int64, copy=False))
+            self._num_integers += table.size
+        self._ops.append(words)
+
+    def build(self) -> Program:
+        """The arrays."""
+        return Program(
+            np.array(self._ops, dtype=np.int64).reshape(-1, _WORDS),
+            np.concatenate([np.zeros(0, np.int64), *self._integers]),
+            np.concatenate([np.zeros(0, np.float64), *self._floats]),
+        )
+
+
+def _signed(number: int) -> int:
+    """The int64 with the bits of a uint64."""
+    return number - (1 << 64) if number >= 1 << 63 else number

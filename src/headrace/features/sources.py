@@ -1,0 +1,167 @@
+"""Where the columns of a record batch lie in memory: one row of integers for each, which the kernels read.
+
+A row describes *rows* (how many, validity, list offsets) and *elements* (type, validity, buffers). For a plain column
+they are the same thing; for a list column the elements are its child's. Filled from Arrow's C data interface in one
+call, because a Python object for each of several hundred columns would cost more than transforming them.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from headrace.compiling import kernel
+from headrace.features.kernels.memory import at_i64
+
+__all__ = [
+    "BOOL",
+    "ELEMENT_OFFSET",
+    "ELEMENT_TYPE",
+    "ELEMENT_VALIDITY",
+    "F32",
+    "F64",
+    "FIXED_SIZE",
+    "I8",
+    "I16",
+    "I32",
+    "I64",
+    "LENGTH",
+    "LIST32",
+    "LIST64",
+    "LIST_FIXED",
+    "LIST_OFFSETS",
+    "ROW_OFFSET",
+    "ROW_VALIDITY",
+    "SCALAR",
+    "SHAPE",
+    "STRING32",
+    "STRING64",
+    "STRING_OFFSETS",
+    "U8",
+    "U16",
+    "U32",
+    "U64",
+    "VALUES",
+    "WIDTH",
+    "element_type",
+    "list_shape",
+    "read_batch",
+]
+
+# Columns of the table.
+SHAPE = 0  # one of the shapes below
+LENGTH = 1  # rows
+ROW_OFFSET = 2  # of the first row in validity and list offsets
+ROW_VALIDITY = 3  # address of a bitmap, 0 when no row is null
+LIST_OFFSETS = 4  # address
+FIXED_SIZE = 5  # elements a row of a fixed-size list
+ELEMENT_TYPE = 6  # one of the types below
+ELEMENT_OFFSET = 7  # of the first element in the element's buffers
+ELEMENT_VALIDITY = 8  # address of a bitmap, 0 when no element is null
+VALUES = 9  # address
+STRING_OFFSETS = 10  # address
+WIDTH = 11
+
+SCALAR, LIST32, LIST64, LIST_FIXED = range(4)
+I8, I16, I32, I64, U8, U16, U32, U64, F32, F64, BOOL, STRING32, STRING64 = range(13)
+
+_TYPES: dict[Any, int] = {
+    pa.int8(): I8,
+    pa.int16(): I16,
+    pa.int32(): I32,
+    pa.int64(): I64,
+    pa.uint8(): U8,
+    pa.uint16(): U16,
+    pa.uint32(): U32,
+    pa.uint64(): U64,
+    pa.float32(): F32,
+    pa.float64(): F64,
+    pa.bool_(): BOOL,
+    pa.string(): STRING32,
+    pa.binary(): STRING32,
+    pa.large_string(): STRING64,
+    pa.large_binary(): STRING64,
+    pa.date32(): I32,
+    pa.date64(): I64,
+}
+
+
+def element_type(type_: pa.DataType) -> int | None:
+    """The code of an Arrow type the kernels read directly, or None."""
+    if pa.types.is_timestamp(type_):
+        return I64
+    return _TYPES.get(type_)
+
+
+def list_shape(type_: pa.DataType) -> int:
+    """How an Arrow type lays out its rows: `SCALAR` or one of the list shapes."""
+    if pa.types.is_list(type_) or pa.types.is_map(type_):
+        return LIST32
+    if pa.types.is_large_list(type_):
+        return LIST64
+    return LIST_FIXED if pa.types.is_fixed_size_list(type_) else SCALAR
+
+
+_ArrowArray = ctypes.c_int64 * 10
+_RELEASE = 8  # position of the release callback in an ArrowArray, in words
+_ReleaseCallback = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+
+
+def read_batch(batch: pa.RecordBatch, layout: NDArray[np.int64], table: NDArray[np.int64]) -> None:
+    """Fill the table for the columns of a batch; its addresses are valid while the batch lives.
+
+    Args:
+        batch: Rows to describe.
+        layout: int64 [N, 4]: for each source its column's position in the batch (negative: not in the batch, skipped),
+            its shape, its element type and the list size of a fixed-size list.
+        table: int64 [N, WIDTH], written.
+    """
+    struct = _ArrowArray()
+    address = ctypes.addressof(struct)
+    batch._export_to_c(address)
+    try:
+        _read_struct(address, layout, table)
+    finally:
+        _ReleaseCallback(struct[_RELEASE])(address)
+
+
+@kernel()
+def _read_struct(address: int, layout: NDArray[np.int64], table: NDArray[np.int64]) -> None:
+    """Walk an exported `ArrowArray` (length, null_count, offset, n_buffers, n_children, buffers, children, ...)."""
+    top = at_i64(address, 10)
+    children = at_i64(top[6], top[4])
+    for index in range(layout.shape[0]):
+        if layout[index, 0] < 0:
+            continue
+        column = at_i64(children[layout[index, 0]], 10)
+        row = table[index]
+        row[SHAPE] = layout[index, 1]
+        row[ELEMENT_TYPE] = layout[index, 2]
+        row[FIXED_SIZE] = layout[index, 3]
+        row[LENGTH] = column[0]
+        row[ROW_OFFSET] = column[2]
+        element = column
+        if layout[index, 1] != SCALAR:
+            buffers = at_i64(column[5], column[3])
+            row[ROW_VALIDITY] = 0 if column[1] == 0 else buffers[0]
+            row[LIST_OFFSETS] = buffers[1] if layout[index, 1] != LIST_FIXED else 0
+            element = at_i64(at_i64(column[6], 1)[0], 10)
+        _read_element(element, row)
+        if layout[index, 1] == SCALAR:
+            row[ROW_VALIDITY] = row[ELEMENT_VALIDITY]
+            row[LIST_OFFSETS] = 0
+
+
+@kernel()
+def _read_element(element: Any, row: Any) -> None:
+    """Describe a column without lists: its offset, validity, values and string offsets."""
+    buffers = at_i64(element[5], element[3])
+    row[ELEMENT_OFFSET] = element[2]
+    row[ELEMENT_VALIDITY] = 0 if element[1] == 0 else buffers[0]
+    is_string = row[ELEMENT_TYPE] == STRING32 or row[ELEMENT_TYPE] == STRING64
+    row[STRING_OFFSETS] = buffers[1] if is_string else 0
+    row[VALUES] = buffers[2] if is_string else buffers[1]

@@ -1,0 +1,150 @@
+"""The `features:` section of a job file, read and checked: which features, from which columns, by which operators."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from headrace.errors import ConfigError
+from headrace.features.operator import ColumnOperator, Kind, Operator
+from headrace.features.operators import Fill, FirstX, Log1p, OneHot
+from headrace.features.registry import operator_from_job
+from headrace.logs.schema import Schema
+
+__all__ = ["FeatureSpec", "column_kinds", "default_specs", "read_specs"]
+
+Section = Literal["dense", "sparse"]
+
+_DEFAULT_LIST_LENGTH = 50  # histories longer than this rarely help, and one outlier would set a batch's memory
+
+
+@dataclass(frozen=True)
+class FeatureSpec:
+    """One feature.
+
+    Attributes:
+        name: The column of `Batch.dense` or the key of `Batch.sparse`.
+        section: Which of the two.
+        sources: Columns of the logs, at least one.
+        operators: Applied in order; parameters that the schema tells are filled in.
+    """
+
+    name: str
+    section: Section
+    sources: tuple[str, ...]
+    operators: tuple[Operator, ...]
+
+    @property
+    def where(self) -> str:
+        """How errors name the feature."""
+        return f"features.{self.section}.{self.name}"
+
+
+def column_kinds(schema: Schema) -> dict[str, Kind]:
+    """What each column holds that a feature may read; labels and example weights are not among them."""
+    kinds = {column.name: Kind.NUMBER for column in schema.dense}
+    kinds |= {column.name: Kind.ID for column in schema.ids}
+    kinds |= {column.name: Kind.IDS for column in schema.id_lists}
+    kinds |= {column.weights: Kind.NUMBERS for column in schema.id_lists if column.weights is not None}
+    singles = [schema.session_id, schema.row_id, None if schema.timestamp is None else schema.timestamp.name]
+    return kinds | {name: Kind.ID for name in singles if name is not None}
+
+
+def default_specs(schema: Schema) -> tuple[FeatureSpec, ...]:
+    """Every column by the plain rule for its part: numbers filled and log1p, ids as they are, the first 50 of lists."""
+    dense = [FeatureSpec(c.name, "dense", (c.name,), (Fill(value=0.0), Log1p())) for c in schema.dense]
+    ids = [FeatureSpec(c.name, "sparse", (c.name,), ()) for c in schema.ids]
+    lists = [FeatureSpec(c.name, "sparse", (c.name,), (FirstX(count=_DEFAULT_LIST_LENGTH),)) for c in schema.id_lists]
+    return tuple(dense + ids + lists)
+
+
+def read_specs(config: Any, schema: Schema) -> tuple[FeatureSpec, ...]:
+    """The features of a job file's section, dense ones first, in the order given.
+
+    Raises:
+        ConfigError: Names the feature, operator and key, what was given and what was expected.
+    """
+    section = _mapping(config, "features", "dense and sparse")
+    unknown = sorted(str(key) for key in section if key not in ("dense", "sparse"))
+    if unknown:
+        raise ConfigError(f"features.{unknown[0]}: unknown key, expected dense or sparse")
+    specs = []
+    for name in ("dense", "sparse"):
+        features = _mapping(section.get(name) or {}, f"features.{name}", "feature names to operators")
+        specs += [_read_spec(str(key), name, value, schema) for key, value in features.items()]
+    if not specs:
+        raise ConfigError("features: no features, expected at least one under dense or sparse")
+    return tuple(specs)
+
+
+def _read_spec(name: str, section: Section, entry: Any, schema: Schema) -> FeatureSpec:
+    where = f"features.{section}.{name}"
+    sources: Any = name
+    entries = entry
+    if isinstance(entry, dict):
+        unknown = sorted(str(key) for key in entry if key not in ("from", "ops"))
+        if unknown:
+            raise ConfigError(f"{where}.{unknown[0]}: unknown key, expected from or ops (operators go in a list)")
+        sources, entries = entry.get("from", name), entry.get("ops")
+    if not isinstance(entries, list | tuple | None):
+        raise ConfigError(f"{where}: given {entries!r}, expected a list of operators")
+    names = [sources] if isinstance(sources, str) else sources
+    if not isinstance(names, list | tuple) or not names or not all(isinstance(item, str) for item in names):
+        raise ConfigError(f"{where}.from: given {sources!r}, expected a column or a list of columns")
+    known = column_kinds(schema)
+    for column in names:
+        if column not in known:
+            raise ConfigError(f"{where}: given column {column!r}, expected one of the schema's: {', '.join(known)}")
+    operators = []
+    for number, item in enumerate(entries or (), start=1):
+        at = f"{where}, operator {number}"
+        operator = operator_from_job(item, where=at)
+        try:
+            operators.append(operator.resolve(names, schema))
+        except ConfigError as error:
+            raise ConfigError(f"{at} ({operator.name}): {error}") from error
+    return check_kinds(FeatureSpec(name, section, tuple(names), tuple(operators)), schema)
+
+
+def check_kinds(spec: FeatureSpec, schema: Schema) -> FeatureSpec:
+    """The feature itself, if each operator accepts what the one before it returns and the last suits the section."""
+    known = column_kinds(schema)
+    kinds = [known[name] for name in spec.sources]
+    for number, operator in enumerate(spec.operators, start=1):
+        where = f"{spec.where}, operator {number} ({operator.name})"
+        for kind in kinds:
+            if kind not in operator.takes:
+                expected = " or ".join(taken.value for taken in operator.takes)
+                raise ConfigError(f"{where}: given {kind.value}, expected {expected}")
+        if isinstance(operator, OneHot) and (spec.section == "sparse" or operator is not spec.operators[-1]):
+            raise ConfigError(f"{where}: expected as the last operator of a dense feature")
+        try:
+            kinds = operator_kinds(operator, kinds)
+        except ConfigError as error:
+            raise ConfigError(f"{where}: {error}") from error
+    if len(kinds) != 1:
+        raise ConfigError(f"{spec.where}: ends with {len(kinds)} columns, expected an operator that joins them")
+    if spec.section == "dense" and kinds[0] is not Kind.NUMBER:
+        raise ConfigError(
+            f"{spec.where}: ends with {kinds[0].value}, expected a number; add an operator such as cast: number"
+        )
+    if spec.section == "sparse" and not kinds[0].has_ids:
+        raise ConfigError(f"{spec.where}: ends with {kinds[0].value}, expected ids; add an operator such as bucketize")
+    return spec
+
+
+def operator_kinds(operator: Operator, kinds: list[Kind]) -> list[Kind]:
+    """Kinds after an operator: a fused one acts on each column, a column operator joins them."""
+    if isinstance(operator, ColumnOperator):
+        kind = operator.returns(kinds)
+        if kind is Kind.ID:
+            raise ConfigError("the operator says it returns Kind.ID, expected Kind.IDS (lists of at most one id)")
+        return [kind]
+    return [operator.returns([kind]) for kind in kinds]
+
+
+def _mapping(value: Any, where: str, expected: str) -> Mapping[Any, Any]:
+    if not isinstance(value, dict):
+        raise ConfigError(f"{where}: given {type(value).__name__}, expected a mapping of {expected}")
+    return value

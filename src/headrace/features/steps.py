@@ -1,0 +1,198 @@
+"""A plan's features cut into chains of fused operators and steps between them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from headrace.features.kernels import interpret
+from headrace.features.operator import ColumnOperator, FusedOperator, Kind
+from headrace.features.operators import FirstX, OneHot
+from headrace.features.program import ALL_ELEMENTS, Program, ProgramBuilder
+from headrace.features.spec import FeatureSpec
+
+__all__ = ["OneHotRun", "Step", "Steps", "build_steps"]
+
+Chains = NDArray[np.int64]  # [N, 5]: source, first operator, past the last, starts with ids, elements to read
+
+
+@dataclass(frozen=True)
+class Step:
+    """A column operator whose result becomes a source of its own.
+
+    Attributes:
+        operator: To apply.
+        where: The feature and operator, for errors.
+        inputs: One chain for each input.
+        kinds: What the inputs hold.
+        output: Number of the source it makes.
+        returns: What that holds.
+    """
+
+    operator: ColumnOperator
+    where: str
+    inputs: Chains
+    kinds: tuple[Kind, ...]
+    output: int
+    returns: Kind
+
+
+@dataclass(frozen=True)
+class OneHotRun:
+    """A one-hot feature: the chain that finds the bucket, and the columns it fills."""
+
+    chain: Chains
+    first_column: int
+    num_columns: int
+
+
+@dataclass(frozen=True)
+class Steps:
+    """A plan ready to run, except for the types of the columns.
+
+    Attributes:
+        program: Opcodes of all chains.
+        columns: Source columns in the order of their numbers.
+        num_sources: Columns and results of steps.
+        steps: In the order in which they run.
+        dense: Runs of adjacent dense columns: first column and chains.
+        one_hots: Dense columns made by `one_hot`.
+        dense_names: Of all dense columns.
+        sparse: int64 [F, 5], one chain a key.
+        sparse_keys: Names of the keys.
+    """
+
+    program: Program
+    columns: tuple[str, ...]
+    num_sources: int
+    steps: tuple[Step, ...]
+    dense: tuple[tuple[int, Chains], ...]
+    one_hots: tuple[OneHotRun, ...]
+    dense_names: tuple[str, ...]
+    sparse: Chains
+    sparse_keys: tuple[str, ...]
+
+
+def build_steps(specs: Sequence[FeatureSpec], kinds: dict[str, Kind]) -> Steps:
+    """Cut features into chains and steps; consecutive fused operators become one chain."""
+    return _Builder(specs, kinds).build()
+
+
+@dataclass
+class _Pending:
+    """A source and the fused operators that wait to be run on it."""
+
+    source: int
+    kind: Kind
+    operators: list[FusedOperator]
+
+    @property
+    def result(self) -> Kind:
+        kind = self.kind
+        for operator in self.operators:
+            kind = operator.returns([kind])
+        return kind
+
+
+class _Builder:
+    def __init__(self, specs: Sequence[FeatureSpec], kinds: dict[str, Kind]) -> None:
+        self.specs = specs
+        self.kinds = kinds
+        self.columns = tuple(dict.fromkeys(name for spec in specs for name in spec.sources))
+        self.num_sources = len(self.columns)
+        self.program = ProgramBuilder()
+        self.steps: list[Step] = []
+
+    def build(self) -> Steps:
+        dense, one_hots, names = self._dense()
+        sparse_specs = [spec for spec in self.specs if spec.section == "sparse"]
+        sparse = _stack([self._chain(self._run_steps(spec)) for spec in sparse_specs])
+        return Steps(
+            program=self.program.build(),
+            columns=self.columns,
+            num_sources=self.num_sources,
+            steps=tuple(self.steps),
+            dense=dense,
+            one_hots=one_hots,
+            dense_names=names,
+            sparse=sparse,
+            sparse_keys=tuple(spec.name for spec in sparse_specs),
+        )
+
+    def _dense(self) -> tuple[tuple[tuple[int, Chains], ...], tuple[OneHotRun, ...], tuple[str, ...]]:
+        runs: list[tuple[int, list[Chains]]] = []
+        one_hots: list[OneHotRun] = []
+        names: list[str] = []
+        for spec in self.specs:
+            if spec.section != "dense":
+                continue
+            chain = self._chain(self._run_steps(spec))
+            last = spec.operators[-1] if spec.operators else None
+            if isinstance(last, OneHot):
+                one_hots.append(OneHotRun(_stack([chain]), len(names), last.num_columns))
+                names += [f"{spec.name}_{bucket}" for bucket in range(last.num_columns)]
+                continue
+            if not runs or runs[-1][0] + len(runs[-1][1]) != len(names):
+                runs.append((len(names), []))
+            runs[-1][1].append(chain)
+            names.append(spec.name)
+        return tuple((first, _stack(chains)) for first, chains in runs), tuple(one_hots), tuple(names)
+
+    def _run_steps(self, spec: FeatureSpec) -> _Pending:
+        """Turn all column operators of a feature into steps; what is left is one chain."""
+        pending = [_Pending(self.columns.index(name), self.kinds[name], []) for name in spec.sources]
+        for number, operator in enumerate(spec.operators, start=1):
+            if isinstance(operator, FusedOperator):
+                for branch in pending:
+                    branch.operators.append(operator)
+                continue
+            assert isinstance(operator, ColumnOperator)
+            where = f"{spec.where}, operator {number} ({operator.name})"
+            kinds = tuple(branch.result for branch in pending)
+            inputs = _stack([self._chain(branch, keep_numbers=True) for branch in pending])
+            returns = operator.returns(kinds)
+            self.steps.append(Step(operator, where, inputs, kinds, self.num_sources, returns))
+            pending = [_Pending(self.num_sources, returns, [])]
+            self.num_sources += 1
+        return pending[0]
+
+    def _chain(self, branch: _Pending, *, keep_numbers: bool = False) -> Chains:
+        """Emit a chain; with `keep_numbers`, numbers end as the bits of float64 so that they travel like ids."""
+        limit, operators = _hoist_first_x(branch)
+        start = self.program.position
+        if limit is not None:
+            self.program.add(interpret.FIRST_X, limit)
+        kind = branch.kind
+        for operator in operators:
+            operator.emit(self.program, kind)
+            kind = operator.returns([kind])
+        if keep_numbers and not kind.has_ids:
+            self.program.add(interpret.NUMBER_BITS)
+        read = ALL_ELEMENTS if limit is None else limit
+        return np.array([branch.source, start, self.program.position, branch.kind.has_ids, read], np.int64)
+
+
+def _hoist_first_x(branch: _Pending) -> tuple[int | None, list[FusedOperator]]:
+    """The smallest `first_x` that may be applied while reading, and the other operators.
+
+    A `first_x` may move before operators that leave out no ids: each acts on one id at a time.
+    """
+    limit: int | None = None
+    rest: list[FusedOperator] = []
+    kind, dropped = branch.kind, False
+    for operator in branch.operators:
+        if isinstance(operator, FirstX) and not dropped:
+            limit = operator.count if limit is None else min(limit, operator.count)
+        else:
+            # A null in a list of numbers counts as an element, but no longer when it has become a missing id.
+            dropped = dropped or operator.drops_ids(kind) or (operator.returns([kind]).has_ids and not kind.has_ids)
+            rest.append(operator)
+        kind = operator.returns([kind])
+    return limit, rest
+
+
+def _stack(chains: Sequence[Chains]) -> Chains:
+    return np.array(chains, dtype=np.int64).reshape(-1, 5)
