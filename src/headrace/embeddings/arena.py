@@ -139,10 +139,15 @@ class Arena:
             self.slots[name][rows] = values[spaces][:, None]
         self.metadata[rows] = np.zeros(1, dtype=ROW_METADATA)
 
-    def end_rows(self, rows: Int64s) -> None:
-        """Take rows away from their ids."""
+    def end_rows(self, rows: Int64s, *, consumer_bits: int) -> None:
+        """Take rows away from their ids; consumers see them change to zeros of no space."""
         self.dynamic_spaces[rows - self.num_fixed] = -1
+        self.dynamic_ids[rows - self.num_fixed] = 0
+        self.weights[rows] = 0
+        for slot in self.slots.values():
+            slot[rows] = 0
         self.metadata[rows] = np.zeros(1, dtype=ROW_METADATA)
+        self.metadata["dirty"][rows] = consumer_bits
 
     def gather(self, rows: Int64s) -> Float32s:
         """A copy of rows, float32 [U, dim]."""
@@ -165,7 +170,7 @@ class Arena:
         return np.concatenate([touched, np.flatnonzero(self.dynamic_spaces >= 0) + self.num_fixed])
 
     def owners(self, rows: Int64s) -> tuple[Int32s, Int64s]:
-        """The (space, id) of live rows; in direct and hashed spaces the id is the row within the space."""
+        """The (space, id) of rows; in direct and hashed spaces the id is the row within the space. (-1, 0) if free."""
         spaces, ids = np.empty(len(rows), dtype=np.int32), np.empty(len(rows), dtype=np.int64)
         is_fixed = rows < self.num_fixed
         fixed_spaces = np.flatnonzero(self.first_rows >= 0)

@@ -133,7 +133,7 @@ class EmbeddingTable:
         old = np.flatnonzero((spaces >= 0) & (last_seen < oldest[spaces])) + arena.num_fixed
         directory.evict(last_seen, oldest)
         directory.free(old)
-        arena.end_rows(old)
+        arena.end_rows(old, consumer_bits=self._all_consumer_bits)
         self._evictions += 1
         return len(old)
 
@@ -151,7 +151,11 @@ class EmbeddingTable:
         self.arena.metadata["dirty"][self.arena.live_rows()] |= 1 << bit
 
     def dirty_rows(self, consumer: str) -> Int64s:
-        """Rows, ascending, that changed since the consumer's `clear_dirty`; pass them to `state_dict`."""
+        """Rows, ascending, that changed since the consumer's `clear_dirty`; pass them to `state_dict`.
+
+        Rows that lost their id are among them (space -1), so the columns of these rows, put over an older full state,
+        give the state of now.
+        """
         return np.flatnonzero(self.arena.metadata["dirty"] & (1 << self._consumers[consumer]))
 
     def clear_dirty(self, consumer: str) -> None:

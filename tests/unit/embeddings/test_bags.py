@@ -1,0 +1,293 @@
+"""EmbeddingBags against `nn.EmbeddingBag` on the same rows: values, gradients, and what it says when it cannot."""
+
+from concurrent.futures import Future
+from typing import Any
+
+import numba
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from headrace.embeddings import (
+    EmbeddingBags,
+    EmbeddingsConfig,
+    EmbeddingTable,
+    Keys,
+    LocalStore,
+    apply_gradients,
+    embedding_bags,
+)
+from headrace.errors import ConfigError, DataError
+from headrace.tensors import KeyedJaggedTensor
+
+SIZE = 6
+POOLINGS = ["sum", "mean", "max"]
+
+
+def config(kind: str = "direct", features: dict[str, Any] | None = None, **default: Any) -> EmbeddingsConfig:
+    values = {"kind": kind, "num_embeddings": SIZE, "init_scale": 1.0, "optimizer": {"kind": "sgd", "lr": 0.5}}
+    return EmbeddingsConfig.from_dict({"default": values | default, "features": features or {}}, where="test")
+
+
+def jagged(lists: dict[str, list[list[int]]], weighted: bool = False) -> KeyedJaggedTensor:
+    kjt = KeyedJaggedTensor.from_lists(lists)
+    if not weighted:
+        return kjt
+    weights = torch.rand(kjt.values.numel(), generator=torch.Generator().manual_seed(0)) + 0.5
+    return KeyedJaggedTensor.from_lengths(kjt.keys, kjt.values, kjt.lengths, weights)
+
+
+def rows_of(bags: EmbeddingBags, space: int) -> torch.Tensor:
+    assert bags.table is not None
+    first = int(bags.table.arena.first_rows[space])
+    return bags.table.weights[first : first + SIZE].clone()
+
+
+@st.composite
+def three_features(draw: st.DrawFn) -> dict[str, list[list[int]]]:
+    stride = draw(st.integers(1, 6))
+    ids = st.lists(st.integers(0, SIZE - 1), max_size=5)
+    return {name: draw(st.lists(ids, min_size=stride, max_size=stride)) for name in ("a", "b", "c")}
+
+
+def plain_bag(weight: nn.Parameter, part: KeyedJaggedTensor, pooling: str) -> torch.Tensor:
+    weights = part.weights
+    if pooling == "mean" and weights is not None:  # torch has no weighted mean: a sum of weights over the length
+        weights = weights / part.lengths.repeat_interleave(part.lengths)
+        pooling = "sum"
+    bag = nn.functional.embedding_bag
+    return bag(part.values, weight, part.offsets[:-1], mode=pooling, per_sample_weights=weights)
+
+
+@given(
+    lists=three_features(), dim=st.sampled_from([1, 4, 7]), pooling=st.sampled_from(POOLINGS), weighted=st.booleans()
+)
+@settings(max_examples=60, deadline=None)
+def test_values_and_gradients_equal_plain_embedding_bags(
+    lists: dict[str, list[list[int]]], dim: int, pooling: str, weighted: bool
+) -> None:
+    weighted = weighted and pooling != "max"
+    # a and c share a space: gradients of both meet in its rows.
+    features = {name: {"space": "b" if name == "b" else "ac", "pooling": pooling} for name in lists}
+    bags = EmbeddingBags(config(features=features), list(lists), dim, seed=1)
+    kjt = jagged(lists, weighted)
+    shared, own = nn.Parameter(rows_of(bags, 0)), nn.Parameter(rows_of(bags, 1))
+    plain_BFD = torch.stack(
+        [plain_bag(weight, kjt[name], pooling) for name, weight in (("a", shared), ("b", own), ("c", shared))], dim=1
+    )
+    emb_BFD = bags((kjt,))
+    torch.testing.assert_close(emb_BFD, plain_BFD)
+    assert emb_BFD.dtype == torch.float32
+
+    out_grad = torch.randn(emb_BFD.shape, generator=torch.Generator().manual_seed(2))
+    plain_BFD.backward(out_grad)
+    emb_BFD.backward(out_grad)
+    bags.apply_gradients()
+    torch.testing.assert_close(rows_of(bags, 0), (shared - 0.5 * shared.grad).detach())
+    torch.testing.assert_close(rows_of(bags, 1), (own - 0.5 * own.grad).detach())
+
+
+def test_poolings_may_differ_between_features() -> None:
+    lists = {"a": [[0, 1, 1], []], "b": [[0, 1, 1], [2]], "c": [[0, 1, 1], [3, 4]]}
+    features = {name: {"space": "s", "pooling": pooling} for name, pooling in zip("abc", POOLINGS, strict=True)}
+    bags = EmbeddingBags(config(features=features), list(lists), 4, seed=1)
+    weight, kjt = nn.Parameter(rows_of(bags, 0)), jagged(lists)
+    plain_BFD = torch.stack(
+        [plain_bag(weight, kjt[name], pooling) for name, pooling in zip("abc", POOLINGS, strict=True)], dim=1
+    )
+    emb_BFD = bags((kjt,))
+    torch.testing.assert_close(emb_BFD, plain_BFD)
+    (plain_BFD * plain_BFD).sum().backward()
+    (emb_BFD * emb_BFD).sum().backward()
+    bags.apply_gradients()
+    torch.testing.assert_close(rows_of(bags, 0), (weight - 0.5 * weight.grad).detach())
+
+
+def test_groups_of_a_batch_are_looked_up_together() -> None:
+    lists = {"a": [[0, 1], [2]], "b": [[2], [0, 0]]}
+    features = {"a": {"space": "s"}, "b": {"space": "s"}}
+    one, two = (EmbeddingBags(config(features=features), ["a", "b"], 4, seed=1) for _ in range(2))
+    outs = [one((jagged(lists),)), two((jagged({"b": lists["b"]}), jagged({"a": lists["a"]})))]
+    torch.testing.assert_close(outs[0], outs[1])
+    for bags, out in zip((one, two), outs, strict=True):
+        out.sum().backward()
+        bags.apply_gradients()
+    torch.testing.assert_close(rows_of(one, 0), rows_of(two, 0))
+
+
+def test_a_group_without_weights_beside_one_with_weights_counts_as_ones() -> None:
+    bags = EmbeddingBags(config(), ["a", "b"], 4, seed=1)
+    with_weights, without = jagged({"a": [[0, 1]]}, weighted=True), jagged({"b": [[0, 1]]})
+    ones = KeyedJaggedTensor(
+        without.keys, without.values, without.lengths, without.offsets, without.stride, torch.ones(2)
+    )
+    torch.testing.assert_close(bags((with_weights, without)), bags((with_weights, ones)))
+
+
+def test_sequence_gives_a_row_per_id_and_its_gradient_adds_to_the_pooled_one() -> None:
+    lists = {"history": [[1, 2, 1], [], [3]], "item": [[2], [1], [0]]}
+    features = {"history": {"space": "s"}, "item": {"space": "s"}}
+    bags = EmbeddingBags(config(features=features), list(lists), 4, seed=1)
+    weight, kjt = nn.Parameter(rows_of(bags, 0)), jagged(lists)
+    lookup = bags.lookup((kjt,))
+    sequence, offsets = bags.sequence(lookup, "history")
+    torch.testing.assert_close(sequence, weight[torch.tensor([1, 2, 1, 3])])
+    assert offsets.tolist() == [0, 3, 3, 4]
+
+    plain = (weight[torch.tensor([1, 2, 1, 3])] ** 2).sum() + plain_bag(weight, kjt["item"], "sum").sum()
+    plain.backward()
+    ((sequence**2).sum() + bags.pool(lookup)[:, 1].sum()).backward()
+    bags.apply_gradients()
+    torch.testing.assert_close(rows_of(bags, 0), (weight - 0.5 * weight.grad).detach())
+
+
+def test_training_is_bit_for_bit_the_same_for_any_number_of_threads(restore_threads: None) -> None:
+    rng = np.random.default_rng(0)
+    lists = {name: [(rng.zipf(1.3, rng.integers(0, 9)) % SIZE).tolist() for _ in range(300)] for name in "abc"}
+    results = []
+    for threads in (1, numba.config.NUMBA_NUM_THREADS):
+        numba.set_num_threads(threads)
+        features = {"a": {"pooling": "mean"}, "b": {"pooling": "max"}, "c": {"space": "a"}}
+        bags = EmbeddingBags(config(features=features, optimizer={"kind": "adagrad"}), list(lists), 8, seed=1)
+        for _ in range(3):
+            bags((jagged(lists),)).square().sum().backward()
+            bags.apply_gradients()
+        assert bags.table is not None
+        results.append(bags.table.state_dict())
+    for name, column in results[0].items():
+        np.testing.assert_array_equal(column, results[1][name], err_msg=name)
+
+
+def test_gradients_of_several_passes_are_one_step_over_their_sum() -> None:
+    lists = [{"a": [[0, 1], [1]]}, {"a": [[1, 2]]}]
+    settings_ = {"optimizer": {"kind": "adagrad", "lr": 0.5}}
+    together, apart = (EmbeddingBags(config(**settings_), ["a"], 4, seed=1) for _ in range(2))
+    together((jagged({"a": lists[0]["a"] + lists[1]["a"]}),)).sum().backward()
+    for part in lists:
+        apart((jagged(part),)).sum().backward()
+    for bags in (together, apart):
+        bags.apply_gradients()
+        assert bags.table is not None
+        assert bags.table.step == 1
+    torch.testing.assert_close(rows_of(together, 0), rows_of(apart, 0))
+
+
+@pytest.mark.parametrize("mode", ["eval", "no_grad"])
+def test_nothing_changes_outside_of_training(mode: str) -> None:
+    bags = EmbeddingBags(config("collisionless"), ["a"], 4, seed=1)
+    assert bags.table is not None
+    bags((jagged({"a": [[7], [8]]}),)).sum().backward()
+    bags.apply_gradients()
+    before = bags.table.state_dict()
+    if mode == "eval":
+        bags.eval()
+    with torch.set_grad_enabled(mode == "eval"):
+        out = bags((jagged({"a": [[7], [99]]}),))
+    bags.apply_gradients()
+    assert not out.requires_grad
+    assert out[0].any()
+    assert not out[1].any(), "an id without a row reads zeros"
+    for name, column in bags.table.state_dict().items():
+        np.testing.assert_array_equal(column, before[name], err_msg=name)
+
+
+def test_a_dropped_pass_does_not_reach_the_next_step() -> None:
+    bags = EmbeddingBags(config(), ["a"], 4, seed=1)
+    before = rows_of(bags, 0)
+    bags((jagged({"a": [[1]]}),)).sum().backward()
+    bags.drop_gradients()
+    bags.apply_gradients()
+    torch.testing.assert_close(rows_of(bags, 0), before)
+
+
+def test_an_id_out_of_range_is_told_with_feature_id_row_and_range() -> None:
+    bags = EmbeddingBags(config(), ["a", "b"], 4, seed=1)
+    with pytest.raises(DataError) as error:
+        bags((jagged({"a": [[0], [1], [2]], "b": [[1], [], [3, 6]]}),))
+    assert str(error.value) == (
+        "feature b: id 6 in row 2 of the batch, expected 0 <= id < 6 (a direct space with num_embeddings: 6)"
+    )
+    assert bags.table is not None
+    assert not bags.table.arena.metadata["frequency"].any(), "a refused batch leaves no trace"
+
+
+def test_a_missing_feature_and_weights_with_max_are_refused_by_name() -> None:
+    bags = EmbeddingBags(config(features={"a": {"pooling": "max"}}), ["a"], 4, seed=1)
+    with pytest.raises(ConfigError, match=r"^feature a: not in the batch, which has: x, y$"):
+        bags((jagged({"x": [[1]], "y": [[1]]}),))
+    with pytest.raises(ConfigError, match=r"^feature a: pooling max with weights, expected sum or mean$"):
+        bags((jagged({"a": [[1]]}, weighted=True),))
+    with pytest.raises(ConfigError, match="given no sparse features"):
+        EmbeddingBags(config(), [], 4, seed=1)
+
+
+def test_an_empty_batch_and_a_batch_of_empty_lists_train() -> None:
+    bags = EmbeddingBags(config(), ["a"], 4, seed=1)
+    for lists in ([], [[], []]):
+        out = bags(
+            (
+                KeyedJaggedTensor.from_lengths(
+                    ["a"], torch.empty(0, dtype=torch.int64), torch.zeros(len(lists), dtype=torch.int32)
+                ),
+            )
+        )
+        assert out.shape == (len(lists), 1, 4)
+        out.sum().backward()
+        bags.apply_gradients()
+        assert not out.any()
+
+
+def test_a_user_loop_of_three_lines_learns() -> None:
+    bags = EmbeddingBags(config("collisionless", optimizer={"kind": "rowwise_adagrad", "lr": 0.3}), ["a"], 4, seed=1)
+    kjt, targets = jagged({"a": [[5], [6], [5, 6]]}), torch.tensor([1.0, -1.0, 0.0])
+    losses = []
+    for _ in range(30):
+        loss = (bags((kjt,)).sum(dim=(1, 2)) - targets).square().mean()
+        loss.backward()
+        bags.apply_gradients()
+        losses.append(loss.item())
+    assert losses[-1] < 0.01 * losses[0]
+
+
+def test_any_store_may_hold_the_rows() -> None:
+    settings_, lists = config("collisionless"), {"a": [[5], [6, 5]]}
+
+    class Recording:
+        def __init__(self) -> None:
+            self.local = LocalStore(EmbeddingTable(settings_.layout(["a"]).spaces, 4, seed=1))
+            self.calls: list[tuple[str, list[int], list[int]]] = []
+
+        def pull(self, keys: Keys, *, admit: bool = False) -> Future[np.ndarray]:
+            self.calls.append(("pull", keys.ids.tolist(), keys.counts.tolist()))
+            return self.local.pull(keys, admit=admit)
+
+        def push(self, keys: Keys, gradients: np.ndarray) -> Future[None]:
+            self.calls.append(("push", keys.ids.tolist(), gradients[:, 0].tolist()))
+            keys.resolved = None  # a store may not count on what it noted
+            return self.local.push(keys, gradients)
+
+    store = Recording()
+    remote, local = EmbeddingBags(settings_, ["a"], 4, seed=1, store=store), EmbeddingBags(settings_, ["a"], 4, seed=1)
+    for bags in (remote, local):
+        bags((jagged(lists),)).sum().backward()
+        bags.apply_gradients()
+    assert store.calls == [("pull", [5, 6], [2, 1]), ("push", [5, 6], [2.0, 1.0])]
+    assert remote.table is None
+    torch.testing.assert_close(remote((jagged(lists),)), local((jagged(lists),)))
+
+
+def test_bags_are_found_in_a_model_and_pushed_together() -> None:
+    model = nn.ModuleDict(
+        {"x": EmbeddingBags(config(), ["a"], 4, seed=1), "y": EmbeddingBags(config(), ["a"], 2, seed=1)}
+    )
+    found = embedding_bags(model)
+    assert list(found) == ["x", "y"]
+    for bags in found.values():
+        bags((jagged({"a": [[1]]}),)).sum().backward()
+    apply_gradients(model)
+    assert [bags.table.step for bags in found.values() if bags.table is not None] == [1, 1]
+    assert not list(model.parameters())
+    assert not model.state_dict()

@@ -1,0 +1,120 @@
+from collections import Counter
+
+import numba
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from headrace.embeddings.directory.hashed import hashed_row
+from headrace.embeddings.keys import DIRECT, EXACT, HASHED, Keys, SpaceLayout, UniqueIds, merge_keys, unique_keys
+from headrace.tensors import KeyedJaggedTensor
+
+SIZE = 5
+SALTS = np.array([1, 2, 3], dtype=np.uint64)
+# Features 0 and 2 share space 1 (exact), feature 1 has space 0 (hashed), feature 3 has space 2 (direct).
+LAYOUT = SpaceLayout(
+    kinds=np.array([HASHED, EXACT, DIRECT]),
+    sizes=np.array([SIZE, 0, SIZE]),
+    salts=SALTS,
+    feature_starts=np.array([0, 1, 3, 4]),
+    features=np.array([1, 0, 2, 3]),
+)
+SPACE_OF_FEATURE = [1, 0, 1, 2]
+ANY_ID = st.one_of(st.integers(-3, 3), st.integers(-(2**63), 2**63 - 1))
+
+
+def run(lists: list[list[list[int]]], columns: list[int]) -> UniqueIds:
+    """`lists[column]` holds an id list per row; feature f is in column `columns[f]`."""
+    kjt = KeyedJaggedTensor.from_lists({str(c): rows for c, rows in enumerate(lists)})
+    return unique_keys(LAYOUT, kjt.values.numpy(), kjt.offsets.numpy(), kjt.stride, np.array(columns))
+
+
+def expected_keys(lists: list[list[list[int]]], columns: list[int]) -> tuple[list[tuple[int, int]], Counter]:
+    found: dict[tuple[int, int], None] = {}
+    counts: Counter = Counter()
+    for space in range(3):
+        for f in [f for f in range(4) if SPACE_OF_FEATURE[f] == space]:
+            for key in [key for ids in lists[columns[f]] for key in ids]:
+                pair = (space, int(hashed_row(key, SALTS[0], SIZE)) if space == 0 else key)
+                found[pair] = None
+                counts[pair] += 1
+    return list(found), counts
+
+
+@st.composite
+def batches(draw: st.DrawFn) -> tuple[list[list[list[int]]], list[int]]:
+    stride = draw(st.integers(0, 5))
+    columns = draw(st.permutations(range(5)))[:4]  # the batch has a column that nobody looks up
+    direct = columns[3]
+    lists = [
+        draw(
+            st.lists(
+                st.lists(st.integers(0, SIZE - 1) if c == direct else ANY_ID, max_size=4),
+                min_size=stride,
+                max_size=stride,
+            )
+        )
+        for c in range(5)
+    ]
+    return lists, columns
+
+
+@given(batches())
+@settings(max_examples=60, deadline=None)
+def test_keys_are_unique_counted_and_in_order_of_first_occurrence(batch: tuple) -> None:
+    lists, columns = batch
+    unique = run(lists, columns)
+    pairs = list(zip(unique.keys.spaces.tolist(), unique.keys.ids.tolist(), strict=True))
+    expected, counts = expected_keys(lists, columns)
+    assert pairs == expected
+    assert unique.keys.counts.tolist() == [counts[pair] for pair in pairs]
+    assert unique.key_starts.tolist() == [sum(s < space for s, _ in pairs) for space in range(4)]
+    assert unique.bad_value == -1
+
+
+@given(batches())
+@settings(max_examples=40, deadline=None)
+def test_inverse_leads_from_each_id_to_its_key(batch: tuple) -> None:
+    lists, columns = batch
+    unique = run(lists, columns)
+    starts = np.concatenate([[0], np.cumsum([sum(map(len, rows)) for rows in lists])])
+    for f, column in enumerate(columns):
+        ids = [key for row in lists[column] for key in row]
+        keys = unique.inverse[starts[column] : starts[column] + len(ids)]
+        assert (unique.keys.spaces[keys] == SPACE_OF_FEATURE[f]).all()
+        if SPACE_OF_FEATURE[f] != 0:
+            assert unique.keys.ids[keys].tolist() == ids
+
+
+def test_keys_do_not_depend_on_the_number_of_threads(restore_threads: None) -> None:
+    rng = np.random.default_rng(0)
+    lists = [[rng.integers(0, SIZE, rng.integers(0, 9)).tolist() for _ in range(200)] for _ in range(5)]
+    results = []
+    for threads in (1, numba.config.NUMBA_NUM_THREADS):
+        numba.set_num_threads(threads)
+        unique = run(lists, [0, 1, 2, 3])
+        used = sum(len(ids) for rows in lists[:4] for ids in rows)
+        results.append((unique.keys.spaces, unique.keys.ids, unique.keys.counts, unique.inverse[:used]))
+    for one, many in zip(*results, strict=True):
+        np.testing.assert_array_equal(one, many)
+
+
+@pytest.mark.parametrize("bad", [-1, SIZE, 2**62, -(2**63)])
+def test_the_first_id_out_of_range_in_a_direct_space_is_reported(bad: int) -> None:
+    unique = run([[[1], [1]], [[2], [2]], [[3], []], [[0], [4, bad, SIZE + 1]], [[], []]], [0, 1, 2, 3])
+    assert (unique.bad_value, unique.bad_space) == (7, 2)
+
+
+def test_merged_parts_sum_gradients_of_equal_keys() -> None:
+    def keys(pairs: list[tuple[int, int]], counts: list[int]) -> Keys:
+        spaces, ids = (np.array(column) for column in zip(*pairs, strict=True))
+        return Keys(spaces.astype(np.int32), ids.astype(np.int64), np.array(counts, dtype=np.int32))
+
+    first = keys([(0, 7), (1, 7)], [1, 2]), np.array([[1, 1], [2, 2]], dtype=np.float32)
+    second = keys([(0, -1), (1, 7)], [3, 4]), np.array([[4, 4], [8, 8]], dtype=np.float32)
+    merged, gradients = merge_keys([first, second])
+    assert list(zip(merged.spaces.tolist(), merged.ids.tolist(), strict=True)) == [(0, -1), (0, 7), (1, 7)]
+    assert merged.counts.tolist() == [3, 1, 6]
+    assert gradients[:, 0].tolist() == [4, 1, 10]
+    assert merge_keys([first])[0] is first[0]

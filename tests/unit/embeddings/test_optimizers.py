@@ -1,0 +1,160 @@
+"""Every sparse optimizer against torch.optim on the same rows, and row-wise Adagrad against its definition."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numba
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from headrace.embeddings import AdagradConfig, AdamConfig, RowWiseAdagradConfig, SGDConfig
+from headrace.embeddings.optimizers import build_optimizer
+
+CAPACITY = 9
+CONFIGS = [
+    SGDConfig(lr=0.3, weight_decay=0.1),
+    AdagradConfig(lr=0.2, initial_accumulator=0.4, eps=1e-6),
+    AdamConfig(lr=0.01, beta1=0.8, beta2=0.95, eps=1e-4),
+    RowWiseAdagradConfig(lr=0.2, initial_accumulator=0.1, weight_decay=0.01),
+]
+BY_KIND = pytest.mark.parametrize("config", CONFIGS, ids=lambda config: config.kind)
+
+
+class RowWiseAdagradByDefinition(torch.optim.Optimizer):
+    """The textbook form, a row at a time."""
+
+    def __init__(self, weight: torch.Tensor, config: RowWiseAdagradConfig) -> None:
+        super().__init__([weight], {})
+        self.weight, self.config = weight, config
+        self.accumulator = torch.full((len(weight),), config.initial_accumulator)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> None:
+        grad = self.weight.grad.coalesce()
+        for row, g in zip(grad.indices()[0].tolist(), grad.values(), strict=True):
+            g = g + self.config.weight_decay * self.weight[row]
+            self.accumulator[row] += (g**2).mean()
+            self.weight[row] -= self.config.lr * g / (self.accumulator[row].sqrt() + self.config.eps)
+
+
+def reference(config: Any, weight: torch.Tensor) -> torch.optim.Optimizer:
+    if config.kind == "sgd":
+        return torch.optim.SGD([weight], lr=config.lr)
+    if config.kind == "adagrad":
+        return torch.optim.Adagrad(
+            [weight], lr=config.lr, initial_accumulator_value=config.initial_accumulator, eps=config.eps
+        )
+    if config.kind == "adam":
+        return torch.optim.SparseAdam([weight], lr=config.lr, betas=(config.beta1, config.beta2), eps=config.eps)
+    return RowWiseAdagradByDefinition(weight, config)
+
+
+def fresh(config: Any, dim: int, seed: int) -> tuple[Any, np.ndarray, dict[str, np.ndarray]]:
+    optimizer = build_optimizer([config], dim)
+    weights = np.random.default_rng(seed).normal(size=(CAPACITY, dim)).astype(np.float32)
+    slots = {
+        name: np.full((CAPACITY, width), optimizer.slot_values[name][0], dtype=np.float32)
+        for name, width in optimizer.slot_widths.items()
+    }
+    return optimizer, weights, slots
+
+
+def steps(dim: int, seed: int, num_steps: int = 4) -> list[tuple[np.ndarray, np.ndarray]]:
+    rng = np.random.default_rng(seed + 1)
+    picks = [1 + rng.permutation(CAPACITY - 1)[: rng.integers(0, CAPACITY)] for _ in range(num_steps)]
+    return [(rows.astype(np.int64), rng.normal(size=(len(rows), dim)).astype(np.float32)) for rows in picks]
+
+
+def train(config: Any, dim: int, seed: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    optimizer, weights, slots = fresh(config, dim, seed)
+    for step, (rows, gradients) in enumerate(steps(dim, seed), start=1):
+        optimizer.apply(weights, slots, rows, np.zeros(len(rows), dtype=np.int32), gradients, step)
+    return weights, slots
+
+
+@pytest.mark.filterwarnings("ignore:Sparse invariant checks")  # torch.optim builds sparse tensors unchecked
+@BY_KIND
+@given(dim=st.sampled_from([1, 3, 8, 16]), seed=st.integers(0, 1000))
+@settings(max_examples=15, deadline=None)
+def test_updates_equal_the_reference_on_rows_with_gradients(config: Any, dim: int, seed: int) -> None:
+    if config.kind == "sgd":
+        config = config.model_copy(update={"weight_decay": 0.0})  # torch decays rows without a gradient too
+    _, start, _ = fresh(config, dim, seed)
+    weight = torch.nn.Parameter(torch.from_numpy(start.copy()))
+    torch_optimizer = reference(config, weight)
+    for rows, gradients in steps(dim, seed):
+        indices = torch.from_numpy(rows)[None]
+        grad = torch.sparse_coo_tensor(indices, torch.from_numpy(gradients), weight.shape, check_invariants=True)
+        weight.grad = grad.coalesce()
+        torch_optimizer.step()
+    weights, _ = train(config, dim, seed)
+    np.testing.assert_allclose(weights, weight.detach().numpy(), rtol=2e-5, atol=2e-6)
+
+
+@pytest.mark.parametrize(
+    ("config", "torch_kind"),
+    [
+        (SGDConfig(lr=0.3, weight_decay=0.1), torch.optim.SGD),
+        (AdagradConfig(lr=0.1, weight_decay=0.1), torch.optim.Adagrad),
+    ],
+    ids=lambda value: getattr(value, "kind", ""),
+)
+def test_weight_decay_equals_torch_where_every_row_has_a_gradient(config: Any, torch_kind: Any) -> None:
+    optimizer, weights, slots = fresh(config, 4, 0)
+    weight = torch.nn.Parameter(torch.from_numpy(weights[1:].copy()))
+    torch_optimizer = torch_kind([weight], lr=config.lr, weight_decay=config.weight_decay)
+    rows, spaces = np.arange(1, CAPACITY), np.zeros(CAPACITY - 1, dtype=np.int32)
+    for step in range(1, 4):
+        gradients = np.random.default_rng(step).normal(size=(CAPACITY - 1, 4)).astype(np.float32)
+        weight.grad = torch.from_numpy(gradients)
+        torch_optimizer.step()
+        optimizer.apply(weights, slots, rows, spaces, gradients, step)
+    np.testing.assert_allclose(weights[1:], weight.detach().numpy(), rtol=1e-5, atol=1e-6)
+
+
+@BY_KIND
+def test_hyper_parameters_are_those_of_the_rows_space(config: Any) -> None:
+    fast = config.model_copy(update={"lr": config.lr * 3})
+    both = build_optimizer([config, fast], 4)
+    moved = []
+    for space in (0, 1):
+        _, weights, slots = fresh(config, 4, 0)
+        before = weights[2].copy()
+        row, gradient = np.array([2]), np.ones((1, 4), dtype=np.float32)
+        both.apply(weights, slots, row, np.array([space], dtype=np.int32), gradient, 1)
+        moved.append(weights[2] - before)
+    np.testing.assert_allclose(moved[1], 3 * moved[0], rtol=1e-5)
+
+
+@BY_KIND
+def test_the_zero_row_is_never_updated(config: Any) -> None:
+    optimizer, weights, slots = fresh(config, 4, 0)
+    weights[0] = 0
+    slots_before = {name: slot.copy() for name, slot in slots.items()}
+    rows, spaces = np.zeros(3, dtype=np.int64), np.zeros(3, dtype=np.int32)
+    optimizer.apply(weights, slots, rows, spaces, np.ones((3, 4), dtype=np.float32), 1)
+    assert not weights[0].any()
+    for name, slot in slots.items():
+        np.testing.assert_array_equal(slot, slots_before[name])
+
+
+@pytest.mark.parametrize("config", [AdagradConfig(eps=0.0), RowWiseAdagradConfig(eps=0.0)], ids=lambda c: c.kind)
+def test_a_zero_gradient_without_eps_leaves_the_row_alone(config: Any) -> None:
+    optimizer, weights, slots = fresh(config, 4, 0)
+    before = weights.copy()
+    optimizer.apply(weights, slots, np.array([3]), np.zeros(1, np.int32), np.zeros((1, 4), dtype=np.float32), 1)
+    np.testing.assert_array_equal(weights, before)
+
+
+@BY_KIND
+def test_updates_are_bit_for_bit_the_same_for_any_number_of_threads(config: Any, restore_threads: None) -> None:
+    results = []
+    for threads in (1, numba.config.NUMBA_NUM_THREADS):
+        numba.set_num_threads(threads)
+        weights, slots = train(config, 16, 3)
+        results.append([weights, *slots.values()])
+    for one, many in zip(*results, strict=True):
+        np.testing.assert_array_equal(one, many)

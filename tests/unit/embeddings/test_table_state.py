@@ -1,0 +1,125 @@
+"""A saved table, loaded, is the same table: bit for bit now, and after more training."""
+
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+
+from headrace.embeddings import AdamConfig, EmbeddingTable, Keys, RowWiseAdagradConfig, SGDConfig, TableConfig
+from headrace.embeddings.optimizers import AdagradConfig
+from headrace.errors import CheckpointError, VersionMismatch
+
+OPTIMIZERS = [SGDConfig(), AdagradConfig(), RowWiseAdagradConfig(initial_accumulator=0.1), AdamConfig()]
+
+
+def spaces(optimizer: Any = OPTIMIZERS[2], **item: Any) -> dict[str, TableConfig]:
+    options = {"kind": "collisionless", "num_embeddings": 2, "admission_count": 2, "evict_after": 2} | item
+    return {
+        "country": TableConfig(kind="direct", num_embeddings=40, optimizer=optimizer),
+        "item": TableConfig(**options, optimizer=optimizer),
+        "user": TableConfig(kind="hashed", num_embeddings=30, optimizer=optimizer),
+    }
+
+
+def train(t: EmbeddingTable, steps: range) -> None:
+    """Steps that differ from each other and depend on nothing else; a window ends after each seventh."""
+    for step in steps:
+        rng = np.random.default_rng(step)
+        ids = [rng.permutation(n)[:10] + lift for n, lift in ((40, 0), (60, 10 * step), (30, 0))]
+        batch = Keys(
+            np.repeat(np.arange(3, dtype=np.int32), 10),
+            np.concatenate(ids).astype(np.int64),
+            rng.integers(1, 3, 30).astype(np.int32),
+        )
+        t.pull(batch, admit=True)
+        t.push(batch, rng.normal(size=(30, t.embedding_dim)).astype(np.float32))
+        if step % 7 == 6:
+            t.end_window()
+
+
+def assert_same(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> None:
+    assert one.keys() == other.keys()
+    for name in one:
+        assert one[name].dtype == other[name].dtype
+        np.testing.assert_array_equal(one[name], other[name], err_msg=name)
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=lambda config: config.kind)
+def test_training_goes_on_bit_for_bit_the_same_after_a_round_trip(optimizer: Any) -> None:
+    saved = EmbeddingTable(spaces(optimizer), 4, seed=3)
+    train(saved, range(25))
+    state = {
+        name: np.frombuffer(column.tobytes(), column.dtype).reshape(column.shape)
+        for name, column in saved.state_dict().items()
+    }
+    loaded = EmbeddingTable(spaces(optimizer), 4, seed=3)
+    train(loaded, range(100, 104))  # what it held before is gone
+    loaded.load_state_dict(state)
+    assert_same(saved.state_dict(), loaded.state_dict())
+    assert loaded.num_rows == saved.num_rows
+    for t in (saved, loaded):
+        train(t, range(25, 50))
+    assert len(saved.state_dict()["pending.ids"]) > 0
+    assert_same(saved.state_dict(), loaded.state_dict())
+
+
+def test_only_rows_that_differ_from_a_new_table_are_saved() -> None:
+    t = EmbeddingTable(spaces(admission_count=1), 4, seed=3)
+    assert len(t.state_dict()["rows"]) == 0
+    train(t, range(1))
+    state = t.state_dict()
+    assert np.bincount(state["spaces"]).tolist() == [10, 10, 10]
+    np.testing.assert_array_equal(state["weights"], t.arena.weights[state["rows"]])
+    untouched = EmbeddingTable(spaces(admission_count=1), 4, seed=3)
+    untouched.load_state_dict(state)
+    np.testing.assert_array_equal(untouched.arena.weights[:71], t.arena.weights[:71])
+
+
+def test_a_state_does_not_change_with_the_table() -> None:
+    t = EmbeddingTable(spaces(), 4, seed=3)
+    train(t, range(3))
+    state = t.state_dict()
+    before = {name: column.copy() for name, column in state.items()}
+    train(t, range(3, 6))
+    assert_same(state, before)
+
+
+def test_learning_rates_may_change_between_jobs_and_consumers_see_all_rows_as_new() -> None:
+    t = EmbeddingTable(spaces(), 4, seed=3)
+    train(t, range(3))
+    other = EmbeddingTable(spaces(RowWiseAdagradConfig(lr=0.5), evict_after=None, admission_count=5), 4, seed=3)
+    other.add_consumer("delta")
+    other.load_state_dict(t.state_dict())
+    np.testing.assert_array_equal(other.dirty_rows("delta"), t.state_dict()["rows"])
+
+
+@pytest.mark.parametrize(
+    ("other", "text"),
+    [
+        (EmbeddingTable(spaces(), 8, seed=3), "embedding_dim was saved as 4, but the job says 8"),
+        (EmbeddingTable(spaces(), 4, seed=4), "seed was saved as 3, but the job says 4"),
+        (
+            EmbeddingTable({"item": spaces()["item"]}, 4, seed=3),
+            r"spaces was saved as \['country', 'item', 'user'\], but the job says \['item'\]",
+        ),
+        (EmbeddingTable(spaces(num_embeddings=3), 4, seed=3), "item.num_embeddings was saved as 2, but the job says 3"),
+        (
+            EmbeddingTable(spaces(SGDConfig()), 4, seed=3),
+            "country.optimizer was saved as rowwise_adagrad, but the job says sgd",
+        ),
+    ],
+)
+def test_a_state_of_another_table_is_refused_with_both_sides(other: EmbeddingTable, text: str) -> None:
+    state = EmbeddingTable(spaces(), 4, seed=3).state_dict()
+    with pytest.raises(CheckpointError, match=f"^embedding table: {text}"):
+        other.load_state_dict(state)
+
+
+def test_a_state_of_another_format_is_refused_with_both_versions() -> None:
+    t = EmbeddingTable(spaces(), 4, seed=3)
+    state = t.state_dict()
+    header = json.loads(state["header"].tobytes()) | {"format_version": 9}
+    state["header"] = np.frombuffer(json.dumps(header).encode(), dtype=np.uint8)
+    with pytest.raises(VersionMismatch, match=r"^embedding table: saved in format 9, expected 1$"):
+        t.load_state_dict(state)
