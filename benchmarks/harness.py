@@ -1,0 +1,280 @@
+"""What all benchmarks share: arms run in turn, medians with their spread, one JSON shape, the table on the screen.
+
+A benchmark is a script with two options, `--quick` (under a minute on 2 cores) and `--json PATH`::
+
+    options = harness.options("bench_x", __doc__)
+    report = harness.Report("bench_x")
+    samples = harness.interleave({"headrace": ours, "numpy": theirs}, rounds=20)
+    for arm, seconds in samples.items():
+        report.add("case", arm, "rows per second", "1/s", [rows / s for s in seconds])
+    report.compare("case", "headrace", "rows per second")
+    report.finish(options)
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+__all__ = ["Limit", "Ratio", "Report", "Row", "copy_gib_per_s", "interleave", "machine", "options", "single_threaded"]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One arm of one case: the median of `n` samples and their 10th and 90th percentile."""
+
+    case: str
+    arm: str
+    metric: str
+    unit: str
+    median: float
+    p10: float
+    p90: float
+    n: int
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """How many times better ours is than another arm; above 1 ours is better."""
+
+    case: str
+    ours: str
+    against: str
+    value: float
+
+
+@dataclass(frozen=True)
+class Limit:
+    """What the machine itself can do, in the unit of the case, and the share of it that ours reaches."""
+
+    case: str
+    what: str
+    value: float
+    unit: str
+    share: float
+
+
+@dataclass
+class Report:
+    """Collects results, prints them and writes them as JSON."""
+
+    benchmark: str
+    rows: list[Row] = field(default_factory=list)
+    ratios: list[Ratio] = field(default_factory=list)
+    limits: list[Limit] = field(default_factory=list)
+    notes: dict[str, Any] = field(default_factory=dict)
+
+    def add(self, case: str, arm: str, metric: str, unit: str, samples: Sequence[float]) -> Row:
+        """Add the samples of one arm."""
+        low, middle, high = _percentiles(samples)
+        row = Row(case, arm, metric, unit, middle, low, high, len(samples))
+        self.rows.append(row)
+        return row
+
+    def median(self, case: str, arm: str, metric: str) -> float:
+        """The median of an arm that has been added."""
+        return next(r.median for r in self.rows if (r.case, r.arm, r.metric) == (case, arm, metric))
+
+    def compare(
+        self, case: str, ours: str, metric: str, *, against: Sequence[str] | None = None, lower_is_better: bool = False
+    ) -> None:
+        """Add the ratio of our median to that of other arms (all of the case unless named)."""
+        mine = self.median(case, ours, metric)
+        for row in self.rows:
+            if row.case != case or row.metric != metric or row.arm == ours or (against and row.arm not in against):
+                continue
+            value = row.median / mine if lower_is_better else mine / row.median
+            self.ratios.append(Ratio(case, ours, row.arm, value))
+
+    def limit(self, case: str, what: str, value: float, unit: str, *, reached: float) -> None:
+        """Add a limit of the machine and how much of it ours reaches."""
+        self.limits.append(Limit(case, what, value, unit, reached / value))
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values in the shape all benchmarks share."""
+        return {
+            "benchmark": self.benchmark,
+            "date": datetime.now(UTC).isoformat(timespec="seconds"),
+            "machine": machine(),
+            "rows": [asdict(row) for row in self.rows],
+            "ratios": [asdict(ratio) for ratio in self.ratios],
+            "limits": [asdict(limit) for limit in self.limits],
+            **({"notes": self.notes} if self.notes else {}),
+        }
+
+    def finish(self, options: argparse.Namespace) -> None:
+        """Print the tables and write the JSON file if one was asked for."""
+        self.print()
+        if options.json is not None:
+            path = Path(options.json)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps(self.to_json(), indent=1) + "\n", encoding="utf-8")
+            print(f"\nwritten: {path}")
+
+    def print(self) -> None:
+        """Print rows, ratios and limits as tables."""
+        if self.rows:
+            _print_table(
+                ["case", "arm", "metric", "median", "p10", "p90", "unit", "n"],
+                [
+                    [r.case, r.arm, r.metric, *map(_short, (r.median, r.p10, r.p90)), r.unit, str(r.n)]
+                    for r in self.rows
+                ],
+            )
+        if self.ratios:
+            _print_table(
+                ["case", "ours", "against", "ratio"],
+                [[r.case, r.ours, r.against, f"{r.value:.2f}x"] for r in self.ratios],
+            )
+        if self.limits:
+            _print_table(
+                ["case", "limit of the machine", "value", "unit", "share"],
+                [[m.case, m.what, _short(m.value), m.unit, f"{m.share:.0%}"] for m in self.limits],
+            )
+
+
+def interleave(
+    arms: Mapping[str, Callable[[], Any]],
+    *,
+    rounds: int = 30,
+    seconds: float | None = None,
+    warm_up: int = 1,
+) -> dict[str, list[float]]:
+    """Run all arms in turn (A B C A B C ...) so that drift of the machine meets them alike.
+
+    Args:
+        arms: Name to a function without arguments; its wall time is the sample, unless it returns a float, which then
+            is the sample (for arms that time only part of what they do).
+        rounds: Samples of each arm.
+        seconds: Stop after this long, but not before three rounds.
+        warm_up: Rounds before the first that counts, for compilation and caches.
+
+    Returns:
+        Samples of each arm.
+    """
+    for _ in range(warm_up):
+        for run in arms.values():
+            run()
+    samples: dict[str, list[float]] = {name: [] for name in arms}
+    start = time.perf_counter()
+    for number in range(rounds):
+        if seconds is not None and number >= 3 and time.perf_counter() - start > seconds:
+            break
+        for name, run in arms.items():
+            begin = time.perf_counter()
+            result = run()
+            samples[name].append(result if isinstance(result, float) else time.perf_counter() - begin)
+    return samples
+
+
+def options(name: str, description: str | None, **flags: Any) -> argparse.Namespace:
+    """The command line of a benchmark; `flags` are further options: default values by name."""
+    parser = argparse.ArgumentParser(name, description=(description or "").split("\n")[0])
+    parser.add_argument("--quick", action="store_true", help="smaller, under a minute on 2 cores")
+    parser.add_argument("--json", metavar="PATH", help="write the results there")
+    for flag, default in flags.items():
+        kind = str if default is None else type(default)
+        parser.add_argument(f"--{flag.replace('_', '-')}", type=kind, default=default, help=f"default {default}")
+    return parser.parse_args()
+
+
+def single_threaded() -> None:
+    """Hold every library in this process to one thread; call it before importing them.
+
+    Arms that use several threads start them themselves.
+    """
+    names = ("OMP", "MKL", "OPENBLAS", "NUMBA", "NUMEXPR", "POLARS", "VECLIB")
+    for name in names:
+        os.environ[f"{name}_{'MAX' if name == 'POLARS' else 'NUM'}_THREADS"] = "1"
+    os.environ["ARROW_NUM_THREADS"] = "1"
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+
+def machine() -> dict[str, Any]:
+    """The machine's shape and the versions of what was measured."""
+    packages = (
+        "headrace",
+        "torch",
+        "numpy",
+        "numba",
+        "pyarrow",
+        "polars",
+        "tensorflow",
+        "ray",
+        "datasets",
+        "torchdata",
+    )
+    versions = {}
+    for package in packages:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return {
+        "cpu": _cpu_name(),
+        "cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
+        "load_1min": round(os.getloadavg()[0], 2),
+        "os": f"{platform.system()} {platform.release()}",
+        "python": platform.python_version(),
+        "versions": versions,
+    }
+
+
+def copy_gib_per_s(num_bytes: int = 64 << 20, rounds: int = 10) -> float:
+    """GiB per second that one thread copies between two buffers too large for the caches (bytes copied, counted once)."""
+    import numpy as np
+
+    source, target = np.ones(num_bytes, np.uint8), np.zeros(num_bytes, np.uint8)
+    samples = interleave({"copy": lambda: np.copyto(target, source)}, rounds=rounds)["copy"]
+    return num_bytes / statistics.median(samples) / 2**30
+
+
+def _percentiles(samples: Sequence[float]) -> tuple[float, float, float]:
+    """10th, 50th and 90th percentile; of fewer than three samples the lowest, the median and the highest."""
+    if not samples:
+        raise ValueError("no samples, expected at least one")
+    if len(samples) < 3:
+        return min(samples), statistics.median(samples), max(samples)
+    deciles = statistics.quantiles(samples, n=10, method="inclusive")
+    return deciles[0], statistics.median(samples), deciles[8]
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+def _short(number: float) -> str:
+    """Three or four significant digits, thousands separated."""
+    if number and abs(number) < 0.01:
+        return f"{number:.2e}"
+    return f"{number:,.0f}" if abs(number) >= 1000 else f"{number:.4g}"
+
+
+def _print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    widths = [max(len(line[at]) for line in [header, *rows]) for at in range(len(header))]
+    right = [all(_is_number(row[at]) for row in rows) for at in range(len(header))]
+    sys.stdout.write("\n")
+    for line in [header, ["-" * width for width in widths], *rows]:
+        cells = [c.rjust(w) if r else c.ljust(w) for c, w, r in zip(line, widths, right, strict=True)]
+        sys.stdout.write("  ".join(cells).rstrip() + "\n")
+
+
+def _is_number(text: str) -> bool:
+    return text.rstrip("x%").replace(",", "").replace(".", "").replace("-", "").replace("e", "").isdigit()
