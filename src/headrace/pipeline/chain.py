@@ -114,15 +114,22 @@ def run_chain(
         num_rows = _num_rows_of(payload, num_rows)
         num_filtered += rows_before - num_rows
         if not was_cut:  # joining cuts moves bytes; what a view of a larger element shows must not count as all of it
-            num_bytes = size_of(payload)
+            num_bytes = size_of(payload, num_bytes)
         uses.append(StageUse(clock() - cpu, time.perf_counter() - wall, rows_before, num_rows, num_bytes))
     return ChainResult(payload if num_rows else None, num_rows, num_bytes, num_filtered, tuple(faults), tuple(uses))
 
 
-def size_of(payload: Any) -> int:
-    """Bytes of a payload; whole buffers where it is a view of them."""
+def size_of(payload: Any, expected: int = 0) -> int:
+    """Bytes of a payload.
+
+    Args:
+        payload: A record batch, an object that tells its `num_bytes` or `nbytes`, or a collection of those.
+        expected: A record batch whose buffers hold more than twice this is taken for a view of a larger one, of which
+            only its own rows count. (Counting those costs 70 us for 40 columns, the buffers 1 us.)
+    """
     if isinstance(payload, pa.RecordBatch):
-        return int(payload.get_total_buffer_size())
+        total = int(payload.get_total_buffer_size())
+        return total if total <= 2 * expected else min(total, int(payload.nbytes))
     size = getattr(payload, "num_bytes", None)
     if isinstance(size, int):
         return size

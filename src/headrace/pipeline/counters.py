@@ -186,6 +186,7 @@ class Recorder:
             ((time, copy) for time, copy in reversed(self._copies) if time <= now - window_s), self._copies[0]
         )
         current = self._copy()
+        consumer: tuple[Any, ...]
         *stages, consumer = (
             tuple(after - before for after, before in zip(late, early, strict=True))
             for late, early in zip(current, then, strict=True)
@@ -194,10 +195,9 @@ class Recorder:
         readings = {}
         for name, values in zip(self.names, stages, strict=True):
             group = groups[name]
-            readings[name] = StageReading(
-                name, group.name, group.num_workers, group.num_running, group.queue_depth,
-                *values, values[0] / batches if batches else 0.0,
-            )  # fmt: skip
+            parts: list[Any] = [name, group.name, group.num_workers, group.num_running, group.queue_depth, *values]
+            parts.append(values[0] / batches if batches else 0.0)
+            readings[name] = StageReading(*parts)
         return now - start, readings, ConsumerReading(*consumer)
 
     def _copy(self) -> tuple[tuple[Any, ...], ...]:

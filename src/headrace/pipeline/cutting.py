@@ -78,6 +78,11 @@ class Cutter:
         self._before: Token = (before, skip_rows, index)
         self._end: Token = before
 
+    @property
+    def num_rows(self) -> int:
+        """Rows of an output, of this rank."""
+        return self._spec.num_rows
+
     def feed(self, element: Element) -> list[Element]:
         """Add an element; return the cuts it completes, which may be none or many."""
         outputs = []

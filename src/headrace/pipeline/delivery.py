@@ -13,7 +13,7 @@ from headrace.pipeline.chain import ChainResult, RowFaults, StageFault
 from headrace.pipeline.elements import NO_LOSSES, Element, Losses
 from headrace.pipeline.graph import Stage
 
-__all__ = ["apply_result", "element_of_piece", "pipeline_error"]
+__all__ = ["apply_result", "describe_element", "element_of_piece", "pipeline_error"]
 
 NUM_NAMED = 5
 """Rows and items named in an error text."""
@@ -31,7 +31,7 @@ def element_of_piece(piece: Piece, item: int, number: int) -> Element:
         after=(item, number + 1),
         losses=losses,
         items=(item,),
-        num_bytes=int(piece.batch.get_total_buffer_size()),
+        num_bytes=int(piece.batch.nbytes),
     )
 
 

@@ -13,6 +13,7 @@ from headrace.errors import ConfigError
 from headrace.logs.pieces import Source
 from headrace.logs.schema import Schema
 from headrace.pipeline.cutting import CutSpec
+from headrace.pipeline.decisions import DecisionRecorder
 from headrace.pipeline.operations import (
     BadRows,
     Combine,
@@ -170,6 +171,7 @@ class Pipeline:
         rank: int = 0,
         num_ranks: int = 1,
         state: Mapping[str, Any] | None = None,
+        decisions: DecisionRecorder | None = None,
     ) -> BatchIterator:
         """Start the pipeline; the sequence of batches does not depend on any of the first three arguments.
 
@@ -185,6 +187,7 @@ class Pipeline:
             rank: This reader among `num_ranks` of the same data: of each `num_ranks * size` rows it gets `size`. All
                 ranks make the same number of steps.
             num_ranks: Readers of the same data.
+            decisions: Where to write what the pipeline decides by itself, for instance a `DecisionLog`.
             state: From `BatchIterator.state_dict`, to go on where it was taken, with any workers, executor or ranks.
 
         Raises:
@@ -201,6 +204,7 @@ class Pipeline:
             epoch=epoch,
             rank=rank,
             num_ranks=num_ranks,
+            decisions=decisions,
         )
         return BatchIterator(self, options, state)
 

@@ -9,13 +9,14 @@ import time
 from collections.abc import Iterator, Mapping
 from itertools import islice
 
-from headrace.pipeline.chain import StageFault, StageUse, run_chain
+from headrace.pipeline.chain import StageUse
 from headrace.pipeline.counters import GroupNow, PipelineCounters, Recorder
 from headrace.pipeline.cutting import Cutter
-from headrace.pipeline.delivery import apply_result, element_of_piece, pipeline_error
+from headrace.pipeline.delivery import element_of_piece
 from headrace.pipeline.elements import Element
 from headrace.pipeline.graph import Pipeline
 from headrace.pipeline.options import Group, OpenOptions, make_groups
+from headrace.pipeline.runners import ThreadRunner
 from headrace.pipeline.snapshot import Position
 from headrace.pipeline.tunables import Tunable
 
@@ -80,17 +81,11 @@ class InlineFeed:
                 skip += 1
 
     def _apply(self, group: Group, stream: Iterator[Element]) -> Iterator[Element]:
-        operations = [stage.operation for stage in group.stages]
+        runner = ThreadRunner(group, self._source, self._epoch)
         for element in stream:
             num_bytes = element.num_bytes
-            try:
-                result = run_chain(
-                    operations, element.payload, element.num_rows, num_bytes, (self._epoch, *element.key)
-                )
-            except StageFault as fault:
-                raise pipeline_error(fault, group.stages, element, self._source) from fault.__cause__
-            apply_result(element, result, group.stages, self._source)
-            for stage, use in zip(group.stages, result.uses, strict=True):
+            uses = runner.run(element)
+            for stage, use in zip(group.stages, uses, strict=True):
                 self.recorder.stages[stage.name].add(use, num_bytes)
                 num_bytes = use.num_bytes_out
             yield element

@@ -7,12 +7,15 @@ import weakref
 from collections.abc import Mapping
 from typing import Any, Protocol, Self
 
+from headrace.observe.decisions import Decision
 from headrace.pipeline.counters import PipelineCounters, Recorder
+from headrace.pipeline.decisions import Decisions
 from headrace.pipeline.elements import NO_LOSSES, Account, Element, Losses, Token
 from headrace.pipeline.graph import Pipeline
 from headrace.pipeline.inline import InlineFeed
 from headrace.pipeline.options import OpenOptions
 from headrace.pipeline.snapshot import Position, load_state, make_state
+from headrace.pipeline.threads import ThreadFeed
 from headrace.pipeline.tunables import Tunable
 
 __all__ = ["BatchIterator", "Feed", "OpenOptions"]
@@ -46,9 +49,11 @@ class BatchIterator:
         self._position = Position.start(pipeline.num_cutters)
         if state is not None:
             self._epoch, self._position = load_state(state, pipeline.signature)
+        self._decisions = Decisions(options.decisions)
         self._account = Account()
         self._losses: Losses = NO_LOSSES
         self._after: Token | None = None
+        self._left = 0.0
         self._start()
 
     def __iter__(self) -> Self:
@@ -108,6 +113,11 @@ class BatchIterator:
         return self._feed.tunables
 
     @property
+    def decisions(self) -> list[Decision]:
+        """What the pipeline decided by itself (workers replaced, prefetch shed, ...), with reasons; oldest first."""
+        return self._decisions.list()
+
+    @property
     def epoch(self) -> int:
         """The epoch this iterator reads."""
         return self._epoch
@@ -123,10 +133,13 @@ class BatchIterator:
         self.close()
 
     def _start(self) -> None:
-        self._feed: Feed = InlineFeed(self._pipeline, self._options, self._epoch, self._position)
+        if self._options.executor == "inline":
+            self._feed: Feed = InlineFeed(self._pipeline, self._options, self._epoch, self._position)
+        else:
+            self._feed = ThreadFeed(self._pipeline, self._options, self._epoch, self._position, self._decisions)
         # Also runs when the iterator is forgotten, and before the interpreter ends.
         self._closer = weakref.finalize(self, self._feed.close)
-        self._left: float = time.perf_counter()
+        self._left = time.perf_counter()
 
     def _deliver(self, num_rows: int) -> None:
         """Move the position behind the last element taken, and account for all taken since the last delivery."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 from headrace.errors import ConfigError
 from headrace.pipeline.cutting import CutSpec
+from headrace.pipeline.decisions import DecisionRecorder
 from headrace.resources import effective_cpus, effective_memory, parse_bytes
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ class OpenOptions:
         epoch: Part of all random seeds.
         rank: This reader.
         num_ranks: Of so many.
+        decisions: Where decisions are written.
     """
 
     num_workers: int
@@ -45,6 +47,7 @@ class OpenOptions:
     epoch: int
     rank: int
     num_ranks: int
+    decisions: DecisionRecorder | None = None
 
     @classmethod
     def check(
@@ -57,6 +60,7 @@ class OpenOptions:
         epoch: int,
         rank: int,
         num_ranks: int,
+        decisions: DecisionRecorder | None,
     ) -> OpenOptions:
         """Fill in defaults from the machine.
 
@@ -89,7 +93,7 @@ class OpenOptions:
         if budget <= 0:
             raise ConfigError(f"open: memory_bytes: given {memory_bytes!r}, expected more than 0")
         total = max(total, sum(stage_workers.values()))
-        return cls(total, stage_workers, budget, limit, executor, epoch, rank, num_ranks)
+        return cls(total, stage_workers, budget, limit, executor, epoch, rank, num_ranks, decisions)
 
 
 @dataclass(frozen=True)

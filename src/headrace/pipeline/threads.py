@@ -1,0 +1,325 @@
+"""`ThreadFeed`: worker threads that carry out what `PipelineState` decides.
+
+Lock order: there is one lock. It is held for decisions and bookkeeping, never while a stage works. Threads start when
+the first batch is asked for and as work is there for them, and rest when there is none.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from functools import partial
+from itertools import islice
+
+import pyarrow as pa
+
+from headrace.errors import HeadraceError, PipelineError
+from headrace.logs.pieces import Piece
+from headrace.pipeline.chain import StageUse
+from headrace.pipeline.counters import GroupNow, PipelineCounters, Recorder
+from headrace.pipeline.cutting import Cutter
+from headrace.pipeline.decisions import Decisions
+from headrace.pipeline.delivery import element_of_piece
+from headrace.pipeline.elements import Element
+from headrace.pipeline.graph import Pipeline
+from headrace.pipeline.lanes import SourceLane, StageLane, Work
+from headrace.pipeline.ledger import Ledger
+from headrace.pipeline.options import MAX_WORKERS, OpenOptions, make_groups
+from headrace.pipeline.runners import Runner, ThreadRunner
+from headrace.pipeline.snapshot import Position
+from headrace.pipeline.state import Blocked, PipelineState
+from headrace.pipeline.stuck import stack_of, stuck_error
+from headrace.pipeline.tunables import Tunable
+from headrace.pipeline.watchdog import MemoryWatchdog
+
+__all__ = ["ThreadFeed"]
+
+MAX_PREFETCH = 1024
+"""Most batches made ahead; the memory budget normally ends it long before."""
+
+READ_AHEAD_SHARE = 0.5
+"""Of the memory budget, for items read before their turn, unless set."""
+
+SAMPLE_EVERY_S = 0.001
+"""Why lanes wait is looked up this often."""
+
+VIEW_RATIO = 1.05
+"""A batch whose buffers hold this much more than its rows points into the memory of a larger one."""
+
+
+class ThreadFeed:
+    """Elements of a pipeline, made ahead by threads."""
+
+    def __init__(
+        self, pipeline: Pipeline, options: OpenOptions, epoch: int, position: Position, decisions: Decisions
+    ) -> None:
+        """Prepare lanes and runners; nothing is started yet."""
+        self._source = pipeline.source
+        self._decisions = decisions
+        self._groups = make_groups(pipeline, options)
+        self._lock = threading.RLock()  # re-entrant: garbage collection may call close() in a thread that holds it
+        self._work_ready = threading.Condition(self._lock)
+        self._batch_ready = threading.Condition(self._lock)
+        self._threads: set[threading.Thread] = set()
+        self._stuck: set[threading.Thread] = set()
+        self._running: dict[threading.Thread, Work] = {}
+        self._readers: dict[int, Iterator[Piece]] = {}
+        self._first = (position.item, position.piece)
+        self._num_idle = 0
+        self._consumer_waits = False
+        self._closing = False
+        self._sampled_s = time.monotonic()
+        self._runners: list[Runner] = [ThreadRunner(group, pipeline.source, epoch) for group in self._groups]
+        self.recorder = Recorder(["source", *(stage.name for stage in pipeline.stages)], time.monotonic)
+        self._watchdog = MemoryWatchdog(decisions, self._sampled_s)
+        self._state = self._make_state(options, position, pipeline.num_prefetch)
+        self.tunables: Mapping[str, Tunable] = {tunable.name: tunable for tunable in self._make_tunables(options)}
+
+    # ---- the consumer's side
+
+    def take(self) -> Element | None:
+        """The next element, once it is ready; None at the end.
+
+        Raises:
+            PipelineError: A stage failed on it.
+        """
+        with self._lock:
+            while True:
+                if self._closing:
+                    return None
+                element = self._state.take()
+                if element is not None:
+                    self._wake_workers()
+                    return element
+                if self._state.failure is not None:
+                    raise self._state.failure
+                if self._state.has_ended:
+                    return None
+                self._wake_workers()
+                self._consumer_waits = True
+                try:
+                    self._batch_ready.wait(self._patience())
+                finally:
+                    self._consumer_waits = False
+                self._check_stuck()
+
+    def counters(self, window_s: float) -> PipelineCounters:
+        """What the stages did lately."""
+        with self._lock:
+            state = self._state
+            groups = {}
+            names = [("source",), *(tuple(stage.name for stage in group.stages) for group in self._groups)]
+            for index, (lane, stages) in enumerate(zip(state.lanes, names, strict=True)):
+                now = GroupNow(lane.name, state.limit(index), lane.num_running, lane.queue_depth)
+                groups |= dict.fromkeys(stages, now)
+            ledger = state.ledger
+            return PipelineCounters(
+                *self.recorder.read(window_s, groups),
+                bytes_in_flight=ledger.used_bytes,
+                peak_bytes=ledger.peak_bytes,
+                budget_bytes=ledger.budget_bytes,
+                num_threads=state.num_workers,
+            )
+
+    def close(self) -> None:
+        """Stop all workers and wait for those at work, except where a function is stuck."""
+        with self._lock:
+            self._closing = True
+            self._state.stop()
+            self._work_ready.notify_all()
+            self._batch_ready.notify_all()
+            threads = list(self._threads)
+        for runner in self._runners:
+            runner.close()
+        if threading.current_thread() in threads:
+            return  # garbage collection in a worker: it must not wait for threads that may wait for it
+        for thread in threads:
+            if thread not in self._stuck:
+                thread.join()
+        self._readers.clear()  # closes generators, and with them their files
+
+    # ---- the workers' side
+
+    def _work_loop(self) -> None:
+        me = threading.current_thread()
+        state, lock = self._state, self._lock
+        lock.acquire()
+        try:
+            while not self._closing:
+                now = time.monotonic()
+                work = state.next_work(now)
+                self._sample(now)
+                if work is None:
+                    if len(self._threads) > self._max_threads():
+                        return
+                    self._num_idle += 1
+                    self._work_ready.wait()
+                    self._num_idle -= 1
+                    continue
+                self._running[me] = work
+                self._wake_workers()
+                lock.release()
+                try:
+                    done = self._carry_out(work)
+                finally:
+                    lock.acquire()
+                    del self._running[me]
+                self._record(work, done)
+                if self._consumer_waits and state.has_batch:
+                    self._batch_ready.notify()
+        finally:
+            self._threads.discard(me)
+            lock.release()
+
+    def _carry_out(self, work: Work) -> tuple[StageUse, ...]:
+        """Read or run stages; the result or failure is left in the work."""
+        if self._watchdog.is_due(work.started_s):
+            self._state.pressure = self._watchdog.poll()
+        try:
+            if work.lane == 0:
+                return self._read(work)
+            assert work.element is not None
+            return self._runners[work.lane - 1].run(work.element)
+        except HeadraceError as error:
+            work.failure = error
+        except BaseException as error:
+            lane = self._state.lanes[work.lane].name
+            where = self._source.describe(work.item) if work.lane == 0 else lane
+            work.failure = PipelineError(f"stage {lane}: {type(error).__name__}: {error}; in {where}")
+            work.failure.__cause__ = error
+        return ()
+
+    def _read(self, work: Work) -> tuple[StageUse, ...]:
+        wall, cpu = time.perf_counter(), time.thread_time()
+        reader = self._readers.get(work.item)
+        if reader is None:
+            skip = self._first[1] if work.item == self._first[0] else 0
+            reader = self._readers[work.item] = islice(self._source.read(work.item), skip, None)
+        piece = next(reader, None)
+        if piece is None:
+            self._readers.pop(work.item, None)
+            return ()
+        work.element = element_of_piece(piece, work.item, work.piece)
+        num_rows, num_bytes = work.element.num_rows, work.element.num_bytes
+        return (StageUse(time.thread_time() - cpu, time.perf_counter() - wall, piece.num_read, num_rows, num_bytes),)
+
+    def _record(self, work: Work, uses: tuple[StageUse, ...]) -> None:
+        """Tell the state what was done, and count it."""
+        element = work.element
+        num_bytes_in, num_bytes = work.num_bytes_in, 0 if element is None else element.num_bytes
+        self._state.finished(work, num_bytes=num_bytes, is_view=element is not None and _is_view(element))
+        names = ["source"] if work.lane == 0 else [stage.name for stage in self._groups[work.lane - 1].stages]
+        for name, use in zip(names, uses, strict=False):
+            self.recorder.stages[name].add(use, num_bytes_in)
+            num_bytes_in = use.num_bytes_out
+        self.recorder.tick(time.monotonic())
+
+    def _wake_workers(self) -> None:
+        """Have one more thread look for work, if there is any; it does the same for the next."""
+        if self._closing or not (self._num_idle or len(self._threads) < self._max_threads()):
+            return
+        if not self._state.has_work():
+            return
+        if self._num_idle:
+            self._work_ready.notify()
+            return
+        thread = threading.Thread(target=self._work_loop, name="headrace-worker", daemon=True)
+        self._threads.add(thread)
+        thread.start()
+
+    def _max_threads(self) -> int:
+        """Worker threads: those that run stages, and one for each process that is waited for."""
+        state = self._state
+        waiting = sum(state.limit(index) for index, lane in enumerate(state.lanes) if not lane.in_threads)
+        return state.num_workers + waiting
+
+    def _sample(self, now: float) -> None:
+        """Add the time since the last look to the reason why each lane starts nothing."""
+        passed = now - self._sampled_s
+        if passed < SAMPLE_EVERY_S:
+            return
+        self._sampled_s = now
+        for index in range(len(self._state.lanes)):
+            reason = self._state.why_idle(index)
+            stages = ("source",) if index == 0 else tuple(s.name for s in self._groups[index - 1].stages)
+            for name in stages:
+                totals = self.recorder.stages[name]
+                if reason is Blocked.INPUT:
+                    totals.wait_input_s += passed
+                elif reason in (Blocked.AHEAD, Blocked.MEMORY):
+                    totals.wait_output_s += passed
+                elif reason is Blocked.THREADS:
+                    totals.wait_worker_s += passed
+
+    def _patience(self) -> float | None:
+        """How long the consumer waits before it looks for stuck functions; None if no stage has a timeout."""
+        timeouts = [group.timeout_s for group in self._groups if group.timeout_s is not None]
+        return min(timeouts) / 4 if timeouts else None
+
+    def _check_stuck(self) -> None:
+        """Fail if a thread has worked longer on an element than its stage may."""
+        now = time.monotonic()
+        for thread, work in self._running.items():
+            group = self._groups[work.lane - 1] if work.lane else None
+            if group is None or group.executor != "thread" or group.timeout_s is None:
+                continue
+            if now - work.started_s > group.timeout_s and work.element is not None:
+                self._stuck.add(thread)
+                error = stuck_error(group, work.element, self._source, stack_of(thread))
+                self._state.failure = error
+                self._state.stop()
+                raise error
+
+    # ---- construction
+
+    def _make_state(self, options: OpenOptions, position: Position, num_prefetch: int) -> PipelineState:
+        source = SourceLane(options.stage_workers.get("source"), len(self._source), position.item, position.piece)
+        lanes = []
+        num_cutters = 0
+        for group in self._groups:
+            cutter = None
+            if group.cut is not None:
+                cutter = Cutter(group.cut, position.to_token(num_cutters), *position.cuts[num_cutters])
+                num_cutters += 1
+            own = options.stage_workers.get(group.stages[0].name)
+            in_threads = group.executor == "thread"
+            # A worker process is sent a copy of its input.
+            lanes.append(
+                StageLane(group.name, own, cutter=cutter, in_threads=in_threads, copies=0 if in_threads else 1)
+            )
+        return PipelineState(
+            source,
+            lanes,
+            Ledger(options.memory_bytes),
+            num_workers=options.num_workers,
+            num_prefetch=num_prefetch,
+            read_ahead_bytes=int(options.memory_bytes * READ_AHEAD_SHARE),
+            report=lambda reason: self._decisions.record("memory ledger", {}, reason),
+        )
+
+    def _make_tunables(self, options: OpenOptions) -> Iterator[Tunable]:
+        state = self._state
+
+        def change(owner: object, attribute: str, value: int) -> None:
+            with self._lock:
+                setattr(owner, attribute, value)
+                self._work_ready.notify_all()
+                self._wake_workers()
+
+        def number(owner: object, attribute: str, name: str, low: int, high: int, unit: str) -> Tunable:
+            get, set_ = partial(getattr, owner, attribute), partial(change, owner, attribute)
+            return Tunable(name, min=low, max=high, unit=unit, get=get, set=set_)
+
+        yield number(state, "num_workers", "workers", 1, MAX_WORKERS, "workers")
+        for index, lane in enumerate(state.lanes):
+            get, set_ = partial(state.limit, index), partial(change, lane, "own_limit")
+            yield Tunable(f"{lane.name}.workers", min=1, max=MAX_WORKERS, unit="workers", get=get, set=set_)
+        yield number(state, "num_prefetch", "prefetch", 0, MAX_PREFETCH, "elements")
+        yield number(state, "read_ahead_bytes", "read_ahead", 0, options.limit_bytes, "bytes")
+        yield number(state.ledger, "budget_bytes", "memory", 1, options.limit_bytes, "bytes")
+
+
+def _is_view(element: Element) -> bool:
+    payload = element.payload
+    return isinstance(payload, pa.RecordBatch) and payload.get_total_buffer_size() > element.num_bytes * VIEW_RATIO
