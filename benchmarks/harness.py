@@ -233,7 +233,7 @@ def machine() -> dict[str, Any]:
 
 
 def copy_gib_per_s(num_bytes: int = 64 << 20, rounds: int = 10) -> float:
-    """GiB per second that one thread copies between two buffers too large for the caches (bytes copied, counted once)."""
+    """GiB per second that one thread copies between two buffers too large for the caches, each byte counted once."""
     import numpy as np
 
     source, target = np.ones(num_bytes, np.uint8), np.zeros(num_bytes, np.uint8)
