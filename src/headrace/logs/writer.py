@@ -190,7 +190,9 @@ class ParquetLogWriter:
             name = f"part-{self._next_number:05d}.parquet"
             self._next_number += 1
             self._names.append(name)
-            self._file = pq.ParquetWriter(self._staging / name, self._schema, compression=self._compression)
+            self._file = pq.ParquetWriter(
+                self._staging / name, self._schema, compression=self._compression, write_page_checksum=True
+            )
             self._file_rows = 0
         table = pa.Table.from_batches(self._pending, self._schema)
         self._file.write_table(table, row_group_size=max(table.num_rows, 1))

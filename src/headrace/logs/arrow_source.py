@@ -1,0 +1,101 @@
+"""`ArrowSource`: rows of a table in memory, with the same checks as rows of files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import pyarrow as pa
+
+from headrace.errors import DataError
+from headrace.logs.casting import Mask
+from headrace.logs.checks import BadRowPolicy, RowChecker, RowOrigin, check_names
+from headrace.logs.pieces import FILE_ROW_BITS, Piece
+from headrace.logs.schema import Schema
+
+__all__ = ["ArrowSource"]
+
+
+class ArrowSource:
+    """The rows of an Arrow table; implements `headrace.logs.pieces.Source`.
+
+    An item is a stretch of at most `max_rows_per_piece` rows, and one piece.
+
+    Args:
+        table: The rows.
+        schema: The schema of the log.
+        columns: Columns to deliver (and check), of those in the schema; None for all of them.
+        policy: What to do with bad rows.
+        max_rows_per_piece: Rows of an item.
+        name: What errors and rejects call the table.
+        file_number: Number of the table in derived row ids.
+
+    Raises:
+        DataError: The table lacks a column.
+        ConfigError: A column asked for is not in the schema.
+    """
+
+    def __init__(
+        self,
+        table: pa.Table,
+        schema: Schema,
+        *,
+        columns: Sequence[str] | None = None,
+        policy: BadRowPolicy | None = None,
+        max_rows_per_piece: int = 65_536,
+        name: str = "table",
+        file_number: int = 0,
+    ) -> None:
+        columns = schema.columns if columns is None else tuple(dict.fromkeys(columns))
+        check_names(schema, columns)
+        wanted = dict.fromkeys([*columns, *([schema.row_id] if schema.row_id else [])])
+        missing = [column for column in wanted if column not in table.column_names]
+        if missing:
+            raise DataError(f"{name}: no column {', '.join(missing)}; the table has {', '.join(table.column_names)}")
+        self._table = table
+        self._checker = RowChecker(schema, columns, BadRowPolicy() if policy is None else policy, table.schema)
+        self._max_rows = max_rows_per_piece
+        self._name = name
+        self._file_number = file_number
+        self._kept = [column for column in schema.columns if column in table.column_names]
+
+    @property
+    def output_schema(self) -> pa.Schema:
+        """Names and types of the batches: the columns asked for, then `ROW_ID`."""
+        return self._checker.output_schema
+
+    def __len__(self) -> int:
+        return -(-int(self._table.num_rows) // self._max_rows)
+
+    def describe(self, item: int) -> str:
+        """The table and the rows of an item."""
+        start = item * self._max_rows
+        return f"{self._name}, rows {start} to {start + self.num_rows(item)}"
+
+    def num_rows(self, item: int) -> int:
+        """Rows of an item."""
+        return int(min(self._max_rows, self._table.num_rows - item * self._max_rows))
+
+    def estimate_bytes(self, item: int) -> int:
+        """Bytes of an item's columns."""
+        return int(self._slice(item, self._checker.inputs).nbytes)
+
+    def read(self, item: int) -> Iterator[Piece]:
+        """Yield the one piece of an item.
+
+        Raises:
+            DataError: A row is bad and the policy is "fail".
+        """
+        rows = np.arange(self.num_rows(item), dtype=np.int64) + item * self._max_rows
+        origin = RowOrigin(self._name, 0, rows, rows | np.int64(self._file_number << FILE_ROW_BITS))
+        rest = [name for name in self._kept if name not in self._checker.inputs]
+
+        def rest_of(bad: Mask) -> pa.RecordBatch | None:
+            return self._slice(item, rest).filter(pa.array(bad)) if rest else None
+
+        yield self._checker.check(self._slice(item, self._checker.inputs), origin, rest_of)
+
+    def _slice(self, item: int, names: Sequence[str]) -> pa.RecordBatch:
+        part = self._table.select(list(names)).slice(item * self._max_rows, self._max_rows)
+        (batch,) = part.combine_chunks().to_batches()
+        return batch

@@ -1,0 +1,201 @@
+"""Bad rows: what is done with them, how many are allowed, and the check that splits a raw batch into good and bad."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+from pydantic import Field
+
+from headrace.config import Config
+from headrace.errors import ConfigError, DataError, ErrorBudgetExceeded
+from headrace.logs.casting import Mask
+from headrace.logs.columns import column_check, lengths_differ
+from headrace.logs.pieces import REJECT_SCHEMA, ROW_ID, Piece
+from headrace.logs.raw_rows import encode_rows, shown
+from headrace.logs.schema import Schema
+
+__all__ = ["BadRowPolicy", "ErrorBudget", "RowChecker", "RowOrigin", "check_names"]
+
+
+class BadRowPolicy(Config):
+    """What to do with rows that are not what the schema says.
+
+    Attributes:
+        policy: "fail" stops at the first one; "drop" leaves them out; "quarantine" leaves them out and keeps them, with
+            their place and the reason, to be looked at and replayed.
+        max_ratio: Share of bad rows above which a job stops: so many bad rows mean a wrong schema, not bad rows.
+        min_rows: Bad rows from which on the share is looked at, so that an early one does not stop a job.
+        path: Folder of the quarantine; None for the run's own.
+    """
+
+    policy: Literal["fail", "drop", "quarantine"] = "fail"
+    max_ratio: float = Field(default=0.01, ge=0.0, le=1.0)
+    min_rows: int = Field(default=100, ge=1)
+    path: str | None = None
+
+
+class ErrorBudget:
+    """Counts bad rows as pieces are delivered, and stops a job that has too many of them.
+
+    Fed at delivery and not where rows are read, it trips at the same row however many readers run ahead.
+
+    Args:
+        policy: Gives the share allowed.
+        num_read: Rows read so far, for instance as a checkpoint says.
+        num_bad: How many of them were bad.
+    """
+
+    def __init__(self, policy: BadRowPolicy, *, num_read: int = 0, num_bad: int = 0) -> None:
+        self.policy = policy
+        self.num_read = num_read
+        self.num_bad = num_bad
+
+    def add(self, *, num_read: int, num_bad: int) -> None:
+        """Count rows.
+
+        Raises:
+            ErrorBudgetExceeded: More are bad than allowed.
+        """
+        self.num_read += num_read
+        self.num_bad += num_bad
+        if self.num_bad >= self.policy.min_rows and self.num_bad > self.policy.max_ratio * self.num_read:
+            raise ErrorBudgetExceeded(
+                f"{self.num_bad} of {self.num_read} rows are bad ({self.num_bad / self.num_read:.2%}), allowed are "
+                f"{self.policy.max_ratio:.2%} (bad_rows.max_ratio); correct the schema or the logs, or allow more"
+            )
+
+
+@dataclass(frozen=True)
+class RowOrigin:
+    """Where the rows of a raw batch come from.
+
+    Attributes:
+        file: The file, one for all rows or one for each.
+        row_group: The row group in it, one for all rows or one for each.
+        rows: int64, each row's position in its file.
+        row_ids: int64, each row's id if the schema has no row id column.
+    """
+
+    file: str | Sequence[str]
+    row_group: int | Sequence[int]
+    rows: npt.NDArray[np.int64]
+    row_ids: npt.NDArray[np.int64]
+
+    def at(self, index: int) -> tuple[str, int, int]:
+        """File, row group and row of one row."""
+        file = self.file if isinstance(self.file, str) else self.file[index]
+        row_group = self.row_group if isinstance(self.row_group, int) else self.row_group[index]
+        return file, row_group, int(self.rows[index])
+
+
+class RowChecker:
+    """Splits raw batches into good rows in fixed types, and bad rows with their reasons; thread-safe.
+
+    Args:
+        schema: The schema of the log.
+        columns: Columns to check and deliver; a column that is not read is not checked.
+        policy: What to do with bad rows.
+        stored: Types of the columns in the log (its first file).
+
+    Attributes:
+        inputs: Columns a raw batch must have: those delivered, and the schema's row id.
+        output_schema: Of the batches delivered: the columns in the order given, and `ROW_ID`.
+    """
+
+    def __init__(self, schema: Schema, columns: Sequence[str], policy: BadRowPolicy, stored: pa.Schema) -> None:
+        check_names(schema, columns)
+        self.inputs = tuple(dict.fromkeys([*columns, *([schema.row_id] if schema.row_id else [])]))
+        checks = {name: column_check(schema, name, stored.field(name).type) for name in self.inputs}
+        self._checks = {name: check for name, (_, check) in checks.items()}
+        self._columns = tuple(columns)
+        self._policy = policy.policy
+        self._row_id = schema.row_id
+        self._weighted = [
+            (column.name, column.weights)
+            for column in schema.id_lists
+            if column.weights is not None and column.name in checks and column.weights in checks
+        ]
+        fields = [pa.field(name, checks[name][0]) for name in columns]
+        self.output_schema = pa.schema([*fields, pa.field(ROW_ID, pa.int64())])
+
+    def check(self, raw: pa.RecordBatch, origin: RowOrigin, rest_of: Callable[[Mask], pa.RecordBatch | None]) -> Piece:
+        """Check a raw batch.
+
+        Args:
+            raw: Rows with (at least) the `inputs`.
+            origin: Where they come from.
+            rest_of: Gives the columns that were not read of the rows in a mask, for the quarantine.
+
+        Raises:
+            DataError: A row is bad and the policy is "fail".
+        """
+        problems: list[tuple[Mask, str, str]] = []
+        values: dict[str, pa.Array] = {}
+        for name, check in self._checks.items():
+            values[name], found = check(raw.column(name))
+            problems += [(mask, name, reason) for mask, reason in found]
+        for ids, weights in self._weighted:
+            differ = lengths_differ(values[ids], values[weights])
+            if differ is not None:
+                problems.append((differ, weights, f"not as many weights as ids in {ids}"))
+        row_ids = pa.array(origin.row_ids) if self._row_id is None else values[self._row_id]
+        good = pa.RecordBatch.from_arrays([*(values[n] for n in self._columns), row_ids], schema=self.output_schema)
+        if not problems:
+            return Piece(good, raw.num_rows)
+        return self._split(raw, origin, rest_of, problems, good)
+
+    def _split(
+        self,
+        raw: pa.RecordBatch,
+        origin: RowOrigin,
+        rest_of: Callable[[Mask], pa.RecordBatch | None],
+        problems: Sequence[tuple[Mask, str, str]],
+        good: pa.RecordBatch,
+    ) -> Piece:
+        first = np.full(raw.num_rows, -1, dtype=np.int32)  # the first problem of each row
+        for number, (mask, _, _) in enumerate(problems):
+            first[mask & (first < 0)] = number
+        bad = first >= 0
+        if self._policy == "fail":
+            row = int(np.argmax(bad))
+            _, name, reason = problems[first[row]]
+            file, row_group, position = origin.at(row)
+            given = shown(raw.column(name).slice(row, 1))
+            raise DataError(f"{file}, row group {row_group}, row {position}, column {name}: {reason}, given {given}")
+        kept = good.filter(pa.array(~bad))
+        if self._policy == "drop":
+            return Piece(kept, raw.num_rows, num_dropped=int(bad.sum()))
+        whole = raw.filter(pa.array(bad))
+        rest = rest_of(bad)
+        if rest is not None:
+            whole = pa.RecordBatch.from_arrays(
+                whole.columns + rest.columns, names=whole.schema.names + rest.schema.names
+            )
+        found = [
+            (problems[first[row]][1], problems[first[row]][2], origin.at(row)) for row in np.flatnonzero(bad).tolist()
+        ]
+        rejects = {
+            "file": [place[0] for _, _, place in found],
+            "row_group": [place[1] for _, _, place in found],
+            "row": [place[2] for _, _, place in found],
+            "column": [name for name, _, _ in found],
+            "reason": [reason for _, reason, _ in found],
+            "raw": encode_rows(whole, origin.row_ids[bad]),
+        }
+        return Piece(kept, raw.num_rows, rejects=pa.RecordBatch.from_pydict(rejects, schema=REJECT_SCHEMA))
+
+
+def check_names(schema: Schema, columns: Sequence[str]) -> None:
+    """Check that columns asked for are columns of the schema.
+
+    Raises:
+        ConfigError: Names those that are not.
+    """
+    unknown = [name for name in columns if name not in schema.columns]
+    if unknown:
+        raise ConfigError(f"column {', '.join(unknown)} is not in the schema, which has {', '.join(schema.columns)}")

@@ -1,0 +1,182 @@
+"""What each part of a schema accepts: a raw Arrow column in, a column of one fixed type and the bad rows out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.types as pt
+
+from headrace.logs.casting import Mask, cast_lists, cast_rows, cast_times, list_lengths, mask_of, rows_with
+from headrace.logs.schema import DenseColumn, IdColumn, IdListColumn, LabelColumn, Schema
+
+__all__ = ["Checked", "ColumnCheck", "column_check", "lengths_differ"]
+
+
+class Checked(NamedTuple):
+    """A column in its fixed type, and for each kind of problem the rows that have it."""
+
+    values: pa.Array
+    problems: tuple[tuple[Mask, str], ...] = ()
+
+
+ColumnCheck = Callable[[pa.Array], Checked]
+
+ID_TYPES = {"int": pa.int64(), "string": pa.string()}
+
+_SMALL_NUMBERS = (pa.bool_(), pa.int8(), pa.uint8(), pa.int16(), pa.uint16(), pa.float16(), pa.float32())
+
+
+def column_check(schema: Schema, name: str, stored: pa.DataType) -> tuple[pa.DataType, ColumnCheck]:
+    """The check of one column, and the type it delivers.
+
+    =============  ==========================================================================================
+    part           type
+    =============  ==========================================================================================
+    label, weight  float32
+    dense          float32 if stored as floats of 32 bits or integers of 16 bits or less, float64 otherwise
+    id             int64 or string
+    id list        list<int64> or list<string>; its weights list<float32>
+    timestamp      int64, in the schema's unit
+    session id     int64 if stored as integers, string otherwise
+    row id         int64
+    =============  ==========================================================================================
+
+    Args:
+        schema: The schema of the log.
+        name: One of `schema.columns`.
+        stored: Type of the column in the (first) file.
+    """
+    if name == schema.weight:
+        return pa.float32(), _check_weight
+    if name == schema.row_id:
+        return pa.int64(), _check_row_id
+    for label in schema.labels:
+        if label.name == name:
+            return pa.float32(), partial(_check_label, label)
+    for dense in schema.dense:
+        if dense.name == name:
+            target = pa.float32() if stored in _SMALL_NUMBERS else pa.float64()
+            return target, partial(_check_dense, dense, target)
+    for id_column in schema.ids:
+        if id_column.name == name:
+            return ID_TYPES[id_column.type], partial(_check_id, id_column)
+    for id_list in schema.id_lists:
+        if id_list.name == name:
+            return pa.list_(ID_TYPES[id_list.type]), partial(_check_id_list, id_list)
+        if id_list.weights == name:
+            return pa.list_(pa.float32()), _check_id_weights
+    if schema.timestamp is not None and schema.timestamp.name == name:
+        return pa.int64(), partial(_check_timestamp, schema.timestamp.unit)
+    if name == schema.session_id:
+        session_type = pa.int64() if pt.is_integer(stored) else pa.string()
+        return session_type, partial(_check_session, session_type)
+    raise KeyError(name)
+
+
+def lengths_differ(ids: pa.Array, weights: pa.Array) -> Mask | None:
+    """The rows whose list of weights is not as long as their list of ids, or None for none."""
+    differ = list_lengths(ids) != list_lengths(weights)
+    return differ if differ.any() else None
+
+
+def _check_label(column: LabelColumn, array: pa.Array) -> Checked:
+    values, bad = cast_rows(array, pa.float32())
+    numbers = values.to_numpy(zero_copy_only=False)  # null becomes NaN
+    if column.allowed is None:
+        accepted, expected = np.isfinite(numbers), "label is not a finite number"
+    else:
+        accepted = np.zeros(len(numbers), dtype=np.bool_)
+        for allowed in column.allowed:
+            accepted |= numbers == np.float32(allowed)
+        expected = f"label is not one of {', '.join(f'{allowed:g}' for allowed in column.allowed)}"
+    if accepted.all():
+        return Checked(values)
+    missing = mask_of(values.is_null())
+    return Checked(values, _problems((bad, "not a number"), (missing, "label is missing"), (~accepted, expected)))
+
+
+def _check_dense(column: DenseColumn, target: pa.DataType, array: pa.Array) -> Checked:
+    values, bad = cast_rows(array, target)
+    problems = _problems((bad, "not a number"))
+    if pt.is_integer(array.type) or _all_finite(values):
+        return Checked(values, problems)
+    finite = pc.is_finite(values)
+    if column.nan == "allow":
+        return Checked(pc.if_else(finite, values, pa.scalar(None, target)), problems)
+    return Checked(values, problems + _problems((mask_of(pc.invert(finite)), "NaN or infinite")))
+
+
+def _check_id(column: IdColumn, array: pa.Array) -> Checked:
+    values, bad = cast_rows(array, ID_TYPES[column.type])
+    return Checked(values, _problems((bad, "not an integer" if column.type == "int" else "not a string")))
+
+
+def _check_id_list(column: IdListColumn, array: pa.Array) -> Checked:
+    lists, bad = cast_lists(array, ID_TYPES[column.type])
+    what = "integers" if column.type == "int" else "strings"
+    found: list[tuple[Mask | None, str]] = [
+        (bad, f"not a list of {what}"),
+        (_null_inside(lists), "null inside the list"),
+    ]
+    if column.max_length is not None:
+        found.append((list_lengths(lists) > column.max_length, f"list longer than {column.max_length}"))
+    return Checked(lists, _problems(*found))
+
+
+def _check_id_weights(array: pa.Array) -> Checked:
+    lists, bad = cast_lists(array, pa.float32())
+    elements = lists.flatten()
+    not_finite = None
+    if not _all_finite(elements):
+        not_finite = rows_with(lists, ~mask_of(pc.is_finite(elements)))
+    return Checked(
+        lists, _problems((bad, "not a list of numbers"), (not_finite, "null, NaN or infinite inside the list"))
+    )
+
+
+def _check_weight(array: pa.Array) -> Checked:
+    values, bad = cast_rows(array, pa.float32())
+    numbers = values.to_numpy(zero_copy_only=False)
+    accepted = np.isfinite(numbers) & (numbers >= 0)
+    if accepted.all():
+        return Checked(values)
+    missing = mask_of(values.is_null())
+    found = ((bad, "not a number"), (missing, "weight is missing"), (~accepted, "weight is not a finite number >= 0"))
+    return Checked(values, _problems(*found))
+
+
+def _check_timestamp(unit: str, array: pa.Array) -> Checked:
+    ticks, bad = cast_times(array, unit)
+    missing = mask_of(ticks.is_null()) if ticks.null_count else None
+    return Checked(ticks, _problems((bad, "not a time"), (missing, "timestamp is missing")))
+
+
+def _check_session(target: pa.DataType, array: pa.Array) -> Checked:
+    values, bad = cast_rows(array, target)
+    return Checked(values, _problems((bad, f"not {'an integer' if pt.is_integer(target) else 'a string'}")))
+
+
+def _check_row_id(array: pa.Array) -> Checked:
+    values, bad = cast_rows(array, pa.int64())
+    missing = mask_of(values.is_null()) if values.null_count else None
+    return Checked(values, _problems((bad, "not an integer"), (missing, "row id is missing")))
+
+
+def _problems(*found: tuple[Mask | None, str]) -> tuple[tuple[Mask, str], ...]:
+    return tuple((mask, reason) for mask, reason in found if mask is not None and mask.any())
+
+
+def _all_finite(values: pa.Array) -> bool:
+    if values.null_count:
+        values = values.drop_null()
+    return bool(np.isfinite(values.to_numpy()).all())
+
+
+def _null_inside(lists: pa.Array) -> Mask | None:
+    elements = lists.flatten()
+    return rows_with(lists, mask_of(elements.is_null())) if elements.null_count else None

@@ -1,0 +1,121 @@
+"""Parquet footers of log files: read once, checked, and damage reported with its place."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from headrace.errors import DataError
+from headrace.logs.files import LogFile, open_log_file
+
+__all__ = ["Footer", "open_parquet", "read_footer", "reading"]
+
+BUFFER_BYTES = 256 << 10
+"""Bytes read ahead of each column; whole column chunks are never read into memory at once."""
+
+MAGIC = b"PAR1"
+
+
+@dataclass(frozen=True, eq=False)
+class Footer:
+    """What a Parquet file says about itself.
+
+    Attributes:
+        file: The file.
+        metadata: Row groups, column chunks and statistics.
+        schema: Arrow types of the columns.
+        fingerprint: Digest of the footer's bytes.
+    """
+
+    file: LogFile
+    metadata: pq.FileMetaData
+    schema: pa.Schema
+    fingerprint: str
+
+    def check_columns(self, names: list[str]) -> None:
+        """Check that the file has these columns, itself or by its partition folders.
+
+        Raises:
+            DataError: Names the missing ones and those there are.
+        """
+        there = [*self.schema.names, *(key for key, _ in self.file.partition)]
+        missing = [name for name in names if name not in there]
+        if missing:
+            raise DataError(f"{self.file.path}: no column {', '.join(missing)}; the file has {', '.join(there)}")
+
+    def stored_type(self, name: str) -> pa.DataType:
+        """Type of a column; partition columns are strings."""
+        return self.schema.field(name).type if name in self.schema.names else pa.string()
+
+    @cached_property
+    def leaves(self) -> dict[str, list[int]]:
+        """For each column, the numbers of the column chunks (in each row group) that hold it."""
+        names = set(self.schema.names)
+        leaves: dict[str, list[int]] = {}
+        for number in range(self.metadata.num_columns):
+            path = self.metadata.schema.column(number).path
+            leaves.setdefault(path if path in names else path.partition(".")[0], []).append(number)
+        return leaves
+
+
+def read_footer(file: LogFile) -> Footer:
+    """Read and check the footer of a file.
+
+    Raises:
+        DataError: The file is gone, cut off, or not Parquet.
+    """
+    with open_log_file(file.path) as handle:
+        size = handle.size()
+        if size < 12:
+            raise DataError(f"{file.path}: not a Parquet file: it has {size} bytes only")
+        handle.seek(size - 8)
+        tail = handle.read(8)
+        length = int.from_bytes(tail[:4], "little")
+        if tail[4:] != MAGIC or length > size - 12:
+            raise DataError(
+                f"{file.path}: not a whole Parquet file: it ends in {tail!r}, expected a footer and {MAGIC!r}; "
+                f"it may still be being written, or was cut off"
+            )
+        handle.seek(size - 8 - length)
+        fingerprint = hashlib.blake2b(handle.read(length), digest_size=12).hexdigest()
+        try:
+            parquet = pq.ParquetFile(handle, pre_buffer=False)
+            return Footer(file, parquet.metadata, parquet.schema_arrow, fingerprint)
+        except (OSError, pa.ArrowException) as error:
+            raise DataError(f"{file.path}: its Parquet footer cannot be read: {_line(error)}") from error
+
+
+@contextmanager
+def open_parquet(footer: Footer) -> Iterator[pq.ParquetFile]:
+    """Open a file for reading row groups with little memory, without reading its footer again."""
+    with open_log_file(footer.file.path) as handle:
+        yield pq.ParquetFile(
+            handle,
+            metadata=footer.metadata,
+            pre_buffer=False,
+            buffer_size=BUFFER_BYTES,
+            page_checksum_verification=True,
+        )
+
+
+@contextmanager
+def reading(file: LogFile, row_group: int) -> Iterator[None]:
+    """Turn what Arrow says about a damaged row group into an error with its place."""
+    try:
+        yield
+    except DataError:
+        raise
+    except (OSError, pa.ArrowException) as error:
+        raise DataError(
+            f"{file.path}, row group {row_group}: cannot be decoded, the file is damaged: {_line(error)}"
+        ) from error
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split())

@@ -1,0 +1,168 @@
+"""What window planning must know of the files: read from footers, and from the timestamp column where need be."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.types as pt
+
+from headrace.errors import ConfigError, DataError
+from headrace.logs.casting import cast_times, to_time_us
+from headrace.logs.cursor import Cursor, FileInfo, FileUse, Window
+from headrace.logs.files import LogFile, list_files
+from headrace.logs.footers import Footer, open_parquet, read_footer, reading
+from headrace.logs.schema import Schema, TimestampColumn
+from headrace.logs.windows import US_PER_S, WindowConfig, describe_rest, plan_windows
+
+__all__ = ["NewWindows", "find_windows", "read_infos"]
+
+_STORED_UNITS = {
+    "milliseconds": pa.timestamp("ms"),
+    "microseconds": pa.timestamp("us"),
+    "nanoseconds": pa.timestamp("ns"),
+}
+
+NUM_CONNECTIONS = 16
+"""Footers of remote files read at once: each costs two or three round trips and next to no work."""
+
+
+@dataclass(frozen=True)
+class NewWindows:
+    """The windows to use next, and in words what was left.
+
+    Attributes:
+        windows: In the order in which they must be used.
+        rest: One line on the rows that none of them uses ("nothing new: ...").
+    """
+
+    windows: tuple[Window, ...]
+    rest: str
+
+
+def find_windows(
+    location: str | Path,
+    schema: Schema,
+    cursor: Cursor,
+    config: WindowConfig,
+    *,
+    until: str | None = None,
+    limit: int | None = None,
+) -> NewWindows:
+    """List a log, look at what is new in it, and plan the next windows; see `plan_windows`.
+
+    Raises:
+        ConfigError: Nothing is there, or the schema, the config and the cursor do not go together.
+        DataError: A file is damaged, or changed after rows of it were used.
+    """
+    infos = read_infos(list_files(location), schema, cursor, config)
+    windows = plan_windows(infos, cursor, config, until=until, limit=limit)
+    return NewWindows(tuple(windows), describe_rest(infos, windows[-1].cursor_after if windows else cursor, config))
+
+
+def read_infos(files: Iterable[LogFile], schema: Schema, cursor: Cursor, config: WindowConfig) -> list[FileInfo]:
+    """What `plan_windows` needs to know of each file.
+
+    A file that is used up and unchanged, as its size and the file system's word for its last change tell, is not
+    opened. Of a new file the footer is read; with windows by time the timestamp column too, but only in row groups
+    that the footer does not place in one window.
+
+    Raises:
+        ConfigError: Windows by time are wanted, and the schema has no timestamp.
+        DataError: A file is damaged, or lacks the timestamp.
+    """
+    every_us = None if config.every_s is None else config.every_s * US_PER_S
+    if every_us is not None and schema.timestamp is None:
+        raise ConfigError("windows.kind: given time, but the schema has no timestamp column")
+    files = list(files)
+    read: Callable[[LogFile], FileInfo] = partial(_read_info, clock=schema.timestamp, cursor=cursor, every_us=every_us)
+    if not any("://" in file.path for file in files):
+        return [read(file) for file in files]
+    with ThreadPoolExecutor(NUM_CONNECTIONS) as pool:
+        return list(pool.map(read, files))
+
+
+def _read_info(file: LogFile, *, clock: TimestampColumn | None, cursor: Cursor, every_us: int | None) -> FileInfo:
+    use = cursor.files.get(file.name)
+    if use is not None and use.is_done and _is_untouched(file, use):
+        return FileInfo(file, use.num_rows, use.fingerprint)
+    footer = read_footer(file)
+    num_rows = footer.metadata.num_rows
+    if every_us is None or clock is None or (use is not None and use.is_done):
+        return FileInfo(file, num_rows, footer.fingerprint)
+    if clock.name not in footer.schema.names:
+        raise DataError(
+            f"{file.path}: no column {clock.name} to cut windows by time; the file has {', '.join(footer.schema.names)}"
+        )
+    counts, last_us = _count_times(footer, clock, every_us, None if use is None else use.used_until_us)
+    return FileInfo(file, num_rows, footer.fingerprint, tuple(sorted(counts.items())), last_us)
+
+
+def _is_untouched(file: LogFile, use: FileUse) -> bool:
+    return bool(file.version) and (file.size_bytes, file.version) == (use.size_bytes, use.version)
+
+
+def _count_times(
+    footer: Footer, clock: TimestampColumn, every_us: int, after_us: int | None
+) -> tuple[Counter[int], int | None]:
+    """Rows in each time slot, and the last time, of the rows not before `after_us`."""
+    counts: Counter[int] = Counter()
+    last_us: int | None = None
+    for row_group in range(footer.metadata.num_row_groups):
+        bounds = _time_bounds(footer, row_group, clock)
+        if bounds is not None and after_us is not None and bounds[1] < after_us:
+            continue
+        if bounds is not None and _in_one_slot(bounds, every_us, after_us):
+            slots = np.array([bounds[0] // every_us * every_us])
+            rows = np.array([footer.metadata.row_group(row_group).num_rows])
+            latest = bounds[1]
+        else:
+            times = _read_times(footer, row_group, clock)
+            times = times if after_us is None else times[times >= after_us]
+            if not len(times):
+                continue
+            slots, rows = np.unique(times // every_us * every_us, return_counts=True)
+            latest = int(times.max())
+        counts.update(dict(zip(slots.tolist(), rows.tolist(), strict=True)))
+        last_us = latest if last_us is None else max(last_us, latest)
+    return counts, last_us
+
+
+def _in_one_slot(bounds: tuple[int, int], every_us: int, after_us: int | None) -> bool:
+    first, last = bounds
+    return first // every_us == last // every_us and (after_us is None or first >= after_us)
+
+
+def _time_bounds(footer: Footer, row_group: int, clock: TimestampColumn) -> tuple[int, int] | None:
+    """First and last time in a row group as the footer tells; None if it does not tell, or rows have no time."""
+    kind = footer.schema.field(clock.name).type
+    leaf = footer.leaves[clock.name][0]
+    if pt.is_timestamp(kind):  # Parquet may keep another unit than Arrow makes of it
+        logical = json.loads(footer.metadata.schema.column(leaf).logical_type.to_json())
+        kind = _STORED_UNITS.get(logical.get("timeUnit", ""), pa.null())
+    if not (pt.is_signed_integer(kind) or pt.is_timestamp(kind)):
+        return None
+    statistics = footer.metadata.row_group(row_group).column(leaf).statistics
+    if statistics is None or not statistics.has_min_max or not statistics.has_null_count or statistics.null_count:
+        return None
+    raw = pa.array([statistics.min_raw, statistics.max_raw], pa.int64())
+    ticks, _ = cast_times(raw.cast(kind) if pt.is_timestamp(kind) else raw, clock.unit)
+    first, last = to_time_us(ticks, clock.unit).tolist()
+    return first, last
+
+
+def _read_times(footer: Footer, row_group: int, clock: TimestampColumn) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+    """The readable times of a row group, in microseconds."""
+    times = []
+    with reading(footer.file, row_group), open_parquet(footer) as parquet:
+        for batch in parquet.iter_batches(row_groups=[row_group], columns=[clock.name], use_threads=False):
+            ticks, _ = cast_times(batch.column(0), clock.unit)
+            times.append(to_time_us(ticks.drop_null(), clock.unit))
+    return np.concatenate(times) if times else np.zeros(0, dtype=np.int64)

@@ -1,0 +1,230 @@
+"""`ParquetSource`: reads the rows of a window from Parquet files, row group by row group, in bounded memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from headrace.errors import ConfigError, DataError
+from headrace.logs.casting import Mask, cast_times, mask_of, to_time_us
+from headrace.logs.checks import BadRowPolicy, RowChecker, RowOrigin, check_names
+from headrace.logs.cursor import Selection, TimeRange
+from headrace.logs.files import HIVE_NULL, LogFile
+from headrace.logs.footers import Footer, open_parquet, read_footer, reading
+from headrace.logs.pieces import FILE_ROW_BITS, Piece
+from headrace.logs.schema import Schema, TimestampColumn
+
+__all__ = ["ParquetSource", "select_files"]
+
+
+@dataclass(frozen=True)
+class _Item:
+    """The part of one row group that a selection takes; rows count from the start of the group."""
+
+    selection: Selection
+    footer: Footer
+    row_group: int
+    group_start: int
+    start: int
+    stop: int
+
+
+class ParquetSource:
+    """The rows that selections take from Parquet files; implements `headrace.logs.pieces.Source`.
+
+    An item is the part of a row group that a selection takes. It is decoded in pieces of at most
+    `max_rows_per_piece` rows, and only the columns needed are: memory does not grow with files or row groups. Columns
+    a file lacks may come from its partition folders (`hour=12`). Batches have the schema `output_schema`: fixed types,
+    see `headrace.logs.columns.column_check`. Any thread may read any item, and items are always read the same way.
+
+    Args:
+        selections: What to read, normally `Window.selections`; for whole files see `select_files`.
+        schema: The schema of the log.
+        columns: Columns to deliver (and check), of those in the schema; None for all of them.
+        policy: What to do with bad rows.
+        max_rows_per_piece: Rows of the largest piece.
+
+    Raises:
+        DataError: A file is not readable Parquet, lacks a column, or has fewer rows than selected.
+        ConfigError: A column asked for is not in the schema.
+    """
+
+    def __init__(
+        self,
+        selections: Sequence[Selection],
+        schema: Schema,
+        *,
+        columns: Sequence[str] | None = None,
+        policy: BadRowPolicy | None = None,
+        max_rows_per_piece: int = 65_536,
+    ) -> None:
+        self._schema = schema
+        self._columns = schema.columns if columns is None else tuple(dict.fromkeys(columns))
+        check_names(schema, self._columns)
+        self._policy = BadRowPolicy() if policy is None else policy
+        self._max_rows = max_rows_per_piece
+        footers = {s.file.path: read_footer(s.file) for s in {s.file.path: s for s in selections}.values()}
+        stored = _stored_schema(schema, next(iter(footers.values()), None))
+        self._checker = RowChecker(schema, self._columns, self._policy, stored)
+        self._needed = list(self._checker.inputs)
+        self._clock = schema.timestamp
+        if any(s.time_range_us is not None for s in selections):
+            if self._clock is None:
+                raise ConfigError("windows by time need a timestamp column in the schema")
+            self._needed = list(dict.fromkeys([*self._needed, self._clock.name]))
+        for footer in footers.values():
+            footer.check_columns(self._needed)
+        self._items = [item for s in selections for item in _items_of(s, footers[s.file.path])]
+
+    @property
+    def output_schema(self) -> pa.Schema:
+        """Names and types of the batches: the columns asked for, then `ROW_ID`."""
+        return self._checker.output_schema
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def describe(self, item: int) -> str:
+        """The file and row group of an item."""
+        part = self._items[item]
+        return f"{part.footer.file.path}, row group {part.row_group}"
+
+    def num_rows(self, item: int) -> int:
+        """Rows of an item, before any are left out for their time or as bad."""
+        part = self._items[item]
+        return part.stop - part.start
+
+    def estimate_bytes(self, item: int) -> int:
+        """Bytes of an item's columns in Arrow, about: from the footer, nothing is read."""
+        part = self._items[item]
+        group = part.footer.metadata.row_group(part.row_group)
+        total = 0
+        for name in self._needed:
+            for leaf in part.footer.leaves.get(name, ()):
+                chunk = group.column(leaf)
+                # Numbers take 8 bytes each once decoded, however well they were packed; strings at least offsets.
+                total += max(chunk.total_uncompressed_size, 8 * chunk.num_values)
+        return int(total * (part.stop - part.start) // max(group.num_rows, 1))
+
+    def read(self, item: int) -> Iterator[Piece]:
+        """Yield the pieces of one item, in order.
+
+        Raises:
+            DataError: The row group is damaged, or a row is bad and the policy is "fail"; names the place.
+        """
+        part = self._items[item]
+        for start, raw in self._batches(part, self._needed):
+            yield self._piece(part, start, raw)
+
+    def _batches(self, part: _Item, names: Sequence[str]) -> Iterator[tuple[int, pa.RecordBatch]]:
+        """Batches of an item with the row of the group each starts at; cut the same way whatever the columns."""
+        file_names = part.footer.schema.names
+        stored = [name for name in names if name in file_names]
+        partition = dict(part.footer.file.partition)
+        with reading(part.footer.file, part.row_group), open_parquet(part.footer) as parquet:
+            batches = parquet.iter_batches(
+                batch_size=self._max_rows,
+                row_groups=[part.row_group],
+                columns=stored or file_names[:1],
+                use_threads=False,
+            )
+            position = 0
+            for batch in batches:
+                first, last = max(part.start - position, 0), min(part.stop - position, batch.num_rows)
+                if first < last:
+                    rows = batch.slice(first, last - first)
+                    columns = [
+                        rows.column(name) if name in stored else _constant(partition[name], rows.num_rows)
+                        for name in names
+                    ]
+                    yield position + first, pa.RecordBatch.from_arrays(columns, names=list(names))
+                position += batch.num_rows
+                if position >= part.stop:
+                    break
+
+    def _piece(self, part: _Item, start: int, raw: pa.RecordBatch) -> Piece:
+        within = np.arange(start, start + raw.num_rows, dtype=np.int64)
+        times = part.selection.time_range_us
+        if times is not None:
+            assert self._clock is not None
+            inside = _in_range(raw.column(self._clock.name), self._clock, times)
+            if not inside.all():
+                raw, within = raw.filter(pa.array(inside)), within[inside]
+        rows = within + part.group_start
+        ids = rows | np.int64(part.selection.file_number << FILE_ROW_BITS)
+        origin = RowOrigin(part.footer.file.path, part.row_group, rows, ids)
+        return self._checker.check(raw, origin, lambda bad: self._rest_of(part, within[bad]))
+
+    def _rest_of(self, part: _Item, wanted: npt.NDArray[np.int64]) -> pa.RecordBatch | None:
+        """The columns of the schema that are not read, of some rows of a row group; for the quarantine only."""
+        there = [*part.footer.schema.names, *(key for key, _ in part.footer.file.partition)]
+        names = [name for name in self._schema.columns if name in there and name not in self._needed]
+        if not names:
+            return None
+        found = []
+        for start, batch in self._batches(part, names):
+            inside = wanted[(wanted >= start) & (wanted < start + batch.num_rows)] - start
+            found.append(batch.take(pa.array(inside)))
+            if start + batch.num_rows > wanted[-1]:
+                break
+        (rest,) = pa.Table.from_batches(found).combine_chunks().to_batches()
+        return rest
+
+
+def select_files(files: Iterable[LogFile]) -> list[Selection]:
+    """Selections of whole files, numbered in the order given; for a pass that keeps no cursor.
+
+    Raises:
+        DataError: A file is not readable Parquet.
+    """
+    selections = []
+    for number, file in enumerate(files):
+        num_rows = read_footer(file).metadata.num_rows
+        selections.append(Selection(file, number, 0, num_rows, None, num_rows))
+    return selections
+
+
+def _items_of(selection: Selection, footer: Footer) -> Iterator[_Item]:
+    metadata = footer.metadata
+    if selection.stop_row > metadata.num_rows:
+        raise DataError(
+            f"{footer.file.path}: has {metadata.num_rows} rows, but rows up to {selection.stop_row} were to be read; "
+            f"it changed since the window was planned"
+        )
+    start = 0
+    for row_group in range(metadata.num_row_groups):
+        stop = start + metadata.row_group(row_group).num_rows
+        first, last = max(selection.start_row, start), min(selection.stop_row, stop)
+        if first < last:
+            yield _Item(selection, footer, row_group, start, first - start, last - start)
+        start = stop
+
+
+def _stored_schema(schema: Schema, footer: Footer | None) -> pa.Schema:
+    """Types in the first file; columns it has not are strings, as partition values are."""
+    return pa.schema([(name, pa.string() if footer is None else footer.stored_type(name)) for name in schema.columns])
+
+
+def _constant(value: str, num_rows: int) -> pa.Array:
+    text: Any = None if value == HIVE_NULL else value
+    return pa.repeat(pa.scalar(text, pa.string()), num_rows)
+
+
+def _in_range(column: pa.Array, clock: TimestampColumn, times: TimeRange) -> Mask:
+    """The rows in a time range; those without a readable time are in the one without a start."""
+    ticks, _ = cast_times(column, clock.unit)
+    time_us = to_time_us(ticks, clock.unit)
+    start_us, stop_us = times
+    inside = np.ones(len(time_us), dtype=np.bool_)
+    if start_us is not None:
+        inside &= time_us >= start_us
+    if stop_us is not None:
+        inside &= time_us < stop_us
+    if ticks.null_count:
+        inside[mask_of(ticks.is_null())] = start_us is None
+    return inside

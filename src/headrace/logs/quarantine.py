@@ -1,0 +1,186 @@
+"""The quarantine: bad rows kept as Parquet with their place and reason, and read as a source again after a fix."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from headrace.errors import DataError
+from headrace.logs.checks import BadRowPolicy, RowChecker, RowOrigin, check_names
+from headrace.logs.files import LogFile, list_files
+from headrace.logs.footers import Footer, open_parquet, read_footer, reading
+from headrace.logs.pieces import REJECT_SCHEMA, Piece
+from headrace.logs.raw_rows import decode_rows
+from headrace.logs.schema import Schema
+
+__all__ = ["ReplaySource", "read_rejects", "replay_source", "write_rejects"]
+
+BYTES_PER_VALUE = 16
+"""Arrow bytes a value decoded from JSON takes, about; only the pipeline's account of memory rests on it."""
+
+
+def write_rejects(folder: str | Path, name: str, rejects: Sequence[pa.RecordBatch]) -> Path | None:
+    """Write bad rows to `folder/name.parquet`, which appears by one rename.
+
+    The name is the caller's, so that a run that is killed and repeats itself writes the same rows to the same file.
+
+    Args:
+        folder: The quarantine; made if needed.
+        name: Of the file, without its ending.
+        rejects: Batches with `REJECT_SCHEMA`. Without a row nothing is written, and an older file of this name goes.
+
+    Returns:
+        The file, or None if there were no rows.
+    """
+    path = Path(folder) / f"{name}.parquet"
+    table = pa.Table.from_batches(rejects, REJECT_SCHEMA)
+    if not table.num_rows:
+        path.unlink(missing_ok=True)
+        return None
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.writing")
+    with open(partial, "wb") as file:
+        pq.write_table(table, file, compression="zstd")
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+    return path
+
+
+def read_rejects(path: str | Path) -> pa.Table:
+    """All rows of a quarantine (a folder or one of its files), in natural order of the files; see `REJECT_SCHEMA`.
+
+    Raises:
+        ConfigError: There is no such quarantine.
+        DataError: A file is not a quarantine file.
+    """
+    tables = []
+    for file in list_files(path):
+        footer = _checked_footer(file)
+        with reading(file, 0), open_parquet(footer) as parquet:
+            tables.append(parquet.read(columns=REJECT_SCHEMA.names, use_threads=False).cast(REJECT_SCHEMA))
+    return pa.concat_tables(tables)
+
+
+def replay_source(
+    path: str | Path,
+    schema: Schema,
+    *,
+    columns: Sequence[str] | None = None,
+    policy: BadRowPolicy | None = None,
+    max_rows_per_piece: int = 8_192,
+) -> ReplaySource:
+    """The rows of a quarantine as a source again, after the schema was corrected or the files were edited.
+
+    Rows keep their ids. A row that is still bad is rejected again, with its old place and its new reason.
+
+    Args:
+        path: A quarantine folder, or one of its files.
+        schema: The (corrected) schema of the log.
+        columns: Columns to deliver, of those in the schema; None for all of them.
+        policy: What to do with rows that are still bad.
+        max_rows_per_piece: Rows of the largest piece.
+
+    Raises:
+        ConfigError: There is no such quarantine, or a column is not in the schema.
+        DataError: A file is not a quarantine file.
+    """
+    footers = [_checked_footer(file) for file in list_files(path)]
+    return ReplaySource(footers, schema, columns=columns, policy=policy, max_rows_per_piece=max_rows_per_piece)
+
+
+class ReplaySource:
+    """Rows of quarantine files; implements `headrace.logs.pieces.Source`, an item is a file. See `replay_source`."""
+
+    def __init__(
+        self,
+        footers: Sequence[Footer],
+        schema: Schema,
+        *,
+        columns: Sequence[str] | None,
+        policy: BadRowPolicy | None,
+        max_rows_per_piece: int,
+    ) -> None:
+        columns = schema.columns if columns is None else tuple(dict.fromkeys(columns))
+        check_names(schema, columns)
+        self._footers = footers
+        self._schema = schema
+        self._max_rows = max_rows_per_piece
+        self._checker = RowChecker(schema, columns, BadRowPolicy() if policy is None else policy, self._first_types())
+
+    @property
+    def output_schema(self) -> pa.Schema:
+        """Names and types of the batches: the columns asked for, then `ROW_ID`."""
+        return self._checker.output_schema
+
+    def __len__(self) -> int:
+        return len(self._footers)
+
+    def describe(self, item: int) -> str:
+        """The quarantine file of an item."""
+        return str(self._footers[item].file.path)
+
+    def num_rows(self, item: int) -> int:
+        """Rows of an item."""
+        return int(self._footers[item].metadata.num_rows)
+
+    def estimate_bytes(self, item: int) -> int:
+        """Bytes of an item's columns once decoded, about."""
+        return self.num_rows(item) * len(self._schema.columns) * BYTES_PER_VALUE
+
+    def read(self, item: int) -> Iterator[Piece]:
+        """Yield the pieces of one file, in order.
+
+        Raises:
+            DataError: The file is damaged or its `raw` column is not JSON; or a row is bad and the policy is "fail".
+        """
+        footer = self._footers[item]
+        for rejects in _batches(footer, self._max_rows):
+            start = 0
+            try:
+                for raw, row_ids in decode_rows(rejects.column("raw").to_pylist(), self._schema.columns):
+                    places = rejects.slice(start, raw.num_rows)
+                    start += raw.num_rows
+                    origin = RowOrigin(
+                        places.column("file").to_pylist(),
+                        places.column("row_group").to_pylist(),
+                        np.asarray(places.column("row").to_numpy(), dtype=np.int64),
+                        row_ids,
+                    )
+                    yield self._checker.check(raw, origin, lambda bad: None)
+            except (ValueError, TypeError) as error:
+                if isinstance(error, DataError):
+                    raise
+                raise DataError(f"{footer.file.path}: column raw after row {start}: {error}") from error
+
+    def _first_types(self) -> pa.Schema:
+        """Types in the first row; JSON does not tell more."""
+        for footer in self._footers:
+            for rejects in _batches(footer, 1):
+                for raw, _ in decode_rows(rejects.column("raw").to_pylist(), self._schema.columns):
+                    return raw.schema
+        return pa.schema([(name, pa.null()) for name in self._schema.columns])
+
+
+def _batches(footer: Footer, batch_size: int) -> Iterator[pa.RecordBatch]:
+    for row_group in range(footer.metadata.num_row_groups):
+        with reading(footer.file, row_group), open_parquet(footer) as parquet:
+            yield from parquet.iter_batches(
+                batch_size=batch_size,
+                row_groups=[row_group],
+                columns=["file", "row_group", "row", "raw"],
+                use_threads=False,
+            )
+
+
+def _checked_footer(file: LogFile) -> Footer:
+    footer = read_footer(file)
+    missing = [name for name in REJECT_SCHEMA.names if name not in footer.schema.names]
+    if missing:
+        raise DataError(f"{file.path}: not a quarantine file: it lacks {', '.join(missing)}")
+    return footer
