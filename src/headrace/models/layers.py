@@ -13,11 +13,16 @@ def seeded(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
+class Linear(nn.Linear):
+    """A linear layer that does not draw its first values from the global generator."""
+
+    def reset_parameters(self) -> None:
+        """Does nothing: `linear` fills the layer."""
+
+
 def linear(num_in: int, num_out: int, generator: torch.Generator, *, bias: bool = True) -> nn.Linear:
     """A linear layer that begins as in the DLRM code: weights N(0, 2 / (in + out)), bias N(0, 1 / out)."""
-    # Draws nothing from the global generator.
-    layer = nn.utils.skip_init(nn.Linear, num_in, num_out, bias=bias)  # type: ignore[no-untyped-call]
-    assert isinstance(layer, nn.Linear)
+    layer = Linear(num_in, num_out, bias=bias)
     with torch.no_grad():
         layer.weight.normal_(0.0, (2.0 / (num_in + num_out)) ** 0.5, generator=generator)
         if bias:
