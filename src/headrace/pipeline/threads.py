@@ -26,6 +26,7 @@ from headrace.pipeline.graph import Pipeline
 from headrace.pipeline.lanes import SourceLane, StageLane, Work
 from headrace.pipeline.ledger import Ledger
 from headrace.pipeline.options import MAX_WORKERS, OpenOptions, make_groups
+from headrace.pipeline.processes import ProcessRunner
 from headrace.pipeline.runners import Runner, ThreadRunner
 from headrace.pipeline.snapshot import Position
 from headrace.pipeline.state import Blocked, PipelineState
@@ -79,10 +80,15 @@ class ThreadFeed:
         self._consumer_waits = False
         self._closing = False
         self._sampled_s = time.monotonic()
-        self._runners: list[Runner] = [ThreadRunner(group, pipeline.source, epoch) for group in self._groups]
         self.recorder = Recorder(["source", *(stage.name for stage in pipeline.stages)], time.monotonic)
         self._watchdog = MemoryWatchdog(decisions, self._sampled_s)
         self._state = self._make_state(options, position, pipeline.num_prefetch)
+        self._runners: list[Runner] = [
+            ThreadRunner(group, pipeline.source, epoch)
+            if group.executor == "thread"
+            else ProcessRunner(group, pipeline.source, epoch, decisions, partial(self._state.limit, number))
+            for number, group in enumerate(self._groups, start=1)
+        ]
         self.tunables: Mapping[str, Tunable] = {tunable.name: tunable for tunable in self._make_tunables(options)}
 
     # ---- the consumer's side

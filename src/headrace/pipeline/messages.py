@@ -1,0 +1,113 @@
+"""Messages between a pipeline and its worker processes: a small control part, and rows in anonymous shared memory.
+
+Rows travel as an Arrow IPC stream in a `memfd` (an unnamed temporary file where there is none) whose descriptor is
+passed along. So they are copied once, do not depend on the size of `/dev/shm`, and the receiver's batch points into
+the memory, which goes back to the system when the batch does. The socket is a pair that only the two ends hold.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import pickle
+import socket
+import struct
+import tempfile
+from typing import Any
+
+import pyarrow as pa
+
+__all__ = ["Disconnected", "receive", "send"]
+
+_HEADER = struct.Struct("<QQ")
+"""Bytes of the control part; bytes of rows, 0 for none."""
+
+
+class Disconnected(Exception):
+    """The other end is gone."""
+
+
+def send(connection: socket.socket, control: Any, rows: pa.RecordBatch | None = None) -> None:
+    """Send a message.
+
+    Args:
+        connection: One end of a Unix socket pair.
+        control: Plain values, pickled.
+        rows: A record batch, or None.
+
+    Raises:
+        Disconnected: The other end is gone.
+    """
+    body = pickle.dumps(control, protocol=pickle.HIGHEST_PROTOCOL)
+    try:
+        if rows is None:
+            connection.sendall(_HEADER.pack(len(body), 0) + body)
+            return
+        file = _write_rows(rows)
+        try:
+            header = _HEADER.pack(len(body), os.fstat(file).st_size)
+            socket.send_fds(connection, [header], [file])
+        finally:
+            os.close(file)
+        connection.sendall(body)
+    except (BrokenPipeError, ConnectionError) as error:
+        raise Disconnected from error
+
+
+def receive(connection: socket.socket) -> tuple[Any, pa.RecordBatch | None]:
+    """Wait for a message; returns what was sent.
+
+    Raises:
+        Disconnected: The other end is gone.
+        TimeoutError: The connection has a timeout, and it passed.
+    """
+    try:
+        header, files, _, _ = socket.recv_fds(connection, _HEADER.size, 1)
+        try:
+            header += _exactly(connection, _HEADER.size - len(header))
+            control_bytes, rows_bytes = _HEADER.unpack(header)
+            control = pickle.loads(_exactly(connection, control_bytes))
+            return control, _read_rows(files[0], rows_bytes) if files else None
+        finally:
+            for file in files:
+                os.close(file)
+    except (ConnectionError, EOFError) as error:
+        raise Disconnected from error
+
+
+def _exactly(connection: socket.socket, num_bytes: int) -> bytes:
+    body = bytearray()
+    while len(body) < num_bytes:
+        part = connection.recv(min(num_bytes - len(body), 1 << 20))
+        if not part:
+            raise EOFError
+        body += part
+    return bytes(body)
+
+
+def _memory_file() -> int:
+    if hasattr(os, "memfd_create"):
+        return os.memfd_create("headrace", os.MFD_CLOEXEC)
+    with tempfile.TemporaryFile() as file:  # not Linux
+        return os.dup(file.fileno())
+
+
+def _write_rows(rows: pa.RecordBatch) -> int:
+    descriptor = _memory_file()
+    try:
+        with (
+            os.fdopen(descriptor, "wb", closefd=False) as file,
+            pa.PythonFile(file, mode="w") as sink,
+            pa.ipc.new_stream(sink, rows.schema) as writer,
+        ):
+            writer.write_batch(rows)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def _read_rows(file: int, num_bytes: int) -> pa.RecordBatch:
+    memory = mmap.mmap(file, num_bytes, access=mmap.ACCESS_READ)
+    with pa.ipc.open_stream(pa.py_buffer(memory)) as reader:
+        return reader.read_next_batch()

@@ -1,0 +1,67 @@
+"""The main function of a worker process: receives elements, applies the user's functions, sends results."""
+
+from __future__ import annotations
+
+import faulthandler
+import os
+import pickle
+import signal
+import socket
+import threading
+import time
+import traceback
+from dataclasses import replace
+
+import pyarrow as pa
+
+from headrace.pipeline.chain import StageFault, run_chain
+from headrace.pipeline.messages import Disconnected, receive, send
+
+__all__ = ["STACK_SIGNAL", "main"]
+
+STACK_SIGNAL = signal.SIGUSR1
+"""Makes a worker write down where it is."""
+
+
+def main(connection_file: int, lifeline_file: int, stack_file: int) -> None:
+    """Serve until the other end closes the connection.
+
+    Args:
+        connection_file: Descriptor of the socket.
+        lifeline_file: A pipe that ends when the pipeline's process does; then this process ends too, also in the
+            middle of a user's function.
+        stack_file: Where the stack goes on `STACK_SIGNAL`.
+    """
+    faulthandler.register(STACK_SIGNAL, file=stack_file, all_threads=False)
+    threading.Thread(target=_die_with_parent, args=(lifeline_file,), daemon=True).start()
+    pa.set_cpu_count(1)  # workers run side by side: each is one thread
+    with socket.socket(fileno=connection_file) as connection:
+        try:
+            _serve(connection)
+        except Disconnected:
+            return
+
+
+def _serve(connection: socket.socket) -> None:
+    shipped, _ = receive(connection)
+    try:
+        operations = pickle.loads(shipped)
+    except Exception as error:  # importing runs the user's module, which may raise anything
+        reason = f"the worker process cannot load the function: {type(error).__name__}: {error}"
+        receive(connection)
+        send(connection, StageFault(0, reason, (), traceback.format_exc()))
+        return
+    while True:
+        (num_rows, num_bytes, seed), rows = receive(connection)
+        try:
+            result = run_chain(operations, rows, num_rows, num_bytes, seed, clock=time.process_time)
+        except StageFault as fault:
+            send(connection, StageFault(fault.operation, fault.reason, fault.row_ids, fault.traceback))
+            continue
+        send(connection, replace(result, payload=None), result.payload)
+        del rows, result
+
+
+def _die_with_parent(lifeline_file: int) -> None:
+    os.read(lifeline_file, 1)
+    os._exit(1)
