@@ -52,9 +52,8 @@ def cast_lists(array: pa.Array, item: pa.DataType) -> tuple[pa.Array, Mask | Non
         if pt.is_null(array.type):
             return array.cast(target), None
         return pa.nulls(len(array), target), mask_of(array.is_valid())
-    if not pt.is_list(array.type):
-        array = array.cast(pa.list_(array.type.value_type))
-    if array.type.value_type.equals(item):
+    # List views go the long way round: Arrow 26 loses elements when it casts them to lists.
+    if array.type.value_type.equals(item) and not (pt.is_list_view(array.type) or pt.is_large_list_view(array.type)):
         return array.cast(target), None
     elements, bad = cast_rows(array.flatten(), item)
     offsets = np.zeros(len(array) + 1, dtype=np.int32)

@@ -1,0 +1,158 @@
+"""The quarantine: written whole under a given name, read back, and replayed with the same row ids after a fix."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from headrace.errors import ConfigError, DataError
+from headrace.logs.arrow_source import ArrowSource
+from headrace.logs.checks import BadRowPolicy
+from headrace.logs.pieces import REJECT_SCHEMA, ROW_ID
+from headrace.logs.quarantine import read_rejects, replay_source, write_rejects
+from headrace.logs.raw_rows import decode_rows, encode_rows
+from headrace.logs.schema import Schema
+
+QUARANTINE = BadRowPolicy(policy="quarantine")
+STRICT = Schema.from_dict({"labels": ["click"], "ids": ["user"]}, where="schema")
+LOOSE = Schema.from_dict(
+    {"labels": [{"name": "click", "allowed": None}], "ids": [{"name": "user", "type": "string"}]}, where="schema"
+)
+
+
+def reject(table: pa.Table, schema: Schema, file_number: int = 0) -> list[pa.RecordBatch]:
+    source = ArrowSource(table, schema, policy=QUARANTINE, name=f"log-{file_number}", file_number=file_number)
+    return [piece.rejects for i in range(len(source)) for piece in source.read(i) if piece.rejects is not None]
+
+
+def replay(path: Path, schema: Schema, **options: Any) -> list[Any]:
+    source = replay_source(path, schema, **options)
+    return [piece for item in range(len(source)) for piece in source.read(item)]
+
+
+LOG = pa.table({"click": [0, 2, 1, 3], "user": ["1", "2", "x", "4"]})
+
+
+def test_rejects_are_read_back_as_they_were_written(tmp_path: Path) -> None:
+    rejects = reject(LOG, STRICT)
+    path = write_rejects(tmp_path / "quarantine", "window-1", rejects)
+    assert path == tmp_path / "quarantine" / "window-1.parquet"
+    assert read_rejects(tmp_path / "quarantine").equals(pa.Table.from_batches(rejects))
+    assert pq.read_schema(path).metadata[b"headrace"] == b"rejects"
+
+
+def test_writing_the_same_name_again_leaves_the_same_file(tmp_path: Path) -> None:
+    path = write_rejects(tmp_path, "a", reject(LOG, STRICT))
+    assert path is not None
+    first = path.read_bytes()
+    assert write_rejects(tmp_path, "a", reject(LOG, STRICT)) == path
+    assert path.read_bytes() == first
+    assert list(tmp_path.iterdir()) == [path]
+    assert write_rejects(tmp_path, "a", []) is None
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_rejects(tmp_path, "a", reject(LOG, STRICT))
+    assert path is not None
+    first = path.read_bytes()
+
+    def fail(table: pa.Table, file: Any, **options: Any) -> None:
+        file.write(b"half")
+        raise OSError("disk full")
+
+    monkeypatch.setattr(pq, "write_table", fail)
+    with pytest.raises(OSError, match="disk full"):
+        write_rejects(tmp_path, "a", reject(LOG, STRICT, 3))
+    assert path.read_bytes() == first
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_replayed_rows_keep_their_ids_and_places(tmp_path: Path) -> None:
+    for number in (10, 9):
+        write_rejects(tmp_path, f"window-{number}", reject(LOG, STRICT, number))
+    pieces = replay(tmp_path, LOOSE)
+    rows = [row for piece in pieces for row in piece.batch.to_pylist()]
+    assert rows == [
+        {"click": click, "user": user, ROW_ID: number << 36 | row}
+        for number in (9, 10)
+        for row, click, user in ((1, 2.0, "2"), (2, 1.0, "x"), (3, 3.0, "4"))
+    ]
+    still = replay(tmp_path / "window-9.parquet", STRICT, policy=QUARANTINE)
+    again = pa.Table.from_batches([piece.rejects for piece in still])
+    assert again.equals(read_rejects(tmp_path / "window-9.parquet"))
+
+
+def test_a_replay_that_fails_names_the_first_place_of_the_row(tmp_path: Path) -> None:
+    write_rejects(tmp_path, "a", reject(LOG, STRICT, 7))
+    with pytest.raises(DataError, match="log-7, row group 0, row 1, column click: label is not one of 0, 1, given 2"):
+        replay(tmp_path, STRICT)
+
+
+def test_edited_rows_are_good(tmp_path: Path) -> None:
+    path = write_rejects(tmp_path, "a", reject(LOG, STRICT))
+    table = read_rejects(tmp_path)
+    raws = [json.loads(raw) | {"click": 1, "user": 40} for raw in table["raw"].to_pylist()]
+    edited = table.set_column(5, "raw", pa.array([json.dumps(raw) for raw in raws]))
+    pq.write_table(edited.replace_schema_metadata(None), path)
+    assert [row for piece in replay(tmp_path, STRICT) for row in piece.batch.to_pylist()] == [
+        {"click": 1.0, "user": 40, ROW_ID: row} for row in (1, 2, 3)
+    ]
+
+
+@pytest.mark.parametrize("raw", ["not json", "[1]", '{"click": 1}', '{"__row_id": "7"}'])
+def test_a_row_that_cannot_be_parsed_is_named(tmp_path: Path, raw: str) -> None:
+    path = write_rejects(tmp_path, "a", reject(LOG, STRICT))
+    table = read_rejects(tmp_path)
+    good = table["raw"].to_pylist()
+    pq.write_table(table.set_column(5, "raw", pa.array([good[0], raw, good[2]])), path)
+    with pytest.raises(DataError, match=r"a\.parquet: .*raw") as caught:
+        replay(tmp_path, LOOSE)
+    assert "\n" not in str(caught.value)
+
+
+def test_what_is_no_quarantine_is_said_so(tmp_path: Path) -> None:
+    pq.write_table(LOG, tmp_path / "log.parquet")
+    with pytest.raises(DataError, match=r"log\.parquet: not a quarantine file: it lacks file, row_group, row"):
+        replay_source(tmp_path, STRICT)
+    with pytest.raises(ConfigError, match="no such file or folder"):
+        read_rejects(tmp_path / "none")
+
+
+VALUES = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(-(2**63), 2**63 - 1),
+    st.floats(allow_nan=False, allow_infinity=False),
+    st.text(max_size=5),
+    st.lists(st.integers(-(2**63), 2**63 - 1), max_size=3),
+    st.lists(st.one_of(st.none(), st.text(max_size=3)), max_size=3),
+)
+
+
+@settings(max_examples=200)
+@given(st.lists(st.tuples(VALUES, VALUES), max_size=12))
+def test_json_rows_of_any_types_come_back_in_order(rows: list[tuple[Any, Any]]) -> None:
+    texts = []
+    for number, (one, other) in enumerate(rows):
+        batch = pa.RecordBatch.from_arrays([pa.array([one]), pa.array([other])], names=["a", "b"])
+        texts += encode_rows(batch, pa.array([number]).to_numpy())
+    back = list(decode_rows(texts, ["a", "b", "new"]))
+    assert [i for _, ids in back for i in ids.tolist()] == list(range(len(rows)))
+    decoded = [(row["a"], row["b"]) for batch, _ in back for row in batch.to_pylist()]
+    assert decoded == rows
+    assert all(batch.column("new").null_count == batch.num_rows for batch, _ in back)
+
+
+def test_types_that_change_seldom_make_few_batches() -> None:
+    texts = [json.dumps({"a": [None, 1][i % 2], "b": [[], [1]][i % 2], ROW_ID: i}) for i in range(100)]
+    assert len(list(decode_rows(texts, ["a", "b"]))) == 1
+
+
+def test_reject_schema_is_what_the_page_says() -> None:
+    assert REJECT_SCHEMA.names == ["file", "row_group", "row", "column", "reason", "raw"]
