@@ -1,5 +1,6 @@
 """Synthetic logs with sessions, skew, drift and a planted teacher, so that the best reachable score is known."""
 
+from headrace.logs.generate.bounds import read_bounds
 from headrace.logs.generate.rows import GeneratedRows, Generator
 from headrace.logs.generate.spec import GenerateConfig
 from headrace.logs.generate.teacher import WindowBound
@@ -13,4 +14,5 @@ __all__ = [
     "WindowBound",
     "generate_logs",
     "generate_window",
+    "read_bounds",
 ]

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.csv as pa_csv
 
 from headrace.errors import ConfigError, DataError
+from headrace.logs.importers.compressed import open_stream
 
 __all__ = ["ClickFile", "iterate_click_files", "read_clicks", "total_bytes"]
 
@@ -94,19 +95,22 @@ def _from_archive(path: Path) -> Iterator[ClickFile]:
     if not path.is_file():
         raise ConfigError(f"{path}: no such file or folder")
     last, number = "", 0
-    try:
-        with path.open("rb") as raw, tarfile.open(fileobj=raw, mode="r|*") as archive:
-            for member in archive:
-                if not (member.isfile() and member.name.endswith(".csv")):
-                    continue
-                if member.name <= last:
-                    raise DataError(
-                        f"{path}: {member.name} comes after {last}; files must be in the order of their names, "
-                        "extract the archive and import the folder"
-                    )
-                stream = archive.extractfile(member)
-                assert stream is not None  # a regular file
-                yield ClickFile(number, Path(member.name).name, pa.py_buffer(stream.read()), raw.tell())
-                last, number = member.name, number + 1
-    except (tarfile.TarError, EOFError) as error:
-        raise DataError(f"{path}: not a readable tar archive: {error}") from error
+    with open_stream(path) as (stream, raw):
+        try:
+            with tarfile.open(fileobj=stream, mode="r|") as archive:
+                for member in archive:
+                    if not (member.isfile() and member.name.endswith(".csv")):
+                        continue
+                    if member.name <= last:
+                        raise DataError(
+                            f"{path}: {member.name} comes after {last}; files must be in the order of their names, "
+                            "extract the archive and import the folder"
+                        )
+                    entry = archive.extractfile(member)
+                    assert entry is not None  # a regular file
+                    yield ClickFile(number, Path(member.name).name, pa.py_buffer(entry.read()), raw.tell())
+                    last, number = member.name, number + 1
+        except tarfile.TarError as error:
+            raise DataError(f"{path}: not a readable tar archive: {error}") from error
+        while stream.read(1 << 20):  # to the end, where the checksum is: an archive cut short ends too early
+            pass

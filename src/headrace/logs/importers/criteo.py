@@ -1,14 +1,11 @@
-"""`import_criteo`: from Criteo's 40-column text (plain or gzip) to Parquet, in file order and bounded memory."""
+"""`import_criteo`: from Criteo's 40-column text (plain or compressed) to Parquet, in file order and bounded memory."""
 
 from __future__ import annotations
 
-import gzip
 import json
-import zlib
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
-from io import BufferedReader
 from pathlib import Path
 from typing import Literal
 
@@ -18,6 +15,7 @@ from pydantic import Field, model_validator
 
 from headrace.config import Config
 from headrace.errors import ConfigError, DataError
+from headrace.logs.importers.compressed import open_stream
 from headrace.logs.importers.criteo_parser import NUM_IDS, NUM_INTEGERS, BadLine, ParsedLines, parse_lines
 from headrace.logs.pieces import REJECT_SCHEMA
 from headrace.logs.schema import DenseColumn, IdColumn, LabelColumn, Schema
@@ -93,7 +91,7 @@ def import_criteo(
     """Turn a Criteo text file into a Parquet folder, which appears whole when all lines are read.
 
     Args:
-        path: 40 tab-separated columns without a header, plain or gzip: label, 13 integers, 26 ids of 8 hex digits.
+        path: Text without a header, plain or compressed: label, 13 integers, 26 ids of 8 hex digits, by tabs.
         out: Folder for the Parquet files and `schema.yaml`; new or empty. Bad lines, if they are quarantined, go to
             a folder beside it, `NAME-quarantine`.
         config: Policies; the defaults when None.
@@ -214,21 +212,15 @@ def _count_lines(path: Path) -> int:
 
 def _read_blocks(path: Path) -> Iterator[tuple[bytes, int]]:
     """Yield stretches of whole lines, the last one ended if it was not, with the bytes of the file read so far."""
-    with path.open("rb") as raw:
-        compressed = raw.read(2) == b"\x1f\x8b"
-        raw.seek(0)
-        stream: gzip.GzipFile | BufferedReader = gzip.GzipFile(fileobj=raw) if compressed else raw
+    with open_stream(path) as (stream, raw):
         rest = b""
-        try:
-            while chunk := stream.read(BLOCK_BYTES):
-                text = rest + chunk
-                stop = text.rfind(b"\n") + 1
-                rest = text[stop:]
-                if len(rest) > MAX_LINE_BYTES:
-                    raise DataError(f"{path}: a line of over {MAX_LINE_BYTES:,} bytes, expected Criteo's text")
-                if stop:
-                    yield text[:stop], raw.tell()
-        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-            raise DataError(f"{path}: damaged gzip file: {error}") from error
+        while chunk := stream.read(BLOCK_BYTES):
+            text = rest + chunk
+            stop = text.rfind(b"\n") + 1
+            rest = text[stop:]
+            if len(rest) > MAX_LINE_BYTES:
+                raise DataError(f"{path}: a line of over {MAX_LINE_BYTES:,} bytes, expected Criteo's text")
+            if stop:
+                yield text[:stop], raw.tell()
         if rest:
             yield rest + b"\n", raw.tell()

@@ -1,0 +1,23 @@
+"""The best score any model can reach on a generated log, read back by those who train on it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from headrace.logs.generate.writer import TEACHER_NAME
+
+__all__ = ["read_bounds"]
+
+
+def read_bounds(location: str | Path) -> dict[str, float]:
+    """Best reachable normalised entropy by window ("window=000"); empty for logs that were not generated.
+
+    Args:
+        location: The folder of the log, as given to `list_files`.
+    """
+    path = Path(location) / TEACHER_NAME
+    if "://" in str(location) or not path.is_file():
+        return {}
+    windows = json.loads(path.read_text(encoding="utf-8"))["windows"]
+    return {f"window={bound['window']:03d}": bound["best_normalized_entropy"] for bound in windows}
