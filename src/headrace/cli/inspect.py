@@ -1,0 +1,49 @@
+"""`headrace inspect`: what is in a log, and a schema for it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+__all__ = ["inspect"]
+
+
+def inspect(
+    path: Annotated[str, typer.Argument(help="File, folder, glob or URL of Parquet files.", show_default=False)],
+    schema: Annotated[
+        Path | None, typer.Option("--schema", help="Check against this schema instead of guessing one.")
+    ] = None,
+    write_schema: Annotated[
+        Path | None, typer.Option("--write-schema", help="Write the guessed schema as YAML to this file.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")] = False,
+) -> None:
+    """Show what is in a log: columns, skew, sessions, row groups, bad rows.
+
+    Example:
+
+        headrace inspect logs/ --write-schema schema.yaml
+    """
+    import json
+    import sys
+
+    from rich.console import Console
+
+    from headrace.errors import ConfigError
+    from headrace.logs.inspection import inspect_log, print_inspection, schema_to_yaml
+    from headrace.logs.schema import Schema
+
+    given = Schema.from_yaml(schema) if schema is not None else None
+    found = inspect_log(path, schema=given)
+    if as_json:
+        typer.echo(json.dumps(found.to_dict(), indent=2, default=str))
+    else:
+        # Piped, rich would take 80 columns; the tables are made for 120.
+        print_inspection(found, Console(width=None if sys.stdout.isatty() else 120, highlight=False))
+    if write_schema is not None:
+        if found.schema is None:
+            raise ConfigError(f"{path}: no column looks like a label (0 and 1), so there is no schema to write")
+        write_schema.write_text(schema_to_yaml(found.schema, found.guesses), encoding="utf-8")
+        typer.echo(f"wrote {write_schema}", err=True)

@@ -1,0 +1,25 @@
+"""Looking at a log before training on it: schema, skew, duplication within sessions, row groups, bad rows."""
+
+from headrace.logs.inspection.bad_rows import BadRows
+from headrace.logs.inspection.guesses import Guess, guess_parts, make_schema
+from headrace.logs.inspection.id_counter import IdCounter
+from headrace.logs.inspection.inspection import Inspection, RowGroup, inspect_log
+from headrace.logs.inspection.profiles import ColumnProfile
+from headrace.logs.inspection.schema_yaml import schema_to_yaml
+from headrace.logs.inspection.session_tracker import SessionTracker
+from headrace.logs.inspection.tables import print_inspection
+
+__all__ = [
+    "BadRows",
+    "ColumnProfile",
+    "Guess",
+    "IdCounter",
+    "Inspection",
+    "RowGroup",
+    "SessionTracker",
+    "guess_parts",
+    "inspect_log",
+    "make_schema",
+    "print_inspection",
+    "schema_to_yaml",
+]

@@ -1,0 +1,111 @@
+"""Counting the bad rows of a log by column and reason, without stopping at them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from headrace.logs.casting import Mask
+from headrace.logs.columns import Checked, ColumnCheck, column_check, lengths_differ
+from headrace.logs.raw_rows import shown
+from headrace.logs.schema import Schema
+
+__all__ = ["BadRows", "RowChecks"]
+
+
+@dataclass(frozen=True)
+class BadRows:
+    """Rows that are bad for one reason; a row that is bad for several counts for the first.
+
+    Attributes:
+        column: The column.
+        reason: What is wrong.
+        count: Rows.
+        file: Where the first one lies.
+        row_group: In that file.
+        row: From the start of that file.
+        given: The value there, shortened.
+    """
+
+    column: str
+    reason: str
+    count: int
+    file: str
+    row_group: int
+    row: int
+    given: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain values."""
+        return dict(vars(self))
+
+
+class RowChecks:
+    """Applies the checks of a schema to raw batches and counts what they find."""
+
+    def __init__(self, schema: Schema, stored: pa.Schema) -> None:
+        """Args: schema: What the rows should be. stored: Types of the columns in the log."""
+        self._checks: dict[str, ColumnCheck] = {
+            name: column_check(schema, name, stored.field(name).type)[1]
+            for name in schema.columns
+            if name in stored.names
+        }
+        self._weighted = [(c.name, c.weights) for c in schema.id_lists if c.weights in self._checks]
+        self._found: dict[tuple[str, str], BadRows] = {}
+        self.num_rows = 0
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Columns that are checked."""
+        return tuple(self._checks)
+
+    @property
+    def found(self) -> list[BadRows]:
+        """Bad rows so far, the most frequent first."""
+        return sorted(self._found.values(), key=lambda bad: (-bad.count, bad.column, bad.reason))
+
+    @property
+    def num_bad(self) -> int:
+        """Bad rows so far, each counted once."""
+        return sum(bad.count for bad in self._found.values())
+
+    def check_column(self, name: str, array: pa.Array) -> Checked:
+        """Check one column of a batch; any thread may."""
+        return self._checks[name](array)
+
+    def add(
+        self, raw: pa.RecordBatch, checked: dict[str, Checked], *, file: str, row_group: int, first_row: int
+    ) -> None:
+        """Count the bad rows of a batch.
+
+        Args:
+            raw: The batch.
+            checked: What `check_column` said about each column.
+            file: Where the batch lies.
+            row_group: In the file.
+            first_row: Of the batch, from the start of the file.
+        """
+        self.num_rows += raw.num_rows
+        problems: list[tuple[str, str, Mask]] = [
+            (name, reason, mask) for name, result in checked.items() for mask, reason in result.problems
+        ]
+        for ids, weights in self._weighted:
+            differ = lengths_differ(checked[ids].values, checked[str(weights)].values)
+            if differ is not None:
+                problems.append((str(weights), f"not as many weights as ids in {ids}", differ))
+        counted = np.zeros(raw.num_rows, dtype=np.bool_)
+        for column, reason, mask in problems:
+            fresh = mask & ~counted
+            count = int(np.count_nonzero(fresh))
+            if count == 0:
+                continue
+            counted |= fresh
+            known = self._found.get((column, reason))
+            if known is None:
+                row = int(np.argmax(fresh))
+                given = shown(raw.column(column).slice(row, 1))
+                known = BadRows(column, reason, 0, file, row_group, first_row + row, given)
+            self._found[column, reason] = BadRows(**(known.to_dict() | {"count": known.count + count}))

@@ -1,0 +1,260 @@
+"""Guessing which part each column of a log plays, from its name, type and statistics, with the reason for each."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from headrace.errors import ConfigError
+from headrace.logs.inspection.profiles import ColumnProfile
+from headrace.logs.schema import Schema
+
+__all__ = ["Guess", "Part", "guess_parts", "make_schema", "parts_of_schema"]
+
+Part = Literal[
+    "label", "dense", "id", "id_list", "id_weights", "timestamp", "session_id", "row_id", "weight", "ignored"
+]
+
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+LABEL_WORDS = _words("label labels target y click clicked conversion converted purchase purchased install")
+COUNTING_WORDS = _words("count num number total sum avg mean rate ratio ctr amount price age score value")
+DENSE_WORDS = COUNTING_WORDS | _words("size length width height duration seconds days distance rank dense i")
+ID_WORDS = _words(
+    "id ids uid uuid key hash code cat category type kind user item article ad advertiser campaign creative product "
+    "country region city zip language locale os device browser site page domain url publisher brand segment group "
+    "gender hour weekday dow referrer environment channel c"
+)
+SURE_ID_WORDS = _words("id ids uid uuid key hash")
+TIME_WORDS = _words("time timestamp ts datetime date at ms epoch")
+SESSION_WORDS = _words("session sess visit sid")
+ROW_NAMES = frozenset({"row", "row id", "event id", "impression id", "request id", "record id", "sample id", "log id"})
+WEIGHT_NAMES = frozenset({"weight", "sample weight", "example weight", "importance", "importance weight"})
+
+EPOCH_RANGE_S = (946_684_800, 4_102_444_800)
+"""Seconds of the years 2000 to 2100: whole numbers around it, in one of the units, look like times."""
+UNITS = {"s": 1, "ms": 1_000, "us": 1_000_000, "ns": 1_000_000_000}
+
+MIN_ROWS_FOR_UNIQUE = 1_000
+"""In fewer rows a useful column may have another value in each by chance."""
+
+
+@dataclass(frozen=True)
+class Guess:
+    """The part a column seems to play.
+
+    Attributes:
+        name: Of the column.
+        part: Its part in the schema, or "ignored".
+        reason: What speaks for it.
+        options: Options of the column in the schema.
+        is_sure: Whether it goes before a guess that is not, where only one column can play the part.
+    """
+
+    name: str
+    part: Part
+    reason: str
+    options: tuple[tuple[str, Any], ...] = ()
+    is_sure: bool = True
+
+
+SINGLE_PARTS: tuple[Part, ...] = ("timestamp", "session_id", "row_id", "weight")
+
+
+def guess_parts(profiles: Sequence[ColumnProfile]) -> list[Guess]:
+    """A guess for each column, in their order.
+
+    Columns compete for the parts that only one can play (timestamp, session id, row id, weight): the first wins.
+    Without a column named like a label, the first that holds just 0 and 1 is taken for it.
+    """
+    lists = {profile.name: profile for profile in profiles if profile.kind in ("list of int", "list of string")}
+    guesses = [_guess(profile, lists) for profile in profiles]
+    for part in SINGLE_PARTS:
+        rivals = [guess for guess in guesses if guess.part == part]
+        for winner in [*(guess for guess in rivals if guess.is_sure), *rivals][:1]:
+            reason = f"another {part}: {winner.name} is taken"
+            guesses = [Guess(g.name, "ignored", reason) if g in rivals and g is not winner else g for g in guesses]
+    if not any(guess.part == "label" for guess in guesses):
+        reason = "no column is named like a label; the first with just 0 and 1"
+        for index, (guess, profile) in enumerate(zip(guesses, profiles, strict=True)):
+            if guess.part == "dense" and _is_binary(profile):
+                guesses[index] = Guess(guess.name, "label", reason)
+                break
+    return guesses
+
+
+def make_schema(guesses: Iterable[Guess], *, where: str) -> Schema:
+    """The schema that guesses amount to.
+
+    Args:
+        guesses: Of all columns.
+        where: The log, named in the error.
+
+    Raises:
+        ConfigError: If no column looks like a label.
+    """
+    guesses = list(guesses)
+    weights = {dict(guess.options)["of"]: guess.name for guess in guesses if guess.part == "id_weights"}
+
+    def columns(part: Part) -> list[Any]:
+        found = []
+        for guess in guesses:
+            if guess.part == part:
+                options = dict(guess.options) | ({"weights": weights[guess.name]} if guess.name in weights else {})
+                found.append({"name": guess.name, **options} if options else guess.name)
+        return found
+
+    if not columns("label"):
+        names = ", ".join(guess.name for guess in guesses)
+        raise ConfigError(f"{where}: no column looks like a label (0 and 1), given {names}; write a schema by hand")
+    values: dict[str, Any] = {
+        "labels": columns("label"),
+        "dense": columns("dense"),
+        "ids": columns("id"),
+        "id_lists": columns("id_list"),
+    }
+    for part in SINGLE_PARTS:
+        if found := columns(part):
+            values[part] = found[0]
+    return Schema.from_dict(values, where=where)
+
+
+def parts_of_schema(schema: Schema, names: Iterable[str]) -> list[Guess]:
+    """The parts that a schema gives to columns."""
+    parts: dict[str, Part] = {column.name: "label" for column in schema.labels}
+    parts |= {column.name: "dense" for column in schema.dense}
+    parts |= {column.name: "id" for column in schema.ids}
+    parts |= {column.name: "id_list" for column in schema.id_lists}
+    parts |= {column.weights: "id_weights" for column in schema.id_lists if column.weights}
+    singles: tuple[tuple[str | None, Part], ...] = (
+        (schema.timestamp.name if schema.timestamp else None, "timestamp"),
+        (schema.session_id, "session_id"),
+        (schema.row_id, "row_id"),
+        (schema.weight, "weight"),
+    )
+    parts |= {name: part for name, part in singles if name is not None}
+    return [
+        Guess(name, parts.get(name, "ignored"), "in the schema" if name in parts else "not in it") for name in names
+    ]
+
+
+def words_of(name: str) -> list[str]:
+    """The words in a column's name: "userId" and "user_id" give ["user", "id"], "C14" gives ["c"]."""
+    parts = re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[0-9]+", name)
+    return [part.lower() for part in parts if not part.isdigit()]
+
+
+def _guess(profile: ColumnProfile, lists: dict[str, ColumnProfile]) -> Guess:
+    name, words = profile.name, words_of(profile.name)
+    if profile.num_values == 0:
+        return Guess(name, "ignored", "only nulls")
+    if profile.is_list:
+        return _guess_list(profile, lists)
+    if profile.kind == "other":
+        return Guess(name, "ignored", f"type {profile.types[0]} is no number, text or list")
+    time = _guess_time(profile, words)
+    if time is not None:
+        return time
+    if profile.kind in ("int", "string") and SESSION_WORDS & set(words) and set(words) <= SESSION_WORDS | ID_WORDS:
+        return Guess(name, "session_id", "named like a session")
+    if (
+        profile.kind in ("bool", "int", "float")
+        and LABEL_WORDS & set(words)
+        and not (COUNTING_WORDS | {"id"}) & set(words)
+    ):
+        if _is_binary(profile):
+            return Guess(name, "label", f"named like a label, holds 0 and 1{_stray(profile)}")
+        if words in (["label"], ["target"], ["y"]):
+            return Guess(name, "label", "named like a label, holds other numbers than 0 and 1", (("allowed", None),))
+    if profile.kind in ("int", "float") and " ".join(words) in WEIGHT_NAMES and float(profile.min or 0) >= 0:
+        return Guess(name, "weight", "named like the weight of a row, never negative")
+    if _is_unique(profile) and profile.kind in ("int", "string"):
+        if profile.kind == "int" and not profile.num_nulls and (" ".join(words) in ROW_NAMES or name == "__row_id"):
+            return Guess(name, "row_id", "named like the id of a row, another in each")
+        if profile.kind == "string" or words[-1:] == ["id"]:
+            return Guess(name, "ignored", "another value in each row: nothing to learn from")
+    if profile.kind == "string":
+        return Guess(name, "id", "text", (("type", "string"),))
+    return _guess_number(profile, words)
+
+
+def _guess_list(profile: ColumnProfile, lists: dict[str, ColumnProfile]) -> Guess:
+    for name, ids in lists.items():
+        named = profile.name in (f"{name}_weights", f"{name}_weight", f"{name}_scores")
+        if named and ids.ids.num_values == profile.ids.num_values:
+            return Guess(profile.name, "id_weights", f"as many numbers as ids in {name}", (("of", name),))
+    if profile.kind == "list of int":
+        return Guess(profile.name, "id_list", "lists of whole numbers")
+    if profile.kind == "list of string":
+        return Guess(profile.name, "id_list", "lists of texts", (("type", "string"),))
+    return Guess(profile.name, "ignored", f"lists of {profile.kind.removeprefix('list of ')} are not ids")
+
+
+def _guess_time(profile: ColumnProfile, words: Sequence[str]) -> Guess | None:
+    if profile.kind == "time":
+        return Guess(profile.name, "timestamp", f"type {profile.types[0]}")
+    named = bool(TIME_WORDS & set(words))
+    if profile.kind == "string":
+        exact = words in (["timestamp"], ["time"], ["datetime"], ["ts"], ["event", "time"])
+        return Guess(profile.name, "timestamp", "text, named like a time") if exact else None
+    if profile.kind not in ("int", "float") or not profile.is_whole or profile.mean is None:
+        return None
+    for unit, ticks in UNITS.items():
+        if EPOCH_RANGE_S[0] * ticks <= profile.mean <= EPOCH_RANGE_S[1] * ticks:
+            options = (("unit", unit),)
+            if named:
+                return Guess(profile.name, "timestamp", f"named like a time, counts {unit} since 1970", options)
+            if not set(words) & ID_WORDS and float(profile.min or 0) > 0.5 * profile.mean:
+                return Guess(profile.name, "timestamp", f"numbers like {unit} since 1970", options, is_sure=False)
+    if words in (["timestamp"], ["ts"], ["event", "time"]):
+        return Guess(profile.name, "timestamp", "named like a time; the unit is a guess", (("unit", "ms"),))
+    return None
+
+
+def _guess_number(profile: ColumnProfile, words: Sequence[str]) -> Guess:
+    name, named = profile.name, set(words)
+    constant = "; always the same value" if profile.ids.num_distinct() == 1 else ""
+    if profile.kind == "float":
+        if profile.is_whole and named & SURE_ID_WORDS:  # whole numbers with nulls, written through pandas
+            return Guess(name, "id", f"named like an id, whole numbers stored as floats{constant}")
+        return Guess(name, "dense", f"numbers{constant}")
+    if profile.kind == "bool":
+        return Guess(name, "dense", f"true or false{constant}")
+    largest = max(abs(profile.min or 0), abs(profile.max or 0))
+    if _is_binary(profile):
+        return Guess(name, "dense", f"only 0 and 1{constant}")
+    if named & DENSE_WORDS and not named & SURE_ID_WORDS:
+        return Guess(name, "dense", f"named like a number{constant}")
+    if named & ID_WORDS:
+        return Guess(name, "id", f"named like an id{constant}")
+    if profile.is_dictionary:
+        return Guess(name, "id", f"stored as codes of a dictionary{constant}")
+    if largest >= 2**31:
+        return Guess(name, "id", f"whole numbers beyond 32 bits, like hashes{constant}")
+    distinct = profile.ids.num_distinct()
+    if distinct >= 100 and float(profile.min or 0) >= 0 and largest < 1.5 * distinct:
+        return Guess(name, "id", "whole numbers from 0 on with hardly a gap, like codes")
+    return Guess(name, "dense", f"whole numbers{constant}")
+
+
+def _is_binary(profile: ColumnProfile) -> bool:
+    """Whether a column holds 0 and 1, but for a few strays that the bad-row checks will name."""
+    if profile.kind not in ("bool", "int", "float") or not profile.num_values:
+        return False
+    return profile.num_zero_or_one >= 0.99 * profile.num_values
+
+
+def _stray(profile: ColumnProfile) -> str:
+    others = profile.num_values - profile.num_zero_or_one
+    return f" (but for {others:,} rows)" if others else ""
+
+
+def _is_unique(profile: ColumnProfile) -> bool:
+    if profile.num_values < MIN_ROWS_FOR_UNIQUE:
+        return False
+    return profile.ids.num_distinct() >= profile.num_values * (1.0 if profile.ids.is_exact else 0.975)

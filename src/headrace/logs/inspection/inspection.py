@@ -1,0 +1,296 @@
+"""Inspecting a log: one streaming pass that profiles columns, sessions, row groups and bad rows in bounded memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from headrace.errors import ConfigError, DataError
+from headrace.logs.files import list_files
+from headrace.logs.footers import Footer, open_parquet, read_footer, reading
+from headrace.logs.inspection.bad_rows import BadRows, RowChecks
+from headrace.logs.inspection.guesses import Guess, guess_parts, make_schema, parts_of_schema
+from headrace.logs.inspection.hashing import hash_column
+from headrace.logs.inspection.profiles import ColumnProfile, kind_of
+from headrace.logs.inspection.session_tracker import SessionTracker
+from headrace.logs.schema import Schema
+from headrace.observe.progress import Progress
+from headrace.resources import effective_cpus
+
+__all__ = ["LARGE_ROW_GROUP_BYTES", "Inspection", "RowGroup", "inspect_log"]
+
+BATCH_ROWS = 32_768
+"""Of wide logs with long lists this is some tens of MB; of narrow ones still enough to keep kernels busy."""
+SAMPLE_BATCHES = 4
+LARGE_ROW_GROUP_BYTES = 512 << 20
+"""Readers work by row group: larger ones cost memory, and leave fewer to share among workers."""
+
+
+@dataclass(frozen=True)
+class RowGroup:
+    """One row group of a file; bytes before compression."""
+
+    file: str
+    number: int
+    num_rows: int
+    num_bytes: int
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What was found in a log.
+
+    Attributes:
+        location: The log.
+        num_files: Files in it.
+        size_bytes: Of the files.
+        profiles: Of all columns, in the order of the files.
+        guesses: The part of each column.
+        schema: The schema given, or the one guessed; None if no column looks like a label.
+        sessions: Rows per session; None without a session column.
+        duplication: For each column compared, share of rows that repeat their session's previous row.
+        row_groups: All of them.
+        bad_rows: By column and reason.
+        num_bad: Rows that are bad for any reason.
+        damaged: Row groups that cannot be decoded, each with the reason.
+        partitions: Names of the folders' partition keys.
+    """
+
+    location: str
+    num_files: int
+    size_bytes: int
+    profiles: tuple[ColumnProfile, ...]
+    guesses: tuple[Guess, ...]
+    schema: Schema | None
+    sessions: SessionTracker | None
+    duplication: dict[str, float]
+    row_groups: tuple[RowGroup, ...]
+    bad_rows: tuple[BadRows, ...]
+    num_bad: int
+    damaged: tuple[str, ...]
+    partitions: tuple[str, ...]
+
+    @property
+    def num_rows(self) -> int:
+        """Rows that were read."""
+        return self.profiles[0].num_rows if self.profiles else 0
+
+    @property
+    def large_row_groups(self) -> list[RowGroup]:
+        """Row groups above `LARGE_ROW_GROUP_BYTES`."""
+        return [group for group in self.row_groups if group.num_bytes > LARGE_ROW_GROUP_BYTES]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as plain values, for JSON."""
+        columns = {}
+        for profile, guess in zip(self.profiles, self.guesses, strict=True):
+            columns[profile.name] = profile.to_dict() | {"part": guess.part, "reason": guess.reason}
+            if profile.name in self.duplication:
+                columns[profile.name]["duplication"] = self.duplication[profile.name]
+            if guess.part == "label":
+                columns[profile.name]["label_rate"] = profile.mean
+        groups = np.array([group.num_bytes for group in self.row_groups] or [0])
+        return {
+            "location": self.location,
+            "files": self.num_files,
+            "size_bytes": self.size_bytes,
+            "rows": self.num_rows,
+            "partitions": list(self.partitions),
+            "columns": columns,
+            "sessions": None if self.sessions is None else _sessions_to_dict(self.sessions),
+            "row_groups": {
+                "count": len(self.row_groups),
+                "median_bytes": int(np.median(groups)),
+                "max_bytes": int(groups.max()),
+                "too_large": [vars(group) for group in self.large_row_groups],
+            },
+            "bad_rows": {"rows": self.num_bad, "found": [bad.to_dict() for bad in self.bad_rows]},
+            "damaged": list(self.damaged),
+            "schema": None if self.schema is None else self.schema.model_dump(mode="json", exclude_none=True),
+        }
+
+
+def inspect_log(location: str | Path, *, schema: Schema | None = None, num_threads: int | None = None) -> Inspection:
+    """Read a log once and tell what is in it; shows progress on standard error if that takes long.
+
+    Without a schema its first rows are read to guess one, so that sessions and bad rows can be looked at in the same
+    pass; where all rows lead to another guess, the pass is made once more. Memory stays bounded: a few MiB a column,
+    64 MiB for sessions, and one batch.
+
+    Args:
+        location: A file, folder, glob or URL of Parquet files.
+        schema: What the log should be; guessed when None.
+        num_threads: Threads that work on columns side by side; the effective CPUs when None.
+
+    Raises:
+        ConfigError: There is nothing at the location, or no rows.
+        DataError: A file is not Parquet, or lacks a column of the schema given.
+    """
+    is_given = schema is not None
+    files = list_files(location)
+    footers = [read_footer(file) for file in files]
+    if schema is not None:
+        for footer in footers:
+            footer.check_columns(list(schema.columns))
+    stored = _stored_columns(footers)
+    if not len(stored) or not sum(footer.metadata.num_rows for footer in footers):
+        raise ConfigError(f"{location}: {len(files)} files without rows, nothing to inspect")
+    with ThreadPoolExecutor(num_threads or effective_cpus().num_threads, thread_name_prefix="inspect") as pool:
+        guess = None if is_given else _guess_from_sample(footers, stored, str(location))
+        result = _Pass(footers, stored, schema if is_given else guess, pool).run()
+        if not is_given:
+            schema = _guess(result.profiles, str(location))
+            if schema != guess:
+                result = _Pass(footers, stored, schema, pool).run()
+    given = parts_of_schema(schema, stored.names) if is_given and schema is not None else None
+    guesses = given or guess_parts(result.profiles)
+    return Inspection(
+        location=str(location),
+        num_files=len(files),
+        size_bytes=sum(file.size_bytes for file in files),
+        profiles=tuple(result.profiles),
+        guesses=tuple(guesses),
+        schema=schema,
+        sessions=result.sessions,
+        duplication=result.duplication(),
+        row_groups=tuple(_row_groups(footers)),
+        bad_rows=tuple(result.checks.found) if result.checks else (),
+        num_bad=result.checks.num_bad if result.checks else 0,
+        damaged=tuple(result.damaged),
+        partitions=tuple(dict.fromkeys(key for file in files for key, _ in file.partition)),
+    )
+
+
+class _Pass:
+    """One pass over all rows."""
+
+    def __init__(
+        self, footers: Sequence[Footer], stored: pa.Schema, schema: Schema | None, pool: ThreadPoolExecutor
+    ) -> None:
+        self.profiles = [ColumnProfile(field.name, field.type) for field in stored]
+        self.checks = RowChecks(schema, stored) if schema is not None else None
+        self.damaged: list[str] = []
+        self._footers = footers
+        self._stored = stored
+        self._pool = pool
+        session = schema.session_id if schema is not None else None
+        self._session = session if session in stored.names else None
+        comparable = [field.name for field in stored if _has_hash(field.type) and field.name != self._session]
+        self._compared = comparable if self._session is not None else []
+        self.sessions = SessionTracker(len(self._compared)) if self._session is not None else None
+
+    def run(self) -> _Pass:
+        total = sum(footer.metadata.num_rows for footer in self._footers)
+        with Progress("inspect", total=total) as progress:
+            for footer in self._footers:
+                for row_group, first_row, batch in _batches(footer, self._stored, self.damaged.append):
+                    self._add(batch, footer, row_group, first_row)
+                    progress.advance(batch.num_rows)
+        return self
+
+    def duplication(self) -> dict[str, float]:
+        if self.sessions is None or not self.sessions.num_following:
+            return {}
+        return dict(zip(self._compared, self.sessions.duplication().tolist(), strict=True))
+
+    def _add(self, batch: pa.RecordBatch, footer: Footer, row_group: int, first_row: int) -> None:
+        checked: dict[str, Any] = {}
+
+        def work(profile: ColumnProfile) -> Any:
+            column = batch.column(profile.name)
+            if self.checks is not None and profile.name in self.checks.columns:
+                checked[profile.name] = self.checks.check_column(profile.name, column)
+            return profile.update(column)
+
+        hashes = dict(zip(batch.schema.names, self._pool.map(work, self.profiles), strict=True))
+        if self.checks is not None:
+            in_order = {name: checked[name] for name in self.checks.columns}
+            self.checks.add(batch, in_order, file=footer.file.path, row_group=row_group, first_row=first_row)
+        if self.sessions is not None:
+            columns = [hashes[name] for name in self._compared]
+            values = np.stack(columns, axis=1) if columns else np.zeros((batch.num_rows, 0), dtype=np.uint64)
+            self.sessions.add(hashes[str(self._session)], values)
+
+
+def _batches(
+    footer: Footer, stored: pa.Schema, report_damage: Callable[[str], None]
+) -> Iterator[tuple[int, int, pa.RecordBatch]]:
+    """Yield (row group, first row in the file, batch) with all columns; null where the file lacks one."""
+    first_row = 0
+    with open_parquet(footer) as parquet:
+        for row_group in range(footer.metadata.num_row_groups):
+            position = first_row
+            try:
+                with reading(footer.file, row_group):
+                    for batch in parquet.iter_batches(batch_size=BATCH_ROWS, row_groups=[row_group]):
+                        yield row_group, position, _complete(batch, stored)
+                        position += batch.num_rows
+            except DataError as error:
+                report_damage(str(error))
+            first_row += footer.metadata.row_group(row_group).num_rows
+
+
+def _complete(batch: pa.RecordBatch, stored: pa.Schema) -> pa.RecordBatch:
+    there = set(batch.schema.names)
+    columns = [
+        batch.column(field.name) if field.name in there else pa.nulls(batch.num_rows, field.type) for field in stored
+    ]
+    return pa.RecordBatch.from_arrays(columns, names=stored.names)
+
+
+def _stored_columns(footers: Sequence[Footer]) -> pa.Schema:
+    """All columns of all files, each with its type in the first file that has it."""
+    fields: dict[str, pa.Field] = {}
+    for footer in footers:
+        for field in footer.schema:
+            fields.setdefault(field.name, pa.field(field.name, field.type))
+    return pa.schema(list(fields.values()))
+
+
+def _guess_from_sample(footers: Sequence[Footer], stored: pa.Schema, where: str) -> Schema | None:
+    profiles = [ColumnProfile(field.name, field.type) for field in stored]
+    batches = (batch for footer in footers for _, _, batch in _batches(footer, stored, lambda damage: None))
+    with closing(batches):
+        for batch in islice(batches, SAMPLE_BATCHES):
+            for profile in profiles:
+                profile.update(batch.column(profile.name))
+    return _guess(profiles, where)
+
+
+def _guess(profiles: Sequence[ColumnProfile], where: str) -> Schema | None:
+    guesses = guess_parts(profiles)
+    if not any(guess.part == "label" for guess in guesses):
+        return None
+    return make_schema(guesses, where=where)
+
+
+def _has_hash(kind: pa.DataType) -> bool:
+    return kind_of(kind) != "other" and hash_column(pa.nulls(0, kind)) is not None
+
+
+def _row_groups(footers: Sequence[Footer]) -> Iterator[RowGroup]:
+    for footer in footers:
+        for number in range(footer.metadata.num_row_groups):
+            group = footer.metadata.row_group(number)
+            yield RowGroup(footer.file.path, number, group.num_rows, group.total_byte_size)
+
+
+def _sessions_to_dict(sessions: SessionTracker) -> dict[str, Any]:
+    return {
+        "sessions": round(sessions.num_sessions),
+        "rows": sessions.num_rows,
+        "mean_rows": sessions.mean_rows(),
+        "p50_rows": sessions.percentile_rows(50),
+        "p99_rows": sessions.percentile_rows(99),
+        "max_rows": sessions.max_rows(),
+        "returns": sessions.num_returns,
+        "split": sessions.num_split,
+    }

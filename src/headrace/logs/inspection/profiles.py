@@ -1,0 +1,192 @@
+"""What a column of a log holds, gathered batch by batch in bounded memory."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.types as pt
+
+from headrace.logs.inspection.hashing import Hashes, hash_column, is_list
+from headrace.logs.inspection.id_counter import IdCounter
+
+__all__ = ["ColumnProfile", "kind_of"]
+
+MAX_LENGTH = 1 << 16
+"""Longer lists count as this long in the percentiles (not in mean and maximum)."""
+
+
+def kind_of(kind: pa.DataType) -> str:
+    """What a type is for a log: "bool", "int", "float", "string", "time", "list of ..." or "other"."""
+    if pt.is_dictionary(kind):
+        return kind_of(kind.value_type)
+    if is_list(kind):
+        return f"list of {kind_of(kind.value_type)}"
+    tests = {
+        "bool": pt.is_boolean,
+        "int": pt.is_integer,
+        "float": pt.is_floating,
+        "string": lambda kind: pt.is_string(kind) or pt.is_large_string(kind) or pt.is_string_view(kind),
+        "time": lambda kind: pt.is_timestamp(kind) or pt.is_date(kind),
+    }
+    return next((name for name, test in tests.items() if test(kind)), "other")
+
+
+class ColumnProfile:
+    """Statistics of one column; batches must come in the order of the log.
+
+    Attributes:
+        name: Of the column.
+        types: Arrow types seen, in order; more than one means that files disagree.
+        kind: See `kind_of`; of the first type.
+        num_rows: Rows seen, nulls included.
+        num_nulls: Null rows.
+        ids: Counts the different values; of lists, their elements.
+        num_not_finite: NaNs and infinities.
+        num_zero_or_one: Values that are 0 or 1.
+        num_backward: Values smaller than the one before: 0 if the column is sorted.
+        is_whole: Whether all numbers are whole.
+    """
+
+    def __init__(self, name: str, kind: pa.DataType) -> None:
+        self.name = name
+        self.types = [kind]
+        self.kind = kind_of(kind)
+        self.is_dictionary = bool(pt.is_dictionary(kind))
+        self.num_rows = 0
+        self.num_nulls = 0
+        self.ids = IdCounter()
+        self.num_not_finite = 0
+        self.num_zero_or_one = 0
+        self.num_backward = 0
+        self.is_whole = True
+        self.min: float | int | None = None
+        self.max: float | int | None = None
+        self._sum = 0.0
+        self._num_summed = 0
+        self._last: float | None = None
+        self._lengths = np.zeros(MAX_LENGTH + 1 if is_list(kind) else 0, dtype=np.int64)
+        self._max_length = 0
+
+    def update(self, array: pa.Array) -> Hashes | None:
+        """Take in the column of the next rows; returns its hashes, or None for types that have none."""
+        if array.type not in self.types:
+            self.types.append(array.type)
+        self.num_rows += len(array)
+        self.num_nulls += array.null_count
+        hashes = hash_column(array)
+        if is_list(array.type):
+            self._add_lists(array)
+        elif hashes is not None:
+            self.ids.add(hashes[_valid(array)] if array.null_count else hashes)
+            if kind_of(array.type) in ("bool", "int", "float", "time") and self.kind == kind_of(array.type):
+                self._add_numbers(array)
+        return hashes
+
+    @property
+    def num_values(self) -> int:
+        """Rows that are not null."""
+        return self.num_rows - self.num_nulls
+
+    @property
+    def null_ratio(self) -> float:
+        """Share of null rows."""
+        return self.num_nulls / self.num_rows if self.num_rows else 0.0
+
+    @property
+    def mean(self) -> float | None:
+        """Mean of the finite numbers; of a label its rate."""
+        return self._sum / self._num_summed if self._num_summed else None
+
+    @property
+    def is_list(self) -> bool:
+        """Whether the column holds lists."""
+        return self.kind.startswith("list of ")
+
+    @property
+    def mean_length(self) -> float:
+        """Mean length of the lists that are not null."""
+        return self.ids.num_values / self.num_values if self.num_values else 0.0
+
+    @property
+    def max_length(self) -> int:
+        """Length of the longest list."""
+        return self._max_length
+
+    def percentile_length(self, percent: float) -> int:
+        """Length that at most `100 - percent` percent of the lists exceed."""
+        total = np.cumsum(self._lengths)
+        return int(np.searchsorted(total, percent / 100 * total[-1])) if len(total) and total[-1] else 0
+
+    def to_dict(self) -> dict[str, Any]:
+        """The statistics as plain values."""
+        result: dict[str, Any] = {
+            "type": " / ".join(map(str, self.types)),
+            "kind": self.kind,
+            "rows": self.num_rows,
+            "nulls": self.num_nulls,
+            "null_ratio": self.null_ratio,
+            "distinct": round(self.ids.num_distinct()),
+            "distinct_is_exact": self.ids.is_exact,
+            "top_1_percent_share": self.ids.top_share(),
+        }
+        if self.is_list:
+            result |= {
+                "mean_length": self.mean_length,
+                "p50_length": self.percentile_length(50),
+                "p99_length": self.percentile_length(99),
+                "max_length": self.max_length,
+            }
+        elif self._num_summed:
+            result |= {"min": self.min, "max": self.max, "mean": self.mean, "not_finite": self.num_not_finite}
+        return result
+
+    def _add_numbers(self, array: pa.Array) -> None:
+        if array.null_count:
+            array = array.drop_null()
+        if pt.is_dictionary(array.type):
+            array = array.cast(array.type.value_type)
+        if pt.is_date(array.type):
+            array = array.cast(pa.timestamp("ms"))
+        if pt.is_timestamp(array.type):
+            array = array.cast(pa.int64())
+        if pt.is_floating(array.type):
+            finite = pc.is_finite(array)
+            kept = array.filter(finite)
+            self.num_not_finite += len(array) - len(kept)
+            array = kept
+        elif pt.is_boolean(array.type):
+            array = array.cast(pa.int8())
+        if not len(array):
+            return
+        ends = pc.min_max(array)
+        low, high = ends["min"].as_py(), ends["max"].as_py()
+        self.min = low if self.min is None else min(self.min, low)
+        self.max = high if self.max is None else max(self.max, high)
+        numbers = array.to_numpy(zero_copy_only=False)
+        self._sum += float(numbers.sum(dtype=np.float64))
+        self._num_summed += len(numbers)
+        self.num_zero_or_one += int(np.count_nonzero((numbers == 0) | (numbers == 1)))
+        self.num_backward += int(np.count_nonzero(numbers[1:] < numbers[:-1]))
+        self.num_backward += int(self._last is not None and numbers[0] < self._last)
+        self._last = numbers[-1]
+        if self.is_whole and pt.is_floating(array.type):
+            self.is_whole = bool((np.floor(numbers) == numbers).all())
+
+    def _add_lists(self, array: pa.Array) -> None:
+        lengths = pc.list_value_length(array).drop_null().to_numpy(zero_copy_only=False).astype(np.int64)
+        if len(lengths):
+            self._max_length = max(self._max_length, int(lengths.max()))
+            if len(self._lengths):
+                self._lengths += np.bincount(np.minimum(lengths, MAX_LENGTH), minlength=MAX_LENGTH + 1)
+        elements = array.flatten()
+        hashes = hash_column(elements)
+        if hashes is not None:
+            self.ids.add(hashes[_valid(elements)] if elements.null_count else hashes)
+
+
+def _valid(array: pa.Array) -> npt.NDArray[np.bool_]:
+    return np.asarray(array.is_valid().to_numpy(zero_copy_only=False), dtype=np.bool_)

@@ -1,0 +1,33 @@
+"""A guessed schema as YAML for people: columns without options by their bare name, the reasons as comments."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import yaml
+
+from headrace.logs.inspection.guesses import Guess
+from headrace.logs.schema import Schema
+
+__all__ = ["schema_to_yaml"]
+
+
+def schema_to_yaml(schema: Schema, guesses: Iterable[Guess]) -> str:
+    """The schema as a file that `Schema.from_yaml` reads back to the same.
+
+    Args:
+        schema: What to write.
+        guesses: Their reasons are put in front as comments, also those of columns that are left out.
+    """
+    values = schema.model_dump(mode="json", exclude_defaults=True)
+    plain = {key: _short(value) for key, value in values.items()}
+    lines = ["# Guessed by headrace inspect; correct what is wrong. Columns not named here are not read."]
+    lines += [f"#   {guess.name}: {guess.part}, {guess.reason}" for guess in guesses]
+    return "\n".join(lines) + "\n" + yaml.safe_dump({"version": 1} | plain, sort_keys=False, default_flow_style=None)
+
+
+def _short(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_short(item) for item in value]
+    return value["name"] if isinstance(value, dict) and value.keys() == {"name"} else value

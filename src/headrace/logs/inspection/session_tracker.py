@@ -1,0 +1,154 @@
+"""`SessionTracker`: rows per session and how often a value repeats the session's previous row, in bounded memory."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from headrace.compiling import kernel
+from headrace.logs.inspection.hashing import NULL_HASH, Hashes
+from headrace.logs.inspection.id_counter import IdCounter
+
+__all__ = ["SessionTracker"]
+
+WAYS = 8
+"""Sessions whose hashes may share a place; the one idle for longest makes room."""
+
+MAX_BYTES = 64 << 20
+MAX_LENGTH = 1 << 16
+"""Longer sessions count as this long in the percentiles (not in the maximum)."""
+
+Counts = npt.NDArray[np.int64]
+
+
+class SessionTracker:
+    """Remembers the last row of each session, whether sessions lie one after another or mixed.
+
+    It holds as many sessions as fit in 64 MiB (45,000 for 150 columns, 200,000 for 30). A session that comes back after
+    so many others were seen counts as a new one; `num_split` tells how many did.
+    """
+
+    def __init__(self, num_columns: int, *, max_bytes: int = MAX_BYTES) -> None:
+        """Args: num_columns: Columns compared. max_bytes: Of the table of sessions."""
+        sets = max(1, max_bytes // (WAYS * 8 * (num_columns + 3)))
+        num_slots = WAYS * (1 << (sets.bit_length() - 1))
+        self._sessions = np.zeros(num_slots, dtype=np.uint64)
+        self._values = np.zeros((num_slots, num_columns), dtype=np.uint64)
+        self._lengths = np.zeros(num_slots, dtype=np.int64)
+        self._seen = np.zeros(num_slots, dtype=np.int64)
+        self._histogram = np.zeros(MAX_LENGTH + 1, dtype=np.int64)
+        self._repeats = np.zeros(num_columns, dtype=np.int64)
+        self._state = np.zeros(4, dtype=np.int64)
+        self._distinct = IdCounter()
+
+    def add(self, sessions: Hashes, values: Hashes) -> None:
+        """Take in rows, in the order of the log.
+
+        Args:
+            sessions: [rows], hash of each row's session; rows without one (`NULL_HASH`) are left out.
+            values: [rows, columns], hash of each value.
+        """
+        self._distinct.add(sessions[sessions != NULL_HASH])
+        _track(
+            sessions,
+            values,
+            self._sessions,
+            self._values,
+            self._lengths,
+            self._seen,
+            self._histogram,
+            self._repeats,
+            self._state,
+        )
+
+    @property
+    def num_sessions(self) -> float:
+        """Different sessions; estimated where they are very many, see `IdCounter`."""
+        return self._distinct.num_distinct()
+
+    @property
+    def num_rows(self) -> int:
+        """Rows that have a session."""
+        return self._distinct.num_values
+
+    @property
+    def num_following(self) -> int:
+        """Rows that have a previous row in their session."""
+        return int(self._state[1])
+
+    @property
+    def num_returns(self) -> int:
+        """Rows whose session was left for another one in between: 0 where sessions lie one after another."""
+        return int(self._state[2])
+
+    @property
+    def num_split(self) -> int:
+        """Sessions counted more than once because they came back too late; about, where sessions are very many."""
+        return max(0, round(float(self._lengths_histogram().sum()) - self.num_sessions))
+
+    def duplication(self) -> npt.NDArray[np.float64]:
+        """For each column, the share of rows that repeat it, of those with a previous row in their session."""
+        return self._repeats / max(1, self.num_following)
+
+    def mean_rows(self) -> float:
+        """Rows per session."""
+        return self.num_rows / max(1.0, self.num_sessions)
+
+    def max_rows(self) -> int:
+        """Rows of the longest session (or of its longest part, where it was split)."""
+        return int(max(self._state[3], self._lengths.max()))
+
+    def percentile_rows(self, percent: float) -> int:
+        """Rows of the session that at most `100 - percent` percent of the sessions are longer than."""
+        total = np.cumsum(self._lengths_histogram())
+        return int(np.searchsorted(total, percent / 100 * total[-1]))
+
+    def _lengths_histogram(self) -> Counts:
+        open_ones = np.minimum(self._lengths[self._lengths > 0], MAX_LENGTH)
+        return self._histogram + np.bincount(open_ones, minlength=MAX_LENGTH + 1)
+
+
+@kernel()
+def _track(
+    sessions: Hashes,
+    values: Hashes,
+    table_sessions: Hashes,
+    table_values: Hashes,
+    lengths: Counts,
+    seen: Counts,
+    histogram: Counts,
+    repeats: Counts,
+    state: Counts,
+) -> None:
+    """state: [rows so far, rows with a previous one, returns, longest finished session]."""
+    num_sets = np.uint64(len(lengths) // WAYS)
+    for row in range(len(sessions)):
+        session = sessions[row]
+        if session == NULL_HASH:
+            continue
+        first = int(np.int64(session & (num_sets - np.uint64(1)))) * WAYS
+        slot = first
+        for candidate in range(first, first + WAYS):
+            if lengths[candidate] > 0 and table_sessions[candidate] == session:
+                slot = candidate
+                break
+            if seen[candidate] < seen[slot]:
+                slot = candidate
+        state[0] += 1
+        if lengths[slot] > 0 and table_sessions[slot] == session:
+            state[1] += 1
+            if seen[slot] != state[0] - 1:
+                state[2] += 1
+            for column in range(values.shape[1]):
+                if table_values[slot, column] == values[row, column]:
+                    repeats[column] += 1
+            lengths[slot] += 1
+        else:
+            if lengths[slot] > 0:
+                histogram[min(lengths[slot], MAX_LENGTH)] += 1
+                state[3] = max(state[3], lengths[slot])
+            table_sessions[slot] = session
+            lengths[slot] = 1
+        seen[slot] = state[0]
+        for column in range(values.shape[1]):
+            table_values[slot, column] = values[row, column]

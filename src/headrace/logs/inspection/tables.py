@@ -1,0 +1,214 @@
+"""An inspection as tables for a terminal of 100 to 120 columns, plain when piped."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import UTC, datetime
+
+import numpy as np
+from rich import box
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from headrace.logs.casting import TICKS_PER_S
+from headrace.logs.inspection.guesses import Guess
+from headrace.logs.inspection.inspection import LARGE_ROW_GROUP_BYTES, Inspection
+from headrace.logs.inspection.profiles import ColumnProfile
+from headrace.logs.inspection.session_tracker import SessionTracker
+from headrace.observe.progress import format_count
+from headrace.resources import format_bytes
+
+__all__ = ["print_inspection"]
+
+MAX_LINES = 12
+"""Of each list of warnings; how many more there are is said."""
+
+
+def print_inspection(inspection: Inspection, console: Console) -> None:
+    """Print what was found: columns, labels, sessions, row groups, bad rows, and the reasons of the guesses."""
+    for part in _parts(inspection, is_terminal=console.is_terminal):
+        console.print(part)
+        console.print()
+
+
+def _parts(inspection: Inspection, *, is_terminal: bool) -> Iterator[RenderableType]:
+    style = box.SIMPLE_HEAD if is_terminal else box.ASCII2
+    yield _summary(inspection)
+    yield _columns_table(inspection, style)
+    labels = [p for p, g in zip(inspection.profiles, inspection.guesses, strict=True) if g.part == "label"]
+    lines = [f"label {p.name}: rate {p.mean:.4f} of {p.num_values:,} rows" for p in labels if p.mean is not None]
+    if inspection.sessions is not None:
+        lines += _session_lines(inspection.sessions, inspection.schema.session_id if inspection.schema else None)
+    times = [p for p, g in zip(inspection.profiles, inspection.guesses, strict=True) if g.part == "timestamp"]
+    lines += [_order_line(profile) for profile in times if profile.min is not None]
+    if lines:
+        yield Group(*(Text(line) for line in lines))
+    yield _row_group_lines(inspection)
+    yield from _bad_rows(inspection, style)
+    yield _reasons_table(inspection.guesses, style)
+    if inspection.schema is None:
+        yield Text("no column looks like a label, so there is no schema and rows were not checked", style="yellow")
+
+
+def _summary(inspection: Inspection) -> Text:
+    files = f"{inspection.num_files:,} file{'' if inspection.num_files == 1 else 's'}"
+    text = f"{inspection.location}: {inspection.num_rows:,} rows, {files}, {format_bytes(inspection.size_bytes)}"
+    if inspection.partitions:
+        text += f", in folders by {', '.join(inspection.partitions)}"
+    return Text(text, style="bold")
+
+
+def _columns_table(inspection: Inspection, style: box.Box) -> Table:
+    table = Table(box=style, pad_edge=False, padding=(0, 1))
+    table.add_column("column", overflow="fold", min_width=8)
+    table.add_column("part", no_wrap=True)
+    table.add_column("type", overflow="fold", min_width=6)
+    for title in ("null", "distinct", "top 1 %"):
+        table.add_column(title, justify="right", no_wrap=True)
+    table.add_column("values", overflow="fold", min_width=16)
+    if inspection.duplication:
+        table.add_column("repeats", justify="right", no_wrap=True)
+    for profile, guess in zip(inspection.profiles, inspection.guesses, strict=True):
+        distinct = profile.ids.num_distinct()
+        cells = [
+            profile.name,
+            guess.part if guess.part != "ignored" else "-",
+            _short_type(profile),
+            _percent(profile.null_ratio) if profile.num_nulls else "0",
+            f"{distinct:,.0f}" if profile.ids.is_exact else f"~{format_count(distinct)}",
+            _percent(profile.ids.top_share()) if profile.ids.num_values and guess.part != "label" else "-",
+            _times(profile, inspection) if guess.part == "timestamp" else _values(profile),
+        ]
+        if inspection.duplication:
+            share = inspection.duplication.get(profile.name)
+            cells.append("-" if share is None else _percent(share))
+        table.add_row(*cells, style="dim" if guess.part == "ignored" else None)
+    return table
+
+
+def _short_type(profile: ColumnProfile) -> str:
+    names = [str(kind).replace("item: ", "").replace("element: ", "").replace("not null", "") for kind in profile.types]
+    if profile.is_dictionary:
+        names = [f"{profile.kind} codes"]
+    return " / ".join(names)
+
+
+def _values(profile: ColumnProfile) -> str:
+    if profile.is_list:
+        p50, p99 = profile.percentile_length(50), profile.percentile_length(99)
+        return f"length mean {profile.mean_length:.3g}, p50 {p50}, p99 {p99}, max {profile.max_length}"
+    if profile.min is None or profile.max is None:
+        return ""
+    text = f"{_number(profile.min)} to {_number(profile.max)}, mean {_number(profile.mean or 0.0)}"
+    return text + (f", {profile.num_not_finite:,} not finite" if profile.num_not_finite else "")
+
+
+def _times(profile: ColumnProfile, inspection: Inspection) -> str:
+    clock = inspection.schema.timestamp if inspection.schema is not None else None
+    unit = getattr(profile.types[0], "unit", clock.unit if clock is not None else "ms")
+    if profile.min is None or profile.max is None or unit not in TICKS_PER_S:
+        return ""
+    try:
+        ends = [datetime.fromtimestamp(end / TICKS_PER_S[unit], UTC) for end in (profile.min, profile.max)]
+    except (ValueError, OverflowError, OSError):  # bad rows may hold anything
+        return f"{profile.min} to {profile.max}"
+    return f"{ends[0]:%Y-%m-%d %H:%M:%S} to {ends[1]:%Y-%m-%d %H:%M:%S} UTC"
+
+
+def _number(value: float | int) -> str:
+    return f"{value:,}" if isinstance(value, int) and abs(value) < 10**7 else f"{value:.4g}"
+
+
+def _percent(ratio: float) -> str:
+    if 0 < ratio < 0.0005:
+        return "<0.1 %"
+    return f"{100 * ratio:.1f} %"
+
+
+def _session_lines(sessions: SessionTracker, name: str | None) -> list[str]:
+    count = sessions.num_sessions
+    lines = [
+        f"session {name}: {count:,.0f} sessions, rows each: mean {sessions.mean_rows():.2f}, "
+        f"p50 {sessions.percentile_rows(50)}, p99 {sessions.percentile_rows(99)}, max {sessions.max_rows():,}",
+        "repeats: share of the rows with a previous row in their session whose value is that row's "
+        f"({sessions.num_following:,} rows have one)",
+    ]
+    if sessions.num_returns == 0:
+        lines.append("the rows of each session lie one after another")
+    else:
+        share = sessions.num_returns / max(1, sessions.num_following)
+        lines.append(f"sessions are mixed: {_percent(share)} of the rows that follow lie behind rows of other sessions")
+    if sessions.num_split > 0.01 * count:
+        lines.append(
+            f"about {sessions.num_split:,} times a session came back too late to be known: counted as new there"
+        )
+    return lines
+
+
+def _order_line(profile: ColumnProfile) -> str:
+    if profile.num_backward == 0:
+        return f"timestamp {profile.name}: in order"
+    share = profile.num_backward / max(1, profile.num_values)
+    return f"timestamp {profile.name}: not in order, {_percent(share)} of the rows are earlier than the row before"
+
+
+def _row_group_lines(inspection: Inspection) -> RenderableType:
+    groups = inspection.row_groups
+    rows = np.array([group.num_rows for group in groups] or [0])
+    sizes = np.array([group.num_bytes for group in groups] or [0])
+    lines = [
+        Text(
+            f"row groups: {len(groups):,}; rows: median {np.median(rows):,.0f}, max {rows.max():,}; before "
+            f"compression: median {format_bytes(float(np.median(sizes)))}, max {format_bytes(float(sizes.max()))}"
+        )
+    ]
+    large = inspection.large_row_groups
+    for group in large[:MAX_LINES]:
+        where = f"{group.file}, row group {group.number}"
+        text = f"warning: {where}: {format_bytes(group.num_bytes)} before compression, above "
+        lines.append(Text(f"{text}{format_bytes(LARGE_ROW_GROUP_BYTES)}; write smaller ones", style="yellow"))
+    if len(large) > MAX_LINES:
+        lines.append(Text(f"... and {len(large) - MAX_LINES:,} more", style="yellow"))
+    return Group(*lines)
+
+
+def _bad_rows(inspection: Inspection, style: box.Box) -> Iterator[RenderableType]:
+    for damage in inspection.damaged[:MAX_LINES]:
+        yield Text(damage, style="red")
+    if len(inspection.damaged) > MAX_LINES:
+        yield Text(f"... and {len(inspection.damaged) - MAX_LINES:,} more damaged row groups", style="red")
+    if inspection.schema is None:
+        return
+    if not inspection.bad_rows:
+        yield Text(f"bad rows: none of {inspection.num_rows:,}", style="green")
+        return
+    share = _percent(inspection.num_bad / max(1, inspection.num_rows))
+    table = Table(
+        box=style,
+        pad_edge=False,
+        title=f"bad rows: {inspection.num_bad:,} of {inspection.num_rows:,} ({share})",
+        title_justify="left",
+        title_style="red",
+    )
+    table.add_column("column", overflow="fold")
+    table.add_column("reason", overflow="fold")
+    table.add_column("rows", justify="right", no_wrap=True)
+    table.add_column("the first: file, row group, row", overflow="fold")
+    table.add_column("given", overflow="fold", max_width=24)
+    for bad in inspection.bad_rows:
+        place = f"{bad.file}, {bad.row_group}, {bad.row:,}"
+        table.add_row(bad.column, bad.reason, f"{bad.count:,}", place, bad.given)
+    yield table
+
+
+def _reasons_table(guesses: tuple[Guess, ...], style: box.Box) -> RenderableType:
+    table = Table(box=style, pad_edge=False, title="why these parts", title_justify="left")
+    for title in ("part", "because", "columns"):
+        table.add_column(title, overflow="fold", no_wrap=title == "part")
+    together: dict[tuple[str, str], list[str]] = {}
+    for guess in guesses:
+        together.setdefault((guess.part, guess.reason), []).append(guess.name)
+    for (part, reason), names in together.items():
+        table.add_row(part, reason, ", ".join(names))
+    return table
