@@ -2,23 +2,24 @@
 
 from headrace.pipeline.counters import ConsumerReading, PipelineCounters, StageReading
 from headrace.pipeline.elements import Account
-from headrace.pipeline.graph import Pipeline, from_iterable, from_source, read_arrow
+from headrace.pipeline.graph import Pipeline, from_iterable, from_source, read_arrow, read_parquet
 from headrace.pipeline.iterator import BatchIterator
-from headrace.pipeline.sources import ArrowSource, IterableSource, to_record_batch
+from headrace.pipeline.sources import IterableSource, TableSource, to_record_batch
 from headrace.pipeline.tunables import Tunable
 
 __all__ = [
     "Account",
-    "ArrowSource",
     "BatchIterator",
     "ConsumerReading",
     "IterableSource",
     "Pipeline",
     "PipelineCounters",
     "StageReading",
+    "TableSource",
     "Tunable",
     "from_iterable",
     "from_source",
     "read_arrow",
+    "read_parquet",
     "to_record_batch",
 ]

@@ -81,12 +81,19 @@ def _rows(row_ids: Sequence[int], source: Source) -> str:
     return ", ".join(names) + (f" and {more} more rows" if more > 0 else "")
 
 
-def _rejects(faults: RowFaults, stage: str, element: Element, source: Source) -> pa.RecordBatch:
+def _file_of(element: Element, source: Source) -> tuple[str, int | None]:
+    """File and row group of an element read from one; behind a cut there may be several."""
     where = _where(element, source)
+    file, _, row_group = where.rpartition(", row group ")
+    return (file, int(row_group)) if file and row_group.isdigit() and len(element.items) == 1 else (where, None)
+
+
+def _rejects(faults: RowFaults, stage: str, element: Element, source: Source) -> pa.RecordBatch:
+    file, row_group = _file_of(element, source)
     rows: list[dict[str, Any]] = [
         {
-            "file": where,
-            "row_group": None,
+            "file": file,
+            "row_group": row_group,
             "row": split_row_id(bad.row_id)[1],
             "column": None,
             "reason": f"stage {stage}: {bad.reason}",

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from headrace.errors import ConfigError
-from headrace.logs.pieces import Source
-from headrace.logs.schema import Schema
+from headrace.logs import ArrowSource, BadRowPolicy, ParquetSource, Schema, Source, list_files, select_files
 from headrace.pipeline.cutting import CutSpec
 from headrace.pipeline.decisions import DecisionRecorder
 from headrace.pipeline.operations import (
@@ -26,12 +26,12 @@ from headrace.pipeline.operations import (
     Transform,
     takes_rng,
 )
-from headrace.pipeline.sources import ArrowSource, IterableSource
+from headrace.pipeline.sources import IterableSource, TableSource
 
 if TYPE_CHECKING:
     from headrace.pipeline.iterator import BatchIterator
 
-__all__ = ["Executor", "Pipeline", "Stage", "from_iterable", "from_source", "read_arrow"]
+__all__ = ["Executor", "Pipeline", "Stage", "from_iterable", "from_source", "read_arrow", "read_parquet"]
 
 Executor = Literal["thread", "process", "inline"]
 """Who runs a stage: threads of this process, worker processes (for Python that holds the GIL), or the consumer."""
@@ -263,9 +263,34 @@ def from_source(source: Source) -> Pipeline:
     return Pipeline(source)
 
 
-def read_arrow(table: pa.Table, schema: Schema | None = None) -> Pipeline:
-    """A pipeline that reads an Arrow table in memory; see `ArrowSource`."""
-    return Pipeline(ArrowSource(table, schema))
+def read_parquet(
+    paths: str | Path | Sequence[str | Path],
+    schema: Schema,
+    *,
+    columns: Sequence[str] | None = None,
+    bad_rows: BadRowPolicy | None = None,
+) -> Pipeline:
+    """A pipeline that reads whole Parquet logs once; a job that comes back for what is new uses windows instead.
+
+    Args:
+        paths: Files or folders, read in the order of their names.
+        schema: What the columns are; rows that do not keep to it are bad.
+        columns: Those to read; None for all the schema names.
+        bad_rows: What to do with bad rows; the default fails at the first.
+
+    Raises:
+        DataError: A file cannot be read or lacks a column.
+    """
+    several = [paths] if isinstance(paths, str | Path) else list(paths)
+    files = [file for path in several for file in list_files(str(path))]
+    return Pipeline(ParquetSource(select_files(files), schema, columns=columns, policy=bad_rows))
+
+
+def read_arrow(table: pa.Table, schema: Schema | None = None, *, bad_rows: BadRowPolicy | None = None) -> Pipeline:
+    """A pipeline that reads an Arrow table in memory: checked if there is a schema, else as it is."""
+    if schema is None:
+        return Pipeline(TableSource(table))
+    return Pipeline(ArrowSource(table, schema, policy=bad_rows))
 
 
 def from_iterable(batches: Iterable[Any] | Callable[[], Iterable[Any]], *, columns: Sequence[str] = ()) -> Pipeline:

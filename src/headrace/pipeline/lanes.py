@@ -202,8 +202,10 @@ class SourceLane:
 
     in_threads = True
 
-    def __init__(self, own_limit: int | None, num_items: int, first_item: int, first_piece: int) -> None:
-        """Start at a piece of an item."""
+    def __init__(
+        self, own_limit: int | None, num_items: int, first_item: int, first_piece: int, *, first_bytes: int = 0
+    ) -> None:
+        """Start at a piece of an item; `first_bytes` is how large a piece is thought to be before one is read."""
         self.name = "source"
         self.own_limit = own_limit
         self.num_running = 0
@@ -213,7 +215,7 @@ class SourceLane:
         self._first_piece = first_piece
         self._items: deque[_Item] = deque()
         self.ahead_bytes = 0
-        self.need_bytes = 0
+        self.need_bytes = first_bytes
 
     @property
     def queue_depth(self) -> int:

@@ -1,4 +1,4 @@
-"""Sources that are not log files: Arrow tables in memory, and anything that can be iterated again and again."""
+"""Sources that are not logs: plain Arrow tables, and anything that can be iterated again and again."""
 
 from __future__ import annotations
 
@@ -10,36 +10,27 @@ import pyarrow as pa
 
 from headrace.errors import ConfigError, DataError
 from headrace.logs.pieces import ROW_ID, Piece
-from headrace.logs.schema import Schema
 
-__all__ = ["ArrowSource", "IterableSource", "to_record_batch"]
+__all__ = ["IterableSource", "TableSource", "to_record_batch"]
 
 PIECE_ROWS = 65_536
 """Rows of a piece of a table: 10 MB of click logs (26 ids, 13 numbers), small enough to spread over workers."""
 
 
-class ArrowSource:
-    """An Arrow table; each item is a stretch of its rows, without a copy."""
+class TableSource:
+    """The rows of an Arrow table as they are, unchecked; each item is a stretch of them, without a copy."""
 
-    def __init__(self, table: pa.Table, schema: Schema | None = None, *, piece_rows: int = PIECE_ROWS) -> None:
+    def __init__(self, table: pa.Table, *, piece_rows: int = PIECE_ROWS) -> None:
         """Take a table.
 
         Args:
             table: The rows; a column `__row_id` is kept, else rows are numbered.
-            schema: Which columns to read, and which one is the row id; all columns when None. Values are not checked.
             piece_rows: Rows of an item.
-
-        Raises:
-            ConfigError: A column of the schema is missing.
         """
-        if schema is not None:
-            missing = [name for name in schema.columns if name not in table.schema.names]
-            if missing:
-                raise ConfigError(f"table: no column {', '.join(missing)}; it has {', '.join(table.schema.names)}")
-        row_ids = _row_ids(table, None if schema is None else schema.row_id)
-        names = [name for name in (table.schema.names if schema is None else schema.columns) if name != ROW_ID]
-        columns = table.select(names).append_column(pa.field(ROW_ID, pa.int64()), row_ids)
-        self._batches = columns.to_batches(max_chunksize=piece_rows)
+        if ROW_ID not in table.schema.names:
+            ids = pa.array(np.arange(table.num_rows, dtype=np.int64))
+            table = table.append_column(pa.field(ROW_ID, pa.int64()), ids)
+        self._batches = table.to_batches(max_chunksize=piece_rows)
 
     def __len__(self) -> int:
         return len(self._batches)
@@ -156,11 +147,3 @@ def _to_array(column: Any) -> pa.Array:
         flat = pa.array(np.ascontiguousarray(column).reshape(-1))
         return pa.FixedSizeListArray.from_arrays(flat, column.shape[1])
     return pa.array(column)
-
-
-def _row_ids(table: pa.Table, column: str | None) -> Any:
-    if column is not None:
-        return table.column(column).cast(pa.int64())
-    if ROW_ID in table.schema.names:
-        return table.column(ROW_ID)
-    return pa.array(np.arange(table.num_rows, dtype=np.int64))

@@ -15,7 +15,7 @@ from itertools import islice
 import pyarrow as pa
 
 from headrace.errors import HeadraceError, PipelineError
-from headrace.logs.pieces import Piece
+from headrace.logs.pieces import Piece, Source
 from headrace.pipeline.chain import StageUse
 from headrace.pipeline.counters import GroupNow, PipelineCounters, Recorder
 from headrace.pipeline.cutting import Cutter
@@ -295,7 +295,13 @@ class ThreadFeed:
     # ---- construction
 
     def _make_state(self, options: OpenOptions, position: Position, num_prefetch: int) -> PipelineState:
-        source = SourceLane(options.stage_workers.get("source"), len(self._source), position.item, position.piece)
+        source = SourceLane(
+            options.stage_workers.get("source"),
+            len(self._source),
+            position.item,
+            position.piece,
+            first_bytes=_first_bytes(self._source, position.item),
+        )
         lanes = []
         num_cutters = 0
         for group in self._groups:
@@ -339,6 +345,12 @@ class ThreadFeed:
         yield number(state, "num_prefetch", "prefetch", 0, MAX_PREFETCH, "elements")
         yield number(state, "read_ahead_bytes", "read_ahead", 0, options.limit_bytes, "bytes")
         yield number(state.ledger, "budget_bytes", "memory", 1, options.limit_bytes, "bytes")
+
+
+def _first_bytes(source: Source, item: int) -> int:
+    """Bytes of an item as the source estimates them, if it does; later ones are learned."""
+    estimate = getattr(source, "estimate_bytes", None)
+    return int(estimate(item)) if estimate is not None and item < len(source) else 0
 
 
 def _is_view(element: Element) -> bool:
