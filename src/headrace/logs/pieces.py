@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeVar
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 __all__ = ["FILE_ROW_BITS", "REJECT_SCHEMA", "ROW_ID", "Piece", "Source", "make_row_id", "split_row_id"]
 
 ROW_ID = "__row_id"
 """Name of the int64 column that says which row of the logs a row is; user functions keep it."""
+
+Ids = TypeVar("Ids", int, npt.NDArray[np.int64])
 
 FILE_ROW_BITS = 36
 """Bits of a derived row id that count rows inside a file: 68 billion rows a file, 134 million files."""
@@ -76,6 +80,6 @@ def make_row_id(file_number: int, row: int) -> int:
     return (file_number << FILE_ROW_BITS) | row
 
 
-def split_row_id(row_id: int) -> tuple[int, int]:
-    """The file number and the row in that file; undoes `make_row_id`."""
+def split_row_id(row_id: Ids) -> tuple[Ids, Ids]:
+    """The file number and the row in that file, of one id or an int64 array of them; undoes `make_row_id`."""
     return row_id >> FILE_ROW_BITS, row_id & ((1 << FILE_ROW_BITS) - 1)

@@ -29,21 +29,21 @@ class Snapshot:
     """Everything a job needs to go on, as plain values and named arrays.
 
     Attributes:
-        step: Optimizer steps made so far; names the checkpoint.
+        number: Which checkpoint of the run this is, from 1 on; names it.
         state: Values that JSON can hold: cursor, window in progress, pipeline token, counts.
         arrays: Small arrays by group and name, for instance `{"dense": {"top.0.weight": ...}}`; one safetensors file a
             group.
         columns: Large arrays by table and column, for instance `{"dim16": {"rows": ...}}`; one `.npy` file a column.
     """
 
-    step: int
+    number: int
     state: dict[str, Any]
     arrays: dict[str, dict[str, NDArray[Any]]] = field(default_factory=dict)
     columns: dict[str, dict[str, NDArray[Any]]] = field(default_factory=dict)
 
 
 class CheckpointFolder:
-    """The checkpoints of one run, oldest first, each a folder named by its step.
+    """The checkpoints of one run, oldest first, each a folder named by its number.
 
     A checkpoint is written beside its place under a temporary name, flushed to disk, and appears by one rename. Its
     manifest lists every file with size and SHA-256, so a checkpoint that lost a part is refused, never half used. See
@@ -60,8 +60,8 @@ class CheckpointFolder:
         self.path = Path(path)
         self.keep = max(2, keep)
 
-    def steps(self) -> list[int]:
-        """Steps of the checkpoints at hand, rising; not checked for damage."""
+    def numbers(self) -> list[int]:
+        """Numbers of the checkpoints at hand, rising; not checked for damage."""
         if not self.path.is_dir():
             return []
         return sorted(int(entry.name) for entry in self.path.iterdir() if entry.name.isdigit())
@@ -72,7 +72,7 @@ class CheckpointFolder:
         Raises:
             CheckpointError: If the disk does not take it; nothing half-written stays visible.
         """
-        final = self._place(snapshot.step)
+        final = self._place(snapshot.number)
         temporary = self.path / f".{final.name}.{os.getpid()}.partial"
         try:
             self._sweep()
@@ -87,32 +87,32 @@ class CheckpointFolder:
                 for column, array in columns.items():
                     np.save(temporary / "tables" / table / f"{column}.npy", array, allow_pickle=False)
             _write_manifest(temporary, snapshot)
-            if final.exists():  # an earlier try at the same step, torn or of equal content
+            if final.exists():  # torn, and taken back when the run was resumed
                 shutil.rmtree(final)
             temporary.rename(final)
             _flush(self.path)
         except OSError as error:
             shutil.rmtree(temporary, ignore_errors=True)
             raise CheckpointError(f"{final}: cannot be written: {error.strerror or error}") from error
-        for step in self.steps()[: -self.keep]:
-            shutil.rmtree(self._place(step))
+        for number in self.numbers()[: -self.keep]:
+            shutil.rmtree(self._place(number))
         return final
 
-    def load(self, step: int) -> Snapshot:
+    def load(self, number: int) -> Snapshot:
         """Read and check one checkpoint.
 
         Raises:
             TornCheckpoint: A file is missing, or its size or checksum is not the manifest's; both are in the text.
             VersionMismatch: It was written in another version of the format.
         """
-        folder = self._place(step)
+        folder = self._place(number)
         manifest = _read_manifest(folder)
         _check_files(folder, manifest["files"])
         arrays = {p.stem: load_file(p) for p in sorted(folder.glob("*.safetensors"))}
         columns: dict[str, dict[str, NDArray[Any]]] = {}
         for path in sorted(folder.glob("tables/*/*.npy")):
             columns.setdefault(path.parent.name, {})[path.stem] = np.load(path, mmap_mode="r", allow_pickle=False)
-        return Snapshot(step=manifest["step"], state=manifest["state"], arrays=arrays, columns=columns)
+        return Snapshot(number=manifest["number"], state=manifest["state"], arrays=arrays, columns=columns)
 
     def load_latest(self) -> tuple[Snapshot | None, list[str]]:
         """The newest checkpoint that is whole, and a line for each newer one that was refused.
@@ -123,17 +123,17 @@ class CheckpointFolder:
             TornCheckpoint: There are checkpoints, but none is whole; starting anew would silently lose training.
         """
         refused: list[str] = []
-        for step in reversed(self.steps()):
+        for number in reversed(self.numbers()):
             try:
-                return self.load(step), refused
+                return self.load(number), refused
             except TornCheckpoint as error:
                 refused.append(str(error))
         if refused:
             raise TornCheckpoint(f"{self.path}: no checkpoint is whole: {'; '.join(refused)}")
         return None, refused
 
-    def _place(self, step: int) -> Path:
-        return self.path / f"{step:012d}"
+    def _place(self, number: int) -> Path:
+        return self.path / f"{number:08d}"
 
     def _sweep(self) -> None:
         """Remove what killed writers left behind; one run folder has one writer at a time."""
@@ -150,7 +150,7 @@ def _write_manifest(folder: Path, snapshot: Snapshot) -> None:
     manifest = {
         "format": FORMAT,
         "version": VERSION,
-        "step": snapshot.step,
+        "number": snapshot.number,
         "files": files,
         "state": snapshot.state,
         "state_sha256": _state_checksum(snapshot.state),

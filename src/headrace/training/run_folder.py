@@ -5,7 +5,6 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -13,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from headrace.errors import ConfigError, HeadraceError
+from headrace.observe.jsonl import JsonlWriter, read_jsonl
 
 __all__ = ["RunFolder"]
 
@@ -23,11 +23,11 @@ class RunFolder:
     """One folder a run::
 
         config.yaml               the job as resolved, defaults included
-        checkpoints/<step>/       see `CheckpointFolder`
+        checkpoints/<number>/      see `CheckpointFolder`
         metrics.jsonl             one line every few steps, one a window
         decisions.jsonl           what was decided and why
-        quarantine/<step>.parquet bad rows, counted by the checkpoint of that step
-        ledger/<step>.parquet     (step, row_id) of every row trained on, if the job asks for it
+        quarantine/<number>.parquet   bad rows, counted by the checkpoint of that number
+        ledger/<number>.parquet       (step, row_id) of every row trained on, if the job asks for it
         report.html
 
     Files grow between checkpoints, so after a kill they may be ahead of the newest checkpoint. `rewind` takes back
@@ -37,6 +37,7 @@ class RunFolder:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self._lock: IO[str] | None = None
+        self._metrics: JsonlWriter | None = None
 
     @property
     def checkpoints(self) -> Path:
@@ -90,7 +91,10 @@ class RunFolder:
         self._lock = lock
 
     def unlock(self) -> None:
-        """Let other processes write to the run."""
+        """Close the files and let other processes write to the run."""
+        if self._metrics is not None:
+            self._metrics.close()
+            self._metrics = None
         if self._lock is not None:
             self._lock.close()
             self._lock = None
@@ -100,44 +104,40 @@ class RunFolder:
         (self.path / "config.yaml").write_text(text, encoding="utf-8")
 
     def append_metrics(self, record: dict[str, Any]) -> None:
-        """Add one line to the metrics; values that are not finite become null."""
-        line = json.dumps(_finite(record), allow_nan=False)
-        with self.metrics.open("a", encoding="utf-8") as file:
-            file.write(line + "\n")
+        """Add one line to the metrics; its key "checkpoint" names the checkpoint that will count it."""
+        if self._metrics is None:
+            self._metrics = JsonlWriter(self.metrics)
+        self._metrics.write(record)
 
-    def read_metrics(self) -> Iterator[dict[str, Any]]:
+    def read_metrics(self) -> list[dict[str, Any]]:
         """All metric records; a last line cut short by a kill is left out."""
-        if not self.metrics.exists():
-            return
-        with self.metrics.open(encoding="utf-8") as file:
-            for line in file:
-                if line.endswith("\n"):
-                    yield json.loads(line)
+        return list(read_jsonl(self.metrics)) if self.metrics.exists() else []
 
-    def write_ledger(self, step: int, steps: list[int], row_ids: list[pa.Array]) -> None:
+    def write_ledger(self, number: int, steps: list[int], row_ids: list[pa.Array]) -> None:
         """Write which rows each step since the last checkpoint trained on.
 
         Args:
-            step: Of the checkpoint that counts these rows; names the file.
+            number: Of the checkpoint that counts these rows; names the file.
             steps: One optimizer step per batch.
             row_ids: int64 arrays, one per batch.
         """
         self.ledger.mkdir(exist_ok=True)
-        number = [pa.repeat(pa.scalar(at, pa.int64()), len(ids)) for at, ids in zip(steps, row_ids, strict=True)]
-        columns = [pa.chunked_array(part, pa.int64()) for part in (number, row_ids)]
-        write_atomically(pa.table(columns, schema=LEDGER_SCHEMA), self.ledger / f"{step:012d}.parquet")
+        step_of_row = [pa.repeat(pa.scalar(at, pa.int64()), len(ids)) for at, ids in zip(steps, row_ids, strict=True)]
+        columns = [pa.chunked_array(part, pa.int64()) for part in (step_of_row, row_ids)]
+        write_atomically(pa.table(columns, schema=LEDGER_SCHEMA), self.ledger / f"{number:08d}.parquet")
 
-    def rewind(self, step: int) -> list[str]:
-        """Take back what the checkpoint at `step` does not count; returns the names of what was removed or cut."""
+    def rewind(self, number: int) -> list[str]:
+        """Take back what checkpoint `number` and those before it do not count; returns what was removed or cut."""
         removed = []
         for folder in (self.quarantine, self.ledger):
             for path in sorted(folder.glob("*.parquet")):
-                if int(path.stem) > step:
+                if int(path.stem) > number:
                     path.unlink()
                     removed.append(f"{folder.name}/{path.name}")
         if self.metrics.exists():
-            kept = [record for record in self.read_metrics() if record["step"] <= step]
-            text = "".join(json.dumps(record) + "\n" for record in kept)
+            assert self._metrics is None, "rewind comes before the first line of this process"
+            kept = [record for record in self.read_metrics() if record["checkpoint"] <= number]
+            text = "".join(json.dumps(record, separators=(",", ":")) + "\n" for record in kept)
             if self.metrics.stat().st_size != len(text.encode()):
                 temporary = self.metrics.with_suffix(".partial")
                 temporary.write_text(text, encoding="utf-8")
@@ -149,15 +149,7 @@ class RunFolder:
 def write_atomically(table: pa.Table, path: Path) -> None:
     """Write a Parquet file that appears whole or not at all."""
     temporary = path.with_suffix(".partial")
-    pq.write_table(table, temporary, compression="zstd", column_encoding=None, use_dictionary=False)
+    pq.write_table(table, temporary, compression="zstd")
     with temporary.open("rb") as file:
         os.fsync(file.fileno())
     temporary.rename(path)
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _finite(part) for key, part in value.items()}
-    if isinstance(value, float) and not (-float("inf") < value < float("inf")):
-        return None
-    return value

@@ -12,13 +12,13 @@ from headrace.errors import CheckpointError, TornCheckpoint, VersionMismatch
 from headrace.training.checkpoint import CheckpointFolder, Snapshot
 
 
-def snapshot(step: int) -> Snapshot:
-    rng = np.random.default_rng(step)
+def snapshot(number: int) -> Snapshot:
+    rng = np.random.default_rng(number)
     return Snapshot(
-        step=step,
+        number=number,
         state={"window": "hour=3", "cursor": {"files": ["a", "b"]}},
         arrays={"dense": {"top.weight": rng.random((3, 2), dtype=np.float32)}},
-        columns={"dim16": {"ids": np.arange(step, dtype=np.int64), "rows": rng.random((step, 16))}},
+        columns={"dim16": {"ids": np.arange(number, dtype=np.int64), "rows": rng.random((number, 16))}},
     )
 
 
@@ -29,7 +29,7 @@ def test_a_checkpoint_is_read_back_exactly(tmp_path: Path) -> None:
     loaded, refused = folder.load_latest()
     assert loaded is not None
     assert refused == []
-    assert (loaded.step, loaded.state) == (7, saved.state)
+    assert (loaded.number, loaded.state) == (7, saved.state)
     np.testing.assert_array_equal(loaded.arrays["dense"]["top.weight"], saved.arrays["dense"]["top.weight"])
     np.testing.assert_array_equal(loaded.columns["dim16"]["rows"], saved.columns["dim16"]["rows"])
 
@@ -90,7 +90,7 @@ def test_a_torn_checkpoint_is_refused_and_the_one_before_is_used(
         folder.load(17)
     loaded, refused = folder.load_latest()
     assert loaded is not None
-    assert loaded.step == 15
+    assert loaded.number == 15
     assert len(refused) == 1
 
 
@@ -113,16 +113,16 @@ def test_another_version_is_refused_with_both_versions(tmp_path: Path) -> None:
 
 def test_only_the_newest_are_kept(tmp_path: Path) -> None:
     folder = CheckpointFolder(tmp_path, keep=2)
-    for step in (1, 2, 3, 10):
-        folder.save(snapshot(step))
-    assert folder.steps() == [3, 10]
+    for number in (1, 2, 3, 10):
+        folder.save(snapshot(number))
+    assert folder.numbers() == [3, 10]
 
 
 def test_leftovers_of_a_killed_writer_are_swept_and_never_read(tmp_path: Path) -> None:
     folder = CheckpointFolder(tmp_path)
     final = folder.save(snapshot(1))
-    shutil.copytree(final, tmp_path / ".000000000002.99.partial")
-    assert folder.steps() == [1]
+    shutil.copytree(final, tmp_path / ".00000002.99.partial")
+    assert folder.numbers() == [1]
     folder.save(snapshot(3))
     assert not list(tmp_path.glob(".*"))
 
@@ -136,4 +136,4 @@ def test_a_disk_that_does_not_take_it_leaves_nothing_behind(tmp_path: Path, monk
     monkeypatch.setattr(np, "save", full)
     with pytest.raises(CheckpointError, match="No space left on device"):
         folder.save(snapshot(2))
-    assert [p.name for p in tmp_path.iterdir()] == ["000000000001"]
+    assert [p.name for p in tmp_path.iterdir()] == ["00000001"]

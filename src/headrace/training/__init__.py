@@ -1,0 +1,27 @@
+"""Incremental training: one pass over what is new, checkpoints, metrics, scoring, export."""
+
+from headrace.training.checkpoint import CheckpointFolder, Snapshot
+from headrace.training.export import ExportedModel, export_model
+from headrace.training.job import JobConfig
+from headrace.training.metrics import BinaryMetrics, Scores
+from headrace.training.run_folder import RunFolder
+from headrace.training.scoring import Scorer
+from headrace.training.step import StepResult, TrainingStep
+from headrace.training.trainer import Trainer, TrainResult, WindowResult
+
+__all__ = [
+    "BinaryMetrics",
+    "CheckpointFolder",
+    "ExportedModel",
+    "JobConfig",
+    "RunFolder",
+    "Scorer",
+    "Scores",
+    "Snapshot",
+    "StepResult",
+    "TrainResult",
+    "Trainer",
+    "TrainingStep",
+    "WindowResult",
+    "export_model",
+]

@@ -1,0 +1,67 @@
+"""What a job is made of: its feature plan and its model, built from the job file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from headrace.errors import ConfigError
+from headrace.features import FeaturePlan
+from headrace.models import build_model
+from headrace.training.dense_optimizer import make_dense_optimizer
+from headrace.training.job import JobConfig
+
+__all__ = ["Assembly", "assemble"]
+
+
+@dataclass(frozen=True)
+class Assembly:
+    """The parts of a job.
+
+    Attributes:
+        plan: Record batch -> `Batch`.
+        model: `Batch` -> logits float32 [B, L].
+        optimizer: Of the model's dense parameters.
+        label_names: Names of the L labels.
+        shape: JSON-able description of what decides the parameters' shapes and meaning.
+    """
+
+    plan: FeaturePlan
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    label_names: tuple[str, ...]
+    shape: dict[str, Any]
+
+
+def assemble(job: JobConfig) -> Assembly:
+    """Build plan, model and optimizer; equal jobs give equal parameters.
+
+    Raises:
+        ConfigError: Features, embeddings and model do not fit each other or the schema.
+    """
+    schema = job.schema_of_logs
+    for label in schema.labels:
+        if label.allowed is None or not set(label.allowed) <= {0.0, 1.0}:
+            raise ConfigError(f"schema: label {label.name}: allowed {label.allowed}, training expects [0, 1]")
+    plan = FeaturePlan.default(schema) if job.features is None else FeaturePlan.from_config(job.features, schema)
+    labels = tuple(label.name for label in schema.labels)
+    model = build_model(
+        job.model,
+        num_dense=len(plan.dense_names),
+        sparse_keys=plan.sparse_keys,
+        num_labels=len(labels),
+        embeddings=job.embeddings,
+        seed=job.training.seed,
+    )
+    optimizer = make_dense_optimizer(job.training.dense_optimizer, model.parameters())
+    shape = {
+        "labels": list(labels),
+        "features": {"dense": list(plan.dense_names), "sparse": list(plan.sparse_keys)},
+        "model": job.model.model_dump(mode="json"),
+        "dense_optimizer": job.training.dense_optimizer.kind,
+        "seed": job.training.seed,
+    }
+    return Assembly(plan, model, optimizer, labels, shape)

@@ -1,0 +1,140 @@
+"""`JobConfig`: a job file, which says what is trained on which logs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import Field
+
+from headrace.config import Config, read_yaml
+from headrace.embeddings import EmbeddingsConfig
+from headrace.logs import BadRowPolicy, Schema, WindowConfig
+from headrace.models import DLRMConfig, ModelConfig
+from headrace.training.dense_optimizer import Adam, DenseOptimizerConfig
+
+__all__ = ["DataConfig", "JobConfig", "PipelineConfig", "ShuffleConfig", "TrainingConfig"]
+
+
+class DataConfig(Config):
+    """Which logs, and how they are cut into windows."""
+
+    path: str
+    """File, folder, glob or fsspec URL of the logs."""
+    columns: Schema | str | None = Field(default=None, alias="schema")
+    """The schema, or the YAML file that holds it; by default `schema.yaml` in the logs' folder."""
+    window: WindowConfig = WindowConfig()
+    bad_rows: BadRowPolicy = BadRowPolicy()
+
+
+class ShuffleConfig(Config):
+    """Rows are shuffled within blocks; without this they train in the order of the log."""
+
+    num_rows: int = Field(ge=2)
+    seed: int = 0
+
+
+class PipelineConfig(Config):
+    """How batches are made ready; none of it changes which batches there are, except `map`, `filter` and `shuffle`."""
+
+    map: tuple[str, ...] = ()
+    """User functions RecordBatch -> RecordBatch, each as "package.module:function"."""
+    filter: tuple[str, ...] = ()
+    """User functions RecordBatch -> bool array, applied after `map`."""
+    shuffle: ShuffleConfig | None = None
+    executor: Literal["inline", "thread", "process"] = "thread"
+    """Where user functions run: threads, or processes for Python that holds the GIL."""
+    workers: int | None = Field(default=None, ge=1)
+    """Workers of a parallel stage; None chooses."""
+    memory: str | None = None
+    """Budget for data in flight, such as "2GiB"; None for a share of the effective memory limit."""
+    prefetch: int = Field(default=4, ge=0)
+    """Batches kept ready ahead of the training step."""
+
+
+class TrainingConfig(Config):
+    """One pass over each window."""
+
+    batch_size: int = Field(default=1024, ge=1)
+    seed: int = 0
+    dense_optimizer: DenseOptimizerConfig = Adam()
+    clip_grad_norm: float | None = Field(default=None, gt=0)
+    """Greatest norm of the dense parameters' gradient; None for no clipping."""
+    threads: int | None = Field(default=None, ge=1)
+    """Threads of the training step. The same number gives the same parameters bit for bit; None takes the CPUs."""
+    checkpoint_every_steps: int | None = Field(default=None, ge=1)
+    """Checkpoints inside a window, besides the one at its end."""
+    keep_checkpoints: int = Field(default=3, ge=2)
+    log_every_steps: int = Field(default=20, ge=1)
+    """How many steps share one line of metrics."""
+    row_ledger: bool = False
+    """Write down which rows each step trained on."""
+
+
+class JobConfig(Config):
+    """A job file.
+
+    As YAML, with every part but `run` and `data` optional::
+
+        run: runs/news
+        data: {path: logs/, window: {kind: folder}, bad_rows: {policy: quarantine}}
+        features:
+          dense: {clicks: [fill: 0, log1p]}
+          sparse: {item: [], history: [first_x: 20]}
+        embeddings: {default: {kind: collisionless}}
+        model: {kind: dlrm, embedding_dim: 16}
+        training: {batch_size: 1024}
+
+    Attributes:
+        run: Folder of the run; relative paths in a job file start at the file's folder.
+        data: Which logs.
+        pipeline: How batches are made ready.
+        features: The feature plan, see `headrace.features`; by default every column of the schema is used.
+        embeddings: How ids become rows.
+        model: What is trained.
+        training: How it is trained.
+    """
+
+    run: str
+    data: DataConfig
+    pipeline: PipelineConfig = PipelineConfig()
+    features: dict[str, Any] | None = None
+    embeddings: EmbeddingsConfig = EmbeddingsConfig()
+    model: ModelConfig = DLRMConfig()
+    training: TrainingConfig = TrainingConfig()
+
+    @classmethod
+    def from_file(cls, path: str | Path) -> Self:
+        """Read a job file; relative paths in it start at its folder, and its schema is read in.
+
+        Raises:
+            ConfigError: Names the file, the key, what was given and what was expected.
+        """
+        return cls.from_dict(read_yaml(path), where=str(path)).resolve(Path(path).parent)
+
+    def resolve(self, base: Path) -> Self:
+        """The same job with absolute paths and the schema in place."""
+        data = self.data.model_copy(update={"path": _absolute(self.data.path, base)})
+        if not isinstance(data.columns, Schema):
+            place = _absolute(data.columns, base) if data.columns else _schema_beside(data.path)
+            schema = Schema.from_yaml(place)
+            data = data.model_copy(update={"columns": schema})
+        return self.model_copy(update={"run": _absolute(self.run, base), "data": data})
+
+    @property
+    def schema_of_logs(self) -> Schema:
+        """The schema, once `resolve` has read it in."""
+        assert isinstance(self.data.columns, Schema), "resolve() comes first"
+        return self.data.columns
+
+
+def _absolute(path: str, base: Path) -> str:
+    return path if "://" in path else str((base / path).resolve())
+
+
+def _schema_beside(path: str) -> str:
+    """Where importers and `headrace inspect --write-schema` put the schema of the logs at `path`."""
+    folder = Path(path)
+    while any(letter in folder.name for letter in "*?[") or folder.is_file():
+        folder = folder.parent
+    return str(folder / "schema.yaml")

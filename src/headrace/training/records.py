@@ -1,0 +1,118 @@
+"""The lines of `metrics.jsonl`: one every few steps, one a window."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from headrace.pipeline import PipelineCounters
+from headrace.resources import effective_memory
+from headrace.training.metrics import Scores
+from headrace.training.rows import RowCounts
+from headrace.training.state import TrainingState
+from headrace.training.step import StepResult
+
+__all__ = ["StepRecorder", "limiting_part", "window_record"]
+
+
+class StepRecorder:
+    """Sums up steps until they make one record."""
+
+    def __init__(self, every_steps: int) -> None:
+        """Args: every_steps: How many steps share a record."""
+        self.every_steps = every_steps
+        self._start_s = time.perf_counter()
+        self._clear()
+
+    def add(self, result: StepResult, num_rows: int, wait_s: float) -> bool:
+        """Count a step; says whether a record is due."""
+        self._steps += 1
+        self._rows += num_rows
+        self._loss += result.loss * num_rows
+        for part, seconds in {"wait": wait_s, **result.seconds}.items():
+            self._seconds[part] = self._seconds.get(part, 0.0) + seconds
+        return self._steps >= self.every_steps
+
+    def add_seconds(self, part: str, seconds: float) -> None:
+        """Count time that belongs to no step, such as writing a checkpoint."""
+        self._seconds[part] = self._seconds.get(part, 0.0) + seconds
+
+    @property
+    def loss(self) -> float:
+        """Mean log loss of the rows since the last record."""
+        return self._loss / self._rows if self._rows else float("nan")
+
+    def take(self, state: TrainingState, counters: PipelineCounters) -> dict[str, Any]:
+        """The record of the steps since the last one, which begins anew."""
+        window = state.window.name if state.window else ""
+        scores = state.in_window[state.label_names[0]].compute()
+        now = time.perf_counter()
+        record = {
+            "kind": "step",
+            "time_s": state.seconds,
+            "step": state.step,
+            "rows": state.rows.used,
+            "window": window,
+            "loss": self.loss,
+            "auc": scores.auc,
+            "ne": scores.ne,
+            "rows_per_s": self._rows / (now - self._start_s),
+            "seconds": self._seconds,
+            "stages": {name: _stage(reading) for name, reading in counters.stages.items()},
+            "limiting": limiting_part(self._seconds),
+            "bytes_in_flight": counters.bytes_in_flight,
+            "memory_bytes": effective_memory().used_bytes,
+        }
+        self._start_s = now
+        self._clear()
+        return record
+
+    def _clear(self) -> None:
+        self._steps = self._rows = 0
+        self._loss = 0.0
+        self._seconds: dict[str, float] = {}
+
+
+def limiting_part(seconds: dict[str, float]) -> str:
+    """What the steps waited for most: "feeding" if it was for batches, else the longest part of the step."""
+    if not seconds:
+        return ""
+    part = max(seconds, key=lambda name: seconds[name])
+    return "feeding" if part == "wait" else part
+
+
+def window_record(state: TrainingState, name: str, scores: dict[str, Scores], best_ne: float | None) -> dict[str, Any]:
+    """The record of a finished window; with several labels, the others' metrics are named `<metric>_<label>`."""
+    first, *others = state.label_names
+    rows: RowCounts = state.window_rows
+    record: dict[str, Any] = {
+        "kind": "window",
+        "window": name,
+        "step": state.step,
+        "rows": rows.used,
+        "seconds": state.window_seconds,
+        "rows_per_s": rows.used / state.window_seconds if state.window_seconds else None,
+        "auc": scores[first].auc,
+        "log_loss": scores[first].log_loss,
+        "ne": scores[first].ne,
+        "calibration": scores[first].calibration,
+        "best_ne": best_ne,
+        "read": rows.read,
+        "filtered": rows.filtered,
+        "dropped": rows.dropped,
+        "quarantined": rows.quarantined,
+        "time_s": state.seconds,
+    }
+    for label in others:
+        for metric in ("auc", "log_loss", "ne", "calibration"):
+            record[f"{metric}_{label}"] = getattr(scores[label], metric)
+    return record
+
+
+def _stage(reading: Any) -> dict[str, Any]:
+    return {
+        "queue": reading.queue_depth,
+        "busy_s": reading.cpu_s,
+        "bytes": reading.num_bytes_out,
+        "workers": reading.num_workers,
+    }

@@ -1,0 +1,177 @@
+"""`TrainingState`: how far a run is, apart from the parameters; a checkpoint holds both."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from headrace.embeddings import EmbeddingTable, embedding_bags
+from headrace.errors import CheckpointError
+from headrace.logs import Cursor, Window
+from headrace.training.checkpoint import Snapshot
+from headrace.training.dense_optimizer import load_optimizer_arrays, optimizer_arrays
+from headrace.training.metrics import BinaryMetrics
+from headrace.training.rows import RowCounts
+
+__all__ = ["TrainingState", "load_parameters", "restore", "take_snapshot"]
+
+
+@dataclass
+class TrainingState:
+    """How far a run is.
+
+    Attributes:
+        label_names: Names of the labels, which order the metrics.
+        checkpoint: Number of the newest checkpoint; 0 before the first.
+        step: Optimizer steps made.
+        cursor: Which rows whole windows have used.
+        window: The window in progress, or None between windows.
+        token: Where in that window the next batch begins, see `BatchIterator.state_dict`; None at its start.
+        rows: What became of all rows so far.
+        window_rows: The same for the window in progress.
+        seconds: Time spent training so far.
+        window_seconds: The same for the window in progress.
+        running: Metrics over all rows so far, one per label.
+        in_window: Metrics over the window in progress, one per label.
+    """
+
+    label_names: tuple[str, ...]
+    checkpoint: int = 0
+    step: int = 0
+    cursor: Cursor = field(default_factory=Cursor)
+    window: Window | None = None
+    token: dict[str, Any] | None = None
+    rows: RowCounts = field(default_factory=RowCounts)
+    window_rows: RowCounts = field(default_factory=RowCounts)
+    seconds: float = 0.0
+    window_seconds: float = 0.0
+    running: dict[str, BinaryMetrics] = field(default_factory=dict)
+    in_window: dict[str, BinaryMetrics] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.running = {name: BinaryMetrics() for name in self.label_names}
+        self.in_window = {name: BinaryMetrics() for name in self.label_names}
+
+    def start_window(self, window: Window) -> None:
+        """Begin a window; `window` is None before."""
+        self.window, self.token = window, None
+        self.window_rows, self.window_seconds = RowCounts(), 0.0
+        self.in_window = {name: BinaryMetrics() for name in self.label_names}
+
+    def finish_window(self) -> None:
+        """Count the window in progress as used."""
+        assert self.window is not None
+        self.cursor, self.window, self.token = self.window.cursor_after, None, None
+
+    def count(self, rows: RowCounts, seconds: float) -> None:
+        """Add what a step used."""
+        self.rows += rows
+        self.window_rows += rows
+        self.seconds += seconds
+        self.window_seconds += seconds
+
+    def update_metrics(
+        self, logits: NDArray[np.float32], labels: NDArray[np.float32], weights: NDArray[np.float32] | None
+    ) -> None:
+        """Add a batch's predictions: logits and labels float32 [B, L], weights float32 [B] or None."""
+        for place, name in enumerate(self.label_names):
+            for metrics in (self.running[name], self.in_window[name]):
+                metrics.update(logits[:, place], labels[:, place], weights)
+
+
+def take_snapshot(state: TrainingState, model: nn.Module, optimizer: torch.optim.Optimizer, shape: Any) -> Snapshot:
+    """Everything needed to go on, as a checkpoint holds it.
+
+    Args:
+        state: How far the run is.
+        model: Its dense parameters and embedding tables are taken.
+        optimizer: Of the dense parameters.
+        shape: JSON-able description of the model; another one is refused by `restore`.
+    """
+    metrics = {
+        f"{part}.{name}.{key}": array
+        for part, of_label in (("running", state.running), ("in_window", state.in_window))
+        for name, metric in of_label.items()
+        for key, array in metric.state_dict().items()
+    }
+    values = {
+        "shape": shape,
+        "step": state.step,
+        "cursor": state.cursor.to_dict(),
+        "window": None if state.window is None else state.window.to_dict(),
+        "token": state.token,
+        "rows": state.rows.to_dict(),
+        "window_rows": state.window_rows.to_dict(),
+        "seconds": state.seconds,
+        "window_seconds": state.window_seconds,
+    }
+    arrays = {
+        "dense": {name: value.detach().cpu().numpy() for name, value in model.state_dict().items()},
+        "optimizer": optimizer_arrays(optimizer),
+        "metrics": metrics,
+    }
+    columns = {name: table.state_dict() for name, table in _tables(model).items()}
+    return Snapshot(state.checkpoint, values, arrays, columns)
+
+
+def restore(
+    snapshot: Snapshot, state: TrainingState, model: nn.Module, optimizer: torch.optim.Optimizer | None, shape: Any
+) -> None:
+    """Make state, model and optimizer what they were when the snapshot was taken.
+
+    Raises:
+        CheckpointError: The checkpoint belongs to another model; the first difference is named with both sides.
+    """
+    values = snapshot.state
+    difference = _first_difference(values["shape"], shape)
+    if difference:
+        key, was, now = difference
+        raise CheckpointError(
+            f"checkpoint {snapshot.number} belongs to another model: {key} was {was}, is now {now}; "
+            "use another run folder, or change it back"
+        )
+    state.checkpoint, state.step = snapshot.number, values["step"]
+    state.cursor = Cursor.from_dict(values["cursor"])
+    state.window = None if values["window"] is None else Window.from_dict(values["window"])
+    state.token = values["token"]
+    state.rows, state.window_rows = RowCounts(**values["rows"]), RowCounts(**values["window_rows"])
+    state.seconds, state.window_seconds = values["seconds"], values["window_seconds"]
+    saved = snapshot.arrays["metrics"]
+    for part, of_label in (("running", state.running), ("in_window", state.in_window)):
+        for name, metric in of_label.items():
+            metric.load_state_dict({key: saved[f"{part}.{name}.{key}"] for key in ("bins", "sums")})
+    load_parameters(snapshot, model)
+    if optimizer is not None:
+        load_optimizer_arrays(optimizer, snapshot.arrays.get("optimizer", {}))
+
+
+def load_parameters(snapshot: Snapshot, model: nn.Module) -> None:
+    """Make a model's dense parameters and tables those of a snapshot."""
+    dense = {name: torch.from_numpy(array.copy()) for name, array in snapshot.arrays.get("dense", {}).items()}
+    model.load_state_dict(dense)
+    for name, table in _tables(model).items():
+        table.load_state_dict(snapshot.columns[name])
+
+
+def _tables(model: nn.Module) -> dict[str, EmbeddingTable]:
+    """The tables in this process, by the name of their module with "." as "-", so that it can name a folder."""
+    tables = {name.replace(".", "-"): bags.table for name, bags in embedding_bags(model).items()}
+    return {name: table for name, table in tables.items() if table is not None}
+
+
+def _first_difference(was: Any, now: Any, key: str = "") -> tuple[str, str, str] | None:
+    if isinstance(was, dict) and isinstance(now, dict):
+        for name in list(was) + [name for name in now if name not in was]:
+            inner = f"{key}.{name}" if key else name
+            if name not in was or name not in now:
+                return inner, repr(was.get(name, "absent")), repr(now.get(name, "absent"))
+            found = _first_difference(was[name], now[name], inner)
+            if found:
+                return found
+        return None
+    return None if was == now else (key, repr(was), repr(now))

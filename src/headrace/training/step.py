@@ -1,0 +1,89 @@
+"""One training step: predict, then train, with the time of each part."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from time import perf_counter
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+from torch.nn.functional import binary_cross_entropy_with_logits
+
+from headrace.embeddings import apply_gradients, embedding_bags
+from headrace.errors import HeadraceError
+from headrace.tensors import Batch
+
+__all__ = ["StepResult", "TrainingStep"]
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What a step predicted before it trained.
+
+    Attributes:
+        logits: float32 [B, L].
+        loss: Weighted mean log loss over rows and labels.
+        seconds: Wall time by part: forward, backward, push, dense_optimizer; pull is the part of forward and push
+            the part of training that the embedding store took.
+    """
+
+    logits: NDArray[np.float32]
+    loss: float
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+class TrainingStep:
+    """Predicts a batch with the parameters as they are, then trains on it.
+
+    Because each row is predicted before any step has seen it, metrics over these predictions are those of a test set
+    (progressive validation: Blum, Kalai and Langford, COLT 1999).
+    """
+
+    def __init__(
+        self, model: nn.Module, optimizer: torch.optim.Optimizer, *, clip_grad_norm: float | None = None
+    ) -> None:
+        """Prepare for batches.
+
+        Args:
+            model: Batch -> logits float32 [B, L].
+            optimizer: Of the dense parameters.
+            clip_grad_norm: Greatest norm of the dense gradient; None for any.
+        """
+        self.model = model
+        self.optimizer = optimizer
+        self.clip_grad_norm = clip_grad_norm
+        self._dense = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+    def __call__(self, batch: Batch) -> StepResult:
+        """Predict and train.
+
+        Raises:
+            HeadraceError: The loss is not finite; parameters are left as they were.
+        """
+        start = perf_counter()
+        logits = self.model(batch)
+        weights = None if batch.weights is None else batch.weights[:, None]
+        loss = binary_cross_entropy_with_logits(logits, batch.labels, weight=weights)
+        value = loss.item()
+        forward = perf_counter()
+        if not np.isfinite(value):
+            for bags in embedding_bags(self.model).values():
+                bags.drop_gradients()
+            raise HeadraceError(f"the loss is {value}; lower the learning rates, or clip_grad_norm, and train again")
+        loss.backward()  # type: ignore[no-untyped-call]
+        backward = perf_counter()
+        apply_gradients(self.model)
+        pushed = perf_counter()
+        if self.clip_grad_norm is not None:
+            nn.utils.clip_grad_norm_(self._dense, self.clip_grad_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        seconds = {
+            "forward": forward - start,
+            "backward": backward - forward,
+            "push": pushed - backward,
+            "dense_optimizer": perf_counter() - pushed,
+        }
+        return StepResult(logits.detach().numpy(), value, seconds)

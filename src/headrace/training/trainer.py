@@ -1,0 +1,240 @@
+"""The main job: one pass over what is new since the last checkpoint, window by window."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from headrace.embeddings import embedding_bags
+from headrace.logs import ErrorBudget, ParquetSource, Window, find_windows
+from headrace.logs.generate import read_bounds
+from headrace.observe.decisions import DecisionLog
+from headrace.observe.progress import Progress
+from headrace.observe.tensorboard import TensorBoard
+from headrace.pipeline import BatchIterator
+from headrace.tensors import Batch
+from headrace.training.assembly import assemble
+from headrace.training.checkpoint import CheckpointFolder
+from headrace.training.feed import count_rows, open_batches, source_columns
+from headrace.training.job import JobConfig
+from headrace.training.metrics import Scores
+from headrace.training.records import StepRecorder, window_record
+from headrace.training.rows import RowCounts
+from headrace.training.run_folder import RunFolder
+from headrace.training.state import TrainingState, restore, take_snapshot
+from headrace.training.step import TrainingStep
+from headrace.training.threads import use_threads
+from headrace.training.uncounted import Uncounted
+
+__all__ = ["TrainResult", "Trainer", "WindowResult"]
+
+
+@dataclass(frozen=True)
+class WindowResult:
+    """What training on one window gave.
+
+    Attributes:
+        name: Of the window.
+        rows: What became of its rows.
+        seconds: Time it took.
+        scores: By label; each row was predicted before it was trained on.
+        best_ne: The best normalised entropy any model can reach, where the logs come with it.
+    """
+
+    name: str
+    rows: RowCounts
+    seconds: float
+    scores: dict[str, Scores]
+    best_ne: float | None
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a call of `Trainer.run` did.
+
+    Attributes:
+        windows: Those finished, in order.
+        step: Optimizer steps made by the run so far.
+        stopped: Whether it was asked to stop before it was done.
+        rest: One line on what is left to train on.
+    """
+
+    windows: tuple[WindowResult, ...]
+    step: int
+    stopped: bool
+    rest: str
+
+
+class Trainer:
+    """Trains a job over the windows that are new, one pass each, and leaves a checkpoint after each.
+
+    What happens between two checkpoints reaches the disk with the later one, which counts it. So a run that is killed
+    anywhere and started again makes the same steps on the same rows as one that was not.
+    """
+
+    def __init__(
+        self,
+        job: JobConfig,
+        *,
+        should_stop: Callable[[], bool] = lambda: False,
+        say: Callable[[str], None] = lambda line: None,
+    ) -> None:
+        """Build plan and model; nothing is read yet.
+
+        Args:
+            job: The job, resolved.
+            should_stop: Asked after each step; once true, training ends with a checkpoint.
+            say: Given lines for the user: what is resumed, what was refused.
+        """
+        self.job = job
+        self.run_folder = RunFolder(job.run)
+        self.assembly = assemble(job)
+        self.state = TrainingState(self.assembly.label_names)
+        self._checkpoints = CheckpointFolder(self.run_folder.checkpoints, keep=job.training.keep_checkpoints)
+        self._step = TrainingStep(
+            self.assembly.model, self.assembly.optimizer, clip_grad_norm=job.training.clip_grad_norm
+        )
+        self._should_stop = should_stop
+        self._say = say
+        self._recorder = StepRecorder(job.training.log_every_steps)
+        self._uncounted = Uncounted(keeps_ledger=job.training.row_ledger)
+        self._bounds = read_bounds(job.data.path)
+
+    def run(self, *, windows: int | None = None, until: str | None = None) -> TrainResult:
+        """Train on the windows that are new.
+
+        Args:
+            windows: At most so many; None for all.
+            until: The last one wanted, see `headrace.logs.plan_windows`.
+
+        Raises:
+            HeadraceError: The logs, the job or a checkpoint cannot be used, or another process writes to this run.
+        """
+        self.run_folder.lock()
+        try:
+            with DecisionLog(self.run_folder.decisions) as decisions:
+                self._resume(decisions)
+            with TensorBoard(self.run_folder.path / "tensorboard") as self._tensorboard:
+                return self._train(windows, until)
+        finally:
+            self.run_folder.unlock()
+
+    def _resume(self, decisions: DecisionLog) -> None:
+        """Go on from the newest whole checkpoint, and take back what it does not count."""
+        use_threads(self.job.training.threads)
+        snapshot, refused = self._checkpoints.load_latest()
+        messages = [f"refused a checkpoint, using the one before: {line}" for line in refused]
+        if snapshot is not None:
+            restore(snapshot, self.state, self.assembly.model, self.assembly.optimizer, self.assembly.shape)
+            where = f", in window {self.state.window.name}" if self.state.window else ""
+            messages.append(f"going on from checkpoint {self.state.checkpoint}, step {self.state.step}{where}")
+        removed = self.run_folder.rewind(self.state.checkpoint)
+        if removed:
+            messages.append(f"took back what no checkpoint counts: {', '.join(removed)}")
+        self.run_folder.write_config(self.job.to_yaml())
+        for message in messages:
+            decisions.record("training", {}, message)
+            self._say(message)
+
+    def _train(self, limit: int | None, until: str | None) -> TrainResult:
+        started = [] if self.state.window is None else [self.state.window]
+        new = find_windows(
+            self.job.data.path,
+            self.job.schema_of_logs,
+            started[0].cursor_after if started else self.state.cursor,
+            self.job.data.window,
+            until=until,
+            limit=None if limit is None else max(0, limit - len(started)),
+        )
+        results: list[WindowResult] = []
+        for window in (*started, *new.windows):
+            if self.state.window is None:
+                self.state.start_window(window)
+            result = self._train_window(window)
+            if result is None:
+                return TrainResult(tuple(results), self.state.step, True, f"stopped in window {window.name}")
+            results.append(result)
+        return TrainResult(tuple(results), self.state.step, False, new.rest)
+
+    def _train_window(self, window: Window) -> WindowResult | None:
+        """Train on the rest of a window; None if asked to stop before its end."""
+        source = ParquetSource(
+            window.selections,
+            self.job.schema_of_logs,
+            columns=source_columns(self.job, self.assembly.plan),
+            policy=self.job.data.bad_rows,
+        )
+        budget = ErrorBudget(
+            self.job.data.bad_rows, num_read=self.state.window_rows.read, num_bad=self.state.window_rows.bad
+        )
+        with (
+            Progress(f"train {window.name}", total=window.num_rows) as progress,
+            open_batches(self.job, self.assembly.plan, source, state=self.state.token) as batches,
+        ):
+            progress.update(self.state.window_rows.read)
+            if not self._steps(batches, budget, progress):
+                self._save()
+                return None
+            self._count(batches, budget, seconds=0.0)  # bad rows behind the last good one
+        scores = {name: metrics.compute() for name, metrics in self.state.in_window.items()}
+        best_ne = self._bounds.get(window.name)
+        self._record(window_record(self.state, window.name, scores, best_ne))
+        self._end_window()
+        return WindowResult(window.name, self.state.window_rows, self.state.window_seconds, scores, best_ne)
+
+    def _end_window(self) -> None:
+        """Count the window as used; ids not seen for long lose their rows."""
+        for bags in embedding_bags(self.assembly.model).values():
+            if bags.table is not None:
+                bags.table.end_window()
+        self.state.finish_window()
+        self._save()
+
+    def _steps(self, batches: BatchIterator, budget: ErrorBudget, progress: Progress) -> bool:
+        """Train on batch after batch; False if asked to stop before the last."""
+        every = self.job.training.checkpoint_every_steps
+        while not self._should_stop():
+            asked = time.perf_counter()
+            batch: Batch | None = next(batches, None)
+            if batch is None:
+                return True
+            wait_s = time.perf_counter() - asked
+            result = self._step(batch)
+            self.state.step += 1
+            weights = None if batch.weights is None else batch.weights.numpy()
+            self.state.update_metrics(result.logits, batch.labels.numpy(), weights)
+            self._uncounted.add_step(self.state.step, batch.row_ids)
+            self._count(batches, budget, seconds=time.perf_counter() - asked)
+            columns: dict[str, Any] | None = None
+            if self._recorder.add(result, len(batch), wait_s):
+                record = self._recorder.take(self.state, batches.counters())
+                self._record(record)
+                columns = {"loss": record["loss"], "AUC": record["auc"], "limited by": record["limiting"]}
+            progress.update(self.state.window_rows.read, columns)
+            if every is not None and self.state.step % every == 0:
+                self._save()
+        return False
+
+    def _count(self, batches: BatchIterator, budget: ErrorBudget, *, seconds: float) -> None:
+        """Count what was delivered, and where the next batch begins."""
+        account = batches.take_account()
+        rows = count_rows(account)
+        budget.add(num_read=rows.read, num_bad=rows.bad)
+        self.state.count(rows, seconds)
+        self.state.token = batches.state_dict()
+        self._uncounted.add_rejects(account.rejects)
+
+    def _record(self, record: dict[str, Any]) -> None:
+        self.run_folder.append_metrics({**record, "checkpoint": self.state.checkpoint + 1})
+        self._tensorboard.write(record)
+
+    def _save(self) -> None:
+        """Write a checkpoint, and before it what it counts."""
+        start = time.perf_counter()
+        self.state.checkpoint += 1
+        self._uncounted.write(self.run_folder, self.state.checkpoint)
+        snapshot = take_snapshot(self.state, self.assembly.model, self.assembly.optimizer, self.assembly.shape)
+        self._checkpoints.save(snapshot)
+        self._recorder.add_seconds("checkpoint", time.perf_counter() - start)
