@@ -23,8 +23,10 @@ def _words(text: str) -> frozenset[str]:
 
 
 LABEL_WORDS = _words("label labels target y click clicked conversion converted purchase purchased install")
-COUNTING_WORDS = _words("count num number total sum avg mean rate ratio ctr amount price age score value")
-DENSE_WORDS = COUNTING_WORDS | _words("size length width height duration seconds days distance rank dense i")
+COUNTING_WORDS = _words("count counts num number total sum avg mean rate ratio ctr clicks views impressions last")
+DENSE_WORDS = _words(
+    "amount price age score value size length width height duration seconds days distance rank dense i"
+)
 ID_WORDS = _words(
     "id ids uid uuid key hash code cat category type kind user item article ad advertiser campaign creative product "
     "country region city zip language locale os device browser site page domain url publisher brand segment group "
@@ -165,7 +167,7 @@ def _guess(profile: ColumnProfile, lists: dict[str, ColumnProfile]) -> Guess:
     if (
         profile.kind in ("bool", "int", "float")
         and LABEL_WORDS & set(words)
-        and not (COUNTING_WORDS | {"id"}) & set(words)
+        and not (COUNTING_WORDS | DENSE_WORDS | {"id"}) & set(words)
     ):
         if _is_binary(profile):
             return Guess(name, "label", f"named like a label, holds 0 and 1{_stray(profile)}")
@@ -209,7 +211,7 @@ def _guess_time(profile: ColumnProfile, words: Sequence[str]) -> Guess | None:
             options = (("unit", unit),)
             if named:
                 return Guess(profile.name, "timestamp", f"named like a time, counts {unit} since 1970", options)
-            if not set(words) & ID_WORDS and float(profile.min or 0) > 0.5 * profile.mean:
+            if not set(words) & (ID_WORDS | SESSION_WORDS) and float(profile.min or 0) > 0.5 * profile.mean:
                 return Guess(profile.name, "timestamp", f"numbers like {unit} since 1970", options, is_sure=False)
     if words in (["timestamp"], ["ts"], ["event", "time"]):
         return Guess(profile.name, "timestamp", "named like a time; the unit is a guess", (("unit", "ms"),))
@@ -228,9 +230,11 @@ def _guess_number(profile: ColumnProfile, words: Sequence[str]) -> Guess:
     largest = max(abs(profile.min or 0), abs(profile.max or 0))
     if _is_binary(profile):
         return Guess(name, "dense", f"only 0 and 1{constant}")
-    if named & DENSE_WORDS and not named & SURE_ID_WORDS:
+    # The last word that says something decides: an "age group" is a group, an "item price" a price.
+    telling = [word for word in words if word in DENSE_WORDS | ID_WORDS]
+    if not named & SURE_ID_WORDS and (named & COUNTING_WORDS or (telling[-1:] and telling[-1] in DENSE_WORDS)):
         return Guess(name, "dense", f"named like a number{constant}")
-    if named & ID_WORDS:
+    if telling:
         return Guess(name, "id", f"named like an id{constant}")
     if profile.is_dictionary:
         return Guess(name, "id", f"stored as codes of a dictionary{constant}")
