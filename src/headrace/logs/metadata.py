@@ -80,7 +80,7 @@ def read_infos(files: Iterable[LogFile], schema: Schema, cursor: Cursor, config:
     """
     every_us = None if config.every_s is None else config.every_s * US_PER_S
     if every_us is not None and schema.timestamp is None:
-        raise ConfigError("windows.kind: given time, but the schema has no timestamp column")
+        raise ConfigError("window.kind: given time, but the schema has no timestamp column")
     files = list(files)
     read: Callable[[LogFile], FileInfo] = partial(_read_info, clock=schema.timestamp, cursor=cursor, every_us=every_us)
     if not any("://" in file.path for file in files):

@@ -77,7 +77,7 @@ def plan_windows(
     if cursor.files and by_time != cursor.by_time:
         was, now = ("by time", "by position") if cursor.by_time else ("by position", "by time")
         raise ConfigError(
-            f"windows.kind: given {config.kind} ({now}), but the windows used so far were cut {was}; "
+            f"window.kind: given {config.kind} ({now}), but the windows used so far were cut {was}; "
             f"keep the kind, or start a new run"
         )
     cursor.check_unchanged(files)
