@@ -8,6 +8,15 @@ from typing import Annotated
 import typer
 
 from headrace import __version__
+from headrace.cli.demo import demo
+from headrace.cli.evaluate import evaluate
+from headrace.cli.export import export
+from headrace.cli.generate import generate
+from headrace.cli.import_ import app as import_app
+from headrace.cli.inspect import inspect
+from headrace.cli.predict import predict
+from headrace.cli.replay import replay
+from headrace.cli.train import train
 from headrace.errors import HeadraceError
 
 app = typer.Typer(
@@ -18,6 +27,11 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
+for command in (demo, generate):
+    app.command()(command)
+app.add_typer(import_app)
+for command in (inspect, train, evaluate, predict, replay, export):
+    app.command()(command)
 
 
 def _print_version(wanted: bool) -> None:
@@ -29,7 +43,9 @@ def _print_version(wanted: bool) -> None:
 @app.callback()
 def options(
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
-    version: Annotated[bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
 ) -> None:
     """Options that come before the command; `main` reads --debug itself, so that it also covers start-up."""
 

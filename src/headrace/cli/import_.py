@@ -24,7 +24,7 @@ def criteo(
     out: Out,
     parts: Annotated[int | None, Option(help="Cut into so many equal files, in file order.")] = None,
     rows_per_file: Annotated[int | None, Option(help="Start a new file after so many rows.")] = None,
-    on_bad: Annotated[
+    bad_lines: Annotated[
         str, Option(help="What to do with a bad line: fail, drop, or quarantine it in OUT-quarantine.")
     ] = "fail",
 ) -> None:
@@ -35,7 +35,7 @@ def criteo(
     from headrace.logs.importers import CriteoConfig, import_criteo
     from headrace.observe.progress import Progress
 
-    given: dict[str, Any] = {"parts": parts, "rows_per_file": rows_per_file, "on_bad": on_bad}
+    given: dict[str, Any] = {"parts": parts, "rows_per_file": rows_per_file, "bad_lines": bad_lines}
     config = CriteoConfig.from_dict(given, where="import criteo")
     size = path.stat().st_size if path.is_file() else None
     with Progress("import", total=size, unit="bytes") as progress:

@@ -119,6 +119,9 @@ class JobConfig(Config):
             place = _absolute(data.columns, base) if data.columns else _schema_beside(data.path)
             schema = Schema.from_yaml(place)
             data = data.model_copy(update={"columns": schema})
+        if data.bad_rows.path is not None:
+            policy = data.bad_rows.model_copy(update={"path": _absolute(data.bad_rows.path, base)})
+            data = data.model_copy(update={"bad_rows": policy})
         return self.model_copy(update={"run": _absolute(self.run, base), "data": data})
 
     @property

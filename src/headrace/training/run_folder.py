@@ -34,8 +34,15 @@ class RunFolder:
     what that checkpoint does not count, so that nothing is listed twice when those steps are made again.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, *, quarantine: str | None = None) -> None:
+        """Name a run folder; it is made by `lock`.
+
+        Args:
+            path: The folder.
+            quarantine: Another folder for quarantined rows.
+        """
         self.path = Path(path)
+        self.quarantine = self.path / "quarantine" if quarantine is None else Path(quarantine)
         self._lock: IO[str] | None = None
         self._metrics: JsonlWriter | None = None
 
@@ -53,11 +60,6 @@ class RunFolder:
     def decisions(self) -> Path:
         """The decision log."""
         return self.path / "decisions.jsonl"
-
-    @property
-    def quarantine(self) -> Path:
-        """Folder of the quarantined rows."""
-        return self.path / "quarantine"
 
     @property
     def ledger(self) -> Path:
@@ -125,6 +127,18 @@ class RunFolder:
         step_of_row = [pa.repeat(pa.scalar(at, pa.int64()), len(ids)) for at, ids in zip(steps, row_ids, strict=True)]
         columns = [pa.chunked_array(part, pa.int64()) for part in (step_of_row, row_ids)]
         write_atomically(pa.table(columns, schema=LEDGER_SCHEMA), self.ledger / f"{number:08d}.parquet")
+
+    def quarantined(self) -> list[Path]:
+        """Quarantine files that wait for a replay, oldest first."""
+        return sorted(self.quarantine.glob("*.parquet"))
+
+    def set_aside(self, names: tuple[str, ...]) -> None:
+        """Move replayed quarantine files to `quarantine/_replayed`, where nothing reads them again."""
+        for path in self.quarantined():
+            if path.name in names:
+                aside = self.quarantine / "_replayed"
+                aside.mkdir(exist_ok=True)
+                path.rename(aside / path.name)
 
     def rewind(self, number: int) -> list[str]:
         """Take back what checkpoint `number` and those before it do not count; returns what was removed or cut."""

@@ -32,6 +32,7 @@ class TrainingState:
         cursor: Which rows whole windows have used.
         window: The window in progress, or None between windows.
         token: Where in that window the next batch begins, see `BatchIterator.state_dict`; None at its start.
+        replayed: Quarantine files that were trained on after a fix.
         rows: What became of all rows so far.
         window_rows: The same for the window in progress.
         seconds: Time spent training so far.
@@ -46,6 +47,7 @@ class TrainingState:
     cursor: Cursor = field(default_factory=Cursor)
     window: Window | None = None
     token: dict[str, Any] | None = None
+    replayed: tuple[str, ...] = ()
     rows: RowCounts = field(default_factory=RowCounts)
     window_rows: RowCounts = field(default_factory=RowCounts)
     seconds: float = 0.0
@@ -59,7 +61,12 @@ class TrainingState:
 
     def start_window(self, window: Window) -> None:
         """Begin a window; `window` is None before."""
-        self.window, self.token = window, None
+        self.window = window
+        self.start_stretch()
+
+    def start_stretch(self) -> None:
+        """Begin to count a stretch of rows anew."""
+        self.token = None
         self.window_rows, self.window_seconds = RowCounts(), 0.0
         self.in_window = {name: BinaryMetrics() for name in self.label_names}
 
@@ -105,6 +112,7 @@ def take_snapshot(state: TrainingState, model: nn.Module, optimizer: torch.optim
         "cursor": state.cursor.to_dict(),
         "window": None if state.window is None else state.window.to_dict(),
         "token": state.token,
+        "replayed": list(state.replayed),
         "rows": state.rows.to_dict(),
         "window_rows": state.window_rows.to_dict(),
         "seconds": state.seconds,
@@ -139,6 +147,7 @@ def restore(
     state.cursor = Cursor.from_dict(values["cursor"])
     state.window = None if values["window"] is None else Window.from_dict(values["window"])
     state.token = values["token"]
+    state.replayed = tuple(values["replayed"])
     state.rows, state.window_rows = RowCounts(**values["rows"]), RowCounts(**values["window_rows"])
     state.seconds, state.window_seconds = values["seconds"], values["window_seconds"]
     saved = snapshot.arrays["metrics"]

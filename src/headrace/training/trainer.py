@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from headrace.embeddings import embedding_bags
-from headrace.logs import ErrorBudget, ParquetSource, Window, find_windows
+from headrace.errors import HeadraceError
+from headrace.logs import ErrorBudget, ParquetSource, Source, Window, find_windows, replay_source
 from headrace.logs.generate import read_bounds
 from headrace.observe.decisions import DecisionLog
 from headrace.observe.progress import Progress
@@ -89,7 +91,7 @@ class Trainer:
             say: Given lines for the user: what is resumed, what was refused.
         """
         self.job = job
-        self.run_folder = RunFolder(job.run)
+        self.run_folder = RunFolder(job.run, quarantine=job.data.bad_rows.path)
         self.assembly = assemble(job)
         self.state = TrainingState(self.assembly.label_names)
         self._checkpoints = CheckpointFolder(self.run_folder.checkpoints, keep=job.training.keep_checkpoints)
@@ -112,12 +114,53 @@ class Trainer:
         Raises:
             HeadraceError: The logs, the job or a checkpoint cannot be used, or another process writes to this run.
         """
+        with self._resumed():
+            return self._train(windows, until)
+
+    def replay(self) -> WindowResult | None:
+        """Train on the quarantined rows once more, after the job's schema or the quarantine files were corrected.
+
+        Rows that are good now move from the count of quarantined rows to that of used ones; those that are still bad
+        follow the job's policy again. Counted as a whole with one checkpoint, or not at all.
+
+        Returns:
+            What it gave; None if the quarantine is empty.
+
+        Raises:
+            HeadraceError: As for `run`; or a window is in progress; or it was asked to stop, and nothing was kept.
+        """
+        with self._resumed():
+            if self.state.window is not None:
+                raise HeadraceError(f"window {self.state.window.name} is in progress; finish it first: headrace train")
+            files = self.run_folder.quarantined()
+            if not files:
+                return None
+            source = replay_source(
+                self.run_folder.quarantine,
+                self.job.schema_of_logs,
+                columns=source_columns(self.job, self.assembly.plan),
+                policy=self.job.data.bad_rows,
+            )
+            num_rows = sum(source.num_rows(item) for item in range(len(source)))
+            self.state.start_stretch()
+            if not self._consume(source, f"replay of {len(files)} files", num_rows, every=None):
+                raise HeadraceError("stopped; nothing of the replay was kept")
+            rows = self.state.window_rows
+            self.state.rows += RowCounts(read=-num_rows, quarantined=-num_rows)  # they were counted when first read
+            self.state.replayed += tuple(path.name for path in files)
+            self._save()
+            self.run_folder.set_aside(self.state.replayed)
+            return WindowResult("replay", rows, self.state.window_seconds, self._scores(), None)
+
+    @contextmanager
+    def _resumed(self) -> Iterator[None]:
+        """Hold the run, at the state of its newest whole checkpoint."""
         self.run_folder.lock()
         try:
             with DecisionLog(self.run_folder.decisions) as decisions:
                 self._resume(decisions)
             with TensorBoard(self.run_folder.path / "tensorboard") as self._tensorboard:
-                return self._train(windows, until)
+                yield
         finally:
             self.run_folder.unlock()
 
@@ -131,6 +174,7 @@ class Trainer:
             where = f", in window {self.state.window.name}" if self.state.window else ""
             messages.append(f"going on from checkpoint {self.state.checkpoint}, step {self.state.step}{where}")
         removed = self.run_folder.rewind(self.state.checkpoint)
+        self.run_folder.set_aside(self.state.replayed)
         if removed:
             messages.append(f"took back what no checkpoint counts: {', '.join(removed)}")
         self.run_folder.write_config(self.job.to_yaml())
@@ -166,23 +210,39 @@ class Trainer:
             columns=source_columns(self.job, self.assembly.plan),
             policy=self.job.data.bad_rows,
         )
-        budget = ErrorBudget(
-            self.job.data.bad_rows, num_read=self.state.window_rows.read, num_bad=self.state.window_rows.bad
-        )
-        with (
-            Progress(f"train {window.name}", total=window.num_rows) as progress,
-            open_batches(self.job, self.assembly.plan, source, state=self.state.token) as batches,
-        ):
-            progress.update(self.state.window_rows.read)
-            if not self._steps(batches, budget, progress):
-                self._save()
-                return None
-            self._count(batches, budget, seconds=0.0)  # bad rows behind the last good one
-        scores = {name: metrics.compute() for name, metrics in self.state.in_window.items()}
+        every = self.job.training.checkpoint_every_steps
+        if not self._consume(source, f"train {window.name}", window.num_rows, every=every):
+            self._save()
+            return None
+        scores = self._scores()
         best_ne = self._bounds.get(window.name)
         self._record(window_record(self.state, window.name, scores, best_ne))
         self._end_window()
         return WindowResult(window.name, self.state.window_rows, self.state.window_seconds, scores, best_ne)
+
+    def _consume(self, source: Source, what: str, num_rows: int, *, every: int | None) -> bool:
+        """Train on a source from the state's token on; False if asked to stop before its end.
+
+        Args:
+            source: The rows.
+            what: Names the progress bar.
+            num_rows: Rows of the source.
+            every: Steps between checkpoints; None for none.
+        """
+        rows = self.state.window_rows
+        budget = ErrorBudget(self.job.data.bad_rows, num_read=rows.read, num_bad=rows.bad)
+        with (
+            Progress(what, total=num_rows) as progress,
+            open_batches(self.job, self.assembly.plan, source, state=self.state.token) as batches,
+        ):
+            progress.update(rows.read)
+            finished = self._steps(batches, budget, progress, every)
+            if finished:
+                self._count(batches, budget, seconds=0.0)  # bad rows behind the last good one
+            return finished
+
+    def _scores(self) -> dict[str, Scores]:
+        return {name: metrics.compute() for name, metrics in self.state.in_window.items()}
 
     def _end_window(self) -> None:
         """Count the window as used; ids not seen for long lose their rows."""
@@ -192,9 +252,8 @@ class Trainer:
         self.state.finish_window()
         self._save()
 
-    def _steps(self, batches: BatchIterator, budget: ErrorBudget, progress: Progress) -> bool:
+    def _steps(self, batches: BatchIterator, budget: ErrorBudget, progress: Progress, every: int | None) -> bool:
         """Train on batch after batch; False if asked to stop before the last."""
-        every = self.job.training.checkpoint_every_steps
         while not self._should_stop():
             asked = time.perf_counter()
             batch: Batch | None = next(batches, None)

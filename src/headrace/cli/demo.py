@@ -1,0 +1,56 @@
+"""`headrace demo`: the main job on generated logs, in a minute."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+JOB = """\
+# Trains on logs/, window by window; try: headrace train {job}
+run: run
+data: {{path: logs}}
+embeddings:
+  default: {{kind: collisionless, num_embeddings: 4096, optimizer: {{kind: rowwise_adagrad, lr: 0.05}}}}
+  spaces: {{items: {{init_scale: 0.05}}}}
+  features:
+    item: {{space: items}}
+    history: {{space: items, pooling: mean}}
+model: {{kind: dlrm, embedding_dim: 16, bottom: [64, 32], top: [128, 64]}}
+training: {{batch_size: 512, dense_optimizer: {{kind: adam, lr: 0.001}}}}
+"""
+
+
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder to write; logs in it are kept and used again.")] = Path("demo-run"),
+    rows: Annotated[int, typer.Option(min=1000, help="Rows to generate.")] = 300_000,
+) -> None:
+    """Generate session logs, train three windows one after the other, and write a report.
+
+    Example: headrace demo --out demo-run
+    """
+    from headrace.cli.tables import window_table
+    from headrace.logs.generate import GenerateConfig, generate_logs
+    from headrace.observe.progress import Progress
+    from headrace.observe.report import write_report
+    from headrace.training import JobConfig, Trainer
+
+    logs, job = out / "logs", out / "job.yaml"
+    if not (logs / "teacher.json").exists():
+        shutil.rmtree(logs, ignore_errors=True)
+        config = GenerateConfig(rows=rows, windows=3)
+        with Progress("generate", total=rows) as progress:
+            generate_logs(config, logs, on_rows=progress.advance)
+        typer.echo(f"generated {rows:,} rows of sessions in 3 windows: {logs}")
+    job.write_text(JOB.format(job=job), encoding="utf-8")
+    shutil.rmtree(out / "run", ignore_errors=True)
+    trainer = Trainer(JobConfig.from_file(job), say=typer.echo)
+    result = trainer.run()
+    typer.echo(
+        "\nEach row was predicted before it was trained on. NE is log loss over the entropy of the label rate;\n"
+        "best NE is what a model that knew the generator's probabilities would reach.\n"
+    )
+    typer.echo(window_table(result.windows))
+    typer.echo(f"\njob: {job}\nreport: {write_report(trainer.run_folder.path)}")

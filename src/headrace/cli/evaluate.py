@@ -1,0 +1,33 @@
+"""`headrace evaluate`: metrics of a checkpoint on logs."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def evaluate(
+    job: Annotated[Path, typer.Argument(help="Job file (YAML).")],
+    logs: Annotated[str, typer.Argument(help="Logs to score: file, folder, glob or URL.")],
+    checkpoint: Annotated[int | None, typer.Option(help="Number of the checkpoint [newest].")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+) -> None:
+    """Score logs with a checkpoint and print the metrics; nothing is trained.
+
+    Example: headrace evaluate job.yaml logs/hour=13
+    """
+    from headrace.cli.tables import scores_table
+    from headrace.training import JobConfig, Scorer
+
+    scorer = Scorer(JobConfig.from_file(job), checkpoint=checkpoint)
+    scores = scorer.evaluate(logs)
+    if as_json:
+        values = {"checkpoint": scorer.checkpoint, "step": scorer.step}
+        typer.echo(json.dumps(values | {"labels": {name: dataclasses.asdict(s) for name, s in scores.items()}}))
+    else:
+        typer.echo(f"checkpoint {scorer.checkpoint}, after {scorer.step:,} steps")
+        typer.echo(scores_table(scores))

@@ -1,0 +1,23 @@
+"""`headrace export`: the model for serving."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def export(
+    job: Annotated[Path, typer.Argument(help="Job file (YAML).")],
+    out: Annotated[Path, typer.Argument(help="Folder to write; must not exist.")],
+    checkpoint: Annotated[int | None, typer.Option(help="Number of the checkpoint [newest].")] = None,
+) -> None:
+    """Write the dense net (torch.export) and the tables, read them back, and check that they score the same.
+
+    Example: headrace export job.yaml exported
+    """
+    from headrace.training import JobConfig, export_model
+
+    gap = export_model(JobConfig.from_file(job), out, checkpoint=checkpoint)
+    typer.echo(f"exported, read back, logits differ by at most {gap:.2g}: {out}")

@@ -1,0 +1,24 @@
+"""`headrace predict`: predictions of a checkpoint on logs, as Parquet."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def predict(
+    job: Annotated[Path, typer.Argument(help="Job file (YAML).")],
+    logs: Annotated[str, typer.Argument(help="Logs to score: file, folder, glob or URL.")],
+    out: Annotated[Path, typer.Argument(help="Parquet file to write.")],
+    checkpoint: Annotated[int | None, typer.Option(help="Number of the checkpoint [newest].")] = None,
+) -> None:
+    """Score logs with a checkpoint and write one row a prediction: row id, file, row, p_<label>.
+
+    Example: headrace predict job.yaml logs/hour=13 scores.parquet
+    """
+    from headrace.training import JobConfig, Scorer
+
+    num_rows = Scorer(JobConfig.from_file(job), checkpoint=checkpoint).predict(logs, out)
+    typer.echo(f"{num_rows:,} predictions: {out}")

@@ -1,0 +1,30 @@
+"""`headrace replay`: quarantined rows once more, after a fix."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def replay(job: Annotated[Path, typer.Argument(help="Job file (YAML), with the corrected schema.")]) -> None:
+    """Train on quarantined rows once more, after the schema or the quarantine files were corrected.
+
+    Rows that are still bad stay in the quarantine.
+
+    Example: headrace replay job.yaml
+    """
+    from headrace.cli.signals import stop_on_signals
+    from headrace.training import JobConfig, Trainer
+
+    with stop_on_signals() as stop:
+        trainer = Trainer(JobConfig.from_file(job), should_stop=lambda: stop.asked, say=typer.echo)
+        result = trainer.replay()
+    if result is None:
+        typer.echo(f"{trainer.run_folder.quarantine}: no quarantined rows")
+        return
+    rows = result.rows
+    typer.echo(
+        f"{rows.read:,} rows replayed: {rows.used:,} used, {rows.dropped:,} dropped, {rows.quarantined:,} still bad"
+    )
