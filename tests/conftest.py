@@ -1,0 +1,98 @@
+"""What every test must keep to: nothing is left behind, and unit tests start no process, use no network, never sleep."""
+
+from __future__ import annotations
+
+import gc
+import os
+import socket
+import subprocess
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NoReturn
+
+import psutil
+import pytest
+
+PATIENCE_S = 3.0
+"""How long what a test started may take to go away after it."""
+
+SHARED_THREADS = ("fsspecIO", "pytest_timeout", "ThreadPoolExecutor-fsspec", "Dummy-", "asyncio_")
+"""Threads that libraries keep for the life of the process, by the beginning of their names."""
+
+SHARED_PROCESSES = ("resource_tracker", "forkserver")
+"""Helpers that `multiprocessing` keeps for the life of the process."""
+
+UNIT = Path(__file__).parent / "unit"
+
+_sleep = time.sleep
+
+
+def _threads() -> set[threading.Thread]:
+    return {thread for thread in threading.enumerate() if not thread.name.startswith(SHARED_THREADS)}
+
+
+def _children() -> set[int]:
+    found = set()
+    for child in psutil.Process().children():
+        try:
+            if not any(name in " ".join(child.cmdline()) for name in SHARED_PROCESSES):
+                found.add(child.pid)
+        except psutil.Error:  # gone meanwhile, or a zombie, which its parent has yet to wait for
+            if psutil.pid_exists(child.pid):
+                found.add(child.pid)
+    return found
+
+
+def _temporary_files() -> set[str]:
+    """Open descriptors of temporary files and of anonymous memory."""
+    folder = Path("/proc/self/fd")
+    found = set()
+    for descriptor in folder.iterdir() if folder.is_dir() else ():
+        try:
+            target = os.readlink(descriptor)
+        except OSError:
+            continue
+        if target.startswith((tempfile.gettempdir(), "/memfd:headrace")):
+            found.add(f"{descriptor.name} -> {target}")
+    return found
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left_behind() -> Iterator[None]:
+    """Fail a test after which a thread, a child process or an open temporary file remains."""
+    before = _threads(), _children(), _temporary_files()
+    yield
+    deadline = time.monotonic() + PATIENCE_S
+    left = [after - was for was, after in zip(before, (_threads(), _children(), _temporary_files()), strict=True)]
+    if any(left):
+        gc.collect()
+    while any(left) and time.monotonic() < deadline:
+        _sleep(0.02)
+        left = [after - was for was, after in zip(before, (_threads(), _children(), _temporary_files()), strict=True)]
+    kinds = ("threads", "child processes", "open temporary files")
+    rest = [f"{kind}: {sorted(map(str, things))}" for kind, things in zip(kinds, left, strict=True) if things]
+    assert not rest, "the test left behind " + "; ".join(rest)
+
+
+@pytest.fixture(autouse=True)
+def unit_tests_stay_inside(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In tests/unit, make starting a process, using the network and sleeping raise."""
+    if UNIT not in request.path.parents:
+        return
+
+    def refuse(what: str) -> object:
+        def refused(*args: object, **kwargs: object) -> NoReturn:
+            raise AssertionError(f"a unit test must not {what}; such a test belongs in tests/integration")
+
+        return refused
+
+    monkeypatch.setattr(subprocess.Popen, "__init__", refuse("start a process"))
+    monkeypatch.setattr(subprocess.Popen, "__del__", lambda self: None)
+    monkeypatch.setattr(os, "fork", refuse("start a process"))
+    monkeypatch.setattr(os, "posix_spawn", refuse("start a process"))
+    monkeypatch.setattr(socket.socket, "connect", refuse("use the network"))
+    monkeypatch.setattr(socket.socket, "bind", refuse("use the network"))
+    monkeypatch.setattr(time, "sleep", refuse("sleep"))
