@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -23,12 +22,6 @@ from headrace.logs.schema import Schema, TimestampColumn
 from headrace.logs.windows import US_PER_S, WindowConfig, describe_rest, plan_windows
 
 __all__ = ["NewWindows", "find_windows", "read_infos"]
-
-_STORED_UNITS = {
-    "milliseconds": pa.timestamp("ms"),
-    "microseconds": pa.timestamp("us"),
-    "nanoseconds": pa.timestamp("ns"),
-}
 
 NUM_CONNECTIONS = 16
 """Footers of remote files read at once: each costs two or three round trips and next to no work."""
@@ -143,13 +136,10 @@ def _in_one_slot(bounds: tuple[int, int], every_us: int, after_us: int | None) -
 def _time_bounds(footer: Footer, row_group: int, clock: TimestampColumn) -> tuple[int, int] | None:
     """First and last time in a row group as the footer tells; None if it does not tell, or rows have no time."""
     kind = footer.schema.field(clock.name).type
-    leaf = footer.leaves[clock.name][0]
-    if pt.is_timestamp(kind):  # Parquet may keep another unit than Arrow makes of it
-        logical = json.loads(footer.metadata.schema.column(leaf).logical_type.to_json())
-        kind = _STORED_UNITS.get(logical.get("timeUnit", ""), pa.null())
-    if not (pt.is_signed_integer(kind) or pt.is_timestamp(kind)):
+    chunk = footer.metadata.row_group(row_group).column(footer.leaves[clock.name][0])
+    if not (pt.is_signed_integer(kind) or pt.is_timestamp(kind)) or chunk.physical_type not in ("INT32", "INT64"):
         return None
-    statistics = footer.metadata.row_group(row_group).column(leaf).statistics
+    statistics = chunk.statistics
     if statistics is None or not statistics.has_min_max or not statistics.has_null_count or statistics.null_count:
         return None
     raw = pa.array([statistics.min_raw, statistics.max_raw], pa.int64())

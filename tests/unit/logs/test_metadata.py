@@ -98,6 +98,22 @@ def test_times_are_not_read_where_the_footer_tells_the_window(tmp_path: Path, mo
     assert read == [1]
 
 
+def test_only_unused_rows_are_counted_after_windows_change_their_size(tmp_path: Path) -> None:
+    used: Counter[int] = Counter()
+    write(tmp_path / "a.parquet", [50, 99, 150, 301, 599])
+    cursor = use(tmp_path, Cursor(), HOURS, used, limit=1)
+    assert sum(used.values()) == 2
+    cursor = use(tmp_path, cursor, WindowConfig(kind="time", every_s=300, include_incomplete=True), used)
+    assert sorted(used.values()) == [1] * 5
+
+
+@pytest.mark.parametrize("options", [{"coerce_timestamps": "ms"}, {"use_deprecated_int96_timestamps": True}])
+def test_times_are_right_however_parquet_keeps_them(tmp_path: Path, options: dict[str, Any]) -> None:
+    write(tmp_path / "a.parquet", [120 * 10**9, 399 * 10**9], pa.timestamp("ns"), **options)
+    (info,) = read_infos(list_files(tmp_path), SCHEMA, Cursor(), HOURS)
+    assert (info.time_counts, info.time_max_us) == (((100_000_000, 1), (300_000_000, 1)), 399_000_000)
+
+
 def test_statistics_are_not_needed(tmp_path: Path) -> None:
     write(tmp_path / "a.parquet", [1, 2, 3, 98, 99, 101], write_statistics=False)
     (info,) = read_infos(list_files(tmp_path), SCHEMA, Cursor(), HOURS)
