@@ -84,7 +84,7 @@ def guess_parts(profiles: Sequence[ColumnProfile]) -> list[Guess]:
     if not any(guess.part == "label" for guess in guesses):
         reason = "no column is named like a label; the first with just 0 and 1"
         for index, (guess, profile) in enumerate(zip(guesses, profiles, strict=True)):
-            if guess.part == "dense" and _is_binary(profile):
+            if guess.part == "dense" and _is_binary(profile) and profile.ids.num_distinct() > 1:
                 guesses[index] = Guess(guess.name, "label", reason)
                 break
     return guesses

@@ -67,6 +67,11 @@ class SessionTracker:
         return self._distinct.num_distinct()
 
     @property
+    def is_exact(self) -> bool:
+        """Whether `num_sessions` is counted, not estimated."""
+        return self._distinct.is_exact
+
+    @property
     def num_rows(self) -> int:
         """Rows that have a session."""
         return self._distinct.num_values

@@ -76,7 +76,7 @@ def _columns_table(inspection: Inspection, style: box.Box) -> Table:
             guess.part if guess.part != "ignored" else "-",
             _short_type(profile),
             _percent(profile.null_ratio) if profile.num_nulls else "0",
-            f"{distinct:,.0f}" if profile.ids.is_exact else f"~{format_count(distinct)}",
+            _count(distinct, is_exact=profile.ids.is_exact),
             _percent(profile.ids.top_share()) if profile.ids.num_values and guess.part != "label" else "-",
             _times(profile, inspection) if guess.part == "timestamp" else _values(profile),
         ]
@@ -120,6 +120,10 @@ def _number(value: float | int) -> str:
     return f"{value:,}" if isinstance(value, int) and abs(value) < 10**7 else f"{value:.4g}"
 
 
+def _count(count: float, *, is_exact: bool) -> str:
+    return f"{count:,.0f}" if is_exact else f"~{format_count(float(f'{count:.3g}'))}"
+
+
 def _percent(ratio: float) -> str:
     if 0 < ratio < 0.0005:
         return "<0.1 %"
@@ -129,8 +133,9 @@ def _percent(ratio: float) -> str:
 def _session_lines(sessions: SessionTracker, name: str | None) -> list[str]:
     count = sessions.num_sessions
     lines = [
-        f"session {name}: {count:,.0f} sessions, rows each: mean {sessions.mean_rows():.2f}, "
-        f"p50 {sessions.percentile_rows(50)}, p99 {sessions.percentile_rows(99)}, max {sessions.max_rows():,}",
+        f"session {name}: {_count(count, is_exact=sessions.is_exact)} sessions, rows each: "
+        f"mean {sessions.mean_rows():.2f}, p50 {sessions.percentile_rows(50)}, p99 {sessions.percentile_rows(99)}, "
+        f"max {sessions.max_rows():,}",
         "repeats: share of the rows with a previous row in their session whose value is that row's "
         f"({sessions.num_following:,} rows have one)",
     ]
