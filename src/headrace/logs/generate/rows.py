@@ -43,7 +43,7 @@ class GeneratedRows:
 
 
 class Generator:
-    """Makes any window of a synthetic log, in order of time and in bounded memory: about 40 bytes a row of the window.
+    """Makes any window of a synthetic log, in order of time and in bounded memory: about 100 bytes a row of the window.
 
     Args:
         config: What to make; it alone decides every value.

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.csv as pa_csv
 
 from headrace.errors import ConfigError, DataError
+from headrace.logs.files import natural_key
 from headrace.logs.importers.compressed import open_stream
 
 __all__ = ["ClickFile", "iterate_click_files", "read_clicks", "total_bytes"]
@@ -37,6 +38,8 @@ class ClickFile:
 
 def iterate_click_files(path: Path) -> Iterator[ClickFile]:
     """Yield the `.csv` files of a folder or tar archive in the order of their names, one in memory at a time.
+
+    Numbers in names count as numbers: `hour_9.csv` comes before `hour_10.csv`.
 
     Raises:
         ConfigError: There is nothing at the path, or no CSV file in it.
@@ -85,7 +88,7 @@ def read_clicks(file: ClickFile, columns: Sequence[str], where: Path) -> dict[st
 
 def _from_folder(folder: Path) -> Iterator[ClickFile]:
     bytes_read = 0
-    for number, path in enumerate(sorted(folder.glob("*.csv"))):
+    for number, path in enumerate(sorted(folder.glob("*.csv"), key=lambda path: natural_key(path.name))):
         content = pa.py_buffer(path.read_bytes())
         bytes_read += content.size
         yield ClickFile(number, path.name, content, bytes_read)
@@ -101,7 +104,7 @@ def _from_archive(path: Path) -> Iterator[ClickFile]:
                 for member in archive:
                     if not (member.isfile() and member.name.endswith(".csv")):
                         continue
-                    if member.name <= last:
+                    if last and natural_key(member.name) <= natural_key(last):
                         raise DataError(
                             f"{path}: {member.name} comes after {last}; files must be in the order of their names, "
                             "extract the archive and import the folder"

@@ -34,12 +34,12 @@ class CriteoConfig(Config):
     """What to do with bad lines, and how to cut the output.
 
     Attributes:
-        on_bad: "fail" at the first bad line, "drop" bad lines, or "quarantine" them beside the output.
+        bad_lines: "fail" at the first bad line, "drop" bad lines, or "quarantine" them beside the output.
         parts: Cut into so many files of equal numbers of lines, in file order, or None.
         rows_per_file: Start a new file after so many rows, or None for one file.
     """
 
-    on_bad: Literal["fail", "drop", "quarantine"] = "fail"
+    bad_lines: Literal["fail", "drop", "quarantine"] = "fail"
     parts: int | None = Field(default=None, ge=1)
     rows_per_file: int | None = Field(default=None, ge=1)
 
@@ -99,14 +99,14 @@ def import_criteo(
 
     Raises:
         ConfigError: No such file, or a folder that holds files.
-        DataError: A bad line under the policy "fail": file, line, column, given, expected. Or no text at all.
+        DataError: A bad line under "fail": file, line, column, given, expected. Or no text at all.
     """
     config = config or CriteoConfig()
     path, out = Path(path), Path(out)
     if not path.is_file():
         raise ConfigError(f"{path}: no such file")
     quarantine = out.parent / f"{out.name}-quarantine"
-    for folder in (out, quarantine) if config.on_bad == "quarantine" else (out,):
+    for folder in (out, quarantine) if config.bad_lines == "quarantine" else (out,):
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise ConfigError(f"{folder}: holds files already, expected a new or an empty folder")
     num_lines = _count_lines(path) if config.parts is not None else 0
@@ -156,7 +156,7 @@ class _Import:
 
     def result(self) -> CriteoImport:
         """The account of it all."""
-        quarantined = self.num_bad if self._config.on_bad == "quarantine" else 0
+        quarantined = self.num_bad if self._config.bad_lines == "quarantine" else 0
         return CriteoImport(
             lines=self.lines,
             rows=self.rows,
@@ -168,11 +168,11 @@ class _Import:
 
     def _take_bad(self, bad: tuple[BadLine, ...]) -> None:
         self.num_bad += len(bad)
-        if self._config.on_bad == "fail":
+        if self._config.bad_lines == "fail":
             first = bad[0]
             column = f", column {first.column}" if first.column is not None else ""
             raise DataError(f"{self._path}: line {self.lines + first.line + 1}{column}: {first.reason}")
-        if self._config.on_bad == "quarantine":
+        if self._config.bad_lines == "quarantine":
             if self._quarantine is None:
                 self._quarantine = self._stack.enter_context(
                     ParquetLogWriter(self._quarantine_folder, schema=REJECT_SCHEMA)

@@ -10,7 +10,7 @@ import pytest
 from headrace.errors import ConfigError, DataError
 from headrace.logs.importers.click_files import ClickFile, iterate_click_files, read_clicks, total_bytes
 
-FILES = {"h_01.csv": b"user,item\n1,10\n", "h_02.csv": b"user,item\n", "h_03.csv": b"user,item\n2,20\n3,30\n"}
+FILES = {"h_8.csv": b"user,item\n1,10\n", "h_9.csv": b"user,item\n", "h_10.csv": b"user,item\n2,20\n3,30\n"}
 
 
 def write_archive(path: Path, names: list[str], mode: str = "w:gz") -> Path:
@@ -58,8 +58,8 @@ def test_bytes_read_grow_up_to_the_total(tmp_path: Path) -> None:
 
 
 def test_an_archive_out_of_order_is_refused_with_advice(tmp_path: Path) -> None:
-    archive = write_archive(tmp_path / "clicks.tar.gz", ["h_02.csv", "h_01.csv"])
-    with pytest.raises(DataError, match=r"clicks/h_01.csv comes after clicks/h_02.csv; .*import the folder"):
+    archive = write_archive(tmp_path / "clicks.tar.gz", ["h_10.csv", "h_9.csv"])
+    with pytest.raises(DataError, match=r"clicks/h_9.csv comes after clicks/h_10.csv; .*import the folder"):
         content(archive)
 
 

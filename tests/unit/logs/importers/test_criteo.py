@@ -118,7 +118,7 @@ def test_fail_counts_lines_across_blocks(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_drop_leaves_the_others_with_their_line_numbers(tmp_path: Path) -> None:
-    done = import_criteo(bad_text(tmp_path / "bad.tsv"), tmp_path / "out", CriteoConfig(on_bad="drop"))
+    done = import_criteo(bad_text(tmp_path / "bad.tsv"), tmp_path / "out", CriteoConfig(bad_lines="drop"))
     assert (done.lines, done.rows, done.dropped, done.quarantined) == (10, 7, 3, 0)
     assert read(done.files)["row"].to_pylist() == [0, 1, 2, 4, 5, 6, 9]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bad.tsv", "out"]
@@ -127,7 +127,7 @@ def test_drop_leaves_the_others_with_their_line_numbers(tmp_path: Path) -> None:
 def test_quarantine_keeps_bad_lines_with_place_and_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(criteo_module, "BLOCK_BYTES", 600)
     path = bad_text(tmp_path / "bad.tsv")
-    done = import_criteo(path, tmp_path / "out", CriteoConfig(on_bad="quarantine", parts=2))
+    done = import_criteo(path, tmp_path / "out", CriteoConfig(bad_lines="quarantine", parts=2))
     assert (done.lines, done.rows, done.dropped, done.quarantined) == (10, 7, 0, 3)
     assert done.quarantine == tmp_path / "out-quarantine"
     rejects = pq.read_table(done.quarantine)
@@ -144,7 +144,7 @@ def test_bad_lines_at_a_cut_leave_every_row_in_its_part(tmp_path: Path) -> None:
     texts = [line(number) for number in range(8)]
     texts[4] = "bad"
     path = write_text(tmp_path / "bad.tsv", texts)
-    done = import_criteo(path, tmp_path / "out", CriteoConfig(on_bad="drop", parts=2))
+    done = import_criteo(path, tmp_path / "out", CriteoConfig(bad_lines="drop", parts=2))
     assert [pq.read_table(file)["row"].to_pylist() for file in done.files] == [[0, 1, 2, 3], [5, 6, 7]]
 
 
