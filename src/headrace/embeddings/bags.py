@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -128,14 +128,6 @@ class EmbeddingBags(nn.Module):
         unique = unique_keys(self._layout, ids.values, ids.offsets, ids.stride, ids.columns)
         if unique.bad_value >= 0:
             raise self._out_of_range(ids, unique)
-        return self._pull(ids, unique)
-
-    def lookup_like(self, other: Lookup) -> Lookup:
-        """`lookup` of the same batch as another `EmbeddingBags` of the same spaces, features and seed did before."""
-        keys = replace(other.unique.keys, resolved=None)  # a store's notes on its own rows
-        return self._pull(other.ids, replace(other.unique, keys=keys))
-
-    def _pull(self, ids: JaggedIds, unique: UniqueIds) -> Lookup:
         learns = self.training and torch.is_grad_enabled()
         lookup = Lookup(ids, unique, self.store.pull(unique.keys, admit=learns), learns)
         if learns:

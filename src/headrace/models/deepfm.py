@@ -70,10 +70,8 @@ class DeepFM(nn.Module):
 
     def forward(self, batch: Batch) -> Tensor:
         """Logits float32 [B, L]."""
-        found = self.embeddings.lookup(batch.sparse)
-        emb_BFD = self.embeddings.pool(found)
-        first_BFL = self.first_order.pool(self.first_order.lookup_like(found))
-        first_BL = first_BFL.sum(1) + self.first_order_dense(batch.dense)
+        emb_BFD = self.embeddings(batch.sparse)
+        first_BL = self.first_order(batch.sparse).sum(1) + self.first_order_dense(batch.dense)
         fields_BGD = torch.cat([batch.dense[:, :, None] * self.dense_vectors_ND, emb_BFD], dim=1)
         second_B = 0.5 * (fields_BGD.sum(1).square() - fields_BGD.square().sum(1)).sum(1)
         deep_BL = self.head(self.deep(torch.cat([batch.dense, emb_BFD.flatten(1)], dim=1)))

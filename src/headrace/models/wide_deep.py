@@ -66,9 +66,7 @@ class WideDeep(nn.Module):
 
     def forward(self, batch: Batch) -> Tensor:
         """Logits float32 [B, L]."""
-        found = self.embeddings.lookup(batch.sparse)
-        emb_BFD = self.embeddings.pool(found)
-        wide_BFL = self.wide.pool(self.wide.lookup_like(found))
-        wide_BL = wide_BFL.sum(1) + self.wide_dense(batch.dense)
+        emb_BFD = self.embeddings(batch.sparse)
+        wide_BL = self.wide(batch.sparse).sum(1) + self.wide_dense(batch.dense)
         deep_BL = self.head(self.deep(torch.cat([batch.dense, emb_BFD.flatten(1)], dim=1)))
         return wide_BL + deep_BL  # type: ignore[no-any-return]
