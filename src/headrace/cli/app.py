@@ -9,6 +9,7 @@ import typer
 
 from headrace import __version__
 from headrace.cli.demo import demo
+from headrace.cli.doctor import doctor
 from headrace.cli.evaluate import evaluate
 from headrace.cli.export import export
 from headrace.cli.generate import generate
@@ -30,7 +31,7 @@ app = typer.Typer(
 for command in (demo, generate):
     app.command()(command)
 app.add_typer(import_app)
-for command in (inspect, train, evaluate, predict, replay, export):
+for command in (inspect, train, evaluate, predict, replay, export, doctor):
     app.command()(command)
 
 

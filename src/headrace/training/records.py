@@ -5,8 +5,9 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from headrace.pipeline import PipelineCounters
-from headrace.resources import effective_memory
+import psutil
+
+from headrace.pipeline import BatchIterator, StageReading
 from headrace.training.metrics import Scores
 from headrace.training.rows import RowCounts
 from headrace.training.state import TrainingState
@@ -22,6 +23,7 @@ class StepRecorder:
         """Args: every_steps: How many steps share a record."""
         self.every_steps = every_steps
         self._start_s = time.perf_counter()
+        self._process = psutil.Process()
         self._clear()
 
     def add(self, result: StepResult, num_rows: int, wait_s: float) -> bool:
@@ -42,11 +44,12 @@ class StepRecorder:
         """Mean log loss of the rows since the last record."""
         return self._loss / self._rows if self._rows else float("nan")
 
-    def take(self, state: TrainingState, counters: PipelineCounters) -> dict[str, Any]:
+    def take(self, state: TrainingState, batches: BatchIterator) -> dict[str, Any]:
         """The record of the steps since the last one, which begins anew."""
+        now = time.perf_counter()
+        counters = batches.counters(window_s=now - self._start_s)
         window = state.window.name if state.window else ""
         scores = state.in_window[state.label_names[0]].compute()
-        now = time.perf_counter()
         record = {
             "kind": "step",
             "time_s": state.seconds,
@@ -61,7 +64,7 @@ class StepRecorder:
             "stages": {name: _stage(reading) for name, reading in counters.stages.items()},
             "limiting": limiting_part(self._seconds),
             "bytes_in_flight": counters.bytes_in_flight,
-            "memory_bytes": effective_memory().used_bytes,
+            "memory_bytes": self._process.memory_info().rss,
         }
         self._start_s = now
         self._clear()
@@ -109,10 +112,9 @@ def window_record(state: TrainingState, name: str, scores: dict[str, Scores], be
     return record
 
 
-def _stage(reading: Any) -> dict[str, Any]:
+def _stage(reading: StageReading) -> dict[str, Any]:
     return {
         "queue": reading.queue_depth,
         "busy_s": reading.cpu_s,
-        "bytes": reading.num_bytes_out,
         "workers": reading.num_workers,
     }

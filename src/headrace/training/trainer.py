@@ -268,7 +268,7 @@ class Trainer:
             self._count(batches, budget, seconds=time.perf_counter() - asked)
             columns: dict[str, Any] | None = None
             if self._recorder.add(result, len(batch), wait_s):
-                record = self._recorder.take(self.state, batches.counters())
+                record = self._recorder.take(self.state, batches)
                 self._record(record)
                 columns = {"loss": record["loss"], "AUC": record["auc"], "limited by": record["limiting"]}
             progress.update(self.state.window_rows.read, columns)
