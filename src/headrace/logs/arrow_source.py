@@ -10,7 +10,7 @@ import pyarrow as pa
 from headrace.errors import DataError
 from headrace.logs.casting import Mask
 from headrace.logs.checks import BadRowPolicy, RowChecker, RowOrigin, check_names
-from headrace.logs.pieces import FILE_ROW_BITS, Piece
+from headrace.logs.pieces import FILE_ROW_BITS, Piece, split_row_id
 from headrace.logs.schema import Schema
 
 __all__ = ["ArrowSource"]
@@ -57,6 +57,7 @@ class ArrowSource:
         self._max_rows = max_rows_per_piece
         self._name = name
         self._file_number = file_number
+        self._has_row_id = schema.row_id is not None
         self._kept = [column for column in schema.columns if column in table.column_names]
 
     @property
@@ -71,6 +72,10 @@ class ArrowSource:
         """The table and the rows of an item."""
         start = item * self._max_rows
         return f"{self._name}, rows {start} to {start + self.num_rows(item)}"
+
+    def locate(self, row_id: int) -> str:
+        """The row of a derived row id, for error texts; only the id where the schema has a row id column."""
+        return f"row id {row_id}" if self._has_row_id else f"{self._name}, row {split_row_id(row_id)[1]}"
 
     def num_rows(self, item: int) -> int:
         """Rows of an item."""

@@ -10,11 +10,14 @@ from functools import cached_property
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pyarrow.types as pt
 
 from headrace.errors import DataError
+from headrace.logs.casting import cast_times, to_time_us
 from headrace.logs.files import LogFile, open_log_file
+from headrace.logs.schema import TimestampColumn
 
-__all__ = ["Footer", "open_parquet", "read_footer", "reading"]
+__all__ = ["Footer", "open_parquet", "read_footer", "reading", "time_bounds"]
 
 BUFFER_BYTES = 256 << 10
 """Bytes read ahead of each column; whole column chunks are never read into memory at once."""
@@ -115,6 +118,23 @@ def reading(file: LogFile, row_group: int) -> Iterator[None]:
         raise DataError(
             f"{file.path}, row group {row_group}: cannot be decoded, the file is damaged: {_line(error)}"
         ) from error
+
+
+def time_bounds(footer: Footer, row_group: int, clock: TimestampColumn) -> tuple[int, int] | None:
+    """First and last time in a row group, in microseconds; None if the footer does not tell, or rows have no time."""
+    if clock.name not in footer.schema.names:
+        return None
+    kind = footer.schema.field(clock.name).type
+    chunk = footer.metadata.row_group(row_group).column(footer.leaves[clock.name][0])
+    if not (pt.is_signed_integer(kind) or pt.is_timestamp(kind)) or chunk.physical_type not in ("INT32", "INT64"):
+        return None
+    statistics = chunk.statistics
+    if statistics is None or not statistics.has_min_max or not statistics.has_null_count or statistics.null_count:
+        return None
+    raw = pa.array([statistics.min_raw, statistics.max_raw], pa.int64())
+    ticks, _ = cast_times(raw.cast(kind) if pt.is_timestamp(kind) else raw, clock.unit)
+    first, last = to_time_us(ticks, clock.unit).tolist()
+    return first, last
 
 
 def _line(error: BaseException) -> str:

@@ -10,14 +10,12 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.types as pt
 
 from headrace.errors import ConfigError, DataError
 from headrace.logs.casting import cast_times, to_time_us
 from headrace.logs.cursor import Cursor, FileInfo, FileUse, Window
 from headrace.logs.files import LogFile, list_files
-from headrace.logs.footers import Footer, open_parquet, read_footer, reading
+from headrace.logs.footers import Footer, open_parquet, read_footer, reading, time_bounds
 from headrace.logs.schema import Schema, TimestampColumn
 from headrace.logs.windows import US_PER_S, WindowConfig, describe_rest, plan_windows
 
@@ -109,7 +107,7 @@ def _count_times(
     counts: Counter[int] = Counter()
     last_us: int | None = None
     for row_group in range(footer.metadata.num_row_groups):
-        bounds = _time_bounds(footer, row_group, clock)
+        bounds = time_bounds(footer, row_group, clock)
         if bounds is not None and after_us is not None and bounds[1] < after_us:
             continue
         if bounds is not None and _in_one_slot(bounds, every_us, after_us):
@@ -131,21 +129,6 @@ def _count_times(
 def _in_one_slot(bounds: tuple[int, int], every_us: int, after_us: int | None) -> bool:
     first, last = bounds
     return first // every_us == last // every_us and (after_us is None or first >= after_us)
-
-
-def _time_bounds(footer: Footer, row_group: int, clock: TimestampColumn) -> tuple[int, int] | None:
-    """First and last time in a row group as the footer tells; None if it does not tell, or rows have no time."""
-    kind = footer.schema.field(clock.name).type
-    chunk = footer.metadata.row_group(row_group).column(footer.leaves[clock.name][0])
-    if not (pt.is_signed_integer(kind) or pt.is_timestamp(kind)) or chunk.physical_type not in ("INT32", "INT64"):
-        return None
-    statistics = chunk.statistics
-    if statistics is None or not statistics.has_min_max or not statistics.has_null_count or statistics.null_count:
-        return None
-    raw = pa.array([statistics.min_raw, statistics.max_raw], pa.int64())
-    ticks, _ = cast_times(raw.cast(kind) if pt.is_timestamp(kind) else raw, clock.unit)
-    first, last = to_time_us(ticks, clock.unit).tolist()
-    return first, last
 
 
 def _read_times(footer: Footer, row_group: int, clock: TimestampColumn) -> np.ndarray[tuple[int], np.dtype[np.int64]]:

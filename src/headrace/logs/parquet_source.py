@@ -15,8 +15,8 @@ from headrace.logs.casting import Mask, cast_times, mask_of, to_time_us
 from headrace.logs.checks import BadRowPolicy, RowChecker, RowOrigin, check_names
 from headrace.logs.cursor import Selection, TimeRange
 from headrace.logs.files import HIVE_NULL, LogFile
-from headrace.logs.footers import Footer, open_parquet, read_footer, reading
-from headrace.logs.pieces import FILE_ROW_BITS, Piece
+from headrace.logs.footers import Footer, open_parquet, read_footer, reading, time_bounds
+from headrace.logs.pieces import FILE_ROW_BITS, Piece, split_row_id
 from headrace.logs.schema import Schema, TimestampColumn
 
 __all__ = ["ParquetSource", "select_files"]
@@ -79,7 +79,8 @@ class ParquetSource:
             self._needed = list(dict.fromkeys([*self._needed, self._clock.name]))
         for footer in footers.values():
             footer.check_columns(self._needed)
-        self._items = [item for s in selections for item in _items_of(s, footers[s.file.path])]
+        self._paths = {s.file_number: s.file.path for s in selections}
+        self._items = [item for s in selections for item in _items_of(s, footers[s.file.path], self._clock)]
 
     @property
     def output_schema(self) -> pa.Schema:
@@ -94,13 +95,20 @@ class ParquetSource:
         part = self._items[item]
         return f"{part.footer.file.path}, row group {part.row_group}"
 
+    def locate(self, row_id: int) -> str:
+        """The file and row of a derived row id, for error texts; only the id where the schema has a row id column."""
+        file_number, row = split_row_id(row_id)
+        if self._schema.row_id is not None or file_number not in self._paths:
+            return f"row id {row_id}"
+        return f"{self._paths[file_number]}, row {row}"
+
     def num_rows(self, item: int) -> int:
         """Rows of an item, before any are left out for their time or as bad."""
         part = self._items[item]
         return part.stop - part.start
 
     def estimate_bytes(self, item: int) -> int:
-        """Bytes of an item's columns in Arrow, about: from the footer, nothing is read."""
+        """Bytes of the largest piece of an item in Arrow, about: from the footer, nothing is read."""
         part = self._items[item]
         group = part.footer.metadata.row_group(part.row_group)
         total = 0
@@ -109,7 +117,7 @@ class ParquetSource:
                 chunk = group.column(leaf)
                 # Numbers take 8 bytes each once decoded, however well they were packed; strings at least offsets.
                 total += max(chunk.total_uncompressed_size, 8 * chunk.num_values)
-        return int(total * (part.stop - part.start) // max(group.num_rows, 1))
+        return int(total * min(self.num_rows(item), self._max_rows) // max(group.num_rows, 1))
 
     def read(self, item: int) -> Iterator[Piece]:
         """Yield the pieces of one item, in order.
@@ -189,7 +197,7 @@ def select_files(files: Iterable[LogFile]) -> list[Selection]:
     return selections
 
 
-def _items_of(selection: Selection, footer: Footer) -> Iterator[_Item]:
+def _items_of(selection: Selection, footer: Footer, clock: TimestampColumn | None) -> Iterator[_Item]:
     metadata = footer.metadata
     if selection.stop_row > metadata.num_rows:
         raise DataError(
@@ -200,9 +208,18 @@ def _items_of(selection: Selection, footer: Footer) -> Iterator[_Item]:
     for row_group in range(metadata.num_row_groups):
         stop = start + metadata.row_group(row_group).num_rows
         first, last = max(selection.start_row, start), min(selection.stop_row, stop)
-        if first < last:
+        if first < last and not _is_outside(selection.time_range_us, footer, row_group, clock):
             yield _Item(selection, footer, row_group, start, first - start, last - start)
         start = stop
+
+
+def _is_outside(times: TimeRange | None, footer: Footer, row_group: int, clock: TimestampColumn | None) -> bool:
+    """Whether the footer tells that no row of a row group lies in a time range."""
+    bounds = None if times is None or clock is None else time_bounds(footer, row_group, clock)
+    if times is None or bounds is None:
+        return False
+    start_us, stop_us = times
+    return (start_us is not None and bounds[1] < start_us) or (stop_us is not None and bounds[0] >= stop_us)
 
 
 def _stored_schema(schema: Schema, footer: Footer | None) -> pa.Schema:

@@ -8,14 +8,15 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from headrace.errors import DataError
 from headrace.logs.checks import BadRowPolicy, RowChecker, RowOrigin, check_names
 from headrace.logs.files import LogFile, list_files
 from headrace.logs.footers import Footer, open_parquet, read_footer, reading
-from headrace.logs.pieces import REJECT_SCHEMA, Piece
-from headrace.logs.raw_rows import decode_rows
+from headrace.logs.pieces import REJECT_SCHEMA, ROW_ID, Piece
+from headrace.logs.raw_rows import decode_rows, parse_row
 from headrace.logs.schema import Schema
 
 __all__ = ["ReplaySource", "read_rejects", "replay_source", "write_rejects"]
@@ -114,7 +115,9 @@ class ReplaySource:
         self._footers = footers
         self._schema = schema
         self._max_rows = max_rows_per_piece
-        self._checker = RowChecker(schema, columns, BadRowPolicy() if policy is None else policy, self._first_types())
+        policy = BadRowPolicy() if policy is None else policy
+        self._policy = policy.policy
+        self._checker = RowChecker(schema, columns, policy, self._first_types())
 
     @property
     def output_schema(self) -> pa.Schema:
@@ -133,39 +136,56 @@ class ReplaySource:
         return int(self._footers[item].metadata.num_rows)
 
     def estimate_bytes(self, item: int) -> int:
-        """Bytes of an item's columns once decoded, about."""
-        return self.num_rows(item) * len(self._schema.columns) * BYTES_PER_VALUE
+        """Bytes of the largest piece of an item, about."""
+        return min(self.num_rows(item), self._max_rows) * len(self._schema.columns) * BYTES_PER_VALUE
 
     def read(self, item: int) -> Iterator[Piece]:
         """Yield the pieces of one file, in order.
 
         Raises:
-            DataError: The file is damaged or its `raw` column is not JSON; or a row is bad and the policy is "fail".
+            DataError: The file is damaged, or a row is (still) bad and the policy is "fail".
         """
-        footer = self._footers[item]
-        for rejects in _batches(footer, self._max_rows):
+        for rejects in _batches(self._footers[item], self._max_rows):
+            parsed = [parse_row(text) for text in rejects.column("raw").to_pylist()]
+            unreadable = pa.array([row is None for row in parsed], pa.bool_())
+            if unreadable.true_count:
+                yield self._reject(item, rejects.filter(unreadable))
+                rejects = rejects.filter(pc.invert(unreadable))
             start = 0
-            try:
-                for raw, row_ids in decode_rows(rejects.column("raw").to_pylist(), self._schema.columns):
-                    places = rejects.slice(start, raw.num_rows)
-                    start += raw.num_rows
-                    origin = RowOrigin(
-                        places.column("file").to_pylist(),
-                        places.column("row_group").to_pylist(),
-                        np.asarray(places.column("row").to_numpy(), dtype=np.int64),
-                        row_ids,
-                    )
-                    yield self._checker.check(raw, origin, lambda bad: None)
-            except (ValueError, TypeError) as error:
-                if isinstance(error, DataError):
-                    raise
-                raise DataError(f"{footer.file.path}: column raw after row {start}: {error}") from error
+            for raw, row_ids in decode_rows((row for row in parsed if row is not None), self._schema.columns):
+                places = rejects.slice(start, raw.num_rows)
+                start += raw.num_rows
+                origin = RowOrigin(
+                    places.column("file").to_pylist(),
+                    places.column("row_group").to_pylist(),
+                    np.asarray(places.column("row").to_numpy(), dtype=np.int64),
+                    row_ids,
+                )
+                yield self._checker.check(raw, origin, lambda bad: None)
+
+    def _reject(self, item: int, rejects: pa.RecordBatch) -> Piece:
+        """A piece without good rows, of rows whose JSON cannot be read."""
+        reason = f"not a JSON object with an integer {ROW_ID}"
+        if self._policy == "fail":
+            first = rejects.slice(0, 1).to_pylist()[0]
+            place = f"{first['file']}, row group {first['row_group']}, row {first['row']}"
+            raise DataError(f"{self.describe(item)}: column raw of the row from {place}: {reason}")
+        batch = pa.RecordBatch.from_pylist([], schema=self.output_schema)
+        if self._policy == "drop":
+            return Piece(batch, rejects.num_rows, num_dropped=rejects.num_rows)
+        columns = {
+            **{name: rejects.column(name) for name in ("file", "row_group", "row", "raw")},
+            "column": ["raw"] * rejects.num_rows,
+            "reason": [reason] * rejects.num_rows,
+        }
+        return Piece(batch, rejects.num_rows, rejects=pa.RecordBatch.from_pydict(columns, schema=REJECT_SCHEMA))
 
     def _first_types(self) -> pa.Schema:
         """Types in the first row; JSON does not tell more."""
         for footer in self._footers:
             for rejects in _batches(footer, 1):
-                for raw, _ in decode_rows(rejects.column("raw").to_pylist(), self._schema.columns):
+                row = parse_row(rejects.column("raw")[0].as_py())
+                for raw, _ in decode_rows([] if row is None else [row], self._schema.columns):
                     return raw.schema
         return pa.schema([(name, pa.null()) for name in self._schema.columns])
 

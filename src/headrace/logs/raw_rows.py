@@ -14,7 +14,7 @@ import pyarrow.types as pt
 
 from headrace.logs.pieces import ROW_ID
 
-__all__ = ["decode_rows", "encode_rows", "shown"]
+__all__ = ["decode_rows", "encode_rows", "parse_row", "shown"]
 
 MAX_SHOWN = 80
 """Characters of a bad value that an error shows."""
@@ -38,24 +38,29 @@ def shown(value: pa.Array) -> str:
     return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}..."
 
 
-def decode_rows(texts: Iterable[str], names: Sequence[str]) -> Iterator[tuple[pa.RecordBatch, npt.NDArray[np.int64]]]:
-    """Undo `encode_rows`: batches of rows in order, with their row ids.
+def parse_row(text: str | None) -> dict[str, Any] | None:
+    """The values of one row as `encode_rows` wrote it, or None if it is not a JSON object with a row id."""
+    try:
+        row = json.loads(text or "")
+    except ValueError:
+        return None
+    return row if isinstance(row, dict) and isinstance(row.get(ROW_ID), int) else None
+
+
+def decode_rows(
+    rows: Iterable[Mapping[str, Any]], names: Sequence[str]
+) -> Iterator[tuple[pa.RecordBatch, npt.NDArray[np.int64]]]:
+    """Parsed rows as batches in the same order, with their row ids.
 
     The values of a column of bad rows may be of several types, so a batch ends where the types change.
 
     Args:
-        texts: JSON objects.
-        names: Columns to make; null where an object has no such key.
-
-    Raises:
-        ValueError: A text is not a JSON object with a row id.
+        rows: From `parse_row`.
+        names: Columns to make; null where a row has no such key.
     """
-    run: list[dict[str, Any]] = []
+    run: list[Mapping[str, Any]] = []
     kinds = [""] * len(names)
-    for text in texts:
-        row = json.loads(text)
-        if not isinstance(row, dict) or not isinstance(row.get(ROW_ID), int):
-            raise ValueError(f"expected a JSON object with an integer {ROW_ID}, given {text[:80]!r}")
+    for row in rows:
         own = [_kind_of(row.get(name)) for name in names]
         merged = [kind for pair in zip(kinds, own, strict=True) if (kind := _merge(*pair)) is not None]
         if len(merged) < len(own):

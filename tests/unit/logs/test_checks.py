@@ -171,6 +171,7 @@ def test_arrow_source_slices_tables_of_many_chunks() -> None:
     assert [piece.batch.column("click").to_pylist() for piece in pieces] == [[0, 1, 1], [0, 0, 0], [0]]
     assert source.describe(2) == "table, rows 6 to 7"
     assert source.estimate_bytes(0) == 24
+    assert source.locate(5) == "table, row 5"
 
 
 def test_the_budget_trips_at_its_share_but_not_before_its_minimum() -> None:

@@ -134,6 +134,14 @@ def test_time_ranges_take_rows_without_a_readable_time_only_from_the_start(tmp_p
     assert sum(p.num_read for p in read(second_half)) == 6
 
 
+def test_row_groups_outside_a_time_range_are_not_read(tmp_path: Path) -> None:
+    write(tmp_path, "a.parquet", 0, 50)  # ten rows a group, ten seconds a row
+    second = 1_000_000
+    source = ParquetSource([select(tmp_path, 0, 0, 50, (100 * second, 201 * second))], SCHEMA)
+    assert [source.describe(item)[-1] for item in range(len(source))] == ["1", "2"]
+    assert values(source, "user") == list(range(10, 21))
+
+
 def test_partition_folders_are_columns(tmp_path: Path) -> None:
     schema = Schema.from_dict(
         {"labels": ["click"], "ids": ["hour", {"name": "region", "type": "string"}]}, where="schema"
@@ -145,6 +153,15 @@ def test_partition_folders_are_columns(tmp_path: Path) -> None:
     assert values(source, "region") == ["north", "north", None]
     only = ParquetSource(select_files(list_files(tmp_path)), schema, columns=["hour"])
     assert (values(only, "hour"), values(only, ROW_ID)) == ([9, 9, 10], [0, 1, make_row_id(1, 0)])
+
+
+def test_row_ids_are_traced_to_their_file_and_row(tmp_path: Path) -> None:
+    write(tmp_path, "a.parquet", 0, 3)
+    write(tmp_path, "b.parquet", 3, 3)
+    source = ParquetSource(select_files(list_files(tmp_path)), SCHEMA, columns=["click"])
+    last = values(source, ROW_ID)[-1]
+    assert source.locate(last) == f"{tmp_path}/b.parquet, row 2"
+    assert source.locate(make_row_id(7, 0)) == f"row id {7 << 36}"
 
 
 def test_a_row_id_column_replaces_derived_ids(tmp_path: Path) -> None:
@@ -205,6 +222,8 @@ def test_estimates_follow_the_columns_and_rows_needed(tmp_path: Path) -> None:
     assert 0.5 * size < all_columns.estimate_bytes(0) < 2 * size
     assert one.estimate_bytes(0) == pytest.approx(8000, rel=0.1)
     assert half.estimate_bytes(0) == pytest.approx(one.estimate_bytes(0) / 2, rel=0.01)
+    pieces = ParquetSource(select_files(list_files(tmp_path)), SCHEMA, columns=["user"], max_rows_per_piece=100)
+    assert pieces.estimate_bytes(0) == pytest.approx(one.estimate_bytes(0) / 10, rel=0.01)
 
 
 def test_files_whose_types_differ_give_batches_of_one_schema(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from headrace.logs.arrow_source import ArrowSource
 from headrace.logs.checks import BadRowPolicy
 from headrace.logs.pieces import REJECT_SCHEMA, ROW_ID
 from headrace.logs.quarantine import read_rejects, replay_source, write_rejects
-from headrace.logs.raw_rows import decode_rows, encode_rows
+from headrace.logs.raw_rows import decode_rows, encode_rows, parse_row
 from headrace.logs.schema import Schema
 
 QUARANTINE = BadRowPolicy(policy="quarantine")
@@ -105,15 +105,25 @@ def test_edited_rows_are_good(tmp_path: Path) -> None:
     ]
 
 
-@pytest.mark.parametrize("raw", ["not json", "[1]", '{"click": 1}', '{"__row_id": "7"}'])
-def test_a_row_that_cannot_be_parsed_is_named(tmp_path: Path, raw: str) -> None:
+@pytest.mark.parametrize("raw", ["not json", "[1]", '{"click": 1}', '{"__row_id": "7"}', "", None])
+def test_a_row_whose_json_cannot_be_read_is_a_bad_row(tmp_path: Path, raw: str | None) -> None:
     path = write_rejects(tmp_path, "a", reject(LOG, STRICT))
     table = read_rejects(tmp_path)
     good = table["raw"].to_pylist()
     pq.write_table(table.set_column(5, "raw", pa.array([good[0], raw, good[2]])), path)
-    with pytest.raises(DataError, match=r"a\.parquet: .*raw") as caught:
+    reason = "not a JSON object with an integer __row_id"
+    place = f"{path}: column raw of the row from log-0, row group 0, row 2: {reason}"
+    with pytest.raises(DataError) as caught:
         replay(tmp_path, LOOSE)
-    assert "\n" not in str(caught.value)
+    assert str(caught.value) == place
+    for policy in (QUARANTINE, BadRowPolicy(policy="drop")):
+        pieces = replay(tmp_path, LOOSE, policy=policy)
+        assert [row[ROW_ID] for piece in pieces for row in piece.batch.to_pylist()] == [1, 3]
+        assert sum(piece.num_read for piece in pieces) == 3
+        assert sum(piece.num_dropped + piece.num_quarantined for piece in pieces) == 1
+        if policy is QUARANTINE:
+            (kept,) = (row for piece in pieces if piece.rejects for row in piece.rejects.to_pylist())
+            assert (kept["row"], kept["column"], kept["reason"], kept["raw"]) == (2, "raw", reason, raw)
 
 
 def test_what_is_no_quarantine_is_said_so(tmp_path: Path) -> None:
@@ -122,6 +132,12 @@ def test_what_is_no_quarantine_is_said_so(tmp_path: Path) -> None:
         replay_source(tmp_path, STRICT)
     with pytest.raises(ConfigError, match="no such file or folder"):
         read_rejects(tmp_path / "none")
+
+
+def parsed(text: str) -> dict[str, Any]:
+    row = parse_row(text)
+    assert row is not None
+    return row
 
 
 VALUES = st.one_of(
@@ -138,11 +154,11 @@ VALUES = st.one_of(
 @settings(max_examples=200)
 @given(st.lists(st.tuples(VALUES, VALUES), max_size=12))
 def test_json_rows_of_any_types_come_back_in_order(rows: list[tuple[Any, Any]]) -> None:
-    texts = []
+    texts: list[str] = []
     for number, (one, other) in enumerate(rows):
         batch = pa.RecordBatch.from_arrays([pa.array([one]), pa.array([other])], names=["a", "b"])
         texts += encode_rows(batch, pa.array([number]).to_numpy())
-    back = list(decode_rows(texts, ["a", "b", "new"]))
+    back = list(decode_rows(map(parsed, texts), ["a", "b", "new"]))
     assert [i for _, ids in back for i in ids.tolist()] == list(range(len(rows)))
     decoded = [(row["a"], row["b"]) for batch, _ in back for row in batch.to_pylist()]
     assert decoded == rows
@@ -151,7 +167,7 @@ def test_json_rows_of_any_types_come_back_in_order(rows: list[tuple[Any, Any]]) 
 
 def test_types_that_change_seldom_make_few_batches() -> None:
     texts = [json.dumps({"a": [None, 1][i % 2], "b": [[], [1]][i % 2], ROW_ID: i}) for i in range(100)]
-    assert len(list(decode_rows(texts, ["a", "b"]))) == 1
+    assert len(list(decode_rows(map(parsed, texts), ["a", "b"]))) == 1
 
 
 def test_reject_schema_is_what_the_page_says() -> None:
