@@ -1,4 +1,4 @@
-"""What every test must keep to: nothing is left behind, and unit tests start no process, use no network, never sleep."""
+"""What every test keeps to: nothing is left behind, and unit tests start no process, use no network, never sleep."""
 
 from __future__ import annotations
 

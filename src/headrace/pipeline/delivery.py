@@ -7,13 +7,13 @@ from typing import Any
 
 import pyarrow as pa
 
-from headrace.errors import PipelineError
+from headrace.errors import HeadraceError, PipelineError
 from headrace.logs.pieces import REJECT_SCHEMA, Piece, Source, split_row_id
 from headrace.pipeline.chain import ChainResult, RowFaults, StageFault
 from headrace.pipeline.elements import NO_LOSSES, Element, Losses
 from headrace.pipeline.graph import Stage
 
-__all__ = ["apply_result", "describe_element", "element_of_piece", "pipeline_error"]
+__all__ = ["apply_result", "describe_element", "element_of_piece", "pipeline_error", "source_error"]
 
 NUM_NAMED = 5
 """Rows and items named in an error text."""
@@ -61,6 +61,13 @@ def pipeline_error(fault: StageFault, stages: Sequence[Stage], element: Element,
     if fault.traceback:
         error.add_note(fault.traceback.rstrip())
     return error
+
+
+def source_error(error: Exception, source: Source, item: int) -> HeadraceError:
+    """The error a user sees when a source raises; what it raises on purpose names the place itself."""
+    if isinstance(error, HeadraceError):
+        return error
+    return PipelineError(f"stage source: {type(error).__name__}: {error}; in {source.describe(item)}")
 
 
 def describe_element(element: Element, source: Source) -> str:

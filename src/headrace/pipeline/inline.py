@@ -9,10 +9,11 @@ import time
 from collections.abc import Iterator, Mapping
 from itertools import islice
 
+from headrace.errors import HeadraceError
 from headrace.pipeline.chain import StageUse
 from headrace.pipeline.counters import GroupNow, PipelineCounters, Recorder
 from headrace.pipeline.cutting import Cutter
-from headrace.pipeline.delivery import element_of_piece
+from headrace.pipeline.delivery import element_of_piece, source_error
 from headrace.pipeline.elements import Element
 from headrace.pipeline.graph import Pipeline
 from headrace.pipeline.options import Group, OpenOptions, make_groups
@@ -65,7 +66,12 @@ class InlineFeed:
             pieces = islice(self._source.read(item), skip, None)
             while True:
                 wall, cpu = time.perf_counter(), time.thread_time()
-                piece = next(pieces, None)
+                try:
+                    piece = next(pieces, None)
+                except HeadraceError:
+                    raise
+                except Exception as error:
+                    raise source_error(error, self._source, item) from error
                 if piece is None:
                     break
                 element = element_of_piece(piece, item, skip)

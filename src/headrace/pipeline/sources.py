@@ -120,10 +120,10 @@ def to_record_batch(values: Any, columns: Sequence[str] = (), *, where: str = "b
         return pa.concat_batches(batches) if batches else pa.RecordBatch.from_pylist([], schema=values.schema)
     if type(values).__module__.startswith("pandas."):
         return pa.RecordBatch.from_pandas(values, preserve_index=False)
-    if isinstance(values, list | tuple) and columns and len(values) == len(columns):
-        values = dict(zip(columns, values, strict=True))
     if isinstance(values, list) and values and all(isinstance(row, Mapping) for row in values):
         return pa.RecordBatch.from_pylist([dict(row) for row in values])
+    if isinstance(values, list | tuple) and columns and len(values) == len(columns):
+        values = dict(zip(columns, values, strict=True))
     if not isinstance(values, Mapping):
         hint = "" if columns else "; name the parts of a tuple with columns=[...]"
         raise DataError(f"{where}: given {type(values).__name__}, expected a record batch or columns by name{hint}")

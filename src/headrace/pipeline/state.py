@@ -267,8 +267,8 @@ class PipelineState:
             self._stages[work.lane - 1].start(work)
 
     def _pump(self) -> None:
-        """Let elements that are done move on, as far as there is room, from the consumer's end on."""
-        for index in range(len(self.lanes) - 2, -1, -1):
+        """Let elements that are done move on, as far as there is room; an end passes through empty lanes at once."""
+        for index in range(len(self.lanes) - 1):
             lane, behind = self.lanes[index], self._stages[index]
             room = self.limit(index + 1) + 1
             while len(behind.waiting) < room and lane.head_is_done():
@@ -278,7 +278,7 @@ class PipelineState:
                     break
                 behind.feed(lane.pop())
             if lane.has_ended and not behind.input_ended:
-                behind.end_input(failed=False)
+                behind.end_input(failed=self._breakage is not None)
 
     def _break_off(self, index: int, failure: BaseException) -> None:
         """The stream ends at a failed element: what is before it is still delivered, what is behind it is dropped."""

@@ -14,13 +14,12 @@ from itertools import islice
 
 import pyarrow as pa
 
-from headrace.errors import HeadraceError, PipelineError
 from headrace.logs.pieces import Piece, Source
 from headrace.pipeline.chain import StageUse
 from headrace.pipeline.counters import GroupNow, PipelineCounters, Recorder
 from headrace.pipeline.cutting import Cutter
 from headrace.pipeline.decisions import Decisions
-from headrace.pipeline.delivery import element_of_piece
+from headrace.pipeline.delivery import element_of_piece, source_error
 from headrace.pipeline.elements import Element
 from headrace.pipeline.graph import Pipeline
 from headrace.pipeline.lanes import SourceLane, StageLane, Work
@@ -198,13 +197,10 @@ class ThreadFeed:
                 return self._read(work)
             assert work.element is not None
             return self._runners[work.lane - 1].run(work.element)
-        except HeadraceError as error:
-            work.failure = error
-        except BaseException as error:
-            lane = self._state.lanes[work.lane].name
-            where = self._source.describe(work.item) if work.lane == 0 else lane
-            work.failure = PipelineError(f"stage {lane}: {type(error).__name__}: {error}; in {where}")
-            work.failure.__cause__ = error
+        except Exception as error:
+            work.failure = source_error(error, self._source, work.item) if work.lane == 0 else error
+            if work.failure is not error:
+                work.failure.__cause__ = error
         return ()
 
     def _read(self, work: Work) -> tuple[StageUse, ...]:

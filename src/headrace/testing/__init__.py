@@ -1,0 +1,1 @@
+"""Helpers for tests of headrace and of code that builds on it."""

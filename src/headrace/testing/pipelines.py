@@ -1,0 +1,152 @@
+"""Tools to test pipelines: a source with everything that makes life hard, and checks of the pipeline's promises."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from headrace.logs.pieces import REJECT_SCHEMA, ROW_ID, Piece, make_row_id
+from headrace.pipeline import BatchIterator, Pipeline
+from headrace.pipeline.elements import Account
+
+__all__ = ["SyntheticSource", "assert_resumes_everywhere", "batches_of", "rows_of"]
+
+
+@dataclass(frozen=True)
+class SyntheticSource:
+    """Items with pieces of given sizes; some rows are bad, some pieces have no good row, some items no piece.
+
+    Row ids are those of a log with one file an item. Columns: `value` (float64, the row's number in all) and `__row_id`.
+
+    Attributes:
+        pieces: For each item, for each piece, (good rows, rows to quarantine, rows dropped).
+        row_bytes: Bytes of padding a row carries in the column `padding`.
+    """
+
+    pieces: Sequence[Sequence[tuple[int, int, int]]]
+    row_bytes: int = 0
+
+    @classmethod
+    def random(cls, seed: int, *, num_items: int = 6, max_pieces: int = 4, max_rows: int = 40) -> SyntheticSource:
+        """A source of random shape."""
+        rng = np.random.default_rng(seed)
+        return cls(
+            [
+                [
+                    (int(rng.integers(max_rows) * (rng.random() < 0.8)), int(rng.integers(4)), int(rng.integers(4)))
+                    for _ in range(rng.integers(max_pieces + 1))
+                ]
+                for _ in range(num_items)
+            ]
+        )
+
+    def __len__(self) -> int:
+        return len(self.pieces)
+
+    @property
+    def account(self) -> Account:
+        """What a whole pass reads and loses, without the rejects themselves."""
+        good, _, dropped = (sum(piece[part] for item in self.pieces for piece in item) for part in range(3))
+        return Account(num_read=self.num_rows, num_delivered=good, num_dropped=dropped)
+
+    @property
+    def num_rows(self) -> int:
+        """All rows, good and bad."""
+        return sum(sum(piece) for item in self.pieces for piece in item)
+
+    @property
+    def num_quarantined(self) -> int:
+        """Rows to quarantine."""
+        return sum(piece[1] for item in self.pieces for piece in item)
+
+    def read(self, item: int) -> Iterator[Piece]:
+        """Pieces of an item; in each the good rows come first."""
+        first = sum(sum(piece) for before in self.pieces[:item] for piece in before)
+        row = 0
+        for good, rejected, dropped in self.pieces[item]:
+            values = np.arange(first + row, first + row + good, dtype=np.float64)
+            ids = make_row_id(item, row) + np.arange(good, dtype=np.int64)
+            columns = {"value": values, ROW_ID: ids}
+            if self.row_bytes:
+                columns["padding"] = pa.array([b"x" * self.row_bytes] * good, pa.binary(self.row_bytes))
+            rejects = [
+                {"file": f"file {item}", "row_group": 0, "row": row + good + number, "column": "value", "reason": "bad"}
+                for number in range(rejected)
+            ]
+            batch = pa.RecordBatch.from_pylist(rejects, schema=REJECT_SCHEMA) if rejects else None
+            yield Piece(pa.record_batch(columns), good + rejected + dropped, batch, dropped)
+            row += good + rejected + dropped
+
+    def describe(self, item: int) -> str:
+        """Like a row group."""
+        return f"file {item}, row group 0"
+
+
+def rows_of(batch: Any) -> list[int]:
+    """Row ids of a record batch or a batch of tensors."""
+    if isinstance(batch, pa.RecordBatch):
+        return [int(row) for row in batch.column(ROW_ID).to_pylist()]
+    return [int(row) for row in batch.row_ids.tolist()]
+
+
+def batches_of(pipe: Pipeline, **options: Any) -> list[list[int]]:
+    """Row ids of all batches of a pipeline opened with these options."""
+    with pipe.open(**options) as batches:
+        return [rows_of(batch) for batch in batches]
+
+
+def assert_resumes_everywhere(
+    pipe: Pipeline,
+    *,
+    first: Mapping[str, Any],
+    then: Mapping[str, Any],
+    expected: Sequence[Sequence[int]] | None = None,
+) -> None:
+    """Stop a pipeline before its first batch, behind each batch and at the end, resume it each time, and compare.
+
+    Args:
+        pipe: The pipeline.
+        first: Options of `open` until the stop.
+        then: Options of `open` afterwards, for instance with another number of workers.
+        expected: Row ids of all batches; None for those of an inline pass.
+
+    Raises:
+        AssertionError: Batches or accounts of the two parts together are not those of one pass.
+    """
+    expected = batches_of(pipe, executor="inline") if expected is None else expected
+    whole = _account_of(pipe.open(executor="inline"))
+    for stop in range(len(expected) + 1):
+        with pipe.open(**first) as batches:
+            seen = [rows_of(next(batches)) for _ in range(stop)]
+            state = batches.state_dict()
+            before = batches.take_account()
+        assert seen == expected[:stop], f"the first {stop} batches differ"
+        with pipe.open(**then, state=state) as batches:
+            rest = [rows_of(batch) for batch in batches]
+            after = batches.take_account()
+        assert rest == expected[stop:], f"resumed behind batch {stop}, the rest differs"
+        assert _key(before, after) == _key(whole), f"stopped behind batch {stop}, the account differs"
+
+
+def _account_of(batches: BatchIterator) -> Account:
+    with batches:
+        for _ in batches:
+            pass
+        return batches.take_account()
+
+
+def _key(*accounts: Account) -> tuple[Any, ...]:
+    """What two ways of reading the same rows must agree in."""
+    rejects = Counter(
+        (row["file"], row["row"], row["reason"])
+        for account in accounts
+        for batch in account.rejects
+        for row in batch.to_pylist()
+    )
+    parts = ("num_read", "num_delivered", "num_filtered", "num_dropped")
+    return (*(sum(getattr(account, part) for account in accounts) for part in parts), rejects)
