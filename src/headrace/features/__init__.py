@@ -4,6 +4,8 @@ from headrace.features import operators as _operators  # noqa: F401  (registers 
 from headrace.features.operator import Column, ColumnOperator, FusedOperator, Kind, Operator
 from headrace.features.plan import FeaturePlan
 from headrace.features.registry import operators, register
+from headrace.features.sampling import RowSampling
+from headrace.features.warm_up import warmup
 
 __all__ = [
     "Column",
@@ -12,6 +14,8 @@ __all__ = [
     "FusedOperator",
     "Kind",
     "Operator",
+    "RowSampling",
     "operators",
     "register",
+    "warmup",
 ]

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from headrace.features.binding import Binding, bind
+from headrace.features.buffers import BufferPool
 from headrace.features.kernels.dense import ROW_BOUNDS, write_dense, write_one_hot, write_row_ids
 from headrace.features.kernels.sparse import count_ids, write_sparse
 from headrace.features.operator import Column, Kind
@@ -70,6 +71,7 @@ class FeaturePlan:
         plain = np.array([[self._steps.num_sources + at, 0, 0, 0, 0] for at in range(len(extra))], np.int64)
         self._plain_chains = plain.reshape(-1, 5)
         self._binding: Binding | None = None
+        self._buffers = BufferPool()
         self._bytes_per_row = self._guess_bytes_per_row()
 
     @classmethod
@@ -151,7 +153,7 @@ class FeaturePlan:
         return labels, weights
 
     def _dense(self, table: NDArray[np.int64], row_ids: NDArray[np.int64]) -> NDArray[np.float32]:
-        out = np.empty((len(row_ids), len(self.dense_names)), np.float32)
+        out = self._buffers.empty((len(row_ids), len(self.dense_names)), np.float32)
         for first_column, chains in self._steps.dense:
             self._write_dense(table, chains, row_ids, out, first_column, fill=True)
         for run in self._steps.one_hots:
@@ -194,9 +196,9 @@ class FeaturePlan:
     def _write_sparse(
         self, table: NDArray[np.int64], chains: NDArray[np.int64], row_ids: NDArray[np.int64]
     ) -> tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.int64]]:
-        values = np.empty(count_ids(table, chains), np.int64)
-        lengths = np.empty(len(chains) * len(row_ids), np.int32)
-        offsets = np.empty(len(lengths) + 1, np.int64)
+        values = self._buffers.empty(int(count_ids(table, chains)), np.int64)
+        lengths = self._buffers.empty(len(chains) * len(row_ids), np.int32)
+        offsets = self._buffers.empty(len(lengths) + 1, np.int64)
         program = self._steps.program
         num_ids = write_sparse(
             table,

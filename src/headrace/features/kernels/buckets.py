@@ -6,7 +6,29 @@ import numpy as np
 
 from headrace.compiling import kernel
 
-__all__ = ["bucketize"]
+__all__ = ["bucketize", "ordered_bits"]
+
+_NONE, _ONE = np.uint64(0), np.uint64(1)
+
+
+@kernel()
+def ordered_bits(number: Any) -> Any:
+    """An int64 that is ordered as its float64 argument is; steps of equal width in it are steps of equal ratio."""
+    bits = np.float64(number).view(np.int64)
+    return bits ^ ((bits >> 63) & np.int64(0x7FFF_FFFF_FFFF_FFFF))
+
+
+@kernel()
+def _search(number: Any, at: Any, borders: Any, steps: Any) -> Any:
+    """Borders below a number, if that is at least `at` and less than `at + 2**steps`; without a branch to mispredict.
+
+    Indices are unsigned because Numba checks signed ones for counting from the end: 1.6 instead of 2.9 ns.
+    """
+    step = (_ONE << np.uint64(steps)) >> _ONE
+    while step > _NONE:
+        at += step if borders[at + step - _ONE] < number else _NONE
+        step >>= _ONE
+    return np.int64(at)
 
 
 @kernel()
@@ -15,37 +37,40 @@ def bucketize(
 ) -> Any:
     """Write the bucket of each number; NaN (null) gets none.
 
-    The range of the borders is cut into cells of equal width; `starts` says how many borders lie below each cell, so a
-    search begins there and halves `2**steps - 1` borders at most.
+    The range of the borders is cut into cells, of equal width or of equal ratio. `starts` says how many borders lie
+    below each cell, so the search begins there and ends after a few halvings.
 
     Args:
         block: Numbers, float32 or float64.
         keep: uint8, written: 0 where the number is NaN.
         ids: int64, written: 0..number of borders.
         count: Numbers in the block.
-        borders: float64, strictly increasing, followed by 2**steps times infinity.
-        starts: int64, one per cell.
+        borders: float64, rising, followed by 2**steps times infinity.
+        starts: int32, one per cell.
         low: The lowest border.
-        scale: Cells per unit.
+        scale: Cells per unit; or if negative, minus the shift that makes cells of `ordered_bits`.
         steps: Halvings that are enough in every cell.
 
     Returns:
         Whether a number was NaN.
     """
-    last = starts.size - 1
     missing = 0
     for index in range(count):
-        number = np.float64(block[index])
-        there = number == number
-        missing += 0 if there else 1
+        there = block[index] == block[index]
         keep[index] = there
-        cell: Any = (number - low) * scale
-        cell = cell if cell > 0.0 else 0.0
-        cell = cell if cell < last else np.float64(last)
-        at = starts[np.int64(cell)]
-        step = (1 << steps) >> 1
-        while step > 0:
-            at += step if borders[at + step - 1] < number else 0
-            step >>= 1
-        ids[index] = at
+        missing += 0 if there else 1
+    if scale < 0:
+        first, shift, last_cell = ordered_bits(low), np.int64(-scale), np.int64(starts.size - 1)
+        for index in range(count):
+            number = np.float64(block[index])
+            cell = min((max(ordered_bits(number), first) - first) >> shift, last_cell)
+            ids[index] = _search(number, np.uint64(starts[np.uint64(cell)]), borders, steps)
+    else:
+        last = np.float64(starts.size - 1)
+        for index in range(count):
+            number = np.float64(block[index])
+            position: Any = (number - low) * scale
+            position = position if position > 0.0 else 0.0
+            position = position if position < last else last
+            ids[index] = _search(number, np.uint64(starts[np.uint64(position)]), borders, steps)
     return missing > 0

@@ -69,11 +69,11 @@ def look_up(ids: Any, keep: Any, count: int, slots: Any, unused: int, default: i
     wrap = np.uint64(capacity - 1)
     for index in range(count):
         id_ = ids[index]
-        slot = np.int64(mix(np.uint64(id_)) & wrap)
+        slot = mix(np.uint64(id_)) & wrap
         while slots[slot] != id_ and slots[slot] != unused:
-            slot = (slot + 1) & (capacity - 1)
+            slot = (slot + np.uint64(1)) & wrap
         found = slots[slot] == id_ and id_ != unused
-        ids[index] = slots[capacity + slot] if found else default
+        ids[index] = slots[np.uint64(capacity) + slot] if found else default
         if drop and not found:
             keep[index] = 0
 

@@ -80,7 +80,7 @@ def _run_on_numbers(op: Any, integers: Any, floats: Any, block: Any, keep: Any, 
         numbers.logit(block, count, floats[op[3]])
     elif code == BUCKETIZE:
         borders = floats[op[3] + 2 : op[3] + op[4]]
-        starts = integers[op[5] : op[5] + op[6]]
+        starts = integers[op[5] : op[5] + op[6]].view(np.int32)[: op[2]]
         low, scale = floats[op[3]], floats[op[3] + 1]
         return buckets.bucketize(block, keep, block_ids, count, borders, starts, low, scale, op[1])
     elif code == TO_ID:

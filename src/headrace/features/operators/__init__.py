@@ -6,22 +6,28 @@ from headrace.features.operators.ids import (
     MapId,
     PositiveModulus,
 )
+from headrace.features.operators.joins import Cartesian, IdListTransform, NGram
 from headrace.features.operators.lists import Enumerate, FirstX, Sampling
 from headrace.features.operators.numbers import BoxCox, Bucketize, Cast, Clamp, Fill, Log1p, Logit, OneHot
+from headrace.features.operators.scores import ComputeScore
 
 __all__ = [
     "BoxCox",
     "Bucketize",
+    "Cartesian",
     "Cast",
     "Clamp",
+    "ComputeScore",
     "Enumerate",
     "Fill",
     "FirstX",
     "Hash",
+    "IdListTransform",
     "LocalHour",
     "Log1p",
     "Logit",
     "MapId",
+    "NGram",
     "OneHot",
     "PositiveModulus",
     "Sampling",

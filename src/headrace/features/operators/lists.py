@@ -53,7 +53,7 @@ class Sampling(FusedOperator):
 
     Which rows is a function of `seed` and the row's id alone: the same in any batch, at any number of workers, in any
     run. Two features with the same seed keep the same rows. To sample whole rows, see
-    `headrace.features.sample_rows`.
+    `headrace.features.RowSampling`.
     """
 
     name: ClassVar[str] = "sampling"

@@ -12,6 +12,7 @@ from pydantic import Field, FiniteFloat, model_validator
 
 from headrace.errors import ConfigError
 from headrace.features.kernels import interpret
+from headrace.features.kernels.buckets import ordered_bits
 from headrace.features.operator import FusedOperator, Kind
 from headrace.features.program import ProgramBuilder
 from headrace.features.registry import register
@@ -20,6 +21,8 @@ __all__ = ["BoxCox", "Bucketize", "Cast", "Clamp", "Fill", "Log1p", "Logit", "On
 
 NUMBERS = (Kind.NUMBER, Kind.NUMBERS)
 ANY = tuple(Kind)
+
+_CELLS_PER_BORDER = 4  # measured: 2 was 10 % slower on random borders, 8 no faster
 
 _INT64 = (-(2**63), 2**63 - 1)
 
@@ -153,7 +156,9 @@ class Bucketize(FusedOperator):
 
     def emit(self, program: ProgramBuilder, kind: Kind) -> None:
         borders, starts, low, scale, steps = bucket_table(self.borders)
-        program.add(interpret.BUCKETIZE, steps, floats=np.concatenate([[low, scale], borders]), table=starts)
+        cells = np.append(starts, starts[-1:]) if len(starts) % 2 else starts
+        floats = np.concatenate([[low, scale], borders])
+        program.add(interpret.BUCKETIZE, steps, len(starts), floats=floats, table=cells.view(np.int64))
 
 
 @register
@@ -213,19 +218,41 @@ class Cast(FusedOperator):
 
 def bucket_table(
     borders: Sequence[float],
-) -> tuple[NDArray[np.float64], NDArray[np.int64], float, float, int]:
-    """Arguments of `kernels.buckets.bucketize`: borders, starts, low, scale and steps."""
+) -> tuple[NDArray[np.float64], NDArray[np.int32], float, float, int]:
+    """Arguments of `kernels.buckets.bucketize`: borders, starts, low, scale and steps.
+
+    Of cells of equal width and cells of equal ratio (for borders that are quantiles of long-tailed numbers) those are
+    taken that leave fewer borders in the fullest cell.
+    """
     distinct = np.array(borders, dtype=np.float64)
+    # A border given twice: the first of the two moves to just below, so that only the border itself lies between.
     twice = np.flatnonzero(distinct[1:] == distinct[:-1])
     distinct[twice] = np.nextafter(distinct[twice], -np.inf)
-    low, width = float(distinct[0]), float(distinct[-1] - distinct[0])
-    num_cells = 4 * len(distinct)
-    scale = (num_cells - 1) / width if width > 0 else 0.0
-    if not math.isfinite(scale) or not math.isfinite(width):
-        scale = 0.0
-    cells = np.minimum(np.maximum((distinct - low) * scale, 0.0), num_cells - 1).astype(np.int64)
-    counts = np.bincount(cells, minlength=num_cells)
+    scale, cells = min(
+        (_equal_width(distinct), _equal_ratio(distinct)), key=lambda choice: int(np.bincount(choice[1]).max())
+    )
+    counts = np.bincount(cells)
     starts = np.cumsum(counts) - counts
     steps = int(counts.max()).bit_length()
     padded = np.concatenate([distinct, np.full(1 << steps, np.inf)])
-    return padded, starts.astype(np.int64), low, scale, steps
+    return padded, starts.astype(np.int32), float(distinct[0]), scale, steps
+
+
+def _equal_width(borders: NDArray[np.float64]) -> tuple[float, NDArray[np.int64]]:
+    """Cells per unit, and the cell of each border."""
+    width = float(borders[-1]) - float(borders[0])
+    num_cells = _CELLS_PER_BORDER * len(borders)
+    scale = (num_cells - 1) / width if width > 0 else 0.0
+    if not (math.isfinite(width) and math.isfinite(scale)):
+        return 0.0, np.zeros(len(borders), np.int64)
+    return scale, ((borders - borders[0]) * scale).astype(np.int64)
+
+
+def _equal_ratio(borders: NDArray[np.float64]) -> tuple[float, NDArray[np.int64]]:
+    """Minus the shift that makes cells of ordered bits, and the cell of each border."""
+    bits = [int(ordered_bits(border)) for border in borders]
+    span = bits[-1] - bits[0]
+    if span >= 2**62:
+        return 0.0, np.zeros(len(borders), np.int64)
+    shift = max(1, (span // (_CELLS_PER_BORDER * len(borders))).bit_length())
+    return -float(shift), np.array([(number - bits[0]) >> shift for number in bits], np.int64)
