@@ -73,6 +73,7 @@ def test_growth_keeps_rows_state_and_metadata() -> None:
     np.testing.assert_array_equal(values(t, (1, 0), (0, 2)), before)
     np.testing.assert_array_equal(t.arena.metadata[[3, 8]], metadata)
     assert t.num_rows == 7 + 400
+    assert t.num_bytes > t.arena.capacity * (4 * 4 + 24)
     assert t.weights.data_ptr() == t.arena.weights.ctypes.data
 
 
