@@ -207,7 +207,6 @@ class FeaturePlan:
             program.integers,
             program.floats,
             row_ids,
-            ROW_BOUNDS,
             values,
             lengths,
             offsets,

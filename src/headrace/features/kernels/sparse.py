@@ -10,16 +10,21 @@ from headrace.features.kernels.lists import close_up
 from headrace.features.kernels.load import load_ids, load_numbers, load_valid
 from headrace.features.kernels.memory import at_i32, at_i64, at_u8, is_set
 from headrace.features.sources import (
+    ELEMENT_OFFSET,
+    ELEMENT_TYPE,
     ELEMENT_VALIDITY,
     FIXED_SIZE,
+    I64,
     LENGTH,
     LIST32,
     LIST64,
+    LIST_FIXED,
     LIST_OFFSETS,
     ROW_OFFSET,
     ROW_VALIDITY,
     SCALAR,
     SHAPE,
+    VALUES,
 )
 
 __all__ = ["count_ids", "write_sparse"]
@@ -35,7 +40,9 @@ def _row_start(source: Any, row: int) -> Any:
         return np.int64(at_i32(source[LIST_OFFSETS], source[ROW_OFFSET] + row + 1)[source[ROW_OFFSET] + row])
     if source[SHAPE] == LIST64:
         return np.int64(at_i64(source[LIST_OFFSETS], source[ROW_OFFSET] + row + 1)[source[ROW_OFFSET] + row])
-    return np.int64((source[ROW_OFFSET] + row) * source[FIXED_SIZE])
+    if source[SHAPE] == LIST_FIXED:
+        return np.int64((source[ROW_OFFSET] + row) * source[FIXED_SIZE])
+    return np.int64(row)
 
 
 @kernel()
@@ -46,6 +53,12 @@ def _row_size(source: Any, row: int) -> Any:
         if not is_set(at_u8(source[ROW_VALIDITY], (at >> 3) + 1), at):
             return 0
     return _row_start(source, row + 1) - _row_start(source, row)
+
+
+@kernel()
+def _are_neighbours(source: Any, first: int, num_rows: int, bounds: Any) -> Any:
+    """Whether the elements of rows lie next to each other: no row is cut short, or null and yet has elements."""
+    return _row_start(source, first + num_rows) - _row_start(source, first) == bounds[num_rows]
 
 
 @kernel()
@@ -93,86 +106,98 @@ def _finish(ids: Any, keep: Any, some_left_out: bool, bounds: Any, num_rows: int
 
 
 @kernel()
-def _run_block(source: Any, chain: Any, program: Any, start: int, count: int, ids: Any, scratch: Any, bounds: Any,
-               num_rows: int, row_ids: Any) -> Any:  # fmt: skip
-    """Load elements that lie next to each other and run the chain on them, into `ids`."""
-    ops, integers, floats = program
-    numbers, keep = scratch
+def _next_rows(source: Any, first: int, num_rows: int, limit: int, bounds: Any) -> Any:
+    """How many rows from `first` on fit into a block: at least one, however long; writes where each starts in it."""
+    rows = count = 0
+    bounds[0] = 0
+    while first + rows < num_rows and rows < BLOCK:
+        size = min(limit, _row_size(source, first + rows))
+        if rows > 0 and count + size > BLOCK:
+            break
+        count += size
+        rows += 1
+        bounds[rows] = count
+    return rows
+
+
+@kernel()
+def _load_ids(source: Any, first: int, num_rows: int, bounds: Any, ids: Any, keep: Any) -> Any:
+    """Load rows of ids into places given by `bounds`; returns whether `keep` says anything, see `load_valid`."""
     left_out = False
-    if chain[_ON_IDS] != 0:
-        load_ids(source, start, count, ids)
-        left_out = load_valid(source, start, count, keep)
+    start = _row_start(source, first)
+    if _are_neighbours(source, first, num_rows, bounds):
+        load_ids(source, start, bounds[num_rows], ids)
+        left_out = load_valid(source, start, bounds[num_rows], keep)
+    elif source[ELEMENT_TYPE] == I64 and source[ELEMENT_VALIDITY] == 0:
+        # Most lists that are cut short are plain int64: 8 instead of 70 ns a row.
+        end = source[ELEMENT_OFFSET] + _row_start(source, first + num_rows)
+        elements = at_i64(source[VALUES], end)
+        for row in range(num_rows):
+            at = source[ELEMENT_OFFSET] + _row_start(source, first + row)
+            for index in range(bounds[row + 1] - bounds[row]):
+                ids[np.uint64(bounds[row] + index)] = elements[np.uint64(at + index)]
     else:
-        load_numbers(source, start, count, numbers)
-    first = _first_op(source, chain)
-    return run(
-        ops, first, chain[_STOP], integers, floats, numbers, ids, keep, left_out, count, bounds, num_rows, row_ids
-    )
-
-
-@kernel()
-def _write_scalars(source: Any, chain: Any, program: Any, scratch: Any, one_each: Any, row_ids: Any, values: Any,
-                   lengths: Any) -> Any:  # fmt: skip
-    at = 0
-    for start in range(0, lengths.size, BLOCK):
-        count = min(BLOCK, lengths.size - start)
-        ids = values[at : at + count]
-        rows = row_ids[start : start + count]
-        left_out = _run_block(source, chain, program, start, count, ids, scratch, one_each, count, rows)
-        at += _finish(ids, scratch[1], left_out, one_each, count, lengths[start : start + count])
-    return at
-
-
-@kernel()
-def _load_rows(source: Any, chain: Any, first: int, num_rows: int, limit: int, bounds: Any, ids: Any,
-               scratch: Any) -> Any:  # fmt: skip
-    """Load the first `limit` elements of rows one after the other, into places given by `bounds`."""
-    numbers, keep = scratch
-    left_out = False
-    for row in range(num_rows):
-        start, stop = bounds[row], bounds[row + 1]
-        if stop > start:
-            element = _row_start(source, first + row)
-            if chain[_ON_IDS] != 0:
-                load_ids(source, element, stop - start, ids[start:stop])
-                left_out = load_valid(source, element, stop - start, keep[start:stop])
-            else:
-                load_numbers(source, element, stop - start, numbers[start:stop])
+        for row in range(num_rows):
+            at, stop = bounds[row], bounds[row + 1]
+            if stop > at:
+                element = _row_start(source, first + row)
+                load_ids(source, element, stop - at, ids[at:stop])
+                left_out = load_valid(source, element, stop - at, keep[at:stop])
     return left_out
 
 
 @kernel()
-def _write_lists(source: Any, chain: Any, program: Any, small: Any, row_ids: Any, values: Any, lengths: Any) -> Any:
-    """Write a list feature, as many whole rows at a time as fit into a block (or one row larger than that)."""
+def _load_numbers(source: Any, first: int, num_rows: int, bounds: Any, numbers: Any) -> None:
+    """Load rows of numbers into places given by `bounds`."""
+    if _are_neighbours(source, first, num_rows, bounds):
+        load_numbers(source, _row_start(source, first), bounds[num_rows], numbers)
+    else:
+        for row in range(num_rows):
+            if bounds[row + 1] > bounds[row]:
+                at, stop = bounds[row], bounds[row + 1]
+                load_numbers(source, _row_start(source, first + row), stop - at, numbers[at:stop])
+
+
+@kernel()
+def _write_feature(
+    source: Any, chain: Any, program: Any, scratch: Any, bounds: Any, row_ids: Any, values: Any, lengths: Any
+) -> Any:
+    """Write one feature, as many whole rows at a time as fit into a block; returns how many ids it has."""
     ops, integers, floats = program
-    num_rows = lengths.size
-    limit = _limit(source, chain)
-    adjacent = limit == 1 << 62 and source[ROW_VALIDITY] == 0
-    bounds = np.empty(BLOCK + 1, np.int64)
-    scratch = small
+    num_rows, limit, first_op = lengths.size, _limit(source, chain), _first_op(source, chain)
+    is_list = source[SHAPE] != SCALAR
+    if not is_list:
+        for row in range(bounds.size):
+            bounds[row] = row
     at = first = 0
     while first < num_rows:
-        count, rows = 0, 0
-        bounds[0] = 0
-        while first + rows < num_rows and rows < BLOCK:
-            size = min(limit, _row_size(source, first + rows))
-            if rows > 0 and count + size > BLOCK:
-                break
-            count += size
-            rows += 1
-            bounds[rows] = count
+        rows = _next_rows(source, first, num_rows, limit, bounds) if is_list else min(BLOCK, num_rows - first)
+        count = bounds[rows]
         if count > scratch[0].size:
             scratch = (np.empty(count, np.float64), np.empty(count, np.uint8))
+        numbers, keep = scratch
         ids = values[at : at + count]
-        ids_of_rows = row_ids[first : first + rows]
-        if adjacent:
-            start = _row_start(source, first)
-            left_out = _run_block(source, chain, program, start, count, ids, scratch, bounds, rows, ids_of_rows)
+        left_out = False
+        if chain[_ON_IDS] != 0:
+            left_out = _load_ids(source, first, rows, bounds, ids, keep)
         else:
-            left_out = _load_rows(source, chain, first, rows, limit, bounds, ids, scratch)
-            left_out = run(ops, _first_op(source, chain), chain[_STOP], integers, floats, scratch[0], ids, scratch[1],
-                           left_out, count, bounds, rows, ids_of_rows)  # fmt: skip
-        at += _finish(ids, scratch[1], left_out, bounds, rows, lengths[first : first + rows])
+            _load_numbers(source, first, rows, bounds, numbers)
+        left_out = run(
+            ops,
+            first_op,
+            chain[_STOP],
+            integers,
+            floats,
+            numbers,
+            ids,
+            keep,
+            left_out,
+            count,
+            bounds,
+            rows,
+            row_ids[first : first + rows],
+        )
+        at += _finish(ids, keep, left_out, bounds, rows, lengths[first : first + rows])
         first += rows
     return at
 
@@ -185,7 +210,6 @@ def write_sparse(
     integers: Any,
     floats: Any,
     row_ids: Any,
-    one_each: Any,
     values: Any,
     lengths: Any,
     offsets: Any,
@@ -200,7 +224,6 @@ def write_sparse(
         integers: Its tables of integers.
         floats: Its parameters and tables of floats.
         row_ids: int64 [B].
-        one_each: int64 [BLOCK + 1], 0, 1, 2, ...
         values: int64 [at least `count_ids`], written from its start.
         lengths: int32 [F * B], written.
         offsets: int64 [F * B + 1], written.
@@ -212,14 +235,11 @@ def write_sparse(
     program = (ops, integers, floats)
     scratch = (np.empty(BLOCK, np.float64), np.empty(BLOCK, np.uint8))
     at = 0
+    bounds = np.empty(BLOCK + 1, np.int64)
     for feature in range(chains.shape[0]):
         chain = chains[feature]
-        source = sources[chain[_SOURCE]]
         mine = lengths[feature * num_rows : (feature + 1) * num_rows]
-        if source[SHAPE] == SCALAR:
-            at += _write_scalars(source, chain, program, scratch, one_each, row_ids, values[at:], mine)
-        else:
-            at += _write_lists(source, chain, program, scratch, row_ids, values[at:], mine)
+        at += _write_feature(sources[chain[_SOURCE]], chain, program, scratch, bounds, row_ids, values[at:], mine)
     total = 0
     offsets[0] = 0
     for index in range(lengths.size):
