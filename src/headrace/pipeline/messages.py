@@ -13,6 +13,7 @@ import pickle
 import socket
 import struct
 import tempfile
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -108,6 +109,11 @@ def _write_rows(rows: pa.RecordBatch) -> int:
 
 
 def _read_rows(file: int, num_bytes: int) -> pa.RecordBatch:
-    memory = mmap.mmap(file, num_bytes, access=mmap.ACCESS_READ)
-    with pa.ipc.open_stream(pa.py_buffer(memory)) as reader:
+    if Path("/proc/self/fd").is_dir():
+        # The mapping outlives the descriptor; Python's own keeps one open for as long as a batch lives.
+        with pa.memory_map(f"/proc/self/fd/{file}") as mapped:
+            memory = mapped.read_buffer()
+    else:
+        memory = pa.py_buffer(mmap.mmap(file, num_bytes, access=mmap.ACCESS_READ))
+    with pa.ipc.open_stream(memory) as reader:
         return reader.read_next_batch()

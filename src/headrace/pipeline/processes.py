@@ -50,6 +50,7 @@ class WorkerProcess:
 
     def __init__(self, shipped: bytes) -> None:
         """Start an interpreter and send it the functions."""
+        self._is_ready = False
         self._connection, theirs = socket.socketpair()
         lifeline, self._lifeline = os.pipe()
         self._stack = tempfile.TemporaryFile()  # noqa: SIM115 - closed in stop()
@@ -79,10 +80,20 @@ class WorkerProcess:
     def call(self, control: Any, rows: pa.RecordBatch, timeout_s: float | None) -> tuple[Any, pa.RecordBatch | None]:
         """Send an element and wait for the result.
 
+        Args:
+            control: What goes with the rows.
+            rows: The element's rows.
+            timeout_s: For the functions; starting the process and importing them does not count.
+
         Raises:
             Disconnected: The process died.
             TimeoutError: There was no result in time.
         """
+        if not self._is_ready:
+            fault, _ = receive(self._connection)
+            if fault is not None:
+                return fault, None
+            self._is_ready = True
         self._connection.settimeout(timeout_s)
         send(self._connection, control, rows)
         return receive(self._connection)
@@ -181,10 +192,10 @@ class ProcessRunner:
                 self._end(worker, grace_s=0.0)
                 raise
             self._give_back(worker)
-            if isinstance(result, ChainResult):
-                return _with_payload(result, rows)
-            assert isinstance(result, StageFault)
-            return result
+            if isinstance(result, StageFault):
+                return result
+            assert isinstance(result, ChainResult)
+            return _with_payload(result, rows)
         raise PipelineError(
             f"stage {self._group.name}: its worker process died twice on {describe_element(element, self._source)}"
         )
@@ -217,10 +228,11 @@ class ProcessRunner:
         surplus: list[WorkerProcess] = []
         with self._lock:
             self._idle.append(worker)
-            while self._idle and len(self._all) - len(surplus) > self._limit():
+            while self._idle and len(self._all) > self._limit():
                 surplus.append(self._idle.pop(0))
+                self._all.discard(surplus[-1])
         for each in surplus:
-            self._end(each)
+            each.stop()
 
     def _end(self, worker: WorkerProcess, grace_s: float = GRACE_S) -> str:
         with self._lock:

@@ -48,9 +48,9 @@ def _serve(connection: socket.socket) -> None:
         operations = pickle.loads(shipped)
     except Exception as error:  # importing runs the user's module, which may raise anything
         reason = f"the worker process cannot load the function: {type(error).__name__}: {error}"
-        receive(connection)
         send(connection, StageFault(0, reason, (), traceback.format_exc()))
         return
+    send(connection, None)
     while True:
         (num_rows, num_bytes, seed), rows = receive(connection)
         try:

@@ -21,7 +21,7 @@ __all__ = ["SyntheticSource", "assert_resumes_everywhere", "batches_of", "rows_o
 class SyntheticSource:
     """Items with pieces of given sizes; some rows are bad, some pieces have no good row, some items no piece.
 
-    Row ids are those of a log with one file an item. Columns: `value` (float64, the row's number in all) and `__row_id`.
+    Row ids are those of a log with one file an item. The column `value` (float64) counts all rows.
 
     Attributes:
         pieces: For each item, for each piece, (good rows, rows to quarantine, rows dropped).

@@ -1,0 +1,88 @@
+"""User functions for tests of worker processes: importable by name, and badly behaved on demand."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+__all__ = [
+    "add_noise",
+    "add_process",
+    "allocate",
+    "fail_on_fifty",
+    "hold_gil",
+    "keep_even",
+    "kill_itself",
+    "kill_itself_once",
+    "never_return",
+    "same",
+]
+
+
+def same(rows: pa.RecordBatch) -> pa.RecordBatch:
+    """Changes nothing."""
+    return rows
+
+
+def hold_gil(rows: pa.RecordBatch) -> pa.RecordBatch:
+    """Plain Python that holds the interpreter's lock."""
+    total = 0
+    for value in rows.column("value").to_pylist():
+        total += int(value) % 7
+    return rows
+
+
+def keep_even(rows: pa.RecordBatch) -> list[bool]:
+    """Every other row."""
+    return [value % 2 == 0 for value in rows.column("value").to_pylist()]
+
+
+def add_noise(rows: pa.RecordBatch, rng: np.random.Generator) -> pa.RecordBatch:
+    """Random numbers of the element's own generator."""
+    values = rows.column("value").to_numpy() + rng.random(rows.num_rows)
+    return rows.set_column(rows.schema.get_field_index("value"), "value", pa.array(values))
+
+
+def add_process(rows: pa.RecordBatch) -> pa.RecordBatch:
+    """A column with the id of the process that ran this."""
+    return rows.append_column("pid", pa.array([os.getpid()] * rows.num_rows))
+
+
+def fail_on_fifty(rows: pa.RecordBatch) -> pa.RecordBatch:
+    """Raises on the row with value 50."""
+    if 50.0 in rows.column("value").to_pylist():
+        raise ValueError("fifty is bad")
+    return rows
+
+
+def kill_itself(rows: pa.RecordBatch) -> pa.RecordBatch:
+    """Dies on the row with value 50, each time."""
+    if 50.0 in rows.column("value").to_pylist():
+        os.kill(os.getpid(), signal.SIGKILL)
+    return rows
+
+
+def kill_itself_once(rows: pa.RecordBatch, *, flag: str) -> pa.RecordBatch:
+    """Dies on the row with value 50, unless the file `flag` says that it did."""
+    if 50.0 in rows.column("value").to_pylist() and not Path(flag).exists():
+        Path(flag).touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return rows
+
+
+def never_return(rows: pa.RecordBatch) -> pa.RecordBatch:
+    """Sleeps for an hour."""
+    time.sleep(3600)
+    return rows
+
+
+def allocate(rows: pa.RecordBatch, *, row_bytes: int) -> pa.RecordBatch:
+    """Adds `row_bytes` bytes to each row, and uses twice as much while it does."""
+    padding = np.ones(rows.num_rows * row_bytes * 2, dtype=np.uint8)[: rows.num_rows * row_bytes].copy()
+    array = pa.FixedSizeBinaryArray.from_buffers(pa.binary(row_bytes), rows.num_rows, [None, pa.py_buffer(padding)])
+    return rows.append_column("padding", array)

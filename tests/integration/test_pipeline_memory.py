@@ -1,0 +1,86 @@
+"""Inside a cgroup with a memory limit, a pipeline whose functions allocate is not killed and keeps its budget."""
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+LIMIT_BYTES = 400 << 20
+
+PROGRAM = """
+import json, os, sys
+from functools import partial
+with open(sys.argv[1] + "/cgroup.procs", "w") as procs:
+    procs.write(str(os.getpid()))
+from headrace.pipeline import from_source
+from headrace.resources import effective_memory
+from headrace.testing.functions import allocate
+from headrace.testing.pipelines import SyntheticSource
+
+source = SyntheticSource([[(1000, 0, 0), (3000, 0, 0), (2000, 0, 0)]] * 40)
+pipe = from_source(source).map(partial(allocate, row_bytes=2000)).shuffle(num_rows=8000).batch(2000).prefetch(100)
+rows = 0
+with pipe.open(workers=8) as batches:
+    for batch in batches:
+        rows += batch.num_rows
+    counters = batches.counters()
+print(json.dumps({"rows": rows, "peak": counters.peak_bytes, "budget": counters.budget_bytes,
+                  "limit": effective_memory().limit_bytes}))
+"""
+
+
+def _memory_controller() -> Path | None:
+    """The folder below which cgroups with a memory limit can be made, in either version."""
+    for root in (Path("/sys/fs/cgroup/memory"), Path("/sys/fs/cgroup")):
+        if (root / "memory.limit_in_bytes").exists() or "memory" in _words(root / "cgroup.subtree_control"):
+            return root
+    return None
+
+
+def _words(path: Path) -> list[str]:
+    try:
+        return path.read_text().split()
+    except OSError:
+        return []
+
+
+@pytest.fixture
+def cgroup() -> Iterator[Path]:
+    root = _memory_controller()
+    if root is None:
+        pytest.skip("no cgroup memory controller that could be given to a child")
+    folder = root / f"headrace-{uuid.uuid4().hex[:8]}"
+    try:
+        folder.mkdir()
+        limit = "memory.limit_in_bytes" if (folder / "memory.limit_in_bytes").exists() else "memory.max"
+        (folder / limit).write_text(str(LIMIT_BYTES))
+        with contextlib.suppress(OSError):
+            (folder / "memory.swap.max").write_text("0")
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            folder.rmdir()
+        pytest.skip(f"cgroups with a memory limit cannot be made here: {error}")
+    yield folder
+    folder.rmdir()
+
+
+def test_a_pipeline_in_a_small_cgroup_is_not_killed_and_stays_within_its_budget(cgroup: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, str(cgroup)],
+        capture_output=True,
+        timeout=120,
+        check=False,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, f"ended with {done.returncode}: {done.stderr.decode()[-2000:]}"
+    result = json.loads(done.stdout)
+    assert result["limit"] == LIMIT_BYTES
+    assert result["rows"] == 40 * 6000
+    assert result["budget"] == LIMIT_BYTES // 4
+    assert result["budget"] / 4 < result["peak"] <= result["budget"]

@@ -1,0 +1,177 @@
+"""Worker processes: the same batches, and a kill, a bad row or a stuck function does no harm that is not told."""
+
+import os
+import signal
+import time
+from functools import partial
+from pathlib import Path
+
+import psutil
+import pytest
+
+from headrace.errors import ConfigError, PipelineError
+from headrace.pipeline import from_source
+from headrace.pipeline.shipping import ship
+from headrace.testing import functions
+from headrace.testing.pipelines import SyntheticSource, assert_resumes_everywhere, batches_of, rows_of
+
+SOURCE = SyntheticSource([[(20, 0, 0)]] * 5)
+
+
+def processes(batches: object) -> list[int]:
+    """Process ids of the rows of all batches."""
+    return [pid for batch in batches for pid in batch["pid"].to_pylist()]
+
+
+def test_batches_are_those_of_threads_and_random_numbers_too() -> None:
+    pipe = from_source(SyntheticSource.random(4)).map(functions.add_noise).filter(functions.keep_even).batch(9)
+    whole = {}
+    for executor in ("inline", "thread", "process"):
+        with pipe.open(workers=2, executor=executor) as batches:
+            whole[executor] = [batch.to_pydict() for batch in batches]
+            counters = batches.counters()
+            account = batches.take_account()
+    assert whole["inline"] == whole["thread"] == whole["process"]
+    assert account.num_read == SyntheticSource.random(4).num_rows
+    assert counters.stages["map"].cpu_s > 0
+    assert counters.stages["filter"].num_rows_in == counters.stages["map"].num_rows_out
+
+
+def test_a_stop_may_be_resumed_with_another_executor() -> None:
+    pipe = from_source(SyntheticSource([[(20, 1, 0), (5, 0, 2)], [(0, 2, 0)]])).map(functions.hold_gil).batch(9)
+    assert_resumes_everywhere(pipe, first={"workers": 1}, then={"workers": 1, "executor": "process"})
+
+
+def test_functions_run_in_processes_of_their_own_that_are_kept_and_follow_a_resize() -> None:
+    source = SyntheticSource([[(5, 0, 0)]] * 60)
+    pipe = from_source(source).map(functions.add_process, executor="process").prefetch(0)
+    with pipe.open(workers=3) as batches:
+        seen = set()
+        for number, batch in enumerate(batches):
+            seen |= set(batch["pid"].to_pylist())
+            if number == 30:
+                batches.tunables["map.workers"].set(1)
+            if number == 45:
+                time.sleep(0.1)
+                assert len(psutil.Process().children()) == 1
+    assert os.getpid() not in seen
+    assert 1 <= len(seen) <= 3
+
+
+def test_a_killed_worker_is_replaced_and_its_element_done_again_once(tmp_path: Path) -> None:
+    function = partial(functions.kill_itself_once, flag=str(tmp_path / "flag"))
+    pipe = from_source(SOURCE).map(function, executor="process").batch(10)
+    with pipe.open(workers=2) as batches:
+        seen = [rows_of(batch) for batch in batches]
+        (decision,) = batches.decisions
+    assert seen == batches_of(from_source(SOURCE).batch(10), executor="inline")
+    assert decision.who == "stage map"
+    assert "was killed by SIGKILL" in decision.reason
+    assert "element 2.0 (20 rows of file 2, row group 0) is given to a new worker" in decision.reason
+
+
+def test_an_idle_worker_that_is_killed_is_replaced() -> None:
+    pipe = from_source(SyntheticSource([[(5, 0, 0)]] * 20)).map(functions.same, executor="process").prefetch(0)
+    with pipe.open(workers=1) as batches:
+        seen = [rows_of(next(batches)) for _ in range(3)]
+        time.sleep(0.05)
+        (child,) = psutil.Process().children()
+        child.send_signal(signal.SIGKILL)
+        seen += [rows_of(batch) for batch in batches]
+    assert len(seen) == 20
+
+
+def test_an_element_that_kills_two_workers_stops_the_job_and_is_named() -> None:
+    pipe = from_source(SOURCE).map(functions.kill_itself, executor="process")
+    with pipe.open(workers=1) as batches:
+        assert [len(next(batches)) for _ in range(2)] == [20, 20]
+        with pytest.raises(PipelineError) as caught:
+            next(batches)
+    assert str(caught.value) == (
+        "stage map: its worker process died twice on element 2.0 (20 rows of file 2, row group 0)"
+    )
+
+
+def test_bad_rows_are_found_in_the_worker_and_follow_the_policy() -> None:
+    pipe = from_source(SOURCE).map(functions.fail_on_fifty, executor="process", bad_rows="quarantine").batch(10)
+    with pipe.open(workers=2) as batches:
+        rows = sum(batch.num_rows for batch in batches)
+        account = batches.take_account()
+    assert (rows, account.num_read, account.num_quarantined) == (99, 100, 1)
+    (reject,) = account.rejects[0].to_pylist()
+    assert (reject["file"], reject["row"], reject["reason"]) == ("file 2", 10, "stage map: ValueError: fifty is bad")
+
+
+def test_policy_fail_names_function_file_and_row_and_shows_the_workers_traceback() -> None:
+    pipe = from_source(SOURCE).map(functions.fail_on_fifty, executor="process")
+    with pipe.open(workers=2) as batches, pytest.raises(PipelineError) as caught:
+        list(batches)
+    assert str(caught.value).startswith("stage map (fail_on_fifty): ValueError: fifty is bad; at row id ")
+    assert "functions.py" in caught.value.__notes__[0]
+
+
+def test_a_stuck_function_is_reported_with_its_stack_and_ended() -> None:
+    pipe = from_source(SOURCE).map(functions.never_return, executor="process", timeout_s=0.5)
+    start = time.monotonic()
+    with pipe.open(workers=1) as batches, pytest.raises(PipelineError) as caught:
+        next(batches)
+    assert "no result within timeout_s=0.5 for element 0.0" in str(caught.value)
+    assert "functions.py" in str(caught.value)
+    assert "in never_return" in caught.value.__notes__[0]
+    assert time.monotonic() - start < 10
+
+
+@pytest.mark.parametrize("wait_s", [0.0, 0.3])
+def test_closing_while_a_worker_starts_or_is_busy_ends_it(wait_s: float) -> None:
+    pipe = from_source(SOURCE).map(functions.same).map(functions.never_return, executor="process")
+    batches = pipe.open(workers=2)
+    batches.tunables["prefetch"].set(0)
+    import threading
+
+    consumer = threading.Thread(target=lambda: next(batches, None))
+    consumer.start()
+    time.sleep(wait_s)
+    start = time.monotonic()
+    batches.close()
+    consumer.join()
+    assert time.monotonic() - start < 5
+    assert not psutil.Process().children()
+
+
+def test_a_lambda_is_sent_by_value() -> None:
+    pytest.importorskip("cloudpickle", reason="functions without a name need cloudpickle")
+    factor = 3
+    pipe = from_source(SyntheticSource([[(5, 0, 0)]])).filter(
+        lambda rows: [value % factor == 0 for value in rows["value"].to_pylist()], executor="process"
+    )
+    with pipe.open(workers=1) as batches:
+        assert next(batches)["value"].to_pylist() == [0, 3]
+
+
+def test_without_cloudpickle_a_lambda_is_refused_with_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "cloudpickle", None)
+    pipe = from_source(SOURCE).map(lambda rows: rows, executor="process")
+    with pytest.raises(ConfigError, match=r"cannot import .*<lambda> by name; define it at the top level.*cloudpickle"):
+        pipe.open(workers=1)
+
+
+def test_a_function_the_worker_cannot_import_is_reported_as_such() -> None:
+    pipe = from_source(SOURCE).map(_of_this_test_module, executor="process")
+    with pipe.open(workers=1) as batches, pytest.raises(PipelineError) as caught:
+        next(batches)
+    assert "stage map (_of_this_test_module): the worker process cannot load the function" in str(caught.value)
+    assert "No module named" in str(caught.value)
+
+
+def _of_this_test_module(rows: object) -> object:
+    return rows
+
+
+def test_a_function_that_holds_a_lock_is_refused() -> None:
+    pytest.importorskip("cloudpickle", reason="functions without a name need cloudpickle")
+    import threading
+
+    lock = threading.Lock()
+    pipe = from_source(SOURCE).map(lambda rows: rows.slice(0, 1 + lock.locked()))
+    with pytest.raises(ConfigError, match="it holds something that belongs to this process"):
+        ship(pipe.stages)

@@ -1,0 +1,66 @@
+"""However a program ends, it ends: Ctrl-C, a forgotten iterator, an exit in the middle, a kill of the parent."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+
+PROGRAM = """
+import os, signal, sys, threading, time
+from headrace.pipeline import from_source
+from headrace.testing import functions
+from headrace.testing.pipelines import SyntheticSource
+
+source = SyntheticSource([[(5, 0, 0)]] * 100_000)
+pipe = from_source(source).map(functions.same).map(functions.hold_gil, executor={executor!r}).batch(3)
+batches = pipe.open(workers=2)
+next(batches)
+print("started", flush=True)
+{ending}
+"""
+
+ENDINGS = {
+    "interrupt": "threading.Timer(0.2, lambda: os.kill(os.getpid(), signal.SIGINT)).start()\nfor _ in batches: pass",
+    "exit": "sys.exit(0)",
+    "end": "",
+    "exception": "raise SystemExit(7)",
+}
+
+
+@pytest.mark.parametrize(
+    ("executor", "ending"), [*(("thread", ending) for ending in ENDINGS), ("process", "interrupt"), ("process", "end")]
+)
+def test_a_program_ends_at_once_and_leaves_no_process(executor: str, ending: str) -> None:
+    program = PROGRAM.format(executor=executor, ending=ENDINGS[ending])
+    process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout is not None
+    process.stdout.readline()
+    children = psutil.Process(process.pid).children(recursive=True)
+    _, errors = process.communicate(timeout=20)
+    expected = {"interrupt": -signal.SIGINT, "exception": 7}.get(ending, 0)
+    assert process.returncode == expected, errors.decode()
+    assert ending == "interrupt" or not errors, errors.decode()
+    _, alive = psutil.wait_procs(children, timeout=5)
+    assert not alive
+
+
+def test_workers_end_when_their_parent_is_killed() -> None:
+    stuck = "batches.close()\nbatches = from_source(source).map(functions.never_return, executor='process').open()"
+    program = PROGRAM.format(executor="thread", ending=stuck + "\nprint('again', flush=True)\nnext(batches)")
+    process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    process.stdout.readline()
+    process.stdout.readline()
+    deadline = time.monotonic() + 10
+    while not (children := psutil.Process(process.pid).children()) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    time.sleep(1.0)  # until it is in the function
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+    _, alive = psutil.wait_procs(children, timeout=5)
+    assert children
+    assert not alive
