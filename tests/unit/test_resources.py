@@ -139,6 +139,13 @@ def test_v1_container_that_sees_host_paths_uses_its_mount_point(machine: FakeMac
     assert effective_memory(machine.system).limit_bytes == 8 * GIB
 
 
+def test_a_cgroup_above_the_visible_ones_falls_back_to_the_mount_point(machine: FakeMachine) -> None:
+    machine.join_v2("/../sibling")
+    machine.write("/sys/fs/cgroup/cpu.max", "200000 100000\n")
+    machine.write("/sys/fs/sibling/cpu.max", "100000 100000\n")
+    assert effective_cpus(machine.system).count == 2
+
+
 def test_mount_points_with_spaces_are_found(machine: FakeMachine) -> None:
     machine.write("/proc/self/mountinfo", V2_MOUNT.replace("/sys/fs/cgroup", "/sys/fs/c\\040group"))
     machine.write("/proc/self/cgroup", "0::/a\n")
@@ -150,7 +157,7 @@ def test_v1_memory_without_limit_is_ignored(machine: FakeMachine) -> None:
     machine.join_v1("/job")
     machine.write("/sys/fs/cgroup/memory/job/memory.limit_in_bytes", 9223372036854771712)
     machine.write("/sys/fs/cgroup/memory/job/memory.usage_in_bytes", GIB)
-    assert effective_memory(machine.system).limit_bytes == 256 * GIB
+    assert [source.what for source in effective_memory(machine.system).sources] == ["machine"]
 
 
 def test_v1_file_cache_counts_as_available(machine: FakeMachine) -> None:

@@ -73,22 +73,22 @@ METRICS = MetricRegistry()
 """What `metrics.jsonl` of a run may hold. A dot stands for nesting: `seconds.wait` is `{"seconds": {"wait": ...}}`."""
 
 for _name, _unit, _kind, _description in (
-    ("time_s", "s", Kind.COUNTER, "Wall time since the run began."),
+    ("time_s", "s", Kind.COUNTER, "Time spent training since the run began."),
     ("step", "steps", Kind.COUNTER, "Optimizer steps done."),
     ("rows", "rows", Kind.COUNTER, "Rows used: since the run began in a step record, of the window in its own record."),
     ("loss", "nats", Kind.GAUGE, "Log loss, averaged over the rows since the record before."),
-    ("auc", "", Kind.GAUGE, "Area under the ROC curve of predictions made before training on the rows (progressive)."),
-    (
-        "ne",
-        "",
-        Kind.GAUGE,
-        "Normalised entropy: log loss over that of always predicting the mean label; lower is better.",
-    ),
+    ("auc", "", Kind.GAUGE, "Area under the ROC curve in the window (so far), of predictions made before training."),
+    ("ne", "", Kind.GAUGE, "Normalised entropy in the window (so far): log loss over that of predicting the mean."),
     ("rows_per_s", "rows/s", Kind.GAUGE, "Rows used a second, since the record before."),
     ("seconds.wait", "s", Kind.WINDOWED, "The trainer waits for a batch."),
-    ("seconds.pull", "s", Kind.WINDOWED, "Embedding rows are fetched."),
-    ("seconds.forward", "s", Kind.WINDOWED, "Forward pass of the dense net."),
-    ("seconds.backward", "s", Kind.WINDOWED, "Backward pass of the dense net."),
+    (
+        "seconds.pull",
+        "s",
+        Kind.WINDOWED,
+        "Embedding rows are fetched, where that is timed apart from the forward pass.",
+    ),
+    ("seconds.forward", "s", Kind.WINDOWED, "Forward pass."),
+    ("seconds.backward", "s", Kind.WINDOWED, "Backward pass."),
     ("seconds.push", "s", Kind.WINDOWED, "Embedding gradients are merged and applied."),
     ("seconds.dense_optimizer", "s", Kind.WINDOWED, "The optimizer updates the dense parameters."),
     ("seconds.checkpoint", "s", Kind.WINDOWED, "A checkpoint is written."),
@@ -102,9 +102,10 @@ for _name, _unit, _kind, _description in (
     ("calibration", "", Kind.GAUGE, "Sum of predictions over sum of labels in the window; 1 is best."),
     ("best_ne", "", Kind.GAUGE, "Normalised entropy that the best possible model reaches, where it is known."),
     ("baseline_auc", "", Kind.GAUGE, "Area under the ROC curve of a plain baseline, where one is given."),
-    ("read", "rows", Kind.GAUGE, "Rows of the window read, good and bad: used + dropped + quarantined."),
+    ("read", "rows", Kind.GAUGE, "Rows of the window read: used + filtered + dropped + quarantined."),
+    ("filtered", "rows", Kind.GAUGE, "Rows of the window that the job's own filters left out."),
     ("dropped", "rows", Kind.GAUGE, "Bad rows of the window that were dropped."),
     ("quarantined", "rows", Kind.GAUGE, "Bad rows of the window that were quarantined."),
-    ("seconds", "s", Kind.GAUGE, "Wall time of the window, in its own record."),
+    ("seconds", "s", Kind.GAUGE, "Time spent on the window, in its own record."),
 ):
     METRICS.declare(_name, unit=_unit, kind=_kind, description=_description)

@@ -37,11 +37,11 @@ def quality_plots(run: RunData) -> Iterator[Plot]:
     def plot(title: str, note: str, series: tuple[Series, ...], levels: tuple[Level, ...], y_format: str) -> Plot:
         return Plot(title, note, run.rows, "count", series, levels, marks=marks, y_format=y_format)
 
-    auc = _known(Series("progressive, so far", run.column("auc"), "blue"))
+    auc = _known(Series("so far in the window", run.column("auc"), "blue"))
     levels = _levels(run, ("auc", "of the window", "green", False), ("baseline_auc", "baseline", "warm", True))
     if auc or levels:
         yield plot("AUC", "of predictions made before training on the rows", auc, levels, "metric")
-    ne = _known(Series("progressive, so far", run.column("ne"), "blue"))
+    ne = _known(Series("so far in the window", run.column("ne"), "blue"))
     levels = _levels(run, ("ne", "of the window", "green", False), ("best_ne", "best reachable", "warm", True))
     if ne or levels:
         yield plot("Normalised entropy", "1 is always predicting the mean; lower is better", ne, levels, "metric")

@@ -122,16 +122,27 @@ def _tiles(run: RunData) -> str:
         low, middle, high = np.nanpercentile(rates, [10, 50, 90])
         spread = f"{low / 1000:,.0f}k to {high / 1000:,.0f}k" if low >= 10_000 else f"{low:,.0f} to {high:,.0f}"
         tiles.append(_tile("Rows/s, median", format_count(round(middle)), spread))
-    waits = [share for label, _, share in time_shares(run) if label == "wait for batch"]
-    if waits:
-        note = "the trainer is fed" if waits[0] < 0.1 else "feeding limits"
-        tiles.append(_tile("Waiting for batches", f"{100 * waits[0]:.1f} %", note, "good" if waits[0] < 0.1 else "bad"))
+    tiles += _waiting_tile(run)
     bad = sum(_bad_rows(span) for span in run.windows)
     read = sum(span.value("read") for span in run.windows if math.isfinite(span.value("read")))
     if read > 0:
         note = f"{100 * bad / read:.2g} % of read" if bad else "of all rows read"
         tiles.append(_tile("Bad rows", format_count(bad), note, "bad" if bad else ""))
     return f'<div class="tiles">{"".join(tiles)}</div>'
+
+
+def _waiting_tile(run: RunData) -> list[str]:
+    shares = {label: share for label, _, share in time_shares(run)}
+    waiting = shares.get("wait for batch")
+    if waiting is None:
+        return []
+    if waiting < 0.1:
+        note, mood = "the trainer is fed", "good"
+    elif waiting == max(shares.values()):
+        note, mood = "feeding limits", "bad"
+    else:
+        note, mood = "of the trainer's time", ""
+    return [_tile("Waiting for batches", f"{100 * waiting:.1f} %", note, mood)]
 
 
 def _tile(label: str, value: str, note: str, mood: str = "") -> str:
@@ -211,6 +222,7 @@ def _window_table(windows: Iterable[WindowSpan]) -> str:
         ("best_ne", "best NE", metric),
         ("calibration", "calibration", metric),
         ("read", "read", count),
+        ("filtered", "filtered", count),
         ("dropped", "dropped", count),
         ("quarantined", "quarantined", count),
     ]

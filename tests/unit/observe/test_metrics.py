@@ -1,5 +1,7 @@
 """Metrics are declared once."""
 
+from pathlib import Path
+
 import pytest
 
 from headrace.observe.metrics import METRICS, Kind, MetricRegistry
@@ -19,3 +21,8 @@ def test_every_declared_metric_is_explained() -> None:
     for metric in METRICS:
         assert metric.description.endswith(".")
         assert f"| `{metric.name}` |" in METRICS.to_markdown()
+
+
+def test_the_documentation_lists_the_metrics_as_declared() -> None:
+    page = Path(__file__).parents[3] / "docs" / "reports.md"
+    assert METRICS.to_markdown() in page.read_text(encoding="utf-8")

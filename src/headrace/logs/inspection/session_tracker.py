@@ -24,8 +24,8 @@ Counts = npt.NDArray[np.int64]
 class SessionTracker:
     """Remembers the last row of each session, whether sessions lie one after another or mixed.
 
-    It holds as many sessions as fit in 64 MiB (45,000 for 150 columns, 200,000 for 30). A session that comes back after
-    so many others were seen counts as a new one; `num_split` tells how many did.
+    It holds as many sessions as fit in 64 MiB (about 30,000 for 150 columns, 130,000 for 30). A session that comes
+    back after so many others were seen counts as a new one; `num_split` tells how many did.
     """
 
     def __init__(self, num_columns: int, *, max_bytes: int = MAX_BYTES) -> None:

@@ -53,6 +53,12 @@ def test_null_has_its_own_hash() -> None:
     assert hashes_of(pa.array([None, ""]))[1] != NULL_HASH
 
 
+def test_zeros_and_nans_of_any_sign_are_equal() -> None:
+    nans = np.array([np.nan, -np.nan])
+    assert len(set(hashes_of(pa.array(nans)))) == 1
+    assert len(set(hashes_of(pa.array([0.0, -0.0])))) == 1
+
+
 @pytest.mark.parametrize("other", [pa.large_string(), pa.dictionary(pa.int8(), pa.string()), pa.string_view()])
 def test_texts_hash_alike_in_every_layout(other: pa.DataType) -> None:
     texts = pa.array(["a", "bb", None, "a", "ccccccccc"])

@@ -141,9 +141,9 @@ def test_a_clean_log_has_no_bad_rows(found: Inspection) -> None:
 def test_bad_rows_are_counted_by_reason_and_the_first_is_located(tmp_path: Path) -> None:
     table = small_log()
     labels = table.column("click").to_pylist()
-    labels[700] = labels[701] = 5
+    labels[900] = labels[901] = 5
     times: list[int | None] = table.column("time").to_pylist()
-    times[3] = times[701] = None  # row 701 is bad for two reasons and counts once
+    times[3] = times[901] = None  # row 901 is bad for two reasons and counts once
     table = table.set_column(0, "click", pa.array(labels, pa.int8())).set_column(1, "time", pa.array(times))
     found = inspect_log(write_log(tmp_path / "log", table))
     assert found.num_bad == 3
@@ -152,8 +152,8 @@ def test_bad_rows_are_counted_by_reason_and_the_first_is_located(tmp_path: Path)
     assert (label.count, Path(label.file).name, label.row_group, label.row, label.given) == (
         2,
         "part-1.parquet",
-        0,
-        100,
+        1,
+        300,
         "5",
     )
     time = facts["time", "timestamp is missing"]

@@ -67,6 +67,13 @@ def test_sessions_that_come_back_too_late_are_told() -> None:
     assert tracker.num_following == 0
 
 
+def test_sessions_in_use_stay_while_idle_ones_make_room() -> None:
+    sessions = [0 if row % 2 else row for row in range(2, 10_002)]  # session 0 in every other row
+    tracker = track(sessions, np.ones((10_000, 1)), batch=1000, max_bytes=1024)
+    assert tracker.num_split == 0
+    assert (tracker.num_following, tracker.max_rows()) == (4_999, 5_000)
+
+
 def test_rows_without_a_session_are_left_out() -> None:
     tracker = SessionTracker(1)
     tracker.add(np.array([5, NULL_HASH, 5], dtype=np.uint64), np.array([[1], [2], [1]], dtype=np.uint64))
