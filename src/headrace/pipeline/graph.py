@@ -29,6 +29,7 @@ from headrace.pipeline.operations import (
 from headrace.pipeline.sources import IterableSource, TableSource
 
 if TYPE_CHECKING:
+    from headrace.pipeline.dataset import PipelineDataset
     from headrace.pipeline.iterator import BatchIterator
 
 __all__ = ["Executor", "Pipeline", "Stage", "from_iterable", "from_source", "read_arrow", "read_parquet"]
@@ -207,6 +208,12 @@ class Pipeline:
             decisions=decisions,
         )
         return BatchIterator(self, options, state)
+
+    def as_dataset(self, **options: Any) -> PipelineDataset:
+        """The pipeline as a torch `IterableDataset`; `options` are those of `open` (but not `state`)."""
+        from headrace.pipeline.dataset import PipelineDataset
+
+        return PipelineDataset(self, **options)
 
     @property
     def signature(self) -> tuple[str, ...]:

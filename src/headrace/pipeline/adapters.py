@@ -1,0 +1,134 @@
+"""Pipelines over data that other libraries load: their source stays, our stages follow."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from importlib import import_module
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from headrace.errors import ConfigError, MissingExtra
+from headrace.logs.pieces import ROW_ID, Piece
+from headrace.pipeline.graph import Pipeline, from_source
+from headrace.pipeline.sources import IterableSource, to_record_batch
+
+__all__ = ["HuggingFaceSource", "from_dataloader", "from_huggingface", "from_ray", "from_tfdata"]
+
+HUGGINGFACE_ROWS = 16_384
+"""Rows of an item of a Hugging Face dataset; its Arrow files are memory-mapped, so small items cost little."""
+
+
+def from_dataloader(loader: Any, *, columns: Sequence[str] = ()) -> Pipeline:
+    """A pipeline that reads the batches of a `torch.utils.data.DataLoader`, with all of its workers.
+
+    Args:
+        loader: Yields dicts of tensors, or tuples named by `columns`; in the same order each time.
+        columns: Names of the parts of a tuple.
+
+    Raises:
+        ConfigError: The loader shuffles: each pass would be in another order, and a stopped job could not be resumed.
+    """
+    if type(getattr(loader, "sampler", None)).__name__ in ("RandomSampler", "WeightedRandomSampler"):
+        raise ConfigError(
+            "from_dataloader: the loader shuffles, so each pass has another order and cannot be resumed; "
+            "make it with shuffle=False and shuffle here: .shuffle(num_rows=..., seed=...)"
+        )
+    return from_source(IterableSource(loader, columns=columns, name="DataLoader"))
+
+
+def from_ray(dataset: Any) -> Pipeline:
+    """A pipeline that reads a `ray.data.Dataset`, block by block, in the order of its blocks.
+
+    Raises:
+        MissingExtra: Ray is not installed.
+    """
+    _require("ray.data", "ray", "bench")
+    dataset.context.execution_options.preserve_order = True  # Ray hands out blocks as they are ready otherwise
+    blocks = _Reiterable(dataset, "iter_batches", batch_size=None, batch_format="pyarrow")
+    return from_source(IterableSource(blocks, name="ray.data.Dataset"))
+
+
+def from_tfdata(dataset: Any, *, columns: Sequence[str] = ()) -> Pipeline:
+    """A pipeline that reads a batched `tf.data.Dataset` whose elements are dicts, or tuples named by `columns`.
+
+    The order must not change from pass to pass: `shuffle` in it needs `reshuffle_each_iteration=False` and a seed.
+
+    Raises:
+        MissingExtra: TensorFlow is not installed.
+    """
+    _require("tensorflow", "tensorflow", "bench")
+    return from_source(
+        IterableSource(_Reiterable(dataset, "as_numpy_iterator"), columns=columns, name="tf.data.Dataset")
+    )
+
+
+def from_huggingface(dataset: Any, *, item_rows: int = HUGGINGFACE_ROWS) -> Pipeline:
+    """A pipeline that reads a Hugging Face `datasets.Dataset` or `IterableDataset`.
+
+    Rows of a `Dataset` are found by their number, so a resume reads nothing twice; an `IterableDataset` is read from
+    the start and what was used is left out.
+
+    Args:
+        dataset: The dataset.
+        item_rows: Rows read at once.
+
+    Raises:
+        MissingExtra: Hugging Face datasets is not installed.
+    """
+    _require("datasets", "datasets", "bench")
+    arrow = dataset.with_format("arrow")
+    if hasattr(dataset, "__len__"):
+        return from_source(HuggingFaceSource(arrow, item_rows))
+    return from_source(
+        IterableSource(_Reiterable(arrow, "iter", batch_size=item_rows), name="datasets.IterableDataset")
+    )
+
+
+class HuggingFaceSource:
+    """A map-style dataset in Arrow format; each item is a stretch of its rows."""
+
+    def __init__(self, dataset: Any, item_rows: int) -> None:
+        """Take a dataset whose slices are Arrow tables."""
+        self._dataset = dataset
+        self._item_rows = item_rows
+
+    def __len__(self) -> int:
+        return -(-len(self._dataset) // self._item_rows)
+
+    def read(self, item: int) -> Iterator[Piece]:
+        """The one piece of an item."""
+        first, last = self._bounds(item)
+        rows = to_record_batch(self._dataset[first:last], where=self.describe(item))
+        if ROW_ID not in rows.schema.names:
+            rows = rows.append_column(pa.field(ROW_ID, pa.int64()), pa.array(np.arange(first, last)))
+        yield Piece(rows, rows.num_rows)
+
+    def describe(self, item: int) -> str:
+        """Rows of the dataset, counted from 0."""
+        first, last = self._bounds(item)
+        return f"datasets.Dataset, rows {first} to {last - 1}"
+
+    def _bounds(self, item: int) -> tuple[int, int]:
+        first = item * self._item_rows
+        return first, min(first + self._item_rows, len(self._dataset))
+
+
+class _Reiterable:
+    """Calls a method of a dataset each time it is iterated."""
+
+    def __init__(self, dataset: Any, method: str, **arguments: Any) -> None:
+        self._dataset = dataset
+        self._method = method
+        self._arguments = arguments
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(getattr(self._dataset, self._method)(**self._arguments))
+
+
+def _require(module: str, package: str, extra: str) -> None:
+    try:
+        import_module(module)
+    except ImportError as error:
+        raise MissingExtra(package, extra) from error
