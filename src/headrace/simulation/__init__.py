@@ -1,9 +1,12 @@
 """A pipeline on a virtual clock: where policies are compared and learners trained in seconds, not hours."""
 
+from headrace.simulation.published import LATENCY_SPLIT, PUBLISHED_CPUS, published_machine, published_pipeline
 from headrace.simulation.simulator import PipelineSimulator, SimulatedStage, SimulatedTotals
 from headrace.simulation.spec import Distribution, Drift, Machine, MachinePhase, PipelineSpec, StageSpec
 
 __all__ = [
+    "LATENCY_SPLIT",
+    "PUBLISHED_CPUS",
     "Distribution",
     "Drift",
     "Machine",
@@ -13,4 +16,6 @@ __all__ = [
     "SimulatedStage",
     "SimulatedTotals",
     "StageSpec",
+    "published_machine",
+    "published_pipeline",
 ]

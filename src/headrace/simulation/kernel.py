@@ -127,6 +127,16 @@ def _must_go_on(state: State, stage: int) -> bool:
 
 
 @kernel()
+def _moved_on(state: State, stage: int) -> int:
+    """Services whose elements have left a stage, in order, for the room in front of the next one's workers."""
+    counts, num_out = state.counts[stage], int(state.params[stage, s.NUM_OUT])
+    room = 0
+    if stage + 1 < state.counts.shape[0]:
+        room = (state.counts[stage + 1, s.WORKERS] + 1) * int(state.params[stage + 1, s.NUM_IN])
+    return int(min(counts[s.IN_ORDER], (counts[s.TAKEN] + room) // num_out))
+
+
+@kernel()
 def _why_blocked(state: State, stage: int) -> int:
     """Why an idle worker of a stage cannot start: one of ON_INPUT, ON_OUTPUT, ON_MEMORY, ON_THREAD, or -1."""
     counts, clock = state.counts[stage], state.clock
@@ -135,11 +145,8 @@ def _why_blocked(state: State, stage: int) -> int:
             return s.ON_INPUT
     elif _available(state, stage - 1) < int(state.params[stage, s.NUM_IN]):
         return s.ON_INPUT
-    num_out = int(state.params[stage, s.NUM_OUT])
-    places = counts[s.WORKERS] + counts[s.BUFFER]
-    if stage + 1 < state.counts.shape[0]:  # a batch is gathered beside the places, or it could never be filled
-        places += (int(state.params[stage + 1, s.NUM_IN]) - 1) // num_out
-    if counts[s.STARTED] - counts[s.TAKEN] // num_out >= min(places, s.RING):
+    places = min(counts[s.WORKERS] + counts[s.BUFFER], s.RING)
+    if counts[s.STARTED] - _moved_on(state, stage) >= places:
         return s.ON_OUTPUT
     wanted = clock[s.LIVE_BYTES] + clock[s.RESERVED] + state.sums[stage, s.ESTIMATE]
     if wanted > clock[s.LEDGER] and not _must_go_on(state, stage):

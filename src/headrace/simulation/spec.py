@@ -59,7 +59,8 @@ class StageSpec:
         max_workers: 1 makes the stage sequential.
         num_inputs: Elements taken by a service (a batch size); not used by the first stage.
         num_outputs: Elements given by a service.
-        buffer: Finished elements kept beside those being worked on, in services.
+        buffer: Services a stage may have finished ahead, beside those its workers are busy with. Elements leave it in
+            order, for the room in front of the next stage's workers (one more than these).
         output_bytes: Mean size of what one service gives.
         bytes_distribution: Of `output_bytes`.
         bytes_spread: See `Distribution`.

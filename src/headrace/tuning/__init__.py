@@ -1,0 +1,23 @@
+"""Tuners: what a pipeline's workers and buffers should be, decided from its counters, with the reason."""
+
+from headrace.tuning.job import Job, SimulatedJob
+from headrace.tuning.observation import Observation, StageObservation
+from headrace.tuning.policies import POLICIES, Policy, Proposal, make_policy
+from headrace.tuning.space import Knob, Space
+from headrace.tuning.trial import Trial, recovery_times, run_trial
+
+__all__ = [
+    "POLICIES",
+    "Job",
+    "Knob",
+    "Observation",
+    "Policy",
+    "Proposal",
+    "SimulatedJob",
+    "Space",
+    "StageObservation",
+    "Trial",
+    "make_policy",
+    "recovery_times",
+    "run_trial",
+]

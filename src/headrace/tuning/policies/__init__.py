@@ -1,0 +1,53 @@
+"""Policies, one file each: the baselines and ours, behind the same two methods, found by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from headrace.errors import ConfigError
+from headrace.tuning.policies.auto import Auto, AutoConfig
+from headrace.tuning.policies.autotune import Autotune
+from headrace.tuning.policies.base import Policy, Proposal
+from headrace.tuning.policies.even import EvenSplit
+from headrace.tuning.policies.one_per_stage import OnePerStage
+from headrace.tuning.policies.oracle import Oracle
+from headrace.tuning.policies.plumber import Plumber
+from headrace.tuning.policies.relaunched import Relaunched
+
+__all__ = [
+    "POLICIES",
+    "Auto",
+    "AutoConfig",
+    "Autotune",
+    "EvenSplit",
+    "OnePerStage",
+    "Oracle",
+    "Plumber",
+    "Policy",
+    "Proposal",
+    "Relaunched",
+    "make_policy",
+]
+
+POLICIES: dict[str, Callable[[], Policy]] = {
+    "auto": Auto,
+    "one_per_stage": OnePerStage,
+    "even": EvenSplit,
+    "autotune": Autotune,
+    "autotune_hill_climb": lambda: Autotune("hill_climb"),
+    "autotune_adaptive": lambda: Relaunched(Autotune),
+    "plumber": Plumber,
+    "plumber_adaptive": lambda: Relaunched(Plumber),
+}
+"""By name; the oracle is not here, for it must be told the truth."""
+
+
+def make_policy(name: str) -> Policy:
+    """A new policy by its name.
+
+    Raises:
+        ConfigError: There is none of that name.
+    """
+    if name not in POLICIES:
+        raise ConfigError(f"tuner: given {name!r}, expected one of {', '.join(POLICIES)}")
+    return POLICIES[name]()

@@ -1,0 +1,123 @@
+"""`Oracle`: knows the true service times and picks the best of many settings by trying each in the simulator.
+
+Only for simulation and emulation: it is the limit others are measured against.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+from headrace.simulation import Machine, PipelineSimulator, PipelineSpec
+from headrace.tuning.observation import Observation
+from headrace.tuning.policies.base import Proposal
+from headrace.tuning.rates import StageRate, fluid_rate, integer_split
+from headrace.tuning.space import Space, workers_of
+
+__all__ = ["Oracle", "best_setting", "true_rates"]
+
+HEADROOMS = (0.0, 0.1, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
+"""Workers beyond what the closed form needs: tried because heavy tails and rounding make some of them pay."""
+TRIAL_ELEMENTS = 1000
+"""Elements delivered in each trial; enough to tell settings 1 % apart where service times are constant."""
+WORTH_CLIMBING = 0.99
+"""From the best of those it climbs by doubling one stage's workers, while 1 % is to be gained."""
+MAX_TRIED_WORKERS = 4096
+DRIFT_STEP = 0.05
+"""It solves anew when a true mean has moved by this share."""
+
+
+def true_rates(spec: PipelineSpec, time_s: float = 0.0) -> list[StageRate]:
+    """What each stage really needs for an element delivered, at a moment."""
+    return [
+        StageRate(
+            stage.name,
+            cpu_s=visits * stage.cpu_s * stage.scale_at(time_s),
+            blocking_s=visits * stage.io_s * stage.scale_at(time_s),
+            contention=stage.contention,
+            max_workers=stage.max_workers,
+        )
+        for stage, visits in zip(spec.stages, spec.visit_ratios(), strict=True)
+    ]
+
+
+def best_setting(spec: PipelineSpec, cpus: int, time_s: float = 0.0) -> tuple[dict[str, int], float]:
+    """Workers by stage with the highest rate in a trial, and that rate in elements a second.
+
+    Args:
+        spec: The true pipeline.
+        cpus: CPUs of the machine.
+        time_s: When; a pipeline that drifts is held as it is at this moment.
+    """
+    rates = true_rates(spec, time_s)
+    still = replace(
+        spec,
+        stages=tuple(
+            replace(each, cpu_s=each.cpu_s * f, io_s=each.io_s * f, drift=None)
+            for each in spec.stages
+            if (f := each.scale_at(time_s))
+        ),
+    )
+    most = fluid_rate(rates, cpus)
+    if spec.consumer_s > 0:
+        most = min(most, 1.0 / spec.consumer_s)
+    tried = [(_trial(still, cpus, workers, most), workers) for workers in _candidates(rates, cpus, most)]
+    rate, workers = max(tried, key=lambda each: (each[0], -sum(each[1])))
+    while rate < WORTH_CLIMBING * most:
+        doubled = [
+            [
+                min(stage.max_workers, k * (2 if i == chosen else 1))
+                for i, (stage, k) in enumerate(zip(rates, workers, strict=True))
+            ]
+            for chosen in range(len(rates))
+        ]
+        best = max((_trial(still, cpus, each, most), each) for each in doubled if sum(each) < MAX_TRIED_WORKERS)
+        if best[0] <= rate / WORTH_CLIMBING:
+            break
+        rate, workers = best
+    return {stage.name: k for stage, k in zip(rates, workers, strict=True)}, rate
+
+
+def _candidates(rates: Sequence[StageRate], cpus: int, most: float) -> Iterator[list[int]]:
+    yield integer_split(rates, cpus)[0]
+    for headroom in HEADROOMS:
+        wanted = ((1 + headroom) * min(stage.workers_for(most), 4.0 * cpus) for stage in rates)
+        # Rounded up, and one more: two of them busy on the same element's neighbours keep the stage from idling.
+        yield [min(stage.max_workers, int(-(-k // 1)) + (headroom > 0)) for stage, k in zip(rates, wanted, strict=True)]
+
+
+def _trial(spec: PipelineSpec, cpus: int, workers: Sequence[int], most: float) -> float:
+    simulator = PipelineSimulator(spec, Machine.fixed(cpus))
+    for stage, k in zip(spec.stages, workers, strict=True):
+        simulator.set_workers(stage.name, max(1, k))
+    seconds = TRIAL_ELEMENTS / most
+    simulator.run(seconds / 2)
+    return simulator.run(seconds) / seconds
+
+
+class Oracle:
+    """Sets the best workers at the start, at each resize and as the true means drift."""
+
+    def __init__(self, spec: PipelineSpec) -> None:
+        """Args: spec: The truth."""
+        self._spec = spec
+
+    def start(self, space: Space, observation: Observation) -> Proposal:
+        """The best setting for this machine."""
+        self._space = space
+        return self._solve(observation)
+
+    def decide(self, observation: Observation) -> Proposal:
+        """The best setting, if the machine or the pipeline has changed."""
+        scales = [stage.scale_at(observation.time_s) for stage in self._spec.stages]
+        moved = any(abs(now / then - 1) > DRIFT_STEP for now, then in zip(scales, self._scales, strict=True))
+        if observation.cpus == self._cpus and not moved:
+            return Proposal(reason="nothing, because machine and pipeline are as before")
+        return self._solve(observation)
+
+    def _solve(self, observation: Observation) -> Proposal:
+        self._cpus = observation.cpus
+        self._scales = [stage.scale_at(observation.time_s) for stage in self._spec.stages]
+        workers, rate = best_setting(self._spec, max(1, int(observation.cpus)), observation.time_s)
+        values = self._space.clip({workers_of(name): k for name, k in workers.items()})
+        return Proposal(values, f"best of all tried for {observation.cpus:g} CPUs: {rate:.4g} a second")
