@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from headrace.logs.casting import TICKS_PER_S
-from headrace.logs.inspection.guesses import Guess
+from headrace.logs.inspection.guesses import Guess, Part
 from headrace.logs.inspection.inspection import LARGE_ROW_GROUP_BYTES, Inspection
 from headrace.logs.inspection.profiles import ColumnProfile
 from headrace.logs.inspection.session_tracker import SessionTracker
@@ -78,7 +78,7 @@ def _columns_table(inspection: Inspection, style: box.Box) -> Table:
             _percent(profile.null_ratio) if profile.num_nulls else "0",
             _count(distinct, is_exact=profile.ids.is_exact),
             _percent(profile.ids.top_share()) if profile.ids.num_values and guess.part != "label" else "-",
-            _times(profile, inspection) if guess.part == "timestamp" else _values(profile),
+            _times(profile, inspection) if guess.part == "timestamp" else _values(profile, guess.part),
         ]
         if inspection.duplication:
             share = inspection.duplication.get(profile.name)
@@ -94,13 +94,15 @@ def _short_type(profile: ColumnProfile) -> str:
     return " / ".join(names)
 
 
-def _values(profile: ColumnProfile) -> str:
+def _values(profile: ColumnProfile, part: Part) -> str:
     if profile.is_list:
         p50, p99 = profile.percentile_length(50), profile.percentile_length(99)
         return f"length mean {profile.mean_length:.3g}, p50 {p50}, p99 {p99}, max {profile.max_length}"
     if profile.min is None or profile.max is None:
         return ""
-    text = f"{_number(profile.min)} to {_number(profile.max)}, mean {_number(profile.mean or 0.0)}"
+    text = f"{_number(profile.min)} to {_number(profile.max)}"
+    if part not in ("id", "session_id", "row_id"):  # the mean of ids says nothing
+        text += f", mean {_number(profile.mean or 0.0)}"
     return text + (f", {profile.num_not_finite:,} not finite" if profile.num_not_finite else "")
 
 
