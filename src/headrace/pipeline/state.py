@@ -19,6 +19,7 @@ from enum import StrEnum
 from headrace.pipeline.elements import Element
 from headrace.pipeline.lanes import Lane, SourceLane, StageLane, Work
 from headrace.pipeline.ledger import Charge, Ledger
+from headrace.resources import format_bytes
 
 __all__ = ["Blocked", "PipelineState", "Pressure"]
 
@@ -73,7 +74,7 @@ class PipelineState:
         read_ahead_bytes: int,
         report: Callable[[str], None],
     ) -> None:
-        """Start with empty lanes; `report` is told when an element is larger than the budget."""
+        """Start with empty lanes; `report` is told, once a lane, of elements larger than the budget."""
         self.source = source
         self.lanes: tuple[Lane, ...] = (source, *stages)
         self._stages = stages
@@ -86,6 +87,7 @@ class PipelineState:
         self._breakage: BaseException | None = None
         self._num_cancelled = 0
         self._report = report
+        self._over_budget: set[str] = set()
         self._threads_running = 0
         self._num_running = 0
 
@@ -252,10 +254,12 @@ class PipelineState:
 
     def _start(self, work: Work, now: float) -> None:
         lane = self.lanes[work.lane]
-        if not self.ledger.fits(work.reserved_bytes):
+        if not self.ledger.fits(work.reserved_bytes) and lane.name not in self._over_budget:
+            self._over_budget.add(lane.name)
             self._report(
-                f"stage {lane.name} needs {work.reserved_bytes} bytes for one element, {self.ledger.used_bytes} of "
-                f"{self.ledger.budget_bytes} are used by what it is made from: it goes on alone, above the budget"
+                f"stage {lane.name} needs {format_bytes(work.reserved_bytes)} for one element beside the "
+                f"{format_bytes(self.ledger.used_bytes)} it is made from, but memory_bytes is "
+                f"{format_bytes(self.ledger.budget_bytes)}: such elements go on alone, above the budget"
             )
         self.ledger.add(work.reserved_bytes)
         self._num_running += 1

@@ -6,6 +6,7 @@ the first batch is asked for and as work is there for them, and rest when there 
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -35,6 +36,8 @@ from headrace.pipeline.watchdog import MemoryWatchdog
 
 __all__ = ["ThreadFeed"]
 
+logger = logging.getLogger(__name__)
+
 MAX_PREFETCH = 1024
 """Most batches made ahead; the memory budget normally ends it long before."""
 
@@ -48,6 +51,9 @@ SAMPLE_EVERY_S = 0.001
 SHORT_WORK_S = 50e-6
 """Work shorter than this is left to one thread: waking another takes as long, and both would wait for the GIL.
 (Measured with 5 us of work on 2 CPUs: 4 threads took 340 us for an element, one takes 150 us.)"""
+
+CLOSE_PATIENCE_S = 30.0
+"""How long `close` waits for functions at work; a thread cannot be ended from outside."""
 
 LOOK_AGAIN_S = 0.005
 """While one thread does all the short work, a waiting consumer looks this often whether it is short no more."""
@@ -137,7 +143,7 @@ class ThreadFeed:
             )
 
     def close(self) -> None:
-        """Stop all workers and wait for those at work, except where a function is stuck."""
+        """Stop all workers and wait for those at work, but not for ever."""
         with self._lock:
             self._closing = True
             self._state.stop()
@@ -148,9 +154,12 @@ class ThreadFeed:
             runner.close()
         if threading.current_thread() in threads:
             return  # garbage collection in a worker: it must not wait for threads that may wait for it
+        deadline = time.monotonic() + CLOSE_PATIENCE_S
         for thread in threads:
             if thread not in self._stuck:
-                thread.join()
+                thread.join(max(0.0, deadline - time.monotonic()))
+            if thread not in self._stuck and thread.is_alive():
+                logger.warning("close: a worker is still busy and is left behind; it is at\n%s", stack_of(thread))
         self._readers.clear()  # closes generators, and with them their files
 
     # ---- the workers' side
