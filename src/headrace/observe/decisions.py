@@ -39,16 +39,17 @@ class Decision:
 class DecisionLog:
     """Appends decisions to `decisions.jsonl`; any thread may record."""
 
-    def __init__(self, path: str | Path, *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, path: str | Path, *, start_s: float = 0.0, clock: Callable[[], float] = time.monotonic) -> None:
         """Opens the log, keeping what it holds.
 
         Args:
             path: The file.
-            clock: Seconds; times are counted from now.
+            start_s: Seconds that the run has lasted already, where it goes on from a checkpoint.
+            clock: Seconds, monotonic.
         """
         self._writer = JsonlWriter(path)
         self._clock = clock
-        self._start = clock()
+        self._start = clock() - start_s
 
     def record(
         self,

@@ -10,7 +10,7 @@ STYLE = """
   --blue: #2f6fde; --green: #2c9c5a; --warm: #d97a12; --violet: #8054d1; --sky: #35a5cf; --rose: #d2477f;
   --teal: #178a86; --olive: #8f8a1f; --grey: #8793a1;
 }
-@media (prefers-color-scheme: dark) {
+@media screen and (prefers-color-scheme: dark) {
   :root {
     --page: #0f141a; --card: #171e26; --text: #e6ebf1; --soft: #93a1b1; --line: #29323d; --grid: #222a34;
     --mark: #46525f;
@@ -129,6 +129,8 @@ footer { color: var(--soft); font-size: 12.5px; margin-top: 36px; }
   .grid { grid-template-columns: 1fr 1fr; gap: 8px; }
   .scroll { overflow: visible; }
   h2 { break-after: avoid; }
+  table { font-size: 10.5px; }
+  th, td { padding: 3px 5px; }
   * { print-color-adjust: exact; -webkit-print-color-adjust: exact; }
 }
 """

@@ -15,6 +15,12 @@ def test_decisions_are_read_back_as_they_were_recorded(tmp_path: Path) -> None:
     assert (first.time_s, second.time_s) == (2.5, 4.0)
 
 
+def test_a_run_that_goes_on_counts_its_time_on(tmp_path: Path) -> None:
+    times = iter([100.0, 101.0])
+    with DecisionLog(tmp_path / "decisions.jsonl", start_s=60.0, clock=lambda: next(times)) as log:
+        assert log.record("training", {}, "going on").time_s == 61.0
+
+
 def test_a_missing_log_has_no_decisions(tmp_path: Path) -> None:
     assert read_decisions(tmp_path / "decisions.jsonl") == []
 
