@@ -127,7 +127,7 @@ def write_one_hot(buckets: Any, column: int, out: Any, first_column: int, width:
 def write_row_ids(sources: Any, source: int, out: Any) -> None:
     """Copy a column of int64, or count from 0 on where `source` is negative."""
     if source >= 0:
-        load_ids(sources[source], 0, out.size, out)
+        load_ids(sources[source], np.int64(0), out.size, out)
     else:
         for row in range(out.size):
             out[row] = row

@@ -169,7 +169,7 @@ def _write_feature(
     if not is_list:
         for row in range(bounds.size):
             bounds[row] = row
-    at = first = 0
+    at = first = np.int64(0)  # a plain 0 would compile everything below once more, for that literal
     while first < num_rows:
         rows = _next_rows(source, first, num_rows, limit, bounds) if is_list else min(BLOCK, num_rows - first)
         count = bounds[rows]
