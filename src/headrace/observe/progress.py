@@ -182,7 +182,7 @@ def track_progress(
     *,
     total: int | None = None,
     unit: str = "items",
-    weigh: Callable[[T], int] = lambda item: 1,
+    weigh: Callable[[T], int] | None = None,
     console: Console | None = None,
 ) -> Iterator[T]:
     """Yield items and show how far they are.
@@ -190,16 +190,16 @@ def track_progress(
     Args:
         items: What to go through.
         what: Names the job.
-        total: Sum of the weights; None if it is not known (for the unit "items": the length of `items` if it has one).
-        unit: What the weights count, such as "rows" or "bytes".
-        weigh: How much an item counts, for another unit than "items".
+        total: Count at the end, in the unit; None if it is not known (without `weigh`: the length of `items`, if any).
+        unit: What is counted, such as "files", or with `weigh` "rows" or "bytes".
+        weigh: How much an item counts; 1 when None.
         console: Where to draw; standard error when None.
     """
-    if total is None and isinstance(items, Sized) and unit == "items":
+    if total is None and weigh is None and isinstance(items, Sized):
         total = len(items)
     with Progress(what, total=total, unit=unit, console=console) as progress:
         for item in items:
-            weight = weigh(item)  # before the caller may change it
+            weight = 1 if weigh is None else weigh(item)  # before the caller may change it
             yield item
             progress.advance(weight)
 

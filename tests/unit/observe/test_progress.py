@@ -87,6 +87,12 @@ def test_track_progress_yields_every_item_and_adds_up_their_weights() -> None:
     assert text_of(console) == ""
 
 
+def test_track_progress_knows_the_length_of_what_has_one() -> None:
+    console = Console(file=io.StringIO(), force_terminal=True, width=110)
+    assert list(track_progress(["a", "b"], "import", unit="files", console=console)) == ["a", "b"]
+    assert "2 of 2 files  100%" in text_of(console)
+
+
 def test_progress_starts_no_thread() -> None:
     import threading
 
