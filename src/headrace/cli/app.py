@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from typing import Annotated
 
 import typer
@@ -20,6 +21,10 @@ from headrace.cli.replay import replay
 from headrace.cli.train import train
 from headrace.errors import HeadraceError
 
+# In the order of --help: that of a first hour with the tool.
+BEFORE_IMPORT: tuple[Callable[..., None], ...] = (demo, generate)
+AFTER_IMPORT: tuple[Callable[..., None], ...] = (inspect, train, evaluate, predict, replay, export, doctor)
+
 app = typer.Typer(
     name="headrace",
     help="Keeps recommendation models fed: logs in, features, one pass over what is new, a better model out.",
@@ -28,10 +33,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-for command in (demo, generate):
+for command in BEFORE_IMPORT:
     app.command()(command)
 app.add_typer(import_app)
-for command in (inspect, train, evaluate, predict, replay, export, doctor):
+for command in AFTER_IMPORT:
     app.command()(command)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 
 from headrace.training import Scores, WindowResult
@@ -23,12 +24,15 @@ def text_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 def window_table(windows: Sequence[WindowResult]) -> str:
     """One line a window: rows, speed, metrics of its first label before each row was trained on."""
     bounded = any(window.best_ne is not None for window in windows)
-    header = ["window", "rows", "bad", "rows/s", "AUC", "log loss", "NE", *(["best NE"] if bounded else [])]
+    compared = any(not math.isnan(window.baseline_auc) for window in windows)
+    header = ["window", "rows", "bad", "rows/s", "AUC", "log loss", "NE"]
+    header += ["best NE"] * bounded + ["baseline AUC"] * compared
     rows = []
     for window in windows:
         scores = next(iter(window.scores.values()))
         rate = window.rows.used / window.seconds if window.seconds else 0.0
-        best = ["" if window.best_ne is None else f"{window.best_ne:.4f}"] if bounded else []
+        extra = ["" if window.best_ne is None else f"{window.best_ne:.4f}"] * bounded
+        extra += [f"{window.baseline_auc:.4f}"] * compared
         rows.append(
             [
                 window.name,
@@ -38,7 +42,7 @@ def window_table(windows: Sequence[WindowResult]) -> str:
                 f"{scores.auc:.4f}",
                 f"{scores.log_loss:.4f}",
                 f"{scores.ne:.4f}",
-                *best,
+                *extra,
             ]
         )
     return text_table(header, rows)

@@ -56,6 +56,9 @@ def assemble(job: JobConfig) -> Assembly:
         embeddings=job.embeddings,
         seed=job.training.seed,
     )
+    baseline = job.training.baseline
+    if baseline is not None and baseline not in plan.dense_names:
+        raise ConfigError(f"training.baseline: given {baseline}, expected one of: {', '.join(plan.dense_names)}")
     optimizer = make_dense_optimizer(job.training.dense_optimizer, model.parameters())
     shape = {
         "labels": list(labels),

@@ -67,6 +67,8 @@ class TrainingConfig(Config):
     keep_checkpoints: int = Field(default=3, ge=2)
     log_every_steps: int = Field(default=20, ge=1)
     """How many steps share one line of metrics."""
+    baseline: str | None = None
+    """A dense feature, such as an item's clicks in the last hour; how well it alone ranks is shown beside the model."""
     row_ledger: bool = False
     """Write down which rows each step trained on."""
 

@@ -100,6 +100,7 @@ def window_record(state: TrainingState, name: str, scores: dict[str, Scores], be
         "ne": scores[first].ne,
         "calibration": scores[first].calibration,
         "best_ne": best_ne,
+        "baseline_auc": state.baseline.compute().auc,
         "read": rows.read,
         "filtered": rows.filtered,
         "dropped": rows.dropped,

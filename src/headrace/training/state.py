@@ -39,6 +39,7 @@ class TrainingState:
         window_seconds: The same for the window in progress.
         running: Metrics over all rows so far, one per label.
         in_window: Metrics over the window in progress, one per label.
+        baseline: Metrics of the baseline feature over the window in progress, as if it were a logit of the first label.
     """
 
     label_names: tuple[str, ...]
@@ -54,6 +55,7 @@ class TrainingState:
     window_seconds: float = 0.0
     running: dict[str, BinaryMetrics] = field(default_factory=dict)
     in_window: dict[str, BinaryMetrics] = field(default_factory=dict)
+    baseline: BinaryMetrics = field(default_factory=BinaryMetrics)
 
     def __post_init__(self) -> None:
         self.running = {name: BinaryMetrics() for name in self.label_names}
@@ -69,6 +71,7 @@ class TrainingState:
         self.token = None
         self.window_rows, self.window_seconds = RowCounts(), 0.0
         self.in_window = {name: BinaryMetrics() for name in self.label_names}
+        self.baseline = BinaryMetrics()
 
     def finish_window(self) -> None:
         """Count the window in progress as used."""
@@ -106,6 +109,7 @@ def take_snapshot(state: TrainingState, model: nn.Module, optimizer: torch.optim
         for name, metric in of_label.items()
         for key, array in metric.state_dict().items()
     }
+    metrics |= {f"baseline.{key}": array for key, array in state.baseline.state_dict().items()}
     values = {
         "shape": shape,
         "step": state.step,
@@ -154,6 +158,7 @@ def restore(
     for part, of_label in (("running", state.running), ("in_window", state.in_window)):
         for name, metric in of_label.items():
             metric.load_state_dict({key: saved[f"{part}.{name}.{key}"] for key in ("bins", "sums")})
+    state.baseline.load_state_dict({key: saved[f"baseline.{key}"] for key in ("bins", "sums")})
     load_parameters(snapshot, model)
     if optimizer is not None:
         load_optimizer_arrays(optimizer, snapshot.arrays.get("optimizer", {}))

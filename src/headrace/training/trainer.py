@@ -43,6 +43,7 @@ class WindowResult:
         seconds: Time it took.
         scores: By label; each row was predicted before it was trained on.
         best_ne: The best normalised entropy any model can reach, where the logs come with it.
+        baseline_auc: AUC of the job's baseline feature; NaN without one.
     """
 
     name: str
@@ -50,6 +51,7 @@ class WindowResult:
     seconds: float
     scores: dict[str, Scores]
     best_ne: float | None
+    baseline_auc: float
 
 
 @dataclass(frozen=True)
@@ -102,6 +104,8 @@ class Trainer:
         self._say = say
         self._recorder = StepRecorder(job.training.log_every_steps)
         self._uncounted = Uncounted(keeps_ledger=job.training.row_ledger)
+        baseline = job.training.baseline
+        self._baseline = None if baseline is None else self.assembly.plan.dense_names.index(baseline)
         self._bounds = read_bounds(job.data.path)
 
     def run(self, *, windows: int | None = None, until: str | None = None) -> TrainResult:
@@ -145,12 +149,11 @@ class Trainer:
             self.state.start_stretch()
             if not self._consume(source, f"replay of {len(files)} files", num_rows, every=None):
                 raise HeadraceError("stopped; nothing of the replay was kept")
-            rows = self.state.window_rows
             self.state.rows += RowCounts(read=-num_rows, quarantined=-num_rows)  # they were counted when first read
             self.state.replayed += tuple(path.name for path in files)
             self._save()
             self.run_folder.set_aside(self.state.replayed)
-            return WindowResult("replay", rows, self.state.window_seconds, self._scores(), None)
+            return self._result("replay", None)
 
     @contextmanager
     def _resumed(self) -> Iterator[None]:
@@ -218,7 +221,7 @@ class Trainer:
         best_ne = self._bounds.get(window.name)
         self._record(window_record(self.state, window.name, scores, best_ne))
         self._end_window()
-        return WindowResult(window.name, self.state.window_rows, self.state.window_seconds, scores, best_ne)
+        return self._result(window.name, best_ne)
 
     def _consume(self, source: Source, what: str, num_rows: int, *, every: int | None) -> bool:
         """Train on a source from the state's token on; False if asked to stop before its end.
@@ -240,6 +243,11 @@ class Trainer:
             if finished:
                 self._count(batches, budget, seconds=0.0)  # bad rows behind the last good one
             return finished
+
+    def _result(self, name: str, best_ne: float | None) -> WindowResult:
+        state = self.state
+        baseline_auc = state.baseline.compute().auc
+        return WindowResult(name, state.window_rows, state.window_seconds, self._scores(), best_ne, baseline_auc)
 
     def _scores(self) -> dict[str, Scores]:
         return {name: metrics.compute() for name, metrics in self.state.in_window.items()}
@@ -264,6 +272,8 @@ class Trainer:
             self.state.step += 1
             weights = None if batch.weights is None else batch.weights.numpy()
             self.state.update_metrics(result.logits, batch.labels.numpy(), weights)
+            if self._baseline is not None:
+                self.state.baseline.update(batch.dense.numpy()[:, self._baseline], batch.labels.numpy()[:, 0], weights)
             self._uncounted.add_step(self.state.step, batch.row_ids)
             self._count(batches, budget, seconds=time.perf_counter() - asked)
             columns: dict[str, Any] | None = None
