@@ -71,7 +71,7 @@ class Auto:
         self._config = config or AutoConfig()
 
     def start(self, space: Space, observation: Observation) -> Proposal:
-        """An even split: within a factor of the number of stages of the best, and every stage gets measured."""
+        """At least an even split, by which every stage gets measured."""
         self._space = space
         self._estimator = Estimator()
         self._cpus = observation.cpus
@@ -83,7 +83,10 @@ class Auto:
         self._solved = False
         self._rates_seen: list[float] = []
         threads = {THREADS: math.ceil(observation.cpus)} if THREADS in space else {}
-        values = space.clip({**even_split(space, observation.cpus), **threads})
+        split = even_split(space, observation.cpus)
+        # What is there already is kept if it is more: an engine whose stages share their workers needs no split.
+        workers = {name: max(value, observation.values.get(name, 1)) for name, value in split.items()}
+        values = space.clip({**workers, **threads})
         return Proposal(values, f"{observation.cpus:g} CPUs divided evenly, until the stages have been measured")
 
     def decide(self, observation: Observation) -> Proposal:
@@ -156,9 +159,11 @@ class Auto:
             spare = 1.0 + self._config.headroom
             # One more than needed: with a single worker a stage idles while its result waits to be taken.
             values[workers_of(stage.name)] = math.ceil(busy * spare * self._extra.get(stage.name, 1.0) - 1e-9) + 1
-            threads += busy * spare
+            cpu, seconds = stage.cpu_with(busy), stage.cpu_with(busy) + stage.blocking_s
+            # Threads beyond the CPUs only for what blocks: more would take CPUs from the trainer.
+            threads += busy * (cpu + spare * stage.blocking_s) / seconds if seconds > 0 else 0.0
         if THREADS in self._space:
-            values[THREADS] = math.ceil(threads) + len(rates)
+            values[THREADS] = math.ceil(threads - 1e-9)
         return values
 
     def _prefetch(self, observation: Observation) -> int:

@@ -1,0 +1,155 @@
+"""Emulation: the real engine on virtual CPUs, so that a machine with two cores can act as one with 128.
+
+A stage holds one of C tokens while it *sleeps* its service time. Threads, queues, order and counters are the engine's
+own; only the work and the CPUs are not real. With services of 5 ms or more, a hundred sleepers cost little.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+
+import numpy as np
+import pyarrow as pa
+
+from headrace.logs.pieces import ROW_ID, Piece
+from headrace.pipeline import BatchIterator, Pipeline, from_source
+from headrace.simulation import Distribution, PipelineSpec, StageSpec
+from headrace.tuning.live import LiveJob
+from headrace.tuning.observation import Observation
+from headrace.tuning.space import Space, workers_of
+
+__all__ = ["EmulatedCpus", "EmulatedJob", "emulated_pipeline"]
+
+
+class EmulatedCpus:
+    """Virtual CPUs: tokens given first come, first served, whose number may change; and the seconds they were held."""
+
+    def __init__(self, count: int) -> None:
+        """So many CPUs."""
+        self._lock = threading.Lock()
+        self._count, self._held = count, 0
+        self._line: deque[threading.Event] = deque()
+        self._busy_s: dict[str, float] = {}
+
+    @property
+    def count(self) -> int:
+        """CPUs now."""
+        return self._count
+
+    def resize(self, count: int) -> None:
+        """Change their number; those that are held stay held."""
+        with self._lock:
+            self._count = count
+            self._grant()
+
+    def sleep(self, stage: str, seconds: float) -> None:
+        """Hold a CPU for some seconds, on behalf of a stage."""
+        turn = threading.Event()
+        with self._lock:
+            self._line.append(turn)
+            self._grant()
+        turn.wait()
+        began = time.monotonic()
+        time.sleep(seconds)
+        with self._lock:
+            self._busy_s[stage] = self._busy_s.get(stage, 0.0) + time.monotonic() - began
+            self._held -= 1
+            self._grant()
+
+    def busy_s(self) -> dict[str, float]:
+        """Seconds held so far, by stage."""
+        with self._lock:
+            return dict(self._busy_s)
+
+    def _grant(self) -> None:
+        while self._line and self._held < self._count:
+            self._held += 1
+            self._line.popleft().set()
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """A source of so many items of one row."""
+
+    num_items: int
+
+    def __len__(self) -> int:
+        return self.num_items
+
+    def read(self, item: int) -> Iterator[Piece]:
+        """One row."""
+        yield Piece(pa.record_batch({ROW_ID: pa.array([item], pa.int64())}), num_read=1)
+
+    def describe(self, item: int) -> str:
+        """Its number."""
+        return f"emulated item {item}"
+
+
+def emulated_pipeline(spec: PipelineSpec, cpus: EmulatedCpus, num_elements: int, *, seed: int = 0) -> Pipeline:
+    """A pipeline of the real engine whose stages sleep as a simulated one would.
+
+    Args:
+        spec: Stages that take and give one element each.
+        cpus: What they hold.
+        num_elements: Elements of the source.
+        seed: Of service times; they depend on the element only, so every arm of a comparison does the same work.
+    """
+    pipeline, began = from_source(_Rows(num_elements)), time.monotonic()
+    for number, stage in enumerate(spec.stages):
+        pipeline = pipeline.map(
+            partial(_serve, stage, cpus, (seed, number), lambda: time.monotonic() - began), name=stage.name
+        )
+    return pipeline
+
+
+def _serve(
+    stage: StageSpec, cpus: EmulatedCpus, seed: tuple[int, int], clock: Callable[[], float], rows: pa.RecordBatch
+) -> pa.RecordBatch:
+    random = np.random.default_rng((*seed, int(rows[ROW_ID][0].as_py())))
+    scale = stage.scale_at(clock())
+    if stage.io_s > 0:
+        time.sleep(_draw(random, stage, stage.io_s * scale))
+    cpus.sleep(stage.name, _draw(random, stage, stage.cpu_s * scale))
+    return rows
+
+
+def _draw(random: np.random.Generator, stage: StageSpec, mean: float) -> float:
+    if stage.distribution is Distribution.EXPONENTIAL:
+        return float(random.exponential(mean))
+    if stage.distribution is Distribution.LOGNORMAL:
+        variance = np.log1p(stage.spread**2)
+        return float(mean * random.lognormal(-variance / 2, variance**0.5))
+    if stage.distribution is Distribution.PARETO:
+        return float(mean * (stage.spread - 1) / stage.spread * (1 + random.pareto(stage.spread)))
+    return mean
+
+
+class EmulatedJob(LiveJob):
+    """A live job that sees virtual CPUs and the time they were held, where a real one sees the thread CPU clock."""
+
+    def __init__(self, batches: BatchIterator, cpus: EmulatedCpus, spec: PipelineSpec) -> None:
+        """Attach to an open `emulated_pipeline`; only its stages are tuned, and the workers they share."""
+        super().__init__(batches)
+        self._cpus, self._spec, self._busy_before = cpus, spec, cpus.busy_s()
+
+    @property
+    def space(self) -> Space:
+        """The knobs of the stages, of prefetch and of the shared workers."""
+        stages = {workers_of(stage.name) for stage in self._spec.stages}
+        return Space(tuple(k for k in super().space.knobs if k.name in stages or k.stage is None))
+
+    def observe(self) -> Observation:
+        """As for a live job, with virtual CPUs and without the source, which needs none."""
+        seen = super().observe()
+        before, self._busy_before = self._busy_before, self._cpus.busy_s()
+        stages = tuple(
+            replace(stage, busy_s=self._busy_before.get(stage.name, 0.0) - before.get(stage.name, 0.0))
+            for stage in seen.stages
+            if stage.name != "source"
+        )
+        return replace(seen, stages=stages, cpus=float(self._cpus.count))

@@ -1,0 +1,107 @@
+"""`Guard`: stands between a policy and a running job: bounded steps, memory first, what hurts is undone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from headrace.tuning.observation import Observation
+from headrace.tuning.policies.base import Proposal
+from headrace.tuning.space import PREFETCH, Space
+
+__all__ = ["Guard", "GuardConfig"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class GuardConfig:
+    """Constants of `Guard`.
+
+    Attributes:
+        max_factor: A value grows by at most this factor (and `max_step`) at once ...
+        max_step: ... so that small values can still move.
+        memory_ratio: Above this share of memory nothing is raised.
+        loss: A change is undone when the rate falls by this share and the consumer waits for elements.
+        windows: Windows a change is given before it is judged; the first holds the change itself.
+        pause: Windows in which nothing else is tried after something was undone.
+    """
+
+    max_factor: float = 4.0
+    max_step: int = 8
+    memory_ratio: float = 0.9
+    loss: float = 0.15
+    windows: int = 3
+    pause: int = 10
+
+
+@dataclass
+class _Pending:
+    """A change that has not been judged: values before it, the rate before it, rates since."""
+
+    before: dict[str, int]
+    rate: float
+    cpus: float
+    rates: list[float]
+
+
+class Guard:
+    """Checks proposals. Plain state: no thread, no clock."""
+
+    def __init__(self, space: Space, config: GuardConfig | None = None) -> None:
+        """Guard a job with this space."""
+        self._space, self._config = space, config or GuardConfig()
+        self._pending: _Pending | None = None
+        self._pause = 0
+
+    def check(self, observation: Observation, proposal: Proposal) -> Proposal:
+        """What of a proposal may be done now, or an undoing of the last change."""
+        undo = self._judge(observation)
+        if undo is not None:
+            return undo
+        if self._pause > 0:
+            self._pause -= 1
+            return Proposal(reason="nothing, because a change that hurt has just been undone")
+        allowed, refused = self._bounded(observation, proposal)
+        if not allowed:
+            return Proposal(reason=proposal.reason if not refused else f"nothing, because {refused}: {proposal.reason}")
+        before = {name: observation.values[name] for name in allowed if name in observation.values}
+        if self._pending is None:
+            self._pending = _Pending(before, observation.rate_per_s, observation.cpus, [])
+        else:  # changes that follow each other are judged, and undone, together
+            self._pending.before = {**before, **self._pending.before}
+            self._pending.rates.clear()
+        return Proposal(allowed, proposal.reason + (f" ({refused})" if refused else ""))
+
+    def _bounded(self, observation: Observation, proposal: Proposal) -> tuple[dict[str, int], str]:
+        config, allowed, refused = self._config, {}, ""
+        for name, value in self._space.clip(proposal.values).items():
+            now = observation.values.get(name, value)
+            if value == now:
+                continue
+            if value > now and observation.memory_ratio > config.memory_ratio:
+                refused = f"{observation.memory_ratio:.0%} of the memory is in use"
+                continue
+            most = max(int(now * config.max_factor), now + config.max_step)
+            if value > most:
+                refused, value = f"{name} grows to {most} at first", most
+            if value < now and name != PREFETCH:  # shrinking prefetch frees memory: never delayed
+                value = max(value, int(now / config.max_factor))
+            allowed[name] = value
+        return allowed, refused
+
+    def _judge(self, observation: Observation) -> Proposal | None:
+        pending = self._pending
+        if pending is None:
+            return None
+        if observation.cpus != pending.cpus:
+            self._pending = None  # another machine: the rate before says nothing any more
+            return None
+        pending.rates.append(observation.rate_per_s)
+        if len(pending.rates) < self._config.windows:
+            return None
+        self._pending = None
+        rates = pending.rates[1:]
+        rate = sum(rates) / len(rates)
+        starved = observation.starved_s > 0.05 * observation.window_s
+        if not starved or rate >= (1.0 - self._config.loss) * pending.rate:
+            return None
+        self._pause = self._config.pause
+        return Proposal(pending.before, f"rate fell from {pending.rate:.4g} to {rate:.4g} a second: undone")

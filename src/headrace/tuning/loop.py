@@ -1,0 +1,114 @@
+"""`Tuner`: the thread that lets a policy look at a live pipeline every second, and carries out what is allowed."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol, Self
+
+from headrace.tuning.guard import Guard
+from headrace.tuning.job import Job
+from headrace.tuning.observation import Observation
+from headrace.tuning.policies import Policy, Proposal, make_policy
+
+__all__ = ["Recorder", "Tuner"]
+
+WINDOW_S = 1.0
+"""Seconds between decisions: the engine's totals are a quarter second old at most, which is then little."""
+
+
+class Recorder(Protocol):
+    """Where decisions go; for instance `headrace.observe.DecisionLog`."""
+
+    def record(
+        self, who: str, change: Mapping[str, tuple[Any, Any]], reason: str, snapshot: Mapping[str, Any] | None = None
+    ) -> Any:
+        """Write one decision."""
+        ...
+
+
+class Tuner:
+    """Tunes a job until closed. A context manager.
+
+    A policy that raises is switched off and the job goes on as it is: a tuner must not be able to end a job.
+
+    Attributes:
+        failure: What the policy raised, if it did.
+    """
+
+    def __init__(
+        self,
+        job: Job,
+        policy: str | Policy = "auto",
+        *,
+        decisions: Recorder | None = None,
+        window_s: float = WINDOW_S,
+        clock: Callable[[], float] = time.thread_time,
+    ) -> None:
+        """Begin with the policy's first setting.
+
+        Args:
+            job: What is tuned.
+            policy: A policy or its name.
+            decisions: Gets every change with its reason, and every new reason for none.
+            window_s: Seconds between decisions.
+            clock: CPU seconds of the calling thread.
+        """
+        self.failure: Exception | None = None
+        self._job, self._decisions, self._window_s, self._clock = job, decisions, window_s, clock
+        self._policy = make_policy(policy) if isinstance(policy, str) else policy
+        self._guard = Guard(job.space)
+        self._last_reason = ""
+        self._cpu_s, self._began = 0.0, time.monotonic()
+        self._stop = threading.Event()
+        observation = job.observe()
+        self._carry_out(observation, self._guard.check(observation, self._policy.start(job.space, observation)))
+        self._thread = threading.Thread(target=self._loop, name="headrace-tuner", daemon=True)
+        self._thread.start()
+
+    @property
+    def cpu_ratio(self) -> float:
+        """CPU seconds of the tuner for each second since it began."""
+        return self._cpu_s / max(time.monotonic() - self._began, 1e-9)
+
+    def close(self) -> None:
+        """Stop tuning; the last setting stays. Safe to call twice."""
+        self._stop.set()
+        if threading.current_thread() is not self._thread:
+            self._thread.join()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def _loop(self) -> None:
+        while not self._stop.wait(self._window_s):
+            try:
+                observation = self._job.observe()
+                if observation.window_s > 0:
+                    self._carry_out(observation, self._guard.check(observation, self._policy.decide(observation)))
+            except Exception as error:
+                self.failure = error
+                self._record({}, f"switched off, because it raised {type(error).__name__}: {error}", {})
+                return
+            self._cpu_s = self._clock()
+
+    def _carry_out(self, observation: Observation, proposal: Proposal) -> None:
+        change = {
+            name: (observation.values.get(name), value)
+            for name, value in proposal.values.items()
+            if observation.values.get(name) != value
+        }
+        self._job.apply({name: after for name, (_, after) in change.items()})
+        kind = proposal.reason.split("(")[0] if not change else ""
+        if change or kind != self._last_reason:
+            seen = {"rate_per_s": observation.rate_per_s, "cpus": observation.cpus, "memory": observation.memory_ratio}
+            self._record(change, proposal.reason, seen)
+        self._last_reason = kind
+
+    def _record(self, change: Mapping[str, tuple[Any, Any]], reason: str, snapshot: Mapping[str, Any]) -> None:
+        if self._decisions is not None:
+            self._decisions.record("tuner", change, reason, snapshot)

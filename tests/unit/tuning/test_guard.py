@@ -1,0 +1,88 @@
+"""The guard: bounded steps, memory first, undoing."""
+
+from headrace.tuning.guard import Guard
+from headrace.tuning.observation import Observation
+from headrace.tuning.policies import Proposal
+from headrace.tuning.space import PREFETCH, Knob, Space
+
+SPACE = Space((Knob("map.workers", 1, 256, "workers"), Knob(PREFETCH, 0, 1024, "elements")))
+
+
+def seen(
+    rate: float, *, workers: int = 8, prefetch: int = 2, cpus: float = 16, memory: float = 0.1, starved: float = 1.0
+) -> Observation:
+    return Observation(
+        time_s=0.0,
+        window_s=1.0,
+        stages=(),
+        values={"map.workers": workers, PREFETCH: prefetch},
+        delivered=int(rate),
+        starved_s=starved,
+        cpus=cpus,
+        memory_limit_bytes=1000,
+        memory_used_bytes=1000 * memory,
+    )
+
+
+def ask(**values: int) -> Proposal:
+    return Proposal({name.replace("_", "."): value for name, value in values.items()}, "because")
+
+
+NOTHING = Proposal(reason="nothing, because")
+
+
+def test_a_value_grows_by_a_bounded_factor() -> None:
+    assert Guard(SPACE).check(seen(100), ask(map_workers=200)).values == {"map.workers": 32}
+    assert Guard(SPACE).check(seen(100, workers=1), ask(map_workers=200)).values == {"map.workers": 9}
+    assert Guard(SPACE).check(seen(100, workers=100), ask(map_workers=1)).values == {"map.workers": 25}
+
+
+def test_nothing_is_raised_when_memory_is_short_but_prefetch_may_shrink() -> None:
+    proposal = Guard(SPACE).check(seen(100, memory=0.95, prefetch=64), ask(map_workers=16, prefetch=1))
+    assert proposal.values == {PREFETCH: 1}
+    refused = Guard(SPACE).check(seen(100, memory=0.95), ask(map_workers=16))
+    assert not refused.values
+    assert refused.reason.startswith("nothing, because 95% of the memory is in use")
+
+
+def test_values_outside_the_limits_are_clipped_and_unknown_knobs_left_out() -> None:
+    proposal = Guard(SPACE).check(seen(100, workers=200), ask(map_workers=1000, other_workers=3))
+    assert proposal.values == {"map.workers": 256}
+
+
+def test_a_change_that_hurts_is_undone_and_then_there_is_a_pause() -> None:
+    guard = Guard(SPACE)
+    assert guard.check(seen(100), ask(map_workers=16)).values
+    assert not guard.check(seen(60, workers=16), NOTHING).values  # the window of the change itself
+    assert not guard.check(seen(60, workers=16), NOTHING).values
+    undone = guard.check(seen(60, workers=16), NOTHING)
+    assert undone.values == {"map.workers": 8}
+    assert undone.reason == "rate fell from 100 to 60 a second: undone"
+    assert not guard.check(seen(100), ask(map_workers=16)).values
+
+
+def test_a_change_that_does_not_hurt_stays() -> None:
+    guard = Guard(SPACE)
+    guard.check(seen(100), ask(map_workers=16))
+    assert not any(guard.check(seen(95, workers=16), NOTHING).values for _ in range(5))
+
+
+def test_a_slower_consumer_is_not_the_change_s_fault() -> None:
+    guard = Guard(SPACE)
+    guard.check(seen(100), ask(map_workers=16))
+    assert not any(guard.check(seen(60, workers=16, starved=0.0), NOTHING).values for _ in range(5))
+
+
+def test_a_rate_from_before_a_resize_judges_nothing() -> None:
+    guard = Guard(SPACE)
+    guard.check(seen(100), ask(map_workers=16))
+    assert not any(guard.check(seen(50, workers=16, cpus=8), NOTHING).values for _ in range(5))
+
+
+def test_changes_that_follow_each_other_are_undone_together() -> None:
+    guard = Guard(SPACE)
+    guard.check(seen(100), ask(map_workers=16))
+    guard.check(seen(90, workers=16), ask(map_workers=32))
+    for _ in range(2):
+        assert not guard.check(seen(50, workers=32), NOTHING).values
+    assert guard.check(seen(50, workers=32), NOTHING).values == {"map.workers": 8}
