@@ -1,4 +1,4 @@
-"""Small batches and reference modules for tests of embeddings."""
+"""Tests of embeddings run on one thread, except those that compare thread counts."""
 
 from collections.abc import Iterator
 
@@ -6,9 +6,13 @@ import numba
 import pytest
 
 
-@pytest.fixture
-def restore_threads() -> Iterator[None]:
-    """Gives Numba its threads back after a test that changes their number."""
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """One Numba thread: batches here are tiny, and waiting for a second thread is most of their time.
+
+    A test may set another number; what was before comes back.
+    """
     before = numba.get_num_threads()
+    numba.set_num_threads(1)
     yield
     numba.set_num_threads(before)

@@ -144,7 +144,7 @@ def test_sequence_gives_a_row_per_id_and_its_gradient_adds_to_the_pooled_one() -
     torch.testing.assert_close(rows_of(bags, 0), (weight - 0.5 * weight.grad).detach())
 
 
-def test_training_is_bit_for_bit_the_same_for_any_number_of_threads(restore_threads: None) -> None:
+def test_training_is_bit_for_bit_the_same_for_any_number_of_threads() -> None:
     rng = np.random.default_rng(0)
     lists = {name: [(rng.zipf(1.3, rng.integers(0, 9)) % SIZE).tolist() for _ in range(300)] for name in "abc"}
     results = []

@@ -87,7 +87,7 @@ def test_inverse_leads_from_each_id_to_its_key(batch: tuple) -> None:
             assert unique.keys.ids[keys].tolist() == ids
 
 
-def test_keys_do_not_depend_on_the_number_of_threads(restore_threads: None) -> None:
+def test_keys_do_not_depend_on_the_number_of_threads() -> None:
     rng = np.random.default_rng(0)
     lists = [[rng.integers(0, SIZE, rng.integers(0, 9)).tolist() for _ in range(200)] for _ in range(5)]
     results = []

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from headrace.embeddings import EmbeddingTable, Keys, SGDConfig, TableConfig
+from headrace.embeddings import AdagradConfig, EmbeddingTable, Keys, SGDConfig, TableConfig
 from headrace.embeddings.arena import _gather
 from headrace.embeddings.optimizers import build_optimizer
 
@@ -132,6 +132,22 @@ def test_ids_not_seen_for_some_windows_are_evicted_and_begin_anew() -> None:
     assert t.num_rows == 9
 
 
+def test_rows_begin_with_the_initial_state_of_their_optimizer_also_where_another_id_was() -> None:
+    optimizer = AdagradConfig(initial_accumulator=0.5)
+    item = TableConfig(kind="collisionless", num_embeddings=1, evict_after=1, optimizer=optimizer)
+    t = EmbeddingTable(
+        {"country": item.model_copy(update={"kind": "hashed", "evict_after": None}), "item": item}, 4, seed=3
+    )
+    np.testing.assert_array_equal(t.arena.slots["accumulator"][1], [0.5] * 4)
+    train(t, (1, 1))
+    assert (t.arena.slots["accumulator"][2] == 1.5).all()
+    train(t, (1, 2))
+    t.end_window()
+    t.end_window()
+    t.pull(keys((1, 3)), admit=True)
+    np.testing.assert_array_equal(t.arena.slots["accumulator"][2], [0.5] * 4)
+
+
 def test_keys_pulled_before_an_eviction_are_looked_up_again_by_push() -> None:
     t = table(evict_after=1)
     train(t, (1, 1))
@@ -166,13 +182,13 @@ def test_consumers_see_rows_that_changed_since_they_last_looked_each_for_itself(
 def test_a_full_state_and_dirty_rows_over_it_give_the_state_of_now() -> None:
     t = table(evict_after=1)
     t.add_consumer("delta")
-    train(t, (0, 1), (1, 5), (1, 6))
+    train(t, (0, 1), (1, 4), (1, 5), (1, 6))
     t.end_window()
     base = t.state_dict()
     t.clear_dirty("delta")
     train(t, (1, 6), (2, 2))
-    t.end_window()  # 5 loses its row
-    train(t, (1, 7), (1, 8))
+    assert t.end_window() == 2  # 4 and 5 lose their rows
+    train(t, (1, 7))  # and one of the rows has a new id
     delta = t.state_dict(t.dirty_rows("delta"))
     assert len(delta["rows"]) < t.num_rows
     merged = {row: base["weights"][i] for i, row in enumerate(base["rows"].tolist())}

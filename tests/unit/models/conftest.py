@@ -1,5 +1,8 @@
-"""A small batch with two dense and three sparse features."""
+"""A small batch with two dense and three sparse features, and one thread: it is too small for more."""
 
+from collections.abc import Iterator
+
+import numba
 import pytest
 import torch
 
@@ -7,6 +10,17 @@ from headrace.embeddings import EmbeddingsConfig
 from headrace.tensors import Batch, KeyedJaggedTensor
 
 NUM_ROWS = 12
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """One Numba and one torch thread; what was before comes back."""
+    before = numba.get_num_threads(), torch.get_num_threads()
+    numba.set_num_threads(1)
+    torch.set_num_threads(1)
+    yield
+    numba.set_num_threads(before[0])
+    torch.set_num_threads(before[1])
 
 
 @pytest.fixture

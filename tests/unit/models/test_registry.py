@@ -62,7 +62,7 @@ def test_logits_are_float32_rows_by_labels(
 
 @EVERY
 def test_a_model_learns_a_small_batch_by_heart(config: Any, batch: Batch, embeddings: EmbeddingsConfig) -> None:
-    losses = train(build(config, embeddings), batch, 300)
+    losses = train(build(config, embeddings), batch, 200)
     assert losses[-1] < 0.1 < losses[0]
 
 
