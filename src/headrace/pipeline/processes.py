@@ -150,7 +150,7 @@ class ProcessRunner:
         self._decisions = decisions
         self._limit = limit
         self._shipped = ship(group.stages)
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # garbage collection may call close() in a thread that holds it
         self._idle: list[WorkerProcess] = []
         self._all: set[WorkerProcess] = set()
         self._closed = False

@@ -146,14 +146,16 @@ class ThreadFeed:
         """Stop all workers and wait for those at work, but not for ever."""
         with self._lock:
             self._closing = True
-            self._state.stop()
             self._work_ready.notify_all()
             self._batch_ready.notify_all()
             threads = list(self._threads)
+            if threading.current_thread() in threads:
+                # Garbage collection in a worker, perhaps in the middle of a decision: it must not change the state, nor
+                # wait for threads that may wait for it. The last worker to leave cleans up.
+                return
+            self._state.stop()
         for runner in self._runners:
             runner.close()
-        if threading.current_thread() in threads:
-            return  # garbage collection in a worker: it must not wait for threads that may wait for it
         deadline = time.monotonic() + CLOSE_PATIENCE_S
         for thread in threads:
             if thread not in self._stuck:
@@ -165,37 +167,49 @@ class ThreadFeed:
     # ---- the workers' side
 
     def _work_loop(self) -> None:
-        me = threading.current_thread()
-        state, lock = self._state, self._lock
-        lock.acquire()
+        self._lock.acquire()
         try:
-            while not self._closing:
-                now = time.monotonic()
-                work = state.next_work(now)
-                self._sample(now)
-                if work is None:
-                    if len(self._threads) > self._max_threads():
-                        return
-                    self._num_idle += 1
-                    self._work_ready.wait()
-                    self._num_idle -= 1
-                    continue
-                self._running[me] = work
-                self._wake_workers()
-                lock.release()
-                try:
-                    uses = self._carry_out(work)
-                    worked_s = time.monotonic() - now  # without the wait for the lock
-                finally:
-                    lock.acquire()
-                    del self._running[me]
-                self._record(work, uses)
-                self._mean_work_s += (worked_s - self._mean_work_s) / 16
-                if self._consumer_waits and state.has_batch:
-                    self._batch_ready.notify()
+            while not self._closing and self._work_once():
+                pass
+        except BaseException as error:  # a mistake of ours: the consumer must hear of it instead of waiting for ever
+            self._state.stop()
+            self._state.failure = error
+            self._batch_ready.notify_all()
         finally:
-            self._threads.discard(me)
-            lock.release()
+            self._threads.discard(threading.current_thread())
+            is_last = not self._threads
+            self._lock.release()
+        if self._closing and is_last:
+            for runner in self._runners:
+                runner.close()
+
+    def _work_once(self) -> bool:
+        """Do the next work, or rest until there is some; False to leave. The lock is held before and after."""
+        me = threading.current_thread()
+        now = time.monotonic()
+        work = self._state.next_work(now)
+        self._sample(now)
+        if work is None:
+            if len(self._threads) > self._max_threads():
+                return False
+            self._num_idle += 1
+            self._work_ready.wait()
+            self._num_idle -= 1
+            return True
+        self._running[me] = work
+        self._wake_workers()
+        self._lock.release()
+        try:
+            uses = self._carry_out(work)
+            worked_s = time.monotonic() - now  # without the wait for the lock
+        finally:
+            self._lock.acquire()
+            del self._running[me]
+        self._record(work, uses)
+        self._mean_work_s += (worked_s - self._mean_work_s) / 16
+        if self._consumer_waits and self._state.has_batch:
+            self._batch_ready.notify()
+        return True
 
     def _carry_out(self, work: Work) -> tuple[StageUse, ...]:
         """Read or run stages; the result or failure is left in the work."""

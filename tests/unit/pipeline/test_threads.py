@@ -92,11 +92,12 @@ def test_a_stop_behind_any_batch_loses_nothing(seed: int, workers: int) -> None:
     assert_resumes_everywhere(pipe, first={"executor": "inline"}, then={"workers": workers})
 
 
-def test_pieces_without_good_rows_are_accounted_once_wherever_the_stop_is() -> None:
+@pytest.mark.parametrize("size", [2, 3, None])
+def test_pieces_without_good_rows_are_accounted_once_wherever_the_stop_is(size: int | None) -> None:
     source = SyntheticSource([[(0, 3, 0)], [], [(5, 0, 1), (0, 2, 2)], [(4, 1, 0)], [(0, 4, 4)], []])
-    pipe = from_source(source).map(busy).batch(2)
+    pipe = from_source(source).map(busy)
+    pipe = pipe.batch(size) if size else pipe
     assert_resumes_everywhere(pipe, first={"workers": 3}, then={"workers": 2})
-    assert_resumes_everywhere(from_source(source), first={"workers": 3}, then={"workers": 2})
     with pipe.open(workers=2) as batches:
         for _ in batches:
             pass
@@ -319,6 +320,38 @@ def test_an_early_end_stops_all_threads(ending: str) -> None:
         with pytest.raises(KeyError), batches:
             raise KeyError
     assert not workers_alive()
+
+
+def test_a_mistake_of_the_engine_itself_reaches_the_consumer() -> None:
+    batches = from_source(SyntheticSource([[(5, 0, 0)]] * 3)).open(workers=2)
+
+    def broken(*args: object) -> None:
+        raise AssertionError("broken invariant")
+
+    batches._feed._record = broken
+    with batches, pytest.raises(AssertionError, match="broken invariant"):
+        next(batches)
+
+
+def test_a_batch_of_tensors_is_moved_to_a_device() -> None:
+    import torch
+
+    from headrace.tensors import Batch, KeyedJaggedTensor
+
+    class Plan:
+        def apply(self, rows: pa.RecordBatch) -> Batch:
+            dense = torch.tensor(rows["value"].to_numpy(), dtype=torch.float32)[:, None]
+            sparse = KeyedJaggedTensor.from_lists({"a": [[1]] * rows.num_rows})
+            return Batch(dense, (sparse,), dense, torch.tensor(rows[ROW_ID].to_numpy()))
+
+    pipe = from_source(SyntheticSource([[(5, 0, 0)]] * 3)).batch(4).transform(Plan())
+    assert batches_of(pipe, workers=2) == batches_of(pipe, executor="inline")
+    with pipe.to_device("meta").open(workers=2) as batches:
+        batch = next(batches)
+        assert batches.counters().stages["transform"].num_bytes_out > 0
+    assert batch.dense.is_meta
+    assert batch.sparse[0].values.is_meta
+    assert len(batch) == 4
 
 
 def test_a_tunable_refuses_what_is_outside_its_limits() -> None:
