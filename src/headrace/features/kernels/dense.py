@@ -5,27 +5,31 @@ from typing import Any
 import numpy as np
 
 from headrace.compiling import kernel
-from headrace.features.kernels.interpret import BLOCK, run
+from headrace.features.kernels.interpret import run
 from headrace.features.kernels.load import load_ids, load_numbers, load_valid
 from headrace.features.sources import BOOL, ELEMENT_TYPE, F32, I8, I16, U8, U16
 
 __all__ = ["ROW_BOUNDS", "write_dense", "write_one_hot", "write_row_ids"]
 
-ROW_BOUNDS = np.arange(BLOCK + 1, dtype=np.int64)
+_ROWS = 1024  # of a tile of 64 KiB; at 512, looking up operators took as long as running them
+_TILE = 16  # columns turned into rows together: a whole cache line of each row, so that none is fetched twice
+
+ROW_BOUNDS = np.arange(_ROWS + 1, dtype=np.int64)
 """Where the rows of a block start when each holds one value."""
 
-_TILE = 8  # columns turned into rows together: 8 x 8 blocks become vector shuffles
+_FIRST: Any = np.int64(0)  # a plain 0 would compile what it is passed to once more, for that literal
 
 
 @kernel()
 def _turn(tile: Any, out: Any, first_row: int, count: int, first_column: int, width: int) -> None:
-    """Copy `tile` [8, count] into out[first_row:, first_column:] transposed."""
+    """Copy `tile` [16, count] into out[first_row:, first_column:] transposed, in blocks of 8 x 8: vector shuffles."""
     whole = count & ~7
     if width == _TILE:
         for row in range(0, whole, 8):
-            for inner in range(8):
-                for column in range(8):
-                    out[first_row + row + inner, first_column + column] = tile[column, row + inner]
+            for half in range(0, _TILE, 8):
+                for inner in range(8):
+                    for column in range(8):
+                        out[first_row + row + inner, first_column + half + column] = tile[half + column, row + inner]
     else:
         whole = 0
     for row in range(whole, count):
@@ -93,12 +97,12 @@ def write_dense(
         fill: Write 0 where the result is null; else NaN.
     """
     num_rows, num_columns = out.shape[0], chains.shape[0]
-    tile = np.empty((_TILE, BLOCK), np.float32)
-    scratch = (np.empty(BLOCK, np.int64), np.empty(BLOCK, np.uint8), np.empty(BLOCK, np.float64))
+    tile = np.empty((_TILE, _ROWS), np.float32)
+    scratch = (np.empty(_ROWS, np.int64), np.empty(_ROWS, np.uint8), np.empty(_ROWS, np.float64))
     for first in range(0, num_columns, _TILE):
         width = min(_TILE, num_columns - first)
-        for start in range(0, num_rows, BLOCK):
-            count = min(BLOCK, num_rows - start)
+        for start in range(0, num_rows, _ROWS):
+            count = min(_ROWS, num_rows - start)
             for column in range(width):
                 line = tile[column, :count]
                 chain = chains[first + column]
@@ -127,7 +131,7 @@ def write_one_hot(buckets: Any, column: int, out: Any, first_column: int, width:
 def write_row_ids(sources: Any, source: int, out: Any) -> None:
     """Copy a column of int64, or count from 0 on where `source` is negative."""
     if source >= 0:
-        load_ids(sources[source], np.int64(0), out.size, out)
+        load_ids(sources[source], _FIRST, out.size, out)
     else:
         for row in range(out.size):
             out[row] = row

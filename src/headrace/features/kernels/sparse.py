@@ -96,20 +96,41 @@ def count_ids(sources: Any, chains: Any) -> Any:
 
 
 @kernel()
-def _finish(ids: Any, keep: Any, some_left_out: bool, bounds: Any, num_rows: int, lengths: Any) -> Any:
-    """Close up the ids of a block if some were left out; writes lengths and returns how many ids there are."""
+def _finish(
+    ids: Any, keep: Any, some_left_out: bool, bounds: Any, num_rows: int, before: int, lengths: Any, offsets: Any
+) -> Any:
+    """Close up the ids of a block if some were left out, write lengths and offsets; returns how many ids there are."""
     if some_left_out:
-        return close_up(ids, keep, bounds, num_rows, lengths)
+        count = close_up(ids, keep, bounds, num_rows, lengths)
+        for row in range(num_rows):
+            before += lengths[row]
+            offsets[row + 1] = before
+        return count
     for row in range(num_rows):
         lengths[row] = bounds[row + 1] - bounds[row]
-    return np.int64(bounds[num_rows])
+    for row in range(num_rows + 1):
+        offsets[row] = before + bounds[row]
+    return bounds[num_rows]
 
 
 @kernel()
 def _next_rows(source: Any, first: int, num_rows: int, limit: int, bounds: Any) -> Any:
     """How many rows from `first` on fit into a block: at least one, however long; writes where each starts in it."""
-    rows = count = 0
+    rows: Any = np.int64(0)
+    count: Any = np.int64(0)
     bounds[0] = 0
+    if source[SHAPE] == LIST32 and source[ROW_VALIDITY] == 0:
+        starts = at_i32(source[LIST_OFFSETS] + 4 * (source[ROW_OFFSET] + first), num_rows - first + 1)
+        most = min(BLOCK, num_rows - first)
+        while rows < most:
+            full = np.int64(starts[rows + 1] - starts[rows])
+            size = min(limit, full)
+            if rows > 0 and count + size > BLOCK:
+                break
+            count += size
+            rows += 1
+            bounds[rows] = count
+        return rows
     while first + rows < num_rows and rows < BLOCK:
         size = min(limit, _row_size(source, first + rows))
         if rows > 0 and count + size > BLOCK:
@@ -160,16 +181,26 @@ def _load_numbers(source: Any, first: int, num_rows: int, bounds: Any, numbers: 
 
 @kernel()
 def _write_feature(
-    source: Any, chain: Any, program: Any, scratch: Any, bounds: Any, row_ids: Any, values: Any, lengths: Any
+    source: Any,
+    chain: Any,
+    program: Any,
+    scratch: Any,
+    bounds: Any,
+    row_ids: Any,
+    before: int,
+    values: Any,
+    lengths: Any,
+    offsets: Any,
 ) -> Any:
-    """Write one feature, as many whole rows at a time as fit into a block; returns how many ids it has."""
+    """Write one feature, as many whole rows at a time as fit into a block; returns where its ids end in `values`."""
     ops, integers, floats = program
     num_rows, limit, first_op = lengths.size, _limit(source, chain), _first_op(source, chain)
     is_list = source[SHAPE] != SCALAR
     if not is_list:
         for row in range(bounds.size):
             bounds[row] = row
-    at = first = np.int64(0)  # a plain 0 would compile everything below once more, for that literal
+    at = before
+    first: Any = np.int64(0)  # a plain 0 would compile what it is passed to once more, for that literal
     while first < num_rows:
         rows = _next_rows(source, first, num_rows, limit, bounds) if is_list else min(BLOCK, num_rows - first)
         count = bounds[rows]
@@ -197,7 +228,7 @@ def _write_feature(
             rows,
             row_ids[first : first + rows],
         )
-        at += _finish(ids, keep, left_out, bounds, rows, lengths[first : first + rows])
+        at += _finish(ids, keep, left_out, bounds, rows, at, lengths[first : first + rows], offsets[first:])
         first += rows
     return at
 
@@ -234,15 +265,13 @@ def write_sparse(
     num_rows = row_ids.size
     program = (ops, integers, floats)
     scratch = (np.empty(BLOCK, np.float64), np.empty(BLOCK, np.uint8))
-    at = 0
+    at: Any = np.int64(0)
+    offsets[0] = 0
     bounds = np.empty(BLOCK + 1, np.int64)
     for feature in range(chains.shape[0]):
         chain = chains[feature]
-        mine = lengths[feature * num_rows : (feature + 1) * num_rows]
-        at += _write_feature(sources[chain[_SOURCE]], chain, program, scratch, bounds, row_ids, values[at:], mine)
-    total = 0
-    offsets[0] = 0
-    for index in range(lengths.size):
-        total += lengths[index]
-        offsets[index + 1] = total
+        start = feature * num_rows
+        mine = lengths[start : start + num_rows]
+        source = sources[chain[_SOURCE]]
+        at = _write_feature(source, chain, program, scratch, bounds, row_ids, at, values, mine, offsets[start:])
     return at
