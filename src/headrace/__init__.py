@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from headrace.features import FeaturePlan as FeaturePlan
     from headrace.logs import Schema as Schema
+    from headrace.pipeline import read_arrow as read_arrow
+    from headrace.pipeline import read_parquet as read_parquet
     from headrace.tensors import Batch as Batch
     from headrace.tensors import KeyedJaggedTensor as KeyedJaggedTensor
 
@@ -21,9 +23,11 @@ _HOMES = {
     "FeaturePlan": "headrace.features",
     "KeyedJaggedTensor": "headrace.tensors",
     "Schema": "headrace.logs",
+    "read_arrow": "headrace.pipeline",
+    "read_parquet": "headrace.pipeline",
 }
 
-__all__ = ["Batch", "FeaturePlan", "KeyedJaggedTensor", "Schema", "__version__"]
+__all__ = ["Batch", "FeaturePlan", "KeyedJaggedTensor", "Schema", "__version__", "read_arrow", "read_parquet"]
 
 
 def __getattr__(name: str) -> Any:
