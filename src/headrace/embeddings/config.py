@@ -31,6 +31,7 @@ class TableConfig(Config):
     init_scale: float | None = Field(default=None, ge=0)
     """Rows begin uniform in [-init_scale, init_scale); None is 1 / sqrt(num_embeddings), as in the DLRM code."""
     optimizer: OptimizerConfig = RowWiseAdagradConfig()
+    """How rows learn; one kind for all spaces, with rates of their own."""
 
     @property
     def scale(self) -> float:

@@ -17,6 +17,7 @@ class LabelColumn(Config):
     """A target of training; rows with a null or another value than the allowed ones are bad."""
 
     name: str
+    """Of the column."""
     allowed: tuple[float, ...] | None = (0.0, 1.0)
     """Values a label may take, or None for any finite number."""
 
@@ -25,6 +26,7 @@ class DenseColumn(Config):
     """A number per row; nulls are left to the feature plan."""
 
     name: str
+    """Of the column."""
     nan: Literal["allow", "forbid"] = "forbid"
     """Whether NaN and infinity make a row bad ("forbid") or count as null ("allow")."""
 
@@ -33,14 +35,18 @@ class IdColumn(Config):
     """One id per row: an integer or a string; null means the row has none."""
 
     name: str
+    """Of the column."""
     type: Literal["int", "string"] = "int"
+    """Of an id."""
 
 
 class IdListColumn(Config):
     """A list of ids per row: integers or strings; null means an empty list."""
 
     name: str
+    """Of the column."""
     type: Literal["int", "string"] = "int"
+    """Of an id."""
     max_length: int | None = Field(default=None, ge=0)
     """Longer lists make a row bad; None for no limit."""
     weights: str | None = None
@@ -51,6 +57,7 @@ class TimestampColumn(Config):
     """When the interaction happened; a row without it is bad."""
 
     name: str
+    """Of the column."""
     unit: Literal["s", "ms", "us", "ns"] = "ms"
     """Unit of an integer column, counted from 1970-01-01 UTC; Arrow timestamp columns carry their own."""
 

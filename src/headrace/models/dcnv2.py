@@ -33,12 +33,15 @@ class DCNv2Config(Config):
 
     kind: Literal["dcnv2"] = "dcnv2"
     embedding_dim: int = Field(default=16, ge=1)
+    """Numbers per id."""
     num_cross_layers: int = Field(default=3, ge=1)
+    """Each raises the order of the crosses by one."""
     cross_rank: int | None = Field(default=None, ge=1)
     """Rank of the cross matrices; None for full ones."""
     deep: tuple[int, ...] = Field(default=(512, 256), min_length=1)
     """Widths of the deep network."""
     structure: Literal["parallel", "stacked"] = "parallel"
+    """The deep network beside the cross layers, or on top of them."""
 
 
 class CrossNetwork(nn.Module):

@@ -32,6 +32,7 @@ class DeepFMConfig(Config):
 
     kind: Literal["deepfm"] = "deepfm"
     embedding_dim: int = Field(default=16, ge=1)
+    """Numbers per id."""
     deep: tuple[int, ...] = Field(default=(400, 400, 400), min_length=1)
     """Hidden widths of the deep network."""
 

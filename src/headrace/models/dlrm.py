@@ -32,6 +32,7 @@ class DLRMConfig(Config):
 
     kind: Literal["dlrm"] = "dlrm"
     embedding_dim: int = Field(default=16, ge=1)
+    """Numbers per id."""
     bottom: tuple[int, ...] = (512, 256)
     """Hidden widths of the bottom MLP; its output has `embedding_dim`."""
     top: tuple[int, ...] = Field(default=(512, 256), min_length=1)

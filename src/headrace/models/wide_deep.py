@@ -30,6 +30,7 @@ class WideDeepConfig(Config):
 
     kind: Literal["wide_deep"] = "wide_deep"
     embedding_dim: int = Field(default=16, ge=1)
+    """Numbers per id."""
     deep: tuple[int, ...] = Field(default=(1024, 512, 256), min_length=1)
     """Hidden widths of the deep network."""
 

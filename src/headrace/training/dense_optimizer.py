@@ -19,9 +19,13 @@ class Adam(Config):
 
     kind: Literal["adam"] = "adam"
     lr: float = Field(default=1e-3, gt=0)
+    """Learning rate."""
     betas: tuple[float, float] = (0.9, 0.999)
+    """Decay of the means of gradients and of their squares."""
     eps: float = Field(default=1e-8, gt=0)
+    """Added to the root of the second moment."""
     weight_decay: float = Field(default=0.0, ge=0)
+    """Share of each weight taken off per step, times the learning rate."""
 
     def make(self, parameters: list[Tensor]) -> torch.optim.Optimizer:
         """The torch optimizer."""
@@ -34,8 +38,11 @@ class SGD(Config):
 
     kind: Literal["sgd"]
     lr: float = Field(gt=0)
+    """Learning rate."""
     momentum: float = Field(default=0.0, ge=0, lt=1)
+    """Share of the step before that is made again."""
     weight_decay: float = Field(default=0.0, ge=0)
+    """L2, added to the gradient."""
 
     def make(self, parameters: list[Tensor]) -> torch.optim.Optimizer:
         """The torch optimizer."""
@@ -49,8 +56,11 @@ class Adagrad(Config):
 
     kind: Literal["adagrad"]
     lr: float = Field(default=1e-2, gt=0)
+    """Learning rate."""
     eps: float = Field(default=1e-10, gt=0)
+    """Added to the root of the accumulator."""
     initial_accumulator_value: float = Field(default=0.0, ge=0)
+    """Where accumulators start; more makes first steps smaller."""
 
     def make(self, parameters: list[Tensor]) -> torch.optim.Optimizer:
         """The torch optimizer."""

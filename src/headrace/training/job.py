@@ -24,14 +24,18 @@ class DataConfig(Config):
     columns: Schema | str | None = Field(default=None, alias="schema")
     """The schema, or the YAML file that holds it; by default `schema.yaml` in the logs' folder."""
     window: WindowConfig = WindowConfig()
+    """What one increment of training uses."""
     bad_rows: BadRowPolicy = BadRowPolicy()
+    """What happens to rows that are not as the schema says."""
 
 
 class ShuffleConfig(Config):
     """Rows are shuffled within blocks; without this they train in the order of the log."""
 
     num_rows: int = Field(ge=2)
+    """Rows of a block."""
     seed: int = 0
+    """Another one gives another order."""
 
 
 class PipelineConfig(Config):
@@ -42,6 +46,7 @@ class PipelineConfig(Config):
     filter: tuple[str, ...] = ()
     """User functions RecordBatch -> bool array, applied after `map`."""
     shuffle: ShuffleConfig | None = None
+    """Rows in another order than that of the log."""
     executor: Literal["inline", "thread", "process"] = "thread"
     """Where user functions run: threads, or processes for Python that holds the GIL."""
     workers: int | None = Field(default=None, ge=1)
@@ -56,8 +61,11 @@ class TrainingConfig(Config):
     """One pass over each window."""
 
     batch_size: int = Field(default=1024, ge=1)
+    """Rows of a step."""
     seed: int = 0
+    """Of all first values and hashes."""
     dense_optimizer: DenseOptimizerConfig = Adam()
+    """Of all parameters but the embeddings."""
     clip_grad_norm: float | None = Field(default=None, gt=0)
     """Greatest norm of the dense parameters' gradient; None for no clipping."""
     threads: int | None = Field(default=None, ge=1)
@@ -65,6 +73,7 @@ class TrainingConfig(Config):
     checkpoint_every_steps: int | None = Field(default=None, ge=1)
     """Checkpoints inside a window, besides the one at its end."""
     keep_checkpoints: int = Field(default=3, ge=2)
+    """Checkpoints kept, the newest; two at least, so that a torn one has one before it."""
     log_every_steps: int = Field(default=20, ge=1)
     """How many steps share one line of metrics."""
     baseline: str | None = None

@@ -25,8 +25,11 @@ class AdagradConfig(Config):
 
     kind: Literal["adagrad"] = "adagrad"
     lr: float = Field(default=0.05, gt=0)  # as for row-wise Adagrad
+    """Learning rate."""
     eps: float = Field(default=1e-10, ge=0)  # torch.optim.Adagrad's default
+    """Added to the root of the accumulator."""
     initial_accumulator: float = Field(default=0.0, ge=0)
+    """Where accumulators start; more makes first steps smaller."""
     weight_decay: float = Field(default=0.0, ge=0)
     """L2, added to the gradient of rows when they are updated."""
 

@@ -28,9 +28,13 @@ class AdamConfig(Config):
 
     kind: Literal["adam"] = "adam"
     lr: float = Field(default=1e-3, gt=0)  # torch.optim.SparseAdam's defaults
+    """Learning rate."""
     beta1: float = Field(default=0.9, ge=0, lt=1)
+    """Decay of the mean of gradients."""
     beta2: float = Field(default=0.999, ge=0, lt=1)
+    """Decay of the mean of squared gradients."""
     eps: float = Field(default=1e-8, gt=0)
+    """Added to the root of the second moment."""
     weight_decay: float = Field(default=0.0, ge=0)
     """L2, added to the gradient of rows when they are updated."""
 

@@ -27,8 +27,11 @@ class RowWiseAdagradConfig(Config):
 
     kind: Literal["rowwise_adagrad"] = "rowwise_adagrad"
     lr: float = Field(default=0.05, gt=0)  # best of {0.01, 0.02, 0.05, 0.1} after one pass over a Criteo sample
+    """Learning rate."""
     eps: float = Field(default=1e-8, ge=0)  # FBGEMM's default
+    """Added to the root of the accumulator."""
     initial_accumulator: float = Field(default=0.0, ge=0)
+    """Where accumulators start; more makes first steps smaller."""
     weight_decay: float = Field(default=0.0, ge=0)
     """L2, added to the gradient of rows when they are updated."""
 

@@ -20,6 +20,7 @@ class SGDConfig(Config):
 
     kind: Literal["sgd"] = "sgd"
     lr: float = Field(default=0.1, gt=0)  # the facebookresearch DLRM scripts use 0.1
+    """Learning rate."""
     weight_decay: float = Field(default=0.0, ge=0)
     """L2, applied to rows when they are updated."""
 
