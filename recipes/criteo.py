@@ -1,10 +1,10 @@
-"""DLRM on Criteo's display advertising log, in file order, one pass in four windows; beside it a logistic regression."""
+"""DLRM on Criteo's display advertising log, one pass in four windows in file order, beside a logistic regression."""
 
 from __future__ import annotations
 
 import argparse
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,8 +24,11 @@ from headrace.training.feed import open_batches, source_columns
 BORDERS = [-1, 0, 1, 2, 3, 4, 5, 7, 9, 12, 16, 22, 30, 45, 70, 110, 200, 400, 1000, 3000, 10000, 30000]
 """About logarithmic, finer where most of Criteo's counts lie."""
 
-RATES = (0.003, 0.01, 0.03, 0.1)
+RATES = (0.001, 0.003, 0.01, 0.03, 0.1)
 HASH_BITS = 20
+
+Rows = dict[str, list[tuple[sp.csr_matrix, np.ndarray]]]
+"""By window: batches of features [B, 2 ** HASH_BITS] and labels [B]."""
 
 
 def job(logs: Path, run: Path) -> JobConfig:
@@ -40,7 +43,11 @@ def job(logs: Path, run: Path) -> JobConfig:
             "sparse": {name: [{"fill": 0}] for name in ids} | buckets,
         },
         "embeddings": {
-            "default": {"kind": "collisionless", "init_scale": 0.01, "optimizer": {"kind": "rowwise_adagrad", "lr": 0.05}}
+            "default": {
+                "kind": "collisionless",
+                "init_scale": 0.01,
+                "optimizer": {"kind": "rowwise_adagrad", "lr": 0.05},
+            }
         },
         "model": {"kind": "dlrm", "embedding_dim": 16, "bottom": [128, 64], "top": [256, 128]},
         "training": {"batch_size": 256, "dense_optimizer": {"kind": "adam", "lr": 0.001}},
@@ -59,7 +66,7 @@ class Outcome:
 
 
 def run(source: Path, out: Path, *, windows: int = 4) -> Outcome:
-    """Import the log, train the first `windows` of its four parts, and the baseline on the same rows in the same order."""
+    """Import the log, train the first `windows` of its four parts, and the baseline on the same rows in their order."""
     logs = out / "logs"
     if not (logs / "schema.yaml").exists():
         import_criteo(source, logs, CriteoConfig(parts=4))
@@ -69,39 +76,49 @@ def run(source: Path, out: Path, *, windows: int = 4) -> Outcome:
     for _ in range(windows):  # each turn goes on from the checkpoint of the last, as a job started every hour would
         for window in Trainer(config).run(windows=1).windows:
             model[window.name] = window.scores["label"]
-    best = max(RATES, key=lambda rate: -last(logistic_regression(config, rate, windows)).log_loss)
-    return Outcome(model, logistic_regression(config, best, windows), best, write_report(config.run))
+    rows = hashed_rows(config, windows)
+    baselines = {rate: logistic_regression(rows, rate) for rate in RATES}
+    rate = min(RATES, key=lambda rate: last(baselines[rate]).log_loss)
+    return Outcome(model, baselines[rate], rate, write_report(config.run))
 
 
-def logistic_regression(config: JobConfig, rate: float, windows: int) -> dict[str, Scores]:
-    """Logistic regression over the same features, hashed; predicts each batch before it learns it."""
-    classifier = SGDClassifier(loss="log_loss", penalty=None, learning_rate="constant", eta0=rate, average=False)
-    plan = assemble(config).plan
+def logistic_regression(rows: Rows, rate: float) -> dict[str, Scores]:
+    """Logistic regression by gradient descent; like the model it predicts each batch before it learns it."""
+    classifier = SGDClassifier(loss="log_loss", penalty=None, learning_rate="constant", eta0=rate)
     scores = {}
-    for file in list_files(config.data.path)[:windows]:
+    for name, batches in rows.items():
         metrics = BinaryMetrics()
-        columns = source_columns(config, plan)
-        source = ParquetSource(select_files([file]), config.schema_of_logs, columns=columns)
-        with open_batches(config, plan, source) as batches:
-            for features, labels in hashed(batches):
-                if hasattr(classifier, "coef_"):
-                    logits = classifier.decision_function(features)
-                    metrics.update(logits.astype(np.float32), labels)
-                classifier.partial_fit(features, labels, classes=[0, 1])
-        scores[file.name] = metrics.compute()
+        for features, labels in batches:
+            known = hasattr(classifier, "coef_")
+            logits = classifier.decision_function(features) if known else np.zeros(len(labels))
+            metrics.update(logits.astype(np.float32), labels)
+            classifier.partial_fit(features, labels, classes=[0, 1])
+        scores[name] = metrics.compute()
     return scores
 
 
-def hashed(batches: Iterator[Batch]) -> Iterator[tuple[sp.csr_matrix, np.ndarray]]:
-    """Each batch as a sparse matrix: one column per hashed (feature, id), and the dense features behind them."""
+def hashed_rows(config: JobConfig, windows: int) -> Rows:
+    """The model's rows in the model's order, by window, as batches of hashed features and labels."""
+    plan = assemble(config).plan
+    rows: Rows = {}
+    for file in list_files(config.data.path)[:windows]:
+        columns = source_columns(config, plan)
+        source = ParquetSource(select_files([file]), config.schema_of_logs, columns=columns)
+        with open_batches(config, plan, source) as batches:
+            rows[file.name] = list(hashed(batches))
+    return rows
+
+
+def hashed(batches: Iterable[Batch]) -> Iterator[tuple[sp.csr_matrix, np.ndarray]]:
+    """Each batch as a sparse matrix with a one for each hashed (feature, id), numbers by their buckets."""
     for batch in batches:
         rows, group = len(batch), batch.sparse[0]
         bag = np.repeat(np.arange(len(group.lengths)), group.lengths.numpy())
         feature = (bag // rows).astype(np.uint64)
         ids = group.values.numpy().astype(np.uint64) + (feature << np.uint64(40))
         columns = (ids * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(64 - HASH_BITS)
-        ones = sp.csr_matrix((np.ones(len(ids)), (bag % rows, columns.astype(np.int64))), shape=(rows, 1 << HASH_BITS))
-        yield sp.hstack([ones, sp.csr_matrix(batch.dense.numpy())], format="csr"), batch.labels.numpy()[:, 0]
+        places = (bag % rows, columns.astype(np.int64))
+        yield sp.csr_matrix((np.ones(len(ids)), places), shape=(rows, 1 << HASH_BITS)), batch.labels.numpy()[:, 0]
 
 
 def last(scores: dict[str, Scores]) -> Scores:
