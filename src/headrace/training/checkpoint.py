@@ -102,10 +102,14 @@ class CheckpointFolder:
         """Read and check one checkpoint.
 
         Raises:
+            CheckpointError: There is none of that number.
             TornCheckpoint: A file is missing, or its size or checksum is not the manifest's; both are in the text.
             VersionMismatch: It was written in another version of the format.
         """
         folder = self._place(number)
+        if not folder.is_dir():
+            numbers = ", ".join(map(str, self.numbers())) or "none"
+            raise CheckpointError(f"{self.path}: there is no checkpoint {number}, expected one of: {numbers}")
         manifest = _read_manifest(folder)
         _check_files(folder, manifest["files"])
         arrays = {p.stem: load_file(p) for p in sorted(folder.glob("*.safetensors"))}

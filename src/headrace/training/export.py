@@ -52,7 +52,10 @@ class _DensePart(nn.Module):
         for given, value in zip(self._given, pooled, strict=True):
             given.value = value
         empty = torch.empty(0)
-        return self.model(Batch(dense=dense, sparse=(), labels=empty, row_ids=empty))  # type: ignore[no-any-return]
+        logits: Tensor = self.model(Batch(dense=dense, sparse=(), labels=empty, row_ids=empty))
+        for given in self._given:
+            del given.value  # torch.export warns of tensors that a forward pass leaves behind
+        return logits
 
 
 class ExportedModel:

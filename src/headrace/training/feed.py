@@ -11,6 +11,7 @@ from typing import Any
 from headrace.errors import ConfigError
 from headrace.features import FeaturePlan
 from headrace.logs.pieces import ROW_ID, Source
+from headrace.observe.decisions import DecisionLog
 from headrace.pipeline import Account, BatchIterator, Pipeline, from_source
 from headrace.training.job import JobConfig
 from headrace.training.rows import RowCounts
@@ -25,11 +26,18 @@ def open_batches(
     *,
     state: Mapping[str, Any] | None = None,
     shuffled: bool = True,
+    decisions: DecisionLog | None = None,
 ) -> BatchIterator:
-    """Start the pipeline a job file describes, over one source; see `build_pipeline`."""
+    """Start the pipeline a job file describes, over one source; see `build_pipeline` and `Pipeline.open`."""
     pipe = build_pipeline(job, plan, source, shuffled=shuffled)
     options = job.pipeline
-    return pipe.open(workers=options.workers, memory_bytes=options.memory, executor=options.executor, state=state)
+    return pipe.open(
+        workers=options.workers,
+        memory_bytes=options.memory,
+        executor=options.executor,
+        state=state,
+        decisions=decisions,
+    )
 
 
 def build_pipeline(job: JobConfig, plan: FeaturePlan, source: Source, *, shuffled: bool = True) -> Pipeline:

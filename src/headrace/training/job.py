@@ -9,7 +9,8 @@ from pydantic import Field
 
 from headrace.config import Config, read_yaml
 from headrace.embeddings import EmbeddingsConfig
-from headrace.logs import BadRowPolicy, Schema, WindowConfig
+from headrace.errors import ConfigError
+from headrace.logs import BadRowPolicy, Schema, WindowConfig, list_files
 from headrace.models import DLRMConfig, ModelConfig
 from headrace.training.dense_optimizer import Adam, DenseOptimizerConfig
 
@@ -128,8 +129,7 @@ class JobConfig(Config):
         data = self.data.model_copy(update={"path": _absolute(self.data.path, base)})
         if not isinstance(data.columns, Schema):
             place = _absolute(data.columns, base) if data.columns else _schema_beside(data.path)
-            schema = Schema.from_yaml(place)
-            data = data.model_copy(update={"columns": schema})
+            data = data.model_copy(update={"columns": _read_schema(place, data.path)})
         if data.bad_rows.path is not None:
             policy = data.bad_rows.model_copy(update={"path": _absolute(data.bad_rows.path, base)})
             data = data.model_copy(update={"bad_rows": policy})
@@ -144,6 +144,16 @@ class JobConfig(Config):
 
 def _absolute(path: str, base: Path) -> str:
     return path if "://" in path else str((base / path).resolve())
+
+
+def _read_schema(place: str, logs: str) -> Schema:
+    if Path(place).is_file():
+        return Schema.from_yaml(place)
+    if "://" not in logs and not list_files(logs):  # raises if there is nothing at all
+        raise ConfigError(f"data.path: {logs}: holds no log files, and no {Path(place).name}")
+    raise ConfigError(
+        f"data.schema: {place}: no such file; write one with: headrace inspect {logs} --write-schema {place}"
+    )
 
 
 def _schema_beside(path: str) -> str:

@@ -160,15 +160,20 @@ class Trainer:
         """Hold the run, at the state of its newest whole checkpoint."""
         self.run_folder.lock()
         try:
-            with DecisionLog(self.run_folder.decisions) as decisions:
-                self._resume(decisions)
-            with TensorBoard(self.run_folder.path / "tensorboard") as self._tensorboard:
+            messages = self._resume()
+            with (
+                DecisionLog(self.run_folder.decisions, start_s=self.state.seconds) as self._decisions,
+                TensorBoard(self.run_folder.path / "tensorboard") as self._tensorboard,
+            ):
+                for message in messages:
+                    self._decisions.record("training", {}, message)
+                    self._say(message)
                 yield
         finally:
             self.run_folder.unlock()
 
-    def _resume(self, decisions: DecisionLog) -> None:
-        """Go on from the newest whole checkpoint, and take back what it does not count."""
+    def _resume(self) -> list[str]:
+        """Go on from the newest whole checkpoint, and take back what it does not count; says what was done."""
         use_threads(self.job.training.threads)
         snapshot, refused = self._checkpoints.load_latest()
         messages = [f"refused a checkpoint, using the one before: {line}" for line in refused]
@@ -181,9 +186,7 @@ class Trainer:
         if removed:
             messages.append(f"took back what no checkpoint counts: {', '.join(removed)}")
         self.run_folder.write_config(self.job.to_yaml())
-        for message in messages:
-            decisions.record("training", {}, message)
-            self._say(message)
+        return messages
 
     def _train(self, limit: int | None, until: str | None) -> TrainResult:
         started = [] if self.state.window is None else [self.state.window]
@@ -236,7 +239,9 @@ class Trainer:
         budget = ErrorBudget(self.job.data.bad_rows, num_read=rows.read, num_bad=rows.bad)
         with (
             Progress(what, total=num_rows) as progress,
-            open_batches(self.job, self.assembly.plan, source, state=self.state.token) as batches,
+            open_batches(
+                self.job, self.assembly.plan, source, state=self.state.token, decisions=self._decisions
+            ) as batches,
         ):
             progress.update(rows.read)
             finished = self._steps(batches, budget, progress, every)
