@@ -29,6 +29,7 @@ from headrace.pipeline.options import MAX_WORKERS, OpenOptions, make_groups
 from headrace.pipeline.processes import ProcessRunner
 from headrace.pipeline.runners import Runner, ThreadRunner
 from headrace.pipeline.snapshot import Position
+from headrace.pipeline.sources import PIECE_ROWS
 from headrace.pipeline.state import Blocked, PipelineState
 from headrace.pipeline.stuck import stack_of, stuck_error
 from headrace.pipeline.tunables import Tunable
@@ -367,9 +368,11 @@ class ThreadFeed:
 
 
 def _first_bytes(source: Source, item: int) -> int:
-    """Bytes of an item as the source estimates them, if it does; later ones are learned."""
-    estimate = getattr(source, "estimate_bytes", None)
-    return int(estimate(item)) if estimate is not None and item < len(source) else 0
+    """Bytes of a piece as the source estimates them, if it does; later ones are learned."""
+    estimate, num_rows = getattr(source, "estimate_bytes", None), getattr(source, "num_rows", None)
+    if estimate is None or num_rows is None or item >= len(source):
+        return 0
+    return int(estimate(item)) * PIECE_ROWS // max(PIECE_ROWS, int(num_rows(item)))
 
 
 def _is_view(element: Element) -> bool:

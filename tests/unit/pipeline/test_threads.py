@@ -38,10 +38,10 @@ def keep_most(rows: pa.RecordBatch) -> np.ndarray:
     return np.asarray(rows["value"]).astype(np.int64) % 5 != 0
 
 
-def random_pipe(seed: int) -> Pipeline:
+def random_pipe(seed: int, *, num_items: int = 6) -> Pipeline:
     """A pipeline of random shape over a source of random shape."""
     rng = random.Random(seed)
-    pipe = from_source(SyntheticSource.random(seed))
+    pipe = from_source(SyntheticSource.random(seed, num_items=num_items))
     for _ in range(rng.randint(0, 4)):
         kind = rng.choice(["map", "filter", "shuffle", "batch", "jitter"])
         if kind == "map":
@@ -87,7 +87,7 @@ def test_batches_do_not_depend_on_resizes_in_mid_stream(seed: int) -> None:
 @settings(max_examples=6, deadline=None)
 @given(st.integers(0, 10**6), st.integers(1, 4))
 def test_a_stop_behind_any_batch_loses_nothing(seed: int, workers: int) -> None:
-    pipe = random_pipe(seed)
+    pipe = random_pipe(seed, num_items=2)
     assert_resumes_everywhere(pipe, first={"workers": workers}, then={"workers": 5 - workers})
     assert_resumes_everywhere(pipe, first={"executor": "inline"}, then={"workers": workers})
 
@@ -369,17 +369,18 @@ def test_a_tunable_refuses_what_is_outside_its_limits() -> None:
 
 
 def test_no_stage_works_on_more_elements_at_once_than_it_may() -> None:
-    lock = threading.Lock()
+    crowd = threading.Condition()
     now = {"a": 0, "b": 0}
     most = {"a": 0, "b": 0}
+    wanted = {"a": 1, "b": 2}
 
     def count(name: str):
         def function(rows: pa.RecordBatch) -> pa.RecordBatch:
-            with lock:
+            with crowd:
                 now[name] += 1
                 most[name] = max(most[name], now[name])
-            np.sort(np.random.default_rng(0).random(20_000))
-            with lock:
+                crowd.notify_all()
+                crowd.wait_for(lambda: most[name] >= wanted[name], timeout=1.0)
                 now[name] -= 1
             return rows
 
@@ -390,6 +391,7 @@ def test_no_stage_works_on_more_elements_at_once_than_it_may() -> None:
         for number, _ in enumerate(batches):
             if number == 20:
                 assert most["a"] == 1
+                wanted["a"] = 2
                 batches.tunables["a.workers"].set(3)
                 batches.tunables["b.workers"].set(1)
     assert 1 < most["a"] <= 3
