@@ -4,10 +4,11 @@ from headrace.training.checkpoint import CheckpointFolder, Snapshot
 from headrace.training.export import ExportedModel, export_model
 from headrace.training.job import JobConfig
 from headrace.training.metrics import BinaryMetrics, Scores
+from headrace.training.results import TrainResult, WindowResult
 from headrace.training.run_folder import RunFolder
 from headrace.training.scoring import Scorer
 from headrace.training.step import StepResult, TrainingStep
-from headrace.training.trainer import Trainer, TrainResult, WindowResult
+from headrace.training.trainer import Trainer
 
 __all__ = [
     "BinaryMetrics",

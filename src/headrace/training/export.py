@@ -6,7 +6,7 @@ import copy
 import hashlib
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -88,7 +88,14 @@ class ExportedModel:
             return self._dense_part(batch.dense, pooled)  # type: ignore[no-any-return]
 
 
-def export_model(job: JobConfig, out: Path, *, checkpoint: int | None = None, check_rows: int = 4096) -> float:
+def export_model(
+    job: JobConfig,
+    out: Path,
+    *,
+    checkpoint: int | None = None,
+    check_rows: int = 4096,
+    say: Callable[[str], None] = lambda line: None,
+) -> float:
     """Write a model for serving, read it back, and compare its scores on the job's logs.
 
     The folder holds `dense.pt2` (`torch.export`, any batch size), `tables/<module>/<column>.npy`, `job.yaml` (schema,
@@ -99,6 +106,7 @@ def export_model(job: JobConfig, out: Path, *, checkpoint: int | None = None, ch
         out: Folder to write; must not exist.
         checkpoint: Number of the checkpoint; None for the newest whole one.
         check_rows: Rows of the logs to compare scores on.
+        say: Given a line for each newer checkpoint that was refused.
 
     Returns:
         The greatest difference of a logit.
@@ -108,7 +116,7 @@ def export_model(job: JobConfig, out: Path, *, checkpoint: int | None = None, ch
     """
     if out.exists():
         raise ConfigError(f"{out}: is there already, expected the name of a new folder")
-    scorer = Scorer(job, checkpoint=checkpoint)
+    scorer = Scorer(job, checkpoint=checkpoint, say=say)
     sample = _first_batches(scorer, check_rows)
     temporary = out.with_name(f".{out.name}.partial")
     shutil.rmtree(temporary, ignore_errors=True)

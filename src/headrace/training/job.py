@@ -149,8 +149,7 @@ def _absolute(path: str, base: Path) -> str:
 def _read_schema(place: str, logs: str) -> Schema:
     if Path(place).is_file():
         return Schema.from_yaml(place)
-    if "://" not in logs and not list_files(logs):  # raises if there is nothing at all
-        raise ConfigError(f"data.path: {logs}: holds no log files, and no {Path(place).name}")
+    list_files(logs)  # raises if there are no logs either
     raise ConfigError(
         f"data.schema: {place}: no such file; write one with: headrace inspect {logs} --write-schema {place}"
     )

@@ -66,6 +66,10 @@ class RunFolder:
         """Folder of the row ledger."""
         return self.path / "ledger"
 
+    @property
+    def _replayed(self) -> Path:
+        return self.quarantine / "_replayed"
+
     def lock(self) -> None:
         """Make this process the run's only writer until `unlock`, or until it ends.
 
@@ -133,19 +137,25 @@ class RunFolder:
         return sorted(self.quarantine.glob("*.parquet"))
 
     def set_aside(self, names: tuple[str, ...]) -> None:
-        """Move replayed quarantine files to `quarantine/_replayed`, where nothing reads them again."""
+        """Keep replayed quarantine files in `quarantine/_replayed`, where nothing reads them again, and only those.
+
+        Args:
+            names: Files the checkpoint counts as replayed; after going back to an older one, others wait again.
+        """
         for path in self.quarantined():
             if path.name in names:
-                aside = self.quarantine / "_replayed"
-                aside.mkdir(exist_ok=True)
-                path.rename(aside / path.name)
+                self._replayed.mkdir(exist_ok=True)
+                path.rename(self._replayed / path.name)
+        for path in self._replayed.glob("*.parquet"):
+            if path.name not in names:
+                path.rename(self.quarantine / path.name)
 
     def rewind(self, number: int) -> list[str]:
         """Take back what checkpoint `number` and those before it do not count; returns what was removed or cut."""
         removed = []
-        for folder in (self.quarantine, self.ledger):
+        for folder in (self.quarantine, self._replayed, self.ledger):
             for path in sorted(folder.glob("*.parquet")):
-                if int(path.stem) > number:
+                if path.stem.isdigit() and int(path.stem) > number:
                     path.unlink()
                     removed.append(f"{folder.name}/{path.name}")
         if self.metrics.exists():

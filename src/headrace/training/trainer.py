@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 from headrace.embeddings import embedding_bags
@@ -23,6 +22,7 @@ from headrace.training.feed import count_rows, open_batches, source_columns
 from headrace.training.job import JobConfig
 from headrace.training.metrics import Scores
 from headrace.training.records import StepRecorder, window_record
+from headrace.training.results import TrainResult, WindowResult
 from headrace.training.rows import RowCounts
 from headrace.training.run_folder import RunFolder
 from headrace.training.state import TrainingState, restore, take_snapshot
@@ -30,45 +30,7 @@ from headrace.training.step import TrainingStep
 from headrace.training.threads import use_threads
 from headrace.training.uncounted import Uncounted
 
-__all__ = ["TrainResult", "Trainer", "WindowResult"]
-
-
-@dataclass(frozen=True)
-class WindowResult:
-    """What training on one window gave.
-
-    Attributes:
-        name: Of the window.
-        rows: What became of its rows.
-        seconds: Time it took.
-        scores: By label; each row was predicted before it was trained on.
-        best_ne: The best normalised entropy any model can reach, where the logs come with it.
-        baseline_auc: AUC of the job's baseline feature; NaN without one.
-    """
-
-    name: str
-    rows: RowCounts
-    seconds: float
-    scores: dict[str, Scores]
-    best_ne: float | None
-    baseline_auc: float
-
-
-@dataclass(frozen=True)
-class TrainResult:
-    """What a call of `Trainer.run` did.
-
-    Attributes:
-        windows: Those finished, in order.
-        step: Optimizer steps made by the run so far.
-        stopped: Whether it was asked to stop before it was done.
-        rest: One line on what is left to train on.
-    """
-
-    windows: tuple[WindowResult, ...]
-    step: int
-    stopped: bool
-    rest: str
+__all__ = ["Trainer"]
 
 
 class Trainer:

@@ -1,0 +1,48 @@
+"""What training gave: by window, and by call."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from headrace.training.metrics import Scores
+from headrace.training.rows import RowCounts
+
+__all__ = ["TrainResult", "WindowResult"]
+
+
+@dataclass(frozen=True)
+class WindowResult:
+    """What training on one window gave.
+
+    Attributes:
+        name: Of the window.
+        rows: What became of its rows.
+        seconds: Time it took.
+        scores: By label; each row was predicted before it was trained on.
+        best_ne: The best normalised entropy any model can reach, where the logs come with it.
+        baseline_auc: AUC of the job's baseline feature; NaN without one.
+    """
+
+    name: str
+    rows: RowCounts
+    seconds: float
+    scores: dict[str, Scores]
+    best_ne: float | None
+    baseline_auc: float
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a call of `Trainer.run` did.
+
+    Attributes:
+        windows: Those finished, in order.
+        step: Optimizer steps made by the run so far.
+        stopped: Whether it was asked to stop before it was done.
+        rest: One line on what is left to train on.
+    """
+
+    windows: tuple[WindowResult, ...]
+    step: int
+    stopped: bool
+    rest: str
