@@ -65,7 +65,7 @@ def bind(
         if position < 0:
             raise DataError(f"column {name}: missing in the batch, which has {', '.join(schema.names)}")
         given = schema.field(position).type
-        type_ = _readable(given, units.get(name))
+        type_ = _readable(given, kinds[name], units.get(name))
         layout[row] = position, *_check(name, given, type_, kinds[name])
         if type_ != given:
             conversions.append((position, type_))
@@ -84,12 +84,15 @@ def _check(name: str, given: pa.DataType, type_: pa.DataType, kind: Kind) -> tup
     return shape, element, type_.list_size if pa.types.is_fixed_size_list(type_) else 0
 
 
-def _readable(type_: pa.DataType, unit: str | None) -> pa.DataType:
+def _readable(type_: pa.DataType, kind: Kind, unit: str | None) -> pa.DataType:
     """The type to convert a column to so that the kernels read it; often the type itself."""
+    if pa.types.is_null(type_):  # what Arrow makes of a column, or of lists, without any value
+        element = pa.int64() if kind.has_ids else pa.float64()
+        return pa.large_list(element) if kind.is_list else element
     if pa.types.is_dictionary(type_):
-        return _readable(type_.value_type, unit)
+        return _readable(type_.value_type, kind, unit)
     if list_shape(type_):
-        element = _readable(type_.value_type, unit)
+        element = _readable(type_.value_type, Kind.ID if kind.has_ids else Kind.NUMBER, unit)
         if element == type_.value_type:
             return type_
         return pa.large_list(element)

@@ -10,6 +10,7 @@ import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 
+from headrace.errors import DataError
 from headrace.features.binding import Binding, bind
 from headrace.features.buffers import BufferPool
 from headrace.features.kernels.dense import ROW_BOUNDS, write_dense, write_one_hot, write_row_ids
@@ -51,7 +52,7 @@ class FeaturePlan:
         specs: The features.
         columns: Source columns it reads, each once: features, labels, weight and row id.
         dense_names: Columns of `Batch.dense`.
-        sparse_keys: Keys of `Batch.sparse`.
+        sparse_keys: Keys of `Batch.sparse`: of the group without weights, then of the one with weights.
         label_names: Columns of `Batch.labels`.
     """
 
@@ -68,8 +69,8 @@ class FeaturePlan:
         # Sources by number: the features' columns, results of steps, labels and weight; the row id comes last.
         self._sources = [*self._steps.columns, *([None] * len(self._steps.steps)), *extra]
         self.columns = tuple(dict.fromkeys([*self._steps.columns, *extra, ROW_ID]))
-        plain = np.array([[self._steps.num_sources + at, 0, 0, 0, 0] for at in range(len(extra))], np.int64)
-        self._plain_chains = plain.reshape(-1, 5)
+        plain = np.array([[self._steps.num_sources + at, 0, 0, 0, 0, -1] for at in range(len(extra))], np.int64)
+        self._plain_chains = plain.reshape(-1, 6)
         self._binding: Binding | None = None
         self._buffers = BufferPool()
         self._bytes_per_row = self._guess_bytes_per_row()
@@ -104,7 +105,7 @@ class FeaturePlan:
                 from 0.
 
         Raises:
-            DataError: If a column is missing or has a type that does not suit.
+            DataError: If a column is missing or has a type that does not suit, or a row has not as many weights as ids.
         """
         binding = self._bind(batch.schema)
         batch = binding.convert(batch)
@@ -187,16 +188,31 @@ class FeaturePlan:
         )
 
     def _sparse(self, table: NDArray[np.int64], row_ids: NDArray[np.int64]) -> tuple[KeyedJaggedTensor, ...]:
-        if not self.sparse_keys:
-            return ()
-        values, lengths, offsets = self._write_sparse(table, self._steps.sparse, row_ids)
-        tensors = (torch.from_numpy(values), torch.from_numpy(lengths), torch.from_numpy(offsets))
-        return (KeyedJaggedTensor(self.sparse_keys, *tensors, stride=len(row_ids)),)
+        """The features without weights as one group, those with weights as another."""
+        groups = []
+        num_plain = len(self._steps.sparse)
+        if num_plain:
+            parts = self._write_sparse(table, self._steps.sparse, row_ids)
+            values, lengths, offsets, _ = map(torch.from_numpy, parts)
+            keys = self.sparse_keys[:num_plain]
+            groups.append(KeyedJaggedTensor(keys, values, lengths, offsets, len(row_ids)))
+        if len(self._steps.weighted):
+            parts = self._write_sparse(table, self._steps.weighted, row_ids, keys=self.sparse_keys[num_plain:])
+            values, lengths, offsets, weights = map(torch.from_numpy, parts)
+            keys = self.sparse_keys[num_plain:]
+            groups.append(KeyedJaggedTensor(keys, values, lengths, offsets, len(row_ids), weights))
+        return tuple(groups)
 
     def _write_sparse(
-        self, table: NDArray[np.int64], chains: NDArray[np.int64], row_ids: NDArray[np.int64]
-    ) -> tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.int64]]:
+        self,
+        table: NDArray[np.int64],
+        chains: NDArray[np.int64],
+        row_ids: NDArray[np.int64],
+        keys: Sequence[str] = (),
+    ) -> tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.int64], NDArray[np.float32]]:
+        """Values, lengths, offsets and weights of some chains; weights only where `keys`, their names, are given."""
         values = self._buffers.empty(int(count_ids(table, chains)), np.int64)
+        weights = self._buffers.empty(len(values) if keys else 0, np.float32)
         lengths = self._buffers.empty(len(chains) * len(row_ids), np.int32)
         offsets = self._buffers.empty(len(lengths) + 1, np.int64)
         program = self._steps.program
@@ -210,8 +226,15 @@ class FeaturePlan:
             values,
             lengths,
             offsets,
+            weights,
         )
-        return values[:num_ids], lengths, offsets
+        if num_ids < 0:
+            feature, row = divmod(-1 - num_ids, len(row_ids))
+            raise DataError(
+                f"feature {keys[feature]}: row {row} of the batch (row id {row_ids[row]}) has more or fewer weights "
+                "than ids"
+            )
+        return values[:num_ids], lengths, offsets, weights[:num_ids]
 
     def _run_steps(self, table: NDArray[np.int64], row_ids: NDArray[np.int64]) -> list[Column]:
         """Run the column operators; their results are sources from then on. Returns what must outlive their use."""
@@ -228,7 +251,7 @@ class FeaturePlan:
     def _column(
         self, table: NDArray[np.int64], chain: NDArray[np.int64], kind: Kind, row_ids: NDArray[np.int64]
     ) -> Column:
-        values, _, offsets = self._write_sparse(table, chain, row_ids)
+        values, _, offsets, _ = self._write_sparse(table, chain, row_ids)
         if kind.has_ids:
             return Column(values, offsets)
         return Column(values.view(np.float64), offsets if kind.is_list else None)
@@ -238,7 +261,13 @@ class FeaturePlan:
         single = [all(not kinds[name].is_list for name in s.sources) for s in self.specs if s.section == "sparse"]
         ids = sum(1 if one else _GUESSED_LIST_LENGTH for one in single)
         numbers = len(self.dense_names) + len(self.label_names) + (1 if self._weight else 0)
-        return 4.0 * numbers + 8.0 * ids + 12.0 * len(single) + 8.0
+        return (
+            4.0 * numbers
+            + 8.0 * ids
+            + 12.0 * len(single)
+            + 4.0 * _GUESSED_LIST_LENGTH * len(self._steps.weighted)
+            + 8.0
+        )
 
 
 def _checked(step: Step, column: Column, num_rows: int) -> Column:

@@ -28,12 +28,14 @@ class FeatureSpec:
         section: Which of the two.
         sources: Columns of the logs, at least one.
         operators: Applied in order; parameters that the schema tells are filled in.
+        weights: Column with a number for each id of a list, which stays with it; None for none.
     """
 
     name: str
     section: Section
     sources: tuple[str, ...]
     operators: tuple[Operator, ...]
+    weights: str | None = None
 
     @property
     def where(self) -> str:
@@ -55,7 +57,8 @@ def default_specs(schema: Schema) -> tuple[FeatureSpec, ...]:
     """Every column by the plain rule for its part: numbers filled and log1p, ids as they are, the first 50 of lists."""
     dense = [FeatureSpec(c.name, "dense", (c.name,), (Fill(value=0.0), Log1p())) for c in schema.dense]
     ids = [FeatureSpec(c.name, "sparse", (c.name,), ()) for c in schema.ids]
-    lists = [FeatureSpec(c.name, "sparse", (c.name,), (FirstX(count=_DEFAULT_LIST_LENGTH),)) for c in schema.id_lists]
+    first = (FirstX(count=_DEFAULT_LIST_LENGTH),)
+    lists = [FeatureSpec(c.name, "sparse", (c.name,), first, c.weights) for c in schema.id_lists]
     return tuple(dense + ids + lists)
 
 
@@ -81,12 +84,14 @@ def read_specs(config: Any, schema: Schema) -> tuple[FeatureSpec, ...]:
 def _read_spec(name: str, section: Section, entry: Any, schema: Schema) -> FeatureSpec:
     where = f"features.{section}.{name}"
     sources: Any = name
-    entries = entry
+    entries, weights = entry, None
     if isinstance(entry, dict):
-        unknown = sorted(str(key) for key in entry if key not in ("from", "ops"))
+        unknown = sorted(str(key) for key in entry if key not in ("from", "ops", "weights"))
         if unknown:
-            raise ConfigError(f"{where}.{unknown[0]}: unknown key, expected from or ops (operators go in a list)")
-        sources, entries = entry.get("from", name), entry.get("ops")
+            raise ConfigError(
+                f"{where}.{unknown[0]}: unknown key, expected from, ops or weights (operators go in a list)"
+            )
+        sources, entries, weights = entry.get("from", name), entry.get("ops"), entry.get("weights")
     if not isinstance(entries, list | tuple | None):
         raise ConfigError(f"{where}: given {entries!r}, expected a list of operators")
     names = [sources] if isinstance(sources, str) else sources
@@ -104,11 +109,15 @@ def _read_spec(name: str, section: Section, entry: Any, schema: Schema) -> Featu
             operators.append(operator.resolve(names, schema))
         except ConfigError as error:
             raise ConfigError(f"{at} ({operator.name}): {error}") from error
-    return check_kinds(FeatureSpec(name, section, tuple(names), tuple(operators)), schema)
+    spec = FeatureSpec(name, section, tuple(names), tuple(operators), weights)
+    _check_kinds(spec, schema)
+    if weights is not None:
+        _check_weights(spec, schema)
+    return spec
 
 
-def check_kinds(spec: FeatureSpec, schema: Schema) -> FeatureSpec:
-    """The feature itself, if each operator accepts what the one before it returns and the last suits the section."""
+def _check_kinds(spec: FeatureSpec, schema: Schema) -> None:
+    """Refuse a feature unless each operator accepts what the one before it returns and the last suits the section."""
     known = column_kinds(schema)
     kinds = [known[name] for name in spec.sources]
     for number, operator in enumerate(spec.operators, start=1):
@@ -120,7 +129,7 @@ def check_kinds(spec: FeatureSpec, schema: Schema) -> FeatureSpec:
         if isinstance(operator, OneHot) and (spec.section == "sparse" or operator is not spec.operators[-1]):
             raise ConfigError(f"{where}: expected as the last operator of a dense feature")
         try:
-            kinds = operator_kinds(operator, kinds)
+            kinds = _operator_kinds(operator, kinds)
         except ConfigError as error:
             raise ConfigError(f"{where}: {error}") from error
     if len(kinds) != 1:
@@ -131,10 +140,24 @@ def check_kinds(spec: FeatureSpec, schema: Schema) -> FeatureSpec:
         )
     if spec.section == "sparse" and not kinds[0].has_ids:
         raise ConfigError(f"{spec.where}: ends with {kinds[0].value}, expected ids; add an operator such as bucketize")
-    return spec
 
 
-def operator_kinds(operator: Operator, kinds: list[Kind]) -> list[Kind]:
+def _check_weights(spec: FeatureSpec, schema: Schema) -> None:
+    """Refuse weights unless they are numbers that stay beside the ids of one list."""
+    known = column_kinds(schema)
+    if spec.weights not in known or known[spec.weights] is not Kind.NUMBERS:
+        lists = ", ".join(name for name, kind in known.items() if kind is Kind.NUMBERS) or "none in this schema"
+        raise ConfigError(f"{spec.where}.weights: given {spec.weights!r}, expected a column of weights: {lists}")
+    if [known[name] for name in spec.sources] != [Kind.IDS] or spec.section != "sparse":
+        raise ConfigError(
+            f"{spec.where}.weights: given {spec.weights!r}, expected only for one list of ids under sparse"
+        )
+    for operator in spec.operators:
+        if isinstance(operator, ColumnOperator):
+            raise ConfigError(f"{spec.where}.weights: given {spec.weights!r}, but {operator.name} makes new ids")
+
+
+def _operator_kinds(operator: Operator, kinds: list[Kind]) -> list[Kind]:
     """Kinds after an operator: a fused one acts on each column, a column operator joins them."""
     if isinstance(operator, ColumnOperator):
         kind = operator.returns(kinds)

@@ -16,7 +16,7 @@ from headrace.features.spec import FeatureSpec
 
 __all__ = ["OneHotRun", "Step", "Steps", "build_steps"]
 
-Chains = NDArray[np.int64]  # [N, 5]: source, first operator, past the last, starts with ids, elements to read
+Chains = NDArray[np.int64]  # [N, 6]: source, first operator, past the last, starts with ids, elements to read, weights
 
 
 @dataclass(frozen=True)
@@ -61,8 +61,9 @@ class Steps:
         dense: Runs of adjacent dense columns: first column and chains.
         one_hots: Dense columns made by `one_hot`.
         dense_names: Of all dense columns.
-        sparse: int64 [F, 5], one chain a key.
-        sparse_keys: Names of the keys.
+        sparse: int64 [F, 6], one chain a key without weights.
+        weighted: int64 [W, 6], one chain a key with weights.
+        sparse_keys: Names of the keys, those with weights last.
     """
 
     program: Program
@@ -73,6 +74,7 @@ class Steps:
     one_hots: tuple[OneHotRun, ...]
     dense_names: tuple[str, ...]
     sparse: Chains
+    weighted: Chains
     sparse_keys: tuple[str, ...]
 
 
@@ -101,15 +103,20 @@ class _Builder:
     def __init__(self, specs: Sequence[FeatureSpec], kinds: dict[str, Kind]) -> None:
         self.specs = specs
         self.kinds = kinds
-        self.columns = tuple(dict.fromkeys(name for spec in specs for name in spec.sources))
+        names = [name for spec in specs for name in (*spec.sources, spec.weights) if name is not None]
+        self.columns = tuple(dict.fromkeys(names))
         self.num_sources = len(self.columns)
         self.program = ProgramBuilder()
         self.steps: list[Step] = []
 
     def build(self) -> Steps:
         dense, one_hots, names = self._dense()
-        sparse_specs = [spec for spec in self.specs if spec.section == "sparse"]
-        sparse = _stack([self._chain(self._run_steps(spec)) for spec in sparse_specs])
+        plain = [spec for spec in self.specs if spec.section == "sparse" and spec.weights is None]
+        weighted = [spec for spec in self.specs if spec.weights is not None]
+        sparse, with_weights = (
+            _stack([self._chain(self._run_steps(spec), weights=spec.weights) for spec in specs])
+            for specs in (plain, weighted)
+        )
         return Steps(
             program=self.program.build(),
             columns=self.columns,
@@ -119,7 +126,8 @@ class _Builder:
             one_hots=one_hots,
             dense_names=names,
             sparse=sparse,
-            sparse_keys=tuple(spec.name for spec in sparse_specs),
+            weighted=with_weights,
+            sparse_keys=tuple(spec.name for spec in [*plain, *weighted]),
         )
 
     def _dense(self) -> tuple[tuple[tuple[int, Chains], ...], tuple[OneHotRun, ...], tuple[str, ...]]:
@@ -159,7 +167,7 @@ class _Builder:
             self.num_sources += 1
         return pending[0]
 
-    def _chain(self, branch: _Pending, *, keep_numbers: bool = False) -> Chains:
+    def _chain(self, branch: _Pending, *, keep_numbers: bool = False, weights: str | None = None) -> Chains:
         """Emit a chain; with `keep_numbers`, numbers end as the bits of float64 so that they travel like ids."""
         limit, operators = _hoist_first_x(branch)
         start = self.program.position
@@ -172,7 +180,8 @@ class _Builder:
         if keep_numbers and not kind.has_ids:
             self.program.add(interpret.NUMBER_BITS)
         read = ALL_ELEMENTS if limit is None else limit
-        return np.array([branch.source, start, self.program.position, branch.kind.has_ids, read], np.int64)
+        weight = -1 if weights is None else self.columns.index(weights)
+        return np.array([branch.source, start, self.program.position, branch.kind.has_ids, read, weight], np.int64)
 
 
 def _hoist_first_x(branch: _Pending) -> tuple[int | None, list[FusedOperator]]:
@@ -195,4 +204,4 @@ def _hoist_first_x(branch: _Pending) -> tuple[int | None, list[FusedOperator]]:
 
 
 def _stack(chains: Sequence[Chains]) -> Chains:
-    return np.array(chains, dtype=np.int64).reshape(-1, 5)
+    return np.array(chains, dtype=np.int64).reshape(-1, 6)

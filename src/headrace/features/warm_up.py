@@ -33,6 +33,7 @@ _JOB = {
     },
     "sparse": {
         "id": [{"hash": 10}],
+        "weighted": {"from": "ids", "weights": "scores"},
         "pairs": {"from": ["id", "others"], "ops": ["cartesian"]},
         "grams": {"from": "ids", "ops": ["ngram"]},
         "common": {"from": ["ids", "others"], "ops": ["id_list_transform"]},

@@ -379,6 +379,48 @@ def test_many_rows_cross_blocks() -> None:
     expect_ids("ids", Drawn(pa.array(lists, pa.list_(pa.int64())), lists), [], lambda i: i)
 
 
+@pytest.mark.parametrize(
+    ("array", "section", "column", "expected"),
+    [
+        (pa.nulls(2), "dense", "number", [0, 0]),
+        (pa.nulls(2), "sparse", "id", [[], []]),
+        (pa.nulls(2), "sparse", "ids", [[], []]),
+        (pa.array([[], [None]]), "sparse", "ids", [[], []]),
+    ],
+)
+def test_columns_without_any_value_are_null(array: pa.Array, section: str, column: str, expected: list[Any]) -> None:
+    assert apply(section, column, Drawn(array, []), []) == expected
+
+
+@pytest.mark.parametrize(
+    ("array", "expected"),
+    [
+        (pa.array([1.5, None], pa.float16()), [1.5, 0]),
+        (pa.array([1, None], pa.decimal128(5, 2)), [1, 0]),
+        (pa.array([1, None], pa.uint64()), [1, 0]),
+    ],
+)
+def test_rarer_number_types_are_read(array: pa.Array, expected: list[float]) -> None:
+    assert apply("dense", "number", Drawn(array, []), []) == expected
+
+
+def test_string_views_and_binary_are_hashed_as_strings_are() -> None:
+    expected = apply("sparse", "string", Drawn(pa.array(["abc", None]), []), [])
+    for type_ in (pa.string_view(), pa.binary(), pa.large_binary()):
+        assert apply("sparse", "string", Drawn(pa.array(["abc", None], type_), []), []) == expected
+
+
+def test_lists_of_dictionaries_are_decoded() -> None:
+    words = pa.DictionaryArray.from_arrays(pa.array([1, 0, None, 1], pa.int8()), pa.array(["a", "b"]))
+    offsets = pa.array([0, 1, None, 2, 4], pa.int32())
+    array = pa.ListArray.from_arrays(offsets, words)
+    plain_lists = pa.array([["b"], ["a"], None, [None, "b"]])
+    assert array.to_pylist() == plain_lists.to_pylist()
+    for start in range(3):
+        got = apply("sparse", "strings", Drawn(array.slice(start), []), [])
+        assert got == apply("sparse", "strings", Drawn(plain_lists.slice(start), []), [])
+
+
 def test_fixed_size_lists_are_read() -> None:
     rows = [[1, 2, 3], None, [4, None, 6], [7, 8, 9]]
     array = pa.array(rows, pa.list_(pa.int64(), 3))

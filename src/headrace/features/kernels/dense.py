@@ -85,8 +85,8 @@ def write_dense(
 
     Args:
         sources: int64 [S, WIDTH], see `headrace.features.sources`.
-        chains: int64 [C, 5]: source, first operator, past the last one, whether it starts with ids (else numbers), and
-            a limit that only lists have.
+        chains: int64 [C, 6]: source, first operator, past the last one, whether it starts with ids (else numbers), and
+            two more that only lists have.
         ops: The program, see `headrace.features.kernels.interpret.run`.
         integers: Its tables of integers.
         floats: Its parameters and tables of floats.

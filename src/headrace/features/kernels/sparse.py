@@ -30,7 +30,7 @@ from headrace.features.sources import (
 __all__ = ["count_ids", "write_sparse"]
 
 # Columns of a chain.
-_SOURCE, _START, _STOP, _ON_IDS, _LIMIT = range(5)
+_SOURCE, _START, _STOP, _ON_IDS, _LIMIT, _WEIGHTS = range(6)
 
 
 @kernel()
@@ -191,8 +191,14 @@ def _write_feature(
     values: Any,
     lengths: Any,
     offsets: Any,
+    weight_source: Any,
+    weights: Any,
 ) -> Any:
-    """Write one feature, as many whole rows at a time as fit into a block; returns where its ids end in `values`."""
+    """Write one feature, as many whole rows at a time as fit into a block.
+
+    Returns:
+        Where its ids end in `values`; or if row r has not as many weights as ids, -1 - r.
+    """
     ops, integers, floats = program
     num_rows, limit, first_op = lengths.size, _limit(source, chain), _first_op(source, chain)
     is_list = source[SHAPE] != SCALAR
@@ -228,9 +234,40 @@ def _write_feature(
             rows,
             row_ids[first : first + rows],
         )
+        if weights.size:
+            wrong = _write_weights(
+                source, weight_source, first, rows, bounds, keep, left_out, numbers, weights[at : at + count]
+            )
+            if wrong >= 0:
+                return -1 - wrong
         at += _finish(ids, keep, left_out, bounds, rows, at, lengths[first : first + rows], offsets[first:])
         first += rows
     return at
+
+
+@kernel()
+def _write_weights(
+    source: Any,
+    weight_source: Any,
+    first: int,
+    num_rows: int,
+    bounds: Any,
+    keep: Any,
+    some_left_out: bool,
+    numbers: Any,
+    out: Any,
+) -> Any:
+    """Write the weights of the ids of a block that stay; returns a row with more or fewer weights than ids, or -1."""
+    for row in range(first, first + num_rows):
+        if _row_size(source, row) != _row_size(weight_source, row):
+            return row
+    _load_numbers(weight_source, first, num_rows, bounds, numbers)
+    at = 0
+    for index in range(bounds[num_rows]):
+        weight = numbers[index]
+        out[at] = weight if weight == weight else 0.0
+        at += keep[index] if some_left_out else 1
+    return np.int64(-1)
 
 
 @kernel()
@@ -244,13 +281,14 @@ def write_sparse(
     values: Any,
     lengths: Any,
     offsets: Any,
+    weights: Any,
 ) -> Any:
     """Compute one key for each chain.
 
     Args:
         sources: int64 [S, WIDTH], see `headrace.features.sources`.
-        chains: int64 [F, 5]: source, first operator, past the last one, whether it starts with ids (else numbers), and
-            the elements of a row to read (a leading first_x) or 2^62 for all.
+        chains: int64 [F, 6]: source, first operator, past the last one, whether it starts with ids (else numbers), the
+            elements of a row to read (a leading first_x) or 2^62 for all, and the source of weights.
         ops: The program, see `headrace.features.kernels.interpret.run`.
         integers: Its tables of integers.
         floats: Its parameters and tables of floats.
@@ -258,9 +296,10 @@ def write_sparse(
         values: int64 [at least `count_ids`], written from its start.
         lengths: int32 [F * B], written.
         offsets: int64 [F * B + 1], written.
+        weights: float32, of the size of `values`, written; or of size 0 if the features have none.
 
     Returns:
-        Ids written.
+        Ids written; or if row r of feature f has not as many weights as ids, -1 - (f * B + r).
     """
     num_rows = row_ids.size
     program = (ops, integers, floats)
@@ -273,5 +312,21 @@ def write_sparse(
         start = feature * num_rows
         mine = lengths[start : start + num_rows]
         source = sources[chain[_SOURCE]]
-        at = _write_feature(source, chain, program, scratch, bounds, row_ids, at, values, mine, offsets[start:])
+        weight_source = sources[max(chain[_WEIGHTS], 0)]
+        at = _write_feature(
+            source,
+            chain,
+            program,
+            scratch,
+            bounds,
+            row_ids,
+            at,
+            values,
+            mine,
+            offsets[start:],
+            weight_source,
+            weights,
+        )
+        if at < 0:
+            return at - start
     return at
