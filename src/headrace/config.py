@@ -1,7 +1,10 @@
 """Configs read from YAML: checked once, with one clear line for each mistake."""
 
+import inspect
+import types
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Annotated, Any, Self, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -32,7 +35,7 @@ class Config(BaseModel):
         try:
             return cls.model_validate(values)
         except ValidationError as error:
-            raise ConfigError(f"{where}: {first_mistake(error)}") from error
+            raise ConfigError(f"{where}: {first_mistake(error, cls)}") from error
 
     @classmethod
     def from_yaml(cls, path: str | Path) -> Self:
@@ -61,17 +64,48 @@ def read_yaml(path: str | Path) -> Any:
         raise ConfigError(f"{path}:{line} not YAML: {getattr(error, 'problem', None) or error}") from error
 
 
-def first_mistake(error: ValidationError) -> str:
-    """One line for the first of pydantic's findings: key, given, expected, and how many more there are."""
+def first_mistake(error: ValidationError, config: type[Config]) -> str:
+    """One line for the first of pydantic's findings about a config: key, given, expected, and how many more."""
     details = error.errors(include_url=False)
     first = details[0]
-    key = ".".join(str(part) for part in first["loc"]) or "(top level)"
+    loc = first["loc"]
+    path, known = next(_places(config, loc[:-1]), ("".join(f"{part}." for part in loc[:-1]), []))
+    key = f"{path}{loc[-1]}" if loc else "(top level)"
     if first["type"] == "extra_forbidden":
-        text = f"{key}: unknown key"
+        text = f"{key}: unknown key, expected one of: {', '.join(known)}"
     elif first["type"] == "missing":
         text = f"{key}: missing"
+    elif first["type"] == "union_tag_invalid":
+        text = f"{key}.kind: given {first['ctx']['tag']!r}, expected one of: {first['ctx']['expected_tags']}"
     else:
-        expected = first["msg"].removeprefix("Value error, ")
+        expected = first["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
         text = f"{key}: given {first['input']!r}, expected: {expected}"
     more = len(details) - 1
     return text + (f" (and {more} more)" if more else "")
+
+
+def _places(annotation: Any, loc: Sequence[int | str], path: str = "") -> Iterator[tuple[str, list[str]]]:
+    """The path to a place in nested configs, as a user writes it, and the keys allowed there.
+
+    Pydantic's `loc` has parts that are not in the file: the class, or the kind, of a config that is one of several.
+    """
+    if inspect.isclass(annotation) and issubclass(annotation, Config):
+        fields = {field.alias or name: field.annotation for name, field in annotation.model_fields.items()}
+        kind = annotation.model_fields.get("kind")
+        if not loc:
+            yield path, list(fields)
+        elif loc[0] in fields:
+            yield from _places(fields[str(loc[0])], loc[1:], f"{path}{loc[0]}.")
+        elif annotation.__name__ in str(loc[0]) or (kind is not None and loc[0] in get_args(kind.annotation)):
+            yield from _places(annotation, loc[1:], path)
+        return
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        yield from _places(arguments[0], loc, path)
+    elif origin in (Union, types.UnionType):
+        for argument in arguments:
+            yield from _places(argument, loc, path)
+    elif not loc:
+        yield path, []
+    elif origin in (tuple, dict):
+        yield from _places(arguments[0 if origin is tuple else 1], loc[1:], f"{path}{loc[0]}.")

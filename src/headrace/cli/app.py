@@ -53,13 +53,14 @@ def options(
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    """Options that come before the command; `main` reads --debug itself, so that it also covers start-up."""
+    """Options that come before the command; `main` takes --debug itself, wherever it stands."""
 
 
 def main() -> None:
     """Run the command line: 0 for success, 2 for a mistake the user can mend, 130 after Ctrl-C."""
+    arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     try:
-        app()
+        app(arguments, prog_name="headrace")
     except (HeadraceError, OSError) as error:
         if "--debug" in sys.argv:
             raise

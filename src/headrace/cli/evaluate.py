@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -23,11 +24,12 @@ def evaluate(
     from headrace.cli.tables import scores_table
     from headrace.training import JobConfig, Scorer
 
-    scorer = Scorer(JobConfig.from_file(job), checkpoint=checkpoint)
+    scorer = Scorer(JobConfig.from_file(job), checkpoint=checkpoint, say=partial(typer.echo, err=True))
     scores = scorer.evaluate(logs)
     if as_json:
-        values = {"checkpoint": scorer.checkpoint, "step": scorer.step}
+        values = {"checkpoint": scorer.checkpoint, "step": scorer.step, "rows": scorer.rows.to_dict()}
         typer.echo(json.dumps(values | {"labels": {name: dataclasses.asdict(s) for name, s in scores.items()}}))
     else:
-        typer.echo(f"checkpoint {scorer.checkpoint}, after {scorer.step:,} steps")
+        left_out = f"; {scorer.rows.bad:,} bad rows left out" if scorer.rows.bad else ""
+        typer.echo(f"checkpoint {scorer.checkpoint}, after {scorer.step:,} steps{left_out}")
         typer.echo(scores_table(scores))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -19,5 +20,6 @@ def export(
     """
     from headrace.training import JobConfig, export_model
 
-    gap = export_model(JobConfig.from_file(job), out, checkpoint=checkpoint)
+    say = partial(typer.echo, err=True)
+    gap = export_model(JobConfig.from_file(job), out, checkpoint=checkpoint, say=say)
     typer.echo(f"exported, read back, logits differ by at most {gap:.2g}: {out}")

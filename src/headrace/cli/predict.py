@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -16,9 +17,13 @@ def predict(
 ) -> None:
     """Score logs with a checkpoint and write one row a prediction: row id, file, row, p_<label>.
 
+    The logs need no labels.
+
     Example: headrace predict job.yaml logs/hour=13 scores.parquet
     """
     from headrace.training import JobConfig, Scorer
 
-    num_rows = Scorer(JobConfig.from_file(job), checkpoint=checkpoint).predict(logs, out)
-    typer.echo(f"{num_rows:,} predictions: {out}")
+    scorer = Scorer(JobConfig.from_file(job), checkpoint=checkpoint, say=partial(typer.echo, err=True))
+    num_rows = scorer.predict(logs, out)
+    left_out = f"; {scorer.rows.bad:,} bad rows left out" if scorer.rows.bad else ""
+    typer.echo(f"{num_rows:,} predictions: {out}{left_out}")

@@ -77,11 +77,11 @@ def test_first_order_weights_begin_at_zero_in_every_space() -> None:
     [
         (
             {"default": {"kind": "hash"}},
-            "default.kind: given 'hash', expected: Input should be 'direct', 'hashed' or 'collisionless'",
+            "default.kind: given 'hash', expected: 'direct', 'hashed' or 'collisionless'",
         ),
         (
             {"default": {"num_embeddings": 0}},
-            "default.num_embeddings: given 0, expected: Input should be greater than or equal to 1",
+            "default.num_embeddings: given 0, expected: greater than or equal to 1",
         ),
         ({"default": {"evict_after": 2}}, "admission_count and evict_after only with kind: collisionless, not hashed"),
         ({"spaces": {"a": {"size": 3}}}, "spaces.a.size: unknown key"),

@@ -137,3 +137,11 @@ def test_a_disk_that_does_not_take_it_leaves_nothing_behind(tmp_path: Path, monk
     with pytest.raises(CheckpointError, match="No space left on device"):
         folder.save(snapshot(2))
     assert [p.name for p in tmp_path.iterdir()] == ["00000001"]
+
+
+def test_a_number_that_is_not_there_is_told_with_those_that_are(tmp_path: Path) -> None:
+    folder = CheckpointFolder(tmp_path)
+    for number in (1, 2):
+        folder.save(Snapshot(number, {}))
+    with pytest.raises(CheckpointError, match="there is no checkpoint 9, expected one of: 1, 2"):
+        folder.load(9)

@@ -58,3 +58,20 @@ def test_the_ledger_says_which_step_trained_on_which_row(run: RunFolder) -> None
     run.write_ledger(2, [1, 2], [pa.array([7, 8]), pa.array([9])])
     table = pq.read_table(run.ledger / "00000002.parquet")
     assert table.to_pydict() == {"step": [1, 1, 2], "row_id": [7, 8, 9]}
+
+
+def test_replayed_quarantine_files_wait_again_after_going_back_to_a_checkpoint_before_the_replay(run: RunFolder) -> None:
+    run.quarantine.mkdir()
+    for number in (1, 2):
+        pq.write_table(pa.table({"row": [number]}), run.quarantine / f"{number:08d}.parquet")
+    run.set_aside(("00000001.parquet", "00000002.parquet"))
+    assert run.quarantined() == []
+    run.rewind(1)  # rows of checkpoint 2 are read again, and rejected again
+    run.set_aside(())
+    assert [path.name for path in run.quarantined()] == ["00000001.parquet"]
+
+
+def test_rewind_leaves_files_of_other_names_alone(run: RunFolder) -> None:
+    run.quarantine.mkdir()
+    pq.write_table(pa.table({"row": [1]}), run.quarantine / "notes.parquet")
+    assert run.rewind(0) == []

@@ -1,0 +1,78 @@
+"""Configs: one clear line for each mistake, with the key as the user wrote it."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import pytest
+from pydantic import BeforeValidator, Field, model_validator
+
+from headrace.config import Config, read_yaml
+from headrace.errors import ConfigError
+
+
+class Small(Config):
+    kind: Literal["small"] = "small"
+    width: int = Field(default=1, ge=1)
+
+
+class Large(Config):
+    kind: Literal["large"] = "large"
+    widths: tuple[int, ...] = ()
+
+
+class Column(Config):
+    name: str
+
+
+class Table(Config):
+    columns: tuple[Annotated[Column, BeforeValidator(lambda value: value)], ...] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _is_checked_as_a_whole(self) -> "Table":
+        return self
+
+
+class Job(Config):
+    model: Annotated[Small | Large, Field(discriminator="kind")] = Small()
+    table: Table | str | None = Field(default=None, alias="schema")
+    models: dict[str, Large] = Field(default_factory=dict)
+
+
+@pytest.mark.parametrize(
+    ("values", "text"),
+    [
+        ({"modle": {}}, "modle: unknown key, expected one of: model, schema, models"),
+        ({"model": {"kind": "large", "width": 3}}, "model.width: unknown key, expected one of: kind, widths"),
+        ({"model": {"kind": "huge"}}, "model.kind: given 'huge', expected one of: 'small', 'large'"),
+        ({"model": {"kind": "small", "width": 0}}, "model.width: given 0, expected: greater than or equal to 1"),
+        ({"model": {"kind": "large", "widths": [1, "x"]}}, "model.widths.1: given 'x', expected: a valid integer"),
+        ({"models": {"a": {"widht": 1}}}, "models.a.widht: unknown key, expected one of: kind, widths"),
+        ({"schema": {"columns": [{"nmae": "a", "name": "b"}]}}, "schema.columns.0.nmae: unknown key, expected one of"),
+        ({"schema": {}}, "schema.columns: missing"),
+        ([], "given list, expected a mapping of keys to values"),
+    ],
+)
+def test_a_mistake_names_file_key_given_and_expected(values: object, text: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        Job.from_dict(values, where="job.yaml")
+    assert str(caught.value).startswith(f"job.yaml: {text}")
+    assert "\n" not in str(caught.value)
+
+
+def test_more_mistakes_are_counted() -> None:
+    with pytest.raises(ConfigError, match=r"\(and 1 more\)$"):
+        Job.from_dict({"a": 1, "b": 2}, where="job.yaml")
+
+
+def test_what_is_no_yaml_is_named_with_its_line(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("run: a\nb: [\n")
+    with pytest.raises(ConfigError, match=r"a\.yaml: line 3: not YAML"):
+        read_yaml(tmp_path / "a.yaml")
+    with pytest.raises(ConfigError, match=r"b\.yaml: no such file"):
+        read_yaml(tmp_path / "b.yaml")
+
+
+def test_a_config_written_as_yaml_reads_back_the_same(tmp_path: Path) -> None:
+    job = Job.from_dict({"model": {"kind": "large", "widths": [3]}, "schema": {"columns": [{"name": "a"}]}}, where="")
+    (tmp_path / "job.yaml").write_text(job.to_yaml())
+    assert Job.from_yaml(tmp_path / "job.yaml") == job
