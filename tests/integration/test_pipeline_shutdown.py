@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import psutil
 import pytest
@@ -48,19 +49,25 @@ def test_a_program_ends_at_once_and_leaves_no_process(executor: str, ending: str
     assert not alive
 
 
-def test_workers_end_when_their_parent_is_killed() -> None:
-    stuck = "batches.close()\nbatches = from_source(source).map(functions.never_return, executor='process').open()"
-    program = PROGRAM.format(executor="thread", ending=stuck + "\nprint('again', flush=True)\nnext(batches)")
+def test_workers_end_when_their_parent_is_killed_also_inside_a_function(tmp_path: Path) -> None:
+    flag = tmp_path / "in the function"
+    ending = (
+        "batches.close()\n"
+        "from functools import partial\n"
+        f"stuck = partial(functions.never_return, flag={str(flag)!r})\n"
+        "batches = from_source(source).map(stuck, executor='process').open(workers=1)\n"
+        "next(batches)"
+    )
+    program = PROGRAM.format(executor="thread", ending=ending)
     process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE)
-    assert process.stdout is not None
-    process.stdout.readline()
-    process.stdout.readline()
-    deadline = time.monotonic() + 10
-    while not (children := psutil.Process(process.pid).children()) and time.monotonic() < deadline:
+    deadline = time.monotonic() + 30
+    while not flag.exists() and time.monotonic() < deadline:
         time.sleep(0.05)
-    time.sleep(1.0)  # until it is in the function
+    children = psutil.Process(process.pid).children()
     os.kill(process.pid, signal.SIGKILL)
     process.communicate()
     _, alive = psutil.wait_procs(children, timeout=5)
-    assert children
+    for left in alive:
+        left.kill()
+    assert len(children) == 1
     assert not alive

@@ -83,6 +83,16 @@ class Cutter:
         """Rows of an output, of this rank."""
         return self._spec.num_rows
 
+    @property
+    def num_ranks(self) -> int:
+        """Ranks whose rows are gathered."""
+        return self._spec.num_ranks
+
+    @property
+    def filled_ratio(self) -> float:
+        """Which part of the rows of the next output is there."""
+        return self._num_rows / (self._spec.num_rows * self._spec.num_ranks)
+
     def feed(self, element: Element) -> list[Element]:
         """Add an element; return the cuts it completes, which may be none or many."""
         outputs = []

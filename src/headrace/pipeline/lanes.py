@@ -18,7 +18,7 @@ from typing import Protocol
 
 from headrace.pipeline.cutting import Cutter
 from headrace.pipeline.elements import Element
-from headrace.pipeline.ledger import Estimator
+from headrace.pipeline.ledger import Estimator, RecentMax
 
 __all__ = ["Lane", "SourceLane", "StageLane", "Work"]
 
@@ -59,7 +59,6 @@ class Lane(Protocol):
         num_running: Elements being worked on.
         in_threads: Whether the work occupies a thread's CPU; work of other processes does not.
         estimator: Predicts the bytes of results.
-        need_bytes: What work on its next element will probably reserve.
     """
 
     name: str
@@ -67,7 +66,11 @@ class Lane(Protocol):
     num_running: int
     in_threads: bool
     estimator: Estimator
-    need_bytes: int
+
+    @property
+    def need_bytes(self) -> int:
+        """Bytes that must be free for the lane's next result: its reservation, and the input that is still to come."""
+        ...
 
     @property
     def queue_depth(self) -> int:
@@ -125,7 +128,15 @@ class StageLane:
         self.waiting: deque[Element] = deque()
         self.slots: deque[Work] = deque()
         self.input_ended = False
-        self.need_bytes = 0
+        self._largest_input = RecentMax()
+
+    @property
+    def need_bytes(self) -> int:
+        need = self.estimator.reserve(self._largest_input.value)
+        if self.waiting or self.slots:
+            return need
+        missing = 1.0 if self.cutter is None else (1.0 - self.cutter.filled_ratio) * self.cutter.num_ranks
+        return need + int(self._largest_input.value * missing)
 
     @property
     def queue_depth(self) -> int:
@@ -142,11 +153,11 @@ class StageLane:
     def feed(self, element: Element) -> None:
         """Let an element in."""
         if self.cutter is None:
-            self.need_bytes = self.estimator.reserve(element.num_bytes)
+            self._largest_input.add(element.num_bytes)
             self.waiting.append(element)
             return
         if element.num_rows:
-            self.need_bytes = self.estimator.reserve(element.num_bytes * self.cutter.num_rows // element.num_rows)
+            self._largest_input.add(element.num_bytes * self.cutter.num_rows / element.num_rows)
         self.waiting.extend(self.cutter.feed(element))
 
     def end_input(self, *, failed: bool) -> None:
@@ -215,7 +226,11 @@ class SourceLane:
         self._first_piece = first_piece
         self._items: deque[_Item] = deque()
         self.ahead_bytes = 0
-        self.need_bytes = first_bytes
+        self._first_bytes = first_bytes
+
+    @property
+    def need_bytes(self) -> int:
+        return self.estimator.reserve(1) if self.estimator.is_known else self._first_bytes
 
     @property
     def queue_depth(self) -> int:
@@ -282,7 +297,6 @@ class SourceLane:
             item.pieces.append(work.element)
             self.ahead_bytes += work.element.num_bytes
             self.estimator.learn(1, work.element.num_bytes)
-            self.need_bytes = self.estimator.reserve(1)
 
     def holds(self, work: Work) -> bool:
         """Whether the item is still of interest."""

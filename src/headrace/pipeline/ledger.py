@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import deque
 
-__all__ = ["Charge", "Estimator", "Ledger"]
+__all__ = ["Charge", "Estimator", "Ledger", "RecentMax"]
 
 SAFETY = 1.1
 """Reservations are this much above the largest recent need; elements of one pipeline differ little in size."""
@@ -66,6 +66,27 @@ class Charge:
         assert self._num_owners >= 0, "a charge was given back twice"
 
 
+class RecentMax:
+    """The largest of the latest numbers."""
+
+    __slots__ = ("_recent", "value")
+
+    def __init__(self) -> None:
+        """None seen yet: 0."""
+        self._recent: deque[float] = deque(maxlen=NUM_RECENT)
+        self.value = 0.0
+
+    def add(self, number: float) -> None:
+        """See one more, and forget the oldest."""
+        recent = self._recent
+        forgotten = recent[0] if len(recent) == NUM_RECENT else -1.0
+        recent.append(number)
+        if number >= self.value:
+            self.value = number
+        elif forgotten >= self.value:  # the largest is looked for again only when it is forgotten
+            self.value = max(recent)
+
+
 class Estimator:
     """How many bytes an element becomes, learned from recent ones.
 
@@ -80,26 +101,18 @@ class Estimator:
             first_ratio: Output bytes for each input byte.
             copies: Copies of the input that work needs beside it.
         """
-        self._ratios: deque[float] = deque(maxlen=NUM_RECENT)
-        self._largest = first_ratio
+        self._ratios = RecentMax()
+        self._first_ratio = first_ratio
         self._copies = copies
         self.is_known = False
 
-    def reserve(self, num_bytes_in: int) -> int:
+    def reserve(self, num_bytes_in: float) -> int:
         """Bytes to reserve for work on an element of this size."""
-        return int(num_bytes_in * (self._largest * SAFETY + self._copies))
+        ratio = self._ratios.value if self.is_known else self._first_ratio
+        return int(num_bytes_in * (ratio * SAFETY + self._copies))
 
     def learn(self, num_bytes_in: int, num_bytes_out: int) -> None:
         """Remember one element; those without bytes teach nothing."""
-        if num_bytes_in <= 0:
-            return
-        ratio = num_bytes_out / num_bytes_in
-        ratios = self._ratios
-        forgotten = ratios[0] if len(ratios) == NUM_RECENT else -1.0
-        ratios.append(ratio)
-        # The largest is looked for again only when it falls out of memory.
-        if ratio >= self._largest or not self.is_known:
-            self._largest = ratio
-        elif forgotten >= self._largest:
-            self._largest = max(ratios)
-        self.is_known = True
+        if num_bytes_in > 0:
+            self._ratios.add(num_bytes_out / num_bytes_in)
+            self.is_known = True

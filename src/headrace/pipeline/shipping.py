@@ -32,7 +32,7 @@ def ship(stages: Sequence[Stage]) -> bytes:
         names = ", ".join(stage.operation.label or stage.name for stage in stages)
         raise ConfigError(
             f"stage {stages[0].name}: a worker process cannot import {names} by name; "
-            "define it at the top level of a module that is not the main script, or install cloudpickle: pip install 'headrace[process]'"
+            "define it at the top level of a module that is not the main script, or: pip install 'headrace[process]'"
         ) from None
     try:
         shipped: bytes = cloudpickle.dumps(operations)

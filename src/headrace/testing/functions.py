@@ -75,8 +75,10 @@ def kill_itself_once(rows: pa.RecordBatch, *, flag: str) -> pa.RecordBatch:
     return rows
 
 
-def never_return(rows: pa.RecordBatch) -> pa.RecordBatch:
-    """Sleeps for an hour."""
+def never_return(rows: pa.RecordBatch, *, flag: str | None = None) -> pa.RecordBatch:
+    """Makes the file `flag`, and sleeps for an hour."""
+    if flag is not None:
+        Path(flag).touch()
     time.sleep(3600)
     return rows
 
