@@ -6,9 +6,9 @@ No threads, locks or clocks: `threads.py` calls it under a lock and carries out 
    finished rather than begun, and no share of workers needs to be guessed for any stage.
 2. **Order.** An element leaves a lane when everything before it has left.
 3. **Ahead, but not far.** A lane holds at most a few elements that its successor has no room for yet.
-4. **Memory.** Work is started only with a reservation for its result, and only if after that the largest single need
-   of any lane would still fit. So the oldest undelivered element can always go on. If even it does not fit (it is
-   larger than the budget), it goes on alone, and that is reported.
+4. **Memory.** Work is started only with a reservation for its result, and only if after that whatever the oldest
+   undelivered element still needs on its way to the consumer would fit. So it can always go on. If even it does not fit
+   (it is larger than the budget), it goes on alone, and that is reported.
 """
 
 from __future__ import annotations
