@@ -117,7 +117,9 @@ def test_a_job_file_names_a_model_by_its_kind(kind: str) -> None:
 
 
 def test_a_wrong_kind_or_size_is_told_with_what_was_expected() -> None:
-    with pytest.raises(ConfigError, match=r"^job.yaml: model.kind: given 'dlmr', .*'dlrm', 'dcnv2', 'deepfm', 'wide_deep'"):
+    with pytest.raises(
+        ConfigError, match=r"^job.yaml: model.kind: given 'dlmr', .*'dlrm', 'dcnv2', 'deepfm', 'wide_deep'"
+    ):
         Job.from_dict({"model": {"kind": "dlmr"}}, where="job.yaml")
     with pytest.raises(ConfigError, match=r"^job.yaml: model.embedding_dim: given 0, expected: .*greater"):
         Job.from_dict({"model": {"kind": "dlrm", "embedding_dim": 0}}, where="job.yaml")

@@ -60,7 +60,9 @@ def test_the_ledger_says_which_step_trained_on_which_row(run: RunFolder) -> None
     assert table.to_pydict() == {"step": [1, 1, 2], "row_id": [7, 8, 9]}
 
 
-def test_replayed_quarantine_files_wait_again_after_going_back_to_a_checkpoint_before_the_replay(run: RunFolder) -> None:
+def test_replayed_quarantine_files_wait_again_after_going_back_to_a_checkpoint_before_the_replay(
+    run: RunFolder,
+) -> None:
     run.quarantine.mkdir()
     for number in (1, 2):
         pq.write_table(pa.table({"row": [number]}), run.quarantine / f"{number:08d}.parquet")
