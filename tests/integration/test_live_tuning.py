@@ -47,9 +47,10 @@ def test_auto_finds_the_rate_of_the_cpus_and_follows_a_resize_without_touching_t
                     break
             rates[count] = sum(at > warm for at in taken) / 3.0
         assert tuner.failure is None
+        assert tuner.explain().rate_per_s > 0
         assert tuner.cpu_ratio < 0.02  # twice the promise: half a second is half the usual window
     for count, rate in rates.items():
-        assert rate > 0.8 * fluid_rate(true_rates(SPEC), count)  # what a busy test machine leaves of it
+        assert rate > 0.7 * fluid_rate(true_rates(SPEC), count), log.reasons  # what a busy test machine leaves of it
     assert ids == list(range(len(ids)))
     assert any("CPUs 4 -> 12" in reason for reason in log.reasons)
 

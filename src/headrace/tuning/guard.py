@@ -38,7 +38,6 @@ class _Pending:
 
     before: dict[str, int]
     rate: float
-    cpus: float
     rates: list[float]
 
 
@@ -50,9 +49,12 @@ class Guard:
         self._space, self._config = space, config or GuardConfig()
         self._pending: _Pending | None = None
         self._pause = 0
+        self._cpus = 0.0
 
     def check(self, observation: Observation, proposal: Proposal) -> Proposal:
         """What of a proposal may be done now, or an undoing of the last change."""
+        if observation.cpus != self._cpus:  # another machine: rates from before say nothing any more
+            self._cpus, self._pending, self._pause = observation.cpus, None, 0
         undo = self._judge(observation)
         if undo is not None:
             return undo
@@ -64,7 +66,7 @@ class Guard:
             return Proposal(reason=proposal.reason if not refused else f"nothing, because {refused}: {proposal.reason}")
         before = {name: observation.values[name] for name in allowed if name in observation.values}
         if self._pending is None:
-            self._pending = _Pending(before, observation.rate_per_s, observation.cpus, [])
+            self._pending = _Pending(before, observation.rate_per_s, [])
         else:  # changes that follow each other are judged, and undone, together
             self._pending.before = {**before, **self._pending.before}
             self._pending.rates.clear()
@@ -90,9 +92,6 @@ class Guard:
     def _judge(self, observation: Observation) -> Proposal | None:
         pending = self._pending
         if pending is None:
-            return None
-        if observation.cpus != pending.cpus:
-            self._pending = None  # another machine: the rate before says nothing any more
             return None
         pending.rates.append(observation.rate_per_s)
         if len(pending.rates) < self._config.windows:

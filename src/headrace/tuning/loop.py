@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol, Self
 
+from headrace.tuning.explain import Explanation, explain
 from headrace.tuning.guard import Guard
 from headrace.tuning.job import Job
 from headrace.tuning.observation import Observation
@@ -16,6 +18,8 @@ __all__ = ["Recorder", "Tuner"]
 
 WINDOW_S = 1.0
 """Seconds between decisions: the engine's totals are a quarter second old at most, which is then little."""
+NUM_KEPT = 10
+"""Windows kept to explain from."""
 
 
 class Recorder(Protocol):
@@ -60,6 +64,7 @@ class Tuner:
         self._policy = make_policy(policy) if isinstance(policy, str) else policy
         self._guard = Guard(job.space)
         self._last_reason = ""
+        self._seen: deque[Observation] = deque(maxlen=NUM_KEPT)
         self._cpu_s, self._began = 0.0, time.monotonic()
         self._stop = threading.Event()
         observation = job.observe()
@@ -71,6 +76,14 @@ class Tuner:
     def cpu_ratio(self) -> float:
         """CPU seconds of the tuner for each second since it began."""
         return self._cpu_s / max(time.monotonic() - self._began, 1e-9)
+
+    def explain(self) -> Explanation:
+        """What limits the job, from the last windows.
+
+        Raises:
+            ConfigError: Not every stage has finished something yet.
+        """
+        return explain(list(self._seen), self._job.space)
 
     def close(self) -> None:
         """Stop tuning; the last setting stays. Safe to call twice."""
@@ -89,6 +102,7 @@ class Tuner:
             try:
                 observation = self._job.observe()
                 if observation.window_s > 0:
+                    self._seen.append(observation)
                     self._carry_out(observation, self._guard.check(observation, self._policy.decide(observation)))
             except Exception as error:
                 self.failure = error

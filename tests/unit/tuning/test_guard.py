@@ -79,6 +79,15 @@ def test_a_rate_from_before_a_resize_judges_nothing() -> None:
     assert not any(guard.check(seen(50, workers=16, cpus=8), NOTHING).values for _ in range(5))
 
 
+def test_a_resize_ends_the_pause() -> None:
+    guard = Guard(SPACE)
+    guard.check(seen(100), ask(map_workers=16))
+    for _ in range(3):
+        last = guard.check(seen(60, workers=16), NOTHING)
+    assert last.reason.endswith("undone")
+    assert guard.check(seen(60, cpus=64), ask(map_workers=16)).values == {"map.workers": 16}
+
+
 def test_changes_that_follow_each_other_are_undone_together() -> None:
     guard = Guard(SPACE)
     guard.check(seen(100), ask(map_workers=16))

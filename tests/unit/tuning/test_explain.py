@@ -1,0 +1,71 @@
+"""Explanations of pipelines whose limit is known."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from headrace.errors import ConfigError
+from headrace.simulation import LATENCY_SPLIT, Machine, PipelineSpec, published_pipeline
+from headrace.tuning import SimulatedJob
+from headrace.tuning.explain import Explanation, explain
+from headrace.tuning.space import workers_of
+
+
+def explained(spec: PipelineSpec, workers: dict[str, int], *, cpus: int = 32, memory: float = 1e12) -> Explanation:
+    job = SimulatedJob(spec, Machine.fixed(cpus, memory_bytes=memory))
+    job.apply({workers_of(name): number for name, number in workers.items()})
+    job.run(10)
+    job.observe()
+    windows = []
+    for _ in range(3):
+        job.run(5)
+        windows.append(job.observe())
+    return explain(windows, job.space)
+
+
+def with_options(**options: dict[str, Any]) -> PipelineSpec:
+    return published_pipeline(1.0, **options)
+
+
+PLENTY = dict.fromkeys(LATENCY_SPLIT, 32)
+
+
+def test_too_few_workers_are_named_with_their_gain() -> None:
+    found = explained(with_options(), {**PLENTY, "map": 4})
+    assert (found.limit, found.stage) == ("workers", "map")
+    assert found.worker_gain == pytest.approx(1 / 4, rel=0.05)
+    assert "one more worker at map: +25" in str(found)
+
+
+def test_busy_cpus_are_named_and_workers_promise_nothing() -> None:
+    found = explained(with_options(), PLENTY)
+    assert found.limit == "CPUs"
+    assert found.worker_gain == pytest.approx(0, abs=0.01)
+    assert found.cpu_gain == pytest.approx(1 / 32, rel=0.1)
+
+
+def test_a_stage_that_waits_for_storage_is_named() -> None:
+    found = explained(with_options(load={"io_s": 5.0}), {**PLENTY, "load": 8})
+    assert (found.limit, found.stage) == ("storage", "load")
+    assert found.worker_gain == pytest.approx(1 / 8, rel=0.05)
+
+
+def test_a_trainer_that_is_the_limit_is_told_its_rate() -> None:
+    found = explained(replace(with_options(), consumer_s=0.1), PLENTY)
+    assert found.limit == "consumer"
+    assert found.consumer_per_s == pytest.approx(10, rel=0.02)
+    assert (found.worker_gain, found.cpu_gain) == (0.0, 0.0)
+
+
+def test_full_memory_is_named() -> None:
+    bytes_out = {name: {"output_bytes": 1e6} for name in LATENCY_SPLIT}
+    spec = replace(with_options(**bytes_out), base_bytes=900e6)
+    found = explained(spec, dict.fromkeys(LATENCY_SPLIT, 4), memory=1e9)
+    assert found.limit == "memory"
+
+
+def test_a_job_that_does_not_run_cannot_be_explained() -> None:
+    job = SimulatedJob(with_options(), Machine.fixed(4))
+    with pytest.raises(ConfigError, match="expected a running job"):
+        explain([job.observe()], job.space)
