@@ -30,6 +30,16 @@ def test_memory_comes_back_when_the_last_view_is_gone() -> None:
     assert pool.free_bytes == 0
 
 
+def test_arrays_of_a_small_batch_are_used_again_too() -> None:
+    pool = BufferPool()
+    lengths = pool.empty(26 * 4096, np.int32)
+    place = address(lengths)
+    del lengths
+    assert pool.free_bytes >= 26 * 4096 * 4
+    assert address(pool.empty(26 * 4096, np.int32)) == place
+    assert pool.free_bytes == 0
+
+
 def test_two_arrays_never_share_memory() -> None:
     pool = BufferPool()
     first, second = pool.empty(MIB, np.float32), pool.empty(MIB, np.float32)
