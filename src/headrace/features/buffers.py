@@ -16,8 +16,8 @@ __all__ = ["BufferPool"]
 
 _SMALL_BYTES = 128 << 10
 """Below, malloc has mapped memory at hand; larger blocks glibc maps anew each time (its M_MMAP_THRESHOLD), and each
-fresh page costs microseconds in a virtual machine. Measured with Criteo's batches of 4096 rows (arrays of 0.4 to 0.8 MiB):
-with 1 MiB here, a third of all CPU time went into page faults."""
+fresh page costs microseconds in a virtual machine. Measured with Criteo's batches of 4096 rows (arrays of 0.4 to
+0.8 MiB): with 1 MiB here, a third of all CPU time went into page faults."""
 
 
 class BufferPool:
