@@ -155,6 +155,20 @@ def test_work_nearest_to_the_consumer_goes_first() -> None:
     assert lanes == [0, 1, 2, 0, 1, 2]
 
 
+@pytest.mark.parametrize("cut", [None, 30])
+def test_reading_ahead_leaves_room_for_what_the_oldest_element_still_needs(cut: int | None) -> None:
+    world = World([[20] for _ in range(12)], cut=cut, budget=(90 if cut is None else 110) * KIB, num_workers=4)
+    while not world.state.has_ended:
+        while world.start():
+            pass
+        if world.running:
+            world.finish()
+        else:
+            world.take()
+    assert not world.reports
+    assert 60 * KIB < world.state.ledger.peak_bytes <= world.state.ledger.budget_bytes
+
+
 def test_memory_wanted_by_a_lane_is_not_taken_by_one_behind_it() -> None:
     world = World([[10], [10], [10]], budget=25 * KIB, num_workers=8)
     while world.start():
