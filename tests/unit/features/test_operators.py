@@ -129,12 +129,11 @@ def test_bucketize_finds_every_border_and_its_neighbours(spread: str) -> None:
         "long tail": rng.lognormal(0, 4, 3000),
         "both signs": rng.standard_cauchy(1000),
         "one": np.array([3.5]),
-        "huge": np.array([-1.7e308, -1.0, 0.0, 1e-300, 1.7e308]),
+        "huge": np.array([-1.7e308, -1.0, -0.0, 5e-324, 1e-300, 1.7e308]),
     }[spread]
     borders = np.unique(borders)
-    numbers = np.concatenate(
-        [borders, np.nextafter(borders, -np.inf), np.nextafter(borders, np.inf), [-np.inf, np.inf]]
-    )
+    near = [np.nextafter(borders, -np.inf), np.nextafter(borders, np.inf)]
+    numbers = np.concatenate([[-np.inf, np.inf, 0.0, -0.0], borders, *near])
     drawn = Drawn(pa.array(numbers), [])
     drawn.array = drawn.array.slice(0, min(len(numbers), 4000))
     got = apply("sparse", "number", drawn, [{"bucketize": borders.tolist()}])

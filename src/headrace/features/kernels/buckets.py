@@ -19,16 +19,21 @@ def ordered_bits(number: Any) -> Any:
 
 
 @kernel()
-def _search(number: Any, at: Any, borders: Any, steps: Any) -> Any:
-    """Borders below a number, if that is at least `at` and less than `at + 2**steps`; without a branch to mispredict.
+def _search(block: Any, ids: Any, count: int, borders: Any, steps: int) -> None:
+    """Add to each id, which says how many borders lie below its number's cell, those of the cell that do.
 
-    Indices are unsigned because Numba checks signed ones for counting from the end: 1.6 instead of 2.9 ns.
+    A comparison would become a branch, mispredicted half the time (4.5 instead of 2.3 ns a number), so the step is
+    masked by the sign of a difference. Indices are unsigned because Numba checks signed ones for counting from the end.
     """
-    step = (_ONE << np.uint64(steps)) >> _ONE
-    while step > _NONE:
-        at += step if borders[at + step - _ONE] < number else _NONE
-        step >>= _ONE
-    return np.int64(at)
+    for index in range(count):
+        number = np.float64(block[index])
+        at = np.uint64(ids[index])
+        step = (_ONE << np.uint64(steps)) >> _ONE
+        while step > _NONE:
+            below = np.float64(borders[at + step - _ONE] - number).view(np.int64) >> 63
+            at += step & np.uint64(below)
+            step >>= _ONE
+        ids[index] = np.int64(at)
 
 
 @kernel()
@@ -45,7 +50,7 @@ def bucketize(
         keep: uint8, written: 0 where the number is NaN.
         ids: int64, written: 0..number of borders.
         count: Numbers in the block.
-        borders: float64, rising, followed by 2**steps times infinity.
+        borders: float64, rising, without negative zeros, followed by 2**steps times NaN.
         starts: int32, one per cell.
         low: The lowest border.
         scale: Cells per unit; or if negative, minus the shift that makes cells of `ordered_bits`.
@@ -62,15 +67,14 @@ def bucketize(
     if scale < 0:
         first, shift, last_cell = ordered_bits(low), np.int64(-scale), np.int64(starts.size - 1)
         for index in range(count):
-            number = np.float64(block[index])
-            cell = min((max(ordered_bits(number), first) - first) >> shift, last_cell)
-            ids[index] = _search(number, np.uint64(starts[np.uint64(cell)]), borders, steps)
+            cell = min((max(ordered_bits(block[index]), first) - first) >> shift, last_cell)
+            ids[index] = starts[np.uint64(cell)]
     else:
         last = np.float64(starts.size - 1)
         for index in range(count):
-            number = np.float64(block[index])
-            position: Any = (number - low) * scale
+            position: Any = (np.float64(block[index]) - low) * scale
             position = position if position > 0.0 else 0.0
             position = position if position < last else last
-            ids[index] = _search(number, np.uint64(starts[np.uint64(position)]), borders, steps)
+            ids[index] = starts[np.uint64(position)]
+    _search(block, ids, count, borders, steps)
     return missing > 0
