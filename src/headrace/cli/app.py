@@ -19,11 +19,12 @@ from headrace.cli.inspect import inspect
 from headrace.cli.predict import predict
 from headrace.cli.replay import replay
 from headrace.cli.train import train
+from headrace.cli.warmup import warmup
 from headrace.errors import HeadraceError
 
 # In the order of --help: that of a first hour with the tool.
 BEFORE_IMPORT: tuple[Callable[..., None], ...] = (demo, generate)
-AFTER_IMPORT: tuple[Callable[..., None], ...] = (inspect, train, evaluate, predict, replay, export, doctor)
+AFTER_IMPORT: tuple[Callable[..., None], ...] = (inspect, train, evaluate, predict, replay, export, doctor, warmup)
 
 app = typer.Typer(
     name="headrace",

@@ -1,0 +1,50 @@
+"""Compiles the kernels a training step uses, so that no job waits for it; they are kept on disk."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import torch
+
+from headrace import features
+from headrace.embeddings import EmbeddingBags, EmbeddingsConfig
+from headrace.tensors import KeyedJaggedTensor
+from headrace.training.metrics import BinaryMetrics
+from headrace.training.threads import use_threads
+
+__all__ = ["warm_up_steps"]
+
+OPTIMIZERS = ("rowwise_adagrad", "adagrad", "adam", "sgd")
+KINDS = ("collisionless", "hashed", "direct")
+
+
+def warm_up_steps() -> Iterator[tuple[str, Callable[[], object]]]:
+    """What there is to compile, as (name, function that does it); already compiled, each takes a moment."""
+    yield "features", features.warmup
+    yield "metrics", lambda: BinaryMetrics().update(np.zeros(2, np.float32), np.zeros(2, np.float32))
+    for optimizer, kind in itertools.zip_longest(OPTIMIZERS, KINDS, fillvalue="hashed"):
+        yield f"embeddings ({optimizer}, {kind})", lambda o=optimizer, k=kind: _train_once(o, k)  # type: ignore[misc]
+
+
+def _train_once(optimizer: str, kind: str) -> None:
+    """One step of a table: every pooling, a new row, an update, a window's end, a saved state."""
+    use_threads(None)
+    config = EmbeddingsConfig.from_dict(
+        {
+            "default": {"kind": kind, "num_embeddings": 64, "optimizer": {"kind": optimizer, "lr": 0.1}},
+            "features": {"mean": {"pooling": "mean"}, "max": {"pooling": "max"}},
+        },
+        where="warm up",
+    )
+    names = ("sum", "mean", "max")
+    bags = EmbeddingBags(config, names, 8, seed=0)
+    assert bags.table is not None
+    batch = (KeyedJaggedTensor.from_lists({name: [[1, 2, 2], [], [40]] for name in names}),)
+    bags(batch).sum().backward()
+    bags.apply_gradients()
+    bags.table.end_window()
+    with torch.inference_mode():
+        bags.eval()(batch)
+    EmbeddingBags(config, names, 8, seed=0).table.load_state_dict(bags.table.state_dict())  # type: ignore[union-attr]
