@@ -47,7 +47,7 @@ def _children() -> set[int]:
 
 
 def _temporary_files() -> set[str]:
-    """Open descriptors of temporary files and of anonymous memory."""
+    """Open descriptors of temporary files and of anonymous memory; Ray keeps its logs open for the process's life."""
     folder = Path("/proc/self/fd")
     found = set()
     for descriptor in folder.iterdir() if folder.is_dir() else ():
@@ -55,7 +55,7 @@ def _temporary_files() -> set[str]:
             target = os.readlink(descriptor)
         except OSError:
             continue
-        if target.startswith((tempfile.gettempdir(), "/memfd:headrace")):
+        if target.startswith((tempfile.gettempdir(), "/memfd:headrace")) and "/ray/session_" not in target:
             found.add(f"{descriptor.name} -> {target}")
     return found
 

@@ -59,13 +59,13 @@ def test_workers_end_when_their_parent_is_killed_also_inside_a_function(tmp_path
         "next(batches)"
     )
     program = PROGRAM.format(executor="thread", ending=ending)
-    process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE)
+    process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.DEVNULL)
     deadline = time.monotonic() + 30
     while not flag.exists() and time.monotonic() < deadline:
         time.sleep(0.05)
     children = psutil.Process(process.pid).children()
     os.kill(process.pid, signal.SIGKILL)
-    process.communicate()
+    process.wait()
     _, alive = psutil.wait_procs(children, timeout=5)
     for left in alive:
         left.kill()
