@@ -9,7 +9,20 @@ from numba.extending import intrinsic
 
 from headrace.compiling import kernel
 
-__all__ = ["at_f32", "at_f64", "at_i8", "at_i16", "at_i32", "at_i64", "at_u8", "at_u16", "at_u32", "at_u64", "is_set"]
+__all__ = [
+    "at_f32",
+    "at_f64",
+    "at_i8",
+    "at_i16",
+    "at_i32",
+    "at_i64",
+    "at_u8",
+    "at_u16",
+    "at_u32",
+    "at_u64",
+    "is_set",
+    "unowned",
+]
 
 
 @intrinsic
@@ -74,6 +87,16 @@ def at_f32(address: Any, size: Any) -> Any:
 @kernel()
 def at_f64(address: Any, size: Any) -> Any:
     return carray(_pointer(address), size, np.float64)
+
+
+@kernel()
+def unowned(array: Any) -> Any:
+    """The same memory as an array that counts no references; valid while the array itself lives, so for an argument.
+
+    Each slice of an ordinary array adds to and takes from an atomic counter. With a dozen slices a block that was a
+    third of the time of dense columns.
+    """
+    return carray(_pointer(array.ctypes.data), array.shape, array.dtype)
 
 
 @kernel()

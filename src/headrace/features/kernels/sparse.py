@@ -8,7 +8,7 @@ from headrace.compiling import kernel
 from headrace.features.kernels.interpret import BLOCK, run
 from headrace.features.kernels.lists import close_up
 from headrace.features.kernels.load import load_ids, load_numbers, load_valid
-from headrace.features.kernels.memory import at_i32, at_i64, at_u8, is_set
+from headrace.features.kernels.memory import at_i32, at_i64, at_u8, is_set, unowned
 from headrace.features.sources import (
     ELEMENT_OFFSET,
     ELEMENT_TYPE,
@@ -301,12 +301,33 @@ def write_sparse(
     Returns:
         Ids written; or if row r of feature f has not as many weights as ids, -1 - (f * B + r).
     """
-    num_rows = row_ids.size
     program = (ops, integers, floats)
     scratch = (np.empty(BLOCK, np.float64), np.empty(BLOCK, np.uint8))
+    bounds = np.empty(BLOCK + 1, np.int64)
+    return _write_features(sources, chains, program, scratch, bounds, row_ids, values, lengths, offsets, weights)
+
+
+@kernel()
+def _write_features(
+    sources: Any,
+    chains: Any,
+    program: Any,
+    scratch: Any,
+    bounds: Any,
+    row_ids: Any,
+    values: Any,
+    lengths: Any,
+    offsets: Any,
+    weights: Any,
+) -> Any:
+    """The work of `write_sparse`, in memory that it owns."""
+    sources, chains, row_ids, bounds = unowned(sources), unowned(chains), unowned(row_ids), unowned(bounds)
+    program = (unowned(program[0]), unowned(program[1]), unowned(program[2]))
+    scratch = (unowned(scratch[0]), unowned(scratch[1]))
+    values, lengths, offsets, weights = unowned(values), unowned(lengths), unowned(offsets), unowned(weights)
+    num_rows = row_ids.size
     at: Any = np.int64(0)
     offsets[0] = 0
-    bounds = np.empty(BLOCK + 1, np.int64)
     for feature in range(chains.shape[0]):
         chain = chains[feature]
         start = feature * num_rows
