@@ -56,8 +56,10 @@ class _Part:
 class Cutter:
     """Feed elements in order, get cuts back; `finish` gives the rest.
 
-    Each output carries the losses of the elements it is the first to use rows of, so every loss is counted with
-    exactly one output, also over a resume in the middle of an element. Losses of all ranks' inputs go to rank 0.
+    Each output carries the losses of the elements whose last row it uses, so every loss is counted with exactly one
+    output, also over a resume in the middle of an element, and never before the good rows around it: an error budget
+    must not see the bad rows of a large piece beside the first batch of its good ones. Losses of all ranks' inputs go
+    to rank 0.
     """
 
     def __init__(self, spec: CutSpec, before: Token, skip_rows: int = 0, index: int = 0) -> None:
@@ -66,7 +68,7 @@ class Cutter:
         Args:
             spec: How to cut.
             before: Position of the stream in front of the cutter, where the first element fed begins.
-            skip_rows: Rows of that element used already; its losses are counted already if there are any.
+            skip_rows: Rows of that element used already.
             index: Number of the next output.
         """
         self._spec = spec
@@ -97,16 +99,18 @@ class Cutter:
         """Add an element; return the cuts it completes, which may be none or many."""
         outputs = []
         position = self._skip_rows
-        if position == 0 and self._spec.rank == 0:
-            self._losses += element.losses
         self._skip_rows = 0
+        if not element.num_rows:
+            self._lose(element.losses)
         needed = self._spec.num_rows * self._spec.num_ranks
         while position < element.num_rows:
             stop = min(element.num_rows, position + needed - self._num_rows)
             self._add(element, position, stop)
             position = stop
+            at_end = stop == element.num_rows
+            if at_end:
+                self._lose(element.losses)
             if self._num_rows == needed:
-                at_end = stop == element.num_rows
                 outputs.append(self._emit(element.after if at_end else element.before, 0 if at_end else stop))
         self._end = element.after
         element.release()
@@ -120,12 +124,16 @@ class Cutter:
         """
         if self._num_rows >= self._spec.num_ranks and self._num_rows and not self._spec.drop_last:
             return [self._emit(self._end, 0)]
-        if self._num_rows and self._spec.rank == 0:
-            self._losses += Losses(num_dropped=self._num_rows)
+        if self._num_rows:
+            self._lose(Losses(num_dropped=self._num_rows))
         for part in self._parts:
             part.release()
         self._parts, self._num_rows = [], 0
         return [] if self._losses is NO_LOSSES else [self._emit(self._end, 0)]
+
+    def _lose(self, losses: Losses) -> None:
+        if self._spec.rank == 0:
+            self._losses += losses
 
     def _add(self, element: Element, start: int, stop: int) -> None:
         num_bytes = element.num_bytes * (stop - start) // element.num_rows

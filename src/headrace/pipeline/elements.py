@@ -118,8 +118,8 @@ class Element:
 class Account:
     """What delivered batches read and lost; `num_read = num_delivered + filtered + dropped + quarantined`, always.
 
-    Good rows count as read when they are delivered, bad ones with the batch that holds the first row behind them, so
-    the sum of all accounts is the same however often a job is stopped and resumed.
+    Good rows count as read when they are delivered, bad ones with the batch that holds the last good row of their
+    piece, so the sum of all accounts is the same however often a job is stopped and resumed.
 
     Attributes:
         num_read: Rows looked at.

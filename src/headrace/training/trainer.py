@@ -9,7 +9,7 @@ from typing import Any
 
 from headrace.embeddings import embedding_bags
 from headrace.errors import HeadraceError
-from headrace.logs import ErrorBudget, ParquetSource, Source, Window, find_windows, replay_source
+from headrace.logs import BadRowPolicy, ErrorBudget, ParquetSource, Source, Window, find_windows, replay_source
 from headrace.logs.generate import read_bounds
 from headrace.observe.decisions import DecisionLog
 from headrace.observe.progress import Progress
@@ -109,7 +109,8 @@ class Trainer:
             )
             num_rows = sum(source.num_rows(item) for item in range(len(source)))
             self.state.start_stretch()
-            if not self._consume(source, f"replay of {len(files)} files", num_rows, every=None):
+            every_row = self.job.data.bad_rows.model_copy(update={"max_ratio": 1.0})  # may still be bad: all were
+            if not self._consume(source, f"replay of {len(files)} files", num_rows, allowed=every_row, every=None):
                 raise HeadraceError("stopped; nothing of the replay was kept")
             self.state.rows += RowCounts(read=-num_rows, quarantined=-num_rows)  # they were counted when first read
             self.state.replayed += tuple(path.name for path in files)
@@ -179,7 +180,8 @@ class Trainer:
             policy=self.job.data.bad_rows,
         )
         every = self.job.training.checkpoint_every_steps
-        if not self._consume(source, f"train {window.name}", window.num_rows, every=every):
+        allowed = self.job.data.bad_rows
+        if not self._consume(source, f"train {window.name}", window.num_rows, allowed=allowed, every=every):
             self._save()
             return None
         scores = self._scores()
@@ -188,17 +190,18 @@ class Trainer:
         self._end_window()
         return self._result(window.name, best_ne)
 
-    def _consume(self, source: Source, what: str, num_rows: int, *, every: int | None) -> bool:
+    def _consume(self, source: Source, what: str, num_rows: int, *, allowed: BadRowPolicy, every: int | None) -> bool:
         """Train on a source from the state's token on; False if asked to stop before its end.
 
         Args:
             source: The rows.
             what: Names the progress bar.
             num_rows: Rows of the source.
+            allowed: How many of them may be bad.
             every: Steps between checkpoints; None for none.
         """
         rows = self.state.window_rows
-        budget = ErrorBudget(self.job.data.bad_rows, num_read=rows.read, num_bad=rows.bad)
+        budget = ErrorBudget(allowed, num_read=rows.read, num_bad=rows.bad)
         with (
             Progress(what, total=num_rows) as progress,
             open_batches(

@@ -59,6 +59,11 @@ def test_losses_are_counted_once_and_leftovers_count_as_dropped(
     assert sum(output.losses.num_dropped for output in outputs) == sum(lost for _, lost in sizes) + left_over
 
 
+def test_losses_come_with_the_last_row_of_their_element_and_not_before_the_good_rows_around_them() -> None:
+    outputs = cut([(10, 3), (0, 1), (5, 2)], CutSpec(4))
+    assert [output.losses.num_dropped for output in outputs] == [0, 0, 4, 2]
+
+
 @given(SIZES, st.integers(1, 9))
 def test_the_stream_goes_on_behind_every_output_with_each_loss_counted_once(
     sizes: list[tuple[int, int]], num_rows: int
