@@ -4,6 +4,7 @@ import json
 import math
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pytest
 from hypothesis import given
@@ -48,6 +49,19 @@ def test_a_row_is_rejected_once_for_its_first_problem() -> None:
         (2, "click", "label is missing"),
     ]
     assert piece.batch.num_rows == 0
+
+
+def test_what_lies_in_memory_at_a_null_is_not_looked_at() -> None:
+    numbers = pa.array(np.array([1.0, np.nan, 3.0], np.float32), mask=np.array([False, True, False]))
+    piece = check({"price": numbers}, {"dense": ["price"]})
+    assert rejects(piece) == []
+    assert piece.batch.column("price").to_pylist() == [1.0, None, 3.0]
+
+
+def test_nan_beside_a_null_is_found_in_a_slice() -> None:
+    numbers = pa.array([1.0, None, 3.0, math.nan], pa.float32())
+    assert rejects(check({"price": numbers.slice(0, 3)}, {"dense": ["price"]})) == []
+    assert rejects(check({"price": numbers.slice(1)}, {"dense": ["price"]})) == [(2, "price", "NaN or infinite")]
 
 
 def test_nan_counts_as_null_where_it_is_allowed() -> None:
