@@ -8,7 +8,7 @@ import pytest
 
 from headrace.logs.pieces import ROW_ID
 from headrace.simulation import published_pipeline
-from headrace.tuning.emulation import EmulatedCpus, EmulatedJob, emulated_pipeline
+from headrace.tuning.emulation import EmulatedCpus, EmulatedJob, emulated_pipeline, open_emulated
 from headrace.tuning.loop import Tuner
 from headrace.tuning.observation import Observation
 from headrace.tuning.policies import Proposal
@@ -17,7 +17,6 @@ from headrace.tuning.rates import fluid_rate
 from headrace.tuning.space import Space
 
 SPEC = published_pipeline(0.25)
-ONE_EACH = {stage.name: 1 for stage in SPEC.stages}
 
 
 class Log:
@@ -33,7 +32,7 @@ def test_auto_finds_the_rate_of_the_cpus_and_follows_a_resize_without_touching_t
     cpus, log = EmulatedCpus(4), Log()
     ids, rates = [], {}
     with (
-        emulated_pipeline(SPEC, cpus, 10_000).open(workers=ONE_EACH) as batches,
+        open_emulated(emulated_pipeline(SPEC, cpus, 10_000)) as batches,
         Tuner(EmulatedJob(batches, cpus, SPEC), "auto", decisions=log, window_s=0.5) as tuner,
     ):
         for count in (4, 12):
@@ -66,7 +65,7 @@ class Broken:
 def test_a_policy_that_raises_is_switched_off_and_the_job_goes_on() -> None:
     cpus, log = EmulatedCpus(4), Log()
     with (
-        emulated_pipeline(SPEC, cpus, 1000).open(workers=ONE_EACH) as batches,
+        open_emulated(emulated_pipeline(SPEC, cpus, 1000)) as batches,
         Tuner(EmulatedJob(batches, cpus, SPEC), Broken(), decisions=log, window_s=0.05) as tuner,
     ):
         for _ in itertools.islice(batches, 10):
@@ -80,7 +79,7 @@ def test_closing_leaves_no_thread_behind() -> None:
     cpus = EmulatedCpus(2)
     before = threading.active_count()
     with (
-        emulated_pipeline(SPEC, cpus, 100).open(workers=ONE_EACH) as batches,
+        open_emulated(emulated_pipeline(SPEC, cpus, 100)) as batches,
         Tuner(EmulatedJob(batches, cpus, SPEC), window_s=0.05) as tuner,
     ):
         next(batches)

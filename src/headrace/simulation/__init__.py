@@ -1,5 +1,6 @@
 """A pipeline on a virtual clock: where policies are compared and learners trained in seconds, not hours."""
 
+from headrace.simulation.calibrate import calibrate
 from headrace.simulation.published import LATENCY_SPLIT, PUBLISHED_CPUS, published_machine, published_pipeline
 from headrace.simulation.simulator import PipelineSimulator, SimulatedStage, SimulatedTotals
 from headrace.simulation.spec import Distribution, Drift, Machine, MachinePhase, PipelineSpec, StageSpec
@@ -16,6 +17,7 @@ __all__ = [
     "SimulatedStage",
     "SimulatedTotals",
     "StageSpec",
+    "calibrate",
     "published_machine",
     "published_pipeline",
 ]

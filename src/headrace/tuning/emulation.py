@@ -9,9 +9,10 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -23,7 +24,7 @@ from headrace.tuning.live import LiveJob
 from headrace.tuning.observation import Observation
 from headrace.tuning.space import Space, workers_of
 
-__all__ = ["EmulatedCpus", "EmulatedJob", "emulated_pipeline"]
+__all__ = ["EmulatedCpus", "EmulatedJob", "emulated_pipeline", "open_emulated"]
 
 
 class EmulatedCpus:
@@ -105,6 +106,15 @@ def emulated_pipeline(spec: PipelineSpec, cpus: EmulatedCpus, num_elements: int,
             partial(_serve, stage, cpus, (seed, number), lambda: time.monotonic() - began), name=stage.name
         )
     return pipeline
+
+
+def open_emulated(pipeline: Pipeline, state: Mapping[str, Any] | None = None) -> BatchIterator:
+    """Open an emulated pipeline with one worker a stage; `state` as for `Pipeline.open`."""
+    batches = pipeline.open(workers={stage.name: 1 for stage in pipeline.stages}, state=state)
+    # The source has nothing to read: without this it would be read to its end by the first idle workers.
+    batches.tunables["read_ahead"].set(0)
+    batches.tunables["source.workers"].set(1)
+    return batches
 
 
 def _serve(

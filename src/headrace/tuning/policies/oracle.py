@@ -20,6 +20,8 @@ HEADROOMS = (0.0, 0.1, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
 """Workers beyond what the closed form needs: tried because heavy tails and rounding make some of them pay."""
 TRIAL_ELEMENTS = 1000
 """Elements delivered in each trial; enough to tell settings 1 % apart where service times are constant."""
+UNLIMITED = (1, 4)
+"""... and so many workers for every stage, as a multiple of the CPUs: the most can be done ahead of a slow element."""
 WORTH_CLIMBING = 0.99
 """From the best of those it climbs by doubling one stage's workers, while 1 % is to be gained."""
 MAX_TRIED_WORKERS = 4096
@@ -80,6 +82,8 @@ def best_setting(spec: PipelineSpec, cpus: int, time_s: float = 0.0) -> tuple[di
 
 def _candidates(rates: Sequence[StageRate], cpus: int, most: float) -> Iterator[list[int]]:
     yield integer_split(rates, cpus)[0]
+    for factor in UNLIMITED:  # as many as are of any use: the CPUs are shared, so what costs nothing may be plenty
+        yield [min(stage.max_workers, factor * cpus) for stage in rates]
     for headroom in HEADROOMS:
         wanted = ((1 + headroom) * min(stage.workers_for(most), 4.0 * cpus) for stage in rates)
         # Rounded up, and one more: two of them busy on the same element's neighbours keep the stage from idling.
