@@ -70,7 +70,7 @@ def test_batches_take_and_give_their_ratio() -> None:
 
 @pytest.mark.parametrize(("slow", "buffer"), [(0.8, 3), (1.25, 3), (0.5, 0)])
 def test_two_exponential_stages_agree_with_the_finite_queue(slow: float, buffer: int) -> None:
-    """The second stage is an M/M/1/K queue with K = buffer + 4: two in front of it, one finished more, one in service."""
+    """The second stage is an M/M/1/K queue, K = buffer + 4: two before it, one finished more, one in service."""
     exponential = {"distribution": Distribution.EXPONENTIAL, "max_workers": 1}
     simulator = simulate(stage("a", 0.01, buffer=buffer, **exponential), stage("b", 0.01 * slow, **exponential))
     places, load = buffer + 4, slow
