@@ -17,8 +17,9 @@ from collections.abc import Callable, Sequence
 from enum import StrEnum
 
 from headrace.pipeline.elements import Element
-from headrace.pipeline.lanes import Lane, SourceLane, StageLane, Work
+from headrace.pipeline.lanes import Lane, StageLane, Work
 from headrace.pipeline.ledger import Charge, Ledger
+from headrace.pipeline.source_lane import SourceLane
 from headrace.resources import format_bytes
 
 __all__ = ["Blocked", "PipelineState", "Pressure"]

@@ -15,22 +15,20 @@ from itertools import islice
 
 import pyarrow as pa
 
-from headrace.logs.pieces import Piece, Source
+from headrace.logs.pieces import Piece
+from headrace.pipeline.build import build_state, build_tunables
 from headrace.pipeline.chain import StageUse
 from headrace.pipeline.counters import GroupNow, PipelineCounters, Recorder
-from headrace.pipeline.cutting import Cutter
 from headrace.pipeline.decisions import Decisions
 from headrace.pipeline.delivery import element_of_piece, source_error
 from headrace.pipeline.elements import Element
 from headrace.pipeline.graph import Pipeline
-from headrace.pipeline.lanes import SourceLane, StageLane, Work
-from headrace.pipeline.ledger import Ledger
-from headrace.pipeline.options import MAX_WORKERS, OpenOptions, make_groups
+from headrace.pipeline.lanes import Work
+from headrace.pipeline.options import OpenOptions, make_groups
 from headrace.pipeline.processes import ProcessRunner
 from headrace.pipeline.runners import Runner, ThreadRunner
 from headrace.pipeline.snapshot import Position
-from headrace.pipeline.sources import PIECE_ROWS
-from headrace.pipeline.state import Blocked, PipelineState
+from headrace.pipeline.state import Blocked
 from headrace.pipeline.stuck import stack_of, stuck_error
 from headrace.pipeline.tunables import Tunable
 from headrace.pipeline.watchdog import MemoryWatchdog
@@ -38,13 +36,6 @@ from headrace.pipeline.watchdog import MemoryWatchdog
 __all__ = ["ThreadFeed"]
 
 logger = logging.getLogger(__name__)
-
-MAX_PREFETCH = 1024
-"""Most batches made ahead; the memory budget normally ends it long before."""
-
-READ_AHEAD_SHARE = 0.5
-MAX_READ_AHEAD_BYTES = 256 << 20
-"""Items read before their turn may hold the smaller of this share of the budget and this size, unless set."""
 
 SAMPLE_EVERY_S = 0.001
 """Why lanes wait is looked up this often."""
@@ -71,7 +62,6 @@ class ThreadFeed:
     ) -> None:
         """Prepare lanes and runners; nothing is started yet."""
         self._source = pipeline.source
-        self._decisions = decisions
         self._groups = make_groups(pipeline, options)
         self._lock = threading.RLock()  # re-entrant: garbage collection may call close() in a thread that holds it
         self._work_ready = threading.Condition(self._lock)
@@ -88,14 +78,14 @@ class ThreadFeed:
         self._sampled_s = time.monotonic()
         self.recorder = Recorder(["source", *(stage.name for stage in pipeline.stages)], time.monotonic)
         self._watchdog = MemoryWatchdog(decisions, self._sampled_s)
-        self._state = self._make_state(options, position, pipeline.num_prefetch)
+        self._state = build_state(pipeline, self._groups, options, position, decisions)
         self._runners: list[Runner] = [
             ThreadRunner(group, pipeline.source, epoch)
             if group.executor == "thread"
             else ProcessRunner(group, pipeline.source, epoch, decisions, partial(self._state.limit, number))
             for number, group in enumerate(self._groups, start=1)
         ]
-        self.tunables: Mapping[str, Tunable] = {tunable.name: tunable for tunable in self._make_tunables(options)}
+        self.tunables: Mapping[str, Tunable] = build_tunables(self._state, options.limit_bytes, self._change)
 
     # ---- the consumer's side
 
@@ -312,67 +302,12 @@ class ThreadFeed:
                 self._state.stop()
                 raise error
 
-    # ---- construction
-
-    def _make_state(self, options: OpenOptions, position: Position, num_prefetch: int) -> PipelineState:
-        source = SourceLane(
-            options.stage_workers.get("source"),
-            len(self._source),
-            position.item,
-            position.piece,
-            first_bytes=_first_bytes(self._source, position.item),
-        )
-        lanes = []
-        num_cutters = 0
-        for group in self._groups:
-            cutter = None
-            if group.cut is not None:
-                cutter = Cutter(group.cut, position.to_token(num_cutters), *position.cuts[num_cutters])
-                num_cutters += 1
-            own = options.stage_workers.get(group.stages[0].name)
-            in_threads = group.executor == "thread"
-            # A worker process is sent a copy of its input.
-            lanes.append(
-                StageLane(group.name, own, cutter=cutter, in_threads=in_threads, copies=0 if in_threads else 1)
-            )
-        return PipelineState(
-            source,
-            lanes,
-            Ledger(options.memory_bytes),
-            num_workers=options.num_workers,
-            num_prefetch=num_prefetch,
-            read_ahead_bytes=min(int(options.memory_bytes * READ_AHEAD_SHARE), MAX_READ_AHEAD_BYTES),
-            report=lambda reason: self._decisions.record("memory ledger", {}, reason),
-        )
-
-    def _make_tunables(self, options: OpenOptions) -> Iterator[Tunable]:
-        state = self._state
-
-        def change(owner: object, attribute: str, value: int) -> None:
-            with self._lock:
-                setattr(owner, attribute, value)
-                self._work_ready.notify_all()
-                self._wake_workers()
-
-        def number(owner: object, attribute: str, name: str, low: int, high: int, unit: str) -> Tunable:
-            get, set_ = partial(getattr, owner, attribute), partial(change, owner, attribute)
-            return Tunable(name, min=low, max=high, unit=unit, get=get, set=set_)
-
-        yield number(state, "num_workers", "workers", 1, MAX_WORKERS, "workers")
-        for index, lane in enumerate(state.lanes):
-            get, set_ = partial(state.limit, index), partial(change, lane, "own_limit")
-            yield Tunable(f"{lane.name}.workers", min=1, max=MAX_WORKERS, unit="workers", get=get, set=set_)
-        yield number(state, "num_prefetch", "prefetch", 0, MAX_PREFETCH, "elements")
-        yield number(state, "read_ahead_bytes", "read_ahead", 0, options.limit_bytes, "bytes")
-        yield number(state.ledger, "budget_bytes", "memory", 1, options.limit_bytes, "bytes")
-
-
-def _first_bytes(source: Source, item: int) -> int:
-    """Bytes of a piece as the source estimates them, if it does; later ones are learned."""
-    estimate, num_rows = getattr(source, "estimate_bytes", None), getattr(source, "num_rows", None)
-    if estimate is None or num_rows is None or item >= len(source):
-        return 0
-    return int(estimate(item)) * PIECE_ROWS // max(PIECE_ROWS, int(num_rows(item)))
+    def _change(self, owner: object, attribute: str, value: int) -> None:
+        """Set a number of the state, and have everyone look again."""
+        with self._lock:
+            setattr(owner, attribute, value)
+            self._work_ready.notify_all()
+            self._wake_workers()
 
 
 def _is_view(element: Element) -> bool:

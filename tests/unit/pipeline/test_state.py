@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 
 from headrace.pipeline.cutting import CutSpec, Cutter
 from headrace.pipeline.elements import Element
-from headrace.pipeline.lanes import SourceLane, StageLane, Work
+from headrace.pipeline.lanes import StageLane, Work
 from headrace.pipeline.ledger import Ledger
+from headrace.pipeline.source_lane import SourceLane
 from headrace.pipeline.state import Blocked, PipelineState, Pressure
 
 KIB = 1024

@@ -1,0 +1,146 @@
+"""`SourceLane`: items of the source, several of them read at once, whose pieces leave in order."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+
+from headrace.pipeline.elements import Element
+from headrace.pipeline.lanes import Work
+from headrace.pipeline.ledger import Estimator
+
+__all__ = ["SourceLane"]
+
+
+@dataclass(slots=True, eq=False)
+class _Item:
+    """A source item that is being read."""
+
+    number: int
+    next_piece: int = 0
+    running: bool = False
+    exhausted: bool = False
+    pieces: deque[Element] = field(default_factory=deque)
+    failure: BaseException | None = None
+
+
+class SourceLane:
+    """Items of the source, several read at once, whose pieces leave in order."""
+
+    in_threads = True
+
+    def __init__(
+        self, own_limit: int | None, num_items: int, first_item: int, first_piece: int, *, first_bytes: int = 0
+    ) -> None:
+        """Start at a piece of an item; `first_bytes` is how large a piece is thought to be before one is read."""
+        self.name = "source"
+        self.own_limit = own_limit
+        self.num_running = 0
+        self.estimator = Estimator()
+        self._num_items = num_items
+        self._next_item = first_item
+        self._first_piece = first_piece
+        self._items: deque[_Item] = deque()
+        self.ahead_bytes = 0
+        self._first_bytes = first_bytes
+
+    @property
+    def need_bytes(self) -> int:
+        return self.estimator.reserve(1) if self.estimator.is_known else self._first_bytes
+
+    @property
+    def queue_depth(self) -> int:
+        return self._num_items - self._next_item
+
+    @property
+    def is_empty(self) -> bool:
+        return not self._items
+
+    @property
+    def has_ended(self) -> bool:
+        self._drop_read_items()
+        return not self._items and self._next_item >= self._num_items
+
+    @property
+    def num_ready(self) -> int:
+        """Pieces of the first item that are ready to leave."""
+        return len(self._items[0].pieces) if self._items else 0
+
+    def candidates(self, limit: int) -> list[Work]:
+        """Reads that could be started, in order of the items: the next piece of each item nobody reads right now."""
+        self._drop_read_items()
+        found = []
+        num_open = 0
+        for item in self._items:
+            if not item.exhausted:
+                num_open += 1
+                if not item.running:
+                    found.append(Work(0, None, item.number, item.next_piece))
+        if num_open < limit and self._next_item < self._num_items:
+            found.append(Work(0, None, self._next_item, self._first_piece))
+        return found
+
+    def is_first(self, work: Work) -> bool:
+        """Whether everything waits for this read."""
+        self._drop_read_items()
+        if not self._items:
+            return True
+        return self._items[0].number == work.item and not self._items[0].pieces
+
+    def is_head_item(self, work: Work) -> bool:
+        """Whether the read belongs to the first item whose pieces have not all left."""
+        return not self._items or self._items[0].number == work.item
+
+    def start(self, work: Work) -> None:
+        """Mark the piece as being read."""
+        if work.item == self._next_item:
+            self._items.append(_Item(work.item, work.piece))
+            self._next_item += 1
+            self._first_piece = 0
+        self._item(work.item).running = True
+        self.num_running += 1
+
+    def finish(self, work: Work) -> None:
+        """Take in the piece that was read; a work without an element is the end of its item."""
+        item = self._item(work.item)
+        item.running = False
+        if work.failure is not None:
+            item.failure, item.exhausted = work.failure, True
+        elif work.element is None:
+            item.exhausted = True
+        else:
+            item.next_piece += 1
+            item.pieces.append(work.element)
+            self.ahead_bytes += work.element.num_bytes
+            self.estimator.learn(1, work.element.num_bytes)
+
+    def holds(self, work: Work) -> bool:
+        """Whether the item is still of interest."""
+        return any(item.number == work.item for item in self._items)
+
+    def head_is_done(self) -> bool:
+        self._drop_read_items()
+        return bool(self._items) and (bool(self._items[0].pieces) or self._items[0].failure is not None)
+
+    def head_failure(self) -> BaseException | None:
+        first = self._items[0] if self._items else None
+        return first.failure if first is not None and not first.pieces else None
+
+    def pop(self) -> Element:
+        element = self._items[0].pieces.popleft()
+        self.ahead_bytes -= element.num_bytes
+        return element
+
+    def clear(self) -> None:
+        for item in self._items:
+            for element in item.pieces:
+                element.release()
+        self._items.clear()
+        self._next_item = self._num_items
+
+    def _item(self, number: int) -> _Item:
+        return next(item for item in self._items if item.number == number)
+
+    def _drop_read_items(self) -> None:
+        while self._items and self._items[0].exhausted and not self._items[0].pieces and not self._items[0].failure:
+            self._items.popleft()
