@@ -15,7 +15,7 @@ def predict(
     out: Annotated[Path, typer.Argument(help="Parquet file to write.")],
     checkpoint: Annotated[int | None, typer.Option(help="Number of the checkpoint [newest].")] = None,
 ) -> None:
-    """Score logs with a checkpoint and write one row a prediction: row id, file, row, p_<label>.
+    """Score logs with a checkpoint and write one row a prediction: row id, file, row, p_LABEL.
 
     The logs need no labels.
 

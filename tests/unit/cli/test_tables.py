@@ -1,0 +1,48 @@
+"""Tables show what is there and leave out columns nobody filled."""
+
+import math
+
+import pytest
+
+from headrace.cli.tables import scores_table, text_table, window_table
+from headrace.training import Scores, WindowResult
+from headrace.training.rows import RowCounts
+
+SCORES = Scores(rows=1200, auc=0.75, auc_error=0.0, log_loss=0.5, ne=0.9, calibration=1.01, label_rate=0.25)
+
+
+def window(best_ne: float | None = None, baseline_auc: float = math.nan, seconds: float = 2.0) -> WindowResult:
+    rows = RowCounts(read=1234, used=1200, dropped=34)
+    return WindowResult("hour=1", rows, seconds, {"click": SCORES}, best_ne, baseline_auc)
+
+
+def test_columns_are_as_wide_as_their_longest_cell_and_numbers_end_together() -> None:
+    assert text_table(["name", "n"], [["a", "1,000"], ["long name", "7"]]).splitlines() == [
+        "name           n",
+        "---------  -----",
+        "a          1,000",
+        "long name      7",
+    ]
+
+
+def test_a_window_is_one_line() -> None:
+    header, _, line = window_table([window()]).splitlines()
+    assert header.split() == ["window", "rows", "bad", "rows/s", "AUC", "log", "loss", "NE"]
+    assert line.split() == ["hour=1", "1,200", "34", "600", "0.7500", "0.5000", "0.9000"]
+    assert window_table([window(seconds=0.0)]).splitlines()[-1].split()[3] == "0"
+
+
+@pytest.mark.parametrize(
+    ("given", "title", "cell"),
+    [(window(best_ne=0.8), "best NE", "0.8000"), (window(baseline_auc=0.6), "baseline AUC", "0.6000")],
+)
+def test_bounds_and_baselines_are_shown_where_there_are_any(given: WindowResult, title: str, cell: str) -> None:
+    header, _, line = window_table([given]).splitlines()
+    assert header.endswith(title)
+    assert line.endswith(cell)
+
+
+def test_scores_of_each_label_are_one_line() -> None:
+    lines = scores_table({"click": SCORES, "buy": SCORES}).splitlines()
+    assert lines[2].split() == ["click", "1,200", "0.2500", "0.7500", "0.5000", "0.9000", "1.0100"]
+    assert len(lines) == 4
