@@ -60,6 +60,22 @@ def test_the_consumers_own_time_is_told_apart_from_its_waiting() -> None:
     assert 0.01 <= stage.cpu_s <= stage.wall_s * 1.5
 
 
+def test_waiting_is_counted_where_it_happens() -> None:
+    source = SyntheticSource([[(5, 0, 0)] * 3] * 4)
+    pipe = from_source(source).map(spin, name="slow").map(lambda rows: rows, name="quick").prefetch(1)
+    with pipe.open(workers={"slow": 1, "quick": 1}) as batches:
+        next(batches)
+        for _ in range(6):
+            spin(None)  # the consumer is busy, so everything fills up
+        full = batches.counters(60).stages
+        for _ in batches:
+            pass
+        empty = batches.counters(60).stages
+    assert full["quick"].wait_input_s > 0.01
+    assert full["slow"].wait_output_s + full["source"].wait_output_s > 0.01
+    assert empty["quick"].wait_input_s > full["quick"].wait_input_s + 0.05
+
+
 def spin(rows: object) -> object:
     """Use 20 ms of CPU."""
     import time
