@@ -25,11 +25,9 @@ class SyntheticSource:
 
     Attributes:
         pieces: For each item, for each piece, (good rows, rows to quarantine, rows dropped).
-        row_bytes: Bytes of padding a row carries in the column `padding`.
     """
 
     pieces: Sequence[Sequence[tuple[int, int, int]]]
-    row_bytes: int = 0
 
     @classmethod
     def random(cls, seed: int, *, num_items: int = 6, max_pieces: int = 4, max_rows: int = 40) -> SyntheticSource:
@@ -49,12 +47,6 @@ class SyntheticSource:
         return len(self.pieces)
 
     @property
-    def account(self) -> Account:
-        """What a whole pass reads and loses, without the rejects themselves."""
-        good, _, dropped = (sum(piece[part] for item in self.pieces for piece in item) for part in range(3))
-        return Account(num_read=self.num_rows, num_delivered=good, num_dropped=dropped)
-
-    @property
     def num_rows(self) -> int:
         """All rows, good and bad."""
         return sum(sum(piece) for item in self.pieces for piece in item)
@@ -72,8 +64,6 @@ class SyntheticSource:
             values = np.arange(first + row, first + row + good, dtype=np.float64)
             ids = make_row_id(item, row) + np.arange(good, dtype=np.int64)
             columns = {"value": values, ROW_ID: ids}
-            if self.row_bytes:
-                columns["padding"] = pa.array([b"x" * self.row_bytes] * good, pa.binary(self.row_bytes))
             rejects = [
                 {"file": f"file {item}", "row_group": 0, "row": row + good + number, "column": "value", "reason": "bad"}
                 for number in range(rejected)
