@@ -1,6 +1,7 @@
 """Features: operators on columns of logs, compiled into plans that turn record batches into tensors."""
 
 from headrace.features import operators as _operators  # noqa: F401  (registers them)
+from headrace.features.costs import FeatureCost, measure_costs
 from headrace.features.operator import Column, ColumnOperator, FusedOperator, Kind, Operator
 from headrace.features.plan import FeaturePlan
 from headrace.features.registry import operators, register
@@ -10,11 +11,13 @@ from headrace.features.warm_up import warmup
 __all__ = [
     "Column",
     "ColumnOperator",
+    "FeatureCost",
     "FeaturePlan",
     "FusedOperator",
     "Kind",
     "Operator",
     "RowSampling",
+    "measure_costs",
     "operators",
     "register",
     "warmup",
