@@ -99,7 +99,7 @@ def element_type(type_: pa.DataType) -> int | None:
 
 def list_shape(type_: pa.DataType) -> int:
     """How an Arrow type lays out its rows: `SCALAR` or one of the list shapes."""
-    if pa.types.is_list(type_) or pa.types.is_map(type_):
+    if pa.types.is_list(type_):
         return LIST32
     if pa.types.is_large_list(type_):
         return LIST64

@@ -62,7 +62,8 @@ def list_columns(draw: st.DrawFn, kind: str, *, rows: int | None = None, null_el
     before, after, skipped = draw(st.integers(0, 4)), draw(st.integers(0, 4)), draw(st.integers(0, 3))
     lengths = draw(st.lists(st.integers(0, 6), min_size=before + size + after, max_size=before + size + after))
     holes = draw(st.booleans()) if null_elements is None else null_elements
-    values = draw(elements(skipped + sum(lengths), kind, nulls=holes))
+    hidden = draw(st.integers(0, 3))
+    values = draw(elements(hidden + skipped + sum(lengths), kind, nulls=holes)).slice(hidden)
     offsets = [skipped]
     for length in lengths:
         offsets.append(offsets[-1] + length)
