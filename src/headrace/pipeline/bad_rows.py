@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from headrace.logs.pieces import ROW_ID
+from headrace.logs.raw_rows import encode_rows
 
 __all__ = ["BadRow", "find_bad_rows", "without_rows"]
 
@@ -18,9 +19,6 @@ MAX_BAD_ROWS = 16
 
 MAX_BAD_SHARE = 0.1
 """A function that raises on more than this share of an element's rows is itself wrong; the search stops."""
-
-MAX_RAW_CHARACTERS = 4000
-"""A rejected row is kept as JSON up to this length: enough to see what is wrong with it."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +29,7 @@ class BadRow:
         row: Position in the batch.
         row_id: Value of `ROW_ID`.
         reason: Type and text of the exception.
-        raw: The row as JSON.
+        raw: The row as the function was given it, as JSON that `replay_source` reads.
     """
 
     row: int
@@ -93,6 +91,7 @@ def _failure(call: Callable[[pa.RecordBatch], Any], rows: pa.RecordBatch) -> Exc
 
 
 def _bad_row(batch: pa.RecordBatch, row: int, error: Exception) -> BadRow:
-    values = batch.slice(row, 1).to_pylist()[0]
-    raw = json.dumps(values, default=str)[:MAX_RAW_CHARACTERS]
-    return BadRow(row, int(values.get(ROW_ID, -1)), f"{type(error).__name__}: {error}", raw)
+    values = batch.slice(row, 1)
+    row_ids = np.asarray(values.column(ROW_ID), dtype=np.int64)
+    (raw,) = encode_rows(values.drop_columns([ROW_ID]), row_ids)
+    return BadRow(row, int(row_ids[0]), f"{type(error).__name__}: {error}", raw)

@@ -14,7 +14,6 @@ from headrace.pipeline.ledger import Ledger
 from headrace.pipeline.options import MAX_WORKERS, Group, OpenOptions
 from headrace.pipeline.snapshot import Position
 from headrace.pipeline.source_lane import SourceLane
-from headrace.pipeline.sources import PIECE_ROWS
 from headrace.pipeline.state import PipelineState
 from headrace.pipeline.tunables import Tunable
 
@@ -91,7 +90,5 @@ def _tunables(state: PipelineState, limit_bytes: int, change: Callable[[object, 
 
 def _first_bytes(source: Source, item: int) -> int:
     """Bytes of a piece as the source estimates them, if it does; later ones are learned."""
-    estimate, num_rows = getattr(source, "estimate_bytes", None), getattr(source, "num_rows", None)
-    if estimate is None or num_rows is None or item >= len(source):
-        return 0
-    return int(estimate(item)) * PIECE_ROWS // max(PIECE_ROWS, int(num_rows(item)))
+    estimate = getattr(source, "estimate_bytes", None)
+    return int(estimate(item)) if estimate is not None and item < len(source) else 0

@@ -88,24 +88,19 @@ def _rows(row_ids: Sequence[int], source: Source) -> str:
     return ", ".join(names) + (f" and {more} more rows" if more > 0 else "")
 
 
-def _file_of(element: Element, source: Source) -> tuple[str, int | None]:
-    """File and row group of an element read from one; behind a cut there may be several."""
+def _file_of(element: Element, row_id: int, source: Source) -> tuple[str, int | None]:
+    """File and row group of a row; behind a cut an element may have rows of several groups or files."""
+    if len(element.items) > 1 and hasattr(source, "locate"):
+        return str(source.locate(row_id)).rpartition(", row ")[0], None
     where = _where(element, source)
     file, _, row_group = where.rpartition(", row group ")
     return (file, int(row_group)) if file and row_group.isdigit() and len(element.items) == 1 else (where, None)
 
 
 def _rejects(faults: RowFaults, stage: str, element: Element, source: Source) -> pa.RecordBatch:
-    file, row_group = _file_of(element, source)
-    rows: list[dict[str, Any]] = [
-        {
-            "file": file,
-            "row_group": row_group,
-            "row": split_row_id(bad.row_id)[1],
-            "column": None,
-            "reason": f"stage {stage}: {bad.reason}",
-            "raw": bad.raw,
-        }
-        for bad in faults.bad_rows
-    ]
+    rows: list[dict[str, Any]] = []
+    for bad in faults.bad_rows:
+        file, row_group = _file_of(element, bad.row_id, source)
+        place = {"file": file, "row_group": row_group, "row": split_row_id(bad.row_id)[1], "column": None}
+        rows.append({**place, "reason": f"stage {stage}: {bad.reason}", "raw": bad.raw})
     return pa.RecordBatch.from_pylist(rows, schema=REJECT_SCHEMA)

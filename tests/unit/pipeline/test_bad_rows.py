@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from headrace.logs.pieces import ROW_ID
+from headrace.logs.raw_rows import decode_rows, parse_row
 from headrace.pipeline.bad_rows import find_bad_rows
 from headrace.pipeline.chain import StageFault, run_chain
 from headrace.pipeline.operations import BadRows, MapRows
@@ -45,6 +46,19 @@ def test_exactly_the_bad_rows_are_left_out(num_rows: int, bad: set[int]) -> None
     assert [row.row_id - 1000 for row in found] == sorted(bad)
     assert all(f"bad value {row.row}" in row.reason and f'"value": {row.row}' in row.raw for row in found)
     assert result.num_filtered == 0
+
+
+def test_a_quarantined_row_is_kept_whole_and_can_be_read_back() -> None:
+    long = "x" * 10_000
+    batch = pa.record_batch(
+        {"value": [1, 2], "word": [long, long], "list": [[1.5, float("nan")], None], ROW_ID: [7, 8]}
+    )
+    (bad,) = find_bad_rows(RaisesOn({2}), batch, ValueError("bad value 2"))
+    parsed = parse_row(bad.raw)
+    assert parsed == {"value": 2, "word": long, "list": None, ROW_ID: 8}
+    (bad,) = find_bad_rows(RaisesOn({1}), batch, ValueError("bad value 1"))
+    (rows, row_ids), *_ = decode_rows([parse_row(bad.raw)], ["value", "word"])
+    assert (rows["value"].to_pylist(), rows["word"].to_pylist(), list(row_ids)) == ([1], [long], [7])
 
 
 def test_one_bad_row_costs_about_two_calls_for_each_halving() -> None:
