@@ -1,0 +1,188 @@
+"""Loaders from Parquet in Criteo's shape to ready batches of 4096: headrace and seven peers, in turn, rows per second.
+
+26 id columns are brought into the ranges of their tables, 13 dense columns are filled and go through log1p; see
+`peers/work.py`. Every arm runs in a process of its own, which does nothing while it is not its turn. Before anything
+is timed, each makes one pass in which all its batches are compared with ours. A sample is one pass over all files, from
+asking for the iterator to the last batch, in a process that has made a pass before. Ray is started anew for each
+sample, as its servers are never quite idle, and makes a pass before the timed one each time.
+
+Each peer is measured with its best settings found and with its usual ones. The limit is what threads reach that only
+decode the same columns with pyarrow.
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+
+import harness
+import psutil
+from peers.arms import BY_ROW, DECODE, LOADERS, OURS, PREPARED, Arm, missing
+from peers.data import Logs, make_logs
+from peers.processes import ArmFailed, Process
+from peers.work import IdOp
+
+METRIC = "rows per second"
+CPU_METRIC = "CPU time of all its processes"
+FRESH_ROUNDS = 3
+GOAL = 1.8
+DECODE_GOAL = 0.85
+DENSE_TOLERANCE = 1e-5
+"""Between sums of dense numbers: the libraries' float32 log1p differ in the last place."""
+
+
+class Different(Exception):
+    """An arm's batches are not ours."""
+
+
+class Runner:
+    """Runs the arms of one case.
+
+    Args:
+        logs: What they read.
+        op: What they do with ids.
+        arms: Ours first: what it delivers is what all must deliver.
+    """
+
+    def __init__(self, logs: Logs, op: IdOp, arms: Sequence[Arm]) -> None:
+        self._logs, self._op = logs, op
+        self._expected: dict[tuple[int, ...], float] = {}
+        self._stack = ExitStack()
+        self._processes: dict[str, Process] = {}
+        self._samples: dict[str, list[tuple[float, float]]] = {}
+        for arm in arms:
+            if missing(arm):
+                _skip(arm, f"{arm.package} is not installed")
+            elif arm.fresh:
+                self._samples[arm.name] = []
+            else:
+                self._processes[arm.name] = self._stack.enter_context(Process(arm, logs, op))
+        for arm in arms:
+            if arm.name in self._processes:
+                try:
+                    self._check(arm, self._processes[arm.name])
+                    self._samples[arm.name] = []
+                except ArmFailed as error:
+                    self._processes.pop(arm.name).close()
+                    _skip(arm, str(error))
+        self._arms = [arm for arm in arms if arm.name in self._samples]
+
+    def run(self, rounds: int, seconds: float) -> dict[str, list[tuple[float, float]]]:
+        """Time all arms in turn; returns pairs of rows per second and CPU microseconds a row."""
+        harness.interleave(
+            {arm.name: self._turn(arm, rounds) for arm in self._arms}, rounds=rounds, seconds=seconds, warm_up=0
+        )
+        self._stack.close()
+        return {name: samples for name, samples in self._samples.items() if samples}
+
+    def _turn(self, arm: Arm, rounds: int) -> Callable[[], None]:
+        def turn() -> None:
+            if not arm.fresh:
+                self._samples[arm.name].append(_timed(self._processes[arm.name]))
+            elif len(self._samples[arm.name]) < min(rounds, FRESH_ROUNDS):
+                try:
+                    with Process(arm, self._logs, self._op) as process:
+                        self._check(arm, process)
+                        self._samples[arm.name].append(_timed(process))
+                except ArmFailed as error:
+                    _skip(arm, str(error))
+
+        return turn
+
+    def _check(self, arm: Arm, process: Process) -> None:
+        """Compare all batches of an arm with those of the first one, in whatever order they come."""
+        if arm.name in {each.name for each in DECODE}:
+            process.ask("time")
+            return
+        found = {tuple(key): dense for key, dense in process.ask("digest")["digests"]}
+        if not self._expected:
+            self._expected = found
+        if not found or (arm.all_rows and len(found) != len(self._expected)):
+            raise Different(f"{arm.name}: {len(found)} different batches, expected {len(self._expected)}")
+        for key, dense in found.items():
+            if key not in self._expected:
+                raise Different(f"{arm.name}: ids or labels of a batch differ from ours")
+            if abs(dense - self._expected[key]) > DENSE_TOLERANCE * abs(dense):
+                raise Different(f"{arm.name}: dense numbers of a batch differ: {dense}, ours {self._expected[key]}")
+
+
+def measure(report: harness.Report, case: str, runner: Runner, rounds: int, seconds: float) -> None:
+    """One case: samples of all arms, ratios to ours, and our share of the decode limit."""
+    samples = runner.run(rounds, seconds)
+    limits = {arm.name for arm in DECODE}
+    for name, pairs in samples.items():
+        if name not in limits:
+            report.add(case, name, METRIC, "rows/s", [rate for rate, _ in pairs])
+            report.add(case, name, CPU_METRIC, "us/row", [cpu for _, cpu in pairs])
+    ours = next(iter(samples))
+    report.compare(case, ours, METRIC)
+    for name in [arm.name for arm in DECODE if arm.name in samples]:
+        value = statistics.median(rate for rate, _ in samples[name])
+        report.limit(case, name, value, "rows/s", reached=report.median(case, ours, METRIC))
+
+
+def goals(report: harness.Report, case: str) -> list[dict[str, object]]:
+    """What ours should reach in a case, and does."""
+    peers = [r for r in report.ratios if r.case == case and not r.against.startswith("headrace")]
+    best = min(peers, key=lambda ratio: ratio.value, default=None)
+    limit = next(limit for limit in report.limits if limit.case == case and limit.what == DECODE[0].name)
+    found: list[dict[str, object]] = [
+        {
+            "what": f"{case}: share of what two threads reach that only decode",
+            "wanted": f"{DECODE_GOAL:.0%}",
+            "reached": f"{limit.share:.0%}",
+            "met": limit.share >= DECODE_GOAL,
+        }
+    ]
+    if best is not None:
+        what = f"{case}: times the best peer ({best.against})"
+        found.append({"what": what, "wanted": f"{GOAL}x", "reached": f"{best.value:.2f}x", "met": best.value >= GOAL})
+    return found
+
+
+def main() -> None:
+    options = harness.options("bench_ingest", __doc__, rows=0, rounds=0, folder=None)
+    quick = options.quick
+    logs = make_logs(options.rows or (262_144 if quick else 1_048_576), options.folder)
+    rounds, seconds = options.rounds or (5 if quick else 9), 10.0 if quick else 240.0
+    report = harness.Report("bench_ingest")
+    notes = {"rows": logs.num_rows, "parquet_bytes_per_row": round(logs.num_bytes / logs.num_rows, 1)}
+    take = [arm for arm in (*OURS, *DECODE, *LOADERS) if arm.quick or not quick]
+    measure(report, "modulo", Runner(logs, "modulo", take), rounds, seconds)
+    hashing = [arm for arm in take if arm.hashes and (not quick or arm in (*OURS, *LOADERS[:1], *DECODE))]
+    measure(report, "SigridHash", Runner(logs, "hash", hashing), rounds, seconds)
+    if not quick:
+        measure(report, "modulo, row by row", Runner(logs, "modulo", (OURS[0], *BY_ROW)), 3, seconds)
+        measure(report, "modulo, from Arrow files", Runner(logs, "modulo", PREPARED), rounds, seconds)
+    report.notes = {**notes, "goals": [*goals(report, "modulo"), *goals(report, "SigridHash")]}
+    report.finish(options)
+
+
+def _timed(process: Process) -> tuple[float, float]:
+    """One pass: rows per second, and CPU microseconds a row of the process and all it has started."""
+    before = _cpu_seconds(process.pid)
+    answer = process.ask("time")
+    used = _cpu_seconds(process.pid) - before
+    return answer["rows"] / answer["seconds"], used / answer["rows"] * 1e6
+
+
+def _cpu_seconds(pid: int) -> float:
+    root = psutil.Process(pid)
+    total = 0.0
+    for process in (root, *root.children(recursive=True)):
+        try:
+            times = process.cpu_times()
+        except psutil.NoSuchProcess:
+            continue
+        total += times.user + times.system
+    return total
+
+
+def _skip(arm: Arm, reason: str) -> None:
+    print(f"skipped: {arm.name}: {reason}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,68 @@
+"""One arm in a process of its own: `python -m peers.child ARM FOLDER ROWS OP`, told what to do by lines on its input.
+
+    time        a pass, timed: {"seconds", "rows", "cpu_s"}
+    digest      a pass, with the fingerprint of every batch: {"digests"}
+    memory      what this process has used: {"peak_rss_bytes", "ledger_peak_bytes"}
+
+Answers are lines of JSON. A pass is timed from asking for the iterator until its last batch was handed over.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from peers.arms import ARMS
+from peers.data import Logs
+from peers.work import Batch, digest
+
+__all__ = ["main"]
+
+
+def timed_pass(start: Any) -> dict[str, float]:
+    """One pass in which the consumer only counts rows."""
+    rows = 0
+    cpu, begin = time.process_time(), time.perf_counter()
+    for batch in start():
+        rows += len(batch.labels) if isinstance(batch, Batch) else batch
+    return {"seconds": time.perf_counter() - begin, "rows": rows, "cpu_s": time.process_time() - cpu}
+
+
+def digests(start: Any) -> dict[str, Any]:
+    """One pass in which the consumer reads every batch."""
+    return {"digests": [digest(batch) for batch in start() if isinstance(batch, Batch)]}
+
+
+def memory() -> dict[str, int]:
+    """Peak resident memory of this process, and the largest ledger peak if it is ours."""
+    status = Path("/proc/self/status").read_text(encoding="utf-8")
+    peak = next(int(line.split()[1]) << 10 for line in status.splitlines() if line.startswith("VmHWM"))
+    ours = sys.modules.get("peers.ours")
+    return {"peak_rss_bytes": peak, "ledger_peak_bytes": max(ours.PEAKS, default=0) if ours else 0}
+
+
+def main() -> None:
+    arm, folder, num_rows, op = sys.argv[1:]
+    # Libraries may print: answers go to the real output, everything else to the error output.
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    start = ARMS[arm].make(Logs(Path(folder), int(num_rows)), op)
+    commands = {"time": lambda: timed_pass(start), "digest": lambda: digests(start), "memory": memory}
+
+    def answer(value: Any) -> None:
+        answers.write(json.dumps(value) + "\n")
+        answers.flush()
+
+    answer({"ready": True, "numpy": np.__version__})
+    for line in sys.stdin:
+        answer(commands[line.strip()]())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,155 @@
+"""The logs that loaders read: in Criteo's shape, the same for the same size, written once and kept.
+
+Cardinalities and shares of nulls are those of Criteo's logs. Ids are drawn from Zipf's law with exponent 1 and mixed,
+so that they look like the 32-bit hashes in Criteo's logs; counts are long-tailed. Parquet is compressed with zstd, with
+row groups of 131,072 rows, two to a file. A row takes about as many bytes (54 and 48), and as long to decode (192 and
+189 ns), as one of Criteo's written in the same way.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from peers.work import COLUMNS, DENSE, IDS, LABEL
+
+__all__ = ["ROW_GROUP_ROWS", "Logs", "make_logs"]
+
+ROW_GROUP_ROWS = 131_072
+GROUPS_PER_FILE = 2
+VERSION = 3
+SCHEMA = pa.schema([(name, pa.int64() if name in IDS else pa.float32()) for name in COLUMNS])
+NULL_RATIOS = (0.45, 0.0, 0.21, 0.21, 0.03, 0.22, 0.04, 0.0, 0.04, 0.45, 0.04, 0.77, 0.21)
+CARDINALITIES = (
+    1460, 583, 10131227, 2202608, 305, 24, 12517, 633, 3, 93145, 5683, 8351593, 3194,
+    27, 14992, 5461306, 10, 5652, 2173, 4, 7046547, 18, 15, 286181, 105, 142572,
+)  # fmt: skip
+TFRECORD_ROWS = 131_072
+"""TFRecords are written row by row in Python, so there are fewer rows of them."""
+
+
+@dataclass(frozen=True)
+class Logs:
+    """A folder of logs.
+
+    Attributes:
+        folder: Where they lie.
+        num_rows: How many there are.
+    """
+
+    folder: Path
+    num_rows: int
+
+    @property
+    def files(self) -> list[str]:
+        """Parquet files, in order."""
+        return [str(path) for path in sorted(self.folder.glob("*.parquet"))]
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of the Parquet files."""
+        return sum(os.path.getsize(file) for file in self.files)
+
+    @property
+    def row_groups(self) -> list[tuple[str, int]]:
+        """File and number of each row group, in order."""
+        return [(file, group) for file in self.files for group in range(pq.ParquetFile(file).num_row_groups)]
+
+    @property
+    def arrow_file(self) -> str:
+        """The same rows as one uncompressed Arrow IPC file, written when first asked for."""
+        path = self.folder / "rows.arrow"
+        if not path.exists():
+            part = path.with_suffix(f".{os.getpid()}")
+            with pa.OSFile(str(part), "wb") as sink:
+                first = pq.ParquetFile(self.files[0]).schema_arrow
+                with pa.ipc.new_file(sink, first) as writer:
+                    for file in self.files:
+                        for batch in pq.ParquetFile(file).iter_batches(batch_size=65_536):
+                            writer.write_batch(batch)
+            part.rename(path)
+        return str(path)
+
+
+def make_logs(num_rows: int, folder: str | None = None) -> Logs:
+    """Logs of so many rows, below `folder` or in the system's folder for temporary files."""
+    base = Path(folder or tempfile.gettempdir())
+    target = base / f"headrace-bench-logs-v{VERSION}-{num_rows}"
+    if not target.exists():
+        part = target.with_name(f"{target.name}.{os.getpid()}")
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir(parents=True)
+        per_file = ROW_GROUP_ROWS * GROUPS_PER_FILE
+        for number, start in enumerate(range(0, num_rows, per_file)):
+            rows = min(per_file, num_rows - start)
+            with pq.ParquetWriter(part / f"part-{number:03}.parquet", SCHEMA, compression="zstd") as writer:
+                for group in _row_groups(number, rows):
+                    writer.write_table(group, row_group_size=ROW_GROUP_ROWS)
+        part.rename(target)
+    return Logs(target, num_rows)
+
+
+def _row_groups(file: int, num_rows: int) -> Iterator[pa.Table]:
+    for start in range(0, num_rows, ROW_GROUP_ROWS):
+        rows = min(ROW_GROUP_ROWS, num_rows - start)
+        rng = np.random.default_rng((7, file, start))
+        columns = [pa.array((rng.random(rows) < 0.25).astype(np.float32))]
+        for number, ratio in enumerate(NULL_RATIOS):
+            counts = np.floor(rng.lognormal(number % 4, 1.5, rows)).astype(np.float32)
+            columns.append(pa.array(counts, mask=rng.random(rows) < ratio))
+        for number, num_ids in enumerate(CARDINALITIES):
+            ranks = np.floor(float(num_ids) ** rng.random(rows)).astype(np.uint64)
+            mixed = (ranks * np.uint64(0x9E3779B97F4A7C15) + np.uint64(number)) >> np.uint64(32)
+            columns.append(pa.array(mixed.astype(np.int64)))
+        yield pa.Table.from_arrays(columns, schema=SCHEMA)
+
+
+def tfrecord_file(logs: Logs, *, packed: bool) -> str:
+    """The first rows as TFRecords of `tf.train.Example`, written when first asked for.
+
+    Args:
+        logs: The rows.
+        packed: Three features (dense, ids, label) instead of one for each column.
+    """
+    import tensorflow as tf
+
+    path = logs.folder / f"{'packed' if packed else 'columns'}-{TFRECORD_ROWS}.tfrecord"
+    if path.exists():
+        return str(path)
+    rows = pq.ParquetFile(logs.files[0]).read_row_group(0).slice(0, TFRECORD_ROWS)
+    dense = np.stack([rows[name].fill_null(0).to_numpy() for name in DENSE], axis=1)
+    ids = np.stack([rows[name].to_numpy() for name in IDS], axis=1)
+    labels = rows[LABEL].to_numpy()
+    null = np.stack([rows[name].is_null().to_numpy() for name in DENSE], axis=1)
+
+    def floats(values: list[float]) -> tf.train.Feature:
+        return tf.train.Feature(float_list=tf.train.FloatList(value=values))
+
+    def ints(values: list[int]) -> tf.train.Feature:
+        return tf.train.Feature(int64_list=tf.train.Int64List(value=values))
+
+    part = path.with_suffix(f".{os.getpid()}")
+    with tf.io.TFRecordWriter(str(part)) as writer:
+        for number_row, id_row, label, nulls in zip(dense, ids, labels, null, strict=True):
+            if packed:
+                features = {"dense": floats(number_row.tolist()), "ids": ints(id_row.tolist())}
+            else:
+                features = {
+                    name: floats([value])
+                    for name, value, gone in zip(DENSE, number_row.tolist(), nulls, strict=True)
+                    if not gone
+                }
+                features |= {name: ints([value]) for name, value in zip(IDS, id_row.tolist(), strict=True)}
+            features[LABEL] = floats([float(label)])
+            example = tf.train.Example(features=tf.train.Features(feature=features))
+            writer.write(example.SerializeToString())
+    part.rename(path)
+    return str(path)

@@ -1,0 +1,16 @@
+#!/bin/sh
+# Makes .peers, the environment of the benchmarks: headrace itself and the libraries it is compared with.
+# A peer that cannot be installed is named, and the benchmarks skip its arms.
+set -eu
+cd "$(dirname "$0")/.."
+
+test -x .peers/bin/python || "${PYTHON:-python3}" -m venv .peers
+pip() { .peers/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt "$@"; }
+
+# torch first and pinned, so that no peer brings a build of it with CUDA.
+pip -e .
+for peer in tensorflow-cpu "ray[data]" datasets polars torchdata; do
+    pip "$peer" || echo "not installed: $peer" >&2
+done
+.peers/bin/python -m pip list --disable-pip-version-check 2>/dev/null |
+    grep -E -i '^(torch|numpy|pyarrow|numba|tensorflow[-_]cpu|ray|datasets|polars|torchdata) '
