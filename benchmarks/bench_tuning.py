@@ -54,7 +54,7 @@ def simulated_cases(quick: bool) -> dict[str, PipelineSpec]:
     cases = {
         "published": published_pipeline(seconds),
         "heavy tail": published_pipeline(seconds, map={"distribution": Distribution.PARETO, "spread": 1.6}),
-        "drift": published_pipeline(seconds, map={"drift": Drift(factor=2.5, start_s=750, end_s=750)}),
+        "drift": published_pipeline(seconds, map={"drift": Drift(factor=2.5, start_s=375, end_s=375)}),
         "contention": published_pipeline(seconds, **{name: {"contention": 0.01} for name in LATENCY_SPLIT}),
         "blocking reads": published_pipeline(seconds, load={"io_s": 2.0 * seconds}),
     }
@@ -78,11 +78,13 @@ def policies(spec: PipelineSpec) -> dict[str, Callable[[], Policy]]:
 
 def simulate(report: harness.Report, quick: bool) -> None:
     """Every policy on every pipeline, 5 seeds each."""
-    phase_s, seeds = (300.0, 1) if quick else (300.0, 5)
+    phase_s, seeds, tick_s = (150.0, 1, 1.0) if quick else (300.0, 5, 0.5)
     machine = published_machine(phase_s)
     for case, spec in simulated_cases(quick).items():
         best = [best_setting(spec, p.cpus, p.start_s)[1] for p in machine.phases]
-        run = functools.partial(run_trial, spec=spec, machine=machine, duration_s=5 * phase_s, restart_s=RESTART_S)
+        run = functools.partial(
+            run_trial, spec=spec, machine=machine, duration_s=5 * phase_s, tick_s=tick_s, restart_s=RESTART_S
+        )
         oracle = statistics.median(run(lambda s=spec: Oracle(s), seed=seed).delivered for seed in range(seeds))
         for name, make in policies(spec).items():
             trials = [run(make, seed=seed) for seed in range(seeds)]

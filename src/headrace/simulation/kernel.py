@@ -120,10 +120,9 @@ def _must_go_on(state: State, stage: int) -> bool:
     """Whether nothing further down can move unless this stage does, so memory may not stop it."""
     num_stages = state.counts.shape[0]
     for later in range(stage + 1, num_stages):
-        if state.counts[later, s.BUSY] > 0 or _available(state, later) > 0:
+        if state.counts[later, s.BUSY] > 0 or _available(state, later - 1) >= int(state.params[later, s.NUM_IN]):
             return False
-    needed = int(state.params[stage + 1, s.NUM_IN]) if stage + 1 < num_stages else 1
-    return state.counts[stage, s.BUSY] == 0 and _available(state, stage) < needed
+    return state.counts[stage, s.BUSY] == 0 and _available(state, num_stages - 1) == 0
 
 
 @kernel()

@@ -151,7 +151,7 @@ def test_auto_reaches_97_percent_of_the_oracle_and_recovers_within_5_seconds() -
         {"load": {"io_s": 0.5}},
         {"shuffle": {"max_workers": 1}},
         {"map": {"drift": Drift(factor=2.5, start_s=50, end_s=50)}},
-        {"map": {"distribution": Distribution.PARETO, "spread": 1.6}},
+        {"map": {"distribution": Distribution.LOGNORMAL, "spread": 2.0}},
     ],
     ids=["contention", "blocking", "sequential", "drift", "heavy tail"],
 )

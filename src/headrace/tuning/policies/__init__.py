@@ -9,6 +9,7 @@ from headrace.tuning.policies.auto import Auto, AutoConfig
 from headrace.tuning.policies.autotune import Autotune
 from headrace.tuning.policies.base import Policy, Proposal
 from headrace.tuning.policies.even import EvenSplit
+from headrace.tuning.policies.intune import InTune
 from headrace.tuning.policies.one_per_stage import OnePerStage
 from headrace.tuning.policies.oracle import Oracle
 from headrace.tuning.policies.plumber import Plumber
@@ -20,6 +21,7 @@ __all__ = [
     "AutoConfig",
     "Autotune",
     "EvenSplit",
+    "InTune",
     "OnePerStage",
     "Oracle",
     "Plumber",
@@ -38,6 +40,8 @@ POLICIES: dict[str, Callable[[], Policy]] = {
     "autotune_adaptive": lambda: Relaunched(Autotune),
     "plumber": Plumber,
     "plumber_adaptive": lambda: Relaunched(Plumber),
+    "intune": InTune,
+    "intune_published": lambda: InTune(view="published"),
 }
 """By name; the oracle is not here, for it must be told the truth."""
 

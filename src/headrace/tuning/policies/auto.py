@@ -102,6 +102,8 @@ class Auto:
             self._refused.clear()
             self._rates_seen.clear()
             return self._propose(observation, values, f"{changed}: solved for {target:.4g} a second ({limit})")
+        if not observation.delivered:
+            return Proposal(reason="nothing, because a window without any delivery tells nothing about a setting")
         if self._settling > 0:
             self._settling -= 1
             return Proposal(reason="nothing, because the last change is settling")

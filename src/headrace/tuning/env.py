@@ -1,0 +1,106 @@
+"""`TuningEnv`: tuning as a Gymnasium environment, over a simulated or a live pipeline. Needs the extra `[tune]`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from headrace.errors import MissingExtra
+from headrace.tuning.dqn import Heads, joint_action
+from headrace.tuning.features import STEPS, View, features, num_features, step_workers
+from headrace.tuning.job import Job
+from headrace.tuning.observation import Observation
+from headrace.tuning.policies.even import even_split
+from headrace.tuning.reward import reward
+
+try:
+    import gymnasium
+    from gymnasium import spaces
+except ImportError as error:
+    raise MissingExtra("gymnasium", "tune") from error
+
+__all__ = ["Episode", "SteppedJob", "TuningEnv"]
+
+
+class SteppedJob(Job, Protocol):
+    """A job that lets time pass when told: virtual time in the simulator, a sleep beside a live pipeline."""
+
+    def run(self, duration_s: float) -> Any:
+        """Let time pass."""
+        ...
+
+
+Episode = Callable[[np.random.Generator], tuple[SteppedJob, float]]
+"""Makes the job of an episode, and the rate in elements a second that counts as full reward."""
+
+
+class TuningEnv(gymnasium.Env[NDArray[np.float32], Any]):
+    """Observation: `features`. Action: for each stage one of -5, -1, 0, +1, +5 workers. Reward: `reward`.
+
+    An episode begins at an even split of the CPUs and is cut off after `max_steps` windows; it never terminates.
+    """
+
+    metadata: dict[str, Any] = {"render_modes": []}  # noqa: RUF012 - Gymnasium's own declaration
+
+    def __init__(
+        self,
+        episode: Episode,
+        num_stages: int,
+        *,
+        view: View = "published",
+        heads: Heads = "factored",
+        window_s: float = 1.0,
+        max_steps: int = 60,
+    ) -> None:
+        """Describe the environment.
+
+        Args:
+            episode: Makes the job of each episode from the environment's random generator.
+            num_stages: Stages with adjustable workers, the same in every episode.
+            view: What is observed; see `features`.
+            heads: "joint": one of 5^n actions (`Discrete`); "factored": one of 5 for each stage (`MultiDiscrete`).
+            window_s: Seconds of a step.
+            max_steps: Steps of an episode.
+        """
+        self._episode, self._num_stages, self._view, self._heads = episode, num_stages, view, heads
+        self._window_s, self._max_steps = window_s, max_steps
+        size = num_features(num_stages, view)
+        self.observation_space = spaces.Box(-10.0, 10.0, (size,), np.float32)
+        self.action_space = (
+            spaces.Discrete(len(STEPS) ** num_stages)
+            if heads == "joint"
+            else spaces.MultiDiscrete([len(STEPS)] * num_stages)
+        )
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[NDArray[np.float32], dict[str, Any]]:
+        """Begin an episode; after the even split has run for one window."""
+        super().reset(seed=seed)
+        self._job, self._target = self._episode(self.np_random)
+        first = self._job.observe()
+        self._job.apply(even_split(self._job.space, first.cpus))
+        self._job.run(self._window_s)
+        self._last, self._steps = self._job.observe(), 0
+        return self._features(self._last), self._info()
+
+    def step(self, action: Any) -> tuple[NDArray[np.float32], float, bool, bool, dict[str, Any]]:
+        """Change workers, let a window pass, and see."""
+        choices = (
+            joint_action(int(action), self._num_stages) if self._heads == "joint" else [int(each) for each in action]
+        )
+        self._job.apply(step_workers(self._job.space, self._last, choices))
+        self._job.run(self._window_s)
+        self._last = self._job.observe()
+        self._steps += 1
+        earned = reward(self._last.rate_per_s, self._last.memory_ratio, self._target)
+        return self._features(self._last), earned, False, self._steps >= self._max_steps, self._info()
+
+    def _features(self, observation: Observation) -> NDArray[np.float32]:
+        return np.clip(features(observation, self._view), -10.0, 10.0)
+
+    def _info(self) -> dict[str, Any]:
+        return {"rate_per_s": self._last.rate_per_s, "values": dict(self._last.values), "cpus": self._last.cpus}
