@@ -156,6 +156,7 @@ class ProcessRunner:
         self._closed = False
 
     def run(self, element: Element) -> tuple[StageUse, ...]:
+        """Have a worker process change the element into the result; see `Runner`."""
         if not element.num_rows:
             return tuple(StageUse(0.0, 0.0, 0, 0, 0) for _ in self._group.stages)
         result = self._call(element)

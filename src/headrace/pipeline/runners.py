@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 from headrace.logs.pieces import Source
 from headrace.pipeline.chain import StageFault, StageUse, run_chain
+from headrace.pipeline.decisions import Decisions
 from headrace.pipeline.delivery import apply_result, pipeline_error
 from headrace.pipeline.elements import Element
 from headrace.pipeline.options import Group
 
-__all__ = ["Runner", "ThreadRunner"]
+__all__ = ["Runner", "ThreadRunner", "make_runner"]
 
 
 class Runner(Protocol):
@@ -40,6 +42,7 @@ class ThreadRunner:
         self._epoch = epoch
 
     def run(self, element: Element) -> tuple[StageUse, ...]:
+        """Change the element into the result, here and now."""
         seed = (self._epoch, *element.key)
         try:
             result = run_chain(self._operations, element.payload, element.num_rows, element.num_bytes, seed)
@@ -49,4 +52,24 @@ class ThreadRunner:
         return result.uses
 
     def close(self) -> None:
-        pass
+        """Nothing to stop: the thread belongs to who calls."""
+
+
+def make_runner(group: Group, source: Source, epoch: int, decisions: Decisions, limit: Callable[[], int]) -> Runner:
+    """The runner that a group asks for.
+
+    Args:
+        group: The stages.
+        source: Names places in errors.
+        epoch: Part of all seeds.
+        decisions: Where replaced processes are reported.
+        limit: How many elements may be worked on at once, now.
+
+    Raises:
+        ConfigError: A function cannot be sent to a worker process.
+    """
+    if group.executor == "thread":
+        return ThreadRunner(group, source, epoch)
+    from headrace.pipeline.processes import ProcessRunner  # only where needed: it uses what only Unix has
+
+    return ProcessRunner(group, source, epoch, decisions, limit)

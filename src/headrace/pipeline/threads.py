@@ -25,8 +25,7 @@ from headrace.pipeline.elements import Element
 from headrace.pipeline.graph import Pipeline
 from headrace.pipeline.lanes import Work
 from headrace.pipeline.options import OpenOptions, make_groups
-from headrace.pipeline.processes import ProcessRunner
-from headrace.pipeline.runners import Runner, ThreadRunner
+from headrace.pipeline.runners import make_runner
 from headrace.pipeline.snapshot import Position
 from headrace.pipeline.state import Blocked
 from headrace.pipeline.stuck import stack_of, stuck_error
@@ -79,10 +78,8 @@ class ThreadFeed:
         self.recorder = Recorder(["source", *(stage.name for stage in pipeline.stages)], time.monotonic)
         self._watchdog = MemoryWatchdog(decisions, self._sampled_s)
         self._state = build_state(pipeline, self._groups, options, position, decisions)
-        self._runners: list[Runner] = [
-            ThreadRunner(group, pipeline.source, epoch)
-            if group.executor == "thread"
-            else ProcessRunner(group, pipeline.source, epoch, decisions, partial(self._state.limit, number))
+        self._runners = [
+            make_runner(group, pipeline.source, epoch, decisions, partial(self._state.limit, number))
             for number, group in enumerate(self._groups, start=1)
         ]
         self.tunables: Mapping[str, Tunable] = build_tunables(self._state, options.limit_bytes, self._change)
