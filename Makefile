@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 # Real logs for tests and recipes; what needs them skips, saying so, where they are absent.
 export HEADRACE_DATA ?= $(if $(wildcard ../shared/data),$(abspath ../shared/data))
 
-.PHONY: demo test lint types install clean
+.PHONY: demo test lint types install peers clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed
@@ -34,6 +34,10 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 $(VENV)/.installed-test: $(VENV)/.installed
 	$(BIN)/pip install -qq --disable-pip-version-check -c constraints.txt -e '.[test,observe]'
 	touch $@
+
+# The libraries that benchmarks compare with, in an environment of their own.
+peers:
+	PYTHON=$(PYTHON) sh scripts/make_peers.sh
 
 clean:
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache demo-run

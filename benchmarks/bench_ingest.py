@@ -75,7 +75,7 @@ class Runner:
             {arm.name: self._turn(arm, rounds) for arm in self._arms}, rounds=rounds, seconds=seconds, warm_up=0
         )
         self._stack.close()
-        return {name: samples for name, samples in self._samples.items() if samples}
+        return {arm.name: self._samples[arm.name] for arm in self._arms if self._samples[arm.name]}
 
     def _turn(self, arm: Arm, rounds: int) -> Callable[[], None]:
         def turn() -> None:

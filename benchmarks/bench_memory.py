@@ -25,12 +25,7 @@ RESIDENT = "peak resident memory of the main process"
 LEDGER = "peak of the ledger"
 EVERY_S = 0.02
 MIB = 1 << 20
-CASES = {
-    PASS: "taken by a pass",
-    LEDGER: "taken by a pass",
-    TOTAL: "with the libraries",
-    RESIDENT: "with the libraries",
-}
+CASES = dict.fromkeys((PASS, LEDGER), "taken by a pass") | dict.fromkeys((TOTAL, RESIDENT), "with the libraries")
 
 
 class PeakMemory:
