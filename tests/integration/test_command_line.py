@@ -267,6 +267,17 @@ def test_an_export_reads_back_with_equal_scores(trained: Path, tmp_path: Path) -
     assert_one_line(headrace("export", trained / "job.yaml", out), f"{out}: is there already")
 
 
+def test_the_page_on_checkpoints_names_every_file_key_and_column(trained: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "checkpoints.md").read_text(encoding="utf-8")
+    folder = trained / "run" / "checkpoints" / "00000002"
+    manifest = json.loads((folder / "manifest.json").read_text())
+    files = [path.name for path in folder.iterdir()]
+    columns = [path.stem.replace("slot.accumulator", "slot.NAME") for path in folder.glob("tables/*/*")]
+    for name in (*manifest, *manifest["state"], *columns):
+        assert f"`{name}`" in page, name
+    assert [name for name in files if name not in page] == []
+
+
 # Bad rows.
 
 
