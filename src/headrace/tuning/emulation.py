@@ -162,4 +162,4 @@ class EmulatedJob(LiveJob):
             for stage in seen.stages
             if stage.name != "source"
         )
-        return replace(seen, stages=stages, cpus=float(self._cpus.count))
+        return replace(seen, stages=stages, cpus=float(self._cpus.count), machine_busy_ratio=0.0)

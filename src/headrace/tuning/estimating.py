@@ -116,6 +116,7 @@ class Estimator:
         """
         busy = sum(stage.busy_s for stage in observation.stages)
         saturated = busy > SATURATED * observation.cpus * observation.window_s
+        saturated = saturated or observation.machine_busy_ratio > SATURATED
         self._delivered = FORGETTING * self._delivered + observation.delivered
         drifted = []
         for stage in observation.stages:

@@ -105,6 +105,9 @@ def _limit(last: Observation, slowest: StageRate) -> tuple[str, str]:
         return "memory", f"{last.memory_ratio:.0%} of the memory is in use, so work is held back"
     if busy > BUSY:
         return "CPUs", f"the {last.cpus:g} CPUs are {busy:.0%} busy with the pipeline"
+    if last.machine_busy_ratio > BUSY:
+        share = f"the pipeline has {busy:.0%} of the {last.cpus:g} CPUs"
+        return "CPUs", f"the machine is {last.machine_busy_ratio:.0%} busy, other work included; {share}"
     blocking = slowest.blocking_s / max(slowest.blocking_s + slowest.cpu_s, 1e-12)
     if blocking > BLOCKING:
         return "storage", f"{slowest.name} spends {blocking:.0%} of its time waiting for storage or network"

@@ -49,6 +49,7 @@ class LiveJob:
             self._resources(),
             time_s=now - self._began,
             memory_used_bytes=self._process.memory_info().rss,
+            machine_busy_ratio=psutil.cpu_percent(interval=None) / 100.0,
         )
 
     def apply(self, values: Mapping[str, int]) -> None:
@@ -68,6 +69,7 @@ def observation_of(
     *,
     time_s: float,
     memory_used_bytes: float,
+    machine_busy_ratio: float = 0.0,
 ) -> Observation:
     """A reading of the counters as a policy sees it.
 
@@ -77,6 +79,7 @@ def observation_of(
         resources: CPUs and memory.
         time_s: Seconds since the job began.
         memory_used_bytes: Resident memory of the process.
+        machine_busy_ratio: Share of all CPUs that is busy with anything.
     """
     groups = groupby(counters.stages.values(), key=lambda reading: reading.group)
     consumer = counters.consumer
@@ -91,6 +94,7 @@ def observation_of(
         cpus=resources.cpus.count,
         memory_limit_bytes=resources.memory.limit_bytes,
         memory_used_bytes=memory_used_bytes,
+        machine_busy_ratio=machine_busy_ratio,
     )
 
 

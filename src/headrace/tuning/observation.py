@@ -53,6 +53,7 @@ class Observation:
         cpus: CPUs this process may use now.
         memory_limit_bytes: Memory this process may use now.
         memory_used_bytes: Memory in use now.
+        machine_busy_ratio: Share of all CPUs that is busy with anything, other processes included; 0 if unknown.
         memory_bytes_per_s: Memory bandwidth, measured once at the start; only InTune's state has it.
         cpu_hz: Clock of the CPUs; only InTune's state has it.
     """
@@ -67,6 +68,7 @@ class Observation:
     cpus: float = 1.0
     memory_limit_bytes: float = math.inf
     memory_used_bytes: float = 0.0
+    machine_busy_ratio: float = 0.0
     memory_bytes_per_s: float = 1e10
     cpu_hz: float = 3e9
 

@@ -58,6 +58,16 @@ def test_a_trainer_that_is_the_limit_is_told_its_rate() -> None:
     assert (found.worker_gain, found.cpu_gain) == (0.0, 0.0)
 
 
+def test_a_machine_that_is_busy_with_other_work_is_not_mistaken_for_slow_storage() -> None:
+    job = SimulatedJob(with_options(load={"io_s": 5.0}), Machine.fixed(32))
+    job.run(30)
+    seen = job.observe()
+    assert explain([seen], job.space).limit == "storage"
+    found = explain([replace(seen, machine_busy_ratio=0.98)], job.space)
+    assert found.limit == "CPUs"
+    assert "the machine is 98% busy, other work included" in found.reason
+
+
 def test_full_memory_is_named() -> None:
     bytes_out = {name: {"output_bytes": 1e6} for name in LATENCY_SPLIT}
     spec = replace(with_options(**bytes_out), base_bytes=900e6)

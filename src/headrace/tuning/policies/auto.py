@@ -155,17 +155,19 @@ class Auto:
         return self._space.clip(values)
 
     def _for_rate(self, rates: Sequence[StageRate], observation: Observation, target: float) -> dict[str, int]:
-        values, threads = {}, 0.0
+        values, running, blocked = {}, 0.0, 0.0
         for stage in rates:
             busy = min(stage.workers_for(target), 4.0 * observation.cpus + 4.0 * target * stage.blocking_s)
             spare = 1.0 + self._config.headroom
             # One more than needed: with a single worker a stage idles while its result waits to be taken.
             values[workers_of(stage.name)] = math.ceil(busy * spare * self._extra.get(stage.name, 1.0) - 1e-9) + 1
             cpu, seconds = stage.cpu_with(busy), stage.cpu_with(busy) + stage.blocking_s
-            # Threads beyond the CPUs only for what blocks: more would take CPUs from the trainer.
-            threads += busy * (cpu + spare * stage.blocking_s) / seconds if seconds > 0 else 0.0
+            running += busy * cpu / seconds if seconds > 0 else 0.0
+            blocked += busy * spare * stage.blocking_s / seconds if seconds > 0 else 0.0
         if THREADS in self._space:
-            values[THREADS] = math.ceil(threads - 1e-9)
+            # Threads beyond the CPUs only for what blocks: more would take CPUs from the trainer.
+            on_cpus = min(math.ceil((1.0 + self._config.headroom) * running) + 1, math.ceil(observation.cpus))
+            values[THREADS] = max(1, on_cpus) + math.ceil(blocked - 1e-9)
         return values
 
     def _prefetch(self, observation: Observation) -> int:
