@@ -42,6 +42,56 @@ def joined(first: int, second: int) -> int:
     return combine(first & MASK, mix(second & MASK)) & (2**63 - 1)
 
 
+PRIMES = (
+    0x9E3779B185EBCA87,
+    0xC2B2AE3D27D4EB4F,
+    0x165667B19E3779F9,
+    0x85EBCA77C2B2AE63,
+    0x27D4EB2F165667C5,
+)
+
+
+def rotate(number: int, bits: int) -> int:
+    return ((number << bits) | (number >> (64 - bits))) & MASK
+
+
+def xxh64(data: bytes) -> int:
+    """xxHash64 with seed 0, as its specification words it."""
+    one, two, three, four, five = PRIMES
+
+    def step(accumulator: int, lane: int) -> int:
+        return rotate((accumulator + lane * two) & MASK, 31) * one & MASK
+
+    def word(at: int, size: int) -> int:
+        return int.from_bytes(data[at : at + size], "little")
+
+    at, total = 0, five
+    if len(data) >= 32:
+        lanes = [(one + two) & MASK, two, 0, -one & MASK]
+        while at + 32 <= len(data):
+            lanes = [step(lane, word(at + 8 * number, 8)) for number, lane in enumerate(lanes)]
+            at += 32
+        total = sum(rotate(lane, bits) for lane, bits in zip(lanes, (1, 7, 12, 18), strict=True)) & MASK
+        for lane in lanes:
+            total = ((total ^ step(0, lane)) * one + four) & MASK
+    total = (total + len(data)) & MASK
+    while at + 8 <= len(data):
+        total = (rotate(total ^ step(0, word(at, 8)), 27) * one + four) & MASK
+        at += 8
+    if at + 4 <= len(data):
+        total = (rotate(total ^ (word(at, 4) * one & MASK), 23) * two + three) & MASK
+        at += 4
+    for byte in data[at:]:
+        total = rotate(total ^ (byte * five & MASK), 11) * one & MASK
+    total = (total ^ (total >> 33)) * two & MASK
+    total = (total ^ (total >> 29)) * three & MASK
+    return total ^ (total >> 32)
+
+
+def string_id(text: str) -> int:
+    return xxh64(text.encode()) & (2**63 - 1)
+
+
 def sigrid_hash(id_: int, range_: int, salt: int = 0) -> int:
     return signed(combine(salt & MASK, mix(id_ & MASK))) % range_
 
