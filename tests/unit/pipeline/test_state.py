@@ -141,6 +141,7 @@ def test_a_budget_too_small_for_anything_still_ends_one_element_at_a_time(
     while not world.state.has_ended:
         progress = world.take() or world.start()
         assert len(world.running) <= 1
+        assert progress or world.running or world.state.has_ended, "stands still"
         if world.running and (not progress or rng.random() < 0.5):
             world.finish()
     assert bool(world.reports) == any(sizes for sizes in pieces)

@@ -381,12 +381,13 @@ def test_no_stage_works_on_more_elements_at_once_than_it_may() -> None:
                 most[name] = max(most[name], now[name])
                 crowd.notify_all()
                 crowd.wait_for(lambda: most[name] >= wanted[name], timeout=1.0)
+                crowd.wait_for(lambda: most[name] > 3, timeout=0.005)  # time for one too many to come in
                 now[name] -= 1
             return rows
 
         return function
 
-    pipe = from_source(SyntheticSource([[(5, 0, 0)]] * 60)).map(count("a"), name="a").map(count("b"), name="b")
+    pipe = from_source(SyntheticSource([[(5, 0, 0)]] * 40)).map(count("a"), name="a").map(count("b"), name="b")
     with pipe.open(workers={"a": 1, "b": 3}) as batches:
         for number, _ in enumerate(batches):
             if number == 20:
