@@ -163,6 +163,14 @@ def test_a_ledger_bounds_memory_where_the_same_pipeline_runs_out_without() -> No
     assert within.totals().stages[0].wait_memory_s > 0
 
 
+def test_a_batch_is_gathered_although_no_element_fits_the_ledger() -> None:
+    stages = [
+        stage(name, 0.01, buffer=0, output_bytes=10, num_inputs=taken) for name, taken in (("a", 1), ("b", 1), ("c", 2))
+    ]
+    simulator = PipelineSimulator(PipelineSpec(stages=tuple(stages), ledger_bytes=1), Machine.fixed(1))
+    assert simulator.run(10) > 0
+
+
 def test_a_relaunch_keeps_what_was_delivered_and_does_work_in_flight_anew() -> None:
     simulator = simulate(stage("a", 0.01), stage("b", 0.01))
     simulator.run(10)

@@ -137,6 +137,8 @@ def test_auto_reaches_97_percent_of_the_oracle_and_recovers_within_5_seconds() -
         if name == "auto":
             best = [fluid_rate(true_rates(spec), cpus) for cpus in PUBLISHED_CPUS]
             recovery = recovery_times(trial, SCHEDULE, best)
+            at_resizes = [p for time, p in trial.proposals if time in (PHASE_S, 2 * PHASE_S, 3 * PHASE_S)]
+            assert all(p.values and p.reason.startswith("CPUs ") for p in at_resizes)
     assert delivered["auto"] >= 0.97 * delivered["oracle"]
     assert all(time is not None and time <= 5 for time in recovery)
     assert delivered["auto"] > 1.9 * delivered["autotune"]
