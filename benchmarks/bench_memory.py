@@ -103,7 +103,7 @@ def main() -> None:
     # TFRecords hold fewer rows than the logs, so that is not equal work.
     arms = [arm for arm in (*OURS, *LOADERS) if arm.all_rows and (arm.quick or not options.quick)]
     report = harness.Report("bench_memory")
-    run(report, arms, logs, 1 if options.quick else 3)
+    run(report, arms, logs, 1 if options.quick else 2)
     batch = BATCH_SIZE * (8 * len(IDS) + 4 * len(DENSE) + 4)
     report.notes = {"rows": logs.num_rows, "mib_of_a_batch": round(batch / MIB, 2)}
     report.notes["mib_of_all_rows_decoded"] = round(logs.num_rows * batch / BATCH_SIZE / MIB)

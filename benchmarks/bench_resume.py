@@ -168,7 +168,7 @@ def main() -> None:
     report = harness.Report("bench_resume")
     report.notes = {"rows": logs.num_rows, "resumed_at_batch": half}
     for case, readers in cases.items():
-        measure(report, case, readers, half, 12.0 if options.quick else 90.0)
+        measure(report, case, readers, half, 12.0 if options.quick else 40.0)
     report.finish(options)
 
 

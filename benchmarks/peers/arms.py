@@ -25,7 +25,7 @@ class Arm:
         hashes: Whether it can do SigridHash.
         quick: Whether it takes part with `--quick`.
         fresh: Whether each sample needs a new process.
-        all_rows: Whether it reads all rows; slow ones read the first row group.
+        all_rows: Whether it reads all rows; slow ones read one row group.
     """
 
     name: str
@@ -58,6 +58,13 @@ LOADERS = (
     Arm("tf.data, generator of batches", "tfdata", "from_generator", {"rows": 4096}, "tensorflow"),
     Arm("tf.data, TFRecord, parsed by batch", "tfdata", "tfrecord", {"vectorised": True}, "tensorflow", all_rows=False),
     Arm("DataLoader, batches, 0 workers", "torch_loaders", "dataloader", {"workers": 0}, quick=False),
+    Arm(
+        "DataLoader, batches, 0 workers, 1 thread",
+        "torch_loaders",
+        "dataloader",
+        {"workers": 0, "torch_threads": 1},
+        quick=False,
+    ),
     Arm("DataLoader, batches, 1 worker", "torch_loaders", "dataloader", {"workers": 1}, quick=False),
     Arm("DataLoader, batches, 2 workers", "torch_loaders", "dataloader", {"workers": 2}),
     Arm("torchdata nodes, 1 thread", "torch_loaders", "nodes", {"workers": 1}, "torchdata", quick=False),
@@ -65,25 +72,26 @@ LOADERS = (
     Arm("Ray Data, work in tasks", "frames", "ray_data", {"in_tasks": True}, "ray", quick=False, fresh=True),
     Arm("Ray Data, work in the consumer", "frames", "ray_data", {"in_tasks": False}, "ray", quick=False, fresh=True),
     Arm("datasets, streamed, Arrow format", "frames", "huggingface", {"streaming": True, "rows": 4096}, "datasets"),
-    Arm("datasets, streamed, torch format", "frames", "huggingface_torch", {}, "datasets", hashes=False, quick=False),
     Arm("polars, streaming engine", "frames", "polars_frame", {"streaming": True}, "polars", hashes=False),
     Arm("polars, file by file", "frames", "polars_frame", {"streaming": False}, "polars", hashes=False, quick=False),
 )
 """The peers, each with settings that suit it and with usual ones."""
 
 BY_ROW = (
-    Arm(
-        "tf.data, TFRecord, parsed by row", "tfdata", "tfrecord", {"vectorised": False}, "tensorflow", all_rows=False
-    ),
+    Arm("datasets, streamed, torch format", "frames", "huggingface_torch", {}, "datasets", all_rows=False),
+    Arm("tf.data, TFRecord, parsed by row", "tfdata", "tfrecord", {"vectorised": False}, "tensorflow", all_rows=False),
     *(
         Arm(
-            f"DataLoader, rows, {workers} workers", "torch_loaders", "dataloader",
-            {"workers": workers, "by_row": True}, all_rows=False,
+            f"DataLoader, rows, {workers} workers",
+            "torch_loaders",
+            "dataloader",
+            {"workers": workers, "by_row": True},
+            all_rows=False,
         )
         for workers in (0, 1, 2)
     ),
-)  # fmt: skip
-"""Peers used as most tutorials do, one row at a time."""
+)
+"""Peers used as most tutorials do; slow, so they read fewer rows."""
 
 PREPARED = (
     Arm("headrace, 2 workers, Arrow file", "ours", "arrow", {"workers": 2}),

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from itertools import islice
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from peers.data import Logs
+from peers.data import ROW_GROUP_ROWS, Logs
 from peers.work import BATCH_SIZE, COLUMNS, DENSE, IDS, LABEL, RANGES, Batch, IdOp, numpy_batch, slices, torch_batch
 
 __all__ = ["huggingface", "huggingface_torch", "load_dataset", "polars_frame", "ray_data"]
@@ -26,7 +27,9 @@ def ray_data(logs: Logs, op: IdOp, *, in_tasks: bool) -> Callable[[], Iterator[B
     """
     os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
     import ray
+    import torch
 
+    torch.set_num_threads(1)
     folder = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     ray.init(
         include_dashboard=False,
@@ -67,6 +70,9 @@ def huggingface(logs: Logs, op: IdOp, *, streaming: bool, rows: int) -> Callable
         streaming: Reads Parquet; else the uncompressed Arrow files that the library wrote beforehand.
         rows: Rows taken at once, cut into batches afterwards.
     """
+    import torch
+
+    torch.set_num_threads(1)  # more threads than one for operations this small wait for each other
     data = load_dataset(logs, streaming).with_format("arrow")
 
     def run() -> Iterator[Batch]:
@@ -79,14 +85,14 @@ def huggingface(logs: Logs, op: IdOp, *, streaming: bool, rows: int) -> Callable
 
 
 def huggingface_torch(logs: Logs, op: IdOp) -> Callable[[], Iterator[Batch]]:
-    """Hugging Face datasets streamed in torch format, the way its documentation shows first."""
+    """Hugging Face datasets streamed in torch format, the way its documentation shows first; one row group of rows."""
     import torch
 
     data = load_dataset(logs, streaming=True).with_format("torch")
     ranges = torch.tensor(RANGES).unsqueeze(1)
 
     def run() -> Iterator[Batch]:
-        for columns in data.iter(batch_size=BATCH_SIZE):
+        for columns in islice(data.iter(batch_size=BATCH_SIZE), ROW_GROUP_ROWS // BATCH_SIZE):
             dense = torch.stack([torch.nan_to_num(torch.as_tensor(columns[name])) for name in DENSE], dim=1)
             ids = torch.stack([columns[name] for name in IDS])
             yield Batch(dense.log1p_(), ids.remainder_(ranges), columns[LABEL])

@@ -48,7 +48,9 @@ class Rows(Batches):
                 yield from zip(dense, ids.T, labels, strict=True)
 
 
-def dataloader(logs: Logs, op: IdOp, *, workers: int, by_row: bool = False) -> Callable[[], Iterator[Batch]]:
+def dataloader(
+    logs: Logs, op: IdOp, *, workers: int, by_row: bool = False, torch_threads: int | None = None
+) -> Callable[[], Iterator[Batch]]:
     """A DataLoader with its default settings, but workers that stay alive between passes.
 
     Args:
@@ -56,7 +58,10 @@ def dataloader(logs: Logs, op: IdOp, *, workers: int, by_row: bool = False) -> C
         op: What to do with ids.
         workers: Processes; 0 for the consumer's own.
         by_row: The dataset yields rows and the loader makes batches of them; else it yields batches.
+        torch_threads: Of the consumer's process; torch's default is one for each CPU. Workers have one.
     """
+    if torch_threads is not None:
+        torch.set_num_threads(torch_threads)
     dataset, size = (Rows(logs, op), BATCH_SIZE) if by_row else (Batches(logs, op), None)
     loader: Any = DataLoader(dataset, batch_size=size, num_workers=workers, persistent_workers=workers > 0)
     return lambda: (Batch(*batch) for batch in loader)
