@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -31,6 +32,7 @@ model: {{kind: dlrm, embedding_dim: 4, bottom: [8], top: [16]}}
 embeddings: {{default: {{kind: collisionless, num_embeddings: 64}}}}
 training: {{batch_size: 256, threads: 1, row_ledger: true}}
 """
+DOCS = Path(__file__).parents[2] / "docs"
 MAX_LENGTH = 45
 """Longest history the schema allows: some rows of the log have longer ones and are bad."""
 
@@ -268,7 +270,7 @@ def test_an_export_reads_back_with_equal_scores(trained: Path, tmp_path: Path) -
 
 
 def test_the_page_on_checkpoints_names_every_file_key_and_column(trained: Path) -> None:
-    page = (Path(__file__).parents[2] / "docs" / "checkpoints.md").read_text(encoding="utf-8")
+    page = (DOCS / "checkpoints.md").read_text(encoding="utf-8")
     folder = trained / "run" / "checkpoints" / "00000002"
     manifest = json.loads((folder / "manifest.json").read_text())
     files = [path.name for path in folder.iterdir()]
@@ -276,6 +278,32 @@ def test_the_page_on_checkpoints_names_every_file_key_and_column(trained: Path) 
     for name in (*manifest, *manifest["state"], *columns):
         assert f"`{name}`" in page, name
     assert [name for name in files if name not in page] == []
+
+
+def test_the_code_on_the_pages_runs(
+    copy: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(copy)
+    read_an_id, read_all = python_blocks("checkpoints.md")
+    names: dict[str, object] = {}
+    for given, here in (("runs/news", "run"), ("00000009", "00000002"), ('"items"', '"item"'), ("1234", "7")):
+        read_an_id = read_an_id.replace(given, here)
+    exec(read_an_id, names)
+    exec(read_all.replace("runs/news", "run"), names)
+    columns = CheckpointFolder(copy / "run" / "checkpoints").load(2).columns["embeddings"]
+    item_space = [space["name"] for space in json.loads(columns["header"].tobytes())["spaces"]].index("item")
+    (place,) = np.flatnonzero((columns["spaces"] == item_space) & (columns["ids"] == 7))
+    np.testing.assert_array_equal(names["vector"], columns["weights"][place])
+
+    write_job(copy, run="again")
+    (train,) = python_blocks("training.md")
+    exec(train, {})
+    name, rows, auc = capsys.readouterr().out.splitlines()[-1].split()
+    assert (name, rows[:1], auc[:2]) == ("window=000", "2", "0.")
+
+
+def python_blocks(page: str) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", (DOCS / page).read_text(encoding="utf-8"), re.DOTALL)
 
 
 # Bad rows.
