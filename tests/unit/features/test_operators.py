@@ -121,19 +121,20 @@ def test_bucketize_counts_the_borders_below(drawn: Drawn, borders: list[float], 
     assert apply("sparse", "number", drawn, [{"bucketize": borders}]) == expected
 
 
-@pytest.mark.parametrize("spread", ["even", "long tail", "both signs", "one", "huge"])
+@pytest.mark.parametrize("spread", ["even", "long tail", "negative", "both signs", "one", "huge"])
 def test_bucketize_finds_every_border_and_its_neighbours(spread: str) -> None:
     rng = np.random.default_rng(1)
     borders = {
         "even": np.linspace(-3, 7, 1000),
         "long tail": rng.lognormal(0, 4, 3000),
+        "negative": -rng.lognormal(0, 4, 1000),
         "both signs": rng.standard_cauchy(1000),
         "one": np.array([3.5]),
         "huge": np.array([-1.7e308, -1.0, -0.0, 5e-324, 1e-300, 1.7e308]),
     }[spread]
     borders = np.unique(borders)
     near = [np.nextafter(borders, -np.inf), np.nextafter(borders, np.inf)]
-    numbers = np.concatenate([[-np.inf, np.inf, 0.0, -0.0], borders, *near])
+    numbers = np.concatenate([[-np.inf, np.inf, 1e300, -1e300, 0.0, -0.0], borders, *near])
     drawn = Drawn(pa.array(numbers), [])
     drawn.array = drawn.array.slice(0, min(len(numbers), 4000))
     got = apply("sparse", "number", drawn, [{"bucketize": borders.tolist()}])

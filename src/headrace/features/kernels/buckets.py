@@ -65,10 +65,12 @@ def bucketize(
         keep[index] = there
         missing += 0 if there else 1
     if scale < 0:
-        first, shift, last_cell = ordered_bits(low), np.int64(-scale), np.int64(starts.size - 1)
+        # Limited to the borders' range first: the difference of any two numbers' bits may not fit into int64.
+        first, shift = ordered_bits(low), np.int64(-scale)
+        last_bits = ordered_bits(borders[borders.size - (1 << steps) - 1])
         for index in range(count):
-            cell = min((max(ordered_bits(block[index]), first) - first) >> shift, last_cell)
-            ids[index] = starts[np.uint64(cell)]
+            bits = min(max(ordered_bits(block[index]), first), last_bits)
+            ids[index] = starts[np.uint64((bits - first) >> shift)]
     else:
         last = np.float64(starts.size - 1)
         for index in range(count):
