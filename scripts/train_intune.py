@@ -3,8 +3,8 @@
     python scripts/train_intune.py --stages 5 --steps 30000
 
 One CPU thread, a few minutes for each length. Every 3000 steps the agent is tried, without exploring, on the same 8
-jobs that it is not trained on; the best of these agents is kept. The weights that are shipped were made with the
-defaults.
+jobs that it is not trained on; the best of these agents is kept. The weights that are shipped were made with
+seed 0; steps and seed are in the metadata of each file.
 """
 
 from __future__ import annotations

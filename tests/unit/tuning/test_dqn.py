@@ -1,5 +1,7 @@
 """The learner solves tasks whose optimum is known, and the shipped agent is better than what it must beat."""
 
+from collections.abc import Iterator
+
 import numpy as np
 import pytest
 import torch
@@ -15,8 +17,11 @@ FAST = DqnConfig(hidden=32, discount=0.0, warm_up=64, learning_rate=3e-3)
 
 
 @pytest.fixture(autouse=True)
-def one_thread() -> None:
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
     torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def test_a_joint_action_and_its_digits() -> None:

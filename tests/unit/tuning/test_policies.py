@@ -1,9 +1,11 @@
 """Every policy: the protocol, the baselines' own rules, and that ours wins."""
 
 import itertools
+from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
+import torch
 
 from headrace.errors import ConfigError
 from headrace.simulation import (
@@ -37,9 +39,19 @@ SCHEDULE = published_machine(PHASE_S)
 WHOLE_S = PHASE_S * len(PUBLISHED_CPUS)
 
 
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.mark.parametrize("name", sorted(POLICIES))
 def test_every_policy_runs_and_gives_reasons(name: str) -> None:
-    trial = run_trial(lambda: make_policy(name), published_pipeline(1.0), SCHEDULE, duration_s=WHOLE_S, restart_s=2)
+    trial = run_trial(
+        lambda: make_policy(name), published_pipeline(1.0), SCHEDULE, duration_s=WHOLE_S, tick_s=1.0, restart_s=2
+    )
     assert trial.delivered > 0
     assert all(proposal.reason for _, proposal in trial.proposals)
     assert all(proposal.reason.startswith("nothing, because") for _, proposal in trial.proposals if not proposal.values)
@@ -128,7 +140,7 @@ def test_the_oracle_follows_drift() -> None:
 
 
 def test_auto_reaches_97_percent_of_the_oracle_and_recovers_within_5_seconds() -> None:
-    spec = published_pipeline()
+    spec = published_pipeline(0.5)
     made = {**POLICIES, "oracle": lambda: Oracle(spec)}
     delivered = {}
     for name in ("auto", "oracle", "autotune", "autotune_adaptive", "even"):
