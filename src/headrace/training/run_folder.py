@@ -95,6 +95,19 @@ class RunFolder:
         lock.write(str(os.getpid()))
         lock.flush()
         self._lock = lock
+        self._own_quarantine()
+
+    def _own_quarantine(self) -> None:
+        """Refuse the quarantine of another run: files are named by checkpoint, so two runs would lose each other's."""
+        if self.quarantine.parent == self.path:
+            return
+        self.quarantine.mkdir(parents=True, exist_ok=True)
+        mark = self.quarantine / "_owner"
+        owner = mark.read_text(encoding="utf-8").strip() if mark.exists() else str(self.path.resolve())
+        if owner != str(self.path.resolve()):
+            self.unlock()
+            raise ConfigError(f"{self.quarantine}: is the quarantine of {owner}; give each run its own bad_rows.path")
+        mark.write_text(owner + "\n", encoding="utf-8")
 
     def unlock(self) -> None:
         """Close the files and let other processes write to the run."""

@@ -77,3 +77,15 @@ def test_rewind_leaves_files_of_other_names_alone(run: RunFolder) -> None:
     run.quarantine.mkdir()
     pq.write_table(pa.table({"row": [1]}), run.quarantine / "notes.parquet")
     assert run.rewind(0) == []
+
+
+def test_a_quarantine_belongs_to_one_run(tmp_path: Path) -> None:
+    shared = str(tmp_path / "bad rows")
+    for _ in range(2):
+        first = RunFolder(tmp_path / "first", quarantine=shared)
+        first.lock()
+        first.unlock()
+    second = RunFolder(tmp_path / "second", quarantine=shared)
+    with pytest.raises(ConfigError, match=r"is the quarantine of .*first; give each run its own"):
+        second.lock()
+    second.unlock()
