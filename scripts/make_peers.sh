@@ -9,7 +9,8 @@ pip() { .peers/bin/python -m pip install --quiet --disable-pip-version-check -c 
 
 # torch first and pinned, so that no peer brings a build of it with CUDA.
 pip -e .
-for peer in tensorflow-cpu "ray[data]" datasets polars torchdata; do
+# Ray Data imports aiohttp to read several files, but does not ask for it.
+for peer in tensorflow-cpu "ray[data]" aiohttp datasets polars torchdata; do
     pip "$peer" || echo "not installed: $peer" >&2
 done
 .peers/bin/python -m pip list --disable-pip-version-check 2>/dev/null |
