@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 from headrace.embeddings import embedding_bags
@@ -29,6 +29,7 @@ from headrace.training.state import TrainingState, restore, take_snapshot
 from headrace.training.step import TrainingStep
 from headrace.training.threads import use_threads
 from headrace.training.uncounted import Uncounted
+from headrace.tuning import LiveJob, Tuner
 
 __all__ = ["Trainer"]
 
@@ -207,6 +208,7 @@ class Trainer:
             open_batches(
                 self.job, self.assembly.plan, source, state=self.state.token, decisions=self._decisions
             ) as batches,
+            self._tuned(batches),
         ):
             progress.update(rows.read)
             finished = self._steps(batches, budget, progress, every)
@@ -218,6 +220,13 @@ class Trainer:
         state = self.state
         baseline_auc = state.baseline.compute().auc
         return WindowResult(name, state.window_rows, state.window_seconds, self._scores(), best_ne, baseline_auc)
+
+    def _tuned(self, batches: BatchIterator) -> AbstractContextManager[object]:
+        """The tuner beside a pipeline while it is read; the reference executor has nothing to tune."""
+        options = self.job.pipeline
+        if options.tuner == "none" or options.executor == "inline":
+            return nullcontext()
+        return Tuner(LiveJob(batches), options.tuner, decisions=self._decisions)
 
     def _scores(self) -> dict[str, Scores]:
         return {name: metrics.compute() for name, metrics in self.state.in_window.items()}
