@@ -21,6 +21,7 @@ from headrace.cli import main
 from headrace.errors import ConfigError
 from headrace.logs import BadRowPolicy, Schema
 from headrace.logs.generate import GenerateConfig, generate_logs
+from headrace.observe.decisions import DecisionLog
 from headrace.pipeline import read_parquet
 from headrace.training import CheckpointFolder, ExportedModel
 from headrace.training.run_folder import RunFolder
@@ -221,6 +222,24 @@ def test_predictions_score_as_evaluate_says(trained: Path, tmp_path: Path) -> No
     table = headrace("evaluate", trained / "job.yaml", logs).out
     assert table.startswith(f"checkpoint 2, after {found['step']} steps; {bad} bad rows left out\n")
     assert f"{scores['auc']:.4f}" in table
+
+
+def test_explain_says_where_the_time_went(trained: Path, tmp_path: Path) -> None:
+    shutil.copytree(trained / "run", tmp_path / "run")
+    log = DecisionLog(tmp_path / "run" / "decisions.jsonl")
+    log.record("tuner", {"workers": (2, 3)}, "all stages measured")
+    log.record("explain", {}, "train", {"text": "limit: consumer\nwhy: the trainer is fed"})
+    log.close()
+    outcome = headrace("explain", tmp_path / "run")
+    assert outcome.code == 0, outcome.err
+    shares = re.findall(r"^(forward|backward|wait|push) .* ([0-9.]+)%$", outcome.out, re.MULTILINE)
+    assert len(shares) == 4
+    assert 50 < sum(float(share) for _, share in shares) <= 100.4
+    assert "limit: consumer" in outcome.out
+    assert "tuner: workers 2 -> 3: all stages measured" in outcome.out
+    missing = headrace("explain", tmp_path / "nothing")
+    assert (missing.code, missing.out) == (2, "")
+    assert "nothing: no such run folder" in missing.err
 
 
 def test_an_older_checkpoint_can_be_asked_for(trained: Path) -> None:

@@ -12,6 +12,7 @@ from headrace import __version__
 from headrace.cli.demo import demo
 from headrace.cli.doctor import doctor
 from headrace.cli.evaluate import evaluate
+from headrace.cli.explain import explain
 from headrace.cli.export import export
 from headrace.cli.generate import generate
 from headrace.cli.import_ import app as import_app
@@ -23,8 +24,9 @@ from headrace.cli.warmup import warmup
 from headrace.errors import HeadraceError
 
 # In the order of --help: that of a first hour with the tool.
-BEFORE_IMPORT: tuple[Callable[..., None], ...] = (demo, generate)
-AFTER_IMPORT: tuple[Callable[..., None], ...] = (inspect, train, evaluate, predict, replay, export, doctor, warmup)
+Commands = tuple[Callable[..., None], ...]
+BEFORE_IMPORT: Commands = (demo, generate)
+AFTER_IMPORT: Commands = (inspect, train, explain, evaluate, predict, replay, export, doctor, warmup)
 
 app = typer.Typer(
     name="headrace",

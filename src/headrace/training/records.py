@@ -40,6 +40,11 @@ class StepRecorder:
         self._seconds[part] = self._seconds.get(part, 0.0) + seconds
 
     @property
+    def has_steps(self) -> bool:
+        """Whether steps were counted since the last record."""
+        return self._steps > 0
+
+    @property
     def loss(self) -> float:
         """Mean log loss of the rows since the last record."""
         return self._loss / self._rows if self._rows else float("nan")

@@ -5,10 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import asdict
 from typing import Any
 
 from headrace.embeddings import embedding_bags
-from headrace.errors import HeadraceError
+from headrace.errors import ConfigError, HeadraceError
 from headrace.logs import BadRowPolicy, ErrorBudget, ParquetSource, Source, Window, find_windows, replay_source
 from headrace.logs.generate import read_bounds
 from headrace.observe.decisions import DecisionLog
@@ -208,20 +209,32 @@ class Trainer:
             open_batches(
                 self.job, self.assembly.plan, source, state=self.state.token, decisions=self._decisions
             ) as batches,
-            self._tuned(batches),
+            self._tuned(batches) as tuner,
         ):
             progress.update(rows.read)
             finished = self._steps(batches, budget, progress, every)
             if finished:
                 self._count(batches, budget, seconds=0.0)  # bad rows behind the last good one
+            if self._recorder.has_steps:
+                self._record(self._recorder.take(self.state, batches))
+            if tuner is not None:
+                self._explain(what, tuner)
             return finished
+
+    def _explain(self, what: str, tuner: Tuner) -> None:
+        """Write down what limited the pipeline, if it ran long enough to tell."""
+        try:
+            found = tuner.explain()
+        except ConfigError:
+            return
+        self._decisions.record("explain", {}, f"{what}: {found.reason}", {**asdict(found), "text": str(found)})
 
     def _result(self, name: str, best_ne: float | None) -> WindowResult:
         state = self.state
         baseline_auc = state.baseline.compute().auc
         return WindowResult(name, state.window_rows, state.window_seconds, self._scores(), best_ne, baseline_auc)
 
-    def _tuned(self, batches: BatchIterator) -> AbstractContextManager[object]:
+    def _tuned(self, batches: BatchIterator) -> AbstractContextManager[Tuner | None]:
         """The tuner beside a pipeline while it is read; the reference executor has nothing to tune."""
         options = self.job.pipeline
         if options.tuner == "none" or options.executor == "inline":

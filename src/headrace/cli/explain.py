@@ -1,0 +1,42 @@
+"""`headrace explain`: what limits a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+NUM_DECISIONS = 10
+"""The newest ones are shown; all are in the report."""
+
+
+def explain(
+    run: Annotated[Path, typer.Argument(help="Folder of a run, also one that is still training.")],
+) -> None:
+    """Say where a run's time went, what limits its pipeline, and what the tuner did and why.
+
+    Example: headrace explain demo-run/run
+    """
+    import numpy as np
+
+    from headrace.cli.tables import text_table
+    from headrace.observe.run_data import RunData
+
+    data = RunData.read(run)
+    seconds = {part: float(np.nansum(data.column(f"seconds.{part}"))) for part in data.names_below("seconds")}
+    total = sum(seconds.values())
+    if not total:
+        typer.echo(f"{run}: no step is recorded yet")
+        return
+    parts = sorted(seconds.items(), key=lambda part: -part[1])
+    rows = [[name.replace("_", " "), f"{value:.2f}", f"{value / total:.1%}"] for name, value in parts]
+    typer.echo(text_table(["part of the step", "seconds", "share"], rows))
+    found = [decision for decision in data.decisions if decision.who == "explain"]
+    if found:
+        typer.echo(f"\n{found[-1].snapshot['text']}")
+    decisions = [decision for decision in data.decisions if decision.who != "explain"]
+    if decisions:
+        typer.echo(f"\ndecisions, the newest {min(NUM_DECISIONS, len(decisions))} of {len(decisions)}:")
+    for decision in decisions[-NUM_DECISIONS:]:
+        typer.echo(f"{decision.time_s:8.1f} s  {decision}")
