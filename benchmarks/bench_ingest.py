@@ -1,4 +1,4 @@
-"""Loaders from Parquet in Criteo's shape to ready batches of 4096: headrace and seven peers, in turn, rows per second.
+"""Loaders from Parquet in Criteo's shape to ready batches of 4096: headrace and six peers, in turn, rows per second.
 
 26 id columns are brought into the ranges of their tables, 13 dense columns are filled and go through log1p; see
 `peers/work.py`. Every arm runs in a process of its own, which does nothing while it is not its turn. Before anything
