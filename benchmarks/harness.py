@@ -27,7 +27,18 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Limit", "Ratio", "Report", "Row", "copy_gib_per_s", "interleave", "machine", "options", "single_threaded"]
+__all__ = [
+    "CpuUse",
+    "Limit",
+    "Ratio",
+    "Report",
+    "Row",
+    "copy_gib_per_s",
+    "interleave",
+    "machine",
+    "options",
+    "single_threaded",
+]
 
 
 @dataclass(frozen=True)
@@ -176,6 +187,30 @@ def interleave(
             result = run()
             samples[name].append(result if isinstance(result, float) else time.perf_counter() - begin)
     return samples
+
+
+class CpuUse:
+    """CPUs used since it was made: by this process, and by everything else on the machine.
+
+    A benchmark that needs several cores says nothing while others use them; this tells. Linux only, else zeros.
+    """
+
+    def __init__(self) -> None:
+        self._start = self._read()
+
+    def elapsed(self) -> tuple[float, float]:
+        """CPUs on average: (this process and its ended children, everything else)."""
+        wall, mine, busy = (now - then for now, then in zip(self._read(), self._start, strict=True))
+        return mine / wall, max(0.0, busy - mine) / wall
+
+    @staticmethod
+    def _read() -> tuple[float, float, float]:
+        times = os.times()
+        busy = 0.0
+        if Path("/proc/stat").exists():
+            ticks = [int(field) for field in Path("/proc/stat").read_text().splitlines()[0].split()[1:9]]
+            busy = (sum(ticks) - ticks[3] - ticks[4]) / os.sysconf("SC_CLK_TCK")  # all but idle and waiting for disks
+        return time.perf_counter(), sum(times[:4]), busy
 
 
 def options(name: str, description: str | None, **flags: Any) -> argparse.Namespace:
