@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 # Real logs for tests and recipes; what needs them skips, saying so, where they are absent.
 export HEADRACE_DATA ?= $(if $(wildcard ../shared/data),$(abspath ../shared/data))
 
-.PHONY: demo test lint types install peers clean
+.PHONY: demo test lint types install peers clean clean-kernels
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed
@@ -39,5 +39,9 @@ $(VENV)/.installed-test: $(VENV)/.installed
 peers:
 	PYTHON=$(PYTHON) sh scripts/make_peers.sh
 
-clean:
+# Numba does not notice that a kernel in another file has changed: after changing or pulling kernels, start afresh.
+clean-kernels:
+	find src -name '*.nb[ic]' -delete
+
+clean: clean-kernels
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache demo-run
