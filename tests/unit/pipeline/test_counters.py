@@ -65,9 +65,11 @@ def test_waiting_is_counted_where_it_happens() -> None:
     pipe = from_source(source).map(spin, name="slow").map(lambda rows: rows, name="quick").prefetch(1)
     with pipe.open(workers={"slow": 1, "quick": 1}) as batches:
         next(batches)
-        for _ in range(6):
-            spin(None)  # the consumer is busy, so everything fills up
-        full = batches.counters(60).stages
+        for _ in range(200):  # the consumer is busy, so everything fills up, sooner or later: it shares the GIL
+            spin(None)
+            full = batches.counters(60).stages
+            if full["slow"].wait_output_s + full["source"].wait_output_s > 0.01:
+                break
         for _ in batches:
             pass
         empty = batches.counters(60).stages
