@@ -17,7 +17,7 @@ from safetensors.numpy import load_file, save_file
 
 from headrace.errors import CheckpointError, TornCheckpoint, VersionMismatch
 
-__all__ = ["CheckpointFolder", "Snapshot"]
+__all__ = ["CheckpointFolder", "Snapshot", "file_checksum"]
 
 FORMAT = "headrace-checkpoint"
 VERSION = 1
@@ -149,7 +149,7 @@ class CheckpointFolder:
 def _write_manifest(folder: Path, snapshot: Snapshot) -> None:
     files = {}
     for path in _files(folder):
-        files[str(path.relative_to(folder))] = {"bytes": path.stat().st_size, "sha256": _checksum(path)}
+        files[str(path.relative_to(folder))] = {"bytes": path.stat().st_size, "sha256": file_checksum(path)}
         _flush(path)
     manifest = {
         "format": FORMAT,
@@ -190,7 +190,7 @@ def _check_files(folder: Path, files: dict[str, dict[str, Any]]) -> None:
         size = path.stat().st_size
         if size != expected["bytes"]:
             raise TornCheckpoint(f"{path}: has {size} bytes, expected {expected['bytes']}")
-        found = _checksum(path)
+        found = file_checksum(path)
         if found != expected["sha256"]:
             raise TornCheckpoint(f"{path}: has SHA-256 {found[:12]}..., expected {expected['sha256'][:12]}...")
     unknown = {str(p.relative_to(folder)) for p in _files(folder)} - set(files) - {MANIFEST}
@@ -202,7 +202,8 @@ def _files(folder: Path) -> Iterator[Path]:
     return (path for path in sorted(folder.rglob("*")) if path.is_file())
 
 
-def _checksum(path: Path) -> str:
+def file_checksum(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

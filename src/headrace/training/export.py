@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 import json
 import shutil
 from collections.abc import Callable, Sequence
@@ -20,6 +19,7 @@ from headrace.errors import ConfigError, HeadraceError, TornCheckpoint
 from headrace.logs import list_files
 from headrace.tensors import Batch
 from headrace.training.assembly import assemble
+from headrace.training.checkpoint import file_checksum
 from headrace.training.job import JobConfig
 from headrace.training.scoring import Scorer
 
@@ -165,7 +165,7 @@ def _write(scorer: Scorer, example: Batch, folder: Path) -> None:
         for name, array in module.table.state_dict().items():
             np.save(folder / "tables" / str(place) / f"{name}.npy", array, allow_pickle=False)
     (folder / "job.yaml").write_text(scorer.job.to_yaml(), encoding="utf-8")
-    files = {str(path.relative_to(folder)): _checksum(path) for path in sorted(folder.rglob("*")) if path.is_file()}
+    files = {str(path.relative_to(folder)): file_checksum(path) for path in sorted(folder.rglob("*")) if path.is_file()}
     manifest = {"format": FORMAT, "version": VERSION, "step": scorer.step, "sha256": files}
     (folder / "manifest.json").write_text(json.dumps(manifest, indent=1), encoding="utf-8")
 
@@ -181,11 +181,6 @@ def _check(folder: Path) -> None:
     for name, expected in manifest["sha256"].items():
         if not (folder / name).is_file():
             raise TornCheckpoint(f"{folder / name}: is missing")
-        found = _checksum(folder / name)
+        found = file_checksum(folder / name)
         if found != expected:
             raise TornCheckpoint(f"{folder / name}: has SHA-256 {found[:12]}..., expected {expected[:12]}...")
-
-
-def _checksum(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
