@@ -39,7 +39,7 @@ $(VENV)/.installed-test: $(VENV)/.installed
 peers:
 	PYTHON=$(PYTHON) sh scripts/make_peers.sh
 
-# Numba does not notice that a kernel in another file has changed: after changing or pulling kernels, start afresh.
+# Compiled kernels renew themselves when a source changes; this frees their space.
 clean-kernels:
 	find src -name '*.nb[ic]' -delete
 

@@ -13,5 +13,12 @@ pip -e .
 for peer in tensorflow-cpu "ray[data]" aiohttp datasets polars torchdata; do
     pip "$peer" || echo "not installed: $peer" >&2
 done
+# The newest torchrec and the fbgemm with CUDA ask for another torch; these two work with the one above.
+for peer in torchrec==1.8.0 fbgemm-gpu-cpu==1.8.0; do
+    pip --no-deps "$peer" || echo "not installed: $peer" >&2
+done
+for peer in tensordict pyre-extensions torchmetrics iopath; do
+    pip "$peer" || echo "not installed: $peer" >&2
+done
 .peers/bin/python -m pip list --disable-pip-version-check 2>/dev/null |
-    grep -E -i '^(torch|numpy|pyarrow|numba|tensorflow[-_]cpu|ray|datasets|polars|torchdata) '
+    grep -E -i '^(torch|numpy|pyarrow|numba|tensorflow[-_]cpu|ray|datasets|polars|torchdata|torchrec|fbgemm[-_]gpu[-_]cpu) '
