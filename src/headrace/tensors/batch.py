@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from headrace.tensors.inverse_keyed_jagged import InverseKeyedJaggedTensor
 from headrace.tensors.keyed_jagged import KeyedJaggedTensor
 
 __all__ = ["Batch"]
@@ -19,14 +20,14 @@ class Batch:
     Attributes:
         dense: float32 [B, D], columns in the order of the feature plan.
         sparse: Groups of id-list features. Features that do not repeat from row to row sit in one
-            `KeyedJaggedTensor`; each group that repeats together is a group of its own.
+            `KeyedJaggedTensor`; each group that repeats together is an `InverseKeyedJaggedTensor` of its own.
         labels: float32 [B, L], columns in the order of the schema.
         weights: float32 [B] example weights, or None for all ones.
         row_ids: int64 [B], which rows of the logs these are; what exactly-once is counted in.
     """
 
     dense: Tensor
-    sparse: tuple[KeyedJaggedTensor, ...]
+    sparse: tuple[KeyedJaggedTensor | InverseKeyedJaggedTensor, ...]
     labels: Tensor
     row_ids: Tensor
     weights: Tensor | None = None
@@ -44,6 +45,11 @@ class Batch:
     def keys(self) -> tuple[str, ...]:
         """Names of all sparse features, group by group."""
         return tuple(key for group in self.sparse for key in group.keys)
+
+    def expand(self) -> Batch:
+        """The same batch with every group as a plain `KeyedJaggedTensor`: what a batch without deduplication is."""
+        plain = (g.expand() if isinstance(g, InverseKeyedJaggedTensor) else g for g in self.sparse)
+        return Batch(self.dense, tuple(plain), self.labels, self.row_ids, self.weights)
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Batch:
         """The same batch on another device; row ids stay on the host."""
