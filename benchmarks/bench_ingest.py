@@ -21,7 +21,7 @@ import harness
 import psutil
 from peers.arms import BY_ROW, DECODE, LOADERS, OURS, PREPARED, Arm, missing
 from peers.data import Logs, make_logs
-from peers.processes import ArmFailed, Process
+from peers.processes import ArmFailed, Process, loader_process
 from peers.work import IdOp
 
 METRIC = "rows per second"
@@ -58,7 +58,7 @@ class Runner:
             elif arm.fresh:
                 self._samples[arm.name] = []
             else:
-                self._processes[arm.name] = self._stack.enter_context(Process(arm, logs, op))
+                self._processes[arm.name] = self._stack.enter_context(loader_process(arm, logs, op))
         for arm in arms:
             if arm.name in self._processes:
                 try:

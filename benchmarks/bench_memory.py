@@ -16,7 +16,7 @@ import harness
 import psutil
 from peers.arms import LOADERS, OURS, Arm, missing
 from peers.data import Logs, make_logs
-from peers.processes import ArmFailed, Process
+from peers.processes import ArmFailed, loader_process
 from peers.work import BATCH_SIZE, DENSE, IDS
 
 PASS = "memory taken by a pass"
@@ -61,7 +61,7 @@ class PeakMemory:
 
 def measure(arm: Arm, logs: Logs) -> dict[str, float]:
     """One pass in a new process; MiB."""
-    with Process(arm, logs, "modulo") as process:
+    with loader_process(arm, logs, "modulo") as process:
         process.wait_ready()
         with PeakMemory(process.pid) as memory:
             process.ask("time")

@@ -16,7 +16,7 @@ from peers.arms import Arm
 from peers.data import Logs
 from peers.work import IdOp
 
-__all__ = ["ArmFailed", "Process"]
+__all__ = ["ArmFailed", "Process", "loader_process"]
 
 START_TIMEOUT_S = 120.0
 PASS_TIMEOUT_S = 300.0
@@ -29,13 +29,12 @@ class ArmFailed(Exception):
 class Process:
     """An arm's process; idle between questions, so that arms can be measured in turn."""
 
-    def __init__(self, arm: Arm, logs: Logs, op: IdOp) -> None:
-        """Start it, without waiting until it is ready."""
-        self.arm = arm
+    def __init__(self, module: str, *arguments: str) -> None:
+        """Start `python -m module arguments`, without waiting until it is ready."""
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 (closed in close)
         self._ready = False
         self._child = subprocess.Popen(
-            [sys.executable, "-m", "peers.child", arm.name, str(logs.folder), str(logs.num_rows), op],
+            [sys.executable, "-m", module, *arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
@@ -106,3 +105,8 @@ class Process:
         self._errors.seek(0)
         lines = self._errors.read().decode("utf-8", errors="replace").strip().splitlines()
         return lines[-1] if lines else "it ended without a word"
+
+
+def loader_process(arm: Arm, logs: Logs, op: IdOp) -> Process:
+    """The process of an arm of the loader benchmarks."""
+    return Process("peers.child", arm.name, str(logs.folder), str(logs.num_rows), op)

@@ -1,0 +1,152 @@
+"""One training step of four models on a CPU: ours, plain PyTorch, torchrec on FBGEMM and Keras, samples per second.
+
+Batches are ready in memory: no reading, no features. Ids follow a Zipf distribution; rows learn by Adagrad (row-wise
+where the library has it), the dense part by Adagrad. Every arm runs in a process of its own, which does nothing while
+it is not its turn; a sample is a run of steps over the same 16 batches. The loss after the same number of steps is
+shown beside the rate. The limit is the roofline of `roofline.py`, measured in the same run.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Sequence
+from contextlib import ExitStack
+
+import harness
+from peers.processes import ArmFailed, Process
+from peers.step_arms import FACEBOOK, OURS, PEERS, StepArm
+from peers.step_work import NUM_BATCHES, Shape
+from roofline import bound_of
+
+METRIC = "samples per second"
+LOSS = "loss after the same steps"
+GOAL_PEER, GOAL_FACEBOOK, GOAL_ROOF = 3.0, 6.0, 0.45
+STANDARD = "DLRM"
+MAX_BYTES_SIDE_BY_SIDE = 1 << 30
+
+MODELS = {
+    STANDARD: Shape(),
+    "DCN-v2": Shape(model="dcnv2"),
+    "DeepFM": Shape(model="deepfm", top=(400, 400, 400)),
+    "Wide&Deep": Shape(model="wide_deep", top=(1024, 512, 256)),
+}
+SWEEP = {
+    "batch 512": Shape(batch_size=512),
+    "batch 32768": Shape(batch_size=32_768),
+    "dimension 8": Shape(embedding_dim=8),
+    "dimension 64": Shape(embedding_dim=64),
+    "dimension 128": Shape(embedding_dim=128),
+    "1 thread": Shape(threads=1),
+    "bags of 20 ids on average": Shape(mean_length=20),
+    "uniform ids": Shape(zipf=0.0),
+    "Zipf 1.4": Shape(zipf=1.4),
+    "tables of 1.7 GB": Shape(num_embeddings=1_000_000),
+    "tables of 8.3 GB": Shape(num_embeddings=5_000_000),
+}
+SWEEP_PEERS = ("torch, one table, bf16", "torchrec, FBGEMM, bf16", "Keras, bf16")
+
+
+def measure(report: harness.Report, case: str, shape: Shape, arms: Sequence[StepArm], seconds: float) -> None:
+    """One case: all arms in turn, ratios to our first arm, and the roofline."""
+    bound = bound_of(shape)
+    steps = max(4, min(NUM_BATCHES, NUM_BATCHES * 4096 // shape.batch_size))
+    run = one_by_one if shape.table_bytes > MAX_BYTES_SIDE_BY_SIDE else side_by_side
+    for name, answers in run(shape, arms, steps, seconds).items():
+        report.add(case, name, METRIC, "1/s", [shape.batch_size / each["seconds"] for each in answers])
+        report.add(case, name, LOSS, "", [answers[2]["loss"]])
+    ours = OURS[0].name
+    report.compare(case, ours, METRIC)
+    reached = report.median(case, ours, METRIC)
+    what = (
+        f"roofline: {bound.gflops:.1f} GFLOP at {bound.gemm_gflop_per_s:,.0f} GFLOP/s ({bound.dtype}), "
+        f"{bound.row_ns:.1f} ns a row, copy {bound.copy_gib_per_s:.1f} GiB/s"
+    )
+    report.limit(case, what, shape.batch_size / bound.seconds, "samples/s", reached=reached)
+
+
+def side_by_side(
+    shape: Shape, arms: Sequence[StepArm], steps: int, seconds: float
+) -> dict[str, list[dict[str, float]]]:
+    """All processes alive, in turn."""
+    answers: dict[str, list[dict[str, float]]] = {}
+    with ExitStack() as stack:
+        processes: dict[str, Process] = {}
+        for arm in arms:
+            process = stack.enter_context(Process("peers.step_arms", arm.name, shape.to_json()))
+            try:
+                process.ask(f"time {steps}")
+            except ArmFailed as error:
+                print(f"skipped: {arm.name}: {error}", file=sys.stderr)
+                continue
+            processes[arm.name], answers[arm.name] = process, []
+
+        def turn(name: str) -> None:
+            answers[name].append(processes[name].ask(f"time {steps}"))
+
+        turns = {name: lambda name=name: turn(name) for name in processes}
+        harness.interleave(turns, rounds=40, seconds=seconds, warm_up=0)
+    return answers
+
+
+def one_by_one(shape: Shape, arms: Sequence[StepArm], steps: int, seconds: float) -> dict[str, list[dict[str, float]]]:
+    """Tables too large to be in memory several times: a process at a time, each arm twice."""
+    answers: dict[str, list[dict[str, float]]] = {}
+    for _ in range(2):
+        for arm in arms:
+            try:
+                with Process("peers.step_arms", arm.name, shape.to_json()) as process:
+                    process.ask(f"time {steps}")
+                    found = [process.ask(f"time {steps}") for _ in range(5)]
+                    answers.setdefault(arm.name, []).extend(found)
+            except ArmFailed as error:
+                print(f"skipped: {arm.name}: {error}", file=sys.stderr)
+    return answers
+
+
+def able(arms: Sequence[StepArm], shape: Shape) -> list[StepArm]:
+    """Those that are installed and can do it."""
+    found = []
+    for arm in arms:
+        if importlib.util.find_spec(arm.package) is None:
+            print(f"skipped: {arm.name} is not installed", file=sys.stderr)
+        elif arm.bags or shape.mean_length == 1:
+            found.append(arm)
+    return found
+
+
+def goals(report: harness.Report) -> list[dict[str, object]]:
+    """What ours should reach on the standard step, and does."""
+    ratios = {r.against: r.value for r in report.ratios if r.case == STANDARD and not r.against.startswith("headrace")}
+    share = next(limit.share for limit in report.limits if limit.case == STANDARD)
+    best = min(ratios, key=lambda name: ratios[name])
+    wanted = [
+        (f"{STANDARD}: times the best peer ({best})", GOAL_PEER, ratios[best]),
+        (f"{STANDARD}: times {FACEBOOK}", GOAL_FACEBOOK, ratios[FACEBOOK]),
+        (f"{STANDARD}: share of the roofline", GOAL_ROOF, share),
+    ]
+    return [{"what": w, "wanted": f"{g:g}", "reached": f"{v:.2f}", "met": v >= g} for w, g, v in wanted]
+
+
+def main() -> None:
+    options = harness.options("bench_step", __doc__, case=None)
+    report = harness.Report("bench_step")
+    use = harness.CpuUse()
+    cases = {STANDARD: MODELS[STANDARD]} if options.quick else MODELS | SWEEP
+    if options.case is not None:
+        cases = {options.case: (MODELS | SWEEP)[options.case]}
+    for case, shape in cases.items():
+        peers = [
+            arm for arm in PEERS if (case in MODELS or arm.name in SWEEP_PEERS) and (arm.quick or not options.quick)
+        ]
+        ours = OURS if case in MODELS else OURS[:1]
+        seconds = 15.0 if options.quick else 40.0 if case in MODELS else 15.0
+        measure(report, case, shape, able((*ours, *peers), shape), seconds)
+    report.notes["cpus_of_others"] = round(use.elapsed()[1], 2)
+    if any(row.case == STANDARD for row in report.rows):
+        report.notes["goals"] = goals(report)
+    report.finish(options)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,99 @@
+"""The arms of the step benchmark by name, and the process each runs in.
+
+`python -m peers.step_arms ARM SHAPE`, told what to do by lines on its input; answers are lines of JSON:
+
+    time N      N steps: {"seconds", "loss"} with seconds a step and the loss of the last one
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from dataclasses import dataclass, field
+from importlib import import_module
+from itertools import cycle
+from typing import Any
+
+from peers.step_work import Shape
+
+__all__ = ["ARMS", "OURS", "PEERS", "StepArm"]
+
+
+@dataclass(frozen=True)
+class StepArm:
+    """Code that trains, with its settings.
+
+    Attributes:
+        name: As shown.
+        module: Of this package.
+        settings: Arguments of its `make`.
+        package: That must be installed.
+        quick: Whether it takes part with `--quick`.
+        bags: Whether it can do bags of several ids.
+    """
+
+    name: str
+    module: str
+    settings: dict[str, Any] = field(default_factory=dict)
+    package: str = "torch"
+    quick: bool = True
+    bags: bool = True
+
+
+OURS = (
+    StepArm("headrace, auto", "step_ours", {"precision": "auto"}),
+    StepArm("headrace, fp32", "step_ours", {"precision": "fp32"}),
+)
+FACEBOOK = "torch, a table a feature, fp32"
+PEERS = (
+    StepArm(FACEBOOK, "step_torch", {"embeddings": "tables", "bf16": False}),
+    StepArm("torch, a table a feature, bf16", "step_torch", {"embeddings": "tables", "bf16": True}),
+    StepArm("torch, one table, fp32", "step_torch", {"embeddings": "one_table", "bf16": False}, quick=False),
+    StepArm("torch, one table, bf16", "step_torch", {"embeddings": "one_table", "bf16": True}),
+    StepArm(
+        "torch, one table, bf16, compiled",
+        "step_torch",
+        {"embeddings": "one_table", "bf16": True, "compiled": True},
+        quick=False,
+    ),
+    StepArm("torchrec, FBGEMM, fp32", "step_torch", {"embeddings": "fbgemm", "bf16": False}, "fbgemm_gpu", quick=False),
+    StepArm("torchrec, FBGEMM, bf16", "step_torch", {"embeddings": "fbgemm", "bf16": True}, "fbgemm_gpu"),
+    StepArm(
+        "torchrec, FBGEMM, bf16, compiled",
+        "step_torch",
+        {"embeddings": "fbgemm", "bf16": True, "compiled": True},
+        "fbgemm_gpu",
+        quick=False,
+    ),
+    StepArm("Keras, fp32", "step_keras", {"bf16": False}, "tensorflow", quick=False, bags=False),
+    StepArm("Keras, bf16", "step_keras", {"bf16": True}, "tensorflow", bags=False),
+    StepArm("Keras, fp32, XLA", "step_keras", {"bf16": False, "jit": True}, "tensorflow", quick=False, bags=False),
+)
+ARMS = {arm.name: arm for arm in (*OURS, *PEERS)}
+
+
+def main() -> None:
+    name, text = sys.argv[1:]
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # libraries may print
+    arm = ARMS[name]
+    batches, step = import_module(f"peers.{arm.module}").make(Shape.from_json(text), **arm.settings)
+    turn = cycle(batches)
+
+    def answer(value: Any) -> None:
+        answers.write(json.dumps(value) + "\n")
+        answers.flush()
+
+    answer({"ready": True})
+    for line in sys.stdin:
+        count = int(line.split()[1])
+        begin = time.perf_counter()
+        for _ in range(count):
+            loss = step(next(turn))
+        answer({"seconds": (time.perf_counter() - begin) / count, "loss": loss})
+
+
+if __name__ == "__main__":
+    main()

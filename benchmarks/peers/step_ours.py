@@ -1,0 +1,54 @@
+"""Our arms of the step benchmark: model, tables and `TrainingStep` as `headrace train` uses them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from headrace.embeddings import EmbeddingsConfig
+from headrace.models import DCNv2Config, DeepFMConfig, DLRMConfig, ModelConfig, WideDeepConfig, build_model
+from headrace.tensors import Batch, KeyedJaggedTensor
+from headrace.training.dense_optimizer import Adagrad, make_dense_optimizer
+from headrace.training.step import TrainingStep
+from headrace.training.threads import use_threads
+from peers.step_work import Shape
+
+__all__ = ["make"]
+
+
+def model_config(shape: Shape) -> ModelConfig:
+    """The model's section of a job file."""
+    dim = shape.embedding_dim
+    if shape.model == "dlrm":
+        return DLRMConfig(embedding_dim=dim, bottom=shape.bottom, top=shape.top)
+    if shape.model == "dcnv2":
+        return DCNv2Config(kind="dcnv2", embedding_dim=dim, deep=shape.top)
+    if shape.model == "deepfm":
+        return DeepFMConfig(kind="deepfm", embedding_dim=dim, deep=shape.top)
+    return WideDeepConfig(kind="wide_deep", embedding_dim=dim, deep=shape.top)
+
+
+def make(shape: Shape, *, precision: str) -> tuple[list[Batch], Callable[[Batch], float]]:
+    """Batches, and a step that returns the loss before it."""
+    use_threads(shape.threads)
+    optimizer = {"kind": "rowwise_adagrad", "lr": 0.01}
+    table = {"kind": "direct", "num_embeddings": shape.num_embeddings, "optimizer": optimizer}
+    model = build_model(
+        model_config(shape),
+        num_dense=shape.num_dense,
+        sparse_keys=shape.names,
+        num_labels=1,
+        embeddings=EmbeddingsConfig.from_dict({"default": table}, where="bench"),
+        seed=shape.seed,
+    )
+    dense_optimizer = make_dense_optimizer(Adagrad(kind="adagrad", lr=0.01), model.parameters())
+    step = TrainingStep(model, dense_optimizer)
+    batches = []
+    for raw in shape.batches():
+        offsets = torch.from_numpy(raw.offsets)
+        lengths = (offsets[1:] - offsets[:-1]).to(torch.int32)
+        group = KeyedJaggedTensor(tuple(shape.names), torch.from_numpy(raw.ids), lengths, offsets, shape.batch_size)
+        rows = torch.arange(shape.batch_size)
+        batches.append(Batch(torch.from_numpy(raw.dense), (group,), torch.from_numpy(raw.labels)[:, None], rows))
+    return batches, lambda batch: step(batch).loss

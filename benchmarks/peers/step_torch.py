@@ -1,0 +1,232 @@
+"""The models in plain PyTorch, as their public code has them, over several kinds of embeddings.
+
+- `tables`: an `nn.EmbeddingBag(sparse=True)` a feature and `torch.optim.Adagrad`, as facebookresearch/dlrm.
+- `one_table`: the same with all features in one `EmbeddingBag`, ids moved by the table's first row.
+- `fbgemm`: FBGEMM's table-batched embeddings on the CPU with exact row-wise Adagrad in their backward, what torchrec's
+  sharded modules run on; interaction and towers are torchrec's own modules.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from peers.step_work import RawBatch, Shape
+
+__all__ = ["make"]
+
+LR = 0.01
+
+
+class Tables(nn.Module):
+    """One `EmbeddingBag` a feature."""
+
+    def __init__(self, shape: Shape) -> None:
+        super().__init__()
+        self.bags = nn.ModuleList(bag(shape, shape.num_embeddings) for _ in range(shape.num_tables))
+
+    def prepare(self, raw: RawBatch, shape: Shape) -> Any:
+        ids, offsets = torch.from_numpy(raw.ids), torch.from_numpy(raw.offsets)
+        size, parts = shape.batch_size, []
+        for at in range(shape.num_tables):
+            own = offsets[at * size : (at + 1) * size + 1]
+            parts.append((ids[own[0] : own[-1]].clone(), (own[:-1] - own[0]).clone()))
+        return parts
+
+    def forward(self, parts: Any) -> Tensor:
+        return torch.stack([bag(ids, starts) for bag, (ids, starts) in zip(self.bags, parts, strict=True)], 1)
+
+
+class OneTable(nn.Module):
+    """All features in one `EmbeddingBag`."""
+
+    def __init__(self, shape: Shape) -> None:
+        super().__init__()
+        self.shape = shape
+        self.bag = bag(shape, shape.num_embeddings * shape.num_tables)
+
+    def prepare(self, raw: RawBatch, shape: Shape) -> Any:
+        offsets = torch.from_numpy(raw.offsets)
+        counts = offsets[shape.batch_size :: shape.batch_size] - offsets[: -1 : shape.batch_size]
+        first = torch.arange(shape.num_tables) * shape.num_embeddings
+        return torch.from_numpy(raw.ids) + torch.repeat_interleave(first, counts), offsets[:-1].clone()
+
+    def forward(self, parts: Any) -> Tensor:
+        out = self.bag(*parts)
+        return out.view(self.shape.num_tables, self.shape.batch_size, -1).transpose(0, 1)
+
+
+class Fbgemm(nn.Module):
+    """FBGEMM's table-batched embeddings."""
+
+    def __init__(self, shape: Shape) -> None:
+        super().__init__()
+        from fbgemm_gpu.split_embedding_configs import EmbOptimType
+        from fbgemm_gpu.split_table_batched_embeddings_ops_training import (
+            ComputeDevice,
+            EmbeddingLocation,
+            SplitTableBatchedEmbeddingBagsCodegen,
+        )
+
+        place = (EmbeddingLocation.HOST, ComputeDevice.CPU)
+        self.shape = shape
+        self.tables = SplitTableBatchedEmbeddingBagsCodegen(
+            [(shape.num_embeddings, shape.embedding_dim, *place)] * shape.num_tables,
+            optimizer=EmbOptimType.EXACT_ROWWISE_ADAGRAD,
+            learning_rate=LR,
+            eps=1e-10,
+        )
+        scale = shape.num_embeddings**-0.5
+        self.tables.init_embedding_weights_uniform(-scale, scale)
+
+    def prepare(self, raw: RawBatch, shape: Shape) -> Any:
+        return torch.from_numpy(raw.ids), torch.from_numpy(raw.offsets)
+
+    def forward(self, parts: Any) -> Tensor:
+        return self.tables(*parts).view(-1, self.shape.num_tables, self.shape.embedding_dim)
+
+
+def bag(shape: Shape, num_embeddings: int) -> nn.EmbeddingBag:
+    """A sum-pooled table that begins as in the DLRM code."""
+    made = nn.EmbeddingBag(num_embeddings, shape.embedding_dim, mode="sum", sparse=True)
+    scale = shape.num_embeddings**-0.5
+    nn.init.uniform_(made.weight, -scale, scale)
+    return made
+
+
+def mlp(num_in: int, widths: tuple[int, ...]) -> nn.Sequential:
+    """Linear layers, each followed by a ReLU."""
+    layers: list[nn.Module] = []
+    for width in widths:
+        layers += [nn.Linear(num_in, width), nn.ReLU()]
+        num_in = width
+    return nn.Sequential(*layers)
+
+
+class DLRM(nn.Module):
+    """Interaction as in facebookresearch/dlrm."""
+
+    def __init__(self, shape: Shape) -> None:
+        super().__init__()
+        num_vectors = shape.num_tables + 1
+        self.bottom = mlp(shape.num_dense, (*shape.bottom, shape.embedding_dim))
+        num_pairs = num_vectors * (num_vectors - 1) // 2
+        self.top = nn.Sequential(mlp(shape.embedding_dim + num_pairs, shape.top), nn.Linear(shape.top[-1], 1))
+        self.li = torch.tensor([i for i in range(num_vectors) for j in range(i)])
+        self.lj = torch.tensor([j for i in range(num_vectors) for j in range(i)])
+
+    def forward(self, dense: Tensor, emb: Tensor) -> Tensor:
+        x = self.bottom(dense)
+        vectors = torch.cat([x[:, None], emb.to(x.dtype)], 1)
+        dots = torch.bmm(vectors, vectors.transpose(1, 2))[:, self.li, self.lj]
+        return self.top(torch.cat([x, dots], 1))
+
+
+class TorchRecDLRM(nn.Module):
+    """torchrec's dense, interaction and over arches."""
+
+    def __init__(self, shape: Shape) -> None:
+        super().__init__()
+        from torchrec.models.dlrm import DenseArch, InteractionArch, OverArch
+
+        num_vectors = shape.num_tables + 1
+        self.dense = DenseArch(shape.num_dense, [*shape.bottom, shape.embedding_dim])
+        self.interaction = InteractionArch(shape.num_tables)
+        num_in = shape.embedding_dim + num_vectors * (num_vectors - 1) // 2
+        self.over = OverArch(num_in, [*shape.top, 1])
+
+    def forward(self, dense: Tensor, emb: Tensor) -> Tensor:
+        x = self.dense(dense)
+        return self.over(self.interaction(x, emb.to(x.dtype)))
+
+
+class DCNv2(nn.Module):
+    """Three full cross layers beside a deep network."""
+
+    def __init__(self, shape: Shape) -> None:
+        super().__init__()
+        num_in = shape.num_dense + shape.num_tables * shape.embedding_dim
+        self.cross = nn.ModuleList(nn.Linear(num_in, num_in) for _ in range(3))
+        self.deep = mlp(num_in, shape.top)
+        self.head = nn.Linear(num_in + shape.top[-1], 1)
+
+    def forward(self, dense: Tensor, emb: Tensor) -> Tensor:
+        x0 = torch.cat([dense, emb.flatten(1)], 1)
+        x = x0
+        for layer in self.cross:
+            x = x0 * layer(x) + x
+        return self.head(torch.cat([x, self.deep(x0)], 1))
+
+
+class WideDeep(nn.Module):
+    """The deep part and the wide part's dense weights; its weights per id are a table of dimension 1."""
+
+    def __init__(self, shape: Shape) -> None:
+        super().__init__()
+        num_in = shape.num_dense + shape.num_tables * shape.embedding_dim
+        self.deep = nn.Sequential(mlp(num_in, shape.top), nn.Linear(shape.top[-1], 1))
+        self.wide = nn.Linear(shape.num_dense, 1)
+
+    def forward(self, dense: Tensor, emb: Tensor, first: Tensor) -> Tensor:
+        return self.deep(torch.cat([dense, emb.flatten(1)], 1)) + self.wide(dense) + first.sum(1)
+
+
+class DeepFM(WideDeep):
+    """The same with the second-order term of a factorisation machine."""
+
+    def __init__(self, shape: Shape) -> None:
+        super().__init__(shape)
+        self.vectors = nn.Parameter(torch.randn(shape.num_dense, shape.embedding_dim) * 0.01)
+
+    def forward(self, dense: Tensor, emb: Tensor, first: Tensor) -> Tensor:
+        fields = torch.cat([dense[:, :, None] * self.vectors, emb], 1)
+        second = 0.5 * (fields.sum(1).square() - fields.square().sum(1)).sum(1, keepdim=True)
+        return super().forward(dense, emb, first) + second
+
+
+EMBEDDINGS = {"tables": Tables, "one_table": OneTable, "fbgemm": Fbgemm}
+MODELS = {"dlrm": DLRM, "dcnv2": DCNv2, "deepfm": DeepFM, "wide_deep": WideDeep}
+
+
+def make(shape: Shape, *, embeddings: str, bf16: bool, compiled: bool = False) -> tuple[list[Any], Callable]:
+    """Batches, and a step that returns the loss before it."""
+    torch.set_num_threads(shape.threads)
+    torch.manual_seed(shape.seed)
+    spaces = [EMBEDDINGS[embeddings](shape)]
+    if shape.model in ("deepfm", "wide_deep"):
+        from dataclasses import replace
+
+        # FBGEMM's rows are of four numbers at least; the other three of a first-order weight are never read.
+        dim = 4 if embeddings == "fbgemm" else 1
+        spaces.append(EMBEDDINGS[embeddings](replace(shape, embedding_dim=dim)))
+    model = TorchRecDLRM(shape) if (shape.model, embeddings) == ("dlrm", "fbgemm") else MODELS[shape.model](shape)
+    dense_optimizer = torch.optim.Adagrad(model.parameters(), lr=LR)
+    forward = torch.compile(model) if compiled else model
+    rows = [p for space in spaces for p in space.parameters()] if embeddings != "fbgemm" else []
+    row_optimizer = torch.optim.Adagrad(rows, lr=LR) if rows else None
+    batches = [
+        (torch.from_numpy(raw.dense), spaces[0].prepare(raw, shape), torch.from_numpy(raw.labels)[:, None])
+        for raw in shape.batches()
+    ]
+    loss_of = nn.functional.binary_cross_entropy_with_logits
+
+    def step(batch: Any) -> float:
+        dense, ids, labels = batch
+        with torch.autocast("cpu", torch.bfloat16) if bf16 else nullcontext():
+            parts = [space(ids) for space in spaces]
+            parts[1:] = [part[..., :1] for part in parts[1:]]
+            logits = forward(dense, *parts)
+        loss = loss_of(logits.float(), labels)
+        loss.backward()
+        dense_optimizer.step()
+        dense_optimizer.zero_grad()
+        if row_optimizer is not None:
+            row_optimizer.step()
+            row_optimizer.zero_grad()
+        return loss.item()
+
+    return batches, step
