@@ -8,6 +8,8 @@ HeadraceError
 ├── CheckpointError      a checkpoint cannot be used
 │   ├── TornCheckpoint        files are missing or do not match their checksums
 │   └── VersionMismatch       written by a format this version does not read
+├── ShardError           a shard refused a request
+│   └── ShardLost             a shard is gone, or has forgotten this training; names it
 └── MissingExtra         an optional dependency is not installed (also an ImportError)
 """
 
@@ -19,6 +21,8 @@ __all__ = [
     "HeadraceError",
     "MissingExtra",
     "PipelineError",
+    "ShardError",
+    "ShardLost",
     "TornCheckpoint",
     "VersionMismatch",
 ]
@@ -54,6 +58,14 @@ class TornCheckpoint(CheckpointError):
 
 class VersionMismatch(CheckpointError):
     """Saved state has a version this code does not read; both versions are in the text."""
+
+
+class ShardError(HeadraceError):
+    """A shard of the embeddings refused a request, and is still serving."""
+
+
+class ShardLost(ShardError):
+    """A shard cannot be reached, or has forgotten this training; what lies behind the newest checkpoint is lost."""
 
 
 class MissingExtra(HeadraceError, ImportError):

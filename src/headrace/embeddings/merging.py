@@ -1,0 +1,93 @@
+"""Merges the pushes of several trainers into unique keys and one gradient each, in trainer order."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from headrace.compiling import kernel
+from headrace.embeddings.hashing import mix64
+from headrace.embeddings.keys import Keys
+
+__all__ = ["Push", "merge_pushes"]
+
+Float32s = npt.NDArray[np.float32]
+Int64s = npt.NDArray[np.int64]
+Int32s = npt.NDArray[np.int32]
+
+
+@dataclass(frozen=True, eq=False)
+class Push:
+    """What one trainer pushes in one step.
+
+    Attributes:
+        keys: Unique keys.
+        gradients: float32 [U, dim], of the mean loss over the trainer's rows.
+        num_rows: Rows of the trainer's batch.
+    """
+
+    keys: Keys
+    gradients: Float32s
+    num_rows: int
+
+
+def merge_pushes(pushes: Sequence[Push]) -> tuple[Keys, Float32s]:
+    """Unique keys and their gradients of the mean loss over all trainers' rows.
+
+    A mean over all rows is the mean of the trainers' means, weighted by their rows; sums run in trainer order, so they
+    do not depend on who came first. One push is returned as it is.
+    """
+    if len(pushes) == 1:
+        return pushes[0].keys, pushes[0].gradients
+    total = sum(push.num_rows for push in pushes)
+    num_keys = sum(len(push.keys) for push in pushes)
+    spaces, ids = np.empty(num_keys, np.int32), np.empty(num_keys, np.int64)
+    counts, gradients = np.empty(num_keys, np.int32), np.empty((num_keys, pushes[0].gradients.shape[1]), np.float32)
+    slots = np.full(1 << max(4, (2 * num_keys - 1).bit_length()), -1, dtype=np.int64)
+    used = 0
+    for push in pushes:
+        share = np.float32(push.num_rows / total) if total else np.float32(0)
+        keys = push.keys
+        used = _add(
+            keys.spaces, keys.ids, keys.counts, push.gradients, share, slots, used, spaces, ids, counts, gradients
+        )
+    return Keys(spaces[:used], ids[:used], counts[:used]), gradients[:used]
+
+
+@kernel()
+def _add(
+    from_spaces: Int32s,
+    from_ids: Int64s,
+    from_counts: Int32s,
+    from_gradients: Float32s,
+    share: np.float32,
+    slots: Int64s,
+    used: int,
+    spaces: Int32s,
+    ids: Int64s,
+    counts: Int32s,
+    gradients: Float32s,
+) -> int:
+    mask, dim = len(slots) - 1, gradients.shape[1]
+    for i in range(len(from_ids)):
+        space, key = from_spaces[i], from_ids[i]
+        slot = np.int64(mix64(np.uint64(key) ^ mix64(np.uint64(space)))) & mask
+        u = slots[slot]
+        while u >= 0 and (ids[u] != key or spaces[u] != space):
+            slot = (slot + 1) & mask
+            u = slots[slot]
+        if u < 0:
+            u = used
+            used += 1
+            slots[slot] = u
+            spaces[u], ids[u], counts[u] = space, key, from_counts[i]
+            for d in range(dim):
+                gradients[u, d] = share * from_gradients[i, d]
+        else:
+            counts[u] += from_counts[i]
+            for d in range(dim):
+                gradients[u, d] += share * from_gradients[i, d]
+    return used
