@@ -1,0 +1,411 @@
+"""The state machine of scheduled steps: events in, instructions out, each with its reason. No threads, no clock.
+
+Whoever drives it tells what happened (`BatchRead`, `Finished`, ...) with the time, and carries out every `Run` it gets
+back. What holds under every policy:
+
+- no operator runs before its inputs are there, and dense operators run in the order of the batches;
+- a pull of batch b is sent when the push of b - 1 is applied; an early one when that of b - 2 is, and then it leaves
+  out the rows that b - 1 touches, which follow as `held`;
+- work on later batches is begun only if its bytes fit the budget; the next batch to train always goes on.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from headrace.pipeline.ledger import Ledger, RecentMax
+from headrace.scheduling.cost import Costs, MovingEstimate
+from headrace.scheduling.graph import Kind, Operator
+from headrace.scheduling.policies.base import Choice, Policy
+
+__all__ = ["BatchRead", "Event", "Finished", "NoMoreRows", "Run", "SchedulerState", "Wanted"]
+
+BYTES_MARGIN = 1.1
+"""Reserved for an operator over the most that one like it took lately."""
+
+
+@dataclass(frozen=True)
+class BatchRead:
+    """Rows of the batch that was being read are here."""
+
+    num_bytes: int
+    seconds: float
+    at_s: float
+
+
+@dataclass(frozen=True)
+class NoMoreRows:
+    """There was no further batch to read."""
+
+    at_s: float
+
+
+@dataclass(frozen=True)
+class Finished:
+    """An operator is done.
+
+    Attributes:
+        operator: Which.
+        seconds: What it took.
+        num_bytes: What it leaves in memory until its batch is trained.
+        at_s: When.
+    """
+
+    operator: Operator
+    seconds: float
+    num_bytes: int
+    at_s: float
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """The caller wants a batch trained.
+
+    Attributes:
+        batch: Dense operators up to this batch may run.
+        last_pull: Pulls up to this batch may be sent; less than the policy would send where state is to be saved
+            between two batches, because a pull counts ids.
+        at_s: When.
+    """
+
+    batch: int
+    last_pull: int
+    at_s: float
+
+
+Event = BatchRead | NoMoreRows | Finished | Wanted
+
+
+@dataclass(frozen=True)
+class Run:
+    """An instruction: carry this operator out.
+
+    Attributes:
+        operator: Which.
+        reason: Why now.
+        early: For a pull: leave out keys of the batch before.
+    """
+
+    operator: Operator
+    reason: str
+    early: bool = False
+
+
+@dataclass
+class _Live:
+    """How far a batch is that was read and not yet trained; sets hold groups."""
+
+    begun: set[int] = field(default_factory=set)
+    computed: set[int] = field(default_factory=set)
+    pulls_sent: set[int] = field(default_factory=set)
+    pulled: set[int] = field(default_factory=set)
+    held_open: set[int] = field(default_factory=set)  # early pulls whose rest is not here yet
+    held_sent: set[int] = field(default_factory=set)
+    charged_bytes: int = 0
+    dense: bool = False  # running or done
+
+
+class SchedulerState:
+    """Decides what runs when. Not safe for several threads: whoever drives it holds a lock.
+
+    Attributes:
+        policy: How it decides where there is a choice.
+        num_groups: Feature groups.
+        num_cores: Feature operators that may run at once while no training work does.
+        spare_cores: The same while training work runs: cores that dense operators leave free.
+        ledger: Bytes of batches that are read and not yet trained.
+        costs: What operators took.
+        current: The next batch to train, or the one in training.
+        idle_reason: Why processors without work have none.
+    """
+
+    def __init__(
+        self, num_groups: int, policy: Policy, *, num_cores: int = 1, spare_cores: int = 0, budget_bytes: int = 1 << 62
+    ) -> None:
+        """Nothing is read yet."""
+        self.policy = policy
+        self.num_groups = num_groups
+        self.num_cores = num_cores
+        self.spare_cores = spare_cores
+        self.ledger = Ledger(budget_bytes)
+        self.costs = Costs(num_groups)
+        self.current = 0
+        self.idle_reason = ""
+        self.now_s = 0.0
+        self._batches: dict[int, _Live] = {}
+        self._bytes: dict[tuple[Kind, int], RecentMax] = {}
+        self._reserved: dict[Operator, int] = {}
+        self._next_read = 0
+        self._reading = self._ended = False
+        self._wanted = self._last_pull = -1
+        self._applied = -1  # the last batch whose push is applied
+        self._trainer_busy = False
+        self._running: list[Operator] = []  # feature operators at work
+        self._gap_start_s: float | None = None
+        self._network_since_s: float | None = None
+        self._num_in_flight = 0
+        self._network_s = 0.0
+        self.network_s = MovingEstimate()  # a step's time with something in flight
+        self._order: deque[int] = deque(range(num_groups))
+
+    # What happened
+
+    def handle(self, event: Event) -> list[Run]:
+        """Take note of an event; returns what is to be done now, in this order."""
+        self.now_s = event.at_s
+        match event:
+            case BatchRead():
+                self._read(event)
+            case NoMoreRows():
+                self._reading, self._ended = False, True
+                self._give_back(Operator(Kind.READ, self._next_read))
+            case Wanted():
+                self._wanted, self._last_pull = event.batch, event.last_pull
+            case Finished():
+                self._finish(event)
+        return list(self._decide())
+
+    @property
+    def is_over(self) -> bool:
+        """Whether every batch there is was trained and applied."""
+        return self._ended and not self._batches and self._applied == self.current - 1
+
+    def _read(self, event: BatchRead) -> None:
+        batch = self._next_read
+        self._reading = False
+        self._next_read += 1
+        self._batches[batch] = _Live()
+        self._settle(Operator(Kind.READ, batch), event.seconds, event.num_bytes)
+
+    def _finish(self, event: Finished) -> None:
+        operator = event.operator
+        batch = self._batches.get(operator.batch)
+        match operator.kind:
+            case Kind.FEATURES:
+                assert batch is not None
+                self._running.remove(operator)
+                batch.computed.add(operator.group)
+            case Kind.PULL:
+                assert batch is not None
+                batch.pulled.add(operator.group)
+                self._landed()
+            case Kind.HELD:
+                assert batch is not None
+                batch.held_open.discard(operator.group)
+                self._landed()
+            case Kind.DENSE:
+                self._trainer_busy = False
+            case Kind.PUSH:
+                self._applied = operator.batch
+                self._landed()
+            case Kind.UPDATE:
+                self._trainer_busy = False
+                self._end_batch(operator.batch)
+        if operator.kind is Kind.DENSE:
+            self._gap_start_s = self.now_s
+        elif self._gap_start_s is not None and self._is_ready(self.current):
+            self.costs.gap_s.add(self.now_s - self._gap_start_s)
+            self._gap_start_s = None
+        self._settle(operator, event.seconds, event.num_bytes)
+
+    def _end_batch(self, number: int) -> None:
+        assert number == self.current, f"update of batch {number} while {self.current} is in training"
+        self.ledger.add(-self._batches.pop(number).charged_bytes)
+        self.current += 1
+        self._order = deque(self.policy.order(self.costs, self.num_cores))
+        in_flight = 0.0 if self._network_since_s is None else self.now_s - self._network_since_s
+        self.network_s.add(self._network_s + in_flight)
+        self._network_s = -in_flight
+
+    def _landed(self) -> None:
+        self._num_in_flight -= 1
+        if self._num_in_flight == 0 and self._network_since_s is not None:
+            self._network_s += self.now_s - self._network_since_s
+            self._network_since_s = None
+
+    # What policies may ask
+
+    @property
+    def training_first(self) -> bool:
+        """Whether training work runs, or could."""
+        return self._trainer_busy or (self._wanted >= self.current and self._is_ready(self.current))
+
+    @property
+    def gap_left_s(self) -> float:
+        """Predicted seconds until training work is ready."""
+        if self._gap_start_s is None:
+            return 0.0
+        return self._gap_start_s + self.costs.gap_s.value - self.now_s
+
+    @property
+    def cpu_bound(self) -> bool:
+        """Whether feature work of a step takes at least as long as what it could hide under.
+
+        Then it is never right to leave a processor idle: the work must be done anyway, and nothing else waits longer.
+        """
+        features_s = self.costs.total_s(Kind.FEATURES) / self.num_cores
+        if self.policy.early:
+            features_s += self.costs.seconds(Kind.DENSE) + self.costs.seconds(Kind.UPDATE)
+        return features_s >= self.network_s.value
+
+    @property
+    def last_read(self) -> int:
+        """The newest batch whose rows are here."""
+        return self._next_read - 1
+
+    @property
+    def num_running(self) -> int:
+        """Feature operators at work."""
+        return len(self._running)
+
+    def feeds_early_pull(self, batch: int) -> bool:
+        """Whether features of a batch are needed before the dense work of the batch before it begins.
+
+        Its early pull can only run under that dense work if its keys are known by then, so with early pulls these
+        features are part of the step's own work. Not so if its rows are not here or its bytes do not fit.
+        """
+        live = self._batches.get(batch)
+        if not self.policy.early or live is None or self._last_pull < batch or len(live.computed) == self.num_groups:
+            return False
+        group = self.next_group(batch)
+        return self.is_running(batch) if group is None else self.is_running(batch) or self.fits(batch, group)
+
+    def is_applied(self, batch: int) -> bool:
+        """Whether the push of a batch is applied."""
+        return self._applied >= batch
+
+    def is_running(self, batch: int) -> bool:
+        """Whether a feature operator of a batch is at work."""
+        return any(operator.batch == batch for operator in self._running)
+
+    def has_begun(self, batch: int) -> bool:
+        """Whether a feature operator of a batch is done or at work."""
+        return bool(self._batches[batch].begun)
+
+    def next_group(self, batch: int) -> int | None:
+        """The first group in order whose features are not begun; None if there is none, or no rows."""
+        live = self._batches.get(batch)
+        if live is None or len(live.begun) == self.num_groups:
+            return None
+        return next(group for group in self._order if group not in live.begun)
+
+    def fits(self, batch: int, group: int) -> bool:
+        """Whether the bytes of a feature operator fit the budget."""
+        return batch == self.current or self._fits(Operator(Kind.FEATURES, batch, group))
+
+    # What is to be done
+
+    def _decide(self) -> Iterator[Run]:
+        yield from self._pulls()
+        yield from self._training()
+        yield from self._reads()
+        yield from self._features()
+
+    def _reads(self) -> Iterator[Run]:
+        ahead = self._next_read - self.current
+        operator = Operator(Kind.READ, self._next_read)
+        if self._reading or self._ended or ahead > self.policy.num_ahead:
+            return
+        if ahead > 0 and not self._fits(operator):
+            return
+        self._reading = True
+        self._reserve(operator)
+        yield Run(operator, "the next to train" if ahead == 0 else f"{ahead} ahead, within the budget")
+
+    def _pulls(self) -> Iterator[Run]:
+        for number in range(self.current, min(self._last_pull, self.current + 1, self._next_read - 1) + 1):
+            live = self._batches[number]
+            strict = self._applied >= number - 1
+            if strict:
+                for group in sorted(live.held_open - live.held_sent):
+                    live.held_sent.add(group)
+                    yield self._send(Operator(Kind.HELD, number, group), "the push before is applied")
+            if not strict and not self._early_allowed(number):
+                return
+            ready = live.computed - live.pulls_sent
+            if not ready or not (self.policy.pulls_by_group or len(live.computed) == self.num_groups):
+                continue
+            for group in [group for group in self._order if group in ready]:
+                live.pulls_sent.add(group)
+                if not strict:
+                    live.held_open.add(group)
+                reason = "its keys are known" if strict else "its keys are known, and those of the push on its way"
+                yield self._send(Operator(Kind.PULL, number, group), reason, early=not strict)
+
+    def _early_allowed(self, number: int) -> bool:
+        before = self._batches.get(number - 1)
+        sent = before is None or len(before.pulls_sent) == self.num_groups
+        return self.policy.early and self._applied >= number - 2 and sent
+
+    def _send(self, operator: Operator, reason: str, *, early: bool = False) -> Run:
+        if self._num_in_flight == 0:
+            self._network_since_s = self.now_s
+        self._num_in_flight += 1
+        self._reserve(operator)
+        return Run(operator, reason, early)
+
+    def _is_ready(self, number: int) -> bool:
+        live = self._batches.get(number)
+        if live is None or live.dense or len(live.pulled) < self.num_groups or live.held_open:
+            return False
+        return not self.feeds_early_pull(number + 1)
+
+    def _training(self) -> Iterator[Run]:
+        if self._trainer_busy:
+            return
+        live = self._batches.get(self.current)
+        if live is not None and live.dense:
+            self._trainer_busy = True
+            yield self._send(Operator(Kind.PUSH, self.current), "its gradients are known")
+            yield Run(Operator(Kind.UPDATE, self.current), "its gradients are known")
+        elif self._wanted >= self.current and self._is_ready(self.current):
+            assert live is not None
+            live.dense = self._trainer_busy = True
+            yield Run(Operator(Kind.DENSE, self.current), "all its rows are here")
+
+    def _features(self) -> Iterator[Run]:
+        while True:
+            most = self.policy.num_workers(self.num_cores, self.spare_cores if self.training_first else self.num_cores)
+            if self.num_running >= most:
+                self.idle_reason = (
+                    "training work comes first" if self.training_first and not most else "all cores at work"
+                )
+                return
+            choice: Choice = self.policy.choose(self)
+            if choice.batch < 0:
+                self.idle_reason = choice.reason
+                return
+            operator = Operator(Kind.FEATURES, choice.batch, choice.group)
+            self._running.append(operator)
+            self._batches[choice.batch].begun.add(choice.group)
+            self._reserve(operator)
+            yield Run(operator, choice.reason)
+
+    # Bytes
+
+    def _expected(self, operator: Operator) -> int:
+        recent = self._bytes.get((operator.kind, operator.group))
+        return 0 if recent is None else int(recent.value * BYTES_MARGIN)
+
+    def _fits(self, operator: Operator) -> bool:
+        """Whether an operator's bytes fit; what has never run is tried on the next batch to train first."""
+        return (operator.kind, operator.group) in self._bytes and self.ledger.fits(self._expected(operator))
+
+    def _reserve(self, operator: Operator) -> None:
+        self._reserved[operator] = self._expected(operator)
+        self.ledger.add(self._reserved[operator])
+
+    def _give_back(self, operator: Operator) -> None:
+        self.ledger.add(-self._reserved.pop(operator, 0))
+
+    def _settle(self, operator: Operator, seconds: float, num_bytes: int) -> None:
+        """Put what an operator really took in place of what was expected."""
+        self.costs.learn(operator, seconds, num_bytes)
+        self._give_back(operator)
+        self._bytes.setdefault((operator.kind, operator.group), RecentMax()).add(num_bytes)
+        live = self._batches.get(operator.batch)
+        if live is not None:
+            live.charged_bytes += num_bytes
+            self.ledger.add(num_bytes)

@@ -1,0 +1,156 @@
+"""The scheduler on a virtual clock: what holds for every policy, and how near each comes to its bound."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from virtual_step import VirtualRun, VirtualStep
+
+from headrace.scheduling.graph import Kind, Operator
+from headrace.scheduling.policies import POLICIES, BatchPrefetch, Recs, RecsEarly, make_policy
+
+NUM_BATCHES = 24
+
+seconds = st.floats(0.1, 10.0, allow_nan=False)
+
+
+@st.composite
+def steps(draw: st.DrawFn, max_groups: int = 5) -> VirtualStep:
+    groups = draw(st.lists(st.tuples(seconds, seconds), min_size=1, max_size=max_groups))
+    features_s, pull_s = zip(*groups, strict=True)
+    held_ratio = draw(st.sampled_from([0.0, 0.3, 1.0]))
+    return VirtualStep(features_s, pull_s, draw(seconds), draw(seconds), held_ratio=held_ratio, update_s=0.05)
+
+
+def fine(features_s: float, pull_s: float, dense_s: float, push_s: float, held_ratio: float = 0.0) -> VirtualStep:
+    """A step of ten equal groups."""
+    return VirtualStep((features_s / 10,) * 10, (pull_s / 10,) * 10, dense_s, push_s, held_ratio=held_ratio)
+
+
+@settings(max_examples=40, deadline=None)
+@given(steps(), st.sampled_from(sorted(POLICIES)), st.integers(1, 3))
+def test_every_policy_trains_every_batch_in_order_with_inputs_before_use(
+    step: VirtualStep, name: str, num_cores: int
+) -> None:
+    run = VirtualRun(step, make_policy(name), 8, num_cores=num_cores).run()  # inputs are checked inside
+    trained = [operator.batch for operator, _ in run.begins(Kind.DENSE)]
+    assert trained == list(range(8))
+    pulls = [operator for operator, _ in run.begins(Kind.PULL)]
+    assert sorted(pulls) == [
+        Operator(Kind.PULL, batch, group) for batch in range(8) for group in range(run.state.num_groups)
+    ]
+    assert run.state.is_over
+    assert run.state.ledger.used_bytes == 0
+
+
+@settings(max_examples=40, deadline=None)
+@given(steps(), st.sampled_from(sorted(POLICIES)))
+def test_no_policy_beats_the_bound_of_its_kind(step: VirtualStep, name: str) -> None:
+    policy = make_policy(name)
+    run = VirtualRun(step, policy, NUM_BATCHES).run()
+    parts = step.parts()
+    slack = 1 - 4 / NUM_BATCHES  # work done ahead during warm-up is used up over the run
+    if policy.early:
+        assert run.step_s >= parts.early_s * slack
+    elif name == "batch_prefetch":
+        assert run.step_s >= max(parts.dense_s + parts.pull_s + parts.push_s, parts.features_s + parts.dense_s) * slack
+    else:
+        assert run.step_s >= parts.strict_s * slack
+
+
+@settings(max_examples=60, deadline=None)
+@given(seconds, seconds, seconds, seconds)
+def test_recs_comes_within_a_tenth_of_the_strict_bound(f: float, p: float, m: float, u: float) -> None:
+    step = fine(f, p, m, u)
+    run = VirtualRun(step, Recs(), NUM_BATCHES).run()
+    assert run.step_s <= 1.1 * step.parts().strict_s + max(f, p) / 10
+
+
+@settings(max_examples=60, deadline=None)
+@given(seconds, seconds, seconds, seconds, st.sampled_from([0.0, 0.3, 0.7]))
+def test_recs_early_comes_within_a_tenth_of_its_exact_bound(
+    f: float, p: float, m: float, u: float, held_ratio: float
+) -> None:
+    step = fine(f, p, m, u, held_ratio)
+    run = VirtualRun(step, RecsEarly(), NUM_BATCHES).run()
+    assert run.step_s <= 1.1 * step.parts().early_exact_s + max(f, p) / 10
+
+
+def test_serial_takes_the_sum_of_its_parts() -> None:
+    step = fine(4.0, 3.0, 5.0, 2.0)
+    assert VirtualRun(step, make_policy("serial"), NUM_BATCHES).run().step_s == pytest.approx(14.0)
+
+
+def test_inter_hides_pulls_under_features_and_nothing_else() -> None:
+    step = fine(4.0, 3.0, 5.0, 2.0)
+    step_s = VirtualRun(step, make_policy("inter"), NUM_BATCHES).run().step_s
+    assert step_s == pytest.approx(4.0 + 0.3 + 5.0 + 2.0, rel=0.01)  # the last group's pull shows
+
+
+def test_intra_hides_features_under_communication() -> None:
+    step = fine(4.0, 3.0, 5.0, 2.0)
+    assert VirtualRun(step, make_policy("intra"), NUM_BATCHES).run().step_s == pytest.approx(10.0, rel=0.02)
+
+
+@settings(max_examples=40, deadline=None)
+@given(steps(), st.integers(1, 2), st.sampled_from(["intra", "recs"]))
+def test_training_work_waits_for_one_feature_operator_at_most(step: VirtualStep, num_cores: int, name: str) -> None:
+    run = VirtualRun(step, make_policy(name), 12, num_cores=num_cores).run()
+    dense = {operator.batch: (begin, end) for operator, begin, end in run.spans if operator.kind is Kind.DENSE}
+    for batch, (begin, end) in dense.items():
+        beside = [op for op, b, e in run.spans if op.kind is Kind.FEATURES and b < end - 1e-9 and e > begin + 1e-9]
+        assert len(beside) <= num_cores, f"dense({batch}) ran beside {beside}"
+        assert all(b <= begin + 1e-9 for op, b, _ in run.spans if op in beside), "begun while training work ran"
+
+
+def test_batch_prefetch_takes_the_core_from_training_work_where_recs_does_not() -> None:
+    step = fine(6.0, 1.0, 6.0, 1.0)
+    stalled = VirtualRun(step, BatchPrefetch(num_ahead=4, num_threads=1), NUM_BATCHES, num_cores=2).run()
+    yielding = VirtualRun(step, Recs(), NUM_BATCHES, num_cores=2).run()
+    assert stalled.step_s > 1.2 * yielding.step_s  # one background thread holds up both halves of a parallel product
+
+
+@settings(max_examples=30, deadline=None)
+@given(steps(3), st.sampled_from(["batch_prefetch", "intra", "recs", "recs_early"]), st.integers(0, 2000))
+def test_run_ahead_stays_within_the_byte_budget_and_never_stops(step: VirtualStep, name: str, budget: int) -> None:
+    run = VirtualRun(step, make_policy(name), 10, budget_bytes=budget).run()  # the ledger is checked inside
+    assert [operator.batch for operator, _ in run.begins(Kind.DENSE)] == list(range(10))
+
+
+def test_a_small_budget_means_less_run_ahead() -> None:
+    step = fine(4.0, 3.0, 5.0, 2.0)
+    free, tight = (VirtualRun(step, Recs(), 12, budget_bytes=budget).run() for budget in (1 << 40, 3000))
+    assert tight.peak_bytes_ahead <= 3000 < free.peak_bytes_ahead
+    assert tight.step_s <= step.parts().serial_s
+
+
+def test_pulls_wait_where_state_is_saved_between_two_batches() -> None:
+    step = fine(2.0, 4.0, 3.0, 2.0)
+    for policy in (Recs(), RecsEarly()):
+        run = VirtualRun(step, policy, 12, pulls_ahead=lambda batch: 0 if batch == 5 else 1).run()
+        saved = next(end for operator, _, end in run.spans if operator == Operator(Kind.UPDATE, 5))
+        begins = [begin for operator, begin in run.begins(Kind.PULL) if operator.batch == 6]
+        assert min(begins) >= saved
+        assert min(begin for operator, begin in run.begins(Kind.PULL) if operator.batch == 5) < saved
+
+
+def test_an_early_pull_is_followed_by_what_it_left_out() -> None:
+    run = VirtualRun(fine(2.0, 4.0, 6.0, 2.0, held_ratio=0.3), RecsEarly(), 12).run()
+    held = {operator.batch for operator, _ in run.begins(Kind.HELD)}
+    assert held >= set(range(4, 11))
+    ends = {operator.batch: end for operator, _, end in run.spans if operator.kind is Kind.DENSE}
+    early = [pull for pull, begin in run.begins(Kind.PULL) if pull.batch and begin < ends[pull.batch - 1]]
+    assert len(early) > 50
+
+
+def test_cores_that_training_leaves_free_go_on_with_features() -> None:
+    step = fine(6.0, 0.5, 6.0, 0.5)
+    spare = VirtualRun(step, Recs(), NUM_BATCHES, num_cores=2, spare_cores=1).run()
+    assert spare.step_s < 0.9 * VirtualRun(step, Recs(), NUM_BATCHES, num_cores=2).run().step_s
+
+
+def test_idle_processors_say_why() -> None:
+    run = VirtualRun(fine(1.0, 9.0, 1.0, 1.0), make_policy("serial"), 3)
+    run.run()
+    assert run.state.idle_reason

@@ -1,0 +1,229 @@
+"""Training steps on a virtual clock: carries out a scheduler's instructions on model cores and a model link."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+from headrace.scheduling.bounds import StepParts
+from headrace.scheduling.graph import Kind, Operator
+from headrace.scheduling.policies import Policy
+from headrace.scheduling.state import BatchRead, Event, Finished, NoMoreRows, Run, SchedulerState, Wanted
+
+EPSILON = 1e-9
+
+
+@dataclass(frozen=True)
+class VirtualStep:
+    """What the operators of a step take on free resources.
+
+    Attributes:
+        features_s: Of each group, on one core.
+        pull_s: Of each group, on the link alone.
+        dense_s: On all cores.
+        push_s: On the link alone.
+        held_ratio: Share of a pull that an early pull leaves out.
+        update_s: On all cores.
+        group_bytes: What a feature operator leaves in memory.
+        read_bytes: What a batch of rows holds.
+    """
+
+    features_s: tuple[float, ...]
+    pull_s: tuple[float, ...]
+    dense_s: float
+    push_s: float
+    held_ratio: float = 0.0
+    update_s: float = 0.0
+    group_bytes: int = 100
+    read_bytes: int = 100
+
+    def parts(self, num_cores: int = 1) -> StepParts:
+        features_s = sum(self.features_s) / num_cores
+        return StepParts(
+            features_s, sum(self.pull_s), self.dense_s + self.update_s, self.push_s, held_ratio=self.held_ratio
+        )
+
+
+@dataclass
+class _Work:
+    operator: Operator
+    left_s: float
+    began_s: float
+    asked_s: float
+
+
+@dataclass
+class VirtualRun:
+    """Steps on a virtual clock.
+
+    Background operators take one core each; a training operator takes all, and is as slow as its slowest core, as a
+    parallel matrix product is at its barrier: a core it shares with a background operator gives each of them half.
+    The link serves one transfer at a time, in the order sent. What must never happen raises.
+
+    Attributes:
+        now_s: The clock.
+        spans: Operator, begin and end, in the order of their ends.
+        longest_wait_s: Most seconds training work shared the cores with feature work begun before it.
+    """
+
+    step: VirtualStep
+    policy: Policy
+    num_batches: int
+    num_cores: int = 1
+    spare_cores: int = 0
+    budget_bytes: int = 1 << 62
+    pulls_ahead: Callable[[int], int] = lambda batch: 1
+    now_s: float = 0.0
+    spans: list[tuple[Operator, float, float]] = field(default_factory=list)
+    idle_core_s: float = 0.0
+    peak_bytes_ahead: int = 0
+
+    def __post_init__(self) -> None:
+        groups = len(self.step.features_s)
+        self.state = SchedulerState(
+            groups,
+            self.policy,
+            num_cores=self.num_cores,
+            spare_cores=self.spare_cores,
+            budget_bytes=self.budget_bytes,
+        )
+        self._groups = groups
+        self._cpu: list[_Work] = []
+        self._trainer: list[_Work] = []
+        self._link: list[_Work] = []
+        self._early: set[Operator] = set()
+        self._done: set[Operator] = set()
+        self._trained = 0
+        self._pending: list[Event] = []
+
+    def run(self) -> VirtualRun:
+        """To the end of the last batch."""
+        self._tell(self._want())
+        while self._trained < self.num_batches or self._link or self._pending:
+            while self._pending:
+                self._tell(self._pending.pop(0))
+            if self._trained < self.num_batches or self._link:
+                self._advance()
+        return self
+
+    @property
+    def step_s(self) -> float:
+        """Mean seconds of a step, the first and last few left out."""
+        ends = [end for operator, _, end in self.spans if operator.kind is Kind.UPDATE]
+        first, last = len(ends) // 4, len(ends) - 1 - len(ends) // 8
+        return (ends[last] - ends[first]) / (last - first)
+
+    def begins(self, kind: Kind) -> list[tuple[Operator, float]]:
+        return sorted(((op, begin) for op, begin, _ in self.spans if op.kind is kind), key=lambda pair: pair[1])
+
+    def _want(self) -> Wanted:
+        return Wanted(self._trained, self._trained + self.pulls_ahead(self._trained), self.now_s)
+
+    def _tell(self, event: Event) -> None:
+        for run in self.state.handle(event):
+            self._carry_out(run)
+        ahead = self.state.ledger.used_bytes
+        alone = self.step.read_bytes + 2 * self._groups * self.step.group_bytes + 2 * self.step.group_bytes
+        self.peak_bytes_ahead = max(self.peak_bytes_ahead, ahead)
+        assert ahead <= max(self.budget_bytes, 0) + 1.2 * alone, "only the next batch to train may pass the budget"
+
+    def _carry_out(self, run: Run) -> None:
+        operator = run.operator
+        assert run.reason
+        missing = [needed for needed in self._needs(operator, early=run.early) if needed not in self._done]
+        assert not missing, f"{operator} before {', '.join(map(str, missing))}"
+        match operator.kind:
+            case Kind.READ:
+                rest = self.num_batches - operator.batch
+                self._pending.append(
+                    BatchRead(self.step.read_bytes, 0.0, self.now_s) if rest > 0 else NoMoreRows(self.now_s)
+                )
+                if rest > 0:
+                    self._done.add(operator)
+            case Kind.FEATURES:
+                self._start(self._cpu, operator, self.step.features_s[operator.group])
+            case Kind.PULL:
+                if run.early:
+                    self._early.add(operator)
+                share = 1 - self.step.held_ratio if run.early and operator.batch > 0 else 1.0
+                self._start(self._link, operator, share * self.step.pull_s[operator.group])
+            case Kind.HELD:
+                self._start(self._link, operator, self.step.held_ratio * self.step.pull_s[operator.group])
+            case Kind.PUSH:
+                self._start(self._link, operator, self.step.push_s)
+            case Kind.DENSE | Kind.UPDATE:
+                seconds = self.step.dense_s if operator.kind is Kind.DENSE else self.step.update_s
+                assert not self._trainer, "one training operator at a time"
+                self._start(self._trainer, operator, seconds)
+
+    def _start(self, lane: list[_Work], operator: Operator, seconds: float) -> None:
+        assert operator not in self._done, f"{operator} twice"
+        assert all(work.operator != operator for work in lane), f"{operator} twice"
+        lane.append(_Work(operator, seconds, self.now_s, self.now_s))
+
+    def _needs(self, operator: Operator, *, early: bool) -> Iterator[Operator]:
+        """What a step's dependencies say, written down once more and independently of the state machine."""
+        kind, batch, group = operator
+        if kind is Kind.FEATURES:
+            yield Operator(Kind.READ, batch)
+        elif kind is Kind.PULL:
+            yield Operator(Kind.FEATURES, batch, group)
+            if early:
+                yield from (Operator(Kind.FEATURES, batch - 1, other) for other in range(self._groups) if batch)
+            last_push = batch - 2 if early else batch - 1
+            if last_push >= 0:
+                yield Operator(Kind.PUSH, last_push)
+        elif kind is Kind.HELD:
+            yield Operator(Kind.PUSH, batch - 1)
+        elif kind is Kind.DENSE:
+            yield from (Operator(Kind.PULL, batch, other) for other in range(self._groups))
+            for other in range(self._groups):
+                if Operator(Kind.PULL, batch, other) in self._early:
+                    yield Operator(Kind.HELD, batch, other)
+            if batch:
+                yield Operator(Kind.UPDATE, batch - 1)
+        elif kind in (Kind.PUSH, Kind.UPDATE):
+            yield Operator(Kind.DENSE, batch)
+
+    def _advance(self) -> None:
+        rates = self._rates()
+        assert rates, f"nothing runs at {self.now_s}: {self.state.idle_reason}"
+        seconds = min(work.left_s / rate for work, rate in rates)
+        self.now_s += seconds
+        if not self._trainer:
+            self.idle_core_s += seconds * (self.num_cores - min(self.num_cores, len(self._cpu)))
+        for work, rate in rates:
+            work.left_s -= seconds * rate
+        for work, _ in rates:
+            if work.left_s <= EPSILON:
+                self._end(work)
+
+    def _rates(self) -> list[tuple[_Work, float]]:
+        """How fast what runs goes: a core shared by n gives each 1/n, and training goes at its slowest core's pace."""
+        per_core = [0] * self.num_cores
+        cores = []
+        for number, _ in enumerate(self._cpu):
+            cores.append(number % self.num_cores)
+            per_core[cores[-1]] += 1
+        training = 1 if self._trainer else 0
+        parallel = self.num_cores - self.spare_cores
+        used = sorted(range(self.num_cores), key=lambda core: per_core[core])[:parallel]
+        rates = [
+            (work, 1.0 / (per_core[core] + (training if core in used else 0)))
+            for work, core in zip(self._cpu, cores, strict=True)
+        ]
+        rates += [(work, 1.0 / (1 + max(per_core[core] for core in used))) for work in self._trainer]
+        return rates + [(work, 1.0) for work in self._link[:1]]
+
+    def _end(self, work: _Work) -> None:
+        operator = work.operator
+        for lane in (self._cpu, self._trainer, self._link):
+            if work in lane:
+                lane.remove(work)
+        self._done.add(operator)
+        self.spans.append((operator, work.began_s, self.now_s))
+        num_bytes = self.step.group_bytes if operator.kind in (Kind.FEATURES, Kind.PULL) else 0
+        self._pending.append(Finished(operator, self.now_s - work.began_s, num_bytes, self.now_s))
+        if operator.kind is Kind.UPDATE:
+            self._trained += 1
+            self._pending.append(self._want())
