@@ -13,7 +13,11 @@ Option = typer.Option
 def generate(
     out: Annotated[Path, typer.Argument(help="Folder to write; must be new or empty.")],
     config: Annotated[
-        Path | None, Option("--config", help="YAML with any value of GenerateConfig; options below win over it.")
+        Path | None,
+        Option("--config", help="YAML with any value of GenerateConfig; it wins over --preset, options over it."),
+    ] = None,
+    preset: Annotated[
+        str | None, Option(help="Start from a log with published statistics: rm1, mixed or control.")
     ] = None,
     rows: Annotated[int | None, Option(help="Rows of all windows together [300000].")] = None,
     windows: Annotated[int | None, Option(help="Folders the rows are split into [3].")] = None,
@@ -42,19 +46,23 @@ def generate(
 
     Example: headrace generate logs --rows 300000 --windows 3
     """
+    # Every parameter but these is a value of the config.
     given: dict[str, Any] = {name: value for name, value in locals().items() if value is not None}
-    del given["out"]
-    given.pop("config", None)
+    for name in ("out", "config", "preset"):
+        given.pop(name, None)
 
     from headrace.config import read_yaml
     from headrace.errors import ConfigError
-    from headrace.logs.generate import GenerateConfig, generate_logs
+    from headrace.logs.generate import PRESETS, GenerateConfig, generate_logs
     from headrace.observe.progress import Progress
 
     values = read_yaml(config) if config is not None else {}
     if not isinstance(values, dict):
         raise ConfigError(f"{config}: given {type(values).__name__}, expected a mapping of keys to values")
-    chosen = GenerateConfig.from_dict({**values, **given}, where=str(config) if config else "generate")
+    if preset is not None and preset not in PRESETS:
+        raise ConfigError(f"--preset: given {preset!r}, expected one of: {', '.join(PRESETS)}")
+    base = PRESETS[preset] if preset is not None else {}
+    chosen = GenerateConfig.from_dict({**base, **values, **given}, where=str(config) if config else "generate")
 
     with Progress("generate", total=chosen.rows) as progress:
         log = generate_logs(chosen, out, on_rows=progress.advance)

@@ -23,6 +23,7 @@ __all__ = [
     "draw_slots",
     "fill_dense",
     "fill_drawn_ids",
+    "fill_item_lists",
     "fill_lists",
     "fill_replaced_ids",
     "user_side_keys",
@@ -34,6 +35,7 @@ Floats = npt.NDArray[np.float64]
 
 # Keys of a user's list that are no position in it.
 _LENGTH, _ROUND = 1 << 40, (1 << 40) + 1
+_RENEWED = 1 << 41
 
 
 class Era(NamedTuple):
@@ -69,25 +71,31 @@ def advance_versions(
     row_keys: Bits,
     session: Ints,
     position: Ints,
-    change_ratio: float,
+    change_ratios: Floats,
+    renewal_ratio: float,
     state: npt.NDArray[np.int32],
     versions: npt.NDArray[np.int32],
+    renewals: npt.NDArray[np.int32],
 ) -> None:
-    """Count how often each user-side column has changed in its session; rows must come in order of time.
+    """Count how often each group of user-side columns has changed in its session; rows must come in order of time.
 
     Args:
         row_keys: u64[N].
         session: i64[N].
         position: i64[N], within the session.
-        change_ratio: Probability of a change from one row to the next.
-        state: i32[sessions, C], kept between calls.
-        versions: i32[C, N], written.
+        change_ratios: f64[G], probability of a change from one row to the next.
+        renewal_ratio: Share of the changes that bring lists that are wholly new.
+        state: i32[sessions, G, 2], changes and renewals so far; kept between calls.
+        versions: i32[G, N], written: changes.
+        renewals: i32[G, N], written.
     """
     for i in range(len(session)):
-        for c in range(versions.shape[0]):
-            if position[i] > 0 and uniform(derive(row_keys[i], 100 + c)) < change_ratio:
-                state[session[i], c] += 1
-            versions[c, i] = state[session[i], c]
+        for g in range(versions.shape[0]):
+            if position[i] > 0 and uniform(derive(row_keys[i], 100 + g)) < change_ratios[g]:
+                state[session[i], g, 0] += 1
+                state[session[i], g, 1] += uniform(derive(row_keys[i], _RENEWED + g)) < renewal_ratio
+            versions[g, i] = state[session[i], g, 0]
+            renewals[g, i] = state[session[i], g, 1]
 
 
 @kernel()
@@ -162,6 +170,8 @@ def fill_lists(
     user_ids: Ints,
     shift: Ints,
     versions: npt.NDArray[np.int32],
+    renewals: npt.NDArray[np.int32],
+    session_keys: Bits,
     popularity: Popularity,
     item_column: int,
     mean_length: float,
@@ -177,11 +187,13 @@ def fill_lists(
     """An id list: a stretch of the endless sequence of ids the user meets, newest last.
 
     Position n of a user's sequence is a function of user and n alone, so a list that moved on by one has dropped its
-    oldest id and gained a newer one, and nothing needs to be remembered between rows.
+    oldest id and gained a newer one, and nothing needs to be remembered between rows. A renewed list is a stretch of
+    another sequence, of its session's own.
 
     Args:
         shift: i64[N], how many ids the user had met when the session began.
         versions: i32[N], how many more since.
+        renewals: i32[N], how often the list was renewed in its session.
         offsets: i32[N + 1], written.
         values: i64[at least N * max_length], written up to offsets[N].
         pooled: f64[N], written: the sum of the ids' effects over sqrt(mean length).
@@ -197,6 +209,8 @@ def fill_lists(
             u = 1.0 - uniform(derive(user_key, _LENGTH))
             length = min(max_length, int(np.floor(-np.log(u) * mean_length + uniform(derive(user_key, _ROUND)))))
         stop = shift[i] + versions[i] + max_length
+        if renewals[i] > 0:
+            user_key = derive(user_key ^ session_keys[i], _RENEWED + renewals[i])
         total = 0.0
         for n in range(stop - length, stop):
             met_in = min(max((n - max_length) // shifts_per_window, 0), era.window)
@@ -207,6 +221,30 @@ def fill_lists(
         offsets[i + 1] = at
         pooled[i] = total * scale
         logit[i] += weight * pooled[i]
+
+
+@kernel()
+def fill_item_lists(
+    row_keys: Bits,
+    salt: np.uint64,
+    popularity: Popularity,
+    item_column: int,
+    mean_length: float,
+    max_length: int,
+    offsets: npt.NDArray[np.int32],
+    values: Ints,
+) -> None:
+    """An id list drawn anew in every row; it says nothing about the label."""
+    at = 0
+    offsets[0] = 0
+    for i in range(len(row_keys)):
+        key = derive(row_keys[i] ^ salt, 5)
+        u = 1.0 - uniform(derive(key, _LENGTH))
+        length = min(max_length, int(np.floor(-np.log(u) * mean_length + uniform(derive(key, _ROUND)))))
+        for n in range(length):
+            values[at] = draw_slot(popularity, item_column, derive(key, n))
+            at += 1
+        offsets[i + 1] = at
 
 
 @kernel()

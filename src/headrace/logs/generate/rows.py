@@ -26,7 +26,7 @@ PILOT_ROWS = 65_536
 """Rows of the first window the teacher is calibrated on."""
 
 # What a key is derived for; see `draws.derive`.
-_WINDOWS, _USER, _ITEM, _SEGMENTS, _CATEGORIES, _DENSE, _LISTS = range(7)
+_WINDOWS, _USER, _ITEM, _SEGMENTS, _CATEGORIES, _DENSE, _LISTS, _ITEM_LISTS = range(8)
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,8 @@ class Generator:
         sizes += [(size, config.zipf) for size in (*config.user_segments, *config.item_categories)]
         self._popularity = zipf_popularity(sizes, config.seed)
         self._chunk_rows = max(1, min(CHUNK_ROWS, CHUNK_LIST_BYTES // (8 * config.list_max_length)))
+        self._change_ratios = np.array(config.change_ratios)
+        self._groups = config.change_groups  # of each segment, dense column and list of the user side, in this order
         self.arrow_schema = _arrow_schema(config)
         self.calibration = self._calibrate()
 
@@ -90,7 +92,14 @@ class Generator:
         config, weights, popularity, era = self.config, self._weights, self._popularity, work.era
         num_segments = len(config.user_segments)
         fill.advance_versions(
-            chunk.row_keys, chunk.session, chunk.position, config.change_ratio, work.versions, chunk.versions
+            chunk.row_keys,
+            chunk.session,
+            chunk.position,
+            self._change_ratios,
+            config.list_renewal_ratio,
+            work.versions,
+            chunk.versions,
+            chunk.renewals,
         )
         users = np.empty(chunk.rows, np.int64)
         user_slots = work.user_slots(popularity)[chunk.session]
@@ -101,7 +110,7 @@ class Generator:
         segments = [np.empty(chunk.rows, np.int64) for _ in config.user_segments]
         for c, out in enumerate(segments):
             salt = self._sub(_SEGMENTS, c)
-            fill.user_side_keys(salt, users, chunk.session_keys, chunk.versions[c], keys)
+            fill.user_side_keys(salt, users, chunk.session_keys, chunk.versions[self._groups[c]], keys)
             fill.fill_drawn_ids(keys, popularity, 2 + c, salt, era, weights.segments[c], out, chunk.logit)
 
         items, slots = np.empty(chunk.rows, np.int64), np.empty(chunk.rows, np.int64)
@@ -134,7 +143,7 @@ class Generator:
         for c in range(config.user_dense + config.item_dense):
             salt = self._sub(_DENSE, c)
             if c < config.user_dense:
-                versions = chunk.versions[len(config.user_segments) + c]
+                versions = chunk.versions[self._groups[len(config.user_segments) + c]]
                 fill.user_side_keys(salt, users, chunk.session_keys, versions, keys)
                 of_side = c
             else:
@@ -153,20 +162,23 @@ class Generator:
         self, work: _Window, chunk: _Chunk, users: npt.NDArray[np.int64], categories: npt.NDArray[np.int64]
     ) -> list[npt.NDArray[np.generic] | pa.Array]:
         config, weights = self.config, self._weights
-        values = np.empty(chunk.rows * config.list_max_length if config.id_lists else 0, np.int64)
+        values = np.empty(chunk.rows * config.list_max_length if config.list_names else 0, np.int64)
         pooled = np.empty(chunk.rows)
         out: list[npt.NDArray[np.generic] | pa.Array] = []
         for c in range(config.id_lists):
             salt = self._sub(_LISTS, c)
             # The first list shares its ids with the item column; the others have spaces of their own.
             item_salt = self._sub(_ITEM) if c == 0 else salt
+            group = self._groups[len(config.user_segments) + config.user_dense + c]
             offsets = np.empty(chunk.rows + 1, np.int32)
             fill.fill_lists(
                 salt,
                 item_salt,
                 users,
                 work.shifts(users_of_sessions=work.user_slots(self._popularity), salt=salt)[chunk.session],
-                chunk.versions[len(config.user_segments) + config.user_dense + c],
+                chunk.versions[group],
+                chunk.renewals[group],
+                chunk.session_keys,
                 self._popularity,
                 1,
                 config.list_mean_length,
@@ -186,6 +198,13 @@ class Generator:
                 )
             # A copy: Arrow would keep pointing into the buffer that the next list is written to.
             out.append(pa.ListArray.from_arrays(offsets, pa.array(values[: offsets[-1]].copy())))
+        for c in range(config.item_lists):
+            offsets = np.empty(chunk.rows + 1, np.int32)
+            mean_length, salt = config.item_list_mean_length, self._sub(_ITEM_LISTS, c)
+            fill.fill_item_lists(
+                chunk.row_keys, salt, self._popularity, 1, mean_length, config.list_max_length, offsets, values
+            )
+            out.append(pa.ListArray.from_arrays(offsets, pa.array(values[: offsets[-1]].copy())))
         return out
 
     def _sub(self, what: int, which: int = 0) -> np.uint64:
@@ -199,8 +218,7 @@ class _Window:
         self.config = config
         self.sessions: WindowSessions = lay_out_sessions(config, window, key)
         self.era = fill.Era(window, config.new_ids_ratio, config.drift_ratio)
-        columns = len(config.user_segments) + config.user_dense + config.id_lists
-        self.versions = np.zeros((len(self.sessions.keys), columns), np.int32)
+        self.versions = np.zeros((len(self.sessions.keys), len(config.change_ratios), 2), np.int32)
         self._user_slots: npt.NDArray[np.int64] | None = None
         self._shifts: dict[int, npt.NDArray[np.int64]] = {}
 
@@ -239,6 +257,7 @@ class _Chunk:
         self.row_keys = np.empty(self.rows, np.uint64)
         fill.derive_rows(self.session_keys, self.position, self.row_keys)
         self.versions = np.empty((work.versions.shape[1], self.rows), np.int32)
+        self.renewals = np.empty_like(self.versions)
         self.logit = np.zeros(self.rows)
 
 

@@ -44,6 +44,7 @@ def lay_out_sessions(config: GenerateConfig, window: int, window_key: np.uint64)
         window_key,
         config.rows_per_session,
         config.row_gap_seconds * 1000.0,
+        config.session_spread == "window",
         start_ms,
         config.window_seconds * 1000,
         session,
@@ -60,6 +61,7 @@ def _fill(
     window_key: np.uint64,
     mean_rows: float,
     mean_gap_ms: float,
+    anywhere: bool,
     start_ms: int,
     window_ms: int,
     session: npt.NDArray[np.int64],
@@ -78,6 +80,14 @@ def _fill(
             u = 1.0 - uniform(derive(key, _LENGTH))
             length += int(np.floor(np.log(u) / np.log(1.0 - 1.0 / mean_rows)))
         length = min(length, rows - row)
+        if anywhere:
+            for j in range(length):
+                session[row + j], position[row + j] = num_sessions, j
+                time_ms[row + j] = start_ms + np.int64(uniform(derive(derive(key, _GAP), j)) * window_ms)
+            time_ms[row : row + length].sort()
+            row += length
+            num_sessions += 1
+            continue
         at = 0.0
         for j in range(length):
             if j > 0:

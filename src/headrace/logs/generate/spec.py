@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -30,17 +30,26 @@ class GenerateConfig(Config):
         window_seconds: How long a window lasts.
         rows_per_session: Mean of the geometric number of rows in a session.
         row_gap_seconds: Mean time between two rows of a session; shortened where a session would outlast its window.
+        session_spread: "visit": the rows of a session follow each other, `row_gap_seconds` apart; "window": they lie
+            anywhere in the window, as those of a log do whose sessions are as long as its partitions.
         change_ratio: Probability that a user-side column (segment, dense, list) differs from the session's row before.
+        change_ratio_to: Let the columns differ in it, evenly from `change_ratio` to this one; None for all alike.
+        dense_together: Neighbouring user-side dense columns that change in the same rows.
+        lists_together: Neighbouring user-side lists that change in the same rows.
         users: Users alive at a time.
         items: Items alive at a time.
         user_segments: Number of values of each further user-side id column.
         item_categories: Number of values of each further item-side id column; a function of the item.
         user_dense: Dense user-side columns.
         item_dense: Dense columns that differ in every row.
-        id_lists: Id lists per row. The first holds items; each grows by appending an id and dropping the oldest.
+        id_lists: Id lists of the user side. The first holds items; each grows by appending an id and dropping the
+            oldest.
         list_mean_length: Mean length of a list before the cap; a user's lists keep their length.
         list_max_length: No list is longer.
+        list_renewal_ratio: Share of the changes within a session that bring a wholly new list instead.
         list_shifts_per_window: Ids a user's lists gain in a window, beside the changes within sessions.
+        item_lists: Id lists that differ in every row.
+        item_list_mean_length: Mean length of these.
         zipf: Exponent of the popularity of items, segments and categories; 0 is uniform.
         user_zipf: Exponent of the activity of users.
         new_ids_ratio: Share of users and items that are replaced by new ones from one window to the next.
@@ -57,7 +66,11 @@ class GenerateConfig(Config):
     window_seconds: int = Field(default=3600, ge=1)
     rows_per_session: float = Field(default=8.0, ge=1)
     row_gap_seconds: float = Field(default=30.0, ge=0)
+    session_spread: Literal["visit", "window"] = "visit"
     change_ratio: Ratio = 0.05
+    change_ratio_to: Ratio | None = None
+    dense_together: int = Field(default=1, ge=1)
+    lists_together: int = Field(default=1, ge=1)
     users: Cardinality = 20_000
     items: Cardinality = 5_000
     user_segments: tuple[Cardinality, ...] = Field(default=(12, 50, 400), min_length=1)
@@ -67,7 +80,10 @@ class GenerateConfig(Config):
     id_lists: int = Field(default=2, ge=0, le=1024)
     list_mean_length: float = Field(default=12.0, ge=0)
     list_max_length: int = Field(default=50, ge=1)
+    list_renewal_ratio: Ratio = 0.0
     list_shifts_per_window: int = Field(default=4, ge=1)
+    item_lists: int = Field(default=0, ge=0, le=1024)
+    item_list_mean_length: float = Field(default=5.0, ge=0)
     zipf: float = Field(default=1.05, ge=0, le=4)
     user_zipf: float = Field(default=0.6, ge=0, le=4)
     new_ids_ratio: Ratio = 0.02
@@ -103,8 +119,27 @@ class GenerateConfig(Config):
 
     @property
     def list_names(self) -> tuple[str, ...]:
-        """Id lists, all on the user side."""
-        return ("history", *(f"list_{c}" for c in range(1, self.id_lists)))[: self.id_lists]
+        """Id lists: the user side, then the item side."""
+        user_side = ("history", *(f"list_{c}" for c in range(1, self.id_lists)))[: self.id_lists]
+        return (*user_side, *(f"item_list_{c}" for c in range(self.item_lists)))
+
+    @property
+    def change_groups(self) -> tuple[int, ...]:
+        """For each user-side column that may change (segments, dense, lists), which ones it changes together with."""
+        first_dense = len(self.user_segments)
+        first_list = first_dense + -(-self.user_dense // self.dense_together)
+        dense = (first_dense + c // self.dense_together for c in range(self.user_dense))
+        lists = (first_list + c // self.lists_together for c in range(self.id_lists))
+        return (*range(first_dense), *dense, *lists)
+
+    @property
+    def change_ratios(self) -> tuple[float, ...]:
+        """How probable a change is from row to row, for each group of `change_groups`."""
+        count = max(self.change_groups) + 1
+        first, last = self.change_ratio, self.change_ratio if self.change_ratio_to is None else self.change_ratio_to
+        # Every kind of column gets the whole range: neighbours in this order are spread far apart by the golden ratio.
+        shares = [0.5 if count == 1 else (group * 0.6180339887498949) % 1.0 for group in range(count)]
+        return tuple(first + (last - first) * share for share in shares)
 
     def log_schema(self) -> Schema:
         """The schema of the log."""

@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from headrace.logs.generate import GenerateConfig, Generator, generate_window
+from headrace.logs.generate import PRESETS, GenerateConfig, Generator, generate_window
 from headrace.logs.generate import rows as rows_module
 
 
@@ -133,3 +133,45 @@ def test_dense_columns_are_near_normal_or_counts_whose_log_is() -> None:
     assert (counts == np.floor(counts)).all()
     assert counts.min() >= 0
     assert np.log1p(counts).std() == pytest.approx(0.9, abs=0.1)
+
+
+def test_columns_of_one_block_change_in_the_same_rows_and_at_their_own_ratio() -> None:
+    log, same = by_session(
+        table(rows=30_000, user_dense=4, dense_together=2, change_ratio=0.02, change_ratio_to=0.4, zipf=0.0)
+    )
+    names = [f"user_x{c}" for c in range(4)]
+    pairs = [np.diff(log[name].to_numpy())[same] != 0 for name in names]
+    # Counts are often drawn alike twice, fractions of three digits hardly ever.
+    assert (pairs[1] & ~pairs[0]).mean() < 0.002
+    assert (pairs[3] & ~pairs[2]).mean() < 0.002
+    assert abs(pairs[0].mean() - pairs[2].mean()) > 0.1
+
+
+def test_renewed_lists_share_next_to_nothing_with_the_row_before() -> None:
+    log, same = by_session(
+        table(rows=6000, change_ratio=0.3, list_renewal_ratio=0.5, list_mean_length=30.0, zipf=0.0, items=1_000_000)
+    )
+    lists = log["history"].to_pylist()
+    kinds = {"same": 0, "shifted": 0, "renewed": 0}
+    for before, now, together in zip(lists, lists[1:], same, strict=False):
+        if together and len(now) > 4:
+            kind = "same" if now == before else "shifted" if now[:-1] == before[1:] else "renewed"
+            kinds[kind] += 1
+            assert kind != "renewed" or not set(now) & set(before)
+    assert 0.4 < kinds["renewed"] / (kinds["renewed"] + kinds["shifted"]) < 0.6
+
+
+def test_item_lists_are_new_in_every_row() -> None:
+    log = table(item_lists=1, item_list_mean_length=8.0, rows=3000, items=1_000_000, zipf=0.0)
+    lists = [tuple(row) for row in log["item_list_0"].to_pylist() if len(row) > 2]
+    assert len(set(lists)) == len(lists)
+    assert 7.0 < np.mean([len(row) for row in log["item_list_0"].to_pylist()]) < 9.0
+
+
+def test_presets_are_configs_whose_schema_names_their_columns() -> None:
+    assert {name: len(GenerateConfig(**values).list_names) for name, values in PRESETS.items()} == {
+        "rm1": 26,
+        "mixed": 42,
+        "control": 20,
+    }
+    assert len(GenerateConfig(**PRESETS["mixed"]).dense_names) == 504

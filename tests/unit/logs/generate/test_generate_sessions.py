@@ -53,3 +53,12 @@ def test_gaps_have_the_mean_asked_for() -> None:
     order = np.argsort(sessions.session, kind="stable")
     same = np.diff(sessions.session[order]) == 0
     assert np.diff(sessions.time_ms[order])[same].mean() == pytest.approx(2000, rel=0.03)
+
+
+def test_rows_of_a_session_may_lie_anywhere_in_the_window() -> None:
+    config, sessions = lay_out(rows_per_session=16.5, session_spread="window", rows=20_000)
+    assert (np.diff(sessions.time_ms) >= 0).all()
+    spans = [np.ptp(sessions.time_ms[sessions.session == s]) for s in range(200)]
+    assert np.mean(spans) > 0.5 * config.window_seconds * 1000
+    for s in range(50):
+        assert (np.diff(sessions.position[sessions.session == s]) == 1).all()

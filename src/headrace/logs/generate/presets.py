@@ -1,0 +1,64 @@
+"""Configs of synthetic logs after published ones: sessions, duplication and columns of production recommenders."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+__all__ = ["PRESETS"]
+
+# RecD (MLSys 2023, section 3): 16.5 rows a session in an hourly partition, and rows interleaved by time so that a batch
+# of 4096 holds 1.15 rows of a session; 82 % of the bytes repeat exactly, 89 % counting lists that only shift. Which
+# columns change together is not published; these come in blocks, as features of one upstream job do.
+_SESSIONS: Mapping[str, Any] = {
+    "rows": 100_000,
+    "windows": 1,
+    "rows_per_session": 16.5,
+    "session_spread": "window",
+    "users": 5_000_000,
+    "user_zipf": 0.0,
+    "items": 5_000_000,
+    "zipf": 0.0,
+    "change_ratio": 0.03,
+    "change_ratio_to": 0.2,
+    "list_renewal_ratio": 0.3,
+    "list_max_length": 500,
+}
+
+PRESETS: Mapping[str, Mapping[str, Any]] = {
+    "rm1": {
+        **_SESSIONS,
+        "id_lists": 20,
+        "lists_together": 4,
+        "list_mean_length": 60.0,
+        "item_lists": 6,
+        "item_list_mean_length": 3.0,
+        "user_dense": 14,
+        "dense_together": 7,
+        "item_dense": 6,
+    },
+    "mixed": {
+        **_SESSIONS,
+        "id_lists": 40,
+        "lists_together": 4,
+        "list_mean_length": 20.0,
+        "item_lists": 2,
+        "item_list_mean_length": 3.0,
+        "user_dense": 500,
+        "dense_together": 50,
+        "item_dense": 4,
+    },
+    "control": {
+        **_SESSIONS,
+        "change_ratio": 1.0,
+        "change_ratio_to": None,
+        "list_renewal_ratio": 1.0,
+        "id_lists": 20,
+        "list_mean_length": 20.0,
+        "user_dense": 50,
+        "item_dense": 50,
+    },
+}
+"""`rm1`: history-heavy, 20 histories of mean length 60 (some to 500), 6 short item lists, 20 dense. `mixed`: 42 id
+lists and 504 dense, as RM2 and RM3 (DPP, ISCA 2022). `control`: sessions in which everything but the user always
+changes."""
