@@ -1,9 +1,9 @@
 """The logs that loaders read: in Criteo's shape, the same for the same size, written once and kept.
 
 Cardinalities and shares of nulls are those of Criteo's logs. Ids are drawn from Zipf's law with exponent 1 and mixed,
-so that they look like the 32-bit hashes in Criteo's logs; counts are long-tailed. Parquet is compressed with zstd, with
-row groups of 131,072 rows, two to a file. A row takes about as many bytes (54 and 48), and as long to decode (192 and
-189 ns), as one of Criteo's written in the same way.
+so that they look like the 32-bit hashes in Criteo's logs; counts are long-tailed; labels depend on both. Parquet is
+compressed with zstd, with row groups of 131,072 rows, two to a file. A row takes about as many bytes (54 and 48), and
+as long to decode (192 and 189 ns), as one of Criteo's written in the same way.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ __all__ = ["ROW_GROUP_ROWS", "Logs", "make_logs"]
 
 ROW_GROUP_ROWS = 131_072
 GROUPS_PER_FILE = 2
-VERSION = 3
+VERSION = 4
 SCHEMA = pa.schema([(name, pa.int64() if name in IDS else pa.float32()) for name in COLUMNS])
 NULL_RATIOS = (0.45, 0.0, 0.21, 0.21, 0.03, 0.22, 0.04, 0.0, 0.04, 0.45, 0.04, 0.77, 0.21)
 CARDINALITIES = (
@@ -101,15 +101,18 @@ def _row_groups(file: int, num_rows: int) -> Iterator[pa.Table]:
     for start in range(0, num_rows, ROW_GROUP_ROWS):
         rows = min(ROW_GROUP_ROWS, num_rows - start)
         rng = np.random.default_rng((7, file, start))
-        columns = [pa.array((rng.random(rows) < 0.25).astype(np.float32))]
+        columns, log_odds = [], np.full(rows, -1.3)
         for number, ratio in enumerate(NULL_RATIOS):
             counts = np.floor(rng.lognormal(number % 4, 1.5, rows)).astype(np.float32)
             columns.append(pa.array(counts, mask=rng.random(rows) < ratio))
+            log_odds += 0.1 * (-1) ** number * (np.log1p(counts) - number % 4)
         for number, num_ids in enumerate(CARDINALITIES):
             ranks = np.floor(float(num_ids) ** rng.random(rows)).astype(np.uint64)
             mixed = (ranks * np.uint64(0x9E3779B97F4A7C15) + np.uint64(number)) >> np.uint64(32)
             columns.append(pa.array(mixed.astype(np.int64)))
-        yield pa.Table.from_arrays(columns, schema=SCHEMA)
+            log_odds += 0.3 * ((mixed & np.uint64(255)).astype(np.float64) / 127.5 - 1)
+        labels = rng.random(rows) < 1 / (1 + np.exp(-log_odds))
+        yield pa.Table.from_arrays([pa.array(labels.astype(np.float32)), *columns], schema=SCHEMA)
 
 
 def tfrecord_file(logs: Logs, *, packed: bool) -> str:

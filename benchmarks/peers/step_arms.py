@@ -79,8 +79,9 @@ def main() -> None:
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # libraries may print
     arm = ARMS[name]
-    batches, step = import_module(f"peers.{arm.module}").make(Shape.from_json(text), **arm.settings)
-    turn = cycle(batches)
+    shape = Shape.from_json(text)
+    code = import_module(f"peers.{arm.module}").make(shape, **arm.settings)
+    turn = cycle([code.prepare(raw) for raw in shape.batches()])
 
     def answer(value: Any) -> None:
         answers.write(json.dumps(value) + "\n")
@@ -91,7 +92,7 @@ def main() -> None:
         count = int(line.split()[1])
         begin = time.perf_counter()
         for _ in range(count):
-            loss = step(next(turn))
+            loss = code.run(next(turn))
         answer({"seconds": (time.perf_counter() - begin) / count, "loss": loss})
 
 

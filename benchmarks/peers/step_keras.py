@@ -5,30 +5,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
-from peers.step_work import Shape
+from peers.step_work import RawBatch, Shape, StepCode
 
 __all__ = ["make"]
 
 LR = 0.01
 
 
-def make(shape: Shape, *, bf16: bool, jit: bool = False) -> tuple[list[Any], Callable[[Any], float]]:
-    """Batches, and a step that returns the loss before it; single ids only."""
+def make(shape: Shape, *, bf16: bool, jit: bool = False) -> StepCode:
+    """The model with its optimizers; single ids only."""
     import keras
     import tensorflow as tf
 
-    tf.config.threading.set_intra_op_parallelism_threads(shape.threads)
-    tf.config.threading.set_inter_op_parallelism_threads(shape.threads)
+    use_threads(shape.threads)
     keras.utils.set_random_seed(shape.seed)
     keras.config.set_dtype_policy("mixed_bfloat16" if bf16 else "float32")
-    num_rows, size = shape.num_tables * shape.num_embeddings, shape.batch_size
-    scale = shape.num_embeddings**-0.5
-    rows = tf.Variable(tf.random.uniform((num_rows, shape.embedding_dim), -scale, scale))
+    num_rows = sum(shape.table_rows)
+    scales = np.repeat(np.array(shape.table_rows) ** -0.5, shape.table_rows).astype(np.float32)[:, None]
+    rows = tf.Variable(tf.random.uniform((num_rows, shape.embedding_dim), -1, 1) * scales)
     accumulators = tf.Variable(tf.zeros((num_rows,)))
     first = tf.Variable(tf.zeros((num_rows, 1))) if shape.model in ("deepfm", "wide_deep") else None
     first_sums = tf.Variable(tf.zeros((num_rows,)))
@@ -59,18 +58,36 @@ def make(shape: Shape, *, bf16: bool, jit: bool = False) -> tuple[list[Any], Cal
 
     @tf.function
     def train(dense: Any, ids: Any, labels: Any) -> Any:
-        parts = [tf.reshape(tf.gather(table, ids), (size, shape.num_tables, -1)) for table, _ in tables]
+        parts = [tf.reshape(tf.gather(table, ids), (-1, shape.num_tables, table.shape[1])) for table, _ in tables]
         loss, grads = dense_part(dense, parts, labels)
         for (table, sums), grad in zip(tables, grads, strict=True):
-            update(table, sums, ids, tf.cast(tf.reshape(grad, (size * shape.num_tables, -1)), tf.float32))
+            update(table, sums, ids, tf.cast(tf.reshape(grad, (-1, table.shape[1])), tf.float32))
         return loss
 
-    first_rows = np.arange(shape.num_tables)[None] * shape.num_embeddings
-    batches = []
-    for raw in shape.batches():
-        ids = (raw.ids.reshape(shape.num_tables, size).T + first_rows).reshape(-1)
-        batches.append(tuple(map(tf.constant, (raw.dense, ids.astype(np.int32), raw.labels[:, None]))))
-    return batches, lambda batch: float(train(*batch))
+    def prepare(raw: RawBatch) -> Any:
+        ids = (raw.ids.reshape(shape.num_tables, -1).T + shape.first_rows).reshape(-1)
+        return tuple(map(tf.constant, (raw.dense, ids.astype(np.int32), raw.labels[:, None])))
+
+    def save(path: str) -> None:
+        sparse = {"rows": rows, "accumulators": accumulators} | ({} if first is None else {"first": first})
+        tf.train.Checkpoint(model=model, optimizer=optimizer, **sparse).write(path)
+
+    return StepCode(prepare, lambda batch: float(train(*batch)), save)
+
+
+@lru_cache
+def use_threads(num_threads: int) -> None:
+    """Once: TensorFlow cannot change its threads after its first operation."""
+    import tensorflow as tf
+
+    tf.config.threading.set_intra_op_parallelism_threads(num_threads)
+    tf.config.threading.set_inter_op_parallelism_threads(num_threads)
+
+
+def linear(keras: Any, width: int, activation: str | None = None) -> Any:
+    """A layer that begins as in the DLRM code, so that all arms learn alike."""
+    begin = keras.initializers.RandomNormal(stddev=width**-0.5)
+    return keras.layers.Dense(width, activation, kernel_initializer="glorot_normal", bias_initializer=begin)
 
 
 def build(keras: Any, shape: Shape) -> Any:
@@ -81,7 +98,7 @@ def build(keras: Any, shape: Shape) -> Any:
 
     def mlp(x: Any, widths: tuple[int, ...]) -> Any:
         for width in widths:
-            x = layers.Dense(width, "relu")(x)
+            x = linear(keras, width, "relu")(x)
         return x
 
     if shape.model == "dlrm":
@@ -90,15 +107,15 @@ def build(keras: Any, shape: Shape) -> Any:
         count = shape.num_tables + 1
         pairs = np.flatnonzero(np.tril(np.ones((count, count)), -1))
         dots = ops.take(ops.reshape(ops.matmul(vectors, ops.transpose(vectors, (0, 2, 1))), (-1, count**2)), pairs, 1)
-        return keras.Model([dense, emb], layers.Dense(1)(mlp(layers.Concatenate()([x, dots]), shape.top)))
+        return keras.Model([dense, emb], linear(keras, 1)(mlp(layers.Concatenate()([x, dots]), shape.top)))
     flat = layers.Concatenate()([dense, layers.Flatten()(emb)])
     if shape.model == "dcnv2":
         x = flat
         for _ in range(3):
-            x = flat * layers.Dense(flat.shape[1])(x) + x
-        return keras.Model([dense, emb], layers.Dense(1)(layers.Concatenate()([x, mlp(flat, shape.top)])))
+            x = flat * linear(keras, flat.shape[1])(x) + x
+        return keras.Model([dense, emb], linear(keras, 1)(layers.Concatenate()([x, mlp(flat, shape.top)])))
     first = layers.Input((shape.num_tables, 1))
-    logits = layers.Dense(1)(mlp(flat, shape.top)) + layers.Dense(1)(dense) + ops.sum(first, 1)
+    logits = linear(keras, 1)(mlp(flat, shape.top)) + linear(keras, 1)(dense) + ops.sum(first, 1)
     if shape.model == "deepfm":
         numbers = layers.Reshape((shape.num_dense, 1))(dense)
         vectors = layers.EinsumDense("bnx,nd->bnd", (None, shape.embedding_dim))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import Any
 
 import torch
 
@@ -12,7 +12,7 @@ from headrace.tensors import Batch, KeyedJaggedTensor
 from headrace.training.dense_optimizer import Adagrad, make_dense_optimizer
 from headrace.training.step import TrainingStep
 from headrace.training.threads import use_threads
-from peers.step_work import Shape
+from peers.step_work import RawBatch, Shape, StepCode
 
 __all__ = ["make"]
 
@@ -29,26 +29,33 @@ def model_config(shape: Shape) -> ModelConfig:
     return WideDeepConfig(kind="wide_deep", embedding_dim=dim, deep=shape.top)
 
 
-def make(shape: Shape, *, precision: str) -> tuple[list[Batch], Callable[[Batch], float]]:
-    """Batches, and a step that returns the loss before it."""
+def spaces(shape: Shape) -> dict[str, Any]:
+    """The embeddings' section of a job file: a table a feature, ids are its rows."""
+    default = {"kind": "direct", "optimizer": {"kind": "rowwise_adagrad", "lr": 0.01}}
+    sizes = zip(shape.names, shape.table_rows, strict=True)
+    return {"default": default, "spaces": {name: {"num_embeddings": num_rows} for name, num_rows in sizes}}
+
+
+def make(shape: Shape, *, precision: str) -> StepCode:
+    """The model with its optimizers."""
     use_threads(shape.threads)
-    optimizer = {"kind": "rowwise_adagrad", "lr": 0.01}
-    table = {"kind": "direct", "num_embeddings": shape.num_embeddings, "optimizer": optimizer}
     model = build_model(
         model_config(shape),
         num_dense=shape.num_dense,
         sparse_keys=shape.names,
         num_labels=1,
-        embeddings=EmbeddingsConfig.from_dict({"default": table}, where="bench"),
+        embeddings=EmbeddingsConfig.from_dict(spaces(shape), where="bench"),
         seed=shape.seed,
     )
     dense_optimizer = make_dense_optimizer(Adagrad(kind="adagrad", lr=0.01), model.parameters())
     step = TrainingStep(model, dense_optimizer)
-    batches = []
-    for raw in shape.batches():
+
+    def prepare(raw: RawBatch) -> Batch:
         offsets = torch.from_numpy(raw.offsets)
         lengths = (offsets[1:] - offsets[:-1]).to(torch.int32)
-        group = KeyedJaggedTensor(tuple(shape.names), torch.from_numpy(raw.ids), lengths, offsets, shape.batch_size)
-        rows = torch.arange(shape.batch_size)
-        batches.append(Batch(torch.from_numpy(raw.dense), (group,), torch.from_numpy(raw.labels)[:, None], rows))
-    return batches, lambda batch: step(batch).loss
+        num_rows = len(raw.labels)
+        group = KeyedJaggedTensor(tuple(shape.names), torch.from_numpy(raw.ids), lengths, offsets, num_rows)
+        labels = torch.from_numpy(raw.labels)[:, None]
+        return Batch(torch.from_numpy(raw.dense), (group,), labels, torch.arange(num_rows))
+
+    return StepCode(prepare, lambda batch: step(batch).loss)

@@ -8,14 +8,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from peers.step_work import RawBatch, Shape
+from peers.step_work import RawBatch, Shape, StepCode
 
 __all__ = ["make"]
 
@@ -27,11 +27,11 @@ class Tables(nn.Module):
 
     def __init__(self, shape: Shape) -> None:
         super().__init__()
-        self.bags = nn.ModuleList(bag(shape, shape.num_embeddings) for _ in range(shape.num_tables))
+        self.bags = nn.ModuleList(bag(shape, (num_rows,)) for num_rows in shape.table_rows)
 
     def prepare(self, raw: RawBatch, shape: Shape) -> Any:
         ids, offsets = torch.from_numpy(raw.ids), torch.from_numpy(raw.offsets)
-        size, parts = shape.batch_size, []
+        size, parts = len(raw.labels), []
         for at in range(shape.num_tables):
             own = offsets[at * size : (at + 1) * size + 1]
             parts.append((ids[own[0] : own[-1]].clone(), (own[:-1] - own[0]).clone()))
@@ -47,17 +47,18 @@ class OneTable(nn.Module):
     def __init__(self, shape: Shape) -> None:
         super().__init__()
         self.shape = shape
-        self.bag = bag(shape, shape.num_embeddings * shape.num_tables)
+        self.bag = bag(shape, shape.table_rows)
+        self.first = torch.from_numpy(shape.first_rows)
 
     def prepare(self, raw: RawBatch, shape: Shape) -> Any:
         offsets = torch.from_numpy(raw.offsets)
-        counts = offsets[shape.batch_size :: shape.batch_size] - offsets[: -1 : shape.batch_size]
-        first = torch.arange(shape.num_tables) * shape.num_embeddings
-        return torch.from_numpy(raw.ids) + torch.repeat_interleave(first, counts), offsets[:-1].clone()
+        size = len(raw.labels)
+        counts = offsets[size::size] - offsets[:-1:size]
+        return torch.from_numpy(raw.ids) + torch.repeat_interleave(self.first, counts), offsets[:-1].clone()
 
     def forward(self, parts: Any) -> Tensor:
         out = self.bag(*parts)
-        return out.view(self.shape.num_tables, self.shape.batch_size, -1).transpose(0, 1)
+        return out.view(self.shape.num_tables, -1, self.shape.embedding_dim).transpose(0, 1)
 
 
 class Fbgemm(nn.Module):
@@ -75,13 +76,13 @@ class Fbgemm(nn.Module):
         place = (EmbeddingLocation.HOST, ComputeDevice.CPU)
         self.shape = shape
         self.tables = SplitTableBatchedEmbeddingBagsCodegen(
-            [(shape.num_embeddings, shape.embedding_dim, *place)] * shape.num_tables,
+            [(num_rows, shape.embedding_dim, *place) for num_rows in shape.table_rows],
             optimizer=EmbOptimType.EXACT_ROWWISE_ADAGRAD,
             learning_rate=LR,
             eps=1e-10,
         )
-        scale = shape.num_embeddings**-0.5
-        self.tables.init_embedding_weights_uniform(-scale, scale)
+        for weights, num_rows in zip(self.tables.split_embedding_weights(), shape.table_rows, strict=True):
+            weights.uniform_(-(num_rows**-0.5), num_rows**-0.5)
 
     def prepare(self, raw: RawBatch, shape: Shape) -> Any:
         return torch.from_numpy(raw.ids), torch.from_numpy(raw.offsets)
@@ -90,11 +91,11 @@ class Fbgemm(nn.Module):
         return self.tables(*parts).view(-1, self.shape.num_tables, self.shape.embedding_dim)
 
 
-def bag(shape: Shape, num_embeddings: int) -> nn.EmbeddingBag:
-    """A sum-pooled table that begins as in the DLRM code."""
-    made = nn.EmbeddingBag(num_embeddings, shape.embedding_dim, mode="sum", sparse=True)
-    scale = shape.num_embeddings**-0.5
-    nn.init.uniform_(made.weight, -scale, scale)
+def bag(shape: Shape, tables: Sequence[int]) -> nn.EmbeddingBag:
+    """Tables of so many rows one behind the other, sum-pooled, which begin as in the DLRM code."""
+    made = nn.EmbeddingBag(sum(tables), shape.embedding_dim, mode="sum", sparse=True)
+    for weights, num_rows in zip(made.weight.detach().split(list(tables)), tables, strict=True):
+        weights.uniform_(-(num_rows**-0.5), num_rows**-0.5)
     return made
 
 
@@ -105,6 +106,13 @@ def mlp(num_in: int, widths: tuple[int, ...]) -> nn.Sequential:
         layers += [nn.Linear(num_in, width), nn.ReLU()]
         num_in = width
     return nn.Sequential(*layers)
+
+
+def begin(module: nn.Module) -> None:
+    """First values of linear layers as in the DLRM code, so that all arms learn alike."""
+    if isinstance(module, nn.Linear):
+        nn.init.normal_(module.weight, 0, (2 / sum(module.weight.shape)) ** 0.5)
+        nn.init.normal_(module.bias, 0, module.out_features**-0.5)
 
 
 class DLRM(nn.Module):
@@ -192,8 +200,8 @@ EMBEDDINGS = {"tables": Tables, "one_table": OneTable, "fbgemm": Fbgemm}
 MODELS = {"dlrm": DLRM, "dcnv2": DCNv2, "deepfm": DeepFM, "wide_deep": WideDeep}
 
 
-def make(shape: Shape, *, embeddings: str, bf16: bool, compiled: bool = False) -> tuple[list[Any], Callable]:
-    """Batches, and a step that returns the loss before it."""
+def make(shape: Shape, *, embeddings: str, bf16: bool, compiled: bool = False) -> StepCode:
+    """The model with its optimizers."""
     torch.set_num_threads(shape.threads)
     torch.manual_seed(shape.seed)
     spaces = [EMBEDDINGS[embeddings](shape)]
@@ -204,14 +212,16 @@ def make(shape: Shape, *, embeddings: str, bf16: bool, compiled: bool = False) -
         dim = 4 if embeddings == "fbgemm" else 1
         spaces.append(EMBEDDINGS[embeddings](replace(shape, embedding_dim=dim)))
     model = TorchRecDLRM(shape) if (shape.model, embeddings) == ("dlrm", "fbgemm") else MODELS[shape.model](shape)
+    model.apply(begin)
     dense_optimizer = torch.optim.Adagrad(model.parameters(), lr=LR)
     forward = torch.compile(model) if compiled else model
     rows = [p for space in spaces for p in space.parameters()] if embeddings != "fbgemm" else []
     row_optimizer = torch.optim.Adagrad(rows, lr=LR) if rows else None
-    batches = [
-        (torch.from_numpy(raw.dense), spaces[0].prepare(raw, shape), torch.from_numpy(raw.labels)[:, None])
-        for raw in shape.batches()
-    ]
+
+    def prepare(raw: RawBatch) -> Any:
+        labels = torch.from_numpy(raw.labels)[:, None]
+        return torch.from_numpy(raw.dense), spaces[0].prepare(raw, shape), labels
+
     loss_of = nn.functional.binary_cross_entropy_with_logits
 
     def step(batch: Any) -> float:
@@ -229,4 +239,9 @@ def make(shape: Shape, *, embeddings: str, bf16: bool, compiled: bool = False) -
             row_optimizer.zero_grad()
         return loss.item()
 
-    return batches, step
+    def save(path: str) -> None:
+        modules = [model, *spaces]
+        optimizers = [dense_optimizer] if row_optimizer is None else [dense_optimizer, row_optimizer]
+        torch.save([each.state_dict() for each in (*modules, *optimizers)], path)
+
+    return StepCode(prepare, step, save)

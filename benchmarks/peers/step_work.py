@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from typing import Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["RawBatch", "Shape"]
+__all__ = ["RawBatch", "Shape", "StepCode"]
 
 NUM_BATCHES = 16
 
@@ -32,6 +32,20 @@ class RawBatch:
     labels: NDArray[np.float32]
 
 
+class StepCode(NamedTuple):
+    """A model that trains, as an arm gives it.
+
+    Attributes:
+        prepare: What the library wants of a batch; not part of the step.
+        run: Trains on a prepared batch and returns the loss before it.
+        save: Writes parameters and optimizer state to a path; None for ours, whose jobs write checkpoints themselves.
+    """
+
+    prepare: Callable[[RawBatch], Any]
+    run: Callable[[Any], float]
+    save: Callable[[str], None] | None = None
+
+
 @dataclass(frozen=True)
 class Shape:
     """A model and its data; the defaults are a DLRM in the shape of the Criteo logs.
@@ -40,7 +54,7 @@ class Shape:
         model: dlrm, dcnv2, deepfm or wide_deep.
         batch_size: Rows B of a step.
         num_tables: Tables, one a feature.
-        num_embeddings: Rows of each table.
+        num_embeddings: Rows of each table, unless `sizes` gives them table by table.
         embedding_dim: Numbers of a row.
         num_dense: Dense features.
         bottom: Hidden widths of DLRM's bottom MLP.
@@ -49,6 +63,7 @@ class Shape:
         mean_length: Mean ids of a bag: 1 for single ids, else lengths are uniform in [0, 2 * mean].
         threads: Threads of the step.
         seed: Of values and batches.
+        sizes: Rows of each table.
     """
 
     model: str = "dlrm"
@@ -63,6 +78,7 @@ class Shape:
     mean_length: int = 1
     threads: int = 2
     seed: int = 0
+    sizes: tuple[int, ...] = ()
 
     def to_json(self) -> str:
         """One line for a process's command line."""
@@ -80,9 +96,19 @@ class Shape:
         return [f"id_{at}" for at in range(self.num_tables)]
 
     @property
+    def table_rows(self) -> tuple[int, ...]:
+        """Rows of each table."""
+        return self.sizes or (self.num_embeddings,) * self.num_tables
+
+    @property
+    def first_rows(self) -> NDArray[np.int64]:
+        """Where each table begins when all lie one behind the other."""
+        return np.concatenate([[0], np.cumsum(self.table_rows)])[:-1]
+
+    @property
     def table_bytes(self) -> int:
         """Bytes of all rows in float32."""
-        return self.num_tables * self.num_embeddings * self.embedding_dim * 4
+        return sum(self.table_rows) * self.embedding_dim * 4
 
     def batches(self) -> Iterator[RawBatch]:
         """The batches that all arms go through again and again."""

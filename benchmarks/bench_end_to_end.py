@@ -1,0 +1,77 @@
+"""Whole incremental jobs, from Parquet on disk to a written checkpoint: ours, and the peers' best loaders and steps.
+
+A DLRM (26 tables of 1,009 to 1,000,003 rows x 16, bottom 512-256-16, top 512-256-1, batches of 4096) goes once over
+logs in Criteo's shape. Every arm runs in a process of its own, which has made one job before the first that counts; a
+job begins with nothing and ends when parameters and optimizer state are on disk, synced. The loss is the mean over all
+rows, each predicted before it is trained on: arms train the same model on the same rows, so it must agree.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import statistics
+import sys
+from contextlib import ExitStack
+
+import harness
+from peers.data import make_logs
+from peers.job_arms import JOBS, SHAPE
+from peers.processes import ArmFailed, Process
+
+CASE = "Criteo's shape"
+METRIC = "rows per second"
+LOSS = "log loss over the pass"
+GOAL = 3.0
+
+
+def main() -> None:
+    options = harness.options("bench_end_to_end", __doc__, rows=0, rounds=0)
+    logs = make_logs(options.rows or (131_072 if options.quick else 1_048_576))
+    report = harness.Report("bench_end_to_end", notes={"rows": logs.num_rows})
+    use = harness.CpuUse()
+    with ExitStack() as stack:
+        processes: dict[str, Process] = {}
+        for name, arm in JOBS.items():
+            if options.quick and not arm.quick:
+                continue
+            if importlib.util.find_spec(arm.package) is None:
+                print(f"skipped: {name}: {arm.package} is not installed", file=sys.stderr)
+                continue
+            process = stack.enter_context(
+                Process("peers.job_arms", name, str(logs.folder), str(logs.num_rows), SHAPE.to_json())
+            )
+            try:
+                process.ask("time")
+            except ArmFailed as error:
+                print(f"skipped: {name}: {error}", file=sys.stderr)
+                continue
+            processes[name] = process
+        answers: dict[str, list[dict[str, float]]] = {name: [] for name in processes}
+
+        def turn(name: str) -> None:
+            answers[name].append(processes[name].ask("time"))
+
+        turns = {name: lambda name=name: turn(name) for name in processes}
+        rounds = options.rounds or (2 if options.quick else 5)
+        harness.interleave(turns, rounds=rounds, warm_up=0)
+    for name, found in answers.items():
+        report.add(CASE, name, METRIC, "rows/s", [each["rows"] / each["seconds"] for each in found])
+        report.add(CASE, name, LOSS, "", [statistics.median(each["loss"] for each in found)])
+        report.add(CASE, name, "checkpoint", "MB", [found[-1]["checkpoint_bytes"] / 1e6])
+    ours = next(iter(answers))
+    report.compare(CASE, ours, METRIC)
+    best = min(report.ratios, key=lambda ratio: ratio.value)
+    report.notes["cpus_of_others"] = round(use.elapsed()[1], 2)
+    report.notes["goals"] = [
+        {
+            "what": f"{CASE}: times the best peer ({best.against})",
+            "wanted": f"{GOAL:g}x",
+            "reached": f"{best.value:.2f}x",
+            "met": best.value >= GOAL,
+        }
+    ]
+    report.finish(options)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,183 @@
+"""Whole jobs: Parquet on disk in, a written checkpoint out, by the libraries' loaders and steps.
+
+`python -m peers.job_arms ARM FOLDER ROWS SHAPE`, then lines on its input:
+
+    time        a job from nothing: {"seconds", "rows", "loss", "checkpoint_bytes"}
+
+A job builds its model, goes once over the logs, trains on every row and writes parameters and optimizer state to disk
+(with fsync). Its loss is the mean over all rows of the loss before each step: no row was seen before it is predicted.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from peers.data import Logs
+from peers.step_work import RawBatch, Shape
+from peers.work import RANGES, SCHEMA, config
+
+__all__ = ["JOBS", "SHAPE", "JobArm"]
+
+SHAPE = Shape(sizes=RANGES)
+
+
+@dataclass(frozen=True)
+class JobArm:
+    """A loader with a step.
+
+    Attributes:
+        name: As shown.
+        package: That must be installed.
+        loader: Module and function of this package that read, and their settings; None for our own job.
+        step: Module of this package that trains, and its settings.
+        quick: Whether it takes part with `--quick`.
+    """
+
+    name: str
+    package: str = "torch"
+    loader: tuple[str, str, dict[str, Any]] | None = None
+    step: tuple[str, dict[str, Any]] = ("", {})
+    quick: bool = True
+
+
+_ONE_TABLE = ("step_torch", {"embeddings": "one_table", "bf16": True})
+_FBGEMM = ("step_torch", {"embeddings": "fbgemm", "bf16": True})
+JOBS = {
+    arm.name: arm
+    for arm in (
+        JobArm("headrace train"),
+        JobArm(
+            "DataLoader, 2 workers + torch, a table a feature, fp32",
+            "torch",
+            ("torch_loaders", "dataloader", {"workers": 2}),
+            ("step_torch", {"embeddings": "tables", "bf16": False}),
+        ),
+        JobArm(
+            "DataLoader, 1 worker + torch, one table, bf16",
+            "torch",
+            ("torch_loaders", "dataloader", {"workers": 1}),
+            _ONE_TABLE,
+        ),
+        JobArm(
+            "DataLoader, 0 workers + torchrec, FBGEMM, bf16",
+            "fbgemm_gpu",
+            ("torch_loaders", "dataloader", {"workers": 0}),
+            _FBGEMM,
+            quick=False,
+        ),
+        JobArm(
+            "DataLoader, 1 worker + torchrec, FBGEMM, bf16",
+            "fbgemm_gpu",
+            ("torch_loaders", "dataloader", {"workers": 1}),
+            _FBGEMM,
+        ),
+        JobArm(
+            "torchdata nodes, 1 thread + torchrec, FBGEMM, bf16",
+            "fbgemm_gpu",
+            ("torch_loaders", "nodes", {"workers": 1}),
+            _FBGEMM,
+            quick=False,
+        ),
+        JobArm(
+            "tf.data, AUTOTUNE + Keras, bf16",
+            "tensorflow",
+            ("tfdata", "from_generator", {"rows": 4096}),
+            ("step_keras", {"bf16": True}),
+        ),
+        JobArm(
+            "tf.data, AUTOTUNE + Keras, fp32",
+            "tensorflow",
+            ("tfdata", "from_generator", {"rows": 4096}),
+            ("step_keras", {"bf16": False}),
+            quick=False,
+        ),
+    )
+}
+
+
+def peer_job(arm: JobArm, logs: Logs, shape: Shape, target: Path) -> tuple[float, int]:
+    """One pass with a peer's loader and step; returns the mean loss and the rows."""
+    assert arm.loader is not None
+    module, function, settings = arm.loader
+    start: Callable[[], Any] = getattr(import_module(f"peers.{module}"), function)(logs, "modulo", **settings)
+    code = import_module(f"peers.{arm.step[0]}").make(shape, **arm.step[1])
+    total, rows = 0.0, 0
+    for batch in start():
+        ids = np.asarray(batch.ids)
+        ids = ids if ids.shape[0] == shape.num_tables else ids.T
+        labels = np.asarray(batch.labels)
+        offsets = np.arange(ids.size + 1)
+        raw = RawBatch(np.ascontiguousarray(batch.dense), np.ascontiguousarray(ids).reshape(-1), offsets, labels)
+        total += code.run(code.prepare(raw)) * len(labels)
+        rows += len(labels)
+    assert code.save is not None
+    code.save(str(target / "checkpoint"))
+    for path in target.rglob("*"):
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+    return total / rows, rows
+
+
+def our_job(logs: Logs, shape: Shape, target: Path) -> tuple[float, int]:
+    """The same with a job file; checkpoints are atomic, with checksums."""
+    from headrace.training import JobConfig, Trainer
+    from peers.step_ours import model_config, spaces
+
+    job = JobConfig.from_dict(
+        {
+            "run": str(target),
+            "data": {"path": str(logs.folder), "schema": SCHEMA | {"labels": [{"name": "label", "allowed": [0, 1]}]}},
+            "features": config("modulo"),
+            "embeddings": spaces(shape),
+            "model": model_config(shape).model_dump(),
+            "training": {"batch_size": shape.batch_size, "dense_optimizer": {"kind": "adagrad", "lr": 0.01}},
+        },
+        where="bench",
+    )
+    result = Trainer(job.resolve(Path.cwd())).run()
+    (window,) = result.windows
+    return window.scores["label"].log_loss, window.rows.used
+
+
+def main() -> None:
+    name, folder, num_rows, text = sys.argv[1:]
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # libraries may print
+    if name.startswith("tf.data"):
+        import_module("peers.step_keras").use_threads(2)  # before its loader
+    arm, logs, shape = JOBS[name], Logs(Path(folder), int(num_rows)), Shape.from_json(text)
+
+    def job() -> dict[str, float]:
+        target = Path(tempfile.mkdtemp(prefix="headrace-bench-job-"))
+        begin = time.perf_counter()
+        loss, rows = our_job(logs, shape, target) if arm.loader is None else peer_job(arm, logs, shape, target)
+        seconds = time.perf_counter() - begin
+        written = sum(path.stat().st_size for path in target.rglob("*") if path.is_file())
+        shutil.rmtree(target)
+        gc.collect()
+        return {"seconds": seconds, "rows": rows, "loss": loss, "checkpoint_bytes": written}
+
+    def answer(value: Any) -> None:
+        answers.write(json.dumps(value) + "\n")
+        answers.flush()
+
+    answer({"ready": True})
+    for _ in sys.stdin:
+        answer(job())
+
+
+if __name__ == "__main__":
+    main()
