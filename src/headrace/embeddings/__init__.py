@@ -1,6 +1,6 @@
 """Embeddings: ids to rows, rows to pooled vectors, gradients back into the rows that occurred."""
 
-from headrace.embeddings.bags import EmbeddingBags, Lookup, apply_gradients, embedding_bags
+from headrace.embeddings.bags import EmbeddingBags, Lookup, UniquePooled, apply_gradients, embedding_bags
 from headrace.embeddings.config import EmbeddingsConfig, FeatureConfig, TableConfig
 from headrace.embeddings.keys import Keys
 from headrace.embeddings.optimizers import AdagradConfig, AdamConfig, RowWiseAdagradConfig, SGDConfig
@@ -21,6 +21,7 @@ __all__ = [
     "RowWiseAdagradConfig",
     "SGDConfig",
     "TableConfig",
+    "UniquePooled",
     "apply_gradients",
     "embedding_bags",
 ]

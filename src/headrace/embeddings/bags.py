@@ -3,56 +3,42 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from concurrent.futures import Future
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from headrace.embeddings.accumulation import merge_keys
 from headrace.embeddings.config import EmbeddingsConfig
+from headrace.embeddings.gradients import POOL_MAX, POOL_MEAN, POOL_SUM
 from headrace.embeddings.hashing import name_seeds
-from headrace.embeddings.keys import DIRECT, EXACT, HASHED, SpaceLayout, UniqueIds, merge_keys, unique_keys
-from headrace.embeddings.occurrences import POOL_MAX, POOL_MEAN, POOL_SUM, JaggedIds
-from headrace.embeddings.pooling import gather_sequence, pool_bags
+from headrace.embeddings.jagged_ids import Group, JaggedIds, collect_ids
+from headrace.embeddings.keys import DIRECT, EXACT, HASHED, SpaceLayout, UniqueIds, unique_keys
+from headrace.embeddings.lookup import FeatureSet, Lookup
+from headrace.embeddings.pooling import gather_sequence, pool_rows, pool_unique_rows
 from headrace.embeddings.store import EmbeddingStore, LocalStore
 from headrace.embeddings.table import EmbeddingTable
 from headrace.errors import ConfigError, DataError
-from headrace.tensors import KeyedJaggedTensor
 
-__all__ = ["EmbeddingBags", "Lookup", "apply_gradients", "embedding_bags"]
+__all__ = ["EmbeddingBags", "Lookup", "UniquePooled", "apply_gradients", "embedding_bags"]
 
 KINDS = {"direct": DIRECT, "hashed": HASHED, "collisionless": EXACT}
 POOLINGS = {"sum": POOL_SUM, "mean": POOL_MEAN, "max": POOL_MAX}
-NO_WEIGHTS = np.empty(0, dtype=np.float32)
 
 
-@dataclass(eq=False)
-class Lookup:
-    """Unique keys of a batch and their rows, on the way: what one forward pass needs, and nothing of the model.
+class UniquePooled(NamedTuple):
+    """Pooled embeddings of one group of a batch, once per unique row.
 
     Attributes:
-        ids: The ids of the batch.
-        unique: Their unique keys.
-        pulled: The rows float32 [U, dim].
-        learns: Whether gradients are to be collected.
+        feature_names: Features of the group, F_g of them, in the module's order.
+        pooled: float32 [U, F_g, dim], differentiable.
+        inverse: int32 [B], which unique row each row of the batch has; None for a plain group, where U is B.
     """
 
-    ids: JaggedIds
-    unique: UniqueIds
-    pulled: Future[npt.NDArray[np.float32]]
-    learns: bool
-    _rows: Tensor | None = None
-
-    def rows(self) -> Tensor:
-        """The unique rows as a leaf of the autograd graph, float32 [U, dim]; waits until they are here.
-
-        After `backward`, its `grad` holds the gradient of each unique row, duplicates merged.
-        """
-        if self._rows is None:
-            self._rows = torch.from_numpy(self.pulled.result()).requires_grad_(self.learns)
-        return self._rows
+    feature_names: tuple[str, ...]
+    pooled: Tensor
+    inverse: Tensor | None
 
 
 class EmbeddingBags(nn.Module):
@@ -98,67 +84,104 @@ class EmbeddingBags(nn.Module):
         self.spaces = plan.spaces
         self._space_of_feature = np.array(plan.space_of_feature, dtype=np.int64)
         self._poolings = np.array([POOLINGS[pooling] for pooling in plan.poolings], dtype=np.int64)
-        sizes = np.bincount(self._space_of_feature, minlength=len(spaces))
-        self._layout = SpaceLayout(
-            kinds=np.array([KINDS[space.kind] for space in spaces], dtype=np.int64),
-            sizes=np.array([space.num_embeddings for space in spaces], dtype=np.int64),
-            salts=name_seeds(seed, list(plan.spaces), "hash"),
-            feature_starts=np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64),
-            features=np.argsort(self._space_of_feature, kind="stable").astype(np.int64),
-        )
+        self._kinds = np.array([KINDS[space.kind] for space in spaces], dtype=np.int64)
+        self._sizes = np.array([space.num_embeddings for space in spaces], dtype=np.int64)
+        self._salts = name_seeds(seed, list(plan.spaces), "hash")
+        self._feature_sets: dict[tuple[str, ...], FeatureSet] = {}
         self.table = EmbeddingTable(plan.spaces, embedding_dim, seed=seed) if store is None else None
         self.store: EmbeddingStore = LocalStore(self.table) if self.table is not None else store  # type: ignore[assignment]
         self._pending: list[Lookup] = []
 
-    def forward(self, sparse: Sequence[KeyedJaggedTensor]) -> Tensor:
-        """Pooled embeddings float32 [B, F, dim]; see `lookup` for the errors."""
-        return self.pool(self.lookup(sparse))
+    def forward(self, sparse: Sequence[Group], out: Tensor | None = None) -> Tensor:
+        """Pooled embeddings float32 [B, F, dim]; see `lookup` for the errors and `pool` for `out`."""
+        return self.pool(self.lookup(sparse), out)
 
-    def lookup(self, sparse: Sequence[KeyedJaggedTensor]) -> Lookup:
+    def lookup(self, sparse: Sequence[Group], features: Sequence[str] | None = None) -> Lookup:
         """Begin: make ids unique and ask the store for their rows, without waiting for them.
+
+        Ids of inverse-keyed groups are looked up once per unique row, but counted as often as rows have them.
 
         Args:
             sparse: The groups of a batch.
+            features: Names of the features to look up; None for all. Features that share a space belong in one lookup
+                if a key's gradient is to be summed in the same order as without this argument.
 
         Raises:
             DataError: An id is out of range in a direct space; names feature, id and range.
-            ConfigError: A feature is not in the batch, or has weights but max pooling.
+            ConfigError: A feature is not in the batch or not in the module, or has weights but max pooling.
         """
-        ids = self._jagged_ids(sparse)
-        unique = unique_keys(self._layout, ids.values, ids.offsets, ids.stride, ids.columns)
+        chosen = self._feature_set(self.feature_names if features is None else tuple(features))
+        ids = collect_ids(sparse, chosen.names)
+        if len(ids.weights) and POOL_MAX in chosen.poolings:
+            name = chosen.names[int(np.argmax(chosen.poolings == POOL_MAX))]
+            raise ConfigError(f"feature {name}: pooling max with weights, expected sum or mean")
+        unique = unique_keys(chosen.layout, ids)
         if unique.bad_value >= 0:
-            raise self._out_of_range(ids, unique)
+            raise self._out_of_range(chosen, ids, unique)
         learns = self.training and torch.is_grad_enabled()
-        lookup = Lookup(ids, unique, self.store.pull(unique.keys, admit=learns), learns)
+        lookup = Lookup(chosen, ids, unique, self.store.pull(unique.keys, admit=learns), learns)
         if learns:
             self._pending.append(lookup)
         return lookup
 
-    def pool(self, lookup: Lookup) -> Tensor:
-        """Finish: float32 [B, F, dim]."""
-        return pool_bags(lookup.rows(), self._layout, self._poolings, lookup.ids, lookup.unique)
+    def pool(self, lookups: Lookup | Sequence[Lookup], out: Tensor | None = None) -> Tensor:
+        """Finish: float32 [B, F, dim], features in the module's order.
+
+        Args:
+            lookups: One lookup, or several that together have every feature once.
+            out: Where to write: float32 [B, F, dim] on the CPU, the last dimension contiguous, such as a part of a
+                buffer for a model's interaction. The result shares its memory.
+
+        Raises:
+            ValueError: Features are missing or there twice, lookups have different numbers of rows, or `out` does
+                not fit.
+        """
+        parts = (lookups,) if isinstance(lookups, Lookup) else tuple(lookups)
+        names = [name for part in parts for name in part.features.names]
+        if sorted(names) != sorted(self.feature_names):
+            raise ValueError(f"lookups have the features {', '.join(names)}, expected {', '.join(self.feature_names)}")
+        strides = {part.stride for part in parts}
+        if len(strides) > 1:
+            raise ValueError(f"lookups have {' and '.join(map(str, sorted(strides)))} rows, expected the same number")
+        shape = (strides.pop(), len(names), self.embedding_dim)
+        if out is None:
+            out = torch.empty(shape)
+        elif out.shape != shape or out.dtype != torch.float32 or (out.stride(2) != 1 and shape[2] > 1):
+            raise ValueError(
+                f"out is {out.dtype} {list(out.shape)} with strides {list(out.stride())}, "
+                f"expected torch.float32 {list(shape)} with the last dimension contiguous"
+            )
+        return pool_rows(parts, out)
+
+    def pool_unique(self, lookup: Lookup) -> list[UniquePooled]:
+        """Pooled embeddings of each group of the batch, once per unique row, for models that work on unique rows.
+
+        What is computed from `pooled` row by row is expanded by `index_select(0, inverse)` at the end.
+        """
+        return [
+            UniquePooled(
+                tuple(lookup.features.names[feature] for feature in group.features),
+                pooled,
+                None if group.inverse is None else torch.from_numpy(group.inverse),
+            )
+            for group, pooled in zip(lookup.ids.groups, pool_unique_rows(lookup), strict=True)
+        ]
 
     def sequence(self, lookup: Lookup, feature_name: str) -> tuple[Tensor, Tensor]:
         """Rows of a feature's ids one by one, for models that attend over a list.
 
+        In an inverse-keyed group these are the lists of the unique rows; `lookup.inverse_lookup(feature_name)` says
+        which of them each row of the batch has.
+
         Returns:
-            float32 [n, dim] for the n ids of the feature, and offsets int64 [B + 1] into them.
+            float32 [n, dim] for the n ids of the feature, and offsets int64 [B + 1], or [U + 1], into them.
         """
-        ids = lookup.ids
-        column = int(ids.columns[self.feature_names.index(feature_name)])
-        offsets = ids.offsets[column * ids.stride : (column + 1) * ids.stride + 1]
-        first, last = int(offsets[0]), int(offsets[-1])
-        rows = gather_sequence(lookup.rows(), lookup.unique.inverse, first, last)
-        return rows, torch.from_numpy(offsets - first)
+        return gather_sequence(lookup, lookup.features.number(feature_name))
 
     def apply_gradients(self) -> None:
         """Push the gradients of all forward passes since the last call as one step; passes without one are dropped."""
         pending, self._pending = self._pending, []
-        parts = []
-        for lookup in pending:
-            grad = lookup.rows().grad
-            if grad is not None:
-                parts.append((lookup.unique.keys, grad.contiguous().numpy()))
+        parts = [(lookup.keys, lookup.gradient) for lookup in pending if lookup.gradient is not None]
         if parts:
             self.store.push(*merge_keys(parts)).result()
 
@@ -170,29 +193,34 @@ class EmbeddingBags(nn.Module):
         """What `print(model)` shows."""
         return f"features={len(self.feature_names)}, spaces={len(self.spaces)}, dim={self.embedding_dim}"
 
-    def _jagged_ids(self, sparse: Sequence[KeyedJaggedTensor]) -> JaggedIds:
-        group = sparse[0] if len(sparse) == 1 else _join(sparse)
-        places = {key: column for column, key in enumerate(group.keys)}
-        missing = [name for name in self.feature_names if name not in places]
-        if missing:
-            raise ConfigError(f"feature {missing[0]}: not in the batch, which has: {', '.join(group.keys)}")
-        weights = NO_WEIGHTS
-        if group.weights is not None:
-            if POOL_MAX in self._poolings:
-                name = self.feature_names[int(np.argmax(self._poolings == POOL_MAX))]
-                raise ConfigError(f"feature {name}: pooling max with weights, expected sum or mean")
-            weights = group.weights.numpy()
-        columns = np.array([places[name] for name in self.feature_names], dtype=np.int64)
-        return JaggedIds(group.values.numpy(), group.offsets.numpy(), group.stride, columns, weights)
+    def _feature_set(self, names: tuple[str, ...]) -> FeatureSet:
+        """The features of a lookup; the same object for the same names."""
+        if names not in self._feature_sets:
+            unknown = [name for name in names if name not in self.feature_names]
+            if unknown or not names:
+                given = f"feature {unknown[0]}" if unknown else "no features"
+                raise ConfigError(f"lookup: given {given}, expected some of: {', '.join(self.feature_names)}")
+            positions = np.array(sorted({self.feature_names.index(name) for name in names}), dtype=np.int64)
+            spaces = self._space_of_feature[positions]
+            sizes = np.bincount(spaces, minlength=len(self.spaces))
+            layout = SpaceLayout(
+                kinds=self._kinds,
+                sizes=self._sizes,
+                salts=self._salts,
+                feature_starts=np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64),
+                features=np.argsort(spaces, kind="stable").astype(np.int64),
+            )
+            chosen = tuple(self.feature_names[position] for position in positions)
+            self._feature_sets[names] = FeatureSet(chosen, positions, layout, self._poolings[positions])
+        return self._feature_sets[names]
 
-    def _out_of_range(self, ids: JaggedIds, unique: UniqueIds) -> DataError:
-        bag = int(np.searchsorted(ids.offsets, unique.bad_value, side="right")) - 1
-        column, row = divmod(bag, ids.stride)
-        name = self.feature_names[int(np.flatnonzero(ids.columns == column)[0])]
-        size = int(self._layout.sizes[unique.bad_space])
+    def _out_of_range(self, features: FeatureSet, ids: JaggedIds, unique: UniqueIds) -> DataError:
+        position = unique.bad_value
+        feature = int(np.argmax((ids.value_firsts <= position) & (position < ids.value_lasts)))
+        size = int(self._sizes[unique.bad_space])
         return DataError(
-            f"feature {name}: id {ids.values[unique.bad_value]} in row {row} of the batch, "
-            f"expected 0 <= id < {size} (a direct space with num_embeddings: {size})"
+            f"feature {features.names[feature]}: id {ids.values[position]} in row {ids.place_of(position, feature)} "
+            f"of the batch, expected 0 <= id < {size} (a direct space with num_embeddings: {size})"
         )
 
 
@@ -205,17 +233,3 @@ def apply_gradients(model: nn.Module) -> None:
     """`apply_gradients` of all `EmbeddingBags` in a model."""
     for bags in embedding_bags(model).values():
         bags.apply_gradients()
-
-
-def _join(sparse: Sequence[KeyedJaggedTensor]) -> KeyedJaggedTensor:
-    """Several groups as one, so that ids shared between them are made unique together."""
-    weights = None
-    if any(group.weights is not None for group in sparse):
-        parts = [torch.ones(g.values.numel()) if g.weights is None else g.weights for g in sparse]
-        weights = torch.cat(parts)
-    return KeyedJaggedTensor.from_lengths(
-        [key for group in sparse for key in group.keys],
-        torch.cat([group.values for group in sparse]),
-        torch.cat([group.lengths for group in sparse]),
-        weights,
-    )

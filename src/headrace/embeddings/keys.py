@@ -1,13 +1,13 @@
-"""From the id lists of a batch to unique keys: one fused pass over all features and spaces.
+"""From the id lists of a lookup to unique keys: one fused pass over all features and spaces.
 
-Legend: N ids in the batch, B rows, F features, S spaces, U unique keys.
+Legend: N ids, F features, S spaces, U unique keys.
 
 Two rows, features `item` and `history` share the space `items`, `user` has its own::
 
                  row 0     row 1                    spaces = [items, items, items, users, users]
     item          [7]       [9]         keys        ids    = [    7,     9,     5,     1,     2]
     history     [9, 5]       []         ----->      counts = [    1,     2,     1,     1,     1]
-    user          [1]       [2]                     inverse = [0, 1,   1, 2,   3, 4], one entry per id of the batch
+    user          [1]       [2]                     inverse = [0, 1,   1, 2,   3, 4], one entry per id
 
 Keys come grouped by space and, inside a space, in the order of first occurrence (feature by feature, row by row), so
 they depend on the batch alone. Spaces are worked on in parallel, each with a small hash table that stays in cache.
@@ -26,8 +26,9 @@ from headrace.compiling import kernel
 from headrace.embeddings.directory.direct import is_row
 from headrace.embeddings.directory.hashed import hashed_row
 from headrace.embeddings.hashing import mix64
+from headrace.embeddings.jagged_ids import JaggedIds
 
-__all__ = ["DIRECT", "EXACT", "HASHED", "Keys", "SpaceLayout", "merge_keys", "unique_keys"]
+__all__ = ["DIRECT", "EXACT", "HASHED", "Keys", "SpaceLayout", "UniqueIds", "unique_keys"]
 
 DIRECT, HASHED, EXACT = 0, 1, 2
 
@@ -81,7 +82,7 @@ class UniqueIds:
 
     Attributes:
         keys: The unique keys.
-        inverse: int32 [N], the key of each id; undefined for ids of features that are not looked up.
+        inverse: int32 [N], the key of each id that a row of the batch has; undefined for others.
         key_starts: int64 [S + 1], where each space's keys begin.
         bad_value: Position of an id that is out of range in a direct space, or -1.
         bad_space: Its space, where there is one.
@@ -97,15 +98,15 @@ class UniqueIds:
 @kernel(parallel=True)
 def _unique_per_space(
     values: Int64s,
-    offsets: Int64s,
-    stride: int,
-    columns: Int64s,
+    multiplicities: Int32s,
+    value_firsts: Int64s,
+    value_lasts: Int64s,
     feature_starts: Int64s,
     features: Int64s,
     kinds: Int64s,
     sizes: Int64s,
     salts: npt.NDArray[np.uint64],
-    value_starts: Int64s,
+    id_starts: Int64s,
     slot_starts: Int64s,
     slots: Int32s,
     ids: Int64s,
@@ -114,17 +115,22 @@ def _unique_per_space(
     num_keys: Int64s,
     bad_values: Int64s,
 ) -> None:
-    """Space s writes its keys from `value_starts[s]` on and hashes in `slots[slot_starts[s]:slot_starts[s + 1]]`."""
+    """Space s writes its keys from `id_starts[s]` on and hashes in `slots[slot_starts[s]:slot_starts[s + 1]]`."""
+    has_multiplicities = len(multiplicities) > 0
     for s in numba.prange(len(kinds)):
         bad_values[s] = -1
-        first, first_slot = value_starts[s], slot_starts[s]
+        first, first_slot = id_starts[s], slot_starts[s]
         mask = slot_starts[s + 1] - first_slot - 1
         slots[first_slot : slot_starts[s + 1]] = -1
         kind, size, salt = kinds[s], sizes[s], salts[s]
         n = 0
         for j in range(feature_starts[s], feature_starts[s + 1]):
-            column = columns[features[j]]
-            for i in range(offsets[column * stride], offsets[(column + 1) * stride]):
+            f = features[j]
+            for i in range(value_firsts[f], value_lasts[f]):
+                count = multiplicities[i] if has_multiplicities else np.int32(1)
+                if count == 0:  # in a gap between lists, or in a list that no row has
+                    inverse[i] = -1
+                    continue
                 key = values[i]
                 if kind == HASHED:
                     key = hashed_row(key, salt, size)
@@ -142,19 +148,18 @@ def _unique_per_space(
                     slots[first_slot + slot] = u
                     ids[first + u] = key
                     counts[first + u] = 0
-                counts[first + u] += 1
+                counts[first + u] += count
                 inverse[i] = u
         num_keys[s] = n
 
 
 @kernel(parallel=True)
 def _close_gaps(
-    offsets: Int64s,
-    stride: int,
-    columns: Int64s,
+    value_firsts: Int64s,
+    value_lasts: Int64s,
     feature_starts: Int64s,
     features: Int64s,
-    value_starts: Int64s,
+    id_starts: Int64s,
     ids: Int64s,
     counts: Int32s,
     key_starts: Int64s,
@@ -165,51 +170,41 @@ def _close_gaps(
 ) -> None:
     """Moves each space's keys next to the previous space's, and makes `inverse` count over all spaces."""
     for s in numba.prange(len(key_starts) - 1):
-        start, source = key_starts[s], value_starts[s]
+        start, source = key_starts[s], id_starts[s]
         for u in range(key_starts[s + 1] - start):
             all_spaces[start + u] = s
             all_ids[start + u] = ids[source + u]
             all_counts[start + u] = counts[source + u]
         for j in range(feature_starts[s], feature_starts[s + 1]):
-            column = columns[features[j]]
-            for i in range(offsets[column * stride], offsets[(column + 1) * stride]):
-                inverse[i] += start
+            for i in range(value_firsts[features[j]], value_lasts[features[j]]):
+                if inverse[i] >= 0:
+                    inverse[i] += start
 
 
-def unique_keys(layout: SpaceLayout, values: Int64s, offsets: Int64s, stride: int, columns: Int64s) -> UniqueIds:
-    """The unique keys of a batch.
-
-    Args:
-        layout: Of spaces and features.
-        values: int64 [N], ids of all columns.
-        offsets: int64 [columns * stride + 1], as in a `KeyedJaggedTensor`.
-        stride: Rows B.
-        columns: int64 [F], where in the `KeyedJaggedTensor` each feature is.
-    """
-    num_values = (offsets[(columns + 1) * stride] - offsets[columns * stride])[layout.features]
-    value_starts = _starts(np.concatenate([[0], np.cumsum(num_values)])[layout.feature_starts])
-    per_space = np.diff(value_starts)
+def unique_keys(layout: SpaceLayout, ids: JaggedIds) -> UniqueIds:
+    """The unique keys of a lookup."""
+    num_values = (ids.value_lasts - ids.value_firsts)[layout.features]
+    id_starts = _starts(np.concatenate([[0], np.cumsum(num_values)])[layout.feature_starts])
+    per_space = np.diff(id_starts)
     # At most half full, a power of two so that a mask finds the slot.
     slot_starts = _starts(np.concatenate([[0], np.cumsum(2 ** np.ceil(np.log2(2 * np.maximum(per_space, 1))))]))
-    total, num_spaces = int(value_starts[-1]), len(layout.kinds)
-    ids, counts = np.empty(total, dtype=np.int64), np.empty(total, dtype=np.int32)
+    total, num_spaces = int(id_starts[-1]), len(layout.kinds)
+    found, counts = np.empty(total, dtype=np.int64), np.empty(total, dtype=np.int32)
     slots = np.empty(int(slot_starts[-1]), dtype=np.int32)
-    inverse = np.empty(len(values), dtype=np.int32)
+    inverse = np.empty(len(ids.values), dtype=np.int32)
     num_keys, bad_values = np.empty(num_spaces, dtype=np.int64), np.empty(num_spaces, dtype=np.int64)
+    ranges = ids.value_firsts, ids.value_lasts, layout.feature_starts, layout.features
     _unique_per_space(
-        values,
-        offsets,
-        stride,
-        columns,
-        layout.feature_starts,
-        layout.features,
+        ids.values,
+        ids.multiplicities,
+        *ranges,
         layout.kinds,
         layout.sizes,
         layout.salts,
-        value_starts,
+        id_starts,
         slot_starts,
         slots,
-        ids,
+        found,
         counts,
         inverse,
         num_keys,
@@ -218,49 +213,9 @@ def unique_keys(layout: SpaceLayout, values: Int64s, offsets: Int64s, stride: in
     key_starts = _starts(np.concatenate([[0], np.cumsum(num_keys)]))
     num_unique = int(key_starts[-1])
     keys = Keys(np.empty(num_unique, np.int32), np.empty(num_unique, np.int64), np.empty(num_unique, np.int32))
-    _close_gaps(
-        offsets,
-        stride,
-        columns,
-        layout.feature_starts,
-        layout.features,
-        value_starts,
-        ids,
-        counts,
-        key_starts,
-        inverse,
-        keys.spaces,
-        keys.ids,
-        keys.counts,
-    )
+    _close_gaps(*ranges, id_starts, found, counts, key_starts, inverse, keys.spaces, keys.ids, keys.counts)
     bad = int(np.argmax(bad_values >= 0))
     return UniqueIds(keys, inverse, key_starts, int(bad_values[bad]), bad)
-
-
-def merge_keys(
-    parts: list[tuple[Keys, npt.NDArray[np.float32]]],
-) -> tuple[Keys, npt.NDArray[np.float32]]:
-    """Merges keys and gradients [U, dim] of several lookups (accumulated micro-batches) into unique keys and sums."""
-    if len(parts) == 1:
-        return parts[0]
-    pairs = np.stack(
-        [
-            np.concatenate([keys.spaces.astype(np.int64) for keys, _ in parts]),
-            np.concatenate([keys.ids for keys, _ in parts]),
-        ],
-        axis=1,
-    )
-    unique, inverse = np.unique(pairs, axis=0, return_inverse=True)
-    inverse = inverse.reshape(-1)
-    gradients = np.zeros((len(unique), parts[0][1].shape[1]), dtype=np.float32)
-    counts = np.zeros(len(unique), dtype=np.int32)
-    start = 0
-    for keys, gradient in parts:
-        where = inverse[start : start + len(keys)]  # each key once, so plain indexing adds all of them
-        gradients[where] += gradient
-        counts[where] += keys.counts
-        start += len(keys)
-    return Keys(unique[:, 0].astype(np.int32), np.ascontiguousarray(unique[:, 1]), counts), gradients
 
 
 def _starts(values: npt.NDArray[Any]) -> Int64s:

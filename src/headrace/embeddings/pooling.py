@@ -1,10 +1,14 @@
-"""Pooling of unique rows into bags, and its backward: a sum per unique row, in an order no thread count can change.
+"""Pooling of unique rows into bags, as operations of the autograd graph.
 
-Legend: N ids, B rows, F features, U unique keys, D dimension; bag `b * F + f` is feature f of row b.
+Legend: N ids, B rows, F features, U unique keys, V unique rows of a group, D dimension.
+
+The rows themselves are no tensors of the graph, because their gradient is sparse: an operation's backward hands it to
+the lookup, and an empty tensor, the anchor, is there so that the graph leads to it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numba
@@ -14,36 +18,54 @@ import torch
 from torch import Tensor
 
 from headrace.compiling import kernel
-from headrace.embeddings.keys import SpaceLayout, UniqueIds
-from headrace.embeddings.occurrences import POOL_MAX, POOL_MEAN, JaggedIds, Occurrences, find_occurrences
+from headrace.embeddings.gradients import (
+    POOL_MAX,
+    POOL_MEAN,
+    BagGradients,
+    flat,
+    sum_bags,
+    sum_sequence,
+    sum_unique_rows,
+)
+from headrace.embeddings.lookup import Lookup
 
-__all__ = ["gather_sequence", "pool_bags"]
+__all__ = ["gather_sequence", "pool_rows", "pool_unique_rows"]
 
 Float32s = npt.NDArray[np.float32]
 Int64s = npt.NDArray[np.int64]
 Int32s = npt.NDArray[np.int32]
+U64 = np.uint64
 
-CHUNKS_PER_THREAD = 4  # parts of the backward sum; more than threads, so that a slow thread does not hold up the rest
+EVERY_BAG = np.empty(0, dtype=np.int64)  # bag k goes to row k
 
 
 @kernel(parallel=True)
 def _pool(
     rows: Float32s,
     inverse: Int32s,
-    offsets: Int64s,
-    stride: int,
-    columns: Int64s,
+    firsts: Int64s,
+    lasts: Int64s,
+    bag_starts: Int64s,
+    num_bags: int,
     weights: Float32s,
     poolings: Int64s,
+    targets: Int64s,
     out: Float32s,
+    row_stride: int,
+    column_stride: int,
+    columns: Int64s,
 ) -> None:
-    """Sums or means of rows [U, D] into out [B, F, D], in the order of each list; leaves max features at zero."""
-    num_features, dim = len(columns), rows.shape[1]
-    for b in numba.prange(stride):
-        for f in range(num_features):
-            first, last = offsets[columns[f] * stride + b], offsets[columns[f] * stride + b + 1]
+    """Sums or means of rows [U, D], in the order of each list; bags of max features become zeros."""
+    dim = rows.shape[1]
+    for k in numba.prange(num_bags):
+        target = targets[k] if len(targets) > 0 else k
+        if target < 0:  # a unique row that no row has
+            continue
+        for f in range(len(bag_starts)):
+            first, last = firsts[bag_starts[f] + k], lasts[bag_starts[f] + k]
+            at = U64(target * row_stride + columns[f] * column_stride)
             for d in range(dim):
-                out[b, f, d] = 0.0
+                out[at + U64(d)] = 0.0
             if poolings[f] == POOL_MAX:
                 continue
             divisor = np.float32(last - first) if poolings[f] == POOL_MEAN else np.float32(1.0)
@@ -51,143 +73,225 @@ def _pool(
                 u = inverse[i]
                 scale = (weights[i] if len(weights) > 0 else np.float32(1.0)) / divisor
                 for d in range(dim):
-                    out[b, f, d] += scale * rows[u, d]
+                    out[at + U64(d)] += scale * rows[u, d]
 
 
 @kernel(parallel=True)
 def _pool_max(
     rows: Float32s,
     inverse: Int32s,
-    offsets: Int64s,
-    stride: int,
-    columns: Int64s,
+    firsts: Int64s,
+    lasts: Int64s,
+    bag_starts: Int64s,
+    num_bags: int,
     poolings: Int64s,
+    targets: Int64s,
     out: Float32s,
+    row_stride: int,
+    column_stride: int,
+    columns: Int64s,
     winners: Int32s,
 ) -> None:
-    """Element-wise maxima of max features into out [B, F, D]; winners int32 [B * F, D] are positions of ids, or -1."""
-    num_features, dim = len(columns), rows.shape[1]
-    for b in numba.prange(stride):
-        for f in range(num_features):
-            if poolings[f] == POOL_MAX:
-                bag = b * num_features + f
+    """Element-wise maxima of the bags of max features, and the positions of the ids they come from, or -1."""
+    dim = rows.shape[1]
+    for k in numba.prange(num_bags):
+        target = targets[k] if len(targets) > 0 else k
+        for f in range(len(bag_starts)):
+            if poolings[f] != POOL_MAX or target < 0:
+                continue
+            bag = bag_starts[f] + k
+            at = U64(target * row_stride + columns[f] * column_stride)
+            for d in range(dim):
+                winners[bag, d] = -1
+            for i in range(firsts[bag], lasts[bag]):
+                u = inverse[i]
                 for d in range(dim):
-                    winners[bag, d] = -1
-                for i in range(offsets[columns[f] * stride + b], offsets[columns[f] * stride + b + 1]):
-                    for d in range(dim):
-                        if winners[bag, d] < 0 or rows[inverse[i], d] > out[b, f, d]:
-                            out[b, f, d] = rows[inverse[i], d]
-                            winners[bag, d] = i
+                    if winners[bag, d] < 0 or rows[u, d] > out[at + U64(d)]:
+                        out[at + U64(d)] = rows[u, d]
+                        winners[bag, d] = i
 
 
 @kernel(parallel=True)
-def _sum_per_key(
-    grads: Float32s,
-    starts: Int64s,
-    bags: Int32s,
-    values: Int32s,
-    scales: Float32s,
-    poolings: Int64s,
-    winners: Int32s,
-    chunks: Int64s,
-    out: Float32s,
+def _repeat_rows(
+    inverse: Int32s, targets: Int64s, columns: Int64s, out: Float32s, row_stride: int, column_stride: int, dim: int
 ) -> None:
-    """out[u] = sum of the gradients [B * F, D] of the bags it went into; each key wholly within one chunk of keys."""
-    dim = out.shape[1]
-    for c in numba.prange(len(chunks) - 1):
-        for u in range(chunks[c], chunks[c + 1]):
+    """Each row's features from the row in which its unique row was pooled."""
+    for b in numba.prange(len(inverse)):
+        source = targets[inverse[b]]
+        if source == b:
+            continue
+        for f in range(len(columns)):
+            start = U64(source * row_stride + columns[f] * column_stride)
+            to = U64(b * row_stride + columns[f] * column_stride)
             for d in range(dim):
-                out[u, d] = 0.0
-            for o in range(starts[u], starts[u + 1]):
-                bag = bags[o]
-                if poolings[bag % len(poolings)] == POOL_MAX:
-                    for d in range(dim):
-                        if winners[bag, d] == values[o]:
-                            out[u, d] += grads[bag, d]
-                else:
-                    scale = scales[o]
-                    for d in range(dim):
-                        out[u, d] += scale * grads[bag, d]
+                out[to + U64(d)] = out[start + U64(d)]
 
 
 @kernel()
-def _add_per_value(grads: Float32s, inverse: Int32s, first: int, out: Float32s) -> None:
-    for i in range(grads.shape[0]):
-        for d in range(grads.shape[1]):
-            out[inverse[first + i], d] += grads[i, d]
+def _first_rows(inverse: Int32s, num_unique: int) -> Int64s:
+    """The first row that has each unique row, -1 where none has."""
+    found = np.full(num_unique, -1, dtype=np.int64)
+    for b in range(len(inverse) - 1, -1, -1):
+        found[inverse[b]] = b
+    return found
 
 
-class _PoolBags(torch.autograd.Function):
+@kernel()
+def _positions(firsts: Int64s, lasts: Int64s) -> tuple[Int64s, Int64s]:
+    """Positions of all ids of some bags, bag by bag, and where each bag begins among them."""
+    offsets = np.zeros(len(firsts) + 1, dtype=np.int64)
+    for k in range(len(firsts)):
+        offsets[k + 1] = offsets[k] + lasts[k] - firsts[k]
+    positions = np.empty(offsets[-1], dtype=np.int64)
+    for k in range(len(firsts)):
+        for i in range(lasts[k] - firsts[k]):
+            positions[offsets[k] + i] = firsts[k] + i
+    return positions, offsets
+
+
+def _pool_group(lookup: Lookup, group: int, targets: Int64s, columns: Int64s, out: Float32s, winners: Int32s) -> None:
+    """Pools the bags of one group of a lookup into rows `targets` and some columns of out [rows, columns, D]."""
+    bags, ids = lookup.ids.groups[group], lookup.ids
+    where = (lookup.rows(), lookup.unique.inverse, ids.firsts, ids.lasts, ids.bag_starts[bags.features], bags.num_bags)
+    poolings = lookup.features.poolings[bags.features]
+    flat_out, row_stride, column_stride = flat(out)
+    _pool(*where, ids.weights, poolings, targets, flat_out, row_stride, column_stride, columns)
+    if (poolings == POOL_MAX).any():
+        _pool_max(*where, poolings, targets, flat_out, row_stride, column_stride, columns, winners)
+
+
+def _winners(lookup: Lookup, dim: int) -> Int32s:
+    has_max = bool((lookup.features.poolings == POOL_MAX).any())
+    return np.empty((len(lookup.ids.firsts) if has_max else 0, dim), dtype=np.int32)
+
+
+class _PoolRows(torch.autograd.Function):
+    """One output for several lookups, so that its gradient can be read where it lies."""
+
     @staticmethod
-    def forward(
-        ctx: Any, rows_UD: Tensor, layout: SpaceLayout, poolings: Int64s, ids: JaggedIds, unique: UniqueIds
-    ) -> Tensor:
-        rows = rows_UD.detach().numpy()
-        num_features = len(ids.columns)
-        out = np.empty((ids.stride, num_features, rows.shape[1]), dtype=np.float32)
-        where = (unique.inverse, ids.offsets, ids.stride, ids.columns)
-        _pool(rows, *where, ids.weights, poolings, out)
-        has_max = bool((poolings == POOL_MAX).any())
-        winners = np.empty((ids.stride * num_features if has_max else 0, rows.shape[1]), dtype=np.int32)
-        if has_max:
-            _pool_max(rows, *where, poolings, out, winners)
-        ctx.parts = layout, poolings, ids, unique, winners
-        return torch.from_numpy(out)
+    def forward(ctx: Any, anchor: Tensor, lookups: Sequence[Lookup], out_BFD: Float32s) -> Tensor:
+        ctx.lookups, ctx.winners = lookups, []
+        for lookup in lookups:
+            winners = _winners(lookup, out_BFD.shape[2])
+            ctx.winners.append(winners)
+            for number, group in enumerate(lookup.ids.groups):
+                columns = lookup.features.positions[group.features]
+                if group.inverse is None:
+                    _pool_group(lookup, number, EVERY_BAG, columns, out_BFD, winners)
+                    continue
+                targets = _first_rows(group.inverse, group.num_bags)
+                _pool_group(lookup, number, targets, columns, out_BFD, winners)
+                _repeat_rows(group.inverse, targets, columns, *flat(out_BFD), out_BFD.shape[2])
+        return torch.from_numpy(out_BFD)
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        layout, poolings, ids, unique, winners = ctx.parts
-        grads_BFD = grad_outputs[0].contiguous()
-        found: Occurrences = find_occurrences(layout, poolings, ids, unique)
-        dim = grads_BFD.shape[-1]
-        out = np.empty((len(unique.keys), dim), dtype=np.float32)
-        _sum_per_key(
-            grads_BFD.view(-1, dim).numpy(),
-            found.starts,
-            found.bags,
-            found.values,
-            found.scales,
-            poolings,
-            winners,
-            _even_chunks(found.starts),
-            out,
-        )
-        return torch.from_numpy(out), None, None, None, None
+        grads_BFD = _readable(grad_outputs[0])
+        for lookup, winners in zip(ctx.lookups, ctx.winners, strict=True):
+            grads = _bag_gradients(lookup, grads_BFD)
+            features = lookup.features
+            lookup.add_gradient(sum_bags(features.layout, features.poolings, lookup.ids, lookup.unique, grads, winners))
+        return None, None, None
+
+
+class _PoolUniqueRows(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, anchor: Tensor, lookup: Lookup) -> tuple[Tensor, ...]:
+        dim = lookup.rows().shape[1]
+        winners = _winners(lookup, dim)
+        outs = []
+        for number, group in enumerate(lookup.ids.groups):
+            out = np.zeros((group.num_bags, len(group.features), dim), dtype=np.float32)
+            _pool_group(lookup, number, EVERY_BAG, np.arange(len(group.features)), out, winners)
+            outs.append(torch.from_numpy(out))
+        ctx.lookup, ctx.winners = lookup, winners
+        return tuple(outs)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        lookup: Lookup = ctx.lookup
+        buffer = np.concatenate([grad.contiguous().numpy().reshape(-1) for grad in grad_outputs])
+        dim = grad_outputs[0].shape[2]
+        num_features = len(lookup.features.names)
+        bases, strides = np.zeros((2, num_features), dtype=np.int64)
+        begin = 0
+        for group in lookup.ids.groups:
+            width = len(group.features)
+            bases[group.features] = begin + np.arange(width) * dim
+            strides[group.features] = width * dim
+            begin += group.num_bags * width * dim
+        grads = BagGradients(buffer, buffer, np.zeros(num_features, dtype=bool), bases, strides, dim)
+        features = lookup.features
+        lookup.add_gradient(sum_bags(features.layout, features.poolings, lookup.ids, lookup.unique, grads, ctx.winners))
+        return None, None
 
 
 class _GatherSequence(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, rows_UD: Tensor, inverse: Int32s, first: int, last: int) -> Tensor:
-        ctx.parts = inverse, first, rows_UD.shape
-        return torch.from_numpy(rows_UD.detach().numpy()[inverse[first:last]])
+    def forward(ctx: Any, anchor: Tensor, lookup: Lookup, keys: Int32s) -> Tensor:
+        ctx.lookup, ctx.keys = lookup, keys
+        return torch.from_numpy(lookup.rows()[keys])
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        inverse, first, shape = ctx.parts
-        out = np.zeros(shape, dtype=np.float32)
-        _add_per_value(grad_outputs[0].contiguous().numpy(), inverse, first, out)
-        return torch.from_numpy(out), None, None, None
+        grads = grad_outputs[0].contiguous().numpy()
+        ctx.lookup.add_gradient(sum_sequence(grads, ctx.keys, len(ctx.lookup.keys)))
+        return None, None, None
 
 
-def pool_bags(rows_UD: Tensor, layout: SpaceLayout, poolings: Int64s, ids: JaggedIds, unique: UniqueIds) -> Tensor:
-    """Pools unique rows float32 [U, D] into float32 [B, F, D]; differentiable in `rows_UD`.
+def pool_rows(lookups: Sequence[Lookup], out: Tensor) -> Tensor:
+    """Pools the bags of several lookups into `out`, float32 [B, F, D], D contiguous.
 
-    An empty list gives zeros. Sums run in the order of each list, and backward in the order of the batch.
+    The result shares the memory of `out` and is differentiable. Each lookup writes the columns of its features. An
+    empty list gives zeros. Sums run in the order of each list.
     """
-    pooled: Tensor = _PoolBags.apply(rows_UD, layout, poolings, ids, unique)  # type: ignore[no-untyped-call]
+    pooled: Tensor = _PoolRows.apply(_anchor(lookups), lookups, out.numpy())  # type: ignore[no-untyped-call]
     return pooled
 
 
-def gather_sequence(rows_UD: Tensor, inverse: Int32s, first: int, last: int) -> Tensor:
-    """The rows of ids `first` to `last` of the batch one by one, float32 [last - first, D]; differentiable."""
-    gathered: Tensor = _GatherSequence.apply(rows_UD, inverse, first, last)  # type: ignore[no-untyped-call]
-    return gathered
+def pool_unique_rows(lookup: Lookup) -> tuple[Tensor, ...]:
+    """Pooled bags per group of a lookup, float32 [V, features of the group, D]; differentiable."""
+    pooled: tuple[Tensor, ...] = _PoolUniqueRows.apply(_anchor([lookup]), lookup)  # type: ignore[no-untyped-call]
+    return pooled
 
 
-def _even_chunks(starts: Int64s) -> Int64s:
-    """Bounds of runs of keys with about the same number of occurrences: hot ids come first, so keys are no measure."""
-    num_chunks = CHUNKS_PER_THREAD * numba.get_num_threads()
-    targets = np.arange(num_chunks + 1) * (starts[-1] / num_chunks)
-    bounds: Int64s = np.searchsorted(starts, targets).astype(np.int64)
-    bounds[0], bounds[-1] = 0, len(starts) - 1
-    return bounds
+def gather_sequence(lookup: Lookup, feature: int) -> tuple[Tensor, Tensor]:
+    """The rows of a feature's ids one by one, float32 [n, D], differentiable, and offsets int64 [bags + 1]."""
+    ids = lookup.ids
+    bags = slice(int(ids.bag_starts[feature]), int(ids.bag_starts[feature] + ids.num_bags[feature]))
+    positions, offsets = _positions(ids.firsts[bags], ids.lasts[bags])
+    keys = lookup.unique.inverse[positions]
+    rows: Tensor = _GatherSequence.apply(_anchor([lookup]), lookup, keys)  # type: ignore[no-untyped-call]
+    return rows, torch.from_numpy(offsets)
+
+
+def _anchor(lookups: Sequence[Lookup]) -> Tensor:
+    return torch.empty(0, requires_grad=any(lookup.learns for lookup in lookups))
+
+
+def _readable(grads: Tensor) -> Float32s:
+    """Gradients [B, F, D] without a copy if D is contiguous and nothing is expanded backwards."""
+    array: Float32s = grads.numpy()
+    if array.shape[2] > 1 and array.strides[2] != 4:
+        array = np.ascontiguousarray(array)
+    return array
+
+
+def _bag_gradients(lookup: Lookup, grads_BFD: Float32s) -> BagGradients:
+    """Where the gradients of a lookup's bags are, those of unique rows summed up."""
+    rows, row_stride, column_stride = flat(grads_BFD)
+    dim, positions = grads_BFD.shape[2], lookup.features.positions
+    is_unique = np.zeros(len(positions), dtype=bool)
+    bases, strides = positions * column_stride, np.full(len(positions), row_stride)
+    shared = [group for group in lookup.ids.groups if group.inverse is not None]
+    unique_rows = np.empty(sum(group.num_bags * len(group.features) for group in shared) * dim, dtype=np.float32)
+    begin = 0
+    for group in shared:
+        width, features = len(group.features), group.features
+        size = group.num_bags * width * dim
+        assert group.inverse is not None, "chosen above"
+        sums = unique_rows[begin : begin + size].reshape(group.num_bags, width, dim)
+        sum_unique_rows(grads_BFD, positions[features], group.inverse, sums)
+        is_unique[features], bases[features], strides[features] = True, begin + np.arange(width) * dim, width * dim
+        begin += size
+    return BagGradients(rows, unique_rows, is_unique, bases, strides, dim)

@@ -6,8 +6,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from headrace.embeddings.accumulation import merge_keys
 from headrace.embeddings.directory.hashed import hashed_row
-from headrace.embeddings.keys import DIRECT, EXACT, HASHED, Keys, SpaceLayout, UniqueIds, merge_keys, unique_keys
+from headrace.embeddings.jagged_ids import collect_ids
+from headrace.embeddings.keys import DIRECT, EXACT, HASHED, Keys, SpaceLayout, UniqueIds, unique_keys
 from headrace.tensors import KeyedJaggedTensor
 
 SIZE = 5
@@ -27,7 +29,7 @@ ANY_ID = st.one_of(st.integers(-3, 3), st.integers(-(2**63), 2**63 - 1))
 def run(lists: list[list[list[int]]], columns: list[int]) -> UniqueIds:
     """`lists[column]` holds an id list per row; feature f is in column `columns[f]`."""
     kjt = KeyedJaggedTensor.from_lists({str(c): rows for c, rows in enumerate(lists)})
-    return unique_keys(LAYOUT, kjt.values.numpy(), kjt.offsets.numpy(), kjt.stride, np.array(columns))
+    return unique_keys(LAYOUT, collect_ids((kjt,), [str(column) for column in columns]))
 
 
 def expected_keys(lists: list[list[list[int]]], columns: list[int]) -> tuple[list[tuple[int, int]], Counter]:
@@ -114,7 +116,7 @@ def test_merged_parts_sum_gradients_of_equal_keys() -> None:
     first = keys([(0, 7), (1, 7)], [1, 2]), np.array([[1, 1], [2, 2]], dtype=np.float32)
     second = keys([(0, -1), (1, 7)], [3, 4]), np.array([[4, 4], [8, 8]], dtype=np.float32)
     merged, gradients = merge_keys([first, second])
-    assert list(zip(merged.spaces.tolist(), merged.ids.tolist(), strict=True)) == [(0, -1), (0, 7), (1, 7)]
-    assert merged.counts.tolist() == [3, 1, 6]
-    assert gradients[:, 0].tolist() == [4, 1, 10]
+    assert list(zip(merged.spaces.tolist(), merged.ids.tolist(), strict=True)) == [(0, 7), (0, -1), (1, 7)]
+    assert merged.counts.tolist() == [1, 3, 6]
+    assert gradients[:, 0].tolist() == [1, 4, 10]
     assert merge_keys([first])[0] is first[0]

@@ -1,0 +1,87 @@
+"""Keys and gradients of several lookups as one: what one push of accumulated micro-batches or feature groups sends."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from headrace.compiling import kernel
+from headrace.embeddings.jagged_ids import JaggedIds
+from headrace.embeddings.keys import EXACT, Keys, SpaceLayout, unique_keys
+
+__all__ = ["KeyGradients", "merge_keys"]
+
+Float32s = npt.NDArray[np.float32]
+Int64s = npt.NDArray[np.int64]
+Int32s = npt.NDArray[np.int32]
+
+KeyGradients = tuple[Keys, Float32s]
+"""Unique keys and their gradients float32 [U, D]."""
+
+
+@kernel()
+def _add_rows(gradients: Float32s, counts: Int32s, where: Int32s, out: Float32s, out_counts: Int32s) -> None:
+    for u in range(len(where)):
+        out_counts[where[u]] += counts[u]
+        for d in range(out.shape[1]):
+            out[where[u], d] += gradients[u, d]
+
+
+def merge_keys(parts: Sequence[KeyGradients]) -> KeyGradients:
+    """Unique keys of several parts and the sums of their gradients, each sum in the order of the parts.
+
+    A part's keys come grouped by space, ascending; so do those of the result.
+    """
+    if len(parts) == 1:
+        return parts[0]
+    num_spaces = 1 + max((int(keys.spaces[-1]) for keys, _ in parts if len(keys)), default=-1)
+    bounds = [np.searchsorted(keys.spaces, np.arange(num_spaces + 1)).astype(np.int64) for keys, _ in parts]
+    ids = _of_spaces(parts, bounds, num_spaces)
+    unique = unique_keys(_exact_layout(num_spaces), ids)
+    keys = unique.keys
+    gradients = np.zeros((len(keys), parts[0][1].shape[1]), dtype=np.float32)
+    keys.counts[:] = 0
+    taken = ids.value_firsts.copy()  # up to where each space's ids have been used by the parts before
+    for (part, gradient), bound in zip(parts, bounds, strict=True):
+        lengths = np.diff(bound)
+        places = np.repeat(taken - bound[:-1], lengths) + np.arange(len(part))
+        _add_rows(gradient, part.counts, unique.inverse[places], gradients, keys.counts)
+        taken += lengths
+    return keys, gradients
+
+
+def _of_spaces(parts: Sequence[KeyGradients], bounds: Sequence[Int64s], num_spaces: int) -> JaggedIds:
+    """The ids of all parts, space by space; to the search for unique ones a space is a feature."""
+    values = [
+        keys.ids[bound[space] : bound[space + 1]]
+        for space in range(num_spaces)
+        for (keys, _), bound in zip(parts, bounds, strict=True)
+    ]
+    ends = np.cumsum(np.sum([np.diff(bound) for bound in bounds], axis=0)).astype(np.int64)
+    firsts = np.concatenate([[0], ends[:-1]]).astype(np.int64) if num_spaces else ends
+    none = np.empty(0, dtype=np.int64)
+    return JaggedIds(
+        np.concatenate(values) if values else none,
+        np.empty(0, dtype=np.float32),
+        np.empty(0, dtype=np.int32),
+        firsts,
+        ends,
+        np.arange(num_spaces),
+        np.ones(num_spaces, dtype=np.int64),
+        firsts,
+        ends,
+        (),
+        1,
+    )
+
+
+def _exact_layout(num_spaces: int) -> SpaceLayout:
+    return SpaceLayout(
+        kinds=np.full(num_spaces, EXACT, dtype=np.int64),
+        sizes=np.zeros(num_spaces, dtype=np.int64),
+        salts=np.zeros(num_spaces, dtype=np.uint64),
+        feature_starts=np.arange(num_spaces + 1, dtype=np.int64),
+        features=np.arange(num_spaces, dtype=np.int64),
+    )
