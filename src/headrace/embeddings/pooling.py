@@ -162,7 +162,7 @@ def _pool_group(lookup: Lookup, group: int, targets: Int64s, columns: Int64s, ou
 
 def _winners(lookup: Lookup, dim: int) -> Int32s:
     has_max = bool((lookup.features.poolings == POOL_MAX).any())
-    return np.empty((len(lookup.ids.firsts) if has_max else 0, dim), dtype=np.int32)
+    return np.full((len(lookup.ids.firsts) if has_max else 0, dim), -1, dtype=np.int32)
 
 
 class _PoolRows(torch.autograd.Function):

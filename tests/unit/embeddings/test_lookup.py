@@ -1,0 +1,95 @@
+"""Lookups of some features, joined when they are pooled, and pooling into a buffer of the caller's."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from headrace.embeddings import EmbeddingBags, EmbeddingsConfig
+from headrace.errors import ConfigError
+from headrace.tensors import KeyedJaggedTensor
+
+NAMES = ("a", "b", "c")
+LISTS = {"a": [[0, 1, 1], [2]], "b": [[3], [3, 0]], "c": [[2, 1], []]}
+
+
+def bags_of(**features: Any) -> EmbeddingBags:
+    config = {"default": {"num_embeddings": 50, "optimizer": {"kind": "adagrad", "lr": 0.3}}, "features": features}
+    return EmbeddingBags(EmbeddingsConfig.from_dict(config, where="test"), NAMES, 8, seed=1)
+
+
+def columns(bags: EmbeddingBags) -> dict[str, Any]:
+    assert bags.table is not None
+    return bags.table.state_dict()
+
+
+def test_lookups_of_feature_groups_train_bit_for_bit_as_one_lookup() -> None:
+    kjt = KeyedJaggedTensor.from_lists(LISTS)
+    whole, parts = bags_of(c={"space": "a"}), bags_of(c={"space": "a"})
+    for _ in range(3):
+        outs = whole((kjt,)), parts.pool([parts.lookup((kjt["b"],), ["b"]), parts.lookup((kjt,), ["c", "a"])])
+        assert torch.equal(*outs)
+        for bags, out in zip((whole, parts), outs, strict=True):
+            out.square().sum().backward()
+            bags.apply_gradients()
+    assert parts.table is not None
+    assert parts.table.step == 3, "one push for all groups"
+    for name, column in columns(whole).items():
+        assert (column == columns(parts)[name]).all(), name
+
+
+def test_lookups_must_have_every_feature_once_and_the_same_rows() -> None:
+    bags, kjt = bags_of(), KeyedJaggedTensor.from_lists(LISTS)
+    some = bags.lookup((kjt,), ["a", "b"])
+    with pytest.raises(ValueError, match="lookups have the features a, b, expected a, b, c"):
+        bags.pool(some)
+    with pytest.raises(ValueError, match="lookups have the features a, b, a, c"):
+        bags.pool([some, bags.lookup((kjt,), ["a", "c"])])
+    short = KeyedJaggedTensor.from_lists({"c": [[1]]})
+    with pytest.raises(ValueError, match="lookups have 1 and 2 rows"):
+        bags.pool([some, bags.lookup((short,), ["c"])])
+    with pytest.raises(ConfigError, match="lookup: given feature x, expected some of: a, b, c"):
+        bags.lookup((kjt,), ["x"])
+    with pytest.raises(ConfigError, match="lookup: given no features"):
+        bags.lookup((kjt,), [])
+    with pytest.raises(KeyError, match="feature c: not in this lookup, which has: a, b"):
+        bags.sequence(some, "c")
+
+
+def test_pooling_writes_into_part_of_a_buffer_and_reads_its_gradient_there() -> None:
+    kjt = KeyedJaggedTensor.from_lists(LISTS)
+    plain, into = bags_of(), bags_of()
+    buffer = torch.full((2, 5, 8), 7.0)
+    out = into.pool(into.lookup((kjt,)), out=buffer[:, 1:4])
+    assert out.data_ptr() == buffer[:, 1:4].data_ptr()
+    assert torch.equal(buffer[:, 0], torch.full((2, 8), 7.0))
+    assert torch.equal(buffer[:, 4], torch.full((2, 8), 7.0))
+    plain_out = plain((kjt,))
+    assert torch.equal(out, plain_out)
+    grads = torch.randn(2, 6, 8, generator=torch.Generator().manual_seed(0))
+    out.backward(grads[:, 2:5])
+    plain_out.backward(grads[:, 2:5].clone())
+    for bags in (plain, into):
+        bags.apply_gradients()
+    for name, column in columns(plain).items():
+        assert (column == columns(into)[name]).all(), name
+
+
+def test_a_gradient_with_any_strides_is_read_right() -> None:
+    kjt = KeyedJaggedTensor.from_lists(LISTS)
+    grads = torch.randn(8, 3, 2, generator=torch.Generator().manual_seed(0))
+    results = []
+    for grad in (grads.permute(2, 1, 0), grads.permute(2, 1, 0).contiguous()):
+        bags = bags_of()
+        bags((kjt,)).backward(grad)
+        bags.apply_gradients()
+        assert bags.table is not None
+        results.append(bags.table.weights.clone())
+    assert torch.equal(*results)
+
+
+def test_a_buffer_that_does_not_fit_is_refused_with_both_sides() -> None:
+    bags, kjt = bags_of(), KeyedJaggedTensor.from_lists(LISTS)
+    for buffer in (torch.empty(2, 4, 8), torch.empty(2, 3, 8, dtype=torch.float64), torch.empty(2, 8, 3).mT):
+        with pytest.raises(ValueError, match=r"expected torch\.float32 \[2, 3, 8\] with the last dimension contiguous"):
+            bags.pool(bags.lookup((kjt,)), out=buffer)
