@@ -13,6 +13,8 @@ ORDER = [
     "config",
     "compiling",
     "resources",
+    "threads",
+    "buffers",
     "observe",
     "tensors",
     "logs",

@@ -17,6 +17,7 @@ from headrace.logs import ErrorBudget, LogFile, ParquetSource, list_files, selec
 from headrace.observe.progress import Progress
 from headrace.pipeline import BatchIterator
 from headrace.tensors import Batch
+from headrace.threads import use_threads
 from headrace.training.assembly import Assembly, assemble
 from headrace.training.checkpoint import CheckpointFolder
 from headrace.training.feed import count_rows, open_batches, source_columns
@@ -25,7 +26,6 @@ from headrace.training.metrics import BinaryMetrics, Scores
 from headrace.training.rows import RowCounts
 from headrace.training.run_folder import RunFolder
 from headrace.training.state import TrainingState, restore
-from headrace.training.threads import use_threads
 
 __all__ = ["Scorer"]
 

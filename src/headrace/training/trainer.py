@@ -17,6 +17,7 @@ from headrace.observe.progress import Progress
 from headrace.observe.tensorboard import TensorBoard
 from headrace.pipeline import BatchIterator
 from headrace.tensors import Batch
+from headrace.threads import use_threads
 from headrace.training.assembly import assemble
 from headrace.training.checkpoint import CheckpointFolder
 from headrace.training.feed import count_rows, open_batches, source_columns
@@ -28,7 +29,6 @@ from headrace.training.rows import RowCounts
 from headrace.training.run_folder import RunFolder
 from headrace.training.state import TrainingState, restore, take_snapshot
 from headrace.training.step import TrainingStep
-from headrace.training.threads import use_threads
 from headrace.training.uncounted import Uncounted
 from headrace.tuning import LiveJob, Tuner
 

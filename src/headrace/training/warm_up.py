@@ -11,8 +11,8 @@ import torch
 from headrace import features
 from headrace.embeddings import EmbeddingBags, EmbeddingsConfig
 from headrace.tensors import KeyedJaggedTensor
+from headrace.threads import use_threads
 from headrace.training.metrics import BinaryMetrics
-from headrace.training.threads import use_threads
 
 __all__ = ["warm_up_steps"]
 
