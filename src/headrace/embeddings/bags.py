@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -21,10 +21,20 @@ from headrace.embeddings.store import EmbeddingStore, LocalStore
 from headrace.embeddings.table import EmbeddingTable
 from headrace.errors import ConfigError, DataError
 
-__all__ = ["EmbeddingBags", "Lookup", "UniquePooled", "apply_gradients", "embedding_bags"]
+__all__ = ["BegunLookups", "EmbeddingBags", "Lookup", "UniquePooled", "apply_gradients", "embedding_bags"]
 
 KINDS = {"direct": DIRECT, "hashed": HASHED, "collisionless": EXACT}
 POOLINGS = {"sum": POOL_SUM, "mean": POOL_MEAN, "max": POOL_MAX}
+
+
+class BegunLookups(tuple[Group, ...]):
+    """The groups of a batch whose lookups have begun already: a module takes those in place of new ones.
+
+    Attributes:
+        begun: Of each module the lookups, from `EmbeddingBags.begin`, that together have all its features.
+    """
+
+    begun: Mapping[EmbeddingBags, Sequence[Lookup]]
 
 
 class UniquePooled(NamedTuple):
@@ -94,6 +104,8 @@ class EmbeddingBags(nn.Module):
 
     def forward(self, sparse: Sequence[Group], out: Tensor | None = None) -> Tensor:
         """Pooled embeddings float32 [B, F, dim]; see `lookup` for the errors and `pool` for `out`."""
+        if isinstance(sparse, BegunLookups):
+            return self.pool(self._take(sparse.begun[self]), out)
         return self.pool(self.lookup(sparse), out)
 
     def lookup(self, sparse: Sequence[Group], features: Sequence[str] | None = None) -> Lookup:
@@ -108,8 +120,22 @@ class EmbeddingBags(nn.Module):
 
         Raises:
             DataError: An id is out of range in a direct space; names feature, id and range.
-            ConfigError: A feature is not in the batch or not in the module, or has weights but max pooling.
+            ConfigError: A feature is not in the batch or not in the module, or has weights but max pooling; or lookups
+                of the batch have begun, and none has just these features.
         """
+        if isinstance(sparse, BegunLookups):
+            wanted = set(self.feature_names if features is None else features)
+            found = [lookup for lookup in sparse.begun[self] if set(lookup.features.names) == wanted]
+            if not found:
+                raise ConfigError(
+                    f"lookup: the batch has begun {len(sparse.begun[self])} lookups, none of just the features "
+                    f"{', '.join(sorted(wanted))}; begin one of them all (one feature group)"
+                )
+            return self._take(found)[0]
+        return self._take([self.begin(sparse, features)])[0]
+
+    def begin(self, sparse: Sequence[Group], features: Sequence[str] | None = None) -> Lookup:
+        """As `lookup`, of a batch that comes later: `apply_gradients` leaves it alone until `BegunLookups` bring it."""
         chosen = self._feature_set(self.feature_names if features is None else tuple(features))
         ids = collect_ids(sparse, chosen.names)
         if len(ids.weights) and POOL_MAX in chosen.poolings:
@@ -119,10 +145,7 @@ class EmbeddingBags(nn.Module):
         if unique.bad_value >= 0:
             raise self._out_of_range(chosen, ids, unique)
         learns = self.training and torch.is_grad_enabled()
-        lookup = Lookup(chosen, ids, unique, self.store.pull(unique.keys, admit=learns), learns)
-        if learns:
-            self._pending.append(lookup)
-        return lookup
+        return Lookup(chosen, ids, unique, self.store.pull(unique.keys, admit=learns), learns)
 
     def pool(self, lookups: Lookup | Sequence[Lookup], out: Tensor | None = None) -> Tensor:
         """Finish: float32 [B, F, dim], features in the module's order.
@@ -192,6 +215,11 @@ class EmbeddingBags(nn.Module):
     def extra_repr(self) -> str:
         """What `print(model)` shows."""
         return f"features={len(self.feature_names)}, spaces={len(self.spaces)}, dim={self.embedding_dim}"
+
+    def _take(self, lookups: Sequence[Lookup]) -> Sequence[Lookup]:
+        """Lookups that a forward pass now uses; `apply_gradients` pushes what they learn."""
+        self._pending += [lookup for lookup in lookups if lookup.learns and lookup not in self._pending]
+        return lookups
 
     def _feature_set(self, names: tuple[str, ...]) -> FeatureSet:
         """The features of a lookup; the same object for the same names."""

@@ -20,6 +20,7 @@ from headrace.embeddings import (
     apply_gradients,
     embedding_bags,
 )
+from headrace.embeddings.bags import BegunLookups
 from headrace.errors import ConfigError, DataError
 from headrace.tensors import KeyedJaggedTensor
 
@@ -291,3 +292,34 @@ def test_bags_are_found_in_a_model_and_pushed_together() -> None:
     assert [bags.table.step for bags in found.values() if bags.table is not None] == [1, 1]
     assert not list(model.parameters())
     assert not model.state_dict()
+
+
+def test_lookups_begun_ahead_give_the_same_and_wait_for_their_own_push() -> None:
+    lists = {"a": [[1, 2], [1]], "b": [[3], [0, 3]], "c": [[4], []]}
+    plain, ahead = (EmbeddingBags(config(), list(lists), 4, seed=1) for _ in range(2))
+    kjt = jagged(lists)
+    begun = BegunLookups((kjt,))
+    begun.begun = {ahead: [ahead.begin((kjt,), ["b"]), ahead.begin((kjt,), ["a", "c"])]}
+    ahead.apply_gradients()  # of an earlier batch: must leave these lookups alone
+    for bags, sparse in ((plain, (kjt,)), (ahead, begun)):
+        pooled = bags(sparse)
+        pooled.square().sum().backward()
+        bags.apply_gradients()
+        bags.apply_gradients()
+    assert plain.table is not None
+    assert ahead.table is not None
+    assert torch.equal(plain.table.weights, ahead.table.weights)
+    assert not torch.equal(plain.table.weights, EmbeddingBags(config(), list(lists), 4, seed=1).table.weights)  # type: ignore[union-attr]
+
+
+def test_a_begun_batch_has_a_single_lookup_only_if_it_was_begun_as_one() -> None:
+    bags = EmbeddingBags(config(), ["a", "b"], 4, seed=1)
+    kjt = jagged({"a": [[1]], "b": [[2]]})
+    begun = BegunLookups((kjt,))
+    whole = bags.begin((kjt,))
+    begun.begun = {bags: [whole]}
+    assert bags.lookup(begun) is whole
+    begun.begun = {bags: [bags.begin((kjt,), ["a"]), bags.begin((kjt,), ["b"])]}
+    assert bags.lookup(begun, ["b"]).features.names == ("b",)
+    with pytest.raises(ConfigError, match=r"begun 2 lookups, none of just the features a, b"):
+        bags.lookup(begun)
