@@ -12,6 +12,7 @@ ORDER = [
     "errors",
     "config",
     "compiling",
+    "registry",
     "resources",
     "threads",
     "buffers",

@@ -35,6 +35,7 @@ class StageTotals:
     wall_s: float = 0.0
     wait_input_s: float = 0.0
     wait_output_s: float = 0.0
+    wait_memory_s: float = 0.0
     wait_worker_s: float = 0.0
 
     def add(self, use: StageUse, num_bytes_in: int) -> None:
@@ -67,6 +68,7 @@ class StageReading:
         wall_s: Wall seconds, added up over workers.
         wait_input_s: Worker seconds without an element to work on.
         wait_output_s: Worker seconds held back: enough is done ahead, or there is no memory for the result.
+        wait_memory_s: Those of them without memory for the result.
         wait_worker_s: Worker seconds in which there was an element to work on, but all threads were busy elsewhere.
         visit_ratio: Elements for each batch delivered; 0 if none was.
     """
@@ -85,6 +87,7 @@ class StageReading:
     wall_s: float
     wait_input_s: float
     wait_output_s: float
+    wait_memory_s: float
     wait_worker_s: float
     visit_ratio: float
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from headrace.errors import ConfigError
 from headrace.logs import ArrowSource, BadRowPolicy, ParquetSource, Schema, Source, list_files, select_files
 from headrace.pipeline.cutting import CutSpec
 from headrace.pipeline.decisions import DecisionRecorder
+from headrace.pipeline.explanation import Explanation
 from headrace.pipeline.operations import (
     BadRows,
     Combine,
@@ -166,6 +168,7 @@ class Pipeline:
         self,
         *,
         workers: int | Mapping[str, int] | None = None,
+        tuner: Any = None,
         memory_bytes: int | str | None = None,
         executor: Executor = "thread",
         epoch: int = 0,
@@ -174,12 +177,14 @@ class Pipeline:
         state: Mapping[str, Any] | None = None,
         decisions: DecisionRecorder | None = None,
     ) -> BatchIterator:
-        """Start the pipeline; the sequence of batches does not depend on any of the first three arguments.
+        """Start the pipeline; the sequence of batches does not depend on any of the first four arguments.
 
         Args:
             workers: Elements worked on at once, in all stages together: threads find the work nearest the consumer by
                 themselves. Or the number for single stages, by name; the others keep the default. None: one for each
                 CPU this process may use.
+            tuner: What changes workers and prefetch while the pipeline runs: "auto", another policy's name, an object
+                with its two methods (see `headrace.tuning.Policy`), or "none". None: "auto", unless `workers` is set.
             memory_bytes: Bytes of all elements between source and consumer ("4GiB"). None: a quarter of the memory
                 this process may use.
             executor: Who runs stages that do not say it themselves. "inline" is the plain reference: one element at a
@@ -206,8 +211,26 @@ class Pipeline:
             rank=rank,
             num_ranks=num_ranks,
             decisions=decisions,
+            tuner=tuner,
         )
         return BatchIterator(self, options, state)
+
+    def explain(self, *, seconds: float = 5.0, **options: Any) -> Explanation:
+        """Read for some seconds without a trainer, and say what limits the pipeline; see `BatchIterator.explain`.
+
+        Args:
+            seconds: How long to read at most.
+            options: Those of `open`.
+
+        Raises:
+            ConfigError: The time was too short for a batch.
+        """
+        with self.open(**options) as batches:
+            end = time.monotonic() + seconds
+            for _ in batches:
+                if time.monotonic() > end:
+                    break
+            return batches.explain()
 
     def as_dataset(self, **options: Any) -> PipelineDataset:
         """The pipeline as a torch `IterableDataset`; `options` are those of `open` (but not `state`)."""

@@ -11,12 +11,14 @@ from headrace.observe.decisions import Decision
 from headrace.pipeline.counters import PipelineCounters, Recorder
 from headrace.pipeline.decisions import Decisions
 from headrace.pipeline.elements import NO_LOSSES, Account, Element, Losses, Token
+from headrace.pipeline.explanation import Explanation
 from headrace.pipeline.graph import Pipeline
 from headrace.pipeline.inline import InlineFeed
 from headrace.pipeline.options import OpenOptions
 from headrace.pipeline.snapshot import Position, load_state, make_state
 from headrace.pipeline.threads import ThreadFeed
 from headrace.pipeline.tunables import Tunable
+from headrace.pipeline.tuners import LateTuner
 
 __all__ = ["BatchIterator", "Feed", "OpenOptions"]
 
@@ -38,7 +40,7 @@ class BatchIterator:
     """Iterates over the batches of a pipeline, each exactly once over any number of stops and resumes.
 
     A context manager; leaving it stops all workers. Not to be shared between threads, except for `counters`,
-    `tunables` and `close`.
+    `tunables`, `explain` and `close`.
     """
 
     def __init__(self, pipeline: Pipeline, options: OpenOptions, state: Mapping[str, Any] | None = None) -> None:
@@ -66,10 +68,12 @@ class BatchIterator:
             PipelineError: A stage failed on an element of this batch.
         """
         asked, left = time.perf_counter(), self._left
+        self._tuner.begin()
         while True:
             element = self._feed.take()
             if element is None:
                 self._deliver(0)
+                self._tuner.close()
                 raise StopIteration
             self._losses += element.losses
             self._after = element.after
@@ -117,6 +121,14 @@ class BatchIterator:
         """What the pipeline decided by itself (workers replaced, prefetch shed, ...), with reasons; oldest first."""
         return self._decisions.list()
 
+    def explain(self) -> Explanation:
+        """What limits the pipeline, why, what would help, and what the tuner did; printed, it is a few lines.
+
+        Raises:
+            ConfigError: Not every stage has finished something yet.
+        """
+        return self._tuner.explain()
+
     @property
     def epoch(self) -> int:
         """The epoch this iterator reads."""
@@ -137,8 +149,9 @@ class BatchIterator:
             self._feed: Feed = InlineFeed(self._pipeline, self._options, self._epoch, self._position)
         else:
             self._feed = ThreadFeed(self._pipeline, self._options, self._epoch, self._position, self._decisions)
+        self._tuner = LateTuner(self._options.tuner, self._feed, self._decisions)
         # Also runs when the iterator is forgotten, and before the interpreter ends.
-        self._closer = weakref.finalize(self, self._feed.close)
+        self._closer = weakref.finalize(self, _close, self._tuner, self._feed)
         self._left = time.perf_counter()
 
     def _deliver(self, num_rows: int) -> None:
@@ -148,3 +161,8 @@ class BatchIterator:
         self._position = Position.from_token(self._after, self._pipeline.num_cutters)
         self._account.add(num_rows, self._losses)
         self._losses, self._after = NO_LOSSES, None
+
+
+def _close(tuner: LateTuner, feed: Feed) -> None:
+    tuner.close()
+    feed.close()

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from headrace.errors import ConfigError
 from headrace.pipeline.cutting import CutSpec
 from headrace.pipeline.decisions import DecisionRecorder
+from headrace.registry import provider
 from headrace.resources import effective_cpus, effective_memory, parse_bytes
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ class OpenOptions:
         rank: This reader.
         num_ranks: Of so many.
         decisions: Where decisions are written.
+        tuner: A policy or its name; "none" leaves the numbers as they are.
     """
 
     num_workers: int
@@ -48,6 +50,7 @@ class OpenOptions:
     rank: int
     num_ranks: int
     decisions: DecisionRecorder | None = None
+    tuner: Any = "none"
 
     @classmethod
     def check(
@@ -61,6 +64,7 @@ class OpenOptions:
         rank: int,
         num_ranks: int,
         decisions: DecisionRecorder | None,
+        tuner: Any = None,
     ) -> OpenOptions:
         """Fill in defaults from the machine.
 
@@ -93,7 +97,13 @@ class OpenOptions:
         if budget <= 0:
             raise ConfigError(f"open: memory_bytes: given {memory_bytes!r}, expected more than 0")
         total = max(total, sum(stage_workers.values()))
-        return cls(total, stage_workers, budget, limit, executor, epoch, rank, num_ranks, decisions)
+        if tuner is None:  # who has set workers wants them as they are
+            tuner = "auto" if workers is None else "none"
+        elif isinstance(tuner, str) and tuner not in ("auto", "none"):
+            provider("policy")(tuner)  # refuses an unknown name here, not in a thread later
+        if executor == "inline":
+            tuner = "none"
+        return cls(total, stage_workers, budget, limit, executor, epoch, rank, num_ranks, decisions, tuner)
 
 
 @dataclass(frozen=True)

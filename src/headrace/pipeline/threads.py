@@ -275,6 +275,7 @@ class ThreadFeed:
                     totals.wait_input_s += passed
                 elif reason in (Blocked.AHEAD, Blocked.MEMORY):
                     totals.wait_output_s += passed
+                    totals.wait_memory_s += passed if reason is Blocked.MEMORY else 0.0
                 elif reason is Blocked.THREADS:
                     totals.wait_worker_s += passed
 

@@ -33,6 +33,7 @@ def open_batches(
     options = job.pipeline
     return pipe.open(
         workers=options.workers,
+        tuner=options.tuner,
         memory_bytes=options.memory,
         executor=options.executor,
         state=state,

@@ -52,8 +52,9 @@ class PipelineConfig(Config):
     """Where user functions run: threads, or processes for Python that holds the GIL."""
     workers: int | None = Field(default=None, ge=1)
     """Workers of a parallel stage; None chooses."""
-    tuner: Literal["none", "auto", "even", "one_per_stage", "autotune", "plumber_adaptive", "intune"] = "auto"
-    """The policy that sets workers and prefetch while the job runs; "none" leaves them as they start."""
+    tuner: Literal["none", "auto", "even", "one_per_stage", "autotune", "plumber_adaptive", "intune"] | None = None
+    """The policy that sets workers and prefetch while the job runs; "none" leaves them as they start. None: "auto",
+    unless `workers` is set."""
     memory: str | None = None
     """Budget for data in flight, such as "2GiB"; None for a share of the effective memory limit."""
     prefetch: int = Field(default=4, ge=0)

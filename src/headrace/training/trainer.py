@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
 
@@ -30,7 +30,6 @@ from headrace.training.run_folder import RunFolder
 from headrace.training.state import TrainingState, restore, take_snapshot
 from headrace.training.step import TrainingStep
 from headrace.training.uncounted import Uncounted
-from headrace.tuning import LiveJob, Tuner
 
 __all__ = ["Trainer"]
 
@@ -209,7 +208,6 @@ class Trainer:
             open_batches(
                 self.job, self.assembly.plan, source, state=self.state.token, decisions=self._decisions
             ) as batches,
-            self._tuned(batches) as tuner,
         ):
             progress.update(rows.read)
             finished = self._steps(batches, budget, progress, every)
@@ -217,14 +215,13 @@ class Trainer:
                 self._count(batches, budget, seconds=0.0)  # bad rows behind the last good one
             if self._recorder.has_steps:
                 self._record(self._recorder.take(self.state, batches))
-            if tuner is not None:
-                self._explain(what, tuner)
+            self._explain(what, batches)
             return finished
 
-    def _explain(self, what: str, tuner: Tuner) -> None:
+    def _explain(self, what: str, batches: BatchIterator) -> None:
         """Write down what limited the pipeline, if it ran long enough to tell."""
         try:
-            found = tuner.explain()
+            found = batches.explain()
         except ConfigError:
             return
         self._decisions.record("explain", {}, f"{what}: {found.reason}", {**asdict(found), "text": str(found)})
@@ -233,13 +230,6 @@ class Trainer:
         state = self.state
         baseline_auc = state.baseline.compute().auc
         return WindowResult(name, state.window_rows, state.window_seconds, self._scores(), best_ne, baseline_auc)
-
-    def _tuned(self, batches: BatchIterator) -> AbstractContextManager[Tuner | None]:
-        """The tuner beside a pipeline while it is read; the reference executor has nothing to tune."""
-        options = self.job.pipeline
-        if options.tuner == "none" or options.executor == "inline":
-            return nullcontext()
-        return Tuner(LiveJob(batches), options.tuner, decisions=self._decisions)
 
     def _scores(self) -> dict[str, Scores]:
         return {name: metrics.compute() for name, metrics in self.state.in_window.items()}

@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headrace.errors import MissingExtra
+from headrace.tuning.adapter import Job
 from headrace.tuning.dqn import Heads, joint_action
 from headrace.tuning.features import STEPS, View, features, num_features, step_workers
-from headrace.tuning.job import Job
 from headrace.tuning.observation import Observation
 from headrace.tuning.policies.even import even_split
 from headrace.tuning.reward import reward

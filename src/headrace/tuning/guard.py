@@ -19,6 +19,8 @@ class GuardConfig:
         max_factor: A value grows by at most this factor (and `max_step`) at once ...
         max_step: ... so that small values can still move.
         memory_ratio: Above this share of memory nothing is raised.
+        held_ratio: A stage that waits for room in the memory budget for a larger share of the time has enough workers,
+            and so have all others: nothing but the budget itself is raised.
         loss: A change is undone when the rate falls by this share and the consumer waits for elements.
         windows: Windows a change is given before it is judged; the first holds the change itself.
         pause: Windows in which nothing else is tried after something was undone.
@@ -27,6 +29,7 @@ class GuardConfig:
     max_factor: float = 4.0
     max_step: int = 8
     memory_ratio: float = 0.9
+    held_ratio: float = 0.3
     loss: float = 0.15
     windows: int = 3
     pause: int = 10
@@ -74,12 +77,17 @@ class Guard:
 
     def _bounded(self, observation: Observation, proposal: Proposal) -> tuple[dict[str, int], str]:
         config, allowed, refused = self._config, {}, ""
+        held = max((stage.wait_memory_s for stage in observation.stages), default=0.0)
+        no_budget = held > config.held_ratio * observation.window_s
         for name, value in self._space.clip(proposal.values).items():
             now = observation.values.get(name, value)
             if value == now:
                 continue
             if value > now and observation.memory_ratio > config.memory_ratio:
                 refused = f"{observation.memory_ratio:.0%} of the memory is in use"
+                continue
+            if value > now and no_budget and self._space[name].unit != "bytes":
+                refused = "elements wait for room in the memory budget"
                 continue
             most = max(int(now * config.max_factor), now + config.max_step)
             if value > most:

@@ -1,36 +1,18 @@
-"""`Job`: a pipeline that is being tuned, simulated or live, behind the few calls a tuner needs."""
+"""`SimulatedJob`: a simulated pipeline behind the few calls a tuner needs."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Protocol
 
 from headrace.simulation import Machine, PipelineSimulator, PipelineSpec, SimulatedTotals
 from headrace.tuning.observation import Observation, StageObservation
 from headrace.tuning.space import PREFETCH, THREADS, Knob, Space, workers_of
 
-__all__ = ["Job", "SimulatedJob"]
+__all__ = ["SimulatedJob"]
 
 MAX_PREFETCH = 4096
 ALL_THREADS = 8192
 """More threads than any pipeline has workers: no limit."""
-
-
-class Job(Protocol):
-    """What a tuner drives."""
-
-    @property
-    def space(self) -> Space:
-        """What may be changed."""
-        ...
-
-    def observe(self) -> Observation:
-        """The window since the last call."""
-        ...
-
-    def apply(self, values: Mapping[str, int]) -> None:
-        """Set knobs, by name; takes effect at once."""
-        ...
 
 
 class SimulatedJob:

@@ -2,18 +2,49 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Mapping
 from itertools import groupby
 
 import psutil
 
-from headrace.pipeline import BatchIterator, PipelineCounters, StageReading
+from headrace.pipeline.counters import PipelineCounters, StageReading
+from headrace.pipeline.tuners import Tunables
 from headrace.resources import Resources, effective_resources
 from headrace.tuning.observation import Observation, StageObservation
 from headrace.tuning.space import Space
 
 __all__ = ["LiveJob", "observation_of"]
+
+
+LOOK_S = 10.0
+"""Seconds to explain a pipeline from: long enough for slow batches, short enough to be about now."""
+NUM_NAPS = 5
+NAP_S = 20e-6
+
+
+def gil_wait_s() -> float:
+    """Mean seconds a thread that wakes up waits for Python's lock, from a few naps.
+
+    Where threads run Python code all the time, each waits until another has used up its turn: 5 ms
+    (`sys.getswitchinterval`). A thread that computes in native code gives the lock away, and this is near 0. Time
+    that this thread waits for a CPU is left out, where the kernel tells it.
+    """
+    nap, began, queued_s = threading.Event(), time.perf_counter(), _queued_s()
+    for _ in range(NUM_NAPS):
+        nap.wait(NAP_S)
+    waited_s = time.perf_counter() - began - (_queued_s() - queued_s)
+    return max(waited_s / NUM_NAPS - 3 * NAP_S, 0.0)
+
+
+def _queued_s() -> float:
+    """Seconds the calling thread has been ready to run without a CPU; 0 where the system does not say."""
+    try:
+        with open("/proc/thread-self/schedstat") as file:
+            return int(file.read().split()[1]) * 1e-9
+    except (OSError, IndexError, ValueError):
+        return 0.0
 
 
 class LiveJob:
@@ -22,11 +53,11 @@ class LiveJob:
     Stages that one worker call runs together are one stage here, named as their tunable ("map+transform").
     """
 
-    def __init__(self, batches: BatchIterator, *, resources: Callable[[], Resources] = effective_resources) -> None:
+    def __init__(self, batches: Tunables, *, resources: Callable[[], Resources] = effective_resources) -> None:
         """Attach to an open pipeline.
 
         Args:
-            batches: What `Pipeline.open` returned.
+            batches: What `Pipeline.open` returned, opened with `tuner="none"`; or the part of it that runs the stages.
             resources: Gives the CPUs and memory this process may use now.
         """
         self._batches = batches
@@ -43,13 +74,21 @@ class LiveJob:
         """About the window since the last call; the engine copies its totals four times a second."""
         now = time.monotonic()
         window_s, self._last = now - self._last, now
+        return self._observe(self._batches.counters(window_s), psutil.cpu_percent(interval=None) / 100.0)
+
+    def look(self, window_s: float = LOOK_S) -> Observation:
+        """About the last seconds, without beginning a new window."""
+        return self._observe(self._batches.counters(window_s), machine_busy_ratio=0.0)
+
+    def _observe(self, counters: PipelineCounters, machine_busy_ratio: float) -> Observation:
         return observation_of(
-            self._batches.counters(window_s),
+            counters,
             {name: tunable.value for name, tunable in self._batches.tunables.items()},
             self._resources(),
-            time_s=now - self._began,
+            time_s=time.monotonic() - self._began,
             memory_used_bytes=self._process.memory_info().rss,
-            machine_busy_ratio=psutil.cpu_percent(interval=None) / 100.0,
+            machine_busy_ratio=machine_busy_ratio,
+            gil_wait_s=gil_wait_s(),
         )
 
     def apply(self, values: Mapping[str, int]) -> None:
@@ -70,6 +109,7 @@ def observation_of(
     time_s: float,
     memory_used_bytes: float,
     machine_busy_ratio: float = 0.0,
+    gil_wait_s: float = 0.0,
 ) -> Observation:
     """A reading of the counters as a policy sees it.
 
@@ -80,6 +120,7 @@ def observation_of(
         time_s: Seconds since the job began.
         memory_used_bytes: Resident memory of the process.
         machine_busy_ratio: Share of all CPUs that is busy with anything.
+        gil_wait_s: What a thread waits for Python's lock.
     """
     groups = groupby(counters.stages.values(), key=lambda reading: reading.group)
     consumer = counters.consumer
@@ -95,6 +136,9 @@ def observation_of(
         memory_limit_bytes=resources.memory.limit_bytes,
         memory_used_bytes=memory_used_bytes,
         machine_busy_ratio=machine_busy_ratio,
+        budget_bytes=counters.budget_bytes,
+        in_flight_bytes=counters.bytes_in_flight,
+        gil_wait_s=gil_wait_s,
     )
 
 
@@ -108,6 +152,7 @@ def _stage(name: str, readings: list[StageReading]) -> StageObservation:
         wall_s=sum(reading.wall_s for reading in readings),
         wait_input_s=last.wait_input_s,
         wait_output_s=last.wait_output_s,
+        wait_memory_s=last.wait_memory_s,
         bytes_out=last.num_bytes_out,
         queue_depth=last.queue_depth,
         visit_ratio=last.visit_ratio,

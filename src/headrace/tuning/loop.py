@@ -8,9 +8,11 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol, Self
 
-from headrace.tuning.explain import Explanation, explain
+from headrace.pipeline.explanation import Explanation
+from headrace.tuning.adapter import Job
+from headrace.tuning.explaining import explain
 from headrace.tuning.guard import Guard
-from headrace.tuning.job import Job
+from headrace.tuning.live import LiveJob
 from headrace.tuning.observation import Observation
 from headrace.tuning.policies import Policy, Proposal, make_policy
 
@@ -63,7 +65,7 @@ class Tuner:
         self._job, self._decisions, self._window_s, self._clock = job, decisions, window_s, clock
         self._policy = make_policy(policy) if isinstance(policy, str) else policy
         self._guard = Guard(job.space)
-        self._last_reason = ""
+        self._last_reason, self._last_change = "", (0.0, "")
         self._seen: deque[Observation] = deque(maxlen=NUM_KEPT)
         self._cpu_s, self._began = 0.0, time.monotonic()
         self._stop = threading.Event()
@@ -83,7 +85,10 @@ class Tuner:
         Raises:
             ConfigError: Not every stage has finished something yet.
         """
-        return explain(list(self._seen), self._job.space)
+        seen = list(self._seen)
+        if not seen and isinstance(self._job, LiveJob):
+            seen = [self._job.look()]
+        return explain(seen, self._job.space, tuner=self._did())
 
     def close(self) -> None:
         """Stop tuning; the last setting stays. Safe to call twice."""
@@ -96,6 +101,14 @@ class Tuner:
 
     def __exit__(self, *error: object) -> None:
         self.close()
+
+    def _did(self) -> str:
+        """The last change and its age, and what the policy says now."""
+        at, change = self._last_change
+        if not change:
+            return f"changed nothing; now: {self._latest}"
+        ago = f"{time.monotonic() - at:.0f} s ago {change}"
+        return ago if change.endswith(self._latest) else f"{ago}; now: {self._latest}"
 
     def _loop(self) -> None:
         while not self._stop.wait(self._window_s):
@@ -117,6 +130,10 @@ class Tuner:
             if observation.values.get(name) != value
         }
         self._job.apply({name: after for name, (_, after) in change.items()})
+        if change:
+            changes = ", ".join(f"{name} {before} -> {after}" for name, (before, after) in change.items())
+            self._last_change = time.monotonic(), f"{changes}: {proposal.reason}"
+        self._latest = proposal.reason
         kind = proposal.reason.split("(")[0] if not change else ""
         if change or kind != self._last_reason:
             seen = {"rate_per_s": observation.rate_per_s, "cpus": observation.cpus, "memory": observation.memory_ratio}

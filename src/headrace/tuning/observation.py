@@ -21,6 +21,7 @@ class StageObservation:
         wall_s: Wall seconds from begin to end of services, added up over workers: CPU, blocking, waiting for a CPU.
         wait_input_s: Worker seconds without an element to work on.
         wait_output_s: Worker seconds held back because enough is done ahead or no memory is left.
+        wait_memory_s: Those of them without memory for the result.
         bytes_out: Bytes given.
         queue_depth: Elements ready for the next stage, now.
         visit_ratio: Services for each element delivered to the consumer; 0 while unknown.
@@ -33,6 +34,7 @@ class StageObservation:
     wall_s: float
     wait_input_s: float = 0.0
     wait_output_s: float = 0.0
+    wait_memory_s: float = 0.0
     bytes_out: float = 0.0
     queue_depth: int = 0
     visit_ratio: float = 1.0
@@ -54,6 +56,9 @@ class Observation:
         memory_limit_bytes: Memory this process may use now.
         memory_used_bytes: Memory in use now.
         machine_busy_ratio: Share of all CPUs that is busy with anything, other processes included; 0 if unknown.
+        budget_bytes: What elements in flight may hold, the ledger's budget; 0 if there is none.
+        in_flight_bytes: What they hold now.
+        gil_wait_s: Mean seconds a thread that wakes up waits for Python's lock; 0 if unknown.
         memory_bytes_per_s: Memory bandwidth, measured once at the start; only InTune's state has it.
         cpu_hz: Clock of the CPUs; only InTune's state has it.
     """
@@ -69,6 +74,9 @@ class Observation:
     memory_limit_bytes: float = math.inf
     memory_used_bytes: float = 0.0
     machine_busy_ratio: float = 0.0
+    budget_bytes: float = 0.0
+    in_flight_bytes: float = 0.0
+    gil_wait_s: float = 0.0
     memory_bytes_per_s: float = 1e10
     cpu_hz: float = 3e9
 

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 from headrace.errors import ConfigError
 from headrace.tuning.policies.auto import Auto, AutoConfig
 from headrace.tuning.policies.autotune import Autotune
 from headrace.tuning.policies.base import Policy, Proposal
 from headrace.tuning.policies.even import EvenSplit
-from headrace.tuning.policies.intune import InTune
 from headrace.tuning.policies.one_per_stage import OnePerStage
-from headrace.tuning.policies.oracle import Oracle
 from headrace.tuning.policies.plumber import Plumber
 from headrace.tuning.policies.relaunched import Relaunched
+
+if TYPE_CHECKING:
+    from headrace.tuning.policies.intune import InTune as InTune
+    from headrace.tuning.policies.oracle import Oracle as Oracle
 
 __all__ = [
     "POLICIES",
@@ -31,6 +35,21 @@ __all__ = [
     "make_policy",
 ]
 
+_HEAVY = {"InTune": "headrace.tuning.policies.intune", "Oracle": "headrace.tuning.policies.oracle"}
+"""Loaded when used: the others need neither torch nor the simulator."""
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HEAVY:
+        return getattr(import_module(_HEAVY[name]), name)
+    raise AttributeError(f"module 'headrace.tuning.policies' has no attribute {name!r}")
+
+
+def _intune(**options: Any) -> Policy:
+    policy: Policy = __getattr__("InTune")(**options)
+    return policy
+
+
 POLICIES: dict[str, Callable[[], Policy]] = {
     "auto": Auto,
     "one_per_stage": OnePerStage,
@@ -40,8 +59,8 @@ POLICIES: dict[str, Callable[[], Policy]] = {
     "autotune_adaptive": lambda: Relaunched(Autotune),
     "plumber": Plumber,
     "plumber_adaptive": lambda: Relaunched(Plumber),
-    "intune": InTune,
-    "intune_published": lambda: InTune(view="published"),
+    "intune": _intune,
+    "intune_published": lambda: _intune(view="published"),
 }
 """By name; the oracle is not here, for it must be told the truth."""
 

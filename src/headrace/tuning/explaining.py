@@ -1,0 +1,190 @@
+"""`explain`: what limits a pipeline, why, and what one more worker or CPU would give."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from headrace.errors import ConfigError
+from headrace.pipeline.explanation import Explanation, StageShare
+from headrace.resources import format_bytes
+from headrace.tuning.estimating import Estimator
+from headrace.tuning.observation import Observation, StageObservation
+from headrace.tuning.rates import StageRate, pipeline_rate
+from headrace.tuning.space import PREFETCH, Space, workers_of
+
+__all__ = ["explain"]
+
+FED = 0.05
+"""A consumer that waits for less than this share of the time is the limit itself."""
+BUSY = 0.9
+"""CPUs busier than this limit the pipeline; what is left is lost between services."""
+FULL = 0.8
+"""Memory fuller than this holds workers back."""
+HELD = 0.3
+"""A stage that is held back for memory for more than this share of the time is limited by it."""
+BLOCKING = 0.5
+"""A stage that spends more than this share of a service without a CPU waits for something."""
+AVERAGED_S = 5.0
+"""Seconds of the last windows that are looked at as one."""
+GIL_WAIT_S = 2e-3
+"""A thread that waits longer than this for Python's lock shares it with others that hold it all the time."""
+
+
+@dataclass(frozen=True)
+class _Finding:
+    limit: str
+    reason: str
+    help: str
+
+
+def explain(observations: Sequence[Observation], space: Space, *, tuner: str = "") -> Explanation:
+    """Explain the latest of some windows in a row.
+
+    Args:
+        observations: Windows, oldest first; those before the last help to tell stages apart.
+        space: What could be changed.
+        tuner: What the tuner did last, and why.
+
+    Raises:
+        ConfigError: Nothing was delivered in these windows.
+    """
+    estimator = Estimator()
+    for observation in observations:
+        estimator.add(observation)
+    if not observations or not estimator.complete:
+        raise ConfigError("explain: not every stage has finished something yet; ask again once batches are delivered")
+    last, rates = _latest(observations), estimator.rates(space)
+    workers = [stage.workers for stage in last.stages]
+    slowest = min(range(len(rates)), key=lambda i: rates[i].rate(workers[i]))
+    held = max(range(len(rates)), key=lambda i: last.stages[i].wait_memory_s)
+    found = _find(last, rates[slowest], workers[slowest], held)
+    stage = held if found.limit == "memory" else slowest
+    consumer = last.consumer_rate_per_s
+    now = min(pipeline_rate(rates, workers, last.cpus), consumer)
+    more = [k + (i == stage) for i, k in enumerate(workers)]
+    ample = [rate.max_workers if workers_of(rate.name) in space else k for rate, k in zip(rates, workers, strict=True)]
+    with_worker = min(pipeline_rate(rates, more, last.cpus), consumer)
+    with_cpu = min(pipeline_rate(rates, ample, last.cpus + 1), consumer)
+    return Explanation(
+        limit=found.limit,
+        stage=rates[stage].name,
+        rate_per_s=last.rate_per_s,
+        consumer_per_s=consumer,
+        worker_gain=max(with_worker / now - 1.0, 0.0) if found.limit in ("CPUs", "storage", "workers") else 0.0,
+        cpu_gain=max(with_cpu / now - 1.0, 0.0) if found.limit in ("CPUs", "workers") else 0.0,
+        reason=found.reason,
+        help=found.help,
+        stages=tuple(_share(last, i, rate) for i, rate in enumerate(rates)),
+        tuner=tuner,
+    )
+
+
+def _latest(observations: Sequence[Observation]) -> Observation:
+    """The last windows on the same machine as one: a single one may by chance hold few deliveries, or none."""
+    last, window_s = observations[-1], 0.0
+    same: list[Observation] = []
+    for each in reversed(observations):
+        if each.cpus != last.cpus or (same and window_s + each.window_s > AVERAGED_S):
+            break
+        same.append(each)
+        window_s += each.window_s
+    return replace(
+        last,
+        window_s=window_s,
+        stages=tuple(_total(stages) for stages in zip(*(each.stages for each in same), strict=True)),
+        delivered=sum(each.delivered for each in same),
+        consumer_s=sum(each.consumer_s for each in same),
+        starved_s=sum(each.starved_s for each in same),
+        machine_busy_ratio=sum(each.machine_busy_ratio for each in same) / len(same),
+        gil_wait_s=sum(each.gil_wait_s for each in same) / len(same),
+    )
+
+
+def _total(stages: Sequence[StageObservation]) -> StageObservation:
+    counts = ("services", "busy_s", "wall_s", "wait_input_s", "wait_output_s", "wait_memory_s", "bytes_out")
+    return replace(stages[0], **{name: sum(getattr(stage, name) for stage in stages) for name in counts})
+
+
+def _share(last: Observation, index: int, rate: StageRate) -> StageShare:
+    stage = last.stages[index]
+    at_work = stage.wall_s / max(stage.workers * last.window_s, 1e-9)
+    return StageShare(
+        stage.name, stage.workers, rate.cpu_s, rate.blocking_s, rate.rate(stage.workers), min(at_work, 1.0)
+    )
+
+
+def _find(last: Observation, slowest: StageRate, workers: int, held: int) -> _Finding:
+    """The first limit that applies, from the consumer back to the machine."""
+    starved = last.starved_s / max(last.starved_s + last.consumer_s, 1e-9)
+    busy = sum(stage.busy_s for stage in last.stages) / max(last.cpus * last.window_s, 1e-9)
+    if last.consumer_s > 0 and starved < FED:
+        return _Finding(
+            "consumer",
+            f"the trainer waits for batches {starved:.1%} of the time: it is the limit itself",
+            "a faster training step; a faster pipeline gains nothing",
+        )
+    memory = _memory(last, held)
+    if memory is not None:
+        return memory
+    if busy > BUSY:
+        heaviest = max(last.stages, key=lambda stage: stage.busy_s)
+        share = heaviest.busy_s / max(sum(stage.busy_s for stage in last.stages), 1e-9)
+        return _Finding(
+            "CPUs",
+            f"the pipeline keeps the {_cpus(last.cpus)} {min(busy, 1.0):.0%} busy",
+            f"more CPUs, or less work a batch: {heaviest.name} takes {share:.0%} of the pipeline's CPU time",
+        )
+    blocking = slowest.blocking_s / max(slowest.blocking_s + slowest.cpu_s, 1e-12)
+    if blocking > BLOCKING and last.gil_wait_s > GIL_WAIT_S and workers > 1:
+        return _Finding(
+            "GIL",
+            f"the {workers} workers of {slowest.name} run Python code one at a time: a thread waits "
+            f"{1000 * last.gil_wait_s:.0f} ms for the interpreter's lock",
+            f'run {slowest.name} in processes: map(..., executor="process"), or use Arrow and NumPy calls in it',
+        )
+    if last.machine_busy_ratio > BUSY:
+        return _Finding(
+            "CPUs",
+            f"the machine is {last.machine_busy_ratio:.0%} busy, other work included; the pipeline has {busy:.0%} of "
+            f"the {_cpus(last.cpus)}",
+            "less other work on the machine, the trainer's own threads included",
+        )
+    if blocking > BLOCKING:
+        return _Finding(
+            "storage",
+            f"{slowest.name} spends {blocking:.0%} of its time waiting for storage or network, with "
+            f"{workers} worker{'s' * (workers != 1)}",
+            f"more workers at {slowest.name}: they cost no CPU while they wait; faster storage; fewer columns",
+        )
+    return _Finding(
+        "workers",
+        f"{slowest.name} has too few workers ({workers}), while the CPUs are {busy:.0%} busy",
+        f"more workers at {slowest.name}",
+    )
+
+
+def _memory(last: Observation, held: int) -> _Finding | None:
+    """Whether memory limits: that of the process, or the budget for elements in flight."""
+    if last.memory_ratio > FULL:
+        return _Finding(
+            "memory",
+            f"{last.memory_ratio:.0%} of the memory this process may use is in use, so work is held back",
+            "smaller batches, fewer workers, or a larger memory limit",
+        )
+    stage = last.stages[held]
+    waits = min(stage.wait_memory_s / max(last.window_s, 1e-9), 1.0)
+    if waits > HELD and math.isfinite(last.budget_bytes):
+        return _Finding(
+            "memory",
+            f"{stage.name} waits {waits:.0%} of the time for room in the memory budget of "
+            f"{format_bytes(int(last.budget_bytes))}, of which {format_bytes(int(last.in_flight_bytes))} are in use",
+            "a larger memory_bytes, smaller batches or shuffle blocks"
+            + (", less prefetch" if last.values.get(PREFETCH, 0) > 2 else ""),
+        )
+    return None
+
+
+def _cpus(count: float) -> str:
+    return "one CPU" if count == 1 else f"{count:g} CPUs"
