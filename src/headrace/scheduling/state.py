@@ -284,6 +284,11 @@ class SchedulerState:
         """Whether a feature operator of a batch is done or at work."""
         return bool(self._batches[batch].begun)
 
+    def has_pulled(self, batch: int) -> bool:
+        """Whether a pull of a batch has been sent."""
+        live = self._batches.get(batch)
+        return live is not None and bool(live.pulls_sent)
+
     def next_group(self, batch: int) -> int | None:
         """The first group in order whose features are not begun; None if there is none, or no rows."""
         live = self._batches.get(batch)
@@ -317,7 +322,7 @@ class SchedulerState:
     def _pulls(self) -> Iterator[Run]:
         for number in range(self.current, min(self._last_pull, self.current + 1, self._next_read - 1) + 1):
             live = self._batches[number]
-            strict = self._applied >= number - 1
+            strict = self._strict(number)
             if strict:
                 for group in sorted(live.held_open - live.held_sent):
                     live.held_sent.add(group)
@@ -333,6 +338,10 @@ class SchedulerState:
                     live.held_open.add(group)
                 reason = "its keys are known" if strict else "its keys are known, and those of the push on its way"
                 yield self._send(Operator(Kind.PULL, number, group), reason, early=not strict)
+
+    def _strict(self, number: int) -> bool:
+        """Whether every push that a batch must see is applied."""
+        return self._applied >= number - 1
 
     def _early_allowed(self, number: int) -> bool:
         before = self._batches.get(number - 1)

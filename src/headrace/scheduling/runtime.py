@@ -1,0 +1,230 @@
+"""`StepRuntime`: thin threads that carry out what `SchedulerState` decides.
+
+    caller's thread   dense(b) push(b)* update(b)             dense(b+1) ...
+    cpu threads                         features(b+2, g) ...
+    reader thread     read(b+3)
+    the store's own                     pull(b+1, g) ...
+
+Sending a pull or a push costs little and is done by whichever thread learnt that it is time (*).
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from queue import SimpleQueue
+from time import perf_counter
+from typing import Any, Protocol
+
+import numba
+
+from headrace.scheduling.graph import Kind, Lane
+from headrace.scheduling.state import BatchRead, Event, Finished, NoMoreRows, Run, SchedulerState, Wanted
+from headrace.scheduling.trace import Span, Trace
+
+__all__ = ["StepRuntime", "Work"]
+
+Done = Callable[[int, BaseException | None], None]
+"""Called once when a transfer is over: bytes, and what went wrong."""
+
+
+class Work(Protocol):
+    """What the operators of a step do; each is called by one thread at a time, as the graph allows."""
+
+    def read(self, batch: int) -> int | None:
+        """Take the rows of the next batch; returns their bytes, None if there are no more."""
+
+    def features(self, batch: int, group: int) -> int:
+        """Compute a group's features and unique keys; returns their bytes."""
+
+    def pull(self, batch: int, group: int, early: bool, done: Done) -> None:
+        """Send a group's pull; an early one leaves out the keys of the batch before."""
+
+    def held(self, batch: int, group: int, done: Done) -> None:
+        """Send the rest of an early pull."""
+
+    def dense(self, batch: int) -> int:
+        """Forward and backward pass; returns bytes."""
+
+    def push(self, batch: int, done: Done) -> None:
+        """Send the gradients of the batch's keys."""
+
+    def update(self, batch: int) -> Any:
+        """Step the dense optimizer; returns what the caller of `StepRuntime.step` gets, and forgets the batch."""
+
+
+class StepRuntime:
+    """Trains batch after batch in the caller's thread, everything else in threads of its own; a context manager."""
+
+    def __init__(self, work: Work, state: SchedulerState, *, trace: Trace | None = None) -> None:
+        """Start the threads; nothing is read before the first `step`.
+
+        Args:
+            work: What operators do.
+            state: Decides.
+            trace: Keeps what ran when.
+        """
+        self.state = state
+        self.trace = Trace() if trace is None else trace
+        self._work = work
+        self._lock = threading.Lock()
+        self._changed = threading.Condition(self._lock)
+        self._lanes: dict[Lane, SimpleQueue[Run | None]] = {lane: SimpleQueue() for lane in Lane}
+        self._failure: BaseException | None = None
+        self._in_flight = 0
+        self._step = 0
+        self._result: Any = None
+        names = ["reader", *(f"cpu {number}" for number in range(state.num_cores))]
+        self._threads = [threading.Thread(target=self._loop, args=(name,), name=f"headrace-{name}") for name in names]
+        for thread in self._threads:
+            thread.daemon = True
+            thread.start()
+
+    def __enter__(self) -> StepRuntime:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def step(self, *, pull_next: bool = True) -> Any | None:
+        """Train the next batch.
+
+        Args:
+            pull_next: Whether rows of the batch after it may be asked for. A pull counts ids; so where state is to be
+                saved after this step, it must not be. Then the push of this step is applied when this returns.
+
+        Returns:
+            What `Work.update` returned; None if there is no further batch, and all pushes are applied.
+
+        Raises:
+            BaseException: Whatever an operator raised.
+        """
+        step = self._step
+        self._raise_failure()
+        self._post(Wanted(step, step + (1 if pull_next else 0), perf_counter()))
+        inbox = self._lanes[Lane.TRAINER]
+        while True:
+            run = inbox.get()
+            self._raise_failure()
+            if run is None:  # something to look at: the end, or a push applied
+                with self._lock:
+                    if self.state.is_over and self.state.current == step:
+                        return None
+                continue
+            self._carry_out(run, "trainer")
+            if run.operator.kind is Kind.UPDATE:
+                break
+        self._step += 1
+        if not pull_next:
+            self._wait_until_applied(step)
+        result, self._result = self._result, None
+        return result
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether rows of the next batch are asked for already, so that it must be trained before state is saved."""
+        with self._lock:
+            return self.state.has_pulled(self._step)
+
+    def close(self) -> None:
+        """Stop all threads; transfers on their way come to their end."""
+        for lane, count in ((Lane.READER, 1), (Lane.CPU, self.state.num_cores)):
+            for _ in range(count):
+                self._lanes[lane].put(None)
+        for thread in self._threads:
+            thread.join()
+        with self._changed:
+            self._changed.wait_for(lambda: self._in_flight == 0, timeout=60.0)
+
+    def _wait_until_applied(self, step: int) -> None:
+        with self._changed:
+            self._changed.wait_for(lambda: self.state.is_applied(step) or self._failure is not None)
+        self._raise_failure()
+
+    def _raise_failure(self) -> None:
+        if self._failure is not None:
+            raise self._failure
+
+    def _fail(self, error: BaseException) -> None:
+        with self._changed:
+            self._failure = self._failure or error
+            self._changed.notify_all()
+        self._lanes[Lane.TRAINER].put(None)
+
+    def _loop(self, name: str) -> None:
+        numba.set_num_threads(1)  # one operator, one core: parallel kernels would take the others' cores
+        lane = self._lanes[Lane.READER if name == "reader" else Lane.CPU]
+        while (run := lane.get()) is not None:
+            if self._failure is None:
+                self._carry_out(run, name)
+
+    def _post(self, event: Event) -> None:
+        """Tell the state machine, and hand on or carry out what it wants."""
+        with self._changed:
+            if self._failure is not None:
+                return
+            runs = self.state.handle(event)
+            over = self.state.is_over
+            self._in_flight += sum(run.operator.kind.lane is Lane.NETWORK for run in runs)
+            self._changed.notify_all()
+        if over:
+            self._lanes[Lane.TRAINER].put(None)
+        for run in runs:
+            lane = run.operator.kind.lane
+            if lane is Lane.NETWORK:
+                self._send(run)
+            else:
+                self._lanes[lane].put(run)
+
+    def _carry_out(self, run: Run, name: str) -> None:
+        operator, start = run.operator, perf_counter()
+        work, num_bytes = self._work, 0
+        try:
+            match operator.kind:
+                case Kind.READ:
+                    read = work.read(operator.batch)
+                    if read is None:
+                        self._post(NoMoreRows(perf_counter()))
+                        return
+                    num_bytes = read
+                case Kind.FEATURES:
+                    num_bytes = work.features(operator.batch, operator.group)
+                case Kind.DENSE:
+                    num_bytes = work.dense(operator.batch)
+                case _:
+                    self._result = work.update(operator.batch)
+        except BaseException as error:
+            self._fail(error)
+            if name == "trainer":
+                raise
+            return
+        end = perf_counter()
+        self.trace.add(Span(operator, name, start, end, run.reason, num_bytes))
+        if operator.kind is Kind.READ:
+            self._post(BatchRead(num_bytes, end - start, end))
+        else:
+            self._post(Finished(operator, end - start, num_bytes, end))
+
+    def _send(self, run: Run) -> None:
+        operator, start = run.operator, perf_counter()
+
+        def done(num_bytes: int, error: BaseException | None) -> None:
+            end = perf_counter()
+            self.trace.add(Span(operator, Lane.NETWORK.value, start, end, run.reason, num_bytes))
+            if error is None:
+                self._post(Finished(operator, end - start, 0 if operator.kind is Kind.PUSH else num_bytes, end))
+            else:
+                self._fail(error)
+            with self._changed:
+                self._in_flight -= 1
+                self._changed.notify_all()
+
+        try:
+            if operator.kind is Kind.PUSH:
+                self._work.push(operator.batch, done)
+            elif operator.kind is Kind.HELD:
+                self._work.held(operator.batch, operator.group, done)
+            else:
+                self._work.pull(operator.batch, operator.group, run.early, done)
+        except BaseException as error:
+            done(0, error)

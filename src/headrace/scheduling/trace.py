@@ -1,0 +1,127 @@
+"""What ran where and when in the latest steps, for the report's timeline and for Chrome's trace viewer."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections import deque
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from headrace.scheduling.graph import Kind, Lane, Operator
+
+__all__ = ["Span", "Trace", "chrome_trace", "write_chrome_trace"]
+
+NUM_STEPS = 8
+"""Steps kept: enough to see the steady state, few enough to cost nothing."""
+
+
+class Span(NamedTuple):
+    """One operator that has run.
+
+    Attributes:
+        operator: Which.
+        lane: Who carried it out: "trainer", "cpu 0", "reader", "network".
+        start_s: On the clock of the run.
+        end_s: On the same clock.
+        reason: Why it ran then.
+        num_bytes: What it brought or sent.
+    """
+
+    operator: Operator
+    lane: str
+    start_s: float
+    end_s: float
+    reason: str
+    num_bytes: int
+
+
+class Trace:
+    """Keeps the spans of the latest steps; may be written and read by any thread."""
+
+    def __init__(self, num_steps: int = NUM_STEPS) -> None:
+        """Args: num_steps: How many steps to keep."""
+        self.num_steps = num_steps
+        self._spans: deque[Span] = deque()
+        self._lock = threading.Lock()
+        self._last = -1
+
+    def add(self, span: Span) -> None:
+        """Keep a span, and forget those of steps that are too old."""
+        with self._lock:
+            self._spans.append(span)
+            self._last = max(self._last, span.operator.batch if span.operator.kind is Kind.DENSE else -1)
+            while self._spans and self._spans[0].operator.batch <= self._last - self.num_steps:
+                self._spans.popleft()
+
+    def spans(self) -> list[Span]:
+        """What is kept, by begin; a step is whole once its push is applied."""
+        with self._lock:
+            kept = [span for span in self._spans if span.operator.batch > self._last - self.num_steps]
+        return sorted(kept, key=lambda span: span.start_s)
+
+    def to_dict(self, policy: str) -> dict[str, Any]:
+        """As JSON can hold it: what `headrace.observe` draws."""
+        spans = self.spans()
+        start = spans[0].start_s if spans else 0.0
+        return {
+            "policy": policy,
+            "spans": [
+                {
+                    "kind": span.operator.kind.value,
+                    "step": span.operator.batch,
+                    "group": span.operator.group,
+                    "lane": span.lane,
+                    "start_s": round(span.start_s - start, 7),
+                    "end_s": round(span.end_s - start, 7),
+                    "num_bytes": span.num_bytes,
+                    "reason": span.reason,
+                }
+                for span in spans
+            ],
+        }
+
+    def write(self, path: Path, policy: str) -> None:
+        """Write `to_dict` as a JSON file that appears whole."""
+        temporary = path.with_name(f".{path.name}.part")
+        temporary.write_text(json.dumps(self.to_dict(policy)), encoding="utf-8")
+        temporary.replace(path)
+
+
+def chrome_trace(spans: Iterable[dict[str, Any]], policy: str) -> dict[str, Any]:
+    """Spans of `Trace.to_dict` in the JSON that Chrome's `about:tracing` and Perfetto open.
+
+    Transfers may overlap each other, so each group has a lane of its own on the network.
+    """
+    events: list[dict[str, Any]] = []
+    numbers: dict[str, int] = {}
+    for span in spans:
+        lane = span["lane"]
+        if lane == Lane.NETWORK.value:
+            lane = f"network {'push' if span['kind'] == 'push' else 'pull ' + str(span['group'])}"
+        number = numbers.setdefault(lane, len(numbers))
+        group = f" {span['group']}" if span["group"] >= 0 else ""
+        events.append(
+            {
+                "name": f"{span['kind']}{group} of step {span['step']}",
+                "cat": span["kind"],
+                "ph": "X",
+                "ts": span["start_s"] * 1e6,
+                "dur": (span["end_s"] - span["start_s"]) * 1e6,
+                "pid": 1,
+                "tid": number,
+                "args": {"reason": span["reason"], "bytes": span["num_bytes"]},
+            }
+        )
+    names: list[dict[str, Any]] = [{"name": "process_name", "ph": "M", "pid": 1, "args": {"name": f"scheduler {policy}"}}]
+    names += [
+        {"name": "thread_name", "ph": "M", "pid": 1, "tid": number, "args": {"name": lane}}
+        for lane, number in numbers.items()
+    ]
+    return {"traceEvents": names + events, "displayTimeUnit": "ms"}
+
+
+def write_chrome_trace(trace: dict[str, Any], path: str | Path) -> None:
+    """Write a trace of `Trace.to_dict` in Chrome's format."""
+    Path(path).write_text(json.dumps(chrome_trace(trace["spans"], trace["policy"])), encoding="utf-8")

@@ -1,0 +1,258 @@
+"""`TrainingWork`: what the operators of a training step do, with real plans, embeddings and a model."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import pyarrow as pa
+import torch
+from torch import nn
+
+from headrace.embeddings import EmbeddingBags, embedding_bags
+from headrace.embeddings.bags import BegunLookups, Lookup
+from headrace.pipeline import BatchIterator
+from headrace.pipeline.elements import Account
+from headrace.scheduling.feature_groups import FeatureGroup
+from headrace.scheduling.runtime import Done
+from headrace.scheduling.store import StepStore, Ticket
+from headrace.tensors import Batch
+
+__all__ = ["Phases", "Trained", "TrainingWork"]
+
+BYTES_PER_KEY = 16
+"""Of space, id and count, beside the row."""
+
+
+class Phases(Protocol):
+    """A training step in three calls, made one after the other by one thread."""
+
+    def forward_backward(self, batch: Batch) -> Any:
+        """Predict, and find all gradients."""
+
+    def push(self) -> None:
+        """Hand the gradients of rows to their stores."""
+
+    def update(self) -> None:
+        """Step the dense optimizer."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A batch after its step.
+
+    Attributes:
+        batch: The batch.
+        result: What `Phases.forward_backward` returned.
+        account: What became of the rows it took.
+        token: Where in the pipeline the batch after it begins.
+    """
+
+    batch: Batch
+    result: Any
+    account: Account
+    token: dict[str, Any]
+
+
+@dataclass
+class _Live:
+    """One batch between reading and training."""
+
+    rows: pa.RecordBatch | None
+    account: Account
+    token: dict[str, Any]
+    parts: list[Batch | None]
+    tickets: list[list[Ticket]]
+    lookups: dict[EmbeddingBags, list[Lookup]] = field(default_factory=dict)
+    batch: Batch | None = None
+    result: Any = None
+
+
+class TrainingWork:
+    """Carries out operators for `StepRuntime`; a context manager that stands between embeddings and their stores.
+
+    Attributes:
+        rest: What became of rows behind the last batch, once the pipeline has ended.
+        held_ratio: Share of the newest early pull that had to wait for the push before it.
+    """
+
+    def __init__(
+        self,
+        batches: BatchIterator,
+        groups: Sequence[FeatureGroup],
+        model: nn.Module,
+        phases: Phases,
+        *,
+        verify: bool = False,
+    ) -> None:
+        """Prepare.
+
+        Args:
+            batches: Of rows: a pipeline without `transform`.
+            groups: Features, see `group_features`.
+            model: Holds the `EmbeddingBags`.
+            phases: Its training step.
+            verify: Pull every row once more right before it is used, and fail if it differs: twice the traffic, and
+                proof that no pull ran ahead of a push.
+        """
+        self.rest: tuple[Account, dict[str, Any]] | None = None
+        self.held_ratio = 0.0
+        self._batches = batches
+        self._groups = groups
+        self._bags = list(embedding_bags(model).values())
+        self._phases = phases
+        self._verify = verify
+        self._live: dict[int, _Live] = {}
+        self._stores: list[StepStore] = []
+        self._stack = ExitStack()
+        self._names = [
+            [[name for name in bags.feature_names if name in group.features] for bags in self._bags]
+            for group in groups
+        ]
+
+    def __enter__(self) -> TrainingWork:
+        for bags in self._bags:
+            store = bags.store
+            bags.store = StepStore(store, bags.embedding_dim)
+            self._stores.append(bags.store)
+            self._stack.callback(setattr, bags, "store", store)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for bags in self._bags:
+            bags.drop_gradients()
+        self._stack.close()
+
+    def read(self, batch: int) -> int | None:
+        """See `Work`."""
+        rows = next(self._batches, None)
+        account, token = self._batches.take_account(), self._batches.state_dict()
+        if rows is None:
+            self.rest = account, token
+            return None
+        groups = range(len(self._groups))
+        self._live[batch] = _Live(rows, account, token, [None for _ in groups], [[] for _ in groups])
+        return int(rows.nbytes)
+
+    def features(self, batch: int, group: int) -> int:
+        """See `Work`: the plan of the group, and its unique keys."""
+        live = self._live[batch]
+        assert live.rows is not None
+        part = self._groups[group].plan.apply(live.rows)
+        live.parts[group] = part
+        num_bytes = part.num_bytes
+        for bags, store, names in zip(self._bags, self._stores, self._names[group], strict=True):
+            if not names:
+                continue
+            with store.preparing() as tickets:
+                lookup = bags.begin(part.sparse, features=names)
+            live.lookups.setdefault(bags, []).append(lookup)
+            live.tickets[group] += tickets
+            num_bytes += sum(BYTES_PER_KEY * len(ticket.keys) for ticket in tickets)
+        if all(done is not None for done in live.parts):
+            live.rows = None
+        return num_bytes
+
+    def pull(self, batch: int, group: int, early: bool, done: Done) -> None:
+        """See `Work`."""
+        tickets = self._live[batch].tickets[group]
+        if not early or batch == 0:
+            self._send(tickets, lambda ticket, one: ticket.send(one), done)
+            return
+        before = self._live[batch - 1].tickets[group]
+        keys_before = {id(ticket.store): ticket.keys for ticket in before}
+        self._send(
+            tickets,
+            lambda ticket, one: ticket.send_early(keys_before[id(ticket.store)], batch - 1, one),
+            done,
+        )
+        total = sum(len(ticket.keys) for ticket in tickets)
+        if total:
+            self.held_ratio = sum(ticket.num_held for ticket in tickets) / total
+
+    def held(self, batch: int, group: int, done: Done) -> None:
+        """See `Work`."""
+        self._send(self._live[batch].tickets[group], lambda ticket, one: ticket.send_held(one), done)
+
+    def dense(self, batch: int) -> int:
+        """See `Work`."""
+        live = self._live[batch]
+        for ticket in (ticket for tickets in live.tickets for ticket in tickets):
+            ticket.finish()
+            if self._verify:
+                ticket.verify()
+        live.batch = self._joined(live)
+        live.result = self._phases.forward_backward(live.batch)
+        return 0
+
+    def push(self, batch: int, done: Done) -> None:
+        """See `Work`."""
+        sent = [store.num_pushed for store in self._stores]
+        self._phases.push()
+        pushes = [
+            store.pushing
+            for store, before in zip(self._stores, sent, strict=True)
+            if store.num_pushed > before and store.pushing is not None
+        ]
+        live = self._live[batch]
+        num_bytes = sum(_num_bytes(tickets) for tickets in live.tickets)
+        finish = _Countdown(len(pushes), num_bytes, done)
+        for push in pushes:
+            push.add_done_callback(lambda pushed: finish.one(pushed.exception()))
+
+    def update(self, batch: int) -> Trained:
+        """See `Work`."""
+        self._phases.update()
+        live = self._live[batch]
+        self._live.pop(batch - 1, None)  # the keys of this one are still compared with those of the next
+        assert live.batch is not None
+        trained = Trained(live.batch, live.result, live.account, live.token)
+        live.batch, live.parts, live.lookups, live.result = None, [], {}, None
+        return trained
+
+    def _joined(self, live: _Live) -> Batch:
+        """The parts of all groups as one batch; dense features and labels are the first group's."""
+        first = live.parts[0]
+        assert first is not None
+        sparse = BegunLookups([group for part in live.parts if part is not None for group in part.sparse])
+        sparse.begun = live.lookups
+        return Batch(first.dense, sparse, first.labels, first.row_ids, first.weights)
+
+    @staticmethod
+    def _send(
+        tickets: Sequence[Ticket],
+        send: Callable[[Ticket, Callable[[BaseException | None], None]], None],
+        done: Done,
+    ) -> None:
+        finish = _Countdown(len(tickets), _num_bytes(tickets), done)
+        for ticket in tickets:
+            send(ticket, finish.one)
+
+
+class _Countdown:
+    """Calls `done` when all of several transfers are over, at once if there are none."""
+
+    def __init__(self, count: int, num_bytes: int, done: Done) -> None:
+        self._left = count
+        self._num_bytes = num_bytes
+        self._done = done
+        self._error: BaseException | None = None
+        self._lock = threading.Lock()
+        if count == 0:
+            done(num_bytes, None)
+
+    def one(self, error: BaseException | None) -> None:
+        with self._lock:
+            self._left -= 1
+            self._error = self._error or error
+            last = self._left == 0
+        if last:
+            self._done(self._num_bytes, self._error)
+
+
+def _num_bytes(tickets: Sequence[Ticket]) -> int:
+    """Bytes of keys and rows, one way."""
+    return sum(len(ticket.keys) * (BYTES_PER_KEY + 4 * ticket.store.embedding_dim) for ticket in tickets)

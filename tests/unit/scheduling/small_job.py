@@ -1,0 +1,207 @@
+"""A small job for scheduler tests: rows, a plan, a model with a table of each kind, and a training step in phases."""
+
+from __future__ import annotations
+
+from collections import deque
+from concurrent.futures import Future
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import binary_cross_entropy_with_logits
+
+from headrace.embeddings import (
+    EmbeddingBags,
+    EmbeddingsConfig,
+    EmbeddingStore,
+    Keys,
+    apply_gradients,
+    embedding_bags,
+)
+from headrace.features import FeaturePlan
+from headrace.logs.schema import Schema
+from headrace.pipeline import BatchIterator
+from headrace.pipeline.graph import read_arrow
+from headrace.scheduling.feature_groups import group_features
+from headrace.scheduling.policies import Policy
+from headrace.scheduling.runtime import StepRuntime
+from headrace.scheduling.state import SchedulerState
+from headrace.scheduling.work import TrainingWork
+from headrace.tensors import Batch
+
+SCHEMA = Schema.from_dict(
+    {
+        "labels": ["click"],
+        "dense": ["age", "price"],
+        "ids": ["user", "item", "shop"],
+        "id_lists": ["history", "words"],
+        "weight": "weight",
+    },
+    where="schema",
+)
+FEATURES = {
+    "dense": {"age": [{"fill": 0}, "log1p"], "price": [{"fill": 0}]},
+    "sparse": {
+        "user": [],
+        "item": [],
+        "history": [{"first_x": 5}],
+        "shop": [],
+        "words": [{"first_x": 3}],
+        "bucket": {"from": "age", "ops": [{"bucketize": [1, 2, 4]}]},
+    },
+}
+EMBEDDINGS = EmbeddingsConfig.from_dict(
+    {
+        "default": {"kind": "hashed", "num_embeddings": 300, "optimizer": {"kind": "adam", "lr": 0.05}},
+        "spaces": {"items": {"kind": "collisionless", "num_embeddings": 64, "admission_count": 2}},
+        "features": {"item": {"space": "items"}, "history": {"space": "items", "pooling": "mean"}},
+    },
+    where="embeddings",
+)
+
+
+def rows(num_rows: int, seed: int = 0) -> pa.Table:
+    """Skewed ids, so that neighbouring batches share some and not others."""
+    rng = np.random.default_rng(seed)
+    lists = rng.zipf(1.3, (num_rows, 6)) % 500
+    return pa.table(
+        {
+            "click": rng.integers(0, 2, num_rows).astype(np.float64),
+            "age": rng.exponential(3.0, num_rows),
+            "price": rng.normal(size=num_rows),
+            "user": rng.integers(0, 200, num_rows),
+            "item": rng.zipf(1.2, num_rows) % 1000,
+            "shop": rng.integers(0, 20, num_rows),
+            "history": pa.array([list(row[: 1 + i % 6]) for i, row in enumerate(lists)], pa.list_(pa.int64())),
+            "words": pa.array([list(row[: i % 4]) for i, row in enumerate(lists)], pa.list_(pa.int64())),
+            "weight": rng.uniform(0.5, 1.5, num_rows),
+        }
+    )
+
+
+class Model(nn.Module):
+    """Two tables of different width, as models with a linear part have, and an MLP."""
+
+    def __init__(self, plan: FeaturePlan) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.wide = EmbeddingBags(EMBEDDINGS.first_order(), plan.sparse_keys, 1, seed=3)
+        self.deep = EmbeddingBags(EMBEDDINGS, plan.sparse_keys, 8, seed=4)
+        self.top = nn.Sequential(nn.Linear(8 * len(plan.sparse_keys) + 2, 16), nn.ReLU(), nn.Linear(16, 1))
+
+    def forward(self, batch: Batch) -> Tensor:
+        deep = torch.cat([self.deep(batch.sparse).flatten(1), batch.dense], dim=1)
+        logits: Tensor = self.top(deep) + self.wide(batch.sparse).sum(dim=1)
+        return logits
+
+
+class Phases:
+    """The training step in three calls."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self.optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+
+    def forward_backward(self, batch: Batch) -> float:
+        assert batch.weights is not None
+        loss = binary_cross_entropy_with_logits(self.model(batch), batch.labels, weight=batch.weights[:, None])
+        loss.backward()  # type: ignore[no-untyped-call]
+        return loss.item()
+
+    def push(self) -> None:
+        apply_gradients(self.model)
+
+    def update(self) -> None:
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+
+class SlowStore:
+    """A store whose transfers arrive when told to: every push and pull waits in a queue until `deliver`."""
+
+    def __init__(self, store: EmbeddingStore, forgets_pushes: bool = False) -> None:
+        self.store = store
+        self.queue: deque[Any] = deque()
+        self._forgets_pushes = forgets_pushes
+
+    def pull(self, keys: Keys, *, admit: bool = False) -> Future[npt.NDArray[np.float32]]:
+        pulled: Future[npt.NDArray[np.float32]] = Future()
+        if not admit:  # a check: answered at once
+            return self.store.pull(keys)
+        self.queue.append(lambda: pulled.set_result(self.store.pull(keys, admit=admit).result()))
+        return pulled
+
+    def push(self, keys: Keys, gradients: npt.NDArray[np.float32]) -> Future[None]:
+        pushed: Future[None] = Future()
+        if self._forgets_pushes:  # says that it is applied before it is
+            self.queue.append(lambda: self.store.push(keys, gradients))
+            pushed.set_result(None)
+        else:
+            self.queue.append(lambda: pushed.set_result(self.store.push(keys, gradients).result()))
+        return pushed
+
+
+def plan_and_model() -> tuple[FeaturePlan, Model]:
+    plan = FeaturePlan.from_config(FEATURES, SCHEMA)
+    return plan, Model(plan)
+
+
+def raw_batches(table: pa.Table, size: int = 64) -> BatchIterator:
+    return read_arrow(table).batch(size).open(executor="inline")
+
+
+def train_plainly(table: pa.Table) -> tuple[list[float], dict[str, Any]]:
+    """Losses and parameters of a plain loop."""
+    plan, model = plan_and_model()
+    phases, losses = Phases(model), []
+    for batch in raw_batches(table):
+        losses.append(phases.forward_backward(plan.apply(batch)))
+        phases.push()
+        phases.update()
+    return losses, parameters(model)
+
+
+def train_scheduled(
+    table: pa.Table, policy: Policy, *, verify: bool = False, max_groups: int = 4
+) -> tuple[list[float], dict[str, Any], float]:
+    """The same under a scheduler; also the greatest share of keys an early pull held back."""
+    plan, model = plan_and_model()
+    groups = group_features(plan, lambda name: spaces_of(model, name), max_groups=max_groups)
+    losses, held = [], 0.0
+    with (
+        raw_batches(table) as batches,
+        TrainingWork(batches, groups, model, Phases(model), verify=verify) as work,
+        StepRuntime(work, SchedulerState(len(groups), policy, num_cores=2)) as steps,
+    ):
+        while (trained := steps.step()) is not None:
+            losses.append(trained.result)
+            held = max(held, work.held_ratio)
+    return losses, parameters(model), held
+
+
+def spaces_of(model: nn.Module, feature: str) -> list[str]:
+    """Where a feature is looked up."""
+    return [
+        f"{name}.{bags.config.features[feature].space if feature in bags.config.features else feature}"
+        for name, bags in embedding_bags(model).items()
+    ]
+
+
+def parameters(model: nn.Module) -> dict[str, Any]:
+    """Everything that was learnt, in an order that does not depend on which row an id was given."""
+    found: dict[str, Any] = {name: value.detach().numpy().copy() for name, value in model.named_parameters()}
+    for name, bags in embedding_bags(model).items():
+        assert bags.table is not None
+        table = bags.table
+        for space in range(len(bags.spaces)):
+            ids = np.arange(300 if list(bags.spaces)[space] != "items" else 1000)
+            keys = Keys(np.full(len(ids), space, np.int32), ids, np.ones(len(ids), np.int32))
+            found[f"{name}.{space}"] = table.pull(keys, admit=False)
+            known = table.lookup(keys, admit=False)
+            for slot, values in table.arena.slots.items():
+                state = values[known].reshape(len(ids), -1)
+                found[f"{name}.{space}.{slot}"] = np.where(known.reshape(-1, 1) > 0, state, 0)
+    return found

@@ -1,0 +1,144 @@
+"""The runtime's threads, with operators that only take notes."""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import Future
+from typing import Any
+
+import pytest
+
+from headrace.scheduling.graph import Kind
+from headrace.scheduling.policies import POLICIES, make_policy
+from headrace.scheduling.runtime import Done, StepRuntime
+from headrace.scheduling.state import SchedulerState
+
+
+class Notes:
+    """Work that writes down what was asked of it; transfers end in a thread of their own, or when told to."""
+
+    def __init__(self, num_batches: int, *, fail_at: str = "", held_back: bool = False) -> None:
+        self.num_batches = num_batches
+        self.lines: list[str] = []
+        self.waiting: list[Done] = []
+        self.trainer = threading.get_ident()
+        self._fail_at = fail_at
+        self._held_back = held_back
+
+    def note(self, line: str) -> None:
+        self.lines.append(line)
+        if line == self._fail_at:
+            raise ValueError(f"planted at {line}")
+
+    def read(self, batch: int) -> int | None:
+        self.note(f"read {batch}")
+        return 10 if batch < self.num_batches else None
+
+    def features(self, batch: int, group: int) -> int:
+        self.note(f"features {batch} {group}")
+        assert threading.get_ident() != self.trainer
+        return 10
+
+    def _transfer(self, line: str, done: Done) -> None:
+        self.note(line)
+        if self._held_back:
+            self.waiting.append(done)
+            return
+        arrived: Future[None] = Future()
+        arrived.add_done_callback(lambda _: done(10, None))
+        arrived.set_result(None)
+
+    def pull(self, batch: int, group: int, early: bool, done: Done) -> None:
+        self._transfer(f"pull {batch} {group}", done)
+
+    def held(self, batch: int, group: int, done: Done) -> None:
+        self._transfer(f"held {batch} {group}", done)
+
+    def dense(self, batch: int) -> int:
+        self.note(f"dense {batch}")
+        assert threading.get_ident() == self.trainer
+        return 0
+
+    def push(self, batch: int, done: Done) -> None:
+        self._transfer(f"push {batch}", done)
+
+    def update(self, batch: int) -> Any:
+        self.note(f"update {batch}")
+        return f"result {batch}"
+
+
+def runtime(work: Notes, name: str = "recs", num_groups: int = 2) -> StepRuntime:
+    return StepRuntime(work, SchedulerState(num_groups, make_policy(name), num_cores=2))
+
+
+def train_all(steps: StepRuntime) -> None:
+    while steps.step() is not None:
+        pass
+
+
+@pytest.mark.parametrize("name", sorted(POLICIES))
+def test_every_batch_is_trained_once_in_order(name: str) -> None:
+    work = Notes(6)
+    with runtime(work, name) as steps:
+        results = [steps.step() for _ in range(7)]
+    assert results == [*(f"result {batch}" for batch in range(6)), None]
+    assert [line for line in work.lines if line.startswith("dense")] == [f"dense {batch}" for batch in range(6)]
+    unapplied = 1 if name == "recs_early" else 0
+    for batch in range(1 + unapplied, 6):
+        pushed = work.lines.index(f"push {batch - 1 - unapplied}")
+        assert all(work.lines.index(f"pull {batch} {group}") > pushed for group in (0, 1))
+
+
+@pytest.mark.parametrize("place", ["read 2", "features 2 1", "pull 1 0", "dense 2", "push 1", "update 1"])
+def test_what_an_operator_raises_reaches_the_caller_and_threads_end(place: str) -> None:
+    work = Notes(6, fail_at=place)
+    with runtime(work) as steps, pytest.raises(ValueError, match=f"planted at {place}"):
+        train_all(steps)
+    assert len(work.lines) < 40
+
+
+def test_a_failed_runtime_goes_on_raising() -> None:
+    with runtime(Notes(6, fail_at="dense 0")) as steps:
+        for _ in range(2):
+            with pytest.raises(ValueError, match="planted"):
+                steps.step()
+
+
+def test_nothing_is_read_before_the_first_step() -> None:
+    work = Notes(3)
+    with runtime(work):
+        pass
+    assert not work.lines
+
+
+def test_rows_of_the_next_batch_are_not_asked_for_before_state_is_saved() -> None:
+    work = Notes(6)
+    with runtime(work) as steps:
+        steps.step()
+        steps.step(pull_next=False)
+        assert not steps.has_begun
+        assert "push 1" in work.lines
+        assert not [line for line in work.lines if line.startswith("pull 2")]
+        assert steps.step() == "result 2"
+
+
+def test_after_an_ordinary_step_the_next_batch_has_begun() -> None:
+    work = Notes(6)
+    with runtime(work) as steps:
+        steps.step()
+        while not any(line == "pull 1 1" for line in work.lines):
+            pass
+        assert steps.has_begun
+
+
+def test_the_trace_keeps_whole_steps_and_only_the_latest() -> None:
+    with runtime(Notes(20)) as steps:
+        train_all(steps)
+        spans = steps.trace.spans()
+    assert {span.operator.batch for span in spans} == set(range(12, 20))
+    kinds = [span.operator.kind for span in spans if span.operator.batch == 15]
+    assert sorted(kind.value for kind in kinds) == sorted(
+        ["read", "features", "features", "pull", "pull", "dense", "push", "update"]
+    )
+    assert all(span.reason and span.end_s >= span.start_s for span in spans)
+    assert {span.lane for span in spans if span.operator.kind is Kind.DENSE} == {"trainer"}

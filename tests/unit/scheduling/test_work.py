@@ -1,0 +1,171 @@
+"""Real plans, embeddings and a model under every policy: the numbers are those of a plain loop, bit for bit."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import pytest
+from small_job import (
+    Phases,
+    SlowStore,
+    parameters,
+    plan_and_model,
+    raw_batches,
+    rows,
+    spaces_of,
+    train_plainly,
+    train_scheduled,
+)
+from torch import nn
+
+from headrace.embeddings import embedding_bags
+from headrace.errors import DataError, HeadraceError
+from headrace.scheduling.feature_groups import group_features
+from headrace.scheduling.policies import POLICIES, Policy, Recs, RecsEarly, make_policy
+from headrace.scheduling.runtime import StepRuntime
+from headrace.scheduling.state import SchedulerState
+from headrace.scheduling.work import TrainingWork
+
+
+def assert_equal(left: dict[str, Any], right: dict[str, Any]) -> None:
+    assert left.keys() == right.keys()
+    for name, value in left.items():
+        np.testing.assert_array_equal(value, right[name], err_msg=name)
+
+
+@pytest.fixture(scope="module")
+def plain() -> tuple[list[float], dict[str, Any]]:
+    return train_plainly(rows(64 * 9 + 17))
+
+
+@pytest.mark.parametrize("name", sorted(POLICIES))
+def test_parameters_equal_those_of_a_plain_loop_bit_for_bit(
+    name: str, plain: tuple[list[float], dict[str, Any]]
+) -> None:
+    losses, found, _ = train_scheduled(rows(64 * 9 + 17), make_policy(name))
+    assert losses == plain[0]
+    assert_equal(found, plain[1])
+
+
+@contextmanager
+def slow(model: nn.Module, *, forgets_pushes: bool = False) -> Iterator[None]:
+    """Transfers of a model's embeddings arrive a while after they were sent, in order, from a thread of their own."""
+    stores = []
+    for bags in embedding_bags(model).values():
+        store = SlowStore(bags.store, forgets_pushes)
+        bags.store = store
+        stores.append(store)
+    stop = threading.Event()
+
+    def deliver() -> None:
+        while not stop.wait(0.0005):
+            for store in stores:
+                if store.queue:
+                    store.queue.popleft()()
+
+    thread = threading.Thread(target=deliver)
+    thread.start()
+    try:
+        yield
+    finally:
+        while any(store.queue for store in stores):
+            pass
+        stop.set()
+        thread.join()
+        for bags, store in zip(embedding_bags(model).values(), stores, strict=True):
+            bags.store = store.store
+
+
+def train_slowly(
+    num_rows: int, policy: Policy, *, verify: bool = False, forgets_pushes: bool = False
+) -> tuple[list[float], dict[str, Any], list[float]]:
+    plan, model = plan_and_model()
+    groups = group_features(plan, lambda name: spaces_of(model, name), max_groups=4)
+    losses, held = [], []
+    with (
+        slow(model, forgets_pushes=forgets_pushes),
+        raw_batches(rows(num_rows)) as batches,
+        TrainingWork(batches, groups, model, Phases(model), verify=verify) as work,
+        StepRuntime(work, SchedulerState(len(groups), policy, num_cores=2)) as steps,
+    ):
+        while (trained := steps.step()) is not None:
+            losses.append(trained.result)
+            held.append(work.held_ratio)
+    return losses, parameters(model), held
+
+
+@pytest.mark.parametrize("name", ["serial", "recs", "recs_early"])
+def test_parameters_stay_equal_when_transfers_take_their_time(
+    name: str, plain: tuple[list[float], dict[str, Any]]
+) -> None:
+    losses, found, held = train_slowly(64 * 9 + 17, make_policy(name))
+    assert losses == plain[0]
+    assert_equal(found, plain[1])
+    assert (max(held) > 0) == (name == "recs_early")
+    assert max(held) < 1
+
+
+@pytest.mark.parametrize("policy", [Recs(), RecsEarly()])
+def test_verify_passes_where_nothing_is_wrong(policy: Policy) -> None:
+    train_slowly(64 * 6, policy, verify=True)
+
+
+@pytest.mark.parametrize("policy", [Recs(), RecsEarly()])
+def test_verify_catches_a_pull_that_ignores_a_push(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
+    if policy.early:  # nothing counts as touched, so every row is pulled early
+        nothing = lambda keys, others: np.zeros(len(keys), dtype=bool)  # noqa: E731
+        monkeypatch.setattr("headrace.scheduling.store.keys_in", nothing)
+    else:  # every push counts as applied when it is sent
+        monkeypatch.setattr(SchedulerState, "_strict", lambda self, number: True)
+    with pytest.raises(HeadraceError, match=r"verify: \d+ of \d+ rows were pulled before the last push"):
+        train_slowly(64 * 12, policy, verify=True)
+
+
+def test_groups_together_have_every_feature_once_and_shared_spaces_stay_together() -> None:
+    plan, model = plan_and_model()
+    for max_groups in (1, 2, 3, 8):
+        groups = group_features(plan, lambda name: spaces_of(model, name), max_groups=max_groups)
+        assert len(groups) <= max_groups
+        assert sorted(name for group in groups for name in group.features) == sorted(plan.sparse_keys)
+        assert sum({"item", "history"} <= set(group.features) for group in groups) == 1
+        assert groups[0].plan.dense_names == plan.dense_names
+        assert groups[0].plan.label_names == plan.label_names
+        assert all(not group.plan.label_names for group in groups[1:])
+
+
+def test_accounts_and_tokens_are_those_of_the_batch_that_trained() -> None:
+    table = rows(64 * 5)
+    with raw_batches(table) as batches:
+        tokens = [batches.state_dict() for _ in batches]
+    plan, model = plan_and_model()
+    groups = group_features(plan, lambda name: spaces_of(model, name))
+    with (
+        raw_batches(table) as batches,
+        TrainingWork(batches, groups, model, Phases(model)) as work,
+        StepRuntime(work, SchedulerState(len(groups), Recs(), num_cores=1)) as steps,
+    ):
+        trained = [steps.step() for _ in range(5)]
+        assert steps.step() is None
+    assert [one.token for one in trained] == tokens
+    assert [one.account.num_delivered for one in trained] == [64] * 5
+    assert work.rest is not None
+    assert work.rest[0].num_delivered == 0
+
+
+def test_a_feature_that_cannot_be_computed_stops_training_with_its_error() -> None:
+    table = rows(64 * 4).drop_columns(["history"])
+    plan, model = plan_and_model()
+    groups = group_features(plan, lambda name: spaces_of(model, name))
+    store = model.deep.store
+    with (
+        raw_batches(table) as batches,
+        TrainingWork(batches, groups, model, Phases(model)) as work,
+        StepRuntime(work, SchedulerState(len(groups), Recs(), num_cores=1)) as steps,
+        pytest.raises(DataError, match="history"),
+    ):
+        steps.step()
+    assert model.deep.store is store
