@@ -1,0 +1,110 @@
+"""Who may talk to a shard: loopback by default; beyond it a token and TLS, on both sides."""
+
+from __future__ import annotations
+
+import hmac
+import ipaddress
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from headrace.errors import ConfigError
+
+__all__ = ["TOKEN_VARIABLE", "ClientSecurity", "ServerSecurity", "read_token", "split_address"]
+
+TOKEN_VARIABLE = "HEADRACE_SHARD_TOKEN"
+"""Where the token is taken from if no file is named."""
+
+SHORTEST_TOKEN = 16
+
+
+@dataclass(frozen=True)
+class ServerSecurity:
+    """What a shard asks of those who connect.
+
+    Attributes:
+        token: Sent by clients with every call; None for none.
+        certificate: PEM of the TLS certificate chain; None for no TLS.
+        key: PEM of its private key.
+    """
+
+    token: str | None = field(default=None, repr=False)
+    certificate: bytes | None = None
+    key: bytes | None = field(default=None, repr=False)
+
+    def check(self, host: str) -> None:
+        """Refuse to listen beyond this machine without both.
+
+        Raises:
+            ConfigError: Says what is missing.
+        """
+        if (self.certificate is None) != (self.key is None):
+            raise ConfigError("TLS: given one of certificate and key, expected both: --tls-cert FILE --tls-key FILE")
+        missing = [
+            name
+            for name, value in (("a token (--token-file)", self.token), ("TLS (--tls-cert, --tls-key)", self.key))
+            if value is None
+        ]
+        if missing and not is_loopback(host):
+            raise ConfigError(f"--listen {host}: reaches beyond this machine, which needs {' and '.join(missing)}")
+
+    def accepts(self, authorization: str) -> bool:
+        """Whether a call with this header may pass; takes the same time for any wrong token."""
+        return self.token is None or hmac.compare_digest(authorization.encode(), f"Bearer {self.token}".encode())
+
+
+@dataclass(frozen=True)
+class ClientSecurity:
+    """What a trainer shows to shards, and asks of them.
+
+    Attributes:
+        token: The shards' token.
+        authority: PEM of the certificate that shards' certificates are checked against; None for no TLS.
+    """
+
+    token: str | None = field(default=None, repr=False)
+    authority: bytes | None = None
+
+    def check(self, host: str) -> None:
+        """Refuse to send a token or rows beyond this machine in the clear.
+
+        Raises:
+            ConfigError: Says what is missing.
+        """
+        if not is_loopback(host) and (self.token is None or self.authority is None):
+            raise ConfigError(f"shard {host}: lies beyond this machine, which needs a token and cluster.tls_authority")
+
+
+def split_address(address: str) -> tuple[str, int]:
+    """Host and port of "host:port"; an IPv6 host in brackets.
+
+    Raises:
+        ConfigError: It is not of that form.
+    """
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit() or int(port) > 65535:
+        raise ConfigError(f"address {address!r}: expected HOST:PORT, such as 127.0.0.1:9000")
+    return host.strip("[]"), int(port)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host name or address is this machine only."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def read_token(path: str | Path | None) -> str | None:
+    """The token in a file, or in the environment; None if there is neither.
+
+    Raises:
+        ConfigError: It is too short to keep anyone out.
+    """
+    token = os.environ.get(TOKEN_VARIABLE) if path is None else Path(path).read_text(encoding="utf-8")
+    token = None if token is None else token.strip()
+    if token is not None and len(token) < SHORTEST_TOKEN:
+        raise ConfigError(f"{path or TOKEN_VARIABLE}: a token of {len(token)} characters, expected {SHORTEST_TOKEN}")
+    return token

@@ -1,0 +1,204 @@
+"""`ShardServer`: a `Shard` on the network, over Arrow Flight; see `docs/shard-protocol.md`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from time import perf_counter
+from typing import Any
+
+import numba
+import numpy as np
+import pyarrow as pa
+import pyarrow.flight as fl
+
+from headrace.embeddings.merging import Push
+from headrace.embeddings.precision import Precision, decode, encode
+from headrace.embeddings.served_table import ServedTable
+from headrace.embeddings.shard import OpenRequest, Shard
+from headrace.embeddings.shard_security import ServerSecurity, split_address
+from headrace.embeddings.wire import (
+    PullHeader,
+    PushHeader,
+    ReplyHeader,
+    StreamHeader,
+    pack_rows,
+    pull_schema,
+    push_schema,
+    read_keys,
+    read_rows,
+    rows_schema,
+)
+from headrace.errors import HeadraceError, ShardError
+
+__all__ = ["ACTIONS", "ShardServer"]
+
+ACTIONS = {
+    "open": "Begin or join a session",
+    "end_window": "Evict ids not seen for long",
+    "save": "Write this shard's part of a checkpoint",
+    "status": "What is served",
+}
+
+MAX_KEYS = 4_000_000
+"""Keys of one request: with 64-byte rows 288 MB, far more than a batch has."""
+
+
+class ShardServer(fl.FlightServerBase):  # type: ignore[misc]
+    """Answers pulls and pushes on streams, one request after the other on each, and actions for all else.
+
+    A request that cannot be answered ends its own stream with a line that says why; the server goes on.
+
+    Args:
+        shard: What it serves.
+        listen: "host:port"; port 0 for any free one, see the attribute `port`.
+        security: Who may connect.
+        threads: Of the kernels of one request.
+        max_keys: Keys of one request.
+
+    Raises:
+        ConfigError: The address reaches beyond this machine without token and TLS.
+    """
+
+    def __init__(
+        self,
+        shard: Shard,
+        listen: str,
+        *,
+        security: ServerSecurity | None = None,
+        threads: int = 1,
+        max_keys: int = MAX_KEYS,
+    ) -> None:
+        security = security or ServerSecurity()
+        host, port = split_address(listen)
+        security.check(host)
+        self._shard = shard
+        self._threads = threads
+        self._max_keys = max_keys
+        scheme = "grpc" if security.key is None else "grpc+tls"
+        location = f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}"
+        certificates = None if security.key is None else [(security.certificate, security.key)]
+        middleware = {"token": _TokenCheck(security)}
+        super().__init__(location, tls_certificates=certificates, middleware=middleware)
+
+    def do_exchange(self, context: Any, descriptor: Any, reader: Any, writer: Any) -> None:
+        """A stream of pulls or of pushes, for as long as the trainer keeps it open."""
+        with _as_flight_errors():
+            header = StreamHeader.from_json(descriptor.command)
+            call, precision = header.check()
+            numba.set_num_threads(self._threads)  # holds for this thread only
+            with self._shard.stream(header.session, header.table) as table:
+                if call == "pull":
+                    self._serve_pulls(table, header.trainer, precision, reader, writer)
+                else:
+                    self._serve_pushes(table, header.trainer, precision, reader, writer)
+
+    def do_action(self, context: Any, action: Any) -> list[Any]:
+        """One of `ACTIONS`; body and answer are JSON."""
+        with _as_flight_errors():
+            try:
+                values = json.loads(action.body.to_pybytes() or b"{}")
+                answer = self._act(action.type, values)
+            except (ValueError, TypeError, KeyError) as error:
+                if isinstance(error, HeadraceError):
+                    raise
+                raise ShardError(f"{action.type}: {type(error).__name__}: {error}") from error
+            return [fl.Result(pa.py_buffer(json.dumps(answer).encode()))]
+
+    def list_actions(self, context: Any) -> list[tuple[str, str]]:
+        """Names and meanings."""
+        return list(ACTIONS.items())
+
+    def do_get(self, context: Any, ticket: Any) -> None:
+        """Not a call of the protocol."""
+        raise _flight_error(ShardError(f"ticket {ticket.ticket[:40]!r}: a shard has no tickets; pull with do_exchange"))
+
+    def do_put(self, context: Any, descriptor: Any, reader: Any, writer: Any) -> None:
+        """Not a call of the protocol."""
+        raise _flight_error(ShardError("do_put: a shard takes no tables; push with do_exchange"))
+
+    def _act(self, kind: str, values: dict[str, Any]) -> Any:
+        if kind == "open":
+            return self._shard.open(OpenRequest.from_dict(values))
+        if kind == "end_window":
+            return {"freed": self._shard.end_window(str(values["session"]), int(values["window"]))}
+        if kind == "save":
+            return {"files": self._shard.save(str(values["session"]), str(values["folder"]), int(values["step"]))}
+        if kind == "status":
+            return self._shard.status()
+        raise ShardError(f"action {kind!r}: expected one of: {', '.join(ACTIONS)}")
+
+    def _serve_pulls(self, table: ServedTable, trainer: int, precision: Precision, reader: Any, writer: Any) -> None:
+        schema = rows_schema(precision, table.table.spec.embedding_dim)
+        _check_schema(reader.schema, pull_schema())
+        writer.begin(schema)
+        for batch, metadata in self._requests(reader):
+            start = perf_counter()
+            header = PullHeader.from_json(metadata)
+            keys = read_keys(batch, header.space_sizes, len(table.table.spec.spaces))
+            rows, held_s = table.pull(
+                keys, trainer=trainer, pull=header.pull, after_step=header.after_step, admit=header.admit
+            )
+            answer = pack_rows(None, *encode(rows, None, precision), schema)
+            writer.write_with_metadata(answer, _reply(start, held_s, table))
+
+    def _serve_pushes(self, table: ServedTable, trainer: int, precision: Precision, reader: Any, writer: Any) -> None:
+        dim = table.table.spec.embedding_dim
+        _check_schema(reader.schema, push_schema(precision, dim))
+        for batch, metadata in self._requests(reader):
+            start = perf_counter()
+            header = PushHeader.from_json(metadata)
+            keys = read_keys(batch, header.space_sizes, len(table.table.spec.spaces))
+            gradients = np.empty((len(keys), dim), dtype=np.float32)
+            decode(*read_rows(batch), None, precision, gradients)
+            held_s = table.push(Push(keys, gradients, header.num_rows), trainer=trainer, step=header.step)
+            writer.write_metadata(pa.py_buffer(_reply(start, held_s, table)))
+
+    def _requests(self, reader: Any) -> Iterator[tuple[pa.RecordBatch, Any]]:
+        while True:
+            try:
+                chunk = reader.read_chunk()
+            except StopIteration:
+                return
+            if chunk.data is None or chunk.app_metadata is None:
+                raise ShardError("request: expected a record batch with a header in its metadata")
+            if chunk.data.num_rows > self._max_keys:
+                raise ShardError(f"request: {chunk.data.num_rows} keys, expected at most {self._max_keys}")
+            if any(column.null_count for column in chunk.data.columns):
+                raise ShardError("request: holds nulls, expected none")
+            yield chunk.data, chunk.app_metadata
+
+
+class _TokenCheck(fl.ServerMiddlewareFactory):  # type: ignore[misc]
+    def __init__(self, security: ServerSecurity) -> None:
+        self._security = security
+
+    def start_call(self, info: Any, headers: dict[str, list[str]]) -> None:
+        if not self._security.accepts(headers.get("authorization", [""])[0]):
+            raise fl.FlightUnauthenticatedError("the token is missing or wrong")
+
+
+@contextmanager
+def _as_flight_errors() -> Iterator[None]:
+    try:
+        yield
+    except HeadraceError as error:
+        raise _flight_error(error) from error
+
+
+def _flight_error(error: HeadraceError) -> fl.FlightError:
+    """Carries the kind of error beside its line."""
+    return fl.FlightServerError(str(error), extra_info=type(error).__name__.encode())
+
+
+def _check_schema(given: pa.Schema, expected: pa.Schema) -> None:
+    names = [f"{field.name}: {field.type}" for field in given]
+    wanted = [f"{field.name}: {field.type}" for field in expected]
+    if names != wanted:
+        raise ShardError(f"columns: given {', '.join(names) or 'none'}, expected {', '.join(wanted)}")
+
+
+def _reply(start: float, held_s: float, table: ServedTable) -> bytes:
+    work_s = perf_counter() - start - held_s
+    return ReplyHeader(int(held_s * 1e6), int(work_s * 1e6), table.applied).to_json()

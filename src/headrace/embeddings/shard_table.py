@@ -1,0 +1,160 @@
+"""`ShardTable`: one shard's part of a table, with rows only for keys it owns and has seen.
+
+Inside, every space is collisionless: a row is made when a key is first trained on, with the value it would begin with
+anywhere, since that depends on (seed, space, id) alone. So a shard needs memory for its own keys only, whatever the
+kind of the space, and any plan can be changed into any other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from headrace.compiling import kernel
+from headrace.embeddings.config import TableConfig
+from headrace.embeddings.hashing import name_seeds
+from headrace.embeddings.initializer import fill_rows
+from headrace.embeddings.keys import Keys
+from headrace.embeddings.sharding import ShardingPlan
+from headrace.embeddings.table import EmbeddingTable
+from headrace.embeddings.table_parts import owned_state, to_part
+from headrace.embeddings.table_state import Columns, TableHeader
+from headrace.errors import ShardError
+
+__all__ = ["ShardTable", "TableSpec"]
+
+FIRST_ROOM = 1 << 14
+"""Rows of a space there is room for at first; arrays grow by half, so a small start costs little."""
+
+Float32s = npt.NDArray[np.float32]
+Int64s = npt.NDArray[np.int64]
+Int32s = npt.NDArray[np.int32]
+
+
+@dataclass(frozen=True)
+class TableSpec:
+    """What a table is, wherever its rows live.
+
+    Attributes:
+        spaces: Name -> config.
+        embedding_dim: Numbers per row.
+        seed: Of first values.
+    """
+
+    spaces: Mapping[str, TableConfig]
+    embedding_dim: int
+    seed: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON can hold it; spaces as a list, because their order counts."""
+        spaces = [[name, config.model_dump(mode="json")] for name, config in self.spaces.items()]
+        return {"spaces": spaces, "embedding_dim": self.embedding_dim, "seed": self.seed}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """From `to_dict`."""
+        spaces = {str(name): TableConfig.from_dict(config, where=f"space {name}") for name, config in values["spaces"]}
+        return cls(spaces, int(values["embedding_dim"]), int(values["seed"]))
+
+    def header(self, step: int, window_steps: list[int]) -> TableHeader:
+        """The header of the table in one process."""
+        return TableHeader.of(self.spaces, self.embedding_dim, self.seed, step, window_steps)
+
+
+class ShardTable:
+    """See the module. Not thread-safe.
+
+    Args:
+        spec: Of the whole table.
+        plan: Who owns what.
+        shard: This shard's number.
+
+    Attributes:
+        table: The rows here.
+    """
+
+    def __init__(self, spec: TableSpec, plan: ShardingPlan, shard: int) -> None:
+        self.spec = spec
+        self.plan = plan
+        self.shard = shard
+        room = {name: -(-config.num_embeddings // plan.num_shards) for name, config in spec.spaces.items()}
+        here = {
+            name: config.model_copy(
+                update={
+                    "kind": "collisionless",
+                    "num_embeddings": min(room[name], FIRST_ROOM),
+                    "init_scale": config.scale,
+                }
+            )
+            for name, config in spec.spaces.items()
+        }
+        self.table = EmbeddingTable(here, spec.embedding_dim, seed=spec.seed)
+        configs = list(spec.spaces.values())
+        self._sizes = np.array([0 if c.kind == "collisionless" else c.num_embeddings for c in configs], dtype=np.int64)
+        self._space_seeds = name_seeds(spec.seed, list(spec.spaces), "rows")
+        self._scales = np.array([config.scale for config in configs], dtype=np.float32)
+
+    def check(self, keys: Keys) -> None:
+        """Refuse ids that no row can have.
+
+        Raises:
+            ShardError: An id of a direct or hashed space is out of its range; names space, id and range.
+        """
+        bad = _first_bad(keys.spaces, keys.ids, self._sizes)
+        if bad >= 0:
+            space = int(keys.spaces[bad])
+            raise ShardError(
+                f"space {list(self.spec.spaces)[space]}: id {keys.ids[bad]}, expected 0 <= id < {self._sizes[space]}"
+            )
+
+    def pull(self, keys: Keys, *, admit: bool) -> Float32s:
+        """Rows float32 [U, dim] of checked keys, a copy."""
+        rows = self.table.lookup(keys, admit=admit)
+        values = self.table.arena.gather(rows)
+        if not admit:
+            unseen = np.flatnonzero((rows == 0) & (self._sizes[keys.spaces] > 0))
+            if len(unseen):
+                fill_rows(
+                    values, unseen, keys.spaces[unseen], keys.ids[unseen], self._space_seeds, self._scales
+                )  # rows of direct and hashed spaces exist before they are trained
+        return values
+
+    def push(self, keys: Keys, gradients: Float32s) -> None:
+        """One optimizer step with gradients float32 [U, dim] of checked keys."""
+        self.table.push(keys, gradients)
+
+    def part(self) -> Columns:
+        """This shard's part of the table as raw columns; see `table_parts`."""
+        state = self.table.state_dict()
+        here = TableHeader.read(state)
+        return to_part(state, self.spec.header(here.step, here.window_steps))
+
+    def load(self, parts: Sequence[Columns]) -> None:
+        """Become this shard's part of a saved table.
+
+        Args:
+            parts: Of any number of shards, or the one state of a table in one process.
+
+        Raises:
+            CheckpointError: It was saved with other spaces, dimension or seed; both sides are in the text.
+        """
+        for part in parts:
+            TableHeader.read(part).check(self.spec.header(0, []))
+        here = TableHeader.read(parts[0])
+        header = TableHeader.of(
+            self.table.spaces, self.spec.embedding_dim, self.spec.seed, here.step, here.window_steps
+        )
+        self.table.load_state_dict(owned_state(parts, self.plan, self.shard, header))
+
+
+@kernel()
+def _first_bad(spaces: Int32s, ids: Int64s, sizes: Int64s) -> int:
+    for u in range(len(ids)):
+        size = sizes[spaces[u]]
+        if size > 0 and not 0 <= ids[u] < size:
+            return u
+    return -1

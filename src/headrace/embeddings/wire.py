@@ -1,0 +1,215 @@
+"""What trainers and shards say to each other: Arrow schemas and JSON headers; see `docs/shard-protocol.md`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal, Self
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from headrace.embeddings.keys import Keys
+from headrace.embeddings.precision import PRECISIONS, Precision, row_bytes
+from headrace.errors import ShardError
+
+__all__ = [
+    "PROTOCOL",
+    "PullHeader",
+    "PushHeader",
+    "ReplyHeader",
+    "StreamHeader",
+    "pack_ids",
+    "pack_rows",
+    "pull_schema",
+    "push_schema",
+    "read_keys",
+    "read_rows",
+    "rows_schema",
+]
+
+PROTOCOL = 1
+
+Float32s = npt.NDArray[np.float32]
+Int64s = npt.NDArray[np.int64]
+Bytes = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class _Header:
+    """Plain values that travel as JSON."""
+
+    def to_json(self) -> bytes:
+        """As bytes."""
+        return json.dumps(asdict(self), separators=(",", ":")).encode()
+
+    @classmethod
+    def from_json(cls, data: Any) -> Self:
+        """From `to_json`.
+
+        Raises:
+            ShardError: It is not one of these; names the first key that is wrong.
+        """
+        what = cls.__name__
+        try:
+            values = json.loads(bytes(data) if data is not None else b"")
+        except (ValueError, UnicodeDecodeError) as error:
+            raise ShardError(f"{what}: given {bytes(data or b'')[:40]!r}, expected JSON") from error
+        if not isinstance(values, dict):
+            raise ShardError(f"{what}: given {type(values).__name__}, expected a JSON object")
+        known = {field.name: field.type for field in fields(cls)}
+        for name in [*values, *known]:
+            if name not in known or name not in values:
+                raise ShardError(f"{what}: {name}: {'missing' if name in known else 'unknown'}")
+            if not _fits(values[name], str(known[name])):
+                raise ShardError(f"{what}: {name}: given {str(values[name])[:40]!r}, expected {known[name]}")
+        return cls(**values)
+
+
+@dataclass(frozen=True)
+class StreamHeader(_Header):
+    """The command that opens a stream of pulls or pushes.
+
+    Attributes:
+        protocol: `PROTOCOL`.
+        call: "pull" or "push".
+        session: From the answer to `open`.
+        table: Name of the table.
+        trainer: Number of the trainer.
+        precision: How rows (pull) or gradients (push) travel.
+    """
+
+    protocol: int
+    call: str
+    session: str
+    table: str
+    trainer: int
+    precision: str
+
+    def check(self) -> tuple[Literal["pull", "push"], Precision]:
+        """Call and precision, checked.
+
+        Raises:
+            ShardError: Another protocol, call or precision.
+        """
+        if self.protocol != PROTOCOL:
+            raise ShardError(f"protocol {self.protocol}: this shard speaks {PROTOCOL}; use one version of headrace")
+        if self.call not in ("pull", "push"):
+            raise ShardError(f"call {self.call!r}: expected pull or push")
+        if self.precision not in PRECISIONS:
+            raise ShardError(f"precision {self.precision!r}: expected one of: {', '.join(PRECISIONS)}")
+        return self.call, self.precision  # type: ignore[return-value]
+
+
+@dataclass(frozen=True)
+class PullHeader(_Header):
+    """Goes with the ids of a pull.
+
+    Attributes:
+        pull: Number of the pull, rising in a trainer; a repeated one counts no sightings.
+        after_step: The step that must be applied before.
+        admit: Whether ids are counted and may get rows.
+        space_sizes: Keys of each space, spaces in order.
+    """
+
+    pull: int
+    after_step: int
+    admit: bool
+    space_sizes: list[int]
+
+
+@dataclass(frozen=True)
+class PushHeader(_Header):
+    """Goes with the gradients of a push.
+
+    Attributes:
+        step: Number of the step.
+        num_rows: Rows of the trainer's batch.
+        space_sizes: Keys of each space, spaces in order.
+    """
+
+    step: int
+    num_rows: int
+    space_sizes: list[int]
+
+
+@dataclass(frozen=True)
+class ReplyHeader(_Header):
+    """Goes with every answer.
+
+    Attributes:
+        held_us: How long the request waited for other trainers, microseconds.
+        work_us: How long it was worked on.
+        applied: The last step that is applied.
+    """
+
+    held_us: int
+    work_us: int
+    applied: int
+
+
+def rows_schema(precision: Precision, dim: int) -> pa.Schema:
+    """Schema of pulled rows."""
+    row = [pa.field("row", pa.binary(row_bytes(precision, dim)), nullable=False)]
+    return pa.schema(row + ([pa.field("scale", pa.float32(), nullable=False)] if precision == "int8" else []))
+
+
+def pull_schema() -> pa.Schema:
+    """Schema of the ids of a pull."""
+    return pa.schema([pa.field("id", pa.int64(), nullable=False), pa.field("count", pa.int32(), nullable=False)])
+
+
+def push_schema(precision: Precision, dim: int) -> pa.Schema:
+    """Schema of ids and gradients of a push."""
+    return pa.schema([pa.field("id", pa.int64(), nullable=False), *rows_schema(precision, dim)])
+
+
+def pack_ids(keys: Keys) -> pa.RecordBatch:
+    """The ids of a pull, sharing memory."""
+    return pa.RecordBatch.from_arrays([pa.array(keys.ids), pa.array(keys.counts)], schema=pull_schema())
+
+
+def pack_rows(ids: Int64s | None, data: Bytes, scales: Float32s, schema: pa.Schema) -> pa.RecordBatch:
+    """Encoded rows (uint8 [U, bytes]), behind their ids in a push, sharing memory."""
+    width = schema.field("row").type
+    columns = [] if ids is None else [pa.array(ids)]
+    columns.append(pa.Array.from_buffers(width, len(data), [None, pa.py_buffer(np.ascontiguousarray(data))]))
+    if "scale" in schema.names:
+        columns.append(pa.array(scales))
+    return pa.RecordBatch.from_arrays(columns, schema=schema)
+
+
+def read_keys(batch: pa.RecordBatch, space_sizes: Sequence[int], num_spaces: int) -> Keys:
+    """Keys of a request whose schema has been checked, sharing memory.
+
+    Raises:
+        ShardError: The sizes do not fit the ids.
+    """
+    sizes = np.array(space_sizes if all(type(size) is int for size in space_sizes) else [-1], dtype=np.int64)
+    if len(sizes) != num_spaces or (sizes < 0).any() or int(sizes.sum()) != batch.num_rows:
+        raise ShardError(
+            f"space_sizes: {len(sizes)} spaces with {int(sizes.sum())} keys in all, "
+            f"expected {num_spaces} spaces and {batch.num_rows} keys"
+        )
+    spaces = np.repeat(np.arange(num_spaces, dtype=np.int32), sizes)
+    ids = batch.column("id").to_numpy()
+    counts = batch.column("count").to_numpy() if "count" in batch.schema.names else np.ones(len(ids), np.int32)
+    return Keys(spaces, ids, counts)
+
+
+def read_rows(batch: pa.RecordBatch) -> tuple[Bytes, Float32s]:
+    """Encoded rows uint8 [U, bytes] and scales, sharing memory."""
+    column = batch.column("row")
+    width = column.type.byte_width
+    data = np.frombuffer(column.buffers()[1], dtype=np.uint8, count=len(column) * width, offset=column.offset * width)
+    has_scale = "scale" in batch.schema.names
+    scales = batch.column("scale").to_numpy() if has_scale else np.empty(0, dtype=np.float32)
+    return data.reshape(len(column), width), scales
+
+
+def _fits(value: Any, annotation: str) -> bool:
+    if annotation == "list[int]":
+        return isinstance(value, list)
+    return type(value).__name__ == annotation

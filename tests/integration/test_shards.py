@@ -1,0 +1,453 @@
+"""Shards over the network: the same numbers as one process, whatever is sent; requests that are wrong harm nobody."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, suppress
+from pathlib import Path
+
+import numba
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.flight as fl
+import pytest
+
+from headrace.embeddings import AdamConfig, EmbeddingTable, Keys, LocalStore, RowWiseAdagradConfig, TableConfig
+from headrace.embeddings.remote_store import RemoteStore, StoreOptions
+from headrace.embeddings.shard import Shard
+from headrace.embeddings.shard_group import GroupOptions, ShardGroup
+from headrace.embeddings.shard_security import ClientSecurity, ServerSecurity
+from headrace.embeddings.shard_service import ShardServer
+from headrace.embeddings.shard_table import TableSpec
+from headrace.embeddings.wire import PROTOCOL, PullHeader, StreamHeader, pack_ids, pull_schema
+from headrace.errors import ConfigError, ShardError, ShardLost
+
+Serve = Callable[..., str]
+
+SPACES = {
+    "hashed": TableConfig(num_embeddings=50, optimizer=RowWiseAdagradConfig(lr=0.1)),
+    "exact": TableConfig(kind="collisionless", num_embeddings=4, optimizer=RowWiseAdagradConfig(lr=0.05)),
+    "direct": TableConfig(kind="direct", num_embeddings=30, optimizer=RowWiseAdagradConfig(lr=0.2)),
+}
+SPEC = TableSpec(SPACES, 4, seed=3)
+TABLES = {"t": SPEC}
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    before = numba.get_num_threads()
+    numba.set_num_threads(1)
+    yield
+    numba.set_num_threads(before)
+
+
+@pytest.fixture
+def serve() -> Iterator[Serve]:
+    """Starts shards in this process; gives the address of each."""
+    with ExitStack() as stack:
+
+        def start(
+            *, security: ServerSecurity | None = None, max_keys: int = 1000, hold_s: float = 20.0, port: int = 0
+        ) -> str:
+            server = ShardServer(
+                Shard(hold_s=hold_s), f"127.0.0.1:{port}", security=security, max_keys=max_keys, threads=1
+            )
+            stack.callback(server.shutdown)
+            return f"127.0.0.1:{server.port}"
+
+        yield start
+
+
+def batch(rng: np.random.Generator, num_keys: int = 40) -> tuple[Keys, npt.NDArray[np.float32]]:
+    pairs = np.unique(np.stack([rng.integers(0, 3, num_keys), rng.integers(0, 30, num_keys)], axis=1), axis=0)
+    keys = Keys(pairs[:, 0].astype(np.int32), pairs[:, 1].copy(), rng.integers(1, 4, len(pairs)).astype(np.int32))
+    return keys, rng.normal(size=(len(pairs), 4)).astype(np.float32)
+
+
+def all_keys() -> Keys:
+    sizes = (50, 30, 30)
+    spaces = np.repeat(np.arange(3, dtype=np.int32), sizes)
+    ids = np.concatenate([np.arange(size) for size in sizes])
+    return Keys(spaces, ids, np.ones(len(ids), np.int32))
+
+
+def pull(store: RemoteStore | LocalStore, keys: Keys) -> npt.NDArray[np.float32]:
+    return store.pull(keys).result()
+
+
+@pytest.mark.parametrize("num_shards", [1, 3])
+@pytest.mark.parametrize("plan", ["row_wise", "table_wise"])
+def test_one_trainer_gets_the_same_bits_as_a_table_in_its_process(serve: Serve, num_shards: int, plan: str) -> None:
+    local = LocalStore(EmbeddingTable(SPACES, 4, seed=3))
+    rng = np.random.default_rng(0)
+    options = GroupOptions(plan=plan)  # type: ignore[arg-type]
+    with ShardGroup([serve() for _ in range(num_shards)], TABLES, options=options) as group:
+        store = group.store("t")
+        for _ in range(6):
+            keys, gradients = batch(rng)
+            assert (pull(store, keys) == pull(local, keys)).all(), "before it is trained"
+            assert (store.pull(keys, admit=True).result() == local.pull(keys, admit=True).result()).all()
+            pushed = store.push(keys, gradients)  # the next pull sees it, waited for or not
+            local.push(keys, gradients)
+        assert (pull(store, all_keys()) == pull(local, all_keys())).all()
+        pushed.result()
+        assert store.counters().pushes == 6
+        assert store.keys_by_space().sum() == store.counters().keys
+        assert sum(status["tables"]["t"]["rows"] for status in group.status()) > 0
+
+
+def test_optimizers_that_count_steps_count_them_in_shards_without_keys_too(serve: Serve) -> None:
+    spaces = {"a": TableConfig(num_embeddings=40, optimizer=AdamConfig(lr=0.1))}
+    local = LocalStore(EmbeddingTable(spaces, 4, seed=3))
+    one = Keys(np.zeros(1, np.int32), np.array([5]), np.ones(1, np.int32))
+    every = Keys(np.zeros(40, np.int32), np.arange(40), np.ones(40, np.int32))
+    with ShardGroup([serve() for _ in range(4)], {"t": TableSpec(spaces, 4, 3)}) as group:
+        store = group.store("t")
+        for keys in (one, one, every):
+            gradients = np.ones((len(keys), 4), np.float32)
+            for each in (store, local):
+                each.pull(keys, admit=True).result()
+                each.push(keys, gradients).result()
+        assert (pull(store, every) == pull(local, every)).all()
+
+
+def test_several_trainers_equal_one_process_on_the_same_global_batches(serve: Serve) -> None:
+    local = LocalStore(EmbeddingTable(SPACES, 4, seed=3))
+    addresses = [serve(), serve()]
+    rows = (5, 3)
+    rng = np.random.default_rng(1)
+    steps = [[batch(rng) for _ in range(2)] for _ in range(8)]
+    pulled: list[list[npt.NDArray[np.float32]]] = [[], []]
+
+    def train(trainer: int) -> None:
+        with ShardGroup(addresses, TABLES, trainer=trainer, num_trainers=2, session="s") as group:
+            store = group.store("t")
+            store.num_rows = rows[trainer]
+            for step in steps:
+                keys, gradients = step[trainer]
+                pulled[trainer].append(store.pull(keys, admit=True).result())
+                if trainer == 1:
+                    time.sleep(0.005)
+                store.push(keys, gradients)
+            pulled[trainer].append(pull(store, all_keys()))
+
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(train, range(2)))
+    for number, step in enumerate(steps):
+        total: dict[tuple[int, int], npt.NDArray[np.float64]] = {}
+        for trainer, (keys, gradients) in enumerate(step):
+            expected = local.pull(keys, admit=True).result()
+            np.testing.assert_allclose(pulled[trainer][number], expected, rtol=1e-6, atol=1e-7)
+            for pair, gradient in zip(zip(keys.spaces, keys.ids, strict=True), gradients, strict=True):
+                total[pair] = total.get(pair, np.zeros(4)) + gradient * rows[trainer] / sum(rows)
+        pairs = np.array(list(total))
+        keys = Keys(pairs[:, 0].astype(np.int32), pairs[:, 1].astype(np.int64), np.ones(len(pairs), np.int32))
+        local.push(keys, np.stack(list(total.values())).astype(np.float32))
+    final = pull(local, all_keys())
+    np.testing.assert_allclose(pulled[0][-1], final, rtol=1e-6, atol=1e-7)
+    assert (pulled[0][-1] == pulled[1][-1]).all()
+
+
+def test_a_pull_waits_for_the_step_it_asks_for_and_no_longer(serve: Serve) -> None:
+    keys, gradients = batch(np.random.default_rng(2))
+    address = serve()
+    with (
+        ShardGroup([address], TABLES, trainer=0, num_trainers=2, session="s") as one,
+        ShardGroup([address], TABLES, trainer=1, num_trainers=2, session="s") as two,
+    ):
+        first, second = one.store("t"), two.store("t")
+        before = first.pull(keys, admit=True).result()
+        first.push(keys, gradients).result()
+        held = first.pull(keys)
+        assert (first.pull(keys, after_step=0).result() == before).all(), "asks for less, is answered at once"
+        assert not held.done()
+        second.push(keys, gradients).result()
+        assert (held.result(timeout=10) != before).any()
+        assert first.counters().held_s > 0
+
+
+def test_staleness_lets_pulls_run_ahead_by_that_many_steps(serve: Serve) -> None:
+    keys, gradients = batch(np.random.default_rng(2))
+    options = GroupOptions(store=StoreOptions(staleness=1))
+    address = serve(hold_s=0.2)
+    with (
+        ShardGroup([address], TABLES, trainer=0, num_trainers=2, session="s", options=options) as one,
+        ShardGroup([address], TABLES, trainer=1, num_trainers=2, session="s", options=options) as two,
+    ):
+        store = one.store("t")
+        store.push(keys, gradients).result()
+        pull(store, keys)
+        store.push(keys, gradients).result()
+        with pytest.raises(ShardError, match=r"pull of trainer 0 waited 0\.2 s for step 1, not yet pushed by: 1"):
+            pull(store, keys)
+        two.store("t").push(keys, gradients).result()
+        pull(store, keys)
+
+
+def test_asynchronous_trainers_never_wait(serve: Serve) -> None:
+    keys, gradients = batch(np.random.default_rng(2))
+    options = GroupOptions(store=StoreOptions(staleness=None))
+    with ShardGroup([serve()], TABLES, trainer=0, num_trainers=2, session="s", options=options) as group:
+        store = group.store("t")
+        before = store.pull(keys, admit=True).result()
+        for _ in range(20):  # further ahead than a synchronous trainer may be
+            store.push(keys, gradients).result()
+        assert (pull(store, keys) != before).any()
+
+
+@pytest.mark.parametrize(("precision", "bound"), [("bf16", 2**-8), ("int8", 1 / 254)])
+def test_rows_and_gradients_travel_within_their_error(serve: Serve, precision: str, bound: float) -> None:
+    spaces = {"a": TableConfig(num_embeddings=40, init_scale=1.0, optimizer={"kind": "sgd", "lr": 1.0})}  # type: ignore[arg-type]
+    local = LocalStore(EmbeddingTable(spaces, 8, seed=3))
+    options = GroupOptions(store=StoreOptions(rows=precision, gradients=precision))  # type: ignore[arg-type]
+    keys = Keys(np.zeros(40, np.int32), np.arange(40), np.ones(40, np.int32))
+    gradients = np.random.default_rng(0).normal(size=(40, 8)).astype(np.float32)
+    with ShardGroup([serve(), serve()], {"t": TableSpec(spaces, 8, 3)}, options=options) as group:
+        store = group.store("t")
+        rows, exact = pull(store, keys), pull(local, keys)
+        assert 0 < np.abs(rows - exact).max() <= bound * np.abs(exact).max()
+        for each in (store, local):
+            each.pull(keys, admit=True).result()
+            each.push(keys, gradients).result()
+        moved = pull(store, keys) - pull(local, keys)
+        assert np.abs(moved).max() <= bound * (np.abs(gradients).max() + np.abs(exact).max() + 4)
+        assert store.counters().bytes_received < 40 * 8 * 4 * 2
+
+
+def test_a_broken_connection_is_mended_and_nothing_is_counted_twice(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from headrace.embeddings import shard_client
+
+    local = LocalStore(EmbeddingTable(SPACES, 4, seed=3))
+    ask, calls = shard_client._Stream.ask, 0
+
+    def ask_and_lose_the_answer(self: object, *arguments: object) -> object:
+        nonlocal calls
+        calls += 1
+        answer = ask(self, *arguments)  # type: ignore[arg-type]
+        if calls % 2:
+            raise fl.FlightUnavailableError("the answer was lost")
+        return answer
+
+    monkeypatch.setattr(shard_client._Stream, "ask", ask_and_lose_the_answer)
+    rng = np.random.default_rng(4)
+    with ShardGroup([serve()], TABLES) as group:
+        store = group.store("t")
+        for _ in range(4):
+            keys, gradients = batch(rng)
+            for each in (store, local):
+                each.pull(keys, admit=True).result()
+                each.push(keys, gradients).result()
+        assert (pull(store, all_keys()) == pull(local, all_keys())).all()
+        assert store.counters().retries >= 8
+        (status,) = group.status()
+        assert status["tables"]["t"]["pushes"] == 4
+
+
+def test_a_silent_shard_is_reported_with_its_name(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    from headrace.embeddings import served_table
+
+    address = serve()
+    release = threading.Event()
+    with ShardGroup([address], TABLES, options=GroupOptions(timeout_s=0.3)) as group:
+        monkeypatch.setattr(served_table.ServedTable, "pull", lambda *_, **__: release.wait(20))
+        with pytest.raises(ShardLost, match=rf"shard 0 \({address}\): no answer within 0\.3 s"):
+            pull(group.store("t"), all_keys())
+        release.set()
+
+
+def test_a_shard_that_is_not_there_is_reported_with_its_name() -> None:
+    with pytest.raises(ShardLost, match=r"shard 0 \(127\.0\.0\.1:1\): cannot be reached"):
+        ShardGroup(["127.0.0.1:1"], TABLES, options=GroupOptions(retry_s=0.1))
+
+
+def bad_requests() -> dict[str, tuple[pa.Schema | None, pa.RecordBatch | None, bytes, str]]:
+    """Name -> schema, batch, header, and what the shard says."""
+    keys = Keys(np.zeros(2, np.int32), np.array([1, 2]), np.ones(2, np.int32))
+    good = PullHeader(0, 0, True, [2, 0, 0]).to_json()
+    int32s = pa.schema([("id", pa.int32()), ("count", pa.int32())])
+    many = Keys(np.zeros(1001, np.int32), np.arange(1001), np.ones(1001, np.int32))
+    outside = Keys(np.zeros(2, np.int32), np.array([1, 50]), np.ones(2, np.int32))
+    nulls = pa.RecordBatch.from_arrays([pa.array([1, None]), pa.array([1, 1], pa.int32())], names=["id", "count"])
+    return {
+        "wrong dtype": (
+            int32s,
+            pa.RecordBatch.from_arrays([pa.array([1], pa.int32())] * 2, schema=int32s),
+            good,
+            "columns: given id: int32, count: int32, expected id: int64, count: int32",
+        ),
+        "id out of range": (None, pack_ids(outside), good, "space hashed: id 50, expected 0 <= id < 50"),
+        "oversized": (None, pack_ids(many), good, "request: 1001 keys, expected at most 1000"),
+        "nulls": (nulls.schema, nulls, good, "holds nulls"),
+        "no header": (None, pack_ids(keys), b"", "expected a record batch with a header in its metadata"),
+        "garbage header": (None, pack_ids(keys), b"\xff\x00", "expected JSON"),
+        "unknown key": (None, pack_ids(keys), b'{"pul": 1}', "PullHeader: pul: unknown"),
+        "wrong sizes": (
+            None,
+            pack_ids(keys),
+            PullHeader(0, 0, True, [3, -1, 0]).to_json(),
+            "space_sizes: 3 spaces with 2 keys in all, expected 3 spaces and 2 keys",
+        ),
+        "sizes of text": (None, pack_ids(keys), good.replace(b"[2,0,0]", b'["a"]'), "space_sizes: 1 spaces"),
+        "number as text": (None, pack_ids(keys), good.replace(b'"pull":0', b'"pull":"0"'), "PullHeader: pull: given"),
+    }
+
+
+@pytest.mark.parametrize("name", list(bad_requests()))
+def test_a_malformed_request_gets_a_clear_error_and_the_shard_goes_on(serve: Serve, name: str) -> None:
+    schema, request, metadata, message = bad_requests()[name]
+    address = serve()
+    with ShardGroup([address], TABLES) as group, fl.connect(f"grpc://{address}") as client:
+        before = pull(group.store("t"), all_keys())
+        header = StreamHeader(PROTOCOL, "pull", group.session, "t", 0, "fp32")
+        writer, reader = client.do_exchange(fl.FlightDescriptor.for_command(header.to_json()))
+        writer.begin(schema or pull_schema())
+        with suppress(fl.FlightError, StopIteration):
+            writer.write_with_metadata(request, metadata)
+            reader.read_chunk()
+        with pytest.raises(fl.FlightError) as error:
+            writer.close()
+        assert message in str(error.value)
+        assert (pull(group.store("t"), all_keys()) == before).all()
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        (b"\x80\x04garbage", "StreamHeader: given"),
+        (b"[1]", "StreamHeader: given list, expected a JSON object"),
+        (StreamHeader(99, "pull", "s", "t", 0, "fp32").to_json(), "protocol 99: this shard speaks 1"),
+        (StreamHeader(PROTOCOL, "drop", "s", "t", 0, "fp32").to_json(), "call 'drop': expected pull or push"),
+        (StreamHeader(PROTOCOL, "pull", "s", "t", 0, "fp8").to_json(), "precision 'fp8': expected one of"),
+        (StreamHeader(PROTOCOL, "pull", "s", "u", 0, "fp32").to_json(), "table 'u': expected one of: t"),
+        (StreamHeader(PROTOCOL, "pull", "x", "t", 0, "fp32").to_json(), "serves another session, of run default"),
+    ],
+)
+def test_a_garbage_command_is_refused(serve: Serve, command: bytes, message: str) -> None:
+    address = serve()
+    with ShardGroup([address], TABLES, session="s") as group, fl.connect(f"grpc://{address}") as client:
+        writer, reader = client.do_exchange(fl.FlightDescriptor.for_command(command))
+        with suppress(fl.FlightError, StopIteration):
+            writer.begin(pull_schema())
+            reader.read_chunk()
+        with pytest.raises(fl.FlightError) as error:
+            writer.close()
+        assert message in str(error.value)
+        with pytest.raises(fl.FlightError, match="a shard has no tickets"):
+            client.do_get(fl.Ticket(b"\x80garbage")).read_all()
+        for body, text in ((b"{", "open: JSONDecodeError"), (b'{"run": 1}', "open: KeyError: 'tables'")):
+            with pytest.raises(fl.FlightError, match=text):
+                list(client.do_action(fl.Action("open", body)))
+        with pytest.raises(fl.FlightError, match="action 'sudo': expected one of: open"):
+            list(client.do_action(fl.Action("sudo", b"{}")))
+        pull(group.store("t"), all_keys())
+
+
+def test_trainers_that_mean_different_tables_are_told_what_differs(serve: Serve) -> None:
+    address = serve()
+    with (
+        ShardGroup([address], TABLES, num_trainers=2, session="s"),
+        pytest.raises(ShardError, match=r"shard 0 .*: open: trainers disagree on step: the first said 0, this one 7"),
+    ):
+        ShardGroup([address], TABLES, num_trainers=2, session="s", step=7)
+
+
+def test_a_busy_shard_refuses_another_run_and_lets_its_own_begin_anew(serve: Serve) -> None:
+    address = serve()
+    keys, gradients = batch(np.random.default_rng(0))
+    with ShardGroup([address], TABLES, run="news") as group:
+        before = group.store("t").pull(keys, admit=True).result()
+        group.store("t").push(keys, gradients).result()
+        with pytest.raises(ShardError, match="busy with run news of 1 trainers"):
+            ShardGroup([address], TABLES, run="ads")
+        with ShardGroup([address], TABLES, run="news") as again:
+            assert (again.store("t").pull(keys, admit=True).result() == before).all()
+            with pytest.raises(ShardLost, match="another session has begun"):
+                group.store("t").push(keys, gradients).result()
+
+
+def test_a_restarted_shard_says_that_it_has_forgotten(serve: Serve) -> None:
+    server = ShardServer(Shard(), "127.0.0.1:0")
+    with ShardGroup([f"127.0.0.1:{server.port}"], TABLES) as group:
+        pull(group.store("t"), all_keys())
+        server._shard._request = None  # what a process that has just started knows
+        for streams in group._clients[0]._idle.values():
+            for stream in streams:
+                stream.drop()
+            streams.clear()
+        with pytest.raises(ShardLost, match="has no session"):
+            pull(group.store("t"), all_keys())
+    server.shutdown()
+
+
+def test_several_trainers_need_a_session_and_ids_that_are_admitted_at_once() -> None:
+    with pytest.raises(ConfigError, match="several trainers need one session name"):
+        ShardGroup(["127.0.0.1:1"], TABLES, num_trainers=2)
+    late = {"t": TableSpec({"a": TableConfig(kind="collisionless", admission_count=2)}, 4, 0)}
+    with pytest.raises(ConfigError, match=r"embeddings\.spaces\.a\.admission_count: given 2, expected 1"):
+        ShardGroup(["127.0.0.1:1"], late, num_trainers=2, session="s")
+
+
+def test_a_token_keeps_others_out(serve: Serve) -> None:
+    address = serve(security=ServerSecurity(token="t" * 20))
+    for token in (None, "u" * 20):
+        options = GroupOptions(security=ClientSecurity(token=token))
+        with pytest.raises(ShardError, match="the token is missing or wrong"):
+            ShardGroup([address], TABLES, options=options)
+    with ShardGroup([address], TABLES, options=GroupOptions(security=ClientSecurity(token="t" * 20))) as group:
+        pull(group.store("t"), all_keys())
+
+
+def test_tls_is_spoken_and_checked(serve: Serve, tmp_path: Path) -> None:
+    certificate, key = make_certificate()
+    other, _ = make_certificate()
+    address = serve(security=ServerSecurity(token="t" * 20, certificate=certificate, key=key))
+    good = GroupOptions(security=ClientSecurity(token="t" * 20, authority=certificate))
+    with ShardGroup([address], TABLES, options=good) as group:
+        pull(group.store("t"), all_keys())
+    wrong = GroupOptions(security=ClientSecurity(token="t" * 20, authority=other), retry_s=0.1)
+    with pytest.raises(ShardLost, match="cannot be reached"):
+        ShardGroup([address], TABLES, options=wrong)
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "192.0.2.1", "[::]", "shard.example.org"])
+def test_other_addresses_than_loopback_need_a_token_and_tls(host: str) -> None:
+    with pytest.raises(ConfigError, match=r"needs a token \(--token-file\) and TLS"):
+        ShardServer(Shard(), f"{host}:9000")
+    with pytest.raises(ConfigError, match=r"needs a token and cluster\.tls_authority"):
+        ShardGroup([f"{host}:9000"], TABLES, options=GroupOptions(security=ClientSecurity(token="t" * 20)))
+
+
+def make_certificate() -> tuple[bytes, bytes]:
+    """A certificate of its own for 127.0.0.1, and its key, as PEM."""
+    import datetime
+    import ipaddress
+
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "shard")])
+    now = datetime.datetime.now(datetime.UTC)
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - datetime.timedelta(minutes=1))
+        .not_valid_after(now + datetime.timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    secret = key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    return certificate.public_bytes(serialization.Encoding.PEM), secret
