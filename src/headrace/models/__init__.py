@@ -2,17 +2,22 @@
 
 from headrace.models.dcnv2 import DCNv2, DCNv2Config
 from headrace.models.deepfm import DeepFM, DeepFMConfig
+from headrace.models.din import DIN, DINConfig
 from headrace.models.dlrm import DLRM, DLRMConfig
+from headrace.models.histories import HistoryEncoderConfig
 from headrace.models.registry import ModelConfig, build_model
 from headrace.models.wide_deep import WideDeep, WideDeepConfig
 
 __all__ = [
+    "DIN",
     "DLRM",
     "DCNv2",
     "DCNv2Config",
+    "DINConfig",
     "DLRMConfig",
     "DeepFM",
     "DeepFMConfig",
+    "HistoryEncoderConfig",
     "ModelConfig",
     "WideDeep",
     "WideDeepConfig",

@@ -21,6 +21,8 @@ from torch import Tensor, nn
 
 from headrace.config import Config
 from headrace.embeddings import EmbeddingBags, EmbeddingsConfig
+from headrace.models.encoded_features import EncodedFeatures
+from headrace.models.histories import HistoryEncoderConfig
 from headrace.models.layers import linear, mlp, seeded
 from headrace.tensors import Batch
 
@@ -37,6 +39,8 @@ class DLRMConfig(Config):
     """Hidden widths of the bottom MLP; its output has `embedding_dim`."""
     top: tuple[int, ...] = Field(default=(512, 256), min_length=1)
     """Hidden widths of the top MLP; its output has one number per label."""
+    encoder: HistoryEncoderConfig | None = None
+    """Id lists that a transformer encodes instead of pooling, once per unique list; None for none."""
 
 
 class DotInteraction(nn.Module):
@@ -86,10 +90,12 @@ class DLRM(nn.Module):
         self.interaction = DotInteraction(num_vectors)
         self.top = mlp(num_pairs + (dim if num_dense else 0), config.top, generator)
         self.head = linear(config.top[-1], num_labels, generator)
+        self.encoded = None if config.encoder is None else EncodedFeatures(config.encoder, self.embeddings, generator)
 
     def forward(self, batch: Batch) -> Tensor:
         """Logits float32 [B, L]."""
-        emb_BFD = self.embeddings(batch.sparse)
+        bags, sparse = self.embeddings, batch.sparse
+        emb_BFD = bags(sparse) if self.encoded is None else self.encoded(bags, sparse)
         if self.bottom is None:
             return self.head(self.top(self.interaction(emb_BFD)))  # type: ignore[no-any-return]
         x_BD = self.bottom(batch.dense)

@@ -9,12 +9,15 @@ from torch import nn
 from headrace.embeddings import EmbeddingsConfig
 from headrace.models.dcnv2 import DCNv2, DCNv2Config
 from headrace.models.deepfm import DeepFM, DeepFMConfig
+from headrace.models.din import DIN, DINConfig
 from headrace.models.dlrm import DLRM, DLRMConfig
 from headrace.models.wide_deep import WideDeep, WideDeepConfig
 
 __all__ = ["ModelConfig", "build_model"]
 
-ModelConfig = Annotated[DLRMConfig | DCNv2Config | DeepFMConfig | WideDeepConfig, Field(discriminator="kind")]
+ModelConfig = Annotated[
+    DLRMConfig | DCNv2Config | DeepFMConfig | WideDeepConfig | DINConfig, Field(discriminator="kind")
+]
 """The config of any model; a field of this type is told apart by its `kind`."""
 
 
@@ -37,6 +40,7 @@ def build_model(
         DCNv2Config: DCNv2,
         DeepFMConfig: DeepFM,
         WideDeepConfig: WideDeep,
+        DINConfig: DIN,
     }
     return models[type(config)](
         config,

@@ -9,7 +9,16 @@ from torch import nn
 from headrace.config import Config
 from headrace.embeddings import EmbeddingsConfig, apply_gradients, embedding_bags
 from headrace.errors import ConfigError
-from headrace.models import DCNv2Config, DeepFMConfig, DLRMConfig, ModelConfig, WideDeepConfig, build_model
+from headrace.models import (
+    DCNv2Config,
+    DeepFMConfig,
+    DINConfig,
+    DLRMConfig,
+    HistoryEncoderConfig,
+    ModelConfig,
+    WideDeepConfig,
+    build_model,
+)
 from headrace.tensors import Batch
 
 KEYS = ("user", "item", "history")
@@ -19,9 +28,11 @@ CONFIGS = [
     DCNv2Config(embedding_dim=4, cross_rank=3, deep=(8,), structure="stacked"),
     DeepFMConfig(embedding_dim=4, deep=(8, 8)),
     WideDeepConfig(embedding_dim=4, deep=(8,)),
+    DINConfig(kind="din", embedding_dim=4, histories={"history": "item"}, attention=(8, 4), deep=(8,)),
+    DLRMConfig(embedding_dim=4, bottom=(8,), top=(16, 8), encoder=HistoryEncoderConfig(features=("history",))),
 ]
 EVERY = pytest.mark.parametrize(
-    "config", CONFIGS, ids=["dlrm", "dcnv2", "dcnv2-stacked-low-rank", "deepfm", "wide_deep"]
+    "config", CONFIGS, ids=["dlrm", "dcnv2", "dcnv2-stacked-low-rank", "deepfm", "wide_deep", "din", "dlrm-encoder"]
 )
 
 
@@ -118,7 +129,7 @@ def test_a_job_file_names_a_model_by_its_kind(kind: str) -> None:
 
 def test_a_wrong_kind_or_size_is_told_with_what_was_expected() -> None:
     with pytest.raises(
-        ConfigError, match=r"^job.yaml: model.kind: given 'dlmr', .*'dlrm', 'dcnv2', 'deepfm', 'wide_deep'"
+        ConfigError, match=r"^job.yaml: model.kind: given 'dlmr', .*'dlrm', 'dcnv2', 'deepfm', 'wide_deep', 'din'"
     ):
         Job.from_dict({"model": {"kind": "dlmr"}}, where="job.yaml")
     with pytest.raises(ConfigError, match=r"^job.yaml: model.embedding_dim: given 0, expected: .*greater"):

@@ -1,0 +1,98 @@
+"""DIN: each history is summed by how much its ids matter for the candidate, then an MLP.
+
+Zhou et al., "Deep Interest Network for Click-Through Rate Prediction", 2018.
+
+    candidate ── emb_BD ─┬───────────────┐
+    history ─── ids ─── attention ── interest_BD ─┤
+    others ──── embeddings, pooled ───────────────┼─ MLP ── logits_BL
+    dense ────────────────────────────────────────┘
+
+Legend: B rows, N dense features, F sparse features, D embedding dimension, L labels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from headrace.config import Config
+from headrace.embeddings import EmbeddingBags, EmbeddingsConfig
+from headrace.errors import ConfigError
+from headrace.models.layers import linear, mlp, seeded
+from headrace.models.target_attention import TargetAttention
+from headrace.models.unique_rows import pool_expanded
+from headrace.tensors import Batch
+
+__all__ = ["DIN", "DINConfig"]
+
+
+class DINConfig(Config):
+    """Widths as in the paper's code; ReLU in the place of Dice."""
+
+    kind: Literal["din"]
+    embedding_dim: int = Field(default=16, ge=1)
+    """Numbers per id."""
+    histories: dict[str, str] = Field(min_length=1)
+    """Id list -> the feature of the candidate it is compared with, such as {history: item}; they share a space."""
+    attention: tuple[int, ...] = Field(default=(80, 40), min_length=1)
+    """Hidden widths of the MLP that scores a pair."""
+    deep: tuple[int, ...] = Field(default=(200, 80), min_length=1)
+    """Hidden widths of the MLP on top."""
+
+
+class DIN(nn.Module):
+    """Deep interest network. What of the attention depends on histories alone is computed once per unique history.
+
+    Args:
+        config: Sizes, and which feature attends to which.
+        num_dense: Dense features N.
+        sparse_keys: Names of the sparse features F.
+        num_labels: Labels L.
+        embeddings: How ids become rows.
+        seed: Of all first values.
+
+    Raises:
+        ConfigError: `histories` names a feature that does not exist.
+    """
+
+    def __init__(
+        self,
+        config: DINConfig,
+        *,
+        num_dense: int,
+        sparse_keys: Sequence[str],
+        num_labels: int,
+        embeddings: EmbeddingsConfig,
+        seed: int,
+    ) -> None:
+        super().__init__()
+        unknown = [name for pair in config.histories.items() for name in pair if name not in sparse_keys]
+        if unknown:
+            raise ConfigError(f"model.histories: given {unknown[0]}, expected features of: {', '.join(sparse_keys)}")
+        attended = [target for target in config.histories.values() if target in config.histories]
+        if attended:
+            raise ConfigError(f"model.histories: {attended[0]} is a history and a candidate, expected only one of them")
+        generator, dim = seeded(seed), config.embedding_dim
+        self.embeddings = EmbeddingBags(embeddings, sparse_keys, dim, seed=seed)
+        self.histories = dict(config.histories)
+        self.pooled = tuple(name for name in sparse_keys if name not in config.histories)
+        self.attention = nn.ModuleList(TargetAttention(dim, config.attention, generator) for _ in config.histories)
+        self.deep = mlp(num_dense + len(sparse_keys) * dim, config.deep, generator)
+        self.head = linear(config.deep[-1], num_labels, generator)
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Logits float32 [B, L]."""
+        bags = self.embeddings
+        pooled_BFD = pool_expanded(bags, bags.lookup(batch.sparse, self.pooled))
+        lookup = bags.lookup(batch.sparse, tuple(self.histories))
+        interests = []
+        for (history, target), attention in zip(self.histories.items(), self.attention, strict=True):
+            target_BD = pooled_BFD[:, self.pooled.index(target)]
+            rows_ND, offsets = bags.sequence(lookup, history)
+            interests.append(attention(rows_ND, offsets, lookup.inverse_lookup(history), target_BD))
+        x_BX = torch.cat([batch.dense, pooled_BFD.flatten(1), *interests], dim=1)
+        return self.head(self.deep(x_BX))  # type: ignore[no-any-return]

@@ -1,0 +1,62 @@
+"""Embeddings of a batch of which some features are encoded as sequences instead of pooled.
+
+Legend: B rows, F features, D embedding dimension.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from headrace.embeddings import EmbeddingBags
+from headrace.errors import ConfigError
+from headrace.models.histories import HistoryEncoder, HistoryEncoderConfig
+from headrace.models.unique_rows import expand, pool_expanded
+from headrace.tensors import InverseKeyedJaggedTensor, KeyedJaggedTensor
+
+__all__ = ["EncodedFeatures"]
+
+
+class EncodedFeatures(nn.Module):
+    """What `EmbeddingBags` gives, with a transformer encoder in the place of pooling for some features.
+
+    The encoder runs once per unique history of the batch; its result is expanded last.
+
+    Args:
+        config: Which features, and the encoder's sizes.
+        bags: The embeddings, not a part of this module.
+        generator: Of first values.
+
+    Raises:
+        ConfigError: A feature is not in `bags`, or the dimension cannot be divided among the heads.
+    """
+
+    def __init__(self, config: HistoryEncoderConfig, bags: EmbeddingBags, generator: torch.Generator) -> None:
+        super().__init__()
+        unknown = [name for name in config.features if name not in bags.feature_names]
+        if unknown:
+            raise ConfigError(
+                f"encoder.features: given {unknown[0]}, expected some of: {', '.join(bags.feature_names)}"
+            )
+        if bags.embedding_dim % config.num_heads:
+            raise ConfigError(
+                f"encoder.num_heads: given {config.num_heads}, expected a divisor of embedding_dim {bags.embedding_dim}"
+            )
+        self.names = config.features
+        self.encoder = HistoryEncoder(config, bags.embedding_dim, generator)
+        self._pooled = tuple(name for name in bags.feature_names if name not in config.features)
+        names = [*self._pooled, *self.names]
+        self._order = [names.index(name) for name in bags.feature_names]
+
+    def forward(self, bags: EmbeddingBags, sparse: Sequence[KeyedJaggedTensor | InverseKeyedJaggedTensor]) -> Tensor:
+        """float32 [B, F, D], features in the order of `bags`."""
+        pooled = [pool_expanded(bags, bags.lookup(sparse, self._pooled))] if self._pooled else []
+        lookup = bags.lookup(sparse, self.names)
+        vectors = self.encoder([bags.sequence(lookup, name) for name in self.names])
+        encoded = [
+            expand(vector, lookup.inverse_lookup(name))[:, None]
+            for name, vector in zip(self.names, vectors, strict=True)
+        ]
+        return torch.cat([*pooled, *encoded], dim=1)[:, self._order]
