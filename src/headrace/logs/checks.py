@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -13,8 +13,10 @@ from pydantic import Field
 
 from headrace.config import Config
 from headrace.errors import ConfigError, DataError, ErrorBudgetExceeded
-from headrace.logs.casting import Mask
-from headrace.logs.columns import column_check, lengths_differ
+from headrace.logs.casting import Mask, list_lengths
+from headrace.logs.columns import ColumnCheck, column_check, view_check
+from headrace.logs.gathering import is_list
+from headrace.logs.groups import Group, expand, group_array, group_of
 from headrace.logs.pieces import REJECT_SCHEMA, ROW_ID, Piece
 from headrace.logs.raw_rows import encode_rows, shown
 from headrace.logs.schema import Schema
@@ -101,18 +103,34 @@ class RowChecker:
         columns: Columns to check and deliver; a column that is not read is not checked.
         policy: What to do with bad rows.
         stored: Types of the columns in the log (its first file).
+        groups: Features by the group column of the raw batches that holds them, for groups see
+            `headrace.logs.groups`; a value that several rows share is checked once.
 
     Attributes:
-        inputs: Columns a raw batch must have: those delivered, and the schema's row id.
-        output_schema: Of the batches delivered: the columns in the order given, and `ROW_ID`.
+        inputs: Columns a raw batch must have, by itself or in a group: those delivered, and the schema's row id.
+        output_schema: Of the batches delivered: the columns in the order given, group columns in the place of their
+            first feature, and `ROW_ID`.
     """
 
-    def __init__(self, schema: Schema, columns: Sequence[str], policy: BadRowPolicy, stored: pa.Schema) -> None:
+    def __init__(
+        self,
+        schema: Schema,
+        columns: Sequence[str],
+        policy: BadRowPolicy,
+        stored: pa.Schema,
+        groups: Mapping[str, Sequence[str]] | None = None,
+    ) -> None:
         check_names(schema, columns)
         self.inputs = tuple(dict.fromkeys([*columns, *([schema.row_id] if schema.row_id else [])]))
-        checks = {name: column_check(schema, name, stored.field(name).type) for name in self.inputs}
+        self._groups = {name: tuple(features) for name, features in (groups or {}).items()}
+        self._homes = {feature: name for name, features in self._groups.items() for feature in features}
+        checks: dict[str, tuple[pa.DataType, ColumnCheck]] = {}
+        for name in self.inputs:
+            kind = stored.field(name).type
+            in_view = name in self._homes and is_list(kind)
+            checks[name] = view_check(schema, name) if in_view else column_check(schema, name, kind)
         self._checks = {name: check for name, (_, check) in checks.items()}
-        self._columns = tuple(columns)
+        self._columns = tuple(dict.fromkeys(self._homes.get(name, name) for name in columns))
         self._policy = policy.policy
         self._row_id = schema.row_id
         self._weighted = [
@@ -120,14 +138,18 @@ class RowChecker:
             for column in schema.id_lists
             if column.weights is not None and column.name in checks and column.weights in checks
         ]
-        fields = [pa.field(name, checks[name][0]) for name in columns]
+        types = {name: kind for name, (kind, _) in checks.items()}
+        for name, features in self._groups.items():
+            unique = pa.struct([pa.field(feature, types[feature]) for feature in features])
+            types[name] = pa.dictionary(pa.int32(), unique)
+        fields = [pa.field(name, types[name]) for name in self._columns]
         self.output_schema = pa.schema([*fields, pa.field(ROW_ID, pa.int64())])
 
     def check(self, raw: pa.RecordBatch, origin: RowOrigin, rest_of: Callable[[Mask], pa.RecordBatch | None]) -> Piece:
         """Check a raw batch.
 
         Args:
-            raw: Rows with (at least) the `inputs`.
+            raw: Rows with (at least) the `inputs`, features of groups in their group columns.
             origin: Where they come from.
             rest_of: Gives the columns that were not read of the rows in a mask, for the quarantine.
 
@@ -136,18 +158,28 @@ class RowChecker:
         """
         problems: list[tuple[Mask, str, str]] = []
         values: dict[str, pa.Array] = {}
+        groups = {name: group_of(raw.column(name)) for name in self._groups}
         for name, check in self._checks.items():
-            values[name], found = check(raw.column(name))
-            problems += [(mask, name, reason) for mask, reason in found]
+            home = self._homes.get(name)
+            values[name], found = check(raw.column(name) if home is None else groups[home].feature(name))
+            problems += [(mask if home is None else mask[groups[home].inverse], name, reason) for mask, reason in found]
         for ids, weights in self._weighted:
-            differ = lengths_differ(values[ids], values[weights])
-            if differ is not None:
+            differ = self._lengths(ids, values, groups) != self._lengths(weights, values, groups)
+            if differ.any():
                 problems.append((differ, weights, f"not as many weights as ids in {ids}"))
+        for name, group in groups.items():
+            values[name] = group_array({feature: values[feature] for feature in self._groups[name]}, group.inverse)
         row_ids = pa.array(origin.row_ids) if self._row_id is None else values[self._row_id]
         good = pa.RecordBatch.from_arrays([*(values[n] for n in self._columns), row_ids], schema=self.output_schema)
         if not problems:
             return Piece(good, raw.num_rows)
         return self._split(raw, origin, rest_of, problems, good)
+
+    def _lengths(self, name: str, values: Mapping[str, pa.Array], groups: Mapping[str, Group]) -> npt.NDArray[np.int64]:
+        """int64 [rows], elements of each row's list."""
+        lengths = list_lengths(values[name])
+        home = self._homes.get(name)
+        return lengths if home is None else lengths[groups[home].inverse]
 
     def _split(
         self,
@@ -165,12 +197,12 @@ class RowChecker:
             row = int(np.argmax(bad))
             _, name, reason = problems[first[row]]
             file, row_group, position = origin.at(row)
-            given = shown(raw.column(name).slice(row, 1))
+            given = shown(expand(raw.slice(row, 1), [name]).column(0))
             raise DataError(f"{file}, row group {row_group}, row {position}, column {name}: {reason}, given {given}")
         kept = good.filter(pa.array(~bad))
         if self._policy == "drop":
             return Piece(kept, raw.num_rows, num_dropped=int(bad.sum()))
-        whole = raw.filter(pa.array(bad))
+        whole = expand(raw.filter(pa.array(bad)))
         rest = rest_of(bad)
         if rest is not None:
             whole = pa.RecordBatch.from_arrays(

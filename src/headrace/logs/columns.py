@@ -14,7 +14,7 @@ import pyarrow.types as pt
 from headrace.logs.casting import Mask, cast_lists, cast_rows, cast_times, list_lengths, mask_of, rows_with
 from headrace.logs.schema import DenseColumn, IdColumn, IdListColumn, LabelColumn, Schema
 
-__all__ = ["Checked", "ColumnCheck", "column_check", "lengths_differ"]
+__all__ = ["Checked", "ColumnCheck", "column_check", "lengths_differ", "view_check"]
 
 
 class Checked(NamedTuple):
@@ -82,6 +82,36 @@ def lengths_differ(ids: pa.Array, weights: pa.Array) -> Mask | None:
     """The rows whose list of weights is not as long as their list of ids, or None for none."""
     differ = list_lengths(ids) != list_lengths(weights)
     return differ if differ.any() else None
+
+
+def view_check(schema: Schema, name: str) -> tuple[pa.DataType, ColumnCheck]:
+    """The check of a column of lists that are slices of a shared buffer; it delivers a `list_view` over one, too.
+
+    Args:
+        schema: The schema of the log.
+        name: Of an id list, or of its weights.
+    """
+    target, check = column_check(schema, name, pa.null())
+    max_length = next((column.max_length for column in schema.id_lists if column.name == name), None)
+    return pa.list_view(target.value_type), partial(_check_views, check, target.value_type, max_length)
+
+
+def _check_views(check: ColumnCheck, item: pa.DataType, max_length: int | None, views: pa.Array) -> Checked:
+    """Look at each element of the buffer once, however many lists it is in."""
+    elements, bad = cast_rows(views.values, item)
+    if bad is None and not elements.null_count and (not pt.is_floating(item) or _all_finite(elements)):
+        mask = views.is_null() if views.null_count else None
+        values = pa.ListViewArray.from_arrays(views.offsets, views.sizes, elements, type=pa.list_view(item), mask=mask)
+        if max_length is None:
+            return Checked(values)
+        too_long = list_lengths(values) > max_length
+        return Checked(values, _problems((too_long, f"list longer than {max_length}")))
+    lists, problems = check(views)
+    offsets = lists.offsets
+    sizes = pc.subtract(offsets[1:], offsets[:-1])
+    mask = lists.is_null() if lists.null_count else None
+    values = pa.ListViewArray.from_arrays(offsets[:-1], sizes, lists.values, type=pa.list_view(item), mask=mask)
+    return Checked(values, problems)
 
 
 def _check_label(column: LabelColumn, array: pa.Array) -> Checked:

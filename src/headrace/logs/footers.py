@@ -15,9 +15,11 @@ import pyarrow.types as pt
 from headrace.errors import DataError
 from headrace.logs.casting import cast_times, to_time_us
 from headrace.logs.files import LogFile, open_log_file
+from headrace.logs.nested.decode import NestedRows, leaf_paths
+from headrace.logs.nested.layout import IMPRESSIONS, Layout, plain_schema
 from headrace.logs.schema import TimestampColumn
 
-__all__ = ["Footer", "open_parquet", "read_footer", "reading", "time_bounds"]
+__all__ = ["Footer", "iter_nested", "iter_plain", "open_parquet", "read_footer", "reading", "time_bounds"]
 
 BUFFER_BYTES = 256 << 10
 """Bytes read ahead of each column; whole column chunks are never read into memory at once."""
@@ -32,14 +34,34 @@ class Footer:
     Attributes:
         file: The file.
         metadata: Row groups, column chunks and statistics.
-        schema: Arrow types of the columns.
+        schema: Arrow types of the columns of the log; of a nested file, those that its sessions hold.
         fingerprint: Digest of the footer's bytes.
+        layout: Of a clustered log; None for others.
     """
 
     file: LogFile
     metadata: pq.FileMetaData
     schema: pa.Schema
     fingerprint: str
+    layout: Layout | None = None
+
+    @property
+    def is_nested(self) -> bool:
+        """Whether a row of the file is a session; rows of the log are its impressions."""
+        return self.layout is not None and self.layout.kind == "nested"
+
+    @cached_property
+    def num_rows(self) -> int:
+        """Rows of the log in the file."""
+        return sum(self.group_rows(number) for number in range(self.metadata.num_row_groups))
+
+    def group_rows(self, row_group: int) -> int:
+        """Rows of the log in a row group."""
+        group = self.metadata.row_group(row_group)
+        if not self.is_nested:
+            return int(group.num_rows)
+        # Every session has impressions, so the entries of any of their columns are counted in the footer.
+        return int(group.column(self._impression_leaf).num_values)
 
     def check_columns(self, names: list[str]) -> None:
         """Check that the file has these columns, itself or by its partition folders.
@@ -59,12 +81,24 @@ class Footer:
     @cached_property
     def leaves(self) -> dict[str, list[int]]:
         """For each column, the numbers of the column chunks (in each row group) that hold it."""
-        names = set(self.schema.names)
+        paths = [self.metadata.schema.column(number).path for number in range(self.metadata.num_columns)]
         leaves: dict[str, list[int]] = {}
-        for number in range(self.metadata.num_columns):
-            path = self.metadata.schema.column(number).path
+        if self.is_nested:
+            assert self.layout is not None
+            for name in self.schema.names:
+                prefixes = leaf_paths(self.layout, [name], always_impressions=False)
+                leaves[name] = [n for n, path in enumerate(paths) if any(_is_below(path, p) for p in prefixes)]
+            return leaves
+        names = set(self.schema.names)
+        for number, path in enumerate(paths):
             leaves.setdefault(path if path in names else path.partition(".")[0], []).append(number)
         return leaves
+
+    @cached_property
+    def _impression_leaf(self) -> int:
+        paths = (self.metadata.schema.column(number).path for number in range(self.metadata.num_columns))
+        # Not one inside a list of its own: of these the elements are counted.
+        return next(n for n, path in enumerate(paths) if path.startswith(IMPRESSIONS) and path.count(".list.") == 1)
 
 
 def read_footer(file: LogFile) -> Footer:
@@ -89,7 +123,11 @@ def read_footer(file: LogFile) -> Footer:
         fingerprint = hashlib.blake2b(handle.read(length), digest_size=12).hexdigest()
         try:
             parquet = pq.ParquetFile(handle, pre_buffer=False)
-            return Footer(file, parquet.metadata, parquet.schema_arrow, fingerprint)
+            schema = parquet.schema_arrow
+            layout = Layout.from_metadata(schema.metadata, where=file.path)
+            if layout is not None and layout.kind == "nested":
+                schema = plain_schema(schema, layout)
+            return Footer(file, parquet.metadata, schema, fingerprint, layout)
         except (OSError, pa.ArrowException) as error:
             raise DataError(f"{file.path}: its Parquet footer cannot be read: {_line(error)}") from error
 
@@ -105,6 +143,36 @@ def open_parquet(footer: Footer) -> Iterator[pq.ParquetFile]:
             buffer_size=BUFFER_BYTES,
             page_checksum_verification=True,
         )
+
+
+def iter_plain(
+    footer: Footer, parquet: pq.ParquetFile, row_group: int, names: list[str], batch_rows: int
+) -> Iterator[pa.RecordBatch]:
+    """Some columns of a row group as rows of the log, whatever the layout, in batches of about `batch_rows` rows."""
+    if not footer.is_nested:
+        yield from parquet.iter_batches(batch_size=batch_rows, row_groups=[row_group], columns=names, use_threads=False)
+        return
+    for rows in iter_nested(footer, parquet, row_group, names, batch_rows):
+        yield rows.plain(names)
+
+
+def iter_nested(
+    footer: Footer, parquet: pq.ParquetFile, row_group: int, names: list[str], batch_rows: int
+) -> Iterator[NestedRows]:
+    """Sessions of a row group of a nested file, as many at a time as have `batch_rows` impressions on average.
+
+    How they are cut does not depend on the columns.
+    """
+    assert footer.layout is not None
+    sessions, rows = footer.metadata.row_group(row_group).num_rows, footer.group_rows(row_group)
+    batches = parquet.iter_batches(
+        batch_size=max(1, sessions * batch_rows // max(rows, 1)),
+        row_groups=[row_group],
+        columns=leaf_paths(footer.layout, names),
+        use_threads=False,
+    )
+    for batch in batches:
+        yield NestedRows(batch, footer.layout)
 
 
 @contextmanager
@@ -135,6 +203,10 @@ def time_bounds(footer: Footer, row_group: int, clock: TimestampColumn) -> tuple
     ticks, _ = cast_times(raw.cast(kind) if pt.is_timestamp(kind) else raw, clock.unit)
     first, last = to_time_us(ticks, clock.unit).tolist()
     return first, last
+
+
+def _is_below(path: str, prefix: str) -> bool:
+    return path == prefix or path.startswith(f"{prefix}.")
 
 
 def _line(error: BaseException) -> str:

@@ -15,7 +15,7 @@ from headrace.errors import ConfigError, DataError
 from headrace.logs.casting import cast_times, to_time_us
 from headrace.logs.cursor import Cursor, FileInfo, FileUse, Window
 from headrace.logs.files import LogFile, list_files
-from headrace.logs.footers import Footer, open_parquet, read_footer, reading, time_bounds
+from headrace.logs.footers import Footer, iter_plain, open_parquet, read_footer, reading, time_bounds
 from headrace.logs.schema import Schema, TimestampColumn
 from headrace.logs.windows import US_PER_S, WindowConfig, describe_rest, plan_windows
 
@@ -23,6 +23,10 @@ __all__ = ["NewWindows", "find_windows", "read_infos"]
 
 NUM_CONNECTIONS = 16
 """Footers of remote files read at once: each costs two or three round trips and next to no work."""
+
+
+BATCH_ROWS = 65_536
+"""Times read at once."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +89,7 @@ def _read_info(file: LogFile, *, clock: TimestampColumn | None, cursor: Cursor, 
     if use is not None and use.is_done and _is_untouched(file, use):
         return FileInfo(file, use.num_rows, use.fingerprint)
     footer = read_footer(file)
-    num_rows = footer.metadata.num_rows
+    num_rows = footer.num_rows
     if every_us is None or clock is None or (use is not None and use.is_done):
         return FileInfo(file, num_rows, footer.fingerprint)
     if clock.name not in footer.schema.names:
@@ -112,7 +116,7 @@ def _count_times(
             continue
         if bounds is not None and _in_one_slot(bounds, every_us, after_us):
             slots = np.array([bounds[0] // every_us * every_us])
-            rows = np.array([footer.metadata.row_group(row_group).num_rows])
+            rows = np.array([footer.group_rows(row_group)])
             latest = bounds[1]
         else:
             times = _read_times(footer, row_group, clock)
@@ -135,7 +139,7 @@ def _read_times(footer: Footer, row_group: int, clock: TimestampColumn) -> np.nd
     """The readable times of a row group, in microseconds."""
     times = []
     with reading(footer.file, row_group), open_parquet(footer) as parquet:
-        for batch in parquet.iter_batches(row_groups=[row_group], columns=[clock.name], use_threads=False):
+        for batch in iter_plain(footer, parquet, row_group, [clock.name], BATCH_ROWS):
             ticks, _ = cast_times(batch.column(0), clock.unit)
             times.append(to_time_us(ticks.drop_null(), clock.unit))
     return np.concatenate(times) if times else np.zeros(0, dtype=np.int64)

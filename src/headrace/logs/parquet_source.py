@@ -9,13 +9,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from headrace.errors import ConfigError, DataError
 from headrace.logs.casting import Mask, cast_times, mask_of, to_time_us
 from headrace.logs.checks import BadRowPolicy, RowChecker, RowOrigin, check_names
 from headrace.logs.cursor import Selection, TimeRange
 from headrace.logs.files import HIVE_NULL, LogFile
-from headrace.logs.footers import Footer, open_parquet, read_footer, reading, time_bounds
+from headrace.logs.footers import Footer, iter_nested, iter_plain, open_parquet, read_footer, reading, time_bounds
+from headrace.logs.grouping import Groups, choose_groups, grouped_batch
+from headrace.logs.groups import GROUP_PREFIX, group_name
 from headrace.logs.pieces import FILE_ROW_BITS, Piece, split_row_id
 from headrace.logs.schema import Schema, TimestampColumn
 
@@ -37,6 +40,9 @@ class _Item:
 class ParquetSource:
     """The rows that selections take from Parquet files; implements `headrace.logs.pieces.Source`.
 
+    The layout of the files is found out from themselves. Those of a nested log (one row a session) come as they lie:
+    features that repeat together as group columns, see `headrace.logs.groups`; rows are impressions everywhere.
+
     An item is the part of a row group that a selection takes. It is decoded in pieces of at most
     `max_rows_per_piece` rows, and only the columns needed are: memory does not grow with files or row groups. Columns
     a file lacks may come from its partition folders (`hour=12`). Batches have the schema `output_schema`: fixed types,
@@ -50,7 +56,8 @@ class ParquetSource:
         max_rows_per_piece: Rows of the largest piece.
 
     Raises:
-        DataError: A file is not readable Parquet, lacks a column, or has fewer rows than selected.
+        DataError: A file is not readable Parquet, lacks a column, has fewer rows than selected, or its layout is not
+            that of the others.
         ConfigError: A column asked for is not in the schema.
     """
 
@@ -70,7 +77,9 @@ class ParquetSource:
         self._max_rows = max_rows_per_piece
         footers = {s.file.path: read_footer(s.file) for s in {s.file.path: s for s in selections}.values()}
         stored = _stored_schema(schema, next(iter(footers.values()), None))
-        self._checker = RowChecker(schema, self._columns, self._policy, stored)
+        self._groups = _common_groups(list(footers.values()), schema, self._columns)
+        names = {group_name(number): members for number, members in self._groups.items()}
+        self._checker = RowChecker(schema, self._columns, self._policy, stored, names)
         self._needed = list(self._checker.inputs)
         self._clock = schema.timestamp
         if any(s.time_range_us is not None for s in selections):
@@ -117,7 +126,8 @@ class ParquetSource:
                 chunk = group.column(leaf)
                 # Numbers take 8 bytes each once decoded, however well they were packed; strings at least offsets.
                 total += max(chunk.total_uncompressed_size, 8 * chunk.num_values)
-        return int(total * min(self.num_rows(item), self._max_rows) // max(group.num_rows, 1))
+        num_rows = part.footer.group_rows(part.row_group)
+        return int(total * min(self.num_rows(item), self._max_rows) // max(num_rows, 1))
 
     def read(self, item: int) -> Iterator[Piece]:
         """Yield the pieces of one item, in order.
@@ -126,34 +136,45 @@ class ParquetSource:
             DataError: The row group is damaged, or a row is bad and the policy is "fail"; names the place.
         """
         part = self._items[item]
-        for start, raw in self._batches(part, self._needed):
+        for start, raw in self._batches(part, self._needed, self._groups):
             yield self._piece(part, start, raw)
 
-    def _batches(self, part: _Item, names: Sequence[str]) -> Iterator[tuple[int, pa.RecordBatch]]:
+    def _batches(
+        self, part: _Item, names: Sequence[str], groups: Groups | None = None
+    ) -> Iterator[tuple[int, pa.RecordBatch]]:
         """Batches of an item with the row of the group each starts at; cut the same way whatever the columns."""
         file_names = part.footer.schema.names
+        grouped = {name for members in (groups or {}).values() for name in members}
         stored = [name for name in names if name in file_names]
         partition = dict(part.footer.file.partition)
+        position = 0
         with reading(part.footer.file, part.row_group), open_parquet(part.footer) as parquet:
-            batches = parquet.iter_batches(
-                batch_size=self._max_rows,
-                row_groups=[part.row_group],
-                columns=stored or file_names[:1],
-                use_threads=False,
-            )
-            position = 0
-            for batch in batches:
+            for batch in self._decode(part, parquet, stored or file_names[:1], groups or {}):
                 first, last = max(part.start - position, 0), min(part.stop - position, batch.num_rows)
-                if first < last:
-                    rows = batch.slice(first, last - first)
-                    columns = [
-                        rows.column(name) if name in stored else _constant(partition[name], rows.num_rows)
-                        for name in names
-                    ]
-                    yield position + first, pa.RecordBatch.from_arrays(columns, names=list(names))
+                for start in range(first, last, self._max_rows):
+                    rows = batch.slice(start, min(last - start, self._max_rows))
+                    columns = {name: rows.column(name) for name in rows.schema.names if name.startswith(GROUP_PREFIX)}
+                    for name in names:
+                        if name in stored and name not in grouped:
+                            columns[name] = rows.column(name)
+                        elif name not in grouped:
+                            columns[name] = _constant(partition[name], rows.num_rows)
+                    yield position + start, pa.RecordBatch.from_arrays(list(columns.values()), names=list(columns))
                 position += batch.num_rows
                 if position >= part.stop:
                     break
+
+    def _decode(
+        self, part: _Item, parquet: pq.ParquetFile, names: list[str], groups: Groups
+    ) -> Iterator[pa.RecordBatch]:
+        """The rows of a row group from its first on, some of their columns in groups."""
+        if not groups:
+            yield from iter_plain(part.footer, parquet, part.row_group, names, self._max_rows)
+            return
+        grouped = {name for members in groups.values() for name in members}
+        plain = [name for name in names if name not in grouped]
+        for rows in iter_nested(part.footer, parquet, part.row_group, names, self._max_rows):
+            yield grouped_batch(rows, groups, plain)
 
     def _piece(self, part: _Item, start: int, raw: pa.RecordBatch) -> Piece:
         within = np.arange(start, start + raw.num_rows, dtype=np.int64)
@@ -192,21 +213,21 @@ def select_files(files: Iterable[LogFile]) -> list[Selection]:
     """
     selections = []
     for number, file in enumerate(files):
-        num_rows = read_footer(file).metadata.num_rows
+        num_rows = read_footer(file).num_rows
         selections.append(Selection(file, number, 0, num_rows, None, num_rows))
     return selections
 
 
 def _items_of(selection: Selection, footer: Footer, clock: TimestampColumn | None) -> Iterator[_Item]:
     metadata = footer.metadata
-    if selection.stop_row > metadata.num_rows:
+    if selection.stop_row > footer.num_rows:
         raise DataError(
-            f"{footer.file.path}: has {metadata.num_rows} rows, but rows up to {selection.stop_row} were to be read; "
+            f"{footer.file.path}: has {footer.num_rows} rows, but rows up to {selection.stop_row} were to be read; "
             f"it changed since the window was planned"
         )
     start = 0
     for row_group in range(metadata.num_row_groups):
-        stop = start + metadata.row_group(row_group).num_rows
+        stop = start + footer.group_rows(row_group)
         first, last = max(selection.start_row, start), min(selection.stop_row, stop)
         if first < last and not _is_outside(selection.time_range_us, footer, row_group, clock):
             yield _Item(selection, footer, row_group, start, first - start, last - start)
@@ -225,6 +246,20 @@ def _is_outside(times: TimeRange | None, footer: Footer, row_group: int, clock: 
 def _stored_schema(schema: Schema, footer: Footer | None) -> pa.Schema:
     """Types in the first file; columns it has not are strings, as partition values are."""
     return pa.schema([(name, pa.string() if footer is None else footer.stored_type(name)) for name in schema.columns])
+
+
+def _common_groups(footers: Sequence[Footer], schema: Schema, columns: Sequence[str]) -> Groups:
+    """Groups of nested files, which must be the same in all files; none for other layouts."""
+    nested = [footer for footer in footers if footer.is_nested]
+    if not nested:
+        return {}
+    for footer in footers:
+        if not footer.is_nested or footer.layout != nested[0].layout:
+            raise DataError(
+                f"{footer.file.path}: its layout is not that of {nested[0].file.path}; cluster both with one command"
+            )
+    assert nested[0].layout is not None
+    return choose_groups(nested[0].layout, schema, columns)
 
 
 def _constant(value: str, num_rows: int) -> pa.Array:

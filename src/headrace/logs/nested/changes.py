@@ -1,0 +1,67 @@
+"""Where a column changes from one row to the next, for values and lists of any type Arrow can compare."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.types as pt
+
+from headrace.compiling import kernel
+from headrace.logs.gathering import is_list, list_parts, primitive_view
+
+__all__ = ["can_compare", "changed", "codes_of"]
+
+Ints = npt.NDArray[np.int32] | npt.NDArray[np.int64]
+Mask = npt.NDArray[np.bool_]
+
+
+def can_compare(kind: pa.DataType) -> bool:
+    """Whether `changed` takes a column of this type: anything but structs, maps, unions, and lists of lists."""
+    if is_list(kind):
+        return not pt.is_nested(kind.value_type)
+    return not pt.is_nested(kind)
+
+
+def changed(array: pa.Array) -> Mask:
+    """Whether each row but the first differs from the row before it; null equals null, NaN the same NaN.
+
+    Returns:
+        bool [rows - 1].
+    """
+    if is_list(array.type):
+        starts, lengths, elements, valid = list_parts(array)
+        differs = np.empty(max(len(array) - 1, 0), dtype=np.bool_)
+        _lists_changed(codes_of(elements), starts, lengths, differs)
+        if valid is not None:
+            differs |= valid[1:] != valid[:-1]
+        return differs
+    codes = codes_of(array)
+    return np.asarray(codes[1:] != codes[:-1])
+
+
+def codes_of(array: pa.Array) -> npt.NDArray[np.generic]:
+    """Integers that are equal exactly where the values are; for numbers without nulls their bits, without a copy."""
+    view = primitive_view(array)
+    if view is not None:
+        return view
+    if pt.is_null(array.type):
+        return np.zeros(len(array), dtype=np.int32)
+    if pt.is_floating(array.type):  # as bits: NaN equals itself, and -0.0 is not 0.0
+        width = array.type.bit_width
+        array = array.view(pa.int16() if width == 16 else pa.int32() if width == 32 else pa.int64())
+    encoded = array if pt.is_dictionary(array.type) else array.dictionary_encode()
+    codes = encoded.indices.cast(pa.int64()).fill_null(-1)
+    return np.asarray(codes.to_numpy(zero_copy_only=False))
+
+
+@kernel()
+def _lists_changed(codes: npt.NDArray[np.generic], starts: Ints, lengths: Ints, differs: Mask) -> None:
+    for i in range(len(differs)):
+        differs[i] = lengths[i] != lengths[i + 1]
+        if not differs[i]:
+            one, other = np.int64(starts[i]), np.int64(starts[i + 1])
+            for j in range(np.int64(lengths[i])):
+                if codes[one + j] != codes[other + j]:
+                    differs[i] = True
+                    break
