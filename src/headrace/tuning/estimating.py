@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from headrace.tuning.measuring import max_workers
 from headrace.tuning.observation import Observation, StageObservation
 from headrace.tuning.rates import StageRate
 from headrace.tuning.space import Space
+from headrace.tuning.visits import VisitRatios
 
 __all__ = ["Estimator", "StageEstimate"]
 
@@ -19,12 +21,17 @@ DRIFT = 0.1
 """A stage has drifted when its CPU time per service leaves the fit by this share, in two windows in a row ..."""
 NUM_ERRORS = 4.0
 """... and by so many standard errors of a window's mean: single services may be far from it without any drift."""
+CAUTION = 2.0
+"""Each drift noticed asks so many times the errors of the next: no standard error fits a heavy tail ..."""
+CALMING = 0.98
+"""... and this share of the extra caution is left after each window without one: half after 34."""
 JUMP = 0.5
 """One window is enough if it is off by this share and by that many standard errors."""
 PRIOR_WINDOWS = 2.0
 """Until windows have shown how much services vary, they are taken to vary as much as their mean, with this weight."""
 MIN_SPREAD = 0.3
 """Contention is only fitted when the numbers of busy workers seen differ by this share of their mean."""
+MAX_CONTENTION = 0.5
 SATURATED = 0.95
 """Above this share of the CPUs, waiting for a CPU cannot be told from blocking."""
 
@@ -39,6 +46,7 @@ class StageEstimate:
     contention: float = 0.0
     cpu_s: float = 0.0
     suspicious: int = 0
+    caution: float = 1.0
 
     def add(self, stage: StageObservation, window_s: float, saturated: bool) -> bool:
         """Add a window; whether the stage has drifted, in which case older windows are forgotten."""
@@ -46,7 +54,9 @@ class StageEstimate:
             return False
         busy, cpu_s = stage.busy_s / window_s, stage.busy_s / stage.services
         drifted = self._has_drifted(busy, cpu_s, stage.services)
+        self.caution = 1.0 + CALMING * (self.caution - 1.0)
         if drifted:
+            self.caution *= CAUTION
             self.windows.clear()
             self.blocking_s, self.suspicious = None, 0
         self.windows.append((busy, cpu_s, float(stage.services)))
@@ -71,12 +81,12 @@ class StageEstimate:
         off = abs(cpu_s / self.at(busy) - 1.0)
         # The error of this window's mean and that of the fit it is compared with.
         error = self._variation() * (1.0 / services + 1.0 / self._weight()) ** 0.5
-        significant = off > NUM_ERRORS * error
+        significant = off > NUM_ERRORS * self.caution * error
         self.suspicious = self.suspicious + 1 if significant and off > DRIFT else 0
         return self.suspicious >= 2 or (significant and off > JUMP)
 
     def _weight(self) -> float:
-        return float(sum(n * FORGETTING**age for age, (_, _, n) in enumerate(reversed(self.windows))))
+        return float(sum(self._weights(self.windows)))
 
     def _variation(self) -> float:
         """Coefficient of variation of single services, from how far the means of windows are apart."""
@@ -84,20 +94,44 @@ class StageEstimate:
         return float(((PRIOR_WINDOWS + squares) / (PRIOR_WINDOWS + len(self.windows))) ** 0.5)
 
     def _fit(self) -> None:
-        """Weighted least squares of cpu = c (1 + a (k - 1)), a >= 0; where k hardly varied, a is kept."""
-        weights = [n * FORGETTING**age for age, (_, _, n) in enumerate(reversed(self.windows))][::-1]
+        """The mean, and how it grows with the number of busy workers: cpu = c (1 + a (k - 1)), a >= 0."""
+        weights = self._weights(self.windows)
         total = sum(weights)
-        xs = [max(k - 1.0, 0.0) for k, _, _ in self.windows]
-        ys = [cpu_s for _, cpu_s, _ in self.windows]
+        mean_x = sum(w * max(k - 1.0, 0.0) for w, (k, _, _) in zip(weights, self.windows, strict=True)) / total
+        mean_y = sum(w * cpu_s for w, (_, cpu_s, _) in zip(weights, self.windows, strict=True)) / total
+        slope = self._slope()
+        if slope is not None:
+            base = mean_y - slope * mean_x
+            self.contention = min(slope / base, MAX_CONTENTION) if base > 0.05 * mean_y else self.contention
+        self.cpu_s = mean_y / (1.0 + self.contention * mean_x)
+
+    def _slope(self) -> float | None:
+        """Weighted least squares over the windows, without spikes; None where k hardly varied.
+
+        The CPU time of a service counts in the window it ends in: a very long one makes both `busy` and `cpu_s` of that
+        window large, which looks like contention. So of three windows in a row the one with the median counts.
+        """
+        kept = list(self.windows)
+        calm = [sorted(kept[i - 1 : i + 2], key=lambda each: each[1])[1] for i in range(1, len(kept) - 1)]
+        if len(calm) < 3:
+            return None
+        weights = self._weights(calm)
+        total = sum(weights)
+        xs, ys = [max(k - 1.0, 0.0) for k, _, _ in calm], [cpu_s for _, cpu_s, _ in calm]
         mean_x = sum(w * x for w, x in zip(weights, xs, strict=True)) / total
         mean_y = sum(w * y for w, y in zip(weights, ys, strict=True)) / total
         variance = sum(w * (x - mean_x) ** 2 for w, x in zip(weights, xs, strict=True)) / total
-        if len(xs) > 2 and variance > (MIN_SPREAD * (mean_x + 1.0)) ** 2:
-            covariance = sum(w * (x - mean_x) * (y - mean_y) for w, x, y in zip(weights, xs, ys, strict=True)) / total
-            slope = max(covariance / variance, 0.0)
-            base = mean_y - slope * mean_x
-            self.contention = slope / base if base > 0.05 * mean_y else self.contention
-        self.cpu_s = mean_y / (1.0 + self.contention * mean_x)
+        if variance <= (MIN_SPREAD * (mean_x + 1.0)) ** 2:
+            return None
+        points = list(zip(weights, xs, ys, strict=True))
+        slope = sum(w * (x - mean_x) * (y - mean_y) for w, x, y in points) / total / variance
+        squares = sum(w * (y - mean_y - slope * (x - mean_x)) ** 2 for w, x, y in points) / total
+        error = (squares / variance / len(calm)) ** 0.5
+        return slope if slope > NUM_ERRORS * error else 0.0
+
+    @staticmethod
+    def _weights(windows: Sequence[tuple[float, float, float]]) -> list[float]:
+        return [n * FORGETTING**age for age, (_, _, n) in enumerate(reversed(windows))][::-1]
 
 
 @dataclass
@@ -105,8 +139,7 @@ class Estimator:
     """All stages, and how often each is visited for an element delivered."""
 
     stages: dict[str, StageEstimate] = field(default_factory=dict)
-    _visits: dict[str, float] = field(default_factory=dict)
-    _delivered: float = 0.0
+    _visits: VisitRatios = field(default_factory=VisitRatios)
 
     def add(self, observation: Observation) -> list[str]:
         """Add a window.
@@ -117,30 +150,30 @@ class Estimator:
         busy = sum(stage.busy_s for stage in observation.stages)
         saturated = busy > SATURATED * observation.cpus * observation.window_s
         saturated = saturated or observation.machine_busy_ratio > SATURATED
-        self._delivered = FORGETTING * self._delivered + observation.delivered
-        drifted = []
-        for stage in observation.stages:
-            self._visits[stage.name] = FORGETTING * self._visits.get(stage.name, 0.0) + stage.services
-            if self.stages.setdefault(stage.name, StageEstimate()).add(stage, observation.window_s, saturated):
-                drifted.append(stage.name)
-        return drifted
+        self._visits.add(observation)
+        return [
+            stage.name
+            for stage in observation.stages
+            if self.stages.setdefault(stage.name, StageEstimate()).add(stage, observation.window_s, saturated)
+        ]
 
     @property
     def complete(self) -> bool:
         """Whether every stage has finished something and the consumer has got something."""
-        return self._delivered > 0 and all(each.windows for each in self.stages.values())
+        return self._visits.known and all(each.windows for each in self.stages.values())
 
-    def visits(self, stage: str) -> float:
-        """Services of a stage for each element delivered."""
-        return self._visits[stage] / self._delivered
+    def visits(self) -> dict[str, float]:
+        """Services of each stage for an element delivered."""
+        return self._visits.ratios()
 
     def rates(self, space: Space) -> list[StageRate]:
         """What each stage needs for an element delivered."""
+        visits = self.visits()
         return [
             StageRate(
                 name,
-                cpu_s=max(self.visits(name) * each.cpu_s, 1e-9),
-                blocking_s=self.visits(name) * (each.blocking_s or 0.0),
+                cpu_s=max(visits[name] * each.cpu_s, 1e-9),
+                blocking_s=visits[name] * (each.blocking_s or 0.0),
                 contention=each.contention,
                 max_workers=max_workers(space, name),
             )

@@ -46,6 +46,9 @@ class StageRate:
 
     def workers_for(self, rate: float) -> float:
         """Workers (a real number) that deliver a rate; infinite if no number does."""
+        alone = rate * (self.cpu_s + self.blocking_s)
+        if alone <= 1.0:  # one worker is enough, and has nobody to contend with
+            return alone
         growth = 1.0 - rate * self.cpu_s * self.contention
         needed = rate * (self.cpu_s * (1.0 - self.contention) + self.blocking_s)
         return needed / growth if growth > 0 else math.inf

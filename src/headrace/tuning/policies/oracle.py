@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import lru_cache
 
-from headrace.simulation import Machine, PipelineSimulator, PipelineSpec
+from headrace.simulation import Distribution, Machine, PipelineSimulator, PipelineSpec
 from headrace.tuning.observation import Observation
 from headrace.tuning.policies.base import Proposal
 from headrace.tuning.rates import StageRate, fluid_rate, integer_split
@@ -19,7 +20,9 @@ __all__ = ["Oracle", "best_setting", "true_rates"]
 HEADROOMS = (0.0, 0.1, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
 """Workers beyond what the closed form needs: tried because heavy tails and rounding make some of them pay."""
 TRIAL_ELEMENTS = 1000
-"""Elements delivered in each trial; enough to tell settings 1 % apart where service times are constant."""
+"""Elements delivered in each trial; enough to tell settings 1 % apart where service times are constant ..."""
+RANDOM_TRIALS, RANDOM_ELEMENTS = 4, 4000
+"""... and where they are not, as many trials of so many: the same ones for every setting."""
 UNLIMITED = (1, 4)
 """... and so many workers for every stage, as a multiple of the CPUs: the most can be done ahead of a slow element."""
 WORTH_CLIMBING = 0.99
@@ -51,6 +54,12 @@ def best_setting(spec: PipelineSpec, cpus: int, time_s: float = 0.0) -> tuple[di
         cpus: CPUs of the machine.
         time_s: When; a pipeline that drifts is held as it is at this moment.
     """
+    workers, rate = _best(spec, cpus, time_s)
+    return {stage.name: k for stage, k in zip(spec.stages, workers, strict=True)}, rate
+
+
+@lru_cache(maxsize=256)
+def _best(spec: PipelineSpec, cpus: int, time_s: float) -> tuple[tuple[int, ...], float]:
     rates = true_rates(spec, time_s)
     still = replace(
         spec,
@@ -77,7 +86,7 @@ def best_setting(spec: PipelineSpec, cpus: int, time_s: float = 0.0) -> tuple[di
         if best[0] <= rate / WORTH_CLIMBING:
             break
         rate, workers = best
-    return {stage.name: k for stage, k in zip(rates, workers, strict=True)}, rate
+    return tuple(workers), rate
 
 
 def _candidates(rates: Sequence[StageRate], cpus: int, most: float) -> Iterator[list[int]]:
@@ -91,12 +100,16 @@ def _candidates(rates: Sequence[StageRate], cpus: int, most: float) -> Iterator[
 
 
 def _trial(spec: PipelineSpec, cpus: int, workers: Sequence[int], most: float) -> float:
-    simulator = PipelineSimulator(spec, Machine.fixed(cpus))
-    for stage, k in zip(spec.stages, workers, strict=True):
-        simulator.set_workers(stage.name, max(1, k))
-    seconds = TRIAL_ELEMENTS / most
-    simulator.run(seconds / 2)
-    return simulator.run(seconds) / seconds
+    random = any(stage.distribution is not Distribution.CONSTANT for stage in spec.stages)
+    trials, elements = (RANDOM_TRIALS, RANDOM_ELEMENTS) if random else (1, TRIAL_ELEMENTS)
+    seconds, delivered = elements / most, 0
+    for seed in range(trials):
+        simulator = PipelineSimulator(spec, Machine.fixed(cpus), seed=seed)
+        for stage, k in zip(spec.stages, workers, strict=True):
+            simulator.set_workers(stage.name, max(1, k))
+        simulator.run(seconds / 2)
+        delivered += simulator.run(seconds)
+    return delivered / (trials * seconds)
 
 
 class Oracle:
