@@ -52,7 +52,13 @@ class Ticket:
         self.store.send(self.keys, self._admit).add_done_callback(arrived)
 
     def send_early(self, before: Keys, after_step: int, done: Callable[[BaseException | None], None]) -> None:
-        """Ask only for rows that are not among the keys of a push on its way; `send_held` asks for the others."""
+        """Ask only for rows that are not among the keys of a push on its way; `send_held` asks for the others.
+
+        Args:
+            before: Keys of that push.
+            after_step: The step before it, counted from `StepStore.first_step`.
+            done: As for `send`.
+        """
         touched = keys_in(self.keys, before)
         self._held, self._free = np.flatnonzero(touched), np.flatnonzero(~touched)
         self.num_held = len(self._held)
@@ -64,7 +70,8 @@ class Ticket:
             done(error)
 
         keys = _some(self.keys, self._free)
-        self.store.send(keys, self._admit, after_step=after_step).add_done_callback(arrived)
+        after = self.store.first_step + after_step
+        self.store.send(keys, self._admit, after_step=after).add_done_callback(arrived)
 
     def send_held(self, done: Callable[[BaseException | None], None]) -> None:
         """Ask for what `send_early` left out; its rows need not be here yet."""
@@ -110,13 +117,15 @@ class StepStore:
     Attributes:
         store: Where rows live.
         embedding_dim: Floats of a row.
-        num_pushed: Pushes sent since this was made.
+        first_step: The last step that was pushed before this was made.
+        num_pushed: Pushes sent since then.
         pushing: The newest push.
     """
 
     def __init__(self, store: EmbeddingStore, embedding_dim: int) -> None:
         """Nothing is sent yet; the arguments are the attributes."""
         self.store = store
+        self.first_step = store.step
         self.embedding_dim = embedding_dim
         self.num_pushed = 0
         self.pushing: Future[None] | None = None
@@ -134,11 +143,16 @@ class StepStore:
         finally:
             self._preparing.tickets = None
 
-    def pull(self, keys: Keys, *, admit: bool = False) -> Future[Float32s]:
+    @property
+    def step(self) -> int:
+        """See `EmbeddingStore`."""
+        return self.store.step
+
+    def pull(self, keys: Keys, *, admit: bool = False, after_step: int | None = None) -> Future[Float32s]:
         """See `EmbeddingStore.pull`; within `preparing` nothing is sent yet."""
         tickets = getattr(self._preparing, "tickets", None)
         if tickets is None:
-            return self.send(keys, admit)
+            return self.send(keys, admit, after_step=after_step)
         tickets.append(Ticket(self, keys, admit))
         return tickets[-1].rows  # type: ignore[no-any-return]
 
@@ -157,12 +171,10 @@ class StepStore:
         Args:
             keys: Unique keys.
             admit: See `EmbeddingStore.pull`.
-            after_step: Pushes of this trainer that must be applied before, counted since this was made; None for all.
+            after_step: See `EmbeddingStore.pull`.
         """
         with self._lock:
-            if after_step is None or not hasattr(self.store, "after_step"):
-                return self.store.pull(keys, admit=admit)
-            return self.store.pull(keys, admit=admit, after_step=after_step)  # type: ignore[call-arg]
+            return self.store.pull(keys, admit=admit, after_step=after_step)
 
 
 class _NoLock:

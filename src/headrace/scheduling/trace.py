@@ -114,7 +114,9 @@ def chrome_trace(spans: Iterable[dict[str, Any]], policy: str) -> dict[str, Any]
                 "args": {"reason": span["reason"], "bytes": span["num_bytes"]},
             }
         )
-    names: list[dict[str, Any]] = [{"name": "process_name", "ph": "M", "pid": 1, "args": {"name": f"scheduler {policy}"}}]
+    names: list[dict[str, Any]] = [
+        {"name": "process_name", "ph": "M", "pid": 1, "args": {"name": f"scheduler {policy}"}}
+    ]
     names += [
         {"name": "thread_name", "ph": "M", "pid": 1, "tid": number, "args": {"name": lane}}
         for lane, number in numbers.items()

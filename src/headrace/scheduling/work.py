@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from time import perf_counter
 from typing import Any, Protocol
 
 import pyarrow as pa
-import torch
 from torch import nn
 
 from headrace.embeddings import EmbeddingBags, embedding_bags
@@ -49,12 +49,16 @@ class Trained:
         result: What `Phases.forward_backward` returned.
         account: What became of the rows it took.
         token: Where in the pipeline the batch after it begins.
+        computed_s: When its last features were there, on the clock of `time.perf_counter`.
+        dense_s: When its dense work began.
     """
 
     batch: Batch
     result: Any
     account: Account
     token: dict[str, Any]
+    computed_s: float
+    dense_s: float
 
 
 @dataclass
@@ -69,6 +73,8 @@ class _Live:
     lookups: dict[EmbeddingBags, list[Lookup]] = field(default_factory=dict)
     batch: Batch | None = None
     result: Any = None
+    computed_s: float = 0.0
+    dense_s: float = 0.0
 
 
 class TrainingWork:
@@ -109,16 +115,16 @@ class TrainingWork:
         self._stores: list[StepStore] = []
         self._stack = ExitStack()
         self._names = [
-            [[name for name in bags.feature_names if name in group.features] for bags in self._bags]
-            for group in groups
+            [[name for name in bags.feature_names if name in group.features] for bags in self._bags] for group in groups
         ]
 
     def __enter__(self) -> TrainingWork:
         for bags in self._bags:
-            store = bags.store
-            bags.store = StepStore(store, bags.embedding_dim)
-            self._stores.append(bags.store)
-            self._stack.callback(setattr, bags, "store", store)
+            before = bags.store
+            store = StepStore(before, bags.embedding_dim)
+            bags.store = store
+            self._stores.append(store)
+            self._stack.callback(setattr, bags, "store", before)
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -153,7 +159,7 @@ class TrainingWork:
             live.tickets[group] += tickets
             num_bytes += sum(BYTES_PER_KEY * len(ticket.keys) for ticket in tickets)
         if all(done is not None for done in live.parts):
-            live.rows = None
+            live.rows, live.computed_s = None, perf_counter()
         return num_bytes
 
     def pull(self, batch: int, group: int, early: bool, done: Done) -> None:
@@ -180,6 +186,7 @@ class TrainingWork:
     def dense(self, batch: int) -> int:
         """See `Work`."""
         live = self._live[batch]
+        live.dense_s = perf_counter()
         for ticket in (ticket for tickets in live.tickets for ticket in tickets):
             ticket.finish()
             if self._verify:
@@ -209,7 +216,7 @@ class TrainingWork:
         live = self._live[batch]
         self._live.pop(batch - 1, None)  # the keys of this one are still compared with those of the next
         assert live.batch is not None
-        trained = Trained(live.batch, live.result, live.account, live.token)
+        trained = Trained(live.batch, live.result, live.account, live.token, live.computed_s, live.dense_s)
         live.batch, live.parts, live.lookups, live.result = None, [], {}, None
         return trained
 

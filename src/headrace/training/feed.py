@@ -26,10 +26,11 @@ def open_batches(
     *,
     state: Mapping[str, Any] | None = None,
     shuffled: bool = True,
+    transformed: bool = True,
     decisions: DecisionLog | None = None,
 ) -> BatchIterator:
     """Start the pipeline a job file describes, over one source; see `build_pipeline` and `Pipeline.open`."""
-    pipe = build_pipeline(job, plan, source, shuffled=shuffled)
+    pipe = build_pipeline(job, plan, source, shuffled=shuffled, transformed=transformed)
     options = job.pipeline
     return pipe.open(
         workers=options.workers,
@@ -41,7 +42,9 @@ def open_batches(
     )
 
 
-def build_pipeline(job: JobConfig, plan: FeaturePlan, source: Source, *, shuffled: bool = True) -> Pipeline:
+def build_pipeline(
+    job: JobConfig, plan: FeaturePlan, source: Source, *, shuffled: bool = True, transformed: bool = True
+) -> Pipeline:
     """The pipeline a job file describes, over one source.
 
     Args:
@@ -49,6 +52,7 @@ def build_pipeline(job: JobConfig, plan: FeaturePlan, source: Source, *, shuffle
         plan: Its feature plan.
         source: What to read.
         shuffled: Whether to shuffle if the job says so; scoring keeps the order of the log.
+        transformed: Whether batches are of tensors; a scheduler takes rows, and computes features itself.
     """
     pipe = from_source(source)
     for name in job.pipeline.map:
@@ -57,7 +61,8 @@ def build_pipeline(job: JobConfig, plan: FeaturePlan, source: Source, *, shuffle
         pipe = pipe.filter(load_function(name))
     if shuffled and job.pipeline.shuffle is not None:
         pipe = pipe.shuffle(num_rows=job.pipeline.shuffle.num_rows, seed=job.pipeline.shuffle.seed)
-    return pipe.batch(job.training.batch_size).transform(plan).prefetch(job.pipeline.prefetch)
+    pipe = pipe.batch(job.training.batch_size)
+    return (pipe.transform(plan) if transformed else pipe).prefetch(job.pipeline.prefetch)
 
 
 def source_columns(job: JobConfig, plan: FeaturePlan) -> tuple[str, ...]:

@@ -12,6 +12,7 @@ from headrace.embeddings import EmbeddingsConfig
 from headrace.errors import ConfigError
 from headrace.logs import BadRowPolicy, Schema, WindowConfig, list_files
 from headrace.models import DLRMConfig, ModelConfig
+from headrace.scheduling.config import SchedulerConfig
 from headrace.training.dense_optimizer import Adam, DenseOptimizerConfig
 
 __all__ = ["DataConfig", "JobConfig", "PipelineConfig", "ShuffleConfig", "TrainingConfig"]
@@ -108,6 +109,7 @@ class JobConfig(Config):
         embeddings: How ids become rows.
         model: What is trained.
         training: How it is trained.
+        scheduler: How the parts of a step overlap.
     """
 
     run: str
@@ -117,6 +119,7 @@ class JobConfig(Config):
     embeddings: EmbeddingsConfig = EmbeddingsConfig()
     model: ModelConfig = DLRMConfig()
     training: TrainingConfig = TrainingConfig()
+    scheduler: SchedulerConfig = SchedulerConfig()
 
     @classmethod
     def from_file(cls, path: str | Path) -> Self:

@@ -7,11 +7,12 @@ from typing import Any
 
 import psutil
 
-from headrace.pipeline import BatchIterator, StageReading
+from headrace.pipeline import StageReading
 from headrace.training.metrics import Scores
 from headrace.training.rows import RowCounts
 from headrace.training.state import TrainingState
 from headrace.training.step import StepResult
+from headrace.training.stepping import Steps
 
 __all__ = ["StepRecorder", "limiting_part", "window_record"]
 
@@ -49,10 +50,10 @@ class StepRecorder:
         """Mean log loss of the rows since the last record."""
         return self._loss / self._rows if self._rows else float("nan")
 
-    def take(self, state: TrainingState, batches: BatchIterator) -> dict[str, Any]:
+    def take(self, state: TrainingState, steps: Steps) -> dict[str, Any]:
         """The record of the steps since the last one, which begins anew."""
         now = time.perf_counter()
-        counters = batches.counters(window_s=now - self._start_s)
+        counters = steps.counters(window_s=now - self._start_s)
         window = state.window.name if state.window else ""
         scores = state.in_window[state.label_names[0]].compute()
         record = {

@@ -55,9 +55,21 @@ class TrainingStep:
         self.optimizer = optimizer
         self.clip_grad_norm = clip_grad_norm
         self._dense = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        self._seconds: dict[str, float] = {}
 
     def __call__(self, batch: Batch) -> StepResult:
         """Predict and train.
+
+        Raises:
+            HeadraceError: The loss is not finite; parameters are left as they were.
+        """
+        result = self.forward_backward(batch)
+        self.push()
+        self.update()
+        return result
+
+    def forward_backward(self, batch: Batch) -> StepResult:
+        """The first phase: predict, and find all gradients; `push` and `update` follow, and add their seconds.
 
         Raises:
             HeadraceError: The loss is not finite; parameters are left as they were.
@@ -73,17 +85,20 @@ class TrainingStep:
                 bags.drop_gradients()
             raise HeadraceError(f"the loss is {value}; lower the learning rates, or clip_grad_norm, and train again")
         loss.backward()  # type: ignore[no-untyped-call]
-        backward = perf_counter()
+        self._seconds = {"forward": forward - start, "backward": perf_counter() - forward}
+        return StepResult(logits.detach().numpy(), value, self._seconds)
+
+    def push(self) -> None:
+        """The second phase: rows learn."""
+        start = perf_counter()
         apply_gradients(self.model)
-        pushed = perf_counter()
+        self._seconds["push"] = perf_counter() - start
+
+    def update(self) -> None:
+        """The last phase: dense parameters learn."""
+        start = perf_counter()
         if self.clip_grad_norm is not None:
             nn.utils.clip_grad_norm_(self._dense, self.clip_grad_norm)
         self.optimizer.step()
         self.optimizer.zero_grad()
-        seconds = {
-            "forward": forward - start,
-            "backward": backward - forward,
-            "push": pushed - backward,
-            "dense_optimizer": perf_counter() - pushed,
-        }
-        return StepResult(logits.detach().numpy(), value, seconds)
+        self._seconds["dense_optimizer"] = perf_counter() - start

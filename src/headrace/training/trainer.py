@@ -16,7 +16,6 @@ from headrace.observe.decisions import DecisionLog
 from headrace.observe.progress import Progress
 from headrace.observe.tensorboard import TensorBoard
 from headrace.pipeline import BatchIterator
-from headrace.tensors import Batch
 from headrace.threads import use_threads
 from headrace.training.assembly import assemble
 from headrace.training.checkpoint import CheckpointFolder
@@ -29,6 +28,7 @@ from headrace.training.rows import RowCounts
 from headrace.training.run_folder import RunFolder
 from headrace.training.state import TrainingState, restore, take_snapshot
 from headrace.training.step import TrainingStep
+from headrace.training.stepping import PlainSteps, Steps, choose_policy, open_scheduled
 from headrace.training.uncounted import Uncounted
 
 __all__ = ["Trainer"]
@@ -205,18 +205,29 @@ class Trainer:
         budget = ErrorBudget(allowed, num_read=rows.read, num_bad=rows.bad)
         with (
             Progress(what, total=num_rows) as progress,
-            open_batches(
-                self.job, self.assembly.plan, source, state=self.state.token, decisions=self._decisions
-            ) as batches,
+            self._open(source) as (batches, steps),
         ):
             progress.update(rows.read)
-            finished = self._steps(batches, budget, progress, every)
+            finished = self._steps(steps, budget, progress, every)
             if finished:
-                self._count(batches, budget, seconds=0.0)  # bad rows behind the last good one
+                self._count(steps, budget, seconds=0.0)  # bad rows behind the last good one
             if self._recorder.has_steps:
-                self._record(self._recorder.take(self.state, batches))
+                self._record(self._recorder.take(self.state, steps))
             self._explain(what, batches)
             return finished
+
+    @contextmanager
+    def _open(self, source: Source) -> Iterator[tuple[BatchIterator, Steps]]:
+        """The pipeline over a source, and the steps behind it: under a scheduler where the job has one."""
+        policy = choose_policy(self.job.scheduler, self.assembly.model)
+        options: dict[str, Any] = {"state": self.state.token, "decisions": self._decisions}
+        with open_batches(self.job, self.assembly.plan, source, transformed=policy is None, **options) as batches:
+            if policy is None:
+                yield batches, PlainSteps(batches, self._step)
+                return
+            config, folder = self.job.scheduler, self.run_folder.path
+            with open_scheduled(config, policy, self.assembly, batches, self._step, folder=folder) as steps:
+                yield batches, steps
 
     def _explain(self, what: str, batches: BatchIterator) -> None:
         """Write down what limited the pipeline, if it ran long enough to tell."""
@@ -242,39 +253,39 @@ class Trainer:
         self.state.finish_window()
         self._save()
 
-    def _steps(self, batches: BatchIterator, budget: ErrorBudget, progress: Progress, every: int | None) -> bool:
+    def _steps(self, steps: Steps, budget: ErrorBudget, progress: Progress, every: int | None) -> bool:
         """Train on batch after batch; False if asked to stop before the last."""
-        while not self._should_stop():
+        while not self._should_stop() or steps.has_begun:
             asked = time.perf_counter()
-            batch: Batch | None = next(batches, None)
-            if batch is None:
+            save_after = every is not None and (self.state.step + 1) % every == 0
+            made = steps.make(save_after=save_after)
+            if made is None:
                 return True
-            wait_s = time.perf_counter() - asked
-            result = self._step(batch)
+            batch, result = made.batch, made.result
             self.state.step += 1
             weights = None if batch.weights is None else batch.weights.numpy()
             self.state.update_metrics(result.logits, batch.labels.numpy(), weights)
             if self._baseline is not None:
                 self.state.baseline.update(batch.dense.numpy()[:, self._baseline], batch.labels.numpy()[:, 0], weights)
             self._uncounted.add_step(self.state.step, batch.row_ids)
-            self._count(batches, budget, seconds=time.perf_counter() - asked)
+            self._count(steps, budget, seconds=time.perf_counter() - asked)
             columns: dict[str, Any] | None = None
-            if self._recorder.add(result, len(batch), wait_s):
-                record = self._recorder.take(self.state, batches)
+            if self._recorder.add(result, len(batch), made.wait_s):
+                record = self._recorder.take(self.state, steps)
                 self._record(record)
                 columns = {"loss": record["loss"], "AUC": record["auc"], "limited by": record["limiting"]}
             progress.update(self.state.window_rows.read, columns)
-            if every is not None and self.state.step % every == 0:
+            if save_after:
                 self._save()
         return False
 
-    def _count(self, batches: BatchIterator, budget: ErrorBudget, *, seconds: float) -> None:
-        """Count what was delivered, and where the next batch begins."""
-        account = batches.take_account()
+    def _count(self, steps: Steps, budget: ErrorBudget, *, seconds: float) -> None:
+        """Count what was trained on, and where the next batch begins."""
+        account = steps.take_account()
         rows = count_rows(account)
         budget.add(num_read=rows.read, num_bad=rows.bad)
         self.state.count(rows, seconds)
-        self.state.token = batches.state_dict()
+        self.state.token = steps.state_dict()
         self._uncounted.add_rejects(account.rejects)
 
     def _record(self, record: dict[str, Any]) -> None:

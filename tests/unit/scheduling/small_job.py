@@ -127,7 +127,13 @@ class SlowStore:
         self.queue: deque[Any] = deque()
         self._forgets_pushes = forgets_pushes
 
-    def pull(self, keys: Keys, *, admit: bool = False) -> Future[npt.NDArray[np.float32]]:
+    @property
+    def step(self) -> int:
+        return self.store.step
+
+    def pull(
+        self, keys: Keys, *, admit: bool = False, after_step: int | None = None
+    ) -> Future[npt.NDArray[np.float32]]:
         pulled: Future[npt.NDArray[np.float32]] = Future()
         if not admit:  # a check: answered at once
             return self.store.pull(keys)

@@ -1,0 +1,66 @@
+"""The `scheduler:` section of a job file."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from headrace.config import Config
+from headrace.scheduling.feature_groups import MAX_GROUPS
+from headrace.scheduling.policies import BatchPrefetch, Policy, make_policy
+
+__all__ = ["SchedulerConfig"]
+
+
+class SchedulerConfig(Config):
+    """How feature work, communication and dense work of training steps overlap; none of it changes any number.
+
+    As YAML, a policy alone is just its name::
+
+        scheduler: recs_early
+        scheduler: {policy: batch_prefetch, batches_ahead: 4, threads: 2}
+    """
+
+    policy: Literal["auto", "serial", "batch_prefetch", "intra", "inter", "recs", "recs_early"] = "auto"
+    """auto: `recs` where rows live in remote shards, else a plain loop behind the pipeline, which has no scheduler."""
+    batches_ahead: int | None = Field(default=None, ge=0)
+    """Batches behind the next to train whose features may be computed; None for the policy's own."""
+    threads: int | None = Field(default=None, ge=1)
+    """Threads that compute features; None for one a CPU."""
+    max_groups: int = Field(default=MAX_GROUPS, ge=1)
+    """Most feature groups. Models that read the rows of single ids need 1."""
+    verify: bool = False
+    """Pull every row once more right before it is used and compare: twice the traffic, to prove that nothing races."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _a_name_is_a_policy(cls, values: Any) -> Any:
+        return {"policy": values} if isinstance(values, str) else values
+
+    def choose(self, *, remote: bool, alone: bool = True) -> Policy | None:
+        """The policy to use; None for the plain loop.
+
+        Args:
+            remote: Whether rows live in shards.
+            alone: Whether this is the only trainer. Rows that only this trainer's pushes do not touch may still be
+                touched by another's, so with several `recs_early` becomes `recs`.
+        """
+        name = self.policy
+        if name == "auto":
+            if not remote:
+                return None
+            name = "recs"
+        if name == "recs_early" and not alone:
+            name = "recs"
+        policy = make_policy(name)
+        if isinstance(policy, BatchPrefetch):
+            return BatchPrefetch(
+                num_ahead=policy.num_ahead if self.batches_ahead is None else self.batches_ahead,
+                num_threads=self.threads or 0,
+            )
+        return policy if self.batches_ahead is None else _with_ahead(policy, self.batches_ahead)
+
+
+def _with_ahead(policy: Policy, num_ahead: int) -> Policy:
+    return type(policy)(num_ahead=max(1, num_ahead))  # type: ignore[call-arg]

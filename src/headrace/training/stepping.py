@@ -1,0 +1,216 @@
+"""The steps of a window, one after the other: a plain loop over ready batches, or under a scheduler."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from headrace.embeddings import LocalStore, embedding_bags
+from headrace.pipeline import Account, BatchIterator, PipelineCounters
+from headrace.resources import effective_cpus
+from headrace.scheduling.config import SchedulerConfig
+from headrace.scheduling.feature_groups import FeatureGroup, group_features
+from headrace.scheduling.policies import Policy
+from headrace.scheduling.runtime import StepRuntime
+from headrace.scheduling.state import SchedulerState
+from headrace.scheduling.work import TrainingWork
+from headrace.tensors import Batch
+from headrace.training.assembly import Assembly
+from headrace.training.step import StepResult, TrainingStep
+
+__all__ = ["PlainSteps", "ScheduledSteps", "Stepped", "Steps", "choose_policy", "open_scheduled"]
+
+SCHEDULE_FILE = "schedule.json"
+"""In the run folder: what ran where in the latest steps, for the report and `headrace explain --trace`."""
+
+
+@dataclass(frozen=True)
+class Stepped:
+    """A step that was made.
+
+    Attributes:
+        batch: What it trained on.
+        result: What it predicted and took.
+        wait_s: How long it waited for the batch's features.
+    """
+
+    batch: Batch
+    result: StepResult
+    wait_s: float
+
+
+class Steps(Protocol):
+    """Makes steps, and tells what became of the rows of those that were made."""
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether the next step must be made before state may be saved."""
+        ...
+
+    def make(self, *, save_after: bool) -> Stepped | None:
+        """Make the next step; None if there is none. `save_after` says that state is saved right after it."""
+        ...
+
+    def take_account(self) -> Account:
+        """See `BatchIterator`: of the batches trained on."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the batch after the last one trained on begins."""
+        ...
+
+    def counters(self, window_s: float) -> PipelineCounters:
+        """See `BatchIterator`."""
+        ...
+
+
+class PlainSteps:
+    """One batch after the other as the pipeline makes them ready."""
+
+    has_begun = False
+
+    def __init__(self, batches: BatchIterator, step: TrainingStep) -> None:
+        """Args: batches: Ready to train on. step: Trains."""
+        self._batches = batches
+        self._step = step
+
+    def make(self, *, save_after: bool) -> Stepped | None:
+        """See `Steps`."""
+        asked = perf_counter()
+        batch: Batch | None = next(self._batches, None)
+        if batch is None:
+            return None
+        wait_s = perf_counter() - asked
+        return Stepped(batch, self._step(batch), wait_s)
+
+    def take_account(self) -> Account:
+        """See `Steps`."""
+        return self._batches.take_account()
+
+    def state_dict(self) -> dict[str, Any]:
+        """See `Steps`."""
+        return self._batches.state_dict()
+
+    def counters(self, window_s: float) -> PipelineCounters:
+        """See `Steps`."""
+        return self._batches.counters(window_s)
+
+
+class ScheduledSteps:
+    """Steps under a scheduler; the pipeline delivers rows, and the scheduler computes their features."""
+
+    def __init__(self, batches: BatchIterator, work: TrainingWork, runtime: StepRuntime) -> None:
+        """Use `open_scheduled`."""
+        self._batches = batches
+        self._work = work
+        self._runtime = runtime
+        self._account = Account()
+        self._token = batches.state_dict()
+
+    @property
+    def has_begun(self) -> bool:
+        """See `Steps`: a pull counts ids, so what was pulled for must be trained on."""
+        return self._runtime.has_begun
+
+    def make(self, *, save_after: bool) -> Stepped | None:
+        """See `Steps`."""
+        asked = perf_counter()
+        trained = self._runtime.step(pull_next=not save_after)
+        if trained is None:
+            if self._work.rest is not None:  # what was lost behind the last good row
+                self._account, self._token = self._work.rest
+            return None
+        self._account, self._token = trained.account, trained.token
+        wait_s = max(0.0, trained.computed_s - asked)
+        pull_s = max(0.0, trained.dense_s - max(asked, trained.computed_s))
+        result: StepResult = trained.result
+        result.seconds["pull"] = pull_s
+        return Stepped(trained.batch, result, wait_s)
+
+    def take_account(self) -> Account:
+        """See `Steps`."""
+        account, self._account = self._account, Account()
+        return account
+
+    def state_dict(self) -> dict[str, Any]:
+        """See `Steps`."""
+        return self._token
+
+    def counters(self, window_s: float) -> PipelineCounters:
+        """See `Steps`."""
+        return self._batches.counters(window_s)
+
+
+def choose_policy(config: SchedulerConfig, model: nn.Module) -> Policy | None:
+    """What a job's scheduler is for this model and this process; None for the plain loop."""
+    remote = any(not isinstance(bags.store, LocalStore) for bags in embedding_bags(model).values())
+    distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+    alone = not distributed or torch.distributed.get_world_size() == 1
+    return config.choose(remote=remote, alone=alone)
+
+
+def feature_groups(assembly: Assembly, max_groups: int) -> tuple[FeatureGroup, ...]:
+    """The feature groups of a job, closed under the id spaces of all its tables."""
+    modules = embedding_bags(assembly.model)
+
+    def spaces(feature: str) -> list[str]:
+        named = [(name, bags.config.features.get(feature)) for name, bags in modules.items()]
+        return [f"{name}.{(config and config.space) or feature}" for name, config in named]
+
+    return group_features(assembly.plan, spaces, max_groups=max_groups)
+
+
+@contextmanager
+def open_scheduled(
+    config: SchedulerConfig,
+    policy: Policy,
+    assembly: Assembly,
+    batches: BatchIterator,
+    step: TrainingStep,
+    *,
+    folder: Path | None = None,
+    budget_bytes: int = 1 << 62,
+) -> Iterator[ScheduledSteps]:
+    """Steps under a policy, until the context ends.
+
+    Args:
+        config: The job's section.
+        policy: From `choose_policy`.
+        assembly: Plan and model.
+        batches: Of rows, see `open_batches`.
+        step: Trains.
+        folder: Where to leave the trace of the latest steps; None for nowhere.
+        budget_bytes: Of batches between reading and training.
+    """
+    groups = feature_groups(assembly, config.max_groups)
+    num_cores = config.threads or max(1, int(effective_cpus().count))
+    state = SchedulerState(
+        len(groups),
+        policy,
+        num_cores=num_cores,
+        spare_cores=max(0, num_cores - torch.get_num_threads()),
+        budget_bytes=budget_bytes,
+    )
+    with (
+        TrainingWork(batches, groups, assembly.model, step, verify=config.verify) as work,
+        StepRuntime(work, state) as runtime,
+    ):
+        try:
+            yield ScheduledSteps(batches, work, runtime)
+        finally:
+            if folder is not None:
+                runtime.trace.write(folder / SCHEDULE_FILE, policy.name)
+
+
+def read_schedule(folder: Path) -> dict[str, Any] | None:
+    """The trace that a run left, see `Trace.to_dict`; None if it had no scheduler."""
+    path = folder / SCHEDULE_FILE
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
