@@ -69,9 +69,6 @@ class EmbeddingBags(nn.Module):
         embedding_dim: Floats per row.
         seed: Of first values and hashes.
         store: Where rows live; None for a table in this process.
-
-    Attributes:
-        table: The table in this process; None with a store of another kind.
     """
 
     def __init__(
@@ -98,9 +95,34 @@ class EmbeddingBags(nn.Module):
         self._sizes = np.array([space.num_embeddings for space in spaces], dtype=np.int64)
         self._salts = name_seeds(seed, list(plan.spaces), "hash")
         self._feature_sets: dict[tuple[str, ...], FeatureSet] = {}
-        self.table = EmbeddingTable(plan.spaces, embedding_dim, seed=seed) if store is None else None
-        self.store: EmbeddingStore = LocalStore(self.table) if self.table is not None else store  # type: ignore[assignment]
+        self._seed = seed
+        self._store = store
+        self._table: EmbeddingTable | None = None
+        self._is_local = store is None
         self._pending: list[Lookup] = []
+
+    @property
+    def table(self) -> EmbeddingTable | None:
+        """The table in this process, made when it is first needed; None with a store of another kind."""
+        if self._table is None and self._is_local:
+            self._table = EmbeddingTable(self.spaces, self.embedding_dim, seed=self._seed)
+        return self._table
+
+    @property
+    def store(self) -> EmbeddingStore:
+        """Where rows live. What is assigned stands in front of the store before, which keeps the rows."""
+        if self._store is None:
+            assert self.table is not None
+            self._store = LocalStore(self.table)
+        return self._store
+
+    @store.setter
+    def store(self, store: EmbeddingStore) -> None:
+        self._store = store
+
+    def use_store(self, store: EmbeddingStore) -> None:
+        """Rows live there from now on; a table in this process is forgotten, or never made."""
+        self._store, self._table, self._is_local = store, None, False
 
     def forward(self, sparse: Sequence[Group], out: Tensor | None = None) -> Tensor:
         """Pooled embeddings float32 [B, F, dim]; see `lookup` for the errors and `pool` for `out`."""

@@ -17,18 +17,27 @@ Float32s = npt.NDArray[np.float32]
 
 
 class EmbeddingStore(Protocol):
-    """Rows by unique (space, id). Spaces are numbered in the order of the job's config, the same for everyone."""
+    """Rows by unique (space, id). Spaces are numbered in the order of the job's config, the same for everyone.
 
-    def pull(self, keys: Keys, *, admit: bool = False) -> Future[Float32s]:
+    Attributes:
+        step: The last step that was pushed.
+    """
+
+    @property
+    def step(self) -> int: ...
+
+    def pull(self, keys: Keys, *, admit: bool = False, after_step: int | None = None) -> Future[Float32s]:
         """Rows float32 [U, dim] of unique keys, a copy.
 
         Args:
             keys: Unique within the call; `keys.counts` are sightings.
             admit: Whether this is training: ids are counted and may get rows.
+            after_step: The step whose updates the rows must have; None for `step`, the last one pushed. A caller that
+                knows that later steps do not touch these keys may ask for less, and wait less.
         """
 
     def push(self, keys: Keys, gradients: Float32s) -> Future[None]:
-        """Apply gradients float32 [U, dim], summed per key, with the optimizer that lives beside the rows."""
+        """Make step `step` + 1 with gradients float32 [U, dim], summed per key; the optimizer lives beside the rows."""
 
 
 class LocalStore:
@@ -37,8 +46,13 @@ class LocalStore:
     def __init__(self, table: EmbeddingTable) -> None:
         self.table = table
 
-    def pull(self, keys: Keys, *, admit: bool = False) -> Future[Float32s]:
-        """See `EmbeddingStore.pull`."""
+    @property
+    def step(self) -> int:
+        """See `EmbeddingStore`."""
+        return self.table.step
+
+    def pull(self, keys: Keys, *, admit: bool = False, after_step: int | None = None) -> Future[Float32s]:
+        """See `EmbeddingStore.pull`; the rows have the updates of all steps."""
         pulled: Future[Float32s] = Future()
         pulled.set_result(self.table.pull(keys, admit=admit))
         return pulled
