@@ -238,7 +238,7 @@ class RemoteStore:
 
 
 class _Gathered(Generic[Result]):
-    """A future that is done when its parts are."""
+    """A future that is done when its parts are, or when one has failed; others then write into what nobody reads."""
 
     def __init__(self, num_parts: int, finish: Callable[[list[tuple[ReplyHeader, int, int]]], Result]) -> None:
         self.future: Future[Result] = Future()
@@ -247,25 +247,22 @@ class _Gathered(Generic[Result]):
         self._lock = threading.Lock()
         self._parts: list[tuple[ReplyHeader, int, int]] = []
         self._left = num_parts
-        self._error: BaseException | None = None
 
     def run(self, part: Callable[[int], tuple[ReplyHeader, int, int]], shard: int) -> None:
-        """Do a part; whoever is last finishes. Errors wait too, so that no part still writes into the result."""
-        done: tuple[ReplyHeader, int, int] | None = None
+        """Do a part; whoever is last finishes."""
         try:
             done = part(shard)
         except BaseException as error:
-            self._error = self._error or error
+            with self._lock:
+                has_failed, self._left = self._left < 0, -1
+            if not has_failed:
+                self.future.set_exception(error)
+            return
         with self._lock:
-            if done is not None:
-                self._parts.append(done)
+            self._parts.append(done)
             self._left -= 1
             is_last = self._left == 0
-        if not is_last:
-            return
-        if self._error is not None:
-            self.future.set_exception(self._error)
-        else:
+        if is_last:
             self.future.set_result(self._finish(self._parts))
 
 

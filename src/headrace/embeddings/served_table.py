@@ -99,11 +99,12 @@ class ServedTable:
                 self._changed.notify_all()
         return held_s
 
-    def end_window(self, window: int) -> int:
+    def end_window(self, window: int, step: int) -> int:
         """Evict, see `EmbeddingTable.end_window`; a repeated call for a window does nothing.
 
         Args:
             window: Windows ended in this session, this one included.
+            step: Its last step.
 
         Returns:
             How many rows were freed.
@@ -112,6 +113,7 @@ class ServedTable:
             ShardError: Windows are left out.
         """
         with self._changed:
+            self._wait(lambda: self._merger.may_pull(step), step, f"end of window {window}")
             if window <= self._windows:
                 return 0
             if window != self._windows + 1:

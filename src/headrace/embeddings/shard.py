@@ -158,11 +158,11 @@ class Shard:
             with self._lock:
                 self._streams[session] -= 1
 
-    def end_window(self, session: str, window: int) -> int:
+    def end_window(self, session: str, window: int, step: int) -> int:
         """`ServedTable.end_window` of all tables; returns how many rows were freed."""
         with self._lock:
             tables = self._of_session(session)
-        return sum(table.end_window(window) for table in tables.values())
+        return sum(table.end_window(window, step) for table in tables.values())
 
     def save(self, session: str, folder: str, step: int) -> list[str]:
         """Write this shard's part of all tables into a checkpoint that is being written.

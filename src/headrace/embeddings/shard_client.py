@@ -118,7 +118,7 @@ class ShardClient:
         return self._retry(once)
 
     def close(self) -> None:
-        """End all idle streams."""
+        """End all streams; requests that wait for an answer fail with `ShardLost`."""
         self._watch.close()
         with self._lock:
             idle, self._idle = self._idle, {}
@@ -142,7 +142,8 @@ class ShardClient:
         except BaseException as error:
             stream.drop()
             if stream.is_late:
-                raise ShardLost(f"{self.name}: no answer within {self._timeout_s:g} s") from error
+                why = "given up" if self._watch.is_closed else f"no answer within {self._timeout_s:g} s"
+                raise ShardLost(f"{self.name}: {why}") from error
             raise
         finally:
             self._watch.remove(mark)
@@ -191,14 +192,14 @@ class _Watch:
         self._marks: dict[int, tuple[float, Callable[[], None]]] = {}
         self._next = 0
         self._thread: threading.Thread | None = None
-        self._closed = False
+        self.is_closed = False
 
     def add(self, deadline: float, call: Callable[[], None]) -> int:
         """Call it at a time of the monotonic clock, unless it is removed before."""
         with self._changed:
             self._next += 1
             self._marks[self._next] = deadline, call
-            if self._thread is None and not self._closed:
+            if self._thread is None and not self.is_closed:
                 self._thread = threading.Thread(target=self._run, name="headrace-deadlines", daemon=True)
                 self._thread.start()
             elif len(self._marks) == 1:
@@ -211,18 +212,21 @@ class _Watch:
             self._marks.pop(mark, None)
 
     def close(self) -> None:
-        """End the thread."""
+        """Call all that is watched, and end the thread."""
         with self._changed:
-            self._closed = True
+            self.is_closed = True
             self._changed.notify_all()
-            thread = self._thread
+            thread, calls = self._thread, [call for _, call in self._marks.values()]
+            self._marks.clear()
+        for call in calls:
+            call()
         if thread is not None:
             thread.join()
 
     def _run(self) -> None:
         while True:
             with self._changed:
-                if self._closed:
+                if self.is_closed:
                     return
                 now = time.monotonic()
                 late = [mark for mark, (deadline, _) in self._marks.items() if deadline <= now]

@@ -44,6 +44,8 @@ class GroupOptions:
 class ShardGroup:
     """A session with all shards. A context manager; leaving it closes the connections, shards go on serving.
 
+    Left without an error, pushes on their way are waited for.
+
     In a loop of your own, with rows of `bags` in two shards::
 
         tables = {"embeddings": TableSpec(bags.spaces, bags.embedding_dim, seed)}
@@ -142,14 +144,17 @@ class ShardGroup:
         """All stores by table."""
         return dict(self._stores)
 
-    def end_window(self) -> int:
-        """Evict ids not seen for long, in all shards; one trainer calls this for all, between steps.
+    def end_window(self, step: int) -> int:
+        """Evict ids not seen for long, in all shards; one trainer calls this for all.
+
+        Args:
+            step: The window's last step; nothing of a later one has been pulled.
 
         Returns:
             How many rows were freed.
         """
         self._windows += 1
-        request = {"session": self.session, "window": self._windows}
+        request = {"session": self.session, "window": self._windows, "step": step}
         return sum(answer["freed"] for answer in self._each(lambda _, client: client.act("end_window", request)))
 
     def save(self, folder: str, step: int) -> list[str]:
@@ -170,19 +175,28 @@ class ShardGroup:
         """What each shard serves."""
         return self._each(lambda _, client: client.act("status", {}))
 
-    def close(self) -> None:
-        """Close all connections."""
+    def close(self, *, wait: bool = True) -> None:
+        """Close all connections.
+
+        Args:
+            wait: For pulls and pushes on their way; else they fail.
+        """
+        if wait:
+            self._end_threads()
+        for client in self._clients:
+            client.close()
+        self._end_threads()
+
+    def _end_threads(self) -> None:
         for store in self._stores.values():
             store.close()
         self._pool.shutdown()
-        for client in self._clients:
-            client.close()
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *error: object) -> None:
-        self.close()
+    def __exit__(self, error: object, *_: object) -> None:
+        self.close(wait=error is None)
 
     def _each(self, call: Callable[[int, ShardClient], Any]) -> list[Any]:
         """Call all shards at once; the first error is raised when all have answered."""

@@ -122,7 +122,8 @@ class ShardServer(fl.FlightServerBase):  # type: ignore[misc]
         if kind == "open":
             return self._shard.open(OpenRequest.from_dict(values))
         if kind == "end_window":
-            return {"freed": self._shard.end_window(str(values["session"]), int(values["window"]))}
+            window, step = int(values["window"]), int(values["step"])
+            return {"freed": self._shard.end_window(str(values["session"]), window, step)}
         if kind == "save":
             return {"files": self._shard.save(str(values["session"]), str(values["folder"]), int(values["step"]))}
         if kind == "status":

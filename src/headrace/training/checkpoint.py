@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -34,12 +34,14 @@ class Snapshot:
         arrays: Small arrays by group and name, for instance `{"dense": {"top.0.weight": ...}}`; one safetensors file a
             group.
         columns: Large arrays by table and column, for instance `{"dim16": {"rows": ...}}`; one `.npy` file a column.
+        parts: The same of tables whose rows live in shards, one dictionary of columns a shard; see `table_parts`.
     """
 
     number: int
     state: dict[str, Any]
     arrays: dict[str, dict[str, NDArray[Any]]] = field(default_factory=dict)
     columns: dict[str, dict[str, NDArray[Any]]] = field(default_factory=dict)
+    parts: dict[str, list[dict[str, NDArray[Any]]]] = field(default_factory=dict)
 
 
 class CheckpointFolder:
@@ -66,8 +68,12 @@ class CheckpointFolder:
             return []
         return sorted(int(entry.name) for entry in self.path.iterdir() if entry.name.isdigit())
 
-    def save(self, snapshot: Snapshot) -> Path:
+    def save(self, snapshot: Snapshot, write_parts: Callable[[Path], object] | None = None) -> Path:
         """Write a checkpoint and forget the oldest beyond `keep`.
+
+        Args:
+            snapshot: What it holds.
+            write_parts: Writes further files into the folder it is given, such as shards' parts of tables.
 
         Raises:
             CheckpointError: If the disk does not take it; nothing half-written stays visible.
@@ -86,14 +92,17 @@ class CheckpointFolder:
                 (temporary / "tables" / table).mkdir(parents=True)
                 for column, array in columns.items():
                     np.save(temporary / "tables" / table / f"{column}.npy", array, allow_pickle=False)
+            if write_parts is not None:
+                write_parts(temporary)
             _write_manifest(temporary, snapshot)
             if final.exists():  # torn, and taken back when the run was resumed
                 shutil.rmtree(final)
             temporary.rename(final)
             _flush(self.path)
         except OSError as error:
-            shutil.rmtree(temporary, ignore_errors=True)
             raise CheckpointError(f"{final}: cannot be written: {error.strerror or error}") from error
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
         for number in self.numbers()[: -self.keep]:
             shutil.rmtree(self._place(number))
         return final
@@ -116,7 +125,11 @@ class CheckpointFolder:
         columns: dict[str, dict[str, NDArray[Any]]] = {}
         for path in sorted(folder.glob("tables/*/*.npy")):
             columns.setdefault(path.parent.name, {})[path.stem] = np.load(path, mmap_mode="r", allow_pickle=False)
-        return Snapshot(number=manifest["number"], state=manifest["state"], arrays=arrays, columns=columns)
+        parts: dict[str, list[dict[str, NDArray[Any]]]] = {}
+        for part in sorted(folder.glob("tables/*/*/")):
+            loaded = {p.stem: np.load(p, mmap_mode="r", allow_pickle=False) for p in sorted(part.glob("*.npy"))}
+            parts.setdefault(part.parent.name, []).append(loaded)
+        return Snapshot(manifest["number"], manifest["state"], arrays, columns, parts)
 
     def load_latest(self) -> tuple[Snapshot | None, list[str]]:
         """The newest checkpoint that is whole, and a line for each newer one that was refused.

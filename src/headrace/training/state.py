@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from headrace.embeddings import EmbeddingTable, embedding_bags
+from headrace.embeddings.table_parts import join_parts
 from headrace.errors import CheckpointError
 from headrace.logs import Cursor, Window
 from headrace.training.checkpoint import Snapshot
@@ -169,13 +170,18 @@ def load_parameters(snapshot: Snapshot, model: nn.Module) -> None:
     dense = {name: torch.from_numpy(array.copy()) for name, array in snapshot.arrays.get("dense", {}).items()}
     model.load_state_dict(dense)
     for name, table in _tables(model).items():
-        table.load_state_dict(snapshot.columns[name])
+        table.load_state_dict(join_parts(snapshot.parts[name]) if name in snapshot.parts else snapshot.columns[name])
 
 
 def _tables(model: nn.Module) -> dict[str, EmbeddingTable]:
-    """The tables in this process, by the name of their module with "." as "-", so that it can name a folder."""
-    tables = {name.replace(".", "-"): bags.table for name, bags in embedding_bags(model).items()}
+    """The tables in this process by name, which can name a folder."""
+    tables = {table_name(name): bags.table for name, bags in embedding_bags(model).items()}
     return {name: table for name, table in tables.items() if table is not None}
+
+
+def table_name(module: str) -> str:
+    """The name of the table of an `EmbeddingBags`, by that of the module."""
+    return module.replace(".", "-")
 
 
 def _first_difference(was: Any, now: Any, key: str = "") -> tuple[str, str, str] | None:
