@@ -12,7 +12,9 @@ from numpy.typing import NDArray
 
 from headrace.errors import DataError
 from headrace.features.operator import Kind
-from headrace.features.sources import STRING32, STRING64, element_type, list_shape
+from headrace.features.sources import STRING32, STRING64, VIEW32, VIEW64, element_type, list_shape
+from headrace.logs.gathering import gather
+from headrace.logs.groups import feature_names, find_group, group_array, group_of
 
 __all__ = ["Binding", "bind"]
 
@@ -23,21 +25,23 @@ class Binding:
 
     Attributes:
         schema: Of the batches.
-        layout: int64 [N, 4], as `headrace.features.sources.read_batch` wants it.
-        conversions: Position and type of columns to convert before reading; empty for types the kernels read.
+        layout: int64 [N, 5], as `headrace.features.sources.read_batch` wants it.
+        conversions: Position of a column, position in its group (-1 for a plain column) and type, of what to convert
+            before reading; empty for types the kernels read.
+        homes: Position of the group column that holds each source, -1 for plain columns.
     """
 
     schema: pa.Schema
     layout: NDArray[np.int64]
-    conversions: tuple[tuple[int, pa.DataType], ...]
+    conversions: tuple[tuple[int, int, pa.DataType], ...]
+    homes: tuple[int, ...]
 
     def convert(self, batch: pa.RecordBatch) -> pa.RecordBatch:
         """The batch with all columns in types the kernels read; the batch itself where nothing is to do."""
-        for position, type_ in self.conversions:
-            column = _decode(batch.column(position))
-            if column.type != type_:
-                column = pc.cast(column, type_, safe=False)
-            batch = batch.set_column(position, pa.field(batch.schema.names[position], type_), column)
+        for position, inner, type_ in self.conversions:
+            name, column = batch.schema.names[position], batch.column(position)
+            column = _convert(column, type_) if inner < 0 else _convert_in_group(column, inner, type_)
+            batch = batch.set_column(position, pa.field(name, column.type), column)
         return batch
 
 
@@ -55,21 +59,34 @@ def bind(
     Raises:
         DataError: If a column is missing or its type does not suit; names column, type and what was expected.
     """
-    layout = np.zeros((len(columns), 4), dtype=np.int64)
-    conversions = []
+    layout = np.zeros((len(columns), 5), dtype=np.int64)
+    conversions: dict[tuple[int, int], pa.DataType] = {}
+    homes = [-1] * len(columns)
     for row, name in enumerate(columns):
         if name is None:
             layout[row, 0] = -1
             continue
-        position = schema.get_field_index(name)
-        if position < 0:
-            raise DataError(f"column {name}: missing in the batch, which has {', '.join(schema.names)}")
-        given = schema.field(position).type
+        position, inner, given = _find(schema, name)
         type_ = _readable(given, kinds[name], units.get(name))
-        layout[row] = position, *_check(name, given, type_, kinds[name])
+        layout[row] = position, *_check(name, given, type_, kinds[name]), inner
+        homes[row] = position if inner >= 0 else -1
         if type_ != given:
-            conversions.append((position, type_))
-    return Binding(schema, layout, tuple(dict(conversions).items()))
+            conversions[position, inner] = type_
+    return Binding(schema, layout, tuple((*place, type_) for place, type_ in conversions.items()), tuple(homes))
+
+
+def _find(schema: pa.Schema, name: str) -> tuple[int, int, pa.DataType]:
+    """Position of a column, or of its group and in that, and its type."""
+    position = schema.get_field_index(name)
+    if position >= 0:
+        return position, -1, schema.field(position).type
+    home = find_group(schema, name)
+    if home is None:
+        raise DataError(f"column {name}: missing in the batch, which has {', '.join(feature_names(schema))}")
+    position = schema.get_field_index(home)
+    unique = schema.field(position).type.value_type
+    inner = unique.get_field_index(name)
+    return position, inner, unique.field(inner).type
 
 
 def _check(name: str, given: pa.DataType, type_: pa.DataType, kind: Kind) -> tuple[int, int, int]:
@@ -105,6 +122,22 @@ def _readable(type_: pa.DataType, kind: Kind, unit: str | None) -> pa.DataType:
     if pa.types.is_string_view(type_) or pa.types.is_fixed_size_binary(type_):
         return pa.large_string() if pa.types.is_string_view(type_) else pa.large_binary()
     return type_
+
+
+def _convert(column: pa.Array, type_: pa.DataType) -> pa.Array:
+    column = _decode(column)
+    return column if column.type == type_ else pc.cast(column, type_, safe=False)
+
+
+def _convert_in_group(column: pa.DictionaryArray, inner: int, type_: pa.DataType) -> pa.DictionaryArray:
+    """A group column with one of its features converted; slices of a shared buffer become lists of their own."""
+    unique, inverse = group_of(column)
+    features = {name: unique.field(name) for name in (field.name for field in unique.type)}
+    name = unique.type.field(inner).name
+    values = features[name]
+    if list_shape(values.type) in (VIEW32, VIEW64):
+        values = gather(values, np.arange(len(values)))
+    return group_array(features | {name: _convert(values, type_)}, inverse)
 
 
 def _decode(column: pa.Array) -> pa.Array:

@@ -78,12 +78,14 @@ class Operator(Config):
         shorthand: The parameter that `name: value` sets where value is not a mapping.
         takes: Kinds of columns it accepts.
         purpose: One line for the table of operators.
+        reads_row_ids: The result depends on more than the row's own values, so equal rows are worked on one by one.
     """
 
     name: ClassVar[str]
     shorthand: ClassVar[str | None] = None
     takes: ClassVar[tuple[Kind, ...]]
     purpose: ClassVar[str]
+    reads_row_ids: ClassVar[bool] = True
 
     @classmethod
     def from_job(cls, parameters: Any, *, where: str) -> Operator:
@@ -132,7 +134,16 @@ class Operator(Config):
 
 
 class FusedOperator(Operator):
-    """An operator on one column, run block by block together with the ones before and after it."""
+    """An operator on one column, run block by block together with the ones before and after it.
+
+    Class attributes:
+        elementwise: Each value becomes what it becomes wherever in a row it stands, and none is left out but by what
+            `drops_ids` says. Then values of lists that overlap are worked on once.
+        reads_row_ids: The result depends on the row's id, so rows that are equal must be worked on one by one.
+    """
+
+    elementwise: ClassVar[bool] = True
+    reads_row_ids: ClassVar[bool] = False
 
     def returns(self, kinds: Sequence[Kind]) -> Kind:
         return kinds[0]
@@ -156,7 +167,13 @@ class ColumnOperator(Operator):
 
     While a feature has several columns, fused operators act on each of them. `returns` never says `Kind.ID`: a result
     with at most one id a row is a list. `apply` runs on many threads at once, so it must not change the operator.
+
+    Class attributes:
+        reads_row_ids: The result depends on `row_ids` or on the rows around, so `apply` must see every row. An operator
+            that is a function of each row's values alone says False, and equal rows are worked on once.
     """
+
+    reads_row_ids: ClassVar[bool] = True
 
     @abstractmethod
     def apply(self, columns: Sequence[Column], row_ids: NDArray[np.int64]) -> Column:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,76 +14,99 @@ from numpy.typing import NDArray
 from headrace.errors import DataError
 from headrace.features.binding import Binding, bind
 from headrace.features.buffers import BufferPool
-from headrace.features.kernels.dense import ROW_BOUNDS, write_dense, write_one_hot, write_row_ids
-from headrace.features.kernels.sparse import count_ids, write_sparse
-from headrace.features.operator import Column, Kind
-from headrace.features.sources import (
-    ELEMENT_TYPE,
-    F64,
-    I64,
-    LENGTH,
-    LIST64,
-    LIST_OFFSETS,
-    SCALAR,
-    SHAPE,
-    VALUES,
-    WIDTH,
-    read_batch,
-)
+from headrace.features.deduplicated import compute, equal_rows, measure_columns, stored_rows
+from headrace.features.domains import Domain, GroupRows, split
+from headrace.features.grouping import MIN_ROWS, Dedup, Grouping, GroupsConfig, choose_groups, read_dedup
+from headrace.features.kernels.dense import write_row_ids
+from headrace.features.kernels.gathering import gather_sources, gathered_bytes
+from headrace.features.operator import Kind
+from headrace.features.part import Part
+from headrace.features.realised import Realised, Savings
+from headrace.features.sources import WIDTH, read_batch
 from headrace.features.spec import FeatureSpec, column_kinds, default_specs, read_specs
-from headrace.features.steps import Step, build_steps
+from headrace.logs.groups import expand
 from headrace.logs.pieces import ROW_ID
 from headrace.logs.schema import Schema
-from headrace.tensors import Batch, KeyedJaggedTensor
+from headrace.tensors import Batch, InverseKeyedJaggedTensor, KeyedJaggedTensor
 
 __all__ = ["FeaturePlan"]
 
 _GUESSED_LIST_LENGTH = 20  # ids a row before any batch was seen: the mean of Meta's public workloads
 _MARGIN = 1.1  # of an estimate over the largest batch seen
+_SAMPLE_ROWS = 4096  # rows that a grouping is decided on
+
+_deciding = threading.Lock()
+
+Ints = NDArray[np.int64]
 
 
 class FeaturePlan:
     """Turns rows of logs into tensors: compiled once, applied to any number of batches from any number of threads.
 
     Consecutive operators on a column run block by block in one pass that reads the column once and writes the result
-    where it belongs in the batch; no operator, and no join of columns, makes a copy of its own.
+    where it belongs in the batch; no operator, and no join of columns, makes a copy of its own. Features that repeat
+    from row to row are computed once per unique row, see `headrace.features.domains`.
 
     Attributes:
         schema: Of the logs.
         specs: The features.
+        dedup: "auto" (decided on the first batch, or by `decide`), "off", or groups of columns. Group columns, which
+            nested logs have, are used in any case.
+        grouping: Which plain columns are grouped, and why; None until that is decided.
         columns: Source columns it reads, each once: features, labels, weight and row id.
         dense_names: Columns of `Batch.dense`.
-        sparse_keys: Keys of `Batch.sparse`: of the group without weights, then of the one with weights.
+        sparse_keys: Keys of `Batch.sparse`: those without weights, then those with. A batch's groups may hold them in
+            another order.
         label_names: Columns of `Batch.labels`.
     """
 
-    def __init__(self, specs: Sequence[FeatureSpec], schema: Schema, *, with_labels: bool = True) -> None:
+    def __init__(
+        self,
+        specs: Sequence[FeatureSpec],
+        schema: Schema,
+        *,
+        with_labels: bool = True,
+        dedup: Dedup = "auto",
+    ) -> None:
         self.schema = schema
         self.specs = tuple(specs)
-        self._steps = build_steps(self.specs, column_kinds(schema))
+        self.dedup = dedup
+        self._kinds = column_kinds(schema)
+        self._buffers = BufferPool()
+        self._whole = Part(self.specs, self._kinds, self._buffers)
         self._with_labels = with_labels
-        self.dense_names = self._steps.dense_names
-        self.sparse_keys = self._steps.sparse_keys
+        self.dense_names = self._whole.dense_names
+        self.sparse_keys = self._whole.sparse_keys
         self.label_names = tuple(label.name for label in schema.labels) if with_labels else ()
         self._weight = schema.weight if with_labels else None
-        extra = [*self.label_names, *([self._weight] if self._weight else [])]
-        # Sources by number: the features' columns, results of steps, labels and weight; the row id comes last.
-        self._sources = [*self._steps.columns, *([None] * len(self._steps.steps)), *extra]
-        self.columns = tuple(dict.fromkeys([*self._steps.columns, *extra, ROW_ID]))
-        plain = np.array([[self._steps.num_sources + at, 0, 0, 0, 0, -1] for at in range(len(extra))], np.int64)
-        self._plain_chains = plain.reshape(-1, 6)
+        # Sources by number: the features' columns, labels and weight; the row id comes last.
+        self._sources = [*self._whole.columns, *self.label_names, *([self._weight] if self._weight else [])]
+        self.columns = tuple(dict.fromkeys([*self._sources, ROW_ID]))
+        extra = range(len(self._whole.columns), len(self._sources))
+        self._plain_chains = np.array([[at, 0, 0, 0, 0, -1] for at in extra], np.int64).reshape(-1, 6)
         self._binding: Binding | None = None
-        self._buffers = BufferPool()
+        self._splits: dict[Any, tuple[Domain, ...]] = {}
+        self._realised = Realised()
+        self.grouping: Grouping | None = None
+        if dedup == "off":
+            self.grouping = Grouping((), "adjacent", "switched off in the job")
+        elif isinstance(dedup, GroupsConfig):
+            self.grouping = Grouping(dedup.groups, dedup.order, "groups given in the job")
         self._bytes_per_row = self._guess_bytes_per_row()
 
     @classmethod
     def from_config(cls, config: Any, schema: Schema) -> FeaturePlan:
-        """A plan from a job file's `features:` section; the default plan for None.
+        """A plan from a job file's `features:` section; the default plan for None, or where only `dedup` is given.
 
         Raises:
             ConfigError: Names feature, operator and key, what was given and what was expected.
         """
-        return cls.default(schema) if config is None else cls(read_specs(config, schema), schema)
+        dedup: Dedup = "auto"
+        if isinstance(config, dict) and "dedup" in config:
+            dedup = read_dedup(config["dedup"], column_kinds(schema))
+            config = {key: value for key, value in config.items() if key != "dedup"} or None
+        specs = default_specs(schema) if config is None else read_specs(config, schema)
+        return cls(specs, schema, dedup=dedup)
 
     @classmethod
     def default(cls, schema: Schema) -> FeaturePlan:
@@ -91,205 +115,183 @@ class FeaturePlan:
 
     def without_labels(self) -> FeaturePlan:
         """The same features for rows to score: reads neither labels nor weights, and `Batch.labels` is [B, 0]."""
-        return FeaturePlan(self.specs, self.schema, with_labels=False)
+        return FeaturePlan(self.specs, self.schema, with_labels=False, dedup=self.dedup)
 
     def estimate_bytes(self, num_rows: int) -> int:
         """Bytes of a batch of that many rows: from list lengths seen so far, a guess before the first batch."""
         return int(self._bytes_per_row * num_rows) + 8
 
+    @property
+    def savings(self) -> Savings:
+        """What was computed so far, against what would have been without deduplication."""
+        return self._realised.savings
+
+    def decide(self, sample: pa.RecordBatch) -> Grouping:
+        """Decide which plain columns are grouped, if that is open: for the same decision in every run of a job.
+
+        Args:
+            sample: Rows in the order in which batches will hold them, some thousands of them.
+        """
+        with _deciding:
+            if self.grouping is None and sample.num_rows:
+                binding = self._bind(sample.schema)
+                rows = binding.convert(sample.slice(0, _SAMPLE_ROWS))
+                if any(home >= 0 for home in binding.homes):
+                    self.grouping = Grouping((), "adjacent", "the logs are nested: groups are those of the file")
+                else:
+                    sources = self._read(rows, binding)
+                    names = self._whole.columns
+                    uses = measure_columns(names, range(len(names)), self._kinds, sources, rows.num_rows)
+                    self.grouping = choose_groups(uses)
+        return self.grouping or Grouping((), "adjacent", "nothing to decide on: no rows")
+
     def apply(self, batch: pa.RecordBatch) -> Batch:
         """Compute a batch of tensors.
 
         Args:
-            batch: Rows with the plan's `columns` in any order, others ignored. Without `__row_id`, rows are counted
-                from 0.
+            batch: Rows with the plan's `columns`, plain or in group columns, in any order, others ignored. Without
+                `__row_id`, rows are counted from 0.
+
+        Returns:
+            Features that repeat as `InverseKeyedJaggedTensor`s, one a group; the others in one `KeyedJaggedTensor`.
 
         Raises:
             DataError: If a column is missing or has a type that does not suit, or a row has not as many weights as ids.
         """
+        if self.grouping is None and batch.num_rows >= MIN_ROWS:
+            self.decide(batch)
         binding = self._bind(batch.schema)
-        batch = binding.convert(batch)
-        table = np.empty((len(binding.layout), WIDTH), np.int64)
-        read_batch(batch, binding.layout, table)
+        try:
+            result = self._apply(binding.convert(batch), binding)
+        except (DataError, ValueError):
+            if any(home >= 0 for home in binding.homes) or (self.grouping and self.grouping.groups):
+                # It speaks of unique rows; the plain path names the row of the batch.
+                self._apply_plain(expand(batch))
+            raise
+        if batch.num_rows:
+            self._bytes_per_row = max(self._bytes_per_row, _MARGIN * result.num_bytes / batch.num_rows)
+        return result
+
+    def _apply(self, batch: pa.RecordBatch, binding: Binding) -> Batch:
+        sources = self._read(batch, binding)
         row_ids = np.empty(batch.num_rows, np.int64)
-        has_row_ids = len(binding.layout) > len(self._sources)
-        write_row_ids(table, len(self._sources) if has_row_ids else -1, row_ids)
-        labels, weights = self._labels_and_weights(table, row_ids)
-        held = self._run_steps(table, row_ids)
-        dense = self._dense(table, row_ids)
-        sparse = self._sparse(table, row_ids)
-        del held
-        result = Batch(
+        write_row_ids(sources, len(self._sources) if len(sources) > len(self._sources) else -1, row_ids)
+        stored = sorted({home for home in binding.homes if home >= 0})
+        if stored:
+            groups = stored_rows(batch, stored)
+            homes = {name: stored.index(home) for name, home in self._homes(binding) if home >= 0}
+        else:
+            grouping = self.grouping.groups if self.grouping is not None else ()
+            homes = {name: at for at, group in enumerate(grouping) for name in group}
+            groups = self._equal_rows(sources, len(row_ids)) if grouping else []
+        arena = self._spread_extra(sources, binding, stored, groups)
+        labels, weights = self._labels_and_weights(sources, row_ids)
+        del arena
+        if groups:
+            domains = self._split(homes, stored=bool(stored))
+            num_dense = len(self.dense_names)
+            dense, sparse = compute(domains, groups, sources, row_ids, num_dense, self._buffers, self._realised)
+        else:
+            dense, sparse = self._compute_whole(sources, row_ids)
+        return Batch(
             dense=torch.from_numpy(dense),
             sparse=sparse,
             labels=torch.from_numpy(labels),
             row_ids=torch.from_numpy(row_ids),
             weights=None if weights is None else torch.from_numpy(weights.reshape(-1)),
         )
-        if len(row_ids):
-            self._bytes_per_row = max(self._bytes_per_row, _MARGIN * result.num_bytes / len(row_ids))
-        return result
+
+    def _apply_plain(self, batch: pa.RecordBatch) -> None:
+        """Compute features row by row, for the errors this raises."""
+        binding = self._bind(batch.schema)
+        batch = binding.convert(batch)
+        sources = self._read(batch, binding)
+        row_ids = np.empty(batch.num_rows, np.int64)
+        write_row_ids(sources, len(self._sources) if len(sources) > len(self._sources) else -1, row_ids)
+        self._compute_whole(sources, row_ids)
+
+    def _compute_whole(
+        self, sources: Ints, row_ids: Ints
+    ) -> tuple[NDArray[np.float32], tuple[KeyedJaggedTensor | InverseKeyedJaggedTensor, ...]]:
+        """All features for all rows."""
+        part = self._whole
+        table = part.load(sources[: len(part.columns)])
+        held = part.run_steps(table, row_ids)
+        dense: NDArray[np.float32] = self._buffers.empty((len(row_ids), len(self.dense_names)), np.float32)
+        part.dense(table, row_ids, dense)
+        sparse = part.sparse(table, row_ids)
+        del held
+        num_values = len(row_ids) * (len(self.dense_names) + len(self.sparse_keys))
+        num_ids = sum(group.values.numel() for group in sparse)
+        self._realised.add(num_values, num_values, num_ids, num_ids, len(row_ids))
+        return dense, sparse
+
+    def _read(self, batch: pa.RecordBatch, binding: Binding) -> Ints:
+        sources = np.zeros((len(binding.layout), WIDTH), np.int64)
+        read_batch(batch, binding.layout, sources)
+        return sources
 
     def _bind(self, schema: pa.Schema) -> Binding:
         binding = self._binding
         if binding is None or not binding.schema.equals(schema):
-            plain = [name for name in self._sources[self._steps.num_sources :] if name is not None]
-            kinds = column_kinds(self.schema) | dict.fromkeys(plain, Kind.NUMBER)
+            kinds = self._kinds | dict.fromkeys(self._sources[len(self._whole.columns) :], Kind.NUMBER)
             columns = [*self._sources, ROW_ID] if ROW_ID in schema.names else self._sources
             timestamp = self.schema.timestamp
             units = {} if timestamp is None else {timestamp.name: timestamp.unit}
             binding = self._binding = bind(schema, columns, kinds | {ROW_ID: Kind.ID}, units)
         return binding
 
+    def _homes(self, binding: Binding) -> list[tuple[str, int]]:
+        """The features' columns and where their groups stand in the batch, -1 for plain columns."""
+        return list(zip(self._whole.columns, binding.homes, strict=False))
+
+    def _equal_rows(self, sources: Ints, num_rows: int) -> list[GroupRows]:
+        """The unique rows of the groups that were decided on; their columns are plain."""
+        assert self.grouping is not None
+        number_of = {name: at for at, name in enumerate(self._whole.columns)}
+        groups = [
+            np.array([number_of[name] for name in group if name in number_of], np.int64)
+            for group in self.grouping.groups
+        ]
+        return equal_rows(sources, groups, num_rows, self.grouping.order)
+
+    def _spread_extra(
+        self, sources: Ints, binding: Binding, stored: list[int], groups: list[GroupRows]
+    ) -> NDArray[np.uint8]:
+        """Make labels and weights that lie in a group sources of all rows; returns what must outlive their use."""
+        which = np.full(len(sources), -1, np.int64)
+        for at in range(len(self._whole.columns), len(self._sources)):
+            if binding.homes[at] >= 0:
+                which[at] = stored.index(binding.homes[at])
+        if not (which >= 0).any():
+            return np.empty(0, np.uint8)
+        rows = np.stack([group.rows[group.inverse] for group in groups])
+        arena = np.empty(int(gathered_bytes(sources, which, rows)), np.uint8)
+        gather_sources(sources, which, rows, arena)
+        return arena
+
+    def _split(self, homes: dict[str, int], *, stored: bool) -> tuple[Domain, ...]:
+        key = (tuple(sorted(homes.items())), stored)
+        if key not in self._splits:
+            self._splits[key] = split(self.specs, self._kinds, self._whole.columns, homes, self._buffers, stored=stored)
+        return self._splits[key]
+
     def _labels_and_weights(
-        self, table: NDArray[np.int64], row_ids: NDArray[np.int64]
+        self, sources: Ints, row_ids: Ints
     ) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
         num_labels = len(self.label_names)
         labels = np.empty((len(row_ids), num_labels), np.float32)
-        self._write_dense(table, self._plain_chains[:num_labels], row_ids, labels, 0, fill=False)
+        self._whole.write_dense(sources, self._plain_chains[:num_labels], row_ids, labels, 0, fill=False)
         if self._weight is None:
             return labels, None
         weights = np.empty((len(row_ids), 1), np.float32)
-        self._write_dense(table, self._plain_chains[num_labels:], row_ids, weights, 0, fill=False)
+        self._whole.write_dense(sources, self._plain_chains[num_labels:], row_ids, weights, 0, fill=False)
         return labels, weights
 
-    def _dense(self, table: NDArray[np.int64], row_ids: NDArray[np.int64]) -> NDArray[np.float32]:
-        out = self._buffers.empty((len(row_ids), len(self.dense_names)), np.float32)
-        for first_column, chains in self._steps.dense:
-            self._write_dense(table, chains, row_ids, out, first_column, fill=True)
-        for run in self._steps.one_hots:
-            buckets = np.empty((len(row_ids), 1), np.float32)
-            self._write_dense(table, run.chain, row_ids, buckets, 0, fill=False)
-            write_one_hot(buckets, 0, out, run.first_column, run.num_columns)
-        return out
-
-    def _write_dense(
-        self,
-        table: NDArray[np.int64],
-        chains: NDArray[np.int64],
-        row_ids: NDArray[np.int64],
-        out: NDArray[np.float32],
-        first_column: int,
-        *,
-        fill: bool,
-    ) -> None:
-        program = self._steps.program
-        write_dense(
-            table,
-            chains,
-            program.ops,
-            program.integers,
-            program.floats,
-            row_ids,
-            ROW_BOUNDS,
-            out,
-            first_column,
-            fill,
-        )
-
-    def _sparse(self, table: NDArray[np.int64], row_ids: NDArray[np.int64]) -> tuple[KeyedJaggedTensor, ...]:
-        """The features without weights as one group, those with weights as another."""
-        groups = []
-        num_plain = len(self._steps.sparse)
-        if num_plain:
-            parts = self._write_sparse(table, self._steps.sparse, row_ids)
-            values, lengths, offsets, _ = map(torch.from_numpy, parts)
-            keys = self.sparse_keys[:num_plain]
-            groups.append(KeyedJaggedTensor(keys, values, lengths, offsets, len(row_ids)))
-        if len(self._steps.weighted):
-            parts = self._write_sparse(table, self._steps.weighted, row_ids, keys=self.sparse_keys[num_plain:])
-            values, lengths, offsets, weights = map(torch.from_numpy, parts)
-            keys = self.sparse_keys[num_plain:]
-            groups.append(KeyedJaggedTensor(keys, values, lengths, offsets, len(row_ids), weights))
-        return tuple(groups)
-
-    def _write_sparse(
-        self,
-        table: NDArray[np.int64],
-        chains: NDArray[np.int64],
-        row_ids: NDArray[np.int64],
-        keys: Sequence[str] = (),
-    ) -> tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.int64], NDArray[np.float32]]:
-        """Values, lengths, offsets and weights of some chains; weights only where `keys`, their names, are given."""
-        values = self._buffers.empty(int(count_ids(table, chains)), np.int64)
-        weights = self._buffers.empty(len(values) if keys else 0, np.float32)
-        lengths = self._buffers.empty(len(chains) * len(row_ids), np.int32)
-        offsets = self._buffers.empty(len(lengths) + 1, np.int64)
-        program = self._steps.program
-        num_ids = write_sparse(
-            table,
-            chains,
-            program.ops,
-            program.integers,
-            program.floats,
-            row_ids,
-            values,
-            lengths,
-            offsets,
-            weights,
-        )
-        if num_ids < 0:
-            feature, row = divmod(-1 - num_ids, len(row_ids))
-            raise DataError(
-                f"feature {keys[feature]}: row {row} of the batch (row id {row_ids[row]}) has more or fewer weights "
-                "than ids"
-            )
-        return values[:num_ids], lengths, offsets, weights[:num_ids]
-
-    def _run_steps(self, table: NDArray[np.int64], row_ids: NDArray[np.int64]) -> list[Column]:
-        """Run the column operators; their results are sources from then on. Returns what must outlive their use."""
-        held = []
-        for step in self._steps.steps:
-            columns = [
-                self._column(table, step.inputs[at : at + 1], kind, row_ids) for at, kind in enumerate(step.kinds)
-            ]
-            result = _checked(step, step.operator.apply(columns, row_ids), len(row_ids))
-            _describe(result, table[step.output])
-            held.append(result)
-        return held
-
-    def _column(
-        self, table: NDArray[np.int64], chain: NDArray[np.int64], kind: Kind, row_ids: NDArray[np.int64]
-    ) -> Column:
-        values, _, offsets, _ = self._write_sparse(table, chain, row_ids)
-        if kind.has_ids:
-            return Column(values, offsets)
-        return Column(values.view(np.float64), offsets if kind.is_list else None)
-
     def _guess_bytes_per_row(self) -> float:
-        kinds = column_kinds(self.schema)
-        single = [all(not kinds[name].is_list for name in s.sources) for s in self.specs if s.section == "sparse"]
+        single = [all(not self._kinds[n].is_list for n in s.sources) for s in self.specs if s.section == "sparse"]
         ids = sum(1 if one else _GUESSED_LIST_LENGTH for one in single)
         numbers = len(self.dense_names) + len(self.label_names) + (1 if self._weight else 0)
         return (
-            4.0 * numbers
-            + 8.0 * ids
-            + 12.0 * len(single)
-            + 4.0 * _GUESSED_LIST_LENGTH * len(self._steps.weighted)
-            + 8.0
+            4.0 * numbers + 8.0 * ids + 12.0 * len(single) + 4.0 * _GUESSED_LIST_LENGTH * self._whole.num_weighted + 8.0
         )
-
-
-def _checked(step: Step, column: Column, num_rows: int) -> Column:
-    """A column operator's result, if it is what the operator has promised, with arrays the kernels can read."""
-    ids = step.returns.has_ids
-    wanted = np.dtype(np.int64 if ids else np.float64)
-    if len(column) != num_rows or (column.offsets is not None) != step.returns.is_list:
-        shape = "without offsets" if column.offsets is None else "with offsets"
-        raise ValueError(
-            f"{step.where}: returned {len(column)} rows {shape}, expected {num_rows} rows, {step.returns.value}"
-        )
-    if column.values.dtype != wanted:
-        raise TypeError(f"{step.where}: returned values of {column.values.dtype}, expected {wanted}")
-    offsets = None if column.offsets is None else np.ascontiguousarray(column.offsets, dtype=np.int64)
-    return Column(np.ascontiguousarray(column.values), offsets)
-
-
-def _describe(column: Column, row: NDArray[np.int64]) -> None:
-    """Fill a row of the table of sources for a column that lies in numpy arrays."""
-    row[:] = 0
-    row[SHAPE] = SCALAR if column.offsets is None else LIST64
-    row[LENGTH] = len(column)
-    row[LIST_OFFSETS] = 0 if column.offsets is None else column.offsets.ctypes.data
-    row[ELEMENT_TYPE] = I64 if column.values.dtype == np.int64 else F64
-    row[VALUES] = column.values.ctypes.data

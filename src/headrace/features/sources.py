@@ -34,6 +34,7 @@ __all__ = [
     "LIST64",
     "LIST_FIXED",
     "LIST_OFFSETS",
+    "LIST_SIZES",
     "ROW_OFFSET",
     "ROW_VALIDITY",
     "SCALAR",
@@ -46,6 +47,8 @@ __all__ = [
     "U32",
     "U64",
     "VALUES",
+    "VIEW32",
+    "VIEW64",
     "WIDTH",
     "element_type",
     "list_shape",
@@ -59,6 +62,7 @@ ROW_OFFSET = 2  # of the first row in validity and list offsets
 ROW_VALIDITY = 3  # address of a bitmap, 0 when no row is null
 LIST_OFFSETS = 4  # address
 FIXED_SIZE = 5  # elements a row of a fixed-size list
+LIST_SIZES = 5  # address of a list view's sizes
 ELEMENT_TYPE = 6  # one of the types below
 ELEMENT_OFFSET = 7  # of the first element in the element's buffers
 ELEMENT_VALIDITY = 8  # address of a bitmap, 0 when no element is null
@@ -66,7 +70,7 @@ VALUES = 9  # address
 STRING_OFFSETS = 10  # address
 WIDTH = 11
 
-SCALAR, LIST32, LIST64, LIST_FIXED = range(4)
+SCALAR, LIST32, LIST64, LIST_FIXED, VIEW32, VIEW64 = range(6)
 I8, I16, I32, I64, U8, U16, U32, U64, F32, F64, BOOL, STRING32, STRING64 = range(13)
 
 _TYPES: dict[Any, int] = {
@@ -103,6 +107,10 @@ def list_shape(type_: pa.DataType) -> int:
         return LIST32
     if pa.types.is_large_list(type_):
         return LIST64
+    if pa.types.is_list_view(type_):
+        return VIEW32
+    if pa.types.is_large_list_view(type_):
+        return VIEW64
     return LIST_FIXED if pa.types.is_fixed_size_list(type_) else SCALAR
 
 
@@ -116,8 +124,9 @@ def read_batch(batch: pa.RecordBatch, layout: NDArray[np.int64], table: NDArray[
 
     Args:
         batch: Rows to describe.
-        layout: int64 [N, 4]: for each source its column's position in the batch (negative: not in the batch, skipped),
-            its shape, its element type and the list size of a fixed-size list.
+        layout: int64 [N, 5]: for each source its column's position in the batch (negative: not in the batch, skipped),
+            its shape, its element type, the list size of a fixed-size list, and, of a feature in a group column, its
+            position in the dictionary's struct (else negative): then the rows described are the unique ones.
         table: int64 [N, WIDTH], written.
     """
     struct = _ArrowArray()
@@ -139,19 +148,27 @@ def _read_struct(address: int, layout: NDArray[np.int64], table: NDArray[np.int6
             continue
         column = at_i64(children[layout[index, 0]], 10)
         row = table[index]
+        length, above = column[0], np.int64(0)
+        if layout[index, 4] >= 0:
+            struct = at_i64(column[7], 10)
+            length, above = struct[0], struct[2]
+            column = at_i64(at_i64(struct[6], struct[4])[layout[index, 4]], 10)
         row[SHAPE] = layout[index, 1]
         row[ELEMENT_TYPE] = layout[index, 2]
         row[FIXED_SIZE] = layout[index, 3]
-        row[LENGTH] = column[0]
-        row[ROW_OFFSET] = column[2]
+        row[LENGTH] = length
+        row[ROW_OFFSET] = column[2] + above
         element = column
         if layout[index, 1] != SCALAR:
             buffers = at_i64(column[5], column[3])
             row[ROW_VALIDITY] = 0 if column[1] == 0 else buffers[0]
             row[LIST_OFFSETS] = buffers[1] if layout[index, 1] != LIST_FIXED else 0
+            if layout[index, 1] == VIEW32 or layout[index, 1] == VIEW64:
+                row[LIST_SIZES] = buffers[2]
             element = at_i64(at_i64(column[6], 1)[0], 10)
         _read_element(element, row)
         if layout[index, 1] == SCALAR:
+            row[ELEMENT_OFFSET] += above
             row[ROW_VALIDITY] = row[ELEMENT_VALIDITY]
             row[LIST_OFFSETS] = 0
 

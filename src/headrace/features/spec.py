@@ -71,7 +71,7 @@ def read_specs(config: Any, schema: Schema) -> tuple[FeatureSpec, ...]:
     section = _mapping(config, "features", "dense and sparse")
     unknown = sorted(str(key) for key in section if key not in ("dense", "sparse"))
     if unknown:
-        raise ConfigError(f"features.{unknown[0]}: unknown key, expected dense or sparse")
+        raise ConfigError(f"features.{unknown[0]}: unknown key, expected dense, sparse or dedup")
     specs = []
     for name in ("dense", "sparse"):
         features = _mapping(section.get(name) or {}, f"features.{name}", "feature names to operators")

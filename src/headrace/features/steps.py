@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -62,6 +62,7 @@ class Steps:
         one_hots: Dense columns made by `one_hot`.
         dense_names: Of all dense columns.
         sparse: int64 [F, 6], one chain a key without weights.
+        shareable: Bool [F], whether ids may be worked on apart from the lists they are in.
         weighted: int64 [W, 6], one chain a key with weights.
         sparse_keys: Names of the keys, those with weights last.
     """
@@ -74,13 +75,20 @@ class Steps:
     one_hots: tuple[OneHotRun, ...]
     dense_names: tuple[str, ...]
     sparse: Chains
+    shareable: NDArray[np.bool_]
     weighted: Chains
     sparse_keys: tuple[str, ...]
 
 
-def build_steps(specs: Sequence[FeatureSpec], kinds: dict[str, Kind]) -> Steps:
-    """Cut features into chains and steps; consecutive fused operators become one chain."""
-    return _Builder(specs, kinds).build()
+def build_steps(specs: Sequence[FeatureSpec], kinds: dict[str, Kind], places: Mapping[str, int] | None = None) -> Steps:
+    """Cut features into chains and steps; consecutive fused operators become one chain.
+
+    Args:
+        specs: The features.
+        kinds: What each column holds.
+        places: First column of each dense feature in the matrix to write; None for one after the other.
+    """
+    return _Builder(specs, kinds, places).build()
 
 
 @dataclass
@@ -100,9 +108,10 @@ class _Pending:
 
 
 class _Builder:
-    def __init__(self, specs: Sequence[FeatureSpec], kinds: dict[str, Kind]) -> None:
+    def __init__(self, specs: Sequence[FeatureSpec], kinds: dict[str, Kind], places: Mapping[str, int] | None) -> None:
         self.specs = specs
         self.kinds = kinds
+        self.places = places
         names = [name for spec in specs for name in (*spec.sources, spec.weights) if name is not None]
         self.columns = tuple(dict.fromkeys(names))
         self.num_sources = len(self.columns)
@@ -113,10 +122,9 @@ class _Builder:
         dense, one_hots, names = self._dense()
         plain = [spec for spec in self.specs if spec.section == "sparse" and spec.weights is None]
         weighted = [spec for spec in self.specs if spec.weights is not None]
-        sparse, with_weights = (
-            _stack([self._chain(self._run_steps(spec), weights=spec.weights) for spec in specs])
-            for specs in (plain, weighted)
-        )
+        branches = [self._run_steps(spec) for spec in plain]
+        sparse = _stack([self._chain(branch) for branch in branches])
+        with_weights = _stack([self._chain(self._run_steps(spec), weights=spec.weights) for spec in weighted])
         return Steps(
             program=self.program.build(),
             columns=self.columns,
@@ -126,6 +134,7 @@ class _Builder:
             one_hots=one_hots,
             dense_names=names,
             sparse=sparse,
+            shareable=np.array([_is_shareable(branch) for branch in branches], np.bool_),
             weighted=with_weights,
             sparse_keys=tuple(spec.name for spec in [*plain, *weighted]),
         )
@@ -138,13 +147,14 @@ class _Builder:
             if spec.section != "dense":
                 continue
             chain = self._chain(self._run_steps(spec))
+            place = len(names) if self.places is None else self.places[spec.name]
             last = spec.operators[-1] if spec.operators else None
             if isinstance(last, OneHot):
-                one_hots.append(OneHotRun(_stack([chain]), len(names), last.num_columns))
+                one_hots.append(OneHotRun(_stack([chain]), place, last.num_columns))
                 names += [f"{spec.name}_{bucket}" for bucket in range(last.num_columns)]
                 continue
-            if not runs or runs[-1][0] + len(runs[-1][1]) != len(names):
-                runs.append((len(names), []))
+            if not runs or runs[-1][0] + len(runs[-1][1]) != place:
+                runs.append((place, []))
             runs[-1][1].append(chain)
             names.append(spec.name)
         return tuple((first, _stack(chains)) for first, chains in runs), tuple(one_hots), tuple(names)
@@ -201,6 +211,16 @@ def _hoist_first_x(branch: _Pending) -> tuple[int | None, list[FusedOperator]]:
             rest.append(operator)
         kind = operator.returns([kind])
     return limit, rest
+
+
+def _is_shareable(branch: _Pending) -> bool:
+    """Whether each id becomes what it becomes whatever list it is in, and none is left out but behind a `first_x`."""
+    kind = branch.kind
+    for operator in _hoist_first_x(branch)[1]:
+        if not (kind.has_ids and operator.elementwise) or operator.drops_ids(kind):
+            return False
+        kind = operator.returns([kind])
+    return branch.kind.has_ids
 
 
 def _stack(chains: Sequence[Chains]) -> Chains:

@@ -195,7 +195,7 @@ def test_a_missing_column_is_named() -> None:
     [
         ([], "features: given list, expected a mapping of dense and sparse"),
         ({}, "features: no features, expected at least one under dense or sparse"),
-        ({"dens": {}}, "features.dens: unknown key, expected dense or sparse"),
+        ({"dens": {}}, "features.dens: unknown key, expected dense, sparse or dedup"),
         ({"dense": {"age": "log1p"}}, "features.dense.age: given 'log1p', expected a list of operators"),
         (
             {"dense": {"age": {"fill": 0}}},

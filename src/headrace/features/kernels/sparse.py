@@ -20,49 +20,64 @@ from headrace.features.sources import (
     LIST64,
     LIST_FIXED,
     LIST_OFFSETS,
+    LIST_SIZES,
     ROW_OFFSET,
     ROW_VALIDITY,
     SCALAR,
     SHAPE,
     VALUES,
+    VIEW32,
+    VIEW64,
 )
 
-__all__ = ["count_ids", "write_sparse"]
+__all__ = ["chain_limit", "count_ids", "first_op", "row_size", "row_start", "write_feature", "write_sparse"]
 
 # Columns of a chain.
 _SOURCE, _START, _STOP, _ON_IDS, _LIMIT, _WEIGHTS = range(6)
 
 
 @kernel()
-def _row_start(source: Any, row: int) -> Any:
-    """Where the elements of a row start (and those of the row before end)."""
-    if source[SHAPE] == LIST32:
-        return np.int64(at_i32(source[LIST_OFFSETS], source[ROW_OFFSET] + row + 1)[source[ROW_OFFSET] + row])
-    if source[SHAPE] == LIST64:
-        return np.int64(at_i64(source[LIST_OFFSETS], source[ROW_OFFSET] + row + 1)[source[ROW_OFFSET] + row])
-    if source[SHAPE] == LIST_FIXED:
-        return np.int64((source[ROW_OFFSET] + row) * source[FIXED_SIZE])
+def row_start(source: Any, row: int) -> Any:
+    """Where the elements of a row start (and, but for list views, those of the row before end)."""
+    shape, at = source[SHAPE], source[ROW_OFFSET] + row
+    if shape in (LIST32, VIEW32):
+        return np.int64(at_i32(source[LIST_OFFSETS], at + 1)[at])
+    if shape in (LIST64, VIEW64):
+        return np.int64(at_i64(source[LIST_OFFSETS], at + 1)[at])
+    if shape == LIST_FIXED:
+        return np.int64(at * source[FIXED_SIZE])
     return np.int64(row)
 
 
 @kernel()
-def _row_size(source: Any, row: int) -> Any:
+def row_size(source: Any, row: int) -> Any:
     """Elements of a row, 0 where it is null."""
-    if source[ROW_VALIDITY] != 0:
-        at = source[ROW_OFFSET] + row
-        if not is_set(at_u8(source[ROW_VALIDITY], (at >> 3) + 1), at):
-            return 0
-    return _row_start(source, row + 1) - _row_start(source, row)
+    at = source[ROW_OFFSET] + row
+    if source[ROW_VALIDITY] != 0 and not is_set(at_u8(source[ROW_VALIDITY], (at >> 3) + 1), at):
+        return np.int64(0)
+    if source[SHAPE] == VIEW32:
+        return np.int64(at_i32(source[LIST_SIZES], at + 1)[at])
+    if source[SHAPE] == VIEW64:
+        return np.int64(at_i64(source[LIST_SIZES], at + 1)[at])
+    return row_start(source, row + 1) - row_start(source, row)
+
+
+@kernel()
+def _is_view(source: Any) -> Any:
+    """Whether rows are slices that may overlap, in any order."""
+    return source[SHAPE] == VIEW32 or source[SHAPE] == VIEW64
 
 
 @kernel()
 def _are_neighbours(source: Any, first: int, num_rows: int, bounds: Any) -> Any:
     """Whether the elements of rows lie next to each other: no row is cut short, or null and yet has elements."""
-    return _row_start(source, first + num_rows) - _row_start(source, first) == bounds[num_rows]
+    if _is_view(source):
+        return False
+    return row_start(source, first + num_rows) - row_start(source, first) == bounds[num_rows]
 
 
 @kernel()
-def _limit(source: Any, chain: Any) -> Any:
+def chain_limit(source: Any, chain: Any) -> Any:
     """Elements of a row that are read at all: a leading first_x, unless nulls among the ids must be skipped first."""
     if chain[_ON_IDS] != 0 and source[ELEMENT_VALIDITY] != 0:
         return np.int64(1 << 62)
@@ -70,8 +85,8 @@ def _limit(source: Any, chain: Any) -> Any:
 
 
 @kernel()
-def _first_op(source: Any, chain: Any) -> Any:
-    """Where the chain's program starts: past a leading first_x if `_limit` has done its work."""
+def first_op(source: Any, chain: Any) -> Any:
+    """Where the chain's program starts: past a leading first_x if `chain_limit` has done its work."""
     skip = chain[_LIMIT] < (1 << 62) and not (chain[_ON_IDS] != 0 and source[ELEMENT_VALIDITY] != 0)
     return np.int64(chain[_START] + (1 if skip else 0))
 
@@ -84,14 +99,14 @@ def count_ids(sources: Any, chains: Any) -> Any:
         chain = chains[at]
         source = sources[chain[_SOURCE]]
         num_rows = source[LENGTH]
-        limit = _limit(source, chain)
+        limit = chain_limit(source, chain)
         if source[SHAPE] == SCALAR:
             total += num_rows
-        elif limit == 1 << 62 and source[ROW_VALIDITY] == 0:
-            total += _row_start(source, num_rows) - _row_start(source, 0)
+        elif limit == 1 << 62 and source[ROW_VALIDITY] == 0 and not _is_view(source):
+            total += row_start(source, num_rows) - row_start(source, 0)
         else:
             for row in range(num_rows):
-                total += min(limit, _row_size(source, row))
+                total += min(limit, row_size(source, row))
     return total
 
 
@@ -132,7 +147,7 @@ def _next_rows(source: Any, first: int, num_rows: int, limit: int, bounds: Any) 
             bounds[rows] = count
         return rows
     while first + rows < num_rows and rows < BLOCK:
-        size = min(limit, _row_size(source, first + rows))
+        size = min(limit, row_size(source, first + rows))
         if rows > 0 and count + size > BLOCK:
             break
         count += size
@@ -145,23 +160,22 @@ def _next_rows(source: Any, first: int, num_rows: int, limit: int, bounds: Any) 
 def _load_ids(source: Any, first: int, num_rows: int, bounds: Any, ids: Any, keep: Any) -> Any:
     """Load rows of ids into places given by `bounds`; returns whether `keep` says anything, see `load_valid`."""
     left_out = False
-    start = _row_start(source, first)
     if _are_neighbours(source, first, num_rows, bounds):
+        start = row_start(source, first)
         load_ids(source, start, bounds[num_rows], ids)
         left_out = load_valid(source, start, bounds[num_rows], keep)
     elif source[ELEMENT_TYPE] == I64 and source[ELEMENT_VALIDITY] == 0:
         # Most lists that are cut short are plain int64: 8 instead of 70 ns a row.
-        end = source[ELEMENT_OFFSET] + _row_start(source, first + num_rows)
-        elements = at_i64(source[VALUES], end)
+        elements = at_i64(source[VALUES], 1)  # the size is not looked at
         for row in range(num_rows):
-            at = source[ELEMENT_OFFSET] + _row_start(source, first + row)
+            at = source[ELEMENT_OFFSET] + row_start(source, first + row)
             for index in range(bounds[row + 1] - bounds[row]):
                 ids[np.uint64(bounds[row] + index)] = elements[np.uint64(at + index)]
     else:
         for row in range(num_rows):
             at, stop = bounds[row], bounds[row + 1]
             if stop > at:
-                element = _row_start(source, first + row)
+                element = row_start(source, first + row)
                 load_ids(source, element, stop - at, ids[at:stop])
                 left_out = load_valid(source, element, stop - at, keep[at:stop])
     return left_out
@@ -171,16 +185,16 @@ def _load_ids(source: Any, first: int, num_rows: int, bounds: Any, ids: Any, kee
 def _load_numbers(source: Any, first: int, num_rows: int, bounds: Any, numbers: Any) -> None:
     """Load rows of numbers into places given by `bounds`."""
     if _are_neighbours(source, first, num_rows, bounds):
-        load_numbers(source, _row_start(source, first), bounds[num_rows], numbers)
+        load_numbers(source, row_start(source, first), bounds[num_rows], numbers)
     else:
         for row in range(num_rows):
             if bounds[row + 1] > bounds[row]:
                 at, stop = bounds[row], bounds[row + 1]
-                load_numbers(source, _row_start(source, first + row), stop - at, numbers[at:stop])
+                load_numbers(source, row_start(source, first + row), stop - at, numbers[at:stop])
 
 
 @kernel()
-def _write_feature(
+def write_feature(
     source: Any,
     chain: Any,
     program: Any,
@@ -200,7 +214,7 @@ def _write_feature(
         Where its ids end in `values`; or if row r has not as many weights as ids, -1 - r.
     """
     ops, integers, floats = program
-    num_rows, limit, first_op = lengths.size, _limit(source, chain), _first_op(source, chain)
+    num_rows, limit, first_of_chain = lengths.size, chain_limit(source, chain), first_op(source, chain)
     is_list = source[SHAPE] != SCALAR
     if not is_list:
         for row in range(bounds.size):
@@ -221,7 +235,7 @@ def _write_feature(
             _load_numbers(source, first, rows, bounds, numbers)
         left_out = run(
             ops,
-            first_op,
+            first_of_chain,
             chain[_STOP],
             integers,
             floats,
@@ -259,7 +273,7 @@ def _write_weights(
 ) -> Any:
     """Write the weights of the ids of a block that stay; returns a row with more or fewer weights than ids, or -1."""
     for row in range(first, first + num_rows):
-        if _row_size(source, row) != _row_size(weight_source, row):
+        if row_size(source, row) != row_size(weight_source, row):
             return row
     _load_numbers(weight_source, first, num_rows, bounds, numbers)
     at = 0
@@ -334,7 +348,7 @@ def _write_features(
         mine = lengths[start : start + num_rows]
         source = sources[chain[_SOURCE]]
         weight_source = sources[max(chain[_WEIGHTS], 0)]
-        at = _write_feature(
+        at = write_feature(
             source,
             chain,
             program,

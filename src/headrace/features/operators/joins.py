@@ -30,6 +30,7 @@ class Cartesian(ColumnOperator):
     name: ClassVar[str] = "cartesian"
     shorthand: ClassVar[str | None] = "max_length"
     takes: ClassVar[tuple[Kind, ...]] = IDS
+    reads_row_ids: ClassVar[bool] = False
     purpose: ClassVar[str] = "one id for each combination of ids of two or more columns, `max_length` a row at most"
 
     max_length: int = Field(default=1024, ge=1)
@@ -66,6 +67,7 @@ class NGram(ColumnOperator):
     name: ClassVar[str] = "ngram"
     shorthand: ClassVar[str | None] = "size"
     takes: ClassVar[tuple[Kind, ...]] = IDS
+    reads_row_ids: ClassVar[bool] = False
     purpose: ClassVar[str] = "one id for each run of `size` neighbouring ids of the columns' lists, put end to end"
 
     size: int = Field(default=2, ge=2)
@@ -91,6 +93,7 @@ class IdListTransform(ColumnOperator):
     name: ClassVar[str] = "id_list_transform"
     shorthand: ClassVar[str | None] = "keep"
     takes: ClassVar[tuple[Kind, ...]] = IDS
+    reads_row_ids: ClassVar[bool] = False
     purpose: ClassVar[str] = "the ids of the first column that are in the second (`intersection`) or not (`difference`)"
 
     keep: Literal["intersection", "difference"] = "intersection"

@@ -22,6 +22,7 @@ class FirstX(FusedOperator):
     shorthand: ClassVar[str | None] = "count"
     takes: ClassVar[tuple[Kind, ...]] = (Kind.NUMBERS, Kind.IDS)
     purpose: ClassVar[str] = "the first `count` elements of each list"
+    elementwise: ClassVar[bool] = False
 
     count: int = Field(ge=1)
 
@@ -40,6 +41,7 @@ class Enumerate(FusedOperator):
     name: ClassVar[str] = "enumerate"
     takes: ClassVar[tuple[Kind, ...]] = (Kind.ID, Kind.IDS)
     purpose: ClassVar[str] = "ids become their positions in the list, or (`joined: true`) one id for position and id"
+    elementwise: ClassVar[bool] = False
 
     joined: bool = False
 
@@ -60,6 +62,8 @@ class Sampling(FusedOperator):
     shorthand: ClassVar[str | None] = "probability"
     takes: ClassVar[tuple[Kind, ...]] = (Kind.NUMBER, Kind.ID, Kind.IDS)
     purpose: ClassVar[str] = "keeps the values of a share of rows, the same rows in every run; others become null"
+    elementwise: ClassVar[bool] = False
+    reads_row_ids: ClassVar[bool] = True
 
     probability: float = Field(ge=0, le=1)
     seed: int = Field(default=0, ge=0, lt=2**63)
