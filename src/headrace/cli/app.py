@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from headrace import __version__
+from headrace.cli.cluster import cluster
 from headrace.cli.demo import demo
 from headrace.cli.doctor import doctor
 from headrace.cli.evaluate import evaluate
@@ -26,7 +27,7 @@ from headrace.errors import HeadraceError
 # In the order of --help: that of a first hour with the tool.
 Commands = tuple[Callable[..., None], ...]
 BEFORE_IMPORT: Commands = (demo, generate)
-AFTER_IMPORT: Commands = (inspect, train, explain, evaluate, predict, replay, export, doctor, warmup)
+AFTER_IMPORT: Commands = (inspect, cluster, train, explain, evaluate, predict, replay, export, doctor, warmup)
 
 app = typer.Typer(
     name="headrace",

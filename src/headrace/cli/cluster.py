@@ -1,0 +1,90 @@
+"""`headrace cluster`: a copy of a log in which the rows of a session lie side by side."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Option = typer.Option
+
+
+def cluster(
+    path: Annotated[str, typer.Argument(help="File, folder, glob or URL of Parquet files.", show_default=False)],
+    out: Annotated[Path, typer.Argument(help="Folder to write; new, or of an earlier run.")],
+    layout: Annotated[
+        str, Option(help="nested: one row a session, each value once; clustered: one row an impression.")
+    ] = "nested",
+    schema: Annotated[
+        Path | None, Option(help="Schema of the log; schema.yaml beside the log by default.", show_default=False)
+    ] = None,
+    session: Annotated[str | None, Option(help="Column that names the session; the schema's by default.")] = None,
+    user: Annotated[str | None, Option(help="Without sessions: find them in the rows of each user.")] = None,
+    gap: Annotated[str, Option(help="Pause after which a user's rows are another session.")] = "30m",
+    window: Annotated[
+        str, Option(help="Borders no session is moved across: folder, file or time (as the job's windows).")
+    ] = "folder",
+    every: Annotated[str | None, Option(help="Length of a window of kind time.")] = None,
+    sample: Annotated[float, Option(help="Share of the sessions to keep, whole ones.")] = 1.0,
+    seed: Annotated[int, Option(help="Decides which sessions are in the sample.")] = 0,
+    memory: Annotated[str, Option(help="What the work may take, beside 400 MB for the interpreter.")] = "2GiB",
+    rows_per_group: Annotated[int, Option(help="Rows of a row group, about.")] = 8192,
+) -> None:
+    """Write a copy of a log clustered by session, verified row for row; run again, it adds what is new.
+
+    Example: headrace cluster logs clustered --layout nested
+    """
+    from headrace.errors import ConfigError
+    from headrace.logs import Schema, list_files
+    from headrace.logs.clustering import ClusterConfig, cluster_log
+    from headrace.logs.footers import read_footer
+    from headrace.observe.progress import Progress
+    from headrace.resources.quantities import format_bytes, parse_bytes
+
+    if schema is None:
+        schema = Path(path) / "schema.yaml"
+        if not schema.is_file():
+            raise ConfigError(
+                f"{path}: no schema.yaml there; give --schema (headrace inspect {path} --write-schema makes one)"
+            )
+    values = {
+        "layout": layout,
+        "session": session,
+        "user": user,
+        "gap_s": parse_duration(gap, "--gap"),
+        "window": window,
+        "every_s": None if every is None else int(parse_duration(every, "--every")),
+        "sample": sample,
+        "seed": seed,
+        "memory_bytes": parse_bytes(memory, where="--memory"),
+        "rows_per_group": rows_per_group,
+    }
+    config = ClusterConfig.from_dict(values, where="cluster")
+    total = 2 * sum(read_footer(file).num_rows for file in list_files(path))  # arranged, then verified
+    with Progress("cluster", total=total) as progress:
+        done = cluster_log(path, out, Schema.from_yaml(schema), config, on_rows=progress.advance)
+    for result in done.windows:
+        ratio = result.bytes_read / max(result.bytes_written, 1)
+        typer.echo(
+            f"{result.name}: {result.before.describe()}, read back the same; {result.num_sessions:,} sessions, "
+            f"{format_bytes(result.bytes_read)} -> {format_bytes(result.bytes_written)} ({ratio:.2f}x)"
+        )
+    kept = f", {done.num_kept} files were done before" if done.num_kept else ""
+    rows = sum(result.before.num_rows for result in done.windows)
+    typer.echo(f"{rows:,} rows in {len(done.windows)} windows, layout {layout}: {out}{kept}")
+
+
+def parse_duration(text: str, where: str) -> float:
+    """Seconds of "45s", "30m", "2h", "1d" or a number of seconds."""
+    from headrace.errors import ConfigError
+
+    units = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
+    number, unit = (text[:-1], units[text[-1]]) if text[-1:] in units else (text, 1.0)
+    try:
+        seconds = float(number) * unit
+    except ValueError:
+        seconds = -1.0
+    if not 0 < seconds < 1e12:
+        raise ConfigError(f"{where}: given {text!r}, expected a duration such as 45s, 30m, 2h or 1d")
+    return seconds

@@ -1,0 +1,192 @@
+"""`cluster_log`: a copy of a log in which the rows of a session lie side by side, each distinct value once."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from headrace.errors import ConfigError, DataError
+from headrace.logs.clustering.arrange import Arranger
+from headrace.logs.clustering.checksum import RowSums
+from headrace.logs.clustering.config import ClusterConfig
+from headrace.logs.clustering.keys import RowOrder, read_keys
+from headrace.logs.clustering.output import ClusteredFile, SessionRows
+from headrace.logs.clustering.payload import LogColumns, PayloadReader
+from headrace.logs.clustering.units import Unit, find_done, plan_units
+from headrace.logs.files import list_files
+from headrace.logs.nested.layout import Layout
+from headrace.logs.schema import Schema
+
+__all__ = ["ClusteredLog", "ClusteredWindow", "cluster_log"]
+
+SCHEMA_NAME = "schema.yaml"
+
+
+@dataclass(frozen=True)
+class ClusteredWindow:
+    """One file that was written.
+
+    Attributes:
+        name: Of the window.
+        path: The file.
+        num_rows_read: Rows of the log in the window, before sampling.
+        num_sessions: Sessions written.
+        bytes_read: Size of the window's files.
+        bytes_written: Size of the file.
+        before: Sums of the rows as they were read, those of the sample.
+        after: Sums of the rows as they were read back from the file.
+    """
+
+    name: str
+    path: Path
+    num_rows_read: int
+    num_sessions: int
+    bytes_read: int
+    bytes_written: int
+    before: RowSums
+    after: RowSums
+
+
+@dataclass(frozen=True)
+class ClusteredLog:
+    """What `cluster_log` did.
+
+    Attributes:
+        folder: Of the clustered log, with its `schema.yaml`.
+        windows: What was written now.
+        num_kept: Files of the log that an earlier run had done.
+        layout: Of the log; None if there was never a row.
+    """
+
+    folder: Path
+    windows: tuple[ClusteredWindow, ...]
+    num_kept: int
+    layout: Layout | None
+
+
+def cluster_log(
+    location: str | Path,
+    folder: str | Path,
+    schema: Schema,
+    config: ClusterConfig | None = None,
+    *,
+    on_rows: Callable[[int], None] | None = None,
+) -> ClusteredLog:
+    """Write a session-clustered copy of a log; run again, it adds what is new.
+
+    Each window becomes one file, which appears whole and only after it was read back and held the same rows: their
+    checksums over all columns are compared. Rows keep their ids: of the schema's row id column, or in a new column
+    `original_row` the ids that the log's own files give.
+
+    Args:
+        location: The log.
+        folder: Local folder of the copy; new, empty, or of an earlier run with the same settings.
+        schema: Of the log.
+        config: How to cluster.
+        on_rows: Called with the number of rows just arranged, and again with those just verified.
+
+    Raises:
+        ConfigError: Session, window or folder do not fit the log, or an earlier run had other settings.
+        DataError: A file is damaged or changed, or what was written is not what was read.
+        MissingExtra: DuckDB is not installed.
+    """
+    config = ClusterConfig() if config is None else config
+    folder = Path(folder)
+    columns = LogColumns.of(schema, config)
+    files = list_files(location)
+    done = find_done(folder)
+    settings = config.model_dump(mode="json", exclude={"memory_bytes"})
+    if done.settings and done.settings != settings:
+        pairs = [(key, done.settings.get(key), value) for key, value in settings.items()]
+        changed = [f"{key}: {then} then, {now} now" for key, then, now in pairs if then != now]
+        raise ConfigError(f"{folder}: was clustered with other settings ({'; '.join(changed)}); give a new folder")
+    units = plan_units(files, done, folder, by_file=config.window == "file")
+    folder.mkdir(parents=True, exist_ok=True)
+    for left in folder.glob(".clustering-*"):  # of a run that was killed
+        shutil.rmtree(left, ignore_errors=True)
+    layout = done.layout
+    windows = []
+    for unit in units:
+        scratch = Path(tempfile.mkdtemp(prefix=".clustering-", dir=folder))
+        try:
+            window, layout = _cluster_unit(unit, columns, config, settings, layout, scratch, on_rows)
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+        if window is not None:
+            windows.append(window)
+    if layout is not None:
+        _write_schema(folder / SCHEMA_NAME, columns.output_schema_of(schema), layout)
+    return ClusteredLog(folder, tuple(windows), len(files) - sum(len(unit.footers) for unit in units), layout)
+
+
+def _cluster_unit(
+    unit: Unit,
+    columns: LogColumns,
+    config: ClusterConfig,
+    settings: dict[str, Any],
+    layout: Layout | None,
+    scratch: Path,
+    on_rows: Callable[[int], None] | None,
+) -> tuple[ClusteredWindow | None, Layout | None]:
+    """One window; none where the sample has none of its sessions."""
+    gap_us = None if config.user is None else int(config.gap_s * 1_000_000)
+    payload = PayloadReader(unit.footers, columns, max_bytes=config.memory_bytes // 16)
+    before = RowSums(columns.labels)
+    keys = read_keys(unit.footers, columns.schema, columns.key, config)
+    with RowOrder(keys, gap_us=gap_us, memory_bytes=max(config.memory_bytes // 4, 48 << 20), folder=scratch) as order:
+        if order.num_rows == 0:
+            return None, layout
+        arranger = Arranger(
+            payload.schema,
+            num_rows=order.num_rows,
+            row_bytes=payload.row_bytes,
+            memory_bytes=config.memory_bytes // 2,
+            folder=scratch,
+        )
+        with arranger:
+            for rows, destinations in payload.read(order.destinations()):
+                before.add(rows.select(columns.written(rows.schema.names)))
+                arranger.add(rows, destinations)
+                if on_rows is not None:
+                    on_rows(rows.num_rows)
+            order.close()
+            with ClusteredFile(unit.path, config, columns, layout) as file:
+                for sessions in SessionRows(config.rows_per_group).cut(arranger.arranged()):
+                    file.write(sessions)
+                file.finish({"files": unit.origins(), "settings": settings, "checksum": f"{before.checksum:016x}"})
+                after = _read_back(file, columns, on_rows)
+                if (after.num_rows, after.checksum) != (before.num_rows, before.checksum):
+                    raise DataError(
+                        f"{unit.path}: what was written is not what was read: read {before.describe()}; "
+                        f"written {after.describe()}; the file was thrown away"
+                    )
+                file.publish()
+    window = ClusteredWindow(
+        unit.name,
+        unit.path,
+        unit.num_rows,
+        order.num_sessions,
+        sum(footer.file.size_bytes for _, footer in unit.footers),
+        unit.path.stat().st_size,
+        before,
+        after,
+    )
+    return window, file.layout
+
+
+def _read_back(file: ClusteredFile, columns: LogColumns, on_rows: Callable[[int], None] | None) -> RowSums:
+    sums = RowSums(columns.labels)
+    for rows in file.read_back():
+        sums.add(rows)
+        if on_rows is not None:
+            on_rows(rows.num_rows)
+    return sums
+
+
+def _write_schema(path: Path, schema: Schema, layout: Layout) -> None:
+    note = f"# Clustered by session ({layout.session}), layout {layout.kind}; rows keep the ids they had.\n"
+    path.write_text(note + schema.to_yaml(), encoding="utf-8")

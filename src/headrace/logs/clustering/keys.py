@@ -1,0 +1,187 @@
+"""The order of a clustered log: keys of all rows sorted by DuckDB in bounded memory, beside the rows themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from headrace.compiling import kernel
+from headrace.errors import DataError, MissingExtra
+from headrace.logs.casting import cast_times, to_time_us
+from headrace.logs.clustering.config import ClusterConfig
+from headrace.logs.footers import Footer, iter_plain, open_parquet, reading
+from headrace.logs.inspection.hashing import NULL_HASH, hash_column
+from headrace.logs.keyed_random import derive, mix
+from headrace.logs.pieces import FILE_ROW_BITS
+from headrace.logs.schema import Schema
+
+__all__ = ["KEY_SCHEMA", "RowOrder", "read_keys"]
+
+BATCH_ROWS = 65_536
+
+KEY_SCHEMA = pa.schema([("row_id", pa.int64()), ("session", pa.uint64()), ("time", pa.int64()), ("slot", pa.int64())])
+"""What a row is sorted by: its slot of time, its session (or user) hashed, its time in microseconds, its place."""
+
+_FIRST_TIME = np.iinfo(np.int64).min
+
+_BY_COLUMN = "SELECT row_id, session, time, slot, row_id AS name FROM keys"
+
+# A user's rows, cut where a gap is too long; a session is called by the id of its first row.
+_BY_GAP = """
+SELECT row_id, hash(session, number) AS session, time, slot,
+    first_value(row_id) OVER (PARTITION BY session, number ORDER BY time, row_id) AS name
+FROM (
+    SELECT *, sum(is_new) OVER (PARTITION BY session ORDER BY time, row_id ROWS UNBOUNDED PRECEDING) AS number
+    FROM (
+        SELECT *, CASE WHEN time - lag(time) OVER (PARTITION BY session ORDER BY time, row_id) <= {gap_us}
+            THEN 0 ELSE 1 END AS is_new
+        FROM keys
+    )
+)
+"""
+
+# Sessions in the order of their first row: the file stays as near to the order of time as sessions allow.
+_ORDER = """
+CREATE TABLE ordered AS
+SELECT sessions.* FROM sessions
+JOIN (SELECT slot, session, min(time) AS start FROM sessions GROUP BY slot, session) AS starts USING (slot, session)
+ORDER BY slot, start, session, time, row_id
+"""
+
+
+class RowOrder:
+    """Where each row of a window goes: sessions adjacent, in order of time inside.
+
+    Args:
+        keys: Batches with `KEY_SCHEMA`, in order of `row_id`.
+        gap_us: Cut each user's rows at gaps longer than this; None where `session` is one already.
+        memory_bytes: DuckDB's limit; beyond it, it uses the folder.
+        folder: For DuckDB's temporary files.
+
+    Raises:
+        MissingExtra: DuckDB is not installed.
+    """
+
+    def __init__(self, keys: Iterator[pa.RecordBatch], *, gap_us: int | None, memory_bytes: int, folder: Path) -> None:
+        try:
+            import duckdb
+        except ImportError as error:
+            raise MissingExtra("duckdb", "lake") from error
+        limits: dict[str, Any] = {
+            "memory_limit": f"{memory_bytes >> 20}MiB",
+            "temp_directory": str(folder),
+            "threads": 2,
+        }
+        self._connection: Any = duckdb.connect(config=limits)
+        try:
+            self._run("CREATE TABLE keys (row_id BIGINT, session UBIGINT, time BIGINT, slot BIGINT)")
+            for batch in keys:  # one by one: DuckDB would wrap the errors of what it reads from a stream
+                self._connection.register("batch", pa.Table.from_batches([batch]))
+                self._run("INSERT INTO keys SELECT * FROM batch")
+                self._connection.unregister("batch")
+            self._run(f"CREATE TABLE sessions AS {_BY_COLUMN if gap_us is None else _BY_GAP.format(gap_us=gap_us)}")
+            self._run("DROP TABLE keys")
+            self._run(_ORDER)
+            counted = self._connection.execute("SELECT count(*), count(DISTINCT (slot, session)) FROM ordered")
+            self.num_rows, self.num_sessions = counted.fetchone() or (0, 0)
+            self._run("DROP TABLE sessions")
+        except BaseException:
+            self.close()
+            raise
+
+    def destinations(self) -> Iterator[pa.RecordBatch]:
+        """Batches of `row_id` (rising), `destination` (0, 1, ...), `session` (unlike its neighbours') and `name`."""
+        found = self._connection.sql("SELECT row_id, rowid AS destination, session, name FROM ordered ORDER BY row_id")
+        # DuckDB 1 calls it otherwise.
+        yield from (found.to_arrow_reader if hasattr(found, "to_arrow_reader") else found.fetch_arrow_reader)(
+            BATCH_ROWS
+        )
+
+    def close(self) -> None:
+        """Give back memory and temporary files."""
+        self._connection.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _run(self, query: str) -> None:
+        self._connection.execute(query)
+
+
+def read_keys(
+    footers: Sequence[tuple[int, Footer]], schema: Schema, column: str, config: ClusterConfig
+) -> Iterator[pa.RecordBatch]:
+    """The keys of all rows of some files whose sessions are in the sample.
+
+    Args:
+        footers: Files with their numbers, in order.
+        schema: Of the log; without a timestamp rows keep the order of their files.
+        column: Names the session, or the user.
+        config: Gives sample and slots.
+
+    Raises:
+        DataError: A file is damaged, or the column has no values that can be told apart.
+    """
+    clock = schema.timestamp
+    names = list(dict.fromkeys([column, *([clock.name] if clock is not None else [])]))
+    for number, footer in footers:
+        row = 0
+        for row_group in range(footer.metadata.num_row_groups):
+            with reading(footer.file, row_group), open_parquet(footer) as parquet:
+                for batch in iter_plain(footer, parquet, row_group, names, BATCH_ROWS):
+                    row_ids = (np.int64(number) << FILE_ROW_BITS) | np.arange(row, row + batch.num_rows)
+                    row += batch.num_rows
+                    times = np.zeros(batch.num_rows, dtype=np.int64)
+                    if clock is not None:
+                        ticks, _ = cast_times(batch.column(clock.name), clock.unit)
+                        times = to_time_us(ticks, clock.unit)
+                        times[ticks.is_null().to_numpy(zero_copy_only=False)] = _FIRST_TIME
+                    hashes = hash_column(batch.column(column))
+                    if hashes is None:
+                        kind = batch.column(column).type
+                        raise DataError(f"{footer.file.path}: column {column} of type {kind} cannot name a session")
+                    yield _keys_of(hashes, row_ids, times, config)
+
+
+def _keys_of(
+    hashes: npt.NDArray[np.uint64], row_ids: npt.NDArray[np.int64], times: npt.NDArray[np.int64], config: ClusterConfig
+) -> pa.RecordBatch:
+    slots = np.zeros(len(times), dtype=np.int64)
+    if config.every_s is not None:
+        slots = times // (config.every_s * 1_000_000)
+    sessions, kept = np.empty_like(hashes), np.empty(len(hashes), dtype=np.bool_)
+    limit = np.uint64(min(int(config.sample * 2.0**64), 2**64 - 1))
+    _name_sessions(hashes, row_ids, slots, np.uint64(config.seed), limit, config.sample >= 1.0, sessions, kept)
+    batch = pa.RecordBatch.from_arrays([pa.array(c) for c in (row_ids, sessions, times, slots)], schema=KEY_SCHEMA)
+    return batch if kept.all() else batch.filter(pa.array(kept))
+
+
+@kernel()
+def _name_sessions(
+    hashes: npt.NDArray[np.uint64],
+    row_ids: npt.NDArray[np.int64],
+    slots: npt.NDArray[np.int64],
+    seed: np.uint64,
+    limit: np.uint64,
+    keep_all: bool,
+    sessions: npt.NDArray[np.uint64],
+    kept: npt.NDArray[np.bool_],
+) -> None:
+    """Draw the sample by session, then tell slots apart; a row without a session is a session of its own."""
+    for i in range(len(hashes)):
+        name = hashes[i]
+        if name == NULL_HASH:
+            name = derive(NULL_HASH, row_ids[i])
+        kept[i] = keep_all or mix(name ^ mix(seed + NULL_HASH)) < limit
+        sessions[i] = derive(name, slots[i])

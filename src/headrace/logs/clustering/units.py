@@ -1,0 +1,155 @@
+"""What is to be clustered: windows of the log, less the files that an earlier run has done."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from headrace.errors import ConfigError, DataError
+from headrace.logs.files import LogFile, list_files
+from headrace.logs.footers import Footer, read_footer
+from headrace.logs.nested.layout import Layout
+
+__all__ = ["SOURCES_KEY", "Done", "Unit", "find_done", "plan_units"]
+
+SOURCES_KEY = b"headrace.sources"
+"""Key, in a clustered file's metadata, of the files its rows come from and of what they added up to."""
+
+
+@dataclass(frozen=True)
+class Origin:
+    """A file of the log that has been clustered.
+
+    Attributes:
+        name: Below the folder of the log.
+        fingerprint: Digest of its footer.
+        num_rows: Rows in it.
+        number: In the ids of its rows.
+    """
+
+    name: str
+    fingerprint: str
+    num_rows: int
+    number: int
+
+
+@dataclass(frozen=True)
+class Done:
+    """What earlier runs have done.
+
+    Attributes:
+        origins: Files whose rows are there, by name.
+        layout: Of the files there; None if there are none.
+        settings: What must not change between runs.
+        paths: Of the files there.
+    """
+
+    origins: Mapping[str, Origin]
+    layout: Layout | None
+    settings: Mapping[str, Any]
+    paths: frozenset[Path]
+
+    @property
+    def next_number(self) -> int:
+        """Number of the next file."""
+        return 1 + max((origin.number for origin in self.origins.values()), default=-1)
+
+
+@dataclass(frozen=True)
+class Unit:
+    """Rows that are sorted together.
+
+    Attributes:
+        name: Of the window, for people.
+        footers: Files with their numbers, in order.
+        path: File to write.
+    """
+
+    name: str
+    footers: tuple[tuple[int, Footer], ...]
+    path: Path
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of the files."""
+        return sum(footer.num_rows for _, footer in self.footers)
+
+    def origins(self) -> list[dict[str, Any]]:
+        """The files as JSON-able values."""
+        return [
+            asdict(Origin(footer.file.name, footer.fingerprint, footer.num_rows, number))
+            for number, footer in self.footers
+        ]
+
+
+def find_done(folder: Path) -> Done:
+    """Look at what lies in the folder of a clustered log.
+
+    Raises:
+        ConfigError: A file there was not written by `cluster_log`.
+    """
+    origins: dict[str, Origin] = {}
+    layout: Layout | None = None
+    settings: dict[str, Any] = {}
+    paths = set()
+    if folder.is_dir() and any(path.suffix == ".parquet" for path in folder.rglob("*")):
+        for file in list_files(folder):
+            footer = read_footer(file)
+            text = (footer.metadata.metadata or {}).get(SOURCES_KEY)
+            if text is None or footer.layout is None:
+                raise ConfigError(f"{file.path}: not written by cluster, give a new folder, or one that it wrote")
+            sources = json.loads(text)
+            origins |= {values["name"]: Origin(**values) for values in sources["files"]}
+            layout, settings = footer.layout, sources["settings"]
+            paths.add(Path(file.path))
+    return Done(origins, layout, settings, frozenset(paths))
+
+
+def plan_units(files: Sequence[LogFile], done: Done, folder: Path, *, by_file: bool) -> list[Unit]:
+    """The windows to cluster, in order; files that are done are left out.
+
+    A file that arrives in a window already done becomes a file of its own beside the window's, as for the reader it is
+    a late window.
+
+    Args:
+        files: Of the log.
+        done: From earlier runs.
+        folder: To write to.
+        by_file: Whether each file is a window; else each folder.
+
+    Raises:
+        DataError: A file changed after it was clustered.
+    """
+    number = done.next_number
+    windows: dict[str, list[tuple[int, Footer]]] = {}
+    for file in files:
+        footer = read_footer(file)
+        before = done.origins.get(file.name)
+        if before is not None:
+            if before.fingerprint != footer.fingerprint:
+                was, now = (before.num_rows, before.fingerprint), (footer.num_rows, footer.fingerprint)
+                raise DataError(
+                    f"{file.path}: changed since it was clustered: it had {was[0]} rows (fingerprint {was[1]}), it has "
+                    f"{now[0]} ({now[1]}); put new rows into new files"
+                )
+            continue
+        windows.setdefault(file.name if by_file else file.folder, []).append((number, footer))
+        number += 1
+    taken = set(done.paths)
+    units = []
+    for name, footers in windows.items():
+        path = _free_path(folder / name, taken) if not by_file else folder / Path(name).with_suffix(".parquet")
+        taken.add(path)
+        units.append(Unit(name or ".", tuple(footers), path))
+    return units
+
+
+def _free_path(folder: Path, taken: Iterable[Path]) -> Path:
+    taken = set(taken)
+    number = 0
+    while (path := folder / f"part-{number:05d}.parquet") in taken:
+        number += 1
+    return path
