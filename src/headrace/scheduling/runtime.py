@@ -37,10 +37,10 @@ class Work(Protocol):
     def features(self, batch: int, group: int) -> int:
         """Compute a group's features and unique keys; returns their bytes."""
 
-    def pull(self, batch: int, group: int, early: bool, done: Done) -> None:
-        """Send a group's pull; an early one leaves out the keys of the batch before."""
+    def pull(self, batch: int, group: int, after: int, early: bool, done: Done) -> None:
+        """Send a group's pull of rows as the push of batch `after` left them; an early one without those it touches."""
 
-    def held(self, batch: int, group: int, done: Done) -> None:
+    def held(self, batch: int, group: int, after: int, done: Done) -> None:
         """Send the rest of an early pull."""
 
     def dense(self, batch: int) -> int:
@@ -212,7 +212,7 @@ class StepRuntime:
             end = perf_counter()
             self.trace.add(Span(operator, Lane.NETWORK.value, start, end, run.reason, num_bytes))
             if error is None:
-                self._post(Finished(operator, end - start, 0 if operator.kind is Kind.PUSH else num_bytes, end))
+                self._post(Finished(operator, end - start, num_bytes, end))
             else:
                 self._fail(error)
             with self._changed:
@@ -223,8 +223,8 @@ class StepRuntime:
             if operator.kind is Kind.PUSH:
                 self._work.push(operator.batch, done)
             elif operator.kind is Kind.HELD:
-                self._work.held(operator.batch, operator.group, done)
+                self._work.held(operator.batch, operator.group, run.after, done)
             else:
-                self._work.pull(operator.batch, operator.group, run.early, done)
+                self._work.pull(operator.batch, operator.group, run.after, run.early, done)
         except BaseException as error:
             done(0, error)

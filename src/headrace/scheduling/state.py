@@ -4,8 +4,9 @@ Whoever drives it tells what happened (`BatchRead`, `Finished`, ...) with the ti
 back. What holds under every policy:
 
 - no operator runs before its inputs are there, and dense operators run in the order of the batches;
-- a pull of batch b is sent when the push of b - 1 is applied; an early one when that of b - 2 is, and then it leaves
-  out the rows that b - 1 touches, which follow as `held`;
+- a pull of batch b reads rows as the push of b - 1 left them; an early one as that of b - 2 did, and then it leaves out
+  the rows that b - 1 touches, which follow as `held`. A pull whose push is not applied yet is sent only to a store that
+  holds it back until then;
 - work on later batches is begun only if its bytes fit the budget; the next batch to train always goes on.
 """
 
@@ -16,7 +17,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from headrace.pipeline.ledger import Ledger, RecentMax
-from headrace.scheduling.cost import Costs, MovingEstimate
+from headrace.scheduling.cost import Costs
 from headrace.scheduling.graph import Kind, Operator
 from headrace.scheduling.policies.base import Choice, Policy
 
@@ -24,6 +25,13 @@ __all__ = ["BatchRead", "Event", "Finished", "NoMoreRows", "Run", "SchedulerStat
 
 BYTES_MARGIN = 1.1
 """Reserved for an operator over the most that one like it took lately."""
+
+
+KEPT = {Kind.READ, Kind.FEATURES, Kind.PULL}
+"""Operators whose bytes count against the budget."""
+
+CPU_BOUND_RATIO = 0.95
+"""Feature work this near the length of the gap fills it: estimates are no better than that."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +57,7 @@ class Finished:
     Attributes:
         operator: Which.
         seconds: What it took.
-        num_bytes: What it leaves in memory until its batch is trained.
+        num_bytes: What it brought; of kinds in `KEPT` it stays in memory until the batch is trained.
         at_s: When.
     """
 
@@ -85,11 +93,13 @@ class Run:
     Attributes:
         operator: Which.
         reason: Why now.
+        after: For a pull: the batch whose push its rows must have seen.
         early: For a pull: leave out keys of the batch before.
     """
 
     operator: Operator
     reason: str
+    after: int = -1
     early: bool = False
 
 
@@ -115,6 +125,7 @@ class SchedulerState:
         num_groups: Feature groups.
         num_cores: Feature operators that may run at once while no training work does.
         spare_cores: The same while training work runs: cores that dense operators leave free.
+        store_holds: Whether the store holds a pull back until the push it must see is applied.
         ledger: Bytes of batches that are read and not yet trained.
         costs: What operators took.
         current: The next batch to train, or the one in training.
@@ -122,13 +133,21 @@ class SchedulerState:
     """
 
     def __init__(
-        self, num_groups: int, policy: Policy, *, num_cores: int = 1, spare_cores: int = 0, budget_bytes: int = 1 << 62
+        self,
+        num_groups: int,
+        policy: Policy,
+        *,
+        num_cores: int = 1,
+        spare_cores: int = 0,
+        store_holds: bool = False,
+        budget_bytes: int = 1 << 62,
     ) -> None:
         """Nothing is read yet."""
         self.policy = policy
         self.num_groups = num_groups
         self.num_cores = num_cores
         self.spare_cores = spare_cores
+        self.store_holds = store_holds
         self.ledger = Ledger(budget_bytes)
         self.costs = Costs(num_groups)
         self.current = 0
@@ -144,10 +163,6 @@ class SchedulerState:
         self._trainer_busy = False
         self._running: list[Operator] = []  # feature operators at work
         self._gap_start_s: float | None = None
-        self._network_since_s: float | None = None
-        self._num_in_flight = 0
-        self._network_s = 0.0
-        self.network_s = MovingEstimate()  # a step's time with something in flight
         self._order: deque[int] = deque(range(num_groups))
 
     # What happened
@@ -190,16 +205,13 @@ class SchedulerState:
             case Kind.PULL:
                 assert batch is not None
                 batch.pulled.add(operator.group)
-                self._landed()
             case Kind.HELD:
                 assert batch is not None
                 batch.held_open.discard(operator.group)
-                self._landed()
             case Kind.DENSE:
                 self._trainer_busy = False
             case Kind.PUSH:
                 self._applied = operator.batch
-                self._landed()
             case Kind.UPDATE:
                 self._trainer_busy = False
                 self._end_batch(operator.batch)
@@ -215,15 +227,6 @@ class SchedulerState:
         self.ledger.add(-self._batches.pop(number).charged_bytes)
         self.current += 1
         self._order = deque(self.policy.order(self.costs, self.num_cores))
-        in_flight = 0.0 if self._network_since_s is None else self.now_s - self._network_since_s
-        self.network_s.add(self._network_s + in_flight)
-        self._network_s = -in_flight
-
-    def _landed(self) -> None:
-        self._num_in_flight -= 1
-        if self._num_in_flight == 0 and self._network_since_s is not None:
-            self._network_s += self.now_s - self._network_since_s
-            self._network_since_s = None
 
     # What policies may ask
 
@@ -241,14 +244,12 @@ class SchedulerState:
 
     @property
     def cpu_bound(self) -> bool:
-        """Whether feature work of a step takes at least as long as what it could hide under.
+        """Whether feature work of a step takes at least as long as the gap it could hide in.
 
         Then it is never right to leave a processor idle: the work must be done anyway, and nothing else waits longer.
+        (With the features inside the gap, the gap is as long as they are.)
         """
-        features_s = self.costs.total_s(Kind.FEATURES) / self.num_cores
-        if self.policy.early:
-            features_s += self.costs.seconds(Kind.DENSE) + self.costs.seconds(Kind.UPDATE)
-        return features_s >= self.network_s.value
+        return self.costs.total_s(Kind.FEATURES) / self.num_cores >= CPU_BOUND_RATIO * self.costs.gap_s.value
 
     @property
     def last_read(self) -> int:
@@ -323,21 +324,33 @@ class SchedulerState:
         for number in range(self.current, min(self._last_pull, self.current + 1, self._next_read - 1) + 1):
             live = self._batches[number]
             strict = self._strict(number)
-            if strict:
+            asks_ahead = self.store_holds and self.policy.asks_ahead
+            # What an early pull left out follows all early pulls: held back by the store, it must not be in their way.
+            if strict or (asks_ahead and len(live.pulled) == self.num_groups):
                 for group in sorted(live.held_open - live.held_sent):
                     live.held_sent.add(group)
-                    yield self._send(Operator(Kind.HELD, number, group), "the push before is applied")
-            if not strict and not self._early_allowed(number):
+                    reason = "the push before is applied" if strict else "answered when the push before is applied"
+                    yield Run(Operator(Kind.HELD, number, group), reason, after=number - 1)
+            early = self.policy.early and not strict
+            if not (self._early_allowed(number) if early else strict or asks_ahead):
                 return
             ready = live.computed - live.pulls_sent
             if not ready or not (self.policy.pulls_by_group or len(live.computed) == self.num_groups):
                 continue
             for group in [group for group in self._order if group in ready]:
                 live.pulls_sent.add(group)
-                if not strict:
+                self._reserve(Operator(Kind.PULL, number, group))
+                if early:
                     live.held_open.add(group)
-                reason = "its keys are known" if strict else "its keys are known, and those of the push on its way"
-                yield self._send(Operator(Kind.PULL, number, group), reason, early=not strict)
+                yield self._pull(number, group, strict, early)
+
+    def _pull(self, number: int, group: int, strict: bool, early: bool) -> Run:
+        reason = "its keys are known"
+        if early:
+            reason += ", and those of the push on its way"
+        elif not strict:
+            reason += "; answered when the push before is applied"
+        return Run(Operator(Kind.PULL, number, group), reason, after=number - 2 if early else number - 1, early=early)
 
     def _strict(self, number: int) -> bool:
         """Whether every push that a batch must see is applied."""
@@ -345,15 +358,7 @@ class SchedulerState:
 
     def _early_allowed(self, number: int) -> bool:
         before = self._batches.get(number - 1)
-        sent = before is None or len(before.pulls_sent) == self.num_groups
-        return self.policy.early and self._applied >= number - 2 and sent
-
-    def _send(self, operator: Operator, reason: str, *, early: bool = False) -> Run:
-        if self._num_in_flight == 0:
-            self._network_since_s = self.now_s
-        self._num_in_flight += 1
-        self._reserve(operator)
-        return Run(operator, reason, early)
+        return self._applied >= number - 2 and (before is None or len(before.pulls_sent) == self.num_groups)
 
     def _is_ready(self, number: int) -> bool:
         live = self._batches.get(number)
@@ -367,7 +372,7 @@ class SchedulerState:
         live = self._batches.get(self.current)
         if live is not None and live.dense:
             self._trainer_busy = True
-            yield self._send(Operator(Kind.PUSH, self.current), "its gradients are known")
+            yield Run(Operator(Kind.PUSH, self.current), "its gradients are known")
             yield Run(Operator(Kind.UPDATE, self.current), "its gradients are known")
         elif self._wanted >= self.current and self._is_ready(self.current):
             assert live is not None
@@ -415,6 +420,6 @@ class SchedulerState:
         self._give_back(operator)
         self._bytes.setdefault((operator.kind, operator.group), RecentMax()).add(num_bytes)
         live = self._batches.get(operator.batch)
-        if live is not None:
+        if live is not None and operator.kind in KEPT:
             live.charged_bytes += num_bytes
             self.ledger.add(num_bytes)

@@ -40,8 +40,13 @@ class Ticket:
         self._first: Float32s | None = None
         self._free: npt.NDArray[np.int64] | None = None
 
-    def send(self, done: Callable[[BaseException | None], None]) -> None:
-        """Ask the store for all rows; `done` is called once, by any thread, when they are here or with the error."""
+    def send(self, num_steps: int, done: Callable[[BaseException | None], None]) -> None:
+        """Ask the store for all rows.
+
+        Args:
+            num_steps: Pushes, counted since the `StepStore` was made, that the rows must have seen.
+            done: Called once, by any thread, when rows are here, or with the error.
+        """
 
         def arrived(pulled: Future[Float32s]) -> None:
             error = pulled.exception()
@@ -49,14 +54,14 @@ class Ticket:
                 self.rows.set_result(pulled.result())
             done(error)
 
-        self.store.send(self.keys, self._admit).add_done_callback(arrived)
+        self.store.send(self.keys, self._admit, num_steps=num_steps).add_done_callback(arrived)
 
-    def send_early(self, before: Keys, after_step: int, done: Callable[[BaseException | None], None]) -> None:
+    def send_early(self, before: Keys, num_steps: int, done: Callable[[BaseException | None], None]) -> None:
         """Ask only for rows that are not among the keys of a push on its way; `send_held` asks for the others.
 
         Args:
             before: Keys of that push.
-            after_step: The step before it, counted from `StepStore.first_step`.
+            num_steps: As for `send`; one less than that push.
             done: As for `send`.
         """
         touched = keys_in(self.keys, before)
@@ -70,16 +75,15 @@ class Ticket:
             done(error)
 
         keys = _some(self.keys, self._free)
-        after = self.store.first_step + after_step
-        self.store.send(keys, self._admit, after_step=after).add_done_callback(arrived)
+        self.store.send(keys, self._admit, num_steps=num_steps).add_done_callback(arrived)
 
-    def send_held(self, done: Callable[[BaseException | None], None]) -> None:
+    def send_held(self, num_steps: int, done: Callable[[BaseException | None], None]) -> None:
         """Ask for what `send_early` left out; its rows need not be here yet."""
         assert self._held is not None
         if not len(self._held):
             done(None)
             return
-        self._second: Future[Float32s] = self.store.send(_some(self.keys, self._held), self._admit)
+        self._second: Future[Float32s] = self.store.send(_some(self.keys, self._held), self._admit, num_steps=num_steps)
         self._second.add_done_callback(lambda pulled: done(pulled.exception()))
 
     def finish(self) -> None:
@@ -152,7 +156,7 @@ class StepStore:
         """See `EmbeddingStore.pull`; within `preparing` nothing is sent yet."""
         tickets = getattr(self._preparing, "tickets", None)
         if tickets is None:
-            return self.send(keys, admit, after_step=after_step)
+            return self.store.pull(keys, admit=admit, after_step=after_step)
         tickets.append(Ticket(self, keys, admit))
         return tickets[-1].rows  # type: ignore[no-any-return]
 
@@ -165,15 +169,16 @@ class StepStore:
         sent.set_result(None)
         return sent
 
-    def send(self, keys: Keys, admit: bool, *, after_step: int | None = None) -> Future[Float32s]:
+    def send(self, keys: Keys, admit: bool, *, num_steps: int | None = None) -> Future[Float32s]:
         """Ask the store.
 
         Args:
             keys: Unique keys.
             admit: See `EmbeddingStore.pull`.
-            after_step: See `EmbeddingStore.pull`.
+            num_steps: Pushes since `first_step` that the rows must have seen; None for all that were sent.
         """
         with self._lock:
+            after_step = None if num_steps is None else self.first_step + num_steps
             return self.store.pull(keys, admit=admit, after_step=after_step)
 
 

@@ -162,26 +162,21 @@ class TrainingWork:
             live.rows, live.computed_s = None, perf_counter()
         return num_bytes
 
-    def pull(self, batch: int, group: int, early: bool, done: Done) -> None:
+    def pull(self, batch: int, group: int, after: int, early: bool, done: Done) -> None:
         """See `Work`."""
         tickets = self._live[batch].tickets[group]
-        if not early or batch == 0:
-            self._send(tickets, lambda ticket, one: ticket.send(one), done)
+        if not early:
+            self._send(tickets, lambda ticket, one: ticket.send(after + 1, one), done)
             return
-        before = self._live[batch - 1].tickets[group]
-        keys_before = {id(ticket.store): ticket.keys for ticket in before}
-        self._send(
-            tickets,
-            lambda ticket, one: ticket.send_early(keys_before[id(ticket.store)], batch - 1, one),
-            done,
-        )
+        before = {ticket.store: ticket.keys for ticket in self._live[batch - 1].tickets[group]}
+        self._send(tickets, lambda ticket, one: ticket.send_early(before[ticket.store], after + 1, one), done)
         total = sum(len(ticket.keys) for ticket in tickets)
         if total:
             self.held_ratio = sum(ticket.num_held for ticket in tickets) / total
 
-    def held(self, batch: int, group: int, done: Done) -> None:
+    def held(self, batch: int, group: int, after: int, done: Done) -> None:
         """See `Work`."""
-        self._send(self._live[batch].tickets[group], lambda ticket, one: ticket.send_held(one), done)
+        self._send(self._live[batch].tickets[group], lambda ticket, one: ticket.send_held(after + 1, one), done)
 
     def dense(self, batch: int) -> int:
         """See `Work`."""

@@ -197,6 +197,7 @@ def open_scheduled(
         policy,
         num_cores=num_cores,
         spare_cores=max(0, num_cores - torch.get_num_threads()),
+        store_holds=all(not isinstance(bags.store, LocalStore) for bags in embedding_bags(assembly.model).values()),
         budget_bytes=budget_bytes,
     )
     with (

@@ -48,10 +48,10 @@ class Notes:
         arrived.add_done_callback(lambda _: done(10, None))
         arrived.set_result(None)
 
-    def pull(self, batch: int, group: int, early: bool, done: Done) -> None:
+    def pull(self, batch: int, group: int, after: int, early: bool, done: Done) -> None:
         self._transfer(f"pull {batch} {group}", done)
 
-    def held(self, batch: int, group: int, done: Done) -> None:
+    def held(self, batch: int, group: int, after: int, done: Done) -> None:
         self._transfer(f"held {batch} {group}", done)
 
     def dense(self, batch: int) -> int:

@@ -29,11 +29,12 @@ def fine(features_s: float, pull_s: float, dense_s: float, push_s: float, held_r
 
 
 @settings(max_examples=40, deadline=None)
-@given(steps(), st.sampled_from(sorted(POLICIES)), st.integers(1, 3))
+@given(steps(), st.sampled_from(sorted(POLICIES)), st.integers(1, 3), st.booleans())
 def test_every_policy_trains_every_batch_in_order_with_inputs_before_use(
-    step: VirtualStep, name: str, num_cores: int
+    step: VirtualStep, name: str, num_cores: int, store_holds: bool
 ) -> None:
-    run = VirtualRun(step, make_policy(name), 8, num_cores=num_cores).run()  # inputs are checked inside
+    policy = make_policy(name)
+    run = VirtualRun(step, policy, 8, num_cores=num_cores, store_holds=store_holds).run()  # inputs are checked inside
     trained = [operator.batch for operator, _ in run.begins(Kind.DENSE)]
     assert trained == list(range(8))
     pulls = [operator for operator, _ in run.begins(Kind.PULL)]
@@ -45,10 +46,10 @@ def test_every_policy_trains_every_batch_in_order_with_inputs_before_use(
 
 
 @settings(max_examples=40, deadline=None)
-@given(steps(), st.sampled_from(sorted(POLICIES)))
-def test_no_policy_beats_the_bound_of_its_kind(step: VirtualStep, name: str) -> None:
+@given(steps(), st.sampled_from(sorted(POLICIES)), st.booleans())
+def test_no_policy_beats_the_bound_of_its_kind(step: VirtualStep, name: str, store_holds: bool) -> None:
     policy = make_policy(name)
-    run = VirtualRun(step, policy, NUM_BATCHES).run()
+    run = VirtualRun(step, policy, NUM_BATCHES, store_holds=store_holds).run()
     parts = step.parts()
     slack = 1 - 4 / NUM_BATCHES  # work done ahead during warm-up is used up over the run
     if policy.early:
@@ -60,20 +61,20 @@ def test_no_policy_beats_the_bound_of_its_kind(step: VirtualStep, name: str) -> 
 
 
 @settings(max_examples=60, deadline=None)
-@given(seconds, seconds, seconds, seconds)
-def test_recs_comes_within_a_tenth_of_the_strict_bound(f: float, p: float, m: float, u: float) -> None:
+@given(seconds, seconds, seconds, seconds, st.booleans())
+def test_recs_comes_within_a_tenth_of_the_strict_bound(f: float, p: float, m: float, u: float, holds: bool) -> None:
     step = fine(f, p, m, u)
-    run = VirtualRun(step, Recs(), NUM_BATCHES).run()
+    run = VirtualRun(step, Recs(), NUM_BATCHES, store_holds=holds).run()
     assert run.step_s <= 1.1 * step.parts().strict_s + max(f, p) / 10
 
 
 @settings(max_examples=60, deadline=None)
-@given(seconds, seconds, seconds, seconds, st.sampled_from([0.0, 0.3, 0.7]))
+@given(seconds, seconds, seconds, seconds, st.sampled_from([0.0, 0.3, 0.7]), st.booleans())
 def test_recs_early_comes_within_a_tenth_of_its_exact_bound(
-    f: float, p: float, m: float, u: float, held_ratio: float
+    f: float, p: float, m: float, u: float, held_ratio: float, holds: bool
 ) -> None:
     step = fine(f, p, m, u, held_ratio)
-    run = VirtualRun(step, RecsEarly(), NUM_BATCHES).run()
+    run = VirtualRun(step, RecsEarly(), NUM_BATCHES, store_holds=holds).run()
     assert run.step_s <= 1.1 * step.parts().early_exact_s + max(f, p) / 10
 
 

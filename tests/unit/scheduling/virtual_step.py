@@ -49,7 +49,7 @@ class _Work:
     operator: Operator
     left_s: float
     began_s: float
-    asked_s: float
+    after: int = -1
 
 
 @dataclass
@@ -71,6 +71,7 @@ class VirtualRun:
     num_batches: int
     num_cores: int = 1
     spare_cores: int = 0
+    store_holds: bool = False
     budget_bytes: int = 1 << 62
     pulls_ahead: Callable[[int], int] = lambda batch: 1
     now_s: float = 0.0
@@ -85,6 +86,7 @@ class VirtualRun:
             self.policy,
             num_cores=self.num_cores,
             spare_cores=self.spare_cores,
+            store_holds=self.store_holds,
             budget_bytes=self.budget_bytes,
         )
         self._groups = groups
@@ -130,7 +132,12 @@ class VirtualRun:
     def _carry_out(self, run: Run) -> None:
         operator = run.operator
         assert run.reason
-        missing = [needed for needed in self._needs(operator, early=run.early) if needed not in self._done]
+        needs = list(self._needs(operator, early=run.early))
+        if self.store_holds and operator.kind in (Kind.PULL, Kind.HELD):
+            seen = [needed.batch for needed in needs if needed.kind is Kind.PUSH]
+            assert run.after == max(seen, default=-1), "the store is told which push its rows must have seen"
+            needs = [needed for needed in needs if needed.kind is not Kind.PUSH]
+        missing = [needed for needed in needs if needed not in self._done]
         assert not missing, f"{operator} before {', '.join(map(str, missing))}"
         match operator.kind:
             case Kind.READ:
@@ -146,9 +153,9 @@ class VirtualRun:
                 if run.early:
                     self._early.add(operator)
                 share = 1 - self.step.held_ratio if run.early and operator.batch > 0 else 1.0
-                self._start(self._link, operator, share * self.step.pull_s[operator.group])
+                self._start(self._link, operator, share * self.step.pull_s[operator.group], run.after)
             case Kind.HELD:
-                self._start(self._link, operator, self.step.held_ratio * self.step.pull_s[operator.group])
+                self._start(self._link, operator, self.step.held_ratio * self.step.pull_s[operator.group], run.after)
             case Kind.PUSH:
                 self._start(self._link, operator, self.step.push_s)
             case Kind.DENSE | Kind.UPDATE:
@@ -156,10 +163,10 @@ class VirtualRun:
                 assert not self._trainer, "one training operator at a time"
                 self._start(self._trainer, operator, seconds)
 
-    def _start(self, lane: list[_Work], operator: Operator, seconds: float) -> None:
+    def _start(self, lane: list[_Work], operator: Operator, seconds: float, after: int = -1) -> None:
         assert operator not in self._done, f"{operator} twice"
         assert all(work.operator != operator for work in lane), f"{operator} twice"
-        lane.append(_Work(operator, seconds, self.now_s, self.now_s))
+        lane.append(_Work(operator, seconds, self.now_s, after))
 
     def _needs(self, operator: Operator, *, early: bool) -> Iterator[Operator]:
         """What a step's dependencies say, written down once more and independently of the state machine."""
@@ -213,7 +220,12 @@ class VirtualRun:
             for work, core in zip(self._cpu, cores, strict=True)
         ]
         rates += [(work, 1.0 / (1 + max(per_core[core] for core in used))) for work in self._trainer]
-        return rates + [(work, 1.0) for work in self._link[:1]]
+        return rates + [(work, 1.0) for work in self._served()]
+
+    def _served(self) -> list[_Work]:
+        """What the link carries: the first that the store does not hold back."""
+        free = [work for work in self._link if work.after < 0 or Operator(Kind.PUSH, work.after) in self._done]
+        return free[:1]
 
     def _end(self, work: _Work) -> None:
         operator = work.operator
@@ -222,7 +234,7 @@ class VirtualRun:
                 lane.remove(work)
         self._done.add(operator)
         self.spans.append((operator, work.began_s, self.now_s))
-        num_bytes = self.step.group_bytes if operator.kind in (Kind.FEATURES, Kind.PULL) else 0
+        num_bytes = self.step.group_bytes if operator.kind in (Kind.FEATURES, Kind.PULL, Kind.PUSH) else 0
         self._pending.append(Finished(operator, self.now_s - work.began_s, num_bytes, self.now_s))
         if operator.kind is Kind.UPDATE:
             self._trained += 1

@@ -72,6 +72,7 @@ class Policy(Protocol):
         name: What a job file calls it.
         num_ahead: Batches behind the next to train that may be read and worked on.
         pulls_by_group: Whether a group's pull is sent as soon as its own features are there, rather than all together.
+        asks_ahead: Whether pulls are sent before the push they must see is applied, to a store that holds them back.
         early: Whether rows that no push on its way touches are pulled before that push is applied.
     """
 
@@ -83,6 +84,9 @@ class Policy(Protocol):
 
     @property
     def pulls_by_group(self) -> bool: ...
+
+    @property
+    def asks_ahead(self) -> bool: ...
 
     @property
     def early(self) -> bool: ...

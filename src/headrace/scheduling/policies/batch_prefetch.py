@@ -25,6 +25,7 @@ class BatchPrefetch:
     num_ahead: int = 2
     num_threads: int = 0
     pulls_by_group: bool = False
+    asks_ahead: bool = False
     early: bool = False
 
     def num_workers(self, num_cores: int, free_cores: int) -> int:

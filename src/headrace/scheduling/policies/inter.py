@@ -22,6 +22,7 @@ class Inter:
     name: str = "inter"
     num_ahead: int = 1
     pulls_by_group: bool = True
+    asks_ahead: bool = False
     early: bool = False
 
     def num_workers(self, num_cores: int, free_cores: int) -> int:

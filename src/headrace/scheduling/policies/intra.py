@@ -22,6 +22,7 @@ class Intra:
     name: str = "intra"
     num_ahead: int = 3
     pulls_by_group: bool = False
+    asks_ahead: bool = False
     early: bool = False
 
     def num_workers(self, num_cores: int, free_cores: int) -> int:

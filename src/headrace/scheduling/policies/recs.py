@@ -19,6 +19,7 @@ class Recs:
     name: str = "recs"
     num_ahead: int = 3
     pulls_by_group: bool = True
+    asks_ahead: bool = True
     early: bool = False
 
     def num_workers(self, num_cores: int, free_cores: int) -> int:

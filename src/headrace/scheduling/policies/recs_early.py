@@ -23,6 +23,7 @@ class RecsEarly:
     name: str = "recs_early"
     num_ahead: int = 3
     pulls_by_group: bool = True
+    asks_ahead: bool = True
     early: bool = True
 
     def num_workers(self, num_cores: int, free_cores: int) -> int:

@@ -58,12 +58,11 @@ def as_declared(costs: Costs) -> Sequence[int]:
 def critical_first(costs: Costs, num_cores: int) -> Sequence[int]:
     """Groups in the order that ends all pulls soonest: Johnson's rule on one core, longest path first on several.
 
-    A pull's seconds are its share of the bytes times the seconds of all pulls, because pulls in flight together slow
-    each other down.
+    A pull's seconds are its bytes at the rate of pushes, which are sent one at a time: pulls in flight together slow
+    each other down, and may wait in the store, so what they took says little.
     """
     groups = range(costs.num_groups)
     cpu_s = [costs.seconds(Kind.FEATURES, group) for group in groups]
-    total_bytes = sum(costs.num_bytes(Kind.PULL, group) for group in groups)
-    longest_s = max(costs.seconds(Kind.PULL, group) for group in groups)
-    network_s = [longest_s * costs.num_bytes(Kind.PULL, group) / max(total_bytes, 1) for group in groups]
+    s_per_byte = costs.seconds(Kind.PUSH) / max(costs.num_bytes(Kind.PUSH), 1)
+    network_s = [s_per_byte * costs.num_bytes(Kind.PULL, group) for group in groups]
     return johnson_order(cpu_s, network_s) if num_cores == 1 else critical_path_order(cpu_s, network_s)

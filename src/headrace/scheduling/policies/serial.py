@@ -19,6 +19,7 @@ class Serial:
     name: str = "serial"
     num_ahead: int = 1
     pulls_by_group: bool = False
+    asks_ahead: bool = False
     early: bool = False
 
     def num_workers(self, num_cores: int, free_cores: int) -> int:
