@@ -197,17 +197,11 @@ def spaces_of(model: nn.Module, feature: str) -> list[str]:
 
 
 def parameters(model: nn.Module) -> dict[str, Any]:
-    """Everything that was learnt, in an order that does not depend on which row an id was given."""
+    """Dense parameters, and the rows of all ids in all spaces, wherever they live."""
     found: dict[str, Any] = {name: value.detach().numpy().copy() for name, value in model.named_parameters()}
     for name, bags in embedding_bags(model).items():
-        assert bags.table is not None
-        table = bags.table
-        for space in range(len(bags.spaces)):
-            ids = np.arange(300 if list(bags.spaces)[space] != "items" else 1000)
+        for space, kind in enumerate(bags.spaces.values()):
+            ids = np.arange(1000 if kind.kind == "collisionless" else kind.num_embeddings)
             keys = Keys(np.full(len(ids), space, np.int32), ids, np.ones(len(ids), np.int32))
-            found[f"{name}.{space}"] = table.pull(keys, admit=False)
-            known = table.lookup(keys, admit=False)
-            for slot, values in table.arena.slots.items():
-                state = values[known].reshape(len(ids), -1)
-                found[f"{name}.{space}.{slot}"] = np.where(known.reshape(-1, 1) > 0, state, 0)
+            found[f"{name}.{space}"] = bags.store.pull(keys).result()
     return found

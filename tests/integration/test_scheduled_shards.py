@@ -1,0 +1,97 @@
+"""Scheduled steps over real shards: parameters are those of one process, bit for bit, and `verify` sees a race."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "unit" / "scheduling"))
+
+from small_job import Phases, parameters, plan_and_model, raw_batches, rows, spaces_of, train_plainly
+from torch import nn
+
+from headrace.embeddings import embedding_bags
+from headrace.embeddings.shard import Shard
+from headrace.embeddings.shard_group import ShardGroup
+from headrace.embeddings.shard_service import ShardServer
+from headrace.embeddings.shard_table import TableSpec
+from headrace.errors import HeadraceError
+from headrace.scheduling.feature_groups import group_features
+from headrace.scheduling.policies import POLICIES, RecsEarly, make_policy
+from headrace.scheduling.runtime import StepRuntime
+from headrace.scheduling.state import SchedulerState
+from headrace.scheduling.work import TrainingWork
+
+NUM_ROWS = 64 * 9 + 17
+NUM_SHARDS = 2
+
+
+@pytest.fixture
+def addresses() -> Iterator[list[str]]:
+    servers = [ShardServer(Shard(), "127.0.0.1:0", threads=1) for _ in range(NUM_SHARDS)]
+    yield [f"127.0.0.1:{server.port}" for server in servers]
+    for server in servers:
+        server.shutdown()
+
+
+@contextmanager
+def in_shards(model: nn.Module, addresses: list[str]) -> Iterator[None]:
+    modules = embedding_bags(model)
+    seeds = {"wide": 3, "deep": 4}
+    tables = {name: TableSpec(bags.spaces, bags.embedding_dim, seeds[name]) for name, bags in modules.items()}
+    with ShardGroup(addresses, tables) as group:
+        for name, bags in modules.items():
+            bags.use_store(group.store(name))
+        yield
+
+
+def train(addresses: list[str], name: str, *, verify: bool = False) -> tuple[list[float], dict[str, Any]]:
+    plan, model = plan_and_model()
+    groups = group_features(plan, lambda feature: spaces_of(model, feature), max_groups=4)
+    losses = []
+    with in_shards(model, addresses):
+        state = SchedulerState(len(groups), make_policy(name), num_cores=2, store_holds=True)
+        with (
+            raw_batches(rows(NUM_ROWS)) as batches,
+            TrainingWork(batches, groups, model, Phases(model), verify=verify) as work,
+            StepRuntime(work, state) as steps,
+        ):
+            while (trained := steps.step()) is not None:
+                losses.append(trained.result)
+        return losses, parameters(model)
+
+
+@pytest.fixture(scope="module")
+def plain() -> tuple[list[float], dict[str, Any]]:
+    return train_plainly(rows(NUM_ROWS))
+
+
+@pytest.mark.parametrize("name", sorted(POLICIES))
+def test_parameters_equal_those_of_one_process(
+    addresses: list[str], name: str, plain: tuple[list[float], dict[str, Any]]
+) -> None:
+    losses, found = train(addresses, name)
+    assert losses == plain[0]
+    for key, value in found.items():
+        np.testing.assert_array_equal(value, plain[1][key], err_msg=key)
+
+
+@pytest.mark.parametrize("name", ["recs", "recs_early"])
+def test_verify_passes_over_shards(addresses: list[str], name: str) -> None:
+    train(addresses, name, verify=True)
+
+
+def test_verify_catches_an_early_pull_of_rows_that_a_push_touches(
+    addresses: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nothing = lambda keys, others: np.zeros(len(keys), dtype=bool)  # noqa: E731
+    monkeypatch.setattr("headrace.scheduling.store.keys_in", nothing)
+    assert RecsEarly().early
+    with pytest.raises(HeadraceError, match=r"verify: \d+ of \d+ rows were pulled before the last push"):
+        train(addresses, "recs_early", verify=True)
