@@ -9,9 +9,9 @@ import torch
 from headrace.embeddings import EmbeddingsConfig
 from headrace.models import DCNv2Config, DeepFMConfig, DLRMConfig, ModelConfig, WideDeepConfig, build_model
 from headrace.tensors import Batch, KeyedJaggedTensor
+from headrace.threads import use_threads
 from headrace.training.dense_optimizer import Adagrad, make_dense_optimizer
 from headrace.training.step import TrainingStep
-from headrace.training.threads import use_threads
 from peers.step_work import RawBatch, Shape, StepCode
 
 __all__ = ["make"]
