@@ -10,10 +10,12 @@ import psutil
 import pytest
 
 from headrace.errors import ConfigError, PipelineError
+from headrace.logs.groups import expand, has_groups
 from headrace.pipeline import from_source
 from headrace.pipeline.shipping import ship
 from headrace.testing import functions
 from headrace.testing.pipelines import SyntheticSource, assert_resumes_everywhere, batches_of, rows_of
+from headrace.testing.sessions import SessionSource, has_even_sum
 
 SOURCE = SyntheticSource([[(20, 0, 0)]] * 5)
 
@@ -35,6 +37,18 @@ def test_batches_are_those_of_threads_and_random_numbers_too() -> None:
     assert account.num_read == SyntheticSource.random(4).num_rows
     assert counters.stages["map"].cpu_s > 0
     assert counters.stages["filter"].num_rows_in == counters.stages["map"].num_rows_out
+
+
+def test_group_columns_go_through_processes_and_stay_groups() -> None:
+    whole = {}
+    for nested, executor in ((False, "inline"), (True, "process")):
+        pipe = from_source(SessionSource(nested=nested)).filter(has_even_sum).batch(9)
+        with pipe.open(workers=1, executor=executor) as batches:  # type: ignore[arg-type]
+            found = list(batches)
+        assert all(has_groups(batch.schema) == nested for batch in found)
+        names = found[0].schema.names if not nested else whole[False].pop("names")
+        whole[nested] = {"names": names, "rows": [expand(batch, names).to_pydict() for batch in found]}
+    assert whole[True]["rows"] == whole[False]["rows"]
 
 
 def test_a_stop_may_be_resumed_with_another_executor() -> None:

@@ -71,11 +71,13 @@ class Pipeline:
         source: Where rows come from.
         stages: In the order of the data.
         num_prefetch: Batches made ready ahead of the consumer.
+        session: Column that tells sessions apart, if that is known.
     """
 
     source: Source
     stages: tuple[Stage, ...] = ()
     num_prefetch: int = 2
+    session: str | None = None
 
     def map(
         self,
@@ -126,17 +128,41 @@ class Pipeline:
         operation = FilterRows(predicate, seeds, bad_rows)
         return self._with("filter", operation, executor=executor, timeout_s=timeout_s, name=name)
 
-    def shuffle(self, *, num_rows: int, seed: int = 0, name: str = "") -> Pipeline:
+    def shuffle(
+        self,
+        *,
+        num_rows: int,
+        seed: int = 0,
+        by: Literal["row", "session"] = "row",
+        session: str | None = None,
+        name: str = "",
+    ) -> Pipeline:
         """Shuffle rows within consecutive blocks; the order depends on (seed, epoch, block) only.
 
         Args:
             num_rows: Rows of a block; each block is one element for the stages behind, until the next `batch`.
             seed: Another one gives another order.
+            by: "session" shuffles sessions: the rows of one, as far as they are in one block, stay side by side in
+                their order, so what repeats among them is still found by its neighbour.
+            session: Column that tells sessions apart; by default the `session_id` of the source's schema.
             name: Of the stage; "shuffle" if empty.
+
+        Raises:
+            ConfigError: Nothing tells sessions apart, or an argument is out of range.
         """
         _expect_count("shuffle", "num_rows", num_rows, at_least=1)
         _expect_count("shuffle", "seed", seed, at_least=0)
-        return self._with("shuffle", Permute(seed), cut=CutSpec(num_rows), name=name)
+        if by not in ("row", "session"):
+            raise ConfigError(f'shuffle: by: given {by!r}, expected "row" or "session"')
+        if by == "session" and session is None:
+            session = self.session
+            if session is None:
+                raise ConfigError(
+                    'shuffle: by: given "session", but no schema names a session_id; '
+                    'expected session="the column that tells sessions apart"'
+                )
+        operation = Permute(seed, session if by == "session" else None)
+        return self._with("shuffle", operation, cut=CutSpec(num_rows), name=name)
 
     def batch(self, size: int, *, drop_last: bool = False, name: str = "") -> Pipeline:
         """Regroup rows into batches of exactly `size`, the last one smaller (or dropped, and counted as dropped)."""
@@ -244,7 +270,8 @@ class Pipeline:
         parts = [f"source of {len(self.source)} items"]
         for stage in self.stages:
             if isinstance(stage.operation, Permute) and stage.cut is not None:
-                parts.append(f"shuffle {stage.cut.num_rows} rows seed {stage.operation.seed}")
+                by = f" by {stage.operation.session}" if stage.operation.session is not None else ""
+                parts.append(f"shuffle {stage.cut.num_rows} rows seed {stage.operation.seed}{by}")
             elif stage.kind in ("map", "filter", "batch"):
                 parts.append(stage.kind)
         return tuple(parts)
@@ -313,14 +340,15 @@ def read_parquet(
     """
     several = [paths] if isinstance(paths, str | Path) else list(paths)
     files = [file for path in several for file in list_files(str(path))]
-    return Pipeline(ParquetSource(select_files(files), schema, columns=columns, policy=bad_rows))
+    source = ParquetSource(select_files(files), schema, columns=columns, policy=bad_rows)
+    return Pipeline(source, session=schema.session_id)
 
 
 def read_arrow(table: pa.Table, schema: Schema | None = None, *, bad_rows: BadRowPolicy | None = None) -> Pipeline:
     """A pipeline that reads an Arrow table in memory: checked if there is a schema, else as it is."""
     if schema is None:
         return Pipeline(TableSource(table))
-    return Pipeline(ArrowSource(table, schema, policy=bad_rows))
+    return Pipeline(ArrowSource(table, schema, policy=bad_rows), session=schema.session_id)
 
 
 def from_iterable(batches: Iterable[Any] | Callable[[], Iterable[Any]], *, columns: Sequence[str] = ()) -> Pipeline:

@@ -18,6 +18,8 @@ from typing import Any
 
 import pyarrow as pa
 
+from headrace.logs.groups import compact
+
 __all__ = ["Disconnected", "receive", "send"]
 
 _HEADER = struct.Struct("<QQ")
@@ -94,6 +96,7 @@ def _memory_file() -> int:
 
 
 def _write_rows(rows: pa.RecordBatch) -> int:
+    rows = compact(rows)  # a slice of a piece would carry the unique rows of the whole piece
     descriptor = _memory_file()
     try:
         with (

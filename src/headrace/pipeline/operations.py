@@ -12,8 +12,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from headrace.errors import PipelineError
+from headrace.logs import groups
 from headrace.logs.pieces import ROW_ID
 from headrace.pipeline.elements import Cut
+from headrace.pipeline.ordering import row_order, session_order
 
 __all__ = [
     "BadRows",
@@ -62,7 +64,7 @@ class Operation(Protocol):
 
 @dataclass(frozen=True)
 class MapRows:
-    """Applies a user function to each record batch.
+    """Applies a user function to each record batch, whose columns are plain: groups are expanded before.
 
     Attributes:
         function: RecordBatch -> RecordBatch; given `rng` too if there is a seed.
@@ -79,12 +81,14 @@ class MapRows:
         return call_name(self.function)
 
     def __call__(self, payload: pa.RecordBatch, seed: tuple[int, ...]) -> pa.RecordBatch:
-        return _record_batch(_call(self.function, payload, self.seed, seed))
+        return _record_batch(_call(self.function, groups.expand(payload), self.seed, seed))
 
 
 @dataclass(frozen=True)
 class FilterRows:
     """Keeps the rows a user function or an Arrow expression says true to; null counts as false.
+
+    It looks at plain columns; the rows that stay keep their groups.
 
     Attributes:
         predicate: RecordBatch -> booleans, or an Arrow expression.
@@ -102,8 +106,8 @@ class FilterRows:
 
     def __call__(self, payload: pa.RecordBatch, seed: tuple[int, ...]) -> pa.RecordBatch:
         if isinstance(self.predicate, pc.Expression):
-            return payload.filter(self.predicate)
-        mask = _call(self.predicate, payload, self.seed, seed)
+            return _filter_by(self.predicate, payload)
+        mask = _call(self.predicate, groups.expand(payload), self.seed, seed)
         if isinstance(mask, pa.ChunkedArray):
             mask = mask.combine_chunks()
         if not isinstance(mask, pa.Array):
@@ -118,17 +122,29 @@ class FilterRows:
 
 @dataclass(frozen=True)
 class Permute:
-    """Brings the rows of a block into an order that depends on (seed, epoch, block) only."""
+    """Brings the rows of a block into an order that depends on (seed, epoch, block) only.
+
+    Attributes:
+        seed: Another one gives another order.
+        session: Column whose equal values are a session: sessions are shuffled, each stays in one piece. None for
+            rows, each by itself.
+    """
 
     seed: int
+    session: str | None = None
     bad_rows: None = None
     label: str = ""
 
     def __call__(self, payload: list[Cut], seed: tuple[int, ...]) -> pa.RecordBatch:
-        slices = [cut.rows.slice(cut.start, cut.num_rows) for cut in payload]
+        slices = _slices(payload)
         schema = _same_schema(slices)
-        order = np.random.default_rng((self.seed, *seed)).permutation(sum(rows.num_rows for rows in slices))
+        if self.session is None:
+            order = row_order(sum(rows.num_rows for rows in slices), (self.seed, *seed))
+        else:
+            order = session_order(_join([_column(rows, self.session) for rows in slices]), (self.seed, *seed))
         indices = pa.array(order)
+        if groups.has_groups(schema):
+            return groups.concat(slices).take(indices)
         # Column by column, so that the copy needed for joining the slices is one column and not the whole block.
         columns = [_join([rows.column(index) for rows in slices]).take(indices) for index in range(len(schema))]
         return pa.RecordBatch.from_arrays(columns, schema=schema)
@@ -142,11 +158,11 @@ class Combine:
     label: str = ""
 
     def __call__(self, payload: list[Cut], seed: tuple[int, ...]) -> pa.RecordBatch:
-        slices = [cut.rows.slice(cut.start, cut.num_rows) for cut in payload]
+        slices = _slices(payload)
         if len(slices) == 1:
             return slices[0]
         _same_schema(slices)
-        return pa.concat_batches(slices)
+        return groups.concat(slices)
 
 
 @dataclass(frozen=True)
@@ -228,6 +244,31 @@ def _record_batch(value: Any) -> pa.RecordBatch:
             f"the function returned a batch without the column {ROW_ID}; keep it, it says which row is which"
         )
     return value
+
+
+def _slices(cuts: list[Cut]) -> list[pa.RecordBatch]:
+    """The rows of some cuts; where they are to be joined, groups keep only the unique rows these have."""
+    slices = [cut.rows.slice(cut.start, cut.num_rows) for cut in cuts]
+    return slices if len(slices) == 1 else [groups.compact(rows) for rows in slices]
+
+
+def _column(rows: pa.RecordBatch, name: str) -> pa.Array:
+    """A plain column, or a feature of a group for every row."""
+    try:
+        return groups.expand(rows, [name]).column(0)
+    except KeyError:
+        raise PipelineError(
+            f"column {name}: missing in the rows to shuffle by session, which have "
+            f"{', '.join(groups.feature_names(rows.schema))}"
+        ) from None
+
+
+def _filter_by(predicate: pc.Expression, rows: pa.RecordBatch) -> pa.RecordBatch:
+    if not groups.has_groups(rows.schema):
+        return rows.filter(predicate)
+    place = "__place"
+    plain = groups.expand(rows).append_column(place, pa.array(np.arange(rows.num_rows)))
+    return rows.take(plain.filter(predicate).column(place))
 
 
 def _empty(schema: pa.Schema) -> pa.RecordBatch:

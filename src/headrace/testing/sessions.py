@@ -1,0 +1,105 @@
+"""Rows of sessions, plain or with what repeats in group columns: the same rows in two forms."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+
+from headrace.logs import Schema
+from headrace.logs.groups import expand, group_array, group_name
+from headrace.logs.pieces import ROW_ID, Piece, make_row_id
+
+__all__ = ["SESSION_SCHEMA", "SessionSource", "has_even_sum"]
+
+SESSION_SCHEMA = Schema.from_dict(
+    {
+        "labels": [{"name": "click", "allowed": [0, 1]}],
+        "dense": ["age", "price"],
+        "ids": ["user", "item"],
+        "id_lists": ["history"],
+        "session_id": "session",
+    },
+    where="SessionSource",
+)
+
+_HISTORY = 8
+
+
+@dataclass(frozen=True)
+class SessionSource:
+    """Sessions of 1 to 9 rows side by side; `age` and `user` never change in one, `history` shifts with each third row.
+
+    `click` depends on whether the item is near the user's, so there is something to learn.
+
+    Attributes:
+        num_items: Source items, of two pieces each.
+        sessions_per_piece: Sessions of a piece.
+        nested: Whether what repeats comes in two group columns: age, user and session; history.
+        seed: Of all values.
+    """
+
+    num_items: int = 3
+    sessions_per_piece: int = 10
+    nested: bool = False
+    seed: int = 0
+
+    def __len__(self) -> int:
+        return self.num_items
+
+    def read(self, item: int) -> Iterator[Piece]:
+        """The two pieces of an item."""
+        first_row = 0
+        for piece in range(2):
+            rows = self._rows(item, piece, first_row)
+            first_row += rows.num_rows
+            yield Piece(rows if self.nested else expand(rows), rows.num_rows)
+
+    def describe(self, item: int) -> str:
+        """The item's number."""
+        return f"sessions {item}"
+
+    def _rows(self, item: int, piece: int, first_row: int) -> pa.RecordBatch:
+        rng = np.random.default_rng((self.seed, item, piece))
+        sizes = rng.integers(1, 10, self.sessions_per_piece)
+        session = np.repeat(np.arange(self.sessions_per_piece, dtype=np.int32), sizes)
+        within = np.arange(len(session)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+        ends = np.cumsum((sizes + 2) // 3)  # distinct histories of a session
+        version = (ends - (sizes + 2) // 3)[session] + within // 3
+        user = rng.integers(0, 50, self.sessions_per_piece)
+        shown = rng.integers(0, 50, len(session))
+        rate = 1 / (1 + np.exp(np.abs(shown - user[session]) / 8.0 - 2))
+        features = {
+            "age": pa.array(rng.normal(size=self.sessions_per_piece), pa.float32()),
+            "user": pa.array(user),
+            "session": pa.array(1000 * item + 100 * piece + np.arange(self.sessions_per_piece)),
+        }
+        row_ids = [make_row_id(item, first_row + row) for row in range(len(session))]
+        return pa.record_batch(
+            {
+                group_name(0): group_array(features, session),
+                group_name(1): group_array({"history": self._histories(rng, sizes)}, version.astype(np.int32)),
+                "item": pa.array(shown),
+                "price": pa.array(rng.normal(size=len(session)), pa.float32()),
+                "click": pa.array((rng.random(len(session)) < rate).astype(np.float32)),
+                ROW_ID: pa.array(row_ids, pa.int64()),
+            }
+        )
+
+    def _histories(self, rng: np.random.Generator, sizes: np.ndarray) -> pa.Array:
+        """Slices of one buffer, each session's own stretch of it."""
+        starts: list[int] = []
+        stretch = 0
+        for number in (sizes + 2) // 3:
+            starts += [stretch + shift for shift in range(number)]
+            stretch += _HISTORY + int(number)
+        buffer = pa.array(rng.integers(0, 200, stretch))
+        lengths = np.full(len(starts), _HISTORY, np.int32)
+        return pa.ListViewArray.from_arrays(pa.array(starts, pa.int32()), pa.array(lengths), buffer)
+
+
+def has_even_sum(rows: pa.RecordBatch) -> np.ndarray:
+    """A predicate that worker processes import; it wants plain columns."""
+    return (np.asarray(rows.column("item")) + np.asarray(rows.column("user"))) % 2 == 0
