@@ -15,7 +15,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
-import torch
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -23,10 +22,11 @@ from headrace.config import Config
 from headrace.embeddings import EmbeddingBags, EmbeddingsConfig
 from headrace.models.encoded_features import EncodedFeatures
 from headrace.models.histories import HistoryEncoderConfig
+from headrace.models.interaction import dot_interaction
 from headrace.models.layers import linear, mlp, seeded
 from headrace.tensors import Batch
 
-__all__ = ["DLRM", "DLRMConfig", "DotInteraction"]
+__all__ = ["DLRM", "DLRMConfig"]
 
 
 class DLRMConfig(Config):
@@ -41,22 +41,6 @@ class DLRMConfig(Config):
     """Hidden widths of the top MLP; its output has one number per label."""
     encoder: HistoryEncoderConfig | None = None
     """Id lists that a transformer encodes instead of pooling, once per unique list; None for none."""
-
-
-class DotInteraction(nn.Module):
-    """Dot products of all pairs of different vectors: [B, G, D] -> [B, P], row by row of the lower triangle."""
-
-    pairs: Tensor
-
-    def __init__(self, num_vectors: int) -> None:
-        super().__init__()
-        i, j = torch.tril_indices(num_vectors, num_vectors, offset=-1)
-        self.register_buffer("pairs", i * num_vectors + j, persistent=False)
-
-    def forward(self, vectors_BGD: Tensor) -> Tensor:
-        """See the class."""
-        dots_BGG = torch.bmm(vectors_BGD, vectors_BGD.transpose(1, 2))
-        return dots_BGG.flatten(1).index_select(1, self.pairs)
 
 
 class DLRM(nn.Module):
@@ -87,7 +71,6 @@ class DLRM(nn.Module):
         self.bottom = mlp(num_dense, [*config.bottom, dim], generator) if num_dense else None
         num_vectors = len(sparse_keys) + (1 if num_dense else 0)
         num_pairs = num_vectors * (num_vectors - 1) // 2
-        self.interaction = DotInteraction(num_vectors)
         self.top = mlp(num_pairs + (dim if num_dense else 0), config.top, generator)
         self.head = linear(config.top[-1], num_labels, generator)
         self.encoded = None if config.encoder is None else EncodedFeatures(config.encoder, self.embeddings, generator)
@@ -96,8 +79,5 @@ class DLRM(nn.Module):
         """Logits float32 [B, L]."""
         bags, sparse = self.embeddings, batch.sparse
         emb_BFD = bags(sparse) if self.encoded is None else self.encoded(bags, sparse)
-        if self.bottom is None:
-            return self.head(self.top(self.interaction(emb_BFD)))  # type: ignore[no-any-return]
-        x_BD = self.bottom(batch.dense)
-        dots_BP = self.interaction(torch.cat([x_BD[:, None], emb_BFD], dim=1))
-        return self.head(self.top(torch.cat([x_BD, dots_BP], dim=1)))  # type: ignore[no-any-return]
+        x_BD = None if self.bottom is None else self.bottom(batch.dense)
+        return self.head(self.top(dot_interaction(x_BD, emb_BFD, self.top.dtype)))  # type: ignore[no-any-return]

@@ -1,11 +1,21 @@
 """Dense layers with first values from a generator of their own, so that a model depends on its seed alone."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-__all__ = ["linear", "mlp", "seeded"]
+from headrace.models.fused_head import fused_head
+from headrace.models.fused_mlp import fused_mlp
+from headrace.models.numbers import runs_compiled
+from headrace.models.products import DTYPES, Precision
+
+__all__ = ["MLP", "Linear", "linear", "mlp", "seeded", "set_precision"]
+
+MOST_HEAD_OUTPUTS = 8
+"""Up to so many outputs a layer runs as a head: beyond, a matrix product is faster."""
 
 
 def seeded(seed: int) -> torch.Generator:
@@ -14,13 +24,63 @@ def seeded(seed: int) -> torch.Generator:
 
 
 class Linear(nn.Linear):
-    """A linear layer that does not draw its first values from the global generator."""
+    """A linear layer that does not draw its first values from the global generator, and can be had in bfloat16."""
+
+    _cast: Tensor | None = None
+    _cast_of: tuple[int, int] | None = None
 
     def reset_parameters(self) -> None:
         """Does nothing: `linear` fills the layer."""
 
+    def forward(self, *parts: Tensor) -> Tensor:
+        """float32 [..., out] of an input, or of parts [B, width] of it that belong side by side."""
+        is_head = self.out_features <= MOST_HEAD_OUTPUTS and self.bias is not None
+        if is_head and all(x.dim() == 2 for x in parts) and runs_compiled(self.weight, *parts):
+            return fused_head(parts, self.weight, self.bias)
+        x = parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
+        return super().forward(x.to(self.weight.dtype))
 
-def linear(num_in: int, num_out: int, generator: torch.Generator, *, bias: bool = True) -> nn.Linear:
+    def weight_as(self, dtype: torch.dtype) -> Tensor:
+        """The weight without gradient: itself, or a copy that is made again only after the weight has changed."""
+        weight = self.weight.detach()
+        if weight.dtype == dtype:
+            return weight
+        version = (self.weight._version, self.weight.data_ptr())
+        if self._cast is None or self._cast.dtype != dtype:
+            self._cast, self._cast_of = torch.empty_like(weight, dtype=dtype), None
+        if self._cast_of != version:
+            self._cast.copy_(weight)
+            self._cast_of = version
+        return self._cast
+
+
+class MLP(nn.Sequential):
+    """Linear layers, each followed by a ReLU.
+
+    Attributes:
+        precision: What its products take; see `set_precision`.
+    """
+
+    precision: Precision = "fp32"
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What it computes in, and so the cheapest to give it."""
+        return DTYPES[self.precision]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, width of the last layer], float32 or bfloat16 as the precision says."""
+        layers = [layer for layer in self if isinstance(layer, Linear)]
+        if not layers:
+            return x
+        if x.dim() != 2 or not runs_compiled(x, layers[0].weight):
+            plain: Tensor = super().forward(x.to(layers[0].weight.dtype))  # type: ignore[no-untyped-call]
+            return plain
+        weights = [layer.weight_as(self.dtype) for layer in layers]
+        return fused_mlp(x, weights, [parameter for layer in layers for parameter in (layer.weight, layer.bias)])
+
+
+def linear(num_in: int, num_out: int, generator: torch.Generator, *, bias: bool = True) -> Linear:
     """A linear layer that begins as in the DLRM code: weights N(0, 2 / (in + out)), bias N(0, 1 / out)."""
     layer = Linear(num_in, num_out, bias=bias)
     with torch.no_grad():
@@ -30,10 +90,17 @@ def linear(num_in: int, num_out: int, generator: torch.Generator, *, bias: bool 
     return layer
 
 
-def mlp(num_in: int, widths: Sequence[int], generator: torch.Generator) -> nn.Sequential:
+def mlp(num_in: int, widths: Sequence[int], generator: torch.Generator) -> MLP:
     """Linear layers of the given widths, each followed by a ReLU."""
     layers: list[nn.Module] = []
     for width in widths:
         layers += [linear(num_in, width, generator), nn.ReLU()]
         num_in = width
-    return nn.Sequential(*layers)
+    return MLP(*layers)
+
+
+def set_precision(model: nn.Module, precision: Precision) -> None:
+    """What the matrix products of a model's layers take, from its next forward pass on; parameters stay float32."""
+    for module in model.modules():
+        if hasattr(module, "precision"):
+            setattr(module, "precision", precision)  # noqa: B010  # a layer of any class

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from time import perf_counter
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from headrace.embeddings import apply_gradients, embedding_bags
@@ -42,7 +43,13 @@ class TrainingStep:
     """
 
     def __init__(
-        self, model: nn.Module, optimizer: torch.optim.Optimizer, *, clip_grad_norm: float | None = None
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        *,
+        clip_grad_norm: float | None = None,
+        average: Callable[[Sequence[Tensor], int], None] | None = None,
+        announce_rows: Callable[[int], None] | None = None,
     ) -> None:
         """Prepare for batches.
 
@@ -50,12 +57,17 @@ class TrainingStep:
             model: Batch -> logits float32 [B, L].
             optimizer: Of the dense parameters.
             clip_grad_norm: Greatest norm of the dense gradient; None for any.
+            average: Given the dense parameters and the rows of a batch, makes their gradients those of all trainers.
+            announce_rows: Given the rows of a batch before its gradients are pushed.
         """
         self.model = model
         self.optimizer = optimizer
         self.clip_grad_norm = clip_grad_norm
+        self.average = average
+        self.announce_rows = announce_rows
         self._dense = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         self._seconds: dict[str, float] = {}
+        self._num_rows = 0
 
     def __call__(self, batch: Batch) -> StepResult:
         """Predict and train.
@@ -75,6 +87,7 @@ class TrainingStep:
             HeadraceError: The loss is not finite; parameters are left as they were.
         """
         start = perf_counter()
+        self._num_rows = len(batch)
         logits = self.model(batch)
         weights = None if batch.weights is None else batch.weights[:, None]
         loss = binary_cross_entropy_with_logits(logits, batch.labels, weight=weights)
@@ -91,12 +104,16 @@ class TrainingStep:
     def push(self) -> None:
         """The second phase: rows learn."""
         start = perf_counter()
+        if self.announce_rows is not None:
+            self.announce_rows(self._num_rows)
         apply_gradients(self.model)
         self._seconds["push"] = perf_counter() - start
 
     def update(self) -> None:
         """The last phase: dense parameters learn."""
         start = perf_counter()
+        if self.average is not None:
+            self.average(self._dense, self._num_rows)
         if self.clip_grad_norm is not None:
             nn.utils.clip_grad_norm_(self._dense, self.clip_grad_norm)
         self.optimizer.step()

@@ -2,14 +2,14 @@ import torch
 
 from headrace.embeddings import EmbeddingsConfig
 from headrace.models import DLRM, DLRMConfig
-from headrace.models.dlrm import DotInteraction
+from headrace.models.interaction import dot_interaction
 from headrace.models.layers import linear, seeded
 from headrace.tensors import Batch
 
 
 def test_interaction_is_the_dot_product_of_each_pair_of_different_vectors_once() -> None:
     vectors = torch.randn(5, 4, 3, generator=seeded(0))
-    dots = DotInteraction(4)(vectors)
+    dots = dot_interaction(None, vectors)
     pairs = [(1, 0), (2, 0), (2, 1), (3, 0), (3, 1), (3, 2)]
     expected = torch.stack([(vectors[:, i] * vectors[:, j]).sum(1) for i, j in pairs], dim=1)
     torch.testing.assert_close(dots, expected)

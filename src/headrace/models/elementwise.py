@@ -1,0 +1,64 @@
+"""What happens between matrix products, one pass each: bias and ReLU, its mask with the sum of columns, casts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numba
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from headrace.buffers import empty
+from headrace.compiling import kernel
+from headrace.models.numbers import array_of, load, num_chunks, store
+
+__all__ = ["add_bias_relu", "cast", "mask_relu"]
+
+Array = npt.NDArray[Any]
+
+
+@kernel(parallel=True, fastmath=True)
+def _add_bias_relu(y: Array, bias: Array, chunks: int) -> None:
+    num_rows, width = y.shape
+    for chunk in numba.prange(chunks):
+        for b in range(chunk * num_rows // chunks, (chunk + 1) * num_rows // chunks):
+            row = y[b]
+            for n in range(width):
+                row[n] = store(row, max(load(row[n]) + bias[n], np.float32(0.0)))
+
+
+@kernel(parallel=True, fastmath=True)
+def _mask_relu(grad: Array, y: Array, out: Array, sums: Array, chunks: int) -> None:
+    num_rows, width = y.shape
+    for chunk in numba.prange(chunks):
+        part = np.zeros(width, np.float32)
+        for b in range(chunk * num_rows // chunks, (chunk + 1) * num_rows // chunks):
+            grad_row, y_row, out_row = grad[b], y[b], out[b]
+            for n in range(width):
+                number = load(grad_row[n]) if load(y_row[n]) > 0 else np.float32(0.0)
+                out_row[n] = store(out_row, number)
+                part[n] += number
+        sums[chunk, :] = part
+
+
+def add_bias_relu(y_BN: Tensor, bias_N: Tensor) -> None:
+    """y = max(y + bias, 0), in place; y float32 or bfloat16, the bias float32."""
+    _add_bias_relu(array_of(y_BN), array_of(bias_N), num_chunks(y_BN.numel()))
+
+
+def mask_relu(grad_BN: Tensor, y_BN: Tensor, out_BN: Tensor) -> Tensor:
+    """The gradient before a ReLU that gave y, into `out_BN` (which may be `grad_BN`); returns its sum of columns.
+
+    Sums are float32 [N], made a thread's rows at a time: the same for the same number of threads.
+    """
+    chunks = num_chunks(y_BN.numel())
+    sums = np.empty((chunks, y_BN.shape[1]), np.float32)
+    _mask_relu(array_of(grad_BN), array_of(y_BN), array_of(out_BN), sums, chunks)
+    return torch.from_numpy(sums.sum(0))
+
+
+def cast(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """x in `dtype`, in memory of the step before; itself if it has it."""
+    return x if x.dtype == dtype else empty(x.shape, dtype).copy_(x)
