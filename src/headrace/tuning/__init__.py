@@ -6,6 +6,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from headrace.pipeline.explanation import Explanation as Explanation
     from headrace.tuning.adapter import Job as Job
+    from headrace.tuning.adapters import TunedDataLoader as TunedDataLoader
+    from headrace.tuning.adapters import TunedRayData as TunedRayData
+    from headrace.tuning.adapters import TunedRebuilt as TunedRebuilt
     from headrace.tuning.explaining import explain as explain
     from headrace.tuning.guard import Guard as Guard
     from headrace.tuning.job import SimulatedJob as SimulatedJob
@@ -37,6 +40,9 @@ __all__ = [
     "Space",
     "StageObservation",
     "Trial",
+    "TunedDataLoader",
+    "TunedRayData",
+    "TunedRebuilt",
     "Tuner",
     "explain",
     "make_policy",
@@ -58,6 +64,9 @@ _HOMES = {
     "Space": "headrace.tuning.space",
     "StageObservation": "headrace.tuning.observation",
     "Trial": "headrace.tuning.trial",
+    "TunedRebuilt": "headrace.tuning.adapters",
+    "TunedRayData": "headrace.tuning.adapters",
+    "TunedDataLoader": "headrace.tuning.adapters",
     "Tuner": "headrace.tuning.loop",
     "explain": "headrace.tuning.explaining",
     "make_policy": "headrace.tuning.policies",

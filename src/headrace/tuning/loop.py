@@ -49,7 +49,7 @@ class Tuner:
         policy: str | Policy = "auto",
         *,
         decisions: Recorder | None = None,
-        window_s: float = WINDOW_S,
+        window_s: float | None = None,
         clock: Callable[[], float] = time.thread_time,
     ) -> None:
         """Begin with the policy's first setting.
@@ -58,11 +58,12 @@ class Tuner:
             job: What is tuned.
             policy: A policy or its name.
             decisions: Gets every change with its reason, and every new reason for none.
-            window_s: Seconds between decisions.
+            window_s: Seconds between decisions; None for what suits the job, a second if it does not say.
             clock: CPU seconds of the calling thread.
         """
         self.failure: Exception | None = None
-        self._job, self._decisions, self._window_s, self._clock = job, decisions, window_s, clock
+        self._job, self._decisions, self._clock = job, decisions, clock
+        self._window_s = window_s or getattr(job, "window_s", WINDOW_S)
         self._policy = make_policy(policy) if isinstance(policy, str) else policy
         self._guard = Guard(job.space)
         self._last_reason, self._last_change = "", (0.0, "")

@@ -1,0 +1,162 @@
+"""`OneStageJob`: what a loader of another library shows of itself: batches taken, waits, and one number of workers."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+import psutil
+
+from headrace.resources import Resources, effective_resources
+from headrace.tuning.observation import Observation, StageObservation
+from headrace.tuning.space import Knob, Space, workers_of
+
+__all__ = ["MAX_WORKERS", "OneStageJob", "Totals"]
+
+MAX_WORKERS = 64
+"""Most workers unless said otherwise: they are processes or whole CPUs here."""
+STARVED = 0.5
+"""From a window in which the consumer waits for more than this share, the time of a batch can be told."""
+
+
+@dataclass
+class Totals:
+    """What happened since the loader was made; whoever takes the batches adds to it.
+
+    Attributes:
+        delivered: Batches taken.
+        wait_s: Seconds the consumer waited for them.
+        busy_s: Seconds it worked on them.
+        services: Batches whose making was timed; 0 where a library does not tell.
+        cpu_s: CPU seconds of making them.
+        wall_s: Wall seconds of making them, added up over workers.
+        num_bytes: Their bytes.
+    """
+
+    delivered: int = 0
+    wait_s: float = 0.0
+    busy_s: float = 0.0
+    services: int = 0
+    cpu_s: float = 0.0
+    wall_s: float = 0.0
+    num_bytes: int = 0
+
+    def since(self, before: Totals) -> Totals:
+        """The difference."""
+        return Totals(*(getattr(self, each.name) - getattr(before, each.name) for each in fields(Totals)))
+
+    def copy(self) -> Totals:
+        """As it is now."""
+        return self.since(Totals())
+
+
+class OneStageJob:
+    """The part of an adapter that counts and reports; a subclass has the loader, and sets its workers.
+
+    Attributes:
+        totals: Counts so far.
+        window_s: Seconds between looks at it that make sense: as long as a change takes until it shows.
+    """
+
+    window_s = 1.0
+
+    def __init__(
+        self,
+        stage: str,
+        workers: int,
+        *,
+        max_workers: int = MAX_WORKERS,
+        resources: Callable[[], Resources] = effective_resources,
+    ) -> None:
+        """Begin to count.
+
+        Args:
+            stage: Name of the one stage.
+            workers: Its workers at the start.
+            max_workers: Most workers it may have.
+            resources: Gives the CPUs and memory this process may use now.
+        """
+        self.totals = Totals()
+        self._stage, self._max_workers, self._resources = stage, max_workers, resources
+        self._workers = min(max(workers, 1), max_workers)
+        self._process = psutil.Process()
+        self._began = self._last = time.monotonic()
+        self._before = Totals()
+        self._batch_s = 0.0
+
+    @property
+    def workers(self) -> int:
+        """Workers it has, or will have as soon as a change takes effect."""
+        return self._workers
+
+    @property
+    def space(self) -> Space:
+        """Its workers."""
+        return Space((Knob(workers_of(self._stage), 1, self._max_workers, "workers"),))
+
+    def apply(self, values: Mapping[str, int]) -> None:
+        """Set the workers; from any thread."""
+        for name, value in values.items():
+            self._workers = self.space[name].clip(value)
+
+    def observe(self) -> Observation:
+        """The window since the last call."""
+        now, totals, resources = time.monotonic(), self.totals.copy(), self._resources()
+        window_s, self._last = now - self._last, now
+        passed, self._before = totals.since(self._before), totals
+        stage = self._timed(passed) if passed.services else self._inferred(passed, window_s)
+        return Observation(
+            time_s=now - self._began,
+            window_s=window_s,
+            stages=(stage,),
+            values={workers_of(self._stage): self._workers},
+            delivered=passed.delivered,
+            consumer_s=passed.busy_s,
+            starved_s=passed.wait_s,
+            cpus=resources.cpus.count,
+            memory_limit_bytes=resources.memory.limit_bytes,
+            memory_used_bytes=self._process.memory_info().rss,
+        )
+
+    def _timed(self, passed: Totals) -> StageObservation:
+        return StageObservation(
+            name=self._stage,
+            workers=self._workers,
+            services=passed.services,
+            busy_s=passed.cpu_s,
+            wall_s=passed.wall_s,
+            bytes_out=passed.num_bytes,
+            visit_ratio=passed.services / passed.delivered if passed.delivered else 0.0,
+        )
+
+    def _inferred(self, passed: Totals, window_s: float) -> StageObservation:
+        """A stage whose library tells nothing: while the consumer waits all workers are at work, else as long as then.
+
+        A window in which it never waited only bounds the time of a batch from above.
+        """
+        if passed.delivered:
+            most_s = self._workers * window_s / passed.delivered
+            told = passed.wait_s > STARVED * window_s
+            self._batch_s = most_s if told or not self._batch_s else min(most_s, self._batch_s)
+        wall_s = passed.delivered * self._batch_s
+        return StageObservation(
+            name=self._stage,
+            workers=self._workers,
+            services=passed.delivered,
+            busy_s=min(passed.cpu_s, wall_s) if passed.cpu_s else wall_s,
+            wall_s=wall_s,
+            visit_ratio=1.0 if passed.delivered else 0.0,
+        )
+
+    def _count(self, batches: Iterator[Any]) -> Iterator[Any]:
+        """Hand batches on, and count them, the waits for them, and the time between them."""
+        asked = time.perf_counter()
+        for batch in batches:
+            came = time.perf_counter()
+            self.totals.wait_s += came - asked
+            self.totals.delivered += 1
+            yield batch
+            asked = time.perf_counter()
+            self.totals.busy_s += asked - came

@@ -1,0 +1,194 @@
+"""The tuner on other libraries' loaders: every batch once and in order through changes of their workers."""
+
+import importlib.util
+import os
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import DataLoader, Dataset, IterableDataset
+
+from headrace.errors import ConfigError
+from headrace.tuning import Observation, Proposal, Space, TunedDataLoader, TunedRayData, TunedRebuilt, Tuner
+from headrace.tuning.space import workers_of
+
+
+class Squares(Dataset[int]):
+    """Items that take a while without a CPU."""
+
+    def __init__(self, num_items: int, seconds: float = 0.0) -> None:
+        self.num_items, self.seconds = num_items, seconds
+
+    def __len__(self) -> int:
+        return self.num_items
+
+    def __getitem__(self, index: int) -> int:
+        time.sleep(self.seconds)
+        return index * index
+
+
+class Script:
+    """A policy that sets the workers to one value after the other."""
+
+    def __init__(self, *workers: int) -> None:
+        self.workers = iter(workers)
+
+    def start(self, space: Space, observation: Observation) -> Proposal:
+        (self.name,) = (knob.name for knob in space.knobs)
+        return Proposal(reason="nothing, because this is the start")
+
+    def decide(self, observation: Observation) -> Proposal:
+        return Proposal({self.name: next(self.workers, observation.values[self.name])}, "as written")
+
+
+def taken(loader: Any, change: Callable[[int], int | None], stage: str) -> list[Any]:
+    """All batches, with the workers changed behind some of them."""
+    batches = []
+    for number, batch in enumerate(loader):
+        batches.append(batch)
+        workers = change(number)
+        if workers is not None:
+            loader.apply({workers_of(stage): workers})
+    return batches
+
+
+@pytest.mark.parametrize("shuffle", [False, True])
+@pytest.mark.parametrize("drop_last", [False, True])
+def test_a_dataloader_gives_the_same_batches_through_changes_of_its_workers(shuffle: bool, drop_last: bool) -> None:
+    def make() -> DataLoader[Any]:
+        seeded = torch.Generator().manual_seed(5)
+        return DataLoader(Squares(103), batch_size=5, shuffle=shuffle, drop_last=drop_last, generator=seeded)
+
+    plain = [batch.tolist() for batch in make()]
+    changes = {2: 2, 3: 1, 9: 3, 19: 2}
+    tuned = [batch.tolist() for batch in taken(TunedDataLoader(make()), changes.get, "load")]
+    assert tuned == plain
+    assert len(TunedDataLoader(make())) == len(plain)
+
+
+def test_a_dataloader_without_batches_keeps_its_items() -> None:
+    loader = TunedDataLoader(DataLoader(Squares(20), batch_size=None))
+    assert [int(item) for item in taken(loader, {5: 2}.get, "load")] == [n * n for n in range(20)]
+
+
+def test_the_tuner_gives_a_dataloader_that_waits_more_workers() -> None:
+    loader = TunedDataLoader(DataLoader(Squares(1200, seconds=0.01), batch_size=4), max_workers=8)
+    reasons: list[str] = []
+
+    class Log:
+        def record(self, who: str, change: Any, reason: str, snapshot: Any = None) -> None:
+            reasons.append(f"{change} {reason}")
+
+    rows, began, first = 0, time.monotonic(), 0.0
+    with Tuner(loader, "auto", decisions=Log(), window_s=0.5) as tuner:
+        for batch in loader:
+            rows += len(batch)
+            if rows == 40:
+                first = 40 / (time.monotonic() - began)
+        found = tuner.explain()
+    assert tuner.failure is None
+    assert rows == 1200
+    assert loader.workers > 1, reasons
+    assert rows / (time.monotonic() - began) > 1.5 * first
+    assert found.limit == "storage", found  # the items sleep
+
+
+def test_a_stream_that_workers_cut_by_their_number_is_refused() -> None:
+    class Stream(IterableDataset[int]):
+        def __iter__(self) -> Iterator[int]:
+            return iter(range(3))
+
+    with pytest.raises(ConfigError, match="IterableDataset Stream, whose workers cut the stream by their number"):
+        TunedDataLoader(DataLoader(Stream()))
+
+
+def test_a_rebuilt_loader_gives_every_batch_once_and_in_order() -> None:
+    made = []
+
+    def make(workers: int, start: int) -> Iterator[int]:
+        made.append((workers, start))
+        return iter(range(start, 500))
+
+    loader = TunedRebuilt(make, max_workers=8)
+    assert taken(loader, {50: 4, 60: 2, 300: 8, 499: 3}.get, "dataset") == list(range(500))
+    assert [workers for workers, _ in made][:1] == [1]
+    assert len(made) >= 2
+
+
+def test_a_loader_that_cannot_be_rebuilt_fails_at_the_batch_where_it_would_begin() -> None:
+    def make(workers: int, start: int) -> Iterator[int]:
+        if start:
+            raise OSError("no such batch")
+        return iter(range(500))
+
+    loader = TunedRebuilt(make, max_workers=8)
+    with pytest.raises(OSError, match="no such batch"):
+        taken(loader, {0: 4}.get, "dataset")
+
+
+tensorflow = pytest.mark.skipif(importlib.util.find_spec("tensorflow") is None, reason="TensorFlow is not installed")
+
+
+@tensorflow
+def test_the_tuner_drives_a_tf_data_pipeline() -> None:
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    import tensorflow as tf
+
+    def slow(value: Any) -> Any:
+        time.sleep(0.02)
+        return value
+
+    def make(workers: int, start: int) -> Any:
+        values = tf.data.Dataset.range(start, 300)
+        values = values.map(lambda x: tf.py_function(slow, [x], tf.int64), num_parallel_calls=workers)
+        return values.prefetch(2)
+
+    loader = TunedRebuilt(make, max_workers=8)
+    began = time.monotonic()
+    with Tuner(loader, Script(4, 4, 2, 8), window_s=0.5) as tuner:
+        values = [int(value) for value in loader]
+    assert tuner.failure is None
+    assert values == list(range(300))
+    assert time.monotonic() - began < 0.8 * 300 * 0.02
+
+
+ray_data = pytest.mark.skipif(
+    importlib.util.find_spec("ray") is None or importlib.util.find_spec("pandas") is None,
+    reason="Ray Data is not installed",
+)
+
+
+@ray_data
+@pytest.mark.filterwarnings("ignore")
+def test_the_tuner_changes_the_concurrency_of_a_running_ray_dataset(tmp_path: Any) -> None:
+    import ray
+    import ray.data
+    from ray.data._internal.execution.resource_manager import ResourceManager
+
+    interval_s, ResourceManager.GLOBAL_LIMITS_UPDATE_INTERVAL_S = ResourceManager.GLOBAL_LIMITS_UPDATE_INTERVAL_S, 0.5
+    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    try:
+        ray.data.DataContext.get_current().enable_progress_bars = False
+
+        def slow(rows: Any) -> Any:
+            time.sleep(0.1)
+            return rows
+
+        dataset = ray.data.range(120, override_num_blocks=120).map_batches(slow, batch_size=None)
+        dataset.context.execution_options.preserve_order = True
+        loader = TunedRayData(dataset, batch_size=None, prefetch_batches=0)
+        ids, times = [], []
+        with Tuner(loader, Script(1, 1, 4), window_s=1.0) as tuner:
+            for batch in loader:
+                ids += np.asarray(batch["id"]).tolist()
+                times.append(time.monotonic())
+        assert tuner.failure is None
+        assert ids == list(range(120))
+        slow_s, fast_s = times[15] - times[5], times[-11] - times[-21]
+        assert fast_s < 0.7 * slow_s
+    finally:
+        ray.shutdown()
+        ResourceManager.GLOBAL_LIMITS_UPDATE_INTERVAL_S = interval_s
