@@ -1,0 +1,188 @@
+"""Scheduling policies over a shaped link: step time, idle processor, hidden communication, and the bounds.
+
+Trainer and shard are processes in two network namespaces, each pinned to a core, with `tc tbf` on the veth between them
+(root and iproute2 needed; without, a relay in user space holds bytes back, which costs processor time of its own).
+Policies take turns in one trainer process. `serial` is TensorFlow's step order; `batch_prefetch` is tf.data's way, with
+its best depth and number of threads of those tried. Peers bring their own processes to the same link.
+
+The bounds come from the parts that `serial` was measured to have: F features, P pull, M dense, U push.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import subprocess
+import sys
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import harness
+
+from headrace.scheduling.bounds import StepParts
+from schedule.links import Link
+from schedule.workloads import NAMES
+
+HERE = Path(__file__).resolve().parent
+RATES = (0.1, 0.3, 1.0, 10.0, None)
+MS = 1e3
+
+
+class Child:
+    """A process that answers one line of JSON with another."""
+
+    def __init__(self, command: list[str], environment: dict[str, str] | None = None) -> None:
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=HERE, env=environment
+        )
+
+    def ask(self, command: dict[str, Any]) -> dict[str, Any]:
+        """Send a command and wait for the answer."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps(command) + "\n")
+        self._process.stdin.flush()
+        return json.loads(self.line())  # type: ignore[no-any-return]
+
+    def line(self) -> str:
+        """The next line it prints."""
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            raise SystemExit(f"a process of the benchmark ended with {self._process.wait()}")
+        return line
+
+    def close(self) -> None:
+        """Close its input and wait; kill it if it does not end."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        try:
+            self._process.wait(timeout=20)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+
+def arms(quick: bool) -> dict[str, dict[str, Any]]:
+    """Policies by the name of their arm."""
+    found: dict[str, dict[str, Any]] = {"serial": {"policy": "serial"}}
+    for ahead in (2,) if quick else (1, 2, 4):
+        for threads in (1,) if quick else (1, 2):
+            arm = {"policy": "batch_prefetch", "num_ahead": ahead, "num_threads": threads}
+            found[f"batch_prefetch {ahead} ahead, {threads} thread{'s' * (threads > 1)}"] = arm
+    for policy in ("recs", "recs_early") if quick else ("intra", "inter", "recs", "recs_early"):
+        found[policy] = {"policy": policy}
+    return found
+
+
+def measure(trainer: Child, quick: bool, seconds: float) -> dict[str, list[dict[str, Any]]]:
+    """Samples of every arm, in turn, until the time is used up."""
+    policies = arms(quick)
+    samples: dict[str, list[dict[str, Any]]] = {name: [] for name in policies}
+    first = trainer.ask({"do": "run", **policies["serial"], "steps": 4})
+    rounds = 2 if quick else 3
+    steps = max(6, min(40, int(seconds / rounds / len(policies) / first["step_s"]) - 6))
+    for _ in range(rounds):
+        for name, policy in policies.items():
+            samples[name].append(trainer.ask({"do": "run", **policy, "steps": steps}))
+    return samples
+
+
+def report_case(report: harness.Report, case: str, samples: dict[str, list[dict[str, Any]]]) -> None:
+    """Rows, ratios and bounds of one workload on one link."""
+
+    def median(arm: str, key: str) -> float:
+        return statistics.median(sample[key] for sample in samples[arm])
+
+    for arm, of in samples.items():
+        report.add(case, arm, "step", "ms", [MS * sample["step_s"] for sample in of])
+        report.add(case, arm, "processor idle", "ratio", [sample["idle_ratio"] for sample in of])
+        report.add(case, arm, "communication hidden", "ratio", [sample["hidden_ratio"] for sample in of])
+    held = median("recs_early", "held_ratio")
+    parts = StepParts(
+        *(median("serial", key) for key in ("features_s", "pull_s", "dense_s", "push_s")), held_ratio=held
+    )
+    best = min((arm for arm in samples if arm.startswith("batch_prefetch")), key=lambda arm: median(arm, "step_s"))
+    for ours in ("recs", "recs_early"):
+        report.compare(case, ours, "step", against=["serial", best], lower_is_better=True)
+    for what, value, arm in (
+        ("strict bound M + max(F, P + U)", parts.strict_s, "recs"),
+        ("early bound max(F + M, P + U)", parts.early_s, "recs_early"),
+        (f"exact early bound, {held:.0%} of keys held back", parts.early_exact_s, "recs_early"),
+    ):
+        # As a share of what is reached: a step at its bound has 100 %.
+        report.limits.append(harness.Limit(case, f"{what}; {arm}", MS * value, "ms", value / median(arm, "step_s")))
+    shares = {"F": parts.features_s, "P": parts.pull_s, "M": parts.dense_s, "U": parts.push_s}
+    report.notes[case] = {name: f"{MS * value:.1f} ms" for name, value in shares.items()} | {
+        "communication": f"{parts.communication_ratio:.0%} of serial",
+        "bound over batch_prefetch": f"{median(best, 'step_s') / parts.strict_s:.2f}x strict, "
+        f"{median(best, 'step_s') / parts.early_exact_s:.2f}x early",
+        "bound over serial": f"{median('serial', 'step_s') / parts.strict_s:.2f}x strict",
+    }
+
+
+def in_process(report: harness.Report, trainer: Child, quick: bool) -> None:
+    """What the scheduler costs where there is nothing to hide."""
+    for workload in NAMES[:1] if quick else NAMES:
+        trainer.ask({"do": "load", "workload": workload, "address": "", "quick": quick})
+        samples: dict[str, list[float]] = {"plain loop": [], "recs": []}
+        for _ in range(3 if quick else 7):
+            for name, arm in (("plain loop", "plain"), ("recs", "recs")):
+                samples[name].append(MS * trainer.ask({"do": "run", "policy": arm, "steps": 20})["step_s"])
+        for name, values in samples.items():
+            report.add(f"{workload}, rows in this process", name, "step", "ms", values)
+        report.compare(f"{workload}, rows in this process", "recs", "step", lower_is_better=True)
+
+
+def name_of(rate: float | None) -> str:
+    """How a link is named."""
+    return "unshaped" if rate is None else f"{rate:g} Gb/s"
+
+
+def main() -> None:
+    """Measure, print, write."""
+    options = harness.options("bench_schedule.py", __doc__, seconds=480.0, peers="yes")
+    report = harness.Report("bench_schedule")
+    quick = options.quick
+    workloads = NAMES[2:] if quick else NAMES
+    rates: tuple[float | None, ...] = (1.0, None) if quick else RATES
+    seconds = (10.0 if quick else 0.6 * options.seconds) / len(workloads) / len(rates)
+    begun = time.perf_counter()
+    with ExitStack() as stack:
+        link = stack.enter_context(Link())
+        report.notes["link"] = (
+            "network namespaces and tc tbf" if link.is_real else f"a relay in user space: {link.why_not}"
+        )
+        shard = Child(link.command(1, [sys.executable, "-m", "schedule.shard", link.shard_host]))
+        stack.callback(shard.close)
+        address = f"{link.shard_host}:{int(shard.line())}"
+        trainer = Child(link.command(0, [sys.executable, "-m", "schedule.trainer"]))
+        stack.callback(trainer.close)
+        for workload in workloads:
+            for rate in rates:
+                link.set_rate(None)
+                with ExitStack() as relays:
+                    to = address
+                    if rate is not None and not link.is_real:
+                        relay = [sys.executable, "-m", "schedule.relay", "--to", address, "--rate-mbit", str(1000 * rate)]
+                        child = Child(link.command(1, relay))
+                        relays.callback(child.close)
+                        to = f"127.0.0.1:{int(child.line())}"
+                    if rate == rates[0] or not link.is_real:
+                        trainer.ask({"do": "load", "workload": workload, "address": to, "quick": quick})
+                        trainer.ask({"do": "run", "policy": "recs", "steps": 24})  # rows are made, kernels loaded
+                    link.set_rate(rate)
+                    report_case(report, f"{workload}, {name_of(rate)}", measure(trainer, quick, seconds))
+        link.set_rate(None)
+        in_process(report, trainer, quick)
+        if options.peers == "yes":
+            from schedule.peers import run_peers
+
+            run_peers(report, link, Child, quick)
+    report.notes["seconds"] = round(time.perf_counter() - begun, 1)
+    report.finish(options)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,15 @@
+"""A shard of the scheduler's benchmark: prints its port, and serves until its input closes."""
+
+from __future__ import annotations
+
+import sys
+
+from headrace.embeddings.shard import Shard
+from headrace.embeddings.shard_service import ShardServer
+
+if __name__ == "__main__":
+    server = ShardServer(Shard(), f"{sys.argv[1]}:0", threads=1)
+    sys.stdout.write(f"{server.port}\n")
+    sys.stdout.flush()
+    sys.stdin.read()
+    server.shutdown()

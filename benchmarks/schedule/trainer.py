@@ -1,0 +1,201 @@
+"""The trainer of the scheduler's benchmark: makes steps as it is told on its input, and answers with what they took.
+
+    {"do": "load", "workload": "rm2", "address": "127.9.0.2:4711", "quick": false}
+    {"do": "run", "policy": "batch_prefetch", "num_ahead": 2, "num_threads": 1, "steps": 12}
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from contextlib import ExitStack
+from typing import Any
+
+import numba
+import numpy as np
+import torch
+
+torch.set_num_threads(1)
+numba.set_num_threads(1)
+
+from schedule.workloads import make_workload  # noqa: E402
+
+from headrace.embeddings import EmbeddingsConfig, embedding_bags  # noqa: E402
+from headrace.embeddings.remote_store import StoreOptions  # noqa: E402
+from headrace.embeddings.shard_group import GroupOptions, ShardGroup  # noqa: E402
+from headrace.embeddings.shard_table import TableSpec  # noqa: E402
+from headrace.features import FeaturePlan  # noqa: E402
+from headrace.logs.schema import Schema  # noqa: E402
+from headrace.models import ModelConfig, build_model  # noqa: E402
+from headrace.pipeline.elements import Account  # noqa: E402
+from headrace.scheduling.feature_groups import group_features  # noqa: E402
+from headrace.scheduling.graph import Kind  # noqa: E402
+from headrace.scheduling.policies import BatchPrefetch, make_policy  # noqa: E402
+from headrace.scheduling.runtime import StepRuntime  # noqa: E402
+from headrace.scheduling.state import SchedulerState  # noqa: E402
+from headrace.scheduling.trace import Span, Trace  # noqa: E402
+from headrace.scheduling.work import TrainingWork  # noqa: E402
+from headrace.training.dense_optimizer import Adam, make_dense_optimizer  # noqa: E402
+from headrace.training.step import TrainingStep  # noqa: E402
+
+WARM_UP = 4  # steps of a run that do not count: estimates settle, run-ahead fills
+MAX_GROUPS = 10
+
+
+class Rows:
+    """Batches of rows in memory, round and round; stands where a pipeline would, and costs nothing."""
+
+    def __init__(self, batches: list[Any], count: int) -> None:
+        self._batches = batches
+        self._next, self._count = 0, count
+
+    def __next__(self) -> Any:
+        if self._next == self._count:
+            raise StopIteration
+        self._next += 1
+        return self._batches[self._next % len(self._batches)]
+
+    def take_account(self) -> Account:
+        return Account()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+
+class Trainer:
+    """One workload in memory, connected to a shard or with rows in this process."""
+
+    def __init__(self, command: dict[str, Any]) -> None:
+        work = make_workload(command["workload"], quick=command["quick"])
+        schema = Schema.from_dict(work.schema, where="schema")
+        self.plan = FeaturePlan.from_config(work.features, schema)
+        default = {"kind": "hashed", "num_embeddings": 1_000_000, "optimizer": {"kind": "rowwise_adagrad", "lr": 0.01}}
+        embeddings = EmbeddingsConfig.from_dict({"default": default}, where="embeddings")
+        from pydantic import TypeAdapter
+
+        self.model = build_model(
+            TypeAdapter(ModelConfig).validate_python(work.model),
+            num_dense=len(self.plan.dense_names),
+            sparse_keys=self.plan.sparse_keys,
+            num_labels=1,
+            embeddings=embeddings,
+            seed=1,
+        )
+        self._stack = ExitStack()
+        if command["address"]:
+            modules = embedding_bags(self.model)
+            tables = {name: TableSpec(bags.spaces, bags.embedding_dim, 1) for name, bags in modules.items()}
+            options = GroupOptions(store=StoreOptions(connections=MAX_GROUPS))
+            group = self._stack.enter_context(ShardGroup([command["address"]], tables, options=options))
+            for name, bags in modules.items():
+                bags.use_store(group.store(name))
+        self.is_remote = bool(command["address"])
+        self.step = TrainingStep(self.model, make_dense_optimizer(Adam(), self.model.parameters()))
+        self.groups = group_features(self.plan, lambda feature: [feature], max_groups=MAX_GROUPS)
+        self.batches = work.table.combine_chunks().to_batches(max_chunksize=work.batch_size)
+        self.batch_size = work.batch_size
+
+    def run(self, command: dict[str, Any]) -> dict[str, Any]:
+        """Make steps under a policy; what they took."""
+        policy = make_policy(command["policy"])
+        if isinstance(policy, BatchPrefetch):
+            policy = BatchPrefetch(num_ahead=command["num_ahead"], num_threads=command["num_threads"])
+        state = SchedulerState(len(self.groups), policy, num_cores=1, store_holds=self.is_remote)
+        trace, steps = Trace(command["steps"]), command["steps"]
+        batches = Rows(self.batches, WARM_UP + steps + 2)
+        held = []
+        with (
+            TrainingWork(batches, self.groups, self.model, self.step) as work,  # type: ignore[arg-type]
+            StepRuntime(work, state, trace=trace) as runtime,
+        ):
+            for _ in range(WARM_UP):
+                runtime.step()
+            wall, cpu = time.perf_counter(), time.process_time()
+            for _ in range(steps):
+                runtime.step()
+                held.append(work.held_ratio)
+            wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+            while runtime.step() is not None:
+                pass
+        return {
+            "step_s": wall / steps,
+            "idle_ratio": max(0.0, 1 - cpu / wall),
+            "held_ratio": float(np.mean(held)),
+            **parts(trace.spans(), steps),
+        }
+
+    def plain(self, steps: int) -> dict[str, Any]:
+        """A plain loop: features and step one after the other, without a scheduler."""
+        total = 0.0
+        for number in range(WARM_UP + steps):
+            start = time.perf_counter()
+            self.step(self.plan.apply(self.batches[number % len(self.batches)]))
+            total += (time.perf_counter() - start) if number >= WARM_UP else 0.0
+        return {"step_s": total / steps}
+
+    def close(self) -> None:
+        self._stack.close()
+
+
+def parts(spans: list[Span], steps: int) -> dict[str, float]:
+    """Seconds a step of each part, and the share of communication during which the processor worked."""
+
+    def of(*kinds: Kind) -> list[tuple[float, float]]:
+        return [(span.start_s, span.end_s) for span in spans if span.operator.kind in kinds]
+
+    cpu = union(of(Kind.FEATURES, Kind.DENSE, Kind.UPDATE))
+    network = union(of(Kind.PULL, Kind.HELD, Kind.PUSH))
+    return {
+        "features_s": length(union(of(Kind.FEATURES))) / steps,
+        "pull_s": length(union(of(Kind.PULL, Kind.HELD))) / steps,
+        "dense_s": length(union(of(Kind.DENSE, Kind.UPDATE))) / steps,
+        "push_s": length(union(of(Kind.PUSH))) / steps,
+        "bytes": sum(span.num_bytes for span in spans if span.operator.kind in (Kind.PULL, Kind.PUSH)) / steps,
+        "hidden_ratio": overlap(cpu, network) / max(length(network), 1e-9),
+    }
+
+
+Intervals = list[tuple[float, float]]
+
+
+def union(intervals: Intervals) -> Intervals:
+    """Intervals that do not overlap and cover the same."""
+    merged: Intervals = []
+    for start, end in sorted(intervals):
+        if merged and start <= merged[-1][1]:
+            merged[-1] = merged[-1][0], max(end, merged[-1][1])
+        else:
+            merged.append((start, end))
+    return merged
+
+
+def length(intervals: Intervals) -> float:
+    return sum(end - start for start, end in intervals)
+
+
+def overlap(left: Intervals, right: Intervals) -> float:
+    return length(left) + length(right) - length(union([*left, *right]))
+
+
+def main() -> None:
+    trainer: Trainer | None = None
+    for line in sys.stdin:
+        command = json.loads(line)
+        answer: dict[str, Any] = {}
+        if command["do"] == "load":
+            if trainer is not None:
+                trainer.close()
+            trainer = Trainer(command)
+        elif command["do"] == "run":
+            assert trainer is not None
+            plain = command["policy"] == "plain"
+            answer = trainer.plain(command["steps"]) if plain else trainer.run(command)
+        sys.stdout.write(json.dumps(answer) + "\n")
+        sys.stdout.flush()
+    if trainer is not None:
+        trainer.close()
+
+
+if __name__ == "__main__":
+    main()

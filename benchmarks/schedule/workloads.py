@@ -1,0 +1,150 @@
+"""Workloads of the scheduler's benchmark: rows in memory, a feature plan and a model each."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+__all__ = ["NAMES", "Workload", "make_workload"]
+
+NAMES = ("criteo", "rm2", "industrial")
+NUM_BATCHES = 24  # different ones; a run goes round
+SKEW = 1.15  # exponent of the Zipf law of ids, about that of Criteo's large features
+
+
+@dataclass(frozen=True)
+class Workload:
+    """One model on one shape of rows.
+
+    Attributes:
+        name: Of the workload.
+        batch_size: Rows of a step.
+        embedding_dim: Numbers of a row.
+        schema: As `Schema.from_dict` reads it.
+        features: As `FeaturePlan.from_config` reads it.
+        model: As `ModelConfig` reads it.
+        table: The rows.
+    """
+
+    name: str
+    batch_size: int
+    embedding_dim: int
+    schema: dict[str, Any]
+    features: dict[str, Any]
+    model: dict[str, Any]
+    table: pa.Table
+
+
+def make_workload(name: str, *, quick: bool = False) -> Workload:
+    """A workload by name, the same in every process."""
+    return {"criteo": _criteo, "rm2": _rm2, "industrial": _industrial}[name](8 if quick else NUM_BATCHES)
+
+
+def _criteo(num_batches: int) -> Workload:
+    """13 numbers and 26 single ids, as in Criteo's logs, with the operators of TorchArrow's RM1 recipe."""
+    batch_size = 1024
+    rng = np.random.default_rng(1)
+    num_rows = batch_size * num_batches
+    columns = {f"i{n}": rng.exponential(50.0, num_rows) for n in range(13)}
+    sizes = np.geomspace(10, 2_000_000, 26).astype(np.int64)
+    columns |= {f"c{n}": _ids(rng, num_rows, int(size)) for n, size in enumerate(sizes)}
+    features = {
+        "dense": {f"i{n}": [{"fill": 0}, "log1p"] for n in range(13)},
+        "sparse": {f"c{n}": [{"hash": {"range": 1_000_000}}] for n in range(26)}
+        | {f"b{n}": {"from": f"i{n}", "ops": [{"bucketize": _borders(256)}]} for n in range(13)},
+    }
+    return _workload("criteo", batch_size, 16, columns, [], features, num_rows, rng)
+
+
+def _rm2(num_batches: int) -> Workload:
+    """Long lists and many operators, after the shape of Meta's RM2: feature work is the larger part."""
+    batch_size = 256
+    rng = np.random.default_rng(2)
+    num_rows = batch_size * num_batches
+    columns = {f"d{n}": rng.exponential(5.0, num_rows) for n in range(64)}
+    lists = {f"l{n}": _lists(rng, num_rows, 20, 300_000) for n in range(16)}
+    sparse: dict[str, Any] = {}
+    for n in range(16):
+        sparse[f"l{n}"] = [{"first_x": 20}, {"hash": {"range": 200_000}}]
+    for n in range(8):
+        grams = [{"ngram": 3}, {"hash": {"range": 5_000}}, {"positive_modulus": 500}, {"first_x": 16}]
+        sparse[f"g{n}"] = {"from": f"l{n}", "ops": grams}
+        pair = [{"cartesian": 256}, {"hash": {"range": 50_000}}, {"positive_modulus": 1_000}, {"first_x": 8}]
+        sparse[f"x{n}"] = {"from": [f"l{n}", f"l{n + 8}"], "ops": pair}
+    for n in range(21):
+        sparse[f"b{n}"] = {"from": f"d{n}", "ops": [{"bucketize": _borders(1024)}]}
+    dense = {f"d{n}": [{"fill": 0}, {"box_cox": 0.3}, {"clamp": {"min": -10, "max": 10}}] for n in range(64)}
+    return _workload("rm2", batch_size, 16, columns, list(lists), {"dense": dense, "sparse": sparse}, num_rows, rng, lists)
+
+
+def _industrial(num_batches: int) -> Workload:
+    """Ten groups of unequal feature cost and embedding bytes: some all computation, some all communication."""
+    batch_size = 512
+    rng = np.random.default_rng(3)
+    num_rows = batch_size * num_batches
+    columns = {f"d{n}": rng.exponential(5.0, num_rows) for n in range(16)}
+    columns |= {f"u{n}": _ids(rng, num_rows, 3_000_000) for n in range(6)}
+    lists = {f"l{n}": _lists(rng, num_rows, length, 500_000) for n, length in enumerate((30, 20, 12, 8))}
+    heavy = [{"cartesian": 512}, {"hash": {"range": 100_000}}, {"positive_modulus": 2_000}, {"first_x": 8}]
+    grams = [{"ngram": 4}, {"hash": {"range": 20_000}}, {"positive_modulus": 800}, {"first_x": 10}]
+    sparse: dict[str, Any] = {
+        "cross01": {"from": ["l0", "l1"], "ops": heavy},
+        "cross02": {"from": ["l0", "l2"], "ops": heavy},
+        "cross13": {"from": ["l1", "l3"], "ops": heavy},
+        "grams0": {"from": "l0", "ops": grams},
+        "grams1": {"from": "l1", "ops": grams},
+        "history": {"from": "l0", "ops": [{"first_x": 10}, {"hash": {"range": 400_000}}]},
+        "recent": {"from": "l2", "ops": [{"first_x": 6}, {"hash": {"range": 400_000}}]},
+    }
+    sparse |= {f"u{n}": [{"hash": {"range": 1_000_000}}] for n in range(6)}
+    sparse |= {f"b{n}": {"from": f"d{n}", "ops": [{"bucketize": _borders(512)}]} for n in range(8)}
+    dense = {f"d{n}": [{"fill": 0}, "log1p"] for n in range(16)}
+    features = {"dense": dense, "sparse": sparse}
+    return _workload("industrial", batch_size, 32, columns, list(lists), features, num_rows, rng, lists)
+
+
+def _workload(
+    name: str,
+    batch_size: int,
+    dim: int,
+    columns: dict[str, Any],
+    lists: list[str],
+    features: dict[str, Any],
+    num_rows: int,
+    rng: np.random.Generator,
+    list_columns: dict[str, pa.Array] | None = None,
+) -> Workload:
+    floats = [key for key, value in columns.items() if value.dtype.kind == "f"]
+    ids = [key for key, value in columns.items() if value.dtype.kind == "i"]
+    schema = {"labels": ["label"], "dense": floats, "ids": ids, "id_lists": lists}
+    table = pa.table(
+        {"label": rng.integers(0, 2, num_rows).astype(np.float32)}
+        | {key: value.astype(np.float32) if key in floats else value for key, value in columns.items()}
+        | (list_columns or {})
+    )
+    model = {"kind": "dlrm", "embedding_dim": dim, "bottom": [256, 64], "top": [256, 128]}
+    return Workload(name, batch_size, dim, schema, features, model, table)
+
+
+def _ids(rng: np.random.Generator, num_ids: int, size: int) -> Any:
+    """Ids under a Zipf law over `size` values, most frequent ones first."""
+    ranks = np.exp(rng.random(num_ids) * np.log(size + 1)) if SKEW == 1 else _zipf(rng, num_ids, size)
+    return np.minimum(ranks.astype(np.int64), size) - 1
+
+
+def _zipf(rng: np.random.Generator, num_ids: int, size: int) -> Any:
+    power = 1 - SKEW
+    return (1 + rng.random(num_ids) * ((size + 1.0) ** power - 1)) ** (1 / power)
+
+
+def _lists(rng: np.random.Generator, num_rows: int, length: int, size: int) -> pa.Array:
+    lengths = rng.poisson(length, num_rows)
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
+    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(_ids(rng, int(offsets[-1]), size)))
+
+
+def _borders(count: int) -> list[float]:
+    return [float(value) for value in np.geomspace(0.01, 500.0, count)]
