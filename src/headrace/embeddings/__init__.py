@@ -3,7 +3,13 @@
 from headrace.embeddings.bags import EmbeddingBags, Lookup, UniquePooled, apply_gradients, embedding_bags
 from headrace.embeddings.config import EmbeddingsConfig, FeatureConfig, TableConfig
 from headrace.embeddings.keys import Keys
-from headrace.embeddings.optimizers import AdagradConfig, AdamConfig, RowWiseAdagradConfig, SGDConfig
+from headrace.embeddings.optimizers import (
+    AdagradConfig,
+    AdamConfig,
+    FTRLConfig,
+    RowWiseAdagradConfig,
+    SGDConfig,
+)
 from headrace.embeddings.store import EmbeddingStore, LocalStore
 from headrace.embeddings.table import EmbeddingTable
 
@@ -14,6 +20,7 @@ __all__ = [
     "EmbeddingStore",
     "EmbeddingTable",
     "EmbeddingsConfig",
+    "FTRLConfig",
     "FeatureConfig",
     "Keys",
     "LocalStore",

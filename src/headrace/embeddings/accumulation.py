@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numba
 import numpy as np
 import numpy.typing as npt
 
@@ -11,7 +12,7 @@ from headrace.compiling import kernel
 from headrace.embeddings.jagged_ids import JaggedIds
 from headrace.embeddings.keys import EXACT, Keys, SpaceLayout, unique_keys
 
-__all__ = ["KeyGradients", "merge_keys"]
+__all__ = ["KeyGradients", "clip_norm", "merge_keys"]
 
 Float32s = npt.NDArray[np.float32]
 Int64s = npt.NDArray[np.int64]
@@ -27,6 +28,24 @@ def _add_rows(gradients: Float32s, counts: Int32s, where: Int32s, out: Float32s,
         out_counts[where[u]] += counts[u]
         for d in range(out.shape[1]):
             out[where[u], d] += gradients[u, d]
+
+
+@kernel(parallel=True)
+def _square_rows(gradients: Float32s, out: npt.NDArray[np.float64]) -> None:
+    for u in numba.prange(len(gradients)):
+        squares = 0.0
+        for d in range(gradients.shape[1]):
+            squares += np.float64(gradients[u, d]) * np.float64(gradients[u, d])
+        out[u] = squares
+
+
+def clip_norm(gradients: Float32s, longest: float) -> None:
+    """Scales gradients float32 [U, D] in place so that their L2 norm, over all of them, is at most `longest`."""
+    squares = np.empty(len(gradients), dtype=np.float64)
+    _square_rows(gradients, squares)
+    norm = float(np.sqrt(squares.sum()))
+    if norm > longest:
+        gradients *= np.float32(longest / norm)
 
 
 def merge_keys(parts: Sequence[KeyGradients]) -> KeyGradients:

@@ -7,6 +7,7 @@ rows from num_fixed     collisionless spaces, given out by the directory, `capac
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -19,6 +20,8 @@ from headrace.embeddings.config import TableConfig
 from headrace.embeddings.hashing import name_seeds
 from headrace.embeddings.initializer import fill_range, fill_rows
 from headrace.embeddings.optimizers import SparseOptimizer
+from headrace.embeddings.prefetch import prefetch_row
+from headrace.embeddings.row_formats import FORMATS, FP32, storage_dtype, widen_row
 
 __all__ = ["ROW_METADATA", "Arena"]
 
@@ -28,29 +31,46 @@ ROW_METADATA = np.dtype(
 """Per row: step of the last update (0: never), step of the last sighting, sightings in training, and one bit per
 consumer that has not yet seen the last update. One record is a part of one cache line."""
 
+LINE_BYTES = 64
+CHUNK = 512  # rows a thread takes at a time
 GROWTH = 1.5  # the copy of a growing arena costs at most three times what is in it, over its life
 
 Array = TypeVar("Array", bound=npt.NDArray[Any])
 Float32s = npt.NDArray[np.float32]
+Rows = npt.NDArray[Any]
 Int64s = npt.NDArray[np.int64]
 Int32s = npt.NDArray[np.int32]
 
 
 @kernel(parallel=True)
-def _gather(weights: Float32s, rows: Int64s, out: Float32s) -> None:
-    for u in numba.prange(len(rows)):
-        row = rows[u]
-        for d in range(weights.shape[1]):
-            out[u, d] = weights[row, d]
+def _gather(weights: Rows, rows: Int64s, row_format: int, out: Float32s) -> None:
+    dim = weights.shape[1]
+    weights_at = weights.ctypes.data
+    for chunk in numba.prange((len(rows) + CHUNK - 1) // CHUNK):
+        values = np.empty(dim, dtype=np.float32)
+        bits = values.view(np.uint32)
+        for u in range(chunk * CHUNK, min((chunk + 1) * CHUNK, len(rows))):
+            prefetch_row(weights_at, dim * weights.itemsize, rows, u)
+            row = rows[u]
+            if row_format == FP32:
+                for d in range(dim):
+                    out[u, d] = weights[row, d]
+            else:
+                widen_row(weights, row, row_format, values, bits)
+                for d in range(dim):
+                    out[u, d] = values[d]
 
 
 @kernel(parallel=True)
 def _mark_seen(metadata: npt.NDArray[np.void], rows: Int64s, counts: Int32s, step: int) -> None:
     most = np.int64(2**31 - 1)
-    for u in numba.prange(len(rows)):
-        if rows[u] != 0:
-            metadata[rows[u]].last_seen = step
-            metadata[rows[u]].frequency = min(np.int64(metadata[rows[u]].frequency) + counts[u], most)
+    metadata_at = metadata.ctypes.data
+    for chunk in numba.prange((len(rows) + CHUNK - 1) // CHUNK):
+        for u in range(chunk * CHUNK, min((chunk + 1) * CHUNK, len(rows))):
+            prefetch_row(metadata_at, metadata.itemsize, rows, u)
+            if rows[u] != 0:
+                metadata[rows[u]].last_seen = step
+                metadata[rows[u]].frequency = min(np.int64(metadata[rows[u]].frequency) + counts[u], most)
 
 
 @kernel(parallel=True)
@@ -71,7 +91,8 @@ class Arena:
         seed: Of the rows' first values.
 
     Attributes:
-        weights: float32 [capacity, dim].
+        weights: [capacity, dim], float32, or the uint16 of bf16 and fp16 rows; see `row_formats`.
+        row_format: fp32, bf16 or fp16.
         slots: Optimizer state, float32 [capacity, width] per name.
         metadata: `ROW_METADATA` [capacity].
         first_rows: int64 [S], where each direct or hashed space begins; -1 for collisionless ones.
@@ -88,6 +109,7 @@ class Arena:
         self._scales = np.array([config.scale for config in self._configs], dtype=np.float32)
         self._slot_values = optimizer.slot_values
         self.embedding_dim = embedding_dim
+        self.row_format = self._configs[0].rows if self._configs else "fp32"
         is_fixed = np.array([config.kind != "collisionless" for config in self._configs])
         sizes = np.array([config.num_embeddings for config in self._configs], dtype=np.int64)
         ends = 1 + np.cumsum(np.where(is_fixed, sizes, 0))
@@ -105,17 +127,19 @@ class Arena:
     def clear(self) -> None:
         """Every row as it was in the beginning, and no collisionless rows."""
         capacity = self._first_capacity
-        self.weights: Float32s = np.zeros((capacity, self.embedding_dim), dtype=np.float32)
+        dtype = np.dtype(storage_dtype(self.row_format))
+        self.weights: Rows = _aligned((capacity, self.embedding_dim), dtype)
         self.slots: dict[str, Float32s] = {
-            name: np.zeros((capacity, width), dtype=np.float32) for name, width in self._slot_widths.items()
+            name: _aligned((capacity, width), np.dtype(np.float32)) for name, width in self._slot_widths.items()
         }
-        self.metadata = np.zeros(capacity, dtype=ROW_METADATA)
+        self.metadata = _aligned((capacity,), ROW_METADATA)
         self.dynamic_spaces: Int32s = np.full(capacity - self.num_fixed, -1, dtype=np.int32)
         self.dynamic_ids: Int64s = np.zeros(capacity - self.num_fixed, dtype=np.int64)
         for space, config in enumerate(self._configs):
             first = int(self.first_rows[space])
             if first >= 0:
-                fill_range(self.weights, first, config.num_embeddings, self._space_seeds[space], self._scales[space])
+                seed, scale = self._space_seeds[space], self._scales[space]
+                fill_range(self.weights, first, config.num_embeddings, seed, scale, FORMATS[self.row_format])
                 for name, values in self._slot_values.items():
                     self.slots[name][first : first + config.num_embeddings] = values[space]
 
@@ -134,7 +158,7 @@ class Arena:
         """Give rows [A] to ids: first values, fresh optimizer state and metadata."""
         self.dynamic_spaces[rows - self.num_fixed] = spaces
         self.dynamic_ids[rows - self.num_fixed] = ids
-        fill_rows(self.weights, rows, spaces, ids, self._space_seeds, self._scales)
+        fill_rows(self.weights, rows, spaces, ids, self._space_seeds, self._scales, FORMATS[self.row_format])
         for name, values in self._slot_values.items():
             self.slots[name][rows] = values[spaces][:, None]
         self.metadata[rows] = np.zeros(1, dtype=ROW_METADATA)
@@ -152,7 +176,7 @@ class Arena:
     def gather(self, rows: Int64s) -> Float32s:
         """A copy of rows, float32 [U, dim]."""
         out = np.empty((len(rows), self.embedding_dim), dtype=np.float32)
-        _gather(self.weights, rows, out)
+        _gather(self.weights, rows, FORMATS[self.row_format], out)
         return out
 
     def mark_seen(self, rows: Int64s, counts: Int32s, *, step: int) -> None:
@@ -182,8 +206,17 @@ class Arena:
         return spaces, ids
 
 
+def _aligned(shape: tuple[int, ...], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
+    """Zeros that begin at a cache line, so that a row of 16 floats is one line and not parts of two."""
+    num_bytes = math.prod(shape) * dtype.itemsize
+    raw = np.zeros(num_bytes + LINE_BYTES, dtype=np.uint8)
+    begin = -raw.ctypes.data % LINE_BYTES
+    return raw[begin : begin + num_bytes].view(dtype).reshape(shape)
+
+
 def _grown(array: Array, length: int, fill: int = 0) -> Array:
-    grown = np.empty((length, *array.shape[1:]), dtype=array.dtype)
+    grown = _aligned((length, *array.shape[1:]), array.dtype)
     grown[: len(array)] = array
-    grown[len(array) :] = np.array(fill).astype(array.dtype) if array.dtype.names is None else np.zeros(1, array.dtype)
+    if fill:
+        grown[len(array) :] = fill
     return grown  # type: ignore[return-value]

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from headrace.embeddings.accumulation import merge_keys
+from headrace.embeddings.accumulation import clip_norm, merge_keys
 from headrace.embeddings.config import EmbeddingsConfig
 from headrace.embeddings.gradients import POOL_MAX, POOL_MEAN, POOL_SUM
 from headrace.embeddings.hashing import name_seeds
@@ -228,7 +228,10 @@ class EmbeddingBags(nn.Module):
         pending, self._pending = self._pending, []
         parts = [(lookup.keys, lookup.gradient) for lookup in pending if lookup.gradient is not None]
         if parts:
-            self.store.push(*merge_keys(parts)).result()
+            keys, gradients = merge_keys(parts)
+            if self.config.clip_grad_norm is not None:
+                clip_norm(gradients, self.config.clip_grad_norm)
+            self.store.push(keys, gradients).result()
 
     def drop_gradients(self) -> None:
         """Forget forward passes whose gradients are not wanted (a skipped step)."""

@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 
 from headrace.config import Config
 from headrace.embeddings.optimizers import OptimizerConfig, RowWiseAdagradConfig
+from headrace.embeddings.row_formats import RowFormat
 from headrace.errors import ConfigError
 
 __all__ = ["EmbeddingsConfig", "FeatureConfig", "FeatureLayout", "Pooling", "TableConfig"]
@@ -30,8 +31,10 @@ class TableConfig(Config):
     """Collisionless only: an id not seen for this many windows loses its row; None keeps all."""
     init_scale: float | None = Field(default=None, ge=0)
     """Rows begin uniform in [-init_scale, init_scale); None is 1 / sqrt(num_embeddings), as in the DLRM code."""
+    rows: RowFormat = "fp32"
+    """How rows are kept: fp32, or bf16 or fp16 with stochastic rounding, in half the memory; one for all spaces."""
     optimizer: OptimizerConfig = RowWiseAdagradConfig()
-    """How rows learn; one kind for all spaces, with rates of their own."""
+    """How rows learn; one kind for all spaces, with rates of their own. Its state is always fp32."""
 
     @property
     def scale(self) -> float:
@@ -85,11 +88,14 @@ class EmbeddingsConfig(Config):
         default: Of every space.
         spaces: By name of the space; keys left out are as in `default`.
         features: By name of the feature; one that is not here has a space of its own and sum pooling.
+        clip_grad_norm: Longest gradient of a step (L2 norm over all rows, duplicates merged); a longer one is scaled
+            down. None for any.
     """
 
     default: TableConfig = TableConfig()
     spaces: dict[str, TableConfig] = Field(default_factory=dict)
     features: dict[str, FeatureConfig] = Field(default_factory=dict)
+    clip_grad_norm: float | None = Field(default=None, gt=0)
 
     @model_validator(mode="before")
     @classmethod
@@ -106,12 +112,17 @@ class EmbeddingsConfig(Config):
         return values | {"spaces": spaces}
 
     @model_validator(mode="after")
-    def _spaces_share_the_kind_of_optimizer(self) -> Self:
+    def _spaces_share_the_kind_of_optimizer_and_the_format_of_rows(self) -> Self:
         for name, space in self.spaces.items():
             if space.optimizer.kind != self.default.optimizer.kind:
                 raise ValueError(
                     f"one kind of optimizer for all spaces: spaces.{name} has {space.optimizer.kind}, "
                     f"default has {self.default.optimizer.kind} (lr, eps and so on may differ)"
+                )
+            if space.rows != self.default.rows:
+                raise ValueError(
+                    f"one format of rows for all spaces: spaces.{name} has rows: {space.rows}, "
+                    f"default has {self.default.rows}"
                 )
         return self
 

@@ -19,6 +19,7 @@ import numpy.typing as npt
 from headrace.compiling import kernel
 from headrace.embeddings.jagged_ids import JaggedIds
 from headrace.embeddings.keys import SpaceLayout, UniqueIds
+from headrace.embeddings.prefetch import prefetch
 from headrace.embeddings.tasks import deal_tasks
 
 __all__ = ["POOL_MAX", "POOL_MEAN", "POOL_SUM", "BagGradients", "flat", "sum_bags", "sum_sequence", "sum_unique_rows"]
@@ -28,6 +29,7 @@ POOL_SUM, POOL_MEAN, POOL_MAX = 0, 1, 2
 Float32s = npt.NDArray[np.float32]
 Int64s = npt.NDArray[np.int64]
 Int32s = npt.NDArray[np.int32]
+AHEAD = 16  # bags; their gradients lie apart, and a processor does not foresee strides beyond a page
 U64 = np.uint64  # flat positions are unsigned: Numba need not ask whether to count them from the end
 
 
@@ -130,6 +132,7 @@ def _add_feature(
     for k in range(num_bags):
         first, last = firsts[first_bag + k], lasts[first_bag + k]
         at = U64(base + k * stride)
+        prefetch(grads.ctypes.data + 4 * (base + (k + AHEAD) * stride))
         divisor = np.float32(last - first) if is_mean else np.float32(1.0)
         for i in range(first, last):
             u = inverse[i]

@@ -1,42 +1,72 @@
 """First values of embedding rows: a function of (seed, space, id) only, never of the order in which ids arrive."""
 
+from typing import Any
+
 import numba
 import numpy as np
 import numpy.typing as npt
 
 from headrace.compiling import kernel
 from headrace.embeddings.hashing import mix64, unit_float
+from headrace.embeddings.row_formats import FP32, round_row
 
 __all__ = ["fill_range", "fill_rows"]
 
+CHUNK = 1024  # rows a thread takes at a time
+
+Float32s = npt.NDArray[np.float32]
+Uint32s = npt.NDArray[np.uint32]
+Rows = npt.NDArray[Any]
+
 
 @kernel()
-def _fill_row(weights: npt.NDArray[np.float32], row: int, key: int, space_seed: np.uint64, scale: np.float32) -> None:
+def _fill_row(
+    weights: Rows,
+    row: int,
+    key: int,
+    space_seed: np.uint64,
+    scale: np.float32,
+    row_format: int,
+    values: Float32s,
+    bits: Uint32s,
+) -> None:
+    """`values` is room for one row, float32 [dim], and `bits` the same as uint32."""
     state = mix64(space_seed ^ mix64(np.uint64(key)))
-    for d in range(weights.shape[1]):
+    for d in range(len(values)):
         centred = np.float32(2.0) * unit_float(state, np.uint64(d)) - np.float32(1.0)
-        weights[row, d] = scale * centred
+        values[d] = scale * centred
+    if row_format == FP32:
+        for d in range(len(values)):
+            weights[row, d] = values[d]
+    else:
+        round_row(weights, row, row_format, values, bits, space_seed, key)
 
 
 @kernel(parallel=True)
 def fill_range(
-    weights: npt.NDArray[np.float32], first_row: int, count: int, space_seed: np.uint64, scale: np.float32
+    weights: Rows, first_row: int, count: int, space_seed: np.uint64, scale: np.float32, row_format: int = FP32
 ) -> None:
     """Rows `first_row + key` for every key in `[0, count)`: uniform in `[-scale, scale)`."""
-    for key in numba.prange(count):
-        _fill_row(weights, first_row + key, key, space_seed, scale)
+    for chunk in numba.prange((count + CHUNK - 1) // CHUNK):
+        values = np.empty(weights.shape[1], dtype=np.float32)
+        bits = values.view(np.uint32)
+        for key in range(chunk * CHUNK, min((chunk + 1) * CHUNK, count)):
+            _fill_row(weights, first_row + key, key, space_seed, scale, row_format, values, bits)
 
 
 @kernel()
 def fill_rows(
-    weights: npt.NDArray[np.float32],
+    weights: Rows,
     rows: npt.NDArray[np.int64],
     spaces: npt.NDArray[np.int32],
     ids: npt.NDArray[np.int64],
     space_seeds: npt.NDArray[np.uint64],
-    scales: npt.NDArray[np.float32],
+    scales: Float32s,
+    row_format: int = FP32,
 ) -> None:
     """The given rows, each from its own (space, id)."""
+    values = np.empty(weights.shape[1], dtype=np.float32)
+    bits = values.view(np.uint32)
     for i in range(len(rows)):
         space = spaces[i]
-        _fill_row(weights, rows[i], ids[i], space_seeds[space], scales[space])
+        _fill_row(weights, rows[i], ids[i], space_seeds[space], scales[space], row_format, values, bits)

@@ -36,6 +36,7 @@ Int64s = npt.NDArray[np.int64]
 Int32s = npt.NDArray[np.int32]
 U64 = np.uint64
 
+BLOCK = 8  # bags pooled feature by feature, so that ids and bounds are read a cache line at a time
 EVERY_BAG = np.empty(0, dtype=np.int64)  # bag k goes to row k
 
 
@@ -57,23 +58,28 @@ def _pool(
 ) -> None:
     """Sums or means of rows [U, D], in the order of each list; bags of max features become zeros."""
     dim = rows.shape[1]
-    for k in numba.prange(num_bags):
-        target = targets[k] if len(targets) > 0 else k
-        if target < 0:  # a unique row that no row has
-            continue
+    for block in numba.prange((num_bags + BLOCK - 1) // BLOCK):
         for f in range(len(bag_starts)):
-            first, last = firsts[bag_starts[f] + k], lasts[bag_starts[f] + k]
-            at = U64(target * row_stride + columns[f] * column_stride)
-            for d in range(dim):
-                out[at + U64(d)] = 0.0
-            if poolings[f] == POOL_MAX:
-                continue
-            divisor = np.float32(last - first) if poolings[f] == POOL_MEAN else np.float32(1.0)
-            for i in range(first, last):
-                u = inverse[i]
-                scale = (weights[i] if len(weights) > 0 else np.float32(1.0)) / divisor
-                for d in range(dim):
-                    out[at + U64(d)] += scale * rows[u, d]
+            for k in range(block * BLOCK, min((block + 1) * BLOCK, num_bags)):
+                target = targets[k] if len(targets) > 0 else k
+                if target < 0:  # a unique row that no row has
+                    continue
+                first, last = firsts[bag_starts[f] + k], lasts[bag_starts[f] + k]
+                at = U64(target * row_stride + columns[f] * column_stride)
+                if first == last or poolings[f] == POOL_MAX:
+                    for d in range(dim):
+                        out[at + U64(d)] = 0.0
+                    continue
+                divisor = np.float32(last - first) if poolings[f] == POOL_MEAN else np.float32(1.0)
+                for i in range(first, last):
+                    u = inverse[i]
+                    scale = (weights[i] if len(weights) > 0 else np.float32(1.0)) / divisor
+                    if i == first:
+                        for d in range(dim):
+                            out[at + U64(d)] = scale * rows[u, d]
+                    else:
+                        for d in range(dim):
+                            out[at + U64(d)] += scale * rows[u, d]
 
 
 @kernel(parallel=True)

@@ -6,14 +6,14 @@ from collections.abc import Mapping
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from torch import Tensor
 
 from headrace.embeddings.arena import Arena
 from headrace.embeddings.config import TableConfig
 from headrace.embeddings.directory import CollisionlessDirectory
 from headrace.embeddings.keys import Keys
-from headrace.embeddings.optimizers import build_optimizer
+from headrace.embeddings.optimizers import Rounding, build_optimizer
+from headrace.embeddings.row_formats import as_tensor
 from headrace.embeddings.table_state import Columns, TableHeader, pack, unpack
 
 __all__ = ["EmbeddingTable"]
@@ -37,7 +37,7 @@ class EmbeddingTable:
 
     Attributes:
         step: Updates so far.
-        arena: The arrays. `arena.weights` is float32 [capacity, dim] and moves when the table grows.
+        arena: The arrays. They move when the table grows.
     """
 
     def __init__(self, spaces: Mapping[str, TableConfig], embedding_dim: int, *, seed: int) -> None:
@@ -61,8 +61,8 @@ class EmbeddingTable:
 
     @property
     def weights(self) -> Tensor:
-        """All rows, float32 [capacity, dim], sharing memory with the table until it grows."""
-        return torch.from_numpy(self.arena.weights)
+        """All rows [capacity, dim] in their format, sharing memory with the table until it grows."""
+        return as_tensor(self.arena.weights, self.arena.row_format)
 
     @property
     def num_rows(self) -> int:
@@ -107,7 +107,8 @@ class EmbeddingTable:
             rows = self._directory.resolve(keys.spaces, keys.ids)
         self.step += 1
         arena = self.arena
-        self._optimizer.apply(arena.weights, arena.slots, rows, keys.spaces, gradients, self.step)
+        rounding = Rounding.of(arena.row_format, self.seed, self.step)
+        self._optimizer.apply(arena.weights, arena.slots, rows, keys.spaces, gradients, self.step, rounding)
         arena.mark_updated(rows, step=self.step, consumer_bits=self._all_consumer_bits)
 
     def end_window(self) -> int:

@@ -3,7 +3,7 @@
     header              uint8, JSON: format version, spaces, dimension, seed, step, window steps
     rows                int64 [R], ascending: where each row lies in the arena
     spaces, ids         int32, int64 [R]: whose it is (an id in a direct or hashed space is the row within the space)
-    weights             float32 [R, dim]
+    weights             [R, dim]: float32, or uint16, the bits of bf16 or fp16 rows
     slot.NAME           float32 [R, width] for each slot of the optimizer
     version, last_seen, frequency      int64, int64, int32 [R]
     pending.spaces, pending.ids, pending.sightings, pending.last_seen       ids that are not admitted yet
@@ -58,6 +58,7 @@ class TableHeader:
                 "num_embeddings": config.num_embeddings,
                 "init_scale": config.scale,
                 "optimizer": config.optimizer.kind,
+                **({} if config.rows == "fp32" else {"rows": config.rows}),  # as in states before there were formats
             }
             for name, config in spaces.items()
         ]
@@ -93,6 +94,7 @@ class TableHeader:
             ("spaces", [s["name"] for s in self.spaces], [s["name"] for s in table.spaces]),
         ]
         for mine, theirs in zip(self.spaces, table.spaces, strict=False):
+            mine, theirs = ({"rows": "fp32"} | space for space in (mine, theirs))
             pairs += [(f"{mine['name']}.{key}", mine[key], theirs.get(key)) for key in mine]
         for name, saved, configured in pairs:
             if saved != configured:

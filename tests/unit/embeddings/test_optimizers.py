@@ -1,5 +1,6 @@
 """Every sparse optimizer against torch.optim on the same rows, and row-wise Adagrad against its definition."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -10,15 +11,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from headrace.embeddings import AdagradConfig, AdamConfig, RowWiseAdagradConfig, SGDConfig
-from headrace.embeddings.optimizers import build_optimizer
+from headrace.embeddings import AdagradConfig, AdamConfig, FTRLConfig, RowWiseAdagradConfig, SGDConfig
+from headrace.embeddings.optimizers import Rounding, build_optimizer
 
 CAPACITY = 9
+FP32 = Rounding.of("fp32", 0, 0)
 CONFIGS = [
     SGDConfig(lr=0.3, weight_decay=0.1),
     AdagradConfig(lr=0.2, initial_accumulator=0.4, eps=0.05),
     AdamConfig(lr=0.01, beta1=0.8, beta2=0.95, eps=1e-4),
     RowWiseAdagradConfig(lr=0.2, initial_accumulator=0.1, eps=0.05, weight_decay=0.01),
+    FTRLConfig(lr=0.3, beta=0.5, l1=0.05, l2=0.1, initial_accumulator=0.1),
 ]
 BY_KIND = pytest.mark.parametrize("config", CONFIGS, ids=lambda config: config.kind)
 
@@ -40,6 +43,34 @@ class RowWiseAdagradByDefinition(torch.optim.Optimizer):
             self.weight[row] -= self.config.lr * g / (self.accumulator[row].sqrt() + self.config.eps)
 
 
+class FTRLByDefinition(torch.optim.Optimizer):
+    """McMahan et al. 2013, Algorithm 1, an element at a time, in doubles; started from what the rows begin with."""
+
+    def __init__(self, weight: torch.Tensor, config: FTRLConfig) -> None:
+        super().__init__([weight], {})
+        self.weight, self.config = weight, config
+        self.n = np.full(weight.shape, config.initial_accumulator)
+        w = weight.detach().double().numpy()
+        pull = (config.beta + np.sqrt(self.n)) / config.lr + config.l2
+        self.z = -w * pull - np.sign(w) * config.l1
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> None:
+        c, grad = self.config, self.weight.grad.coalesce()
+        for row, g in zip(grad.indices()[0].tolist(), grad.values().double().numpy(), strict=True):
+            for i in range(len(g)):
+                w, n = float(self.weight[row, i]), self.n[row, i]
+                sigma = (math.sqrt(n + g[i] ** 2) - math.sqrt(n)) / c.lr
+                self.z[row, i] += g[i] - sigma * w
+                self.n[row, i] += g[i] ** 2
+                z = self.z[row, i]
+                if abs(z) <= c.l1:
+                    self.weight[row, i] = 0.0
+                else:
+                    pull = (c.beta + math.sqrt(self.n[row, i])) / c.lr + c.l2
+                    self.weight[row, i] = -(z - math.copysign(c.l1, z)) / pull
+
+
 def reference(config: Any, weight: torch.Tensor) -> torch.optim.Optimizer:
     if config.kind == "sgd":
         return torch.optim.SGD([weight], lr=config.lr)
@@ -49,6 +80,8 @@ def reference(config: Any, weight: torch.Tensor) -> torch.optim.Optimizer:
         )
     if config.kind == "adam":
         return torch.optim.SparseAdam([weight], lr=config.lr, betas=(config.beta1, config.beta2), eps=config.eps)
+    if config.kind == "ftrl":
+        return FTRLByDefinition(weight, config)
     return RowWiseAdagradByDefinition(weight, config)
 
 
@@ -71,7 +104,7 @@ def steps(dim: int, seed: int, num_steps: int = 4) -> list[tuple[np.ndarray, np.
 def train(config: Any, dim: int, seed: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     optimizer, weights, slots = fresh(config, dim, seed)
     for step, (rows, gradients) in enumerate(steps(dim, seed), start=1):
-        optimizer.apply(weights, slots, rows, np.zeros(len(rows), dtype=np.int32), gradients, step)
+        optimizer.apply(weights, slots, rows, np.zeros(len(rows), dtype=np.int32), gradients, step, FP32)
     return weights, slots
 
 
@@ -111,7 +144,7 @@ def test_weight_decay_equals_torch_where_every_row_has_a_gradient(config: Any, t
         gradients = np.random.default_rng(step).normal(size=(CAPACITY - 1, 4)).astype(np.float32)
         weight.grad = torch.from_numpy(gradients)
         torch_optimizer.step()
-        optimizer.apply(weights, slots, rows, spaces, gradients, step)
+        optimizer.apply(weights, slots, rows, spaces, gradients, step, FP32)
     np.testing.assert_allclose(weights[1:], weight.detach().numpy(), rtol=1e-5, atol=1e-6)
 
 
@@ -124,9 +157,12 @@ def test_hyper_parameters_are_those_of_the_rows_space(config: Any) -> None:
         _, weights, slots = fresh(config, 4, 0)
         before = weights[2].copy()
         row, gradient = np.array([2]), np.ones((1, 4), dtype=np.float32)
-        both.apply(weights, slots, row, np.array([space], dtype=np.int32), gradient, 1)
+        both.apply(weights, slots, row, np.array([space], dtype=np.int32), gradient, 1, FP32)
         moved.append(weights[2] - before)
-    np.testing.assert_allclose(moved[1], 3 * moved[0], rtol=1e-5)
+    if config.kind == "ftrl":  # not linear in its rate
+        assert (moved[1] < moved[0]).all()
+    else:
+        np.testing.assert_allclose(moved[1], 3 * moved[0], rtol=1e-5)
 
 
 @BY_KIND
@@ -135,7 +171,7 @@ def test_the_zero_row_is_never_updated(config: Any) -> None:
     weights[0] = 0
     slots_before = {name: slot.copy() for name, slot in slots.items()}
     rows, spaces = np.zeros(3, dtype=np.int64), np.zeros(3, dtype=np.int32)
-    optimizer.apply(weights, slots, rows, spaces, np.ones((3, 4), dtype=np.float32), 1)
+    optimizer.apply(weights, slots, rows, spaces, np.ones((3, 4), dtype=np.float32), 1, FP32)
     assert not weights[0].any()
     for name, slot in slots.items():
         np.testing.assert_array_equal(slot, slots_before[name])
@@ -145,7 +181,7 @@ def test_the_zero_row_is_never_updated(config: Any) -> None:
 def test_a_zero_gradient_without_eps_leaves_the_row_alone(config: Any) -> None:
     optimizer, weights, slots = fresh(config, 4, 0)
     before = weights.copy()
-    optimizer.apply(weights, slots, np.array([3]), np.zeros(1, np.int32), np.zeros((1, 4), dtype=np.float32), 1)
+    optimizer.apply(weights, slots, np.array([3]), np.zeros(1, np.int32), np.zeros((1, 4), dtype=np.float32), 1, FP32)
     np.testing.assert_array_equal(weights, before)
 
 
@@ -158,3 +194,56 @@ def test_updates_are_bit_for_bit_the_same_for_any_number_of_threads(config: Any)
         results.append([weights, *slots.values()])
     for one, many in zip(*results, strict=True):
         np.testing.assert_array_equal(one, many)
+
+
+@BY_KIND
+def test_a_long_gradient_of_a_row_is_scaled_to_the_longest_allowed_and_a_short_one_is_not(config: Any) -> None:
+    gradients = np.array([[3.0, 0.0, -4.0, 0.0], [0.1, 0.2, 0.0, 0.0]], dtype=np.float32)
+    clipped = np.array([[0.3, 0.0, -0.4, 0.0], [0.1, 0.2, 0.0, 0.0]], dtype=np.float32)
+    rows, spaces = np.array([2, 5]), np.zeros(2, dtype=np.int32)
+    results = []
+    for settings_, given_ in ((config.model_copy(update={"clip_row_norm": 0.5}), gradients), (config, clipped)):
+        optimizer, weights, slots = fresh(settings_, 4, 0)
+        optimizer.apply(weights, slots, rows, spaces, given_, 1, FP32)
+        results.append(weights)
+    np.testing.assert_allclose(results[0], results[1], rtol=1e-6)
+
+
+@BY_KIND
+def test_decoupled_decay_shrinks_a_row_beside_its_update(config: Any) -> None:
+    plain = config.model_copy(update={"weight_decay": 0.0})
+    decayed = plain.model_copy(update={"weight_decay": 0.25, "weight_decay_mode": "decoupled"})
+    rows, spaces = np.array([2]), np.zeros(1, dtype=np.int32)
+    gradient = np.full((1, 4), 0.5, dtype=np.float32)
+    optimizer, weights, slots = fresh(decayed, 4, 0)
+    before = weights.copy()
+    optimizer.apply(weights, slots, rows, spaces, gradient, 1, FP32)
+    other, expected, other_slots = fresh(plain, 4, 0)
+    expected[2] *= 1 - plain.lr * 0.25
+    other.apply(expected, other_slots, rows, spaces, gradient, 1, FP32)
+    np.testing.assert_allclose(weights, expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(np.delete(weights, 2, axis=0), np.delete(before, 2, axis=0))
+
+
+def test_adam_with_decoupled_decay_equals_adamw_where_every_row_has_a_gradient() -> None:
+    config = AdamConfig(lr=0.05, weight_decay=0.3, weight_decay_mode="decoupled")
+    optimizer, weights, slots = fresh(config, 4, 0)
+    weight = torch.nn.Parameter(torch.from_numpy(weights[1:].copy()))
+    adamw = torch.optim.AdamW([weight], lr=0.05, weight_decay=0.3)
+    for step in range(1, 5):
+        gradients = np.random.default_rng(step).normal(size=(CAPACITY - 1, 4)).astype(np.float32)
+        weight.grad = torch.from_numpy(gradients)
+        adamw.step()
+        rows, spaces = np.arange(1, CAPACITY), np.zeros(CAPACITY - 1, dtype=np.int32)
+        optimizer.apply(weights, slots, rows, spaces, gradients, step, FP32)
+    # AdamW divides the second moment by its correction before adding eps; eps is small beside it here
+    np.testing.assert_allclose(weights[1:], weight.detach().numpy(), rtol=1e-4, atol=1e-5)
+
+
+def test_ftrl_makes_elements_with_little_evidence_exactly_zero() -> None:
+    optimizer, weights, slots = fresh(FTRLConfig(lr=0.1, l1=1.0), 4, 0)
+    weights[:] = 0
+    rows, spaces = np.array([3]), np.zeros(1, dtype=np.int32)
+    optimizer.apply(weights, slots, rows, spaces, np.array([[0.5, -0.9, 1.5, -2.0]], dtype=np.float32), 1, FP32)
+    assert (weights[3, :2] == 0).all()
+    assert weights[3, 2] < 0 < weights[3, 3]

@@ -6,7 +6,8 @@ import numpy as np
 
 from headrace.embeddings import AdagradConfig, EmbeddingTable, Keys, SGDConfig, TableConfig
 from headrace.embeddings.arena import _gather
-from headrace.embeddings.optimizers import build_optimizer
+from headrace.embeddings.optimizers import Rounding, build_optimizer
+from headrace.embeddings.row_formats import FP32
 
 SGD = SGDConfig(lr=1.0)
 
@@ -208,9 +209,9 @@ def test_rows_beyond_two_to_the_31_elements_are_addressed(tmp_path: Path) -> Non
         weights = np.asarray(np.memmap(file, dtype=np.float32, shape=(num_rows, dim)))
     rows = np.array([1, num_rows - 1])
     gradients = np.array([[1] * dim, [2] * dim], dtype=np.float32)
-    build_optimizer([SGD], dim).apply(weights, {}, rows, np.zeros(2, np.int32), gradients, 1)
+    build_optimizer([SGD], dim).apply(weights, {}, rows, np.zeros(2, np.int32), gradients, 1, Rounding.of("fp32", 0, 1))
     out = np.empty((2, dim), dtype=np.float32)
-    _gather(weights, rows, out)
+    _gather(weights, rows, FP32, out)
     np.testing.assert_array_equal(out, -gradients)
     np.testing.assert_array_equal(weights[-1], -gradients[1])
     assert not weights[num_rows - 2].any()

@@ -7,17 +7,21 @@ from pydantic import Field
 
 from headrace.embeddings.optimizers.adagrad import Adagrad, AdagradConfig
 from headrace.embeddings.optimizers.adam import Adam, AdamConfig
-from headrace.embeddings.optimizers.base import SparseOptimizer
+from headrace.embeddings.optimizers.base import Rounding, SparseOptimizer
+from headrace.embeddings.optimizers.ftrl import FTRL, FTRLConfig
 from headrace.embeddings.optimizers.rowwise_adagrad import RowWiseAdagrad, RowWiseAdagradConfig
 from headrace.embeddings.optimizers.sgd import SGD, SGDConfig
 
 __all__ = [
+    "FTRL",
     "SGD",
     "Adagrad",
     "AdagradConfig",
     "Adam",
     "AdamConfig",
+    "FTRLConfig",
     "OptimizerConfig",
+    "Rounding",
     "RowWiseAdagrad",
     "RowWiseAdagradConfig",
     "SGDConfig",
@@ -25,9 +29,11 @@ __all__ = [
     "build_optimizer",
 ]
 
-OptimizerConfig = Annotated[SGDConfig | RowWiseAdagradConfig | AdagradConfig | AdamConfig, Field(discriminator="kind")]
+OptimizerConfig = Annotated[
+    SGDConfig | RowWiseAdagradConfig | AdagradConfig | AdamConfig | FTRLConfig, Field(discriminator="kind")
+]
 
-_OPTIMIZERS: dict[str, Any] = {kind.kind: kind for kind in (SGD, RowWiseAdagrad, Adagrad, Adam)}
+_OPTIMIZERS: dict[str, Any] = {kind.kind: kind for kind in (SGD, RowWiseAdagrad, Adagrad, Adam, FTRL)}
 
 
 def build_optimizer(configs: Sequence[OptimizerConfig], embedding_dim: int) -> SparseOptimizer:

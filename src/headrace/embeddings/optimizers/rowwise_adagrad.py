@@ -9,20 +9,34 @@ As FBGEMM's `EXACT_ROWWISE_ADAGRAD` and TorchRec's `RowWiseAdagrad`: nearly Adag
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import numba
 import numpy as np
+import numpy.typing as npt
 from pydantic import Field
 
 from headrace.compiling import kernel
-from headrace.config import Config
-from headrace.embeddings.optimizers.base import Float32s, Int32s, Int64s, Slots, hyper_parameters
+from headrace.embeddings.optimizers.base import (
+    CHUNK,
+    Float32s,
+    Int32s,
+    Int64s,
+    Rounding,
+    Slots,
+    SparseOptimizerConfig,
+    common_parameters,
+    decay_weights,
+    hyper_parameters,
+    take_gradient,
+)
+from headrace.embeddings.prefetch import prefetch_row
+from headrace.embeddings.row_formats import FP32, round_row, widen_row
 
 __all__ = ["RowWiseAdagrad", "RowWiseAdagradConfig"]
 
 
-class RowWiseAdagradConfig(Config):
+class RowWiseAdagradConfig(SparseOptimizerConfig):
     """Adagrad with one accumulator per row."""
 
     kind: Literal["rowwise_adagrad"] = "rowwise_adagrad"
@@ -32,30 +46,53 @@ class RowWiseAdagradConfig(Config):
     """Added to the root of the accumulator."""
     initial_accumulator: float = Field(default=0.0, ge=0)
     """Where accumulators start; more makes first steps smaller."""
-    weight_decay: float = Field(default=0.0, ge=0)
-    """L2, added to the gradient of rows when they are updated."""
 
 
 @kernel(parallel=True)
 def _apply(
-    weights: Float32s, accumulators: Float32s, rows: Int64s, spaces: Int32s, gradients: Float32s, hyper: Float32s
+    weights: npt.NDArray[Any],
+    accumulators: Float32s,
+    rows: Int64s,
+    spaces: Int32s,
+    gradients: Float32s,
+    common: Float32s,
+    hyper: Float32s,
+    row_format: int,
+    seed: np.uint64,
 ) -> None:
     dim = weights.shape[1]
-    for u in numba.prange(len(rows)):
-        row = rows[u]
-        if row != 0:
-            space = spaces[u]
-            lr, eps, weight_decay = hyper[space, 0], hyper[space, 1], hyper[space, 2]
+    weights_at, accumulators_at = weights.ctypes.data, accumulators.ctypes.data
+    for chunk in numba.prange((len(rows) + CHUNK - 1) // CHUNK):
+        w, g = np.empty(dim, dtype=np.float32), np.empty(dim, dtype=np.float32)
+        bits = w.view(np.uint32)
+        for u in range(chunk * CHUNK, min((chunk + 1) * CHUNK, len(rows))):
+            prefetch_row(weights_at, weights.shape[1] * weights.itemsize, rows, u)
+            prefetch_row(accumulators_at, accumulators.shape[1] * accumulators.itemsize, rows, u)
+            row, space = rows[u], spaces[u]
+            if row == 0:
+                continue
+            if row_format == FP32:
+                for d in range(dim):
+                    w[d] = weights[row, d]
+            else:
+                widen_row(weights, row, row_format, w, bits)
+            take_gradient(gradients, u, w, common, space, g)
+            decay_weights(w, common, space)
+            lr, eps = hyper[space, 0], hyper[space, 1]
             squares = np.float32(0.0)
             for d in range(dim):
-                g = gradients[u, d] + weight_decay * weights[row, d]
-                squares += g * g
+                squares += g[d] * g[d]
             accumulator = accumulators[row, 0] + squares / np.float32(dim)
             accumulators[row, 0] = accumulator
             # A row that never had a gradient has nothing to divide by, also with eps = 0.
             rate = lr / (np.sqrt(accumulator) + eps) if accumulator > 0 else np.float32(0.0)
             for d in range(dim):
-                weights[row, d] -= rate * (gradients[u, d] + weight_decay * weights[row, d])
+                w[d] -= rate * g[d]
+            if row_format == FP32:
+                for d in range(dim):
+                    weights[row, d] = w[d]
+            else:
+                round_row(weights, row, row_format, w, bits, seed, row)
 
 
 class RowWiseAdagrad:
@@ -66,10 +103,18 @@ class RowWiseAdagrad:
     def __init__(self, configs: Sequence[RowWiseAdagradConfig], embedding_dim: int) -> None:
         self.slot_widths = {"accumulator": 1}
         self.slot_values = {"accumulator": hyper_parameters(configs, "initial_accumulator")[:, 0].copy()}
-        self._hyper = hyper_parameters(configs, "lr", "eps", "weight_decay")
+        self._common = common_parameters(configs)
+        self._hyper = hyper_parameters(configs, "lr", "eps")
 
     def apply(
-        self, weights: Float32s, slots: Slots, rows: Int64s, spaces: Int32s, gradients: Float32s, step: int
+        self,
+        weights: npt.NDArray[Any],
+        slots: Slots,
+        rows: Int64s,
+        spaces: Int32s,
+        gradients: Float32s,
+        step: int,
+        rounding: Rounding,
     ) -> None:
         """See `SparseOptimizer.apply`."""
-        _apply(weights, slots["accumulator"], rows, spaces, gradients, self._hyper)
+        _apply(weights, slots["accumulator"], rows, spaces, gradients, self._common, self._hyper, *rounding)
