@@ -8,9 +8,9 @@ from collections.abc import Iterator
 import numpy as np
 
 from headrace.observe.plots import Level, Mark, Plot, Series
-from headrace.observe.run_data import RunData
+from headrace.observe.run_data import Floats, RunData
 
-__all__ = ["PARTS", "pipeline_plots", "quality_plots", "speed_plots", "time_shares"]
+__all__ = ["PARTS", "decision_numbers", "pipeline_plots", "quality_plots", "speed_plots", "time_shares", "tuning_plots"]
 
 PARTS = {
     "wait": ("wait for batch", "warm"),
@@ -91,7 +91,7 @@ def speed_plots(run: RunData) -> Iterator[Plot]:
 
 
 def pipeline_plots(run: RunData) -> Iterator[Plot]:
-    """Queues, bytes in flight, CPU time and workers of each pipeline stage, and memory, over time."""
+    """Queues, bytes in flight and memory of the pipeline, over time."""
     marks = _decision_marks(run)
 
     def plot(title: str, note: str, series: tuple[Series, ...], y_format: str, *, stacked: bool = False) -> Plot:
@@ -107,16 +107,56 @@ def pipeline_plots(run: RunData) -> Iterator[Plot]:
         yield plot("Bytes in flight", "held by each stage, stacked", held, "bytes", stacked=True)
     elif total := _known(Series("all stages", run.column("bytes_in_flight"), "blue")):
         yield plot("Bytes in flight", "between source and trainer", total, "bytes")
-    elapsed_s = run.since_last(run.time_s)
-    busy = tuple(Series(s.name, s.values / elapsed_s, s.color) for s in _stages(run, "busy_s"))
-    if busy:
-        yield plot("CPUs at work", "busy CPU seconds a second of each stage, stacked", busy, "cpus", stacked=True)
-    workers = _stages(run, "workers")
-    if any(np.nanmin(series.values) != np.nanmax(series.values) for series in workers):
-        yield plot("Workers", "of each stage", workers, "count")
     memory = _known(Series("resident", run.column("memory_bytes"), "violet"))
     if memory:
         yield plot("Memory", "resident, of the process", memory, "bytes")
+
+
+def tuning_plots(run: RunData) -> Iterator[Plot]:
+    """What each stage was given, what the machine had, and what came of it, over time; decisions are marks."""
+    marks = _decision_marks(run)
+
+    def plot(
+        title: str,
+        note: str,
+        series: tuple[Series, ...],
+        y_format: str,
+        levels: tuple[Level, ...] = (),
+        *,
+        stacked: bool = False,
+    ) -> Plot:
+        return Plot(
+            title,
+            note,
+            run.time_s,
+            "time",
+            series,
+            levels,
+            marks=marks,
+            y_format=y_format,
+            from_zero=True,
+            stacked=stacked,
+        )
+
+    cpus = _held(run, "cpus", "CPUs available", "rose")
+    if workers := _stages(run, "workers"):
+        shared = _known(Series("shared by all", run.column("threads"), "grey"))
+        yield plot("Workers", "of each stage, and the threads they share", (*workers, *shared), "count", cpus)
+    elapsed_s = run.since_last(run.time_s)
+    busy = tuple(Series(s.name, s.values / elapsed_s, s.color) for s in _stages(run, "busy_s"))
+    if busy:
+        note = "CPU seconds a second of each stage, stacked; the trainer's own are not among them"
+        yield plot("CPUs at work", note, busy, "cpus", cpus, stacked=True)
+    rate = _known(Series("rows/s", run.column("rows_per_s"), "blue"))
+    if rate and busy:
+        yield plot("Throughput", "rows a second", rate, "count")
+    shares = _known(
+        Series("in flight, of the budget", run.column("bytes_in_flight") / _positive(run, "budget_bytes"), "blue"),
+        Series("resident, of the limit", run.column("memory_bytes") / _positive(run, "memory_limit_bytes"), "violet"),
+    )
+    if shares:
+        full = Level("all of it", ((0.0, float(run.time_s[-1]), 1.0),), "rose", dashed=True)
+        yield plot("Memory against its limits", "share in use", shares, "ratio", (full,))
 
 
 def time_shares(run: RunData) -> list[tuple[str, str, float]]:
@@ -156,9 +196,33 @@ def _levels(run: RunData, *wanted: tuple[str, str, str, bool]) -> tuple[Level, .
     return tuple(levels)
 
 
+def decision_numbers(run: RunData) -> dict[int, int]:
+    """Numbers of the decisions that changed something, by their place among all; plots and table share them."""
+    changes = [place for place, decision in enumerate(run.decisions) if decision.change]
+    return {place: number for number, place in enumerate(changes, start=1)}
+
+
 def _decision_marks(run: RunData) -> tuple[Mark, ...]:
-    changes = [decision for decision in run.decisions if decision.change]
     end_s = float(run.time_s[-1]) if len(run) else 0.0
-    if len(changes) > NUM_DECISION_MARKS:
+    newest = list(decision_numbers(run).items())[-NUM_DECISION_MARKS:]
+    found = [(run.decisions[place], str(number)) for place, number in newest]
+    return tuple(Mark(each.time_s, f"{label}: {each}", label) for each, label in found if each.time_s <= end_s)
+
+
+def _held(run: RunData, column: str, name: str, color: str) -> tuple[Level, ...]:
+    """A number that changes now and then, as a level for each stretch in which it stays."""
+    values = run.column(column)
+    known = np.flatnonzero(np.isfinite(values))
+    if not len(known):
         return ()
-    return tuple(Mark(decision.time_s, str(decision)) for decision in changes if decision.time_s <= end_s)
+    starts = known[np.flatnonzero(np.diff(values[known], prepend=np.nan) != 0)]
+    # A record tells about the time since the one before it.
+    begins = [0.0, *(float(run.time_s[start - 1]) for start in starts[1:])]
+    ends = [*begins[1:], float(run.time_s[-1])]
+    spans = tuple((first, last, float(values[at])) for first, last, at in zip(begins, ends, starts, strict=True))
+    return (Level(name, spans, color, dashed=True),)
+
+
+def _positive(run: RunData, column: str) -> Floats:
+    values = run.column(column)
+    return np.where(values > 0, values, np.nan)

@@ -59,10 +59,11 @@ class Level:
 
 @dataclass(frozen=True)
 class Mark:
-    """A vertical line with a text: the end of a window, a decision."""
+    """A vertical line with a text: the end of a window, a decision; and what to call it over the line itself."""
 
     x: float
     text: str
+    label: str = ""
 
 
 @dataclass(frozen=True)
@@ -248,12 +249,15 @@ def _marks(plot: Plot, x_scale: Scale) -> str:
             f'<line class="{kind}" x1="{x:.1f}" x2="{x:.1f}" y1="{TOP}" y2="{BOTTOM}">'
             f"<title>{escape(mark.text)}</title></line>"
         )
-        if plot.x_format == "count" and x - before > 7 * len(mark.text):  # the window's name, where there is room
-            middle = (before + x) / 2
+        name = mark.label or (mark.text if plot.x_format == "count" else "")
+        if name and x - before > 7 * len(name):  # the window's name or the decision's number, where there is room
+            middle = x if mark.label else (before + x) / 2
             parts.append(
-                f'<text class="name" x="{middle:.1f}" y="{TOP - 7}" text-anchor="middle">{escape(mark.text)}</text>'
+                f'<text class="name" x="{middle:.1f}" y="{TOP - 7}" text-anchor="middle">{escape(name)}</text>'
             )
-        before = x
+            before = x
+        elif not mark.label:
+            before = x
     return "".join(parts)
 
 
@@ -290,11 +294,20 @@ def _hover_data(
         entries.reverse()  # as they lie on one another
     entries += [entry(level.name, level.color, _level_at(level, at), None) for level in plot.levels]
     places = [FORMATS[plot.x_format](value) + (" rows" if plot.x_format == "count" else "") for value in at.tolist()]
+    return {"x": [round(px, 1) for px in x_px.tolist()], "t": places, "w": _mark_texts(plot, at), "s": entries}
+
+
+def _mark_texts(plot: Plot, at: Floats) -> list[str]:
+    """What each point says of the marks: over rows the window it lies in, over time the decisions nearest to it."""
     borders = np.array([mark.x for mark in plot.marks])
-    names = [mark.text for mark in plot.marks]
-    after = np.searchsorted(borders, at, side="left").tolist()
-    windows = [names[index] if plot.x_format == "count" and index < len(names) else "" for index in after]
-    return {"x": [round(px, 1) for px in x_px.tolist()], "t": places, "w": windows, "s": entries}
+    if plot.x_format == "count":
+        names = [*(mark.text for mark in plot.marks), ""]
+        return [names[min(index, len(names) - 1)] for index in np.searchsorted(borders, at, side="left").tolist()]
+    texts = [""] * len(at)
+    for mark in plot.marks if len(at) else ():
+        nearest = int(np.argmin(np.abs(at - mark.x)))
+        texts[nearest] += ("; " if texts[nearest] else "") + mark.text
+    return texts
 
 
 def _level_at(level: Level, at: Floats) -> Floats:

@@ -11,7 +11,14 @@ from pathlib import Path
 
 import numpy as np
 
-from headrace.observe.panels import pipeline_plots, quality_plots, speed_plots, time_shares
+from headrace.observe.panels import (
+    decision_numbers,
+    pipeline_plots,
+    quality_plots,
+    speed_plots,
+    time_shares,
+    tuning_plots,
+)
 from headrace.observe.plots import Plot, render_plot
 from headrace.observe.progress import format_count, format_duration
 from headrace.observe.report_assets import SCRIPT, STYLE
@@ -55,7 +62,9 @@ def render_report(run: RunData, *, made: str) -> str:
         run: What to show.
         made: When the report was made, for the top of the page.
     """
-    quality, speed, pipeline = (list(plots(run)) for plots in (quality_plots, speed_plots, pipeline_plots))
+    quality, speed, tuning, pipeline = (
+        list(plots(run)) for plots in (quality_plots, speed_plots, tuning_plots, pipeline_plots)
+    )
     parts = [
         f'<header><p class="made">headrace run report · {escape(made)}</p><h1>{escape(run.name)}</h1>'
         f'<p class="lead">{escape(_headline(run))}</p></header>',
@@ -63,12 +72,13 @@ def render_report(run: RunData, *, made: str) -> str:
         _section("Quality", _quality_lead(run), _plots(quality)),
         _section("Windows", "", _window_table(run.windows)) if run.windows else "",
         _section("Speed", _speed_lead(run), _share_bar(run) + _plots(speed)),
+        _section("Tuning", _tuning_lead(run), _plots(tuning)) if tuning else "",
         _section("Pipeline", "Each stage between the logs and the trainer.", _plots(pipeline)) if pipeline else "",
         _section("Decisions", "What changed by itself, and why.", _decision_table(run)) if run.decisions else "",
         _section("Job", "", _config(run)) if run.config else "",
         "<footer>Crosshairs are shared by plots over the same axis. A line of more records than fit is drawn as their "
         "mean; where it is alone, with their P10 to P90 behind it. Dotted verticals are ends of windows (over rows) or "
-        "changes by a decision (over time).</footer>",
+        "changes by a decision (over time), numbered as in the table of decisions.</footer>",
     ]
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
@@ -187,6 +197,16 @@ def _speed_lead(run: RunData) -> str:
     return "Most of a step goes to " + ", ".join(f"{label} ({100 * share:.0f} %)" for label, _, share in shares) + "."
 
 
+def _tuning_lead(run: RunData) -> str:
+    """What limited the pipeline when it was last looked at, and how often something was changed."""
+    changes = sum(bool(decision.change) for decision in run.decisions if decision.who == "tuner")
+    texts = [f"The tuner changed something {changes} time{'s' * (changes != 1)}."] if changes else []
+    found = [decision for decision in run.decisions if decision.who == "explain"]
+    if found:
+        texts.append(f"At the end, {found[-1].reason}; {found[-1].snapshot.get('help', '')}".rstrip("; ") + ".")
+    return " ".join(texts)
+
+
 def _share_bar(run: RunData) -> str:
     shares = time_shares(run)
     if not shares:
@@ -244,14 +264,16 @@ def _window_table(windows: Iterable[WindowSpan]) -> str:
 
 def _decision_table(run: RunData) -> str:
     shown = run.decisions[-NUM_DECISIONS:]
+    numbers = decision_numbers(run)
     rows = []
-    for decision in shown:
+    for place, decision in enumerate(shown, start=len(run.decisions) - len(shown)):
         change = ", ".join(f"{name} {before} → {after}" for name, (before, after) in decision.change.items())
         cells = [format_duration(decision.time_s), decision.who, change or "nothing", decision.reason]
         texts = "".join(f'<td class="text">{escape(cell)}</td>' for cell in cells[1:])
-        rows.append(f"<tr><td>{escape(cells[0])}</td>{texts}</tr>")
+        number = numbers.get(place, "")
+        rows.append(f"<tr><td>{number}</td><td>{escape(cells[0])}</td>{texts}</tr>")
     more = f"<span> (the newest {len(shown):,})</span>" if len(shown) < len(run.decisions) else ""
-    head = '<th>at</th><th class="text">who</th><th class="text">change</th><th class="text">why</th>'
+    head = '<th></th><th>at</th><th class="text">who</th><th class="text">change</th><th class="text">why</th>'
     return (
         f'<details class="card"{" open" if len(shown) <= 12 else ""}><summary>{len(run.decisions):,} decisions{more}'
         f'</summary><div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table>'

@@ -20,6 +20,7 @@ FORMATS: dict[str, Callable[[float], str]] = {
     "count": format_count,
     "bytes": format_bytes,
     "ms": lambda value: f"{value:.3g} ms",
+    "ratio": lambda value: f"{100 * value:.0f} %",
     "cpus": lambda value: f"{value:.2f}",
     "time": format_duration,
 }
@@ -89,6 +90,8 @@ def tick_writer(kind: str, ticks: Sequence[float]) -> Callable[[float], str]:
     step = ticks[1] - ticks[0] if len(ticks) > 1 else largest or 1.0
     if kind == "bytes":
         return format_bytes
+    if kind == "ratio":
+        return FORMATS[kind]
     if kind == "time":
         return lambda value: "0" if not value else f"{value:g} s" if largest < 60 else format_duration(value)
     size, unit = next(

@@ -8,6 +8,7 @@ from typing import Any
 import psutil
 
 from headrace.pipeline import StageReading
+from headrace.resources import ResourceMonitor
 from headrace.training.metrics import Scores
 from headrace.training.rows import RowCounts
 from headrace.training.state import TrainingState
@@ -15,6 +16,10 @@ from headrace.training.step import StepResult
 from headrace.training.stepping import Steps
 
 __all__ = ["StepRecorder", "limiting_part", "window_record"]
+
+
+RESOURCES_EVERY_S = 1.0
+"""CPUs and memory limits are looked up this often: it takes 0.9 ms."""
 
 
 class StepRecorder:
@@ -25,6 +30,7 @@ class StepRecorder:
         self.every_steps = every_steps
         self._start_s = time.perf_counter()
         self._process = psutil.Process()
+        self._resources, self._looked_s = ResourceMonitor(), self._start_s
         self._clear()
 
     def add(self, result: StepResult, num_rows: int, wait_s: float) -> bool:
@@ -56,6 +62,10 @@ class StepRecorder:
         counters = steps.counters(window_s=now - self._start_s)
         window = state.window.name if state.window else ""
         scores = state.in_window[state.label_names[0]].compute()
+        if now - self._looked_s > RESOURCES_EVERY_S:
+            self._resources.poll()
+            self._looked_s = now
+        resources = self._resources.resources
         record = {
             "kind": "step",
             "time_s": state.seconds,
@@ -69,8 +79,12 @@ class StepRecorder:
             "seconds": self._seconds,
             "stages": {name: _stage(reading) for name, reading in counters.stages.items()},
             "limiting": limiting_part(self._seconds),
+            "threads": counters.num_threads,
+            "cpus": resources.cpus.count,
             "bytes_in_flight": counters.bytes_in_flight,
+            "budget_bytes": counters.budget_bytes,
             "memory_bytes": self._process.memory_info().rss,
+            "memory_limit_bytes": resources.memory.limit_bytes,
         }
         self._start_s = now
         self._clear()

@@ -40,8 +40,12 @@ def write_run(folder: Path, *, num_steps: int = 600, num_windows: int = 3, seed:
                 "shuffle": _stage(random, 1, 9e6, 0.004, 1),
                 "transform": _stage(random, 5 if wait < 0.01 else 1, 2e6, 0.012, 1),
             },
+            "threads": 2 if step < num_steps // 2 else 4,
+            "cpus": 2 if step < num_steps // 2 else 4,
             "bytes_in_flight": 15e6,
+            "budget_bytes": 64e6,
             "memory_bytes": 4e8 + 2e8 * learned,
+            "memory_limit_bytes": 8e8,
         }
         lines.append(record)
         if step % per_window == 0:

@@ -26,10 +26,12 @@ TITLES = [
     "Calibration",
     "Rows a second",
     "Where a step&#x27;s time goes",
+    "Workers",
+    "CPUs at work",
+    "Throughput",
+    "Memory against its limits",
     "Queue depth",
     "Bytes in flight",
-    "CPUs at work",
-    "Workers",
     "Memory",
 ]
 
@@ -97,6 +99,22 @@ def test_hover_data_matches_the_plots(tmp_path: Path) -> None:
     assert auc["w"][0] == "2026-11-01"
     assert auc["w"][-1] == "2026-11-03"
     assert auc["s"][2]["v"] == ["0.6800"] * 30
+
+
+def test_the_tuning_plots_show_a_resize_the_limits_and_each_change_by_its_number(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run", num_steps=60)
+    page = report_of(folder)
+    blocks = [json.loads(text) for text in re.findall(r'application/json">(.*?)</script>', page)]
+    workers, memory = blocks[TITLES.index("Workers")], blocks[TITLES.index("Memory against its limits")]
+    by_name = {series["n"]: series["v"] for series in workers["s"]}
+    assert (by_name["CPUs available"][10], by_name["CPUs available"][-1]) == ("2", "4")
+    assert by_name["CPUs available"].count("2") == 29
+    assert by_name["shared by all"][-1] == "4"
+    assert {series["n"]: series["v"][0] for series in memory["s"]}["in flight, of the budget"] == "23 %"
+    said = [text for text in workers["w"] if text]
+    assert said == ["1: tuner: read.workers 1 -> 2: the trainer waits 48 % of its time and read is busy 97 %"]
+    assert "<tr><td>1</td>" in page  # and the same number in the table of decisions
+    assert "The tuner changed something 1 time." in page
 
 
 def test_names_from_the_data_cannot_become_markup(tmp_path: Path) -> None:
