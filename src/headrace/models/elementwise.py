@@ -30,15 +30,15 @@ def _add_bias_relu(y: Array, bias: Array, chunks: int) -> None:
 
 
 @kernel(parallel=True, fastmath=True)
-def _mask_relu(grad: Array, y: Array, out: Array, sums: Array, chunks: int) -> None:
+def _mask_relu(grad: Array, y: Array, sums: Array, chunks: int) -> None:
     num_rows, width = y.shape
     for chunk in numba.prange(chunks):
         part = np.zeros(width, np.float32)
         for b in range(chunk * num_rows // chunks, (chunk + 1) * num_rows // chunks):
-            grad_row, y_row, out_row = grad[b], y[b], out[b]
+            grad_row, y_row = grad[b], y[b]
             for n in range(width):
                 number = load(grad_row[n]) if load(y_row[n]) > 0 else np.float32(0.0)
-                out_row[n] = store(out_row, number)
+                grad_row[n] = store(grad_row, number)
                 part[n] += number
         sums[chunk, :] = part
 
@@ -48,14 +48,14 @@ def add_bias_relu(y_BN: Tensor, bias_N: Tensor) -> None:
     _add_bias_relu(array_of(y_BN), array_of(bias_N), num_chunks(y_BN.numel()))
 
 
-def mask_relu(grad_BN: Tensor, y_BN: Tensor, out_BN: Tensor) -> Tensor:
-    """The gradient before a ReLU that gave y, into `out_BN` (which may be `grad_BN`); returns its sum of columns.
+def mask_relu(grad_BN: Tensor, y_BN: Tensor) -> Tensor:
+    """Make the gradient after a ReLU that gave y the one before it, in place; returns its sum of columns.
 
     Sums are float32 [N], made a thread's rows at a time: the same for the same number of threads.
     """
     chunks = num_chunks(y_BN.numel())
     sums = np.empty((chunks, y_BN.shape[1]), np.float32)
-    _mask_relu(array_of(grad_BN), array_of(y_BN), array_of(out_BN), sums, chunks)
+    _mask_relu(array_of(grad_BN), array_of(y_BN), sums, chunks)
     return torch.from_numpy(sums.sum(0))
 
 

@@ -41,18 +41,17 @@ class _FusedMLP(torch.autograd.Function):
         num_layers = len(ctx.saved_tensors) // 2
         activations, weights = ctx.saved_tensors[: num_layers + 1], ctx.saved_tensors[num_layers + 1 :]
         gradients: list[Tensor | None] = []
-        x_grad: Tensor | None = grad.contiguous()
-        masked = empty(grad.shape, grad.dtype)
+        x_grad: Tensor | None = empty(grad.shape, grad.dtype).copy_(grad)  # autograd may give its one to others too
         with full_rate():
             for layer in reversed(range(num_layers)):
-                assert x_grad is not None
-                bias_grad = mask_relu(x_grad, activations[layer + 1], masked)
+                masked = x_grad
+                assert masked is not None
+                bias_grad = mask_relu(masked, activations[layer + 1])
                 gradients = [weight_gradient(masked, activations[layer]), bias_grad, *gradients]
                 x_grad = None
                 if layer > 0 or ctx.needs_input_grad[0]:
                     out = empty(activations[layer].shape, masked.dtype)
                     x_grad = torch.mm(masked, weights[layer], out=out)
-                    masked = x_grad  # the next mask works in place
         return (None if x_grad is None else x_grad.to(ctx.x_dtype), None, *gradients)
 
 

@@ -11,7 +11,13 @@ from torch import Tensor
 
 from headrace.config import Config
 
-__all__ = ["DenseOptimizerConfig", "load_optimizer_arrays", "make_dense_optimizer", "optimizer_arrays"]
+__all__ = [
+    "DenseOptimizerConfig",
+    "clip_gradients",
+    "load_optimizer_arrays",
+    "make_dense_optimizer",
+    "optimizer_arrays",
+]
 
 
 class Adam(Config):
@@ -79,6 +85,19 @@ DenseOptimizerConfig = Annotated[Adam | SGD | Adagrad, Field(discriminator="kind
 def make_dense_optimizer(config: Adam | SGD | Adagrad, parameters: Iterable[Tensor]) -> torch.optim.Optimizer:
     """The optimizer a job asks for, over the dense parameters."""
     return config.make(list(parameters))
+
+
+def clip_gradients(optimizer: torch.optim.Optimizer, parameters: list[Tensor], max_norm: float) -> None:
+    """See to it that the next step uses gradients of at most this norm, as `torch.nn.utils.clip_grad_norm_` does.
+
+    A fused optimizer divides by a scale in its own pass over the gradients, so none is made for clipping.
+    """
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    norm = torch.nn.utils.get_total_norm(gradients)
+    if optimizer.defaults.get("fused"):
+        optimizer.grad_scale = torch.clamp((norm + 1e-6) / max_norm, min=1.0)  # type: ignore[attr-defined]
+    else:
+        torch.nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
 
 
 def optimizer_arrays(optimizer: torch.optim.Optimizer) -> dict[str, NDArray[Any]]:

@@ -14,6 +14,7 @@ from headrace.logs import BadRowPolicy, Schema, WindowConfig, list_files
 from headrace.models import DLRMConfig, ModelConfig
 from headrace.scheduling.config import SchedulerConfig
 from headrace.training.dense_optimizer import Adam, DenseOptimizerConfig
+from headrace.training.precision import AskedPrecision
 
 __all__ = ["DataConfig", "JobConfig", "PipelineConfig", "ShuffleConfig", "TrainingConfig"]
 
@@ -73,6 +74,8 @@ class TrainingConfig(Config):
     """Of all parameters but the embeddings."""
     clip_grad_norm: float | None = Field(default=None, gt=0)
     """Greatest norm of the dense parameters' gradient; None for no clipping."""
+    precision: AskedPrecision = "auto"
+    """Of matrix products; parameters are float32 always. `auto` measures once, and the run keeps what it chose."""
     threads: int | None = Field(default=None, ge=1)
     """Threads of the training step. The same number gives the same parameters bit for bit; None takes the CPUs."""
     checkpoint_every_steps: int | None = Field(default=None, ge=1)

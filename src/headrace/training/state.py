@@ -14,6 +14,7 @@ from headrace.embeddings import EmbeddingTable, embedding_bags
 from headrace.embeddings.table_parts import join_parts
 from headrace.errors import CheckpointError
 from headrace.logs import Cursor, Window
+from headrace.models.products import Precision
 from headrace.training.checkpoint import Snapshot
 from headrace.training.dense_optimizer import load_optimizer_arrays, optimizer_arrays
 from headrace.training.metrics import BinaryMetrics
@@ -30,6 +31,7 @@ class TrainingState:
         label_names: Names of the labels, which order the metrics.
         checkpoint: Number of the newest checkpoint; 0 before the first.
         step: Optimizer steps made.
+        precision: What matrix products take, once it is decided.
         cursor: Which rows whole windows have used.
         window: The window in progress, or None between windows.
         token: Where in that window the next batch begins, see `BatchIterator.state_dict`; None at its start.
@@ -46,6 +48,7 @@ class TrainingState:
     label_names: tuple[str, ...]
     checkpoint: int = 0
     step: int = 0
+    precision: Precision | None = None
     cursor: Cursor = field(default_factory=Cursor)
     window: Window | None = None
     token: dict[str, Any] | None = None
@@ -114,6 +117,7 @@ def take_snapshot(state: TrainingState, model: nn.Module, optimizer: torch.optim
     values = {
         "shape": shape,
         "step": state.step,
+        "precision": state.precision,
         "cursor": state.cursor.to_dict(),
         "window": None if state.window is None else state.window.to_dict(),
         "token": state.token,
@@ -149,6 +153,7 @@ def restore(
             "use another run folder, or change it back"
         )
     state.checkpoint, state.step = snapshot.number, values["step"]
+    state.precision = values.get("precision")
     state.cursor = Cursor.from_dict(values["cursor"])
     state.window = None if values["window"] is None else Window.from_dict(values["window"])
     state.token = values["token"]

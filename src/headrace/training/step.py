@@ -10,11 +10,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn.functional import binary_cross_entropy_with_logits
 
 from headrace.embeddings import apply_gradients, embedding_bags
 from headrace.errors import HeadraceError
+from headrace.models.layers import set_precision
 from headrace.tensors import Batch
+from headrace.training.dense_optimizer import clip_gradients
+from headrace.training.loss import log_loss
+from headrace.training.precision import AskedPrecision, PrecisionChoice, choose_precision
 
 __all__ = ["StepResult", "TrainingStep"]
 
@@ -24,7 +27,7 @@ class StepResult:
     """What a step predicted before it trained.
 
     Attributes:
-        logits: float32 [B, L].
+        logits: float32 [B, L]; also what the loss was computed from, so metrics need no second pass.
         loss: Weighted mean log loss over rows and labels.
         seconds: Wall time by part: forward, backward, push, dense_optimizer; pull is the part of forward and push
             the part of training that the embedding store took.
@@ -38,6 +41,9 @@ class StepResult:
 class TrainingStep:
     """Predicts a batch with the parameters as they are, then trains on it.
 
+    Called as a whole, or phase by phase where a scheduler puts other work between them: `forward_backward`, `push`,
+    `update`.
+
     Because each row is predicted before any step has seen it, metrics over these predictions are those of a test set
     (progressive validation: Blum, Kalai and Langford, COLT 1999).
     """
@@ -48,6 +54,7 @@ class TrainingStep:
         optimizer: torch.optim.Optimizer,
         *,
         clip_grad_norm: float | None = None,
+        precision: AskedPrecision = "fp32",
         average: Callable[[Sequence[Tensor], int], None] | None = None,
         announce_rows: Callable[[int], None] | None = None,
     ) -> None:
@@ -57,17 +64,34 @@ class TrainingStep:
             model: Batch -> logits float32 [B, L].
             optimizer: Of the dense parameters.
             clip_grad_norm: Greatest norm of the dense gradient; None for any.
+            precision: Of matrix products; "auto" is decided at the first batch, see `choose_precision`.
             average: Given the dense parameters and the rows of a batch, makes their gradients those of all trainers.
             announce_rows: Given the rows of a batch before its gradients are pushed.
         """
         self.model = model
         self.optimizer = optimizer
         self.clip_grad_norm = clip_grad_norm
+        self.precision: PrecisionChoice | None = None
         self.average = average
         self.announce_rows = announce_rows
         self._dense = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         self._seconds: dict[str, float] = {}
         self._num_rows = 0
+        self._asked: AskedPrecision = precision
+
+    def settle_precision(self, num_rows: int, kept: AskedPrecision | None = None) -> PrecisionChoice:
+        """Decide what matrix products take from now on.
+
+        Args:
+            num_rows: Of a batch.
+            kept: What an earlier part of the run decided where this was left to us; None for nothing.
+        """
+        if self._asked == "auto" and kept is not None:
+            self.precision = PrecisionChoice("fp32" if kept == "fp32" else "bf16", f"{kept}: as the run began")
+        else:
+            self.precision = choose_precision(self.model, num_rows, self._asked)
+        set_precision(self.model, self.precision.precision)
+        return self.precision
 
     def __call__(self, batch: Batch) -> StepResult:
         """Predict and train.
@@ -88,18 +112,18 @@ class TrainingStep:
         """
         start = perf_counter()
         self._num_rows = len(batch)
+        if self.precision is None:
+            self.settle_precision(len(batch))
         logits = self.model(batch)
-        weights = None if batch.weights is None else batch.weights[:, None]
-        loss = binary_cross_entropy_with_logits(logits, batch.labels, weight=weights)
-        value = loss.item()
+        value, gradient = log_loss(logits, batch.labels, batch.weights)
         forward = perf_counter()
         if not np.isfinite(value):
             for bags in embedding_bags(self.model).values():
                 bags.drop_gradients()
             raise HeadraceError(f"the loss is {value}; lower the learning rates, or clip_grad_norm, and train again")
-        loss.backward()  # type: ignore[no-untyped-call]
+        logits.backward(gradient)
         self._seconds = {"forward": forward - start, "backward": perf_counter() - forward}
-        return StepResult(logits.detach().numpy(), value, self._seconds)
+        return StepResult(logits.detach().cpu().numpy(), value, self._seconds)
 
     def push(self) -> None:
         """The second phase: rows learn."""
@@ -115,7 +139,7 @@ class TrainingStep:
         if self.average is not None:
             self.average(self._dense, self._num_rows)
         if self.clip_grad_norm is not None:
-            nn.utils.clip_grad_norm_(self._dense, self.clip_grad_norm)
+            clip_gradients(self.optimizer, self._dense, self.clip_grad_norm)
         self.optimizer.step()
         self.optimizer.zero_grad()
         self._seconds["dense_optimizer"] = perf_counter() - start

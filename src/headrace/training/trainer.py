@@ -61,7 +61,10 @@ class Trainer:
         self.state = TrainingState(self.assembly.label_names)
         self._checkpoints = CheckpointFolder(self.run_folder.checkpoints, keep=job.training.keep_checkpoints)
         self._step = TrainingStep(
-            self.assembly.model, self.assembly.optimizer, clip_grad_norm=job.training.clip_grad_norm
+            self.assembly.model,
+            self.assembly.optimizer,
+            clip_grad_norm=job.training.clip_grad_norm,
+            precision=job.training.precision,
         )
         self._should_stop = should_stop
         self._say = say
@@ -145,6 +148,9 @@ class Trainer:
             restore(snapshot, self.state, self.assembly.model, self.assembly.optimizer, self.assembly.shape)
             where = f", in window {self.state.window.name}" if self.state.window else ""
             messages.append(f"going on from checkpoint {self.state.checkpoint}, step {self.state.step}{where}")
+        precision = self._step.settle_precision(self.job.training.batch_size, self.state.precision)
+        self.state.precision = precision.precision
+        messages.append(f"matrix products in {precision.reason}")
         removed = self.run_folder.rewind(self.state.checkpoint)
         self.run_folder.set_aside(self.state.replayed)
         if removed:

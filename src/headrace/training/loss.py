@@ -1,0 +1,56 @@
+"""Log loss of logits: its weighted mean and its gradient in one pass."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.nn.functional import binary_cross_entropy_with_logits
+
+from headrace.compiling import kernel
+
+__all__ = ["log_loss"]
+
+Array = npt.NDArray[Any]
+
+
+@kernel()
+def _log_loss(logits: Array, labels: Array, weights: Array, grad: Array) -> float:
+    num_rows, num_labels = logits.shape
+    scale, total = 1.0 / (num_rows * num_labels), 0.0
+    for b in range(num_rows):
+        weight = np.float64(weights[b]) if len(weights) else 1.0
+        for label in range(num_labels):
+            x, y = np.float64(logits[b, label]), np.float64(labels[b, label])
+            shrunk = np.exp(-abs(x))  # in (0, 1]: neither end of the sigmoid overflows
+            probability = (1.0 if x >= 0 else shrunk) / (1.0 + shrunk)
+            total += weight * (max(x, 0.0) - x * y + np.log1p(shrunk))
+            grad[b, label] = weight * (probability - y) * scale
+    return float(total * scale)
+
+
+def log_loss(logits_BL: Tensor, labels_BL: Tensor, weights_B: Tensor | None) -> tuple[float, Tensor]:
+    """The mean over rows and labels of weight times log loss, and its gradient.
+
+    Args:
+        logits_BL: float32.
+        labels_BL: float32, 0 or 1, or between.
+        weights_B: float32; None for ones. The mean divides by the number of rows, not by the sum of weights.
+
+    Returns:
+        The loss, and float32 [B, L]: give it to `logits.backward`. No rows have a loss of NaN.
+    """
+    if not logits_BL.is_cpu or logits_BL.dtype != torch.float32 or not len(logits_BL):
+        leaf = logits_BL.detach().requires_grad_()
+        weights = None if weights_B is None else weights_B[:, None]
+        loss = binary_cross_entropy_with_logits(leaf, labels_BL, weight=weights)
+        (gradient,) = torch.autograd.grad(loss, leaf)
+        return loss.item(), gradient
+    grad = torch.empty(logits_BL.shape)
+    no_weights = np.empty(0, np.float32)
+    weights_array = no_weights if weights_B is None else weights_B.numpy()
+    value = _log_loss(logits_BL.detach().contiguous().numpy(), labels_BL.numpy(), weights_array, grad.numpy())
+    return value, grad
