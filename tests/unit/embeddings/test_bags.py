@@ -323,3 +323,18 @@ def test_a_begun_batch_has_a_single_lookup_only_if_it_was_begun_as_one() -> None
     assert bags.lookup(begun, ["b"]).features.names == ("b",)
     with pytest.raises(ConfigError, match=r"begun 2 lookups, none of just the features a, b"):
         bags.lookup(begun)
+
+
+def test_a_long_gradient_of_a_step_is_scaled_to_the_longest_allowed() -> None:
+    lists = {"a": [[0], [1]], "b": [[2], [2]]}
+    free, clipped = (EmbeddingBags(config(), list(lists), 4, seed=1) for _ in range(2))
+    limited = clipped.config.model_copy(update={"clip_grad_norm": 0.5})
+    clipped = EmbeddingBags(limited, list(lists), 4, seed=1)
+    before = rows_of(free, 0), rows_of(free, 1)
+    moved = []
+    for bags in (free, clipped):
+        bags((jagged(lists),)).sum().backward()
+        bags.apply_gradients()
+        moved.append(torch.cat([rows_of(bags, space) - before[space] for space in (0, 1)]))
+    # Rows 0 and 1 of a have gradient 1, row 2 of b has 2, four numbers each: the norm is sqrt(4 + 4 + 16).
+    torch.testing.assert_close(moved[1], moved[0] * 0.5 / 24**0.5)
