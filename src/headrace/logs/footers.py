@@ -180,7 +180,7 @@ def reading(file: LogFile, row_group: int) -> Iterator[None]:
     """Turn what Arrow says about a damaged row group into an error with its place."""
     try:
         yield
-    except DataError:
+    except (DataError, MemoryError):
         raise
     except (OSError, pa.ArrowException) as error:
         raise DataError(

@@ -81,7 +81,11 @@ class Arranger:
             else:
                 batches, self._held[part] = self._held[part], []
             if batches:
-                yield self._sort(batches)
+                rows = self._sort(batches)
+                del batches
+                yield rows
+                del rows
+                pa.default_memory_pool().release_unused()
 
     def close(self) -> None:
         """Remove temporary files."""

@@ -26,7 +26,8 @@ class ClusterConfig(Config):
         sample: Share of the sessions to keep; whole sessions, drawn by the hash of their name.
         seed: Of the sample.
         memory_bytes: What the work may take, beside the 400 MB of an interpreter with all libraries loaded.
-        rows_per_group: Rows of a row group; sessions are not cut unless they are longer than `max_session_rows`.
+        rows_per_group: Rows of a row group, fewer where they would take more than a sixteenth of the memory; sessions
+            are not cut unless they are longer than `max_session_rows`.
         max_session_rows: Rows of a session that are stored together; longer ones are continued in the next row.
     """
 

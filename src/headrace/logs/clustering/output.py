@@ -28,8 +28,10 @@ from headrace.logs.nested.layout import IMPRESSIONS, LAYOUT_KEY, Layout, runs_na
 __all__ = ["ClusteredFile", "SessionRows", "Sessions"]
 
 SAMPLE_ROWS = 32_768
-SAMPLE_BYTES = 128 << 20
-"""Rows that a layout is chosen from, and bytes of them at most."""
+"""Rows that a layout is chosen from, as far as they fit in an eighth of the memory."""
+
+READ_ROWS = 2048
+"""Rows read back at a time."""
 
 
 class Sessions(NamedTuple):
@@ -126,7 +128,11 @@ class ClusteredFile:
         self._sample.append(sessions)
         self._sample_rows += sessions.rows.num_rows
         self._sample_bytes += sessions.rows.nbytes
-        if self._given is not None or self._sample_rows >= SAMPLE_ROWS or self._sample_bytes >= SAMPLE_BYTES:
+        if (
+            self._given is not None
+            or self._sample_rows >= SAMPLE_ROWS
+            or self._sample_bytes >= self._config.memory_bytes // 8
+        ):
             self._begin()
 
     def finish(self, sources: Mapping[str, Any]) -> None:
@@ -145,9 +151,7 @@ class ClusteredFile:
         footer = read_footer(LogFile(str(self._staging), self._staging.stat().st_size))
         for row_group in range(footer.metadata.num_row_groups):
             with open_parquet(footer) as parquet:
-                yield from iter_plain(
-                    footer, parquet, row_group, list(self.layout.columns), self._config.rows_per_group
-                )
+                yield from iter_plain(footer, parquet, row_group, list(self.layout.columns), READ_ROWS)
 
     def publish(self) -> None:
         """Let the finished file appear."""
