@@ -10,10 +10,13 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-__all__ = ["FILE_ROW_BITS", "REJECT_SCHEMA", "ROW_ID", "Piece", "Source", "make_row_id", "split_row_id"]
+__all__ = ["FILE_ROW_BITS", "ORIGINAL_ROW", "REJECT_SCHEMA", "ROW_ID", "Piece", "Source", "make_row_id", "split_row_id"]
 
 ROW_ID = "__row_id"
 """Name of the int64 column that says which row of the logs a row is; user functions keep it."""
+
+ORIGINAL_ROW = "original_row"
+"""Column of a clustered log with the ids its rows had in the log they come from, where that has no row id column."""
 
 Ids = TypeVar("Ids", int, npt.NDArray[np.int64])
 

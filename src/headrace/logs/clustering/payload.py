@@ -14,13 +14,10 @@ import pyarrow.types as pt
 from headrace.errors import ConfigError, DataError
 from headrace.logs.clustering.config import ClusterConfig
 from headrace.logs.footers import Footer, iter_plain, open_parquet, reading
-from headrace.logs.pieces import FILE_ROW_BITS
+from headrace.logs.pieces import FILE_ROW_BITS, ORIGINAL_ROW
 from headrace.logs.schema import Schema
 
-__all__ = ["ORIGINAL_ROW", "SESSION_NUMBER", "LogColumns", "PayloadReader", "normal_type"]
-
-ORIGINAL_ROW = "original_row"
-"""Column with the ids that rows had in the files they come from, where the schema has no row id column."""
+__all__ = ["SESSION_NUMBER", "LogColumns", "PayloadReader", "normal_type"]
 
 FOUND_SESSION = "session"
 """Column with the sessions found by gaps: the id of the first row of each."""

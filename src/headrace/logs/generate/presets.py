@@ -20,8 +20,8 @@ _SESSIONS: Mapping[str, Any] = {
     "items": 5_000_000,
     "zipf": 0.0,
     "change_ratio": 0.03,
-    "change_ratio_to": 0.2,
-    "list_renewal_ratio": 0.3,
+    "change_ratio_to": 0.19,
+    "list_renewal_ratio": 0.25,
     "list_max_length": 500,
 }
 

@@ -1,6 +1,7 @@
 """Looking at a log before training on it: schema, skew, duplication within sessions, row groups, bad rows."""
 
 from headrace.logs.inspection.bad_rows import BadRows
+from headrace.logs.inspection.grouping import FoundGroup, GroupSample
 from headrace.logs.inspection.guesses import Guess, guess_parts, make_schema
 from headrace.logs.inspection.id_counter import IdCounter
 from headrace.logs.inspection.inspection import Inspection, RowGroup, inspect_log
@@ -12,6 +13,8 @@ from headrace.logs.inspection.tables import print_inspection
 __all__ = [
     "BadRows",
     "ColumnProfile",
+    "FoundGroup",
+    "GroupSample",
     "Guess",
     "IdCounter",
     "Inspection",

@@ -15,12 +15,15 @@ import pyarrow as pa
 
 from headrace.errors import ConfigError, DataError
 from headrace.logs.files import list_files
-from headrace.logs.footers import Footer, open_parquet, read_footer, reading
+from headrace.logs.footers import Footer, iter_plain, open_parquet, read_footer, reading
 from headrace.logs.inspection.bad_rows import BadRows, RowChecks
+from headrace.logs.inspection.grouping import FoundGroup, GroupSample
 from headrace.logs.inspection.guesses import Guess, guess_parts, make_schema, parts_of_schema
 from headrace.logs.inspection.hashing import hash_column
 from headrace.logs.inspection.profiles import ColumnProfile, kind_of
 from headrace.logs.inspection.session_tracker import SessionTracker
+from headrace.logs.nested.layout import Layout
+from headrace.logs.pieces import ORIGINAL_ROW
 from headrace.logs.schema import Schema
 from headrace.observe.progress import Progress
 from headrace.resources import effective_cpus
@@ -57,6 +60,9 @@ class Inspection:
         schema: The schema given, or the one guessed; None if no column looks like a label.
         sessions: Rows per session; None without a session column.
         duplication: For each column compared, share of rows that repeat their session's previous row.
+        groups: Columns that change together, and what keeping each group's values once would save.
+        batch_rows_per_session: Rows of a session in a batch of 4096 rows in the order of the log; None if unknown.
+        layout: Of a clustered log; None for others.
         row_groups: All of them.
         bad_rows: By column and reason.
         num_bad: Rows that are bad for any reason.
@@ -72,6 +78,9 @@ class Inspection:
     schema: Schema | None
     sessions: SessionTracker | None
     duplication: dict[str, float]
+    groups: tuple[FoundGroup, ...]
+    batch_rows_per_session: float | None
+    layout: Layout | None
     row_groups: tuple[RowGroup, ...]
     bad_rows: tuple[BadRows, ...]
     num_bad: int
@@ -82,6 +91,16 @@ class Inspection:
     def num_rows(self) -> int:
         """Rows that were read."""
         return self.profiles[0].num_rows if self.profiles else 0
+
+    @property
+    def duplicate_bytes_ratio(self) -> float | None:
+        """Share of all bytes in memory that repeat the session's previous row; None without sessions."""
+        if self.sessions is None or not self.duplication:
+            return None
+        widths = {profile.name: profile.row_bytes for profile in self.profiles}
+        repeated = sum(share * widths[name] for name, share in self.duplication.items())
+        following = self.sessions.num_following / max(1, self.num_rows)
+        return repeated * following / max(1.0, sum(widths.values()))
 
     @property
     def large_row_groups(self) -> list[RowGroup]:
@@ -106,6 +125,10 @@ class Inspection:
             "partitions": list(self.partitions),
             "columns": columns,
             "sessions": None if self.sessions is None else _sessions_to_dict(self.sessions),
+            "duplicate_bytes_ratio": self.duplicate_bytes_ratio,
+            "batch_rows_per_session": self.batch_rows_per_session,
+            "groups": [group.to_dict() for group in self.groups],
+            "layout": None if self.layout is None else self.layout.kind,
             "row_groups": {
                 "count": len(self.row_groups),
                 "median_bytes": int(np.median(groups)),
@@ -141,7 +164,7 @@ def inspect_log(location: str | Path, *, schema: Schema | None = None, num_threa
         for footer in footers:
             footer.check_columns(list(schema.columns))
     stored = _stored_columns(footers)
-    if not len(stored) or not sum(footer.metadata.num_rows for footer in footers):
+    if not len(stored) or not sum(footer.num_rows for footer in footers):
         raise ConfigError(f"{location}: {len(files)} files without rows, nothing to inspect")
     with ThreadPoolExecutor(num_threads or effective_cpus().num_threads, thread_name_prefix="inspect") as pool:
         guess = None if is_given else _guess_from_sample(footers, stored, str(location))
@@ -161,6 +184,9 @@ def inspect_log(location: str | Path, *, schema: Schema | None = None, num_threa
         schema=schema,
         sessions=result.sessions,
         duplication=result.duplication(),
+        groups=tuple(result.groups(schema)),
+        batch_rows_per_session=None if result.sample is None else result.sample.batch_rows_per_session,
+        layout=footers[0].layout,
         row_groups=tuple(_row_groups(footers)),
         bad_rows=tuple(result.checks.found) if result.checks else (),
         num_bad=result.checks.num_bad if result.checks else 0,
@@ -186,9 +212,10 @@ class _Pass:
         comparable = [field.name for field in stored if _has_hash(field.type) and field.name != self._session]
         self._compared = comparable if self._session is not None else []
         self.sessions = SessionTracker(len(self._compared)) if self._session is not None else None
+        self.sample = GroupSample(self._compared) if self._session is not None else None
 
     def run(self) -> _Pass:
-        total = sum(footer.metadata.num_rows for footer in self._footers)
+        total = sum(footer.num_rows for footer in self._footers)
         with Progress("inspect", total=total) as progress:
             for footer in self._footers:
                 for row_group, first_row, batch in _batches(footer, self._stored, self.damaged.append):
@@ -200,6 +227,15 @@ class _Pass:
         if self.sessions is None or not self.sessions.num_following:
             return {}
         return dict(zip(self._compared, self.sessions.duplication().tolist(), strict=True))
+
+    def groups(self, schema: Schema | None) -> list[FoundGroup]:
+        if self.sample is None or schema is None:
+            return []
+        apart = [label.name for label in schema.labels]
+        apart += [name for name in (schema.weight, schema.row_id, ORIGINAL_ROW) if name is not None]
+        apart += [schema.timestamp.name] if schema.timestamp is not None else []
+        widths = {profile.name: profile.row_bytes for profile in self.profiles}
+        return self.sample.groups(widths, without=apart)
 
     def _add(self, batch: pa.RecordBatch, footer: Footer, row_group: int, first_row: int) -> None:
         checked: dict[str, Any] = {}
@@ -218,6 +254,8 @@ class _Pass:
             columns = [hashes[name] for name in self._compared]
             values = np.stack(columns, axis=1) if columns else np.zeros((batch.num_rows, 0), dtype=np.uint64)
             self.sessions.add(hashes[str(self._session)], values)
+            assert self.sample is not None
+            self.sample.add(hashes[str(self._session)], values)
 
 
 def _batches(
@@ -230,12 +268,12 @@ def _batches(
             position = first_row
             try:
                 with reading(footer.file, row_group):
-                    for batch in parquet.iter_batches(batch_size=BATCH_ROWS, row_groups=[row_group]):
+                    for batch in iter_plain(footer, parquet, row_group, footer.schema.names, BATCH_ROWS):
                         yield row_group, position, _complete(batch, stored)
                         position += batch.num_rows
             except DataError as error:
                 report_damage(str(error))
-            first_row += footer.metadata.row_group(row_group).num_rows
+            first_row += footer.group_rows(row_group)
 
 
 def _complete(batch: pa.RecordBatch, stored: pa.Schema) -> pa.RecordBatch:
@@ -280,7 +318,7 @@ def _row_groups(footers: Sequence[Footer]) -> Iterator[RowGroup]:
     for footer in footers:
         for number in range(footer.metadata.num_row_groups):
             group = footer.metadata.row_group(number)
-            yield RowGroup(footer.file.path, number, group.num_rows, group.total_byte_size)
+            yield RowGroup(footer.file.path, number, footer.group_rows(number), group.total_byte_size)
 
 
 def _sessions_to_dict(sessions: SessionTracker) -> dict[str, Any]:

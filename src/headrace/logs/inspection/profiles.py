@@ -112,6 +112,16 @@ class ColumnProfile:
         return self.ids.num_values / self.num_values if self.num_values else 0.0
 
     @property
+    def row_bytes(self) -> float:
+        """Bytes of a row's value in memory, on average; texts count as 16."""
+        kind = self.types[0]
+        if pt.is_dictionary(kind):
+            kind = kind.value_type
+        item = kind.value_type if self.is_list else kind
+        width = item.bit_width / 8 if pt.is_primitive(item) else 16.0
+        return self.ids.num_values / max(self.num_rows, 1) * width + 4.0 if self.is_list else width
+
+    @property
     def max_length(self) -> int:
         """Length of the longest list."""
         return self._max_length

@@ -24,6 +24,10 @@ __all__ = ["print_inspection"]
 MAX_LINES = 12
 """Of each list of warnings; how many more there are is said."""
 
+MAX_GROUPS = 24
+MAX_NAMES = 6
+"""Groups, and names of each, that are printed."""
+
 
 def print_inspection(inspection: Inspection, console: Console) -> None:
     """Print what was found: columns, labels, sessions, row groups, bad rows, and the reasons of the guesses."""
@@ -45,6 +49,7 @@ def _parts(inspection: Inspection, *, is_terminal: bool) -> Iterator[RenderableT
     if lines:
         yield Group(*(Text(line) for line in lines))
     yield _row_group_lines(inspection)
+    yield from _groups(inspection, style)
     yield from _bad_rows(inspection, style)
     yield _reasons_table(inspection.guesses, style)
     if inspection.schema is None:
@@ -178,6 +183,46 @@ def _row_group_lines(inspection: Inspection) -> RenderableType:
     if len(large) > MAX_LINES:
         lines.append(Text(f"... and {len(large) - MAX_LINES:,} more", style="yellow"))
     return Group(*lines)
+
+
+def _groups(inspection: Inspection, style: box.Box) -> Iterator[RenderableType]:
+    if inspection.layout is not None:
+        clustered = {"clustered": "rows of a session side by side", "nested": "one row a session"}
+        yield Text(f"layout: {inspection.layout.kind}, {clustered[inspection.layout.kind]}")
+    if not inspection.groups:
+        return
+    share = inspection.duplicate_bytes_ratio
+    in_batch = inspection.batch_rows_per_session
+    title = "what changes together within sessions"
+    table = Table(box=style, pad_edge=False, padding=(0, 1), title=title, title_justify="left")
+    table.add_column("columns", overflow="fold", min_width=16)
+    for name in ("repeats", "bytes a row", "rows per value", "in a batch", "saved a row", "group"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for group in inspection.groups[:MAX_GROUPS]:
+        table.add_row(
+            _some_names(group.columns),
+            _percent(group.duplication),
+            f"{group.row_bytes:,.0f}",
+            f"{group.factor:.2f}",
+            f"{group.batch_factor:.2f}",
+            f"{group.saved_bytes:,.0f} B",
+            "yes" if group.pays else "no",
+        )
+    if len(inspection.groups) > MAX_GROUPS:
+        table.add_row(f"... and {len(inspection.groups) - MAX_GROUPS:,} more groups", *[""] * 6)
+    yield table
+    whole = sum(profile.row_bytes for profile in inspection.profiles)
+    saved = sum(group.saved_bytes for group in inspection.groups if group.pays)
+    if share is not None:
+        yield Text(f"{_percent(share)} of all bytes in memory repeat the row before in the session")
+    if in_batch is not None:
+        yield Text(f"rows of a session in a batch of 4,096 as the log lies: {in_batch:.3g}")
+    yield Text(f"predicted for headrace cluster: {whole / max(1.0, whole - saved):.2f}x fewer bytes in memory")
+
+
+def _some_names(names: tuple[str, ...]) -> str:
+    rest = len(names) - MAX_NAMES
+    return ", ".join(names[:MAX_NAMES]) + (f" and {rest} more" if rest > 0 else "")
 
 
 def _bad_rows(inspection: Inspection, style: box.Box) -> Iterator[RenderableType]:

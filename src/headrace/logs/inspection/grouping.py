@@ -1,0 +1,134 @@
+"""Which columns change together within sessions, and what keeping each group's values once would save."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from headrace.logs.break_even import dedupe_factor, pays, saved_bytes
+from headrace.logs.inspection.hashing import NULL_HASH, Hashes
+from headrace.logs.nested.choose import ColumnChanges, find_groups
+
+__all__ = ["BATCH_ROWS", "FoundGroup", "GroupSample"]
+
+MAX_BYTES = 64 << 20
+
+BATCH_ROWS = 4096
+"""Rows of the batch that sessions are counted in, in the order of the log."""
+
+MAX_BATCHES = 64
+
+
+@dataclass(frozen=True)
+class FoundGroup:
+    """Columns that change together, by the model of `headrace.logs.break_even`.
+
+    Attributes:
+        columns: Their names.
+        duplication: Share of the rows with a previous row in their session that repeat all of them.
+        row_bytes: Bytes of their values in a row.
+        factor: Rows per distinct value with the rows of a session side by side.
+        batch_factor: Rows per distinct value in a batch of 4096 rows in the order of the log.
+    """
+
+    columns: tuple[str, ...]
+    duplication: float
+    row_bytes: float
+    factor: float
+    batch_factor: float
+
+    @property
+    def saved_bytes(self) -> float:
+        """Bytes a row saved in memory; may be negative."""
+        return saved_bytes(self.factor, self.row_bytes)
+
+    @property
+    def pays(self) -> bool:
+        """Whether the reader of a nested log keeps it as a group."""
+        return pays(self.factor, self.row_bytes)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return asdict(self) | {"saved_bytes": self.saved_bytes, "pays": self.pays}
+
+
+class GroupSample:
+    """Hashes of whole sessions, drawn by the hash of their name, as many as fit in 64 MiB.
+
+    Args:
+        names: Columns that are compared.
+        max_bytes: Of the sample.
+    """
+
+    def __init__(self, names: Sequence[str], *, max_bytes: int = MAX_BYTES) -> None:
+        self._names = tuple(names)
+        self._max_rows = max(1, max_bytes // (16 * (len(names) + 1)))  # held twice while it is thinned out
+        self._mask = np.uint64(0)
+        self._parts: list[tuple[Hashes, Hashes]] = []
+        self._num_rows = 0
+        self._batches: list[float] = []
+
+    def add(self, sessions: Hashes, values: Hashes) -> None:
+        """Take in rows in the order of the log; see `SessionTracker.add`."""
+        for start in range(0, len(sessions) - BATCH_ROWS + 1, BATCH_ROWS):
+            if len(self._batches) < MAX_BATCHES:
+                batch = sessions[start : start + BATCH_ROWS]
+                self._batches.append(BATCH_ROWS / len(np.unique(batch)))
+        self._keep(sessions, values)
+        while self._num_rows > self._max_rows:
+            self._mask = (self._mask << np.uint64(1)) | np.uint64(1)
+            parts, self._parts, self._num_rows = self._parts, [], 0
+            for part in parts:
+                self._keep(*part)
+
+    @property
+    def batch_rows_per_session(self) -> float | None:
+        """Rows of a session in a batch of 4096 rows in the order of the log; None for smaller logs."""
+        return float(np.mean(self._batches)) if self._batches else None
+
+    def groups(self, widths: Mapping[str, float], *, without: Sequence[str]) -> list[FoundGroup]:
+        """Groups that the nested layout would make of the columns, the largest savings first.
+
+        Args:
+            widths: Bytes of each column's value in a row.
+            without: Columns that belong to one row whatever their values.
+        """
+        changes = self._changes()
+        if changes is None:
+            return []
+        rows_per_session = changes.num_rows / changes.num_sessions
+        in_batch = self.batch_rows_per_session or rows_per_session
+        found = []
+        for names, factor in find_groups(changes, widths, without=without):
+            repeats = 1.0 - (changes.num_rows / factor - changes.num_sessions) / changes.num_pairs
+            width = sum(widths[name] for name in names)
+            found.append(FoundGroup(names, repeats, width, factor, dedupe_factor(in_batch, repeats)))
+        return sorted(found, key=lambda group: -group.saved_bytes)
+
+    def _keep(self, sessions: Hashes, values: Hashes) -> None:
+        kept = (sessions != NULL_HASH) & (sessions & self._mask == 0)
+        if kept.any():
+            self._parts.append((sessions[kept], values[kept]))
+            self._num_rows += int(kept.sum())
+
+    def _changes(self) -> ColumnChanges | None:
+        if not self._parts or not self._names:
+            return None
+        sessions = np.concatenate([part[0] for part in self._parts])
+        order = np.argsort(sessions, kind="stable")  # rows of a session stay in the order of the log
+        following = np.diff(sessions[order]) == 0
+        num_pairs = int(following.sum())
+        if not num_pairs:
+            return None
+        words = np.zeros((len(self._names), -(-num_pairs // 64)), dtype=np.uint64)
+        counts = np.zeros(len(self._names), dtype=np.int64)
+        for column in range(len(self._names)):
+            values = np.concatenate([part[1][:, column] for part in self._parts])[order]
+            differs = (values[1:] != values[:-1])[following]
+            bits = np.packbits(differs, bitorder="little")
+            words[column].view(np.uint8)[: len(bits)] = bits
+            counts[column] = differs.sum()
+        return ColumnChanges(self._names, words, counts, len(sessions) - num_pairs, len(sessions))
