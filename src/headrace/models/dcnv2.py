@@ -16,12 +16,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
-import torch
 from pydantic import Field
 from torch import Tensor, nn
 
 from headrace.config import Config
 from headrace.embeddings import EmbeddingBags, EmbeddingsConfig
+from headrace.models.cross import CrossNetwork
+from headrace.models.fields import join_fields
 from headrace.models.layers import linear, mlp, seeded
 from headrace.tensors import Batch
 
@@ -42,21 +43,6 @@ class DCNv2Config(Config):
     """Widths of the deep network."""
     structure: Literal["parallel", "stacked"] = "parallel"
     """The deep network beside the cross layers, or on top of them."""
-
-
-class CrossNetwork(nn.Module):
-    """Cross layers: [B, X] -> [B, X]; layer l adds crosses of order l + 1."""
-
-    def __init__(self, num_features: int, num_layers: int, rank: int | None, generator: torch.Generator) -> None:
-        super().__init__()
-        self.layers = nn.ModuleList(_cross_matrix(num_features, rank, generator) for _ in range(num_layers))
-
-    def forward(self, x0_BX: Tensor) -> Tensor:
-        """See the class."""
-        x_BX = x0_BX
-        for layer in self.layers:
-            x_BX = torch.addcmul(x_BX, x0_BX, layer(x_BX))
-        return x_BX
 
 
 class DCNv2(nn.Module):
@@ -93,15 +79,8 @@ class DCNv2(nn.Module):
     def forward(self, batch: Batch) -> Tensor:
         """Logits float32 [B, L]."""
         emb_BFD = self.embeddings(batch.sparse)
-        x0_BX = torch.cat([batch.dense, emb_BFD.flatten(1)], dim=1)
+        x0_BX = join_fields(batch.dense, emb_BFD, self.deep.dtype)
         cross_BX = self.cross(x0_BX)
         if self.is_parallel:
-            return self.head(torch.cat([cross_BX, self.deep(x0_BX)], dim=1))  # type: ignore[no-any-return]
+            return self.head(cross_BX, self.deep(x0_BX))  # type: ignore[no-any-return]
         return self.head(self.deep(cross_BX))  # type: ignore[no-any-return]
-
-
-def _cross_matrix(num_features: int, rank: int | None, generator: torch.Generator) -> nn.Module:
-    if rank is None:
-        return linear(num_features, num_features, generator)
-    down = linear(num_features, rank, generator, bias=False)
-    return nn.Sequential(down, linear(rank, num_features, generator))

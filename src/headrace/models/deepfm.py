@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from headrace.config import Config
 from headrace.embeddings import EmbeddingBags, EmbeddingsConfig
+from headrace.models.fields import join_fields_with_fm
 from headrace.models.layers import linear, mlp, seeded
 from headrace.tensors import Batch
 
@@ -73,7 +74,6 @@ class DeepFM(nn.Module):
         """Logits float32 [B, L]."""
         emb_BFD = self.embeddings(batch.sparse)
         first_BL = self.first_order(batch.sparse).sum(1) + self.first_order_dense(batch.dense)
-        fields_BGD = torch.cat([batch.dense[:, :, None] * self.dense_vectors_ND, emb_BFD], dim=1)
-        second_B = 0.5 * (fields_BGD.sum(1).square() - fields_BGD.square().sum(1)).sum(1)
-        deep_BL = self.head(self.deep(torch.cat([batch.dense, emb_BFD.flatten(1)], dim=1)))
+        x_BX, second_B = join_fields_with_fm(batch.dense, emb_BFD, self.dense_vectors_ND, self.deep.dtype)
+        deep_BL = self.head(self.deep(x_BX))
         return first_BL + second_B[:, None] + deep_BL  # type: ignore[no-any-return]

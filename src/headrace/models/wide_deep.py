@@ -13,12 +13,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
-import torch
 from pydantic import Field
 from torch import Tensor, nn
 
 from headrace.config import Config
 from headrace.embeddings import EmbeddingBags, EmbeddingsConfig
+from headrace.models.fields import join_fields
 from headrace.models.layers import linear, mlp, seeded
 from headrace.tensors import Batch
 
@@ -69,5 +69,5 @@ class WideDeep(nn.Module):
         """Logits float32 [B, L]."""
         emb_BFD = self.embeddings(batch.sparse)
         wide_BL = self.wide(batch.sparse).sum(1) + self.wide_dense(batch.dense)
-        deep_BL = self.head(self.deep(torch.cat([batch.dense, emb_BFD.flatten(1)], dim=1)))
+        deep_BL = self.head(self.deep(join_fields(batch.dense, emb_BFD, self.deep.dtype)))
         return wide_BL + deep_BL  # type: ignore[no-any-return]
