@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numba
 import numpy as np
 import numpy.typing as npt
+import torch
+from torch import Tensor
 
 from headrace.compiling import kernel
 from headrace.embeddings.jagged_ids import JaggedIds
@@ -18,14 +21,14 @@ Float32s = npt.NDArray[np.float32]
 Int64s = npt.NDArray[np.int64]
 Int32s = npt.NDArray[np.int32]
 
-KeyGradients = tuple[Keys, Float32s]
+Gradients = Any  # float32 [U, D], an array, or a tensor where rows are on a device
+KeyGradients = tuple[Keys, Gradients]
 """Unique keys and their gradients float32 [U, D]."""
 
 
 @kernel()
-def _add_rows(gradients: Float32s, counts: Int32s, where: Int32s, out: Float32s, out_counts: Int32s) -> None:
+def _add_rows(gradients: Float32s, where: Int32s, out: Float32s) -> None:
     for u in range(len(where)):
-        out_counts[where[u]] += counts[u]
         for d in range(out.shape[1]):
             out[where[u], d] += gradients[u, d]
 
@@ -39,8 +42,11 @@ def _square_rows(gradients: Float32s, out: npt.NDArray[np.float64]) -> None:
         out[u] = squares
 
 
-def clip_norm(gradients: Float32s, longest: float) -> None:
+def clip_norm(gradients: Gradients, longest: float) -> None:
     """Scales gradients float32 [U, D] in place so that their L2 norm, over all of them, is at most `longest`."""
+    if isinstance(gradients, Tensor):
+        gradients *= (longest / gradients.double().norm()).clamp(max=1.0).float()
+        return
     squares = np.empty(len(gradients), dtype=np.float64)
     _square_rows(gradients, squares)
     norm = float(np.sqrt(squares.sum()))
@@ -60,13 +66,20 @@ def merge_keys(parts: Sequence[KeyGradients]) -> KeyGradients:
     ids = _of_spaces(parts, bounds, num_spaces)
     unique = unique_keys(_exact_layout(num_spaces), ids)
     keys = unique.keys
-    gradients = np.zeros((len(keys), parts[0][1].shape[1]), dtype=np.float32)
+    first = parts[0][1]
+    shape = len(keys), first.shape[1]
+    gradients: Gradients = np.zeros(shape, np.float32) if isinstance(first, np.ndarray) else first.new_zeros(shape)
     keys.counts[:] = 0
     taken = ids.value_firsts.copy()  # up to where each space's ids have been used by the parts before
     for (part, gradient), bound in zip(parts, bounds, strict=True):
         lengths = np.diff(bound)
         places = np.repeat(taken - bound[:-1], lengths) + np.arange(len(part))
-        _add_rows(gradient, part.counts, unique.inverse[places], gradients, keys.counts)
+        where = unique.inverse[places]  # each once, so that torch adds in the order of the parts, too
+        keys.counts[where] += part.counts
+        if isinstance(gradients, np.ndarray):
+            _add_rows(gradient, where, gradients)
+        else:
+            gradients.index_add_(0, torch.from_numpy(where).to(gradients.device), gradient)
         taken += lengths
     return keys, gradients
 

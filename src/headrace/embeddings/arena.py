@@ -122,7 +122,13 @@ class Arena:
     @property
     def capacity(self) -> int:
         """Rows there is room for."""
-        return len(self.weights)
+        return len(self.metadata)
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of rows, optimizer state and metadata."""
+        arrays = [self.weights, *self.slots.values(), self.metadata, self.dynamic_ids, self.dynamic_spaces]
+        return sum(array.nbytes for array in arrays)
 
     def clear(self) -> None:
         """Every row as it was in the beginning, and no collisionless rows."""
@@ -148,8 +154,7 @@ class Arena:
         if num_rows <= self.capacity:
             return
         capacity = max(num_rows, int(self.capacity * GROWTH))
-        self.weights = _grown(self.weights, capacity)
-        self.slots = {name: _grown(slot, capacity) for name, slot in self.slots.items()}
+        self._grow_rows(capacity)
         self.metadata = _grown(self.metadata, capacity)
         self.dynamic_spaces = _grown(self.dynamic_spaces, capacity - self.num_fixed, fill=-1)
         self.dynamic_ids = _grown(self.dynamic_ids, capacity - self.num_fixed)
@@ -158,18 +163,14 @@ class Arena:
         """Give rows [A] to ids: first values, fresh optimizer state and metadata."""
         self.dynamic_spaces[rows - self.num_fixed] = spaces
         self.dynamic_ids[rows - self.num_fixed] = ids
-        fill_rows(self.weights, rows, spaces, ids, self._space_seeds, self._scales, FORMATS[self.row_format])
-        for name, values in self._slot_values.items():
-            self.slots[name][rows] = values[spaces][:, None]
+        self._begin_rows(rows, spaces, ids)
         self.metadata[rows] = np.zeros(1, dtype=ROW_METADATA)
 
     def end_rows(self, rows: Int64s, *, consumer_bits: int) -> None:
         """Take rows away from their ids; consumers see them change to zeros of no space."""
         self.dynamic_spaces[rows - self.num_fixed] = -1
         self.dynamic_ids[rows - self.num_fixed] = 0
-        self.weights[rows] = 0
-        for slot in self.slots.values():
-            slot[rows] = 0
+        self._clear_rows(rows)
         self.metadata[rows] = np.zeros(1, dtype=ROW_METADATA)
         self.metadata["dirty"][rows] = consumer_bits
 
@@ -178,6 +179,16 @@ class Arena:
         out = np.empty((len(rows), self.embedding_dim), dtype=np.float32)
         _gather(self.weights, rows, FORMATS[self.row_format], out)
         return out
+
+    def row_columns(self, rows: Int64s) -> dict[str, npt.NDArray[Any]]:
+        """What a saved table holds of rows: `weights` and one `slot.NAME` per slot; copies."""
+        return {"weights": self.weights[rows], **{f"slot.{name}": slot[rows] for name, slot in self.slots.items()}}
+
+    def set_row_columns(self, rows: Int64s, columns: Mapping[str, npt.NDArray[Any]]) -> None:
+        """The opposite of `row_columns`."""
+        self.weights[rows] = columns["weights"]
+        for name, slot in self.slots.items():
+            slot[rows] = columns[f"slot.{name}"]
 
     def mark_seen(self, rows: Int64s, counts: Int32s, *, step: int) -> None:
         """Note a sighting in training; rows [U] different from each other where not 0."""
@@ -204,6 +215,20 @@ class Arena:
         spaces[~is_fixed] = self.dynamic_spaces[rows[~is_fixed] - self.num_fixed]
         ids[~is_fixed] = self.dynamic_ids[rows[~is_fixed] - self.num_fixed]
         return spaces, ids
+
+    def _grow_rows(self, capacity: int) -> None:
+        self.weights = _grown(self.weights, capacity)
+        self.slots = {name: _grown(slot, capacity) for name, slot in self.slots.items()}
+
+    def _begin_rows(self, rows: Int64s, spaces: Int32s, ids: Int64s) -> None:
+        fill_rows(self.weights, rows, spaces, ids, self._space_seeds, self._scales, FORMATS[self.row_format])
+        for name, values in self._slot_values.items():
+            self.slots[name][rows] = values[spaces][:, None]
+
+    def _clear_rows(self, rows: Int64s) -> None:
+        self.weights[rows] = 0
+        for slot in self.slots.values():
+            slot[rows] = 0
 
 
 def _aligned(shape: tuple[int, ...], dtype: np.dtype[Any]) -> npt.NDArray[Any]:

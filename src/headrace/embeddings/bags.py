@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple, Self
 
 import numpy as np
 import torch
@@ -11,6 +11,12 @@ from torch import Tensor, nn
 
 from headrace.embeddings.accumulation import clip_norm, merge_keys
 from headrace.embeddings.config import EmbeddingsConfig
+from headrace.embeddings.device_pooling import (
+    gather_sequence_on_device,
+    pool_rows_on_device,
+    pool_unique_rows_on_device,
+)
+from headrace.embeddings.device_table import DeviceTable, Memory
 from headrace.embeddings.gradients import POOL_MAX, POOL_MEAN, POOL_SUM
 from headrace.embeddings.hashing import name_seeds
 from headrace.embeddings.jagged_ids import Group, JaggedIds, collect_ids
@@ -100,6 +106,7 @@ class EmbeddingBags(nn.Module):
         self._table: EmbeddingTable | None = None
         self._is_local = store is None
         self._pending: list[Lookup] = []
+        self._device: torch.device | None = None
 
     @property
     def table(self) -> EmbeddingTable | None:
@@ -123,6 +130,37 @@ class EmbeddingBags(nn.Module):
     def use_store(self, store: EmbeddingStore) -> None:
         """Rows live there from now on; a table in this process is forgotten, or never made."""
         self._store, self._table, self._is_local = store, None, False
+
+    def place_on(self, device: torch.device | str | None, memory: Memory | None = None) -> Self:
+        """Compute with torch's operations on a device, and move the rows; `model.to(device)` does this for a GPU.
+
+        Args:
+            device: Any that torch has; None for the host and its own kernels.
+            memory: Where rows live, see `EmbeddingsConfig.memory`; None for what the config says.
+        """
+        self._device = None if device is None else torch.device(device)
+        if self.table is not None:
+            if not isinstance(self.store, LocalStore):
+                raise ConfigError("embeddings: rows with a store in front of them cannot move, expected none")
+            if self._device is not None:
+                memory = memory or self.config.memory
+                self._table = DeviceTable.of(self.table, self._device, memory)
+            elif isinstance(self.table, DeviceTable):
+                on_host = EmbeddingTable(self.spaces, self.embedding_dim, seed=self._seed)
+                on_host.take_over(self.table)
+                self._table = on_host
+            self._store = None
+        return self
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """What `to`, `cuda` and `cpu` of a model call."""
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        device = fn(torch.empty(0)).device
+        if device.type == "meta" or device == self._device:
+            return self
+        if device.type != "cpu":
+            return self.place_on(device)
+        return self if self._device is None or self._device.type == "cpu" else self.place_on(None)
 
     def forward(self, sparse: Sequence[Group], out: Tensor | None = None) -> Tensor:
         """Pooled embeddings float32 [B, F, dim]; see `lookup` for the errors and `pool` for `out`."""
@@ -159,6 +197,7 @@ class EmbeddingBags(nn.Module):
     def begin(self, sparse: Sequence[Group], features: Sequence[str] | None = None) -> Lookup:
         """As `lookup`, of a batch that comes later: `apply_gradients` leaves it alone until `BegunLookups` bring it."""
         chosen = self._feature_set(self.feature_names if features is None else tuple(features))
+        sparse = [group if group.values.device.type == "cpu" else group.to("cpu") for group in sparse]
         ids = collect_ids(sparse, chosen.names)
         if len(ids.weights) and POOL_MAX in chosen.poolings:
             name = chosen.names[int(np.argmax(chosen.poolings == POOL_MAX))]
@@ -167,7 +206,8 @@ class EmbeddingBags(nn.Module):
         if unique.bad_value >= 0:
             raise self._out_of_range(chosen, ids, unique)
         learns = self.training and torch.is_grad_enabled()
-        return Lookup(chosen, ids, unique, self.store.pull(unique.keys, admit=learns), learns)
+        pulled = self.store.pull(unique.keys, admit=learns)
+        return Lookup(chosen, ids, unique, pulled, learns, device=self._device)
 
     def pool(self, lookups: Lookup | Sequence[Lookup], out: Tensor | None = None) -> Tensor:
         """Finish: float32 [B, F, dim], features in the module's order.
@@ -189,6 +229,9 @@ class EmbeddingBags(nn.Module):
         if len(strides) > 1:
             raise ValueError(f"lookups have {' and '.join(map(str, sorted(strides)))} rows, expected the same number")
         shape = (strides.pop(), len(names), self.embedding_dim)
+        if self._device is not None:
+            pooled = pool_rows_on_device(parts)
+            return pooled if out is None else out.copy_(pooled)
         if out is None:
             out = torch.empty(shape)
         elif out.shape != shape or out.dtype != torch.float32 or (out.stride(2) != 1 and shape[2] > 1):
@@ -203,13 +246,14 @@ class EmbeddingBags(nn.Module):
 
         What is computed from `pooled` row by row is expanded by `index_select(0, inverse)` at the end.
         """
+        pool = pool_unique_rows if self._device is None else pool_unique_rows_on_device
         return [
             UniquePooled(
                 tuple(lookup.features.names[feature] for feature in group.features),
                 pooled,
-                None if group.inverse is None else torch.from_numpy(group.inverse),
+                None if group.inverse is None else torch.from_numpy(group.inverse).to(pooled.device),
             )
-            for group, pooled in zip(lookup.ids.groups, pool_unique_rows(lookup), strict=True)
+            for group, pooled in zip(lookup.ids.groups, pool(lookup), strict=True)
         ]
 
     def sequence(self, lookup: Lookup, feature_name: str) -> tuple[Tensor, Tensor]:
@@ -221,16 +265,20 @@ class EmbeddingBags(nn.Module):
         Returns:
             float32 [n, dim] for the n ids of the feature, and offsets int64 [B + 1], or [U + 1], into them.
         """
-        return gather_sequence(lookup, lookup.features.number(feature_name))
+        gather = gather_sequence if self._device is None else gather_sequence_on_device
+        return gather(lookup, lookup.features.number(feature_name))
 
     def apply_gradients(self) -> None:
         """Push the gradients of all forward passes since the last call as one step; passes without one are dropped."""
         pending, self._pending = self._pending, []
-        parts = [(lookup.keys, lookup.gradient) for lookup in pending if lookup.gradient is not None]
+        learned = [(lookup.keys, lookup.learned()) for lookup in pending]
+        parts = [(keys, gradients) for keys, gradients in learned if gradients is not None]
         if parts:
             keys, gradients = merge_keys(parts)
             if self.config.clip_grad_norm is not None:
                 clip_norm(gradients, self.config.clip_grad_norm)
+            if isinstance(gradients, Tensor) and not isinstance(self.table, DeviceTable):
+                gradients = gradients.cpu().numpy()
             self.store.push(keys, gradients).result()
 
     def drop_gradients(self) -> None:

@@ -90,12 +90,15 @@ class EmbeddingsConfig(Config):
         features: By name of the feature; one that is not here has a space of its own and sum pooling.
         clip_grad_norm: Longest gradient of a step (L2 norm over all rows, duplicates merged); a longer one is scaled
             down. None for any.
+        memory: Where rows live when the model is on a GPU: in its memory, or in pinned memory of the host. On a CPU it
+            says nothing.
     """
 
     default: TableConfig = TableConfig()
     spaces: dict[str, TableConfig] = Field(default_factory=dict)
     features: dict[str, FeatureConfig] = Field(default_factory=dict)
     clip_grad_norm: float | None = Field(default=None, gt=0)
+    memory: Literal["device", "host"] = "device"
 
     @model_validator(mode="before")
     @classmethod

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from concurrent.futures import Future
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -54,17 +55,21 @@ class Lookup:
         features: Which they are.
         ids: Their ids in the batch.
         unique: The unique keys of the ids.
-        pulled: The rows float32 [U, dim]; `pulled.done()` says whether they are here.
+        pulled: The rows float32 [U, dim], an array, or a tensor on a device; `pulled.done()` says whether they are
+            here.
         learns: Whether gradients are to be collected.
         gradient: Of the unique keys, duplicates merged, float32 [U, dim]; None before a backward.
+        device: Where models compute; None for the host, without torch's own operations.
     """
 
     features: FeatureSet
     ids: JaggedIds
     unique: UniqueIds
-    pulled: Future[Float32s]
+    pulled: Future[Any]
     learns: bool
     gradient: Float32s | None = None
+    device: torch.device | None = None
+    _leaf: Tensor | None = None
 
     @property
     def stride(self) -> int:
@@ -78,7 +83,8 @@ class Lookup:
 
     def rows(self) -> Float32s:
         """The rows of the unique keys, float32 [U, dim]; waits until they are here."""
-        return self.pulled.result()
+        rows: Float32s = self.pulled.result()
+        return rows
 
     def group_of(self, feature_name: str) -> BagGroup:
         """The group in which a feature is."""
@@ -89,6 +95,18 @@ class Lookup:
         """Which unique row each row of the batch has in a feature, int32 [B]; None if every row has its own."""
         inverse = self.group_of(feature_name).inverse
         return None if inverse is None else torch.from_numpy(inverse)
+
+    def leaf(self) -> Tensor:
+        """Rows on a device as a leaf of the autograd graph, float32 [U, dim]; waits until they are here."""
+        if self._leaf is None:
+            rows = self.pulled.result()
+            rows = rows if isinstance(rows, Tensor) else torch.from_numpy(rows)
+            self._leaf = rows.to(self.device).requires_grad_(self.learns)
+        return self._leaf
+
+    def learned(self) -> Any:
+        """The gradients of the unique keys so far, an array, or a tensor on the device; None without a backward."""
+        return self.gradient if self._leaf is None else self._leaf.grad
 
     def add_gradient(self, gradient: Float32s) -> None:
         """What one operation's backward gives, float32 [U, dim]; the array is the lookup's from now on."""

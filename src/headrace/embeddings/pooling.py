@@ -27,9 +27,10 @@ from headrace.embeddings.gradients import (
     sum_sequence,
     sum_unique_rows,
 )
+from headrace.embeddings.jagged_ids import JaggedIds
 from headrace.embeddings.lookup import Lookup
 
-__all__ = ["gather_sequence", "pool_rows", "pool_unique_rows"]
+__all__ = ["bag_positions", "gather_sequence", "pool_rows", "pool_unique_rows"]
 
 Float32s = npt.NDArray[np.float32]
 Int64s = npt.NDArray[np.int64]
@@ -263,12 +264,16 @@ def pool_unique_rows(lookup: Lookup) -> tuple[Tensor, ...]:
 
 def gather_sequence(lookup: Lookup, feature: int) -> tuple[Tensor, Tensor]:
     """The rows of a feature's ids one by one, float32 [n, D], differentiable, and offsets int64 [bags + 1]."""
-    ids = lookup.ids
-    bags = slice(int(ids.bag_starts[feature]), int(ids.bag_starts[feature] + ids.num_bags[feature]))
-    positions, offsets = _positions(ids.firsts[bags], ids.lasts[bags])
+    positions, offsets = bag_positions(lookup.ids, np.array([feature]))
     keys = lookup.unique.inverse[positions]
     rows: Tensor = _GatherSequence.apply(_anchor([lookup]), lookup, keys)  # type: ignore[no-untyped-call]
     return rows, torch.from_numpy(offsets)
+
+
+def bag_positions(ids: JaggedIds, features: Int64s) -> tuple[Int64s, Int64s]:
+    """Positions int64 [n] of all ids of some features, bag by bag, and offsets int64 [bags + 1] into them."""
+    bags = np.concatenate([ids.bag_starts[f] + np.arange(ids.num_bags[f]) for f in features])
+    return _positions(ids.firsts[bags], ids.lasts[bags])
 
 
 def _anchor(lookups: Sequence[Lookup]) -> Tensor:

@@ -20,6 +20,7 @@ __all__ = ["EmbeddingTable"]
 
 Float32s = npt.NDArray[np.float32]
 Int64s = npt.NDArray[np.int64]
+Int32s = npt.NDArray[np.int32]
 
 MAX_CONSUMERS = 31  # bits of the metadata's `dirty`
 
@@ -46,7 +47,7 @@ class EmbeddingTable:
         self.seed = seed
         configs = list(self.spaces.values())
         self._optimizer = build_optimizer([config.optimizer for config in configs], embedding_dim)
-        self.arena = Arena(self.spaces, embedding_dim, self._optimizer, seed=seed)
+        self.arena = self._make_arena()
         self.step = 0
         self._evict_after = np.array([config.evict_after or 0 for config in configs], dtype=np.int64)
         self._window_steps: list[int] = [0]  # the step at which each window still of interest began
@@ -74,8 +75,7 @@ class EmbeddingTable:
     def num_bytes(self) -> int:
         """Bytes of rows, optimizer state, metadata and directory."""
         arena, directory = self.arena, self._directory
-        arrays = [arena.weights, *arena.slots.values(), arena.metadata, arena.dynamic_ids, arena.dynamic_spaces]
-        return sum(array.nbytes for array in [*arrays, directory.entries, directory.pending_seen])
+        return arena.num_bytes + directory.entries.nbytes + directory.pending_seen.nbytes
 
     def lookup(self, keys: Keys, *, admit: bool) -> Int64s:
         """Rows int64 [U] of unique keys; 0, the zero row, for those without one.
@@ -106,10 +106,8 @@ class EmbeddingTable:
         if owner is not self or evictions != self._evictions:
             rows = self._directory.resolve(keys.spaces, keys.ids)
         self.step += 1
-        arena = self.arena
-        rounding = Rounding.of(arena.row_format, self.seed, self.step)
-        self._optimizer.apply(arena.weights, arena.slots, rows, keys.spaces, gradients, self.step, rounding)
-        arena.mark_updated(rows, step=self.step, consumer_bits=self._all_consumer_bits)
+        self._update(rows, keys.spaces, gradients)
+        self.arena.mark_updated(rows, step=self.step, consumer_bits=self._all_consumer_bits)
 
     def end_window(self) -> int:
         """Note that a window has ended, and evict ids not seen in the last `evict_after` windows, this one included.
@@ -191,6 +189,20 @@ class EmbeddingTable:
         self.step, self._window_steps = saved.step, list(saved.window_steps)
         self._evictions += 1
         self.arena.metadata["dirty"][self.arena.live_rows()] = self._all_consumer_bits
+
+    def _make_arena(self) -> Arena:
+        return Arena(self.spaces, self.embedding_dim, self._optimizer, seed=self.seed)
+
+    def _update(self, rows: Int64s, spaces: Int32s, gradients: Float32s) -> None:
+        arena = self.arena
+        rounding = Rounding.of(arena.row_format, self.seed, self.step)
+        self._optimizer.apply(arena.weights, arena.slots, rows, spaces, gradients, self.step, rounding)
+
+    def take_over(self, other: EmbeddingTable) -> None:
+        """Become another table of the same config: rows, clocks, and consumers with what they have not yet seen."""
+        self.load_state_dict(other.state_dict())
+        self._consumers = dict(other._consumers)
+        self.arena.metadata["dirty"][: other.arena.capacity] = other.arena.metadata["dirty"][: self.arena.capacity]
 
     @property
     def _all_consumer_bits(self) -> int:

@@ -110,8 +110,7 @@ def pack(arena: Arena, directory: CollisionlessDirectory, header: TableHeader, r
         "rows": rows.copy(),
         "spaces": spaces,
         "ids": ids,
-        "weights": arena.weights[rows],
-        **{f"slot.{name}": slot[rows] for name, slot in arena.slots.items()},
+        **arena.row_columns(rows),
         **{name: np.ascontiguousarray(metadata[name]) for name in METADATA},
         **{f"pending.{name}": column for name, column in directory.pending().items()},
     }
@@ -127,8 +126,6 @@ def unpack(state: Columns, arena: Arena, directory: CollisionlessDirectory) -> N
     live = {"rows": rows[is_dynamic], "spaces": spaces[is_dynamic], "ids": ids[is_dynamic]}
     directory.restore(live, {name: state[f"pending.{name}"] for name in PENDING})
     arena.begin_rows(live["rows"], live["spaces"], live["ids"])
-    arena.weights[rows] = state["weights"]
-    for name, slot in arena.slots.items():
-        slot[rows] = state[f"slot.{name}"]
+    arena.set_row_columns(rows, state)
     for name in METADATA:
         arena.metadata[name][rows] = state[name]

@@ -103,7 +103,9 @@ def test_rows_of_16_bits_take_half_the_bytes_and_begin_near_those_of_32(row_form
     halves, full = table(row_format), table("fp32")
     assert halves.arena.weights.nbytes * 2 == full.arena.weights.nbytes
     assert halves.weights.dtype == TORCH[row_format]
-    np.testing.assert_allclose(halves.pull(keys(50), admit=False), full.pull(keys(50), admit=False), rtol=2**-7, atol=2**-24)
+    np.testing.assert_allclose(
+        halves.pull(keys(50), admit=False), full.pull(keys(50), admit=False), rtol=2**-7, atol=2**-24
+    )
 
 
 @HALVES

@@ -1,0 +1,64 @@
+"""Stochastic rounding in plain torch: the same bits from the same numbers as `row_formats`, on any device."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+__all__ = ["mix64", "rounded"]
+
+GOLDEN = 0x9E3779B97F4A7C15
+NARROW, MOST_FP16 = 2.0**-112, 65504.0
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def _signed(value: int) -> int:
+    """A uint64 as the int64 of the same bits: torch multiplies and adds int64 modulo 2^64."""
+    return value - 2**64 if value >= 2**63 else value
+
+
+def _shifted(x: Tensor, bits: int) -> Tensor:
+    """int64 shifted right, zeros coming in."""
+    return (x >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def mix64(x: Tensor) -> Tensor:
+    """`hashing.mix64` of an int64 tensor."""
+    x = (x ^ _shifted(x, 30)) * _signed(0xBF58476D1CE4E5B9)
+    x = (x ^ _shifted(x, 27)) * _signed(0x94D049BB133111EB)
+    return x ^ _shifted(x, 31)
+
+
+def _chances(rows_U: Tensor, dim: int, seed: int) -> Tensor:
+    """16 random bits per number, int32 [U, dim]: a 64-bit state serves four numbers."""
+    state_U = mix64(rows_U * _signed(GOLDEN) + _signed(seed))
+    firsts = torch.arange(0, dim, 4, device=rows_U.device)
+    bits = mix64(state_U[:, None] + (firsts + 1) * _signed(GOLDEN))
+    shifts = torch.arange(4, device=rows_U.device) * 16
+    chances = (bits[:, :, None] >> shifts) & 0xFFFF
+    return chances.flatten(1)[:, :dim].to(torch.int32)
+
+
+def rounded(values_UD: Tensor, rows_U: Tensor, row_format: str, seed: int) -> Tensor:
+    """float32 [U, dim] in a format of rows.
+
+    Args:
+        values_UD: The numbers.
+        rows_U: int64 [U], where they go, which decides the random bits.
+        row_format: fp32, bf16 or fp16.
+        seed: Of the step, a uint64.
+    """
+    if row_format == "fp32":
+        return values_UD
+    chance = _chances(rows_U, values_UD.shape[1], seed)
+    if row_format == "bf16":
+        bits = values_UD.contiguous().view(torch.int32)
+        exponent = 0x7F800000
+        up = bits + chance
+        kept = torch.where((up & exponent) == exponent, bits, up)  # never from finite to infinite, nor out of it
+        return (kept & -65536).view(torch.float32).to(torch.bfloat16)
+    narrowed = (values_UD.abs().clamp(max=MOST_FP16) * NARROW).view(torch.int32)
+    half = ((narrowed + (chance & 0x1FFF)) >> 13).clamp(max=0x7BFF)
+    half = half | ((values_UD.contiguous().view(torch.int32) >> 16) & 0x8000)
+    half = torch.where(half >= 0x8000, half - 0x10000, half).to(torch.int16).view(torch.float16)
+    return torch.where(values_UD.isnan(), torch.full_like(half, torch.nan), half)
