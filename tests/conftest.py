@@ -19,7 +19,7 @@ import pytest
 PATIENCE_S = 3.0
 """How long what a test started may take to go away after it."""
 
-SHARED_THREADS = ("fsspecIO", "pytest_timeout", "ThreadPoolExecutor-fsspec", "Dummy-", "asyncio_")
+SHARED_THREADS = ("fsspecIO", "pytest_timeout", "ThreadPoolExecutor-fsspec", "Dummy-", "asyncio_", "Prefetcher")
 """Threads that libraries keep for the life of the process, by the beginning of their names."""
 
 SHARED_PROCESSES = ("resource_tracker", "forkserver")

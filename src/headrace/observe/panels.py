@@ -24,6 +24,7 @@ PARTS = {
 """Parts of a step's time in the order they are stacked, with label and colour; others follow under their own name."""
 
 STAGE_COLORS = ("blue", "green", "warm", "violet", "sky", "rose", "teal", "olive", "grey")
+SMOOTHED_S = 2.0
 NUM_WINDOW_MARKS = 120
 NUM_DECISION_MARKS = 60
 """More would stand closer than a few pixels and only grey the plot."""
@@ -142,10 +143,9 @@ def tuning_plots(run: RunData) -> Iterator[Plot]:
     if workers := _stages(run, "workers"):
         shared = _known(Series("shared by all", run.column("threads"), "grey"))
         yield plot("Workers", "of each stage, and the threads they share", (*workers, *shared), "count", cpus)
-    elapsed_s = run.since_last(run.time_s)
-    busy = tuple(Series(s.name, s.values / elapsed_s, s.color) for s in _stages(run, "busy_s"))
+    busy = tuple(Series(s.name, _a_second(run, s.values), s.color) for s in _stages(run, "busy_s"))
     if busy:
-        note = "CPU seconds a second of each stage, stacked; the trainer's own are not among them"
+        note = f"of each stage, stacked; means over {SMOOTHED_S:g} s, without the trainer"
         yield plot("CPUs at work", note, busy, "cpus", cpus, stacked=True)
     rate = _known(Series("rows/s", run.column("rows_per_s"), "blue"))
     if rate and busy:
@@ -221,6 +221,14 @@ def _held(run: RunData, column: str, name: str, color: str) -> tuple[Level, ...]
     ends = [*begins[1:], float(run.time_s[-1])]
     spans = tuple((first, last, float(values[at])) for first, last, at in zip(begins, ends, starts, strict=True))
     return (Level(name, spans, color, dashed=True),)
+
+
+def _a_second(run: RunData, values: Floats) -> Floats:
+    """What windowed values are a second, over the last seconds: long work is counted in the record in which it ends."""
+    total, begin = np.cumsum(np.nan_to_num(values)), np.maximum(run.time_s - SMOOTHED_S, 0.0)
+    before = np.interp(begin, np.insert(run.time_s, 0, 0.0), np.insert(total, 0, 0.0))
+    elapsed = run.time_s - begin
+    return np.where(elapsed > 0, (total - before) / np.where(elapsed > 0, elapsed, 1.0), np.nan)
 
 
 def _positive(run: RunData, column: str) -> Floats:

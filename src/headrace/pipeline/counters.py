@@ -114,6 +114,7 @@ class PipelineCounters:
         peak_bytes: Most ever charged.
         budget_bytes: What may be charged; 0 without a ledger.
         num_threads: Worker threads that run stages at once.
+        process_groups: Groups whose stages run in worker processes.
     """
 
     window_s: float
@@ -123,6 +124,7 @@ class PipelineCounters:
     peak_bytes: int = 0
     budget_bytes: int = 0
     num_threads: int = 0
+    process_groups: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """As plain values."""

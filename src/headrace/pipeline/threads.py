@@ -128,6 +128,7 @@ class ThreadFeed:
                 peak_bytes=ledger.peak_bytes,
                 budget_bytes=ledger.budget_bytes,
                 num_threads=state.num_workers,
+                process_groups=tuple(group.name for group in self._groups if group.executor == "process"),
             )
 
     def close(self) -> None:

@@ -10,6 +10,7 @@ from headrace.errors import ConfigError
 from headrace.pipeline.explanation import Explanation, StageShare
 from headrace.resources import format_bytes
 from headrace.tuning.estimating import Estimator
+from headrace.tuning.measuring import max_workers
 from headrace.tuning.observation import Observation, StageObservation
 from headrace.tuning.rates import StageRate, pipeline_rate
 from headrace.tuning.space import PREFETCH, Space, workers_of
@@ -28,6 +29,8 @@ BLOCKING = 0.5
 """A stage that spends more than this share of a service without a CPU waits for something."""
 AVERAGED_S = 5.0
 """Seconds of the last windows that are looked at as one."""
+QUEUED = 0.25
+"""Where this share of the blocked time or more is waiting for a CPU, nothing else needs to be looked for."""
 GIL_WAIT_S = 2e-3
 """A thread that waits longer than this for Python's lock shares it with others that hold it all the time."""
 
@@ -50,12 +53,13 @@ def explain(observations: Sequence[Observation], space: Space, *, tuner: str = "
     Raises:
         ConfigError: Nothing was delivered in these windows.
     """
+    if not any(observation.delivered for observation in observations):
+        raise ConfigError("explain: nothing has been delivered yet, so there is nothing to tell; ask again later")
     estimator = Estimator()
     for observation in observations:
         estimator.add(observation)
-    if not observations or not estimator.complete:
-        raise ConfigError("explain: not every stage has finished something yet; ask again once batches are delivered")
-    last, rates = _latest(observations), estimator.rates(space)
+    last = _latest(observations)
+    rates = estimator.rates(space) if estimator.complete else _measured(last, space)
     workers = [stage.workers for stage in last.stages]
     slowest = min(range(len(rates)), key=lambda i: rates[i].rate(workers[i]))
     held = max(range(len(rates)), key=lambda i: last.stages[i].wait_memory_s)
@@ -86,7 +90,8 @@ def _latest(observations: Sequence[Observation]) -> Observation:
     last, window_s = observations[-1], 0.0
     same: list[Observation] = []
     for each in reversed(observations):
-        if each.cpus != last.cpus or (same and window_s + each.window_s > AVERAGED_S):
+        enough = any(one.delivered for one in same)
+        if enough and (each.cpus != last.cpus or window_s + each.window_s > AVERAGED_S):
             break
         same.append(each)
         window_s += each.window_s
@@ -98,8 +103,19 @@ def _latest(observations: Sequence[Observation]) -> Observation:
         consumer_s=sum(each.consumer_s for each in same),
         starved_s=sum(each.starved_s for each in same),
         machine_busy_ratio=sum(each.machine_busy_ratio for each in same) / len(same),
+        queued_s=sum(each.queued_s for each in same),
         gil_wait_s=sum(each.gil_wait_s for each in same) / len(same),
     )
+
+
+def _measured(last: Observation, space: Space) -> list[StageRate]:
+    """What each stage took, where one has done nothing of late: a source that is at its end, for instance."""
+    rates = []
+    for stage in last.stages:
+        cpu_s, wall_s = stage.busy_s / last.delivered, stage.wall_s / last.delivered
+        most = max_workers(space, stage.name)
+        rates.append(StageRate(stage.name, max(cpu_s, 1e-9), max(wall_s - cpu_s, 0.0), max_workers=most))
+    return rates
 
 
 def _total(stages: Sequence[StageObservation]) -> StageObservation:
@@ -144,7 +160,7 @@ def _find(last: Observation, slowest: StageRate, workers: int, held: int) -> _Fi
             f"{1000 * last.gil_wait_s:.0f} ms for the interpreter's lock",
             f'run {slowest.name} in processes: map(..., executor="process"), or use Arrow and NumPy calls in it',
         )
-    if last.machine_busy_ratio > BUSY:
+    if last.machine_busy_ratio > BUSY and not _waits_for_other_things(last):
         return _Finding(
             "CPUs",
             f"the machine is {last.machine_busy_ratio:.0%} busy, other work included; the pipeline has {busy:.0%} of "
@@ -163,6 +179,13 @@ def _find(last: Observation, slowest: StageRate, workers: int, held: int) -> _Fi
         f"{slowest.name} has too few workers ({workers}), while the CPUs are {busy:.0%} busy",
         f"more workers at {slowest.name}",
     )
+
+
+def _waits_for_other_things(last: Observation) -> bool:
+    """On a busy machine: whether waiting for a CPU explains only a small part of the time that stages are blocked."""
+    blocked_s = sum(max(stage.wall_s - stage.busy_s, 0.0) for stage in last.stages if not stage.in_processes)
+    in_processes = sum(stage.wall_s for stage in last.stages if stage.in_processes)
+    return 0.0 < last.queued_s < QUEUED * blocked_s and in_processes < blocked_s
 
 
 def _memory(last: Observation, held: int) -> _Finding | None:

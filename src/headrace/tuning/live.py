@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -18,7 +19,7 @@ from headrace.tuning.space import Space
 __all__ = ["LiveJob", "observation_of"]
 
 
-LOOK_S = 10.0
+LOOK_S = 20.0
 """Seconds to explain a pipeline from: long enough for slow batches, short enough to be about now."""
 NUM_NAPS = 5
 NAP_S = 20e-6
@@ -40,10 +41,23 @@ def gil_wait_s() -> float:
 
 def _queued_s() -> float:
     """Seconds the calling thread has been ready to run without a CPU; 0 where the system does not say."""
+    return _read_queued_s("/proc/thread-self/schedstat")
+
+
+def _queued_by_thread() -> dict[str, float]:
+    """The same for every thread of this process; 20 us each."""
     try:
-        with open("/proc/thread-self/schedstat") as file:
+        threads = os.listdir("/proc/self/task")
+    except OSError:
+        return {}
+    return {thread: _read_queued_s(f"/proc/self/task/{thread}/schedstat") for thread in threads}
+
+
+def _read_queued_s(path: str) -> float:
+    try:
+        with open(path) as file:
             return int(file.read().split()[1]) * 1e-9
-    except (OSError, IndexError, ValueError):
+    except (OSError, IndexError, ValueError):  # not Linux, or the thread has just ended
         return 0.0
 
 
@@ -64,6 +78,7 @@ class LiveJob:
         self._resources = resources
         self._process = psutil.Process()
         self._began = self._last = time.monotonic()
+        self._queued_s: dict[str, float] = {}
 
     @property
     def space(self) -> Space:
@@ -74,13 +89,18 @@ class LiveJob:
         """About the window since the last call; the engine copies its totals four times a second."""
         now = time.monotonic()
         window_s, self._last = now - self._last, now
-        return self._observe(self._batches.counters(window_s), psutil.cpu_percent(interval=None) / 100.0)
+        before, self._queued_s = self._queued_s, _queued_by_thread()
+        queued_s = sum(seconds - before.get(thread, 0.0) for thread, seconds in self._queued_s.items())
+        busy_ratio = psutil.cpu_percent(interval=None) / 100.0
+        return self._observe(self._batches.counters(window_s), busy_ratio, queued_s if before else 0.0)
 
     def look(self, window_s: float = LOOK_S) -> Observation:
         """About the last seconds, without beginning a new window."""
-        return self._observe(self._batches.counters(window_s), machine_busy_ratio=0.0)
+        return self._observe(self._batches.counters(window_s))
 
-    def _observe(self, counters: PipelineCounters, machine_busy_ratio: float) -> Observation:
+    def _observe(
+        self, counters: PipelineCounters, machine_busy_ratio: float = 0.0, queued_s: float = 0.0
+    ) -> Observation:
         return observation_of(
             counters,
             {name: tunable.value for name, tunable in self._batches.tunables.items()},
@@ -88,6 +108,7 @@ class LiveJob:
             time_s=time.monotonic() - self._began,
             memory_used_bytes=self._process.memory_info().rss,
             machine_busy_ratio=machine_busy_ratio,
+            queued_s=queued_s,
             gil_wait_s=gil_wait_s(),
         )
 
@@ -109,6 +130,7 @@ def observation_of(
     time_s: float,
     memory_used_bytes: float,
     machine_busy_ratio: float = 0.0,
+    queued_s: float = 0.0,
     gil_wait_s: float = 0.0,
 ) -> Observation:
     """A reading of the counters as a policy sees it.
@@ -120,6 +142,7 @@ def observation_of(
         time_s: Seconds since the job began.
         memory_used_bytes: Resident memory of the process.
         machine_busy_ratio: Share of all CPUs that is busy with anything.
+        queued_s: Seconds threads of this process were ready without a CPU.
         gil_wait_s: What a thread waits for Python's lock.
     """
     groups = groupby(counters.stages.values(), key=lambda reading: reading.group)
@@ -127,7 +150,7 @@ def observation_of(
     return Observation(
         time_s=time_s,
         window_s=counters.window_s,
-        stages=tuple(_stage(name, list(readings)) for name, readings in groups),
+        stages=tuple(_stage(name, list(readings), name in counters.process_groups) for name, readings in groups),
         values=dict(values),
         delivered=consumer.num_batches,
         consumer_s=consumer.busy_s,
@@ -138,11 +161,12 @@ def observation_of(
         machine_busy_ratio=machine_busy_ratio,
         budget_bytes=counters.budget_bytes,
         in_flight_bytes=counters.bytes_in_flight,
+        queued_s=queued_s,
         gil_wait_s=gil_wait_s,
     )
 
 
-def _stage(name: str, readings: list[StageReading]) -> StageObservation:
+def _stage(name: str, readings: list[StageReading], in_processes: bool) -> StageObservation:
     last = readings[-1]
     return StageObservation(
         name=name,
@@ -156,4 +180,5 @@ def _stage(name: str, readings: list[StageReading]) -> StageObservation:
         bytes_out=last.num_bytes_out,
         queue_depth=last.queue_depth,
         visit_ratio=last.visit_ratio,
+        in_processes=in_processes,
     )

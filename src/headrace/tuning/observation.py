@@ -25,6 +25,7 @@ class StageObservation:
         bytes_out: Bytes given.
         queue_depth: Elements ready for the next stage, now.
         visit_ratio: Services for each element delivered to the consumer; 0 while unknown.
+        in_processes: Whether its workers are processes.
     """
 
     name: str
@@ -38,6 +39,7 @@ class StageObservation:
     bytes_out: float = 0.0
     queue_depth: int = 0
     visit_ratio: float = 1.0
+    in_processes: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +60,7 @@ class Observation:
         machine_busy_ratio: Share of all CPUs that is busy with anything, other processes included; 0 if unknown.
         budget_bytes: What elements in flight may hold, the ledger's budget; 0 if there is none.
         in_flight_bytes: What they hold now.
+        queued_s: Seconds in the window that threads of this process were ready without a CPU; 0 if unknown.
         gil_wait_s: Mean seconds a thread that wakes up waits for Python's lock; 0 if unknown.
         memory_bytes_per_s: Memory bandwidth, measured once at the start; only InTune's state has it.
         cpu_hz: Clock of the CPUs; only InTune's state has it.
@@ -76,6 +79,7 @@ class Observation:
     machine_busy_ratio: float = 0.0
     budget_bytes: float = 0.0
     in_flight_bytes: float = 0.0
+    queued_s: float = 0.0
     gil_wait_s: float = 0.0
     memory_bytes_per_s: float = 1e10
     cpu_hz: float = 3e9

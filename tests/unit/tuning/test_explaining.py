@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 
 from headrace.errors import ConfigError
+from headrace.pipeline.explanation import Explanation
 from headrace.simulation import LATENCY_SPLIT, Machine, PipelineSpec, published_pipeline
 from headrace.tuning import SimulatedJob
-from headrace.pipeline.explanation import Explanation
 from headrace.tuning.explaining import explain
 from headrace.tuning.space import workers_of
 
@@ -67,6 +67,8 @@ def test_a_machine_that_is_busy_with_other_work_is_not_mistaken_for_slow_storage
     found = explain([replace(seen, machine_busy_ratio=0.98)], job.space)
     assert found.limit == "CPUs"
     assert "the machine is 98% busy, other work included" in found.reason
+    waits = explain([replace(seen, machine_busy_ratio=0.98, queued_s=0.1)], job.space)
+    assert waits.limit == "storage"  # its threads hardly waited for a CPU
 
 
 def test_full_memory_is_named() -> None:
@@ -76,7 +78,57 @@ def test_full_memory_is_named() -> None:
     assert found.limit == "memory"
 
 
+def test_a_stage_that_is_at_its_end_does_not_keep_the_others_from_being_explained() -> None:
+    job = SimulatedJob(with_options(), Machine.fixed(32))
+    job.apply({workers_of(name): number for name, number in {**PLENTY, "map": 4}.items()})
+    job.run(20)
+    seen = job.observe()
+    ended = replace(seen.stages[0], services=0, busy_s=0.0, wall_s=0.0)
+    found = explain([replace(seen, stages=(ended, *seen.stages[1:]))], job.space)
+    assert (found.limit, found.stage) == ("workers", "map")
+    assert found.stages[0].cpu_s < 1e-6
+
+
+def test_a_window_without_deliveries_is_seen_together_with_those_before_it() -> None:
+    job = SimulatedJob(with_options(), Machine.fixed(32))
+    job.run(20)
+    seen = job.observe()
+    empty = replace(seen, delivered=0, stages=tuple(replace(s, services=0, busy_s=0, wall_s=0) for s in seen.stages))
+    assert explain([seen, empty], job.space).rate_per_s == pytest.approx(seen.rate_per_s / 2)
+
+
+def test_threads_that_share_the_interpreter_are_told_apart_from_slow_storage() -> None:
+    job = SimulatedJob(with_options(map={"io_s": 5.0}), Machine.fixed(32))
+    job.apply({workers_of("map"): 4})
+    job.run(30)
+    seen = job.observe()
+    assert explain([seen], job.space).limit == "storage"
+    found = explain([replace(seen, gil_wait_s=0.02)], job.space)
+    assert (found.limit, found.worker_gain) == ("GIL", 0.0)
+    assert "a thread waits 20 ms" in found.reason
+    assert 'executor="process"' in found.help
+
+
+def test_a_budget_for_elements_in_flight_that_is_too_small_is_named_with_its_stage() -> None:
+    job = SimulatedJob(with_options(), Machine.fixed(32))
+    job.run(20)
+    seen = replace(job.observe(), budget_bytes=64 << 20, in_flight_bytes=60 << 20)
+    held = [replace(stage, wait_memory_s=(stage.name == "load") * 0.8 * seen.window_s) for stage in seen.stages]
+    found = explain([replace(seen, stages=tuple(held))], job.space)
+    assert (found.limit, found.stage) == ("memory", "load")
+    assert "load waits 80% of the time for room in the memory budget of 64 MiB" in found.reason
+    assert "larger memory_bytes" in found.help
+
+
+def test_an_explanation_is_a_few_lines_and_a_line_for_each_stage() -> None:
+    found = explained(with_options(), {**PLENTY, "map": 4})
+    lines = str(replace(found, tuner="3 s ago map.workers 2 -> 4: because")).splitlines()
+    assert [line.split(":")[0] for line in lines[:6]] == ["limit", "why", "rate", "gain", "help", "tuner"]
+    assert lines[7].split()[0] == "stage"
+    assert len(lines) == 8 + len(LATENCY_SPLIT)
+
+
 def test_a_job_that_does_not_run_cannot_be_explained() -> None:
     job = SimulatedJob(with_options(), Machine.fixed(4))
-    with pytest.raises(ConfigError, match="ask again once batches are delivered"):
+    with pytest.raises(ConfigError, match="nothing has been delivered yet"):
         explain([job.observe()], job.space)
