@@ -18,16 +18,17 @@ from pydantic import Field
 
 from headrace.config import Config
 from headrace.errors import ConfigError
+from headrace.logs.break_even import INVERSE_BYTES, MIN_FACTOR
 
 __all__ = ["BREAK_EVEN", "ColumnUse", "Grouping", "GroupsConfig", "choose_groups", "read_dedup"]
 
-BREAK_EVEN = 1.5
+BREAK_EVEN = MIN_FACTOR
 """Times fewer bytes from which on a group pays."""
 
 MIN_ROWS = 256
 """Rows below which nothing is decided: in a handful of rows, chance repeats look like sessions."""
 
-_GROUP_BYTES = 8
+_GROUP_BYTES = 2 * INVERSE_BYTES
 """Bytes a row that each group costs whatever is in it: its inverse, and expanding what is pooled."""
 
 

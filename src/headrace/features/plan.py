@@ -117,6 +117,13 @@ class FeaturePlan:
         """The same features for rows to score: reads neither labels nor weights, and `Batch.labels` is [B, 0]."""
         return FeaturePlan(self.specs, self.schema, with_labels=False, dedup=self.dedup)
 
+    def part(self, specs: Sequence[FeatureSpec], *, with_labels: bool) -> FeaturePlan:
+        """Some of the features as a plan of their own, which keeps to the decision on groups where there is one."""
+        plan = FeaturePlan(specs, self.schema, with_labels=with_labels, dedup=self.dedup)
+        plan.grouping = self.grouping
+        plan._realised = self._realised
+        return plan
+
     def estimate_bytes(self, num_rows: int) -> int:
         """Bytes of a batch of that many rows: from list lengths seen so far, a guess before the first batch."""
         return int(self._bytes_per_row * num_rows) + 8
@@ -126,13 +133,16 @@ class FeaturePlan:
         """What was computed so far, against what would have been without deduplication."""
         return self._realised.savings
 
-    def decide(self, sample: pa.RecordBatch) -> Grouping:
+    def decide(self, sample: pa.RecordBatch, *, again: bool = False) -> Grouping:
         """Decide which plain columns are grouped, if that is open: for the same decision in every run of a job.
 
         Args:
             sample: Rows in the order in which batches will hold them, some thousands of them.
+            again: Decide anew if that was decided on other rows; what the job says is kept to.
         """
         with _deciding:
+            if again and self.dedup == "auto":
+                self.grouping = None
             if self.grouping is None and sample.num_rows:
                 binding = self._bind(sample.schema)
                 rows = binding.convert(sample.slice(0, _SAMPLE_ROWS))
@@ -144,6 +154,11 @@ class FeaturePlan:
                     uses = measure_columns(names, range(len(names)), self._kinds, sources, rows.num_rows)
                     self.grouping = choose_groups(uses)
         return self.grouping or Grouping((), "adjacent", "nothing to decide on: no rows")
+
+    def keep_plain(self, reason: str) -> None:
+        """Decide that plain columns are not grouped, because of what is known of them, unless the job says otherwise."""
+        if self.dedup == "auto":
+            self.grouping = Grouping((), "adjacent", reason)
 
     def apply(self, batch: pa.RecordBatch) -> Batch:
         """Compute a batch of tensors.

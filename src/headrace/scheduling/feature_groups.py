@@ -64,7 +64,7 @@ def group_features(
     groups = []
     for number, (_, specs) in enumerate(bins):
         ordered = sorted(specs, key=lambda spec: (spec.section, place[spec.name]))
-        part = FeaturePlan(ordered, schema, with_labels=number == 0 and bool(plan.label_names))
+        part = plan.part(ordered, with_labels=number == 0 and bool(plan.label_names))
         groups.append(FeatureGroup(part, part.sparse_keys))
     return tuple(groups)
 

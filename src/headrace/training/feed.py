@@ -8,7 +8,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from headrace.errors import ConfigError
+import pyarrow as pa
+
+from headrace.errors import ConfigError, HeadraceError
 from headrace.features import FeaturePlan
 from headrace.logs.pieces import ROW_ID, Source
 from headrace.observe.decisions import DecisionLog
@@ -16,7 +18,7 @@ from headrace.pipeline import Account, BatchIterator, Pipeline, from_source
 from headrace.training.job import JobConfig
 from headrace.training.rows import RowCounts
 
-__all__ = ["build_pipeline", "count_rows", "load_function", "open_batches", "source_columns"]
+__all__ = ["build_pipeline", "count_rows", "decide_groups", "load_function", "open_batches", "source_columns"]
 
 
 def open_batches(
@@ -28,8 +30,11 @@ def open_batches(
     shuffled: bool = True,
     transformed: bool = True,
     decisions: DecisionLog | None = None,
+    rank: int = 0,
+    num_ranks: int = 1,
 ) -> BatchIterator:
     """Start the pipeline a job file describes, over one source; see `build_pipeline` and `Pipeline.open`."""
+    decide_groups(job, plan, source, shuffled=shuffled, decisions=decisions)
     pipe = build_pipeline(job, plan, source, shuffled=shuffled, transformed=transformed)
     options = job.pipeline
     return pipe.open(
@@ -39,6 +44,8 @@ def open_batches(
         executor=options.executor,
         state=state,
         decisions=decisions,
+        rank=rank,
+        num_ranks=num_ranks,
     )
 
 
@@ -60,7 +67,10 @@ def build_pipeline(
     for name in job.pipeline.filter:
         pipe = pipe.filter(load_function(name))
     if shuffled and job.pipeline.shuffle is not None:
-        pipe = pipe.shuffle(num_rows=job.pipeline.shuffle.num_rows, seed=job.pipeline.shuffle.seed)
+        shuffle, session = job.pipeline.shuffle, job.schema_of_logs.session_id
+        if shuffle.by == "session" and session is None:
+            raise ConfigError("pipeline.shuffle.by: given session, but the schema names no session_id")
+        pipe = pipe.shuffle(num_rows=shuffle.num_rows, seed=shuffle.seed, by=shuffle.by, session=session)
     pipe = pipe.batch(job.training.batch_size)
     return (pipe.transform(plan) if transformed else pipe).prefetch(job.pipeline.prefetch)
 
@@ -69,7 +79,35 @@ def source_columns(job: JobConfig, plan: FeaturePlan) -> tuple[str, ...]:
     """Columns to read: those of the plan, and all of the schema's where user functions might look at them."""
     if job.pipeline.map or job.pipeline.filter:
         return job.schema_of_logs.columns
-    return tuple(name for name in plan.columns if name != ROW_ID)
+    shuffle, session = job.pipeline.shuffle, job.schema_of_logs.session_id
+    extra = [session] if session is not None and shuffle is not None and shuffle.by == "session" else []
+    return tuple(dict.fromkeys([*(name for name in plan.columns if name != ROW_ID), *extra]))
+
+
+def decide_groups(
+    job: JobConfig, plan: FeaturePlan, source: Source, *, shuffled: bool = True, decisions: DecisionLog | None = None
+) -> None:
+    """Let the plan decide which columns to group, on the first rows of the source: the same for every run over it."""
+    if plan.dedup != "auto":
+        return
+    if shuffled and job.pipeline.shuffle is not None and job.pipeline.shuffle.by == "row":
+        plan.keep_plain("rows are shuffled one by one, so equal ones do not stay together; see pipeline.shuffle.by")
+    else:
+        sample = _first_rows(source)
+        if sample is None:
+            return
+        plan.decide(sample, again=True)
+    if decisions is not None and plan.grouping is not None:
+        decisions.record("features", {}, f"deduplication: {plan.grouping.reason}")
+
+
+def _first_rows(source: Source) -> pa.RecordBatch | None:
+    """The first good rows of a source; None if there are none, or a bad one that the pipeline will tell of."""
+    try:
+        pieces = (piece for item in range(len(source)) for piece in source.read(item))
+        return next((piece.batch for piece in pieces if piece.batch.num_rows), None)
+    except HeadraceError:
+        return None
 
 
 def count_rows(account: Account) -> RowCounts:

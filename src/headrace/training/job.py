@@ -39,6 +39,8 @@ class ShuffleConfig(Config):
     """Rows of a block."""
     seed: int = 0
     """Another one gives another order."""
+    by: Literal["row", "session"] = "row"
+    """Whether each row moves by itself, or whole sessions, whose rows stay side by side in their order."""
 
 
 class PipelineConfig(Config):
