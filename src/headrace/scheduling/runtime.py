@@ -11,21 +11,21 @@ Sending a pull or a push costs little and is done by whichever thread learnt tha
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from queue import SimpleQueue
 from time import perf_counter
 from typing import Any, Protocol
 
 import numba
 
-from headrace.scheduling.graph import Kind, Lane
+from headrace.scheduling.graph import Kind, Lane, Operator
 from headrace.scheduling.state import BatchRead, Event, Finished, NoMoreRows, Run, SchedulerState, Wanted
 from headrace.scheduling.trace import Span, Trace
 
 __all__ = ["StepRuntime", "Work"]
 
-Done = Callable[[int, BaseException | None], None]
-"""Called once when a transfer is over: bytes, and what went wrong."""
+Done = Callable[[BaseException | None], None]
+"""Called once when a transfer is over, with what went wrong."""
 
 
 class Work(Protocol):
@@ -37,17 +37,21 @@ class Work(Protocol):
     def features(self, batch: int, group: int) -> int:
         """Compute a group's features and unique keys; returns their bytes."""
 
-    def pull(self, batch: int, group: int, after: int, early: bool, done: Done) -> None:
-        """Send a group's pull of rows as the push of batch `after` left them; an early one without those it touches."""
+    def pull(self, batch: int, groups: Sequence[int], after: int, early: bool, done: Done) -> Sequence[int]:
+        """Send the pulls of some groups as one request; returns the bytes of each.
 
-    def held(self, batch: int, group: int, after: int, done: Done) -> None:
-        """Send the rest of an early pull."""
+        Rows are as the push of batch `after` left them; an early request leaves out those that the batch before
+        touches.
+        """
+
+    def held(self, batch: int, groups: Sequence[int], after: int, done: Done) -> Sequence[int]:
+        """Send the rest of early pulls, likewise."""
 
     def dense(self, batch: int) -> int:
         """Forward and backward pass; returns bytes."""
 
-    def push(self, batch: int, done: Done) -> None:
-        """Send the gradients of the batch's keys."""
+    def push(self, batch: int, done: Done) -> int:
+        """Send the gradients of the batch's keys; returns their bytes."""
 
     def update(self, batch: int) -> Any:
         """Step the dense optimizer; returns what the caller of `StepRuntime.step` gets, and forgets the batch."""
@@ -170,11 +174,10 @@ class StepRuntime:
         if over:
             self._lanes[Lane.TRAINER].put(None)
         for run in runs:
-            lane = run.operator.kind.lane
-            if lane is Lane.NETWORK:
-                self._send(run)
-            else:
-                self._lanes[lane].put(run)
+            if run.operator.kind.lane is not Lane.NETWORK:
+                self._lanes[run.operator.kind.lane].put(run)
+        for transfer in _transfers(runs):
+            self._send(transfer)
 
     def _carry_out(self, run: Run, name: str) -> None:
         operator, start = run.operator, perf_counter()
@@ -205,26 +208,68 @@ class StepRuntime:
         else:
             self._post(Finished(operator, end - start, num_bytes, end))
 
-    def _send(self, run: Run) -> None:
-        operator, start = run.operator, perf_counter()
+    def _send(self, runs: Sequence[Run]) -> None:
+        """Send one request for operators that go together."""
+        run, start = runs[0], perf_counter()
+        kind, batch, group = run.operator
+        groups = [each.operator.group for each in runs]
+        sizes: list[int] = []
 
-        def done(num_bytes: int, error: BaseException | None) -> None:
+        def done(error: BaseException | None) -> None:
             end = perf_counter()
-            self.trace.add(Span(operator, Lane.NETWORK.value, start, end, run.reason, num_bytes))
+            place = Operator(kind, batch, group if len(runs) == 1 else -1)
+            self.trace.add(Span(place, Lane.NETWORK.value, start, end, run.reason, sum(sizes)))
             if error is None:
-                self._post(Finished(operator, end - start, num_bytes, end))
+                for each, num_bytes in zip(runs, sizes, strict=True):
+                    self._post(Finished(each.operator, end - start, num_bytes, end))
             else:
                 self._fail(error)
             with self._changed:
-                self._in_flight -= 1
+                self._in_flight -= len(runs)
                 self._changed.notify_all()
 
+        arrived = _Arrival(done)  # an answer may be here before the call that asked for it returns
         try:
-            if operator.kind is Kind.PUSH:
-                self._work.push(operator.batch, done)
-            elif operator.kind is Kind.HELD:
-                self._work.held(operator.batch, operator.group, run.after, done)
+            if kind is Kind.PUSH:
+                sizes.append(self._work.push(batch, arrived))
+            elif kind is Kind.HELD:
+                sizes += self._work.held(batch, groups, run.after, arrived)
             else:
-                self._work.pull(operator.batch, operator.group, run.after, run.early, done)
+                sizes += self._work.pull(batch, groups, run.after, run.early, arrived)
         except BaseException as error:
-            done(0, error)
+            arrived(error)
+        arrived.release()
+
+
+class _Arrival:
+    """A callback that is carried out once, and not before `release`."""
+
+    def __init__(self, callback: Done) -> None:
+        self._callback = callback
+        self._lock = threading.Lock()
+        self._is_released = self._is_done = False
+        self._arrived: list[BaseException | None] = []
+
+    def __call__(self, error: BaseException | None) -> None:
+        self._arrived.append(error)
+        self._call()
+
+    def release(self) -> None:
+        self._is_released = True
+        self._call()
+
+    def _call(self) -> None:
+        with self._lock:
+            due = self._is_released and bool(self._arrived) and not self._is_done
+            self._is_done = self._is_done or due
+        if due:
+            self._callback(self._arrived[0])
+
+
+def _transfers(runs: Sequence[Run]) -> Iterator[list[Run]]:
+    """Network operators, those that one request can carry together."""
+    together: dict[tuple[Kind, int, int, bool], list[Run]] = {}
+    for run in runs:
+        if run.operator.kind.lane is Lane.NETWORK:
+            together.setdefault((run.operator.kind, run.operator.batch, run.after, run.early), []).append(run)
+    yield from together.values()

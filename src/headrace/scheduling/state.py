@@ -327,7 +327,9 @@ class SchedulerState:
             asks_ahead = self.store_holds and self.policy.asks_ahead
             # What an early pull left out follows all early pulls: held back by the store, it must not be in their way.
             if strict or (asks_ahead and len(live.pulled) == self.num_groups):
-                for group in sorted(live.held_open - live.held_sent):
+                for group in sorted(
+                    (live.held_open & live.pulled) - live.held_sent
+                ):  # by then it is known what is left out
                     live.held_sent.add(group)
                     reason = "the push before is applied" if strict else "answered when the push before is applied"
                     yield Run(Operator(Kind.HELD, number, group), reason, after=number - 1)
@@ -335,7 +337,7 @@ class SchedulerState:
             if not (self._early_allowed(number) if early else strict or asks_ahead):
                 return
             ready = live.computed - live.pulls_sent
-            if not ready or not (self.policy.pulls_by_group or len(live.computed) == self.num_groups):
+            if not ready or not self._worth_sending(live, strict):
                 continue
             for group in [group for group in self._order if group in ready]:
                 live.pulls_sent.add(group)
@@ -343,6 +345,16 @@ class SchedulerState:
                 if early:
                     live.held_open.add(group)
                 yield self._pull(number, group, strict, early)
+
+    def _worth_sending(self, live: _Live, strict: bool) -> bool:
+        """Whether pulls of the groups that are ready go out now; each request costs both ends time of its own.
+
+        All together once they are complete. Before that only what the link has been waiting for: by group, the push
+        being applied, and nothing of the batch on its way.
+        """
+        if len(live.computed) == self.num_groups:
+            return True
+        return self.policy.pulls_by_group and strict and live.pulls_sent == live.pulled
 
     def _pull(self, number: int, group: int, strict: bool, early: bool) -> Run:
         reason = "its keys are known"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from typing import Any
@@ -18,6 +18,7 @@ from headrace.scheduling.conflicts import keys_in
 __all__ = ["StepStore", "Ticket"]
 
 Float32s = npt.NDArray[np.float32]
+Int64s = npt.NDArray[np.int64]
 
 
 class Ticket:
@@ -26,77 +27,41 @@ class Ticket:
     Attributes:
         store: Whose pull it is.
         keys: What was asked for.
-        rows: float32 [U, dim], once all parts are here.
-        num_held: Keys that an early pull left out.
+        admit: See `EmbeddingStore.pull`.
+        rows: float32 [U, dim], after `finish`.
+        held: int64, which keys an early request left out; None if there was none.
     """
 
     def __init__(self, store: StepStore, keys: Keys, admit: bool) -> None:
-        self.keys = keys
-        self.rows: Future[Float32s] = Future()
-        self.num_held = 0
         self.store = store
-        self._admit = admit
-        self._held: npt.NDArray[np.int64] | None = None
-        self._first: Float32s | None = None
-        self._free: npt.NDArray[np.int64] | None = None
+        self.keys = keys
+        self.admit = admit
+        self.rows: Future[Float32s] = Future()
+        self.held: Int64s | None = None
+        self._parts: list[tuple[Int64s | None, Float32s]] = []
 
-    def send(self, num_steps: int, done: Callable[[BaseException | None], None]) -> None:
-        """Ask the store for all rows.
+    def leave_out(self, touched: Keys) -> Int64s:
+        """Decide what an early request leaves out: keys that a push on its way touches; returns the others."""
+        found = keys_in(self.keys, touched)
+        self.held = np.flatnonzero(found)
+        return np.flatnonzero(~found)
 
-        Args:
-            num_steps: Pushes, counted since the `StepStore` was made, that the rows must have seen.
-            done: Called once, by any thread, when rows are here, or with the error.
-        """
-
-        def arrived(pulled: Future[Float32s]) -> None:
-            error = pulled.exception()
-            if error is None:
-                self.rows.set_result(pulled.result())
-            done(error)
-
-        self.store.send(self.keys, self._admit, num_steps=num_steps).add_done_callback(arrived)
-
-    def send_early(self, before: Keys, num_steps: int, done: Callable[[BaseException | None], None]) -> None:
-        """Ask only for rows that are not among the keys of a push on its way; `send_held` asks for the others.
-
-        Args:
-            before: Keys of that push.
-            num_steps: As for `send`; one less than that push.
-            done: As for `send`.
-        """
-        touched = keys_in(self.keys, before)
-        self._held, self._free = np.flatnonzero(touched), np.flatnonzero(~touched)
-        self.num_held = len(self._held)
-
-        def arrived(pulled: Future[Float32s]) -> None:
-            error = pulled.exception()
-            if error is None:
-                self._first = pulled.result()
-            done(error)
-
-        keys = _some(self.keys, self._free)
-        self.store.send(keys, self._admit, num_steps=num_steps).add_done_callback(arrived)
-
-    def send_held(self, num_steps: int, done: Callable[[BaseException | None], None]) -> None:
-        """Ask for what `send_early` left out; its rows need not be here yet."""
-        assert self._held is not None
-        if not len(self._held):
-            done(None)
-            return
-        self._second: Future[Float32s] = self.store.send(_some(self.keys, self._held), self._admit, num_steps=num_steps)
-        self._second.add_done_callback(lambda pulled: done(pulled.exception()))
+    def take(self, where: Int64s | None, rows: Float32s) -> None:
+        """Rows of some keys are here; None for all."""
+        self._parts.append((where, rows))
 
     def finish(self) -> None:
         """Put the parts together, once all are here."""
         if self.rows.done():
             return
-        assert self._first is not None
-        assert self._held is not None
-        assert self._free is not None
-        rows = np.empty((len(self.keys), self._first.shape[1]), dtype=np.float32)
-        rows[self._free] = self._first
-        if len(self._held):
-            rows[self._held] = self._second.result()
+        if not self._parts:  # no keys, so nothing was asked for
+            self._parts.append((None, np.empty((0, self.store.embedding_dim), dtype=np.float32)))
+        where, rows = self._parts[0]
+        if where is not None and len(where) < len(self.keys):
+            rows = np.empty((len(self.keys), self.store.embedding_dim), dtype=np.float32)
+            for where, part in self._parts:
+                rows[where] = part
+        self._parts.clear()
         self.rows.set_result(rows)
 
     def verify(self) -> None:
@@ -105,7 +70,7 @@ class Ticket:
         Raises:
             HeadraceError: A row is not what it should be.
         """
-        expected = self.store.send(self.keys, False).result()
+        expected = self.store.pull(self.keys).result()
         wrong = np.flatnonzero((self.rows.result() != expected).any(axis=1))
         if len(wrong):
             space, key = self.keys.spaces[wrong[0]], self.keys.ids[wrong[0]]
@@ -113,6 +78,10 @@ class Ticket:
                 f"verify: {len(wrong)} of {len(expected)} rows were pulled before the last push to them was applied, "
                 f"the first of space {space}, id {key}; expected the rows that serial steps read"
             )
+
+
+Part = tuple[Ticket, Int64s | None]
+"""Some keys of a ticket, by their places; None for all."""
 
 
 class StepStore:
@@ -156,7 +125,8 @@ class StepStore:
         """See `EmbeddingStore.pull`; within `preparing` nothing is sent yet."""
         tickets = getattr(self._preparing, "tickets", None)
         if tickets is None:
-            return self.store.pull(keys, admit=admit, after_step=after_step)
+            with self._lock:
+                return self.store.pull(keys, admit=admit, after_step=after_step)
         tickets.append(Ticket(self, keys, admit))
         return tickets[-1].rows  # type: ignore[no-any-return]
 
@@ -169,17 +139,29 @@ class StepStore:
         sent.set_result(None)
         return sent
 
-    def send(self, keys: Keys, admit: bool, *, num_steps: int | None = None) -> Future[Float32s]:
-        """Ask the store.
+    def send(self, parts: Sequence[Part], num_steps: int, done: Callable[[BaseException | None], None]) -> None:
+        """Ask the store for the keys of some tickets as one request.
 
         Args:
-            keys: Unique keys.
-            admit: See `EmbeddingStore.pull`.
-            num_steps: Pushes since `first_step` that the rows must have seen; None for all that were sent.
+            parts: At least one.
+            num_steps: Pushes since `first_step` that the rows must have seen.
+            done: Called once, by any thread, when rows are here, or with the error.
         """
+        selected = [ticket.keys if where is None else _some(ticket.keys, where) for ticket, where in parts]
+        keys, places = (selected[0], [None]) if len(parts) == 1 else _joined(selected)
+
+        def arrived(pulled: Future[Float32s]) -> None:
+            error = pulled.exception()
+            if error is None:
+                rows = pulled.result()
+                for (ticket, where), place in zip(parts, places, strict=True):
+                    ticket.take(where, rows if place is None else rows[place])
+            done(error)
+
         with self._lock:
-            after_step = None if num_steps is None else self.first_step + num_steps
-            return self.store.pull(keys, admit=admit, after_step=after_step)
+            admit, after_step = parts[0][0].admit, self.first_step + num_steps
+            pulled = self.store.pull(keys, admit=admit, after_step=after_step)
+        pulled.add_done_callback(arrived)
 
 
 class _NoLock:
@@ -190,5 +172,19 @@ class _NoLock:
         pass
 
 
-def _some(keys: Keys, where: npt.NDArray[np.int64]) -> Keys:
+def _some(keys: Keys, where: Int64s) -> Keys:
     return Keys(keys.spaces[where], keys.ids[where], keys.counts[where])
+
+
+def _joined(parts: Sequence[Keys]) -> tuple[Keys, list[Int64s | None]]:
+    """Keys of several calls as one, spaces ascending, and where those of each call are."""
+    spaces = np.concatenate([keys.spaces for keys in parts])
+    order = np.argsort(spaces.astype(np.int16), kind="stable")  # of 16 bits: a radix sort
+    keys = Keys(
+        spaces[order],
+        np.concatenate([keys.ids for keys in parts])[order],
+        np.concatenate([keys.counts for keys in parts])[order],
+    )
+    places = np.empty(len(order), dtype=np.int64)
+    places[order] = np.arange(len(order))
+    return keys, list(np.split(places, np.cumsum([len(keys) for keys in parts])[:-1]))

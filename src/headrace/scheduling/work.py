@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from time import perf_counter
@@ -12,13 +12,13 @@ from typing import Any, Protocol
 import pyarrow as pa
 from torch import nn
 
-from headrace.embeddings import EmbeddingBags, embedding_bags
+from headrace.embeddings import EmbeddingBags, LocalStore, embedding_bags
 from headrace.embeddings.bags import BegunLookups, Lookup
 from headrace.pipeline import BatchIterator
 from headrace.pipeline.elements import Account
 from headrace.scheduling.feature_groups import FeatureGroup
 from headrace.scheduling.runtime import Done
-from headrace.scheduling.store import StepStore, Ticket
+from headrace.scheduling.store import Part, StepStore, Ticket
 from headrace.tensors import Batch
 
 __all__ = ["Phases", "Trained", "TrainingWork"]
@@ -162,21 +162,25 @@ class TrainingWork:
             live.rows, live.computed_s = None, perf_counter()
         return num_bytes
 
-    def pull(self, batch: int, group: int, after: int, early: bool, done: Done) -> None:
+    def pull(self, batch: int, groups: Sequence[int], after: int, early: bool, done: Done) -> Sequence[int]:
         """See `Work`."""
-        tickets = self._live[batch].tickets[group]
-        if not early:
-            self._send(tickets, lambda ticket, one: ticket.send(after + 1, one), done)
-            return
-        before = {ticket.store: ticket.keys for ticket in self._live[batch - 1].tickets[group]}
-        self._send(tickets, lambda ticket, one: ticket.send_early(before[ticket.store], after + 1, one), done)
-        total = sum(len(ticket.keys) for ticket in tickets)
-        if total:
-            self.held_ratio = sum(ticket.num_held for ticket in tickets) / total
+        live = self._live[batch]
+        parts: list[Part] = []
+        for group in groups:
+            touched = {ticket.store: ticket.keys for ticket in self._live[batch - 1].tickets[group]} if early else {}
+            tickets = live.tickets[group]
+            parts += [(ticket, ticket.leave_out(touched[ticket.store]) if early else None) for ticket in tickets]
+        self._send(parts, after, done)
+        if early:
+            held = sum(len(ticket.held) for ticket, _ in parts if ticket.held is not None)
+            self.held_ratio = held / max(sum(len(ticket.keys) for ticket, _ in parts), 1)
+        return [_num_bytes(live.tickets[group]) for group in groups]
 
-    def held(self, batch: int, group: int, after: int, done: Done) -> None:
+    def held(self, batch: int, groups: Sequence[int], after: int, done: Done) -> Sequence[int]:
         """See `Work`."""
-        self._send(self._live[batch].tickets[group], lambda ticket, one: ticket.send_held(after + 1, one), done)
+        tickets = [self._live[batch].tickets[group] for group in groups]
+        self._send([(ticket, ticket.held) for of_group in tickets for ticket in of_group], after, done)
+        return [0 for _ in groups]  # counted with the early pull
 
     def dense(self, batch: int) -> int:
         """See `Work`."""
@@ -190,7 +194,7 @@ class TrainingWork:
         live.result = self._phases.forward_backward(live.batch)
         return 0
 
-    def push(self, batch: int, done: Done) -> None:
+    def push(self, batch: int, done: Done) -> int:
         """See `Work`."""
         sent = [store.num_pushed for store in self._stores]
         self._phases.push()
@@ -199,11 +203,10 @@ class TrainingWork:
             for store, before in zip(self._stores, sent, strict=True)
             if store.num_pushed > before and store.pushing is not None
         ]
-        live = self._live[batch]
-        num_bytes = sum(_num_bytes(tickets) for tickets in live.tickets)
-        finish = _Countdown(len(pushes), num_bytes, done)
+        finish = _Countdown(len(pushes), done)
         for push in pushes:
             push.add_done_callback(lambda pushed: finish.one(pushed.exception()))
+        return sum(_num_bytes(tickets) for tickets in self._live[batch].tickets)
 
     def update(self, batch: int) -> Trained:
         """See `Work`."""
@@ -223,28 +226,29 @@ class TrainingWork:
         sparse.begun = live.lookups
         return Batch(first.dense, sparse, first.labels, first.row_ids, first.weights)
 
-    @staticmethod
-    def _send(
-        tickets: Sequence[Ticket],
-        send: Callable[[Ticket, Callable[[BaseException | None], None]], None],
-        done: Done,
-    ) -> None:
-        finish = _Countdown(len(tickets), _num_bytes(tickets), done)
-        for ticket in tickets:
-            send(ticket, finish.one)
+    def _send(self, parts: Sequence[Part], after: int, done: Done) -> None:
+        """One request to each store; to a table in this process one for each ticket, whose keys then stay resolved."""
+        requests = [
+            request
+            for store in self._stores
+            if (of_store := [part for part in parts if part[0].store is store and (part[1] is None or len(part[1]))])
+            for request in ([[part] for part in of_store] if isinstance(store.store, LocalStore) else [of_store])
+        ]
+        finish = _Countdown(len(requests), done)
+        for request in requests:
+            request[0][0].store.send(request, after + 1, finish.one)
 
 
 class _Countdown:
     """Calls `done` when all of several transfers are over, at once if there are none."""
 
-    def __init__(self, count: int, num_bytes: int, done: Done) -> None:
+    def __init__(self, count: int, done: Done) -> None:
         self._left = count
-        self._num_bytes = num_bytes
         self._done = done
         self._error: BaseException | None = None
         self._lock = threading.Lock()
         if count == 0:
-            done(num_bytes, None)
+            done(None)
 
     def one(self, error: BaseException | None) -> None:
         with self._lock:
@@ -252,7 +256,7 @@ class _Countdown:
             self._error = self._error or error
             last = self._left == 0
         if last:
-            self._done(self._num_bytes, self._error)
+            self._done(self._error)
 
 
 def _num_bytes(tickets: Sequence[Ticket]) -> int:

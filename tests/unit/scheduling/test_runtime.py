@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from concurrent.futures import Future
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -39,28 +39,28 @@ class Notes:
         assert threading.get_ident() != self.trainer
         return 10
 
-    def _transfer(self, line: str, done: Done) -> None:
-        self.note(line)
+    def _transfer(self, lines: list[str], done: Done) -> list[int]:
+        for line in lines:
+            self.note(line)
         if self._held_back:
             self.waiting.append(done)
-            return
-        arrived: Future[None] = Future()
-        arrived.add_done_callback(lambda _: done(10, None))
-        arrived.set_result(None)
+        else:
+            done(None)
+        return [10] * len(lines)
 
-    def pull(self, batch: int, group: int, after: int, early: bool, done: Done) -> None:
-        self._transfer(f"pull {batch} {group}", done)
+    def pull(self, batch: int, groups: Sequence[int], after: int, early: bool, done: Done) -> list[int]:
+        return self._transfer([f"pull {batch} {group}" for group in groups], done)
 
-    def held(self, batch: int, group: int, after: int, done: Done) -> None:
-        self._transfer(f"held {batch} {group}", done)
+    def held(self, batch: int, groups: Sequence[int], after: int, done: Done) -> list[int]:
+        return self._transfer([f"held {batch} {group}" for group in groups], done)
 
     def dense(self, batch: int) -> int:
         self.note(f"dense {batch}")
         assert threading.get_ident() == self.trainer
         return 0
 
-    def push(self, batch: int, done: Done) -> None:
-        self._transfer(f"push {batch}", done)
+    def push(self, batch: int, done: Done) -> int:
+        return self._transfer([f"push {batch}"], done)[0]
 
     def update(self, batch: int) -> Any:
         self.note(f"update {batch}")

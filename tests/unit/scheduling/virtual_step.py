@@ -181,6 +181,7 @@ class VirtualRun:
             if last_push >= 0:
                 yield Operator(Kind.PUSH, last_push)
         elif kind is Kind.HELD:
+            yield Operator(Kind.PULL, batch, group)  # which decides what is left out
             yield Operator(Kind.PUSH, batch - 1)
         elif kind is Kind.DENSE:
             yield from (Operator(Kind.PULL, batch, other) for other in range(self._groups))
