@@ -8,7 +8,7 @@ test -x .peers/bin/python || "${PYTHON:-python3}" -m venv .peers
 pip() { .peers/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt "$@"; }
 
 # torch first and pinned, so that no peer brings a build of it with CUDA.
-pip -e .
+pip -e '.[lake]'
 # Ray Data imports aiohttp to read several files, but does not ask for it.
 for peer in tensorflow-cpu "ray[data]" aiohttp datasets polars torchdata; do
     pip "$peer" || echo "not installed: $peer" >&2

@@ -1,0 +1,225 @@
+"""Deduplication from file to checkpoint: storage, reading with features, training steps and whole jobs.
+
+Generated logs have the published statistics of RecD (16.5 rows a session, spread over an hourly partition so that a
+batch of 4096 rows in time order holds about 1.15 rows of a session): `rm1` has 20 long histories, `mixed` 42 id lists
+and 504 numbers, in `control` nothing repeats. The real news log is what it is. Every log is there in time order (zstd,
+as any writer makes it), clustered (sessions adjacent), and nested (a row a session, each distinct value once).
+
+The plain arm reads time order without deduplication: what a pipeline does that knows nothing of sessions. Steps are
+also measured on clustered batches that were expanded, so that what deduplication gives is told apart from what the
+order of rows gives. At equal memory, batches of the deduplicated arm grow until a step takes as much memory as a plain
+one at 4096 rows.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import harness
+from dedup.jobs import BATCH_SIZE, features, job
+from dedup.logs import LAYOUTS, DedupLogs, generated, news
+from peers.processes import Process
+
+from headrace.features import FeaturePlan
+from headrace.logs import ParquetSource, select_files
+from headrace.logs.files import list_files
+from headrace.logs.pieces import ROW_ID
+from headrace.pipeline import from_source
+from headrace.training import Trainer
+
+PLAIN = "time order, plain"
+ROWS = "rows per second"
+SAMPLES = "samples per second"
+
+
+@dataclass(frozen=True)
+class Goal:
+    """Ours over the plain arm: the ratio of a case, for one arm."""
+
+    case: str
+    arm: str
+    wanted: float
+
+
+GOALS = (
+    Goal("rm1: storage", "clustered", 3.71),
+    Goal("rm1: storage", "nested", 8.0),
+    Goal("mixed: storage", "nested", 5.0),
+    Goal("rm1: reading and features", "clustered", 1.79),
+    Goal("rm1: reading and features", "nested", 4.0),
+    Goal("mixed: reading and features", "clustered", 1.79),
+    Goal("mixed: reading and features", "nested", 4.0),
+    Goal("control: reading and features", "clustered", 0.97),
+    Goal("rm1: steps of DLRM over encoded histories", "deduplicated", 4.0),
+    Goal("rm1: steps of DLRM", "deduplicated", 1.25),
+    Goal("mixed: steps of DLRM", "deduplicated", 1.25),
+)
+
+
+def storage(report: harness.Report, name: str, logs: DedupLogs) -> None:
+    """Bytes a row of each layout."""
+    case = f"{name}: storage"
+    arms = dict(zip(LAYOUTS, (PLAIN, "clustered", "nested"), strict=True))
+    for layout, arm in arms.items():
+        report.add(case, arm, "bytes per row", "B", [logs.num_bytes(layout) / logs.num_rows])
+    against(report, case, "bytes per row", lower_is_better=True)
+
+
+def reading(report: harness.Report, name: str, logs: DedupLogs, rounds: int, seconds: float) -> None:
+    """Passes over all rows, from asking for the iterator to the last batch of tensors."""
+    case = f"{name}: reading and features"
+    arms = {
+        PLAIN: ("time", "off"),
+        "time order": ("time", "auto"),
+        "clustered, plain": ("clustered", "off"),
+        "clustered": ("clustered", "auto"),
+        "nested": ("nested", "auto"),
+    }
+    runs = {arm: reader(logs, *settings) for arm, settings in arms.items()}
+    for arm, samples in harness.interleave(runs, rounds=rounds, seconds=seconds).items():
+        report.add(case, arm, ROWS, "rows/s", [logs.num_rows / sample for sample in samples])
+    against(report, case, ROWS)
+
+
+def reader(logs: DedupLogs, layout: str, dedup: str) -> Callable[[], None]:
+    """A pass that counts rows."""
+    schema = logs.schema(layout)
+    plan = FeaturePlan.from_config(features(schema, dedup), schema)
+    columns = [name for name in plan.columns if name != ROW_ID]
+
+    def run() -> None:
+        source = ParquetSource(select_files(list_files(logs.path(layout))), schema, columns=columns)
+        with from_source(source).batch(BATCH_SIZE).transform(plan).open(workers=2, tuner="none") as batches:
+            rows = sum(len(batch) for batch in batches)
+        assert rows == logs.num_rows, f"{layout}: {rows} rows, expected {logs.num_rows}"
+
+    return run
+
+
+def steps(report: harness.Report, name: str, logs: DedupLogs, model: str, rounds: int, seconds: float) -> None:
+    """Steps on ready batches, at equal rows and at equal memory."""
+    case = f"{name}: steps of DLRM" + (" over encoded histories" if model == "encoder" else "")
+    base = {"folder": str(logs.folder), "model": model, "batch_size": BATCH_SIZE, "expanded": False}
+    arms = {
+        PLAIN: base | {"layout": "time", "dedup": "off"},
+        "clustered, plain": base | {"layout": "nested", "dedup": "auto", "expanded": True},
+        "deduplicated": base | {"layout": "nested", "dedup": "auto"},
+    }
+    with ExitStack() as stack:
+        children = {arm: stack.enter_context(Process("dedup.steps", json.dumps(s))) for arm, s in arms.items()}
+        memory = {}
+        for arm, child in children.items():
+            child.ask("time 4")
+            memory[arm] = child.ask("memory")["peak_bytes"]
+            report.add(case, arm, "memory of a step", "MB", [memory[arm] / 1e6])
+        larger = fitting(arms["deduplicated"], memory[PLAIN])
+        if larger > BATCH_SIZE:
+            arm = f"deduplicated, {larger} rows"
+            settings = arms["deduplicated"] | {"batch_size": larger}
+            children[arm] = stack.enter_context(Process("dedup.steps", json.dumps(settings)))
+            children[arm].ask("time 2")
+            arms[arm] = settings
+        turns = {arm: lambda arm=arm: float(children[arm].ask("time 2")["seconds"]) for arm in children}
+        for arm, samples in harness.interleave(turns, rounds=rounds, seconds=seconds, warm_up=0).items():
+            report.add(case, arm, SAMPLES, "1/s", [arms[arm]["batch_size"] / sample for sample in samples])
+    against(report, case, SAMPLES)
+
+
+def fitting(settings: dict[str, object], limit: int) -> int:
+    """The largest batch, doubled from ours, whose step takes no more memory than the limit."""
+    size = BATCH_SIZE
+    while size < 8 * BATCH_SIZE:
+        with Process("dedup.steps", json.dumps(settings | {"batch_size": 2 * size})) as child:
+            child.ask("time 4")
+            if child.ask("memory")["peak_bytes"] > limit:
+                break
+        size *= 2
+    return size
+
+
+def jobs(report: harness.Report, name: str, logs: DedupLogs, model: str, rounds: int) -> None:
+    """Whole jobs, from files to a written checkpoint."""
+    case = f"{name}: whole jobs, DLRM" + (" over encoded histories" if model == "encoder" else "")
+    arms = {PLAIN: ("time", "off"), "clustered": ("clustered", "auto"), "nested": ("nested", "auto")}
+    losses: dict[str, list[float]] = {arm: [] for arm in arms}
+
+    def run(arm: str) -> float:
+        layout, dedup = arms[arm]
+        target = Path(tempfile.mkdtemp(prefix="headrace-bench-"))
+        config = job(logs.path(layout), logs.schema(layout), target / "run", model=model, dedup=dedup)
+        begin = time.perf_counter()
+        windows = Trainer(config).run().windows
+        seconds = time.perf_counter() - begin
+        shutil.rmtree(target)
+        rows = sum(window.rows.used for window in windows)
+        assert rows == logs.num_rows, f"{arm}: {rows} rows, expected {logs.num_rows}"
+        losses[arm].append(sum(w.rows.used * next(iter(w.scores.values())).log_loss for w in windows) / rows)
+        return seconds
+
+    for arm, samples in harness.interleave({arm: lambda arm=arm: run(arm) for arm in arms}, rounds=rounds).items():
+        report.add(case, arm, ROWS, "rows/s", [logs.num_rows / sample for sample in samples])
+        report.add(case, arm, "log loss over the pass", "", losses[arm])
+    against(report, case, ROWS)
+
+
+def against(report: harness.Report, case: str, metric: str, *, lower_is_better: bool = False) -> None:
+    """Ratios of every arm to the plain one."""
+    for arm in dict.fromkeys(row.arm for row in report.rows if row.case == case):
+        if arm != PLAIN:
+            report.compare(case, arm, metric, against=[PLAIN], lower_is_better=lower_is_better)
+
+
+def goals(report: harness.Report) -> list[dict[str, object]]:
+    """What should be reached, and is."""
+    found: list[dict[str, object]] = []
+    for goal in GOALS:
+        values = [r.value for r in report.ratios if (r.case, r.ours) == (goal.case, goal.arm)]
+        for value in values:
+            what = f"{goal.case}: {goal.arm} over {PLAIN}"
+            met = value >= goal.wanted
+            found.append({"what": what, "wanted": f"{goal.wanted:g}x", "reached": f"{value:.2f}x", "met": met})
+    return found
+
+
+def main() -> None:
+    options = harness.options("bench_dedup", __doc__, rows=0, log=None)
+    quick = options.quick
+    rows = options.rows or (20_000 if quick else 100_000)
+    rounds, seconds = (3, 4.0) if quick else (15, 40.0)
+    report = harness.Report("bench_dedup", notes={"rows": rows})
+    use = harness.CpuUse()
+    for name in ("rm1",) if quick else ("rm1", "mixed", "control"):
+        if options.log in (None, name):
+            logs = generated(name, rows)
+            storage(report, name, logs)
+            reading(report, name, logs, rounds, seconds)
+            for model in ("encoder", "dlrm") if name == "rm1" else ("dlrm",):
+                steps(report, name, logs, model, rounds, seconds / 2)
+                if not quick and name != "control":
+                    jobs(report, name, logs, model, 3)
+    if not quick and options.log in (None, "news"):
+        data = Path(os.environ.get("HEADRACE_DATA", "-"))
+        if (data / "globo").is_dir():
+            logs = news(data)
+            storage(report, "news", logs)
+            reading(report, "news", logs, rounds, seconds)
+            steps(report, "news", logs, "dlrm", rounds, seconds / 2)
+            jobs(report, "news", logs, "dlrm", 3)
+        else:
+            print("skipped: the news log: HEADRACE_DATA names no folder that has it", file=sys.stderr)
+    report.notes["cpus_of_others"] = round(use.elapsed()[1], 2)
+    report.notes["goals"] = goals(report)
+    report.finish(options)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,84 @@
+"""The logs: with the published statistics, in time order and clustered by session; kept between runs."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow.parquet as pq
+
+from headrace.logs import Schema
+from headrace.logs.clustering import ClusterConfig, cluster_log
+from headrace.logs.generate import GenerateConfig, generate_logs
+from headrace.logs.generate.presets import PRESETS
+from headrace.logs.importers import import_clicks
+
+__all__ = ["LAYOUTS", "DedupLogs", "generated", "news"]
+
+LAYOUTS = ("time", "clustered", "nested")
+NEWS_HOURS = range(200, 208)
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class DedupLogs:
+    """The same rows in three layouts.
+
+    Attributes:
+        folder: Holds a folder for each layout.
+        num_rows: Rows of each.
+    """
+
+    folder: Path
+    num_rows: int
+
+    def path(self, layout: str) -> Path:
+        """Folder of a layout."""
+        return self.folder / layout
+
+    def schema(self, layout: str) -> Schema:
+        """Schema of a layout."""
+        return Schema.from_yaml(self.path(layout) / "schema.yaml")
+
+    def num_bytes(self, layout: str) -> int:
+        """Bytes of the Parquet files."""
+        return sum(path.stat().st_size for path in self.path(layout).rglob("*.parquet"))
+
+
+def generated(preset: str, num_rows: int) -> DedupLogs:
+    """A preset of `headrace generate`."""
+    target = Path(tempfile.gettempdir()) / f"headrace-bench-dedup-v{VERSION}-{preset}-{num_rows}"
+    if not target.exists():
+        part = target.with_name(f"{target.name}.{os.getpid()}")
+        shutil.rmtree(part, ignore_errors=True)
+        generate_logs(GenerateConfig.from_dict({**PRESETS[preset], "rows": num_rows}, where=preset), part / "time")
+        _cluster(part)
+        part.rename(target)
+    return DedupLogs(target, num_rows)
+
+
+def news(data: Path) -> DedupLogs:
+    """Hours of the real news log, as the recipe imports them."""
+    target = Path(tempfile.gettempdir()) / f"headrace-bench-dedup-v{VERSION}-news"
+    if not target.exists():
+        part = target.with_name(f"{target.name}.{os.getpid()}")
+        shutil.rmtree(part, ignore_errors=True)
+        import_clicks(data / "globo" / "clicks_hourly.tar.gz", part / "all")
+        (part / "time").mkdir()
+        for name in ("schema.yaml", *(f"hour={hour:03}" for hour in NEWS_HOURS)):
+            (part / "all" / name).rename(part / "time" / name)
+        shutil.rmtree(part / "all")
+        _cluster(part)
+        part.rename(target)
+    files = (target / "time").rglob("*.parquet")
+    return DedupLogs(target, sum(pq.read_metadata(file).num_rows for file in files))
+
+
+def _cluster(folder: Path) -> None:
+    schema = Schema.from_yaml(folder / "time" / "schema.yaml")
+    for layout in LAYOUTS[1:]:
+        config = ClusterConfig.from_dict({"layout": layout}, where="bench")
+        cluster_log(folder / "time", folder / layout, schema, config)

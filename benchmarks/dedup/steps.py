@@ -1,0 +1,105 @@
+"""Training steps on batches that are ready in memory: `python -m dedup.steps JSON`, told what to do by its input.
+
+The JSON says which log and layout, model, deduplication, rows of a batch and whether batches are expanded. Lines:
+
+    time N      N steps: {"seconds" a step, "loss"}
+    memory      {"peak_bytes": peak of resident memory over that before the first step}
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from dataclasses import replace
+from itertools import cycle
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from headrace.logs import ParquetSource, select_files
+from headrace.logs.files import list_files
+from headrace.tensors import Batch, InverseKeyedJaggedTensor, KeyedJaggedTensor
+from headrace.threads import use_threads
+from headrace.training.assembly import assemble
+from headrace.training.feed import decide_groups, open_batches, source_columns
+from headrace.training.step import TrainingStep
+
+NUM_BATCHES = 4
+
+
+def expanded(batch: Batch) -> Batch:
+    """The same batch without deduplication: one plain group of all features."""
+    groups = [group.expand() if isinstance(group, InverseKeyedJaggedTensor) else group for group in batch.sparse]
+    keys = [key for group in groups for key in group.keys]
+    values, lengths = torch.cat([g.values for g in groups]), torch.cat([g.lengths for g in groups])
+    return replace(batch, sparse=(KeyedJaggedTensor.from_lengths(keys, values, lengths),))
+
+
+def ready_batches(settings: dict[str, Any]) -> tuple[list[Batch], TrainingStep]:
+    """Batches from the log, and the step of a new model."""
+    from dedup.jobs import job
+    from dedup.logs import DedupLogs
+
+    logs, layout = DedupLogs(Path(settings["folder"]), 0), settings["layout"]
+    config = job(
+        logs.path(layout),
+        logs.schema(layout),
+        Path("never-written"),
+        model=settings["model"],
+        dedup=settings["dedup"],
+        batch_size=settings["batch_size"],
+    )
+    torch.manual_seed(0)
+    use_threads(None)
+    parts = assemble(config)
+    source = ParquetSource(
+        select_files(list_files(config.data.path)),
+        config.schema_of_logs,
+        columns=source_columns(config, parts.plan),
+    )
+    decide_groups(config, parts.plan, source)
+    batches: list[Batch] = []
+    with open_batches(config, parts.plan, source) as delivered:
+        for batch in delivered:
+            batches.append(expanded(batch) if settings["expanded"] else batch)
+            if len(batches) == NUM_BATCHES:
+                break
+    return batches, TrainingStep(parts.model, parts.optimizer)
+
+
+def resident(name: str) -> int:
+    """VmRSS or VmHWM of this process, bytes."""
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    return next(int(line.split()[1]) << 10 for line in lines if line.startswith(name))
+
+
+def main() -> None:
+    settings = json.loads(sys.argv[1])
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    batches, step = ready_batches(settings)
+    turn = cycle(batches)
+    Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
+    before = resident("VmRSS")
+
+    def answer(value: Any) -> None:
+        answers.write(json.dumps(value) + "\n")
+        answers.flush()
+
+    answer({"ready": True})
+    for line in sys.stdin:
+        if line.startswith("memory"):
+            answer({"peak_bytes": resident("VmHWM") - before})
+            continue
+        count = int(line.split()[1])
+        begin = time.perf_counter()
+        for _ in range(count):
+            loss = step(next(turn)).loss
+        answer({"seconds": (time.perf_counter() - begin) / count, "loss": loss})
+
+
+if __name__ == "__main__":
+    main()
