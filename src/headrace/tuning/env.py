@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from headrace.errors import MissingExtra
+from headrace.errors import ConfigError, MissingExtra
 from headrace.tuning.adapter import Job
 from headrace.tuning.dqn import Heads, joint_action
 from headrace.tuning.features import STEPS, View, features, num_features, step_workers
@@ -30,6 +30,10 @@ class SteppedJob(Job, Protocol):
 
     def run(self, duration_s: float) -> Any:
         """Let time pass."""
+        ...
+
+    def close(self) -> None:
+        """The episode is over."""
         ...
 
 
@@ -67,6 +71,7 @@ class TuningEnv(gymnasium.Env[NDArray[np.float32], Any]):
         """
         self._episode, self._num_stages, self._view, self._heads = episode, num_stages, view, heads
         self._window_s, self._max_steps = window_s, max_steps
+        self._job: SteppedJob | None = None
         size = num_features(num_stages, view)
         self.observation_space = spaces.Box(-10.0, 10.0, (size,), np.float32)
         self.action_space = (
@@ -80,11 +85,12 @@ class TuningEnv(gymnasium.Env[NDArray[np.float32], Any]):
     ) -> tuple[NDArray[np.float32], dict[str, Any]]:
         """Begin an episode; after the even split has run for one window."""
         super().reset(seed=seed)
-        self._job, self._target = self._episode(self.np_random)
-        first = self._job.observe()
-        self._job.apply(even_split(self._job.space, first.cpus))
-        self._job.run(self._window_s)
-        self._last, self._steps = self._job.observe(), 0
+        self.close()
+        job, self._target = self._episode(self.np_random)
+        self._job = job
+        job.apply(even_split(job.space, job.observe().cpus))
+        job.run(self._window_s)
+        self._last, self._steps = job.observe(), 0
         return self._features(self._last), self._info()
 
     def step(self, action: Any) -> tuple[NDArray[np.float32], float, bool, bool, dict[str, Any]]:
@@ -92,12 +98,20 @@ class TuningEnv(gymnasium.Env[NDArray[np.float32], Any]):
         choices = (
             joint_action(int(action), self._num_stages) if self._heads == "joint" else [int(each) for each in action]
         )
+        if self._job is None:
+            raise ConfigError("TuningEnv: step: called before reset, or after close")
         self._job.apply(step_workers(self._job.space, self._last, choices))
         self._job.run(self._window_s)
         self._last = self._job.observe()
         self._steps += 1
         earned = reward(self._last.rate_per_s, self._last.memory_ratio, self._target)
         return self._features(self._last), earned, False, self._steps >= self._max_steps, self._info()
+
+    def close(self) -> None:
+        """End the episode, with what it runs; safe to call twice."""
+        job, self._job = self._job, None
+        if job is not None:
+            job.close()
 
     def _features(self, observation: Observation) -> NDArray[np.float32]:
         return np.clip(features(observation, self._view), -10.0, 10.0)

@@ -72,6 +72,9 @@ class SimulatedJob:
                 self.relaunch()
         return delivered
 
+    def close(self) -> None:
+        """Nothing runs outside of `run`."""
+
     def relaunch(self) -> None:
         """Stop and start again; nothing runs for the restart time."""
         self.simulator.relaunch(self._restart_s)

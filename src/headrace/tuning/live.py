@@ -6,6 +6,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from itertools import groupby
 
 import psutil
@@ -13,6 +14,7 @@ import psutil
 from headrace.pipeline.counters import PipelineCounters, StageReading
 from headrace.pipeline.tuners import Tunables
 from headrace.resources import Resources, effective_resources
+from headrace.tuning.machine import cpu_hz, memory_bytes_per_s
 from headrace.tuning.observation import Observation, StageObservation
 from headrace.tuning.space import Space
 
@@ -67,13 +69,21 @@ class LiveJob:
     Stages that one worker call runs together are one stage here, named as their tunable ("map+transform").
     """
 
-    def __init__(self, batches: Tunables, *, resources: Callable[[], Resources] = effective_resources) -> None:
+    def __init__(
+        self,
+        batches: Tunables,
+        *,
+        resources: Callable[[], Resources] = effective_resources,
+        measures_machine: bool = False,
+    ) -> None:
         """Attach to an open pipeline.
 
         Args:
             batches: What `Pipeline.open` returned, opened with `tuner="none"`; or the part of it that runs the stages.
             resources: Gives the CPUs and memory this process may use now.
+            measures_machine: Whether to measure memory bandwidth, at the first look; only InTune's state has it.
         """
+        self._measures_machine = measures_machine
         self._batches = batches
         self._resources = resources
         self._process = psutil.Process()
@@ -101,7 +111,7 @@ class LiveJob:
     def _observe(
         self, counters: PipelineCounters, machine_busy_ratio: float = 0.0, queued_s: float = 0.0
     ) -> Observation:
-        return observation_of(
+        seen = observation_of(
             counters,
             {name: tunable.value for name, tunable in self._batches.tunables.items()},
             self._resources(),
@@ -111,6 +121,9 @@ class LiveJob:
             queued_s=queued_s,
             gil_wait_s=gil_wait_s(),
         )
+        if not self._measures_machine:
+            return seen
+        return replace(seen, memory_bytes_per_s=memory_bytes_per_s(), cpu_hz=cpu_hz())
 
     def apply(self, values: Mapping[str, int]) -> None:
         """Set tunables; from any thread."""
@@ -120,6 +133,9 @@ class LiveJob:
     def run(self, duration_s: float) -> None:
         """Let time pass beside the pipeline, which some other thread consumes."""
         time.sleep(duration_s)
+
+    def close(self) -> None:
+        """Nothing: whoever opened the pipeline closes it."""
 
 
 def observation_of(

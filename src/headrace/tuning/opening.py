@@ -30,5 +30,5 @@ class Explainer:
 
 def open_tuner(policy: str | Policy, pipeline: Tunables, decisions: DecisionRecorder | None) -> Tuner | Explainer:
     """Begin to tune a running pipeline; see `headrace.pipeline.tuners.open_tuner`."""
-    job = LiveJob(pipeline)
+    job = LiveJob(pipeline, measures_machine=str(policy).startswith("intune"))
     return Explainer(job) if policy == "none" else Tuner(job, policy, decisions=decisions)
