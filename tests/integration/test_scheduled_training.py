@@ -123,3 +123,22 @@ def test_the_latest_steps_are_left_as_a_trace(folder: Path) -> None:
 def test_an_unknown_policy_is_refused_by_name(folder: Path) -> None:
     with pytest.raises(ConfigError, match=r"scheduler.policy: given 'fast'"):
         train(folder, "unknown", "fast")
+
+
+def test_explain_writes_the_trace_in_chromes_format_and_says_where_there_is_none(folder: Path) -> None:
+    from headrace.cli.explain import explain
+
+    train(folder, "explained", "recs")
+    explain(folder / "explained", trace=folder / "trace.json")
+    events = json.loads((folder / "trace.json").read_text())["traceEvents"]
+    assert {event["cat"] for event in events if event["ph"] == "X"} >= {"dense", "features", "pull", "push"}
+    with pytest.raises(ConfigError, match="no trace of steps"):
+        explain(folder / "plain", trace=folder / "trace.json")
+
+
+def test_the_report_draws_the_latest_steps(folder: Path) -> None:
+    from headrace.observe.report import write_report
+
+    train(folder, "reported", "recs")
+    assert "The latest 4 steps under recs" in write_report(folder / "reported").read_text()
+    assert "under recs" not in write_report(folder / "plain").read_text()

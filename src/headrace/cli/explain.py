@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -13,6 +13,10 @@ NUM_DECISIONS = 10
 
 def explain(
     run: Annotated[Path, typer.Argument(help="Folder of a run, also one that is still training.")],
+    trace: Annotated[
+        Path | None,
+        typer.Option(help="Write the latest scheduled steps there, for about:tracing or Perfetto."),
+    ] = None,
 ) -> None:
     """Say where a run's time went, what limits its pipeline, and what the tuner did and why.
 
@@ -21,9 +25,12 @@ def explain(
     import numpy as np
 
     from headrace.cli.tables import text_table
+    from headrace.observe.deduplication import deduplication_rows
     from headrace.observe.run_data import RunData
 
     data = RunData.read(run)
+    if trace is not None:
+        _write_trace(data.schedule, run, trace)
     seconds = {part: float(np.nansum(data.column(f"seconds.{part}"))) for part in data.names_below("seconds")}
     total = sum(seconds.values())
     if not total:
@@ -32,6 +39,9 @@ def explain(
     parts = sorted(seconds.items(), key=lambda part: -part[1])
     rows = [[name.replace("_", " "), f"{value:.2f}", f"{value / total:.1%}"] for name, value in parts]
     typer.echo(text_table(["part of the step", "seconds", "share"], rows))
+    saved = deduplication_rows(data)
+    if saved:
+        typer.echo("\n" + text_table(["deduplication", "of plain rows", "done", "factor"], saved))
     found = [decision for decision in data.decisions if decision.who == "explain"]
     if found:
         typer.echo(f"\n{found[-1].snapshot['text']}")
@@ -40,3 +50,13 @@ def explain(
         typer.echo(f"\ndecisions, the newest {min(NUM_DECISIONS, len(decisions))} of {len(decisions)}:")
     for decision in decisions[-NUM_DECISIONS:]:
         typer.echo(f"{decision.time_s:8.1f} s  {decision}")
+
+
+def _write_trace(schedule: dict[str, Any] | None, run: Path, path: Path) -> None:
+    from headrace.errors import ConfigError
+    from headrace.scheduling.trace import write_chrome_trace
+
+    if schedule is None:
+        raise ConfigError(f"{run}: no trace of steps; a job leaves one under a scheduler, such as scheduler: recs")
+    write_chrome_trace(schedule, path)
+    typer.echo(f"{path}: the latest steps under {schedule['policy']}\n")

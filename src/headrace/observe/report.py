@@ -23,6 +23,7 @@ from headrace.observe.plots import Plot, render_plot
 from headrace.observe.progress import format_count, format_duration
 from headrace.observe.report_assets import SCRIPT, STYLE
 from headrace.observe.run_data import RunData, WindowSpan
+from headrace.observe.timeline import draw_timeline, timeline_lead
 
 __all__ = ["render_report", "write_report"]
 
@@ -74,6 +75,7 @@ def render_report(run: RunData, *, made: str) -> str:
         _section("Speed", _speed_lead(run), _share_bar(run) + _plots(speed)),
         _section("Tuning", _tuning_lead(run), _plots(tuning)) if tuning else "",
         _section("Pipeline", "Each stage between the logs and the trainer.", _plots(pipeline)) if pipeline else "",
+        _section("Schedule", timeline_lead(run.schedule), draw_timeline(run.schedule)) if run.schedule else "",
         _section("Decisions", "What changed by itself, and why.", _decision_table(run)) if run.decisions else "",
         _section("Job", "", _config(run)) if run.config else "",
         "<footer>Crosshairs are shared by plots over the same axis. A line of more records than fit is drawn as their "

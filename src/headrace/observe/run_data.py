@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from headrace.errors import ConfigError
 from headrace.observe.decisions import Decision, read_decisions
 from headrace.observe.jsonl import read_jsonl
+from headrace.observe.timeline import read_schedule
 
 __all__ = ["Floats", "RunData", "WindowSpan"]
 
@@ -48,6 +49,7 @@ class RunData:
         windows: Finished windows, in order.
         decisions: What was decided, in order.
         config: Text of the job as resolved; empty if there is none.
+        schedule: What ran when in the latest steps, see `headrace.observe.timeline`; None without a scheduler.
     """
 
     name: str
@@ -57,6 +59,7 @@ class RunData:
     windows: tuple[WindowSpan, ...]
     decisions: tuple[Decision, ...]
     config: str
+    schedule: dict[str, Any] | None = None
 
     @classmethod
     def read(cls, folder: str | Path) -> RunData:
@@ -92,6 +95,7 @@ class RunData:
             windows=tuple(_spans(windows, names, rows)),
             decisions=tuple(read_decisions(folder / "decisions.jsonl")),
             config=config.read_text(encoding="utf-8", errors="replace") if config.is_file() else "",
+            schedule=read_schedule(folder),
         )
 
     def __len__(self) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ import torch
 from torch import nn
 
 from headrace.embeddings import LocalStore, embedding_bags
+from headrace.observe.timeline import SCHEDULE_FILE
 from headrace.pipeline import Account, BatchIterator, PipelineCounters
 from headrace.resources import effective_cpus
 from headrace.scheduling.config import SchedulerConfig
@@ -27,9 +27,6 @@ from headrace.training.assembly import Assembly
 from headrace.training.step import StepResult, TrainingStep
 
 __all__ = ["PlainSteps", "ScheduledSteps", "Stepped", "Steps", "choose_policy", "open_scheduled"]
-
-SCHEDULE_FILE = "schedule.json"
-"""In the run folder: what ran where in the latest steps, for the report and `headrace explain --trace`."""
 
 
 @dataclass(frozen=True)
@@ -209,9 +206,3 @@ def open_scheduled(
         finally:
             if folder is not None:
                 runtime.trace.write(folder / SCHEDULE_FILE, policy.name)
-
-
-def read_schedule(folder: Path) -> dict[str, Any] | None:
-    """The trace that a run left, see `Trace.to_dict`; None if it had no scheduler."""
-    path = folder / SCHEDULE_FILE
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
