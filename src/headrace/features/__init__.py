@@ -4,6 +4,7 @@ from headrace.features import operators as _operators  # noqa: F401  (registers 
 from headrace.features.costs import FeatureCost, measure_costs
 from headrace.features.operator import Column, ColumnOperator, FusedOperator, Kind, Operator
 from headrace.features.plan import FeaturePlan
+from headrace.features.realised import Savings
 from headrace.features.registry import operators, register
 from headrace.features.sampling import RowSampling
 from headrace.features.warm_up import warmup
@@ -17,6 +18,7 @@ __all__ = [
     "Kind",
     "Operator",
     "RowSampling",
+    "Savings",
     "measure_costs",
     "operators",
     "register",

@@ -16,7 +16,7 @@ from headrace.features.kernels.comparing import count_elements, hash_rows, mark_
 from headrace.features.kernels.numbering import number_used
 from headrace.features.kernels.unique import count_expanded_ids, expand_rows
 from headrace.features.operator import Kind
-from headrace.features.realised import Realised
+from headrace.features.realised import Realised, Savings
 from headrace.logs.groups import group_of
 from headrace.tensors import InverseKeyedJaggedTensor, KeyedJaggedTensor
 
@@ -111,9 +111,8 @@ def compute(
         plain = domain.part.sparse(table, row_ids)
         del held
         num_ids = sum(group.values.numel() for group in plain)
-        realised.add(_values(domain, len(row_ids)), _values(domain, len(row_ids)), num_ids, num_ids)
+        realised.add(Savings(0, _values(domain, len(row_ids)), _values(domain, len(row_ids)), num_ids, num_ids))
         sparse += plain
-    realised.add_batch(len(row_ids))
     return dense, tuple(sorted(sparse, key=lambda group: isinstance(group, InverseKeyedJaggedTensor)))
 
 
@@ -143,7 +142,7 @@ def _compute_unique(
     del held
     num_ids = sum(group.values.numel() for group in found)
     num_plain = sum(int(count_expanded_ids(group.lengths.numpy(), inverse, max(1, num_unique))) for group in found)
-    realised.add(_values(domain, num_unique), _values(domain, len(inverse)), num_ids, num_plain)
+    realised.add(Savings(0, _values(domain, num_unique), _values(domain, len(inverse)), num_ids, num_plain))
     if len(inverse) >= _WORTH_KEEPING * num_unique:
         return list(found)
     in_order = num_unique == len(inverse) and bool((inverse == np.arange(num_unique)).all())

@@ -19,6 +19,7 @@ from headrace.features.domains import Domain, GroupRows, split
 from headrace.features.grouping import MIN_ROWS, Dedup, Grouping, GroupsConfig, choose_groups, read_dedup
 from headrace.features.kernels.dense import write_row_ids
 from headrace.features.kernels.gathering import gather_sources, gathered_bytes
+from headrace.features.kernels.unique import count_expanded_ids
 from headrace.features.operator import Kind
 from headrace.features.part import Part
 from headrace.features.realised import Realised, Savings
@@ -156,7 +157,7 @@ class FeaturePlan:
         return self.grouping or Grouping((), "adjacent", "nothing to decide on: no rows")
 
     def keep_plain(self, reason: str) -> None:
-        """Decide that plain columns are not grouped, because of what is known of them, unless the job says otherwise."""
+        """Decide that plain columns are not grouped, for a reason, unless the job says otherwise."""
         if self.dedup == "auto":
             self.grouping = Grouping((), "adjacent", reason)
 
@@ -184,7 +185,10 @@ class FeaturePlan:
                 self._apply_plain(expand(batch))
             raise
         if batch.num_rows:
-            self._bytes_per_row = max(self._bytes_per_row, _MARGIN * result.num_bytes / batch.num_rows)
+            num_bytes = result.num_bytes
+            self._bytes_per_row = max(self._bytes_per_row, _MARGIN * num_bytes / batch.num_rows)
+            saved = sum(_expanded_bytes(group) - group.num_bytes for group in result.sparse)
+            self._realised.add(Savings(batch.num_rows, num_bytes=num_bytes, num_plain_bytes=num_bytes + saved))
         return result
 
     def _apply(self, batch: pa.RecordBatch, binding: Binding) -> Batch:
@@ -238,7 +242,7 @@ class FeaturePlan:
         del held
         num_values = len(row_ids) * (len(self.dense_names) + len(self.sparse_keys))
         num_ids = sum(group.values.numel() for group in sparse)
-        self._realised.add(num_values, num_values, num_ids, num_ids, len(row_ids))
+        self._realised.add(Savings(0, num_values, num_values, num_ids, num_ids))
         return dense, sparse
 
     def _read(self, batch: pa.RecordBatch, binding: Binding) -> Ints:
@@ -310,3 +314,12 @@ class FeaturePlan:
         return (
             4.0 * numbers + 8.0 * ids + 12.0 * len(single) + 4.0 * _GUESSED_LIST_LENGTH * self._whole.num_weighted + 8.0
         )
+
+
+def _expanded_bytes(group: KeyedJaggedTensor | InverseKeyedJaggedTensor) -> int:
+    """Bytes of a group for all rows, each with lists of its own."""
+    if isinstance(group, KeyedJaggedTensor):
+        return group.num_bytes
+    inverse, num_unique = group.inverse_lookup.numpy(), max(1, group.unique_stride)
+    num_ids = int(count_expanded_ids(group.lengths.numpy(), inverse, num_unique))
+    return num_ids * (8 if group.weights is None else 12) + 12 * len(group.keys) * group.stride + 8

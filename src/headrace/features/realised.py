@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import Any
 
 __all__ = ["Realised", "Savings"]
@@ -19,6 +19,8 @@ class Savings:
         num_plain_values: Features times rows.
         num_ids: Ids written into batches.
         num_plain_ids: Ids that all rows have.
+        num_bytes: Of the batches.
+        num_plain_bytes: That batches of plain rows would have.
     """
 
     num_rows: int = 0
@@ -26,6 +28,14 @@ class Savings:
     num_plain_values: int = 0
     num_ids: int = 0
     num_plain_ids: int = 0
+    num_bytes: int = 0
+    num_plain_bytes: int = 0
+
+    def __add__(self, more: Savings) -> Savings:
+        return Savings(*(one + other for one, other in zip(astuple(self), astuple(more), strict=True)))
+
+    def __sub__(self, before: Savings) -> Savings:
+        return Savings(*(one - other for one, other in zip(astuple(self), astuple(before), strict=True)))
 
     @property
     def values_factor(self) -> float:
@@ -45,30 +55,16 @@ class Realised:
         self._lock = threading.Lock()
         self._savings = Savings()
 
-    def add(self, num_values: int, num_plain_values: int, num_ids: int, num_plain_ids: int, num_rows: int = 0) -> None:
-        """Count some features of a batch, and its rows where they are the first of it."""
-        self._add(Savings(num_rows, num_values, num_plain_values, num_ids, num_plain_ids))
-
-    def add_batch(self, num_rows: int) -> None:
-        """Count the rows of a batch."""
-        self._add(Savings(num_rows))
+    def add(self, more: Savings) -> None:
+        """Count some of what was computed."""
+        with self._lock:
+            self._savings += more
 
     @property
     def savings(self) -> Savings:
         """All so far."""
         with self._lock:
             return self._savings
-
-    def _add(self, more: Savings) -> None:
-        with self._lock:
-            now = self._savings
-            self._savings = Savings(
-                now.num_rows + more.num_rows,
-                now.num_values + more.num_values,
-                now.num_plain_values + more.num_plain_values,
-                now.num_ids + more.num_ids,
-                now.num_plain_ids + more.num_plain_ids,
-            )
 
     def __reduce__(self) -> tuple[Any, tuple[()]]:
         return Realised, ()

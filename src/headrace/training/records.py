@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import time
+from dataclasses import asdict
 from typing import Any
 
 import psutil
 
+from headrace.features import FeaturePlan, Savings
 from headrace.pipeline import StageReading
 from headrace.resources import ResourceMonitor
 from headrace.training.metrics import Scores
@@ -25,9 +27,16 @@ RESOURCES_EVERY_S = 1.0
 class StepRecorder:
     """Sums up steps until they make one record."""
 
-    def __init__(self, every_steps: int) -> None:
-        """Args: every_steps: How many steps share a record."""
+    def __init__(self, every_steps: int, plan: FeaturePlan | None = None) -> None:
+        """Begin.
+
+        Args:
+            every_steps: How many steps share a record.
+            plan: Tells what deduplication saved.
+        """
         self.every_steps = every_steps
+        self._plan = plan
+        self._savings = Savings()
         self._start_s = time.perf_counter()
         self._process = psutil.Process()
         self._resources, self._looked_s = ResourceMonitor(), self._start_s
@@ -86,6 +95,10 @@ class StepRecorder:
             "memory_bytes": self._process.memory_info().rss,
             "memory_limit_bytes": resources.memory.limit_bytes,
         }
+        if self._plan is not None:
+            savings = self._plan.savings
+            record["dedup"] = asdict(savings - self._savings)
+            self._savings = savings
         self._start_s = now
         self._clear()
         return record

@@ -68,7 +68,7 @@ class Trainer:
         )
         self._should_stop = should_stop
         self._say = say
-        self._recorder = StepRecorder(job.training.log_every_steps)
+        self._recorder = StepRecorder(job.training.log_every_steps, self.assembly.plan)
         self._uncounted = Uncounted(keeps_ledger=job.training.row_ledger)
         baseline = job.training.baseline
         self._baseline = None if baseline is None else self.assembly.plan.dense_names.index(baseline)

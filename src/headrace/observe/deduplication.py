@@ -1,0 +1,25 @@
+"""What deduplication saved at each step of a run, from its records."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from headrace.observe.run_data import RunData
+
+__all__ = ["deduplication_rows"]
+
+_STEPS = (
+    ("features computed", "num_plain_values", "num_values"),
+    ("ids written into batches", "num_plain_ids", "num_ids"),
+    ("bytes of batches", "num_plain_bytes", "num_bytes"),
+)
+
+
+def deduplication_rows(data: RunData) -> list[list[str]]:
+    """Rows of a table: step, amount without deduplication, amount with it, and the factor; none if nothing repeated."""
+    rows = []
+    for step, plain, real in _STEPS:
+        before, after = (float(np.nansum(data.column(f"dedup.{name}"))) for name in (plain, real))
+        if after:
+            rows.append([step, f"{before:,.0f}", f"{after:,.0f}", f"{before / after:.2f}x"])
+    return rows if any(row[-1] != "1.00x" for row in rows) else []
