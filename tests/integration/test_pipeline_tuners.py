@@ -44,7 +44,9 @@ class Restless:
 
     def decide(self, observation: Observation) -> Proposal:
         self.num_changes += 1
-        values = {knob.name: int(self.random.integers(1, self.most + 1)) for knob in self.space.knobs if knob.unit != "bytes"}
+        values = {
+            knob.name: int(self.random.integers(1, self.most + 1)) for knob in self.space.knobs if knob.unit != "bytes"
+        }
         return Proposal(values, "restless")
 
 
@@ -107,6 +109,17 @@ def test_auto_is_the_default_unless_workers_are_set_and_decisions_are_kept(quick
     assert "tuner" not in whose(workers={"map": 2})
     assert "tuner" not in whose(executor="inline")
     assert "tuner" not in whose(tuner="none")
+
+
+def test_no_tuner_breaks_the_memory_budget(quick: None) -> None:
+    budget = 128 << 10
+    policy = Restless()
+    with pipeline(seconds=0.005).open(tuner=policy, memory_bytes=budget) as batches:
+        for _ in batches:
+            pass
+        assert batches.counters(60).peak_bytes <= budget
+        assert not [each for each in batches.decisions if each.who == "memory ledger"]  # nothing went above it
+    assert policy.num_changes > 3
 
 
 def test_an_unknown_tuner_is_refused_when_the_pipeline_is_opened() -> None:

@@ -21,7 +21,9 @@ class GuardConfig:
         memory_ratio: Above this share of memory nothing is raised.
         held_ratio: A stage that waits for room in the memory budget for a larger share of the time has enough workers,
             and so have all others: nothing but the budget itself is raised.
-        loss: A change is undone when the rate falls by this share and the consumer waits for elements.
+        loss: A change is undone when the rate falls by this share and the consumer waits for elements ...
+        fed_loss: ... and by this share already if the consumer hardly waited before: it must not be starved.
+        fed: A consumer that waits for less than this share of the time is fed.
         windows: Windows a change is given before it is judged; the first holds the change itself.
         pause: Windows in which nothing else is tried after something was undone.
     """
@@ -31,16 +33,19 @@ class GuardConfig:
     memory_ratio: float = 0.9
     held_ratio: float = 0.3
     loss: float = 0.15
+    fed_loss: float = 0.03
+    fed: float = 0.05
     windows: int = 3
     pause: int = 10
 
 
 @dataclass
 class _Pending:
-    """A change that has not been judged: values before it, the rate before it, rates since."""
+    """A change that has not been judged: values, rate and the consumer's state before it, rates since."""
 
     before: dict[str, int]
     rate: float
+    was_fed: bool
     rates: list[float]
 
 
@@ -69,7 +74,7 @@ class Guard:
             return Proposal(reason=proposal.reason if not refused else f"nothing, because {refused}: {proposal.reason}")
         before = {name: observation.values[name] for name in allowed if name in observation.values}
         if self._pending is None:
-            self._pending = _Pending(before, observation.rate_per_s, [])
+            self._pending = _Pending(before, observation.rate_per_s, self._is_fed(observation), [])
         else:  # changes that follow each other are judged, and undone, together
             self._pending.before = {**before, **self._pending.before}
             self._pending.rates.clear()
@@ -107,8 +112,11 @@ class Guard:
         self._pending = None
         rates = pending.rates[1:]
         rate = sum(rates) / len(rates)
-        starved = observation.starved_s > 0.05 * observation.window_s
-        if not starved or rate >= (1.0 - self._config.loss) * pending.rate:
+        loss = self._config.fed_loss if pending.was_fed else self._config.loss
+        if self._is_fed(observation) or rate >= (1.0 - loss) * pending.rate:
             return None
         self._pause = self._config.pause
         return Proposal(pending.before, f"rate fell from {pending.rate:.4g} to {rate:.4g} a second: undone")
+
+    def _is_fed(self, observation: Observation) -> bool:
+        return observation.starved_s <= self._config.fed * observation.window_s

@@ -1,9 +1,13 @@
 """The guard: bounded steps, memory first, undoing."""
 
+from dataclasses import replace
+
+from headrace.simulation import Machine, published_pipeline
 from headrace.tuning.guard import Guard
-from headrace.tuning.observation import Observation
+from headrace.tuning.job import SimulatedJob
+from headrace.tuning.observation import Observation, StageObservation
 from headrace.tuning.policies import Proposal
-from headrace.tuning.space import PREFETCH, Knob, Space
+from headrace.tuning.space import PREFETCH, Knob, Space, workers_of
 
 SPACE = Space((Knob("map.workers", 1, 256, "workers"), Knob(PREFETCH, 0, 1024, "elements")))
 
@@ -59,6 +63,57 @@ def test_a_change_that_hurts_is_undone_and_then_there_is_a_pause() -> None:
     assert undone.values == {"map.workers": 8}
     assert undone.reason == "rate fell from 100 to 60 a second: undone"
     assert not guard.check(seen(100), ask(map_workers=16)).values
+
+
+def test_a_consumer_that_was_fed_is_not_starved_even_a_little() -> None:
+    guard = Guard(SPACE)
+    guard.check(seen(100, starved=0.0), ask(map_workers=4))
+    after = [guard.check(seen(93, workers=4, starved=0.3), NOTHING) for _ in range(3)]
+    assert after[-1].values == {"map.workers": 8}
+
+
+def test_nothing_but_the_budget_is_raised_while_elements_wait_for_room_in_it() -> None:
+    space = Space((*SPACE.knobs, Knob("memory", 1, 1 << 30, "bytes")))
+    stage = StageObservation(name="map", workers=8, services=9, busy_s=0.1, wall_s=0.1, wait_memory_s=0.6)
+    held = replace(seen(100), stages=(stage,), values={"map.workers": 8, PREFETCH: 2, "memory": 1000})
+    proposal = Guard(space).check(held, ask(map_workers=16, prefetch=8, memory=2000))
+    assert proposal.values == {"memory": 2000}
+    fewer = Guard(space).check(held, ask(map_workers=4))
+    assert fewer.values == {"map.workers": 4}
+    refused = Guard(space).check(held, ask(map_workers=16))
+    assert refused.reason == "nothing, because elements wait for room in the memory budget: because"
+
+
+class Harmful:
+    """A policy that leaves every stage one worker, again and again."""
+
+    def start(self, space: Space, observation: Observation) -> Proposal:
+        self.one = {workers_of(stage): 1 for stage, _ in space.worker_knobs()}
+        return Proposal(reason="nothing, because this is the start")
+
+    def decide(self, observation: Observation) -> Proposal:
+        return Proposal(self.one, "one each")
+
+
+def test_a_harmful_policy_costs_a_guarded_job_a_bounded_share_of_its_rate() -> None:
+    def delivered(guarded: bool) -> int:
+        job, policy = SimulatedJob(published_pipeline(), Machine.fixed(32)), Harmful()
+        job.apply({workers_of(stage): 16 for stage, _ in job.space.worker_knobs()})
+        guard = Guard(job.space)
+        policy.start(job.space, job.observe())
+        total = 0
+        for _ in range(60):
+            total += job.run(1.0)
+            seen = job.observe()
+            proposal = policy.decide(seen)
+            job.apply((guard.check(seen, proposal) if guarded else proposal).values)
+        return total
+
+    best = SimulatedJob(published_pipeline(), Machine.fixed(32))
+    best.apply({workers_of(stage): 16 for stage, _ in best.space.worker_knobs()})
+    possible = best.run(60.0)
+    assert delivered(guarded=True) > 0.7 * possible
+    assert delivered(guarded=False) < 0.3 * possible
 
 
 def test_a_change_that_does_not_hurt_stays() -> None:
