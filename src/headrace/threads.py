@@ -52,9 +52,7 @@ def plan_threads(cpus: float, *, step_threads: int | None = None, workers: int =
     if step_threads is None:
         reason = f"the step takes the {cpus:g} effective CPUs"
     elif step_threads > whole:
-        reason = (
-            f"training.threads: {step_threads}, more than the {cpus:g} effective CPUs: threads will wait for each other"
-        )
+        reason = f"training.threads: {step_threads}, but only {cpus:g} effective CPUs: they will wait for each other"
     else:
         reason = f"training.threads: {step_threads} of {cpus:g} effective CPUs"
     if workers:

@@ -1,0 +1,46 @@
+"""The fused loss is torch's, with its gradient."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn.functional import binary_cross_entropy_with_logits
+
+from headrace.training.loss import log_loss
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(1, 30), st.integers(1, 4), st.booleans(), st.floats(0.1, 200))
+def test_loss_and_gradient_are_those_of_torch(rows: int, labels: int, weighted: bool, spread: float) -> None:
+    generator = torch.Generator().manual_seed(rows)
+    logits = spread * torch.randn(rows, labels, generator=generator)
+    targets = torch.randint(0, 2, (rows, labels), generator=generator).float()
+    weights = torch.rand(rows, generator=generator) if weighted else None
+    leaf, factors = logits.double().requires_grad_(), torch.ones(rows) if weights is None else weights
+    expected = binary_cross_entropy_with_logits(leaf, targets.double(), weight=factors.double()[:, None])
+    expected.backward()  # type: ignore[no-untyped-call]
+    loss, grad = log_loss(logits, targets, weights)
+    assert loss == pytest.approx(expected.item(), rel=1e-5)
+    torch.testing.assert_close(grad, leaf.grad.float(), rtol=1e-6, atol=1e-12)
+
+
+@pytest.mark.parametrize("logit", [1e4, -1e4, 100.0, -100.0])
+def test_logits_far_out_give_finite_losses_and_exact_gradients(logit: float) -> None:
+    loss, grad = log_loss(torch.tensor([[logit]]), torch.tensor([[0.0]]), None)
+    assert loss == pytest.approx(max(logit, 0.0), abs=1e-40)
+    assert grad.item() == (1.0 if logit > 0 else pytest.approx(0.0, abs=1e-40))
+
+
+@pytest.mark.parametrize("logit", [math.nan, math.inf, -math.inf])
+def test_logits_that_are_no_numbers_give_a_loss_that_is_none(logit: float) -> None:
+    loss, _ = log_loss(torch.tensor([[0.0], [logit]]), torch.tensor([[0.0], [1.0]]), None)
+    assert not math.isfinite(loss)
+
+
+def test_float64_logits_and_no_rows_go_by_torch() -> None:
+    loss, grad = log_loss(torch.zeros(2, 1, dtype=torch.float64), torch.ones(2, 1, dtype=torch.float64), None)
+    assert loss == pytest.approx(math.log(2))
+    assert grad.dtype == torch.float64
+    assert math.isnan(log_loss(torch.zeros(0, 1), torch.zeros(0, 1), None)[0])
