@@ -20,6 +20,7 @@ from headrace.cli.import_ import app as import_app
 from headrace.cli.inspect import inspect
 from headrace.cli.predict import predict
 from headrace.cli.replay import replay
+from headrace.cli.shard import shard
 from headrace.cli.train import train
 from headrace.cli.warmup import warmup
 from headrace.errors import HeadraceError
@@ -27,7 +28,7 @@ from headrace.errors import HeadraceError
 # In the order of --help: that of a first hour with the tool.
 Commands = tuple[Callable[..., None], ...]
 BEFORE_IMPORT: Commands = (demo, generate)
-AFTER_IMPORT: Commands = (inspect, cluster, train, explain, evaluate, predict, replay, export, doctor, warmup)
+AFTER_IMPORT: Commands = (inspect, cluster, train, shard, explain, evaluate, predict, replay, export, doctor, warmup)
 
 app = typer.Typer(
     name="headrace",

@@ -18,18 +18,23 @@ def train(
     """Train one pass over what is new since the last checkpoint.
 
     Each row is predicted before it is trained on, so the metrics are those of unseen data. Ctrl-C ends with a
-    checkpoint; after a kill the same command goes on where the last checkpoint stands.
+    checkpoint; after a kill the same command goes on where the last checkpoint stands. Started by headrace launch or
+    torchrun, it is one trainer of several.
 
     Example: headrace train job.yaml --windows 3
     """
     from headrace.cli.signals import stop_on_signals
     from headrace.cli.tables import window_table
+    from headrace.cluster import train_job
     from headrace.observe.report import write_report
-    from headrace.training import JobConfig, Trainer
+    from headrace.training import JobConfig
 
     with stop_on_signals() as stop:
-        trainer = Trainer(JobConfig.from_file(job), should_stop=lambda: stop.asked, say=typer.echo)
-        result = trainer.run(windows=windows, until=until)
+        trainer, result = train_job(
+            JobConfig.from_file(job), windows=windows, until=until, should_stop=lambda: stop.asked, say=typer.echo
+        )
+    if trainer.rank:  # the run's first trainer says it for all
+        raise typer.Exit(130 if result.stopped else 0)
     if result.windows:
         typer.echo(window_table(result.windows))
     typer.echo(result.rest)

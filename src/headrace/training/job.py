@@ -13,6 +13,7 @@ from headrace.errors import ConfigError
 from headrace.logs import BadRowPolicy, Schema, WindowConfig, list_files
 from headrace.models import DLRMConfig, ModelConfig
 from headrace.scheduling.config import SchedulerConfig
+from headrace.training.cluster_config import ClusterConfig
 from headrace.training.dense_optimizer import Adam, DenseOptimizerConfig
 from headrace.training.precision import AskedPrecision
 
@@ -115,6 +116,7 @@ class JobConfig(Config):
         model: What is trained.
         training: How it is trained.
         scheduler: How the parts of a step overlap.
+        cluster: Which shards hold the embeddings.
     """
 
     run: str
@@ -125,6 +127,7 @@ class JobConfig(Config):
     model: ModelConfig = DLRMConfig()
     training: TrainingConfig = TrainingConfig()
     scheduler: SchedulerConfig = SchedulerConfig()
+    cluster: ClusterConfig = ClusterConfig()
 
     @classmethod
     def from_file(cls, path: str | Path) -> Self:
@@ -144,7 +147,10 @@ class JobConfig(Config):
         if data.bad_rows.path is not None:
             policy = data.bad_rows.model_copy(update={"path": _absolute(data.bad_rows.path, base)})
             data = data.model_copy(update={"bad_rows": policy})
-        return self.model_copy(update={"run": _absolute(self.run, base), "data": data})
+        files = {name: getattr(self.cluster, name) for name in ("token_file", "tls_authority")}
+        found = {name: _absolute(path, base) for name, path in files.items() if path is not None}
+        cluster = self.cluster.model_copy(update=found)
+        return self.model_copy(update={"run": _absolute(self.run, base), "data": data, "cluster": cluster})
 
     @property
     def schema_of_logs(self) -> Schema:

@@ -18,6 +18,7 @@ from headrace.models.products import Precision
 from headrace.training.checkpoint import Snapshot
 from headrace.training.dense_optimizer import load_optimizer_arrays, optimizer_arrays
 from headrace.training.metrics import BinaryMetrics
+from headrace.training.peers import Peers
 from headrace.training.rows import RowCounts
 
 __all__ = ["TrainingState", "load_parameters", "restore", "take_snapshot"]
@@ -88,6 +89,31 @@ class TrainingState:
         self.window_rows += rows
         self.seconds += seconds
         self.window_seconds += seconds
+
+    def gather(self, peers: Peers) -> None:
+        """Move what all trainers have counted to trainer 0; the others begin anew.
+
+        Every trainer counts its own rows, so sums over trainers are those of all rows.
+        """
+        if peers.size == 1:
+            return
+        metrics = [*self.running.values(), *self.in_window.values(), self.baseline]
+        states = [metric.state_dict() for metric in metrics]
+        counts = [np.array([*rows.to_dict().values()], np.float64) for rows in (self.rows, self.window_rows)]
+        arrays = [state[key] for state in states for key in ("bins", "sums")]
+        totals = peers.total([*counts, *arrays])
+        if peers.rank:
+            self.forget_counts()
+            return
+        self.rows, self.window_rows = (RowCounts(*map(int, total)) for total in totals[:2])
+        for place, metric in enumerate(metrics):
+            metric.load_state_dict({"bins": totals[2 + 2 * place], "sums": totals[3 + 2 * place]})
+
+    def forget_counts(self) -> None:
+        """Rows and metrics of nothing yet."""
+        self.rows, self.window_rows, self.baseline = RowCounts(), RowCounts(), BinaryMetrics()
+        self.running = {name: BinaryMetrics() for name in self.label_names}
+        self.in_window = {name: BinaryMetrics() for name in self.label_names}
 
     def update_metrics(
         self, logits: NDArray[np.float32], labels: NDArray[np.float32], weights: NDArray[np.float32] | None

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
+
+from torch import Tensor
 
 from headrace.embeddings import embedding_bags
 from headrace.errors import ConfigError, HeadraceError
@@ -18,14 +20,16 @@ from headrace.observe.tensorboard import TensorBoard
 from headrace.pipeline import BatchIterator
 from headrace.threads import use_threads
 from headrace.training.assembly import assemble
-from headrace.training.checkpoint import CheckpointFolder
+from headrace.training.checkpoint import CheckpointFolder, Snapshot
 from headrace.training.feed import count_rows, open_batches, source_columns
 from headrace.training.job import JobConfig
 from headrace.training.metrics import Scores
+from headrace.training.peers import Alone, Peers
 from headrace.training.records import StepRecorder, window_record
 from headrace.training.results import TrainResult, WindowResult
 from headrace.training.rows import RowCounts
 from headrace.training.run_folder import RunFolder
+from headrace.training.sharded import ShardedTables
 from headrace.training.state import TrainingState, restore, take_snapshot
 from headrace.training.step import TrainingStep
 from headrace.training.stepping import PlainSteps, Steps, choose_policy, open_scheduled
@@ -47,6 +51,7 @@ class Trainer:
         *,
         should_stop: Callable[[], bool] = lambda: False,
         say: Callable[[str], None] = lambda line: None,
+        peers: Peers | None = None,
     ) -> None:
         """Build plan and model; nothing is read yet.
 
@@ -54,25 +59,47 @@ class Trainer:
             job: The job, resolved.
             should_stop: Asked after each step; once true, training ends with a checkpoint.
             say: Given lines for the user: what is resumed, what was refused.
+            peers: The trainers that share the run; None for this one alone. Trainer 0 writes to the run's folder, the
+                others to `trainers/<rank>` in it.
+
+        Raises:
+            ConfigError: Several trainers, but no shards that hold the embeddings for all of them.
         """
         self.job = job
-        self.run_folder = RunFolder(job.run, quarantine=job.data.bad_rows.path)
+        self._peers = peers or Alone()
+        main = RunFolder(job.run, quarantine=job.data.bad_rows.path)
+        rank = self._peers.rank
+        self.run_folder = main if rank == 0 else RunFolder(main.path / "trainers" / str(rank))
+        if self._peers.size > 1 and not job.cluster.shards:
+            raise ConfigError(
+                f"cluster.shards: given none, but {self._peers.size} trainers; start them with: headrace launch"
+            )
         self.assembly = assemble(job)
         self.state = TrainingState(self.assembly.label_names)
-        self._checkpoints = CheckpointFolder(self.run_folder.checkpoints, keep=job.training.keep_checkpoints)
+        self._checkpoints = CheckpointFolder(main.checkpoints, keep=job.training.keep_checkpoints)
+        self._shards = ShardedTables(job, self.assembly.model, self._peers) if job.cluster.shards else None
         self._step = TrainingStep(
             self.assembly.model,
             self.assembly.optimizer,
             clip_grad_norm=job.training.clip_grad_norm,
             precision=job.training.precision,
+            average=self._average if self._peers.size > 1 else None,
+            announce_rows=None if self._shards is None else self._shards.announce_rows,
         )
-        self._should_stop = should_stop
+        self._wants_stop = should_stop
+        self._stopping = False  # what all trainers agreed on with their last step
         self._say = say
         self._recorder = StepRecorder(job.training.log_every_steps, self.assembly.plan)
         self._uncounted = Uncounted(keeps_ledger=job.training.row_ledger)
         baseline = job.training.baseline
         self._baseline = None if baseline is None else self.assembly.plan.dense_names.index(baseline)
         self._bounds = read_bounds(job.data.path)
+        self.finished: list[WindowResult] = []
+
+    @property
+    def rank(self) -> int:
+        """Number of this trainer among those of the run."""
+        return self._peers.rank
 
     def run(self, *, windows: int | None = None, until: str | None = None) -> TrainResult:
         """Train on the windows that are new.
@@ -126,6 +153,7 @@ class Trainer:
     def _resumed(self) -> Iterator[None]:
         """Hold the run, at the state of its newest whole checkpoint."""
         self.run_folder.lock()
+        is_done = False
         try:
             messages = self._resume()
             with (
@@ -136,16 +164,23 @@ class Trainer:
                     self._decisions.record("training", {}, message)
                     self._say(message)
                 yield
+            is_done = True
         finally:
+            if self._shards is not None:
+                self._shards.close(wait=is_done)
             self.run_folder.unlock()
 
     def _resume(self) -> list[str]:
         """Go on from the newest whole checkpoint, and take back what it does not count; says what was done."""
         use_threads(self.job.training.threads)
-        snapshot, refused = self._checkpoints.load_latest()
-        messages = [f"refused a checkpoint, using the one before: {line}" for line in refused]
+        snapshot, messages = self._newest_checkpoint()
+        if self._shards is not None:
+            step, number = (0, None) if snapshot is None else (snapshot.state["step"], snapshot.number)
+            self._shards.open(step=step, checkpoint=number)
         if snapshot is not None:
             restore(snapshot, self.state, self.assembly.model, self.assembly.optimizer, self.assembly.shape)
+            if self._peers.rank:
+                self.state.forget_counts()  # they are those of all trainers, and trainer 0 has them
             where = f", in window {self.state.window.name}" if self.state.window else ""
             messages.append(f"going on from checkpoint {self.state.checkpoint}, step {self.state.step}{where}")
         precision = self._step.settle_precision(self.job.training.batch_size, self.state.precision)
@@ -158,25 +193,44 @@ class Trainer:
         self.run_folder.write_config(self.job.to_yaml())
         return messages
 
+    def _newest_checkpoint(self) -> tuple[Snapshot | None, list[str]]:
+        """The one trainer 0 goes on from, and a line for each that was refused."""
+        if self._peers.rank == 0:
+            snapshot, refused = self._checkpoints.load_latest()
+            self._peers.share(None if snapshot is None else snapshot.number)
+            return snapshot, [f"refused a checkpoint, using the one before: {line}" for line in refused]
+        number = self._peers.share(None)
+        return None if number is None else self._checkpoints.load(number), []
+
     def _train(self, limit: int | None, until: str | None) -> TrainResult:
-        started = [] if self.state.window is None else [self.state.window]
-        new = find_windows(
-            self.job.data.path,
-            self.job.schema_of_logs,
-            started[0].cursor_after if started else self.state.cursor,
-            self.job.data.window,
-            until=until,
-            limit=None if limit is None else max(0, limit - len(started)),
-        )
-        results: list[WindowResult] = []
-        for window in (*started, *new.windows):
+        windows, rest = self._find_windows(limit, until)
+        for window in windows:
             if self.state.window is None:
                 self.state.start_window(window)
             result = self._train_window(window)
             if result is None:
-                return TrainResult(tuple(results), self.state.step, True, f"stopped in window {window.name}")
-            results.append(result)
-        return TrainResult(tuple(results), self.state.step, False, new.rest)
+                return TrainResult(tuple(self.finished), self.state.step, True, f"stopped in window {window.name}")
+            self.finished.append(result)
+        return TrainResult(tuple(self.finished), self.state.step, False, rest)
+
+    def _find_windows(self, limit: int | None, until: str | None) -> tuple[list[Window], str]:
+        """The windows to train on, and a line on what is left; trainer 0 looks, so that all have the same."""
+        started = [] if self.state.window is None else [self.state.window]
+        found: tuple[list[dict[str, Any]], str] | None = None
+        if self._peers.rank == 0:
+            new = find_windows(
+                self.job.data.path,
+                self.job.schema_of_logs,
+                started[0].cursor_after if started else self.state.cursor,
+                self.job.data.window,
+                until=until,
+                limit=None if limit is None else max(0, limit - len(started)),
+            )
+            if self._peers.size == 1:
+                return [*started, *new.windows], new.rest
+            found = [window.to_dict() for window in new.windows], new.rest
+        windows, rest = self._peers.share(found)
+        return [*started, *map(Window.from_dict, windows)], rest
 
     def _train_window(self, window: Window) -> WindowResult | None:
         """Train on the rest of a window; None if asked to stop before its end."""
@@ -191,11 +245,14 @@ class Trainer:
         if not self._consume(source, f"train {window.name}", window.num_rows, allowed=allowed, every=every):
             self._save()
             return None
+        self.state.gather(self._peers)
         scores = self._scores()
         best_ne = self._bounds.get(window.name)
-        self._record(window_record(self.state, window.name, scores, best_ne))
+        result = self._result(window.name, best_ne)
+        if self._peers.rank == 0:
+            self._record(window_record(self.state, window.name, scores, best_ne))
         self._end_window()
-        return self._result(window.name, best_ne)
+        return result
 
     def _consume(self, source: Source, what: str, num_rows: int, *, allowed: BadRowPolicy, every: int | None) -> bool:
         """Train on a source from the state's token on; False if asked to stop before its end.
@@ -227,6 +284,7 @@ class Trainer:
         """The pipeline over a source, and the steps behind it: under a scheduler where the job has one."""
         policy = choose_policy(self.job.scheduler, self.assembly.model)
         options: dict[str, Any] = {"state": self.state.token, "decisions": self._decisions}
+        options |= {"rank": self._peers.rank, "num_ranks": self._peers.size}
         with open_batches(self.job, self.assembly.plan, source, transformed=policy is None, **options) as batches:
             if policy is None:
                 yield batches, PlainSteps(batches, self._step)
@@ -256,6 +314,8 @@ class Trainer:
         for bags in embedding_bags(self.assembly.model).values():
             if bags.table is not None:
                 bags.table.end_window()
+        if self._shards is not None:
+            self._shards.end_window(self.state.step)
         self.state.finish_window()
         self._save()
 
@@ -289,7 +349,9 @@ class Trainer:
         """Count what was trained on, and where the next batch begins."""
         account = steps.take_account()
         rows = count_rows(account)
-        budget.add(num_read=rows.read, num_bad=rows.bad)
+        budget.add(
+            num_read=rows.read + (self._peers.size - 1) * rows.used, num_bad=rows.bad
+        )  # trainer 0 has all bad ones
         self.state.count(rows, seconds)
         self.state.token = steps.state_dict()
         self._uncounted.add_rejects(account.rejects)
@@ -303,6 +365,17 @@ class Trainer:
         start = time.perf_counter()
         self.state.checkpoint += 1
         self._uncounted.write(self.run_folder, self.state.checkpoint)
-        snapshot = take_snapshot(self.state, self.assembly.model, self.assembly.optimizer, self.assembly.shape)
-        self._checkpoints.save(snapshot)
+        self.state.gather(self._peers)
+        if self._peers.rank == 0:
+            shards, step = self._shards, self.state.step
+            snapshot = take_snapshot(self.state, self.assembly.model, self.assembly.optimizer, self.assembly.shape)
+            self._checkpoints.save(snapshot, None if shards is None else lambda folder: shards.save(folder, step))
+        self._peers.share(None)  # nobody pulls for the next step before shards have saved this one
         self._recorder.add_seconds("checkpoint", time.perf_counter() - start)
+
+    def _average(self, parameters: Sequence[Tensor], num_rows: int) -> None:
+        """Gradients, and the wish to stop, of all trainers."""
+        self._stopping = self._peers.average(parameters, num_rows, wants_stop=self._wants_stop())
+
+    def _should_stop(self) -> bool:
+        return self._wants_stop() if self._peers.size == 1 else self._stopping

@@ -1,0 +1,5 @@
+"""Starting trainers and shards: local processes, torchrun, Ray."""
+
+from headrace.cluster.training import train_job
+
+__all__ = ["train_job"]

@@ -1,0 +1,73 @@
+"""`serve_shard`: the life of a shard process."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from headrace.embeddings.shard import Shard
+from headrace.embeddings.shard_security import ServerSecurity, split_address
+from headrace.embeddings.shard_service import ShardServer
+from headrace.embeddings.shard_table import TableSpec
+
+__all__ = ["READY", "serve_shard"]
+
+READY = "shard: serving on "
+"""How the line begins that says where; whoever started the process reads the address behind it."""
+
+
+def serve_shard(
+    job: Path | None,
+    listen: str,
+    *,
+    checkpoints: Path | None,
+    threads: int,
+    hold_s: float,
+    security: ServerSecurity,
+    say: Callable[[str], None],
+) -> None:
+    """Serve until SIGTERM or SIGINT, then end the process.
+
+    It ends at once, with trainers connected: rows since the newest checkpoint are lost either way, and streams that
+    trainers keep open would be waited for without end.
+
+    Args:
+        job: Job file, or None.
+        listen: "host:port".
+        checkpoints: Folder of checkpoints; None for that of the job.
+        threads: Of one request.
+        hold_s: How long a request may wait for other trainers.
+        security: Who may connect.
+        say: Given a line when it is ready.
+    """
+    expected = None
+    if job is not None:
+        folder, expected = _read_job(job)
+        checkpoints = checkpoints or folder
+    shard = Shard(checkpoints=checkpoints, expected=expected, hold_s=hold_s)
+    signals = {signal.SIGTERM, signal.SIGINT}
+    signal.pthread_sigmask(signal.SIG_BLOCK, signals)  # in all threads: the server starts its own
+    server = ShardServer(shard, listen, security=security, threads=threads)
+    host, _ = split_address(listen)
+    say(f"{READY}{f'[{host}]' if ':' in host else host}:{server.port}")
+    sys.stdout.flush()
+    signal.sigwait(signals)
+    sys.stdout.flush()
+    os._exit(0)
+
+
+def _read_job(path: Path) -> tuple[Path, dict[str, TableSpec]]:
+    """The folder of a job's checkpoints, and its tables."""
+    from headrace.embeddings import embedding_bags
+    from headrace.training import JobConfig, RunFolder
+    from headrace.training.assembly import assemble
+    from headrace.training.state import table_name
+
+    job = JobConfig.from_file(path)
+    bags = embedding_bags(assemble(job).model)
+    seed = job.training.seed
+    tables = {table_name(name): TableSpec(each.spaces, each.embedding_dim, seed) for name, each in bags.items()}
+    return RunFolder(job.run).checkpoints, tables

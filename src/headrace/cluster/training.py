@@ -1,0 +1,73 @@
+"""`train_job`: the entry point of every trainer process, however it was started."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import replace
+
+from headrace.cluster.rendezvous import Rendezvous
+from headrace.embeddings.shard_group import wait_for_shards
+from headrace.errors import ShardLost
+from headrace.training import JobConfig, Trainer, TrainResult
+from headrace.training.peers import PeerLost
+from headrace.training.results import WindowResult
+
+__all__ = ["SHARDS_VARIABLE", "train_job", "with_shards"]
+
+SHARDS_VARIABLE = "HEADRACE_SHARDS"
+"""Addresses of shards, separated by commas; stands in for `cluster.shards` of the job file."""
+
+
+def with_shards(job: JobConfig) -> JobConfig:
+    """The job with the shards that the environment names, if it names any."""
+    given = os.environ.get(SHARDS_VARIABLE)
+    if not given:
+        return job
+    return job.model_copy(update={"cluster": job.cluster.model_copy(update={"shards": tuple(given.split(","))})})
+
+
+def train_job(
+    job: JobConfig,
+    *,
+    windows: int | None = None,
+    until: str | None = None,
+    should_stop: Callable[[], bool] = lambda: False,
+    say: Callable[[str], None] = lambda line: None,
+) -> tuple[Trainer, TrainResult]:
+    """Train what is new, alone or with the other trainers that the environment names (see `Rendezvous`).
+
+    When a shard is lost, or another trainer, all trainers say so, wait for it, and go on from the newest checkpoint
+    with the same steps on the same rows; so the parameters are those of a run without the accident.
+
+    Args:
+        job: The job, resolved.
+        windows: At most so many; None for all.
+        until: The last one wanted.
+        should_stop: Asked after each step; training ends when one trainer's says so.
+        say: Given lines for the user.
+
+    Returns:
+        The trainer of the last round, and what all rounds gave.
+
+    Raises:
+        HeadraceError: As for `Trainer.run`; or what was lost did not come back within `cluster.wait_s`.
+    """
+    job = with_shards(job)
+    rendezvous = Rendezvous(job.cluster.wait_s)
+    finished: list[WindowResult] = []
+    while True:
+        left = None if windows is None else windows - len(finished)
+        trainer: Trainer | None = None
+        try:
+            with rendezvous.round() as peers:
+                trainer = Trainer(job, should_stop=should_stop, say=say, peers=peers)
+                result = trainer.run(windows=left, until=until)
+                peers.share(None)  # leaving before the others have ended would look like an accident
+                return trainer, replace(result, windows=(*finished, *result.windows))
+        except (ShardLost, PeerLost) as error:
+            if trainer is None:
+                raise
+            finished += trainer.finished
+            say(f"{error}; going back to the newest checkpoint")
+            wait_for_shards(job.cluster.shards, security=job.cluster.security(), wait_s=job.cluster.wait_s, say=say)

@@ -1,0 +1,89 @@
+"""`ShardedTables`: the embeddings of a run in shards, kept in step with its checkpoints."""
+
+from __future__ import annotations
+
+import hashlib
+import uuid
+from pathlib import Path
+
+from torch import nn
+
+from headrace.embeddings import embedding_bags
+from headrace.embeddings.shard_group import ShardGroup
+from headrace.embeddings.shard_table import TableSpec
+from headrace.errors import ConfigError
+from headrace.training.job import JobConfig
+from headrace.training.peers import Peers
+from headrace.training.state import table_name
+
+__all__ = ["ShardedTables", "run_name"]
+
+
+class ShardedTables:
+    """Calls to `end_window` and `save` come from all trainers; trainer 0 makes them.
+
+    Args:
+        job: Names the shards.
+        model: Whose embeddings are to live there.
+        peers: The trainers.
+    """
+
+    def __init__(self, job: JobConfig, model: nn.Module, peers: Peers) -> None:
+        self._job = job
+        self._peers = peers
+        self._bags = {table_name(name): bags for name, bags in embedding_bags(model).items()}
+        self._group: ShardGroup | None = None
+        spaces = {space for bags in self._bags.values() for space in bags.spaces}
+        unknown = [space for space in job.cluster.traffic if space not in spaces]
+        if unknown:
+            raise ConfigError(f"cluster.traffic.{unknown[0]}: unknown, expected one of: {', '.join(sorted(spaces))}")
+
+    def announce_rows(self, num_rows: int) -> None:
+        """Say how many rows the gradients of the next push are of."""
+        assert self._group is not None
+        for store in self._group.stores.values():
+            store.num_rows = num_rows
+
+    def open(self, *, step: int, checkpoint: int | None) -> None:
+        """Begin a session from a checkpoint, or from first values; embeddings live in shards from now on."""
+        seed, config = self._job.training.seed, self._job.cluster
+        tables = {name: TableSpec(bags.spaces, bags.embedding_dim, seed) for name, bags in self._bags.items()}
+        traffic = {
+            name: {space: config.traffic.get(space, 0.0) for space in bags.spaces} for name, bags in self._bags.items()
+        }
+        self._group = ShardGroup(
+            config.shards,
+            tables,
+            trainer=self._peers.rank,
+            num_trainers=self._peers.size,
+            session=self._peers.share(uuid.uuid4().hex),
+            run=run_name(self._job.run),
+            step=step,
+            checkpoint=checkpoint,
+            traffic=traffic if config.traffic else None,
+            options=config.options(),
+        )
+        for name, bags in self._bags.items():
+            bags.use_store(self._group.store(name))
+
+    def end_window(self, step: int) -> None:
+        """Evict, once all trainers have made the window's last step."""
+        if self._peers.rank == 0:
+            assert self._group is not None
+            self._group.end_window(step)
+
+    def save(self, folder: Path, step: int) -> None:
+        """Have each shard write its part into a checkpoint's temporary folder."""
+        assert self._group is not None
+        self._group.save(folder.name, step)
+
+    def close(self, *, wait: bool) -> None:
+        """Close the connections."""
+        if self._group is not None:
+            self._group.close(wait=wait)
+            self._group = None
+
+
+def run_name(run: str) -> str:
+    """How shards know a run: the name of its folder, and a hash of where it is."""
+    return f"{Path(run).name}-{hashlib.sha256(str(Path(run).resolve()).encode()).hexdigest()[:8]}"
