@@ -11,6 +11,7 @@ from headrace.models import DCNv2Config, DeepFMConfig, DLRMConfig, ModelConfig, 
 from headrace.tensors import Batch, KeyedJaggedTensor
 from headrace.threads import use_threads
 from headrace.training.dense_optimizer import Adagrad, make_dense_optimizer
+from headrace.training.precision import AskedPrecision
 from headrace.training.step import TrainingStep
 from peers.step_work import RawBatch, Shape, StepCode
 
@@ -36,7 +37,7 @@ def spaces(shape: Shape) -> dict[str, Any]:
     return {"default": default, "spaces": {name: {"num_embeddings": num_rows} for name, num_rows in sizes}}
 
 
-def make(shape: Shape, *, precision: str) -> StepCode:
+def make(shape: Shape, *, precision: AskedPrecision) -> StepCode:
     """The model with its optimizers."""
     use_threads(shape.threads)
     model = build_model(
@@ -48,7 +49,7 @@ def make(shape: Shape, *, precision: str) -> StepCode:
         seed=shape.seed,
     )
     dense_optimizer = make_dense_optimizer(Adagrad(kind="adagrad", lr=0.01), model.parameters())
-    step = TrainingStep(model, dense_optimizer)
+    step = TrainingStep(model, dense_optimizer, precision=precision)
 
     def prepare(raw: RawBatch) -> Batch:
         offsets = torch.from_numpy(raw.offsets)

@@ -26,9 +26,6 @@ def seeded(seed: int) -> torch.Generator:
 class Linear(nn.Linear):
     """A linear layer that does not draw its first values from the global generator, and can be had in bfloat16."""
 
-    _cast: Tensor | None = None
-    _cast_of: tuple[int, int] | None = None
-
     def reset_parameters(self) -> None:
         """Does nothing: `linear` fills the layer."""
 
@@ -41,17 +38,12 @@ class Linear(nn.Linear):
         return super().forward(x.to(self.weight.dtype))
 
     def weight_as(self, dtype: torch.dtype) -> Tensor:
-        """The weight without gradient: itself, or a copy that is made again only after the weight has changed."""
-        weight = self.weight.detach()
-        if weight.dtype == dtype:
-            return weight
-        version = (self.weight._version, self.weight.data_ptr())
-        if self._cast is None or self._cast.dtype != dtype:
-            self._cast, self._cast_of = torch.empty_like(weight, dtype=dtype), None
-        if self._cast_of != version:
-            self._cast.copy_(weight)
-            self._cast_of = version
-        return self._cast
+        """The weight without gradient, in a type to compute in.
+
+        Cast anew by every forward pass: fused optimizers change weights without counting up their version, so a copy
+        that is kept cannot know that it is old.
+        """
+        return self.weight.detach().to(dtype)
 
 
 class MLP(nn.Sequential):
