@@ -18,7 +18,7 @@ from headrace.observe.decisions import DecisionLog
 from headrace.observe.progress import Progress
 from headrace.observe.tensorboard import TensorBoard
 from headrace.pipeline import BatchIterator
-from headrace.threads import use_threads
+from headrace.threads import Threads
 from headrace.training.assembly import assemble
 from headrace.training.checkpoint import CheckpointFolder, Snapshot
 from headrace.training.feed import count_rows, open_batches, source_columns
@@ -89,6 +89,7 @@ class Trainer:
         self._wants_stop = should_stop
         self._stopping = False  # what all trainers agreed on with their last step
         self._say = say
+        self._threads = Threads(job.training.threads)
         self._recorder = StepRecorder(job.training.log_every_steps, self.assembly.plan)
         self._uncounted = Uncounted(keeps_ledger=job.training.row_ledger)
         baseline = job.training.baseline
@@ -172,7 +173,7 @@ class Trainer:
 
     def _resume(self) -> list[str]:
         """Go on from the newest whole checkpoint, and take back what it does not count; says what was done."""
-        use_threads(self.job.training.threads)
+        self._threads.update()
         snapshot, messages = self._newest_checkpoint()
         if self._shards is not None:
             step, number = (0, None) if snapshot is None else (snapshot.state["step"], snapshot.number)
@@ -339,6 +340,7 @@ class Trainer:
             if self._recorder.add(result, len(batch), made.wait_s):
                 record = self._recorder.take(self.state, steps)
                 self._record(record)
+                self._replan(steps)
                 columns = {"loss": record["loss"], "AUC": record["auc"], "limited by": record["limiting"]}
             progress.update(self.state.window_rows.read, columns)
             if save_after:
@@ -355,6 +357,13 @@ class Trainer:
         self.state.count(rows, seconds)
         self.state.token = steps.state_dict()
         self._uncounted.add_rejects(account.rejects)
+
+    def _replan(self, steps: Steps) -> None:
+        """Follow a resize of the machine, or of the pipeline, with the threads of this process."""
+        workers = {stage.group: stage.num_workers for stage in steps.counters(window_s=1.0).stages.values()}
+        plan = self._threads.update(sum(workers.values()))
+        if plan is not None:
+            self._decisions.record("threads", {}, plan.reason, asdict(plan))
 
     def _record(self, record: dict[str, Any]) -> None:
         self.run_folder.append_metrics({**record, "checkpoint": self.state.checkpoint + 1})
