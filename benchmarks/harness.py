@@ -214,11 +214,14 @@ class CpuUse:
 
 
 def options(name: str, description: str | None, **flags: Any) -> argparse.Namespace:
-    """The command line of a benchmark; `flags` are further options: default values by name."""
+    """The command line of a benchmark; `flags` are further options: default values by name; False makes a switch."""
     parser = argparse.ArgumentParser(name, description=(description or "").split("\n")[0])
     parser.add_argument("--quick", action="store_true", help="smaller, under a minute on 2 cores")
     parser.add_argument("--json", metavar="PATH", help="write the results there")
     for flag, default in flags.items():
+        if default is False:
+            parser.add_argument(f"--{flag.replace('_', '-')}", action="store_true")
+            continue
         kind = str if default is None else type(default)
         parser.add_argument(f"--{flag.replace('_', '-')}", type=kind, default=default, help=f"default {default}")
     return parser.parse_args()

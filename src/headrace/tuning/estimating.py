@@ -32,6 +32,10 @@ PRIOR_WINDOWS = 2.0
 MIN_SPREAD = 0.3
 """Contention is only fitted when the numbers of busy workers seen differ by this share of their mean."""
 MAX_CONTENTION = 0.5
+BLOCKINGS_KEPT = 9
+WINDOWS_WANTED, LONG_WAIT = 3, 4.0
+"""A wait this many times the CPU time is believed after so many windows; that of the source, which runs in threads, at
+once."""
 SATURATED = 0.95
 """Above this share of the CPUs, waiting for a CPU cannot be told from blocking."""
 
@@ -41,7 +45,7 @@ class StageEstimate:
     """One stage's recent windows: (busy workers, CPU seconds per service, services)."""
 
     windows: deque[tuple[float, float, float]] = field(default_factory=lambda: deque(maxlen=WINDOWS_KEPT))
-    blocking_s: float | None = None
+    blockings: deque[tuple[float, float]] = field(default_factory=lambda: deque(maxlen=BLOCKINGS_KEPT))
     bytes_out: float = 0.0
     contention: float = 0.0
     cpu_s: float = 0.0
@@ -58,18 +62,38 @@ class StageEstimate:
         if drifted:
             self.caution *= CAUTION
             self.windows.clear()
-            self.blocking_s, self.suspicious = None, 0
+            self.blockings.clear()
+            self.suspicious = 0
         self.windows.append((busy, cpu_s, float(stage.services)))
         self._fit()
-        blocking_s = max(stage.wall_s - stage.busy_s, 0.0) / stage.services
-        if self.blocking_s is None:
-            self.blocking_s = blocking_s
-        elif not saturated:
-            self.blocking_s += (1.0 - FORGETTING) * (blocking_s - self.blocking_s)
-        else:
-            self.blocking_s = min(self.blocking_s, blocking_s)
+        self._add_blocking(max(stage.wall_s - stage.busy_s, 0.0) / stage.services, stage.services, saturated)
         self.bytes_out = max(stage.bytes_out / stage.services, FORGETTING * self.bytes_out)
         return drifted
+
+    @property
+    def blocking_s(self) -> float:
+        """Seconds of a service without a CPU: the median over recent windows, by services.
+
+        The first element of a worker process waits until the process has started: no mean would forget that soon.
+        """
+        passed, half = 0.0, sum(services for _, services in self.blockings) / 2.0
+        for blocking_s, services in sorted(self.blockings):
+            passed += services
+            if passed >= half:
+                return blocking_s
+        return 0.0
+
+    @property
+    def believable(self) -> bool:
+        """Whether a long wait has been seen often enough to be more than the start of a worker."""
+        return len(self.windows) >= WINDOWS_WANTED or self.blocking_s <= LONG_WAIT * self.cpu_s
+
+    def _add_blocking(self, blocking_s: float, services: int, saturated: bool) -> None:
+        if not saturated or not self.blockings:
+            self.blockings.append((blocking_s, float(services)))
+        elif blocking_s < self.blocking_s:  # a service that waits for a CPU blocks no longer than it seems to
+            self.blockings.clear()
+            self.blockings.append((blocking_s, float(services)))
 
     def at(self, busy: float) -> float:
         """CPU seconds of a service with so many workers busy."""
@@ -160,7 +184,9 @@ class Estimator:
     @property
     def complete(self) -> bool:
         """Whether every stage has finished something and the consumer has got something."""
-        return self._visits.known and all(each.windows for each in self.stages.values())
+        first, *others = self.stages.values()
+        measured = first.windows and all(each.windows and each.believable for each in others)
+        return self._visits.known and bool(measured)
 
     def visits(self) -> dict[str, float]:
         """Services of each stage for an element delivered."""
@@ -173,7 +199,7 @@ class Estimator:
             StageRate(
                 name,
                 cpu_s=max(visits[name] * each.cpu_s, 1e-9),
-                blocking_s=visits[name] * (each.blocking_s or 0.0),
+                blocking_s=visits[name] * each.blocking_s,
                 contention=each.contention,
                 max_workers=max_workers(space, name),
             )

@@ -40,7 +40,7 @@ class AutoConfig:
             workers have nothing to do for as large a share.
         probe: Factor on a stage's workers in a probe, and on those of a stage that holds others back.
         probe_windows: Windows a probe is given, beside the time of an element in the pipeline.
-        ramp: Most workers, relative to the CPUs, of a stage that has not finished anything yet.
+        ramp: Most workers, relative to the CPUs, of a source that has not finished anything yet.
     """
 
     sizing: SizingConfig = field(default_factory=SizingConfig)
@@ -142,15 +142,14 @@ class Auto:
         return "; ".join(reasons)
 
     def _ramp(self, observation: Observation) -> Proposal:
-        """More workers for the first stage that is at work and has not finished anything: it takes long, or waits."""
-        for stage in observation.stages:
-            name = workers_of(stage.name)
-            idle = stage.wait_input_s > 0.5 * stage.workers * observation.window_s
-            if self._estimator.stages[stage.name].windows or name not in self._space:
-                continue
-            most = math.ceil(self._config.ramp * observation.cpus)
-            if idle or stage.workers >= most or observation.memory_ratio > self._config.sizing.memory_share / 2:
-                break
+        """More workers for the source while it is at work and has not finished anything: it takes long, or waits.
+
+        Other stages may run in processes, which take long to start, and longer when there are many.
+        """
+        stage = observation.stages[0]
+        name, most = workers_of(stage.name), math.ceil(self._config.ramp * observation.cpus)
+        full = stage.workers >= most or observation.memory_ratio > self._config.sizing.memory_share / 2
+        if name in self._space and not self._estimator.stages[stage.name].windows and not full:
             values = {name: min(2 * stage.workers, most)}
             if THREADS in self._space:  # it does not use the CPUs: else it would finish something
                 values[THREADS] = observation.values.get(THREADS, 0) + values[name] - stage.workers

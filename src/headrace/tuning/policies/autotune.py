@@ -98,9 +98,19 @@ def output_time(nodes: Sequence[ModelNode], parallelism: Mapping[str, float]) ->
 class Autotune:
     """tf.data's AUTOTUNE; see the top of this file."""
 
-    def __init__(self, algorithm: Literal["hill_climb", "max_parallelism"] = "max_parallelism") -> None:
-        """Args: algorithm: Which of its optimisers."""
-        self._algorithm = algorithm
+    def __init__(
+        self,
+        algorithm: Literal["hill_climb", "max_parallelism"] = "max_parallelism",
+        *,
+        max_period_s: float = MAX_PERIOD_S,
+    ) -> None:
+        """Choose the optimiser.
+
+        Args:
+            algorithm: Which one.
+            max_period_s: Most seconds between its runs; less than tf.data's only where a test compresses time.
+        """
+        self._algorithm, self._max_period_s = algorithm, max_period_s
 
     def start(self, space: Space, observation: Observation) -> Proposal:
         """Fix the budgets, and begin with min(16, pool) each."""
@@ -130,7 +140,7 @@ class Autotune:
             return Proposal(values, "prefetch found empty: doubled" if values else f"nothing, because {why}")
         # Several short periods may have passed since the last call.
         while self._next_s <= observation.time_s:
-            self._period_s = min(2 * self._period_s, MAX_PERIOD_S)
+            self._period_s = min(2 * self._period_s, self._max_period_s)
             self._next_s += self._period_s
         parallelism, why = self._climb(self._nodes(observation), observation.values.get(PREFETCH, 1))
         values |= {workers_of(stage): int(k) for stage, k in parallelism.items()}

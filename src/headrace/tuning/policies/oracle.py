@@ -54,13 +54,6 @@ def best_setting(spec: PipelineSpec, cpus: int, time_s: float = 0.0) -> tuple[di
         cpus: CPUs of the machine.
         time_s: When; a pipeline that drifts is held as it is at this moment.
     """
-    workers, rate = _best(spec, cpus, time_s)
-    return {stage.name: k for stage, k in zip(spec.stages, workers, strict=True)}, rate
-
-
-@lru_cache(maxsize=256)
-def _best(spec: PipelineSpec, cpus: int, time_s: float) -> tuple[tuple[int, ...], float]:
-    rates = true_rates(spec, time_s)
     still = replace(
         spec,
         stages=tuple(
@@ -69,9 +62,16 @@ def _best(spec: PipelineSpec, cpus: int, time_s: float) -> tuple[tuple[int, ...]
             if (f := each.scale_at(time_s))
         ),
     )
+    workers, rate = _best(still, cpus)
+    return {stage.name: k for stage, k in zip(spec.stages, workers, strict=True)}, rate
+
+
+@lru_cache(maxsize=256)
+def _best(still: PipelineSpec, cpus: int) -> tuple[tuple[int, ...], float]:
+    rates = true_rates(still)
     most = fluid_rate(rates, cpus)
-    if spec.consumer_s > 0:
-        most = min(most, 1.0 / spec.consumer_s)
+    if still.consumer_s > 0:
+        most = min(most, 1.0 / still.consumer_s)
     tried = [(_trial(still, cpus, workers, most), workers) for workers in _candidates(rates, cpus, most)]
     rate, workers = max(tried, key=lambda each: (each[0], -sum(each[1])))
     while rate < WORTH_CLIMBING * most:

@@ -7,11 +7,12 @@ sequential stages of R_s) and theta_i = X / R_i; whole workers come from the sam
 
 from __future__ import annotations
 
-from headrace.tuning.measuring import LifelongMeans
+from headrace.tuning.measuring import LifelongMeans, max_workers
 from headrace.tuning.observation import Observation
 from headrace.tuning.policies.base import Proposal
 from headrace.tuning.rates import StageRate, fluid_rate, integer_split
 from headrace.tuning.space import Space, workers_of
+from headrace.tuning.visits import VisitRatios
 
 __all__ = ["Plumber", "linear_program"]
 
@@ -31,10 +32,19 @@ def linear_program(stages: list[StageRate], cores: float) -> tuple[float, list[f
 class Plumber:
     """Traces with one worker a stage, then sets the solution and leaves it."""
 
+    def __init__(self, trace_s: float = TRACE_S, min_delivered: int = MIN_DELIVERED) -> None:
+        """Describe the trace.
+
+        Args:
+            trace_s: Seconds it takes at most.
+            min_delivered: Elements before which it does not count as steady.
+        """
+        self._trace_s, self._min_delivered = trace_s, min_delivered
+
     def start(self, space: Space, observation: Observation) -> Proposal:
         """One worker a stage, for the trace."""
         self._space, self._cores = space, max(1, int(observation.cpus))
-        self._means = LifelongMeans()
+        self._means, self._visits = LifelongMeans(), VisitRatios()
         self._began_s, self._last_rate, self._done = observation.time_s, 0.0, False
         return Proposal({knob.name: knob.min for _, knob in space.worker_knobs()}, "one worker a stage, to trace")
 
@@ -43,15 +53,28 @@ class Plumber:
         if self._done:
             return Proposal(reason="nothing, because the program was solved once")
         self._means.add(observation)
+        self._visits.add(observation)
         elapsed = observation.time_s - self._began_s
         rate = self._means.delivered / elapsed if elapsed > 0 else 0.0
-        steady = self._means.delivered >= MIN_DELIVERED and abs(rate - self._last_rate) < STEADY * rate
+        steady = self._means.delivered >= self._min_delivered and abs(rate - self._last_rate) < STEADY * rate
         self._last_rate = rate
-        if not self._means.complete or not (steady or elapsed >= TRACE_S):
+        if not self._means.complete or not (steady or elapsed >= self._trace_s):
             return Proposal(reason=f"nothing, because the trace has run for {elapsed:.3g} s and is not steady")
         self._done = True
-        rates = self._means.cpu_rates(self._space)
+        rates = self._rates()
         predicted, _ = linear_program(rates, self._cores)
         workers, _ = integer_split(rates, self._cores)
         values = {workers_of(stage.name): k for stage, k in zip(rates, workers, strict=True)}
         return Proposal(self._space.clip(values), f"linear program for {self._cores} cores: {predicted:.4g} a second")
+
+    def _rates(self) -> list[StageRate]:
+        """What each stage needs for an element delivered, by CPU clock alone and linear."""
+        visits = self._visits.ratios()
+        return [
+            StageRate(
+                name,
+                cpu_s=max(visits[name] * means.busy_s / means.services, 1e-9),
+                max_workers=max_workers(self._space, name),
+            )
+            for name, means in self._means.stages.items()
+        ]

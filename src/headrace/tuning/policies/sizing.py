@@ -29,7 +29,7 @@ class SizingConfig:
 
     headroom: float = 0.25
     max_extra: float = 16.0
-    memory_share: float = 0.8
+    memory_share: float = 0.7
     burst: float = 2.0
     consumer_headroom: float = 0.15
 

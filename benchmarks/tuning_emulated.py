@@ -1,0 +1,239 @@
+"""Tuning policies on the real engine with *emulated* CPUs, on InTune's pipeline and machine (arXiv 2308.08500).
+
+A stage holds one of C virtual CPUs while it sleeps its service time (5 ms and more); threads, queues, order and
+counters are the engine's own. CPUs go 32-64-128-64-32 as published, and so do the shares of the latency: load 14,
+batch 28, shuffle 11.7, user function 42.3, prefetch 4 %. All arms of a case run at the same time, each in a process of
+its own: they sleep, and what else the machine does meets them alike.
+
+- `x one_per_stage`: batches delivered, over those of one worker a stage.
+- `share of the oracle`: over those of the best setting for each phase, found with the true service times.
+- recovery: seconds from a resize until four ticks in a row reach 95 % of the oracle's own rate in that phase; the whole
+  phase where that never happens.
+
+The adaptive baselines are relaunched at each resize, at the cost of a tenth of a phase.
+"""
+
+from __future__ import annotations
+
+import functools
+import statistics
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import harness
+import tuning_arms as arms
+
+from headrace.pipeline import BatchIterator
+from headrace.simulation import PipelineSpec, published_pipeline
+from headrace.tuning.emulation import EmulatedCpus, EmulatedJob, emulated_pipeline, open_emulated
+from headrace.tuning.guard import Guard
+from headrace.tuning.policies.oracle import best_setting
+from headrace.tuning.space import THREADS
+
+__all__ = ["run"]
+
+SHARE, OVER_ONE = "share of the oracle", "x one_per_stage"
+TO_95, WORST_95 = "recovery, median", "recovery, worst"
+SEEDS = 5
+IN_VARIANTS = (
+    arms.OURS, "one_per_stage", "even", "autotune", "autotune_adaptive", "plumber_adaptive", "intune", "oracle",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """CPUs by phase, seconds of a phase, of a decision's window, and of a tick in which deliveries are counted."""
+
+    cpus: tuple[int, ...]
+    phase_s: float
+    window_s: float
+    tick_s: float
+
+    @property
+    def seconds(self) -> float:
+        """Of all phases."""
+        return self.phase_s * len(self.cpus)
+
+
+FULL = Schedule((32, 64, 128, 64, 32), 20.0, 1.0, 0.5)
+VARIANT = Schedule((32, 64, 128, 64, 32), 9.0, 1.0, 0.5)
+QUICK = Schedule((8, 16, 32, 16, 8), 2.5, 0.25, 0.25)
+
+
+def run(report: harness.Report, quick: bool) -> None:
+    """The published case with every policy, then the variants."""
+    use = harness.CpuUse()
+    if quick:
+        names = [arms.OURS, "one_per_stage", "even", "autotune", "autotune_adaptive", "intune", "oracle"]
+        measure(report, {"emulated, published": (published_pipeline(0.4), names)}, QUICK)
+    else:
+        names = [arms.OURS, *arms.BASELINES, "oracle"]
+        measure(report, {"emulated, published": (published_pipeline(1.0), names)}, FULL)
+        measure_agents(report)
+        waiting = list(variants(0.5).items())
+        for first in range(0, len(waiting), 2):
+            pair = {case: (spec, list(IN_VARIANTS)) for case, spec in waiting[first : first + 2]}
+            measure(report, pair, VARIANT)
+    report.notes["cpus used by the emulated runs"], report.notes["cpus used by others meanwhile"] = use.elapsed()
+
+
+def variants(seconds: float) -> dict[str, PipelineSpec]:
+    """Other pipelines on the same machine."""
+    batches = {
+        f"batches {word} as large": published_pipeline(f * seconds) for word, f in (("half", 0.5), ("twice", 2.0))
+    }
+    cases = {
+        **arms.length_cases(seconds),
+        "no user function": arms.without_user_function(seconds),
+        **batches,
+        **arms.hard_cases(seconds, VARIANT.seconds),
+    }
+    return {f"emulated, {name}": spec for name, spec in cases.items()}
+
+
+def measure(report: harness.Report, cases: dict[str, tuple[PipelineSpec, list[str]]], schedule: Schedule) -> None:
+    """All arms of some cases at the same time."""
+    runs = {
+        (case, name): functools.partial(run_arm, name, spec, schedule)
+        for case, (spec, names) in cases.items()
+        for name in names
+    }
+    for spec, _ in cases.values():
+        solve(spec, schedule)
+    counted = arms.fork_all(runs, at_once=len(runs), timeout_s=2 * schedule.seconds + 60)
+    for case, (_, names) in cases.items():
+        oracle = counted[case, "oracle"]
+        for name in names:
+            add(report, case, name, [counted[case, name]], [oracle], schedule)
+            one = sum(counted[case, "one_per_stage"])
+            report.add(case, name, OVER_ONE, "", [sum(counted[case, name]) / one])
+        report.compare(case, arms.OURS, SHARE)
+
+
+def measure_agents(report: harness.Report) -> None:
+    """InTune's agents with several seeds each, beside what they must beat."""
+    case, spec, schedule = "emulated, agents of 5 seeds", published_pipeline(1.5), FULL
+    runs = {
+        (name, seed): functools.partial(run_arm, name, spec, schedule, seed)
+        for name in arms.intune_arms()
+        for seed in range(SEEDS)
+    }
+    solve(spec, schedule)
+    for name in (arms.OURS, "even", "autotune", "oracle"):
+        runs[name, 0] = functools.partial(run_arm, name, spec, schedule)
+    counted = arms.fork_all(runs, at_once=len(runs), timeout_s=2 * schedule.seconds + 60)
+    for name in dict.fromkeys(name for name, _ in runs):
+        mine = [ticks for (each, _), ticks in counted.items() if each == name]
+        add(report, case, name, mine, [counted["oracle", 0]] * len(mine), schedule)
+    report.compare(case, arms.OURS, SHARE)
+
+
+def solve(spec: PipelineSpec, schedule: Schedule) -> None:
+    """Let the oracle think beforehand: its answers are remembered, and arms are forks of this process."""
+    for cpus in sorted(set(schedule.cpus)):
+        for moment in (0.0, schedule.seconds):
+            best_setting(spec, cpus, moment)
+
+
+def add(
+    report: harness.Report, case: str, name: str, runs: list[list[int]], oracles: list[list[int]], schedule: Schedule
+) -> None:
+    """Share of the oracle, and recovery after each resize."""
+    report.add(case, name, SHARE, "", [sum(mine) / sum(best) for mine, best in zip(runs, oracles, strict=True)])
+    times = [
+        seconds
+        for mine, best in zip(runs, oracles, strict=True)
+        for seconds in recovery(mine, phase_rates(best, schedule), schedule)[1:]
+    ]
+    report.add(case, name, TO_95, "s", [statistics.median(times)])
+    report.add(case, name, WORST_95, "s", [max(times)])
+
+
+def phase_rates(per_tick: Sequence[int], schedule: Schedule) -> list[float]:
+    """The oracle's rate in each phase, once the phase's start is over."""
+    size = round(schedule.phase_s / schedule.tick_s)
+    settled = [per_tick[i * size + size * 2 // 5 : (i + 1) * size] for i in range(len(schedule.cpus))]
+    return [sum(ticks) / (len(ticks) * schedule.tick_s) for ticks in settled]
+
+
+def recovery(per_tick: Sequence[int], rates: Sequence[float], schedule: Schedule) -> list[float]:
+    """Seconds from the start of each phase to the end of the first of four ticks that reach 95 % on average."""
+    size, times = round(schedule.phase_s / schedule.tick_s), []
+    for phase, rate in enumerate(rates):
+        ticks = per_tick[phase * size : (phase + 1) * size]
+        hits = (i for i in range(len(ticks) - 3) if sum(ticks[i : i + 4]) >= 0.95 * rate * 4 * schedule.tick_s)
+        found = next(hits, None)
+        times.append(schedule.phase_s if found is None else (found + 1) * schedule.tick_s)
+    return times
+
+
+class Consumer:
+    """A thread that takes batches as fast as they come, and counts them by tick."""
+
+    def __init__(self, batches: BatchIterator, per_tick: list[int], began: float, tick_s: float) -> None:
+        self._batches, self._per_tick, self._began, self._tick_s = batches, per_tick, began, tick_s
+        self._stop = False
+        self._thread = threading.Thread(target=self._consume, daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """After the batch it waits for."""
+        self._stop = True
+        self._batches.close()
+        self._thread.join()
+
+    def _consume(self) -> None:
+        try:
+            for _ in self._batches:
+                tick = int((time.monotonic() - self._began) / self._tick_s)
+                if self._stop or tick >= len(self._per_tick):
+                    return
+                self._per_tick[tick] += 1
+        except Exception:
+            if not self._stop:
+                raise
+
+
+def run_arm(name: str, spec: PipelineSpec, schedule: Schedule, seed: int = 0) -> list[int]:
+    """Batches delivered in each tick; ours goes through the guard, as in production."""
+    cpus = EmulatedCpus(schedule.cpus[0])
+    pipeline = emulated_pipeline(spec, cpus, 1_000_000)
+    per_tick = [0] * round(schedule.seconds / schedule.tick_s)
+    policy, batches, began = (
+        arms.make(name, spec, seed, phase_s=schedule.phase_s),
+        launch(pipeline, None),
+        time.monotonic(),
+    )
+    consumer = Consumer(batches, per_tick, began, schedule.tick_s)
+    job = EmulatedJob(batches, cpus, spec)
+    guard = Guard(job.space)
+    job.apply(policy.start(job.space, job.observe()).values)
+    for step in range(1, round(schedule.seconds / schedule.window_s)):
+        time.sleep(max(0.0, began + step * schedule.window_s - time.monotonic()))
+        cpus.resize(schedule.cpus[int(step * schedule.window_s / schedule.phase_s)])
+        # A relaunched job counts its seconds anew; the policy's clock goes on.
+        seen = replace(job.observe(), time_s=time.monotonic() - began)
+        if seen.window_s <= 0:
+            continue
+        proposal = policy.decide(seen)
+        if name == arms.OURS:
+            proposal = guard.check(seen, proposal)
+        if proposal.relaunch:
+            state = batches.state_dict()
+            consumer.stop()
+            time.sleep(arms.RESTART_SHARE * schedule.phase_s)
+            batches = launch(pipeline, state)
+            consumer, job = Consumer(batches, per_tick, began, schedule.tick_s), EmulatedJob(batches, cpus, spec)
+        job.apply(proposal.values)
+    time.sleep(max(0.0, began + schedule.seconds - time.monotonic()))
+    consumer.stop()
+    return per_tick
+
+
+def launch(pipeline: object, state: object) -> BatchIterator:
+    """Open the pipeline; threads are no limit for policies that do not set them."""
+    batches = open_emulated(pipeline, state)  # type: ignore[arg-type]
+    batches.tunables[THREADS].set(batches.tunables[THREADS].max)
+    return batches

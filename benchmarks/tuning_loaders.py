@@ -1,0 +1,134 @@
+"""One loader of `bench_tuning.py --real` in a process of its own: `python tuning_loaders.py ARM FOLDER SECONDS`.
+
+It says "ready" when the first batch has been trained on, waits for a line, and then trains for so many seconds. At the
+end it writes JSON: batches in each half second, and a checksum of the first batches.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+import zlib
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import tuning_work as work
+
+NUM_ELEMENTS = 1_000_000
+TICK_S = 0.5
+CHECKED = 8
+
+
+def headrace(folder: str, stack: ExitStack) -> Iterator[bytes]:
+    """Ours as it comes: `tuner="auto"` and nothing set."""
+    import pyarrow as pa
+
+    from headrace.logs.pieces import ROW_ID, Piece
+    from headrace.pipeline import from_source
+
+    @dataclass(frozen=True)
+    class Files:
+        def __len__(self) -> int:
+            return NUM_ELEMENTS
+
+        def read(self, item: int) -> Iterator[Piece]:
+            columns = [pa.array([item], pa.int64()), pa.array([work.read(folder, item)], pa.large_binary())]
+            yield Piece(pa.RecordBatch.from_arrays(columns, names=[ROW_ID, "value"]), num_read=1)
+
+        def describe(self, item: int) -> str:
+            return f"file {item}"
+
+    pipeline = (
+        from_source(Files())
+        .map(partial(apply, work.decode), name="decode")
+        .map(partial(apply, work.user_function), name="user_function", executor="process")
+        .map(partial(apply, work.features), name="features")
+    )
+    for rows in stack.enter_context(pipeline.open(tuner="auto")):
+        yield rows["value"][0].as_buffer().to_pybytes()
+
+
+def apply(function: Any, rows: Any) -> Any:
+    """A function of bytes on a row."""
+    import pyarrow as pa
+
+    value = pa.array([function(rows["value"][0].as_buffer().to_pybytes())], pa.large_binary())
+    return rows.set_column(rows.schema.get_field_index("value"), "value", value)
+
+
+def tf_data(folder: str, stack: ExitStack) -> Iterator[bytes]:
+    """tf.data with AUTOTUNE everywhere; Python functions run as it runs them, in its own process."""
+    import tensorflow as tf
+
+    def wrap(function: Any) -> Any:
+        return lambda value: tf.numpy_function(function, [value], tf.string)
+
+    auto = tf.data.AUTOTUNE
+    dataset = tf.data.Dataset.range(NUM_ELEMENTS)
+    for function in (lambda i: work.read(folder, int(i)), work.decode, work.user_function, work.features):
+        dataset = dataset.map(wrap(function), num_parallel_calls=auto, deterministic=True)
+    for value in dataset.prefetch(auto):
+        yield value.numpy()
+
+
+def data_loader(folder: str, stack: ExitStack, *, workers: int) -> Iterator[bytes]:
+    """A DataLoader whose worker processes do everything."""
+    from torch.utils.data import DataLoader
+
+    yield from DataLoader(Everything(folder), batch_size=None, num_workers=workers)  # type: ignore[arg-type]
+
+
+class Everything:
+    """All stages of an element at once, as a map-style dataset."""
+
+    def __init__(self, folder: str) -> None:
+        self._folder = folder
+
+    def __len__(self) -> int:
+        return NUM_ELEMENTS
+
+    def __getitem__(self, number: int) -> bytes:
+        return work.features(work.user_function(work.decode(work.read(self._folder, number))))
+
+
+LOADERS: dict[str, Any] = {
+    "headrace, auto": headrace,
+    "tf.data, AUTOTUNE": tf_data,
+    "DataLoader, default (0 workers)": partial(data_loader, workers=0),
+    **{f"DataLoader, {n} workers": partial(data_loader, workers=n) for n in (1, 2, 4, 8)},
+}
+PACKAGES = {"tf.data, AUTOTUNE": "tensorflow"}
+
+
+def main() -> None:
+    """Train as told."""
+    arm, folder, seconds = sys.argv[1], sys.argv[2], float(sys.argv[3])
+    trainer, check = work.Trainer(), 0
+    per_tick = np.zeros(round(seconds / TICK_S), np.int64)
+    with ExitStack() as stack:
+        batches = LOADERS[arm](folder, stack)
+        for _ in range(CHECKED):
+            batch = next(batches)
+            check = zlib.crc32(batch, check)
+            trainer.step(batch)
+        print("ready", flush=True)
+        sys.stdin.readline()
+        began = time.monotonic()
+        for batch in batches:
+            trainer.step(batch)
+            tick = int((time.monotonic() - began) / TICK_S)
+            if tick >= len(per_tick):
+                break
+            per_tick[tick] += 1
+        print(json.dumps({"per_tick": per_tick.tolist(), "check": check}), flush=True)
+    os._exit(0)  # some loaders take long to end their workers
+
+
+if __name__ == "__main__":
+    main()

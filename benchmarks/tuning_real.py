@@ -1,0 +1,164 @@
+"""Tuning on *real* work and real CPUs, which are taken away and given back: ours, tf.data's AUTOTUNE, and DataLoader.
+
+An element is read through an fsspec filesystem that delays each read by 30 ms, decompressed, worked on by a user
+function in Python, turned into features and trained on; see `tuning_work.py`. Nobody sets a number for ours. tf.data
+has AUTOTUNE everywhere; DataLoader its default and several numbers of workers, of which the best is the peer that a
+patient human would reach. CPUs go 1-2-1 by affinity, and by the quota of a cgroup where one can be made (which a
+library that only counts CPUs does not see). Arms run in turn, each in a process of its own; all must deliver the same
+bytes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from importlib import util
+from pathlib import Path
+
+import harness
+import psutil
+import tuning_loaders as loaders
+import tuning_work as work
+from tuning_cgroups import Cgroup, controller
+
+__all__ = ["run"]
+
+OURS = "headrace, auto"
+CPUS = (1, 2, 1)
+PHASE_S, ROUNDS = 6.0, 3
+
+
+def run(report: harness.Report, quick: bool) -> None:
+    """The cases this machine allows."""
+    use = harness.CpuUse()
+    available = sorted(os.sched_getaffinity(0))
+    if len(available) < max(CPUS):
+        report.notes["real work"] = f"skipped: {len(available)} CPU, needs {max(CPUS)}"
+        return
+    arms = [name for name in loaders.LOADERS if util.find_spec(loaders.PACKAGES.get(name, "torch"))]
+    missing = [name for name in loaders.LOADERS if name not in arms]
+    if missing:
+        report.notes["not installed here"] = ", ".join(missing)
+    if quick:
+        arms = [name for name in arms if name in (OURS, "tf.data, AUTOTUNE", "DataLoader, 2 workers")]
+    phase_s, rounds = (1.5, 1) if quick else (PHASE_S, ROUNDS)
+    with work.temporary() as folder:
+        work.prepare(Path(folder))
+        measure(report, "real work, affinity 1-2-1", arms, folder, phase_s, rounds, None)
+        root = None if quick else controller("cpu")
+        if root is not None:
+            measure(report, "real work, CPU quota 1-2-1", arms, folder, phase_s, rounds, root)
+        elif not quick:
+            report.notes["CPU quota"] = "skipped: no cgroup with a CPU quota can be made here"
+    report.notes["cpus used by the real runs"], report.notes["cpus used by others meanwhile"] = use.elapsed()
+
+
+def measure(
+    report: harness.Report, case: str, arms: list[str], folder: str, phase_s: float, rounds: int, root: Path | None
+) -> None:
+    """All arms in turn, several times."""
+    rates: dict[str, list[float]] = {arm: [] for arm in arms}
+    checks = set()
+    for _ in range(rounds):
+        for arm in arms:
+            with machine(root) as (enter, resize):
+                per_tick, check = train(arm, folder, phase_s, enter, resize)
+            checks.add(check)
+            rates[arm].append(sum(per_tick) / (len(CPUS) * phase_s))
+    if len(checks) > 1:
+        raise RuntimeError(f"{case}: arms delivered different bytes: {checks}")
+    for arm in arms:
+        report.add(case, arm, "batches trained", "1/s", rates[arm])
+    report.compare(case, OURS, "batches trained")
+    bound = cpu_bound(folder)
+    reached = report.median(case, OURS, "batches trained")
+    report.limit(case, "CPU time of stages and trainer, no loader at all", bound, "1/s", reached=reached)
+
+
+def cpu_bound(folder: str) -> float:
+    """Batches a second if the CPUs did nothing but the work itself, as CPUs are on average."""
+    trainer, compressed = work.Trainer(), [Path(folder, f"{i}.z").read_bytes() for i in range(work.NUM_FILES)]
+    best = min(
+        timed(lambda c=c: trainer.step(work.features(work.user_function(work.decode(c))))) for c in compressed * 2
+    )
+    return sum(CPUS) / len(CPUS) / best
+
+
+def timed(run: Callable[[], object]) -> float:
+    """CPU seconds of this thread."""
+    began = time.thread_time()
+    run()
+    return time.thread_time() - began
+
+
+@contextlib.contextmanager
+def machine(root: Path | None) -> Iterator[tuple[Callable[[int], None], Callable[[int, int], None]]]:
+    """How a process enters the machine of a case, and how its CPUs are changed."""
+    if root is None:
+        yield lambda pid: set_affinity(pid, CPUS[0]), set_affinity
+        return
+    with Cgroup.make(root) as cgroup:
+        cgroup.limit_cpus(CPUS[0])
+        yield (
+            lambda pid: (cgroup.folder / "cgroup.procs").write_text(str(pid)) and None,
+            lambda _, count: cgroup.limit_cpus(count),
+        )
+
+
+def set_affinity(pid: int, count: int) -> None:
+    """Give a process, its threads and its children the first so many CPUs of this process."""
+    cpus = sorted(os.sched_getaffinity(0))[:count]
+    with contextlib.suppress(psutil.NoSuchProcess):
+        for process in (psutil.Process(pid), *psutil.Process(pid).children(recursive=True)):
+            for thread in process.threads():
+                with contextlib.suppress(OSError):
+                    os.sched_setaffinity(thread.id, cpus)
+
+
+def train(
+    arm: str, folder: str, phase_s: float, enter: Callable[[int], None], resize: Callable[[int, int], None]
+) -> tuple[list[int], int]:
+    """Batches in each tick of a run over all phases, and the checksum of its first batches."""
+    here = Path(__file__).parent
+    errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 (closed below)
+    child = subprocess.Popen(
+        [sys.executable, str(here / "tuning_loaders.py"), arm, folder, str(len(CPUS) * phase_s)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=errors,
+        text=True,
+        start_new_session=True,  # so that what it leaves behind can be ended with it
+        env={**os.environ, "PYTHONPATH": str(here), "TF_CPP_MIN_LOG_LEVEL": "3"},
+    )
+    assert child.stdin is not None
+    assert child.stdout is not None
+    try:
+        line = child.stdout.readline()
+        while line and line.strip() != "ready":
+            line = child.stdout.readline()
+        if not line:
+            errors.seek(0)
+            raise RuntimeError(f"{arm}: ended before it was ready: {errors.read()[-2000:]}")
+        for process in (psutil.Process(child.pid), *psutil.Process(child.pid).children(recursive=True)):
+            enter(process.pid)
+        child.stdin.write("go\n")
+        child.stdin.flush()
+        for count in CPUS:
+            resize(child.pid, count)
+            time.sleep(phase_s)
+        answer = json.loads(child.stdout.readline())
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(child.pid, signal.SIGKILL)
+        child.wait()
+        child.stdin.close()
+        child.stdout.close()
+        errors.close()
+    return answer["per_tick"], answer["check"]

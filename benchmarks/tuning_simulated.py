@@ -1,0 +1,133 @@
+"""Tuning policies in the *simulator*, on InTune's pipeline and machine (arXiv 2308.08500): 32-64-128-64-32 CPUs.
+
+A virtual clock: phases of 5 minutes take seconds. Every policy on pipelines of 3 to 7 stages, without a user function,
+with a heavy tail, drift, contention, blocking reads and bursty memory. Elements delivered are given as a share of the
+oracle, which knows the true service times and tries settings; `bound` is what the CPUs allow if no worker ever idles.
+The adaptive baselines pay a tenth of a phase for each relaunch, and everyone as much for running out of memory. Cases
+of constant service times are the same for every seed; agents have 5 seeds everywhere, the heavy tail for all.
+"""
+
+from __future__ import annotations
+
+import functools
+import statistics
+from collections.abc import Callable
+from typing import Any
+
+import harness
+import tuning_arms as arms
+
+from headrace.simulation import (
+    LATENCY_SPLIT,
+    Distribution,
+    Machine,
+    PipelineSpec,
+    published_machine,
+    published_pipeline,
+)
+from headrace.tuning.policies.oracle import best_setting, true_rates
+from headrace.tuning.rates import fluid_rate
+from headrace.tuning.trial import Trial, recovery_times, run_trial
+
+__all__ = ["run"]
+
+SHARE = "share of the oracle"
+TO_95, WORST_95 = "recovery, median", "recovery, worst"
+SECONDS, PHASE_S, TICK_S, SEEDS = 2.0, 300.0, 1.0, 5
+
+
+def cases(seconds: float, schedule_s: float) -> dict[str, PipelineSpec]:
+    """Pipelines by name; the first is the published one."""
+    return {
+        "published": published_pipeline(seconds),
+        **arms.hard_cases(seconds, schedule_s),
+        "contention": published_pipeline(seconds, **{name: {"contention": 0.01} for name in LATENCY_SPLIT}),
+        "no user function": arms.without_user_function(seconds),
+        **arms.length_cases(seconds),
+    }
+
+
+def run(report: harness.Report, quick: bool) -> None:
+    """Every policy on every pipeline, two at a time."""
+    phase_s, seconds = (60.0, SECONDS) if quick else (PHASE_S, SECONDS)
+    specs = cases(seconds, 5 * phase_s)
+    if quick:
+        specs = {name: specs[name] for name in ("published", "heavy-tailed user function", "blocking reads")}
+    seeds = 1 if quick else SEEDS
+    trials = arms.fork_all(
+        {
+            (case, name): functools.partial(run_seeds, name, spec, phase_s, seeds)
+            for case, spec in specs.items()
+            for name in names_of(spec)
+        },
+        at_once=2,
+    )
+    for case, spec in specs.items():
+        add(report, case, spec, phase_s, {name: trials[case, name] for name in names_of(spec)})
+    run_memory(report, quick)
+
+
+def names_of(spec: PipelineSpec) -> list[str]:
+    """Every policy; agents for all combinations at once only for 5 stages, of which there are 3125."""
+    agents = [name for name, arm in arms.intune_arms().items() if arm["heads"] == "factored" or len(spec.stages) == 5]
+    return [arms.OURS, *arms.BASELINES, *agents, "oracle"]
+
+
+def run_seeds(name: str, spec: PipelineSpec, phase_s: float, seeds: int) -> list[Trial]:
+    """A policy's trials; one where nothing is random."""
+    random = name.startswith("intune") or any(each.distribution is not Distribution.CONSTANT for each in spec.stages)
+    return [trial(name, spec, phase_s, seed) for seed in range(seeds if random else 1)]
+
+
+def trial(name: str, spec: PipelineSpec, phase_s: float, seed: int) -> Trial:
+    """One run over the schedule."""
+    return run_trial(
+        lambda: arms.make(name, spec, seed, phase_s=phase_s),
+        spec,
+        published_machine(phase_s),
+        duration_s=5 * phase_s,
+        tick_s=TICK_S,
+        restart_s=arms.RESTART_SHARE * phase_s,
+        seed=seed,
+    )
+
+
+def add(report: harness.Report, case: str, spec: PipelineSpec, phase_s: float, trials: dict[str, list[Trial]]) -> None:
+    """Shares of the oracle and recovery."""
+    machine = published_machine(phase_s)
+    best = [best_setting(spec, p.cpus, p.start_s)[1] for p in machine.phases]
+    oracle = statistics.median(each.delivered for each in trials["oracle"])
+    for name, runs in trials.items():
+        report.add(f"simulated, {case}", name, SHARE, "", [each.delivered / oracle for each in runs])
+        times = [phase_s if t is None else t for each in runs for t in recovery_times(each, machine, best)[1:]]
+        report.add(f"simulated, {case}", name, TO_95, "s", [statistics.median(times)])
+        report.add(f"simulated, {case}", name, WORST_95, "s", [max(times)])
+    report.compare(f"simulated, {case}", arms.OURS, SHARE)
+    if case == "published":
+        bound = phase_s * sum(fluid_rate(true_rates(spec), p.cpus) for p in machine.phases)
+        report.limit(f"simulated, {case}", "bound", bound, "elements", reached=trials[arms.OURS][0].delivered)
+
+
+def run_memory(report: harness.Report, quick: bool) -> None:
+    """Bursty elements on a machine whose memory a careless setting exceeds: failures by policy.
+
+    Policies are compared without a ledger; the engine's own, which admits work by its bytes, is an arm of its own.
+    """
+    case, seeds = "simulated, bursty memory", 5 if quick else 50
+    bursty: dict[str, Any] = {"output_bytes": 10e6, "bytes_distribution": Distribution.LOGNORMAL, "bytes_spread": 1.0}
+    base = published_pipeline(1.0, **dict.fromkeys(LATENCY_SPLIT, bursty))
+    spec = PipelineSpec(stages=base.stages, base_bytes=200e6, consumer_s=0.025)
+    machine = Machine.fixed(64, memory_bytes=1.2e9)
+    named = {name: (name, spec) for name in names_of(spec) if "joint" not in name and name != "intune_published"}
+    named["auto and the engine's ledger"] = (arms.OURS, spec.with_ledger(0.5e9))
+
+    def all_runs(name: str, pipeline: PipelineSpec) -> list[Trial]:
+        make: Callable[[int], Any] = lambda seed: arms.make(name, spec, seed)  # noqa: E731
+        run = functools.partial(run_trial, spec=pipeline, machine=machine, duration_s=60, restart_s=30.0)
+        return [run(functools.partial(make, seed), seed=seed) for seed in range(seeds)]
+
+    runs = arms.fork_all({arm: functools.partial(all_runs, *what) for arm, what in named.items()}, at_once=2)
+    for arm, trials in runs.items():
+        failed = statistics.mean(each.num_failures > 0 for each in trials)
+        report.add(case, arm, "runs that ran out of memory", "", [failed])
+        report.add(case, arm, "elements", "", [each.delivered for each in trials])
