@@ -57,6 +57,15 @@ def test_own_function_leaves_out_what_it_cannot_handle(load: Load, capsys: pytes
     assert sites[0] == sites[2] != sites[1]  # two pages of one site
 
 
+def test_own_policy_feeds_the_slowest_stage_and_is_recorded(load: Load) -> None:
+    example = load("own_policy")
+    delivered = example.simulate()
+    assert delivered["one_per_stage"] < 0.2 * delivered["FeedTheSlowest"] < delivered["auto"]
+    rows, decisions = example.run_live(num_rows=20_000)
+    assert rows == 20_000
+    assert decisions[0] == "tuner: no change: nothing, because nothing has been measured yet"
+
+
 def test_incremental_trains_each_window_once(
     load: Load, logs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -114,7 +114,7 @@ def test_auto_is_the_default_unless_workers_are_set_and_decisions_are_kept(quick
 def test_no_tuner_breaks_the_memory_budget(quick: None) -> None:
     budget = 128 << 10
     policy = Restless()
-    with pipeline(seconds=0.005).open(tuner=policy, memory_bytes=budget) as batches:
+    with pipeline(seconds=0.01).open(tuner=policy, memory_bytes=budget) as batches:
         for _ in batches:
             pass
         assert batches.counters(60).peak_bytes <= budget
