@@ -1,6 +1,6 @@
 """A relay in user space that holds messages back: added latency, and bandwidth where `tc` cannot be used.
 
-    python -m schedule.relay --to HOST:PORT --rate-mbit 300 --latency-ms 0.5
+python -m schedule.relay --to HOST:PORT --rate-mbit 300 --latency-ms 0.5
 """
 
 from __future__ import annotations

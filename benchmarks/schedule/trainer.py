@@ -1,7 +1,7 @@
 """The trainer of the scheduler's benchmark: makes steps as it is told on its input, and answers with what they took.
 
-    {"do": "load", "workload": "rm2", "address": "127.9.0.2:4711", "quick": false}
-    {"do": "run", "policy": "batch_prefetch", "num_ahead": 2, "num_threads": 1, "steps": 12}
+{"do": "load", "workload": "rm2", "address": "127.9.0.2:4711", "quick": false}
+{"do": "run", "policy": "batch_prefetch", "num_ahead": 2, "num_threads": 1, "steps": 12}
 """
 
 from __future__ import annotations
@@ -18,8 +18,6 @@ import torch
 
 torch.set_num_threads(1)
 numba.set_num_threads(1)
-
-from schedule.workloads import make_workload  # noqa: E402
 
 from headrace.embeddings import EmbeddingsConfig, embedding_bags  # noqa: E402
 from headrace.embeddings.remote_store import StoreOptions  # noqa: E402
@@ -38,8 +36,9 @@ from headrace.scheduling.trace import Span, Trace  # noqa: E402
 from headrace.scheduling.work import TrainingWork  # noqa: E402
 from headrace.training.dense_optimizer import Adam, make_dense_optimizer  # noqa: E402
 from headrace.training.step import TrainingStep  # noqa: E402
+from schedule.workloads import make_workload  # noqa: E402
 
-WARM_UP = 4  # steps of a run that do not count: estimates settle, run-ahead fills
+WARM_UP = 14  # steps of a run that do not count: estimates settle, and whether early pulls pay
 MAX_GROUPS = 10
 
 

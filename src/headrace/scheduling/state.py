@@ -20,6 +20,7 @@ from headrace.pipeline.ledger import Ledger, RecentMax
 from headrace.scheduling.cost import Costs
 from headrace.scheduling.graph import Kind, Operator
 from headrace.scheduling.policies.base import Choice, Policy
+from headrace.scheduling.probing import Probe
 
 __all__ = ["BatchRead", "Event", "Finished", "NoMoreRows", "Run", "SchedulerState", "Wanted"]
 
@@ -163,6 +164,8 @@ class SchedulerState:
         self._trainer_busy = False
         self._running: list[Operator] = []  # feature operators at work
         self._gap_start_s: float | None = None
+        self._probe = Probe()
+        self._step_end_s: float | None = None
         self._order: deque[int] = deque(range(num_groups))
 
     # What happened
@@ -227,8 +230,16 @@ class SchedulerState:
         self.ledger.add(-self._batches.pop(number).charged_bytes)
         self.current += 1
         self._order = deque(self.policy.order(self.costs, self.num_cores))
+        if self._step_end_s is not None:
+            self._probe.learn(self.now_s - self._step_end_s)
+        self._step_end_s = self.now_s
 
     # What policies may ask
+
+    @property
+    def pulls_early(self) -> bool:
+        """Whether pulls are early now: the policy has them, and on this job they pay."""
+        return self.policy.early and self._probe.early
 
     @property
     def training_first(self) -> bool:
@@ -268,7 +279,7 @@ class SchedulerState:
         features are part of the step's own work. Not so if its rows are not here or its bytes do not fit.
         """
         live = self._batches.get(batch)
-        if not self.policy.early or live is None or self._last_pull < batch or len(live.computed) == self.num_groups:
+        if not self.pulls_early or live is None or self._last_pull < batch or len(live.computed) == self.num_groups:
             return False
         group = self.next_group(batch)
         return self.is_running(batch) if group is None else self.is_running(batch) or self.fits(batch, group)
@@ -333,7 +344,7 @@ class SchedulerState:
                     live.held_sent.add(group)
                     reason = "the push before is applied" if strict else "answered when the push before is applied"
                     yield Run(Operator(Kind.HELD, number, group), reason, after=number - 1)
-            early = self.policy.early and not strict
+            early = self.pulls_early and not strict
             if not (self._early_allowed(number) if early else strict or asks_ahead):
                 return
             ready = live.computed - live.pulls_sent

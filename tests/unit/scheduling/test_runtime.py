@@ -137,8 +137,8 @@ def test_the_trace_keeps_whole_steps_and_only_the_latest() -> None:
         spans = steps.trace.spans()
     assert {span.operator.batch for span in spans} == set(range(12, 20))
     kinds = [span.operator.kind for span in spans if span.operator.batch == 15]
-    assert sorted(kind.value for kind in kinds) == sorted(
-        ["read", "features", "features", "pull", "pull", "dense", "push", "update"]
-    )
+    counts = {kind.value: kinds.count(kind) for kind in kinds}
+    assert counts.pop("pull") in (1, 2)  # groups that are ready together travel together
+    assert counts == {"read": 1, "features": 2, "dense": 1, "push": 1, "update": 1}
     assert all(span.reason and span.end_s >= span.start_s for span in spans)
     assert {span.lane for span in spans if span.operator.kind is Kind.DENSE} == {"trainer"}

@@ -110,9 +110,9 @@ class VirtualRun:
 
     @property
     def step_s(self) -> float:
-        """Mean seconds of a step, the first and last few left out."""
+        """Mean seconds of a step in the second half, the last few left out."""
         ends = [end for operator, _, end in self.spans if operator.kind is Kind.UPDATE]
-        first, last = len(ends) // 4, len(ends) - 1 - len(ends) // 8
+        first, last = len(ends) // 2, len(ends) - 1 - len(ends) // 8
         return (ends[last] - ends[first]) / (last - first)
 
     def begins(self, kind: Kind) -> list[tuple[Operator, float]]:
