@@ -18,6 +18,7 @@ from headrace.cli.export import export
 from headrace.cli.generate import generate
 from headrace.cli.import_ import app as import_app
 from headrace.cli.inspect import inspect
+from headrace.cli.launch import launch
 from headrace.cli.predict import predict
 from headrace.cli.replay import replay
 from headrace.cli.shard import shard
@@ -28,7 +29,20 @@ from headrace.errors import HeadraceError
 # In the order of --help: that of a first hour with the tool.
 Commands = tuple[Callable[..., None], ...]
 BEFORE_IMPORT: Commands = (demo, generate)
-AFTER_IMPORT: Commands = (inspect, cluster, train, shard, explain, evaluate, predict, replay, export, doctor, warmup)
+AFTER_IMPORT: Commands = (
+    inspect,
+    cluster,
+    train,
+    launch,
+    shard,
+    explain,
+    evaluate,
+    predict,
+    replay,
+    export,
+    doctor,
+    warmup,
+)
 
 app = typer.Typer(
     name="headrace",

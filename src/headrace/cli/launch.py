@@ -1,0 +1,41 @@
+"""`headrace launch`: several trainers and shards on this machine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def launch(
+    job: Annotated[Path, typer.Argument(help="Job file (YAML).")],
+    trainers: Annotated[int, typer.Option(min=1, help="Trainer processes; each takes a slice of every batch.")] = 1,
+    shards: Annotated[int, typer.Option(min=0, help="Shard processes, which hold the embeddings.")] = 1,
+    max_restarts: Annotated[int, typer.Option(min=0, help="How often shards that died are started again, in all.")] = 3,
+    windows: Annotated[int | None, typer.Option(min=1, help="Train on at most so many windows.")] = None,
+    until: Annotated[str | None, typer.Option(help="Last window wanted, as for headrace train.")] = None,
+) -> None:
+    """Train a job with several processes on this machine.
+
+    Starts shards and trainers, shows their lines with their names, passes Ctrl-C on (trainers then end with a
+    checkpoint) and leaves no process behind. A batch of the job is what one trainer takes: with T trainers a step is
+    made of T times as many rows.
+
+    Example: headrace launch job.yaml --trainers 2 --shards 2
+    """
+    from headrace.cli.signals import stop_on_signals
+    from headrace.cluster.launcher import LaunchOptions
+    from headrace.cluster.launcher import launch as start
+    from headrace.errors import ConfigError
+    from headrace.training import JobConfig
+
+    if trainers > 1 and shards == 0:
+        raise ConfigError(f"--shards 0 with --trainers {trainers}: expected one shard at least, to hold the embeddings")
+    arguments = [f"--windows={windows}"] * (windows is not None) + [f"--until={until}"] * (until is not None)
+    options = LaunchOptions(trainers, shards, max_restarts, tuple(arguments))
+    run = Path(JobConfig.from_file(job).run)
+    with stop_on_signals() as stop:
+        code = start(job, run, options, should_stop=lambda: stop.asked, say=typer.echo)
+    if code:
+        raise typer.Exit(code)

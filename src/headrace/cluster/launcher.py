@@ -1,0 +1,210 @@
+"""`launch`: starts shards and trainers of a job on this machine, and sees them through to the end."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from headrace.cluster.shards import READY
+from headrace.cluster.training import SHARDS_VARIABLE
+from headrace.errors import HeadraceError
+
+__all__ = ["LaunchOptions", "launch"]
+
+LOOPBACK = "127.0.0.1"
+POLL_S = 0.1
+START_S = 120.0
+"""How long a shard may take to say where it serves: it imports torch, on a machine that may be busy."""
+GRACE_S = 60.0
+"""How long trainers may take to write a checkpoint and end after a signal."""
+
+
+@dataclass(frozen=True)
+class LaunchOptions:
+    """What to start.
+
+    Attributes:
+        trainers: Trainer processes.
+        shards: Shard processes; with several trainers one at least.
+        max_restarts: How often a shard that died is started again, in all.
+        arguments: Given to `headrace train` behind the job file.
+    """
+
+    trainers: int = 1
+    shards: int = 1
+    max_restarts: int = 3
+    arguments: tuple[str, ...] = ()
+
+
+@dataclass
+class _Process:
+    name: str
+    command: list[str]
+    environment: dict[str, str]
+    say: Callable[[str], None]
+    handle: subprocess.Popen[str] = field(init=False)
+    address: str | None = None
+    _heard: threading.Event = field(default_factory=threading.Event)
+
+    def start(self) -> None:
+        """Start it; its output comes line by line with its name before it."""
+        self._heard.clear()
+        self.handle = subprocess.Popen(
+            self.command,
+            env=self.environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            start_new_session=True,  # Ctrl-C reaches it through us, once
+        )
+        self._reader = threading.Thread(target=self._read, args=(self.handle,), name=self.name, daemon=True)
+        self._reader.start()
+
+    def _read(self, handle: subprocess.Popen[str]) -> None:
+        assert handle.stdout is not None
+        for line in handle.stdout:
+            if line.startswith(READY):
+                self.address = line.removeprefix(READY).strip()
+                self._heard.set()
+            self.say(f"{self.name} | {line.rstrip()}")
+        self._heard.set()
+
+    def wait_for_address(self) -> str:
+        """Where a shard serves, once it does."""
+        self._heard.wait(START_S)
+        if self.address is None:
+            raise HeadraceError(f"{self.name} (process {self.handle.pid}) did not begin to serve; see its lines above")
+        return self.address
+
+    def signal(self, number: int) -> None:
+        """Pass on a signal, if it still runs."""
+        if self.handle.poll() is None:
+            self.handle.send_signal(number)
+
+    def end(self) -> None:
+        """Kill it if it still runs, and collect what it leaves."""
+        if self.handle.poll() is None:
+            self.handle.kill()
+        self.handle.wait()
+        self._reader.join(timeout=5.0)
+        if self.handle.stdout is not None:
+            self.handle.stdout.close()
+
+
+def launch(
+    job: Path,
+    run: Path,
+    options: LaunchOptions,
+    *,
+    should_stop: Callable[[], bool] = lambda: False,
+    say: Callable[[str], None] = print,
+) -> int:
+    """Run a job with several processes on this machine, until all trainers have ended.
+
+    A shard that dies is started again at its address, and trainers go on from their newest checkpoint. A trainer that
+    dies ends the others too; started again, the run goes on from its newest checkpoint.
+
+    Args:
+        job: Job file.
+        run: The run's folder.
+        options: What to start.
+        should_stop: Asked all the time; once true, trainers are told to stop, which they do with a checkpoint.
+        say: Given every line of every process, with its name before it.
+
+    Returns:
+        The exit code of the trainers: 0, or the first other one.
+
+    Raises:
+        HeadraceError: A shard does not start, or dies once too often.
+    """
+    shards = [
+        _Process(f"shard-{number}", _shard_command(run, f"{LOOPBACK}:0"), dict(os.environ), say)
+        for number in range(options.shards)
+    ]
+    trainers: list[_Process] = []
+    try:
+        for shard in shards:
+            shard.start()
+        for shard in shards:
+            shard.command = _shard_command(run, shard.wait_for_address())  # comes back at the same address
+        trainers = _trainers(job, [shard.address or "" for shard in shards], options, say)
+        for trainer in trainers:
+            trainer.start()
+        return _see_through(shards, trainers, options.max_restarts, should_stop, say)
+    finally:
+        for process in [*trainers, *shards]:
+            if hasattr(process, "handle"):
+                process.end()
+
+
+def _see_through(
+    shards: Sequence[_Process],
+    trainers: Sequence[_Process],
+    restarts: int,
+    should_stop: Callable[[], bool],
+    say: Callable[[str], None],
+) -> int:
+    told_s: float | None = None
+    while True:
+        codes = [trainer.handle.poll() for trainer in trainers]
+        failed = next((code for code in codes if code), None)
+        if all(code is not None for code in codes):
+            return failed or 0
+        if failed is not None and failed != 130:  # the others cannot go on without it
+            name = trainers[codes.index(failed)].name
+            say(f"launch | {name} ended with code {failed}; stopping the others")
+            return failed
+        if told_s is None and should_stop():
+            told_s = time.monotonic()
+            for trainer in trainers:
+                trainer.signal(signal.SIGTERM)
+        if told_s is not None and time.monotonic() - told_s > GRACE_S:
+            say(f"launch | trainers did not end within {GRACE_S:g} s; killing them")
+            return 130
+        for shard in shards:
+            if shard.handle.poll() is not None:
+                if restarts == 0:
+                    raise HeadraceError(f"{shard.name} ended with code {shard.handle.returncode} once too often")
+                restarts -= 1
+                say(f"launch | {shard.name} ended with code {shard.handle.returncode}; starting it again")
+                shard.end()
+                shard.start()
+        time.sleep(POLL_S)
+
+
+def _shard_command(run: Path, listen: str) -> list[str]:
+    checkpoints = str(run / "checkpoints")
+    return [sys.executable, "-m", "headrace", "shard", "--listen", listen, "--checkpoints", checkpoints]
+
+
+def _trainers(job: Path, shards: list[str], options: LaunchOptions, say: Callable[[str], None]) -> list[_Process]:
+    shared = dict(os.environ) | {
+        "WORLD_SIZE": str(options.trainers),
+        "MASTER_ADDR": LOOPBACK,
+        "MASTER_PORT": str(_free_port()),
+        "GLOO_SOCKET_IFNAME": "lo",
+    }
+    if shards:
+        shared[SHARDS_VARIABLE] = ",".join(shards)
+    command = [sys.executable, "-m", "headrace", "train", str(job), *options.arguments]
+    return [
+        _Process(f"trainer-{rank}", command, shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)}, say)
+        for rank in range(options.trainers)
+    ]
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind((LOOPBACK, 0))
+        port: int = probe.getsockname()[1]
+        return port

@@ -1,0 +1,183 @@
+"""Several trainers and shards give the parameters of one process, also when a shard is killed on the way."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import psutil
+import pyarrow.parquet as pq
+import pytest
+
+from headrace.cluster import train_job
+from headrace.cluster.training import SHARDS_VARIABLE
+from headrace.embeddings.shard import Shard
+from headrace.embeddings.shard_service import ShardServer
+from headrace.embeddings.table_parts import join_parts
+from headrace.logs.generate import GenerateConfig, generate_logs
+from headrace.training import CheckpointFolder, JobConfig, Scorer, Trainer
+
+JOB = """\
+run: {run}
+data: {{path: logs}}
+pipeline: {{shuffle: {{num_rows: 700, seed: 3}}, workers: 1, tuner: none}}
+embeddings:
+  default: {{kind: hashed, num_embeddings: 300, optimizer: {{kind: rowwise_adagrad, lr: 0.05}}}}
+  spaces: {{item: {{kind: collisionless, num_embeddings: 64, evict_after: 1}}}}
+model: {{kind: dlrm, embedding_dim: 8, bottom: [16], top: [16]}}
+training: {{batch_size: {batch}, threads: 1, row_ledger: true, checkpoint_every_steps: 10, dense_optimizer: {{kind: sgd, lr: 0.05}}}}
+"""
+ROWS = 4_050  # the last batch of a window is not full, nor even
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Logs of two windows, and a run of one process over them with batches of 64 rows in `once`."""
+    folder = tmp_path_factory.mktemp("launch")
+    generate_logs(GenerateConfig(rows=ROWS, windows=2, users=300, items=200, seed=5), folder / "logs")
+    Trainer(write_job(folder, "once", 64)).run()
+    return folder
+
+
+def write_job(folder: Path, run: str, batch: int) -> JobConfig:
+    (folder / f"{run}.yaml").write_text(JOB.format(run=run, batch=batch))
+    return JobConfig.from_file(folder / f"{run}.yaml")
+
+
+def parameters(run: Path) -> dict[str, npt.NDArray[Any]]:
+    """Dense parameters, metrics, and table columns in the order of (space, id)."""
+    snapshot, refused = CheckpointFolder(run / "checkpoints").load_latest()
+    assert snapshot is not None
+    assert not refused
+    found = {f"{group}.{name}": array for group, part in snapshot.arrays.items() for name, array in part.items()}
+    for table in {*snapshot.columns, *snapshot.parts}:
+        columns = join_parts(snapshot.parts[table]) if table in snapshot.parts else snapshot.columns[table]
+        order = np.lexsort((columns["ids"], columns["spaces"]))
+        for name, column in columns.items():
+            if name not in ("header", "rows"):
+                found[f"{table}.{name}"] = np.asarray(column if name.startswith("pending") else column[order])
+    found["rows"] = np.array(list(snapshot.state["rows"].values()))
+    return found
+
+
+@pytest.fixture
+def shards(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[ShardServer]]:
+    """Two shards in this process, with the run `remote`'s checkpoints; a test may replace them."""
+    servers: list[ShardServer] = []
+    yield servers
+    for server in servers:
+        server.shutdown()
+
+
+def start_shards(servers: list[ShardServer], checkpoints: Path, count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    for server in servers:
+        server.shutdown()
+    servers[:] = [ShardServer(Shard(checkpoints=checkpoints), "127.0.0.1:0") for _ in range(count)]
+    monkeypatch.setenv(SHARDS_VARIABLE, ",".join(f"127.0.0.1:{server.port}" for server in servers))
+
+
+def test_checkpoints_move_between_one_process_and_any_number_of_shards_bit_for_bit(
+    folder: Path, shards: list[ShardServer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = write_job(folder, "moved", 64)
+    checkpoints = folder / "moved" / "checkpoints"
+    stops = iter([25, 12, 14])  # steps: in one process, in two shards, in three, in one process again
+    for count in (0, 2, 3):
+        start_shards(shards, checkpoints, count, monkeypatch)
+        left = next(stops)
+
+        def enough() -> bool:
+            nonlocal left
+            left -= 1
+            return left < 0
+
+        _, result = train_job(job, should_stop=enough)
+        assert result.stopped
+    monkeypatch.delenv(SHARDS_VARIABLE)
+    train_job(job)
+    expected, found = parameters(folder / "once"), parameters(folder / "moved")
+    assert {name for name in expected if not np.array_equal(expected[name], found[name])} == set()
+
+
+def test_a_run_that_loses_a_shard_ends_with_the_same_bits_and_is_scored_by_one_process(
+    folder: Path, shards: list[ShardServer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = write_job(folder, "lossy", 64)
+    start_shards(shards, folder / "lossy" / "checkpoints", 2, monkeypatch)
+    said: list[str] = []
+    steps = 0
+
+    def forget_at_step_37() -> bool:
+        nonlocal steps
+        steps += 1
+        if steps == 37:
+            shards[1]._shard._request = None  # as if it had been killed and started again
+            for table in shards[1]._shard._tables.values():
+                table.close("has no session: it was started after this training began")
+        return False
+
+    _, result = train_job(job, should_stop=forget_at_step_37, say=said.append)
+    assert len(result.windows) == 2
+    assert any("shard 1 (127.0.0.1" in line and "going back to the newest checkpoint" in line for line in said)
+    expected, found = parameters(folder / "once"), parameters(folder / "lossy")
+    assert {name for name in expected if not np.array_equal(expected[name], found[name])} == set()
+    scores = [
+        Scorer(JobConfig.from_file(folder / f"{run}.yaml")).evaluate(str(folder / "logs")) for run in ("once", "lossy")
+    ]
+    assert scores[0] == scores[1]
+
+
+def test_two_trainers_and_two_shards_one_of_them_killed_equal_one_process(folder: Path) -> None:
+    write_job(folder, "launched", 32)
+    command = [sys.executable, "-m", "headrace", "launch", str(folder / "launched.yaml"), "--trainers=2", "--shards=2"]
+    with ExitStack() as stack:
+        log = stack.enter_context((folder / "launched.log").open("w"))
+        process = stack.enter_context(subprocess.Popen(command, stdout=log, stderr=log))
+        stack.callback(process.kill)
+        kill_a_shard_behind_the_first_checkpoint(process, folder / "launched" / "checkpoints")
+        children = psutil.Process(process.pid).children(recursive=True)
+        assert process.wait(timeout=90) == 0, (folder / "launched.log").read_text()
+    text = (folder / "launched.log").read_text()
+    assert "launch | shard-1 ended with code -9; starting it again" in text
+    for rank in range(2):
+        assert f"trainer-{rank} | shard 1 (127.0.0.1" in text or f"trainer-{rank} | another trainer is gone" in text
+    assert not [child for child in children if child.is_running() and child.status() != psutil.STATUS_ZOMBIE]
+    expected, found = parameters(folder / "once"), parameters(folder / "launched")
+    assert found["rows"].tolist() == [ROWS, ROWS, 0, 0, 0]
+    for name, values in expected.items():
+        if name.startswith(("dense", "embeddings.weights", "embeddings.slot")):
+            scale = np.abs(values).max()
+            np.testing.assert_allclose(found[name], values, rtol=0, atol=1e-6 * scale, err_msg=name)
+        elif name.startswith("embeddings"):
+            np.testing.assert_array_equal(found[name], values, err_msg=name)
+    trained = [row for rank in ("", "trainers/1") for row in ledger(folder / "launched" / rank)]
+    assert sorted(trained) == sorted(ledger(folder / "once"))
+
+
+def kill_a_shard_behind_the_first_checkpoint(process: subprocess.Popen[bytes], checkpoints: Path) -> None:
+    deadline = time.monotonic() + 60
+    while not (checkpoints / "00000001").exists():
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    shards = [child for child in psutil.Process(process.pid).children() if "shard" in child.cmdline()]
+    os.kill(max(shards, key=lambda child: child.pid).pid, signal.SIGKILL)
+
+
+def ledger(run: Path) -> list[tuple[int, int]]:
+    """(step, row id) of every row trained on."""
+    tables = [pq.read_table(path) for path in sorted((run / "ledger").glob("*.parquet"))]
+    return [
+        (s, r)
+        for table in tables
+        for s, r in zip(*(table.column(n).to_pylist() for n in ("step", "row_id")), strict=True)
+    ]
