@@ -1,5 +1,6 @@
 """A pipeline that is opened without a word about workers is tuned while it runs, and can say what limits it."""
 
+import itertools
 import threading
 import time
 from typing import Any
@@ -34,8 +35,8 @@ def tuner_threads() -> list[str]:
 class Restless:
     """A policy that changes everything all the time."""
 
-    def __init__(self, most: int = 8) -> None:
-        self.random, self.most = np.random.default_rng(0), most
+    def __init__(self, most: int = 8, changes: int = 1000) -> None:
+        self.random, self.most, self.changes = np.random.default_rng(0), most, changes
         self.num_changes = 0
 
     def start(self, space: Space, observation: Observation) -> Proposal:
@@ -44,6 +45,8 @@ class Restless:
 
     def decide(self, observation: Observation) -> Proposal:
         self.num_changes += 1
+        if self.num_changes > self.changes:
+            return Proposal(reason="nothing, because it has had enough")
         values = {
             knob.name: int(self.random.integers(1, self.most + 1)) for knob in self.space.knobs if knob.unit != "bytes"
         }
@@ -70,7 +73,7 @@ def test_the_sequence_of_batches_is_the_same_while_processes_come_and_go(
     quick: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("headrace.tuning.loop.WINDOW_S", 0.5)
-    pipe, policy = pipeline(seconds=0.03), Restless(most=3)
+    pipe, policy = pipeline(seconds=0.03), Restless(most=3, changes=3)
     assert batches_of(pipe, tuner=policy, executor="process") == batches_of(pipe, executor="inline")
     assert policy.num_changes > 1
 
@@ -167,6 +170,21 @@ def test_batches_explain_themselves_with_and_without_a_tuner(quick: None) -> Non
         assert (found.limit, found.stage) == ("storage", "map"), found
         assert [stage.name for stage in found.stages] == ["source", "map", "shuffle", "batch"]
         assert bool(found.tuner) == (not options)
+
+
+def test_what_limits_a_running_job_is_written_down_when_it_changes(
+    quick: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("headrace.tuning.loop.EXPLAIN_EVERY_S", 0.1)
+    with pipeline(seconds=0.02).open() as batches:
+        for number, _ in enumerate(batches):
+            time.sleep(0.0 if number < 60 else 0.05)
+        found = [decision for decision in batches.decisions if decision.who == "explain"]
+    limits = [(each.snapshot["limit"], each.snapshot["stage"]) for each in found]
+    assert ("storage", "map") in limits
+    assert limits[-1][0] == "consumer"
+    assert all(a != b for a, b in itertools.pairwise(limits))
+    assert str(found[0].snapshot["text"]).startswith("limit: ")
 
 
 def test_a_pipeline_explains_itself_without_a_trainer() -> None:

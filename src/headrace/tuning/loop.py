@@ -6,8 +6,10 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from typing import Any, Protocol, Self
 
+from headrace.errors import ConfigError
 from headrace.pipeline.explanation import Explanation
 from headrace.tuning.adapter import Job
 from headrace.tuning.explaining import explain
@@ -22,6 +24,10 @@ WINDOW_S = 1.0
 """Seconds between decisions: the engine's totals are a quarter second old at most, which is then little."""
 NUM_KEPT = 10
 """Windows kept to explain from."""
+EXPLAIN_EVERY_S = 30.0
+"""What limits the job is looked up this often, and written down if it has changed ..."""
+EXPLAIN_AGAIN_S = 300.0
+"""... or was written down so long ago: `headrace explain` of a run that is still going on shows the newest."""
 
 
 class Recorder(Protocol):
@@ -69,6 +75,7 @@ class Tuner:
         self._last_reason, self._last_change = "", (0.0, "")
         self._seen: deque[Observation] = deque(maxlen=NUM_KEPT)
         self._cpu_s, self._began = 0.0, time.monotonic()
+        self._explained_s, self._written_s, self._limit = self._began, -EXPLAIN_AGAIN_S, ("", "")
         self._stop = threading.Event()
         observation = job.observe()
         self._carry_out(observation, self._guard.check(observation, self._policy.start(job.space, observation)))
@@ -118,6 +125,7 @@ class Tuner:
                 if observation.window_s > 0:
                     self._seen.append(observation)
                     self._carry_out(observation, self._guard.check(observation, self._policy.decide(observation)))
+                    self._explain_now_and_then()
             except Exception as error:
                 self.failure = error
                 self._record({}, f"switched off, because it raised {type(error).__name__}: {error}", {})
@@ -140,6 +148,21 @@ class Tuner:
             seen = {"rate_per_s": observation.rate_per_s, "cpus": observation.cpus, "memory": observation.memory_ratio}
             self._record(change, proposal.reason, seen)
         self._last_reason = kind
+
+    def _explain_now_and_then(self) -> None:
+        now = time.monotonic()
+        if now - self._explained_s < EXPLAIN_EVERY_S:
+            return
+        self._explained_s = now
+        try:
+            found = self.explain()
+        except ConfigError:  # nothing was delivered in the last windows
+            return
+        if (found.limit, found.stage) == self._limit and now - self._written_s < EXPLAIN_AGAIN_S:
+            return
+        self._limit, self._written_s = (found.limit, found.stage), now
+        if self._decisions is not None:
+            self._decisions.record("explain", {}, found.reason, {**asdict(found), "text": str(found)})
 
     def _record(self, change: Mapping[str, tuple[Any, Any]], reason: str, snapshot: Mapping[str, Any]) -> None:
         if self._decisions is not None:
