@@ -20,10 +20,10 @@ from pathlib import Path
 from typing import Any
 
 import harness
-
-from headrace.scheduling.bounds import StepParts
 from schedule.links import Link
 from schedule.workloads import NAMES
+
+from headrace.scheduling.bounds import StepParts
 
 HERE = Path(__file__).resolve().parent
 RATES = (0.1, 0.3, 1.0, 10.0, None)
@@ -38,11 +38,15 @@ class Child:
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=HERE, env=environment
         )
 
-    def ask(self, command: dict[str, Any]) -> dict[str, Any]:
-        """Send a command and wait for the answer."""
+    def tell(self, command: dict[str, Any]) -> None:
+        """Send a command that has no answer."""
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps(command) + "\n")
         self._process.stdin.flush()
+
+    def ask(self, command: dict[str, Any]) -> dict[str, Any]:
+        """Send a command and wait for the answer."""
+        self.tell(command)
         return json.loads(self.line())  # type: ignore[no-any-return]
 
     def line(self) -> str:
@@ -165,7 +169,15 @@ def main() -> None:
                 with ExitStack() as relays:
                     to = address
                     if rate is not None and not link.is_real:
-                        relay = [sys.executable, "-m", "schedule.relay", "--to", address, "--rate-mbit", str(1000 * rate)]
+                        relay = [
+                            sys.executable,
+                            "-m",
+                            "schedule.relay",
+                            "--to",
+                            address,
+                            "--rate-mbit",
+                            str(1000 * rate),
+                        ]
                         child = Child(link.command(1, relay))
                         relays.callback(child.close)
                         to = f"127.0.0.1:{int(child.line())}"
@@ -179,7 +191,7 @@ def main() -> None:
         if options.peers == "yes":
             from schedule.peers import run_peers
 
-            run_peers(report, link, Child, quick)
+            run_peers(report, link, Child, quick, trainer, address)
     report.notes["seconds"] = round(time.perf_counter() - begun, 1)
     report.finish(options)
 

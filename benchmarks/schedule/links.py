@@ -18,8 +18,8 @@ from typing import Self
 __all__ = ["Link", "can_make_namespaces"]
 
 HOSTS = ("127.9.0.1", "127.9.0.2")
-NAMES = ("headrace-a", "headrace-b")
-DEVICES = ("hr-veth-a", "hr-veth-b")
+NAMES = (f"headrace-{os.getpid()}-a", f"headrace-{os.getpid()}-b")
+DEVICES = (f"hr{os.getpid()}a", f"hr{os.getpid()}b")
 
 
 def can_make_namespaces() -> str:

@@ -1,0 +1,121 @@
+"""torchrec's way: `DistributedModelParallel` on gloo, two ranks, plain and with `TrainPipelineSparseDist`.
+
+    python -m schedule.peer_torchrec RANK HOST:PORT
+
+Each rank holds half of the tables (row-wise) and trains half of the Criteo-shaped batch; features are ready tensors, so
+feature work, which torchrec leaves to others, is not in its step.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+
+torch.set_num_threads(1)
+
+import torch.distributed as dist  # noqa: E402
+import torchrec  # noqa: E402
+from fbgemm_gpu.split_embedding_configs import EmbOptimType  # noqa: E402
+from schedule.workloads import make_workload  # noqa: E402
+from torch import nn  # noqa: E402
+from torchrec.distributed import DistributedModelParallel, TrainPipelineSparseDist  # noqa: E402
+from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder  # noqa: E402
+from torchrec.distributed.planner import EmbeddingShardingPlanner, Topology  # noqa: E402
+from torchrec.distributed.planner.types import ParameterConstraints  # noqa: E402
+from torchrec.models.dlrm import DLRM, DLRMTrain  # noqa: E402
+from torchrec.datasets.utils import Batch  # noqa: E402
+
+MAX_ROWS = 1_000_000
+
+
+def main() -> None:
+    """Join, then train and answer (rank 0 speaks; the other follows)."""
+    rank = int(sys.argv[1])
+    dist.init_process_group("gloo", init_method=f"tcp://{sys.argv[2]}", rank=rank, world_size=2)
+    batches, model = build(rank)
+    optimizer = torch.optim.SGD(
+        [p for n, p in model.named_parameters() if "embedding" not in n and p.requires_grad], lr=0.01
+    )
+    pipeline = TrainPipelineSparseDist(model, optimizer, torch.device("cpu"))
+    stream = endless(batches)
+    for line in sys.stdin if rank == 0 else iter(int, 1):
+        command = [json.loads(line) if rank == 0 else None]  # type: ignore[arg-type]
+        dist.broadcast_object_list(command, src=0)
+        assert command[0] is not None
+        if command[0]["arm"] == "end":
+            break
+        is_plain = command[0]["arm"] == "plain"
+        one = (lambda: plain(model, optimizer, next(stream))) if is_plain else (lambda: pipeline.progress(stream))
+        for _ in range(5):
+            one()
+        start = time.perf_counter()
+        for _ in range(command[0]["steps"]):
+            one()
+        if rank == 0:
+            sys.stdout.write(json.dumps({"step_s": (time.perf_counter() - start) / command[0]["steps"]}) + "\n")
+            sys.stdout.flush()
+    os._exit(0)  # gloo's threads have no other end
+
+
+def plain(model: Any, optimizer: Any, batch: Any) -> None:
+    """One step without a pipeline."""
+    optimizer.zero_grad()
+    loss, _ = model(batch)
+    loss.backward()
+    optimizer.step()
+
+
+def endless(batches: list[Any]) -> Iterator[Any]:
+    """Round and round."""
+    while True:
+        yield from batches
+
+
+def build(rank: int) -> tuple[list[Any], Any]:
+    """This rank's halves of the batches, and its part of the model."""
+    work = make_workload("criteo")
+    dense_names = [name for name in work.schema["dense"] if name.startswith("i")]
+    id_names = work.schema["ids"]
+    borders = np.array(work.features["sparse"]["b0"]["ops"][0]["bucketize"])
+    columns = {name: work.table.column(name).to_numpy() for name in ("label", *dense_names, *id_names)}
+    dense = np.stack([np.log1p(columns[name]) for name in dense_names], 1).astype(np.float32)
+    ids = [columns[name] % MAX_ROWS for name in id_names]
+    ids += [np.searchsorted(borders, columns[name]) for name in dense_names]
+    keys = [*id_names, *(f"b{n}" for n in range(len(dense_names)))]
+    sizes = [int(column.max()) + 1 for column in ids]
+    half = work.batch_size // 2
+    batches = []
+    for first in range(rank * half, len(dense) - half + 1, work.batch_size):
+        part = slice(first, first + half)
+        values = torch.from_numpy(np.concatenate([column[part] for column in ids]).astype(np.int64))
+        lengths = torch.ones(len(values), dtype=torch.int32)
+        kjt = torchrec.KeyedJaggedTensor.from_lengths_sync(keys, values, lengths)
+        labels = torch.from_numpy(columns["label"][part].astype(np.int32))
+        batches.append(Batch(torch.from_numpy(dense[part]), kjt, labels))
+    tables = [
+        torchrec.EmbeddingBagConfig(
+            name=f"t_{key}", embedding_dim=work.embedding_dim, num_embeddings=size, feature_names=[key]
+        )
+        for key, size in zip(keys, sizes, strict=True)
+    ]
+    collection = torchrec.EmbeddingBagCollection(tables=tables, device=torch.device("meta"))
+    dlrm = DLRM(collection, len(dense_names), [256, 64, work.embedding_dim], [256, 128, 1], torch.device("cpu"))
+    train: nn.Module = DLRMTrain(dlrm)
+    fused = {"optimizer": EmbOptimType.EXACT_ROWWISE_ADAGRAD, "learning_rate": 0.01}
+    sharders: list[Any] = [EmbeddingBagCollectionSharder(fused_params=fused)]
+    # Table-wise: with row-wise sharding gloo lacks a collective it needs for uneven tables.
+    limits = {config.name: ParameterConstraints(sharding_types=["table_wise"]) for config in tables}
+    planner = EmbeddingShardingPlanner(topology=Topology(world_size=2, compute_device="cpu"), constraints=limits)
+    plan = planner.collective_plan(train, sharders, dist.group.WORLD)
+    return batches, DistributedModelParallel(train, device=torch.device("cpu"), plan=plan, sharders=sharders)
+
+
+if __name__ == "__main__":
+    main()

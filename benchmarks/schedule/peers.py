@@ -1,0 +1,108 @@
+"""Runs the peers over the same link, in turn with the scheduler's best policies, on the Criteo-shaped workload."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import statistics
+import sys
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import harness
+
+from schedule.links import DEVICES, HOSTS, Link
+
+__all__ = ["run_peers"]
+
+PYTHON = Path(__file__).resolve().parents[2] / ".peers" / "bin" / "python"
+
+
+def run_peers(
+    report: harness.Report, link: Link, child: Callable[..., Any], quick: bool, trainer: Any, address: str
+) -> None:
+    """Measure every peer that can be started, and ours again beside it; says in the notes which could not."""
+    if not PYTHON.exists():
+        report.notes["peers"] = "not installed: make peers"
+        return
+    link.set_rate(None)
+    with ExitStack() as stack:
+        asks: dict[str, Callable[[int], float]] = {}
+        for name, start in (("tensorflow", _tensorflow), ("torchrec", _torchrec)):
+            try:
+                asks |= start(link, child, stack)
+            except (OSError, SystemExit) as error:
+                report.notes[f"peer {name}"] = f"could not be started: {error}"
+        trainer.ask({"do": "load", "workload": "criteo", "address": address, "quick": quick})
+        for policy in ("serial", "recs", "recs_early"):
+            asks[policy] = lambda steps, policy=policy: trainer.ask(  # type: ignore[misc]
+                {"do": "run", "policy": policy, "steps": steps}
+            )["step_s"]
+        for rate in (None,) if quick else (1.0, None):
+            link.set_rate(rate)
+            case = f"criteo beside peers, {'unshaped' if rate is None else f'{rate:g} Gb/s'}"
+            samples: dict[str, list[float]] = {name: [] for name in asks}
+            for _ in range(2 if quick else 3):
+                for name, ask in asks.items():
+                    samples[name].append(1e3 * ask(8 if quick else 20))
+            for name, values in samples.items():
+                report.add(case, name, "step", "ms", values)
+            for ours in ("recs", "recs_early"):
+                others = [name for name in samples if name not in ("serial", "recs", "recs_early")]
+                report.compare(case, ours, "step", against=others, lower_is_better=True)
+            report.notes[case] = {name: f"{statistics.median(values):.1f} ms" for name, values in samples.items()}
+        link.set_rate(None)
+
+
+def _environment(end: int) -> dict[str, str]:
+    return os.environ | {
+        "OMP_NUM_THREADS": "1",
+        "TF_CPP_MIN_LOG_LEVEL": "3",
+        "PYTHONWARNINGS": "ignore",
+        "GLOO_SOCKET_IFNAME": DEVICES[end],
+    }
+
+
+def _port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _hosts(link: Link) -> tuple[str, str]:
+    return HOSTS if link.is_real else ("127.0.0.1", "127.0.0.1")
+
+
+def _tensorflow(link: Link, child: Callable[..., Any], stack: ExitStack) -> dict[str, Callable[[int], float]]:
+    here, there = _hosts(link)
+    cluster = {"chief": [f"{here}:{_port()}"], "worker": [f"{here}:{_port()}"], "ps": [f"{there}:{_port()}"]}
+    made = []
+    for role, end in (("ps", 1), ("worker", 0), ("chief", 0)):
+        command = link.command(end, [str(PYTHON), "-m", "schedule.peer_tensorflow", role, json.dumps(cluster)])
+        made.append(child(command, _environment(end)))
+        stack.callback(made[-1].close)
+        if role != "chief":
+            made[-1].line()
+    return {"tensorflow ParameterServerStrategy": lambda steps: float(made[-1].ask({"steps": steps})["step_s"])}
+
+
+def _torchrec(link: Link, child: Callable[..., Any], stack: ExitStack) -> dict[str, Callable[[int], float]]:
+    address = f"{_hosts(link)[0]}:{_port()}"
+    ranks = []
+    for rank in (0, 1):
+        environment = _environment(rank)
+        if not link.is_real:
+            environment.pop("GLOO_SOCKET_IFNAME")
+        command = link.command(rank, [str(PYTHON), "-m", "schedule.peer_torchrec", str(rank), address])
+        ranks.append(child(command, environment))
+        stack.callback(ranks[-1].close)
+    stack.callback(lambda: ranks[0].tell({"arm": "end"}))
+    return {
+        f"torchrec {name}": lambda steps, arm=arm: float(  # type: ignore[misc]
+            ranks[0].ask({"arm": arm, "steps": steps})["step_s"]
+        )
+        for arm, name in (("plain", "DistributedModelParallel"), ("pipeline", "TrainPipelineSparseDist"))
+    }
