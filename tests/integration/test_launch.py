@@ -34,7 +34,9 @@ embeddings:
   default: {{kind: hashed, num_embeddings: 300, optimizer: {{kind: rowwise_adagrad, lr: 0.05}}}}
   spaces: {{item: {{kind: collisionless, num_embeddings: 64, evict_after: 1}}}}
 model: {{kind: dlrm, embedding_dim: 8, bottom: [16], top: [16]}}
-training: {{batch_size: {batch}, threads: 1, row_ledger: true, checkpoint_every_steps: 10, dense_optimizer: {{kind: sgd, lr: 0.05}}}}
+training:
+  {{batch_size: {batch}, threads: 1, row_ledger: true, checkpoint_every_steps: 10,
+    dense_optimizer: {{kind: sgd, lr: 0.05}}}}
 """
 ROWS = 4_050  # the last batch of a window is not full, nor even
 
@@ -161,6 +163,25 @@ def test_two_trainers_and_two_shards_one_of_them_killed_equal_one_process(folder
             np.testing.assert_array_equal(found[name], values, err_msg=name)
     trained = [row for rank in ("", "trainers/1") for row in ledger(folder / "launched" / rank)]
     assert sorted(trained) == sorted(ledger(folder / "once"))
+
+
+@pytest.mark.slow
+def test_actors_of_ray_train_the_same_model(folder: Path) -> None:
+    ray = pytest.importorskip("ray", reason="needs ray: pip install 'headrace[cluster]'")
+    from headrace.cluster.on_ray import train_on_ray
+
+    write_job(folder, "actors", 64)
+    ray.init(num_cpus=2, include_dashboard=False, logging_level="ERROR")
+    try:
+        names, step = train_on_ray(folder / "actors.yaml", trainers=1, shards=1, windows=1)
+    finally:
+        ray.shutdown()
+    assert len(names) == 1
+    write_job(folder, "first", 64)
+    Trainer(JobConfig.from_file(folder / "first.yaml")).run(windows=1)
+    expected, found = parameters(folder / "first"), parameters(folder / "actors")
+    assert {name for name in expected if not np.array_equal(expected[name], found[name])} == set()
+    assert step == -(-ROWS // 2 // 64)
 
 
 def kill_a_shard_behind_the_first_checkpoint(process: subprocess.Popen[bytes], checkpoints: Path) -> None:

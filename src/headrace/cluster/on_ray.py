@@ -1,0 +1,121 @@
+"""`train_on_ray`: the trainers and shards of a job as Ray actors, by the same entry point as everywhere."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import socket
+from pathlib import Path
+from typing import Any
+
+from headrace.cluster.training import SHARDS_VARIABLE, train_job
+from headrace.embeddings.shard import Shard
+from headrace.embeddings.shard_security import ServerSecurity
+from headrace.embeddings.shard_service import ShardServer
+from headrace.errors import ConfigError, MissingExtra
+from headrace.training import JobConfig, RunFolder
+
+__all__ = ["train_on_ray"]
+
+
+class ShardActor:
+    """One shard, for as long as the actor lives."""
+
+    def __init__(self, checkpoints: str, listens_beyond: bool, security: ServerSecurity) -> None:
+        host = _address() if listens_beyond else "127.0.0.1"
+        server = ShardServer(Shard(checkpoints=Path(checkpoints)), f"{host}:0", security=security)
+        self._server = server
+        self._address = f"{host}:{server.port}"
+
+    def address(self) -> str:
+        """Where it serves."""
+        return self._address
+
+
+class TrainerActor:
+    """One trainer."""
+
+    def meeting_place(self) -> tuple[str, int]:
+        """Address and a free port of this actor's machine, where trainers may meet."""
+        with socket.socket() as probe:
+            probe.bind(("", 0))
+            return _address(), int(probe.getsockname()[1])
+
+    def train(self, job: str, environment: dict[str, str], windows: int | None) -> tuple[list[str], int]:
+        """Train; returns the names of the windows finished, and the step."""
+        os.environ.update(environment)
+        _, result = train_job(JobConfig.from_file(job), windows=windows, say=print)
+        return [window.name for window in result.windows], result.step
+
+
+def train_on_ray(
+    job: Path,
+    *,
+    trainers: int,
+    shards: int,
+    windows: int | None = None,
+    security: ServerSecurity | None = None,
+    trainer_cpus: float = 1.0,
+    shard_cpus: float = 1.0,
+) -> tuple[list[str], int]:
+    """Train a job with Ray actors, on the cluster Ray is connected to (or `RAY_ADDRESS` names), else on this machine.
+
+    All machines must see the job file, the logs and the run's folder under the same paths. On several machines shards
+    need a token and TLS, and the job's `cluster` section names the trainers' side of both. A lost actor ends the run;
+    started again, it goes on from the newest checkpoint.
+
+    Args:
+        job: Job file.
+        trainers: Trainer actors.
+        shards: Shard actors.
+        windows: At most so many; None for all.
+        security: Of the shards.
+        trainer_cpus: What Ray reserves for a trainer.
+        shard_cpus: What Ray reserves for a shard.
+
+    Returns:
+        Names of the windows finished, and optimizer steps made by the run so far.
+
+    Raises:
+        MissingExtra: Ray is not installed.
+        ConfigError: Several trainers without a shard; or several machines without token and TLS.
+    """
+    ray = _ray()
+    if trainers > 1 and shards == 0:
+        raise ConfigError(f"shards: given 0 with {trainers} trainers, expected one at least, to hold the embeddings")
+    ray.init(ignore_reinit_error=True, log_to_driver=True)
+    listens_beyond = sum(bool(node["Alive"]) for node in ray.nodes()) > 1
+    security = security or ServerSecurity()
+    if listens_beyond:
+        security.check(_address())
+    checkpoints = str(RunFolder(JobConfig.from_file(job).run).checkpoints)
+    holder, trainer = ray.remote(num_cpus=shard_cpus)(ShardActor), ray.remote(num_cpus=trainer_cpus)(TrainerActor)
+    holders = [holder.remote(checkpoints, listens_beyond, security) for _ in range(shards)]
+    workers = [trainer.remote() for _ in range(trainers)]
+    try:
+        addresses = ray.get([each.address.remote() for each in holders])
+        host, port = ray.get(workers[0].meeting_place.remote())
+        shared = {"WORLD_SIZE": str(trainers), "MASTER_ADDR": host, "MASTER_PORT": str(port)}
+        if addresses:
+            shared[SHARDS_VARIABLE] = ",".join(addresses)
+        runs: list[Any] = [
+            worker.train.remote(str(job.resolve()), shared | {"RANK": str(rank)}, windows)
+            for rank, worker in enumerate(workers)
+        ]
+        names, step = ray.get(runs)[0]
+        return list(names), int(step)
+    finally:
+        for actor in [*workers, *holders]:
+            ray.kill(actor)
+
+
+def _ray() -> Any:
+    try:
+        return importlib.import_module("ray")
+    except ImportError as error:
+        raise MissingExtra("ray", "cluster") from error
+
+
+def _address() -> str:
+    """Of this machine, as Ray knows it."""
+    return str(_ray().util.get_node_ip_address())
