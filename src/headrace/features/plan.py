@@ -87,6 +87,7 @@ class FeaturePlan:
         self._plain_chains = np.array([[at, 0, 0, 0, 0, -1] for at in extra], np.int64).reshape(-1, 6)
         self._binding: Binding | None = None
         self._splits: dict[Any, tuple[Domain, ...]] = {}
+        self._split: tuple[Binding, Grouping | None, list[int], tuple[Domain, ...]] | None = None
         self._realised = Realised()
         self.grouping: Grouping | None = None
         if dedup == "off":
@@ -195,19 +196,12 @@ class FeaturePlan:
         sources = self._read(batch, binding)
         row_ids = np.empty(batch.num_rows, np.int64)
         write_row_ids(sources, len(self._sources) if len(sources) > len(self._sources) else -1, row_ids)
-        stored = sorted({home for home in binding.homes if home >= 0})
-        if stored:
-            groups = stored_rows(batch, stored)
-            homes = {name: stored.index(home) for name, home in self._homes(binding) if home >= 0}
-        else:
-            grouping = self.grouping.groups if self.grouping is not None else ()
-            homes = {name: at for at, group in enumerate(grouping) for name in group}
-            groups = self._equal_rows(sources, len(row_ids)) if grouping else []
+        stored, domains = self._domains(binding)
+        groups = stored_rows(batch, stored) if stored else self._equal_rows(sources, len(row_ids))
         arena = self._spread_extra(sources, binding, stored, groups)
         labels, weights = self._labels_and_weights(sources, row_ids)
         del arena
         if groups:
-            domains = self._split(homes, stored=bool(stored))
             num_dense = len(self.dense_names)
             dense, sparse = compute(domains, groups, sources, row_ids, num_dense, self._buffers, self._realised)
         else:
@@ -260,13 +254,29 @@ class FeaturePlan:
             binding = self._binding = bind(schema, columns, kinds | {ROW_ID: Kind.ID}, units)
         return binding
 
-    def _homes(self, binding: Binding) -> list[tuple[str, int]]:
-        """The features' columns and where their groups stand in the batch, -1 for plain columns."""
-        return list(zip(self._whole.columns, binding.homes, strict=False))
+    def _domains(self, binding: Binding) -> tuple[list[int], tuple[Domain, ...]]:
+        """Where the group columns stand in a batch, and the features split by the rows they are computed for."""
+        if self._split is not None and self._split[0] is binding and self._split[1] is self.grouping:
+            return self._split[2:]
+        stored = sorted({home for home in binding.homes if home >= 0})
+        if stored:
+            homes = zip(self._whole.columns, binding.homes, strict=False)
+            group_of = {name: stored.index(home) for name, home in homes if home >= 0}
+        else:
+            groups = self.grouping.groups if self.grouping is not None else ()
+            group_of = {name: at for at, group in enumerate(groups) for name in group}
+        key = (tuple(sorted(group_of.items())), bool(stored))
+        if group_of and key not in self._splits:
+            self._splits[key] = split(
+                self.specs, self._kinds, self._whole.columns, group_of, self._buffers, stored=bool(stored)
+            )
+        self._split = binding, self.grouping, stored, self._splits.get(key, ())
+        return self._split[2:]
 
     def _equal_rows(self, sources: Ints, num_rows: int) -> list[GroupRows]:
         """The unique rows of the groups that were decided on; their columns are plain."""
-        assert self.grouping is not None
+        if self.grouping is None:
+            return []
         number_of = {name: at for at, name in enumerate(self._whole.columns)}
         groups = [
             np.array([number_of[name] for name in group if name in number_of], np.int64)
@@ -288,12 +298,6 @@ class FeaturePlan:
         arena = np.empty(int(gathered_bytes(sources, which, rows)), np.uint8)
         gather_sources(sources, which, rows, arena)
         return arena
-
-    def _split(self, homes: dict[str, int], *, stored: bool) -> tuple[Domain, ...]:
-        key = (tuple(sorted(homes.items())), stored)
-        if key not in self._splits:
-            self._splits[key] = split(self.specs, self._kinds, self._whole.columns, homes, self._buffers, stored=stored)
-        return self._splits[key]
 
     def _labels_and_weights(
         self, sources: Ints, row_ids: Ints

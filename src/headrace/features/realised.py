@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 __all__ = ["Realised", "Savings"]
@@ -32,10 +32,21 @@ class Savings:
     num_plain_bytes: int = 0
 
     def __add__(self, more: Savings) -> Savings:
-        return Savings(*(one + other for one, other in zip(astuple(self), astuple(more), strict=True)))
+        return self._joined(more, 1)
 
     def __sub__(self, before: Savings) -> Savings:
-        return Savings(*(one - other for one, other in zip(astuple(self), astuple(before), strict=True)))
+        return self._joined(before, -1)
+
+    def _joined(self, other: Savings, sign: int) -> Savings:
+        return Savings(
+            self.num_rows + sign * other.num_rows,
+            self.num_values + sign * other.num_values,
+            self.num_plain_values + sign * other.num_plain_values,
+            self.num_ids + sign * other.num_ids,
+            self.num_plain_ids + sign * other.num_plain_ids,
+            self.num_bytes + sign * other.num_bytes,
+            self.num_plain_bytes + sign * other.num_plain_bytes,
+        )
 
     @property
     def values_factor(self) -> float:

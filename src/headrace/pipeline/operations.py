@@ -15,6 +15,7 @@ from headrace.errors import PipelineError
 from headrace.logs import groups
 from headrace.logs.pieces import ROW_ID
 from headrace.pipeline.elements import Cut
+from headrace.pipeline.joining import slices_of
 from headrace.pipeline.ordering import row_order, session_order
 
 __all__ = [
@@ -136,7 +137,7 @@ class Permute:
     label: str = ""
 
     def __call__(self, payload: list[Cut], seed: tuple[int, ...]) -> pa.RecordBatch:
-        slices = _slices(payload)
+        slices = slices_of(payload)
         schema = _same_schema(slices)
         if self.session is None:
             order = row_order(sum(rows.num_rows for rows in slices), (self.seed, *seed))
@@ -158,7 +159,7 @@ class Combine:
     label: str = ""
 
     def __call__(self, payload: list[Cut], seed: tuple[int, ...]) -> pa.RecordBatch:
-        slices = _slices(payload)
+        slices = slices_of(payload)
         if len(slices) == 1:
             return slices[0]
         _same_schema(slices)
@@ -244,12 +245,6 @@ def _record_batch(value: Any) -> pa.RecordBatch:
             f"the function returned a batch without the column {ROW_ID}; keep it, it says which row is which"
         )
     return value
-
-
-def _slices(cuts: list[Cut]) -> list[pa.RecordBatch]:
-    """The rows of some cuts; where they are to be joined, groups keep only the unique rows these have."""
-    slices = [cut.rows.slice(cut.start, cut.num_rows) for cut in cuts]
-    return slices if len(slices) == 1 else [groups.compact(rows) for rows in slices]
 
 
 def _column(rows: pa.RecordBatch, name: str) -> pa.Array:

@@ -100,12 +100,22 @@ def grouped_batches(draw: st.DrawFn) -> tuple[pa.RecordBatch, list[list[str]]]:
             arrays |= {name: distinct[name].take(pa.array(inverse)) for name in members}
         elif members:
             features = {name: distinct[name] for name in members}
-            arrays[group_name(number)] = group_array(features, inverse)
+            arrays[group_name(number)] = _with_slice_of_dictionary(
+                group_array(features, inverse), draw(st.integers(0, 2))
+            )
             groups.append(members)
     arrays["y"] = pa.array(np.arange(rows) % 2, pa.float32())
     arrays["w"] = pa.array(np.ones(rows), pa.float32())
     arrays["__row_id"] = pa.array(np.arange(100, 100 + rows))
     return pa.RecordBatch.from_arrays(list(arrays.values()), names=list(arrays)), groups
+
+
+def _with_slice_of_dictionary(column: pa.DictionaryArray, before: int) -> pa.DictionaryArray:
+    """The same column, its dictionary a slice of one that has some rows before."""
+    unique = column.dictionary
+    longer = pa.concat_arrays([unique.slice(0, before), unique])
+    skipped = len(longer) - len(unique)
+    return pa.DictionaryArray.from_arrays(column.indices, longer.slice(skipped), safe=False)
 
 
 def plain_plan() -> FeaturePlan:

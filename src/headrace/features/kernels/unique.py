@@ -192,12 +192,15 @@ def expand_rows(unique: Any, inverse: Any, runs: Any, out: Any) -> None:
         runs: int64 [R, 3]: first column in `unique`, first column in `out`, and how many lie side by side in both.
         out: float32 [B, D], written in part.
     """
+    width, out_width = unique.shape[1], out.shape[1]
+    given, written = unique.reshape(-1), out.reshape(-1)
     for row in range(inverse.size):
-        source = inverse[row]
         for run in range(runs.shape[0]):
-            first, place = runs[run, 0], runs[run, 1]
-            for column in range(runs[run, 2]):
-                out[row, place + column] = unique[source, first + column]
+            # Unsigned places need no check for a count from the end: the copy is done in vectors.
+            first = np.uint64(np.int64(inverse[row]) * width + runs[run, 0])
+            place = np.uint64(row * out_width + runs[run, 1])
+            for column in range(np.uint64(runs[run, 2])):
+                written[place + column] = given[first + column]
 
 
 @kernel()
