@@ -29,7 +29,7 @@ def cluster(
     sample: Annotated[float, Option(help="Share of the sessions to keep, whole ones.")] = 1.0,
     seed: Annotated[int, Option(help="Decides which sessions are in the sample.")] = 0,
     memory: Annotated[str, Option(help="What the work may take, beside 400 MB for the interpreter.")] = "2GiB",
-    rows_per_group: Annotated[int, Option(help="Rows of a row group, about.")] = 8192,
+    rows_per_group: Annotated[int, Option(help="Rows of a row group, fewer where they are wide.")] = 65_536,
 ) -> None:
     """Write a copy of a log clustered by session, verified row for row; run again, it adds what is new.
 

@@ -228,6 +228,7 @@ def check_names(schema: Schema, columns: Sequence[str]) -> None:
     Raises:
         ConfigError: Names those that are not.
     """
-    unknown = [name for name in columns if name not in schema.columns]
+    known = dict.fromkeys(schema.columns)
+    unknown = [name for name in columns if name not in known]
     if unknown:
-        raise ConfigError(f"column {', '.join(unknown)} is not in the schema, which has {', '.join(schema.columns)}")
+        raise ConfigError(f"column {', '.join(unknown)} is not in the schema, which has {', '.join(known)}")

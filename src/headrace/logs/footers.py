@@ -76,7 +76,11 @@ class Footer:
 
     def stored_type(self, name: str) -> pa.DataType:
         """Type of a column; partition columns are strings."""
-        return self.schema.field(name).type if name in self.schema.names else pa.string()
+        return self._types.get(name, pa.string())
+
+    @cached_property
+    def _types(self) -> dict[str, pa.DataType]:
+        return {field.name: field.type for field in self.schema}
 
     @cached_property
     def leaves(self) -> dict[str, list[int]]:
@@ -85,9 +89,13 @@ class Footer:
         leaves: dict[str, list[int]] = {}
         if self.is_nested:
             assert self.layout is not None
+            below: dict[str, list[int]] = {}
+            for number, path in enumerate(paths):
+                for end in (index for index, letter in enumerate(f"{path}.") if letter == "."):
+                    below.setdefault(path[:end], []).append(number)
             for name in self.schema.names:
                 prefixes = leaf_paths(self.layout, [name], always_impressions=False)
-                leaves[name] = [n for n, path in enumerate(paths) if any(_is_below(path, p) for p in prefixes)]
+                leaves[name] = [number for prefix in prefixes for number in below.get(prefix, ())]
             return leaves
         names = set(self.schema.names)
         for number, path in enumerate(paths):
@@ -203,10 +211,6 @@ def time_bounds(footer: Footer, row_group: int, clock: TimestampColumn) -> tuple
     ticks, _ = cast_times(raw.cast(kind) if pt.is_timestamp(kind) else raw, clock.unit)
     first, last = to_time_us(ticks, clock.unit).tolist()
     return first, last
-
-
-def _is_below(path: str, prefix: str) -> bool:
-    return path == prefix or path.startswith(f"{prefix}.")
 
 
 def _line(error: BaseException) -> str:

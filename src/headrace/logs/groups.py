@@ -139,20 +139,17 @@ def expand(batch: pa.RecordBatch, columns: Sequence[str] | None = None) -> pa.Re
         if not has_groups(batch.schema):
             return batch
         columns = feature_names(batch.schema)
-    groups: dict[str, Group] = {}
+    places = {name: index for index, name in enumerate(batch.schema.names)}
+    groups = {name: group_of(batch.column(index)) for name, index in places.items() if is_group(name)}
+    homes = {feature: group for group in groups.values() for feature in group.features}
     arrays, fields = [], []
     for name in columns:
-        index = batch.schema.get_field_index(name)
-        if index >= 0:
-            arrays.append(batch.column(index))
-            fields.append(batch.schema.field(index))
+        if name in places:
+            arrays.append(batch.column(places[name]))
+            fields.append(batch.schema.field(places[name]))
             continue
-        home = find_group(batch.schema, name)
-        if home is None:
-            raise KeyError(name)
-        if home not in groups:
-            groups[home] = group_of(batch.column(home))
-        values = gather(groups[home].feature(name), groups[home].inverse)
+        group = homes[name]
+        values = gather(group.feature(name), group.inverse)
         arrays.append(values)
         fields.append(pa.field(name, values.type))
     return pa.RecordBatch.from_arrays(arrays, schema=pa.schema(fields))

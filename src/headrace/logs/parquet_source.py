@@ -145,7 +145,8 @@ class ParquetSource:
         """Batches of an item with the row of the group each starts at; cut the same way whatever the columns."""
         file_names = part.footer.schema.names
         grouped = {name for members in (groups or {}).values() for name in members}
-        stored = [name for name in names if name in file_names]
+        there = set(file_names)
+        stored = [name for name in names if name in there]
         partition = dict(part.footer.file.partition)
         position = 0
         with reading(part.footer.file, part.row_group), open_parquet(part.footer) as parquet:
@@ -155,7 +156,7 @@ class ParquetSource:
                     rows = batch.slice(start, min(last - start, self._max_rows))
                     columns = {name: rows.column(name) for name in rows.schema.names if name.startswith(GROUP_PREFIX)}
                     for name in names:
-                        if name in stored and name not in grouped:
+                        if name in there and name not in grouped:
                             columns[name] = rows.column(name)
                         elif name not in grouped:
                             columns[name] = _constant(partition[name], rows.num_rows)

@@ -156,7 +156,7 @@ def _cluster_unit(
             order.close()
             with ClusteredFile(unit.path, config, columns, layout) as file:
                 # Row groups small enough that a few of them, being put together and written, fit as well.
-                limit = max(1, int(config.memory_bytes / 16 / payload.row_bytes))
+                limit = max(1, int(config.memory_bytes / 8 / payload.row_bytes))
                 for sessions in SessionRows(min(config.rows_per_group, limit)).cut(arranger.arranged()):
                     file.write(sessions)
                 file.finish({"files": unit.origins(), "settings": settings, "checksum": f"{before.checksum:016x}"})

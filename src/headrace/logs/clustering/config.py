@@ -26,7 +26,7 @@ class ClusterConfig(Config):
         sample: Share of the sessions to keep; whole sessions, drawn by the hash of their name.
         seed: Of the sample.
         memory_bytes: What the work may take, beside the 400 MB of an interpreter with all libraries loaded.
-        rows_per_group: Rows of a row group, fewer where they would take more than a sixteenth of the memory; sessions
+        rows_per_group: Rows of a row group, fewer where they would take more than an eighth of the memory; sessions
             are not cut unless they are longer than `max_session_rows`.
         max_session_rows: Rows of a session that are stored together; longer ones are continued in the next row.
     """
@@ -40,7 +40,7 @@ class ClusterConfig(Config):
     sample: float = Field(default=1.0, gt=0, le=1)
     seed: int = Field(default=0, ge=0, lt=2**63)
     memory_bytes: int = Field(default=2 << 30, ge=64 << 20)
-    rows_per_group: int = Field(default=8192, ge=1)
+    rows_per_group: int = Field(default=65_536, ge=1)
     max_session_rows: int = Field(default=4096, ge=1)
 
     @model_validator(mode="after")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -100,7 +100,7 @@ class NestedRows:
         return pa.RecordBatch.from_arrays([self.plain_column(name) for name in names], names=list(names))
 
 
-def leaf_paths(layout: Layout, names: Sequence[str], *, always_impressions: bool = True) -> list[str]:
+def leaf_paths(layout: Layout, names: Collection[str], *, always_impressions: bool = True) -> list[str]:
     """What must be read of a nested file for some columns of the log: prefixes of the paths of its leaf columns.
 
     Args:
@@ -109,6 +109,7 @@ def leaf_paths(layout: Layout, names: Sequence[str], *, always_impressions: bool
         always_impressions: Whether to take some column of the impressions if none of the names is: how many
             impressions a session has is told by them only.
     """
+    names = set(names)
     inside = [name for name in layout.impression_columns if name in names]
     if not inside and always_impressions:
         inside = list(layout.impression_columns[:1])
