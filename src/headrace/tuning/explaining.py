@@ -70,14 +70,14 @@ def explain(observations: Sequence[Observation], space: Space, *, tuner: str = "
     more = [k + (i == stage) for i, k in enumerate(workers)]
     ample = [rate.max_workers if workers_of(rate.name) in space else k for rate, k in zip(rates, workers, strict=True)]
     with_worker = min(pipeline_rate(rates, more, last.cpus), consumer)
-    with_cpu = min(pipeline_rate(rates, ample, last.cpus + 1), consumer)
+    with_cpus = [min(pipeline_rate(rates, ample, last.cpus + more_cpus), consumer) for more_cpus in (0, 1)]
     return Explanation(
         limit=found.limit,
         stage=rates[stage].name,
         rate_per_s=last.rate_per_s,
         consumer_per_s=consumer,
-        worker_gain=max(with_worker / now - 1.0, 0.0) if found.limit in ("CPUs", "storage", "workers") else 0.0,
-        cpu_gain=max(with_cpu / now - 1.0, 0.0) if found.limit in ("CPUs", "workers") else 0.0,
+        worker_gain=max(with_worker / now - 1.0, 0.0) if found.limit in ("storage", "workers") else 0.0,
+        cpu_gain=max(with_cpus[1] / with_cpus[0] - 1.0, 0.0) if found.limit == "CPUs" else 0.0,
         reason=found.reason,
         help=found.help,
         stages=tuple(_share(last, i, rate) for i, rate in enumerate(rates)),
@@ -153,19 +153,19 @@ def _find(last: Observation, slowest: StageRate, workers: int, held: int) -> _Fi
             f"more CPUs, or less work a batch: {heaviest.name} takes {share:.0%} of the pipeline's CPU time",
         )
     blocking = slowest.blocking_s / max(slowest.blocking_s + slowest.cpu_s, 1e-12)
-    if blocking > BLOCKING and last.gil_wait_s > GIL_WAIT_S and workers > 1:
-        return _Finding(
-            "GIL",
-            f"the {workers} workers of {slowest.name} run Python code one at a time: a thread waits "
-            f"{1000 * last.gil_wait_s:.0f} ms for the interpreter's lock",
-            f'run {slowest.name} in processes: map(..., executor="process"), or use Arrow and NumPy calls in it',
-        )
     if last.machine_busy_ratio > BUSY and not _waits_for_other_things(last):
         return _Finding(
             "CPUs",
             f"the machine is {last.machine_busy_ratio:.0%} busy, other work included; the pipeline has {busy:.0%} of "
             f"the {_cpus(last.cpus)}",
             "less other work on the machine, the trainer's own threads included",
+        )
+    if blocking > BLOCKING and last.gil_wait_s > GIL_WAIT_S and workers > 1:
+        return _Finding(
+            "GIL",
+            f"the {workers} workers of {slowest.name} run Python code one at a time: a thread waits "
+            f"{1000 * last.gil_wait_s:.0f} ms for the interpreter's lock",
+            f'run {slowest.name} in processes: map(..., executor="process"), or use Arrow and NumPy calls in it',
         )
     if blocking > BLOCKING:
         return _Finding(
