@@ -12,6 +12,7 @@ from headrace.errors import ConfigError
 from headrace.features import FeaturePlan
 from headrace.models import build_model
 from headrace.training.dense_optimizer import make_dense_optimizer
+from headrace.training.device import place_model
 from headrace.training.job import JobConfig
 
 __all__ = ["Assembly", "assemble"]
@@ -56,6 +57,7 @@ def assemble(job: JobConfig) -> Assembly:
         embeddings=job.embeddings,
         seed=job.training.seed,
     )
+    model = place_model(model, job.training.device)
     baseline = job.training.baseline
     if baseline is not None and baseline not in plan.dense_names:
         raise ConfigError(f"training.baseline: given {baseline}, expected one of: {', '.join(plan.dense_names)}")

@@ -15,6 +15,7 @@ from headrace.models import DLRMConfig, ModelConfig
 from headrace.scheduling.config import SchedulerConfig
 from headrace.training.cluster_config import ClusterConfig
 from headrace.training.dense_optimizer import Adam, DenseOptimizerConfig
+from headrace.training.device import Device
 from headrace.training.precision import AskedPrecision
 
 __all__ = ["DataConfig", "JobConfig", "PipelineConfig", "ShuffleConfig", "TrainingConfig"]
@@ -79,6 +80,8 @@ class TrainingConfig(Config):
     """Greatest norm of the dense parameters' gradient; None for no clipping."""
     precision: AskedPrecision = "auto"
     """Of matrix products; parameters are float32 always. `auto` measures once, and the run keeps what it chose."""
+    device: Device = "cpu"
+    """Where the model computes: cpu, or cuda, a GPU; `embeddings.memory` says where rows live then."""
     threads: int | None = Field(default=None, ge=1)
     """Threads of the training step. The same number gives the same parameters bit for bit; None takes the CPUs."""
     checkpoint_every_steps: int | None = Field(default=None, ge=1)

@@ -127,7 +127,7 @@ class Scorer:
             batch: Batch | None
             while (batch := next(batches, None)) is not None:
                 with torch.inference_mode():
-                    logits = self.assembly.model(batch).numpy()
+                    logits = self.assembly.model(batch).cpu().numpy()
                 self._count(batches, budget, progress)
                 yield batch, logits
             self._count(batches, budget, progress)  # bad rows behind the last good one

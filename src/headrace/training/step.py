@@ -115,7 +115,9 @@ class TrainingStep:
         if self.precision is None:
             self.settle_precision(len(batch))
         logits = self.model(batch)
-        value, gradient = log_loss(logits, batch.labels, batch.weights)
+        where = logits.device
+        weights = None if batch.weights is None else batch.weights.to(where)
+        value, gradient = log_loss(logits, batch.labels.to(where), weights)
         forward = perf_counter()
         if not np.isfinite(value):
             for bags in embedding_bags(self.model).values():
