@@ -10,14 +10,18 @@ import torch
 
 from headrace import features
 from headrace.embeddings import EmbeddingBags, EmbeddingsConfig
-from headrace.tensors import KeyedJaggedTensor
+from headrace.models import DCNv2Config, DeepFMConfig, DLRMConfig, ModelConfig, WideDeepConfig, build_model
+from headrace.models.products import DTYPES, Precision
+from headrace.tensors import Batch, KeyedJaggedTensor
 from headrace.threads import use_threads
 from headrace.training.metrics import BinaryMetrics
+from headrace.training.step import TrainingStep
 
 __all__ = ["warm_up_steps"]
 
 OPTIMIZERS = ("rowwise_adagrad", "adagrad", "adam", "sgd")
 KINDS = ("collisionless", "hashed", "direct")
+MODELS: tuple[ModelConfig, ...] = (DLRMConfig(), DCNv2Config(), DeepFMConfig(), WideDeepConfig())
 
 
 def warm_up_steps() -> Iterator[tuple[str, Callable[[], object]]]:
@@ -26,6 +30,9 @@ def warm_up_steps() -> Iterator[tuple[str, Callable[[], object]]]:
     yield "metrics", lambda: BinaryMetrics().update(np.zeros(2, np.float32), np.zeros(2, np.float32))
     for optimizer, kind in itertools.zip_longest(OPTIMIZERS, KINDS, fillvalue="hashed"):
         yield f"embeddings ({optimizer}, {kind})", lambda o=optimizer, k=kind: _train_once(o, k)  # type: ignore[misc]
+    for config, precision in itertools.product(MODELS, DTYPES):
+        name = f"model ({config.kind}, {precision})"
+        yield name, lambda c=config, p=precision: _step_once(c, p)  # type: ignore[misc]
 
 
 def _train_once(optimizer: str, kind: str) -> None:
@@ -48,3 +55,13 @@ def _train_once(optimizer: str, kind: str) -> None:
     with torch.inference_mode():
         bags.eval()(batch)
     EmbeddingBags(config, names, 8, seed=0).table.load_state_dict(bags.table.state_dict())  # type: ignore[union-attr]
+
+
+def _step_once(config: ModelConfig, precision: Precision) -> None:
+    """One step of a model, with weights and without."""
+    embeddings = EmbeddingsConfig.from_dict({"default": {"num_embeddings": 64}}, where="warm up")
+    model = build_model(config, num_dense=2, sparse_keys=["id"], num_labels=1, embeddings=embeddings, seed=0)
+    step = TrainingStep(model, torch.optim.SGD(model.parameters(), lr=0.1), precision=precision)
+    ids = KeyedJaggedTensor.from_lists({"id": [[1], [2]]})
+    for weights in (None, torch.ones(2)):
+        step(Batch(torch.ones(2, 2), (ids,), torch.ones(2, 1), torch.arange(2), weights))
