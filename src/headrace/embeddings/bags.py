@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
 from typing import NamedTuple, Self
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
@@ -20,6 +22,7 @@ from headrace.embeddings.device_table import DeviceTable, Memory
 from headrace.embeddings.gradients import POOL_MAX, POOL_MEAN, POOL_SUM
 from headrace.embeddings.hashing import name_seeds
 from headrace.embeddings.jagged_ids import Group, JaggedIds, collect_ids
+from headrace.embeddings.key_sets import find_keys
 from headrace.embeddings.keys import DIRECT, EXACT, HASHED, SpaceLayout, UniqueIds, unique_keys
 from headrace.embeddings.lookup import FeatureSet, Lookup
 from headrace.embeddings.pooling import gather_sequence, pool_rows, pool_unique_rows
@@ -180,18 +183,10 @@ class EmbeddingBags(nn.Module):
 
         Raises:
             DataError: An id is out of range in a direct space; names feature, id and range.
-            ConfigError: A feature is not in the batch or not in the module, or has weights but max pooling; or lookups
-                of the batch have begun, and none has just these features.
+            ConfigError: A feature is not in the batch or not in the module, or has weights but max pooling.
         """
         if isinstance(sparse, BegunLookups):
-            wanted = set(self.feature_names if features is None else features)
-            found = [lookup for lookup in sparse.begun[self] if set(lookup.features.names) == wanted]
-            if not found:
-                raise ConfigError(
-                    f"lookup: the batch has begun {len(sparse.begun[self])} lookups, none of just the features "
-                    f"{', '.join(sorted(wanted))}; begin one of them all (one feature group)"
-                )
-            return self._take(found)[0]
+            return self._take([self._from_begun(sparse, features)])[0]
         return self._take([self.begin(sparse, features)])[0]
 
     def begin(self, sparse: Sequence[Group], features: Sequence[str] | None = None) -> Lookup:
@@ -288,6 +283,23 @@ class EmbeddingBags(nn.Module):
     def extra_repr(self) -> str:
         """What `print(model)` shows."""
         return f"features={len(self.feature_names)}, spaces={len(self.spaces)}, dim={self.embedding_dim}"
+
+    def _from_begun(self, sparse: BegunLookups, features: Sequence[str] | None) -> Lookup:
+        """A lookup of some features whose rows come from lookups that have begun, however those split the features."""
+        chosen = self._feature_set(self.feature_names if features is None else tuple(features))
+        for begun in sparse.begun[self]:
+            if begun.features is chosen:
+                return begun
+        ids = collect_ids(sparse, chosen.names)
+        unique = unique_keys(chosen.layout, ids)
+        rows = np.zeros((len(unique.keys), self.embedding_dim), dtype=np.float32)
+        for begun in sparse.begun[self]:
+            places = find_keys(unique.keys, begun.keys)
+            found = np.flatnonzero(places >= 0)
+            rows[found] = begun.rows()[places[found]]
+        pulled: Future[npt.NDArray[np.float32]] = Future()
+        pulled.set_result(rows)
+        return Lookup(chosen, ids, unique, pulled, self.training and torch.is_grad_enabled())
 
     def _take(self, lookups: Sequence[Lookup]) -> Sequence[Lookup]:
         """Lookups that a forward pass now uses; `apply_gradients` pushes what they learn."""

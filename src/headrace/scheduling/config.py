@@ -29,7 +29,7 @@ class SchedulerConfig(Config):
     threads: int | None = Field(default=None, ge=1)
     """Threads that compute features; None for one a CPU."""
     max_groups: int = Field(default=MAX_GROUPS, ge=1)
-    """Most feature groups. Models that read the rows of single ids need 1."""
+    """Most feature groups: parts of the feature plan that are computed and pulled on their own."""
     verify: bool = False
     """Pull every row once more right before it is used and compare: twice the traffic, to prove that nothing races."""
 

@@ -12,8 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from headrace.embeddings import EmbeddingStore, Keys, LocalStore
+from headrace.embeddings.key_sets import keys_in
 from headrace.errors import HeadraceError
-from headrace.scheduling.conflicts import keys_in
 
 __all__ = ["StepStore", "Ticket"]
 
