@@ -20,7 +20,7 @@ from torch import Tensor
 from headrace.buffers import empty
 from headrace.compiling import kernel
 from headrace.models.numbers import array_of, load, num_chunks, runs_compiled, store
-from headrace.models.tiles import copy_numbers, tile_add, tile_product
+from headrace.models.tiles import copy_numbers, tile_add, tile_product, transpose_tile
 
 __all__ = ["dot_interaction", "plain_dot_interaction"]
 
@@ -31,18 +31,19 @@ Array = npt.NDArray[Any]
 def _forward(x: Array, emb: Array, num_emb: int, dim: int, out: Array, num_chunks: int) -> None:
     num_rows, first = len(x), x.shape[1] // dim
     num_vectors, at_dots, width = first + num_emb, first * dim, out.shape[1]
-    padded = (num_vectors + 19) // 16 * 16
+    padded, stride = (num_vectors + 19) // 16 * 16, (dim + 15) // 16 * 16
     for chunk in numba.prange(num_chunks):
-        vectors = np.zeros(padded * dim, np.float32)
-        by_number = np.zeros(dim * padded, np.float32)  # number d of all vectors side by side
+        vectors = np.zeros(padded * stride, np.float32)
+        by_number = np.zeros(stride * padded, np.float32)  # number d of all vectors side by side
         products = np.zeros(width + 8 * padded, np.float32)
         for b in range(chunk * num_rows // num_chunks, (chunk + 1) * num_rows // num_chunks):
             for d in range(at_dots):
                 vectors[d] = load(x[b, d])
-            copy_numbers(emb, b * num_emb * dim, vectors, at_dots, num_emb * dim)
-            for i in range(num_vectors):
-                for d in range(dim):
-                    by_number[d * padded + i] = vectors[i * dim + d]
+            for f in range(num_emb):
+                copy_numbers(emb, (b * num_emb + f) * dim, vectors, (first + f) * stride, dim)
+            for i in range(0, padded, 16):
+                for d in range(0, stride, 16):
+                    transpose_tile(vectors, i * stride + d, stride, by_number, d * padded + i, padded)
             copy_numbers(vectors, 0, products, 0, at_dots)
             at = at_dots
             for i in range(0, num_vectors, 4):
@@ -50,7 +51,7 @@ def _forward(x: Array, emb: Array, num_emb: int, dim: int, out: Array, num_chunk
                 for j in range((i + 2) // 16 * 16, -1, -16):
                     # What a row writes beyond its own pairs is overwritten by the rows after it.
                     at_j = (places[0] + j, places[1] + j, places[2] + j, places[3] + j)
-                    tile_product(vectors, i * dim, dim, 1, by_number, j, padded, dim, products, at_j)
+                    tile_product(vectors, i * stride, stride, 1, by_number, j, padded, dim, products, at_j)
                 at += 4 * i + 6
             for k in range(width):
                 out[b, k] = store(out, products[k])

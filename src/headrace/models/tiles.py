@@ -13,7 +13,7 @@ from numba import extending, types
 from numba.core import cgutils as _cgutils
 from numba.np import arrayobj
 
-__all__ = ["TILE_COLUMNS", "TILE_ROWS", "copy_numbers", "tile_add", "tile_product"]
+__all__ = ["TILE_COLUMNS", "TILE_ROWS", "copy_numbers", "tile_add", "tile_product", "transpose_tile"]
 
 # Numba has no types for these.
 _numba: Any = extending
@@ -124,3 +124,40 @@ def copy_numbers(typing_context, source, source_at, target, target_at, count):  
         return context.get_dummy_value()
 
     return types.void(source, types.intp, target, types.intp, types.intp), code
+
+
+@_numba.intrinsic
+def transpose_tile(typing_context, source, source_at, source_step, target, target_at, target_step):  # type: ignore[no-untyped-def]
+    """In a kernel: `target[i][j] = source[j][i]` for 16 rows of 16 numbers, in registers.
+
+    Both are float32, one-dimensional and contiguous; rows begin every `step` numbers from `at`; nothing is checked.
+    """
+
+    def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        source, source_at, source_step, target, target_at, target_step = arguments
+        pointer, index = VECTOR.as_pointer(), source_at.type
+
+        def place(array: Any, kind: Any, at: Any, step: Any, row: int) -> Any:
+            offset = builder.add(at, builder.mul(step, ir.Constant(index, row)))
+            return builder.bitcast(builder.gep(make_array(kind)(context, builder, array).data, [offset]), pointer)
+
+        half = TILE_COLUMNS // 2
+        masks = [
+            ir.Constant(
+                ir.VectorType(ir.IntType(32), TILE_COLUMNS),
+                [first + lane // 2 + TILE_COLUMNS * (lane % 2) for lane in range(TILE_COLUMNS)],
+            )
+            for first in (0, half)
+        ]
+        rows = [
+            builder.load(place(source, signature.args[0], source_at, source_step, row), align=4)
+            for row in range(TILE_COLUMNS)
+        ]
+        for _ in range(4):  # a perfect shuffle of rows and lanes; log2(16) of them exchange the two
+            rows = [builder.shuffle_vector(rows[row], rows[row + half], mask) for row in range(half) for mask in masks]
+        for row, vector in enumerate(rows):
+            builder.store(vector, place(target, signature.args[3], target_at, target_step, row), align=4)
+        return context.get_dummy_value()
+
+    at = types.intp
+    return types.void(source, at, at, target, at, at), code
