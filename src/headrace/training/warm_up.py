@@ -10,6 +10,7 @@ import torch
 
 from headrace import features
 from headrace.embeddings import EmbeddingBags, EmbeddingsConfig
+from headrace.embeddings.shard_warm_up import warm_up_shard
 from headrace.models import DCNv2Config, DeepFMConfig, DLRMConfig, ModelConfig, WideDeepConfig, build_model
 from headrace.models.products import DTYPES, Precision
 from headrace.tensors import Batch, KeyedJaggedTensor
@@ -30,6 +31,8 @@ def warm_up_steps() -> Iterator[tuple[str, Callable[[], object]]]:
     yield "metrics", lambda: BinaryMetrics().update(np.zeros(2, np.float32), np.zeros(2, np.float32))
     for optimizer, kind in itertools.zip_longest(OPTIMIZERS, KINDS, fillvalue="hashed"):
         yield f"embeddings ({optimizer}, {kind})", lambda o=optimizer, k=kind: _train_once(o, k)  # type: ignore[misc]
+    for optimizer in OPTIMIZERS:
+        yield f"shards ({optimizer})", lambda o=optimizer: warm_up_shard(o)  # type: ignore[misc]
     for config, precision in itertools.product(MODELS, DTYPES):
         name = f"model ({config.kind}, {precision})"
         yield name, lambda c=config, p=precision: _step_once(c, p)  # type: ignore[misc]
