@@ -8,7 +8,7 @@ as any writer makes it), clustered (sessions adjacent), and nested (a row a sess
 The plain arm reads time order without deduplication: what a pipeline does that knows nothing of sessions. Steps are
 also measured on clustered batches that were expanded, so that what deduplication gives is told apart from what the
 order of rows gives. At equal memory, batches of the deduplicated arm grow until a step takes as much memory as a plain
-one at 4096 rows.
+one at its number of rows.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import harness
 from dedup.jobs import BATCH_SIZE, features, job
@@ -37,6 +38,8 @@ from headrace.pipeline import from_source
 from headrace.training import Trainer
 
 PLAIN = "time order, plain"
+STEP_ROWS = {"dlrm": 4096, "encoder": 2048}
+"""Rows of a step; a plain step over encoded histories takes gigabytes."""
 ROWS = "rows per second"
 SAMPLES = "samples per second"
 
@@ -108,7 +111,8 @@ def reader(logs: DedupLogs, layout: str, dedup: str) -> Callable[[], None]:
 def steps(report: harness.Report, name: str, logs: DedupLogs, model: str, rounds: int, seconds: float) -> None:
     """Steps on ready batches, at equal rows and at equal memory."""
     case = f"{name}: steps of DLRM" + (" over encoded histories" if model == "encoder" else "")
-    base = {"folder": str(logs.folder), "model": model, "batch_size": BATCH_SIZE, "expanded": False}
+    size = STEP_ROWS[model]
+    base = {"folder": str(logs.folder), "model": model, "batch_size": size, "expanded": False}
     arms = {
         PLAIN: base | {"layout": "time", "dedup": "off"},
         "clustered, plain": base | {"layout": "nested", "dedup": "auto", "expanded": True},
@@ -118,28 +122,28 @@ def steps(report: harness.Report, name: str, logs: DedupLogs, model: str, rounds
         children = {arm: stack.enter_context(Process("dedup.steps", json.dumps(s))) for arm, s in arms.items()}
         memory = {}
         for arm, child in children.items():
-            child.ask("time 4")
+            child.ask("time 3")
             memory[arm] = child.ask("memory")["peak_bytes"]
             report.add(case, arm, "memory of a step", "MB", [memory[arm] / 1e6])
         larger = fitting(arms["deduplicated"], memory[PLAIN])
-        if larger > BATCH_SIZE:
+        if larger > size:
             arm = f"deduplicated, {larger} rows"
             settings = arms["deduplicated"] | {"batch_size": larger}
             children[arm] = stack.enter_context(Process("dedup.steps", json.dumps(settings)))
             children[arm].ask("time 2")
             arms[arm] = settings
-        turns = {arm: lambda arm=arm: float(children[arm].ask("time 2")["seconds"]) for arm in children}
+        turns = {arm: lambda arm=arm: float(children[arm].ask("time 1")["seconds"]) for arm in children}
         for arm, samples in harness.interleave(turns, rounds=rounds, seconds=seconds, warm_up=0).items():
             report.add(case, arm, SAMPLES, "1/s", [arms[arm]["batch_size"] / sample for sample in samples])
     against(report, case, SAMPLES)
 
 
-def fitting(settings: dict[str, object], limit: int) -> int:
+def fitting(settings: dict[str, Any], limit: int) -> int:
     """The largest batch, doubled from ours, whose step takes no more memory than the limit."""
-    size = BATCH_SIZE
-    while size < 8 * BATCH_SIZE:
+    first = size = settings["batch_size"]
+    while size < 8 * first:
         with Process("dedup.steps", json.dumps(settings | {"batch_size": 2 * size})) as child:
-            child.ask("time 4")
+            child.ask("time 2")
             if child.ask("memory")["peak_bytes"] > limit:
                 break
         size *= 2
@@ -155,7 +159,14 @@ def jobs(report: harness.Report, name: str, logs: DedupLogs, model: str, rounds:
     def run(arm: str) -> float:
         layout, dedup = arms[arm]
         target = Path(tempfile.mkdtemp(prefix="headrace-bench-"))
-        config = job(logs.path(layout), logs.schema(layout), target / "run", model=model, dedup=dedup)
+        config = job(
+            logs.path(layout),
+            logs.schema(layout),
+            target / "run",
+            model=model,
+            dedup=dedup,
+            batch_size=STEP_ROWS[model],
+        )
         begin = time.perf_counter()
         windows = Trainer(config).run().windows
         seconds = time.perf_counter() - begin
@@ -165,7 +176,8 @@ def jobs(report: harness.Report, name: str, logs: DedupLogs, model: str, rounds:
         losses[arm].append(sum(w.rows.used * next(iter(w.scores.values())).log_loss for w in windows) / rows)
         return seconds
 
-    for arm, samples in harness.interleave({arm: lambda arm=arm: run(arm) for arm in arms}, rounds=rounds).items():
+    turns = {arm: lambda arm=arm: run(arm) for arm in arms}
+    for arm, samples in harness.interleave(turns, rounds=rounds, warm_up=min(1, rounds - 1)).items():
         report.add(case, arm, ROWS, "rows/s", [logs.num_rows / sample for sample in samples])
         report.add(case, arm, "log loss over the pass", "", losses[arm])
     against(report, case, ROWS)
@@ -205,7 +217,7 @@ def main() -> None:
             for model in ("encoder", "dlrm") if name == "rm1" else ("dlrm",):
                 steps(report, name, logs, model, rounds, seconds / 2)
                 if not quick and name != "control":
-                    jobs(report, name, logs, model, 3)
+                    jobs(report, name, logs, model, 1 if model == "encoder" else 3)
     if not quick and options.log in (None, "news"):
         data = Path(os.environ.get("HEADRACE_DATA", "-"))
         if (data / "globo").is_dir():
