@@ -124,12 +124,6 @@ class StepRuntime:
         result, self._result = self._result, None
         return result
 
-    @property
-    def has_begun(self) -> bool:
-        """Whether rows of the next batch are asked for already, so that it must be trained before state is saved."""
-        with self._lock:
-            return self.state.has_pulled(self._step)
-
     def close(self) -> None:
         """Stop all threads; transfers on their way come to their end."""
         for lane, count in ((Lane.READER, 1), (Lane.CPU, self.state.num_cores)):

@@ -296,11 +296,6 @@ class SchedulerState:
         """Whether a feature operator of a batch is done or at work."""
         return bool(self._batches[batch].begun)
 
-    def has_pulled(self, batch: int) -> bool:
-        """Whether a pull of a batch has been sent."""
-        live = self._batches.get(batch)
-        return live is not None and bool(live.pulls_sent)
-
     def next_group(self, batch: int) -> int | None:
         """The first group in order whose features are not begun; None if there is none, or no rows."""
         live = self._batches.get(batch)

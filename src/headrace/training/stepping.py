@@ -111,16 +111,21 @@ class ScheduledSteps:
         self._runtime = runtime
         self._account = Account()
         self._token = batches.state_dict()
+        self._has_begun = False
 
     @property
     def has_begun(self) -> bool:
-        """See `Steps`: a pull counts ids, so what was pulled for must be trained on."""
-        return self._runtime.has_begun
+        """See `Steps`: a pull counts ids, so what was pulled for must be trained on.
+
+        Says so wherever rows may have been asked for, so that all trainers of a job say the same.
+        """
+        return self._has_begun
 
     def make(self, *, save_after: bool) -> Stepped | None:
         """See `Steps`."""
         asked = perf_counter()
         trained = self._runtime.step(pull_next=not save_after)
+        self._has_begun = not save_after
         if trained is None:
             if self._work.rest is not None:  # what was lost behind the last good row
                 self._account, self._token = self._work.rest

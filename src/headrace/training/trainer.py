@@ -322,10 +322,10 @@ class Trainer:
 
     def _steps(self, steps: Steps, budget: ErrorBudget, progress: Progress, every: int | None) -> bool:
         """Train on batch after batch; False if asked to stop before the last."""
-        while not self._should_stop() or steps.has_begun:
+        while not (stopping := self._should_stop()) or steps.has_begun:
             asked = time.perf_counter()
-            save_after = every is not None and (self.state.step + 1) % every == 0
-            made = steps.make(save_after=save_after)
+            due = every is not None and (self.state.step + 1) % every == 0
+            made = steps.make(save_after=due or stopping)
             if made is None:
                 return True
             batch, result = made.batch, made.result
@@ -343,7 +343,7 @@ class Trainer:
                 self._replan(steps)
                 columns = {"loss": record["loss"], "AUC": record["auc"], "limited by": record["limiting"]}
             progress.update(self.state.window_rows.read, columns)
-            if save_after:
+            if due:
                 self._save()
         return False
 
