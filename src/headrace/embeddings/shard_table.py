@@ -19,6 +19,7 @@ from headrace.embeddings.config import TableConfig
 from headrace.embeddings.hashing import name_seeds
 from headrace.embeddings.initializer import fill_rows
 from headrace.embeddings.keys import Keys
+from headrace.embeddings.row_formats import FORMATS, as_tensor
 from headrace.embeddings.sharding import ShardingPlan
 from headrace.embeddings.table import EmbeddingTable
 from headrace.embeddings.table_parts import owned_state, to_part
@@ -118,9 +119,16 @@ class ShardTable:
         if not admit:
             unseen = np.flatnonzero((rows == 0) & (self._sizes[keys.spaces] > 0))
             if len(unseen):
-                fill_rows(
-                    values, unseen, keys.spaces[unseen], keys.ids[unseen], self._space_seeds, self._scales
-                )  # rows of direct and hashed spaces exist before they are trained
+                values[unseen] = self._first_values(keys.spaces[unseen], keys.ids[unseen])
+        return values
+
+    def _first_values(self, spaces: Int32s, ids: Int64s) -> Float32s:
+        """What rows of direct and hashed spaces read before they are trained, float32 [U, dim]."""
+        arena = self.table.arena
+        begun = np.empty((len(ids), arena.embedding_dim), dtype=arena.weights.dtype)
+        places = np.arange(len(ids))
+        fill_rows(begun, places, spaces, ids, self._space_seeds, self._scales, FORMATS[arena.row_format])
+        values: Float32s = as_tensor(begun, arena.row_format).float().numpy()
         return values
 
     def push(self, keys: Keys, gradients: Float32s) -> None:

@@ -109,6 +109,16 @@ def test_a_shard_makes_rows_for_its_own_keys_only_when_they_are_trained() -> Non
     assert min(shard.table.num_rows for shard in sharded.shards) > 8
 
 
+@pytest.mark.parametrize("rows", ["bf16", "fp16"])
+def test_rows_kept_in_16_bits_begin_as_in_one_process(rows: str) -> None:
+    spaces = {"a": TableConfig.from_dict({"num_embeddings": 40, "rows": rows}, where="test")}
+    keys = Keys(np.zeros(40, np.int32), np.arange(40), np.ones(40, np.int32))
+    shard = ShardTable(TableSpec(spaces, 3, 9), make_plan(spaces, 1), 0)
+    expected = EmbeddingTable(spaces, 3, seed=9).pull(keys, admit=False)
+    assert (shard.pull(keys, admit=False) == expected).all()
+    assert (shard.pull(keys, admit=True) == expected).all()
+
+
 def test_parts_of_different_steps_are_refused_and_so_are_those_of_another_table() -> None:
     sharded = Sharded(2)
     keys, gradients = batch(np.random.default_rng(0))
