@@ -42,6 +42,9 @@ IN_VARIANTS = (
 )  # fmt: skip
 
 
+IN_HARD = (arms.OURS, "one_per_stage", "autotune", "autotune_adaptive", "oracle")
+
+
 @dataclass(frozen=True)
 class Schedule:
     """CPUs by phase, seconds of a phase, of a decision's window, and of a tick in which deliveries are counted."""
@@ -58,7 +61,9 @@ class Schedule:
 
 
 FULL = Schedule((32, 64, 128, 64, 32), 20.0, 1.0, 0.5)
-VARIANT = Schedule((32, 64, 128, 64, 32), 9.0, 1.0, 0.5)
+VARIANT = Schedule((32, 64, 128, 64, 32), 7.0, 1.0, 0.5)
+HARD = Schedule((32, 64, 128, 64, 32), 15.0, 1.0, 0.5)
+AGENTS = Schedule((32, 64, 128, 64, 32), 12.0, 1.0, 0.5)
 QUICK = Schedule((8, 16, 32, 16, 8), 2.5, 0.25, 0.25)
 
 
@@ -74,8 +79,9 @@ def run(report: harness.Report, quick: bool) -> None:
         measure_agents(report)
         waiting = list(variants(0.5).items())
         for first in range(0, len(waiting), 2):
-            pair = {case: (spec, list(IN_VARIANTS)) for case, spec in waiting[first : first + 2]}
-            measure(report, pair, VARIANT)
+            measure(report, {case: (spec, list(IN_VARIANTS)) for case, spec in waiting[first : first + 2]}, VARIANT)
+        hard = arms.hard_cases(0.5, HARD.seconds)
+        measure(report, {f"emulated, {case}": (spec, list(IN_HARD)) for case, spec in hard.items()}, HARD)
     report.notes["cpus used by the emulated runs"], report.notes["cpus used by others meanwhile"] = use.elapsed()
 
 
@@ -88,7 +94,6 @@ def variants(seconds: float) -> dict[str, PipelineSpec]:
         **arms.length_cases(seconds),
         "no user function": arms.without_user_function(seconds),
         **batches,
-        **arms.hard_cases(seconds, VARIANT.seconds),
     }
     return {f"emulated, {name}": spec for name, spec in cases.items()}
 
@@ -114,17 +119,16 @@ def measure(report: harness.Report, cases: dict[str, tuple[PipelineSpec, list[st
 
 def measure_agents(report: harness.Report) -> None:
     """InTune's agents with several seeds each, beside what they must beat."""
-    case, spec, schedule = "emulated, agents of 5 seeds", published_pipeline(1.5), FULL
-    runs = {
-        (name, seed): functools.partial(run_arm, name, spec, schedule, seed)
-        for name in arms.intune_arms()
-        for seed in range(SEEDS)
-    }
+    case, spec, schedule = "emulated, agents of 5 seeds", published_pipeline(1.0), AGENTS
     solve(spec, schedule)
-    for name in (arms.OURS, "even", "autotune", "oracle"):
-        runs[name, 0] = functools.partial(run_arm, name, spec, schedule)
-    counted = arms.fork_all(runs, at_once=len(runs), timeout_s=2 * schedule.seconds + 60)
-    for name in dict.fromkeys(name for name, _ in runs):
+    first: list[tuple[str, int]] = [(name, 0) for name in (arms.OURS, "even", "autotune", "oracle")]
+    first += [("intune", seed) for seed in range(SEEDS)]
+    others = [(name, seed) for name in arms.intune_arms() for seed in range(SEEDS) if name != "intune"]
+    counted: dict[tuple[str, int], list[int]] = {}
+    for wave in (first, others):
+        runs = {(name, seed): functools.partial(run_arm, name, spec, schedule, seed) for name, seed in wave}
+        counted |= arms.fork_all(runs, at_once=len(runs), timeout_s=2 * schedule.seconds + 60)
+    for name in dict.fromkeys(name for name, _ in counted):
         mine = [ticks for (each, _), ticks in counted.items() if each == name]
         add(report, case, name, mine, [counted["oracle", 0]] * len(mine), schedule)
     report.compare(case, arms.OURS, SHARE)
