@@ -233,3 +233,22 @@ def test_columns_of_any_type_are_kept(tmp_path: Path) -> None:
     for layout in ("clustered", "nested"):
         (window,) = cluster_log(log, tmp_path / layout, SCHEMA, ClusterConfig(layout=layout, **SMALL)).windows
         assert multiset(rows_of(window.path).drop_columns(["original_row"])) == multiset(table)
+
+
+def test_a_session_that_goes_on_in_the_next_slot_is_another_row_there(tmp_path: Path) -> None:
+    table = pa.table({"session": [1] * 6, "time": [0, 1000, 599_000, 600_000, 601_000, 1_200_000], "click": [0] * 6})
+    schema = Schema.from_dict({"labels": ["click"], "timestamp": "time", "session_id": "session"}, where="test")
+    log = write_log(tmp_path / "log", {"a.parquet": table})
+    (window,) = cluster_log(log, tmp_path / "out", schema, ClusterConfig(window="time", every_s=600)).windows
+    sessions = pq.read_table(window.path)["impressions"].to_pylist()
+    assert [len(impressions) for impressions in sessions] == [3, 2, 1]
+    assert window.num_sessions == 3
+
+
+def test_row_groups_end_where_sessions_end(log: Path, tmp_path: Path) -> None:
+    for window in cluster_log(log, tmp_path / "out", SCHEMA, ClusterConfig(layout="clustered", **SMALL)).windows:
+        footer = read_footer(list_files(window.path)[0])
+        sessions = rows_of(window.path)["session"].to_pylist()
+        ends = np.cumsum([footer.group_rows(group) for group in range(footer.metadata.num_row_groups)])[:-1]
+        assert len(ends)
+        assert all(sessions[end - 1] != sessions[end] for end in ends)
