@@ -9,6 +9,7 @@ import pyarrow as pa
 
 from headrace.features.plan import FeaturePlan
 from headrace.features.sampling import RowSampling
+from headrace.logs.groups import group_array, group_name
 from headrace.logs.schema import Schema
 
 __all__ = ["warmup"]
@@ -68,5 +69,18 @@ def warmup() -> float:
         }
     )
     FeaturePlan.from_config(_JOB, _SCHEMA).apply(rows)
+    for order in ("adjacent", "any"):
+        groups = {"groups": [["ids", "scores"], ["others", "number"]], "order": order}
+        FeaturePlan.from_config({**_JOB, "dedup": groups}, _SCHEMA).apply(pa.concat_batches([rows, rows]))
+    FeaturePlan.from_config(_JOB, _SCHEMA).apply(_grouped(rows))
     RowSampling(probability=0.5)(rows)
     return time.perf_counter() - start
+
+
+def _grouped(rows: pa.RecordBatch) -> pa.RecordBatch:
+    """The same columns, some of them in a group, with lists that are slices of a shared buffer."""
+    views = pa.ListViewArray.from_arrays(
+        pa.array([0, 1], pa.int32()), pa.array([2, 2], pa.int32()), pa.array([1, 2, 3])
+    )
+    group = group_array({"ids": views, "scores": rows.column("scores")}, np.zeros(2, np.int32))
+    return rows.drop_columns(["ids", "scores"]).append_column(group_name(0), group)

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from headrace.logs import Schema
@@ -88,7 +89,7 @@ class SessionSource:
             }
         )
 
-    def _histories(self, rng: np.random.Generator, sizes: np.ndarray) -> pa.Array:
+    def _histories(self, rng: np.random.Generator, sizes: npt.NDArray[np.int64]) -> pa.Array:
         """Slices of one buffer, each session's own stretch of it."""
         starts: list[int] = []
         stretch = 0
@@ -100,6 +101,7 @@ class SessionSource:
         return pa.ListViewArray.from_arrays(pa.array(starts, pa.int32()), pa.array(lengths), buffer)
 
 
-def has_even_sum(rows: pa.RecordBatch) -> np.ndarray:
+def has_even_sum(rows: pa.RecordBatch) -> npt.NDArray[np.bool_]:
     """A predicate that worker processes import; it wants plain columns."""
-    return (np.asarray(rows.column("item")) + np.asarray(rows.column("user"))) % 2 == 0
+    total = np.asarray(rows.column("item"), np.int64) + np.asarray(rows.column("user"), np.int64)
+    return np.asarray(total % 2 == 0, np.bool_)
