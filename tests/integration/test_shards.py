@@ -19,7 +19,7 @@ import pytest
 from headrace.embeddings import AdamConfig, EmbeddingTable, Keys, LocalStore, RowWiseAdagradConfig, TableConfig
 from headrace.embeddings.remote_store import RemoteStore, StoreOptions
 from headrace.embeddings.shard import Shard
-from headrace.embeddings.shard_group import GroupOptions, ShardGroup
+from headrace.embeddings.shard_group import GroupOptions, ShardGroup, wait_for_shards
 from headrace.embeddings.shard_security import ClientSecurity, ServerSecurity
 from headrace.embeddings.shard_service import ShardServer
 from headrace.embeddings.shard_table import TableSpec
@@ -391,6 +391,39 @@ def test_several_trainers_need_a_session_and_ids_that_are_admitted_at_once() -> 
     late = {"t": TableSpec({"a": TableConfig(kind="collisionless", admission_count=2)}, 4, 0)}
     with pytest.raises(ConfigError, match=r"embeddings\.spaces\.a\.admission_count: given 2, expected 1"):
         ShardGroup(["127.0.0.1:1"], late, num_trainers=2, session="s")
+
+
+def test_a_shard_of_a_job_refuses_the_tables_of_another(tmp_path: Path) -> None:
+    other = TableSpec({"hashed": TableConfig(num_embeddings=51)}, 4, seed=3)
+    server = ShardServer(Shard(expected={"t": other}), "127.0.0.1:0")
+    with pytest.raises(ShardError, match="table t is not the one of this shard's job file"):
+        ShardGroup([f"127.0.0.1:{server.port}"], TABLES)
+    server.shutdown()
+
+
+def test_a_checkpoint_is_not_written_anywhere_but_where_the_shard_was_told(tmp_path: Path) -> None:
+    server = ShardServer(Shard(checkpoints=tmp_path / "checkpoints"), "127.0.0.1:0")
+    partial = tmp_path / "checkpoints" / ".00000001.77.partial"
+    partial.mkdir(parents=True)
+    (tmp_path / "elsewhere").mkdir()
+    with ShardGroup([f"127.0.0.1:{server.port}"], TABLES) as group:
+        for folder in ("../elsewhere", "/tmp", "00000001", ".00000002.77.partial"):
+            with pytest.raises(ShardError, match="expected a checkpoint being written in"):
+                group.save(folder, 0)
+        assert "tables/t/shard-0000-of-0001/weights.npy" in group.save(partial.name, 0)
+        server._shard._tables["t"]._hold_s = 0.1
+        with pytest.raises(ShardError, match="end of window 1 waited"):
+            group.end_window(5)
+    server.shutdown()
+
+
+def test_who_waits_for_a_shard_says_so_once_and_gives_up_in_time(serve: Serve) -> None:
+    said: list[str] = []
+    wait_for_shards([serve()], wait_s=0.0, say=said.append)
+    assert said == []
+    with pytest.raises(ShardLost, match=r"shard 1 \(127\.0\.0\.1:1\): cannot be reached: .*; waited 0\.3 s"):
+        wait_for_shards([serve(), "127.0.0.1:1"], wait_s=0.3, say=said.append)
+    assert said == ["waiting for shard 1 (127.0.0.1:1)"]
 
 
 def test_a_token_keeps_others_out(serve: Serve) -> None:

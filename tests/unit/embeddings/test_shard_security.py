@@ -1,0 +1,49 @@
+"""Addresses, tokens, and what may be reached without them."""
+
+from pathlib import Path
+
+import pytest
+
+from headrace.embeddings.shard_security import (
+    TOKEN_VARIABLE,
+    ClientSecurity,
+    ServerSecurity,
+    is_loopback,
+    read_token,
+    split_address,
+)
+from headrace.errors import ConfigError
+
+
+def test_addresses_are_split_and_wrong_ones_shown() -> None:
+    assert split_address("127.0.0.1:9000") == ("127.0.0.1", 9000)
+    assert split_address("[::1]:0") == ("::1", 0)
+    for address in ("localhost", ":9000", "host:", "host:http", "host:70000"):
+        with pytest.raises(ConfigError, match="expected HOST:PORT, such as"):
+            split_address(address)
+
+
+def test_only_this_machine_is_loopback() -> None:
+    assert all(is_loopback(host) for host in ("127.0.0.1", "127.8.8.8", "::1", "localhost"))
+    assert not any(is_loopback(host) for host in ("0.0.0.0", "::", "10.0.0.1", "localhost.example.org", ""))
+
+
+def test_a_token_comes_from_a_file_or_the_environment_and_is_not_short(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(TOKEN_VARIABLE, raising=False)
+    assert read_token(None) is None
+    (tmp_path / "token").write_text("a" * 20 + "\n")
+    assert read_token(tmp_path / "token") == "a" * 20
+    monkeypatch.setenv(TOKEN_VARIABLE, "short")
+    with pytest.raises(ConfigError, match=f"{TOKEN_VARIABLE}: a token of 5 characters, expected 16"):
+        read_token(None)
+
+
+def test_secrets_are_not_printed() -> None:
+    assert "secret" not in repr(ServerSecurity("secret", b"cert", b"secret")) + repr(ClientSecurity("secret"))
+
+
+def test_half_of_tls_is_refused() -> None:
+    with pytest.raises(ConfigError, match="given one of certificate and key, expected both"):
+        ServerSecurity(certificate=b"cert").check("127.0.0.1")
