@@ -220,7 +220,7 @@ def test_python_that_holds_the_interpreter_is_named() -> None:
             pass
         return rows
 
-    with from_source(SyntheticSource([[(100, 0, 0)] * 40] * 10)).map(hold).open(workers=4) as batches:
+    with from_source(SyntheticSource([[(100, 0, 0)] * 40] * 10)).map(hold).prefetch(99).open(workers=4) as batches:
         for _ in range(60):
             next(batches)
         found = batches.explain()

@@ -24,10 +24,12 @@ __all__ = ["LiveJob", "observation_of"]
 LOOK_S = 20.0
 """Seconds to explain a pipeline from: long enough for slow batches, short enough to be about now."""
 NUM_NAPS = 5
+NUM_NAPS_WHEN_ASKED = 15
+"""A single look has no other windows to be averaged with."""
 NAP_S = 20e-6
 
 
-def gil_wait_s() -> float:
+def gil_wait_s(num_naps: int = NUM_NAPS) -> float:
     """Mean seconds a thread that wakes up waits for Python's lock, from a few naps.
 
     Where threads run Python code all the time, each waits until another has used up its turn: 5 ms
@@ -35,10 +37,10 @@ def gil_wait_s() -> float:
     that this thread waits for a CPU is left out, where the kernel tells it.
     """
     nap, began, queued_s = threading.Event(), time.perf_counter(), _queued_s()
-    for _ in range(NUM_NAPS):
+    for _ in range(num_naps):
         nap.wait(NAP_S)
     waited_s = time.perf_counter() - began - (_queued_s() - queued_s)
-    return max(waited_s / NUM_NAPS - 3 * NAP_S, 0.0)
+    return max(waited_s / num_naps - 3 * NAP_S, 0.0)
 
 
 def _queued_s() -> float:
@@ -106,10 +108,14 @@ class LiveJob:
 
     def look(self, window_s: float = LOOK_S) -> Observation:
         """About the last seconds, without beginning a new window."""
-        return self._observe(self._batches.counters(window_s))
+        return self._observe(self._batches.counters(window_s), num_naps=NUM_NAPS_WHEN_ASKED)
 
     def _observe(
-        self, counters: PipelineCounters, machine_busy_ratio: float = 0.0, queued_s: float = 0.0
+        self,
+        counters: PipelineCounters,
+        machine_busy_ratio: float = 0.0,
+        queued_s: float = 0.0,
+        num_naps: int = NUM_NAPS,
     ) -> Observation:
         seen = observation_of(
             counters,
@@ -119,7 +125,7 @@ class LiveJob:
             memory_used_bytes=self._process.memory_info().rss,
             machine_busy_ratio=machine_busy_ratio,
             queued_s=queued_s,
-            gil_wait_s=gil_wait_s(),
+            gil_wait_s=gil_wait_s(num_naps),
         )
         if not self._measures_machine:
             return seen
