@@ -11,6 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from headrace.buffers import empty
 from headrace.embeddings.accumulation import clip_norm, merge_keys
 from headrace.embeddings.config import EmbeddingsConfig
 from headrace.embeddings.device_pooling import (
@@ -228,7 +229,7 @@ class EmbeddingBags(nn.Module):
             pooled = pool_rows_on_device(parts)
             return pooled if out is None else out.copy_(pooled)
         if out is None:
-            out = torch.empty(shape)
+            out = empty(shape)
         elif out.shape != shape or out.dtype != torch.float32 or (out.stride(2) != 1 and shape[2] > 1):
             raise ValueError(
                 f"out is {out.dtype} {list(out.shape)} with strides {list(out.stride())}, "
