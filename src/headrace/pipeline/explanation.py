@@ -9,6 +9,10 @@ from dataclasses import dataclass
 __all__ = ["Explanation", "StageShare"]
 
 
+ANY_PER_S = 1e7
+"""A stage that could give more has done nothing of late, or next to nothing."""
+
+
 @dataclass(frozen=True)
 class StageShare:
     """What one stage needs for a batch.
@@ -85,9 +89,9 @@ def _table(stages: Sequence[StageShare]) -> list[str]:
             stage.name,
             f"{stage.workers}",
             f"{stage.busy_ratio:.0%}",
-            f"{1000 * stage.cpu_s:.3g}",
+            f"{1000 * stage.cpu_s:.3g}" if stage.rate_per_s <= ANY_PER_S else "0",
             f"{1000 * stage.blocked_s:.3g}",
-            "any" if math.isinf(stage.rate_per_s) else f"{_rate(stage.rate_per_s)}/s",
+            "any" if stage.rate_per_s > ANY_PER_S else f"{_rate(stage.rate_per_s)}/s",
         )
         for stage in stages
     ]

@@ -87,6 +87,7 @@ def test_a_stage_that_is_at_its_end_does_not_keep_the_others_from_being_explaine
     found = explain([replace(seen, stages=(ended, *seen.stages[1:]))], job.space)
     assert (found.limit, found.stage) == ("workers", "map")
     assert found.stages[0].cpu_s < 1e-6
+    assert str(found).splitlines()[-len(LATENCY_SPLIT)].split()[-3:] == ["0", "0", "any"]
 
 
 def test_a_window_without_deliveries_is_seen_together_with_those_before_it() -> None:
