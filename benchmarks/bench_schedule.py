@@ -26,6 +26,7 @@ from schedule.workloads import NAMES
 from headrace.scheduling.bounds import StepParts
 
 HERE = Path(__file__).resolve().parent
+WARM_UP = 20  # steps of each run that the trainer does not count
 RATES = (0.1, 0.3, 1.0, 10.0, None)
 MS = 1e3
 
@@ -86,7 +87,8 @@ def measure(trainer: Child, quick: bool, seconds: float) -> dict[str, list[dict[
     samples: dict[str, list[dict[str, Any]]] = {name: [] for name in policies}
     first = trainer.ask({"do": "run", **policies["serial"], "steps": 4})
     rounds = 2 if quick else 3
-    steps = max(6, min(40, int(seconds / rounds / len(policies) / first["step_s"]) - 6))
+    steps = int(seconds / rounds / len(policies) / first["step_s"]) - WARM_UP
+    steps = max(8, min(40, steps))
     for _ in range(rounds):
         for name, policy in policies.items():
             samples[name].append(trainer.ask({"do": "run", **policy, "steps": steps}))
@@ -146,7 +148,7 @@ def name_of(rate: float | None) -> str:
 
 def main() -> None:
     """Measure, print, write."""
-    options = harness.options("bench_schedule.py", __doc__, seconds=480.0, peers="yes")
+    options = harness.options("bench_schedule.py", __doc__, seconds=480.0, peers="auto")
     report = harness.Report("bench_schedule")
     quick = options.quick
     workloads = NAMES[2:] if quick else NAMES
@@ -183,12 +185,12 @@ def main() -> None:
                         to = f"127.0.0.1:{int(child.line())}"
                     if rate == rates[0] or not link.is_real:
                         trainer.ask({"do": "load", "workload": workload, "address": to, "quick": quick})
-                        trainer.ask({"do": "run", "policy": "recs", "steps": 24})  # rows are made, kernels loaded
+                        trainer.ask({"do": "run", "policy": "recs", "steps": 12})  # rows are made, kernels loaded
                     link.set_rate(rate)
                     report_case(report, f"{workload}, {name_of(rate)}", measure(trainer, quick, seconds))
         link.set_rate(None)
         in_process(report, trainer, quick)
-        if options.peers == "yes":
+        if options.peers == "yes" or (options.peers == "auto" and not quick):
             from schedule.peers import run_peers
 
             run_peers(report, link, Child, quick, trainer, address)

@@ -54,6 +54,10 @@ class Link:
                 _run("ip", "link", "set", device, "netns", name)
                 for place in ("all", device):
                     _inside(name, "sysctl", "-qw", f"net.ipv4.conf.{place}.route_localnet=1")
+                # Loopback itself keeps one address only: it would take all of 127.0.0.0/8 for its own.
+                _inside(name, "ip", "link", "set", "lo", "up")
+                _inside(name, "ip", "addr", "del", "127.0.0.1/8", "dev", "lo")
+                _inside(name, "ip", "addr", "add", "127.0.0.1/32", "dev", "lo")
                 _inside(name, "ip", "link", "set", device, "up")
                 _inside(name, "ip", "addr", "add", f"{host}/24", "dev", device)
         return self

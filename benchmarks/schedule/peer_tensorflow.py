@@ -7,6 +7,7 @@ The chief also drives the steps. Ids are made unique before rows are asked for, 
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import sys
@@ -16,8 +17,9 @@ from typing import Any
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
-import tensorflow as tf  # noqa: E402
-from schedule.workloads import make_workload  # noqa: E402
+import tensorflow as tf
+
+from schedule.workloads import make_workload
 
 MAX_ROWS = 1_000_000
 
@@ -113,7 +115,7 @@ def build(strategy: Any) -> tuple[Any, Any]:
 
 def _mlp(widths: list[int]) -> list[Any]:
     made = []
-    for before, after in zip(widths, widths[1:], strict=False):
+    for before, after in itertools.pairwise(widths):
         made += [tf.Variable(tf.random.normal([before, after], stddev=0.05)), tf.Variable(tf.zeros([after]))]
     return made
 

@@ -23,14 +23,15 @@ torch.set_num_threads(1)
 import torch.distributed as dist  # noqa: E402
 import torchrec  # noqa: E402
 from fbgemm_gpu.split_embedding_configs import EmbOptimType  # noqa: E402
-from schedule.workloads import make_workload  # noqa: E402
 from torch import nn  # noqa: E402
+from torchrec.datasets.utils import Batch  # noqa: E402
 from torchrec.distributed import DistributedModelParallel, TrainPipelineSparseDist  # noqa: E402
 from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder  # noqa: E402
 from torchrec.distributed.planner import EmbeddingShardingPlanner, Topology  # noqa: E402
 from torchrec.distributed.planner.types import ParameterConstraints  # noqa: E402
 from torchrec.models.dlrm import DLRM, DLRMTrain  # noqa: E402
-from torchrec.datasets.utils import Batch  # noqa: E402
+
+from schedule.workloads import make_workload  # noqa: E402
 
 MAX_ROWS = 1_000_000
 

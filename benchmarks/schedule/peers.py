@@ -6,7 +6,6 @@ import json
 import os
 import socket
 import statistics
-import sys
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path

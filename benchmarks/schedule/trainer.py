@@ -38,7 +38,7 @@ from headrace.training.dense_optimizer import Adam, make_dense_optimizer  # noqa
 from headrace.training.step import TrainingStep  # noqa: E402
 from schedule.workloads import make_workload  # noqa: E402
 
-WARM_UP = 14  # steps of a run that do not count: estimates settle, and whether early pulls pay
+WARM_UP = 20  # steps of a run that do not count: estimates settle, ways of sending are tried
 MAX_GROUPS = 10
 
 
@@ -102,7 +102,7 @@ class Trainer:
             policy = BatchPrefetch(num_ahead=command["num_ahead"], num_threads=command["num_threads"])
         state = SchedulerState(len(self.groups), policy, num_cores=1, store_holds=self.is_remote)
         trace, steps = Trace(command["steps"]), command["steps"]
-        batches = Rows(self.batches, WARM_UP + steps + 2)
+        batches = Rows(self.batches, WARM_UP + steps + 1)
         held = []
         with (
             TrainingWork(batches, self.groups, self.model, self.step) as work,  # type: ignore[arg-type]

@@ -92,6 +92,6 @@ def test_verify_catches_an_early_pull_of_rows_that_a_push_touches(
 ) -> None:
     nothing = lambda keys, others: np.zeros(len(keys), dtype=bool)  # noqa: E731
     monkeypatch.setattr("headrace.scheduling.store.keys_in", nothing)
-    assert RecsEarly().early
+    assert RecsEarly().modes[0].early
     with pytest.raises(HeadraceError, match=r"verify: \d+ of \d+ rows were pulled before the last push"):
         train(addresses, "recs_early", verify=True)

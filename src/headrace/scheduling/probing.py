@@ -1,10 +1,12 @@
-"""`Probe`: finds out by measuring whether early pulls pay, and asks again from time to time."""
+"""`Probe`: finds out by measuring which way of sending pulls is fastest on this job."""
 
 from __future__ import annotations
 
 import statistics
+from collections.abc import Sequence
+from typing import NamedTuple
 
-__all__ = ["Probe"]
+__all__ = ["Mode", "Probe"]
 
 PHASE_STEPS = 6
 """Steps of one trial."""
@@ -13,39 +15,67 @@ SKIPPED_STEPS = 2
 """Of a trial, at its start: what was under way when the mode changed belongs to the mode before."""
 
 EVERY_STEPS = 256
-"""Steps until the mode that lost is tried again: costs one step in forty the difference."""
+"""Steps until the modes that lost are tried again: one step in twenty at most pays the difference."""
 
 GAIN = 1.02
-"""How much faster early pulls must be: on a tie the plainer way is better."""
+"""How much faster a mode must be than a plainer one: on a tie the plainer one is better."""
+
+
+class Mode(NamedTuple):
+    """A way of sending pulls.
+
+    Attributes:
+        early: Rows that no push on its way touches are asked for before that push is applied.
+        by_group: A group is asked for alone where the link would rest otherwise.
+    """
+
+    early: bool
+    by_group: bool
 
 
 class Probe:
-    """Early pulls ask for rows in two requests and receive them while dense work runs, which costs processor time.
+    """Tries modes in turn on the job itself, and stays with the fastest.
 
-    That pays where the processor would rest otherwise, and not where it never does; so both are tried, on the job
-    itself. Plain numbers, without a clock.
-
-    Attributes:
-        early: What the next step is to do.
+    Early pulls take two requests, and their rows arrive while dense work runs; pulls by group take several. Each
+    request costs processor time on both ends, which pays where the processor would rest otherwise, and not where it
+    never does. Plain numbers, without a clock.
     """
 
-    def __init__(self) -> None:
-        """Both are untried; the first trial is of early pulls."""
-        self.early = True
-        self._seconds: dict[bool, float] = {}
+    def __init__(self, modes: Sequence[Mode]) -> None:
+        """Nothing is tried yet.
+
+        Args:
+            modes: The plainest last; the first trial is of the first.
+        """
+        self._modes = tuple(modes)
+        self._now = 0
+        self._untried = list(range(len(self._modes)))
+        self._seconds: dict[int, float] = {}
         self._trial: list[float] = []
-        self._is_settled = False
+
+    @property
+    def mode(self) -> Mode:
+        """What the next step is to do."""
+        return self._modes[self._now]
 
     def learn(self, step_s: float) -> None:
         """A step has ended under the present mode."""
+        if len(self._modes) == 1:
+            return
         self._trial.append(step_s)
-        if len(self._trial) < (EVERY_STEPS if self._is_settled else PHASE_STEPS):
+        if len(self._trial) < (PHASE_STEPS if self._untried else EVERY_STEPS):
             return
-        latest = self._trial[SKIPPED_STEPS:][-4 * PHASE_STEPS :]
-        self._seconds[self.early] = statistics.median(latest)
+        self._seconds[self._now] = statistics.median(self._trial[SKIPPED_STEPS:][-4 * PHASE_STEPS :])
         self._trial = []
-        if self._is_settled or len(self._seconds) < 2:  # the other one's turn
-            self.early, self._is_settled = not self.early, False
-            return
-        self.early = self._seconds[True] * GAIN <= self._seconds[False]
-        self._is_settled = True
+        if not self._untried:
+            self._untried = [mode for mode in range(len(self._modes)) if mode != self._now]
+        elif self._now in self._untried:
+            self._untried.remove(self._now)
+        self._now = self._untried[0] if self._untried else self._fastest()
+
+    def _fastest(self) -> int:
+        best = len(self._modes) - 1
+        for mode in reversed(range(len(self._modes))):
+            if self._seconds[mode] * GAIN <= self._seconds[best]:
+                best = mode
+        return best

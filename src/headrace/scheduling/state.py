@@ -164,7 +164,7 @@ class SchedulerState:
         self._trainer_busy = False
         self._running: list[Operator] = []  # feature operators at work
         self._gap_start_s: float | None = None
-        self._probe = Probe()
+        self._probe = Probe(policy.modes)
         self._step_end_s: float | None = None
         self._order: deque[int] = deque(range(num_groups))
 
@@ -239,7 +239,7 @@ class SchedulerState:
     @property
     def pulls_early(self) -> bool:
         """Whether pulls are early now: the policy has them, and on this job they pay."""
-        return self.policy.early and self._probe.early
+        return self._probe.mode.early
 
     @property
     def training_first(self) -> bool:
@@ -360,7 +360,7 @@ class SchedulerState:
         """
         if len(live.computed) == self.num_groups:
             return True
-        return self.policy.pulls_by_group and strict and live.pulls_sent == live.pulled
+        return self._probe.mode.by_group and strict and live.pulls_sent == live.pulled
 
     def _pull(self, number: int, group: int, strict: bool, early: bool) -> Run:
         reason = "its keys are known"

@@ -1,37 +1,46 @@
-"""Whether early pulls pay: both ways are tried, the faster one stays, and the other is tried again."""
+"""Which way of sending pulls pays: all are tried, the fastest one stays, and the others are tried again."""
 
-from headrace.scheduling.probing import EVERY_STEPS, PHASE_STEPS, Probe
+from headrace.scheduling.probing import EVERY_STEPS, PHASE_STEPS, Mode, Probe
+
+EARLY, BY_GROUP, WHOLE = Mode(True, True), Mode(False, True), Mode(False, False)
+MODES = (EARLY, BY_GROUP, WHOLE)
+TRIALS = 3 * PHASE_STEPS
 
 
-def run(probe: Probe, num_steps: int, early_s: float, strict_s: float) -> list[bool]:
+def run(probe: Probe, num_steps: int, seconds: dict[Mode, float]) -> list[Mode]:
     modes = []
     for _ in range(num_steps):
-        modes.append(probe.early)
-        probe.learn(early_s if probe.early else strict_s)
+        modes.append(probe.mode)
+        probe.learn(seconds[probe.mode])
     return modes
 
 
-def test_both_are_tried_and_the_faster_one_stays() -> None:
-    for early_s, strict_s in ((1.0, 1.5), (1.5, 1.0)):
-        modes = run(Probe(), 2 * PHASE_STEPS + EVERY_STEPS, early_s, strict_s)
-        assert modes[: 2 * PHASE_STEPS] == [True] * PHASE_STEPS + [False] * PHASE_STEPS
-        assert set(modes[2 * PHASE_STEPS :]) == {early_s < strict_s}
+def test_all_are_tried_and_the_fastest_one_stays() -> None:
+    for fastest in MODES:
+        seconds = dict.fromkeys(MODES, 1.5) | {fastest: 1.0}
+        modes = run(Probe(MODES), TRIALS + EVERY_STEPS, seconds)
+        assert modes[:TRIALS] == [EARLY] * PHASE_STEPS + [BY_GROUP] * PHASE_STEPS + [WHOLE] * PHASE_STEPS
+        assert set(modes[TRIALS:]) == {fastest}
 
 
-def test_on_a_tie_pulls_are_not_early() -> None:
-    assert run(Probe(), 2 * PHASE_STEPS + 1, 1.0, 1.0)[-1] is False
+def test_on_a_tie_the_plainest_one_stays() -> None:
+    assert run(Probe(MODES), TRIALS + 1, dict.fromkeys(MODES, 1.0))[-1] == WHOLE
 
 
 def test_a_single_slow_step_decides_nothing() -> None:
-    probe = Probe()
-    for number in range(2 * PHASE_STEPS):
-        probe.learn(50.0 if number == 4 else 1.0 if probe.early else 1.2)
-    assert probe.early
+    probe = Probe(MODES)
+    for number in range(TRIALS):
+        probe.learn(50.0 if number == 4 else 1.0 if probe.mode == EARLY else 1.2)
+    assert probe.mode == EARLY
 
 
 def test_what_lost_is_tried_again_and_may_win_when_the_job_has_changed() -> None:
-    probe = Probe()
-    run(probe, 2 * PHASE_STEPS + EVERY_STEPS, 1.0, 1.5)
-    modes = run(probe, PHASE_STEPS + EVERY_STEPS, 1.0, 0.5)
-    assert modes[:PHASE_STEPS] == [False] * PHASE_STEPS
-    assert not any(modes)
+    probe = Probe(MODES)
+    run(probe, TRIALS + EVERY_STEPS, dict.fromkeys(MODES, 1.5) | {EARLY: 1.0})
+    modes = run(probe, 2 * PHASE_STEPS + EVERY_STEPS, dict.fromkeys(MODES, 1.5) | {WHOLE: 0.5})
+    assert modes[: 2 * PHASE_STEPS] == [BY_GROUP] * PHASE_STEPS + [WHOLE] * PHASE_STEPS
+    assert set(modes[2 * PHASE_STEPS :]) == {WHOLE}
+
+
+def test_a_single_mode_is_never_left() -> None:
+    assert set(run(Probe([BY_GROUP]), 2 * EVERY_STEPS, {BY_GROUP: 1.0})) == {BY_GROUP}

@@ -10,8 +10,8 @@ from virtual_step import VirtualRun, VirtualStep
 from headrace.scheduling.graph import Kind, Operator
 from headrace.scheduling.policies import POLICIES, BatchPrefetch, Recs, RecsEarly, make_policy
 
-NUM_BATCHES = 32
-"""Early pulls are on trial for the first 12; steps are timed in the second half."""
+NUM_BATCHES = 44
+"""Ways of sending pulls are on trial for the first 18; steps are timed in the second half."""
 
 seconds = st.floats(0.1, 10.0, allow_nan=False)
 
@@ -52,8 +52,8 @@ def test_no_policy_beats_the_bound_of_its_kind(step: VirtualStep, name: str, sto
     policy = make_policy(name)
     run = VirtualRun(step, policy, NUM_BATCHES, store_holds=store_holds).run()
     parts = step.parts()
-    slack = 1 - 8 / NUM_BATCHES  # work done ahead during warm-up is used up over the run
-    if policy.early:
+    slack = 1 - 10 / NUM_BATCHES  # work done ahead during warm-up is used up over the run
+    if policy.modes[0].early:
         assert run.step_s >= parts.early_s * slack
     elif name == "batch_prefetch":
         assert run.step_s >= max(parts.dense_s + parts.pull_s + parts.push_s, parts.features_s + parts.dense_s) * slack
@@ -138,9 +138,9 @@ def test_pulls_wait_where_state_is_saved_between_two_batches() -> None:
 
 
 def test_an_early_pull_is_followed_by_what_it_left_out() -> None:
-    run = VirtualRun(fine(2.0, 4.0, 6.0, 2.0, held_ratio=0.3), RecsEarly(), 21).run()
+    run = VirtualRun(fine(2.0, 4.0, 6.0, 2.0, held_ratio=0.3), RecsEarly(), 28).run()
     held = {operator.batch for operator, _ in run.begins(Kind.HELD)}
-    assert held >= set(range(2, 6)) | set(range(14, 20))
+    assert held >= set(range(2, 6)) | set(range(20, 26))
     ends = {operator.batch: end for operator, _, end in run.spans if operator.kind is Kind.DENSE}
     early = [pull for pull, begin in run.begins(Kind.PULL) if pull.batch and begin < ends[pull.batch - 1]]
     assert len(early) > 50

@@ -116,7 +116,7 @@ def test_verify_passes_where_nothing_is_wrong(policy: Policy) -> None:
 
 @pytest.mark.parametrize("policy", [Recs(), RecsEarly()])
 def test_verify_catches_a_pull_that_ignores_a_push(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
-    if policy.early:  # nothing counts as touched, so every row is pulled early
+    if policy.modes[0].early:  # nothing counts as touched, so every row is pulled early
         nothing = lambda keys, others: np.zeros(len(keys), dtype=bool)  # noqa: E731
         monkeypatch.setattr("headrace.scheduling.store.keys_in", nothing)
     else:  # every push counts as applied when it is sent

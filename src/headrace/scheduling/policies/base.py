@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from headrace.scheduling.cost import Costs
+from headrace.scheduling.probing import Mode
 
 __all__ = ["Choice", "Policy", "Situation", "nothing"]
 
@@ -71,9 +72,8 @@ class Policy(Protocol):
     Attributes:
         name: What a job file calls it.
         num_ahead: Batches behind the next to train that may be read and worked on.
-        pulls_by_group: Whether a group's pull is sent as soon as its own features are there, rather than all together.
+        modes: Ways of sending pulls, the plainest last; several are tried, and the fastest one stays.
         asks_ahead: Whether pulls are sent before the push they must see is applied, to a store that holds them back.
-        early: Whether rows that no push on its way touches are pulled before that push is applied.
     """
 
     @property
@@ -83,13 +83,10 @@ class Policy(Protocol):
     def num_ahead(self) -> int: ...
 
     @property
-    def pulls_by_group(self) -> bool: ...
+    def modes(self) -> Sequence[Mode]: ...
 
     @property
     def asks_ahead(self) -> bool: ...
-
-    @property
-    def early(self) -> bool: ...
 
     def num_workers(self, num_cores: int, free_cores: int) -> int:
         """Feature operators that may run at once.

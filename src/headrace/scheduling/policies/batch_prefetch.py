@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from headrace.scheduling.cost import Costs
 from headrace.scheduling.policies.base import Choice, Situation, nothing
-from headrace.scheduling.policies.rules import as_declared
+from headrace.scheduling.policies.rules import WHOLE, as_declared
+from headrace.scheduling.probing import Mode
 
 __all__ = ["BatchPrefetch"]
 
@@ -24,9 +25,8 @@ class BatchPrefetch:
     name: str = "batch_prefetch"
     num_ahead: int = 2
     num_threads: int = 0
-    pulls_by_group: bool = False
+    modes: tuple[Mode, ...] = (WHOLE,)
     asks_ahead: bool = False
-    early: bool = False
 
     def num_workers(self, num_cores: int, free_cores: int) -> int:
         """See `Policy`: threads compete with training work for cores."""

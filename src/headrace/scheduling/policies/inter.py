@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 from headrace.scheduling.cost import Costs
 from headrace.scheduling.policies.base import Choice, Situation, nothing
-from headrace.scheduling.policies.rules import critical_first, own_features
+from headrace.scheduling.policies.rules import BY_GROUP, critical_first, own_features
+from headrace.scheduling.probing import Mode
 
 __all__ = ["Inter"]
 
@@ -21,9 +22,8 @@ class Inter:
 
     name: str = "inter"
     num_ahead: int = 1
-    pulls_by_group: bool = True
+    modes: tuple[Mode, ...] = (BY_GROUP,)
     asks_ahead: bool = False
-    early: bool = False
 
     def num_workers(self, num_cores: int, free_cores: int) -> int:
         """See `Policy`."""

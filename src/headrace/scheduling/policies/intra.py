@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 from headrace.scheduling.cost import Costs
 from headrace.scheduling.policies.base import Choice, Situation
-from headrace.scheduling.policies.rules import as_declared, own_features, run_ahead
+from headrace.scheduling.policies.rules import WHOLE, as_declared, own_features, run_ahead
+from headrace.scheduling.probing import Mode
 
 __all__ = ["Intra"]
 
@@ -21,9 +22,8 @@ class Intra:
 
     name: str = "intra"
     num_ahead: int = 3
-    pulls_by_group: bool = False
+    modes: tuple[Mode, ...] = (WHOLE,)
     asks_ahead: bool = False
-    early: bool = False
 
     def num_workers(self, num_cores: int, free_cores: int) -> int:
         """See `Policy`."""

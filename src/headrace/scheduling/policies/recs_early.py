@@ -11,7 +11,16 @@ from dataclasses import dataclass
 
 from headrace.scheduling.cost import Costs
 from headrace.scheduling.policies.base import Choice, Situation
-from headrace.scheduling.policies.rules import critical_first, features_of_early_pull, own_features, run_ahead
+from headrace.scheduling.policies.rules import (
+    BY_GROUP,
+    EARLY,
+    WHOLE,
+    critical_first,
+    features_of_early_pull,
+    own_features,
+    run_ahead,
+)
+from headrace.scheduling.probing import Mode
 
 __all__ = ["RecsEarly"]
 
@@ -22,9 +31,8 @@ class RecsEarly:
 
     name: str = "recs_early"
     num_ahead: int = 3
-    pulls_by_group: bool = True
+    modes: tuple[Mode, ...] = (EARLY, BY_GROUP, WHOLE)
     asks_ahead: bool = True
-    early: bool = True
 
     def num_workers(self, num_cores: int, free_cores: int) -> int:
         """See `Policy`."""

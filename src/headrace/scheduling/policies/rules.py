@@ -8,8 +8,20 @@ from headrace.scheduling.cost import Costs
 from headrace.scheduling.graph import Kind
 from headrace.scheduling.ordering import critical_path_order, johnson_order
 from headrace.scheduling.policies.base import Choice, Situation, nothing
+from headrace.scheduling.probing import Mode
 
-__all__ = ["as_declared", "critical_first", "features_of_early_pull", "own_features", "run_ahead"]
+__all__ = [
+    "BY_GROUP",
+    "EARLY",
+    "WHOLE",
+    "as_declared",
+    "critical_first",
+    "features_of_early_pull",
+    "own_features",
+    "run_ahead",
+]
+
+EARLY, BY_GROUP, WHOLE = Mode(early=True, by_group=True), Mode(early=False, by_group=True), Mode(False, False)
 
 SLACK_RATIO = 0.1
 """An operator may be longer than the predicted gap by this much of the gap: predictions are no better than that."""

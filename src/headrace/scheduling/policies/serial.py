@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from headrace.scheduling.cost import Costs
 from headrace.scheduling.policies.base import Choice, Situation, nothing
-from headrace.scheduling.policies.rules import as_declared, own_features
+from headrace.scheduling.policies.rules import WHOLE, as_declared, own_features
+from headrace.scheduling.probing import Mode
 
 __all__ = ["Serial"]
 
@@ -18,9 +19,8 @@ class Serial:
 
     name: str = "serial"
     num_ahead: int = 1
-    pulls_by_group: bool = False
+    modes: tuple[Mode, ...] = (WHOLE,)
     asks_ahead: bool = False
-    early: bool = False
 
     def num_workers(self, num_cores: int, free_cores: int) -> int:
         """See `Policy`."""
