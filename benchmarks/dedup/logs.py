@@ -20,7 +20,7 @@ __all__ = ["LAYOUTS", "DedupLogs", "generated", "news"]
 
 LAYOUTS = ("time", "clustered", "nested")
 NEWS_HOURS = range(200, 208)
-VERSION = 1
+VERSION = 2
 
 
 @dataclass(frozen=True)
