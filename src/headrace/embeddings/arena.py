@@ -15,6 +15,7 @@ import numba
 import numpy as np
 import numpy.typing as npt
 
+from headrace.buffers import empty
 from headrace.compiling import kernel
 from headrace.embeddings.config import TableConfig
 from headrace.embeddings.hashing import name_seeds
@@ -176,7 +177,7 @@ class Arena:
 
     def gather(self, rows: Int64s) -> Float32s:
         """A copy of rows, float32 [U, dim]."""
-        out = np.empty((len(rows), self.embedding_dim), dtype=np.float32)
+        out: Float32s = empty((len(rows), self.embedding_dim)).numpy()
         _gather(self.weights, rows, FORMATS[self.row_format], out)
         return out
 

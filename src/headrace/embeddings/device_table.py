@@ -54,7 +54,7 @@ class DeviceArena(Arena):
         super().clear()
         self.rows = self._at_home(as_tensor(self.weights, self.row_format))
         self.state = {name: self._at_home(torch.from_numpy(slot)) for name, slot in self.slots.items()}
-        self.weights, self.slots = self.weights[:0], {}
+        self.weights, self.slots = self.weights[:0].copy(), {}  # a view would keep the whole array
 
     @property
     def num_bytes(self) -> int:

@@ -16,6 +16,7 @@ import numba
 import numpy as np
 import numpy.typing as npt
 
+from headrace.buffers import empty
 from headrace.compiling import kernel
 from headrace.embeddings.jagged_ids import JaggedIds
 from headrace.embeddings.keys import SpaceLayout, UniqueIds
@@ -233,7 +234,7 @@ def sum_bags(
         grads: Of the bags.
         winners: int32 [bags, D], positions of the ids that max pooling chose, or -1; [0, D] without max pooling.
     """
-    out = np.empty((len(unique.keys), grads.dim), dtype=np.float32)
+    out: Float32s = empty((len(unique.keys), grads.dim)).numpy()
     work = (ids.value_lasts - ids.value_firsts + ids.num_bags)[layout.features]
     ends = np.concatenate([[0], np.cumsum(work)])[layout.feature_starts]
     _sum_bags(
