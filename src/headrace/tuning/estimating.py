@@ -89,9 +89,12 @@ class StageEstimate:
         return len(self.windows) >= WINDOWS_WANTED or self.blocking_s <= LONG_WAIT * self.cpu_s
 
     def _add_blocking(self, blocking_s: float, services: int, saturated: bool) -> None:
-        if not saturated or not self.blockings:
+        # Where all CPUs have been busy ever since, nothing is known of waits, and more workers would not help either.
+        if not saturated:
             self.blockings.append((blocking_s, float(services)))
-        elif blocking_s < self.blocking_s:  # a service that waits for a CPU blocks no longer than it seems to
+        elif (
+            self.blockings and blocking_s < self.blocking_s
+        ):  # a service that waits for a CPU blocks no longer than it seems to
             self.blockings.clear()
             self.blockings.append((blocking_s, float(services)))
 
