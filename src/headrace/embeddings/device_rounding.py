@@ -8,8 +8,7 @@ from torch import Tensor
 __all__ = ["mix64", "rounded"]
 
 GOLDEN = 0x9E3779B97F4A7C15
-NARROW, MOST_FP16 = 2.0**-112, 65504.0
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+NARROW = 2.0**-112
 
 
 def _signed(value: int) -> int:
@@ -57,7 +56,7 @@ def rounded(values_UD: Tensor, rows_U: Tensor, row_format: str, seed: int) -> Te
         up = bits + chance
         kept = torch.where((up & exponent) == exponent, bits, up)  # never from finite to infinite, nor out of it
         return (kept & -65536).view(torch.float32).to(torch.bfloat16)
-    narrowed = (values_UD.abs().clamp(max=MOST_FP16) * NARROW).view(torch.int32)
+    narrowed = (values_UD.abs() * NARROW).view(torch.int32)
     half = ((narrowed + (chance & 0x1FFF)) >> 13).clamp(max=0x7BFF)
     half = half | ((values_UD.contiguous().view(torch.int32) >> 16) & 0x8000)
     half = torch.where(half >= 0x8000, half - 0x10000, half).to(torch.int16).view(torch.float16)

@@ -40,7 +40,6 @@ GOLDEN = U64(0x9E3779B97F4A7C15)
 # fp16's exponent has 5 bits and bias 15, fp32's 8 and 127: times 2^112, the same bits mean the same number, also for
 # subnormals.
 WIDEN, NARROW = np.float32(2.0**112), np.float32(2.0**-112)
-MOST_FP16 = np.float32(65504.0)
 
 
 def storage_dtype(row_format: str) -> type[np.float32] | type[np.uint16]:
@@ -98,7 +97,7 @@ def round_row(
             weights[row, d] = _to_bf16(bits[d], chance)
         else:
             sign = (bits[d] >> U32(16)) & U32(0x8000)
-            values[d] = min(abs(values[d]), MOST_FP16) * NARROW
+            values[d] = abs(values[d]) * NARROW
             weights[row, d] = sign | _to_fp16(bits[d], chance & U32(0x1FFF))
 
 
@@ -114,7 +113,7 @@ def _to_bf16(bits: np.uint32, chance: np.uint32) -> np.uint32:
 
 @kernel()
 def _to_fp16(narrowed: np.uint32, chance: np.uint32) -> np.uint32:
-    """From the bits of |x| 2^-112, rounded by 13 random bits; no number stays none."""
+    """From the bits of |x| 2^-112, rounded by 13 random bits, at most 65504 (0x7BFF); no number stays none."""
     if narrowed > U32(0x7F800000):
         return U32(0x7E00)
     return U32(min(U32(narrowed + chance) >> U32(13), U32(0x7BFF)))
