@@ -221,9 +221,12 @@ def test_python_that_holds_the_interpreter_is_named() -> None:
         return rows
 
     with from_source(SyntheticSource([[(100, 0, 0)] * 40] * 10)).map(hold).prefetch(99).open(workers=4) as batches:
-        for _ in range(60):
-            next(batches)
-        found = batches.explain()
+        for _ in range(4):  # on a machine that is busy with other tests, waits for a CPU may hide those for the lock
+            for _ in range(40):
+                next(batches)
+            found = batches.explain()
+            if found.limit == "GIL":
+                break
     assert (found.limit, found.stage) == ("GIL", "map"), found
     assert 'executor="process"' in found.help
 

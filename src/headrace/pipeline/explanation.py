@@ -39,7 +39,7 @@ class Explanation:
     """What limits a pipeline.
 
     Attributes:
-        limit: "consumer", "memory", "CPUs", "GIL", "storage" or "workers".
+        limit: "consumer", "memory", "CPUs", "overhead", "GIL", "storage" or "workers".
         stage: The stage that gives the least; the one to look at unless the limit is the consumer.
         rate_per_s: Batches delivered a second.
         consumer_per_s: Batches the trainer could take a second, from its own time between requests.

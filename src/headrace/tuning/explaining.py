@@ -13,7 +13,7 @@ from headrace.tuning.estimating import Estimator
 from headrace.tuning.measuring import max_workers
 from headrace.tuning.observation import Observation, StageObservation
 from headrace.tuning.rates import StageRate, pipeline_rate
-from headrace.tuning.space import PREFETCH, Space, workers_of
+from headrace.tuning.space import PREFETCH, THREADS, Space, workers_of
 
 __all__ = ["explain"]
 
@@ -29,6 +29,10 @@ BLOCKING = 0.5
 """A stage that spends more than this share of a service without a CPU waits for something."""
 AVERAGED_S = 5.0
 """Seconds of the last windows that are looked at as one."""
+IDLE = 0.3
+SHORT_S = 1e-3
+"""Workers busy for less than that share, with work shorter than this, wait for each other: handing an element over
+takes some 0.1 ms."""
 QUEUED = 0.25
 """Where this share of the blocked time or more is waiting for a CPU, nothing else needs to be looked for."""
 GIL_WAIT_S = 2e-3
@@ -59,7 +63,9 @@ def explain(observations: Sequence[Observation], space: Space, *, tuner: str = "
     for observation in observations:
         estimator.add(observation)
     last = _latest(observations)
-    rates = estimator.rates(space) if estimator.complete else _measured(last, space)
+    # On a busy machine the estimator does not believe that a stage is blocked; the kernel may know better.
+    believed = estimator.complete and not (last.machine_busy_ratio > BUSY and _waits_for_other_things(last))
+    rates = estimator.rates(space) if believed else _measured(last, space)
     workers = [stage.workers for stage in last.stages]
     slowest = min(range(len(rates)), key=lambda i: rates[i].rate(workers[i]))
     held = max(range(len(rates)), key=lambda i: last.stages[i].wait_memory_s)
@@ -160,6 +166,14 @@ def _find(last: Observation, slowest: StageRate, workers: int, held: int) -> _Fi
             f"the {_cpus(last.cpus)}",
             "less other work on the machine, the trainer's own threads included",
         )
+    longest_s = max(stage.wall_s / max(stage.services, 1) for stage in last.stages)
+    if longest_s < SHORT_S and _share_at_work(last) < IDLE:
+        return _Finding(
+            "overhead",
+            f"the stages are idle {1.0 - _share_at_work(last):.0%} of the time, for their work is shorter than "
+            "handing an element from one to the next",
+            "larger batches",
+        )
     if blocking > BLOCKING and last.gil_wait_s > GIL_WAIT_S and workers > 1:
         return _Finding(
             "GIL",
@@ -179,6 +193,13 @@ def _find(last: Observation, slowest: StageRate, workers: int, held: int) -> _Fi
         f"{slowest.name} has too few workers ({workers}), while the CPUs are {busy:.0%} busy",
         f"more workers at {slowest.name}",
     )
+
+
+def _share_at_work(last: Observation) -> float:
+    """Of the workers' time, in all stages together; where they share threads, of the threads' time."""
+    workers = sum(stage.workers for stage in last.stages)
+    threads = min(last.values.get(THREADS, workers), workers)
+    return sum(stage.wall_s for stage in last.stages) / max(threads * last.window_s, 1e-9)
 
 
 def _waits_for_other_things(last: Observation) -> bool:

@@ -110,6 +110,16 @@ def test_threads_that_share_the_interpreter_are_told_apart_from_slow_storage() -
     assert 'executor="process"' in found.help
 
 
+def test_stages_that_are_idle_while_the_trainer_waits_mean_overhead() -> None:
+    job = SimulatedJob(with_options(), Machine.fixed(32))
+    job.apply({workers_of("map"): 4})
+    job.run(30)
+    seen = job.observe()
+    quick = [replace(stage, busy_s=stage.busy_s / 5000, wall_s=stage.wall_s / 2000) for stage in seen.stages]
+    found = explain([replace(seen, stages=tuple(quick))], job.space)
+    assert (found.limit, found.worker_gain, found.help) == ("overhead", 0.0, "larger batches")
+
+
 def test_a_budget_for_elements_in_flight_that_is_too_small_is_named_with_its_stage() -> None:
     job = SimulatedJob(with_options(), Machine.fixed(32))
     job.run(20)
