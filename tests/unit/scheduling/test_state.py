@@ -61,7 +61,7 @@ def test_no_policy_beats_the_bound_of_its_kind(step: VirtualStep, name: str, sto
         assert run.step_s >= parts.strict_s * slack
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(seconds, seconds, seconds, seconds, st.booleans())
 def test_recs_comes_within_a_tenth_of_the_strict_bound(f: float, p: float, m: float, u: float, holds: bool) -> None:
     step = fine(f, p, m, u)
@@ -69,7 +69,7 @@ def test_recs_comes_within_a_tenth_of_the_strict_bound(f: float, p: float, m: fl
     assert run.step_s <= 1.1 * step.parts().strict_s + max(f, p) / 10
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(seconds, seconds, seconds, seconds, st.sampled_from([0.0, 0.3, 0.7]), st.booleans())
 def test_recs_early_comes_within_a_tenth_of_its_exact_bound(
     f: float, p: float, m: float, u: float, held_ratio: float, holds: bool
