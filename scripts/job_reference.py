@@ -95,7 +95,17 @@ def _configs_in(annotation: Any) -> tuple[list[type[Config]], str]:
 
 
 def _meanings(config: type[Config]) -> dict[str, str]:
-    """What is written below each field, or under "Attributes:" of the class."""
+    """What is written below each field, or under "Attributes:" of the class; its bases' fields included."""
+    found: dict[str, str] = {}
+    for base in reversed(config.__mro__):
+        if issubclass(base, Config) and base is not Config:
+            found |= _own_meanings(base)
+    return {
+        name: re.sub(r"\bNone\b", "null", " ".join(text.split())).replace("|", "\\|") for name, text in found.items()
+    }
+
+
+def _own_meanings(config: type[Config]) -> dict[str, str]:
     (tree,) = ast.parse(inspect.getsource(config)).body
     assert isinstance(tree, ast.ClassDef)
     found = dict(re.findall(r"^    (\w+): (.+(?:\n     +.+)*)", inspect.getdoc(config) or "", re.MULTILINE))
@@ -103,9 +113,7 @@ def _meanings(config: type[Config]) -> dict[str, str]:
         if isinstance(statement, ast.AnnAssign) and isinstance(after, ast.Expr):
             assert isinstance(statement.target, ast.Name)
             found[statement.target.id] = str(ast.literal_eval(after.value))
-    return {
-        name: re.sub(r"\bNone\b", "null", " ".join(text.split())).replace("|", "\\|") for name, text in found.items()
-    }
+    return found
 
 
 def _values(field: FieldInfo) -> str:

@@ -165,6 +165,13 @@ def test_in_bf16_weights_are_those_after_the_last_step_of_a_fused_optimizer(
         assert (after - before.float()).norm() > 0.02 * exact.norm()
 
 
+def test_ties_are_rounded_to_even_as_torch_does() -> None:
+    ties = torch.tensor([1 + 2.0**-8, 1 + 3 * 2.0**-8, -1 - 2.0**-8, 1 + 2.0**-8 + 2.0**-20, 1e-40, 3e38])
+    x = torch.cat([ties, -ties, torch.randn(52, generator=seeded(0)) * 1e5]).reshape(4, 4, 4)
+    joined = join_fields(torch.empty(4, 0), x, BF16)
+    assert torch.equal(joined, x.flatten(1).to(BF16))
+
+
 def test_weights_are_themselves_in_their_own_type() -> None:
     layer = linear(4, 3, seeded(0))
     assert torch.equal(layer.weight_as(BF16), layer.weight.detach().to(BF16))
