@@ -188,7 +188,12 @@ class Auto:
         return busy > (1.0 - self._config.idle) * time or others > 1.0 - self._config.idle
 
     def _setting(self, observation: Observation, target: float) -> dict[str, int]:
-        return self._sizing.setting(observation, target, prefetch=self._prefetch(observation))
+        values = self._sizing.setting(observation, target, prefetch=self._prefetch(observation))
+        if observation.memory_ratio > self._config.sizing.memory_share / 2:
+            return values
+        # One worker less saves little, and to have it back may mean to start a process.
+        kept = {name: now for name, now in observation.values.items() if values.get(name) == now - 1}
+        return values | {name: now for name, now in kept.items() if name != PREFETCH}
 
     def _prefetch(self, observation: Observation) -> int:
         """Doubled while a consumer that could be fed is starved now and then; halved when memory gets short."""
