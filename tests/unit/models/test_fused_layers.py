@@ -194,6 +194,13 @@ def test_two_forward_passes_before_one_backward_give_both_gradients() -> None:
     assert_same([first.grad, second.grad], expected, 1e-5)  # type: ignore[list-item]
 
 
+def test_a_gradient_that_is_handed_in_stays_as_it_was() -> None:
+    model, x = mlp(4, [6], seeded(0)), numbers(0, 5, 4)
+    given = torch.ones(5, 6)
+    model(x).backward(given)
+    assert torch.equal(given, torch.ones(5, 6))
+
+
 def test_float64_and_autocast_take_the_plain_path() -> None:
     model, x = mlp(4, [3], seeded(0)), torch.randn(5, 4)
     with torch.autocast("cpu", torch.bfloat16):
