@@ -20,7 +20,7 @@ from headrace.training.step import TrainingStep
 
 __all__ = ["warm_up_steps"]
 
-OPTIMIZERS = ("rowwise_adagrad", "adagrad", "adam", "sgd")
+OPTIMIZERS = ("rowwise_adagrad", "adagrad", "adam", "sgd", "ftrl")
 KINDS = ("collisionless", "hashed", "direct")
 MODELS: tuple[ModelConfig, ...] = (DLRMConfig(), DCNv2Config(), DeepFMConfig(), WideDeepConfig())
 

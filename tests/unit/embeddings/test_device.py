@@ -200,3 +200,17 @@ def test_training_on_the_host_never_starts_cuda(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(torch.cuda, "_lazy_init", refuse)
     train(bags_of(), range(2))
     train(bags_of().place_on("cpu"), range(2))
+
+
+@pytest.mark.parametrize("row_format", ["bf16", "fp16"])
+def test_rows_of_16_bits_are_updated_to_the_bits_of_the_host(device: str, row_format: str) -> None:
+    default = {"num_embeddings": 40, "rows": row_format, "optimizer": {"kind": "sgd", "lr": 0.5}}
+    spaces = EmbeddingsConfig.from_dict({"default": default}, where="test").layout(["a"]).spaces
+    host, there = EmbeddingTable(spaces, 6, seed=0), DeviceTable(spaces, 6, seed=0, device=device)
+    for step in range(3):
+        keys = Keys(np.zeros(40, np.int32), np.arange(40), np.ones(40, np.int32))
+        gradients = np.random.default_rng(step).normal(size=(40, 6)).astype(np.float32)
+        for table in (host, there):
+            table.pull(keys, admit=True)
+            table.push(keys, gradients)
+    np.testing.assert_array_equal(there.state_dict()["weights"], host.state_dict()["weights"])
