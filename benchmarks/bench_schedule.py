@@ -11,6 +11,7 @@ The bounds come from the parts that `serial` was measured to have: F features, P
 from __future__ import annotations
 
 import json
+import select
 import statistics
 import subprocess
 import sys
@@ -29,6 +30,7 @@ HERE = Path(__file__).resolve().parent
 WARM_UP = 20  # steps of each run that the trainer does not count
 RATES = (0.1, 0.3, 1.0, 10.0, None)
 MS = 1e3
+PATIENCE_S = 120.0
 
 
 class Child:
@@ -53,6 +55,9 @@ class Child:
     def line(self) -> str:
         """The next line it prints."""
         assert self._process.stdout is not None
+        # Each question has one line for an answer, so nothing can lie in the buffer already.
+        if not select.select([self._process.stdout], [], [], PATIENCE_S)[0]:
+            raise SystemExit(f"a process of the benchmark was silent for {PATIENCE_S:g} s")
         line = self._process.stdout.readline()
         if not line:
             raise SystemExit(f"a process of the benchmark ended with {self._process.wait()}")

@@ -27,7 +27,7 @@ MAX_ROWS = 1_000_000
 def main() -> None:
     """Serve, or train and answer."""
     role, cluster = sys.argv[1], tf.train.ClusterSpec(json.loads(sys.argv[2]))
-    tf.config.threading.set_inter_op_parallelism_threads(2)
+    tf.config.threading.set_inter_op_parallelism_threads(8)
     tf.config.threading.set_intra_op_parallelism_threads(1)
     if role != "chief":
         tf.distribute.Server(cluster, job_name=role, task_index=0, protocol="grpc")

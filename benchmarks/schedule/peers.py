@@ -32,7 +32,10 @@ def run_peers(
         asks: dict[str, Callable[[int], float]] = {}
         for name, start in (("tensorflow", _tensorflow), ("torchrec", _torchrec)):
             try:
-                asks |= start(link, child, stack)
+                found = start(link, child, stack)
+                for ask in found.values():
+                    ask(1)
+                asks |= found
             except (OSError, SystemExit) as error:
                 report.notes[f"peer {name}"] = f"could not be started: {error}"
         trainer.ask({"do": "load", "workload": "criteo", "address": address, "quick": quick})

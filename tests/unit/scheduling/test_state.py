@@ -79,6 +79,12 @@ def test_recs_early_comes_within_a_tenth_of_its_exact_bound(
     assert run.step_s <= 1.1 * step.parts().early_exact_s + max(f, p) / 10
 
 
+def test_early_pulls_run_under_dense_work_even_where_the_processor_never_rests() -> None:
+    step = fine(6.0, 4.0, 6.0, 4.0)
+    assert VirtualRun(step, RecsEarly(), NUM_BATCHES).run().step_s == pytest.approx(12.0, rel=0.03)
+    assert VirtualRun(step, Recs(), NUM_BATCHES).run().step_s >= 13.9
+
+
 def test_serial_takes_the_sum_of_its_parts() -> None:
     step = fine(4.0, 3.0, 5.0, 2.0)
     assert VirtualRun(step, make_policy("serial"), NUM_BATCHES).run().step_s == pytest.approx(14.0)
