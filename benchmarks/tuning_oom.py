@@ -18,6 +18,7 @@ import multiprocessing
 import multiprocessing.connection
 import os
 import time
+import traceback
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -98,8 +99,8 @@ class LimitedJob(LiveJob):
 
     @property
     def space(self) -> Space:
-        """Without the engine's own budgets."""
-        return Space(tuple(knob for knob in super().space.knobs if knob.unit != "bytes"))
+        """Without the engine's own budgets, and without the source, which has nothing to do."""
+        return Space(tuple(k for k in super().space.knobs if k.unit != "bytes" and k.stage in (None, *STAGES)))
 
     def observe(self) -> Observation:
         """With the CPUs of the case; sleeping counts as work."""
@@ -196,5 +197,7 @@ def run_all(waiting: list[Any], root: Any, *, at_once: int = 6) -> dict[Any, int
 def _child(name: str, ledger: bool, seed: int, cgroup: Cgroup, sender: Any) -> None:
     try:
         sender.send(run_once(name, seed, ledger, cgroup))
+    except Exception:
+        traceback.print_exc()
     finally:
         os._exit(0)
