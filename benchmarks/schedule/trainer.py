@@ -91,7 +91,9 @@ class Trainer:
                 bags.use_store(group.store(name))
         self.is_remote = bool(command["address"])
         self.step = TrainingStep(self.model, make_dense_optimizer(Adam(), self.model.parameters()))
-        self.groups = group_features(self.plan, lambda feature: [feature], max_groups=MAX_GROUPS)
+        self.groups = group_features(
+            self.plan, lambda feature: [feature], max_groups=MAX_GROUPS if self.is_remote else 1
+        )
         self.batches = work.table.combine_chunks().to_batches(max_chunksize=work.batch_size)
         self.batch_size = work.batch_size
 

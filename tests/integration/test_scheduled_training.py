@@ -91,7 +91,7 @@ def assert_same_run(run: Path, expected: Path) -> None:
 
 @pytest.mark.parametrize("policy", sorted(POLICIES))
 def test_a_scheduled_job_ends_with_the_same_checkpoint(folder: Path, policy: str) -> None:
-    result = train(folder, policy, policy)
+    result = train(folder, policy, {"policy": policy, "max_groups": 4})
     assert_same_run(folder / policy, folder / "plain")
     used = sum(window.rows.used for window in result.windows)
     assert used + sum(window.rows.quarantined for window in result.windows) == NUM_ROWS
@@ -101,7 +101,7 @@ def test_a_scheduled_job_ends_with_the_same_checkpoint(folder: Path, policy: str
 @pytest.mark.parametrize("stop_at", [3, 20])
 def test_a_stopped_scheduled_job_goes_on_exactly(folder: Path, policy: str, stop_at: int) -> None:
     run = f"stopped-{policy}-{stop_at}"
-    assert train(folder, run, policy, stop_at=stop_at).stopped
+    assert train(folder, run, {"policy": policy, "max_groups": 4}, stop_at=stop_at).stopped
     assert not train(folder, run, "auto").stopped  # under another policy, even
     assert_same_run(folder / run, folder / "plain")
 

@@ -7,7 +7,6 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from headrace.config import Config
-from headrace.scheduling.feature_groups import MAX_GROUPS
 from headrace.scheduling.policies import BatchPrefetch, Policy, make_policy
 
 __all__ = ["SchedulerConfig"]
@@ -28,8 +27,9 @@ class SchedulerConfig(Config):
     """Batches behind the next to train whose features may be computed; None for the policy's own."""
     threads: int | None = Field(default=None, ge=1)
     """Threads that compute features; None for one a CPU."""
-    max_groups: int = Field(default=MAX_GROUPS, ge=1)
-    """Most feature groups: parts of the feature plan that are computed and pulled on their own."""
+    max_groups: int | None = Field(default=None, ge=1)
+    """Most feature groups: parts of the feature plan that are computed and pulled on their own. None: 8 over shards, 1
+    where rows are in this process and no pull can hide another group's work."""
     verify: bool = False
     """Pull every row once more right before it is used and compare: twice the traffic, to prove that nothing races."""
 

@@ -17,7 +17,7 @@ from headrace.observe.timeline import SCHEDULE_FILE
 from headrace.pipeline import Account, BatchIterator, PipelineCounters
 from headrace.resources import effective_cpus
 from headrace.scheduling.config import SchedulerConfig
-from headrace.scheduling.feature_groups import FeatureGroup, group_features
+from headrace.scheduling.feature_groups import MAX_GROUPS, FeatureGroup, group_features
 from headrace.scheduling.policies import Policy
 from headrace.scheduling.runtime import StepRuntime
 from headrace.scheduling.state import SchedulerState
@@ -192,14 +192,15 @@ def open_scheduled(
         folder: Where to leave the trace of the latest steps; None for nowhere.
         budget_bytes: Of batches between reading and training.
     """
-    groups = feature_groups(assembly, config.max_groups)
+    store_holds = all(not isinstance(bags.store, LocalStore) for bags in embedding_bags(assembly.model).values())
+    groups = feature_groups(assembly, config.max_groups or (MAX_GROUPS if store_holds else 1))
     num_cores = config.threads or max(1, int(effective_cpus().count))
     state = SchedulerState(
         len(groups),
         policy,
         num_cores=num_cores,
         spare_cores=max(0, num_cores - torch.get_num_threads()),
-        store_holds=all(not isinstance(bags.store, LocalStore) for bags in embedding_bags(assembly.model).values()),
+        store_holds=store_holds,
         budget_bytes=budget_bytes,
     )
     with (
