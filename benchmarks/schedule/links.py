@@ -70,11 +70,16 @@ class Link:
         """Where shards listen."""
         return HOSTS[1] if self.is_real else "127.0.0.1"
 
-    def command(self, end: int, command: list[str]) -> list[str]:
-        """A command that runs at an end: 0 the trainer's, 1 the shards', each on a core of its own."""
+    def core(self, end: int) -> int:
+        """The core of an end: 0 the trainer's, 1 the shards'."""
         cores = sorted(os.sched_getaffinity(0))
-        pinned = ["taskset", "-c", str(cores[end % len(cores)]), *command] if shutil.which("taskset") else command
-        return ["ip", "netns", "exec", NAMES[end], *pinned] if self.is_real else pinned
+        return cores[end % len(cores)]
+
+    def command(self, end: int, command: list[str], *, pinned: bool = True) -> list[str]:
+        """A command that runs at an end, on its core unless it sees to that itself."""
+        if pinned and shutil.which("taskset"):
+            command = ["taskset", "-c", str(self.core(end)), *command]
+        return ["ip", "netns", "exec", NAMES[end], *command] if self.is_real else command
 
     def set_rate(self, gbit: float | None) -> None:
         """Bandwidth each way; None for no limit. Not for a link that is not real, see `relay`."""

@@ -1,12 +1,15 @@
 """TensorFlow's way: `ParameterServerStrategy`, one worker, one server, `tf.data` with AUTOTUNE; the Criteo-shaped DLRM.
 
-    python -m schedule.peer_tensorflow ps|worker|chief CLUSTER_JSON
+    python -m schedule.peer_tensorflow ps|worker|chief CLUSTER_JSON CORE
 
-The chief also drives the steps. Ids are made unique before rows are asked for, so that rows travel once.
+The chief also drives the steps. Ids are made unique before rows are asked for, so that rows travel once. A process pins
+itself to its core only once its pools stand: started on one core, TensorFlow makes pools of one thread, and its first
+step waits for itself.
 """
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import os
@@ -31,6 +34,7 @@ def main() -> None:
     tf.config.threading.set_intra_op_parallelism_threads(1)
     if role != "chief":
         tf.distribute.Server(cluster, job_name=role, task_index=0, protocol="grpc")
+        pin(int(sys.argv[3]))
         sys.stdout.write("ready\n")
         sys.stdout.flush()
         sys.stdin.read()
@@ -45,6 +49,7 @@ def main() -> None:
         for _ in range(5):
             coordinator.schedule(step, args=(rows,))
         coordinator.join()
+        pin(int(sys.argv[3]))
         start = time.perf_counter()
         for _ in range(steps):  # synchronous: the next begins when the gradients are applied
             coordinator.schedule(step, args=(rows,))
@@ -52,6 +57,13 @@ def main() -> None:
         sys.stdout.write(json.dumps({"step_s": (time.perf_counter() - start) / steps}) + "\n")
         sys.stdout.flush()
     os._exit(0)
+
+
+def pin(core: int) -> None:
+    """Hold all threads of this process to one core; those they start follow."""
+    for thread in os.listdir("/proc/self/task"):
+        with contextlib.suppress(ProcessLookupError):
+            os.sched_setaffinity(int(thread), {core})
 
 
 def build(strategy: Any) -> tuple[Any, Any]:

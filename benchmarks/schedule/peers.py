@@ -83,7 +83,8 @@ def _tensorflow(link: Link, child: Callable[..., Any], stack: ExitStack) -> dict
     cluster = {"chief": [f"{here}:{_port()}"], "worker": [f"{here}:{_port()}"], "ps": [f"{there}:{_port()}"]}
     made = []
     for role, end in (("ps", 1), ("worker", 0), ("chief", 0)):
-        command = link.command(end, [str(PYTHON), "-m", "schedule.peer_tensorflow", role, json.dumps(cluster)])
+        arguments = [role, json.dumps(cluster), str(link.core(end))]
+        command = link.command(end, [str(PYTHON), "-m", "schedule.peer_tensorflow", *arguments], pinned=False)
         made.append(child(command, _environment(end)))
         stack.callback(made[-1].close)
         if role != "chief":
