@@ -13,6 +13,10 @@ from datetime import timedelta
 from typing import Any
 
 import torch.distributed as dist
+
+# Its functions take the process group of the moment of its import as a default, and so would keep the connections of a
+# round open; imported before the first one they keep nothing.
+import torch.distributed.nn.functional  # noqa: F401
 from torch.distributed import PrefixStore  # type: ignore[attr-defined]
 from torch.distributed.rendezvous import rendezvous
 

@@ -164,6 +164,7 @@ class Trainer:
                 for message in messages:
                     self._decisions.record("training", {}, message)
                     self._say(message)
+                self._decisions.record("precision", {}, self._precision_reason)
                 yield
             is_done = True
         finally:
@@ -186,7 +187,7 @@ class Trainer:
             messages.append(f"going on from checkpoint {self.state.checkpoint}, step {self.state.step}{where}")
         precision = self._step.settle_precision(self.job.training.batch_size, self.state.precision)
         self.state.precision = precision.precision
-        messages.append(f"matrix products in {precision.reason}")
+        self._precision_reason = f"matrix products in {precision.reason}"
         removed = self.run_folder.rewind(self.state.checkpoint)
         self.run_folder.set_aside(self.state.replayed)
         if removed:
