@@ -41,10 +41,9 @@ def main() -> None:
     rank = int(sys.argv[1])
     dist.init_process_group("gloo", init_method=f"tcp://{sys.argv[2]}", rank=rank, world_size=2)
     batches, model = build(rank)
-    optimizer = torch.optim.SGD(
-        [p for n, p in model.named_parameters() if "embedding" not in n and p.requires_grad], lr=0.01
-    )
-    pipeline = TrainPipelineSparseDist(model, optimizer, torch.device("cpu"))
+    optimizer = dense_optimizer(model)
+    _, piped = build(rank)  # a model of its own: the pipeline rewrites it
+    pipeline = TrainPipelineSparseDist(piped, dense_optimizer(piped), torch.device("cpu"))
     stream = endless(batches)
     for line in sys.stdin if rank == 0 else iter(int, 1):
         command = [json.loads(line) if rank == 0 else None]  # type: ignore[arg-type]
@@ -63,6 +62,13 @@ def main() -> None:
             sys.stdout.write(json.dumps({"step_s": (time.perf_counter() - start) / command[0]["steps"]}) + "\n")
             sys.stdout.flush()
     os._exit(0)  # gloo's threads have no other end
+
+
+def dense_optimizer(model: Any) -> torch.optim.Optimizer:
+    """For all but the embeddings, which learn in their backward."""
+    return torch.optim.SGD(
+        [p for n, p in model.named_parameters() if "embedding" not in n and p.requires_grad], lr=0.01
+    )
 
 
 def plain(model: Any, optimizer: Any, batch: Any) -> None:
