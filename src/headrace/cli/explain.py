@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -13,6 +13,10 @@ NUM_DECISIONS = 10
 
 def explain(
     run: Annotated[Path, typer.Argument(help="Folder of a run, also one that is still training.")],
+    trace: Annotated[
+        Path | None,
+        typer.Option(help="Write the latest scheduled steps there, for about:tracing or Perfetto."),
+    ] = None,
 ) -> None:
     """Say where a run's time went, what limits its pipeline, and what the tuner did and why.
 
@@ -25,6 +29,8 @@ def explain(
     from headrace.observe.run_data import RunData
 
     data = RunData.read(run)
+    if trace is not None:
+        _write_trace(data.schedule, run, trace)
     seconds = {part: float(np.nansum(data.column(f"seconds.{part}"))) for part in data.names_below("seconds")}
     total = sum(seconds.values())
     if not total:
@@ -44,3 +50,13 @@ def explain(
         typer.echo(f"\ndecisions, the newest {min(NUM_DECISIONS, len(decisions))} of {len(decisions)}:")
     for decision in decisions[-NUM_DECISIONS:]:
         typer.echo(f"{decision.time_s:8.1f} s  {decision}")
+
+
+def _write_trace(schedule: dict[str, Any] | None, run: Path, path: Path) -> None:
+    from headrace.errors import ConfigError
+    from headrace.scheduling.trace import write_chrome_trace
+
+    if schedule is None:
+        raise ConfigError(f"{run}: no trace of steps; a job leaves one under a scheduler, such as scheduler: recs")
+    write_chrome_trace(schedule, path)
+    typer.echo(f"{path}: the latest steps under {schedule['policy']}\n")
