@@ -203,14 +203,14 @@ def goals(report: harness.Report) -> list[dict[str, object]]:
 
 
 def main() -> None:
-    options = harness.options("bench_dedup", __doc__, rows=0, log=None)
+    options = harness.options("bench_dedup", __doc__, rows=0, seconds=40.0, log=None)
     quick = options.quick
     rows = options.rows or (20_000 if quick else 100_000)
-    rounds, seconds = (3, 4.0) if quick else (15, 40.0)
+    rounds, seconds = (3, 4.0) if quick else (15, options.seconds)
     report = harness.Report("bench_dedup", notes={"rows": rows})
     use = harness.CpuUse()
     for name in ("rm1",) if quick else ("rm1", "mixed", "control"):
-        if options.log in (None, name):
+        if options.log is None or name in options.log.split(","):
             logs = generated(name, rows)
             storage(report, name, logs)
             reading(report, name, logs, rounds, seconds)
@@ -218,7 +218,7 @@ def main() -> None:
                 steps(report, name, logs, model, rounds, seconds / 2)
                 if not quick and name != "control":
                     jobs(report, name, logs, model, 1 if model == "encoder" else 3)
-    if not quick and options.log in (None, "news"):
+    if not quick and (options.log is None or "news" in options.log.split(",")):
         data = Path(os.environ.get("HEADRACE_DATA", "-"))
         if (data / "globo").is_dir():
             logs = news(data)

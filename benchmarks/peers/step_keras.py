@@ -118,7 +118,7 @@ def build(keras: Any, shape: Shape) -> Any:
     logits = linear(keras, 1)(mlp(flat, shape.top)) + linear(keras, 1)(dense) + ops.sum(first, 1)
     if shape.model == "deepfm":
         numbers = layers.Reshape((shape.num_dense, 1))(dense)
-        vectors = layers.EinsumDense("bnx,nd->bnd", (None, shape.embedding_dim))
+        vectors = layers.EinsumDense("bnx,nd->bnd", (shape.num_dense, shape.embedding_dim))
         fields = layers.Concatenate(1)([vectors(numbers), emb])
         squares = ops.square(ops.sum(fields, 1)) - ops.sum(ops.square(fields), 1)
         logits = logits + 0.5 * ops.sum(squares, 1, keepdims=True)
