@@ -203,7 +203,7 @@ def goals(report: harness.Report) -> list[dict[str, object]]:
 
 
 def main() -> None:
-    options = harness.options("bench_dedup", __doc__, rows=0, seconds=40.0, log=None)
+    options = harness.options("bench_dedup", __doc__, rows=0, seconds=40.0, log=None, without_jobs=False)
     quick = options.quick
     rows = options.rows or (20_000 if quick else 100_000)
     rounds, seconds = (3, 4.0) if quick else (15, options.seconds)
@@ -216,7 +216,7 @@ def main() -> None:
             reading(report, name, logs, rounds, seconds)
             for model in ("encoder", "dlrm") if name == "rm1" else ("dlrm",):
                 steps(report, name, logs, model, rounds, seconds / 2)
-                if not quick and name != "control":
+                if not quick and not options.without_jobs and name != "control":
                     jobs(report, name, logs, model, 1 if model == "encoder" else 3)
     if not quick and (options.log is None or "news" in options.log.split(",")):
         data = Path(os.environ.get("HEADRACE_DATA", "-"))
