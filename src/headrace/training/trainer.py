@@ -164,7 +164,8 @@ class Trainer:
                 for message in messages:
                     self._decisions.record("training", {}, message)
                     self._say(message)
-                self._decisions.record("precision", {}, self._precision_reason)
+                if self._step.precision is not None:
+                    self._decisions.record("precision", {}, f"matrix products in {self._step.precision.reason}")
                 yield
             is_done = True
         finally:
@@ -187,7 +188,6 @@ class Trainer:
             messages.append(f"going on from checkpoint {self.state.checkpoint}, step {self.state.step}{where}")
         precision = self._step.settle_precision(self.job.training.batch_size, self.state.precision)
         self.state.precision = precision.precision
-        self._precision_reason = f"matrix products in {precision.reason}"
         removed = self.run_folder.rewind(self.state.checkpoint)
         self.run_folder.set_aside(self.state.replayed)
         if removed:
