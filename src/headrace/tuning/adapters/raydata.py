@@ -7,6 +7,7 @@ CPUs, one for each task, are the number to tune; a change shows within 10 second
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from importlib import import_module
 from typing import Any
 
 from headrace.errors import MissingExtra
@@ -39,14 +40,14 @@ class TunedRayData(OneStageJob):
             MissingExtra: Ray is not installed.
         """
         try:
-            import ray
-            from ray.data import ExecutionResources
+            ray: Any = import_module("ray")
+            ray_data: Any = import_module("ray.data")
         except ImportError as error:
             raise MissingExtra("ray", "cluster") from error
-        cluster = int(ray.cluster_resources().get("CPU", 1))  # type: ignore[no-untyped-call]
+        cluster = int(ray.cluster_resources().get("CPU", 1))
         super().__init__("dataset", workers, max_workers=max_workers or cluster)
         self._dataset, self._batching = dataset, batching
-        self._limits: Callable[..., Any] = ExecutionResources
+        self._limits: Callable[..., Any] = ray_data.ExecutionResources
         self._limit()
 
     def apply(self, values: Mapping[str, int]) -> None:
