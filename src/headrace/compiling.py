@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import FunctionType
 from typing import Any, ParamSpec, TypeVar, cast
 
 import numba
+from numba.core.caching import IndexDataCacheFile
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -27,12 +30,41 @@ def kernel(*, parallel: bool = False, fastmath: bool = False) -> Callable[[Calla
     def decorate(function: Callable[P, R]) -> Callable[P, R]:
         options: dict[str, Any] = {"nogil": True, "cache": True, "error_model": "numpy"}
         dispatcher = numba.njit(function, parallel=parallel, fastmath=fastmath, **options)
+        cache, files = dispatcher._cache, dispatcher._cache._impl
         # Numba looks at the kernel's own file only, and would call code compiled from what a callee once was.
-        cache_file = dispatcher._cache._cache_file
-        cache_file._source_stamp = (cache_file._source_stamp, source_stamp(cast(FunctionType, function)))
+        stamp = files.locator.get_source_stamp(), source_stamp(cast(FunctionType, function))
+        cache._cache_file = KernelFile(cache.cache_path, files.filename_base, stamp)
         return cast(Callable[P, R], dispatcher)
 
     return decorate
+
+
+class KernelFile(IndexDataCacheFile):  # type: ignore[misc]
+    """What is kept of one kernel: an index of signatures, and a file of code for each.
+
+    Several processes may compile at once. Numba's own class lets one name the other's code in the index, and names code
+    there before it is written; here one process at a time reads or writes, and code is written first.
+    """
+
+    def save(self, key: Any, data: Any) -> None:
+        """Keep the code of a signature."""
+        with self._locked():
+            kept = self._load_index()
+            numbered = (self._data_name(number) for number in range(1, len(kept) + 2))
+            name = kept.get(key) or next(name for name in numbered if name not in kept.values())
+            self._save_data(name, data)
+            self._save_index({**kept, key: name})
+
+    def load(self, key: Any) -> Any:
+        """The code of a signature; None if there is none that is as new as its sources."""
+        with self._locked():
+            return super().load(key)
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        with open(os.path.join(self._cache_path, "kernels.lock"), "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
 
 
 def source_stamp(function: FunctionType) -> tuple[tuple[str, int, int], ...]:

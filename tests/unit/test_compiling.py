@@ -1,5 +1,6 @@
 """A compiled kernel that is kept on disk is as new as everything it calls."""
 
+import fcntl
 import os
 from pathlib import Path
 from types import FunctionType, ModuleType
@@ -7,7 +8,7 @@ from types import FunctionType, ModuleType
 import numba
 import pytest
 
-from headrace.compiling import source_stamp
+from headrace.compiling import KernelFile, source_stamp
 
 
 def _module(path: Path, source: str, **names: object) -> ModuleType:
@@ -43,3 +44,34 @@ def test_kernels_that_call_each_other_are_named_once(tmp_path: Path) -> None:
     module = _module(tmp_path / "loop.py", "def f(x): return f(x - 1) if x else 0\n")
     module.f = numba.njit(module.f)
     assert [name for name, _, _ in source_stamp(module.f.py_func)] == ["loop.py"]
+
+
+def test_two_processes_that_keep_code_at_once_keep_both(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    one, other = KernelFile(str(tmp_path), "f", "stamp"), KernelFile(str(tmp_path), "f", "stamp")
+    save_data = one._save_data
+
+    def save_data_while_another_asks(name: str, data: object) -> None:
+        lock = os.open(tmp_path / "kernels.lock", os.O_WRONLY)
+        with pytest.raises(BlockingIOError):
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.close(lock)
+        save_data(name, data)
+
+    monkeypatch.setattr(one, "_save_data", save_data_while_another_asks)
+    one.save("float32", "code for float32")
+    other.save("float64", "code for float64")
+    one.save("float32", "newer code for float32")
+    assert (other.load("float32"), one.load("float64")) == ("newer code for float32", "code for float64")
+
+
+def test_code_is_never_named_before_it_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    KernelFile(str(tmp_path), "f", "older sources").save("float32", "code of older sources")
+    kept = KernelFile(str(tmp_path), "f", "stamp")
+
+    def killed(name: str, data: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(kept, "_save_data", killed)
+    with pytest.raises(KeyboardInterrupt):
+        kept.save("float32", "code")
+    assert kept.load("float32") is None

@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
+MAX_PROCESSES = 4
+"""Groups share kernels, so more processes would compile many of them twice, and each takes half a gigabyte."""
+
 
 def warmup() -> None:
     """Compile the kernels; they are kept on disk beside the package, and later starts only load them.
 
     Example: headrace warmup
     """
-    from headrace.observe.progress import Progress
-    from headrace.training.warm_up import warm_up_steps
+    from concurrent.futures import ProcessPoolExecutor, as_completed
+    from multiprocessing import get_context
 
-    steps = list(warm_up_steps())
-    with Progress("compile kernels", total=len(steps), unit="groups") as progress:
-        for name, compile_group in steps:
-            progress.update(progress.done, {"now": name})
-            compile_group()
-            progress.advance()
+    from headrace.observe.progress import Progress
+    from headrace.resources import effective_cpus
+    from headrace.training.warm_up import compile_group, warm_up_groups
+
+    names = list(warm_up_groups())
+    processes = max(1, min(MAX_PROCESSES, int(effective_cpus().count)))
+    with (
+        Progress("compile kernels", total=len(names), unit="groups") as progress,
+        ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool,
+    ):
+        compiling = {pool.submit(compile_group, name): name for name in names}
+        for done in as_completed(compiling):
+            done.result()
+            progress.update(progress.done + 1, {"compiled": compiling[done]})

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import torch
@@ -18,24 +19,34 @@ from headrace.threads import use_threads
 from headrace.training.metrics import BinaryMetrics
 from headrace.training.step import TrainingStep
 
-__all__ = ["warm_up_steps"]
+__all__ = ["compile_group", "warm_up_groups"]
 
 OPTIMIZERS = ("rowwise_adagrad", "adagrad", "adam", "sgd", "ftrl")
 KINDS = ("collisionless", "hashed", "direct")
 MODELS: tuple[ModelConfig, ...] = (DLRMConfig(), DCNv2Config(), DeepFMConfig(), WideDeepConfig())
 
 
-def warm_up_steps() -> Iterator[tuple[str, Callable[[], object]]]:
-    """What there is to compile, as (name, function that does it); already compiled, each takes a moment."""
-    yield "features", features.warmup
-    yield "metrics", lambda: BinaryMetrics().update(np.zeros(2, np.float32), np.zeros(2, np.float32))
+def warm_up_groups() -> dict[str, Callable[[], object]]:
+    """What there is to compile: functions that do it, by name; already compiled, each takes a moment."""
+    groups: dict[str, Callable[[], object]] = {"features": features.warmup}
     for optimizer, kind in itertools.zip_longest(OPTIMIZERS, KINDS, fillvalue="hashed"):
-        yield f"embeddings ({optimizer}, {kind})", lambda o=optimizer, k=kind: _train_once(o, k)  # type: ignore[misc]
-    for optimizer in OPTIMIZERS:
-        yield f"shards ({optimizer})", lambda o=optimizer: warm_up_shard(o)  # type: ignore[misc]
+        groups[f"embeddings ({optimizer}, {kind})"] = partial(_train_once, optimizer, kind)
     for config, precision in itertools.product(MODELS, DTYPES):
-        name = f"model ({config.kind}, {precision})"
-        yield name, lambda c=config, p=precision: _step_once(c, p)  # type: ignore[misc]
+        groups[f"model ({config.kind}, {precision})"] = partial(_step_once, config, precision)
+    for optimizer in OPTIMIZERS:
+        groups[f"shards ({optimizer})"] = partial(warm_up_shard, optimizer)
+    groups["metrics"] = _score_once
+    return groups
+
+
+def compile_group(name: str) -> None:
+    """Compile one of `warm_up_groups`, in a process that may have nothing else to do."""
+    warm_up_groups()[name]()
+
+
+def _score_once() -> None:
+    """Metrics of a batch."""
+    BinaryMetrics().update(np.zeros(2, np.float32), np.zeros(2, np.float32))
 
 
 def _train_once(optimizer: str, kind: str) -> None:
