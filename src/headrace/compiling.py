@@ -10,7 +10,9 @@ from types import FunctionType
 from typing import Any, ParamSpec, TypeVar, cast
 
 import numba
-from numba.core.caching import IndexDataCacheFile
+from numba.core import caching
+
+IndexDataCacheFile: Any = caching.IndexDataCacheFile
 
 P = ParamSpec("P")
 R = TypeVar("R")

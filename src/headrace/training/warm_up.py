@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable
 from functools import partial
+from typing import get_args
 
 import numpy as np
 import torch
@@ -13,7 +14,7 @@ from headrace import features
 from headrace.embeddings import EmbeddingBags, EmbeddingsConfig
 from headrace.embeddings.shard_warm_up import warm_up_shard
 from headrace.models import DCNv2Config, DeepFMConfig, DLRMConfig, ModelConfig, WideDeepConfig, build_model
-from headrace.models.products import DTYPES, Precision
+from headrace.models.products import Precision
 from headrace.tensors import Batch, KeyedJaggedTensor
 from headrace.threads import use_threads
 from headrace.training.metrics import BinaryMetrics
@@ -31,7 +32,7 @@ def warm_up_groups() -> dict[str, Callable[[], object]]:
     groups: dict[str, Callable[[], object]] = {"features": features.warmup}
     for optimizer, kind in itertools.zip_longest(OPTIMIZERS, KINDS, fillvalue="hashed"):
         groups[f"embeddings ({optimizer}, {kind})"] = partial(_train_once, optimizer, kind)
-    for config, precision in itertools.product(MODELS, DTYPES):
+    for config, precision in itertools.product(MODELS, get_args(Precision)):
         groups[f"model ({config.kind}, {precision})"] = partial(_step_once, config, precision)
     for optimizer in OPTIMIZERS:
         groups[f"shards ({optimizer})"] = partial(warm_up_shard, optimizer)
