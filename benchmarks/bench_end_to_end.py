@@ -18,6 +18,8 @@ from peers.data import make_logs
 from peers.job_arms import JOBS, SHAPE
 from peers.processes import ArmFailed, Process
 
+from headrace.observe.progress import track_progress
+
 CASE = "Criteo's shape"
 METRIC = "rows per second"
 LOSS = "log loss over the pass"
@@ -31,7 +33,7 @@ def main() -> None:
     use = harness.CpuUse()
     with ExitStack() as stack:
         processes: dict[str, Process] = {}
-        for name, arm in JOBS.items():
+        for name, arm in track_progress(JOBS.items(), "bench_end_to_end: first jobs", unit="arms"):
             if options.quick and not arm.quick:
                 continue
             if importlib.util.find_spec(arm.package) is None:

@@ -19,6 +19,8 @@ from peers.step_arms import FACEBOOK, OURS, PEERS, StepArm
 from peers.step_work import NUM_BATCHES, Shape
 from roofline import bound_of
 
+from headrace.observe.progress import track_progress
+
 METRIC = "samples per second"
 LOSS = "loss after the same steps"
 GOAL_PEER, GOAL_FACEBOOK, GOAL_ROOF = 3.0, 6.0, 0.45
@@ -51,7 +53,7 @@ def measure(report: harness.Report, case: str, shape: Shape, arms: Sequence[Step
     bound = bound_of(shape)
     steps = max(4, min(NUM_BATCHES, NUM_BATCHES * 4096 // shape.batch_size))
     run = one_by_one if shape.table_bytes > MAX_BYTES_SIDE_BY_SIDE else side_by_side
-    for name, answers in run(shape, arms, steps, seconds).items():
+    for name, answers in run(case, shape, arms, steps, seconds).items():
         report.add(case, name, METRIC, "1/s", [shape.batch_size / each["seconds"] for each in answers])
         report.add(case, name, LOSS, "", [answers[2]["loss"]])
     ours = OURS[0].name
@@ -65,13 +67,13 @@ def measure(report: harness.Report, case: str, shape: Shape, arms: Sequence[Step
 
 
 def side_by_side(
-    shape: Shape, arms: Sequence[StepArm], steps: int, seconds: float
+    case: str, shape: Shape, arms: Sequence[StepArm], steps: int, seconds: float
 ) -> dict[str, list[dict[str, float]]]:
     """All processes alive, in turn."""
     answers: dict[str, list[dict[str, float]]] = {}
     with ExitStack() as stack:
         processes: dict[str, Process] = {}
-        for arm in arms:
+        for arm in track_progress(arms, f"{case}: first steps", unit="arms"):
             process = stack.enter_context(Process("peers.step_arms", arm.name, shape.to_json()))
             try:
                 process.ask(f"time {steps}")
@@ -84,22 +86,23 @@ def side_by_side(
             answers[name].append(processes[name].ask(f"time {steps}"))
 
         turns = {name: lambda name=name: turn(name) for name in processes}
-        harness.interleave(turns, rounds=40, seconds=seconds, warm_up=0)
+        harness.interleave(turns, rounds=40, seconds=seconds, warm_up=0, what=case)
     return answers
 
 
-def one_by_one(shape: Shape, arms: Sequence[StepArm], steps: int, seconds: float) -> dict[str, list[dict[str, float]]]:
+def one_by_one(
+    case: str, shape: Shape, arms: Sequence[StepArm], steps: int, seconds: float
+) -> dict[str, list[dict[str, float]]]:
     """Tables too large to be in memory several times: a process at a time, each arm twice."""
     answers: dict[str, list[dict[str, float]]] = {}
-    for _ in range(2):
-        for arm in arms:
-            try:
-                with Process("peers.step_arms", arm.name, shape.to_json()) as process:
-                    process.ask(f"time {steps}")
-                    found = [process.ask(f"time {steps}") for _ in range(5)]
-                    answers.setdefault(arm.name, []).extend(found)
-            except ArmFailed as error:
-                print(f"skipped: {arm.name}: {error}", file=sys.stderr)
+    for arm in track_progress([*arms, *arms], case, unit="arms"):
+        try:
+            with Process("peers.step_arms", arm.name, shape.to_json()) as process:
+                process.ask(f"time {steps}")
+                found = [process.ask(f"time {steps}") for _ in range(5)]
+                answers.setdefault(arm.name, []).extend(found)
+        except ArmFailed as error:
+            print(f"skipped: {arm.name}: {error}", file=sys.stderr)
     return answers
 
 

@@ -161,8 +161,11 @@ def interleave(
     rounds: int = 30,
     seconds: float | None = None,
     warm_up: int = 1,
+    what: str | None = None,
 ) -> dict[str, list[float]]:
     """Run all arms in turn (A B C A B C ...) so that drift of the machine meets them alike.
+
+    Beyond two seconds it shows on standard error how far it is, between samples.
 
     Args:
         arms: Name to a function without arguments; its wall time is the sample, unless it returns a float, which then
@@ -170,22 +173,29 @@ def interleave(
         rounds: Samples of each arm.
         seconds: Stop after this long, but not before three rounds.
         warm_up: Rounds before the first that counts, for compilation and caches.
+        what: Names it where it shows how far it is; the script's name when None.
 
     Returns:
         Samples of each arm.
     """
-    for _ in range(warm_up):
-        for run in arms.values():
-            run()
+    from headrace.observe.progress import Progress  # not before `single_threaded`
+
     samples: dict[str, list[float]] = {name: [] for name in arms}
-    start = time.perf_counter()
-    for number in range(rounds):
-        if seconds is not None and number >= 3 and time.perf_counter() - start > seconds:
-            break
-        for name, run in arms.items():
-            begin = time.perf_counter()
-            result = run()
-            samples[name].append(result if isinstance(result, float) else time.perf_counter() - begin)
+    total = (warm_up + rounds) * len(arms) if seconds is None else None
+    with Progress(what or Path(sys.argv[0]).stem, total=total, unit="runs") as progress:
+        for _ in range(warm_up):
+            for name, run in arms.items():
+                run()
+                progress.advance(columns={"warming up": name})
+        start = time.perf_counter()
+        for number in range(rounds):
+            if seconds is not None and number >= 3 and time.perf_counter() - start > seconds:
+                break
+            for name, run in arms.items():
+                begin = time.perf_counter()
+                result = run()
+                samples[name].append(result if isinstance(result, float) else time.perf_counter() - begin)
+                progress.advance(columns={"warming up": None, "round": f"{number + 1} of {rounds}", "last": name})
     return samples
 
 

@@ -31,6 +31,8 @@ class Process:
 
     def __init__(self, module: str, *arguments: str) -> None:
         """Start `python -m module arguments`, without waiting until it is ready."""
+        # An arm decides itself how OpenMP's threads wait; a headrace imported here has set it for this process.
+        environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 (closed in close)
         self._ready = False
         self._child = subprocess.Popen(
@@ -39,7 +41,7 @@ class Process:
             stdout=subprocess.PIPE,
             stderr=self._errors,
             cwd=Path(__file__).parent.parent,
-            env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"},
+            env={**environment, "TF_CPP_MIN_LOG_LEVEL": "3"},
         )
 
     @property
