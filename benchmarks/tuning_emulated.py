@@ -115,6 +115,14 @@ def measure(report: harness.Report, cases: dict[str, tuple[PipelineSpec, list[st
             one = sum(counted[case, "one_per_stage"])
             report.add(case, name, OVER_ONE, "", [sum(counted[case, name]) / one])
         report.compare(case, arms.OURS, SHARE)
+        add_goals(report, case)
+
+
+def add_goals(report: harness.Report, case: str) -> None:
+    """Ours near the oracle, and soon after each resize."""
+    share, worst = (report.median(case, arms.OURS, metric) for metric in (SHARE, WORST_95))
+    arms.add_goal(report, f"{case}: share of the oracle", "0.97", f"{share:.3f}", met=share >= 0.97)
+    arms.add_goal(report, f"{case}: at 95 % of the oracle after a resize", "5 s", f"{worst:.1f} s", met=worst <= 5)
 
 
 def measure_agents(report: harness.Report) -> None:
@@ -132,6 +140,15 @@ def measure_agents(report: harness.Report) -> None:
         mine = [ticks for (each, _), ticks in counted.items() if each == name]
         add(report, case, name, mine, [counted["oracle", 0]] * len(mine), schedule)
     report.compare(case, arms.OURS, SHARE)
+    add_learner_goals(report, case)
+
+
+def add_learner_goals(report: harness.Report, case: str) -> None:
+    """InTune's agent with our counters is better than what does not learn."""
+    learnt = report.median(case, "intune", SHARE)
+    for other in ("even", "autotune"):
+        value = learnt / report.median(case, other, SHARE)
+        arms.add_goal(report, f"{case}: intune over {other}", "> 1x", f"{value:.2f}x", met=value > 1)
 
 
 def solve(spec: PipelineSpec, schedule: Schedule) -> None:
