@@ -5,9 +5,13 @@ from __future__ import annotations
 import functools
 import multiprocessing.connection
 import os
+import sys
+import time
 import traceback
 from collections.abc import Callable, Hashable, Mapping
 from typing import Any, Literal, TypeVar
+
+import harness
 
 from headrace.simulation import LATENCY_SPLIT, Distribution, Drift, PipelineSpec, StageSpec, published_pipeline
 from headrace.tuning.episodes import latency_split
@@ -18,6 +22,7 @@ __all__ = [
     "BASELINES",
     "OURS",
     "RESTART_SHARE",
+    "add_goal",
     "fork_all",
     "hard_cases",
     "intune_arms",
@@ -29,6 +34,7 @@ __all__ = [
 K = TypeVar("K", bound=Hashable)
 
 OURS = "auto"
+SHOW_EVERY_S = 2.0
 BASELINES = (
     "one_per_stage", "even", "autotune", "autotune_hill_climb", "autotune_adaptive", "plumber", "plumber_adaptive",
 )  # fmt: skip
@@ -99,6 +105,11 @@ def hard_cases(seconds: float, schedule_s: float) -> dict[str, PipelineSpec]:
     }
 
 
+def add_goal(report: harness.Report, what: str, wanted: str, reached: str, *, met: bool) -> None:
+    """A goal, for the table of goals."""
+    report.notes.setdefault("goals", []).append({"what": what, "wanted": wanted, "reached": reached, "met": met})
+
+
 def fork_all(arms: Mapping[K, Callable[[], Any]], *, at_once: int, timeout_s: float = 600.0) -> dict[K, Any]:
     """Run arms in forked processes, several at a time, and gather what they return.
 
@@ -109,6 +120,7 @@ def fork_all(arms: Mapping[K, Callable[[], Any]], *, at_once: int, timeout_s: fl
     """
     context, results = multiprocessing.get_context("fork"), {}
     waiting, running = list(arms.items()), {}
+    began = shown = time.monotonic()
     while waiting or running:
         while waiting and len(running) < at_once:
             name, run = waiting.pop(0)
@@ -129,6 +141,9 @@ def fork_all(arms: Mapping[K, Callable[[], Any]], *, at_once: int, timeout_s: fl
             if not ok:
                 raise RuntimeError(f"arm {name}: {value}")
             results[name] = value
+            if time.monotonic() - shown > SHOW_EVERY_S:
+                shown = time.monotonic()
+                print(f"{len(results)} of {len(arms)} arms after {shown - began:.0f} s", file=sys.stderr, flush=True)
         if not done:
             raise RuntimeError(f"arms {', '.join(map(str, running))}: no answer within {timeout_s:.0f} s")
     return {name: results[name] for name in arms}

@@ -17,6 +17,7 @@ import gc
 import multiprocessing
 import multiprocessing.connection
 import os
+import sys
 import time
 import traceback
 from collections.abc import Iterator
@@ -163,12 +164,15 @@ def run(report: harness.Report, quick: bool) -> None:
         report.add(CASE, arm, FAILED, "", [sum(each is None for each in taken) / num_runs])
         report.add(CASE, arm, "batches of a run that lived", "", [each for each in taken if each is not None] or [0.0])
     report.notes["runs of each policy in the memory test"] = num_runs
+    for arm in (arms.OURS, f"{arms.OURS}, with the engine's ledger"):
+        failed = report.median(CASE, arm, FAILED)
+        arms.add_goal(report, f"{CASE}: runs killed, {arm}", "0", f"{failed:.0%}", met=failed == 0)
 
 
 def run_all(waiting: list[Any], root: Any, *, at_once: int = 6) -> dict[Any, int | None]:
     """What each run delivered; None for those whose process was killed."""
     context, outcomes, running = multiprocessing.get_context("fork"), {}, {}
-    waiting = list(waiting)
+    waiting, shown = list(waiting), time.monotonic()
     while waiting or running:
         while waiting and len(running) < at_once:
             key = waiting.pop(0)
@@ -189,6 +193,9 @@ def run_all(waiting: list[Any], root: Any, *, at_once: int = 6) -> dict[Any, int
             child.join()
             receiver.close()
             stack.close()
+            if time.monotonic() - shown > arms.SHOW_EVERY_S:
+                shown = time.monotonic()
+                print(f"{len(outcomes)} runs done, {len(waiting)} wait", file=sys.stderr, flush=True)
             if outcomes[key] is None and child.exitcode != -9:
                 raise RuntimeError(f"{key}: ended with {child.exitcode}, expected to live or to be killed")
     return outcomes

@@ -105,9 +105,21 @@ def add(report: harness.Report, case: str, spec: PipelineSpec, phase_s: float, t
         report.add(f"simulated, {case}", name, TO_95, "s", [statistics.median(times)])
         report.add(f"simulated, {case}", name, WORST_95, "s", [max(times)])
     report.compare(f"simulated, {case}", arms.OURS, SHARE)
+    add_goals(report, f"simulated, {case}")
     if case == "published":
         bound = phase_s * sum(fluid_rate(true_rates(spec), p.cpus) for p in machine.phases)
         report.limit(f"simulated, {case}", "bound", bound, "elements", reached=trials[arms.OURS][0].delivered)
+
+
+def add_goals(report: harness.Report, case: str) -> None:
+    """Ours near the oracle and soon after each resize; InTune's agent better than what does not learn."""
+    share, worst = (report.median(case, arms.OURS, metric) for metric in (SHARE, WORST_95))
+    arms.add_goal(report, f"{case}: share of the oracle", "0.97", f"{share:.3f}", met=share >= 0.97)
+    arms.add_goal(report, f"{case}: at 95 % of the oracle after a resize", "5 s", f"{worst:.1f} s", met=worst <= 5)
+    learnt = report.median(case, "intune", SHARE)
+    for other in ("even", "autotune"):
+        value = learnt / report.median(case, other, SHARE)
+        arms.add_goal(report, f"{case}: intune over {other}", "> 1x", f"{value:.2f}x", met=value > 1)
 
 
 def run_memory(report: harness.Report, quick: bool) -> None:

@@ -65,11 +65,39 @@ def test_functions_run_in_processes_of_their_own_that_are_kept_and_follow_a_resi
             seen |= set(batch["pid"].to_pylist())
             if number == 30:
                 batches.tunables["map.workers"].set(1)
-            if number == 45:
-                time.sleep(0.1)
-                assert len(psutil.Process().children()) == 1
+            deadline = time.monotonic() + 20.0
+            while number == 45 and len(psutil.Process().children()) > 1:
+                assert time.monotonic() < deadline  # those that were still starting end when they are ready
+                time.sleep(0.01)
     assert os.getpid() not in seen
     assert 1 <= len(seen) <= 3
+
+
+def test_no_element_waits_for_a_worker_that_starts_while_another_could_take_it(tmp_path: Path) -> None:
+    flag, source = tmp_path / "flag", SyntheticSource([[(5, 0, 0)]] * 30)
+    pipe = from_source(source).map(functions.SlowToImport(str(flag)), executor="process").prefetch(0)
+    taken = []
+    with pipe.open(workers=1) as batches:
+        for number, batch in enumerate(batches):
+            taken.append(rows_of(batch))
+            if number == 5:
+                batches.tunables["map.workers"].set(3)
+            while number == 8 and len(list(tmp_path.glob("loading-*"))) < 2:
+                time.sleep(0.01)  # another one has been started, and is not ready until the flag is there
+        assert not flag.exists()
+    assert taken == batches_of(from_source(source), executor="inline")
+
+
+def test_a_worker_that_dies_while_it_starts_is_told_and_stops_the_job_when_the_next_one_does_too() -> None:
+    pipe = from_source(SOURCE).map(functions.DiesOnImport(), executor="process")
+    with pipe.open(workers=1) as batches:
+        with pytest.raises(PipelineError) as caught:
+            next(batches)
+        (first, _) = batches.decisions
+    assert str(caught.value) == (
+        "stage map: its worker processes die while they start: the last one ended by itself with status 3"
+    )
+    assert "ended by itself with status 3 while it started" in first.reason
 
 
 def test_a_killed_worker_is_replaced_and_its_element_done_again_once(tmp_path: Path) -> None:
@@ -81,7 +109,7 @@ def test_a_killed_worker_is_replaced_and_its_element_done_again_once(tmp_path: P
     assert seen == batches_of(from_source(SOURCE).batch(10), executor="inline")
     assert decision.who == "stage map"
     assert "was killed by SIGKILL" in decision.reason
-    assert "element 2.0 (20 rows of file 2, row group 0) is given to a new worker" in decision.reason
+    assert "element 2.0 (20 rows of file 2, row group 0) is given to another worker" in decision.reason
 
 
 def test_an_idle_worker_that_is_killed_is_replaced() -> None:

@@ -68,8 +68,8 @@ class StageReading:
         wall_s: Wall seconds, added up over workers.
         wait_input_s: Worker seconds without an element to work on.
         wait_output_s: Worker seconds held back: enough is done ahead, or there is no memory for the result.
-        wait_memory_s: Those of them without memory for the result.
-        wait_worker_s: Worker seconds in which there was an element to work on, but all threads were busy elsewhere.
+        wait_memory_s: Seconds, not of each worker, in which there was no memory for another result.
+        wait_worker_s: Seconds, likewise, in which there was an element to work on but all threads were busy elsewhere.
         visit_ratio: Elements for each batch delivered; 0 if none was.
     """
 

@@ -1,23 +1,14 @@
 """`ProcessRunner`: applies stages in worker processes, for user functions that hold the GIL.
 
 A thread of the pipeline waits for each busy process (without the GIL). A process that dies is replaced, and the
-element it was working on is given to the new one, once. A process that takes too long is asked for its stack and
+element it was working on is given to another one, once. A process that takes too long is asked for its stack and
 ended. Workers are started with a fresh interpreter, never forked.
 """
 
 from __future__ import annotations
 
-import os
-import signal
-import socket
-import subprocess
-import sys
-import tempfile
-import threading
-import time
 from collections.abc import Callable
-from contextlib import suppress
-from typing import Any
+from functools import partial
 
 import pyarrow as pa
 
@@ -27,114 +18,19 @@ from headrace.pipeline.chain import ChainResult, StageFault, StageUse
 from headrace.pipeline.decisions import Decisions
 from headrace.pipeline.delivery import apply_result, describe_element, pipeline_error
 from headrace.pipeline.elements import Element
-from headrace.pipeline.messages import Disconnected, receive, send
+from headrace.pipeline.messages import Disconnected
 from headrace.pipeline.options import Group
 from headrace.pipeline.shipping import ship
 from headrace.pipeline.stuck import stuck_error
-from headrace.pipeline.worker_main import STACK_SIGNAL
+from headrace.pipeline.worker_pool import WorkerPool
+from headrace.pipeline.worker_process import WorkerProcess
+from headrace.resources import effective_cpus
 
 __all__ = ["ProcessRunner"]
 
-GRACE_S = 1.0
-"""How long a worker may take to end by itself when its connection is closed."""
-
-STACK_PATIENCE_S = 1.0
-"""How long a stuck worker may take to write its stack; faulthandler needs milliseconds unless the machine swaps."""
-
-ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
-"""Environment of a worker: many of them run side by side."""
-
-
-class WorkerProcess:
-    """A started worker and the connection to it."""
-
-    def __init__(self, shipped: bytes) -> None:
-        """Start an interpreter and send it the functions."""
-        self._is_ready = False
-        self._connection, theirs = socket.socketpair()
-        lifeline, self._lifeline = os.pipe()
-        self._stack = tempfile.TemporaryFile()  # noqa: SIM115 - closed in stop()
-        files = (theirs.fileno(), lifeline, self._stack.fileno())
-        code = f"import sys; sys.path[:] = {sys.path!r}; from headrace.pipeline.worker_main import main; main{files}"
-        # Ctrl-C reaches every process of the terminal; this one is ended by us. A blocked signal is inherited.
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-        try:
-            self._process = subprocess.Popen(
-                [sys.executable, "-c", code],
-                pass_fds=files,
-                stdin=subprocess.DEVNULL,
-                env={**ONE_THREAD, **os.environ},
-            )
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
-            theirs.close()
-            os.close(lifeline)
-        with suppress(Disconnected):  # seen again, and reported, when it is called
-            send(self._connection, shipped)
-
-    @property
-    def pid(self) -> int:
-        """Of the process."""
-        return self._process.pid
-
-    def call(self, control: Any, rows: pa.RecordBatch, timeout_s: float | None) -> tuple[Any, pa.RecordBatch | None]:
-        """Send an element and wait for the result.
-
-        Args:
-            control: What goes with the rows.
-            rows: The element's rows.
-            timeout_s: For the functions; starting the process and importing them does not count.
-
-        Raises:
-            Disconnected: The process died.
-            TimeoutError: There was no result in time.
-        """
-        if not self._is_ready:
-            fault, _ = receive(self._connection)
-            if fault is not None:
-                return fault, None
-            self._is_ready = True
-        self._connection.settimeout(timeout_s)
-        send(self._connection, control, rows)
-        return receive(self._connection)
-
-    def stack(self) -> str:
-        """Where the process is, as it says itself."""
-        with suppress(ProcessLookupError):
-            self._process.send_signal(STACK_SIGNAL)
-        deadline = time.monotonic() + STACK_PATIENCE_S
-        size = 0
-        while time.monotonic() < deadline:
-            time.sleep(0.02)
-            before, size = size, os.fstat(self._stack.fileno()).st_size
-            if size and size == before:
-                break
-        text = os.pread(self._stack.fileno(), 1 << 16, 0).decode(errors="replace")
-        # faulthandler writes the most recent call first, a traceback last.
-        return "\n".join(reversed([line for line in text.splitlines() if "File" in line]))
-
-    def disconnect(self) -> None:
-        """Ask the process to end, and wake whoever waits for it."""
-        with suppress(OSError):
-            self._connection.shutdown(socket.SHUT_RDWR)
-
-    def stop(self, grace_s: float = GRACE_S) -> str:
-        """End the process, by force if it does not within `grace_s`; says how it ended."""
-        self.disconnect()
-        try:
-            self._process.wait(grace_s)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-        self._connection.close()
-        with suppress(OSError):
-            os.close(self._lifeline)
-        self._stack.close()
-        return describe_exit(self._process.returncode)
-
 
 class ProcessRunner:
-    """A pool of worker processes for one group of stages; as many as there are elements in work."""
+    """Worker processes for one group of stages; as many as there are elements in work."""
 
     def __init__(
         self, group: Group, source: Source, epoch: int, decisions: Decisions, limit: Callable[[], int]
@@ -148,12 +44,13 @@ class ProcessRunner:
         self._source = source
         self._epoch = epoch
         self._decisions = decisions
-        self._limit = limit
-        self._shipped = ship(group.stages)
-        self._lock = threading.RLock()  # garbage collection may call close() in a thread that holds it
-        self._idle: list[WorkerProcess] = []
-        self._all: set[WorkerProcess] = set()
-        self._closed = False
+        self._pool = WorkerPool(
+            group.name,
+            partial(WorkerProcess, ship(group.stages)),
+            limit=limit,
+            at_once=lambda: effective_cpus().num_threads,
+            report=lambda pid, how: self._record(pid, f"worker process {pid} {how} while it started"),
+        )
 
     def run(self, element: Element) -> tuple[StageUse, ...]:
         """Have a worker process change the element into the result; see `Runner`."""
@@ -167,19 +64,15 @@ class ProcessRunner:
 
     def close(self) -> None:
         """Stop all processes."""
-        with self._lock:
-            self._closed = True
-            workers = list(self._all)
-            self._idle.clear()
-        for worker in workers:
-            worker.disconnect()
-        for worker in workers:
-            self._end(worker)
+        self._pool.close()
 
     def _call(self, element: Element) -> ChainResult | StageFault:
         control = (element.num_rows, element.num_bytes, (self._epoch, *element.key))
         for attempt in range(2):
-            worker = self._acquire()
+            try:
+                worker = self._pool.acquire()
+            except StageFault as fault:
+                return fault
             try:
                 result, rows = worker.call(control, element.payload, self._group.timeout_s)
             except Disconnected:
@@ -187,12 +80,12 @@ class ProcessRunner:
                 continue
             except TimeoutError:
                 stack = worker.stack()
-                self._end(worker, grace_s=0.0)
+                self._pool.end(worker, grace_s=0.0)
                 raise stuck_error(self._group, element, self._source, stack) from None
             except BaseException:
-                self._end(worker, grace_s=0.0)
+                self._pool.end(worker, grace_s=0.0)
                 raise
-            self._give_back(worker)
+            self._pool.give_back(worker)
             if isinstance(result, StageFault):
                 return result
             assert isinstance(result, ChainResult)
@@ -202,53 +95,15 @@ class ProcessRunner:
         )
 
     def _report_death(self, worker: WorkerProcess, element: Element, attempt: int) -> None:
-        pid = worker.pid
-        how = self._end(worker)
-        if self._closed:
+        how = self._pool.end(worker)
+        if self._pool.is_closed:
             raise PipelineError(f"stage {self._group.name}: closed")
-        again = "given to a new worker" if attempt == 0 else "given up"
-        reason = f"worker process {pid} {how}; {describe_element(element, self._source)} is {again}"
+        again = "given to another worker" if attempt == 0 else "given up"
+        what = f"{describe_element(element, self._source)} is {again}"
+        self._record(worker.pid, f"worker process {worker.pid} {how}; {what}")
+
+    def _record(self, pid: int, reason: str) -> None:
         self._decisions.record(f"stage {self._group.name}", {"worker": (pid, None)}, reason)
-
-    def _acquire(self) -> WorkerProcess:
-        with self._lock:
-            if self._closed:
-                raise PipelineError(f"stage {self._group.name}: closed")
-            if self._idle:
-                return self._idle.pop()
-        worker = WorkerProcess(self._shipped)  # slow, so not under the lock; close() may come in between
-        with self._lock:
-            self._all.add(worker)
-            closed_meanwhile = bool(self._closed)
-        if closed_meanwhile:
-            self._end(worker)
-            raise PipelineError(f"stage {self._group.name}: closed")
-        return worker
-
-    def _give_back(self, worker: WorkerProcess) -> None:
-        surplus: list[WorkerProcess] = []
-        with self._lock:
-            self._idle.append(worker)
-            while self._idle and len(self._all) > self._limit():
-                surplus.append(self._idle.pop(0))
-                self._all.discard(surplus[-1])
-        for each in surplus:
-            each.stop()
-
-    def _end(self, worker: WorkerProcess, grace_s: float = GRACE_S) -> str:
-        with self._lock:
-            known = worker in self._all
-            self._all.discard(worker)
-        return worker.stop(grace_s) if known else "was stopped"
-
-
-def describe_exit(returncode: int) -> str:
-    """How a process ended, in words."""
-    if returncode >= 0:
-        return f"ended by itself with status {returncode}"
-    name = signal.Signals(-returncode).name
-    hint = ", as the kernel does when memory runs out" if name == "SIGKILL" else ""
-    return f"was killed by {name}{hint}"
 
 
 def _with_payload(result: ChainResult, rows: pa.RecordBatch | None) -> ChainResult:

@@ -262,20 +262,21 @@ class ThreadFeed:
         return state.num_workers + waiting
 
     def _sample(self, now: float) -> None:
-        """Add the time since the last look to the reason why each lane starts nothing."""
+        """Add the time since the last look to the reason why each lane starts nothing, for each worker that is idle."""
         passed = now - self._sampled_s
         if passed < SAMPLE_EVERY_S:
             return
         self._sampled_s = now
         for index in range(len(self._state.lanes)):
             reason = self._state.why_idle(index)
+            idle_s = passed * max(self._state.limit(index) - self._state.lanes[index].num_running, 0)
             stages = ("source",) if index == 0 else tuple(s.name for s in self._groups[index - 1].stages)
             for name in stages:
                 totals = self.recorder.stages[name]
                 if reason is Blocked.INPUT:
-                    totals.wait_input_s += passed
+                    totals.wait_input_s += idle_s
                 elif reason in (Blocked.AHEAD, Blocked.MEMORY):
-                    totals.wait_output_s += passed
+                    totals.wait_output_s += idle_s
                     totals.wait_memory_s += passed if reason is Blocked.MEMORY else 0.0
                 elif reason is Blocked.THREADS:
                     totals.wait_worker_s += passed

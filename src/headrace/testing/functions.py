@@ -11,6 +11,8 @@ import numpy as np
 import pyarrow as pa
 
 __all__ = [
+    "DiesOnImport",
+    "SlowToImport",
     "add_noise",
     "add_process",
     "allocate",
@@ -81,6 +83,43 @@ def never_return(rows: pa.RecordBatch, *, flag: str | None = None) -> pa.RecordB
         Path(flag).touch()
     time.sleep(3600)
     return rows
+
+
+class SlowToImport:
+    """A function that all workers but the first are not done loading until `flag` exists.
+
+    Each worker that loads it makes a file "loading-PID" beside the flag.
+    """
+
+    def __init__(self, flag: str) -> None:
+        self.flag = flag
+
+    def __call__(self, rows: pa.RecordBatch) -> pa.RecordBatch:
+        """Changes nothing."""
+        return rows
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return _load_slowly, (self.flag,)
+
+
+def _load_slowly(flag: str) -> SlowToImport:
+    folder = Path(flag).parent
+    first = not list(folder.glob("loading-*"))
+    (folder / f"loading-{os.getpid()}").touch()
+    while not first and not Path(flag).exists():
+        time.sleep(0.01)
+    return SlowToImport(flag)
+
+
+class DiesOnImport:
+    """A function whose worker ends while it loads it."""
+
+    def __call__(self, rows: pa.RecordBatch) -> pa.RecordBatch:
+        """Never called."""
+        raise AssertionError
+
+    def __reduce__(self) -> tuple[object, tuple[int]]:
+        return os._exit, (3,)
 
 
 def allocate(rows: pa.RecordBatch, *, row_bytes: int) -> pa.RecordBatch:

@@ -21,7 +21,7 @@ class StageObservation:
         wall_s: Wall seconds from begin to end of services, added up over workers: CPU, blocking, waiting for a CPU.
         wait_input_s: Worker seconds without an element to work on.
         wait_output_s: Worker seconds held back because enough is done ahead or no memory is left.
-        wait_memory_s: Those of them without memory for the result.
+        wait_memory_s: Seconds, not of each worker, in which there was no memory for another result.
         bytes_out: Bytes given.
         queue_depth: Elements ready for the next stage, now.
         visit_ratio: Services for each element delivered to the consumer; 0 while unknown.

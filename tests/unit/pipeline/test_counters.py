@@ -61,7 +61,7 @@ def test_the_consumers_own_time_is_told_apart_from_its_waiting() -> None:
 
 
 def test_waiting_is_counted_where_it_happens() -> None:
-    source = SyntheticSource([[(5, 0, 0)] * 3] * 4)
+    source = SyntheticSource([[(5, 0, 0)] * 3] * 8)
     pipe = from_source(source).map(spin, name="slow").map(lambda rows: rows, name="quick").prefetch(1)
     with pipe.open(workers={"slow": 1, "quick": 1}) as batches:
         next(batches)
@@ -76,6 +76,17 @@ def test_waiting_is_counted_where_it_happens() -> None:
     assert full["quick"].wait_input_s > 0.01
     assert full["slow"].wait_output_s + full["source"].wait_output_s > 0.01
     assert empty["quick"].wait_input_s > full["quick"].wait_input_s + 0.05
+
+
+def test_idle_workers_each_count_their_waiting() -> None:
+    source = SyntheticSource([[(5, 0, 0)] * 10] * 4)
+    pipe = from_source(source).map(spin, name="slow").map(lambda rows: rows, name="quick")
+    with pipe.open(workers={"slow": 1, "quick": 8}) as batches:
+        for _ in batches:
+            pass
+        counters = batches.counters(60)
+    quick = counters.stages["quick"]
+    assert 4 * counters.window_s < quick.wait_input_s <= 8.1 * counters.window_s
 
 
 def spin(rows: object) -> object:
