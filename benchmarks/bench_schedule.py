@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import harness
+from schedule.goals import goals_of_case
 from schedule.links import Link
 from schedule.workloads import NAMES
 
@@ -62,6 +63,11 @@ class Child:
         if not line:
             raise SystemExit(f"a process of the benchmark ended with {self._process.wait()}")
         return line
+
+    def kill(self) -> None:
+        """End it, if it has no end of its own."""
+        self._process.kill()
+        self._process.wait()
 
     def close(self) -> None:
         """Close its input and wait; kill it if it does not end."""
@@ -117,6 +123,11 @@ def report_case(report: harness.Report, case: str, samples: dict[str, list[dict[
     best = min((arm for arm in samples if arm.startswith("batch_prefetch")), key=lambda arm: median(arm, "step_s"))
     for ours in ("recs", "recs_early"):
         report.compare(case, ours, "step", against=["serial", best], lower_is_better=True)
+    step_s = {arm: median(arm, "step_s") for arm in ("serial", "recs", "recs_early")}
+    step_s["batch_prefetch"] = median(best, "step_s")
+    report.notes.setdefault("goals", []).extend(goals_of_case(case, parts, step_s))
+    reached = ", ".join(f"{arm} {MS * seconds:.1f} ms" for arm, seconds in step_s.items())
+    print(f"{case}: {reached}", file=sys.stderr, flush=True)
     for what, value, arm in (
         ("strict bound M + max(F, P + U)", parts.strict_s, "recs"),
         ("early bound max(F + M, P + U)", parts.early_s, "recs_early"),
@@ -136,6 +147,7 @@ def report_case(report: harness.Report, case: str, samples: dict[str, list[dict[
 def in_process(report: harness.Report, trainer: Child, quick: bool) -> None:
     """What the scheduler costs where there is nothing to hide."""
     for workload in NAMES[:1] if quick else NAMES:
+        print(f"{workload}, rows in this process", file=sys.stderr, flush=True)
         trainer.ask({"do": "load", "workload": workload, "address": "", "quick": quick})
         samples: dict[str, list[float]] = {"plain loop": [], "recs": []}
         for _ in range(3 if quick else 7):
@@ -149,6 +161,23 @@ def in_process(report: harness.Report, trainer: Child, quick: bool) -> None:
 def name_of(rate: float | None) -> str:
     """How a link is named."""
     return "unshaped" if rate is None else f"{rate:g} Gb/s"
+
+
+def delayed(report: harness.Report, link: Link, trainer: Child, address: str, quick: bool, seconds: float) -> None:
+    """Latency beside bandwidth: a relay in the shard's place holds every message back, each way."""
+    workload = NAMES[2]
+    for latency_ms in (1.0,) if quick else (1.0, 5.0):
+        relay = [sys.executable, "-m", "schedule.relay", "--to", address, "--listen", link.shard_host]
+        child = Child(link.command(1, [*relay, "--latency-ms", str(latency_ms)]))
+        try:
+            to = f"{link.shard_host}:{int(child.line())}"
+            trainer.ask({"do": "load", "workload": workload, "address": to, "quick": quick})
+            trainer.ask({"do": "run", "policy": "recs", "steps": 12})
+            case = f"{workload}, {latency_ms:g} ms each way"
+            report_case(report, case, measure(trainer, quick, seconds))
+            trainer.ask({"do": "load", "workload": workload, "address": "", "quick": quick})  # ends its streams
+        finally:
+            child.kill()
 
 
 def main() -> None:
@@ -186,7 +215,7 @@ def main() -> None:
                             str(1000 * rate),
                         ]
                         child = Child(link.command(1, relay))
-                        relays.callback(child.close)
+                        relays.callback(child.kill)
                         to = f"127.0.0.1:{int(child.line())}"
                     if rate == rates[0] or not link.is_real:
                         trainer.ask({"do": "load", "workload": workload, "address": to, "quick": quick})
@@ -194,6 +223,8 @@ def main() -> None:
                     link.set_rate(rate)
                     report_case(report, f"{workload}, {name_of(rate)}", measure(trainer, quick, seconds))
         link.set_rate(None)
+        if not quick:
+            delayed(report, link, trainer, address, quick, seconds)
         in_process(report, trainer, quick)
         if options.peers == "yes" or (options.peers == "auto" and not quick):
             from schedule.peers import run_peers

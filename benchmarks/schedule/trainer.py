@@ -108,7 +108,7 @@ class Trainer:
         held = []
         with (
             TrainingWork(batches, self.groups, self.model, self.step) as work,  # type: ignore[arg-type]
-            StepRuntime(work, state, trace=trace) as runtime,
+            StepRuntime(work, state, trace=trace, is_inline=not self.is_remote) as runtime,
         ):
             for _ in range(WARM_UP):
                 runtime.step()

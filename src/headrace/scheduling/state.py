@@ -170,8 +170,13 @@ class SchedulerState:
 
     # What happened
 
-    def handle(self, event: Event) -> list[Run]:
-        """Take note of an event; returns what is to be done now, in this order."""
+    def handle(self, *events: Event) -> list[Run]:
+        """Take note of events that came together; returns what is to be done now, in this order."""
+        for event in events:
+            self._note(event)
+        return list(self._decide())
+
+    def _note(self, event: Event) -> None:
         self.now_s = event.at_s
         match event:
             case BatchRead():
@@ -183,7 +188,6 @@ class SchedulerState:
                 self._wanted, self._last_pull = event.batch, event.last_pull
             case Finished():
                 self._finish(event)
-        return list(self._decide())
 
     @property
     def is_over(self) -> bool:

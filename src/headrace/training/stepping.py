@@ -18,7 +18,7 @@ from headrace.pipeline import Account, BatchIterator, PipelineCounters
 from headrace.resources import effective_cpus
 from headrace.scheduling.config import SchedulerConfig
 from headrace.scheduling.feature_groups import MAX_GROUPS, FeatureGroup, group_features
-from headrace.scheduling.policies import Policy
+from headrace.scheduling.policies import BatchPrefetch, Policy
 from headrace.scheduling.runtime import StepRuntime
 from headrace.scheduling.state import SchedulerState
 from headrace.scheduling.work import TrainingWork
@@ -195,17 +195,20 @@ def open_scheduled(
     store_holds = all(not isinstance(bags.store, LocalStore) for bags in embedding_bags(assembly.model).values())
     groups = feature_groups(assembly, config.max_groups or (MAX_GROUPS if store_holds else 1))
     num_cores = config.threads or max(1, int(effective_cpus().count))
+    spare_cores = max(0, num_cores - torch.get_num_threads())
     state = SchedulerState(
         len(groups),
         policy,
         num_cores=num_cores,
-        spare_cores=max(0, num_cores - torch.get_num_threads()),
+        spare_cores=spare_cores,
         store_holds=store_holds,
         budget_bytes=budget_bytes,
     )
+    prefetches = isinstance(policy, BatchPrefetch)  # asked for by name, competing threads and all
+    nothing_overlaps = not store_holds and len(groups) == 1 and spare_cores == 0 and not prefetches
     with (
         TrainingWork(batches, groups, assembly.model, step, verify=config.verify) as work,
-        StepRuntime(work, state) as runtime,
+        StepRuntime(work, state, is_inline=nothing_overlaps) as runtime,
     ):
         try:
             yield ScheduledSteps(batches, work, runtime)

@@ -120,3 +120,17 @@ def test_merged_parts_sum_gradients_of_equal_keys() -> None:
     assert merged.counts.tolist() == [1, 3, 6]
     assert gradients[:, 0].tolist() == [1, 4, 10]
     assert merge_keys([first])[0] is first[0]
+
+
+def test_merged_parts_without_a_common_space_come_in_the_order_of_spaces() -> None:
+    def part(spaces: list[int]) -> tuple[Keys, np.ndarray]:
+        ids = 10 * np.array(spaces, dtype=np.int64) + np.arange(len(spaces))
+        keys = Keys(np.array(spaces, dtype=np.int32), ids, np.arange(len(spaces), dtype=np.int32))
+        return keys, np.repeat(ids.astype(np.float32)[:, None], 3, axis=1)
+
+    parts = [part([1, 1, 4]), part([]), part([0, 3, 3, 3]), part([2])]
+    merged, gradients = merge_keys(parts)
+    assert merged.spaces.tolist() == [0, 1, 1, 2, 3, 3, 3, 4]
+    assert merged.ids.tolist() == [0, 10, 11, 20, 31, 32, 33, 42]
+    assert merged.counts.tolist() == [0, 0, 1, 0, 1, 2, 3, 2]
+    np.testing.assert_array_equal(gradients, np.repeat(merged.ids.astype(np.float32)[:, None], 3, axis=1))

@@ -171,7 +171,7 @@ def train_plainly(table: pa.Table) -> tuple[list[float], dict[str, Any]]:
 
 
 def train_scheduled(
-    table: pa.Table, policy: Policy, *, verify: bool = False, max_groups: int = 4
+    table: pa.Table, policy: Policy, *, verify: bool = False, max_groups: int = 4, is_inline: bool = False
 ) -> tuple[list[float], dict[str, Any], float]:
     """The same under a scheduler; also the greatest share of keys an early pull held back."""
     plan, model = plan_and_model()
@@ -180,7 +180,7 @@ def train_scheduled(
     with (
         raw_batches(table) as batches,
         TrainingWork(batches, groups, model, Phases(model), verify=verify) as work,
-        StepRuntime(work, SchedulerState(len(groups), policy, num_cores=2)) as steps,
+        StepRuntime(work, SchedulerState(len(groups), policy, num_cores=2), is_inline=is_inline) as steps,
     ):
         while (trained := steps.step()) is not None:
             losses.append(trained.result)

@@ -72,6 +72,10 @@ def runtime(work: Notes, name: str = "recs", num_groups: int = 2) -> StepRuntime
     return StepRuntime(work, SchedulerState(num_groups, make_policy(name), num_cores=2))
 
 
+def inline(work: Notes, name: str = "recs") -> StepRuntime:
+    return StepRuntime(work, SchedulerState(1, make_policy(name), num_cores=1), is_inline=True)
+
+
 def train_all(steps: StepRuntime) -> None:
     while steps.step() is not None:
         pass
@@ -142,3 +146,41 @@ def test_the_trace_keeps_whole_steps_and_only_the_latest() -> None:
     assert counts == {"read": 1, "features": 2, "dense": 1, "push": 1, "update": 1}
     assert all(span.reason and span.end_s >= span.start_s for span in spans)
     assert {span.lane for span in spans if span.operator.kind is Kind.DENSE} == {"trainer"}
+
+
+class InlineNotes(Notes):
+    """Everything is the caller's."""
+
+    def features(self, batch: int, group: int) -> int:
+        self.note(f"features {batch} {group}")
+        assert threading.get_ident() == self.trainer
+        return 10
+
+    def read(self, batch: int) -> int | None:
+        assert threading.get_ident() == self.trainer
+        return super().read(batch)
+
+
+@pytest.mark.parametrize("name", sorted(POLICIES))
+def test_an_inline_runtime_does_the_same_without_threads(name: str) -> None:
+    work = InlineNotes(4)
+    num_threads = threading.active_count()
+    with inline(work, name) as steps:
+        assert threading.active_count() == num_threads
+        results = [steps.step() for _ in range(5)]
+    assert results == [*(f"result {batch}" for batch in range(4)), None]
+    trained = [line for line in work.lines if line.split()[0] in ("dense", "push", "update")]
+    assert trained == [f"{kind} {batch}" for batch in range(4) for kind in ("dense", "push", "update")]
+
+
+def test_an_inline_runtime_trains_what_it_has_before_it_reads_on() -> None:
+    work = InlineNotes(4)
+    with inline(work) as steps:
+        steps.step()
+        assert work.lines == ["read 0", "features 0 0", "pull 0 0", "dense 0", "push 0", "update 0"]
+
+
+@pytest.mark.parametrize("place", ["read 2", "features 2 0", "pull 1 0", "dense 2", "push 1", "update 1"])
+def test_what_an_operator_raises_inline_reaches_the_caller(place: str) -> None:
+    with inline(InlineNotes(6, fail_at=place)) as steps, pytest.raises(ValueError, match=f"planted at {place}"):
+        train_all(steps)

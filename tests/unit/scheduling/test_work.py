@@ -51,6 +51,15 @@ def test_parameters_equal_those_of_a_plain_loop_bit_for_bit(
     assert_equal(found, plain[1])
 
 
+@pytest.mark.parametrize("name", sorted(POLICIES))
+def test_parameters_stay_equal_where_the_caller_does_it_all(
+    name: str, plain: tuple[list[float], dict[str, Any]]
+) -> None:
+    losses, found, _ = train_scheduled(rows(64 * 9 + 17), make_policy(name), max_groups=1, is_inline=True)
+    assert losses == plain[0]
+    assert_equal(found, plain[1])
+
+
 @contextmanager
 def slow(model: nn.Module, *, forgets_pushes: bool = False) -> Iterator[None]:
     """Transfers of a model's embeddings arrive a while after they were sent, in order, from a thread of their own."""

@@ -1,0 +1,65 @@
+"""What the scheduler should reach, case by case, and what its bounds allow there."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from headrace.scheduling.bounds import StepParts
+
+__all__ = ["goals_of_case", "goals_of_peers"]
+
+OVER_SERIAL = 1.36  # RECS (SIGMOD-Companion 2025) reports this over existing solutions
+OVER_PREFETCH = 1.1
+EARLY_OVER_PREFETCH = 1.36
+SHARE_OF_BOUND = 0.9
+NEVER_BELOW = 0.98
+OVER_TENSORFLOW = 2.0
+COMMUNICATION = (0.25, 0.6)  # shares of the serial step between which `recs` has something to hide, and room to
+EARLY_COMMUNICATION = 0.4
+FEATURE_HEAVY = ("rm2", "industrial")
+
+Goal = dict[str, Any]
+
+
+def goals_of_case(case: str, parts: StepParts, step_s: Mapping[str, float]) -> list[Goal]:
+    """Goals that apply to one workload on one link.
+
+    Args:
+        case: Its name begins with the workload's.
+        parts: What `serial` was measured to be made of.
+        step_s: Median seconds of a step under "serial", "batch_prefetch" (at its best), "recs" and "recs_early".
+    """
+    serial, prefetch, recs, early = (step_s[name] for name in ("serial", "batch_prefetch", "recs", "recs_early"))
+    strict, exact = parts.strict_s, parts.early_exact_s
+    share = parts.communication_ratio
+    goals = []
+    if case.startswith(FEATURE_HEAVY) and COMMUNICATION[0] <= share <= COMMUNICATION[1]:
+        goals += [
+            _goal(f"{case}: recs over serial", OVER_SERIAL, serial / recs, serial / strict),
+            _goal(f"{case}: recs over the best batch_prefetch", OVER_PREFETCH, prefetch / recs, prefetch / strict),
+        ]
+    if share >= EARLY_COMMUNICATION:
+        what = f"{case}: recs_early over the best batch_prefetch"
+        goals.append(_goal(what, EARLY_OVER_PREFETCH, prefetch / early, prefetch / exact))
+    best = min(serial, prefetch)
+    return [
+        *goals,
+        _goal(f"{case}: recs at its bound", SHARE_OF_BOUND, strict / recs),
+        _goal(f"{case}: recs_early at its exact bound", SHARE_OF_BOUND, exact / early),
+        _goal(f"{case}: recs over the best of serial and batch_prefetch", NEVER_BELOW, best / recs, best / strict),
+        _goal(f"{case}: recs_early over the best of both", NEVER_BELOW, best / early, best / exact),
+    ]
+
+
+def goals_of_peers(case: str, step_s: Mapping[str, float]) -> list[Goal]:
+    """The goal against TensorFlow, where it was measured; `step_s` is by arm."""
+    theirs = [seconds for name, seconds in step_s.items() if name.startswith("tensorflow")]
+    return [_goal(f"{case}: recs over TensorFlow", OVER_TENSORFLOW, theirs[0] / step_s["recs"])] if theirs else []
+
+
+def _goal(what: str, wanted: float, reached: float, bound: float | None = None) -> Goal:
+    """A line of the table; a bound below what is wanted is named, for then no scheduler of this kind could reach it."""
+    impossible = bound is not None and bound < wanted
+    said = f"{wanted:g} (the bound is {bound:.2f})" if impossible else f"{wanted:g}"
+    return {"what": what, "wanted": said, "reached": f"{reached:.2f}", "met": reached >= wanted}
