@@ -1,9 +1,10 @@
 """Deduplication from file to checkpoint: storage, reading with features, training steps and whole jobs.
 
-Generated logs have the published statistics of RecD (16.5 rows a session, spread over an hourly partition so that a
-batch of 4096 rows in time order holds about 1.15 rows of a session): `rm1` has 20 long histories, `mixed` 42 id lists
-and 504 numbers, in `control` nothing repeats. The real news log is what it is. Every log is there in time order (zstd,
-as any writer makes it), clustered (sessions adjacent), and nested (a row a session, each distinct value once).
+Generated logs have the published statistics of RecD (16.5 rows a session, spread over an hourly partition; the notes of
+the report say how many of them a batch of 4096 rows in time order holds, 1.15 in the published, larger one): `rm1` has
+20 long histories, `mixed` 42 id lists and 504 numbers, in `control` nothing repeats. The real news log is what it is.
+Every log is there in time order (zstd, as any writer makes it), clustered (sessions adjacent), and nested (a row a
+session, each distinct value once).
 
 The plain arm reads time order without deduplication: what a pipeline does that knows nothing of sessions. It is ours in
 all else: the same kernels, and for encoded histories the same encoder, which pads lists of similar length together (by
@@ -13,7 +14,7 @@ deduplicated arm grow until a step takes as much memory as a plain one at its nu
 
 Whole jobs run over smaller logs of the same statistics, since a plain pass over encoded histories makes some 200 rows a
 second on two cores: there a batch in time order holds more rows of a session, which helps the plain arm's caches if
-anything. How many it holds stands in the notes of the report. Logs are kept in the temporary folder between runs.
+anything. Logs are kept in the temporary folder between runs.
 """
 
 from __future__ import annotations
