@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import shutil
 import tempfile
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet as pq
 
 from headrace.logs import Schema
@@ -16,7 +20,7 @@ from headrace.logs.generate import GenerateConfig, generate_logs
 from headrace.logs.generate.presets import PRESETS
 from headrace.logs.importers import import_clicks
 
-__all__ = ["LAYOUTS", "DedupLogs", "generated", "news"]
+__all__ = ["LAYOUTS", "DedupLogs", "generate", "generated", "news", "rows_of_a_session"]
 
 LAYOUTS = ("time", "clustered", "nested")
 NEWS_HOURS = range(200, 208)
@@ -46,6 +50,23 @@ class DedupLogs:
     def num_bytes(self, layout: str) -> int:
         """Bytes of the Parquet files."""
         return sum(path.stat().st_size for path in self.path(layout).rglob("*.parquet"))
+
+
+def generate(sizes: Sequence[tuple[str, int]]) -> None:
+    """Make the logs of these presets and numbers of rows that are not there yet, two at a time."""
+    with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as pool:
+        for made in [pool.submit(generated, preset, num_rows) for preset, num_rows in sizes]:
+            made.result()
+
+
+def rows_of_a_session(logs: DedupLogs, batch_rows: int) -> float:
+    """Rows of a session that a batch in time order holds: rows over distinct sessions, mean of the whole batches."""
+    schema = logs.schema("time")
+    files = sorted((logs.folder / "time").rglob("*.parquet"))
+    sessions = np.concatenate([pq.read_table(file, columns=[schema.session_id]).column(0).to_numpy() for file in files])
+    size = min(batch_rows, len(sessions))
+    firsts = range(0, len(sessions) - size + 1, size)
+    return float(np.mean([size / len(np.unique(sessions[at : at + size])) for at in firsts]))
 
 
 def generated(preset: str, num_rows: int) -> DedupLogs:

@@ -14,13 +14,13 @@ from headrace.features.domains import Domain, GroupRows, combine
 from headrace.features.grouping import ColumnUse
 from headrace.features.kernels.comparing import count_elements, hash_rows, mark_changes, number_hashes, number_runs
 from headrace.features.kernels.numbering import number_used
-from headrace.features.kernels.unique import count_expanded_ids, expand_rows
+from headrace.features.kernels.unique import count_expanded_ids, count_row_bytes, expand_rows
 from headrace.features.operator import Kind
 from headrace.features.realised import Realised, Savings
 from headrace.logs.groups import group_of
 from headrace.tensors import InverseKeyedJaggedTensor, KeyedJaggedTensor
 
-__all__ = ["compute", "equal_rows", "measure_columns", "stored_rows"]
+__all__ = ["compute", "equal_rows", "measure_columns", "row_bytes", "stored_rows"]
 
 _WORTH_KEEPING = 1.2
 """Rows per unique row below which a group is expanded at once: less than the inverse costs those who come after."""
@@ -38,6 +38,24 @@ def stored_rows(batch: pa.RecordBatch, positions: Sequence[int]) -> list[GroupRo
         count = number_used(indices, used, inverse)
         found.append(GroupRows(used[:count], inverse))
     return found
+
+
+def row_bytes(sources: Ints, which: Ints, groups: Sequence[GroupRows], num_rows: int) -> Savings:
+    """What the columns of a batch of rows hold, and would hold in plain rows.
+
+    Args:
+        sources: int64 [S, WIDTH], see `headrace.features.sources`.
+        which: int64 [S], the group of each; -1 for plain columns.
+        groups: Unique rows of the group columns; none for plain rows.
+        num_rows: Rows B.
+    """
+    rows, uses = np.zeros((2, len(groups), num_rows), np.int64)
+    counts = np.array([len(group.rows) for group in groups], np.int64)
+    for number, group in enumerate(groups):
+        rows[number, : counts[number]] = group.rows
+        uses[number, : counts[number]] = np.bincount(group.inverse, minlength=counts[number])
+    held, plain = count_row_bytes(sources, which, rows, uses, counts, num_rows)
+    return Savings(num_row_bytes=int(held), num_plain_row_bytes=int(plain))
 
 
 def equal_rows(

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from headrace.errors import DataError
 from headrace.features.binding import Binding, bind
 from headrace.features.buffers import BufferPool
-from headrace.features.deduplicated import compute, equal_rows, measure_columns, stored_rows
+from headrace.features.deduplicated import compute, equal_rows, measure_columns, row_bytes, stored_rows
 from headrace.features.domains import Domain, GroupRows, split
 from headrace.features.grouping import MIN_ROWS, Dedup, Grouping, GroupsConfig, choose_groups, read_dedup
 from headrace.features.kernels.dense import write_row_ids
@@ -198,6 +198,9 @@ class FeaturePlan:
         write_row_ids(sources, len(self._sources) if len(sources) > len(self._sources) else -1, row_ids)
         stored, domains = self._domains(binding)
         groups = stored_rows(batch, stored) if stored else self._equal_rows(sources, len(row_ids))
+        num_columns = len(self._whole.columns)
+        which = np.array([stored.index(home) if home >= 0 else -1 for home in binding.homes[:num_columns]], np.int64)
+        self._realised.add(row_bytes(sources[:num_columns], which, groups if stored else (), len(row_ids)))
         arena = self._spread_extra(sources, binding, stored, groups)
         labels, weights = self._labels_and_weights(sources, row_ids)
         del arena

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import operator
 import threading
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import astuple, dataclass
 from typing import Any
 
 __all__ = ["Realised", "Savings"]
@@ -21,6 +23,8 @@ class Savings:
         num_plain_ids: Ids that all rows have.
         num_bytes: Of the batches.
         num_plain_bytes: That batches of plain rows would have.
+        num_row_bytes: Of the columns the plan reads in the rows it was given: unique rows and indices of groups.
+        num_plain_row_bytes: That the same columns have in plain rows.
     """
 
     num_rows: int = 0
@@ -30,23 +34,17 @@ class Savings:
     num_plain_ids: int = 0
     num_bytes: int = 0
     num_plain_bytes: int = 0
+    num_row_bytes: int = 0
+    num_plain_row_bytes: int = 0
 
     def __add__(self, more: Savings) -> Savings:
-        return self._joined(more, 1)
+        return self._joined(more, operator.add)
 
     def __sub__(self, before: Savings) -> Savings:
-        return self._joined(before, -1)
+        return self._joined(before, operator.sub)
 
-    def _joined(self, other: Savings, sign: int) -> Savings:
-        return Savings(
-            self.num_rows + sign * other.num_rows,
-            self.num_values + sign * other.num_values,
-            self.num_plain_values + sign * other.num_plain_values,
-            self.num_ids + sign * other.num_ids,
-            self.num_plain_ids + sign * other.num_plain_ids,
-            self.num_bytes + sign * other.num_bytes,
-            self.num_plain_bytes + sign * other.num_plain_bytes,
-        )
+    def _joined(self, other: Savings, join: Callable[[int, int], int]) -> Savings:
+        return Savings(*map(join, astuple(self), astuple(other)))
 
     @property
     def values_factor(self) -> float:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import pyarrow as pa
@@ -16,7 +17,7 @@ from headrace.errors import DataError
 from headrace.logs.casting import cast_times, to_time_us
 from headrace.logs.files import LogFile, open_log_file
 from headrace.logs.nested.decode import NestedRows, leaf_paths
-from headrace.logs.nested.layout import IMPRESSIONS, Layout, plain_schema
+from headrace.logs.nested.layout import IMPRESSIONS, SOURCES_KEY, Layout, plain_schema
 from headrace.logs.schema import TimestampColumn
 
 __all__ = ["Footer", "iter_nested", "iter_plain", "open_parquet", "read_footer", "reading", "time_bounds"]
@@ -37,6 +38,8 @@ class Footer:
         schema: Arrow types of the columns of the log; of a nested file, those that its sessions hold.
         fingerprint: Digest of the footer's bytes.
         layout: Of a clustered log; None for others.
+        row_bytes_on_disk: Of a clustered log: compressed bytes a row of each column in the log it was made of. Empty
+            for others, and where an earlier version clustered it.
     """
 
     file: LogFile
@@ -44,6 +47,7 @@ class Footer:
     schema: pa.Schema
     fingerprint: str
     layout: Layout | None = None
+    row_bytes_on_disk: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def is_nested(self) -> bool:
@@ -62,6 +66,14 @@ class Footer:
             return int(group.num_rows)
         # Every session has impressions, so the entries of any of their columns are counted in the footer.
         return int(group.column(self._impression_leaf).num_values)
+
+    def compressed_bytes(self, row_group: int) -> dict[str, int]:
+        """Bytes that each column of the log takes in a row group."""
+        group = self.metadata.row_group(row_group)
+        return {
+            name: sum(int(group.column(leaf).total_compressed_size) for leaf in leaves)
+            for name, leaves in self.leaves.items()
+        }
 
     def check_columns(self, names: list[str]) -> None:
         """Check that the file has these columns, itself or by its partition folders.
@@ -135,7 +147,7 @@ def read_footer(file: LogFile) -> Footer:
             layout = Layout.from_metadata(schema.metadata, where=file.path)
             if layout is not None and layout.kind == "nested":
                 schema = plain_schema(schema, layout)
-            return Footer(file, parquet.metadata, schema, fingerprint, layout)
+            return Footer(file, parquet.metadata, schema, fingerprint, layout, _row_bytes_on_disk(parquet.metadata))
         except (OSError, pa.ArrowException) as error:
             raise DataError(f"{file.path}: its Parquet footer cannot be read: {_line(error)}") from error
 
@@ -211,6 +223,11 @@ def time_bounds(footer: Footer, row_group: int, clock: TimestampColumn) -> tuple
     ticks, _ = cast_times(raw.cast(kind) if pt.is_timestamp(kind) else raw, clock.unit)
     first, last = to_time_us(ticks, clock.unit).tolist()
     return first, last
+
+
+def _row_bytes_on_disk(metadata: pq.FileMetaData) -> dict[str, float]:
+    text = (metadata.metadata or {}).get(SOURCES_KEY)
+    return {} if text is None else dict(json.loads(text).get("row_bytes_on_disk", {}))
 
 
 def _line(error: BaseException) -> str:

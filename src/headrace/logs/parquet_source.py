@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,7 +23,27 @@ from headrace.logs.groups import GROUP_PREFIX, group_name
 from headrace.logs.pieces import FILE_ROW_BITS, Piece, split_row_id
 from headrace.logs.schema import Schema, TimestampColumn
 
-__all__ = ["ParquetSource", "select_files"]
+__all__ = ["BytesRead", "ParquetSource", "select_files"]
+
+
+@dataclass(frozen=True)
+class BytesRead:
+    """Compressed bytes of files.
+
+    Attributes:
+        num_bytes: Read.
+        num_plain_bytes: That the same columns of the same rows took before they were clustered, as far as that is
+            known; else those read.
+    """
+
+    num_bytes: float = 0.0
+    num_plain_bytes: float = 0.0
+
+    def __add__(self, more: BytesRead) -> BytesRead:
+        return BytesRead(self.num_bytes + more.num_bytes, self.num_plain_bytes + more.num_plain_bytes)
+
+    def __sub__(self, before: BytesRead) -> BytesRead:
+        return BytesRead(self.num_bytes - before.num_bytes, self.num_plain_bytes - before.num_plain_bytes)
 
 
 @dataclass(frozen=True)
@@ -89,6 +110,7 @@ class ParquetSource:
         for footer in footers.values():
             footer.check_columns(self._needed)
         self._paths = {s.file_number: s.file.path for s in selections}
+        self._read_lock, self._bytes_read = threading.Lock(), BytesRead()
         self._items = [item for s in selections for item in _items_of(s, footers[s.file.path], self._clock)]
 
     @property
@@ -138,6 +160,23 @@ class ParquetSource:
         part = self._items[item]
         for start, raw in self._batches(part, self._needed, self._groups):
             yield self._piece(part, start, raw)
+        found = self._bytes_of(part)
+        with self._read_lock:
+            self._bytes_read += found
+
+    @property
+    def bytes_read(self) -> BytesRead:
+        """Of the items that were read to their end."""
+        with self._read_lock:
+            return self._bytes_read
+
+    def _bytes_of(self, part: _Item) -> BytesRead:
+        """Of the columns read, the share of the row group that an item is; from footers, nothing is read."""
+        stored, before = part.footer.compressed_bytes(part.row_group), part.footer.row_bytes_on_disk
+        num_rows = part.stop - part.start
+        row_bytes = {name: stored.get(name, 0) / part.footer.group_rows(part.row_group) for name in self._needed}
+        plain = sum(before.get(name, given) for name, given in row_bytes.items())
+        return BytesRead(num_rows * sum(row_bytes.values()), num_rows * plain)
 
     def _batches(
         self, part: _Item, names: Sequence[str], groups: Groups | None = None

@@ -9,8 +9,10 @@ from headrace.observe.run_data import RunData
 __all__ = ["deduplication_rows"]
 
 _STEPS = (
+    ("bytes read from files", "num_plain_read_bytes", "num_read_bytes"),
+    ("bytes of rows in flight", "num_plain_row_bytes", "num_row_bytes"),
     ("features computed", "num_plain_values", "num_values"),
-    ("ids written into batches", "num_plain_ids", "num_ids"),
+    ("ids written and looked up", "num_plain_ids", "num_ids"),
     ("bytes of batches", "num_plain_bytes", "num_bytes"),
 )
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from headrace.observe.deduplication import deduplication_rows
 from headrace.observe.panels import (
     decision_numbers,
     pipeline_plots,
@@ -75,6 +76,7 @@ def render_report(run: RunData, *, made: str) -> str:
         _section("Speed", _speed_lead(run), _share_bar(run) + _plots(speed)),
         _section("Tuning", _tuning_lead(run), _plots(tuning)) if tuning else "",
         _section("Pipeline", "Each stage between the logs and the trainer.", _plots(pipeline)) if pipeline else "",
+        _deduplication(run),
         _section("Schedule", timeline_lead(run.schedule), draw_timeline(run.schedule)) if run.schedule else "",
         _section("Decisions", "What changed by itself, and why.", _decision_table(run)) if run.decisions else "",
         _section("Job", "", _config(run)) if run.config else "",
@@ -262,6 +264,18 @@ def _window_table(windows: Iterable[WindowSpan]) -> str:
     if len(windows) <= 24:
         return f'<div class="card scroll">{table}</div>'
     return f'<details class="card"><summary>{len(windows)} windows</summary><div class="scroll">{table}</div></details>'
+
+
+def _deduplication(run: RunData) -> str:
+    """What repeated values saved at each step; nothing where none did."""
+    saved = deduplication_rows(run)
+    if not saved:
+        return ""
+    head = "<th>step</th><th>of plain rows</th><th>done</th><th>factor</th>"
+    body = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in saved)
+    table = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+    lead = "What each step would have done for plain rows, and did for unique ones."
+    return _section("Deduplication", lead, f'<div class="card scroll">{table}</div>')
 
 
 def _decision_table(run: RunData) -> str:

@@ -9,6 +9,8 @@ from typing import Any
 import psutil
 
 from headrace.features import FeaturePlan, Savings
+from headrace.logs import ParquetSource, Source
+from headrace.logs.parquet_source import BytesRead
 from headrace.pipeline import StageReading
 from headrace.resources import ResourceMonitor
 from headrace.training.metrics import Scores
@@ -37,10 +39,17 @@ class StepRecorder:
         self.every_steps = every_steps
         self._plan = plan
         self._savings = Savings()
+        self._source: ParquetSource | None = None
+        self._bytes_read = BytesRead()
         self._start_s = time.perf_counter()
         self._process = psutil.Process()
         self._resources, self._looked_s = ResourceMonitor(), self._start_s
         self._clear()
+
+    def watch(self, source: Source) -> None:
+        """Tell, from now on, what is read of this source, if it is files."""
+        self._source = source if isinstance(source, ParquetSource) else None
+        self._bytes_read = BytesRead()
 
     def add(self, result: StepResult, num_rows: int, wait_s: float) -> bool:
         """Count a step; says whether a record is due."""
@@ -99,6 +108,13 @@ class StepRecorder:
             savings = self._plan.savings
             record["dedup"] = asdict(savings - self._savings)
             self._savings = savings
+            if self._source is not None:
+                total = self._source.bytes_read
+                read, self._bytes_read = total - self._bytes_read, total
+                record["dedup"] |= {
+                    "num_read_bytes": read.num_bytes,
+                    "num_plain_read_bytes": read.num_plain_bytes,
+                }
         self._start_s = now
         self._clear()
         return record

@@ -267,6 +267,7 @@ class Trainer:
             every: Steps between checkpoints; None for none.
         """
         rows = self.state.window_rows
+        self._recorder.watch(source)
         budget = ErrorBudget(allowed, num_read=rows.read, num_bad=rows.bad)
         with (
             Progress(what, total=num_rows) as progress,

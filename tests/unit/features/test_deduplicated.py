@@ -233,6 +233,15 @@ def test_a_history_that_shifts_is_written_once_per_session() -> None:
     assert plan.savings.num_plain_ids == 6000
     assert plan.savings.num_rows == 300
     assert plan.savings.values_factor == 3
+    # As it came: indices, where 100 slices begin and end, and the shared ids; as plain rows: offsets and every id.
+    assert plan.savings.num_row_bytes == 300 * 4 + 100 * 8 + 290 * 8
+    assert plan.savings.num_plain_row_bytes == 300 * 4 + 6000 * 8
+
+
+def test_plain_rows_in_flight_hold_what_they_hold() -> None:
+    plan = FeaturePlan.from_config({"sparse": {"history": [], "likes": []}}, VIEWS)
+    plan.apply(expand(shifting()))
+    assert plan.savings.num_row_bytes == plan.savings.num_plain_row_bytes == 2 * 300 * 4 + (6000 + 300) * 8
 
 
 def test_rows_cut_from_a_piece_compute_only_their_own_unique_rows() -> None:

@@ -5,22 +5,25 @@ from typing import Any
 import numpy as np
 
 from headrace.compiling import kernel
+from headrace.features.kernels.gathering import element_width
 from headrace.features.kernels.interpret import BLOCK
 from headrace.features.kernels.memory import unowned
 from headrace.features.kernels.sparse import chain_limit, first_op, row_size, row_start, write_feature
 from headrace.features.sources import (
+    ELEMENT_TYPE,
     ELEMENT_VALIDITY,
     LIST_OFFSETS,
     LIST_SIZES,
     ROW_OFFSET,
     ROW_VALIDITY,
+    SCALAR,
     SHAPE,
     VIEW32,
     VIEW64,
     WIDTH,
 )
 
-__all__ = ["count_expanded_ids", "expand_rows", "write_unique"]
+__all__ = ["count_expanded_ids", "count_row_bytes", "expand_rows", "write_unique"]
 
 _SOURCE, _START, _STOP, _ON_IDS, _LIMIT, _WEIGHTS = range(6)
 
@@ -213,3 +216,44 @@ def count_expanded_ids(lengths: Any, inverse: Any, num_unique: int) -> Any:
     for place in range(lengths.size):
         total += lengths[place] * uses[place % num_unique]
     return total
+
+
+@kernel()
+def count_row_bytes(sources: Any, which: Any, rows: Any, uses: Any, counts: Any, num_rows: int) -> Any:
+    """Bytes that some sources hold in a batch of rows, and that they would hold in plain rows.
+
+    Elements that a list of a shared buffer has in common with the list before it are held once. Strings count as the
+    ids they become.
+
+    Args:
+        sources: int64 [S, WIDTH], see `headrace.features.sources`.
+        which: int64 [S], the group of each source; -1 for plain columns.
+        rows: int64 [G, B], the unique rows of each group that the batch has, from its start.
+        uses: int64 [G, B], how many rows of the batch have each of them.
+        counts: int64 [G], how many there are.
+        num_rows: B.
+    """
+    held: Any = np.int64(4 * num_rows * counts.size)
+    plain: Any = np.int64(0)
+    for at in range(which.size):
+        source, group = sources[at], which[at]
+        width = element_width(source[ELEMENT_TYPE])
+        count = num_rows if group < 0 else counts[group]
+        if source[SHAPE] == SCALAR:
+            held += width * count
+            plain += width * num_rows
+            continue
+        is_view = source[SHAPE] in (VIEW32, VIEW64)
+        held += (8 if is_view else 4) * count
+        plain += 4 * num_rows
+        last: Any = np.int64(0)
+        for index in range(count):
+            row: Any = np.int64(index) if group < 0 else rows[group, index]
+            size = row_size(source, row)
+            plain += width * size * (1 if group < 0 else uses[group, index])
+            if is_view and size > 0:
+                start = row_start(source, row)
+                before = start if index == 0 or start > last else last
+                size, last = max(np.int64(0), start + size - before), start + size
+            held += width * size
+    return held, plain

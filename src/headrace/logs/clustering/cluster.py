@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from headrace.logs.clustering.output import ClusteredFile, SessionRows
 from headrace.logs.clustering.payload import LogColumns, PayloadReader
 from headrace.logs.clustering.units import Unit, find_done, plan_units
 from headrace.logs.files import list_files
+from headrace.logs.footers import Footer
 from headrace.logs.nested.layout import Layout
 from headrace.logs.schema import Schema
 
@@ -159,7 +160,14 @@ def _cluster_unit(
                 limit = max(1, int(config.memory_bytes / 8 / payload.row_bytes))
                 for sessions in SessionRows(min(config.rows_per_group, limit)).cut(arranger.arranged()):
                     file.write(sessions)
-                file.finish({"files": unit.origins(), "settings": settings, "checksum": f"{before.checksum:016x}"})
+                file.finish(
+                    {
+                        "files": unit.origins(),
+                        "settings": settings,
+                        "checksum": f"{before.checksum:016x}",
+                        "row_bytes_on_disk": _row_bytes_on_disk([footer for _, footer in unit.footers]),
+                    }
+                )
                 after = _read_back(file, columns, on_rows)
                 if (after.num_rows, after.checksum) != (before.num_rows, before.checksum):
                     raise DataError(
@@ -178,6 +186,17 @@ def _cluster_unit(
         after,
     )
     return window, file.layout
+
+
+def _row_bytes_on_disk(footers: Sequence[Footer]) -> dict[str, float]:
+    """Compressed bytes a row that each column takes in some files: what reading them without clustering would cost."""
+    num_rows = max(1, sum(footer.num_rows for footer in footers))
+    sizes: dict[str, int] = {}
+    for footer in footers:
+        for row_group in range(footer.metadata.num_row_groups):
+            for name, num_bytes in footer.compressed_bytes(row_group).items():
+                sizes[name] = sizes.get(name, 0) + num_bytes
+    return {name: round(num_bytes / num_rows, 4) for name, num_bytes in sizes.items()}
 
 
 def _read_back(file: ClusteredFile, columns: LogColumns, on_rows: Callable[[int], None] | None) -> RowSums:

@@ -17,13 +17,12 @@ import pyarrow.parquet as pq
 from headrace.errors import DataError
 from headrace.logs.clustering.config import ClusterConfig
 from headrace.logs.clustering.payload import SESSION_NUMBER, LogColumns
-from headrace.logs.clustering.units import SOURCES_KEY
 from headrace.logs.encodings import choose_encodings, writer_options
 from headrace.logs.files import LogFile
 from headrace.logs.footers import iter_plain, open_parquet, read_footer
 from headrace.logs.nested.build import build_nested, session_starts
 from headrace.logs.nested.choose import choose_layout
-from headrace.logs.nested.layout import IMPRESSIONS, LAYOUT_KEY, Layout, runs_name
+from headrace.logs.nested.layout import IMPRESSIONS, LAYOUT_KEY, SOURCES_KEY, Layout, runs_name
 
 __all__ = ["ClusteredFile", "SessionRows", "Sessions"]
 

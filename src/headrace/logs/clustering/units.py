@@ -11,12 +11,9 @@ from typing import Any
 from headrace.errors import ConfigError, DataError
 from headrace.logs.files import LogFile, list_files
 from headrace.logs.footers import Footer, read_footer
-from headrace.logs.nested.layout import Layout
+from headrace.logs.nested.layout import SOURCES_KEY, Layout
 
-__all__ = ["SOURCES_KEY", "Done", "Unit", "find_done", "plan_units"]
-
-SOURCES_KEY = b"headrace.sources"
-"""Key, in a clustered file's metadata, of the files its rows come from and of what they added up to."""
+__all__ = ["Done", "Unit", "find_done", "plan_units"]
 
 
 @dataclass(frozen=True)

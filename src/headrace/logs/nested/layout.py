@@ -13,10 +13,13 @@ from headrace.config import Config, first_mistake
 from headrace.errors import DataError
 from headrace.logs.gathering import is_list
 
-__all__ = ["IMPRESSIONS", "LAYOUT_KEY", "Layout", "Runs", "nested_schema", "plain_schema", "runs_name"]
+__all__ = ["IMPRESSIONS", "LAYOUT_KEY", "SOURCES_KEY", "Layout", "Runs", "nested_schema", "plain_schema", "runs_name"]
 
 LAYOUT_KEY = b"headrace.layout"
 """Key of the layout, as JSON, in a Parquet file's metadata."""
+
+SOURCES_KEY = b"headrace.sources"
+"""Key, in a clustered file's metadata, of the files its rows come from and of what they added up to."""
 
 IMPRESSIONS = "impressions"
 """Column of a nested file with what differs from row to row: a list of structs, one a row of the log."""

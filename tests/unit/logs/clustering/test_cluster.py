@@ -78,6 +78,30 @@ def test_a_reader_delivers_the_rows_and_ids_of_the_log(log: Path, tmp_path: Path
     assert by_id(tmp_path / "out", schema) == by_id(log, SCHEMA)
 
 
+@pytest.mark.parametrize("layout", ["clustered", "nested"])
+def test_a_reader_tells_the_bytes_it_read_and_those_of_the_log_before(log: Path, tmp_path: Path, layout: str) -> None:
+    def read(path: Path, schema: Schema) -> ParquetSource:
+        source = ParquetSource(select_files(list_files(path)), schema, columns=SCHEMA.columns)
+        assert source.bytes_read.num_bytes == 0
+        for item in range(len(source)):
+            list(source.read(item))
+        return source
+
+    def stored(path: Path, names: tuple[str, ...]) -> float:
+        footers = [read_footer(file) for file in list_files(path)]
+        groups = [(footer, group) for footer in footers for group in range(footer.metadata.num_row_groups)]
+        return sum(footer.compressed_bytes(group)[name] for footer, group in groups for name in names)
+
+    plain = read(log, SCHEMA).bytes_read
+    assert plain.num_bytes == plain.num_plain_bytes == pytest.approx(stored(log, SCHEMA.columns))
+    cluster_log(log, tmp_path / "out", SCHEMA, ClusterConfig(layout=layout))
+    found = read(tmp_path / "out", Schema.from_yaml(tmp_path / "out" / "schema.yaml")).bytes_read
+    ids = stored(tmp_path / "out", ("original_row",))  # a column that the log before has not
+    assert found.num_bytes == pytest.approx(stored(tmp_path / "out", SCHEMA.columns) + ids)
+    assert found.num_plain_bytes == pytest.approx(plain.num_bytes + ids, rel=1e-4)
+    assert found.num_bytes != pytest.approx(found.num_plain_bytes, rel=1e-2)
+
+
 def test_windows_count_impressions_and_are_those_of_the_log(log: Path, tmp_path: Path) -> None:
     cluster_log(log, tmp_path / "out", SCHEMA, ClusterConfig(**SMALL))
     for config in (WindowConfig(), WindowConfig(kind="rows", num_rows=70, include_incomplete=True),
