@@ -41,9 +41,12 @@ GIL_WAIT_S = 2e-3
 
 @dataclass(frozen=True)
 class _Finding:
+    """Attributes: stage: The stage meant, by its number; None for the slowest."""
+
     limit: str
     reason: str
     help: str
+    stage: int | None = None
 
 
 def explain(observations: Sequence[Observation], space: Space, *, tuner: str = "") -> Explanation:
@@ -70,7 +73,7 @@ def explain(observations: Sequence[Observation], space: Space, *, tuner: str = "
     slowest = min(range(len(rates)), key=lambda i: rates[i].rate(workers[i]))
     held = max(range(len(rates)), key=lambda i: last.stages[i].wait_memory_s)
     found = _find(last, rates[slowest], workers[slowest], held)
-    stage = held if found.limit == "memory" else slowest
+    stage = slowest if found.stage is None else found.stage
     consumer = last.consumer_rate_per_s
     now = min(pipeline_rate(rates, workers, last.cpus), consumer)
     more = [k + (i == stage) for i, k in enumerate(workers)]
@@ -174,12 +177,15 @@ def _find(last: Observation, slowest: StageRate, workers: int, held: int) -> _Fi
             "handing an element from one to the next",
             "larger batches",
         )
-    if blocking > BLOCKING and last.gil_wait_s > GIL_WAIT_S and workers > 1:
+    holder = _lock_holder(last)
+    if blocking > BLOCKING and last.gil_wait_s > GIL_WAIT_S and holder is not None:
+        name, num_workers = last.stages[holder].name, last.stages[holder].workers
         return _Finding(
             "GIL",
-            f"the {workers} workers of {slowest.name} run Python code one at a time: a thread waits "
-            f"{1000 * last.gil_wait_s:.0f} ms for the interpreter's lock",
-            f'run {slowest.name} in processes: map(..., executor="process"), or use Arrow and NumPy calls in it',
+            f"{name}, with {num_workers} worker{'s' * (num_workers != 1)}, runs Python code one piece at a time: a "
+            f"thread waits {1000 * last.gil_wait_s:.0f} ms for the interpreter's lock",
+            f'run {name} in processes: map(..., executor="process"), or use Arrow and NumPy calls in it',
+            holder,
         )
     if blocking > BLOCKING:
         return _Finding(
@@ -193,6 +199,18 @@ def _find(last: Observation, slowest: StageRate, workers: int, held: int) -> _Fi
         f"{slowest.name} has too few workers ({workers}), while the CPUs are {busy:.0%} busy",
         f"more workers at {slowest.name}",
     )
+
+
+def _lock_holder(last: Observation) -> int | None:
+    """Of the stages in threads the one that computes most; the others, however slow they look, wait for its lock.
+
+    None where there is nobody to share the lock with, or no such stage computes.
+    """
+    threads = [number for number, stage in enumerate(last.stages) if not stage.in_processes]
+    holder = max(threads, key=lambda number: last.stages[number].busy_s, default=None)
+    if holder is None or last.stages[holder].busy_s <= 0 or sum(last.stages[n].workers for n in threads) < 2:
+        return None
+    return holder
 
 
 def _share_at_work(last: Observation) -> float:
@@ -216,6 +234,7 @@ def _memory(last: Observation, held: int) -> _Finding | None:
             "memory",
             f"{last.memory_ratio:.0%} of the memory this process may use is in use, so work is held back",
             "smaller batches, fewer workers, or a larger memory limit",
+            held,
         )
     stage = last.stages[held]
     waits = min(stage.wait_memory_s / max(last.window_s, 1e-9), 1.0)
@@ -226,6 +245,7 @@ def _memory(last: Observation, held: int) -> _Finding | None:
             f"{format_bytes(int(last.budget_bytes))}, of which {format_bytes(int(last.in_flight_bytes))} are in use",
             "a larger memory_bytes, smaller batches or shuffle blocks"
             + (", less prefetch" if last.values.get(PREFETCH, 0) > 2 else ""),
+            held,
         )
     return None
 

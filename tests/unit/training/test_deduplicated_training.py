@@ -31,8 +31,8 @@ def job_of(model: dict[str, Any], dedup: Any, shuffle: dict[str, Any] | None = N
             "pipeline": {"shuffle": shuffle},
             "embeddings": {"default": {"num_embeddings": 300, "kind": "hashed"}},
             "model": model,
-            # Adam divides by the size of a gradient, so where that is near zero a difference in its last bit becomes one
-            # of the learning rate's size on some processors; plain SGD keeps what rounding there is.
+            # Adam divides by the size of a gradient: where that is near zero, a difference in the last bit may become
+            # one of the size of the learning rate. Plain SGD keeps what rounding there is.
             "training": {
                 "batch_size": 256,
                 "seed": 1,

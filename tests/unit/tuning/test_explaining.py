@@ -110,6 +110,21 @@ def test_threads_that_share_the_interpreter_are_told_apart_from_slow_storage() -
     assert 'executor="process"' in found.help
 
 
+def test_the_stage_that_holds_the_interpreter_is_named_not_one_that_waits_for_it() -> None:
+    job = SimulatedJob(with_options(load={"io_s": 50.0}), Machine.fixed(32))
+    job.apply({workers_of("map"): 4, workers_of("load"): 1})
+    job.run(60)
+    seen = replace(job.observe(), gil_wait_s=0.02)
+    assert explain([replace(seen, gil_wait_s=0.0)], job.space).stage == "load"  # as slow as it looks
+    found = explain([seen], job.space)
+    assert (found.limit, found.stage) == ("GIL", "map")
+    assert found.help.startswith("run map in processes")
+
+    in_processes = [replace(stage, in_processes=stage.name == "map") for stage in seen.stages]
+    found = explain([replace(seen, stages=tuple(in_processes))], job.space)
+    assert (found.limit, found.stage) == ("GIL", "batch")  # the next one: a stage in processes holds no lock of ours
+
+
 def test_stages_that_are_idle_while_the_trainer_waits_mean_overhead() -> None:
     job = SimulatedJob(with_options(), Machine.fixed(32))
     job.apply({workers_of("map"): 4})
