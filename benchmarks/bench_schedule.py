@@ -28,7 +28,8 @@ from schedule.workloads import NAMES
 from headrace.scheduling.bounds import StepParts
 
 HERE = Path(__file__).resolve().parent
-WARM_UP = 20  # steps of each run that the trainer does not count
+UNCOUNTED = 12  # steps of a run that the trainer does not count, on average of the policies
+NUM_BEST = 2  # settings of batch_prefetch that take part after the first round, which all take part in
 RATES = (0.1, 0.3, 1.0, 10.0, None)
 MS = 1e3
 PATIENCE_S = 120.0
@@ -93,16 +94,20 @@ def arms(quick: bool) -> dict[str, dict[str, Any]]:
 
 
 def measure(trainer: Child, quick: bool, seconds: float) -> dict[str, list[dict[str, Any]]]:
-    """Samples of every arm, in turn, until the time is used up."""
+    """Samples of every arm, in turn, until the time is used up; of batch_prefetch the best settings only."""
     policies = arms(quick)
     samples: dict[str, list[dict[str, Any]]] = {name: [] for name in policies}
     first = trainer.ask({"do": "run", **policies["serial"], "steps": 4})
     rounds = 2 if quick else 3
-    steps = int(seconds / rounds / len(policies) / first["step_s"]) - WARM_UP
+    steps = int(seconds / rounds / len(policies) / first["step_s"]) - UNCOUNTED
     steps = max(8, min(40, steps))
     for _ in range(rounds):
         for name, policy in policies.items():
             samples[name].append(trainer.ask({"do": "run", **policy, "steps": steps}))
+        tried = {name: statistics.median(each["step_s"] for each in samples[name]) for name in policies}
+        settings = [name for name in tried if name.startswith("batch_prefetch")]
+        for name in sorted(settings, key=lambda name: tried[name])[NUM_BEST:]:
+            del policies[name]
     return samples
 
 

@@ -29,7 +29,7 @@ from headrace.models import ModelConfig, build_model  # noqa: E402
 from headrace.pipeline.elements import Account  # noqa: E402
 from headrace.scheduling.feature_groups import group_features  # noqa: E402
 from headrace.scheduling.graph import Kind  # noqa: E402
-from headrace.scheduling.policies import BatchPrefetch, make_policy  # noqa: E402
+from headrace.scheduling.policies import BatchPrefetch, Serial, make_policy  # noqa: E402
 from headrace.scheduling.runtime import StepRuntime  # noqa: E402
 from headrace.scheduling.state import SchedulerState  # noqa: E402
 from headrace.scheduling.trace import Span, Trace  # noqa: E402
@@ -38,7 +38,8 @@ from headrace.training.dense_optimizer import Adam, make_dense_optimizer  # noqa
 from headrace.training.step import TrainingStep  # noqa: E402
 from schedule.workloads import make_workload  # noqa: E402
 
-WARM_UP = 20  # steps of a run that do not count: estimates settle, ways of sending are tried
+WARM_UP = 6  # steps of a run that do not count: estimates settle
+TRYING = 20  # the same for policies that try ways of sending first, which takes 18 steps
 MAX_GROUPS = 10
 
 
@@ -104,13 +105,14 @@ class Trainer:
             policy = BatchPrefetch(num_ahead=command["num_ahead"], num_threads=command["num_threads"])
         state = SchedulerState(len(self.groups), policy, num_cores=1, store_holds=self.is_remote)
         trace, steps = Trace(command["steps"]), command["steps"]
-        batches = Rows(self.batches, WARM_UP + steps + 1)
+        warm_up = WARM_UP if isinstance(policy, Serial | BatchPrefetch) else TRYING
+        batches = Rows(self.batches, warm_up + steps + 1)
         held = []
         with (
             TrainingWork(batches, self.groups, self.model, self.step) as work,  # type: ignore[arg-type]
             StepRuntime(work, state, trace=trace, is_inline=not self.is_remote) as runtime,
         ):
-            for _ in range(WARM_UP):
+            for _ in range(warm_up):
                 runtime.step()
             wall, cpu = time.perf_counter(), time.process_time()
             for _ in range(steps):
