@@ -34,7 +34,7 @@ __all__ = ["run"]
 OURS = "headrace, auto"
 CPUS = (1, 2, 1)
 IN_QUOTA = (OURS, "tf.data, AUTOTUNE", "DataLoader, 2 workers", "DataLoader, 4 workers")
-PHASE_S, ROUNDS = 4.0, 3
+PHASE_S, ROUNDS = 6.0, 2
 
 
 def run(report: harness.Report, quick: bool) -> None:
