@@ -11,6 +11,7 @@ The bounds come from the parts that `serial` was measured to have: F features, P
 from __future__ import annotations
 
 import json
+import os
 import select
 import statistics
 import subprocess
@@ -21,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import harness
+from schedule import barrier
 from schedule.goals import goals_of_case
 from schedule.links import Link
 from schedule.workloads import NAMES
@@ -185,6 +187,26 @@ def delayed(report: harness.Report, link: Link, trainer: Child, address: str, qu
             child.kill()
 
 
+def at_the_barrier(report: harness.Report, quick: bool) -> None:
+    """What a background thread does to matrix products on two real cores, without any network."""
+    case = "two cores, no network"
+    if len(os.sched_getaffinity(0)) < barrier.CORES:
+        report.notes[case] = "skipped: one core"
+        return
+    child = Child([sys.executable, "-m", "schedule.barrier", "20" if quick else "150"])
+    samples = json.loads(child.line())
+    child.close()
+    for name, of in samples.items():
+        report.add(case, name, "step", "ms", [MS * seconds for seconds in of["step"]])
+        if name != barrier.FEATURES:
+            report.add(case, name, "dense work", "ms", [MS * seconds for seconds in of["dense"]])
+    report.compare(case, barrier.AFTER, "step", against=[barrier.BESIDE], lower_is_better=True)
+    dense, features = (report.median(case, name, "step") for name in (barrier.ALONE, barrier.FEATURES))
+    bound = dense + features / barrier.CORES
+    reached = report.median(case, barrier.AFTER, "step")
+    report.limits.append(harness.Limit(case, "all work shared evenly by two cores", bound, "ms", bound / reached))
+
+
 def main() -> None:
     """Measure, print, write."""
     options = harness.options("bench_schedule.py", __doc__, seconds=480.0, peers="auto")
@@ -231,6 +253,7 @@ def main() -> None:
         if not quick:
             delayed(report, link, trainer, address, quick, seconds)
         in_process(report, trainer, quick)
+        at_the_barrier(report, quick)
         if options.peers == "yes" or (options.peers == "auto" and not quick):
             from schedule.peers import run_peers
 
