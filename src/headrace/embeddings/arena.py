@@ -3,6 +3,9 @@
 row 0                   zeros, never updated; what an id without a row reads
 rows 1 .. num_fixed     direct and hashed spaces, one after the other
 rows from num_fixed     collisionless spaces, given out by the directory, `capacity` grows
+
+Rows of direct and hashed spaces are written with their first values when they are first trained on: a short job meets
+few of millions. Until then metadata says that a row is untouched, and who reads it computes what it would hold.
 """
 
 from __future__ import annotations
@@ -19,10 +22,11 @@ from headrace.buffers import empty
 from headrace.compiling import kernel
 from headrace.embeddings.config import TableConfig
 from headrace.embeddings.hashing import name_seeds
-from headrace.embeddings.initializer import fill_range, fill_rows
+from headrace.embeddings.initializer import fill_rows
 from headrace.embeddings.optimizers import SparseOptimizer
 from headrace.embeddings.prefetch import prefetch_row
-from headrace.embeddings.row_formats import FORMATS, FP32, storage_dtype, widen_row
+from headrace.embeddings.row_formats import FORMATS, FP32, as_tensor, storage_dtype, widen_row
+from headrace.embeddings.untouched import begin_space, begin_untouched, find_touched
 
 __all__ = ["ROW_METADATA", "Arena"]
 
@@ -39,6 +43,7 @@ GROWTH = 1.5  # the copy of a growing arena costs at most three times what is in
 Array = TypeVar("Array", bound=npt.NDArray[Any])
 Float32s = npt.NDArray[np.float32]
 Rows = npt.NDArray[Any]
+Records = npt.NDArray[np.void]
 Int64s = npt.NDArray[np.int64]
 Int32s = npt.NDArray[np.int32]
 
@@ -63,7 +68,7 @@ def _gather(weights: Rows, rows: Int64s, row_format: int, out: Float32s) -> None
 
 
 @kernel(parallel=True)
-def _mark_seen(metadata: npt.NDArray[np.void], rows: Int64s, counts: Int32s, step: int) -> None:
+def _mark_seen(metadata: Records, rows: Int64s, counts: Int32s, step: int) -> None:
     most = np.int64(2**31 - 1)
     metadata_at = metadata.ctypes.data
     for chunk in numba.prange((len(rows) + CHUNK - 1) // CHUNK):
@@ -75,11 +80,14 @@ def _mark_seen(metadata: npt.NDArray[np.void], rows: Int64s, counts: Int32s, ste
 
 
 @kernel(parallel=True)
-def _mark_updated(metadata: npt.NDArray[np.void], rows: Int64s, step: int, bits: int) -> None:
-    for u in numba.prange(len(rows)):
-        if rows[u] != 0:
-            metadata[rows[u]].version = step
-            metadata[rows[u]].dirty |= bits
+def _mark_updated(metadata: Records, rows: Int64s, step: int, bits: int) -> None:
+    metadata_at = metadata.ctypes.data
+    for chunk in numba.prange((len(rows) + CHUNK - 1) // CHUNK):
+        for u in range(chunk * CHUNK, min((chunk + 1) * CHUNK, len(rows))):
+            prefetch_row(metadata_at, metadata.itemsize, rows, u)
+            if rows[u] != 0:
+                metadata[rows[u]].version = step
+                metadata[rows[u]].dirty |= bits
 
 
 class Arena:
@@ -142,13 +150,40 @@ class Arena:
         self.metadata = _aligned((capacity,), ROW_METADATA)
         self.dynamic_spaces: Int32s = np.full(capacity - self.num_fixed, -1, dtype=np.int32)
         self.dynamic_ids: Int64s = np.zeros(capacity - self.num_fixed, dtype=np.int64)
+        self._is_complete = False
+
+    def complete(self) -> None:
+        """Write first values into all untouched rows, for who looks at the arrays themselves."""
+        if self._is_complete:
+            return
         for space, config in enumerate(self._configs):
-            first = int(self.first_rows[space])
+            first, count = int(self.first_rows[space]), config.num_embeddings
             if first >= 0:
+                begun = np.empty(count, dtype=np.bool_)
                 seed, scale = self._space_seeds[space], self._scales[space]
-                fill_range(self.weights, first, config.num_embeddings, seed, scale, FORMATS[self.row_format])
-                for name, values in self._slot_values.items():
-                    self.slots[name][first : first + config.num_embeddings] = values[space]
+                begin_space(self.weights, self.metadata, first, count, seed, scale, FORMATS[self.row_format], begun)
+                self._begin_slots(np.flatnonzero(begun) + first, np.full(int(begun.sum()), space))
+        self._is_complete = True
+
+    def begin_untouched(self, rows: Int64s, spaces: Int32s, ids: Int64s) -> None:
+        """Write first values into those of some rows [U] that nobody trained on yet; before each first update."""
+        if self._is_complete:
+            return
+        begun = np.empty(len(rows), dtype=np.bool_)
+        seeds, scales, row_format = self._space_seeds, self._scales, FORMATS[self.row_format]
+        begin_untouched(
+            self.weights, self.metadata, self.first_rows, rows, spaces, ids, seeds, scales, row_format, begun
+        )
+        if any(values.any() for values in self._slot_values.values()):
+            self._begin_slots(rows[begun], spaces[begun])
+
+    def first_values(self, spaces: Int32s, ids: Int64s) -> Float32s:
+        """What rows hold before they are trained on, float32 [U, dim]."""
+        begun = np.empty((len(ids), self.embedding_dim), dtype=storage_dtype(self.row_format))
+        places = np.arange(len(ids))
+        fill_rows(begun, places, spaces, ids, self._space_seeds, self._scales, FORMATS[self.row_format])
+        values: Float32s = as_tensor(begun, self.row_format).float().numpy()
+        return values
 
     def reserve(self, num_rows: int) -> None:
         """Make room for rows up to `num_rows`; what is there stays."""
@@ -181,6 +216,16 @@ class Arena:
         _gather(self.weights, rows, FORMATS[self.row_format], out)
         return out
 
+    def read(self, rows: Int64s, spaces: Int32s, ids: Int64s) -> Float32s:
+        """As `gather`, also of untouched rows, which stay as they are."""
+        values = self.gather(rows)
+        if not self._is_complete:
+            is_fixed = self.first_rows[spaces] >= 0
+            fixed = self.metadata[rows]
+            places = np.flatnonzero(is_fixed & (fixed["frequency"] == 0) & (fixed["version"] == 0))
+            values[places] = self.first_values(spaces[places], ids[places])
+        return values
+
     def row_columns(self, rows: Int64s) -> dict[str, npt.NDArray[Any]]:
         """What a saved table holds of rows: `weights` and one `slot.NAME` per slot; copies."""
         return {"weights": self.weights[rows], **{f"slot.{name}": slot[rows] for name, slot in self.slots.items()}}
@@ -201,9 +246,9 @@ class Arena:
 
     def live_rows(self) -> Int64s:
         """Rows that are not as they began, ascending: fixed ones ever seen or updated, and all that an id holds."""
-        fixed = self.metadata[: self.num_fixed]
-        touched = np.flatnonzero((fixed["frequency"] != 0) | (fixed["version"] != 0))
-        return np.concatenate([touched, np.flatnonzero(self.dynamic_spaces >= 0) + self.num_fixed])
+        touched = np.empty(self.num_fixed, dtype=np.bool_)
+        find_touched(self.metadata, touched)
+        return np.concatenate([np.flatnonzero(touched), np.flatnonzero(self.dynamic_spaces >= 0) + self.num_fixed])
 
     def owners(self, rows: Int64s) -> tuple[Int32s, Int64s]:
         """The (space, id) of rows; in direct and hashed spaces the id is the row within the space. (-1, 0) if free."""
@@ -223,6 +268,9 @@ class Arena:
 
     def _begin_rows(self, rows: Int64s, spaces: Int32s, ids: Int64s) -> None:
         fill_rows(self.weights, rows, spaces, ids, self._space_seeds, self._scales, FORMATS[self.row_format])
+        self._begin_slots(rows, spaces)
+
+    def _begin_slots(self, rows: Int64s, spaces: npt.NDArray[Any]) -> None:
         for name, values in self._slot_values.items():
             self.slots[name][rows] = values[spaces][:, None]
 

@@ -36,7 +36,7 @@ Int32s = npt.NDArray[np.int32]
 class DeviceArena(Arena):
     """An arena whose rows and optimizer state are tensors; directory columns and metadata stay NumPy arrays.
 
-    First values are made on the host and copied, so for a moment both exist.
+    All first values are made on the host and copied, so for a moment both exist.
 
     Attributes:
         rows: [capacity, dim] in the table's format.
@@ -52,6 +52,7 @@ class DeviceArena(Arena):
     def clear(self) -> None:
         """See `Arena.clear`."""
         super().clear()
+        self.complete()
         self.rows = self._at_home(as_tensor(self.weights, self.row_format))
         self.state = {name: self._at_home(torch.from_numpy(slot)) for name, slot in self.slots.items()}
         self.weights, self.slots = self.weights[:0].copy(), {}  # a view would keep the whole array
@@ -61,7 +62,7 @@ class DeviceArena(Arena):
         """See `Arena.num_bytes`."""
         return super().num_bytes + sum(t.numel() * t.element_size() for t in (self.rows, *self.state.values()))
 
-    def read(self, rows: Int64s) -> tuple[Tensor, dict[str, Tensor]]:
+    def read_state(self, rows: Int64s) -> tuple[Tensor, dict[str, Tensor]]:
         """Rows float32 [U, dim] and their state [U, width], copies on the device."""
         places = torch.from_numpy(rows).to(self._home)
         state = {name: slot.index_select(0, places).to(self.device) for name, slot in self.state.items()}
@@ -78,6 +79,10 @@ class DeviceArena(Arena):
         """A copy of rows on the device, float32 [U, dim]."""
         places = torch.from_numpy(rows).to(self._home)
         return self.rows.index_select(0, places).to(self.device).float()
+
+    def read(self, rows: Int64s, spaces: Int32s, ids: Int64s) -> Tensor:  # type: ignore[override]
+        """See `Arena.read`."""
+        return self.gather(rows)
 
     def row_columns(self, rows: Int64s) -> dict[str, npt.NDArray[Any]]:
         """See `Arena.row_columns`."""
@@ -171,7 +176,7 @@ class DeviceTable(EmbeddingTable):
         gradients = gradients.to(self.device)
         if len(keep) < len(gradients):
             gradients = gradients.index_select(0, torch.from_numpy(keep).to(self.device))
-        weights, state = self.arena.read(rows)
+        weights, state = self.arena.read_state(rows)
         space_of_row = torch.from_numpy(spaces[keep].astype(np.int64)).to(self.device)
         configs = [config.optimizer for config in self.spaces.values()]
         weights, state = updated(configs, weights, gradients, state, space_of_row, self.step)

@@ -10,7 +10,7 @@ from headrace.compiling import kernel
 from headrace.embeddings.hashing import mix64, unit_float
 from headrace.embeddings.row_formats import FP32, round_row
 
-__all__ = ["fill_range", "fill_rows"]
+__all__ = ["fill_range", "fill_row", "fill_rows"]
 
 CHUNK = 1024  # rows a thread takes at a time
 
@@ -20,7 +20,7 @@ Rows = npt.NDArray[Any]
 
 
 @kernel()
-def _fill_row(
+def fill_row(
     weights: Rows,
     row: int,
     key: int,
@@ -30,7 +30,7 @@ def _fill_row(
     values: Float32s,
     bits: Uint32s,
 ) -> None:
-    """`values` is room for one row, float32 [dim], and `bits` the same as uint32."""
+    """First values of a key, in row `row`; `values`, float32 [dim], is room for a row, `bits` the same as uint32."""
     state = mix64(space_seed ^ mix64(np.uint64(key)))
     for d in range(len(values)):
         centred = np.float32(2.0) * unit_float(state, np.uint64(d)) - np.float32(1.0)
@@ -51,7 +51,7 @@ def fill_range(
         values = np.empty(weights.shape[1], dtype=np.float32)
         bits = values.view(np.uint32)
         for key in range(chunk * CHUNK, min((chunk + 1) * CHUNK, count)):
-            _fill_row(weights, first_row + key, key, space_seed, scale, row_format, values, bits)
+            fill_row(weights, first_row + key, key, space_seed, scale, row_format, values, bits)
 
 
 @kernel()
@@ -69,4 +69,4 @@ def fill_rows(
     bits = values.view(np.uint32)
     for i in range(len(rows)):
         space = spaces[i]
-        _fill_row(weights, rows[i], ids[i], space_seeds[space], scales[space], row_format, values, bits)
+        fill_row(weights, rows[i], ids[i], space_seeds[space], scales[space], row_format, values, bits)

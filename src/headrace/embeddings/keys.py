@@ -115,7 +115,10 @@ def _unique_per_space(
     num_keys: Int64s,
     bad_values: Int64s,
 ) -> None:
-    """Space s writes its keys from `id_starts[s]` on and hashes in `slots[slot_starts[s]:slot_starts[s + 1]]`."""
+    """Space s writes its keys from `id_starts[s]` on, and finds them by `slots[slot_starts[s]:slot_starts[s + 1]]`.
+
+    Where there is a slot for each row of the space, a row is its own slot; else slots are those of a hash table.
+    """
     has_multiplicities = len(multiplicities) > 0
     for s in numba.prange(len(kinds)):
         bad_values[s] = -1
@@ -123,6 +126,7 @@ def _unique_per_space(
         mask = slot_starts[s + 1] - first_slot - 1
         slots[first_slot : slot_starts[s + 1]] = -1
         kind, size, salt = kinds[s], sizes[s], salts[s]
+        is_addressed = kind != EXACT and mask + 1 >= size
         n = 0
         for j in range(feature_starts[s], feature_starts[s + 1]):
             f = features[j]
@@ -137,9 +141,9 @@ def _unique_per_space(
                 elif kind == DIRECT and not is_row(key, size):
                     bad_values[s] = i if bad_values[s] < 0 else bad_values[s]
                     key = np.int64(0)
-                slot = np.int64(mix64(np.uint64(key))) & mask
+                slot = key if is_addressed else np.int64(mix64(np.uint64(key))) & mask
                 u = np.int64(slots[first_slot + slot])
-                while u >= 0 and ids[first + u] != key:
+                while u >= 0 and not is_addressed and ids[first + u] != key:
                     slot = (slot + 1) & mask
                     u = np.int64(slots[first_slot + slot])
                 if u < 0:
@@ -186,8 +190,7 @@ def unique_keys(layout: SpaceLayout, ids: JaggedIds) -> UniqueIds:
     num_values = (ids.value_lasts - ids.value_firsts)[layout.features]
     id_starts = _starts(np.concatenate([[0], np.cumsum(num_values)])[layout.feature_starts])
     per_space = np.diff(id_starts)
-    # At most half full, a power of two so that a mask finds the slot.
-    slot_starts = _starts(np.concatenate([[0], np.cumsum(2 ** np.ceil(np.log2(2 * np.maximum(per_space, 1))))]))
+    slot_starts = _starts(np.concatenate([[0], np.cumsum(_num_slots(layout, per_space))]))
     total, num_spaces = int(id_starts[-1]), len(layout.kinds)
     found, counts = np.empty(total, dtype=np.int64), np.empty(total, dtype=np.int32)
     slots = np.empty(int(slot_starts[-1]), dtype=np.int32)
@@ -216,6 +219,16 @@ def unique_keys(layout: SpaceLayout, ids: JaggedIds) -> UniqueIds:
     _close_gaps(*ranges, id_starts, found, counts, key_starts, inverse, keys.spaces, keys.ids, keys.counts)
     bad = int(np.argmax(bad_values >= 0))
     return UniqueIds(keys, inverse, key_starts, int(bad_values[bad]), bad)
+
+
+def _num_slots(layout: SpaceLayout, num_values: Int64s) -> Int64s:
+    """Of each space: one a row where that is no more than a hash table for so many ids takes.
+
+    A hash table is at most half full, and a power of two, so that a mask finds the slot.
+    """
+    hashed = _starts(2 ** np.ceil(np.log2(2 * np.maximum(num_values, 1))))
+    has_rows = (layout.kinds != EXACT) & (layout.sizes <= hashed)
+    return np.where(has_rows, np.maximum(layout.sizes, 1), hashed)
 
 
 def _starts(values: npt.NDArray[Any]) -> Int64s:

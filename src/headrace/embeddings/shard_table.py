@@ -16,10 +16,7 @@ import numpy.typing as npt
 
 from headrace.compiling import kernel
 from headrace.embeddings.config import TableConfig
-from headrace.embeddings.hashing import name_seeds
-from headrace.embeddings.initializer import fill_rows
 from headrace.embeddings.keys import Keys
-from headrace.embeddings.row_formats import FORMATS, as_tensor
 from headrace.embeddings.sharding import ShardingPlan
 from headrace.embeddings.table import EmbeddingTable
 from headrace.embeddings.table_parts import owned_state, to_part
@@ -96,8 +93,6 @@ class ShardTable:
         self.table = EmbeddingTable(here, spec.embedding_dim, seed=spec.seed)
         configs = list(spec.spaces.values())
         self._sizes = np.array([0 if c.kind == "collisionless" else c.num_embeddings for c in configs], dtype=np.int64)
-        self._space_seeds = name_seeds(spec.seed, list(spec.spaces), "rows")
-        self._scales = np.array([config.scale for config in configs], dtype=np.float32)
 
     def check(self, keys: Keys) -> None:
         """Refuse ids that no row can have.
@@ -119,16 +114,7 @@ class ShardTable:
         if not admit:
             unseen = np.flatnonzero((rows == 0) & (self._sizes[keys.spaces] > 0))
             if len(unseen):
-                values[unseen] = self._first_values(keys.spaces[unseen], keys.ids[unseen])
-        return values
-
-    def _first_values(self, spaces: Int32s, ids: Int64s) -> Float32s:
-        """What rows of direct and hashed spaces read before they are trained, float32 [U, dim]."""
-        arena = self.table.arena
-        begun = np.empty((len(ids), arena.embedding_dim), dtype=arena.weights.dtype)
-        places = np.arange(len(ids))
-        fill_rows(begun, places, spaces, ids, self._space_seeds, self._scales, FORMATS[arena.row_format])
-        values: Float32s = as_tensor(begun, arena.row_format).float().numpy()
+                values[unseen] = self.table.arena.first_values(keys.spaces[unseen], keys.ids[unseen])
         return values
 
     def push(self, keys: Keys, gradients: Float32s) -> None:

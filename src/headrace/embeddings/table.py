@@ -62,7 +62,11 @@ class EmbeddingTable:
 
     @property
     def weights(self) -> Tensor:
-        """All rows [capacity, dim] in their format, sharing memory with the table until it grows."""
+        """All rows [capacity, dim] in their format, sharing memory with the table until it grows.
+
+        Makes the first values of all rows, which may take a second where there are many.
+        """
+        self.arena.complete()
         return as_tensor(self.arena.weights, self.arena.row_format)
 
     @property
@@ -91,13 +95,16 @@ class EmbeddingTable:
                 self.arena.reserve(self._directory.next_row)
                 self.arena.begin_rows(rows[admitted], keys.spaces[admitted], keys.ids[admitted])
                 self.arena.mark_updated(rows[admitted], step=self.step, consumer_bits=self._all_consumer_bits)
+            self.arena.begin_untouched(rows, keys.spaces, keys.ids)
             self.arena.mark_seen(rows, keys.counts, step=self.step)
         return rows
 
     def pull(self, keys: Keys, *, admit: bool) -> Float32s:
         """Rows float32 [U, dim] of unique keys, a copy; see `lookup`."""
         rows = self.lookup(keys, admit=admit)
-        keys.resolved = (self, self._evictions, rows)
+        if not admit:
+            return self.arena.read(rows, keys.spaces, keys.ids)
+        keys.resolved = (self, self._evictions, rows)  # which have begun, so `push` need not see to that
         return self.arena.gather(rows)
 
     def push(self, keys: Keys, gradients: Float32s) -> None:
@@ -105,6 +112,7 @@ class EmbeddingTable:
         owner, evictions, rows = keys.resolved or (None, 0, np.empty(0, dtype=np.int64))
         if owner is not self or evictions != self._evictions:
             rows = self._directory.resolve(keys.spaces, keys.ids)
+            self.arena.begin_untouched(rows, keys.spaces, keys.ids)
         self.step += 1
         self._update(rows, keys.spaces, gradients)
         self.arena.mark_updated(rows, step=self.step, consumer_bits=self._all_consumer_bits)

@@ -104,6 +104,7 @@ class TableHeader:
 def pack(arena: Arena, directory: CollisionlessDirectory, header: TableHeader, rows: npt.NDArray[np.int64]) -> Columns:
     """Columns of the given live rows, as copies."""
     spaces, ids = arena.owners(rows)
+    arena.begin_untouched(rows, spaces, ids)
     metadata = arena.metadata[rows]
     return {
         "header": header.to_column(),

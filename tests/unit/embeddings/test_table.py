@@ -139,6 +139,7 @@ def test_rows_begin_with_the_initial_state_of_their_optimizer_also_where_another
     t = EmbeddingTable(
         {"country": item.model_copy(update={"kind": "hashed", "evict_after": None}), "item": item}, 4, seed=3
     )
+    t.arena.complete()
     np.testing.assert_array_equal(t.arena.slots["accumulator"][1], [0.5] * 4)
     train(t, (1, 1))
     assert (t.arena.slots["accumulator"][2] == 1.5).all()
