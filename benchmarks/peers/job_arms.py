@@ -2,7 +2,7 @@
 
 `python -m peers.job_arms ARM FOLDER ROWS SHAPE`, then lines on its input:
 
-    time        a job from nothing: {"seconds", "rows", "loss", "checkpoint_bytes"}
+    time SEED   a job from nothing, with first values by a seed: {"seconds", "rows", "loss", "checkpoint_bytes"}
 
 A job builds its model, goes once over the logs, trains on every row and writes parameters and optimizer state to disk
 (with fsync). Its loss is the mean over all rows of the loss before each step: no row was seen before it is predicted.
@@ -18,7 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 
 from peers.data import Logs
-from peers.step_work import RawBatch, Shape
+from peers.step_work import DENSE_ADAGRAD, RawBatch, Shape
 from peers.work import RANGES, SCHEMA, config
 
 __all__ = ["JOBS", "SHAPE", "JobArm"]
@@ -143,7 +143,11 @@ def our_job(logs: Logs, shape: Shape, target: Path) -> tuple[float, int]:
             "features": config("modulo"),
             "embeddings": spaces(shape),
             "model": model_config(shape).model_dump(),
-            "training": {"batch_size": shape.batch_size, "dense_optimizer": {"kind": "adagrad", "lr": 0.01}},
+            "training": {
+                "batch_size": shape.batch_size,
+                "seed": shape.seed,
+                "dense_optimizer": {"kind": "adagrad", **DENSE_ADAGRAD},
+            },
         },
         where="bench",
     )
@@ -160,10 +164,11 @@ def main() -> None:
         import_module("peers.step_keras").use_threads(2)  # before its loader
     arm, logs, shape = JOBS[name], Logs(Path(folder), int(num_rows)), Shape.from_json(text)
 
-    def job() -> dict[str, float]:
+    def job(seed: int) -> dict[str, float]:
+        seeded = replace(shape, seed=seed)
         target = Path(tempfile.mkdtemp(prefix="headrace-bench-job-"))
         begin = time.perf_counter()
-        loss, rows = our_job(logs, shape, target) if arm.loader is None else peer_job(arm, logs, shape, target)
+        loss, rows = our_job(logs, seeded, target) if arm.loader is None else peer_job(arm, logs, seeded, target)
         seconds = time.perf_counter() - begin
         written = sum(path.stat().st_size for path in target.rglob("*") if path.is_file())
         shutil.rmtree(target)
@@ -175,8 +180,8 @@ def main() -> None:
         answers.flush()
 
     answer({"ready": True})
-    for _ in sys.stdin:
-        answer(job())
+    for line in sys.stdin:
+        answer(job(int(line.split()[1])))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from peers.step_work import RawBatch, Shape, StepCode
+from peers.step_work import DENSE_ADAGRAD, RawBatch, Shape, StepCode
 
 __all__ = ["make"]
 
@@ -32,7 +32,9 @@ def make(shape: Shape, *, bf16: bool, jit: bool = False) -> StepCode:
     first = tf.Variable(tf.zeros((num_rows, 1))) if shape.model in ("deepfm", "wide_deep") else None
     first_sums = tf.Variable(tf.zeros((num_rows,)))
     model = build(keras, shape)
-    optimizer = keras.optimizers.Adagrad(LR, initial_accumulator_value=0.0, epsilon=1e-10)
+    optimizer = keras.optimizers.Adagrad(
+        DENSE_ADAGRAD["lr"], initial_accumulator_value=DENSE_ADAGRAD["initial_accumulator_value"], epsilon=1e-10
+    )
     optimizer.build(model.trainable_variables)
     tables = [(rows, accumulators)] + ([] if first is None else [(first, first_sums)])
 

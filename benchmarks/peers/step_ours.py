@@ -13,7 +13,7 @@ from headrace.threads import use_threads
 from headrace.training.dense_optimizer import Adagrad, make_dense_optimizer
 from headrace.training.precision import AskedPrecision
 from headrace.training.step import TrainingStep
-from peers.step_work import RawBatch, Shape, StepCode
+from peers.step_work import DENSE_ADAGRAD, RawBatch, Shape, StepCode
 
 __all__ = ["make"]
 
@@ -48,7 +48,7 @@ def make(shape: Shape, *, precision: AskedPrecision) -> StepCode:
         embeddings=EmbeddingsConfig.from_dict(spaces(shape), where="bench"),
         seed=shape.seed,
     )
-    dense_optimizer = make_dense_optimizer(Adagrad(kind="adagrad", lr=0.01), model.parameters())
+    dense_optimizer = make_dense_optimizer(Adagrad(kind="adagrad", **DENSE_ADAGRAD), model.parameters())
     step = TrainingStep(model, dense_optimizer, precision=precision)
 
     def prepare(raw: RawBatch) -> Batch:

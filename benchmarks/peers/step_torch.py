@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from peers.step_work import RawBatch, Shape, StepCode
+from peers.step_work import DENSE_ADAGRAD, RawBatch, Shape, StepCode
 
 __all__ = ["make"]
 
@@ -213,7 +213,7 @@ def make(shape: Shape, *, embeddings: str, bf16: bool, compiled: bool = False) -
         spaces.append(EMBEDDINGS[embeddings](replace(shape, embedding_dim=dim)))
     model = TorchRecDLRM(shape) if (shape.model, embeddings) == ("dlrm", "fbgemm") else MODELS[shape.model](shape)
     model.apply(begin)
-    dense_optimizer = torch.optim.Adagrad(model.parameters(), lr=LR)
+    dense_optimizer = torch.optim.Adagrad(model.parameters(), **DENSE_ADAGRAD)
     forward = torch.compile(model) if compiled else model
     rows = [p for space in spaces for p in space.parameters()] if embeddings != "fbgemm" else []
     row_optimizer = torch.optim.Adagrad(rows, lr=LR) if rows else None

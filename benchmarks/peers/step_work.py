@@ -10,9 +10,12 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["RawBatch", "Shape", "StepCode"]
+__all__ = ["DENSE_ADAGRAD", "RawBatch", "Shape", "StepCode"]
 
 NUM_BATCHES = 16
+DENSE_ADAGRAD = {"lr": 0.01, "initial_accumulator_value": 0.1}
+"""Of the dense parameters, in every arm. From 0 the first update moves each weight by the whole learning rate, and the
+loss of the second step, ten times that of others, would say more about first values than about training."""
 
 
 @dataclass(frozen=True)
