@@ -30,7 +30,8 @@ Int32s = npt.NDArray[np.int32]
 
 @kernel()
 def is_untouched(metadata: Records, row: int) -> bool:
-    return metadata[row].frequency == 0 and metadata[row].version == 0
+    untouched: bool = metadata[row].frequency == 0 and metadata[row].version == 0
+    return untouched
 
 
 @kernel(parallel=True)
