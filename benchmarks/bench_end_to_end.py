@@ -18,6 +18,7 @@ from peers.data import make_logs
 from peers.job_arms import JOBS, SHAPE
 from peers.processes import ArmFailed, Process
 
+from headrace.models.products import has_bf16_products
 from headrace.observe.progress import track_progress
 
 CASE = "Criteo's shape"
@@ -35,6 +36,9 @@ def main() -> None:
         processes: dict[str, Process] = {}
         for name, arm in track_progress(JOBS.items(), "bench_end_to_end: first jobs", unit="arms"):
             if options.quick and not arm.quick:
+                continue
+            if arm.takes_bf16 and not has_bf16_products():
+                report.notes["left out"] = "arms in bf16, which this processor can only emulate"
                 continue
             if importlib.util.find_spec(arm.package) is None:
                 print(f"skipped: {name}: {arm.package} is not installed", file=sys.stderr)

@@ -23,6 +23,7 @@ from criteo import job as criteo_job
 
 from headrace.logs.generate import GenerateConfig, generate_logs
 from headrace.logs.importers import CriteoConfig, import_criteo
+from headrace.models.products import has_bf16_products
 from headrace.training import JobConfig, Trainer
 
 SEEDS = (0, 1, 2)
@@ -81,6 +82,8 @@ def measure(report: harness.Report, case: str, make: MakeJob, logs: Path) -> Non
 def main() -> None:
     options = harness.options("bench_precision", __doc__)
     report = harness.Report("bench_precision")
+    if not has_bf16_products():
+        report.notes["bf16"] = "emulated: this processor has no such products, so its rows per second mean nothing"
     with tempfile.TemporaryDirectory(prefix="headrace-bench-") as folder:
         data = Path(os.environ.get("HEADRACE_DATA", "")) / "criteo" / "criteo_kaggle_137139.tsv.gz"
         if "HEADRACE_DATA" in os.environ and data.exists() and not options.quick:

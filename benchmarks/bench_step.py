@@ -19,6 +19,7 @@ from peers.step_arms import FACEBOOK, OURS, PEERS, StepArm
 from peers.step_work import NUM_BATCHES, Shape
 from roofline import bound_of
 
+from headrace.models.products import has_bf16_products
 from headrace.observe.progress import track_progress
 
 METRIC = "samples per second"
@@ -45,7 +46,8 @@ SWEEP = {
     "Zipf 1.4": Shape(zipf=1.4),
     "tables of 8.3 GB": Shape(num_embeddings=5_000_000),
 }
-SWEEP_PEERS = ("torch, one table, bf16", "torchrec, FBGEMM, bf16", "Keras, bf16")
+SWEEP_PEERS = ("torch, one table", "torchrec, FBGEMM", "Keras")
+"""In the precision that this processor is faster in."""
 
 
 def measure(report: harness.Report, case: str, shape: Shape, arms: Sequence[StepArm], seconds: float) -> None:
@@ -137,9 +139,11 @@ def main() -> None:
     cases = {STANDARD: MODELS[STANDARD]} if options.quick else MODELS | SWEEP
     if options.case is not None:
         cases = {options.case: (MODELS | SWEEP)[options.case]}
+    precision = "bf16" if has_bf16_products() else "fp32"
+    sweep_peers = [f"{peer}, {precision}" for peer in SWEEP_PEERS]
     for case, shape in cases.items():
         peers = [
-            arm for arm in PEERS if (case in MODELS or arm.name in SWEEP_PEERS) and (arm.quick or not options.quick)
+            arm for arm in PEERS if arm.name in sweep_peers or (case in MODELS and (arm.quick or not options.quick))
         ]
         if case != STANDARD:
             peers = [arm for arm in peers if not arm.settings.get("compiled")]

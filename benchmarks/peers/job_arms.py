@@ -52,9 +52,16 @@ class JobArm:
     step: tuple[str, dict[str, Any]] = ("", {})
     quick: bool = True
 
+    @property
+    def takes_bf16(self) -> bool:
+        """Whether its products are of bfloat16."""
+        return bool(self.step[1].get("bf16"))
+
 
 _ONE_TABLE = ("step_torch", {"embeddings": "one_table", "bf16": True})
+_ONE_TABLE_FP32 = ("step_torch", {"embeddings": "one_table", "bf16": False})
 _FBGEMM = ("step_torch", {"embeddings": "fbgemm", "bf16": True})
+_FBGEMM_FP32 = ("step_torch", {"embeddings": "fbgemm", "bf16": False})
 JOBS = {
     arm.name: arm
     for arm in (
@@ -89,6 +96,26 @@ JOBS = {
             "fbgemm_gpu",
             ("torch_loaders", "nodes", {"workers": 1}),
             _FBGEMM,
+            quick=False,
+        ),
+        JobArm(
+            "DataLoader, 1 worker + torch, one table, fp32",
+            "torch",
+            ("torch_loaders", "dataloader", {"workers": 1}),
+            _ONE_TABLE_FP32,
+            quick=False,
+        ),
+        JobArm(
+            "DataLoader, 0 workers + torchrec, FBGEMM, fp32",
+            "fbgemm_gpu",
+            ("torch_loaders", "dataloader", {"workers": 0}),
+            _FBGEMM_FP32,
+        ),
+        JobArm(
+            "DataLoader, 1 worker + torchrec, FBGEMM, fp32",
+            "fbgemm_gpu",
+            ("torch_loaders", "dataloader", {"workers": 1}),
+            _FBGEMM_FP32,
             quick=False,
         ),
         JobArm(

@@ -9,6 +9,7 @@ float32 even so. That is checked with numbers that bfloat16 cannot hold before i
 from __future__ import annotations
 
 import functools
+import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Literal
@@ -16,7 +17,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-__all__ = ["DTYPES", "Precision", "full_rate", "is_full_rate_exact"]
+__all__ = ["DTYPES", "Precision", "full_rate", "has_bf16_products", "is_full_rate_exact"]
 
 Precision = Literal["fp32", "bf16"]
 """What matrix products take: float32, or bfloat16 with sums in float32."""
@@ -24,6 +25,18 @@ Precision = Literal["fp32", "bf16"]
 _mkldnn: Any = torch.backends.mkldnn  # without types
 
 DTYPES: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+def has_bf16_products() -> bool:
+    """Whether the processor has instructions for bfloat16 products.
+
+    oneDNN says yes wherever it can emulate them, which on an x86 processor with AVX512 alone is five times slower than
+    float32.
+    """
+    if platform.machine().lower() in ("x86_64", "amd64"):
+        return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    supported: bool = torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return supported
 
 
 @contextmanager

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from headrace.models.layers import Linear
-from headrace.models.products import DTYPES, Precision, full_rate
+from headrace.models.products import DTYPES, Precision, full_rate, has_bf16_products
 
 __all__ = [
     "AskedPrecision",
@@ -81,7 +81,7 @@ def choose_precision(model: nn.Module, num_rows: int, asked: AskedPrecision = "a
     shapes = layer_shapes(model)
     flop = sum(2.0 * num_rows * num_in * num_out for num_in, num_out in shapes)
     on_cpu = all(parameter.is_cpu for parameter in model.parameters())
-    has_bf16 = on_cpu and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    has_bf16 = on_cpu and has_bf16_products()
     return decide_precision(measure_products(shapes) if has_bf16 and flop >= SMALL_FLOP else {}, flop)
 
 

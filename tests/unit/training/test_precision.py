@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from headrace.models.layers import mlp, seeded
-from headrace.models.products import full_rate, is_full_rate_exact
+from headrace.models.products import full_rate, has_bf16_products, is_full_rate_exact
 from headrace.training.precision import choose_precision, decide_precision, layer_shapes, measure_products
 from headrace.training.step import TrainingStep
 
@@ -66,3 +66,24 @@ def test_products_at_full_rate_keep_all_bits() -> None:
     assert (product - exact).abs().max() < 1e-4
     if is_full_rate_exact():
         assert torch.backends.mkldnn.matmul.fp32_precision == "none"
+
+
+def test_what_a_processor_can_only_emulate_is_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    def emulate() -> bool:
+        return False
+
+    def measure(*_: object) -> dict[str, float]:
+        raise AssertionError("measured")
+
+    monkeypatch.setattr("headrace.training.precision.has_bf16_products", emulate)
+    monkeypatch.setattr("headrace.training.precision.measure_products", measure)
+    choice = choose_precision(mlp(1024, [1024, 512], seeded(0)), num_rows=4096)
+    assert choice.reason == "fp32: this processor has no bf16 products"
+
+
+def test_x86_processors_are_asked_for_their_instructions(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
+    monkeypatch.setattr("torch.cpu._is_amx_tile_supported", lambda: False)
+    for has_instructions in (False, True):
+        monkeypatch.setattr("torch.cpu._is_avx512_bf16_supported", lambda value=has_instructions: value)
+        assert has_bf16_products() is has_instructions
