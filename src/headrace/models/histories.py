@@ -110,7 +110,7 @@ class HistoryEncoder(nn.Module):
             [V_f, D] for each feature.
         """
         rows_ND = torch.cat([rows + vector for (rows, _), vector in zip(parts, self.features_FD, strict=True)])
-        lengths = np.concatenate([np.diff(offsets.numpy()) for _, offsets in parts])
+        lengths = np.concatenate([np.diff(offsets.cpu().numpy()) for _, offsets in parts])
         starts = np.concatenate([[0], np.cumsum(lengths)])[:-1]
         buckets = list(length_buckets(lengths))
         encoded = [self._encode(rows_ND, starts, lengths, bucket) for bucket in buckets]
@@ -128,12 +128,12 @@ class HistoryEncoder(nn.Module):
         x_bLD = rows_ND[torch.from_numpy(index_bL)]
         x_bLD = x_bLD + self.places_LD[torch.from_numpy(np.minimum(steps, len(self.places_LD) - 1))]
         is_full = int(sizes.min()) == bucket.length
-        mask_bL = None if is_full else torch.from_numpy(steps < sizes)
+        mask_bL = None if is_full else torch.from_numpy(steps < sizes).to(x_bLD.device)
         for layer in self.layers:
             x_bLD = layer(x_bLD, mask_bL)
         if mask_bL is not None:
             x_bLD = x_bLD.masked_fill(~mask_bL[:, :, None], 0.0)
-        return x_bLD.sum(1) / torch.from_numpy(sizes.astype(np.float32))
+        return x_bLD.sum(1) / torch.from_numpy(sizes.astype(np.float32)).to(x_bLD.device)
 
 
 class EncoderLayer(nn.Module):

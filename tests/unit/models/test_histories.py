@@ -90,3 +90,10 @@ def test_buckets_hold_every_list_once_with_little_padding(sizes: list[int]) -> N
 def test_a_list_longer_than_a_bucket_has_one_of_its_own() -> None:
     lengths = np.array([LARGE_BUCKET + 1, 2, LARGE_BUCKET + 5])
     assert [bucket.length for bucket in length_buckets(lengths)] == [2, LARGE_BUCKET + 1, LARGE_BUCKET + 5]
+
+
+def test_lists_on_another_device_are_encoded_there() -> None:
+    encoder = HistoryEncoder(HistoryEncoderConfig(features=("a",)), 8, torch.Generator().manual_seed(0)).to("meta")
+    offsets = torch.tensor([0, 3, 3, 5])  # of unequal lengths, so that places are masked
+    (vectors,) = encoder([(torch.empty(5, 8, device="meta"), offsets)])
+    assert (vectors.shape, vectors.device.type) == ((3, 8), "meta")
