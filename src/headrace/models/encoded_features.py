@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from headrace.embeddings import EmbeddingBags
 from headrace.errors import ConfigError
 from headrace.models.histories import HistoryEncoder, HistoryEncoderConfig
+from headrace.models.tower_work import TowerWork
 from headrace.models.unique_rows import expand, pool_expanded
 from headrace.tensors import InverseKeyedJaggedTensor, KeyedJaggedTensor
 
@@ -45,6 +47,7 @@ class EncodedFeatures(nn.Module):
                 f"encoder.num_heads: given {config.num_heads}, expected a divisor of embedding_dim {bags.embedding_dim}"
             )
         self.names = config.features
+        self.work = TowerWork()
         self.encoder = HistoryEncoder(config, bags.embedding_dim, generator)
         self._pooled = tuple(name for name in bags.feature_names if name not in config.features)
         names = [*self._pooled, *self.names]
@@ -54,7 +57,10 @@ class EncodedFeatures(nn.Module):
         """float32 [B, F, D], features in the order of `bags`."""
         pooled = [pool_expanded(bags, bags.lookup(sparse, self._pooled))] if self._pooled else []
         lookup = bags.lookup(sparse, self.names)
-        vectors = self.encoder([bags.sequence(lookup, name) for name in self.names])
+        parts = [bags.sequence(lookup, name) for name in self.names]
+        vectors = self.encoder(parts)
+        for name, (_, offsets) in zip(self.names, parts, strict=True):
+            self.work.add_lists(self.encoder.flop(np.diff(offsets.cpu().numpy())), lookup.inverse_lookup(name))
         encoded = [
             expand(vector, lookup.inverse_lookup(name))[:, None]
             for name, vector in zip(self.names, vectors, strict=True)

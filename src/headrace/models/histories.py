@@ -93,6 +93,7 @@ class HistoryEncoder(nn.Module):
     def __init__(self, config: HistoryEncoderConfig, embedding_dim: int, generator: torch.Generator) -> None:
         super().__init__()
         dim = embedding_dim
+        self.feedforward = config.feedforward
         self.places_LD = nn.Parameter(torch.empty(config.max_length, dim).normal_(0, 0.02, generator=generator))
         self.features_FD = nn.Parameter(torch.empty(len(config.features), dim).normal_(0, 0.02, generator=generator))
         self.layers = nn.ModuleList(
@@ -120,6 +121,12 @@ class HistoryEncoder(nn.Module):
         places[np.concatenate([empty, *[bucket.lists for bucket in buckets]])] = np.arange(len(lengths))
         counts = [len(offsets) - 1 for _, offsets in parts]
         return list(torch.split(vectors_VD[torch.from_numpy(places)], counts))
+
+    def flop(self, lengths_V: Int64s) -> Int64s:
+        """Floating-point operations of the matrix products for lists of these lengths, int64 [V], without padding."""
+        dim, hidden = self.places_LD.shape[1], self.feedforward
+        one_id = 2 * dim * (3 * dim + dim + 2 * hidden)
+        return len(self.layers) * (one_id * lengths_V + 4 * dim * lengths_V**2)
 
     def _encode(self, rows_ND: Tensor, starts: Int64s, lengths: Int64s, bucket: Bucket) -> Tensor:
         """The vectors [b, D] of a bucket's lists."""

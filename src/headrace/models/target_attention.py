@@ -16,11 +16,13 @@ Legend: B rows, U unique lists, n ids of all unique lists, P pairs of a row and 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 
 from headrace.models.layers import linear, mlp
+from headrace.models.tower_work import TowerWork
 
 __all__ = ["TargetAttention"]
 
@@ -41,6 +43,9 @@ class TargetAttention(nn.Module):
         self.product = linear(dim, widths[0], generator, bias=False)
         self.deep = mlp(widths[0], widths[1:], generator)
         self.score = linear(widths[-1], 1, generator)
+        self.work = TowerWork()
+        self._first = 2 * dim * widths[0]
+        self._deeper = 2 * sum(before * after for before, after in pairwise((*widths, 1)))
 
     def forward(self, rows_ND: Tensor, offsets: Tensor, inverse: Tensor | None, target_BD: Tensor) -> Tensor:
         """Attend.
@@ -55,6 +60,10 @@ class TargetAttention(nn.Module):
             [B, D]; zeros for a row whose list is empty.
         """
         pair_rows, pair_ids = pairs(offsets, inverse)
+        pair_flop, row_flop = (self._first + self._deeper) * len(pair_rows), self._first * len(target_BD)
+        self.work.add(
+            self._first * len(rows_ND) + row_flop + pair_flop, self._first * len(pair_rows) + row_flop + pair_flop
+        )
         item_PD, target_PD = rows_ND.index_select(0, pair_ids), target_BD.index_select(0, pair_rows)
         hidden_PW = self.item(rows_ND).index_select(0, pair_ids) + self.target(target_BD).index_select(0, pair_rows)
         hidden_PW = torch.relu(hidden_PW + self.product(item_PD * target_PD))

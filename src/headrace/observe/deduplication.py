@@ -14,6 +14,7 @@ _STEPS = (
     ("features computed", "num_plain_values", "num_values"),
     ("ids written and looked up", "num_plain_ids", "num_ids"),
     ("bytes of batches", "num_plain_bytes", "num_bytes"),
+    ("FLOP of towers over histories", "num_plain_flop", "num_flop"),
 )
 
 

@@ -118,6 +118,8 @@ for _name, _unit, _kind, _description in (
     ("dedup.num_plain_ids", "ids", Kind.WINDOWED, "Ids that all rows have."),
     ("dedup.num_bytes", "bytes", Kind.WINDOWED, "Of the batches."),
     ("dedup.num_plain_bytes", "bytes", Kind.WINDOWED, "That batches of plain rows would have."),
+    ("dedup.num_flop", "FLOP", Kind.WINDOWED, "Of towers over histories in forward passes."),
+    ("dedup.num_plain_flop", "FLOP", Kind.WINDOWED, "That these would take if every row had its own history."),
     ("log_loss", "nats", Kind.GAUGE, "Log loss over the window."),
     ("calibration", "", Kind.GAUGE, "Sum of predictions over sum of labels in the window; 1 is best."),
     ("best_ne", "", Kind.GAUGE, "Normalised entropy that the best possible model reaches, where it is known."),

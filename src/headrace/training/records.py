@@ -7,10 +7,12 @@ from dataclasses import asdict
 from typing import Any
 
 import psutil
+from torch import nn
 
 from headrace.features import FeaturePlan, Savings
 from headrace.logs import ParquetSource, Source
 from headrace.logs.parquet_source import BytesRead
+from headrace.models.tower_work import TowerWork, tower_work
 from headrace.pipeline import StageReading
 from headrace.resources import ResourceMonitor
 from headrace.training.metrics import Scores
@@ -29,16 +31,19 @@ RESOURCES_EVERY_S = 1.0
 class StepRecorder:
     """Sums up steps until they make one record."""
 
-    def __init__(self, every_steps: int, plan: FeaturePlan | None = None) -> None:
+    def __init__(self, every_steps: int, plan: FeaturePlan | None = None, model: nn.Module | None = None) -> None:
         """Begin.
 
         Args:
             every_steps: How many steps share a record.
             plan: Tells what deduplication saved.
+            model: The same, of its towers.
         """
         self.every_steps = every_steps
         self._plan = plan
         self._savings = Savings()
+        self._model = model
+        self._work = TowerWork()
         self._source: ParquetSource | None = None
         self._bytes_read = BytesRead()
         self._start_s = time.perf_counter()
@@ -114,6 +119,13 @@ class StepRecorder:
                 record["dedup"] |= {
                     "num_read_bytes": read.num_bytes,
                     "num_plain_read_bytes": read.num_plain_bytes,
+                }
+            if self._model is not None:
+                work, before = tower_work(self._model), self._work
+                self._work = work
+                record["dedup"] |= {
+                    "num_flop": work.num_flop - before.num_flop,
+                    "num_plain_flop": work.num_plain_flop - before.num_plain_flop,
                 }
         self._start_s = now
         self._clear()

@@ -90,7 +90,7 @@ class Trainer:
         self._stopping = False  # what all trainers agreed on with their last step
         self._say = say
         self._threads = Threads(job.training.threads)
-        self._recorder = StepRecorder(job.training.log_every_steps, self.assembly.plan)
+        self._recorder = StepRecorder(job.training.log_every_steps, self.assembly.plan, self.assembly.model)
         self._uncounted = Uncounted(keeps_ledger=job.training.row_ledger)
         baseline = job.training.baseline
         self._baseline = None if baseline is None else self.assembly.plan.dense_names.index(baseline)

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from headrace.models.tower_work import tower_work
 from headrace.pipeline import from_source
 from headrace.tensors import InverseKeyedJaggedTensor
 from headrace.testing.sessions import SESSION_SCHEMA, SessionSource
@@ -80,6 +81,25 @@ def test_plain_grouped_and_nested_rows_train_the_same_model(name: str, shuffle: 
         for one, other in zip(given, wanted, strict=True):
             torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
     assert max(float(logits.std()) for logits in wanted[-5:]) > 0.01  # there was something to learn
+
+
+@pytest.mark.parametrize("name", ["target attention", "encoder"])
+def test_products_of_towers_are_counted_as_they_are_made_and_as_plain_rows_would_need_them(name: str) -> None:
+    encoder = {**MODELS["sum pooling"], "encoder": {"features": ["history"]}}
+    job = job_of({**MODELS, "encoder": encoder}[name], "auto")
+    source, assembly = SessionSource(nested=True, **SOURCE), assemble(job)
+    decide_groups(job, assembly.plan, source)
+    with from_source(source).batch(256).transform(assembly.plan).open(executor="inline") as batches:
+        batch = next(batches)
+    counted = []
+    for rows in (batch, batch.expand()):
+        before = tower_work(assembly.model)
+        assembly.model(rows)
+        after = tower_work(assembly.model)
+        counted.append((after.num_flop - before.num_flop, after.num_plain_flop - before.num_plain_flop))
+    (made, plain), of_plain_rows = counted
+    assert of_plain_rows == (plain, plain)
+    assert 0 < made < plain
 
 
 def test_a_run_and_its_repetition_are_bit_equal() -> None:
