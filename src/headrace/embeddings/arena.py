@@ -220,9 +220,9 @@ class Arena:
         """As `gather`, also of untouched rows, which stay as they are."""
         values = self.gather(rows)
         if not self._is_complete:
-            is_fixed = self.first_rows[spaces] >= 0
-            fixed = self.metadata[rows]
-            places = np.flatnonzero(is_fixed & (fixed["frequency"] == 0) & (fixed["version"] == 0))
+            places = np.flatnonzero(self.first_rows[spaces] >= 0)
+            fixed = self.metadata[rows[places]]
+            places = places[(fixed["frequency"] == 0) & (fixed["version"] == 0)]
             values[places] = self.first_values(spaces[places], ids[places])
         return values
 
