@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import numba
 import numpy as np
 import numpy.typing as npt
 
@@ -10,9 +9,7 @@ from headrace.compiling import kernel
 from headrace.embeddings.hashing import mix64, unit_float
 from headrace.embeddings.row_formats import FP32, round_row
 
-__all__ = ["fill_range", "fill_row", "fill_rows"]
-
-CHUNK = 1024  # rows a thread takes at a time
+__all__ = ["fill_row", "fill_rows"]
 
 Float32s = npt.NDArray[np.float32]
 Uint32s = npt.NDArray[np.uint32]
@@ -30,7 +27,10 @@ def fill_row(
     values: Float32s,
     bits: Uint32s,
 ) -> None:
-    """First values of a key, in row `row`; `values`, float32 [dim], is room for a row, `bits` the same as uint32."""
+    """First values of a key, uniform in `[-scale, scale)`, in row `row`.
+
+    `values`, float32 [dim], is room for a row, `bits` the same as uint32.
+    """
     state = mix64(space_seed ^ mix64(np.uint64(key)))
     for d in range(len(values)):
         centred = np.float32(2.0) * unit_float(state, np.uint64(d)) - np.float32(1.0)
@@ -40,18 +40,6 @@ def fill_row(
             weights[row, d] = values[d]
     else:
         round_row(weights, row, row_format, values, bits, space_seed, key)
-
-
-@kernel(parallel=True)
-def fill_range(
-    weights: Rows, first_row: int, count: int, space_seed: np.uint64, scale: np.float32, row_format: int = FP32
-) -> None:
-    """Rows `first_row + key` for every key in `[0, count)`: uniform in `[-scale, scale)`."""
-    for chunk in numba.prange((count + CHUNK - 1) // CHUNK):
-        values = np.empty(weights.shape[1], dtype=np.float32)
-        bits = values.view(np.uint32)
-        for key in range(chunk * CHUNK, min((chunk + 1) * CHUNK, count)):
-            fill_row(weights, first_row + key, key, space_seed, scale, row_format, values, bits)
 
 
 @kernel()
