@@ -29,6 +29,9 @@ UNIT = Path(__file__).parent / "unit"
 
 _sleep = time.sleep
 
+_leaky: list[str] = []
+"""The test that left something behind, if any: what that goes on to start must not be blamed on the tests after it."""
+
 
 def _threads() -> set[threading.Thread]:
     return {thread for thread in threading.enumerate() if not thread.name.startswith(SHARED_THREADS)}
@@ -61,10 +64,12 @@ def _temporary_files() -> set[str]:
 
 
 @pytest.fixture(autouse=True)
-def nothing_is_left_behind() -> Iterator[None]:
-    """Fail a test after which a thread, a child process or an open temporary file remains."""
+def nothing_is_left_behind(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Fail the first test after which a thread, a child process or an open temporary file remains."""
     before = _threads(), _children(), _temporary_files()
     yield
+    if _leaky:
+        return
     deadline = time.monotonic() + PATIENCE_S
     left = [after - was for was, after in zip(before, (_threads(), _children(), _temporary_files()), strict=True)]
     if any(left):
@@ -74,6 +79,8 @@ def nothing_is_left_behind() -> Iterator[None]:
         left = [after - was for was, after in zip(before, (_threads(), _children(), _temporary_files()), strict=True)]
     kinds = ("threads", "child processes", "open temporary files")
     rest = [f"{kind}: {sorted(map(str, things))}" for kind, things in zip(kinds, left, strict=True) if things]
+    if rest:
+        _leaky.append(request.node.nodeid)
     assert not rest, "the test left behind " + "; ".join(rest)
 
 
