@@ -64,7 +64,8 @@ def measure(report: harness.Report, case: str, make: MakeJob, logs: Path) -> Non
             print(f"{case}: {arm}, seed {seed}: log loss {passes[-1][0]:.5f}", file=sys.stderr)
     for arm, passes in found.items():
         report.add(case, arm, "log loss of the pass", "", [loss for loss, _ in passes])
-        report.add(case, arm, "rows per second", "rows/s", [rate for _, rate in passes])
+        if has_bf16_products():
+            report.add(case, arm, "rows per second", "rows/s", [rate for _, rate in passes])
     pairs = zip(found["headrace, bf16"], found["headrace, fp32"], strict=True)
     differences = [bf16 - fp32 for (bf16, _), (fp32, _) in pairs]
     report.add(case, "bf16 less fp32, seed by seed", "log loss of the pass", "", differences)
@@ -83,7 +84,7 @@ def main() -> None:
     options = harness.options("bench_precision", __doc__)
     report = harness.Report("bench_precision")
     if not has_bf16_products():
-        report.notes["bf16"] = "emulated: this processor has no such products, so its rows per second mean nothing"
+        report.notes["bf16"] = "emulated: this processor has no such products, so there are no rows per second"
     with tempfile.TemporaryDirectory(prefix="headrace-bench-") as folder:
         data = Path(os.environ.get("HEADRACE_DATA", "")) / "criteo" / "criteo_kaggle_137139.tsv.gz"
         if "HEADRACE_DATA" in os.environ and data.exists() and not options.quick:

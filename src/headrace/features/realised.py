@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 import threading
 from collections.abc import Callable
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 __all__ = ["Realised", "Savings"]
@@ -44,7 +44,8 @@ class Savings:
         return self._joined(before, operator.sub)
 
     def _joined(self, other: Savings, join: Callable[[int, int], int]) -> Savings:
-        return Savings(*map(join, astuple(self), astuple(other)))
+        # Once a batch and group of features: `dataclasses.astuple` copies every field deeply, at 0.1 ms a call.
+        return Savings(*(join(getattr(self, name), getattr(other, name)) for name in _NAMES))
 
     @property
     def values_factor(self) -> float:
@@ -55,6 +56,9 @@ class Savings:
     def ids_factor(self) -> float:
         """Ids of all rows per id written."""
         return self.num_plain_ids / self.num_ids if self.num_ids else 1.0
+
+
+_NAMES = tuple(each.name for each in fields(Savings))
 
 
 class Realised:

@@ -67,7 +67,3 @@ class Costs:
         """Bytes an operator leaves in memory until its batch is trained; 0 before one has run."""
         estimate = self._bytes.get((kind, group))
         return 0 if estimate is None else int(estimate.value)
-
-    def total_s(self, kind: Kind) -> float:
-        """Seconds of all operators of a kind in one step."""
-        return sum(estimate.value for (other, _), estimate in self._seconds.items() if other is kind)

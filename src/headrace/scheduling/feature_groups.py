@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from headrace.features import FeaturePlan
 from headrace.features.spec import FeatureSpec
 from headrace.logs.schema import Schema
+from headrace.scheduling.graph import JOINT
 
-__all__ = ["MAX_GROUPS", "FeatureGroup", "group_features"]
+__all__ = ["MAX_GROUPS", "FeatureGroup", "FeatureGroups", "group_features"]
 
-MAX_GROUPS = 8
-"""Groups of a step: enough that one operator is a small part of it, few enough that what a group costs by itself (about
-0.2 ms: a call of its plan, a pass for unique ids, a request) does not show in steps of 10 ms."""
+MAX_GROUPS = 4
+"""Groups of a step: enough for one's pull to be hidden by the others' work, few enough that what each costs by itself
+(about a millisecond: a call of its plan, a pass for unique ids, a part of the gradients) stays below that."""
 
 GUESSED_LIST_LENGTH = 20.0
 """Ids of a list, where the schema does not tell: as in the feature plan's first estimate."""
@@ -32,12 +33,32 @@ class FeatureGroup:
     features: tuple[str, ...]
 
 
+@dataclass(frozen=True, eq=False)
+class FeatureGroups:
+    """The features of a job as a whole, and in parts.
+
+    Attributes:
+        whole: All features.
+        parts: The same, split.
+    """
+
+    whole: FeatureGroup
+    parts: tuple[FeatureGroup, ...]
+
+    def __len__(self) -> int:
+        return len(self.parts)
+
+    def of(self, group: int) -> FeatureGroup:
+        """A part by its number, the whole for `JOINT`."""
+        return self.whole if group == JOINT else self.parts[group]
+
+
 def group_features(
     plan: FeaturePlan,
     space_of: Callable[[str], Sequence[str]],
     *,
     max_groups: int = MAX_GROUPS,
-) -> tuple[FeatureGroup, ...]:
+) -> FeatureGroups:
     """Split a plan into groups that together compute the same batch.
 
     Features that share an id space stay together, so the ids of a group are unique over the whole batch, and the sum of
@@ -66,7 +87,7 @@ def group_features(
         ordered = sorted(specs, key=lambda spec: (spec.section, place[spec.name]))
         part = plan.part(ordered, with_labels=number == 0 and bool(plan.label_names))
         groups.append(FeatureGroup(part, part.sparse_keys))
-    return tuple(groups)
+    return FeatureGroups(FeatureGroup(plan, plan.sparse_keys), tuple(groups))
 
 
 def _linked(specs: Sequence[FeatureSpec], space_of: Callable[[str], Sequence[str]]) -> list[list[FeatureSpec]]:

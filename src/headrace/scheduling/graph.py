@@ -13,7 +13,10 @@ from __future__ import annotations
 from enum import Enum
 from typing import NamedTuple
 
-__all__ = ["Kind", "Lane", "Operator"]
+__all__ = ["JOINT", "Kind", "Lane", "Operator"]
+
+JOINT = -1
+"""Stands for all feature groups of a batch as one."""
 
 
 class Lane(Enum):
@@ -70,12 +73,12 @@ class Operator(NamedTuple):
     Attributes:
         kind: What it does.
         batch: Which batch, counted from 0 in the order of training.
-        group: Which feature group; -1 for operators of the whole batch.
+        group: Which feature group; `JOINT` for operators of the whole batch.
     """
 
     kind: Kind
     batch: int
-    group: int = -1
+    group: int = JOINT
 
     def __str__(self) -> str:
         place = f"{self.batch}" if self.group < 0 else f"{self.batch}, {self.group}"

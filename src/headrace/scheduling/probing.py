@@ -1,4 +1,4 @@
-"""`Probe`: finds out by measuring which way of sending pulls is fastest on this job."""
+"""`Probe`: finds out by measuring which way of computing features and sending pulls is fastest on this job."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import NamedTuple
 
 __all__ = ["Mode", "Probe"]
 
-PHASE_STEPS = 6
+PHASE_STEPS = 8
 """Steps of one trial."""
 
-SKIPPED_STEPS = 2
-"""Of a trial, at its start: what was under way when the mode changed belongs to the mode before."""
+SKIPPED_STEPS = 4
+"""Of a trial, at its start: batches that were read when the mode changed are still computed in the mode before."""
 
 EVERY_STEPS = 256
 """Steps until the modes that lost are tried again: one step in twenty at most pays the difference."""
@@ -22,23 +22,25 @@ GAIN = 1.02
 
 
 class Mode(NamedTuple):
-    """A way of sending pulls.
+    """A way of computing features and sending pulls.
 
     Attributes:
         early: Rows that no push on its way touches are asked for before that push is applied.
         by_group: A group is asked for alone where the link would rest otherwise.
+        joint: The features of a batch are one operator, not one a group.
     """
 
-    early: bool
-    by_group: bool
+    early: bool = False
+    by_group: bool = False
+    joint: bool = False
 
 
 class Probe:
     """Tries modes in turn on the job itself, and stays with the fastest.
 
     Early pulls take two requests, and their rows arrive while dense work runs; pulls by group take several. Each
-    request costs processor time on both ends, which pays where the processor would rest otherwise, and not where it
-    never does. Plain numbers, without a clock.
+    request costs processor time on both ends, and each group of features costs some by itself, which pays where the
+    processor would rest otherwise, and not where it never does. Plain numbers, without a clock.
     """
 
     def __init__(self, modes: Sequence[Mode]) -> None:

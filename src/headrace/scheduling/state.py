@@ -12,15 +12,14 @@ back. What holds under every policy:
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from headrace.pipeline.ledger import Ledger, RecentMax
 from headrace.scheduling.cost import Costs
-from headrace.scheduling.graph import Kind, Operator
+from headrace.scheduling.graph import JOINT, Kind, Operator
 from headrace.scheduling.policies.base import Choice, Policy
-from headrace.scheduling.probing import Probe
+from headrace.scheduling.probing import Mode, Probe
 
 __all__ = ["BatchRead", "Event", "Finished", "NoMoreRows", "Run", "SchedulerState", "Wanted"]
 
@@ -106,8 +105,13 @@ class Run:
 
 @dataclass
 class _Live:
-    """How far a batch is that was read and not yet trained; sets hold groups."""
+    """How far a batch is that was read and not yet trained; sets hold groups.
 
+    Attributes:
+        groups: Its features, in the order declared; `JOINT` alone where they are one operator.
+    """
+
+    groups: Sequence[int]
     begun: set[int] = field(default_factory=set)
     computed: set[int] = field(default_factory=set)
     pulls_sent: set[int] = field(default_factory=set)
@@ -123,7 +127,7 @@ class SchedulerState:
 
     Attributes:
         policy: How it decides where there is a choice.
-        num_groups: Feature groups.
+        num_groups: Parts into which features can be split.
         num_cores: Feature operators that may run at once while no training work does.
         spare_cores: The same while training work runs: cores that dense operators leave free.
         store_holds: Whether the store holds a pull back until the push it must see is applied.
@@ -164,9 +168,9 @@ class SchedulerState:
         self._trainer_busy = False
         self._running: list[Operator] = []  # feature operators at work
         self._gap_start_s: float | None = None
-        self._probe = Probe(policy.modes)
+        self._probe = Probe(policy.modes if num_groups > 1 else _for_one_group(policy.modes))
         self._step_end_s: float | None = None
-        self._order: deque[int] = deque(range(num_groups))
+        self._order: Sequence[int] = range(num_groups)
 
     # What happened
 
@@ -198,7 +202,7 @@ class SchedulerState:
         batch = self._next_read
         self._reading = False
         self._next_read += 1
-        self._batches[batch] = _Live()
+        self._batches[batch] = _Live(self._groups)
         self._settle(Operator(Kind.READ, batch), event.seconds, event.num_bytes)
 
     def _finish(self, event: Finished) -> None:
@@ -233,10 +237,18 @@ class SchedulerState:
         assert number == self.current, f"update of batch {number} while {self.current} is in training"
         self.ledger.add(-self._batches.pop(number).charged_bytes)
         self.current += 1
-        self._order = deque(self.policy.order(self.costs, self.num_cores))
+        self._order = self.policy.order(self.costs, self.num_cores)
         if self._step_end_s is not None:
             self._probe.learn(self.now_s - self._step_end_s)
         self._step_end_s = self.now_s
+
+    @property
+    def _groups(self) -> Sequence[int]:
+        """How features of the next batch to be read are split."""
+        return (JOINT,) if self._probe.mode.joint and self.num_groups > 1 else range(self.num_groups)
+
+    def _ordered(self, live: _Live) -> Sequence[int]:
+        return self._order if len(live.groups) == self.num_groups else live.groups
 
     # What policies may ask
 
@@ -264,7 +276,8 @@ class SchedulerState:
         Then it is never right to leave a processor idle: the work must be done anyway, and nothing else waits longer.
         (With the features inside the gap, the gap is as long as they are.)
         """
-        return self.costs.total_s(Kind.FEATURES) / self.num_cores >= CPU_BOUND_RATIO * self.costs.gap_s.value
+        features_s = sum(self.costs.seconds(Kind.FEATURES, group) for group in self._groups)
+        return features_s / self.num_cores >= CPU_BOUND_RATIO * self.costs.gap_s.value
 
     @property
     def last_read(self) -> int:
@@ -283,7 +296,7 @@ class SchedulerState:
         features are part of the step's own work. Not so if its rows are not here or its bytes do not fit.
         """
         live = self._batches.get(batch)
-        if not self.pulls_early or live is None or self._last_pull < batch or len(live.computed) == self.num_groups:
+        if not self.pulls_early or live is None or self._last_pull < batch or len(live.computed) == len(live.groups):
             return False
         group = self.next_group(batch)
         return self.is_running(batch) if group is None else self.is_running(batch) or self.fits(batch, group)
@@ -303,9 +316,9 @@ class SchedulerState:
     def next_group(self, batch: int) -> int | None:
         """The first group in order whose features are not begun; None if there is none, or no rows."""
         live = self._batches.get(batch)
-        if live is None or len(live.begun) == self.num_groups:
+        if live is None or len(live.begun) == len(live.groups):
             return None
-        return next(group for group in self._order if group not in live.begun)
+        return next(group for group in self._ordered(live) if group not in live.begun)
 
     def fits(self, batch: int, group: int) -> bool:
         """Whether the bytes of a feature operator fit the budget."""
@@ -336,7 +349,7 @@ class SchedulerState:
             strict = self._strict(number)
             asks_ahead = self.store_holds and self.policy.asks_ahead
             # What an early pull left out follows all early pulls: held back by the store, it must not be in their way.
-            if strict or (asks_ahead and len(live.pulled) == self.num_groups):
+            if strict or (asks_ahead and len(live.pulled) == len(live.groups)):
                 for group in sorted(
                     (live.held_open & live.pulled) - live.held_sent
                 ):  # by then it is known what is left out
@@ -349,7 +362,7 @@ class SchedulerState:
             ready = live.computed - live.pulls_sent
             if not ready or not self._worth_sending(live, strict):
                 continue
-            for group in [group for group in self._order if group in ready]:
+            for group in [group for group in self._ordered(live) if group in ready]:
                 live.pulls_sent.add(group)
                 self._reserve(Operator(Kind.PULL, number, group))
                 if early:
@@ -362,7 +375,7 @@ class SchedulerState:
         All together once they are complete. Before that only what the link has been waiting for: by group, the push
         being applied, and nothing of the batch on its way.
         """
-        if len(live.computed) == self.num_groups:
+        if len(live.computed) == len(live.groups):
             return True
         return self._probe.mode.by_group and strict and live.pulls_sent == live.pulled
 
@@ -380,11 +393,11 @@ class SchedulerState:
 
     def _early_allowed(self, number: int) -> bool:
         before = self._batches.get(number - 1)
-        return self._applied >= number - 2 and (before is None or len(before.pulls_sent) == self.num_groups)
+        return self._applied >= number - 2 and (before is None or len(before.pulls_sent) == len(before.groups))
 
     def _is_ready(self, number: int) -> bool:
         live = self._batches.get(number)
-        if live is None or live.dense or len(live.pulled) < self.num_groups or live.held_open:
+        if live is None or live.dense or len(live.pulled) < len(live.groups) or live.held_open:
             return False
         return not self.feeds_early_pull(number + 1)
 
@@ -445,3 +458,8 @@ class SchedulerState:
         if live is not None and operator.kind in KEPT:
             live.charged_bytes += num_bytes
             self.ledger.add(num_bytes)
+
+
+def _for_one_group(modes: Sequence[Mode]) -> list[Mode]:
+    """Those that differ where features are not split."""
+    return list({mode.early: mode for mode in modes}.values())

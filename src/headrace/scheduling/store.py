@@ -40,9 +40,11 @@ class Ticket:
         self.held: Int64s | None = None
         self._parts: list[tuple[Int64s | None, Float32s]] = []
 
-    def leave_out(self, touched: Keys) -> Int64s:
+    def leave_out(self, touched: Sequence[Keys]) -> Int64s:
         """Decide what an early request leaves out: keys that a push on its way touches; returns the others."""
-        found = keys_in(self.keys, touched)
+        found = np.zeros(len(self.keys), dtype=np.bool_)
+        for keys in touched:
+            found |= keys_in(self.keys, keys)
         self.held = np.flatnonzero(found)
         return np.flatnonzero(~found)
 

@@ -12,11 +12,12 @@ from typing import Any, Protocol
 import pyarrow as pa
 from torch import nn
 
-from headrace.embeddings import EmbeddingBags, LocalStore, embedding_bags
+from headrace.embeddings import EmbeddingBags, Keys, LocalStore, embedding_bags
 from headrace.embeddings.bags import BegunLookups, Lookup
 from headrace.pipeline import BatchIterator
 from headrace.pipeline.elements import Account
-from headrace.scheduling.feature_groups import FeatureGroup
+from headrace.scheduling.feature_groups import FeatureGroups
+from headrace.scheduling.graph import JOINT
 from headrace.scheduling.runtime import Done
 from headrace.scheduling.store import Part, StepStore, Ticket
 from headrace.tensors import Batch
@@ -68,8 +69,8 @@ class _Live:
     rows: pa.RecordBatch | None
     account: Account
     token: dict[str, Any]
-    parts: list[Batch | None]
-    tickets: list[list[Ticket]]
+    parts: dict[int, Batch] = field(default_factory=dict)
+    tickets: dict[int, list[Ticket]] = field(default_factory=dict)
     lookups: dict[EmbeddingBags, list[Lookup]] = field(default_factory=dict)
     batch: Batch | None = None
     result: Any = None
@@ -88,7 +89,7 @@ class TrainingWork:
     def __init__(
         self,
         batches: BatchIterator,
-        groups: Sequence[FeatureGroup],
+        groups: FeatureGroups,
         model: nn.Module,
         phases: Phases,
         *,
@@ -114,9 +115,10 @@ class TrainingWork:
         self._live: dict[int, _Live] = {}
         self._stores: list[StepStore] = []
         self._stack = ExitStack()
-        self._names = [
-            [[name for name in bags.feature_names if name in group.features] for bags in self._bags] for group in groups
-        ]
+        self._names = {
+            group: [[name for name in bags.feature_names if name in groups.of(group).features] for bags in self._bags]
+            for group in (JOINT, *range(len(groups)))
+        }
 
     def __enter__(self) -> TrainingWork:
         for bags in self._bags:
@@ -139,26 +141,25 @@ class TrainingWork:
         if rows is None:
             self.rest = account, token
             return None
-        groups = range(len(self._groups))
-        self._live[batch] = _Live(rows, account, token, [None for _ in groups], [[] for _ in groups])
+        self._live[batch] = _Live(rows, account, token)
         return int(rows.nbytes)
 
     def features(self, batch: int, group: int) -> int:
         """See `Work`: the plan of the group, and its unique keys."""
         live = self._live[batch]
         assert live.rows is not None
-        part = self._groups[group].plan.apply(live.rows)
-        live.parts[group] = part
-        num_bytes = part.num_bytes
+        part = self._groups.of(group).plan.apply(live.rows)
+        num_bytes, of_group = part.num_bytes, []
         for bags, store, names in zip(self._bags, self._stores, self._names[group], strict=True):
             if not names:
                 continue
             with store.preparing() as tickets:
                 lookup = bags.begin(part.sparse, features=names)
             live.lookups.setdefault(bags, []).append(lookup)
-            live.tickets[group] += tickets
+            of_group += tickets
             num_bytes += sum(BYTES_PER_KEY * len(ticket.keys) for ticket in tickets)
-        if all(done is not None for done in live.parts):
+        live.parts[group], live.tickets[group] = part, of_group
+        if len(live.parts) == (1 if group == JOINT else len(self._groups)):
             live.rows, live.computed_s = None, perf_counter()
         return num_bytes
 
@@ -166,15 +167,19 @@ class TrainingWork:
         """See `Work`."""
         live = self._live[batch]
         parts: list[Part] = []
-        for group in groups:
-            touched = {ticket.store: ticket.keys for ticket in self._live[batch - 1].tickets[group]} if early else {}
-            tickets = live.tickets[group]
-            parts += [(ticket, ticket.leave_out(touched[ticket.store]) if early else None) for ticket in tickets]
+        for ticket in (ticket for group in groups for ticket in live.tickets[group]):
+            left = ticket.leave_out(self._touched(batch - 1, ticket)) if early else None
+            parts.append((ticket, left))
         self._send(parts, after, done)
         if early:
             held = sum(len(ticket.held) for ticket, _ in parts if ticket.held is not None)
             self.held_ratio = held / max(sum(len(ticket.keys) for ticket, _ in parts), 1)
         return [_num_bytes(live.tickets[group]) for group in groups]
+
+    def _touched(self, batch: int, ticket: Ticket) -> list[Keys]:
+        """What a batch's push updates in a ticket's store; that batch may be grouped in another way."""
+        all_tickets = (other for tickets in self._live[batch].tickets.values() for other in tickets)
+        return [other.keys for other in all_tickets if other.store is ticket.store]
 
     def held(self, batch: int, groups: Sequence[int], after: int, done: Done) -> Sequence[int]:
         """See `Work`."""
@@ -186,7 +191,7 @@ class TrainingWork:
         """See `Work`."""
         live = self._live[batch]
         live.dense_s = perf_counter()
-        for ticket in (ticket for tickets in live.tickets for ticket in tickets):
+        for ticket in (ticket for tickets in live.tickets.values() for ticket in tickets):
             ticket.finish()
             if self._verify:
                 ticket.verify()
@@ -206,7 +211,7 @@ class TrainingWork:
         finish = _Countdown(len(pushes), done)
         for push in pushes:
             push.add_done_callback(lambda pushed: finish.one(pushed.exception()))
-        return sum(_num_bytes(tickets) for tickets in self._live[batch].tickets)
+        return sum(_num_bytes(tickets) for tickets in self._live[batch].tickets.values())
 
     def update(self, batch: int) -> Trained:
         """See `Work`."""
@@ -215,14 +220,14 @@ class TrainingWork:
         self._live.pop(batch - 1, None)  # the keys of this one are still compared with those of the next
         assert live.batch is not None
         trained = Trained(live.batch, live.result, live.account, live.token, live.computed_s, live.dense_s)
-        live.batch, live.parts, live.lookups, live.result = None, [], {}, None
+        live.batch, live.parts, live.lookups, live.result = None, {}, {}, None
         return trained
 
     def _joined(self, live: _Live) -> Batch:
         """The parts of all groups as one batch; dense features and labels are the first group's."""
-        first = live.parts[0]
-        assert first is not None
-        sparse = BegunLookups([group for part in live.parts if part is not None for group in part.sparse])
+        parts = [live.parts[group] for group in sorted(live.parts)]
+        first = parts[0]
+        sparse = BegunLookups([group for part in parts for group in part.sparse])
         sparse.begun = live.lookups
         return Batch(first.dense, sparse, first.labels, first.row_ids, first.weights)
 

@@ -17,7 +17,7 @@ from headrace.observe.timeline import SCHEDULE_FILE
 from headrace.pipeline import Account, BatchIterator, PipelineCounters
 from headrace.resources import effective_cpus
 from headrace.scheduling.config import SchedulerConfig
-from headrace.scheduling.feature_groups import MAX_GROUPS, FeatureGroup, group_features
+from headrace.scheduling.feature_groups import MAX_GROUPS, FeatureGroups, group_features
 from headrace.scheduling.policies import BatchPrefetch, Policy
 from headrace.scheduling.runtime import StepRuntime
 from headrace.scheduling.state import SchedulerState
@@ -159,7 +159,7 @@ def choose_policy(config: SchedulerConfig, model: nn.Module) -> Policy | None:
     return config.choose(remote=remote, alone=alone)
 
 
-def feature_groups(assembly: Assembly, max_groups: int) -> tuple[FeatureGroup, ...]:
+def feature_groups(assembly: Assembly, max_groups: int) -> FeatureGroups:
     """The feature groups of a job, closed under the id spaces of all its tables."""
     modules = embedding_bags(assembly.model)
 

@@ -2,7 +2,7 @@
 
 from headrace.scheduling.probing import EVERY_STEPS, PHASE_STEPS, Mode, Probe
 
-EARLY, BY_GROUP, WHOLE = Mode(True, True), Mode(False, True), Mode(False, False)
+EARLY, BY_GROUP, WHOLE = Mode(early=True, joint=True), Mode(by_group=True), Mode(joint=True)
 MODES = (EARLY, BY_GROUP, WHOLE)
 TRIALS = 3 * PHASE_STEPS
 

@@ -10,8 +10,8 @@ from virtual_step import VirtualRun, VirtualStep
 from headrace.scheduling.graph import Kind, Operator
 from headrace.scheduling.policies import POLICIES, BatchPrefetch, Recs, RecsEarly, make_policy
 
-NUM_BATCHES = 44
-"""Ways of sending pulls are on trial for the first 18; steps are timed in the second half."""
+NUM_BATCHES = 60
+"""Ways of computing and sending are on trial for the first 24; steps are timed in the second half."""
 
 seconds = st.floats(0.1, 10.0, allow_nan=False)
 
@@ -39,9 +39,7 @@ def test_every_policy_trains_every_batch_in_order_with_inputs_before_use(
     trained = [operator.batch for operator, _ in run.begins(Kind.DENSE)]
     assert trained == list(range(8))
     pulls = [operator for operator, _ in run.begins(Kind.PULL)]
-    assert sorted(pulls) == [
-        Operator(Kind.PULL, batch, group) for batch in range(8) for group in range(run.state.num_groups)
-    ]
+    assert sorted(pulls) == [Operator(Kind.PULL, batch, group) for batch in range(8) for group in run.groups_of(batch)]
     assert run.state.is_over
     assert run.state.ledger.used_bytes == 0
 
@@ -144,12 +142,12 @@ def test_pulls_wait_where_state_is_saved_between_two_batches() -> None:
 
 
 def test_an_early_pull_is_followed_by_what_it_left_out() -> None:
-    run = VirtualRun(fine(2.0, 4.0, 6.0, 2.0, held_ratio=0.3), RecsEarly(), 28).run()
+    run = VirtualRun(fine(2.0, 4.0, 6.0, 2.0, held_ratio=0.3), RecsEarly(), 40).run()
     held = {operator.batch for operator, _ in run.begins(Kind.HELD)}
-    assert held >= set(range(2, 6)) | set(range(20, 26))
+    assert held >= set(range(2, 6)) | set(range(32, 38))
     ends = {operator.batch: end for operator, _, end in run.spans if operator.kind is Kind.DENSE}
     early = [pull for pull, begin in run.begins(Kind.PULL) if pull.batch and begin < ends[pull.batch - 1]]
-    assert len(early) > 50
+    assert len(early) > 12
 
 
 def test_cores_that_training_leaves_free_go_on_with_features() -> None:

@@ -25,10 +25,15 @@ from torch import nn
 from headrace.embeddings import embedding_bags
 from headrace.errors import DataError, HeadraceError
 from headrace.scheduling.feature_groups import group_features
+from headrace.scheduling.graph import JOINT
 from headrace.scheduling.policies import POLICIES, Policy, Recs, RecsEarly, make_policy
+from headrace.scheduling.policies.rules import BY_GROUP, EARLY, IN_GROUPS
+from headrace.scheduling.probing import PHASE_STEPS, Mode
 from headrace.scheduling.runtime import StepRuntime
 from headrace.scheduling.state import SchedulerState
 from headrace.scheduling.work import TrainingWork
+
+EARLY_BY_GROUP = Mode(early=True, by_group=True)
 
 
 def assert_equal(left: dict[str, Any], right: dict[str, Any]) -> None:
@@ -118,6 +123,16 @@ def test_parameters_stay_equal_when_transfers_take_their_time(
     assert max(held) < 1
 
 
+@pytest.mark.parametrize("modes", [(BY_GROUP, EARLY), (EARLY, IN_GROUPS), (EARLY_BY_GROUP, EARLY)])
+def test_parameters_stay_equal_when_the_way_of_splitting_features_changes(modes: tuple[Mode, ...]) -> None:
+    table = rows(64 * 2 * PHASE_STEPS)
+    expected, parameters_then = train_plainly(table)[:2]
+    losses, found, held = train_slowly(table.num_rows, RecsEarly(modes=modes), verify=True)
+    assert losses == expected
+    assert_equal(found, parameters_then)
+    assert max(held) > 0
+
+
 @pytest.mark.parametrize("policy", [Recs(), RecsEarly()])
 def test_verify_passes_where_nothing_is_wrong(policy: Policy) -> None:
     train_slowly(64 * 6, policy, verify=True)
@@ -139,11 +154,12 @@ def test_groups_together_have_every_feature_once_and_shared_spaces_stay_together
     for max_groups in (1, 2, 3, 8):
         groups = group_features(plan, lambda name: spaces_of(model, name), max_groups=max_groups)
         assert len(groups) <= max_groups
-        assert sorted(name for group in groups for name in group.features) == sorted(plan.sparse_keys)
-        assert sum({"item", "history"} <= set(group.features) for group in groups) == 1
-        assert groups[0].plan.dense_names == plan.dense_names
-        assert groups[0].plan.label_names == plan.label_names
-        assert all(not group.plan.label_names for group in groups[1:])
+        assert sorted(name for group in groups.parts for name in group.features) == sorted(plan.sparse_keys)
+        assert sum({"item", "history"} <= set(group.features) for group in groups.parts) == 1
+        assert groups.of(0).plan.dense_names == plan.dense_names
+        assert groups.of(0).plan.label_names == plan.label_names
+        assert all(not group.plan.label_names for group in groups.parts[1:])
+        assert groups.of(JOINT).plan is plan
 
 
 def test_accounts_and_tokens_are_those_of_the_batch_that_trained() -> None:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from headrace.scheduling.bounds import StepParts
-from headrace.scheduling.graph import Kind, Operator
+from headrace.scheduling.graph import JOINT, Kind, Operator
 from headrace.scheduling.policies import Policy
 from headrace.scheduling.state import BatchRead, Event, Finished, NoMoreRows, Run, SchedulerState, Wanted
 
@@ -36,6 +36,12 @@ class VirtualStep:
     update_s: float = 0.0
     group_bytes: int = 100
     read_bytes: int = 100
+
+    def features_of(self, group: int) -> float:
+        return sum(self.features_s) if group == JOINT else self.features_s[group]
+
+    def pull_of(self, group: int) -> float:
+        return sum(self.pull_s) if group == JOINT else self.pull_s[group]
 
     def parts(self, num_cores: int = 1) -> StepParts:
         features_s = sum(self.features_s) / num_cores
@@ -95,6 +101,7 @@ class VirtualRun:
         self._link: list[_Work] = []
         self._early: set[Operator] = set()
         self._done: set[Operator] = set()
+        self._joint: set[int] = set()
         self._trained = 0
         self._pending: list[Event] = []
 
@@ -148,14 +155,16 @@ class VirtualRun:
                 if rest > 0:
                     self._done.add(operator)
             case Kind.FEATURES:
-                self._start(self._cpu, operator, self.step.features_s[operator.group])
+                if operator.group == JOINT:
+                    self._joint.add(operator.batch)
+                self._start(self._cpu, operator, self.step.features_of(operator.group))
             case Kind.PULL:
                 if run.early:
                     self._early.add(operator)
                 share = 1 - self.step.held_ratio if run.early and operator.batch > 0 else 1.0
-                self._start(self._link, operator, share * self.step.pull_s[operator.group], run.after)
+                self._start(self._link, operator, share * self.step.pull_of(operator.group), run.after)
             case Kind.HELD:
-                self._start(self._link, operator, self.step.held_ratio * self.step.pull_s[operator.group], run.after)
+                self._start(self._link, operator, self.step.held_ratio * self.step.pull_of(operator.group), run.after)
             case Kind.PUSH:
                 self._start(self._link, operator, self.step.push_s)
             case Kind.DENSE | Kind.UPDATE:
@@ -168,6 +177,10 @@ class VirtualRun:
         assert all(work.operator != operator for work in lane), f"{operator} twice"
         lane.append(_Work(operator, seconds, self.now_s, after))
 
+    def groups_of(self, batch: int) -> Sequence[int]:
+        """How the features of a batch were split."""
+        return (JOINT,) if batch in self._joint else range(self._groups)
+
     def _needs(self, operator: Operator, *, early: bool) -> Iterator[Operator]:
         """What a step's dependencies say, written down once more and independently of the state machine."""
         kind, batch, group = operator
@@ -176,7 +189,7 @@ class VirtualRun:
         elif kind is Kind.PULL:
             yield Operator(Kind.FEATURES, batch, group)
             if early:
-                yield from (Operator(Kind.FEATURES, batch - 1, other) for other in range(self._groups) if batch)
+                yield from (Operator(Kind.FEATURES, batch - 1, other) for other in self.groups_of(batch - 1) if batch)
             last_push = batch - 2 if early else batch - 1
             if last_push >= 0:
                 yield Operator(Kind.PUSH, last_push)
@@ -184,8 +197,8 @@ class VirtualRun:
             yield Operator(Kind.PULL, batch, group)  # which decides what is left out
             yield Operator(Kind.PUSH, batch - 1)
         elif kind is Kind.DENSE:
-            yield from (Operator(Kind.PULL, batch, other) for other in range(self._groups))
-            for other in range(self._groups):
+            yield from (Operator(Kind.PULL, batch, other) for other in self.groups_of(batch))
+            for other in self.groups_of(batch):
                 if Operator(Kind.PULL, batch, other) in self._early:
                     yield Operator(Kind.HELD, batch, other)
             if batch:
@@ -236,6 +249,8 @@ class VirtualRun:
         self._done.add(operator)
         self.spans.append((operator, work.began_s, self.now_s))
         num_bytes = self.step.group_bytes if operator.kind in (Kind.FEATURES, Kind.PULL, Kind.PUSH) else 0
+        if operator.group == JOINT and operator.kind in (Kind.FEATURES, Kind.PULL):
+            num_bytes *= self._groups
         self._pending.append(Finished(operator, self.now_s - work.began_s, num_bytes, self.now_s))
         if operator.kind is Kind.UPDATE:
             self._trained += 1

@@ -72,7 +72,7 @@ class Policy(Protocol):
     Attributes:
         name: What a job file calls it.
         num_ahead: Batches behind the next to train that may be read and worked on.
-        modes: Ways of sending pulls, the plainest last; several are tried, and the fastest one stays.
+        modes: Ways of computing features and sending pulls, the plainest last; of several the fastest stays.
         asks_ahead: Whether pulls are sent before the push they must see is applied, to a store that holds them back.
     """
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from headrace.scheduling.cost import Costs
 from headrace.scheduling.policies.base import Choice, Situation
-from headrace.scheduling.policies.rules import WHOLE, as_declared, own_features, run_ahead
+from headrace.scheduling.policies.rules import IN_GROUPS, WHOLE, as_declared, own_features, run_ahead
 from headrace.scheduling.probing import Mode
 
 __all__ = ["Intra"]
@@ -22,7 +22,7 @@ class Intra:
 
     name: str = "intra"
     num_ahead: int = 3
-    modes: tuple[Mode, ...] = (WHOLE,)
+    modes: tuple[Mode, ...] = (IN_GROUPS, WHOLE)
     asks_ahead: bool = False
 
     def num_workers(self, num_cores: int, free_cores: int) -> int:

@@ -13,6 +13,7 @@ from headrace.scheduling.probing import Mode
 __all__ = [
     "BY_GROUP",
     "EARLY",
+    "IN_GROUPS",
     "WHOLE",
     "as_declared",
     "critical_first",
@@ -21,7 +22,7 @@ __all__ = [
     "run_ahead",
 ]
 
-EARLY, BY_GROUP, WHOLE = Mode(early=True, by_group=True), Mode(early=False, by_group=True), Mode(False, False)
+EARLY, BY_GROUP, IN_GROUPS, WHOLE = Mode(early=True, joint=True), Mode(by_group=True), Mode(), Mode(joint=True)
 
 SLACK_RATIO = 0.1
 """An operator may be longer than the predicted gap by this much of the gap: predictions are no better than that."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from headrace.scheduling.cost import Costs
 from headrace.scheduling.policies.base import Choice, Situation, nothing
-from headrace.scheduling.policies.rules import WHOLE, as_declared, own_features
+from headrace.scheduling.policies.rules import IN_GROUPS, WHOLE, as_declared, own_features
 from headrace.scheduling.probing import Mode
 
 __all__ = ["Serial"]
@@ -19,7 +19,7 @@ class Serial:
 
     name: str = "serial"
     num_ahead: int = 1
-    modes: tuple[Mode, ...] = (WHOLE,)
+    modes: tuple[Mode, ...] = (IN_GROUPS, WHOLE)
     asks_ahead: bool = False
 
     def num_workers(self, num_cores: int, free_cores: int) -> int:
