@@ -95,17 +95,17 @@ def arms(quick: bool) -> dict[str, dict[str, Any]]:
     return found
 
 
-def measure(trainer: Child, quick: bool, seconds: float) -> dict[str, list[dict[str, Any]]]:
-    """Samples of every arm, in turn, until the time is used up; of batch_prefetch the best settings only."""
+def measure(trainer: Child, case: str, quick: bool, seconds: float) -> dict[str, list[dict[str, Any]]]:
+    """Samples of every arm of a case, in turn, until the time is used up; of batch_prefetch the best settings only."""
     policies = arms(quick)
     samples: dict[str, list[dict[str, Any]]] = {name: [] for name in policies}
-    first = trainer.ask({"do": "run", **policies["serial"], "steps": 4})
+    first = trainer.ask({"do": "run", "case": "", **policies["serial"], "steps": 4})
     rounds = 2 if quick else 3
     steps = int(seconds / rounds / len(policies) / first["step_s"]) - UNCOUNTED
     steps = max(8, min(40, steps))
     for _ in range(rounds):
         for name, policy in policies.items():
-            samples[name].append(trainer.ask({"do": "run", **policy, "steps": steps}))
+            samples[name].append(trainer.ask({"do": "run", "case": case, **policy, "steps": steps}))
         tried = {name: statistics.median(each["step_s"] for each in samples[name]) for name in policies}
         settings = [name for name in tried if name.startswith("batch_prefetch")]
         for name in sorted(settings, key=lambda name: tried[name])[NUM_BEST:]:
@@ -146,11 +146,17 @@ def report_case(report: harness.Report, case: str, samples: dict[str, list[dict[
         report.limits.append(harness.Limit(case, f"{what}; {arm}", MS * value, "ms", value / median(arm, "step_s")))
     shares = {"F": parts.features_s, "P": parts.pull_s, "M": parts.dense_s, "U": parts.push_s}
     report.notes[case] = {name: f"{MS * value:.1f} ms" for name, value in shares.items()} | {
+        "fastest ways": ", ".join(f"{arm}: {way(samples[arm][-1]['mode'])}" for arm in ("recs", "recs_early")),
         "communication": f"{parts.communication_ratio:.0%} of serial",
         "bound over batch_prefetch": f"{median(best, 'step_s') / parts.strict_s:.2f}x strict, "
         f"{median(best, 'step_s') / parts.early_exact_s:.2f}x early",
         "bound over serial": f"{median('serial', 'step_s') / parts.strict_s:.2f}x strict",
     }
+
+
+def way(mode: dict[str, bool]) -> str:
+    """A way of computing features and sending pulls, in words."""
+    return ("early pulls, " if mode["early"] else "") + ("features at once" if mode["joint"] else "in groups")
 
 
 def in_process(report: harness.Report, trainer: Child, quick: bool) -> None:
@@ -161,7 +167,7 @@ def in_process(report: harness.Report, trainer: Child, quick: bool) -> None:
         samples: dict[str, list[float]] = {"plain loop": [], "recs": []}
         for _ in range(3 if quick else 7):
             for name, arm in (("plain loop", "plain"), ("recs", "recs")):
-                samples[name].append(MS * trainer.ask({"do": "run", "policy": arm, "steps": 20})["step_s"])
+                samples[name].append(MS * trainer.ask({"do": "run", "case": "", "policy": arm, "steps": 20})["step_s"])
         for name, values in samples.items():
             report.add(f"{workload}, rows in this process", name, "step", "ms", values)
         report.compare(f"{workload}, rows in this process", "recs", "step", lower_is_better=True)
@@ -181,9 +187,9 @@ def delayed(report: harness.Report, link: Link, trainer: Child, address: str, qu
         try:
             to = f"{link.shard_host}:{int(child.line())}"
             trainer.ask({"do": "load", "workload": workload, "address": to, "quick": quick})
-            trainer.ask({"do": "run", "policy": "recs", "steps": 12})
+            trainer.ask({"do": "run", "case": "", "policy": "recs", "steps": 12})
             case = f"{workload}, {latency_ms:g} ms each way"
-            report_case(report, case, measure(trainer, quick, seconds))
+            report_case(report, case, measure(trainer, case, quick, seconds))
             trainer.ask({"do": "load", "workload": workload, "address": "", "quick": quick})  # ends its streams
         finally:
             child.kill()
@@ -248,9 +254,11 @@ def main() -> None:
                         to = f"127.0.0.1:{int(child.line())}"
                     if rate == rates[0] or not link.is_real:
                         trainer.ask({"do": "load", "workload": workload, "address": to, "quick": quick})
-                        trainer.ask({"do": "run", "policy": "recs", "steps": 12})  # rows are made, kernels loaded
+                        # Rows are made, kernels loaded.
+                        trainer.ask({"do": "run", "case": "", "policy": "recs", "steps": 12})
                     link.set_rate(rate)
-                    report_case(report, f"{workload}, {name_of(rate)}", measure(trainer, quick, seconds))
+                    case = f"{workload}, {name_of(rate)}"
+                    report_case(report, case, measure(trainer, case, quick, seconds))
         link.set_rate(None)
         if not quick:
             delayed(report, link, trainer, address, quick, seconds)

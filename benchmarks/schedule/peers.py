@@ -44,7 +44,7 @@ def run_peers(
         trainer.ask({"do": "load", "workload": "criteo", "address": address, "quick": quick})
         for policy in OURS:
             asks[policy] = lambda steps, policy=policy: trainer.ask(  # type: ignore[misc]
-                {"do": "run", "policy": policy, "steps": steps}
+                {"do": "run", "case": case, "policy": policy, "steps": steps}
             )["step_s"]
         for rate in (None,) if quick else (1.0, None):
             link.set_rate(rate)

@@ -27,9 +27,10 @@ from headrace.features import FeaturePlan  # noqa: E402
 from headrace.logs.schema import Schema  # noqa: E402
 from headrace.models import ModelConfig, build_model  # noqa: E402
 from headrace.pipeline.elements import Account  # noqa: E402
-from headrace.scheduling.feature_groups import group_features  # noqa: E402
+from headrace.scheduling.feature_groups import MAX_GROUPS, group_features  # noqa: E402
 from headrace.scheduling.graph import Kind  # noqa: E402
-from headrace.scheduling.policies import BatchPrefetch, Serial, make_policy  # noqa: E402
+from headrace.scheduling.policies import BatchPrefetch, make_policy  # noqa: E402
+from headrace.scheduling.probing import PHASE_STEPS, Probe  # noqa: E402
 from headrace.scheduling.runtime import StepRuntime  # noqa: E402
 from headrace.scheduling.state import SchedulerState  # noqa: E402
 from headrace.scheduling.trace import Span, Trace  # noqa: E402
@@ -39,8 +40,7 @@ from headrace.training.step import TrainingStep  # noqa: E402
 from schedule.workloads import make_workload  # noqa: E402
 
 WARM_UP = 6  # steps of a run that do not count: estimates settle
-TRYING = 20  # the same for policies that try ways of sending first, which takes 18 steps
-MAX_GROUPS = 10
+TRYING = 3 * PHASE_STEPS + 4  # the same for policies that try ways of computing and sending first
 
 
 class Rows:
@@ -97,15 +97,20 @@ class Trainer:
         )
         self.batches = work.table.combine_chunks().to_batches(max_chunksize=work.batch_size)
         self.batch_size = work.batch_size
+        self._probes: dict[tuple[str, str], Probe] = {}
 
     def run(self, command: dict[str, Any]) -> dict[str, Any]:
         """Make steps under a policy; what they took."""
         policy = make_policy(command["policy"])
         if isinstance(policy, BatchPrefetch):
             policy = BatchPrefetch(num_ahead=command["num_ahead"], num_threads=command["num_threads"])
-        state = SchedulerState(len(self.groups), policy, num_cores=1, store_holds=self.is_remote)
+        # As over the windows of a job, what was found out about a case stays.
+        place, num_groups = (command["case"], command["policy"]), len(self.groups)
+        tried = len(policy.modes) == 1 or place in self._probes
+        probe = self._probes.setdefault(place, Probe(policy.modes, num_groups=num_groups))
+        state = SchedulerState(num_groups, policy, num_cores=1, store_holds=self.is_remote, probe=probe)
         trace, steps = Trace(command["steps"]), command["steps"]
-        warm_up = WARM_UP if isinstance(policy, Serial | BatchPrefetch) else TRYING
+        warm_up = WARM_UP if tried else TRYING
         batches = Rows(self.batches, warm_up + steps + 1)
         held = []
         with (
@@ -125,6 +130,7 @@ class Trainer:
             "step_s": wall / steps,
             "idle_ratio": max(0.0, 1 - cpu / wall),
             "held_ratio": float(np.mean(held)),
+            "mode": probe.mode._asdict(),
             **parts(trace.spans(), steps),
         }
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 __all__ = ["Mode", "Probe"]
 
-PHASE_STEPS = 8
+PHASE_STEPS = 10
 """Steps of one trial."""
 
 SKIPPED_STEPS = 4
@@ -17,7 +17,7 @@ SKIPPED_STEPS = 4
 EVERY_STEPS = 256
 """Steps until the modes that lost are tried again: one step in twenty at most pays the difference."""
 
-GAIN = 1.02
+GAIN = 1.03
 """How much faster a mode must be than a plainer one: on a tie the plainer one is better."""
 
 
@@ -43,13 +43,15 @@ class Probe:
     processor would rest otherwise, and not where it never does. Plain numbers, without a clock.
     """
 
-    def __init__(self, modes: Sequence[Mode]) -> None:
+    def __init__(self, modes: Sequence[Mode], *, num_groups: int) -> None:
         """Nothing is tried yet.
 
         Args:
             modes: The plainest last; the first trial is of the first.
+            num_groups: Parts into which features can be split; where there is one, modes that differ only in the use
+                of groups are the same.
         """
-        self._modes = tuple(modes)
+        self._modes = tuple(modes if num_groups > 1 else {mode.early: mode for mode in modes}.values())
         self._now = 0
         self._untried = list(range(len(self._modes)))
         self._seconds: dict[int, float] = {}

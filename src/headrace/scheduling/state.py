@@ -19,7 +19,7 @@ from headrace.pipeline.ledger import Ledger, RecentMax
 from headrace.scheduling.cost import Costs
 from headrace.scheduling.graph import JOINT, Kind, Operator
 from headrace.scheduling.policies.base import Choice, Policy
-from headrace.scheduling.probing import Mode, Probe
+from headrace.scheduling.probing import Probe
 
 __all__ = ["BatchRead", "Event", "Finished", "NoMoreRows", "Run", "SchedulerState", "Wanted"]
 
@@ -146,8 +146,9 @@ class SchedulerState:
         spare_cores: int = 0,
         store_holds: bool = False,
         budget_bytes: int = 1 << 62,
+        probe: Probe | None = None,
     ) -> None:
-        """Nothing is read yet."""
+        """Nothing is read yet; `probe` is what an earlier run of the same job has found out about ways of sending."""
         self.policy = policy
         self.num_groups = num_groups
         self.num_cores = num_cores
@@ -168,7 +169,7 @@ class SchedulerState:
         self._trainer_busy = False
         self._running: list[Operator] = []  # feature operators at work
         self._gap_start_s: float | None = None
-        self._probe = Probe(policy.modes if num_groups > 1 else _for_one_group(policy.modes))
+        self._probe = probe or Probe(policy.modes, num_groups=num_groups)
         self._step_end_s: float | None = None
         self._order: Sequence[int] = range(num_groups)
 
@@ -434,16 +435,27 @@ class SchedulerState:
 
     # Bytes
 
-    def _expected(self, operator: Operator) -> int:
-        recent = self._bytes.get((operator.kind, operator.group))
-        return 0 if recent is None else int(recent.value * BYTES_MARGIN)
+    def _expected(self, operator: Operator) -> int | None:
+        """Bytes to reserve; None where nothing like it has run.
+
+        Groups together have the bytes of all features at once, so where features were split in another way until now,
+        that tells.
+        """
+        kind, group = operator.kind, operator.group
+        alike = [(kind, group)]
+        if alike[0] not in self._bytes and kind in (Kind.FEATURES, Kind.PULL):
+            alike = [(kind, other) for other in range(self.num_groups)] if group == JOINT else [(kind, JOINT)]
+        if any(place not in self._bytes for place in alike):
+            return None
+        return int(sum(self._bytes[place].value for place in alike) * BYTES_MARGIN)
 
     def _fits(self, operator: Operator) -> bool:
         """Whether an operator's bytes fit; what has never run is tried on the next batch to train first."""
-        return (operator.kind, operator.group) in self._bytes and self.ledger.fits(self._expected(operator))
+        expected = self._expected(operator)
+        return expected is not None and self.ledger.fits(expected)
 
     def _reserve(self, operator: Operator) -> None:
-        self._reserved[operator] = self._expected(operator)
+        self._reserved[operator] = self._expected(operator) or 0
         self.ledger.add(self._reserved[operator])
 
     def _give_back(self, operator: Operator) -> None:
@@ -458,8 +470,3 @@ class SchedulerState:
         if live is not None and operator.kind in KEPT:
             live.charged_bytes += num_bytes
             self.ledger.add(num_bytes)
-
-
-def _for_one_group(modes: Sequence[Mode]) -> list[Mode]:
-    """Those that differ where features are not split."""
-    return list({mode.early: mode for mode in modes}.values())

@@ -19,6 +19,7 @@ from headrace.resources import effective_cpus
 from headrace.scheduling.config import SchedulerConfig
 from headrace.scheduling.feature_groups import MAX_GROUPS, FeatureGroups, group_features
 from headrace.scheduling.policies import BatchPrefetch, Policy
+from headrace.scheduling.probing import Probe
 from headrace.scheduling.runtime import StepRuntime
 from headrace.scheduling.state import SchedulerState
 from headrace.scheduling.work import TrainingWork
@@ -26,7 +27,7 @@ from headrace.tensors import Batch
 from headrace.training.assembly import Assembly
 from headrace.training.step import StepResult, TrainingStep
 
-__all__ = ["PlainSteps", "ScheduledSteps", "Stepped", "Steps", "choose_policy", "open_scheduled"]
+__all__ = ["PlainSteps", "ScheduledSteps", "Scheduling", "Stepped", "Steps"]
 
 
 @dataclass(frozen=True)
@@ -105,7 +106,7 @@ class ScheduledSteps:
     """Steps under a scheduler; the pipeline delivers rows, and the scheduler computes their features."""
 
     def __init__(self, batches: BatchIterator, work: TrainingWork, runtime: StepRuntime) -> None:
-        """Use `open_scheduled`."""
+        """Use `Scheduling.open`."""
         self._batches = batches
         self._work = work
         self._runtime = runtime
@@ -153,10 +154,9 @@ class ScheduledSteps:
 
 def choose_policy(config: SchedulerConfig, model: nn.Module) -> Policy | None:
     """What a job's scheduler is for this model and this process; None for the plain loop."""
-    remote = any(not isinstance(bags.store, LocalStore) for bags in embedding_bags(model).values())
     distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
     alone = not distributed or torch.distributed.get_world_size() == 1
-    return config.choose(remote=remote, alone=alone)
+    return config.choose(remote=not all(_is_local(model)), alone=alone)
 
 
 def feature_groups(assembly: Assembly, max_groups: int) -> FeatureGroups:
@@ -170,48 +170,67 @@ def feature_groups(assembly: Assembly, max_groups: int) -> FeatureGroups:
     return group_features(assembly.plan, spaces, max_groups=max_groups)
 
 
-@contextmanager
-def open_scheduled(
-    config: SchedulerConfig,
-    policy: Policy,
-    assembly: Assembly,
-    batches: BatchIterator,
-    step: TrainingStep,
-    *,
-    folder: Path | None = None,
-    budget_bytes: int = 1 << 62,
-) -> Iterator[ScheduledSteps]:
-    """Steps under a policy, until the context ends.
+def _is_local(model: nn.Module) -> list[bool]:
+    return [isinstance(bags.store, LocalStore) for bags in embedding_bags(model).values()]
 
-    Args:
-        config: The job's section.
-        policy: From `choose_policy`.
-        assembly: Plan and model.
-        batches: Of rows, see `open_batches`.
-        step: Trains.
-        folder: Where to leave the trace of the latest steps; None for nowhere.
-        budget_bytes: Of batches between reading and training.
+
+class Scheduling:
+    """A job's scheduler from window to window: what it has found out about the job stays.
+
+    Attributes:
+        policy: None for the plain loop.
     """
-    store_holds = all(not isinstance(bags.store, LocalStore) for bags in embedding_bags(assembly.model).values())
-    groups = feature_groups(assembly, config.max_groups or (MAX_GROUPS if store_holds else 1))
-    num_cores = config.threads or max(1, int(effective_cpus().count))
-    spare_cores = max(0, num_cores - torch.get_num_threads())
-    state = SchedulerState(
-        len(groups),
-        policy,
-        num_cores=num_cores,
-        spare_cores=spare_cores,
-        store_holds=store_holds,
-        budget_bytes=budget_bytes,
-    )
-    prefetches = isinstance(policy, BatchPrefetch)  # asked for by name, competing threads and all
-    nothing_overlaps = not store_holds and len(groups) == 1 and spare_cores == 0 and not prefetches
-    with (
-        TrainingWork(batches, groups, assembly.model, step, verify=config.verify) as work,
-        StepRuntime(work, state, is_inline=nothing_overlaps) as runtime,
-    ):
-        try:
-            yield ScheduledSteps(batches, work, runtime)
-        finally:
-            if folder is not None:
-                runtime.trace.write(folder / SCHEDULE_FILE, policy.name)
+
+    def __init__(self, config: SchedulerConfig, assembly: Assembly) -> None:
+        """Choose a policy.
+
+        Args:
+            config: The job's section.
+            assembly: Plan and model; their stores as they will be in training.
+        """
+        self.policy = choose_policy(config, assembly.model)
+        self._config = config
+        self._assembly = assembly
+        self._groups: FeatureGroups | None = None
+        self._probe: Probe | None = None
+
+    @contextmanager
+    def open(
+        self, batches: BatchIterator, step: TrainingStep, *, folder: Path | None = None, budget_bytes: int = 1 << 62
+    ) -> Iterator[ScheduledSteps]:
+        """Steps under the policy, until the context ends.
+
+        Args:
+            batches: Of rows, see `open_batches`.
+            step: Trains.
+            folder: Where to leave the trace of the latest steps; None for nowhere.
+            budget_bytes: Of batches between reading and training.
+        """
+        assert self.policy is not None, "the plain loop has no scheduler"
+        config, model, policy = self._config, self._assembly.model, self.policy
+        store_holds = not any(_is_local(model))
+        if self._groups is None or self._probe is None:
+            self._groups = feature_groups(self._assembly, config.max_groups or (MAX_GROUPS if store_holds else 1))
+            self._probe = Probe(policy.modes, num_groups=len(self._groups))
+        num_cores = config.threads or max(1, int(effective_cpus().count))
+        spare_cores = max(0, num_cores - torch.get_num_threads())
+        state = SchedulerState(
+            len(self._groups),
+            policy,
+            num_cores=num_cores,
+            spare_cores=spare_cores,
+            store_holds=store_holds,
+            budget_bytes=budget_bytes,
+            probe=self._probe,
+        )
+        prefetches = isinstance(policy, BatchPrefetch)  # asked for by name, competing threads and all
+        nothing_overlaps = not store_holds and len(self._groups) == 1 and spare_cores == 0 and not prefetches
+        with (
+            TrainingWork(batches, self._groups, model, step, verify=config.verify) as work,
+            StepRuntime(work, state, is_inline=nothing_overlaps) as runtime,
+        ):
+            try:
+                yield ScheduledSteps(batches, work, runtime)
+            finally:
+                if folder is not None:
+                    runtime.trace.write(folder / SCHEDULE_FILE, policy.name)

@@ -32,7 +32,7 @@ from headrace.training.run_folder import RunFolder
 from headrace.training.sharded import ShardedTables
 from headrace.training.state import TrainingState, restore, take_snapshot
 from headrace.training.step import TrainingStep
-from headrace.training.stepping import PlainSteps, Steps, choose_policy, open_scheduled
+from headrace.training.stepping import PlainSteps, Scheduling, Steps
 from headrace.training.uncounted import Uncounted
 
 __all__ = ["Trainer"]
@@ -77,6 +77,7 @@ class Trainer:
         self.assembly = assemble(job)
         self.state = TrainingState(self.assembly.label_names)
         self._checkpoints = CheckpointFolder(main.checkpoints, keep=job.training.keep_checkpoints)
+        self._scheduling: Scheduling | None = None  # chosen where stores are as in training
         self._shards = ShardedTables(job, self.assembly.model, self._peers) if job.cluster.shards else None
         self._step = TrainingStep(
             self.assembly.model,
@@ -285,15 +286,17 @@ class Trainer:
     @contextmanager
     def _open(self, source: Source) -> Iterator[tuple[BatchIterator, Steps]]:
         """The pipeline over a source, and the steps behind it: under a scheduler where the job has one."""
-        policy = choose_policy(self.job.scheduler, self.assembly.model)
+        if self._scheduling is None:
+            self._scheduling = Scheduling(self.job.scheduler, self.assembly)
+        scheduling = self._scheduling
         options: dict[str, Any] = {"state": self.state.token, "decisions": self._decisions}
         options |= {"rank": self._peers.rank, "num_ranks": self._peers.size}
-        with open_batches(self.job, self.assembly.plan, source, transformed=policy is None, **options) as batches:
-            if policy is None:
+        options["transformed"] = scheduling.policy is None
+        with open_batches(self.job, self.assembly.plan, source, **options) as batches:
+            if scheduling.policy is None:
                 yield batches, PlainSteps(batches, self._step)
                 return
-            config, folder = self.job.scheduler, self.run_folder.path
-            with open_scheduled(config, policy, self.assembly, batches, self._step, folder=folder) as steps:
+            with scheduling.open(batches, self._step, folder=self.run_folder.path) as steps:
                 yield batches, steps
 
     def _explain(self, what: str, batches: BatchIterator) -> None:

@@ -7,11 +7,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from virtual_step import VirtualRun, VirtualStep
 
-from headrace.scheduling.graph import Kind, Operator
+from headrace.scheduling.graph import JOINT, Kind, Operator
 from headrace.scheduling.policies import POLICIES, BatchPrefetch, Recs, RecsEarly, make_policy
+from headrace.scheduling.policies.rules import BY_GROUP, WHOLE
+from headrace.scheduling.probing import PHASE_STEPS
 
-NUM_BATCHES = 60
-"""Ways of computing and sending are on trial for the first 24; steps are timed in the second half."""
+NUM_BATCHES = 72
+"""Ways of computing and sending are on trial for the first 30; steps are timed in the second half."""
 
 seconds = st.floats(0.1, 10.0, allow_nan=False)
 
@@ -142,9 +144,9 @@ def test_pulls_wait_where_state_is_saved_between_two_batches() -> None:
 
 
 def test_an_early_pull_is_followed_by_what_it_left_out() -> None:
-    run = VirtualRun(fine(2.0, 4.0, 6.0, 2.0, held_ratio=0.3), RecsEarly(), 40).run()
+    run = VirtualRun(fine(2.0, 4.0, 6.0, 2.0, held_ratio=0.3), RecsEarly(), 48).run()
     held = {operator.batch for operator, _ in run.begins(Kind.HELD)}
-    assert held >= set(range(2, 6)) | set(range(32, 38))
+    assert held >= set(range(2, 6)) | set(range(40, 46))
     ends = {operator.batch: end for operator, _, end in run.spans if operator.kind is Kind.DENSE}
     early = [pull for pull, begin in run.begins(Kind.PULL) if pull.batch and begin < ends[pull.batch - 1]]
     assert len(early) > 12
@@ -160,3 +162,13 @@ def test_idle_processors_say_why() -> None:
     run = VirtualRun(fine(1.0, 9.0, 1.0, 1.0), make_policy("serial"), 3)
     run.run()
     assert run.state.idle_reason
+
+
+def test_a_new_way_of_splitting_features_runs_ahead_at_once() -> None:
+    run = VirtualRun(fine(2.0, 4.0, 6.0, 2.0), Recs(modes=(BY_GROUP, WHOLE)), 2 * PHASE_STEPS).run()
+    first = next(operator.batch for operator, _ in run.begins(Kind.FEATURES) if operator.group == JOINT)
+    trained = {operator.batch: begin for operator, begin, _ in run.spans if operator.kind is Kind.DENSE}
+    begun = next(
+        begin for operator, begin in run.begins(Kind.FEATURES) if operator == Operator(Kind.FEATURES, first, JOINT)
+    )
+    assert begun < trained[first - 2]
