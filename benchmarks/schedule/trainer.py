@@ -30,7 +30,7 @@ from headrace.pipeline.elements import Account  # noqa: E402
 from headrace.scheduling.feature_groups import MAX_GROUPS, group_features  # noqa: E402
 from headrace.scheduling.graph import Kind  # noqa: E402
 from headrace.scheduling.policies import BatchPrefetch, make_policy  # noqa: E402
-from headrace.scheduling.probing import PHASE_STEPS, Probe  # noqa: E402
+from headrace.scheduling.probing import PHASE_STEPS, WARM_UP_STEPS, Probe  # noqa: E402
 from headrace.scheduling.runtime import StepRuntime  # noqa: E402
 from headrace.scheduling.state import SchedulerState  # noqa: E402
 from headrace.scheduling.trace import Span, Trace  # noqa: E402
@@ -40,7 +40,6 @@ from headrace.training.step import TrainingStep  # noqa: E402
 from schedule.workloads import make_workload  # noqa: E402
 
 WARM_UP = 6  # steps of a run that do not count: estimates settle
-TRYING = 3 * PHASE_STEPS + 4  # the same for policies that try ways of computing and sending first
 
 
 class Rows:
@@ -110,7 +109,7 @@ class Trainer:
         probe = self._probes.setdefault(place, Probe(policy.modes, num_groups=num_groups))
         state = SchedulerState(num_groups, policy, num_cores=1, store_holds=self.is_remote, probe=probe)
         trace, steps = Trace(command["steps"]), command["steps"]
-        warm_up = WARM_UP if tried else TRYING
+        warm_up = WARM_UP if tried else WARM_UP_STEPS + len(policy.modes) * PHASE_STEPS
         batches = Rows(self.batches, warm_up + steps + 1)
         held = []
         with (

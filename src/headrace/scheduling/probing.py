@@ -11,6 +11,9 @@ __all__ = ["Mode", "Probe"]
 PHASE_STEPS = 10
 """Steps of one trial."""
 
+WARM_UP_STEPS = 10
+"""At the beginning of a job, which belong to no trial: batches ahead have yet to be made."""
+
 SKIPPED_STEPS = 4
 """Of a trial, at its start: batches that were read when the mode changed are still computed in the mode before."""
 
@@ -56,6 +59,7 @@ class Probe:
         self._untried = list(range(len(self._modes)))
         self._seconds: dict[int, float] = {}
         self._trial: list[float] = []
+        self._num_unused = WARM_UP_STEPS
 
     @property
     def mode(self) -> Mode:
@@ -64,7 +68,8 @@ class Probe:
 
     def learn(self, step_s: float) -> None:
         """A step has ended under the present mode."""
-        if len(self._modes) == 1:
+        if self._num_unused or len(self._modes) == 1:
+            self._num_unused = max(0, self._num_unused - 1)
             return
         self._trial.append(step_s)
         if len(self._trial) < (PHASE_STEPS if self._untried else EVERY_STEPS):

@@ -1,10 +1,10 @@
 """Which way of sending pulls pays: all are tried, the fastest one stays, and the others are tried again."""
 
-from headrace.scheduling.probing import EVERY_STEPS, PHASE_STEPS, Mode, Probe
+from headrace.scheduling.probing import EVERY_STEPS, PHASE_STEPS, WARM_UP_STEPS, Mode, Probe
 
 EARLY, BY_GROUP, WHOLE = Mode(early=True, joint=True), Mode(by_group=True), Mode(joint=True)
 MODES = (EARLY, BY_GROUP, WHOLE)
-TRIALS = 3 * PHASE_STEPS
+TRIALS = WARM_UP_STEPS + 3 * PHASE_STEPS
 
 
 def run(probe: Probe, num_steps: int, seconds: dict[Mode, float]) -> list[Mode]:
@@ -19,7 +19,9 @@ def test_all_are_tried_and_the_fastest_one_stays() -> None:
     for fastest in MODES:
         seconds = dict.fromkeys(MODES, 1.5) | {fastest: 1.0}
         modes = run(Probe(MODES, num_groups=2), TRIALS + EVERY_STEPS, seconds)
-        assert modes[:TRIALS] == [EARLY] * PHASE_STEPS + [BY_GROUP] * PHASE_STEPS + [WHOLE] * PHASE_STEPS
+        assert (
+            modes[:TRIALS] == [EARLY] * (WARM_UP_STEPS + PHASE_STEPS) + [BY_GROUP] * PHASE_STEPS + [WHOLE] * PHASE_STEPS
+        )
         assert set(modes[TRIALS:]) == {fastest}
 
 
@@ -30,7 +32,7 @@ def test_on_a_tie_the_plainest_one_stays() -> None:
 def test_a_single_slow_step_decides_nothing() -> None:
     probe = Probe(MODES, num_groups=2)
     for number in range(TRIALS):
-        probe.learn(50.0 if number == 4 else 1.0 if probe.mode == EARLY else 1.2)
+        probe.learn(50.0 if number in (4, 16) else 1.0 if probe.mode == EARLY else 1.2)
     assert probe.mode == EARLY
 
 
@@ -47,5 +49,5 @@ def test_a_single_mode_is_never_left() -> None:
 
 
 def test_ways_that_differ_only_in_groups_are_one_where_there_is_one_group() -> None:
-    assert set(run(Probe(MODES, num_groups=1), 2 * PHASE_STEPS, dict.fromkeys(MODES, 1.0))) == {EARLY, WHOLE}
+    assert set(run(Probe(MODES, num_groups=1), TRIALS, dict.fromkeys(MODES, 1.0))) == {EARLY, WHOLE}
     assert set(run(Probe(MODES[1:], num_groups=1), 2 * EVERY_STEPS, dict.fromkeys(MODES, 1.0))) == {WHOLE}
