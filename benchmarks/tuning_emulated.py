@@ -69,9 +69,9 @@ VARIANT = Schedule((16, 32, 64, 32, 16), 6.0, 1.0, 0.5)
 HARD = Schedule((16, 32, 64, 32, 16), 12.0, 1.0, 0.5)
 FAST_ENOUGH = 0.9
 """A case in which the oracle itself falls below this share of what its virtual CPUs allow is shown, but not judged."""
-RATE_PER_CORE = 256.0
+RATE_PER_CORE = 128.0
 """Elements a second of all arms that run side by side, for each core, at most."""
-QUICK = Schedule((8, 16, 32, 16, 8), 2.5, 0.25, 0.25)
+QUICK = Schedule((8, 16, 32, 16, 8), 1.5, 0.25, 0.25)
 
 
 def run(report: harness.Report, quick: bool) -> None:

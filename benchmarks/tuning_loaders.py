@@ -1,7 +1,7 @@
 """One loader of `bench_tuning.py --real` in a process of its own: `python tuning_loaders.py ARM FOLDER SECONDS`.
 
 It says "ready" when the first batch has been trained on, waits for a line, and then trains for so many seconds. At the
-end it writes JSON: batches in each half second, and a checksum of the first batches.
+end it writes JSON: batches in each half second, a checksum of the first batches, and our tuner's share of a CPU.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import threading
 import time
 import zlib
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+import psutil
 import tuning_work as work
 
 NUM_ELEMENTS = 1_000_000
@@ -25,8 +27,8 @@ TICK_S = 0.5
 CHECKED = 8
 
 
-def headrace(folder: str, stack: ExitStack) -> Iterator[bytes]:
-    """Ours as it comes: `tuner="auto"` and nothing set."""
+def headrace(folder: str, stack: ExitStack, *, by_hand: bool = False) -> Iterator[bytes]:
+    """Ours as it comes, `tuner="auto"` and nothing set, or with everything set and no tuner."""
     import pyarrow as pa
 
     from headrace.logs.pieces import ROW_ID, Piece
@@ -50,7 +52,11 @@ def headrace(folder: str, stack: ExitStack) -> Iterator[bytes]:
         .map(partial(apply, work.user_function), name="user_function", executor="process")
         .map(partial(apply, work.features), name="features")
     )
-    for rows in stack.enter_context(pipeline.open(tuner="auto")):
+    options: Any = {"tuner": "none", "workers": BY_HAND} if by_hand else {"tuner": "auto"}
+    batches = stack.enter_context(pipeline.open(**options))
+    if by_hand:
+        batches.tunables["workers"].set(sum(BY_HAND.values()))
+    for rows in batches:
         yield rows["value"][0].as_buffer().to_pybytes()
 
 
@@ -99,13 +105,23 @@ class Everything:
         return work.features(work.user_function(work.decode(work.read(self._folder, number))))
 
 
+BY_HAND = {"source": 4, "decode": 1, "user_function": 2, "features": 1}
+"""For two CPUs: reads that wait are four at a time, the function that holds the GIL has a process for each CPU."""
+
 LOADERS: dict[str, Any] = {
     "headrace, auto": headrace,
+    "headrace, set by hand": partial(headrace, by_hand=True),
     "tf.data, AUTOTUNE": tf_data,
     "DataLoader, default (0 workers)": partial(data_loader, workers=0),
     **{f"DataLoader, {n} workers": partial(data_loader, workers=n) for n in (2, 4, 8)},
 }
 PACKAGES = {"tf.data, AUTOTUNE": "tensorflow"}
+
+
+def cpu_of_tuner() -> float:
+    """CPU seconds of our tuner's thread, 0 where there is none."""
+    tuners = {thread.native_id for thread in threading.enumerate() if thread.name == "headrace-tuner"}
+    return sum(thread.user_time + thread.system_time for thread in psutil.Process().threads() if thread.id in tuners)
 
 
 def main() -> None:
@@ -128,7 +144,8 @@ def main() -> None:
             if tick >= len(per_tick):
                 break
             per_tick[tick] += 1
-        print(json.dumps({"per_tick": per_tick.tolist(), "check": check}), flush=True)
+        tuner_cpu = cpu_of_tuner() / (time.monotonic() - began)
+        print(json.dumps({"per_tick": per_tick.tolist(), "check": check, "tuner_cpu": tuner_cpu}), flush=True)
     os._exit(0)  # some loaders take long to end their workers
 
 

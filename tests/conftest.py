@@ -22,8 +22,11 @@ PATIENCE_S = 3.0
 SHARED_THREADS = ("fsspecIO", "pytest_timeout", "ThreadPoolExecutor-fsspec", "Dummy-", "asyncio_", "Prefetcher")
 """Threads that libraries keep for the life of the process, by the beginning of their names."""
 
-SHARED_PROCESSES = ("resource_tracker", "forkserver")
-"""Helpers that `multiprocessing` keeps for the life of the process."""
+TEMPLATE = "headrace.pipeline.template_main"
+"""In the command of the process that forks workers, which are not children of the one that uses them."""
+
+SHARED_PROCESSES = ("resource_tracker", "forkserver", TEMPLATE)
+"""Helpers that `multiprocessing` and the pipeline keep for the life of the process."""
 
 UNIT = Path(__file__).parent / "unit"
 
@@ -43,6 +46,7 @@ def _children() -> set[int]:
         try:
             if not any(name in " ".join(child.cmdline()) for name in SHARED_PROCESSES):
                 found.add(child.pid)
+            found |= {worker.pid for worker in child.children() if TEMPLATE in " ".join(child.cmdline())}
         except psutil.Error:  # gone meanwhile, or a zombie, which its parent has yet to wait for
             if psutil.pid_exists(child.pid):
                 found.add(child.pid)

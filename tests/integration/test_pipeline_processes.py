@@ -5,6 +5,7 @@ import signal
 import time
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -56,6 +57,51 @@ def test_a_stop_may_be_resumed_with_another_executor() -> None:
     assert_resumes_everywhere(pipe, first={"workers": 1}, then={"workers": 1, "executor": "process"})
 
 
+def template_processes() -> list[psutil.Process]:
+    return [child for child in psutil.Process().children() if "headrace.pipeline.template_main" in child.cmdline()[-1]]
+
+
+def worker_processes() -> list[psutil.Process]:
+    return [worker for template in template_processes() for worker in template.children()]
+
+
+def seen_by_workers(function: Any, num_elements: int = 6) -> list[Any]:
+    pipe = from_source(SyntheticSource([[(5, 0, 0)]] * num_elements)).map(function, executor="process").prefetch(0)
+    with pipe.open(workers=1) as batches:
+        return [batch["seen"][0].as_py() for batch in batches]
+
+
+def test_workers_are_forked_from_one_template_that_runs_one_thread_and_is_replaced_when_it_dies() -> None:
+    seen_by_workers(functions.see_parent)
+    (template,) = template_processes()
+    threads = [(Path(f"/proc/{template.pid}/task") / str(each.id) / "comm").read_text() for each in template.threads()]
+    assert sum(not name.startswith("jemalloc") for name in threads) == 1  # Arrow's allocator knows of forks
+    assert set(seen_by_workers(functions.see_parent)) == {template.pid}
+    template.kill()
+    template.wait(5)
+    (parent,) = set(seen_by_workers(functions.see_parent))
+    assert parent == template_processes()[0].pid != template.pid
+
+
+def test_a_worker_has_the_surroundings_of_the_moment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen_by_workers(functions.see_surroundings)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HEADRACE_TEST_WORKER", "later")
+    monkeypatch.syspath_prepend(str(tmp_path / "modules"))
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(before)})
+    try:
+        (seen,) = set(seen_by_workers(functions.see_surroundings))
+    finally:
+        os.sched_setaffinity(0, before)
+    assert seen == f"{tmp_path} later {tmp_path / 'modules'} {[min(before)]} 1"
+
+
+def test_workers_do_not_all_draw_the_same_random_numbers() -> None:
+    drawn = {seen_by_workers(functions.draw, num_elements=1)[0] for _ in range(3)}
+    assert len(drawn) == 3
+
+
 def test_functions_run_in_processes_of_their_own_that_are_kept_and_follow_a_resize() -> None:
     source = SyntheticSource([[(5, 0, 0)]] * 60)
     pipe = from_source(source).map(functions.add_process, executor="process").prefetch(0)
@@ -66,7 +112,7 @@ def test_functions_run_in_processes_of_their_own_that_are_kept_and_follow_a_resi
             if number == 30:
                 batches.tunables["map.workers"].set(1)
             deadline = time.monotonic() + 20.0
-            while number == 45 and len(psutil.Process().children()) > 1:
+            while number == 45 and len(worker_processes()) > 1:
                 assert time.monotonic() < deadline  # those that were still starting end when they are ready
                 time.sleep(0.01)
     assert os.getpid() not in seen
@@ -117,7 +163,7 @@ def test_an_idle_worker_that_is_killed_is_replaced() -> None:
     with pipe.open(workers=1) as batches:
         seen = [rows_of(next(batches)) for _ in range(3)]
         time.sleep(0.05)
-        (child,) = psutil.Process().children()
+        (child,) = worker_processes()
         child.send_signal(signal.SIGKILL)
         seen += [rows_of(batch) for batch in batches]
     assert len(seen) == 20
@@ -177,7 +223,7 @@ def test_closing_while_a_worker_starts_or_is_busy_ends_it(wait_s: float) -> None
     batches.close()
     consumer.join()
     assert time.monotonic() - start < 5
-    assert not psutil.Process().children()
+    assert not worker_processes()
 
 
 def test_a_lambda_is_sent_by_value() -> None:

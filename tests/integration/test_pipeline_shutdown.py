@@ -63,11 +63,11 @@ def test_workers_end_when_their_parent_is_killed_also_inside_a_function(tmp_path
     deadline = time.monotonic() + 30
     while not flag.exists() and time.monotonic() < deadline:
         time.sleep(0.05)
-    children = psutil.Process(process.pid).children()
+    children = psutil.Process(process.pid).children(recursive=True)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     _, alive = psutil.wait_procs(children, timeout=5)
     for left in alive:
         left.kill()
-    assert len(children) == 1
+    assert len(children) == 2  # the template, and the worker
     assert not alive

@@ -2,7 +2,7 @@
 
 A thread of the pipeline waits for each busy process (without the GIL). A process that dies is replaced, and the
 element it was working on is given to another one, once. A process that takes too long is asked for its stack and
-ended. Workers are started with a fresh interpreter, never forked.
+ended. Workers are forked from a template without threads, never from this process.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """`WorkerPool`: who gets which worker. Only workers that are ready get elements, the element that waits longest first.
 
-A worker takes a second or more until it is ready, and longer while CPUs are busy. So workers start, and those too many
-end, in threads of their own: an element never waits for a new worker while another one could take it, and a result
-never waits for an old one to end.
+A worker has users' modules to import until it is ready, which takes longer while CPUs are busy. So workers start, and
+those too many end, in threads of their own: an element never waits for a new worker while another one could take it,
+and a result never waits for an old one to end.
 """
 
 from __future__ import annotations

@@ -1,12 +1,10 @@
-"""`WorkerProcess`: a fresh interpreter that applies the functions of some stages, and the connection to it."""
+"""`WorkerProcess`: a process of its own that applies the functions of some stages, and the connection to it."""
 
 from __future__ import annotations
 
 import os
 import signal
 import socket
-import subprocess
-import sys
 import tempfile
 import time
 from contextlib import suppress
@@ -17,6 +15,7 @@ import pyarrow as pa
 from headrace.pipeline.chain import StageFault
 from headrace.pipeline.messages import Disconnected, receive, send
 from headrace.pipeline.worker_main import STACK_SIGNAL
+from headrace.pipeline.worker_template import fork_worker
 
 __all__ = ["WorkerProcess"]
 
@@ -26,31 +25,27 @@ GRACE_S = 1.0
 STACK_PATIENCE_S = 1.0
 """How long a stuck worker may take to write its stack; faulthandler needs milliseconds unless the machine swaps."""
 
-ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
-"""Environment of a worker: many of them run side by side."""
-
 
 class WorkerProcess:
     """A started worker and the connection to it."""
 
     def __init__(self, shipped: bytes) -> None:
-        """Start an interpreter and send it the functions; it is a second or so until it is ready."""
+        """Start it and send it the functions, which it has yet to load.
+
+        Raises:
+            OSError: It cannot be started.
+        """
         self._connection, theirs = socket.socketpair()
         lifeline, self._lifeline = os.pipe()
         self._stack = tempfile.TemporaryFile()  # noqa: SIM115 - closed in stop()
-        files = (theirs.fileno(), lifeline, self._stack.fileno())
-        code = f"import sys; sys.path[:] = {sys.path!r}; from headrace.pipeline.worker_main import main; main{files}"
-        # Ctrl-C reaches every process of the terminal; this one is ended by us. A blocked signal is inherited.
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
-            self._process = subprocess.Popen(
-                [sys.executable, "-c", code],
-                pass_fds=files,
-                stdin=subprocess.DEVNULL,
-                env={**ONE_THREAD, **os.environ},
-            )
+            self._process = fork_worker((theirs.fileno(), lifeline, self._stack.fileno()))
+        except OSError:
+            for file in (self._connection, self._stack):
+                file.close()
+            os.close(self._lifeline)
+            raise
         finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
             theirs.close()
             os.close(lifeline)
         with suppress(Disconnected):  # seen again, and reported, when it should get ready
@@ -111,14 +106,14 @@ class WorkerProcess:
         self.disconnect()
         try:
             self._process.wait(grace_s)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
+        except TimeoutError:
+            self._process.send_signal(signal.SIGKILL)
             self._process.wait()
         self._connection.close()
         with suppress(OSError):
             os.close(self._lifeline)
         self._stack.close()
-        return describe_exit(self._process.returncode)
+        return describe_exit(self._process.wait())
 
 
 def describe_exit(returncode: int) -> str:

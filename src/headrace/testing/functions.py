@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import time
 from pathlib import Path
 
@@ -16,6 +17,7 @@ __all__ = [
     "add_noise",
     "add_process",
     "allocate",
+    "draw",
     "fail_on_fifty",
     "hold_gil",
     "keep_even",
@@ -23,6 +25,8 @@ __all__ = [
     "kill_itself_once",
     "never_return",
     "same",
+    "see_parent",
+    "see_surroundings",
 ]
 
 
@@ -53,6 +57,26 @@ def add_noise(rows: pa.RecordBatch, rng: np.random.Generator) -> pa.RecordBatch:
 def add_process(rows: pa.RecordBatch) -> pa.RecordBatch:
     """A column with the id of the process that ran this."""
     return rows.append_column("pid", pa.array([os.getpid()] * rows.num_rows))
+
+
+def _seen(rows: pa.RecordBatch, value: object) -> pa.RecordBatch:
+    return rows.append_column("seen", pa.array([value] * rows.num_rows))
+
+
+def see_parent(rows: pa.RecordBatch) -> pa.RecordBatch:
+    """A column "seen": the id of the process that started the one that ran this."""
+    return _seen(rows, os.getppid())
+
+
+def see_surroundings(rows: pa.RecordBatch) -> pa.RecordBatch:
+    """A column "seen": folder, a variable, the first import path, CPUs, and threads of OpenMP."""
+    cpus, threads = sorted(os.sched_getaffinity(0)), os.environ.get("OMP_NUM_THREADS")
+    return _seen(rows, f"{os.getcwd()} {os.environ.get('HEADRACE_TEST_WORKER')} {sys.path[0]} {cpus} {threads}")
+
+
+def draw(rows: pa.RecordBatch) -> pa.RecordBatch:
+    """A column "seen": a number of numpy's global generator."""
+    return _seen(rows, float(np.random.random()))
 
 
 def fail_on_fifty(rows: pa.RecordBatch) -> pa.RecordBatch:

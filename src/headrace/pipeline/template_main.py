@@ -1,0 +1,109 @@
+"""The main function of the workers' template: an interpreter that has imported what they need, and forks them.
+
+It has one thread (but for Arrow's allocator, which knows of forks), opens nothing and runs no user code, so that a fork
+of it is as good as a fresh interpreter.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import select
+import signal
+import socket
+import struct
+import sys
+import traceback
+from contextlib import suppress
+from typing import Any
+
+import numpy as np
+
+from headrace.pipeline import worker_main
+
+__all__ = ["HEADER", "NUMBER", "NUM_FILES", "main"]
+
+HEADER = struct.Struct("=I")
+"""Of a request: the length of its surroundings, pickled; the files come with it."""
+
+NUMBER = struct.Struct("=i")
+"""What is told through a worker's status file: first its process id, then its exit status."""
+
+NUM_FILES = 4
+"""Of a request: those of `worker_main.main`, and the status file."""
+
+
+def main(control_file: int) -> None:
+    """Fork a worker for each request, and tell how each ended, until the other end closes the connection."""
+    wake, woken = os.pipe()
+    os.set_blocking(woken, False)
+    signal.signal(signal.SIGCHLD, lambda *_: None)  # its wake-up is all that counts
+    signal.set_wakeup_fd(woken)
+    status_files: dict[int, int] = {}
+    with socket.socket(fileno=control_file) as control:
+        while True:
+            ready, _, _ = select.select([control, wake], [], [])
+            if wake in ready:
+                os.read(wake, 1 << 12)
+                _reap(status_files)
+            if control in ready:
+                header, files, _, _ = socket.recv_fds(control, HEADER.size, NUM_FILES)
+                if not header:
+                    return  # workers see by themselves that the pipeline's process is gone
+                surroundings = pickle.loads(_exactly(control, *HEADER.unpack(header)))
+                *of_worker, status_file = files
+                mine = [control_file, wake, woken, *status_files.values(), status_file]
+                pid = os.fork()
+                if pid == 0:
+                    _become_worker(surroundings, of_worker, mine)
+                for file in of_worker:
+                    os.close(file)
+                status_files[pid] = status_file
+                with suppress(BrokenPipeError):
+                    os.write(status_file, NUMBER.pack(pid))
+
+
+def _exactly(control: socket.socket, num_bytes: int) -> bytes:
+    data = b""
+    while len(data) < num_bytes:
+        more = control.recv(num_bytes - len(data))
+        if not more:
+            sys.exit(1)
+        data += more
+    return data
+
+
+def _reap(status_files: dict[int, int]) -> None:
+    with suppress(ChildProcessError):
+        while (ended := os.waitpid(-1, os.WNOHANG))[0]:
+            pid, status = ended
+            with suppress(BrokenPipeError):
+                os.write(status_files[pid], NUMBER.pack(os.waitstatus_to_exitcode(status)))
+            os.close(status_files.pop(pid))
+
+
+def _become_worker(surroundings: dict[str, Any], files: list[int], others: list[int]) -> None:
+    """Never returns."""
+    status = 1
+    try:
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        for file in others:
+            os.close(file)
+        os.environ.clear()
+        os.environ.update(surroundings["environment"])
+        os.chdir(surroundings["folder"])
+        if surroundings["cpus"] is not None:
+            os.sched_setaffinity(0, surroundings["cpus"])
+        sys.path[:] = surroundings["path"]
+        np.random.seed()  # users' functions may use it, and workers must not all draw the same
+        worker_main.main(*files)
+        status = 0
+    except SystemExit as end:
+        status = end.code if isinstance(end.code, int) else 1
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
