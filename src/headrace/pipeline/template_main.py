@@ -42,11 +42,11 @@ def main(control_file: int) -> None:
     status_files: dict[int, int] = {}
     with socket.socket(fileno=control_file) as control:
         while True:
-            ready, _, _ = select.select([control, wake], [], [])
+            ready, _, _ = select.select([control_file, wake], [], [])
             if wake in ready:
                 os.read(wake, 1 << 12)
                 _reap(status_files)
-            if control in ready:
+            if control_file in ready:
                 header, files, _, _ = socket.recv_fds(control, HEADER.size, NUM_FILES)
                 if not header:
                     return  # workers see by themselves that the pipeline's process is gone
