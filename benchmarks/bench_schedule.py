@@ -156,7 +156,8 @@ def report_case(report: harness.Report, case: str, samples: dict[str, list[dict[
 
 def way(mode: dict[str, bool]) -> str:
     """A way of computing features and sending pulls, in words."""
-    return ("early pulls, " if mode["early"] else "") + ("features at once" if mode["joint"] else "in groups")
+    asked = "early pulls, " if mode["early"] else "asked ahead, " if mode["ahead"] else ""
+    return asked + ("features at once" if mode["joint"] else "in groups")
 
 
 def in_process(report: harness.Report, trainer: Child, quick: bool) -> None:

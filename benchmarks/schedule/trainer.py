@@ -30,7 +30,7 @@ from headrace.pipeline.elements import Account  # noqa: E402
 from headrace.scheduling.feature_groups import MAX_GROUPS, group_features  # noqa: E402
 from headrace.scheduling.graph import Kind  # noqa: E402
 from headrace.scheduling.policies import BatchPrefetch, make_policy  # noqa: E402
-from headrace.scheduling.probing import PHASE_STEPS, WARM_UP_STEPS, Probe  # noqa: E402
+from headrace.scheduling.probing import PASSES, PHASE_STEPS, WARM_UP_STEPS, Probe, distinct  # noqa: E402
 from headrace.scheduling.runtime import StepRuntime  # noqa: E402
 from headrace.scheduling.state import SchedulerState  # noqa: E402
 from headrace.scheduling.trace import Span, Trace  # noqa: E402
@@ -105,11 +105,12 @@ class Trainer:
             policy = BatchPrefetch(num_ahead=command["num_ahead"], num_threads=command["num_threads"])
         # As over the windows of a job, what was found out about a case stays.
         place, num_groups = (command["case"], command["policy"]), len(self.groups)
-        tried = len(policy.modes) == 1 or place in self._probes
-        probe = self._probes.setdefault(place, Probe(policy.modes, num_groups=num_groups))
+        modes = distinct(policy.modes, num_groups=num_groups, store_holds=self.is_remote)
+        tried = len(modes) == 1 or place in self._probes
+        probe = self._probes.setdefault(place, Probe(modes))
         state = SchedulerState(num_groups, policy, num_cores=1, store_holds=self.is_remote, probe=probe)
         trace, steps = Trace(command["steps"]), command["steps"]
-        warm_up = WARM_UP if tried else WARM_UP_STEPS + len(policy.modes) * PHASE_STEPS
+        warm_up = WARM_UP if tried else WARM_UP_STEPS + PASSES * len(modes) * PHASE_STEPS
         batches = Rows(self.batches, warm_up + steps + 1)
         held = []
         with (

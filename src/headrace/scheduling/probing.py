@@ -6,10 +6,13 @@ import statistics
 from collections.abc import Sequence
 from typing import NamedTuple
 
-__all__ = ["Mode", "Probe"]
+__all__ = ["Mode", "Probe", "distinct"]
 
-PHASE_STEPS = 10
+PHASE_STEPS = 8
 """Steps of one trial."""
+
+PASSES = 2
+"""Trials of each mode, in turn: the speed of a machine that others share changes meanwhile."""
 
 WARM_UP_STEPS = 10
 """At the beginning of a job, which belong to no trial: batches ahead have yet to be made."""
@@ -17,8 +20,8 @@ WARM_UP_STEPS = 10
 SKIPPED_STEPS = 4
 """Of a trial, at its start: batches that were read when the mode changed are still computed in the mode before."""
 
-EVERY_STEPS = 256
-"""Steps until the modes that lost are tried again: one step in twenty at most pays the difference."""
+EVERY_STEPS = 512
+"""Steps until all modes are tried again: one step in ten at most pays the difference."""
 
 GAIN = 1.03
 """How much faster a mode must be than a plainer one: on a tie the plainer one is better."""
@@ -29,37 +32,55 @@ class Mode(NamedTuple):
 
     Attributes:
         early: Rows that no push on its way touches are asked for before that push is applied.
+        ahead: Pulls are sent before the push they must see is applied, to a store that holds them back.
         by_group: A group is asked for alone where the link would rest otherwise.
         joint: The features of a batch are one operator, not one a group.
     """
 
     early: bool = False
+    ahead: bool = False
     by_group: bool = False
     joint: bool = False
+
+
+def distinct(modes: Sequence[Mode], *, num_groups: int, store_holds: bool) -> list[Mode]:
+    """Modes that differ in effect; of those that are the same, the plainest.
+
+    Args:
+        modes: The plainest last.
+        num_groups: Parts into which features can be split.
+        store_holds: Whether the store holds pulls back.
+    """
+    split = num_groups > 1
+    kept: dict[tuple[bool, ...], Mode] = {}
+    for mode in reversed(modes):
+        effect = (mode.early, mode.ahead and store_holds, split and mode.by_group, mode.joint or not split)
+        kept.setdefault(effect, mode)
+    return list(reversed(kept.values()))
 
 
 class Probe:
     """Tries modes in turn on the job itself, and stays with the fastest.
 
-    Early pulls take two requests, and their rows arrive while dense work runs; pulls by group take several. Each
-    request costs processor time on both ends, and each group of features costs some by itself, which pays where the
-    processor would rest otherwise, and not where it never does. Plain numbers, without a clock.
+    Early pulls take two requests, and their rows arrive while dense work runs; pulls by group take several; those sent
+    ahead wait in the store. Each request costs processor time on both ends, and each group of features costs some by
+    itself, which pays where the processor would rest otherwise, and not where it never does. Plain numbers, without a
+    clock.
     """
 
-    def __init__(self, modes: Sequence[Mode], *, num_groups: int) -> None:
+    def __init__(self, modes: Sequence[Mode]) -> None:
         """Nothing is tried yet.
 
         Args:
             modes: The plainest last; the first trial is of the first.
-            num_groups: Parts into which features can be split; where there is one, modes that differ only in the use
-                of groups are the same.
         """
-        self._modes = tuple(modes if num_groups > 1 else {mode.early: mode for mode in modes}.values())
-        self._now = 0
-        self._untried = list(range(len(self._modes)))
-        self._seconds: dict[int, float] = {}
-        self._trial: list[float] = []
+        self._modes = tuple(modes)
         self._num_unused = WARM_UP_STEPS
+        self._now = 0
+        self._trials: list[int] = []
+        self._trial: list[float] = []
+        self._seconds: list[list[float]] = []
+        self._begin_trials()
 
     @property
     def mode(self) -> Mode:
@@ -68,23 +89,33 @@ class Probe:
 
     def learn(self, step_s: float) -> None:
         """A step has ended under the present mode."""
-        if self._num_unused or len(self._modes) == 1:
-            self._num_unused = max(0, self._num_unused - 1)
+        if len(self._modes) == 1:
+            return
+        if self._num_unused:
+            self._num_unused -= 1
+            if not self._num_unused and not self._trials:
+                self._begin_trials()
             return
         self._trial.append(step_s)
-        if len(self._trial) < (PHASE_STEPS if self._untried else EVERY_STEPS):
+        if len(self._trial) < PHASE_STEPS:
             return
-        self._seconds[self._now] = statistics.median(self._trial[SKIPPED_STEPS:][-4 * PHASE_STEPS :])
+        self._seconds[self._trials.pop(0)] += self._trial[SKIPPED_STEPS:]
         self._trial = []
-        if not self._untried:
-            self._untried = [mode for mode in range(len(self._modes)) if mode != self._now]
-        elif self._now in self._untried:
-            self._untried.remove(self._now)
-        self._now = self._untried[0] if self._untried else self._fastest()
+        if self._trials:
+            self._now = self._trials[0]
+        else:
+            self._now, self._num_unused = self._fastest(), EVERY_STEPS
+
+    def _begin_trials(self) -> None:
+        self._trials = [*range(len(self._modes))] * PASSES
+        self._seconds = [[] for _ in self._modes]
+        self._trial = []
+        self._now = 0
 
     def _fastest(self) -> int:
+        medians = [statistics.median(seconds) for seconds in self._seconds]
         best = len(self._modes) - 1
         for mode in reversed(range(len(self._modes))):
-            if self._seconds[mode] * GAIN <= self._seconds[best]:
+            if medians[mode] * GAIN <= medians[best]:
                 best = mode
         return best

@@ -19,7 +19,7 @@ from headrace.pipeline.ledger import Ledger, RecentMax
 from headrace.scheduling.cost import Costs
 from headrace.scheduling.graph import JOINT, Kind, Operator
 from headrace.scheduling.policies.base import Choice, Policy
-from headrace.scheduling.probing import Probe
+from headrace.scheduling.probing import Probe, distinct
 
 __all__ = ["BatchRead", "Event", "Finished", "NoMoreRows", "Run", "SchedulerState", "Wanted"]
 
@@ -169,7 +169,7 @@ class SchedulerState:
         self._trainer_busy = False
         self._running: list[Operator] = []  # feature operators at work
         self._gap_start_s: float | None = None
-        self._probe = probe or Probe(policy.modes, num_groups=num_groups)
+        self._probe = probe or Probe(distinct(policy.modes, num_groups=num_groups, store_holds=store_holds))
         self._step_end_s: float | None = None
         self._order: Sequence[int] = range(num_groups)
 
@@ -348,7 +348,7 @@ class SchedulerState:
         for number in range(self.current, min(self._last_pull, self.current + 1, self._next_read - 1) + 1):
             live = self._batches[number]
             strict = self._strict(number)
-            asks_ahead = self.store_holds and self.policy.asks_ahead
+            asks_ahead = self.store_holds and self._probe.mode.ahead
             # What an early pull left out follows all early pulls: held back by the store, it must not be in their way.
             if strict or (asks_ahead and len(live.pulled) == len(live.groups)):
                 for group in sorted(

@@ -19,7 +19,7 @@ from headrace.resources import effective_cpus
 from headrace.scheduling.config import SchedulerConfig
 from headrace.scheduling.feature_groups import MAX_GROUPS, FeatureGroups, group_features
 from headrace.scheduling.policies import BatchPrefetch, Policy
-from headrace.scheduling.probing import Probe
+from headrace.scheduling.probing import Probe, distinct
 from headrace.scheduling.runtime import StepRuntime
 from headrace.scheduling.state import SchedulerState
 from headrace.scheduling.work import TrainingWork
@@ -211,7 +211,8 @@ class Scheduling:
         store_holds = not any(_is_local(model))
         if self._groups is None or self._probe is None:
             self._groups = feature_groups(self._assembly, config.max_groups or (MAX_GROUPS if store_holds else 1))
-            self._probe = Probe(policy.modes, num_groups=len(self._groups))
+            modes = distinct(policy.modes, num_groups=len(self._groups), store_holds=store_holds)
+            self._probe = Probe(modes)
         num_cores = config.threads or max(1, int(effective_cpus().count))
         spare_cores = max(0, num_cores - torch.get_num_threads())
         state = SchedulerState(

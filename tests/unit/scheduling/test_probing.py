@@ -1,10 +1,13 @@
 """Which way of sending pulls pays: all are tried, the fastest one stays, and the others are tried again."""
 
-from headrace.scheduling.probing import EVERY_STEPS, PHASE_STEPS, WARM_UP_STEPS, Mode, Probe
+import pytest
+
+from headrace.scheduling.probing import EVERY_STEPS, PASSES, PHASE_STEPS, WARM_UP_STEPS, Mode, Probe, distinct
 
 EARLY, BY_GROUP, WHOLE = Mode(early=True, joint=True), Mode(by_group=True), Mode(joint=True)
 MODES = (EARLY, BY_GROUP, WHOLE)
-TRIALS = WARM_UP_STEPS + 3 * PHASE_STEPS
+TRIALS = PASSES * ([EARLY] * PHASE_STEPS + [BY_GROUP] * PHASE_STEPS + [WHOLE] * PHASE_STEPS)
+DECIDED = WARM_UP_STEPS + len(TRIALS)
 
 
 def run(probe: Probe, num_steps: int, seconds: dict[Mode, float]) -> list[Mode]:
@@ -15,39 +18,50 @@ def run(probe: Probe, num_steps: int, seconds: dict[Mode, float]) -> list[Mode]:
     return modes
 
 
-def test_all_are_tried_and_the_fastest_one_stays() -> None:
-    for fastest in MODES:
-        seconds = dict.fromkeys(MODES, 1.5) | {fastest: 1.0}
-        modes = run(Probe(MODES, num_groups=2), TRIALS + EVERY_STEPS, seconds)
-        assert (
-            modes[:TRIALS] == [EARLY] * (WARM_UP_STEPS + PHASE_STEPS) + [BY_GROUP] * PHASE_STEPS + [WHOLE] * PHASE_STEPS
-        )
-        assert set(modes[TRIALS:]) == {fastest}
+@pytest.mark.parametrize("fastest", MODES)
+def test_all_are_tried_and_the_fastest_one_stays(fastest: Mode) -> None:
+    seconds = dict.fromkeys(MODES, 1.5) | {fastest: 1.0}
+    modes = run(Probe(MODES), DECIDED + EVERY_STEPS, seconds)
+    assert modes[:WARM_UP_STEPS] == [EARLY] * WARM_UP_STEPS
+    assert modes[WARM_UP_STEPS:DECIDED] == TRIALS
+    assert set(modes[DECIDED:]) == {fastest}
 
 
 def test_on_a_tie_the_plainest_one_stays() -> None:
-    assert run(Probe(MODES, num_groups=2), TRIALS + 1, dict.fromkeys(MODES, 1.0))[-1] == WHOLE
+    assert run(Probe(MODES), DECIDED + 1, dict.fromkeys(MODES, 1.0))[-1] == WHOLE
 
 
-def test_a_single_slow_step_decides_nothing() -> None:
-    probe = Probe(MODES, num_groups=2)
-    for number in range(TRIALS):
-        probe.learn(50.0 if number in (4, 16) else 1.0 if probe.mode == EARLY else 1.2)
+def test_single_slow_steps_and_a_slow_beginning_decide_nothing() -> None:
+    probe = Probe(MODES)
+    for number in range(DECIDED):
+        probe.learn(50.0 if number < WARM_UP_STEPS or number % 20 == 16 else 1.0 if probe.mode == EARLY else 1.2)
     assert probe.mode == EARLY
 
 
+def test_a_machine_that_slows_down_in_between_does_not_favour_what_was_tried_first() -> None:
+    probe = Probe(MODES)
+    for number in range(DECIDED):
+        slower = 1.0 + number / DECIDED  # twice as slow in the end
+        probe.learn(slower * (1.0 if probe.mode == WHOLE else 1.35))
+    assert probe.mode == WHOLE
+
+
 def test_what_lost_is_tried_again_and_may_win_when_the_job_has_changed() -> None:
-    probe = Probe(MODES, num_groups=2)
-    run(probe, TRIALS + EVERY_STEPS, dict.fromkeys(MODES, 1.5) | {EARLY: 1.0})
-    modes = run(probe, 2 * PHASE_STEPS + EVERY_STEPS, dict.fromkeys(MODES, 1.5) | {WHOLE: 0.5})
-    assert modes[: 2 * PHASE_STEPS] == [BY_GROUP] * PHASE_STEPS + [WHOLE] * PHASE_STEPS
-    assert set(modes[2 * PHASE_STEPS :]) == {WHOLE}
+    probe = Probe(MODES)
+    run(probe, DECIDED + EVERY_STEPS, dict.fromkeys(MODES, 1.5) | {EARLY: 1.0})
+    modes = run(probe, len(TRIALS) + EVERY_STEPS, dict.fromkeys(MODES, 1.5) | {WHOLE: 0.5})
+    assert modes[: len(TRIALS)] == TRIALS
+    assert set(modes[len(TRIALS) :]) == {WHOLE}
 
 
 def test_a_single_mode_is_never_left() -> None:
-    assert set(run(Probe([BY_GROUP], num_groups=2), 2 * EVERY_STEPS, {BY_GROUP: 1.0})) == {BY_GROUP}
+    assert set(run(Probe([BY_GROUP]), 2 * EVERY_STEPS, {BY_GROUP: 1.0})) == {BY_GROUP}
 
 
-def test_ways_that_differ_only_in_groups_are_one_where_there_is_one_group() -> None:
-    assert set(run(Probe(MODES, num_groups=1), TRIALS, dict.fromkeys(MODES, 1.0))) == {EARLY, WHOLE}
-    assert set(run(Probe(MODES[1:], num_groups=1), 2 * EVERY_STEPS, dict.fromkeys(MODES, 1.0))) == {WHOLE}
+def test_ways_that_come_to_the_same_are_one() -> None:
+    ahead = Mode(ahead=True, joint=True)
+    every = (EARLY, BY_GROUP, ahead, WHOLE)
+    assert distinct(every, num_groups=2, store_holds=True) == list(every)
+    assert distinct(every, num_groups=2, store_holds=False) == [EARLY, BY_GROUP, WHOLE]
+    assert distinct(every, num_groups=1, store_holds=True) == [EARLY, ahead, WHOLE]
+    assert distinct(every, num_groups=1, store_holds=False) == [EARLY, WHOLE]

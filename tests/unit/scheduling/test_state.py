@@ -14,8 +14,8 @@ from headrace.scheduling.policies import POLICIES, BatchPrefetch, Recs, RecsEarl
 from headrace.scheduling.policies.rules import BY_GROUP, WHOLE
 from headrace.scheduling.probing import PHASE_STEPS, WARM_UP_STEPS
 
-NUM_BATCHES = 84
-"""Ways of computing and sending are on trial for the first 40; steps are timed in the second half."""
+NUM_BATCHES = 124
+"""Ways of computing and sending are on trial for the first 58; steps are timed in the second half."""
 
 seconds = st.floats(0.1, 10.0, allow_nan=False)
 
@@ -146,9 +146,9 @@ def test_pulls_wait_where_state_is_saved_between_two_batches() -> None:
 
 
 def test_an_early_pull_is_followed_by_what_it_left_out() -> None:
-    run = VirtualRun(fine(2.0, 4.0, 6.0, 2.0, held_ratio=0.3), RecsEarly(), 56).run()
+    run = VirtualRun(fine(2.0, 4.0, 6.0, 2.0, held_ratio=0.3), RecsEarly(), 80).run()
     held = {operator.batch for operator, _ in run.begins(Kind.HELD)}
-    assert held >= set(range(2, 6)) | set(range(48, 54))
+    assert held >= set(range(2, 6)) | set(range(70, 76))
     ends = {operator.batch: end for operator, _, end in run.spans if operator.kind is Kind.DENSE}
     early = [pull for pull, begin in run.begins(Kind.PULL) if pull.batch and begin < ends[pull.batch - 1]]
     assert len(early) > 12

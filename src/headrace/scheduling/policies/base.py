@@ -73,7 +73,6 @@ class Policy(Protocol):
         name: What a job file calls it.
         num_ahead: Batches behind the next to train that may be read and worked on.
         modes: Ways of computing features and sending pulls, the plainest last; of several the fastest stays.
-        asks_ahead: Whether pulls are sent before the push they must see is applied, to a store that holds them back.
     """
 
     @property
@@ -84,9 +83,6 @@ class Policy(Protocol):
 
     @property
     def modes(self) -> Sequence[Mode]: ...
-
-    @property
-    def asks_ahead(self) -> bool: ...
 
     def num_workers(self, num_cores: int, free_cores: int) -> int:
         """Feature operators that may run at once.

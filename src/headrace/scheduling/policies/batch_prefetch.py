@@ -26,7 +26,6 @@ class BatchPrefetch:
     num_ahead: int = 2
     num_threads: int = 0
     modes: tuple[Mode, ...] = (WHOLE,)
-    asks_ahead: bool = False
 
     def num_workers(self, num_cores: int, free_cores: int) -> int:
         """See `Policy`: threads compete with training work for cores."""

@@ -23,7 +23,6 @@ class Inter:
     name: str = "inter"
     num_ahead: int = 1
     modes: tuple[Mode, ...] = (BY_GROUP,)
-    asks_ahead: bool = False
 
     def num_workers(self, num_cores: int, free_cores: int) -> int:
         """See `Policy`."""

@@ -23,7 +23,6 @@ class Intra:
     name: str = "intra"
     num_ahead: int = 3
     modes: tuple[Mode, ...] = (IN_GROUPS, WHOLE)
-    asks_ahead: bool = False
 
     def num_workers(self, num_cores: int, free_cores: int) -> int:
         """See `Policy`."""

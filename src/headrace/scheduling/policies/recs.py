@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from headrace.scheduling.cost import Costs
 from headrace.scheduling.policies.base import Choice, Situation
-from headrace.scheduling.policies.rules import BY_GROUP, WHOLE, critical_first, own_features, run_ahead
+from headrace.scheduling.policies.rules import AHEAD, AHEAD_BY_GROUP, WHOLE, critical_first, own_features, run_ahead
 from headrace.scheduling.probing import Mode
 
 __all__ = ["Recs"]
@@ -19,8 +19,7 @@ class Recs:
 
     name: str = "recs"
     num_ahead: int = 3
-    modes: tuple[Mode, ...] = (BY_GROUP, WHOLE)
-    asks_ahead: bool = True
+    modes: tuple[Mode, ...] = (AHEAD_BY_GROUP, AHEAD, WHOLE)
 
     def num_workers(self, num_cores: int, free_cores: int) -> int:
         """See `Policy`."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from headrace.scheduling.cost import Costs
 from headrace.scheduling.policies.base import Choice, Situation
 from headrace.scheduling.policies.rules import (
-    BY_GROUP,
+    AHEAD,
     EARLY,
     WHOLE,
     critical_first,
@@ -31,8 +31,7 @@ class RecsEarly:
 
     name: str = "recs_early"
     num_ahead: int = 3
-    modes: tuple[Mode, ...] = (EARLY, BY_GROUP, WHOLE)
-    asks_ahead: bool = True
+    modes: tuple[Mode, ...] = (EARLY, AHEAD, WHOLE)
 
     def num_workers(self, num_cores: int, free_cores: int) -> int:
         """See `Policy`."""

@@ -11,6 +11,8 @@ from headrace.scheduling.policies.base import Choice, Situation, nothing
 from headrace.scheduling.probing import Mode
 
 __all__ = [
+    "AHEAD",
+    "AHEAD_BY_GROUP",
     "BY_GROUP",
     "EARLY",
     "IN_GROUPS",
@@ -22,7 +24,9 @@ __all__ = [
     "run_ahead",
 ]
 
-EARLY, BY_GROUP, IN_GROUPS, WHOLE = Mode(early=True, joint=True), Mode(by_group=True), Mode(), Mode(joint=True)
+BY_GROUP, IN_GROUPS, WHOLE = Mode(by_group=True), Mode(), Mode(joint=True)
+EARLY, AHEAD = Mode(early=True, ahead=True, joint=True), Mode(ahead=True, joint=True)
+AHEAD_BY_GROUP = Mode(ahead=True, by_group=True)
 
 SLACK_RATIO = 0.1
 """An operator may be longer than the predicted gap by this much of the gap: predictions are no better than that."""

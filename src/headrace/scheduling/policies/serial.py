@@ -20,7 +20,6 @@ class Serial:
     name: str = "serial"
     num_ahead: int = 1
     modes: tuple[Mode, ...] = (IN_GROUPS, WHOLE)
-    asks_ahead: bool = False
 
     def num_workers(self, num_cores: int, free_cores: int) -> int:
         """See `Policy`."""
