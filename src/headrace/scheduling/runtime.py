@@ -21,8 +21,9 @@ from typing import Any, Protocol
 
 import numba
 
+from headrace.scheduling.events import BatchRead, Event, Finished, NoMoreRows, Run, Wanted
 from headrace.scheduling.graph import Kind, Lane, Operator
-from headrace.scheduling.state import BatchRead, Event, Finished, NoMoreRows, Run, SchedulerState, Wanted
+from headrace.scheduling.state import SchedulerState
 from headrace.scheduling.trace import Span, Trace
 
 __all__ = ["StepRuntime", "Work"]

@@ -15,92 +15,20 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-from headrace.pipeline.ledger import Ledger, RecentMax
+from headrace.scheduling.byte_budget import ByteBudget
 from headrace.scheduling.cost import Costs
+from headrace.scheduling.events import BatchRead, Event, Finished, NoMoreRows, Run, Wanted
 from headrace.scheduling.graph import JOINT, Kind, Operator
 from headrace.scheduling.policies.base import Choice, Policy
 from headrace.scheduling.probing import Probe, distinct
 
-__all__ = ["BatchRead", "Event", "Finished", "NoMoreRows", "Run", "SchedulerState", "Wanted"]
-
-BYTES_MARGIN = 1.1
-"""Reserved for an operator over the most that one like it took lately."""
-
+__all__ = ["SchedulerState"]
 
 KEPT = {Kind.READ, Kind.FEATURES, Kind.PULL}
 """Operators whose bytes count against the budget."""
 
 CPU_BOUND_RATIO = 0.95
 """Feature work this near the length of the gap fills it: estimates are no better than that."""
-
-
-@dataclass(frozen=True)
-class BatchRead:
-    """Rows of the batch that was being read are here."""
-
-    num_bytes: int
-    seconds: float
-    at_s: float
-
-
-@dataclass(frozen=True)
-class NoMoreRows:
-    """There was no further batch to read."""
-
-    at_s: float
-
-
-@dataclass(frozen=True)
-class Finished:
-    """An operator is done.
-
-    Attributes:
-        operator: Which.
-        seconds: What it took.
-        num_bytes: What it brought; of kinds in `KEPT` it stays in memory until the batch is trained.
-        at_s: When.
-    """
-
-    operator: Operator
-    seconds: float
-    num_bytes: int
-    at_s: float
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """The caller wants a batch trained.
-
-    Attributes:
-        batch: Dense operators up to this batch may run.
-        last_pull: Pulls up to this batch may be sent; less than the policy would send where state is to be saved
-            between two batches, because a pull counts ids.
-        at_s: When.
-    """
-
-    batch: int
-    last_pull: int
-    at_s: float
-
-
-Event = BatchRead | NoMoreRows | Finished | Wanted
-
-
-@dataclass(frozen=True)
-class Run:
-    """An instruction: carry this operator out.
-
-    Attributes:
-        operator: Which.
-        reason: Why now.
-        after: For a pull: the batch whose push its rows must have seen.
-        early: For a pull: leave out keys of the batch before.
-    """
-
-    operator: Operator
-    reason: str
-    after: int = -1
-    early: bool = False
 
 
 @dataclass
@@ -131,7 +59,7 @@ class SchedulerState:
         num_cores: Feature operators that may run at once while no training work does.
         spare_cores: The same while training work runs: cores that dense operators leave free.
         store_holds: Whether the store holds a pull back until the push it must see is applied.
-        ledger: Bytes of batches that are read and not yet trained.
+        bytes: Those of batches that are read and not yet trained.
         costs: What operators took.
         current: The next batch to train, or the one in training.
         idle_reason: Why processors without work have none.
@@ -154,14 +82,12 @@ class SchedulerState:
         self.num_cores = num_cores
         self.spare_cores = spare_cores
         self.store_holds = store_holds
-        self.ledger = Ledger(budget_bytes)
+        self.bytes = ByteBudget(budget_bytes, num_groups)
         self.costs = Costs(num_groups)
         self.current = 0
         self.idle_reason = ""
         self.now_s = 0.0
         self._batches: dict[int, _Live] = {}
-        self._bytes: dict[tuple[Kind, int], RecentMax] = {}
-        self._reserved: dict[Operator, int] = {}
         self._next_read = 0
         self._reading = self._ended = False
         self._wanted = self._last_pull = -1
@@ -188,7 +114,7 @@ class SchedulerState:
                 self._read(event)
             case NoMoreRows():
                 self._reading, self._ended = False, True
-                self._give_back(Operator(Kind.READ, self._next_read))
+                self.bytes.give_back(Operator(Kind.READ, self._next_read))
             case Wanted():
                 self._wanted, self._last_pull = event.batch, event.last_pull
             case Finished():
@@ -236,7 +162,7 @@ class SchedulerState:
 
     def _end_batch(self, number: int) -> None:
         assert number == self.current, f"update of batch {number} while {self.current} is in training"
-        self.ledger.add(-self._batches.pop(number).charged_bytes)
+        self.bytes.ledger.add(-self._batches.pop(number).charged_bytes)
         self.current += 1
         self._order = self.policy.order(self.costs, self.num_cores)
         if self._step_end_s is not None:
@@ -323,7 +249,7 @@ class SchedulerState:
 
     def fits(self, batch: int, group: int) -> bool:
         """Whether the bytes of a feature operator fit the budget."""
-        return batch == self.current or self._fits(Operator(Kind.FEATURES, batch, group))
+        return batch == self.current or self.bytes.fits(Operator(Kind.FEATURES, batch, group))
 
     # What is to be done
 
@@ -338,10 +264,10 @@ class SchedulerState:
         operator = Operator(Kind.READ, self._next_read)
         if self._reading or self._ended or ahead > self.policy.num_ahead:
             return
-        if ahead > 0 and not self._fits(operator):
+        if ahead > 0 and not self.bytes.fits(operator):
             return
         self._reading = True
-        self._reserve(operator)
+        self.bytes.reserve(operator)
         yield Run(operator, "the next to train" if ahead == 0 else f"{ahead} ahead, within the budget")
 
     def _pulls(self) -> Iterator[Run]:
@@ -365,7 +291,7 @@ class SchedulerState:
                 continue
             for group in [group for group in self._ordered(live) if group in ready]:
                 live.pulls_sent.add(group)
-                self._reserve(Operator(Kind.PULL, number, group))
+                self.bytes.reserve(Operator(Kind.PULL, number, group))
                 if early:
                     live.held_open.add(group)
                 yield self._pull(number, group, strict, early)
@@ -430,43 +356,14 @@ class SchedulerState:
             operator = Operator(Kind.FEATURES, choice.batch, choice.group)
             self._running.append(operator)
             self._batches[choice.batch].begun.add(choice.group)
-            self._reserve(operator)
+            self.bytes.reserve(operator)
             yield Run(operator, choice.reason)
-
-    # Bytes
-
-    def _expected(self, operator: Operator) -> int | None:
-        """Bytes to reserve; None where nothing like it has run.
-
-        Groups together have the bytes of all features at once, so where features were split in another way until now,
-        that tells.
-        """
-        kind, group = operator.kind, operator.group
-        alike = [(kind, group)]
-        if alike[0] not in self._bytes and kind in (Kind.FEATURES, Kind.PULL):
-            alike = [(kind, other) for other in range(self.num_groups)] if group == JOINT else [(kind, JOINT)]
-        if any(place not in self._bytes for place in alike):
-            return None
-        return int(sum(self._bytes[place].value for place in alike) * BYTES_MARGIN)
-
-    def _fits(self, operator: Operator) -> bool:
-        """Whether an operator's bytes fit; what has never run is tried on the next batch to train first."""
-        expected = self._expected(operator)
-        return expected is not None and self.ledger.fits(expected)
-
-    def _reserve(self, operator: Operator) -> None:
-        self._reserved[operator] = self._expected(operator) or 0
-        self.ledger.add(self._reserved[operator])
-
-    def _give_back(self, operator: Operator) -> None:
-        self.ledger.add(-self._reserved.pop(operator, 0))
 
     def _settle(self, operator: Operator, seconds: float, num_bytes: int) -> None:
         """Put what an operator really took in place of what was expected."""
         self.costs.learn(operator, seconds, num_bytes)
-        self._give_back(operator)
-        self._bytes.setdefault((operator.kind, operator.group), RecentMax()).add(num_bytes)
+        self.bytes.settle(operator, num_bytes)
         live = self._batches.get(operator.batch)
         if live is not None and operator.kind in KEPT:
             live.charged_bytes += num_bytes
-            self.ledger.add(num_bytes)
+            self.bytes.ledger.add(num_bytes)

@@ -45,7 +45,7 @@ def test_every_policy_trains_every_batch_in_order_with_inputs_before_use(
     pulls = [operator for operator, _ in run.begins(Kind.PULL)]
     assert sorted(pulls) == [Operator(Kind.PULL, batch, group) for batch in range(8) for group in run.groups_of(batch)]
     assert run.state.is_over
-    assert run.state.ledger.used_bytes == 0
+    assert run.state.bytes.ledger.used_bytes == 0
 
 
 @settings(max_examples=40, deadline=None)

@@ -6,9 +6,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from headrace.scheduling.bounds import StepParts
+from headrace.scheduling.events import BatchRead, Event, Finished, NoMoreRows, Run, Wanted
 from headrace.scheduling.graph import JOINT, Kind, Operator
 from headrace.scheduling.policies import Policy
-from headrace.scheduling.state import BatchRead, Event, Finished, NoMoreRows, Run, SchedulerState, Wanted
+from headrace.scheduling.state import SchedulerState
 
 EPSILON = 1e-9
 
@@ -131,7 +132,7 @@ class VirtualRun:
     def _tell(self, event: Event) -> None:
         for run in self.state.handle(event):
             self._carry_out(run)
-        ahead = self.state.ledger.used_bytes
+        ahead = self.state.bytes.ledger.used_bytes
         alone = self.step.read_bytes + 2 * self._groups * self.step.group_bytes + 2 * self.step.group_bytes
         self.peak_bytes_ahead = max(self.peak_bytes_ahead, ahead)
         assert ahead <= max(self.budget_bytes, 0) + 1.2 * alone, "only the next batch to train may pass the budget"
