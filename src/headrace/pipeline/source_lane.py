@@ -40,7 +40,9 @@ class SourceLane:
         self._num_items = num_items
         self._next_item = first_item
         self._first_piece = first_piece
-        self._items: deque[_Item] = deque()
+        self._items: deque[_Item] = deque()  # hundreds, where items are small and much is read ahead
+        self._by_number: dict[int, _Item] = {}
+        self._open: dict[int, _Item] = {}  # those with more to read, in order
         self.ahead_bytes = 0
         self._first_bytes = first_bytes
 
@@ -69,14 +71,8 @@ class SourceLane:
     def candidates(self, limit: int) -> list[Work]:
         """Reads that could be started, in order of the items: the next piece of each item nobody reads right now."""
         self._drop_read_items()
-        found = []
-        num_open = 0
-        for item in self._items:
-            if not item.exhausted:
-                num_open += 1
-                if not item.running:
-                    found.append(Work(0, None, item.number, item.next_piece))
-        if num_open < limit and self._next_item < self._num_items:
+        found = [Work(0, None, item.number, item.next_piece) for item in self._open.values() if not item.running]
+        if len(self._open) < limit and self._next_item < self._num_items:
             found.append(Work(0, None, self._next_item, self._first_piece))
         return found
 
@@ -94,20 +90,24 @@ class SourceLane:
     def start(self, work: Work) -> None:
         """Mark the piece as being read."""
         if work.item == self._next_item:
-            self._items.append(_Item(work.item, work.piece))
+            item = _Item(work.item, work.piece)
+            self._items.append(item)
+            self._by_number[work.item] = self._open[work.item] = item
             self._next_item += 1
             self._first_piece = 0
-        self._item(work.item).running = True
+        self._by_number[work.item].running = True
         self.num_running += 1
 
     def finish(self, work: Work) -> None:
         """Take in the piece that was read; a work without an element is the end of its item."""
-        item = self._item(work.item)
+        item = self._by_number[work.item]
         item.running = False
         if work.failure is not None:
             item.failure, item.exhausted = work.failure, True
+            del self._open[work.item]
         elif work.element is None:
             item.exhausted = True
+            del self._open[work.item]
         else:
             item.next_piece += 1
             item.pieces.append(work.element)
@@ -116,7 +116,7 @@ class SourceLane:
 
     def holds(self, work: Work) -> bool:
         """Whether the item is still of interest."""
-        return any(item.number == work.item for item in self._items)
+        return work.item in self._by_number
 
     def head_is_done(self) -> bool:
         self._drop_read_items()
@@ -135,12 +135,10 @@ class SourceLane:
         for item in self._items:
             for element in item.pieces:
                 element.release()
-        self._items.clear()
+        for items in (self._items, self._by_number, self._open):
+            items.clear()
         self._next_item = self._num_items
-
-    def _item(self, number: int) -> _Item:
-        return next(item for item in self._items if item.number == number)
 
     def _drop_read_items(self) -> None:
         while self._items and self._items[0].exhausted and not self._items[0].pieces and not self._items[0].failure:
-            self._items.popleft()
+            del self._by_number[self._items.popleft().number]
