@@ -61,8 +61,10 @@ class Guard:
 
     def check(self, observation: Observation, proposal: Proposal) -> Proposal:
         """What of a proposal may be done now, or an undoing of the last change."""
-        if observation.cpus != self._cpus:  # another machine: rates from before say nothing any more
-            self._cpus, self._pending, self._pause = observation.cpus, None, 0
+        moved = self._cpus not in (0.0, observation.cpus)
+        if moved:  # another machine: rates from before say nothing any more
+            self._pending, self._pause = None, 0
+        self._cpus = observation.cpus
         undo = self._judge(observation)
         if undo is not None:
             return undo
@@ -74,7 +76,9 @@ class Guard:
             return Proposal(reason=proposal.reason if not refused else f"nothing, because {refused}: {proposal.reason}")
         before = {name: observation.values[name] for name in allowed if name in observation.values}
         if self._pending is None:
-            self._pending = _Pending(before, observation.rate_per_s, self._is_fed(observation), [])
+            # The window in which the machine changed has a rate of both: what is changed in it cannot be judged.
+            if not moved:
+                self._pending = _Pending(before, observation.rate_per_s, self._is_fed(observation), [])
         else:  # changes that follow each other are judged, and undone, together
             self._pending.before = {**before, **self._pending.before}
             self._pending.rates.clear()

@@ -134,6 +134,17 @@ def test_a_rate_from_before_a_resize_judges_nothing() -> None:
     assert not any(guard.check(seen(50, workers=16, cpus=8), NOTHING).values for _ in range(5))
 
 
+def test_what_a_resize_calls_for_is_not_judged_by_the_window_in_which_it_came() -> None:
+    guard = Guard(SPACE)
+    guard.check(seen(100), NOTHING)
+    assert guard.check(seen(90, cpus=8), ask(map_workers=4)).values == {"map.workers": 4}
+    assert not any(guard.check(seen(50, workers=4, cpus=8), NOTHING).values for _ in range(5))
+    guard.check(seen(50, workers=4, cpus=8), ask(map_workers=2))
+    for _ in range(3):
+        last = guard.check(seen(20, workers=2, cpus=8), NOTHING)
+    assert last.values == {"map.workers": 4}
+
+
 def test_a_resize_ends_the_pause() -> None:
     guard = Guard(SPACE)
     guard.check(seen(100), ask(map_workers=16))
