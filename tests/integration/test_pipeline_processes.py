@@ -12,7 +12,7 @@ import pytest
 
 from headrace.errors import ConfigError, PipelineError
 from headrace.logs.groups import expand, has_groups
-from headrace.pipeline import from_source
+from headrace.pipeline import from_source, worker_template
 from headrace.pipeline.shipping import ship
 from headrace.testing import functions
 from headrace.testing.pipelines import SyntheticSource, assert_resumes_everywhere, batches_of, rows_of
@@ -95,6 +95,28 @@ def test_a_worker_has_the_surroundings_of_the_moment(tmp_path: Path, monkeypatch
     finally:
         os.sched_setaffinity(0, before)
     assert seen == f"{tmp_path} later {tmp_path / 'modules'} {[min(before)]} 1"
+
+
+def test_workers_start_where_the_working_directory_is_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "gone"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    folder.rmdir()
+    assert len(seen_by_workers(functions.see_parent)) == 6
+
+
+def test_a_fork_of_this_process_does_not_ask_its_template() -> None:
+    (before,) = set(seen_by_workers(functions.see_parent))
+    ended, theirs = os.pipe()
+    if (child := os.fork()) == 0:
+        os.write(theirs, b"has one" if worker_template._template is not None else b"has none")
+        os._exit(0)
+    os.waitpid(child, 0)
+    told = os.read(ended, 100)
+    for file in (ended, theirs):
+        os.close(file)
+    assert told == b"has none"
+    assert set(seen_by_workers(functions.see_parent)) == {before}
 
 
 def test_workers_do_not_all_draw_the_same_random_numbers() -> None:

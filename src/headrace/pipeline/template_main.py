@@ -92,9 +92,11 @@ def _become_worker(surroundings: dict[str, Any], files: list[int], others: list[
             os.close(file)
         os.environ.clear()
         os.environ.update(surroundings["environment"])
-        os.chdir(surroundings["folder"])
+        if surroundings["folder"] is not None:
+            os.chdir(surroundings["folder"])
         if surroundings["cpus"] is not None:
-            os.sched_setaffinity(0, surroundings["cpus"])
+            with suppress(OSError):  # they were taken away this moment
+                os.sched_setaffinity(0, surroundings["cpus"])
         sys.path[:] = surroundings["path"]
         np.random.seed()  # users' functions may use it, and workers must not all draw the same
         worker_main.main(*files)

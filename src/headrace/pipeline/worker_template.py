@@ -70,7 +70,6 @@ class _Template:
 
     def __init__(self) -> None:
         self._control, theirs = socket.socketpair()
-        # A template is no module run by name: `-c` has no `__main__` that a user's script could stand in for.
         code = f"import sys; sys.path[:] = {sys.path!r}; from headrace.pipeline.template_main import main; "
         # Ctrl-C reaches every process of the terminal; this one is ended by us. A blocked signal is inherited.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
@@ -98,7 +97,7 @@ class _Template:
         """
         surroundings: dict[str, Any] = {
             "path": sys.path,
-            "folder": os.getcwd(),
+            "folder": _folder(),
             "environment": {**ONE_THREAD, **os.environ},
             "cpus": os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else None,
         }
@@ -130,6 +129,14 @@ class _Template:
     def forget(self) -> None:
         """Leave it to another process, of which this is a fork."""
         self._control.close()
+
+
+def _folder() -> str | None:
+    """The working directory; None if it was removed."""
+    try:
+        return os.getcwd()
+    except FileNotFoundError:
+        return None
 
 
 _lock = threading.Lock()
