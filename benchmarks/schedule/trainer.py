@@ -30,7 +30,7 @@ from headrace.pipeline.elements import Account  # noqa: E402
 from headrace.scheduling.feature_groups import MAX_GROUPS, group_features  # noqa: E402
 from headrace.scheduling.graph import Kind  # noqa: E402
 from headrace.scheduling.policies import BatchPrefetch, make_policy  # noqa: E402
-from headrace.scheduling.probing import PASSES, PHASE_STEPS, WARM_UP_STEPS, Probe, distinct  # noqa: E402
+from headrace.scheduling.probing import Probe, distinct  # noqa: E402
 from headrace.scheduling.runtime import StepRuntime  # noqa: E402
 from headrace.scheduling.state import SchedulerState  # noqa: E402
 from headrace.scheduling.trace import Span, Trace  # noqa: E402
@@ -107,10 +107,11 @@ class Trainer:
         place, num_groups = (command["case"], command["policy"]), len(self.groups)
         modes = distinct(policy.modes, num_groups=num_groups, store_holds=self.is_remote)
         tried = len(modes) == 1 or place in self._probes
-        probe = self._probes.setdefault(place, Probe(modes))
+        probe = self._probes.setdefault(place, Probe(modes, num_ahead=policy.num_ahead))
         state = SchedulerState(num_groups, policy, num_cores=1, store_holds=self.is_remote, probe=probe)
         trace, steps = Trace(command["steps"]), command["steps"]
-        warm_up = WARM_UP if tried else WARM_UP_STEPS + PASSES * len(modes) * PHASE_STEPS
+        probe.begin()
+        warm_up = WARM_UP if tried else probe.num_steps
         batches = Rows(self.batches, warm_up + steps + 1)
         held = []
         with (

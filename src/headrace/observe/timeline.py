@@ -28,7 +28,7 @@ COLORS = {
 }
 MEANINGS = {
     "read": "rows from the pipeline",
-    "features": "feature work of one group",
+    "features": "feature work, of one group where there is a number",
     "pull": "rows from the store",
     "held": "rows an early pull left out",
     "dense": "forward and backward",

@@ -6,6 +6,7 @@ of it is as good as a fresh interpreter.
 
 from __future__ import annotations
 
+import errno
 import os
 import pickle
 import select
@@ -13,7 +14,6 @@ import signal
 import socket
 import struct
 import sys
-import traceback
 from contextlib import suppress
 from typing import Any
 
@@ -27,7 +27,8 @@ HEADER = struct.Struct("=I")
 """Of a request: the length of its surroundings, pickled; the files come with it."""
 
 NUMBER = struct.Struct("=i")
-"""What is told through a worker's status file: first its process id, then its exit status."""
+"""What is told through a worker's status file: first its process id, or the error that it could not be forked for as a
+negative number, then its exit status."""
 
 NUM_FILES = 4
 """Of a request: those of `worker_main.main`, and the status file."""
@@ -35,32 +36,49 @@ NUM_FILES = 4
 
 def main(control_file: int) -> None:
     """Fork a worker for each request, and tell how each ended, until the other end closes the connection."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGCHLD})  # whoever started this may have blocked it
+    forked = _serve(control_file)
+    if forked is not None:
+        _become_worker(*forked)
+
+
+def _serve(control_file: int) -> tuple[dict[str, Any], list[int], list[int]] | None:
+    """Returns at the end; in a worker at once, with its surroundings, its files, and those that are not its own."""
     wake, woken = os.pipe()
     os.set_blocking(woken, False)
     signal.signal(signal.SIGCHLD, lambda *_: None)  # its wake-up is all that counts
     signal.set_wakeup_fd(woken)
     status_files: dict[int, int] = {}
+    poll = select.poll()
+    for file in (control_file, wake):
+        poll.register(file, select.POLLIN)
     with socket.socket(fileno=control_file) as control:
         while True:
-            ready, _, _ = select.select([control_file, wake], [], [])
+            ready = {file for file, _ in poll.poll()}
             if wake in ready:
                 os.read(wake, 1 << 12)
                 _reap(status_files)
             if control_file in ready:
                 header, files, _, _ = socket.recv_fds(control, HEADER.size, NUM_FILES)
                 if not header:
-                    return  # workers see by themselves that the pipeline's process is gone
+                    return None  # workers see by themselves that the pipeline's process is gone
                 surroundings = pickle.loads(_exactly(control, *HEADER.unpack(header)))
                 *of_worker, status_file = files
-                mine = [control_file, wake, woken, *status_files.values(), status_file]
-                pid = os.fork()
+                try:
+                    pid = os.fork()
+                except OSError as error:  # no memory, or too many processes: the next one may fit
+                    pid = -(error.errno or errno.EAGAIN)
                 if pid == 0:
-                    _become_worker(surroundings, of_worker, mine)
+                    control.detach()
+                    return surroundings, of_worker, [control_file, wake, woken, *status_files.values(), status_file]
                 for file in of_worker:
                     os.close(file)
-                status_files[pid] = status_file
                 with suppress(BrokenPipeError):
                     os.write(status_file, NUMBER.pack(pid))
+                if pid > 0:
+                    status_files[pid] = status_file
+                else:
+                    os.close(status_file)
 
 
 def _exactly(control: socket.socket, num_bytes: int) -> bytes:
@@ -83,29 +101,19 @@ def _reap(status_files: dict[int, int]) -> None:
 
 
 def _become_worker(surroundings: dict[str, Any], files: list[int], others: list[int]) -> None:
-    """Never returns."""
-    status = 1
-    try:
-        signal.set_wakeup_fd(-1)
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        for file in others:
-            os.close(file)
-        os.environ.clear()
-        os.environ.update(surroundings["environment"])
-        if surroundings["folder"] is not None:
-            os.chdir(surroundings["folder"])
-        if surroundings["cpus"] is not None:
-            with suppress(OSError):  # they were taken away this moment
-                os.sched_setaffinity(0, surroundings["cpus"])
-        sys.path[:] = surroundings["path"]
-        np.random.seed()  # users' functions may use it, and workers must not all draw the same
-        worker_main.main(*files)
-        status = 0
-    except SystemExit as end:
-        status = end.code if isinstance(end.code, int) else 1
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(status)
+    """Serve the pipeline's process; then the interpreter ends as any does, and writes what functions have buffered."""
+    signal.set_wakeup_fd(-1)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    for file in others:
+        os.close(file)
+    os.environ.clear()
+    os.environ.update(surroundings["environment"])
+    if surroundings["folder"] is not None:
+        os.chdir(surroundings["folder"])
+    if surroundings["cpus"] is not None:
+        with suppress(OSError):  # they were taken away this moment
+            os.sched_setaffinity(0, surroundings["cpus"])
+    sys.path[:] = surroundings["path"]
+    sys.path_importer_cache.clear()
+    np.random.seed()  # users' functions may use it, and workers must not all draw the same
+    worker_main.main(*files)

@@ -116,8 +116,10 @@ class WorkerProcess:
         return describe_exit(self._process.wait())
 
 
-def describe_exit(returncode: int) -> str:
+def describe_exit(returncode: int | None) -> str:
     """How a process ended, in words."""
+    if returncode is None:
+        return "ended, nobody knows how: the process that forked it had died before"
     if returncode >= 0:
         return f"ended by itself with status {returncode}"
     name = signal.Signals(-returncode).name

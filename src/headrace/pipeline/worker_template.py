@@ -17,6 +17,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 from headrace.pipeline.template_main import HEADER, NUMBER
@@ -26,43 +27,68 @@ __all__ = ["ForkedProcess", "fork_worker"]
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
 """Environment of a worker: many of them run side by side."""
 
-LOST = -signal.SIGKILL
-"""The exit status of a worker whose template died before it: most likely both were killed."""
-
 END_PATIENCE_S = 5.0
 
 
+class _Died(OSError):
+    """The template is no more."""
+
+
 class ForkedProcess:
-    """A worker that the template has forked, which is no child of this process."""
+    """A worker that the template has forked, which is no child of this process.
+
+    It is waited for and signalled through a descriptor of the process where the system has them (Linux), which outlives
+    the template and never stands for another process.
+    """
 
     def __init__(self, pid: int, status_file: int) -> None:
         """Args: pid: Of the worker. status_file: Tells its exit status."""
         self.pid = pid
         self._returncode: int | None = None
+        self._has_ended = False
         self._status_file = status_file
+        self._process_file = -1
+        with suppress(ProcessLookupError):  # it has ended already, which the status file tells
+            self._process_file = os.pidfd_open(pid) if hasattr(os, "pidfd_open") else -1
         self._lock = threading.Lock()
 
-    def wait(self, timeout_s: float | None = None) -> int:
-        """Its exit status, negative for a signal.
+    def wait(self, timeout_s: float | None = None) -> int | None:
+        """Its exit status, negative for a signal; None if nobody knows, because the template died before it.
 
         Raises:
             TimeoutError: It has not ended in time.
         """
+        if not self._has_ended:
+            watched = self._status_file if self._process_file < 0 else self._process_file
+            if not _is_readable(watched, timeout_s):
+                raise TimeoutError(f"process {self.pid} has not ended after {timeout_s} s")
         with self._lock:
-            if self._returncode is None:
-                if not select.select([self._status_file], [], [], timeout_s)[0]:
-                    raise TimeoutError(f"process {self.pid} has not ended after {timeout_s} s")
-                told = os.read(self._status_file, NUMBER.size)
-                self._returncode = int(NUMBER.unpack(told)[0]) if told else LOST
-                os.close(self._status_file)
+            if not self._has_ended:
+                told = b""
+                if _is_readable(self._status_file, END_PATIENCE_S):
+                    told = os.read(self._status_file, NUMBER.size)
+                self._returncode = int(NUMBER.unpack(told)[0]) if told else None
+                self._has_ended = True
+                for file in (self._status_file, self._process_file):
+                    if file >= 0:
+                        os.close(file)
             return self._returncode
 
     def send_signal(self, number: int) -> None:
         """Send it a signal, unless it has ended."""
-        try:
-            self.wait(0)
-        except TimeoutError:
-            os.kill(self.pid, number)
+        with self._lock, suppress(ProcessLookupError):
+            if self._has_ended:
+                return
+            if self._process_file >= 0:
+                signal.pidfd_send_signal(self._process_file, number)
+            elif not _is_readable(self._status_file, 0.0):
+                os.kill(self.pid, number)
+
+
+def _is_readable(file: int, timeout_s: float | None) -> bool:
+    poll = select.poll()
+    poll.register(file, select.POLLIN)
+    return bool(poll.poll(None if timeout_s is None else 1e3 * timeout_s))
 
 
 class _Template:
@@ -93,7 +119,7 @@ class _Template:
         """A worker with these files.
 
         Raises:
-            OSError: The template has died.
+            OSError: It cannot be forked now.
         """
         surroundings: dict[str, Any] = {
             "path": sys.path,
@@ -104,18 +130,23 @@ class _Template:
         data = pickle.dumps(surroundings)
         status_file, theirs = os.pipe()
         try:
-            socket.send_fds(self._control, [HEADER.pack(len(data))], [*files, theirs])
-            self._control.sendall(data)
+            try:
+                socket.send_fds(self._control, [HEADER.pack(len(data))], [*files, theirs])
+                self._control.sendall(data)
+            except (BrokenPipeError, ConnectionResetError) as error:
+                raise _Died from error
+            finally:
+                os.close(theirs)
+            told = os.read(status_file, NUMBER.size)
+            if not told:
+                raise _Died("the process that forks workers has died")
+            pid = NUMBER.unpack(told)[0]
+            if pid < 0:
+                raise OSError(-pid, os.strerror(-pid))
         except OSError:
             os.close(status_file)
             raise
-        finally:
-            os.close(theirs)
-        told = os.read(status_file, NUMBER.size)
-        if not told:
-            os.close(status_file)
-            raise OSError("the process that forks workers has died")
-        return ForkedProcess(NUMBER.unpack(told)[0], status_file)
+        return ForkedProcess(pid, status_file)
 
     def close(self) -> None:
         """Let it end."""
@@ -152,10 +183,8 @@ def fork_worker(files: Sequence[int]) -> ForkedProcess:
     global _template
     with _lock:
         if _template is not None and _template.is_alive:
-            try:
+            with suppress(_Died):  # a moment ago: another one
                 return _template.fork(files)
-            except OSError:
-                pass  # it died a moment ago: another one
         _close()
         _template = _Template()
         return _template.fork(files)

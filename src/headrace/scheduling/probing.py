@@ -8,17 +8,15 @@ from typing import NamedTuple
 
 __all__ = ["Mode", "Probe", "distinct"]
 
-PHASE_STEPS = 8
-"""Steps of one trial."""
+MEASURED_STEPS = 4
+"""Of a trial, at its end. Before them are those whose batches were already read when the mode changed: they are still
+computed in the mode before."""
 
 PASSES = 2
 """Trials of each mode, in turn: the speed of a machine that others share changes meanwhile."""
 
 WARM_UP_STEPS = 10
-"""At the beginning of a job, which belong to no trial: batches ahead have yet to be made."""
-
-SKIPPED_STEPS = 4
-"""Of a trial, at its start: batches that were read when the mode changed are still computed in the mode before."""
+"""At the beginning of a window, which belong to no trial: batches ahead have yet to be made."""
 
 EVERY_STEPS = 512
 """Steps until all modes are tried again: one step in ten at most pays the difference."""
@@ -60,22 +58,27 @@ def distinct(modes: Sequence[Mode], *, num_groups: int, store_holds: bool) -> li
 
 
 class Probe:
-    """Tries modes in turn on the job itself, and stays with the fastest.
+    """Tries modes in turn on the job itself, and stays with the fastest; it is kept over windows.
 
     Early pulls take two requests, and their rows arrive while dense work runs; pulls by group take several; those sent
     ahead wait in the store. Each request costs processor time on both ends, and each group of features costs some by
     itself, which pays where the processor would rest otherwise, and not where it never does. Plain numbers, without a
     clock.
+
+    Attributes:
+        modes: Those tried.
     """
 
-    def __init__(self, modes: Sequence[Mode]) -> None:
+    def __init__(self, modes: Sequence[Mode], *, num_ahead: int = 3) -> None:
         """Nothing is tried yet.
 
         Args:
             modes: The plainest last; the first trial is of the first.
+            num_ahead: Batches that may be read behind the next to train.
         """
-        self._modes = tuple(modes)
-        self._num_unused = WARM_UP_STEPS
+        self.modes = tuple(modes)
+        self._num_skipped = num_ahead + 1
+        self._num_warm_up, self._num_settled = WARM_UP_STEPS, 0
         self._now = 0
         self._trials: list[int] = []
         self._trial: list[float] = []
@@ -85,37 +88,53 @@ class Probe:
     @property
     def mode(self) -> Mode:
         """What the next step is to do."""
-        return self._modes[self._now]
+        return self.modes[self._now]
+
+    @property
+    def num_steps(self) -> int:
+        """From the beginning until the fastest is known."""
+        if len(self.modes) == 1:
+            return 0
+        return WARM_UP_STEPS + PASSES * len(self.modes) * (self._num_skipped + MEASURED_STEPS)
+
+    def begin(self) -> None:
+        """A window begins: its first steps tell nothing, and the trial under way begins anew."""
+        self._num_warm_up, self._trial = WARM_UP_STEPS, []
 
     def learn(self, step_s: float) -> None:
         """A step has ended under the present mode."""
-        if len(self._modes) == 1:
+        if len(self.modes) == 1:
             return
-        if self._num_unused:
-            self._num_unused -= 1
-            if not self._num_unused and not self._trials:
+        if self._num_warm_up:
+            self._num_warm_up -= 1
+        elif self._trials:
+            self._try(step_s)
+        else:
+            self._num_settled += 1
+            if self._num_settled == EVERY_STEPS:
                 self._begin_trials()
-            return
+
+    def _try(self, step_s: float) -> None:
         self._trial.append(step_s)
-        if len(self._trial) < PHASE_STEPS:
+        if len(self._trial) < self._num_skipped + MEASURED_STEPS:
             return
-        self._seconds[self._trials.pop(0)] += self._trial[SKIPPED_STEPS:]
+        self._seconds[self._trials.pop(0)] += self._trial[self._num_skipped :]
         self._trial = []
         if self._trials:
             self._now = self._trials[0]
         else:
-            self._now, self._num_unused = self._fastest(), EVERY_STEPS
+            self._now, self._num_settled = self._fastest(), 0
 
     def _begin_trials(self) -> None:
-        self._trials = [*range(len(self._modes))] * PASSES
-        self._seconds = [[] for _ in self._modes]
+        self._trials = [*range(len(self.modes))] * PASSES
+        self._seconds = [[] for _ in self.modes]
         self._trial = []
         self._now = 0
 
     def _fastest(self) -> int:
         medians = [statistics.median(seconds) for seconds in self._seconds]
-        best = len(self._modes) - 1
-        for mode in reversed(range(len(self._modes))):
+        best = len(self.modes) - 1
+        for mode in reversed(range(len(self.modes))):
             if medians[mode] * GAIN <= medians[best]:
                 best = mode
         return best

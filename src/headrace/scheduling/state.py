@@ -95,7 +95,8 @@ class SchedulerState:
         self._trainer_busy = False
         self._running: list[Operator] = []  # feature operators at work
         self._gap_start_s: float | None = None
-        self._probe = probe or Probe(distinct(policy.modes, num_groups=num_groups, store_holds=store_holds))
+        modes = distinct(policy.modes, num_groups=num_groups, store_holds=store_holds)
+        self._probe = probe or Probe(modes, num_ahead=policy.num_ahead)
         self._step_end_s: float | None = None
         self._order: Sequence[int] = range(num_groups)
 

@@ -191,7 +191,6 @@ class Scheduling:
         self.policy = choose_policy(config, assembly.model)
         self._config = config
         self._assembly = assembly
-        self._groups: FeatureGroups | None = None
         self._probe: Probe | None = None
 
     @contextmanager
@@ -209,14 +208,15 @@ class Scheduling:
         assert self.policy is not None, "the plain loop has no scheduler"
         config, model, policy = self._config, self._assembly.model, self.policy
         store_holds = not any(_is_local(model))
-        if self._groups is None or self._probe is None:
-            self._groups = feature_groups(self._assembly, config.max_groups or (MAX_GROUPS if store_holds else 1))
-            modes = distinct(policy.modes, num_groups=len(self._groups), store_holds=store_holds)
-            self._probe = Probe(modes)
+        groups = feature_groups(self._assembly, self._max_groups(store_holds))
+        modes = distinct(policy.modes, num_groups=len(groups), store_holds=store_holds)
+        if self._probe is None or self._probe.modes != tuple(modes):
+            self._probe = Probe(modes, num_ahead=policy.num_ahead)
+        self._probe.begin()
         num_cores = config.threads or max(1, int(effective_cpus().count))
         spare_cores = max(0, num_cores - torch.get_num_threads())
         state = SchedulerState(
-            len(self._groups),
+            len(groups),
             policy,
             num_cores=num_cores,
             spare_cores=spare_cores,
@@ -225,9 +225,9 @@ class Scheduling:
             probe=self._probe,
         )
         prefetches = isinstance(policy, BatchPrefetch)  # asked for by name, competing threads and all
-        nothing_overlaps = not store_holds and len(self._groups) == 1 and spare_cores == 0 and not prefetches
+        nothing_overlaps = not store_holds and len(groups) == 1 and spare_cores == 0 and not prefetches
         with (
-            TrainingWork(batches, self._groups, model, step, verify=config.verify) as work,
+            TrainingWork(batches, groups, model, step, verify=config.verify) as work,
             StepRuntime(work, state, is_inline=nothing_overlaps) as runtime,
         ):
             try:
@@ -235,3 +235,13 @@ class Scheduling:
             finally:
                 if folder is not None:
                     runtime.trace.write(folder / SCHEDULE_FILE, policy.name)
+
+    def _max_groups(self, store_holds: bool) -> int:
+        """Parts of the plan. One where it looks for equal rows: parts would find others than the whole does.
+
+        Gradients of equal rows are summed first, so the bits of parameters would depend on which way was faster.
+        """
+        grouping = self._assembly.plan.grouping
+        if grouping is None or grouping.groups:
+            return 1
+        return self._config.max_groups or (MAX_GROUPS if store_holds else 1)

@@ -1,11 +1,12 @@
-"""Which way of sending pulls pays: all are tried, the fastest one stays, and the others are tried again."""
+"""Which way of computing features and sending pulls pays: all are tried, the fastest stays, the others are tried again."""
 
 import pytest
 
-from headrace.scheduling.probing import EVERY_STEPS, PASSES, PHASE_STEPS, WARM_UP_STEPS, Mode, Probe, distinct
+from headrace.scheduling.probing import EVERY_STEPS, MEASURED_STEPS, PASSES, WARM_UP_STEPS, Mode, Probe, distinct
 
 EARLY, BY_GROUP, WHOLE = Mode(early=True, joint=True), Mode(by_group=True), Mode(joint=True)
 MODES = (EARLY, BY_GROUP, WHOLE)
+PHASE_STEPS = 4 + MEASURED_STEPS
 TRIALS = PASSES * ([EARLY] * PHASE_STEPS + [BY_GROUP] * PHASE_STEPS + [WHOLE] * PHASE_STEPS)
 DECIDED = WARM_UP_STEPS + len(TRIALS)
 
@@ -52,6 +53,22 @@ def test_what_lost_is_tried_again_and_may_win_when_the_job_has_changed() -> None
     modes = run(probe, len(TRIALS) + EVERY_STEPS, dict.fromkeys(MODES, 1.5) | {WHOLE: 0.5})
     assert modes[: len(TRIALS)] == TRIALS
     assert set(modes[len(TRIALS) :]) == {WHOLE}
+
+
+def test_a_window_begins_with_steps_that_tell_nothing_and_the_trial_anew() -> None:
+    probe = Probe(MODES)
+    run(probe, WARM_UP_STEPS + PHASE_STEPS + 5, dict.fromkeys(MODES, 1.0))
+    probe.begin()
+    assert run(probe, WARM_UP_STEPS, dict.fromkeys(MODES, 50.0)) == [BY_GROUP] * WARM_UP_STEPS
+    assert run(probe, PHASE_STEPS, dict.fromkeys(MODES, 1.0)) == [BY_GROUP] * PHASE_STEPS
+    assert probe.mode == WHOLE
+
+
+def test_batches_read_in_the_mode_before_do_not_count() -> None:
+    probe = Probe(MODES[1:], num_ahead=8)
+    modes = run(probe, probe.num_steps, dict.fromkeys(MODES, 1.0))
+    assert modes[WARM_UP_STEPS:].count(BY_GROUP) == PASSES * (9 + MEASURED_STEPS)
+    assert probe.num_steps == WARM_UP_STEPS + 2 * PASSES * (9 + MEASURED_STEPS)
 
 
 def test_a_single_mode_is_never_left() -> None:

@@ -12,10 +12,10 @@ from virtual_step import VirtualRun, VirtualStep
 from headrace.scheduling.graph import JOINT, Kind, Operator
 from headrace.scheduling.policies import POLICIES, BatchPrefetch, Recs, RecsEarly, make_policy
 from headrace.scheduling.policies.rules import BY_GROUP, WHOLE
-from headrace.scheduling.probing import PHASE_STEPS, WARM_UP_STEPS
+from headrace.scheduling.probing import WARM_UP_STEPS
 
-NUM_BATCHES = 124
-"""Ways of computing and sending are on trial for the first 58; steps are timed in the second half."""
+NUM_BATCHES = 152
+"""Ways of computing and sending are on trial for the first 74; steps are timed in the second half."""
 
 seconds = st.floats(0.1, 10.0, allow_nan=False)
 
@@ -146,9 +146,9 @@ def test_pulls_wait_where_state_is_saved_between_two_batches() -> None:
 
 
 def test_an_early_pull_is_followed_by_what_it_left_out() -> None:
-    run = VirtualRun(fine(2.0, 4.0, 6.0, 2.0, held_ratio=0.3), RecsEarly(), 80).run()
+    run = VirtualRun(fine(2.0, 4.0, 6.0, 2.0, held_ratio=0.3), RecsEarly(), 100).run()
     held = {operator.batch for operator, _ in run.begins(Kind.HELD)}
-    assert held >= set(range(2, 6)) | set(range(70, 76))
+    assert held >= set(range(2, 6)) | set(range(88, 96))
     ends = {operator.batch: end for operator, _, end in run.spans if operator.kind is Kind.DENSE}
     early = [pull for pull, begin in run.begins(Kind.PULL) if pull.batch and begin < ends[pull.batch - 1]]
     assert len(early) > 12
@@ -167,7 +167,7 @@ def test_idle_processors_say_why() -> None:
 
 
 def test_a_new_way_of_splitting_features_runs_ahead_at_once() -> None:
-    run = VirtualRun(fine(2.0, 4.0, 6.0, 2.0), Recs(modes=(BY_GROUP, WHOLE)), WARM_UP_STEPS + 2 * PHASE_STEPS).run()
+    run = VirtualRun(fine(2.0, 4.0, 6.0, 2.0), Recs(modes=(BY_GROUP, WHOLE)), WARM_UP_STEPS + 16).run()
     first = next(operator.batch for operator, _ in run.begins(Kind.FEATURES) if operator.group == JOINT)
     trained = {operator.batch: begin for operator, begin, _ in run.spans if operator.kind is Kind.DENSE}
     begun = next(

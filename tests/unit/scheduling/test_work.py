@@ -28,7 +28,7 @@ from headrace.scheduling.feature_groups import group_features
 from headrace.scheduling.graph import JOINT
 from headrace.scheduling.policies import POLICIES, Policy, Recs, RecsEarly, make_policy
 from headrace.scheduling.policies.rules import BY_GROUP, EARLY, IN_GROUPS
-from headrace.scheduling.probing import PHASE_STEPS, WARM_UP_STEPS, Mode
+from headrace.scheduling.probing import WARM_UP_STEPS, Mode
 from headrace.scheduling.runtime import StepRuntime
 from headrace.scheduling.state import SchedulerState
 from headrace.scheduling.work import TrainingWork
@@ -125,7 +125,7 @@ def test_parameters_stay_equal_when_transfers_take_their_time(
 
 @pytest.mark.parametrize("modes", [(BY_GROUP, EARLY), (EARLY, IN_GROUPS), (EARLY_BY_GROUP, EARLY)])
 def test_parameters_stay_equal_when_the_way_of_splitting_features_changes(modes: tuple[Mode, ...]) -> None:
-    table = rows(64 * (WARM_UP_STEPS + PHASE_STEPS + 8))
+    table = rows(64 * (WARM_UP_STEPS + 16))
     expected, parameters_then = train_plainly(table)[:2]
     losses, found, held = train_slowly(table.num_rows, RecsEarly(modes=modes), verify=True)
     assert losses == expected

@@ -13,6 +13,7 @@ from headrace.scheduling.cost import Costs
 from headrace.scheduling.policies.base import Choice, Situation
 from headrace.scheduling.policies.rules import (
     AHEAD,
+    AHEAD_BY_GROUP,
     EARLY,
     WHOLE,
     critical_first,
@@ -31,7 +32,7 @@ class RecsEarly:
 
     name: str = "recs_early"
     num_ahead: int = 3
-    modes: tuple[Mode, ...] = (EARLY, AHEAD, WHOLE)
+    modes: tuple[Mode, ...] = (EARLY, AHEAD_BY_GROUP, AHEAD, WHOLE)
 
     def num_workers(self, num_cores: int, free_cores: int) -> int:
         """See `Policy`."""
