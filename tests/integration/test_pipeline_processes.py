@@ -1,5 +1,6 @@
 """Worker processes: the same batches, and a kill, a bad row or a stuck function does no harm that is not told."""
 
+import errno
 import os
 import signal
 import time
@@ -81,6 +82,19 @@ def test_workers_are_forked_from_one_template_that_runs_one_thread_and_is_replac
     template.wait(5)
     (parent,) = set(seen_by_workers(functions.see_parent))
     assert parent == template_processes()[0].pid != template.pid
+
+
+def test_a_shortage_in_this_process_does_not_end_the_template(monkeypatch: pytest.MonkeyPatch) -> None:
+    (before,) = set(seen_by_workers(functions.see_parent))
+
+    def short(*arguments: Any) -> int:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    with monkeypatch.context() as shortage:
+        shortage.setattr("headrace.pipeline.worker_template.socket.send_fds", short)
+        with pytest.raises(PipelineError, match="cannot start a worker process: .*Too many open files"):
+            seen_by_workers(functions.see_parent)
+    assert set(seen_by_workers(functions.see_parent)) == {before}
 
 
 def test_a_worker_has_the_surroundings_of_the_moment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""Which way of computing features and sending pulls pays: all are tried, the fastest stays, the others are tried again."""
+"""Which way of computing features and sending pulls pays: each is tried in turn, and the fastest one stays."""
 
 import pytest
 
