@@ -92,7 +92,7 @@ def test_a_shortage_in_this_process_does_not_end_the_template(monkeypatch: pytes
 
     with monkeypatch.context() as shortage:
         shortage.setattr("headrace.pipeline.worker_template.socket.send_fds", short)
-        with pytest.raises(PipelineError, match="cannot start a worker process: .*Too many open files"):
+        with pytest.raises(PipelineError, match=r"cannot start a worker process: .*Too many open files"):
             seen_by_workers(functions.see_parent)
     assert set(seen_by_workers(functions.see_parent)) == {before}
 
