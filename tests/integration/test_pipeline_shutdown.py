@@ -25,7 +25,11 @@ print("started", flush=True)
 """
 
 ENDINGS = {
-    "interrupt": "threading.Timer(0.2, lambda: os.kill(os.getpid(), signal.SIGINT)).start()\nfor _ in batches: pass",
+    "interrupt": (
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a shell's background job ignores it
+        "threading.Timer(0.2, lambda: os.kill(os.getpid(), signal.SIGINT)).start()\n"
+        "for _ in batches: pass"
+    ),
     "exit": "sys.exit(0)",
     "end": "",
     "exception": "raise SystemExit(7)",
@@ -41,7 +45,10 @@ def test_a_program_ends_at_once_and_leaves_no_process(executor: str, ending: str
     assert process.stdout is not None
     process.stdout.readline()
     children = psutil.Process(process.pid).children(recursive=True)
-    _, errors = process.communicate(timeout=20)
+    try:
+        _, errors = process.communicate(timeout=20)
+    finally:
+        process.kill()  # if it did not end
     expected = {"interrupt": -signal.SIGINT, "exception": 7}.get(ending, 0)
     assert process.returncode == expected, errors.decode()
     assert ending == "interrupt" or not errors, errors.decode()
