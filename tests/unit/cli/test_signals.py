@@ -1,10 +1,19 @@
 """The first signal asks to stop, the second stops; afterwards everything is as before."""
 
 import signal
+from collections.abc import Iterator
 
 import pytest
 
 from headrace.cli.signals import stop_on_signals
+
+
+@pytest.fixture(autouse=True)
+def interrupts_are_heard() -> Iterator[None]:
+    """A shell's background job ignores them, and so does what it starts."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

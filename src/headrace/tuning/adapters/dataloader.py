@@ -12,6 +12,7 @@ No batch is lost, made twice or out of order, and the consumer does not wait for
 
 from __future__ import annotations
 
+import gc
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -107,6 +108,8 @@ class TunedDataLoader(OneStageJob):
                 generator=loader.generator,
                 prefetch_factor=loader.prefetch_factor,
             )
+            # Workers are forks: what they found to be garbage, say a connection, would wait for threads they do not have.
+            gc.collect()
             return iter(made)
 
 
