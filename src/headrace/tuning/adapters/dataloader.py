@@ -108,7 +108,7 @@ class TunedDataLoader(OneStageJob):
                 generator=loader.generator,
                 prefetch_factor=loader.prefetch_factor,
             )
-            # Workers are forks: what they found to be garbage, say a connection, would wait for threads they do not have.
+            # Workers are forks: garbage that they found, say a connection, would wait for threads they do not have.
             gc.collect()
             return iter(made)
 
