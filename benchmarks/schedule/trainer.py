@@ -30,7 +30,7 @@ from headrace.pipeline.elements import Account  # noqa: E402
 from headrace.scheduling.feature_groups import MAX_GROUPS, group_features  # noqa: E402
 from headrace.scheduling.graph import Kind  # noqa: E402
 from headrace.scheduling.policies import BatchPrefetch, make_policy  # noqa: E402
-from headrace.scheduling.probing import Probe, distinct  # noqa: E402
+from headrace.scheduling.probing import Probe, make_probe  # noqa: E402
 from headrace.scheduling.runtime import StepRuntime  # noqa: E402
 from headrace.scheduling.state import SchedulerState  # noqa: E402
 from headrace.scheduling.trace import Span, Trace  # noqa: E402
@@ -105,9 +105,9 @@ class Trainer:
             policy = BatchPrefetch(num_ahead=command["num_ahead"], num_threads=command["num_threads"])
         # As over the windows of a job, what was found out about a case stays.
         place, num_groups = (command["case"], command["policy"]), len(self.groups)
-        modes = distinct(policy.modes, num_groups=num_groups, store_holds=self.is_remote)
-        tried = len(modes) == 1 or place in self._probes
-        probe = self._probes.setdefault(place, Probe(modes, num_ahead=policy.num_ahead))
+        tried = place in self._probes
+        probe = self._probes.setdefault(place, make_probe(policy, num_groups=num_groups, store_holds=self.is_remote))
+        tried = tried or len(probe.modes) == 1
         state = SchedulerState(num_groups, policy, num_cores=1, store_holds=self.is_remote, probe=probe)
         trace, steps = Trace(command["steps"]), command["steps"]
         probe.begin()

@@ -20,7 +20,7 @@ import pyarrow as pa
 
 from headrace.logs.groups import compact
 
-__all__ = ["Disconnected", "receive", "send"]
+__all__ = ["Disconnected", "exactly", "receive", "send"]
 
 _HEADER = struct.Struct("<QQ")
 """Bytes of the control part; bytes of rows, 0 for none."""
@@ -67,9 +67,9 @@ def receive(connection: socket.socket) -> tuple[Any, pa.RecordBatch | None]:
     try:
         header, files, _, _ = socket.recv_fds(connection, _HEADER.size, 1)
         try:
-            header += _exactly(connection, _HEADER.size - len(header))
+            header += exactly(connection, _HEADER.size - len(header))
             control_bytes, rows_bytes = _HEADER.unpack(header)
-            control = pickle.loads(_exactly(connection, control_bytes))
+            control = pickle.loads(exactly(connection, control_bytes))
             return control, _read_rows(files[0], rows_bytes) if files else None
         finally:
             for file in files:
@@ -78,7 +78,12 @@ def receive(connection: socket.socket) -> tuple[Any, pa.RecordBatch | None]:
         raise Disconnected from error
 
 
-def _exactly(connection: socket.socket, num_bytes: int) -> bytes:
+def exactly(connection: socket.socket, num_bytes: int) -> bytes:
+    """So many bytes.
+
+    Raises:
+        EOFError: The other end closed the connection before.
+    """
     body = bytearray()
     while len(body) < num_bytes:
         part = connection.recv(min(num_bytes - len(body), 1 << 20))

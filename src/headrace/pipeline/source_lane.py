@@ -19,7 +19,6 @@ class _Item:
     number: int
     next_piece: int = 0
     running: bool = False
-    exhausted: bool = False
     pieces: deque[Element] = field(default_factory=deque)
     failure: BaseException | None = None
 
@@ -103,10 +102,9 @@ class SourceLane:
         item = self._by_number[work.item]
         item.running = False
         if work.failure is not None:
-            item.failure, item.exhausted = work.failure, True
+            item.failure = work.failure
             del self._open[work.item]
         elif work.element is None:
-            item.exhausted = True
             del self._open[work.item]
         else:
             item.next_piece += 1
@@ -140,5 +138,7 @@ class SourceLane:
         self._next_item = self._num_items
 
     def _drop_read_items(self) -> None:
-        while self._items and self._items[0].exhausted and not self._items[0].pieces and not self._items[0].failure:
+        while self._items and not (
+            self._items[0].number in self._open or self._items[0].pieces or self._items[0].failure
+        ):
             del self._by_number[self._items.popleft().number]

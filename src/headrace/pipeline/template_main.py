@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from headrace.pipeline import worker_main
+from headrace.pipeline.messages import exactly
 
 __all__ = ["HEADER", "NUMBER", "NUM_FILES", "main"]
 
@@ -37,7 +38,10 @@ NUM_FILES = 4
 def main(control_file: int) -> None:
     """Fork a worker for each request, and tell how each ended, until the other end closes the connection."""
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGCHLD})  # whoever started this may have blocked it
-    forked = _serve(control_file)
+    try:
+        forked = _serve(control_file)
+    except EOFError:  # whoever asked died in the middle of it
+        sys.exit(1)
     if forked is not None:
         _become_worker(*forked)
 
@@ -62,7 +66,7 @@ def _serve(control_file: int) -> tuple[dict[str, Any], list[int], list[int]] | N
                 header, files, _, _ = socket.recv_fds(control, HEADER.size, NUM_FILES)
                 if not header:
                     return None  # workers see by themselves that the pipeline's process is gone
-                surroundings = pickle.loads(_exactly(control, *HEADER.unpack(header)))
+                surroundings = pickle.loads(exactly(control, *HEADER.unpack(header)))
                 *of_worker, status_file = files
                 try:
                     pid = os.fork()
@@ -79,16 +83,6 @@ def _serve(control_file: int) -> tuple[dict[str, Any], list[int], list[int]] | N
                     status_files[pid] = status_file
                 else:
                     os.close(status_file)
-
-
-def _exactly(control: socket.socket, num_bytes: int) -> bytes:
-    data = b""
-    while len(data) < num_bytes:
-        more = control.recv(num_bytes - len(data))
-        if not more:
-            sys.exit(1)
-        data += more
-    return data
 
 
 def _reap(status_files: dict[int, int]) -> None:

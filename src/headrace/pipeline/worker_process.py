@@ -108,7 +108,6 @@ class WorkerProcess:
             self._process.wait(grace_s)
         except TimeoutError:
             self._process.send_signal(signal.SIGKILL)
-            self._process.wait()
         self._connection.close()
         with suppress(OSError):
             os.close(self._lifeline)

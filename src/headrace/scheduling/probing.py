@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
-__all__ = ["Mode", "Probe", "distinct"]
+__all__ = ["Mode", "Probe", "distinct", "make_probe"]
 
 MEASURED_STEPS = 4
 """Of a trial, at its end. Before them are those whose batches were already read when the mode changed: they are still
@@ -55,6 +55,22 @@ def distinct(modes: Sequence[Mode], *, num_groups: int, store_holds: bool) -> li
         effect = (mode.early, mode.ahead and store_holds, split and mode.by_group, mode.joint or not split)
         kept.setdefault(effect, mode)
     return list(reversed(kept.values()))
+
+
+class Modal(Protocol):
+    """What a probe asks of a policy."""
+
+    @property
+    def num_ahead(self) -> int: ...
+
+    @property
+    def modes(self) -> Sequence[Mode]: ...
+
+
+def make_probe(policy: Modal, *, num_groups: int, store_holds: bool) -> Probe:
+    """A probe of the ways a policy has on this job; see `distinct`."""
+    modes = distinct(policy.modes, num_groups=num_groups, store_holds=store_holds)
+    return Probe(modes, num_ahead=policy.num_ahead)
 
 
 class Probe:

@@ -20,7 +20,7 @@ from headrace.scheduling.cost import Costs
 from headrace.scheduling.events import BatchRead, Event, Finished, NoMoreRows, Run, Wanted
 from headrace.scheduling.graph import JOINT, Kind, Operator
 from headrace.scheduling.policies.base import Choice, Policy
-from headrace.scheduling.probing import Probe, distinct
+from headrace.scheduling.probing import Probe, make_probe
 
 __all__ = ["SchedulerState"]
 
@@ -95,8 +95,7 @@ class SchedulerState:
         self._trainer_busy = False
         self._running: list[Operator] = []  # feature operators at work
         self._gap_start_s: float | None = None
-        modes = distinct(policy.modes, num_groups=num_groups, store_holds=store_holds)
-        self._probe = probe or Probe(modes, num_ahead=policy.num_ahead)
+        self._probe = probe or make_probe(policy, num_groups=num_groups, store_holds=store_holds)
         self._step_end_s: float | None = None
         self._order: Sequence[int] = range(num_groups)
 

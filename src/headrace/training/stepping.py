@@ -19,7 +19,7 @@ from headrace.resources import effective_cpus
 from headrace.scheduling.config import SchedulerConfig
 from headrace.scheduling.feature_groups import MAX_GROUPS, FeatureGroups, group_features
 from headrace.scheduling.policies import BatchPrefetch, Policy
-from headrace.scheduling.probing import Probe, distinct
+from headrace.scheduling.probing import Probe, make_probe
 from headrace.scheduling.runtime import StepRuntime
 from headrace.scheduling.state import SchedulerState
 from headrace.scheduling.work import TrainingWork
@@ -209,9 +209,9 @@ class Scheduling:
         config, model, policy = self._config, self._assembly.model, self.policy
         store_holds = not any(_is_local(model))
         groups = feature_groups(self._assembly, self._max_groups(store_holds))
-        modes = distinct(policy.modes, num_groups=len(groups), store_holds=store_holds)
-        if self._probe is None or self._probe.modes != tuple(modes):
-            self._probe = Probe(modes, num_ahead=policy.num_ahead)
+        probe = make_probe(policy, num_groups=len(groups), store_holds=store_holds)
+        if self._probe is None or self._probe.modes != probe.modes:
+            self._probe = probe
         self._probe.begin()
         num_cores = config.threads or max(1, int(effective_cpus().count))
         spare_cores = max(0, num_cores - torch.get_num_threads())
