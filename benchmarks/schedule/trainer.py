@@ -107,11 +107,10 @@ class Trainer:
         place, num_groups = (command["case"], command["policy"]), len(self.groups)
         tried = place in self._probes
         probe = self._probes.setdefault(place, make_probe(policy, num_groups=num_groups, store_holds=self.is_remote))
-        tried = tried or len(probe.modes) == 1
         state = SchedulerState(num_groups, policy, num_cores=1, store_holds=self.is_remote, probe=probe)
         trace, steps = Trace(command["steps"]), command["steps"]
         probe.begin()
-        warm_up = WARM_UP if tried else probe.num_steps
+        warm_up = WARM_UP if tried else max(WARM_UP, probe.num_steps)
         batches = Rows(self.batches, warm_up + steps + 1)
         held = []
         with (
