@@ -9,6 +9,7 @@ from typing import Annotated, Any, Self, Union, get_args, get_origin
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from headrace.bounded_yaml import BoundedLoader
 from headrace.errors import ConfigError
 
 __all__ = ["Config", "first_mistake", "read_yaml"]
@@ -57,8 +58,8 @@ def read_yaml(path: str | Path) -> Any:
     if not path.is_file():
         raise ConfigError(f"{path}: no such file")
     try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        return yaml.load(path.read_text(encoding="utf-8"), BoundedLoader)
+    except (yaml.YAMLError, ValueError) as error:  # not UTF-8, a date in month 13, a number of 5,000 digits
         mark = getattr(error, "problem_mark", None)
         line = f" line {mark.line + 1}:" if mark else ""
         raise ConfigError(f"{path}:{line} not YAML: {getattr(error, 'problem', None) or error}") from error

@@ -10,6 +10,7 @@ ROOT = Path(headrace.__file__).parent
 
 ORDER = [
     "errors",
+    "bounded_yaml",
     "config",
     "compiling",
     "registry",

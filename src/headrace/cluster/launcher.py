@@ -19,6 +19,8 @@ from headrace.errors import HeadraceError
 
 __all__ = ["LaunchOptions", "launch"]
 
+HEADRACE = (sys.executable, "-P", "-m", "headrace")
+"""-P: a file in the working folder that is named like a library must not be imported in its place."""
 LOOPBACK = "127.0.0.1"
 POLL_S = 0.1
 START_S = 120.0
@@ -184,7 +186,7 @@ def _see_through(
 
 def _shard_command(run: Path, listen: str) -> list[str]:
     checkpoints = str(run / "checkpoints")
-    return [sys.executable, "-m", "headrace", "shard", "--listen", listen, "--checkpoints", checkpoints]
+    return [*HEADRACE, "shard", "--listen", listen, "--checkpoints", checkpoints]
 
 
 def _trainers(job: Path, shards: list[str], options: LaunchOptions, say: Callable[[str], None]) -> list[_Process]:
@@ -196,7 +198,7 @@ def _trainers(job: Path, shards: list[str], options: LaunchOptions, say: Callabl
     }
     if shards:
         shared[SHARDS_VARIABLE] = ",".join(shards)
-    command = [sys.executable, "-m", "headrace", "train", str(job), *options.arguments]
+    command = [*HEADRACE, "train", str(job), *options.arguments]
     return [
         _Process(f"trainer-{rank}", command, shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)}, say)
         for rank in range(options.trainers)

@@ -47,7 +47,9 @@ def _serve(connection: socket.socket) -> None:
     try:
         operations = pickle.loads(shipped)
     except Exception as error:  # importing runs the user's module, which may raise anything
-        reason = f"the worker process cannot load the function: {type(error).__name__}: {error}"
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        place = f"{frame.filename} line {frame.lineno}"
+        reason = f"the worker process cannot load the function: {type(error).__name__}: {error} ({place})"
         send(connection, StageFault(0, reason, (), traceback.format_exc()))
         return
     send(connection, None)

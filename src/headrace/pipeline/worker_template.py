@@ -101,7 +101,7 @@ class _Template:
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
             self._process = subprocess.Popen(
-                [sys.executable, "-c", f"{code}main({theirs.fileno()})"],
+                [sys.executable, "-P", "-c", f"{code}main({theirs.fileno()})"],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 env={**ONE_THREAD, **os.environ},

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
-import sys
-from collections.abc import Callable, Mapping
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 import pyarrow as pa
@@ -17,8 +14,9 @@ from headrace.observe.decisions import DecisionLog
 from headrace.pipeline import Account, BatchIterator, Pipeline, from_source
 from headrace.training.job import JobConfig
 from headrace.training.rows import RowCounts
+from headrace.training.user_functions import load_function
 
-__all__ = ["build_pipeline", "count_rows", "decide_groups", "load_function", "open_batches", "source_columns"]
+__all__ = ["build_pipeline", "count_rows", "decide_groups", "open_batches", "source_columns"]
 
 
 def open_batches(
@@ -119,24 +117,3 @@ def count_rows(account: Account) -> RowCounts:
         dropped=account.num_dropped,
         quarantined=account.num_quarantined,
     )
-
-
-def load_function(name: str) -> Callable[..., Any]:
-    """A user's function from "package.module:function"; the working folder is searched too.
-
-    Raises:
-        ConfigError: There is no such module or function in it.
-    """
-    module_name, _, function_name = name.partition(":")
-    if not function_name:
-        raise ConfigError(f"pipeline: given {name!r}, expected package.module:function")
-    here = str(Path.cwd())
-    if here not in sys.path:
-        sys.path.insert(0, here)
-    try:
-        function = getattr(importlib.import_module(module_name), function_name)
-    except (ImportError, AttributeError) as error:
-        raise ConfigError(f"pipeline: {name}: {error}") from error
-    if not callable(function):
-        raise ConfigError(f"pipeline: {name} is {type(function).__name__}, expected a function")
-    return function  # type: ignore[no-any-return]
