@@ -14,6 +14,7 @@ ORDER = [
     "config",
     "compiling",
     "registry",
+    "lifeline",
     "resources",
     "threads",
     "buffers",

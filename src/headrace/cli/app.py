@@ -25,6 +25,7 @@ from headrace.cli.shard import shard
 from headrace.cli.train import train
 from headrace.cli.warmup import warmup
 from headrace.errors import HeadraceError
+from headrace.lifeline import end_with_parent
 
 # In the order of --help: that of a first hour with the tool.
 Commands = tuple[Callable[..., None], ...]
@@ -77,6 +78,7 @@ def options(
 
 def main() -> None:
     """Run the command line: 0 for success, 2 for a mistake the user can mend, 130 after Ctrl-C."""
+    end_with_parent()
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     try:
         app(arguments, prog_name="headrace")

@@ -1,16 +1,20 @@
-"""Ctrl-C and SIGTERM as a wish to stop, once; a second Ctrl-C stops at once."""
+"""Ctrl-C, SIGTERM and SIGHUP as a wish to stop, once; a second Ctrl-C or SIGTERM stops at once."""
 
 from __future__ import annotations
 
+import os
 import signal
+import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from types import FrameType
 
 import typer
 
 __all__ = ["StopWish", "stop_on_signals"]
+
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @dataclass
@@ -22,15 +26,23 @@ class StopWish:
 
 @contextmanager
 def stop_on_signals() -> Iterator[StopWish]:
-    """While inside, the first SIGINT or SIGTERM only sets `asked`; the next does what it did before."""
+    """While inside, the first SIGINT, SIGTERM or SIGHUP only sets `asked`; the next does what it did before.
+
+    A terminal that closes may send SIGHUP several times, so further ones are ignored. Under `nohup` all are.
+    """
     wish = StopWish()
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+    if before[signal.SIGHUP] is signal.SIG_IGN:
+        del before[signal.SIGHUP]
 
     def ask(number: int, frame: FrameType | None) -> None:
         wish.asked = True
         for name, handler in before.items():
-            signal.signal(name, handler)
-        typer.echo("stopping after this step, with a checkpoint; Ctrl-C again stops at once", err=True)
+            signal.signal(name, signal.SIG_IGN if name == signal.SIGHUP else handler)
+        if number == signal.SIGHUP:
+            leave_closed_terminal()
+        with suppress(OSError):  # nobody reads it
+            typer.echo("stopping after this step, with a checkpoint; Ctrl-C again stops at once", err=True)
 
     for number in before:
         signal.signal(number, ask)
@@ -39,3 +51,13 @@ def stop_on_signals() -> Iterator[StopWish]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def leave_closed_terminal() -> None:
+    """Write nowhere instead of to a terminal that is gone, where each line would be an error."""
+    for file in (1, 2):
+        with suppress(OSError):
+            if stat.S_ISCHR(os.fstat(file).st_mode) and not os.isatty(file):
+                nowhere = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(nowhere, file)
+                os.close(nowhere)

@@ -14,6 +14,7 @@ def warmup() -> None:
     from concurrent.futures import ProcessPoolExecutor, as_completed
     from multiprocessing import get_context
 
+    from headrace.lifeline import end_with_parent
     from headrace.observe.progress import Progress
     from headrace.resources import effective_cpus
     from headrace.training.warm_up import compile_group, warm_up_groups
@@ -22,7 +23,7 @@ def warmup() -> None:
     processes = max(1, min(MAX_PROCESSES, int(effective_cpus().count)))
     with (
         Progress("compile kernels", total=len(names), unit="groups") as progress,
-        ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool,
+        ProcessPoolExecutor(processes, mp_context=get_context("spawn"), initializer=end_with_parent) as pool,
     ):
         compiling = {pool.submit(compile_group, name): name for name in names}
         for done in as_completed(compiling):

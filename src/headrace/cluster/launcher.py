@@ -10,12 +10,14 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from headrace.cluster.shards import READY
 from headrace.cluster.training import SHARDS_VARIABLE
 from headrace.errors import HeadraceError
+from headrace.lifeline import LIFELINE_VARIABLE, Lifeline
 
 __all__ = ["LaunchOptions", "launch"]
 
@@ -59,16 +61,21 @@ class _Process:
     def start(self) -> None:
         """Start it; its output comes line by line with its name before it."""
         self._heard.clear()
-        self.handle = subprocess.Popen(
-            self.command,
-            env=self.environment,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
-            start_new_session=True,  # Ctrl-C reaches it through us, once
-        )
+        self._lifeline = Lifeline()
+        try:
+            self.handle = subprocess.Popen(
+                self.command,
+                env=self.environment | {LIFELINE_VARIABLE: str(self._lifeline.child_file)},
+                pass_fds=[self._lifeline.child_file],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                errors="replace",
+                start_new_session=True,  # Ctrl-C reaches it through us, once
+            )
+        finally:
+            self._lifeline.release()
         self._reader = threading.Thread(target=self._read, args=(self.handle,), name=self.name, daemon=True)
         self._reader.start()
 
@@ -78,7 +85,8 @@ class _Process:
             if line.startswith(READY):
                 self.address = line.removeprefix(READY).strip()
                 self._heard.set()
-            self.say(f"{self.name} | {line.rstrip()}")
+            with suppress(OSError):  # nobody listens any more, but the process must not wait for room in the pipe
+                self.say(f"{self.name} | {line.rstrip()}")
         self._heard.set()
 
     def wait_for_address(self) -> str:
@@ -101,6 +109,7 @@ class _Process:
         self._reader.join(timeout=5.0)
         if self.handle.stdout is not None:
             self.handle.stdout.close()
+        self._lifeline.close()
 
 
 def launch(

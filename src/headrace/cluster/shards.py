@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from headrace.embeddings.shard import Shard
@@ -29,7 +30,7 @@ def serve_shard(
     security: ServerSecurity,
     say: Callable[[str], None],
 ) -> None:
-    """Serve until SIGTERM or SIGINT, then end the process.
+    """Serve until SIGTERM, SIGINT or SIGHUP, then end the process.
 
     It ends at once, with trainers connected: rows since the newest checkpoint are lost either way, and streams that
     trainers keep open would be waited for without end.
@@ -48,15 +49,26 @@ def serve_shard(
         folder, expected = _read_job(job)
         checkpoints = checkpoints or folder
     shard = Shard(checkpoints=checkpoints, expected=expected, hold_s=hold_s)
-    signals = {signal.SIGTERM, signal.SIGINT}
-    signal.pthread_sigmask(signal.SIG_BLOCK, signals)  # in all threads: the server starts its own
+    stop = _stop_signals()
     server = ShardServer(shard, listen, security=security, threads=threads)
     host, _ = split_address(listen)
     say(f"{READY}{f'[{host}]' if ':' in host else host}:{server.port}")
     sys.stdout.flush()
-    signal.sigwait(signals)
-    sys.stdout.flush()
+    os.read(stop, 1)
+    with suppress(OSError):  # the terminal is gone
+        sys.stdout.flush()
     os._exit(0)
+
+
+def _stop_signals() -> int:
+    """Handle SIGTERM, SIGINT and SIGHUP; returns a file that can be read from once one has come, in any thread."""
+    stop, stopped = os.pipe()
+    os.set_blocking(stopped, False)
+    signal.set_wakeup_fd(stopped)
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:  # as nohup leaves it
+            signal.signal(number, lambda *_: None)
+    return stop
 
 
 def _read_job(path: Path) -> tuple[Path, dict[str, TableSpec]]:

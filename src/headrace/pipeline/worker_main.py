@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import faulthandler
-import os
 import pickle
 import signal
 import socket
-import threading
 import time
 import traceback
 from dataclasses import replace
 
 import pyarrow as pa
 
+from headrace.lifeline import end_with_file
 from headrace.pipeline.chain import StageFault, run_chain
 from headrace.pipeline.messages import Disconnected, receive, send
 
@@ -28,12 +27,12 @@ def main(connection_file: int, lifeline_file: int, stack_file: int) -> None:
 
     Args:
         connection_file: Descriptor of the socket.
-        lifeline_file: A pipe that ends when the pipeline's process does; then this process ends too, also in the
-            middle of a user's function.
+        lifeline_file: Of a `Lifeline` of the pipeline's process: this one ends with it, also in the middle of a user's
+            function.
         stack_file: Where the stack goes on `STACK_SIGNAL`.
     """
     faulthandler.register(STACK_SIGNAL, file=stack_file, all_threads=False)
-    threading.Thread(target=_die_with_parent, args=(lifeline_file,), daemon=True).start()
+    end_with_file(lifeline_file)
     pa.set_cpu_count(1)  # workers run side by side: each is one thread
     with socket.socket(fileno=connection_file) as connection:
         try:
@@ -62,8 +61,3 @@ def _serve(connection: socket.socket) -> None:
             continue
         send(connection, replace(result, payload=None), result.payload)
         del rows, result
-
-
-def _die_with_parent(lifeline_file: int) -> None:
-    os.read(lifeline_file, 1)
-    os._exit(1)

@@ -12,6 +12,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from headrace.lifeline import Lifeline
 from headrace.pipeline.chain import StageFault
 from headrace.pipeline.messages import Disconnected, receive, send
 from headrace.pipeline.worker_main import STACK_SIGNAL
@@ -36,18 +37,18 @@ class WorkerProcess:
             OSError: It cannot be started.
         """
         self._connection, theirs = socket.socketpair()
-        lifeline, self._lifeline = os.pipe()
+        self._lifeline = Lifeline()
         self._stack = tempfile.TemporaryFile()  # noqa: SIM115 - closed in stop()
         try:
-            self._process = fork_worker((theirs.fileno(), lifeline, self._stack.fileno()))
+            self._process = fork_worker((theirs.fileno(), self._lifeline.child_file, self._stack.fileno()))
         except OSError:
             for file in (self._connection, self._stack):
                 file.close()
-            os.close(self._lifeline)
+            self._lifeline.close()
             raise
         finally:
             theirs.close()
-            os.close(lifeline)
+            self._lifeline.release()
         with suppress(Disconnected):  # seen again, and reported, when it should get ready
             send(self._connection, shipped)
 
@@ -109,8 +110,7 @@ class WorkerProcess:
         except TimeoutError:
             self._process.send_signal(signal.SIGKILL)
         self._connection.close()
-        with suppress(OSError):
-            os.close(self._lifeline)
+        self._lifeline.close()
         self._stack.close()
         return describe_exit(self._process.wait())
 
