@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -21,6 +22,7 @@ import pytest
 from headrace.cluster import train_job
 from headrace.cluster.training import SHARDS_VARIABLE
 from headrace.embeddings.shard import Shard
+from headrace.embeddings.shard_security import TOKEN_VARIABLE
 from headrace.embeddings.shard_service import ShardServer
 from headrace.embeddings.table_parts import join_parts
 from headrace.logs.generate import GenerateConfig, generate_logs
@@ -145,7 +147,9 @@ def test_two_trainers_and_two_shards_one_of_them_killed_equal_one_process(folder
         log = stack.enter_context((folder / "launched.log").open("w"))
         process = stack.enter_context(subprocess.Popen(command, stdout=log, stderr=log))
         stack.callback(process.kill)
-        kill_a_shard_behind_the_first_checkpoint(process, folder / "launched" / "checkpoints")
+        wait_for_the_first_checkpoint(process, folder / "launched" / "checkpoints")
+        assert_only_this_machine_is_listened_to(process.pid)
+        kill_a_shard(process)
         children = psutil.Process(process.pid).children(recursive=True)
         assert process.wait(timeout=200) == 0, (folder / "launched.log").read_text()
     text = (folder / "launched.log").read_text()
@@ -184,14 +188,82 @@ def test_actors_of_ray_train_the_same_model(folder: Path) -> None:
     assert step == -(-ROWS // 2 // 64)
 
 
-def kill_a_shard_behind_the_first_checkpoint(process: subprocess.Popen[bytes], checkpoints: Path) -> None:
+def wait_for_the_first_checkpoint(process: subprocess.Popen[bytes], checkpoints: Path) -> None:
     deadline = time.monotonic() + 120
     while not (checkpoints / "00000001").exists():
         assert process.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.01)
+
+
+def kill_a_shard(process: subprocess.Popen[bytes]) -> None:
     shards = [child for child in psutil.Process(process.pid).children() if "shard" in child.cmdline()]
     os.kill(max(shards, key=lambda child: child.pid).pid, signal.SIGKILL)
+
+
+def assert_only_this_machine_is_listened_to(launcher: int) -> None:
+    """Every socket that any process of a launched job listens at is on loopback, and no command line has the token."""
+    processes = [psutil.Process(launcher), *psutil.Process(launcher).children(recursive=True)]
+    listening = {process.pid: listening_at(process) for process in processes}
+    roles = {process.pid: process.cmdline() for process in processes}
+    for role in ("shard", "train"):  # trainers listen for each other's gradients
+        found = [pid for pid, command in roles.items() if role in command]
+        assert len(found) == 2, roles
+        assert all(listening[pid] for pid in found), listening
+    assert {host for hosts in listening.values() for host in hosts} == {"127.0.0.1"}
+    tokens = {process.environ().get(TOKEN_VARIABLE) for process in processes if process.pid != launcher}
+    (token,) = tokens
+    assert token is not None
+    assert not [command for command in roles.values() if token in " ".join(command)]
+
+
+def listening_at(process: psutil.Process) -> list[str]:
+    """Addresses; gRPC's are IPv4 ones as an IPv6 socket has them."""
+    return [
+        each.laddr.ip.removeprefix("::ffff:")
+        for each in process.net_connections("inet")
+        if each.status == psutil.CONN_LISTEN
+    ]
+
+
+MEET = """
+import sys
+from headrace.cluster.rendezvous import Rendezvous
+rendezvous = Rendezvous(60.0)
+for number in range(2):
+    with rendezvous.round() as peers:
+        told = peers.share(f"round {number}")
+        print(peers.rank, told, flush=True)
+        sys.stdin.readline()
+        peers.share(None)
+"""
+
+
+@pytest.mark.parametrize("variables", [{"MASTER_ADDR": "127.0.0.1"}, {"MASTER_ADDR": "localhost"}])
+def test_trainers_started_by_hand_on_one_machine_listen_to_it_alone(variables: dict[str, str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        variables = variables | {"MASTER_PORT": str(probe.getsockname()[1]), "WORLD_SIZE": "2"}
+    variables["GLOO_SOCKET_IFNAME"] = ""
+    with ExitStack() as stack:
+        trainers = []
+        for rank in range(2):
+            environment = os.environ | variables | {"RANK": str(rank)}
+            pipes: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+            trainer = stack.enter_context(subprocess.Popen([sys.executable, "-c", MEET], env=environment, **pipes))
+            stack.callback(trainer.kill)
+            trainers.append(trainer)
+        for number in range(2):
+            for rank, trainer in enumerate(trainers):
+                while not (line := trainer.stdout.readline()).startswith(f"{rank} "):
+                    assert line, "ended"
+                assert line == f"{rank} round {number}\n"
+            hosts = [listening_at(psutil.Process(trainer.pid)) for trainer in trainers]
+            assert all(hosts), hosts
+            assert {host for each in hosts for host in each} == {"127.0.0.1"}
+            for trainer in trainers:
+                trainer.stdin.write("\n")
+                trainer.stdin.flush()
+        assert [trainer.wait(timeout=60) for trainer in trainers] == [0, 0]
 
 
 def ledger(run: Path) -> list[tuple[int, int]]:

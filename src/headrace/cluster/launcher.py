@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+import secrets
 import signal
-import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -14,8 +15,10 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from headrace.cluster.rendezvous import RENDEZVOUS_VARIABLE
 from headrace.cluster.shards import READY
 from headrace.cluster.training import SHARDS_VARIABLE
+from headrace.embeddings.shard_security import TOKEN_VARIABLE
 from headrace.errors import HeadraceError
 from headrace.lifeline import LIFELINE_VARIABLE, Lifeline
 
@@ -138,24 +141,28 @@ def launch(
     Raises:
         HeadraceError: A shard does not start, or dies once too often.
     """
+    # Shards answer to this run's trainers only. Other users see command lines, but not the environment.
+    environment = dict(os.environ) | {TOKEN_VARIABLE: secrets.token_urlsafe(32)}
     shards = [
-        _Process(f"shard-{number}", _shard_command(run, f"{LOOPBACK}:0"), dict(os.environ), say)
+        _Process(f"shard-{number}", _shard_command(run, f"{LOOPBACK}:0"), environment, say)
         for number in range(options.shards)
     ]
     trainers: list[_Process] = []
-    try:
-        for shard in shards:
-            shard.start()
-        for shard in shards:
-            shard.command = _shard_command(run, shard.wait_for_address())  # comes back at the same address
-        trainers = _trainers(job, [shard.address or "" for shard in shards], options, say)
-        for trainer in trainers:
-            trainer.start()
-        return _see_through(shards, trainers, options.max_restarts, should_stop, say)
-    finally:
-        for process in [*trainers, *shards]:
-            if hasattr(process, "handle"):
-                process.end()
+    with tempfile.TemporaryDirectory(prefix="headrace-launch-") as private:
+        try:
+            for shard in shards:
+                shard.start()
+            for shard in shards:
+                shard.command = _shard_command(run, shard.wait_for_address())  # comes back at the same address
+            environment |= _meeting([shard.address or "" for shard in shards], options.trainers, private)
+            trainers = _trainers(job, environment, options, say)
+            for trainer in trainers:
+                trainer.start()
+            return _see_through(shards, trainers, options.max_restarts, should_stop, say)
+        finally:
+            for process in [*trainers, *shards]:
+                if hasattr(process, "handle"):
+                    process.end()
 
 
 def _see_through(
@@ -198,24 +205,17 @@ def _shard_command(run: Path, listen: str) -> list[str]:
     return [*HEADRACE, "shard", "--listen", listen, "--checkpoints", checkpoints]
 
 
-def _trainers(job: Path, shards: list[str], options: LaunchOptions, say: Callable[[str], None]) -> list[_Process]:
-    shared = dict(os.environ) | {
-        "WORLD_SIZE": str(options.trainers),
-        "MASTER_ADDR": LOOPBACK,
-        "MASTER_PORT": str(_free_port()),
-        "GLOO_SOCKET_IFNAME": "lo",
-    }
-    if shards:
-        shared[SHARDS_VARIABLE] = ",".join(shards)
+def _meeting(shards: list[str], num_trainers: int, private: str) -> dict[str, str]:
+    """How trainers find shards and each other, as variables."""
+    meeting = {"WORLD_SIZE": str(num_trainers), RENDEZVOUS_VARIABLE: str(Path(private) / "trainers")}
+    return meeting | ({SHARDS_VARIABLE: ",".join(shards)} if shards else {})
+
+
+def _trainers(
+    job: Path, environment: dict[str, str], options: LaunchOptions, say: Callable[[str], None]
+) -> list[_Process]:
     command = [*HEADRACE, "train", str(job), *options.arguments]
     return [
-        _Process(f"trainer-{rank}", command, shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)}, say)
+        _Process(f"trainer-{rank}", command, environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)}, say)
         for rank in range(options.trainers)
     ]
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind((LOOPBACK, 0))
-        port: int = probe.getsockname()[1]
-        return port

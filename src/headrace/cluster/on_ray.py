@@ -4,25 +4,28 @@ from __future__ import annotations
 
 import importlib
 import os
+import secrets
 import socket
 from pathlib import Path
 from typing import Any
 
 from headrace.cluster.training import SHARDS_VARIABLE, train_job
 from headrace.embeddings.shard import Shard
-from headrace.embeddings.shard_security import ServerSecurity
+from headrace.embeddings.shard_security import TOKEN_VARIABLE, ServerSecurity
 from headrace.embeddings.shard_service import ShardServer
 from headrace.errors import ConfigError, MissingExtra
 from headrace.training import JobConfig, RunFolder
 
 __all__ = ["train_on_ray"]
 
+LOOPBACK = "127.0.0.1"
+
 
 class ShardActor:
     """One shard, for as long as the actor lives."""
 
     def __init__(self, checkpoints: str, listens_beyond: bool, security: ServerSecurity) -> None:
-        host = _address() if listens_beyond else "127.0.0.1"
+        host = _address() if listens_beyond else LOOPBACK
         server = ShardServer(Shard(checkpoints=Path(checkpoints)), f"{host}:0", security=security)
         self._server = server
         self._address = f"{host}:{server.port}"
@@ -35,11 +38,12 @@ class ShardActor:
 class TrainerActor:
     """One trainer."""
 
-    def meeting_place(self) -> tuple[str, int]:
+    def meeting_place(self, listens_beyond: bool) -> tuple[str, int]:
         """Address and a free port of this actor's machine, where trainers may meet."""
+        host = _address() if listens_beyond else LOOPBACK
         with socket.socket() as probe:
-            probe.bind(("", 0))
-            return _address(), int(probe.getsockname()[1])
+            probe.bind((host, 0))
+            return host, int(probe.getsockname()[1])
 
     def train(self, job: str, environment: dict[str, str], windows: int | None) -> tuple[list[str], int]:
         """Train; returns the names of the windows finished, and the step."""
@@ -85,6 +89,10 @@ def train_on_ray(
         raise ConfigError(f"shards: given 0 with {trainers} trainers, expected one at least, to hold the embeddings")
     ray.init(ignore_reinit_error=True, log_to_driver=True)
     listens_beyond = sum(bool(node["Alive"]) for node in ray.nodes()) > 1
+    environment = {}
+    if security is None and not listens_beyond:
+        environment[TOKEN_VARIABLE] = secrets.token_urlsafe(32)
+        security = ServerSecurity(environment[TOKEN_VARIABLE])
     security = security or ServerSecurity()
     if listens_beyond:
         security.check(_address())
@@ -94,8 +102,8 @@ def train_on_ray(
     workers = [trainer.remote() for _ in range(trainers)]
     try:
         addresses = ray.get([each.address.remote() for each in holders])
-        host, port = ray.get(workers[0].meeting_place.remote())
-        shared = {"WORLD_SIZE": str(trainers), "MASTER_ADDR": host, "MASTER_PORT": str(port)}
+        host, port = ray.get(workers[0].meeting_place.remote(listens_beyond))
+        shared = environment | {"WORLD_SIZE": str(trainers), "MASTER_ADDR": host, "MASTER_PORT": str(port)}
         if addresses:
             shared[SHARDS_VARIABLE] = ",".join(addresses)
         runs: list[Any] = [

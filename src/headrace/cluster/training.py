@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from headrace.cluster.rendezvous import Rendezvous
 from headrace.embeddings.shard_group import wait_for_shards
+from headrace.embeddings.shard_security import TOKEN_VARIABLE, is_loopback, split_address
 from headrace.errors import ShardLost
 from headrace.training import JobConfig, Trainer, TrainResult
 from headrace.training.peers import PeerLost
@@ -20,11 +21,17 @@ SHARDS_VARIABLE = "HEADRACE_SHARDS"
 
 
 def with_shards(job: JobConfig) -> JobConfig:
-    """The job with the shards that the environment names, if it names any."""
+    """The job with the shards that the environment names, if it names any, and with the token that belongs to them."""
     given = os.environ.get(SHARDS_VARIABLE)
     if not given:
         return job
-    return job.model_copy(update={"cluster": job.cluster.model_copy(update={"shards": tuple(given.split(","))})})
+    shards = tuple(given.split(","))
+    update: dict[str, object] = {"shards": shards}
+    if TOKEN_VARIABLE in os.environ:
+        update["token_file"] = None
+        if all(is_loopback(split_address(shard)[0]) for shard in shards):
+            update["tls_authority"] = None
+    return job.model_copy(update={"cluster": job.cluster.model_copy(update=update)})
 
 
 def train_job(

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from headrace.errors import ConfigError
 
-__all__ = ["TOKEN_VARIABLE", "ClientSecurity", "ServerSecurity", "read_token", "split_address"]
+__all__ = ["TOKEN_VARIABLE", "ClientSecurity", "ServerSecurity", "is_loopback", "read_token", "split_address"]
 
 TOKEN_VARIABLE = "HEADRACE_SHARD_TOKEN"
 """Where the token is taken from if no file is named."""
