@@ -154,8 +154,8 @@ def launch(
                 shard.start()
             for shard in shards:
                 shard.command = _shard_command(run, shard.wait_for_address())  # comes back at the same address
-            environment |= _meeting([shard.address or "" for shard in shards], options.trainers, private)
-            trainers = _trainers(job, environment, options, say)
+            meeting = _meeting([shard.address or "" for shard in shards], options.trainers, private)
+            trainers = _trainers(job, environment | meeting, options, say)
             for trainer in trainers:
                 trainer.start()
             return _see_through(shards, trainers, options.max_restarts, should_stop, say)
