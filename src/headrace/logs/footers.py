@@ -75,6 +75,10 @@ class Footer:
             for name, leaves in self.leaves.items()
         }
 
+    def has_column(self, name: str) -> bool:
+        """Whether the file has a column, itself or by its partition folders."""
+        return name in self._types or any(key == name for key, _ in self.file.partition)
+
     def check_columns(self, names: list[str]) -> None:
         """Check that the file has these columns, itself or by its partition folders.
 

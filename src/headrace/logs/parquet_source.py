@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +20,8 @@ from headrace.logs.files import HIVE_NULL, LogFile
 from headrace.logs.footers import Footer, iter_nested, iter_plain, open_parquet, read_footer, reading, time_bounds
 from headrace.logs.grouping import Groups, choose_groups, grouped_batch
 from headrace.logs.groups import GROUP_PREFIX, group_name
-from headrace.logs.pieces import FILE_ROW_BITS, Piece, split_row_id
+from headrace.logs.pieces import Piece
+from headrace.logs.row_ids import RowIds
 from headrace.logs.schema import Schema, TimestampColumn
 
 __all__ = ["BytesRead", "ParquetSource", "select_files"]
@@ -74,7 +75,11 @@ class ParquetSource:
         schema: The schema of the log.
         columns: Columns to deliver (and check), of those in the schema; None for all of them.
         policy: What to do with bad rows.
+        optional: Columns to leave out where a file lacks them.
         max_rows_per_piece: Rows of the largest piece.
+
+    Attributes:
+        row_ids: Where the ids of rows come from.
 
     Raises:
         DataError: A file is not readable Parquet, lacks a column, has fewer rows than selected, or its layout is not
@@ -89,16 +94,23 @@ class ParquetSource:
         *,
         columns: Sequence[str] | None = None,
         policy: BadRowPolicy | None = None,
+        optional: Collection[str] = (),
         max_rows_per_piece: int = 65_536,
     ) -> None:
-        self._schema = schema
-        self._columns = schema.columns if columns is None else tuple(dict.fromkeys(columns))
-        check_names(schema, self._columns)
+        columns = schema.columns if columns is None else tuple(dict.fromkeys(columns))
+        check_names(schema, columns)
         self._policy = BadRowPolicy() if policy is None else policy
         self._max_rows = max_rows_per_piece
         footers = {s.file.path: read_footer(s.file) for s in {s.file.path: s for s in selections}.values()}
-        stored = _stored_schema(schema, next(iter(footers.values()), None))
-        self._groups = _common_groups(list(footers.values()), schema, self._columns)
+        _check_layouts(list(footers.values()))
+        self.row_ids = RowIds.of({s.file_number: footers[s.file.path] for s in selections}, schema, optional=optional)
+        left_out = {name for name in optional if not all(footer.has_column(name) for footer in footers.values())}
+        left_out |= {schema.row_id} if self.row_ids.schema.row_id is None and schema.row_id is not None else set()
+        self._schema = schema = self.row_ids.schema
+        self._columns = tuple(name for name in columns if name not in left_out)
+        first = next(iter(footers.values()), None)
+        stored = _stored_schema(schema, first)
+        self._groups = _common_groups(first, schema, self._columns)
         names = {group_name(number): members for number, members in self._groups.items()}
         self._checker = RowChecker(schema, self._columns, self._policy, stored, names)
         self._needed = list(self._checker.inputs)
@@ -107,9 +119,10 @@ class ParquetSource:
             if self._clock is None:
                 raise ConfigError("windows by time need a timestamp column in the schema")
             self._needed = list(dict.fromkeys([*self._needed, self._clock.name]))
+        if self.row_ids.column is not None:
+            self._needed.append(self.row_ids.column)
         for footer in footers.values():
             footer.check_columns(self._needed)
-        self._paths = {s.file_number: s.file.path for s in selections}
         self._read_lock, self._bytes_read = threading.Lock(), BytesRead()
         self._items = [item for s in selections for item in _items_of(s, footers[s.file.path], self._clock)]
 
@@ -123,15 +136,11 @@ class ParquetSource:
 
     def describe(self, item: int) -> str:
         """The file and row group of an item."""
-        part = self._items[item]
-        return f"{part.footer.file.path}, row group {part.row_group}"
+        return _place(self._items[item])
 
     def locate(self, row_id: int) -> str:
         """The file and row of a derived row id, for error texts; only the id where the schema has a row id column."""
-        file_number, row = split_row_id(row_id)
-        if self._schema.row_id is not None or file_number not in self._paths:
-            return f"row id {row_id}"
-        return f"{self._paths[file_number]}, row {row}"
+        return self.row_ids.locate(row_id)
 
     def num_rows(self, item: int) -> int:
         """Rows of an item, before any are left out for their time or as bad."""
@@ -225,7 +234,8 @@ class ParquetSource:
             if not inside.all():
                 raw, within = raw.filter(pa.array(inside)), within[inside]
         rows = within + part.group_start
-        ids = rows | np.int64(part.selection.file_number << FILE_ROW_BITS)
+        ids = self.row_ids.take(raw, part.selection.file_number, rows, where=_place(part))
+        raw = raw if self.row_ids.column is None else raw.drop_columns([self.row_ids.column])
         origin = RowOrigin(part.footer.file.path, part.row_group, rows, ids)
         return self._checker.check(raw, origin, lambda bad: self._rest_of(part, within[bad]))
 
@@ -283,23 +293,31 @@ def _is_outside(times: TimeRange | None, footer: Footer, row_group: int, clock: 
     return (start_us is not None and bounds[1] < start_us) or (stop_us is not None and bounds[0] >= stop_us)
 
 
+def _place(item: _Item) -> str:
+    return f"{item.footer.file.path}, row group {item.row_group}"
+
+
 def _stored_schema(schema: Schema, footer: Footer | None) -> pa.Schema:
     """Types in the first file; columns it has not are strings, as partition values are."""
     return pa.schema([(name, pa.string() if footer is None else footer.stored_type(name)) for name in schema.columns])
 
 
-def _common_groups(footers: Sequence[Footer], schema: Schema, columns: Sequence[str]) -> Groups:
-    """Groups of nested files, which must be the same in all files; none for other layouts."""
+def _check_layouts(footers: Sequence[Footer]) -> None:
+    """Refuse nested files beside those of another layout."""
     nested = [footer for footer in footers if footer.is_nested]
-    if not nested:
-        return {}
-    for footer in footers:
+    for footer in footers if nested else ():
         if not footer.is_nested or footer.layout != nested[0].layout:
             raise DataError(
                 f"{footer.file.path}: its layout is not that of {nested[0].file.path}; cluster both with one command"
             )
-    assert nested[0].layout is not None
-    return choose_groups(nested[0].layout, schema, columns)
+
+
+def _common_groups(first: Footer | None, schema: Schema, columns: Sequence[str]) -> Groups:
+    """Groups of nested files; none for other layouts."""
+    if first is None or not first.is_nested:
+        return {}
+    assert first.layout is not None
+    return choose_groups(first.layout, schema, columns)
 
 
 def _constant(value: str, num_rows: int) -> pa.Array:

@@ -73,11 +73,11 @@ def build_pipeline(
     return (pipe.transform(plan) if transformed else pipe).prefetch(job.pipeline.prefetch)
 
 
-def source_columns(job: JobConfig, plan: FeaturePlan) -> tuple[str, ...]:
+def source_columns(job: JobConfig, plan: FeaturePlan, *, shuffled: bool = True) -> tuple[str, ...]:
     """Columns to read: those of the plan, and all of the schema's where user functions might look at them."""
     if job.pipeline.map or job.pipeline.filter:
         return job.schema_of_logs.columns
-    shuffle, session = job.pipeline.shuffle, job.schema_of_logs.session_id
+    shuffle, session = job.pipeline.shuffle if shuffled else None, job.schema_of_logs.session_id
     extra = [session] if session is not None and shuffle is not None and shuffle.by == "session" else []
     return tuple(dict.fromkeys([*(name for name in plan.columns if name != ROW_ID), *extra]))
 

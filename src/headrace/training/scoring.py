@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from headrace.errors import CheckpointError, ConfigError
 from headrace.features import FeaturePlan
-from headrace.logs import ErrorBudget, LogFile, ParquetSource, list_files, select_files, split_row_id
+from headrace.logs import ErrorBudget, LogFile, ParquetSource, list_files, select_files
+from headrace.logs.row_ids import RowIds
 from headrace.observe.progress import Progress
 from headrace.pipeline import BatchIterator
 from headrace.tensors import Batch
@@ -80,19 +81,22 @@ class Scorer:
     def predict(self, path: str, out: Path) -> int:
         """Write a prediction for each row of the logs at `path`, which need no labels; returns how many.
 
-        The Parquet file `out` has the columns `row_id`, `file` and `row` (only `row_id` if the schema names a column
-        for it), and a float32 probability `p_<label>` for each label. It appears whole or not at all.
+        The Parquet file `out` has the columns `row_id`, `file` and `row` (only `row_id` where the logs have the column
+        that the schema names for it), and a float32 probability `p_<label>` for each label. For a clustered copy, file
+        and row are those of the log it was made of. It appears whole or not at all.
         """
         if out.is_dir():
             raise ConfigError(f"{out}: is a folder, expected the Parquet file to write")
         files = list_files(path)
-        schema = self._prediction_schema()
+        plan = self.assembly.plan.without_labels()
+        source = self._open_source(files, plan)
+        schema = self._prediction_schema(source.row_ids)
         out.parent.mkdir(parents=True, exist_ok=True)
         temporary = out.with_name(f".{out.name}.partial")
         try:
             with pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
-                for batch, logits in self.score(files, "predict", self.assembly.plan.without_labels()):
-                    writer.write_batch(self._predictions(batch, logits, files, schema))
+                for batch, logits in self._score(source, "predict", plan):
+                    writer.write_batch(_predictions(batch, logits, source.row_ids, schema))
             temporary.rename(out)
         finally:
             temporary.unlink(missing_ok=True)
@@ -103,6 +107,9 @@ class Scorer:
     ) -> Generator[tuple[Batch, NDArray[np.float32]], None, None]:
         """Batches of the logs in file order, with their logits float32 [B, L].
 
+        The logs may have any layout, whatever that of the logs trained on, and need neither row ids nor sessions unless
+        these are features.
+
         Args:
             files: The logs.
             what: Names the progress bar.
@@ -112,14 +119,27 @@ class Scorer:
             ErrorBudgetExceeded: More rows are bad than the job allows.
         """
         plan = self.assembly.plan if plan is None else plan
+        return self._score(self._open_source(files, plan), what, plan)
+
+    def _open_source(self, files: Sequence[LogFile], plan: FeaturePlan) -> ParquetSource:
         schema = self.job.schema_of_logs
         unread = set() if plan.label_names else {schema.weight, *(label.name for label in schema.labels)}
-        columns = [name for name in source_columns(self.job, plan) if name not in unread]
-        selections = select_files(files)
-        source = ParquetSource(selections, schema, columns=columns, policy=self.job.data.bad_rows)
+        columns = [name for name in source_columns(self.job, plan, shuffled=False) if name not in unread]
+        apart = [name for name in (schema.row_id, schema.session_id) if name is not None]
+        return ParquetSource(
+            select_files(files),
+            schema,
+            columns=columns,
+            policy=self.job.data.bad_rows,
+            optional=[name for name in apart if name not in plan.columns],
+        )
+
+    def _score(
+        self, source: ParquetSource, what: str, plan: FeaturePlan
+    ) -> Generator[tuple[Batch, NDArray[np.float32]], None, None]:
         budget = ErrorBudget(self.job.data.bad_rows)
         self.rows = RowCounts()
-        total = sum(selection.num_rows for selection in selections)
+        total = sum(source.num_rows(item) for item in range(len(source)))
         with (
             Progress(what, total=total) as progress,
             open_batches(self.job, plan, source, shuffled=False) as batches,
@@ -138,21 +158,16 @@ class Scorer:
         budget.add(num_read=rows.read, num_bad=rows.bad)
         progress.advance(rows.read)
 
-    def _prediction_schema(self) -> pa.Schema:
+    def _prediction_schema(self, row_ids: RowIds) -> pa.Schema:
         fields = [pa.field("row_id", pa.int64())]
-        if self.job.schema_of_logs.row_id is None:
+        if row_ids.are_places:
             fields += [pa.field("file", pa.dictionary(pa.int32(), pa.string())), pa.field("row", pa.int64())]
         return pa.schema(fields + [pa.field(f"p_{name}", pa.float32()) for name in self.assembly.label_names])
 
-    def _predictions(
-        self, batch: Batch, logits: NDArray[np.float32], files: Sequence[LogFile], schema: pa.Schema
-    ) -> pa.RecordBatch:
-        ids = batch.row_ids.numpy()
-        columns = [pa.array(ids)]
-        if self.job.schema_of_logs.row_id is None:
-            numbers, rows = split_row_id(ids)
-            names = pa.array([file.path for file in files])
-            columns += [pa.DictionaryArray.from_arrays(pa.array(numbers.astype(np.int32)), names), pa.array(rows)]
-        probabilities = 1.0 / (1.0 + np.exp(-logits.astype(np.float64)))
-        columns += [pa.array(part.astype(np.float32)) for part in probabilities.T]
-        return pa.RecordBatch.from_arrays(columns, schema=schema)
+
+def _predictions(batch: Batch, logits: NDArray[np.float32], row_ids: RowIds, schema: pa.Schema) -> pa.RecordBatch:
+    ids = batch.row_ids.numpy()
+    columns = [pa.array(ids), *(row_ids.places(ids) if row_ids.are_places else ())]
+    probabilities = 1.0 / (1.0 + np.exp(-logits.astype(np.float64)))
+    columns += [pa.array(part.astype(np.float32)) for part in probabilities.T]
+    return pa.RecordBatch.from_arrays(columns, schema=schema)

@@ -80,11 +80,8 @@ class LogColumns:
         return [name for name in names if name != SESSION_NUMBER]
 
     def output_schema_of(self, schema: Schema) -> Schema:
-        """The schema of the clustered log."""
-        changes = {"session_id": self.session}
-        if self.adds_row_id:
-            changes["row_id"] = ORIGINAL_ROW
-        return schema.model_copy(update=changes)
+        """The schema of the clustered log: that of the log, whose row ids readers find in any layout."""
+        return schema.model_copy(update={"session_id": self.session})
 
 
 class PayloadReader:

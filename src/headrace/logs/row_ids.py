@@ -1,0 +1,123 @@
+"""Where the ids of rows come from: a column of the log, a column of its clustered copy, or file and position."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from typing import Self
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from headrace.errors import DataError
+from headrace.logs.footers import Footer
+from headrace.logs.nested.layout import SOURCES_KEY
+from headrace.logs.pieces import FILE_ROW_BITS, ORIGINAL_ROW, split_row_id
+from headrace.logs.schema import Schema
+
+__all__ = ["RowIds"]
+
+
+@dataclass(frozen=True)
+class RowIds:
+    """How the rows of some files are told apart; the same for all of them.
+
+    A row has one id in every layout of its log. A log with a row id column keeps it when it is clustered; the copy of
+    a log without one has a column with the ids that the log's own files give.
+
+    Attributes:
+        schema: Of the log; its `row_id` is None where the files have no such column.
+        column: Column of a clustered copy with the ids its rows had in the log; None where the schema names the ids
+            or file and position give them.
+        files: Names of files by their numbers in the ids: those read, or those that were clustered.
+    """
+
+    schema: Schema
+    column: str | None = None
+    files: Mapping[int, str] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, footers: Mapping[int, Footer], schema: Schema, *, optional: Collection[str] = ()) -> Self:
+        """Find out from the files.
+
+        Args:
+            footers: Of the files, by number.
+            schema: Of the log.
+            optional: Columns that files may lack, perhaps the schema's row id.
+
+        Raises:
+            DataError: Some files have the ids of another log's rows, others do not.
+        """
+        # Schemas that name the column of a clustered copy are read, too: the plain log has the same ids without it.
+        replaceable = schema.row_id == ORIGINAL_ROW or schema.row_id in optional
+        name = schema.row_id
+        if name is not None and (not replaceable or all(footer.has_column(name) for footer in footers.values())):
+            return cls(schema)
+        schema = schema.model_copy(update={"row_id": None})
+        copies = [footer for footer in footers.values() if _is_copy(footer)]
+        if not copies:
+            return cls(schema, files={number: footer.file.path for number, footer in footers.items()})
+        for footer in footers.values():
+            if not _is_copy(footer):
+                raise DataError(
+                    f"{footer.file.path}: no column {ORIGINAL_ROW}, which {copies[0].file.path} has; "
+                    "read the clustered copy or the log itself, not files of both"
+                )
+        return cls(schema, ORIGINAL_ROW, {n: name for footer in copies for n, name in _sources_of(footer).items()})
+
+    @property
+    def are_places(self) -> bool:
+        """Whether an id is made of a file's number and the position in that file."""
+        return self.schema.row_id is None
+
+    def take(
+        self, rows: pa.RecordBatch, file_number: int, positions: npt.NDArray[np.int64], *, where: str
+    ) -> npt.NDArray[np.int64]:
+        """int64 [rows], the ids of some rows of a file, unless the schema names their column.
+
+        Args:
+            rows: With the column of a clustered copy.
+            file_number: Of the file.
+            positions: int64 [rows], in the file.
+            where: Names the place in errors.
+
+        Raises:
+            DataError: The column of a clustered copy holds something else.
+        """
+        if self.column is None:
+            return positions | np.int64(file_number << FILE_ROW_BITS)
+        ids = rows.column(self.column)
+        if ids.null_count or ids.type != pa.int64():
+            raise DataError(
+                f"{where}, column {self.column}: {ids.type} with {ids.null_count} nulls, expected int64 without nulls"
+            )
+        return np.asarray(ids, dtype=np.int64)
+
+    def locate(self, row_id: int) -> str:
+        """The file and row of an id, for error texts; only the id where it is not a place."""
+        number, row = split_row_id(row_id)
+        if not self.are_places or number not in self.files:
+            return f"row id {row_id}"
+        return f"{self.files[number]}, row {row}"
+
+    def places(self, row_ids: npt.NDArray[np.int64]) -> tuple[pa.DictionaryArray, pa.Array]:
+        """Names of the files that ids tell, and the rows in them."""
+        numbers, rows = split_row_id(row_ids)
+        known = np.array(sorted(self.files), dtype=np.int64)
+        missing = ~np.isin(numbers, known)
+        index = np.where(missing, 0, np.searchsorted(known, numbers)).astype(np.int32)
+        names = pa.array([self.files[number] for number in known.tolist()], pa.string())
+        return pa.DictionaryArray.from_arrays(pa.array(index, mask=missing), names), pa.array(rows)
+
+
+def _is_copy(footer: Footer) -> bool:
+    """Whether rows of a file have the ids of another: the schema of a log never names a column that clustering adds."""
+    return footer.layout is not None and ORIGINAL_ROW in footer.layout.columns
+
+
+def _sources_of(footer: Footer) -> dict[int, str]:
+    """Files whose rows a clustered file holds, by their numbers in the ids."""
+    text = (footer.metadata.metadata or {}).get(SOURCES_KEY)
+    return {} if text is None else {file["number"]: file["name"] for file in json.loads(text)["files"]}
