@@ -251,6 +251,25 @@ def test_an_older_checkpoint_can_be_asked_for(trained: Path) -> None:
     )
 
 
+def test_nothing_is_written_into_or_over_the_logs(copy: Path) -> None:
+    log = next((copy / "logs").rglob("*.parquet"))
+    before = log.read_bytes()
+    job, within = copy / "job.yaml", "is part of the logs at"
+    assert_one_line(headrace("predict", job, log, log), f"predictions: {log} {within} {log}")
+    assert_one_line(headrace("predict", job, log, copy / "logs/scores.parquet"), within)
+    assert_one_line(headrace("predict", job, log, job), "is the job file")
+    assert_one_line(headrace("export", job, copy / "logs/exported"), within)
+    inside = copy / "logs/clustered"
+    assert_one_line(headrace("cluster", copy / "logs", inside, "--schema", copy / "schema.yaml"), within)
+    assert_one_line(
+        headrace("inspect", copy / "logs", "--write-schema", log), f"--write-schema: {log} is one of the log files"
+    )
+    write_job(copy, run="logs/run")
+    assert_one_line(headrace("train", job), f"run: {copy / 'logs/run'} {within}")
+    assert log.read_bytes() == before
+    assert not {"scores.parquet", "exported", "clustered", "run"} & {path.name for path in (copy / "logs").iterdir()}
+
+
 def test_predict_needs_no_labels_and_without_a_row_id_says_file_and_row(copy: Path, tmp_path: Path) -> None:
     headrace("predict", copy / "job.yaml", copy / "logs", tmp_path / "with.parquet")
     before = scored(tmp_path / "with.parquet")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from shlex import quote
 from typing import Annotated
 
 import typer
@@ -36,17 +37,22 @@ def cluster(
     Example: headrace cluster logs clustered --layout nested
     """
     from headrace.errors import ConfigError
-    from headrace.logs import Schema, list_files
+    from headrace.logs import Schema, check_output, list_log, schema_beside
     from headrace.logs.clustering import ClusterConfig, cluster_log
     from headrace.logs.footers import read_footer
     from headrace.observe.progress import Progress
     from headrace.resources.quantities import format_bytes, parse_bytes
 
+    listing = list_log(path)
+    for note in listing.notes:
+        typer.echo(note, err=True)
+    check_output(out, path, what="OUT", files=listing.files)
     if schema is None:
-        schema = Path(path) / "schema.yaml"
+        schema = schema_beside(path)
         if not schema.is_file():
             raise ConfigError(
-                f"{path}: no schema.yaml there; give --schema (headrace inspect {path} --write-schema makes one)"
+                f"{schema}: no such file; give --schema, or write one with: "
+                f"headrace inspect {quote(path)} --write-schema {quote(str(schema))}"
             )
     values = {
         "layout": layout,
@@ -61,7 +67,7 @@ def cluster(
         "rows_per_group": rows_per_group,
     }
     config = ClusterConfig.from_dict(values, where="cluster")
-    total = 2 * sum(read_footer(file).num_rows for file in list_files(path))  # arranged, then verified
+    total = 2 * sum(read_footer(file).num_rows for file in listing.files)  # arranged, then verified
     with Progress("cluster", total=total) as progress:
         done = cluster_log(path, out, Schema.from_yaml(schema), config, on_rows=progress.advance)
     for result in done.windows:

@@ -32,9 +32,15 @@ def inspect(
     from rich.console import Console
 
     from headrace.errors import ConfigError
+    from headrace.logs import list_log
     from headrace.logs.inspection import inspect_log, print_inspection, schema_to_yaml
     from headrace.logs.schema import Schema
 
+    listing = list_log(path)
+    for note in listing.notes:
+        typer.echo(note, err=True)
+    if write_schema is not None and any(write_schema.resolve() == Path(file.path).resolve() for file in listing.files):
+        raise ConfigError(f"--write-schema: {write_schema} is one of the log files; give another file")
     given = Schema.from_yaml(schema) if schema is not None else None
     found = inspect_log(path, schema=given)
     if as_json:

@@ -21,7 +21,11 @@ def predict(
 
     Example: headrace predict job.yaml logs/hour=13 scores.parquet
     """
+    from headrace.errors import ConfigError
     from headrace.training import JobConfig, Scorer
+
+    if out.resolve() == job.resolve():
+        raise ConfigError(f"{out}: is the job file, expected the Parquet file to write")
 
     scorer = Scorer(JobConfig.from_file(job), checkpoint=checkpoint, say=partial(typer.echo, err=True))
     num_rows = scorer.predict(logs, out)

@@ -3,8 +3,9 @@
 from headrace.logs.arrow_source import ArrowSource
 from headrace.logs.checks import BadRowPolicy, ErrorBudget
 from headrace.logs.cursor import Cursor, FileInfo, Selection, Window
-from headrace.logs.files import LogFile, list_files
+from headrace.logs.files import Listing, LogFile, list_files, list_log, schema_beside
 from headrace.logs.metadata import NewWindows, find_windows, read_infos
+from headrace.logs.outputs import check_output
 from headrace.logs.parquet_source import ParquetSource, select_files
 from headrace.logs.pieces import REJECT_SCHEMA, ROW_ID, Piece, Source, make_row_id, split_row_id
 from headrace.logs.quarantine import ReplaySource, read_rejects, replay_source, write_rejects
@@ -24,6 +25,7 @@ __all__ = [
     "IdColumn",
     "IdListColumn",
     "LabelColumn",
+    "Listing",
     "LogFile",
     "NewWindows",
     "ParquetLogWriter",
@@ -36,9 +38,11 @@ __all__ = [
     "TimestampColumn",
     "Window",
     "WindowConfig",
+    "check_output",
     "describe_rest",
     "find_windows",
     "list_files",
+    "list_log",
     "make_row_id",
     "partition_folder",
     "plan_windows",
@@ -46,6 +50,7 @@ __all__ = [
     "read_marker",
     "read_rejects",
     "replay_source",
+    "schema_beside",
     "select_files",
     "split_row_id",
     "write_rejects",

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import re
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,14 +15,36 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 
 from headrace.errors import ConfigError, DataError
+from headrace.logs.folders import (
+    SUFFIXES,
+    Found,
+    is_hidden,
+    local_names,
+    local_stat,
+    refuse_tables,
+    remote_stat,
+    search_local,
+    search_remote,
+)
 
-__all__ = ["LogFile", "list_files", "natural_key", "open_log_file", "partition_of"]
-
-SUFFIXES = (".parquet", ".parq", ".pq")
-"""Endings of the files taken from a folder; a file or glob named outright may end as it likes."""
+__all__ = [
+    "Listing",
+    "LogFile",
+    "list_files",
+    "list_log",
+    "local_path",
+    "natural_key",
+    "open_log_file",
+    "partition_of",
+    "printable",
+    "schema_beside",
+]
 
 HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
 """The value hive writes into a folder's name for a null."""
+
+MAX_NAMED = 10
+"""Entries left out that a note names; the others are counted."""
 
 _MAGIC = re.compile(r"[*?\[]")
 
@@ -51,41 +73,100 @@ class LogFile:
             object.__setattr__(self, "name", self.path)
 
     @property
+    def shown_path(self) -> str:
+        """The path as valid text, see `printable`."""
+        return printable(self.path)
+
+    @property
     def folder(self) -> str:
         """The part of `name` before the last slash; "" for a file at the root of the log."""
         return self.name.rpartition("/")[0]
 
 
-def list_files(location: str | Path, *, suffixes: tuple[str, ...] = SUFFIXES) -> list[LogFile]:
-    """The files of a log, in natural order of their names (`hour=2` before `hour=10`).
+@dataclass(frozen=True)
+class Listing:
+    """The files of a log, and what lies between them.
+
+    Attributes:
+        files: In natural order of their names (`hour=2` before `hour=10`).
+        notes: Lines for the user on entries that are not read.
+    """
+
+    files: tuple[LogFile, ...]
+    notes: tuple[str, ...] = ()
+
+
+def list_log(location: str | Path, *, suffixes: tuple[str, ...] = SUFFIXES) -> Listing:
+    """The files of a log, in natural order of their names, and notes on entries that are not read.
+
+    Links are followed; a file that several names lead to is taken once.
 
     Args:
         location: A file, a folder (searched with all its subfolders), a glob, or the URL of one of these for any file
-            system fsspec knows (`s3://bucket/logs`, `memory://logs/*.parquet`).
-        suffixes: Endings of the files taken from folders. Files and folders whose name starts with a dot or an
-            underscore are skipped: they belong to whoever writes the log.
+            system fsspec knows (`s3://bucket/logs`, `memory://logs/*.parquet`). A path that exists is never a glob.
+        suffixes: Endings, in small letters, of the files taken from folders. Files and folders whose name starts with
+            a dot or an underscore are hidden: they belong to the program that writes the log.
 
     Raises:
-        ConfigError: There is no such path, no file in it, or the package its protocol needs is not installed.
+        ConfigError: There is no such path, no file in it, it is a table of a format that cannot be read file by file
+            (Delta, Iceberg, Hudi), or the package its protocol needs is not installed.
+        DataError: A folder may not be read.
     """
     text = os.fspath(location)
     filesystem, path = _resolve(text)
+    is_local = _is_local(filesystem)
     root = path
-    found: Mapping[str, dict[str, Any]]
-    if _MAGIC.search(path) and not filesystem.exists(path):
-        root = path[: _MAGIC.search(path).start()].rpartition("/")[0]  # type: ignore[union-attr]
-        found = _expand_glob(filesystem, path, root, suffixes)
-    elif filesystem.isfile(path):
+    if not _exists(filesystem, path) and _MAGIC.search(path):
+        pattern, root = _escape_what_exists(filesystem, path)
+        found = _expand_glob(filesystem, pattern, root, suffixes)
+    elif filesystem.isfile(path) or (is_local and os.path.isfile(path)):
         root = path.rpartition("/")[0]
-        found = {path: filesystem.info(path)}
-    elif filesystem.isdir(path):
-        found = _search_folder(filesystem, path, suffixes)
+        found = Found({path: local_stat(path) if is_local else remote_stat(filesystem.info(path))})
+    elif filesystem.isdir(path) or (is_local and os.path.isdir(path)):
+        found = search_local(path, suffixes) if is_local else search_remote(filesystem, path, suffixes)
     else:
-        raise ConfigError(f"{text}: no such file or folder")
-    if not found:
-        raise ConfigError(f"{text}: no log files there, expected files ending in {', '.join(suffixes)}")
-    files = [_log_file(filesystem, path, info, root) for path, info in found.items()]
-    return sorted(files, key=lambda file: natural_key(file.name))
+        raise ConfigError(f"{printable(text)}: no such file or folder")
+    refuse_tables(root, local_names if is_local else lambda folder: _remote_names(filesystem, folder))
+    if is_local:
+        found.keep_one_name_each(root)
+    notes = _notes(text, found, root, suffixes)
+    if not found.files:
+        rest = f"; {notes[0].partition(': ')[2]}" if notes else ""
+        raise ConfigError(
+            f"{printable(text)}: no log files there, expected files ending in {', '.join(suffixes)}{rest}"
+        )
+    files = []
+    for path, known in found.files.items():
+        shown = path if is_local else str(filesystem.unstrip_protocol(path))
+        files.append(LogFile(shown, known.size_bytes, partition_of(path), _below(path, root), known.version))
+    return Listing(tuple(sorted(files, key=lambda file: natural_key(file.name))), notes)
+
+
+def list_files(location: str | Path, *, suffixes: tuple[str, ...] = SUFFIXES) -> list[LogFile]:
+    """The files of a log without the notes; see `list_log`."""
+    return list(list_log(location, suffixes=suffixes).files)
+
+
+def local_path(location: str | Path) -> str | None:
+    """The absolute path that a location names on this machine, a glob as it is; None for other file systems."""
+    text = os.fspath(location)
+    if "://" not in text:
+        return os.path.abspath(os.path.expanduser(text))
+    filesystem, path = _resolve(text)
+    return path if _is_local(filesystem) else None
+
+
+def schema_beside(location: str) -> Path:
+    """Where importers and `headrace inspect --write-schema` put the schema of the local logs at a location."""
+    folder = Path(location)
+    while not folder.is_dir() and folder.parent != folder and (folder.is_file() or _MAGIC.search(folder.name)):
+        folder = folder.parent
+    return folder / "schema.yaml"
+
+
+def printable(text: str) -> str:
+    """A path as text that any terminal and file takes: bytes of it that are not UTF-8 are escaped."""
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def open_log_file(path: str) -> pa.NativeFile:
@@ -96,13 +177,13 @@ def open_log_file(path: str) -> pa.NativeFile:
     """
     try:
         if "://" not in path:
-            return pa.OSFile(path, "rb")
+            return pa.OSFile(os.fsencode(path), "rb")  # as bytes, for names that are not UTF-8
         filesystem, inner = _resolve(path)
         return pafs.PyFileSystem(pafs.FSSpecHandler(filesystem)).open_input_file(inner)
     except FileNotFoundError as error:
-        raise DataError(f"{path}: the file is gone") from error
+        raise DataError(f"{printable(path)}: the file is gone") from error
     except OSError as error:
-        raise DataError(f"{path}: cannot be opened: {error}") from error
+        raise DataError(f"{printable(path)}: cannot be opened: {error}") from error
 
 
 def partition_of(path: str) -> tuple[tuple[str, str], ...]:
@@ -125,52 +206,74 @@ def _resolve(text: str) -> tuple[Any, str]:
     try:
         filesystem, path = fsspec.core.url_to_fs(text)
     except (ValueError, ImportError) as error:
-        raise ConfigError(f"{text}: {error}") from error
+        raise ConfigError(f"{printable(text)}: {error}") from error
     return filesystem, path.rstrip("/") or "/"
 
 
-def _expand_glob(filesystem: Any, pattern: str, root: str, suffixes: tuple[str, ...]) -> dict[str, dict[str, Any]]:
-    found: dict[str, dict[str, Any]] = {}
+def _exists(filesystem: Any, path: str) -> bool:
+    return os.path.lexists(path) if _is_local(filesystem) else bool(filesystem.exists(path))
+
+
+def _escape_what_exists(filesystem: Any, pattern: str) -> tuple[str, str]:
+    """The pattern, its existing folders taken literally (`a[1]/*.parquet`), and the folder that it starts from."""
+    levels = pattern.split("/")
+    first = next(place for place, level in enumerate(levels) if _MAGIC.search(level))
+    literal = range(first + 1, len(levels))
+    num = max((n for n in literal if _exists(filesystem, "/".join(levels[:n]))), default=first)
+    root = "/".join(levels[:num])
+    return "/".join([glob.escape(root), *levels[num:]]), root
+
+
+def _expand_glob(filesystem: Any, pattern: str, root: str, suffixes: tuple[str, ...]) -> Found:
+    found = Found()
+    if _is_local(filesystem):
+        for path in glob.iglob(pattern, recursive=True):
+            if is_hidden(path, root):
+                continue
+            if os.path.isdir(path):
+                _merge(found, search_local(path, suffixes))
+            elif os.path.isfile(path):
+                found.files[path] = local_stat(path)
+            else:
+                found.left_out[path] = " (not a regular file)"
+        return found
     for path, info in filesystem.glob(pattern, detail=True).items():
-        if _is_hidden(path, root):
+        if is_hidden(path, root):
             continue
         if info["type"] == "directory":
-            found.update(_search_folder(filesystem, path, suffixes))
+            _merge(found, search_remote(filesystem, path, suffixes))
         else:
-            found[path] = info
+            found.files[path] = remote_stat(info)
     return found
 
 
-def _search_folder(filesystem: Any, folder: str, suffixes: tuple[str, ...]) -> dict[str, dict[str, Any]]:
-    found = filesystem.find(folder, detail=True)
-    return {path: i for path, i in found.items() if path.endswith(suffixes) and not _is_hidden(path, folder)}
+def _merge(found: Found, more: Found) -> None:
+    found.files.update(more.files)
+    found.left_out.update(more.left_out)
 
 
-def _is_hidden(path: str, root: str) -> bool:
-    return any(part.startswith((".", "_")) for part in _below(path, root).split("/"))
+def _remote_names(filesystem: Any, folder: str) -> list[str]:
+    try:
+        return [path.rstrip("/").rpartition("/")[2] for path in filesystem.ls(folder, detail=False)]
+    except (OSError, ValueError):
+        return []
+
+
+def _notes(location: str, found: Found, root: str, suffixes: tuple[str, ...]) -> tuple[str, ...]:
+    if not found.left_out:
+        return ()
+    entries = [(printable(_below(path, root)), reason) for path, reason in found.left_out.items()]
+    entries.sort(key=lambda entry: natural_key(entry[0]))
+    named = ", ".join(name + printable(reason) for name, reason in entries[:MAX_NAMED])
+    more = f", and {len(entries) - MAX_NAMED:,} more" if len(entries) > MAX_NAMED else ""
+    count = "1 entry is" if len(entries) == 1 else f"{len(entries):,} entries are"
+    return (f"{printable(location)}: {count} not read: {named}{more}; log files end in {', '.join(suffixes)}",)
 
 
 def _below(path: str, root: str) -> str:
     return path.removeprefix(root).lstrip("/")
 
 
-def _log_file(filesystem: Any, path: str, info: Mapping[str, Any], root: str) -> LogFile:
-    is_local = "file" in _protocols(filesystem)
-    return LogFile(
-        path=path if is_local else str(filesystem.unstrip_protocol(path)),
-        size_bytes=int(info["size"] or 0),
-        partition=partition_of(path),
-        name=_below(path, root),
-        version=next(_versions(info), ""),
-    )
-
-
-def _protocols(filesystem: Any) -> tuple[str, ...]:
+def _is_local(filesystem: Any) -> bool:
     protocol = filesystem.protocol
-    return (protocol,) if isinstance(protocol, str) else tuple(protocol)
-
-
-def _versions(info: Mapping[str, Any]) -> Iterator[str]:
-    for key in ("ETag", "etag", "mtime", "LastModified", "last_modified", "updated"):
-        if info.get(key):
-            yield str(info[key])
+    return "file" in ((protocol,) if isinstance(protocol, str) else protocol)

@@ -14,7 +14,7 @@ import numpy as np
 from headrace.errors import ConfigError, DataError
 from headrace.logs.casting import cast_times, to_time_us
 from headrace.logs.cursor import Cursor, FileInfo, FileUse, Window
-from headrace.logs.files import LogFile, list_files
+from headrace.logs.files import LogFile, list_log
 from headrace.logs.footers import Footer, iter_plain, open_parquet, read_footer, reading, time_bounds
 from headrace.logs.schema import Schema, TimestampColumn
 from headrace.logs.windows import US_PER_S, WindowConfig, describe_rest, plan_windows
@@ -36,10 +36,12 @@ class NewWindows:
     Attributes:
         windows: In the order in which they must be used.
         rest: One line on the rows that none of them uses ("nothing new: ...").
+        notes: Lines for the user on what was noticed in the log, such as entries that are not read.
     """
 
     windows: tuple[Window, ...]
     rest: str
+    notes: tuple[str, ...] = ()
 
 
 def find_windows(
@@ -57,9 +59,11 @@ def find_windows(
         ConfigError: Nothing is there, or the schema, the config and the cursor do not go together.
         DataError: A file is damaged, or changed after rows of it were used.
     """
-    infos = read_infos(list_files(location), schema, cursor, config)
+    listing = list_log(location)
+    infos = read_infos(listing.files, schema, cursor, config)
     windows = plan_windows(infos, cursor, config, until=until, limit=limit)
-    return NewWindows(tuple(windows), describe_rest(infos, windows[-1].cursor_after if windows else cursor, config))
+    rest = describe_rest(infos, windows[-1].cursor_after if windows else cursor, config)
+    return NewWindows(tuple(windows), rest, listing.notes)
 
 
 def read_infos(files: Iterable[LogFile], schema: Schema, cursor: Cursor, config: WindowConfig) -> list[FileInfo]:

@@ -16,7 +16,7 @@ from headrace.errors import ConfigError, DataError
 from headrace.logs.casting import Mask, cast_times, mask_of, to_time_us
 from headrace.logs.checks import BadRowPolicy, RowChecker, RowOrigin, check_names
 from headrace.logs.cursor import Selection, TimeRange
-from headrace.logs.files import HIVE_NULL, LogFile
+from headrace.logs.files import HIVE_NULL, LogFile, printable
 from headrace.logs.footers import Footer, iter_nested, iter_plain, open_parquet, read_footer, reading, time_bounds
 from headrace.logs.grouping import Groups, choose_groups, grouped_batch
 from headrace.logs.groups import GROUP_PREFIX, group_name
@@ -236,7 +236,7 @@ class ParquetSource:
         rows = within + part.group_start
         ids = self.row_ids.take(raw, part.selection.file_number, rows, where=_place(part))
         raw = raw if self.row_ids.column is None else raw.drop_columns([self.row_ids.column])
-        origin = RowOrigin(part.footer.file.path, part.row_group, rows, ids)
+        origin = RowOrigin(part.footer.file.shown_path, part.row_group, rows, ids)
         return self._checker.check(raw, origin, lambda bad: self._rest_of(part, within[bad]))
 
     def _rest_of(self, part: _Item, wanted: npt.NDArray[np.int64]) -> pa.RecordBatch | None:
@@ -321,7 +321,7 @@ def _common_groups(first: Footer | None, schema: Schema, columns: Sequence[str])
 
 
 def _constant(value: str, num_rows: int) -> pa.Array:
-    text: Any = None if value == HIVE_NULL else value
+    text: Any = None if value == HIVE_NULL else printable(value)
     return pa.repeat(pa.scalar(text, pa.string()), num_rows)
 
 

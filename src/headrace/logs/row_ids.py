@@ -58,11 +58,11 @@ class RowIds:
         schema = schema.model_copy(update={"row_id": None})
         copies = [footer for footer in footers.values() if _is_copy(footer)]
         if not copies:
-            return cls(schema, files={number: footer.file.path for number, footer in footers.items()})
+            return cls(schema, files={number: footer.file.shown_path for number, footer in footers.items()})
         for footer in footers.values():
             if not _is_copy(footer):
                 raise DataError(
-                    f"{footer.file.path}: no column {ORIGINAL_ROW}, which {copies[0].file.path} has; "
+                    f"{footer.file.shown_path}: no column {ORIGINAL_ROW}, which {copies[0].file.path} has; "
                     "read the clustered copy or the log itself, not files of both"
                 )
         return cls(schema, ORIGINAL_ROW, {n: name for footer in copies for n, name in _sources_of(footer).items()})

@@ -16,11 +16,12 @@ from torch import Tensor, nn
 
 from headrace.embeddings import EmbeddingBags, embedding_bags
 from headrace.errors import ConfigError, HeadraceError, TornCheckpoint
-from headrace.logs import list_files
+from headrace.logs import check_output, list_files
 from headrace.tensors import Batch
 from headrace.training.assembly import assemble
 from headrace.training.checkpoint import file_checksum
 from headrace.training.job import JobConfig
+from headrace.training.run_folder import RunFolder
 from headrace.training.scoring import Scorer
 
 __all__ = ["ExportedModel", "export_model"]
@@ -116,6 +117,8 @@ def export_model(
     """
     if out.exists():
         raise ConfigError(f"{out}: is there already, expected the name of a new folder")
+    check_output(out, job.data.path, what="export")
+    check_output(out, RunFolder(job.run).checkpoints, what="export")
     scorer = Scorer(job, checkpoint=checkpoint, say=say)
     sample = _first_batches(scorer, check_rows)
     temporary = out.with_name(f".{out.name}.partial")

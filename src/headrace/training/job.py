@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from shlex import quote
 from typing import Any, Literal, Self
 
 from pydantic import Field
@@ -10,7 +11,8 @@ from pydantic import Field
 from headrace.config import Config, read_yaml
 from headrace.embeddings import EmbeddingsConfig
 from headrace.errors import ConfigError
-from headrace.logs import BadRowPolicy, Schema, WindowConfig, list_files
+from headrace.logs import BadRowPolicy, Schema, WindowConfig, check_output, list_files, schema_beside
+from headrace.logs.files import printable
 from headrace.models import DLRMConfig, ModelConfig
 from headrace.scheduling.config import SchedulerConfig
 from headrace.training.cluster_config import ClusterConfig
@@ -142,18 +144,26 @@ class JobConfig(Config):
         return cls.from_dict(read_yaml(path), where=str(path)).resolve(Path(path).parent)
 
     def resolve(self, base: Path) -> Self:
-        """The same job with absolute paths and the schema in place."""
+        """The same job with absolute paths and the schema in place.
+
+        Raises:
+            ConfigError: The schema cannot be read, or the run or its quarantine would lie in the logs.
+        """
         data = self.data.model_copy(update={"path": _absolute(self.data.path, base)})
         if not isinstance(data.columns, Schema):
-            place = _absolute(data.columns, base) if data.columns else _schema_beside(data.path)
+            place = _absolute(data.columns, base) if data.columns else str(schema_beside(data.path))
             data = data.model_copy(update={"columns": _read_schema(place, data.path)})
         if data.bad_rows.path is not None:
             policy = data.bad_rows.model_copy(update={"path": _absolute(data.bad_rows.path, base)})
             data = data.model_copy(update={"bad_rows": policy})
+        run = _absolute(self.run, base)
+        check_output(run, data.path, what="run")
+        if data.bad_rows.path is not None:
+            check_output(data.bad_rows.path, data.path, what="data.bad_rows.path")
         files = {name: getattr(self.cluster, name) for name in ("token_file", "tls_authority")}
         found = {name: _absolute(path, base) for name, path in files.items() if path is not None}
         cluster = self.cluster.model_copy(update=found)
-        return self.model_copy(update={"run": _absolute(self.run, base), "data": data, "cluster": cluster})
+        return self.model_copy(update={"run": run, "data": data, "cluster": cluster})
 
     @property
     def schema_of_logs(self) -> Schema:
@@ -171,13 +181,6 @@ def _read_schema(place: str, logs: str) -> Schema:
         return Schema.from_yaml(place)
     list_files(logs)  # raises if there are no logs either
     raise ConfigError(
-        f"data.schema: {place}: no such file; write one with: headrace inspect {logs} --write-schema {place}"
+        f"data.schema: {printable(place)}: no such file; write one with: "
+        f"headrace inspect {quote(printable(logs))} --write-schema {quote(printable(place))}"
     )
-
-
-def _schema_beside(path: str) -> str:
-    """Where importers and `headrace inspect --write-schema` put the schema of the logs at `path`."""
-    folder = Path(path)
-    while any(letter in folder.name for letter in "*?[") or folder.is_file():
-        folder = folder.parent
-    return str(folder / "schema.yaml")

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from headrace.errors import CheckpointError, ConfigError
 from headrace.features import FeaturePlan
-from headrace.logs import ErrorBudget, LogFile, ParquetSource, list_files, select_files
+from headrace.logs import ErrorBudget, Listing, LogFile, ParquetSource, check_output, list_log, select_files
 from headrace.logs.row_ids import RowIds
 from headrace.observe.progress import Progress
 from headrace.pipeline import BatchIterator
@@ -49,12 +49,13 @@ class Scorer:
         Args:
             job: The job, resolved.
             checkpoint: Its number; None for the newest whole one.
-            say: Given a line for each newer checkpoint that was refused.
+            say: Given a line for each newer checkpoint that was refused, and for entries of logs that are not read.
 
         Raises:
             CheckpointError: There is none, or it cannot be used.
         """
         self.job = job
+        self._say = say
         self.assembly: Assembly = assemble(job)
         folder = CheckpointFolder(RunFolder(job.run).checkpoints)
         snapshot, refused = folder.load_latest() if checkpoint is None else (folder.load(checkpoint), [])
@@ -72,7 +73,7 @@ class Scorer:
     def evaluate(self, path: str) -> dict[str, Scores]:
         """Metrics over all rows of the logs at `path`, by label."""
         metrics = {name: BinaryMetrics() for name in self.assembly.label_names}
-        for batch, logits in self.score(list_files(path), "evaluate"):
+        for batch, logits in self.score(self._list(path).files, "evaluate"):
             weights = None if batch.weights is None else batch.weights.numpy()
             for place, name in enumerate(metrics):
                 metrics[name].update(logits[:, place], batch.labels.numpy()[:, place], weights)
@@ -87,7 +88,10 @@ class Scorer:
         """
         if out.is_dir():
             raise ConfigError(f"{out}: is a folder, expected the Parquet file to write")
-        files = list_files(path)
+        files = self._list(path).files
+        check_output(out, path, what="predictions", files=files)
+        check_output(out, self.job.data.path, what="predictions")
+        check_output(out, RunFolder(self.job.run).checkpoints, what="predictions")
         plan = self.assembly.plan.without_labels()
         source = self._open_source(files, plan)
         schema = self._prediction_schema(source.row_ids)
@@ -101,6 +105,12 @@ class Scorer:
         finally:
             temporary.unlink(missing_ok=True)
         return self.rows.used
+
+    def _list(self, path: str) -> Listing:
+        listing = list_log(path)
+        for note in listing.notes:
+            self._say(note)
+        return listing
 
     def score(
         self, files: Sequence[LogFile], what: str, plan: FeaturePlan | None = None

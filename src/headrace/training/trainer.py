@@ -229,6 +229,8 @@ class Trainer:
                 until=until,
                 limit=None if limit is None else max(0, limit - len(started)),
             )
+            for note in new.notes:
+                self._say(note)
             if self._peers.size == 1:
                 return [*started, *new.windows], new.rest
             found = [window.to_dict() for window in new.windows], new.rest

@@ -1,5 +1,6 @@
 """`headrace cluster`, presets of `generate`: options reach the work, results are printed, mistakes are one line."""
 
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -65,8 +66,17 @@ def test_sessions_of_users_and_samples_are_asked_for_by_options(log: Path, tmp_p
 
 def test_a_log_without_a_schema_says_how_to_get_one(log: Path, tmp_path: Path) -> None:
     (log / "schema.yaml").unlink()
-    with pytest.raises(ConfigError, match=r"no schema\.yaml there; give --schema .headrace inspect .* --write-schema"):
+    with pytest.raises(ConfigError, match=r"schema\.yaml: no such file; .* headrace inspect .* --write-schema"):
         run("cluster", log, tmp_path / "out")
+
+
+def test_proposed_commands_can_be_pasted_whatever_the_path(log: Path, tmp_path: Path) -> None:
+    (log / "schema.yaml").unlink()
+    odd = log.rename(tmp_path / "my logs (1); rm $x")
+    with pytest.raises(ConfigError) as caught:
+        run("cluster", odd, tmp_path / "out")
+    command = str(caught.value).partition("write one with: ")[2]
+    assert shlex.split(command) == ["headrace", "inspect", str(odd), "--write-schema", str(odd / "schema.yaml")]
 
 
 @pytest.mark.parametrize(("text", "seconds"), [("45s", 45), ("30m", 1800), ("2h", 7200), ("1d", 86400), ("90", 90)])

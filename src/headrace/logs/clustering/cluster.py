@@ -17,9 +17,10 @@ from headrace.logs.clustering.keys import RowOrder, read_keys
 from headrace.logs.clustering.output import ClusteredFile, SessionRows
 from headrace.logs.clustering.payload import LogColumns, PayloadReader
 from headrace.logs.clustering.units import Unit, find_done, plan_units
-from headrace.logs.files import list_files
+from headrace.logs.files import list_log
 from headrace.logs.footers import Footer
 from headrace.logs.nested.layout import Layout
+from headrace.logs.outputs import check_output
 from headrace.logs.schema import Schema
 
 __all__ = ["ClusteredLog", "ClusteredWindow", "cluster_log"]
@@ -91,14 +92,16 @@ def cluster_log(
         on_rows: Called with the number of rows just arranged, and again with those just verified.
 
     Raises:
-        ConfigError: Session, window or folder do not fit the log, or an earlier run had other settings.
+        ConfigError: Session, window or folder do not fit the log, the folder lies in the log or holds other files, or
+            an earlier run had other settings.
         DataError: A file is damaged or changed, or what was written is not what was read.
         MissingExtra: DuckDB is not installed.
     """
     config = ClusterConfig() if config is None else config
     folder = Path(folder)
     columns = LogColumns.of(schema, config)
-    files = list_files(location)
+    files = list_log(location).files
+    check_output(folder, location, what="folder of the copy", files=files)
     done = find_done(folder)
     settings = config.model_dump(mode="json", exclude={"memory_bytes"})
     if done.settings and done.settings != settings:
@@ -155,6 +158,8 @@ def _cluster_unit(
                 if on_rows is not None:
                     on_rows(rows.num_rows)
             order.close()
+            if config.sample == 1.0 and before.num_rows != unit.num_rows:
+                raise DataError(f"{unit.name}: {before.num_rows:,} rows were read, its files have {unit.num_rows:,}")
             with ClusteredFile(unit.path, config, columns, layout) as file:
                 # Row groups small enough that a few of them, being put together and written, fit as well.
                 limit = max(1, int(config.memory_bytes / 8 / payload.row_bytes))

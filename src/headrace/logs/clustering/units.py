@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
 from headrace.errors import ConfigError, DataError
 from headrace.logs.files import LogFile, list_files
+from headrace.logs.folders import SUFFIXES, is_hidden
 from headrace.logs.footers import Footer, read_footer
 from headrace.logs.nested.layout import SOURCES_KEY, Layout
 
@@ -92,7 +94,10 @@ def find_done(folder: Path) -> Done:
     layout: Layout | None = None
     settings: dict[str, Any] = {}
     paths = set()
-    if folder.is_dir() and any(path.suffix == ".parquet" for path in folder.rglob("*")):
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"{folder}: is a file, expected a folder to write")
+    visible = [path for path in folder.rglob("*") if path.is_file() and not is_hidden(str(path), str(folder))]
+    if any(path.suffix.lower() in SUFFIXES for path in visible):
         for file in list_files(folder):
             footer = read_footer(file)
             text = (footer.metadata.metadata or {}).get(SOURCES_KEY)
@@ -102,6 +107,8 @@ def find_done(folder: Path) -> Done:
             origins |= {values["name"]: Origin(**values) for values in sources["files"]}
             layout, settings = footer.layout, sources["settings"]
             paths.add(Path(file.path))
+    elif visible:
+        raise ConfigError(f"{folder}: holds {visible[0].name}, not written by cluster; give a new or an empty folder")
     return Done(origins, layout, settings, frozenset(paths))
 
 
@@ -138,15 +145,23 @@ def plan_units(files: Sequence[LogFile], done: Done, folder: Path, *, by_file: b
     taken = set(done.paths)
     units = []
     for name, footers in windows.items():
-        path = _free_path(folder / name, taken) if not by_file else folder / Path(name).with_suffix(".parquet")
+        path = _free_path(folder / name, taken) if not by_file else _path_of_file(folder / name, taken)
         taken.add(path)
         units.append(Unit(name or ".", tuple(footers), path))
     return units
 
 
-def _free_path(folder: Path, taken: Iterable[Path]) -> Path:
-    taken = set(taken)
-    number = 0
-    while (path := folder / f"part-{number:05d}.parquet") in taken:
-        number += 1
-    return path
+def _free_path(folder: Path, taken: Collection[Path]) -> Path:
+    return next(path for n in count() if not _is_taken(path := folder / f"part-{n:05d}.parquet", taken))
+
+
+def _path_of_file(source: Path, taken: Collection[Path]) -> Path:
+    """Where the copy of a file goes: under its name, and one that no other file of the log has."""
+    stem = source.stem if source.suffix.lower() in SUFFIXES else source.name
+    stem = stem.lstrip("._") or "part"  # a file named outright may have a name that readers of folders skip
+    names = chain([f"{stem}.parquet"], (f"{stem}-{n}.parquet" for n in count(1)))
+    return next(path for name in names if not _is_taken(path := source.with_name(name), taken))
+
+
+def _is_taken(path: Path, taken: Collection[Path]) -> bool:
+    return path in taken or path.exists()

@@ -17,6 +17,7 @@ from headrace.errors import ConfigError, DataError
 from headrace.logs.importers.click_files import ClickFile, iterate_click_files, read_clicks
 from headrace.logs.importers.click_state import LATE_HOURS, Candidates, ClickState, JaggedIds
 from headrace.logs.keyed_random import derive
+from headrace.logs.outputs import check_output
 from headrace.logs.schema import DenseColumn, IdColumn, IdListColumn, LabelColumn, Schema, TimestampColumn
 from headrace.logs.writer import ParquetLogWriter, partition_folder, read_marker
 
@@ -126,6 +127,7 @@ def import_clicks(
     """
     config = config or ClicksConfig()
     path, out = Path(path), Path(out)
+    check_output(out, path, what="folder to write")
     importer = _Importer(config, path, out)
     for file in iterate_click_files(path):
         importer.take(file)

@@ -105,7 +105,7 @@ def import_criteo(
     path, out = Path(path), Path(out)
     if not path.is_file():
         raise ConfigError(f"{path}: no such file")
-    quarantine = out.parent / f"{out.name}-quarantine"
+    quarantine = out.parent / f"{out.resolve().name}-quarantine"
     for folder in (out, quarantine) if config.bad_lines == "quarantine" else (out,):
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise ConfigError(f"{folder}: holds files already, expected a new or an empty folder")

@@ -145,8 +145,9 @@ def test_other_settings_are_refused_by_name(log: Path, tmp_path: Path) -> None:
     cluster_log(log, tmp_path / "out", SCHEMA, ClusterConfig(**SMALL))
     with pytest.raises(ConfigError, match="layout: nested then, clustered now"):
         cluster_log(log, tmp_path / "out", SCHEMA, ClusterConfig(layout="clustered", **SMALL))
+    other = write_log(tmp_path / "other", {"a.parquet": session_rows(20, 4)})
     with pytest.raises(ConfigError, match="not written by cluster"):
-        cluster_log(log, log, SCHEMA, ClusterConfig(**SMALL))
+        cluster_log(log, other, SCHEMA, ClusterConfig(**SMALL))
 
 
 def test_sessions_are_not_moved_across_slots_of_time_or_files(log: Path, tmp_path: Path) -> None:
@@ -278,3 +279,30 @@ def test_row_groups_end_where_sessions_end(log: Path, tmp_path: Path) -> None:
         ends = np.cumsum([footer.group_rows(group) for group in range(footer.metadata.num_row_groups)])[:-1]
         assert len(ends)
         assert all(sessions[end - 1] != sessions[end] for end in ends)
+
+
+def test_files_that_differ_only_in_their_ending_keep_a_copy_each(tmp_path: Path) -> None:
+    parts = ("clicks.2024-01-01", "clicks.2024-01-02", "a.parquet", "a.pq", "a", "_b.bin")
+    log = write_log(tmp_path / "log", {name: session_rows(40, number) for number, name in enumerate(parts)})
+    config = ClusterConfig(window="file", **SMALL)
+    cluster_log(f"{log}/clicks.*", tmp_path / "out", SCHEMA, config)
+    assert sorted(p.name for p in (tmp_path / "out").glob("*.parquet")) == [f"{name}.parquet" for name in parts[:2]]
+    for name in ("a*", "_b.bin"):
+        cluster_log(f"{log}/{name}", tmp_path / "out", SCHEMA, config)
+    files = list_files(tmp_path / "out")
+    assert sum(read_footer(file).num_rows for file in files) == 40 * len(parts)
+    assert {file.name for file in files} >= {"a.parquet", "a-1.parquet", "a-2.parquet", "b.bin.parquet"}
+
+
+def test_a_copy_within_the_log_or_beside_other_files_is_refused(log: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"folder of the copy: .*clustered is part of the logs at"):
+        cluster_log(log, log / "clustered", SCHEMA, ClusterConfig(**SMALL))
+    assert not (log / "clustered").exists()
+    (tmp_path / "notes.txt").write_text("mine")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/schema.yaml").write_text("mine")
+    with pytest.raises(ConfigError, match=r"holds schema\.yaml, not written by cluster"):
+        cluster_log(log, tmp_path / "other", SCHEMA, ClusterConfig(**SMALL))
+    with pytest.raises(ConfigError, match="is a file, expected a folder"):
+        cluster_log(log, tmp_path / "notes.txt", SCHEMA, ClusterConfig(**SMALL))
+    assert (tmp_path / "other/schema.yaml").read_text() == "mine"
