@@ -1,12 +1,19 @@
-"""`BoundedLoader`: plain YAML values, without files that are small to write and too large, or too deep, to read."""
+"""`BoundedLoader`: plain YAML values, read as they are written, without files too large or too deep to read.
+
+YAML 1.1 changes values silently: of two equal keys the last one wins, `no` is false, `010` is 8, `1:30` is 90 and
+`2024-01-01` is a date. Here equal keys and numbers that begin with 0 are refused; of the rest, as in YAML 1.2, only
+`true` and `false` are Boolean, and what looks like a time or a date is text. Fields of a config that are Boolean still
+accept `yes`, `no`, `on` and `off`.
+"""
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import yaml
 
-__all__ = ["BoundedLoader"]
+__all__ = ["AmbiguousYAML", "BoundedLoader"]
 
 MAX_DEPTH = 64
 """Nesting; PyYAML recurses, and a job or schema needs six levels."""
@@ -15,8 +22,31 @@ MAX_ALIASED_VALUES = 100_000
 """Values of a file with every alias written out. Nine lines of aliases of aliases stand for a billion values."""
 
 
+TAG = "tag:yaml.org,2002:"
+PLAIN = {
+    f"{TAG}bool": re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"),
+    f"{TAG}int": re.compile(r"^(?:[-+]?(?:0b[01_]+|0x[0-9a-fA-F_]+|[0-9][0-9_]*))$"),
+    f"{TAG}float": re.compile(
+        r"^(?:[-+]?(?:[0-9][0-9_]*\.[0-9_]*|\.[0-9][0-9_]*)(?:[eE][-+][0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$"
+    ),
+}
+"""What is not text although it has no quotes: less than in PyYAML, so all text that it writes is read as text."""
+TEXT = (f"{TAG}timestamp", f"{TAG}value")
+"""What PyYAML takes for dates, and for a value by default (`=`), is text."""
+BEGINS_WITH_0 = re.compile(r"[-+]?0[0-9_]+")
+
+
+class AmbiguousYAML(yaml.MarkedYAMLError):
+    """Valid YAML of which readers may understand different things."""
+
+
 class BoundedLoader(yaml.SafeLoader):
-    """PyYAML's safe loader with a limit on nesting and on what aliases stand for; refuses as for a mistake in YAML."""
+    """PyYAML's safe loader, bounded and literal; refuses as for a mistake in YAML."""
+
+    yaml_implicit_resolvers = {  # noqa: RUF012 (as PyYAML declares it)
+        first: [(tag, PLAIN.get(tag, pattern)) for tag, pattern in resolvers if tag not in TEXT]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
 
     def __init__(self, stream: Any) -> None:
         super().__init__(stream)
@@ -41,6 +71,31 @@ class BoundedLoader(yaml.SafeLoader):
         node = super().compose_node(parent, index)
         self._depth -= 1
         self._sizes[id(node)] = self._num_values - before
+        return node
+
+    def compose_scalar_node(self, anchor: Any) -> yaml.ScalarNode:
+        """See PyYAML; called for each value that is not a collection."""
+        node = super().compose_scalar_node(anchor)
+        if node.tag == f"{TAG}int" and BEGINS_WITH_0.fullmatch(node.value):
+            bare = node.value.replace("_", "").lstrip("+-0") or "0"
+            raise AmbiguousYAML(
+                problem=f"given {node.value}, expected a number that does not begin with 0: write {bare} for a decimal "
+                f"number, or '{node.value}' in quotes for text",
+                problem_mark=node.start_mark,
+            )
+        return node
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        """See PyYAML; called for each mapping."""
+        node: yaml.MappingNode = super().compose_mapping_node(anchor)
+        marks: dict[Any, yaml.Mark] = {}
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                continue  # refused by PyYAML: a key must be hashable
+            mark = marks.setdefault((key.tag, key.value), key.start_mark)
+            if mark is not key.start_mark:
+                problem = f"the key {key.value!r} is given twice, first on line {mark.line + 1}"
+                raise AmbiguousYAML(problem=problem, problem_mark=key.start_mark)
         return node
 
     def _size_of(self, node: yaml.Node | None, mark: yaml.Mark) -> int:

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Self, Union, get_args, get_origin
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from headrace.bounded_yaml import BoundedLoader
+from headrace.bounded_yaml import AmbiguousYAML, BoundedLoader
 from headrace.errors import ConfigError
 
 __all__ = ["Config", "first_mistake", "read_yaml"]
@@ -52,7 +52,7 @@ def read_yaml(path: str | Path) -> Any:
     """The plain values in a YAML file.
 
     Raises:
-        ConfigError: If the file is missing or is not YAML; names the line.
+        ConfigError: The file is missing, is not YAML, or gives a key twice; names the line.
     """
     path = Path(path)
     if not path.is_file():
@@ -62,7 +62,8 @@ def read_yaml(path: str | Path) -> Any:
     except (yaml.YAMLError, ValueError) as error:  # not UTF-8, a date in month 13, a number of 5,000 digits
         mark = getattr(error, "problem_mark", None)
         line = f" line {mark.line + 1}:" if mark else ""
-        raise ConfigError(f"{path}:{line} not YAML: {getattr(error, 'problem', None) or error}") from error
+        what = "" if isinstance(error, AmbiguousYAML) else " not YAML:"
+        raise ConfigError(f"{path}:{line}{what} {getattr(error, 'problem', None) or error}") from error
 
 
 def first_mistake(error: ValidationError, config: type[Config]) -> str:
