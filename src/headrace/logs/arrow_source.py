@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -11,6 +12,7 @@ from headrace.errors import DataError
 from headrace.logs.casting import Mask
 from headrace.logs.checks import BadRowPolicy, RowChecker, RowOrigin, check_names
 from headrace.logs.pieces import FILE_ROW_BITS, Piece, split_row_id
+from headrace.logs.raw_rows import values_at
 from headrace.logs.schema import Schema
 
 __all__ = ["ArrowSource"]
@@ -95,8 +97,8 @@ class ArrowSource:
         origin = RowOrigin(self._name, 0, rows, rows | np.int64(self._file_number << FILE_ROW_BITS))
         rest = [name for name in self._kept if name not in self._checker.inputs]
 
-        def rest_of(bad: Mask) -> pa.RecordBatch | None:
-            return self._slice(item, rest).filter(pa.array(bad)) if rest else None
+        def rest_of(bad: Mask) -> dict[str, list[Any]]:
+            return values_at(self._slice(item, rest), np.flatnonzero(bad)) if rest else {}
 
         yield self._checker.check(self._slice(item, self._checker.inputs), origin, rest_of)
 

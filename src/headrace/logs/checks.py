@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +18,7 @@ from headrace.logs.columns import ColumnCheck, column_check, view_check
 from headrace.logs.gathering import is_list
 from headrace.logs.groups import Group, expand, group_array, group_of
 from headrace.logs.pieces import REJECT_SCHEMA, ROW_ID, Piece
-from headrace.logs.raw_rows import encode_rows, shown
+from headrace.logs.raw_rows import encode_rows, shown, values_at
 from headrace.logs.schema import Schema
 
 __all__ = ["BadRowPolicy", "ErrorBudget", "RowChecker", "RowOrigin", "check_names"]
@@ -145,13 +145,16 @@ class RowChecker:
         fields = [pa.field(name, types[name]) for name in self._columns]
         self.output_schema = pa.schema([*fields, pa.field(ROW_ID, pa.int64())])
 
-    def check(self, raw: pa.RecordBatch, origin: RowOrigin, rest_of: Callable[[Mask], pa.RecordBatch | None]) -> Piece:
+    def check(
+        self, raw: pa.RecordBatch, origin: RowOrigin, rest_of: Callable[[Mask], Mapping[str, list[Any]]]
+    ) -> Piece:
         """Check a raw batch.
 
         Args:
             raw: Rows with (at least) the `inputs`, features of groups in their group columns.
             origin: Where they come from.
-            rest_of: Gives the columns that were not read of the rows in a mask, for the quarantine.
+            rest_of: Gives the columns that were not read of the rows in a mask, for the quarantine; see
+                `headrace.logs.raw_rows.values_at`.
 
         Raises:
             DataError: A row is bad and the policy is "fail".
@@ -185,7 +188,7 @@ class RowChecker:
         self,
         raw: pa.RecordBatch,
         origin: RowOrigin,
-        rest_of: Callable[[Mask], pa.RecordBatch | None],
+        rest_of: Callable[[Mask], Mapping[str, list[Any]]],
         problems: Sequence[tuple[Mask, str, str]],
         good: pa.RecordBatch,
     ) -> Piece:
@@ -202,12 +205,10 @@ class RowChecker:
         kept = good.filter(pa.array(~bad))
         if self._policy == "drop":
             return Piece(kept, raw.num_rows, num_dropped=int(bad.sum()))
-        whole = expand(raw.filter(pa.array(bad)))
-        rest = rest_of(bad)
-        if rest is not None:
-            whole = pa.RecordBatch.from_arrays(
-                whole.columns + rest.columns, names=whole.schema.names + rest.schema.names
-            )
+        rows = np.flatnonzero(bad)
+        if self._groups:
+            raw, rows = expand(raw.take(pa.array(rows))), np.arange(len(rows))
+        whole = {**values_at(raw, rows), **rest_of(bad)}
         found = [
             (problems[first[row]][1], problems[first[row]][2], origin.at(row)) for row in np.flatnonzero(bad).tolist()
         ]

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.types as pt
 
+from headrace.logs.canonical import canonical_type
 from headrace.logs.casting import Mask, cast_lists, cast_rows, cast_times, list_lengths, mask_of, rows_with
 from headrace.logs.schema import DenseColumn, IdColumn, IdListColumn, LabelColumn, Schema
 
@@ -28,7 +29,7 @@ ColumnCheck = Callable[[pa.Array], Checked]
 
 ID_TYPES = {"int": pa.int64(), "string": pa.string()}
 
-_SMALL_NUMBERS = (pa.bool_(), pa.int8(), pa.uint8(), pa.int16(), pa.uint16(), pa.float16(), pa.float32())
+_SMALL_NUMBERS = (pa.bool_(), pa.int8(), pa.uint8(), pa.int16(), pa.uint16(), pa.float32())
 
 
 def column_check(schema: Schema, name: str, stored: pa.DataType) -> tuple[pa.DataType, ColumnCheck]:
@@ -42,7 +43,7 @@ def column_check(schema: Schema, name: str, stored: pa.DataType) -> tuple[pa.Dat
     id             int64 or string
     id list        list<int64> or list<string>; its weights list<float32>
     timestamp      int64, in the schema's unit
-    session id     int64 if stored as integers, string otherwise
+    session id     int64 if stored as integers or whole decimals, string otherwise
     row id         int64
     =============  ==========================================================================================
 
@@ -51,6 +52,7 @@ def column_check(schema: Schema, name: str, stored: pa.DataType) -> tuple[pa.Dat
         name: One of `schema.columns`.
         stored: Type of the column in the (first) file.
     """
+    stored = canonical_type(stored)
     if name == schema.weight:
         return pa.float32(), _check_weight
     if name == schema.row_id:
@@ -73,7 +75,8 @@ def column_check(schema: Schema, name: str, stored: pa.DataType) -> tuple[pa.Dat
     if schema.timestamp is not None and schema.timestamp.name == name:
         return pa.int64(), partial(_check_timestamp, schema.timestamp.unit)
     if name == schema.session_id:
-        session_type = pa.int64() if pt.is_integer(stored) else pa.string()
+        is_whole = pt.is_integer(stored) or (pt.is_decimal(stored) and stored.scale <= 0)
+        session_type = pa.int64() if is_whole else pa.string()
         return session_type, partial(_check_session, session_type)
     raise KeyError(name)
 

@@ -27,6 +27,10 @@ BUFFER_BYTES = 256 << 10
 
 MAGIC = b"PAR1"
 
+INT96_UNIT = "us"
+"""What timestamps of the old kind INT96 (Spark, Impala, Hive) are read as: in nanoseconds, which is what Arrow takes by
+default, the year 9999 silently becomes 1816. What a schema that asks for nanoseconds cannot hold is a bad row then."""
+
 
 @dataclass(frozen=True, eq=False)
 class Footer:
@@ -146,7 +150,7 @@ def read_footer(file: LogFile) -> Footer:
         handle.seek(size - 8 - length)
         fingerprint = hashlib.blake2b(handle.read(length), digest_size=12).hexdigest()
         try:
-            parquet = pq.ParquetFile(handle, pre_buffer=False)
+            parquet = pq.ParquetFile(handle, pre_buffer=False, coerce_int96_timestamp_unit=INT96_UNIT)
             schema = parquet.schema_arrow
             layout = Layout.from_metadata(schema.metadata, where=file.path)
             if layout is not None and layout.kind == "nested":
@@ -166,6 +170,7 @@ def open_parquet(footer: Footer) -> Iterator[pq.ParquetFile]:
             pre_buffer=False,
             buffer_size=BUFFER_BYTES,
             page_checksum_verification=True,
+            coerce_int96_timestamp_unit=INT96_UNIT,
         )
 
 
@@ -225,6 +230,8 @@ def time_bounds(footer: Footer, row_group: int, clock: TimestampColumn) -> tuple
         return None
     raw = pa.array([statistics.min_raw, statistics.max_raw], pa.int64())
     ticks, _ = cast_times(raw.cast(kind) if pt.is_timestamp(kind) else raw, clock.unit)
+    if ticks.null_count:  # beyond what the unit holds: such rows have no readable time
+        return None
     first, last = to_time_us(ticks, clock.unit).tolist()
     return first, last
 

@@ -21,6 +21,7 @@ from headrace.logs.footers import Footer, iter_nested, iter_plain, open_parquet,
 from headrace.logs.grouping import Groups, choose_groups, grouped_batch
 from headrace.logs.groups import GROUP_PREFIX, group_name
 from headrace.logs.pieces import Piece
+from headrace.logs.raw_rows import values_at
 from headrace.logs.row_ids import RowIds
 from headrace.logs.schema import Schema, TimestampColumn
 
@@ -239,20 +240,18 @@ class ParquetSource:
         origin = RowOrigin(part.footer.file.shown_path, part.row_group, rows, ids)
         return self._checker.check(raw, origin, lambda bad: self._rest_of(part, within[bad]))
 
-    def _rest_of(self, part: _Item, wanted: npt.NDArray[np.int64]) -> pa.RecordBatch | None:
+    def _rest_of(self, part: _Item, wanted: npt.NDArray[np.int64]) -> dict[str, list[Any]]:
         """The columns of the schema that are not read, of some rows of a row group; for the quarantine only."""
         there = [*part.footer.schema.names, *(key for key, _ in part.footer.file.partition)]
         names = [name for name in self._schema.columns if name in there and name not in self._needed]
-        if not names:
-            return None
-        found = []
-        for start, batch in self._batches(part, names):
+        found: dict[str, list[Any]] = {name: [] for name in names}
+        for start, batch in self._batches(part, names) if names else ():
             inside = wanted[(wanted >= start) & (wanted < start + batch.num_rows)] - start
-            found.append(batch.take(pa.array(inside)))
+            for name, values in values_at(batch, inside).items():
+                found[name] += values
             if start + batch.num_rows > wanted[-1]:
                 break
-        (rest,) = pa.Table.from_batches(found).combine_chunks().to_batches()
-        return rest
+        return found
 
 
 def select_files(files: Iterable[LogFile]) -> list[Selection]:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -12,6 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from headrace.errors import DataError
+from headrace.logs.casting import Mask
 from headrace.logs.checks import BadRowPolicy, RowChecker, RowOrigin, check_names
 from headrace.logs.files import LogFile, list_files
 from headrace.logs.footers import Footer, open_parquet, read_footer, reading
@@ -161,7 +164,22 @@ class ReplaySource:
                     np.asarray(places.column("row").to_numpy(), dtype=np.int64),
                     row_ids,
                 )
-                yield self._checker.check(raw, origin, lambda bad: None)
+                yield self._check(raw, origin, places)
+
+    def _check(self, raw: pa.RecordBatch, origin: RowOrigin, places: pa.RecordBatch) -> Piece:
+        """Check parsed rows; those that are still bad keep the text they had, also of columns no schema names."""
+        masks: list[Mask] = []
+
+        def rest_of(bad: Mask) -> dict[str, list[Any]]:
+            masks.append(bad)
+            return {}
+
+        piece = self._checker.check(raw, origin, rest_of)
+        if piece.rejects is None:
+            return piece
+        texts = places.column("raw").filter(pa.array(masks[0]))
+        column = REJECT_SCHEMA.get_field_index("raw")
+        return replace(piece, rejects=piece.rejects.set_column(column, REJECT_SCHEMA.field(column), texts))
 
     def _reject(self, item: int, rejects: pa.RecordBatch) -> Piece:
         """A piece without good rows, of rows whose JSON cannot be read."""

@@ -3,38 +3,44 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.types as pt
 
 from headrace.logs.pieces import ROW_ID
+from headrace.logs.plain_values import plain_values
 
-__all__ = ["decode_rows", "encode_rows", "parse_row", "shown"]
+__all__ = ["decode_rows", "encode_rows", "parse_row", "shown", "values_at"]
 
 MAX_SHOWN = 80
 """Characters of a bad value that an error shows."""
 
 
-def encode_rows(batch: pa.RecordBatch, row_ids: npt.NDArray[np.int64]) -> list[str]:
-    """Each row as a JSON object of its columns and its row id.
+def values_at(batch: pa.RecordBatch, rows: npt.NDArray[np.int64]) -> dict[str, list[Any]]:
+    """The values that some rows of a batch have in each column, as `headrace.logs.plain_values` gives them."""
+    return {name: _values_at(column, rows) for name, column in zip(batch.schema.names, batch.columns, strict=True)}
 
-    NaN and infinities, which JSON does not have, times and decimals become strings; bytes that are not UTF-8 are
-    escaped. All of these can be read back by `decode_rows` and the checks after it.
+
+def encode_rows(columns: Mapping[str, Sequence[Any]], row_ids: npt.NDArray[np.int64]) -> list[str]:
+    """Each row as a JSON object of its columns and its row id, which `decode_rows` and the checks after it read back.
+
+    Bytes that are not UTF-8 are escapes such as `\\udce9`, and the same bytes again when they are read.
+
+    Args:
+        columns: From `values_at`.
+        row_ids: int64 [rows].
     """
-    columns = [_plain_column(column) for column in batch.columns]
-    names = [*batch.schema.names, ROW_ID]
-    rows = zip(*columns, row_ids.tolist(), strict=True)
-    return [json.dumps(dict(zip(names, row, strict=True)), ensure_ascii=False, allow_nan=False) for row in rows]
+    rows = zip(*columns.values(), row_ids.tolist(), strict=True)
+    names = [*columns, ROW_ID]
+    return [_to_json(dict(zip(names, row, strict=True))) for row in rows]
 
 
 def shown(value: pa.Array) -> str:
     """A column of one row as a short text for an error: its JSON, cut where it is long."""
-    text = json.dumps(_plain_column(value)[0], ensure_ascii=False)
+    text = _to_json(plain_values(value)[0])
     return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}..."
 
 
@@ -42,9 +48,10 @@ def parse_row(text: str | None) -> dict[str, Any] | None:
     """The values of one row as `encode_rows` wrote it, or None if it is not a JSON object with a row id."""
     try:
         row = json.loads(text or "")
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
-    return row if isinstance(row, dict) and isinstance(row.get(ROW_ID), int) else None
+    row_id = row.get(ROW_ID) if isinstance(row, dict) else None
+    return row if type(row_id) is int and -(2**63) <= row_id < 2**63 else None
 
 
 def decode_rows(
@@ -72,28 +79,21 @@ def decode_rows(
         yield _make_batch(run, names, kinds)
 
 
-def _plain_column(column: pa.Array) -> list[Any]:
-    kind = column.type
-    if pt.is_temporal(kind) or pt.is_decimal(kind):
-        column = column.cast(pa.string())
+def _to_json(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False)
     try:
-        return [_plain(value) for value in column.to_pylist()]
-    except UnicodeDecodeError:
-        return [_plain(value) for value in column.cast(pa.large_binary()).to_pylist()]
+        text.encode()
+    except UnicodeEncodeError:  # surrogates, which stand for bytes that are not UTF-8
+        return json.dumps(value, allow_nan=False)
+    return text
 
 
-def _plain(value: Any) -> Any:
-    if value is None or isinstance(value, (bool, int, str)):
-        return value
-    if isinstance(value, float):
-        return value if math.isfinite(value) else str(value)
-    if isinstance(value, bytes):
-        return value.decode("utf-8", errors="backslashreplace")
-    if isinstance(value, Mapping):
-        return {str(key): _plain(inner) for key, inner in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(inner) for inner in value]
-    return str(value)
+def _values_at(column: pa.Array, rows: npt.NDArray[np.int64]) -> list[Any]:
+    try:
+        taken = column.take(pa.array(rows))
+    except (pa.ArrowNotImplementedError, pa.ArrowInvalid):  # views, runs, and lists of these
+        return [plain_values(column.slice(row, 1))[0] for row in rows.tolist()]
+    return plain_values(taken)
 
 
 def _kind_of(value: Any) -> str:
@@ -118,7 +118,7 @@ def _merge(one: str, other: str) -> str | None:
     return None
 
 
-_TYPES = {"bool": pa.bool_(), "float": pa.float64(), "str": pa.string(), "json": pa.string(), "": pa.null()}
+_TYPES = {"bool": pa.bool_(), "float": pa.float64(), "": pa.null()}
 
 
 def _make_batch(
@@ -130,17 +130,35 @@ def _make_batch(
 
 
 def _make_column(values: list[Any], kind: str) -> pa.Array:
-    if kind.startswith("list"):
-        inner = kind.removeprefix("list").removeprefix(" of ")
-        item = pa.int64() if inner == "int" else _TYPES.get(inner, pa.string())
-        lists = [None if v is None else [_fit(element, inner) for element in v] for v in values]
-        return pa.array(lists, pa.list_(item))
-    return pa.array([_fit(value, kind) for value in values], pa.int64() if kind == "int" else _TYPES[kind])
+    if not kind.startswith("list"):
+        return _make_array(values, kind)
+    inner = kind.removeprefix("list").removeprefix(" of ")
+    elements = _make_array([element for v in values if v is not None for element in v], inner)
+    lengths = [0 if v is None else len(v) for v in values]
+    mask = pa.array([v is None for v in values], pa.bool_())
+    offsets = np.cumsum([0, *lengths], dtype=np.int32)
+    return pa.ListArray.from_arrays(pa.array(offsets), elements, mask=mask)
 
 
-def _fit(value: Any, kind: str) -> Any:
-    if value is None or kind in ("bool", "float"):
-        return value
+def _make_array(values: list[Any], kind: str) -> pa.Array:
+    if kind in ("bool", "float", ""):
+        return pa.array(values, _TYPES[kind])
     if kind == "int":
-        return value - 2**64 if value >= 2**63 else value  # the same bits, as everywhere ids are cast
-    return value if isinstance(value, str) else json.dumps(value)
+        given = [value for value in values if value is not None]
+        if not given or max(given) < 2**63:
+            return pa.array(values, pa.int64())
+        if min(given) >= 0:
+            return pa.array(values, pa.uint64())
+    texts = [value if value is None or isinstance(value, str) else _to_json(value) for value in values]
+    try:
+        return pa.array(texts, pa.string())
+    except UnicodeEncodeError:
+        # The bytes the row had, which are no more UTF-8 now than they were then.
+        return pa.array([None if text is None else _to_bytes(text) for text in texts], pa.binary())
+
+
+def _to_bytes(text: str) -> bytes:
+    try:
+        return text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:  # an escape that somebody wrote by hand
+        return text.encode("utf-8", "surrogatepass")

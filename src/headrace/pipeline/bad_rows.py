@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from headrace.logs.pieces import ROW_ID
-from headrace.logs.raw_rows import encode_rows
+from headrace.logs.raw_rows import encode_rows, values_at
 
 __all__ = ["BadRow", "find_bad_rows", "without_rows"]
 
@@ -93,5 +93,5 @@ def _failure(call: Callable[[pa.RecordBatch], Any], rows: pa.RecordBatch) -> Exc
 def _bad_row(batch: pa.RecordBatch, row: int, error: Exception) -> BadRow:
     values = batch.slice(row, 1)
     row_ids = np.asarray(values.column(ROW_ID), dtype=np.int64)
-    (raw,) = encode_rows(values.drop_columns([ROW_ID]), row_ids)
+    (raw,) = encode_rows(values_at(values.drop_columns([ROW_ID]), np.arange(1)), row_ids)
     return BadRow(row, int(row_ids[0]), f"{type(error).__name__}: {error}", raw)

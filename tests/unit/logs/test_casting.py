@@ -13,7 +13,9 @@ from headrace.logs.casting import cast_lists, cast_rows, cast_times, to_time_us
 
 INTEGERS = st.integers(-(2**63), 2**63 - 1)
 WORDS = st.one_of(
-    INTEGERS.map(str), INTEGERS.map(lambda n: f" {n}\t"), st.sampled_from(["", " ", "x", "1.5", "1e3", str(2**63), "-"])
+    INTEGERS.map(str),
+    INTEGERS.map(lambda n: f" {n}\t"),
+    st.sampled_from(["", " ", "x", "1.5", "1e3", str(2**63), str(2**64 - 1), str(2**64), "-"]),
 )
 
 
@@ -25,6 +27,8 @@ def integer_in(word: str | None) -> tuple[int | None, bool]:
         value = int(word)
     except ValueError:
         return None, True
+    if 2**63 <= value < 2**64:
+        return value - 2**64, False  # the same bits
     return (value, False) if -(2**63) <= value < 2**63 else (None, True)
 
 
@@ -49,8 +53,8 @@ def test_floats_become_integers_where_they_are_whole(numbers: list[float | None]
     for number, value, is_bad in zip(numbers, values, bad, strict=True):
         if number is None or math.isnan(number):
             assert (value, is_bad) == (None, False)
-        elif number.is_integer() and -(2.0**63) <= number < 2.0**63:
-            assert (value, is_bad) == (int(number), False)
+        elif number.is_integer() and -(2.0**63) <= number < 2.0**64:
+            assert (value, is_bad) == (int(number) - (2**64 if number >= 2.0**63 else 0), False)
         else:
             assert (value, is_bad) == (None, True)
 

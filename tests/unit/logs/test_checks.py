@@ -135,7 +135,7 @@ def test_rejects_hold_the_whole_row() -> None:
         "click": 3,
         "price": "inf",
         "time": "1970-01-01 00:00:01.500Z",
-        "tag": "\\xff",
+        "tag": "\udcff",
         "ids": [2, None],
         ROW_ID: 2 << 36 | 1,
     }

@@ -1,21 +1,25 @@
 """The quarantine: written whole under a given name, read back, and replayed with the same row ids after a fix."""
 
 import json
+import math
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from wrappings import extension, run_ends, text_of
 
 from headrace.errors import ConfigError, DataError
 from headrace.logs.arrow_source import ArrowSource
 from headrace.logs.checks import BadRowPolicy
 from headrace.logs.pieces import REJECT_SCHEMA, ROW_ID
 from headrace.logs.quarantine import read_rejects, replay_source, write_rejects
-from headrace.logs.raw_rows import decode_rows, encode_rows, parse_row
+from headrace.logs.raw_rows import decode_rows, encode_rows, parse_row, values_at
 from headrace.logs.schema import Schema
 
 QUARANTINE = BadRowPolicy(policy="quarantine")
@@ -134,6 +138,92 @@ def test_what_is_no_quarantine_is_said_so(tmp_path: Path) -> None:
         read_rejects(tmp_path / "none")
 
 
+FAR = pa.array([9 * 10**18, -9 * 10**18], pa.timestamp("s", "Europe/Berlin"))
+NOT_TEXT = text_of([b"caf\xe9", b"\xff"])
+STRANGE = {
+    "text that is not UTF-8": NOT_TEXT,
+    "lists of it": pa.ListArray.from_arrays([0, 1, 2], NOT_TEXT),
+    "structs of it": pa.StructArray.from_arrays([NOT_TEXT], ["a"]),
+    "a dictionary of it": pa.DictionaryArray.from_arrays([1, 0], NOT_TEXT),
+    "string views": pa.array(["a", None], pa.string_view()),
+    "lists of nanoseconds": pa.array([[1704067200000000123], None], pa.list_(pa.timestamp("ns"))),
+    "lists of dates before Christ": pa.array([[-800_000], []], pa.list_(pa.date32())),
+    "times of no calendar": FAR,
+    "lists of them": pa.ListArray.from_arrays([0, 1, 2], FAR),
+    "a time zone nobody knows": pa.array([0, 1], pa.timestamp("s", "Mars/Olympus")),
+    "durations": pa.array([2**63 - 1, -(2**63)], pa.duration("s")),
+    "intervals": pa.array([(1, 2, 3), None], pa.month_day_nano_interval()),
+    "maps": pa.array([[("a", 1.5), ("b", None)], None], pa.map_(pa.string(), pa.float64())),
+    "unions": pa.UnionArray.from_dense(
+        pa.array([0, 1], pa.int8()), pa.array([0, 0], pa.int32()), [pa.array([1]), pa.array(["a"])]
+    ),
+    "runs": run_ends(pa.array(["a", None])),
+    "lists of runs": pa.ListArray.from_arrays([0, 1, 2], run_ends(pa.array([1, 2]))),
+    "UUIDs": pa.array([b"\xff" * 16, None], pa.uuid()),
+    "extension types": extension(pa.array([[1, 2], None])),
+    "views of lists": pa.array([[1], None], pa.list_view(pa.int64())),
+    "lists of a fixed size": pa.array([[math.nan, math.inf], None], pa.list_(pa.float32(), 2)),
+    "half floats": pa.array([0.5, math.inf], pa.float16()),
+    "long decimals": pa.array([Decimal(10**75), None], pa.decimal256(76, 0)),
+    "large numbers": pa.array([2**64 - 1, 0], pa.uint64()),
+    "nulls": pa.nulls(2),
+    "nested lists": pa.array([[[["\n\u2028\x00"]]], None]),
+    "long text": pa.array(["x" * 1_000_000, ""]),
+}
+
+
+@pytest.mark.parametrize("kind", STRANGE)
+def test_a_bad_row_is_kept_whatever_else_is_in_it(kind: str, tmp_path: Path) -> None:
+    schema = Schema.from_dict({"labels": ["click"], "dense": ["price"], "ids": ["user"]}, where="schema")
+    table = pa.table({"click": ["no", "yes"], "user": STRANGE[kind], "price": STRANGE[kind]})
+    for columns in (["click"], None):
+        source = ArrowSource(table, schema, columns=columns, policy=QUARANTINE)
+        (piece,) = source.read(0)
+        assert piece.num_quarantined == 2
+        assert piece.rejects is not None
+        raws = [parsed(raw) for raw in piece.rejects.column("raw").to_pylist()]
+        assert [raw["click"] for raw in raws] == ["no", "yes"]
+        assert [raw["user"] is None for raw in raws] == STRANGE[kind].is_null().to_pylist()
+        write_rejects(tmp_path, "a", [piece.rejects])
+        again = replay(tmp_path, schema, policy=QUARANTINE)
+        assert [row for piece in again for row in piece.rejects.to_pylist()] == piece.rejects.to_pylist()
+    with pytest.raises(DataError, match='column click: not a number, given "no"'):
+        next(ArrowSource(table, schema).read(0))
+
+
+def test_bytes_that_are_not_text_are_the_same_bytes_when_a_row_is_replayed(tmp_path: Path) -> None:
+    schema = Schema.from_dict({"labels": ["click"], "ids": [{"name": "user", "type": "string"}]}, where="schema")
+    rejects = reject(pa.table({"click": [0, 1], "user": text_of([b"caf\xe9", b"ok"])}), schema)
+    assert [row["reason"] for row in rejects[0].to_pylist()] == ["not a string"]
+    assert "caf\\udce9" in rejects[0].column("raw")[0].as_py()
+    write_rejects(tmp_path, "a", rejects)
+    (piece,) = replay(tmp_path, schema, policy=QUARANTINE)
+    assert piece.rejects.equals(rejects[0])
+
+
+def test_large_numbers_are_the_same_numbers_when_a_row_is_replayed(tmp_path: Path) -> None:
+    schema = {"labels": ["click"], "dense": ["price"], "ids": ["user"]}
+    high = pa.array([2**64 - 1, 2**63, 5], pa.uint64())
+    table = pa.table({"click": [2, 2, 2], "price": high, "user": high})
+    write_rejects(tmp_path, "a", reject(table, Schema.from_dict(schema, where="schema")))
+    loose = Schema.from_dict(schema | {"labels": [{"name": "click", "allowed": None}]}, where="schema")
+    (piece,) = replay(tmp_path, loose)
+    assert piece.batch.column("price").to_pylist() == [2.0**64, 2.0**63, 5.0]
+    assert piece.batch.column("user").to_pylist() == [-1, -(2**63), 5]
+
+
+def test_a_surrogate_written_by_hand_is_a_bad_value(tmp_path: Path) -> None:
+    path = write_rejects(tmp_path, "a", reject(LOG, STRICT))
+    raws = ['{"click": 1, "user": "\\ud800", "__row_id": 1}', "[" * 100_000, '{"__row_id": 99999999999999999999}']
+    pq.write_table(read_rejects(tmp_path).set_column(5, "raw", pa.array(raws)), path)
+    pieces = replay(tmp_path, LOOSE, policy=QUARANTINE)
+    assert sorted(row["reason"] for piece in pieces for row in piece.rejects.to_pylist()) == [
+        "not a JSON object with an integer __row_id",
+        "not a JSON object with an integer __row_id",
+        "not a string",
+    ]
+
+
 def parsed(text: str) -> dict[str, Any]:
     row = parse_row(text)
     assert row is not None
@@ -157,7 +247,7 @@ def test_json_rows_of_any_types_come_back_in_order(rows: list[tuple[Any, Any]]) 
     texts: list[str] = []
     for number, (one, other) in enumerate(rows):
         batch = pa.RecordBatch.from_arrays([pa.array([one]), pa.array([other])], names=["a", "b"])
-        texts += encode_rows(batch, pa.array([number]).to_numpy())
+        texts += encode_rows(values_at(batch, np.arange(1)), np.array([number]))
     back = list(decode_rows(map(parsed, texts), ["a", "b", "new"]))
     assert [i for _, ids in back for i in ids.tolist()] == list(range(len(rows)))
     decoded = [(row["a"], row["b"]) for batch, _ in back for row in batch.to_pylist()]

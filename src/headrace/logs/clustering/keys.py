@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from headrace.compiling import kernel
 from headrace.errors import DataError, MissingExtra
+from headrace.logs.canonical import canonical
 from headrace.logs.casting import cast_times, to_time_us
 from headrace.logs.clustering.config import ClusterConfig
 from headrace.logs.footers import Footer, iter_plain, open_parquet, reading
@@ -147,7 +148,7 @@ def read_keys(
                         ticks, _ = cast_times(batch.column(clock.name), clock.unit)
                         times = to_time_us(ticks, clock.unit)
                         times[ticks.is_null().to_numpy(zero_copy_only=False)] = _FIRST_TIME
-                    hashes = hash_column(batch.column(column))
+                    hashes = hash_column(canonical(batch.column(column)).values)
                     if hashes is None:
                         kind = batch.column(column).type
                         raise DataError(f"{footer.file.path}: column {column} of type {kind} cannot name a session")
