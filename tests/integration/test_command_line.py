@@ -392,6 +392,25 @@ def assert_one_line_at_the_end(outcome: Outcome, *parts: str) -> None:
         assert part in outcome.err.splitlines()[-1]
 
 
+def test_a_run_that_an_error_ends_has_printed_the_windows_it_finished_and_leaves_a_report(copy: Path) -> None:
+    shutil.rmtree(copy / "run")
+    (damaged,) = (copy / "logs" / "window=001").glob("*.parquet")
+    content = bytearray(damaged.read_bytes())
+    content[200:2000] = bytes(1800)
+    damaged.write_bytes(content)
+    outcome = headrace("train", copy / "job.yaml")
+    assert_one_line_at_the_end(outcome, f"headrace: {damaged}, row group 0")
+    header, _, row, report = outcome.out.splitlines()
+    assert header.split()[:4] == ["window", "rows", "bad", "rows/s"]
+    assert report == f"report: {copy / 'run' / 'report.html'}"
+    assert "window=000" in (copy / "run" / "report.html").read_text()
+
+    name, rows, bad, rate, auc, log_loss, ne, *_ = row.split()
+    (last,) = [line for line in outcome.err.splitlines() if line.startswith(f"train {name}: ") and "done in" in line]
+    expected = f"train {name}: {rows} rows  {rate} rows/s  bad {bad}  loss {log_loss}  AUC {auc}  NE {ne}  done in "
+    assert last.startswith(expected)
+
+
 # The real command.
 
 

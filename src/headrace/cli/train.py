@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -18,27 +19,34 @@ def train(
     """Train one pass over what is new since the last checkpoint.
 
     Each row is predicted before it is trained on, so the metrics are those of unseen data. Ctrl-C ends with a
-    checkpoint; after a kill the same command goes on where the last checkpoint stands. Started by headrace launch or
-    torchrun, it is one trainer of several.
+    checkpoint; after a kill the same command goes on where the last checkpoint stands. The table of windows and the
+    report are written also when an error ends the run. Started by headrace launch or torchrun, it is one trainer of
+    several.
 
     Example: headrace train job.yaml --windows 3
     """
+    from headrace.cli.results import RunResults
     from headrace.cli.signals import stop_on_signals
-    from headrace.cli.tables import window_table
     from headrace.cluster import train_job
-    from headrace.observe.report import write_report
     from headrace.training import JobConfig
 
-    with stop_on_signals() as stop:
-        trainer, result = train_job(
-            JobConfig.from_file(job), windows=windows, until=until, should_stop=lambda: stop.asked, say=typer.echo
-        )
-    if trainer.rank:  # the run's first trainer says it for all
-        raise typer.Exit(130 if result.stopped else 0)
-    if result.windows:
-        typer.echo(window_table(result.windows))
-    typer.echo(result.rest)
-    if result.windows or result.stopped:
-        typer.echo(f"report: {write_report(trainer.run_folder.path)}")
+    config = JobConfig.from_file(job)
+    results = RunResults(config.run)
+    try:
+        with stop_on_signals() as stop:
+            trainer, result = train_job(
+                config,
+                windows=windows,
+                until=until,
+                should_stop=lambda: stop.asked,
+                say=typer.echo,
+                on_window=results.add,
+            )
+    except BaseException:
+        if os.environ.get("RANK", "0") == "0":
+            results.fail()
+        raise
+    if trainer.rank == 0:  # the run's first trainer says it for all
+        results.finish(result.rest, stopped=result.stopped)
     if result.stopped:
         raise typer.Exit(130)

@@ -41,6 +41,7 @@ def train_job(
     until: str | None = None,
     should_stop: Callable[[], bool] = lambda: False,
     say: Callable[[str], None] = lambda line: None,
+    on_window: Callable[[WindowResult], None] = lambda result: None,
 ) -> tuple[Trainer, TrainResult]:
     """Train what is new, alone or with the other trainers that the environment names (see `Rendezvous`).
 
@@ -53,6 +54,7 @@ def train_job(
         until: The last one wanted.
         should_stop: Asked after each step; training ends when one trainer's says so.
         say: Given lines for the user.
+        on_window: Given what each window gave, as for `Trainer`.
 
     Returns:
         The trainer of the last round, and what all rounds gave.
@@ -68,7 +70,7 @@ def train_job(
         trainer: Trainer | None = None
         try:
             with rendezvous.round() as peers:
-                trainer = Trainer(job, should_stop=should_stop, say=say, peers=peers)
+                trainer = Trainer(job, should_stop=should_stop, say=say, on_window=on_window, peers=peers)
                 result = trainer.run(windows=left, until=until)
                 peers.share(None)  # leaving before the others have ended would look like an accident
                 return trainer, replace(result, windows=(*finished, *result.windows))

@@ -1,4 +1,4 @@
-"""How far a job is: a bar on a terminal, plain lines at growing intervals where the output is piped."""
+"""How far a job is: a bar on a terminal, plain lines at a steady interval where the output is piped."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ __all__ = ["Progress", "RateMeter", "format_count", "format_duration", "track_pr
 
 T = TypeVar("T")
 
-FIRST_LINE_S = 2.0
-"""Shorter jobs print no lines when piped."""
-LONGEST_INTERVAL_S = 60.0
-"""Lines come after 2, 4, 8, ... seconds, so a short job shows life and a long one does not fill its log."""
+SHORT_S = 2.0
+"""Shorter jobs print no lines when piped, unless they are asked to."""
+LINE_EVERY_S = 10.0
+"""Often enough to see that a job is alive, and 360 lines an hour in a log file."""
 REFRESH_S = 0.1
 """A bar is drawn at most this often; drawing costs about a millisecond."""
 RATE_WINDOW_S = 10.0
@@ -45,8 +45,9 @@ class RateMeter:
 class Progress:
     """Shows how far a job is.
 
-    On a terminal: a bar with count, rate, time left and the job's own columns. Else: a line now and then. Both go to
-    standard error, so results can be piped. It starts no thread: it draws inside `update`, at most ten times a second.
+    On a terminal: a bar with count, rate, time left and the job's own columns. Else: a line every ten seconds and one
+    at the end, each flushed. Both go to standard error, so results can be piped. It starts no thread: it draws inside
+    `update`, at most ten times a second.
 
         with Progress("train", total=5_000_000) as progress:
             for batch in batches:
@@ -60,6 +61,7 @@ class Progress:
         *,
         total: int | None = None,
         unit: str = "rows",
+        always_ends: bool = False,
         console: Console | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -69,6 +71,7 @@ class Progress:
             what: Names the job, at the start of the bar or line.
             total: Count at the end; None if it is not known.
             unit: What is counted.
+            always_ends: Print the line at the end however short the job was, if it counted anything.
             console: Where to draw; standard error when None.
             clock: Seconds, monotonic.
         """
@@ -82,8 +85,10 @@ class Progress:
         self._rate = RateMeter(self._start_s)
         self._rows_per_s = 0.0
         self._columns: dict[str, Any] = {}
-        self._interval_s = FIRST_LINE_S
-        self._next_s = self._start_s + (0.0 if self._console.is_terminal else FIRST_LINE_S)
+        self._always_ends = always_ends
+        self._end = "done"
+        self._totals_s: float | None = None
+        self._next_s = self._start_s + (0.0 if self._console.is_terminal else LINE_EVERY_S)
         self._bar: rich.progress.Progress | None = None
         self._task = rich.progress.TaskID(0)
         self._num_lines = 0
@@ -103,17 +108,17 @@ class Progress:
             self._task = self._bar.add_task(self.what, total=self.total, status=Text())
             self._bar.start()
         else:
-            self._next_s = self._start_s + FIRST_LINE_S
+            self._next_s = self._start_s + LINE_EVERY_S
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
         now_s = self._clock()
-        end = "stopped" if kind else "done"
+        end = "stopped" if kind else self._end
         if self._bar is not None:
             self._draw(now_s, end)
             self._bar.stop()
             self._bar = None
-        elif self._num_lines > 0 or now_s - self._start_s >= FIRST_LINE_S:
+        elif self._num_lines > 0 or now_s - self._start_s >= SHORT_S or (self._always_ends and self.done):
             self._print_line(now_s, end)
 
     def advance(self, count: int = 1, columns: Mapping[str, Any] | None = None) -> None:
@@ -138,8 +143,23 @@ class Progress:
             self._next_s = now_s + REFRESH_S
         elif not self._console.is_terminal:
             self._print_line(now_s)
-            self._interval_s = min(2 * self._interval_s, LONGEST_INTERVAL_S)
-            self._next_s = now_s + self._interval_s
+            self._next_s = now_s + LINE_EVERY_S
+
+    def finish(self, done: int, seconds: float, columns: Mapping[str, Any]) -> None:
+        """Give the last bar or line the job's own totals; it is drawn when `with` ends.
+
+        Args:
+            done: Count by the job's own account.
+            seconds: The same of time; the rate follows from both.
+            columns: In the place of all columns shown so far.
+        """
+        self.done = done
+        self._columns = dict(columns)
+        self._totals_s = seconds
+
+    def stop(self) -> None:
+        """Say at the end that the job stopped before it was done."""
+        self._end = "stopped"
 
     def print(self, text: str) -> None:
         """Print a line of text above the bar (or between the lines)."""
@@ -149,7 +169,8 @@ class Progress:
         if self._bar is not None:
             self._rows_per_s = self._rate.update(now_s, self.done)
             status = Text("  ".join(self._parts(now_s, end)), no_wrap=True, overflow="ellipsis")
-            self._bar.update(self._task, completed=self.done, total=self.total, status=status)
+            completed = self.done if self._totals_s is None else self.total or self.done
+            self._bar.update(self._task, completed=completed, total=self.total, status=status)
             self._bar.refresh()
 
     def _print_line(self, now_s: float, end: str | None = None) -> None:
@@ -158,6 +179,8 @@ class Progress:
         self._num_lines += 1
 
     def _parts(self, now_s: float, end: str | None) -> list[str]:
+        if end == "done" and self._totals_s is not None:
+            return self._totals(self._totals_s)
         elapsed_s = now_s - self._start_s
         count = format_count(self.done)
         if self.total:
@@ -168,12 +191,21 @@ class Progress:
         rate = self._rows_per_s if end is None else self.done / elapsed_s if elapsed_s > 0 else 0.0
         if rate > 0:
             parts.append(f"{format_count(rate)} {self.unit}/s")
-        parts += [f"{name} {_format_value(value)}" for name, value in self._columns.items() if value is not None]
+        parts += self._column_parts()
         if end is not None:
             parts.append(f"{end} in {format_duration(elapsed_s)}")
         elif self.total and rate > 0:
             parts.append(f"ETA {format_duration(max(0, self.total - self.done) / rate)}")
         return parts
+
+    def _totals(self, seconds: float) -> list[str]:
+        """Whole numbers, as in a table of results."""
+        rate = self.done / seconds if seconds > 0 else 0.0
+        parts = [f"{self.done:,} {self.unit}", f"{rate:,.0f} {self.unit}/s", *self._column_parts()]
+        return [*parts, f"done in {format_duration(seconds)}"]
+
+    def _column_parts(self) -> list[str]:
+        return [f"{name} {_format_value(value)}" for name, value in self._columns.items() if value is not None]
 
 
 def track_progress(

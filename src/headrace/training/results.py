@@ -30,6 +30,17 @@ class WindowResult:
     best_ne: float | None
     baseline_auc: float
 
+    @property
+    def rows_per_s(self) -> float:
+        """Rows used a second; 0 where no time has passed."""
+        return self.rows.used / self.seconds if self.seconds else 0.0
+
+    def summary(self) -> dict[str, float | int | None]:
+        """The numbers of a line about the window, those of its first label; None for what is not worth a word."""
+        scores = next(iter(self.scores.values()))
+        bad = self.rows.bad or None
+        return {"bad": bad, "loss": scores.log_loss, "AUC": scores.auc, "NE": scores.ne}
+
 
 @dataclass(frozen=True)
 class TrainResult:

@@ -51,6 +51,7 @@ class Trainer:
         *,
         should_stop: Callable[[], bool] = lambda: False,
         say: Callable[[str], None] = lambda line: None,
+        on_window: Callable[[WindowResult], None] = lambda result: None,
         peers: Peers | None = None,
     ) -> None:
         """Build plan and model; nothing is read yet.
@@ -59,6 +60,7 @@ class Trainer:
             job: The job, resolved.
             should_stop: Asked after each step; once true, training ends with a checkpoint.
             say: Given lines for the user: what is resumed, what was refused.
+            on_window: Given what each window gave as soon as its checkpoint is written; trainer 0 only.
             peers: The trainers that share the run; None for this one alone. Trainer 0 writes to the run's folder, the
                 others to `trainers/<rank>` in it.
 
@@ -89,7 +91,7 @@ class Trainer:
         )
         self._wants_stop = should_stop
         self._stopping = False  # what all trainers agreed on with their last step
-        self._say = say
+        self._say, self._on_window = say, on_window
         self._threads = Threads(job.training.threads)
         self._recorder = StepRecorder(job.training.log_every_steps, self.assembly.plan, self.assembly.model)
         self._uncounted = Uncounted(keeps_ledger=job.training.row_ledger)
@@ -143,8 +145,9 @@ class Trainer:
             num_rows = sum(source.num_rows(item) for item in range(len(source)))
             self.state.start_stretch()
             every_row = self.job.data.bad_rows.model_copy(update={"max_ratio": 1.0})  # may still be bad: all were
-            if not self._consume(source, f"replay of {len(files)} files", num_rows, allowed=every_row, every=None):
-                raise HeadraceError("stopped; nothing of the replay was kept")
+            with Progress(f"replay of {len(files)} files", total=num_rows) as progress:
+                if not self._consume(source, progress, allowed=every_row, every=None):
+                    raise HeadraceError("stopped; nothing of the replay was kept")
             self.state.rows += RowCounts(read=-num_rows, quarantined=-num_rows)  # they were counted when first read
             self.state.replayed += tuple(path.name for path in files)
             self._save()
@@ -214,6 +217,8 @@ class Trainer:
             if result is None:
                 return TrainResult(tuple(self.finished), self.state.step, True, f"stopped in window {window.name}")
             self.finished.append(result)
+            if self._peers.rank == 0:
+                self._on_window(result)
         return TrainResult(tuple(self.finished), self.state.step, False, rest)
 
     def _find_windows(self, limit: int | None, until: str | None) -> tuple[list[Window], str]:
@@ -247,42 +252,42 @@ class Trainer:
         )
         every = self.job.training.checkpoint_every_steps
         allowed = self.job.data.bad_rows
-        if not self._consume(source, f"train {window.name}", window.num_rows, allowed=allowed, every=every):
-            self._save()
-            return None
-        self.state.gather(self._peers)
-        scores = self._scores()
-        best_ne = self._bounds.get(window.name)
-        result = self._result(window.name, best_ne)
-        if self._peers.rank == 0:
-            self._record(window_record(self.state, window.name, scores, best_ne))
-        self._end_window()
+        with Progress(f"train {window.name}", total=window.num_rows, always_ends=True) as progress:
+            if not self._consume(source, progress, allowed=allowed, every=every):
+                self._save()
+                return None
+            self.state.gather(self._peers)
+            scores = self._scores()
+            best_ne = self._bounds.get(window.name)
+            result = self._result(window.name, best_ne)
+            if self._peers.rank == 0:
+                self._record(window_record(self.state, window.name, scores, best_ne))
+                progress.finish(result.rows.used, result.seconds, result.summary())
+            self._end_window()
         return result
 
-    def _consume(self, source: Source, what: str, num_rows: int, *, allowed: BadRowPolicy, every: int | None) -> bool:
+    def _consume(self, source: Source, progress: Progress, *, allowed: BadRowPolicy, every: int | None) -> bool:
         """Train on a source from the state's token on; False if asked to stop before its end.
 
         Args:
             source: The rows.
-            what: Names the progress bar.
-            num_rows: Rows of the source.
+            progress: Follows the rows read.
             allowed: How many of them may be bad.
             every: Steps between checkpoints; None for none.
         """
         rows = self.state.window_rows
         self._recorder.watch(source)
         budget = ErrorBudget(allowed, num_read=rows.read, num_bad=rows.bad)
-        with (
-            Progress(what, total=num_rows) as progress,
-            self._open(source) as (batches, steps),
-        ):
+        with self._open(source) as (batches, steps):
             progress.update(rows.read)
             finished = self._steps(steps, budget, progress, every)
             if finished:
                 self._count(steps, budget, seconds=0.0)  # bad rows behind the last good one
+            else:
+                progress.stop()
             if self._recorder.has_steps:
                 self._record(self._recorder.take(self.state, steps))
-            self._explain(what, batches)
+            self._explain(progress.what, batches)
             return finished
 
     @contextmanager

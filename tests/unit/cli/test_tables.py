@@ -1,10 +1,11 @@
 """Tables show what is there and leave out columns nobody filled."""
 
 import math
+from dataclasses import replace
 
 import pytest
 
-from headrace.cli.tables import scores_table, text_table, window_table
+from headrace.cli.tables import WindowTable, scores_table, text_table, window_table
 from headrace.training import Scores, WindowResult
 from headrace.training.rows import RowCounts
 
@@ -40,6 +41,18 @@ def test_bounds_and_baselines_are_shown_where_there_are_any(given: WindowResult,
     header, _, line = window_table([given]).splitlines()
     assert header.endswith(title)
     assert line.endswith(cell)
+
+
+def test_lines_of_windows_that_end_one_by_one_are_those_of_the_table() -> None:
+    windows = [window(best_ne=0.8), replace(window(best_ne=0.9), name="a name longer than usual"), window(best_ne=1.0)]
+    table = WindowTable()
+    first, second, third = (table.lines(each) for each in windows)
+    assert [len(lines) for lines in (first, second, third)] == [3, 1, 1]
+    assert [line.split() for line in [first[0], *first[2:], *second, *third]] == [
+        line.split() for line in window_table(windows).splitlines() if not line.startswith("---")
+    ]
+    assert len(first[0]) == len(first[1]) == len(first[2])
+    assert len(second[0]) == len(third[0]) > len(first[0])  # no narrower again
 
 
 def test_scores_of_each_label_are_one_line() -> None:

@@ -33,14 +33,13 @@ def run(console: Console, clock: FakeClock, *, seconds: int, total: int | None) 
     return text_of(console).splitlines()
 
 
-def test_piped_progress_prints_whole_lines_at_growing_intervals() -> None:
-    lines = run(pipe(), FakeClock(), seconds=30, total=100_000)
+def test_piped_progress_prints_whole_lines_at_a_steady_interval() -> None:
+    lines = run(pipe(), FakeClock(), seconds=35, total=100_000)
     assert lines == [
-        "train: 2,000 of 100,000 rows  2%  1,000 rows/s  loss 0.5000  limiting read  ETA 1:38",
-        "train: 6,000 of 100,000 rows  6%  1,000 rows/s  loss 0.5000  limiting read  ETA 1:34",
-        "train: 14,000 of 100,000 rows  14%  1,000 rows/s  loss 0.5000  limiting read  ETA 1:26",
+        "train: 10,000 of 100,000 rows  10%  1,000 rows/s  loss 0.5000  limiting read  ETA 1:30",
+        "train: 20,000 of 100,000 rows  20%  1,000 rows/s  loss 0.5000  limiting read  ETA 1:20",
         "train: 30,000 of 100,000 rows  30%  1,000 rows/s  loss 0.5000  limiting read  ETA 1:10",
-        "train: 30,000 of 100,000 rows  30%  1,000 rows/s  loss 0.5000  limiting read  done in 30 s",
+        "train: 35,000 of 100,000 rows  35%  1,000 rows/s  loss 0.5000  limiting read  done in 35 s",
     ]
 
 
@@ -48,9 +47,53 @@ def test_piped_progress_is_silent_about_short_jobs() -> None:
     assert run(pipe(), FakeClock(), seconds=1, total=None) == []
 
 
-def test_a_long_job_prints_a_line_a_minute() -> None:
-    lines = run(pipe(), FakeClock(), seconds=3600, total=None)
-    assert 60 <= len(lines) <= 66
+def test_short_jobs_that_always_end_print_one_line_each_and_flush_it() -> None:
+    written: list[str] = []
+
+    class LogFile(io.StringIO):
+        def flush(self) -> None:
+            written.append(self.getvalue())
+
+    console, clock = Console(file=LogFile(), force_terminal=False, width=40), FakeClock()
+    for window in ("hour=1", "hour=2"):
+        with Progress(f"train {window}", total=500, always_ends=True, console=console, clock=clock) as progress:
+            clock.now_s += 0.5
+            progress.update(500)
+        assert written[-1].splitlines()[-1] == f"train {window}: 500 of 500 rows  100%  1,000 rows/s  done in 0.5 s"
+    assert len(written[-1].splitlines()) == 2
+
+
+def test_a_job_that_fails_before_it_counts_anything_prints_nothing() -> None:
+    console = pipe()
+    with pytest.raises(KeyError), Progress("train", always_ends=True, console=console, clock=FakeClock()):
+        raise KeyError
+    assert text_of(console) == ""
+
+
+@pytest.mark.parametrize("is_terminal", [False, True])
+def test_the_last_line_has_the_totals_of_the_job_and_not_those_of_the_clock(is_terminal: bool) -> None:
+    clock = FakeClock()
+    console = Console(file=io.StringIO(), force_terminal=is_terminal, width=140)
+    with Progress("train", total=1_250_000, console=console, clock=clock) as progress:
+        clock.now_s = 50.0
+        progress.update(1_250_000, {"loss": 0.9, "AUC": 0.5, "limited by": "wait"})
+        progress.finish(1_249_990, 100.0, {"bad": 10, "loss": 0.512345, "AUC": 0.7, "NE": 0.81})
+    last = text_of(console).replace("\r", "\n").rstrip().splitlines()[-2 if is_terminal else -1]
+    assert "1,249,990 rows  12,500 rows/s  bad 10  loss 0.5123  AUC 0.7000  NE 0.8100  done in 1:40" in last
+    assert "limited by" not in last
+
+
+def test_a_job_that_was_asked_to_stop_says_so() -> None:
+    console, clock = pipe(), FakeClock()
+    with Progress("train", always_ends=True, console=console, clock=clock) as progress:
+        clock.now_s = 1.0
+        progress.update(10)
+        progress.stop()
+    assert text_of(console) == "train: 10 rows  10 rows/s  stopped in 1.0 s\n"
+
+
+def test_a_long_job_prints_six_lines_a_minute() -> None:
+    assert len(run(pipe(), FakeClock(), seconds=3600, total=None)) == 361
 
 
 def test_an_error_inside_ends_with_the_word_stopped() -> None:
