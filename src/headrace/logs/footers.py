@@ -16,6 +16,7 @@ import pyarrow.types as pt
 from headrace.errors import DataError
 from headrace.logs.casting import cast_times, to_time_us
 from headrace.logs.files import LogFile, open_log_file
+from headrace.logs.footer_checks import SEAL_BYTES, check_chunks, check_codecs, check_metadata, check_schema, is_sealed
 from headrace.logs.nested.decode import NestedRows, leaf_paths
 from headrace.logs.nested.layout import IMPRESSIONS, SOURCES_KEY, Layout, plain_schema
 from headrace.logs.schema import TimestampColumn
@@ -44,6 +45,8 @@ class Footer:
         layout: Of a clustered log; None for others.
         row_bytes_on_disk: Of a clustered log: compressed bytes a row of each column in the log it was made of. Empty
             for others, and where an earlier version clustered it.
+        is_sealed: Whether the footer carries its digest, as those of files written by headrace do: then its statistics
+            are what was written.
     """
 
     file: LogFile
@@ -52,6 +55,7 @@ class Footer:
     fingerprint: str
     layout: Layout | None = None
     row_bytes_on_disk: Mapping[str, float] = field(default_factory=dict)
+    is_sealed: bool = False
 
     @property
     def is_nested(self) -> bool:
@@ -147,17 +151,26 @@ def read_footer(file: LogFile) -> Footer:
                 f"{file.path}: not a whole Parquet file: it ends in {tail!r}, expected a footer and {MAGIC!r}; "
                 f"it may still be being written, or was cut off"
             )
-        handle.seek(size - 8 - length)
-        fingerprint = hashlib.blake2b(handle.read(length), digest_size=12).hexdigest()
+        start = size - 8 - length
+        before_bytes = min(start, SEAL_BYTES)
+        handle.seek(start - before_bytes)
+        before, raw = handle.read(before_bytes), handle.read(length)
+        is_whole = is_sealed(before, raw, where=file.path)
+        fingerprint = hashlib.blake2b(raw, digest_size=12).hexdigest()
         try:
             parquet = pq.ParquetFile(handle, pre_buffer=False, coerce_int96_timestamp_unit=INT96_UNIT)
+            if not is_whole:
+                check_chunks(parquet.metadata, size, where=file.path)
+                check_metadata(parquet.metadata, start, where=file.path)
+                check_schema(parquet.metadata, where=file.path)
             schema = parquet.schema_arrow
             layout = Layout.from_metadata(schema.metadata, where=file.path)
             if layout is not None and layout.kind == "nested":
                 schema = plain_schema(schema, layout)
-            return Footer(file, parquet.metadata, schema, fingerprint, layout, _row_bytes_on_disk(parquet.metadata))
-        except (OSError, pa.ArrowException) as error:
+            disk = _row_bytes_on_disk(parquet.metadata)
+        except (OSError, pa.ArrowException, UnicodeDecodeError, LookupError, StopIteration) as error:
             raise DataError(f"{file.path}: its Parquet footer cannot be read: {_line(error)}") from error
+        return Footer(file, parquet.metadata, schema, fingerprint, layout, disk, is_whole)
 
 
 @contextmanager
@@ -179,7 +192,12 @@ def iter_plain(
 ) -> Iterator[pa.RecordBatch]:
     """Some columns of a row group as rows of the log, whatever the layout, in batches of about `batch_rows` rows."""
     if not footer.is_nested:
-        yield from parquet.iter_batches(batch_size=batch_rows, row_groups=[row_group], columns=names, use_threads=False)
+        batches = parquet.iter_batches(batch_size=batch_rows, row_groups=[row_group], columns=names, use_threads=False)
+        for place, batch in enumerate(_whole(batches, footer, row_group)):
+            if place == 0 and not footer.is_sealed:
+                leaves = [leaf for name in names for leaf in footer.leaves.get(name, ())]
+                check_codecs(footer.metadata, row_group, leaves, where=footer.file.path)
+            yield batch
         return
     for rows in iter_nested(footer, parquet, row_group, names, batch_rows):
         yield rows.plain(names)
@@ -200,8 +218,29 @@ def iter_nested(
         columns=leaf_paths(footer.layout, names),
         use_threads=False,
     )
+    num_impressions = 0
+    for batch in _whole(batches, footer, row_group):
+        part = NestedRows(batch, footer.layout)
+        num_impressions += part.num_rows
+        yield part
+    if num_impressions != rows:
+        raise _wrong_count(footer, row_group, num_impressions, rows)
+
+
+def _whole(batches: Iterator[pa.RecordBatch], footer: Footer, row_group: int) -> Iterator[pa.RecordBatch]:
+    """The batches of a row group; at their end their rows are compared with the footer's count."""
+    decoded, expected = 0, footer.metadata.row_group(row_group).num_rows
     for batch in batches:
-        yield NestedRows(batch, footer.layout)
+        decoded += batch.num_rows
+        yield batch
+    if decoded != expected:
+        raise _wrong_count(footer, row_group, decoded, expected)
+
+
+def _wrong_count(footer: Footer, row_group: int, decoded: int, expected: int) -> DataError:
+    return DataError(
+        f"{footer.file.path}, row group {row_group}: damaged: {decoded} rows were decoded, its footer says {expected}"
+    )
 
 
 @contextmanager
@@ -211,15 +250,18 @@ def reading(file: LogFile, row_group: int) -> Iterator[None]:
         yield
     except (DataError, MemoryError):
         raise
-    except (OSError, pa.ArrowException) as error:
+    except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
         raise DataError(
             f"{file.path}, row group {row_group}: cannot be decoded, the file is damaged: {_line(error)}"
         ) from error
 
 
 def time_bounds(footer: Footer, row_group: int, clock: TimestampColumn) -> tuple[int, int] | None:
-    """First and last time in a row group, in microseconds; None if the footer does not tell, or rows have no time."""
-    if clock.name not in footer.schema.names:
+    """First and last time in a row group, in microseconds; None if the footer does not tell, or rows have no time.
+
+    Only a footer with a digest is believed: one flipped bit in a statistic would move rows to another window unseen.
+    """
+    if not footer.is_sealed or clock.name not in footer.schema.names:
         return None
     kind = footer.schema.field(clock.name).type
     chunk = footer.metadata.row_group(row_group).column(footer.leaves[clock.name][0])
@@ -238,7 +280,11 @@ def time_bounds(footer: Footer, row_group: int, clock: TimestampColumn) -> tuple
 
 def _row_bytes_on_disk(metadata: pq.FileMetaData) -> dict[str, float]:
     text = (metadata.metadata or {}).get(SOURCES_KEY)
-    return {} if text is None else dict(json.loads(text).get("row_bytes_on_disk", {}))
+    try:
+        values = {} if text is None else json.loads(text)["row_bytes_on_disk"]
+        return {str(name): float(num_bytes) for name, num_bytes in values.items()}
+    except (ValueError, TypeError, LookupError, AttributeError):
+        return {}  # it is for reports only
 
 
 def _line(error: BaseException) -> str:

@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from headrace.errors import DataError
+from headrace.logs.footer_checks import seal_footer
 
 __all__ = ["MARKER_NAME", "ParquetLogWriter", "partition_folder", "read_marker"]
 
@@ -205,6 +206,7 @@ class ParquetLogWriter:
         if self._file is not None:
             self._file.close()
             self._file = None
+            seal_footer(self._staging / self._names[-1])
         self._file_rows = 0
 
     def _publish(self) -> None:

@@ -19,6 +19,7 @@ from headrace.logs.clustering.config import ClusterConfig
 from headrace.logs.clustering.payload import SESSION_NUMBER, LogColumns
 from headrace.logs.encodings import choose_encodings, writer_options
 from headrace.logs.files import LogFile
+from headrace.logs.footer_checks import seal_footer
 from headrace.logs.footers import iter_plain, open_parquet, read_footer
 from headrace.logs.nested.build import build_nested, session_starts
 from headrace.logs.nested.choose import choose_layout
@@ -142,8 +143,7 @@ class ClusteredFile:
         self._writer.add_key_value_metadata({SOURCES_KEY.decode(): json.dumps(dict(sources))})
         self._writer.close()
         self._writer = None
-        with open(self._staging, "rb") as file:
-            os.fsync(file.fileno())
+        seal_footer(self._staging)
 
     def read_back(self) -> Iterator[pa.RecordBatch]:
         """All rows as they are in the finished file."""
