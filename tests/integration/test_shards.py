@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -23,7 +24,15 @@ from headrace.embeddings.shard_group import GroupOptions, ShardGroup, wait_for_s
 from headrace.embeddings.shard_security import ClientSecurity, ServerSecurity
 from headrace.embeddings.shard_service import ShardServer
 from headrace.embeddings.shard_table import TableSpec
-from headrace.embeddings.wire import PROTOCOL, PullHeader, StreamHeader, pack_ids, pull_schema
+from headrace.embeddings.wire import (
+    PROTOCOL,
+    PullHeader,
+    StreamHeader,
+    pack_ids,
+    pack_rows,
+    pull_schema,
+    push_schema,
+)
 from headrace.errors import ConfigError, ShardError, ShardLost
 
 Serve = Callable[..., str]
@@ -290,10 +299,11 @@ def bad_requests() -> dict[str, tuple[pa.Schema | None, pa.RecordBatch | None, b
         "wrong sizes": (
             None,
             pack_ids(keys),
-            PullHeader(0, 0, True, [3, -1, 0]).to_json(),
-            "space_sizes: 3 spaces with 2 keys in all, expected 3 spaces and 2 keys",
+            PullHeader(0, 0, True, [1, 1]).to_json(),
+            "space_sizes: 2 spaces with 2 keys in all, expected 3 spaces and 2 keys",
         ),
-        "sizes of text": (None, pack_ids(keys), good.replace(b"[2,0,0]", b'["a"]'), "space_sizes: 1 spaces"),
+        "negative size": (None, pack_ids(keys), good.replace(b"[2,0,0]", b"[3,-1,0]"), "space_sizes.1: given -1"),
+        "sizes of text": (None, pack_ids(keys), good.replace(b"[2,0,0]", b'["a"]'), "space_sizes.0: given 'a'"),
         "number as text": (None, pack_ids(keys), good.replace(b'"pull":0', b'"pull":"0"'), "PullHeader: pull: given"),
     }
 
@@ -304,7 +314,7 @@ def test_a_malformed_request_gets_a_clear_error_and_the_shard_goes_on(serve: Ser
     address = serve()
     with ShardGroup([address], TABLES) as group, fl.connect(f"grpc://{address}") as client:
         before = pull(group.store("t"), all_keys())
-        header = StreamHeader(PROTOCOL, "pull", group.session, "t", 0, "fp32")
+        header = StreamHeader(PROTOCOL, "pull", group.session, "t", 0, "fp32", group._client)
         writer, reader = client.do_exchange(fl.FlightDescriptor.for_command(header.to_json()))
         writer.begin(schema or pull_schema())
         with suppress(fl.FlightError, StopIteration):
@@ -340,12 +350,67 @@ def test_a_garbage_command_is_refused(serve: Serve, command: bytes, message: str
         assert message in str(error.value)
         with pytest.raises(fl.FlightError, match="a shard has no tickets"):
             client.do_get(fl.Ticket(b"\x80garbage")).read_all()
-        for body, text in ((b"{", "open: JSONDecodeError"), (b'{"run": 1}', "open: KeyError: 'tables'")):
+        for body, text in ((b"{", "open: given b'{', expected JSON"), (b'{"run": 1}', "open: run: given 1, expected")):
             with pytest.raises(fl.FlightError, match=text):
                 list(client.do_action(fl.Action("open", body)))
         with pytest.raises(fl.FlightError, match="action 'sudo': expected one of: open"):
             list(client.do_action(fl.Action("sudo", b"{}")))
         pull(group.store("t"), all_keys())
+
+
+@pytest.mark.parametrize("field", ["gradients", "id", "num_rows", "step"])
+def test_a_push_that_would_spoil_rows_is_refused_by_name_and_changes_nothing(serve: Serve, field: str) -> None:
+    with ShardGroup([serve()], TABLES) as group:
+        store = group.store("t")
+        keys, gradients = batch(np.random.default_rng(0))
+        store.pull(keys, admit=True).result()
+        store.push(keys, gradients).result()
+        before = pull(store, all_keys())
+        bad, bad_keys = gradients.copy(), Keys(keys.spaces, keys.ids.copy(), keys.counts)
+        if field == "gradients":
+            bad[1, 2] = np.inf
+        elif field == "id":
+            bad_keys.ids[1] = bad_keys.ids[0]
+        if field in ("gradients", "id"):
+            with pytest.raises(ShardError, match=rf"shard 0 .*: {field}: "):
+                store.push(bad_keys, bad).result()
+            store.step -= 1
+        else:
+            sent = {"step": 2, "num_rows": 1, "space_sizes": [0, 0, 0]} | {field: -1}
+            none = np.zeros((0, 4), np.float32).view(np.uint8)
+            request = pack_rows(np.zeros(0, np.int64), none, np.zeros(0, np.float32), push_schema("fp32", 4))
+            metadata = json.dumps(sent).encode()
+            with pytest.raises(ShardError, match=rf"PushHeader: {field}: given -1, expected greater"):
+                group._clients[0].ask(store._push_header, push_schema("fp32", 4), request, metadata)
+        assert (pull(store, all_keys()) == before).all()
+        store.push(keys, gradients).result()
+        assert (pull(store, all_keys()) != before).any(), "it goes on with the same step"
+
+
+def test_a_second_client_with_the_number_of_a_trainer_that_lives_is_refused(serve: Serve) -> None:
+    address = serve()
+    again = {"trainer": 0, "num_trainers": 2, "session": "s"}
+    taken = "trainer 0: another client of this session is trainer 0"
+    with ShardGroup([address], TABLES, **again) as first:  # type: ignore[arg-type]
+        with pytest.raises(ShardError, match=taken):
+            ShardGroup([address], TABLES, **again)  # type: ignore[arg-type]
+        before = pull(first.store("t"), all_keys())
+        with fl.connect(f"grpc://{address}") as stranger:
+            for call in ("pull", "push"):
+                header = StreamHeader(PROTOCOL, call, "s", "t", 0, "fp32")
+                writer, reader = stranger.do_exchange(fl.FlightDescriptor.for_command(header.to_json()))
+                with suppress(fl.FlightError, StopIteration):
+                    writer.begin(pull_schema())
+                    reader.read_chunk()
+                with pytest.raises(fl.FlightError, match=taken):
+                    writer.close()
+            save = fl.Action("save", b'{"session":"s","folder":".00000001.1.partial","step":0}')
+            for action in (save, fl.Action("end_window", b'{"session":"s","window":1,"step":0}')):
+                with pytest.raises(fl.FlightError, match="asked for by a client that is no trainer of this session"):
+                    list(stranger.do_action(action))
+        assert (pull(first.store("t"), all_keys()) == before).all()
+    with ShardGroup([address], TABLES, **again) as second:  # type: ignore[arg-type]
+        pull(second.store("t"), all_keys())
 
 
 def test_trainers_that_mean_different_tables_are_told_what_differs(serve: Serve) -> None:
@@ -410,7 +475,12 @@ def test_a_checkpoint_is_not_written_anywhere_but_where_the_shard_was_told(tmp_p
         for folder in ("../elsewhere", "/tmp", "00000001", ".00000002.77.partial"):
             with pytest.raises(ShardError, match="expected a checkpoint being written in"):
                 group.save(folder, 0)
-        assert "tables/t/shard-0000-of-0001/weights.npy" in group.save(partial.name, 0)
+        files = group.save(partial.name, 0)
+        assert "tables/t/shard-0000-of-0001/weights.npy" in files
+        written = {file: (partial / file).read_bytes() for file in files}
+        assert group.save(partial.name, 0) == files, "asked again, because the answer was lost"
+        assert {file: (partial / file).read_bytes() for file in files} == written
+        assert sorted(str(path.relative_to(partial)) for path in partial.rglob("*.*")) == sorted(files)
         server._shard._tables["t"]._hold_s = 0.1
         with pytest.raises(ShardError, match="end of window 1 waited"):
             group.end_window(5)

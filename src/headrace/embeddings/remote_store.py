@@ -91,6 +91,7 @@ class RemoteStore:
         embedding_dim: Numbers per row.
         session: From `ShardGroup`.
         trainer: Number of this trainer.
+        client: A random name of this process, as in `open`.
         step: The last step that is made.
         options: Precision, staleness, connections.
 
@@ -109,6 +110,7 @@ class RemoteStore:
         *,
         session: str,
         trainer: int,
+        client: str,
         step: int,
         options: StoreOptions,
     ) -> None:
@@ -118,7 +120,7 @@ class RemoteStore:
         self._plan = plan
         self._dim = embedding_dim
         self._options = options
-        header = StreamHeader(PROTOCOL, "pull", session, table, trainer, options.rows)
+        header = StreamHeader(PROTOCOL, "pull", session, table, trainer, options.rows, client)
         self._pull_header = header
         self._push_header = replace(header, call="push", precision=options.gradients)
         self._pull_schema = pull_schema()

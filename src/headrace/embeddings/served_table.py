@@ -87,8 +87,10 @@ class ServedTable:
             ShardError: As for `pull`; or it is not the trainer's next step.
         """
         self.table.check(push.keys)
+        self.table.check_gradients(push.keys, push.gradients)
         with self._changed:
             merger = self._merger
+            merger.check_step(trainer, step)  # else it would be held for a step that cannot come
             behind = step - merger.max_ahead
             held_s = self._wait(lambda: merger.may_push(step), behind, f"push of trainer {trainer}")
             decision = merger.push(trainer, step, push)

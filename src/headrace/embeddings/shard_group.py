@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from typing import Any, Self
 
 from headrace.embeddings.remote_store import RemoteStore, StoreOptions
-from headrace.embeddings.shard import OpenRequest
 from headrace.embeddings.shard_client import ShardClient
+from headrace.embeddings.shard_requests import OpenRequest
 from headrace.embeddings.shard_security import ClientSecurity
 from headrace.embeddings.shard_table import TableSpec
 from headrace.embeddings.sharding import PlanKind, make_plan
@@ -94,6 +94,7 @@ class ShardGroup:
         self.session = session or uuid.uuid4().hex
         self.num_trainers = num_trainers
         self._windows = 0
+        self._client = uuid.uuid4().hex  # to shards, this process and no other is this trainer
         security = options.security
         self._clients = [
             ShardClient(n, address, security=security, timeout_s=options.timeout_s, retry_s=options.retry_s)
@@ -116,6 +117,8 @@ class ShardGroup:
                     step=step,
                     checkpoint=checkpoint,
                     merged=options.store.staleness is not None,
+                    trainer=trainer,
+                    client=self._client,
                 ).to_dict()
                 for shard in range(len(addresses))
             ]
@@ -131,6 +134,7 @@ class ShardGroup:
                 spec.embedding_dim,
                 session=self.session,
                 trainer=trainer,
+                client=self._client,
                 step=step,
                 options=options.store,
             )
@@ -154,7 +158,7 @@ class ShardGroup:
             How many rows were freed.
         """
         self._windows += 1
-        request = {"session": self.session, "window": self._windows, "step": step}
+        request = {"session": self.session, "window": self._windows, "step": step, "client": self._client}
         return sum(answer["freed"] for answer in self._each(lambda _, client: client.act("end_window", request)))
 
     def save(self, folder: str, step: int) -> list[str]:
@@ -167,7 +171,7 @@ class ShardGroup:
         Returns:
             The files written, relative to the folder.
         """
-        request = {"session": self.session, "folder": folder, "step": step}
+        request = {"session": self.session, "folder": folder, "step": step, "client": self._client}
         answers = self._each(lambda _, client: client.act("save", request, timeout_s=3600))
         return [file for answer in answers for file in answer["files"]]
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 import hmac
 import ipaddress
 import os
+import re
+import ssl
+import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,6 +19,8 @@ TOKEN_VARIABLE = "HEADRACE_SHARD_TOKEN"
 """Where the token is taken from if no file is named."""
 
 SHORTEST_TOKEN = 16
+
+TOKEN = re.compile(r"[!-~]+")
 
 
 @dataclass(frozen=True)
@@ -36,7 +41,7 @@ class ServerSecurity:
         """Refuse to listen beyond this machine without both.
 
         Raises:
-            ConfigError: Says what is missing.
+            ConfigError: Says what is missing, or why certificate and key cannot be used.
         """
         if (self.certificate is None) != (self.key is None):
             raise ConfigError("TLS: given one of certificate and key, expected both: --tls-cert FILE --tls-key FILE")
@@ -47,6 +52,8 @@ class ServerSecurity:
         ]
         if missing and not is_loopback(host):
             raise ConfigError(f"--listen {host}: reaches beyond this machine, which needs {' and '.join(missing)}")
+        if self.certificate is not None and self.key is not None:
+            _check_key_pair(self.certificate, self.key)
 
     def accepts(self, authorization: str) -> bool:
         """Whether a call with this header may pass; takes the same time for any wrong token."""
@@ -69,8 +76,10 @@ class ClientSecurity:
         """Refuse to send a token or rows beyond this machine in the clear.
 
         Raises:
-            ConfigError: Says what is missing.
+            ConfigError: Says what is missing, or why the authority cannot be used.
         """
+        if self.authority is not None:
+            _check_authority(self.authority)
         if not is_loopback(host) and (self.token is None or self.authority is None):
             raise ConfigError(f"shard {host}: lies beyond this machine, which needs a token and cluster.tls_authority")
 
@@ -101,10 +110,46 @@ def read_token(path: str | Path | None) -> str | None:
     """The token in a file, or in the environment; None if there is neither.
 
     Raises:
-        ConfigError: It is too short to keep anyone out.
+        ConfigError: It is too short to keep anyone out, or cannot travel in a header.
     """
-    token = os.environ.get(TOKEN_VARIABLE) if path is None else Path(path).read_text(encoding="utf-8")
+    where = path or TOKEN_VARIABLE
+    try:
+        token = os.environ.get(TOKEN_VARIABLE) if path is None else Path(path).read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{where}: not text, expected a token in one line") from error
     token = None if token is None else token.strip()
     if token is not None and len(token) < SHORTEST_TOKEN:
-        raise ConfigError(f"{path or TOKEN_VARIABLE}: a token of {len(token)} characters, expected {SHORTEST_TOKEN}")
+        raise ConfigError(f"{where}: a token of {len(token)} characters, expected {SHORTEST_TOKEN}")
+    if token is not None and not TOKEN.fullmatch(token):
+        raise ConfigError(f"{where}: expected a token of printable ASCII characters without spaces, in one line")
     return token
+
+
+def _check_key_pair(certificate: bytes, key: bytes) -> None:
+    """gRPC tells only its log what is wrong with them."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    with tempfile.TemporaryDirectory() as private:  # OpenSSL wants files; the folder is for this user only
+        paths = Path(private) / "certificate.pem", Path(private) / "key.pem"
+        for path, data in zip(paths, (certificate, key), strict=True):
+            path.write_bytes(data)
+        try:
+            context.load_cert_chain(*paths, password="")  # a key with a password is refused, not asked for
+        except (ssl.SSLError, ValueError) as error:
+            raise ConfigError(
+                f"TLS: certificate and key cannot be used ({_reason(error)}), expected --tls-cert with a PEM "
+                "certificate and --tls-key with the PEM key it belongs to, without a password"
+            ) from error
+
+
+def _check_authority(authority: bytes) -> None:
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cadata=authority.decode("ascii"))
+    except (ssl.SSLError, ValueError) as error:
+        raise ConfigError(
+            f"TLS: cluster.tls_authority cannot be used ({_reason(error)}), expected a file with a PEM certificate"
+        ) from error
+
+
+def _reason(error: Exception) -> str:
+    reason = getattr(error, "reason", None)
+    return str(reason).lower().replace("_", " ") if isinstance(error, ssl.SSLError) and reason else "not PEM"

@@ -16,7 +16,8 @@ import pyarrow.flight as fl
 from headrace.embeddings.merging import Push
 from headrace.embeddings.precision import Precision, decode, encode
 from headrace.embeddings.served_table import ServedTable
-from headrace.embeddings.shard import OpenRequest, Shard
+from headrace.embeddings.shard import Shard
+from headrace.embeddings.shard_requests import MAX_LINE, EndWindowRequest, OpenRequest, SaveRequest
 from headrace.embeddings.shard_security import ServerSecurity, split_address
 from headrace.embeddings.wire import (
     PullHeader,
@@ -30,7 +31,7 @@ from headrace.embeddings.wire import (
     read_rows,
     rows_schema,
 )
-from headrace.errors import HeadraceError, ShardError
+from headrace.errors import ConfigError, HeadraceError, ShardError
 
 __all__ = ["ACTIONS", "ShardServer"]
 
@@ -58,7 +59,8 @@ class ShardServer(fl.FlightServerBase):  # type: ignore[misc]
         max_keys: Keys of one request.
 
     Raises:
-        ConfigError: The address reaches beyond this machine without token and TLS.
+        ConfigError: The address reaches beyond this machine without token and TLS, certificate and key cannot be
+            used, or the address is taken.
     """
 
     def __init__(
@@ -80,7 +82,10 @@ class ShardServer(fl.FlightServerBase):  # type: ignore[misc]
         location = f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}"
         certificates = None if security.key is None else [(security.certificate, security.key)]
         middleware = {"token": _TokenCheck(security)}
-        super().__init__(location, tls_certificates=certificates, middleware=middleware)
+        try:
+            super().__init__(location, tls_certificates=certificates, middleware=middleware)
+        except pa.ArrowException as error:
+            raise ConfigError(f"--listen {listen}: cannot listen there; is the port taken?") from error
 
     def do_exchange(self, context: Any, descriptor: Any, reader: Any, writer: Any) -> None:
         """A stream of pulls or of pushes, for as long as the trainer keeps it open."""
@@ -88,7 +93,8 @@ class ShardServer(fl.FlightServerBase):  # type: ignore[misc]
             header = StreamHeader.from_json(descriptor.command)
             call, precision = header.check()
             numba.set_num_threads(self._threads)  # holds for this thread only
-            with self._shard.stream(header.session, header.table) as table:
+            client = header.client or context.peer()
+            with self._shard.stream(header.session, header.table, header.trainer, client) as table:
                 if call == "pull":
                     self._serve_pulls(table, header.trainer, precision, reader, writer)
                 else:
@@ -97,13 +103,7 @@ class ShardServer(fl.FlightServerBase):  # type: ignore[misc]
     def do_action(self, context: Any, action: Any) -> list[Any]:
         """One of `ACTIONS`; body and answer are JSON."""
         with _as_flight_errors():
-            try:
-                values = json.loads(action.body.to_pybytes() or b"{}")
-                answer = self._act(action.type, values)
-            except (ValueError, TypeError, KeyError) as error:
-                if isinstance(error, HeadraceError):
-                    raise
-                raise ShardError(f"{action.type}: {type(error).__name__}: {error}") from error
+            answer = self._act(action.type, action.body.to_pybytes(), context.peer())
             return [fl.Result(pa.py_buffer(json.dumps(answer).encode()))]
 
     def list_actions(self, context: Any) -> list[tuple[str, str]]:
@@ -118,17 +118,20 @@ class ShardServer(fl.FlightServerBase):  # type: ignore[misc]
         """Not a call of the protocol."""
         raise _flight_error(ShardError("do_put: a shard takes no tables; push with do_exchange"))
 
-    def _act(self, kind: str, values: dict[str, Any]) -> Any:
+    def _act(self, kind: str, body: bytes, peer: str) -> Any:
         if kind == "open":
-            return self._shard.open(OpenRequest.from_dict(values))
+            opened = OpenRequest.from_json(body)
+            return self._shard.open(opened, opened.client or peer)
         if kind == "end_window":
-            window, step = int(values["window"]), int(values["step"])
-            return {"freed": self._shard.end_window(str(values["session"]), window, step)}
+            ended = EndWindowRequest.from_json(kind, body)
+            freed = self._shard.end_window(ended.session, ended.window, ended.step, ended.client or peer)
+            return {"freed": freed}
         if kind == "save":
-            return {"files": self._shard.save(str(values["session"]), str(values["folder"]), int(values["step"]))}
+            saved = SaveRequest.from_json(kind, body)
+            return {"files": self._shard.save(saved.session, saved.folder, saved.step, saved.client or peer)}
         if kind == "status":
             return self._shard.status()
-        raise ShardError(f"action {kind!r}: expected one of: {', '.join(ACTIONS)}")
+        raise ShardError(f"action {kind[:40]!r}: expected one of: {', '.join(ACTIONS)}")
 
     def _serve_pulls(self, table: ServedTable, trainer: int, precision: Precision, reader: Any, writer: Any) -> None:
         schema = rows_schema(precision, table.table.spec.embedding_dim)
@@ -166,6 +169,7 @@ class ShardServer(fl.FlightServerBase):  # type: ignore[misc]
                 raise ShardError("request: expected a record batch with a header in its metadata")
             if chunk.data.num_rows > self._max_keys:
                 raise ShardError(f"request: {chunk.data.num_rows} keys, expected at most {self._max_keys}")
+            chunk.data.validate()  # a column may say that it is longer than its bytes
             if any(column.null_count for column in chunk.data.columns):
                 raise ShardError("request: holds nulls, expected none")
             yield chunk.data, chunk.app_metadata
@@ -182,10 +186,16 @@ class _TokenCheck(fl.ServerMiddlewareFactory):  # type: ignore[misc]
 
 @contextmanager
 def _as_flight_errors() -> Iterator[None]:
+    """Every error becomes one line for the client. What was not foreseen ends its request, not the shard."""
     try:
         yield
     except HeadraceError as error:
         raise _flight_error(error) from error
+    except fl.FlightError:  # the connection broke
+        raise
+    except Exception as error:
+        line = " ".join(f"{type(error).__name__}: {error}".split())
+        raise _flight_error(ShardError(f"request: {line[:MAX_LINE]}")) from error
 
 
 def _flight_error(error: HeadraceError) -> fl.FlightError:
@@ -195,11 +205,12 @@ def _flight_error(error: HeadraceError) -> fl.FlightError:
 
 def _check_schema(given: pa.Schema, expected: pa.Schema) -> None:
     names = [f"{field.name}: {field.type}" for field in given]
+    shown = ", ".join(names)
     wanted = [f"{field.name}: {field.type}" for field in expected]
     if names != wanted:
-        raise ShardError(f"columns: given {', '.join(names) or 'none'}, expected {', '.join(wanted)}")
+        raise ShardError(f"columns: given {shown[:MAX_LINE] or 'none'}, expected {', '.join(wanted)}")
 
 
 def _reply(start: float, held_s: float, table: ServedTable) -> bytes:
-    work_s = perf_counter() - start - held_s
+    work_s = max(0.0, perf_counter() - start - held_s)
     return ReplyHeader(int(held_s * 1e6), int(work_s * 1e6), table.applied).to_json()

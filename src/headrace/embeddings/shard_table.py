@@ -9,14 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from headrace.compiling import kernel
+from headrace.embeddings.arena import ROW_METADATA
 from headrace.embeddings.config import TableConfig
 from headrace.embeddings.keys import Keys
+from headrace.embeddings.request_checks import first_bad_key, first_repeated_key, first_row_not_finite
 from headrace.embeddings.sharding import ShardingPlan
 from headrace.embeddings.table import EmbeddingTable
 from headrace.embeddings.table_parts import owned_state, to_part
@@ -28,9 +29,10 @@ __all__ = ["ShardTable", "TableSpec"]
 FIRST_ROOM = 1 << 14
 """Rows of a space there is room for at first; arrays grow by half, so a small start costs little."""
 
+FIRST_BYTES = 1 << 28
+"""Of the whole table at first: a request with many spaces or wide rows must not fill the memory by itself."""
+
 Float32s = npt.NDArray[np.float32]
-Int64s = npt.NDArray[np.int64]
-Int32s = npt.NDArray[np.int32]
 
 
 @dataclass(frozen=True)
@@ -51,12 +53,6 @@ class TableSpec:
         """As JSON can hold it; spaces as a list, because their order counts."""
         spaces = [[name, config.model_dump(mode="json")] for name, config in self.spaces.items()]
         return {"spaces": spaces, "embedding_dim": self.embedding_dim, "seed": self.seed}
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """From `to_dict`."""
-        spaces = {str(name): TableConfig.from_dict(config, where=f"space {name}") for name, config in values["spaces"]}
-        return cls(spaces, int(values["embedding_dim"]), int(values["seed"]))
 
     def header(self, step: int, window_steps: list[int]) -> TableHeader:
         """The header of the table in one process."""
@@ -79,12 +75,14 @@ class ShardTable:
         self.spec = spec
         self.plan = plan
         self.shard = shard
+        widest = 12 * spec.embedding_dim + ROW_METADATA.itemsize  # a row in fp32 and the two slots of Adam
+        most = min(FIRST_ROOM, max(1, FIRST_BYTES // (widest * len(spec.spaces))))
         room = {name: -(-config.num_embeddings // plan.num_shards) for name, config in spec.spaces.items()}
         here = {
             name: config.model_copy(
                 update={
                     "kind": "collisionless",
-                    "num_embeddings": min(room[name], FIRST_ROOM),
+                    "num_embeddings": min(room[name], most),
                     "init_scale": config.scale,
                 }
             )
@@ -95,17 +93,39 @@ class ShardTable:
         self._sizes = np.array([0 if c.kind == "collisionless" else c.num_embeddings for c in configs], dtype=np.int64)
 
     def check(self, keys: Keys) -> None:
-        """Refuse ids that no row can have.
+        """Refuse keys that nobody can have met.
 
         Raises:
-            ShardError: An id of a direct or hashed space is out of its range; names space, id and range.
+            ShardError: An id of a direct or hashed space is out of its range, a count is negative, or a key comes
+                twice; names the field, id and space.
         """
-        bad = _first_bad(keys.spaces, keys.ids, self._sizes)
+        bad = first_bad_key(keys.spaces, keys.ids, keys.counts, self._sizes)
         if bad >= 0:
-            space = int(keys.spaces[bad])
+            name, size = self._space(keys, bad), self._sizes[keys.spaces[bad]]
+            if keys.counts[bad] < 0:
+                raise ShardError(
+                    f"count: given {keys.counts[bad]} for id {keys.ids[bad]} of {name}, expected 0 or more"
+                )
+            raise ShardError(f"{name}: id {keys.ids[bad]}, expected 0 <= id < {size}")
+        twice = first_repeated_key(keys.spaces, keys.ids)
+        if twice >= 0:
+            raise ShardError(f"id: {keys.ids[twice]} twice in {self._space(keys, twice)}, expected each id once")
+
+    def check_gradients(self, keys: Keys, gradients: Float32s) -> None:
+        """Refuse gradients float32 [U, dim] that would spoil rows for good.
+
+        Raises:
+            ShardError: One is infinite or NaN; names space and id.
+        """
+        bad = first_row_not_finite(gradients.view(np.uint32))
+        if bad >= 0:
             raise ShardError(
-                f"space {list(self.spec.spaces)[space]}: id {keys.ids[bad]}, expected 0 <= id < {self._sizes[space]}"
+                f"gradients: given infinity or NaN for id {keys.ids[bad]} of {self._space(keys, bad)}, "
+                "expected finite numbers"
             )
+
+    def _space(self, keys: Keys, place: int) -> str:
+        return f"space {list(self.spec.spaces)[int(keys.spaces[place])]}"
 
     def pull(self, keys: Keys, *, admit: bool) -> Float32s:
         """Rows float32 [U, dim] of checked keys, a copy."""
@@ -143,12 +163,3 @@ class ShardTable:
             self.table.spaces, self.spec.embedding_dim, self.spec.seed, here.step, here.window_steps
         )
         self.table.load_state_dict(owned_state(parts, self.plan, self.shard, header))
-
-
-@kernel()
-def _first_bad(spaces: Int32s, ids: Int64s, sizes: Int64s) -> int:
-    for u in range(len(ids)):
-        size = sizes[spaces[u]]
-        if size > 0 and not 0 <= ids[u] < size:
-            return u
-    return -1

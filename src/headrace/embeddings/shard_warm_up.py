@@ -35,6 +35,7 @@ def warm_up_shard(optimizer: str) -> None:
         for places in (None, every):
             decode(*read_rows(message), places, precision, rows)
         push = Push(read_keys(message, [4], 1), rows, num_rows=1)
+        table.check_gradients(push.keys, push.gradients)
         table.push(push.keys, push.gradients)
         table.push(*merge_pushes([push, push]))
     table.load([table.part()])

@@ -64,11 +64,6 @@ class ShardingPlan:
         """As JSON can hold it."""
         return {"num_shards": self.num_shards, "owners": list(self.owners)}
 
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> ShardingPlan:
-        """From `to_dict`."""
-        return cls(int(values["num_shards"]), tuple(int(owner) for owner in values["owners"]))
-
 
 @dataclass(frozen=True, eq=False)
 class Routes:

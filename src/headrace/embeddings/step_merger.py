@@ -74,18 +74,26 @@ class StepMerger(Generic[Payload]):
         """Whether a push of this step may come in now; else it has to wait for other trainers."""
         return not self.merged or step <= self.applied + self.max_ahead
 
+    def check_step(self, trainer: int, step: int) -> None:
+        """Refuse a push that is neither the trainer's next nor one that came before.
+
+        Raises:
+            ShardError: Names both steps.
+        """
+        self.check_trainer(trainer)
+        expected = self._pushed[trainer] + 1
+        if step > expected:
+            raise ShardError(f"trainer {trainer} pushed step {step}, expected step {expected}")
+
     def push(self, trainer: int, step: int, payload: Payload) -> Decision[Payload]:
         """A push has come in, `may_push` being true.
 
         Raises:
             ShardError: It is not the trainer's next step; nothing has changed.
         """
-        self.check_trainer(trainer)
+        self.check_step(trainer, step)
         if step <= self._pushed[trainer]:
             return Decision(repeated=True)
-        expected = self._pushed[trainer] + 1
-        if step != expected:
-            raise ShardError(f"trainer {trainer} pushed step {step}, expected step {expected}")
         self._pushed[trainer] = step
         if not self.merged:
             self.applied = min(self._pushed)

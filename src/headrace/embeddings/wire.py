@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import functools
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal, Self
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+from pydantic import ConfigDict, Field, TypeAdapter
+from pydantic.dataclasses import dataclass
 
 from headrace.embeddings.keys import Keys
 from headrace.embeddings.precision import PRECISIONS, Precision, row_bytes
+from headrace.embeddings.shard_requests import MAX_SPACES, MAX_STEP, Name, Step, Trainer, parse
 from headrace.errors import ShardError
 
 __all__ = [
@@ -32,43 +36,43 @@ __all__ = [
 
 PROTOCOL = 1
 
+MAX_BATCH_ROWS = (1 << 31) - 1
+"""Rows of one trainer's batch."""
+
+CHECKED = ConfigDict(strict=True, extra="forbid")
+
+SpaceSizes = Annotated[list[Annotated[int, Field(ge=0, lt=1 << 31)]], Field(max_length=MAX_SPACES)]
+"""Keys of each space."""
+
 Float32s = npt.NDArray[np.float32]
 Int64s = npt.NDArray[np.int64]
 Bytes = npt.NDArray[np.uint8]
 
 
-@dataclass(frozen=True)
 class _Header:
     """Plain values that travel as JSON."""
 
     def to_json(self) -> bytes:
         """As bytes."""
-        return json.dumps(asdict(self), separators=(",", ":")).encode()
+        return json.dumps(asdict(self), separators=(",", ":")).encode()  # type: ignore[call-overload]
 
     @classmethod
     def from_json(cls, data: Any) -> Self:
         """From `to_json`.
 
         Raises:
-            ShardError: It is not one of these; names the first key that is wrong.
+            ShardError: It is not one of these; names the first field that is wrong.
         """
-        what = cls.__name__
-        try:
-            values = json.loads(bytes(data) if data is not None else b"")
-        except (ValueError, UnicodeDecodeError) as error:
-            raise ShardError(f"{what}: given {bytes(data or b'')[:40]!r}, expected JSON") from error
-        if not isinstance(values, dict):
-            raise ShardError(f"{what}: given {type(values).__name__}, expected a JSON object")
-        known = {field.name: field.type for field in fields(cls)}
-        for name in [*values, *known]:
-            if name not in known or name not in values:
-                raise ShardError(f"{what}: {name}: {'missing' if name in known else 'unknown'}")
-            if not _fits(values[name], str(known[name])):
-                raise ShardError(f"{what}: {name}: given {str(values[name])[:40]!r}, expected {known[name]}")
-        return cls(**values)
+        header: Self = parse(cls.__name__, bytes(data) if data is not None else b"", _reader(cls))  # type: ignore[arg-type]
+        return header
 
 
-@dataclass(frozen=True)
+@functools.cache
+def _reader(header: type) -> Callable[[bytes], Any]:
+    return TypeAdapter(header).validate_json
+
+
+@dataclass(frozen=True, config=CHECKED)
 class StreamHeader(_Header):
     """The command that opens a stream of pulls or pushes.
 
@@ -79,14 +83,16 @@ class StreamHeader(_Header):
         table: Name of the table.
         trainer: Number of the trainer.
         precision: How rows (pull) or gradients (push) travel.
+        client: A random name of the process that asks, which no other knows; None for the connection's address.
     """
 
     protocol: int
     call: str
-    session: str
-    table: str
-    trainer: int
+    session: Name
+    table: Name
+    trainer: Trainer
     precision: str
+    client: Name | None = None
 
     def check(self) -> tuple[Literal["pull", "push"], Precision]:
         """Call and precision, checked.
@@ -103,7 +109,7 @@ class StreamHeader(_Header):
         return self.call, self.precision  # type: ignore[return-value]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=CHECKED)
 class PullHeader(_Header):
     """Goes with the ids of a pull.
 
@@ -114,13 +120,13 @@ class PullHeader(_Header):
         space_sizes: Keys of each space, spaces in order.
     """
 
-    pull: int
-    after_step: int
+    pull: Step
+    after_step: Annotated[int, Field(ge=-MAX_STEP, le=MAX_STEP)]
     admit: bool
-    space_sizes: list[int]
+    space_sizes: SpaceSizes
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=CHECKED)
 class PushHeader(_Header):
     """Goes with the gradients of a push.
 
@@ -130,12 +136,12 @@ class PushHeader(_Header):
         space_sizes: Keys of each space, spaces in order.
     """
 
-    step: int
-    num_rows: int
-    space_sizes: list[int]
+    step: Annotated[int, Field(ge=1, le=MAX_STEP)]
+    num_rows: Annotated[int, Field(ge=0, le=MAX_BATCH_ROWS)]
+    space_sizes: SpaceSizes
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=CHECKED)
 class ReplyHeader(_Header):
     """Goes with every answer.
 
@@ -145,9 +151,9 @@ class ReplyHeader(_Header):
         applied: The last step that is applied.
     """
 
-    held_us: int
-    work_us: int
-    applied: int
+    held_us: Step
+    work_us: Step
+    applied: Step
 
 
 def rows_schema(precision: Precision, dim: int) -> pa.Schema:
@@ -187,8 +193,8 @@ def read_keys(batch: pa.RecordBatch, space_sizes: Sequence[int], num_spaces: int
     Raises:
         ShardError: The sizes do not fit the ids.
     """
-    sizes = np.array(space_sizes if all(type(size) is int for size in space_sizes) else [-1], dtype=np.int64)
-    if len(sizes) != num_spaces or (sizes < 0).any() or int(sizes.sum()) != batch.num_rows:
+    sizes = np.array(space_sizes, dtype=np.int64)
+    if len(sizes) != num_spaces or int(sizes.sum()) != batch.num_rows:
         raise ShardError(
             f"space_sizes: {len(sizes)} spaces with {int(sizes.sum())} keys in all, "
             f"expected {num_spaces} spaces and {batch.num_rows} keys"
@@ -207,9 +213,3 @@ def read_rows(batch: pa.RecordBatch) -> tuple[Bytes, Float32s]:
     has_scale = "scale" in batch.schema.names
     scales = batch.column("scale").to_numpy() if has_scale else np.empty(0, dtype=np.float32)
     return data.reshape(len(column), width), scales
-
-
-def _fits(value: Any, annotation: str) -> bool:
-    if annotation == "list[int]":
-        return isinstance(value, list)
-    return type(value).__name__ == annotation

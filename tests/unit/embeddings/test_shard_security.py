@@ -47,3 +47,28 @@ def test_secrets_are_not_printed() -> None:
 def test_half_of_tls_is_refused() -> None:
     with pytest.raises(ConfigError, match="given one of certificate and key, expected both"):
         ServerSecurity(certificate=b"cert").check("127.0.0.1")
+
+
+@pytest.mark.parametrize(
+    "pem", [b"", b"garbage", b"\xff\x00", b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"]
+)
+def test_what_is_no_certificate_is_one_clear_line_before_anything_listens(pem: bytes) -> None:
+    with pytest.raises(
+        ConfigError, match=r"^TLS: certificate and key cannot be used \(.+\), expected --tls-cert with"
+    ) as e:
+        ServerSecurity("t" * 20, pem, pem).check("127.0.0.1")
+    assert "\n" not in str(e.value)
+    with pytest.raises(ConfigError, match=r"^TLS: cluster\.tls_authority cannot be used \(.+\), expected a file with"):
+        ClientSecurity("t" * 20, pem).check("127.0.0.1")
+
+
+@pytest.mark.parametrize(
+    "token", ["a token of several words", "first-line-of-token\nsecond-line", "täglich-neuer-schlüssel"]
+)
+def test_a_token_that_cannot_travel_in_a_header_is_refused(tmp_path: Path, token: str) -> None:
+    (tmp_path / "token").write_text(token, encoding="utf-8")
+    with pytest.raises(ConfigError, match="expected a token of printable ASCII characters without spaces"):
+        read_token(tmp_path / "token")
+    (tmp_path / "token").write_bytes(b"\xff" * 20)
+    with pytest.raises(ConfigError, match="token: not text, expected a token in one line"):
+        read_token(tmp_path / "token")

@@ -136,7 +136,3 @@ def test_ids_that_no_row_can_have_are_named() -> None:
     keys = Keys(np.array([1, 2], np.int32), np.array([10**12, 20]), np.ones(2, np.int32))
     with pytest.raises(ShardError, match="space direct: id 20, expected 0 <= id < 20"):
         table.check(keys)
-
-
-def test_a_spec_survives_json() -> None:
-    assert TableSpec.from_dict(SPEC.to_dict()) == SPEC

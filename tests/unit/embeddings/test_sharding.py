@@ -61,8 +61,3 @@ def test_a_plan_names_what_is_wrong_with_it() -> None:
         make_plan({"items": TableConfig()}, 2, kind="table_wise", traffic={"itms": 1.0})
     with pytest.raises(ConfigError, match=r"2 shards, owners \[2\]; expected each owner in 0\.\.1"):
         ShardingPlan(2, (2,))
-
-
-def test_a_plan_survives_json() -> None:
-    plan = ShardingPlan(3, (ROW_WISE, 2))
-    assert ShardingPlan.from_dict(plan.to_dict()) == plan
