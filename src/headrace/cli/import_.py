@@ -20,7 +20,7 @@ Out = Annotated[Path, typer.Argument(help="Folder to write.")]
 
 @app.command()
 def criteo(
-    path: Annotated[Path, typer.Argument(help="Text of 40 tab-separated columns without a header, plain or gzip.")],
+    path: Annotated[Path, typer.Argument(help="Text of 40 tab-separated columns: a file, tar archive or pipe.")],
     out: Out,
     parts: Annotated[int | None, Option(help="Cut into so many equal files, in file order.")] = None,
     rows_per_file: Annotated[int | None, Option(help="Start a new file after so many rows.")] = None,
@@ -43,7 +43,8 @@ def criteo(
     bad = [f"{done.dropped:,} bad lines dropped"] if done.dropped else []
     if done.quarantine is not None:
         bad.append(f"{done.quarantined:,} bad lines in {done.quarantine}")
-    typer.echo(", ".join([f"{done.rows:,} rows in {len(done.files)} files: {out}", *bad]))
+    source = [f"read from {done.member} in {path}"] if done.member else []
+    typer.echo(", ".join([f"{done.rows:,} rows in {len(done.files)} files: {out}", *source, *bad]))
 
 
 @app.command()
@@ -91,7 +92,7 @@ def clicks(
                 raise ConfigError(f"--context: given {name!r}, expected NAME=COLUMN")
         given["context"] = {name: column for name, _, column in pairs}
     config = ClicksConfig.from_dict(given, where="import clicks")
-    with Progress("import", total=total_bytes(path), unit="bytes") as progress:
+    with Progress("import", total=total_bytes(path) or None, unit="bytes") as progress:
         done = import_clicks(
             path,
             out,

@@ -14,7 +14,7 @@ import pyarrow.csv as pa_csv
 
 from headrace.errors import ConfigError, DataError
 from headrace.logs.files import natural_key
-from headrace.logs.importers.compressed import open_stream
+from headrace.logs.importers.compressed import open_stream, readable_input
 
 __all__ = ["ClickFile", "iterate_click_files", "read_clicks", "total_bytes"]
 
@@ -95,7 +95,7 @@ def _from_folder(folder: Path) -> Iterator[ClickFile]:
 
 
 def _from_archive(path: Path) -> Iterator[ClickFile]:
-    if not path.is_file():
+    if not readable_input(path):
         raise ConfigError(f"{path}: no such file or folder")
     last, number = "", 0
     with open_stream(path) as (stream, raw):

@@ -1,42 +1,114 @@
-"""Reads a file as a stream whether it is compressed or not, and says so where it is cut short."""
+"""Reads a file or a pipe as a stream, whether it is compressed, in a tar archive, or neither."""
 
 from __future__ import annotations
 
 import bz2
 import gzip
+import io
 import lzma
+import tarfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, cast
+from typing import IO, Any, cast
 
-from headrace.errors import DataError
+from headrace.errors import ConfigError, DataError
 
-__all__ = ["open_stream"]
+__all__ = ["open_stream", "open_text", "readable_input"]
+
+_REFUSED = {b"PK\x03\x04": "zip", b"\x28\xb5\x2f\xfd": "Zstandard", b"7z\xbc\xaf": "7-Zip", b"\x04\x22\x4d\x18": "LZ4"}
+"""First bytes of what the standard library cannot read as a stream, or not at all."""
+
+_TAR_BLOCK = 512
+_TAR_MAGIC = slice(257, 262)
+
+
+class _Peeked(io.RawIOBase):
+    """A stream of which the first bytes have been looked at; tells how many were read, which pipes do not."""
+
+    def __init__(self, stream: Any, num_bytes: int) -> None:
+        self._stream = stream
+        self.head = b""
+        while len(self.head) < num_bytes and (more := stream.read(num_bytes - len(self.head))):
+            self.head += more
+        self._left = self.head
+        self._num_read = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        data = self._left[: len(buffer)] or self._stream.read(len(buffer))
+        self._left = self._left[len(data) :]
+        buffer[: len(data)] = data
+        self._num_read += len(data)
+        return len(data)
+
+    def tell(self) -> int:
+        return self._num_read
+
+
+def readable_input(path: Path) -> bool:
+    """Whether a path is a file, or a pipe or device such as /dev/stdin."""
+    return path.exists() and not path.is_dir()
 
 
 @contextmanager
 def open_stream(path: Path) -> Iterator[tuple[IO[bytes], IO[bytes]]]:
-    """The content of a plain, gzip, bzip2 or xz file (told by its first bytes), and the file itself for its position.
+    """The content of a plain, gzip, bzip2 or xz file or pipe (told by its first bytes), and what tells its position.
 
     Raises:
         DataError: Inside the `with`, where the compressed data is damaged or ends too early.
+        ConfigError: It is compressed in another way.
     """
-    with path.open("rb") as raw:
-        magic = raw.read(6)
-        raw.seek(0)
+    with path.open("rb") as file:
+        raw = _Peeked(file, 6)
+        for magic, name in _REFUSED.items():
+            if raw.head.startswith(magic):
+                raise ConfigError(f"{path}: {name} data, expected plain, gzip, bzip2 or xz; unpack it first")
         try:
-            yield _decompress(raw, magic), raw
+            yield _decompress(raw), cast(IO[bytes], raw)
         except (EOFError, gzip.BadGzipFile, zlib.error, lzma.LZMAError) as error:
             raise DataError(f"{path}: damaged compressed file: {error}") from error
 
 
-def _decompress(raw: IO[bytes], magic: bytes) -> IO[bytes]:
-    if magic.startswith(b"\x1f\x8b"):
-        return cast(IO[bytes], gzip.GzipFile(fileobj=raw))
-    if magic.startswith(b"BZh"):
-        return cast(IO[bytes], bz2.BZ2File(raw))
-    if magic == b"\xfd7zXZ\x00":
-        return cast(IO[bytes], lzma.LZMAFile(raw))
-    return raw
+@contextmanager
+def open_text(path: Path, member: str) -> Iterator[tuple[IO[bytes], IO[bytes], str]]:
+    """The text of a file or pipe as `open_stream` gives it, or of one file in a tar archive; and its name in there.
+
+    Args:
+        path: Of the file, archive or pipe.
+        member: File to read in an archive, in whatever folder.
+
+    Raises:
+        DataError: As for `open_stream`; or an archive without that file, or one that ends too early.
+    """
+    with open_stream(path) as (stream, raw):
+        unpacked = _Peeked(stream, _TAR_BLOCK)
+        text = io.BufferedReader(unpacked)
+        if unpacked.head[_TAR_MAGIC] != b"ustar":
+            yield text, raw, ""
+            return
+        names = []
+        try:
+            with tarfile.open(fileobj=text, mode="r|") as archive:
+                for entry in archive:
+                    names.append(entry.name)
+                    if entry.isfile() and Path(entry.name).name == member:
+                        yield cast(IO[bytes], archive.extractfile(entry)), raw, entry.name
+                        return
+        except tarfile.TarError as error:
+            raise DataError(f"{path}: not a readable tar archive: {error}") from error
+        raise DataError(f"{path}: a tar archive without {member}, it has {', '.join(names) or 'no files'}")
+
+
+def _decompress(raw: _Peeked) -> IO[bytes]:
+    buffered = io.BufferedReader(raw)
+    if raw.head.startswith(b"\x1f\x8b"):
+        return cast(IO[bytes], gzip.GzipFile(fileobj=buffered))
+    if raw.head.startswith(b"BZh"):
+        return cast(IO[bytes], bz2.BZ2File(buffered))
+    if raw.head == b"\xfd7zXZ\x00":
+        return cast(IO[bytes], lzma.LZMAFile(buffered))
+    return buffered

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -15,7 +15,7 @@ from pydantic import Field, model_validator
 
 from headrace.config import Config
 from headrace.errors import ConfigError, DataError
-from headrace.logs.importers.compressed import open_stream
+from headrace.logs.importers.compressed import open_text, readable_input
 from headrace.logs.importers.criteo_parser import NUM_IDS, NUM_INTEGERS, BadLine, ParsedLines, parse_lines
 from headrace.logs.pieces import REJECT_SCHEMA
 from headrace.logs.schema import DenseColumn, IdColumn, LabelColumn, Schema
@@ -25,6 +25,9 @@ __all__ = ["CriteoConfig", "CriteoImport", "criteo_schema", "import_criteo"]
 
 BLOCK_BYTES = 4 << 20
 """Text parsed at a time; with the columns made of it about five times as much memory."""
+
+ARCHIVE_MEMBER = "train.txt"
+"""File of the archive that Kaggle gave out (readme.txt, test.txt, train.txt): the only one with labels."""
 
 MAX_LINE_BYTES = 1 << 20
 """A longer line means the file is something else; without this an unbroken file would be read whole."""
@@ -61,6 +64,7 @@ class CriteoImport:
         quarantined: Bad lines in the quarantine.
         files: The Parquet files.
         quarantine: Folder of the bad lines, or None if there are none.
+        member: Name of the file that was read in a tar archive, "" for others.
     """
 
     lines: int
@@ -69,6 +73,7 @@ class CriteoImport:
     quarantined: int
     files: tuple[Path, ...]
     quarantine: Path | None
+    member: str = ""
 
 
 def criteo_schema() -> Schema:
@@ -91,7 +96,8 @@ def import_criteo(
     """Turn a Criteo text file into a Parquet folder, which appears whole when all lines are read.
 
     Args:
-        path: Text without a header, plain or compressed: label, 13 integers, 26 ids of 8 hex digits, by tabs.
+        path: Text without a header, plain or compressed: label, 13 integers, 26 ids of 8 hex digits, by tabs. May be a
+            pipe, or a tar archive with a file `train.txt`. Empty lines at its end are no lines.
         out: Folder for the Parquet files and `schema.yaml`; new or empty. Bad lines, if they are quarantined, go to
             a folder beside it, `NAME-quarantine`.
         config: Policies; the defaults when None.
@@ -103,8 +109,10 @@ def import_criteo(
     """
     config = config or CriteoConfig()
     path, out = Path(path), Path(out)
-    if not path.is_file():
-        raise ConfigError(f"{path}: no such file")
+    if not readable_input(path):
+        raise ConfigError(f"{path}: {'a folder, expected a file' if path.is_dir() else 'no such file'}")
+    if config.parts is not None and not path.is_file():
+        raise ConfigError(f"{path}: parts need a file, which is read twice; cut a pipe with rows_per_file")
     quarantine = out.parent / f"{out.resolve().name}-quarantine"
     for folder in (out, quarantine) if config.bad_lines == "quarantine" else (out,):
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -113,10 +121,11 @@ def import_criteo(
     cuts = [part * num_lines // config.parts for part in range(1, config.parts)] if config.parts is not None else []
     with ExitStack() as stack:
         work = _Import(path, out, quarantine, config, cuts, stack)
-        for block, bytes_read in _read_blocks(path):
-            work.take(parse_lines(block))
+        for block in _read_blocks(path):
+            work.member = block.member
+            work.take(parse_lines(block.text))
             if on_block is not None:
-                on_block(bytes_read, work.rows)
+                on_block(block.bytes_read, work.rows)
         if work.lines == 0:
             raise DataError(f"{path}: holds no lines, expected Criteo's tab-separated text")
     (out / "schema.yaml").write_text(criteo_schema().to_yaml(), encoding="utf-8")
@@ -137,6 +146,7 @@ class _Import:
         )
         self._cuts = cuts
         self.lines = self.rows = self.num_bad = 0
+        self.member = ""
 
     def take(self, parsed: ParsedLines) -> None:
         """Write the good lines; treat the bad ones as the policy says."""
@@ -164,14 +174,19 @@ class _Import:
             quarantined=quarantined,
             files=self._writer.files,
             quarantine=self._quarantine_folder if self._quarantine is not None else None,
+            member=self.member,
         )
+
+    @property
+    def _where(self) -> str:
+        return f"{self._path}/{self.member}" if self.member else str(self._path)
 
     def _take_bad(self, bad: tuple[BadLine, ...]) -> None:
         self.num_bad += len(bad)
         if self._config.bad_lines == "fail":
             first = bad[0]
             column = f", column {first.column}" if first.column is not None else ""
-            raise DataError(f"{self._path}: line {self.lines + first.line + 1}{column}: {first.reason}")
+            raise DataError(f"{self._where}: line {self.lines + first.line + 1}{column}: {first.reason}")
         if self._config.bad_lines == "quarantine":
             if self._quarantine is None:
                 self._quarantine = self._stack.enter_context(
@@ -179,7 +194,7 @@ class _Import:
                 )
             rows = [
                 {
-                    "file": str(self._path),
+                    "file": self._where,
                     "row_group": None,
                     "row": self.lines + line.line,
                     "column": line.column,
@@ -207,20 +222,30 @@ def _to_table(parsed: ParsedLines, first_line: int) -> pa.Table:
 
 
 def _count_lines(path: Path) -> int:
-    return sum(block.count(b"\n") for block, _ in _read_blocks(path))
+    return sum(block.text.count(b"\n") for block in _read_blocks(path))
 
 
-def _read_blocks(path: Path) -> Iterator[tuple[bytes, int]]:
-    """Yield stretches of whole lines, the last one ended if it was not, with the bytes of the file read so far."""
-    with open_stream(path) as (stream, raw):
+class _Block(NamedTuple):
+    """Whole lines, the bytes of the file read so far, and the file of the archive they come from."""
+
+    text: bytes
+    bytes_read: int
+    member: str
+
+
+def _read_blocks(path: Path) -> Iterator[_Block]:
+    """Yield stretches of whole lines, the last one ended if it was not; empty lines at the end are left out."""
+    with open_text(path, ARCHIVE_MEMBER) as (stream, raw, member):
         rest = b""
         while chunk := stream.read(BLOCK_BYTES):
             text = rest + chunk
             stop = text.rfind(b"\n") + 1
-            rest = text[stop:]
-            if len(rest) > MAX_LINE_BYTES:
+            if len(text) - stop > MAX_LINE_BYTES:
                 raise DataError(f"{path}: a line of over {MAX_LINE_BYTES:,} bytes, expected Criteo's text")
+            filled = len(text[:stop].rstrip(b"\r\n"))
+            stop = text.find(b"\n", filled) + 1 if filled else 0  # empty lines behind it may be the end
+            rest = text[stop:]
             if stop:
-                yield text[:stop], raw.tell()
-        if rest:
-            yield rest + b"\n", raw.tell()
+                yield _Block(text[:stop], raw.tell(), member)
+        if rest.strip(b"\r\n"):
+            yield _Block(rest.rstrip(b"\r\n") + b"\n", raw.tell(), member)

@@ -1,8 +1,14 @@
 """Criteo's text becomes Parquet: values, cuts, bad lines by policy with their place, compression."""
 
 import gzip
+import io
 import json
 import lzma
+import os
+import tarfile
+import threading
+import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow as pa
@@ -170,3 +176,69 @@ def test_progress_tells_bytes_and_rows(tmp_path: Path) -> None:
     path = write_text(tmp_path / "a.tsv", [line(number) for number in range(30)])
     import_criteo(path, tmp_path / "out", on_block=lambda read, rows: told.append((read, rows)))
     assert told[-1] == (path.stat().st_size, 30)
+
+
+@pytest.mark.parametrize("ending", ["", "\n", "\n\n\r\n", "\r\n"])
+@pytest.mark.parametrize("block_bytes", [1, 7, 1 << 20])
+def test_empty_lines_at_the_end_are_no_lines(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ending: str, block_bytes: int
+) -> None:
+    monkeypatch.setattr(criteo_module, "BLOCK_BYTES", block_bytes)
+    path = tmp_path / "a.tsv"
+    path.write_bytes((line(1) + "\n" + line(2) + ending).encode())
+    done = import_criteo(path, tmp_path / "out")
+    assert (done.lines, done.rows) == (2, 2)
+    path.write_bytes((line(1) + "\n\n" + line(2) + ending).encode())
+    with pytest.raises(DataError, match="line 2: given 1 columns, expected 40"):
+        import_criteo(path, tmp_path / "inside")
+
+
+def archive(path: Path, files: dict[str, str], mode: str = "w:gz") -> Path:
+    with tarfile.open(path, mode) as tar:  # type: ignore[call-overload]
+        for name, text in files.items():
+            entry = tarfile.TarInfo(name)
+            entry.size = len(text)
+            tar.addfile(entry, io.BytesIO(text.encode()))
+    return path
+
+
+@pytest.mark.parametrize("mode", ["w", "w:gz", "w:bz2", "w:xz"])
+def test_the_archive_of_the_competition_is_read_as_it_is(tmp_path: Path, mode: str) -> None:
+    text = "".join(line(number) + "\n" for number in range(30))
+    files = {"dac/readme.txt": "About.\n\n", "dac/test.txt": line(3)[2:] + "\n", "dac/train.txt": text}
+    done = import_criteo(archive(tmp_path / "dac", files, mode), tmp_path / "out", CriteoConfig(parts=3))
+    assert (done.member, done.rows, len(done.files)) == ("dac/train.txt", 30, 3)
+    (tmp_path / "a.tsv").write_text(text)
+    assert read(done.files).equals(read(import_criteo(tmp_path / "a.tsv", tmp_path / "plain").files))
+
+    bad = archive(tmp_path / "bad", files | {"dac/train.txt": text + "x\n"}, mode)
+    with pytest.raises(DataError, match=r"bad/dac/train.txt: line 31: given 1 columns"):
+        import_criteo(bad, tmp_path / "failed")
+    cut = tmp_path / "cut"
+    cut.write_bytes((tmp_path / "dac").read_bytes()[: -200 if mode != "w" else 600])
+    with pytest.raises(DataError, match=r"cut: (damaged compressed file|not a readable tar archive|a tar archive)"):
+        import_criteo(cut, tmp_path / "cut-out")
+    other = archive(tmp_path / "other", {"day_0": text}, mode)
+    with pytest.raises(DataError, match=r"other: a tar archive without train.txt, it has day_0"):
+        import_criteo(other, tmp_path / "other-out")
+
+
+def test_other_archives_are_refused_by_name(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "dac.zip", "w") as packed:
+        packed.writestr("train.txt", line(1))
+    with pytest.raises(ConfigError, match=r"dac.zip: zip data, expected plain, gzip, bzip2 or xz; unpack it first"):
+        import_criteo(tmp_path / "dac.zip", tmp_path / "out", CriteoConfig(bad_lines="drop"))
+
+
+@pytest.mark.parametrize("pack", [bytes, gzip.compress])
+def test_a_pipe_is_read_as_a_file_is(tmp_path: Path, pack: Callable[[bytes], bytes]) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    data = pack("".join(line(number) + "\n" for number in range(500)).encode())
+    writer = threading.Thread(target=pipe.write_bytes, args=(data,))
+    writer.start()
+    done = import_criteo(pipe, tmp_path / "out")
+    writer.join()
+    assert done.rows == 500
+    with pytest.raises(ConfigError, match="pipe: parts need a file, which is read twice; cut a pipe with"):
+        import_criteo(pipe, tmp_path / "parts", CriteoConfig(parts=2))
