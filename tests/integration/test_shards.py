@@ -420,6 +420,12 @@ def test_trainers_that_mean_different_tables_are_told_what_differs(serve: Serve)
         pytest.raises(ShardError, match=r"shard 0 .*: open: trainers disagree on step: the first said 0, this one 7"),
     ):
         ShardGroup([address], TABLES, num_trainers=2, session="s", step=7)
+    other = {"t": TableSpec(SPACES, 8, seed=3)}
+    with (
+        ShardGroup([address], TABLES, num_trainers=2, session="u"),
+        pytest.raises(ShardError, match=r"disagree on tables\.t\.spec\.embedding_dim: the first said 4, this one 8"),
+    ):
+        ShardGroup([address], other, num_trainers=2, session="u")
 
 
 def test_a_busy_shard_refuses_another_run_and_lets_its_own_begin_anew(serve: Serve) -> None:

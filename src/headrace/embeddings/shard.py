@@ -241,8 +241,18 @@ def _check_same(ours: OpenRequest, theirs: OpenRequest) -> None:
     """Refuse a trainer that means another training under the same session."""
     if ours.checksum() == theirs.checksum():
         return
-    a, b = ours.training(), theirs.training()
-    for name in a["tables"]:
-        a[f"tables.{name}"], b[f"tables.{name}"] = a["tables"][name], b["tables"].get(name)
-    key = next((key for key in a if key != "tables" and a[key] != b[key]), "tables")
-    raise ShardError(f"open: trainers disagree on {key}: the first said {a[key]}, this one {b[key]}")
+    key, first, this = _first_difference(ours.training(), theirs.training())
+    raise ShardError(f"open: trainers disagree on {key}: the first said {first:.80}, this one {this:.80}")
+
+
+def _first_difference(a: Any, b: Any, path: str = "") -> tuple[str, str, str]:
+    """Path and both values of what differs, as deep as both have it."""
+    if isinstance(a, dict) and isinstance(b, dict):
+        keys = dict.fromkeys([*a, *b])
+    elif isinstance(a, list) and isinstance(b, list) and len(a) == len(b):
+        a, b = dict(enumerate(a)), dict(enumerate(b))
+        keys = dict.fromkeys(a)
+    else:
+        return path.removeprefix("."), str(a), str(b)
+    key = next(key for key in keys if a.get(key) != b.get(key))
+    return _first_difference(a.get(key), b.get(key), f"{path}.{key}")
