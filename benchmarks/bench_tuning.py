@@ -1,7 +1,8 @@
-"""Tuning policies: simulated, on emulated CPUs, on real work, and where memory is short.
+"""Tuning policies: simulated, calibrated, on emulated CPUs, on real work, and where memory is short.
 
     python benchmarks/bench_tuning.py --quick         # a little of everything
     python benchmarks/bench_tuning.py --simulated     # a virtual clock; see tuning_simulated.py
+    python benchmarks/bench_tuning.py --calibration   # the simulator against the engine; see tuning_calibration.py
     python benchmarks/bench_tuning.py --emulated      # the real engine on virtual CPUs; see tuning_emulated.py
     python benchmarks/bench_tuning.py --real          # real work and peers; see tuning_real.py (.peers/bin/python)
     python benchmarks/bench_tuning.py --oom           # real memory in a cgroup; see tuning_oom.py
@@ -18,7 +19,7 @@ harness.single_threaded()
 
 from importlib import import_module  # noqa: E402
 
-MODES = ("simulated", "emulated", "real", "oom")
+MODES = ("simulated", "calibration", "emulated", "real", "oom")
 
 
 def main() -> None:

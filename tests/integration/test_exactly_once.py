@@ -5,7 +5,8 @@ import random
 import signal
 import subprocess
 import sys
-import time
+from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -26,17 +27,90 @@ embeddings:
 model: {{kind: dlrm, embedding_dim: 8, bottom: [16], top: [32]}}
 training: {{batch_size: 64, threads: 1, row_ledger: true, checkpoint_every_steps: 7, log_every_steps: 5}}
 """
-NUM_KILLS = 5
+
+CHILD = """
+import os, signal, sys, threading
+from headrace.cli import main
+from headrace.training.trainer import Trainer
+
+asked = Trainer._should_stop
+
+def step(self):
+    sys.audit("step")
+    return asked(self)
+
+Trainer._should_stop = step
+
+def signal_at(wanted, number, sent):
+    left = number
+
+    def seen(event, arguments):
+        nonlocal left
+        if event == wanted:
+            left -= 1
+            if left == 0:
+                strike = lambda: os.kill(os.getpid(), sent)
+                # A step goes on beside the thread that ends it; files are left just before they change.
+                threading.Thread(target=strike).start() if event == "step" else strike()
+
+    sys.addaudithook(seen)
+
+for line in sys.stdin:
+    job, log, event, number, sent = line.split()
+    if (child := os.fork()) == 0:
+        for stream in (1, 2):
+            os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal_at(event, int(number), int(sent))
+        sys.argv = ["headrace", "train", job]
+        try:
+            main()
+        except SystemExit as ended:
+            sys.stdout.flush()
+            os._exit(ended.code or 0)
+        os._exit(0)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+"""Runs `headrace train` in forks of itself, and sends one a signal at so many-th event: a step, an opened or a renamed
+file. So the moment is a place in the work, whatever the speed of the machine."""
+
+
+class Trainings:
+    """Starts training in forks of one process that has imported everything."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", CHILD], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+
+    def run(self, run: str, *, workers: int = 2, event: str = "never", number: int = 1, sent: int = 0) -> int:
+        """Train until the end, or until an event has happened so many times, which sends a signal; the exit status."""
+        (self.folder / f"{run}.yaml").write_text(JOB.format(run=run, workers=workers))
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        print(self.folder / f"{run}.yaml", self.log(run), event, number, int(sent), file=self.process.stdin, flush=True)
+        return int(self.process.stdout.readline())
+
+    def log(self, run: str) -> Path:
+        return self.folder / f"{run}.log"
+
+    def close(self) -> None:
+        for stream in (self.process.stdin, self.process.stdout):
+            assert stream is not None
+            stream.close()
+        self.process.wait()
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def trainings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trainings]:
     """Logs of two windows with some bad rows, and an undisturbed run over them in `once`."""
     folder = tmp_path_factory.mktemp("exactly-once")
     generate_logs(GenerateConfig(rows=12_000, windows=2, users=300, items=200, seed=5), folder / "logs")
     plant_bad_labels(folder / "logs")
-    assert train(folder, "once", workers=2).wait() == 0
-    return folder
+    with closing(Trainings(folder)) as trainings:
+        assert trainings.run("once") == 0, trainings.log("once").read_text()
+        yield trainings
 
 
 def plant_bad_labels(logs: Path) -> None:
@@ -46,13 +120,6 @@ def plant_bad_labels(logs: Path) -> None:
         label[::997] = 7
         place = table.schema.get_field_index("click")
         pq.write_table(table.set_column(place, "click", pa.array(label)), path, row_group_size=2000)
-
-
-def train(folder: Path, run: str, workers: int) -> subprocess.Popen[bytes]:
-    (folder / f"{run}.yaml").write_text(JOB.format(run=run, workers=workers))
-    command = [sys.executable, "-m", "headrace", "train", str(folder / f"{run}.yaml")]
-    with (folder / f"{run}.log").open("ab") as log:
-        return subprocess.Popen(command, stdout=log, stderr=log)
 
 
 def parameters(run: Path) -> dict[str, npt.NDArray[np.generic]]:
@@ -76,55 +143,39 @@ def quarantined(run: Path) -> list[tuple[str, int]]:
     return sorted((row["file"], row["row"]) for table in tables for row in table.to_pylist())
 
 
-def checkpoints_of(folder: Path, run: str) -> list[int]:
-    return CheckpointFolder(folder / run / "checkpoints").numbers()
-
-
-@pytest.mark.slow
-def test_five_random_kills_change_nothing(folder: Path) -> None:
+def test_kills_at_any_step_or_change_of_a_file_change_nothing(trainings: Trainings) -> None:
     chance = random.Random(os.environ.get("HEADRACE_TEST_SEED", "11"))
-    run, kills = "killed", 0
-    while True:
-        process = train(folder, run, workers=chance.randint(1, 4))
-        # Kill once it got further than the last time, at a moment that is not tied to a checkpoint.
-        goal = len(checkpoints_of(folder, run)) and checkpoints_of(folder, run)[-1]
-        while process.poll() is None and (not checkpoints_of(folder, run) or checkpoints_of(folder, run)[-1] <= goal):
-            time.sleep(0.005)
-        if kills == NUM_KILLS or process.poll() is not None:
-            break
-        time.sleep(chance.random() * 0.15)
-        process.send_signal(signal.SIGKILL)
-        killed = process.wait() == -signal.SIGKILL
-        kills += killed
-        if not killed:
-            break
-    assert process.wait() == 0, (folder / f"{run}.log").read_text()
-    assert kills == NUM_KILLS, "training was over too early to be killed five times"
+    kills = [("step", 8, 30), ("open", 5, 60), ("step", 8, 30), ("os.rename", 2, 8), ("step", 1, 30)]
+    folder = trainings.folder
+    for event, least, most in kills:
+        number = chance.randint(least, most)
+        workers = chance.randint(1, 4)
+        ended = trainings.run("killed", workers=workers, event=event, number=number, sent=signal.SIGKILL)
+        assert ended == -signal.SIGKILL, trainings.log("killed").read_text()
+    assert trainings.run("killed") == 0, trainings.log("killed").read_text()
 
-    expected, found = parameters(folder / "once"), parameters(folder / run)
+    expected, found = parameters(folder / "once"), parameters(folder / "killed")
     assert expected.keys() == found.keys()
     for name in expected:
         np.testing.assert_array_equal(found[name], expected[name], err_msg=name)
-    assert trained_rows(folder / run).equals(trained_rows(folder / "once"))
-    ids = trained_rows(folder / run).column("row_id").to_numpy()
-    assert len(np.unique(ids)) == len(ids) == 12_000 - len(quarantined(folder / run))
-    assert quarantined(folder / run) == quarantined(folder / "once") != []
+    assert trained_rows(folder / "killed").equals(trained_rows(folder / "once"))
+    ids = trained_rows(folder / "killed").column("row_id").to_numpy()
+    assert len(np.unique(ids)) == len(ids) == 12_000 - len(quarantined(folder / "killed"))
+    assert quarantined(folder / "killed") == quarantined(folder / "once") != []
 
 
-def test_a_second_run_finds_nothing_new_and_changes_nothing(folder: Path) -> None:
-    before = {path: path.stat().st_mtime_ns for path in (folder / "once" / "checkpoints").rglob("*")}
-    assert train(folder, "once", workers=1).wait() == 0
-    assert "nothing new" in (folder / "once.log").read_text()
-    assert {path: path.stat().st_mtime_ns for path in (folder / "once" / "checkpoints").rglob("*")} == before
+def test_a_second_run_finds_nothing_new_and_changes_nothing(trainings: Trainings) -> None:
+    checkpoints = trainings.folder / "once" / "checkpoints"
+    before = {path: path.stat().st_mtime_ns for path in checkpoints.rglob("*")}
+    assert trainings.run("once", workers=1) == 0
+    assert "nothing new" in trainings.log("once").read_text()
+    assert {path: path.stat().st_mtime_ns for path in checkpoints.rglob("*")} == before
 
 
-def test_an_interrupt_ends_with_a_checkpoint_and_the_rest_follows(folder: Path) -> None:
-    process = train(folder, "interrupted", workers=2)
-    while not checkpoints_of(folder, "interrupted"):
-        time.sleep(0.005)
-    process.send_signal(signal.SIGINT)
-    assert process.wait() == 130, (folder / "interrupted.log").read_text()
-    assert train(folder, "interrupted", workers=2).wait() == 0
-    expected, found = parameters(folder / "once"), parameters(folder / "interrupted")
+def test_an_interrupt_ends_with_a_checkpoint_and_the_rest_follows(trainings: Trainings) -> None:
+    status = trainings.run("interrupted", event="os.rename", number=2, sent=signal.SIGINT)
+    assert status == 130, trainings.log("interrupted").read_text()
+    assert trainings.run("interrupted") == 0
+    expected, found = parameters(trainings.folder / "once"), parameters(trainings.folder / "interrupted")
     for name in expected:
         np.testing.assert_array_equal(found[name], expected[name], err_msg=name)

@@ -151,7 +151,7 @@ def test_two_trainers_and_two_shards_one_of_them_killed_equal_one_process(folder
         assert_only_this_machine_is_listened_to(process.pid)
         kill_a_shard(process)
         children = psutil.Process(process.pid).children(recursive=True)
-        assert process.wait(timeout=200) == 0, (folder / "launched.log").read_text()
+        assert process.wait() == 0, (folder / "launched.log").read_text()
     text = (folder / "launched.log").read_text()
     assert "launch | shard-1 ended with code -9; starting it again" in text
     for rank in range(2):
@@ -189,10 +189,8 @@ def test_actors_of_ray_train_the_same_model(folder: Path) -> None:
 
 
 def wait_for_the_first_checkpoint(process: subprocess.Popen[bytes], checkpoints: Path) -> None:
-    deadline = time.monotonic() + 120
     while not (checkpoints / "00000001").exists():
         assert process.poll() is None
-        assert time.monotonic() < deadline
         time.sleep(0.01)
 
 

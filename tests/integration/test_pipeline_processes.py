@@ -3,6 +3,7 @@
 import errno
 import os
 import signal
+import threading
 import time
 from functools import partial
 from pathlib import Path
@@ -79,7 +80,7 @@ def test_workers_are_forked_from_one_template_that_runs_one_thread_and_is_replac
     assert sum(not name.startswith("jemalloc") for name in threads) == 1  # Arrow's allocator knows of forks
     assert set(seen_by_workers(functions.see_parent)) == {template.pid}
     template.kill()
-    template.wait(5)
+    template.wait()
     (parent,) = set(seen_by_workers(functions.see_parent))
     assert parent == template_processes()[0].pid != template.pid
 
@@ -147,10 +148,8 @@ def test_functions_run_in_processes_of_their_own_that_are_kept_and_follow_a_resi
             seen |= set(batch["pid"].to_pylist())
             if number == 30:
                 batches.tunables["map.workers"].set(1)
-            deadline = time.monotonic() + 20.0
             while number == 45 and len(worker_processes()) > 1:
-                assert time.monotonic() < deadline  # those that were still starting end when they are ready
-                time.sleep(0.01)
+                time.sleep(0.01)  # those that were still starting end when they are ready
     assert os.getpid() not in seen
     assert 1 <= len(seen) <= 3
 
@@ -236,29 +235,27 @@ def test_policy_fail_names_function_file_and_row_and_shows_the_workers_traceback
 
 def test_a_stuck_function_is_reported_with_its_stack_and_ended() -> None:
     pipe = from_source(SOURCE).map(functions.never_return, executor="process", timeout_s=0.5)
-    start = time.monotonic()
     with pipe.open(workers=1) as batches, pytest.raises(PipelineError) as caught:
         next(batches)
     assert "no result within timeout_s=0.5 for element 0.0" in str(caught.value)
     assert "functions.py" in str(caught.value)
     assert "in never_return" in caught.value.__notes__[0]
-    assert time.monotonic() - start < 10
+    assert not worker_processes()
 
 
-@pytest.mark.parametrize("wait_s", [0.0, 0.3])
-def test_closing_while_a_worker_starts_or_is_busy_ends_it(wait_s: float) -> None:
-    pipe = from_source(SOURCE).map(functions.same).map(functions.never_return, executor="process")
+@pytest.mark.parametrize("busy", [False, True])
+def test_closing_while_a_worker_starts_or_is_busy_ends_it(busy: bool, tmp_path: Path) -> None:
+    flag = tmp_path / "in the function"
+    stuck = partial(functions.never_return, flag=str(flag))
+    pipe = from_source(SOURCE).map(functions.same).map(stuck, executor="process")
     batches = pipe.open(workers=2)
     batches.tunables["prefetch"].set(0)
-    import threading
-
     consumer = threading.Thread(target=lambda: next(batches, None))
     consumer.start()
-    time.sleep(wait_s)
-    start = time.monotonic()
+    while busy and not flag.exists():
+        time.sleep(0.01)
     batches.close()
     consumer.join()
-    assert time.monotonic() - start < 5
     assert not worker_processes()
 
 

@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -17,31 +18,46 @@ from headrace.tuning.space import workers_of
 
 
 class Squares(Dataset[int]):
-    """Items that take a while without a CPU."""
-
-    def __init__(self, num_items: int, seconds: float = 0.0) -> None:
-        self.num_items, self.seconds = num_items, seconds
+    def __init__(self, num_items: int) -> None:
+        self.num_items = num_items
 
     def __len__(self) -> int:
         return self.num_items
 
     def __getitem__(self, index: int) -> int:
-        time.sleep(self.seconds)
         return index * index
 
 
 class Script:
-    """A policy that sets the workers to one value after the other."""
+    """A policy that sets the workers to one value after the other; a test may wait for that."""
 
     def __init__(self, *workers: int) -> None:
-        self.workers = iter(workers)
+        self.workers, self.num_set = iter(workers), 0
+        self._set = threading.Condition()
 
     def start(self, space: Space, observation: Observation) -> Proposal:
         (self.name,) = (knob.name for knob in space.knobs)
         return Proposal(reason="nothing, because this is the start")
 
     def decide(self, observation: Observation) -> Proposal:
-        return Proposal({self.name: next(self.workers, observation.values[self.name])}, "as written")
+        workers = next(self.workers, observation.values[self.name])
+        with self._set:
+            self.num_set += 1
+            self._set.notify_all()
+        return Proposal({self.name: workers}, "as written")
+
+    def wait_for(self, num_set: int) -> None:
+        """Until it has said so many times how many workers there are to be."""
+        with self._set:
+            self._set.wait_for(lambda: self.num_set >= num_set)
+
+
+def between_changes(loader: Any, policy: Script, every: int) -> Iterator[Any]:
+    """All batches, with a word of the policy in every so many."""
+    for number, batch in enumerate(loader):
+        yield batch
+        if number % every == 0:
+            policy.wait_for(number // every + 1)
 
 
 class AfterSome:
@@ -89,26 +105,14 @@ def test_a_dataloader_without_batches_keeps_its_items() -> None:
     assert [int(item) for item in taken(loader, {5: 2}.get, "load")] == [n * n for n in range(20)]
 
 
-def test_the_tuner_gives_a_dataloader_that_waits_more_workers() -> None:
-    loader = TunedDataLoader(DataLoader(Squares(1200, seconds=0.01), batch_size=4), max_workers=8)
-    reasons: list[str] = []
-
-    class Log:
-        def record(self, who: str, change: Any, reason: str, snapshot: Any = None) -> None:
-            reasons.append(f"{change} {reason}")
-
-    rows, began, first = 0, time.monotonic(), 0.0
-    with Tuner(loader, "auto", decisions=Log(), window_s=0.5) as tuner:
-        for batch in loader:
-            rows += len(batch)
-            if rows == 40:
-                first = 40 / (time.monotonic() - began)
-        found = tuner.explain()
-    assert tuner.failure is None
-    assert rows == 1200
-    assert loader.workers > 1, reasons
-    assert rows / (time.monotonic() - began) > 1.5 * first
-    assert found.limit == "storage", found  # the items sleep
+def test_a_tuner_in_a_thread_changes_the_workers_of_a_running_dataloader() -> None:
+    loader, policy = TunedDataLoader(DataLoader(Squares(120), batch_size=4), max_workers=8), Script(2, 1, 3)
+    with Tuner(loader, policy, window_s=0.02) as tuner:
+        items = [int(item) for batch in between_changes(loader, policy, every=8) for item in batch]
+        assert tuner.failure is None
+    assert items == [n * n for n in range(120)]
+    assert loader.workers == 3
+    assert loader.totals.services == loader.totals.delivered == 30
 
 
 def test_a_stream_that_workers_cut_by_their_number_is_refused() -> None:
@@ -152,28 +156,30 @@ def test_the_tuner_drives_a_tf_data_pipeline() -> None:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     import tensorflow as tf
 
-    def slow(value: Any) -> Any:
-        time.sleep(0.02)
-        return value
+    made = []
 
     def make(workers: int, start: int) -> Any:
+        made.append(workers)
         values = tf.data.Dataset.range(start, 300)
-        values = values.map(lambda x: tf.py_function(slow, [x], tf.int64), num_parallel_calls=workers)
-        return values.prefetch(2)
+        return values.map(lambda x: tf.py_function(lambda y: y, [x], tf.int64), num_parallel_calls=workers).prefetch(2)
 
-    loader = TunedRebuilt(make, max_workers=8)
-    began = time.monotonic()
-    with Tuner(loader, Script(4, 4, 2, 8), window_s=0.5) as tuner:
-        values = [int(value) for value in loader]
+    loader, policy = TunedRebuilt(make, max_workers=8), Script(4, 4, 2, 8)
+    with Tuner(loader, policy, window_s=0.02) as tuner:
+        values = [int(value) for value in between_changes(loader, policy, every=70)]
     assert tuner.failure is None
     assert values == list(range(300))
-    assert time.monotonic() - began < 0.8 * 300 * 0.02
+    assert {4, 2} <= set(made)
 
 
 ray_data = pytest.mark.skipif(
     importlib.util.find_spec("ray") is None or importlib.util.find_spec("pandas") is None,
     reason="Ray Data is not installed",
 )
+
+
+def at_once(spans: list[tuple[float, float]]) -> int:
+    """Most tasks that ran at the same time."""
+    return max(sum(began <= moment < ended for began, ended in spans) for moment, _ in spans)
 
 
 @ray_data
@@ -189,20 +195,22 @@ def test_the_tuner_changes_the_concurrency_of_a_running_ray_dataset() -> None:
         ray.data.DataContext.get_current().enable_progress_bars = False
 
         def slow(rows: Any) -> Any:
+            began = time.monotonic()
             time.sleep(0.3)
-            return rows
+            return rows | {"began": np.array([began]), "ended": np.array([time.monotonic()])}
 
         dataset = ray.data.range(60, override_num_blocks=60).map_batches(slow, batch_size=None)
         dataset.context.execution_options.preserve_order = True
         loader = TunedRayData(dataset, batch_size=None, prefetch_batches=0)
-        ids, times = [], []
+        ids, spans = [], []
         with Tuner(loader, AfterSome(15, 4), window_s=0.5) as tuner:
             for batch in loader:
                 ids += np.asarray(batch["id"]).tolist()
-                times.append(time.monotonic())
+                spans.append((batch["began"][0], batch["ended"][0]))
         assert tuner.failure is None
         assert ids == list(range(60))
-        assert times[-1] - times[-13] < 0.6 * (times[14] - times[2])
+        assert at_once(spans[:10]) == 1
+        assert at_once(spans[10:]) > 1
     finally:
         ray.shutdown()
         ResourceManager.GLOBAL_LIMITS_UPDATE_INTERVAL_S = interval_s

@@ -12,8 +12,9 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from headrace.pipeline.chain import StageUse
+from headrace.pipeline.state import Blocked, PipelineState
 
-__all__ = ["ConsumerReading", "PipelineCounters", "Recorder", "StageReading", "StageTotals"]
+__all__ = ["ConsumerReading", "PipelineCounters", "Recorder", "StageReading", "StageTotals", "count_waits"]
 
 SNAPSHOT_EVERY_S = 0.25
 """Totals are copied this often; a window is exact to this."""
@@ -207,6 +208,31 @@ class Recorder:
 
     def _copy(self) -> tuple[tuple[Any, ...], ...]:
         return (*(_values(totals) for totals in self.stages.values()), _values(self.consumer))
+
+
+def count_waits(
+    stages: Mapping[str, StageTotals], state: PipelineState, names: Sequence[Sequence[str]], passed_s: float
+) -> None:
+    """Add some seconds to the reason why each lane starts nothing, for each of its workers that is idle.
+
+    Args:
+        stages: Totals by name.
+        state: As it was in these seconds.
+        names: Of the stages in each lane.
+        passed_s: The seconds.
+    """
+    for index, (lane, lane_names) in enumerate(zip(state.lanes, names, strict=True)):
+        reason = state.why_idle(index)
+        idle_s = passed_s * max(state.limit(index) - lane.num_running, 0)
+        for name in lane_names:
+            totals = stages[name]
+            if reason is Blocked.INPUT:
+                totals.wait_input_s += idle_s
+            elif reason in (Blocked.AHEAD, Blocked.MEMORY):
+                totals.wait_output_s += idle_s
+                totals.wait_memory_s += passed_s if reason is Blocked.MEMORY else 0.0
+            elif reason is Blocked.THREADS:
+                totals.wait_worker_s += passed_s
 
 
 def _values(totals: StageTotals | _ConsumerTotals) -> tuple[Any, ...]:

@@ -18,7 +18,7 @@ import pyarrow as pa
 from headrace.logs.pieces import Piece
 from headrace.pipeline.build import build_state, build_tunables
 from headrace.pipeline.chain import StageUse
-from headrace.pipeline.counters import GroupNow, PipelineCounters, Recorder
+from headrace.pipeline.counters import GroupNow, PipelineCounters, Recorder, count_waits
 from headrace.pipeline.decisions import Decisions
 from headrace.pipeline.delivery import element_of_piece, source_error
 from headrace.pipeline.elements import Element
@@ -27,7 +27,6 @@ from headrace.pipeline.lanes import Work
 from headrace.pipeline.options import OpenOptions, make_groups
 from headrace.pipeline.runners import make_runner
 from headrace.pipeline.snapshot import Position
-from headrace.pipeline.state import Blocked
 from headrace.pipeline.stuck import stack_of, stuck_error
 from headrace.pipeline.tunables import Tunable
 from headrace.pipeline.watchdog import MemoryWatchdog
@@ -62,6 +61,7 @@ class ThreadFeed:
         """Prepare lanes and runners; nothing is started yet."""
         self._source = pipeline.source
         self._groups = make_groups(pipeline, options)
+        self._stage_names = [("source",), *(tuple(stage.name for stage in group.stages) for group in self._groups)]
         self._lock = threading.RLock()  # re-entrant: garbage collection may call close() in a thread that holds it
         self._work_ready = threading.Condition(self._lock)
         self._batch_ready = threading.Condition(self._lock)
@@ -117,8 +117,7 @@ class ThreadFeed:
         with self._lock:
             state = self._state
             groups: dict[str, GroupNow] = {}
-            names = [("source",), *(tuple(stage.name for stage in group.stages) for group in self._groups)]
-            for index, (lane, stages) in enumerate(zip(state.lanes, names, strict=True)):
+            for index, (lane, stages) in enumerate(zip(state.lanes, self._stage_names, strict=True)):
                 now = GroupNow(lane.name, state.limit(index), lane.num_running, lane.queue_depth)
                 groups |= dict.fromkeys(stages, now)
             ledger = state.ledger
@@ -267,19 +266,7 @@ class ThreadFeed:
         if passed < SAMPLE_EVERY_S:
             return
         self._sampled_s = now
-        for index in range(len(self._state.lanes)):
-            reason = self._state.why_idle(index)
-            idle_s = passed * max(self._state.limit(index) - self._state.lanes[index].num_running, 0)
-            stages = ("source",) if index == 0 else tuple(s.name for s in self._groups[index - 1].stages)
-            for name in stages:
-                totals = self.recorder.stages[name]
-                if reason is Blocked.INPUT:
-                    totals.wait_input_s += idle_s
-                elif reason in (Blocked.AHEAD, Blocked.MEMORY):
-                    totals.wait_output_s += idle_s
-                    totals.wait_memory_s += passed if reason is Blocked.MEMORY else 0.0
-                elif reason is Blocked.THREADS:
-                    totals.wait_worker_s += passed
+        count_waits(self.recorder.stages, self._state, self._stage_names, passed)
 
     def _patience(self) -> float | None:
         """How long the consumer waits before it looks for stuck functions, and for short work that became long."""

@@ -373,14 +373,17 @@ def test_no_stage_works_on_more_elements_at_once_than_it_may() -> None:
     now = {"a": 0, "b": 0}
     most = {"a": 0, "b": 0}
     wanted = {"a": 1, "b": 2}
+    begun = {"a": 0, "b": 0}
 
     def count(name: str):
         def function(rows: pa.RecordBatch) -> pa.RecordBatch:
             with crowd:
                 now[name] += 1
+                begun[name] += 1
+                is_first = begun[name] == 1  # which runs alone, until it is known how large results are
                 most[name] = max(most[name], now[name])
                 crowd.notify_all()
-                crowd.wait_for(lambda: most[name] >= wanted[name], timeout=1.0)
+                crowd.wait_for(lambda: is_first or most[name] >= wanted[name])
                 crowd.wait_for(lambda: most[name] > 3, timeout=0.005)  # time for one too many to come in
                 now[name] -= 1
             return rows

@@ -10,8 +10,6 @@ from headrace.pipeline.chain import StageFault
 from headrace.pipeline.messages import Disconnected
 from headrace.pipeline.worker_pool import WorkerPool
 
-PATIENCE_S = 10.0
-
 
 class FakeWorker:
     """Ready when told."""
@@ -22,7 +20,7 @@ class FakeWorker:
         self.dies = self.stopped = False
 
     def wait_until_ready(self) -> StageFault | None:
-        assert self.answer.wait(PATIENCE_S)
+        self.answer.wait()
         if self.dies:
             raise Disconnected
         return self.fault
@@ -60,7 +58,7 @@ class Pool:
     def worker(self, number: int) -> FakeWorker:
         """The worker that was started as so many-th, as soon as it was."""
         with self._more:
-            assert self._more.wait_for(lambda: len(self.started) > number, PATIENCE_S)
+            self._more.wait_for(lambda: len(self.started) > number)
             return self.started[number]
 
     def ask(self) -> Callable[[], FakeWorker | Exception]:
@@ -80,7 +78,7 @@ class Pool:
             thread.join(0.001)
 
         def result() -> FakeWorker | Exception:
-            thread.join(PATIENCE_S)
+            thread.join()
             (only,) = got
             return only
 

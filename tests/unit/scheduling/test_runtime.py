@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -24,13 +23,20 @@ class Notes:
         self.lines: list[str] = []
         self.waiting: list[Done] = []
         self.trainer = threading.get_ident()
+        self._noted = threading.Condition()
         self._fail_at = fail_at
         self._held_back = held_back
 
     def note(self, line: str) -> None:
-        self.lines.append(line)
+        with self._noted:
+            self.lines.append(line)
+            self._noted.notify_all()
         if line == self._fail_at:
             raise ValueError(f"planted at {line}")
+
+    def wait_for(self, line: str) -> None:
+        with self._noted:
+            self._noted.wait_for(lambda: line in self.lines)
 
     def read(self, batch: int) -> int | None:
         self.note(f"read {batch}")
@@ -133,9 +139,7 @@ def test_after_an_ordinary_step_rows_of_the_next_batch_are_asked_for() -> None:
     work = Notes(6)
     with runtime(work) as steps:
         steps.step()
-        deadline = time.monotonic() + 20
-        while "pull 1 1" not in work.lines:
-            assert time.monotonic() < deadline
+        work.wait_for("pull 1 1")
 
 
 def test_the_trace_keeps_whole_steps_and_only_the_latest() -> None:

@@ -18,6 +18,7 @@ from headrace.tuning.space import workers_of
 pytest.importorskip("gymnasium")
 from gymnasium.utils.env_checker import check_env
 
+from headrace.testing.virtual_engine import VirtualEngine
 from headrace.tuning.env import TuningEnv
 
 
@@ -43,6 +44,22 @@ def test_the_optimal_action_earns_the_full_reward_and_episodes_are_cut_off() -> 
     assert [(terminated, truncated) for _, _, terminated, truncated, _ in rewards] == [(False, False)] * 2 + [
         (False, True)
     ]
+
+
+def test_more_workers_at_the_slow_stage_earn_more_by_the_engine_s_rules() -> None:
+    spec = PipelineSpec(stages=(StageSpec(name="read", cpu_s=0.01), StageSpec(name="map", cpu_s=0.001, io_s=0.049)))
+    env = TuningEnv(lambda random: (VirtualEngine(spec, 12), 100.0), 2, window_s=10.0, max_steps=12)
+    keep, fewer, more = (np.array([STEPS.index(0), STEPS.index(step)]) for step in (0, -5, 5))
+    _, info = env.reset(seed=0)
+    assert info["values"][workers_of("map")] == 6
+    rewards, rates = [], []
+    for action in (fewer, keep, more, keep):
+        _, reward, _, _, info = env.step(action)
+        rewards.append(reward)
+        rates.append(info["rate_per_s"])
+    assert rates[1] == pytest.approx(1 / 0.05, rel=0.01)
+    assert rates[3] == pytest.approx(6 / 0.05, rel=0.01)
+    assert rewards[3] > 1.5 * rewards[1] > 0
 
 
 def test_a_joint_action_is_the_digits_of_its_number() -> None:
