@@ -46,10 +46,8 @@ def kill_after(hour: int, log: Path, out: Path) -> None:
     """Start an import and kill it as soon as an hour has appeared."""
     process = subprocess.Popen([sys.executable, "-c", RUN, str(log), str(out)])
     try:
-        deadline = time.monotonic() + 120
         while not (out / f"hour={hour:03d}").exists():
             assert process.poll() is None, "the import ended before it was killed"
-            assert time.monotonic() < deadline
             time.sleep(0.001)
     finally:
         process.kill()
