@@ -11,6 +11,7 @@ ROOT = Path(headrace.__file__).parent
 ORDER = [
     "errors",
     "bounded_yaml",
+    "messages",
     "config",
     "compiling",
     "registry",

@@ -69,7 +69,14 @@ def cluster(
     config = ClusterConfig.from_dict(values, where="cluster")
     total = 2 * sum(read_footer(file).num_rows for file in listing.files)  # arranged, then verified
     with Progress("cluster", total=total) as progress:
-        done = cluster_log(path, out, Schema.from_yaml(schema), config, on_rows=progress.advance)
+        done = cluster_log(
+            path,
+            out,
+            Schema.from_yaml(schema),
+            config,
+            on_rows=progress.advance,
+            on_message=lambda text: typer.echo(text, err=True),
+        )
     for result in done.windows:
         ratio = result.bytes_read / max(result.bytes_written, 1)
         typer.echo(

@@ -11,7 +11,7 @@ import pyarrow.types as pt
 
 from headrace.logs.gathering import is_list
 
-__all__ = ["COMPRESSION", "choose_encodings", "leaf_values", "writer_options"]
+__all__ = ["COMPRESSION", "choose_encodings", "fitting_encodings", "leaf_values", "writer_options"]
 
 COMPRESSION = "zstd"
 
@@ -32,12 +32,27 @@ def choose_encodings(sample: pa.RecordBatch) -> dict[str, str]:
     Returns:
         Name of the encoding by the leaf's path; for `writer_options`.
     """
-    chosen = {}
+    return fitting_encodings({}, sample)
+
+
+def fitting_encodings(known: Mapping[str, str], sample: pa.RecordBatch) -> dict[str, str]:
+    """Encodings that were chosen before, where the types of the columns still take them; others are chosen.
+
+    Args:
+        known: Name of the encoding by the leaf's path.
+        sample: See `choose_encodings`.
+    """
+    chosen: dict[str, str] = {}
     for path, values in leaf_values(sample):
         candidates = _candidates(values.type)
-        sizes = {name: _written_bytes(values, name) for name in candidates} if len(candidates) > 1 else {DICTIONARY: 0}
-        smallest = min(sizes.values())
-        chosen[path] = next(name for name, size in sizes.items() if size <= smallest * SLACK)
+        if path in chosen:  # a dot in a name: two leaves are written as one path, and any type takes this
+            chosen[path] = DICTIONARY
+        elif known.get(path) in candidates:
+            chosen[path] = known[path]
+        else:
+            sizes = {name: _written_bytes(values, name) for name in candidates} if len(candidates) > 1 else {}
+            smallest = min(sizes.values(), default=0)
+            chosen[path] = next((name for name, size in sizes.items() if size <= smallest * SLACK), candidates[0])
     return chosen
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import takewhile
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -18,8 +20,9 @@ from headrace.logs.casting import cast_times, to_time_us
 from headrace.logs.files import LogFile, open_log_file
 from headrace.logs.footer_checks import SEAL_BYTES, check_chunks, check_codecs, check_metadata, check_schema, is_sealed
 from headrace.logs.nested.decode import NestedRows, leaf_paths
-from headrace.logs.nested.layout import IMPRESSIONS, SOURCES_KEY, Layout, plain_schema
+from headrace.logs.nested.layout import SOURCES_KEY, Layout, plain_schema
 from headrace.logs.schema import TimestampColumn
+from headrace.messages import one_line, shorten_list
 
 __all__ = ["Footer", "iter_nested", "iter_plain", "open_parquet", "read_footer", "reading", "time_bounds"]
 
@@ -40,13 +43,15 @@ class Footer:
     Attributes:
         file: The file.
         metadata: Row groups, column chunks and statistics.
-        schema: Arrow types of the columns of the log; of a nested file, those that its sessions hold.
+        schema: Arrow types of the columns of the log; of a nested file, those that its sessions hold. Columns that
+            share their name with another one are left out: they cannot be asked for.
         fingerprint: Digest of the footer's bytes.
         layout: Of a clustered log; None for others.
         row_bytes_on_disk: Of a clustered log: compressed bytes a row of each column in the log it was made of. Empty
             for others, and where an earlier version clustered it.
         is_sealed: Whether the footer carries its digest, as those of files written by headrace do: then its statistics
             are what was written.
+        repeated: Names that more than one column has.
     """
 
     file: LogFile
@@ -56,6 +61,7 @@ class Footer:
     layout: Layout | None = None
     row_bytes_on_disk: Mapping[str, float] = field(default_factory=dict)
     is_sealed: bool = False
+    repeated: tuple[str, ...] = ()
 
     @property
     def is_nested(self) -> bool:
@@ -87,16 +93,19 @@ class Footer:
         """Whether the file has a column, itself or by its partition folders."""
         return name in self._types or any(key == name for key, _ in self.file.partition)
 
-    def check_columns(self, names: list[str]) -> None:
-        """Check that the file has these columns, itself or by its partition folders.
+    def check_columns(self, names: Sequence[str], *, in_folders: bool = True) -> None:
+        """Check that the file has these columns, itself or (unless told otherwise) by its partition folders.
 
         Raises:
-            DataError: Names the missing ones and those there are.
+            DataError: Names the missing ones and those there are, or the one that several columns have as their name.
         """
-        there = [*self.schema.names, *(key for key, _ in self.file.partition)]
+        for name in self.repeated:
+            if name in names:
+                raise DataError(f"{self.file.path}: more than one column is named {one_line(name)}; rename the others")
+        there = [*self.schema.names, *(key for key, _ in self.file.partition if in_folders)]
         missing = [name for name in names if name not in there]
         if missing:
-            raise DataError(f"{self.file.path}: no column {', '.join(missing)}; the file has {', '.join(there)}")
+            raise DataError(f"{self.file.path}: no column {shorten_list(missing)}; the file has {shorten_list(there)}")
 
     def stored_type(self, name: str) -> pa.DataType:
         """Type of a column; partition columns are strings."""
@@ -109,10 +118,10 @@ class Footer:
     @cached_property
     def leaves(self) -> dict[str, list[int]]:
         """For each column, the numbers of the column chunks (in each row group) that hold it."""
-        paths = [self.metadata.schema.column(number).path for number in range(self.metadata.num_columns)]
         leaves: dict[str, list[int]] = {}
         if self.is_nested:
             assert self.layout is not None
+            paths = [self.metadata.schema.column(number).path for number in range(self.metadata.num_columns)]
             below: dict[str, list[int]] = {}
             for number, path in enumerate(paths):
                 for end in (index for index, letter in enumerate(f"{path}.") if letter == "."):
@@ -121,16 +130,24 @@ class Footer:
                 prefixes = leaf_paths(self.layout, [name], always_impressions=False)
                 leaves[name] = [number for prefix in prefixes for number in below.get(prefix, ())]
             return leaves
-        names = set(self.schema.names)
-        for number, path in enumerate(paths):
-            leaves.setdefault(path if path in names else path.partition(".")[0], []).append(number)
+        # By position: names may hold dots, or occur twice.
+        first = 0
+        for column in self.metadata.schema.to_arrow_schema():
+            count = _num_leaves(column.type)
+            if column.name not in self.repeated:
+                leaves[column.name] = list(range(first, first + count))
+            first += count
         return leaves
 
     @cached_property
     def _impression_leaf(self) -> int:
-        paths = (self.metadata.schema.column(number).path for number in range(self.metadata.num_columns))
+        layout = self.layout
+        assert layout is not None
+        before = takewhile(lambda field: field.name != layout.impressions, self.metadata.schema.to_arrow_schema())
+        first = sum(_num_leaves(field.type) for field in before)
+        leaves = range(first, self.metadata.num_columns)
         # Not one inside a list of its own: of these the elements are counted.
-        return next(n for n, path in enumerate(paths) if path.startswith(IMPRESSIONS) and path.count(".list.") == 1)
+        return next(n for n in leaves if self.metadata.schema.column(n).max_repetition_level == 1)
 
 
 def read_footer(file: LogFile) -> Footer:
@@ -168,9 +185,12 @@ def read_footer(file: LogFile) -> Footer:
             if layout is not None and layout.kind == "nested":
                 schema = plain_schema(schema, layout)
             disk = _row_bytes_on_disk(parquet.metadata)
+            repeated = tuple(name for name, count in Counter(schema.names).items() if count > 1)
+            if repeated:
+                schema = pa.schema([field for field in schema if field.name not in repeated])
         except (OSError, pa.ArrowException, UnicodeDecodeError, LookupError, StopIteration) as error:
             raise DataError(f"{file.path}: its Parquet footer cannot be read: {_line(error)}") from error
-        return Footer(file, parquet.metadata, schema, fingerprint, layout, disk, is_whole)
+        return Footer(file, parquet.metadata, schema, fingerprint, layout, disk, is_whole, repeated)
 
 
 @contextmanager
@@ -192,10 +212,12 @@ def iter_plain(
 ) -> Iterator[pa.RecordBatch]:
     """Some columns of a row group as rows of the log, whatever the layout, in batches of about `batch_rows` rows."""
     if not footer.is_nested:
-        batches = parquet.iter_batches(batch_size=batch_rows, row_groups=[row_group], columns=names, use_threads=False)
+        leaves = [leaf for name in names for leaf in footer.leaves[name]]
+        batches = parquet.reader.iter_batches(
+            batch_rows, row_groups=[row_group], column_indices=leaves, use_threads=False
+        )
         for place, batch in enumerate(_whole(batches, footer, row_group)):
             if place == 0 and not footer.is_sealed:
-                leaves = [leaf for name in names for leaf in footer.leaves.get(name, ())]
                 check_codecs(footer.metadata, row_group, leaves, where=footer.file.path)
             yield batch
         return
@@ -285,6 +307,15 @@ def _row_bytes_on_disk(metadata: pq.FileMetaData) -> dict[str, float]:
         return {str(name): float(num_bytes) for name, num_bytes in values.items()}
     except (ValueError, TypeError, LookupError, AttributeError):
         return {}  # it is for reports only
+
+
+def _num_leaves(kind: pa.DataType) -> int:
+    """Column chunks that hold a column of a type."""
+    if isinstance(kind, pa.BaseExtensionType):
+        return _num_leaves(kind.storage_type)
+    if pt.is_nested(kind):
+        return sum(_num_leaves(kind.field(number).type) for number in range(kind.num_fields))
+    return 1
 
 
 def _line(error: BaseException) -> str:

@@ -11,10 +11,12 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pyarrow.types as pt
 
 from headrace.errors import ConfigError, DataError
 from headrace.logs.casting import Mask, cast_times, mask_of, to_time_us
 from headrace.logs.checks import BadRowPolicy, RowChecker, RowOrigin, check_names
+from headrace.logs.common_types import common_type
 from headrace.logs.cursor import Selection, TimeRange
 from headrace.logs.files import HIVE_NULL, LogFile, printable
 from headrace.logs.footers import Footer, iter_nested, iter_plain, open_parquet, read_footer, reading, time_bounds
@@ -109,9 +111,8 @@ class ParquetSource:
         left_out |= {schema.row_id} if self.row_ids.schema.row_id is None and schema.row_id is not None else set()
         self._schema = schema = self.row_ids.schema
         self._columns = tuple(name for name in columns if name not in left_out)
-        first = next(iter(footers.values()), None)
-        stored = _stored_schema(schema, first)
-        self._groups = _common_groups(first, schema, self._columns)
+        stored = _stored_schema(schema, list(footers.values()))
+        self._groups = _common_groups(next(iter(footers.values()), None), schema, self._columns)
         names = {group_name(number): members for number, members in self._groups.items()}
         self._checker = RowChecker(schema, self._columns, self._policy, stored, names)
         self._needed = list(self._checker.inputs)
@@ -296,9 +297,14 @@ def _place(item: _Item) -> str:
     return f"{item.footer.file.path}, row group {item.row_group}"
 
 
-def _stored_schema(schema: Schema, footer: Footer | None) -> pa.Schema:
-    """Types in the first file; columns it has not are strings, as partition values are."""
-    return pa.schema([(name, pa.string() if footer is None else footer.stored_type(name)) for name in schema.columns])
+def _stored_schema(schema: Schema, footers: Sequence[Footer]) -> pa.Schema:
+    """Common types of the columns in all files; columns a file lacks are strings there, as partition values are."""
+    fields = []
+    for name in schema.columns:
+        kinds = list(dict.fromkeys(footer.stored_type(name) for footer in footers)) or [pa.string()]
+        # Without a common type the rows of some files are bad, whichever is taken.
+        fields.append((name, common_type(kinds) or next(kind for kind in kinds if not pt.is_null(kind))))
+    return pa.schema(fields)
 
 
 def _check_layouts(footers: Sequence[Footer]) -> None:

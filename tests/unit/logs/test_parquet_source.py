@@ -11,10 +11,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from headrace.errors import ConfigError, DataError
+from headrace.logs import parquet_source
 from headrace.logs.checks import BadRowPolicy
 from headrace.logs.cursor import Selection
 from headrace.logs.files import LogFile, list_files
 from headrace.logs.footer_checks import seal_footer
+from headrace.logs.footers import Footer, iter_plain
 from headrace.logs.parquet_source import ParquetSource, select_files
 from headrace.logs.pieces import ROW_ID, Piece, make_row_id
 from headrace.logs.schema import Schema
@@ -93,13 +95,14 @@ def test_all_rows_come_in_file_order_with_fixed_types(tmp_path: Path) -> None:
 def test_only_the_columns_asked_for_are_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(tmp_path, "a.parquet", 0, 20)
     decoded: list[list[str]] = []
-    iter_batches = pq.ParquetFile.iter_batches
 
-    def spy(self: pq.ParquetFile, *args: Any, **options: Any) -> Any:
-        decoded.append(options["columns"])
-        return iter_batches(self, *args, **options)
+    def spy(footer: Footer, parquet: pq.ParquetFile, row_group: int, names: list[str], batch_rows: int) -> Any:
+        decoded.append(names)
+        for batch in iter_plain(footer, parquet, row_group, names, batch_rows):
+            assert sorted(batch.schema.names) == sorted(names)
+            yield batch
 
-    monkeypatch.setattr(pq.ParquetFile, "iter_batches", spy)
+    monkeypatch.setattr(parquet_source, "iter_plain", spy)
     selections = select_files(list_files(tmp_path))
     source = ParquetSource(selections, SCHEMA, columns=["item", "click"])
     assert read(source)[0].batch.schema.names == ["item", "click", ROW_ID]

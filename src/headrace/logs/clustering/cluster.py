@@ -5,9 +5,11 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+import pyarrow as pa
 
 from headrace.errors import ConfigError, DataError
 from headrace.logs.clustering.arrange import Arranger
@@ -16,6 +18,7 @@ from headrace.logs.clustering.config import ClusterConfig
 from headrace.logs.clustering.keys import RowOrder, read_keys
 from headrace.logs.clustering.output import ClusteredFile, SessionRows
 from headrace.logs.clustering.payload import LogColumns, PayloadReader
+from headrace.logs.clustering.plan import plan_columns
 from headrace.logs.clustering.units import Unit, find_done, plan_units
 from headrace.logs.files import list_log
 from headrace.logs.footers import Footer
@@ -77,6 +80,7 @@ def cluster_log(
     config: ClusterConfig | None = None,
     *,
     on_rows: Callable[[int], None] | None = None,
+    on_message: Callable[[str], None] | None = None,
 ) -> ClusteredLog:
     """Write a session-clustered copy of a log; run again, it adds what is new.
 
@@ -90,6 +94,7 @@ def cluster_log(
         schema: Of the log.
         config: How to cluster.
         on_rows: Called with the number of rows just arranged, and again with those just verified.
+        on_message: Called with one line for each column that cannot be copied, before any row is.
 
     Raises:
         ConfigError: Session, window or folder do not fit the log, the folder lies in the log or holds other files, or
@@ -109,6 +114,16 @@ def cluster_log(
         changed = [f"{key}: {then} then, {now} now" for key, then, now in pairs if then != now]
         raise ConfigError(f"{folder}: was clustered with other settings ({'; '.join(changed)}); give a new folder")
     units = plan_units(files, done, folder, by_file=config.window == "file")
+    if done.layout is not None:
+        columns = replace(columns, session=done.layout.session)
+    stored = pa.schema([])
+    if units:
+        footers = [footer for unit in units for _, footer in unit.footers]
+        columns, stored, notes = plan_columns(footers, columns, done=done.columns, layout=done.layout)
+        if on_message is not None:
+            for note in notes:
+                on_message(note)
+    is_new = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
     for left in folder.glob(".clustering-*"):  # of a run that was killed
         shutil.rmtree(left, ignore_errors=True)
@@ -117,9 +132,10 @@ def cluster_log(
     for unit in units:
         scratch = Path(tempfile.mkdtemp(prefix=".clustering-", dir=folder))
         try:
-            window, layout = _cluster_unit(unit, columns, config, settings, layout, scratch, on_rows)
+            window, layout = _cluster_unit(unit, columns, stored, config, settings, layout, scratch, on_rows)
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
+            _remove_empty(unit.path.parent, folder.parent if is_new else folder)
         if window is not None:
             windows.append(window)
     if layout is not None:
@@ -130,6 +146,7 @@ def cluster_log(
 def _cluster_unit(
     unit: Unit,
     columns: LogColumns,
+    stored: pa.Schema,
     config: ClusterConfig,
     settings: dict[str, Any],
     layout: Layout | None,
@@ -138,9 +155,9 @@ def _cluster_unit(
 ) -> tuple[ClusteredWindow | None, Layout | None]:
     """One window; none where the sample has none of its sessions."""
     gap_us = None if config.user is None else int(config.gap_s * 1_000_000)
-    payload = PayloadReader(unit.footers, columns, max_bytes=config.memory_bytes // 16)
+    payload = PayloadReader(unit.footers, columns, stored, max_bytes=config.memory_bytes // 16)
     before = RowSums(columns.labels)
-    keys = read_keys(unit.footers, columns.schema, columns.key, config)
+    keys = read_keys(unit.footers, columns.schema, stored.field(columns.key), config)
     with RowOrder(keys, gap_us=gap_us, memory_bytes=max(config.memory_bytes // 4, 48 << 20), folder=scratch) as order:
         if order.num_rows == 0:
             return None, layout
@@ -153,7 +170,7 @@ def _cluster_unit(
         )
         with arranger:
             for rows, destinations in payload.read(order.destinations()):
-                before.add(rows.select(columns.written(rows.schema.names)))
+                before.add(rows.select(list(range(rows.num_columns - 1))))
                 arranger.add(rows, destinations)
                 if on_rows is not None:
                     on_rows(rows.num_rows)
@@ -191,6 +208,13 @@ def _cluster_unit(
         after,
     )
     return window, file.layout
+
+
+def _remove_empty(folder: Path, stop: Path) -> None:
+    """Remove folders that nothing was written to, up to but without `stop`."""
+    while folder != stop and folder.is_dir() and not any(folder.iterdir()):
+        folder.rmdir()
+        folder = folder.parent
 
 
 def _row_bytes_on_disk(footers: Sequence[Footer]) -> dict[str, float]:

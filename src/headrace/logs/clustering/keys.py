@@ -12,10 +12,11 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from headrace.compiling import kernel
-from headrace.errors import DataError, MissingExtra
+from headrace.errors import MissingExtra
 from headrace.logs.canonical import canonical
 from headrace.logs.casting import cast_times, to_time_us
 from headrace.logs.clustering.config import ClusterConfig
+from headrace.logs.clustering.payload import widened
 from headrace.logs.footers import Footer, iter_plain, open_parquet, reading
 from headrace.logs.inspection.hashing import NULL_HASH, hash_column
 from headrace.logs.keyed_random import derive, mix
@@ -121,21 +122,21 @@ class RowOrder:
 
 
 def read_keys(
-    footers: Sequence[tuple[int, Footer]], schema: Schema, column: str, config: ClusterConfig
+    footers: Sequence[tuple[int, Footer]], schema: Schema, key: pa.Field, config: ClusterConfig
 ) -> Iterator[pa.RecordBatch]:
     """The keys of all rows of some files whose sessions are in the sample.
 
     Args:
         footers: Files with their numbers, in order.
         schema: Of the log; without a timestamp rows keep the order of their files.
-        column: Names the session, or the user.
+        key: Column that names the session, or the user, with the common type of all files.
         config: Gives sample and slots.
 
     Raises:
-        DataError: A file is damaged, or the column has no values that can be told apart.
+        DataError: A file is damaged, or holds a key that the type cannot hold.
     """
     clock = schema.timestamp
-    names = list(dict.fromkeys([column, *([clock.name] if clock is not None else [])]))
+    names = list(dict.fromkeys([key.name, *([clock.name] if clock is not None else [])]))
     for number, footer in footers:
         row = 0
         for row_group in range(footer.metadata.num_row_groups):
@@ -148,10 +149,9 @@ def read_keys(
                         ticks, _ = cast_times(batch.column(clock.name), clock.unit)
                         times = to_time_us(ticks, clock.unit)
                         times[ticks.is_null().to_numpy(zero_copy_only=False)] = _FIRST_TIME
-                    hashes = hash_column(canonical(batch.column(column)).values)
-                    if hashes is None:
-                        kind = batch.column(column).type
-                        raise DataError(f"{footer.file.path}: column {column} of type {kind} cannot name a session")
+                    where = f"{footer.file.path}, row group {row_group}"
+                    hashes = hash_column(canonical(widened(batch.column(key.name), key, where)).values)
+                    assert hashes is not None
                     yield _keys_of(hashes, row_ids, times, config)
 
 

@@ -16,14 +16,14 @@ import pyarrow.parquet as pq
 
 from headrace.errors import DataError
 from headrace.logs.clustering.config import ClusterConfig
-from headrace.logs.clustering.payload import SESSION_NUMBER, LogColumns
-from headrace.logs.encodings import choose_encodings, writer_options
+from headrace.logs.clustering.payload import LogColumns
+from headrace.logs.encodings import fitting_encodings, writer_options
 from headrace.logs.files import LogFile
 from headrace.logs.footer_checks import seal_footer
 from headrace.logs.footers import iter_plain, open_parquet, read_footer
 from headrace.logs.nested.build import build_nested, session_starts
 from headrace.logs.nested.choose import choose_layout
-from headrace.logs.nested.layout import IMPRESSIONS, LAYOUT_KEY, SOURCES_KEY, Layout, runs_name
+from headrace.logs.nested.layout import LAYOUT_KEY, SOURCES_KEY, Layout
 
 __all__ = ["ClusteredFile", "SessionRows", "Sessions"]
 
@@ -78,17 +78,17 @@ class SessionRows:
 
     def _last_border(self, rows: pa.RecordBatch) -> int:
         """Rows of the group: up to where the last session begins, or all that fit if it is a single one."""
-        numbers = rows.column(SESSION_NUMBER).to_numpy()
+        numbers = rows.column(rows.num_columns - 1).to_numpy()
         borders = np.flatnonzero(numbers[1:] != numbers[:-1]) + 1
         return int(borders[-1]) if len(borders) else self._rows_per_group
 
     def _make(self, rows: pa.RecordBatch) -> Sessions:
-        numbers = rows.column(SESSION_NUMBER).to_numpy()
+        numbers = rows.column(rows.num_columns - 1).to_numpy()
         is_new = np.ones(len(numbers), dtype=np.bool_)
         is_new[1:] = numbers[1:] != numbers[:-1]
         is_new[0] = self._last is None or int(numbers[0]) != self._last
         self._last = int(numbers[-1])
-        return Sessions(rows.drop_columns([SESSION_NUMBER]), is_new)
+        return Sessions(rows.select(list(range(rows.num_columns - 1))), is_new)
 
 
 class ClusteredFile:
@@ -103,8 +103,6 @@ class ClusteredFile:
     Attributes:
         layout: Of the log; there once the file is finished.
 
-    Raises:
-        DataError: The columns are not those of the log's other files.
     """
 
     layout: Layout
@@ -173,32 +171,22 @@ class ClusteredFile:
             raise DataError(f"{self._path}: no rows to write")
         sample, self._sample = self._sample, []
         layout = self._given if self._given is not None else self._choose(sample)
-        names = tuple(sample[0].rows.schema.names)
-        if names != layout.columns:
-            differ = sorted(set(names) ^ set(layout.columns)) or ["their order"]
-            raise DataError(
-                f"{self._path}: the columns are not those of the log clustered so far; different: {', '.join(differ)}"
-            )
         self.layout = layout
         first = self._table(sample[0])
+        encodings = fitting_encodings(layout.encodings, first)
         if not layout.encodings:
-            self.layout = layout.model_copy(update={"encodings": choose_encodings(first)})
+            self.layout = layout.model_copy(update={"encodings": encodings})
         schema = first.schema.with_metadata({LAYOUT_KEY: self.layout.model_dump_json()})
-        self._writer = pq.ParquetWriter(self._staging, schema, **writer_options(self.layout.encodings))
+        self._writer = pq.ParquetWriter(self._staging, schema, **writer_options(encodings))
         for sessions in sample:
             self._write(sessions)
 
     def _choose(self, sample: list[Sessions]) -> Layout:
         rows = pa.concat_batches([sessions.rows for sessions in sample])
         is_new = np.concatenate([sessions.is_new for sessions in sample])
-        layout = choose_layout(
+        return choose_layout(
             self._config.layout, rows, is_new, session=self._columns.session, apart=self._columns.apart
         )
-        ours = {IMPRESSIONS, *(runs_name(number) for number in range(len(layout.runs)))}
-        taken = [name for name in rows.schema.names if name in ours and self._config.layout == "nested"]
-        if taken:
-            raise DataError(f"{self._path}: a column is called {taken[0]}, as one of the layout is; rename it")
-        return layout
 
     def _table(self, sessions: Sessions) -> pa.RecordBatch:
         if self.layout.kind == "clustered":

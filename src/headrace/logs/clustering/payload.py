@@ -3,27 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Self
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.types as pt
 
 from headrace.errors import ConfigError, DataError
 from headrace.logs.clustering.config import ClusterConfig
+from headrace.logs.common_types import widen
 from headrace.logs.footers import Footer, iter_plain, open_parquet, reading
 from headrace.logs.pieces import FILE_ROW_BITS, ORIGINAL_ROW
 from headrace.logs.schema import Schema
+from headrace.messages import one_line
 
-__all__ = ["SESSION_NUMBER", "LogColumns", "PayloadReader", "normal_type"]
+__all__ = ["LogColumns", "PayloadReader", "widened"]
 
 FOUND_SESSION = "session"
 """Column with the sessions found by gaps: the id of the first row of each."""
 
 SESSION_NUMBER = "__session"
-"""Column that tells sessions apart while rows are arranged; not written."""
+"""Last column of arranged rows, by position: tells sessions apart; not written."""
 
 PROBE_ROWS = 256
 
@@ -75,9 +76,21 @@ class LogColumns:
         names = [*self.labels, clock, schema.weight, schema.row_id, ORIGINAL_ROW]
         return tuple(name for name in names if name is not None)
 
-    def written(self, names: Sequence[str]) -> list[str]:
-        """Of the columns of an arranged batch, those that are written."""
-        return [name for name in names if name != SESSION_NUMBER]
+    def beside(self, names: Sequence[str]) -> Self:
+        """The same parts in a log of the given columns: a session that is found gets a name that none of them has.
+
+        Raises:
+            ConfigError: Columns that are needed are missing, or one has the name of the row ids to be added.
+        """
+        session = self.session
+        while self.adds_session and session in names:
+            session = f"found_{session}"
+        if self.adds_row_id and ORIGINAL_ROW in names:
+            raise ConfigError(
+                f"the log has a column {ORIGINAL_ROW} already, which clustering would add; rename it, or name it as "
+                f"row_id in the schema"
+            )
+        return replace(self, session=session)
 
     def output_schema_of(self, schema: Schema) -> Schema:
         """The schema of the clustered log: that of the log, whose row ids readers find in any layout."""
@@ -90,44 +103,25 @@ class PayloadReader:
     Args:
         footers: Files with their numbers.
         columns: The parts they play.
+        stored: Columns of the log to read, each with the common type of all files; null where a file lacks one.
         max_bytes: Of a batch, about.
 
     Attributes:
-        schema: Of the batches: the columns of the log, those added, and `SESSION_NUMBER`.
+        schema: Of the batches: the columns of the log, those added, and last `SESSION_NUMBER`.
         row_bytes: Bytes of a row in memory, by the first rows and by what the footers say.
-
-    Raises:
-        ConfigError: The key is not a column, or a column has the name of one to be added.
-        DataError: Files have other columns than the first.
     """
 
-    def __init__(self, footers: Sequence[tuple[int, Footer]], columns: LogColumns, *, max_bytes: int) -> None:
+    def __init__(
+        self, footers: Sequence[tuple[int, Footer]], columns: LogColumns, stored: pa.Schema, *, max_bytes: int
+    ) -> None:
         self._footers = footers
         self._columns = columns
-        first = footers[0][1]
-        names = first.schema.names
-        if columns.key not in names:
-            raise ConfigError(f"{first.file.path}: no column {columns.key}; the file has {', '.join(names)}")
-        added = [SESSION_NUMBER]
-        if columns.adds_row_id:
-            added.insert(0, ORIGINAL_ROW)
-        if columns.adds_session:
-            added.insert(0, FOUND_SESSION)
-        taken = [name for name in added if name in names]
-        if taken:
-            raise ConfigError(
-                f"{first.file.path}: has a column {taken[0]} already, which clustering would add; rename it"
-            )
-        for _, footer in footers:
-            if set(footer.schema.names) != set(names):
-                differ = sorted(set(footer.schema.names) ^ set(names))
-                raise DataError(
-                    f"{footer.file.path}: columns differ from those of {first.file.path}: {', '.join(differ)}"
-                )
-        self._stored = pa.schema([pa.field(field.name, normal_type(field.type)) for field in first.schema])
-        fields = [pa.field(name, pa.uint64() if name == SESSION_NUMBER else pa.int64()) for name in added]
-        self.schema = pa.schema([*self._stored, *fields])
-        self.row_bytes = max(self._probe(), _footer_bytes(first)) + 8.0 * len(added)
+        self._stored = stored
+        added = [columns.session] if columns.adds_session else []
+        added += [ORIGINAL_ROW] if columns.adds_row_id else []
+        fields = [*(pa.field(name, pa.int64()) for name in added), pa.field(SESSION_NUMBER, pa.uint64())]
+        self.schema = pa.schema([*stored, *fields])
+        self.row_bytes = max(self._probe(), _footer_bytes(footers[0][1])) + 8.0 * len(fields)
         self._batch_rows = int(max(1, min(65_536, max_bytes / self.row_bytes)))
 
     def read(self, destinations: Iterator[pa.RecordBatch]) -> Iterator[tuple[pa.RecordBatch, npt.NDArray[np.int64]]]:
@@ -141,16 +135,28 @@ class PayloadReader:
             row = 0
             for row_group in range(footer.metadata.num_row_groups):
                 with reading(footer.file, row_group), open_parquet(footer) as parquet:
-                    for batch in iter_plain(footer, parquet, row_group, self._stored.names, self._batch_rows):
+                    for batch in iter_plain(footer, parquet, row_group, self._names_in(footer), self._batch_rows):
                         start = (number << FILE_ROW_BITS) | row
                         row += batch.num_rows
                         found = places.take(start + batch.num_rows)
                         if found.num_rows:
-                            yield self._complete(batch, start, found), found.column("destination").to_numpy()
+                            where = f"{footer.file.path}, row group {row_group}"
+                            yield self._complete(batch, start, found, where), found.column("destination").to_numpy()
 
-    def _complete(self, batch: pa.RecordBatch, start: int, found: pa.RecordBatch) -> pa.RecordBatch:
+    def _names_in(self, footer: Footer) -> list[str]:
+        """Columns to read of a file; at least one, which counts the rows."""
+        there = set(footer.schema.names)
+        return [name for name in self._stored.names if name in there]
+
+    def _complete(self, batch: pa.RecordBatch, start: int, found: pa.RecordBatch, where: str) -> pa.RecordBatch:
         rows = found.column("row_id").to_numpy() - start
-        arrays = [normal_array(batch.column(field.name), field.type) for field in self._stored]
+        there = set(batch.schema.names)
+        arrays = [
+            widened(batch.column(field.name), field, where)
+            if field.name in there
+            else pa.nulls(batch.num_rows, field.type)
+            for field in self._stored
+        ]
         if len(rows) < batch.num_rows:
             arrays = [array.take(pa.array(rows)) for array in arrays]
         if self._columns.adds_session:
@@ -164,7 +170,7 @@ class PayloadReader:
         footer = self._footers[0][1]
         for row_group in range(min(1, footer.metadata.num_row_groups)):
             with reading(footer.file, row_group), open_parquet(footer) as parquet:
-                for batch in iter_plain(footer, parquet, row_group, self._stored.names, PROBE_ROWS):
+                for batch in iter_plain(footer, parquet, row_group, self._names_in(footer), PROBE_ROWS):
                     return float(batch.nbytes / max(batch.num_rows, 1))
         return 8.0
 
@@ -192,18 +198,19 @@ class _Places:
         return held.slice(0, count)
 
 
-def normal_type(kind: pa.DataType) -> pa.DataType:
-    """The type a column is arranged and written as: dictionaries as their values, large lists and views as lists."""
-    if pt.is_dictionary(kind):
-        return kind.value_type
-    if pt.is_large_list(kind) or pt.is_list_view(kind) or pt.is_large_list_view(kind) or pt.is_list(kind):
-        return pa.list_(normal_type(kind.value_type))
-    return kind
+def widened(array: pa.Array, field: pa.Field, where: str) -> pa.Array:
+    """A column in the type that holds it in all files.
 
-
-def normal_array(array: pa.Array, kind: pa.DataType) -> pa.Array:
-    """A column in its normal type."""
-    return array if array.type.equals(kind) else array.cast(kind)
+    Raises:
+        DataError: The type cannot hold a value; names the place.
+    """
+    try:
+        return widen(array, field.type)
+    except pa.ArrowException as error:
+        raise DataError(
+            f"{where}: column {one_line(field.name)} is stored as {array.type}, in other files as other types; "
+            f"{field.type}, which would hold them all, cannot hold a value of it ({error}); rewrite them as one type"
+        ) from error
 
 
 def _footer_bytes(footer: Footer) -> float:

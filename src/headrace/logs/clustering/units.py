@@ -14,6 +14,7 @@ from headrace.logs.files import LogFile, list_files
 from headrace.logs.folders import SUFFIXES, is_hidden
 from headrace.logs.footers import Footer, read_footer
 from headrace.logs.nested.layout import SOURCES_KEY, Layout
+from headrace.logs.stored_columns import StoredColumns
 
 __all__ = ["Done", "Unit", "find_done", "plan_units"]
 
@@ -44,12 +45,14 @@ class Done:
         layout: Of the files there; None if there are none.
         settings: What must not change between runs.
         paths: Of the files there.
+        columns: Of the files there.
     """
 
     origins: Mapping[str, Origin]
     layout: Layout | None
     settings: Mapping[str, Any]
     paths: frozenset[Path]
+    columns: StoredColumns
 
     @property
     def next_number(self) -> int:
@@ -94,6 +97,7 @@ def find_done(folder: Path) -> Done:
     layout: Layout | None = None
     settings: dict[str, Any] = {}
     paths = set()
+    columns = StoredColumns({}, {})
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"{folder}: is a file, expected a folder to write")
     visible = [path for path in folder.rglob("*") if path.is_file() and not is_hidden(str(path), str(folder))]
@@ -107,9 +111,10 @@ def find_done(folder: Path) -> Done:
             origins |= {values["name"]: Origin(**values) for values in sources["files"]}
             layout, settings = footer.layout, sources["settings"]
             paths.add(Path(file.path))
+            columns = StoredColumns.of([footer]).also(columns) if columns.columns else StoredColumns.of([footer])
     elif visible:
         raise ConfigError(f"{folder}: holds {visible[0].name}, not written by cluster; give a new or an empty folder")
-    return Done(origins, layout, settings, frozenset(paths))
+    return Done(origins, layout, settings, frozenset(paths), columns)
 
 
 def plan_units(files: Sequence[LogFile], done: Done, folder: Path, *, by_file: bool) -> list[Unit]:

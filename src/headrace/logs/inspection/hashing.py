@@ -33,6 +33,8 @@ def hash_column(array: pa.Array) -> Hashes | None:
     Returns:
         uint64, one for each row; None for types without a hash (structs, maps, unions).
     """
+    if isinstance(array, pa.ExtensionArray):
+        return hash_column(array.storage)
     if pt.is_dictionary(array.type):
         words = hash_column(array.dictionary)
         if words is None:
@@ -74,15 +76,17 @@ def is_list(kind: pa.DataType) -> bool:
 
 
 def _hash_texts(array: pa.Array) -> Hashes:
-    if not (pt.is_binary(array.type) or pt.is_large_binary(array.type)):
-        if not (pt.is_string(array.type) or pt.is_large_string(array.type)):
-            array = array.cast(pa.string())  # dates, decimals, views
-        array = array.cast(pa.large_binary())
-    elif not pt.is_large_binary(array.type):
-        array = array.cast(pa.large_binary())
+    if not _is_bytes(array.type):
+        array = array.cast(pa.string())  # views, dates, decimals
+    array = array.cast(pa.large_binary())
     _, offsets, data = array.buffers()
     ends = np.frombuffer(offsets, dtype=np.int64, count=array.offset + len(array) + 1)[array.offset :]
     return _hash_bytes(ends, np.frombuffer(data or b"", dtype=np.uint8))
+
+
+def _is_bytes(kind: pa.DataType) -> bool:
+    tests = (pt.is_binary, pt.is_large_binary, pt.is_binary_view, pt.is_fixed_size_binary)
+    return any(test(kind) for test in (*tests, pt.is_string, pt.is_large_string))
 
 
 @kernel()

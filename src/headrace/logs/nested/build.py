@@ -47,7 +47,7 @@ def build_nested(rows: pa.RecordBatch, starts: Ints, layout: Layout) -> pa.Recor
     for number, runs in enumerate(layout.runs):
         found = _run_starts([rows.column(name) for name in runs.columns], starts)
         first = found.rows - np.repeat(starts, np.diff(found.offsets))
-        inner: dict[str, pa.Array] = {"first": pa.array(first.astype(np.int32))}
+        inner: dict[str, pa.Array] = {layout.first: pa.array(first.astype(np.int32))}
         for name in runs.columns:
             values = gather(rows.column(name), found.rows)
             if is_list(values.type):
@@ -60,11 +60,11 @@ def build_nested(rows: pa.RecordBatch, starts: Ints, layout: Layout) -> pa.Recor
             else:
                 inner[name] = values
         struct = pa.StructArray.from_arrays(list(inner.values()), names=list(inner))
-        arrays[f"runs_{number}"] = pa.ListArray.from_arrays(pa.array(found.offsets.astype(np.int32)), struct)
+        arrays[layout.runs_name(number)] = pa.ListArray.from_arrays(pa.array(found.offsets.astype(np.int32)), struct)
     names = layout.impression_columns
     impressions = pa.StructArray.from_arrays([_plain(rows.column(name)) for name in names], names=list(names))
     offsets = np.append(starts, rows.num_rows).astype(np.int32)
-    arrays["impressions"] = pa.ListArray.from_arrays(pa.array(offsets), impressions)
+    arrays[layout.impressions] = pa.ListArray.from_arrays(pa.array(offsets), impressions)
     return pa.RecordBatch.from_arrays(
         [arrays[name].cast(schema.field(name).type) for name in schema.names], schema=schema
     )

@@ -18,8 +18,9 @@ Mask = npt.NDArray[np.bool_]
 
 def can_compare(kind: pa.DataType) -> bool:
     """Whether `changed` takes a column of this type: anything but structs, maps, unions, and lists of lists."""
+    kind = _storage(kind)
     if is_list(kind):
-        return not pt.is_nested(kind.value_type)
+        return not pt.is_nested(_storage(kind.value_type))
     return not pt.is_nested(kind)
 
 
@@ -42,6 +43,8 @@ def changed(array: pa.Array) -> Mask:
 
 def codes_of(array: pa.Array) -> npt.NDArray[np.generic]:
     """Integers that are equal exactly where the values are; for numbers without nulls their bits, without a copy."""
+    if isinstance(array, pa.ExtensionArray):
+        return codes_of(array.storage)
     view = primitive_view(array)
     if view is not None:
         return view
@@ -50,9 +53,15 @@ def codes_of(array: pa.Array) -> npt.NDArray[np.generic]:
     if pt.is_floating(array.type):  # as bits: NaN equals itself, and -0.0 is not 0.0
         width = array.type.bit_width
         array = array.view(pa.int16() if width == 16 else pa.int32() if width == 32 else pa.int64())
+    elif pt.is_decimal32(array.type) or pt.is_decimal64(array.type):  # Arrow 26 cannot encode these
+        array = array.cast(pa.decimal128(array.type.precision, array.type.scale))
     encoded = array if pt.is_dictionary(array.type) else array.dictionary_encode()
     codes = encoded.indices.cast(pa.int64()).fill_null(-1)
     return np.asarray(codes.to_numpy(zero_copy_only=False))
+
+
+def _storage(kind: pa.DataType) -> pa.DataType:
+    return kind.storage_type if isinstance(kind, pa.BaseExtensionType) else kind
 
 
 @kernel()

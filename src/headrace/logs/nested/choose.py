@@ -13,7 +13,7 @@ from headrace.compiling import kernel
 from headrace.logs.break_even import INVERSE_BYTES, MIN_FACTOR
 from headrace.logs.gathering import gather, is_list, list_parts
 from headrace.logs.nested.changes import can_compare, changed
-from headrace.logs.nested.layout import Layout, Runs
+from headrace.logs.nested.layout import Layout, Runs, free_prefix
 from headrace.logs.nested.unions import make_unions
 
 __all__ = ["ColumnChanges", "choose_layout", "column_changes", "find_groups", "row_bytes"]
@@ -79,6 +79,7 @@ def choose_layout(
         columns=tuple(rows.schema.names),
         rows_per_session=rows.num_rows / max(num_sessions, 1),
         row_bytes={name: round(width, 3) for name, width in widths.items()},
+        prefix=free_prefix(rows.schema.names) if kind == "nested" else "",
     )
     if kind == "clustered":
         return layout

@@ -11,7 +11,7 @@ import pyarrow.types as pt
 
 from headrace.compiling import kernel
 from headrace.logs.gathering import gather
-from headrace.logs.nested.layout import IMPRESSIONS, Layout, runs_name
+from headrace.logs.nested.layout import Layout
 
 __all__ = ["NestedRows", "leaf_paths"]
 
@@ -29,7 +29,7 @@ class NestedRows:
     def __init__(self, batch: pa.RecordBatch, layout: Layout) -> None:
         self._batch = batch
         self._layout = layout
-        impressions = batch.column(IMPRESSIONS)
+        impressions = batch.column(layout.impressions)
         self._offsets = impressions.offsets.to_numpy()
         self._first, self._stop = int(self._offsets[0]), int(self._offsets[-1])
         self._impressions = impressions.values
@@ -59,15 +59,15 @@ class NestedRows:
 
     def run_inverse(self, number: int) -> npt.NDArray[np.int32]:
         """int32 [impressions], the run of each, in the group of runs with this number."""
-        runs = self._batch.column(runs_name(number))
+        runs = self._batch.column(self._layout.runs_name(number))
         offsets = runs.offsets.to_numpy()
         inverse = np.empty(self.num_rows, dtype=np.int32)
-        _expand_runs(offsets, runs.values.field("first").to_numpy(), self._offsets, inverse)
+        _expand_runs(offsets, runs.values.field(self._layout.first).to_numpy(), self._offsets, inverse)
         return inverse
 
     def run_column(self, number: int, name: str) -> pa.Array:
         """Values of a column in the runs; lists as a `list_view` (int32 offsets) of the unions."""
-        runs = self._batch.column(runs_name(number))
+        runs = self._batch.column(self._layout.runs_name(number))
         offsets = runs.offsets.to_numpy()
         first, num_runs = int(offsets[0]), int(offsets[-1] - offsets[0])
         values = runs.values.field(name).slice(first, num_runs)
@@ -80,7 +80,7 @@ class NestedRows:
         # A slice outside its union would read another session's ids, or memory that is not ours.
         union_ends = np.repeat(unions.offsets.to_numpy()[1:], np.diff(offsets))
         if (lengths < 0).any() or (starts < 0).any() or (views + lengths > union_ends).any():
-            raise pa.ArrowInvalid(f"{runs_name(number)}: slices of {name} lie outside their union")
+            raise pa.ArrowInvalid(f"{self._layout.runs_name(number)}: slices of {name} lie outside their union")
         mask = values.is_null() if values.null_count else None
         return pa.ListViewArray.from_arrays(
             pa.array(views.astype(np.int32)), pa.array(lengths), unions.values, mask=mask
@@ -113,13 +113,14 @@ def leaf_paths(layout: Layout, names: Collection[str], *, always_impressions: bo
     inside = [name for name in layout.impression_columns if name in names]
     if not inside and always_impressions:
         inside = list(layout.impression_columns[:1])
-    paths = [f"{IMPRESSIONS}.list.element.{name}" for name in inside]
+    paths = [f"{layout.impressions}.list.element.{name}" for name in inside]
     paths += [name for name in layout.session_columns if name in names]
     for number, runs in enumerate(layout.runs):
         wanted = [name for name in runs.columns if name in names]
         if wanted:
-            paths.append(f"{runs_name(number)}.list.element.first")
-            paths += [f"{runs_name(number)}.list.element.{name}" for name in wanted]
+            runs_name = layout.runs_name(number)
+            paths.append(f"{runs_name}.list.element.{layout.first}")
+            paths += [f"{runs_name}.list.element.{name}" for name in wanted]
             paths += wanted  # the unions of lists; a number has no column of its own
     return paths
 

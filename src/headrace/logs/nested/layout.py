@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from typing import Literal, Self
 
 import pyarrow as pa
@@ -13,16 +14,13 @@ from headrace.config import Config, first_mistake
 from headrace.errors import DataError
 from headrace.logs.gathering import is_list
 
-__all__ = ["IMPRESSIONS", "LAYOUT_KEY", "SOURCES_KEY", "Layout", "Runs", "nested_schema", "plain_schema", "runs_name"]
+__all__ = ["LAYOUT_KEY", "SOURCES_KEY", "Layout", "Runs", "free_prefix", "nested_schema", "plain_schema"]
 
 LAYOUT_KEY = b"headrace.layout"
 """Key of the layout, as JSON, in a Parquet file's metadata."""
 
 SOURCES_KEY = b"headrace.sources"
 """Key, in a clustered file's metadata, of the files its rows come from and of what they added up to."""
-
-IMPRESSIONS = "impressions"
-"""Column of a nested file with what differs from row to row: a list of structs, one a row of the log."""
 
 SLICE = pa.struct([pa.field("start", pa.int32()), pa.field("length", pa.int32())])
 """A list's place in the session's union of it."""
@@ -54,6 +52,7 @@ class Layout(Config):
         rows_per_session: Mean in the sample.
         row_bytes: Bytes in memory of each column's value in a row, mean of the sample.
         encodings: Parquet encoding of each leaf column, by its path; "DICTIONARY" for dictionary encoding.
+        prefix: Nested: what the names of the layout's own columns begin with, so that no column of the log has one.
     """
 
     version: Literal[1] = 1
@@ -66,6 +65,21 @@ class Layout(Config):
     rows_per_session: float = 1.0
     row_bytes: dict[str, float] = Field(default_factory=dict)
     encodings: dict[str, str] = Field(default_factory=dict)
+    prefix: str = ""
+
+    @property
+    def impressions(self) -> str:
+        """Nested: column with what differs from row to row: a list of structs, one a row of the log."""
+        return f"{self.prefix}impressions"
+
+    @property
+    def first(self) -> str:
+        """Nested: field of runs with the position of the first impression that has the run's value."""
+        return f"{self.prefix}first"
+
+    def runs_name(self, number: int) -> str:
+        """Nested: column that holds a group of runs."""
+        return f"{self.prefix}runs_{number}"
 
     @property
     def impression_columns(self) -> tuple[str, ...]:
@@ -91,38 +105,44 @@ class Layout(Config):
             ) from error
 
 
-def runs_name(number: int) -> str:
-    """Column of a nested file that holds a group of runs."""
-    return f"runs_{number}"
+def free_prefix(columns: Iterable[str]) -> str:
+    """The shortest prefix for the layout's own columns that gives none of them the name of a column of the log."""
+    names = set(columns)
+    prefix = ""
+    while any(re.fullmatch(f"{prefix}(impressions|first|runs_[0-9]+)", name) for name in names):
+        prefix += "_"
+    return prefix
 
 
 def nested_schema(plain: pa.Schema, layout: Layout) -> pa.Schema:
     """Columns of a nested file, for a log of the given columns."""
     fields = [pa.field(name, plain.field(name).type) for name in layout.session_columns]
     for number, runs in enumerate(layout.runs):
-        inner = [pa.field("first", pa.int32(), nullable=False)]
+        inner = [pa.field(layout.first, pa.int32(), nullable=False)]
         inner += [
             pa.field(name, SLICE if is_list(plain.field(name).type) else plain.field(name).type)
             for name in runs.columns
         ]
-        fields.append(pa.field(runs_name(number), pa.list_(pa.field("element", pa.struct(inner), nullable=False))))
+        fields.append(
+            pa.field(layout.runs_name(number), pa.list_(pa.field("element", pa.struct(inner), nullable=False)))
+        )
         fields += [
             pa.field(name, pa.list_(pa.field("element", plain.field(name).type.value_type)))
             for name in runs.columns
             if is_list(plain.field(name).type)
         ]
     impressions = pa.struct([pa.field(name, plain.field(name).type) for name in layout.impression_columns])
-    fields.append(pa.field(IMPRESSIONS, pa.list_(pa.field("element", impressions, nullable=False))))
+    fields.append(pa.field(layout.impressions, pa.list_(pa.field("element", impressions, nullable=False))))
     return pa.schema(fields)
 
 
 def plain_schema(nested: pa.Schema, layout: Layout) -> pa.Schema:
     """Columns of the log that a nested file holds; undoes `nested_schema`."""
     types = {name: nested.field(name).type for name in layout.session_columns}
-    for field in nested.field(IMPRESSIONS).type.value_type:
+    for field in nested.field(layout.impressions).type.value_type:
         types[field.name] = field.type
     for number, runs in enumerate(layout.runs):
-        struct = nested.field(runs_name(number)).type.value_type
+        struct = nested.field(layout.runs_name(number)).type.value_type
         for name in runs.columns:
             kind = struct.field(name).type
             types[name] = pa.list_(nested.field(name).type.value_type) if pt.is_struct(kind) else kind

@@ -1,0 +1,68 @@
+"""Parts of messages: lists that stay short, names that stay on their line, counts with the right noun, valid JSON."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+__all__ = ["count_of", "one_line", "shorten", "shorten_list", "to_json"]
+
+MAX_CHARACTERS = 400
+"""Of a list in a message, about: some forty names of columns."""
+
+MAX_NAME = 120
+"""Characters of one name or value."""
+
+
+def one_line(name: str) -> str:
+    """A name as one word of a message: as it is, or as a JSON string if it is empty or holds control characters."""
+    text = name if name and name.isprintable() else json.dumps(name)
+    return shorten(text)
+
+
+def shorten(text: str, limit: int = MAX_NAME) -> str:
+    """A text of at most `limit` characters; what is left out is replaced by three dots."""
+    return text if len(text) <= limit else f"{text[: limit - 3]}..."
+
+
+def shorten_list(names: Iterable[object], *, limit: int = MAX_CHARACTERS) -> str:
+    """Names with commas between them; those beyond `limit` characters are only counted.
+
+    Args:
+        names: What to list, as it should be shown.
+        limit: Characters of the list; the first name is always shown.
+    """
+    words = [one_line(str(name)) for name in names]
+    length = 0
+    for shown, word in enumerate(words):
+        length += len(word) + 2
+        if shown and length > limit:
+            return f"{', '.join(words[:shown])} and {len(words) - shown:,} more"
+    return ", ".join(words)
+
+
+def count_of(count: int, noun: str) -> str:
+    """ "1 file", "1,234 files"; the plural takes an s."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def to_json(values: Any, *, indent: int | None = None) -> str:
+    """Values as JSON that any parser accepts: NaN and infinities, which JSON does not have, are null.
+
+    Args:
+        values: Dicts, lists, numbers, texts; other objects are written as text.
+        indent: Spaces of a level; None for one line.
+    """
+    return json.dumps(_finite(values), indent=indent, allow_nan=False, default=str)
+
+
+def _finite(values: Any) -> Any:
+    if isinstance(values, float):
+        return values if math.isfinite(values) else None
+    if isinstance(values, Mapping):
+        return {str(key): _finite(value) for key, value in values.items()}
+    if isinstance(values, list | tuple):
+        return [_finite(value) for value in values]
+    return values
