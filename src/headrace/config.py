@@ -3,6 +3,7 @@
 import inspect
 import types
 from collections.abc import Iterator, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Self, Union, get_args, get_origin
 
@@ -67,15 +68,20 @@ def read_yaml(path: str | Path) -> Any:
 
 
 def first_mistake(error: ValidationError, config: type[Config]) -> str:
-    """One line for the first of pydantic's findings about a config: key, given, expected, and how many more."""
+    """One line about what pydantic found in a config.
+
+    Names all unknown keys, each with the key most like it: a misspelt key is often missing as well, and the typo is
+    the mistake. Else the first finding: key, given, expected, and how many more there are.
+    """
     details = error.errors(include_url=False)
+    unknown = [each["loc"] for each in details if each["type"] == "extra_forbidden"]
+    if unknown:
+        return "; ".join(_unknown_key(config, loc) for loc in unknown)
     first = details[0]
     loc = first["loc"]
-    path, known = next(_places(config, loc[:-1]), ("".join(f"{part}." for part in loc[:-1]), []))
+    path, _ = _place_of(config, loc)
     key = f"{path}{loc[-1]}" if loc else "(top level)"
-    if first["type"] == "extra_forbidden":
-        text = f"{key}: unknown key, expected one of: {', '.join(known)}"
-    elif first["type"] == "missing":
+    if first["type"] == "missing":
         text = f"{key}: missing"
     elif first["type"] == "union_tag_invalid":
         text = f"{key}.kind: given {first['ctx']['tag']!r}, expected one of: {first['ctx']['expected_tags']}"
@@ -84,6 +90,17 @@ def first_mistake(error: ValidationError, config: type[Config]) -> str:
         text = f"{key}: given {first['input']!r}, expected: {expected}"
     more = len(details) - 1
     return text + (f" (and {more} more)" if more else "")
+
+
+def _place_of(config: type[Config], loc: Sequence[int | str]) -> tuple[str, list[str]]:
+    return next(_places(config, loc[:-1]), ("".join(f"{part}." for part in loc[:-1]), []))
+
+
+def _unknown_key(config: type[Config], loc: Sequence[int | str]) -> str:
+    path, known = _place_of(config, loc)
+    near = get_close_matches(str(loc[-1]), known, n=1)
+    expected = f"expected one of: {', '.join(known)}" if known else "no key is expected here"
+    return f"{path}{loc[-1]}: unknown key, {expected}" + (f" (did you mean {near[0]}?)" if near else "")
 
 
 def _places(annotation: Any, loc: Sequence[int | str], path: str = "") -> Iterator[tuple[str, list[str]]]:

@@ -3,6 +3,8 @@
 import errno
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from functools import partial
@@ -260,7 +262,6 @@ def test_closing_while_a_worker_starts_or_is_busy_ends_it(busy: bool, tmp_path: 
 
 
 def test_a_lambda_is_sent_by_value() -> None:
-    pytest.importorskip("cloudpickle", reason="functions without a name need cloudpickle")
     factor = 3
     pipe = from_source(SyntheticSource([[(5, 0, 0)]])).filter(
         lambda rows: [value % factor == 0 for value in rows["value"].to_pylist()], executor="process"
@@ -269,13 +270,37 @@ def test_a_lambda_is_sent_by_value() -> None:
         assert next(batches)["value"].to_pylist() == [0, 3]
 
 
-def test_without_cloudpickle_a_lambda_is_refused_with_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "cloudpickle", None)
-    pipe = from_source(SOURCE).map(lambda rows: rows, executor="process")
-    with pytest.raises(
-        ConfigError, match=r"cannot import .*<lambda> by name; define it at the top level.*headrace\[process\]"
-    ):
-        pipe.open(workers=1)
+SCRIPT = """
+import pyarrow.compute as pc
+from headrace.pipeline import from_source
+from headrace.testing.pipelines import SyntheticSource
+
+OFFSET = 100
+
+def double(values):
+    return pc.multiply(values, 2)
+
+class Shift:
+    def __init__(self, by):
+        self.by = by
+
+    def __call__(self, rows):
+        return rows.set_column(0, "value", pc.add(double(rows["value"]), self.by))
+
+def keep(rows):
+    return pc.greater(rows["value"], OFFSET)
+
+if __name__ == "__main__":
+    pipe = from_source(SyntheticSource([[(5, 0, 0)]])).map(Shift(OFFSET)).filter(keep)
+    with pipe.open(workers=1, executor="process") as batches:
+        print(next(batches)["value"].to_pylist())
+"""
+
+
+def test_functions_and_classes_of_the_main_script_run_in_worker_processes(tmp_path: Path) -> None:
+    (tmp_path / "script.py").write_text(SCRIPT)
+    ended = subprocess.run([sys.executable, str(tmp_path / "script.py")], capture_output=True, text=True)
+    assert (ended.stdout, ended.stderr, ended.returncode) == ("[102.0, 104.0, 106.0, 108.0]\n", "", 0)
 
 
 def test_a_function_the_worker_cannot_import_is_reported_as_such() -> None:
@@ -291,7 +316,6 @@ def _of_this_test_module(rows: object) -> object:
 
 
 def test_a_function_that_holds_a_lock_is_refused() -> None:
-    pytest.importorskip("cloudpickle", reason="functions without a name need cloudpickle")
     import threading
 
     lock = threading.Lock()

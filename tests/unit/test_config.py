@@ -60,8 +60,8 @@ def test_a_mistake_names_file_key_given_and_expected(values: object, text: str) 
 
 
 def test_more_mistakes_are_counted() -> None:
-    with pytest.raises(ConfigError, match=r"\(and 1 more\)$"):
-        Job.from_dict({"a": 1, "b": 2}, where="job.yaml")
+    with pytest.raises(ConfigError, match=r"\(and \d more\)$"):
+        Job.from_dict({"schema": 1.5, "models": 2}, where="job.yaml")
 
 
 def test_what_is_no_yaml_is_named_with_its_line(tmp_path: Path) -> None:
@@ -76,3 +76,17 @@ def test_a_config_written_as_yaml_reads_back_the_same(tmp_path: Path) -> None:
     job = Job.from_dict({"model": {"kind": "large", "widths": [3]}, "schema": {"columns": [{"name": "a"}]}}, where="")
     (tmp_path / "job.yaml").write_text(job.to_yaml())
     assert Job.from_yaml(tmp_path / "job.yaml") == job
+
+
+class Rates(Config):
+    rate: float
+    rounds: int = 1
+
+
+def test_all_unknown_keys_are_named_with_the_keys_most_like_them_before_what_is_missing() -> None:
+    with pytest.raises(ConfigError) as caught:
+        Rates.from_dict({"rat": 1, "rouds": 2, "other": 3}, where="job.yaml")
+    known = "unknown key, expected one of: rate, rounds"
+    assert str(caught.value) == (
+        f"job.yaml: rat: {known} (did you mean rate?); rouds: {known} (did you mean rounds?); other: {known}"
+    )

@@ -9,9 +9,11 @@ from __future__ import annotations
 import ipaddress
 import os
 import socket
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from tempfile import TemporaryFile
 from typing import Any
 
 import psutil
@@ -78,7 +80,8 @@ class Rendezvous:
                 self._store = self._open_store(rank)
             self._round += 1
             store = PrefixStore(f"headrace-{self._round}", self._store)
-            dist.init_process_group("gloo", store=store, rank=rank, world_size=self.size, timeout=self._timeout)
+            with _without_greeting():
+                dist.init_process_group("gloo", store=store, rank=rank, world_size=self.size, timeout=self._timeout)
         except (OSError, RuntimeError, ValueError) as error:
             raise PeerLost(f"trainers did not meet: {str(error).splitlines()[0]}") from error
         try:
@@ -123,3 +126,21 @@ def loopback_interface() -> str:
             if address.family == socket.AF_INET and ipaddress.ip_address(address.address).is_loopback:
                 return str(name)
     raise ConfigError("trainers on one machine need its loopback interface, 127.0.0.1, which is not up")
+
+
+@contextmanager
+def _without_greeting() -> Iterator[None]:
+    """Leave out the line that gloo writes, from C++, when it is connected; what others write meanwhile is passed on."""
+    sys.stdout.flush()
+    with TemporaryFile() as kept:
+        terminal = os.dup(1)
+        os.dup2(kept.fileno(), 1)
+        try:
+            yield
+        finally:
+            os.dup2(terminal, 1)
+            os.close(terminal)
+            kept.seek(0)
+            for line in kept:
+                if not line.startswith(b"[Gloo] "):
+                    os.write(1, line)

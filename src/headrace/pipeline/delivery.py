@@ -57,6 +57,8 @@ def pipeline_error(fault: StageFault, stages: Sequence[Stage], element: Element,
     if fault.row_ids:
         text += f"; at {_rows(fault.row_ids, source)}"
     text += f"; in {_where(element, source)}"
+    if fault.place:
+        text += f"; raised at {fault.place}"
     error = PipelineError(text)
     if fault.traceback:
         error.add_note(fault.traceback.rstrip())

@@ -322,7 +322,7 @@ def from_source(source: Source) -> Pipeline:
 
 def read_parquet(
     paths: str | Path | Sequence[str | Path],
-    schema: Schema,
+    schema: Schema | str | Path,
     *,
     columns: Sequence[str] | None = None,
     bad_rows: BadRowPolicy | None = None,
@@ -331,21 +331,32 @@ def read_parquet(
 
     Args:
         paths: Files or folders, read in the order of their names.
-        schema: What the columns are; rows that do not keep to it are bad.
+        schema: What the columns are, or the YAML file that says so; rows that do not keep to it are bad.
         columns: Those to read; None for all the schema names.
         bad_rows: What to do with bad rows; the default fails at the first.
 
     Raises:
+        ConfigError: An argument is of another type, or the schema's file cannot be read.
         DataError: A file cannot be read or lacks a column.
     """
-    several = [paths] if isinstance(paths, str | Path) else list(paths)
+    schema = _schema_of("read_parquet", schema)
+    several = [paths] if isinstance(paths, str | Path) else list(_expect_paths("read_parquet", paths))
     files = [file for path in several for file in list_files(str(path))]
     source = ParquetSource(select_files(files), schema, columns=columns, policy=bad_rows)
     return Pipeline(source, session=schema.session_id)
 
 
-def read_arrow(table: pa.Table, schema: Schema | None = None, *, bad_rows: BadRowPolicy | None = None) -> Pipeline:
-    """A pipeline that reads an Arrow table in memory: checked if there is a schema, else as it is."""
+def read_arrow(
+    table: pa.Table, schema: Schema | str | Path | None = None, *, bad_rows: BadRowPolicy | None = None
+) -> Pipeline:
+    """A pipeline that reads an Arrow table in memory: checked if there is a schema, else as it is.
+
+    Raises:
+        ConfigError: An argument is of another type.
+    """
+    if not isinstance(table, pa.Table):
+        raise ConfigError(f"read_arrow: table: given {type(table).__name__}, expected a pyarrow.Table")
+    schema = None if schema is None else _schema_of("read_arrow", schema)
     if schema is None:
         return Pipeline(TableSource(table))
     return Pipeline(ArrowSource(table, schema, policy=bad_rows), session=schema.session_id)
@@ -354,6 +365,22 @@ def read_arrow(table: pa.Table, schema: Schema | None = None, *, bad_rows: BadRo
 def from_iterable(batches: Iterable[Any] | Callable[[], Iterable[Any]], *, columns: Sequence[str] = ()) -> Pipeline:
     """A pipeline that reads batches of rows from anything that yields the same ones each time; see `IterableSource`."""
     return Pipeline(IterableSource(batches, columns=columns))
+
+
+def _schema_of(function: str, schema: object) -> Schema:
+    if isinstance(schema, str | Path):
+        return Schema.from_yaml(schema)
+    if not isinstance(schema, Schema):
+        raise ConfigError(
+            f"{function}: schema: given {type(schema).__name__}, expected a Schema or the path of a schema.yaml"
+        )
+    return schema
+
+
+def _expect_paths(function: str, paths: object) -> Sequence[str | Path]:
+    if not isinstance(paths, list | tuple) or not all(isinstance(path, str | Path) for path in paths):
+        raise ConfigError(f"{function}: paths: given {type(paths).__name__}, expected a path or a list of paths")
+    return paths
 
 
 def _expect_count(stage: str, name: str, value: object, *, at_least: int) -> None:

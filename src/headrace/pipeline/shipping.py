@@ -1,12 +1,13 @@
-"""Sending user functions to worker processes: by name where they can be imported, else by value with cloudpickle."""
+"""Sending user functions to worker processes: by name where they can be imported, else by value."""
 
 from __future__ import annotations
 
 import pickle
 from collections.abc import Callable, Sequence
 from functools import partial
-from importlib import import_module
 from typing import Any
+
+import cloudpickle
 
 from headrace.errors import ConfigError
 from headrace.pipeline.graph import Stage
@@ -18,7 +19,7 @@ def ship(stages: Sequence[Stage]) -> bytes:
     """The operations of some stages, to be loaded with pickle by a worker process.
 
     Raises:
-        ConfigError: A function can neither be imported by name nor be sent by value; says what to do.
+        ConfigError: A function holds something that belongs to this process; names it.
     """
     operations = [stage.operation for stage in stages]
     try:
@@ -26,14 +27,6 @@ def ship(stages: Sequence[Stage]) -> bytes:
             return pickle.dumps(operations)
     except (pickle.PicklingError, AttributeError, TypeError):
         pass  # a lambda, or a function inside another
-    try:
-        cloudpickle = import_module("cloudpickle")
-    except ImportError:
-        names = ", ".join(stage.operation.label or stage.name for stage in stages)
-        raise ConfigError(
-            f"stage {stages[0].name}: a worker process cannot import {names} by name; "
-            "define it at the top level of a module that is not the main script, or: pip install 'headrace[process]'"
-        ) from None
     try:
         shipped: bytes = cloudpickle.dumps(operations)
     except Exception as error:

@@ -57,7 +57,7 @@ def _serve(connection: socket.socket) -> None:
         try:
             result = run_chain(operations, rows, num_rows, num_bytes, seed, clock=time.process_time)
         except StageFault as fault:
-            send(connection, StageFault(fault.operation, fault.reason, fault.row_ids, fault.traceback))
+            send(connection, StageFault(*fault.args))
             continue
         send(connection, replace(result, payload=None), result.payload)
         del rows, result

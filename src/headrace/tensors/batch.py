@@ -12,6 +12,8 @@ from headrace.tensors.keyed_jagged import KeyedJaggedTensor
 
 __all__ = ["Batch"]
 
+MAX_GROUPS_SHOWN = 3
+
 
 @dataclass(frozen=True, eq=False)
 class Batch:
@@ -34,6 +36,14 @@ class Batch:
 
     def __len__(self) -> int:
         return int(self.row_ids.numel())
+
+    def __repr__(self) -> str:
+        plain = {"dense": self.dense, "labels": self.labels, "row_ids": self.row_ids, "weights": self.weights}
+        parts = [f"{name}={_shape(tensor)}" for name, tensor in plain.items() if tensor is not None]
+        shown = [repr(group) for group in self.sparse[:MAX_GROUPS_SHOWN]]
+        more = len(self.sparse) - len(shown)
+        parts.insert(1, f"sparse=({', '.join(shown)}{f', and {more} more groups' if more else ''})")
+        return f"Batch({', '.join(parts)})"
 
     @property
     def num_bytes(self) -> int:
@@ -70,3 +80,7 @@ class Batch:
             row_ids=self.row_ids,
             weights=None if self.weights is None else self.weights.pin_memory(),
         )
+
+
+def _shape(tensor: Tensor) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')}[{', '.join(map(str, tensor.shape))}]"

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from headrace.errors import MissingExtra
 from headrace.tensors.jagged_kernels import count_selected, find_equal_rows, select_rows
-from headrace.tensors.keyed_jagged import KeyedJaggedTensor
+from headrace.tensors.keyed_jagged import KeyedJaggedTensor, keys_shown
 
 __all__ = ["InverseKeyedJaggedTensor"]
 
@@ -102,6 +102,10 @@ class InverseKeyedJaggedTensor:
         return cls(
             unique.keys, unique.values, unique.lengths, unique.offsets, inverse_lookup, unique.stride, unique.weights
         )
+
+    def __repr__(self) -> str:
+        rows = f"{len(self.inverse_lookup):,} rows, {self.unique_stride:,} of them unique"
+        return f"InverseKeyedJaggedTensor({rows}, {len(self.values):,} values of {keys_shown(self.keys)})"
 
     @property
     def stride(self) -> int:

@@ -13,6 +13,8 @@ from headrace.errors import MissingExtra
 
 __all__ = ["KeyedJaggedTensor"]
 
+MAX_KEYS_SHOWN = 4
+
 
 @dataclass(frozen=True, eq=False)
 class KeyedJaggedTensor:
@@ -93,6 +95,9 @@ class KeyedJaggedTensor:
             for f, key in enumerate(self.keys)
         }
 
+    def __repr__(self) -> str:
+        return f"KeyedJaggedTensor({self.stride:,} rows, {len(self.values):,} values of {keys_shown(self.keys)})"
+
     @property
     def num_bytes(self) -> int:
         """Bytes held by the tensors."""
@@ -139,3 +144,10 @@ class KeyedJaggedTensor:
             int(tensor.stride()),
             None if weights is None else weights.to(torch.float32),
         )
+
+
+def keys_shown(keys: tuple[str, ...]) -> str:
+    """The number of features and the first of their names, for a `repr`."""
+    more = len(keys) - MAX_KEYS_SHOWN
+    names = ", ".join(keys[:MAX_KEYS_SHOWN]) + (f", and {more} more" if more > 0 else "")
+    return f"{len(keys)} feature{'' if len(keys) == 1 else 's'}: {names}"

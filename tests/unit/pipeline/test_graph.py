@@ -1,11 +1,16 @@
 """The fluent graph: names, checks with clear words, and which stages run together."""
 
+from pathlib import Path
+from typing import Any
+
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import pytest
 
 from headrace.errors import ConfigError
-from headrace.pipeline import Pipeline, from_source
+from headrace.logs import Schema
+from headrace.pipeline import Pipeline, from_source, read_arrow, read_parquet
 from headrace.pipeline.options import OpenOptions, make_groups
 from headrace.testing.pipelines import SyntheticSource, batches_of
 
@@ -87,3 +92,31 @@ def test_an_expression_filters_like_a_function() -> None:
     by_function = pipe().filter(lambda rows: [value > 4 for value in rows["value"].to_pylist()]).batch(4)
     by_expression = pipe().filter(pc.field("value") > 4).batch(4)
     assert batches_of(by_function, executor="inline") == batches_of(by_expression, executor="inline")
+
+
+def test_the_schema_of_a_log_may_be_the_path_of_its_file(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"click": [0.0, 1.0], "user": [1, 2]}), tmp_path / "log.parquet")
+    (tmp_path / "schema.yaml").write_text("labels: [click]\nids: [user]\n")
+    for schema in (tmp_path / "schema.yaml", str(tmp_path / "schema.yaml")):
+        with read_parquet(tmp_path / "log.parquet", schema).open(executor="inline") as batches:
+            assert next(batches)["user"].to_pylist() == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("read", "text"),
+    [
+        (lambda: read_parquet("log", {"labels": ["click"]}), "read_parquet: schema: given dict, expected a Schema or"),
+        (lambda: read_parquet("log", "none.yaml"), "none.yaml: no such file"),
+        (
+            lambda: read_parquet(3, Schema(labels=("click",))),
+            "read_parquet: paths: given int, expected a path or a list",
+        ),
+        (lambda: read_parquet([3], Schema(labels=("click",))), "read_parquet: paths: given list, expected a path or"),
+        (lambda: read_arrow([1]), "read_arrow: table: given list, expected a pyarrow.Table"),
+        (lambda: read_arrow(pa.table({}), 3), "read_arrow: schema: given int, expected a Schema or the path"),
+    ],
+)
+def test_arguments_of_another_type_are_refused_with_one_line(read: Any, text: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        read()
+    assert str(caught.value).startswith(text)

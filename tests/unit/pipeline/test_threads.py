@@ -237,7 +237,7 @@ def test_a_failure_comes_behind_the_batches_before_it_and_names_stage_file_and_r
             state = batches.state_dict()
         text = str(caught.value)
         assert text.startswith("stage map (fails_on_fifty): ValueError: fifty is bad; at row id 137438953482")
-        assert text.endswith("in file 2, row group 0")
+        assert "in file 2, row group 0; raised at " in text
         assert "\n" not in text
         assert any("fails_on_fifty" in note for note in caught.value.__notes__)
         assert state["position"] == [{"item": 1, "piece": 1}, {"rows": 0, "index": 4}]
@@ -271,6 +271,22 @@ def test_a_source_that_fails_is_named(options: dict[str, object]) -> None:
         assert len(next(batches)) == 5
         with pytest.raises(PipelineError, match="stage source: OSError: disk gone; in file 1, row group 0"):
             next(batches)
+
+
+def test_an_error_in_a_function_names_the_file_and_shows_the_line_of_that_function() -> None:
+    def share(value: int) -> float:
+        return 1 / (value - value)
+
+    def clean(rows: pa.RecordBatch) -> pa.RecordBatch:
+        return rows.append_column("share", pa.array([share(3)]))
+
+    pipe = from_source(SyntheticSource([[(5, 0, 0)]])).map(clean)
+    with pipe.open(workers=2) as batches, pytest.raises(PipelineError) as caught:
+        next(batches)
+    line = share.__code__.co_firstlineno + 1
+    text = str(caught.value)
+    assert text.endswith(f"; raised at {__file__} line {line}, in share: return 1 / (value - value)")
+    assert "\n" not in text
 
 
 def test_a_stuck_function_is_reported_with_its_place_and_does_not_hold_up_the_end() -> None:

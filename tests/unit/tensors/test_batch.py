@@ -23,6 +23,19 @@ def test_a_consistent_batch_passes() -> None:
     assert BATCH.num_bytes == 24 + 8 + 16 + sum(group.num_bytes for group in BATCH.sparse)
 
 
+def test_a_large_batch_is_shown_in_one_short_line() -> None:
+    assert repr(BATCH) == (
+        "Batch(dense=float32[2, 3], sparse=(KeyedJaggedTensor(2 rows, 3 values of 1 feature: a), "
+        "KeyedJaggedTensor(2 rows, 1 values of 1 feature: b)), labels=float32[2, 1], row_ids=int64[2])"
+    )
+    many = {f"feature_{number}": [[1, 2]] * 1000 for number in range(500)}
+    group = KeyedJaggedTensor.from_lists(many)
+    batch = dataclasses.replace(BATCH, sparse=(group,) * 9)
+    assert len(repr(batch)) < 600
+    assert "and 6 more groups" in repr(batch)
+    assert "\n" not in repr(batch)
+
+
 @pytest.mark.parametrize(
     ("change", "error", "said"),
     [
