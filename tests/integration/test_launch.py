@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import psutil
+import pyarrow.flight as fl
 import pyarrow.parquet as pq
 import pytest
 
@@ -213,6 +214,11 @@ def assert_only_this_machine_is_listened_to(launcher: int) -> None:
     (token,) = tokens
     assert token is not None
     assert not [command for command in roles.values() if token in " ".join(command)]
+    shard = next(process for process in processes if "shard" in roles[process.pid])
+    (port,) = {each.laddr.port for each in shard.net_connections("inet") if each.status == psutil.CONN_LISTEN}
+    refused = pytest.raises(fl.FlightUnauthenticatedError, match="the token is missing or wrong")
+    with fl.connect(f"grpc://127.0.0.1:{port}") as stranger, refused:
+        list(stranger.do_action(fl.Action("status", b"{}")))
 
 
 def listening_at(process: psutil.Process) -> list[str]:
