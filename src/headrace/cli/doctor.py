@@ -23,16 +23,16 @@ def doctor(
 
         headrace doctor
     """
-    import json
     import sys
 
     from rich.console import Console
 
+    from headrace.messages import to_json
     from headrace.observe.environment import examine
 
     found = examine()
     if as_json:
-        typer.echo(json.dumps(found.to_dict(), indent=2))
+        typer.echo(to_json(found.to_dict(), indent=2))
     else:
         _print_environment(found, Console(width=None if sys.stdout.isatty() else 110, highlight=False))
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -22,13 +21,14 @@ def evaluate(
     Example: headrace evaluate job.yaml logs/hour=13
     """
     from headrace.cli.tables import scores_table
+    from headrace.messages import to_json
     from headrace.training import JobConfig, Scorer
 
     scorer = Scorer(JobConfig.from_file(job), checkpoint=checkpoint, say=partial(typer.echo, err=True))
     scores = scorer.evaluate(logs)
     if as_json:
         values = {"checkpoint": scorer.checkpoint, "step": scorer.step, "rows": scorer.rows.to_dict()}
-        typer.echo(json.dumps(values | {"labels": {name: dataclasses.asdict(s) for name, s in scores.items()}}))
+        typer.echo(to_json(values | {"labels": {name: dataclasses.asdict(s) for name, s in scores.items()}}))
     else:
         left_out = f"; {scorer.rows.bad:,} bad rows left out" if scorer.rows.bad else ""
         typer.echo(f"checkpoint {scorer.checkpoint}, after {scorer.step:,} steps{left_out}")

@@ -13,10 +13,10 @@ __all__ = ["inspect"]
 def inspect(
     path: Annotated[str, typer.Argument(help="File, folder, glob or URL of Parquet files.", show_default=False)],
     schema: Annotated[
-        Path | None, typer.Option("--schema", help="Check against this schema instead of guessing one.")
+        Path | None, typer.Option("--schema", help="Check against this schema; schema.yaml beside the log by default.")
     ] = None,
     write_schema: Annotated[
-        Path | None, typer.Option("--write-schema", help="Write the guessed schema as YAML to this file.")
+        Path | None, typer.Option("--write-schema", help="Guess a schema and write it as YAML to this file.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")] = False,
 ) -> None:
@@ -26,25 +26,28 @@ def inspect(
 
         headrace inspect logs/ --write-schema schema.yaml
     """
-    import json
     import sys
 
     from rich.console import Console
 
     from headrace.errors import ConfigError
-    from headrace.logs import list_log
+    from headrace.logs import list_log, schema_beside
     from headrace.logs.inspection import inspect_log, print_inspection, schema_to_yaml
     from headrace.logs.schema import Schema
+    from headrace.messages import to_json
 
     listing = list_log(path)
     for note in listing.notes:
         typer.echo(note, err=True)
     if write_schema is not None and any(write_schema.resolve() == Path(file.path).resolve() for file in listing.files):
         raise ConfigError(f"--write-schema: {write_schema} is one of the log files; give another file")
+    if schema is None and write_schema is None and schema_beside(path).is_file():
+        schema = schema_beside(path)
+        typer.echo(f"checked against {schema}; --write-schema guesses anew", err=True)
     given = Schema.from_yaml(schema) if schema is not None else None
     found = inspect_log(path, schema=given)
     if as_json:
-        typer.echo(json.dumps(found.to_dict(), indent=2, default=str))
+        typer.echo(to_json(found.to_dict(), indent=2))
     else:
         # Piped, rich would take 80 columns; the tables are made for 120.
         print_inspection(found, Console(width=None if sys.stdout.isatty() else 120, highlight=False))

@@ -24,10 +24,22 @@ from headrace.logs.nested.layout import SOURCES_KEY, Layout, plain_schema
 from headrace.logs.schema import TimestampColumn
 from headrace.messages import one_line, shorten_list
 
-__all__ = ["Footer", "iter_nested", "iter_plain", "open_parquet", "read_footer", "reading", "time_bounds"]
+__all__ = [
+    "Footer",
+    "iter_groups",
+    "iter_nested",
+    "iter_plain",
+    "open_parquet",
+    "read_footer",
+    "reading",
+    "time_bounds",
+]
 
 BUFFER_BYTES = 256 << 10
 """Bytes read ahead of each column; whole column chunks are never read into memory at once."""
+
+ALL_BUFFERS_BYTES = 64 << 20
+"""Of all columns read at once, about."""
 
 MAGIC = b"PAR1"
 
@@ -194,14 +206,19 @@ def read_footer(file: LogFile) -> Footer:
 
 
 @contextmanager
-def open_parquet(footer: Footer) -> Iterator[pq.ParquetFile]:
-    """Open a file for reading row groups with little memory, without reading its footer again."""
+def open_parquet(footer: Footer, *, num_columns: int = 1) -> Iterator[pq.ParquetFile]:
+    """Open a file for reading row groups with little memory, without reading its footer again.
+
+    Args:
+        footer: Of the file.
+        num_columns: Columns that will be read at once; beyond 256, each has a smaller buffer.
+    """
     with open_log_file(footer.file.path) as handle:
         yield pq.ParquetFile(
             handle,
             metadata=footer.metadata,
             pre_buffer=False,
-            buffer_size=BUFFER_BYTES,
+            buffer_size=max(16 << 10, min(BUFFER_BYTES, ALL_BUFFERS_BYTES // num_columns)),
             page_checksum_verification=True,
             coerce_int96_timestamp_unit=INT96_UNIT,
         )
@@ -223,6 +240,29 @@ def iter_plain(
         return
     for rows in iter_nested(footer, parquet, row_group, names, batch_rows):
         yield rows.plain(names)
+
+
+def iter_groups(
+    footer: Footer, parquet: pq.ParquetFile, row_groups: Sequence[int], names: list[str], batch_rows: int
+) -> Iterator[pa.RecordBatch]:
+    """As `iter_plain`, of several row groups that follow each other; batches of small ones are joined."""
+    if footer.is_nested or len(row_groups) == 1:
+        for row_group in row_groups:
+            yield from iter_plain(footer, parquet, row_group, names, batch_rows)
+        return
+    leaves = [leaf for name in names for leaf in footer.leaves[name]]
+    expected = sum(footer.group_rows(row_group) for row_group in row_groups)
+    decoded = 0
+    for batch in parquet.reader.iter_batches(
+        batch_rows, row_groups=list(row_groups), column_indices=leaves, use_threads=False
+    ):
+        decoded += batch.num_rows
+        yield batch
+    if decoded != expected:
+        raise _wrong_count(footer, row_groups[0], decoded, expected)
+    if not footer.is_sealed:
+        for row_group in row_groups:
+            check_codecs(footer.metadata, row_group, leaves, where=footer.file.path)
 
 
 def iter_nested(

@@ -9,8 +9,11 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BeforeValidator, Field, model_validator
 
 from headrace.config import Config
+from headrace.logs.groups import GROUP_PREFIX
+from headrace.logs.pieces import ROW_ID
+from headrace.messages import one_line
 
-__all__ = ["DenseColumn", "IdColumn", "IdListColumn", "LabelColumn", "Schema", "TimestampColumn"]
+__all__ = ["DenseColumn", "IdColumn", "IdListColumn", "LabelColumn", "Schema", "TimestampColumn", "is_reserved"]
 
 
 class LabelColumn(Config):
@@ -60,6 +63,11 @@ class TimestampColumn(Config):
     """Of the column."""
     unit: Literal["s", "ms", "us", "ns"] = "ms"
     """Unit of an integer column, counted from 1970-01-01 UTC; Arrow timestamp columns carry their own."""
+
+
+def is_reserved(name: str) -> bool:
+    """Whether batches have columns of their own by this name."""
+    return name == ROW_ID or name.startswith(GROUP_PREFIX)
 
 
 def _short_form(value: object) -> object:
@@ -112,6 +120,16 @@ class Schema(Config):
         twice = sorted(name for name, count in counts.items() if count > 1)
         if twice:
             raise ValueError(f"each column plays one part, named twice: {', '.join(twice)}")
+        return self
+
+    @model_validator(mode="after")
+    def _names_are_not_reserved(self) -> Self:
+        reserved = [name for name in self.columns if is_reserved(name)]
+        if reserved:
+            raise ValueError(
+                f"{one_line(reserved[0])} is a name that headrace itself uses ({ROW_ID}, {GROUP_PREFIX}...); "
+                f"rename the column"
+            )
         return self
 
     @property

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from headrace.logs.casting import Mask
@@ -14,6 +15,8 @@ from headrace.logs.raw_rows import shown
 from headrace.logs.schema import Schema
 
 __all__ = ["BadRows", "RowChecks"]
+
+Rows = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -77,7 +80,7 @@ class RowChecks:
         return self._checks[name](array)
 
     def add(
-        self, raw: pa.RecordBatch, checked: dict[str, Checked], *, file: str, row_group: int, first_row: int
+        self, raw: pa.RecordBatch, checked: dict[str, Checked], *, file: str, group_ends: Rows, first_row: int
     ) -> None:
         """Count the bad rows of a batch.
 
@@ -85,7 +88,7 @@ class RowChecks:
             raw: The batch.
             checked: What `check_column` said about each column.
             file: Where the batch lies.
-            row_group: In the file.
+            group_ends: int64 [row groups], rows of the file up to the end of each row group.
             first_row: Of the batch, from the start of the file.
         """
         self.num_rows += raw.num_rows
@@ -107,5 +110,6 @@ class RowChecks:
             if known is None:
                 row = int(np.argmax(fresh))
                 given = shown(raw.column(column).slice(row, 1))
+                row_group = int(np.searchsorted(group_ends, first_row + row, side="right"))
                 known = BadRows(column, reason, 0, file, row_group, first_row + row, given)
             self._found[column, reason] = BadRows(**(known.to_dict() | {"count": known.count + count}))

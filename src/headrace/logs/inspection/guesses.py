@@ -7,9 +7,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import pyarrow as pa
+import pyarrow.types as pt
+
 from headrace.errors import ConfigError
 from headrace.logs.inspection.profiles import ColumnProfile
-from headrace.logs.schema import Schema
+from headrace.logs.schema import Schema, is_reserved
+from headrace.messages import shorten_list
 
 __all__ = ["Guess", "Part", "guess_parts", "make_schema", "parts_of_schema"]
 
@@ -23,7 +27,7 @@ def _words(text: str) -> frozenset[str]:
 
 
 LABEL_WORDS = _words("label labels target y click clicked conversion converted purchase purchased install")
-COUNTING_WORDS = _words("count counts num number total sum avg mean rate ratio ctr clicks views impressions last")
+COUNTING_WORDS = _words("count counts num number total sum avg mean rate ratio ctr clicks views impressions")
 DENSE_WORDS = _words(
     "amount price age score value size length width height duration seconds days distance rank dense i"
 )
@@ -64,6 +68,9 @@ class Guess:
     options: tuple[tuple[str, Any], ...] = ()
     is_sure: bool = True
 
+
+FRAME_INDEX = re.compile(r"__index_level_\d+__|Unnamed: \d+.*|")
+"""Names that pandas gives to the index of a DataFrame, in Parquet and in CSV."""
 
 SINGLE_PARTS: tuple[Part, ...] = ("timestamp", "session_id", "row_id", "weight")
 
@@ -112,7 +119,7 @@ def make_schema(guesses: Iterable[Guess], *, where: str) -> Schema:
         return found
 
     if not columns("label"):
-        names = ", ".join(guess.name for guess in guesses)
+        names = shorten_list(guess.name for guess in guesses)
         raise ConfigError(f"{where}: no column looks like a label (0 and 1), given {names}; write a schema by hand")
     values: dict[str, Any] = {
         "labels": columns("label"),
@@ -153,6 +160,12 @@ def words_of(name: str) -> list[str]:
 
 def _guess(profile: ColumnProfile, lists: dict[str, ColumnProfile]) -> Guess:
     name, words = profile.name, words_of(profile.name)
+    if is_reserved(name):
+        return Guess(name, "ignored", "a name that headrace itself uses: rename it to read it")
+    if FRAME_INDEX.fullmatch(name) or (name in ("index", "level_0") and _is_counter(profile)):
+        return Guess(name, "ignored", "the row's number in a DataFrame")
+    if profile.num_nulls > profile.num_rows / 2 and any(_is_bytes(kind) for kind in profile.types):
+        return Guess(name, "ignored", f"type {profile.types[0]}, bytes that are not text")
     if profile.num_values == 0:
         return Guess(name, "ignored", "only nulls")
     if profile.is_list:
@@ -162,7 +175,8 @@ def _guess(profile: ColumnProfile, lists: dict[str, ColumnProfile]) -> Guess:
     time = _guess_time(profile, words)
     if time is not None:
         return time
-    if profile.kind in ("int", "string") and SESSION_WORDS & set(words) and set(words) <= SESSION_WORDS | ID_WORDS:
+    is_name = profile.kind in ("int", "string") or (profile.kind == "float" and profile.is_whole)
+    if is_name and SESSION_WORDS & set(words) and set(words) <= SESSION_WORDS | ID_WORDS:
         return Guess(name, "session_id", "named like a session")
     if (
         profile.kind in ("bool", "int", "float")
@@ -176,7 +190,7 @@ def _guess(profile: ColumnProfile, lists: dict[str, ColumnProfile]) -> Guess:
     if profile.kind in ("int", "float") and " ".join(words) in WEIGHT_NAMES and float(profile.min or 0) >= 0:
         return Guess(name, "weight", "named like the weight of a row, never negative")
     if _is_unique(profile) and profile.kind in ("int", "string"):
-        if profile.kind == "int" and not profile.num_nulls and (" ".join(words) in ROW_NAMES or name == "__row_id"):
+        if profile.kind == "int" and not profile.num_nulls and " ".join(words) in ROW_NAMES:
             return Guess(name, "row_id", "named like the id of a row, another in each")
         if profile.kind == "string" or words[-1:] == ["id"]:
             return Guess(name, "ignored", "another value in each row: nothing to learn from")
@@ -190,6 +204,8 @@ def _guess_list(profile: ColumnProfile, lists: dict[str, ColumnProfile]) -> Gues
         named = profile.name in (f"{name}_weights", f"{name}_weight", f"{name}_scores")
         if named and ids.ids.num_values == profile.ids.num_values:
             return Guess(profile.name, "id_weights", f"as many numbers as ids in {name}", (("of", name),))
+    if profile.num_null_elements > profile.ids.num_values:
+        return Guess(profile.name, "ignored", f"type {profile.types[0]}, most elements are null or not text")
     if profile.kind == "list of int":
         return Guess(profile.name, "id_list", "lists of whole numbers")
     if profile.kind == "list of string":
@@ -213,9 +229,19 @@ def _guess_time(profile: ColumnProfile, words: Sequence[str]) -> Guess | None:
                 return Guess(profile.name, "timestamp", f"named like a time, counts {unit} since 1970", options)
             if not set(words) & (ID_WORDS | SESSION_WORDS) and float(profile.min or 0) > 0.5 * profile.mean:
                 return Guess(profile.name, "timestamp", f"numbers like {unit} since 1970", options, is_sure=False)
+    if _is_calendar(profile):
+        return Guess(profile.name, "ignored", "numbers like yyyymmddHHMMSS, not a count of time: store a timestamp")
     if words in (["timestamp"], ["ts"], ["event", "time"]):
         return Guess(profile.name, "timestamp", "named like a time; the unit is a guess", (("unit", "ms"),))
     return None
+
+
+def _is_calendar(profile: ColumnProfile) -> bool:
+    """Whether all numbers are digits of dates, from yyyymmdd to yyyymmddHHMMSS."""
+    ends = [str(int(end)) for end in (profile.min or 0, profile.max or 0)]
+    return all(re.fullmatch(r"(19|20)\d\d(0[1-9]|1[0-2])(0[1-9]|[12]\d|3[01])(\d\d){0,3}", end) for end in ends) and (
+        len(ends[0]) == len(ends[1]) and (len(ends[0]) > 8 or bool(TIME_WORDS & set(words_of(profile.name))))
+    )
 
 
 def _guess_number(profile: ColumnProfile, words: Sequence[str]) -> Guess:
@@ -231,6 +257,8 @@ def _guess_number(profile: ColumnProfile, words: Sequence[str]) -> Guess:
     if _is_binary(profile):
         return Guess(name, "dense", f"only 0 and 1{constant}")
     # The last word that says something decides: an "age group" is a group, an "item price" a price.
+    if "last" in words[1:]:  # "clicks_last_hour" is a count, the "last_item" an item
+        return Guess(name, "dense", f"named like a number{constant}")
     telling = [word for word in words if word in DENSE_WORDS | ID_WORDS]
     if not named & SURE_ID_WORDS and (named & COUNTING_WORDS or (telling[-1:] and telling[-1] in DENSE_WORDS)):
         return Guess(name, "dense", f"named like a number{constant}")
@@ -256,6 +284,16 @@ def _is_binary(profile: ColumnProfile) -> bool:
 def _stray(profile: ColumnProfile) -> str:
     others = profile.num_values - profile.num_zero_or_one
     return f" (but for {others:,} rows)" if others else ""
+
+
+def _is_counter(profile: ColumnProfile) -> bool:
+    """Whether a column counts rows, perhaps anew in each file."""
+    return profile.kind == "int" and profile.min in (0, 1) and profile.num_backward <= 0.01 * profile.num_values
+
+
+def _is_bytes(kind: pa.DataType) -> bool:
+    kinds = (pt.is_binary, pt.is_large_binary, pt.is_binary_view, pt.is_fixed_size_binary)
+    return any(is_kind(kind) for is_kind in kinds)
 
 
 def _is_unique(profile: ColumnProfile) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
@@ -11,27 +11,36 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from headrace.errors import ConfigError, DataError
+from headrace.logs.canonical import canonical
+from headrace.logs.casting import cast_rows
+from headrace.logs.common_types import widen
 from headrace.logs.files import list_files
-from headrace.logs.footers import Footer, iter_plain, open_parquet, read_footer, reading
+from headrace.logs.footers import Footer, iter_groups, open_parquet, read_footer, reading
 from headrace.logs.inspection.bad_rows import BadRows, RowChecks
 from headrace.logs.inspection.grouping import FoundGroup, GroupSample
 from headrace.logs.inspection.guesses import Guess, guess_parts, make_schema, parts_of_schema
 from headrace.logs.inspection.hashing import hash_column
+from headrace.logs.inspection.id_counter import slots_for
 from headrace.logs.inspection.profiles import ColumnProfile, kind_of
 from headrace.logs.inspection.session_tracker import SessionTracker
 from headrace.logs.nested.layout import Layout
 from headrace.logs.pieces import ORIGINAL_ROW
 from headrace.logs.schema import Schema
+from headrace.logs.stored_columns import StoredColumns
+from headrace.messages import count_of
 from headrace.observe.progress import Progress
 from headrace.resources import effective_cpus
 
 __all__ = ["LARGE_ROW_GROUP_BYTES", "Inspection", "RowGroup", "inspect_log"]
 
 BATCH_ROWS = 32_768
-"""Of wide logs with long lists this is some tens of MB; of narrow ones still enough to keep kernels busy."""
+"""Enough to keep kernels busy; of wide logs a batch has fewer, see `BATCH_BYTES`."""
+BATCH_BYTES = 128 << 20
+"""Of a batch and what is computed from it, about."""
 SAMPLE_BATCHES = 4
 LARGE_ROW_GROUP_BYTES = 512 << 20
 """Readers work by row group: larger ones cost memory, and leave fewer to share among workers."""
@@ -68,6 +77,8 @@ class Inspection:
         num_bad: Rows that are bad for any reason.
         damaged: Row groups that cannot be decoded, each with the reason.
         partitions: Names of the folders' partition keys.
+        left_out: Columns that were not looked at, with the reason: those that share their name, or have types in
+            several files that no type holds.
     """
 
     location: str
@@ -86,6 +97,7 @@ class Inspection:
     num_bad: int
     damaged: tuple[str, ...]
     partitions: tuple[str, ...]
+    left_out: Mapping[str, str]
 
     @property
     def num_rows(self) -> int:
@@ -137,6 +149,7 @@ class Inspection:
             },
             "bad_rows": {"rows": self.num_bad, "found": [bad.to_dict() for bad in self.bad_rows]},
             "damaged": list(self.damaged),
+            "left_out": dict(self.left_out),
             "schema": None if self.schema is None else self.schema.model_dump(mode="json", exclude_none=True),
         }
 
@@ -163,16 +176,18 @@ def inspect_log(location: str | Path, *, schema: Schema | None = None, num_threa
     if schema is not None:
         for footer in footers:
             footer.check_columns(list(schema.columns))
-    stored = _stored_columns(footers)
+    columns = StoredColumns.of(footers)
+    stored = columns.joined
     if not len(stored) or not sum(footer.num_rows for footer in footers):
-        raise ConfigError(f"{location}: {len(files)} files without rows, nothing to inspect")
+        raise ConfigError(f"{location}: {count_of(len(files), 'file')} without rows, nothing to inspect")
     with ThreadPoolExecutor(num_threads or effective_cpus().num_threads, thread_name_prefix="inspect") as pool:
-        guess = None if is_given else _guess_from_sample(footers, stored, str(location))
-        result = _Pass(footers, stored, schema if is_given else guess, pool).run()
+        guess = None if is_given else _guess_from_sample(footers, columns, str(location))
+        result = _Pass(footers, columns, schema if is_given else guess, pool).run()
         if not is_given:
             schema = _guess(result.profiles, str(location))
             if schema != guess:
-                result = _Pass(footers, stored, schema, pool).run()
+                del result
+                result = _Pass(footers, columns, schema, pool).run()
     given = parts_of_schema(schema, stored.names) if is_given and schema is not None else None
     guesses = given or guess_parts(result.profiles)
     return Inspection(
@@ -192,6 +207,7 @@ def inspect_log(location: str | Path, *, schema: Schema | None = None, num_threa
         num_bad=result.checks.num_bad if result.checks else 0,
         damaged=tuple(result.damaged),
         partitions=tuple(dict.fromkeys(key for file in files for key, _ in file.partition)),
+        left_out=columns.left_out,
     )
 
 
@@ -199,9 +215,10 @@ class _Pass:
     """One pass over all rows."""
 
     def __init__(
-        self, footers: Sequence[Footer], stored: pa.Schema, schema: Schema | None, pool: ThreadPoolExecutor
+        self, footers: Sequence[Footer], columns: StoredColumns, schema: Schema | None, pool: ThreadPoolExecutor
     ) -> None:
-        self.profiles = [ColumnProfile(field.name, field.type) for field in stored]
+        stored = columns.joined
+        self.profiles = _profiles(columns)
         self.checks = RowChecks(schema, stored) if schema is not None else None
         self.damaged: list[str] = []
         self._footers = footers
@@ -218,8 +235,9 @@ class _Pass:
         total = sum(footer.num_rows for footer in self._footers)
         with Progress("inspect", total=total) as progress:
             for footer in self._footers:
-                for row_group, first_row, batch in _batches(footer, self._stored, self.damaged.append):
-                    self._add(batch, footer, row_group, first_row)
+                group_ends = _group_ends(footer)
+                for first_row, batch in _batches(footer, self._stored, self.damaged.append):
+                    self._add(batch, footer, group_ends, first_row)
                     progress.advance(batch.num_rows)
         return self
 
@@ -237,19 +255,19 @@ class _Pass:
         widths = {profile.name: profile.row_bytes for profile in self.profiles}
         return self.sample.groups(widths, without=apart)
 
-    def _add(self, batch: pa.RecordBatch, footer: Footer, row_group: int, first_row: int) -> None:
+    def _add(self, batch: pa.RecordBatch, footer: Footer, group_ends: npt.NDArray[np.int64], first_row: int) -> None:
         checked: dict[str, Any] = {}
 
         def work(profile: ColumnProfile) -> Any:
             column = batch.column(profile.name)
             if self.checks is not None and profile.name in self.checks.columns:
                 checked[profile.name] = self.checks.check_column(profile.name, column)
-            return profile.update(column)
+            return profile.update(_widened(column, profile.type))
 
         hashes = dict(zip(batch.schema.names, self._pool.map(work, self.profiles), strict=True))
         if self.checks is not None:
             in_order = {name: checked[name] for name in self.checks.columns}
-            self.checks.add(batch, in_order, file=footer.file.path, row_group=row_group, first_row=first_row)
+            self.checks.add(batch, in_order, file=footer.file.path, group_ends=group_ends, first_row=first_row)
         if self.sessions is not None:
             columns = [hashes[name] for name in self._compared]
             values = np.stack(columns, axis=1) if columns else np.zeros((batch.num_rows, 0), dtype=np.uint64)
@@ -260,20 +278,55 @@ class _Pass:
 
 def _batches(
     footer: Footer, stored: pa.Schema, report_damage: Callable[[str], None]
-) -> Iterator[tuple[int, int, pa.RecordBatch]]:
-    """Yield (row group, first row in the file, batch) with all columns; null where the file lacks one."""
-    first_row = 0
-    with open_parquet(footer) as parquet:
-        for row_group in range(footer.metadata.num_row_groups):
-            position = first_row
-            try:
-                with reading(footer.file, row_group):
-                    for batch in iter_plain(footer, parquet, row_group, footer.schema.names, BATCH_ROWS):
-                        yield row_group, position, _complete(batch, stored)
-                        position += batch.num_rows
-            except DataError as error:
-                report_damage(str(error))
-            first_row += footer.group_rows(row_group)
+) -> Iterator[tuple[int, pa.RecordBatch]]:
+    """Yield (first row in the file, batch) with all columns as the file stores them; null where it lacks one."""
+    names = [name for name in stored.names if name in set(footer.schema.names)] or footer.schema.names[:1]
+    batch_rows = _batch_rows(footer, len(stored))
+    ends = _group_ends(footer)
+    with open_parquet(footer, num_columns=len(names)) as parquet:
+        for row_groups in _small_together(ends, batch_rows):
+            for part in (row_groups, *([number] for number in row_groups if len(row_groups) > 1)):
+                position = int(ends[part[0] - 1]) if part[0] else 0
+                found: Iterator[pa.RecordBatch] = iter_groups(footer, parquet, part, names, batch_rows)
+                try:
+                    with reading(footer.file, part[0]):
+                        # Small ones are read whole before any is passed on: damage in one costs none of the others.
+                        for batch in list(found) if len(part) > 1 else found:
+                            yield position, _complete(batch, stored)
+                            position += batch.num_rows
+                except DataError as error:
+                    if len(part) == 1:
+                        report_damage(str(error))
+                    continue
+                if len(part) == len(row_groups):
+                    break
+
+
+def _small_together(ends: npt.NDArray[np.int64], max_rows: int) -> Iterator[list[int]]:
+    """Row groups that follow each other, as many together as have `max_rows` rows; opening each costs milliseconds."""
+    held: list[int] = []
+    start = 0
+    for number, end in enumerate(ends.tolist()):
+        if held and end - start > max_rows:
+            yield held
+            held, start = [], int(ends[number - 1])
+        held.append(number)
+    if held:
+        yield held
+
+
+def _group_ends(footer: Footer) -> npt.NDArray[np.int64]:
+    """int64 [row groups], rows of the log in the file up to the end of each."""
+    counts = [footer.group_rows(number) for number in range(footer.metadata.num_row_groups)]
+    return np.cumsum(counts, dtype=np.int64)
+
+
+def _batch_rows(footer: Footer, num_columns: int) -> int:
+    """Rows whose values, with a hash of each in two arrays, fit in `BATCH_BYTES`."""
+    sizes = [footer.metadata.row_group(n).total_byte_size for n in range(min(footer.metadata.num_row_groups, 100))]
+    num_rows = sum(footer.group_rows(number) for number in range(len(sizes)))
+    row_bytes = 2 * sum(sizes) / max(1, num_rows) + 24 * num_columns
+    return int(max(64, min(BATCH_ROWS, BATCH_BYTES / max(1, row_bytes))))
 
 
 def _complete(batch: pa.RecordBatch, stored: pa.Schema) -> pa.RecordBatch:
@@ -284,22 +337,30 @@ def _complete(batch: pa.RecordBatch, stored: pa.Schema) -> pa.RecordBatch:
     return pa.RecordBatch.from_arrays(columns, names=stored.names)
 
 
-def _stored_columns(footers: Sequence[Footer]) -> pa.Schema:
-    """All columns of all files, each with its type in the first file that has it."""
-    fields: dict[str, pa.Field] = {}
-    for footer in footers:
-        for field in footer.schema:
-            fields.setdefault(field.name, pa.field(field.name, field.type))
-    return pa.schema(list(fields.values()))
+def _widened(array: pa.Array, kind: pa.DataType) -> pa.Array:
+    """A column in the common type of all files, null where that cannot hold a value."""
+    try:
+        return widen(array, kind)
+    except pa.ArrowException:
+        return cast_rows(array, kind)[0]
 
 
-def _guess_from_sample(footers: Sequence[Footer], stored: pa.Schema, where: str) -> Schema | None:
-    profiles = [ColumnProfile(field.name, field.type) for field in stored]
-    batches = (batch for footer in footers for _, _, batch in _batches(footer, stored, lambda damage: None))
+def _profiles(columns: StoredColumns) -> list[ColumnProfile]:
+    stored = columns.joined
+    slots = slots_for(len(stored))
+    return [
+        ColumnProfile(field.name, field.type, types=columns.columns[field.name].files, max_slots=slots)
+        for field in stored
+    ]
+
+
+def _guess_from_sample(footers: Sequence[Footer], columns: StoredColumns, where: str) -> Schema | None:
+    profiles = _profiles(columns)
+    batches = (batch for footer in footers for _, batch in _batches(footer, columns.joined, lambda damage: None))
     with closing(batches):
         for batch in islice(batches, SAMPLE_BATCHES):
             for profile in profiles:
-                profile.update(batch.column(profile.name))
+                profile.update(_widened(batch.column(profile.name), profile.type))
     return _guess(profiles, where)
 
 
@@ -311,7 +372,7 @@ def _guess(profiles: Sequence[ColumnProfile], where: str) -> Schema | None:
 
 
 def _has_hash(kind: pa.DataType) -> bool:
-    return kind_of(kind) != "other" and hash_column(pa.nulls(0, kind)) is not None
+    return kind_of(kind) != "other" and hash_column(canonical(pa.nulls(0, kind)).values) is not None
 
 
 def _row_groups(footers: Sequence[Footer]) -> Iterator[RowGroup]:

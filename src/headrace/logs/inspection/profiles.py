@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -10,8 +11,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.types as pt
 
+from headrace.logs.canonical import canonical, canonical_type
 from headrace.logs.inspection.hashing import Hashes, hash_column, is_list
-from headrace.logs.inspection.id_counter import IdCounter
+from headrace.logs.inspection.id_counter import MAX_SLOTS, IdCounter
 
 __all__ = ["ColumnProfile", "kind_of"]
 
@@ -21,15 +23,16 @@ MAX_LENGTH = 1 << 16
 
 def kind_of(kind: pa.DataType) -> str:
     """What a type is for a log: "bool", "int", "float", "string", "time", "list of ..." or "other"."""
-    if pt.is_dictionary(kind):
-        return kind_of(kind.value_type)
+    kind = canonical_type(kind)
     if is_list(kind):
         return f"list of {kind_of(kind.value_type)}"
+    if pt.is_decimal(kind):
+        return "int" if kind.scale <= 0 else "float"
     tests = {
         "bool": pt.is_boolean,
         "int": pt.is_integer,
         "float": pt.is_floating,
-        "string": lambda kind: pt.is_string(kind) or pt.is_large_string(kind) or pt.is_string_view(kind),
+        "string": pt.is_string,
         "time": lambda kind: pt.is_timestamp(kind) or pt.is_date(kind),
     }
     return next((name for name, test in tests.items() if test(kind)), "other")
@@ -40,25 +43,32 @@ class ColumnProfile:
 
     Attributes:
         name: Of the column.
-        types: Arrow types seen, in order; more than one means that files disagree.
-        kind: See `kind_of`; of the first type.
+        types: Arrow types of the files, in order; more than one means that files disagree.
+        type: The common type of all files.
+        kind: See `kind_of`; of the common type.
         num_rows: Rows seen, nulls included.
         num_nulls: Null rows.
         ids: Counts the different values; of lists, their elements.
+        num_null_elements: Elements of lists that are null, or bytes that are not text.
         num_not_finite: NaNs and infinities.
         num_zero_or_one: Values that are 0 or 1.
         num_backward: Values smaller than the one before: 0 if the column is sorted.
         is_whole: Whether all numbers are whole.
     """
 
-    def __init__(self, name: str, kind: pa.DataType) -> None:
+    def __init__(
+        self, name: str, kind: pa.DataType, *, types: Iterable[pa.DataType] = (), max_slots: int = MAX_SLOTS
+    ) -> None:
+        """Args: kind: The common type. types: Those of the files. max_slots: Of the counter of ids."""
         self.name = name
-        self.types = [kind]
+        self.types = tuple(types) or (kind,)
+        self.type = kind
         self.kind = kind_of(kind)
-        self.is_dictionary = bool(pt.is_dictionary(kind))
+        self.is_dictionary = any(pt.is_dictionary(stored) for stored in self.types)
         self.num_rows = 0
         self.num_nulls = 0
-        self.ids = IdCounter()
+        self.ids = IdCounter(max_slots)
+        self.num_null_elements = 0
         self.num_not_finite = 0
         self.num_zero_or_one = 0
         self.num_backward = 0
@@ -68,13 +78,16 @@ class ColumnProfile:
         self._sum = 0.0
         self._num_summed = 0
         self._last: float | None = None
-        self._lengths = np.zeros(MAX_LENGTH + 1 if is_list(kind) else 0, dtype=np.int64)
+        self._lengths = np.zeros(0, dtype=np.int64)
         self._max_length = 0
 
     def update(self, array: pa.Array) -> Hashes | None:
-        """Take in the column of the next rows; returns its hashes, or None for types that have none."""
-        if array.type not in self.types:
-            self.types.append(array.type)
+        """Take in the column of the next rows, in the common type.
+
+        Returns:
+            Its hashes, or None for types that have none.
+        """
+        array = canonical(array).values
         self.num_rows += len(array)
         self.num_nulls += array.null_count
         hashes = hash_column(array)
@@ -82,7 +95,7 @@ class ColumnProfile:
             self._add_lists(array)
         elif hashes is not None:
             self.ids.add(hashes[_valid(array)] if array.null_count else hashes)
-            if kind_of(array.type) in ("bool", "int", "float", "time") and self.kind == kind_of(array.type):
+            if self.kind in ("bool", "int", "float", "time") and self.kind == kind_of(array.type):
                 self._add_numbers(array)
         return hashes
 
@@ -114,10 +127,7 @@ class ColumnProfile:
     @property
     def row_bytes(self) -> float:
         """Bytes of a row's value in memory, on average; texts count as 16."""
-        kind = self.types[0]
-        if pt.is_dictionary(kind):
-            kind = kind.value_type
-        item = kind.value_type if self.is_list else kind
+        item = canonical_type(self.type.value_type if self.is_list else self.type)
         width = item.bit_width / 8 if pt.is_primitive(item) else 16.0
         return self.ids.num_values / max(self.num_rows, 1) * width + 4.0 if self.is_list else width
 
@@ -157,8 +167,8 @@ class ColumnProfile:
     def _add_numbers(self, array: pa.Array) -> None:
         if array.null_count:
             array = array.drop_null()
-        if pt.is_dictionary(array.type):
-            array = array.cast(array.type.value_type)
+        if pt.is_decimal(array.type):
+            array = _as_number(array)
         if pt.is_date(array.type):
             array = array.cast(pa.timestamp("ms"))
         if pt.is_timestamp(array.type):
@@ -177,7 +187,8 @@ class ColumnProfile:
         self.min = low if self.min is None else min(self.min, low)
         self.max = high if self.max is None else max(self.max, high)
         numbers = array.to_numpy(zero_copy_only=False)
-        self._sum += float(numbers.sum(dtype=np.float64))
+        with np.errstate(over="ignore"):
+            self._sum += float(numbers.sum(dtype=np.float64))
         self._num_summed += len(numbers)
         self.num_zero_or_one += int(np.count_nonzero((numbers == 0) | (numbers == 1)))
         self.num_backward += int(np.count_nonzero(numbers[1:] < numbers[:-1]))
@@ -190,12 +201,22 @@ class ColumnProfile:
         lengths = pc.list_value_length(array).drop_null().to_numpy(zero_copy_only=False).astype(np.int64)
         if len(lengths):
             self._max_length = max(self._max_length, int(lengths.max()))
-            if len(self._lengths):
-                self._lengths += np.bincount(np.minimum(lengths, MAX_LENGTH), minlength=MAX_LENGTH + 1)
-        elements = array.flatten()
+            counts = np.bincount(np.minimum(lengths, MAX_LENGTH), minlength=len(self._lengths))
+            counts[: len(self._lengths)] += self._lengths
+            self._lengths = counts
+        elements = canonical(array.flatten()).values
+        self.num_null_elements += elements.null_count
         hashes = hash_column(elements)
         if hashes is not None:
             self.ids.add(hashes[_valid(elements)] if elements.null_count else hashes)
+
+
+def _as_number(array: pa.Array) -> pa.Array:
+    """A column of decimals as integers, or as floats where it has fractions or does not fit."""
+    try:
+        return array.cast(pa.int64())
+    except pa.ArrowInvalid:
+        return array.cast(pa.float64())
 
 
 def _valid(array: pa.Array) -> npt.NDArray[np.bool_]:

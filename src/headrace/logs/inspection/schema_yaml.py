@@ -9,6 +9,7 @@ import yaml
 
 from headrace.logs.inspection.guesses import Guess
 from headrace.logs.schema import Schema
+from headrace.messages import one_line
 
 __all__ = ["schema_to_yaml"]
 
@@ -23,8 +24,9 @@ def schema_to_yaml(schema: Schema, guesses: Iterable[Guess]) -> str:
     values = schema.model_dump(mode="json", exclude_defaults=True)
     plain = {key: _short(value) for key, value in values.items()}
     lines = ["# Guessed by headrace inspect; correct what is wrong. Columns not named here are not read."]
-    lines += [f"#   {guess.name}: {guess.part}, {guess.reason}" for guess in guesses]
-    return "\n".join(lines) + "\n" + yaml.safe_dump({"version": 1} | plain, sort_keys=False, default_flow_style=None)
+    lines += [f"#   {one_line(guess.name)}: {guess.part}, {guess.reason}" for guess in guesses]
+    text = yaml.safe_dump({"version": 1} | plain, sort_keys=False, default_flow_style=None, allow_unicode=True)
+    return "\n".join(lines) + "\n" + text
 
 
 def _short(value: Any) -> Any:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 
 import numpy as np
+import pyarrow.types as pt
 from rich import box
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
@@ -16,6 +17,7 @@ from headrace.logs.inspection.guesses import Guess, Part
 from headrace.logs.inspection.inspection import LARGE_ROW_GROUP_BYTES, Inspection
 from headrace.logs.inspection.profiles import ColumnProfile
 from headrace.logs.inspection.session_tracker import SessionTracker
+from headrace.messages import count_of, one_line
 from headrace.observe.progress import format_count
 from headrace.resources import format_bytes
 
@@ -41,7 +43,9 @@ def _parts(inspection: Inspection, *, is_terminal: bool) -> Iterator[RenderableT
     yield _summary(inspection)
     yield _columns_table(inspection, style)
     labels = [p for p, g in zip(inspection.profiles, inspection.guesses, strict=True) if g.part == "label"]
-    lines = [f"label {p.name}: rate {p.mean:.4f} of {p.num_values:,} rows" for p in labels if p.mean is not None]
+    lines = [
+        f"label {one_line(p.name)}: rate {p.mean:.4f} of {p.num_values:,} rows" for p in labels if p.mean is not None
+    ]
     if inspection.sessions is not None:
         lines += _session_lines(inspection.sessions, inspection.schema.session_id if inspection.schema else None)
     times = [p for p, g in zip(inspection.profiles, inspection.guesses, strict=True) if g.part == "timestamp"]
@@ -57,7 +61,7 @@ def _parts(inspection: Inspection, *, is_terminal: bool) -> Iterator[RenderableT
 
 
 def _summary(inspection: Inspection) -> Text:
-    files = f"{inspection.num_files:,} file{'' if inspection.num_files == 1 else 's'}"
+    files = count_of(inspection.num_files, "file")
     text = f"{inspection.location}: {inspection.num_rows:,} rows, {files}, {format_bytes(inspection.size_bytes)}"
     if inspection.partitions:
         text += f", in folders by {', '.join(inspection.partitions)}"
@@ -77,7 +81,7 @@ def _columns_table(inspection: Inspection, style: box.Box) -> Table:
     for profile, guess in zip(inspection.profiles, inspection.guesses, strict=True):
         distinct = profile.ids.num_distinct()
         cells = [
-            profile.name,
+            one_line(profile.name),
             guess.part if guess.part != "ignored" else "-",
             _short_type(profile),
             _percent(profile.null_ratio) if profile.num_nulls else "0",
@@ -88,7 +92,7 @@ def _columns_table(inspection: Inspection, style: box.Box) -> Table:
         if inspection.duplication:
             share = inspection.duplication.get(profile.name)
             cells.append("-" if share is None else _percent(share))
-        table.add_row(*cells, style="dim" if guess.part == "ignored" else None)
+        table.add_row(*map(Text, cells), style="dim" if guess.part == "ignored" else None)
     return table
 
 
@@ -113,7 +117,7 @@ def _values(profile: ColumnProfile, part: Part) -> str:
 
 def _times(profile: ColumnProfile, inspection: Inspection) -> str:
     clock = inspection.schema.timestamp if inspection.schema is not None else None
-    unit = getattr(profile.types[0], "unit", clock.unit if clock is not None else "ms")
+    unit = "ms" if pt.is_date(profile.type) else getattr(profile.type, "unit", clock.unit if clock else "ms")
     if profile.min is None or profile.max is None or unit not in TICKS_PER_S:
         return ""
     try:
@@ -200,7 +204,7 @@ def _groups(inspection: Inspection, style: box.Box) -> Iterator[RenderableType]:
         table.add_column(name, justify="right", no_wrap=True)
     for group in inspection.groups[:MAX_GROUPS]:
         table.add_row(
-            _some_names(group.columns),
+            Text(_some_names(group.columns)),
             _percent(group.duplication),
             f"{group.row_bytes:,.0f}",
             f"{group.factor:.2f}",
@@ -222,10 +226,14 @@ def _groups(inspection: Inspection, style: box.Box) -> Iterator[RenderableType]:
 
 def _some_names(names: tuple[str, ...]) -> str:
     rest = len(names) - MAX_NAMES
-    return ", ".join(names[:MAX_NAMES]) + (f" and {rest} more" if rest > 0 else "")
+    return ", ".join(map(one_line, names[:MAX_NAMES])) + (f" and {rest} more" if rest > 0 else "")
 
 
 def _bad_rows(inspection: Inspection, style: box.Box) -> Iterator[RenderableType]:
+    for reason in list(inspection.left_out.values())[:MAX_LINES]:
+        yield Text(f"left out: {reason}", style="yellow")
+    if len(inspection.left_out) > MAX_LINES:
+        yield Text(f"... and {len(inspection.left_out) - MAX_LINES:,} more columns left out", style="yellow")
     for damage in inspection.damaged[:MAX_LINES]:
         yield Text(damage, style="red")
     if len(inspection.damaged) > MAX_LINES:
@@ -250,7 +258,8 @@ def _bad_rows(inspection: Inspection, style: box.Box) -> Iterator[RenderableType
     table.add_column("given", overflow="fold", max_width=24)
     for bad in inspection.bad_rows:
         place = f"{bad.file}, {bad.row_group}, {bad.row:,}"
-        table.add_row(bad.column, bad.reason, f"{bad.count:,}", place, bad.given)
+        cells = (one_line(bad.column), bad.reason, f"{bad.count:,}", place, bad.given)
+        table.add_row(*map(Text, cells))
     yield table
 
 
@@ -262,5 +271,5 @@ def _reasons_table(guesses: tuple[Guess, ...], style: box.Box) -> RenderableType
     for guess in guesses:
         together.setdefault((guess.part, guess.reason), []).append(guess.name)
     for (part, reason), names in together.items():
-        table.add_row(part, reason, ", ".join(names))
+        table.add_row(part, Text(reason), Text(", ".join(map(one_line, names))))
     return table
