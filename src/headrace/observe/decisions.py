@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from headrace.observe.jsonl import JsonlWriter, read_jsonl
+from headrace.resources import format_bytes
 
 __all__ = ["Decision", "DecisionLog", "read_decisions"]
 
@@ -32,8 +33,19 @@ class Decision:
     snapshot: Mapping[str, Any] = field(default_factory=dict)
 
     def __str__(self) -> str:
-        changes = ", ".join(f"{name} {before} -> {after}" for name, (before, after) in self.change.items())
-        return f"{self.who}: {changes or 'no change'}: {self.reason}"
+        return f"{self.who}: {self.changes() or 'no change'}: {self.reason}"
+
+    def changes(self, arrow: str = "->") -> str:
+        """What changed, from what to what; bytes in a unit people read."""
+        return ", ".join(
+            f"{name} {_written(name, before)} {arrow} {_written(name, after)}"
+            for name, (before, after) in self.change.items()
+        )
+
+
+def _written(name: str, value: Any) -> str:
+    in_bytes = name in ("memory", "read_ahead") or name.endswith("bytes")
+    return format_bytes(value) if in_bytes and isinstance(value, int) else str(value)
 
 
 class DecisionLog:

@@ -145,11 +145,12 @@ def tuning_plots(run: RunData) -> Iterator[Plot]:
         yield plot("Workers", "of each stage, and the threads they share", (*workers, *shared), "count", cpus)
     busy = tuple(Series(s.name, _a_second(run, s.values), s.color) for s in _stages(run, "busy_s"))
     if busy:
-        note = f"of each stage, stacked; means over {SMOOTHED_S:g} s, without the trainer"
+        worked = [run.column(f"seconds.{part}") for part, _, _ in _parts(run) if part != "wait"]
+        if worked:
+            seconds = np.sum(np.nan_to_num(worked), axis=0)
+            busy = (Series("trainer", _a_second(run, seconds), "ink"), *busy)
+        note = f"trainer (time it does not wait) and stages, stacked; means over {SMOOTHED_S:g} s"
         yield plot("CPUs at work", note, busy, "cpus", cpus, stacked=True)
-    rate = _known(Series("rows/s", run.column("rows_per_s"), "blue"))
-    if rate and busy:
-        yield plot("Throughput", "rows a second", rate, "count")
     shares = _known(
         Series("in flight, of the budget", run.column("bytes_in_flight") / _positive(run, "budget_bytes"), "blue"),
         Series("resident, of the limit", run.column("memory_bytes") / _positive(run, "memory_limit_bytes"), "violet"),

@@ -23,6 +23,10 @@ __all__ = ["Level", "Mark", "Plot", "Series", "render_plot"]
 MAX_POINTS = 180
 """Points of a drawn line: one in three pixels, so that noise does not hide the course and the page stays small."""
 
+MIN_POINTS_TO_CLIP = 10
+OUTLIER_REACH = 1.0
+"""Points further beyond the 5th and 95th percentile than these are apart, times this, do not set the scale."""
+
 WIDTH, HEIGHT = 560, 230
 LEFT, RIGHT, TOP, BOTTOM = 54, 552, 20, 204
 
@@ -114,6 +118,7 @@ def render_plot(plot: Plot) -> str:
             _x_axis(plot, x_scale),
             _marks(plot, x_scale),
             f'<g clip-path="url(#{clip})">{"".join(drawn)}</g>',
+            _clipped(plot, tops, y_scale),
             '<g class="hover"></g>',
         ]
     )
@@ -136,14 +141,31 @@ def _y_scale(plot: Plot, tops: Sequence[Floats]) -> Scale:
     seen = np.concatenate([np.empty(0), *tops])
     seen = seen[np.isfinite(seen)]
     held = [value for level in plot.levels for _, _, value in level.spans if math.isfinite(value)]
-    if len(seen) > 50 and not plot.stacked:  # a few wild points must not flatten all others; they are clipped
-        seen = np.percentile(seen, [0.5, 99.5])
+    seen = _without_outliers(tops[-1][np.isfinite(tops[-1])] if plot.stacked and tops else seen)
     values = [*seen.tolist(), *held]
     low, high = min(values, default=0.0), max(values, default=1.0)
     if plot.from_zero:
         low, high = 0.0, high if high > 0 else 1.0
     margin = (high - low) * 0.06 or abs(high) * 0.05 or 1.0
     return Scale(0.0 if plot.from_zero else low - margin, high + margin, BOTTOM, TOP)
+
+
+def _without_outliers(values: Floats) -> Floats:
+    """Without the few values that would flatten all others; they are clipped, and the plot says how far they go."""
+    if len(values) < MIN_POINTS_TO_CLIP:
+        return values
+    low, middle, high = np.percentile(values, [5, 50, 95])
+    reach = OUTLIER_REACH * max(high - low, 0.02 * abs(middle))
+    return values[(values >= low - reach) & (values <= high + reach)]
+
+
+def _clipped(plot: Plot, tops: Sequence[Floats], y_scale: Scale) -> str:
+    """How far what is cut off at the top goes."""
+    most = max((float(np.nanmax(top)) for top in tops if np.isfinite(top).any()), default=-math.inf)
+    if most <= y_scale.high:
+        return ""
+    text = escape(f"up to {FORMATS[plot.y_format](most)}")
+    return f'<text class="name" x="{RIGHT}" y="{TOP + 7}" text-anchor="end">\u2191 {text}</text>'
 
 
 def _stack_tops(parts: Sequence[Floats]) -> list[Floats]:

@@ -28,6 +28,9 @@ from headrace.observe.timeline import draw_timeline, timeline_lead
 
 __all__ = ["render_report", "write_report"]
 
+CHANCE = 0.5
+"""AUC of guessing."""
+
 NUM_DECISIONS = 300
 """The newest decisions in the table; all are in decisions.jsonl."""
 
@@ -68,7 +71,7 @@ def render_report(run: RunData, *, made: str) -> str:
         list(plots(run)) for plots in (quality_plots, speed_plots, tuning_plots, pipeline_plots)
     )
     parts = [
-        f'<header><p class="made">headrace run report · {escape(made)}</p><h1>{escape(run.name)}</h1>'
+        f'<header><p class="made">headrace run report · {escape(made)}</p><h1>{escape(_title(run))}</h1>'
         f'<p class="lead">{escape(_headline(run))}</p></header>',
         _tiles(run),
         _section("Quality", _quality_lead(run), _plots(quality)),
@@ -88,7 +91,7 @@ def render_report(run: RunData, *, made: str) -> str:
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(run.name)} · headrace</title><style>{STYLE}</style></head>"
+        f"<title>{escape(_title(run))} · headrace</title><style>{STYLE}</style></head>"
         f"<body><main>{''.join(parts)}</main><script>{SCRIPT}</script></body></html>\n"
     )
 
@@ -106,7 +109,14 @@ def _headline(run: RunData) -> str:
     steps = run.column("step")
     last_step = f"step {np.nanmax(steps):,.0f}" if np.isfinite(steps).any() else f"{len(run):,} records"
     elapsed = format_duration(float(run.time_s[-1])) if len(run) else "no time"
-    return f"{_windows(run)} finished; up to {last_step}, after {elapsed}."
+    text = f"{_windows(run)} finished; up to {last_step}, after {elapsed}."
+    return f"{text} The same again: headrace train {run.name}/config.yaml" if run.config else text
+
+
+def _title(run: RunData) -> str:
+    """The run, its model and its data, as far as the job tells."""
+    model, data = run.job_value("model", "kind"), run.job_value("data", "path")
+    return run.name + (f": {model}" if model else "") + (f" on {data}" if data else "")
 
 
 def _windows(run: RunData) -> str:
@@ -118,19 +128,22 @@ def _tiles(run: RunData) -> str:
     rows = sum(span.value("rows") for span in run.windows if math.isfinite(span.value("rows")))
     rows = max(rows, float(run.rows[-1]) if len(run) else 0.0)
     tiles = [_tile("Rows trained on", format_count(rows), f"in {_windows(run)}")]
-    auc, ne = _final(run, "auc"), _final(run, "ne")
+    auc, ne = _over_run(run, "auc"), _over_run(run, "ne")
+    several = first is not last
     if math.isfinite(auc):
-        gain = auc - first.value("auc") if first and first is not last else math.nan
-        note = f"{gain:+.4f} since first" if math.isfinite(gain) else "progressive"
-        tiles.append(_tile("AUC, last window" if last else "AUC so far", f"{auc:.4f}", note, _mood(gain)))
-        baseline = last.value("baseline_auc") if last else math.nan
+        latest = last.value("auc") if last and several else math.nan
+        note = f"last window {latest:.4f}" if math.isfinite(latest) else "before training on the rows"
+        tiles.append(_tile("AUC, mean of windows" if several else "AUC", f"{auc:.4f}", note))
+        baseline = _over_run(run, "baseline_auc")
         if math.isfinite(baseline):
             above = auc - baseline
-            tiles.append(_tile("Baseline AUC", f"{baseline:.4f}", f"ours {above:+.4f}", _mood(above)))
+            # A column that predicts worse than chance is no bar to clear.
+            note, mood = (f"model {above:+.4f}", _mood(above)) if baseline > CHANCE else ("no better than chance", "")
+            tiles.append(_tile("Baseline AUC", f"{baseline:.4f}", note, mood))
     if math.isfinite(ne):
-        best = last.value("best_ne") if last else math.nan
+        best = _over_run(run, "best_ne")
         note = f"best {best:.4f}" if math.isfinite(best) else "lower is better"
-        tiles.append(_tile("NE, last window" if last else "NE so far", f"{ne:.4f}", note))
+        tiles.append(_tile("NE, mean of windows" if several else "NE", f"{ne:.4f}", note))
     rates = run.column("rows_per_s")
     if np.isfinite(rates).any():
         low, middle, high = np.nanpercentile(rates, [10, 50, 90])
@@ -170,10 +183,13 @@ def _mood(gain: float) -> str:
     return "" if not math.isfinite(gain) or gain == 0 else "good" if gain > 0 else "bad"
 
 
-def _final(run: RunData, key: str) -> float:
-    """A metric of the last window, or before one is finished its last value."""
+def _over_run(run: RunData, key: str) -> float:
+    """The mean of a metric over the windows that have it, by their rows; before one is finished its last value."""
     if run.windows:
-        return run.windows[-1].value(key)
+        found = [(span.value(key), max(span.value("rows"), 1.0)) for span in run.windows]
+        found = [(value, rows) for value, rows in found if math.isfinite(value) and math.isfinite(rows)]
+        total = sum(rows for _, rows in found)
+        return sum(value * rows for value, rows in found) / total if found else math.nan
     values = run.column(key)
     known = values[np.isfinite(values)]
     return float(known[-1]) if len(known) else math.nan
@@ -279,21 +295,33 @@ def _deduplication(run: RunData) -> str:
 
 
 def _decision_table(run: RunData) -> str:
-    shown = run.decisions[-NUM_DECISIONS:]
     numbers = decision_numbers(run)
-    rows = []
-    for place, decision in enumerate(shown, start=len(run.decisions) - len(shown)):
-        change = ", ".join(f"{name} {before} → {after}" for name, (before, after) in decision.change.items())
-        cells = [format_duration(decision.time_s), decision.who, change or "nothing", decision.reason]
-        texts = "".join(f'<td class="text">{escape(cell)}</td>' for cell in cells[1:])
-        number = numbers.get(place, "")
-        rows.append(f"<tr><td>{number}</td><td>{escape(cells[0])}</td>{texts}</tr>")
-    more = f"<span> (the newest {len(shown):,})</span>" if len(shown) < len(run.decisions) else ""
-    head = '<th></th><th>at</th><th class="text">who</th><th class="text">change</th><th class="text">why</th>'
+    changes, looks = [], []
+    for place, decision in enumerate(run.decisions):
+        change = decision.changes("→")
+        cells = [decision.who, *([change] if change else []), decision.reason]
+        texts = "".join(f'<td class="text">{escape(cell)}</td>' for cell in cells)
+        row = f"<td>{escape(format_duration(decision.time_s))}</td>{texts}</tr>"
+        if change:
+            changes.append(f"<tr><td>{numbers[place]}</td>{row}")
+        else:
+            looks.append(f"<tr>{row}")
+    said = '<th>at</th><th class="text">who</th>'
+    why = '<th class="text">why</th>'
+    parts = [("change", f'<th></th>{said}<th class="text">change</th>{why}', changes)] if changes else []
+    parts += [("look that changed nothing", said + why, looks)] if looks else []
+    return "".join(_folded(*part) for part in parts)
+
+
+def _folded(what: str, head: str, rows: list[str]) -> str:
+    """A table that is open if it is short and tells of changes."""
+    shown = rows[-NUM_DECISIONS:]
+    named = what if len(rows) == 1 else what.replace("look ", "looks ") if "look" in what else f"{what}s"
+    more = f"<span> (the newest {len(shown):,})</span>" if len(shown) < len(rows) else ""
+    is_open = " open" if len(shown) <= 12 and "look" not in what else ""
     return (
-        f'<details class="card"{" open" if len(shown) <= 12 else ""}><summary>{len(run.decisions):,} decisions{more}'
-        f'</summary><div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table>'
-        "</div></details>"
+        f'<details class="card"{is_open}><summary>{len(rows):,} {named}{more}</summary><div class="scroll">'
+        f'<table class="log"><thead><tr>{head}</tr></thead><tbody>{"".join(shown)}</tbody></table></div></details>'
     )
 
 

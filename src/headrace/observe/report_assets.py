@@ -72,6 +72,7 @@ svg text {
 .teal { --c: var(--teal); }
 .olive { --c: var(--olive); }
 .grey { --c: var(--grey); }
+.ink { --c: var(--soft); }
 svg .rule { stroke: var(--grid); }
 svg .base { stroke: var(--mark); }
 svg .mark { stroke: var(--mark); stroke-dasharray: 3 3; }
@@ -120,7 +121,18 @@ pre {
   margin: 10px 0 4px;
 }
 footer { color: var(--soft); font-size: 12.5px; margin-top: 36px; }
-@media (max-width: 560px) { main { padding: 20px 12px 40px; } .plot { padding: 10px 8px 6px; } }
+@media (max-width: 560px) {
+  main { padding: 20px 12px 40px; }
+  .plot { padding: 10px 8px 6px; }
+  table { font-size: 12.5px; }
+  th, td { padding: 4px 7px; }
+  .scroll th:first-child, .scroll td:first-child { position: sticky; left: 0; background: var(--card); }
+  table.log, .log tbody, .log tr, .log td { display: block; text-align: left; }
+  .log thead { display: none; }
+  .log tr { padding: 6px 0; border-bottom: 1px solid var(--grid); }
+  .log td { border: 0; padding: 1px 2px; white-space: normal; overflow-wrap: anywhere; }
+  .log td:empty { display: none; }
+}
 @media print {
   :root { --page: #fff; }
   body { font-size: 12px; }

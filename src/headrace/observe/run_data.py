@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
 from numpy.typing import NDArray
 
+from headrace.bounded_yaml import BoundedLoader
 from headrace.errors import ConfigError
 from headrace.observe.decisions import Decision, read_decisions
 from headrace.observe.jsonl import read_jsonl
@@ -109,6 +111,16 @@ class RunData:
         """What is nested in a part of the records: `names_below("seconds")` may give ["wait", "forward"]."""
         found = (name[len(prefix) + 1 :].split(".")[0] for name in self.columns if name.startswith(prefix + "."))
         return list(dict.fromkeys(found))
+
+    def job_value(self, *keys: str) -> str:
+        """A value of the job by its keys; empty if the job does not say."""
+        try:
+            value: Any = yaml.load(self.config, BoundedLoader)
+        except yaml.YAMLError:
+            return ""
+        for key in keys:
+            value = value.get(key) if isinstance(value, Mapping) else None
+        return str(value) if isinstance(value, str | int | float) else ""
 
     def since_last(self, values: Floats) -> Floats:
         """How much a growing column grew since the record before; NaN where it did not grow."""

@@ -28,7 +28,6 @@ TITLES = [
     "Where a step&#x27;s time goes",
     "Workers",
     "CPUs at work",
-    "Throughput",
     "Memory against its limits",
     "Queue depth",
     "Bytes in flight",
@@ -115,6 +114,70 @@ def test_the_tuning_plots_show_a_resize_the_limits_and_each_change_by_its_number
     assert said == ["1: tuner: read.workers 1 -> 2: the trainer waits 48 % of its time and read is busy 97 %"]
     assert "<tr><td>1</td>" in page  # and the same number in the table of decisions
     assert "The tuner changed something 1 time." in page
+
+
+def text_of(page: str) -> str:
+    return re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", re.sub(r"<(script|style).*?</\1>", "", page, flags=re.S)))
+
+
+def test_the_page_is_titled_by_run_model_and_data_and_says_how_to_repeat_it(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run", num_steps=60)
+    (folder / "config.yaml").write_text("data: {path: logs/2026}\nmodel: {kind: dcnv2}\n")
+    page = report_of(folder)
+    assert "<title>run: dcnv2 on logs/2026 · headrace</title>" in page
+    assert "The same again: headrace train run/config.yaml" in page
+    (folder / "config.yaml").write_text("[")
+    assert "<title>run · headrace</title>" in report_of(folder)
+
+
+def test_tiles_are_about_the_run_weighted_by_the_rows_of_its_windows(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    windows = [
+        {"kind": "window", "window": "a", "rows": 900, "auc": 0.7, "ne": 0.9, "baseline_auc": 0.3},
+        {"kind": "window", "window": "b", "rows": 100, "auc": 0.6, "ne": 1.0, "baseline_auc": 0.2},
+    ]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(window) + "\n" for window in windows))
+    text = text_of(report_of(folder))
+    assert "AUC, mean of windows 0.6900 last window 0.6000" in text
+    assert "NE, mean of windows 0.9100" in text
+    assert "Baseline AUC 0.2900 no better than chance" in text  # and no gain over it in green
+    assert "+0.4" not in text
+
+
+def test_looks_that_changed_nothing_lie_folded_beside_the_changes_with_bytes_in_their_unit(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run", num_steps=60)
+    look = {"time_s": 1.0, "who": "tuner", "change": {}, "reason": "nothing, because it is fed", "snapshot": {}}
+    change = look | {"change": {"memory": [67108864, 134217728]}, "reason": "there is memory"}
+    (folder / "decisions.jsonl").write_text("".join(json.dumps(each) + "\n" for each in [look] * 120 + [change]))
+    page = report_of(folder)
+    changes, looks = page.split("looks that changed nothing")
+    assert "memory 64 MiB → 128 MiB" in changes
+    assert "67108864" not in page
+    assert changes.count("nothing, because it is fed") == 0
+    assert looks.count("nothing, because it is fed") == 120
+    assert "120 looks that changed nothing" in page
+    assert "1 change<" in page
+
+
+def test_cpus_at_work_count_the_trainer_too(tmp_path: Path) -> None:
+    page = report_of(write_run(tmp_path / "run", num_steps=60))
+    blocks = [json.loads(text) for text in re.findall(r'application/json">(.*?)</script>', page)]
+    names = [series["n"] for series in blocks[TITLES.index("CPUs at work")]["s"]]
+    assert "trainer" in names
+
+
+@pytest.mark.parametrize("stacked", [False, True])
+@pytest.mark.parametrize("num_points", [12, 400])
+def test_one_outlier_does_not_flatten_a_plot_and_is_told(stacked: bool, num_points: int) -> None:
+    values = np.linspace(90.0, 110.0, num_points)
+    values[num_points // 2] = 50_000.0
+    plot = Plot("Rate", "", np.arange(float(num_points)), "time", (Series("rows", values, "blue"),), stacked=stacked,
+                y_format="count", from_zero=True)  # fmt: skip
+    svg = render_plot(plot)
+    ticks = [float(text) for text in re.findall(r'text-anchor="end">([\d.]+)</text>', svg)]
+    assert max(ticks) < 200
+    assert "up to " in svg
 
 
 def test_names_from_the_data_cannot_become_markup(tmp_path: Path) -> None:
