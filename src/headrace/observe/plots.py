@@ -156,7 +156,8 @@ def _without_outliers(values: Floats) -> Floats:
         return values
     low, middle, high = np.percentile(values, [5, 50, 95])
     reach = OUTLIER_REACH * max(high - low, 0.02 * abs(middle))
-    return values[(values >= low - reach) & (values <= high + reach)]
+    within: Floats = values[(values >= low - reach) & (values <= high + reach)]
+    return within
 
 
 def _clipped(plot: Plot, tops: Sequence[Floats], y_scale: Scale) -> str:

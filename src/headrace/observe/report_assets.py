@@ -105,10 +105,10 @@ svg .hover circle { fill: var(--c); stroke: var(--card); stroke-width: 1.5; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; width: 100%; font-size: 13.5px; font-variant-numeric: tabular-nums; }
 th {
-  text-align: right; font-weight: 560; color: var(--soft); padding: 4px 12px 6px;
+  text-align: right; font-weight: 560; color: var(--soft); padding: 4px 9px 6px;
   border-bottom: 1px solid var(--line); white-space: nowrap;
 }
-td { text-align: right; padding: 4px 12px; border-bottom: 1px solid var(--grid); white-space: nowrap; }
+td { text-align: right; padding: 4px 9px; border-bottom: 1px solid var(--grid); white-space: nowrap; }
 th:first-child, td:first-child { text-align: left; padding-left: 2px; }
 td.text, th.text { text-align: left; white-space: normal; }
 tr:last-child td { border-bottom: 0; }
