@@ -271,12 +271,13 @@ def _window_table(windows: Iterable[WindowSpan]) -> str:
     body = []
     for span in windows:
         cells = [f"<td>{escape(span.name)}</td>"]
-        for key, _, write in columns:
+        for key, title, write in columns:
             value = span.value(key)
             bad = ' class="bad"' if key in ("dropped", "quarantined") and value > 0 else ""
-            cells.append(f"<td{bad}>{write(value) if math.isfinite(value) else '-'}</td>")
+            cells.append(f'<td{bad} data-label="{title}">{write(value) if math.isfinite(value) else "-"}</td>')
         body.append(f"<tr>{''.join(cells)}</tr>")
-    table = f"<table><thead><tr><th>window</th>{head}</tr></thead><tbody>{''.join(body)}</tbody></table>"
+    head = f"<thead><tr><th>window</th>{head}</tr></thead>"
+    table = f'<table class="log windows">{head}<tbody>{"".join(body)}</tbody></table>'
     if len(windows) <= 24:
         return f'<div class="card scroll">{table}</div>'
     return f'<details class="card"><summary>{len(windows)} windows</summary><div class="scroll">{table}</div></details>'

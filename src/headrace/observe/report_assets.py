@@ -132,6 +132,9 @@ footer { color: var(--soft); font-size: 12.5px; margin-top: 36px; }
   .log tr { padding: 6px 0; border-bottom: 1px solid var(--grid); }
   .log td { border: 0; padding: 1px 2px; white-space: normal; overflow-wrap: anywhere; }
   .log td:empty { display: none; }
+  .windows td { display: flex; justify-content: space-between; }
+  .windows td:first-child { font-weight: 560; }
+  .windows td::before { content: attr(data-label); color: var(--soft); }
 }
 @media print {
   :root { --page: #fff; }
