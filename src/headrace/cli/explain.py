@@ -18,7 +18,7 @@ def explain(
         typer.Option(help="Write the latest scheduled steps there, for about:tracing or Perfetto."),
     ] = None,
 ) -> None:
-    """Say where a run's time went, what limits its pipeline, and what the tuner did and why.
+    """Say where a run's time went, what limits it over all its windows, and what the tuner did and why.
 
     Example: headrace explain demo-run/run
     """
@@ -27,6 +27,7 @@ def explain(
     from headrace.cli.tables import text_table
     from headrace.observe.deduplication import deduplication_rows
     from headrace.observe.run_data import RunData
+    from headrace.tuning.run_limit import limit_of_run
 
     data = RunData.read(run)
     if trace is not None:
@@ -42,9 +43,14 @@ def explain(
     saved = deduplication_rows(data)
     if saved:
         typer.echo("\n" + text_table(["deduplication", "of plain rows", "done", "factor"], saved))
-    found = [decision for decision in data.decisions if decision.who == "explain"]
+    found = [decision.snapshot for decision in data.decisions if decision.who == "explain"]
     if found:
-        typer.echo(f"\n{found[-1].snapshot['text']}")
+        limit = limit_of_run(found) if "starved_s" in found[-1] else None  # an older run's do not tell their time
+        example = found[-1] if limit is None else limit.example
+        if limit is not None:
+            typer.echo(f"\n{limit}")
+        if example is not None:
+            typer.echo(f"\n{example['text']}")
     decisions = [decision for decision in data.decisions if decision.who != "explain"]
     if decisions:
         typer.echo(f"\ndecisions, the newest {min(NUM_DECISIONS, len(decisions))} of {len(decisions)}:")

@@ -6,6 +6,8 @@ counting costs additions and a reading is never a mean over the whole life of a 
 
 from __future__ import annotations
 
+import math
+import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
@@ -116,6 +118,8 @@ class PipelineCounters:
         budget_bytes: What may be charged; 0 without a ledger.
         num_threads: Worker threads that run stages at once.
         process_groups: Groups whose stages run in worker processes.
+        process_cpu_s: CPU seconds of this process, all threads.
+        reads_storage: Whether the source reads files or the like; one in memory does not.
     """
 
     window_s: float
@@ -126,6 +130,8 @@ class PipelineCounters:
     budget_bytes: int = 0
     num_threads: int = 0
     process_groups: tuple[str, ...] = ()
+    process_cpu_s: float = 0.0
+    reads_storage: bool = True
 
     def to_dict(self) -> dict[str, Any]:
         """As plain values."""
@@ -157,17 +163,20 @@ class Recorder:
     Attributes:
         names: Stage names, from the source on.
         clock: Monotonic seconds.
+        cpu_clock: CPU seconds of the process.
     """
 
     names: Sequence[str]
     clock: Callable[[], float]
+    cpu_clock: Callable[[], float] = time.process_time
     stages: dict[str, StageTotals] = field(init=False)
     consumer: _ConsumerTotals = field(default_factory=_ConsumerTotals)
     _copies: deque[tuple[float, tuple[tuple[Any, ...], ...]]] = field(init=False)
 
     def __post_init__(self) -> None:
         self.stages = {name: StageTotals() for name in self.names}
-        self._copies = deque([(self.clock(), self._copy())], maxlen=NUM_SNAPSHOTS)
+        self._first = (self.clock(), self._copy())
+        self._copies = deque([self._first], maxlen=NUM_SNAPSHOTS)
         self._next_copy = self._copies[0][0] + SNAPSHOT_EVERY_S
 
     def tick(self, now: float) -> None:
@@ -186,14 +195,17 @@ class Recorder:
     def read(
         self, window_s: float, groups: Mapping[str, GroupNow]
     ) -> tuple[float, dict[str, StageReading], ConsumerReading]:
-        """Seconds covered, readings of the stages and of the consumer over about the last `window_s` seconds."""
+        """Seconds covered, readings of the stages and of the consumer.
+
+        Args:
+            window_s: About the last so many seconds, a minute at most; infinity for all since the pipeline was opened.
+            groups: The workers and queues now.
+        """
         now = self.clock()
-        start, then = next(
-            ((time, copy) for time, copy in reversed(self._copies) if time <= now - window_s), self._copies[0]
-        )
+        start, then = self._begin(now, window_s)
         current = self._copy()
         consumer: tuple[Any, ...]
-        *stages, consumer = (
+        *stages, consumer, _ = (
             tuple(after - before for after, before in zip(late, early, strict=True))
             for late, early in zip(current, then, strict=True)
         )
@@ -206,8 +218,18 @@ class Recorder:
             readings[name] = StageReading(*parts)
         return now - start, readings, ConsumerReading(*consumer)
 
+    def process_cpu_s(self, window_s: float) -> float:
+        """CPU seconds that all threads of this process took over the same window."""
+        _, then = self._begin(self.clock(), window_s)
+        return float(self.cpu_clock() - then[-1][0])
+
+    def _begin(self, now: float, window_s: float) -> tuple[float, tuple[tuple[Any, ...], ...]]:
+        """When a window began, and the totals then."""
+        oldest = self._first if math.isinf(window_s) else self._copies[0]
+        return next(((at, copy) for at, copy in reversed(self._copies) if at <= now - window_s), oldest)
+
     def _copy(self) -> tuple[tuple[Any, ...], ...]:
-        return (*(_values(totals) for totals in self.stages.values()), _values(self.consumer))
+        return (*(_values(totals) for totals in self.stages.values()), _values(self.consumer), (self.cpu_clock(),))
 
 
 def count_waits(

@@ -39,7 +39,7 @@ class Explanation:
     """What limits a pipeline.
 
     Attributes:
-        limit: "consumer", "memory", "CPUs", "overhead", "GIL", "storage" or "workers".
+        limit: "consumer", "memory", "CPUs", "overhead", "GIL", "storage", "waiting" or "workers".
         stage: The stage that gives the least; the one to look at unless the limit is the consumer.
         rate_per_s: Batches delivered a second.
         consumer_per_s: Batches the trainer could take a second, from its own time between requests.
@@ -49,6 +49,8 @@ class Explanation:
         help: One sentence: what would help.
         stages: All stages, from the source on.
         tuner: What the tuner did last, and why; empty without one.
+        consumer_s: Seconds that the trainer worked in the time explained.
+        starved_s: Seconds that it waited for batches.
     """
 
     limit: str
@@ -61,6 +63,8 @@ class Explanation:
     help: str = ""
     stages: tuple[StageShare, ...] = ()
     tuner: str = ""
+    consumer_s: float = 0.0
+    starved_s: float = 0.0
 
     def __str__(self) -> str:
         takes = "takes them at once" if math.isinf(self.consumer_per_s) else f"could take {_rate(self.consumer_per_s)}"

@@ -19,6 +19,7 @@ from headrace.pipeline.graph import Pipeline
 from headrace.pipeline.options import Group, OpenOptions, make_groups
 from headrace.pipeline.runners import ThreadRunner
 from headrace.pipeline.snapshot import Position
+from headrace.pipeline.sources import reads_storage
 from headrace.pipeline.tunables import Tunable
 
 __all__ = ["InlineFeed"]
@@ -54,7 +55,11 @@ class InlineFeed:
         groups = {"source": GroupNow("source", 1, 0, 0)}
         for group in self._groups:
             groups |= {stage.name: GroupNow(group.name, 1, 0, 0) for stage in group.stages}
-        return PipelineCounters(*self.recorder.read(window_s, groups))
+        return PipelineCounters(
+            *self.recorder.read(window_s, groups),
+            process_cpu_s=self.recorder.process_cpu_s(window_s),
+            reads_storage=reads_storage(self._source),
+        )
 
     def close(self) -> None:
         """Stop reading."""

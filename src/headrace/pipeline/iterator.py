@@ -108,7 +108,7 @@ class BatchIterator:
         return account
 
     def counters(self, window_s: float = 5.0) -> PipelineCounters:
-        """What the stages did over about the last `window_s` seconds (at most a minute)."""
+        """What the stages did over about the last `window_s` seconds: a minute at most, or infinity for all of them."""
         return self._feed.counters(window_s)
 
     @property

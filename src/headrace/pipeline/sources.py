@@ -9,12 +9,18 @@ import numpy as np
 import pyarrow as pa
 
 from headrace.errors import ConfigError, DataError
-from headrace.logs.pieces import ROW_ID, Piece
+from headrace.logs import ArrowSource
+from headrace.logs.pieces import ROW_ID, Piece, Source
 
-__all__ = ["IterableSource", "TableSource", "to_record_batch"]
+__all__ = ["IterableSource", "TableSource", "reads_storage", "to_record_batch"]
 
 PIECE_ROWS = 65_536
 """Rows of a piece of a table: 10 MB of click logs (26 ids, 13 numbers), small enough to spread over workers."""
+
+
+def reads_storage(source: Source) -> bool:
+    """Whether reading a source may wait for storage or a network: not where its rows lie in memory."""
+    return not isinstance(source, TableSource | ArrowSource)
 
 
 class TableSource:

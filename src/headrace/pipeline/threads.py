@@ -27,11 +27,15 @@ from headrace.pipeline.lanes import Work
 from headrace.pipeline.options import OpenOptions, make_groups
 from headrace.pipeline.runners import make_runner
 from headrace.pipeline.snapshot import Position
+from headrace.pipeline.sources import reads_storage
 from headrace.pipeline.stuck import stack_of, stuck_error
 from headrace.pipeline.tunables import Tunable
 from headrace.pipeline.watchdog import MemoryWatchdog
 
-__all__ = ["ThreadFeed"]
+__all__ = ["WORKER_NAME", "ThreadFeed"]
+
+WORKER_NAME = "headrace-worker"
+"""Name of the threads that run stages."""
 
 logger = logging.getLogger(__name__)
 
@@ -128,6 +132,8 @@ class ThreadFeed:
                 budget_bytes=ledger.budget_bytes,
                 num_threads=state.num_workers,
                 process_groups=tuple(group.name for group in self._groups if group.executor == "process"),
+                process_cpu_s=self.recorder.process_cpu_s(window_s),
+                reads_storage=reads_storage(self._source),
             )
 
     def close(self) -> None:
@@ -250,7 +256,7 @@ class ThreadFeed:
         if self._num_idle:
             self._work_ready.notify()
             return
-        thread = threading.Thread(target=self._work_loop, name="headrace-worker", daemon=True)
+        thread = threading.Thread(target=self._work_loop, name=WORKER_NAME, daemon=True)
         self._threads.add(thread)
         thread.start()
 

@@ -312,7 +312,9 @@ class Trainer:
             found = batches.explain()
         except ConfigError:
             return
-        self._decisions.record("explain", {}, f"{what}: {found.reason}", {**asdict(found), "text": str(found)})
+        self._decisions.record(
+            "explain", {}, f"{what}: {found.reason}", {**asdict(found), "text": str(found), "ended": True}
+        )
 
     def _result(self, name: str, best_ne: float | None) -> WindowResult:
         state = self.state

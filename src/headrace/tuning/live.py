@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import math
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -12,6 +12,7 @@ from itertools import groupby
 import psutil
 
 from headrace.pipeline.counters import PipelineCounters, StageReading
+from headrace.pipeline.threads import WORKER_NAME
 from headrace.pipeline.tuners import Tunables
 from headrace.resources import Resources, effective_resources
 from headrace.tuning.machine import cpu_hz, memory_bytes_per_s
@@ -21,8 +22,6 @@ from headrace.tuning.space import Space
 __all__ = ["LiveJob", "observation_of"]
 
 
-LOOK_S = 20.0
-"""Seconds to explain a pipeline from: long enough for slow batches, short enough to be about now."""
 NUM_NAPS = 5
 NUM_NAPS_WHEN_ASKED = 15
 """A single look has no other windows to be averaged with."""
@@ -48,13 +47,13 @@ def _queued_s() -> float:
     return _read_queued_s("/proc/thread-self/schedstat")
 
 
-def _queued_by_thread() -> dict[str, float]:
-    """The same for every thread of this process; 20 us each."""
-    try:
-        threads = os.listdir("/proc/self/task")
-    except OSError:
-        return {}
-    return {thread: _read_queued_s(f"/proc/self/task/{thread}/schedstat") for thread in threads}
+def _queued_by_worker() -> dict[int, float]:
+    """The same for every thread that runs stages, since it began; 20 us each.
+
+    Threads of the training step are left out: their waiting for a CPU says nothing about a stage.
+    """
+    ids = [thread.native_id for thread in threading.enumerate() if thread.name == WORKER_NAME]
+    return {number: _read_queued_s(f"/proc/self/task/{number}/schedstat") for number in ids if number is not None}
 
 
 def _read_queued_s(path: str) -> float:
@@ -90,7 +89,7 @@ class LiveJob:
         self._resources = resources
         self._process = psutil.Process()
         self._began = self._last = time.monotonic()
-        self._queued_s: dict[str, float] = {}
+        self._queued_s: dict[int, float] = {}
 
     @property
     def space(self) -> Space:
@@ -101,14 +100,15 @@ class LiveJob:
         """About the window since the last call; the engine copies its totals four times a second."""
         now = time.monotonic()
         window_s, self._last = now - self._last, now
-        before, self._queued_s = self._queued_s, _queued_by_thread()
+        before, self._queued_s = self._queued_s, _queued_by_worker()
         queued_s = sum(seconds - before.get(thread, 0.0) for thread, seconds in self._queued_s.items())
         busy_ratio = psutil.cpu_percent(interval=None) / 100.0
-        return self._observe(self._batches.counters(window_s), busy_ratio, queued_s if before else 0.0)
+        return self._observe(self._batches.counters(window_s), busy_ratio, queued_s)
 
-    def look(self, window_s: float = LOOK_S) -> Observation:
-        """About the last seconds, without beginning a new window."""
-        return self._observe(self._batches.counters(window_s), num_naps=NUM_NAPS_WHEN_ASKED)
+    def look(self) -> Observation:
+        """About all the time since the pipeline was opened, without beginning a new window."""
+        queued_s = sum(_queued_by_worker().values())
+        return self._observe(self._batches.counters(math.inf), queued_s=queued_s, num_naps=NUM_NAPS_WHEN_ASKED)
 
     def _observe(
         self,
@@ -163,16 +163,21 @@ def observation_of(
         resources: CPUs and memory.
         time_s: Seconds since the job began.
         memory_used_bytes: Resident memory of the process.
-        machine_busy_ratio: Share of all CPUs that is busy with anything.
-        queued_s: Seconds threads of this process were ready without a CPU.
+        machine_busy_ratio: Share of all CPUs that is busy with anything, as far as it is known; the CPU time of this
+            process, of the CPUs it may use, is a lower bound.
+        queued_s: Seconds threads that run stages were ready without a CPU.
         gil_wait_s: What a thread waits for Python's lock.
     """
     groups = groupby(counters.stages.values(), key=lambda reading: reading.group)
+    stages = [_stage(name, list(readings), name in counters.process_groups) for name, readings in groups]
+    if stages:
+        stages[0] = replace(stages[0], reads=counters.reads_storage)
     consumer = counters.consumer
+    available_s = max(resources.cpus.count * counters.window_s, 1e-9)
     return Observation(
         time_s=time_s,
         window_s=counters.window_s,
-        stages=tuple(_stage(name, list(readings), name in counters.process_groups) for name, readings in groups),
+        stages=tuple(stages),
         values=dict(values),
         delivered=consumer.num_batches,
         consumer_s=consumer.busy_s,
@@ -180,7 +185,7 @@ def observation_of(
         cpus=resources.cpus.count,
         memory_limit_bytes=resources.memory.limit_bytes,
         memory_used_bytes=memory_used_bytes,
-        machine_busy_ratio=machine_busy_ratio,
+        machine_busy_ratio=max(machine_busy_ratio, min(counters.process_cpu_s / available_s, 1.0)),
         budget_bytes=counters.budget_bytes,
         in_flight_bytes=counters.bytes_in_flight,
         queued_s=queued_s,

@@ -6,13 +6,13 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any, Protocol, Self
 
 from headrace.errors import ConfigError
 from headrace.pipeline.explanation import Explanation
 from headrace.tuning.adapter import Job
-from headrace.tuning.explaining import explain
+from headrace.tuning.explaining import explain, total
 from headrace.tuning.guard import Guard
 from headrace.tuning.live import LiveJob
 from headrace.tuning.observation import Observation
@@ -23,7 +23,7 @@ __all__ = ["Recorder", "Tuner"]
 WINDOW_S = 1.0
 """Seconds between decisions: the engine's totals are a quarter second old at most, which is then little."""
 NUM_KEPT = 10
-"""Windows kept to explain from."""
+"""Windows kept to predict gains from."""
 EXPLAIN_EVERY_S = 30.0
 """What limits the job is looked up this often, and written down if it has changed ..."""
 EXPLAIN_AGAIN_S = 300.0
@@ -74,6 +74,7 @@ class Tuner:
         self._guard = Guard(job.space)
         self._last_reason, self._last_change = "", (0.0, "")
         self._seen: deque[Observation] = deque(maxlen=NUM_KEPT)
+        self._whole: Observation | None = None
         self._cpu_s, self._began = 0.0, time.monotonic()
         self._explained_s, self._written_s, self._limit = self._began, -EXPLAIN_AGAIN_S, ("", "")
         self._stop = threading.Event()
@@ -88,15 +89,19 @@ class Tuner:
         return self._cpu_s / max(time.monotonic() - self._began, 1e-9)
 
     def explain(self) -> Explanation:
-        """What limits the job, from the last windows.
+        """What limits the job since it began; gains are those of the last windows.
 
         Raises:
-            ConfigError: Not every stage has finished something yet.
+            ConfigError: Nothing has been delivered yet.
         """
-        seen = list(self._seen)
-        if not seen and isinstance(self._job, LiveJob):
-            seen = [self._job.look()]
-        return explain(seen, self._job.space, tuner=self._did())
+        seen, whole = list(self._seen), self._whole
+        if isinstance(self._job, LiveJob):
+            whole = self._job.look()
+            if seen:  # the windows know more of the machine than a single look
+                lately = total(seen)
+                busy_ratio = max(whole.machine_busy_ratio, lately.machine_busy_ratio)
+                whole = replace(whole, machine_busy_ratio=busy_ratio, gil_wait_s=lately.gil_wait_s)
+        return explain(seen, self._job.space, whole=whole, tuner=self._did())
 
     def close(self) -> None:
         """Stop tuning; the last setting stays. Safe to call twice."""
@@ -124,6 +129,7 @@ class Tuner:
                 observation = self._job.observe()
                 if observation.window_s > 0:
                     self._seen.append(observation)
+                    self._whole = observation if self._whole is None else total([self._whole, observation])
                     self._carry_out(observation, self._guard.check(observation, self._policy.decide(observation)))
                     self._explain_now_and_then()
             except Exception as error:

@@ -26,6 +26,7 @@ class StageObservation:
         queue_depth: Elements ready for the next stage, now.
         visit_ratio: Services for each element delivered to the consumer; 0 while unknown.
         in_processes: Whether its workers are processes.
+        reads: Whether it reads from storage or a network; None to go by its place: the first stage does.
     """
 
     name: str
@@ -40,6 +41,7 @@ class StageObservation:
     queue_depth: int = 0
     visit_ratio: float = 1.0
     in_processes: bool = False
+    reads: bool | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +62,7 @@ class Observation:
         machine_busy_ratio: Share of all CPUs that is busy with anything, other processes included; 0 if unknown.
         budget_bytes: What elements in flight may hold, the ledger's budget; 0 if there is none.
         in_flight_bytes: What they hold now.
-        queued_s: Seconds in the window that threads of this process were ready without a CPU; 0 if unknown.
+        queued_s: Seconds in the window that the threads of stages were ready without a CPU; 0 if unknown.
         gil_wait_s: Mean seconds a thread that wakes up waits for Python's lock; 0 if unknown.
         memory_bytes_per_s: Memory bandwidth, measured once at the start; only InTune's state has it.
         cpu_hz: Clock of the CPUs; only InTune's state has it.

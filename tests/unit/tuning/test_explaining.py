@@ -103,7 +103,7 @@ def test_threads_that_share_the_interpreter_are_told_apart_from_slow_storage() -
     job.apply({workers_of("map"): 4})
     job.run(30)
     seen = job.observe()
-    assert explain([seen], job.space).limit == "storage"
+    assert explain([seen], job.space).limit == "waiting"
     found = explain([replace(seen, gil_wait_s=0.02)], job.space)
     assert (found.limit, found.worker_gain) == ("GIL", 0.0)
     assert "a thread waits 20 ms" in found.reason

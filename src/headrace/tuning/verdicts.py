@@ -1,0 +1,306 @@
+"""The verdicts of `explain`, as rules over one observation: the first that applies is what limits a pipeline."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from headrace.resources import format_bytes
+from headrace.tuning.observation import Observation, StageObservation
+from headrace.tuning.space import PREFETCH, THREADS
+
+__all__ = ["FED", "LIMITS", "Verdict", "judge"]
+
+FED = 0.1
+"""A trainer that waits for less than this share of the time is the limit itself: it could gain a ninth at most."""
+BUSY = 0.9
+"""CPUs busier than this limit the pipeline; what is left is lost between services."""
+FULL = 0.8
+"""Memory fuller than this holds workers back."""
+HELD = 0.3
+"""A stage that is held back for memory for more than this share of the time is limited by it."""
+BLOCKING = 0.5
+"""A stage that spends more than this share of its services without a CPU waits for something."""
+AT_WORK = 0.5
+"""More workers help a stage whose workers are at work for more than this share of the time."""
+IDLE = 0.3
+SHORT_S = 1e-3
+"""Workers busy for less than that share, with work shorter than this, wait for each other: handing an element over
+takes some 0.1 ms."""
+QUEUED, MOSTLY_QUEUED = 0.25, 0.5
+"""On a busy machine, where this share of the blocked time is waiting for a CPU, nothing else needs to be looked for;
+on any machine, where that share is."""
+GIL_WAIT_S = 2e-3
+"""A thread that waits longer than this for Python's lock shares it with others that hold it all the time."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What limits a pipeline.
+
+    Attributes:
+        limit: One of `LIMITS`.
+        reason: One sentence.
+        help: One sentence: what would help.
+        stage: The stage meant, by its number; None for the slowest.
+    """
+
+    limit: str
+    reason: str
+    help: str
+    stage: int | None = None
+
+
+@dataclass(frozen=True)
+class _Facts:
+    """What the rules look at.
+
+    Attributes:
+        seen: The pipeline over the time that is judged.
+        slowest: Number of the stage whose workers could give the fewest batches.
+    """
+
+    seen: Observation
+    slowest: int
+
+    @property
+    def stage(self) -> StageObservation:
+        """The slowest stage."""
+        return self.seen.stages[self.slowest]
+
+    @property
+    def starved_ratio(self) -> float:
+        """Share of its time that the trainer waits for batches."""
+        return self.seen.starved_s / max(self.seen.starved_s + self.seen.consumer_s, 1e-9)
+
+    @property
+    def busy_ratio(self) -> float:
+        """Share of the CPUs that the stages keep busy."""
+        busy_s = sum(stage.busy_s for stage in self.seen.stages)
+        return busy_s / max(self.seen.cpus * self.seen.window_s, 1e-9)
+
+    @property
+    def blocked_s(self) -> float:
+        """Seconds that services in threads spent without a CPU."""
+        return sum(_blocked_s(stage) for stage in self.seen.stages if not stage.in_processes)
+
+    @property
+    def queued_ratio(self) -> float:
+        """Share of that time in which the threads were ready to run; 0 if the system does not say."""
+        return min(self.seen.queued_s / self.blocked_s, 1.0) if self.blocked_s > 0 else 0.0
+
+    @property
+    def waiting_ratio(self) -> float:
+        """Share of the slowest stage's services that is waiting for something else than a CPU."""
+        queued = 0.0 if self.stage.in_processes else self.queued_ratio
+        return _blocked_s(self.stage) * (1.0 - queued) / max(self.stage.wall_s, 1e-12)
+
+    @property
+    def at_work_ratio(self) -> float:
+        """Share of their time that all workers together are at work; of the threads' time where they share threads."""
+        workers = sum(stage.workers for stage in self.seen.stages)
+        threads = min(self.seen.values.get(THREADS, workers), workers)
+        return sum(stage.wall_s for stage in self.seen.stages) / max(threads * self.seen.window_s, 1e-9)
+
+
+def judge(seen: Observation, slowest: int) -> Verdict:
+    """What limits a pipeline.
+
+    Args:
+        seen: The pipeline over the time that is judged.
+        slowest: Number of the stage whose workers could give the fewest batches.
+    """
+    facts = _Facts(seen, slowest)
+    return next(verdict for rule in _RULES if (verdict := rule(facts)) is not None)
+
+
+def _consumer(facts: _Facts) -> Verdict | None:
+    if facts.seen.consumer_s <= 0 or facts.starved_ratio >= FED:
+        return None
+    return Verdict(
+        "consumer",
+        f"the trainer waits for batches {facts.starved_ratio:.1%} of the time: it is the limit itself",
+        "a faster training step; a faster pipeline gains next to nothing",
+    )
+
+
+def _memory(facts: _Facts) -> Verdict | None:
+    """Memory of the process, or the budget for elements in flight."""
+    seen = facts.seen
+    held = max(range(len(seen.stages)), key=lambda number: seen.stages[number].wait_memory_s)
+    if seen.memory_ratio > FULL:
+        return Verdict(
+            "memory",
+            f"{seen.memory_ratio:.0%} of the memory this process may use is in use, so work is held back",
+            "smaller batches, fewer workers, or a larger memory limit",
+            held,
+        )
+    stage = seen.stages[held]
+    waits = min(stage.wait_memory_s / max(seen.window_s, 1e-9), 1.0)
+    if waits <= HELD or not math.isfinite(seen.budget_bytes):
+        return None
+    return Verdict(
+        "memory",
+        f"{stage.name} waits {waits:.0%} of the time for room in the memory budget of "
+        f"{format_bytes(int(seen.budget_bytes))}, of which {format_bytes(int(seen.in_flight_bytes))} are in use",
+        "a larger memory_bytes, smaller batches or shuffle blocks"
+        + (", less prefetch" if seen.values.get(PREFETCH, 0) > 2 else ""),
+        held,
+    )
+
+
+def _cpus(facts: _Facts) -> Verdict | None:
+    """The CPUs: the pipeline keeps them busy itself, or its threads wait for one while others do."""
+    seen, cpus = facts.seen, _count_cpus(facts.seen.cpus)
+    if facts.busy_ratio > BUSY:
+        heaviest = max(seen.stages, key=lambda stage: stage.busy_s)
+        share = heaviest.busy_s / max(sum(stage.busy_s for stage in seen.stages), 1e-9)
+        return Verdict(
+            "CPUs",
+            f"the pipeline keeps the {cpus} {min(facts.busy_ratio, 1.0):.0%} busy",
+            f"more CPUs, or less work a batch: {heaviest.name} takes {share:.0%} of the pipeline's CPU time",
+        )
+    less = "less other work on the machine, the trainer's own threads included; more CPUs"
+    in_processes_s = sum(stage.wall_s for stage in seen.stages if stage.in_processes)
+    hardly_queued = 0.0 < facts.queued_ratio < QUEUED and in_processes_s < facts.blocked_s
+    if seen.machine_busy_ratio > BUSY and not hardly_queued:
+        return Verdict(
+            "CPUs",
+            f"the machine is {seen.machine_busy_ratio:.0%} busy, other work included; the pipeline has "
+            f"{facts.busy_ratio:.0%} of the {cpus}",
+            less,
+        )
+    blocked = _blocked_s(facts.stage) / max(facts.stage.wall_s, 1e-12)
+    if blocked > BLOCKING and facts.queued_ratio > MOSTLY_QUEUED and not facts.stage.in_processes:
+        return Verdict(
+            "CPUs",
+            f"threads of the pipeline wait for a CPU {facts.queued_ratio:.0%} of the time in which they have none; the "
+            f"pipeline has {facts.busy_ratio:.0%} of the {cpus}",
+            less,
+        )
+    return None
+
+
+def _short_services(facts: _Facts) -> Verdict | None:
+    longest_s = max(stage.wall_s / max(stage.services, 1) for stage in facts.seen.stages)
+    if longest_s >= SHORT_S or facts.at_work_ratio >= IDLE:
+        return None
+    return Verdict(
+        "overhead",
+        f"the stages are idle {1.0 - facts.at_work_ratio:.0%} of the time, for their work is shorter than handing an "
+        "element from one to the next",
+        "larger batches",
+    )
+
+
+def _idle(facts: _Facts) -> Verdict | None:
+    """No stage is at work often enough to be the limit."""
+    at_work = max(_at_work_ratio(stage, facts.seen.window_s) for stage in facts.seen.stages)
+    if at_work >= IDLE or facts.at_work_ratio >= IDLE:
+        return None
+    return _overhead(facts)
+
+
+def _lock(facts: _Facts) -> Verdict | None:
+    holder = _lock_holder(facts.seen)
+    if facts.waiting_ratio <= BLOCKING or facts.seen.gil_wait_s <= GIL_WAIT_S or holder is None:
+        return None
+    name, num_workers = facts.seen.stages[holder].name, facts.seen.stages[holder].workers
+    return Verdict(
+        "GIL",
+        f"{name}, with {num_workers} worker{'s' * (num_workers != 1)}, runs Python code one piece at a time: a "
+        f"thread waits {1000 * facts.seen.gil_wait_s:.0f} ms for the interpreter's lock",
+        f'run {name} in processes: map(..., executor="process"), or use Arrow and NumPy calls in it',
+        holder,
+    )
+
+
+def _storage(facts: _Facts) -> Verdict | None:
+    stage = facts.stage
+    reads = facts.slowest == 0 if stage.reads is None else stage.reads
+    if facts.waiting_ratio <= BLOCKING or not reads or not stage.services:
+        return None
+    return Verdict(
+        "storage",
+        f"{stage.name} spends {facts.waiting_ratio:.0%} of its time waiting for storage or network, with "
+        f"{stage.workers} worker{'s' * (stage.workers != 1)}",
+        f"more workers at {stage.name}: they cost no CPU while they wait; faster storage; fewer columns",
+    )
+
+
+def _waiting(facts: _Facts) -> Verdict | None:
+    stage = facts.stage
+    if facts.waiting_ratio <= BLOCKING:
+        return None
+    where = "its worker processes start, or " if stage.in_processes else ""
+    return Verdict(
+        "waiting",
+        f"{stage.name} reads no storage, but spends {facts.waiting_ratio:.0%} of its time without computing or waiting "
+        f"for a CPU: {where}its function sleeps, asks a service or waits for a lock",
+        f"more workers at {stage.name}: they cost no CPU while they wait; or nothing to wait for in it",
+    )
+
+
+def _workers(facts: _Facts) -> Verdict | None:
+    stage = facts.stage
+    if max(_at_work_ratio(stage, facts.seen.window_s), facts.at_work_ratio) < AT_WORK:
+        return None
+    return Verdict(
+        "workers",
+        f"{stage.name} has too few workers ({stage.workers}), while the CPUs are {facts.busy_ratio:.0%} busy",
+        f"more workers at {stage.name}",
+    )
+
+
+def _overhead(facts: _Facts) -> Verdict:
+    return Verdict(
+        "overhead",
+        f"the trainer waits although the stages are idle {max(1.0 - facts.at_work_ratio, 0.0):.0%} of the time and the "
+        f"CPUs {max(1.0 - facts.busy_ratio, 0.0):.0%}: the time goes into starting and ending, and between the stages",
+        "longer windows, larger batches",
+    )
+
+
+LIMITS = ("consumer", "memory", "CPUs", "overhead", "GIL", "storage", "waiting", "workers")
+"""All verdicts, in the order in which they are first looked for."""
+
+_RULES: tuple[Callable[[_Facts], Verdict | None], ...] = (
+    _consumer,
+    _memory,
+    _cpus,
+    _short_services,
+    _idle,
+    _lock,
+    _storage,
+    _waiting,
+    _workers,
+    _overhead,
+)
+
+
+def _blocked_s(stage: StageObservation) -> float:
+    return max(stage.wall_s - stage.busy_s, 0.0)
+
+
+def _at_work_ratio(stage: StageObservation, window_s: float) -> float:
+    """Share of its workers' time that a stage is at work: by its own account, which knows workers that came later."""
+    by_account = stage.wall_s / max(stage.wall_s + stage.wait_input_s + stage.wait_output_s, 1e-9)
+    of_workers = stage.wall_s / max(stage.workers * window_s, 1e-9)
+    return by_account if stage.wait_input_s + stage.wait_output_s > 0 else min(of_workers, 1.0)
+
+
+def _lock_holder(seen: Observation) -> int | None:
+    """Of the stages in threads the one that computes most; the others, however slow they look, wait for its lock.
+
+    None where there is nobody to share the lock with, or no such stage computes.
+    """
+    threads = [number for number, stage in enumerate(seen.stages) if not stage.in_processes]
+    holder = max(threads, key=lambda number: seen.stages[number].busy_s, default=None)
+    if holder is None or seen.stages[holder].busy_s <= 0 or sum(seen.stages[n].workers for n in threads) < 2:
+        return None
+    return holder
+
+
+def _count_cpus(count: float) -> str:
+    return "one CPU" if count == 1 else f"{count:g} CPUs"
