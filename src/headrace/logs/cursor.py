@@ -11,7 +11,7 @@ from headrace.logs.files import LogFile
 
 __all__ = ["Cursor", "FileInfo", "FileUse", "Selection", "TimeRange", "Window"]
 
-VERSION = 1
+VERSION = 2
 
 TimeRange = tuple[int | None, int | None]
 """Start (included) and stop (excluded) in microseconds since 1970-01-01 UTC; None is open. A range without a start also
@@ -25,7 +25,7 @@ class FileInfo:
     Attributes:
         file: The file as it was listed.
         num_rows: Its rows.
-        fingerprint: Digest of its Parquet footer: another content has another fingerprint.
+        fingerprint: Digest of its Parquet footer and of samples of its data: another content has another fingerprint.
         time_counts: For windows by time, (start of the time slot in microseconds, rows in it) for the rows not used
             yet, in order of time; empty otherwise.
         time_max_us: Greatest time in those rows, or None.
@@ -46,7 +46,7 @@ class FileUse:
         number: The file's number in derived row ids; given once, in the order of first use.
         size_bytes: Size when it was used.
         version: The file system's word for its last change then.
-        fingerprint: Digest of its footer then.
+        fingerprint: Its fingerprint then.
         num_rows: Rows in it.
         rows_used: How many of them are used: the first so many, or with windows by time those before `used_until_us`.
         used_until_us: Windows by time: rows before this time (and those without one) are used.

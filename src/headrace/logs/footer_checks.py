@@ -17,7 +17,7 @@ import pyarrow.types as pt
 from headrace.errors import DataError
 from headrace.logs.gathering import is_list
 
-__all__ = ["SEAL_BYTES", "check_chunks", "check_codecs", "check_metadata", "check_schema", "is_sealed", "seal_footer"]
+__all__ = ["check_chunks", "check_codecs", "check_metadata", "check_schema", "is_sealed", "seal_footer"]
 
 MAGIC = b"PAR1"
 
@@ -26,8 +26,6 @@ SEAL = b"headrace-seal-1\n"
 from the end of the file and data by offsets, so they pass over it; and unlike a value in the footer, it covers all."""
 
 DIGEST_BYTES = 16
-
-SEAL_BYTES = len(SEAL) + DIGEST_BYTES
 
 
 def seal_footer(path: str | Path) -> None:
@@ -48,7 +46,7 @@ def is_sealed(before: bytes, footer: bytes, *, where: str) -> bool:
     """Whether a footer carries its digest.
 
     Args:
-        before: The bytes before the footer, at least `SEAL` and a digest of them if the file has so many.
+        before: The bytes before the footer, at least those of `SEAL` and a digest, if the file has so many.
         footer: Its bytes.
         where: Names the file in the error.
 

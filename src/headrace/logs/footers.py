@@ -18,7 +18,7 @@ import pyarrow.types as pt
 from headrace.errors import DataError
 from headrace.logs.casting import cast_times, to_time_us
 from headrace.logs.files import LogFile, open_log_file
-from headrace.logs.footer_checks import SEAL_BYTES, check_chunks, check_codecs, check_metadata, check_schema, is_sealed
+from headrace.logs.footer_checks import check_chunks, check_codecs, check_metadata, check_schema, is_sealed
 from headrace.logs.nested.decode import NestedRows, leaf_paths
 from headrace.logs.nested.layout import SOURCES_KEY, Layout, plain_schema
 from headrace.logs.schema import TimestampColumn
@@ -43,6 +43,9 @@ ALL_BUFFERS_BYTES = 64 << 20
 
 MAGIC = b"PAR1"
 
+SAMPLE_BYTES = 16 << 10
+"""Of each sample of data in a fingerprint; small files are covered whole."""
+
 INT96_UNIT = "us"
 """What timestamps of the old kind INT96 (Spark, Impala, Hive) are read as: in nanoseconds, which is what Arrow takes by
 default, the year 9999 silently becomes 1816. What a schema that asks for nanoseconds cannot hold is a bad row then."""
@@ -57,7 +60,8 @@ class Footer:
         metadata: Row groups, column chunks and statistics.
         schema: Arrow types of the columns of the log; of a nested file, those that its sessions hold. Columns that
             share their name with another one are left out: they cannot be asked for.
-        fingerprint: Digest of the footer's bytes.
+        fingerprint: Digest of the footer's bytes and of samples of the data, from its middle and its end: footers of
+            equal schemas, sizes and statistics may belong to different rows.
         layout: Of a clustered log; None for others.
         row_bytes_on_disk: Of a clustered log: compressed bytes a row of each column in the log it was made of. Empty
             for others, and where an earlier version clustered it.
@@ -181,11 +185,12 @@ def read_footer(file: LogFile) -> Footer:
                 f"it may still be being written, or was cut off"
             )
         start = size - 8 - length
-        before_bytes = min(start, SEAL_BYTES)
-        handle.seek(start - before_bytes)
-        before, raw = handle.read(before_bytes), handle.read(length)
+        handle.seek(max(start - SAMPLE_BYTES, 0))
+        tail = handle.read(size - 8 - max(start - SAMPLE_BYTES, 0))
+        before, raw = tail[: len(tail) - length], tail[len(tail) - length :]
         is_whole = is_sealed(before, raw, where=file.path)
-        fingerprint = hashlib.blake2b(raw, digest_size=12).hexdigest()
+        handle.seek(max(start - SAMPLE_BYTES, 0) // 2)
+        fingerprint = hashlib.blake2b(tail + handle.read(SAMPLE_BYTES), digest_size=12).hexdigest()
         try:
             parquet = pq.ParquetFile(handle, pre_buffer=False, coerce_int96_timestamp_unit=INT96_UNIT)
             if not is_whole:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from headrace.logs.casting import cast_times, to_time_us
 from headrace.logs.cursor import Cursor, FileInfo, FileUse, Window
 from headrace.logs.files import LogFile, list_log
 from headrace.logs.footers import Footer, iter_plain, open_parquet, read_footer, reading, time_bounds
+from headrace.logs.identity import Recognized, recognize
 from headrace.logs.schema import Schema, TimestampColumn
 from headrace.logs.windows import US_PER_S, WindowConfig, describe_rest, plan_windows
 
@@ -37,11 +38,13 @@ class NewWindows:
         windows: In the order in which they must be used.
         rest: One line on the rows that none of them uses ("nothing new: ...").
         notes: Lines for the user on what was noticed in the log, such as entries that are not read.
+        infos: The files of the log.
     """
 
     windows: tuple[Window, ...]
     rest: str
     notes: tuple[str, ...] = ()
+    infos: tuple[FileInfo, ...] = ()
 
 
 def find_windows(
@@ -60,14 +63,14 @@ def find_windows(
         DataError: A file is damaged, or changed after rows of it were used.
     """
     listing = list_log(location)
-    infos = read_infos(listing.files, schema, cursor, config)
-    windows = plan_windows(infos, cursor, config, until=until, limit=limit)
-    rest = describe_rest(infos, windows[-1].cursor_after if windows else cursor, config)
-    return NewWindows(tuple(windows), rest, listing.notes)
+    log = _read_log(listing.files, schema, cursor, config)
+    windows = plan_windows(log.infos, log.cursor, config, until=until, limit=limit)
+    rest = describe_rest(log.infos, windows[-1].cursor_after if windows else log.cursor, config)
+    return NewWindows(tuple(windows), rest, (*listing.notes, *log.notes), log.infos)
 
 
 def read_infos(files: Iterable[LogFile], schema: Schema, cursor: Cursor, config: WindowConfig) -> list[FileInfo]:
-    """What `plan_windows` needs to know of each file.
+    """What `plan_windows` needs to know of each file; copies of other files are left out.
 
     A file that is used up and unchanged, as its size and the file system's word for its last change tell, is not
     opened. Of a new file the footer is read; with windows by time the timestamp column too, but only in row groups
@@ -77,31 +80,46 @@ def read_infos(files: Iterable[LogFile], schema: Schema, cursor: Cursor, config:
         ConfigError: Windows by time are wanted, and the schema has no timestamp.
         DataError: A file is damaged, or lacks the timestamp.
     """
+    return list(_read_log(files, schema, cursor, config).infos)
+
+
+def _read_log(files: Iterable[LogFile], schema: Schema, cursor: Cursor, config: WindowConfig) -> Recognized:
     every_us = None if config.every_s is None else config.every_s * US_PER_S
     if every_us is not None and schema.timestamp is None:
         raise ConfigError("window.kind: given time, but the schema has no timestamp column")
     files = list(files)
-    read: Callable[[LogFile], FileInfo] = partial(_read_info, clock=schema.timestamp, cursor=cursor, every_us=every_us)
-    if not any("://" in file.path for file in files):
-        return [read(file) for file in files]
-    with ThreadPoolExecutor(NUM_CONNECTIONS) as pool:
-        return list(pool.map(read, files))
+    with ThreadPoolExecutor(NUM_CONNECTIONS if any("://" in file.path for file in files) else 1) as pool:
+        read = dict(zip(files, pool.map(partial(_read_info, cursor=cursor), files), strict=True))
+        log = recognize((info for info, _ in read.values()), cursor, config.merged)
+        if every_us is None or schema.timestamp is None:
+            return log
+        footers = [read[info.file][1] for info in log.infos]
+        count = partial(_with_times, clock=schema.timestamp, cursor=log.cursor, every_us=every_us)
+        return replace(log, infos=tuple(pool.map(count, log.infos, footers)))
 
 
-def _read_info(file: LogFile, *, clock: TimestampColumn | None, cursor: Cursor, every_us: int | None) -> FileInfo:
+def _read_info(file: LogFile, *, cursor: Cursor) -> tuple[FileInfo, Footer | None]:
+    """What a file is, and its footer unless it is used up and need not be opened."""
     use = cursor.files.get(file.name)
     if use is not None and use.is_done and _is_untouched(file, use):
-        return FileInfo(file, use.num_rows, use.fingerprint)
+        return FileInfo(file, use.num_rows, use.fingerprint), None
     footer = read_footer(file)
-    num_rows = footer.num_rows
-    if every_us is None or clock is None or (use is not None and use.is_done):
-        return FileInfo(file, num_rows, footer.fingerprint)
+    return FileInfo(file, footer.num_rows, footer.fingerprint), footer
+
+
+def _with_times(
+    info: FileInfo, footer: Footer | None, *, clock: TimestampColumn, cursor: Cursor, every_us: int
+) -> FileInfo:
+    """A file with the times of its rows that are not used."""
+    file, use = info.file, cursor.files.get(info.file.name)
+    if footer is None or (use is not None and use.is_done):
+        return info
     if clock.name not in footer.schema.names:
         raise DataError(
             f"{file.path}: no column {clock.name} to cut windows by time; the file has {', '.join(footer.schema.names)}"
         )
     counts, last_us = _count_times(footer, clock, every_us, None if use is None else use.used_until_us)
-    return FileInfo(file, num_rows, footer.fingerprint, tuple(sorted(counts.items())), last_us)
+    return replace(info, time_counts=tuple(sorted(counts.items())), time_max_us=last_us)
 
 
 def _is_untouched(file: LogFile, use: FileUse) -> bool:

@@ -30,12 +30,15 @@ class WindowConfig(Config):
         every_s: Seconds of a window (time); windows start at multiples of it since 1970-01-01 UTC.
         include_incomplete: Use the last window of kind rows or time even if more of it may come. Off by default: a
             window cannot be given back, and what arrives later would become a window of its own.
+        merged: What to do with a new file that has exactly the rows of several used files that are gone, as merging
+            them (compaction) gives: "refuse" it; count its rows as "used"; or use it as "new".
     """
 
     kind: Literal["folder", "file", "rows", "time"] = "folder"
     num_rows: int | None = Field(default=None, ge=1)
     every_s: int | None = Field(default=None, ge=1)
     include_incomplete: bool = False
+    merged: Literal["refuse", "used", "new"] = "refuse"
 
     @model_validator(mode="after")
     def _has_its_size(self) -> Self:

@@ -14,6 +14,7 @@ from headrace.embeddings import embedding_bags
 from headrace.errors import ConfigError, HeadraceError
 from headrace.logs import BadRowPolicy, ErrorBudget, ParquetSource, Source, Window, find_windows, replay_source
 from headrace.logs.generate import read_bounds
+from headrace.logs.identity import relocate
 from headrace.observe.decisions import DecisionLog
 from headrace.observe.progress import Progress
 from headrace.observe.tensorboard import TensorBoard
@@ -236,11 +237,12 @@ class Trainer:
             )
             for note in new.notes:
                 self._say(note)
+            ahead = [*(relocate(window, new.infos) for window in started), *new.windows]
             if self._peers.size == 1:
-                return [*started, *new.windows], new.rest
-            found = [window.to_dict() for window in new.windows], new.rest
+                return ahead, new.rest
+            found = [window.to_dict() for window in ahead], new.rest
         windows, rest = self._peers.share(found)
-        return [*started, *map(Window.from_dict, windows)], rest
+        return [Window.from_dict(window) for window in windows], rest
 
     def _train_window(self, window: Window) -> WindowResult | None:
         """Train on the rest of a window; None if asked to stop before its end."""

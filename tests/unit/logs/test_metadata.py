@@ -125,7 +125,7 @@ def test_statistics_are_not_needed(tmp_path: Path) -> None:
 def test_used_files_are_not_opened_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(tmp_path / "a.parquet", [1])
     cursor = use(tmp_path, Cursor(), WindowConfig(), Counter())
-    write(tmp_path / "b.parquet", [1])
+    write(tmp_path / "b.parquet", [2])
     opened: list[str] = []
     read_footer = metadata.read_footer
     monkeypatch.setattr(metadata, "read_footer", lambda file: opened.append(file.name) or read_footer(file))

@@ -206,10 +206,10 @@ def test_cursor_and_window_survive_json_and_other_versions_are_refused() -> None
         assert (again.cursor_before, again.cursor_after) == (window.cursor_before, window.cursor_after)
         assert Cursor.from_dict(again.cursor_after.to_dict()) == window.cursor_after
     values = windows[0].cursor_after.to_dict()
-    with pytest.raises(VersionMismatch, match="saved with version 2, this code reads version 1"):
-        Cursor.from_dict({**values, "version": 2})
+    with pytest.raises(VersionMismatch, match="saved with version 3, this code reads version 2"):
+        Cursor.from_dict({**values, "version": 3})
     with pytest.raises(CheckpointError, match="not a cursor"):
-        Cursor.from_dict({"version": 1})
+        Cursor.from_dict({"version": 2})
     with pytest.raises(CheckpointError, match="not a window"):
         Window.from_dict({"name": "x"})
 

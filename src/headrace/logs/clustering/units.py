@@ -118,7 +118,7 @@ def find_done(folder: Path) -> Done:
 
 
 def plan_units(files: Sequence[LogFile], done: Done, folder: Path, *, by_file: bool) -> list[Unit]:
-    """The windows to cluster, in order; files that are done are left out.
+    """The windows to cluster, in order; files that are done are left out, and so are copies of files.
 
     A file that arrives in a window already done becomes a file of its own beside the window's, as for the reader it is
     a late window.
@@ -134,17 +134,20 @@ def plan_units(files: Sequence[LogFile], done: Done, folder: Path, *, by_file: b
     """
     number = done.next_number
     windows: dict[str, list[tuple[int, Footer]]] = {}
+    known = {(origin.fingerprint, origin.num_rows) for origin in done.origins.values()}
     for file in files:
         footer = read_footer(file)
+        content = (footer.fingerprint, footer.num_rows)
+        if content in known:  # done, under this name or another
+            continue
         before = done.origins.get(file.name)
         if before is not None:
-            if before.fingerprint != footer.fingerprint:
-                was, now = (before.num_rows, before.fingerprint), (footer.num_rows, footer.fingerprint)
-                raise DataError(
-                    f"{file.path}: changed since it was clustered: it had {was[0]} rows (fingerprint {was[1]}), it has "
-                    f"{now[0]} ({now[1]}); put new rows into new files"
-                )
-            continue
+            raise DataError(
+                f"{file.path}: changed since it was clustered: it had {before.num_rows} rows (fingerprint "
+                f"{before.fingerprint}), it has {content[1]} ({content[0]}); put new rows into new files"
+            )
+        if footer.num_rows:
+            known.add(content)
         windows.setdefault(file.name if by_file else file.folder, []).append((number, footer))
         number += 1
     taken = set(done.paths)

@@ -1,0 +1,167 @@
+"""Files are known by their content: which ones a cursor has used under other names, which are copies or merged."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from headrace.errors import DataError
+from headrace.logs.cursor import Cursor, FileInfo, FileUse, Window
+from headrace.logs.files import natural_key, printable
+
+__all__ = ["Recognized", "recognize", "relocate"]
+
+MAX_NAMED = 5
+
+MAX_RUNS_OF = 64
+"""Files of a folder that are gone, among which runs of files are added up: of more, sums match by chance."""
+
+
+@dataclass(frozen=True)
+class Recognized:
+    """A log as a cursor knows it.
+
+    Attributes:
+        infos: The files, without copies.
+        cursor: With the names that used files have now.
+        notes: Lines for the user on files with other names, and on copies.
+    """
+
+    infos: tuple[FileInfo, ...]
+    cursor: Cursor
+    notes: tuple[str, ...]
+
+
+def recognize(infos: Iterable[FileInfo], cursor: Cursor, merged: Literal["refuse", "used", "new"]) -> Recognized:
+    """Find the files of a cursor in a log.
+
+    A file is the same if its size and fingerprint are, whatever it is called now: a log may be renamed, moved, or read
+    from a folder above or below. Of files with the same content one counts.
+
+    Args:
+        infos: The files at hand.
+        cursor: What has been used.
+        merged: What to do with a new file that has as many rows as several used ones that are gone: refuse it, count
+            its rows as used, or use it as new.
+
+    Raises:
+        DataError: A file seems to be several used ones merged, and `merged` is "refuse".
+    """
+    files = sorted(infos, key=lambda info: natural_key(info.file.name))
+    present = {info.file.name: info for info in files}
+    kept = {name for name, use in cursor.files.items() if name in present and _content(use) == _content(present[name])}
+    strangers: dict[tuple[str, int, int], list[FileInfo]] = {}
+    for info in files:
+        if info.file.name not in kept:
+            strangers.setdefault(_content(info), []).append(info)
+    moves: dict[str, str] = {}
+    for name, use in cursor.files.items():
+        if name not in kept and (found := strangers.get(_content(use))):
+            moves[name] = found.pop(0).file.name
+    uses = {moves.get(name, name): use for name, use in cursor.files.items()}
+    cursor = replace(cursor, files=uses)
+    infos, copies = _without_copies(files, uses)
+    new = [info for info in infos if info.file.name not in uses and info.num_rows]
+    gone = {name: use for name, use in uses.items() if name not in present and use.rows_used and use.num_rows}
+    notes = _note("files used before under other names", moves.items(), "was")
+    notes += _note("copies of other files, not used again", copies, "as")
+    if merged != "new" and (union := _merged(new, gone)) is not None:
+        if merged == "refuse":
+            raise _merged_error(*union)
+        cursor = _count_as_used(cursor, union[0])
+        names = ", ".join(printable(info.file.name) for info in union[0][:MAX_NAMED])
+        notes.append(f"counted as used, as they have the rows of files that are gone: {names}")
+    return Recognized(tuple(infos), cursor, tuple(notes))
+
+
+def relocate(window: Window, infos: Iterable[FileInfo]) -> Window:
+    """A window that was planned earlier, with its files where they lie now."""
+    places = {_content(info): info.file for info in infos}
+    paths = {file.path for file in places.values()}
+    selections = []
+    for selection in window.selections:
+        use = window.uses.get(selection.file.name)
+        now = None if use is None or selection.file.path in paths else places.get(_content(use))
+        file = selection.file if now is None else replace(selection.file, path=now.path, version=now.version)
+        selections.append(replace(selection, file=file))
+    return replace(window, selections=tuple(selections))
+
+
+def _content(file: FileInfo | FileUse) -> tuple[str, int, int]:
+    size_bytes = file.file.size_bytes if isinstance(file, FileInfo) else file.size_bytes
+    return file.fingerprint, size_bytes, file.num_rows
+
+
+def _without_copies(
+    files: Sequence[FileInfo], uses: Mapping[str, FileUse]
+) -> tuple[list[FileInfo], list[tuple[str, str]]]:
+    """The files, one of each content, and (name of the one that counts, name of the copy)."""
+    first: dict[tuple[str, int, int], str] = {_content(use): name for name, use in uses.items()}
+    kept, copies = [], []
+    for info in files:
+        name = first.setdefault(_content(info), info.file.name)
+        if info.file.name in uses or name == info.file.name or not info.num_rows:
+            kept.append(info)
+        else:
+            copies.append((name, info.file.name))
+    return kept, copies
+
+
+def _merged(new: Sequence[FileInfo], gone: Mapping[str, FileUse]) -> tuple[list[FileInfo], list[str]] | None:
+    """New files that have exactly the rows of several used files that are gone, and the names of those."""
+    if len(gone) < 2 or not new:
+        return None
+    of_folder: dict[str, list[str]] = {}
+    for name in sorted(gone, key=natural_key):
+        of_folder.setdefault(name.rpartition("/")[0], []).append(name)
+    candidates: list[tuple[str | None, list[str]]] = [(None, list(gone)), *of_folder.items()]
+    for folder, names in candidates:
+        num_rows = sum(gone[name].num_rows for name in names)
+        here = [info for info in new if folder is None or info.file.folder == folder]
+        if len(names) > 1 and here and sum(info.num_rows for info in here) == num_rows:
+            return here, names
+        for info in new if len(names) > 1 else ():
+            if info.num_rows == num_rows:
+                return [info], names
+    for info in new:
+        for names in _runs(of_folder.get(info.file.folder, [])):
+            if sum(gone[name].num_rows for name in names) == info.num_rows:
+                return [info], names
+    return None
+
+
+def _runs(names: Sequence[str]) -> Iterator[list[str]]:
+    """Two and more files that follow each other."""
+    if len(names) <= MAX_RUNS_OF:
+        for start in range(len(names)):
+            for stop in range(start + 2, len(names) + 1):
+                yield list(names[start:stop])
+
+
+def _count_as_used(cursor: Cursor, infos: Sequence[FileInfo]) -> Cursor:
+    uses = dict(cursor.files)
+    for info in infos:
+        file = info.file
+        uses[file.name] = FileUse(
+            len(uses), file.size_bytes, file.version, info.fingerprint, info.num_rows, info.num_rows
+        )
+    return replace(cursor, files=uses)
+
+
+def _merged_error(infos: Sequence[FileInfo], names: Sequence[str]) -> DataError:
+    there = ", ".join(printable(info.file.path) for info in infos[:MAX_NAMED])
+    more = f" and {len(names) - MAX_NAMED:,} more" if len(names) > MAX_NAMED else ""
+    return DataError(
+        f"{there}: has exactly the {sum(info.num_rows for info in infos):,} rows of {len(names):,} used files that are "
+        f"gone ({', '.join(map(printable, names[:MAX_NAMED]))}{more}), as if they had been merged; set window.merged "
+        f"to used if its rows were used, or to new if they were not"
+    )
+
+
+def _note(what: str, pairs: Iterable[tuple[str, str]], word: str) -> list[str]:
+    named = [f"{printable(now)} ({word} {printable(before)})" for before, now in pairs]
+    if not named:
+        return []
+    more = f", and {len(named) - MAX_NAMED:,} more" if len(named) > MAX_NAMED else ""
+    return [f"{what}: {', '.join(named[:MAX_NAMED])}{more}"]
