@@ -19,6 +19,10 @@ __all__ = ["WindowConfig", "describe_rest", "parse_time_us", "plan_windows"]
 
 US_PER_S = 1_000_000
 
+WATERMARK_RATIO = 0.01
+"""A window by time is over once as many rows lie past its end, as a share of its own: so a single row with a wrong
+clock does not end windows that are half there, and in steady traffic 1 % of a window's length shows that it is over."""
+
 
 class WindowConfig(Config):
     """How a log is cut into windows.
@@ -215,17 +219,30 @@ def _cut_by_time(files: Sequence[FileInfo], progress: _Progress, config: WindowC
     while pending:
         start_us = _earliest_us(pending, progress.used_until_us)
         stop_us = None if start_us is None else start_us // every_us * every_us + every_us
-        if last_us is None or stop_us is None or last_us < stop_us:
+        if stop_us is None or not _is_over(pending, stop_us):
             if not config.include_incomplete:
                 return
-            # Time moves on no further than the rows do: what still arrives of this slot is its second half, not late.
-            stops = (progress.used_until_us, None if last_us is None else last_us + 1)
-            stop_us = max((time for time in stops if time is not None), default=None)
+            if last_us is None or stop_us is None or last_us < stop_us:
+                # Time moves no further than the rows do: what still arrives of this slot is its second half, not late.
+                stops = (progress.used_until_us, None if last_us is None else last_us + 1)
+                stop_us = max((time for time in stops if time is not None), default=None)
         parts = [part for info in pending if (part := _up_to_time(info, stop_us, progress)) is not None]
         assert parts, f"no rows before {stop_us} although the earliest are at {start_us}"
         progress.used_until_us = stop_us
         yield progress.add("untimed" if start_us is None else _time_name(start_us), parts)
         pending = [_without(info, stop_us) for info in progress.unused(pending)]
+
+
+def _is_over(pending: Sequence[FileInfo], stop_us: int) -> bool:
+    """Whether enough rows lie past the end of a window; see `WATERMARK_RATIO`."""
+    before = after = 0
+    for info in pending:
+        for time, rows in info.time_counts:
+            if time < stop_us:
+                before += rows
+            else:
+                after += rows
+    return after > 0 and after >= WATERMARK_RATIO * before
 
 
 def _earliest_us(pending: Sequence[FileInfo], used_until_us: int | None) -> int | None:

@@ -118,6 +118,17 @@ def test_windows_of_time_wait_for_a_later_row() -> None:
     assert "until a later row shows that their time is over" in describe_rest(infos, after(windows), TIME)
 
 
+def test_one_row_from_the_future_does_not_end_a_window_that_is_half_there() -> None:
+    times: dict[str, list[int | None]] = {"a": [*range(100, 150)] * 4, "b": [199, 4_102_444_800]}
+    eager = TIME.model_copy(update={"include_incomplete": True})
+    assert plan_windows([timed(n, t, Cursor()) for n, t in times.items()], Cursor(), TIME) == []
+    first, *_ = plan_windows([timed(n, t, Cursor()) for n, t in times.items()], Cursor(), eager)
+    assert (first.num_rows, first.used_until_us) == (201, 200 * US)
+    times["c"] = [150, 199, 200, 210]
+    windows = plan_windows([timed(n, t, Cursor()) for n, t in times.items()], Cursor(), TIME)
+    assert (windows[0].name, windows[0].num_rows) == ("1970-01-01T00:01:40Z", 203)
+
+
 def test_the_second_half_of_an_incomplete_slot_is_not_late() -> None:
     eager = TIME.model_copy(update={"include_incomplete": True})
     cursor = Cursor()
