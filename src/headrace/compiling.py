@@ -5,7 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FunctionType
 from typing import Any, ParamSpec, TypeVar, cast
 
@@ -49,8 +49,8 @@ class KernelFile(IndexDataCacheFile):  # type: ignore[misc]
     """
 
     def save(self, key: Any, data: Any) -> None:
-        """Keep the code of a signature."""
-        with self._locked():
+        """Keep the code of a signature; on a full disk this process uses it, and the next one compiles anew."""
+        with suppress(OSError), self._locked():
             kept = self._load_index()
             numbered = (self._data_name(number) for number in range(1, len(kept) + 2))
             name = kept.get(key) or next(name for name in numbered if name not in kept.values())

@@ -8,6 +8,7 @@ HeadraceError
 ├── CheckpointError      a checkpoint cannot be used
 │   ├── TornCheckpoint        files are missing or do not match their checksums
 │   └── VersionMismatch       written by a format this version does not read
+├── StorageError         a file cannot be written
 ├── ShardError           a shard refused a request
 │   └── ShardLost             a shard is gone, or has forgotten this training; names it
 └── MissingExtra         an optional dependency is not installed (also an ImportError)
@@ -23,6 +24,7 @@ __all__ = [
     "PipelineError",
     "ShardError",
     "ShardLost",
+    "StorageError",
     "TornCheckpoint",
     "VersionMismatch",
 ]
@@ -58,6 +60,10 @@ class TornCheckpoint(CheckpointError):
 
 class VersionMismatch(CheckpointError):
     """Saved state has a version this code does not read; both versions are in the text."""
+
+
+class StorageError(HeadraceError):
+    """A file cannot be written: names it and the system's reason, such as a full disk."""
 
 
 class ShardError(HeadraceError):

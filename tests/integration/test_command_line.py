@@ -304,7 +304,7 @@ def test_an_export_reads_back_with_equal_scores(trained: Path, tmp_path: Path) -
     assert found.keys() == expected.keys()
     np.testing.assert_allclose([found[row] for row in expected], list(expected.values()), rtol=1e-5)
 
-    assert_one_line(headrace("export", trained / "job.yaml", out), f"{out}: is there already")
+    assert_one_line(headrace("export", trained / "job.yaml", out), f"{out}: already exists")
 
 
 def test_the_page_on_checkpoints_names_every_file_key_and_column(trained: Path) -> None:

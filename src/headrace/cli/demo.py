@@ -33,13 +33,16 @@ def demo(
     Example: headrace demo --out demo-run
     """
     from headrace.cli.tables import window_table
+    from headrace.files import write_text, writing
     from headrace.logs import Schema
     from headrace.logs.clustering import ClusterConfig, cluster_log
     from headrace.logs.generate import GenerateConfig, generate_logs
     from headrace.observe.progress import Progress
     from headrace.observe.report import write_report
+    from headrace.paths import local_path
     from headrace.training import JobConfig, Trainer
 
+    out = local_path(out, where="--out")
     logs, clustered, job = out / "logs", out / "clustered", out / "job.yaml"
     if not (logs / "teacher.json").exists():
         shutil.rmtree(logs, ignore_errors=True)
@@ -51,11 +54,12 @@ def demo(
     with Progress("cluster", total=2 * rows) as progress:  # arranged, then verified
         schema = Schema.from_yaml(logs / "schema.yaml")
         done = cluster_log(str(logs), clustered, schema, ClusterConfig(), on_rows=progress.advance)
-    shutil.copy(logs / "teacher.json", clustered)  # the best NE of a window is that of its rows in any order
+    with writing(clustered):
+        shutil.copy(logs / "teacher.json", clustered)  # the best NE of a window is that of its rows in any order
     if done.windows:
         before, after = (sum(getattr(w, name) for w in done.windows) for name in ("bytes_read", "bytes_written"))
         typer.echo(f"sessions side by side, each value once: {clustered}, {before / after:.2f} times fewer bytes")
-    job.write_text(JOB.format(job=job), encoding="utf-8")
+    write_text(job, JOB.format(job=job))
     shutil.rmtree(out / "run", ignore_errors=True)
     trainer = Trainer(JobConfig.from_file(job), say=typer.echo)
     result = trainer.run()

@@ -14,7 +14,7 @@ def export(
     out: Annotated[Path, typer.Argument(help="Folder to write; must not exist.")],
     checkpoint: Annotated[int | None, typer.Option(help="Number of the checkpoint [newest].")] = None,
 ) -> None:
-    """Write the dense net (torch.export) and the tables, read them back, and check that they score the same.
+    """Write a model for serving, read it back, and check that it scores the same.
 
     Example: headrace export job.yaml exported
     """

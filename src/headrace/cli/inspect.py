@@ -31,10 +31,12 @@ def inspect(
     from rich.console import Console
 
     from headrace.errors import ConfigError
+    from headrace.files import write_text
     from headrace.logs import list_log, schema_beside
     from headrace.logs.inspection import inspect_log, print_inspection, schema_to_yaml
     from headrace.logs.schema import Schema
     from headrace.messages import to_json
+    from headrace.paths import local_path
 
     listing = list_log(path)
     for note in listing.notes:
@@ -54,5 +56,5 @@ def inspect(
     if write_schema is not None:
         if found.schema is None:
             raise ConfigError(f"{path}: no column looks like a label (0 and 1), so there is no schema to write")
-        write_schema.write_text(schema_to_yaml(found.schema, found.guesses), encoding="utf-8")
+        write_text(local_path(write_schema, where="--write-schema"), schema_to_yaml(found.schema, found.guesses))
         typer.echo(f"wrote {write_schema}", err=True)

@@ -6,7 +6,6 @@ shard that was killed has none; trainers then begin a new one from their newest 
 
 from __future__ import annotations
 
-import os
 import re
 import threading
 from collections.abc import Iterator, Mapping
@@ -25,6 +24,7 @@ from headrace.embeddings.shard_table import ShardTable, TableSpec
 from headrace.embeddings.step_merger import StepMerger
 from headrace.embeddings.table_state import Columns
 from headrace.errors import CheckpointError, ShardError, ShardLost
+from headrace.files import flush, write_array, writing
 
 __all__ = ["Shard", "part_folder"]
 
@@ -141,10 +141,8 @@ class Shard:
             for name, table in tables.items():
                 _, plan = request.tables[name]
                 place = part_folder(self.checkpoints / folder, name, request.shard, plan.num_shards)
-                try:
+                with writing(place, CheckpointError):
                     files = _write_columns(table.part(step), place)
-                except OSError as error:
-                    raise CheckpointError(f"save: {place}: {error.strerror or error}") from error
                 written += [str(file.relative_to(self.checkpoints / folder)) for file in files]
         return written
 
@@ -193,7 +191,7 @@ class Shard:
         if self.checkpoints is None:
             raise CheckpointError("this shard has no folder of checkpoints; start it with --checkpoints DIR or a job")
         folder = self.checkpoints / f"{checkpoint:08d}" / "tables" / name
-        folders = sorted(path for path in folder.glob("*") if path.is_dir()) or [folder]
+        folders = sorted(path for path in folder.glob("shard-*-of-*") if path.is_dir()) or [folder]
         try:
             parts = [
                 {path.stem: np.load(path, mmap_mode="r", allow_pickle=False) for path in sorted(place.glob("*.npy"))}
@@ -229,10 +227,8 @@ def _write_columns(columns: Columns, place: Path) -> list[Path]:
     place.mkdir(parents=True, exist_ok=True)
     for column, array in columns.items():
         unfinished = place / f"{column}.npy.writing"
-        with unfinished.open("wb") as file:
-            np.save(file, array, allow_pickle=False)
-            file.flush()
-            os.fsync(file.fileno())
+        write_array(unfinished, array)
+        flush(unfinished)
         unfinished.replace(place / f"{column}.npy")
     return [place / f"{column}.npy" for column in columns]
 

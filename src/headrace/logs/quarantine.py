@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +13,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from headrace.errors import DataError
+from headrace.files import new_file, writing
 from headrace.logs.casting import Mask
 from headrace.logs.checks import BadRowPolicy, RowChecker, RowOrigin, check_names
 from headrace.logs.files import LogFile, list_files
@@ -46,16 +46,10 @@ def write_rejects(folder: str | Path, name: str, rejects: Sequence[pa.RecordBatc
     if not table.num_rows:
         path.unlink(missing_ok=True)
         return None
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.writing")
-    try:
-        with open(partial, "wb") as file:
-            pq.write_table(table, file, compression="zstd")
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    with new_file(path) as partial:
+        pq.write_table(table, str(partial.absolute()), compression="zstd")
     return path
 
 

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
@@ -15,7 +16,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from headrace.errors import DataError
+from headrace.files import writing
 from headrace.logs.footer_checks import seal_footer
+from headrace.paths import local_path
 
 __all__ = ["MARKER_NAME", "ParquetLogWriter", "partition_folder", "read_marker"]
 
@@ -56,6 +59,7 @@ class ParquetLogWriter:
 
     Raises:
         FileExistsError: The folder holds files and `if_exists` is "error".
+        StorageError: It cannot be written, then or later; what was written is thrown away.
     """
 
     def __init__(
@@ -74,7 +78,7 @@ class ParquetLogWriter:
             raise ValueError(
                 f"rows_per_group and rows_per_file must be at least 1, given {rows_per_group} and {rows_per_file}"
             )
-        self.folder = partition_folder(folder, partition)
+        self.folder = partition_folder(local_path(folder, where="folder"), partition)
         self.num_rows = 0
         self._schema = schema
         self._rows_per_group = rows_per_group
@@ -86,8 +90,9 @@ class ParquetLogWriter:
         self._next_number = _first_free_number(self.folder)
         target = self.folder.absolute()
         self._staging = target.parent / f".{target.name}.writing"
-        shutil.rmtree(self._staging, ignore_errors=True)
-        self._staging.mkdir(parents=True)
+        with writing(self.folder):
+            shutil.rmtree(self._staging, ignore_errors=True)
+            self._staging.mkdir(parents=True)
         self._names: list[str] = []
         self._file: pq.ParquetWriter | None = None
         self._file_rows = 0
@@ -136,10 +141,11 @@ class ParquetLogWriter:
             if self._pending or not self._names:
                 self._flush_group()
             self._finish_file()
-            if self._marker is not None:
-                text = json.dumps(dict(self._marker), indent=1, sort_keys=True)
-                (self._staging / MARKER_NAME).write_text(text + "\n", encoding="utf-8")
-            self._publish()
+            with writing(self.folder):
+                if self._marker is not None:
+                    text = json.dumps(dict(self._marker), indent=1, sort_keys=True)
+                    (self._staging / MARKER_NAME).write_text(text + "\n", encoding="utf-8")
+                self._publish()
         except BaseException:
             self.abort()
             raise
@@ -151,7 +157,8 @@ class ParquetLogWriter:
             return
         self._closed = True
         if self._file is not None:
-            self._file.close()
+            with suppress(OSError, pa.ArrowException):  # what the disk did not take is thrown away
+                self._file.close()
         shutil.rmtree(self._staging, ignore_errors=True)
 
     def __enter__(self) -> Self:
@@ -187,16 +194,18 @@ class ParquetLogWriter:
         return room
 
     def _flush_group(self) -> None:
-        if self._file is None:
-            name = f"part-{self._next_number:05d}.parquet"
-            self._next_number += 1
-            self._names.append(name)
-            self._file = pq.ParquetWriter(
-                self._staging / name, self._schema, compression=self._compression, write_page_checksum=True
-            )
-            self._file_rows = 0
         table = pa.Table.from_batches(self._pending, self._schema)
-        self._file.write_table(table, row_group_size=max(table.num_rows, 1))
+        with writing(self.folder):
+            if self._file is None:
+                name = f"part-{self._next_number:05d}.parquet"
+                self._next_number += 1
+                self._names.append(name)
+                # An absolute path: PyArrow takes a relative one with a colon for a URL.
+                place = str(self._staging / name)
+                options = {"compression": self._compression, "write_page_checksum": True}
+                self._file = pq.ParquetWriter(place, self._schema, **options)
+                self._file_rows = 0
+            self._file.write_table(table, row_group_size=max(table.num_rows, 1))
         self._file_rows += table.num_rows
         self._pending, self._pending_rows, self._pending_bytes = [], 0, 0
         if self._rows_per_file is not None and self._file_rows >= self._rows_per_file:
@@ -204,9 +213,10 @@ class ParquetLogWriter:
 
     def _finish_file(self) -> None:
         if self._file is not None:
-            self._file.close()
-            self._file = None
-            seal_footer(self._staging / self._names[-1])
+            with writing(self.folder):
+                self._file.close()
+                self._file = None
+                seal_footer(self._staging / self._names[-1])
         self._file_rows = 0
 
     def _publish(self) -> None:

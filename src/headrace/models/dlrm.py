@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from headrace.config import Config
 from headrace.embeddings import EmbeddingBags, EmbeddingsConfig
+from headrace.errors import ConfigError
 from headrace.models.encoded_features import EncodedFeatures
 from headrace.models.histories import HistoryEncoderConfig
 from headrace.models.interaction import dot_interaction
@@ -53,6 +54,9 @@ class DLRM(nn.Module):
         num_labels: Labels L.
         embeddings: How ids become rows.
         seed: Of all first values.
+
+    Raises:
+        ConfigError: The only feature is one of ids: without a pair, nothing of it would reach the top MLP.
     """
 
     def __init__(
@@ -66,6 +70,11 @@ class DLRM(nn.Module):
         seed: int,
     ) -> None:
         super().__init__()
+        if not num_dense and len(sparse_keys) == 1:
+            raise ConfigError(
+                f"model.kind: given dlrm, which compares pairs of features, but {sparse_keys[0]} is the only one, and "
+                "predictions would be constant; add a feature, or use another model: dcnv2, deepfm, wide_deep"
+            )
         generator, dim = seeded(seed), config.embedding_dim
         self.embeddings = EmbeddingBags(embeddings, sparse_keys, dim, seed=seed)
         self.bottom = mlp(num_dense, [*config.bottom, dim], generator) if num_dense else None

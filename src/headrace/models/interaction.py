@@ -142,7 +142,7 @@ def dot_interaction(x_BD: Tensor | None, emb_BFD: Tensor, dtype: torch.dtype = t
 
 
 def plain_dot_interaction(x_BD: Tensor | None, emb_BFD: Tensor) -> Tensor:
-    """The same in plain torch, for any device and for `torch.export`."""
+    """The same in plain torch, for any device and while torch traces a model."""
     vectors_BGD = emb_BFD if x_BD is None else torch.cat([x_BD[:, None].to(emb_BFD.dtype), emb_BFD], dim=1)
     num_vectors = vectors_BGD.shape[1]
     i, j = torch.tril_indices(num_vectors, num_vectors, offset=-1, device=emb_BFD.device)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from headrace.errors import DataError
+from headrace.files import writing
 
 __all__ = ["JsonlWriter", "read_jsonl"]
 
@@ -26,19 +27,33 @@ class JsonlWriter:
 
         Args:
             path: The file; what it already holds is kept.
+
+        Raises:
+            StorageError: It cannot be opened.
         """
         self.path = Path(path)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        _cut_torn_line(self.path)
         self._lock = threading.Lock()
-        self._file = self.path.open("a", encoding="utf-8")
+        with writing(self.path):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            _cut_torn_line(self.path)
+            self._file = self.path.open("ab", buffering=0)  # after an error nothing is left to be written on closing
 
     def write(self, record: Mapping[str, Any]) -> None:
-        """Append one record; NaN and infinity become null, numpy and torch scalars plain numbers."""
-        line = json.dumps(_plain(record), allow_nan=False, separators=(",", ":"))
-        with self._lock:
-            self._file.write(line + "\n")
-            self._file.flush()
+        """Append one record; NaN and infinity become null, numpy and torch scalars plain numbers.
+
+        Raises:
+            StorageError: The disk does not take it; the file is as it was before.
+        """
+        line = json.dumps(_plain(record), allow_nan=False, separators=(",", ":")) + "\n"
+        left = memoryview(line.encode())
+        with self._lock, writing(self.path):
+            end = self._file.seek(0, 2)
+            try:
+                while left:
+                    left = left[self._file.write(left) :]
+            except OSError:
+                self._file.truncate(end)
+                raise
 
     def close(self) -> None:
         """Close the file; safe to call twice."""
@@ -67,7 +82,7 @@ def read_jsonl(path: str | Path) -> Iterator[dict[str, Any]]:
                 continue
             try:
                 record = json.loads(line)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise DataError(f"{path}: line {number}: not JSON: {error}") from error
             if not isinstance(record, dict):
                 raise DataError(f"{path}: line {number}: given {type(record).__name__}, expected an object")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from html import escape
@@ -11,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from headrace.files import write_text
 from headrace.observe.deduplication import deduplication_rows
 from headrace.observe.panels import (
     decision_numbers,
@@ -25,6 +25,7 @@ from headrace.observe.progress import format_count, format_duration
 from headrace.observe.report_assets import SCRIPT, STYLE
 from headrace.observe.run_data import RunData, WindowSpan
 from headrace.observe.timeline import draw_timeline, timeline_lead
+from headrace.paths import local_path
 
 __all__ = ["render_report", "write_report"]
 
@@ -52,11 +53,9 @@ def write_report(run_folder: str | Path, path: str | Path | None = None) -> Path
         ConfigError: If the folder is missing or holds no metrics.
         DataError: If a metrics line is not JSON; names file and line.
     """
-    path = Path(run_folder) / "report.html" if path is None else Path(path)
+    path = Path(run_folder) / "report.html" if path is None else local_path(path, where="report")
     page = render_report(RunData.read(run_folder), made=f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC")
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(page, encoding="utf-8")
-    temporary.replace(path)
+    write_text(path, page)
     return path
 
 

@@ -9,6 +9,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from headrace.files import write_text
+from headrace.paths import local_path
 from headrace.scheduling.graph import Kind, Lane, Operator
 
 __all__ = ["Span", "Trace", "chrome_trace", "write_chrome_trace"]
@@ -84,9 +86,7 @@ class Trace:
 
     def write(self, path: Path, policy: str) -> None:
         """Write `to_dict` as a JSON file that appears whole."""
-        temporary = path.with_name(f".{path.name}.part")
-        temporary.write_text(json.dumps(self.to_dict(policy)), encoding="utf-8")
-        temporary.replace(path)
+        write_text(path, json.dumps(self.to_dict(policy)))
 
 
 def chrome_trace(spans: Iterable[dict[str, Any]], policy: str) -> dict[str, Any]:
@@ -126,4 +126,5 @@ def chrome_trace(spans: Iterable[dict[str, Any]], policy: str) -> dict[str, Any]
 
 def write_chrome_trace(trace: dict[str, Any], path: str | Path) -> None:
     """Write a trace of `Trace.to_dict` in Chrome's format."""
-    Path(path).write_text(json.dumps(chrome_trace(trace["spans"], trace["policy"])), encoding="utf-8")
+    text = json.dumps(chrome_trace(trace["spans"], trace["policy"]))
+    write_text(local_path(path, where="trace"), text)

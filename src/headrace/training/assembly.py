@@ -15,7 +15,7 @@ from headrace.training.dense_optimizer import make_dense_optimizer
 from headrace.training.device import place_model
 from headrace.training.job import JobConfig
 
-__all__ = ["Assembly", "assemble"]
+__all__ = ["Assembly", "assemble", "describe_model"]
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Assembly:
         model: `Batch` -> logits float32 [B, L].
         optimizer: Of the model's dense parameters.
         label_names: Names of the L labels.
-        shape: JSON-able description of what decides the parameters' shapes and meaning.
+        shape: What decides the parameters' shapes and meaning, see `describe_model`.
     """
 
     plan: FeaturePlan
@@ -62,11 +62,36 @@ def assemble(job: JobConfig) -> Assembly:
     if baseline is not None and baseline not in plan.dense_names:
         raise ConfigError(f"training.baseline: given {baseline}, expected one of: {', '.join(plan.dense_names)}")
     optimizer = make_dense_optimizer(job.training.dense_optimizer, model.parameters())
-    shape = {
-        "labels": list(labels),
-        "features": {"dense": list(plan.dense_names), "sparse": list(plan.sparse_keys)},
+    return Assembly(plan, model, optimizer, labels, describe_model(job, plan))
+
+
+def describe_model(job: JobConfig, plan: FeaturePlan) -> dict[str, Any]:
+    """What must stay the same for learned parameters to mean the same, as JSON has it.
+
+    That is: names and order of labels and features, what each feature is computed from and how, which table its ids
+    are looked up in, and the model. Learning rates, limits and checks may change.
+    """
+    schema = job.schema_of_logs
+    types: dict[str, str] = {column.name: column.type for column in schema.ids}
+    types |= {column.name: column.type for column in schema.id_lists}
+    if schema.timestamp is not None:
+        types[schema.timestamp.name] = schema.timestamp.unit
+    lookups = job.embeddings.layout(plan.sparse_keys)
+    spaces = list(lookups.spaces)
+    features: dict[str, dict[str, Any]] = {"dense": {}, "sparse": {}}
+    for spec in plan.specs:
+        features[spec.section][spec.name] = {
+            "columns": {name: types.get(name, "number") for name in spec.sources},
+            "operators": [{operator.name: operator.model_dump(mode="json")} for operator in spec.operators],
+            "weights": spec.weights,
+        }
+    for key, space, pooling in zip(plan.sparse_keys, lookups.space_of_feature, lookups.poolings, strict=True):
+        features["sparse"][key] |= {"space": spaces[space], "pooling": pooling}
+    return {
+        "labels": [label.name for label in schema.labels],
+        "order": {"dense": list(plan.dense_names), "sparse": list(plan.sparse_keys)},
+        "features": features,
         "model": job.model.model_dump(mode="json"),
         "dense_optimizer": job.training.dense_optimizer.kind,
         "seed": job.training.seed,
     }
-    return Assembly(plan, model, optimizer, labels, shape)

@@ -2,26 +2,35 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
+import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from headrace.errors import CheckpointError, TornCheckpoint, VersionMismatch
+from headrace.errors import CheckpointError, TornCheckpoint
+from headrace.files import flush, write_array, writing
+from headrace.manifest import Manifest
+from headrace.paths import local_path
 
-__all__ = ["CheckpointFolder", "Snapshot", "file_checksum"]
+__all__ = ["CheckpointFolder", "Snapshot", "read_arrays", "write_arrays"]
 
 FORMAT = "headrace-checkpoint"
-VERSION = 1
-MANIFEST = "manifest.json"
+VERSION = 2
+
+_GROUP = re.compile(r"(?P<group>[^/]+)\.safetensors")
+_COLUMN = re.compile(r"tables/(?P<table>[^/]+)/(?P<column>[^/]+)\.npy")
+_PART = re.compile(r"tables/(?P<table>[^/]+)/(?P<part>[^/]+)/(?P<column>[^/]+)\.npy")
+
+Columns = dict[str, NDArray[Any]]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -48,8 +57,8 @@ class CheckpointFolder:
     """The checkpoints of one run, oldest first, each a folder named by its number.
 
     A checkpoint is written beside its place under a temporary name, flushed to disk, and appears by one rename. Its
-    manifest lists every file with size and SHA-256, so a checkpoint that lost a part is refused, never half used. See
-    `docs/checkpoints.md` for the format.
+    manifest lists every file with size and SHA-256 and has a checksum of its own, so a checkpoint that was damaged is
+    refused, never half used. Only listed files are opened. See `docs/checkpoints.md` for the format.
     """
 
     def __init__(self, path: str | Path, *, keep: int = 3) -> None:
@@ -59,14 +68,20 @@ class CheckpointFolder:
             path: Folder of the checkpoints.
             keep: How many of the newest to keep; at least 2, so that a torn one always has one before it.
         """
-        self.path = Path(path)
+        self.path = local_path(path, where="checkpoints")
         self.keep = max(2, keep)
 
     def numbers(self) -> list[int]:
-        """Numbers of the checkpoints at hand, rising; not checked for damage."""
+        """Numbers of the checkpoints at hand, rising; not checked for damage. Other names do not matter.
+
+        Raises:
+            CheckpointError: The place is taken by something that is not a folder, such as a broken link.
+        """
         if not self.path.is_dir():
+            if os.path.lexists(self.path):
+                raise CheckpointError(f"{self.path}: is not a folder, expected that of the run's checkpoints")
             return []
-        return sorted(int(entry.name) for entry in self.path.iterdir() if entry.name.isdigit())
+        return sorted(int(name) for name in os.listdir(self.path) if _is_name(name))
 
     def save(self, snapshot: Snapshot, write_parts: Callable[[Path], object] | None = None) -> Path:
         """Write a checkpoint and forget the oldest beyond `keep`.
@@ -81,55 +96,42 @@ class CheckpointFolder:
         final = self._place(snapshot.number)
         temporary = self.path / f".{final.name}.{os.getpid()}.partial"
         try:
-            self._sweep()
-            temporary.mkdir(parents=True)
-            for name, arrays in snapshot.arrays.items():
-                save_file(
-                    {key: np.ascontiguousarray(array) for key, array in arrays.items()},
-                    temporary / f"{name}.safetensors",
-                )
-            for table, columns in snapshot.columns.items():
-                (temporary / "tables" / table).mkdir(parents=True)
-                for column, array in columns.items():
-                    np.save(temporary / "tables" / table / f"{column}.npy", array, allow_pickle=False)
-            if write_parts is not None:
-                write_parts(temporary)
-            _write_manifest(temporary, snapshot)
-            if final.exists():  # torn, and taken back when the run was resumed
-                shutil.rmtree(final)
-            temporary.rename(final)
-            _flush(self.path)
-        except OSError as error:
-            raise CheckpointError(f"{final}: cannot be written: {error.strerror or error}") from error
+            with writing(final, CheckpointError):
+                self._sweep()
+                temporary.mkdir(parents=True)
+                write_arrays(temporary, snapshot)
+                if write_parts is not None:
+                    write_parts(temporary)
+                content = {"number": snapshot.number, "state": snapshot.state}
+                Manifest.write(temporary, FORMAT, VERSION, content)
+                _forget(final)
+                temporary.rename(final)
+                flush(self.path)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
         for number in self.numbers()[: -self.keep]:
-            shutil.rmtree(self._place(number))
+            _forget(self._place(number))
         return final
 
     def load(self, number: int) -> Snapshot:
         """Read and check one checkpoint.
 
         Raises:
-            CheckpointError: There is none of that number.
-            TornCheckpoint: A file is missing, or its size or checksum is not the manifest's; both are in the text.
+            CheckpointError: There is none of that number, or it may not be read.
+            TornCheckpoint: The manifest or a file is missing or does not match its checksum; both sides are in the
+                text.
             VersionMismatch: It was written in another version of the format.
         """
         folder = self._place(number)
-        if not folder.is_dir():
+        if number not in self.numbers():
             numbers = ", ".join(map(str, self.numbers())) or "none"
             raise CheckpointError(f"{self.path}: there is no checkpoint {number}, expected one of: {numbers}")
-        manifest = _read_manifest(folder)
-        _check_files(folder, manifest["files"])
-        arrays = {p.stem: load_file(p) for p in sorted(folder.glob("*.safetensors"))}
-        columns: dict[str, dict[str, NDArray[Any]]] = {}
-        for path in sorted(folder.glob("tables/*/*.npy")):
-            columns.setdefault(path.parent.name, {})[path.stem] = np.load(path, mmap_mode="r", allow_pickle=False)
-        parts: dict[str, list[dict[str, NDArray[Any]]]] = {}
-        for part in sorted(folder.glob("tables/*/*/")):
-            loaded = {p.stem: np.load(p, mmap_mode="r", allow_pickle=False) for p in sorted(part.glob("*.npy"))}
-            parts.setdefault(part.parent.name, []).append(loaded)
-        return Snapshot(manifest["number"], manifest["state"], arrays, columns, parts)
+        manifest = Manifest.read(folder, FORMAT, VERSION)
+        given, state = manifest.content.get("number"), manifest.content.get("state")
+        if given != number or not isinstance(state, dict):
+            raise TornCheckpoint(f"{folder}: its manifest is of checkpoint {given}, expected {number}")
+        manifest.check_files(folder)
+        return read_arrays(folder, manifest.files, number, state)
 
     def load_latest(self) -> tuple[Snapshot | None, list[str]]:
         """The newest checkpoint that is whole, and a line for each newer one that was refused.
@@ -156,78 +158,66 @@ class CheckpointFolder:
         """Remove what killed writers left behind; one run folder has one writer at a time."""
         if self.path.is_dir():
             for leftover in self.path.glob(".*.partial"):
-                shutil.rmtree(leftover)
+                _remove(leftover)
 
 
-def _write_manifest(folder: Path, snapshot: Snapshot) -> None:
-    files = {}
-    for path in _files(folder):
-        files[str(path.relative_to(folder))] = {"bytes": path.stat().st_size, "sha256": file_checksum(path)}
-        _flush(path)
-    manifest = {
-        "format": FORMAT,
-        "version": VERSION,
-        "number": snapshot.number,
-        "files": files,
-        "state": snapshot.state,
-        "state_sha256": _state_checksum(snapshot.state),
-    }
-    path = folder / MANIFEST
-    path.write_text(json.dumps(manifest, indent=1), encoding="utf-8")
-    _flush(path)
-    for parent in {p.parent for p in _files(folder)} | {folder}:
-        _flush(parent)
+def write_arrays(folder: Path, snapshot: Snapshot) -> None:
+    """Write arrays and columns as files of a folder."""
+    for name, arrays in snapshot.arrays.items():
+        values = {key: np.ascontiguousarray(array) for key, array in arrays.items()}
+        save_file(values, folder / f"{name}.safetensors")
+    for table, columns in snapshot.columns.items():
+        (folder / "tables" / table).mkdir(parents=True)
+        for column, array in columns.items():
+            write_array(folder / "tables" / table / f"{column}.npy", array)
 
 
-def _read_manifest(folder: Path) -> dict[str, Any]:
-    path = folder / MANIFEST
-    try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise TornCheckpoint(f"{folder}: has no {MANIFEST}") from error
-    except ValueError as error:
-        raise TornCheckpoint(f"{path}: is not JSON: {error}") from error
-    given = (manifest.get("format"), manifest.get("version"))
-    if given != (FORMAT, VERSION):
-        raise VersionMismatch(f"{folder}: is {given[0]} version {given[1]}, expected {FORMAT} version {VERSION}")
-    if _state_checksum(manifest["state"]) != manifest["state_sha256"]:
-        raise TornCheckpoint(f"{path}: state does not match its checksum")
-    return dict(manifest)
-
-
-def _check_files(folder: Path, files: dict[str, dict[str, Any]]) -> None:
-    for name, expected in files.items():
+def read_arrays(folder: Path, names: Iterable[str], number: int, state: dict[str, Any]) -> Snapshot:
+    """What checked files of a folder hold; undoes `write_arrays`."""
+    arrays: dict[str, Columns] = {}
+    columns: dict[str, Columns] = {}
+    parts: dict[str, dict[str, Columns]] = {}
+    for name in sorted(names):
         path = folder / name
-        if not path.is_file():
-            raise TornCheckpoint(f"{path}: is missing, expected {expected['bytes']} bytes")
-        size = path.stat().st_size
-        if size != expected["bytes"]:
-            raise TornCheckpoint(f"{path}: has {size} bytes, expected {expected['bytes']}")
-        found = file_checksum(path)
-        if found != expected["sha256"]:
-            raise TornCheckpoint(f"{path}: has SHA-256 {found[:12]}..., expected {expected['sha256'][:12]}...")
-    unknown = {str(p.relative_to(folder)) for p in _files(folder)} - set(files) - {MANIFEST}
-    if unknown:
-        raise TornCheckpoint(f"{folder}: holds files its manifest does not list: {', '.join(sorted(unknown))}")
+        if found := _GROUP.fullmatch(name):
+            arrays[found["group"]] = _load(path, load_file)
+        elif found := _COLUMN.fullmatch(name):
+            columns.setdefault(found["table"], {})[found["column"]] = _load(path, _map_array)
+        elif found := _PART.fullmatch(name):
+            of_table = parts.setdefault(found["table"], {})
+            of_table.setdefault(found["part"], {})[found["column"]] = _load(path, _map_array)
+        else:
+            raise TornCheckpoint(f"{path}: holds no arrays, expected .safetensors or .npy")
+    in_order = {table: [of_table[part] for part in sorted(of_table)] for table, of_table in parts.items()}
+    return Snapshot(number, state, arrays, columns, in_order)
 
 
-def _files(folder: Path) -> Iterator[Path]:
-    return (path for path in sorted(folder.rglob("*")) if path.is_file())
+def _map_array(path: Path) -> NDArray[Any]:
+    array: NDArray[Any] = np.lib.format.open_memmap(path, mode="r")  # of numbers, and never of an archive
+    return array
 
 
-def file_checksum(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal digits."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _state_checksum(state: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
+def _load(path: Path, load: Callable[[Path], T]) -> T:
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        return load(path)
+    except (OSError, ValueError, SafetensorError) as error:
+        raise TornCheckpoint(f"{path}: cannot be read: {' '.join(str(error).split())}") from error
+
+
+def _is_name(name: str) -> bool:
+    return re.fullmatch(r"[0-9]{8,}", name) is not None and name == f"{int(name):08d}"
+
+
+def _forget(place: Path) -> None:
+    """Remove a checkpoint, if there is one; killed meanwhile, it leaves no half of it under its name."""
+    if os.path.lexists(place):
+        hidden = place.with_name(f".{place.name}.{os.getpid()}.old.partial")
+        place.rename(hidden)
+        _remove(hidden)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)

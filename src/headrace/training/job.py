@@ -14,6 +14,7 @@ from headrace.errors import ConfigError
 from headrace.logs import BadRowPolicy, Schema, WindowConfig, check_output, list_files, schema_beside
 from headrace.logs.files import printable
 from headrace.models import DLRMConfig, ModelConfig
+from headrace.paths import local_path, logs_location
 from headrace.scheduling.config import SchedulerConfig
 from headrace.training.cluster_config import ClusterConfig
 from headrace.training.dense_optimizer import Adam, DenseOptimizerConfig
@@ -147,21 +148,24 @@ class JobConfig(Config):
         """The same job with absolute paths and the schema in place.
 
         Raises:
-            ConfigError: The schema cannot be read, or the run or its quarantine would lie in the logs.
+            ConfigError: A path is a URL where only local ones will do, the schema cannot be read, or the run or its
+                quarantine would lie in the logs.
         """
-        data = self.data.model_copy(update={"path": _absolute(self.data.path, base)})
+        data = self.data.model_copy(update={"path": logs_location(self.data.path, where="data.path", base=base)})
         if not isinstance(data.columns, Schema):
-            place = _absolute(data.columns, base) if data.columns else str(schema_beside(data.path))
+            named = data.columns and _absolute(data.columns, "data.schema", base)
+            place = named or str(schema_beside(data.path))
             data = data.model_copy(update={"columns": _read_schema(place, data.path)})
         if data.bad_rows.path is not None:
-            policy = data.bad_rows.model_copy(update={"path": _absolute(data.bad_rows.path, base)})
+            quarantine = _absolute(data.bad_rows.path, "data.bad_rows.path", base)
+            policy = data.bad_rows.model_copy(update={"path": quarantine})
             data = data.model_copy(update={"bad_rows": policy})
-        run = _absolute(self.run, base)
+        run = _absolute(self.run, "run", base)
         check_output(run, data.path, what="run")
         if data.bad_rows.path is not None:
             check_output(data.bad_rows.path, data.path, what="data.bad_rows.path")
         files = {name: getattr(self.cluster, name) for name in ("token_file", "tls_authority")}
-        found = {name: _absolute(path, base) for name, path in files.items() if path is not None}
+        found = {name: _absolute(path, f"cluster.{name}", base) for name, path in files.items() if path is not None}
         cluster = self.cluster.model_copy(update=found)
         return self.model_copy(update={"run": run, "data": data, "cluster": cluster})
 
@@ -172,8 +176,8 @@ class JobConfig(Config):
         return self.data.columns
 
 
-def _absolute(path: str, base: Path) -> str:
-    return path if "://" in path else str((base / path).resolve())
+def _absolute(path: str, where: str, base: Path) -> str:
+    return str(local_path(path, where=where, base=base).resolve())
 
 
 def _read_schema(place: str, logs: str) -> Schema:

@@ -5,6 +5,11 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import re
+import shutil
+import uuid
+from collections.abc import Callable, Iterator
+from itertools import count
 from pathlib import Path
 from typing import IO, Any
 
@@ -12,9 +17,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from headrace.errors import ConfigError, HeadraceError
+from headrace.files import new_file, write_text, writing
 from headrace.observe.jsonl import JsonlWriter, read_jsonl
+from headrace.paths import local_path
 
 __all__ = ["RunFolder"]
+
+ID_NAME = "run_id"
 
 LEDGER_SCHEMA = pa.schema([pa.field("step", pa.int64()), pa.field("row_id", pa.int64())])
 
@@ -29,8 +38,9 @@ class RunFolder:
         quarantine/<number>.parquet   bad rows, counted by the checkpoint of that number
         ledger/<number>.parquet       (step, row_id) of every row trained on, if the job asks for it
         report.html
+        rewound/                  output that a resume found to be newer than its checkpoint; safe to delete
 
-    Files grow between checkpoints, so after a kill they may be ahead of the newest checkpoint. `rewind` takes back
+    Files grow between checkpoints, so after a kill they may be ahead of the newest checkpoint. `rewind` moves aside
     what that checkpoint does not count, so that nothing is listed twice when those steps are made again.
     """
 
@@ -41,8 +51,9 @@ class RunFolder:
             path: The folder.
             quarantine: Another folder for quarantined rows.
         """
-        self.path = Path(path)
-        self.quarantine = self.path / "quarantine" if quarantine is None else Path(quarantine)
+        self.path = local_path(path, where="run")
+        inside = self.path / "quarantine"
+        self.quarantine = inside if quarantine is None else local_path(quarantine, where="bad_rows.path")
         self._lock: IO[str] | None = None
         self._metrics: JsonlWriter | None = None
 
@@ -65,6 +76,11 @@ class RunFolder:
     def ledger(self) -> Path:
         """Folder of the row ledger."""
         return self.path / "ledger"
+
+    @property
+    def rewound(self) -> Path:
+        """Folder of what `rewind` moved aside."""
+        return self.path / "rewound"
 
     @property
     def _replayed(self) -> Path:
@@ -91,23 +107,47 @@ class RunFolder:
             raise HeadraceError(
                 f"{self.path}: process {holder} is writing to this run; wait for it, or stop it"
             ) from None
-        lock.truncate(0)
-        lock.write(str(os.getpid()))
-        lock.flush()
         self._lock = lock
-        self._own_quarantine()
+        try:
+            with writing(self.path, ConfigError):
+                lock.truncate(0)
+                lock.write(str(os.getpid()))
+                lock.flush()
+            self._own_quarantine()
+        except BaseException:
+            self.unlock()
+            raise
 
     def _own_quarantine(self) -> None:
-        """Refuse the quarantine of another run: files are named by checkpoint, so two runs would lose each other's."""
+        """Refuse the quarantine of another run: files are named by checkpoint, so two runs would lose each other's.
+
+        A run is known by the id in its folder, or by where that folder is as seen from the quarantine: so either may
+        be moved, both may be moved together, and the run may be deleted and begun again.
+        """
         if self.quarantine.parent == self.path:
             return
-        self.quarantine.mkdir(parents=True, exist_ok=True)
-        mark = self.quarantine / "_owner"
-        owner = mark.read_text(encoding="utf-8").strip() if mark.exists() else str(self.path.resolve())
-        if owner != str(self.path.resolve()):
-            self.unlock()
-            raise ConfigError(f"{self.quarantine}: is the quarantine of {owner}; give each run its own bad_rows.path")
-        mark.write_text(owner + "\n", encoding="utf-8")
+        with writing(self.quarantine):
+            self.quarantine.mkdir(parents=True, exist_ok=True)
+            here = os.path.relpath(self.path.resolve(), self.quarantine.resolve())
+            mark = self.quarantine / "_owner"
+            owner, place = _read_owner(mark) if mark.is_file() else (self._id(), here)
+        there = self.quarantine / place
+        is_copy = place != here and _read_text(there / ID_NAME) == owner
+        if (owner != self._id() and place != here) or is_copy:
+            raise ConfigError(
+                f"{self.quarantine}: is the quarantine of {os.path.normpath(there)}; give each run its own "
+                f"bad_rows.path, or delete {mark} if that run is gone"
+            )
+        if (owner, place) != (self._id(), here) or not mark.is_file():
+            write_text(mark, f"{self._id()}\n{here}\n")
+
+    def _id(self) -> str:
+        """What this run is known by, wherever it is moved."""
+        known = _read_text(self.path / ID_NAME)
+        if known is None:
+            known = uuid.uuid4().hex
+            write_text(self.path / ID_NAME, known + "\n")
+        return known
 
     def unlock(self) -> None:
         """Close the files and let other processes write to the run."""
@@ -120,7 +160,7 @@ class RunFolder:
 
     def write_config(self, text: str) -> None:
         """Write the resolved job."""
-        (self.path / "config.yaml").write_text(text, encoding="utf-8")
+        write_text(self.path / "config.yaml", text)
 
     def append_metrics(self, record: dict[str, Any]) -> None:
         """Add one line to the metrics; its key "checkpoint" names the checkpoint that will count it."""
@@ -129,7 +169,11 @@ class RunFolder:
         self._metrics.write(record)
 
     def read_metrics(self) -> list[dict[str, Any]]:
-        """All metric records; a last line cut short by a kill is left out."""
+        """All metric records; a last line cut short by a kill is left out.
+
+        Raises:
+            DataError: Another line is damaged; `rewind` moves those aside.
+        """
         return list(read_jsonl(self.metrics)) if self.metrics.exists() else []
 
     def write_ledger(self, number: int, steps: list[int], row_ids: list[pa.Array]) -> None:
@@ -140,10 +184,13 @@ class RunFolder:
             steps: One optimizer step per batch.
             row_ids: int64 arrays, one per batch.
         """
-        self.ledger.mkdir(exist_ok=True)
         step_of_row = [pa.repeat(pa.scalar(at, pa.int64()), len(ids)) for at, ids in zip(steps, row_ids, strict=True)]
         columns = [pa.chunked_array(part, pa.int64()) for part in (step_of_row, row_ids)]
-        write_atomically(pa.table(columns, schema=LEDGER_SCHEMA), self.ledger / f"{number:08d}.parquet")
+        path = self.ledger / f"{number:08d}.parquet"
+        with writing(path):
+            self.ledger.mkdir(exist_ok=True)
+        with new_file(path) as partial:
+            pq.write_table(pa.table(columns, schema=LEDGER_SCHEMA), str(partial.absolute()), compression="zstd")
 
     def quarantined(self) -> list[Path]:
         """Quarantine files that wait for a replay, oldest first."""
@@ -164,29 +211,81 @@ class RunFolder:
                 path.rename(self.quarantine / path.name)
 
     def rewind(self, number: int) -> list[str]:
-        """Take back what checkpoint `number` and those before it do not count; returns what was removed or cut."""
-        removed = []
-        for folder in (self.quarantine, self._replayed, self.ledger):
-            for path in sorted(folder.glob("*.parquet")):
-                if path.stem.isdigit() and int(path.stem) > number:
-                    path.unlink()
-                    removed.append(f"{folder.name}/{path.name}")
-        if self.metrics.exists():
-            assert self._metrics is None, "rewind comes before the first line of this process"
-            kept = [record for record in self.read_metrics() if record["checkpoint"] <= number]
-            text = "".join(json.dumps(record, separators=(",", ":")) + "\n" for record in kept)
-            if self.metrics.stat().st_size != len(text.encode()):
-                temporary = self.metrics.with_suffix(".partial")
-                temporary.write_text(text, encoding="utf-8")
-                temporary.rename(self.metrics)
-                removed.append(self.metrics.name)
-        return removed
+        """Move to `rewound` what checkpoint `number` and those before it do not count; nothing is deleted.
+
+        That is: files and checkpoints of higher numbers, lines of the metrics of such numbers, and damaged lines.
+
+        Returns:
+            What was moved, by its place in the run.
+        """
+        assert self._metrics is None, "rewind comes before the first line of this process"
+        aside = next(place for place in self._places_aside(number) if not place.exists())
+        moved = []
+        with writing(aside):
+            for folder, ending in (
+                (self.quarantine, ".parquet"),
+                (self._replayed, ".parquet"),
+                (self.ledger, ".parquet"),
+                (self.checkpoints, ""),
+            ):
+                for path in _numbered(folder, ending, beyond=number):
+                    moved.append(f"{folder.name}/{path.name}")
+                    (aside / folder.name).mkdir(parents=True, exist_ok=True)
+                    shutil.move(path, aside / folder.name / path.name)
+            for path, is_kept in ((self.metrics, _is_counted_by(number)), (self.decisions, lambda _: True)):
+                if path.is_file() and _move_lines(path, is_kept, aside / path.name):
+                    moved.append(path.name)
+        return moved
+
+    def _places_aside(self, number: int) -> Iterator[Path]:
+        yield self.rewound / f"after-{number:08d}"
+        yield from (self.rewound / f"after-{number:08d}-{again}" for again in count(2))
 
 
-def write_atomically(table: pa.Table, path: Path) -> None:
-    """Write a Parquet file that appears whole or not at all."""
-    temporary = path.with_suffix(".partial")
-    pq.write_table(table, temporary, compression="zstd")
-    with temporary.open("rb") as file:
-        os.fsync(file.fileno())
-    temporary.rename(path)
+def _numbered(folder: Path, ending: str, *, beyond: int) -> list[Path]:
+    """What in a folder is named by the number of a later checkpoint, in order."""
+    pattern = re.compile(r"([0-9]{8,})" + re.escape(ending))
+    names = sorted(os.listdir(folder)) if folder.is_dir() else []
+    found = [(pattern.fullmatch(name), name) for name in names]
+    return [folder / name for match, name in found if match is not None and int(match[1]) > beyond]
+
+
+def _is_counted_by(number: int) -> Callable[[dict[str, Any]], bool]:
+    def is_counted(record: dict[str, Any]) -> bool:
+        counter = record.get("checkpoint")
+        return type(counter) is int and counter <= number
+
+    return is_counted
+
+
+def _move_lines(path: Path, is_kept: Callable[[dict[str, Any]], bool], aside: Path) -> int:
+    """Move lines of a JSONL file that are damaged, or not to be kept, to another file; returns how many."""
+    kept: list[bytes] = []
+    others: list[bytes] = []
+    for line in path.read_bytes().splitlines(keepends=True):
+        (kept if _is_whole(line, is_kept) else others).append(line)
+    if others:
+        aside.parent.mkdir(parents=True, exist_ok=True)
+        aside.write_bytes(b"".join(others))
+        with new_file(path) as partial:
+            partial.write_bytes(b"".join(kept))
+    return len(others)
+
+
+def _is_whole(line: bytes, is_kept: Callable[[dict[str, Any]], bool]) -> bool:
+    try:
+        record = json.loads(line.decode())
+    except (ValueError, RecursionError):
+        return False
+    return line.endswith(b"\n") and isinstance(record, dict) and is_kept(record)
+
+
+def _read_owner(mark: Path) -> tuple[str, str]:
+    """Id and place of the run a quarantine belongs to."""
+    lines = [*mark.read_text(encoding="utf-8", errors="replace").splitlines(), "", ""]
+    place = lines[1] or lines[0]  # an older mark has the absolute place alone
+    return lines[0], os.path.relpath(place, mark.parent.resolve()) if os.path.isabs(place) else place
+
+
+def _read_text(path: Path) -> str | None:
+    return path.read_text(encoding="utf-8", errors="replace").strip() if path.is_file() else None

@@ -13,9 +13,11 @@ from numpy.typing import NDArray
 
 from headrace.errors import CheckpointError, ConfigError
 from headrace.features import FeaturePlan
+from headrace.files import new_file, writing
 from headrace.logs import ErrorBudget, Listing, LogFile, ParquetSource, check_output, list_log, select_files
 from headrace.logs.row_ids import RowIds
 from headrace.observe.progress import Progress
+from headrace.paths import local_path
 from headrace.pipeline import BatchIterator
 from headrace.tensors import Batch
 from headrace.threads import use_threads
@@ -86,6 +88,7 @@ class Scorer:
         that the schema names for it), and a float32 probability `p_<label>` for each label. For a clustered copy, file
         and row are those of the log it was made of. It appears whole or not at all.
         """
+        out = local_path(out, where="OUT")
         if out.is_dir():
             raise ConfigError(f"{out}: is a folder, expected the Parquet file to write")
         files = self._list(path).files
@@ -95,15 +98,11 @@ class Scorer:
         plan = self.assembly.plan.without_labels()
         source = self._open_source(files, plan)
         schema = self._prediction_schema(source.row_ids)
-        out.parent.mkdir(parents=True, exist_ok=True)
-        temporary = out.with_name(f".{out.name}.partial")
-        try:
-            with pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
-                for batch, logits in self._score(source, "predict", plan):
-                    writer.write_batch(_predictions(batch, logits, source.row_ids, schema))
-            temporary.rename(out)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with writing(out):
+            out.parent.mkdir(parents=True, exist_ok=True)
+        with new_file(out) as partial, pq.ParquetWriter(str(partial.absolute()), schema, compression="zstd") as writer:
+            for batch, logits in self._score(source, "predict", plan):
+                writer.write_batch(_predictions(batch, logits, source.row_ids, schema))
         return self.rows.used
 
     def _list(self, path: str) -> Listing:

@@ -8,10 +8,12 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pydantic import BaseModel, Field, ValidationError
 from torch import nn
 
 from headrace.embeddings import EmbeddingTable, embedding_bags
 from headrace.embeddings.table_parts import join_parts
+from headrace.embeddings.table_state import Columns
 from headrace.errors import CheckpointError
 from headrace.logs import Cursor, Window
 from headrace.models.products import Precision
@@ -21,7 +23,23 @@ from headrace.training.metrics import BinaryMetrics
 from headrace.training.peers import Peers
 from headrace.training.rows import RowCounts
 
-__all__ = ["TrainingState", "load_parameters", "restore", "take_snapshot"]
+__all__ = ["TrainingState", "load_parameters", "parameters", "restore", "take_snapshot"]
+
+
+class _SavedState(BaseModel):
+    """`TrainingState` as a checkpoint holds it; see `docs/checkpoints.md`."""
+
+    shape: dict[str, Any]
+    step: int = Field(ge=0)
+    precision: Precision | None
+    cursor: dict[str, Any]
+    window: dict[str, Any] | None
+    token: dict[str, Any] | None
+    replayed: tuple[str, ...]
+    rows: dict[str, int]
+    window_rows: dict[str, int]
+    seconds: float = Field(ge=0)
+    window_seconds: float = Field(ge=0)
 
 
 @dataclass
@@ -153,13 +171,15 @@ def take_snapshot(state: TrainingState, model: nn.Module, optimizer: torch.optim
         "seconds": state.seconds,
         "window_seconds": state.window_seconds,
     }
-    arrays = {
-        "dense": {name: value.detach().cpu().numpy() for name, value in model.state_dict().items()},
-        "optimizer": optimizer_arrays(optimizer),
-        "metrics": metrics,
-    }
-    columns = {name: table.state_dict() for name, table in _tables(model).items()}
+    dense, columns = parameters(model)
+    arrays = {"dense": dense, "optimizer": optimizer_arrays(optimizer), "metrics": metrics}
     return Snapshot(state.checkpoint, values, arrays, columns)
+
+
+def parameters(model: nn.Module) -> tuple[Columns, dict[str, Columns]]:
+    """The dense parameters by name, and the columns of each table in this process."""
+    dense = {name: value.detach().cpu().numpy() for name, value in model.state_dict().items()}
+    return dense, {name: table.state_dict() for name, table in _tables(model).items()}
 
 
 def restore(
@@ -170,22 +190,27 @@ def restore(
     Raises:
         CheckpointError: The checkpoint belongs to another model; the first difference is named with both sides.
     """
-    values = snapshot.state
-    difference = _first_difference(values["shape"], shape)
+    try:
+        values = _SavedState.model_validate(snapshot.state)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        key = ".".join(str(part) for part in first["loc"])
+        raise CheckpointError(f"checkpoint {snapshot.number}: state.{key}: {first['msg']}") from error
+    difference = _first_difference(values.shape, shape)
     if difference:
         key, was, now = difference
         raise CheckpointError(
             f"checkpoint {snapshot.number} belongs to another model: {key} was {was}, is now {now}; "
             "use another run folder, or change it back"
         )
-    state.checkpoint, state.step = snapshot.number, values["step"]
-    state.precision = values.get("precision")
-    state.cursor = Cursor.from_dict(values["cursor"])
-    state.window = None if values["window"] is None else Window.from_dict(values["window"])
-    state.token = values["token"]
-    state.replayed = tuple(values["replayed"])
-    state.rows, state.window_rows = RowCounts(**values["rows"]), RowCounts(**values["window_rows"])
-    state.seconds, state.window_seconds = values["seconds"], values["window_seconds"]
+    state.checkpoint, state.step = snapshot.number, values.step
+    state.precision = values.precision
+    state.cursor = Cursor.from_dict(values.cursor)
+    state.window = None if values.window is None else Window.from_dict(values.window)
+    state.token = values.token
+    state.replayed = values.replayed
+    state.rows, state.window_rows = RowCounts(**values.rows), RowCounts(**values.window_rows)
+    state.seconds, state.window_seconds = values.seconds, values.window_seconds
     saved = snapshot.arrays["metrics"]
     for part, of_label in (("running", state.running), ("in_window", state.in_window)):
         for name, metric in of_label.items():
@@ -197,9 +222,19 @@ def restore(
 
 
 def load_parameters(snapshot: Snapshot, model: nn.Module) -> None:
-    """Make a model's dense parameters and tables those of a snapshot."""
+    """Make a model's dense parameters and tables those of a snapshot.
+
+    Raises:
+        CheckpointError: They do not fit the model.
+    """
     dense = {name: torch.from_numpy(array.copy()) for name, array in snapshot.arrays.get("dense", {}).items()}
-    model.load_state_dict(dense)
+    try:
+        model.load_state_dict(dense)
+    except RuntimeError as error:
+        raise CheckpointError(f"dense parameters: {' '.join(str(error).split())}") from error
+    missing = [name for name in _tables(model) if name not in snapshot.parts and name not in snapshot.columns]
+    if missing:
+        raise CheckpointError(f"embedding table {missing[0]}: is not saved")
     for name, table in _tables(model).items():
         table.load_state_dict(join_parts(snapshot.parts[name]) if name in snapshot.parts else snapshot.columns[name])
 

@@ -179,7 +179,7 @@ class Trainer:
             self.run_folder.unlock()
 
     def _resume(self) -> list[str]:
-        """Go on from the newest whole checkpoint, and take back what it does not count; says what was done."""
+        """Go on from the newest whole checkpoint, and move aside what it does not count; says what was done."""
         self._threads.update()
         snapshot, messages = self._newest_checkpoint()
         if self._shards is not None:
@@ -196,7 +196,8 @@ class Trainer:
         removed = self.run_folder.rewind(self.state.checkpoint)
         self.run_folder.set_aside(self.state.replayed)
         if removed:
-            messages.append(f"took back what no checkpoint counts: {', '.join(removed)}")
+            what = ", ".join(removed)
+            messages.append(f"moved output newer than the checkpoint to {self.run_folder.rewound}: {what}")
         self.run_folder.write_config(self.job.to_yaml())
         return messages
 

@@ -36,7 +36,7 @@ class Uncounted:
     def write(self, run: RunFolder, number: int) -> None:
         """Write all of it under the number of the checkpoint that is about to count it, and forget it.
 
-        A kill before that checkpoint appears leaves files that `RunFolder.rewind` takes back.
+        A kill before that checkpoint appears leaves files that `RunFolder.rewind` moves aside.
         """
         if self._rejects:
             write_rejects(run.quarantine, f"{number:08d}", self._rejects)

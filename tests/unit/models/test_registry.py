@@ -19,7 +19,7 @@ from headrace.models import (
     WideDeepConfig,
     build_model,
 )
-from headrace.tensors import Batch
+from headrace.tensors import Batch, KeyedJaggedTensor
 
 KEYS = ("user", "item", "history")
 CONFIGS = [
@@ -120,6 +120,39 @@ def test_a_model_without_dense_features_works(config: Any, batch: Batch, embeddi
     sparse_only = Batch(batch.dense[:, :0], batch.sparse, batch.labels, batch.row_ids)
     losses = train(build(config, embeddings, num_dense=0), sparse_only, 20)
     assert losses[-1] < losses[0]
+
+
+@EVERY
+@pytest.mark.parametrize("num_dense", [0, 1])
+@pytest.mark.parametrize("keys", [("item",), ("item", "history")])
+def test_every_feature_changes_the_logits_or_the_model_is_refused(
+    config: Any, num_dense: int, keys: tuple[str, ...], batch: Batch, embeddings: EmbeddingsConfig
+) -> None:
+    needed = {*getattr(config, "histories", {}), *(() if getattr(config, "encoder", None) is None else ("history",))}
+    if not needed <= set(keys):
+        pytest.skip("the model names a feature that is not there")
+    if "history" not in keys:
+        embeddings = embeddings.model_copy(update={"features": {}})
+    sizes = {"num_dense": num_dense, "num_labels": 1, "embeddings": embeddings, "seed": 0}
+    if isinstance(config, DLRMConfig) and len(keys) + num_dense == 1:
+        with pytest.raises(ConfigError, match=r"dlrm, which compares pairs of features, but item is the only one"):
+            build_model(config, sparse_keys=keys, **sizes)
+        return
+    model = build_model(config, sparse_keys=keys, **sizes)
+    train(model, Batch(batch.dense[:, :num_dense], batch.sparse, batch.labels[:, :1], batch.row_ids), 3)
+    model.eval()
+
+    def logits(dense: float, ids: dict[str, int]) -> torch.Tensor:
+        lists = {key: [[(row + ids.get(key, 0)) % 5] for row in range(12)] for key in keys}
+        sparse = (KeyedJaggedTensor.from_lists(lists),)
+        rows = torch.arange(12)
+        with torch.no_grad():
+            return model(Batch(torch.full((12, num_dense), dense), sparse, torch.zeros(12, 1), rows))
+
+    before = logits(0.0, {})
+    assert not num_dense or not torch.equal(before, logits(1.0, {}))
+    for key in keys:
+        assert not torch.equal(before, logits(0.0, {key: 1})), key
 
 
 @pytest.mark.parametrize("kind", ["dlrm", "dcnv2", "deepfm", "wide_deep"])

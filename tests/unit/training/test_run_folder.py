@@ -1,6 +1,7 @@
-"""A run folder takes back what its newest checkpoint does not count."""
+"""A run folder moves aside what its newest checkpoint does not count."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pyarrow as pa
@@ -8,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from headrace.errors import ConfigError, HeadraceError
+from headrace.training.checkpoint import CheckpointFolder, Snapshot
 from headrace.training.run_folder import RunFolder
 
 
@@ -34,7 +36,7 @@ def test_a_folder_that_cannot_be_made_is_one_clear_line(tmp_path: Path) -> None:
         RunFolder(tmp_path / "file" / "run").lock()
 
 
-def test_rewind_removes_only_what_lies_beyond_the_checkpoint(run: RunFolder) -> None:
+def test_rewind_moves_only_what_lies_beyond_the_checkpoint(run: RunFolder) -> None:
     for number in (1, 2):
         run.write_ledger(number, [number * 10 - 1, number * 10], [pa.array([1, 2]), pa.array([3])])
         run.append_metrics({"kind": "step", "checkpoint": number, "step": number * 10, "loss": float("nan")})
@@ -89,3 +91,83 @@ def test_a_quarantine_belongs_to_one_run(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"is the quarantine of .*first; give each run its own"):
         second.lock()
     second.unlock()
+
+
+def test_rewind_deletes_nothing(run: RunFolder) -> None:
+    run.quarantine.mkdir()
+    for number in (1, 2):
+        pq.write_table(pa.table({"row": [number]}), run.quarantine / f"{number:08d}.parquet")
+        run.write_ledger(number, [number], [pa.array([number])])
+        run.append_metrics({"kind": "step", "checkpoint": number})
+        CheckpointFolder(run.checkpoints).save(Snapshot(number, {}))
+    run.unlock()
+    before = {path.name: path.read_bytes() for path in run.path.rglob("*.parquet") if "00000002" in path.name}
+    for again in ("after-00000001", "after-00000001-2"):
+        moved = run.rewind(1)
+        assert moved[-2:] == ["checkpoints/00000002", "metrics.jsonl"]
+        aside = run.rewound / again
+        assert {path.name: path.read_bytes() for path in aside.rglob("*.parquet")}.keys() == before.keys()
+        assert json.loads((aside / "metrics.jsonl").read_text()) == {"kind": "step", "checkpoint": 2}
+        CheckpointFolder(run.path / "rewound" / again / "checkpoints").load(2)
+        for name in ("quarantine", "ledger"):
+            (aside / name / "00000002.parquet").rename(run.path / name / "00000002.parquet")
+        CheckpointFolder(run.checkpoints).save(Snapshot(2, {}))
+        run.append_metrics({"kind": "step", "checkpoint": 2})
+        run.unlock()
+
+
+def test_damaged_lines_are_moved_aside_and_the_others_stay(run: RunFolder) -> None:
+    good = [b'{"kind": "step", "checkpoint": 1, "step": 1}\n', b'{"kind": "step", "checkpoint": 1, "step": 2}\n']
+    bad = [
+        b'{"kind": "step", "che\x00ckpo\n',
+        b'{"kind": "step"}\n',
+        b'{"checkpoint": "1"}\n',
+        b'{"checkpoint": null}\n',
+        b'{"checkpoint": true}\n',
+        b"[1]\n",
+        b"\xff\xfe\n",
+        b"[" * 100_000 + b"\n",
+        b'{"checkpoint": 1}',
+    ]
+    run.metrics.write_bytes(good[0] + b"".join(bad[:-1]) + good[1] + bad[-1])
+    assert run.rewind(1) == ["metrics.jsonl"]
+    assert run.metrics.read_bytes() == b"".join(good)
+    assert (run.rewound / "after-00000001/metrics.jsonl").read_bytes() == b"".join(bad)
+    run.decisions.write_bytes(b'{"who": "tuner"}\nx\n')
+    assert run.rewind(1) == ["decisions.jsonl"]
+    assert run.decisions.read_bytes() == b'{"who": "tuner"}\n'
+
+
+def test_odd_names_beside_the_numbered_files_do_not_matter(run: RunFolder) -> None:
+    run.ledger.mkdir()
+    for name in ("\u00b2.parquet", "9.parquet", "00000009.parquet.bak", ".DS_Store"):
+        (run.ledger / name).touch()
+    assert run.rewind(1) == []
+
+
+def started(run: Path, quarantine: Path) -> None:
+    folder = RunFolder(run, quarantine=str(quarantine))
+    folder.lock()
+    folder.unlock()
+
+
+def test_a_project_may_be_moved_with_its_quarantine(tmp_path: Path) -> None:
+    started(tmp_path / "project/run", tmp_path / "project/bad")
+    (tmp_path / "project").rename(tmp_path / "moved")
+    started(tmp_path / "moved/run", tmp_path / "moved/bad")
+
+
+def test_a_run_may_be_moved_away_from_its_quarantine_and_deleted_and_begun_again(tmp_path: Path) -> None:
+    started(tmp_path / "run", tmp_path / "elsewhere/bad")
+    (tmp_path / "run").rename(tmp_path / "renamed")
+    started(tmp_path / "renamed", tmp_path / "elsewhere/bad")
+    shutil.rmtree(tmp_path / "renamed")
+    started(tmp_path / "renamed", tmp_path / "elsewhere/bad")
+
+
+def test_a_copy_of_a_run_does_not_share_the_quarantine(tmp_path: Path) -> None:
+    started(tmp_path / "run", tmp_path / "elsewhere/bad")
+    shutil.copytree(tmp_path / "run", tmp_path / "copy")
+    with pytest.raises(ConfigError, match=r"is the quarantine of .*/run; give each run its own bad_rows.path"):
+        started(tmp_path / "copy", tmp_path / "elsewhere/bad")
+    started(tmp_path / "run", tmp_path / "elsewhere/bad")

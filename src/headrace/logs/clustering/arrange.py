@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -11,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from headrace.files import writing
 from headrace.logs.gathering import gather
 
 __all__ = ["Arranger"]
@@ -72,8 +74,9 @@ class Arranger:
             if part in self._files:
                 self._flush(part)
                 sink, writer = self._files.pop(part)
-                writer.close()
-                sink.close()
+                with writing(self._path(part)):
+                    writer.close()
+                    sink.close()
                 path = self._path(part)
                 with pa.OSFile(str(path), "rb") as source, pa.ipc.open_stream(source) as reader:
                     batches = list(reader)
@@ -90,8 +93,9 @@ class Arranger:
     def close(self) -> None:
         """Remove temporary files."""
         for part, (sink, writer) in self._files.items():
-            writer.close()
-            sink.close()
+            with suppress(OSError, pa.ArrowException):  # a disk that did not take it does not take its end either
+                writer.close()
+                sink.close()
             self._path(part).unlink(missing_ok=True)
         self._files.clear()
 
@@ -115,12 +119,13 @@ class Arranger:
     def _flush(self, part: int) -> None:
         if not self._held[part]:
             return
-        if part not in self._files:
-            sink = pa.OSFile(str(self._path(part)), "wb")
-            options = pa.ipc.IpcWriteOptions(compression="lz4")
-            self._files[part] = sink, pa.ipc.new_stream(sink, self._schema, options=options)
         block = pa.concat_batches(self._held[part])
-        self._files[part][1].write_batch(block)
+        with writing(self._path(part)):
+            if part not in self._files:
+                sink = pa.OSFile(str(self._path(part)), "wb")
+                options = pa.ipc.IpcWriteOptions(compression="lz4")
+                self._files[part] = sink, pa.ipc.new_stream(sink, self._schema, options=options)
+            self._files[part][1].write_batch(block)
         self._held[part] = []
         self._bytes[part] = 0
 

@@ -12,6 +12,7 @@ from typing import Any
 import pyarrow as pa
 
 from headrace.errors import ConfigError, DataError
+from headrace.files import write_text, writing
 from headrace.logs.clustering.arrange import Arranger
 from headrace.logs.clustering.checksum import RowSums
 from headrace.logs.clustering.config import ClusterConfig
@@ -25,6 +26,7 @@ from headrace.logs.footers import Footer
 from headrace.logs.nested.layout import Layout
 from headrace.logs.outputs import check_output
 from headrace.logs.schema import Schema
+from headrace.paths import local_path
 
 __all__ = ["ClusteredLog", "ClusteredWindow", "cluster_log"]
 
@@ -103,7 +105,7 @@ def cluster_log(
         MissingExtra: DuckDB is not installed.
     """
     config = ClusterConfig() if config is None else config
-    folder = Path(folder)
+    folder = local_path(folder, where="OUT")
     columns = LogColumns.of(schema, config)
     files = list_log(location).files
     check_output(folder, location, what="folder of the copy", files=files)
@@ -124,13 +126,15 @@ def cluster_log(
             for note in notes:
                 on_message(note)
     is_new = not folder.exists()
-    folder.mkdir(parents=True, exist_ok=True)
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     for left in folder.glob(".clustering-*"):  # of a run that was killed
         shutil.rmtree(left, ignore_errors=True)
     layout = done.layout
     windows = []
     for unit in units:
-        scratch = Path(tempfile.mkdtemp(prefix=".clustering-", dir=folder))
+        with writing(folder):
+            scratch = Path(tempfile.mkdtemp(prefix=".clustering-", dir=folder))
         try:
             window, layout = _cluster_unit(unit, columns, stored, config, settings, layout, scratch, on_rows)
         finally:
@@ -239,4 +243,4 @@ def _read_back(file: ClusteredFile, columns: LogColumns, on_rows: Callable[[int]
 
 def _write_schema(path: Path, schema: Schema, layout: Layout) -> None:
     note = f"# Clustered by session ({layout.session}), layout {layout.kind}; rows keep the ids they had.\n"
-    path.write_text(note + schema.to_yaml(), encoding="utf-8")
+    write_text(path, note + schema.to_yaml())

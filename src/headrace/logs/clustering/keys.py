@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from headrace.compiling import kernel
 from headrace.errors import MissingExtra
+from headrace.files import writing
 from headrace.logs.canonical import canonical
 from headrace.logs.casting import cast_times, to_time_us
 from headrace.logs.clustering.config import ClusterConfig
@@ -68,6 +69,7 @@ class RowOrder:
 
     Raises:
         MissingExtra: DuckDB is not installed.
+        StorageError: There is no room for temporary files.
     """
 
     def __init__(self, keys: Iterator[pa.RecordBatch], *, gap_us: int | None, memory_bytes: int, folder: Path) -> None:
@@ -80,6 +82,7 @@ class RowOrder:
             "temp_directory": str(folder),
             "threads": 2,
         }
+        self._folder = folder
         self._connection: Any = duckdb.connect(config=limits)
         try:
             self._run("CREATE TABLE keys (row_id BIGINT, session UBIGINT, time BIGINT, slot BIGINT)")
@@ -99,11 +102,14 @@ class RowOrder:
 
     def destinations(self) -> Iterator[pa.RecordBatch]:
         """Batches of `row_id` (rising), `destination` (0, 1, ...), `session` (unlike its neighbours') and `name`."""
-        found = self._connection.sql("SELECT row_id, rowid AS destination, session, name FROM ordered ORDER BY row_id")
-        # DuckDB 1 calls it otherwise.
-        yield from (found.to_arrow_reader if hasattr(found, "to_arrow_reader") else found.fetch_arrow_reader)(
-            BATCH_ROWS
-        )
+        query = "SELECT row_id, rowid AS destination, session, name FROM ordered ORDER BY row_id"
+        with writing(self._folder):
+            found = self._connection.sql(query)
+            # DuckDB 1 calls it otherwise.
+            to_reader = found.to_arrow_reader if hasattr(found, "to_arrow_reader") else found.fetch_arrow_reader
+            reader = to_reader(BATCH_ROWS)
+        while (batch := self._next(reader)) is not None:
+            yield batch
 
     def close(self) -> None:
         """Give back memory and temporary files."""
@@ -118,7 +124,12 @@ class RowOrder:
         self.close()
 
     def _run(self, query: str) -> None:
-        self._connection.execute(query)
+        with writing(self._folder):  # the only thing that can fail is the room for temporary files
+            self._connection.execute(query)
+
+    def _next(self, reader: Any) -> pa.RecordBatch | None:
+        with writing(self._folder):
+            return next(reader, None)
 
 
 def read_keys(

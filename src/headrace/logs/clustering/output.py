@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
@@ -15,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from headrace.errors import DataError
+from headrace.files import writing
 from headrace.logs.clustering.config import ClusterConfig
 from headrace.logs.clustering.payload import LogColumns
 from headrace.logs.encodings import fitting_encodings, writer_options
@@ -138,10 +140,11 @@ class ClusteredFile:
         if self._writer is None:
             self._begin()
         assert self._writer is not None
-        self._writer.add_key_value_metadata({SOURCES_KEY.decode(): json.dumps(dict(sources))})
-        self._writer.close()
-        self._writer = None
-        seal_footer(self._staging)
+        writer, self._writer = self._writer, None
+        with writing(self._path):
+            writer.add_key_value_metadata({SOURCES_KEY.decode(): json.dumps(dict(sources))})
+            writer.close()
+            seal_footer(self._staging)
 
     def read_back(self) -> Iterator[pa.RecordBatch]:
         """All rows as they are in the finished file."""
@@ -152,17 +155,20 @@ class ClusteredFile:
 
     def publish(self) -> None:
         """Let the finished file appear."""
-        os.replace(self._staging, self._path)
+        with writing(self._path):
+            os.replace(self._staging, self._path)
 
     def __enter__(self) -> Self:
-        self._path.parent.mkdir(parents=True, exist_ok=True)
+        with writing(self._path):
+            self._path.parent.mkdir(parents=True, exist_ok=True)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         if self._writer is not None:
-            self._writer.close()
+            with suppress(OSError, pa.ArrowException):  # it is thrown away
+                self._writer.close()
         self._staging.unlink(missing_ok=True)
 
     def _begin(self) -> None:
@@ -177,7 +183,10 @@ class ClusteredFile:
         if not layout.encodings:
             self.layout = layout.model_copy(update={"encodings": encodings})
         schema = first.schema.with_metadata({LAYOUT_KEY: self.layout.model_dump_json()})
-        self._writer = pq.ParquetWriter(self._staging, schema, **writer_options(encodings))
+        with writing(self._path):
+            # An absolute path: PyArrow takes a relative one with a colon for a URL.
+            place = str(self._staging.absolute())
+            self._writer = pq.ParquetWriter(place, schema, **writer_options(encodings))
         for sessions in sample:
             self._write(sessions)
 
@@ -197,4 +206,5 @@ class ClusteredFile:
     def _write(self, sessions: Sessions) -> None:
         assert self._writer is not None
         table = self._table(sessions)
-        self._writer.write_batch(table, row_group_size=max(table.num_rows, 1))
+        with writing(self._path):
+            self._writer.write_batch(table, row_group_size=max(table.num_rows, 1))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from headrace.errors import DataError
 from headrace.logs.generate.writer import TEACHER_NAME
 
 __all__ = ["read_bounds"]
@@ -15,9 +16,15 @@ def read_bounds(location: str | Path) -> dict[str, float]:
 
     Args:
         location: The folder of the log, as given to `list_files`.
+
+    Raises:
+        DataError: The file that holds them is damaged.
     """
     path = Path(location) / TEACHER_NAME
     if "://" in str(location) or not path.is_file():
         return {}
-    windows = json.loads(path.read_text(encoding="utf-8"))["windows"]
-    return {f"window={bound['window']:03d}": bound["best_normalized_entropy"] for bound in windows}
+    try:
+        windows = json.loads(path.read_text(encoding="utf-8"))["windows"]
+        return {f"window={bound['window']:03d}": float(bound["best_normalized_entropy"]) for bound in windows}
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise DataError(f"{path}: is damaged, and may be deleted: {error!r}") from error

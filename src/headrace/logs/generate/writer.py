@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from headrace.errors import ConfigError
+from headrace.files import write_text, writing
 from headrace.logs.generate.rows import GeneratedRows, Generator
 from headrace.logs.generate.spec import GenerateConfig
 from headrace.logs.generate.teacher import BoundMeter, WindowBound
 from headrace.logs.writer import ParquetLogWriter
+from headrace.paths import local_path
 
 __all__ = ["GeneratedLog", "generate_logs", "generate_window"]
 
@@ -54,11 +56,12 @@ def generate_logs(
     Raises:
         ConfigError: The folder holds files already.
     """
-    folder = Path(folder)
+    folder = local_path(folder, where="OUT")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ConfigError(f"{folder}: holds files already, expected a new or an empty folder")
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / SCHEMA_NAME).write_text(config.log_schema().to_yaml(), encoding="utf-8")
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    write_text(folder / SCHEMA_NAME, config.log_schema().to_yaml())
     generator = Generator(config)
     bounds = []
     for window in range(config.windows):
@@ -72,7 +75,7 @@ def generate_logs(
                     on_rows(rows.batch.num_rows)
         bounds.append(meter.result())
     text = json.dumps(_teacher_values(config, generator, bounds), indent=1)
-    (folder / TEACHER_NAME).write_text(text + "\n", encoding="utf-8")
+    write_text(folder / TEACHER_NAME, text + "\n")
     return GeneratedLog(folder, tuple(bounds))
 
 

@@ -14,12 +14,14 @@ from pydantic import Field, model_validator
 
 from headrace.config import Config
 from headrace.errors import ConfigError, DataError
+from headrace.files import write_text, writing
 from headrace.logs.importers.click_files import ClickFile, iterate_click_files, read_clicks
 from headrace.logs.importers.click_state import LATE_HOURS, Candidates, ClickState, JaggedIds
 from headrace.logs.keyed_random import derive
 from headrace.logs.outputs import check_output
 from headrace.logs.schema import DenseColumn, IdColumn, IdListColumn, LabelColumn, Schema, TimestampColumn
 from headrace.logs.writer import ParquetLogWriter, partition_folder, read_marker
+from headrace.paths import local_path
 
 __all__ = ["ClicksConfig", "ClicksImport", "import_clicks"]
 
@@ -126,7 +128,7 @@ def import_clicks(
         DataError: A file is not as described; names it, and the row and column where known.
     """
     config = config or ClicksConfig()
-    path, out = Path(path), Path(out)
+    path, out = local_path(path, where="PATH"), local_path(out, where="OUT")
     check_output(out, path, what="folder to write")
     importer = _Importer(config, path, out)
     for file in iterate_click_files(path):
@@ -252,12 +254,11 @@ class _Importer:
         text = self._config.log_schema().to_yaml()
         if self._out.exists() and (not self._out.is_dir() or (any(self._out.iterdir()) and not schema_path.is_file())):
             raise ConfigError(f"{self._out}: holds something else, expected a new folder or one this import has begun")
-        self._out.mkdir(parents=True, exist_ok=True)
+        with writing(self._out):
+            self._out.mkdir(parents=True, exist_ok=True)
         if schema_path.is_file() and schema_path.read_text(encoding="utf-8") == text:
             return
-        staged = self._out / ".schema.yaml.writing"
-        staged.write_text(text, encoding="utf-8")
-        staged.replace(schema_path)
+        write_text(schema_path, text)
 
 
 def _finished_rows(folder: Path, marker: dict[str, Any]) -> int | None:

@@ -15,11 +15,13 @@ from pydantic import Field, model_validator
 
 from headrace.config import Config
 from headrace.errors import ConfigError, DataError
+from headrace.files import write_text
 from headrace.logs.importers.compressed import open_text, readable_input
 from headrace.logs.importers.criteo_parser import NUM_IDS, NUM_INTEGERS, BadLine, ParsedLines, parse_lines
 from headrace.logs.pieces import REJECT_SCHEMA
 from headrace.logs.schema import DenseColumn, IdColumn, LabelColumn, Schema
 from headrace.logs.writer import ParquetLogWriter
+from headrace.paths import local_path
 
 __all__ = ["CriteoConfig", "CriteoImport", "criteo_schema", "import_criteo"]
 
@@ -108,7 +110,7 @@ def import_criteo(
         DataError: A bad line under "fail": file, line, column, given, expected. Or no text at all.
     """
     config = config or CriteoConfig()
-    path, out = Path(path), Path(out)
+    path, out = local_path(path, where="PATH"), local_path(out, where="OUT")
     if not readable_input(path):
         raise ConfigError(f"{path}: {'a folder, expected a file' if path.is_dir() else 'no such file'}")
     if config.parts is not None and not path.is_file():
@@ -128,7 +130,7 @@ def import_criteo(
                 on_block(block.bytes_read, work.rows)
         if work.lines == 0:
             raise DataError(f"{path}: holds no lines, expected Criteo's tab-separated text")
-    (out / "schema.yaml").write_text(criteo_schema().to_yaml(), encoding="utf-8")
+    write_text(out / "schema.yaml", criteo_schema().to_yaml())
     return work.result()
 
 

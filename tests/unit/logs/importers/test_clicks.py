@@ -149,10 +149,10 @@ def test_other_options_or_another_log_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_folder_that_holds_something_else_is_refused(tmp_path: Path) -> None:
-    log = write_log(tmp_path / "clicks")
-    with pytest.raises(ConfigError, match="clicks: holds something else"):
-        import_clicks(log, log, CONFIG)
-    assert sorted(path.name for path in log.iterdir()) == sorted(MINI_LOG)
+    log, other = write_log(tmp_path / "clicks"), write_log(tmp_path / "other")
+    with pytest.raises(ConfigError, match="other: holds something else"):
+        import_clicks(log, other, CONFIG)
+    assert sorted(path.name for path in other.iterdir()) == sorted(MINI_LOG)
 
 
 def test_files_out_of_order_are_refused(tmp_path: Path) -> None:

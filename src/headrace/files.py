@@ -1,0 +1,120 @@
+"""Writing files: whole or not at all, and one clear line when the system refuses."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from headrace.errors import HeadraceError, StorageError
+
+__all__ = ["flush", "new_file", "new_folder", "write_array", "write_text", "writing"]
+
+_LIBRARIES = ("pyarrow", "safetensors", "safetensors_rust", "duckdb", "_duckdb")
+"""Their errors wrap those of the system; most are no `OSError`."""
+
+_OS_ERROR = re.compile(r"(?:os error|errno) (\d+)", re.IGNORECASE)
+
+
+@contextmanager
+def writing(path: str | os.PathLike[str], error: type[HeadraceError] = StorageError) -> Iterator[None]:
+    """While inside, an error of the system, or of a library that passes one on, becomes one line that names a path.
+
+    Args:
+        path: What is written.
+        error: Class of the error to raise.
+    """
+    try:
+        yield
+    except HeadraceError:
+        raise
+    except Exception as cause:
+        if not isinstance(cause, OSError) and type(cause).__module__.split(".")[0] not in _LIBRARIES:
+            raise
+        raise error(f"{os.fspath(path)}: cannot be written: {_reason(cause)}") from cause
+
+
+@contextmanager
+def new_file(path: str | os.PathLike[str], error: type[HeadraceError] = StorageError) -> Iterator[Path]:
+    """Yield a hidden path beside a file; what was written there is flushed and takes the file's place at the end.
+
+    On an error nothing is left behind, and a file that was there before stays as it was.
+
+    Raises:
+        StorageError: The system refused.
+    """
+    path = Path(path)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    with writing(path, error):
+        try:
+            yield partial
+            flush(partial)
+            partial.replace(path)
+            flush(path.parent)
+        finally:
+            partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def new_folder(path: str | os.PathLike[str], error: type[HeadraceError] = StorageError) -> Iterator[Path]:
+    """As `new_file`, with a folder that does not exist yet."""
+    path = Path(path)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    with writing(path, error):
+        try:
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
+            yield partial
+            for folder, _, names in os.walk(partial):
+                for name in names:
+                    flush(Path(folder, name))
+                flush(Path(folder))
+            partial.rename(path)
+            flush(path.parent)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+
+
+def write_text(path: str | os.PathLike[str], text: str, error: type[HeadraceError] = StorageError) -> None:
+    """Write a text file, in UTF-8, that appears whole or not at all."""
+    with new_file(path, error) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
+def write_array(path: Path, array: NDArray[Any]) -> None:
+    """Write an `.npy` file of numbers.
+
+    Raises:
+        OSError: The system refused; `np.save` would not say why.
+    """
+    with path.open("wb") as file:
+        sink: Any = SimpleNamespace(write=file.write)  # NumPy writes to real files by itself, and loses the reason
+        np.lib.format.write_array(sink, array, allow_pickle=False)
+
+
+def flush(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _reason(error: BaseException) -> str:
+    """What the system says, also where a library has put it into words of its own."""
+    if isinstance(error, OSError) and error.errno:
+        return os.strerror(error.errno)
+    text = " ".join(str(error).split())
+    code = _OS_ERROR.search(text)
+    if code is not None:
+        return os.strerror(int(code[1]))
+    return text

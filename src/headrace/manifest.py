@@ -1,0 +1,177 @@
+"""Manifests: what belongs to a folder, with checksums over every file and over the manifest itself."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import re
+import stat
+from collections.abc import Mapping
+from io import BufferedReader
+from pathlib import Path
+from typing import Annotated, Any, Self
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+
+from headrace.errors import CheckpointError, TornCheckpoint, VersionMismatch
+from headrace.files import flush, write_text
+
+__all__ = ["MANIFEST", "FileEntry", "Manifest", "file_checksum", "open_regular"]
+
+MANIFEST = "manifest.json"
+
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+_DAMAGED = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENXIO, errno.ENAMETOOLONG, errno.EIO}
+"""What opening or reading a lost, replaced or unreadable file gives; other errors are no reason to call it torn."""
+
+
+def _relative(name: str) -> str:
+    parts = name.split("/")
+    if any(part in ("", ".", "..") for part in parts) or "\\" in name or "\0" in name:
+        raise ValueError("expected a path below the folder")
+    return name
+
+
+def _sha256(digits: str) -> str:
+    if not _DIGEST.fullmatch(digits):
+        raise ValueError("expected 64 hexadecimal digits")
+    return digits
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class FileEntry(_Part):
+    """Size in bytes and SHA-256 of a file."""
+
+    bytes: int = Field(ge=0)
+    sha256: Annotated[str, AfterValidator(_sha256)]
+
+
+class Manifest(_Part):
+    """What belongs to a folder.
+
+    Attributes:
+        format: What kind of folder it is.
+        version: Of the format.
+        files: Each file by its path below the folder.
+        content: What the folder's owner keeps with them, as JSON has it.
+    """
+
+    format: str
+    version: int
+    files: dict[Annotated[str, AfterValidator(_relative)], FileEntry]
+    content: dict[str, Any]
+
+    @classmethod
+    def write(cls, folder: Path, kind: str, version: int, content: Mapping[str, Any]) -> None:
+        """List all files of a folder in its `manifest.json`, and flush everything to disk."""
+        files = {}
+        for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+            name = path.relative_to(folder).as_posix()
+            files[name] = {"bytes": path.stat().st_size, "sha256": file_checksum(path)}
+            flush(path)
+        values = {"format": kind, "version": version, "files": files, "content": content}
+        values = json.loads(json.dumps(values))  # as it will be read: tuples become lists, keys strings
+        write_text(folder / MANIFEST, json.dumps(values | {"sha256": _digest(values)}, indent=1))
+        for parent in {(folder / name).parent for name in files} | {folder}:
+            flush(parent)
+
+    @classmethod
+    def read(cls, folder: Path, kind: str, version: int) -> Self:
+        """Read and check the manifest of a folder; its files are not looked at.
+
+        Raises:
+            TornCheckpoint: It is missing, damaged, or not a manifest.
+            VersionMismatch: It is whole, and of another format or version.
+            CheckpointError: It may not be read.
+        """
+        path = folder / MANIFEST
+        values = _read_json(path)
+        digest = values.pop("sha256", None)
+        if not isinstance(digest, str) and (values.get("format"), values.get("version")) == (kind, 1):
+            raise VersionMismatch(f"{folder}: is {kind} version 1, expected {kind} version {version}")
+        found = _digest(values)
+        if digest != found:
+            raise TornCheckpoint(f"{path}: does not match its checksum: {found[:12]}..., expected {str(digest)[:12]}")
+        if (values.get("format"), values.get("version")) != (kind, version):
+            given = f"{values.get('format')} version {values.get('version')}"
+            raise VersionMismatch(f"{folder}: is {given}, expected {kind} version {version}")
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            key = ".".join(str(part) for part in first["loc"])
+            raise TornCheckpoint(f"{path}: {key}: {first['msg']}") from error
+
+    def check_files(self, folder: Path) -> None:
+        """Compare every file with its size and checksum; files that are not listed do not matter.
+
+        Raises:
+            TornCheckpoint: One is missing or different; names both sides.
+            CheckpointError: One may not be read.
+        """
+        for name, expected in self.files.items():
+            path = folder / name
+            with open_regular(path, f"expected {expected.bytes} bytes") as file:
+                size = os.fstat(file.fileno()).st_size
+                if size != expected.bytes:
+                    raise TornCheckpoint(f"{path}: has {size} bytes, expected {expected.bytes}")
+                try:
+                    found = hashlib.file_digest(file, "sha256").hexdigest()
+                except OSError as error:
+                    raise _unreadable(path, error) from error
+            if found != expected.sha256:
+                raise TornCheckpoint(f"{path}: has SHA-256 {found[:12]}..., expected {expected.sha256[:12]}...")
+
+
+def open_regular(path: Path, expected: str = "expected a file") -> BufferedReader:
+    """Open a file to read, and nothing else: never waits for the other end of a pipe.
+
+    Raises:
+        TornCheckpoint: It is missing, or not a regular file.
+        CheckpointError: It may not be read.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        raise _unreadable(path, error, expected) from error
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise TornCheckpoint(f"{path}: is not a regular file, {expected}")
+    return os.fdopen(descriptor, "rb")
+
+
+def file_checksum(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    with open_regular(path) as file:
+        try:
+            values = json.loads(file.read().decode())
+            _digest(values)  # what is nested too deeply fails here, if not above
+        except OSError as error:
+            raise _unreadable(path, error) from error
+        except (ValueError, RecursionError) as error:
+            raise TornCheckpoint(f"{path}: is not JSON: {error}") from error
+    if not isinstance(values, dict):
+        raise TornCheckpoint(f"{path}: holds {type(values).__name__}, expected a mapping")
+    return values
+
+
+def _digest(values: Any) -> str:
+    """SHA-256 of what a manifest says, however it is laid out."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def _unreadable(path: Path, error: OSError, expected: str = "expected a file") -> CheckpointError:
+    if error.errno == errno.ENOENT:
+        return TornCheckpoint(f"{path}: is missing, {expected}")
+    kind = TornCheckpoint if error.errno in _DAMAGED else CheckpointError
+    return kind(f"{path}: cannot be read: {error.strerror}")
