@@ -52,8 +52,10 @@ def test_logs_may_be_anywhere_but_their_schema_is_local(home: Path) -> None:
     assert logs_location("file:///logs/a", where="data.path", base=base) == "/logs/a"
     assert logs_location("~/logs", where="data.path", base=base) == str(home / "logs")
     assert schema_beside("file:///logs/day=*") == Path("/logs/schema.yaml")
-    with pytest.raises(ConfigError, match=r"^memory://logs: the schema of logs at a URL is a local file"):
-        schema_beside("memory://logs")
+    assert schema_beside("memory://logs") is None
+    job = JobConfig.from_dict({"run": "run", "data": {"path": "memory://logs"}}, where="job.yaml")
+    with pytest.raises(ConfigError, match=r"^data.schema: missing; the schema of logs at memory://logs is a local"):
+        job.resolve(base)
 
 
 @pytest.mark.parametrize(

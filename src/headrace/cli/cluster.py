@@ -49,6 +49,8 @@ def cluster(
     check_output(out, path, what="OUT", files=listing.files)
     if schema is None:
         schema = schema_beside(path)
+        if schema is None:
+            raise ConfigError(f"{path}: the schema of logs at a URL is a local file; give --schema")
         if not schema.is_file():
             raise ConfigError(
                 f"{schema}: no such file; give --schema, or write one with: "

@@ -43,8 +43,9 @@ def inspect(
         typer.echo(note, err=True)
     if write_schema is not None and any(write_schema.resolve() == Path(file.path).resolve() for file in listing.files):
         raise ConfigError(f"--write-schema: {write_schema} is one of the log files; give another file")
-    if schema is None and write_schema is None and schema_beside(path).is_file():
-        schema = schema_beside(path)
+    beside = schema_beside(path)
+    if schema is None and write_schema is None and beside is not None and beside.is_file():
+        schema = beside
         typer.echo(f"checked against {schema}; --write-schema guesses anew", err=True)
     given = Schema.from_yaml(schema) if schema is not None else None
     found = inspect_log(path, schema=given)

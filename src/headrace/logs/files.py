@@ -156,15 +156,11 @@ def local_path(location: str | Path) -> str | None:
     return path if _is_local(filesystem) else None
 
 
-def schema_beside(location: str) -> Path:
-    """Where importers and `headrace inspect --write-schema` put the schema of the local logs at a location.
-
-    Raises:
-        ConfigError: The logs are on another file system.
-    """
+def schema_beside(location: str) -> Path | None:
+    """Where importers and `headrace inspect --write-schema` put the schema of local logs; None for others."""
     place = local_path(location)
     if place is None:
-        raise ConfigError(f"{location}: the schema of logs at a URL is a local file; name it (data.schema, --schema)")
+        return None
     folder = Path(place) if "://" in location else Path(location).expanduser()
     while not folder.is_dir() and folder.parent != folder and (folder.is_file() or _MAGIC.search(folder.name)):
         folder = folder.parent

@@ -153,8 +153,7 @@ class JobConfig(Config):
         """
         data = self.data.model_copy(update={"path": logs_location(self.data.path, where="data.path", base=base)})
         if not isinstance(data.columns, Schema):
-            named = data.columns and _absolute(data.columns, "data.schema", base)
-            place = named or str(schema_beside(data.path))
+            place = _absolute(data.columns, "data.schema", base) if data.columns else _schema_beside(data.path)
             data = data.model_copy(update={"columns": _read_schema(place, data.path)})
         if data.bad_rows.path is not None:
             quarantine = _absolute(data.bad_rows.path, "data.bad_rows.path", base)
@@ -178,6 +177,13 @@ class JobConfig(Config):
 
 def _absolute(path: str, where: str, base: Path) -> str:
     return str(local_path(path, where=where, base=base).resolve())
+
+
+def _schema_beside(logs: str) -> str:
+    place = schema_beside(logs)
+    if place is None:
+        raise ConfigError(f"data.schema: missing; the schema of logs at {logs} is a local file, which must be named")
+    return str(place)
 
 
 def _read_schema(place: str, logs: str) -> Schema:
