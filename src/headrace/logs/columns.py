@@ -120,13 +120,15 @@ def _check_views(check: ColumnCheck, item: pa.DataType, max_length: int | None, 
 def _check_label(column: LabelColumn, array: pa.Array) -> Checked:
     values, bad = cast_rows(array, pa.float32())
     numbers = values.to_numpy(zero_copy_only=False)  # null becomes NaN
-    if column.allowed is None:
-        accepted, expected = np.isfinite(numbers), "label is not a finite number"
-    else:
-        accepted = np.zeros(len(numbers), dtype=np.bool_)
-        for allowed in column.allowed:
-            accepted |= numbers == np.float32(allowed)
-        expected = f"label is not one of {', '.join(f'{allowed:g}' for allowed in column.allowed)}"
+    if column.allowed is None:  # a row may lack it
+        accepted, expected = ~np.isinf(numbers), "label is not a finite number"
+        if bad is None and accepted.all():
+            return Checked(values)
+        return Checked(values, _problems((bad, "not a number"), (~accepted, expected)))
+    accepted = np.zeros(len(numbers), dtype=np.bool_)
+    for allowed in column.allowed:
+        accepted |= numbers == np.float32(allowed)
+    expected = f"label is not one of {', '.join(f'{allowed:g}' for allowed in column.allowed)}"
     if accepted.all():
         return Checked(values)
     missing = mask_of(values.is_null())

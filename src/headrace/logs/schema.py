@@ -17,7 +17,10 @@ __all__ = ["DenseColumn", "IdColumn", "IdListColumn", "LabelColumn", "Schema", "
 
 
 class LabelColumn(Config):
-    """A target of training; rows with a null or another value than the allowed ones are bad."""
+    """A target of training; rows with a null or another value than the allowed ones are bad.
+
+    With `allowed: null` a row may lack it: then the row is trained on for its other labels only.
+    """
 
     name: str
     """Of the column."""

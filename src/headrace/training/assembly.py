@@ -45,8 +45,9 @@ def assemble(job: JobConfig) -> Assembly:
     """
     schema = job.schema_of_logs
     for label in schema.labels:
-        if label.allowed is None or not set(label.allowed) <= {0.0, 1.0}:
-            raise ConfigError(f"schema: label {label.name}: allowed {label.allowed}, training expects [0, 1]")
+        if label.allowed is not None and not all(0.0 <= value <= 1.0 for value in label.allowed):
+            values = ", ".join(f"{value:g}" for value in label.allowed)
+            raise ConfigError(f"schema: label {label.name}: allowed {values}, training expects numbers from 0 to 1")
     plan = FeaturePlan.default(schema) if job.features is None else FeaturePlan.from_config(job.features, schema)
     labels = tuple(label.name for label in schema.labels)
     model = build_model(

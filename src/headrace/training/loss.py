@@ -25,6 +25,11 @@ def _log_loss(logits: Array, labels: Array, weights: Array, grad: Array) -> floa
         weight = np.float64(weights[b]) if len(weights) else 1.0
         for label in range(num_labels):
             x, y = np.float64(logits[b, label]), np.float64(labels[b, label])
+            if y != y:  # NaN: the row lacks this label
+                grad[b, label] = 0.0
+                continue
+            if y < 0.0 or y > 1.0:
+                return np.nan
             shrunk = np.exp(-abs(x))  # in (0, 1]: neither end of the sigmoid overflows
             probability = (1.0 if x >= 0 else shrunk) / (1.0 + shrunk)
             total += weight * (max(x, 0.0) - x * y + np.log1p(shrunk))
@@ -37,16 +42,19 @@ def log_loss(logits_BL: Tensor, labels_BL: Tensor, weights_B: Tensor | None) -> 
 
     Args:
         logits_BL: float32.
-        labels_BL: float32, 0 or 1, or between.
+        labels_BL: float32, 0 or 1, or between; NaN where a row lacks the label: it counts as if its weight were 0.
         weights_B: float32; None for ones. The mean divides by the number of rows, not by the sum of weights.
 
     Returns:
-        The loss, and float32 [B, L]: give it to `logits.backward`. No rows have a loss of NaN.
+        The loss, and float32 [B, L]: give it to `logits.backward`. No rows have a loss of NaN, and so have labels
+        that are not from 0 to 1.
     """
     if not logits_BL.is_cpu or logits_BL.dtype != torch.float32 or not len(logits_BL):
         leaf = logits_BL.detach().requires_grad_()
-        weights = None if weights_B is None else weights_B[:, None]
-        loss = binary_cross_entropy_with_logits(leaf, labels_BL, weight=weights)
+        known = (labels_BL == labels_BL).to(labels_BL.dtype)
+        weights = known if weights_B is None else known * weights_B[:, None]
+        weights = weights.masked_fill((labels_BL < 0.0) | (labels_BL > 1.0), torch.nan)
+        loss = binary_cross_entropy_with_logits(leaf, labels_BL.nan_to_num(), weight=weights)
         (gradient,) = torch.autograd.grad(loss, leaf)
         return loss.item(), gradient
     grad = torch.empty(logits_BL.shape)

@@ -62,7 +62,7 @@ class BinaryMetrics:
 
         Args:
             logits: float32 [B].
-            labels: float32 [B], 0 or 1.
+            labels: float32 [B], 0 or 1; rows with NaN, which lack the label, are left out.
             weights: float32 [B] example weights, or None for all ones.
         """
         if weights is None:
@@ -124,6 +124,8 @@ def _accumulate(
     scale = NUM_BINS / (2 * MAX_LOGIT)
     for row in range(len(logits)):
         logit, label, weight = float(logits[row]), float(labels[row]), float(weights[row])
+        if label != label:
+            continue
         # A NaN compares false with everything; it must not become an index.
         place = int(min(max((logit + MAX_LOGIT) * scale, 0.0), NUM_BINS - 1.0)) if logit == logit else 0
         bins[1 if label > 0.5 else 0, place] += weight

@@ -122,6 +122,12 @@ class TrainingStep:
         if not np.isfinite(value):
             for bags in embedding_bags(self.model).values():
                 bags.drop_gradients()
+            outside = batch.labels[(batch.labels < 0) | (batch.labels > 1)]
+            if len(outside):
+                raise HeadraceError(
+                    f"a label is {outside[0]:g}, expected a number from 0 to 1, as models predict probabilities; "
+                    "make such a label in pipeline.map or in the logs"
+                )
             raise HeadraceError(f"the loss is {value}; lower the learning rates, or clip_grad_norm, and train again")
         logits.backward(gradient)
         self._seconds = {"forward": forward - start, "backward": perf_counter() - forward}

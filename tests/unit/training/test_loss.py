@@ -44,3 +44,29 @@ def test_float64_logits_and_no_rows_go_by_torch() -> None:
     assert loss == pytest.approx(math.log(2))
     assert grad.dtype == torch.float64
     assert math.isnan(log_loss(torch.zeros(0, 1), torch.zeros(0, 1), None)[0])
+
+
+@pytest.mark.parametrize("fused", [True, False])
+@pytest.mark.parametrize("weighted", [True, False])
+def test_a_missing_label_counts_as_if_its_weight_were_zero(fused: bool, weighted: bool) -> None:
+    generator = torch.Generator().manual_seed(1)
+    dtype = torch.float32 if fused else torch.float64  # the fused pass is for float32
+    logits = torch.randn(6, 2, generator=generator).to(dtype)
+    labels = torch.randint(0, 2, (6, 2), generator=generator).to(dtype)
+    known = torch.ones(6, 2, dtype=dtype)
+    known[[0, 3, 3], [1, 0, 1]] = 0.0
+    weights = torch.rand(6, generator=generator).to(dtype) if weighted else None
+    leaf, factors = logits.clone().requires_grad_(), known if weights is None else known * weights[:, None]
+    expected = binary_cross_entropy_with_logits(leaf, labels, weight=factors)
+    expected.backward()  # type: ignore[no-untyped-call]
+    loss, grad = log_loss(logits, labels.masked_fill(known == 0, math.nan), weights)
+    assert loss == pytest.approx(expected.item(), rel=1e-6)
+    torch.testing.assert_close(grad, leaf.grad)
+    assert (grad[known == 0] == 0).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("label", [-0.5, 1.5, 4.0])
+def test_a_label_that_is_no_probability_has_no_finite_loss(label: float, dtype: torch.dtype) -> None:
+    loss, _ = log_loss(torch.zeros(2, 1, dtype=dtype), torch.tensor([[1.0], [label]], dtype=dtype), None)
+    assert math.isnan(loss)

@@ -83,3 +83,12 @@ def test_saved_counts_go_on_where_they_stopped() -> None:
     second.load_state_dict(first.state_dict())
     second.update(logits[400:], labels[400:])
     assert second.compute() == whole.compute()
+
+
+def test_rows_without_the_label_are_left_out() -> None:
+    logits = np.array([0.5, -1.0, 2.0, 0.1], np.float32)
+    labels = np.array([1.0, np.nan, 0.0, np.nan], np.float32)
+    some, all_known = BinaryMetrics(), BinaryMetrics()
+    some.update(logits, labels)
+    all_known.update(logits[[0, 2]], labels[[0, 2]])
+    assert some.compute() == all_known.compute()
