@@ -122,6 +122,8 @@ def _check_label(column: LabelColumn, array: pa.Array) -> Checked:
     numbers = values.to_numpy(zero_copy_only=False)  # null becomes NaN
     if column.allowed is None:  # a row may lack it
         accepted, expected = ~np.isinf(numbers), "label is not a finite number"
+        if np.isnan(numbers).sum() > values.null_count:  # as pandas writes what is missing
+            values = pc.if_else(pc.is_nan(values), pa.scalar(None, values.type), values)
         if bad is None and accepted.all():
             return Checked(values)
         return Checked(values, _problems((bad, "not a number"), (~accepted, expected)))

@@ -51,6 +51,15 @@ def test_a_row_is_rejected_once_for_its_first_problem() -> None:
     assert piece.batch.num_rows == 0
 
 
+def test_a_label_of_any_number_may_be_missing_but_not_infinite_or_a_word() -> None:
+    schema = {"labels": [{"name": "stars", "allowed": None}]}
+    piece = check({"stars": pa.array([4.5, None, math.nan, math.inf], pa.float32())}, schema)
+    assert rejects(piece) == [(3, "stars", "label is not a finite number")]
+    assert piece.batch.column("stars").to_pylist() == [4.5, None, None]
+    piece = check({"stars": ["1", None, "good"]}, schema)
+    assert rejects(piece) == [(2, "stars", "not a number")]
+
+
 def test_what_lies_in_memory_at_a_null_is_not_looked_at() -> None:
     numbers = pa.array(np.array([1.0, np.nan, 3.0], np.float32), mask=np.array([False, True, False]))
     piece = check({"price": numbers}, {"dense": ["price"]})
