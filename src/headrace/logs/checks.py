@@ -16,10 +16,11 @@ from headrace.errors import ConfigError, DataError, ErrorBudgetExceeded
 from headrace.logs.casting import Mask, list_lengths
 from headrace.logs.columns import ColumnCheck, column_check, view_check
 from headrace.logs.gathering import is_list
-from headrace.logs.groups import Group, expand, group_array, group_of
+from headrace.logs.groups import GROUP_PREFIX, Group, expand, group_array, group_of
 from headrace.logs.pieces import REJECT_SCHEMA, ROW_ID, Piece
 from headrace.logs.raw_rows import encode_rows, shown, values_at
-from headrace.logs.schema import Schema
+from headrace.logs.schema import Schema, is_reserved
+from headrace.messages import one_line
 
 __all__ = ["BadRowPolicy", "ErrorBudget", "RowChecker", "RowOrigin", "check_names"]
 
@@ -224,11 +225,17 @@ class RowChecker:
 
 
 def check_names(schema: Schema, columns: Sequence[str]) -> None:
-    """Check that columns asked for are columns of the schema.
+    """Check that columns asked for are columns of the schema, and that it names none that batches have themselves.
 
     Raises:
-        ConfigError: Names those that are not.
+        ConfigError: Names those that are not, or the reserved one.
     """
+    reserved = [name for name in schema.columns if is_reserved(name)]
+    if reserved:
+        raise ConfigError(
+            f"schema: {one_line(reserved[0])} is a name that headrace itself uses ({ROW_ID}, {GROUP_PREFIX}...); "
+            f"rename the column"
+        )
     known = dict.fromkeys(schema.columns)
     unknown = [name for name in columns if name not in known]
     if unknown:

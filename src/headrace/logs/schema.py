@@ -11,7 +11,6 @@ from pydantic import BeforeValidator, Field, model_validator
 from headrace.config import Config
 from headrace.logs.groups import GROUP_PREFIX
 from headrace.logs.pieces import ROW_ID
-from headrace.messages import one_line
 
 __all__ = ["DenseColumn", "IdColumn", "IdListColumn", "LabelColumn", "Schema", "TimestampColumn", "is_reserved"]
 
@@ -123,16 +122,6 @@ class Schema(Config):
         twice = sorted(name for name, count in counts.items() if count > 1)
         if twice:
             raise ValueError(f"each column plays one part, named twice: {', '.join(twice)}")
-        return self
-
-    @model_validator(mode="after")
-    def _names_are_not_reserved(self) -> Self:
-        reserved = [name for name in self.columns if is_reserved(name)]
-        if reserved:
-            raise ValueError(
-                f"{one_line(reserved[0])} is a name that headrace itself uses ({ROW_ID}, {GROUP_PREFIX}...); "
-                f"rename the column"
-            )
         return self
 
     @property

@@ -18,9 +18,12 @@ from typer.testing import CliRunner
 
 from headrace.cli.inspect import inspect
 from headrace.errors import ConfigError, DataError
+from headrace.logs.files import list_files
+from headrace.logs.footers import read_footer
 from headrace.logs.inspection import inspect_log, print_inspection, schema_to_yaml
 from headrace.logs.inspection import inspection as inspection_module
 from headrace.logs.inspection.id_counter import slots_for
+from headrace.logs.parquet_source import ParquetSource, select_files
 from headrace.logs.schema import Schema
 
 START_S = 1_704_067_200
@@ -142,8 +145,9 @@ def test_names_that_headrace_uses_itself_are_not_proposed_and_not_accepted(tmp_p
     log = write(tmp_path / "log/a.parquet", clicks(3000, **{name: pa.array(range(3000))}))
     assert guessed(log)[name] == "ignored"
     for part in ({"ids": [name]}, {"row_id": name}, {"session_id": name}):
+        schema = Schema.from_dict({"labels": ["click"], **part}, where="test")
         with pytest.raises(ConfigError, match=f"{name} is a name that headrace itself uses"):
-            Schema.from_dict({"labels": ["click"], **part}, where="test")
+            ParquetSource(select_files(list_files(log)), schema, columns=["click"])
 
 
 ODD_NAMES = [
@@ -195,9 +199,6 @@ def test_small_row_groups_are_read_together_and_damage_in_one_costs_none_of_the_
 
 
 def test_wide_logs_have_smaller_batches_and_counters(tmp_path: Path) -> None:
-    from headrace.logs.files import list_files
-    from headrace.logs.footers import read_footer
-
     log = write(tmp_path / "log/a.parquet", clicks(60))
     (file,) = list_files(log)
     assert inspection_module._batch_rows(read_footer(file), 4) == inspection_module.BATCH_ROWS
