@@ -111,8 +111,11 @@ def check_schema(metadata: pq.FileMetaData, *, where: str) -> None:
     if said.names != found.names:
         differ = sorted(set(said.names) ^ set(found.names)) or ["their order"]
         raise _damaged(where, f"its columns differ between its two schemas: {', '.join(differ)}")
+    columns = (metadata.schema.column(leaf) for leaf in range(metadata.num_columns))
+    int96 = {column.path for column in columns if column.physical_type == "INT96"}
     for one, other in zip(said, found, strict=True):
-        if one.nullable != other.nullable or _kind(one.type) != _kind(other.type):
+        is_finer = _is_in_ns(other.type) and not _is_in_ns(one.type) and one.name not in int96
+        if one.nullable != other.nullable or _kind(one.type) != _kind(other.type) or is_finer:
             raise _damaged(where, f"column {one.name} is {one} in one of its two schemas, {other} in the other")
 
 
@@ -215,6 +218,11 @@ def _check_names(metadata: pq.FileMetaData, where: str) -> None:
             raise _damaged(where, f"a column is {other[0]} ({other[1]}) in its schema, {one[0]} ({one[1]}) in its data")
 
 
+def _is_in_ns(kind: pa.DataType) -> bool:
+    """Whether a type is of times in nanoseconds, which writers make coarser, but never other times finer to."""
+    return pt.is_timestamp(kind) and kind.unit == "ns"
+
+
 def _kind(kind: pa.DataType) -> object:
     """What both schemas must agree on: writers may store lists, texts and times of several forms in one."""
     if isinstance(kind, pa.BaseExtensionType):
@@ -244,7 +252,7 @@ _FAMILIES: dict[str, Callable[[pa.DataType], bool]] = {
 
 
 def _damaged(where: str, what: str) -> DataError:
-    return DataError(f"{where}: its Parquet footer is damaged: {what}")
+    return DataError(f"{where}: its Parquet footer is damaged: {' '.join(what.split())}")
 
 
 def _digest(footer: bytes) -> bytes:

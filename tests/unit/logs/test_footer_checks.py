@@ -74,6 +74,14 @@ def test_a_name_that_differs_between_the_schemas_is_refused(tmp_path: Path) -> N
         read_footer(file(path))
 
 
+def test_a_unit_of_time_finer_than_the_one_written_is_refused(tmp_path: Path) -> None:
+    rows = ROWS.append_column("when", pa.array(range(1000), pa.timestamp("ms")))
+    path = plain_log(tmp_path / "a.parquet", rows)
+    change_footer(path, b"\x12\x1c\x1c\x00", b"\x12\x1c\x3c\x00")  # the unit's number in the schema, 1 to 3
+    with pytest.raises(DataError, match=r"column when is .*\[ms\].* in one of its two schemas, .*\[ns\]"):
+        read_footer(file(path))
+
+
 def test_rows_that_are_missing_once_decoded_are_an_error(tmp_path: Path) -> None:
     footer = read_footer(file(plain_log(tmp_path / "a.parquet")))
     batches = ROWS.slice(1).to_batches(max_chunksize=300)
