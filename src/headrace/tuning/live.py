@@ -206,6 +206,7 @@ def _stage(name: str, readings: list[StageReading], in_processes: bool) -> Stage
         wait_memory_s=last.wait_memory_s,
         bytes_out=last.num_bytes_out,
         queue_depth=last.queue_depth,
+        left=last.queue_depth if name == "source" else None,
         visit_ratio=last.visit_ratio,
         in_processes=in_processes,
     )

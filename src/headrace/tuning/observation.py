@@ -26,6 +26,7 @@ class StageObservation:
         queue_depth: Elements ready for the next stage, now.
         visit_ratio: Services for each element delivered to the consumer; 0 while unknown.
         in_processes: Whether its workers are processes.
+        left: Items that no worker of the source has begun; None where it is not known, and for other stages.
         reads: Whether it reads from storage or a network; None to go by its place: the first stage does.
     """
 
@@ -42,6 +43,7 @@ class StageObservation:
     visit_ratio: float = 1.0
     in_processes: bool = False
     reads: bool | None = None
+    left: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

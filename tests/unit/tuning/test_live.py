@@ -32,7 +32,8 @@ def test_stages_that_run_together_become_one_with_the_group_s_workers() -> None:
     )
     seen = observation_of(counters, {"workers": 4}, machine(8, 1000), time_s=7.0, memory_used_bytes=250)
     source, group = seen.stages
-    assert (source.name, source.services, source.workers) == ("source", 20, 1)
+    assert (source.name, source.services, source.workers, source.left) == ("source", 20, 1, 0)
+    assert group.left is None
     assert (group.name, group.services, group.workers, group.queue_depth) == ("map+transform", 10, 3, 2)
     assert (group.busy_s, group.wall_s, group.bytes_out, group.wait_input_s) == (3.0, 4.0, 70, 0.5)
     assert (seen.rate_per_s, seen.consumer_rate_per_s, seen.memory_ratio) == (5.0, 6.25, 0.25)

@@ -240,3 +240,15 @@ def test_auto_does_not_change_its_mind_on_noise() -> None:
     trial = run_trial(Auto, published_pipeline(**noisy), Machine.fixed(32), duration_s=120)
     assert sum("takes another time" in p.reason for _, p in trial.proposals) <= 4
     assert PREFETCH not in {name for _, p in trial.proposals[40:] for name in p.values}
+
+
+@pytest.mark.parametrize(("left", "workers"), [(0, 2), (1, 4), (None, 4)])
+def test_a_source_gets_no_more_workers_when_it_has_nothing_left_to_begin(left: int | None, workers: int) -> None:
+    job, policy = SimulatedJob(published_pipeline(), Machine.fixed(8)), Auto()
+    policy.start(job.space, job.observe())
+    seen = job.observe()
+    source = replace(seen.stages[0], workers=2, services=0, busy_s=0.0, wall_s=0.0, left=left)
+    idle = tuple(replace(stage, services=0, busy_s=0.0, wall_s=0.0) for stage in seen.stages[1:])
+    proposal = policy.decide(replace(seen, window_s=1.0, stages=(source, *idle)))
+    assert proposal.values.get(workers_of(source.name), 2) == workers
+    assert ("nothing left to begin" in proposal.reason) is (left == 0)

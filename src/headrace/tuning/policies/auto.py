@@ -147,6 +147,8 @@ class Auto:
         Other stages may run in processes, which take long to start, and longer when there are many.
         """
         stage = observation.stages[0]
+        if stage.left == 0:
+            return Proposal(reason=f"nothing, because {stage.name} has nothing left to begin")
         name, most = workers_of(stage.name), math.ceil(self._config.ramp * observation.cpus)
         full = stage.workers >= most or observation.memory_ratio > self._config.sizing.memory_share / 2
         if name in self._space and not self._estimator.stages[stage.name].windows and not full:
