@@ -6,6 +6,7 @@ import importlib
 import os
 import secrets
 import socket
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from headrace.embeddings.shard_service import ShardServer
 from headrace.errors import ConfigError, MissingExtra
 from headrace.training import JobConfig, RunFolder
 
-__all__ = ["train_on_ray"]
+__all__ = ["check_fits", "train_on_ray"]
 
 LOOPBACK = "127.0.0.1"
 
@@ -82,12 +83,16 @@ def train_on_ray(
 
     Raises:
         MissingExtra: Ray is not installed.
-        ConfigError: Several trainers without a shard; or several machines without token and TLS.
+        ConfigError: Several trainers without a shard; or several machines without token and TLS; or the actors do not
+            fit the CPUs of the cluster that are free.
     """
     ray = _ray()
     if trainers > 1 and shards == 0:
         raise ConfigError(f"shards: given 0 with {trainers} trainers, expected one at least, to hold the embeddings")
     ray.init(ignore_reinit_error=True, log_to_driver=True)
+    free = {name: amounts.get("CPU", 0.0) for name, amounts in _free_resources().items()}
+    actors = {"shard": (shards, shard_cpus), "trainer": (trainers, trainer_cpus)}
+    check_fits(actors, free, float(ray.cluster_resources().get("CPU", 0.0)))
     listens_beyond = sum(bool(node["Alive"]) for node in ray.nodes()) > 1
     environment = {}
     if security is None and not listens_beyond:
@@ -115,6 +120,40 @@ def train_on_ray(
     finally:
         for actor in [*workers, *holders]:
             ray.kill(actor)
+
+
+def check_fits(actors: Mapping[str, tuple[int, float]], free_cpus: Mapping[str, float], total_cpus: float) -> None:
+    """Refuse actors for which Ray would wait without end.
+
+    An actor runs on one machine, so its CPUs must be free there. Largest first, each is put where most CPUs are free.
+
+    Args:
+        actors: Their number and the CPUs that each reserves, by kind.
+        free_cpus: Of each machine, by any name.
+        total_cpus: Of the cluster, free or not.
+
+    Raises:
+        ConfigError: They do not fit.
+    """
+    left = [round(cpus, 4) for cpus in free_cpus.values()] or [0.0]
+    each = sorted((cpus for number, cpus in actors.values() for _ in range(number)), reverse=True)
+    for cpus in each:
+        roomiest = left.index(max(left))
+        if left[roomiest] < cpus:
+            kinds = ", ".join(f"{number} {kind}{'s' * (number != 1)} of {c:g}" for kind, (number, c) in actors.items())
+            machines = f" on {len(free_cpus)} machines" if len(free_cpus) > 1 else ""
+            raise ConfigError(
+                f"train_on_ray: needs {sum(each):g} CPUs ({kinds}), but the cluster has {sum(free_cpus.values()):g} "
+                f"free of {total_cpus:g}{machines}; use fewer actors, or lower trainer_cpus and shard_cpus"
+            )
+        left[roomiest] = round(left[roomiest] - cpus, 4)
+
+
+def _free_resources() -> Mapping[str, Mapping[str, float]]:
+    """Of each machine that is alive, by its id."""
+    state = importlib.import_module("ray._private.state")
+    found: Mapping[str, Mapping[str, float]] = state.available_resources_per_node()
+    return found
 
 
 def _ray() -> Any:
