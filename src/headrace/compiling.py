@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import lru_cache
+from pathlib import Path
 from types import FunctionType
 from typing import Any, ParamSpec, TypeVar, cast
 
 import numba
 from numba.core import caching
 
+from headrace.errors import ConfigError
+from headrace.kernel_folders import kernel_folders
+
 IndexDataCacheFile: Any = caching.IndexDataCacheFile
+FunctionCache: Any = caching.FunctionCache
+CompileResultCacheImpl: Any = caching.CompileResultCacheImpl
+SourceFileLocator: Any = caching.UserWideCacheLocator
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -27,18 +36,83 @@ def kernel(*, parallel: bool = False, fastmath: bool = False) -> Callable[[Calla
     Args:
         parallel: Let `numba.prange` loops use Numba's threads.
         fastmath: Allow reassociation of floating-point sums. Leave it off where results must match bit for bit.
+
+    Raises:
+        ConfigError: NUMBA_DISABLE_JIT is set. In plain Python integers do not wrap around, so results would differ.
     """
 
+    if numba.config.DISABLE_JIT:  # type: ignore[attr-defined]
+        raise ConfigError("NUMBA_DISABLE_JIT is set, expected unset: kernels count with integers that wrap around")
+
     def decorate(function: Callable[P, R]) -> Callable[P, R]:
-        options: dict[str, Any] = {"nogil": True, "cache": True, "error_model": "numpy"}
-        dispatcher = numba.njit(function, parallel=parallel, fastmath=fastmath, **options)
-        cache, files = dispatcher._cache, dispatcher._cache._impl
-        # Numba looks at the kernel's own file only, and would call code compiled from what a callee once was.
-        stamp = files.locator.get_source_stamp(), source_stamp(cast(FunctionType, function))
-        cache._cache_file = KernelFile(cache.cache_path, files.filename_base, stamp)
+        dispatcher = numba.njit(function, parallel=parallel, fastmath=fastmath, nogil=True, error_model="numpy")
+        cast(Any, dispatcher)._cache = KernelCache(function)
         return cast(Callable[P, R], dispatcher)
 
     return decorate
+
+
+class KernelLocator(SourceFileLocator):  # type: ignore[misc]
+    """Tells Numba where the code of a kernel is kept; see `kernel_folders`."""
+
+    def __init__(self, function: FunctionType, file: str) -> None:
+        self._py_file, self._lineno = file, function.__code__.co_firstlineno
+        self.folders = kernel_folders(Path(file).resolve().parent)
+
+    def get_cache_path(self) -> str:
+        """Where code is written."""
+        return str(self.folders.kept or "")
+
+    def ensure_cache_path(self) -> None:
+        """It was made when it was chosen."""
+
+    @classmethod
+    def from_function(cls, py_func: FunctionType, py_file: str) -> KernelLocator:
+        """For a kernel."""
+        return cls(py_func, py_file)
+
+
+class KernelCacheImpl(CompileResultCacheImpl):  # type: ignore[misc]
+    """What Numba asks about the code of a kernel."""
+
+    _locator_classes = (KernelLocator,)
+
+
+class KernelCache(FunctionCache):  # type: ignore[misc]
+    """The code of one kernel for all its signatures, where it is kept and where it was shipped."""
+
+    _impl_class = KernelCacheImpl
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        super().__init__(function)
+        folders, name = self._impl.locator.folders, self._impl.filename_base
+        # Numba looks at the kernel's own file only, and would call code compiled from what a callee once was.
+        stamp = source_stamp(cast(FunctionType, function))
+        kept, shipped = (each and KernelFile(str(each), name, stamp) for each in (folders.kept, folders.shipped))
+        self._cache_file = KernelFiles(kept, shipped)
+
+
+class KernelFiles:
+    """What is kept of one kernel, and what was shipped of it. Without a folder, code lives as long as the process."""
+
+    def __init__(self, kept: KernelFile | None, shipped: KernelFile | None) -> None:
+        self._kept, self._shipped = kept, shipped
+
+    def save(self, key: Any, data: Any) -> None:
+        """Keep the code of a signature, if there is room for it."""
+        if self._kept is not None:
+            with suppress(OSError):
+                self._kept.save(key, data)
+
+    def load(self, key: Any) -> Any:
+        """The code of a signature; None if there is none that is as new as its sources."""
+        data = None
+        with suppress(OSError):
+            data = None if self._kept is None else self._kept.load(key)
+        with suppress(OSError):
+            if data is None and self._shipped is not None:
+                data = self._shipped.load_unlocked(key)
+        return data
 
 
 class KernelFile(IndexDataCacheFile):  # type: ignore[misc]
@@ -62,6 +136,10 @@ class KernelFile(IndexDataCacheFile):  # type: ignore[misc]
         with self._locked():
             return super().load(key)
 
+    def load_unlocked(self, key: Any) -> Any:
+        """The same, from a folder in which no lock can be made."""
+        return super().load(key)
+
     @contextmanager
     def _locked(self) -> Iterator[None]:
         with open(os.path.join(self._cache_path, "kernels.lock"), "w") as lock:
@@ -69,10 +147,18 @@ class KernelFile(IndexDataCacheFile):  # type: ignore[misc]
             yield
 
 
-def source_stamp(function: FunctionType) -> tuple[tuple[str, int, int], ...]:
-    """Name, time of change in ns and bytes of each file that holds the function or a kernel it calls."""
+def source_stamp(function: FunctionType) -> tuple[tuple[str, str], ...]:
+    """Name and digest of each file that holds the function or a kernel it calls.
+
+    Times of change would not do: copies and container images lose them.
+    """
     files = {f.__code__.co_filename for f in _with_callees(function, set())}
-    return tuple((os.path.basename(f), os.stat(f).st_mtime_ns, os.stat(f).st_size) for f in sorted(files))
+    return tuple((os.path.basename(f), _digest(f, os.stat(f).st_mtime_ns, os.stat(f).st_size)) for f in sorted(files))
+
+
+@lru_cache(maxsize=1024)
+def _digest(path: str, changed_ns: int, num_bytes: int) -> str:
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
 
 def _with_callees(function: FunctionType, seen: set[str]) -> Iterator[FunctionType]:

@@ -8,7 +8,8 @@ from types import FunctionType, ModuleType
 import numba
 import pytest
 
-from headrace.compiling import KernelFile, source_stamp
+from headrace.compiling import KernelFile, KernelFiles, kernel, source_stamp
+from headrace.errors import ConfigError
 
 
 def _module(path: Path, source: str, **names: object) -> ModuleType:
@@ -30,20 +31,22 @@ def caller(tmp_path: Path) -> FunctionType:
 
 
 def test_the_stamp_names_the_files_of_all_kernels_called(caller: FunctionType) -> None:
-    assert [name for name, _, _ in source_stamp(caller)] == ["inner.py", "middle.py", "outer.py"]
+    assert [name for name, _ in source_stamp(caller)] == ["inner.py", "middle.py", "outer.py"]
 
 
 @pytest.mark.parametrize("changed", ["inner.py", "middle.py", "outer.py"])
 def test_a_change_of_any_of_them_changes_the_stamp(caller: FunctionType, tmp_path: Path, changed: str) -> None:
     before = source_stamp(caller)
     os.utime(tmp_path / changed, ns=(1, 1))
+    assert source_stamp(caller) == before, "copies and container images change the time alone"
+    (tmp_path / changed).write_text((tmp_path / changed).read_text() + "# changed")
     assert source_stamp(caller) != before
 
 
 def test_kernels_that_call_each_other_are_named_once(tmp_path: Path) -> None:
     module = _module(tmp_path / "loop.py", "def f(x): return f(x - 1) if x else 0\n")
     module.f = numba.njit(module.f)
-    assert [name for name, _, _ in source_stamp(module.f.py_func)] == ["loop.py"]
+    assert [name for name, _ in source_stamp(module.f.py_func)] == ["loop.py"]
 
 
 def test_two_processes_that_keep_code_at_once_keep_both(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -75,3 +78,31 @@ def test_code_is_never_named_before_it_is_written(tmp_path: Path, monkeypatch: p
     with pytest.raises(KeyboardInterrupt):
         kept.save("float32", "code")
     assert kept.load("float32") is None
+
+
+def test_code_that_was_shipped_is_used_and_new_code_is_kept_elsewhere(tmp_path: Path) -> None:
+    shipped, kept = tmp_path / "shipped", tmp_path / "kept"
+    for folder in (shipped, kept):
+        folder.mkdir()
+    KernelFile(str(shipped), "f", "stamp").save("float32", "shipped code")
+    (shipped / "kernels.lock").unlink()
+    files = KernelFiles(KernelFile(str(kept), "f", "stamp"), KernelFile(str(shipped), "f", "stamp"))
+    assert files.load("float32") == "shipped code"
+    files.save("float64", "new code")
+    assert files.load("float64") == "new code"
+    assert [path.name for path in shipped.iterdir() if path.suffix != ".nbi"] == ["f.1.nbc"]
+
+
+def test_without_a_folder_nothing_is_kept_and_nothing_fails(tmp_path: Path) -> None:
+    nowhere = KernelFiles(None, None)
+    nowhere.save("float32", "code")
+    assert nowhere.load("float32") is None
+    gone = KernelFiles(KernelFile(str(tmp_path / "gone"), "f", "stamp"), None)
+    gone.save("float32", "code")
+    assert gone.load("float32") is None
+
+
+def test_with_compilation_switched_off_kernels_are_refused_with_the_switch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(numba.config, "DISABLE_JIT", 1)
+    with pytest.raises(ConfigError, match="NUMBA_DISABLE_JIT is set, expected unset"):
+        kernel()

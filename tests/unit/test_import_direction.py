@@ -16,6 +16,7 @@ ORDER = [
     "files",
     "manifest",
     "config",
+    "kernel_folders",
     "compiling",
     "registry",
     "lifeline",

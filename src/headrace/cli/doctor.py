@@ -85,6 +85,8 @@ def _print_environment(found: Environment, console: Console) -> None:
         lines.append(f"disk: {format_bytes(free)} of {format_bytes(total)} free in {what} {path}")
     if found.shm_bytes is not None:
         lines.append(f"/dev/shm: {format_bytes(found.shm_bytes)}")
+    kept = "nowhere: no folder can be written" if found.kernels is None else f"{found.kernels} (can be written)"
+    lines.append(f"compiled kernels: {kept}")
     lines.append("versions: " + ", ".join(f"{name} {version}" for name, version in found.versions.items()))
     for line in lines:
         console.print(Text(line))

@@ -7,18 +7,27 @@ MAX_PROCESSES = 4
 
 
 def warmup() -> None:
-    """Compile the kernels; they are kept on disk beside the package, and later starts only load them.
+    """Compile the kernels; they are kept on disk, and later starts only load them.
+
+    They are kept beside the package. If it cannot be written to they are kept in HEADRACE_CACHE, or else in the user's
+    folder for caches (XDG_CACHE_HOME, ~/.cache).
 
     Example: headrace warmup
     """
     from concurrent.futures import ProcessPoolExecutor, as_completed
     from multiprocessing import get_context
+    from pathlib import Path
 
+    import headrace
+    from headrace.errors import ConfigError
+    from headrace.kernel_folders import CACHE_VARIABLE, kernel_folders
     from headrace.lifeline import end_with_parent
     from headrace.observe.progress import Progress
     from headrace.resources import effective_cpus
     from headrace.training.warm_up import compile_group, warm_up_groups
 
+    if kernel_folders(Path(headrace.__file__).parent / "features").kept is None:
+        raise ConfigError(f"warmup: no folder can be written to keep kernels in; set {CACHE_VARIABLE} to one of yours")
     names = list(warm_up_groups())
     processes = max(1, min(MAX_PROCESSES, int(effective_cpus().count)))
     with (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import shutil
 import sys
@@ -13,6 +14,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import headrace
+from headrace.kernel_folders import CACHE_VARIABLE, kernel_folders
 from headrace.resources import Cpus, Memory, System, effective_cpus, effective_memory, format_bytes
 
 __all__ = ["Environment", "MatrixSpeed", "examine", "find_warnings", "measure_matrix_speed"]
@@ -48,6 +51,7 @@ class Environment:
         disks: (what, path, free bytes, all bytes).
         shm_bytes: Size of /dev/shm; None where there is none.
         processor: Its name.
+        kernels: Where compiled kernels are kept; None where no folder can be written.
     """
 
     cpus: Cpus
@@ -59,6 +63,7 @@ class Environment:
     disks: tuple[tuple[str, str, int, int], ...]
     shm_bytes: int | None
     processor: str
+    kernels: Path | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as plain values, with the warnings."""
@@ -83,6 +88,7 @@ class Environment:
                 dict(zip(("what", "path", "free_bytes", "total_bytes"), disk, strict=True)) for disk in self.disks
             ],
             "shm_bytes": self.shm_bytes,
+            "kernels": None if self.kernels is None else str(self.kernels),
             "warnings": find_warnings(self),
         }
 
@@ -107,6 +113,7 @@ def examine(system: System | None = None) -> Environment:
         processor=next((line.partition(":")[2].strip() for line in words if line.startswith("model name")), "")
         or platform.processor()
         or platform.machine(),
+        kernels=kernel_folders(Path(headrace.__file__).parent / "features").kept,
     )
 
 
@@ -129,6 +136,13 @@ def find_warnings(found: Environment) -> list[str]:
     speed = found.matrix_speed
     if speed.fp32 and speed.bf16 and speed.bf16 < 0.9 * speed.fp32:
         warnings.append(f"bf16 matrix products are {speed.fp32 / speed.bf16:.1f}x slower than fp32 here; keep fp32")
+    if found.kernels is None:
+        warnings.append(
+            f"compiled kernels cannot be kept: no folder can be written; each process compiles for minutes what the "
+            f"installation does not hold. Set {CACHE_VARIABLE} to a folder of yours"
+        )
+    if os.environ.get("NUMBA_DISABLE_JIT", "0") not in ("", "0"):
+        warnings.append("NUMBA_DISABLE_JIT is set: kernels cannot run; unset it")
     if found.memory.available_bytes < 1 << 30:
         warnings.append(f"only {format_bytes(found.memory.available_bytes)} of memory are available")
     return warnings
