@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import select
 import subprocess
 import sys
 import uuid
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-LIMIT_BYTES = 400 << 20
+LIMIT_BYTES = {"thread": 400 << 20, "process": 500 << 20}
 
 PROGRAM = """
 import json, os, sys
@@ -24,9 +25,9 @@ from headrace.testing.functions import allocate
 from headrace.testing.pipelines import SyntheticSource
 
 source = SyntheticSource([[(1000, 0, 0), (3000, 0, 0), (2000, 0, 0)]] * 40)
-pipe = from_source(source).map(partial(allocate, row_bytes=2000)).shuffle(num_rows=8000).batch(2000).prefetch(100)
+pipe = from_source(source).map(partial(allocate, row_bytes=2000)).shuffle(num_rows=20_000).batch(2000).prefetch(100)
 rows = 0
-with pipe.open(workers=8) as batches:
+with pipe.open(workers=8, executor=sys.argv[2]) as batches:
     for batch in batches:
         rows += batch.num_rows
     counters = batches.counters()
@@ -51,7 +52,7 @@ def _words(path: Path) -> list[str]:
 
 
 @pytest.fixture
-def cgroup() -> Iterator[Path]:
+def cgroup(executor: str) -> Iterator[Path]:
     root = _memory_controller()
     if root is None:
         pytest.skip("no cgroup memory controller that could be given to a child")
@@ -59,7 +60,7 @@ def cgroup() -> Iterator[Path]:
     try:
         folder.mkdir()
         limit = "memory.limit_in_bytes" if (folder / "memory.limit_in_bytes").exists() else "memory.max"
-        (folder / limit).write_text(str(LIMIT_BYTES))
+        (folder / limit).write_text(str(LIMIT_BYTES[executor]))
         with contextlib.suppress(OSError):
             (folder / "memory.swap.max").write_text("0")
     except OSError as error:
@@ -67,12 +68,18 @@ def cgroup() -> Iterator[Path]:
             folder.rmdir()
         pytest.skip(f"cgroups with a memory limit cannot be made here: {error}")
     yield folder
+    processes = folder / "cgroup.procs"
+    for _ in range(3000):  # the process that forks workers may end a moment after the one that started it
+        if not processes.read_text():
+            break
+        select.poll().poll(10)
     folder.rmdir()
 
 
-def test_a_pipeline_in_a_small_cgroup_is_not_killed_and_stays_within_its_budget(cgroup: Path) -> None:
+@pytest.mark.parametrize("executor", ["thread", "process"])
+def test_a_pipeline_in_a_small_cgroup_is_not_killed_and_stays_within_its_budget(cgroup: Path, executor: str) -> None:
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, str(cgroup)],
+        [sys.executable, "-c", PROGRAM, str(cgroup), executor],
         capture_output=True,
         timeout=120,
         check=False,
@@ -80,7 +87,25 @@ def test_a_pipeline_in_a_small_cgroup_is_not_killed_and_stays_within_its_budget(
     )
     assert done.returncode == 0, f"ended with {done.returncode}: {done.stderr.decode()[-2000:]}"
     result = json.loads(done.stdout)
-    assert result["limit"] == LIMIT_BYTES
+    assert result["limit"] == LIMIT_BYTES[executor]
     assert result["rows"] == 40 * 6000
-    assert result["budget"] == LIMIT_BYTES // 4
+    assert result["budget"] == LIMIT_BYTES[executor] // 4
     assert result["budget"] / 4 < result["peak"] <= result["budget"]
+
+
+@pytest.mark.parametrize("executor", ["thread", "process"])
+def test_a_limit_in_which_not_even_one_element_fits_is_refused_at_once(executor: str) -> None:
+    program = (
+        "import sys\n"
+        "from headrace.pipeline import from_source\n"
+        "from headrace.testing.functions import same\n"
+        "from headrace.testing.pipelines import SyntheticSource\n"
+        "from_source(SyntheticSource([[(10, 0, 0)]])).map(same).open(workers=1, executor=sys.argv[1])\n"
+    )
+    environment = {**os.environ, "HEADRACE_MEMORY": "20MiB"}
+    done = subprocess.run(
+        [sys.executable, "-c", program, executor], capture_output=True, text=True, check=False, env=environment
+    )
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("headrace.errors.ConfigError: memory: the limit is 20 MiB (user: HEADRACE_MEMORY)")
+    assert ("for worker processes" in last) == (executor == "process")

@@ -17,7 +17,7 @@ from headrace.pipeline.source_lane import SourceLane
 from headrace.pipeline.state import PipelineState
 from headrace.pipeline.tunables import Tunable
 
-__all__ = ["build_state", "build_tunables"]
+__all__ = ["build_state", "build_tunables", "first_bytes"]
 
 MAX_PREFETCH = 1024
 """Most batches made ahead; the memory budget normally ends it long before."""
@@ -36,7 +36,7 @@ def build_state(
         len(pipeline.source),
         position.item,
         position.piece,
-        first_bytes=_first_bytes(pipeline.source, position.item),
+        first_bytes=first_bytes(pipeline.source, position.item),
     )
     lanes = []
     num_cutters = 0
@@ -88,7 +88,7 @@ def _tunables(state: PipelineState, limit_bytes: int, change: Callable[[object, 
     yield number(state.ledger, "budget_bytes", "memory", 1, limit_bytes, "bytes")
 
 
-def _first_bytes(source: Source, item: int) -> int:
+def first_bytes(source: Source, item: int) -> int:
     """Bytes of a piece as the source estimates them, if it does; later ones are learned."""
     estimate = getattr(source, "estimate_bytes", None)
     return int(estimate(item)) if estimate is not None and item < len(source) else 0

@@ -18,6 +18,7 @@ from typing import Protocol
 
 from headrace.pipeline.cutting import Cutter
 from headrace.pipeline.elements import Element
+from headrace.pipeline.headroom import WorkerMemory
 from headrace.pipeline.ledger import Estimator, RecentMax
 
 __all__ = ["Lane", "StageLane", "Work"]
@@ -34,6 +35,7 @@ class Work:
         piece: Piece of it.
         num_bytes_in: Bytes of the element before it is worked on.
         reserved_bytes: Reserved in the ledger until it is done.
+        growth_bytes: By how much the process may grow until then.
         started_s: When it was started.
         done: Whether it is.
         failure: What went wrong.
@@ -45,6 +47,7 @@ class Work:
     piece: int = 0
     num_bytes_in: int = 0
     reserved_bytes: int = 0
+    growth_bytes: float = 0.0
     started_s: float = 0.0
     done: bool = False
     failure: BaseException | None = None
@@ -59,6 +62,7 @@ class Lane(Protocol):
         num_running: Elements being worked on.
         in_threads: Whether the work occupies a thread's CPU; work of other processes does not.
         estimator: Predicts the bytes of results.
+        workers: What worker processes take; None if threads do the work.
     """
 
     name: str
@@ -66,6 +70,7 @@ class Lane(Protocol):
     num_running: int
     in_threads: bool
     estimator: Estimator
+    workers: WorkerMemory | None
 
     @property
     def need_bytes(self) -> int:
@@ -122,6 +127,7 @@ class StageLane:
         self.name = name
         self.own_limit = own_limit
         self.in_threads = in_threads
+        self.workers = None if in_threads else WorkerMemory()
         self.num_running = 0
         self.estimator = Estimator(copies=copies)
         self.cutter = cutter

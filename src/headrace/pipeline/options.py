@@ -10,7 +10,7 @@ from headrace.errors import ConfigError
 from headrace.pipeline.cutting import CutSpec
 from headrace.pipeline.decisions import DecisionRecorder
 from headrace.registry import provider
-from headrace.resources import effective_cpus, effective_memory, parse_bytes
+from headrace.resources import Memory, effective_cpus, effective_memory, parse_bytes
 
 if TYPE_CHECKING:
     from headrace.pipeline.graph import Executor, Pipeline, Stage
@@ -32,7 +32,7 @@ class OpenOptions:
         num_workers: Threads that run stages at once.
         stage_workers: Own limits of single stages, by name.
         memory_bytes: Budget of the ledger.
-        limit_bytes: Memory this process may use at all.
+        memory: What limits the memory of this process.
         executor: Of stages that do not name one.
         epoch: Part of all random seeds.
         rank: This reader.
@@ -44,7 +44,7 @@ class OpenOptions:
     num_workers: int
     stage_workers: Mapping[str, int]
     memory_bytes: int
-    limit_bytes: int
+    memory: Memory
     executor: Executor
     epoch: int
     rank: int
@@ -89,9 +89,9 @@ class OpenOptions:
             _check_workers(f"workers.{name}", count)
         total = effective_cpus().num_threads if workers is None or isinstance(workers, Mapping) else workers
         _check_workers("workers", total)
-        limit = effective_memory().limit_bytes
+        memory = effective_memory()
         if memory_bytes is None:
-            budget = int(limit * DEFAULT_MEMORY_SHARE)
+            budget = int(memory.limit_bytes * DEFAULT_MEMORY_SHARE)
         else:
             budget = parse_bytes(memory_bytes, where="open: memory_bytes")
         if budget <= 0:
@@ -103,7 +103,7 @@ class OpenOptions:
             provider("policy")(tuner)  # refuses an unknown name here, not in a thread later
         if executor == "inline":
             tuner = "none"
-        return cls(total, stage_workers, budget, limit, executor, epoch, rank, num_ranks, decisions, tuner)
+        return cls(total, stage_workers, budget, memory, executor, epoch, rank, num_ranks, decisions, tuner)
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from headrace.pipeline.chain import ChainResult, StageFault, StageUse
 from headrace.pipeline.decisions import Decisions
 from headrace.pipeline.delivery import apply_result, describe_element, pipeline_error
 from headrace.pipeline.elements import Element
+from headrace.pipeline.headroom import WorkerMemory
 from headrace.pipeline.messages import Disconnected
 from headrace.pipeline.options import Group
 from headrace.pipeline.shipping import ship
@@ -33,7 +34,13 @@ class ProcessRunner:
     """Worker processes for one group of stages; as many as there are elements in work."""
 
     def __init__(
-        self, group: Group, source: Source, epoch: int, decisions: Decisions, limit: Callable[[], int]
+        self,
+        group: Group,
+        source: Source,
+        epoch: int,
+        decisions: Decisions,
+        limit: Callable[[], int],
+        memory: WorkerMemory,
     ) -> None:
         """Make the functions ready to be sent; processes start with the first elements.
 
@@ -44,6 +51,7 @@ class ProcessRunner:
         self._source = source
         self._epoch = epoch
         self._decisions = decisions
+        self._memory = memory
         self._pool = WorkerPool(
             group.name,
             partial(WorkerProcess, ship(group.stages)),
@@ -51,6 +59,7 @@ class ProcessRunner:
             at_once=lambda: effective_cpus().num_threads,
             report=lambda pid, how: self._record(pid, f"worker process {pid} {how} while it started"),
         )
+        memory.num_started = lambda: self._pool.num_workers
 
     def run(self, element: Element) -> tuple[StageUse, ...]:
         """Have a worker process change the element into the result; see `Runner`."""
@@ -67,13 +76,14 @@ class ProcessRunner:
         self._pool.close()
 
     def _call(self, element: Element) -> ChainResult | StageFault:
-        control = (element.num_rows, element.num_bytes, (self._epoch, *element.key))
+        seed = (self._epoch, *element.key)
         for attempt in range(2):
             try:
                 worker = self._pool.acquire()
             except StageFault as fault:
                 return fault
             try:
+                control = (element.num_rows, element.num_bytes, seed, self._memory.is_short)
                 result, rows = worker.call(control, element.payload, self._group.timeout_s)
             except Disconnected:
                 self._report_death(worker, element, attempt)
@@ -88,7 +98,9 @@ class ProcessRunner:
             self._pool.give_back(worker)
             if isinstance(result, StageFault):
                 return result
+            result, (before_bytes, peak_bytes) = result
             assert isinstance(result, ChainResult)
+            self._memory.learn(before_bytes, peak_bytes, result.num_bytes)
             return _with_payload(result, rows)
         raise PipelineError(
             f"stage {self._group.name}: its worker process died twice on {describe_element(element, self._source)}"

@@ -10,6 +10,7 @@ from headrace.pipeline.chain import StageFault, StageUse, run_chain
 from headrace.pipeline.decisions import Decisions
 from headrace.pipeline.delivery import apply_result, pipeline_error
 from headrace.pipeline.elements import Element
+from headrace.pipeline.headroom import WorkerMemory
 from headrace.pipeline.options import Group
 
 __all__ = ["Runner", "ThreadRunner", "make_runner"]
@@ -55,7 +56,14 @@ class ThreadRunner:
         """Nothing to stop: the thread belongs to who calls."""
 
 
-def make_runner(group: Group, source: Source, epoch: int, decisions: Decisions, limit: Callable[[], int]) -> Runner:
+def make_runner(
+    group: Group,
+    source: Source,
+    epoch: int,
+    decisions: Decisions,
+    limit: Callable[[], int],
+    memory: WorkerMemory | None = None,
+) -> Runner:
     """The runner that a group asks for.
 
     Args:
@@ -64,6 +72,7 @@ def make_runner(group: Group, source: Source, epoch: int, decisions: Decisions, 
         epoch: Part of all seeds.
         decisions: Where replaced processes are reported.
         limit: How many elements may be worked on at once, now.
+        memory: Told what worker processes take.
 
     Raises:
         ConfigError: A function cannot be sent to a worker process.
@@ -72,4 +81,4 @@ def make_runner(group: Group, source: Source, epoch: int, decisions: Decisions, 
         return ThreadRunner(group, source, epoch)
     from headrace.pipeline.processes import ProcessRunner  # only where needed: it uses what only Unix has
 
-    return ProcessRunner(group, source, epoch, decisions, limit)
+    return ProcessRunner(group, source, epoch, decisions, limit, memory or WorkerMemory())

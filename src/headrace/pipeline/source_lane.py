@@ -6,6 +6,7 @@ from collections import deque
 from dataclasses import dataclass, field
 
 from headrace.pipeline.elements import Element
+from headrace.pipeline.headroom import WorkerMemory
 from headrace.pipeline.lanes import Work
 from headrace.pipeline.ledger import Estimator
 
@@ -27,6 +28,7 @@ class SourceLane:
     """Items of the source, several read at once, whose pieces leave in order."""
 
     in_threads = True
+    workers: WorkerMemory | None = None
 
     def __init__(
         self, own_limit: int | None, num_items: int, first_item: int, first_piece: int, *, first_bytes: int = 0

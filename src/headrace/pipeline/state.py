@@ -9,6 +9,7 @@ No threads, locks or clocks: `threads.py` calls it under a lock and carries out 
 4. **Memory.** Work is started only with a reservation for its result, and only if after that whatever the oldest
    undelivered element still needs on its way to the consumer would fit. So it can always go on. If even it does not fit
    (it is larger than the budget), it goes on alone, and that is reported.
+5. **Headroom.** Nor is work started that the process has no memory for (see `headroom.py`), but for the oldest alone.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from collections.abc import Callable, Sequence
 from enum import StrEnum
 
 from headrace.pipeline.elements import Element
+from headrace.pipeline.headroom import Headroom, MemoryLook
 from headrace.pipeline.lanes import Lane, StageLane, Work
 from headrace.pipeline.ledger import Charge, Ledger
 from headrace.pipeline.source_lane import SourceLane
@@ -61,6 +63,7 @@ class PipelineState:
         num_prefetch: Elements the last lane may finish ahead.
         read_ahead_bytes: Bytes that items behind the first open one may hold.
         pressure: From the memory watchdog.
+        headroom: What the process may still take.
         failure: What the consumer must be told; set when everything before it has been taken.
     """
 
@@ -84,6 +87,8 @@ class PipelineState:
         self.num_prefetch = num_prefetch
         self.read_ahead_bytes = read_ahead_bytes
         self.pressure = Pressure.NONE
+        self.headroom = Headroom()
+        self._running_growth_bytes = 0.0
         self.failure: BaseException | None = None
         self._breakage: BaseException | None = None
         self._num_cancelled = 0
@@ -119,6 +124,8 @@ class PipelineState:
         self._num_running -= 1
         self._threads_running -= lane.in_threads
         work.done = True
+        self._running_growth_bytes -= work.growth_bytes
+        self.headroom.finished(work.reserved_bytes, num_bytes)
         element = work.element
         if element is None or work.failure is not None or work.lane < self._num_cancelled:
             self.ledger.add(-work.reserved_bytes)
@@ -150,7 +157,12 @@ class PipelineState:
             return None
         element = last.pop()
         element.release()
+        self.headroom.taken()
         return element
+
+    def look(self, memory: MemoryLook) -> None:
+        """What memory there is now."""
+        self.headroom.look(memory, self._running_growth_bytes)
 
     def stop(self) -> None:
         """Drop everything; work in progress is dropped when it is done."""
@@ -173,14 +185,14 @@ class PipelineState:
         return self.failure is not None or self.lanes[-1].has_ended
 
     def has_work(self) -> bool:
-        """Whether `next_work` would return some."""
+        """Whether `next_work` would return some, or might after a look at the memory."""
         self._pump()
         for index in range(len(self.lanes) - 1, -1, -1):
             found = self._candidate(index)
             if isinstance(found, Work):
                 return True
             if found is Blocked.MEMORY:
-                return False
+                return self.headroom.wants_look
         return False
 
     def why_idle(self, index: int) -> Blocked | None:
@@ -239,13 +251,19 @@ class PipelineState:
         return self.num_prefetch if index == len(self.lanes) - 1 else AHEAD
 
     def _admits(self, work: Work) -> bool:
-        """Whether the ledger lets the work start."""
+        """Whether there is memory to start the work: in the budget, and in the process."""
+        has_headroom = self.headroom.fits(self._growth_bytes(work))
         slack = max(each.need_bytes for each in self.lanes)
-        if self.ledger.fits(work.reserved_bytes + slack):
+        if self.ledger.fits(work.reserved_bytes + slack) and has_headroom:
             return True
-        if not self._is_oldest(work):
+        if not self._is_oldest(work) or self.headroom.wants_look:
             return False
-        return self.ledger.fits(work.reserved_bytes) or self._num_running == 0
+        return self._num_running == 0 or (self.ledger.fits(work.reserved_bytes) and has_headroom)
+
+    def _growth_bytes(self, work: Work) -> float:
+        lane = self.lanes[work.lane]
+        of_worker = None if lane.workers is None else lane.workers.need_bytes(work.reserved_bytes, lane.num_running)
+        return self.headroom.growth(work.reserved_bytes, of_worker)
 
     def _is_oldest(self, work: Work) -> bool:
         """Whether the consumer gets nothing more unless this is done."""
@@ -263,6 +281,9 @@ class PipelineState:
                 f"{format_bytes(self.ledger.budget_bytes)}: such elements go on alone, above the budget"
             )
         self.ledger.add(work.reserved_bytes)
+        work.growth_bytes = self._growth_bytes(work)
+        self._running_growth_bytes += work.growth_bytes
+        self.headroom.started(work.reserved_bytes, work.growth_bytes)
         self._num_running += 1
         self._threads_running += lane.in_threads
         work.started_s = now

@@ -16,13 +16,14 @@ from itertools import islice
 import pyarrow as pa
 
 from headrace.logs.pieces import Piece
-from headrace.pipeline.build import build_state, build_tunables
+from headrace.pipeline.build import build_state, build_tunables, first_bytes
 from headrace.pipeline.chain import StageUse
 from headrace.pipeline.counters import GroupNow, PipelineCounters, Recorder, count_waits
 from headrace.pipeline.decisions import Decisions
 from headrace.pipeline.delivery import element_of_piece, source_error
 from headrace.pipeline.elements import Element
 from headrace.pipeline.graph import Pipeline
+from headrace.pipeline.headroom import check_floor
 from headrace.pipeline.lanes import Work
 from headrace.pipeline.options import OpenOptions, make_groups
 from headrace.pipeline.runners import make_runner
@@ -30,7 +31,7 @@ from headrace.pipeline.snapshot import Position
 from headrace.pipeline.sources import reads_storage
 from headrace.pipeline.stuck import stack_of, stuck_error
 from headrace.pipeline.tunables import Tunable
-from headrace.pipeline.watchdog import MemoryWatchdog
+from headrace.pipeline.watchdog import MemoryWatchdog, interpreter_bytes
 
 __all__ = ["WORKER_NAME", "ThreadFeed"]
 
@@ -80,13 +81,17 @@ class ThreadFeed:
         self._closing = False
         self._sampled_s = time.monotonic()
         self.recorder = Recorder(["source", *(stage.name for stage in pipeline.stages)], time.monotonic)
-        self._watchdog = MemoryWatchdog(decisions, self._sampled_s)
+        uses_processes = any(group.executor == "process" for group in self._groups)
+        element_bytes = first_bytes(pipeline.source, position.item)
+        check_floor(options.memory, interpreter_bytes(), element_bytes, uses_processes=uses_processes)
+        self._watchdog = MemoryWatchdog(decisions, self._sampled_s, tightest=options.memory.tightest)
+        self._wants_look = True
         self._state = build_state(pipeline, self._groups, options, position, decisions)
         self._runners = [
-            make_runner(group, pipeline.source, epoch, decisions, partial(self._state.limit, number))
-            for number, group in enumerate(self._groups, start=1)
+            make_runner(group, pipeline.source, epoch, decisions, partial(self._state.limit, number), lane.workers)
+            for number, (group, lane) in enumerate(zip(self._groups, self._state.lanes[1:], strict=True), start=1)
         ]
-        self.tunables: Mapping[str, Tunable] = build_tunables(self._state, options.limit_bytes, self._change)
+        self.tunables: Mapping[str, Tunable] = build_tunables(self._state, options.memory.limit_bytes, self._change)
 
     # ---- the consumer's side
 
@@ -181,7 +186,12 @@ class ThreadFeed:
         """Do the next work, or rest until there is some; False to leave. The lock is held before and after."""
         me = threading.current_thread()
         now = time.monotonic()
+        if self._wants_look:
+            self._look()
         work = self._state.next_work(now)
+        if work is None and self._state.headroom.wants_look:
+            self._look(short=True)
+            work = self._state.next_work(now)
         self._sample(now)
         if work is None:
             if len(self._threads) > self._max_threads():
@@ -205,10 +215,19 @@ class ThreadFeed:
             self._batch_ready.notify()
         return True
 
+    def _look(self, *, short: bool = False) -> None:
+        """See how much memory there is; where it was too little for the next work, free what is only kept first."""
+        self._wants_look = False
+        for lane in self._state.lanes:
+            if lane.workers is not None:
+                lane.workers.is_short = short
+        self._state.look(self._watchdog.look(free_unused=short))
+
     def _carry_out(self, work: Work) -> tuple[StageUse, ...]:
         """Read or run stages; the result or failure is left in the work."""
         if self._watchdog.is_due(work.started_s):
             self._state.pressure = self._watchdog.poll()
+            self._wants_look = True
         try:
             if work.lane == 0:
                 return self._read(work)
@@ -238,7 +257,10 @@ class ThreadFeed:
         """Tell the state what was done, and count it."""
         element = work.element
         num_bytes_in, num_bytes = work.num_bytes_in, 0 if element is None else element.num_bytes
+        estimator = self._state.lanes[work.lane].estimator
+        was_known = estimator.is_known
         self._state.finished(work, num_bytes=num_bytes, is_view=element is not None and _is_view(element))
+        self._wants_look |= estimator.is_known and not was_known  # what the first element took is learned by itself
         names = ["source"] if work.lane == 0 else [stage.name for stage in self._groups[work.lane - 1].stages]
         for name, use in zip(names, uses, strict=False):
             self.recorder.stages[name].add(use, num_bytes_in)

@@ -8,12 +8,24 @@ is shed first and workers second, until memory is free again.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 
 from headrace.pipeline.decisions import Decisions
+from headrace.pipeline.headroom import MemoryLook
 from headrace.pipeline.state import Pressure
-from headrace.resources import Memory, effective_memory, format_bytes
+from headrace.resources import (
+    Memory,
+    MemoryLimit,
+    System,
+    effective_memory,
+    format_bytes,
+    free_unused_memory,
+    peak_bytes,
+    read_again,
+    resident_bytes,
+)
 
-__all__ = ["MemoryWatchdog", "decide_pressure"]
+__all__ = ["MemoryWatchdog", "decide_pressure", "interpreter_bytes"]
 
 CHECK_EVERY_S = 0.25
 """A check reads about a dozen small kernel files (0.9 ms on a slow machine): 0.4 % of one CPU."""
@@ -22,6 +34,13 @@ SHED_PREFETCH_ABOVE = 0.90
 SHED_WORKERS_ABOVE = 0.95
 RELAX_BELOW = 0.85
 """Shares of the tightest limit. Between the last two nothing changes, so that it does not swing."""
+
+RESERVE_SHARE = 0.05
+MAX_RESERVE_BYTES = 512 << 20
+"""Of a limit, left to what else the process does between two looks."""
+
+FREE_EVERY_BYTES = 8 << 20
+"""Freeing what allocators keep takes milliseconds, so the process must have grown by this much since the last time."""
 
 
 def decide_pressure(now: Pressure, used_share: float) -> tuple[Pressure, str]:
@@ -40,13 +59,29 @@ def decide_pressure(now: Pressure, used_share: float) -> tuple[Pressure, str]:
     return Pressure.PREFETCH, f"{used}, not yet below {RELAX_BELOW:.0%}: nothing is made ahead"
 
 
+@cache
+def interpreter_bytes() -> int:
+    """What this process took when it opened its first pipeline, without files that the kernel can read again."""
+    fields = System().read_fields("/proc/self/status")
+    return fields.get("RssAnon", 0) + fields.get("RssShmem", 0) or resident_bytes()
+
+
 class MemoryWatchdog:
     """Checks now and then; whoever has a loop calls `poll` in it."""
 
-    def __init__(self, decisions: Decisions, start_s: float, read: Callable[[], Memory] = effective_memory) -> None:
+    def __init__(
+        self,
+        decisions: Decisions,
+        start_s: float,
+        read: Callable[[], Memory] = effective_memory,
+        read_again: Callable[[MemoryLimit], MemoryLimit] = read_again,
+        tightest: MemoryLimit | None = None,
+    ) -> None:
         """Check for the first time soon after `start_s`."""
         self._decisions = decisions
-        self._read = read
+        self._read, self._read_again = read, read_again
+        self._tightest = tightest
+        self._freed_at_bytes = 0
         self._next_s = start_s + CHECK_EVERY_S
         self._pressure = Pressure.NONE
 
@@ -57,9 +92,27 @@ class MemoryWatchdog:
         self._next_s = now + CHECK_EVERY_S
         return True
 
+    def look(self, *, free_unused: bool = False) -> MemoryLook:
+        """What is left under the limit that left least at the last check.
+
+        Args:
+            free_unused: Free what allocators only keep, if it may be worth its time: the process has grown since.
+        """
+        if free_unused and resident_bytes() > self._freed_at_bytes + FREE_EVERY_BYTES:
+            free_unused_memory()
+            self._freed_at_bytes = resident_bytes()
+        if self._tightest is None:
+            self._tightest = self._read().tightest
+        else:
+            self._tightest = self._read_again(self._tightest)
+        reserve = min(RESERVE_SHARE * self._tightest.limit_bytes, MAX_RESERVE_BYTES)
+        available = max(0, self._tightest.available_bytes - int(reserve))
+        return MemoryLook(available, resident_bytes(), peak_bytes())
+
     def poll(self) -> Pressure:
         """Read the limits and decide."""
         memory = self._read()
+        self._tightest = memory.tightest if memory.sources else None
         tightest = min(memory.sources, key=lambda each: each.available_bytes / max(1, each.limit_bytes))
         share = 1 - tightest.available_bytes / max(1, tightest.limit_bytes)
         before = self._pressure

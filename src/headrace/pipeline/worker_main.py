@@ -15,6 +15,7 @@ import pyarrow as pa
 from headrace.lifeline import end_with_file
 from headrace.pipeline.chain import StageFault, run_chain
 from headrace.pipeline.messages import Disconnected, receive, send
+from headrace.resources import free_unused_memory, peak_bytes, resident_bytes
 
 __all__ = ["STACK_SIGNAL", "main"]
 
@@ -42,6 +43,7 @@ def main(connection_file: int, lifeline_file: int, stack_file: int) -> None:
 
 
 def _serve(connection: socket.socket) -> None:
+    memory = _OwnMemory()
     shipped, _ = receive(connection)
     try:
         operations = pickle.loads(shipped)
@@ -53,11 +55,28 @@ def _serve(connection: socket.socket) -> None:
         return
     send(connection, None)
     while True:
-        (num_rows, num_bytes, seed), rows = receive(connection)
+        (num_rows, num_bytes, seed, is_short), rows = receive(connection)
+        before_bytes = memory.now()
         try:
             result = run_chain(operations, rows, num_rows, num_bytes, seed, clock=time.process_time)
         except StageFault as fault:
             send(connection, StageFault(*fault.args))
             continue
-        send(connection, replace(result, payload=None), result.payload)
+        use = (before_bytes, memory.peak())  # the message itself is paid for by the pipeline's process
+        send(connection, (replace(result, payload=None), use), result.payload)
         del rows, result
+        if is_short:
+            free_unused_memory()
+
+
+class _OwnMemory:
+    """Memory of this process beyond what it was forked with and shares."""
+
+    def __init__(self) -> None:
+        self._first = resident_bytes()
+
+    def now(self) -> int:
+        return max(0, resident_bytes() - self._first)
+
+    def peak(self) -> int:
+        return max(0, peak_bytes() - self._first)

@@ -88,6 +88,11 @@ class WorkerPool(Generic[W]):
         """Whether `close` was called."""
         return self._closed
 
+    @property
+    def num_workers(self) -> int:
+        """Workers that are ready or start now."""
+        return len(self._ready) + self._num_starting
+
     def acquire(self) -> W:
         """A worker that is ready; whoever calls first gets one first.
 

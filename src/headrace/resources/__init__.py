@@ -6,7 +6,15 @@ that can apply is read, all are kept (`headrace doctor` prints them), and the sm
 """
 
 from headrace.resources.cpus import CpuLimit, Cpus, effective_cpus
-from headrace.resources.memory import Memory, MemoryLimit, effective_memory
+from headrace.resources.memory import (
+    Memory,
+    MemoryLimit,
+    effective_memory,
+    free_unused_memory,
+    peak_bytes,
+    read_again,
+    resident_bytes,
+)
 from headrace.resources.monitor import ResourceChange, ResourceMonitor, Resources, compare, effective_resources
 from headrace.resources.quantities import format_bytes, parse_bytes
 from headrace.resources.system import System
@@ -25,5 +33,9 @@ __all__ = [
     "effective_memory",
     "effective_resources",
     "format_bytes",
+    "free_unused_memory",
     "parse_bytes",
+    "peak_bytes",
+    "read_again",
+    "resident_bytes",
 ]

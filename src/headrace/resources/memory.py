@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+import ctypes
+import mmap
+import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 
 from headrace.resources.quantities import parse_bytes
 from headrace.resources.system import System
 
-__all__ = ["Memory", "MemoryLimit", "effective_memory"]
+__all__ = [
+    "Memory",
+    "MemoryLimit",
+    "effective_memory",
+    "free_unused_memory",
+    "peak_bytes",
+    "read_again",
+    "resident_bytes",
+]
 
 OWN_VARIABLE = "HEADRACE_MEMORY"
 """Set by a user who wants less memory used than there is, as "4GiB"."""
@@ -66,9 +77,14 @@ class Memory:
         return self.limiting.used_bytes
 
     @property
+    def tightest(self) -> MemoryLimit:
+        """The limit that leaves least."""
+        return min(self.sources, key=lambda source: source.available_bytes)
+
+    @property
     def available_bytes(self) -> int:
         """What may still be taken: the least that any limit leaves, which need not be the smallest limit."""
-        return min(source.available_bytes for source in self.sources)
+        return self.tightest.available_bytes
 
 
 def effective_memory(system: System | None = None) -> Memory:
@@ -83,21 +99,77 @@ def effective_memory(system: System | None = None) -> Memory:
     return Memory(tuple(_limits(system or System())))
 
 
+def resident_bytes() -> int:
+    """Memory of this process now."""
+    try:
+        with open("/proc/self/statm", encoding="ascii") as file:
+            return int(file.read().split()[1]) * mmap.PAGESIZE
+    except OSError:
+        import psutil  # not Linux
+
+        return int(psutil.Process().memory_info().rss)
+
+
+def peak_bytes() -> int:
+    """The most memory this process ever had."""
+    import resource
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def free_unused_memory() -> None:
+    """Give freed memory back to the system, of which allocators keep up to 64 MiB for each thread, to use it again."""
+    if "pyarrow" in sys.modules:
+        sys.modules["pyarrow"].default_memory_pool().release_unused()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # of glibc
+    if trim is not None:
+        trim(0)
+
+
+def read_again(limit: MemoryLimit, system: System | None = None) -> MemoryLimit:
+    """The same limit with its use of this moment: one or two small files, where `effective_memory` reads a dozen."""
+    system = system or System()
+    if limit.what == "machine":
+        return _physical(system)
+    for version in (1, 2):
+        if limit.what.startswith(f"cgroup v{version}"):
+            return replace(limit, used_bytes=_cgroup_used(system, version, PurePosixPath(limit.where).parent))
+    if limit.what == "rlimit":
+        return replace(limit, used_bytes=system.read_fields("/proc/self/status").get(_RLIMIT_FIELDS[limit.where], 0))
+    return replace(limit, used_bytes=_resident_bytes(system))
+
+
+_RLIMIT_FIELDS = {"RLIMIT_AS": "VmSize", "RLIMIT_DATA": "VmData"}
+
+
 def _limits(system: System) -> Iterator[MemoryLimit]:
     yield _physical(system)
     for version, folder in system.cgroup_folders("memory"):
         yield from _cgroup_limits(system, version, folder)
     status = system.read_fields("/proc/self/status")
     for name, limit_bytes in system.rlimits().items():
-        used = status.get("VmSize" if name == "RLIMIT_AS" else "VmData", 0)
-        yield MemoryLimit("rlimit", limit_bytes, used, name)
-    resident = status.get("VmRSS", 0)
+        yield MemoryLimit("rlimit", limit_bytes, status.get(_RLIMIT_FIELDS[name], 0), name)
+    hints = list(_hints(system))
     own = system.environment.get(OWN_VARIABLE)
     if own:
-        limit_bytes = parse_bytes(own, where=f"environment variable {OWN_VARIABLE}")
-        yield MemoryLimit("user", limit_bytes, resident, OWN_VARIABLE)
-    for what, limit_bytes, where in _hints(system):
-        yield MemoryLimit(what, limit_bytes, resident, where)
+        hints.insert(0, ("user", parse_bytes(own, where=f"environment variable {OWN_VARIABLE}"), OWN_VARIABLE))
+    if hints:
+        resident = _resident_bytes(system)
+        for what, limit_bytes, where in hints:
+            yield MemoryLimit(what, limit_bytes, resident, where)
+
+
+def _resident_bytes(system: System) -> int:
+    """Of this process and of all it has started; what several share is counted once (PSS), where the kernel tells."""
+    total, waiting = 0, ["self"]
+    for process in waiting:
+        for thread in system.names(f"/proc/{process}/task"):
+            waiting += (system.read(f"/proc/{process}/task/{thread}/children") or "").split()
+    for process in waiting:
+        shared = system.read_fields(f"/proc/{process}/smaps_rollup").get("Pss") if len(waiting) > 1 else None
+        total += system.read_fields(f"/proc/{process}/status").get("VmRSS", 0) if shared is None else shared
+    return total
 
 
 def _physical(system: System) -> MemoryLimit:
@@ -115,13 +187,17 @@ def _physical(system: System) -> MemoryLimit:
 def _cgroup_limits(system: System, version: int, folder: PurePosixPath) -> Iterator[MemoryLimit]:
     # Above memory.high a cgroup is not killed but slowed down without mercy: for us both are limits.
     limits = ("memory.max", "memory.high") if version == 2 else ("memory.limit_in_bytes",)
-    usage = folder / ("memory.current" if version == 2 else "memory.usage_in_bytes")
     for name in limits:
         text = (system.read(folder / name) or "").strip()
         if text.isdigit() and int(text) < NO_LIMIT_BYTES:
-            current = (system.read(usage) or "").strip()
-            used = (int(current) if current.isdigit() else 0) - _reclaimable_bytes(system, version, folder)
-            yield MemoryLimit(f"cgroup v{version} {name.split('.')[1]}", int(text), max(0, used), str(folder / name))
+            used = _cgroup_used(system, version, folder)
+            yield MemoryLimit(f"cgroup v{version} {name.split('.')[1]}", int(text), used, str(folder / name))
+
+
+def _cgroup_used(system: System, version: int, folder: PurePosixPath) -> int:
+    current = system.read(folder / ("memory.current" if version == 2 else "memory.usage_in_bytes")) or ""
+    used = int(current) if current.strip().isdigit() else 0
+    return max(0, used - _reclaimable_bytes(system, version, folder))
 
 
 def _reclaimable_bytes(system: System, version: int, folder: PurePosixPath) -> int:

@@ -53,6 +53,13 @@ class System:
         except OSError:
             return None
 
+    def names(self, path: str | PurePosixPath) -> list[str]:
+        """The names in a folder named as on a real machine; none if it cannot be read."""
+        try:
+            return os.listdir(self.root / str(path).lstrip("/"))
+        except OSError:
+            return []
+
     def read_fields(self, path: str | PurePosixPath) -> dict[str, int]:
         """The numbers of a file with lines like "MemTotal: 16 kB" or "inactive_file 4096"; kB become bytes."""
         fields = {}

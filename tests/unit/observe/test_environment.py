@@ -24,6 +24,7 @@ HEALTHY = Environment(
     disks=(("working folder", "/job", 100 * GIB, 200 * GIB),),
     shm_bytes=8 * GIB,
     processor="Test",
+    kernels=Path("/home/somebody/.cache/headrace/kernels"),
 )
 
 
@@ -88,3 +89,9 @@ def test_the_command_prints_json(command: Typer) -> None:
     assert report["cpus"]["count"] > 0
     assert report["bf16"]["bf16"] == 300.0
     assert {"machine"} <= {source["what"] for source in report["memory"]["sources"]}
+
+
+def test_kernels_that_cannot_be_kept_or_run_are_warned_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "no folder can be written" in find_warnings(dataclasses.replace(HEALTHY, kernels=None))[0]
+    monkeypatch.setenv("NUMBA_DISABLE_JIT", "1")
+    assert find_warnings(HEALTHY) == ["NUMBA_DISABLE_JIT is set: kernels cannot run; unset it"]

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from headrace.pipeline.cutting import CutSpec, Cutter
 from headrace.pipeline.elements import Element
+from headrace.pipeline.headroom import MemoryLook
 from headrace.pipeline.lanes import StageLane, Work
 from headrace.pipeline.ledger import Ledger
 from headrace.pipeline.source_lane import SourceLane
@@ -48,9 +49,19 @@ class World:
         )
         self.running: deque[Work] = deque()
         self.taken: list[tuple[int, ...]] = []
+        self.limit: int | None = None
+
+    def look(self) -> None:
+        """See the memory that the ledger's elements leave of the limit."""
+        assert self.limit is not None
+        used = sum(work.num_bytes_in for work in self.running) + self.state.ledger.used_bytes
+        self.state.look(MemoryLook(max(0, self.limit - used), used, used))
 
     def start(self) -> bool:
         work = self.state.next_work(0.0)
+        if work is None and self.state.headroom.wants_look and self.limit is not None:
+            self.look()
+            work = self.state.next_work(0.0)
         if work is not None:
             self.running.append(work)
         return work is not None
@@ -254,3 +265,28 @@ def test_a_failure_does_not_cut_a_batch_short() -> None:
     world.take()
     assert [key[0] for key in world.taken] == [0]
     assert world.state.failure is failure
+
+
+@given(PIECES, st.integers(0, 100), st.integers(0, 2**32), st.booleans())
+def test_with_too_little_memory_work_goes_on_one_element_at_a_time_and_never_stands_still(
+    pieces: list[list[int]], limit: int, seed: int, resize: bool
+) -> None:
+    world = World(pieces, num_workers=4, prefetch=8)
+    world.limit = limit * KIB
+    world.look()
+    world.run(random.Random(seed), resize=resize)
+    assert world.taken == [(item, piece) for item, sizes in enumerate(pieces) for piece in range(len(sizes))]
+
+
+def test_without_memory_for_more_only_the_oldest_is_worked_on() -> None:
+    world = World([[10] * 8] * 4, num_workers=4, prefetch=8)
+    world.limit = 0
+    world.look()
+    while not world.state.has_ended:
+        while world.start():
+            assert len(world.running) == 1
+        if world.running:
+            world.finish()
+        elif not world.take() and not world.state.has_ended:
+            raise AssertionError("stands still")
+    assert len(world.taken) == 32
