@@ -101,8 +101,7 @@ class KernelFiles:
     def save(self, key: Any, data: Any) -> None:
         """Keep the code of a signature, if there is room for it."""
         if self._kept is not None:
-            with suppress(OSError):
-                self._kept.save(key, data)
+            self._kept.save(key, data)
 
     def load(self, key: Any) -> Any:
         """The code of a signature; None if there is none that is as new as its sources."""
