@@ -86,7 +86,9 @@ def check_metadata(metadata: pq.FileMetaData, footer_start: int, *, where: str) 
             )
         for leaf in range(metadata.num_columns):
             chunk = group.column(leaf)
-            spans.append(_span(chunk, group.num_rows, is_flat[leaf], f"{where}, row group {number}"))
+            span = _span(chunk, group.num_rows, is_flat[leaf], f"{where}, row group {number}")
+            if group.num_rows:  # writers leave the offsets of row groups without rows at 0
+                spans.append(span)
     if num_rows != metadata.num_rows:
         raise _damaged(where, f"its row groups have {num_rows} rows, the file {metadata.num_rows}")
     _check_spans(np.array(spans, dtype=np.int64).reshape(-1, 2), footer_start, where)

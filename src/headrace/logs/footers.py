@@ -17,6 +17,7 @@ import pyarrow.types as pt
 
 from headrace.errors import DataError
 from headrace.logs.casting import cast_times, to_time_us
+from headrace.logs.file_kinds import HEAD_BYTES, describe_error, describe_file
 from headrace.logs.files import LogFile, open_log_file
 from headrace.logs.footer_checks import check_chunks, check_codecs, check_metadata, check_schema, is_sealed
 from headrace.logs.nested.decode import NestedRows, leaf_paths
@@ -174,16 +175,12 @@ def read_footer(file: LogFile) -> Footer:
     """
     with open_log_file(file.path) as handle:
         size = handle.size()
-        if size < 12:
-            raise DataError(f"{file.path}: not a Parquet file: it has {size} bytes only")
-        handle.seek(size - 8)
+        head = handle.read(HEAD_BYTES)
+        handle.seek(max(size - 8, 0))
         tail = handle.read(8)
         length = int.from_bytes(tail[:4], "little")
-        if tail[4:] != MAGIC or length > size - 12:
-            raise DataError(
-                f"{file.path}: not a whole Parquet file: it ends in {tail!r}, expected a footer and {MAGIC!r}; "
-                f"it may still be being written, or was cut off"
-            )
+        if size < 12 or tail[4:] != MAGIC or length > size - 12:
+            raise DataError(f"{file.path}: {describe_file(head, tail[-4:], size)}")
         start = size - 8 - length
         handle.seek(max(start - SAMPLE_BYTES, 0))
         tail = handle.read(size - 8 - max(start - SAMPLE_BYTES, 0))
@@ -318,9 +315,7 @@ def reading(file: LogFile, row_group: int) -> Iterator[None]:
     except (DataError, MemoryError):
         raise
     except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
-        raise DataError(
-            f"{file.path}, row group {row_group}: cannot be decoded, the file is damaged: {_line(error)}"
-        ) from error
+        raise DataError(f"{file.path}, row group {row_group}: {describe_error(error)}") from error
 
 
 def time_bounds(footer: Footer, row_group: int, clock: TimestampColumn) -> tuple[int, int] | None:

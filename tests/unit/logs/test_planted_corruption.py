@@ -203,8 +203,8 @@ def broken_footer(path: Path) -> None:
     ("damage", "message"),
     [
         (cut_off, "not a whole Parquet file"),
-        (empty, "not a Parquet file: it has 0 bytes only"),
-        (not_parquet, "not a whole Parquet file"),
+        (empty, "not a Parquet file: it is empty"),
+        (not_parquet, "not a Parquet file"),
         (broken_footer, "its Parquet footer cannot be read"),
     ],
 )
