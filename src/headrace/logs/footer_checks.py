@@ -222,7 +222,7 @@ def _check_names(metadata: pq.FileMetaData, where: str) -> None:
 
 def _is_in_ns(kind: pa.DataType) -> bool:
     """Whether a type is of times in nanoseconds, which writers make coarser, but never other times finer to."""
-    return pt.is_timestamp(kind) and kind.unit == "ns"
+    return bool(pt.is_timestamp(kind) and kind.unit == "ns")
 
 
 def _kind(kind: pa.DataType) -> object:
