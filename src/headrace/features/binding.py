@@ -1,4 +1,4 @@
-"""A plan's columns found in a record batch's schema: where each lies, how to read it, and what to convert first."""
+"""A plan's columns found in a record batch's schema: where each lies, how to read it, and what to cast first."""
 
 from __future__ import annotations
 
@@ -7,16 +7,37 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
+import pyarrow.types as pt
 from numpy.typing import NDArray
 
 from headrace.errors import DataError
 from headrace.features.operator import Kind
-from headrace.features.sources import STRING32, STRING64, VIEW32, VIEW64, element_type, list_shape
-from headrace.logs.gathering import gather
+from headrace.features.sources import element_type, list_shape
+from headrace.logs.canonical import canonical_type, is_list, is_text
+from headrace.logs.columns import ColumnCast, column_cast
+from headrace.logs.gathering import is_list_view
 from headrace.logs.groups import feature_names, find_group, group_array, group_of
+from headrace.logs.raw_rows import shown
+from headrace.logs.schema import Schema
 
 __all__ = ["Binding", "bind"]
+
+
+@dataclass(frozen=True)
+class _Conversion:
+    """A column to cast before it is read.
+
+    Attributes:
+        position: Of the column, or of the group column that holds it, in the batch.
+        inner: Of a feature in its group; -1 for a plain column.
+        name: Of the column.
+        cast: What to do.
+    """
+
+    position: int
+    inner: int
+    name: str
+    cast: ColumnCast
 
 
 @dataclass(frozen=True)
@@ -26,53 +47,73 @@ class Binding:
     Attributes:
         schema: Of the batches.
         layout: int64 [N, 5], as `headrace.features.sources.read_batch` wants it.
-        conversions: Position of a column, position in its group (-1 for a plain column) and type, of what to convert
-            before reading; empty for types the kernels read.
+        conversions: Columns to cast before reading; those that the kernels read as they are need none.
         homes: Position of the group column that holds each source, -1 for plain columns.
     """
 
     schema: pa.Schema
     layout: NDArray[np.int64]
-    conversions: tuple[tuple[int, int, pa.DataType], ...]
+    conversions: tuple[_Conversion, ...]
     homes: tuple[int, ...]
 
     def convert(self, batch: pa.RecordBatch) -> pa.RecordBatch:
-        """The batch with all columns in types the kernels read; the batch itself where nothing is to do."""
-        for position, inner, type_ in self.conversions:
-            name, column = batch.schema.names[position], batch.column(position)
-            column = _convert(column, type_) if inner < 0 else _convert_in_group(column, inner, type_)
-            batch = batch.set_column(position, pa.field(name, column.type), column)
+        """The batch with all columns in types the kernels read; the batch itself where nothing is to do.
+
+        Raises:
+            DataError: A value cannot be cast; names column, row and value.
+        """
+        for conversion in self.conversions:
+            position, column = conversion.position, batch.column(conversion.position)
+            if conversion.inner < 0:
+                values = _cast(conversion, column)
+            else:
+                unique, inverse = group_of(column)
+                features = {field.name: unique.field(field.name) for field in unique.type}
+                features[conversion.name] = _cast(conversion, features[conversion.name])
+                values = group_array(features, inverse)
+            if values is not column:
+                batch = batch.set_column(position, pa.field(batch.schema.names[position], values.type), values)
         return batch
 
 
-def bind(
-    schema: pa.Schema, columns: Sequence[str | None], kinds: Mapping[str, Kind], units: Mapping[str, str]
-) -> Binding:
+def bind(schema: pa.Schema, columns: Sequence[str | None], kinds: Mapping[str, Kind], log_schema: Schema) -> Binding:
     """Find columns in an Arrow schema.
+
+    Columns are cast as those of a log are when it is read, so that a value gives the same feature whichever way it
+    came. Types whose values the kernels read as that cast would give them are read where they lie.
 
     Args:
         schema: Of the record batches.
         columns: Names, in the order of the plan's sources; None for sources that are not in the batch.
         kinds: What the plan expects of each.
-        units: Names of columns that are moments, with the unit the plan expects ("ms").
+        log_schema: What the columns are.
 
     Raises:
         DataError: If a column is missing or its type does not suit; names column, type and what was expected.
     """
     layout = np.zeros((len(columns), 5), dtype=np.int64)
-    conversions: dict[tuple[int, int], pa.DataType] = {}
+    conversions: dict[tuple[int, int], _Conversion] = {}
     homes = [-1] * len(columns)
     for row, name in enumerate(columns):
         if name is None:
             layout[row, 0] = -1
             continue
         position, inner, given = _find(schema, name)
-        type_ = _readable(given, kinds[name], units.get(name))
-        layout[row] = position, *_check(name, given, type_, kinds[name]), inner
+        cast = column_cast(log_schema, name, given)
+        _check(name, given, kinds[name])
+        read = given
+        if not _is_read_as_it_is(given, cast.type, log_schema, name):
+            read = cast.type
+        # Text is looked at in any case: empty text is null. Views, which groups have, come from a log that has done so.
+        if read is not given or (_has_text(given) and not is_list_view(given)):
+            conversions[position, inner] = _Conversion(position, inner, name, cast)
+            read = cast.type
+        element = element_type(read.value_type if is_list(read) else read)
+        assert element is not None, read
+        list_size = read.list_size if pt.is_fixed_size_list(read) else 0
+        layout[row] = position, list_shape(read), element, list_size, inner
         homes[row] = position if inner >= 0 else -1
-        if type_ != given:
-            conversions[position, inner] = type_
-    return Binding(schema, layout, tuple((*place, type_) for place, type_ in conversions.items()), tuple(homes))
+    return Binding(schema, layout, tuple(conversions.values()), tuple(homes))
 
 
 def _find(schema: pa.Schema, name: str) -> tuple[int, int, pa.DataType]:
@@ -89,63 +130,43 @@ def _find(schema: pa.Schema, name: str) -> tuple[int, int, pa.DataType]:
     return position, inner, unique.field(inner).type
 
 
-def _check(name: str, given: pa.DataType, type_: pa.DataType, kind: Kind) -> tuple[int, int, int]:
-    """Shape, element type and list size of a column."""
-    shape = list_shape(type_)
-    is_list = shape != 0
-    element = element_type(type_.value_type if is_list else type_)
-    if element is None or is_list != kind.is_list or (not kind.has_ids and element in (STRING32, STRING64)):
+def _check(name: str, given: pa.DataType, kind: Kind) -> None:
+    """Refuse types none of whose values could be cast."""
+    inside = canonical_type(given)
+    if pt.is_null(inside):
+        return
+    element = canonical_type(inside.value_type) if is_list(inside) else inside
+    if is_list(inside) != kind.is_list or pt.is_nested(element):
         raise DataError(f"column {name}: given Arrow type {given}, expected {kind.value}")
-    if kind.has_ids and pa.types.is_floating(type_.value_type if is_list else type_):
-        raise DataError(f"column {name}: given Arrow type {given}, expected {kind.value}: integers or strings")
-    return shape, element, type_.list_size if pa.types.is_fixed_size_list(type_) else 0
 
 
-def _readable(type_: pa.DataType, kind: Kind, unit: str | None) -> pa.DataType:
-    """The type to convert a column to so that the kernels read it; often the type itself."""
-    if pa.types.is_null(type_):  # what Arrow makes of a column, or of lists, without any value
-        element = pa.int64() if kind.has_ids else pa.float64()
-        return pa.large_list(element) if kind.is_list else element
-    if pa.types.is_dictionary(type_):
-        return _readable(type_.value_type, kind, unit)
-    if list_shape(type_):
-        element = _readable(type_.value_type, Kind.ID if kind.has_ids else Kind.NUMBER, unit)
-        if element == type_.value_type:
-            return type_
-        return pa.large_list(element)
-    if pa.types.is_float16(type_):
-        return pa.float32()
-    if pa.types.is_decimal(type_):
-        return pa.float64()
-    if pa.types.is_timestamp(type_) and unit is not None and type_.unit != unit:
-        return pa.timestamp(unit, type_.tz)
-    if pa.types.is_string_view(type_) or pa.types.is_fixed_size_binary(type_):
-        return pa.large_string() if pa.types.is_string_view(type_) else pa.large_binary()
-    return type_
+def _is_read_as_it_is(given: pa.DataType, target: pa.DataType, log_schema: Schema, name: str) -> bool:
+    """Whether the kernels read a type so that the values are those of the cast."""
+    if is_list(given):
+        return is_list(target) and _is_read_as_it_is(given.value_type, target.value_type, log_schema, name)
+    if is_list(target):
+        return False
+    if pt.is_floating(target):
+        return bool(pt.is_boolean(given) or pt.is_integer(given) or pt.is_float32(given) or pt.is_float64(given))
+    if pt.is_integer(target):
+        clock = log_schema.timestamp
+        if clock is not None and clock.name == name:
+            is_tick = pt.is_integer(given) and not pt.is_uint64(given)
+            return bool(is_tick or (pt.is_timestamp(given) and given.unit == clock.unit))
+        return bool(pt.is_integer(given) or pt.is_boolean(given))
+    return bool(pt.is_string(given) or pt.is_large_string(given))
 
 
-def _convert(column: pa.Array, type_: pa.DataType) -> pa.Array:
-    column = _decode(column)
-    return column if column.type == type_ else pc.cast(column, type_, safe=False)
+def _has_text(kind: pa.DataType) -> bool:
+    return is_text(kind.value_type if is_list(kind) else kind)
 
 
-def _convert_in_group(column: pa.DictionaryArray, inner: int, type_: pa.DataType) -> pa.DictionaryArray:
-    """A group column with one of its features converted; slices of a shared buffer become lists of their own."""
-    unique, inverse = group_of(column)
-    features = {name: unique.field(name) for name in (field.name for field in unique.type)}
-    name = unique.type.field(inner).name
-    values = features[name]
-    if list_shape(values.type) in (VIEW32, VIEW64):
-        values = gather(values, np.arange(len(values)))
-    return group_array(features | {name: _convert(values, type_)}, inverse)
-
-
-def _decode(column: pa.Array) -> pa.Array:
-    """The column without dictionaries, also inside lists."""
-    if pa.types.is_dictionary(column.type):
-        return column.dictionary_decode()
-    if list_shape(column.type) and pa.types.is_dictionary(column.type.value_type):
-        offsets = pc.list_value_length(column).fill_null(0).cast(pa.int64())
-        bounds = np.concatenate([[0], np.cumsum(offsets.to_numpy(zero_copy_only=False))])
-        return pa.LargeListArray.from_arrays(pa.array(bounds), column.flatten().dictionary_decode())
-    return column
+def _cast(conversion: _Conversion, column: pa.Array) -> pa.Array:
+    values, bad = conversion.cast.cast(column)
+    if bad is not None and bad.any():
+        row = int(np.argmax(bad))
+        raise DataError(
+            f"column {conversion.name}: row {row} of the batch: {conversion.cast.reason}, "
+            f"given {shown(column.slice(row, 1))}"
+        )
+    return values

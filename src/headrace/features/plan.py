@@ -166,14 +166,16 @@ class FeaturePlan:
         """Compute a batch of tensors.
 
         Args:
-            batch: Rows with the plan's `columns`, plain or in group columns, in any order, others ignored. Without
-                `__row_id`, rows are counted from 0.
+            batch: Rows with the plan's `columns`, plain or in group columns, in any order, others ignored. Columns may
+                be of any type that a log may store them as; they are cast in the same way. Without `__row_id`, rows
+                are counted from 0.
 
         Returns:
             Features that repeat as `InverseKeyedJaggedTensor`s, one a group; the others in one `KeyedJaggedTensor`.
 
         Raises:
-            DataError: If a column is missing or has a type that does not suit, or a row has not as many weights as ids.
+            DataError: If a column is missing or has a type that does not suit, a value cannot be cast to what the
+                schema says, or a row has not as many weights as ids.
         """
         if self.grouping is None and batch.num_rows >= MIN_ROWS:
             self.decide(batch)
@@ -252,9 +254,7 @@ class FeaturePlan:
         if binding is None or not binding.schema.equals(schema):
             kinds = self._kinds | dict.fromkeys(self._sources[len(self._whole.columns) :], Kind.NUMBER)
             columns = [*self._sources, ROW_ID] if ROW_ID in schema.names else self._sources
-            timestamp = self.schema.timestamp
-            units = {} if timestamp is None else {timestamp.name: timestamp.unit}
-            binding = self._binding = bind(schema, columns, kinds | {ROW_ID: Kind.ID}, units)
+            binding = self._binding = bind(schema, columns, kinds | {ROW_ID: Kind.ID}, self.schema)
         return binding
 
     def _domains(self, binding: Binding) -> tuple[list[int], tuple[Domain, ...]]:

@@ -13,9 +13,24 @@ import pyarrow.types as pt
 
 from headrace.logs.canonical import canonical_type
 from headrace.logs.casting import Mask, cast_lists, cast_rows, cast_times, list_lengths, mask_of, rows_with
-from headrace.logs.schema import DenseColumn, IdColumn, IdListColumn, LabelColumn, Schema
+from headrace.logs.pieces import ROW_ID
+from headrace.logs.schema import DenseColumn, IdListColumn, LabelColumn, Schema
 
-__all__ = ["Checked", "ColumnCheck", "column_check", "lengths_differ", "view_check"]
+__all__ = ["Checked", "ColumnCast", "ColumnCheck", "column_cast", "column_check", "lengths_differ", "view_check"]
+
+
+class ColumnCast(NamedTuple):
+    """How a column becomes what its part of the schema says.
+
+    Attributes:
+        type: What it becomes.
+        cast: Given the column, returns it in that type and the rows that cannot be cast, or None for none.
+        reason: What is wrong with those.
+    """
+
+    type: pa.DataType
+    cast: Callable[[pa.Array], tuple[pa.Array, Mask | None]]
+    reason: str
 
 
 class Checked(NamedTuple):
@@ -26,14 +41,15 @@ class Checked(NamedTuple):
 
 
 ColumnCheck = Callable[[pa.Array], Checked]
+Rule = Callable[[pa.Array], Checked]
 
 ID_TYPES = {"int": pa.int64(), "string": pa.string()}
 
 _SMALL_NUMBERS = (pa.bool_(), pa.int8(), pa.uint8(), pa.int16(), pa.uint16(), pa.float32())
 
 
-def column_check(schema: Schema, name: str, stored: pa.DataType) -> tuple[pa.DataType, ColumnCheck]:
-    """The check of one column, and the type it delivers.
+def column_cast(schema: Schema, name: str, stored: pa.DataType) -> ColumnCast:
+    """The cast of one column: the same wherever rows come from, so that a model is served what it was trained on.
 
     =============  ==========================================================================================
     part           type
@@ -49,36 +65,36 @@ def column_check(schema: Schema, name: str, stored: pa.DataType) -> tuple[pa.Dat
 
     Args:
         schema: The schema of the log.
-        name: One of `schema.columns`.
-        stored: Type of the column in the (first) file.
+        name: One of `schema.columns`, or `ROW_ID`.
+        stored: Type of the column as it is stored (in the first file).
     """
     stored = canonical_type(stored)
-    if name == schema.weight:
-        return pa.float32(), _check_weight
-    if name == schema.row_id:
-        return pa.int64(), _check_row_id
-    for label in schema.labels:
-        if label.name == name:
-            return pa.float32(), partial(_check_label, label)
-    for dense in schema.dense:
-        if dense.name == name:
-            target = pa.float32() if stored in _SMALL_NUMBERS else pa.float64()
-            return target, partial(_check_dense, dense, target)
+    if name == schema.weight or any(label.name == name for label in schema.labels):
+        return _scalar_cast(pa.float32())
+    if name in (schema.row_id, ROW_ID):
+        return _scalar_cast(pa.int64())
+    if any(dense.name == name for dense in schema.dense):
+        return _scalar_cast(pa.float32() if stored in _SMALL_NUMBERS else pa.float64())
     for id_column in schema.ids:
         if id_column.name == name:
-            return ID_TYPES[id_column.type], partial(_check_id, id_column)
+            return _scalar_cast(ID_TYPES[id_column.type])
     for id_list in schema.id_lists:
         if id_list.name == name:
-            return pa.list_(ID_TYPES[id_list.type]), partial(_check_id_list, id_list)
+            return _list_cast(ID_TYPES[id_list.type])
         if id_list.weights == name:
-            return pa.list_(pa.float32()), _check_id_weights
+            return _list_cast(pa.float32())
     if schema.timestamp is not None and schema.timestamp.name == name:
-        return pa.int64(), partial(_check_timestamp, schema.timestamp.unit)
+        return ColumnCast(pa.int64(), partial(cast_times, unit=schema.timestamp.unit), "not a time")
     if name == schema.session_id:
         is_whole = pt.is_integer(stored) or (pt.is_decimal(stored) and stored.scale <= 0)
-        session_type = pa.int64() if is_whole else pa.string()
-        return session_type, partial(_check_session, session_type)
+        return _scalar_cast(pa.int64() if is_whole else pa.string())
     raise KeyError(name)
+
+
+def column_check(schema: Schema, name: str, stored: pa.DataType) -> tuple[pa.DataType, ColumnCheck]:
+    """The check of one column, and the type it delivers; arguments as for `column_cast`."""
+    cast = column_cast(schema, name, stored)
+    return cast.type, partial(_check, cast, _rule(schema, name))
 
 
 def lengths_differ(ids: pa.Array, weights: pa.Array) -> Mask | None:
@@ -117,16 +133,51 @@ def _check_views(check: ColumnCheck, item: pa.DataType, max_length: int | None, 
     return Checked(values, problems)
 
 
-def _check_label(column: LabelColumn, array: pa.Array) -> Checked:
-    values, bad = cast_rows(array, pa.float32())
+def _scalar_cast(target: pa.DataType) -> ColumnCast:
+    kind = "a number" if pt.is_floating(target) else "an integer" if pt.is_integer(target) else "a string"
+    return ColumnCast(target, partial(cast_rows, target=target), f"not {kind}")
+
+
+def _list_cast(item: pa.DataType) -> ColumnCast:
+    kinds = "numbers" if pt.is_floating(item) else "integers" if pt.is_integer(item) else "strings"
+    return ColumnCast(pa.list_(item), partial(cast_lists, item=item), f"not a list of {kinds}")
+
+
+def _rule(schema: Schema, name: str) -> Rule:
+    """What the part that a column plays asks of its values, beyond their type."""
+    if name == schema.weight:
+        return _rule_of_weight
+    if name == schema.row_id:
+        return partial(_rule_of_required, "row id is missing")
+    for label in schema.labels:
+        if label.name == name:
+            return partial(_rule_of_label, label)
+    for dense in schema.dense:
+        if dense.name == name:
+            return partial(_rule_of_dense, dense)
+    for id_list in schema.id_lists:
+        if id_list.name == name:
+            return partial(_rule_of_id_list, id_list)
+        if id_list.weights == name:
+            return _rule_of_id_weights
+    if schema.timestamp is not None and schema.timestamp.name == name:
+        return partial(_rule_of_required, "timestamp is missing")
+    return Checked
+
+
+def _check(cast: ColumnCast, rule: Rule, array: pa.Array) -> Checked:
+    values, bad = cast.cast(array)
+    checked = rule(values)
+    return Checked(checked.values, _problems((bad, cast.reason)) + checked.problems)
+
+
+def _rule_of_label(column: LabelColumn, values: pa.Array) -> Checked:
     numbers = values.to_numpy(zero_copy_only=False)  # null becomes NaN
     if column.allowed is None:  # a row may lack it
         accepted, expected = ~np.isinf(numbers), "label is not a finite number"
         if np.isnan(numbers).sum() > values.null_count:  # as pandas writes what is missing
             values = pc.if_else(pc.is_nan(values), pa.scalar(None, values.type), values)
-        if bad is None and accepted.all():
-            return Checked(values)
-        return Checked(values, _problems((bad, "not a number"), (~accepted, expected)))
+        return Checked(values, () if accepted.all() else _problems((~accepted, expected)))
     accepted = np.zeros(len(numbers), dtype=np.bool_)
     for allowed in column.allowed:
         accepted |= numbers == np.float32(allowed)
@@ -134,74 +185,44 @@ def _check_label(column: LabelColumn, array: pa.Array) -> Checked:
     if accepted.all():
         return Checked(values)
     missing = mask_of(values.is_null())
-    return Checked(values, _problems((bad, "not a number"), (missing, "label is missing"), (~accepted, expected)))
+    return Checked(values, _problems((missing, "label is missing"), (~accepted, expected)))
 
 
-def _check_dense(column: DenseColumn, target: pa.DataType, array: pa.Array) -> Checked:
-    values, bad = cast_rows(array, target)
-    problems = _problems((bad, "not a number"))
-    if pt.is_integer(array.type) or _all_finite(values):
-        return Checked(values, problems)
+def _rule_of_dense(column: DenseColumn, values: pa.Array) -> Checked:
+    if _all_finite(values):
+        return Checked(values)
     finite = pc.is_finite(values)
     if column.nan == "allow":
-        return Checked(pc.if_else(finite, values, pa.scalar(None, target)), problems)
-    return Checked(values, problems + _problems((mask_of(pc.invert(finite)), "NaN or infinite")))
+        return Checked(pc.if_else(finite, values, pa.scalar(None, values.type)))
+    return Checked(values, _problems((mask_of(pc.invert(finite)), "NaN or infinite")))
 
 
-def _check_id(column: IdColumn, array: pa.Array) -> Checked:
-    values, bad = cast_rows(array, ID_TYPES[column.type])
-    return Checked(values, _problems((bad, "not an integer" if column.type == "int" else "not a string")))
-
-
-def _check_id_list(column: IdListColumn, array: pa.Array) -> Checked:
-    lists, bad = cast_lists(array, ID_TYPES[column.type])
-    what = "integers" if column.type == "int" else "strings"
-    found: list[tuple[Mask | None, str]] = [
-        (bad, f"not a list of {what}"),
-        (_null_inside(lists), "null inside the list"),
-    ]
+def _rule_of_id_list(column: IdListColumn, lists: pa.Array) -> Checked:
+    found: list[tuple[Mask | None, str]] = [(_null_inside(lists), "null inside the list")]
     if column.max_length is not None:
         found.append((list_lengths(lists) > column.max_length, f"list longer than {column.max_length}"))
     return Checked(lists, _problems(*found))
 
 
-def _check_id_weights(array: pa.Array) -> Checked:
-    lists, bad = cast_lists(array, pa.float32())
+def _rule_of_id_weights(lists: pa.Array) -> Checked:
     elements = lists.flatten()
     not_finite = None
     if not _all_finite(elements):
         not_finite = rows_with(lists, ~mask_of(pc.is_finite(elements)))
-    return Checked(
-        lists, _problems((bad, "not a list of numbers"), (not_finite, "null, NaN or infinite inside the list"))
-    )
+    return Checked(lists, _problems((not_finite, "null, NaN or infinite inside the list")))
 
 
-def _check_weight(array: pa.Array) -> Checked:
-    values, bad = cast_rows(array, pa.float32())
+def _rule_of_weight(values: pa.Array) -> Checked:
     numbers = values.to_numpy(zero_copy_only=False)
     accepted = np.isfinite(numbers) & (numbers >= 0)
     if accepted.all():
         return Checked(values)
     missing = mask_of(values.is_null())
-    found = ((bad, "not a number"), (missing, "weight is missing"), (~accepted, "weight is not a finite number >= 0"))
-    return Checked(values, _problems(*found))
+    return Checked(values, _problems((missing, "weight is missing"), (~accepted, "weight is not a finite number >= 0")))
 
 
-def _check_timestamp(unit: str, array: pa.Array) -> Checked:
-    ticks, bad = cast_times(array, unit)
-    missing = mask_of(ticks.is_null()) if ticks.null_count else None
-    return Checked(ticks, _problems((bad, "not a time"), (missing, "timestamp is missing")))
-
-
-def _check_session(target: pa.DataType, array: pa.Array) -> Checked:
-    values, bad = cast_rows(array, target)
-    return Checked(values, _problems((bad, f"not {'an integer' if pt.is_integer(target) else 'a string'}")))
-
-
-def _check_row_id(array: pa.Array) -> Checked:
-    values, bad = cast_rows(array, pa.int64())
-    missing = mask_of(values.is_null()) if values.null_count else None
-    return Checked(values, _problems((bad, "not an integer"), (missing, "row id is missing")))
+def _rule_of_required(reason: str, values: pa.Array) -> Checked:
+    return Checked(values, _problems((mask_of(values.is_null()), reason)) if values.null_count else ())
 
 
 def _problems(*found: tuple[Mask | None, str]) -> tuple[tuple[Mask, str], ...]:

