@@ -52,6 +52,10 @@ def clicks(
     path: Annotated[Path, typer.Argument(help="Folder or tar archive of hourly CSV files with a header.")],
     out: Out,
     negatives: Annotated[int, Option(help="Items not clicked per click.")] = 4,
+    negatives_by: Annotated[
+        str,
+        Option(help="popularity draws from the clicks of the hour before, uniform from the items of the day before."),
+    ] = "popularity",
     history_length: Annotated[int, Option(help="Most items in a user's history.")] = 50,
     seed: Annotated[int, Option(help="Decides which negatives are drawn.")] = 7,
     user: Annotated[str, Option(help="Column with the user's id.")] = "user_id",
@@ -77,6 +81,7 @@ def clicks(
 
     given: dict[str, Any] = {
         "negatives": negatives,
+        "negatives_by": negatives_by,
         "history_length": history_length,
         "seed": seed,
         "user": user,

@@ -6,6 +6,7 @@ Nothing here looks ahead: histories and counts hold only clicks strictly before 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +23,9 @@ Numbers = npt.NDArray[np.int32]
 LATE_HOURS = 24
 """How far before the latest start of a file another may start. Where an hour has hardly any sessions its first click
 may come hours late, so files do not start strictly one after the other; counts of the last hour stay exact."""
+
+DRAWS = 64
+"""An item with nine in ten clicks of an hour is drawn so often in a row once in a thousand times."""
 
 SPARE_HISTORY = 14
 """Places of a user's history beyond those shown. A session that runs on past its file leaves clicks that lie in the
@@ -50,7 +54,7 @@ class Candidates:
         slot: i64[rows], 0..negatives, place among the click's candidates.
         label: i8[rows], 1 for the clicked item.
         item: i64[rows], item id.
-        last_hour: i64[rows], clicks on the item in the hour before the click.
+        last_hour: i64[rows], clicks on the item in the hour before the click, without the one it was drawn by.
     """
 
     click: Ints
@@ -133,21 +137,31 @@ class ClickState:
         _gather_earlier(self._numbers, order, first, offsets, values)
         return JaggedIds(offsets, self._items.ids[values])
 
-    def candidates(self, negatives: int, hour_key: np.uint64) -> Candidates:
-        """Draw negatives from the previous hour's clicks and put the clicked item at a random place among them."""
+    def candidates(self, negatives: int, hour_key: np.uint64, *, uniform: bool = False) -> Candidates:
+        """Draw negatives from the clicks of the 60 minutes before, and put the clicked item anywhere among them.
+
+        Args:
+            negatives: How many for each click.
+            hour_key: Decides the draws.
+            uniform: Whether to draw from the items of the 24 hours before instead, each as likely as any other.
+        """
         rows = len(self._times) * (negatives + 1)
         click, slot = np.empty(rows, np.int64), np.empty(rows, np.int64)
         label, item, last_hour = np.empty(rows, np.int8), np.empty(rows, np.int32), np.empty(rows, np.int64)
         filled = _draw_candidates(
             hour_key,
             negatives,
+            uniform,
             self._times,
             self._numbers,
-            self._pool,
+            np.unique(self._pool) if uniform else self._pool,
             self._recent_times,
             self._recent_items,
             self._hour,
             np.zeros(len(self._items), np.int64),
+            np.zeros(len(self._items), np.int64),
+            np.empty(len(self._items), np.int32),
+            np.empty(len(self._items), np.int32),
             click,
             slot,
             label,
@@ -238,6 +252,7 @@ def _gather_earlier(items: Numbers, order: Ints, first: Ints, offsets: Numbers, 
 def _draw_candidates(
     hour_key: np.uint64,
     negatives: int,
+    uniform: bool,
     times: Ints,
     items: Numbers,
     pool: Numbers,
@@ -245,6 +260,9 @@ def _draw_candidates(
     recent_items: Numbers,
     hour: int,
     counts: Ints,
+    of_day: Ints,
+    distinct: Numbers,
+    places: Numbers,
     click: Ints,
     slot: Ints,
     label: npt.NDArray[np.int8],
@@ -253,32 +271,83 @@ def _draw_candidates(
 ) -> int:
     """Fill the rows of each click; return how many there are.
 
-    A negative is a click of the pool, drawn uniformly among those on other items: so an item comes up in proportion to
-    its clicks. Where the pool holds nothing but the clicked item, the click stands alone.
+    A negative is one of the clicks that counts are of, those of the hour before, on another item. From an older stretch
+    it would have fewer clicks in that hour than the clicked item, and the count would tell them apart. It is left out
+    of its own count, as the clicked item's click is: no negative had a count of 0 otherwise. Where that hour holds no
+    other item, the pool is drawn from; where that does not either, the click stands alone.
+
+    Args:
+        uniform: Whether to draw from the items clicked in the day before, each alike, and from those of the pool.
+        counts: i64[items], zeros: clicks of the hour before by item.
+        of_day: i64[items], zeros: the same of the day before.
+        distinct: i32[items], to be filled: the items with clicks in that day ...
+        places: i32[items], ... and where each of them stands in it.
     """
-    row, oldest, newest = 0, 0, 0
+    row, oldest, oldest_of_day, newest, num_distinct = 0, 0, 0, 0, 0
     for i in range(len(times)):
         while recent_times[newest] < times[i]:  # ends at the latest at click i itself
-            counts[recent_items[newest]] += 1
+            entering = recent_items[newest]
+            if of_day[entering] == 0:
+                distinct[num_distinct], places[entering] = entering, num_distinct
+                num_distinct += 1
+            counts[entering] += 1
+            of_day[entering] += 1
             newest += 1
         while recent_times[oldest] < times[i] - hour:
             counts[recent_items[oldest]] -= 1
             oldest += 1
+        while recent_times[oldest_of_day] < times[i] - LATE_HOURS * hour:
+            leaving = recent_items[oldest_of_day]
+            of_day[leaving] -= 1
+            if of_day[leaving] == 0:
+                num_distinct -= 1
+                moved = distinct[num_distinct]
+                distinct[places[leaving]], places[moved] = moved, places[leaving]
+            oldest_of_day += 1
         begin = np.searchsorted(pool, items[i])
         end = np.searchsorted(pool, items[i], side="right")
-        others = len(pool) - (end - begin)
-        drawn = negatives if others > 0 else 0
+        pool_others = len(pool) - (end - begin)
+        others = newest - oldest - counts[items[i]]
+        if uniform:
+            others = num_distinct - (of_day[items[i]] > 0)
+        drawn = negatives if others > 0 or pool_others > 0 else 0
         key = derive(hour_key, i)
-        place = np.int64((derive(key, -1) >> np.uint64(32)) * np.uint64(drawn + 1) >> np.uint64(32))
+        place = _below(derive(key, -1), drawn + 1)
         for k in range(drawn + 1):
+            own = 0
             if k == place:
                 item[row] = items[i]
-            else:
-                pick = np.int64((derive(key, k) >> np.uint64(32)) * np.uint64(others) >> np.uint64(32))
+            elif others <= 0:
+                pick = _below(derive(key, k), pool_others)
                 item[row] = pool[pick if pick < begin else pick + (end - begin)]
+            elif uniform:
+                pick = _below(derive(key, k), others)
+                passed = of_day[items[i]] > 0 and pick >= places[items[i]]
+                item[row] = distinct[pick + 1 if passed else pick]
+            else:
+                item[row], own = _draw_click(derive(key, k), recent_items[oldest:newest], items[i]), 1
             click[row] = i
             slot[row] = k
             label[row] = k == place
-            last_hour[row] = counts[item[row]]
+            last_hour[row] = counts[item[row]] - own
             row += 1
     return row
+
+
+@kernel()
+def _below(random: np.uint64, bound: int) -> Any:
+    """A random number as one of 0..bound - 1."""
+    return np.int64((random >> np.uint64(32)) * np.uint64(bound) >> np.uint64(32))
+
+
+@kernel()
+def _draw_click(key: np.uint64, items: Numbers, clicked: int) -> Any:
+    """The item of a click drawn uniformly among those on other items than the one clicked, of which there is one."""
+    pick = 0
+    for attempt in range(DRAWS):
+        pick = _below(derive(key, attempt), len(items))
+        if items[pick] != clicked:
+            return items[pick]
+    while items[pick] == clicked:  # hardly anything else was clicked: the next other one
+        pick = (pick + 1) % len(items)
+    return items[pick]

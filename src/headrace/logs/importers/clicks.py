@@ -40,6 +40,7 @@ class ClicksConfig(Config):
         unit: Unit of the timestamps, counted from 1970-01-01 UTC.
         context: Name in the impressions -> name in the CSV files, for columns that describe the situation.
         negatives: Items not clicked per click.
+        negatives_by: "popularity" draws from the clicks of the hour before, "uniform" from the items of the day before.
         history_length: Most items in a user's history.
         seed: Decides which negatives are drawn.
     """
@@ -60,6 +61,7 @@ class ClicksConfig(Config):
         }
     )
     negatives: int = Field(default=4, ge=0, le=1000)
+    negatives_by: Literal["popularity", "uniform"] = "popularity"
     history_length: int = Field(default=50, ge=1, le=10_000)
     seed: int = Field(default=7, ge=0, lt=2**63)
 
@@ -169,7 +171,7 @@ class _Importer:
             folder = partition_folder(self._out, [("hour", f"{file.number:03d}")])
             marker = {
                 "kind": MARKER_KIND,
-                "version": 1,
+                "version": 2,
                 "config": config.model_dump(mode="json"),
                 "file": file.name,
                 "clicks": len(times),
@@ -194,7 +196,8 @@ class _Importer:
         marker: dict[str, Any],
     ) -> int:
         config = self._config
-        candidates = self._state.candidates(config.negatives, np.uint64(derive(np.uint64(self._key), file.number)))
+        key, uniform = np.uint64(derive(np.uint64(self._key), file.number)), config.negatives_by == "uniform"
+        candidates = self._state.candidates(config.negatives, key, uniform=uniform)
         session_items = self._state.session_items(columns[config.session])
         batch = self._impressions(columns, history, session_items, candidates, first_click)
         with ParquetLogWriter(

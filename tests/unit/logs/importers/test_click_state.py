@@ -2,11 +2,13 @@
 
 from collections import Counter
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sklearn.metrics import roc_auc_score
 
 from headrace.logs.importers.click_state import SPARE_HISTORY, ClickState, JaggedIds
 
@@ -64,7 +66,9 @@ def test_histories_sessions_and_counts_agree_with_their_definition(log: list[lis
             assert sessions[i] == [c.item for c in clicks if c.session == click.session and c.time < click.time]
             counts = Counter(c.item for c in before if c.time >= click.time - HOUR)
             rows = candidates.click == i
-            assert candidates.last_hour[rows].tolist() == [counts[item] for item in candidates.item[rows]]
+            drawn_by = candidates.label[rows] == 0 if any(item != click.item for item in counts) else 0
+            expected = np.array([counts[item] for item in candidates.item[rows]]) - drawn_by
+            assert candidates.last_hour[rows].tolist() == expected.tolist()
             assert candidates.item[rows & (candidates.label == 1)].tolist() == [click.item]
 
 
@@ -113,6 +117,43 @@ def test_negatives_come_up_in_proportion_to_the_previous_hours_clicks_on_other_i
     assert drawn[1] == 0
     _, found = many_candidates(clicked=99)
     assert (found.item[found.label == 0] == 1).mean() == pytest.approx(0.5, abs=0.01)
+
+
+def clicks_between(start: int, stop: int, first_item: int) -> list[Click]:
+    random = np.random.default_rng(start)
+    times, items = np.sort(random.integers(start, stop, 2000)), first_item + random.integers(0, 200, 2000)
+    return [Click(int(time), 0, 0, int(item)) for time, item in zip(times, items, strict=True)]
+
+
+def after_new_items_have_come(*, uniform: bool) -> Any:
+    state = ClickState(history_length=1, ticks_per_hour=10_000)
+    start_hour(state, clicks_between(0, 5_000, 0))
+    start_hour(state, clicks_between(15_000, 20_000, 200))
+    return state.candidates(4, np.uint64(1), uniform=uniform)
+
+
+def test_the_count_alone_does_not_tell_a_click_from_a_negative_drawn_by_popularity() -> None:
+    found = after_new_items_have_come(uniform=False)
+    assert roc_auc_score(found.label, found.last_hour) == pytest.approx(0.5, abs=0.02)
+
+
+@pytest.mark.parametrize("uniform", [False, True])
+def test_a_count_of_zero_is_no_sign_of_a_click(uniform: bool) -> None:
+    found = after_new_items_have_come(uniform=uniform)
+    assert (found.last_hour[found.label == 0] == 0).any()
+    assert (found.last_hour >= 0).all()
+
+
+def test_uniform_negatives_are_the_other_items_of_the_day_each_as_often_as_any() -> None:
+    state = ClickState(history_length=1, ticks_per_hour=HOUR)
+    start_hour(state, [Click(0, 0, 0, 99)])
+    start_hour(state, [Click(23 * HOUR, 0, 0, item) for item in [1] * 50 + [2, 3, 4]])
+    start_hour(state, [Click(24 * HOUR + 1, 0, 0, 1) for _ in range(5_000)])
+    found = state.candidates(4, np.uint64(1), uniform=True)
+    drawn = Counter(found.item[found.label == 0].tolist())
+    assert sorted(drawn) == [2, 3, 4]  # neither the clicked one nor the one of more than a day ago
+    for item in (2, 3, 4):
+        assert drawn[item] / 20_000 == pytest.approx(1 / 3, abs=0.02)
 
 
 def test_the_clicked_item_stands_at_any_place_among_the_negatives() -> None:
