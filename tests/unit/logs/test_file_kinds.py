@@ -19,7 +19,7 @@ KINDS = {
     b"user,item\n1,2\n3,4\n5,6\n": "is text, perhaps CSV",
     b'{"user": 1, "item": 2}\n': "is JSON",
     b"<!DOCTYPE html><html><body>404</body></html>": "is HTML or XML",
-    gzip.compress(b"user,item\n" * 9): "compressed with gzip",
+    gzip.compress(b"user,item\n" * 9, mtime=0): "compressed with gzip",
     b"ORC" + bytes(40): "an ORC file",
     b"PAR1" + bytes(40): "it may still be being written, or was cut off",
     b"PAR1" + bytes(40) + b"PARE": "an encrypted Parquet file",
@@ -27,7 +27,7 @@ KINDS = {
 }
 
 
-@pytest.mark.parametrize("data", KINDS)
+@pytest.mark.parametrize("data", KINDS, ids=KINDS.values())
 def test_a_file_that_is_not_parquet_is_told_by_what_it_is(tmp_path: Path, data: bytes) -> None:
     path = tmp_path / "a.parquet"
     path.write_bytes(data)
