@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from headrace.bounded_yaml import AmbiguousYAML, BoundedLoader
 from headrace.errors import ConfigError
+from headrace.messages import MAX_CHARACTERS, shorten, shorten_list
 
 __all__ = ["Config", "first_mistake", "read_yaml"]
 
@@ -87,7 +88,7 @@ def first_mistake(error: ValidationError, config: type[Config]) -> str:
         text = f"{key}.kind: given {first['ctx']['tag']!r}, expected one of: {first['ctx']['expected_tags']}"
     else:
         expected = first["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
-        text = f"{key}: given {first['input']!r}, expected: {expected}"
+        text = f"{key}: given {shorten(repr(first['input']))}, expected: {shorten(expected, MAX_CHARACTERS)}"
     more = len(details) - 1
     return text + (f" (and {more} more)" if more else "")
 
@@ -99,7 +100,7 @@ def _place_of(config: type[Config], loc: Sequence[int | str]) -> tuple[str, list
 def _unknown_key(config: type[Config], loc: Sequence[int | str]) -> str:
     path, known = _place_of(config, loc)
     near = get_close_matches(str(loc[-1]), known, n=1)
-    expected = f"expected one of: {', '.join(known)}" if known else "no key is expected here"
+    expected = f"expected one of: {shorten_list(known)}" if known else "no key is expected here"
     return f"{path}{loc[-1]}: unknown key, {expected}" + (f" (did you mean {near[0]}?)" if near else "")
 
 

@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-__all__ = ["count_of", "one_line", "shorten", "shorten_list", "to_json"]
+__all__ = ["MAX_CHARACTERS", "count_of", "one_line", "shorten", "shorten_list", "to_json"]
 
 MAX_CHARACTERS = 400
 """Of a list in a message, about: some forty names of columns."""
@@ -52,17 +52,25 @@ def to_json(values: Any, *, indent: int | None = None) -> str:
     """Values as JSON that any parser accepts: NaN and infinities, which JSON does not have, are null.
 
     Args:
-        values: Dicts, lists, numbers, texts; other objects are written as text.
-        indent: Spaces of a level; None for one line.
+        values: Dicts, lists, numbers, texts, and arrays and scalars of NumPy and torch; other objects become text.
+        indent: Spaces of a level; None for one line without spaces.
     """
-    return json.dumps(_finite(values), indent=indent, allow_nan=False, default=str)
+    separators = (",", ":") if indent is None else None
+    return json.dumps(_plain(values), indent=indent, separators=separators, allow_nan=False)
 
 
-def _finite(values: Any) -> Any:
-    if isinstance(values, float):
-        return values if math.isfinite(values) else None
-    if isinstance(values, Mapping):
-        return {str(key): _finite(value) for key, value in values.items()}
-    if isinstance(values, list | tuple):
-        return [_finite(value) for value in values]
-    return values
+def _plain(value: Any) -> Any:
+    """A value as Python's own numbers, texts, lists and dicts."""
+    if value is None or isinstance(value, bool | str):
+        return value
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else None
+    if isinstance(value, int):
+        return int(value)
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [_plain(item) for item in value]
+    if hasattr(value, "tolist"):  # NumPy and torch
+        return _plain(value.tolist())
+    return str(value)

@@ -19,6 +19,7 @@ from headrace.files import new_file, new_folder, write_text, writing
 from headrace.logs import Schema
 from headrace.logs.clustering import ClusterConfig, cluster_log
 from headrace.logs.clustering.arrange import Arranger
+from headrace.logs.clustering.keys import KEY_SCHEMA, RowOrder
 from headrace.logs.generate import GenerateConfig, generate_logs
 from headrace.logs.importers import import_criteo
 from headrace.logs.pieces import REJECT_SCHEMA
@@ -26,6 +27,7 @@ from headrace.logs.quarantine import write_rejects
 from headrace.logs.writer import ParquetLogWriter
 from headrace.observe.jsonl import JsonlWriter
 from headrace.observe.report import write_report
+from headrace.observe.tensorboard import TensorBoard
 from headrace.training.checkpoint import CheckpointFolder, Snapshot
 from headrace.training.run_folder import RunFolder
 
@@ -155,6 +157,33 @@ def test_a_full_disk_is_one_line_and_leaves_nothing_half_written(write: Callable
     assert {name: content for name, content in after.items() if name not in started} == files
     shutil.rmtree(inputs / "generated", ignore_errors=True)
     write(inputs)  # when there is room
+
+
+def test_a_full_disk_ends_events_for_tensorboard_with_the_last_whole_one(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    written: list[int] = []
+
+    def write(board: TensorBoard) -> None:
+        for step in range(1000):
+            board.write({"kind": "step", "step": step, "loss": 0.5})
+            written.append(step)
+
+    full = r"tfevents\S+: cannot be written: File too large$"
+    with TensorBoard(tmp_path) as board, full_disk(), pytest.raises(StorageError, match=full):
+        write(board)
+    events = EventAccumulator(str(tmp_path), size_guidance={"scalars": 0}).Reload()
+    assert [event.step for event in events.Scalars("step/loss")] == written
+
+
+def test_a_full_disk_while_duckdb_sorts_is_one_line(tmp_path: Path) -> None:
+    pytest.importorskip("duckdb")
+    numbers = np.random.default_rng(0).integers(0, 2**62, 200_000)
+    columns = [pa.array(column) for column in (np.arange(len(numbers)), numbers.astype(np.uint64), numbers, numbers)]
+    keys = pa.RecordBatch.from_arrays(columns, schema=KEY_SCHEMA)
+    with full_disk(), pytest.raises(StorageError, match=r"^\S+: cannot be written: [^\n]+$"):
+        RowOrder(iter([keys]), gap_us=None, memory_bytes=6 << 20, folder=tmp_path)
 
 
 @pytest.mark.parametrize(

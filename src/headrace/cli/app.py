@@ -28,6 +28,9 @@ from headrace.cli.warmup import warmup
 from headrace.errors import HeadraceError
 from headrace.lifeline import end_with_parent
 
+MAX_LINE = 1_500
+"""Characters of an error, about."""
+
 # In the order of --help: that of a first hour with the tool.
 Commands = tuple[Callable[..., None], ...]
 BEFORE_IMPORT: Commands = (demo, generate)
@@ -96,4 +99,7 @@ def main() -> None:
 def _one_line(error: Exception) -> str:
     if isinstance(error, OSError) and not isinstance(error, HeadraceError) and error.filename:
         return f"{error.filename}: {error.strerror}"
-    return " ".join(str(error).split())
+    text = " ".join(str(error).split())
+    if len(text) > MAX_LINE:  # what a library says has no limit; the start has the place, the end what to do
+        text = f"{text[: MAX_LINE * 2 // 3]} [...] {text[-MAX_LINE // 3 :]}"
+    return text

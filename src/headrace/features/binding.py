@@ -19,6 +19,7 @@ from headrace.logs.gathering import is_list_view
 from headrace.logs.groups import feature_names, find_group, group_array, group_of
 from headrace.logs.raw_rows import shown
 from headrace.logs.schema import Schema
+from headrace.messages import shorten_list
 
 __all__ = ["Binding", "bind"]
 
@@ -123,7 +124,7 @@ def _find(schema: pa.Schema, name: str) -> tuple[int, int, pa.DataType]:
         return position, -1, schema.field(position).type
     home = find_group(schema, name)
     if home is None:
-        raise DataError(f"column {name}: missing in the batch, which has {', '.join(feature_names(schema))}")
+        raise DataError(f"column {name}: missing in the batch, which has {shorten_list(feature_names(schema))}")
     position = schema.get_field_index(home)
     unique = schema.field(position).type.value_type
     inner = unique.get_field_index(name)

@@ -19,6 +19,7 @@ from pydantic import Field
 from headrace.config import Config
 from headrace.errors import ConfigError
 from headrace.logs.break_even import INVERSE_BYTES, MIN_FACTOR
+from headrace.messages import shorten_list
 
 __all__ = ["BREAK_EVEN", "ColumnUse", "Grouping", "GroupsConfig", "choose_groups", "read_dedup"]
 
@@ -165,7 +166,7 @@ def read_dedup(value: Any, columns: Mapping[str, Any]) -> Dedup:
     named = [name for group in config.groups for name in group]
     for name in named:
         if name not in columns:
-            raise ConfigError(f"features.dedup.groups: given column {name!r}, expected one of: {', '.join(columns)}")
+            raise ConfigError(f"features.dedup.groups: given column {name!r}, expected one of: {shorten_list(columns)}")
         if named.count(name) > 1:
             raise ConfigError(f"features.dedup.groups: column {name!r} is given twice, expected in one group only")
     return config

@@ -20,6 +20,7 @@ from headrace.config import Config
 from headrace.errors import ConfigError
 from headrace.features.program import ProgramBuilder
 from headrace.logs.schema import Schema
+from headrace.messages import shorten_list
 
 __all__ = ["Column", "ColumnOperator", "FusedOperator", "Kind", "Operator"]
 
@@ -109,7 +110,7 @@ class Operator(Config):
 
     @classmethod
     def _expected(cls) -> str:
-        names = ", ".join(cls.model_fields)
+        names = shorten_list(cls.model_fields)
         return f"a mapping with the parameters {names}" if names else "no parameters"
 
     def resolve(self, sources: Sequence[str], schema: Schema) -> Operator:

@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 
 from headrace.errors import ConfigError
 from headrace.features.operator import Operator
+from headrace.messages import shorten_list
 
 __all__ = ["operator_from_job", "operators", "register"]
 
@@ -48,5 +49,5 @@ def operator_from_job(entry: Any, *, where: str) -> Operator:
         raise ConfigError(f"{where}: given {entry!r}, expected the name of an operator or `name: parameters`")
     operator = _operators.get(name)
     if operator is None:
-        raise ConfigError(f"{where}: given operator {name!r}, expected one of {', '.join(sorted(_operators))}")
+        raise ConfigError(f"{where}: given operator {name!r}, expected one of {shorten_list(sorted(_operators))}")
     return operator.from_job(parameters, where=f"{where} ({name})")

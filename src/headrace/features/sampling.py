@@ -13,6 +13,7 @@ from headrace.errors import DataError
 from headrace.features.kernels.lists import sample
 from headrace.features.operators.lists import threshold
 from headrace.logs.pieces import ROW_ID
+from headrace.messages import shorten_list
 
 __all__ = ["RowSampling"]
 
@@ -40,7 +41,7 @@ class RowSampling(Config):
         """
         for name in (ROW_ID, self.keep_label):
             if name is not None and name not in batch.schema.names:
-                raise DataError(f"column {name}: missing in the batch, which has {', '.join(batch.schema.names)}")
+                raise DataError(f"column {name}: missing in the batch, which has {shorten_list(batch.schema.names)}")
         row_ids = batch.column(ROW_ID).to_numpy(zero_copy_only=False)
         keep = np.empty(batch.num_rows, np.bool_)
         _sample_rows(row_ids, self.seed, threshold(self.probability), keep)

@@ -11,6 +11,7 @@ from headrace.features.operator import ColumnOperator, Kind, Operator
 from headrace.features.operators import Fill, FirstX, Log1p, OneHot
 from headrace.features.registry import operator_from_job
 from headrace.logs.schema import Schema
+from headrace.messages import shorten, shorten_list
 
 __all__ = ["FeatureSpec", "column_kinds", "default_specs", "read_specs"]
 
@@ -93,14 +94,14 @@ def _read_spec(name: str, section: Section, entry: Any, schema: Schema) -> Featu
             )
         sources, entries, weights = entry.get("from", name), entry.get("ops"), entry.get("weights")
     if not isinstance(entries, list | tuple | None):
-        raise ConfigError(f"{where}: given {entries!r}, expected a list of operators")
+        raise ConfigError(f"{where}: given {shorten(repr(entries))}, expected a list of operators")
     names = [sources] if isinstance(sources, str) else sources
     if not isinstance(names, list | tuple) or not names or not all(isinstance(item, str) for item in names):
-        raise ConfigError(f"{where}.from: given {sources!r}, expected a column or a list of columns")
+        raise ConfigError(f"{where}.from: given {shorten(repr(sources))}, expected a column or a list of columns")
     known = column_kinds(schema)
     for column in names:
         if column not in known:
-            raise ConfigError(f"{where}: given column {column!r}, expected one of the schema's: {', '.join(known)}")
+            raise ConfigError(f"{where}: given column {column!r}, expected one of the schema's: {shorten_list(known)}")
     operators = []
     for number, item in enumerate(entries or (), start=1):
         at = f"{where}, operator {number}"
@@ -146,7 +147,7 @@ def _check_weights(spec: FeatureSpec, schema: Schema) -> None:
     """Refuse weights unless they are numbers that stay beside the ids of one list."""
     known = column_kinds(schema)
     if spec.weights not in known or known[spec.weights] is not Kind.NUMBERS:
-        lists = ", ".join(name for name, kind in known.items() if kind is Kind.NUMBERS) or "none in this schema"
+        lists = shorten_list(name for name, kind in known.items() if kind is Kind.NUMBERS) or "none in this schema"
         raise ConfigError(f"{spec.where}.weights: given {spec.weights!r}, expected a column of weights: {lists}")
     if [known[name] for name in spec.sources] != [Kind.IDS] or spec.section != "sparse":
         raise ConfigError(

@@ -14,6 +14,7 @@ from headrace.logs.checks import BadRowPolicy, RowChecker, RowOrigin, check_name
 from headrace.logs.pieces import FILE_ROW_BITS, Piece, split_row_id
 from headrace.logs.raw_rows import values_at
 from headrace.logs.schema import Schema
+from headrace.messages import shorten_list
 
 __all__ = ["ArrowSource"]
 
@@ -53,7 +54,9 @@ class ArrowSource:
         wanted = dict.fromkeys([*columns, *([schema.row_id] if schema.row_id else [])])
         missing = [column for column in wanted if column not in table.column_names]
         if missing:
-            raise DataError(f"{name}: no column {', '.join(missing)}; the table has {', '.join(table.column_names)}")
+            raise DataError(
+                f"{name}: no column {shorten_list(missing)}; the table has {shorten_list(table.column_names)}"
+            )
         self._table = table
         self._checker = RowChecker(schema, columns, BadRowPolicy() if policy is None else policy, table.schema)
         self._max_rows = max_rows_per_piece

@@ -20,7 +20,7 @@ from headrace.logs.groups import GROUP_PREFIX, Group, expand, group_array, group
 from headrace.logs.pieces import REJECT_SCHEMA, ROW_ID, Piece
 from headrace.logs.raw_rows import encode_rows, shown, values_at
 from headrace.logs.schema import Schema, is_reserved
-from headrace.messages import one_line
+from headrace.messages import one_line, shorten_list
 
 __all__ = ["BadRowPolicy", "ErrorBudget", "RowChecker", "RowOrigin", "check_names"]
 
@@ -239,4 +239,4 @@ def check_names(schema: Schema, columns: Sequence[str]) -> None:
     known = dict.fromkeys(schema.columns)
     unknown = [name for name in columns if name not in known]
     if unknown:
-        raise ConfigError(f"column {', '.join(unknown)} is not in the schema, which has {', '.join(known)}")
+        raise ConfigError(f"column {shorten_list(unknown)} is not in the schema, which has {shorten_list(known)}")

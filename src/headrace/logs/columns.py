@@ -15,6 +15,7 @@ from headrace.logs.canonical import canonical_type
 from headrace.logs.casting import Mask, cast_lists, cast_rows, cast_times, list_lengths, mask_of, rows_with
 from headrace.logs.pieces import ROW_ID
 from headrace.logs.schema import DenseColumn, IdListColumn, LabelColumn, Schema
+from headrace.messages import shorten_list
 
 __all__ = ["Checked", "ColumnCast", "ColumnCheck", "column_cast", "column_check", "lengths_differ", "view_check"]
 
@@ -181,7 +182,7 @@ def _rule_of_label(column: LabelColumn, values: pa.Array) -> Checked:
     accepted = np.zeros(len(numbers), dtype=np.bool_)
     for allowed in column.allowed:
         accepted |= numbers == np.float32(allowed)
-    expected = f"label is not one of {', '.join(f'{allowed:g}' for allowed in column.allowed)}"
+    expected = f"label is not one of {shorten_list(f'{allowed:g}' for allowed in column.allowed)}"
     if accepted.all():
         return Checked(values)
     missing = mask_of(values.is_null())

@@ -26,13 +26,13 @@ from headrace.logs.folders import (
     search_local,
     search_remote,
 )
+from headrace.paths import local_logs
 
 __all__ = [
     "Listing",
     "LogFile",
     "list_files",
     "list_log",
-    "local_path",
     "natural_key",
     "open_log_file",
     "partition_of",
@@ -147,21 +147,11 @@ def list_files(location: str | Path, *, suffixes: tuple[str, ...] = SUFFIXES) ->
     return list(list_log(location, suffixes=suffixes).files)
 
 
-def local_path(location: str | Path) -> str | None:
-    """The absolute path that a location names on this machine, a glob as it is; None for other file systems."""
-    text = os.fspath(location)
-    if "://" not in text:
-        return os.path.abspath(os.path.expanduser(text))
-    filesystem, path = _resolve(text)
-    return path if _is_local(filesystem) else None
-
-
 def schema_beside(location: str) -> Path | None:
     """Where importers and `headrace inspect --write-schema` put the schema of local logs; None for others."""
-    place = local_path(location)
-    if place is None:
+    folder = local_logs(location)
+    if folder is None:
         return None
-    folder = Path(place) if "://" in location else Path(location).expanduser()
     while not folder.is_dir() and folder.parent != folder and (folder.is_file() or _MAGIC.search(folder.name)):
         folder = folder.parent
     return folder / "schema.yaml"
@@ -206,6 +196,9 @@ def natural_key(name: str) -> tuple[tuple[tuple[int, int, str], ...], str]:
 
 
 def _resolve(text: str) -> tuple[Any, str]:
+    place = local_logs(text)
+    if place is not None:
+        return fsspec.filesystem("file"), os.path.abspath(place)
     try:
         filesystem, path = fsspec.core.url_to_fs(text)
     except (ValueError, ImportError) as error:

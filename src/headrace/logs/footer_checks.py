@@ -16,6 +16,7 @@ import pyarrow.types as pt
 
 from headrace.errors import DataError
 from headrace.logs.gathering import is_list
+from headrace.messages import shorten_list
 
 __all__ = ["check_chunks", "check_codecs", "check_metadata", "check_schema", "is_sealed", "seal_footer"]
 
@@ -112,7 +113,7 @@ def check_schema(metadata: pq.FileMetaData, *, where: str) -> None:
         raise _damaged(where, f"its Arrow schema cannot be read: {error}") from error
     if said.names != found.names:
         differ = sorted(set(said.names) ^ set(found.names)) or ["their order"]
-        raise _damaged(where, f"its columns differ between its two schemas: {', '.join(differ)}")
+        raise _damaged(where, f"its columns differ between its two schemas: {shorten_list(differ)}")
     columns = (metadata.schema.column(leaf) for leaf in range(metadata.num_columns))
     int96 = {column.path for column in columns if column.physical_type == "INT96"}
     for one, other in zip(said, found, strict=True):

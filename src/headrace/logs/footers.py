@@ -32,7 +32,6 @@ __all__ = [
     "iter_plain",
     "open_parquet",
     "read_footer",
-    "reading",
     "time_bounds",
 ]
 
@@ -216,20 +215,26 @@ def open_parquet(footer: Footer, *, num_columns: int = 1) -> Iterator[pq.Parquet
         num_columns: Columns that will be read at once; beyond 256, each has a smaller buffer.
     """
     with open_log_file(footer.file.path) as handle:
-        yield pq.ParquetFile(
-            handle,
-            metadata=footer.metadata,
-            pre_buffer=False,
-            buffer_size=max(16 << 10, min(BUFFER_BYTES, ALL_BUFFERS_BYTES // num_columns)),
-            page_checksum_verification=True,
-            coerce_int96_timestamp_unit=INT96_UNIT,
-        )
+        with _reading(footer.file.path):
+            parquet = pq.ParquetFile(
+                handle,
+                metadata=footer.metadata,
+                pre_buffer=False,
+                buffer_size=max(16 << 10, min(BUFFER_BYTES, ALL_BUFFERS_BYTES // num_columns)),
+                page_checksum_verification=True,
+                coerce_int96_timestamp_unit=INT96_UNIT,
+            )
+        yield parquet
 
 
 def iter_plain(
     footer: Footer, parquet: pq.ParquetFile, row_group: int, names: list[str], batch_rows: int
 ) -> Iterator[pa.RecordBatch]:
-    """Some columns of a row group as rows of the log, whatever the layout, in batches of about `batch_rows` rows."""
+    """Some columns of a row group as rows of the log, whatever the layout, in batches of about `batch_rows` rows.
+
+    Raises:
+        DataError: The row group cannot be decoded, or has another number of rows than its footer says; names it.
+    """
     if not footer.is_nested:
         leaves = [leaf for name in names for leaf in footer.leaves[name]]
         batches = parquet.reader.iter_batches(
@@ -255,9 +260,10 @@ def iter_groups(
     leaves = [leaf for name in names for leaf in footer.leaves[name]]
     expected = sum(footer.group_rows(row_group) for row_group in row_groups)
     decoded = 0
-    for batch in parquet.reader.iter_batches(
+    batches = parquet.reader.iter_batches(
         batch_rows, row_groups=list(row_groups), column_indices=leaves, use_threads=False
-    ):
+    )
+    for batch in _decoded(batches, footer, row_groups[0]):
         decoded += batch.num_rows
         yield batch
     if decoded != expected:
@@ -294,7 +300,7 @@ def iter_nested(
 def _whole(batches: Iterator[pa.RecordBatch], footer: Footer, row_group: int) -> Iterator[pa.RecordBatch]:
     """The batches of a row group; at their end their rows are compared with the footer's count."""
     decoded, expected = 0, footer.metadata.row_group(row_group).num_rows
-    for batch in batches:
+    for batch in _decoded(batches, footer, row_group):
         decoded += batch.num_rows
         yield batch
     if decoded != expected:
@@ -307,15 +313,23 @@ def _wrong_count(footer: Footer, row_group: int, decoded: int, expected: int) ->
     )
 
 
+def _decoded(batches: Iterator[pa.RecordBatch], footer: Footer, row_group: int) -> Iterator[pa.RecordBatch]:
+    """Batches as Arrow decodes them, its errors with their place.
+
+    Errors of the code that uses the batches do not pass through here: only what Arrow raises is the file's fault.
+    """
+    with _reading(f"{footer.file.path}, row group {row_group}"):
+        yield from batches
+
+
 @contextmanager
-def reading(file: LogFile, row_group: int) -> Iterator[None]:
-    """Turn what Arrow says about a damaged row group into an error with its place."""
+def _reading(place: str) -> Iterator[None]:
     try:
         yield
     except (DataError, MemoryError):
         raise
     except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
-        raise DataError(f"{file.path}, row group {row_group}: {describe_error(error)}") from error
+        raise DataError(f"{place}: {describe_error(error)}") from error
 
 
 def time_bounds(footer: Footer, row_group: int, clock: TimestampColumn) -> tuple[int, int] | None:

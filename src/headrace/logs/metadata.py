@@ -15,10 +15,11 @@ from headrace.errors import ConfigError, DataError
 from headrace.logs.casting import cast_times, to_time_us
 from headrace.logs.cursor import Cursor, FileInfo, FileUse, Window
 from headrace.logs.files import LogFile, list_log
-from headrace.logs.footers import Footer, iter_plain, open_parquet, read_footer, reading, time_bounds
+from headrace.logs.footers import Footer, iter_plain, open_parquet, read_footer, time_bounds
 from headrace.logs.identity import Recognized, recognize
 from headrace.logs.schema import Schema, TimestampColumn
 from headrace.logs.windows import US_PER_S, WindowConfig, describe_rest, plan_windows
+from headrace.messages import shorten_list
 
 __all__ = ["NewWindows", "find_windows", "read_infos"]
 
@@ -115,9 +116,8 @@ def _with_times(
     if footer is None or (use is not None and use.is_done):
         return info
     if clock.name not in footer.schema.names:
-        raise DataError(
-            f"{file.path}: no column {clock.name} to cut windows by time; the file has {', '.join(footer.schema.names)}"
-        )
+        there = shorten_list(footer.schema.names)
+        raise DataError(f"{file.path}: no column {clock.name} to cut windows by time; the file has {there}")
     counts, last_us = _count_times(footer, clock, every_us, None if use is None else use.used_until_us)
     return replace(info, time_counts=tuple(sorted(counts.items())), time_max_us=last_us)
 
@@ -160,7 +160,7 @@ def _in_one_slot(bounds: tuple[int, int], every_us: int, after_us: int | None) -
 def _read_times(footer: Footer, row_group: int, clock: TimestampColumn) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
     """The readable times of a row group, in microseconds."""
     times = []
-    with reading(footer.file, row_group), open_parquet(footer) as parquet:
+    with open_parquet(footer) as parquet:
         for batch in iter_plain(footer, parquet, row_group, [clock.name], BATCH_ROWS):
             ticks, _ = cast_times(batch.column(0), clock.unit)
             times.append(to_time_us(ticks.drop_null(), clock.unit))

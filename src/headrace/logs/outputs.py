@@ -10,8 +10,9 @@ from pathlib import Path
 from fsspec.utils import glob_translate
 
 from headrace.errors import ConfigError
-from headrace.logs.files import LogFile, local_path, printable
+from headrace.logs.files import LogFile, printable
 from headrace.logs.folders import is_hidden
+from headrace.paths import local_logs, local_path
 
 __all__ = ["check_output"]
 
@@ -28,15 +29,13 @@ def check_output(output: str | Path, location: str | Path, *, what: str, files: 
         files: Of the log, if they are known: so folders that are linked into it are seen too.
 
     Raises:
-        ConfigError: Names both.
+        ConfigError: It is part of the log, or no local path; names both.
     """
-    if "://" in os.fspath(output):
-        output = local_path(output) or output
-    log = local_path(location)
-    if log is None or "://" in os.fspath(output):
+    log = local_logs(location)
+    if log is None:
         return
-    target = os.path.realpath(output)
-    if any(_takes(place, target) for place in _places(log, files)):
+    target = os.path.realpath(local_path(output, where=what))
+    if any(_takes(place, target) for place in _places(os.path.abspath(log), files)):
         raise ConfigError(
             f"{what}: {printable(os.fspath(output))} is part of the logs at {printable(os.fspath(location))}, which "
             f"would be read as logs or overwritten; choose a path outside of them"

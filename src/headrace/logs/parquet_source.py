@@ -19,7 +19,7 @@ from headrace.logs.checks import BadRowPolicy, RowChecker, RowOrigin, check_name
 from headrace.logs.common_types import common_type
 from headrace.logs.cursor import Selection, TimeRange
 from headrace.logs.files import HIVE_NULL, LogFile, printable
-from headrace.logs.footers import Footer, iter_nested, iter_plain, open_parquet, read_footer, reading, time_bounds
+from headrace.logs.footers import Footer, iter_nested, iter_plain, open_parquet, read_footer, time_bounds
 from headrace.logs.grouping import Groups, choose_groups, grouped_batch
 from headrace.logs.groups import GROUP_PREFIX, group_name
 from headrace.logs.pieces import Piece
@@ -199,7 +199,7 @@ class ParquetSource:
         stored = [name for name in names if name in there]
         partition = dict(part.footer.file.partition)
         position = 0
-        with reading(part.footer.file, part.row_group), open_parquet(part.footer) as parquet:
+        with open_parquet(part.footer) as parquet:
             for batch in self._decode(part, parquet, stored or file_names[:1], groups or {}):
                 first, last = max(part.start - position, 0), min(part.stop - position, batch.num_rows)
                 for start in range(first, last, self._max_rows):

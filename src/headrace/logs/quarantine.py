@@ -17,12 +17,19 @@ from headrace.files import new_file, writing
 from headrace.logs.casting import Mask
 from headrace.logs.checks import BadRowPolicy, RowChecker, RowOrigin, check_names
 from headrace.logs.files import LogFile, list_files
-from headrace.logs.footers import Footer, open_parquet, read_footer, reading
+from headrace.logs.footers import Footer, iter_plain, open_parquet, read_footer
 from headrace.logs.pieces import REJECT_SCHEMA, ROW_ID, Piece
 from headrace.logs.raw_rows import decode_rows, parse_row
 from headrace.logs.schema import Schema
+from headrace.messages import shorten_list
 
 __all__ = ["ReplaySource", "read_rejects", "replay_source", "write_rejects"]
+
+READ_ROWS = 8_192
+"""Rows decoded at a time where all are read."""
+
+PLACE_AND_ROW = ["file", "row_group", "row", "raw"]
+"""Columns that rows are replayed from."""
 
 BYTES_PER_VALUE = 16
 """Arrow bytes a value decoded from JSON takes, about; only the pipeline's account of memory rests on it."""
@@ -60,12 +67,10 @@ def read_rejects(path: str | Path) -> pa.Table:
         ConfigError: There is no such quarantine.
         DataError: A file is not a quarantine file.
     """
-    tables = []
-    for file in list_files(path):
-        footer = _checked_footer(file)
-        with reading(file, 0), open_parquet(footer) as parquet:
-            tables.append(parquet.read(columns=REJECT_SCHEMA.names, use_threads=False).cast(REJECT_SCHEMA))
-    return pa.concat_tables(tables)
+    batches = [
+        batch for file in list_files(path) for batch in _batches(_checked_footer(file), REJECT_SCHEMA.names, READ_ROWS)
+    ]
+    return pa.Table.from_batches(batches, REJECT_SCHEMA)
 
 
 def replay_source(
@@ -142,7 +147,7 @@ class ReplaySource:
         Raises:
             DataError: The file is damaged, or a row is (still) bad and the policy is "fail".
         """
-        for rejects in _batches(self._footers[item], self._max_rows):
+        for rejects in _batches(self._footers[item], PLACE_AND_ROW, self._max_rows):
             parsed = [parse_row(text) for text in rejects.column("raw").to_pylist()]
             unreadable = pa.array([row is None for row in parsed], pa.bool_())
             if unreadable.true_count:
@@ -195,27 +200,35 @@ class ReplaySource:
     def _first_types(self) -> pa.Schema:
         """Types in the first row; JSON does not tell more."""
         for footer in self._footers:
-            for rejects in _batches(footer, 1):
+            for rejects in _batches(footer, PLACE_AND_ROW, 1):
                 row = parse_row(rejects.column("raw")[0].as_py())
                 for raw, _ in decode_rows([] if row is None else [row], self._schema.columns):
                     return raw.schema
         return pa.schema([(name, pa.null()) for name in self._schema.columns])
 
 
-def _batches(footer: Footer, batch_size: int) -> Iterator[pa.RecordBatch]:
+def _batches(footer: Footer, names: list[str], batch_rows: int) -> Iterator[pa.RecordBatch]:
+    """Columns of a quarantine file with their types in `REJECT_SCHEMA`, whatever types an editor left them."""
+    schema = pa.schema([REJECT_SCHEMA.field(name) for name in names], REJECT_SCHEMA.metadata)
     for row_group in range(footer.metadata.num_row_groups):
-        with reading(footer.file, row_group), open_parquet(footer) as parquet:
-            yield from parquet.iter_batches(
-                batch_size=batch_size,
-                row_groups=[row_group],
-                columns=["file", "row_group", "row", "raw"],
-                use_threads=False,
-            )
+        with open_parquet(footer) as parquet:
+            for batch in iter_plain(footer, parquet, row_group, names, batch_rows):
+                arrays = [_typed(batch.column(field.name), field, footer) for field in schema]
+                yield pa.RecordBatch.from_arrays(arrays, schema=schema)
+
+
+def _typed(column: pa.Array, field: pa.Field, footer: Footer) -> pa.Array:
+    try:
+        return column.cast(field.type)
+    except pa.ArrowException as error:
+        raise DataError(
+            f"{footer.file.path}: not a quarantine file: column {field.name} is {column.type}, expected {field.type}"
+        ) from error
 
 
 def _checked_footer(file: LogFile) -> Footer:
     footer = read_footer(file)
     missing = [name for name in REJECT_SCHEMA.names if name not in footer.schema.names]
     if missing:
-        raise DataError(f"{file.path}: not a quarantine file: it lacks {', '.join(missing)}")
+        raise DataError(f"{file.path}: not a quarantine file: it lacks {shorten_list(missing)}")
     return footer

@@ -11,6 +11,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from headrace.config import Config
 from headrace.logs.groups import GROUP_PREFIX
 from headrace.logs.pieces import ROW_ID
+from headrace.messages import shorten_list
 
 __all__ = ["DenseColumn", "IdColumn", "IdListColumn", "LabelColumn", "Schema", "TimestampColumn", "is_reserved"]
 
@@ -121,7 +122,7 @@ class Schema(Config):
         counts = Counter(column.name for column in self._parts())
         twice = sorted(name for name, count in counts.items() if count > 1)
         if twice:
-            raise ValueError(f"each column plays one part, named twice: {', '.join(twice)}")
+            raise ValueError(f"each column plays one part, named twice: {shorten_list(twice)}")
         return self
 
     @property

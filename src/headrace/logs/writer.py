@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 from headrace.errors import DataError
 from headrace.files import writing
 from headrace.logs.footer_checks import seal_footer
+from headrace.messages import shorten_list
 from headrace.paths import local_path
 
 __all__ = ["MARKER_NAME", "ParquetLogWriter", "partition_folder", "read_marker"]
@@ -176,8 +177,8 @@ class ParquetLogWriter:
         table = pa.Table.from_batches([rows]) if isinstance(rows, pa.RecordBatch) else rows
         missing = [name for name in self._schema.names if name not in table.schema.names]
         if missing:
-            given = ", ".join(table.schema.names)
-            raise DataError(f"{self.folder}: rows to write lack column {', '.join(missing)}; they have {given}")
+            given = shorten_list(table.schema.names)
+            raise DataError(f"{self.folder}: rows to write lack column {shorten_list(missing)}; they have {given}")
         table = table.select(self._schema.names)
         if table.schema.equals(self._schema):
             return table

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from headrace.config import Config
 from headrace.embeddings import EmbeddingBags, EmbeddingsConfig
 from headrace.errors import ConfigError
+from headrace.messages import shorten_list
 from headrace.models.layers import linear, mlp, seeded
 from headrace.models.target_attention import TargetAttention
 from headrace.models.unique_rows import pool_expanded
@@ -72,7 +73,7 @@ class DIN(nn.Module):
         super().__init__()
         unknown = [name for pair in config.histories.items() for name in pair if name not in sparse_keys]
         if unknown:
-            raise ConfigError(f"model.histories: given {unknown[0]}, expected features of: {', '.join(sparse_keys)}")
+            raise ConfigError(f"model.histories: given {unknown[0]}, expected features of: {shorten_list(sparse_keys)}")
         attended = [target for target in config.histories.values() if target in config.histories]
         if attended:
             raise ConfigError(f"model.histories: {attended[0]} is a history and a candidate, expected only one of them")

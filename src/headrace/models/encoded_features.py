@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from headrace.embeddings import EmbeddingBags
 from headrace.errors import ConfigError
+from headrace.messages import shorten_list
 from headrace.models.histories import HistoryEncoder, HistoryEncoderConfig
 from headrace.models.tower_work import TowerWork
 from headrace.models.unique_rows import expand, pool_expanded
@@ -40,7 +41,7 @@ class EncodedFeatures(nn.Module):
         unknown = [name for name in config.features if name not in bags.feature_names]
         if unknown:
             raise ConfigError(
-                f"encoder.features: given {unknown[0]}, expected some of: {', '.join(bags.feature_names)}"
+                f"encoder.features: given {unknown[0]}, expected some of: {shorten_list(bags.feature_names)}"
             )
         if bags.embedding_dim % config.num_heads:
             raise ConfigError(

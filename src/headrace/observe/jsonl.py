@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any, Self
 
 from headrace.errors import DataError
 from headrace.files import writing
+from headrace.messages import to_json
 
 __all__ = ["JsonlWriter", "read_jsonl"]
 
@@ -44,7 +44,7 @@ class JsonlWriter:
         Raises:
             StorageError: The disk does not take it; the file is as it was before.
         """
-        line = json.dumps(_plain(record), allow_nan=False, separators=(",", ":")) + "\n"
+        line = to_json(record) + "\n"
         left = memoryview(line.encode())
         with self._lock, writing(self.path):
             end = self._file.seek(0, 2)
@@ -103,19 +103,3 @@ def _cut_torn_line(path: Path) -> None:
                 return
             end = start
         file.truncate(0)
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, bool) or value is None or isinstance(value, str):
-        return value
-    if isinstance(value, float):
-        return float(value) if math.isfinite(value) else None
-    if isinstance(value, int):
-        return int(value)
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple | set | frozenset):
-        return [_plain(item) for item in value]
-    if hasattr(value, "tolist"):  # numpy and torch
-        return _plain(value.tolist())
-    return str(value)

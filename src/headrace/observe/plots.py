@@ -6,7 +6,6 @@ script shows a crosshair and a tooltip; colours are CSS classes, so light and da
 
 from __future__ import annotations
 
-import json
 import math
 import zlib
 from collections.abc import Sequence
@@ -15,6 +14,7 @@ from html import escape
 
 import numpy as np
 
+from headrace.messages import to_json
 from headrace.observe.run_data import Floats
 from headrace.observe.scales import FORMATS, Scale, bucket_means, nice_ticks, tick_writer
 
@@ -122,7 +122,7 @@ def render_plot(plot: Plot) -> str:
             '<g class="hover"></g>',
         ]
     )
-    data = json.dumps(_hover_data(plot, x, x_px, lines, tops, y_scale), separators=(",", ":")).replace("<", "\\u003c")
+    data = to_json(_hover_data(plot, x, x_px, lines, tops, y_scale)).replace("<", "\\u003c")
     return (
         f'<figure class="plot" data-axis="{plot.x_format}"><figcaption><b>{escape(plot.title)}</b> '
         f"<span>{escape(plot.note)}</span></figcaption>{_legend(plot)}"

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import math
+import os
+import socket
+import time
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Self
+
+from headrace.files import writing
 
 __all__ = ["TensorBoard"]
 
@@ -24,25 +30,30 @@ class TensorBoard:
     def __init__(self, folder: str | Path) -> None:
         """Args: folder: Of the event files; made with the first record."""
         self._folder = Path(folder)
-        self._writer: Any = None
+        self._writer: _EventFile | None = None
         self._is_on = True
         self._last_step = 0
 
     def write(self, record: Mapping[str, Any]) -> None:
-        """Write the numbers of one record; what is no finite number is left out."""
+        """Write the finite numbers of one record.
+
+        Raises:
+            StorageError: The disk does not take them.
+        """
         if self._is_on and self._writer is None:
-            self._writer = _open_writer(self._folder)
+            self._writer = _EventFile.open(self._folder)
             self._is_on = self._writer is not None
-        if not self._is_on:
+        if self._writer is None:
             return
         kind = str(record.get("kind", "step"))
         self._last_step = int(record.get("step") or self._last_step)
-        for tag, value in _scalars(record, kind):
-            if not (kind == "step" and tag.removeprefix("step/") in PLACES):
-                self._writer.add_scalar(tag, value, global_step=self._last_step)
+        scalars = dict(_scalars(record, kind))
+        if kind == "step":
+            scalars = {tag: value for tag, value in scalars.items() if tag.removeprefix("step/") not in PLACES}
+        self._writer.write(scalars, self._last_step)
 
     def close(self) -> None:
-        """Write out what is buffered and end the writer's thread; safe to call twice."""
+        """Close the event file; safe to call twice."""
         if self._writer is not None:
             self._writer.close()
         self._writer, self._is_on = None, False
@@ -54,14 +65,61 @@ class TensorBoard:
         self.close()
 
 
-def _open_writer(folder: Path) -> Any:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # importing tensorboard warns of its own dependencies
+class _EventFile:
+    """A file of TensorBoard events, written at once: `SummaryWriter` writes in a thread, which a full disk ends."""
+
+    def __init__(self, folder: Path, events: Any, record_writer: Any) -> None:
+        started = time.time_ns()
+        name = f"events.out.tfevents.{started // 10**9:010d}.{socket.gethostname()}.{os.getpid()}.{started % 10**9:09d}"
+        self._path = folder / name
+        self._event = events.Event
+        with writing(self._path):
+            folder.mkdir(parents=True, exist_ok=True)
+            self._file = self._path.open("wb", buffering=0)
+        self._records = record_writer(SimpleNamespace(write=self._write_all))
         try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError:
-            return None
-        return SummaryWriter(log_dir=str(folder))
+            self._append(events.Event(wall_time=time.time(), file_version="brain.Event:2"))
+        except BaseException:
+            self.close()
+            raise
+
+    @classmethod
+    def open(cls, folder: Path) -> Self | None:
+        """A new file in a folder; None without tensorboard."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # importing tensorboard warns of its own dependencies
+            try:
+                from tensorboard.compat.proto import event_pb2
+                from tensorboard.summary.writer.record_writer import RecordWriter
+            except ImportError:
+                return None
+        return cls(folder, event_pb2, RecordWriter)
+
+    def write(self, scalars: Mapping[str, float], step: int) -> None:
+        """Append scalars of a step."""
+        if scalars:
+            event = self._event(wall_time=time.time(), step=step)
+            for tag, value in scalars.items():
+                event.summary.value.add(tag=tag, simple_value=value)
+            self._append(event)
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+    def _write_all(self, data: bytes) -> None:
+        left = memoryview(data)
+        while left:
+            left = left[self._file.write(left) :]
+
+    def _append(self, event: Any) -> None:
+        with writing(self._path):
+            end = self._file.seek(0, os.SEEK_END)
+            try:
+                self._records.write(event.SerializeToString())
+            except OSError:
+                self._file.truncate(end)
+                raise
 
 
 def _scalars(record: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, float]]:

@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 from headrace.errors import PipelineError
 from headrace.logs import groups
 from headrace.logs.pieces import ROW_ID
+from headrace.messages import shorten_list
 from headrace.pipeline.elements import Cut
 from headrace.pipeline.joining import slices_of
 from headrace.pipeline.ordering import row_order, session_order
@@ -254,7 +255,7 @@ def _column(rows: pa.RecordBatch, name: str) -> pa.Array:
     except KeyError:
         raise PipelineError(
             f"column {name}: missing in the rows to shuffle by session, which have "
-            f"{', '.join(groups.feature_names(rows.schema))}"
+            f"{shorten_list(groups.feature_names(rows.schema))}"
         ) from None
 
 
@@ -286,4 +287,4 @@ def _same_schema(slices: list[pa.RecordBatch]) -> pa.Schema:
 
 
 def _columns(schema: pa.Schema) -> str:
-    return ", ".join(f"{field.name} {field.type}" for field in schema)
+    return shorten_list(f"{field.name} {field.type}" for field in schema)

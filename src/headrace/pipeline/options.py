@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from headrace.errors import ConfigError
+from headrace.messages import shorten_list
 from headrace.pipeline.cutting import CutSpec
 from headrace.pipeline.decisions import DecisionRecorder
 from headrace.registry import provider
@@ -85,7 +86,7 @@ class OpenOptions:
         names = ["source", *(stage.name for stage in pipeline.stages)]
         for name, count in stage_workers.items():
             if name not in names:
-                raise ConfigError(f"open: workers: no stage named {name!r}; there are {', '.join(names)}")
+                raise ConfigError(f"open: workers: no stage named {name!r}; there are {shorten_list(names)}")
             _check_workers(f"workers.{name}", count)
         total = effective_cpus().num_threads if workers is None or isinstance(workers, Mapping) else workers
         _check_workers("workers", total)

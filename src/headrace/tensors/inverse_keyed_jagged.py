@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from headrace.errors import MissingExtra
+from headrace.messages import shorten_list
 from headrace.tensors.jagged_kernels import count_selected, find_equal_rows, select_rows
 from headrace.tensors.keyed_jagged import KeyedJaggedTensor, keys_shown
 
@@ -323,7 +324,7 @@ def _check_alike(parts: Sequence[InverseKeyedJaggedTensor]) -> None:
     for part in parts[1:]:
         if part.keys != parts[0].keys:
             raise ValueError(
-                f"parts have keys {', '.join(parts[0].keys)} and {', '.join(part.keys)}, expected the same"
+                f"parts have keys {shorten_list(parts[0].keys)} and {shorten_list(part.keys)}, expected the same"
             )
         if (part.weights is None) != (parts[0].weights is None):
-            raise ValueError(f"some parts of {', '.join(part.keys)} have weights and some have none")
+            raise ValueError(f"some parts of {shorten_list(part.keys)} have weights and some have none")

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from headrace.messages import shorten_list
 from headrace.tensors.batch import Batch
 from headrace.tensors.inverse_keyed_jagged import InverseKeyedJaggedTensor
 from headrace.tensors.keyed_jagged import KeyedJaggedTensor
@@ -21,7 +22,7 @@ def validate(tensor: KeyedJaggedTensor | InverseKeyedJaggedTensor) -> None:
     _expect_dtype("lengths", tensor.lengths, torch.int32)
     repeated = sorted({key for key in tensor.keys if tensor.keys.count(key) > 1})
     if repeated:
-        raise ValueError(f"keys must all be different, given twice: {', '.join(repeated)}")
+        raise ValueError(f"keys must all be different, given twice: {shorten_list(repeated)}")
     rows, name = tensor.stride, "stride"
     if isinstance(tensor, InverseKeyedJaggedTensor):
         rows, name = tensor.unique_stride, "unique_stride"
@@ -100,7 +101,7 @@ def validate_batch(batch: Batch) -> None:
     for group in batch.sparse:
         validate(group)
         if group.stride != rows:
-            raise ValueError(f"sparse group {', '.join(group.keys)} has {group.stride} rows, row_ids has {rows}")
+            raise ValueError(f"sparse group {shorten_list(group.keys)} has {group.stride} rows, row_ids has {rows}")
     if len(set(batch.keys)) != len(batch.keys):
         raise ValueError("a sparse feature occurs in two groups")
 

@@ -10,6 +10,7 @@ from torch import nn
 
 from headrace.errors import ConfigError
 from headrace.features import FeaturePlan
+from headrace.messages import shorten_list
 from headrace.models import build_model
 from headrace.training.dense_optimizer import make_dense_optimizer
 from headrace.training.device import place_model
@@ -46,7 +47,7 @@ def assemble(job: JobConfig) -> Assembly:
     schema = job.schema_of_logs
     for label in schema.labels:
         if label.allowed is not None and not all(0.0 <= value <= 1.0 for value in label.allowed):
-            values = ", ".join(f"{value:g}" for value in label.allowed)
+            values = shorten_list(f"{value:g}" for value in label.allowed)
             raise ConfigError(f"schema: label {label.name}: allowed {values}, training expects numbers from 0 to 1")
     plan = FeaturePlan.default(schema) if job.features is None else FeaturePlan.from_config(job.features, schema)
     labels = tuple(label.name for label in schema.labels)
@@ -61,7 +62,7 @@ def assemble(job: JobConfig) -> Assembly:
     model = place_model(model, job.training.device)
     baseline = job.training.baseline
     if baseline is not None and baseline not in plan.dense_names:
-        raise ConfigError(f"training.baseline: given {baseline}, expected one of: {', '.join(plan.dense_names)}")
+        raise ConfigError(f"training.baseline: given {baseline}, expected one of: {shorten_list(plan.dense_names)}")
     optimizer = make_dense_optimizer(job.training.dense_optimizer, model.parameters())
     return Assembly(plan, model, optimizer, labels, describe_model(job, plan))
 

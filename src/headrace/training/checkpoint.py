@@ -18,6 +18,7 @@ from safetensors.numpy import load_file, save_file
 from headrace.errors import CheckpointError, TornCheckpoint
 from headrace.files import flush, write_array, writing
 from headrace.manifest import Manifest
+from headrace.messages import shorten_list
 from headrace.paths import local_path
 
 __all__ = ["CheckpointFolder", "Snapshot", "read_arrays", "write_arrays"]
@@ -124,7 +125,7 @@ class CheckpointFolder:
         """
         folder = self._place(number)
         if number not in self.numbers():
-            numbers = ", ".join(map(str, self.numbers())) or "none"
+            numbers = shorten_list(map(str, self.numbers())) or "none"
             raise CheckpointError(f"{self.path}: there is no checkpoint {number}, expected one of: {numbers}")
         manifest = Manifest.read(folder, FORMAT, VERSION)
         given, state = manifest.content.get("number"), manifest.content.get("state")

@@ -101,6 +101,16 @@ def test_an_error_of_several_lines_is_printed_as_one(
     assert capsys.readouterr().err == "headrace: a.parquet: row 3\n"
 
 
+def test_an_error_of_any_length_is_printed_with_its_beginning_and_end(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(monkeypatch, DataError(f"a.parquet: {'x' * 9_000}; rewrite it"), "train") == 2
+    printed = capsys.readouterr().err
+    assert printed.startswith("headrace: a.parquet: xxx")
+    assert printed.endswith("xxx; rewrite it\n")
+    assert len(printed) < 2_000
+
+
 def test_an_error_of_the_system_names_the_file(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

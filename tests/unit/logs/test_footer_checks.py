@@ -12,14 +12,31 @@ import pyarrow.parquet as pq
 import pytest
 
 from headrace.errors import DataError
-from headrace.logs import ParquetLogWriter, ParquetSource, Schema, footers, list_files, select_files
+from headrace.logs import (
+    Cursor,
+    ParquetLogWriter,
+    ParquetSource,
+    Schema,
+    WindowConfig,
+    find_windows,
+    footers,
+    list_files,
+    select_files,
+)
+from headrace.logs import metadata as metadata_module
+from headrace.logs.clustering import ClusterConfig, keys
 from headrace.logs.files import LogFile
 from headrace.logs.footer_checks import check_metadata, check_schema, seal_footer
 from headrace.logs.footers import read_footer, time_bounds
+from headrace.logs.inspection import inspect_log, inspection
 from headrace.logs.schema import TimestampColumn
 
 ROWS = pa.table({"click": pa.array([0, 1] * 500, pa.int8()), "user": range(1000), "time": range(1000)})
 SCHEMA = Schema.from_dict({"labels": ["click"], "ids": ["user"]}, where="test")
+SESSIONS = Schema.from_dict(
+    {"labels": ["click"], "session_id": "user", "timestamp": {"name": "time", "unit": "s"}}, where="test"
+)
+USER, CONFIG, EVERY_SECOND = pa.field("user", pa.int64()), ClusterConfig(), WindowConfig(kind="time", every_s=1)
 
 
 def plain_log(path: Path, rows: pa.Table = ROWS, **options: Any) -> Path:
@@ -186,6 +203,27 @@ def test_damaged_notes_of_clustering_are_one_line_or_ignored(tmp_path: Path, key
             read_footer(file(path))
     else:
         assert read_footer(file(path)).row_bytes_on_disk == {}
+
+
+def broken(*_: object, **__: object) -> Any:
+    raise pa.ArrowInvalid("a mistake of our own")
+
+
+@pytest.mark.parametrize(
+    ("place", "name", "command"),
+    [
+        (keys, "widened", lambda path: list(keys.read_keys([(0, read_footer(file(path)))], SESSIONS, USER, CONFIG))),
+        (inspection, "_complete", lambda path: inspect_log(path)),
+        (metadata_module, "cast_times", lambda path: find_windows(path, SESSIONS, Cursor(), EVERY_SECOND)),
+    ],
+)
+def test_our_own_mistakes_are_never_called_damage_of_a_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: Any, name: str, command: Any
+) -> None:
+    path = plain_log(tmp_path / "a.parquet", row_group_size=300)
+    monkeypatch.setattr(place, name, broken)
+    with pytest.raises(pa.ArrowInvalid, match="a mistake of our own"):
+        command(path)
 
 
 def fuzzing() -> Any:

@@ -2,8 +2,11 @@
 
 import json
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from decimal import Decimal
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,8 +18,10 @@ from hypothesis import strategies as st
 from wrappings import extension, run_ends, text_of
 
 from headrace.errors import ConfigError, DataError, StorageError
+from headrace.logs import quarantine
 from headrace.logs.arrow_source import ArrowSource
 from headrace.logs.checks import BadRowPolicy
+from headrace.logs.footers import Footer
 from headrace.logs.pieces import REJECT_SCHEMA, ROW_ID
 from headrace.logs.quarantine import read_rejects, replay_source, write_rejects
 from headrace.logs.raw_rows import decode_rows, encode_rows, parse_row, values_at
@@ -258,6 +263,34 @@ def test_json_rows_of_any_types_come_back_in_order(rows: list[tuple[Any, Any]]) 
 def test_types_that_change_seldom_make_few_batches() -> None:
     texts = [json.dumps({"a": [None, 1][i % 2], "b": [[], [1]][i % 2], ROW_ID: i}) for i in range(100)]
     assert len(list(decode_rows(map(parsed, texts), ["a", "b"]))) == 1
+
+
+def test_rows_that_are_missing_once_decoded_are_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rejects = reject(LOG, STRICT)
+    write_rejects(tmp_path, "a", rejects)
+
+    @contextmanager
+    def cut(footer: Footer) -> Iterator[Any]:
+        yield SimpleNamespace(reader=SimpleNamespace(iter_batches=lambda *_, **__: iter([rejects[0].slice(1)])))
+
+    monkeypatch.setattr(quarantine, "open_parquet", cut)
+    damaged = r"a\.parquet, row group 0: damaged: 2 rows were decoded, its footer says 3"
+    with pytest.raises(DataError, match=damaged):
+        read_rejects(tmp_path)
+    with pytest.raises(DataError, match=damaged):
+        replay(tmp_path, LOOSE)
+
+
+def test_types_left_by_an_editor_are_cast_or_named(tmp_path: Path) -> None:
+    path = write_rejects(tmp_path, "a", reject(LOG, STRICT))
+    kept = read_rejects(tmp_path)
+    pq.write_table(kept.set_column(2, "row", kept["row"].cast(pa.string())), path)
+    assert read_rejects(tmp_path).equals(kept)
+    assert sum(piece.num_read for piece in replay(tmp_path, LOOSE)) == 3
+    pq.write_table(kept.set_column(2, "row", pa.array(["x"] * 3)), path)
+    for read in (read_rejects, lambda folder: replay(folder, LOOSE)):
+        with pytest.raises(DataError, match=r"not a quarantine file: column row is string, expected int64$"):
+            read(tmp_path)
 
 
 def test_reject_schema_is_what_the_page_says() -> None:

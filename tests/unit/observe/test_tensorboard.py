@@ -23,7 +23,7 @@ def test_records_become_scalars_over_the_step(tmp_path: Path) -> None:
 
 
 def test_without_tensorboard_nothing_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    monkeypatch.setitem(sys.modules, "tensorboard.summary.writer.record_writer", None)
     with TensorBoard(tmp_path / "events") as board:
         board.write(RECORD)
         board.write(RECORD)

@@ -18,7 +18,7 @@ from headrace.logs.canonical import canonical
 from headrace.logs.casting import cast_times, to_time_us
 from headrace.logs.clustering.config import ClusterConfig
 from headrace.logs.clustering.payload import widened
-from headrace.logs.footers import Footer, iter_plain, open_parquet, reading
+from headrace.logs.footers import Footer, iter_plain, open_parquet
 from headrace.logs.inspection.hashing import NULL_HASH, hash_column
 from headrace.logs.keyed_random import derive, mix
 from headrace.logs.pieces import FILE_ROW_BITS
@@ -93,8 +93,9 @@ class RowOrder:
             self._run(f"CREATE TABLE sessions AS {_BY_COLUMN if gap_us is None else _BY_GAP.format(gap_us=gap_us)}")
             self._run("DROP TABLE keys")
             self._run(_ORDER)
-            counted = self._connection.execute("SELECT count(*), count(DISTINCT (slot, session)) FROM ordered")
-            self.num_rows, self.num_sessions = counted.fetchone() or (0, 0)
+            with writing(folder):
+                counted = self._connection.execute("SELECT count(*), count(DISTINCT (slot, session)) FROM ordered")
+                self.num_rows, self.num_sessions = counted.fetchone() or (0, 0)
             self._run("DROP TABLE sessions")
         except BaseException:
             self.close()
@@ -151,7 +152,7 @@ def read_keys(
     for number, footer in footers:
         row = 0
         for row_group in range(footer.metadata.num_row_groups):
-            with reading(footer.file, row_group), open_parquet(footer) as parquet:
+            with open_parquet(footer) as parquet:
                 for batch in iter_plain(footer, parquet, row_group, names, BATCH_ROWS):
                     row_ids = (np.int64(number) << FILE_ROW_BITS) | np.arange(row, row + batch.num_rows)
                     row += batch.num_rows

@@ -13,7 +13,7 @@ import pyarrow as pa
 from headrace.errors import ConfigError, DataError
 from headrace.logs.clustering.config import ClusterConfig
 from headrace.logs.common_types import widen
-from headrace.logs.footers import Footer, iter_plain, open_parquet, reading
+from headrace.logs.footers import Footer, iter_plain, open_parquet
 from headrace.logs.pieces import FILE_ROW_BITS, ORIGINAL_ROW
 from headrace.logs.schema import Schema
 from headrace.messages import one_line
@@ -134,7 +134,7 @@ class PayloadReader:
         for number, footer in self._footers:
             row = 0
             for row_group in range(footer.metadata.num_row_groups):
-                with reading(footer.file, row_group), open_parquet(footer) as parquet:
+                with open_parquet(footer) as parquet:
                     for batch in iter_plain(footer, parquet, row_group, self._names_in(footer), self._batch_rows):
                         start = (number << FILE_ROW_BITS) | row
                         row += batch.num_rows
@@ -169,7 +169,7 @@ class PayloadReader:
         """Bytes of a row, by the first ones."""
         footer = self._footers[0][1]
         for row_group in range(min(1, footer.metadata.num_row_groups)):
-            with reading(footer.file, row_group), open_parquet(footer) as parquet:
+            with open_parquet(footer) as parquet:
                 for batch in iter_plain(footer, parquet, row_group, self._names_in(footer), PROBE_ROWS):
                     return float(batch.nbytes / max(batch.num_rows, 1))
         return 8.0

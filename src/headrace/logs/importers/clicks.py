@@ -21,6 +21,7 @@ from headrace.logs.keyed_random import derive
 from headrace.logs.outputs import check_output
 from headrace.logs.schema import DenseColumn, IdColumn, IdListColumn, LabelColumn, Schema, TimestampColumn
 from headrace.logs.writer import ParquetLogWriter, partition_folder, read_marker
+from headrace.messages import shorten_list
 from headrace.paths import local_path
 
 __all__ = ["ClicksConfig", "ClicksImport", "import_clicks"]
@@ -69,7 +70,7 @@ class ClicksConfig(Config):
     def _context_has_its_own_names(self) -> ClicksConfig:
         taken = sorted(set(self.context) & {*OWN_COLUMNS, *LIST_COLUMNS})
         if taken:
-            raise ValueError(f"context columns of other names, these are taken: {', '.join(taken)}")
+            raise ValueError(f"context columns of other names, these are taken: {shorten_list(taken)}")
         return self
 
     def log_schema(self) -> Schema:

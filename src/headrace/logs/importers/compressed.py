@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import IO, Any, cast
 
 from headrace.errors import ConfigError, DataError
+from headrace.messages import shorten_list
 
 __all__ = ["open_stream", "open_text", "readable_input"]
 
@@ -100,7 +101,7 @@ def open_text(path: Path, member: str) -> Iterator[tuple[IO[bytes], IO[bytes], s
                         return
         except tarfile.TarError as error:
             raise DataError(f"{path}: not a readable tar archive: {error}") from error
-        raise DataError(f"{path}: a tar archive without {member}, it has {', '.join(names) or 'no files'}")
+        raise DataError(f"{path}: a tar archive without {member}, it has {shorten_list(names) or 'no files'}")
 
 
 def _decompress(raw: _Peeked) -> IO[bytes]:

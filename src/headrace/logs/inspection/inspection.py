@@ -19,7 +19,7 @@ from headrace.logs.canonical import canonical
 from headrace.logs.casting import cast_rows
 from headrace.logs.common_types import widen
 from headrace.logs.files import list_files
-from headrace.logs.footers import Footer, iter_groups, open_parquet, read_footer, reading
+from headrace.logs.footers import Footer, iter_groups, open_parquet, read_footer
 from headrace.logs.inspection.bad_rows import BadRows, RowChecks
 from headrace.logs.inspection.grouping import FoundGroup, GroupSample
 from headrace.logs.inspection.guesses import Guess, guess_parts, make_schema, parts_of_schema
@@ -289,11 +289,10 @@ def _batches(
                 position = int(ends[part[0] - 1]) if part[0] else 0
                 found: Iterator[pa.RecordBatch] = iter_groups(footer, parquet, part, names, batch_rows)
                 try:
-                    with reading(footer.file, part[0]):
-                        # Small ones are read whole before any is passed on: damage in one costs none of the others.
-                        for batch in list(found) if len(part) > 1 else found:
-                            yield position, _complete(batch, stored)
-                            position += batch.num_rows
+                    # Small ones are read whole before any is passed on: damage in one costs none of the others.
+                    for batch in list(found) if len(part) > 1 else found:
+                        yield position, _complete(batch, stored)
+                        position += batch.num_rows
                 except DataError as error:
                     if len(part) == 1:
                         report_damage(str(error))

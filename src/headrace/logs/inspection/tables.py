@@ -17,7 +17,7 @@ from headrace.logs.inspection.guesses import Guess, Part
 from headrace.logs.inspection.inspection import LARGE_ROW_GROUP_BYTES, Inspection
 from headrace.logs.inspection.profiles import ColumnProfile
 from headrace.logs.inspection.session_tracker import SessionTracker
-from headrace.messages import count_of, one_line
+from headrace.messages import count_of, one_line, shorten_list
 from headrace.observe.progress import format_count
 from headrace.resources import format_bytes
 
@@ -64,7 +64,7 @@ def _summary(inspection: Inspection) -> Text:
     files = count_of(inspection.num_files, "file")
     text = f"{inspection.location}: {inspection.num_rows:,} rows, {files}, {format_bytes(inspection.size_bytes)}"
     if inspection.partitions:
-        text += f", in folders by {', '.join(inspection.partitions)}"
+        text += f", in folders by {shorten_list(inspection.partitions)}"
     return Text(text, style="bold")
 
 
