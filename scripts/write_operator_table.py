@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from headrace.features.reference import operator_table
+from headrace.features.registry import operator_table
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "features.md"
 BEGIN = "<!-- operators: written by scripts/write_operator_table.py -->"

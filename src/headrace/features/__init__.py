@@ -3,10 +3,10 @@
 from headrace.features import operators as _operators  # noqa: F401  (registers them)
 from headrace.features.costs import FeatureCost, measure_costs
 from headrace.features.operator import Column, ColumnOperator, FusedOperator, Kind, Operator
+from headrace.features.operators.lists import RowSampling
 from headrace.features.plan import FeaturePlan
 from headrace.features.realised import Savings
 from headrace.features.registry import operators, register
-from headrace.features.sampling import RowSampling
 from headrace.features.warm_up import warmup
 
 __all__ = [

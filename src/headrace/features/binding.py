@@ -11,8 +11,8 @@ import pyarrow.types as pt
 from numpy.typing import NDArray
 
 from headrace.errors import DataError
+from headrace.features.kernels.sources import element_type, list_shape
 from headrace.features.operator import Kind
-from headrace.features.sources import element_type, list_shape
 from headrace.logs.canonical import canonical_type, is_list, is_text
 from headrace.logs.columns import ColumnCast, column_cast
 from headrace.logs.gathering import is_list_view
@@ -47,7 +47,7 @@ class Binding:
 
     Attributes:
         schema: Of the batches.
-        layout: int64 [N, 5], as `headrace.features.sources.read_batch` wants it.
+        layout: int64 [N, 5], as `headrace.features.kernels.sources.read_batch` wants it.
         conversions: Columns to cast before reading; those that the kernels read as they are need none.
         homes: Position of the group column that holds each source, -1 for plain columns.
     """

@@ -12,8 +12,14 @@ from numpy.typing import NDArray
 from headrace.features.buffers import BufferPool
 from headrace.features.domains import Domain, GroupRows, combine
 from headrace.features.grouping import ColumnUse
-from headrace.features.kernels.comparing import count_elements, hash_rows, mark_changes, number_hashes, number_runs
-from headrace.features.kernels.numbering import number_used
+from headrace.features.kernels.comparing import (
+    count_elements,
+    hash_rows,
+    mark_changes,
+    number_hashes,
+    number_runs,
+    number_used,
+)
 from headrace.features.kernels.unique import count_expanded_ids, count_row_bytes, expand_rows
 from headrace.features.operator import Kind
 from headrace.features.realised import Realised, Savings
@@ -44,7 +50,7 @@ def row_bytes(sources: Ints, which: Ints, groups: Sequence[GroupRows], num_rows:
     """What the columns of a batch of rows hold, and would hold in plain rows.
 
     Args:
-        sources: int64 [S, WIDTH], see `headrace.features.sources`.
+        sources: int64 [S, WIDTH], see `headrace.features.kernels.sources`.
         which: int64 [S], the group of each; -1 for plain columns.
         groups: Unique rows of the group columns; none for plain rows.
         num_rows: Rows B.
@@ -64,7 +70,7 @@ def equal_rows(
     """Unique rows of groups of plain columns.
 
     Args:
-        sources: int64 [S, WIDTH], see `headrace.features.sources`.
+        sources: int64 [S, WIDTH], see `headrace.features.kernels.sources`.
         groups: Numbers of the sources in each group.
         num_rows: Rows B.
         order: Compare each row with the one before it, or hash rows.

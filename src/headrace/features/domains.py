@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headrace.features.buffers import BufferPool
+from headrace.features.kernels.comparing import number_combinations
 from headrace.features.kernels.gathering import gather_sources, gathered_bytes
-from headrace.features.kernels.numbering import number_combinations
 from headrace.features.operator import Kind
 from headrace.features.operators import OneHot
 from headrace.features.part import Part

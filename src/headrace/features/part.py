@@ -11,10 +11,7 @@ from numpy.typing import NDArray
 from headrace.errors import DataError
 from headrace.features.buffers import BufferPool
 from headrace.features.kernels.dense import ROW_BOUNDS, write_dense, write_one_hot
-from headrace.features.kernels.sparse import count_ids, write_sparse
-from headrace.features.kernels.unique import write_unique
-from headrace.features.operator import Column, Kind
-from headrace.features.sources import (
+from headrace.features.kernels.sources import (
     ELEMENT_TYPE,
     F64,
     I64,
@@ -26,6 +23,9 @@ from headrace.features.sources import (
     VALUES,
     WIDTH,
 )
+from headrace.features.kernels.sparse import count_ids, write_sparse
+from headrace.features.kernels.unique import write_unique
+from headrace.features.operator import Column, Kind
 from headrace.features.spec import FeatureSpec
 from headrace.features.steps import Step, build_steps
 from headrace.tensors import InverseKeyedJaggedTensor, KeyedJaggedTensor

@@ -19,11 +19,11 @@ from headrace.features.domains import Domain, GroupRows, split
 from headrace.features.grouping import MIN_ROWS, Dedup, Grouping, GroupsConfig, choose_groups, read_dedup
 from headrace.features.kernels.dense import write_row_ids
 from headrace.features.kernels.gathering import gather_sources, gathered_bytes
+from headrace.features.kernels.sources import read_batch
 from headrace.features.kernels.unique import count_expanded_ids
 from headrace.features.operator import Kind
 from headrace.features.part import Part
 from headrace.features.realised import Realised, Savings
-from headrace.features.sources import WIDTH, read_batch
 from headrace.features.spec import FeatureSpec, column_kinds, default_specs, read_specs
 from headrace.logs.groups import expand
 from headrace.logs.pieces import ROW_ID
@@ -245,9 +245,7 @@ class FeaturePlan:
         return dense, sparse
 
     def _read(self, batch: pa.RecordBatch, binding: Binding) -> Ints:
-        sources = np.zeros((len(binding.layout), WIDTH), np.int64)
-        read_batch(batch, binding.layout, sources)
-        return sources
+        return read_batch(batch, binding.layout)
 
     def _bind(self, schema: pa.Schema) -> Binding:
         binding = self._binding

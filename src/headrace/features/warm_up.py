@@ -7,8 +7,8 @@ import time
 import numpy as np
 import pyarrow as pa
 
+from headrace.features.operators.lists import RowSampling
 from headrace.features.plan import FeaturePlan
-from headrace.features.sampling import RowSampling
 from headrace.logs.groups import group_array, group_name
 from headrace.logs.schema import Schema
 

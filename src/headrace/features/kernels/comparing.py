@@ -1,4 +1,7 @@
-"""Which rows of some sources are equal: one pass of comparisons a column, or one of hashing and one of comparisons."""
+"""Which rows are equal, and numbers for them: rows of sources, uses of a dictionary, and combinations of groups.
+
+Rows of sources take one pass of comparisons a column, or one of hashing and one of comparisons.
+"""
 
 from typing import Any
 
@@ -7,8 +10,7 @@ import numpy as np
 from headrace.compiling import kernel
 from headrace.features.kernels.gathering import element_width
 from headrace.features.kernels.memory import at_i8, at_i16, at_i32, at_i64, at_u8, is_set
-from headrace.features.kernels.sparse import row_size, row_start
-from headrace.features.sources import (
+from headrace.features.kernels.sources import (
     BOOL,
     ELEMENT_OFFSET,
     ELEMENT_TYPE,
@@ -23,9 +25,19 @@ from headrace.features.sources import (
     STRING64,
     STRING_OFFSETS,
     VALUES,
+    row_size,
+    row_start,
 )
 
-__all__ = ["count_elements", "hash_rows", "mark_changes", "number_hashes", "number_runs"]
+__all__ = [
+    "count_elements",
+    "hash_rows",
+    "mark_changes",
+    "number_combinations",
+    "number_hashes",
+    "number_runs",
+    "number_used",
+]
 
 _MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
 
@@ -120,7 +132,7 @@ def mark_changes(sources: Any, columns: Any, others: Any, changed: Any) -> None:
     A missing list counts as an empty one, and numbers are compared bit for bit: what reads the same.
 
     Args:
-        sources: int64 [S, WIDTH], see `headrace.features.sources`.
+        sources: int64 [S, WIDTH], see `headrace.features.kernels.sources`.
         columns: int64 [C], which of them.
         others: int64 [B], the row each row is compared with; or [0] for the row before it (none for row 0).
         changed: uint8 [B]; set to 1 where a row differs, else left as it is.
@@ -252,3 +264,47 @@ def count_elements(source: Any, num_rows: int) -> Any:
     for row in range(num_rows):
         total += row_size(source, row)
     return total
+
+
+@kernel()
+def number_used(indices: Any, used: Any, inverse: Any) -> Any:
+    """Number the unique rows that a batch uses, in the order in which they first occur; returns how many.
+
+    Args:
+        indices: int32 [B], into a dictionary of any size.
+        used: int64 [B], its first entries written: the unique rows.
+        inverse: int32 [B], written: their numbers.
+    """
+    if indices.size == 0:
+        return 0
+    low, high = np.int64(indices.min()), np.int64(indices.max())
+    numbers, count = np.full(high - low + 1, -1, np.int32), 0
+    for row in range(indices.size):
+        place = indices[row] - low
+        if numbers[place] < 0:
+            numbers[place] = count
+            used[count] = indices[row]
+            count += 1
+        inverse[row] = numbers[place]
+    return count
+
+
+@kernel()
+def number_combinations(inverses: Any, inverse: Any, first_rows: Any) -> Any:
+    """Number runs of rows that agree in all of several groups; returns how many.
+
+    Args:
+        inverses: int32 [G, B].
+        inverse: int32 [B], written: the run of each row.
+        first_rows: int64 [B], its first entries written: where each run starts.
+    """
+    count = 0
+    for row in range(inverse.size):
+        changed = row == 0
+        for group in range(inverses.shape[0]):
+            changed |= row > 0 and inverses[group, row] != inverses[group, row - 1]
+        if changed:
+            first_rows[count] = row
+            count += 1
+        inverse[row] = count - 1
+    return count

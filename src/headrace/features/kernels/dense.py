@@ -8,7 +8,7 @@ from headrace.compiling import kernel
 from headrace.features.kernels.interpret import run
 from headrace.features.kernels.load import load_ids, load_numbers, load_valid
 from headrace.features.kernels.memory import unowned
-from headrace.features.sources import BOOL, ELEMENT_TYPE, F32, I8, I16, U8, U16
+from headrace.features.kernels.sources import BOOL, ELEMENT_TYPE, F32, I8, I16, U8, U16
 
 __all__ = ["ROW_BOUNDS", "write_dense", "write_one_hot", "write_row_ids"]
 
@@ -85,7 +85,7 @@ def write_dense(
     """Compute one column of `out` for each chain, from `first_column` on.
 
     Args:
-        sources: int64 [S, WIDTH], see `headrace.features.sources`.
+        sources: int64 [S, WIDTH], see `headrace.features.kernels.sources`.
         chains: int64 [C, 6]: source, first operator, past the last one, whether it starts with ids (else numbers), and
             two more that only lists have.
         ops: The program, see `headrace.features.kernels.interpret.run`.

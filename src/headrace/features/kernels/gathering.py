@@ -7,8 +7,7 @@ import numpy as np
 from headrace.compiling import kernel
 from headrace.features.kernels.load import load_ids
 from headrace.features.kernels.memory import at_i8, at_i16, at_i32, at_i64, at_u8, is_set
-from headrace.features.kernels.sparse import row_size, row_start
-from headrace.features.sources import (
+from headrace.features.kernels.sources import (
     BOOL,
     ELEMENT_OFFSET,
     ELEMENT_TYPE,
@@ -35,6 +34,8 @@ from headrace.features.sources import (
     VALUES,
     VIEW32,
     VIEW64,
+    row_size,
+    row_start,
 )
 
 __all__ = ["element_width", "gather_sources", "gathered_bytes"]
@@ -98,7 +99,7 @@ def gather_sources(sources: Any, which: Any, rows: Any, arena: Any) -> None:
     """Make sources hold some of their rows; lists of a shared buffer stay slices of it, strings become ids.
 
     Args:
-        sources: int64 [S, WIDTH], see `headrace.features.sources`; changed.
+        sources: int64 [S, WIDTH], see `headrace.features.kernels.sources`; changed.
         which: int64 [S]: which line of `rows` says the rows of each source, or -1 to leave it as it is.
         rows: int64 [G, U].
         arena: uint8 [`gathered_bytes`], written; must live as long as the sources are read.

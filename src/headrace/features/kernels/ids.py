@@ -1,13 +1,28 @@
-"""Operators on a block of ids, in place; ids to leave out are marked 0 in a `keep` array beside the block."""
+"""Operators on a block of ids, in place: those that change ids one by one, and those that look at the rows they are in.
+
+Ids to leave out are marked 0 in a `keep` array beside the block.
+"""
 
 from typing import Any
 
 import numpy as np
 
 from headrace.compiling import kernel
-from headrace.features.kernels.hashing import combine, floor_modulus, mix
+from headrace.features.kernels.hashing import combine, floor_modulus, joined_id, mix
 
-__all__ = ["clamp_ids", "fill_ids", "local_hour", "look_up", "modulus", "sigrid_hash"]
+__all__ = [
+    "clamp_ids",
+    "close_up",
+    "enumerate_ids",
+    "fill_ids",
+    "first_x",
+    "keep_some_rows",
+    "local_hour",
+    "look_up",
+    "modulus",
+    "sample",
+    "sigrid_hash",
+]
 
 
 @kernel()
@@ -93,3 +108,52 @@ def local_hour(times: Any, count: int, per_second: int, transitions: Any) -> Non
                 high = middle
         local = second + transitions[size + max(low - 1, 0)]
         times[index] = (local % 86_400) // 3_600
+
+
+@kernel()
+def first_x(keep: Any, bounds: Any, num_rows: int, limit: int) -> None:
+    """Keep at most the first `limit` ids of each row."""
+    for row in range(num_rows):
+        left = limit
+        for index in range(bounds[row], bounds[row + 1]):
+            if left <= 0:
+                keep[index] = 0
+            left -= keep[index]
+
+
+@kernel()
+def enumerate_ids(ids: Any, keep: Any, bounds: Any, num_rows: int, joined: bool) -> None:
+    """Replace each id by its position in its row (from 0), or by one id for (position, id)."""
+    for row in range(num_rows):
+        position = 0
+        for index in range(bounds[row], bounds[row + 1]):
+            ids[index] = joined_id(position, ids[index]) if joined else position
+            position += keep[index]
+
+
+@kernel()
+def sample(row_id: int, seed: int, threshold: int) -> Any:
+    """Whether a row is in a sample: a function of its id and the seed alone; the threshold counts in 1/2^63."""
+    return np.int64(combine(np.uint64(seed), mix(np.uint64(row_id))) >> np.uint64(1)) < threshold
+
+
+@kernel()
+def keep_some_rows(keep: Any, bounds: Any, num_rows: int, row_ids: Any, seed: int, threshold: int) -> None:
+    """Leave out all ids of the rows that are not in the sample."""
+    for row in range(num_rows):
+        if not sample(row_ids[row], seed, threshold):
+            for index in range(bounds[row], bounds[row + 1]):
+                keep[index] = 0
+
+
+@kernel()
+def close_up(ids: Any, keep: Any, bounds: Any, num_rows: int, lengths: Any) -> Any:
+    """Move the ids that stay together, in order; writes the lengths of the rows and returns how many ids there are."""
+    at = 0
+    for row in range(num_rows):
+        start = at
+        for index in range(bounds[row], bounds[row + 1]):
+            ids[at] = ids[index]
+            at += keep[index]
+        lengths[row] = at - start
+    return at

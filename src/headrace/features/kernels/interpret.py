@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from headrace.compiling import kernel
-from headrace.features.kernels import buckets, ids, lists, numbers
+from headrace.features.kernels import buckets, ids, numbers
 
 __all__ = [
     "BLOCK",
@@ -127,11 +127,11 @@ def _run_on_lists(op: Any, block_ids: Any, keep: Any, bounds: Any, num_rows: int
     """Run an operator that looks at the rows of id lists."""
     code = op[0]
     if code == FIRST_X:
-        lists.first_x(keep, bounds, num_rows, op[1])
+        ids.first_x(keep, bounds, num_rows, op[1])
     elif code == ENUMERATE:
-        lists.enumerate_ids(block_ids, keep, bounds, num_rows, op[1] != 0)
+        ids.enumerate_ids(block_ids, keep, bounds, num_rows, op[1] != 0)
     elif code == SAMPLE:
-        lists.keep_some_rows(keep, bounds, num_rows, row_ids, op[1], op[2])
+        ids.keep_some_rows(keep, bounds, num_rows, row_ids, op[1], op[2])
 
 
 @kernel()
@@ -175,7 +175,7 @@ def run(
         code = op[0]
         if code == SAMPLE_NUMBERS:
             for row in range(num_rows):
-                if not lists.sample(row_ids[row], op[1], op[2]):
+                if not ids.sample(row_ids[row], op[1], op[2]):
                     block[bounds[row] : bounds[row + 1]] = np.nan
         elif code < _FIRST_ON_IDS:
             some_left_out = _run_on_numbers(op, integers, floats, block, keep, block_ids, count)

@@ -19,7 +19,7 @@ from headrace.features.kernels.memory import (
     at_u64,
     is_set,
 )
-from headrace.features.sources import (
+from headrace.features.kernels.sources import (
     BOOL,
     ELEMENT_OFFSET,
     ELEMENT_TYPE,

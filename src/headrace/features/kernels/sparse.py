@@ -5,22 +5,18 @@ from typing import Any
 import numpy as np
 
 from headrace.compiling import kernel
+from headrace.features.kernels.ids import close_up
 from headrace.features.kernels.interpret import BLOCK, run
-from headrace.features.kernels.lists import close_up
 from headrace.features.kernels.load import load_ids, load_numbers, load_valid
-from headrace.features.kernels.memory import at_i32, at_i64, at_u8, is_set, unowned
-from headrace.features.sources import (
+from headrace.features.kernels.memory import at_i32, at_i64, unowned
+from headrace.features.kernels.sources import (
     ELEMENT_OFFSET,
     ELEMENT_TYPE,
     ELEMENT_VALIDITY,
-    FIXED_SIZE,
     I64,
     LENGTH,
     LIST32,
-    LIST64,
-    LIST_FIXED,
     LIST_OFFSETS,
-    LIST_SIZES,
     ROW_OFFSET,
     ROW_VALIDITY,
     SCALAR,
@@ -28,38 +24,14 @@ from headrace.features.sources import (
     VALUES,
     VIEW32,
     VIEW64,
+    row_size,
+    row_start,
 )
 
-__all__ = ["chain_limit", "count_ids", "first_op", "row_size", "row_start", "write_feature", "write_sparse"]
+__all__ = ["chain_limit", "count_ids", "first_op", "write_feature", "write_sparse"]
 
 # Columns of a chain.
 _SOURCE, _START, _STOP, _ON_IDS, _LIMIT, _WEIGHTS = range(6)
-
-
-@kernel()
-def row_start(source: Any, row: int) -> Any:
-    """Where the elements of a row start (and, but for list views, those of the row before end)."""
-    shape, at = source[SHAPE], source[ROW_OFFSET] + row
-    if shape in (LIST32, VIEW32):
-        return np.int64(at_i32(source[LIST_OFFSETS], at + 1)[at])
-    if shape in (LIST64, VIEW64):
-        return np.int64(at_i64(source[LIST_OFFSETS], at + 1)[at])
-    if shape == LIST_FIXED:
-        return np.int64(at * source[FIXED_SIZE])
-    return np.int64(row)
-
-
-@kernel()
-def row_size(source: Any, row: int) -> Any:
-    """Elements of a row, 0 where it is null."""
-    at = source[ROW_OFFSET] + row
-    if source[ROW_VALIDITY] != 0 and not is_set(at_u8(source[ROW_VALIDITY], (at >> 3) + 1), at):
-        return np.int64(0)
-    if source[SHAPE] == VIEW32:
-        return np.int64(at_i32(source[LIST_SIZES], at + 1)[at])
-    if source[SHAPE] == VIEW64:
-        return np.int64(at_i64(source[LIST_SIZES], at + 1)[at])
-    return row_start(source, row + 1) - row_start(source, row)
 
 
 @kernel()
@@ -300,7 +272,7 @@ def write_sparse(
     """Compute one key for each chain.
 
     Args:
-        sources: int64 [S, WIDTH], see `headrace.features.sources`.
+        sources: int64 [S, WIDTH], see `headrace.features.kernels.sources`.
         chains: int64 [F, 6]: source, first operator, past the last one, whether it starts with ids (else numbers), the
             elements of a row to read (a leading first_x) or 2^62 for all, and the source of weights.
         ops: The program, see `headrace.features.kernels.interpret.run`.

@@ -8,8 +8,7 @@ from headrace.compiling import kernel
 from headrace.features.kernels.gathering import element_width
 from headrace.features.kernels.interpret import BLOCK
 from headrace.features.kernels.memory import unowned
-from headrace.features.kernels.sparse import chain_limit, first_op, row_size, row_start, write_feature
-from headrace.features.sources import (
+from headrace.features.kernels.sources import (
     ELEMENT_TYPE,
     ELEMENT_VALIDITY,
     LIST_OFFSETS,
@@ -21,7 +20,10 @@ from headrace.features.sources import (
     VIEW32,
     VIEW64,
     WIDTH,
+    row_size,
+    row_start,
 )
+from headrace.features.kernels.sparse import chain_limit, first_op, write_feature
 
 __all__ = ["count_expanded_ids", "count_row_bytes", "expand_rows", "write_unique"]
 
@@ -81,7 +83,7 @@ def write_unique(
     """As `write_sparse` without weights, but ids that overlapping lists share are computed and written once.
 
     Args:
-        sources: int64 [S, WIDTH], see `headrace.features.sources`.
+        sources: int64 [S, WIDTH], see `headrace.features.kernels.sources`.
         chains: int64 [F, 6], as for `write_sparse`.
         shareable: Bool [F]: whether ids may be worked on apart from the lists they are in.
         ops: The program, see `headrace.features.kernels.interpret.run`.
@@ -226,7 +228,7 @@ def count_row_bytes(sources: Any, which: Any, rows: Any, uses: Any, counts: Any,
     ids they become.
 
     Args:
-        sources: int64 [S, WIDTH], see `headrace.features.sources`.
+        sources: int64 [S, WIDTH], see `headrace.features.kernels.sources`.
         which: int64 [S], the group of each source; -1 for plain columns.
         rows: int64 [G, B], the unique rows of each group that the batch has, from its start.
         uses: int64 [G, B], how many rows of the batch have each of them.

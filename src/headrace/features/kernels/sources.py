@@ -15,7 +15,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from headrace.compiling import kernel
-from headrace.features.kernels.memory import at_i64
+from headrace.features.kernels.memory import at_i32, at_i64, at_u8, is_set
 
 __all__ = [
     "BOOL",
@@ -53,6 +53,8 @@ __all__ = [
     "element_type",
     "list_shape",
     "read_batch",
+    "row_size",
+    "row_start",
 ]
 
 # Columns of the table.
@@ -119,16 +121,16 @@ _RELEASE = 8  # position of the release callback in an ArrowArray, in words
 _ReleaseCallback = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 
 
-def read_batch(batch: pa.RecordBatch, layout: NDArray[np.int64], table: NDArray[np.int64]) -> None:
-    """Fill the table for the columns of a batch; its addresses are valid while the batch lives.
+def read_batch(batch: pa.RecordBatch, layout: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Describe columns of a batch, as int64 [N, WIDTH]; the addresses in it are valid while the batch lives.
 
     Args:
         batch: Rows to describe.
         layout: int64 [N, 5]: for each source its column's position in the batch (negative: not in the batch, skipped),
             its shape, its element type, the list size of a fixed-size list, and, of a feature in a group column, its
             position in the dictionary's struct (else negative): then the rows described are the unique ones.
-        table: int64 [N, WIDTH], written.
     """
+    table = np.zeros((len(layout), WIDTH), np.int64)
     struct = _ArrowArray()
     address = ctypes.addressof(struct)
     batch._export_to_c(address)
@@ -136,6 +138,7 @@ def read_batch(batch: pa.RecordBatch, layout: NDArray[np.int64], table: NDArray[
         _read_struct(address, layout, table)
     finally:
         _ReleaseCallback(struct[_RELEASE])(address)
+    return table
 
 
 @kernel()
@@ -182,3 +185,29 @@ def _read_element(element: Any, row: Any) -> None:
     is_string = row[ELEMENT_TYPE] == STRING32 or row[ELEMENT_TYPE] == STRING64
     row[STRING_OFFSETS] = buffers[1] if is_string else 0
     row[VALUES] = buffers[2] if is_string else buffers[1]
+
+
+@kernel()
+def row_start(source: Any, row: int) -> Any:
+    """Where the elements of a row start (and, but for list views, those of the row before end)."""
+    shape, at = source[SHAPE], source[ROW_OFFSET] + row
+    if shape in (LIST32, VIEW32):
+        return np.int64(at_i32(source[LIST_OFFSETS], at + 1)[at])
+    if shape in (LIST64, VIEW64):
+        return np.int64(at_i64(source[LIST_OFFSETS], at + 1)[at])
+    if shape == LIST_FIXED:
+        return np.int64(at * source[FIXED_SIZE])
+    return np.int64(row)
+
+
+@kernel()
+def row_size(source: Any, row: int) -> Any:
+    """Elements of a row, 0 where it is null."""
+    at = source[ROW_OFFSET] + row
+    if source[ROW_VALIDITY] != 0 and not is_set(at_u8(source[ROW_VALIDITY], (at >> 3) + 1), at):
+        return np.int64(0)
+    if source[SHAPE] == VIEW32:
+        return np.int64(at_i32(source[LIST_SIZES], at + 1)[at])
+    if source[SHAPE] == VIEW64:
+        return np.int64(at_i64(source[LIST_SIZES], at + 1)[at])
+    return row_start(source, row + 1) - row_start(source, row)
