@@ -1,17 +1,18 @@
 """Configs read from YAML: checked once, with one clear line for each mistake."""
 
 import inspect
+import os
 import types
 from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any, Self, Union, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, Self, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from headrace.bounded_yaml import AmbiguousYAML, BoundedLoader
-from headrace.errors import ConfigError
+from headrace.errors import ConfigError, expect
 from headrace.messages import MAX_CHARACTERS, shorten, shorten_list
 
 __all__ = ["Config", "first_mistake", "read_yaml"]
@@ -21,6 +22,20 @@ class Config(BaseModel):
     """Base of every config: keyword-only, frozen, unknown keys refused."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    if not TYPE_CHECKING:  # type checkers see the fields
+
+        def __init__(self, /, *given: object, **values: Any) -> None:
+            name = type(self).__name__
+            if given:
+                raise ConfigError(f"{name}: given {type(given[0]).__name__}, expected keyword arguments")
+            try:
+                super().__init__(**values)
+            except ValidationError as error:
+                raise ConfigError(f"{name}: {first_mistake(error, type(self))}") from error
+
+        # Else Pydantic would call it for nested configs as well, and the path to the mistake would be lost.
+        __init__.__pydantic_base_init__ = True
 
     @classmethod
     def from_dict(cls, values: object, *, where: str) -> Self:
@@ -56,6 +71,7 @@ def read_yaml(path: str | Path) -> Any:
     Raises:
         ConfigError: The file is missing, is not YAML, or gives a key twice; names the line.
     """
+    expect(path, (str, os.PathLike), where="YAML file", expected="a path")
     path = Path(path)
     if not path.is_file():
         raise ConfigError(f"{path}: no such file")

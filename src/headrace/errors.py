@@ -27,6 +27,7 @@ __all__ = [
     "StorageError",
     "TornCheckpoint",
     "VersionMismatch",
+    "expect",
 ]
 
 
@@ -79,3 +80,19 @@ class MissingExtra(HeadraceError, ImportError):
 
     def __init__(self, package: str, extra: str) -> None:
         super().__init__(f"{package} is not installed; install it with: pip install 'headrace[{extra}]'")
+
+
+def expect(value: object, kinds: type | tuple[type, ...], *, where: str, expected: str) -> None:
+    """Refuse an argument of another type, before it fails somewhere inside.
+
+    Args:
+        value: What was given.
+        kinds: Types that it may have.
+        where: Function and argument.
+        expected: What they are, in words.
+
+    Raises:
+        ConfigError: It has none of the types.
+    """
+    if not isinstance(value, kinds):
+        raise ConfigError(f"{where}: given {type(value).__name__}, expected {expected}")

@@ -8,7 +8,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
-from headrace.errors import ConfigError
+from headrace.errors import ConfigError, expect
 
 __all__ = ["local_logs", "local_path", "logs_location"]
 
@@ -29,6 +29,7 @@ def local_path(given: str | os.PathLike[str], *, where: str, base: Path | None =
     Raises:
         ConfigError: It is empty, a URL of another kind, or names a home folder that does not exist.
     """
+    expect(given, (str, os.PathLike), where=where, expected="a path")
     text = os.fspath(given)
     if not text or "\0" in text:
         raise ConfigError(f"{where}: given {text!r}, expected a path")
@@ -53,6 +54,7 @@ def local_logs(location: str | os.PathLike[str]) -> Path | None:
     Raises:
         ConfigError: As `local_path` does.
     """
+    expect(location, (str, os.PathLike), where="logs", expected="a path, a glob or a URL")
     return None if _remote_url(os.fspath(location)) else local_path(location, where="logs")
 
 

@@ -11,7 +11,7 @@ import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 
-from headrace.errors import DataError
+from headrace.errors import ConfigError, DataError, expect
 from headrace.features.binding import Binding, bind
 from headrace.features.buffers import BufferPool
 from headrace.features.deduplicated import compute, equal_rows, measure_columns, row_bytes, stored_rows
@@ -69,6 +69,14 @@ class FeaturePlan:
         with_labels: bool = True,
         dedup: Dedup = "auto",
     ) -> None:
+        expect(schema, Schema, where="FeaturePlan: schema", expected="a Schema")
+        if not isinstance(specs, list | tuple) or not all(isinstance(spec, FeatureSpec) for spec in specs):
+            raise ConfigError(
+                f"FeaturePlan: specs: given {type(specs).__name__}, expected a list of FeatureSpec; "
+                f"FeaturePlan.from_config makes them of what a job file says"
+            )
+        if dedup not in ("auto", "off"):
+            expect(dedup, GroupsConfig, where="FeaturePlan: dedup", expected="auto, off or a GroupsConfig")
         self.schema = schema
         self.specs = tuple(specs)
         self.dedup = dedup
@@ -103,6 +111,7 @@ class FeaturePlan:
         Raises:
             ConfigError: Names feature, operator and key, what was given and what was expected.
         """
+        expect(schema, Schema, where="FeaturePlan: schema", expected="a Schema")
         dedup: Dedup = "auto"
         if isinstance(config, dict) and "dedup" in config:
             dedup = read_dedup(config["dedup"], column_kinds(schema))
@@ -177,6 +186,7 @@ class FeaturePlan:
             DataError: If a column is missing or has a type that does not suit, a value cannot be cast to what the
                 schema says, or a row has not as many weights as ids.
         """
+        expect(batch, pa.RecordBatch, where="FeaturePlan.apply: batch", expected="a pyarrow.RecordBatch")
         if self.grouping is None and batch.num_rows >= MIN_ROWS:
             self.decide(batch)
         binding = self._bind(batch.schema)

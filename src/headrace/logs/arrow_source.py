@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from headrace.errors import DataError
 from headrace.logs.casting import Mask
-from headrace.logs.checks import BadRowPolicy, RowChecker, RowOrigin, check_names
+from headrace.logs.checks import BadRowPolicy, RowChecker, RowOrigin, columns_asked
 from headrace.logs.pieces import FILE_ROW_BITS, Piece, split_row_id
 from headrace.logs.raw_rows import values_at
 from headrace.logs.schema import Schema
@@ -49,8 +49,7 @@ class ArrowSource:
         name: str = "table",
         file_number: int = 0,
     ) -> None:
-        columns = schema.columns if columns is None else tuple(dict.fromkeys(columns))
-        check_names(schema, columns)
+        columns = columns_asked(schema, columns, policy, where="ArrowSource")
         wanted = dict.fromkeys([*columns, *([schema.row_id] if schema.row_id else [])])
         missing = [column for column in wanted if column not in table.column_names]
         if missing:

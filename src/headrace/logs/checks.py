@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -12,7 +12,7 @@ import pyarrow as pa
 from pydantic import Field
 
 from headrace.config import Config
-from headrace.errors import ConfigError, DataError, ErrorBudgetExceeded
+from headrace.errors import ConfigError, DataError, ErrorBudgetExceeded, expect
 from headrace.logs.casting import Mask, list_lengths
 from headrace.logs.columns import ColumnCheck, column_check, view_check
 from headrace.logs.gathering import is_list
@@ -22,7 +22,7 @@ from headrace.logs.raw_rows import encode_rows, shown, values_at
 from headrace.logs.schema import Schema, is_reserved
 from headrace.messages import one_line, shorten_list
 
-__all__ = ["BadRowPolicy", "ErrorBudget", "RowChecker", "RowOrigin", "check_names"]
+__all__ = ["BadRowPolicy", "ErrorBudget", "RowChecker", "RowOrigin", "check_names", "columns_asked"]
 
 
 class BadRowPolicy(Config):
@@ -222,6 +222,23 @@ class RowChecker:
             "raw": encode_rows(whole, origin.row_ids[bad]),
         }
         return Piece(kept, raw.num_rows, rejects=pa.RecordBatch.from_pydict(rejects, schema=REJECT_SCHEMA))
+
+
+def columns_asked(
+    schema: Schema, columns: Sequence[str] | None, policy: BadRowPolicy | None, *, where: str
+) -> tuple[str, ...]:
+    """The columns that a source is to deliver: those named, else all of the schema.
+
+    Raises:
+        ConfigError: An argument has another type, or a column is not in the schema.
+    """
+    expect(schema, Schema, where=f"{where}: schema", expected="a Schema")
+    expect(policy, (BadRowPolicy, type(None)), where=f"{where}: bad_rows", expected="a BadRowPolicy")
+    if isinstance(columns, str) or not isinstance(columns, Iterable | None):
+        raise ConfigError(f"{where}: columns: given {columns!r}, expected a list of names")
+    names = schema.columns if columns is None else tuple(dict.fromkeys(columns))
+    check_names(schema, names)
+    return names
 
 
 def check_names(schema: Schema, columns: Sequence[str]) -> None:

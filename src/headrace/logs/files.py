@@ -112,8 +112,8 @@ def list_log(location: str | Path, *, suffixes: tuple[str, ...] = SUFFIXES) -> L
             (Delta, Iceberg, Hudi), or the package its protocol needs is not installed.
         DataError: A folder may not be read.
     """
+    filesystem, path = _resolve(location)
     text = os.fspath(location)
-    filesystem, path = _resolve(text)
     is_local = _is_local(filesystem)
     root = path
     if not _exists(filesystem, path) and _MAGIC.search(path):
@@ -195,10 +195,11 @@ def natural_key(name: str) -> tuple[tuple[tuple[int, int, str], ...], str]:
     return tuple(parts), name
 
 
-def _resolve(text: str) -> tuple[Any, str]:
-    place = local_logs(text)
+def _resolve(location: str | Path) -> tuple[Any, str]:
+    place = local_logs(location)
     if place is not None:
         return fsspec.filesystem("file"), os.path.abspath(place)
+    text = os.fspath(location)
     try:
         filesystem, path = fsspec.core.url_to_fs(text)
     except (ValueError, ImportError) as error:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from headrace.errors import ConfigError, DataError
+from headrace.errors import ConfigError, DataError, expect
 from headrace.logs.casting import cast_times, to_time_us
 from headrace.logs.cursor import Cursor, FileInfo, FileUse, Window
 from headrace.logs.files import LogFile, list_log
@@ -63,6 +63,9 @@ def find_windows(
         ConfigError: Nothing is there, or the schema, the config and the cursor do not go together.
         DataError: A file is damaged, or changed after rows of it were used.
     """
+    expect(schema, Schema, where="find_windows: schema", expected="a Schema")
+    expect(cursor, Cursor, where="find_windows: cursor", expected="a Cursor")
+    expect(config, WindowConfig, where="find_windows: config", expected="a WindowConfig")
     listing = list_log(location)
     log = _read_log(listing.files, schema, cursor, config)
     windows = plan_windows(log.infos, log.cursor, config, until=until, limit=limit)

@@ -15,7 +15,7 @@ import pyarrow.types as pt
 
 from headrace.errors import ConfigError, DataError
 from headrace.logs.casting import Mask, cast_times, mask_of, to_time_us
-from headrace.logs.checks import BadRowPolicy, RowChecker, RowOrigin, check_names
+from headrace.logs.checks import BadRowPolicy, RowChecker, RowOrigin, columns_asked
 from headrace.logs.common_types import common_type
 from headrace.logs.cursor import Selection, TimeRange
 from headrace.logs.files import HIVE_NULL, LogFile, printable
@@ -100,8 +100,7 @@ class ParquetSource:
         optional: Collection[str] = (),
         max_rows_per_piece: int = 65_536,
     ) -> None:
-        columns = schema.columns if columns is None else tuple(dict.fromkeys(columns))
-        check_names(schema, columns)
+        columns = columns_asked(schema, columns, policy, where="ParquetSource")
         self._policy = BadRowPolicy() if policy is None else policy
         self._max_rows = max_rows_per_piece
         footers = {s.file.path: read_footer(s.file) for s in {s.file.path: s for s in selections}.values()}

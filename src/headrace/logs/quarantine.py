@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from headrace.errors import DataError
 from headrace.files import new_file, writing
 from headrace.logs.casting import Mask
-from headrace.logs.checks import BadRowPolicy, RowChecker, RowOrigin, check_names
+from headrace.logs.checks import BadRowPolicy, RowChecker, RowOrigin, columns_asked
 from headrace.logs.files import LogFile, list_files
 from headrace.logs.footers import Footer, iter_plain, open_parquet, read_footer
 from headrace.logs.pieces import REJECT_SCHEMA, ROW_ID, Piece
@@ -112,8 +112,7 @@ class ReplaySource:
         policy: BadRowPolicy | None,
         max_rows_per_piece: int,
     ) -> None:
-        columns = schema.columns if columns is None else tuple(dict.fromkeys(columns))
-        check_names(schema, columns)
+        columns = columns_asked(schema, columns, policy, where="ReplaySource")
         self._footers = footers
         self._schema = schema
         self._max_rows = max_rows_per_piece

@@ -15,7 +15,7 @@ from urllib.parse import quote
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from headrace.errors import DataError
+from headrace.errors import DataError, expect
 from headrace.files import writing
 from headrace.logs.footer_checks import seal_footer
 from headrace.messages import shorten_list
@@ -75,6 +75,7 @@ class ParquetLogWriter:
         marker: Mapping[str, Any] | None = None,
         compression: str = "zstd",
     ) -> None:
+        expect(schema, pa.Schema, where="ParquetLogWriter: schema", expected="a pyarrow.Schema")
         if rows_per_group < 1 or (rows_per_file is not None and rows_per_file < 1):
             raise ValueError(
                 f"rows_per_group and rows_per_file must be at least 1, given {rows_per_group} and {rows_per_file}"
@@ -174,6 +175,7 @@ class ParquetLogWriter:
             self.abort()
 
     def _conform(self, rows: pa.RecordBatch | pa.Table) -> pa.Table:
+        expect(rows, (pa.RecordBatch, pa.Table), where="write: rows", expected="a pyarrow.RecordBatch or Table")
         table = pa.Table.from_batches([rows]) if isinstance(rows, pa.RecordBatch) else rows
         missing = [name for name in self._schema.names if name not in table.schema.names]
         if missing:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from headrace.errors import ConfigError
+from headrace.errors import ConfigError, expect
 from headrace.logs import ArrowSource, BadRowPolicy, ParquetSource, Schema, Source, list_files, select_files
 from headrace.pipeline.cutting import CutSpec
 from headrace.pipeline.decisions import DecisionRecorder
@@ -167,6 +167,7 @@ class Pipeline:
     def batch(self, size: int, *, drop_last: bool = False, name: str = "") -> Pipeline:
         """Regroup rows into batches of exactly `size`, the last one smaller (or dropped, and counted as dropped)."""
         _expect_count("batch", "size", size, at_least=1)
+        expect(drop_last, bool, where="batch: drop_last", expected="true or false")
         return self._with("batch", Combine(), cut=CutSpec(size, drop_last), name=name)
 
     def transform(
@@ -342,6 +343,7 @@ def read_parquet(
     schema = _schema_of("read_parquet", schema)
     several = [paths] if isinstance(paths, str | Path) else list(_expect_paths("read_parquet", paths))
     files = [file for path in several for file in list_files(str(path))]
+    expect(bad_rows, (BadRowPolicy, type(None)), where="read_parquet: bad_rows", expected="a BadRowPolicy")
     source = ParquetSource(select_files(files), schema, columns=columns, policy=bad_rows)
     return Pipeline(source, session=schema.session_id)
 

@@ -100,6 +100,9 @@ class OpenOptions:
         total = max(total, sum(stage_workers.values()))
         if tuner is None:  # who has set workers wants them as they are
             tuner = "auto" if workers is None else "none"
+        elif not isinstance(tuner, str) and not callable(getattr(tuner, "decide", None)):
+            given = type(tuner).__name__
+            raise ConfigError(f"open: tuner: given {given}, expected the name of a policy, or an object that decides")
         elif isinstance(tuner, str) and tuner not in ("auto", "none"):
             provider("policy")(tuner)  # refuses an unknown name here, not in a thread later
         if executor == "inline":

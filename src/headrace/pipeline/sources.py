@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from headrace.errors import ConfigError, DataError
+from headrace.errors import ConfigError, DataError, expect
 from headrace.logs import ArrowSource
 from headrace.logs.pieces import ROW_ID, Piece, Source
 
@@ -73,6 +73,9 @@ class IterableSource:
         Raises:
             ConfigError: Given an iterator, which can be read once only.
         """
+        if not callable(batches) and not hasattr(batches, "__getitem__"):
+            expect(batches, Iterable, where=name, expected="batches, or a function that returns them")
+        expect(columns, (list, tuple), where=f"{name}: columns", expected="a list of names")
         if not callable(batches) and iter(batches) is batches:
             raise ConfigError(
                 f"{name}: given an iterator ({type(batches).__name__}), which can be read only once; "

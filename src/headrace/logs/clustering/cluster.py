@@ -11,7 +11,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from headrace.errors import ConfigError, DataError
+from headrace.errors import ConfigError, DataError, expect
 from headrace.files import write_text, writing
 from headrace.logs.clustering.arrange import Arranger
 from headrace.logs.clustering.checksum import RowSums
@@ -104,6 +104,8 @@ def cluster_log(
         DataError: A file is damaged or changed, or what was written is not what was read.
         MissingExtra: DuckDB is not installed.
     """
+    expect(schema, Schema, where="cluster_log: schema", expected="a Schema")
+    expect(config, (ClusterConfig, type(None)), where="cluster_log: config", expected="a ClusterConfig")
     config = ClusterConfig() if config is None else config
     folder = local_path(folder, where="OUT")
     columns = LogColumns.of(schema, config)

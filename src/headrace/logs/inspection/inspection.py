@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from headrace.errors import ConfigError, DataError
+from headrace.errors import ConfigError, DataError, expect
 from headrace.logs.canonical import canonical
 from headrace.logs.casting import cast_rows
 from headrace.logs.common_types import widen
@@ -170,6 +170,7 @@ def inspect_log(location: str | Path, *, schema: Schema | None = None, num_threa
         ConfigError: There is nothing at the location, or no rows.
         DataError: A file is not Parquet, or lacks a column of the schema given.
     """
+    expect(schema, (Schema, type(None)), where="inspect_log: schema", expected="a Schema")
     is_given = schema is not None
     files = list_files(location)
     footers = [read_footer(file) for file in files]
