@@ -22,7 +22,10 @@ from headrace.logs.raw_rows import encode_rows, shown, values_at
 from headrace.logs.schema import Schema, is_reserved
 from headrace.messages import one_line, shorten_list
 
-__all__ = ["BadRowPolicy", "ErrorBudget", "RowChecker", "RowOrigin", "check_names", "columns_asked"]
+__all__ = ["BadRowPolicy", "ErrorBudget", "Problem", "RowChecker", "RowOrigin", "check_names", "columns_asked"]
+
+Problem = tuple[Mask, str, str | Callable[[int], str]]
+"""Rows of a raw batch that are bad, the column, and the reason: one text, or a text for each row."""
 
 
 class BadRowPolicy(Config):
@@ -68,7 +71,7 @@ class ErrorBudget:
         self.num_bad += num_bad
         if self.num_bad >= self.policy.min_rows and self.num_bad > self.policy.max_ratio * self.num_read:
             raise ErrorBudgetExceeded(
-                f"{self.num_bad} of {self.num_read} rows are bad ({self.num_bad / self.num_read:.2%}), allowed are "
+                f"{self.num_bad:,} of {self.num_read:,} rows are bad ({self.num_bad / self.num_read:.2%}), allowed are "
                 f"{self.policy.max_ratio:.2%} (bad_rows.max_ratio); correct the schema or the logs, or allow more"
             )
 
@@ -147,7 +150,11 @@ class RowChecker:
         self.output_schema = pa.schema([*fields, pa.field(ROW_ID, pa.int64())])
 
     def check(
-        self, raw: pa.RecordBatch, origin: RowOrigin, rest_of: Callable[[Mask], Mapping[str, list[Any]]]
+        self,
+        raw: pa.RecordBatch,
+        origin: RowOrigin,
+        rest_of: Callable[[Mask], Mapping[str, list[Any]]],
+        known: Sequence[Problem] = (),
     ) -> Piece:
         """Check a raw batch.
 
@@ -156,11 +163,12 @@ class RowChecker:
             origin: Where they come from.
             rest_of: Gives the columns that were not read of the rows in a mask, for the quarantine; see
                 `headrace.logs.raw_rows.values_at`.
+            known: Problems that the reader has found; their columns must be in `raw`.
 
         Raises:
             DataError: A row is bad and the policy is "fail".
         """
-        problems: list[tuple[Mask, str, str]] = []
+        problems = list(known)
         values: dict[str, pa.Array] = {}
         groups = {name: group_of(raw.column(name)) for name in self._groups}
         for name, check in self._checks.items():
@@ -190,7 +198,7 @@ class RowChecker:
         raw: pa.RecordBatch,
         origin: RowOrigin,
         rest_of: Callable[[Mask], Mapping[str, list[Any]]],
-        problems: Sequence[tuple[Mask, str, str]],
+        problems: Sequence[Problem],
         good: pa.RecordBatch,
     ) -> Piece:
         first = np.full(raw.num_rows, -1, dtype=np.int32)  # the first problem of each row
@@ -199,7 +207,7 @@ class RowChecker:
         bad = first >= 0
         if self._policy == "fail":
             row = int(np.argmax(bad))
-            _, name, reason = problems[first[row]]
+            name, reason = _named(problems[first[row]], row)
             file, row_group, position = origin.at(row)
             given = shown(expand(raw.slice(row, 1), [name]).column(0))
             raise DataError(f"{file}, row group {row_group}, row {position}, column {name}: {reason}, given {given}")
@@ -210,9 +218,7 @@ class RowChecker:
         if self._groups:
             raw, rows = expand(raw.take(pa.array(rows))), np.arange(len(rows))
         whole = {**values_at(raw, rows), **rest_of(bad)}
-        found = [
-            (problems[first[row]][1], problems[first[row]][2], origin.at(row)) for row in np.flatnonzero(bad).tolist()
-        ]
+        found = [(*_named(problems[first[row]], row), origin.at(row)) for row in np.flatnonzero(bad).tolist()]
         rejects = {
             "file": [place[0] for _, _, place in found],
             "row_group": [place[1] for _, _, place in found],
@@ -222,6 +228,12 @@ class RowChecker:
             "raw": encode_rows(whole, origin.row_ids[bad]),
         }
         return Piece(kept, raw.num_rows, rejects=pa.RecordBatch.from_pydict(rejects, schema=REJECT_SCHEMA))
+
+
+def _named(problem: Problem, row: int) -> tuple[str, str]:
+    """The column of a problem, and the reason for one row."""
+    _, name, reason = problem
+    return name, reason if isinstance(reason, str) else reason(row)
 
 
 def columns_asked(

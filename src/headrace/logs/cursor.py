@@ -4,18 +4,38 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from headrace.errors import CheckpointError, DataError, VersionMismatch
 from headrace.logs.files import LogFile
 
-__all__ = ["Cursor", "FileInfo", "FileUse", "Selection", "TimeRange", "Window"]
+__all__ = ["Cursor", "FileInfo", "FileUse", "Selection", "TimeRange", "TimeSlot", "TimeSpan", "Window"]
 
-VERSION = 2
+VERSION = 3
 
 TimeRange = tuple[int | None, int | None]
 """Start (included) and stop (excluded) in microseconds since 1970-01-01 UTC; None is open. A range without a start also
-takes the rows that have no readable time: each row must belong to some window, the bad ones too."""
+takes the rows that have no readable time, or one that is not plausible: each row must belong to some window, the bad
+ones too."""
+
+TimeSpan = tuple[int, int]
+"""Two times in microseconds since 1970-01-01 UTC, the first not after the second."""
+
+
+class TimeSlot(NamedTuple):
+    """The rows of a file in one slot of time, as long as a window.
+
+    Attributes:
+        start_us: Where the slot starts, in microseconds since 1970-01-01 UTC.
+        last_us: Latest time of the rows.
+        num_rows: How many there are.
+        row_groups: Row groups that they lie in.
+    """
+
+    start_us: int
+    last_us: int
+    num_rows: int
+    row_groups: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -26,16 +46,15 @@ class FileInfo:
         file: The file as it was listed.
         num_rows: Its rows.
         fingerprint: Digest of its Parquet footer and of samples of its data: another content has another fingerprint.
-        time_counts: For windows by time, (start of the time slot in microseconds, rows in it) for the rows not used
-            yet, in order of time; empty otherwise.
-        time_max_us: Greatest time in those rows, or None.
+        time_slots: For windows by time, the slots of the rows not used yet, in order of time; empty otherwise.
+        untimed_groups: For windows by time, row groups with rows whose time cannot be read (or is not plausible).
     """
 
     file: LogFile
     num_rows: int
     fingerprint: str
-    time_counts: tuple[tuple[int, int], ...] = ()
-    time_max_us: int | None = None
+    time_slots: tuple[TimeSlot, ...] = ()
+    untimed_groups: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -50,6 +69,8 @@ class FileUse:
         num_rows: Rows in it.
         rows_used: How many of them are used: the first so many, or with windows by time those before `used_until_us`.
         used_until_us: Windows by time: rows before this time (and those without one) are used.
+        plausible_us: Windows by time: start and stop of the times that counted as plausible when it was first used; its
+            rows outside of them were used as bad ones then. None for all times.
     """
 
     number: int
@@ -59,6 +80,7 @@ class FileUse:
     num_rows: int
     rows_used: int
     used_until_us: int | None = None
+    plausible_us: TimeSpan | None = None
 
     @property
     def is_done(self) -> bool:
@@ -75,12 +97,14 @@ class Cursor:
         windows: Names of the windows used, in order.
         by_time: Whether windows were cut by time (then files may be used up to a time, else up to a row).
         used_until_us: Windows by time: where the next window starts.
+        times_us: Windows by time: first and last time of the rows used, without times that are not plausible.
     """
 
     files: Mapping[str, FileUse] = field(default_factory=dict)
     windows: tuple[str, ...] = ()
     by_time: bool = False
     used_until_us: int | None = None
+    times_us: TimeSpan | None = None
 
     @property
     def num_rows_used(self) -> int:
@@ -93,6 +117,7 @@ class Cursor:
             "version": VERSION,
             "by_time": self.by_time,
             "used_until_us": self.used_until_us,
+            "times_us": self.times_us,
             "windows": list(self.windows),
             "files": {name: asdict(use) for name, use in self.files.items()},
         }
@@ -110,12 +135,13 @@ class Cursor:
             raise VersionMismatch(f"window cursor: saved with version {version}, this code reads version {VERSION}")
         try:
             return cls(
-                files={name: FileUse(**use) for name, use in values["files"].items()},
+                files={name: _use_from(use) for name, use in values["files"].items()},
                 windows=tuple(values["windows"]),
                 by_time=bool(values["by_time"]),
                 used_until_us=values["used_until_us"],
+                times_us=_span_from(values["times_us"]),
             )
-        except (KeyError, TypeError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise CheckpointError(f"window cursor: saved values are not a cursor: {error!r}") from error
 
     def check_unchanged(self, infos: Iterable[FileInfo]) -> None:
@@ -132,7 +158,7 @@ class Cursor:
             now = (info.file.size_bytes, info.num_rows, info.fingerprint)
             if was != now:
                 raise DataError(
-                    f"{info.file.path}: changed since {use.rows_used} of its rows were used: it was "
+                    f"{info.file.path}: changed since {use.rows_used:,} of its rows were used: it was "
                     f"{_describe(*was)}, it is {_describe(*now)}; put new rows into new files"
                 )
 
@@ -152,6 +178,9 @@ class Selection:
         stop_row: Row after the last.
         time_range_us: See `TimeRange`; None for all times.
         num_rows: Rows selected, good and bad; `stop_row - start_row` when there is no time range.
+        row_groups: The row groups that hold them, as the plan found; None for all in the row range.
+        plausible_us: Start and stop of the plausible times; rows outside of them are bad, and belong to the selection
+            without a start. None for all times.
     """
 
     file: LogFile
@@ -160,6 +189,8 @@ class Selection:
     stop_row: int
     time_range_us: TimeRange | None
     num_rows: int
+    row_groups: tuple[int, ...] | None = None
+    plausible_us: TimeSpan | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -174,6 +205,7 @@ class Window:
         uses: What is used of the files selected, once the window has been.
         by_time: Whether it was cut by time.
         used_until_us: Where the next window by time starts.
+        times_us: First and last time of the rows used once the window has been; see `Cursor`.
     """
 
     name: str
@@ -182,6 +214,7 @@ class Window:
     uses: Mapping[str, FileUse]
     by_time: bool = False
     used_until_us: int | None = None
+    times_us: TimeSpan | None = None
 
     @property
     def num_rows(self) -> int:
@@ -204,7 +237,7 @@ class Window:
         for window in reversed(windows):
             files.update(window.uses)
         names = tuple(window.name for window in reversed(windows))
-        return Cursor(files, base.windows + names, by_time=self.by_time, used_until_us=self.used_until_us)
+        return Cursor(files, base.windows + names, self.by_time, self.used_until_us, self.times_us)
 
     def to_dict(self) -> dict[str, Any]:
         """The window as JSON-able values, for a checkpoint in the middle of it."""
@@ -215,6 +248,7 @@ class Window:
             "uses": {name: asdict(use) for name, use in self.uses.items()},
             "by_time": self.by_time,
             "used_until_us": self.used_until_us,
+            "times_us": self.times_us,
         }
 
     @classmethod
@@ -229,9 +263,10 @@ class Window:
                 name=str(values["name"]),
                 selections=tuple(_selection_from(saved) for saved in values["selections"]),
                 before=Cursor.from_dict(values["cursor_before"]),
-                uses={name: FileUse(**use) for name, use in values["uses"].items()},
+                uses={name: _use_from(use) for name, use in values["uses"].items()},
                 by_time=bool(values["by_time"]),
                 used_until_us=values["used_until_us"],
+                times_us=_span_from(values["times_us"]),
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise CheckpointError(f"window: saved values are not a window: {error!r}") from error
@@ -239,15 +274,25 @@ class Window:
 
 def _selection_from(saved: Mapping[str, Any]) -> Selection:
     partition = tuple((key, value) for key, value in saved["file"]["partition"])
-    times = saved["time_range_us"]
+    times, row_groups = saved["time_range_us"], saved["row_groups"]
     return Selection(
         **{
             **saved,
             "file": LogFile(**{**saved["file"], "partition": partition}),
             "time_range_us": None if times is None else (times[0], times[1]),
+            "row_groups": None if row_groups is None else tuple(row_groups),
+            "plausible_us": _span_from(saved["plausible_us"]),
         }
     )
 
 
+def _use_from(saved: Mapping[str, Any]) -> FileUse:
+    return FileUse(**{**saved, "plausible_us": _span_from(saved["plausible_us"])})
+
+
+def _span_from(saved: Any) -> TimeSpan | None:
+    return None if saved is None else (saved[0], saved[1])
+
+
 def _describe(size_bytes: int, num_rows: int, fingerprint: str) -> str:
-    return f"{size_bytes} bytes with {num_rows} rows (fingerprint {fingerprint})"
+    return f"{size_bytes:,} bytes with {num_rows:,} rows (fingerprint {fingerprint})"

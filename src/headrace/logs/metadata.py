@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
+import pyarrow.types as pt
 
 from headrace.errors import ConfigError, DataError, expect
+from headrace.logs.canonical import canonical_type, is_text
 from headrace.logs.casting import cast_times, to_time_us
-from headrace.logs.cursor import Cursor, FileInfo, FileUse, Window
+from headrace.logs.cursor import Cursor, FileInfo, FileUse, TimeSlot, Window
 from headrace.logs.files import LogFile, list_log
 from headrace.logs.footers import Footer, iter_plain, open_parquet, read_footer, time_bounds
 from headrace.logs.identity import Recognized, recognize
+from headrace.logs.plausible_times import KNOWN_YEARS_S, check_unit, middle_times
 from headrace.logs.schema import Schema, TimestampColumn
 from headrace.logs.windows import US_PER_S, WindowConfig, describe_rest, plan_windows
 from headrace.messages import shorten_list
@@ -81,7 +84,7 @@ def read_infos(files: Iterable[LogFile], schema: Schema, cursor: Cursor, config:
     that the footer does not place in one window.
 
     Raises:
-        ConfigError: Windows by time are wanted, and the schema has no timestamp.
+        ConfigError: Windows by time are wanted, and the schema has no timestamp, or another unit than the log.
         DataError: A file is damaged, or lacks the timestamp.
     """
     return list(_read_log(files, schema, cursor, config).infos)
@@ -99,7 +102,10 @@ def _read_log(files: Iterable[LogFile], schema: Schema, cursor: Cursor, config: 
             return log
         footers = [read[info.file][1] for info in log.infos]
         count = partial(_with_times, clock=schema.timestamp, cursor=log.cursor, every_us=every_us)
-        return replace(log, infos=tuple(pool.map(count, log.infos, footers)))
+        infos = tuple(pool.map(count, log.infos, footers))
+        if not log.cursor.files:
+            _check_unit(infos, footers, schema.timestamp)
+        return replace(log, infos=infos)
 
 
 def _read_info(file: LogFile, *, cursor: Cursor) -> tuple[FileInfo, Footer | None]:
@@ -121,50 +127,89 @@ def _with_times(
     if clock.name not in footer.schema.names:
         there = shorten_list(footer.schema.names)
         raise DataError(f"{file.path}: no column {clock.name} to cut windows by time; the file has {there}")
-    counts, last_us = _count_times(footer, clock, every_us, None if use is None else use.used_until_us)
-    return replace(info, time_counts=tuple(sorted(counts.items())), time_max_us=last_us)
+    slots, untimed = _find_slots(footer, clock, every_us, use)
+    return replace(info, time_slots=slots, untimed_groups=untimed)
 
 
 def _is_untouched(file: LogFile, use: FileUse) -> bool:
     return bool(file.version) and (file.size_bytes, file.version) == (use.size_bytes, use.version)
 
 
-def _count_times(
-    footer: Footer, clock: TimestampColumn, every_us: int, after_us: int | None
-) -> tuple[Counter[int], int | None]:
-    """Rows in each time slot, and the last time, of the rows not before `after_us`."""
-    counts: Counter[int] = Counter()
-    last_us: int | None = None
+def _find_slots(
+    footer: Footer, clock: TimestampColumn, every_us: int, use: FileUse | None
+) -> tuple[tuple[TimeSlot, ...], tuple[int, ...]]:
+    """Time slots of the rows that are not used, in order, and the row groups with rows whose time cannot be read."""
+    found: dict[int, TimeSlot] = {}
+    untimed = []
     for row_group in range(footer.metadata.num_row_groups):
         bounds = time_bounds(footer, row_group, clock)
-        if bounds is not None and after_us is not None and bounds[1] < after_us:
-            continue
-        if bounds is not None and _in_one_slot(bounds, every_us, after_us):
-            slots = np.array([bounds[0] // every_us * every_us])
-            rows = np.array([footer.group_rows(row_group)])
-            latest = bounds[1]
+        if bounds is not None and bounds[0] // every_us == bounds[1] // every_us and _are_unused(bounds, use):
+            slots, counts = np.array([bounds[0] // every_us]), np.array([footer.group_rows(row_group)])
+            latest = np.array([bounds[1]])
         else:
             times = _read_times(footer, row_group, clock)
-            times = times if after_us is None else times[times >= after_us]
+            if len(times) < footer.group_rows(row_group):
+                untimed.append(row_group)
+            times = np.sort(times[_unused(times, use)])
             if not len(times):
                 continue
-            slots, rows = np.unique(times // every_us * every_us, return_counts=True)
-            latest = int(times.max())
-        counts.update(dict(zip(slots.tolist(), rows.tolist(), strict=True)))
-        last_us = latest if last_us is None else max(last_us, latest)
-    return counts, last_us
+            slots, starts, counts = np.unique(times // every_us, return_index=True, return_counts=True)
+            latest = times[starts + counts - 1]
+        for slot, last_us, num_rows in zip(slots.tolist(), latest.tolist(), counts.tolist(), strict=True):
+            before = found.get(slot, TimeSlot(slot * every_us, last_us, 0, ()))
+            found[slot] = TimeSlot(
+                slot * every_us,
+                max(before.last_us, last_us),
+                before.num_rows + num_rows,
+                (*before.row_groups, row_group),
+            )
+    return tuple(found[slot] for slot in sorted(found)), tuple(untimed)
 
 
-def _in_one_slot(bounds: tuple[int, int], every_us: int, after_us: int | None) -> bool:
-    first, last = bounds
-    return first // every_us == last // every_us and (after_us is None or first >= after_us)
+def _unused(times: npt.NDArray[np.int64], use: FileUse | None) -> npt.NDArray[np.bool_]:
+    """Which times of a file are not used."""
+    unused = np.ones(len(times), dtype=np.bool_)
+    if use is not None and use.used_until_us is not None:
+        unused &= times >= use.used_until_us
+    if use is not None and use.plausible_us is not None:
+        unused &= (times >= use.plausible_us[0]) & (times < use.plausible_us[1])
+    return unused
 
 
-def _read_times(footer: Footer, row_group: int, clock: TimestampColumn) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+def _are_unused(bounds: tuple[int, int], use: FileUse | None) -> bool:
+    return bool(_unused(np.array(bounds, dtype=np.int64), use).all())
+
+
+def _check_unit(infos: Iterable[FileInfo], footers: Iterable[Footer | None], clock: TimestampColumn) -> None:
+    """Refuse a unit with which most times of a new log are of unknown years, and with another one are not."""
+    middle = middle_times(infos)
+    if middle is None or KNOWN_YEARS_S[0] * US_PER_S <= middle[0] < KNOWN_YEARS_S[1] * US_PER_S:
+        return
+    for footer in footers:
+        if footer is None or not footer.num_rows:
+            continue
+        kind = canonical_type(footer.stored_type(clock.name))
+        if not (pt.is_integer(kind) or pt.is_floating(kind) or pt.is_decimal(kind) or is_text(kind)):
+            return  # such times carry their unit
+        row_group = next(n for n in range(footer.metadata.num_row_groups) if footer.group_rows(n))
+        ticks = np.sort(np.concatenate([part for part, _ in _iter_ticks(footer, row_group, clock)]))
+        if len(ticks):
+            check_unit(ticks[len(ticks) // 20 : len(ticks) - len(ticks) // 20].tolist(), clock.name, clock.unit)
+            return
+
+
+def _read_times(footer: Footer, row_group: int, clock: TimestampColumn) -> npt.NDArray[np.int64]:
     """The readable times of a row group, in microseconds."""
-    times = []
+    return np.concatenate([times for _, times in _iter_ticks(footer, row_group, clock)])
+
+
+def _iter_ticks(
+    footer: Footer, row_group: int, clock: TimestampColumn
+) -> Iterator[tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]]:
+    """The readable times of a row group, in the schema's unit and in microseconds."""
+    yield np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64)
     with open_parquet(footer) as parquet:
         for batch in iter_plain(footer, parquet, row_group, [clock.name], BATCH_ROWS):
             ticks, _ = cast_times(batch.column(0), clock.unit)
-            times.append(to_time_us(ticks.drop_null(), clock.unit))
-    return np.concatenate(times) if times else np.zeros(0, dtype=np.int64)
+            ticks = ticks.drop_null()
+            yield ticks.to_numpy(), to_time_us(ticks, clock.unit)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -15,14 +15,15 @@ import pyarrow.types as pt
 
 from headrace.errors import ConfigError, DataError
 from headrace.logs.casting import Mask, cast_times, mask_of, to_time_us
-from headrace.logs.checks import BadRowPolicy, RowChecker, RowOrigin, columns_asked
+from headrace.logs.checks import BadRowPolicy, Problem, RowChecker, RowOrigin, columns_asked
 from headrace.logs.common_types import common_type
-from headrace.logs.cursor import Selection, TimeRange
+from headrace.logs.cursor import Selection, TimeSpan
 from headrace.logs.files import HIVE_NULL, LogFile, printable
-from headrace.logs.footers import Footer, iter_nested, iter_plain, open_parquet, read_footer, time_bounds
+from headrace.logs.footers import Footer, iter_nested, iter_plain, open_parquet, read_footer
 from headrace.logs.grouping import Groups, choose_groups, grouped_batch
 from headrace.logs.groups import GROUP_PREFIX, group_name
 from headrace.logs.pieces import Piece
+from headrace.logs.plausible_times import time_text
 from headrace.logs.raw_rows import values_at
 from headrace.logs.row_ids import RowIds
 from headrace.logs.schema import Schema, TimestampColumn
@@ -125,7 +126,7 @@ class ParquetSource:
         for footer in footers.values():
             footer.check_columns(self._needed)
         self._read_lock, self._bytes_read = threading.Lock(), BytesRead()
-        self._items = [item for s in selections for item in _items_of(s, footers[s.file.path], self._clock)]
+        self._items = [item for s in selections for item in _items_of(s, footers[s.file.path])]
 
     @property
     def output_schema(self) -> pa.Schema:
@@ -228,17 +229,18 @@ class ParquetSource:
 
     def _piece(self, part: _Item, start: int, raw: pa.RecordBatch) -> Piece:
         within = np.arange(start, start + raw.num_rows, dtype=np.int64)
-        times = part.selection.time_range_us
-        if times is not None:
+        problems: tuple[Problem, ...] = ()
+        if part.selection.time_range_us is not None:
             assert self._clock is not None
-            inside = _in_range(raw.column(self._clock.name), self._clock, times)
-            if not inside.all():
-                raw, within = raw.filter(pa.array(inside)), within[inside]
+            times = _Times.of(raw.column(self._clock.name), self._clock, part.selection)
+            if not times.inside.all():
+                raw, within = raw.filter(pa.array(times.inside)), within[times.inside]
+            problems = times.problems(self._clock.name, is_checked=self._clock.name in self._checker.inputs)
         rows = within + part.group_start
         ids = self.row_ids.take(raw, part.selection.file_number, rows, where=_place(part))
         raw = raw if self.row_ids.column is None else raw.drop_columns([self.row_ids.column])
         origin = RowOrigin(part.footer.file.shown_path, part.row_group, rows, ids)
-        return self._checker.check(raw, origin, lambda bad: self._rest_of(part, within[bad]))
+        return self._checker.check(raw, origin, lambda bad: self._rest_of(part, within[bad]), problems)
 
     def _rest_of(self, part: _Item, wanted: npt.NDArray[np.int64]) -> dict[str, list[Any]]:
         """The columns of the schema that are not read, of some rows of a row group; for the quarantine only."""
@@ -267,29 +269,21 @@ def select_files(files: Iterable[LogFile]) -> list[Selection]:
     return selections
 
 
-def _items_of(selection: Selection, footer: Footer, clock: TimestampColumn | None) -> Iterator[_Item]:
+def _items_of(selection: Selection, footer: Footer) -> Iterator[_Item]:
     metadata = footer.metadata
     if selection.stop_row > footer.num_rows:
         raise DataError(
-            f"{footer.file.path}: has {footer.num_rows} rows, but rows up to {selection.stop_row} were to be read; "
+            f"{footer.file.path}: has {footer.num_rows:,} rows, but rows up to {selection.stop_row:,} were to be read; "
             f"it changed since the window was planned"
         )
+    planned = None if selection.row_groups is None else set(selection.row_groups)
     start = 0
     for row_group in range(metadata.num_row_groups):
         stop = start + footer.group_rows(row_group)
         first, last = max(selection.start_row, start), min(selection.stop_row, stop)
-        if first < last and not _is_outside(selection.time_range_us, footer, row_group, clock):
+        if first < last and (planned is None or row_group in planned):
             yield _Item(selection, footer, row_group, start, first - start, last - start)
         start = stop
-
-
-def _is_outside(times: TimeRange | None, footer: Footer, row_group: int, clock: TimestampColumn | None) -> bool:
-    """Whether the footer tells that no row of a row group lies in a time range."""
-    bounds = None if times is None or clock is None else time_bounds(footer, row_group, clock)
-    if times is None or bounds is None:
-        return False
-    start_us, stop_us = times
-    return (start_us is not None and bounds[1] < start_us) or (stop_us is not None and bounds[0] >= stop_us)
 
 
 def _place(item: _Item) -> str:
@@ -329,16 +323,51 @@ def _constant(value: str, num_rows: int) -> pa.Array:
     return pa.repeat(pa.scalar(text, pa.string()), num_rows)
 
 
-def _in_range(column: pa.Array, clock: TimestampColumn, times: TimeRange) -> Mask:
-    """The rows in a time range; those without a readable time are in the one without a start."""
-    ticks, _ = cast_times(column, clock.unit)
-    time_us = to_time_us(ticks, clock.unit)
-    start_us, stop_us = times
-    inside = np.ones(len(time_us), dtype=np.bool_)
-    if start_us is not None:
-        inside &= time_us >= start_us
-    if stop_us is not None:
-        inside &= time_us < stop_us
-    if ticks.null_count:
-        inside[mask_of(ticks.is_null())] = start_us is None
-    return inside
+class _Times(NamedTuple):
+    """The times of some rows, as a selection with a time range sees them.
+
+    Attributes:
+        inside: Bool[rows], those selected.
+        time_us: int64[rows], in microseconds; 0 where unreadable.
+        unreadable: Bool[rows].
+        far: Bool[rows], those outside of the plausible times.
+        plausible_us: These times, or None for all.
+    """
+
+    inside: Mask
+    time_us: npt.NDArray[np.int64]
+    unreadable: Mask
+    far: Mask
+    plausible_us: TimeSpan | None
+
+    @classmethod
+    def of(cls, column: pa.Array, clock: TimestampColumn, selection: Selection) -> _Times:
+        """Look at the times of a batch; those that tell no window belong to the selection without a start."""
+        assert selection.time_range_us is not None
+        ticks, _ = cast_times(column, clock.unit)
+        time_us = to_time_us(ticks, clock.unit)
+        start_us, stop_us = selection.time_range_us
+        nowhere = np.zeros(len(time_us), dtype=np.bool_)
+        unreadable = mask_of(ticks.is_null()) if ticks.null_count else nowhere
+        far, plausible = nowhere, selection.plausible_us
+        if plausible is not None:
+            far = ((time_us < plausible[0]) | (time_us >= plausible[1])) & ~unreadable
+        inside = np.ones(len(time_us), dtype=np.bool_)
+        if start_us is not None:
+            inside &= time_us >= start_us
+        if stop_us is not None:
+            inside &= time_us < stop_us
+        return cls(np.where(unreadable | far, start_us is None, inside), time_us, unreadable, far, plausible)
+
+    def problems(self, name: str, *, is_checked: bool) -> tuple[Problem, ...]:
+        """What is wrong with the times of the rows inside; unreadable ones where the column is not checked anyhow."""
+        far, unreadable, time_us = self.far[self.inside], self.unreadable[self.inside], self.time_us[self.inside]
+        found: list[Problem] = []
+        if self.plausible_us is not None and far.any():
+            span = f"{time_text(self.plausible_us[0])} to {time_text(self.plausible_us[1])} (window.max_distance_s)"
+            found.append(
+                (far, name, lambda row: f"time {time_text(int(time_us[row]))} is far outside the log's {span}")
+            )
+        if not is_checked and unreadable.any():
+            found.append((unreadable, name, "not a time"))
+        return tuple(found)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from itertools import chain, count, islice, takewhile
 from typing import Literal, NamedTuple, Self
 
@@ -12,12 +12,17 @@ from pydantic import Field, model_validator
 
 from headrace.config import Config
 from headrace.errors import ConfigError
-from headrace.logs.cursor import Cursor, FileInfo, FileUse, Selection, TimeRange, Window
+from headrace.logs.cursor import Cursor, FileInfo, FileUse, Selection, TimeRange, TimeSpan, Window
 from headrace.logs.files import natural_key
+from headrace.logs.plausible_times import leave_out_far, plausible_times, time_text
+from headrace.messages import count_of
 
 __all__ = ["WindowConfig", "describe_rest", "parse_time_us", "plan_windows"]
 
 US_PER_S = 1_000_000
+
+TOP_FOLDER = "top-folder"
+"""Name of the window of files that lie in no folder of the log."""
 
 WATERMARK_RATIO = 0.01
 """A window by time is over once as many rows lie past its end, as a share of its own: so a single row with a wrong
@@ -32,6 +37,8 @@ class WindowConfig(Config):
             file order; "time": every `every_s` seconds of the timestamp column.
         num_rows: Rows of a window (rows).
         every_s: Seconds of a window (time); windows start at multiples of it since 1970-01-01 UTC.
+        max_distance_s: Rows whose time is farther than this from the middle half of the times of every file are bad
+            (time); null for none [90 days: late rows are days late, broken clocks are years off].
         include_incomplete: Use the last window of kind rows or time even if more of it may come. Off by default: a
             window cannot be given back, and what arrives later would become a window of its own.
         merged: What to do with a new file that has exactly the rows of several used files that are gone, as merging
@@ -41,6 +48,7 @@ class WindowConfig(Config):
     kind: Literal["folder", "file", "rows", "time"] = "folder"
     num_rows: int | None = Field(default=None, ge=1)
     every_s: int | None = Field(default=None, ge=1)
+    max_distance_s: int | None = Field(default=90 * 86_400, ge=1)
     include_incomplete: bool = False
     merged: Literal["refuse", "used", "new"] = "refuse"
 
@@ -99,12 +107,13 @@ def describe_rest(infos: Iterable[FileInfo], cursor: Cursor, config: WindowConfi
     unused = {info.file.name: info.num_rows - progress.rows_used(info) for info in infos}
     num_rows, num_files = sum(unused.values()), sum(1 for rows in unused.values() if rows)
     if not num_rows:
-        return f"nothing new: all rows of {len(unused)} files are used"
-    rest = f"{num_rows} rows in {num_files} files are not used"
+        return f"nothing new: all rows of {count_of(len(unused), 'file')} are used"
+    is_are = "is" if num_rows == 1 else "are"
+    rest = f"{count_of(num_rows, 'row')} in {count_of(num_files, 'file')} {is_are} not used"
     if config.include_incomplete or config.kind in ("folder", "file"):
-        return f"{rest}: they lie behind the limit asked for"
-    until = f"there are {config.num_rows}" if config.kind == "rows" else "a later row shows that their time is over"
-    return f"{rest}: a window waits until {until} (include_incomplete uses it now), or lies behind the limit asked for"
+        return f"{rest}: beyond the limit asked for"
+    until = f"there are {config.num_rows:,}" if config.kind == "rows" else "a later row shows that their time is over"
+    return f"{rest}: a window waits until {until} (include_incomplete uses it now), or lies beyond the limit asked for"
 
 
 def parse_time_us(text: str) -> int:
@@ -130,6 +139,8 @@ class _Part(NamedTuple):
     stop_row: int
     times: TimeRange | None
     num_rows: int
+    row_groups: tuple[int, ...] | None = None
+    times_us: TimeSpan | None = None  # first and last time of the rows
 
 
 class _Progress:
@@ -138,6 +149,8 @@ class _Progress:
     def __init__(self, cursor: Cursor, by_time: bool) -> None:
         self.uses = dict(cursor.files)
         self.used_until_us = cursor.used_until_us
+        self.times_us = cursor.times_us
+        self.plausible_us: TimeSpan | None = None  # of files of which no row was used
         self.num_rows_used = cursor.num_rows_used
         self._names = set(cursor.windows)
         self._last: Cursor | Window = cursor
@@ -157,20 +170,34 @@ class _Progress:
         """Make a window of parts of files and count their rows as used."""
         own: dict[str, FileUse] = {}
         selections = []
-        for info, start_row, stop_row, times, num_rows in parts:
+        for part in parts:
+            info, times = part.info, part.times
             file, use = info.file, self.uses.get(info.file.name)
             number = len(self.uses) if use is None else use.number
-            rows_used = num_rows + (0 if use is None else use.rows_used)
+            rows_used = part.num_rows + (0 if use is None else use.rows_used)
             until_us = None if times is None else times[1]
-            selections.append(Selection(file, number, start_row, stop_row, times, num_rows))
-            own[file.name] = self.uses[file.name] = FileUse(
-                number, file.size_bytes, file.version, info.fingerprint, info.num_rows, rows_used, until_us
+            plausible_us = self.plausible_us if use is None else use.plausible_us
+            selections.append(
+                Selection(
+                    file, number, part.start_row, part.stop_row, times, part.num_rows, part.row_groups, plausible_us
+                )
             )
-            self.num_rows_used += num_rows
+            own[file.name] = self.uses[file.name] = FileUse(
+                number,
+                file.size_bytes,
+                file.version,
+                info.fingerprint,
+                info.num_rows,
+                rows_used,
+                until_us,
+                plausible_us,
+            )
+            self.num_rows_used += part.num_rows
+            self.times_us = _hull(self.times_us, part.times_us)
         names = chain([title], (f"{title}+late{n}" for n in count(1)))
         name = next(name for name in names if name not in self._names)
         self._names.add(name)
-        self._last = Window(name, tuple(selections), self._last, own, self._by_time, self.used_until_us)
+        self._last = Window(name, tuple(selections), self._last, own, self._by_time, self.used_until_us, self.times_us)
         return self._last
 
     def rest_of(self, info: FileInfo, stop_row: int | None = None) -> _Part:
@@ -184,7 +211,7 @@ def _cut_by_folder(files: Sequence[FileInfo], progress: _Progress, config: Windo
     for info in progress.unused(files):
         folders.setdefault(info.file.folder, []).append(info)
     for folder in sorted(folders, key=natural_key):
-        yield progress.add(folder or ".", map(progress.rest_of, folders[folder]))
+        yield progress.add(folder or TOP_FOLDER, map(progress.rest_of, folders[folder]))
 
 
 def _cut_by_file(files: Sequence[FileInfo], progress: _Progress, config: WindowConfig) -> Iterator[Window]:
@@ -214,8 +241,8 @@ def _cut_by_rows(files: Sequence[FileInfo], progress: _Progress, config: WindowC
 def _cut_by_time(files: Sequence[FileInfo], progress: _Progress, config: WindowConfig) -> Iterator[Window]:
     assert config.every_s is not None
     every_us = config.every_s * US_PER_S
-    last_us = max((info.time_max_us for info in files if info.time_max_us is not None), default=None)
-    pending = progress.unused(files)
+    pending = _with_plausible_times(progress.unused(files), progress, config)
+    last_us = max((slot.last_us for info in pending for slot in info.time_slots), default=None)
     while pending:
         start_us = _earliest_us(pending, progress.used_until_us)
         stop_us = None if start_us is None else start_us // every_us * every_us + every_us
@@ -229,25 +256,44 @@ def _cut_by_time(files: Sequence[FileInfo], progress: _Progress, config: WindowC
         parts = [part for info in pending if (part := _up_to_time(info, stop_us, progress)) is not None]
         assert parts, f"no rows before {stop_us} although the earliest are at {start_us}"
         progress.used_until_us = stop_us
-        yield progress.add("untimed" if start_us is None else _time_name(start_us), parts)
+        yield progress.add("untimed" if start_us is None else time_text(start_us), parts)
         pending = [_without(info, stop_us) for info in progress.unused(pending)]
+
+
+def _with_plausible_times(pending: Sequence[FileInfo], progress: _Progress, config: WindowConfig) -> list[FileInfo]:
+    """The files, new ones without their rows whose times are far from the log's: those have no say in any window.
+
+    Such a row belongs to its file's first window, as one without a time does, and is bad there. Where it is decided, it
+    is noted in the cursor, so that each row of a file is judged alike, whatever arrives between its windows.
+    """
+    if config.max_distance_s is None or config.every_s is None:
+        return list(pending)
+    progress.plausible_us = plausible_times(
+        filter(progress.is_fresh, pending),
+        progress.times_us,
+        every_us=config.every_s * US_PER_S,
+        max_distance_us=config.max_distance_s * US_PER_S,
+    )
+    if progress.plausible_us is None:
+        return list(pending)
+    return [leave_out_far(info, progress.plausible_us) if progress.is_fresh(info) else info for info in pending]
 
 
 def _is_over(pending: Sequence[FileInfo], stop_us: int) -> bool:
     """Whether enough rows lie past the end of a window; see `WATERMARK_RATIO`."""
     before = after = 0
     for info in pending:
-        for time, rows in info.time_counts:
-            if time < stop_us:
-                before += rows
+        for slot in info.time_slots:
+            if slot.start_us < stop_us:
+                before += slot.num_rows
             else:
-                after += rows
+                after += slot.num_rows
     return after > 0 and after >= WATERMARK_RATIO * before
 
 
 def _earliest_us(pending: Sequence[FileInfo], used_until_us: int | None) -> int | None:
     """Where the next window starts: at the earliest unused row, but never before the last window's end."""
-    times = [info.time_counts[0][0] for info in pending if info.time_counts]
+    times = [info.time_slots[0].start_us for info in pending if info.time_slots]
     if used_until_us is not None:
         return max(used_until_us, min(times, default=used_until_us))
     return min(times, default=None)
@@ -255,30 +301,33 @@ def _earliest_us(pending: Sequence[FileInfo], used_until_us: int | None) -> int 
 
 def _up_to_time(info: FileInfo, stop_us: int | None, progress: _Progress) -> _Part | None:
     """A file's unused rows before a time; None if there are none."""
-    num_rows = sum(rows for time, rows in info.time_counts if stop_us is None or time < stop_us)
+    slots = [slot for slot in info.time_slots if stop_us is None or slot.start_us < stop_us]
+    num_rows = sum(slot.num_rows for slot in slots)
+    row_groups = {group for slot in slots for group in slot.row_groups}
     use = progress.uses.get(info.file.name)
-    if use is None:  # rows without a readable time go with the file's first window
-        num_rows += info.num_rows - sum(rows for _, rows in info.time_counts)
+    if use is None:  # rows without a readable, plausible time go with the file's first window
+        num_rows += info.num_rows - sum(slot.num_rows for slot in info.time_slots)
+        row_groups.update(info.untimed_groups)
     if num_rows == 0:
         return None
     times: TimeRange = (None if use is None else use.used_until_us, stop_us)
-    return _Part(info, 0, info.num_rows, times, num_rows)
+    span = (slots[0].start_us, max(slot.last_us for slot in slots)) if slots else None
+    return _Part(info, 0, info.num_rows, times, num_rows, tuple(sorted(row_groups)), span)
 
 
 def _without(info: FileInfo, stop_us: int | None) -> FileInfo:
-    return replace(info, time_counts=tuple(c for c in info.time_counts if stop_us is not None and c[0] >= stop_us))
+    later = tuple(slot for slot in info.time_slots if stop_us is not None and slot.start_us >= stop_us)
+    return replace(info, time_slots=later)
+
+
+def _hull(span: TimeSpan | None, more: TimeSpan | None) -> TimeSpan | None:
+    if span is None or more is None:
+        return span or more
+    return min(span[0], more[0]), max(span[1], more[1])
 
 
 def _rows_name(progress: _Progress, num_rows: int) -> str:
     return f"rows-{progress.num_rows_used}-{progress.num_rows_used + num_rows}"
-
-
-def _time_name(time_us: int) -> str:
-    try:
-        text = (datetime(1970, 1, 1) + timedelta(microseconds=time_us)).isoformat()
-    except OverflowError:  # a time that no calendar has; the row's own check decides what becomes of it
-        return f"time-{time_us}us"
-    return f"{text}Z"
 
 
 def _until_test(config: WindowConfig, until: str | None, rows_before: int) -> Callable[[Window], bool]:
@@ -299,7 +348,7 @@ def _until_test(config: WindowConfig, until: str | None, rows_before: int) -> Ca
             return rows_used <= rows_wanted
 
         return ends_in_time
-    last = natural_key("" if until == "." else until)
+    last = natural_key("" if until in (".", TOP_FOLDER) else until)
     if config.kind == "folder":
         return lambda window: natural_key(window.selections[0].file.folder) <= last
     return lambda window: natural_key(window.selections[0].file.name) <= last

@@ -10,11 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from headrace.errors import CheckpointError, ConfigError, DataError, VersionMismatch
-from headrace.logs.cursor import Cursor, FileInfo, Selection, Window
+from headrace.logs.cursor import Cursor, FileInfo, FileUse, Selection, TimeSlot, Window
 from headrace.logs.files import LogFile
 from headrace.logs.windows import WindowConfig, describe_rest, parse_time_us, plan_windows
 
 US = 1_000_000
+GROUP_ROWS = 4
 FOLDERS, FILES = WindowConfig(), WindowConfig(kind="file")
 ROWS = WindowConfig(kind="rows", num_rows=10)
 TIME = WindowConfig(kind="time", every_s=100)
@@ -27,12 +28,25 @@ def info(name: str, num_rows: int) -> FileInfo:
 def timed(name: str, times_s: Sequence[int | None], cursor: Cursor, every_s: int = 100) -> FileInfo:
     """What reading the footer and the times of a file would give."""
     use = cursor.files.get(name)
-    after_us = None if use is None else use.used_until_us
-    times = [t * US for t in times_s if t is not None and (after_us is None or t * US >= after_us)]
-    counts = Counter(t // (every_s * US) * every_s * US for t in times)
-    return replace(
-        info(name, len(times_s)), time_counts=tuple(sorted(counts.items())), time_max_us=max(times, default=None)
-    )
+    slots: dict[int, list[tuple[int, int]]] = {}
+    for row, time_s in enumerate(times_s):
+        if time_s is not None and is_unused(time_s * US, use):
+            slots.setdefault(time_s // every_s, []).append((time_s * US, row // GROUP_ROWS))
+    found = [
+        TimeSlot(
+            slot * every_s * US, max(time for time, _ in rows), len(rows), tuple(sorted({group for _, group in rows}))
+        )
+        for slot, rows in sorted(slots.items())
+    ]
+    untimed = {row // GROUP_ROWS for row, time_s in enumerate(times_s) if time_s is None}
+    return replace(info(name, len(times_s)), time_slots=tuple(found), untimed_groups=tuple(sorted(untimed)))
+
+
+def is_unused(time_us: int, use: FileUse | None) -> bool:
+    if use is None:
+        return True
+    start, stop = use.plausible_us or (time_us, time_us + 1)
+    return start <= time_us < stop and (use.used_until_us is None or time_us >= use.used_until_us)
 
 
 def shape(windows: Iterable[Window]) -> dict[str, list[tuple[str, int, int]]]:
@@ -47,7 +61,7 @@ def test_each_folder_is_a_window_in_natural_order() -> None:
     infos = [info("hour=10/a", 3), info("hour=9/b", 2), info("hour=9/a", 1), info("root", 1)]
     windows = plan_windows(infos, Cursor(), FOLDERS)
     assert shape(windows) == {
-        ".": [("root", 0, 1)],
+        "top-folder": [("root", 0, 1)],
         "hour=9": [("hour=9/a", 0, 1), ("hour=9/b", 0, 2)],
         "hour=10": [("hour=10/a", 0, 3)],
     }
@@ -83,7 +97,7 @@ def test_windows_of_rows_cross_files_and_the_last_waits_until_it_is_full() -> No
     cursor = after(windows)
     assert plan_windows(infos, cursor, ROWS) == []
     assert describe_rest(infos, cursor, ROWS).startswith(
-        "2 rows in 1 files are not used: a window waits until there are 10"
+        "2 rows in 1 file are not used: a window waits until there are 10"
     )
     # A file that sorts earlier does not overtake one already begun.
     infos.append(info("0", 8))
@@ -123,10 +137,10 @@ def test_one_row_from_the_future_does_not_end_a_window_that_is_half_there() -> N
     eager = TIME.model_copy(update={"include_incomplete": True})
     assert plan_windows([timed(n, t, Cursor()) for n, t in times.items()], Cursor(), TIME) == []
     first, *_ = plan_windows([timed(n, t, Cursor()) for n, t in times.items()], Cursor(), eager)
-    assert (first.num_rows, first.used_until_us) == (201, 200 * US)
-    times["c"] = [150, 199, 200, 210]
+    assert (first.num_rows, first.used_until_us) == (202, 199 * US + 1)  # with the bad row
+    times["c"] = [150, 199, 200, 210, 220]
     windows = plan_windows([timed(n, t, Cursor()) for n, t in times.items()], Cursor(), TIME)
-    assert (windows[0].name, windows[0].num_rows) == ("1970-01-01T00:01:40Z", 203)
+    assert (windows[0].name, windows[0].num_rows) == ("1970-01-01T00:01:40Z", 204)
 
 
 def test_the_second_half_of_an_incomplete_slot_is_not_late() -> None:
@@ -217,10 +231,10 @@ def test_cursor_and_window_survive_json_and_other_versions_are_refused() -> None
         assert (again.cursor_before, again.cursor_after) == (window.cursor_before, window.cursor_after)
         assert Cursor.from_dict(again.cursor_after.to_dict()) == window.cursor_after
     values = windows[0].cursor_after.to_dict()
-    with pytest.raises(VersionMismatch, match="saved with version 3, this code reads version 2"):
-        Cursor.from_dict({**values, "version": 3})
+    with pytest.raises(VersionMismatch, match="saved with version 4, this code reads version 3"):
+        Cursor.from_dict({**values, "version": 4})
     with pytest.raises(CheckpointError, match="not a cursor"):
-        Cursor.from_dict({"version": 2})
+        Cursor.from_dict({"version": 3})
     with pytest.raises(CheckpointError, match="not a window"):
         Window.from_dict({"name": "x"})
 
@@ -252,12 +266,16 @@ class Log:
 def selected(selection: Selection, times: Sequence[int | None]) -> list[int]:
     """The rows a reader would give for a selection: the definition that plans must fit."""
     rows = list(range(selection.start_row, selection.stop_row))
+    if selection.row_groups is not None:
+        rows = [row for row in rows if row // GROUP_ROWS in selection.row_groups]
     if selection.time_range_us is None:
         return rows
     start, stop = selection.time_range_us
 
+    first, last = selection.plausible_us or (None, None)
+
     def in_range(time: int | None) -> bool:
-        if time is None:
+        if time is None or (first is not None and last is not None and not first <= time * US < last):
             return start is None
         return (start is None or time * US >= start) and (stop is None or time * US < stop)
 
@@ -271,7 +289,8 @@ CONFIGS = st.one_of(
     st.builds(lambda n: WindowConfig(kind="time", every_s=n), st.integers(1, 40)),
 )
 NAMES = st.builds("{}/{}".format, st.integers(0, 3), st.integers(0, 12))
-TIMES = st.lists(st.one_of(st.integers(0, 100), st.none()), max_size=12)
+FAR = st.sampled_from([-(10**9), 10**9, 4 * 10**9])
+TIMES = st.lists(st.one_of(st.integers(0, 100), st.none(), FAR), max_size=12)
 ARRIVALS = st.dictionaries(NAMES, TIMES, max_size=4)
 STEPS = st.lists(st.tuples(ARRIVALS, st.integers(0, 4), st.booleans()), max_size=6)
 

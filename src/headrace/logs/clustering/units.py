@@ -15,6 +15,7 @@ from headrace.logs.folders import SUFFIXES, is_hidden
 from headrace.logs.footers import Footer, read_footer
 from headrace.logs.nested.layout import SOURCES_KEY, Layout
 from headrace.logs.stored_columns import StoredColumns
+from headrace.logs.windows import TOP_FOLDER
 
 __all__ = ["Done", "Unit", "find_done", "plan_units"]
 
@@ -155,7 +156,7 @@ def plan_units(files: Sequence[LogFile], done: Done, folder: Path, *, by_file: b
     for name, footers in windows.items():
         path = _free_path(folder / name, taken) if not by_file else _path_of_file(folder / name, taken)
         taken.add(path)
-        units.append(Unit(name or ".", tuple(footers), path))
+        units.append(Unit(name or TOP_FOLDER, tuple(footers), path))
     return units
 
 
