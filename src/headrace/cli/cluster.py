@@ -46,7 +46,7 @@ def cluster(
     listing = list_log(path)
     for note in listing.notes:
         typer.echo(note, err=True)
-    check_output(out, path, what="OUT", files=listing.files)
+    check_output(out, path, what="OUT")
     if schema is None:
         schema = schema_beside(path)
         if schema is None:

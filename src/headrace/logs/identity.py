@@ -10,7 +10,7 @@ from headrace.errors import DataError
 from headrace.logs.cursor import Cursor, FileInfo, FileUse, Window
 from headrace.logs.files import natural_key, printable
 
-__all__ = ["Recognized", "recognize", "relocate"]
+__all__ = ["Recognized", "note_names", "recognize", "relocate"]
 
 MAX_NAMED = 5
 
@@ -64,8 +64,8 @@ def recognize(infos: Iterable[FileInfo], cursor: Cursor, merged: Literal["refuse
     infos, copies = _without_copies(files, uses)
     new = [info for info in infos if info.file.name not in uses and info.num_rows]
     gone = {name: use for name, use in uses.items() if name not in present and use.rows_used and use.num_rows}
-    notes = _note("files used before under other names", moves.items(), "was")
-    notes += _note("copies of other files, not used again", copies, "as")
+    notes = note_names("files used before under other names", moves.items(), "was")
+    notes += note_names("copies of other files, not used again", copies, "as")
     if merged != "new" and (union := _merged(new, gone)) is not None:
         if merged == "refuse":
             raise _merged_error(*union)
@@ -159,7 +159,8 @@ def _merged_error(infos: Sequence[FileInfo], names: Sequence[str]) -> DataError:
     )
 
 
-def _note(what: str, pairs: Iterable[tuple[str, str]], word: str) -> list[str]:
+def note_names(what: str, pairs: Iterable[tuple[str, str]], word: str) -> list[str]:
+    """A note on files with two names, (of before, of now); none for no files."""
     named = [f"{printable(now)} ({word} {printable(before)})" for before, now in pairs]
     if not named:
         return []

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 from fsspec.utils import glob_translate
 
 from headrace.errors import ConfigError
-from headrace.logs.files import LogFile, printable
+from headrace.logs.files import printable
 from headrace.logs.folders import is_hidden
 from headrace.paths import local_logs, local_path
 
 __all__ = ["check_output"]
 
 
-def check_output(output: str | Path, location: str | Path, *, what: str, files: Sequence[LogFile] = ()) -> None:
+def check_output(output: str | Path, location: str | Path, *, what: str) -> None:
     """Check that an output is not part of a log, and would not become part of it; links are followed.
 
     Hidden names (`logs/_predictions`) are allowed: readers of logs skip them.
@@ -26,7 +27,6 @@ def check_output(output: str | Path, location: str | Path, *, what: str, files: 
         output: The file or folder to write.
         location: Of the log: file, folder, glob or URL. It need not exist.
         what: Names the output in the error.
-        files: Of the log, if they are known: so folders that are linked into it are seen too.
 
     Raises:
         ConfigError: It is part of the log, or no local path; names both.
@@ -35,22 +35,45 @@ def check_output(output: str | Path, location: str | Path, *, what: str, files: 
     if log is None:
         return
     target = os.path.realpath(local_path(output, where=what))
-    if any(_takes(place, target) for place in _places(os.path.abspath(log), files)):
+    if any(_takes(place, target) for place in _places(os.path.abspath(log))):
         raise ConfigError(
             f"{what}: {printable(os.fspath(output))} is part of the logs at {printable(os.fspath(location))}, which "
             f"would be read as logs or overwritten; choose a path outside of them"
         )
 
 
-def _places(log: str, files: Sequence[LogFile]) -> Iterator[str]:
-    """The log itself, its files, and each folder in it, all behind links; or the glob."""
-    yield log if not os.path.lexists(log) and re.search(r"[*?\[]", log) else os.path.realpath(log)
-    for file in files:
-        yield os.path.realpath(file.path)
-    if os.path.isdir(log):
-        folders = {file.folder for file in files}
-        folders |= {folder[:end] for folder in folders for end in _ends(folder)}
-        yield from (os.path.realpath(os.path.join(log, folder)) for folder in folders)
+def _places(log: str) -> Iterator[str]:
+    """The log itself, or its glob and what that finds, and all that is linked into it; behind links."""
+    if os.path.lexists(log) or re.search(r"[*?\[]", log) is None:
+        yield os.path.realpath(log)
+        yield from _linked(log)
+        return
+    yield log
+    for path in glob.iglob(log, recursive=True):
+        yield os.path.realpath(path)
+        yield from _linked(path)
+
+
+def _linked(folder: str) -> Iterator[str]:
+    """What the links in a folder and its subfolders lead to; hidden entries are not part of a log."""
+    seen: set[str] = set()
+    folders = [folder]
+    while folders:
+        folder = folders.pop()
+        if (place := os.path.realpath(folder)) in seen or not os.path.isdir(place):
+            continue
+        seen.add(place)
+        try:
+            entries = list(os.scandir(folder))
+        except OSError:  # reading the log will report it
+            continue
+        for entry in entries:
+            if entry.name.startswith((".", "_")):
+                continue
+            if entry.is_symlink():
+                yield os.path.realpath(entry.path)
+            if entry.is_dir():
+                folders.append(entry.path)
 
 
 def _ends(folder: str) -> list[int]:

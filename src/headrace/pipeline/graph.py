@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from headrace.errors import ConfigError, expect
-from headrace.logs import ArrowSource, BadRowPolicy, ParquetSource, Schema, Source, list_files, select_files
+from headrace.logs import ArrowSource, BadRowPolicy, ParquetSource, Schema, Source, list_log, select_files
 from headrace.pipeline.cutting import CutSpec
 from headrace.pipeline.decisions import DecisionRecorder
 from headrace.pipeline.explanation import Explanation
@@ -330,6 +331,8 @@ def read_parquet(
 ) -> Pipeline:
     """A pipeline that reads whole Parquet logs once; a job that comes back for what is new uses windows instead.
 
+    Entries of the folders that are neither read nor hidden by their names are named in a `UserWarning`.
+
     Args:
         paths: Files or folders, read in the order of their names.
         schema: What the columns are, or the YAML file that says so; rows that do not keep to it are bad.
@@ -342,7 +345,10 @@ def read_parquet(
     """
     schema = _schema_of("read_parquet", schema)
     several = [paths] if isinstance(paths, str | Path) else list(_expect_paths("read_parquet", paths))
-    files = [file for path in several for file in list_files(str(path))]
+    listings = [list_log(str(path)) for path in several]
+    for note in (note for listing in listings for note in listing.notes):
+        warnings.warn(note, stacklevel=2)
+    files = [file for listing in listings for file in listing.files]
     expect(bad_rows, (BadRowPolicy, type(None)), where="read_parquet: bad_rows", expected="a BadRowPolicy")
     source = ParquetSource(select_files(files), schema, columns=columns, policy=bad_rows)
     return Pipeline(source, session=schema.session_id)

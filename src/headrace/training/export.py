@@ -13,7 +13,7 @@ from torch import Tensor
 from headrace import __version__
 from headrace.errors import ConfigError, HeadraceError, TornCheckpoint
 from headrace.files import new_folder, write_text
-from headrace.logs import check_output, list_files
+from headrace.logs import check_output
 from headrace.manifest import MANIFEST, Manifest
 from headrace.paths import local_path
 from headrace.tensors import Batch
@@ -80,7 +80,7 @@ def export_model(
         out: Local folder to write; must not exist.
         checkpoint: Number of the checkpoint; None for the newest whole one.
         check_rows: Rows of the logs to compare scores on.
-        say: Given a line for each newer checkpoint that was refused.
+        say: Given a line for each newer checkpoint that was refused, and one on entries of the logs that are not read.
 
     Returns:
         The greatest difference of a logit.
@@ -108,7 +108,7 @@ def export_model(
 
 def _first_batches(scorer: Scorer, num_rows: int) -> list[Batch]:
     batches: list[Batch] = []
-    with closing(scorer.score(list_files(scorer.job.data.path), "compare")) as scored:
+    with closing(scorer.score(scorer.list_logs(scorer.job.data.path), "compare")) as scored:
         for batch, _ in scored:
             batches.append(batch)
             if sum(map(len, batches)) >= num_rows:

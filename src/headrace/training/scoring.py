@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from headrace.errors import CheckpointError, ConfigError
 from headrace.features import FeaturePlan
 from headrace.files import new_file, writing
-from headrace.logs import ErrorBudget, Listing, LogFile, ParquetSource, check_output, list_log, select_files
+from headrace.logs import ErrorBudget, LogFile, ParquetSource, check_output, list_log, select_files
 from headrace.logs.row_ids import RowIds
 from headrace.observe.progress import Progress
 from headrace.paths import local_path
@@ -75,7 +75,7 @@ class Scorer:
     def evaluate(self, path: str) -> dict[str, Scores]:
         """Metrics over all rows of the logs at `path`, by label."""
         metrics = {name: BinaryMetrics() for name in self.assembly.label_names}
-        for batch, logits in self.score(self._list(path).files, "evaluate"):
+        for batch, logits in self.score(self.list_logs(path), "evaluate"):
             weights = None if batch.weights is None else batch.weights.numpy()
             for place, name in enumerate(metrics):
                 metrics[name].update(logits[:, place], batch.labels.numpy()[:, place], weights)
@@ -91,8 +91,8 @@ class Scorer:
         out = local_path(out, where="OUT")
         if out.is_dir():
             raise ConfigError(f"{out}: is a folder, expected the Parquet file to write")
-        files = self._list(path).files
-        check_output(out, path, what="predictions", files=files)
+        files = self.list_logs(path)
+        check_output(out, path, what="predictions")
         check_output(out, self.job.data.path, what="predictions")
         check_output(out, RunFolder(self.job.run).checkpoints, what="predictions")
         plan = self.assembly.plan.without_labels()
@@ -105,11 +105,12 @@ class Scorer:
                 writer.write_batch(_predictions(batch, logits, source.row_ids, schema))
         return self.rows.used
 
-    def _list(self, path: str) -> Listing:
+    def list_logs(self, path: str) -> list[LogFile]:
+        """The files of the logs at `path`; a line for the user names entries that are not read."""
         listing = list_log(path)
         for note in listing.notes:
             self._say(note)
-        return listing
+        return list(listing.files)
 
     def score(
         self, files: Sequence[LogFile], what: str, plan: FeaturePlan | None = None

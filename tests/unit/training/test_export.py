@@ -160,3 +160,15 @@ def test_no_export_and_one_that_exists_are_named(exported: Path, logs: Path, tmp
         ExportedModel(tmp_path)
     with pytest.raises(HeadraceError, match=r"already exists; choose a new folder"):
         export_model(job_of(MODELS["dlrm"], logs, tmp_path), exported)
+
+
+def test_entries_of_the_logs_that_are_not_read_are_named(logs: Path, tmp_path: Path) -> None:
+    job = job_of(MODELS["dcnv2"], logs, tmp_path)
+    Trainer(job).run()
+    said: list[str] = []
+    (logs / "notes.csv").write_text("x")
+    try:
+        export_model(job, tmp_path / "out", say=said.append)
+    finally:
+        (logs / "notes.csv").unlink()
+    assert said == [f"{logs}: 1 entry is not read: notes.csv; log files end in .parquet, .parq, .pq"]

@@ -23,6 +23,7 @@ from headrace.logs.clustering.plan import plan_columns
 from headrace.logs.clustering.units import Unit, find_done, plan_units
 from headrace.logs.files import list_log
 from headrace.logs.footers import Footer
+from headrace.logs.identity import note_names
 from headrace.logs.nested.layout import Layout
 from headrace.logs.outputs import check_output
 from headrace.logs.schema import Schema
@@ -96,7 +97,7 @@ def cluster_log(
         schema: Of the log.
         config: How to cluster.
         on_rows: Called with the number of rows just arranged, and again with those just verified.
-        on_message: Called with one line for each column that cannot be copied, before any row is.
+        on_message: Called with a line on copies of files and on each column that cannot be copied, before any row is.
 
     Raises:
         ConfigError: Session, window or folder do not fit the log, the folder lies in the log or holds other files, or
@@ -110,23 +111,25 @@ def cluster_log(
     folder = local_path(folder, where="OUT")
     columns = LogColumns.of(schema, config)
     files = list_log(location).files
-    check_output(folder, location, what="folder of the copy", files=files)
+    check_output(folder, location, what="folder of the copy")
     done = find_done(folder)
     settings = config.model_dump(mode="json", exclude={"memory_bytes"})
     if done.settings and done.settings != settings:
         pairs = [(key, done.settings.get(key), value) for key, value in settings.items()]
         changed = [f"{key}: {then} then, {now} now" for key, then, now in pairs if then != now]
         raise ConfigError(f"{folder}: was clustered with other settings ({'; '.join(changed)}); give a new folder")
-    units = plan_units(files, done, folder, by_file=config.window == "file")
+    units, copies = plan_units(files, done, folder, by_file=config.window == "file")
     if done.layout is not None:
         columns = replace(columns, session=done.layout.session)
+    messages = note_names("copies of other files, not clustered again", copies, "as")
     stored = pa.schema([])
     if units:
         footers = [footer for unit in units for _, footer in unit.footers]
         columns, stored, notes = plan_columns(footers, columns, done=done.columns, layout=done.layout)
-        if on_message is not None:
-            for note in notes:
-                on_message(note)
+        messages += notes
+    if on_message is not None:
+        for message in messages:
+            on_message(message)
     is_new = not folder.exists()
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -146,7 +149,8 @@ def cluster_log(
             windows.append(window)
     if layout is not None:
         _write_schema(folder / SCHEMA_NAME, columns.output_schema_of(schema), layout)
-    return ClusteredLog(folder, tuple(windows), len(files) - sum(len(unit.footers) for unit in units), layout)
+    num_kept = len(files) - len(copies) - sum(len(unit.footers) for unit in units)
+    return ClusteredLog(folder, tuple(windows), num_kept, layout)
 
 
 def _cluster_unit(

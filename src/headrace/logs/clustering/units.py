@@ -118,7 +118,9 @@ def find_done(folder: Path) -> Done:
     return Done(origins, layout, settings, frozenset(paths), columns)
 
 
-def plan_units(files: Sequence[LogFile], done: Done, folder: Path, *, by_file: bool) -> list[Unit]:
+def plan_units(
+    files: Sequence[LogFile], done: Done, folder: Path, *, by_file: bool
+) -> tuple[list[Unit], list[tuple[str, str]]]:
     """The windows to cluster, in order; files that are done are left out, and so are copies of files.
 
     A file that arrives in a window already done becomes a file of its own beside the window's, as for the reader it is
@@ -130,16 +132,23 @@ def plan_units(files: Sequence[LogFile], done: Done, folder: Path, *, by_file: b
         folder: To write to.
         by_file: Whether each file is a window; else each folder.
 
+    Returns:
+        The windows, and of copies of files the names (of the file that counts, of the copy).
+
     Raises:
         DataError: A file changed after it was clustered.
     """
     number = done.next_number
     windows: dict[str, list[tuple[int, Footer]]] = {}
-    known = {(origin.fingerprint, origin.num_rows) for origin in done.origins.values()}
+    known = {(origin.fingerprint, origin.num_rows): name for name, origin in done.origins.items()}
+    present = {file.name for file in files}
+    copies: list[tuple[str, str]] = []
     for file in files:
         footer = read_footer(file)
         content = (footer.fingerprint, footer.num_rows)
-        if content in known:  # done, under this name or another
+        if (name := known.get(content)) is not None:  # done, under this name or another
+            if name != file.name and name in present:
+                copies.append((name, file.name))
             continue
         before = done.origins.get(file.name)
         if before is not None:
@@ -148,7 +157,7 @@ def plan_units(files: Sequence[LogFile], done: Done, folder: Path, *, by_file: b
                 f"{before.fingerprint}), it has {content[1]} ({content[0]}); put new rows into new files"
             )
         if footer.num_rows:
-            known.add(content)
+            known[content] = file.name
         windows.setdefault(file.name if by_file else file.folder, []).append((number, footer))
         number += 1
     taken = set(done.paths)
@@ -157,7 +166,7 @@ def plan_units(files: Sequence[LogFile], done: Done, folder: Path, *, by_file: b
         path = _free_path(folder / name, taken) if not by_file else _path_of_file(folder / name, taken)
         taken.add(path)
         units.append(Unit(name or TOP_FOLDER, tuple(footers), path))
-    return units
+    return units, copies
 
 
 def _free_path(folder: Path, taken: Collection[Path]) -> Path:

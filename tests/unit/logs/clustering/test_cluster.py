@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -306,3 +307,15 @@ def test_a_copy_within_the_log_or_beside_other_files_is_refused(log: Path, tmp_p
     with pytest.raises(ConfigError, match="is a file, expected a folder"):
         cluster_log(log, tmp_path / "notes.txt", SCHEMA, ClusterConfig(**SMALL))
     assert (tmp_path / "other/schema.yaml").read_text() == "mine"
+
+
+def test_copies_of_files_are_named_and_not_clustered_again(log: Path, tmp_path: Path) -> None:
+    shutil.copy(log / "hour=1/a.parquet", log / "hour=2/z.parquet")
+    for num_kept in (0, 3):
+        said: list[str] = []
+        done = cluster_log(log, tmp_path / "out", SCHEMA, ClusterConfig(**SMALL), on_message=said.append)
+        assert said == ["copies of other files, not clustered again: hour=2/z.parquet (as hour=1/a.parquet)"]
+        assert (sum(window.num_rows_read for window in done.windows), done.num_kept) == (
+            0 if num_kept else 360,
+            num_kept,
+        )
