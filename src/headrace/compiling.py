@@ -42,7 +42,7 @@ def kernel(*, parallel: bool = False, fastmath: bool = False) -> Callable[[Calla
     """
 
     if numba.config.DISABLE_JIT:  # type: ignore[attr-defined]
-        raise ConfigError("NUMBA_DISABLE_JIT is set, expected unset: kernels count with integers that wrap around")
+        raise ConfigError("NUMBA_DISABLE_JIT is set, expected unset: kernels rely on integer overflow")
 
     def decorate(function: Callable[P, R]) -> Callable[P, R]:
         dispatcher = numba.njit(function, parallel=parallel, fastmath=fastmath, nogil=True, error_model="numpy")

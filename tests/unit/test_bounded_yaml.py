@@ -103,6 +103,14 @@ def test_numbers_truth_and_null_are_what_they_look_like(tmp_path: Path, text: st
     assert (found, type(found)) == (value, type(value))
 
 
+def test_sixty_four_levels_are_read_and_one_more_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "deep.yaml").write_text("[" * 64 + "]" * 64)
+    assert isinstance(read_yaml(tmp_path / "deep.yaml"), list)
+    (tmp_path / "deep.yaml").write_text("[" * 65 + "]" * 65)
+    with pytest.raises(ConfigError, match="nested more than 64 levels deep"):
+        read_yaml(tmp_path / "deep.yaml")
+
+
 class Plain(Config):
     rate: float
     on: bool

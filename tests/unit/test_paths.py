@@ -54,7 +54,7 @@ def test_logs_may_be_anywhere_but_their_schema_is_local(home: Path) -> None:
     assert schema_beside("file:///logs/day=*") == Path("/logs/schema.yaml")
     assert schema_beside("memory://logs") is None
     job = JobConfig.from_dict({"run": "run", "data": {"path": "memory://logs"}}, where="job.yaml")
-    with pytest.raises(ConfigError, match=r"^data.schema: missing; the schema of logs at memory://logs is a local"):
+    with pytest.raises(ConfigError, match=r"^data.schema: missing; logs at memory://logs need a local schema file"):
         job.resolve(base)
 
 

@@ -50,7 +50,7 @@ def cluster(
     if schema is None:
         schema = schema_beside(path)
         if schema is None:
-            raise ConfigError(f"{path}: the schema of logs at a URL is a local file; give --schema")
+            raise ConfigError(f"{path}: logs at a URL need a local schema file; give --schema")
         if not schema.is_file():
             raise ConfigError(
                 f"{schema}: no such file; give --schema, or write one with: "

@@ -95,4 +95,4 @@ def _print_environment(found: Environment, console: Console) -> None:
     for warning in warnings:
         console.print(Text(f"warning: {warning}", style="yellow"))
     if not warnings:
-        console.print(Text("nothing stands in the way", style="green"))
+        console.print(Text("No problems found.", style="green"))

@@ -46,7 +46,7 @@ def inspect(
     beside = schema_beside(path)
     if schema is None and write_schema is None and beside is not None and beside.is_file():
         schema = beside
-        typer.echo(f"checked against {schema}; --write-schema guesses anew", err=True)
+        typer.echo(f"checked against {schema}; --write-schema writes a new guess", err=True)
     given = Schema.from_yaml(schema) if schema is not None else None
     found = inspect_log(path, schema=given)
     if as_json:

@@ -18,10 +18,10 @@ def train(
 ) -> None:
     """Train one pass over what is new since the last checkpoint.
 
-    Each row is predicted before it is trained on, so the metrics are those of unseen data. Ctrl-C ends with a
-    checkpoint; after a kill the same command goes on where the last checkpoint stands. The table of windows and the
-    report are written also when an error ends the run. Started by headrace launch or torchrun, it is one trainer of
-    several.
+    Each row is predicted before it is trained on, so metrics are measured on unseen data. Ctrl-C ends with a
+    checkpoint; after a kill, the same command continues from the last checkpoint. A run that ends with an error
+    still prints its table of windows and writes its report. Under headrace launch or torchrun, this is one of
+    several trainers.
 
     Example: headrace train job.yaml --windows 3
     """

@@ -7,10 +7,10 @@ MAX_PROCESSES = 4
 
 
 def warmup() -> None:
-    """Compile the kernels; they are kept on disk, and later starts only load them.
+    """Compile the kernels and store them on disk, so that later starts only load them.
 
-    They are kept beside the package. If it cannot be written to they are kept in HEADRACE_CACHE, or else in the user's
-    folder for caches (XDG_CACHE_HOME, ~/.cache).
+    They are stored beside the package, or if that is read-only, in HEADRACE_CACHE or the user's cache folder
+    (XDG_CACHE_HOME, ~/.cache).
 
     Example: headrace warmup
     """

@@ -40,7 +40,7 @@ def describe_file(head: bytes, tail: bytes, size: int) -> str:
     if head.startswith(PARQUET):
         return (
             f"not a whole Parquet file: it starts as one and ends in {tail!r}, expected a footer and {PARQUET!r}; "
-            f"it may still be being written, or was cut off"
+            f"its writer may not have finished, or it was cut off"
         )
     for beginning, what in BEGINNINGS:
         if head.startswith(beginning):

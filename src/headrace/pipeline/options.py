@@ -98,7 +98,7 @@ class OpenOptions:
         if budget <= 0:
             raise ConfigError(f"open: memory_bytes: given {memory_bytes!r}, expected more than 0")
         total = max(total, sum(stage_workers.values()))
-        if tuner is None:  # who has set workers wants them as they are
+        if tuner is None:  # setting workers disables tuning
             tuner = "auto" if workers is None else "none"
         elif not isinstance(tuner, str) and not callable(getattr(tuner, "decide", None)):
             given = type(tuner).__name__

@@ -1,4 +1,4 @@
-"""What is said about a function that does not return."""
+"""Messages about a function that does not return."""
 
 from __future__ import annotations
 

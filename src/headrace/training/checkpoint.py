@@ -80,7 +80,7 @@ class CheckpointFolder:
         """
         if not self.path.is_dir():
             if os.path.lexists(self.path):
-                raise CheckpointError(f"{self.path}: is not a folder, expected that of the run's checkpoints")
+                raise CheckpointError(f"{self.path}: is not a folder, expected the run's folder of checkpoints")
             return []
         return sorted(int(name) for name in os.listdir(self.path) if _is_name(name))
 

@@ -182,7 +182,7 @@ def _absolute(path: str, where: str, base: Path) -> str:
 def _schema_beside(logs: str) -> str:
     place = schema_beside(logs)
     if place is None:
-        raise ConfigError(f"data.schema: missing; the schema of logs at {logs} is a local file, which must be named")
+        raise ConfigError(f"data.schema: missing; logs at {logs} need a local schema file")
     return str(place)
 
 

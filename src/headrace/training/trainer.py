@@ -148,7 +148,7 @@ class Trainer:
             every_row = self.job.data.bad_rows.model_copy(update={"max_ratio": 1.0})  # may still be bad: all were
             with Progress(f"replay of {len(files)} files", total=num_rows) as progress:
                 if not self._consume(source, progress, allowed=every_row, every=None):
-                    raise HeadraceError("stopped; nothing of the replay was kept")
+                    raise HeadraceError("stopped; the replay was discarded")
             self.state.rows += RowCounts(read=-num_rows, quarantined=-num_rows)  # they were counted when first read
             self.state.replayed += tuple(path.name for path in files)
             self._save()

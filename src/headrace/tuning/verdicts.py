@@ -188,8 +188,8 @@ def _short_services(facts: _Facts) -> Verdict | None:
         return None
     return Verdict(
         "overhead",
-        f"the stages are idle {1.0 - facts.at_work_ratio:.0%} of the time, for their work is shorter than handing an "
-        "element from one to the next",
+        f"the stages are idle {1.0 - facts.at_work_ratio:.0%} of the time: handing an element over takes "
+        "longer than their work",
         "larger batches",
     )
 
@@ -237,8 +237,8 @@ def _waiting(facts: _Facts) -> Verdict | None:
     return Verdict(
         "waiting",
         f"{stage.name} reads no storage, but spends {facts.waiting_ratio:.0%} of its time without computing or waiting "
-        f"for a CPU: {where}its function sleeps, asks a service or waits for a lock",
-        f"more workers at {stage.name}: they cost no CPU while they wait; or nothing to wait for in it",
+        f"for a CPU: {where}its function sleeps, calls a service or waits for a lock",
+        f"more workers at {stage.name}: they cost no CPU while they wait; or a function that does not wait",
     )
 
 
@@ -257,7 +257,7 @@ def _overhead(facts: _Facts) -> Verdict:
     return Verdict(
         "overhead",
         f"the trainer waits although the stages are idle {max(1.0 - facts.at_work_ratio, 0.0):.0%} of the time and the "
-        f"CPUs {max(1.0 - facts.busy_ratio, 0.0):.0%}: the time goes into starting and ending, and between the stages",
+        f"CPUs {max(1.0 - facts.busy_ratio, 0.0):.0%}: the time is spent on starting, stopping and handing over",
         "longer windows, larger batches",
     )
 

@@ -191,3 +191,8 @@ def test_what_is_canonical_is_not_copied() -> None:
     for array in (pa.array([1, None]), pa.array(["a", None]), pa.array([0.5]), pa.array([[1], [2]])):
         assert canonical(array) == (array, None)
         assert canonical(array).values is array
+
+
+def test_any_number_but_0_is_true_in_a_bool8() -> None:
+    array = pa.ExtensionArray.from_storage(pa.bool8(), pa.array([0, 1, 5, -1, None], pa.int8()))
+    assert canonical(array).values.equals(pa.array([False, True, True, True, None]))

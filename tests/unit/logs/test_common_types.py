@@ -40,6 +40,7 @@ TABLE = [
     (pa.int64(), pa.string(), pa.string()),
     (pa.timestamp("us"), pa.int64(), pa.string()),
     (pa.binary(16), pa.large_binary(), pa.binary()),
+    (pa.binary_view(), pa.binary(), pa.binary()),
     (pa.uuid(), pa.binary(16), pa.binary(16)),
     (pa.string(), pa.binary(), pa.binary()),
     (pa.list_(pa.null()), pa.large_list(pa.int32()), pa.list_(pa.int32())),

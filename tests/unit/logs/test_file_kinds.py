@@ -21,7 +21,7 @@ KINDS = {
     b"<!DOCTYPE html><html><body>404</body></html>": "is HTML or XML",
     gzip.compress(b"user,item\n" * 9, mtime=0): "compressed with gzip",
     b"ORC" + bytes(40): "an ORC file",
-    b"PAR1" + bytes(40): "it may still be being written, or was cut off",
+    b"PAR1" + bytes(40): "its writer may not have finished, or it was cut off",
     b"PAR1" + bytes(40) + b"PARE": "an encrypted Parquet file",
     bytes(range(40)): "starts with",
 }

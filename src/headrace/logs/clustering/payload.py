@@ -87,7 +87,7 @@ class LogColumns:
             session = f"found_{session}"
         if self.adds_row_id and ORIGINAL_ROW in names:
             raise ConfigError(
-                f"the log has a column {ORIGINAL_ROW} already, which clustering would add; rename it, or name it as "
+                f"the log already has a column {ORIGINAL_ROW}, which clustering would add; rename it, or name it as "
                 f"row_id in the schema"
             )
         return replace(self, session=session)

@@ -27,4 +27,4 @@ def read_bounds(location: str | Path) -> dict[str, float]:
         windows = json.loads(path.read_text(encoding="utf-8"))["windows"]
         return {f"window={bound['window']:03d}": float(bound["best_normalized_entropy"]) for bound in windows}
     except (ValueError, TypeError, KeyError, RecursionError) as error:
-        raise DataError(f"{path}: is damaged, and may be deleted: {error!r}") from error
+        raise DataError(f"{path}: is damaged and can be deleted: {error!r}") from error
