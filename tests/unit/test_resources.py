@@ -13,6 +13,7 @@ from headrace.resources import (
     effective_resources,
     format_bytes,
     parse_bytes,
+    read_again,
 )
 
 GIB = 1 << 30
@@ -221,6 +222,55 @@ def test_memory_hints_of_schedulers_count(machine: FakeMachine) -> None:
     machine.environment = {"SLURM_MEM_PER_NODE": "0", "HEADRACE_MEMORY": "4GiB"}
     memory = effective_memory(machine.system)
     assert (memory.limit_bytes, memory.available_bytes) == (4 * GIB, 4 * GIB - GIB // 2)
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_limit_is_read_again_without_looking_for_the_others(machine: FakeMachine, version: int) -> None:
+    folder, limit, use = {
+        1: ("/sys/fs/cgroup/memory/job", "memory.limit_in_bytes", "memory.usage_in_bytes"),
+        2: ("/sys/fs/cgroup/job", "memory.max", "memory.current"),
+    }[version]
+    (machine.join_v1 if version == 1 else machine.join_v2)("/job")
+    machine.write(f"{folder}/{limit}", 8 * GIB)
+    machine.write(f"{folder}/{use}", GIB)
+    before = effective_memory(machine.system).limiting
+    machine.write(f"{folder}/{use}", 5 * GIB)
+    machine.write(f"{folder}/memory.stat", f"{'total_' if version == 1 else ''}inactive_file {GIB}\n")
+    machine.write("/proc/self/mountinfo", "")
+    now = read_again(before, machine.system)
+    assert (now.what, now.limit_bytes, now.used_bytes) == (before.what, 8 * GIB, 4 * GIB)
+
+
+def test_the_machine_rlimits_and_hints_are_read_again_by_what_they_count(machine: FakeMachine) -> None:
+    machine.rlimits = {"RLIMIT_AS": 6 * GIB, "RLIMIT_DATA": 7 * GIB}
+    machine.environment = {"HEADRACE_MEMORY": "4GiB"}
+    sources = effective_memory(machine.system).sources
+    machine.write("/proc/meminfo", f"MemTotal: {256 << 20} kB\nMemAvailable: {100 << 20} kB\n")
+    machine.write("/proc/self/status", "VmSize: 3145728 kB\nVmData: 2097152 kB\nVmRSS: 1048576 kB\n")
+    again = {(limit.what, limit.where): read_again(limit, machine.system) for limit in sources}
+    assert {where: limit.used_bytes for (_, where), limit in again.items()} == {
+        "/proc/meminfo": 156 * GIB,
+        "RLIMIT_AS": 3 * GIB,
+        "RLIMIT_DATA": 2 * GIB,
+        "HEADRACE_MEMORY": GIB,
+    }
+    assert {key: limit.limit_bytes for key, limit in again.items()} == {
+        (limit.what, limit.where): limit.limit_bytes for limit in sources
+    }
+
+
+def test_child_processes_count_with_what_they_share_counted_once(machine: FakeMachine) -> None:
+    machine.environment = {"HEADRACE_MEMORY": "4GiB"}
+    machine.write("/proc/self/task/1/children", "20 21 ")
+    machine.write("/proc/self/task/2/children", "")
+    machine.write("/proc/20/task/20/children", "30 ")
+    for process, pss in (("self", 400), ("20", 30), ("30", 7)):
+        machine.write(f"/proc/{process}/smaps_rollup", f"Rss: 999999 kB\nPss: {pss << 10} kB\n")
+    machine.write("/proc/21/status", f"VmRSS: {5 << 10} kB\n")  # the kernel does not show another user's
+    user = effective_memory(machine.system).limiting
+    assert (user.what, user.used_bytes) == ("user", (400 + 30 + 7 + 5) << 20)
+    machine.write("/proc/20/task/20/children", "")
+    assert read_again(user, machine.system).used_bytes == (400 + 30 + 5) << 20
 
 
 def test_wrong_own_variable_is_an_error_that_names_it(machine: FakeMachine) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -97,11 +97,11 @@ class Footer:
         # Every session has impressions, so the entries of any of their columns are counted in the footer.
         return int(group.column(self._impression_leaf).num_values)
 
-    def compressed_bytes(self, row_group: int) -> dict[str, int]:
-        """Bytes that each column of the log takes in a row group."""
-        group = self.metadata.row_group(row_group)
+    def compressed_bytes(self, row_groups: Iterable[int]) -> dict[str, int]:
+        """Bytes that each column of the log takes in some row groups."""
+        groups = [self.metadata.row_group(row_group) for row_group in row_groups]
         return {
-            name: sum(int(group.column(leaf).total_compressed_size) for leaf in leaves)
+            name: sum(int(group.column(leaf).total_compressed_size) for group in groups for leaf in leaves)
             for name, leaves in self.leaves.items()
         }
 

@@ -27,6 +27,7 @@ from headrace.logs.plausible_times import time_text
 from headrace.logs.raw_rows import values_at
 from headrace.logs.row_ids import RowIds
 from headrace.logs.schema import Schema, TimestampColumn
+from headrace.logs.source_items import Item, decode_together, items_of
 
 __all__ = ["BytesRead", "ParquetSource", "select_files"]
 
@@ -51,28 +52,17 @@ class BytesRead:
         return BytesRead(self.num_bytes - before.num_bytes, self.num_plain_bytes - before.num_plain_bytes)
 
 
-@dataclass(frozen=True)
-class _Item:
-    """The part of one row group that a selection takes; rows count from the start of the group."""
-
-    selection: Selection
-    footer: Footer
-    row_group: int
-    group_start: int
-    start: int
-    stop: int
-
-
 class ParquetSource:
     """The rows that selections take from Parquet files; implements `headrace.logs.pieces.Source`.
 
     The layout of the files is found out from themselves. Those of a nested log (one row a session) come as they lie:
     features that repeat together as group columns, see `headrace.logs.groups`; rows are impressions everywhere.
 
-    An item is the part of a row group that a selection takes. It is decoded in pieces of at most
-    `max_rows_per_piece` rows, and only the columns needed are: memory does not grow with files or row groups. Columns
-    a file lacks may come from its partition folders (`hour=12`). Batches have the schema `output_schema`: fixed types,
-    see `headrace.logs.columns.column_check`. Any thread may read any item, and items are always read the same way.
+    An item is the part of a row group that a selection takes; small ones that follow each other are one item. It is
+    decoded in pieces of at most `max_rows_per_piece` rows, and only the columns needed are: memory does not grow with
+    files or row groups. Columns a file lacks may come from its partition folders (`hour=12`). Batches have the schema
+    `output_schema`: fixed types, see `headrace.logs.columns.column_check`. Any thread may read any item, and items are
+    always read the same way.
 
     Args:
         selections: What to read, normally `Window.selections`; for whole files see `select_files`.
@@ -126,7 +116,7 @@ class ParquetSource:
         for footer in footers.values():
             footer.check_columns(self._needed)
         self._read_lock, self._bytes_read = threading.Lock(), BytesRead()
-        self._items = [item for s in selections for item in _items_of(s, footers[s.file.path])]
+        self._items = [item for s in selections for item in items_of(s, footers[s.file.path], max_rows_per_piece)]
 
     @property
     def output_schema(self) -> pa.Schema:
@@ -138,7 +128,7 @@ class ParquetSource:
 
     def describe(self, item: int) -> str:
         """The file and row group of an item."""
-        return _place(self._items[item])
+        return self._items[item].place
 
     def locate(self, row_id: int) -> str:
         """The file and row of a derived row id, for error texts; only the id where the schema has a row id column."""
@@ -152,14 +142,14 @@ class ParquetSource:
     def estimate_bytes(self, item: int) -> int:
         """Bytes of the largest piece of an item in Arrow, about: from the footer, nothing is read."""
         part = self._items[item]
-        group = part.footer.metadata.row_group(part.row_group)
-        total = 0
-        for name in self._needed:
-            for leaf in part.footer.leaves.get(name, ()):
-                chunk = group.column(leaf)
+        leaves = [leaf for name in self._needed for leaf in part.footer.leaves.get(name, ())]
+        total = num_rows = 0
+        for number in part.row_groups:
+            group = part.footer.metadata.row_group(number)
+            for chunk in map(group.column, leaves):
                 # Numbers take 8 bytes each once decoded, however well they were packed; strings at least offsets.
                 total += max(chunk.total_uncompressed_size, 8 * chunk.num_values)
-        num_rows = part.footer.group_rows(part.row_group)
+            num_rows += part.footer.group_rows(number)
         return int(total * min(self.num_rows(item), self._max_rows) // max(num_rows, 1))
 
     def read(self, item: int) -> Iterator[Piece]:
@@ -181,16 +171,16 @@ class ParquetSource:
         with self._read_lock:
             return self._bytes_read
 
-    def _bytes_of(self, part: _Item) -> BytesRead:
-        """Of the columns read, the share of the row group that an item is; from footers, nothing is read."""
-        stored, before = part.footer.compressed_bytes(part.row_group), part.footer.row_bytes_on_disk
-        num_rows = part.stop - part.start
-        row_bytes = {name: stored.get(name, 0) / part.footer.group_rows(part.row_group) for name in self._needed}
+    def _bytes_of(self, part: Item) -> BytesRead:
+        """Of the columns read, the share of the row groups that an item is; from footers, nothing is read."""
+        stored, before = part.footer.compressed_bytes(part.row_groups), part.footer.row_bytes_on_disk
+        num_rows, all_rows = part.stop - part.start, sum(map(part.footer.group_rows, part.row_groups))
+        row_bytes = {name: stored.get(name, 0) / all_rows for name in self._needed}
         plain = sum(before.get(name, given) for name, given in row_bytes.items())
         return BytesRead(num_rows * sum(row_bytes.values()), num_rows * plain)
 
     def _batches(
-        self, part: _Item, names: Sequence[str], groups: Groups | None = None
+        self, part: Item, names: Sequence[str], groups: Groups | None = None
     ) -> Iterator[tuple[int, pa.RecordBatch]]:
         """Batches of an item with the row of the group each starts at; cut the same way whatever the columns."""
         file_names = part.footer.schema.names
@@ -216,18 +206,22 @@ class ParquetSource:
                     break
 
     def _decode(
-        self, part: _Item, parquet: pq.ParquetFile, names: list[str], groups: Groups
+        self, part: Item, parquet: pq.ParquetFile, names: list[str], groups: Groups
     ) -> Iterator[pa.RecordBatch]:
-        """The rows of a row group from its first on, some of their columns in groups."""
+        """The rows of the row groups from the first on, some of their columns in groups."""
+        if len(part.row_groups) > 1:
+            yield from decode_together(part, parquet, names, self._max_rows)
+            return
+        row_group = part.row_groups[0]
         if not groups:
-            yield from iter_plain(part.footer, parquet, part.row_group, names, self._max_rows)
+            yield from iter_plain(part.footer, parquet, row_group, names, self._max_rows)
             return
         grouped = {name for members in groups.values() for name in members}
         plain = [name for name in names if name not in grouped]
-        for rows in iter_nested(part.footer, parquet, part.row_group, names, self._max_rows):
+        for rows in iter_nested(part.footer, parquet, row_group, names, self._max_rows):
             yield grouped_batch(rows, groups, plain)
 
-    def _piece(self, part: _Item, start: int, raw: pa.RecordBatch) -> Piece:
+    def _piece(self, part: Item, start: int, raw: pa.RecordBatch) -> Piece:
         within = np.arange(start, start + raw.num_rows, dtype=np.int64)
         problems: tuple[Problem, ...] = ()
         if part.selection.time_range_us is not None:
@@ -237,13 +231,13 @@ class ParquetSource:
                 raw, within = raw.filter(pa.array(times.inside)), within[times.inside]
             problems = times.problems(self._clock.name, is_checked=self._clock.name in self._checker.inputs)
         rows = within + part.group_start
-        ids = self.row_ids.take(raw, part.selection.file_number, rows, where=_place(part))
+        ids = self.row_ids.take(raw, part.selection.file_number, rows, where=part.place)
         raw = raw if self.row_ids.column is None else raw.drop_columns([self.row_ids.column])
-        origin = RowOrigin(part.footer.file.shown_path, part.row_group, rows, ids)
+        origin = RowOrigin(part.footer.file.shown_path, part.row_groups_of(within), rows, ids)
         return self._checker.check(raw, origin, lambda bad: self._rest_of(part, within[bad]), problems)
 
-    def _rest_of(self, part: _Item, wanted: npt.NDArray[np.int64]) -> dict[str, list[Any]]:
-        """The columns of the schema that are not read, of some rows of a row group; for the quarantine only."""
+    def _rest_of(self, part: Item, wanted: npt.NDArray[np.int64]) -> dict[str, list[Any]]:
+        """The columns of the schema that are not read, of some rows of an item; for the quarantine only."""
         there = [*part.footer.schema.names, *(key for key, _ in part.footer.file.partition)]
         names = [name for name in self._schema.columns if name in there and name not in self._needed]
         found: dict[str, list[Any]] = {name: [] for name in names}
@@ -267,27 +261,6 @@ def select_files(files: Iterable[LogFile]) -> list[Selection]:
         num_rows = read_footer(file).num_rows
         selections.append(Selection(file, number, 0, num_rows, None, num_rows))
     return selections
-
-
-def _items_of(selection: Selection, footer: Footer) -> Iterator[_Item]:
-    metadata = footer.metadata
-    if selection.stop_row > footer.num_rows:
-        raise DataError(
-            f"{footer.file.path}: has {footer.num_rows:,} rows, but rows up to {selection.stop_row:,} were to be read; "
-            f"it changed since the window was planned"
-        )
-    planned = None if selection.row_groups is None else set(selection.row_groups)
-    start = 0
-    for row_group in range(metadata.num_row_groups):
-        stop = start + footer.group_rows(row_group)
-        first, last = max(selection.start_row, start), min(selection.stop_row, stop)
-        if first < last and (planned is None or row_group in planned):
-            yield _Item(selection, footer, row_group, start, first - start, last - start)
-        start = stop
-
-
-def _place(item: _Item) -> str:
-    return f"{item.footer.file.path}, row group {item.row_group}"
 
 
 def _stored_schema(schema: Schema, footers: Sequence[Footer]) -> pa.Schema:

@@ -92,9 +92,9 @@ def _rows(row_ids: Sequence[int], source: Source) -> str:
 
 def _file_of(element: Element, row_id: int, source: Source) -> tuple[str, int | None]:
     """File and row group of a row; behind a cut an element may have rows of several groups or files."""
-    if len(element.items) > 1 and hasattr(source, "locate"):
-        return str(source.locate(row_id)).rpartition(", row ")[0], None
     where = _where(element, source)
+    if (len(element.items) > 1 or ", row groups " in where) and hasattr(source, "locate"):
+        return str(source.locate(row_id)).rpartition(", row ")[0], None
     file, _, row_group = where.rpartition(", row group ")
     return (file, int(row_group)) if file and row_group.isdigit() and len(element.items) == 1 else (where, None)
 

@@ -233,7 +233,7 @@ def test_a_damaged_page_is_named_with_file_and_row_group(tmp_path: Path, checksu
     else:
         data[first : last + 1] = b"\x00" * (last + 1 - first)
     path.write_bytes(bytes(data))
-    source = ParquetSource(select_files(list_files(path)), SCHEMA)
+    source = ParquetSource(select_files(list_files(path)), SCHEMA, max_rows_per_piece=ROWS_PER_GROUP)
     assert [sum(piece.num_read for piece in source.read(item)) for item in (0, 1, 3)] == [10, 10, 10]
     with pytest.raises(DataError, match=r"a\.parquet, row group 2: cannot be decoded, the file is damaged") as caught:
         list(source.read(2))

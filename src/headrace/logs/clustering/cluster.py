@@ -233,7 +233,7 @@ def _row_bytes_on_disk(footers: Sequence[Footer]) -> dict[str, float]:
     sizes: dict[str, int] = {}
     for footer in footers:
         for row_group in range(footer.metadata.num_row_groups):
-            for name, num_bytes in footer.compressed_bytes(row_group).items():
+            for name, num_bytes in footer.compressed_bytes([row_group]).items():
                 sizes[name] = sizes.get(name, 0) + num_bytes
     return {name: round(num_bytes / num_rows, 4) for name, num_bytes in sizes.items()}
 

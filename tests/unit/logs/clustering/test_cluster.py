@@ -93,7 +93,7 @@ def test_a_reader_tells_the_bytes_it_read_and_those_of_the_log_before(log: Path,
     def stored(path: Path, names: tuple[str, ...]) -> float:
         footers = [read_footer(file) for file in list_files(path)]
         groups = [(footer, group) for footer in footers for group in range(footer.metadata.num_row_groups)]
-        return sum(footer.compressed_bytes(group)[name] for footer, group in groups for name in names)
+        return sum(footer.compressed_bytes([group])[name] for footer, group in groups for name in names)
 
     plain = read(log, SCHEMA).bytes_read
     assert plain.num_bytes == plain.num_plain_bytes == pytest.approx(stored(log, SCHEMA.columns))
