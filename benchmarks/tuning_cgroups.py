@@ -84,3 +84,15 @@ class Cgroup:
         """Memory of the processes in it now, as the kernel counts it."""
         first = self.folder / "memory.usage_in_bytes"
         return int((first if first.exists() else self.folder / "memory.current").read_text())
+
+    def peak_bytes(self) -> int:
+        """The most it ever used, with file cache; 0 where the kernel does not tell (version 2 before Linux 5.19)."""
+        first = self.folder / "memory.max_usage_in_bytes"
+        file = first if first.exists() else self.folder / "memory.peak"
+        return int(file.read_text()) if file.exists() else 0
+
+    def num_killed(self) -> int:
+        """Processes of it that the kernel has killed for lack of memory."""
+        first = self.folder / "memory.oom_control"
+        lines = (first if first.exists() else self.folder / "memory.events").read_text().splitlines()
+        return int(dict(line.split() for line in lines)["oom_kill"])
