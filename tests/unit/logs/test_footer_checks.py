@@ -26,7 +26,7 @@ from headrace.logs import (
 from headrace.logs import metadata as metadata_module
 from headrace.logs.clustering import ClusterConfig, keys
 from headrace.logs.files import LogFile
-from headrace.logs.footer_checks import check_metadata, check_schema, seal_footer
+from headrace.logs.footer_checks import check_codecs, check_metadata, check_schema, seal_footer
 from headrace.logs.footers import read_footer, time_bounds
 from headrace.logs.inspection import inspect_log, inspection
 from headrace.logs.schema import TimestampColumn
@@ -244,3 +244,10 @@ def test_flipped_bits_in_footers_are_refused_or_change_nothing(tmp_path: Path) -
     with ParquetLogWriter(tmp_path / "ours", schema=script.table().schema, rows_per_group=100) as writer:
         writer.write(script.table())
     assert script.fuzz(writer.files[0], 60, seed=4) == {"refused": 60}
+
+
+def test_a_column_called_plain_whose_sizes_differ_is_refused() -> None:
+    sizes = {"total_compressed_size": 50, "total_uncompressed_size": 60}
+    check_codecs(metadata(chunk(**sizes, compression="SNAPPY")), 0, [0], where="log")
+    with pytest.raises(DataError, match=r"^log, row group 0: .* column x is not compressed, but its sizes differ"):
+        check_codecs(metadata(chunk(**sizes, compression="UNCOMPRESSED")), 0, [0], where="log")
