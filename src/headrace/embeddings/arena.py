@@ -4,8 +4,7 @@ row 0                   zeros, never updated; what an id without a row reads
 rows 1 .. num_fixed     direct and hashed spaces, one after the other
 rows from num_fixed     collisionless spaces, given out by the directory, `capacity` grows
 
-Rows of direct and hashed spaces are written with their first values when they are first trained on: a short job meets
-few of millions. Until then metadata says that a row is untouched, and who reads it computes what it would hold.
+Rows of direct and hashed spaces are initialized lazily, when they are first updated; see `lazy_rows`.
 """
 
 from __future__ import annotations
@@ -23,18 +22,15 @@ from headrace.compiling import kernel
 from headrace.embeddings.config import TableConfig
 from headrace.embeddings.hashing import name_seeds
 from headrace.embeddings.initializer import fill_rows
+from headrace.embeddings.lazy_rows import find_initialized, initialize_rows, initialize_space, read_rows
 from headrace.embeddings.optimizers import SparseOptimizer
 from headrace.embeddings.prefetch import prefetch_row
-from headrace.embeddings.row_formats import FORMATS, FP32, as_tensor, storage_dtype, widen_row
-from headrace.embeddings.untouched import begin_space, begin_untouched, find_touched
+from headrace.embeddings.row_formats import FORMATS, as_tensor, storage_dtype
 
 __all__ = ["ROW_METADATA", "Arena"]
 
-ROW_METADATA = np.dtype(
-    [("version", np.int64), ("last_seen", np.int64), ("frequency", np.int32), ("dirty", np.int32)], align=True
-)
-"""Per row: step of the last update (0: never), step of the last sighting, sightings in training, and one bit per
-consumer that has not yet seen the last update. One record is a part of one cache line."""
+ROW_METADATA = np.dtype([("version", np.int64), ("frequency", np.int32)], align=True)
+"""Per row: the version of the table that updated it last (0: never), and how often its id was seen in training."""
 
 LINE_BYTES = 64
 CHUNK = 512  # rows a thread takes at a time
@@ -49,45 +45,15 @@ Int32s = npt.NDArray[np.int32]
 
 
 @kernel(parallel=True)
-def _gather(weights: Rows, rows: Int64s, row_format: int, out: Float32s) -> None:
-    dim = weights.shape[1]
-    weights_at = weights.ctypes.data
-    for chunk in numba.prange((len(rows) + CHUNK - 1) // CHUNK):
-        values = np.empty(dim, dtype=np.float32)
-        bits = values.view(np.uint32)
-        for u in range(chunk * CHUNK, min((chunk + 1) * CHUNK, len(rows))):
-            prefetch_row(weights_at, dim * weights.itemsize, rows, u)
-            row = rows[u]
-            if row_format == FP32:
-                for d in range(dim):
-                    out[u, d] = weights[row, d]
-            else:
-                widen_row(weights, row, row_format, values, bits)
-                for d in range(dim):
-                    out[u, d] = values[d]
-
-
-@kernel(parallel=True)
-def _mark_seen(metadata: Records, rows: Int64s, counts: Int32s, step: int) -> None:
+def _mark_updated(metadata: Records, rows: Int64s, counts: Int32s, version: int) -> None:
     most = np.int64(2**31 - 1)
     metadata_at = metadata.ctypes.data
     for chunk in numba.prange((len(rows) + CHUNK - 1) // CHUNK):
         for u in range(chunk * CHUNK, min((chunk + 1) * CHUNK, len(rows))):
             prefetch_row(metadata_at, metadata.itemsize, rows, u)
             if rows[u] != 0:
-                metadata[rows[u]].last_seen = step
+                metadata[rows[u]].version = version
                 metadata[rows[u]].frequency = min(np.int64(metadata[rows[u]].frequency) + counts[u], most)
-
-
-@kernel(parallel=True)
-def _mark_updated(metadata: Records, rows: Int64s, step: int, bits: int) -> None:
-    metadata_at = metadata.ctypes.data
-    for chunk in numba.prange((len(rows) + CHUNK - 1) // CHUNK):
-        for u in range(chunk * CHUNK, min((chunk + 1) * CHUNK, len(rows))):
-            prefetch_row(metadata_at, metadata.itemsize, rows, u)
-            if rows[u] != 0:
-                metadata[rows[u]].version = step
-                metadata[rows[u]].dirty |= bits
 
 
 class Arena:
@@ -153,36 +119,38 @@ class Arena:
         self._is_complete = False
 
     def complete(self) -> None:
-        """Write first values into all untouched rows, for who looks at the arrays themselves."""
+        """Write first values into all rows that have none yet, for callers that look at the arrays themselves."""
         if self._is_complete:
             return
         for space, config in enumerate(self._configs):
             first, count = int(self.first_rows[space]), config.num_embeddings
             if first >= 0:
-                begun = np.empty(count, dtype=np.bool_)
+                written = np.empty(count, dtype=np.bool_)
                 seed, scale = self._space_seeds[space], self._scales[space]
-                begin_space(self.weights, self.metadata, first, count, seed, scale, FORMATS[self.row_format], begun)
-                self._begin_slots(np.flatnonzero(begun) + first, np.full(int(begun.sum()), space))
+                initialize_space(
+                    self.weights, self.metadata, first, count, seed, scale, FORMATS[self.row_format], written
+                )
+                self._initialize_slots(np.flatnonzero(written) + first, np.full(int(written.sum()), space))
         self._is_complete = True
 
-    def begin_untouched(self, rows: Int64s, spaces: Int32s, ids: Int64s) -> None:
-        """Write first values into those of some rows [U] that nobody trained on yet; before each first update."""
+    def initialize_lazily(self, rows: Int64s, spaces: Int32s, ids: Int64s) -> None:
+        """Write first values into those of some rows [U] that were never updated; before each first update."""
         if self._is_complete:
             return
-        begun = np.empty(len(rows), dtype=np.bool_)
+        written = np.empty(len(rows), dtype=np.bool_)
         seeds, scales, row_format = self._space_seeds, self._scales, FORMATS[self.row_format]
-        begin_untouched(
-            self.weights, self.metadata, self.first_rows, rows, spaces, ids, seeds, scales, row_format, begun
+        initialize_rows(
+            self.weights, self.metadata, self.first_rows, rows, spaces, ids, seeds, scales, row_format, written
         )
         if any(values.any() for values in self._slot_values.values()):
-            self._begin_slots(rows[begun], spaces[begun])
+            self._initialize_slots(rows[written], spaces[written])
 
     def first_values(self, spaces: Int32s, ids: Int64s) -> Float32s:
-        """What rows hold before they are trained on, float32 [U, dim]."""
-        begun = np.empty((len(ids), self.embedding_dim), dtype=storage_dtype(self.row_format))
+        """What rows hold before they are updated, float32 [U, dim]."""
+        stored = np.empty((len(ids), self.embedding_dim), dtype=storage_dtype(self.row_format))
         places = np.arange(len(ids))
-        fill_rows(begun, places, spaces, ids, self._space_seeds, self._scales, FORMATS[self.row_format])
-        values: Float32s = as_tensor(begun, self.row_format).float().numpy()
+        fill_rows(stored, places, spaces, ids, self._space_seeds, self._scales, FORMATS[self.row_format])
+        values: Float32s = as_tensor(stored, self.row_format).float().numpy()
         return values
 
     def reserve(self, num_rows: int) -> None:
@@ -195,36 +163,37 @@ class Arena:
         self.dynamic_spaces = _grown(self.dynamic_spaces, capacity - self.num_fixed, fill=-1)
         self.dynamic_ids = _grown(self.dynamic_ids, capacity - self.num_fixed)
 
-    def begin_rows(self, rows: Int64s, spaces: Int32s, ids: Int64s) -> None:
+    def give_rows(self, rows: Int64s, spaces: Int32s, ids: Int64s) -> None:
         """Give rows [A] to ids: first values, fresh optimizer state and metadata."""
         self.dynamic_spaces[rows - self.num_fixed] = spaces
         self.dynamic_ids[rows - self.num_fixed] = ids
-        self._begin_rows(rows, spaces, ids)
+        self._initialize(rows, spaces, ids)
         self.metadata[rows] = np.zeros(1, dtype=ROW_METADATA)
 
-    def end_rows(self, rows: Int64s, *, consumer_bits: int) -> None:
-        """Take rows away from their ids; consumers see them change to zeros of no space."""
+    def take_rows(self, rows: Int64s) -> None:
+        """Take rows away from their ids, and clear them."""
         self.dynamic_spaces[rows - self.num_fixed] = -1
         self.dynamic_ids[rows - self.num_fixed] = 0
         self._clear_rows(rows)
         self.metadata[rows] = np.zeros(1, dtype=ROW_METADATA)
-        self.metadata["dirty"][rows] = consumer_bits
-
-    def gather(self, rows: Int64s) -> Float32s:
-        """A copy of rows, float32 [U, dim]."""
-        out: Float32s = empty((len(rows), self.embedding_dim)).numpy()
-        _gather(self.weights, rows, FORMATS[self.row_format], out)
-        return out
 
     def read(self, rows: Int64s, spaces: Int32s, ids: Int64s) -> Float32s:
-        """As `gather`, also of untouched rows, which stay as they are."""
-        values = self.gather(rows)
-        if not self._is_complete:
-            places = np.flatnonzero(self.first_rows[spaces] >= 0)
-            fixed = self.metadata[rows[places]]
-            places = places[(fixed["frequency"] == 0) & (fixed["version"] == 0)]
-            values[places] = self.first_values(spaces[places], ids[places])
-        return values
+        """A copy of rows, float32 [U, dim]: first values where a row is `NEW` or was never updated."""
+        out: Float32s = empty((len(rows), self.embedding_dim)).numpy()
+        read_rows(
+            self.weights,
+            self.metadata,
+            self.first_rows,
+            rows,
+            spaces,
+            ids,
+            self._space_seeds,
+            self._scales,
+            FORMATS[self.row_format],
+            self._is_complete,
+            out,
+        )
+        return out
 
     def row_columns(self, rows: Int64s) -> dict[str, npt.NDArray[Any]]:
         """What a saved table holds of rows: `weights` and one `slot.NAME` per slot; copies."""
@@ -236,19 +205,15 @@ class Arena:
         for name, slot in self.slots.items():
             slot[rows] = columns[f"slot.{name}"]
 
-    def mark_seen(self, rows: Int64s, counts: Int32s, *, step: int) -> None:
-        """Note a sighting in training; rows [U] different from each other where not 0."""
-        _mark_seen(self.metadata, rows, counts, step)
-
-    def mark_updated(self, rows: Int64s, *, step: int, consumer_bits: int) -> None:
-        """Note an update; rows [U] different from each other where not 0."""
-        _mark_updated(self.metadata, rows, step, consumer_bits)
+    def mark_updated(self, rows: Int64s, counts: Int32s, *, version: int) -> None:
+        """Note an update of ids seen `counts` times; rows [U] different from each other where not 0."""
+        _mark_updated(self.metadata, rows, counts, version)
 
     def live_rows(self) -> Int64s:
-        """Rows that are not as they began, ascending: fixed ones ever seen or updated, and all that an id holds."""
-        touched = np.empty(self.num_fixed, dtype=np.bool_)
-        find_touched(self.metadata, touched)
-        return np.concatenate([np.flatnonzero(touched), np.flatnonzero(self.dynamic_spaces >= 0) + self.num_fixed])
+        """Rows that are not as they began, ascending: fixed ones ever updated, and all that an id holds."""
+        initialized = np.empty(self.num_fixed, dtype=np.bool_)
+        find_initialized(self.metadata, initialized)
+        return np.concatenate([np.flatnonzero(initialized), np.flatnonzero(self.dynamic_spaces >= 0) + self.num_fixed])
 
     def owners(self, rows: Int64s) -> tuple[Int32s, Int64s]:
         """The (space, id) of rows; in direct and hashed spaces the id is the row within the space. (-1, 0) if free."""
@@ -266,11 +231,11 @@ class Arena:
         self.weights = _grown(self.weights, capacity)
         self.slots = {name: _grown(slot, capacity) for name, slot in self.slots.items()}
 
-    def _begin_rows(self, rows: Int64s, spaces: Int32s, ids: Int64s) -> None:
+    def _initialize(self, rows: Int64s, spaces: Int32s, ids: Int64s) -> None:
         fill_rows(self.weights, rows, spaces, ids, self._space_seeds, self._scales, FORMATS[self.row_format])
-        self._begin_slots(rows, spaces)
+        self._initialize_slots(rows, spaces)
 
-    def _begin_slots(self, rows: Int64s, spaces: npt.NDArray[Any]) -> None:
+    def _initialize_slots(self, rows: Int64s, spaces: npt.NDArray[Any]) -> None:
         for name, values in self._slot_values.items():
             self.slots[name][rows] = values[spaces][:, None]
 

@@ -70,8 +70,8 @@ class EmbeddingBags(nn.Module):
         loss.backward()
         bags.apply_gradients()              # duplicates merged, one optimizer pass over the rows that occurred
 
-    In training (`bags.train()` and gradients enabled) a forward pass counts ids and may give rows to new ones. In
-    `eval()` or under `torch.no_grad()` nothing in the table changes.
+    A forward pass changes nothing in the table. `apply_gradients` counts ids, gives rows to new ones and updates rows;
+    in `eval()` or under `torch.no_grad()` ids without a row read zeros.
 
     Args:
         config: Spaces, pooling, optimizers.
@@ -151,7 +151,7 @@ class EmbeddingBags(nn.Module):
                 self._table = DeviceTable.of(self.table, self._device, memory)
             elif isinstance(self.table, DeviceTable):
                 on_host = EmbeddingTable(self.spaces, self.embedding_dim, seed=self._seed)
-                on_host.take_over(self.table)
+                on_host.load_state_dict(self.table.state_dict())
                 self._table = on_host
             self._store = None
         return self
@@ -201,9 +201,9 @@ class EmbeddingBags(nn.Module):
         unique = unique_keys(chosen.layout, ids)
         if unique.bad_value >= 0:
             raise self._out_of_range(chosen, ids, unique)
-        learns = self.training and torch.is_grad_enabled()
-        pulled = self.store.pull(unique.keys, admit=learns)
-        return Lookup(chosen, ids, unique, pulled, learns, device=self._device)
+        requires_grad = self.training and torch.is_grad_enabled()
+        reading = self.store.read(unique.keys if requires_grad else unique.keys.unseen())
+        return Lookup(chosen, ids, unique, reading, requires_grad, device=self._device)
 
     def pool(self, lookups: Lookup | Sequence[Lookup], out: Tensor | None = None) -> Tensor:
         """Finish: float32 [B, F, dim], features in the module's order.
@@ -264,18 +264,24 @@ class EmbeddingBags(nn.Module):
         gather = gather_sequence if self._device is None else gather_sequence_on_device
         return gather(lookup, lookup.features.number(feature_name))
 
-    def apply_gradients(self) -> None:
-        """Push the gradients of all forward passes since the last call as one step; passes without one are dropped."""
+    def apply_gradients(self, num_rows: int | None = None) -> None:
+        """Update rows with the gradients of all forward passes since the last call, as one step.
+
+        Passes without a backward are dropped: their ids do not count as seen.
+
+        Args:
+            num_rows: Rows the gradients are of, see `EmbeddingStore.update`; None for those of one forward pass.
+        """
         pending, self._pending = self._pending, []
-        learned = [(lookup.keys, lookup.learned()) for lookup in pending]
-        parts = [(keys, gradients) for keys, gradients in learned if gradients is not None]
+        used = [lookup for lookup in pending if lookup.grad is not None]
+        parts = [(lookup.keys, lookup.grad) for lookup in used]
         if parts:
             keys, gradients = merge_keys(parts)
             if self.config.clip_grad_norm is not None:
                 clip_norm(gradients, self.config.clip_grad_norm)
             if isinstance(gradients, Tensor) and not isinstance(self.table, DeviceTable):
                 gradients = gradients.cpu().numpy()
-            self.store.push(keys, gradients).result()
+            self.store.update(keys, gradients, num_rows=num_rows or used[0].stride).result()
 
     def drop_gradients(self) -> None:
         """Forget forward passes whose gradients are not wanted (a skipped step)."""
@@ -298,13 +304,13 @@ class EmbeddingBags(nn.Module):
             places = find_keys(unique.keys, begun.keys)
             found = np.flatnonzero(places >= 0)
             rows[found] = begun.rows()[places[found]]
-        pulled: Future[npt.NDArray[np.float32]] = Future()
-        pulled.set_result(rows)
-        return Lookup(chosen, ids, unique, pulled, self.training and torch.is_grad_enabled())
+        reading: Future[npt.NDArray[np.float32]] = Future()
+        reading.set_result(rows)
+        return Lookup(chosen, ids, unique, reading, self.training and torch.is_grad_enabled())
 
     def _take(self, lookups: Sequence[Lookup]) -> Sequence[Lookup]:
-        """Lookups that a forward pass now uses; `apply_gradients` pushes what they learn."""
-        self._pending += [lookup for lookup in lookups if lookup.learns and lookup not in self._pending]
+        """Lookups that a forward pass now uses; `apply_gradients` hands on their gradients."""
+        self._pending += [lookup for lookup in lookups if lookup.requires_grad and lookup not in self._pending]
         return lookups
 
     def _feature_set(self, names: tuple[str, ...]) -> FeatureSet:
@@ -343,7 +349,7 @@ def embedding_bags(model: nn.Module) -> dict[str, EmbeddingBags]:
     return {name: module for name, module in model.named_modules() if isinstance(module, EmbeddingBags)}
 
 
-def apply_gradients(model: nn.Module) -> None:
+def apply_gradients(model: nn.Module, num_rows: int | None = None) -> None:
     """`apply_gradients` of all `EmbeddingBags` in a model."""
     for bags in embedding_bags(model).values():
-        bags.apply_gradients()
+        bags.apply_gradients(num_rows)

@@ -25,8 +25,9 @@ class TableConfig(Config):
     """direct: ids are rows already, checked. hashed: ids share `num_embeddings` rows. collisionless: a row per id."""
     num_embeddings: int = Field(default=100_000, ge=1)
     """Rows; for a collisionless space the room it starts with."""
-    admission_count: int = Field(default=1, ge=1)
-    """Collisionless only: an id gets a row at this sighting; until then it reads zeros and learns nothing."""
+    admission_count: int = Field(default=1, ge=0)
+    """Collisionless only: an id gets a row at this sighting; until then it reads zeros and learns nothing. 0: every id
+    has a row, so that one never trained on reads its random first value."""
     evict_after: int | None = Field(default=None, ge=1)
     """Collisionless only: an id not seen for this many windows loses its row; None keeps all."""
     init_scale: float | None = Field(default=None, ge=0)

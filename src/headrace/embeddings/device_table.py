@@ -19,6 +19,7 @@ from headrace.embeddings.arena import Arena
 from headrace.embeddings.config import TableConfig
 from headrace.embeddings.device_optimizers import updated
 from headrace.embeddings.device_rounding import rounded
+from headrace.embeddings.directory import NEW
 from headrace.embeddings.initializer import fill_rows
 from headrace.embeddings.optimizers import Rounding, SparseOptimizer
 from headrace.embeddings.row_formats import FORMATS, as_tensor, storage_dtype
@@ -75,14 +76,15 @@ class DeviceArena(Arena):
         for name, slot in self.state.items():
             slot.index_copy_(0, places, state[name].to(self._home))
 
-    def gather(self, rows: Int64s) -> Tensor:  # type: ignore[override]
-        """A copy of rows on the device, float32 [U, dim]."""
-        places = torch.from_numpy(rows).to(self._home)
-        return self.rows.index_select(0, places).to(self.device).float()
-
     def read(self, rows: Int64s, spaces: Int32s, ids: Int64s) -> Tensor:  # type: ignore[override]
-        """See `Arena.read`."""
-        return self.gather(rows)
+        """See `Arena.read`; on the device."""
+        new = np.flatnonzero(rows == NEW)
+        places = torch.from_numpy(np.maximum(rows, 0)).to(self._home)
+        values = self.rows.index_select(0, places).to(self.device).float()
+        if len(new):
+            first = torch.from_numpy(self.first_values(spaces[new], ids[new])).to(self.device)
+            values.index_copy_(0, torch.from_numpy(new).to(self.device), first)
+        return values
 
     def row_columns(self, rows: Int64s) -> dict[str, npt.NDArray[Any]]:
         """See `Arena.row_columns`."""
@@ -101,13 +103,13 @@ class DeviceArena(Arena):
         self.rows = self._grown(self.rows, capacity)
         self.state = {name: self._grown(slot, capacity) for name, slot in self.state.items()}
 
-    def _begin_rows(self, rows: Int64s, spaces: Int32s, ids: Int64s) -> None:
-        begun = np.empty((len(rows), self.embedding_dim), dtype=storage_dtype(self.row_format))
+    def _initialize(self, rows: Int64s, spaces: Int32s, ids: Int64s) -> None:
+        stored = np.empty((len(rows), self.embedding_dim), dtype=storage_dtype(self.row_format))
         places = np.arange(len(rows))
-        fill_rows(begun, places, spaces, ids, self._space_seeds, self._scales, FORMATS[self.row_format])
+        fill_rows(stored, places, spaces, ids, self._space_seeds, self._scales, FORMATS[self.row_format])
         state = {name: torch.from_numpy(values[spaces][:, None]) for name, values in self._slot_values.items()}
         wide = {name: value.expand(-1, self.state[name].shape[1]) for name, value in state.items()}
-        self.write(rows, as_tensor(begun, self.row_format), wide)
+        self.write(rows, as_tensor(stored, self.row_format), wide)
 
     def _clear_rows(self, rows: Int64s) -> None:
         places = torch.from_numpy(rows).to(self._home)
@@ -125,10 +127,10 @@ class DeviceArena(Arena):
 
 
 class DeviceTable(EmbeddingTable):
-    """An `EmbeddingTable` whose rows are pulled, and updated, as tensors on a device.
+    """An `EmbeddingTable` whose rows are read, and updated, as tensors on a device.
 
-    `pull` gives a tensor and `push` takes one. The numbers are those of the host's table up to the rounding of sums and
-    roots; where a device adds in any order (`index_add` on CUDA), runs may differ in the last bits.
+    `read` gives a tensor and `update` takes one. The numbers are those of the host's table up to the rounding of sums
+    and roots; where a device adds in any order (`index_add` on CUDA), runs may differ in the last bits.
 
     Args:
         spaces: Name -> config.
@@ -162,13 +164,13 @@ class DeviceTable(EmbeddingTable):
     def of(cls, table: EmbeddingTable, device: torch.device | str, memory: Memory = "device") -> DeviceTable:
         """The same table, moved; the one given is not used any more."""
         moved = cls(table.spaces, table.embedding_dim, seed=table.seed, device=device, memory=memory)
-        moved.take_over(table)
+        moved.load_state_dict(table.state_dict())
         return moved
 
     def _make_arena(self) -> DeviceArena:
         return DeviceArena(self, self._optimizer)
 
-    def _update(self, rows: Int64s, spaces: Int32s, gradients: Any) -> None:
+    def _optimize(self, rows: Int64s, spaces: Int32s, gradients: Any) -> None:
         if isinstance(gradients, np.ndarray):
             gradients = torch.from_numpy(gradients)
         keep = np.flatnonzero(rows)

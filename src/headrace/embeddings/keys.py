@@ -15,7 +15,7 @@ they depend on the batch alone. Spaces are worked on in parallel, each with a sm
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numba
@@ -44,17 +44,23 @@ class Keys:
         spaces: int32 [U], the number of each key's space, ascending.
         ids: int64 [U], different within a space. In a direct or hashed space this is the row within the space, in a
             collisionless space the id itself.
-        counts: int32 [U], how often the key occurs in the batch.
-        resolved: What a store found out about these keys in `pull`, kept so that `push` need not look again.
+        counts: int32 [U], how often the key occurs in the batch; zeros where no update follows.
     """
 
     spaces: Int32s
     ids: Int64s
     counts: Int32s
-    resolved: Any = field(default=None, repr=False)
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    def take(self, places: Int64s) -> Keys:
+        """Some of them."""
+        return Keys(self.spaces[places], self.ids[places], self.counts[places])
+
+    def unseen(self) -> Keys:
+        """The same keys, to be read without an update."""
+        return Keys(self.spaces, self.ids, np.zeros(len(self.ids), dtype=np.int32))
 
 
 @dataclass(frozen=True, eq=False)

@@ -55,9 +55,9 @@ class Lookup:
         features: Which they are.
         ids: Their ids in the batch.
         unique: The unique keys of the ids.
-        pulled: The rows float32 [U, dim], an array, or a tensor on a device; `pulled.done()` says whether they are
+        reading: The rows float32 [U, dim], an array, or a tensor on a device; `reading.done()` says whether they are
             here.
-        learns: Whether gradients are to be collected.
+        requires_grad: Whether gradients are to be collected.
         gradient: Of the unique keys, duplicates merged, float32 [U, dim]; None before a backward.
         device: Where models compute; None for the host, without torch's own operations.
     """
@@ -65,8 +65,8 @@ class Lookup:
     features: FeatureSet
     ids: JaggedIds
     unique: UniqueIds
-    pulled: Future[Any]
-    learns: bool
+    reading: Future[Any]
+    requires_grad: bool
     gradient: Float32s | None = None
     device: torch.device | None = None
     _leaf: Tensor | None = None
@@ -83,7 +83,7 @@ class Lookup:
 
     def rows(self) -> Float32s:
         """The rows of the unique keys, float32 [U, dim]; waits until they are here."""
-        rows: Float32s = self.pulled.result()
+        rows: Float32s = self.reading.result()
         return rows
 
     def group_of(self, feature_name: str) -> BagGroup:
@@ -99,12 +99,13 @@ class Lookup:
     def leaf(self) -> Tensor:
         """Rows on a device as a leaf of the autograd graph, float32 [U, dim]; waits until they are here."""
         if self._leaf is None:
-            rows = self.pulled.result()
+            rows = self.reading.result()
             rows = rows if isinstance(rows, Tensor) else torch.from_numpy(rows)
-            self._leaf = rows.to(self.device).requires_grad_(self.learns)
+            self._leaf = rows.to(self.device).requires_grad_(self.requires_grad)
         return self._leaf
 
-    def learned(self) -> Any:
+    @property
+    def grad(self) -> Any:
         """The gradients of the unique keys so far, an array, or a tensor on the device; None without a backward."""
         return self.gradient if self._leaf is None else self._leaf.grad
 

@@ -277,7 +277,7 @@ def bag_positions(ids: JaggedIds, features: Int64s) -> tuple[Int64s, Int64s]:
 
 
 def _anchor(lookups: Sequence[Lookup]) -> Tensor:
-    return torch.empty(0, requires_grad=any(lookup.learns for lookup in lookups))
+    return torch.empty(0, requires_grad=any(lookup.requires_grad for lookup in lookups))
 
 
 def _readable(grads: Tensor) -> Float32s:

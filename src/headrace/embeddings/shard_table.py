@@ -8,7 +8,7 @@ kind of the space, and any plan can be changed into any other.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -54,9 +54,9 @@ class TableSpec:
         spaces = [[name, config.model_dump(mode="json")] for name, config in self.spaces.items()]
         return {"spaces": spaces, "embedding_dim": self.embedding_dim, "seed": self.seed}
 
-    def header(self, step: int, window_steps: list[int]) -> TableHeader:
-        """The header of the table in one process."""
-        return TableHeader.of(self.spaces, self.embedding_dim, self.seed, step, window_steps)
+    def header(self) -> TableHeader:
+        """The header of the new table in one process."""
+        return TableHeader.of(self.spaces, self.embedding_dim, self.seed)
 
 
 class ShardTable:
@@ -82,6 +82,7 @@ class ShardTable:
             name: config.model_copy(
                 update={
                     "kind": "collisionless",
+                    "admission_count": config.admission_count if config.kind == "collisionless" else 0,
                     "num_embeddings": min(room[name], most),
                     "init_scale": config.scale,
                 }
@@ -127,25 +128,18 @@ class ShardTable:
     def _space(self, keys: Keys, place: int) -> str:
         return f"space {list(self.spec.spaces)[int(keys.spaces[place])]}"
 
-    def pull(self, keys: Keys, *, admit: bool) -> Float32s:
-        """Rows float32 [U, dim] of checked keys, a copy."""
-        rows = self.table.lookup(keys, admit=admit)
-        values = self.table.arena.gather(rows)
-        if not admit:
-            unseen = np.flatnonzero((rows == 0) & (self._sizes[keys.spaces] > 0))
-            if len(unseen):
-                values[unseen] = self.table.arena.first_values(keys.spaces[unseen], keys.ids[unseen])
-        return values
+    def read(self, keys: Keys) -> Float32s:
+        """See `EmbeddingTable.read`; of checked keys."""
+        return self.table.read(keys)
 
-    def push(self, keys: Keys, gradients: Float32s) -> None:
-        """One optimizer step with gradients float32 [U, dim] of checked keys."""
-        self.table.push(keys, gradients)
+    def update(self, keys: Keys, gradients: Float32s) -> None:
+        """See `EmbeddingTable.update`; of checked keys."""
+        self.table.update(keys, gradients)
 
     def part(self) -> Columns:
         """This shard's part of the table as raw columns; see `table_parts`."""
         state = self.table.state_dict()
-        here = TableHeader.read(state)
-        return to_part(state, self.spec.header(here.step, here.window_steps))
+        return to_part(state, replace(TableHeader.read(state), spaces=self.spec.header().spaces))
 
     def load(self, parts: Sequence[Columns]) -> None:
         """Become this shard's part of a saved table.
@@ -156,10 +150,8 @@ class ShardTable:
         Raises:
             CheckpointError: It was saved with other spaces, dimension or seed; both sides are in the text.
         """
-        for part in parts:
-            TableHeader.read(part).check(self.spec.header(0, []))
-        here = TableHeader.read(parts[0])
-        header = TableHeader.of(
-            self.table.spaces, self.spec.embedding_dim, self.spec.seed, here.step, here.window_steps
-        )
-        self.table.load_state_dict(owned_state(parts, self.plan, self.shard, header))
+        headers = [TableHeader.read(part) for part in parts]
+        for header in headers:
+            header.check(self.spec.header())
+        spaces = TableHeader.of(self.table.spaces, self.spec.embedding_dim, self.spec.seed).spaces
+        self.table.load_state_dict(owned_state(parts, self.plan, self.shard, replace(headers[0], spaces=spaces)))

@@ -1,13 +1,15 @@
-"""Where rows live: two calls, so that a model does not know whether its rows are in this process or elsewhere."""
+"""Where rows live: three calls, so that a model does not know whether its rows are in this process or elsewhere."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from concurrent.futures import Future
 from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from headrace.embeddings.changes import RowBlock
 from headrace.embeddings.keys import Keys
 from headrace.embeddings.table import EmbeddingTable
 
@@ -20,24 +22,35 @@ class EmbeddingStore(Protocol):
     """Rows by unique (space, id). Spaces are numbered in the order of the job's config, the same for everyone.
 
     Attributes:
-        step: The last step that was pushed.
+        step: The last update that was handed in.
     """
 
     @property
     def step(self) -> int: ...
 
-    def pull(self, keys: Keys, *, admit: bool = False, after_step: int | None = None) -> Future[Float32s]:
-        """Rows float32 [U, dim] of unique keys, a copy.
+    def read(self, keys: Keys, *, after: int | None = None) -> Future[Float32s]:
+        """Rows float32 [U, dim] of unique keys, a copy, as an update of the same keys will find them.
+
+        Has no effect, ever: a read may be repeated, early, cached or dropped.
 
         Args:
-            keys: Unique within the call; `keys.counts` are sightings.
-            admit: Whether this is training: ids are counted and may get rows.
-            after_step: The step whose updates the rows must have; None for `step`, the last one pushed. A caller that
+            keys: Unique within the call; `keys.counts` are the sightings that the update will bring, zeros if none
+                follows.
+            after: The step whose updates the rows must have; None for `step`, the last one handed in. A caller that
                 knows that later steps do not touch these keys may ask for less, and wait less.
         """
 
-    def push(self, keys: Keys, gradients: Float32s) -> Future[None]:
-        """Make step `step` + 1 with gradients float32 [U, dim], summed per key; the optimizer lives beside the rows."""
+    def update(self, keys: Keys, gradients: Float32s, *, num_rows: int = 1) -> Future[None]:
+        """Make step `step` + 1: count sightings, give rows to ids seen often enough, optimize.
+
+        Args:
+            keys: Unique within the call, with their sightings in `keys.counts`.
+            gradients: float32 [U, dim], summed per key; the optimizer lives beside the rows.
+            num_rows: Rows of the batch. Where several trainers make a step, gradients are averaged over all their rows.
+        """
+
+    def changes(self, since: int = 0) -> Iterator[RowBlock]:
+        """What changed after a version, consistent at one later version; see `EmbeddingTable.changes`."""
 
 
 class LocalStore:
@@ -51,15 +64,19 @@ class LocalStore:
         """See `EmbeddingStore`."""
         return self.table.step
 
-    def pull(self, keys: Keys, *, admit: bool = False, after_step: int | None = None) -> Future[Float32s]:
-        """See `EmbeddingStore.pull`; the rows have the updates of all steps."""
-        pulled: Future[Float32s] = Future()
-        pulled.set_result(self.table.pull(keys, admit=admit))
-        return pulled
+    def read(self, keys: Keys, *, after: int | None = None) -> Future[Float32s]:
+        """See `EmbeddingStore.read`; the rows have the updates of all steps."""
+        rows: Future[Float32s] = Future()
+        rows.set_result(self.table.read(keys))
+        return rows
 
-    def push(self, keys: Keys, gradients: Float32s) -> Future[None]:
-        """See `EmbeddingStore.push`."""
-        self.table.push(keys, gradients)
-        pushed: Future[None] = Future()
-        pushed.set_result(None)
-        return pushed
+    def update(self, keys: Keys, gradients: Float32s, *, num_rows: int = 1) -> Future[None]:
+        """See `EmbeddingStore.update`."""
+        self.table.update(keys, gradients)
+        updated: Future[None] = Future()
+        updated.set_result(None)
+        return updated
+
+    def changes(self, since: int = 0) -> Iterator[RowBlock]:
+        """See `EmbeddingStore.changes`."""
+        return self.table.changes(since)

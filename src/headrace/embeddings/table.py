@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
 from headrace.embeddings.arena import Arena
+from headrace.embeddings.changes import BLOCK_ROWS, ChangeLog, RowBlock
 from headrace.embeddings.config import TableConfig
 from headrace.embeddings.directory import CollisionlessDirectory
 from headrace.embeddings.keys import Keys
 from headrace.embeddings.optimizers import Rounding, build_optimizer
 from headrace.embeddings.row_formats import as_tensor
-from headrace.embeddings.table_state import Columns, TableHeader, pack, unpack
+from headrace.embeddings.table_state import Columns, TableHeader, pack, row_columns, unpack
+from headrace.errors import HeadraceError
 
 __all__ = ["EmbeddingTable"]
 
@@ -22,11 +25,12 @@ Float32s = npt.NDArray[np.float32]
 Int64s = npt.NDArray[np.int64]
 Int32s = npt.NDArray[np.int32]
 
-MAX_CONSUMERS = 31  # bits of the metadata's `dirty`
-
 
 class EmbeddingTable:
-    """Embeddings of several id spaces, in one arena. Not thread-safe; kernels inside use all of Numba's threads.
+    """Embeddings of several id spaces, in one arena. Kernels inside use all of Numba's threads.
+
+    `read` has no effect, so it may be repeated, done early or dropped, and several threads may read at once; `update`,
+    `end_window` and `load_state_dict` need the table to themselves.
 
     An id of a collisionless space without a row (not yet admitted, evicted, or never seen) reads zeros. Rows of
     direct and hashed spaces always exist and read their first value until they are updated.
@@ -38,7 +42,9 @@ class EmbeddingTable:
 
     Attributes:
         step: Updates so far.
+        version: Changes so far: updates, and ends of windows. Each row carries the version that changed it last.
         arena: The arrays. They move when the table grows.
+        changelog: Which rows changed at which version, for the consumers that joined it.
     """
 
     def __init__(self, spaces: Mapping[str, TableConfig], embedding_dim: int, *, seed: int) -> None:
@@ -48,11 +54,10 @@ class EmbeddingTable:
         configs = list(self.spaces.values())
         self._optimizer = build_optimizer([config.optimizer for config in configs], embedding_dim)
         self.arena = self._make_arena()
-        self.step = 0
+        self.step = self.version = 0
+        self.changelog = ChangeLog()
         self._evict_after = np.array([config.evict_after or 0 for config in configs], dtype=np.int64)
-        self._window_steps: list[int] = [0]  # the step at which each window still of interest began
-        self._consumers: dict[str, int] = {}
-        self._evictions = 0
+        self._window_starts: list[int] = [0]  # the version at which each window still of interest began
         self._directory = CollisionlessDirectory(
             self.arena.first_rows,
             np.array([config.admission_count for config in configs], dtype=np.int64),
@@ -81,41 +86,39 @@ class EmbeddingTable:
         arena, directory = self.arena, self._directory
         return arena.num_bytes + directory.entries.nbytes + directory.pending_seen.nbytes
 
-    def lookup(self, keys: Keys, *, admit: bool) -> Int64s:
-        """Rows int64 [U] of unique keys; 0, the zero row, for those without one.
+    def lookup(self, keys: Keys) -> Int64s:
+        """Rows int64 [U] of unique keys; 0, the zero row, for those without one."""
+        return self._directory.resolve(keys.spaces, keys.ids)
+
+    def read(self, keys: Keys) -> Float32s:
+        """Rows float32 [U, dim] of unique keys, a copy: what an update of the same keys will find.
 
         Args:
-            keys: Unique keys; ids of direct and hashed spaces are in range.
-            admit: Count this as a sighting: ids may get rows, frequency and last-seen change.
+            keys: Unique keys; ids of direct and hashed spaces are in range. `counts` are the sightings that the update
+                will bring, zeros if none follows: an id that it admits reads its first value, any other one without a
+                row reads zeros.
         """
-        rows = self._directory.resolve(keys.spaces, keys.ids)
-        if admit:
-            admitted = self._directory.admit(keys.spaces, keys.ids, keys.counts, rows, step=self.step)
-            if len(admitted):
-                self.arena.reserve(self._directory.next_row)
-                self.arena.begin_rows(rows[admitted], keys.spaces[admitted], keys.ids[admitted])
-                self.arena.mark_updated(rows[admitted], step=self.step, consumer_bits=self._all_consumer_bits)
-            self.arena.begin_untouched(rows, keys.spaces, keys.ids)
-            self.arena.mark_seen(rows, keys.counts, step=self.step)
-        return rows
+        return self.arena.read(self._directory.find(keys.spaces, keys.ids, keys.counts), keys.spaces, keys.ids)
 
-    def pull(self, keys: Keys, *, admit: bool) -> Float32s:
-        """Rows float32 [U, dim] of unique keys, a copy; see `lookup`."""
-        rows = self.lookup(keys, admit=admit)
-        if not admit:
-            return self.arena.read(rows, keys.spaces, keys.ids)
-        keys.resolved = (self, self._evictions, rows)  # which have begun, so `push` need not see to that
-        return self.arena.gather(rows)
+    def update(self, keys: Keys, gradients: Float32s) -> None:
+        """One step: count sightings, give rows to ids seen often enough, and optimize.
 
-    def push(self, keys: Keys, gradients: Float32s) -> None:
-        """One optimizer step: gradients float32 [U, dim] of unique keys; those without a row are left out."""
-        owner, evictions, rows = keys.resolved or (None, 0, np.empty(0, dtype=np.int64))
-        if owner is not self or evictions != self._evictions:
-            rows = self._directory.resolve(keys.spaces, keys.ids)
-            self.arena.begin_untouched(rows, keys.spaces, keys.ids)
+        Args:
+            keys: Unique keys, with their sightings.
+            gradients: float32 [U, dim]; those of ids that stay without a row are left out.
+        """
         self.step += 1
-        self._update(rows, keys.spaces, gradients)
-        self.arena.mark_updated(rows, step=self.step, consumer_bits=self._all_consumer_bits)
+        self.version += 1
+        arena, directory = self.arena, self._directory
+        rows = directory.resolve(keys.spaces, keys.ids)
+        admitted = directory.admit(keys.spaces, keys.ids, keys.counts, rows, version=self.version)
+        if len(admitted):
+            arena.reserve(directory.next_row)
+            arena.give_rows(rows[admitted], keys.spaces[admitted], keys.ids[admitted])
+        arena.initialize_lazily(rows, keys.spaces, keys.ids)
+        self._optimize(rows, keys.spaces, gradients)
+        arena.mark_updated(rows, keys.counts, version=self.version)
+        self.changelog.record(self.version, rows, arena.metadata["version"])
 
     def end_window(self) -> int:
         """Note that a window has ended, and evict ids not seen in the last `evict_after` windows, this one included.
@@ -123,95 +126,91 @@ class EmbeddingTable:
         Returns:
             How many rows were freed.
         """
-        self._window_steps.append(self.step)
+        self._window_starts.append(self.version)
         longest = int(self._evict_after.max(initial=0))
-        self._window_steps = self._window_steps[-(longest + 1) :]
-        if longest == 0:
-            return 0
-        steps, ages = self._window_steps, self._evict_after
-        # A window's sightings carry steps from its first on; space s keeps those of its last `ages[s]` windows.
-        oldest = np.array([steps[-1 - age] if 0 < age < len(steps) else 0 for age in ages], dtype=np.int64)
+        self._window_starts = self._window_starts[-(longest + 1) :]
+        self.version += 1
+        starts, ages = self._window_starts, self._evict_after
+        # Space s keeps the ids seen after the start of its last `ages[s]` windows.
+        oldest = np.array([starts[-1 - age] if 0 < age < len(starts) else 0 for age in ages], dtype=np.int64)
         if not oldest.any():
             return 0
         arena, directory = self.arena, self._directory
         given_out = directory.next_row - directory.first_row
-        last_seen = np.ascontiguousarray(arena.metadata["last_seen"][arena.num_fixed : directory.next_row])
+        last_seen = np.ascontiguousarray(arena.metadata["version"][arena.num_fixed : directory.next_row])
         spaces = arena.dynamic_spaces[:given_out]
-        old = np.flatnonzero((spaces >= 0) & (last_seen < oldest[spaces])) + arena.num_fixed
+        old = np.flatnonzero((spaces >= 0) & (last_seen <= oldest[spaces])) + arena.num_fixed
         directory.evict(last_seen, oldest)
         directory.free(old)
-        arena.end_rows(old, consumer_bits=self._all_consumer_bits)
-        self._evictions += 1
+        self.changelog.record_removed(self.version, *arena.owners(old))
+        arena.take_rows(old)
         return len(old)
 
-    def add_consumer(self, name: str) -> None:
-        """Begin to keep track of rows that change, for someone who will copy them (a delta checkpoint, a publisher).
+    def changes(self, since: int = 0) -> Iterator[RowBlock]:
+        """What changed after a version: rows as they are now, and ids that lost theirs.
 
-        Rows that already differ from their first values count as changed.
-        """
-        if name in self._consumers:
-            return
-        assert len(self._consumers) < MAX_CONSUMERS, f"at most {MAX_CONSUMERS} consumers"
-        bit = next(bit for bit in range(MAX_CONSUMERS) if bit not in self._consumers.values())
-        self._consumers[name] = bit
-        self.arena.metadata["dirty"] &= ~(1 << bit)
-        self.arena.metadata["dirty"][self.arena.live_rows()] |= 1 << bit
-
-    def dirty_rows(self, consumer: str) -> Int64s:
-        """Rows, ascending, that changed since the consumer's `clear_dirty`; pass them to `state_dict`.
-
-        Rows that lost their id are among them (space -1), so the columns of these rows, put over an older full state,
-        give the state of now.
-        """
-        return np.flatnonzero(self.arena.metadata["dirty"] & (1 << self._consumers[consumer]))
-
-    def clear_dirty(self, consumer: str) -> None:
-        """The consumer has seen all rows as they are now."""
-        self.arena.metadata["dirty"] &= ~(1 << self._consumers[consumer])
-
-    def state_dict(self, rows: Int64s | None = None) -> Columns:
-        """Raw columns (copies) of what differs from a new table; see `table_state` for the format.
+        Costs as much as there is to tell, once a consumer has joined with `changelog.acknowledge`. Blocks are copies;
+        the table must not change until the last one is taken.
 
         Args:
-            rows: Only these, such as `dirty_rows` gives; None for all live rows.
+            since: The version the consumer has; 0 for all rows that are not as they began.
+
+        Raises:
+            HeadraceError: What was evicted after `since` is not known any more; read everything (`since=0`) instead.
         """
-        return pack(
-            self.arena,
-            self._directory,
-            TableHeader.of(self.spaces, self.embedding_dim, self.seed, self.step, self._window_steps),
-            self.arena.live_rows() if rows is None else rows,
-        )
+        version = self.version
+        removed = (np.empty(0, np.int32), np.empty(0, np.int64)) if since == 0 else self.changelog.removed_since(since)
+        if removed is None:
+            raise HeadraceError(
+                f"embedding table: changes since version {since} are not known, expected {self.changelog.removed_from} "
+                "or later, or 0 for all rows"
+            )
+        versions = self.arena.metadata["version"]
+        rows = self.changelog.rows_since(since, versions) if since else None
+        if rows is None:
+            rows = self.arena.live_rows()
+            rows = rows[versions[rows] > since]
+        for first in range(0, len(removed[1]), BLOCK_ROWS):
+            last = first + BLOCK_ROWS
+            yield RowBlock(version, removed[0][first:last], removed[1][first:last], {})
+        for first in range(0, len(rows), BLOCK_ROWS):
+            if self.version != version:
+                raise RuntimeError(f"the table went from version {version} to {self.version} between two blocks")
+            part = rows[first : first + BLOCK_ROWS]
+            yield RowBlock(version, *self.arena.owners(part), row_columns(self.arena, part))
+
+    def state_dict(self) -> Columns:
+        """Raw columns (copies) of what differs from a new table; see `table_state` for the format."""
+        return pack(self.arena, self._directory, self.changelog, self._header())
 
     def load_state_dict(self, state: Columns) -> None:
-        """Become the table that `state_dict()` (of all rows) was taken from; training goes on bit for bit the same.
+        """Become the table that `state_dict()` was taken from; training goes on bit for bit the same.
 
-        Consumers stay; to them every row of the state is new.
+        Consumers of changes are those of the saved table.
 
         Raises:
             VersionMismatch: The state is of another format.
             CheckpointError: It was saved with other spaces, dimension or seed; both sides are in the text.
         """
         saved = TableHeader.read(state)
-        saved.check(TableHeader.of(self.spaces, self.embedding_dim, self.seed, 0, []))
-        unpack(state, self.arena, self._directory)
-        self.step, self._window_steps = saved.step, list(saved.window_steps)
-        self._evictions += 1
-        self.arena.metadata["dirty"][self.arena.live_rows()] = self._all_consumer_bits
+        saved.check(self._header())
+        self.changelog = unpack(state, self.arena, self._directory)
+        self.step, self.version, self._window_starts = saved.step, saved.version, list(saved.window_starts)
 
     def _make_arena(self) -> Arena:
         return Arena(self.spaces, self.embedding_dim, self._optimizer, seed=self.seed)
 
-    def _update(self, rows: Int64s, spaces: Int32s, gradients: Float32s) -> None:
+    def _optimize(self, rows: Int64s, spaces: Int32s, gradients: Float32s) -> None:
         arena = self.arena
         rounding = Rounding.of(arena.row_format, self.seed, self.step)
         self._optimizer.apply(arena.weights, arena.slots, rows, spaces, gradients, self.step, rounding)
 
-    def take_over(self, other: EmbeddingTable) -> None:
-        """Become another table of the same config: rows, clocks, and consumers with what they have not yet seen."""
-        self.load_state_dict(other.state_dict())
-        self._consumers = dict(other._consumers)
-        self.arena.metadata["dirty"][: other.arena.capacity] = other.arena.metadata["dirty"][: self.arena.capacity]
-
-    @property
-    def _all_consumer_bits(self) -> int:
-        return sum(1 << bit for bit in self._consumers.values())
+    def _header(self) -> TableHeader:
+        return replace(
+            TableHeader.of(self.spaces, self.embedding_dim, self.seed),
+            step=self.step,
+            version=self.version,
+            window_starts=list(self._window_starts),
+            cursors=dict(self.changelog.cursors),
+            removed_from=self.changelog.removed_from,
+        )

@@ -18,6 +18,7 @@ __all__ = ["join_parts", "owned_state", "to_part"]
 
 FIRST_ROW = 1  # row 0 of a table is the zero row
 NOT_PER_ROW = ("header", "rows")
+NOT_OF_ROWS = ("pending.", "removed.")  # columns of ids without a row
 
 
 def to_part(state: Columns, header: TableHeader) -> Columns:
@@ -46,7 +47,7 @@ def join_parts(parts: Sequence[Columns]) -> Columns:
     ends = FIRST_ROW + np.cumsum(np.where(is_fixed, sizes, 0))
     spaces, ids = state["spaces"], state["ids"]
     order = np.lexsort((ids, spaces, ~is_fixed[spaces]))  # rows of direct and hashed spaces lie before all others
-    state = {name: column if name.startswith("pending.") else column[order] for name, column in state.items()}
+    state = {name: column if name.startswith(NOT_OF_ROWS) else column[order] for name, column in state.items()}
     spaces, ids = state["spaces"], state["ids"]
     num_fixed = int(is_fixed[spaces].sum())
     state["rows"] = np.empty(len(ids), dtype=np.int64)
@@ -57,22 +58,22 @@ def join_parts(parts: Sequence[Columns]) -> Columns:
 
 
 def _agreeing(parts: Sequence[Columns]) -> Sequence[Columns]:
-    clocks = {(header.step, tuple(header.window_steps)) for header in map(TableHeader.read, parts)}
+    clocks = {(header.step, header.version, *header.window_starts) for header in map(TableHeader.read, parts)}
     if len(clocks) != 1:
         raise CheckpointError(f"embedding table: parts were saved at steps {sorted(clocks)}, expected one step")
     return parts
 
 
 def _select(part: Columns, plan: ShardingPlan, shard: int) -> Columns:
-    """The rows and pending ids of a part that a shard owns."""
+    """The rows, pending ids and evicted ids of a part that a shard owns."""
 
     def mine(spaces: npt.NDArray[np.int32], ids: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         owners = plan.owners_of(np.ascontiguousarray(spaces), np.ascontiguousarray(ids))
         return np.flatnonzero(owners == shard)
 
-    rows, pending = mine(part["spaces"], part["ids"]), mine(part["pending.spaces"], part["pending.ids"])
+    places = {prefix: mine(part[f"{prefix}spaces"], part[f"{prefix}ids"]) for prefix in ("", *NOT_OF_ROWS)}
     return {
-        name: np.asarray(column[pending if name.startswith("pending.") else rows])
+        name: np.asarray(column[places[next((p for p in NOT_OF_ROWS if name.startswith(p)), "")]])
         for name, column in part.items()
         if name not in NOT_PER_ROW
     }

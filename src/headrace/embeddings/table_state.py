@@ -1,12 +1,13 @@
 """A table as named raw columns, for checkpoints: only rows that differ from a new table.
 
-    header              uint8, JSON: format version, spaces, dimension, seed, step, window steps
+    header              uint8, JSON: format version, spaces, dimension, seed, step, version, window starts, cursors
     rows                int64 [R], ascending: where each row lies in the arena
     spaces, ids         int32, int64 [R]: whose it is (an id in a direct or hashed space is the row within the space)
     weights             [R, dim]: float32, or uint16, the bits of bf16 or fp16 rows
     slot.NAME           float32 [R, width] for each slot of the optimizer
-    version, last_seen, frequency      int64, int64, int32 [R]
+    version, frequency  int64, int32 [R]
     pending.spaces, pending.ids, pending.sightings, pending.last_seen       ids that are not admitted yet
+    removed.version, removed.spaces, removed.ids       ids that lost their rows, as far back as the oldest cursor
 
 Arrays are contiguous and in the machine's (little-endian) order.
 """
@@ -14,43 +15,55 @@ Arrays are contiguous and in the machine's (little-endian) order.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from headrace.embeddings.arena import Arena
+from headrace.embeddings.changes import ChangeLog, Columns
 from headrace.embeddings.config import TableConfig
 from headrace.embeddings.directory import CollisionlessDirectory
 from headrace.errors import CheckpointError, VersionMismatch
 
-__all__ = ["Columns", "TableHeader", "pack", "unpack"]
+__all__ = ["Columns", "TableHeader", "pack", "row_columns", "unpack"]
 
-FORMAT_VERSION = 1
-METADATA = ("version", "last_seen", "frequency")
+FORMAT_VERSION = 2
+METADATA = ("version", "frequency")
 PENDING = ("spaces", "ids", "sightings", "last_seen")
-
-Columns = dict[str, npt.NDArray[Any]]
+REMOVED = ("version", "spaces", "ids")
 
 
 @dataclass(frozen=True)
 class TableHeader:
-    """What must agree between a saved table and the one that loads it, and its clocks."""
+    """What must agree between a saved table and the one that loads it, and its clocks.
+
+    Attributes:
+        spaces: What decides where rows are and what they begin with; learning rates may change between jobs.
+        embedding_dim: Of rows.
+        seed: Of first values.
+        step: Updates made.
+        version: Changes made, see `EmbeddingTable`.
+        window_starts: Versions at which the windows still of interest began.
+        cursors: Consumers of changes, and the version each has.
+        removed_from: See `ChangeLog`.
+    """
 
     spaces: list[dict[str, Any]]
     embedding_dim: int
     seed: int
-    step: int
-    window_steps: list[int]
+    step: int = 0
+    version: int = 0
+    window_starts: Sequence[int] = (0,)
+    cursors: Mapping[str, int] = field(default_factory=dict)
+    removed_from: int = 0
     format_version: int = FORMAT_VERSION
 
     @classmethod
-    def of(
-        cls, spaces: Mapping[str, TableConfig], embedding_dim: int, seed: int, step: int, window_steps: list[int]
-    ) -> TableHeader:
-        """Only what decides where rows are and what they begin with; learning rates may change between jobs."""
+    def of(cls, spaces: Mapping[str, TableConfig], embedding_dim: int, seed: int) -> TableHeader:
+        """Of a new table."""
         described = [
             {
                 "name": name,
@@ -58,11 +71,11 @@ class TableHeader:
                 "num_embeddings": config.num_embeddings,
                 "init_scale": config.scale,
                 "optimizer": config.optimizer.kind,
-                **({} if config.rows == "fp32" else {"rows": config.rows}),  # as in states before there were formats
+                "rows": config.rows,
             }
             for name, config in spaces.items()
         ]
-        return cls(described, embedding_dim, seed, step, list(window_steps))
+        return cls(described, embedding_dim, seed)
 
     @classmethod
     def read(cls, state: Columns) -> TableHeader:
@@ -94,31 +107,35 @@ class TableHeader:
             ("spaces", [s["name"] for s in self.spaces], [s["name"] for s in table.spaces]),
         ]
         for mine, theirs in zip(self.spaces, table.spaces, strict=False):
-            mine, theirs = ({"rows": "fp32"} | space for space in (mine, theirs))
             pairs += [(f"{mine['name']}.{key}", mine[key], theirs.get(key)) for key in mine]
         for name, saved, configured in pairs:
             if saved != configured:
                 raise CheckpointError(f"embedding table: {name} was saved as {saved}, but the job says {configured}")
 
 
-def pack(arena: Arena, directory: CollisionlessDirectory, header: TableHeader, rows: npt.NDArray[np.int64]) -> Columns:
-    """Columns of the given live rows, as copies."""
+def pack(arena: Arena, directory: CollisionlessDirectory, changelog: ChangeLog, header: TableHeader) -> Columns:
+    """Columns of all live rows, as copies."""
+    rows = arena.live_rows()
     spaces, ids = arena.owners(rows)
-    arena.begin_untouched(rows, spaces, ids)
-    metadata = arena.metadata[rows]
     return {
         "header": header.to_column(),
-        "rows": rows.copy(),
+        "rows": rows,
         "spaces": spaces,
         "ids": ids,
-        **arena.row_columns(rows),
-        **{name: np.ascontiguousarray(metadata[name]) for name in METADATA},
+        **row_columns(arena, rows),
         **{f"pending.{name}": column for name, column in directory.pending().items()},
+        **{f"removed.{name}": column for name, column in changelog.removed_columns().items()},
     }
 
 
-def unpack(state: Columns, arena: Arena, directory: CollisionlessDirectory) -> None:
-    """Replaces the contents of arena and directory by a state of all live rows."""
+def row_columns(arena: Arena, rows: npt.NDArray[np.int64]) -> Columns:
+    """Weights, optimizer state and metadata of some live rows [R], as copies."""
+    metadata = arena.metadata[rows]
+    return {**arena.row_columns(rows), **{name: np.ascontiguousarray(metadata[name]) for name in METADATA}}
+
+
+def unpack(state: Columns, arena: Arena, directory: CollisionlessDirectory) -> ChangeLog:
+    """Replaces the contents of arena and directory by a state; returns its log of changes."""
     arena.clear()
     rows, spaces, ids = state["rows"], state["spaces"], state["ids"]
     if len(rows):
@@ -126,7 +143,10 @@ def unpack(state: Columns, arena: Arena, directory: CollisionlessDirectory) -> N
     is_dynamic = rows >= arena.num_fixed
     live = {"rows": rows[is_dynamic], "spaces": spaces[is_dynamic], "ids": ids[is_dynamic]}
     directory.restore(live, {name: state[f"pending.{name}"] for name in PENDING})
-    arena.begin_rows(live["rows"], live["spaces"], live["ids"])
+    arena.give_rows(live["rows"], live["spaces"], live["ids"])
     arena.set_row_columns(rows, state)
     for name in METADATA:
         arena.metadata[name][rows] = state[name]
+    header = TableHeader.read(state)
+    removed = {name: state[f"removed.{name}"] for name in REMOVED}
+    return ChangeLog.restored(header.version, header.cursors, header.removed_from, removed)

@@ -48,13 +48,10 @@ class Wanted:
 
     Attributes:
         batch: Dense operators up to this batch may run.
-        last_pull: Pulls up to this batch may be sent; less than the policy would send where state is to be saved
-            between two batches, because a pull counts ids.
         at_s: When.
     """
 
     batch: int
-    last_pull: int
     at_s: float
 
 

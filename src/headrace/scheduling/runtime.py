@@ -100,12 +100,8 @@ class StepRuntime:
     def __exit__(self, *error: object) -> None:
         self.close()
 
-    def step(self, *, pull_next: bool = True) -> Any | None:
+    def step(self) -> Any | None:
         """Train the next batch.
-
-        Args:
-            pull_next: Whether rows of the batch after it may be asked for. A pull counts ids; so where state is to be
-                saved after this step, it must not be. Then the push of this step is applied when this returns.
 
         Returns:
             What `Work.update` returned; None if there is no further batch, and all pushes are applied.
@@ -115,7 +111,7 @@ class StepRuntime:
         """
         step = self._step
         self._raise_failure()
-        self._post(Wanted(step, step + (1 if pull_next else 0), perf_counter()))
+        self._post(Wanted(step, perf_counter()))
         while True:
             run = self._next_run()
             self._raise_failure()
@@ -128,10 +124,18 @@ class StepRuntime:
             if run.operator.kind is Kind.UPDATE:
                 break
         self._step += 1
-        if not pull_next:
-            self._wait_until_applied(step)
         result, self._result = self._result, None
         return result
+
+    def settle(self) -> None:
+        """Wait until the updates of all steps so far are applied.
+
+        Raises:
+            BaseException: Whatever an operator raised.
+        """
+        with self._changed:
+            self._changed.wait_for(lambda: self.state.is_applied(self._step - 1) or self._failure is not None)
+        self._raise_failure()
 
     def close(self) -> None:
         """Stop all threads; transfers on their way come to their end."""
@@ -151,11 +155,6 @@ class StepRuntime:
                 except Empty:
                     continue
         return self._lanes[Lane.TRAINER].get()
-
-    def _wait_until_applied(self, step: int) -> None:
-        with self._changed:
-            self._changed.wait_for(lambda: self.state.is_applied(step) or self._failure is not None)
-        self._raise_failure()
 
     def _raise_failure(self) -> None:
         if self._failure is not None:

@@ -90,7 +90,7 @@ class SchedulerState:
         self._batches: dict[int, _Live] = {}
         self._next_read = 0
         self._reading = self._ended = False
-        self._wanted = self._last_pull = -1
+        self._wanted = -1
         self._applied = -1  # the last batch whose push is applied
         self._trainer_busy = False
         self._running: list[Operator] = []  # feature operators at work
@@ -116,7 +116,7 @@ class SchedulerState:
                 self._reading, self._ended = False, True
                 self.bytes.give_back(Operator(Kind.READ, self._next_read))
             case Wanted():
-                self._wanted, self._last_pull = event.batch, event.last_pull
+                self._wanted = event.batch
             case Finished():
                 self._finish(event)
 
@@ -223,7 +223,7 @@ class SchedulerState:
         features are part of the step's own work. Not so if its rows are not here or its bytes do not fit.
         """
         live = self._batches.get(batch)
-        if not self.pulls_early or live is None or self._last_pull < batch or len(live.computed) == len(live.groups):
+        if not self.pulls_early or live is None or len(live.computed) == len(live.groups):
             return False
         group = self.next_group(batch)
         return self.is_running(batch) if group is None else self.is_running(batch) or self.fits(batch, group)
@@ -271,7 +271,7 @@ class SchedulerState:
         yield Run(operator, "the next to train" if ahead == 0 else f"{ahead} ahead, within the budget")
 
     def _pulls(self) -> Iterator[Run]:
-        for number in range(self.current, min(self._last_pull, self.current + 1, self._next_read - 1) + 1):
+        for number in range(self.current, min(self.current + 1, self._next_read - 1) + 1):
             live = self._batches[number]
             strict = self._strict(number)
             asks_ahead = self.store_holds and self._probe.mode.ahead

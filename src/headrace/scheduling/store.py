@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from headrace.embeddings import EmbeddingStore, Keys, LocalStore
+from headrace.embeddings.changes import RowBlock
 from headrace.embeddings.key_sets import keys_in
 from headrace.errors import HeadraceError
 
@@ -27,15 +28,13 @@ class Ticket:
     Attributes:
         store: Whose pull it is.
         keys: What was asked for.
-        admit: See `EmbeddingStore.pull`.
         rows: float32 [U, dim], after `finish`.
         held: int64, which keys an early request left out; None if there was none.
     """
 
-    def __init__(self, store: StepStore, keys: Keys, admit: bool) -> None:
+    def __init__(self, store: StepStore, keys: Keys) -> None:
         self.store = store
         self.keys = keys
-        self.admit = admit
         self.rows: Future[Float32s] = Future()
         self.held: Int64s | None = None
         self._parts: list[tuple[Int64s | None, Float32s]] = []
@@ -72,7 +71,7 @@ class Ticket:
         Raises:
             HeadraceError: A row is not what it should be.
         """
-        expected = self.store.pull(self.keys).result()
+        expected = self.store.read(self.keys).result()
         wrong = np.flatnonzero((self.rows.result() != expected).any(axis=1))
         if len(wrong):
             space, key = self.keys.spaces[wrong[0]], self.keys.ids[wrong[0]]
@@ -123,23 +122,27 @@ class StepStore:
         """See `EmbeddingStore`."""
         return self.store.step
 
-    def pull(self, keys: Keys, *, admit: bool = False, after_step: int | None = None) -> Future[Float32s]:
-        """See `EmbeddingStore.pull`; within `preparing` nothing is sent yet."""
+    def read(self, keys: Keys, *, after: int | None = None) -> Future[Float32s]:
+        """See `EmbeddingStore.read`; within `preparing` nothing is sent yet."""
         tickets = getattr(self._preparing, "tickets", None)
         if tickets is None:
             with self._lock:
-                return self.store.pull(keys, admit=admit, after_step=after_step)
-        tickets.append(Ticket(self, keys, admit))
+                return self.store.read(keys, after=after)
+        tickets.append(Ticket(self, keys))
         return tickets[-1].rows  # type: ignore[no-any-return]
 
-    def push(self, keys: Keys, gradients: Float32s) -> Future[None]:
-        """See `EmbeddingStore.push`; the future is done at once, `pushing` is the one to wait for."""
+    def update(self, keys: Keys, gradients: Float32s, *, num_rows: int = 1) -> Future[None]:
+        """See `EmbeddingStore.update`; the future is done at once, `pushing` is the one to wait for."""
         with self._lock:
-            self.pushing = self.store.push(keys, gradients)
+            self.pushing = self.store.update(keys, gradients, num_rows=num_rows)
         self.num_pushed += 1
         sent: Future[None] = Future()
         sent.set_result(None)
         return sent
+
+    def changes(self, since: int = 0) -> Iterator[RowBlock]:
+        """See `EmbeddingStore.changes`."""
+        return self.store.changes(since)
 
     def send(self, parts: Sequence[Part], num_steps: int, done: Callable[[BaseException | None], None]) -> None:
         """Ask the store for the keys of some tickets as one request.
@@ -149,7 +152,7 @@ class StepStore:
             num_steps: Pushes since `first_step` that the rows must have seen.
             done: Called once, by any thread, when rows are here, or with the error.
         """
-        selected = [ticket.keys if where is None else _some(ticket.keys, where) for ticket, where in parts]
+        selected = [ticket.keys if where is None else ticket.keys.take(where) for ticket, where in parts]
         keys, places = (selected[0], [None]) if len(parts) == 1 else _joined(selected)
 
         def arrived(pulled: Future[Float32s]) -> None:
@@ -161,8 +164,7 @@ class StepStore:
             done(error)
 
         with self._lock:
-            admit, after_step = parts[0][0].admit, self.first_step + num_steps
-            pulled = self.store.pull(keys, admit=admit, after_step=after_step)
+            pulled = self.store.read(keys, after=self.first_step + num_steps)
         pulled.add_done_callback(arrived)
 
 
@@ -172,10 +174,6 @@ class _NoLock:
 
     def __exit__(self, *error: object) -> None:
         pass
-
-
-def _some(keys: Keys, where: Int64s) -> Keys:
-    return Keys(keys.spaces[where], keys.ids[where], keys.counts[where])
 
 
 def _joined(parts: Sequence[Keys]) -> tuple[Keys, list[Int64s | None]]:

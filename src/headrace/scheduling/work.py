@@ -232,7 +232,7 @@ class TrainingWork:
         return Batch(first.dense, sparse, first.labels, first.row_ids, first.weights)
 
     def _send(self, parts: Sequence[Part], after: int, done: Done) -> None:
-        """One request to each store; to a table in this process one for each ticket, whose keys then stay resolved."""
+        """One request to each store; a table in this process is asked ticket by ticket, which costs no joining."""
         requests = [
             request
             for store in self._stores

@@ -38,12 +38,6 @@ class ShardedTables:
         if unknown:
             raise ConfigError(f"cluster.traffic.{unknown[0]}: unknown, expected one of: {', '.join(sorted(spaces))}")
 
-    def announce_rows(self, num_rows: int) -> None:
-        """Say how many rows the gradients of the next push are of."""
-        assert self._group is not None
-        for store in self._group.stores.values():
-            store.num_rows = num_rows
-
     def open(self, *, step: int, checkpoint: int | None) -> None:
         """Begin a session from a checkpoint, or from first values; embeddings live in shards from now on."""
         seed, config = self._job.training.seed, self._job.cluster

@@ -56,7 +56,6 @@ class TrainingStep:
         clip_grad_norm: float | None = None,
         precision: AskedPrecision = "fp32",
         average: Callable[[Sequence[Tensor], int], None] | None = None,
-        announce_rows: Callable[[int], None] | None = None,
     ) -> None:
         """Prepare for batches.
 
@@ -66,14 +65,12 @@ class TrainingStep:
             clip_grad_norm: Greatest norm of the dense gradient; None for any.
             precision: Of matrix products; "auto" is decided at the first batch, see `choose_precision`.
             average: Given the dense parameters and the rows of a batch, makes their gradients those of all trainers.
-            announce_rows: Given the rows of a batch before its gradients are pushed.
         """
         self.model = model
         self.optimizer = optimizer
         self.clip_grad_norm = clip_grad_norm
         self.precision: PrecisionChoice | None = None
         self.average = average
-        self.announce_rows = announce_rows
         self._dense = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         self._seconds: dict[str, float] = {}
         self._num_rows = 0
@@ -136,9 +133,7 @@ class TrainingStep:
     def push(self) -> None:
         """The second phase: rows learn."""
         start = perf_counter()
-        if self.announce_rows is not None:
-            self.announce_rows(self._num_rows)
-        apply_gradients(self.model)
+        apply_gradients(self.model, self._num_rows)
         self._seconds["push"] = perf_counter() - start
 
     def update(self) -> None:

@@ -48,13 +48,12 @@ class Stepped:
 class Steps(Protocol):
     """Makes steps, and tells what became of the rows of those that were made."""
 
-    @property
-    def has_begun(self) -> bool:
-        """Whether the next step must be made before state may be saved."""
+    def make(self) -> Stepped | None:
+        """Make the next step; None if there is none."""
         ...
 
-    def make(self, *, save_after: bool) -> Stepped | None:
-        """Make the next step; None if there is none. `save_after` says that state is saved right after it."""
+    def settle(self) -> None:
+        """Wait until the updates of all steps so far are applied, as state that is saved must have them."""
         ...
 
     def take_account(self) -> Account:
@@ -73,14 +72,12 @@ class Steps(Protocol):
 class PlainSteps:
     """One batch after the other as the pipeline makes them ready."""
 
-    has_begun = False
-
     def __init__(self, batches: BatchIterator, step: TrainingStep) -> None:
         """Args: batches: Ready to train on. step: Trains."""
         self._batches = batches
         self._step = step
 
-    def make(self, *, save_after: bool) -> Stepped | None:
+    def make(self) -> Stepped | None:
         """See `Steps`."""
         asked = perf_counter()
         batch: Batch | None = next(self._batches, None)
@@ -88,6 +85,9 @@ class PlainSteps:
             return None
         wait_s = perf_counter() - asked
         return Stepped(batch, self._step(batch), wait_s)
+
+    def settle(self) -> None:
+        """See `Steps`: a plain step waits for its update."""
 
     def take_account(self) -> Account:
         """See `Steps`."""
@@ -112,21 +112,11 @@ class ScheduledSteps:
         self._runtime = runtime
         self._account = Account()
         self._token = batches.state_dict()
-        self._has_begun = False
 
-    @property
-    def has_begun(self) -> bool:
-        """See `Steps`: a pull counts ids, so what was pulled for must be trained on.
-
-        Says so wherever rows may have been asked for, so that all trainers of a job say the same.
-        """
-        return self._has_begun
-
-    def make(self, *, save_after: bool) -> Stepped | None:
+    def make(self) -> Stepped | None:
         """See `Steps`."""
         asked = perf_counter()
-        trained = self._runtime.step(pull_next=not save_after)
-        self._has_begun = not save_after
+        trained = self._runtime.step()
         if trained is None:
             if self._work.rest is not None:  # what was lost behind the last good row
                 self._account, self._token = self._work.rest
@@ -137,6 +127,10 @@ class ScheduledSteps:
         result: StepResult = trained.result
         result.seconds["pull"] = pull_s
         return Stepped(trained.batch, result, wait_s)
+
+    def settle(self) -> None:
+        """See `Steps`."""
+        self._runtime.settle()
 
     def take_account(self) -> Account:
         """See `Steps`."""

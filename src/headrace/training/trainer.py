@@ -88,7 +88,6 @@ class Trainer:
             clip_grad_norm=job.training.clip_grad_norm,
             precision=job.training.precision,
             average=self._average if self._peers.size > 1 else None,
-            announce_rows=None if self._shards is None else self._shards.announce_rows,
         )
         self._wants_stop = should_stop
         self._stopping = False  # what all trainers agreed on with their last step
@@ -339,10 +338,10 @@ class Trainer:
 
     def _steps(self, steps: Steps, budget: ErrorBudget, progress: Progress, every: int | None) -> bool:
         """Train on batch after batch; False if asked to stop before the last."""
-        while not (stopping := self._should_stop()) or steps.has_begun:
+        while not self._should_stop():
             asked = time.perf_counter()
             due = every is not None and (self.state.step + 1) % every == 0
-            made = steps.make(save_after=due or stopping)
+            made = steps.make()
             if made is None:
                 return True
             batch, result = made.batch, made.result
@@ -361,7 +360,9 @@ class Trainer:
                 columns = {"loss": record["loss"], "AUC": record["auc"], "limited by": record["limiting"]}
             progress.update(self.state.window_rows.read, columns)
             if due:
+                steps.settle()
                 self._save()
+        steps.settle()
         return False
 
     def _count(self, steps: Steps, budget: ErrorBudget, *, seconds: float) -> None:

@@ -261,26 +261,26 @@ def test_any_store_may_hold_the_rows() -> None:
             self.local = LocalStore(EmbeddingTable(settings_.layout(["a"]).spaces, 4, seed=1))
             self.calls: list[tuple[str, list[int], list[int]]] = []
 
-        def pull(self, keys: Keys, *, admit: bool = False) -> Future[np.ndarray]:
-            self.calls.append(("pull", keys.ids.tolist(), keys.counts.tolist()))
-            return self.local.pull(keys, admit=admit)
+        def read(self, keys: Keys, *, after: int | None = None) -> Future[np.ndarray]:
+            self.calls.append(("read", keys.ids.tolist(), keys.counts.tolist()))
+            return self.local.read(keys, after=after)
 
-        def push(self, keys: Keys, gradients: np.ndarray) -> Future[None]:
-            self.calls.append(("push", keys.ids.tolist(), gradients[:, 0].tolist()))
+        def update(self, keys: Keys, gradients: np.ndarray, *, num_rows: int = 1) -> Future[None]:
+            self.calls.append(("update", keys.ids.tolist(), gradients[:, 0].tolist()))
             keys.resolved = None  # a store may not count on what it noted
-            return self.local.push(keys, gradients)
+            return self.local.update(keys, gradients, num_rows=num_rows)
 
     store = Recording()
     remote, local = EmbeddingBags(settings_, ["a"], 4, seed=1, store=store), EmbeddingBags(settings_, ["a"], 4, seed=1)
     for bags in (remote, local):
         bags((jagged(lists),)).sum().backward()
         bags.apply_gradients()
-    assert store.calls == [("pull", [5, 6], [2, 1]), ("push", [5, 6], [2.0, 1.0])]
+    assert store.calls == [("read", [5, 6], [2, 1]), ("update", [5, 6], [2.0, 1.0])]
     assert remote.table is None
     torch.testing.assert_close(remote((jagged(lists),)), local((jagged(lists),)))
 
 
-def test_bags_are_found_in_a_model_and_pushed_together() -> None:
+def test_bags_are_found_in_a_model_and_updated_together() -> None:
     model = nn.ModuleDict(
         {"x": EmbeddingBags(config(), ["a"], 4, seed=1), "y": EmbeddingBags(config(), ["a"], 2, seed=1)}
     )
@@ -294,7 +294,7 @@ def test_bags_are_found_in_a_model_and_pushed_together() -> None:
     assert not model.state_dict()
 
 
-def test_lookups_begun_ahead_give_the_same_and_wait_for_their_own_push() -> None:
+def test_lookups_begun_ahead_give_the_same_and_wait_for_their_own_update() -> None:
     lists = {"a": [[1, 2], [1]], "b": [[3], [0, 3]], "c": [[4], []]}
     plain, ahead = (EmbeddingBags(config(), list(lists), 4, seed=1) for _ in range(2))
     kjt = jagged(lists)

@@ -20,7 +20,7 @@ def see(
     spaces = np.array([space for space, _ in pairs], dtype=np.int32)
     ids = np.array([key for _, key in pairs], dtype=np.int64)
     rows = d.resolve(spaces, ids)
-    d.admit(spaces, ids, np.array(counts or [1] * len(pairs), dtype=np.int32), rows, step=step)
+    d.admit(spaces, ids, np.array(counts or [1] * len(pairs), dtype=np.int32), rows, version=step)
     return rows.tolist()
 
 

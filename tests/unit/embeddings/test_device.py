@@ -129,10 +129,10 @@ def test_a_table_moves_to_a_device_and_back_without_a_change(device: str, memory
     bags = bags_of(rows=row_format)
     train(bags, range(4))
     assert isinstance(bags.table, EmbeddingTable)
-    bags.table.add_consumer("publisher")
-    bags.table.clear_dirty("publisher")
+    since = bags.table.version
+    bags.table.changelog.acknowledge("publisher", since)
     train(bags, range(4, 5))
-    before, dirty = bags.table.state_dict(), bags.table.dirty_rows("publisher")
+    before, changed = bags.table.state_dict(), [block.ids.tolist() for block in bags.table.changes(since)]
     bags.place_on(device, memory)
     assert isinstance(bags.table, DeviceTable)
     assert bags.table.weights.device.type == ("cpu" if memory == "host" else device)
@@ -141,7 +141,7 @@ def test_a_table_moves_to_a_device_and_back_without_a_change(device: str, memory
     bags.place_on(None)
     assert not isinstance(bags.table, DeviceTable)
     assert bags.table is not None
-    np.testing.assert_array_equal(bags.table.dirty_rows("publisher"), dirty)
+    assert [block.ids.tolist() for block in bags.table.changes(since)] == changed
     for name, column in before.items():
         np.testing.assert_array_equal(moved[name], column, err_msg=name)
         np.testing.assert_array_equal(bags.table.state_dict()[name], column, err_msg=name)
@@ -162,13 +162,13 @@ def test_rounding_in_torch_gives_the_bits_of_the_hosts_kernel(device: str, row_f
     torch.testing.assert_close(found.cpu(), expected, rtol=0, atol=0, equal_nan=True)
 
 
-def test_a_device_table_pulls_and_pushes_keys_without_a_row(device: str) -> None:
+def test_a_device_table_reads_and_updates_keys_without_a_row(device: str) -> None:
     config = EmbeddingsConfig.from_dict({"default": {"kind": "collisionless", "admission_count": 9}}, where="test")
     table = DeviceTable(config.layout(["a"]).spaces, 4, seed=0, device=device)
     keys = Keys(np.zeros(2, np.int32), np.array([5, 6]), np.ones(2, np.int32))
-    assert not table.pull(keys, admit=True).any()  # type: ignore[union-attr]
-    table.push(keys, np.ones((2, 4), dtype=np.float32))
-    assert not table.pull(keys, admit=False).any()  # type: ignore[union-attr]
+    assert not table.read(keys).any()  # type: ignore[union-attr]
+    table.update(keys, np.ones((2, 4), dtype=np.float32))
+    assert not table.read(keys.unseen()).any()  # type: ignore[union-attr]
 
 
 def test_a_model_on_a_gpu_takes_its_tables_along() -> None:
@@ -185,8 +185,8 @@ def test_rows_with_a_store_in_front_do_not_move() -> None:
     bags = bags_of()
 
     class InFront:
-        def pull(self, keys: Keys, *, admit: bool = False) -> Any: ...
-        def push(self, keys: Keys, gradients: Any) -> Any: ...
+        def read(self, keys: Keys) -> Any: ...
+        def update(self, keys: Keys, gradients: Any) -> Any: ...
 
     bags.store = InFront()
     with pytest.raises(ConfigError, match="rows with a store in front of them cannot move"):
@@ -211,6 +211,6 @@ def test_rows_of_16_bits_are_updated_to_the_bits_of_the_host(device: str, row_fo
         keys = Keys(np.zeros(40, np.int32), np.arange(40), np.ones(40, np.int32))
         gradients = np.random.default_rng(step).normal(size=(40, 6)).astype(np.float32)
         for table in (host, there):
-            table.pull(keys, admit=True)
-            table.push(keys, gradients)
+            table.read(keys)
+            table.update(keys, gradients)
     np.testing.assert_array_equal(there.state_dict()["weights"], host.state_dict()["weights"])

@@ -90,11 +90,11 @@ def keys(num: int) -> Keys:
 @HALVES
 def test_small_updates_add_up_where_rounding_to_nearest_would_stand_still(row_format: Any) -> None:
     t = table(row_format, init_scale=0.0, optimizer=SGDConfig(lr=1.0))
-    t.push(keys(50), np.full((50, 8), -1.0, dtype=np.float32))
-    assert (t.pull(keys(50), admit=False) == 1.0).all()
+    t.update(keys(50), np.full((50, 8), -1.0, dtype=np.float32))
+    assert (t.read(keys(50)) == 1.0).all()
     for _ in range(100):
-        t.push(keys(50), np.full((50, 8), -1e-4, dtype=np.float32))  # a tenth of fp16's step at 1, 1/78 of bf16's
-    moved = t.pull(keys(50), admit=False) - 1
+        t.update(keys(50), np.full((50, 8), -1e-4, dtype=np.float32))  # a tenth of fp16's step at 1, 1/78 of bf16's
+    moved = t.read(keys(50)) - 1
     assert abs(moved.mean() - 0.01) < 0.001
 
 
@@ -103,17 +103,14 @@ def test_rows_of_16_bits_take_half_the_bytes_and_begin_near_those_of_32(row_form
     halves, full = table(row_format), table("fp32")
     assert halves.arena.weights.nbytes * 2 == full.arena.weights.nbytes
     assert halves.weights.dtype == TORCH[row_format]
-    np.testing.assert_allclose(
-        halves.pull(keys(50), admit=False), full.pull(keys(50), admit=False), rtol=2**-7, atol=2**-24
-    )
+    np.testing.assert_allclose(halves.read(keys(50)), full.read(keys(50)), rtol=2**-7, atol=2**-24)
 
 
 @HALVES
 def test_training_is_the_same_for_any_number_of_threads_and_goes_on_the_same_after_a_resume(row_format: Any) -> None:
     def train(t: EmbeddingTable, steps: range) -> None:
         for step in steps:
-            t.pull(keys(50), admit=True)
-            t.push(keys(50), np.random.default_rng(step).normal(size=(50, 8)).astype(np.float32))
+            t.update(keys(50), np.random.default_rng(step).normal(size=(50, 8)).astype(np.float32))
 
     tables = []
     for threads in (1, numba.config.NUMBA_NUM_THREADS):
@@ -133,6 +130,6 @@ def test_training_is_the_same_for_any_number_of_threads_and_goes_on_the_same_aft
 def test_a_saved_table_of_another_format_of_rows_is_refused_with_both_sides() -> None:
     for saved, loading in (("bf16", "fp32"), ("fp32", "bf16"), ("fp16", "bf16")):
         t = table(saved)
-        t.pull(keys(3), admit=True)
+        t.update(keys(3), np.ones((3, 8), dtype=np.float32))
         with pytest.raises(CheckpointError, match=rf"s\.rows was saved as {saved}, but the job says {loading}"):
             table(loading).load_state_dict(t.state_dict())

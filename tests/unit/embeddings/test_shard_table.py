@@ -39,32 +39,29 @@ class Sharded:
         self.plan: ShardingPlan = make_plan(SPEC.spaces, num_shards, kind=kind)  # type: ignore[arg-type]
         self.shards = [ShardTable(SPEC, self.plan, shard) for shard in range(num_shards)]
 
-    def pull(self, keys: Keys, *, admit: bool) -> npt.NDArray[np.float32]:
+    def read(self, keys: Keys) -> npt.NDArray[np.float32]:
         out = np.empty((len(keys), 3), np.float32)
         for places, part, shard in self._parts(keys):
-            out[places] = shard.pull(part, admit=admit)
+            out[places] = shard.read(part)
         return out
 
-    def push(self, keys: Keys, gradients: npt.NDArray[np.float32]) -> None:
+    def update(self, keys: Keys, gradients: npt.NDArray[np.float32]) -> None:
         for places, part, shard in self._parts(keys):
-            shard.push(part, np.ascontiguousarray(gradients[places]))
+            shard.update(part, np.ascontiguousarray(gradients[places]))
 
     def _parts(self, keys: Keys) -> list[tuple[npt.NDArray[np.int64], Keys, ShardTable]]:
         routes = self.plan.route(keys)
         places = [routes.of(shard) for shard in range(len(self.shards))]
-        return [
-            (at, Keys(keys.spaces[at], keys.ids[at], keys.counts[at]), shard)
-            for at, shard in zip(places, self.shards, strict=True)
-        ]
+        return [(at, keys.take(at), shard) for at, shard in zip(places, self.shards, strict=True)]
 
 
 def train(tables: list[Sharded | EmbeddingTable], rng: np.random.Generator, steps: int) -> None:
     for step in range(steps):
         keys, gradients = batch(rng)
-        rows = [table.pull(keys, admit=True) for table in tables]
+        rows = [table.read(keys) for table in tables]
         assert all((each == rows[0]).all() for each in rows)
         for table in tables:
-            table.push(keys, gradients)
+            table.update(keys, gradients)
         if step % 3 == 2:
             freed = [
                 sum(shard.table.end_window() for shard in table.shards)
@@ -101,10 +98,10 @@ def test_parts_move_between_shards_and_one_process_and_training_goes_on_bit_for_
 def test_a_shard_makes_rows_for_its_own_keys_only_when_they_are_trained() -> None:
     sharded = Sharded(2)
     keys = Keys(np.zeros(40, np.int32), np.arange(40), np.ones(40, np.int32))
-    first = sharded.pull(keys, admit=False)
-    assert (first == EmbeddingTable(SPEC.spaces, 3, seed=9).pull(keys, admit=False)).all(), "rows exist before"
+    for each in (keys, keys.unseen()):
+        assert (sharded.read(each) == EmbeddingTable(SPEC.spaces, 3, seed=9).read(each)).all(), "rows exist before"
     assert sum(shard.table.num_rows for shard in sharded.shards) == 0
-    sharded.pull(keys, admit=True)
+    sharded.update(keys, np.ones((40, 3), np.float32))
     assert sum(shard.table.num_rows for shard in sharded.shards) == 40
     assert min(shard.table.num_rows for shard in sharded.shards) > 8
 
@@ -114,16 +111,15 @@ def test_rows_kept_in_16_bits_begin_as_in_one_process(rows: str) -> None:
     spaces = {"a": TableConfig.from_dict({"num_embeddings": 40, "rows": rows}, where="test")}
     keys = Keys(np.zeros(40, np.int32), np.arange(40), np.ones(40, np.int32))
     shard = ShardTable(TableSpec(spaces, 3, 9), make_plan(spaces, 1), 0)
-    expected = EmbeddingTable(spaces, 3, seed=9).pull(keys, admit=False)
-    assert (shard.pull(keys, admit=False) == expected).all()
-    assert (shard.pull(keys, admit=True) == expected).all()
+    expected = EmbeddingTable(spaces, 3, seed=9).read(keys)
+    assert (shard.read(keys) == expected).all()
+    assert (shard.read(keys.unseen()) == expected).all()
 
 
 def test_parts_of_different_steps_are_refused_and_so_are_those_of_another_table() -> None:
     sharded = Sharded(2)
     keys, gradients = batch(np.random.default_rng(0))
-    sharded.shards[0].pull(keys, admit=True)
-    sharded.shards[0].push(keys, gradients)
+    sharded.shards[0].update(keys, gradients)
     with pytest.raises(CheckpointError, match="parts were saved at steps"):
         join_parts([shard.part() for shard in sharded.shards])
     other = TableSpec({**SPEC.spaces, "direct": TableConfig(kind="direct", num_embeddings=21, optimizer=ADAM)}, 3, 9)

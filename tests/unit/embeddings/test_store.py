@@ -30,4 +30,4 @@ def test_a_store_in_front_of_the_table_leaves_the_table_in_place() -> None:
 def test_rows_in_this_process_have_the_updates_of_all_steps() -> None:
     bags = EmbeddingBags(EmbeddingsConfig(), ["a"], 4, seed=1)
     keys = bags.lookup(BATCH).unique.keys
-    assert np.array_equal(bags.store.pull(keys, after_step=0).result(), bags.store.pull(keys).result())
+    assert np.array_equal(bags.store.read(keys, after=0).result(), bags.store.read(keys).result())

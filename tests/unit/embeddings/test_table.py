@@ -1,13 +1,19 @@
 """The table: what is seen, admitted, updated, evicted, grown and told to consumers."""
 
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pytest
 
 from headrace.embeddings import AdagradConfig, EmbeddingTable, Keys, SGDConfig, TableConfig
-from headrace.embeddings.arena import _gather
+from headrace.embeddings.arena import ROW_METADATA
+from headrace.embeddings.changes import RowBlock
+from headrace.embeddings.lazy_rows import read_rows
 from headrace.embeddings.optimizers import Rounding, build_optimizer
 from headrace.embeddings.row_formats import FP32
+from headrace.errors import HeadraceError
 
 SGD = SGDConfig(lr=1.0)
 
@@ -30,18 +36,17 @@ def keys(*pairs: tuple[int, int], counts: list[int] | None = None) -> Keys:
 
 def train(t: EmbeddingTable, *pairs: tuple[int, int], gradient: float = 1.0) -> None:
     batch = keys(*pairs)
-    t.pull(batch, admit=True)
-    t.push(batch, np.full((len(pairs), t.embedding_dim), gradient, dtype=np.float32))
+    t.update(batch, np.full((len(pairs), t.embedding_dim), gradient, dtype=np.float32))
 
 
 def values(t: EmbeddingTable, *pairs: tuple[int, int]) -> np.ndarray:
-    return t.pull(keys(*pairs), admit=False)
+    return t.read(keys(*pairs).unseen())
 
 
 def test_fixed_spaces_lie_one_after_the_other_behind_the_zero_row() -> None:
     t = table()
     assert t.arena.first_rows.tolist() == [1, -1, 5]
-    assert t.lookup(keys((0, 0), (0, 3), (2, 0), (2, 2)), admit=False).tolist() == [1, 4, 5, 7]
+    assert t.lookup(keys((0, 0), (0, 3), (2, 0), (2, 2))).tolist() == [1, 4, 5, 7]
     assert t.num_rows == 7
     assert not t.arena.weights[0].any()
 
@@ -56,9 +61,9 @@ def test_pulled_rows_are_a_copy() -> None:
 def test_first_values_do_not_depend_on_the_order_of_arrival_or_on_growth() -> None:
     ids = [(1, key) for key in (5, -1, 2**60, 77, 3, 12)]
     at_once, one_by_one = table(capacity=100), table(capacity=1)
-    at_once.pull(keys(*ids), admit=True)
+    train(at_once, *ids, gradient=0.0)
     for pair in reversed(ids):
-        one_by_one.pull(keys(pair), admit=True)
+        train(one_by_one, pair, gradient=0.0)
     np.testing.assert_array_equal(values(at_once, *ids), values(one_by_one, *ids))
     assert len(np.unique(values(at_once, *ids))) == 24
     assert not np.array_equal(values(table(seed=4), (0, 0)), values(table(), (0, 0)))
@@ -82,36 +87,69 @@ def test_push_updates_rows_and_metadata_of_its_keys_only() -> None:
     t = table()
     before = values(t, (0, 0), (0, 1), (2, 1))
     batch = keys((0, 0), (2, 1), counts=[5, 1])
-    t.pull(batch, admit=True)
-    t.push(batch, np.full((2, 4), 2, dtype=np.float32))
+    t.update(batch, np.full((2, 4), 2, dtype=np.float32))
     np.testing.assert_allclose(values(t, (0, 0), (0, 1), (2, 1)), before - np.array([[2], [0], [2]]), rtol=1e-6)
     seen = t.arena.metadata
     assert seen["frequency"].tolist()[:7] == [0, 5, 0, 0, 0, 0, 1]
     assert seen["version"].tolist()[:7] == [0, 1, 0, 0, 0, 0, 1]
-    assert seen["last_seen"].tolist()[:7] == [0] * 7
+    t.end_window()
     train(t, (0, 0))
-    assert t.arena.metadata["last_seen"][1] == 1
+    assert t.arena.metadata["version"][1] == t.version == 3
+    assert t.step == 2
 
 
 def test_frequency_stops_at_its_largest_value() -> None:
     t = table()
     for _ in range(3):
-        t.pull(keys((0, 0), counts=[2**30]), admit=True)
+        t.update(keys((0, 0), counts=[2**30]), np.zeros((1, 4), dtype=np.float32))
     assert t.arena.metadata["frequency"][1] == 2**31 - 1
 
 
 def test_an_id_reads_zeros_and_learns_nothing_until_it_is_admitted() -> None:
     t = table(admission_count=3)
     for _ in range(2):
+        assert not t.read(keys((1, 9))).any()
         train(t, (1, 9))
         assert not values(t, (1, 9)).any()
         assert t.num_rows == 7
-    t.pull(keys((1, 9)), admit=True)
-    fresh = EmbeddingTable({"item": t.spaces["item"].model_copy(update={"admission_count": 1})}, 4, seed=3)
-    fresh.pull(keys((0, 9)), admit=True)
-    np.testing.assert_array_equal(values(t, (1, 9)), values(fresh, (0, 9)))
+    first = t.arena.first_values(np.array([1], np.int32), np.array([9]))
+    assert not values(t, (1, 9)).any(), "no update follows"
+    np.testing.assert_array_equal(t.read(keys((1, 9))), first)
+    train(t, (1, 9), gradient=0.5)
+    np.testing.assert_array_equal(values(t, (1, 9)), first - np.float32(0.5))
     assert t.num_rows == 8
     assert not t.arena.weights[0].any()
+
+
+def test_a_read_has_no_effect_however_often_and_with_whatever_keys() -> None:
+    t, undisturbed = table(admission_count=2, evict_after=1), table(admission_count=2, evict_after=1)
+    for step in range(6):
+        for _ in range(step):
+            t.read(keys((0, 0), (1, step), (1, 99), (2, 1), counts=[1, 5, 1, 1]))
+        for each in (t, undisturbed):
+            train(each, (1, step), (1, step + 1), (0, step % 4))
+            if step % 2:
+                each.end_window()
+    ours, theirs = t.state_dict(), undisturbed.state_dict()
+    assert all(np.array_equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_a_read_gives_what_the_update_of_the_same_keys_finds() -> None:
+    t = table(admission_count=2)
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        batch = keys(*((1, int(key)) for key in np.unique(rng.integers(0, 30, 6))), (0, 1), (2, 2))
+        read = t.read(batch)
+        t.update(batch, np.ones((len(batch), 4), dtype=np.float32))
+        has_row = t.lookup(batch) != 0
+        np.testing.assert_array_equal(t.read(batch.unseen())[has_row], read[has_row] - np.float32(1))
+
+
+def test_with_admission_count_0_every_id_reads_its_first_value() -> None:
+    t = table(admission_count=0)
+    first = t.arena.first_values(np.array([1], np.int32), np.array([9]))
+    np.testing.assert_array_equal(values(t, (1, 9)), first)
+    assert t.num_rows == 7
 
 
 def test_ids_not_seen_for_some_windows_are_evicted_and_begin_anew() -> None:
@@ -146,61 +184,103 @@ def test_rows_begin_with_the_initial_state_of_their_optimizer_also_where_another
     train(t, (1, 2))
     t.end_window()
     t.end_window()
-    t.pull(keys((1, 3)), admit=True)
+    t.update(keys((1, 3)), np.zeros((1, 4), dtype=np.float32))
     np.testing.assert_array_equal(t.arena.slots["accumulator"][2], [0.5] * 4)
 
 
-def test_keys_pulled_before_an_eviction_are_looked_up_again_by_push() -> None:
+def copied(blocks: Iterable[RowBlock], onto: dict[tuple[int, int], Any] | None = None) -> dict[tuple[int, int], Any]:
+    """What a consumer has that applies blocks in their order: (space, id) -> weights, state and metadata."""
+    have = dict(onto or {})
+    for block in blocks:
+        pairs = list(zip(block.spaces.tolist(), block.ids.tolist(), strict=True))
+        for place, pair in enumerate(pairs):
+            if block.is_tombstones:
+                have.pop(pair, None)
+            else:
+                have[pair] = {name: column[place].tolist() for name, column in block.columns.items()}
+    return have
+
+
+def test_changes_are_the_rows_of_later_versions_each_once_at_its_last() -> None:
+    t = table()
+    t.changelog.acknowledge("delta", t.version)
+    train(t, (0, 1), (1, 5))
+    train(t, (0, 2), (1, 5))
+    (block,) = t.changes(0)
+    assert block.version == 2
+    assert sorted(zip(block.spaces.tolist(), block.ids.tolist(), strict=True)) == [(0, 1), (0, 2), (1, 5)]
+    (block,) = t.changes(1)
+    assert sorted(zip(block.spaces.tolist(), block.ids.tolist(), strict=True)) == [(0, 2), (1, 5)]
+    assert list(t.changes(2)) == []
+
+
+def test_a_copy_kept_up_by_changes_is_the_table_also_over_evictions_and_a_restart() -> None:
+    t = table(evict_after=1)
+    copies: dict[str, tuple[int, dict[tuple[int, int], Any]]] = {"often": (0, {}), "seldom": (0, {})}
+    for consumer in copies:
+        t.changelog.acknowledge(consumer, 0)
+    rng = np.random.default_rng(0)
+    for step in range(40):
+        train(t, *{(1, int(key)) for key in rng.integers(0, 12, 3)}, (2, int(rng.integers(3))))
+        if step % 5 == 4:
+            t.end_window()
+        if step == 23:  # the consumers stay what they were, and so does what they have not seen
+            loaded = table(evict_after=1)
+            loaded.load_state_dict(t.state_dict())
+            t = loaded
+        for consumer in ("often",) if step % 7 else ("often", "seldom"):
+            since, have = copies[consumer]
+            have = copied(t.changes(since), have)
+            t.changelog.acknowledge(consumer, t.version)
+            copies[consumer] = t.version, have
+            assert have == copied(t.changes(0))
+    assert t.num_rows < 7 + 12, "ids were evicted"
+
+
+def test_changes_found_by_the_log_are_those_found_by_a_look_at_every_row() -> None:
+    t = table()
+    train(t, (0, 1), (1, 1))
+    t.changelog.acknowledge("late", t.version)
+    for key in range(5):
+        train(t, (1, key % 3))
+    by_log = copied(t.changes(3))
+    assert t.changelog.rows_since(3, t.arena.metadata["version"]) is not None
+    assert by_log == {pair: row for pair, row in copied(t.changes(0)).items() if row["version"] > 3}
+    assert copied(t.changes(1)) == {pair: row for pair, row in copied(t.changes(0)).items() if row["version"] > 1}
+
+
+def test_the_log_of_changes_stays_as_short_as_what_changed() -> None:
+    t = table(capacity=4000)
+    t.changelog.acknowledge("slow", 0)
+    for _ in range(40):
+        train(t, *((1, key) for key in range(4000)))
+    kept = sum(len(rows) for _, rows in t.changelog._changed)
+    assert kept < 65_536 + 2 * 4000
+    assert len(copied(t.changes(0))) == 4000
+    t.changelog.acknowledge("slow", t.version)
+    assert t.changelog._changed == []
+
+
+def test_changes_that_nobody_recorded_evictions_for_are_refused() -> None:
     t = table(evict_after=1)
     train(t, (1, 1))
-    batch = keys((1, 1))
-    t.pull(batch, admit=False)
     t.end_window()
-    train(t, (0, 0))
-    t.end_window()
-    train(t, (1, 2))  # takes the row of 1
-    before = values(t, (1, 2))
-    t.push(batch, np.ones((1, 4), dtype=np.float32))
-    np.testing.assert_array_equal(values(t, (1, 2)), before)
+    train(t, (1, 2))
+    t.end_window()  # forgets 1, and no consumer had joined
+    with pytest.raises(HeadraceError, match="changes since version 1 are not known, expected 4 or later, or 0"):
+        list(t.changes(1))
+    t.changelog.acknowledge("delta", t.version)
+    assert list(t.changes(t.version)) == []
 
 
-def test_consumers_see_rows_that_changed_since_they_last_looked_each_for_itself() -> None:
-    t = table(evict_after=1)
-    train(t, (0, 1), (1, 5))
-    t.add_consumer("delta")
-    assert t.dirty_rows("delta").tolist() == [2, 8], "what was trained before it joined is new to it"
-    t.clear_dirty("delta")
-    t.add_consumer("publisher")
-    t.pull(keys((0, 2)), admit=True)
-    train(t, (1, 5), (2, 0))
-    assert t.dirty_rows("delta").tolist() == [5, 8]
-    t.clear_dirty("publisher")
-    assert t.dirty_rows("publisher").tolist() == []
-    assert t.dirty_rows("delta").tolist() == [5, 8]
-    t.add_consumer("delta")
-    assert t.dirty_rows("delta").tolist() == [5, 8], "to join again is to stay"
-
-
-def test_a_full_state_and_dirty_rows_over_it_give_the_state_of_now() -> None:
-    t = table(evict_after=1)
-    t.add_consumer("delta")
-    train(t, (0, 1), (1, 4), (1, 5), (1, 6))
-    t.end_window()
-    base = t.state_dict()
-    t.clear_dirty("delta")
-    train(t, (1, 6), (2, 2))
-    assert t.end_window() == 2  # 4 and 5 lose their rows
-    train(t, (1, 7))  # and one of the rows has a new id
-    delta = t.state_dict(t.dirty_rows("delta"))
-    assert len(delta["rows"]) < t.num_rows
-    merged = {row: base["weights"][i] for i, row in enumerate(base["rows"].tolist())}
-    merged |= {row: delta["weights"][i] for i, row in enumerate(delta["rows"].tolist())}
-    for space, row in zip(delta["spaces"], delta["rows"].tolist(), strict=True):
-        if space < 0:
-            del merged[row]
-    now = t.state_dict()
-    assert sorted(merged) == now["rows"].tolist()
-    np.testing.assert_array_equal(np.stack([merged[row] for row in sorted(merged)]), now["weights"])
+def test_a_table_that_changes_between_two_blocks_says_so() -> None:
+    t = table(capacity=70_000)
+    train(t, *((1, key) for key in range(70_000)))
+    blocks = t.changes(0)
+    assert len(next(blocks).ids) == 65_536
+    train(t, (1, 0))
+    with pytest.raises(RuntimeError, match="from version 1 to 2"):
+        next(blocks)
 
 
 def test_rows_beyond_two_to_the_31_elements_are_addressed(tmp_path: Path) -> None:
@@ -212,7 +292,9 @@ def test_rows_beyond_two_to_the_31_elements_are_addressed(tmp_path: Path) -> Non
     gradients = np.array([[1] * dim, [2] * dim], dtype=np.float32)
     build_optimizer([SGD], dim).apply(weights, {}, rows, np.zeros(2, np.int32), gradients, 1, Rounding.of("fp32", 0, 1))
     out = np.empty((2, dim), dtype=np.float32)
-    _gather(weights, rows, FP32, out)
+    metadata, nothing = np.zeros(1, ROW_METADATA), np.zeros(2, np.int64)
+    seeds, scales, spaces = np.zeros(1, np.uint64), np.zeros(1, np.float32), np.zeros(2, np.int32)
+    read_rows(weights, metadata, np.array([1]), rows, spaces, nothing, seeds, scales, FP32, True, out)
     np.testing.assert_array_equal(out, -gradients)
     np.testing.assert_array_equal(weights[-1], -gradients[1])
     assert not weights[num_rows - 2].any()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterator
 from concurrent.futures import Future
 from typing import Any
 
@@ -21,6 +22,7 @@ from headrace.embeddings import (
     apply_gradients,
     embedding_bags,
 )
+from headrace.embeddings.changes import RowBlock
 from headrace.features import FeaturePlan
 from headrace.logs.schema import Schema
 from headrace.pipeline import BatchIterator
@@ -120,7 +122,7 @@ class Phases:
 
 
 class SlowStore:
-    """A store whose transfers arrive when told to: every push and pull waits in a queue until `deliver`."""
+    """A store whose transfers arrive when told to: every read and update waits in a queue until `deliver`."""
 
     def __init__(self, store: EmbeddingStore, forgets_pushes: bool = False) -> None:
         self.store = store
@@ -131,23 +133,24 @@ class SlowStore:
     def step(self) -> int:
         return self.store.step
 
-    def pull(
-        self, keys: Keys, *, admit: bool = False, after_step: int | None = None
-    ) -> Future[npt.NDArray[np.float32]]:
-        pulled: Future[npt.NDArray[np.float32]] = Future()
-        if not admit:  # a check: answered at once
-            return self.store.pull(keys)
-        self.queue.append(lambda: pulled.set_result(self.store.pull(keys, admit=admit).result()))
-        return pulled
+    def read(self, keys: Keys, *, after: int | None = None) -> Future[npt.NDArray[np.float32]]:
+        read: Future[npt.NDArray[np.float32]] = Future()
+        self.queue.append(lambda: read.set_result(self.store.read(keys, after=after).result()))
+        return read
 
-    def push(self, keys: Keys, gradients: npt.NDArray[np.float32]) -> Future[None]:
-        pushed: Future[None] = Future()
+    def update(self, keys: Keys, gradients: npt.NDArray[np.float32], *, num_rows: int = 1) -> Future[None]:
+        updated: Future[None] = Future()
         if self._forgets_pushes:  # says that it is applied before it is
-            self.queue.append(lambda: self.store.push(keys, gradients))
-            pushed.set_result(None)
+            self.queue.append(lambda: self.store.update(keys, gradients, num_rows=num_rows))
+            updated.set_result(None)
         else:
-            self.queue.append(lambda: pushed.set_result(self.store.push(keys, gradients).result()))
-        return pushed
+            self.queue.append(
+                lambda: updated.set_result(self.store.update(keys, gradients, num_rows=num_rows).result())
+            )
+        return updated
+
+    def changes(self, since: int = 0) -> Iterator[RowBlock]:
+        return self.store.changes(since)
 
 
 def plan_and_model() -> tuple[FeaturePlan, Model]:
@@ -202,6 +205,6 @@ def parameters(model: nn.Module) -> dict[str, Any]:
     for name, bags in embedding_bags(model).items():
         for space, kind in enumerate(bags.spaces.values()):
             ids = np.arange(1000 if kind.kind == "collisionless" else kind.num_embeddings)
-            keys = Keys(np.full(len(ids), space, np.int32), ids, np.ones(len(ids), np.int32))
-            found[f"{name}.{space}"] = bags.store.pull(keys).result()
+            keys = Keys(np.full(len(ids), space, np.int32), ids, np.zeros(len(ids), np.int32))
+            found[f"{name}.{space}"] = bags.store.read(keys).result()
     return found

@@ -125,14 +125,15 @@ def test_nothing_is_read_before_the_first_step() -> None:
     assert not work.lines
 
 
-def test_rows_of_the_next_batch_are_not_asked_for_before_state_is_saved() -> None:
+def test_settle_waits_until_the_updates_of_all_steps_are_applied() -> None:
     work = Notes(6)
     with runtime(work) as steps:
-        steps.step()
-        steps.step(pull_next=False)
-        assert "push 1" in work.lines
-        assert not [line for line in work.lines if line.startswith("pull 2")]
-        assert steps.step() == "result 2"
+        steps.settle()
+        for number in range(3):
+            steps.step()
+            steps.settle()
+            assert steps.state.is_applied(number)
+        assert steps.step() == "result 3"
 
 
 def test_after_an_ordinary_step_rows_of_the_next_batch_are_asked_for() -> None:

@@ -135,16 +135,6 @@ def test_a_small_budget_means_less_run_ahead() -> None:
     assert tight.step_s <= step.parts().serial_s
 
 
-def test_pulls_wait_where_state_is_saved_between_two_batches() -> None:
-    step = fine(2.0, 4.0, 3.0, 2.0)
-    for policy in (Recs(), RecsEarly()):
-        run = VirtualRun(step, policy, 12, pulls_ahead=lambda batch: 0 if batch == 5 else 1).run()
-        saved = next(end for operator, _, end in run.spans if operator == Operator(Kind.UPDATE, 5))
-        begins = [begin for operator, begin in run.begins(Kind.PULL) if operator.batch == 6]
-        assert min(begins) >= saved
-        assert min(begin for operator, begin in run.begins(Kind.PULL) if operator.batch == 5) < saved
-
-
 def test_an_early_pull_is_followed_by_what_it_left_out() -> None:
     run = VirtualRun(fine(2.0, 4.0, 6.0, 2.0, held_ratio=0.3), RecsEarly(), 100).run()
     held = {operator.batch for operator, _ in run.begins(Kind.HELD)}

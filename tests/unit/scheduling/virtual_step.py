@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from headrace.scheduling.bounds import StepParts
@@ -80,7 +80,6 @@ class VirtualRun:
     spare_cores: int = 0
     store_holds: bool = False
     budget_bytes: int = 1 << 62
-    pulls_ahead: Callable[[int], int] = lambda batch: 1
     now_s: float = 0.0
     spans: list[tuple[Operator, float, float]] = field(default_factory=list)
     idle_core_s: float = 0.0
@@ -127,7 +126,7 @@ class VirtualRun:
         return sorted(((op, begin) for op, begin, _ in self.spans if op.kind is kind), key=lambda pair: pair[1])
 
     def _want(self) -> Wanted:
-        return Wanted(self._trained, self._trained + self.pulls_ahead(self._trained), self.now_s)
+        return Wanted(self._trained, self.now_s)
 
     def _tell(self, event: Event) -> None:
         for run in self.state.handle(event):

@@ -20,11 +20,13 @@ import numpy.typing as npt
 from headrace.compiling import kernel
 from headrace.embeddings.hashing import mix64
 
-__all__ = ["PENDING", "CollisionlessDirectory", "probe"]
+__all__ = ["NEW", "PENDING", "CollisionlessDirectory", "probe"]
 
 ID, SPACE, ROW, SIGHTINGS = 0, 1, 2, 3
 EMPTY = -1
 PENDING = 0
+NEW = -1
+"""What `find` gives in place of a row for an id that the update of the same keys will admit."""
 MAX_LOAD = 0.5  # linear probing: about 1.5 probes for a hit, 2.5 for a miss
 
 Entries = npt.NDArray[np.int64]
@@ -53,6 +55,30 @@ def _resolve(spaces: Int32s, ids: Int64s, first_rows: Int64s, entries: Entries, 
             rows[u] = entries[slot, ROW] if entries[slot, SPACE] != EMPTY else PENDING
 
 
+@kernel(parallel=True)
+def _find(
+    spaces: Int32s,
+    ids: Int64s,
+    counts: Int32s,
+    first_rows: Int64s,
+    thresholds: Int64s,
+    entries: Entries,
+    rows: Int64s,
+) -> None:
+    for u in numba.prange(len(ids)):
+        space = spaces[u]
+        if first_rows[space] >= 0:
+            rows[u] = first_rows[space] + ids[u]
+            continue
+        slot = probe(entries, space, ids[u])
+        is_known = entries[slot, SPACE] != EMPTY
+        row = entries[slot, ROW] if is_known else PENDING
+        sightings = entries[slot, SIGHTINGS] if is_known else 0
+        if row == PENDING and sightings + counts[u] >= thresholds[space]:
+            row = NEW
+        rows[u] = row
+
+
 @kernel()
 def _admit(
     entries: Entries,
@@ -61,7 +87,7 @@ def _admit(
     ids: Int64s,
     counts: Int32s,
     thresholds: Int64s,
-    step: int,
+    version: int,
     free_rows: Int64s,
     num_free: int,
     next_row: int,
@@ -79,7 +105,7 @@ def _admit(
             entries[slot, ROW], entries[slot, SIGHTINGS] = PENDING, 0
             num_new += 1
         entries[slot, SIGHTINGS] += counts[u]
-        pending_seen[slot] = step
+        pending_seen[slot] = version
         if entries[slot, SIGHTINGS] >= thresholds[spaces[u]]:
             if num_free > 0:
                 num_free -= 1
@@ -98,7 +124,7 @@ def _admit(
 def _copy_live(
     old: Entries, old_seen: Int64s, new: Entries, new_seen: Int64s, row_seen: Int64s, first_row: int, oldest: Int64s
 ) -> int:
-    """Moves entries last seen no earlier than their space's `oldest` step into the empty table `new`."""
+    """Moves entries last seen after their space's `oldest` version into the empty table `new`."""
     num_kept = 0
     for slot in range(len(old)):
         space = old[slot, SPACE]
@@ -106,7 +132,7 @@ def _copy_live(
             continue
         row = old[slot, ROW]
         seen = old_seen[slot] if row == PENDING else row_seen[row - first_row]
-        if seen < oldest[space]:
+        if seen <= oldest[space]:
             continue
         target = probe(new, space, old[slot, ID])
         new[target] = old[slot]
@@ -132,7 +158,8 @@ class CollisionlessDirectory:
     Args:
         first_rows: int64 [S], where a space's rows begin for spaces whose keys are rows already, -1 for the
             collisionless ones.
-        thresholds: int64 [S], sightings after which an id gets a row.
+        thresholds: int64 [S], the sighting at which an id gets a row; 0 for spaces in which every id has one, and
+            reads its first value before it is seen.
         first_row: Where the rows this directory gives out begin.
         capacity: How many ids to make room for at first.
     """
@@ -156,7 +183,17 @@ class CollisionlessDirectory:
         _resolve(spaces, ids, self.first_rows, self.entries, rows)
         return rows
 
-    def admit(self, spaces: Int32s, ids: Int64s, counts: Int32s, rows: Int64s, *, step: int) -> Int64s:
+    def find(self, spaces: Int32s, ids: Int64s, counts: Int32s) -> Int64s:
+        """Rows int64 [U] as an update of the same keys and counts will find or make them, without making any.
+
+        Returns:
+            A row; `NEW` for a key that the update admits; 0 for one that stays without a row.
+        """
+        rows = np.empty(len(ids), dtype=np.int64)
+        _find(spaces, ids, counts, self.first_rows, self.thresholds, self.entries, rows)
+        return rows
+
+    def admit(self, spaces: Int32s, ids: Int64s, counts: Int32s, rows: Int64s, *, version: int) -> Int64s:
         """Count sightings of the keys that `resolve` found no row for, and give rows where they are due.
 
         Args:
@@ -164,7 +201,7 @@ class CollisionlessDirectory:
             ids: int64 [U], unique per space.
             counts: int32 [U], sightings now.
             rows: int64 [U] from `resolve`; filled in for admitted keys.
-            step: Now, remembered as when a pending id was last seen.
+            version: Of the table, remembered as when a pending id was last seen.
 
         Returns:
             int64 [A], positions in `ids` of the admitted keys.
@@ -182,7 +219,7 @@ class CollisionlessDirectory:
             ids,
             counts,
             self.thresholds,
-            step,
+            version,
             self.free_rows,
             len(self.free_rows),
             self.next_row,
@@ -194,11 +231,11 @@ class CollisionlessDirectory:
         return admitted[:num_admitted]
 
     def evict(self, row_seen: Int64s, oldest: Int64s) -> None:
-        """Forget ids last seen before their space's `oldest` step; `free` then tells the directory of their rows.
+        """Forget ids last seen at or before their space's `oldest` version; `free` then tells of their rows.
 
         Args:
             row_seen: int64 [next_row - first_row], when each given-out row was last seen.
-            oldest: int64 [S].
+            oldest: int64 [S]; -1 forgets none.
         """
         self._rebuild(self.num_entries, row_seen, oldest)
 
@@ -247,7 +284,7 @@ class CollisionlessDirectory:
     def _rebuild(self, capacity: int, row_seen: Int64s | None = None, oldest: Int64s | None = None) -> None:
         if row_seen is None or oldest is None:
             row_seen = np.zeros(self.next_row - self.first_row, dtype=np.int64)
-            oldest = np.zeros(len(self.thresholds), dtype=np.int64)
+            oldest = np.full(len(self.thresholds), -1, dtype=np.int64)
         entries, pending_seen = _empty_table(capacity)
         self.num_entries = _copy_live(
             self.entries, self.pending_seen, entries, pending_seen, row_seen, self.first_row, oldest

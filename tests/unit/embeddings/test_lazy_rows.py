@@ -31,8 +31,8 @@ def train(table: EmbeddingTable, *, steps: int = 4) -> None:
     for _ in range(steps):
         chosen = sorted({(int(space), int(random.integers(30))) for space in random.integers(0, 3, 12)})
         keys = keys_of(*chosen)
-        rows = table.pull(keys, admit=True)
-        table.push(keys, rows + random.standard_normal(rows.shape, np.float32))
+        rows = table.read(keys)
+        table.update(keys, rows + random.standard_normal(rows.shape, np.float32))
 
 
 def test_a_new_table_writes_no_rows() -> None:
@@ -46,13 +46,13 @@ def test_rows_nobody_trained_on_read_as_those_of_a_table_that_wrote_them_all(row
     keys = keys_of((0, 0), (0, 49), (1, 7), (1, 29), (2, 5))
     for each in (table, complete):
         train(each)
-    assert np.array_equal(table.pull(keys, admit=False), complete.pull(keys, admit=False))
+    assert np.array_equal(table.read(keys), complete.read(keys))
     assert torch.equal(table.weights, complete.weights)
 
 
-def test_reading_leaves_rows_untouched() -> None:
+def test_reading_writes_no_rows() -> None:
     table = table_of()
-    assert table.pull(keys_of((0, 3), (1, 3)), admit=False).any()
+    assert table.read(keys_of((0, 3), (1, 3), (2, 3))).any()
     assert not table.arena.weights.any()
     assert len(table.arena.live_rows()) == 0
 
@@ -64,22 +64,22 @@ def test_training_and_optimizer_state_are_those_of_a_table_that_wrote_all_rows()
     train(complete)
     saved, wanted = table.state_dict(), complete.state_dict()
     assert saved.keys() == wanted.keys()
-    assert len(saved["weights"]) < table.num_rows  # some were left untouched
+    assert len(saved["weights"]) < table.num_rows  # some were never updated
     assert all(np.array_equal(saved[name], wanted[name]) for name in wanted)
     table.arena.complete()
     assert all(np.array_equal(table.arena.slots[name], complete.arena.slots[name]) for name in complete.arena.slots)
 
 
-def test_gradients_for_a_row_that_was_never_pulled_meet_its_first_values() -> None:
+def test_gradients_for_a_row_that_was_never_read_meet_its_first_values() -> None:
     table, complete = table_of(), table_of()
     complete.arena.complete()
     gradients = np.ones((2, DIM), np.float32)
     for each in (table, complete):
-        each.push(keys_of((0, 3), (1, 3)), gradients)
-    assert np.array_equal(table.pull(keys_of((0, 3)), admit=False), complete.pull(keys_of((0, 3)), admit=False))
+        each.update(keys_of((0, 3), (1, 3)), gradients)
+    assert np.array_equal(table.read(keys_of((0, 3))), complete.read(keys_of((0, 3))))
 
 
-def test_a_loaded_table_has_its_untouched_rows_again() -> None:
+def test_a_loaded_table_reads_rows_that_were_never_updated() -> None:
     table, loaded = table_of(), table_of()
     train(table)
     train(loaded, steps=1)

@@ -1,0 +1,164 @@
+"""What changed in a table, for consumers that copy it: delta checkpoints, replicas, resident sets.
+
+Every row carries the version of the table that changed it last, so "what changed since version v" needs no mark per
+consumer. A log of the rows of each version finds them without a look at the others::
+
+    version     1          2          3
+    rows      4 7 9       7 8        4 8        rows now: 4 -> 3, 7 -> 2, 8 -> 3, 9 -> 1
+    since 1                7         4 8        each row once, at its last version
+
+Entries whose row changed again later are dropped when they outnumber the others, so the log is never longer than about
+twice the number of rows that changed since the oldest cursor. Nothing is recorded while there is no cursor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["BLOCK_ROWS", "ChangeLog", "RowBlock"]
+
+BLOCK_ROWS = 1 << 16
+"""Rows of a block: 4 MiB of weights at dim 16, small beside a batch and large beside the cost of a call."""
+
+COMPACT_ABOVE = 1 << 16
+"""Entries below which the log is not compacted."""
+
+Int64s = npt.NDArray[np.int64]
+Int32s = npt.NDArray[np.int32]
+Columns = dict[str, npt.NDArray[Any]]
+
+
+@dataclass(frozen=True, eq=False)
+class RowBlock:
+    """Some changed ids of a table, all as they are at one version.
+
+    Tombstones, ids that lost their rows, come in blocks of their own before all others: an id that got a row again
+    follows with it. Otherwise each id occurs once.
+
+    Attributes:
+        version: The version of the table they are consistent at.
+        spaces: int32 [R], the number of each id's space.
+        ids: int64 [R].
+        columns: `weights` [R, dim], `slot.NAME` [R, width], `version` int64 [R], `frequency` int32 [R]; empty in a
+            block of tombstones.
+    """
+
+    version: int
+    spaces: Int32s
+    ids: Int64s
+    columns: Columns
+
+    @property
+    def is_tombstones(self) -> bool:
+        """Whether these ids have no row any more."""
+        return not self.columns
+
+
+@dataclass
+class ChangeLog:
+    """Rows by the version that changed them, and ids that lost theirs, as far back as the oldest cursor.
+
+    Attributes:
+        cursors: Consumer -> the version up to which it has everything, safely.
+        rows_from: Rows changed after this version are in the log; before it only their versions tell.
+        removed_from: Ids evicted after this version are in the log; before it nobody can tell.
+    """
+
+    cursors: dict[str, int] = field(default_factory=dict)
+    rows_from: int = 0
+    removed_from: int = 0
+    _changed: list[tuple[int, Int64s]] = field(default_factory=list)
+    _removed: list[tuple[int, Int32s, Int64s]] = field(default_factory=list)
+    _num_entries: int = 0
+    _num_compacted: int = 0
+
+    def record(self, version: int, rows: Int64s, versions: Int64s) -> None:
+        """Note rows [U] that a version changed.
+
+        Args:
+            version: Of the table, after the change.
+            rows: Different from each other where they are not 0, which stands for none.
+            versions: int64 [capacity], the version of every row now.
+        """
+        if not self.cursors:
+            self.rows_from = version
+            return
+        self._changed.append((version, rows[rows != 0]))
+        self._num_entries += len(self._changed[-1][1])
+        if self._num_entries > max(COMPACT_ABOVE, 2 * self._num_compacted):
+            newest = [(version, rows[versions[rows] == version]) for version, rows in self._changed]
+            self._changed = [entry for entry in newest if len(entry[1])]
+            self._num_entries = self._num_compacted = sum(len(rows) for _, rows in self._changed)
+
+    def record_removed(self, version: int, spaces: Int32s, ids: Int64s) -> None:
+        """Note ids [E] that lost their rows in a version."""
+        if not self.cursors:
+            self.removed_from = version
+        elif len(ids):
+            self._removed.append((version, spaces, ids))
+
+    def rows_since(self, since: int, versions: Int64s) -> Int64s | None:
+        """Rows changed after a version, each once, ascending; None if the log does not go back so far."""
+        if since < self.rows_from:
+            return None
+        found = [rows[versions[rows] == version] for version, rows in self._changed if version > since]
+        return np.sort(np.concatenate(found)) if found else np.empty(0, dtype=np.int64)
+
+    def removed_since(self, since: int) -> tuple[Int32s, Int64s] | None:
+        """Spaces and ids [E] that lost their rows after a version; None if that is not known any more."""
+        if since < self.removed_from:
+            return None
+        after = [(spaces, ids) for version, spaces, ids in self._removed if version > since]
+        if not after:
+            return np.empty(0, dtype=np.int32), np.empty(0, dtype=np.int64)
+        pairs = np.concatenate([np.stack([spaces.astype(np.int64), ids]) for spaces, ids in after], axis=1)
+        pairs = np.unique(pairs, axis=1)
+        return pairs[0].astype(np.int32), pairs[1].copy()
+
+    def acknowledge(self, consumer: str, version: int) -> None:
+        """A consumer has everything up to a version; one that was not known joins there."""
+        if not self.cursors:
+            self.rows_from = max(self.rows_from, version)
+            self.removed_from = max(self.removed_from, version)
+        self.cursors[consumer] = version
+        self._forget()
+
+    def leave(self, consumer: str, version: int) -> None:
+        """A consumer needs no more changes; `version` is the table's."""
+        if self.cursors.pop(consumer, None) is not None and not self.cursors:
+            self.rows_from = self.removed_from = version
+            self._changed, self._removed, self._num_entries, self._num_compacted = [], [], 0, 0
+        self._forget()
+
+    def removed_columns(self) -> Columns:
+        """What a saved table keeps of it: `version`, `spaces` and `ids` of evicted ids."""
+        versions = [np.full(len(ids), version, dtype=np.int64) for version, _, ids in self._removed]
+        return {
+            "version": np.concatenate([np.empty(0, np.int64), *versions]),
+            "spaces": np.concatenate([np.empty(0, np.int32), *(spaces for _, spaces, _ in self._removed)]),
+            "ids": np.concatenate([np.empty(0, np.int64), *(ids for _, _, ids in self._removed)]),
+        }
+
+    @classmethod
+    def restored(cls, version: int, cursors: Mapping[str, int], removed_from: int, removed: Columns) -> ChangeLog:
+        """The log of a table that was loaded at a version; see `removed_columns`."""
+        log = cls(dict(cursors), rows_from=version, removed_from=removed_from)
+        for each in np.unique(removed["version"]).tolist():
+            where = removed["version"] == each
+            log._removed.append((each, removed["spaces"][where], removed["ids"][where]))
+        return log
+
+    def _forget(self) -> None:
+        """Drop what no cursor needs any more."""
+        if not self.cursors:
+            return
+        oldest = min(self.cursors.values())
+        self._changed = [entry for entry in self._changed if entry[0] > oldest]
+        self._removed = [entry for entry in self._removed if entry[0] > oldest]
+        self._num_entries = sum(len(rows) for _, rows in self._changed)
+        self.rows_from, self.removed_from = max(self.rows_from, oldest), max(self.removed_from, oldest)
