@@ -11,11 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from headrace import Batch, FeaturePlan, Schema
-from headrace.embeddings import EmbeddingBags, EmbeddingsConfig
-from headrace.pipeline import read_parquet
-from headrace.training import BinaryMetrics, CheckpointFolder, Scores, Snapshot
-from headrace.training.dense_optimizer import load_optimizer_arrays, optimizer_arrays
+import headrace as hr
 
 EMBEDDINGS = {
     "default": {"kind": "collisionless", "num_embeddings": 4096, "optimizer": {"kind": "rowwise_adagrad", "lr": 0.05}},
@@ -28,7 +24,7 @@ class TwoTowers(nn.Module):
 
     def __init__(self, keys: tuple[str, ...], num_dense: int, dim: int = 16) -> None:
         super().__init__()
-        self.bags = EmbeddingBags(EmbeddingsConfig.from_dict(EMBEDDINGS, where="EMBEDDINGS"), keys, dim, seed=7)
+        self.bags = hr.EmbeddingBags(hr.EmbeddingsConfig.from_dict(EMBEDDINGS, where="EMBEDDINGS"), keys, dim, seed=7)
         self.shown = torch.tensor([key == "item" or key.startswith("category") for key in keys])
         num_shown = int(self.shown.sum())
         self.item_tower = nn.Sequential(nn.Linear(num_shown * dim, 64), nn.ReLU(), nn.Linear(64, dim))
@@ -36,7 +32,7 @@ class TwoTowers(nn.Module):
         self.user_tower = nn.Sequential(nn.Linear(num_asking, 64), nn.ReLU(), nn.Linear(64, dim))
         self.bias = nn.Parameter(torch.zeros(1))
 
-    def forward(self, batch: Batch) -> Tensor:
+    def forward(self, batch: hr.Batch) -> Tensor:
         """Logits float32 [B, 1]."""
         emb_BFD = self.bags(batch.sparse)
         item_BD = self.item_tower(emb_BFD[:, self.shown].flatten(1))
@@ -44,24 +40,24 @@ class TwoTowers(nn.Module):
         return (item_BD * user_BD).sum(dim=1, keepdim=True) + self.bias
 
 
-def train(logs: Path, run: Path, *, stop_after: int | None = None) -> Scores:
+def train(logs: Path, run: Path, *, stop_after: int | None = None) -> hr.Scores:
     """One pass over the logs, or what is left of it; `stop_after` ends it after so many steps, as Ctrl-C would."""
     torch.manual_seed(7)
-    schema = Schema.from_yaml(logs / "schema.yaml")
-    plan = FeaturePlan.default(schema)
-    pipe = read_parquet(logs, schema).shuffle(num_rows=8192, seed=7).batch(512).transform(plan).prefetch(4)
+    schema = hr.Schema.from_yaml(logs / "schema.yaml")
+    plan = hr.FeaturePlan.default(schema)
+    pipe = hr.read_parquet(logs, schema).shuffle(num_rows=8192, seed=7).batch(512).transform(plan).prefetch(4)
     model = TwoTowers(plan.sparse_keys, len(plan.dense_names))
     assert model.bags.table is not None
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
-    metrics = BinaryMetrics()
+    metrics = hr.BinaryMetrics()
 
-    checkpoints = CheckpointFolder(run)
+    checkpoints = hr.CheckpointFolder(run)
     saved, refused = checkpoints.load_latest()
     for line in refused:
         print("refused a checkpoint, using the one before:", line)
     if saved is not None:
         model.load_state_dict({name: torch.from_numpy(array) for name, array in saved.arrays["dense"].items()})
-        load_optimizer_arrays(optimizer, saved.arrays["optimizer"])
+        hr.load_optimizer_arrays(optimizer, saved.arrays["optimizer"])
         model.bags.table.load_state_dict(saved.columns["bags"])
         metrics.load_state_dict(saved.arrays["metrics"])
 
@@ -78,9 +74,9 @@ def train(logs: Path, run: Path, *, stop_after: int | None = None) -> Scores:
         position = batches.state_dict()
 
     dense = {name: value.numpy() for name, value in model.state_dict().items()}
-    arrays = {"dense": dense, "optimizer": optimizer_arrays(optimizer), "metrics": metrics.state_dict()}
+    arrays = {"dense": dense, "optimizer": hr.optimizer_arrays(optimizer), "metrics": metrics.state_dict()}
     number = 1 if saved is None else saved.number + 1
-    checkpoints.save(Snapshot(number, {"position": position}, arrays, {"bags": model.bags.table.state_dict()}))
+    checkpoints.save(hr.Snapshot(number, {"position": position}, arrays, {"bags": model.bags.table.state_dict()}))
     return metrics.compute()
 
 

@@ -1,16 +1,69 @@
-"""headrace keeps recommendation models fed: logs in, features, one pass over what is new, a better model out."""
+"""headrace keeps recommendation models fed: logs in, features, one pass over what is new, a better model out.
+
+Names and subpackages are loaded when they are first used, so `import headrace` is cheap::
+
+    import headrace as hr
+
+    hr.read_parquet, hr.Schema, hr.FeaturePlan      logs to batches
+    hr.EmbeddingBags, hr.DLRM, hr.apply_gradients   a model and its embeddings
+    hr.JobConfig, hr.Trainer                        a whole job
+    hr.errors.HeadraceError                         what goes wrong
+"""
 
 import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import headrace.cluster as cluster
+    import headrace.embeddings as embeddings
+    import headrace.errors as errors
+    import headrace.features as features
+    import headrace.logs as logs
+    import headrace.models as models
+    import headrace.observe as observe
+    import headrace.pipeline as pipeline
+    import headrace.resources as resources
+    import headrace.scheduling as scheduling
+    import headrace.simulation as simulation
+    import headrace.tensors as tensors
+    import headrace.training as training
+    import headrace.tuning as tuning
+    from headrace.embeddings import EmbeddingBags as EmbeddingBags
+    from headrace.embeddings import EmbeddingsConfig as EmbeddingsConfig
+    from headrace.embeddings import FeatureConfig as FeatureConfig
+    from headrace.embeddings import TableConfig as TableConfig
+    from headrace.embeddings import apply_gradients as apply_gradients
+    from headrace.errors import CheckpointError as CheckpointError
+    from headrace.errors import ConfigError as ConfigError
+    from headrace.errors import DataError as DataError
+    from headrace.errors import HeadraceError as HeadraceError
+    from headrace.errors import PipelineError as PipelineError
     from headrace.features import FeaturePlan as FeaturePlan
     from headrace.logs import Schema as Schema
+    from headrace.models import DIN as DIN
+    from headrace.models import DLRM as DLRM
+    from headrace.models import DCNv2 as DCNv2
+    from headrace.models import DeepFM as DeepFM
+    from headrace.models import WideDeep as WideDeep
+    from headrace.models import build_model as build_model
+    from headrace.pipeline import BatchIterator as BatchIterator
+    from headrace.pipeline import Pipeline as Pipeline
+    from headrace.pipeline import from_iterable as from_iterable
     from headrace.pipeline import read_arrow as read_arrow
     from headrace.pipeline import read_parquet as read_parquet
     from headrace.tensors import Batch as Batch
+    from headrace.tensors import InverseKeyedJaggedTensor as InverseKeyedJaggedTensor
     from headrace.tensors import KeyedJaggedTensor as KeyedJaggedTensor
+    from headrace.training import BinaryMetrics as BinaryMetrics
+    from headrace.training import CheckpointFolder as CheckpointFolder
+    from headrace.training import ExportedModel as ExportedModel
+    from headrace.training import JobConfig as JobConfig
+    from headrace.training import Scores as Scores
+    from headrace.training import Snapshot as Snapshot
+    from headrace.training import Trainer as Trainer
+    from headrace.training import load_optimizer_arrays as load_optimizer_arrays
+    from headrace.training import optimizer_arrays as optimizer_arrays
 
 # Idle OpenMP threads (torch's and Numba's, two pools) must sleep, not spin: spinning takes the cores from the
 # pipeline's workers. Measured on 2 busy cores: 3 s a window instead of 23 s. OpenMP reads this when torch is loaded.
@@ -18,20 +71,109 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 __version__ = "0.1.0"
 
-_HOMES = {
-    "Batch": "headrace.tensors",
-    "FeaturePlan": "headrace.features",
-    "KeyedJaggedTensor": "headrace.tensors",
-    "Schema": "headrace.logs",
-    "read_arrow": "headrace.pipeline",
-    "read_parquet": "headrace.pipeline",
-}
+_SUBPACKAGES = (
+    "cluster",
+    "embeddings",
+    "errors",
+    "features",
+    "logs",
+    "models",
+    "observe",
+    "pipeline",
+    "resources",
+    "scheduling",
+    "simulation",
+    "tensors",
+    "training",
+    "tuning",
+)
 
-__all__ = ["Batch", "FeaturePlan", "KeyedJaggedTensor", "Schema", "__version__", "read_arrow", "read_parquet"]
+_NAMES = {
+    "embeddings": ("EmbeddingBags", "EmbeddingsConfig", "FeatureConfig", "TableConfig", "apply_gradients"),
+    "errors": ("CheckpointError", "ConfigError", "DataError", "HeadraceError", "PipelineError"),
+    "features": ("FeaturePlan",),
+    "logs": ("Schema",),
+    "models": ("DCNv2", "DIN", "DLRM", "DeepFM", "WideDeep", "build_model"),
+    "pipeline": ("BatchIterator", "Pipeline", "from_iterable", "read_arrow", "read_parquet"),
+    "tensors": ("Batch", "InverseKeyedJaggedTensor", "KeyedJaggedTensor"),
+    "training": (
+        "BinaryMetrics",
+        "CheckpointFolder",
+        "ExportedModel",
+        "JobConfig",
+        "Scores",
+        "Snapshot",
+        "Trainer",
+        "load_optimizer_arrays",
+        "optimizer_arrays",
+    ),
+}
+"""Which subpackage each name of the top comes from."""
+
+_HOMES = {name: f"headrace.{subpackage}" for subpackage, names in _NAMES.items() for name in names}
+
+__all__ = [
+    "DIN",
+    "DLRM",
+    "Batch",
+    "BatchIterator",
+    "BinaryMetrics",
+    "CheckpointError",
+    "CheckpointFolder",
+    "ConfigError",
+    "DCNv2",
+    "DataError",
+    "DeepFM",
+    "EmbeddingBags",
+    "EmbeddingsConfig",
+    "ExportedModel",
+    "FeatureConfig",
+    "FeaturePlan",
+    "HeadraceError",
+    "InverseKeyedJaggedTensor",
+    "JobConfig",
+    "KeyedJaggedTensor",
+    "Pipeline",
+    "PipelineError",
+    "Schema",
+    "Scores",
+    "Snapshot",
+    "TableConfig",
+    "Trainer",
+    "WideDeep",
+    "__version__",
+    "apply_gradients",
+    "build_model",
+    "cluster",
+    "embeddings",
+    "errors",
+    "features",
+    "from_iterable",
+    "load_optimizer_arrays",
+    "logs",
+    "models",
+    "observe",
+    "optimizer_arrays",
+    "pipeline",
+    "read_arrow",
+    "read_parquet",
+    "resources",
+    "scheduling",
+    "simulation",
+    "tensors",
+    "training",
+    "tuning",
+]
 
 
 def __getattr__(name: str) -> Any:
-    """Load a public name when it is first used, so that `import headrace` stays cheap."""
+    """Load a public name or subpackage when it is first used."""
+    if name in _SUBPACKAGES:
+        return import_module(f"headrace.{name}")
     if name in _HOMES:
         return getattr(import_module(_HOMES[name]), name)
     raise AttributeError(f"module 'headrace' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

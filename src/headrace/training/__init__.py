@@ -1,6 +1,7 @@
 """Incremental training: one pass over what is new, checkpoints, metrics, scoring, export."""
 
 from headrace.training.checkpoint import CheckpointFolder, Snapshot
+from headrace.training.dense_optimizer import load_optimizer_arrays, optimizer_arrays
 from headrace.training.export import ExportedModel, export_model
 from headrace.training.job import JobConfig
 from headrace.training.metrics import BinaryMetrics, Scores
@@ -25,4 +26,6 @@ __all__ = [
     "TrainingStep",
     "WindowResult",
     "export_model",
+    "load_optimizer_arrays",
+    "optimizer_arrays",
 ]
