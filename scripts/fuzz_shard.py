@@ -35,13 +35,13 @@ from headrace.embeddings.shard_table import TableSpec
 from headrace.embeddings.sharding import make_plan
 from headrace.embeddings.wire import (
     PROTOCOL,
-    PullHeader,
-    PushHeader,
+    ReadHeader,
     StreamHeader,
+    UpdateHeader,
     pack_ids,
     pack_rows,
-    pull_schema,
-    push_schema,
+    read_schema,
+    update_schema,
 )
 
 SPACES = {"users": TableConfig(num_embeddings=50), "items": TableConfig(kind="collisionless", num_embeddings=8)}
@@ -115,8 +115,10 @@ class Fuzzer:
             "save": lambda: self._act("save"),
             "other action": lambda: self._send_action(self._random.choice(["", "sudo", "\n", "x" * 9_999]), b"{}"),
             "stream": self._open_stream,
-            "pull": lambda: self._ask("pull"),
-            "push": lambda: self._ask("push"),
+            "acknowledge": lambda: self._act("acknowledge"),
+            "changes": self._get_changes,
+            "read": lambda: self._ask("read"),
+            "update": lambda: self._ask("update"),
             "columns": self._send_columns,
             "raw bytes": self._send_bytes,
         }
@@ -148,40 +150,57 @@ class Fuzzer:
             "open": OpenRequest("fuzzed", session, 0, 1, {"t": (SPEC, plan)}, 0, None, True, 0, self._member).to_dict(),
             "end_window": {"session": session, "window": 1, "step": 0, "client": self._member},
             "save": {"session": session, "folder": ".00000001.1.partial", "step": 0, "client": self._member},
+            "acknowledge": {
+                "session": session,
+                "table": "t",
+                "consumer": "copy",
+                "version": 0,
+                "client": self._member,
+            },
         }[action]
         self._send_action(action, self._damaged(body))
 
     def _send_action(self, action: str, body: bytes) -> None:
         list(self._client.do_action(fl.Action(action, body), fl.FlightCallOptions(timeout=TIMEOUT_S)))
 
+    def _get_changes(self) -> None:
+        asked = {"session": "s", "table": "t", "since": 0, "step": 1, "client": self._member}
+        ticket = fl.Ticket(self._damaged(asked))
+        self._client.do_get(ticket, fl.FlightCallOptions(timeout=TIMEOUT_S)).read_all()
+
     def _stream_header(self, call: str) -> StreamHeader:
         return StreamHeader(PROTOCOL, call, "s", "t", 0, "fp32", self._member)
 
     def _open_stream(self) -> None:
-        call = self._random.choice(["pull", "push"])
+        call = self._random.choice(["read", "update"])
         command = self._damaged(json.loads(self._stream_header(call).to_json()))
-        self._exchange(command, pull_schema(), pack_ids(KEYS), PullHeader(0, 0, False, [2, 1]).to_json())
+        request = pack_ids(KEYS, with_counts=False)
+        self._exchange(command, request.schema, request, ReadHeader(0, False, [2, 1]).to_json())
 
     def _ask(self, call: str) -> None:
         """A good stream, with a damaged header or damaged values."""
-        pulls = call == "pull"
-        header = PullHeader(1, 0, False, [2, 1]) if pulls else PushHeader(1, 8, [2, 1])
-        schema = pull_schema() if pulls else push_schema("fp32", 4)
+        reads = call == "read"
+        header = ReadHeader(0, False, [2, 1]) if reads else UpdateHeader(1, 8, [2, 1])
+        schema = read_schema(with_counts=False) if reads else update_schema("fp32", 4)
         metadata, keys = header.to_json(), KEYS
         gradients = np.zeros((3, 4), np.float32)
         if self._random.random() < 0.6:
             metadata = self._damaged(json.loads(metadata))
-        elif pulls:
-            ids, counts = KEYS.ids.copy(), KEYS.counts.copy()
+        elif reads:
+            ids = KEYS.ids.copy()
             ids[self._random.randrange(2)] = self._random.choice([-1, 50, 2**62])
+            keys = Keys(KEYS.spaces, ids, KEYS.counts)
+        elif self._random.random() < 0.3:
+            counts = KEYS.counts.copy()
             counts[self._random.randrange(3)] = self._random.choice([-1, -(2**31)])
-            keys = Keys(KEYS.spaces, ids, counts)
+            keys = Keys(KEYS.spaces, KEYS.ids, counts)
         elif self._random.random() < 0.5:
             gradients[self._random.randrange(3), 1] = self._random.choice([np.nan, np.inf, -np.inf])
         else:
             keys = Keys(KEYS.spaces, np.array([7, 7, 1]), KEYS.counts)
         rows = gradients.view(np.uint8)
-        request = pack_ids(keys) if pulls else pack_rows(keys.ids, rows, np.empty(0, np.float32), schema)
+        scales = np.empty(0, np.float32)
+        request = pack_ids(keys, with_counts=False) if reads else pack_rows(keys, rows, scales, schema)
         self._exchange(self._stream_header(call).to_json(), schema, request, metadata)
 
     def _send_columns(self) -> None:
@@ -192,8 +211,8 @@ class Fuzzer:
         fields = [pa.field(rng.choice(names), rng.choice(types)) for _ in range(rng.randrange(4))]
         schema = pa.schema(fields)
         nulls = pa.RecordBatch.from_arrays([pa.nulls(3, each.type) for each in fields], schema=schema)
-        call = rng.choice(["pull", "push"])
-        header = PullHeader(2, 0, False, [2, 1]) if call == "pull" else PushHeader(1, 8, [2, 1])
+        call = rng.choice(["read", "update"])
+        header = ReadHeader(0, False, [2, 1]) if call == "read" else UpdateHeader(1, 8, [2, 1])
         self._exchange(self._stream_header(call).to_json(), schema, nulls, header.to_json())
 
     def _send_bytes(self) -> None:
@@ -265,10 +284,10 @@ def fuzz(address: str, num_requests: int, seed: int, is_alive: Callable[[], bool
             if not is_alive():
                 counts.faults.append(f"request {number}: the shard died")
                 return counts
-            now, steps = store.pull(KEYS, after_step=0).result(), group.status()[0]["tables"]["t"]["applied"]
+            now, steps = store.read(KEYS, after=0).result(), group.status()[0]["tables"]["t"]["applied"]
             if steps == applied and not np.array_equal(now, rows):
                 counts.faults.append(f"request {number}: rows changed without a step")
-            rows, applied = now, steps  # a push may be valid by chance
+            rows, applied = now, steps  # an update may be valid by chance
     for number in range(num_requests - num_requests * 9 // 10):
         fuzzer.send_one(counts, "open")
         if not is_alive():
@@ -280,9 +299,8 @@ def fuzz(address: str, num_requests: int, seed: int, is_alive: Callable[[], bool
 
 def _train(store: RemoteStore) -> Any:
     """Make a step, and return the rows."""
-    store.pull(KEYS, admit=True).result()
-    store.push(KEYS, np.ones((3, 4), np.float32)).result()
-    return store.pull(KEYS).result()
+    store.update(KEYS, np.ones((3, 4), np.float32)).result()
+    return store.read(KEYS).result()
 
 
 @contextmanager

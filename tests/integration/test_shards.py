@@ -26,12 +26,12 @@ from headrace.embeddings.shard_service import ShardServer
 from headrace.embeddings.shard_table import TableSpec
 from headrace.embeddings.wire import (
     PROTOCOL,
-    PullHeader,
+    ReadHeader,
     StreamHeader,
     pack_ids,
     pack_rows,
-    pull_schema,
-    push_schema,
+    read_schema,
+    update_schema,
 )
 from headrace.errors import ConfigError, ShardError, ShardLost
 
@@ -84,8 +84,8 @@ def all_keys() -> Keys:
     return Keys(spaces, ids, np.ones(len(ids), np.int32))
 
 
-def pull(store: RemoteStore | LocalStore, keys: Keys) -> npt.NDArray[np.float32]:
-    return store.pull(keys).result()
+def read(store: RemoteStore | LocalStore, keys: Keys) -> npt.NDArray[np.float32]:
+    return store.read(keys).result()
 
 
 @pytest.mark.parametrize("num_shards", [1, 3])
@@ -98,13 +98,13 @@ def test_one_trainer_gets_the_same_bits_as_a_table_in_its_process(serve: Serve, 
         store = group.store("t")
         for _ in range(6):
             keys, gradients = batch(rng)
-            assert (pull(store, keys) == pull(local, keys)).all(), "before it is trained"
-            assert (store.pull(keys, admit=True).result() == local.pull(keys, admit=True).result()).all()
-            pushed = store.push(keys, gradients)  # the next pull sees it, waited for or not
-            local.push(keys, gradients)
-        assert (pull(store, all_keys()) == pull(local, all_keys())).all()
-        pushed.result()
-        assert store.counters().pushes == 6
+            assert (read(store, keys) == read(local, keys)).all(), "before it is trained"
+            assert (read(store, keys.unseen()) == read(local, keys.unseen())).all()
+            updated = store.update(keys, gradients)  # the next read sees it, waited for or not
+            local.update(keys, gradients)
+        assert (read(store, all_keys()) == read(local, all_keys())).all()
+        updated.result()
+        assert store.counters().updates == 6
         assert store.keys_by_space().sum() == store.counters().keys
         assert sum(status["tables"]["t"]["rows"] for status in group.status()) > 0
 
@@ -119,9 +119,8 @@ def test_optimizers_that_count_steps_count_them_in_shards_without_keys_too(serve
         for keys in (one, one, every):
             gradients = np.ones((len(keys), 4), np.float32)
             for each in (store, local):
-                each.pull(keys, admit=True).result()
-                each.push(keys, gradients).result()
-        assert (pull(store, every) == pull(local, every)).all()
+                each.update(keys, gradients).result()
+        assert (read(store, every) == read(local, every)).all()
 
 
 def test_several_trainers_equal_one_process_on_the_same_global_batches(serve: Serve) -> None:
@@ -130,38 +129,37 @@ def test_several_trainers_equal_one_process_on_the_same_global_batches(serve: Se
     rows = (5, 3)
     rng = np.random.default_rng(1)
     steps = [[batch(rng) for _ in range(2)] for _ in range(8)]
-    pulled: list[list[npt.NDArray[np.float32]]] = [[], []]
+    found: list[list[npt.NDArray[np.float32]]] = [[], []]
 
     def train(trainer: int) -> None:
         with ShardGroup(addresses, TABLES, trainer=trainer, num_trainers=2, session="s") as group:
             store = group.store("t")
-            store.num_rows = rows[trainer]
             for step in steps:
                 keys, gradients = step[trainer]
-                pulled[trainer].append(store.pull(keys, admit=True).result())
+                found[trainer].append(read(store, keys))
                 if trainer == 1:
                     time.sleep(0.005)
-                store.push(keys, gradients)
-            pulled[trainer].append(pull(store, all_keys()))
+                store.update(keys, gradients, num_rows=rows[trainer])
+            found[trainer].append(read(store, all_keys()))
 
     with ThreadPoolExecutor(2) as pool:
         list(pool.map(train, range(2)))
     for number, step in enumerate(steps):
         total: dict[tuple[int, int], npt.NDArray[np.float64]] = {}
         for trainer, (keys, gradients) in enumerate(step):
-            expected = local.pull(keys, admit=True).result()
-            np.testing.assert_allclose(pulled[trainer][number], expected, rtol=1e-6, atol=1e-7)
+            expected = read(local, keys)
+            np.testing.assert_allclose(found[trainer][number], expected, rtol=1e-6, atol=1e-7)
             for pair, gradient in zip(zip(keys.spaces, keys.ids, strict=True), gradients, strict=True):
                 total[pair] = total.get(pair, np.zeros(4)) + gradient * rows[trainer] / sum(rows)
         pairs = np.array(list(total))
         keys = Keys(pairs[:, 0].astype(np.int32), pairs[:, 1].astype(np.int64), np.ones(len(pairs), np.int32))
-        local.push(keys, np.stack(list(total.values())).astype(np.float32))
-    final = pull(local, all_keys())
-    np.testing.assert_allclose(pulled[0][-1], final, rtol=1e-6, atol=1e-7)
-    assert (pulled[0][-1] == pulled[1][-1]).all()
+        local.update(keys, np.stack(list(total.values())).astype(np.float32))
+    final = read(local, all_keys())
+    np.testing.assert_allclose(found[0][-1], final, rtol=1e-6, atol=1e-7)
+    assert (found[0][-1] == found[1][-1]).all()
 
 
-def test_a_pull_waits_for_the_step_it_asks_for_and_no_longer(serve: Serve) -> None:
+def test_a_read_waits_for_the_step_it_asks_for_and_no_longer(serve: Serve) -> None:
     keys, gradients = batch(np.random.default_rng(2))
     address = serve()
     with (
@@ -169,17 +167,17 @@ def test_a_pull_waits_for_the_step_it_asks_for_and_no_longer(serve: Serve) -> No
         ShardGroup([address], TABLES, trainer=1, num_trainers=2, session="s") as two,
     ):
         first, second = one.store("t"), two.store("t")
-        before = first.pull(keys, admit=True).result()
-        first.push(keys, gradients).result()
-        held = first.pull(keys)
-        assert (first.pull(keys, after_step=0).result() == before).all(), "asks for less, is answered at once"
+        before = read(first, keys)
+        first.update(keys, gradients).result()
+        held = first.read(keys)
+        assert (first.read(keys, after=0).result() == before).all(), "asks for less, is answered at once"
         assert not held.done()
-        second.push(keys, gradients).result()
+        second.update(keys, gradients).result()
         assert (held.result() != before).any()
         assert first.counters().held_s > 0
 
 
-def test_staleness_lets_pulls_run_ahead_by_that_many_steps(serve: Serve) -> None:
+def test_staleness_lets_reads_run_ahead_by_that_many_steps(serve: Serve) -> None:
     keys, gradients = batch(np.random.default_rng(2))
     options = GroupOptions(store=StoreOptions(staleness=1))
     address = serve(hold_s=0.2)
@@ -188,13 +186,13 @@ def test_staleness_lets_pulls_run_ahead_by_that_many_steps(serve: Serve) -> None
         ShardGroup([address], TABLES, trainer=1, num_trainers=2, session="s", options=options) as two,
     ):
         store = one.store("t")
-        store.push(keys, gradients).result()
-        pull(store, keys)
-        store.push(keys, gradients).result()
-        with pytest.raises(ShardError, match=r"pull of trainer 0 waited 0\.2 s for step 1, not yet pushed by: 1"):
-            pull(store, keys)
-        two.store("t").push(keys, gradients).result()
-        pull(store, keys)
+        store.update(keys, gradients).result()
+        read(store, keys)
+        store.update(keys, gradients).result()
+        with pytest.raises(ShardError, match=r"read of trainer 0 waited 0\.2 s for step 1, missing from trainers: 1"):
+            read(store, keys)
+        two.store("t").update(keys, gradients).result()
+        read(store, keys)
 
 
 def test_asynchronous_trainers_never_wait(serve: Serve) -> None:
@@ -202,10 +200,10 @@ def test_asynchronous_trainers_never_wait(serve: Serve) -> None:
     options = GroupOptions(store=StoreOptions(staleness=None))
     with ShardGroup([serve()], TABLES, trainer=0, num_trainers=2, session="s", options=options) as group:
         store = group.store("t")
-        before = store.pull(keys, admit=True).result()
+        before = read(store, keys)
         for _ in range(20):  # further ahead than a synchronous trainer may be
-            store.push(keys, gradients).result()
-        assert (pull(store, keys) != before).any()
+            store.update(keys, gradients).result()
+        assert (read(store, keys) != before).any()
 
 
 @pytest.mark.parametrize(("precision", "bound"), [("bf16", 2**-8), ("int8", 1 / 254)])
@@ -217,12 +215,11 @@ def test_rows_and_gradients_travel_within_their_error(serve: Serve, precision: s
     gradients = np.random.default_rng(0).normal(size=(40, 8)).astype(np.float32)
     with ShardGroup([serve(), serve()], {"t": TableSpec(spaces, 8, 3)}, options=options) as group:
         store = group.store("t")
-        rows, exact = pull(store, keys), pull(local, keys)
+        rows, exact = read(store, keys), read(local, keys)
         assert 0 < np.abs(rows - exact).max() <= bound * np.abs(exact).max()
         for each in (store, local):
-            each.pull(keys, admit=True).result()
-            each.push(keys, gradients).result()
-        moved = pull(store, keys) - pull(local, keys)
+            each.update(keys, gradients).result()
+        moved = read(store, keys) - read(local, keys)
         assert np.abs(moved).max() <= bound * (np.abs(gradients).max() + np.abs(exact).max() + 4)
         assert store.counters().bytes_received < 40 * 8 * 4 * 2
 
@@ -250,12 +247,12 @@ def test_a_broken_connection_is_mended_and_nothing_is_counted_twice(
         for _ in range(4):
             keys, gradients = batch(rng)
             for each in (store, local):
-                each.pull(keys, admit=True).result()
-                each.push(keys, gradients).result()
-        assert (pull(store, all_keys()) == pull(local, all_keys())).all()
+                read(each, keys)
+                each.update(keys, gradients).result()
+        assert (read(store, all_keys()) == read(local, all_keys())).all()
         assert store.counters().retries >= 8
         (status,) = group.status()
-        assert status["tables"]["t"]["pushes"] == 4
+        assert status["tables"]["t"]["updates"] == 4
 
 
 def test_a_silent_shard_is_reported_with_its_name(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -264,9 +261,9 @@ def test_a_silent_shard_is_reported_with_its_name(serve: Serve, monkeypatch: pyt
     address = serve()
     release = threading.Event()
     with ShardGroup([address], TABLES, options=GroupOptions(timeout_s=0.3)) as group:
-        monkeypatch.setattr(served_table.ServedTable, "pull", lambda *_, **__: release.wait())
+        monkeypatch.setattr(served_table.ServedTable, "read", lambda *_, **__: release.wait())
         with pytest.raises(ShardLost, match=rf"shard 0 \({address}\): no answer within 0\.3 s"):
-            pull(group.store("t"), all_keys())
+            read(group.store("t"), all_keys())
         release.set()
 
 
@@ -278,33 +275,59 @@ def test_a_shard_that_is_not_there_is_reported_with_its_name() -> None:
 def bad_requests() -> dict[str, tuple[pa.Schema | None, pa.RecordBatch | None, bytes, str]]:
     """Name -> schema, batch, header, and what the shard says."""
     keys = Keys(np.zeros(2, np.int32), np.array([1, 2]), np.ones(2, np.int32))
-    good = PullHeader(0, 0, True, [2, 0, 0]).to_json()
-    int32s = pa.schema([("id", pa.int32()), ("count", pa.int32())])
+    good = ReadHeader(0, True, [2, 0, 0]).to_json()
+    int32s = pa.schema([("id", pa.int32())])
     many = Keys(np.zeros(1001, np.int32), np.arange(1001), np.ones(1001, np.int32))
     outside = Keys(np.zeros(2, np.int32), np.array([1, 50]), np.ones(2, np.int32))
-    nulls = pa.RecordBatch.from_arrays([pa.array([1, None]), pa.array([1, 1], pa.int32())], names=["id", "count"])
+    nulls = pa.RecordBatch.from_arrays([pa.array([1, None])], names=["id"])
+    request = pack_ids(keys, with_counts=False)
     return {
         "wrong dtype": (
             int32s,
-            pa.RecordBatch.from_arrays([pa.array([1], pa.int32())] * 2, schema=int32s),
+            pa.RecordBatch.from_arrays([pa.array([1], pa.int32())], schema=int32s),
             good,
-            "columns: given id: int32, count: int32, expected id: int64, count: int32",
+            "columns: given id: int32, expected id: int64",
         ),
-        "id out of range": (None, pack_ids(outside), good, "space hashed: id 50, expected 0 <= id < 50"),
-        "oversized": (None, pack_ids(many), good, "request: 1001 keys, expected at most 1000"),
+        "id out of range": (
+            None,
+            pack_ids(outside, with_counts=False),
+            good,
+            "space hashed: id 50, expected 0 <= id < 50",
+        ),
+        "oversized": (None, pack_ids(many, with_counts=False), good, "request: 1001 keys, expected at most 1000"),
         "nulls": (nulls.schema, nulls, good, "holds nulls"),
-        "no header": (None, pack_ids(keys), b"", "expected a record batch with a header in its metadata"),
-        "garbage header": (None, pack_ids(keys), b"\xff\x00", "expected JSON"),
-        "unknown key": (None, pack_ids(keys), b'{"pul": 1}', "PullHeader: pul: unknown"),
+        "no header": (
+            None,
+            request,
+            b"",
+            "expected a record batch with a header in its metadata",
+        ),
+        "garbage header": (None, request, b"\xff\x00", "expected JSON"),
+        "unknown key": (None, request, b'{"aftr": 1}', "ReadHeader: aftr: unknown"),
         "wrong sizes": (
             None,
-            pack_ids(keys),
-            PullHeader(0, 0, True, [1, 1]).to_json(),
+            request,
+            ReadHeader(0, True, [1, 1]).to_json(),
             "space_sizes: 2 spaces with 2 keys in all, expected 3 spaces and 2 keys",
         ),
-        "negative size": (None, pack_ids(keys), good.replace(b"[2,0,0]", b"[3,-1,0]"), "space_sizes.1: given -1"),
-        "sizes of text": (None, pack_ids(keys), good.replace(b"[2,0,0]", b'["a"]'), "space_sizes.0: given 'a'"),
-        "number as text": (None, pack_ids(keys), good.replace(b'"pull":0', b'"pull":"0"'), "PullHeader: pull: given"),
+        "negative size": (
+            None,
+            request,
+            good.replace(b"[2,0,0]", b"[3,-1,0]"),
+            "space_sizes.1: given -1",
+        ),
+        "sizes of text": (
+            None,
+            request,
+            good.replace(b"[2,0,0]", b'["a"]'),
+            "space_sizes.0: given 'a'",
+        ),
+        "number as text": (
+            None,
+            request,
+            good.replace(b'"after":0', b'"after":"0"'),
+            "ReadHeader: after: given",
+        ),
     }
 
 
@@ -313,17 +336,17 @@ def test_a_malformed_request_gets_a_clear_error_and_the_shard_goes_on(serve: Ser
     schema, request, metadata, message = bad_requests()[name]
     address = serve()
     with ShardGroup([address], TABLES) as group, fl.connect(f"grpc://{address}") as client:
-        before = pull(group.store("t"), all_keys())
-        header = StreamHeader(PROTOCOL, "pull", group.session, "t", 0, "fp32", group._client)
+        before = read(group.store("t"), all_keys())
+        header = StreamHeader(PROTOCOL, "read", group.session, "t", 0, "fp32", group._client)
         writer, reader = client.do_exchange(fl.FlightDescriptor.for_command(header.to_json()))
-        writer.begin(schema or pull_schema())
+        writer.begin(schema or read_schema(with_counts=False))
         with suppress(fl.FlightError, StopIteration):
             writer.write_with_metadata(request, metadata)
             reader.read_chunk()
         with pytest.raises(fl.FlightError) as error:
             writer.close()
         assert message in str(error.value)
-        assert (pull(group.store("t"), all_keys()) == before).all()
+        assert (read(group.store("t"), all_keys()) == before).all()
 
 
 @pytest.mark.parametrize(
@@ -331,11 +354,11 @@ def test_a_malformed_request_gets_a_clear_error_and_the_shard_goes_on(serve: Ser
     [
         (b"\x80\x04garbage", "StreamHeader: given"),
         (b"[1]", "StreamHeader: given list, expected a JSON object"),
-        (StreamHeader(99, "pull", "s", "t", 0, "fp32").to_json(), "protocol 99: this shard speaks 1"),
-        (StreamHeader(PROTOCOL, "drop", "s", "t", 0, "fp32").to_json(), "call 'drop': expected pull or push"),
-        (StreamHeader(PROTOCOL, "pull", "s", "t", 0, "fp8").to_json(), "precision 'fp8': expected one of"),
-        (StreamHeader(PROTOCOL, "pull", "s", "u", 0, "fp32").to_json(), "table 'u': expected one of: t"),
-        (StreamHeader(PROTOCOL, "pull", "x", "t", 0, "fp32").to_json(), "serves another session, of run default"),
+        (StreamHeader(99, "read", "s", "t", 0, "fp32").to_json(), "protocol 99: this shard speaks 2"),
+        (StreamHeader(PROTOCOL, "drop", "s", "t", 0, "fp32").to_json(), "call 'drop': expected read or update"),
+        (StreamHeader(PROTOCOL, "read", "s", "t", 0, "fp8").to_json(), "precision 'fp8': expected one of"),
+        (StreamHeader(PROTOCOL, "read", "s", "u", 0, "fp32").to_json(), "table 'u': expected one of: t"),
+        (StreamHeader(PROTOCOL, "read", "x", "t", 0, "fp32").to_json(), "serves another session, of run default"),
     ],
 )
 def test_a_garbage_command_is_refused(serve: Serve, command: bytes, message: str) -> None:
@@ -343,29 +366,28 @@ def test_a_garbage_command_is_refused(serve: Serve, command: bytes, message: str
     with ShardGroup([address], TABLES, session="s") as group, fl.connect(f"grpc://{address}") as client:
         writer, reader = client.do_exchange(fl.FlightDescriptor.for_command(command))
         with suppress(fl.FlightError, StopIteration):
-            writer.begin(pull_schema())
+            writer.begin(read_schema(with_counts=False))
             reader.read_chunk()
         with pytest.raises(fl.FlightError) as error:
             writer.close()
         assert message in str(error.value)
-        with pytest.raises(fl.FlightError, match="a shard has no tickets"):
+        with pytest.raises(fl.FlightError, match=r"changes: given .* expected JSON"):
             client.do_get(fl.Ticket(b"\x80garbage")).read_all()
         for body, text in ((b"{", "open: given b'{', expected JSON"), (b'{"run": 1}', "open: run: given 1, expected")):
             with pytest.raises(fl.FlightError, match=text):
                 list(client.do_action(fl.Action("open", body)))
         with pytest.raises(fl.FlightError, match="action 'sudo': expected one of: open"):
             list(client.do_action(fl.Action("sudo", b"{}")))
-        pull(group.store("t"), all_keys())
+        read(group.store("t"), all_keys())
 
 
 @pytest.mark.parametrize("field", ["gradients", "id", "num_rows", "step"])
-def test_a_push_that_would_spoil_rows_is_refused_by_name_and_changes_nothing(serve: Serve, field: str) -> None:
+def test_an_update_that_would_spoil_rows_is_refused_by_name_and_changes_nothing(serve: Serve, field: str) -> None:
     with ShardGroup([serve()], TABLES) as group:
         store = group.store("t")
         keys, gradients = batch(np.random.default_rng(0))
-        store.pull(keys, admit=True).result()
-        store.push(keys, gradients).result()
-        before = pull(store, all_keys())
+        store.update(keys, gradients).result()
+        before = read(store, all_keys())
         bad, bad_keys = gradients.copy(), Keys(keys.spaces, keys.ids.copy(), keys.counts)
         if field == "gradients":
             bad[1, 2] = np.inf
@@ -373,18 +395,20 @@ def test_a_push_that_would_spoil_rows_is_refused_by_name_and_changes_nothing(ser
             bad_keys.ids[1] = bad_keys.ids[0]
         if field in ("gradients", "id"):
             with pytest.raises(ShardError, match=rf"shard 0 .*: {field}: "):
-                store.push(bad_keys, bad).result()
+                store.update(bad_keys, bad).result()
             store.step -= 1
         else:
             sent = {"step": 2, "num_rows": 1, "space_sizes": [0, 0, 0]} | {field: -1}
             none = np.zeros((0, 4), np.float32).view(np.uint8)
-            request = pack_rows(np.zeros(0, np.int64), none, np.zeros(0, np.float32), push_schema("fp32", 4))
+            request = pack_rows(
+                keys.take(np.zeros(0, np.int64)), none, np.zeros(0, np.float32), update_schema("fp32", 4)
+            )
             metadata = json.dumps(sent).encode()
-            with pytest.raises(ShardError, match=rf"PushHeader: {field}: given -1, expected greater"):
-                group._clients[0].ask(store._push_header, push_schema("fp32", 4), request, metadata)
-        assert (pull(store, all_keys()) == before).all()
-        store.push(keys, gradients).result()
-        assert (pull(store, all_keys()) != before).any(), "it goes on with the same step"
+            with pytest.raises(ShardError, match=rf"UpdateHeader: {field}: given -1, expected greater"):
+                group._clients[0].ask(store._update_header, update_schema("fp32", 4), request, metadata)
+        assert (read(store, all_keys()) == before).all()
+        store.update(keys, gradients).result()
+        assert (read(store, all_keys()) != before).any(), "it goes on with the same step"
 
 
 def test_a_second_client_with_the_number_of_a_trainer_that_lives_is_refused(serve: Serve) -> None:
@@ -394,13 +418,13 @@ def test_a_second_client_with_the_number_of_a_trainer_that_lives_is_refused(serv
     with ShardGroup([address], TABLES, **again) as first:  # type: ignore[arg-type]
         with pytest.raises(ShardError, match=taken):
             ShardGroup([address], TABLES, **again)  # type: ignore[arg-type]
-        before = pull(first.store("t"), all_keys())
+        before = read(first.store("t"), all_keys())
         with fl.connect(f"grpc://{address}") as stranger:
-            for call in ("pull", "push"):
+            for call in ("read", "update"):
                 header = StreamHeader(PROTOCOL, call, "s", "t", 0, "fp32")
                 writer, reader = stranger.do_exchange(fl.FlightDescriptor.for_command(header.to_json()))
                 with suppress(fl.FlightError, StopIteration):
-                    writer.begin(pull_schema())
+                    writer.begin(read_schema(with_counts=False))
                     reader.read_chunk()
                 with pytest.raises(fl.FlightError, match=taken):
                     writer.close()
@@ -408,9 +432,9 @@ def test_a_second_client_with_the_number_of_a_trainer_that_lives_is_refused(serv
             for action in (save, fl.Action("end_window", b'{"session":"s","window":1,"step":0}')):
                 with pytest.raises(fl.FlightError, match="asked for by a client that is no trainer of this session"):
                     list(stranger.do_action(action))
-        assert (pull(first.store("t"), all_keys()) == before).all()
+        assert (read(first.store("t"), all_keys()) == before).all()
     with ShardGroup([address], TABLES, **again) as second:  # type: ignore[arg-type]
-        pull(second.store("t"), all_keys())
+        read(second.store("t"), all_keys())
 
 
 def test_trainers_that_mean_different_tables_are_told_what_differs(serve: Serve) -> None:
@@ -432,36 +456,85 @@ def test_a_busy_shard_refuses_another_run_and_lets_its_own_begin_anew(serve: Ser
     address = serve()
     keys, gradients = batch(np.random.default_rng(0))
     with ShardGroup([address], TABLES, run="news") as group:
-        before = group.store("t").pull(keys, admit=True).result()
-        group.store("t").push(keys, gradients).result()
+        before = read(group.store("t"), keys)
+        group.store("t").update(keys, gradients).result()
         with pytest.raises(ShardError, match="busy with run news of 1 trainers"):
             ShardGroup([address], TABLES, run="ads")
         with ShardGroup([address], TABLES, run="news") as again:
-            assert (again.store("t").pull(keys, admit=True).result() == before).all()
+            assert (read(again.store("t"), keys) == before).all()
             with pytest.raises(ShardLost, match="another session has begun"):
-                group.store("t").push(keys, gradients).result()
+                group.store("t").update(keys, gradients).result()
 
 
 def test_a_restarted_shard_says_that_it_has_forgotten(serve: Serve) -> None:
     server = ShardServer(Shard(), "127.0.0.1:0")
     with ShardGroup([f"127.0.0.1:{server.port}"], TABLES) as group:
-        pull(group.store("t"), all_keys())
+        read(group.store("t"), all_keys())
         server._shard._request = None  # what a process that has just started knows
         for streams in group._clients[0]._idle.values():
             for stream in streams:
                 stream.drop()
             streams.clear()
         with pytest.raises(ShardLost, match="has no session"):
-            pull(group.store("t"), all_keys())
+            read(group.store("t"), all_keys())
     server.shutdown()
 
 
-def test_several_trainers_need_a_session_and_ids_that_are_admitted_at_once() -> None:
+def test_several_trainers_need_a_session() -> None:
     with pytest.raises(ConfigError, match="several trainers need one session name"):
         ShardGroup(["127.0.0.1:1"], TABLES, num_trainers=2)
-    late = {"t": TableSpec({"a": TableConfig(kind="collisionless", admission_count=2)}, 4, 0)}
-    with pytest.raises(ConfigError, match=r"embeddings\.spaces\.a\.admission_count: given 2, expected 1"):
-        ShardGroup(["127.0.0.1:1"], late, num_trainers=2, session="s")
+
+
+def test_sightings_of_several_trainers_count_together_and_whoever_comes_first_makes_no_difference(serve: Serve) -> None:
+    late = {"a": TableConfig(kind="collisionless", admission_count=3, init_scale=1.0, optimizer={"kind": "sgd"})}  # type: ignore[arg-type]
+    tables, address = {"t": TableSpec(late, 4, 0)}, serve()
+    local = EmbeddingTable(late, 4, seed=0)
+    keys = Keys(np.zeros(3, np.int32), np.array([7, 8, 9]), np.array([1, 2, 3], np.int32))
+    gradients = np.ones((3, 4), np.float32)
+    with (
+        ShardGroup([address], tables, trainer=0, num_trainers=2, session="s") as one,
+        ShardGroup([address], tables, trainer=1, num_trainers=2, session="s") as two,
+    ):
+        stores = [one.store("t"), two.store("t")]
+        for step in range(3):
+            for store in stores if step % 2 else reversed(stores):
+                assert (read(store, keys) == local.read(keys)).all(), "with the sightings of its own batch"
+                assert (read(store, keys.unseen()) == local.read(keys.unseen())).all()
+                store.update(keys, gradients)
+            local.update(Keys(keys.spaces, keys.ids, 2 * keys.counts), gradients)
+        assert (read(stores[0], keys.unseen()) == local.read(keys.unseen())).all()
+        assert local.num_rows == 3
+
+
+def test_changes_of_all_shards_keep_a_copy_up_to_date_also_over_evictions(serve: Serve) -> None:
+    spaces = {**SPACES, "exact": SPACES["exact"].model_copy(update={"evict_after": 1})}
+    local = LocalStore(EmbeddingTable(spaces, 4, seed=3))
+    rng = np.random.default_rng(5)
+    copies: list[dict[tuple[int, int], list[float]]] = [{}, {}]
+    with ShardGroup([serve(), serve(), serve()], {"t": TableSpec(spaces, 4, 3)}) as group:
+        store, since = group.store("t"), 0
+        store.acknowledge("copy", 0)
+        local.acknowledge("copy", 0)
+        num_tombstones = 0
+        for step in range(6):
+            keys, gradients = batch(rng, num_keys=12)
+            store.update(keys, gradients)
+            local.update(keys, gradients)
+            if step % 2:
+                assert group.end_window(store.step) == local.table.end_window()
+            for copy, each in zip(copies, (store, local), strict=True):
+                for block in each.changes(since):
+                    num_tombstones += block.is_tombstones
+                    for place, pair in enumerate(zip(block.spaces.tolist(), block.ids.tolist(), strict=True)):
+                        copy.pop(pair, None)
+                        if not block.is_tombstones:
+                            copy[pair] = [*block.columns["weights"][place], *block.columns["slot.accumulator"][place]]
+                    version = block.version
+            since = version
+            store.acknowledge("copy", since)
+            assert copies[0] == copies[1]
+    assert num_tombstones > 0
+    assert len(copies[0]) > 20
 
 
 def test_a_shard_of_a_job_refuses_the_tables_of_another(tmp_path: Path) -> None:
@@ -509,7 +582,7 @@ def test_a_token_keeps_others_out(serve: Serve) -> None:
         with pytest.raises(ShardError, match="the token is missing or wrong"):
             ShardGroup([address], TABLES, options=options)
     with ShardGroup([address], TABLES, options=GroupOptions(security=ClientSecurity(token="t" * 20))) as group:
-        pull(group.store("t"), all_keys())
+        read(group.store("t"), all_keys())
 
 
 def test_tls_is_spoken_and_checked(serve: Serve, tmp_path: Path) -> None:
@@ -518,7 +591,7 @@ def test_tls_is_spoken_and_checked(serve: Serve, tmp_path: Path) -> None:
     address = serve(security=ServerSecurity(token="t" * 20, certificate=certificate, key=key))
     good = GroupOptions(security=ClientSecurity(token="t" * 20, authority=certificate))
     with ShardGroup([address], TABLES, options=good) as group:
-        pull(group.store("t"), all_keys())
+        read(group.store("t"), all_keys())
     wrong = GroupOptions(security=ClientSecurity(token="t" * 20, authority=other), retry_s=0.1)
     with pytest.raises(ShardLost, match="cannot be reached"):
         ShardGroup([address], TABLES, options=wrong)

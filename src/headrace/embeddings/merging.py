@@ -1,4 +1,4 @@
-"""Merges the pushes of several trainers into unique keys and one gradient each, in trainer order."""
+"""Merges the updates of several trainers into unique keys and one gradient each, in trainer order."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from headrace.compiling import kernel
 from headrace.embeddings.hashing import mix64
 from headrace.embeddings.keys import Keys
 
-__all__ = ["Push", "merge_pushes"]
+__all__ = ["TrainerUpdate", "merge_updates"]
 
 Float32s = npt.NDArray[np.float32]
 Int64s = npt.NDArray[np.int64]
@@ -20,8 +20,8 @@ Int32s = npt.NDArray[np.int32]
 
 
 @dataclass(frozen=True, eq=False)
-class Push:
-    """What one trainer pushes in one step.
+class TrainerUpdate:
+    """What one trainer updates in one step.
 
     Attributes:
         keys: Unique keys.
@@ -34,25 +34,25 @@ class Push:
     num_rows: int
 
 
-def merge_pushes(pushes: Sequence[Push]) -> tuple[Keys, Float32s]:
+def merge_updates(updates: Sequence[TrainerUpdate]) -> tuple[Keys, Float32s]:
     """Unique keys and their gradients of the mean loss over all trainers' rows.
 
     A mean over all rows is the mean of the trainers' means, weighted by their rows; sums run in trainer order, so they
-    do not depend on who came first. One push is returned as it is.
+    do not depend on who came first. One update is returned as it is.
     """
-    if len(pushes) == 1:
-        return pushes[0].keys, pushes[0].gradients
-    total = sum(push.num_rows for push in pushes)
-    num_keys = sum(len(push.keys) for push in pushes)
+    if len(updates) == 1:
+        return updates[0].keys, updates[0].gradients
+    total = sum(update.num_rows for update in updates)
+    num_keys = sum(len(update.keys) for update in updates)
     spaces, ids = np.empty(num_keys, np.int32), np.empty(num_keys, np.int64)
-    counts, gradients = np.empty(num_keys, np.int32), np.empty((num_keys, pushes[0].gradients.shape[1]), np.float32)
+    counts, gradients = np.empty(num_keys, np.int32), np.empty((num_keys, updates[0].gradients.shape[1]), np.float32)
     slots = np.full(1 << max(4, (2 * num_keys - 1).bit_length()), -1, dtype=np.int64)
     used = 0
-    for push in pushes:
-        share = np.float32(push.num_rows / total) if total else np.float32(0)
-        keys = push.keys
+    for update in updates:
+        share = np.float32(update.num_rows / total) if total else np.float32(0)
+        keys = update.keys
         used = _add(
-            keys.spaces, keys.ids, keys.counts, push.gradients, share, slots, used, spaces, ids, counts, gradients
+            keys.spaces, keys.ids, keys.counts, update.gradients, share, slots, used, spaces, ids, counts, gradients
         )
     return Keys(spaces[:used], ids[:used], counts[:used]), gradients[:used]
 

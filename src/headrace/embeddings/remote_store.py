@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from time import perf_counter
@@ -13,22 +12,26 @@ from typing import Generic, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from headrace.embeddings.changes import RowBlock
 from headrace.embeddings.keys import Keys
 from headrace.embeddings.precision import Precision, decode, encode
+from headrace.embeddings.row_blocks import unpack_block
 from headrace.embeddings.shard_client import ShardClient
+from headrace.embeddings.shard_table import TableSpec
 from headrace.embeddings.sharding import Routes, ShardingPlan
 from headrace.embeddings.wire import (
     PROTOCOL,
-    PullHeader,
-    PushHeader,
+    ReadHeader,
     ReplyHeader,
     StreamHeader,
+    UpdateHeader,
     pack_ids,
     pack_rows,
-    pull_schema,
-    push_schema,
     read_rows,
+    read_schema,
+    update_schema,
 )
+from headrace.errors import ShardError
 
 __all__ = ["RemoteStore", "StoreCounters", "StoreOptions"]
 
@@ -42,10 +45,10 @@ class StoreOptions:
     """How rows travel, and how old they may be.
 
     Attributes:
-        rows: Precision of pulled rows.
-        gradients: Precision of pushed gradients.
-        staleness: A pull sees all steps but the last `staleness`; 0 is synchronous, None never waits.
-        connections: Pulls of one table on their way to one shard at once; more wait here, in order.
+        rows: Precision of read rows.
+        gradients: Precision of updated gradients.
+        staleness: A read sees all steps but the last `staleness`; 0 is synchronous, None never waits.
+        connections: Reads of one table on their way to one shard at once; more wait here, in order.
     """
 
     rows: Precision = "fp32"
@@ -59,36 +62,36 @@ class StoreCounters:
     """What a store has done; times are sums, of calls that may have run side by side.
 
     Attributes:
-        pulls: Calls of `pull`.
-        pushes: Calls of `push`.
-        keys: Keys pulled.
+        reads: Calls of `read`.
+        updates: Calls of `update`.
+        keys: Keys read.
         bytes_sent: Arrays sent: ids and counts, gradients.
         bytes_received: Rows received.
-        pull_s: From a call of `pull` until its rows were there.
-        push_s: From a call of `push` until all shards had it.
+        read_s: From a call of `read` until its rows were there.
+        update_s: From a call of `update` until all shards had it.
         held_s: Of those, how long the last shard held requests back for other trainers' steps.
         retries: Requests sent again.
     """
 
-    pulls: int = 0
-    pushes: int = 0
+    reads: int = 0
+    updates: int = 0
     keys: int = 0
     bytes_sent: int = 0
     bytes_received: int = 0
-    pull_s: float = 0.0
-    push_s: float = 0.0
+    read_s: float = 0.0
+    update_s: float = 0.0
     held_s: float = 0.0
     retries: int = 0
 
 
 class RemoteStore:
-    """See `EmbeddingStore`; made by `ShardGroup.store`. Thread-safe, but pushes count as steps in the order of calls.
+    """See `EmbeddingStore`; made by `ShardGroup.store`. Thread-safe, but updates count as steps in the order of calls.
 
     Args:
         table: Its name.
         clients: All shards.
         plan: Who owns what.
-        embedding_dim: Numbers per row.
+        spec: What it is.
         session: From `ShardGroup`.
         trainer: Number of this trainer.
         client: A random name of this process, as in `open`.
@@ -96,9 +99,7 @@ class RemoteStore:
         options: Precision, staleness, connections.
 
     Attributes:
-        step: The last step that was pushed.
-        num_rows: Rows of this trainer's batch, set before `push` where trainers' batches differ in size: gradients of a
-            step are averaged over the rows of all trainers.
+        step: The last step that was handed in.
     """
 
     def __init__(
@@ -106,7 +107,7 @@ class RemoteStore:
         table: str,
         clients: list[ShardClient],
         plan: ShardingPlan,
-        embedding_dim: int,
+        spec: TableSpec,
         *,
         session: str,
         trainer: int,
@@ -115,86 +116,109 @@ class RemoteStore:
         options: StoreOptions,
     ) -> None:
         self.step = step
-        self.num_rows = 1
         self._clients = clients
         self._plan = plan
-        self._dim = embedding_dim
+        self._table = table
+        self._dim = spec.embedding_dim
         self._options = options
-        header = StreamHeader(PROTOCOL, "pull", session, table, trainer, options.rows, client)
-        self._pull_header = header
-        self._push_header = replace(header, call="push", precision=options.gradients)
-        self._pull_schema = pull_schema()
-        self._push_schema = push_schema(options.gradients, embedding_dim)
-        self._pull_numbers = itertools.count()
+        self._reads_have_counts = spec.reads_have_counts
+        header = StreamHeader(PROTOCOL, "read", session, table, trainer, options.rows, client)
+        self._read_header = header
+        self._update_header = replace(header, call="update", precision=options.gradients)
+        self._read_schema = read_schema(with_counts=spec.reads_have_counts)
+        self._update_schema = update_schema(options.gradients, spec.embedding_dim)
         self._lock = threading.Lock()
         self._counters = StoreCounters()
         self._keys_by_space = np.zeros(len(plan.owners), dtype=np.int64)
-        self._pullers = [ThreadPoolExecutor(options.connections, f"pull-{s}") for s in range(plan.num_shards)]
-        self._pushers = [ThreadPoolExecutor(1, f"push-{s}") for s in range(plan.num_shards)]  # one: steps stay in order
+        self._readers = [ThreadPoolExecutor(options.connections, f"read-{s}") for s in range(plan.num_shards)]
+        self._updaters = [
+            ThreadPoolExecutor(1, f"update-{s}") for s in range(plan.num_shards)
+        ]  # one: steps stay in order
 
-    def pull(self, keys: Keys, *, admit: bool = False, after_step: int | None = None) -> Future[Float32s]:
-        """Rows float32 [U, dim] of unique keys.
+    def read(self, keys: Keys, *, after: int | None = None) -> Future[Float32s]:
+        """Rows float32 [U, dim] of unique keys, see `EmbeddingStore.read`.
 
         Args:
-            keys: Unique within the call, spaces ascending.
-            admit: Whether this is training: ids are counted and may get rows.
-            after_step: The step whose updates the rows must have; None for the last pushed one, less the staleness.
-                A caller that knows that later steps do not touch these keys may ask for less, and wait less.
+            keys: Unique within the call, spaces ascending; with the sightings of the update that follows, or zeros.
+            after: The step whose updates the rows must have; None for the last one handed in, less the staleness.
 
         The future fails with `ShardLost` if a shard is gone, and with `ShardError` if it refuses.
         """
         start = perf_counter()
-        if after_step is None:
-            after_step = 0 if self._options.staleness is None else self.step - self._options.staleness
-        number = next(self._pull_numbers)
+        if after is None:
+            after = 0 if self._options.staleness is None else self.step - self._options.staleness
+        seen = bool(keys.counts.any())
         out = np.empty((len(keys), self._dim), dtype=np.float32)
         routes = self._route(keys)
 
-        def pull_part(shard: int) -> tuple[ReplyHeader, int, int]:
+        def read_part(shard: int) -> tuple[ReplyHeader, int, int]:
             places = None if routes is None else routes.of(shard)
-            part = keys if places is None else _take(keys, places)
-            header = PullHeader(number, after_step, admit, self._space_sizes(part))
-            request = pack_ids(part)
-            rows, reply = self._clients[shard].ask(self._pull_header, self._pull_schema, request, header.to_json())
+            part = keys if places is None else keys.take(places)
+            header = ReadHeader(after, seen, self._space_sizes(part))
+            request = pack_ids(part, with_counts=self._reads_have_counts)
+            rows, reply = self._clients[shard].ask(self._read_header, self._read_schema, request, header.to_json())
             assert rows is not None
             decode(*read_rows(rows), places, self._options.rows, out)
             return reply, request.nbytes, rows.nbytes
 
         def finish(parts: list[tuple[ReplyHeader, int, int]]) -> Float32s:
-            self._count(parts, perf_counter() - start, pulled=keys)
+            self._count(parts, perf_counter() - start, read=keys)
             return out
 
         # A shard without any of the keys has nothing to say, and is not asked.
         shards = [s for s in range(self._plan.num_shards) if routes is None or routes.starts[s] < routes.starts[s + 1]]
-        return _gather(self._pullers, shards if len(keys) else [], pull_part, finish)
+        return _gather(self._readers, shards if len(keys) else [], read_part, finish)
 
-    def push(self, keys: Keys, gradients: Float32s) -> Future[None]:
-        """Make the next step with gradients float32 [U, dim], summed per key; done when all shards have it.
+    def update(self, keys: Keys, gradients: Float32s, *, num_rows: int = 1) -> Future[None]:
+        """Make the next step, see `EmbeddingStore.update`; done when all shards have it.
 
-        Changes rows that were pulled with `admit` before. A later pull sees it, whether or not this future was waited
-        for. All shards are told of every step, also those that own none of the keys.
+        A later read sees it, whether or not this future was waited for. All shards are told of every step, also those
+        that own none of the keys.
         """
         start = perf_counter()
         with self._lock:
             self.step += 1
             step = self.step
-        num_rows = self.num_rows
         routes = self._route(keys)
 
-        def push_part(shard: int) -> tuple[ReplyHeader, int, int]:
+        def update_part(shard: int) -> tuple[ReplyHeader, int, int]:
             places = None if routes is None else routes.of(shard)
-            part = keys if places is None else _take(keys, places)
-            header = PushHeader(step, num_rows, self._space_sizes(part))
+            part = keys if places is None else keys.take(places)
+            header = UpdateHeader(step, num_rows, self._space_sizes(part))
             data, scales = encode(gradients, places, self._options.gradients)
-            request = pack_rows(part.ids, data, scales, self._push_schema)
-            _, reply = self._clients[shard].ask(self._push_header, self._push_schema, request, header.to_json())
+            request = pack_rows(part, data, scales, self._update_schema)
+            _, reply = self._clients[shard].ask(self._update_header, self._update_schema, request, header.to_json())
             return reply, request.nbytes, 0
 
         def finish(parts: list[tuple[ReplyHeader, int, int]]) -> None:
-            self._count(parts, perf_counter() - start, pulled=None)
+            self._count(parts, perf_counter() - start, read=None)
 
         gradients = np.ascontiguousarray(gradients, dtype=np.float32)
-        return _gather(self._pushers, list(range(self._plan.num_shards)), push_part, finish)
+        return _gather(self._updaters, list(range(self._plan.num_shards)), update_part, finish)
+
+    def changes(self, since: int = 0) -> Iterator[RowBlock]:
+        """See `EmbeddingStore.changes`: the blocks of all shards, as they are once the last step is applied.
+
+        Raises:
+            ShardError: Other trainers went on meanwhile, or what changed since then is not known any more.
+        """
+        stream = self._read_header
+        asked = {"session": stream.session, "table": self._table, "since": since, "step": self.step}
+        versions = set()
+        for client in self._clients:
+            for batch, metadata in client.get({**asked, "client": stream.client}):
+                block = unpack_block(batch, metadata)
+                versions.add(block.version)
+                if len(versions) > 1:
+                    raise ShardError(f"changes: shards are at versions {sorted(versions)}, expected one version")
+                yield block
+
+    def acknowledge(self, consumer: str, version: int) -> None:
+        """A consumer of changes has everything up to a version; see `EmbeddingTable.acknowledge`."""
+        stream = self._read_header
+        values = {"session": stream.session, "table": self._table, "consumer": consumer, "version": version}
+        for client in self._clients:
+            client.act("acknowledge", {**values, "client": stream.client})
 
     def counters(self) -> StoreCounters:
         """What it has done so far."""
@@ -202,13 +226,13 @@ class RemoteStore:
             return replace(self._counters, retries=sum(client.retries for client in self._clients))
 
     def keys_by_space(self) -> Int64s:
-        """Keys pulled so far in each space, int64 [S]: the traffic that `make_plan` asks for."""
+        """Keys read so far in each space, int64 [S]: the traffic that `make_plan` asks for."""
         with self._lock:
             return self._keys_by_space.copy()
 
     def close(self) -> None:
         """End its threads, once what was asked for is done."""
-        for pool in (*self._pullers, *self._pushers):
+        for pool in (*self._readers, *self._updaters):
             pool.shutdown()
 
     def _route(self, keys: Keys) -> Routes | None:
@@ -219,7 +243,7 @@ class RemoteStore:
         sizes: list[int] = np.bincount(keys.spaces, minlength=len(self._plan.owners)).tolist()
         return sizes
 
-    def _count(self, parts: list[tuple[ReplyHeader, int, int]], seconds: float, *, pulled: Keys | None) -> None:
+    def _count(self, parts: list[tuple[ReplyHeader, int, int]], seconds: float, *, read: Keys | None) -> None:
         sent, received = sum(part[1] for part in parts), sum(part[2] for part in parts)
         held_s = max((part[0].held_us for part in parts), default=0) / 1e6
         with self._lock:
@@ -230,13 +254,13 @@ class RemoteStore:
                 bytes_received=was.bytes_received + received,
                 held_s=was.held_s + held_s,
             )
-            if pulled is None:
-                self._counters = replace(common, pushes=was.pushes + 1, push_s=was.push_s + seconds)
+            if read is None:
+                self._counters = replace(common, updates=was.updates + 1, update_s=was.update_s + seconds)
             else:
                 self._counters = replace(
-                    common, pulls=was.pulls + 1, keys=was.keys + len(pulled), pull_s=was.pull_s + seconds
+                    common, reads=was.reads + 1, keys=was.keys + len(read), read_s=was.read_s + seconds
                 )
-                self._keys_by_space += self._space_sizes(pulled)
+                self._keys_by_space += self._space_sizes(read)
 
 
 class _Gathered(Generic[Result]):
@@ -280,7 +304,3 @@ def _gather(
     if not shards:
         gathered.future.set_result(finish([]))
     return gathered.future
-
-
-def _take(keys: Keys, places: Int64s) -> Keys:
-    return Keys(keys.spaces[places], keys.ids[places], keys.counts[places])

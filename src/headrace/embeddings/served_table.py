@@ -1,17 +1,19 @@
-"""`ServedTable`: a shard's table with several trainers at it: pulls wait for steps, pushes of a step are merged."""
+"""`ServedTable`: a shard's table with several trainers at it: reads wait for steps, updates of a step are merged."""
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
+from headrace.embeddings.changes import RowBlock
 from headrace.embeddings.keys import Keys
-from headrace.embeddings.merging import Push, merge_pushes
+from headrace.embeddings.merging import TrainerUpdate, merge_updates
 from headrace.embeddings.shard_table import ShardTable
 from headrace.embeddings.step_merger import StepMerger
 from headrace.embeddings.table_state import Columns
@@ -27,14 +29,14 @@ class TableCounts:
     """What a table of a shard has done since the session began.
 
     Attributes:
-        pulls: Pulls answered.
-        pushes: Pushes taken, repeated ones left out.
-        keys: Keys pulled.
-        held_s: How long pulls and pushes waited for other trainers, in all.
+        reads: Reads answered.
+        updates: Updates taken, repeated ones left out.
+        keys: Keys read.
+        held_s: How long reads and updates waited for other trainers, in all.
     """
 
-    pulls: int = 0
-    pushes: int = 0
+    reads: int = 0
+    updates: int = 0
     keys: int = 0
     held_s: float = 0.0
 
@@ -49,7 +51,7 @@ class ServedTable:
         hold_s: How long a request may wait for other trainers.
     """
 
-    def __init__(self, name: str, table: ShardTable, merger: StepMerger[Push], *, hold_s: float) -> None:
+    def __init__(self, name: str, table: ShardTable, merger: StepMerger[TrainerUpdate], *, hold_s: float) -> None:
         self.name = name
         self.table = table
         self.counts = TableCounts()
@@ -64,40 +66,39 @@ class ServedTable:
         """The last step that is applied."""
         return self._merger.applied
 
-    def pull(self, keys: Keys, *, trainer: int, pull: int, after_step: int, admit: bool) -> tuple[Float32s, float]:
+    def read(self, keys: Keys, *, trainer: int, after: int) -> tuple[Float32s, float]:
         """Rows float32 [U, dim], and how long the request was held, in seconds.
 
         Raises:
-            ShardError: Ids are out of range, the trainer is unknown, or others did not push in time; names them.
+            ShardError: Ids are out of range, the trainer is unknown, or others did not make a step in time; names them.
         """
         self.table.check(keys)
         with self._changed:
             self._merger.check_trainer(trainer)
-            held_s = self._wait(lambda: self._merger.may_pull(after_step), after_step, f"pull of trainer {trainer}")
-            admit = admit and self._merger.is_first(trainer, pull)
-            rows = self.table.pull(keys, admit=admit)
-            self.counts.pulls += 1
+            held_s = self._wait(lambda: self._merger.may_read(after), after, f"read of trainer {trainer}")
+            rows = self.table.read(keys)
+            self.counts.reads += 1
             self.counts.keys += len(keys)
         return rows, held_s
 
-    def push(self, push: Push, *, trainer: int, step: int) -> float:
-        """Take a trainer's push, and make the optimizer steps that are due; returns how long it was held, in seconds.
+    def update(self, update: TrainerUpdate, *, trainer: int, step: int) -> float:
+        """Take a trainer's part of a step, and make the steps that are due; returns how long it was held, in seconds.
 
         Raises:
-            ShardError: As for `pull`; or it is not the trainer's next step.
+            ShardError: As for `read`; or it is not the trainer's next step.
         """
-        self.table.check(push.keys)
-        self.table.check_gradients(push.keys, push.gradients)
+        self.table.check(update.keys)
+        self.table.check_gradients(update.keys, update.gradients)
         with self._changed:
             merger = self._merger
             merger.check_step(trainer, step)  # else it would be held for a step that cannot come
             behind = step - merger.max_ahead
-            held_s = self._wait(lambda: merger.may_push(step), behind, f"push of trainer {trainer}")
-            decision = merger.push(trainer, step, push)
-            self.counts.pushes += not decision.repeated
-            for pushes in decision.updates:
-                self.table.push(*merge_pushes(pushes))
-            if decision.updates:
+            held_s = self._wait(lambda: merger.may_update(step), behind, f"update of trainer {trainer}")
+            decision = merger.update(trainer, step, update)
+            self.counts.updates += not decision.repeated
+            for parts in decision.steps:
+                self.table.update(*merge_updates(parts))
+            if decision.steps:
                 self._changed.notify_all()
         return held_s
 
@@ -115,7 +116,7 @@ class ServedTable:
             ShardError: Windows are left out.
         """
         with self._changed:
-            self._wait(lambda: self._merger.may_pull(step), step, f"end of window {window}")
+            self._wait(lambda: self._merger.may_read(step), step, f"end of window {window}")
             if window <= self._windows:
                 return 0
             if window != self._windows + 1:
@@ -129,17 +130,37 @@ class ServedTable:
         Raises:
             ShardError: Trainers are already further.
         """
-        with self._changed:
-            self._wait(lambda: self._merger.may_pull(step), step, "checkpoint")
-            if self.applied != step and self._merger.merged:
-                raise ShardError(f"table {self.name}: checkpoint of step {step}, but step {self.applied} is applied")
+        with self._at(step, "checkpoint"):
             return self.table.part()
+
+    def changes(self, since: int, step: int) -> list[RowBlock]:
+        """What changed in this part of the table after a version, as it is once `step` is applied; copies.
+
+        Raises:
+            ShardError: Trainers are already further, or what changed since then is not known any more.
+        """
+        with self._at(step, "changes"):
+            return list(self.table.table.changes(since))
+
+    def acknowledge(self, consumer: str, version: int) -> None:
+        """A consumer of changes has everything up to a version; one that was not known joins there."""
+        with self._changed:
+            self.table.table.acknowledge(consumer, version)
 
     def close(self, because: str) -> None:
         """Send away whoever waits, and whoever comes."""
         with self._changed:
             self._closed_because = because
             self._changed.notify_all()
+
+    @contextmanager
+    def _at(self, step: int, what: str) -> Iterator[None]:
+        """Hold the table once a step is applied and before the next."""
+        with self._changed:
+            self._wait(lambda: self._merger.may_read(step), step, what)
+            if self.applied != step and self._merger.merged:
+                raise ShardError(f"table {self.name}: {what} of step {step}, but step {self.applied} is applied")
+            yield
 
     def _wait(self, ready: Callable[[], bool], step: int, what: str) -> float:
         """Wait with the lock held; returns seconds waited."""
@@ -152,6 +173,6 @@ class ServedTable:
         if not is_ready:
             missing = ", ".join(map(str, self._merger.missing(step)))
             raise ShardError(
-                f"table {self.name}: {what} waited {self._hold_s:g} s for step {step}, not yet pushed by: {missing}"
+                f"table {self.name}: {what} waited {self._hold_s:g} s for step {step}, missing from trainers: {missing}"
             )
         return held_s

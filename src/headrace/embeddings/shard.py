@@ -16,7 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from headrace.embeddings.merging import Push
+from headrace.embeddings.changes import RowBlock
+from headrace.embeddings.merging import TrainerUpdate
 from headrace.embeddings.served_table import ServedTable
 from headrace.embeddings.session_members import SessionMembers
 from headrace.embeddings.shard_requests import OpenRequest
@@ -146,6 +147,20 @@ class Shard:
                 written += [str(file.relative_to(self.checkpoints / folder)) for file in files]
         return written
 
+    def changes(self, session: str, table: str, since: int, step: int, client: str) -> list[RowBlock]:
+        """`ServedTable.changes` of a table, for clients of the session."""
+        with self._lock:
+            served = self._find(session, table)
+            self._members.check(client, "changes")
+        return served.changes(since, step)
+
+    def acknowledge(self, session: str, table: str, consumer: str, version: int, client: str) -> None:
+        """`ServedTable.acknowledge` of a table, for clients of the session."""
+        with self._lock:
+            served = self._find(session, table)
+            self._members.check(client, "acknowledge")
+        served.acknowledge(consumer, version)
+
     def status(self) -> dict[str, Any]:
         """What it serves, as JSON can hold it."""
         with self._lock:
@@ -183,7 +198,9 @@ class Shard:
         table = ShardTable(spec, plan, request.shard)
         if request.checkpoint is not None:
             table.load(self._read_parts(name, request.checkpoint))
-        merger: StepMerger[Push] = StepMerger(request.num_trainers, merged=request.merged, applied=request.step)
+        merger: StepMerger[TrainerUpdate] = StepMerger(
+            request.num_trainers, merged=request.merged, applied=request.step
+        )
         return ServedTable(name, table, merger, hold_s=self._hold_s)
 
     def _read_parts(self, name: str, checkpoint: int) -> list[Columns]:

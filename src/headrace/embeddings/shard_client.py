@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any
 
@@ -14,13 +14,15 @@ import pyarrow.flight as fl
 
 from headrace.embeddings.shard_security import ClientSecurity, split_address
 from headrace.embeddings.wire import ReplyHeader, StreamHeader
-from headrace.errors import CheckpointError, ShardError, ShardLost
+from headrace.errors import CheckpointError, HeadraceError, ShardError, ShardLost
 
 __all__ = ["Answer", "ShardClient"]
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.02, 1.0  # between attempts, doubled each time
 
 Answer = tuple[pa.RecordBatch | None, ReplyHeader]
+
+BROKEN = fl.FlightUnavailableError, fl.FlightCancelledError, fl.FlightTimedOutError
 
 ERRORS = {error.__name__: error for error in (ShardError, ShardLost, CheckpointError)}
 
@@ -117,6 +119,25 @@ class ShardClient:
 
         return self._retry(once)
 
+    def get(self, values: dict[str, Any]) -> Iterator[tuple[pa.RecordBatch, bytes]]:
+        """Record batches and their metadata of a ticket; errors as for `ask`.
+
+        It is asked for again if the connection breaks before the first batch, and fails if it breaks later.
+        """
+        ticket, options = fl.Ticket(json.dumps(values).encode()), fl.FlightCallOptions(headers=self._headers)
+
+        def start() -> tuple[Any, Any]:
+            reader = self._connection().do_get(ticket, options)
+            return reader, next(reader, None)
+
+        reader, chunk = self._retry(start)
+        while chunk is not None:
+            yield chunk.data, chunk.app_metadata.to_pybytes()
+            try:
+                chunk = next(reader, None)
+            except pa.ArrowException as error:
+                raise self._named(error) from error
+
     def close(self) -> None:
         """End all streams; requests that wait for an answer fail with `ShardLost`."""
         self._watch.close()
@@ -162,18 +183,22 @@ class ShardClient:
         while True:
             try:
                 return once()
-            except (fl.FlightUnavailableError, fl.FlightCancelledError, fl.FlightTimedOutError) as error:
+            except BROKEN as error:
                 if time.monotonic() + pause_s > give_up:
-                    raise ShardLost(f"{self.name}: cannot be reached: {_first_line(error)}") from error
+                    raise self._named(error) from error
                 self._forget_idle()
                 self.retries += 1
                 time.sleep(pause_s)
                 pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
-            except fl.FlightUnauthenticatedError as error:
-                raise ShardError(f"{self.name}: {_first_line(error)}") from error
-            except (fl.FlightError, pa.ArrowException) as error:
-                kind = ERRORS.get(bytes(getattr(error, "extra_info", b"") or b"").decode(), ShardError)
-                raise kind(f"{self.name}: {_first_line(error)}") from error
+            except pa.ArrowException as error:
+                raise self._named(error) from error
+
+    def _named(self, error: pa.ArrowException) -> HeadraceError:
+        """The error of a call as the caller sees it."""
+        if isinstance(error, BROKEN):
+            return ShardLost(f"{self.name}: cannot be reached: {_first_line(error)}")
+        kind = ERRORS.get(bytes(getattr(error, "extra_info", b"") or b"").decode(), ShardError)
+        return kind(f"{self.name}: {_first_line(error)}")
 
     def _forget_idle(self) -> None:
         """Streams of a broken connection are broken too."""

@@ -44,7 +44,7 @@ class GroupOptions:
 class ShardGroup:
     """A session with all shards. A context manager; leaving it closes the connections, shards go on serving.
 
-    Left without an error, pushes on their way are waited for.
+    Left without an error, updates on their way are waited for.
 
     In a loop of your own, with rows of `bags` in two shards::
 
@@ -89,8 +89,6 @@ class ShardGroup:
             raise ConfigError(f"shards: given {list(addresses)}, expected different addresses, one at least")
         if session is None and num_trainers > 1:
             raise ConfigError("shards: several trainers need one session name, the same for all")
-        if num_trainers > 1 and options.store.staleness is not None:
-            _refuse_admission(tables)
         self.session = session or uuid.uuid4().hex
         self.num_trainers = num_trainers
         self._windows = 0
@@ -131,7 +129,7 @@ class ShardGroup:
                 name,
                 self._clients,
                 plan,
-                spec.embedding_dim,
+                spec,
                 session=self.session,
                 trainer=trainer,
                 client=self._client,
@@ -152,7 +150,7 @@ class ShardGroup:
         """Evict ids not seen for long, in all shards; one trainer calls this for all.
 
         Args:
-            step: The window's last step; nothing of a later one has been pulled.
+            step: The window's last step.
 
         Returns:
             How many rows were freed.
@@ -166,7 +164,7 @@ class ShardGroup:
 
         Args:
             folder: Its name within the folder of checkpoints, which shards see too.
-            step: The step the checkpoint is of; all trainers have pushed it, and pulled nothing of a later one.
+            step: The step the checkpoint is of; no trainer hands in a later one meanwhile.
 
         Returns:
             The files written, relative to the folder.
@@ -183,7 +181,7 @@ class ShardGroup:
         """Close all connections.
 
         Args:
-            wait: For pulls and pushes on their way; else they fail.
+            wait: For reads and updates on their way; else they fail.
         """
         if wait:
             self._end_threads()
@@ -249,14 +247,3 @@ def wait_for_shards(
                 say(f"{client.name} is back")
         finally:
             client.close()
-
-
-def _refuse_admission(tables: Mapping[str, TableSpec]) -> None:
-    """An id's sightings would be counted in the order in which trainers' pulls arrive, not in that of the rows."""
-    for spec in tables.values():
-        for name, config in spec.spaces.items():
-            if config.admission_count > 1:
-                raise ConfigError(
-                    f"embeddings.spaces.{name}.admission_count: given {config.admission_count}, expected 1 with "
-                    "several synchronous trainers: which of them sees an id first would depend on chance"
-                )

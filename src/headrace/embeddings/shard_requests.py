@@ -20,6 +20,8 @@ __all__ = [
     "MAX_LINE",
     "MAX_SPACES",
     "MAX_STEP",
+    "AcknowledgeRequest",
+    "ChangesRequest",
     "EndWindowRequest",
     "Name",
     "OpenRequest",
@@ -97,6 +99,42 @@ class SaveRequest(_Body):
     session: Name
     folder: Name
     step: Step
+    client: Name | None = None
+
+
+class ChangesRequest(_Body):
+    """The ticket of a stream of changes.
+
+    Attributes:
+        session: As in `open`.
+        table: Name of the table.
+        since: Version the consumer has; 0 for all rows.
+        step: The step they are consistent at.
+        client: Who asks, as in `open`.
+    """
+
+    session: Name
+    table: Name
+    since: Step
+    step: Step
+    client: Name
+
+
+class AcknowledgeRequest(_Body):
+    """A consumer of changes has everything up to a version.
+
+    Attributes:
+        session: As in `open`.
+        table: Name of the table.
+        consumer: Its name.
+        version: What it has.
+        client: Who asks, as in `open`.
+    """
+
+    session: Name
+    table: Name
+    consumer: Name
+    version: Step
     client: Name | None = None
 
 

@@ -13,23 +13,31 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.flight as fl
 
-from headrace.embeddings.merging import Push
+from headrace.embeddings.merging import TrainerUpdate
 from headrace.embeddings.precision import Precision, decode, encode
+from headrace.embeddings.row_blocks import block_schema, pack_block
 from headrace.embeddings.served_table import ServedTable
 from headrace.embeddings.shard import Shard
-from headrace.embeddings.shard_requests import MAX_LINE, EndWindowRequest, OpenRequest, SaveRequest
+from headrace.embeddings.shard_requests import (
+    MAX_LINE,
+    AcknowledgeRequest,
+    ChangesRequest,
+    EndWindowRequest,
+    OpenRequest,
+    SaveRequest,
+)
 from headrace.embeddings.shard_security import ServerSecurity, split_address
 from headrace.embeddings.wire import (
-    PullHeader,
-    PushHeader,
+    ReadHeader,
     ReplyHeader,
     StreamHeader,
+    UpdateHeader,
     pack_rows,
-    pull_schema,
-    push_schema,
     read_keys,
     read_rows,
+    read_schema,
     rows_schema,
+    update_schema,
 )
 from headrace.errors import ConfigError, HeadraceError, ShardError
 
@@ -39,6 +47,7 @@ ACTIONS = {
     "open": "Begin or join a session",
     "end_window": "Evict ids not seen for long",
     "save": "Write this shard's part of a checkpoint",
+    "acknowledge": "A consumer of changes has everything up to a version",
     "status": "What is served",
 }
 
@@ -47,7 +56,7 @@ MAX_KEYS = 4_000_000
 
 
 class ShardServer(fl.FlightServerBase):  # type: ignore[misc]
-    """Answers pulls and pushes on streams, one request after the other on each, and actions for all else.
+    """Answers reads and updates on streams, one request after the other on each, and actions for all else.
 
     A request that cannot be answered ends its own stream with a line that says why; the server goes on.
 
@@ -88,17 +97,17 @@ class ShardServer(fl.FlightServerBase):  # type: ignore[misc]
             raise ConfigError(f"--listen {listen}: cannot listen there; is the port taken?") from error
 
     def do_exchange(self, context: Any, descriptor: Any, reader: Any, writer: Any) -> None:
-        """A stream of pulls or of pushes, for as long as the trainer keeps it open."""
+        """A stream of reads or of updates, for as long as the trainer keeps it open."""
         with _as_flight_errors():
             header = StreamHeader.from_json(descriptor.command)
             call, precision = header.check()
             numba.set_num_threads(self._threads)  # holds for this thread only
             client = header.client or context.peer()
             with self._shard.stream(header.session, header.table, header.trainer, client) as table:
-                if call == "pull":
-                    self._serve_pulls(table, header.trainer, precision, reader, writer)
+                if call == "read":
+                    self._serve_reads(table, header.trainer, precision, reader, writer)
                 else:
-                    self._serve_pushes(table, header.trainer, precision, reader, writer)
+                    self._serve_updates(table, header.trainer, precision, reader, writer)
 
     def do_action(self, context: Any, action: Any) -> list[Any]:
         """One of `ACTIONS`; body and answer are JSON."""
@@ -110,13 +119,17 @@ class ShardServer(fl.FlightServerBase):  # type: ignore[misc]
         """Names and meanings."""
         return list(ACTIONS.items())
 
-    def do_get(self, context: Any, ticket: Any) -> None:
-        """Not a call of the protocol."""
-        raise _flight_error(ShardError(f"ticket {ticket.ticket[:40]!r}: a shard has no tickets; pull with do_exchange"))
+    def do_get(self, context: Any, ticket: Any) -> Any:
+        """What changed in this shard's part of a table after a version, as blocks of rows."""
+        with _as_flight_errors():
+            asked = ChangesRequest.from_json("changes", ticket.ticket)
+            blocks = self._shard.changes(asked.session, asked.table, asked.since, asked.step, asked.client)
+            schema = block_schema(next((block.columns for block in blocks if not block.is_tombstones), {}))
+            return fl.GeneratorStream(schema, (pack_block(block, schema) for block in blocks))
 
     def do_put(self, context: Any, descriptor: Any, reader: Any, writer: Any) -> None:
         """Not a call of the protocol."""
-        raise _flight_error(ShardError("do_put: a shard takes no tables; push with do_exchange"))
+        raise _flight_error(ShardError("do_put: a shard takes no tables; update with do_exchange"))
 
     def _act(self, kind: str, body: bytes, peer: str) -> Any:
         if kind == "open":
@@ -129,34 +142,36 @@ class ShardServer(fl.FlightServerBase):  # type: ignore[misc]
         if kind == "save":
             saved = SaveRequest.from_json(kind, body)
             return {"files": self._shard.save(saved.session, saved.folder, saved.step, saved.client or peer)}
+        if kind == "acknowledge":
+            known = AcknowledgeRequest.from_json(kind, body)
+            self._shard.acknowledge(known.session, known.table, known.consumer, known.version, known.client or peer)
+            return {}
         if kind == "status":
             return self._shard.status()
         raise ShardError(f"action {kind[:40]!r}: expected one of: {', '.join(ACTIONS)}")
 
-    def _serve_pulls(self, table: ServedTable, trainer: int, precision: Precision, reader: Any, writer: Any) -> None:
+    def _serve_reads(self, table: ServedTable, trainer: int, precision: Precision, reader: Any, writer: Any) -> None:
         schema = rows_schema(precision, table.table.spec.embedding_dim)
-        _check_schema(reader.schema, pull_schema())
+        _check_schema(reader.schema, read_schema(with_counts=table.table.spec.reads_have_counts))
         writer.begin(schema)
         for batch, metadata in self._requests(reader):
             start = perf_counter()
-            header = PullHeader.from_json(metadata)
-            keys = read_keys(batch, header.space_sizes, len(table.table.spec.spaces))
-            rows, held_s = table.pull(
-                keys, trainer=trainer, pull=header.pull, after_step=header.after_step, admit=header.admit
-            )
+            header = ReadHeader.from_json(metadata)
+            keys = read_keys(batch, header.space_sizes, len(table.table.spec.spaces), seen=header.seen)
+            rows, held_s = table.read(keys, trainer=trainer, after=header.after)
             answer = pack_rows(None, *encode(rows, None, precision), schema)
             writer.write_with_metadata(answer, _reply(start, held_s, table))
 
-    def _serve_pushes(self, table: ServedTable, trainer: int, precision: Precision, reader: Any, writer: Any) -> None:
+    def _serve_updates(self, table: ServedTable, trainer: int, precision: Precision, reader: Any, writer: Any) -> None:
         dim = table.table.spec.embedding_dim
-        _check_schema(reader.schema, push_schema(precision, dim))
+        _check_schema(reader.schema, update_schema(precision, dim))
         for batch, metadata in self._requests(reader):
             start = perf_counter()
-            header = PushHeader.from_json(metadata)
+            header = UpdateHeader.from_json(metadata)
             keys = read_keys(batch, header.space_sizes, len(table.table.spec.spaces))
             gradients = np.empty((len(keys), dim), dtype=np.float32)
             decode(*read_rows(batch), None, precision, gradients)
-            held_s = table.push(Push(keys, gradients, header.num_rows), trainer=trainer, step=header.step)
+            held_s = table.update(TrainerUpdate(keys, gradients, header.num_rows), trainer=trainer, step=header.step)
             writer.write_metadata(pa.py_buffer(_reply(start, held_s, table)))
 
     def _requests(self, reader: Any) -> Iterator[tuple[pa.RecordBatch, Any]]:

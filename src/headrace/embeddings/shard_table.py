@@ -54,6 +54,11 @@ class TableSpec:
         spaces = [[name, config.model_dump(mode="json")] for name, config in self.spaces.items()]
         return {"spaces": spaces, "embedding_dim": self.embedding_dim, "seed": self.seed}
 
+    @property
+    def reads_have_counts(self) -> bool:
+        """Whether sightings travel with reads: where ids are admitted at once, it is enough that they were seen."""
+        return any(config.admission_count > 1 for config in self.spaces.values())
+
     def header(self) -> TableHeader:
         """The header of the new table in one process."""
         return TableHeader.of(self.spaces, self.embedding_dim, self.seed)

@@ -52,6 +52,9 @@ class EmbeddingStore(Protocol):
     def changes(self, since: int = 0) -> Iterator[RowBlock]:
         """What changed after a version, consistent at one later version; see `EmbeddingTable.changes`."""
 
+    def acknowledge(self, consumer: str, version: int) -> None:
+        """A consumer of changes has everything up to a version, or joins there; see `EmbeddingTable.acknowledge`."""
+
 
 class LocalStore:
     """Rows in this process: calls do their work at once and return a finished future."""
@@ -80,3 +83,7 @@ class LocalStore:
     def changes(self, since: int = 0) -> Iterator[RowBlock]:
         """See `EmbeddingStore.changes`."""
         return self.table.changes(since)
+
+    def acknowledge(self, consumer: str, version: int) -> None:
+        """See `EmbeddingStore.acknowledge`."""
+        self.table.acknowledge(consumer, version)

@@ -26,6 +26,10 @@ Int64s = npt.NDArray[np.int64]
 Int32s = npt.NDArray[np.int32]
 
 
+MAX_CONSUMERS = 1_000
+"""Of changes; each costs a name, but a shard must not be filled with names."""
+
+
 class EmbeddingTable:
     """Embeddings of several id spaces, in one arena. Kernels inside use all of Numba's threads.
 
@@ -149,7 +153,7 @@ class EmbeddingTable:
     def changes(self, since: int = 0) -> Iterator[RowBlock]:
         """What changed after a version: rows as they are now, and ids that lost theirs.
 
-        Costs as much as there is to tell, once a consumer has joined with `changelog.acknowledge`. Blocks are copies;
+        Costs as much as there is to tell, once a consumer has joined with `acknowledge`. Blocks are copies;
         the table must not change until the last one is taken.
 
         Args:
@@ -178,6 +182,21 @@ class EmbeddingTable:
                 raise RuntimeError(f"the table went from version {version} to {self.version} between two blocks")
             part = rows[first : first + BLOCK_ROWS]
             yield RowBlock(version, *self.arena.owners(part), row_columns(self.arena, part))
+
+    def acknowledge(self, consumer: str, version: int) -> None:
+        """A consumer of changes has everything up to a version, safely; one that is new joins there.
+
+        Raises:
+            HeadraceError: The table has not had that version yet, or there are too many consumers.
+        """
+        cursors = self.changelog.cursors
+        if not 0 <= version <= self.version:
+            raise HeadraceError(f"acknowledge: version: given {version}, expected 0 to {self.version}, the table's")
+        if consumer not in cursors and len(cursors) >= MAX_CONSUMERS:
+            raise HeadraceError(
+                f"acknowledge: consumer: given a new one, expected one of the {MAX_CONSUMERS} there are"
+            )
+        self.changelog.acknowledge(consumer, version)
 
     def state_dict(self) -> Columns:
         """Raw columns (copies) of what differs from a new table; see `table_state` for the format."""

@@ -21,20 +21,20 @@ from headrace.errors import ShardError
 
 __all__ = [
     "PROTOCOL",
-    "PullHeader",
-    "PushHeader",
+    "ReadHeader",
     "ReplyHeader",
     "StreamHeader",
+    "UpdateHeader",
     "pack_ids",
     "pack_rows",
-    "pull_schema",
-    "push_schema",
     "read_keys",
     "read_rows",
+    "read_schema",
     "rows_schema",
+    "update_schema",
 ]
 
-PROTOCOL = 1
+PROTOCOL = 2
 
 MAX_BATCH_ROWS = (1 << 31) - 1
 """Rows of one trainer's batch."""
@@ -74,15 +74,15 @@ def _reader(header: type) -> Callable[[bytes], Any]:
 
 @dataclass(frozen=True, config=CHECKED)
 class StreamHeader(_Header):
-    """The command that opens a stream of pulls or pushes.
+    """The command that opens a stream of reads or updates.
 
     Attributes:
         protocol: `PROTOCOL`.
-        call: "pull" or "push".
+        call: "read" or "update".
         session: From the answer to `open`.
         table: Name of the table.
         trainer: Number of the trainer.
-        precision: How rows (pull) or gradients (push) travel.
+        precision: How rows (read) or gradients (update) travel.
         client: A random name of the process that asks, which no other knows; None for the connection's address.
     """
 
@@ -94,7 +94,7 @@ class StreamHeader(_Header):
     precision: str
     client: Name | None = None
 
-    def check(self) -> tuple[Literal["pull", "push"], Precision]:
+    def check(self) -> tuple[Literal["read", "update"], Precision]:
         """Call and precision, checked.
 
         Raises:
@@ -102,33 +102,31 @@ class StreamHeader(_Header):
         """
         if self.protocol != PROTOCOL:
             raise ShardError(f"protocol {self.protocol}: this shard speaks {PROTOCOL}; use one version of headrace")
-        if self.call not in ("pull", "push"):
-            raise ShardError(f"call {self.call!r}: expected pull or push")
+        if self.call not in ("read", "update"):
+            raise ShardError(f"call {self.call!r}: expected read or update")
         if self.precision not in PRECISIONS:
             raise ShardError(f"precision {self.precision!r}: expected one of: {', '.join(PRECISIONS)}")
         return self.call, self.precision  # type: ignore[return-value]
 
 
 @dataclass(frozen=True, config=CHECKED)
-class PullHeader(_Header):
-    """Goes with the ids of a pull.
+class ReadHeader(_Header):
+    """Goes with the ids of a read.
 
     Attributes:
-        pull: Number of the pull, rising in a trainer; a repeated one counts no sightings.
-        after_step: The step that must be applied before.
-        admit: Whether ids are counted and may get rows.
+        after: The step that must be applied before.
+        seen: Whether an update of these keys follows; says so where ids travel without their sightings.
         space_sizes: Keys of each space, spaces in order.
     """
 
-    pull: Step
-    after_step: Annotated[int, Field(ge=-MAX_STEP, le=MAX_STEP)]
-    admit: bool
+    after: Annotated[int, Field(ge=-MAX_STEP, le=MAX_STEP)]
+    seen: bool
     space_sizes: SpaceSizes
 
 
 @dataclass(frozen=True, config=CHECKED)
-class PushHeader(_Header):
-    """Goes with the gradients of a push.
+class UpdateHeader(_Header):
+    """Goes with the gradients of an update.
 
     Attributes:
         step: Number of the step.
@@ -156,39 +154,50 @@ class ReplyHeader(_Header):
     applied: Step
 
 
+ID = pa.field("id", pa.int64(), nullable=False)
+COUNT = pa.field("count", pa.int32(), nullable=False)
+
+
 def rows_schema(precision: Precision, dim: int) -> pa.Schema:
-    """Schema of pulled rows."""
+    """Schema of read rows."""
     row = [pa.field("row", pa.binary(row_bytes(precision, dim)), nullable=False)]
     return pa.schema(row + ([pa.field("scale", pa.float32(), nullable=False)] if precision == "int8" else []))
 
 
-def pull_schema() -> pa.Schema:
-    """Schema of the ids of a pull."""
-    return pa.schema([pa.field("id", pa.int64(), nullable=False), pa.field("count", pa.int32(), nullable=False)])
+def read_schema(*, with_counts: bool) -> pa.Schema:
+    """Schema of the ids of a read; with their sightings where a table's spaces admit ids at the second or later."""
+    return pa.schema([ID, COUNT] if with_counts else [ID])
 
 
-def push_schema(precision: Precision, dim: int) -> pa.Schema:
-    """Schema of ids and gradients of a push."""
-    return pa.schema([pa.field("id", pa.int64(), nullable=False), *rows_schema(precision, dim)])
+def update_schema(precision: Precision, dim: int) -> pa.Schema:
+    """Schema of ids, sightings and gradients of an update."""
+    return pa.schema([ID, COUNT, *rows_schema(precision, dim)])
 
 
-def pack_ids(keys: Keys) -> pa.RecordBatch:
-    """The ids of a pull, sharing memory."""
-    return pa.RecordBatch.from_arrays([pa.array(keys.ids), pa.array(keys.counts)], schema=pull_schema())
+def pack_ids(keys: Keys, *, with_counts: bool) -> pa.RecordBatch:
+    """The ids of a read, sharing memory."""
+    columns = [pa.array(keys.ids), pa.array(keys.counts)]
+    return pa.RecordBatch.from_arrays(columns[: 1 + with_counts], schema=read_schema(with_counts=with_counts))
 
 
-def pack_rows(ids: Int64s | None, data: Bytes, scales: Float32s, schema: pa.Schema) -> pa.RecordBatch:
-    """Encoded rows (uint8 [U, bytes]), behind their ids in a push, sharing memory."""
+def pack_rows(keys: Keys | None, data: Bytes, scales: Float32s, schema: pa.Schema) -> pa.RecordBatch:
+    """Encoded rows (uint8 [U, bytes]), behind their keys in an update, sharing memory."""
     width = schema.field("row").type
-    columns = [] if ids is None else [pa.array(ids)]
+    columns = [] if keys is None else [pa.array(keys.ids), pa.array(keys.counts)]
     columns.append(pa.Array.from_buffers(width, len(data), [None, pa.py_buffer(np.ascontiguousarray(data))]))
     if "scale" in schema.names:
         columns.append(pa.array(scales))
     return pa.RecordBatch.from_arrays(columns, schema=schema)
 
 
-def read_keys(batch: pa.RecordBatch, space_sizes: Sequence[int], num_spaces: int) -> Keys:
+def read_keys(batch: pa.RecordBatch, space_sizes: Sequence[int], num_spaces: int, *, seen: bool = True) -> Keys:
     """Keys of a request whose schema has been checked, sharing memory.
+
+    Args:
+        batch: Ids, and perhaps their sightings.
+        space_sizes: Keys of each space.
+        num_spaces: Spaces of the table.
+        seen: Whether ids without sightings were seen, once each.
 
     Raises:
         ShardError: The sizes do not fit the ids.
@@ -201,7 +210,8 @@ def read_keys(batch: pa.RecordBatch, space_sizes: Sequence[int], num_spaces: int
         )
     spaces = np.repeat(np.arange(num_spaces, dtype=np.int32), sizes)
     ids = batch.column("id").to_numpy()
-    counts = batch.column("count").to_numpy() if "count" in batch.schema.names else np.ones(len(ids), np.int32)
+    has_counts = "count" in batch.schema.names
+    counts = batch.column("count").to_numpy() if has_counts else np.full(len(ids), int(seen), dtype=np.int32)
     return Keys(spaces, ids, counts)
 
 

@@ -144,6 +144,10 @@ class StepStore:
         """See `EmbeddingStore.changes`."""
         return self.store.changes(since)
 
+    def acknowledge(self, consumer: str, version: int) -> None:
+        """See `EmbeddingStore.acknowledge`."""
+        self.store.acknowledge(consumer, version)
+
     def send(self, parts: Sequence[Part], num_steps: int, done: Callable[[BaseException | None], None]) -> None:
         """Ask the store for the keys of some tickets as one request.
 

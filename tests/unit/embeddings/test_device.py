@@ -130,7 +130,7 @@ def test_a_table_moves_to_a_device_and_back_without_a_change(device: str, memory
     train(bags, range(4))
     assert isinstance(bags.table, EmbeddingTable)
     since = bags.table.version
-    bags.table.changelog.acknowledge("publisher", since)
+    bags.table.acknowledge("publisher", since)
     train(bags, range(4, 5))
     before, changed = bags.table.state_dict(), [block.ids.tolist() for block in bags.table.changes(since)]
     bags.place_on(device, memory)

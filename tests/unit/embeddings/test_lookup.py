@@ -33,7 +33,7 @@ def test_lookups_of_feature_groups_train_bit_for_bit_as_one_lookup() -> None:
             out.square().sum().backward()
             bags.apply_gradients()
     assert parts.table is not None
-    assert parts.table.step == 3, "one push for all groups"
+    assert parts.table.step == 3, "one update for all groups"
     for name, column in columns(whole).items():
         assert (column == columns(parts)[name]).all(), name
 

@@ -11,7 +11,7 @@ from headrace.embeddings import AdamConfig, TableConfig
 from headrace.embeddings.shard_requests import MAX_LINE, EndWindowRequest, OpenRequest, SaveRequest
 from headrace.embeddings.shard_table import FIRST_BYTES, ShardTable, TableSpec
 from headrace.embeddings.sharding import ROW_WISE, ShardingPlan
-from headrace.embeddings.wire import PROTOCOL, PullHeader, PushHeader, StreamHeader
+from headrace.embeddings.wire import PROTOCOL, ReadHeader, StreamHeader, UpdateHeader
 from headrace.errors import ShardError
 
 SPEC = TableSpec(
@@ -136,16 +136,15 @@ def test_numbers_of_other_actions_have_bounds_too(field: str, value: Any) -> Non
 @pytest.mark.parametrize(
     ("header", "field", "value"),
     [
-        (PushHeader(1, 8, [2]), "num_rows", -1),
-        (PushHeader(1, 8, [2]), "num_rows", 2**40),
-        (PushHeader(1, 8, [2]), "step", 0),
-        (PushHeader(1, 8, [2]), "step", 2**60),
-        (PullHeader(0, 0, True, [2]), "pull", -1),
-        (PullHeader(0, 0, True, [2]), "after_step", 2**70),
-        (PullHeader(0, 0, True, [2]), "admit", 1),
-        (PullHeader(0, 0, True, [2]), "space_sizes", "all"),
-        (StreamHeader(PROTOCOL, "pull", "s", "t", 0, "fp32"), "trainer", -1),
-        (StreamHeader(PROTOCOL, "pull", "s", "t", 0, "fp32"), "session", ["s"]),
+        (UpdateHeader(1, 8, [2]), "num_rows", -1),
+        (UpdateHeader(1, 8, [2]), "num_rows", 2**40),
+        (UpdateHeader(1, 8, [2]), "step", 0),
+        (UpdateHeader(1, 8, [2]), "step", 2**60),
+        (ReadHeader(0, True, [2]), "after", 2**70),
+        (ReadHeader(0, True, [2]), "seen", 1),
+        (ReadHeader(0, True, [2]), "space_sizes", "all"),
+        (StreamHeader(PROTOCOL, "read", "s", "t", 0, "fp32"), "trainer", -1),
+        (StreamHeader(PROTOCOL, "read", "s", "t", 0, "fp32"), "session", ["s"]),
     ],
 )
 def test_fields_of_headers_have_bounds_and_types(header: Any, field: str, value: Any) -> None:

@@ -51,10 +51,10 @@ def test_fixed_spaces_lie_one_after_the_other_behind_the_zero_row() -> None:
     assert not t.arena.weights[0].any()
 
 
-def test_pulled_rows_are_a_copy() -> None:
+def test_rows_that_were_read_are_a_copy() -> None:
     t = table()
-    pulled = values(t, (0, 1))
-    pulled[:] = 9
+    rows = values(t, (0, 1))
+    rows[:] = 9
     assert not (values(t, (0, 1)) == 9).any()
 
 
@@ -83,7 +83,7 @@ def test_growth_keeps_rows_state_and_metadata() -> None:
     assert t.weights.data_ptr() == t.arena.weights.ctypes.data
 
 
-def test_push_updates_rows_and_metadata_of_its_keys_only() -> None:
+def test_update_changes_rows_and_metadata_of_its_keys_only() -> None:
     t = table()
     before = values(t, (0, 0), (0, 1), (2, 1))
     batch = keys((0, 0), (2, 1), counts=[5, 1])
@@ -203,7 +203,7 @@ def copied(blocks: Iterable[RowBlock], onto: dict[tuple[int, int], Any] | None =
 
 def test_changes_are_the_rows_of_later_versions_each_once_at_its_last() -> None:
     t = table()
-    t.changelog.acknowledge("delta", t.version)
+    t.acknowledge("delta", t.version)
     train(t, (0, 1), (1, 5))
     train(t, (0, 2), (1, 5))
     (block,) = t.changes(0)
@@ -218,7 +218,7 @@ def test_a_copy_kept_up_by_changes_is_the_table_also_over_evictions_and_a_restar
     t = table(evict_after=1)
     copies: dict[str, tuple[int, dict[tuple[int, int], Any]]] = {"often": (0, {}), "seldom": (0, {})}
     for consumer in copies:
-        t.changelog.acknowledge(consumer, 0)
+        t.acknowledge(consumer, 0)
     rng = np.random.default_rng(0)
     for step in range(40):
         train(t, *{(1, int(key)) for key in rng.integers(0, 12, 3)}, (2, int(rng.integers(3))))
@@ -231,7 +231,7 @@ def test_a_copy_kept_up_by_changes_is_the_table_also_over_evictions_and_a_restar
         for consumer in ("often",) if step % 7 else ("often", "seldom"):
             since, have = copies[consumer]
             have = copied(t.changes(since), have)
-            t.changelog.acknowledge(consumer, t.version)
+            t.acknowledge(consumer, t.version)
             copies[consumer] = t.version, have
             assert have == copied(t.changes(0))
     assert t.num_rows < 7 + 12, "ids were evicted"
@@ -240,7 +240,7 @@ def test_a_copy_kept_up_by_changes_is_the_table_also_over_evictions_and_a_restar
 def test_changes_found_by_the_log_are_those_found_by_a_look_at_every_row() -> None:
     t = table()
     train(t, (0, 1), (1, 1))
-    t.changelog.acknowledge("late", t.version)
+    t.acknowledge("late", t.version)
     for key in range(5):
         train(t, (1, key % 3))
     by_log = copied(t.changes(3))
@@ -251,13 +251,13 @@ def test_changes_found_by_the_log_are_those_found_by_a_look_at_every_row() -> No
 
 def test_the_log_of_changes_stays_as_short_as_what_changed() -> None:
     t = table(capacity=4000)
-    t.changelog.acknowledge("slow", 0)
+    t.acknowledge("slow", 0)
     for _ in range(40):
         train(t, *((1, key) for key in range(4000)))
     kept = sum(len(rows) for _, rows in t.changelog._changed)
     assert kept < 65_536 + 2 * 4000
     assert len(copied(t.changes(0))) == 4000
-    t.changelog.acknowledge("slow", t.version)
+    t.acknowledge("slow", t.version)
     assert t.changelog._changed == []
 
 
@@ -269,8 +269,15 @@ def test_changes_that_nobody_recorded_evictions_for_are_refused() -> None:
     t.end_window()  # forgets 1, and no consumer had joined
     with pytest.raises(HeadraceError, match="changes since version 1 are not known, expected 4 or later, or 0"):
         list(t.changes(1))
-    t.changelog.acknowledge("delta", t.version)
+    t.acknowledge("delta", t.version)
     assert list(t.changes(t.version)) == []
+
+
+def test_a_consumer_cannot_have_a_version_that_is_still_to_come() -> None:
+    t = table()
+    train(t, (1, 1))
+    with pytest.raises(HeadraceError, match="acknowledge: version: given 2, expected 0 to 1"):
+        t.acknowledge("delta", 2)
 
 
 def test_a_table_that_changes_between_two_blocks_says_so() -> None:

@@ -152,6 +152,9 @@ class SlowStore:
     def changes(self, since: int = 0) -> Iterator[RowBlock]:
         return self.store.changes(since)
 
+    def acknowledge(self, consumer: str, version: int) -> None:
+        self.store.acknowledge(consumer, version)
+
 
 def plan_and_model() -> tuple[FeaturePlan, Model]:
     plan = FeaturePlan.from_config(FEATURES, SCHEMA)
