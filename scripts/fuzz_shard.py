@@ -28,12 +28,11 @@ import pyarrow as pa
 import pyarrow.flight as fl
 
 from headrace.embeddings import Keys, TableConfig
-from headrace.embeddings.remote_store import RemoteStore
-from headrace.embeddings.shard_group import ShardGroup
-from headrace.embeddings.shard_requests import OpenRequest
-from headrace.embeddings.shard_table import TableSpec
-from headrace.embeddings.sharding import make_plan
-from headrace.embeddings.wire import (
+from headrace.embeddings.shards.group import ShardGroup
+from headrace.embeddings.shards.plan import make_plan
+from headrace.embeddings.shards.requests import OpenRequest
+from headrace.embeddings.shards.table import TableSpec
+from headrace.embeddings.shards.wire import (
     PROTOCOL,
     ReadHeader,
     StreamHeader,
@@ -43,6 +42,7 @@ from headrace.embeddings.wire import (
     read_schema,
     update_schema,
 )
+from headrace.embeddings.stores.remote import RemoteStore
 
 SPACES = {"users": TableConfig(num_embeddings=50), "items": TableConfig(kind="collisionless", num_embeddings=8)}
 SPEC = TableSpec(SPACES, 4, seed=3)

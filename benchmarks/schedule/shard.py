@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import sys
 
-from headrace.embeddings.shard import Shard
-from headrace.embeddings.shard_service import ShardServer
+from headrace.embeddings.shards.service import ShardServer
+from headrace.embeddings.shards.shard import Shard
 
 if __name__ == "__main__":
     server = ShardServer(Shard(), f"{sys.argv[1]}:0", threads=1)

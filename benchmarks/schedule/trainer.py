@@ -20,9 +20,9 @@ torch.set_num_threads(1)
 numba.set_num_threads(1)
 
 from headrace.embeddings import EmbeddingsConfig, embedding_bags  # noqa: E402
-from headrace.embeddings.remote_store import StoreOptions  # noqa: E402
-from headrace.embeddings.shard_group import GroupOptions, ShardGroup  # noqa: E402
-from headrace.embeddings.shard_table import TableSpec  # noqa: E402
+from headrace.embeddings.shards.group import GroupOptions, ShardGroup  # noqa: E402
+from headrace.embeddings.shards.table import TableSpec  # noqa: E402
+from headrace.embeddings.stores.remote import StoreOptions  # noqa: E402
 from headrace.features import FeaturePlan  # noqa: E402
 from headrace.logs.schema import Schema  # noqa: E402
 from headrace.models import ModelConfig, build_model  # noqa: E402

@@ -129,7 +129,7 @@ def parameters(run: Path) -> dict[str, npt.NDArray[np.generic]]:
     found = {f"{group}.{name}": array for group, of in snapshot.arrays.items() for name, array in of.items()}
     for table, columns in snapshot.columns.items():
         order = np.lexsort((columns["ids"], columns["spaces"]))
-        for name in ("spaces", "ids", "weights", "slot.accumulator", "frequency", "last_seen"):
+        for name in ("spaces", "ids", "weights", "slot.accumulator", "frequency", "version"):
             found[f"{table}.{name}"] = np.asarray(columns[name])[order]
     return found
 

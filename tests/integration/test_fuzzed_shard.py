@@ -9,8 +9,8 @@ from types import ModuleType
 
 import pytest
 
-from headrace.embeddings.shard import Shard
-from headrace.embeddings.shard_service import ShardServer
+from headrace.embeddings.shards.service import ShardServer
+from headrace.embeddings.shards.shard import Shard
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "fuzz_shard.py"
 

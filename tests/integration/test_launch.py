@@ -22,10 +22,10 @@ import pytest
 
 from headrace.cluster import train_job
 from headrace.cluster.training import SHARDS_VARIABLE
-from headrace.embeddings.shard import Shard
-from headrace.embeddings.shard_security import TOKEN_VARIABLE
-from headrace.embeddings.shard_service import ShardServer
-from headrace.embeddings.table_parts import join_parts
+from headrace.embeddings.shards.security import TOKEN_VARIABLE
+from headrace.embeddings.shards.service import ShardServer
+from headrace.embeddings.shards.shard import Shard
+from headrace.embeddings.tables.parts import join_parts
 from headrace.logs.generate import GenerateConfig, generate_logs
 from headrace.training import CheckpointFolder, JobConfig, Scorer, Trainer
 
@@ -69,7 +69,7 @@ def parameters(run: Path) -> dict[str, npt.NDArray[Any]]:
         order = np.lexsort((columns["ids"], columns["spaces"]))
         for name, column in columns.items():
             if name not in ("header", "rows"):
-                found[f"{table}.{name}"] = np.asarray(column if name.startswith("pending") else column[order])
+                found[f"{table}.{name}"] = np.asarray(column if name.startswith(("pending", "removed")) else column[order])
     found["rows"] = np.array(list(snapshot.state["rows"].values()))
     return found
 

@@ -17,10 +17,10 @@ from small_job import Phases, parameters, plan_and_model, raw_batches, rows, spa
 from torch import nn
 
 from headrace.embeddings import embedding_bags
-from headrace.embeddings.shard import Shard
-from headrace.embeddings.shard_group import ShardGroup
-from headrace.embeddings.shard_service import ShardServer
-from headrace.embeddings.shard_table import TableSpec
+from headrace.embeddings.shards.group import ShardGroup
+from headrace.embeddings.shards.service import ShardServer
+from headrace.embeddings.shards.shard import Shard
+from headrace.embeddings.shards.table import TableSpec
 from headrace.errors import HeadraceError
 from headrace.scheduling.feature_groups import group_features
 from headrace.scheduling.policies import POLICIES, RecsEarly, make_policy

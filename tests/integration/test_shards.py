@@ -18,13 +18,12 @@ import pyarrow.flight as fl
 import pytest
 
 from headrace.embeddings import AdamConfig, EmbeddingTable, Keys, LocalStore, RowWiseAdagradConfig, TableConfig
-from headrace.embeddings.remote_store import RemoteStore, StoreOptions
-from headrace.embeddings.shard import Shard
-from headrace.embeddings.shard_group import GroupOptions, ShardGroup, wait_for_shards
-from headrace.embeddings.shard_security import ClientSecurity, ServerSecurity
-from headrace.embeddings.shard_service import ShardServer
-from headrace.embeddings.shard_table import TableSpec
-from headrace.embeddings.wire import (
+from headrace.embeddings.shards.group import GroupOptions, ShardGroup, wait_for_shards
+from headrace.embeddings.shards.security import ClientSecurity, ServerSecurity
+from headrace.embeddings.shards.service import ShardServer
+from headrace.embeddings.shards.shard import Shard
+from headrace.embeddings.shards.table import TableSpec
+from headrace.embeddings.shards.wire import (
     PROTOCOL,
     ReadHeader,
     StreamHeader,
@@ -33,6 +32,7 @@ from headrace.embeddings.wire import (
     read_schema,
     update_schema,
 )
+from headrace.embeddings.stores.remote import RemoteStore, StoreOptions
 from headrace.errors import ConfigError, ShardError, ShardLost
 
 Serve = Callable[..., str]
@@ -227,7 +227,7 @@ def test_rows_and_gradients_travel_within_their_error(serve: Serve, precision: s
 def test_a_broken_connection_is_mended_and_nothing_is_counted_twice(
     serve: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from headrace.embeddings import shard_client
+    from headrace.embeddings.shards import client as shard_client
 
     local = LocalStore(EmbeddingTable(SPACES, 4, seed=3))
     ask, calls = shard_client._Stream.ask, 0
@@ -256,7 +256,7 @@ def test_a_broken_connection_is_mended_and_nothing_is_counted_twice(
 
 
 def test_a_silent_shard_is_reported_with_its_name(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
-    from headrace.embeddings import served_table
+    from headrace.embeddings.shards import served_table
 
     address = serve()
     release = threading.Event()

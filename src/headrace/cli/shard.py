@@ -36,7 +36,7 @@ def shard(
     Example: headrace shard job.yaml --listen 127.0.0.1:9001
     """
     from headrace.cluster.shards import serve_shard
-    from headrace.embeddings.shard_security import ServerSecurity, read_token
+    from headrace.embeddings.shards.security import ServerSecurity, read_token
 
     security = ServerSecurity(
         token=read_token(token_file),

@@ -18,7 +18,7 @@ from pathlib import Path
 from headrace.cluster.rendezvous import RENDEZVOUS_VARIABLE
 from headrace.cluster.shards import READY
 from headrace.cluster.training import SHARDS_VARIABLE
-from headrace.embeddings.shard_security import TOKEN_VARIABLE
+from headrace.embeddings.shards.security import TOKEN_VARIABLE
 from headrace.errors import HeadraceError
 from headrace.lifeline import LIFELINE_VARIABLE, Lifeline
 

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from headrace.cluster.training import SHARDS_VARIABLE, train_job
-from headrace.embeddings.shard import Shard
-from headrace.embeddings.shard_security import TOKEN_VARIABLE, ServerSecurity
-from headrace.embeddings.shard_service import ShardServer
+from headrace.embeddings.shards.security import TOKEN_VARIABLE, ServerSecurity
+from headrace.embeddings.shards.service import ShardServer
+from headrace.embeddings.shards.shard import Shard
 from headrace.errors import ConfigError, MissingExtra
 from headrace.training import JobConfig, RunFolder
 

@@ -25,7 +25,7 @@ import torch.distributed.nn.functional  # noqa: F401
 from torch.distributed import FileStore, PrefixStore, TCPStore  # type: ignore[attr-defined]
 from torch.distributed.rendezvous import rendezvous
 
-from headrace.embeddings.shard_security import is_loopback
+from headrace.embeddings.shards.security import is_loopback
 from headrace.errors import ConfigError
 from headrace.training.peers import Alone, DataParallel, PeerLost, Peers
 

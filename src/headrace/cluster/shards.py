@@ -9,10 +9,10 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from headrace.embeddings.shard import Shard
-from headrace.embeddings.shard_security import ServerSecurity, split_address
-from headrace.embeddings.shard_service import ShardServer
-from headrace.embeddings.shard_table import TableSpec
+from headrace.embeddings.shards.security import ServerSecurity, split_address
+from headrace.embeddings.shards.service import ShardServer
+from headrace.embeddings.shards.shard import Shard
+from headrace.embeddings.shards.table import TableSpec
 
 __all__ = ["READY", "serve_shard"]
 

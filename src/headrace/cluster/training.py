@@ -7,8 +7,8 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from headrace.cluster.rendezvous import Rendezvous
-from headrace.embeddings.shard_group import wait_for_shards
-from headrace.embeddings.shard_security import TOKEN_VARIABLE, is_loopback, split_address
+from headrace.embeddings.shards.group import wait_for_shards
+from headrace.embeddings.shards.security import TOKEN_VARIABLE, is_loopback, split_address
 from headrace.errors import ShardLost
 from headrace.training import JobConfig, Trainer, TrainResult
 from headrace.training.peers import PeerLost

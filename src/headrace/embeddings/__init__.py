@@ -10,8 +10,8 @@ from headrace.embeddings.optimizers import (
     RowWiseAdagradConfig,
     SGDConfig,
 )
-from headrace.embeddings.store import EmbeddingStore, LocalStore
-from headrace.embeddings.table import EmbeddingTable
+from headrace.embeddings.stores.local import EmbeddingStore, LocalStore
+from headrace.embeddings.tables.table import EmbeddingTable
 
 __all__ = [
     "AdagradConfig",

@@ -12,23 +12,23 @@ import torch
 from torch import Tensor, nn
 
 from headrace.buffers import empty
-from headrace.embeddings.accumulation import clip_norm, merge_keys
 from headrace.embeddings.config import EmbeddingsConfig
-from headrace.embeddings.device_pooling import (
+from headrace.embeddings.keys import DIRECT, EXACT, HASHED, SpaceLayout, UniqueIds, unique_keys
+from headrace.embeddings.lookup import FeatureSet, Lookup
+from headrace.embeddings.ops.accumulation import clip_norm, merge_keys
+from headrace.embeddings.ops.device_pooling import (
     gather_sequence_on_device,
     pool_rows_on_device,
     pool_unique_rows_on_device,
 )
-from headrace.embeddings.device_table import DeviceTable, Memory
-from headrace.embeddings.gradients import POOL_MAX, POOL_MEAN, POOL_SUM
-from headrace.embeddings.hashing import name_seeds
-from headrace.embeddings.jagged_ids import Group, JaggedIds, collect_ids
-from headrace.embeddings.key_sets import find_keys
-from headrace.embeddings.keys import DIRECT, EXACT, HASHED, SpaceLayout, UniqueIds, unique_keys
-from headrace.embeddings.lookup import FeatureSet, Lookup
-from headrace.embeddings.pooling import gather_sequence, pool_rows, pool_unique_rows
-from headrace.embeddings.store import EmbeddingStore, LocalStore
-from headrace.embeddings.table import EmbeddingTable
+from headrace.embeddings.ops.gradients import POOL_MAX, POOL_MEAN, POOL_SUM
+from headrace.embeddings.ops.hashing import name_seeds
+from headrace.embeddings.ops.jagged_ids import Group, JaggedIds, collect_ids
+from headrace.embeddings.ops.key_sets import find_keys
+from headrace.embeddings.ops.pooling import gather_sequence, pool_rows, pool_unique_rows
+from headrace.embeddings.storage.device import DeviceTable, Memory
+from headrace.embeddings.stores.local import EmbeddingStore, LocalStore
+from headrace.embeddings.tables.table import EmbeddingTable
 from headrace.errors import ConfigError, DataError
 
 __all__ = ["BegunLookups", "EmbeddingBags", "Lookup", "UniquePooled", "apply_gradients", "embedding_bags"]

@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 
 from headrace.config import Config
 from headrace.embeddings.optimizers import OptimizerConfig, RowWiseAdagradConfig
-from headrace.embeddings.row_formats import RowFormat
+from headrace.embeddings.storage.row_formats import RowFormat
 from headrace.errors import ConfigError
 
 __all__ = ["EmbeddingsConfig", "FeatureConfig", "FeatureLayout", "Pooling", "TableConfig"]

@@ -23,10 +23,10 @@ import numpy as np
 import numpy.typing as npt
 
 from headrace.compiling import kernel
-from headrace.embeddings.directory.direct import is_row
-from headrace.embeddings.directory.hashed import hashed_row
-from headrace.embeddings.hashing import mix64
-from headrace.embeddings.jagged_ids import JaggedIds
+from headrace.embeddings.ops.hashing import mix64
+from headrace.embeddings.ops.jagged_ids import JaggedIds
+from headrace.embeddings.tables.index.direct import is_row
+from headrace.embeddings.tables.index.hashed import hashed_row
 
 __all__ = ["DIRECT", "EXACT", "HASHED", "Keys", "SpaceLayout", "UniqueIds", "unique_keys"]
 

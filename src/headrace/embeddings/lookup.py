@@ -11,8 +11,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from headrace.embeddings.jagged_ids import BagGroup, JaggedIds
 from headrace.embeddings.keys import Keys, SpaceLayout, UniqueIds
+from headrace.embeddings.ops.jagged_ids import BagGroup, JaggedIds
 
 __all__ = ["FeatureSet", "Lookup"]
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from headrace.embeddings import EmbeddingBags, Lookup
-from headrace.embeddings.gradients import sum_unique_rows
+from headrace.embeddings.ops.gradients import sum_unique_rows
 
 __all__ = ["expand", "pool_expanded"]
 

@@ -12,8 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from headrace.embeddings import EmbeddingStore, Keys, LocalStore
-from headrace.embeddings.changes import RowBlock
-from headrace.embeddings.key_sets import keys_in
+from headrace.embeddings.changes.log import RowBlock
+from headrace.embeddings.ops.key_sets import keys_in
 from headrace.errors import HeadraceError
 
 __all__ = ["StepStore", "Ticket"]

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from headrace.config import Config
-from headrace.embeddings.precision import Precision
-from headrace.embeddings.shard_security import ClientSecurity, read_token
-from headrace.embeddings.sharding import PlanKind
+from headrace.embeddings.shards.plan import PlanKind
+from headrace.embeddings.shards.precision import Precision
+from headrace.embeddings.shards.security import ClientSecurity, read_token
 
 if TYPE_CHECKING:
-    from headrace.embeddings.shard_group import GroupOptions
+    from headrace.embeddings.shards.group import GroupOptions
 
 __all__ = ["ClusterConfig"]
 
@@ -49,8 +49,8 @@ class ClusterConfig(Config):
 
     def options(self) -> GroupOptions:
         """As the client takes them."""
-        from headrace.embeddings.remote_store import StoreOptions  # Arrow Flight, which few jobs need
-        from headrace.embeddings.shard_group import GroupOptions
+        from headrace.embeddings.shards.group import GroupOptions
+        from headrace.embeddings.stores.remote import StoreOptions  # Arrow Flight, which few jobs need
 
         staleness = None if self.staleness == "async" else self.staleness
         store = StoreOptions(self.rows, self.gradients, staleness)

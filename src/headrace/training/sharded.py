@@ -9,8 +9,8 @@ from pathlib import Path
 from torch import nn
 
 from headrace.embeddings import embedding_bags
-from headrace.embeddings.shard_group import ShardGroup
-from headrace.embeddings.shard_table import TableSpec
+from headrace.embeddings.shards.group import ShardGroup
+from headrace.embeddings.shards.table import TableSpec
 from headrace.errors import ConfigError
 from headrace.training.job import JobConfig
 from headrace.training.peers import Peers

@@ -12,8 +12,8 @@ from pydantic import BaseModel, Field, ValidationError
 from torch import nn
 
 from headrace.embeddings import EmbeddingTable, embedding_bags
-from headrace.embeddings.table_parts import join_parts
-from headrace.embeddings.table_state import Columns
+from headrace.embeddings.tables.parts import join_parts
+from headrace.embeddings.tables.state import Columns
 from headrace.errors import CheckpointError
 from headrace.logs import Cursor, Window
 from headrace.models.products import Precision

@@ -12,7 +12,7 @@ import torch
 
 from headrace import features
 from headrace.embeddings import EmbeddingBags, EmbeddingsConfig
-from headrace.embeddings.shard_warm_up import warm_up_shard
+from headrace.embeddings.shards.warm_up import warm_up_shard
 from headrace.models import DCNv2Config, DeepFMConfig, DLRMConfig, ModelConfig, WideDeepConfig, build_model
 from headrace.models.products import Precision
 from headrace.tensors import Batch, KeyedJaggedTensor

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from headrace.cluster.training import SHARDS_VARIABLE, with_shards
-from headrace.embeddings.shard_security import TOKEN_VARIABLE
+from headrace.embeddings.shards.security import TOKEN_VARIABLE
 from headrace.training import JobConfig
 
 TOKEN = "t" * 32

@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from headrace.embeddings.accumulation import merge_keys
-from headrace.embeddings.directory.hashed import hashed_row
-from headrace.embeddings.jagged_ids import collect_ids
 from headrace.embeddings.keys import DIRECT, EXACT, HASHED, Keys, SpaceLayout, UniqueIds, unique_keys
+from headrace.embeddings.ops.accumulation import merge_keys
+from headrace.embeddings.ops.jagged_ids import collect_ids
+from headrace.embeddings.tables.index.hashed import hashed_row
 from headrace.tensors import KeyedJaggedTensor
 
 SIZE = 5

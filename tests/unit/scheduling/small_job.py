@@ -22,7 +22,7 @@ from headrace.embeddings import (
     apply_gradients,
     embedding_bags,
 )
-from headrace.embeddings.changes import RowBlock
+from headrace.embeddings.changes.log import RowBlock
 from headrace.features import FeaturePlan
 from headrace.logs.schema import Schema
 from headrace.pipeline import BatchIterator

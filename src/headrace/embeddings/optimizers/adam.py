@@ -18,6 +18,7 @@ import numpy.typing as npt
 from pydantic import Field
 
 from headrace.compiling import kernel
+from headrace.embeddings.ops.prefetch import prefetch_row
 from headrace.embeddings.optimizers.base import (
     CHUNK,
     Float32s,
@@ -31,8 +32,7 @@ from headrace.embeddings.optimizers.base import (
     hyper_parameters,
     take_gradient,
 )
-from headrace.embeddings.prefetch import prefetch_row
-from headrace.embeddings.row_formats import FP32, round_row, widen_row
+from headrace.embeddings.storage.row_formats import FP32, round_row, widen_row
 
 __all__ = ["Adam", "AdamConfig"]
 

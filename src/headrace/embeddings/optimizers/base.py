@@ -11,8 +11,8 @@ from pydantic import Field
 
 from headrace.compiling import kernel
 from headrace.config import Config
-from headrace.embeddings.hashing import mix64
-from headrace.embeddings.row_formats import FORMATS
+from headrace.embeddings.ops.hashing import mix64
+from headrace.embeddings.storage.row_formats import FORMATS
 
 __all__ = [
     "CHUNK",

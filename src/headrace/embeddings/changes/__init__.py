@@ -1,0 +1,1 @@
+"""What changed in a table since a version, and how it travels."""

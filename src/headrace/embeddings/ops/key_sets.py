@@ -1,0 +1,72 @@
+"""An index of keys: where keys of one lookup are among those of another, and whether one comes twice."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from headrace.compiling import kernel
+from headrace.embeddings.keys import Keys
+from headrace.embeddings.ops.hashing import mix64
+
+__all__ = ["empty_slots", "find_keys", "first_repeated_key", "key_slot", "keys_in"]
+
+Int64s = npt.NDArray[np.int64]
+Int32s = npt.NDArray[np.int32]
+
+
+@kernel()
+def key_slot(slots: Int32s, spaces: Int32s, ids: Int64s, space: int, key: int) -> int:
+    """Where a key is in an index of the keys `spaces`, `ids`, by linear probing, or the free slot where it belongs.
+
+    `slots` holds places of keys, -1 where it is free. It has a power of two slots, at most half of them in use.
+    """
+    mask = len(slots) - 1
+    slot = np.int64(mix64(np.uint64(key) ^ (np.uint64(space) << np.uint64(40)))) & mask
+    place = slots[slot]
+    while place >= 0 and (ids[place] != key or spaces[place] != space):
+        slot = (slot + 1) & mask
+        place = slots[slot]
+    return int(slot)
+
+
+@kernel()
+def empty_slots(num_keys: int) -> Int32s:
+    """Room for an index of so many keys."""
+    num_slots = 16
+    while num_slots < 2 * num_keys:
+        num_slots *= 2
+    return np.full(num_slots, -1, dtype=np.int32)
+
+
+@kernel()
+def _find(spaces: Int32s, ids: Int64s, other_spaces: Int32s, other_ids: Int64s, places: Int64s) -> None:
+    slots = empty_slots(len(other_ids))
+    for i in range(len(other_ids)):
+        slots[key_slot(slots, other_spaces, other_ids, other_spaces[i], other_ids[i])] = i
+    for u in range(len(ids)):
+        places[u] = slots[key_slot(slots, other_spaces, other_ids, spaces[u], ids[u])]
+
+
+@kernel()
+def first_repeated_key(spaces: Int32s, ids: Int64s) -> int:
+    """The first key that came before, or -1."""
+    slots = empty_slots(len(ids))
+    for u in range(len(ids)):
+        slot = key_slot(slots, spaces, ids, spaces[u], ids[u])
+        if slots[slot] >= 0:
+            return u
+        slots[slot] = u
+    return -1
+
+
+def find_keys(keys: Keys, others: Keys) -> Int64s:
+    """The place of each key among the others, -1 where it is not, int64 [U]; both unique in themselves."""
+    places = np.empty(len(keys), dtype=np.int64)
+    _find(keys.spaces, keys.ids, others.spaces, others.ids, places)
+    return places
+
+
+def keys_in(keys: Keys, others: Keys) -> npt.NDArray[np.bool_]:
+    """For each key whether it is among the others, bool [U]; both unique in themselves."""
+    return find_keys(keys, others) >= 0

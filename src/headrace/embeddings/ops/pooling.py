@@ -1,0 +1,308 @@
+"""Pooling of unique rows into bags, as operations of the autograd graph.
+
+Legend: N ids, B rows, F features, U unique keys, V unique rows of a group, D dimension.
+
+The rows themselves are no tensors of the graph, because their gradient is sparse: an operation's backward hands it to
+the lookup, and an empty tensor, the anchor, is there so that the graph leads to it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numba
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from headrace.compiling import kernel
+from headrace.embeddings.lookup import Lookup
+from headrace.embeddings.ops.gradients import (
+    POOL_MAX,
+    POOL_MEAN,
+    BagGradients,
+    flat,
+    sum_bags,
+    sum_sequence,
+    sum_unique_rows,
+)
+from headrace.embeddings.ops.jagged_ids import JaggedIds
+
+__all__ = ["bag_positions", "gather_sequence", "pool_rows", "pool_unique_rows"]
+
+Float32s = npt.NDArray[np.float32]
+Int64s = npt.NDArray[np.int64]
+Int32s = npt.NDArray[np.int32]
+U64 = np.uint64
+
+BLOCK = 8  # bags pooled feature by feature, so that ids and bounds are read a cache line at a time
+EVERY_BAG = np.empty(0, dtype=np.int64)  # bag k goes to row k
+
+
+@kernel(parallel=True)
+def _pool(
+    rows: Float32s,
+    inverse: Int32s,
+    firsts: Int64s,
+    lasts: Int64s,
+    bag_starts: Int64s,
+    num_bags: int,
+    weights: Float32s,
+    poolings: Int64s,
+    targets: Int64s,
+    out: Float32s,
+    row_stride: int,
+    column_stride: int,
+    columns: Int64s,
+) -> None:
+    """Sums or means of rows [U, D], in the order of each list; bags of max features become zeros."""
+    dim = rows.shape[1]
+    for block in numba.prange((num_bags + BLOCK - 1) // BLOCK):
+        for f in range(len(bag_starts)):
+            for k in range(block * BLOCK, min((block + 1) * BLOCK, num_bags)):
+                target = targets[k] if len(targets) > 0 else k
+                if target < 0:  # a unique row that no row has
+                    continue
+                first, last = firsts[bag_starts[f] + k], lasts[bag_starts[f] + k]
+                at = U64(target * row_stride + columns[f] * column_stride)
+                if first == last or poolings[f] == POOL_MAX:
+                    for d in range(dim):
+                        out[at + U64(d)] = 0.0
+                    continue
+                divisor = np.float32(last - first) if poolings[f] == POOL_MEAN else np.float32(1.0)
+                for i in range(first, last):
+                    u = inverse[i]
+                    scale = (weights[i] if len(weights) > 0 else np.float32(1.0)) / divisor
+                    if i == first:
+                        for d in range(dim):
+                            out[at + U64(d)] = scale * rows[u, d]
+                    else:
+                        for d in range(dim):
+                            out[at + U64(d)] += scale * rows[u, d]
+
+
+@kernel(parallel=True)
+def _pool_max(
+    rows: Float32s,
+    inverse: Int32s,
+    firsts: Int64s,
+    lasts: Int64s,
+    bag_starts: Int64s,
+    num_bags: int,
+    poolings: Int64s,
+    targets: Int64s,
+    out: Float32s,
+    row_stride: int,
+    column_stride: int,
+    columns: Int64s,
+    winners: Int32s,
+) -> None:
+    """Element-wise maxima of the bags of max features, and the positions of the ids they come from, or -1."""
+    dim = rows.shape[1]
+    for k in numba.prange(num_bags):
+        target = targets[k] if len(targets) > 0 else k
+        for f in range(len(bag_starts)):
+            if poolings[f] != POOL_MAX or target < 0:
+                continue
+            bag = bag_starts[f] + k
+            at = U64(target * row_stride + columns[f] * column_stride)
+            for d in range(dim):
+                winners[bag, d] = -1
+            for i in range(firsts[bag], lasts[bag]):
+                u = inverse[i]
+                for d in range(dim):
+                    if winners[bag, d] < 0 or rows[u, d] > out[at + U64(d)]:
+                        out[at + U64(d)] = rows[u, d]
+                        winners[bag, d] = i
+
+
+@kernel(parallel=True)
+def _repeat_rows(
+    inverse: Int32s, targets: Int64s, columns: Int64s, out: Float32s, row_stride: int, column_stride: int, dim: int
+) -> None:
+    """Each row's features from the row in which its unique row was pooled."""
+    for b in numba.prange(len(inverse)):
+        source = targets[inverse[b]]
+        if source == b:
+            continue
+        for f in range(len(columns)):
+            start = U64(source * row_stride + columns[f] * column_stride)
+            to = U64(b * row_stride + columns[f] * column_stride)
+            for d in range(dim):
+                out[to + U64(d)] = out[start + U64(d)]
+
+
+@kernel()
+def _first_rows(inverse: Int32s, num_unique: int) -> Int64s:
+    """The first row that has each unique row, -1 where none has."""
+    found = np.full(num_unique, -1, dtype=np.int64)
+    for b in range(len(inverse) - 1, -1, -1):
+        found[inverse[b]] = b
+    return found
+
+
+@kernel()
+def _positions(firsts: Int64s, lasts: Int64s) -> tuple[Int64s, Int64s]:
+    """Positions of all ids of some bags, bag by bag, and where each bag begins among them."""
+    offsets = np.zeros(len(firsts) + 1, dtype=np.int64)
+    for k in range(len(firsts)):
+        offsets[k + 1] = offsets[k] + lasts[k] - firsts[k]
+    positions = np.empty(offsets[-1], dtype=np.int64)
+    for k in range(len(firsts)):
+        for i in range(lasts[k] - firsts[k]):
+            positions[offsets[k] + i] = firsts[k] + i
+    return positions, offsets
+
+
+def _pool_group(lookup: Lookup, group: int, targets: Int64s, columns: Int64s, out: Float32s, winners: Int32s) -> None:
+    """Pools the bags of one group of a lookup into rows `targets` and some columns of out [rows, columns, D]."""
+    bags, ids = lookup.ids.groups[group], lookup.ids
+    where = (lookup.rows(), lookup.unique.inverse, ids.firsts, ids.lasts, ids.bag_starts[bags.features], bags.num_bags)
+    poolings = lookup.features.poolings[bags.features]
+    flat_out, row_stride, column_stride = flat(out)
+    _pool(*where, ids.weights, poolings, targets, flat_out, row_stride, column_stride, columns)
+    if (poolings == POOL_MAX).any():
+        _pool_max(*where, poolings, targets, flat_out, row_stride, column_stride, columns, winners)
+
+
+def _winners(lookup: Lookup, dim: int) -> Int32s:
+    has_max = bool((lookup.features.poolings == POOL_MAX).any())
+    return np.full((len(lookup.ids.firsts) if has_max else 0, dim), -1, dtype=np.int32)
+
+
+class _PoolRows(torch.autograd.Function):
+    """One output for several lookups, so that its gradient can be read where it lies."""
+
+    @staticmethod
+    def forward(ctx: Any, anchor: Tensor, lookups: Sequence[Lookup], out_BFD: Float32s) -> Tensor:
+        ctx.lookups, ctx.winners = lookups, []
+        for lookup in lookups:
+            winners = _winners(lookup, out_BFD.shape[2])
+            ctx.winners.append(winners)
+            for number, group in enumerate(lookup.ids.groups):
+                columns = lookup.features.positions[group.features]
+                if group.inverse is None:
+                    _pool_group(lookup, number, EVERY_BAG, columns, out_BFD, winners)
+                    continue
+                targets = _first_rows(group.inverse, group.num_bags)
+                _pool_group(lookup, number, targets, columns, out_BFD, winners)
+                _repeat_rows(group.inverse, targets, columns, *flat(out_BFD), out_BFD.shape[2])
+        return torch.from_numpy(out_BFD)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        grads_BFD = _readable(grad_outputs[0])
+        for lookup, winners in zip(ctx.lookups, ctx.winners, strict=True):
+            grads = _bag_gradients(lookup, grads_BFD)
+            features = lookup.features
+            lookup.add_gradient(sum_bags(features.layout, features.poolings, lookup.ids, lookup.unique, grads, winners))
+        return None, None, None
+
+
+class _PoolUniqueRows(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, anchor: Tensor, lookup: Lookup) -> tuple[Tensor, ...]:
+        dim = lookup.rows().shape[1]
+        winners = _winners(lookup, dim)
+        outs = []
+        for number, group in enumerate(lookup.ids.groups):
+            out = np.zeros((group.num_bags, len(group.features), dim), dtype=np.float32)
+            _pool_group(lookup, number, EVERY_BAG, np.arange(len(group.features)), out, winners)
+            outs.append(torch.from_numpy(out))
+        ctx.lookup, ctx.winners = lookup, winners
+        return tuple(outs)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        lookup: Lookup = ctx.lookup
+        buffer = np.concatenate([grad.contiguous().numpy().reshape(-1) for grad in grad_outputs])
+        dim = grad_outputs[0].shape[2]
+        num_features = len(lookup.features.names)
+        bases, strides = np.zeros((2, num_features), dtype=np.int64)
+        begin = 0
+        for group in lookup.ids.groups:
+            width = len(group.features)
+            bases[group.features] = begin + np.arange(width) * dim
+            strides[group.features] = width * dim
+            begin += group.num_bags * width * dim
+        grads = BagGradients(buffer, buffer, np.zeros(num_features, dtype=bool), bases, strides, dim)
+        features = lookup.features
+        lookup.add_gradient(sum_bags(features.layout, features.poolings, lookup.ids, lookup.unique, grads, ctx.winners))
+        return None, None
+
+
+class _GatherSequence(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, anchor: Tensor, lookup: Lookup, keys: Int32s) -> Tensor:
+        ctx.lookup, ctx.keys = lookup, keys
+        return torch.from_numpy(lookup.rows()[keys])
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        grads = grad_outputs[0].contiguous().numpy()
+        ctx.lookup.add_gradient(sum_sequence(grads, ctx.keys, len(ctx.lookup.keys)))
+        return None, None, None
+
+
+def pool_rows(lookups: Sequence[Lookup], out: Tensor) -> Tensor:
+    """Pools the bags of several lookups into `out`, float32 [B, F, D], D contiguous.
+
+    The result shares the memory of `out` and is differentiable. Each lookup writes the columns of its features. An
+    empty list gives zeros. Sums run in the order of each list.
+    """
+    pooled: Tensor = _PoolRows.apply(_anchor(lookups), lookups, out.numpy())  # type: ignore[no-untyped-call]
+    return pooled
+
+
+def pool_unique_rows(lookup: Lookup) -> tuple[Tensor, ...]:
+    """Pooled bags per group of a lookup, float32 [V, features of the group, D]; differentiable."""
+    pooled: tuple[Tensor, ...] = _PoolUniqueRows.apply(_anchor([lookup]), lookup)  # type: ignore[no-untyped-call]
+    return pooled
+
+
+def gather_sequence(lookup: Lookup, feature: int) -> tuple[Tensor, Tensor]:
+    """The rows of a feature's ids one by one, float32 [n, D], differentiable, and offsets int64 [bags + 1]."""
+    positions, offsets = bag_positions(lookup.ids, np.array([feature]))
+    keys = lookup.unique.inverse[positions]
+    rows: Tensor = _GatherSequence.apply(_anchor([lookup]), lookup, keys)  # type: ignore[no-untyped-call]
+    return rows, torch.from_numpy(offsets)
+
+
+def bag_positions(ids: JaggedIds, features: Int64s) -> tuple[Int64s, Int64s]:
+    """Positions int64 [n] of all ids of some features, bag by bag, and offsets int64 [bags + 1] into them."""
+    bags = np.concatenate([ids.bag_starts[f] + np.arange(ids.num_bags[f]) for f in features])
+    return _positions(ids.firsts[bags], ids.lasts[bags])
+
+
+def _anchor(lookups: Sequence[Lookup]) -> Tensor:
+    return torch.empty(0, requires_grad=any(lookup.requires_grad for lookup in lookups))
+
+
+def _readable(grads: Tensor) -> Float32s:
+    """Gradients [B, F, D] without a copy if D is contiguous and nothing is expanded backwards."""
+    array: Float32s = grads.numpy()
+    if array.shape[2] > 1 and array.strides[2] != 4:
+        array = np.ascontiguousarray(array)
+    return array
+
+
+def _bag_gradients(lookup: Lookup, grads_BFD: Float32s) -> BagGradients:
+    """Where the gradients of a lookup's bags are, those of unique rows summed up."""
+    rows, row_stride, column_stride = flat(grads_BFD)
+    dim, positions = grads_BFD.shape[2], lookup.features.positions
+    is_unique = np.zeros(len(positions), dtype=bool)
+    bases, strides = positions * column_stride, np.full(len(positions), row_stride)
+    shared = [group for group in lookup.ids.groups if group.inverse is not None]
+    unique_rows = np.empty(sum(group.num_bags * len(group.features) for group in shared) * dim, dtype=np.float32)
+    begin = 0
+    for group in shared:
+        width, features = len(group.features), group.features
+        size = group.num_bags * width * dim
+        assert group.inverse is not None, "chosen above"
+        sums = unique_rows[begin : begin + size].reshape(group.num_bags, width, dim)
+        sum_unique_rows(grads_BFD, positions[features], group.inverse, sums)
+        is_unique[features], bases[features], strides[features] = True, begin + np.arange(width) * dim, width * dim
+        begin += size
+    return BagGradients(rows, unique_rows, is_unique, bases, strides, dim)

@@ -1,0 +1,268 @@
+"""`ShardClient`: one shard seen from a trainer: pooled streams, deadlines, and retries that change nothing twice."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.flight as fl
+
+from headrace.embeddings.shards.security import ClientSecurity, split_address
+from headrace.embeddings.shards.wire import ReplyHeader, StreamHeader
+from headrace.errors import CheckpointError, HeadraceError, ShardError, ShardLost
+
+__all__ = ["Answer", "ShardClient"]
+
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.02, 1.0  # between attempts, doubled each time
+
+Answer = tuple[pa.RecordBatch | None, ReplyHeader]
+
+BROKEN = fl.FlightUnavailableError, fl.FlightCancelledError, fl.FlightTimedOutError
+
+ERRORS = {error.__name__: error for error in (ShardError, ShardLost, CheckpointError)}
+
+
+class _Stream:
+    """One open exchange; one request at a time."""
+
+    def __init__(self, client: Any, options: Any, header: StreamHeader, schema: pa.Schema) -> None:
+        descriptor = fl.FlightDescriptor.for_command(header.to_json())
+        self._writer, self._reader = client.do_exchange(descriptor, options)
+        self.is_late = False
+        self._writer.begin(schema)
+
+    def ask(self, batch: pa.RecordBatch, metadata: bytes) -> Answer:
+        """Send a request and wait for its answer."""
+        try:
+            self._writer.write_with_metadata(batch, metadata)
+            chunk = self._reader.read_chunk()
+        except (pa.ArrowException, StopIteration, OSError) as error:
+            # A stream that the other side ended tells why only when it is closed.
+            if not self.is_late:
+                self._writer.close()
+            raise fl.FlightUnavailableError("the stream ended") from error
+        return chunk.data, ReplyHeader.from_json(chunk.app_metadata)
+
+    def expire(self) -> None:
+        """End it from another thread, while `ask` waits."""
+        self.is_late = True
+        self._reader.cancel()
+
+    def close(self) -> None:
+        """End it."""
+        with suppress(pa.ArrowException, OSError):
+            self._writer.close()
+
+    def drop(self) -> None:
+        """Forget it, whatever state it is in."""
+        with suppress(pa.ArrowException, OSError):
+            self._reader.cancel()
+        self.close()
+
+
+class ShardClient:
+    """Thread-safe; as many requests at once as there are callers, each on a stream of its own, which is kept for later.
+
+    Args:
+        number: Of the shard.
+        address: "host:port".
+        security: Token and certificate authority.
+        timeout_s: How long the shard may take for one answer, waiting for other trainers included.
+        retry_s: How long to try again when the connection breaks.
+
+    Attributes:
+        retries: Requests that were sent again.
+    """
+
+    def __init__(
+        self, number: int, address: str, *, security: ClientSecurity, timeout_s: float, retry_s: float
+    ) -> None:
+        host, port = split_address(address)
+        security.check(host)
+        self.name = f"shard {number} ({address})"
+        self.retries = 0
+        self._timeout_s = timeout_s
+        self._retry_s = retry_s
+        scheme = "grpc" if security.authority is None else "grpc+tls"
+        self._location = f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}"
+        self._authority = security.authority
+        headers = [] if security.token is None else [(b"authorization", f"Bearer {security.token}".encode())]
+        self._headers = headers
+        self._lock = threading.Lock()
+        self._client: Any = None
+        self._idle: dict[StreamHeader, list[_Stream]] = {}
+        self._watch = _Watch()
+
+    def ask(self, header: StreamHeader, schema: pa.Schema, batch: pa.RecordBatch, metadata: bytes) -> Answer:
+        """Send a request, again if the connection breaks; the shard recognises repetitions.
+
+        Raises:
+            ShardError: The shard refused it.
+            ShardLost: The shard cannot be reached, is silent, or does not know this session.
+        """
+        answer: Answer = self._retry(lambda: self._ask_once(header, schema, batch, metadata))
+        return answer
+
+    def act(self, kind: str, values: dict[str, Any], *, timeout_s: float | None = None) -> Any:
+        """An action, see `shard_service.ACTIONS`; errors as for `ask`."""
+        options = fl.FlightCallOptions(headers=self._headers, timeout=timeout_s or self._timeout_s)
+
+        def once() -> Any:
+            action = fl.Action(kind, json.dumps(values).encode())
+            (result,) = self._connection().do_action(action, options)
+            return json.loads(result.body.to_pybytes())
+
+        return self._retry(once)
+
+    def get(self, values: dict[str, Any]) -> Iterator[tuple[pa.RecordBatch, bytes]]:
+        """Record batches and their metadata of a ticket; errors as for `ask`.
+
+        It is asked for again if the connection breaks before the first batch, and fails if it breaks later.
+        """
+        ticket, options = fl.Ticket(json.dumps(values).encode()), fl.FlightCallOptions(headers=self._headers)
+
+        def start() -> tuple[Any, Any]:
+            reader = self._connection().do_get(ticket, options)
+            return reader, next(reader, None)
+
+        reader, chunk = self._retry(start)
+        while chunk is not None:
+            yield chunk.data, chunk.app_metadata.to_pybytes()
+            try:
+                chunk = next(reader, None)
+            except pa.ArrowException as error:
+                raise self._named(error) from error
+
+    def close(self) -> None:
+        """End all streams; requests that wait for an answer fail with `ShardLost`."""
+        self._watch.close()
+        with self._lock:
+            idle, self._idle = self._idle, {}
+            client, self._client = self._client, None
+        for streams in idle.values():
+            for stream in streams:
+                stream.close()
+        if client is not None:
+            client.close()
+
+    def _ask_once(self, header: StreamHeader, schema: pa.Schema, batch: pa.RecordBatch, metadata: bytes) -> Answer:
+        with self._lock:
+            idle = self._idle.get(header, [])
+            stream = idle.pop() if idle else None
+        if stream is None:
+            options = fl.FlightCallOptions(headers=self._headers)
+            stream = _Stream(self._connection(), options, header, schema)
+        mark = self._watch.add(time.monotonic() + self._timeout_s, stream.expire)
+        try:
+            answer = stream.ask(batch, metadata)
+        except BaseException as error:
+            stream.drop()
+            if stream.is_late:
+                why = "given up" if self._watch.is_closed else f"no answer within {self._timeout_s:g} s"
+                raise ShardLost(f"{self.name}: {why}") from error
+            raise
+        finally:
+            self._watch.remove(mark)
+        with self._lock:
+            self._idle.setdefault(header, []).append(stream)
+        return answer
+
+    def _connection(self) -> Any:
+        with self._lock:
+            if self._client is None:
+                self._client = fl.connect(self._location, tls_root_certs=self._authority)
+            return self._client
+
+    def _retry(self, once: Callable[[], Any]) -> Any:
+        give_up, pause_s = time.monotonic() + self._retry_s, FIRST_PAUSE_S
+        while True:
+            try:
+                return once()
+            except BROKEN as error:
+                if time.monotonic() + pause_s > give_up:
+                    raise self._named(error) from error
+                self._forget_idle()
+                self.retries += 1
+                time.sleep(pause_s)
+                pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+            except pa.ArrowException as error:
+                raise self._named(error) from error
+
+    def _named(self, error: pa.ArrowException) -> HeadraceError:
+        """The error of a call as the caller sees it."""
+        if isinstance(error, BROKEN):
+            return ShardLost(f"{self.name}: cannot be reached: {_first_line(error)}")
+        kind = ERRORS.get(bytes(getattr(error, "extra_info", b"") or b"").decode(), ShardError)
+        return kind(f"{self.name}: {_first_line(error)}")
+
+    def _forget_idle(self) -> None:
+        """Streams of a broken connection are broken too."""
+        with self._lock:
+            idle, self._idle = self._idle, {}
+        for streams in idle.values():
+            for stream in streams:
+                stream.drop()
+
+
+class _Watch:
+    """One thread that calls what is overdue; all wait about equally long, so a new one is never the first due."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._marks: dict[int, tuple[float, Callable[[], None]]] = {}
+        self._next = 0
+        self._thread: threading.Thread | None = None
+        self.is_closed = False
+
+    def add(self, deadline: float, call: Callable[[], None]) -> int:
+        """Call it at a time of the monotonic clock, unless it is removed before."""
+        with self._changed:
+            self._next += 1
+            self._marks[self._next] = deadline, call
+            if self._thread is None and not self.is_closed:
+                self._thread = threading.Thread(target=self._run, name="headrace-deadlines", daemon=True)
+                self._thread.start()
+            elif len(self._marks) == 1:
+                self._changed.notify()
+            return self._next
+
+    def remove(self, mark: int) -> None:
+        """It is done."""
+        with self._changed:
+            self._marks.pop(mark, None)
+
+    def close(self) -> None:
+        """Call all that is watched, and end the thread."""
+        with self._changed:
+            self.is_closed = True
+            self._changed.notify_all()
+            thread, calls = self._thread, [call for _, call in self._marks.values()]
+            self._marks.clear()
+        for call in calls:
+            call()
+        if thread is not None:
+            thread.join()
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                if self.is_closed:
+                    return
+                now = time.monotonic()
+                late = [mark for mark, (deadline, _) in self._marks.items() if deadline <= now]
+                calls = [self._marks.pop(mark)[1] for mark in late]
+                if not calls:
+                    self._changed.wait(min((d - now for d, _ in self._marks.values()), default=None))
+            for call in calls:
+                call()
+
+
+def _first_line(error: Exception) -> str:
+    """What the shard said, without what gRPC adds."""
+    text = str(error).split(". gRPC client debug context")[0].split("\n")[0]
+    return text.removeprefix("Flight error: ").split(". Detail: ")[0]

@@ -1,0 +1,90 @@
+"""Merges the updates of several trainers into unique keys and one gradient each, in trainer order."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from headrace.compiling import kernel
+from headrace.embeddings.keys import Keys
+from headrace.embeddings.ops.key_sets import empty_slots, key_slot
+
+__all__ = ["TrainerUpdate", "merge_updates"]
+
+Float32s = npt.NDArray[np.float32]
+Int64s = npt.NDArray[np.int64]
+Int32s = npt.NDArray[np.int32]
+
+
+@dataclass(frozen=True, eq=False)
+class TrainerUpdate:
+    """What one trainer updates in one step.
+
+    Attributes:
+        keys: Unique keys.
+        gradients: float32 [U, dim], of the mean loss over the trainer's rows.
+        num_rows: Rows of the trainer's batch.
+    """
+
+    keys: Keys
+    gradients: Float32s
+    num_rows: int
+
+
+def merge_updates(updates: Sequence[TrainerUpdate]) -> tuple[Keys, Float32s]:
+    """Unique keys and their gradients of the mean loss over all trainers' rows.
+
+    A mean over all rows is the mean of the trainers' means, weighted by their rows; sums run in trainer order, so they
+    do not depend on who came first. One update is returned as it is.
+    """
+    if len(updates) == 1:
+        return updates[0].keys, updates[0].gradients
+    total = sum(update.num_rows for update in updates)
+    num_keys = sum(len(update.keys) for update in updates)
+    spaces, ids = np.empty(num_keys, np.int32), np.empty(num_keys, np.int64)
+    counts, gradients = np.empty(num_keys, np.int32), np.empty((num_keys, updates[0].gradients.shape[1]), np.float32)
+    slots = empty_slots(num_keys)
+    used = 0
+    for update in updates:
+        share = np.float32(update.num_rows / total) if total else np.float32(0)
+        keys = update.keys
+        used = _add(
+            keys.spaces, keys.ids, keys.counts, update.gradients, share, slots, used, spaces, ids, counts, gradients
+        )
+    return Keys(spaces[:used], ids[:used], counts[:used]), gradients[:used]
+
+
+@kernel()
+def _add(
+    from_spaces: Int32s,
+    from_ids: Int64s,
+    from_counts: Int32s,
+    from_gradients: Float32s,
+    share: np.float32,
+    slots: Int32s,
+    used: int,
+    spaces: Int32s,
+    ids: Int64s,
+    counts: Int32s,
+    gradients: Float32s,
+) -> int:
+    dim = gradients.shape[1]
+    for i in range(len(from_ids)):
+        space, key = from_spaces[i], from_ids[i]
+        slot = key_slot(slots, spaces, ids, space, key)
+        u = int(slots[slot])
+        if u < 0:
+            u = used
+            used += 1
+            slots[slot] = u
+            spaces[u], ids[u], counts[u] = space, key, from_counts[i]
+            for d in range(dim):
+                gradients[u, d] = share * from_gradients[i, d]
+        else:
+            counts[u] += from_counts[i]
+            for d in range(dim):
+                gradients[u, d] += share * from_gradients[i, d]
+    return used

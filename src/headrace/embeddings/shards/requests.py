@@ -1,0 +1,310 @@
+"""Bodies of a shard's actions: parsed into checked types, with bounds on every number before anything is made of it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from headrace.embeddings.config import TableConfig
+from headrace.embeddings.shards.plan import ROW_WISE, ShardingPlan
+from headrace.embeddings.shards.table import TableSpec
+from headrace.errors import ConfigError, ShardError
+
+__all__ = [
+    "MAX_LINE",
+    "MAX_SPACES",
+    "MAX_STEP",
+    "AcknowledgeRequest",
+    "ChangesRequest",
+    "EndWindowRequest",
+    "Name",
+    "OpenRequest",
+    "SaveRequest",
+    "Step",
+    "Trainer",
+    "parse",
+]
+
+MAX_BODY_BYTES = 16 << 20
+"""Of one action or header; 10,000 id spaces take 4 MB."""
+
+MAX_TRAINERS = 4_096
+MAX_SHARDS = 4_096
+MAX_TABLES = 64
+MAX_SPACES = 10_000
+"""Of one table."""
+MAX_DIM = 8_192
+MAX_ROWS = 1 << 40
+"""Of one id space, in all shards. A shard makes room for rows when their ids come."""
+MAX_COUNT = (1 << 31) - 1
+"""Sightings and windows, which are kept as int32."""
+MAX_STEP = (1 << 53) - 1
+"""The largest whole number that JSON of every language keeps."""
+MAX_CHECKPOINT = 99_999_999
+"""Names of checkpoints have eight digits."""
+MAX_LINE = 400
+"""Characters of an error: it may quote what was sent."""
+
+Step = Annotated[int, Field(ge=0, le=MAX_STEP)]
+Name = Annotated[str, Field(min_length=1, max_length=300, pattern=r"^[^\x00-\x1f\x7f]+$")]
+Trainer = Annotated[int, Field(ge=0, lt=MAX_TRAINERS)]
+
+
+class _Body(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    @classmethod
+    def from_json(cls, action: str, data: bytes) -> Self:
+        """Check a body.
+
+        Raises:
+            ShardError: Names the action, the field, what was given and what was expected.
+        """
+        body: Self = parse(action, data, cls.model_validate_json)
+        return body
+
+
+class EndWindowRequest(_Body):
+    """All trainers have made a window's last step.
+
+    Attributes:
+        session: As in `open`.
+        window: Windows ended in this session, this one included.
+        step: The window's last step.
+        client: Who asks, as in `open`.
+    """
+
+    session: Name
+    window: Annotated[int, Field(ge=1, le=MAX_STEP)]
+    step: Step
+    client: Name | None = None
+
+
+class SaveRequest(_Body):
+    """Write a part of a checkpoint.
+
+    Attributes:
+        session: As in `open`.
+        folder: Name of the checkpoint's temporary folder.
+        step: The step the checkpoint is of.
+        client: Who asks, as in `open`.
+    """
+
+    session: Name
+    folder: Name
+    step: Step
+    client: Name | None = None
+
+
+class ChangesRequest(_Body):
+    """The ticket of a stream of changes.
+
+    Attributes:
+        session: As in `open`.
+        table: Name of the table.
+        since: Version the consumer has; 0 for all rows.
+        step: The step they are consistent at.
+        client: Who asks, as in `open`.
+    """
+
+    session: Name
+    table: Name
+    since: Step
+    step: Step
+    client: Name
+
+
+class AcknowledgeRequest(_Body):
+    """A consumer of changes has everything up to a version.
+
+    Attributes:
+        session: As in `open`.
+        table: Name of the table.
+        consumer: Its name.
+        version: What it has.
+        client: Who asks, as in `open`.
+    """
+
+    session: Name
+    table: Name
+    consumer: Name
+    version: Step
+    client: Name | None = None
+
+
+class _Spec(_Body):
+    spaces: Annotated[list[tuple[Name, dict[str, Any]]], Field(min_length=1, max_length=MAX_SPACES)]
+    embedding_dim: Annotated[int, Field(ge=1, le=MAX_DIM)]
+    seed: Annotated[int, Field(ge=-(1 << 63), lt=1 << 64)]
+
+
+class _Plan(_Body):
+    num_shards: Annotated[int, Field(ge=1, le=MAX_SHARDS)]
+    owners: Annotated[list[Annotated[int, Field(ge=ROW_WISE, lt=MAX_SHARDS)]], Field(max_length=MAX_SPACES)]
+
+
+class _Table(_Body):
+    spec: _Spec
+    plan: _Plan
+
+
+TableName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,100}$")]
+
+
+class _OpenBody(_Body):
+    run: Name
+    session: Name
+    shard: Annotated[int, Field(ge=0, lt=MAX_SHARDS)]
+    num_trainers: Annotated[int, Field(ge=1, le=MAX_TRAINERS)]
+    tables: Annotated[dict[TableName, _Table], Field(min_length=1, max_length=MAX_TABLES)]
+    step: Step
+    checkpoint: Annotated[int, Field(ge=0, le=MAX_CHECKPOINT)] | None
+    merged: bool
+    trainer: Trainer | None = None
+    client: Name | None = None
+
+
+@dataclass(frozen=True)
+class OpenRequest:
+    """What a trainer asks for when it begins.
+
+    Attributes:
+        run: Which training this is, such as a hash of the run's folder; another run may not take over a busy shard.
+        session: Of this stretch of training; the same for all its trainers.
+        shard: Which shard of the plan this one is.
+        num_trainers: Trainers of the session.
+        tables: Name -> `TableSpec` and `ShardingPlan`.
+        step: The last step that is made.
+        checkpoint: Number of the checkpoint to begin from; None for first values.
+        merged: Whether pushes of a step are merged (synchronous) or applied as they come.
+        trainer: Number of the trainer that asks; None if it does not yet say.
+        client: A random name of the process that asks, which no other knows; None for the connection's address.
+    """
+
+    run: str
+    session: str
+    shard: int
+    num_trainers: int
+    tables: Mapping[str, tuple[TableSpec, ShardingPlan]]
+    step: int
+    checkpoint: int | None
+    merged: bool
+    trainer: int | None = None
+    client: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON can hold it."""
+        tables = {name: {"spec": spec.to_dict(), "plan": plan.to_dict()} for name, (spec, plan) in self.tables.items()}
+        return {field: getattr(self, field) for field in self.__dataclass_fields__} | {"tables": tables}
+
+    @classmethod
+    def from_json(cls, data: bytes) -> OpenRequest:
+        """From `to_dict`, as JSON.
+
+        Raises:
+            ShardError: Names the field, what was given and what was expected.
+        """
+        body = _OpenBody.from_json("open", data)
+        if body.trainer is not None and body.trainer >= body.num_trainers:
+            raise ShardError(f"open: trainer: given {body.trainer}, expected 0 <= trainer < {body.num_trainers}")
+        tables = {name: _read_table(f"open: tables.{name}", table, body.shard) for name, table in body.tables.items()}
+        fields = {name: getattr(body, name) for name in _OpenBody.model_fields}
+        return cls(**fields | {"tables": tables})
+
+    def training(self) -> dict[str, Any]:
+        """`to_dict` of what all trainers of a session have in common."""
+        values = self.to_dict()
+        return {name: value for name, value in values.items() if name not in ("trainer", "client")}
+
+    def checksum(self) -> str:
+        """The same for all trainers that mean the same training."""
+        return hashlib.sha256(json.dumps(self.training(), sort_keys=True).encode()).hexdigest()
+
+
+def parse(what: str, data: bytes, read: Any) -> Any:
+    """Checked values from JSON.
+
+    Args:
+        what: Named in an error.
+        data: What was sent.
+        read: Pydantic's `validate_json` of the type.
+
+    Raises:
+        ShardError: One line: what, the field, given, expected.
+    """
+    if len(data) > MAX_BODY_BYTES:
+        raise ShardError(f"{what}: given {len(data)} bytes, expected at most {MAX_BODY_BYTES}")
+    try:
+        return read(data)
+    except ValidationError as error:
+        # What is unknown comes first: a misspelt key is missing, too.
+        mistakes = sorted(error.errors(include_url=False), key=lambda mistake: mistake["type"] not in UNKNOWN)
+        line = f"{what}: {_describe(mistakes[0], data)}"
+    raise ShardError(line[:MAX_LINE])
+
+
+UNKNOWN = ("extra_forbidden", "unexpected_keyword_argument")
+
+
+def _describe(mistake: Any, data: bytes) -> str:
+    kind, given = mistake["type"], mistake["input"]
+    if kind == "json_invalid":
+        return f"given {data[:40]!r}, expected JSON"
+    if not mistake["loc"]:
+        return f"given {type(given).__name__}, expected a JSON object"
+    field = ".".join(map(str, mistake["loc"]))
+    if kind in UNKNOWN or "missing" in kind:
+        return f"{field}: {'unknown' if kind in UNKNOWN else 'missing'}"
+    expected = mistake["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
+    return f"{field}: given {_short(given)}, expected {expected[:1].lower()}{expected[1:]}"
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 40 else f"{text[:40]}..."
+
+
+def _read_table(where: str, table: _Table, shard: int) -> tuple[TableSpec, ShardingPlan]:
+    spec, plan = table.spec, table.plan
+    spaces: dict[str, TableConfig] = {}
+    for name, values in spec.spaces:
+        if name in spaces:
+            raise ShardError(f"{where}.spec.spaces: {name!r} twice, expected different names"[:MAX_LINE])
+        spaces[name] = _read_space(f"{where}.spec.spaces.{name}", values)
+    first = next(iter(spaces.values()))
+    for name, config in spaces.items():
+        if (config.optimizer.kind, config.rows) != (first.optimizer.kind, first.rows):
+            raise ShardError(
+                f"{where}.spec.spaces.{name}: {config.optimizer.kind} on {config.rows} rows, expected as in the first "
+                f"space: {first.optimizer.kind} on {first.rows} rows"[:MAX_LINE]
+            )
+    if shard >= plan.num_shards or len(plan.owners) != len(spaces):
+        raise ShardError(
+            f"{where}: shard {shard} of {plan.num_shards}, {len(plan.owners)} owners for {len(spaces)} spaces"
+        )
+    try:
+        return TableSpec(spaces, spec.embedding_dim, spec.seed), ShardingPlan(plan.num_shards, tuple(plan.owners))
+    except ConfigError as error:
+        raise ShardError(f"{where}: {error}"[:MAX_LINE]) from error
+
+
+def _read_space(where: str, values: dict[str, Any]) -> TableConfig:
+    try:
+        config = TableConfig.from_dict(values, where=where)
+    except ConfigError as error:
+        raise ShardError(str(error)[:MAX_LINE]) from error
+    optimizer = {f"optimizer.{name}": value for name, value in config.optimizer.model_dump().items()}
+    numbers = {"init_scale": config.init_scale} | optimizer
+    for name, number in numbers.items():
+        if isinstance(number, float) and not math.isfinite(number):
+            raise ShardError(f"{where}.{name}: given {number}, expected a finite number"[:MAX_LINE])
+    for name, most in (("num_embeddings", MAX_ROWS), ("admission_count", MAX_COUNT), ("evict_after", MAX_COUNT)):
+        if (getattr(config, name) or 0) > most:
+            raise ShardError(f"{where}.{name}: given {getattr(config, name)}, expected at most {most}"[:MAX_LINE])
+    return config

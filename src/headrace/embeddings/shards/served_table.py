@@ -1,0 +1,178 @@
+"""`ServedTable`: a shard's table with several trainers at it: reads wait for steps, updates of a step are merged."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from headrace.embeddings.changes.log import RowBlock
+from headrace.embeddings.keys import Keys
+from headrace.embeddings.shards.merging import TrainerUpdate, merge_updates
+from headrace.embeddings.shards.step_merger import StepMerger
+from headrace.embeddings.shards.table import ShardTable
+from headrace.embeddings.tables.state import Columns
+from headrace.errors import ShardError, ShardLost
+
+__all__ = ["ServedTable", "TableCounts"]
+
+Float32s = npt.NDArray[np.float32]
+
+
+@dataclass
+class TableCounts:
+    """What a table of a shard has done since the session began.
+
+    Attributes:
+        reads: Reads answered.
+        updates: Updates taken, repeated ones left out.
+        keys: Keys read.
+        held_s: How long reads and updates waited for other trainers, in all.
+    """
+
+    reads: int = 0
+    updates: int = 0
+    keys: int = 0
+    held_s: float = 0.0
+
+
+class ServedTable:
+    """Thread-safe. One lock guards the table; encoding and the network are outside of it.
+
+    Args:
+        name: Of the table.
+        table: The rows.
+        merger: Which trainers there are, and how far they are.
+        hold_s: How long a request may wait for other trainers.
+    """
+
+    def __init__(self, name: str, table: ShardTable, merger: StepMerger[TrainerUpdate], *, hold_s: float) -> None:
+        self.name = name
+        self.table = table
+        self.counts = TableCounts()
+        self._merger = merger
+        self._hold_s = hold_s
+        self._changed = threading.Condition()
+        self._closed_because: str | None = None
+        self._windows = 0
+
+    @property
+    def applied(self) -> int:
+        """The last step that is applied."""
+        return self._merger.applied
+
+    def read(self, keys: Keys, *, trainer: int, after: int) -> tuple[Float32s, float]:
+        """Rows float32 [U, dim], and how long the request was held, in seconds.
+
+        Raises:
+            ShardError: Ids are out of range, the trainer is unknown, or others did not make a step in time; names them.
+        """
+        self.table.check(keys)
+        with self._changed:
+            self._merger.check_trainer(trainer)
+            held_s = self._wait(lambda: self._merger.may_read(after), after, f"read of trainer {trainer}")
+            rows = self.table.read(keys)
+            self.counts.reads += 1
+            self.counts.keys += len(keys)
+        return rows, held_s
+
+    def update(self, update: TrainerUpdate, *, trainer: int, step: int) -> float:
+        """Take a trainer's part of a step, and make the steps that are due; returns how long it was held, in seconds.
+
+        Raises:
+            ShardError: As for `read`; or it is not the trainer's next step.
+        """
+        self.table.check(update.keys)
+        self.table.check_gradients(update.keys, update.gradients)
+        with self._changed:
+            merger = self._merger
+            merger.check_step(trainer, step)  # else it would be held for a step that cannot come
+            behind = step - merger.max_ahead
+            held_s = self._wait(lambda: merger.may_update(step), behind, f"update of trainer {trainer}")
+            decision = merger.update(trainer, step, update)
+            self.counts.updates += not decision.repeated
+            for parts in decision.steps:
+                self.table.update(*merge_updates(parts))
+            if decision.steps:
+                self._changed.notify_all()
+        return held_s
+
+    def end_window(self, window: int, step: int) -> int:
+        """Evict, see `EmbeddingTable.end_window`; a repeated call for a window does nothing.
+
+        Args:
+            window: Windows ended in this session, this one included.
+            step: Its last step.
+
+        Returns:
+            How many rows were freed.
+
+        Raises:
+            ShardError: Windows are left out.
+        """
+        with self._changed:
+            self._wait(lambda: self._merger.may_read(step), step, f"end of window {window}")
+            if window <= self._windows:
+                return 0
+            if window != self._windows + 1:
+                raise ShardError(f"table {self.name}: window {window} ended, expected window {self._windows + 1}")
+            self._windows = window
+            return self.table.table.end_window()
+
+    def part(self, step: int) -> Columns:
+        """This shard's part of the table as it is once `step` is applied.
+
+        Raises:
+            ShardError: Trainers are already further.
+        """
+        with self._at(step, "checkpoint"):
+            return self.table.part()
+
+    def changes(self, since: int, step: int) -> list[RowBlock]:
+        """What changed in this part of the table after a version, as it is once `step` is applied; copies.
+
+        Raises:
+            ShardError: Trainers are already further, or what changed since then is not known any more.
+        """
+        with self._at(step, "changes"):
+            return list(self.table.table.changes(since))
+
+    def acknowledge(self, consumer: str, version: int) -> None:
+        """A consumer of changes has everything up to a version; one that was not known joins there."""
+        with self._changed:
+            self.table.table.acknowledge(consumer, version)
+
+    def close(self, because: str) -> None:
+        """Send away whoever waits, and whoever comes."""
+        with self._changed:
+            self._closed_because = because
+            self._changed.notify_all()
+
+    @contextmanager
+    def _at(self, step: int, what: str) -> Iterator[None]:
+        """Hold the table once a step is applied and before the next."""
+        with self._changed:
+            self._wait(lambda: self._merger.may_read(step), step, what)
+            if self.applied != step and self._merger.merged:
+                raise ShardError(f"table {self.name}: {what} of step {step}, but step {self.applied} is applied")
+            yield
+
+    def _wait(self, ready: Callable[[], bool], step: int, what: str) -> float:
+        """Wait with the lock held; returns seconds waited."""
+        start = time.perf_counter()
+        is_ready = self._changed.wait_for(lambda: self._closed_because is not None or ready(), self._hold_s)
+        held_s = time.perf_counter() - start
+        self.counts.held_s += held_s
+        if self._closed_because is not None:
+            raise ShardLost(self._closed_because)
+        if not is_ready:
+            missing = ", ".join(map(str, self._merger.missing(step)))
+            raise ShardError(
+                f"table {self.name}: {what} waited {self._hold_s:g} s for step {step}, missing from trainers: {missing}"
+            )
+        return held_s

@@ -1,0 +1,231 @@
+"""`ShardServer`: a `Shard` on the network, over Arrow Flight; see `docs/shard-protocol.md`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from time import perf_counter
+from typing import Any
+
+import numba
+import numpy as np
+import pyarrow as pa
+import pyarrow.flight as fl
+
+from headrace.embeddings.changes.row_blocks import block_schema, pack_block
+from headrace.embeddings.shards.merging import TrainerUpdate
+from headrace.embeddings.shards.precision import Precision, decode, encode
+from headrace.embeddings.shards.requests import (
+    MAX_LINE,
+    AcknowledgeRequest,
+    ChangesRequest,
+    EndWindowRequest,
+    OpenRequest,
+    SaveRequest,
+)
+from headrace.embeddings.shards.security import ServerSecurity, split_address
+from headrace.embeddings.shards.served_table import ServedTable
+from headrace.embeddings.shards.shard import Shard
+from headrace.embeddings.shards.wire import (
+    ReadHeader,
+    ReplyHeader,
+    StreamHeader,
+    UpdateHeader,
+    pack_rows,
+    read_keys,
+    read_rows,
+    read_schema,
+    rows_schema,
+    update_schema,
+)
+from headrace.errors import ConfigError, HeadraceError, ShardError
+
+__all__ = ["ACTIONS", "ShardServer"]
+
+ACTIONS = {
+    "open": "Begin or join a session",
+    "end_window": "Evict ids not seen for long",
+    "save": "Write this shard's part of a checkpoint",
+    "acknowledge": "A consumer of changes has everything up to a version",
+    "status": "What is served",
+}
+
+MAX_KEYS = 4_000_000
+"""Keys of one request: with 64-byte rows 288 MB, far more than a batch has."""
+
+
+class ShardServer(fl.FlightServerBase):  # type: ignore[misc]
+    """Answers reads and updates on streams, one request after the other on each, and actions for all else.
+
+    A request that cannot be answered ends its own stream with a line that says why; the server goes on.
+
+    Args:
+        shard: What it serves.
+        listen: "host:port"; port 0 for any free one, see the attribute `port`.
+        security: Who may connect.
+        threads: Of the kernels of one request.
+        max_keys: Keys of one request.
+
+    Raises:
+        ConfigError: The address reaches beyond this machine without token and TLS, certificate and key cannot be
+            used, or the address is taken.
+    """
+
+    def __init__(
+        self,
+        shard: Shard,
+        listen: str,
+        *,
+        security: ServerSecurity | None = None,
+        threads: int = 1,
+        max_keys: int = MAX_KEYS,
+    ) -> None:
+        security = security or ServerSecurity()
+        host, port = split_address(listen)
+        security.check(host)
+        self._shard = shard
+        self._threads = threads
+        self._max_keys = max_keys
+        scheme = "grpc" if security.key is None else "grpc+tls"
+        location = f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}"
+        certificates = None if security.key is None else [(security.certificate, security.key)]
+        middleware = {"token": _TokenCheck(security)}
+        try:
+            super().__init__(location, tls_certificates=certificates, middleware=middleware)
+        except pa.ArrowException as error:
+            raise ConfigError(f"--listen {listen}: cannot listen there; is the port taken?") from error
+
+    def do_exchange(self, context: Any, descriptor: Any, reader: Any, writer: Any) -> None:
+        """A stream of reads or of updates, for as long as the trainer keeps it open."""
+        with _as_flight_errors():
+            header = StreamHeader.from_json(descriptor.command)
+            call, precision = header.check()
+            numba.set_num_threads(self._threads)  # holds for this thread only
+            client = header.client or context.peer()
+            with self._shard.stream(header.session, header.table, header.trainer, client) as table:
+                if call == "read":
+                    self._serve_reads(table, header.trainer, precision, reader, writer)
+                else:
+                    self._serve_updates(table, header.trainer, precision, reader, writer)
+
+    def do_action(self, context: Any, action: Any) -> list[Any]:
+        """One of `ACTIONS`; body and answer are JSON."""
+        with _as_flight_errors():
+            answer = self._act(action.type, action.body.to_pybytes(), context.peer())
+            return [fl.Result(pa.py_buffer(json.dumps(answer).encode()))]
+
+    def list_actions(self, context: Any) -> list[tuple[str, str]]:
+        """Names and meanings."""
+        return list(ACTIONS.items())
+
+    def do_get(self, context: Any, ticket: Any) -> Any:
+        """What changed in this shard's part of a table after a version, as blocks of rows."""
+        with _as_flight_errors():
+            asked = ChangesRequest.from_json("changes", ticket.ticket)
+            blocks = self._shard.changes(asked.session, asked.table, asked.since, asked.step, asked.client)
+            schema = block_schema(next((block.columns for block in blocks if not block.is_tombstones), {}))
+            return fl.GeneratorStream(schema, (pack_block(block, schema) for block in blocks))
+
+    def do_put(self, context: Any, descriptor: Any, reader: Any, writer: Any) -> None:
+        """Not a call of the protocol."""
+        raise _flight_error(ShardError("do_put: a shard takes no tables; update with do_exchange"))
+
+    def _act(self, kind: str, body: bytes, peer: str) -> Any:
+        if kind == "open":
+            opened = OpenRequest.from_json(body)
+            return self._shard.open(opened, opened.client or peer)
+        if kind == "end_window":
+            ended = EndWindowRequest.from_json(kind, body)
+            freed = self._shard.end_window(ended.session, ended.window, ended.step, ended.client or peer)
+            return {"freed": freed}
+        if kind == "save":
+            saved = SaveRequest.from_json(kind, body)
+            return {"files": self._shard.save(saved.session, saved.folder, saved.step, saved.client or peer)}
+        if kind == "acknowledge":
+            known = AcknowledgeRequest.from_json(kind, body)
+            self._shard.acknowledge(known.session, known.table, known.consumer, known.version, known.client or peer)
+            return {}
+        if kind == "status":
+            return self._shard.status()
+        raise ShardError(f"action {kind[:40]!r}: expected one of: {', '.join(ACTIONS)}")
+
+    def _serve_reads(self, table: ServedTable, trainer: int, precision: Precision, reader: Any, writer: Any) -> None:
+        schema = rows_schema(precision, table.table.spec.embedding_dim)
+        _check_schema(reader.schema, read_schema(with_counts=table.table.spec.reads_have_counts))
+        writer.begin(schema)
+        for batch, metadata in self._requests(reader):
+            start = perf_counter()
+            header = ReadHeader.from_json(metadata)
+            keys = read_keys(batch, header.space_sizes, len(table.table.spec.spaces), seen=header.seen)
+            rows, held_s = table.read(keys, trainer=trainer, after=header.after)
+            answer = pack_rows(None, *encode(rows, None, precision), schema)
+            writer.write_with_metadata(answer, _reply(start, held_s, table))
+
+    def _serve_updates(self, table: ServedTable, trainer: int, precision: Precision, reader: Any, writer: Any) -> None:
+        dim = table.table.spec.embedding_dim
+        _check_schema(reader.schema, update_schema(precision, dim))
+        for batch, metadata in self._requests(reader):
+            start = perf_counter()
+            header = UpdateHeader.from_json(metadata)
+            keys = read_keys(batch, header.space_sizes, len(table.table.spec.spaces))
+            gradients = np.empty((len(keys), dim), dtype=np.float32)
+            decode(*read_rows(batch), None, precision, gradients)
+            held_s = table.update(TrainerUpdate(keys, gradients, header.num_rows), trainer=trainer, step=header.step)
+            writer.write_metadata(pa.py_buffer(_reply(start, held_s, table)))
+
+    def _requests(self, reader: Any) -> Iterator[tuple[pa.RecordBatch, Any]]:
+        while True:
+            try:
+                chunk = reader.read_chunk()
+            except StopIteration:
+                return
+            if chunk.data is None or chunk.app_metadata is None:
+                raise ShardError("request: expected a record batch with a header in its metadata")
+            if chunk.data.num_rows > self._max_keys:
+                raise ShardError(f"request: {chunk.data.num_rows} keys, expected at most {self._max_keys}")
+            chunk.data.validate()  # a column may say that it is longer than its bytes
+            if any(column.null_count for column in chunk.data.columns):
+                raise ShardError("request: holds nulls, expected none")
+            yield chunk.data, chunk.app_metadata
+
+
+class _TokenCheck(fl.ServerMiddlewareFactory):  # type: ignore[misc]
+    def __init__(self, security: ServerSecurity) -> None:
+        self._security = security
+
+    def start_call(self, info: Any, headers: dict[str, list[str]]) -> None:
+        if not self._security.accepts(headers.get("authorization", [""])[0]):
+            raise fl.FlightUnauthenticatedError("the token is missing or wrong")
+
+
+@contextmanager
+def _as_flight_errors() -> Iterator[None]:
+    """Every error becomes one line for the client. What was not foreseen ends its request, not the shard."""
+    try:
+        yield
+    except HeadraceError as error:
+        raise _flight_error(error) from error
+    except fl.FlightError:  # the connection broke
+        raise
+    except Exception as error:
+        line = " ".join(f"{type(error).__name__}: {error}".split())
+        raise _flight_error(ShardError(f"request: {line[:MAX_LINE]}")) from error
+
+
+def _flight_error(error: HeadraceError) -> fl.FlightError:
+    """Carries the kind of error beside its line."""
+    return fl.FlightServerError(str(error), extra_info=type(error).__name__.encode())
+
+
+def _check_schema(given: pa.Schema, expected: pa.Schema) -> None:
+    names = [f"{field.name}: {field.type}" for field in given]
+    shown = ", ".join(names)
+    wanted = [f"{field.name}: {field.type}" for field in expected]
+    if names != wanted:
+        raise ShardError(f"columns: given {shown[:MAX_LINE] or 'none'}, expected {', '.join(wanted)}")
+
+
+def _reply(start: float, held_s: float, table: ServedTable) -> bytes:
+    work_s = max(0.0, perf_counter() - start - held_s)
+    return ReplyHeader(int(held_s * 1e6), int(work_s * 1e6), table.applied).to_json()

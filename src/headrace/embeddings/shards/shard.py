@@ -1,0 +1,271 @@
+"""`Shard`: the tables one process owns, and the training they belong to; knows nothing of the network.
+
+A *session* is one stretch of training: it begins at a checkpoint (or at first values) and ends when another begins. A
+shard that was killed has none; trainers then begin a new one from their newest checkpoint.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from headrace.embeddings.changes.log import RowBlock
+from headrace.embeddings.shards.members import SessionMembers
+from headrace.embeddings.shards.merging import TrainerUpdate
+from headrace.embeddings.shards.requests import OpenRequest
+from headrace.embeddings.shards.served_table import ServedTable
+from headrace.embeddings.shards.step_merger import StepMerger
+from headrace.embeddings.shards.table import ShardTable, TableSpec
+from headrace.embeddings.tables.state import Columns
+from headrace.errors import CheckpointError, ShardError, ShardLost
+from headrace.files import flush, write_array, writing
+
+__all__ = ["Shard", "part_folder"]
+
+PARTIAL = re.compile(r"\.[0-9]{8}\.[0-9]+\.partial")
+
+
+class Shard:
+    """Thread-safe.
+
+    Args:
+        checkpoints: Folder of the run's checkpoints as this process sees it; without it there are none.
+        expected: Tables this shard will serve, from a job file; another request is refused.
+        hold_s: How long a request may wait for other trainers.
+    """
+
+    def __init__(
+        self,
+        *,
+        checkpoints: Path | None = None,
+        expected: Mapping[str, TableSpec] | None = None,
+        hold_s: float = 120.0,
+    ) -> None:
+        self.checkpoints = checkpoints
+        self._expected = expected
+        self._hold_s = hold_s
+        self._lock = threading.Lock()
+        self._request: OpenRequest | None = None
+        self._tables: dict[str, ServedTable] = {}
+        self._members = SessionMembers(0)
+        self._saving = threading.Lock()
+
+    def open(self, request: OpenRequest, client: str) -> dict[str, Any]:
+        """Begin a session, or join the one there is.
+
+        Args:
+            request: What the trainer asks for.
+            client: Who asks: the same in all calls of one process, and nobody else's.
+
+        Returns:
+            `rows`: rows of all tables; `joined`: whether the session was there before.
+
+        Raises:
+            ShardError: It does not agree with the other trainers' request or the shard's job file, the shard is busy
+                with another run, or another client is this trainer.
+            CheckpointError: The checkpoint cannot be used.
+        """
+        with self._lock:
+            now = self._request
+            joined = now is not None and now.session == request.session
+            if now is not None and joined:
+                _check_same(now, request)
+            else:
+                self._check(request, now)
+                tables = {name: self._make_table(name, request) for name in request.tables}
+                for table in self._tables.values():
+                    table.close("another session has begun")
+                self._request, self._tables = request, tables
+                self._members = SessionMembers(request.num_trainers)
+            self._members.join(client, request.trainer)
+            return {"rows": sum(t.table.table.num_rows for t in self._tables.values()), "joined": joined}
+
+    @contextmanager
+    def stream(self, session: str, table: str, trainer: int, client: str) -> Iterator[ServedTable]:
+        """A table, for as long as a trainer is connected to it.
+
+        Raises:
+            ShardLost: The session is not the one there is.
+            ShardError: There is no such table or trainer, or another client is this trainer.
+        """
+        with self._lock:
+            served, members = self._find(session, table), self._members
+            seat = members.enter(client, trainer)
+        try:
+            yield served
+        finally:
+            with self._lock:
+                members.leave(seat)
+
+    def end_window(self, session: str, window: int, step: int, client: str) -> int:
+        """`ServedTable.end_window` of all tables; returns how many rows were freed."""
+        with self._lock:
+            tables = self._of_session(session)
+            self._members.check(client, "end_window")
+        return sum(table.end_window(window, step) for table in tables.values())
+
+    def save(self, session: str, folder: str, step: int, client: str) -> list[str]:
+        """Write this shard's part of all tables into a checkpoint that is being written.
+
+        A repeated call, whose first answer was lost, writes the same bytes again.
+
+        Args:
+            session: As in `open`.
+            folder: Name of the checkpoint's temporary folder in the folder of checkpoints.
+            step: The step it is consistent at.
+            client: As in `open`.
+
+        Returns:
+            The files written, relative to `folder`.
+
+        Raises:
+            ShardError: The folder is not such a one, the step has passed, or the client is no trainer of the session.
+            CheckpointError: It cannot be written.
+        """
+        with self._lock:
+            tables, request = self._of_session(session), self._request
+            self._members.check(client, "save")
+        assert request is not None
+        if self.checkpoints is None:
+            raise ShardError("save: this shard has no folder of checkpoints; start it with --checkpoints DIR or a job")
+        if not PARTIAL.fullmatch(folder) or not (self.checkpoints / folder).is_dir():
+            raise ShardError(f"save: {folder}: expected a checkpoint being written in {self.checkpoints}")
+        written = []
+        with self._saving:
+            for name, table in tables.items():
+                _, plan = request.tables[name]
+                place = part_folder(self.checkpoints / folder, name, request.shard, plan.num_shards)
+                with writing(place, CheckpointError):
+                    files = _write_columns(table.part(step), place)
+                written += [str(file.relative_to(self.checkpoints / folder)) for file in files]
+        return written
+
+    def changes(self, session: str, table: str, since: int, step: int, client: str) -> list[RowBlock]:
+        """`ServedTable.changes` of a table, for clients of the session."""
+        with self._lock:
+            served = self._find(session, table)
+            self._members.check(client, "changes")
+        return served.changes(since, step)
+
+    def acknowledge(self, session: str, table: str, consumer: str, version: int, client: str) -> None:
+        """`ServedTable.acknowledge` of a table, for clients of the session."""
+        with self._lock:
+            served = self._find(session, table)
+            self._members.check(client, "acknowledge")
+        served.acknowledge(consumer, version)
+
+    def status(self) -> dict[str, Any]:
+        """What it serves, as JSON can hold it."""
+        with self._lock:
+            request, tables = self._request, dict(self._tables)
+            streams = self._members.num_streams
+        if request is None:
+            return {"session": None}
+        return {
+            "session": request.session,
+            "run": request.run,
+            "shard": request.shard,
+            "num_trainers": request.num_trainers,
+            "streams": streams,
+            "tables": {
+                name: {
+                    "applied": table.applied,
+                    "rows": table.table.table.num_rows,
+                    "bytes": table.table.table.num_bytes,
+                    **asdict(table.counts),
+                }
+                for name, table in tables.items()
+            },
+        }
+
+    def _check(self, request: OpenRequest, now: OpenRequest | None) -> None:
+        """Refuse a new session that this shard cannot or should not serve."""
+        if now is not None and now.run != request.run and self._members.num_streams:
+            raise ShardError(f"busy with run {now.run} of {now.num_trainers} trainers; stop it, or use another shard")
+        for name, (spec, _) in request.tables.items():
+            if self._expected is not None and self._expected.get(name) != spec:
+                raise ShardError(f"open: table {name} is not the one of this shard's job file")
+
+    def _make_table(self, name: str, request: OpenRequest) -> ServedTable:
+        spec, plan = request.tables[name]
+        table = ShardTable(spec, plan, request.shard)
+        if request.checkpoint is not None:
+            table.load(self._read_parts(name, request.checkpoint))
+        merger: StepMerger[TrainerUpdate] = StepMerger(
+            request.num_trainers, merged=request.merged, applied=request.step
+        )
+        return ServedTable(name, table, merger, hold_s=self._hold_s)
+
+    def _read_parts(self, name: str, checkpoint: int) -> list[Columns]:
+        """The parts of a saved table, or the one of a table that was in one process."""
+        if self.checkpoints is None:
+            raise CheckpointError("this shard has no folder of checkpoints; start it with --checkpoints DIR or a job")
+        folder = self.checkpoints / f"{checkpoint:08d}" / "tables" / name
+        folders = sorted(path for path in folder.glob("shard-*-of-*") if path.is_dir()) or [folder]
+        try:
+            parts = [
+                {path.stem: np.load(path, mmap_mode="r", allow_pickle=False) for path in sorted(place.glob("*.npy"))}
+                for place in folders
+            ]
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"{folder}: cannot be read: {error}") from error
+        if not parts[0]:
+            raise CheckpointError(f"{folder}: holds no table; does the shard see the run's checkpoints?")
+        return parts
+
+    def _of_session(self, session: str) -> dict[str, ServedTable]:
+        if self._request is None:
+            raise ShardLost("has no session: it was started after this training began")
+        if self._request.session != session:
+            raise ShardLost(f"serves another session, of run {self._request.run}")
+        return self._tables
+
+    def _find(self, session: str, table: str) -> ServedTable:
+        tables = self._of_session(session)
+        if table not in tables:
+            raise ShardError(f"table {table!r}: expected one of: {', '.join(tables)}")
+        return tables[table]
+
+
+def part_folder(checkpoint: Path, table: str, shard: int, num_shards: int) -> Path:
+    """Where a shard's part of a table lies in a checkpoint."""
+    return checkpoint / "tables" / table / f"shard-{shard:04d}-of-{num_shards:04d}"
+
+
+def _write_columns(columns: Columns, place: Path) -> list[Path]:
+    """One file a column, each appearing whole: a repeated save may overtake one that is still writing."""
+    place.mkdir(parents=True, exist_ok=True)
+    for column, array in columns.items():
+        unfinished = place / f"{column}.npy.writing"
+        write_array(unfinished, array)
+        flush(unfinished)
+        unfinished.replace(place / f"{column}.npy")
+    return [place / f"{column}.npy" for column in columns]
+
+
+def _check_same(ours: OpenRequest, theirs: OpenRequest) -> None:
+    """Refuse a trainer that means another training under the same session."""
+    if ours.checksum() == theirs.checksum():
+        return
+    key, first, this = _first_difference(ours.training(), theirs.training())
+    raise ShardError(f"open: trainers disagree on {key}: the first said {first:.80}, this one {this:.80}")
+
+
+def _first_difference(a: Any, b: Any, path: str = "") -> tuple[str, str, str]:
+    """Path and both values of what differs, as deep as both have it."""
+    if isinstance(a, dict) and isinstance(b, dict):
+        keys = dict.fromkeys([*a, *b])
+    elif isinstance(a, list) and isinstance(b, list) and len(a) == len(b):
+        a, b = dict(enumerate(a)), dict(enumerate(b))
+        keys = dict.fromkeys(a)
+    else:
+        return path.removeprefix("."), str(a), str(b)
+    key = next(key for key in keys if a.get(key) != b.get(key))
+    return _first_difference(a.get(key), b.get(key), f"{path}.{key}")

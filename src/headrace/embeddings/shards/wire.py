@@ -1,0 +1,225 @@
+"""What trainers and shards say to each other: Arrow schemas and JSON headers; see `docs/shard-protocol.md`."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from typing import Annotated, Any, Literal, Self
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+from pydantic import ConfigDict, Field, TypeAdapter
+from pydantic.dataclasses import dataclass
+
+from headrace.embeddings.keys import Keys
+from headrace.embeddings.shards.precision import PRECISIONS, Precision, row_bytes
+from headrace.embeddings.shards.requests import MAX_SPACES, MAX_STEP, Name, Step, Trainer, parse
+from headrace.errors import ShardError
+
+__all__ = [
+    "PROTOCOL",
+    "ReadHeader",
+    "ReplyHeader",
+    "StreamHeader",
+    "UpdateHeader",
+    "pack_ids",
+    "pack_rows",
+    "read_keys",
+    "read_rows",
+    "read_schema",
+    "rows_schema",
+    "update_schema",
+]
+
+PROTOCOL = 2
+
+MAX_BATCH_ROWS = (1 << 31) - 1
+"""Rows of one trainer's batch."""
+
+CHECKED = ConfigDict(strict=True, extra="forbid")
+
+SpaceSizes = Annotated[list[Annotated[int, Field(ge=0, lt=1 << 31)]], Field(max_length=MAX_SPACES)]
+"""Keys of each space."""
+
+Float32s = npt.NDArray[np.float32]
+Int64s = npt.NDArray[np.int64]
+Bytes = npt.NDArray[np.uint8]
+
+
+class _Header:
+    """Plain values that travel as JSON."""
+
+    def to_json(self) -> bytes:
+        """As bytes."""
+        return json.dumps(asdict(self), separators=(",", ":")).encode()  # type: ignore[call-overload]
+
+    @classmethod
+    def from_json(cls, data: Any) -> Self:
+        """From `to_json`.
+
+        Raises:
+            ShardError: It is not one of these; names the first field that is wrong.
+        """
+        header: Self = parse(cls.__name__, bytes(data) if data is not None else b"", _reader(cls))  # type: ignore[arg-type]
+        return header
+
+
+@functools.cache
+def _reader(header: type) -> Callable[[bytes], Any]:
+    return TypeAdapter(header).validate_json
+
+
+@dataclass(frozen=True, config=CHECKED)
+class StreamHeader(_Header):
+    """The command that opens a stream of reads or updates.
+
+    Attributes:
+        protocol: `PROTOCOL`.
+        call: "read" or "update".
+        session: From the answer to `open`.
+        table: Name of the table.
+        trainer: Number of the trainer.
+        precision: How rows (read) or gradients (update) travel.
+        client: A random name of the process that asks, which no other knows; None for the connection's address.
+    """
+
+    protocol: int
+    call: str
+    session: Name
+    table: Name
+    trainer: Trainer
+    precision: str
+    client: Name | None = None
+
+    def check(self) -> tuple[Literal["read", "update"], Precision]:
+        """Call and precision, checked.
+
+        Raises:
+            ShardError: Another protocol, call or precision.
+        """
+        if self.protocol != PROTOCOL:
+            raise ShardError(f"protocol {self.protocol}: this shard speaks {PROTOCOL}; use one version of headrace")
+        if self.call not in ("read", "update"):
+            raise ShardError(f"call {self.call!r}: expected read or update")
+        if self.precision not in PRECISIONS:
+            raise ShardError(f"precision {self.precision!r}: expected one of: {', '.join(PRECISIONS)}")
+        return self.call, self.precision  # type: ignore[return-value]
+
+
+@dataclass(frozen=True, config=CHECKED)
+class ReadHeader(_Header):
+    """Goes with the ids of a read.
+
+    Attributes:
+        after: The step that must be applied before.
+        seen: Whether an update of these keys follows; says so where ids travel without their sightings.
+        space_sizes: Keys of each space, spaces in order.
+    """
+
+    after: Annotated[int, Field(ge=-MAX_STEP, le=MAX_STEP)]
+    seen: bool
+    space_sizes: SpaceSizes
+
+
+@dataclass(frozen=True, config=CHECKED)
+class UpdateHeader(_Header):
+    """Goes with the gradients of an update.
+
+    Attributes:
+        step: Number of the step.
+        num_rows: Rows of the trainer's batch.
+        space_sizes: Keys of each space, spaces in order.
+    """
+
+    step: Annotated[int, Field(ge=1, le=MAX_STEP)]
+    num_rows: Annotated[int, Field(ge=0, le=MAX_BATCH_ROWS)]
+    space_sizes: SpaceSizes
+
+
+@dataclass(frozen=True, config=CHECKED)
+class ReplyHeader(_Header):
+    """Goes with every answer.
+
+    Attributes:
+        held_us: How long the request waited for other trainers, microseconds.
+        work_us: How long it was worked on.
+        applied: The last step that is applied.
+    """
+
+    held_us: Step
+    work_us: Step
+    applied: Step
+
+
+ID = pa.field("id", pa.int64(), nullable=False)
+COUNT = pa.field("count", pa.int32(), nullable=False)
+
+
+def rows_schema(precision: Precision, dim: int) -> pa.Schema:
+    """Schema of read rows."""
+    row = [pa.field("row", pa.binary(row_bytes(precision, dim)), nullable=False)]
+    return pa.schema(row + ([pa.field("scale", pa.float32(), nullable=False)] if precision == "int8" else []))
+
+
+def read_schema(*, with_counts: bool) -> pa.Schema:
+    """Schema of the ids of a read; with their sightings where a table's spaces admit ids at the second or later."""
+    return pa.schema([ID, COUNT] if with_counts else [ID])
+
+
+def update_schema(precision: Precision, dim: int) -> pa.Schema:
+    """Schema of ids, sightings and gradients of an update."""
+    return pa.schema([ID, COUNT, *rows_schema(precision, dim)])
+
+
+def pack_ids(keys: Keys, *, with_counts: bool) -> pa.RecordBatch:
+    """The ids of a read, sharing memory."""
+    columns = [pa.array(keys.ids), pa.array(keys.counts)]
+    return pa.RecordBatch.from_arrays(columns[: 1 + with_counts], schema=read_schema(with_counts=with_counts))
+
+
+def pack_rows(keys: Keys | None, data: Bytes, scales: Float32s, schema: pa.Schema) -> pa.RecordBatch:
+    """Encoded rows (uint8 [U, bytes]), behind their keys in an update, sharing memory."""
+    width = schema.field("row").type
+    columns = [] if keys is None else [pa.array(keys.ids), pa.array(keys.counts)]
+    columns.append(pa.Array.from_buffers(width, len(data), [None, pa.py_buffer(np.ascontiguousarray(data))]))
+    if "scale" in schema.names:
+        columns.append(pa.array(scales))
+    return pa.RecordBatch.from_arrays(columns, schema=schema)
+
+
+def read_keys(batch: pa.RecordBatch, space_sizes: Sequence[int], num_spaces: int, *, seen: bool = True) -> Keys:
+    """Keys of a request whose schema has been checked, sharing memory.
+
+    Args:
+        batch: Ids, and perhaps their sightings.
+        space_sizes: Keys of each space.
+        num_spaces: Spaces of the table.
+        seen: Whether ids without sightings were seen, once each.
+
+    Raises:
+        ShardError: The sizes do not fit the ids.
+    """
+    sizes = np.array(space_sizes, dtype=np.int64)
+    if len(sizes) != num_spaces or int(sizes.sum()) != batch.num_rows:
+        raise ShardError(
+            f"space_sizes: {len(sizes)} spaces with {int(sizes.sum())} keys in all, "
+            f"expected {num_spaces} spaces and {batch.num_rows} keys"
+        )
+    spaces = np.repeat(np.arange(num_spaces, dtype=np.int32), sizes)
+    ids = batch.column("id").to_numpy()
+    has_counts = "count" in batch.schema.names
+    counts = batch.column("count").to_numpy() if has_counts else np.full(len(ids), int(seen), dtype=np.int32)
+    return Keys(spaces, ids, counts)
+
+
+def read_rows(batch: pa.RecordBatch) -> tuple[Bytes, Float32s]:
+    """Encoded rows uint8 [U, bytes] and scales, sharing memory."""
+    column = batch.column("row")
+    width = column.type.byte_width
+    data = np.frombuffer(column.buffers()[1], dtype=np.uint8, count=len(column) * width, offset=column.offset * width)
+    has_scale = "scale" in batch.schema.names
+    scales = batch.column("scale").to_numpy() if has_scale else np.empty(0, dtype=np.float32)
+    return data.reshape(len(column), width), scales

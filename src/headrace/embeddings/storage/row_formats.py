@@ -1,0 +1,119 @@
+"""How rows are kept: fp32, or bf16 or fp16 in half the memory, written with stochastic rounding.
+
+Sums of small updates stand still in 16 bits if each is rounded to nearest; rounded up or down at random, in proportion
+to the distance, they are right on average (Zhang, Yang and Yuen, "Training with low-precision embedding tables", 2018).
+The random bits are a function of (seed, step, row, position) only: the same for any number of threads, and after a
+resume.
+
+| format | bits kept of fp32's 24 | greatest number | smallest step |
+|---|---|---|---|
+| bf16 | 8 | 3.4e38 | 1.2e-38 (normal) |
+| fp16 | 11 | 65504, beyond it is clamped | 6e-8 |
+
+bf16 and fp16 rows are stored as the uint16 of their bits; kernels widen a row to fp32 where they read it.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from headrace.compiling import kernel
+from headrace.embeddings.ops.hashing import mix64
+
+__all__ = ["BF16", "FORMATS", "FP16", "FP32", "RowFormat", "as_tensor", "round_row", "storage_dtype", "widen_row"]
+
+RowFormat = Literal["fp32", "bf16", "fp16"]
+FP32, BF16, FP16 = 0, 1, 2
+FORMATS: dict[str, int] = {"fp32": FP32, "bf16": BF16, "fp16": FP16}
+
+Float32s = npt.NDArray[np.float32]
+Uint32s = npt.NDArray[np.uint32]
+Rows = npt.NDArray[Any]
+
+U32, U64 = np.uint32, np.uint64
+GOLDEN = U64(0x9E3779B97F4A7C15)
+# fp16's exponent has 5 bits and bias 15, fp32's 8 and 127: times 2^112, the same bits mean the same number, also for
+# subnormals.
+WIDEN, NARROW = np.float32(2.0**112), np.float32(2.0**-112)
+
+
+def storage_dtype(row_format: str) -> type[np.float32] | type[np.uint16]:
+    """What an array of rows of a format holds."""
+    return np.float32 if row_format == "fp32" else np.uint16
+
+
+def as_tensor(rows: Rows, row_format: str) -> Tensor:
+    """Rows as a tensor of their real type, sharing memory."""
+    dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+    return torch.from_numpy(rows).view(dtypes[row_format])
+
+
+@kernel()
+def widen_row(weights: Rows, row: int, row_format: int, out: Float32s, bits: Uint32s) -> None:
+    """A row of bf16 or fp16 as float32 [dim].
+
+    Kernels copy fp32 rows themselves: a call costs as much as a row. For the same reason `bits`, which is
+    `out.view(np.uint32)`, is made once for many rows.
+    """
+    if row_format == BF16:
+        for d in range(len(out)):
+            bits[d] = U32(weights[row, d]) << U32(16)
+        return
+    for d in range(len(out)):
+        half = U32(weights[row, d])
+        bits[d] = (half & U32(0x7FFF)) << U32(13)
+        out[d] = out[d] * WIDEN
+        bits[d] |= (half & U32(0x8000)) << U32(16)
+
+
+@kernel()
+def round_row(
+    weights: Rows, row: int, row_format: int, values: Float32s, bits: Uint32s, seed: np.uint64, counter: int
+) -> None:
+    """Float32 [dim] into a row of bf16 or fp16; `values` is used up.
+
+    Args:
+        weights: All rows.
+        row: Which one.
+        row_format: BF16 or FP16.
+        values: The numbers.
+        bits: `values.view(np.uint32)`.
+        seed: Of the random bits: a well-mixed number that depends on the table and the step.
+        counter: Which of the seed's streams: the row, or in first values the id.
+    """
+    state = mix64(seed + U64(counter) * GOLDEN)
+    random = U64(0)
+    for d in range(len(values)):
+        if d % 4 == 0:
+            random = mix64(state + U64(d + 1) * GOLDEN)
+        chance = U32(random & U64(0xFFFF))
+        random >>= U64(16)
+        if row_format == BF16:
+            weights[row, d] = _to_bf16(bits[d], chance)
+        else:
+            sign = (bits[d] >> U32(16)) & U32(0x8000)
+            values[d] = abs(values[d]) * NARROW
+            weights[row, d] = sign | _to_fp16(bits[d], chance & U32(0x1FFF))
+
+
+@kernel()
+def _to_bf16(bits: np.uint32, chance: np.uint32) -> np.uint32:
+    """The upper half, one more with the probability that the lower half says; never from finite to infinite."""
+    exponent = U32(0x7F800000)
+    if bits & exponent == exponent:  # infinite, or no number: that must stay so
+        return U32((bits >> U32(16)) | (U32(1) if bits & U32(0x7FFFFF) != U32(0) else U32(0)))
+    sum_ = U32(bits + chance)
+    return U32((bits if sum_ & exponent == exponent else sum_) >> U32(16))
+
+
+@kernel()
+def _to_fp16(narrowed: np.uint32, chance: np.uint32) -> np.uint32:
+    """From the bits of |x| 2^-112, rounded by 13 random bits, at most 65504 (0x7BFF); no number stays none."""
+    if narrowed > U32(0x7F800000):
+        return U32(0x7E00)
+    return U32(min(U32(narrowed + chance) >> U32(13), U32(0x7BFF)))

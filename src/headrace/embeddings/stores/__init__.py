@@ -1,0 +1,1 @@
+"""Where rows live, behind one contract: in this process or in shards."""

@@ -1,0 +1,89 @@
+"""Where rows live: three calls, so that a model does not know whether its rows are in this process or elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import Future
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from headrace.embeddings.changes.log import RowBlock
+from headrace.embeddings.keys import Keys
+from headrace.embeddings.tables.table import EmbeddingTable
+
+__all__ = ["EmbeddingStore", "LocalStore"]
+
+Float32s = npt.NDArray[np.float32]
+
+
+class EmbeddingStore(Protocol):
+    """Rows by unique (space, id). Spaces are numbered in the order of the job's config, the same for everyone.
+
+    Attributes:
+        step: The last update that was handed in.
+    """
+
+    @property
+    def step(self) -> int: ...
+
+    def read(self, keys: Keys, *, after: int | None = None) -> Future[Float32s]:
+        """Rows float32 [U, dim] of unique keys, a copy, as an update of the same keys will find them.
+
+        Has no effect, ever: a read may be repeated, early, cached or dropped.
+
+        Args:
+            keys: Unique within the call; `keys.counts` are the sightings that the update will bring, zeros if none
+                follows.
+            after: The step whose updates the rows must have; None for `step`, the last one handed in. A caller that
+                knows that later steps do not touch these keys may ask for less, and wait less.
+        """
+
+    def update(self, keys: Keys, gradients: Float32s, *, num_rows: int = 1) -> Future[None]:
+        """Make step `step` + 1: count sightings, give rows to ids seen often enough, optimize.
+
+        Args:
+            keys: Unique within the call, with their sightings in `keys.counts`.
+            gradients: float32 [U, dim], summed per key; the optimizer lives beside the rows.
+            num_rows: Rows of the batch. Where several trainers make a step, gradients are averaged over all their rows.
+        """
+
+    def changes(self, since: int = 0) -> Iterator[RowBlock]:
+        """What changed after a version, consistent at one later version; see `EmbeddingTable.changes`."""
+
+    def acknowledge(self, consumer: str, version: int) -> None:
+        """A consumer of changes has everything up to a version, or joins there; see `EmbeddingTable.acknowledge`."""
+
+
+class LocalStore:
+    """Rows in this process: calls do their work at once and return a finished future."""
+
+    def __init__(self, table: EmbeddingTable) -> None:
+        self.table = table
+
+    @property
+    def step(self) -> int:
+        """See `EmbeddingStore`."""
+        return self.table.step
+
+    def read(self, keys: Keys, *, after: int | None = None) -> Future[Float32s]:
+        """See `EmbeddingStore.read`; the rows have the updates of all steps."""
+        rows: Future[Float32s] = Future()
+        rows.set_result(self.table.read(keys))
+        return rows
+
+    def update(self, keys: Keys, gradients: Float32s, *, num_rows: int = 1) -> Future[None]:
+        """See `EmbeddingStore.update`."""
+        self.table.update(keys, gradients)
+        updated: Future[None] = Future()
+        updated.set_result(None)
+        return updated
+
+    def changes(self, since: int = 0) -> Iterator[RowBlock]:
+        """See `EmbeddingStore.changes`."""
+        return self.table.changes(since)
+
+    def acknowledge(self, consumer: str, version: int) -> None:
+        """See `EmbeddingStore.acknowledge`."""
+        self.table.acknowledge(consumer, version)

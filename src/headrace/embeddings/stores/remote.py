@@ -1,0 +1,306 @@
+"""`RemoteStore`: an `EmbeddingStore` whose rows live in shards, all of them asked at once, on other threads."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from time import perf_counter
+from typing import Generic, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from headrace.embeddings.changes.log import RowBlock
+from headrace.embeddings.changes.row_blocks import unpack_block
+from headrace.embeddings.keys import Keys
+from headrace.embeddings.shards.client import ShardClient
+from headrace.embeddings.shards.plan import Routes, ShardingPlan
+from headrace.embeddings.shards.precision import Precision, decode, encode
+from headrace.embeddings.shards.table import TableSpec
+from headrace.embeddings.shards.wire import (
+    PROTOCOL,
+    ReadHeader,
+    ReplyHeader,
+    StreamHeader,
+    UpdateHeader,
+    pack_ids,
+    pack_rows,
+    read_rows,
+    read_schema,
+    update_schema,
+)
+from headrace.errors import ShardError
+
+__all__ = ["RemoteStore", "StoreCounters", "StoreOptions"]
+
+Float32s = npt.NDArray[np.float32]
+Int64s = npt.NDArray[np.int64]
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class StoreOptions:
+    """How rows travel, and how old they may be.
+
+    Attributes:
+        rows: Precision of read rows.
+        gradients: Precision of updated gradients.
+        staleness: A read sees all steps but the last `staleness`; 0 is synchronous, None never waits.
+        connections: Reads of one table on their way to one shard at once; more wait here, in order.
+    """
+
+    rows: Precision = "fp32"
+    gradients: Precision = "fp32"
+    staleness: int | None = 0
+    connections: int = 4
+
+
+@dataclass(frozen=True)
+class StoreCounters:
+    """What a store has done; times are sums, of calls that may have run side by side.
+
+    Attributes:
+        reads: Calls of `read`.
+        updates: Calls of `update`.
+        keys: Keys read.
+        bytes_sent: Arrays sent: ids and counts, gradients.
+        bytes_received: Rows received.
+        read_s: From a call of `read` until its rows were there.
+        update_s: From a call of `update` until all shards had it.
+        held_s: Of those, how long the last shard held requests back for other trainers' steps.
+        retries: Requests sent again.
+    """
+
+    reads: int = 0
+    updates: int = 0
+    keys: int = 0
+    bytes_sent: int = 0
+    bytes_received: int = 0
+    read_s: float = 0.0
+    update_s: float = 0.0
+    held_s: float = 0.0
+    retries: int = 0
+
+
+class RemoteStore:
+    """See `EmbeddingStore`; made by `ShardGroup.store`. Thread-safe, but updates count as steps in the order of calls.
+
+    Args:
+        table: Its name.
+        clients: All shards.
+        plan: Who owns what.
+        spec: What it is.
+        session: From `ShardGroup`.
+        trainer: Number of this trainer.
+        client: A random name of this process, as in `open`.
+        step: The last step that is made.
+        options: Precision, staleness, connections.
+
+    Attributes:
+        step: The last step that was handed in.
+    """
+
+    def __init__(
+        self,
+        table: str,
+        clients: list[ShardClient],
+        plan: ShardingPlan,
+        spec: TableSpec,
+        *,
+        session: str,
+        trainer: int,
+        client: str,
+        step: int,
+        options: StoreOptions,
+    ) -> None:
+        self.step = step
+        self._clients = clients
+        self._plan = plan
+        self._table = table
+        self._dim = spec.embedding_dim
+        self._options = options
+        self._reads_have_counts = spec.reads_have_counts
+        header = StreamHeader(PROTOCOL, "read", session, table, trainer, options.rows, client)
+        self._read_header = header
+        self._update_header = replace(header, call="update", precision=options.gradients)
+        self._read_schema = read_schema(with_counts=spec.reads_have_counts)
+        self._update_schema = update_schema(options.gradients, spec.embedding_dim)
+        self._lock = threading.Lock()
+        self._counters = StoreCounters()
+        self._keys_by_space = np.zeros(len(plan.owners), dtype=np.int64)
+        self._readers = [ThreadPoolExecutor(options.connections, f"read-{s}") for s in range(plan.num_shards)]
+        self._updaters = [
+            ThreadPoolExecutor(1, f"update-{s}") for s in range(plan.num_shards)
+        ]  # one: steps stay in order
+
+    def read(self, keys: Keys, *, after: int | None = None) -> Future[Float32s]:
+        """Rows float32 [U, dim] of unique keys, see `EmbeddingStore.read`.
+
+        Args:
+            keys: Unique within the call, spaces ascending; with the sightings of the update that follows, or zeros.
+            after: The step whose updates the rows must have; None for the last one handed in, less the staleness.
+
+        The future fails with `ShardLost` if a shard is gone, and with `ShardError` if it refuses.
+        """
+        start = perf_counter()
+        if after is None:
+            after = 0 if self._options.staleness is None else self.step - self._options.staleness
+        seen = bool(keys.counts.any())
+        out = np.empty((len(keys), self._dim), dtype=np.float32)
+        routes = self._route(keys)
+
+        def read_part(shard: int) -> tuple[ReplyHeader, int, int]:
+            places = None if routes is None else routes.of(shard)
+            part = keys if places is None else keys.take(places)
+            header = ReadHeader(after, seen, self._space_sizes(part))
+            request = pack_ids(part, with_counts=self._reads_have_counts)
+            rows, reply = self._clients[shard].ask(self._read_header, self._read_schema, request, header.to_json())
+            assert rows is not None
+            decode(*read_rows(rows), places, self._options.rows, out)
+            return reply, request.nbytes, rows.nbytes
+
+        def finish(parts: list[tuple[ReplyHeader, int, int]]) -> Float32s:
+            self._count(parts, perf_counter() - start, read=keys)
+            return out
+
+        # A shard without any of the keys has nothing to say, and is not asked.
+        shards = [s for s in range(self._plan.num_shards) if routes is None or routes.starts[s] < routes.starts[s + 1]]
+        return _gather(self._readers, shards if len(keys) else [], read_part, finish)
+
+    def update(self, keys: Keys, gradients: Float32s, *, num_rows: int = 1) -> Future[None]:
+        """Make the next step, see `EmbeddingStore.update`; done when all shards have it.
+
+        A later read sees it, whether or not this future was waited for. All shards are told of every step, also those
+        that own none of the keys.
+        """
+        start = perf_counter()
+        with self._lock:
+            self.step += 1
+            step = self.step
+        routes = self._route(keys)
+
+        def update_part(shard: int) -> tuple[ReplyHeader, int, int]:
+            places = None if routes is None else routes.of(shard)
+            part = keys if places is None else keys.take(places)
+            header = UpdateHeader(step, num_rows, self._space_sizes(part))
+            data, scales = encode(gradients, places, self._options.gradients)
+            request = pack_rows(part, data, scales, self._update_schema)
+            _, reply = self._clients[shard].ask(self._update_header, self._update_schema, request, header.to_json())
+            return reply, request.nbytes, 0
+
+        def finish(parts: list[tuple[ReplyHeader, int, int]]) -> None:
+            self._count(parts, perf_counter() - start, read=None)
+
+        gradients = np.ascontiguousarray(gradients, dtype=np.float32)
+        return _gather(self._updaters, list(range(self._plan.num_shards)), update_part, finish)
+
+    def changes(self, since: int = 0) -> Iterator[RowBlock]:
+        """See `EmbeddingStore.changes`: the blocks of all shards, as they are once the last step is applied.
+
+        Raises:
+            ShardError: Other trainers went on meanwhile, or what changed since then is not known any more.
+        """
+        stream = self._read_header
+        asked = {"session": stream.session, "table": self._table, "since": since, "step": self.step}
+        versions = set()
+        for client in self._clients:
+            for batch, metadata in client.get({**asked, "client": stream.client}):
+                block = unpack_block(batch, metadata)
+                versions.add(block.version)
+                if len(versions) > 1:
+                    raise ShardError(f"changes: shards are at versions {sorted(versions)}, expected one version")
+                yield block
+
+    def acknowledge(self, consumer: str, version: int) -> None:
+        """A consumer of changes has everything up to a version; see `EmbeddingTable.acknowledge`."""
+        stream = self._read_header
+        values = {"session": stream.session, "table": self._table, "consumer": consumer, "version": version}
+        for client in self._clients:
+            client.act("acknowledge", {**values, "client": stream.client})
+
+    def counters(self) -> StoreCounters:
+        """What it has done so far."""
+        with self._lock:
+            return replace(self._counters, retries=sum(client.retries for client in self._clients))
+
+    def keys_by_space(self) -> Int64s:
+        """Keys read so far in each space, int64 [S]: the traffic that `make_plan` asks for."""
+        with self._lock:
+            return self._keys_by_space.copy()
+
+    def close(self) -> None:
+        """End its threads, once what was asked for is done."""
+        for pool in (*self._readers, *self._updaters):
+            pool.shutdown()
+
+    def _route(self, keys: Keys) -> Routes | None:
+        """Which keys go where; None if there is one shard."""
+        return None if self._plan.num_shards == 1 else self._plan.route(keys)
+
+    def _space_sizes(self, keys: Keys) -> list[int]:
+        sizes: list[int] = np.bincount(keys.spaces, minlength=len(self._plan.owners)).tolist()
+        return sizes
+
+    def _count(self, parts: list[tuple[ReplyHeader, int, int]], seconds: float, *, read: Keys | None) -> None:
+        sent, received = sum(part[1] for part in parts), sum(part[2] for part in parts)
+        held_s = max((part[0].held_us for part in parts), default=0) / 1e6
+        with self._lock:
+            was = self._counters
+            common = replace(
+                was,
+                bytes_sent=was.bytes_sent + sent,
+                bytes_received=was.bytes_received + received,
+                held_s=was.held_s + held_s,
+            )
+            if read is None:
+                self._counters = replace(common, updates=was.updates + 1, update_s=was.update_s + seconds)
+            else:
+                self._counters = replace(
+                    common, reads=was.reads + 1, keys=was.keys + len(read), read_s=was.read_s + seconds
+                )
+                self._keys_by_space += self._space_sizes(read)
+
+
+class _Gathered(Generic[Result]):
+    """A future that is done when its parts are, or when one has failed; others then write into what nobody reads."""
+
+    def __init__(self, num_parts: int, finish: Callable[[list[tuple[ReplyHeader, int, int]]], Result]) -> None:
+        self.future: Future[Result] = Future()
+        self.future.set_running_or_notify_cancel()
+        self._finish = finish
+        self._lock = threading.Lock()
+        self._parts: list[tuple[ReplyHeader, int, int]] = []
+        self._left = num_parts
+
+    def run(self, part: Callable[[int], tuple[ReplyHeader, int, int]], shard: int) -> None:
+        """Do a part; whoever is last finishes."""
+        try:
+            done = part(shard)
+        except BaseException as error:
+            with self._lock:
+                has_failed, self._left = self._left < 0, -1
+            if not has_failed:
+                self.future.set_exception(error)
+            return
+        with self._lock:
+            self._parts.append(done)
+            self._left -= 1
+            is_last = self._left == 0
+        if is_last:
+            self.future.set_result(self._finish(self._parts))
+
+
+def _gather(
+    pools: list[ThreadPoolExecutor],
+    shards: list[int],
+    part: Callable[[int], tuple[ReplyHeader, int, int]],
+    finish: Callable[[list[tuple[ReplyHeader, int, int]]], Result],
+) -> Future[Result]:
+    gathered = _Gathered(len(shards), finish)
+    for shard in shards:
+        pools[shard].submit(gathered.run, part, shard)
+    if not shards:
+        gathered.future.set_result(finish([]))
+    return gathered.future

@@ -1,0 +1,134 @@
+"""A shard's table holds its own keys only, and parts make the table of one process again."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from headrace.embeddings import AdamConfig, EmbeddingTable, Keys, TableConfig
+from headrace.embeddings.shards.plan import ShardingPlan, make_plan
+from headrace.embeddings.shards.table import ShardTable, TableSpec
+from headrace.embeddings.tables.parts import join_parts
+from headrace.errors import CheckpointError, ShardError
+
+ADAM = AdamConfig(lr=0.1)
+SPEC = TableSpec(
+    {
+        "hashed": TableConfig(num_embeddings=40, optimizer=ADAM),
+        "exact": TableConfig(kind="collisionless", num_embeddings=2, admission_count=2, evict_after=1, optimizer=ADAM),
+        "direct": TableConfig(kind="direct", num_embeddings=20, optimizer=ADAM),
+    },
+    3,
+    seed=9,
+)
+
+
+def batch(rng: np.random.Generator) -> tuple[Keys, npt.NDArray[np.float32]]:
+    pairs = np.unique(np.stack([rng.integers(0, 3, 30), rng.integers(0, 20, 30)], axis=1), axis=0)
+    keys = Keys(pairs[:, 0].astype(np.int32), pairs[:, 1].copy(), rng.integers(1, 3, len(pairs)).astype(np.int32))
+    return keys, rng.normal(size=(len(pairs), 3)).astype(np.float32)
+
+
+class Sharded:
+    """What trainer and shards do together, without a network."""
+
+    def __init__(self, num_shards: int, kind: str = "row_wise") -> None:
+        self.plan: ShardingPlan = make_plan(SPEC.spaces, num_shards, kind=kind)  # type: ignore[arg-type]
+        self.shards = [ShardTable(SPEC, self.plan, shard) for shard in range(num_shards)]
+
+    def read(self, keys: Keys) -> npt.NDArray[np.float32]:
+        out = np.empty((len(keys), 3), np.float32)
+        for places, part, shard in self._parts(keys):
+            out[places] = shard.read(part)
+        return out
+
+    def update(self, keys: Keys, gradients: npt.NDArray[np.float32]) -> None:
+        for places, part, shard in self._parts(keys):
+            shard.update(part, np.ascontiguousarray(gradients[places]))
+
+    def _parts(self, keys: Keys) -> list[tuple[npt.NDArray[np.int64], Keys, ShardTable]]:
+        routes = self.plan.route(keys)
+        places = [routes.of(shard) for shard in range(len(self.shards))]
+        return [(at, keys.take(at), shard) for at, shard in zip(places, self.shards, strict=True)]
+
+
+def train(tables: list[Sharded | EmbeddingTable], rng: np.random.Generator, steps: int) -> None:
+    for step in range(steps):
+        keys, gradients = batch(rng)
+        rows = [table.read(keys) for table in tables]
+        assert all((each == rows[0]).all() for each in rows)
+        for table in tables:
+            table.update(keys, gradients)
+        if step % 3 == 2:
+            freed = [
+                sum(shard.table.end_window() for shard in table.shards)
+                if isinstance(table, Sharded)
+                else table.end_window()
+                for table in tables
+            ]
+            assert len(set(freed)) == 1
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    before=st.integers(1, 4),
+    after=st.integers(1, 4),
+    seed=st.integers(0, 99),
+    kind=st.sampled_from(["row_wise", "table_wise"]),
+)
+def test_parts_move_between_shards_and_one_process_and_training_goes_on_bit_for_bit(
+    before: int, after: int, seed: int, kind: str
+) -> None:
+    rng = np.random.default_rng(seed)
+    alone, sharded = EmbeddingTable(SPEC.spaces, 3, seed=9), Sharded(before, kind)
+    train([alone, sharded], rng, 7)
+    parts = [shard.part() for shard in sharded.shards]
+    resharded, joined, spread = Sharded(after), EmbeddingTable(SPEC.spaces, 3, seed=9), Sharded(after, kind)
+    for shard in resharded.shards:
+        shard.load(parts)
+    joined.load_state_dict(join_parts(parts))
+    for shard in spread.shards:
+        shard.load([alone.state_dict()])
+    train([alone, sharded, resharded, joined, spread], rng, 5)
+
+
+def test_a_shard_makes_rows_for_its_own_keys_only_when_they_are_trained() -> None:
+    sharded = Sharded(2)
+    keys = Keys(np.zeros(40, np.int32), np.arange(40), np.ones(40, np.int32))
+    for each in (keys, keys.unseen()):
+        assert (sharded.read(each) == EmbeddingTable(SPEC.spaces, 3, seed=9).read(each)).all(), "rows exist before"
+    assert sum(shard.table.num_rows for shard in sharded.shards) == 0
+    sharded.update(keys, np.ones((40, 3), np.float32))
+    assert sum(shard.table.num_rows for shard in sharded.shards) == 40
+    assert min(shard.table.num_rows for shard in sharded.shards) > 8
+
+
+@pytest.mark.parametrize("rows", ["bf16", "fp16"])
+def test_rows_kept_in_16_bits_begin_as_in_one_process(rows: str) -> None:
+    spaces = {"a": TableConfig.from_dict({"num_embeddings": 40, "rows": rows}, where="test")}
+    keys = Keys(np.zeros(40, np.int32), np.arange(40), np.ones(40, np.int32))
+    shard = ShardTable(TableSpec(spaces, 3, 9), make_plan(spaces, 1), 0)
+    expected = EmbeddingTable(spaces, 3, seed=9).read(keys)
+    assert (shard.read(keys) == expected).all()
+    assert (shard.read(keys.unseen()) == expected).all()
+
+
+def test_parts_of_different_steps_are_refused_and_so_are_those_of_another_table() -> None:
+    sharded = Sharded(2)
+    keys, gradients = batch(np.random.default_rng(0))
+    sharded.shards[0].update(keys, gradients)
+    with pytest.raises(CheckpointError, match="parts were saved at steps"):
+        join_parts([shard.part() for shard in sharded.shards])
+    other = TableSpec({**SPEC.spaces, "direct": TableConfig(kind="direct", num_embeddings=21, optimizer=ADAM)}, 3, 9)
+    with pytest.raises(CheckpointError, match=r"direct\.num_embeddings was saved as 20, but the job says 21"):
+        ShardTable(other, sharded.plan, 0).load([sharded.shards[1].part()])
+
+
+def test_ids_that_no_row_can_have_are_named() -> None:
+    table = Sharded(1).shards[0]
+    keys = Keys(np.array([1, 2], np.int32), np.array([10**12, 20]), np.ones(2, np.int32))
+    with pytest.raises(ShardError, match="space direct: id 20, expected 0 <= id < 20"):
+        table.check(keys)
