@@ -69,7 +69,9 @@ def parameters(run: Path) -> dict[str, npt.NDArray[Any]]:
         order = np.lexsort((columns["ids"], columns["spaces"]))
         for name, column in columns.items():
             if name not in ("header", "rows"):
-                found[f"{table}.{name}"] = np.asarray(column if name.startswith(("pending", "removed")) else column[order])
+                found[f"{table}.{name}"] = np.asarray(
+                    column if name.startswith(("pending", "removed")) else column[order]
+                )
     found["rows"] = np.array(list(snapshot.state["rows"].values()))
     return found
 

@@ -13,7 +13,9 @@ import pytest
 
 from headrace.errors import ConfigError
 from headrace.logs.generate import GenerateConfig, generate_logs
+from headrace.pipeline import BatchIterator
 from headrace.scheduling.policies import POLICIES
+from headrace.scheduling.state import SchedulerState
 from headrace.training import CheckpointFolder, JobConfig, Trainer, TrainResult
 
 NUM_ROWS = 3000
@@ -39,7 +41,7 @@ def train(folder: Path, run: str, scheduler: Any, stop_at: int | None = None) ->
         {
             "run": run,
             "data": {"path": "logs", "bad_rows": {"policy": "quarantine", "max_ratio": 0.5}},
-            "pipeline": {"shuffle": {"num_rows": 700, "seed": 3}, "tuner": "none"},
+            "pipeline": {"shuffle": {"num_rows": 700, "seed": 3}, "tuner": "none", "memory": "64MiB"},
             "embeddings": {"default": {"kind": "collisionless", "num_embeddings": 64, "admission_count": 2}},
             "model": {"kind": "dlrm", "embedding_dim": 4, "bottom": [8], "top": [8]},
             "training": {
@@ -109,6 +111,26 @@ def test_a_stopped_scheduled_job_goes_on_exactly(folder: Path, policy: str, stop
 def test_verify_passes_on_a_whole_job(folder: Path) -> None:
     train(folder, "verified", {"policy": "recs_early", "verify": True, "max_groups": 3})
     assert_same_run(folder / "verified", folder / "plain")
+
+
+def test_pipeline_and_steps_share_the_memory_budget_of_the_job(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    budgets: dict[str, int] = {}
+    begin, take = SchedulerState.__init__, BatchIterator.__next__
+
+    def watch_state(self: SchedulerState, *arguments: Any, **options: Any) -> None:
+        begin(self, *arguments, **options)
+        budgets["steps"] = self.bytes.ledger.budget_bytes
+
+    def watch_batches(self: BatchIterator) -> Any:
+        budgets["pipeline"] = self.counters(1.0).budget_bytes
+        return take(self)
+
+    monkeypatch.setattr(SchedulerState, "__init__", watch_state)
+    monkeypatch.setattr(BatchIterator, "__next__", watch_batches)
+    train(folder, "budgets", "recs")
+    assert budgets == {"steps": 16 << 20, "pipeline": 48 << 20}
+    train(folder, "alone", "auto")
+    assert budgets["pipeline"] == 64 << 20
 
 
 def test_the_latest_steps_are_left_as_a_trace(folder: Path) -> None:

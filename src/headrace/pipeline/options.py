@@ -16,7 +16,7 @@ from headrace.resources import Memory, effective_cpus, effective_memory, parse_b
 if TYPE_CHECKING:
     from headrace.pipeline.graph import Executor, Pipeline, Stage
 
-__all__ = ["DEFAULT_MEMORY_SHARE", "MAX_WORKERS", "Group", "OpenOptions", "make_groups"]
+__all__ = ["DEFAULT_MEMORY_SHARE", "MAX_WORKERS", "Group", "OpenOptions", "make_groups", "memory_budget"]
 
 DEFAULT_MEMORY_SHARE = 0.25
 """Of the effective memory limit, for elements in flight: the model, its embeddings and the page cache need the rest."""
@@ -91,12 +91,7 @@ class OpenOptions:
         total = effective_cpus().num_threads if workers is None or isinstance(workers, Mapping) else workers
         _check_workers("workers", total)
         memory = effective_memory()
-        if memory_bytes is None:
-            budget = int(memory.limit_bytes * DEFAULT_MEMORY_SHARE)
-        else:
-            budget = parse_bytes(memory_bytes, where="open: memory_bytes")
-        if budget <= 0:
-            raise ConfigError(f"open: memory_bytes: given {memory_bytes!r}, expected more than 0")
+        budget = memory_budget(memory_bytes, memory)
         total = max(total, sum(stage_workers.values()))
         if tuner is None:  # setting workers disables tuning
             tuner = "auto" if workers is None else "none"
@@ -108,6 +103,20 @@ class OpenOptions:
         if executor == "inline":
             tuner = "none"
         return cls(total, stage_workers, budget, memory, executor, epoch, rank, num_ranks, decisions, tuner)
+
+
+def memory_budget(memory_bytes: int | str | None, memory: Memory | None = None) -> int:
+    """Bytes of elements in flight: those asked for ("4GiB"), or for None a share of the effective memory limit.
+
+    Raises:
+        ConfigError: Not a positive number of bytes.
+    """
+    if memory_bytes is None:
+        return int((memory or effective_memory()).limit_bytes * DEFAULT_MEMORY_SHARE)
+    budget = parse_bytes(memory_bytes, where="open: memory_bytes")
+    if budget <= 0:
+        raise ConfigError(f"open: memory_bytes: given {memory_bytes!r}, expected more than 0")
+    return budget
 
 
 @dataclass(frozen=True)

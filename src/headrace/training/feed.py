@@ -12,11 +12,16 @@ from headrace.features import FeaturePlan
 from headrace.logs.pieces import ROW_ID, Source
 from headrace.observe.decisions import DecisionLog
 from headrace.pipeline import Account, BatchIterator, Pipeline, from_source
+from headrace.pipeline.options import memory_budget
 from headrace.training.job import JobConfig
 from headrace.training.rows import RowCounts
 from headrace.training.user_functions import load_function
 
-__all__ = ["build_pipeline", "count_rows", "decide_groups", "open_batches", "source_columns"]
+__all__ = ["build_pipeline", "count_rows", "decide_groups", "open_batches", "source_columns", "step_budget"]
+
+STEP_SHARE = 0.25
+"""Of a job's memory budget, where a scheduler computes features: it holds a few batches and their rows, the pipeline
+holds shuffle blocks and what is read ahead."""
 
 
 def open_batches(
@@ -35,16 +40,22 @@ def open_batches(
     decide_groups(job, plan, source, shuffled=shuffled, decisions=decisions)
     pipe = build_pipeline(job, plan, source, shuffled=shuffled, transformed=transformed)
     options = job.pipeline
+    budget = memory_budget(options.memory)
     return pipe.open(
         workers=options.workers,
         tuner=options.tuner,
-        memory_bytes=options.memory,
+        memory_bytes=budget if transformed else budget - step_budget(job),
         executor=options.executor,
         state=state,
         decisions=decisions,
         rank=rank,
         num_ranks=num_ranks,
     )
+
+
+def step_budget(job: JobConfig) -> int:
+    """Of a job's memory budget, what a scheduler has for batches between reading and training."""
+    return int(memory_budget(job.pipeline.memory) * STEP_SHARE)
 
 
 def build_pipeline(

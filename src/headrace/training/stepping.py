@@ -189,7 +189,7 @@ class Scheduling:
 
     @contextmanager
     def open(
-        self, batches: BatchIterator, step: TrainingStep, *, folder: Path | None = None, budget_bytes: int = 1 << 62
+        self, batches: BatchIterator, step: TrainingStep, *, budget_bytes: int, folder: Path | None = None
     ) -> Iterator[ScheduledSteps]:
         """Steps under the policy, until the context ends.
 

@@ -22,7 +22,7 @@ from headrace.pipeline import BatchIterator
 from headrace.threads import Threads
 from headrace.training.assembly import assemble
 from headrace.training.checkpoint import CheckpointFolder, Snapshot
-from headrace.training.feed import count_rows, open_batches, source_columns
+from headrace.training.feed import count_rows, open_batches, source_columns, step_budget
 from headrace.training.job import JobConfig
 from headrace.training.metrics import Scores
 from headrace.training.peers import Alone, Peers
@@ -305,7 +305,8 @@ class Trainer:
             if scheduling.policy is None:
                 yield batches, PlainSteps(batches, self._step)
                 return
-            with scheduling.open(batches, self._step, folder=self.run_folder.path) as steps:
+            budget = step_budget(self.job)
+            with scheduling.open(batches, self._step, folder=self.run_folder.path, budget_bytes=budget) as steps:
                 yield batches, steps
 
     def _explain(self, what: str, batches: BatchIterator) -> None:
