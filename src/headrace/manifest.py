@@ -22,6 +22,9 @@ __all__ = ["MANIFEST", "FileEntry", "Manifest", "file_checksum", "open_regular"]
 
 MANIFEST = "manifest.json"
 
+OWN_KEYS = ("format", "version", "files")
+"""Keys of a manifest that are not its owner's; its checksum is another."""
+
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _DAMAGED = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENXIO, errno.ENAMETOOLONG, errno.EIO}
 """What opening or reading a lost, replaced or unreadable file gives; other errors are no reason to call it torn."""
@@ -58,7 +61,7 @@ class Manifest(_Part):
         format: What kind of folder it is.
         version: Of the format.
         files: Each file by its path below the folder.
-        content: What the folder's owner keeps with them, as JSON has it.
+        content: All other keys: what the folder's owner keeps with them, as JSON has it.
     """
 
     format: str
@@ -74,7 +77,7 @@ class Manifest(_Part):
             name = path.relative_to(folder).as_posix()
             files[name] = {"bytes": path.stat().st_size, "sha256": file_checksum(path)}
             flush(path)
-        values = {"format": kind, "version": version, "files": files, "content": content}
+        values = {"format": kind, "version": version, **content, "files": files}
         values = json.loads(json.dumps(values))  # as it will be read: tuples become lists, keys strings
         write_text(folder / MANIFEST, json.dumps(values | {"sha256": _digest(values)}, indent=1))
         for parent in {(folder / name).parent for name in files} | {folder}:
@@ -100,8 +103,9 @@ class Manifest(_Part):
         if (values.get("format"), values.get("version")) != (kind, version):
             given = f"{values.get('format')} version {values.get('version')}"
             raise VersionMismatch(f"{folder}: is {given}, expected {kind} version {version}")
+        own = {key: values.pop(key) for key in OWN_KEYS if key in values}
         try:
-            return cls.model_validate(values)
+            return cls.model_validate(own | {"content": values})
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
             key = ".".join(str(part) for part in first["loc"])

@@ -313,7 +313,7 @@ def test_the_page_on_checkpoints_names_every_file_key_and_column(trained: Path) 
     manifest = json.loads((folder / "manifest.json").read_text())
     files = [path.name for path in folder.iterdir()]
     columns = [path.stem.replace("slot.accumulator", "slot.NAME") for path in folder.glob("tables/*/*")]
-    for name in (*manifest, *manifest["content"], *manifest["content"]["state"], *columns):
+    for name in (*manifest, *manifest["state"], *columns):
         assert f"`{name}`" in page, name
     assert [name for name in files if name not in page] == []
 

@@ -268,7 +268,7 @@ def test_a_manifest_cannot_name_files_elsewhere_or_of_another_kind(tmp_path: Pat
         (place / name).write_bytes(b"")
     sha = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
     values = {"format": "headrace-checkpoint", "version": 2, "files": {name: {"bytes": 0, "sha256": sha}}}
-    values["content"] = {"number": 1, "state": {}}
+    values |= {"number": 1, "state": {}}
     digest = hashlib.sha256(json.dumps(values, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
     (place / "manifest.json").write_text(json.dumps(values | {"sha256": digest}))
     with pytest.raises(TornCheckpoint, match=r"expected a path below the folder|holds no arrays"):
