@@ -60,9 +60,9 @@ def ready_batches(settings: dict[str, Any]) -> tuple[list[Batch], TrainingStep]:
         config.schema_of_logs,
         columns=source_columns(config, parts.plan),
     )
-    decide_groups(config, parts.plan, source)
+    plan = decide_groups(config, parts.plan, source)
     batches: list[Batch] = []
-    with open_batches(config, parts.plan, source) as delivered:
+    with open_batches(config, plan, source) as delivered:
         for batch in delivered:
             batches.append(expanded(batch) if settings["expanded"] else batch)
             if len(batches) == NUM_BATCHES:

@@ -5,8 +5,8 @@ from headrace.features.costs import FeatureCost, measure_costs
 from headrace.features.operator import Column, ColumnOperator, FusedOperator, Kind, Operator
 from headrace.features.operators.lists import RowSampling
 from headrace.features.plan import FeaturePlan
-from headrace.features.realised import Savings
 from headrace.features.registry import operators, register
+from headrace.features.savings import Savings
 from headrace.features.warm_up import warmup
 
 __all__ = [

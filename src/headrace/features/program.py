@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +16,7 @@ ALL_ELEMENTS = 1 << 62
 _WORDS = 7
 
 
+@dataclass(frozen=True, eq=False)
 class Program:
     """The compiled form of all chains of a plan.
 
@@ -24,10 +26,9 @@ class Program:
         floats: float64, parameters and tables one after the other.
     """
 
-    def __init__(self, ops: NDArray[np.int64], integers: NDArray[np.int64], floats: NDArray[np.float64]) -> None:
-        self.ops = ops
-        self.integers = integers
-        self.floats = floats
+    ops: NDArray[np.int64]
+    integers: NDArray[np.int64]
+    floats: NDArray[np.float64]
 
 
 class ProgramBuilder:

@@ -14,12 +14,12 @@ from headrace.features.operators import FirstX, OneHot
 from headrace.features.program import ALL_ELEMENTS, Program, ProgramBuilder
 from headrace.features.spec import FeatureSpec
 
-__all__ = ["OneHotRun", "Step", "Steps", "build_steps"]
+__all__ = ["Chains", "OneHotRun", "Step", "Steps", "build_steps"]
 
 Chains = NDArray[np.int64]  # [N, 6]: source, first operator, past the last, starts with ids, elements to read, weights
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Step:
     """A column operator whose result becomes a source of its own.
 
@@ -40,7 +40,7 @@ class Step:
     returns: Kind
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class OneHotRun:
     """A one-hot feature: the chain that finds the bucket, and the columns it fills."""
 
@@ -49,7 +49,7 @@ class OneHotRun:
     num_columns: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Steps:
     """A plan ready to run, except for the types of the columns.
 
@@ -78,6 +78,11 @@ class Steps:
     shareable: NDArray[np.bool_]
     weighted: Chains
     sparse_keys: tuple[str, ...]
+
+    @property
+    def num_features(self) -> int:
+        """Columns of a dense matrix, and keys."""
+        return len(self.dense_names) + len(self.sparse_keys)
 
 
 def build_steps(specs: Sequence[FeatureSpec], kinds: dict[str, Kind], places: Mapping[str, int] | None = None) -> Steps:

@@ -36,8 +36,10 @@ def open_batches(
     rank: int = 0,
     num_ranks: int = 1,
 ) -> BatchIterator:
-    """Start the pipeline a job file describes, over one source; see `build_pipeline` and `Pipeline.open`."""
-    decide_groups(job, plan, source, shuffled=shuffled, decisions=decisions)
+    """Start the pipeline a job file describes, over one source; see `build_pipeline` and `Pipeline.open`.
+
+    The plan is used unchanged; call `decide_groups` first.
+    """
     pipe = build_pipeline(job, plan, source, shuffled=shuffled, transformed=transformed)
     options = job.pipeline
     budget = memory_budget(options.memory)
@@ -95,19 +97,22 @@ def source_columns(job: JobConfig, plan: FeaturePlan, *, shuffled: bool = True) 
 
 def decide_groups(
     job: JobConfig, plan: FeaturePlan, source: Source, *, shuffled: bool = True, decisions: DecisionLog | None = None
-) -> None:
-    """Let the plan decide which columns to group, on the first rows of the source: the same for every run over it."""
+) -> FeaturePlan:
+    """The plan, with its grouping decided on the first rows of the source: the same in every run over it."""
     if plan.dedup != "auto":
-        return
+        return plan
     if shuffled and job.pipeline.shuffle is not None and job.pipeline.shuffle.by == "row":
-        plan.keep_plain("rows are shuffled one by one, so equal ones do not stay together; see pipeline.shuffle.by")
+        plan = plan.keep_plain(
+            "rows are shuffled one by one, so equal ones do not stay together; see pipeline.shuffle.by"
+        )
     else:
         sample = _first_rows(source)
         if sample is None:
-            return
-        plan.decide(sample, again=True)
+            return plan
+        plan = plan.decide(sample)
     if decisions is not None and plan.grouping is not None:
         decisions.record("features", {}, f"deduplication: {plan.grouping.reason}")
+    return plan
 
 
 def _first_rows(source: Source) -> pa.RecordBatch | None:

@@ -23,7 +23,7 @@ from headrace.tensors import Batch
 from headrace.threads import use_threads
 from headrace.training.assembly import Assembly, assemble
 from headrace.training.checkpoint import CheckpointFolder
-from headrace.training.feed import count_rows, open_batches, source_columns
+from headrace.training.feed import count_rows, decide_groups, open_batches, source_columns
 from headrace.training.job import JobConfig
 from headrace.training.metrics import BinaryMetrics, Scores
 from headrace.training.rows import RowCounts
@@ -150,6 +150,7 @@ class Scorer:
         budget = ErrorBudget(self.job.data.bad_rows)
         self.rows = RowCounts()
         total = sum(source.num_rows(item) for item in range(len(source)))
+        plan = decide_groups(self.job, plan, source, shuffled=False)
         with (
             Progress(what, total=total) as progress,
             open_batches(self.job, plan, source, shuffled=False) as batches,

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from headrace.embeddings import LocalStore, embedding_bags
+from headrace.features import FeaturePlan
 from headrace.observe.timeline import SCHEDULE_FILE
 from headrace.pipeline import Account, BatchIterator, PipelineCounters
 from headrace.resources import effective_cpus
@@ -24,7 +25,6 @@ from headrace.scheduling.runtime import StepRuntime
 from headrace.scheduling.state import SchedulerState
 from headrace.scheduling.work import TrainingWork
 from headrace.tensors import Batch
-from headrace.training.assembly import Assembly
 from headrace.training.step import StepResult, TrainingStep
 
 __all__ = ["PlainSteps", "ScheduledSteps", "Scheduling", "Stepped", "Steps"]
@@ -153,15 +153,15 @@ def choose_policy(config: SchedulerConfig, model: nn.Module) -> Policy | None:
     return config.choose(remote=not all(_is_local(model)), alone=alone)
 
 
-def feature_groups(assembly: Assembly, max_groups: int) -> FeatureGroups:
+def feature_groups(plan: FeaturePlan, model: nn.Module, max_groups: int) -> FeatureGroups:
     """The feature groups of a job, closed under the id spaces of all its tables."""
-    modules = embedding_bags(assembly.model)
+    modules = embedding_bags(model)
 
     def spaces(feature: str) -> list[str]:
         named = [(name, bags.config.features.get(feature)) for name, bags in modules.items()]
         return [f"{name}.{(config and config.space) or feature}" for name, config in named]
 
-    return group_features(assembly.plan, spaces, max_groups=max_groups)
+    return group_features(plan, spaces, max_groups=max_groups)
 
 
 def _is_local(model: nn.Module) -> list[bool]:
@@ -175,34 +175,41 @@ class Scheduling:
         policy: None for the plain loop.
     """
 
-    def __init__(self, config: SchedulerConfig, assembly: Assembly) -> None:
+    def __init__(self, config: SchedulerConfig, model: nn.Module) -> None:
         """Choose a policy.
 
         Args:
             config: The job's section.
-            assembly: Plan and model; their stores as they will be in training.
+            model: Of the job; its stores as they will be in training.
         """
-        self.policy = choose_policy(config, assembly.model)
+        self.policy = choose_policy(config, model)
         self._config = config
-        self._assembly = assembly
+        self._model = model
         self._probe: Probe | None = None
 
     @contextmanager
     def open(
-        self, batches: BatchIterator, step: TrainingStep, *, budget_bytes: int, folder: Path | None = None
+        self,
+        batches: BatchIterator,
+        step: TrainingStep,
+        plan: FeaturePlan,
+        *,
+        budget_bytes: int,
+        folder: Path | None = None,
     ) -> Iterator[ScheduledSteps]:
         """Steps under the policy, until the context ends.
 
         Args:
             batches: Of rows, see `open_batches`.
             step: Trains.
+            plan: Computes the features, with its grouping decided for these rows.
             folder: Where to leave the trace of the latest steps; None for nowhere.
             budget_bytes: Of batches between reading and training.
         """
         assert self.policy is not None, "the plain loop has no scheduler"
-        config, model, policy = self._config, self._assembly.model, self.policy
+        config, model, policy = self._config, self._model, self.policy
         store_holds = not any(_is_local(model))
-        groups = feature_groups(self._assembly, self._max_groups(store_holds))
+        groups = feature_groups(plan, model, self._max_groups(plan, store_holds))
         probe = make_probe(policy, num_groups=len(groups), store_holds=store_holds)
         if self._probe is None or self._probe.modes != probe.modes:
             self._probe = probe
@@ -230,12 +237,11 @@ class Scheduling:
                 if folder is not None:
                     runtime.trace.write(folder / SCHEDULE_FILE, policy.name)
 
-    def _max_groups(self, store_holds: bool) -> int:
+    def _max_groups(self, plan: FeaturePlan, store_holds: bool) -> int:
         """Parts of the plan. One where it looks for equal rows: parts would find others than the whole does.
 
         Gradients of equal rows are summed first, so the bits of parameters would depend on which way was faster.
         """
-        grouping = self._assembly.plan.grouping
-        if grouping is None or grouping.groups:
+        if plan.grouping is None or plan.grouping.groups:
             return 1
         return self._config.max_groups or (MAX_GROUPS if store_holds else 1)

@@ -22,7 +22,7 @@ from headrace.pipeline import BatchIterator
 from headrace.threads import Threads
 from headrace.training.assembly import assemble
 from headrace.training.checkpoint import CheckpointFolder, Snapshot
-from headrace.training.feed import count_rows, open_batches, source_columns, step_budget
+from headrace.training.feed import count_rows, decide_groups, open_batches, source_columns, step_budget
 from headrace.training.job import JobConfig
 from headrace.training.metrics import Scores
 from headrace.training.peers import Alone, Peers
@@ -296,17 +296,18 @@ class Trainer:
     def _open(self, source: Source) -> Iterator[tuple[BatchIterator, Steps]]:
         """The pipeline over a source, and the steps behind it: under a scheduler where the job has one."""
         if self._scheduling is None:
-            self._scheduling = Scheduling(self.job.scheduler, self.assembly)
+            self._scheduling = Scheduling(self.job.scheduler, self.assembly.model)
         scheduling = self._scheduling
         options: dict[str, Any] = {"state": self.state.token, "decisions": self._decisions}
         options |= {"rank": self._peers.rank, "num_ranks": self._peers.size}
         options["transformed"] = scheduling.policy is None
-        with open_batches(self.job, self.assembly.plan, source, **options) as batches:
+        plan = decide_groups(self.job, self.assembly.plan, source, decisions=self._decisions)
+        with open_batches(self.job, plan, source, **options) as batches:
             if scheduling.policy is None:
                 yield batches, PlainSteps(batches, self._step)
                 return
             budget = step_budget(self.job)
-            with scheduling.open(batches, self._step, folder=self.run_folder.path, budget_bytes=budget) as steps:
+            with scheduling.open(batches, self._step, plan, folder=self.run_folder.path, budget_bytes=budget) as steps:
                 yield batches, steps
 
     def _explain(self, what: str, batches: BatchIterator) -> None:

@@ -252,6 +252,19 @@ def test_rows_cut_from_a_piece_compute_only_their_own_unique_rows() -> None:
     assert group["likes"].unique.to_lists() == {"likes": [[number] for number in range(30, 50)]}
 
 
+def test_labels_and_weights_may_lie_in_a_group_apart_from_all_features() -> None:
+    inverse = np.array([0, 0, 1, 1, 1], np.int32)
+    group = group_array({"y": pa.array([0.0, 1.0]), "w": pa.array([0.5, 2.0])}, inverse)
+    plain = {"age": pa.array([1.0, 2.0, 3.0, 4.0, 5.0]), "city": pa.array([7, 7, 8, 8, 9])}
+    config = {"dense": {"age": None}, "sparse": {"city": None}}
+    batch = FeaturePlan.from_config(config, SCHEMA).apply(pa.record_batch(plain | {group_name(0): group}))
+    assert batch.labels[:, 0].tolist() == [0, 0, 1, 1, 1]
+    assert batch.weights is not None
+    assert batch.weights.tolist() == [0.5, 0.5, 2, 2, 2]
+    assert batch.dense[:, 0].tolist() == [1, 2, 3, 4, 5]
+    assert batch.sparse[0].to_lists() == {"city": [[7], [7], [8], [8], [9]]}
+
+
 def test_a_group_without_repeats_comes_out_plain() -> None:
     plan = FeaturePlan.from_config({"sparse": {"likes": []}}, VIEWS)
     batch = shifting().take(pa.array(np.arange(0, 300, 3)[::-1]))

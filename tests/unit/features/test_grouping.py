@@ -81,6 +81,42 @@ def test_a_plan_decides_once_on_its_first_batch_and_keeps_to_it() -> None:
     assert plan.grouping is decided
 
 
+def test_deciding_makes_another_plan_and_leaves_the_shared_one_open() -> None:
+    plan = FeaturePlan.default(SCHEMA)
+    of_sessions, of_single_rows = plan.decide(rows_of_sessions(15)), plan.decide(rows_of_sessions(1))
+    assert plan.grouping is None
+    assert of_sessions.grouping is not None
+    assert of_sessions.grouping.groups
+    assert of_single_rows.grouping is not None
+    assert not of_single_rows.grouping.groups
+    again = of_single_rows.decide(rows_of_sessions(15))  # a later window decides on its own rows
+    assert again.grouping == of_sessions.grouping
+    kinds = [{type(group) for group in p.apply(rows_of_sessions(15)).sparse} for p in (of_sessions, of_single_rows)]
+    assert kinds == [{KeyedJaggedTensor, InverseKeyedJaggedTensor}, {KeyedJaggedTensor}]
+
+
+def test_what_a_decided_plan_saves_is_counted_by_the_plan_it_was_made_from() -> None:
+    plan = FeaturePlan.default(SCHEMA)
+    decided = plan.decide(rows_of_sessions(15))
+    decided.apply(rows_of_sessions(15))
+    plan.keep_plain("for a test").apply(rows_of_sessions(15))
+    assert plan.savings == decided.savings
+    assert plan.savings.num_rows == 1200
+    assert plan.savings.num_plain_ids > plan.savings.num_ids
+
+
+@pytest.mark.parametrize("dedup", ["off", {"groups": [["history", "likes"]]}])
+def test_a_plan_keeps_to_what_the_job_says_about_groups(dedup: object) -> None:
+    plan = FeaturePlan.from_config({"sparse": {"history": None, "likes": None}, "dedup": dedup}, SCHEMA)
+    assert plan.decide(rows_of_sessions(15)) is plan
+    assert plan.keep_plain("shuffled") is plan
+
+
+def test_no_rows_leave_a_plan_as_open_as_it_was() -> None:
+    plan = FeaturePlan.default(SCHEMA)
+    assert plan.decide(rows_of_sessions(15).slice(0, 0)) is plan
+
+
 def test_few_rows_decide_nothing() -> None:
     plan = FeaturePlan.default(SCHEMA)
     plan.apply(rows_of_sessions(15, num_rows=30))

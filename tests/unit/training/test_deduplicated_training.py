@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -49,7 +50,7 @@ def trained(job: JobConfig, *, nested: bool) -> tuple[Assembly, list[torch.Tenso
     """Parameters and last predictions of one pass, the rows used, and the kinds of groups in the batches."""
     source = SessionSource(nested=nested, **SOURCE)
     assembly = assemble(job)
-    decide_groups(job, assembly.plan, source)
+    assembly = replace(assembly, plan=decide_groups(job, assembly.plan, source))
     pipe = from_source(source)
     if job.pipeline.shuffle is not None:
         pipe = pipe.shuffle(num_rows=600, seed=3, by=job.pipeline.shuffle.by, session="session")
@@ -88,8 +89,8 @@ def test_products_of_towers_are_counted_as_they_are_made_and_as_plain_rows_would
     encoder = {**MODELS["sum pooling"], "encoder": {"features": ["history"]}}
     job = job_of({**MODELS, "encoder": encoder}[name], "auto")
     source, assembly = SessionSource(nested=True, **SOURCE), assemble(job)
-    decide_groups(job, assembly.plan, source)
-    with from_source(source).batch(256).transform(assembly.plan).open(executor="inline") as batches:
+    plan = decide_groups(job, assembly.plan, source)
+    with from_source(source).batch(256).transform(plan).open(executor="inline") as batches:
         batch = next(batches)
     counted = []
     for rows in (batch, batch.expand()):

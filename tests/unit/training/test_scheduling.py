@@ -21,6 +21,5 @@ from headrace.training.stepping import Scheduling
     ],
 )
 def test_features_are_one_group_where_the_plan_looks_for_equal_rows(grouping: Grouping | None, most: int) -> None:
-    assembly = cast(Any, SimpleNamespace(model=nn.Module(), plan=SimpleNamespace(grouping=grouping)))
-    scheduling = Scheduling(SchedulerConfig(), assembly)
-    assert scheduling._max_groups(store_holds=True) == most
+    plan = cast(Any, SimpleNamespace(grouping=grouping))
+    assert Scheduling(SchedulerConfig(), nn.Module())._max_groups(plan, store_holds=True) == most
