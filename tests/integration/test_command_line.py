@@ -75,7 +75,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     first = headrace("train", folder / "job.yaml", "--windows", 1)
     assert first.code == 0, first.err
     assert "window=000" in first.out
-    assert "3000 rows in 1 files are not used" in first.out
+    assert "3,000 rows in 1 file are not used" in first.out
     second = headrace("train", folder / "job.yaml", "--until", "window=001")
     assert "going on from checkpoint 1" in second.out
     assert "nothing new: all rows of 2 files are used" in second.out

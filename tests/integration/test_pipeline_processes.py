@@ -9,6 +9,7 @@ import threading
 import time
 from functools import partial
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import psutil
@@ -303,16 +304,15 @@ def test_functions_and_classes_of_the_main_script_run_in_worker_processes(tmp_pa
     assert (ended.stdout, ended.stderr, ended.returncode) == ("[102.0, 104.0, 106.0, 108.0]\n", "", 0)
 
 
-def test_a_function_the_worker_cannot_import_is_reported_as_such() -> None:
-    pipe = from_source(SOURCE).map(_of_this_test_module, executor="process")
+def test_a_function_the_worker_cannot_import_is_reported_as_such(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = ModuleType("module_of_this_process_only")
+    exec("def f(rows):\n    return rows", vars(module))
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    pipe = from_source(SOURCE).map(module.f, executor="process")
     with pipe.open(workers=1) as batches, pytest.raises(PipelineError) as caught:
         next(batches)
-    assert "stage map (_of_this_test_module): the worker process cannot load the function" in str(caught.value)
+    assert "stage map (f): the worker process cannot load the function" in str(caught.value)
     assert "No module named" in str(caught.value)
-
-
-def _of_this_test_module(rows: object) -> object:
-    return rows
 
 
 def test_a_function_that_holds_a_lock_is_refused() -> None:

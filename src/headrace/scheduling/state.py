@@ -274,7 +274,8 @@ class SchedulerState:
         for number in range(self.current, min(self.current + 1, self._next_read - 1) + 1):
             live = self._batches[number]
             strict = self._strict(number)
-            asks_ahead = self.store_holds and self._probe.mode.ahead
+            # Only for an update that is sure to come: else the store would hold the request until it gives up.
+            asks_ahead = self.store_holds and self._probe.mode.ahead and self._wanted >= number - 1
             # What an early pull left out follows all early pulls: held back by the store, it must not be in their way.
             if strict or (asks_ahead and len(live.pulled) == len(live.groups)):
                 for group in sorted(

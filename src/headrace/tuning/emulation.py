@@ -145,7 +145,8 @@ class EmulatedJob(LiveJob):
     def __init__(self, batches: BatchIterator, cpus: EmulatedCpus, spec: PipelineSpec) -> None:
         """Attach to an open `emulated_pipeline`; only its stages are tuned, and the workers they share."""
         super().__init__(batches)
-        self._cpus, self._spec, self._busy_before = cpus, spec, cpus.busy_s()
+        self._cpus, self._spec = cpus, spec
+        self._busy_at_first = self._busy_before = cpus.busy_s()
 
     @property
     def space(self) -> Space:
@@ -157,8 +158,15 @@ class EmulatedJob(LiveJob):
         """As for a live job, with virtual CPUs and without the source, which needs none."""
         seen = super().observe()
         before, self._busy_before = self._busy_before, self._cpus.busy_s()
+        return self._as_virtual(seen, before, self._busy_before)
+
+    def look(self) -> Observation:
+        """As for a live job, likewise."""
+        return self._as_virtual(super().look(), self._busy_at_first, self._cpus.busy_s())
+
+    def _as_virtual(self, seen: Observation, before: Mapping[str, float], now: Mapping[str, float]) -> Observation:
         stages = tuple(
-            replace(stage, busy_s=self._busy_before.get(stage.name, 0.0) - before.get(stage.name, 0.0))
+            replace(stage, busy_s=now.get(stage.name, 0.0) - before.get(stage.name, 0.0))
             for stage in seen.stages
             if stage.name != "source"
         )

@@ -9,10 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from virtual_step import VirtualRun, VirtualStep
 
+from headrace.scheduling.events import BatchRead, Finished, Wanted
 from headrace.scheduling.graph import JOINT, Kind, Operator
 from headrace.scheduling.policies import POLICIES, BatchPrefetch, Recs, RecsEarly, make_policy
 from headrace.scheduling.policies.rules import BY_GROUP, WHOLE
-from headrace.scheduling.probing import WARM_UP_STEPS
+from headrace.scheduling.probing import WARM_UP_STEPS, Mode
+from headrace.scheduling.state import SchedulerState
 
 NUM_BATCHES = 152
 """Ways of computing and sending are on trial for the first 74; steps are timed in the second half."""
@@ -133,6 +135,25 @@ def test_a_small_budget_means_less_run_ahead() -> None:
     free, tight = (VirtualRun(step, Recs(), 12, budget_bytes=budget).run() for budget in (1 << 40, 3000))
     assert tight.peak_bytes_ahead <= 3000 < free.peak_bytes_ahead
     assert tight.step_s <= step.parts().serial_s
+
+
+@pytest.mark.parametrize("mode", [Mode(ahead=True), Mode(ahead=True, early=True)])
+def test_no_rows_are_asked_for_that_only_an_update_which_may_never_come_could_free(mode: Mode) -> None:
+    state = SchedulerState(1, RecsEarly(modes=(mode,)), store_holds=True)
+    sees: list[int] = []  # for each request for rows, the batch whose update it waits for
+    runs = state.handle(Wanted(0, 0.0))  # and no other: the caller stops after this step
+    while runs:
+        run = runs.pop(0)
+        kind, batch, _ = run.operator
+        if kind in (Kind.PULL, Kind.HELD):
+            sees.append(run.after)
+        if kind is Kind.READ:
+            runs += state.handle(BatchRead(1, 0.0, 0.0))
+        elif kind is not Kind.FEATURES or batch < 4:
+            runs += state.handle(Finished(run.operator, 0.0, 1, 0.0))
+    assert state.current == 1
+    assert 0 in sees, "rows of the next batch are asked for"
+    assert max(sees) == 0
 
 
 def test_an_early_pull_is_followed_by_what_it_left_out() -> None:
