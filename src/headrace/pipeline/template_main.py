@@ -6,7 +6,10 @@ of it is as good as a fresh interpreter.
 
 from __future__ import annotations
 
+import atexit
 import errno
+import gc
+import io
 import os
 import pickle
 import select
@@ -15,7 +18,7 @@ import socket
 import struct
 import sys
 from contextlib import suppress
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -39,6 +42,7 @@ def main(control_file: int) -> None:
     """Fork a worker for each request, and tell how each ended, until the other end closes the connection."""
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGCHLD})  # whoever started this may have blocked it
     try:
+        gc.freeze()  # the collector of a worker must not write to memory that it shares
         forked = _serve(control_file)
     except EOFError:  # whoever asked died in the middle of it
         sys.exit(1)
@@ -95,7 +99,7 @@ def _reap(status_files: dict[int, int]) -> None:
 
 
 def _become_worker(surroundings: dict[str, Any], files: list[int], others: list[int]) -> None:
-    """Serve the pipeline's process; then the interpreter ends as any does, and writes what functions have buffered."""
+    """Serve the pipeline's process, then end."""
     signal.set_wakeup_fd(-1)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     for file in others:
@@ -111,3 +115,18 @@ def _become_worker(surroundings: dict[str, Any], files: list[int], others: list[
     sys.path_importer_cache.clear()
     np.random.seed()  # users' functions may use it, and workers must not all draw the same
     worker_main.main(*files)
+    _end()
+
+
+def _end() -> NoReturn:
+    """End the process, with what functions have buffered written, but without taking the interpreter apart.
+
+    That would write to all memory that is shared with the template, and so copy it: 60 MB for each worker, for all of
+    them at the same moment, which got whole pipelines killed in small cgroups as they ended.
+    """
+    atexit._run_exitfuncs()
+    for thing in gc.get_objects():  # not those of the template, which are frozen
+        if issubclass(type(thing), io.IOBase):
+            with suppress(Exception):  # closed, or its other end is
+                thing.flush()
+    os._exit(0)
