@@ -15,6 +15,7 @@ import psutil
 import pytest
 
 from headrace.logs.generate import GenerateConfig, generate_logs
+from headrace.testing.processes import still_running
 
 PATIENCE_S = 120.0
 """Only a failure takes it."""
@@ -76,28 +77,6 @@ def wait_until(happened: Callable[[], bool], process: subprocess.Popen[str]) -> 
         assert process.poll() is None
 
 
-def still_running(processes: list[psutil.Process], after: Callable[[], None]) -> list[list[str]]:
-    """Do something, wait until all processes have ended, and give the commands of those that have not."""
-    commands = {os.pidfd_open(process.pid): process.cmdline() for process in processes}
-    poll = select.poll()
-    for file in commands:
-        poll.register(file, select.POLLIN)
-    after()
-    left = dict(commands)
-    while left:
-        ended = poll.poll(1e3 * PATIENCE_S)
-        if not ended:
-            break
-        for file, _ in ended:
-            poll.unregister(file)
-            del left[file]
-    for file in commands:
-        if file in left:
-            signal.pidfd_send_signal(file, signal.SIGKILL)
-        os.close(file)
-    return list(left.values())
-
-
 def test_trainers_and_shards_end_when_their_launcher_is_killed(tmp_path: Path) -> None:
     generate_logs(GenerateConfig(rows=20_000, windows=1, users=300, items=200, seed=5), tmp_path / "logs")
     (tmp_path / "job.yaml").write_text(JOB)
@@ -149,3 +128,15 @@ def test_a_shard_ends_when_its_terminal_closes(tmp_path: Path, number: signal.Si
         assert shard.stdout.readline().startswith("shard: serving on ")
         shard.send_signal(number)
         assert shard.wait(PATIENCE_S) == 0
+
+
+def test_a_process_that_nobody_reaps_has_ended() -> None:
+    with subprocess.Popen(["sleep", "3600"]) as sleeper:
+        assert still_running([psutil.Process(sleeper.pid)], sleeper.kill) == []
+        assert psutil.Process(sleeper.pid).status() == psutil.STATUS_ZOMBIE
+
+
+def test_a_process_that_does_not_end_is_named_and_killed() -> None:
+    with subprocess.Popen(["sleep", "3600"]) as sleeper:
+        assert still_running([psutil.Process(sleeper.pid)], lambda: None, timeout_s=0.0) == [["sleep", "3600"]]
+        assert sleeper.wait() == -signal.SIGKILL

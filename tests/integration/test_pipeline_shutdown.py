@@ -4,11 +4,13 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from pathlib import Path
 
 import psutil
 import pytest
+
+from headrace.testing.processes import still_running
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="waits for processes by Linux's pidfd")
 
 PROGRAM = """
 import os, signal, sys, threading, time
@@ -45,32 +47,17 @@ def test_a_program_ends_and_leaves_no_process(executor: str, ending: str) -> Non
     assert process.stdout is not None
     process.stdout.readline()
     children = psutil.Process(process.pid).children(recursive=True)
-    try:
+    errors = b""
+
+    def until_it_ends() -> None:
+        nonlocal errors
         _, errors = process.communicate()
+
+    try:
+        left = still_running(children, until_it_ends)
     finally:
         process.kill()
     expected = {"interrupt": -signal.SIGINT, "exception": 7}.get(ending, 0)
     assert process.returncode == expected, errors.decode()
     assert ending == "interrupt" or not errors, errors.decode()
-    psutil.wait_procs(children)
-
-
-def test_workers_end_when_their_parent_is_killed_also_inside_a_function(tmp_path: Path) -> None:
-    flag = tmp_path / "in the function"
-    ending = (
-        "batches.close()\n"
-        "from functools import partial\n"
-        f"stuck = partial(functions.never_return, flag={str(flag)!r})\n"
-        "batches = from_source(source).map(stuck, executor='process').open(workers=1)\n"
-        "next(batches)"
-    )
-    program = PROGRAM.format(executor="thread", ending=ending)
-    process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.DEVNULL)
-    while not flag.exists():
-        assert process.poll() is None
-        time.sleep(0.05)
-    children = psutil.Process(process.pid).children(recursive=True)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
-    assert len(children) == 2  # the template, and the worker
-    psutil.wait_procs(children)
+    assert left == []
