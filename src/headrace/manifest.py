@@ -140,7 +140,7 @@ def open_regular(path: Path, expected: str = "expected a file") -> BufferedReade
         CheckpointError: It may not be read.
     """
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # not inheritable, as all that Python opens
     except OSError as error:
         raise _unreadable(path, error, expected) from error
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):

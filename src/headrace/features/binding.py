@@ -14,7 +14,7 @@ from headrace.errors import DataError
 from headrace.features.kernels.sources import element_type, list_shape
 from headrace.features.operator import Kind
 from headrace.logs.canonical import canonical_type, is_list, is_text
-from headrace.logs.columns import ColumnCast, column_cast
+from headrace.logs.columns import SMALL_NUMBERS, ColumnCast, column_cast
 from headrace.logs.gathering import is_list_view
 from headrace.logs.groups import feature_names, find_group, group_array, group_of
 from headrace.logs.raw_rows import shown
@@ -148,7 +148,9 @@ def _is_read_as_it_is(given: pa.DataType, target: pa.DataType, log_schema: Schem
     if is_list(target):
         return False
     if pt.is_floating(target):
-        return bool(pt.is_boolean(given) or pt.is_integer(given) or pt.is_float32(given) or pt.is_float64(given))
+        # What float32 does not hold is rounded before any operator sees it, where the cast is to float32.
+        is_wide = pt.is_integer(given) or pt.is_float64(given)
+        return given in SMALL_NUMBERS or bool(is_wide and pt.is_float64(target))
     if pt.is_integer(target):
         clock = log_schema.timestamp
         if clock is not None and clock.name == name:

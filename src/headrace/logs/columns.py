@@ -17,7 +17,16 @@ from headrace.logs.pieces import ROW_ID
 from headrace.logs.schema import DenseColumn, IdListColumn, LabelColumn, Schema
 from headrace.messages import shorten_list
 
-__all__ = ["Checked", "ColumnCast", "ColumnCheck", "column_cast", "column_check", "lengths_differ", "view_check"]
+__all__ = [
+    "SMALL_NUMBERS",
+    "Checked",
+    "ColumnCast",
+    "ColumnCheck",
+    "column_cast",
+    "column_check",
+    "lengths_differ",
+    "view_check",
+]
 
 
 class ColumnCast(NamedTuple):
@@ -46,7 +55,8 @@ Rule = Callable[[pa.Array], Checked]
 
 ID_TYPES = {"int": pa.int64(), "string": pa.string()}
 
-_SMALL_NUMBERS = (pa.bool_(), pa.int8(), pa.uint8(), pa.int16(), pa.uint16(), pa.float32())
+SMALL_NUMBERS = (pa.bool_(), pa.int8(), pa.uint8(), pa.int16(), pa.uint16(), pa.float32())
+"""Types all of whose values float32 holds."""
 
 
 def column_cast(schema: Schema, name: str, stored: pa.DataType) -> ColumnCast:
@@ -75,7 +85,7 @@ def column_cast(schema: Schema, name: str, stored: pa.DataType) -> ColumnCast:
     if name in (schema.row_id, ROW_ID):
         return _scalar_cast(pa.int64())
     if any(dense.name == name for dense in schema.dense):
-        return _scalar_cast(pa.float32() if stored in _SMALL_NUMBERS else pa.float64())
+        return _scalar_cast(pa.float32() if stored in SMALL_NUMBERS else pa.float64())
     for id_column in schema.ids:
         if id_column.name == name:
             return _scalar_cast(ID_TYPES[id_column.type])

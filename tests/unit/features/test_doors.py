@@ -20,10 +20,11 @@ from headrace.pipeline.sources import to_record_batch
 
 SCHEMA = Schema.from_dict(
     {
-        "labels": ["click"],
+        "labels": [{"name": "click", "allowed": None}],
         "dense": ["price"],
         "ids": ["user", {"name": "country", "type": "string"}],
-        "id_lists": ["history", {"name": "tags", "type": "string"}],
+        "id_lists": [{"name": "history", "weights": "scores"}, {"name": "tags", "type": "string"}],
+        "weight": "importance",
         "timestamp": {"name": "time", "unit": "ms"},
         "session_id": "session",
     },
@@ -32,18 +33,34 @@ SCHEMA = Schema.from_dict(
 PLAN = FeaturePlan.from_config(
     {
         "dense": {"price": ["log1p"], "hour": {"from": "time", "ops": ["local_hour", {"cast": "number"}]}},
-        "sparse": dict.fromkeys(("user", "country", "history", "tags", "time", "session")),
+        "sparse": {
+            **dict.fromkeys(("user", "country", "history", "tags", "time", "session")),
+            "scores": [{"bucketize": [0.1, 2.0**24, 2.0**30]}],  # borders that float32 moves values across
+        },
     },
     SCHEMA,
-).without_labels()
-NEUTRAL = {"price": 1.0, "user": 1, "country": "de", "history": [1], "tags": ["a"], "time": 0, "session": 1}
+)
+NEUTRAL = {
+    "price": 1.0,
+    "user": 1,
+    "country": "de",
+    "history": [1],
+    "scores": [0.5],
+    "tags": ["a"],
+    "time": 0,
+    "session": 1,
+    "importance": 1.0,
+    "click": 0,
+}
+LISTS = ("history", "scores", "tags")
 
 VALUES: dict[str, tuple[Any, ...]] = {
     "text": ("5", "", " 7 ", "x", None, "18446744073709551615", "2024-01-01T00:00:00.5", "caf\u00e9"),
     "bytes": (b"5", b"", b" 7 ", b"\xe9", None, b"2024-01-01"),
-    "integers": (5, -1, None, 2**40),
+    "integers": (5, -1, None, 2**40, 2**24 + 1),
     "large": (2**64 - 1, 2**63, 5, None),
-    "floats": (5.0, 7.5, None, -3.0),
+    "floats": (5.0, 7.5, None, -3.0, 0.1, 2.0**30 + 1),
+    "half floats": (5.0, 7.5, None, -3.0),
     "decimals": (Decimal("5"), Decimal("7.50"), None, Decimal(2**63)),
     "booleans": (True, False, None),
 }
@@ -52,7 +69,8 @@ KINDS: dict[str, tuple[pa.DataType, ...]] = {
     "bytes": (pa.binary(), pa.large_binary(), pa.binary_view(), pa.dictionary(pa.int32(), pa.binary())),
     "integers": (pa.int64(), pa.timestamp("ms"), pa.timestamp("us", "UTC"), pa.decimal128(30, 0)),
     "large": (pa.uint64(), pa.decimal128(38, 3)),
-    "floats": (pa.float32(), pa.float64(), pa.float16()),
+    "floats": (pa.float32(), pa.float64()),
+    "half floats": (pa.float16(),),
     "decimals": (pa.decimal128(38, 2), pa.decimal256(50, 2)),
     "booleans": (pa.bool_(),),
 }
@@ -65,7 +83,7 @@ def columns(draw: st.DrawFn) -> tuple[str, pa.Array]:
     kind = draw(st.sampled_from(KINDS[family]))
     values = draw(st.lists(st.sampled_from(VALUES[family]), min_size=1, max_size=4))
     array = pa.array(values, kind)
-    if name in ("history", "tags"):
+    if name in LISTS:
         make, index = draw(st.sampled_from([(pa.ListArray, pa.int32()), (pa.LargeListArray, pa.int64())]))
         array = make.from_arrays(pa.array(range(len(array) + 1), index), array)
     return name, array
@@ -73,19 +91,18 @@ def columns(draw: st.DrawFn) -> tuple[str, pa.Array]:
 
 def batch_with(name: str, array: pa.Array) -> pa.RecordBatch:
     rows = {column: pa.array([value] * len(array)) for column, value in NEUTRAL.items()}
-    ids = {ROW_ID: pa.array(range(len(array)), pa.int64()), "click": pa.array([0] * len(array))}
-    return pa.record_batch(rows | {name: array} | ids)
+    return pa.record_batch(rows | {name: array} | {ROW_ID: pa.array(range(len(array)), pa.int64())})
 
 
 def features_of(batch: pa.RecordBatch) -> dict[int, Any]:
-    """Features of each row by its id."""
+    """Features, label and weight of each row by its id."""
     made = PLAN.apply(batch)
+    assert made.weights is not None
     sparse = {key: rows for group in made.sparse for key, rows in group.to_lists().items()}
-    dense = np.round(made.dense.numpy().astype(float), 5).tolist()
-    return {
-        row: (dense[at], {key: rows[at] for key, rows in sparse.items()})
-        for at, row in enumerate(made.row_ids.tolist())
-    }
+    numbers = np.column_stack([made.dense.numpy(), made.labels.numpy(), made.weights.numpy()]).astype(float)
+    known = [[None if np.isnan(number) else round(number, 5) for number in row] for row in numbers.tolist()]
+    row_ids = made.row_ids.tolist()
+    return {row: (known[at], {key: rows[at] for key, rows in sparse.items()}) for at, row in enumerate(row_ids)}
 
 
 def features_from(source: Source) -> dict[int, Any]:
@@ -106,8 +123,8 @@ def test_rows_given_to_a_plan_have_the_features_of_rows_that_were_read(drawn: tu
         one = batch.slice(row, 1)
         if row in read:
             assert features_of(one) == {row: read[row]}
-        elif name in ("history", "tags") or array[row].as_py() in (None, "", b""):
-            continue  # nulls in lists and missing times are bad rows of a log; a plan skips them
+        elif name in (*LISTS, "importance") or array[row].as_py() in (None, "", b""):
+            continue  # nulls in lists, missing times and negative weights are bad rows of a log; a plan takes them
         else:
             with pytest.raises(DataError, match=rf"^column {name}: row 0 of the batch: not an? "):
                 features_of(one)
@@ -136,3 +153,22 @@ def test_text_of_a_number_is_that_number_where_the_schema_says_so() -> None:
     text = features_of(to_record_batch(rows | {"country": ["5"]}))
     assert features_of(to_record_batch(rows | {"country": [5]})) == text
     assert features_of(to_record_batch(rows | {"country": [5.0]})) == text
+
+
+@pytest.mark.parametrize("unit", ["s", "ms", "us", "ns"])
+@pytest.mark.parametrize("zone", [None, "Europe/Zurich"])
+def test_a_timestamp_of_another_unit_is_the_same_time(unit: str, zone: str | None) -> None:
+    times = pa.array([1_700_000_000_000], pa.timestamp("ms", zone)).cast(pa.timestamp(unit, zone))
+    assert features_of(batch_with("time", times)) == features_of(batch_with("time", pa.array([1_700_000_000_000])))
+
+
+@pytest.mark.parametrize("name", ["scores", "importance", "click"])
+def test_numbers_that_are_read_as_float32_are_rounded_before_anything_is_made_of_them(name: str) -> None:
+    def features(number: float, kind: pa.DataType) -> dict[int, Any]:
+        return features_of(batch_with(name, pa.array([[number] if name == "scores" else number], kind)))
+
+    for number, wide in ((0.1, pa.float64()), (2**24 + 1, pa.int32()), (2**30 + 1, pa.uint64())):
+        small = pa.float32()
+        if name == "scores":
+            wide, small = pa.list_(wide), pa.list_(small)
+        assert features(number, wide) == features(float(np.float32(number)), small)

@@ -26,7 +26,7 @@ from headrace.logs import (
 from headrace.logs import metadata as metadata_module
 from headrace.logs.clustering import ClusterConfig, keys
 from headrace.logs.files import LogFile
-from headrace.logs.footer_checks import check_codecs, check_metadata, check_schema, seal_footer
+from headrace.logs.footer_checks import check_chunks, check_codecs, check_metadata, check_schema, seal_footer
 from headrace.logs.footers import read_footer, time_bounds
 from headrace.logs.inspection import inspect_log, inspection
 from headrace.logs.schema import TimestampColumn
@@ -89,6 +89,28 @@ def test_a_name_that_differs_between_the_schemas_is_refused(tmp_path: Path) -> N
     change_footer(path, b"user", b"usar")
     with pytest.raises(DataError, match=r"a column is usar .* in its schema, user"):
         read_footer(file(path))
+
+
+def test_a_chunk_that_contradicts_the_schema_is_refused_before_anything_asks_for_it(tmp_path: Path) -> None:
+    path = plain_log(tmp_path / "a.parquet")
+    check_chunks(pq.read_metadata(path), path.stat().st_size, where="log")
+    change_footer(path, b"\x25\x02\x18\x04user", b"\x25\x00\x18\x04user")  # nullable becomes required
+    # Not `read_footer` first: without the check it would end this process.
+    with pytest.raises(DataError, match=r"^log: its Parquet footer is damaged: Definition level histogram"):
+        check_chunks(pq.read_metadata(path), path.stat().st_size, where="log")
+    with pytest.raises(DataError, match=r"a\.parquet: its Parquet footer is damaged: Definition level histogram"):
+        read_footer(file(path))
+
+
+def test_columns_that_share_a_name_are_left_out_and_named_when_asked_for(tmp_path: Path) -> None:
+    rows = pa.Table.from_arrays([ROWS["user"], ROWS["click"], ROWS["time"], ROWS["time"]], ["x", "y", "x", "z"])
+    footer = read_footer(file(plain_log(tmp_path / "a.parquet", rows)))
+    assert footer.repeated == ("x",)
+    assert footer.schema.names == ["y", "z"]
+    assert footer.leaves == {"y": [1], "z": [3]}
+    footer.check_columns(["y", "z"])
+    with pytest.raises(DataError, match=r"a\.parquet: more than one column is named x; rename the others"):
+        footer.check_columns(["y", "x"])
 
 
 def test_a_unit_of_time_finer_than_the_one_written_is_refused(tmp_path: Path) -> None:

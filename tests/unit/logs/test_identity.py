@@ -11,7 +11,9 @@ import pytest
 
 from headrace.errors import DataError
 from headrace.logs import Cursor, ParquetSource, Schema, WindowConfig, find_windows
-from headrace.logs.identity import relocate
+from headrace.logs.cursor import FileInfo, FileUse
+from headrace.logs.files import LogFile
+from headrace.logs.identity import recognize, relocate
 
 SCHEMA = Schema.from_dict({"labels": ["click"], "ids": ["user"], "timestamp": {"name": "time", "unit": "s"}}, where="t")
 
@@ -105,6 +107,18 @@ def test_files_with_equal_footers_and_other_rows_are_not_taken_for_copies(tmp_pa
     assert use(tmp_path, Cursor())[0] == list(range(60))
 
 
+@pytest.mark.parametrize(("size_bytes", "num_rows"), [(101, 20), (100, 21)])
+def test_files_of_another_size_or_with_other_rows_are_not_the_same_whatever_their_samples_say(
+    size_bytes: int, num_rows: int
+) -> None:
+    one = FileInfo(LogFile("/logs/b", 100, name="b"), 20, "f" * 24)
+    other = FileInfo(LogFile("/logs/c", size_bytes, name="c"), num_rows, "f" * 24)
+    assert recognize([one, other], Cursor(), "refuse").notes == ()
+    used = Cursor({"a": FileUse(0, 100, "", "f" * 24, 20, 20)})
+    assert set(recognize([other], used, "refuse").cursor.files) == {"a"}
+    assert set(recognize([one], used, "refuse").cursor.files) == {"b"}
+
+
 def test_a_rewrite_under_the_same_name_is_refused(tmp_path: Path) -> None:
     options = {"use_dictionary": False, "compression": "none", "write_statistics": False}
     write(tmp_path / "a.parquet", 0, 20, **options)
@@ -133,6 +147,14 @@ def test_used_files_that_were_merged_are_refused_with_the_ways_on(logs: Path, in
     assert users == []
     assert "counted as used, as they have the rows of files that are gone" in notes[0]
     assert len(use(logs, cursor, merged="new")[0]) == (95 if into == "all.parquet" else 65)
+
+
+def test_a_new_file_with_as_many_rows_as_used_ones_that_are_still_there_is_new(logs: Path) -> None:
+    _, cursor, _ = use(logs, Cursor())
+    write(logs / "day=1/new.parquet", 100, 170)
+    write(logs / "day=2/new.parquet", 200, 240)
+    (logs / "day=1/a.parquet").unlink()
+    assert len(use(logs, cursor)[0]) == 110
 
 
 def test_a_run_of_small_files_that_were_merged_is_refused(tmp_path: Path) -> None:
