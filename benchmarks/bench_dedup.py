@@ -44,7 +44,7 @@ from peers.processes import Process
 from headrace.features import FeaturePlan
 from headrace.logs import ParquetSource, select_files
 from headrace.logs.files import list_files
-from headrace.logs.pieces import ROW_ID
+from headrace.logs.source import ROW_ID
 from headrace.pipeline import from_source
 from headrace.training import Trainer
 

@@ -27,7 +27,7 @@ def run_pipeline(executor: str, arm: str, cgroup: Cgroup, sender: Any) -> None:
     """One pass inside the group, in a process of its own; sends the rows delivered."""
     cgroup.enter()
     from headrace.pipeline import from_source
-    from headrace.pipeline.headroom import Headroom
+    from headrace.pipeline.engine.headroom import Headroom
     from headrace.testing.functions import allocate
     from headrace.testing.pipelines import SyntheticSource
 

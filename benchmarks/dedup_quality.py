@@ -27,7 +27,8 @@ import harness
 from headrace.logs import Schema
 from headrace.logs.clustering import ClusterConfig, cluster_log
 from headrace.logs.generate import GenerateConfig, generate_logs
-from headrace.training import JobConfig, Scorer, Trainer
+from headrace.scoring import Scorer
+from headrace.training import JobConfig, Trainer
 
 SEEDS = (1, 2, 3)
 BLOCK_ROWS = 50_000

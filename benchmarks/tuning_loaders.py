@@ -31,7 +31,7 @@ def headrace(folder: str, stack: ExitStack, *, by_hand: bool = False) -> Iterato
     """Ours as it comes, `tuner="auto"` and nothing set, or with everything set and no tuner."""
     import pyarrow as pa
 
-    from headrace.logs.pieces import ROW_ID, Piece
+    from headrace.logs.source import ROW_ID, Piece
     from headrace.pipeline import from_source
 
     @dataclass(frozen=True)

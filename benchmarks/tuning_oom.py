@@ -31,10 +31,10 @@ import pyarrow as pa
 import tuning_arms as arms
 from tuning_cgroups import Cgroup, controller
 
-from headrace.logs.pieces import ROW_ID, Piece
+from headrace.logs.source import ROW_ID, Piece
 from headrace.pipeline import Pipeline, from_source
-from headrace.pipeline.state import Pressure
-from headrace.pipeline.watchdog import MemoryWatchdog
+from headrace.pipeline.engine.state import Pressure
+from headrace.pipeline.engine.watchdog import MemoryWatchdog
 from headrace.tuning.guard import Guard
 from headrace.tuning.live import LiveJob
 from headrace.tuning.observation import Observation

@@ -18,7 +18,7 @@ from headrace.logs.importers import CriteoConfig, import_criteo
 from headrace.observe.report import write_report
 from headrace.tensors import Batch
 from headrace.training import BinaryMetrics, JobConfig, Scores, Trainer
-from headrace.training.assembly import assemble
+from headrace.training.components import build_components
 from headrace.training.feed import decide_groups, open_batches, source_columns
 
 BORDERS = [-1, 0, 1, 2, 3, 4, 5, 7, 9, 12, 16, 22, 30, 45, 70, 110, 200, 400, 1000, 3000, 10000, 30000]
@@ -99,7 +99,7 @@ def logistic_regression(rows: Rows, rate: float) -> dict[str, Scores]:
 
 def hashed_rows(config: JobConfig, windows: int) -> Rows:
     """The model's rows in the model's order, by window, as batches of hashed features and labels."""
-    plan = assemble(config).plan
+    plan = build_components(config).plan
     rows: Rows = {}
     for file in list_files(config.data.path)[:windows]:
         columns = source_columns(config, plan)

@@ -34,6 +34,7 @@ PACKAGES = (
     "models",
     "scheduling",
     "training",
+    "scoring",
     "cluster",
     "resources",
     "errors",

@@ -23,7 +23,7 @@ PATIENCE_S = 60.0
 SHARED_THREADS = ("fsspecIO", "pytest_timeout", "ThreadPoolExecutor-fsspec", "Dummy-", "asyncio_", "Prefetcher")
 """Threads that libraries keep for the life of the process, by the beginning of their names."""
 
-TEMPLATE = "headrace.pipeline.template_main"
+TEMPLATE = "headrace.pipeline.processes.template_main"
 """In the command of the process that forks workers, which are not children of the one that uses them."""
 
 SHARED_PROCESSES = ("resource_tracker", "forkserver", TEMPLATE)

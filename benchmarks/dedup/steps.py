@@ -23,7 +23,7 @@ from headrace.logs import ParquetSource, select_files
 from headrace.logs.files import list_files
 from headrace.tensors import Batch, InverseKeyedJaggedTensor, KeyedJaggedTensor
 from headrace.threads import use_threads
-from headrace.training.assembly import assemble
+from headrace.training.components import build_components
 from headrace.training.feed import decide_groups, open_batches, source_columns
 from headrace.training.step import TrainingStep
 
@@ -54,7 +54,7 @@ def ready_batches(settings: dict[str, Any]) -> tuple[list[Batch], TrainingStep]:
     )
     torch.manual_seed(0)
     use_threads(None)
-    parts = assemble(config)
+    parts = build_components(config)
     source = ParquetSource(
         select_files(list_files(config.data.path)),
         config.schema_of_logs,

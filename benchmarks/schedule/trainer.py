@@ -26,7 +26,7 @@ from headrace.embeddings.stores.remote import StoreOptions  # noqa: E402
 from headrace.features import FeaturePlan  # noqa: E402
 from headrace.logs.schema import Schema  # noqa: E402
 from headrace.models import ModelConfig, build_model  # noqa: E402
-from headrace.pipeline.elements import Account  # noqa: E402
+from headrace.pipeline.engine.element import Account  # noqa: E402
 from headrace.scheduling.feature_groups import MAX_GROUPS, group_features  # noqa: E402
 from headrace.scheduling.graph import Kind  # noqa: E402
 from headrace.scheduling.policies import BatchPrefetch, make_policy  # noqa: E402

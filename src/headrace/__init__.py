@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     import headrace.pipeline as pipeline
     import headrace.resources as resources
     import headrace.scheduling as scheduling
+    import headrace.scoring as scoring
     import headrace.simulation as simulation
     import headrace.tensors as tensors
     import headrace.training as training
@@ -52,12 +53,12 @@ if TYPE_CHECKING:
     from headrace.pipeline import from_iterable as from_iterable
     from headrace.pipeline import read_arrow as read_arrow
     from headrace.pipeline import read_parquet as read_parquet
+    from headrace.scoring import ExportedModel as ExportedModel
     from headrace.tensors import Batch as Batch
     from headrace.tensors import InverseKeyedJaggedTensor as InverseKeyedJaggedTensor
     from headrace.tensors import KeyedJaggedTensor as KeyedJaggedTensor
     from headrace.training import BinaryMetrics as BinaryMetrics
     from headrace.training import CheckpointFolder as CheckpointFolder
-    from headrace.training import ExportedModel as ExportedModel
     from headrace.training import JobConfig as JobConfig
     from headrace.training import Scores as Scores
     from headrace.training import Snapshot as Snapshot
@@ -82,6 +83,7 @@ _SUBPACKAGES = (
     "pipeline",
     "resources",
     "scheduling",
+    "scoring",
     "simulation",
     "tensors",
     "training",
@@ -95,11 +97,11 @@ _NAMES = {
     "logs": ("Schema",),
     "models": ("DCNv2", "DIN", "DLRM", "DeepFM", "WideDeep", "build_model"),
     "pipeline": ("BatchIterator", "Pipeline", "from_iterable", "read_arrow", "read_parquet"),
+    "scoring": ("ExportedModel",),
     "tensors": ("Batch", "InverseKeyedJaggedTensor", "KeyedJaggedTensor"),
     "training": (
         "BinaryMetrics",
         "CheckpointFolder",
-        "ExportedModel",
         "JobConfig",
         "Scores",
         "Snapshot",
@@ -159,6 +161,7 @@ __all__ = [
     "read_parquet",
     "resources",
     "scheduling",
+    "scoring",
     "simulation",
     "tensors",
     "training",

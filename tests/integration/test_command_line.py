@@ -23,7 +23,8 @@ from headrace.logs import BadRowPolicy, Schema
 from headrace.logs.generate import GenerateConfig, generate_logs
 from headrace.observe.decisions import DecisionLog
 from headrace.pipeline import read_parquet
-from headrace.training import CheckpointFolder, ExportedModel
+from headrace.scoring import ExportedModel
+from headrace.training import CheckpointFolder
 from headrace.training.run_folder import RunFolder
 
 JOB = """\

@@ -27,7 +27,8 @@ from headrace.embeddings.shards.service import ShardServer
 from headrace.embeddings.shards.shard import Shard
 from headrace.embeddings.tables.parts import join_parts
 from headrace.logs.generate import GenerateConfig, generate_logs
-from headrace.training import CheckpointFolder, JobConfig, Scorer, Trainer
+from headrace.scoring import Scorer
+from headrace.training import CheckpointFolder, JobConfig, Trainer
 
 JOB = """\
 run: {run}
@@ -132,7 +133,7 @@ def test_a_run_that_loses_a_shard_ends_with_the_same_bits_and_is_scored_by_one_p
                 table.close("has no session: it was started after this training began")
         return False
 
-    _, result = train_job(job, should_stop=forget_at_step_37, say=said.append)
+    _, result = train_job(job, should_stop=forget_at_step_37, on_message=said.append)
     assert len(result.windows) == 2
     assert any("shard 1 (127.0.0.1" in line and "going back to the newest checkpoint" in line for line in said)
     expected, found = parameters(folder / "once"), parameters(folder / "lossy")
@@ -237,11 +238,11 @@ import sys
 from headrace.cluster.rendezvous import Rendezvous
 rendezvous = Rendezvous(60.0)
 for number in range(2):
-    with rendezvous.round() as peers:
-        told = peers.share(f"round {number}")
-        print(peers.rank, told, flush=True)
+    with rendezvous.round() as group:
+        told = group.share(f"round {number}")
+        print(group.rank, told, flush=True)
         sys.stdin.readline()
-        peers.share(None)
+        group.share(None)
 """
 
 

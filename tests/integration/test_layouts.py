@@ -12,7 +12,8 @@ import pytest
 from headrace.logs import Schema
 from headrace.logs.clustering import ClusterConfig, cluster_log
 from headrace.pipeline import read_parquet
-from headrace.training import ExportedModel, JobConfig, Scorer, Trainer, export_model
+from headrace.scoring import ExportedModel, Scorer, export_model
+from headrace.training import JobConfig, Trainer
 
 pytest.importorskip("duckdb")
 

@@ -4,7 +4,7 @@ import itertools
 import threading
 from typing import Any
 
-from headrace.logs.pieces import ROW_ID
+from headrace.logs.source import ROW_ID
 from headrace.simulation import published_pipeline
 from headrace.tuning.emulation import EmulatedCpus, EmulatedJob, emulated_pipeline, open_emulated
 from headrace.tuning.loop import Tuner

@@ -17,8 +17,9 @@ import pytest
 
 from headrace.errors import ConfigError, PipelineError
 from headrace.logs.groups import expand, has_groups
-from headrace.pipeline import from_source, worker_template
-from headrace.pipeline.shipping import ship
+from headrace.pipeline import from_source
+from headrace.pipeline.processes import worker_template
+from headrace.pipeline.processes.shipping import ship
 from headrace.testing import functions
 from headrace.testing.pipelines import SyntheticSource, assert_resumes_everywhere, batches_of, rows_of
 from headrace.testing.sessions import SessionSource, has_even_sum
@@ -63,7 +64,11 @@ def test_a_stop_may_be_resumed_with_another_executor() -> None:
 
 
 def template_processes() -> list[psutil.Process]:
-    return [child for child in psutil.Process().children() if "headrace.pipeline.template_main" in child.cmdline()[-1]]
+    return [
+        child
+        for child in psutil.Process().children()
+        if "headrace.pipeline.processes.template_main" in child.cmdline()[-1]
+    ]
 
 
 def worker_processes() -> list[psutil.Process]:
@@ -95,7 +100,7 @@ def test_a_shortage_in_this_process_does_not_end_the_template(monkeypatch: pytes
         raise OSError(errno.EMFILE, "Too many open files")
 
     with monkeypatch.context() as shortage:
-        shortage.setattr("headrace.pipeline.worker_template.socket.send_fds", short)
+        shortage.setattr("headrace.pipeline.processes.worker_template.socket.send_fds", short)
         with pytest.raises(PipelineError, match=r"cannot start a worker process: .*Too many open files"):
             seen_by_workers(functions.see_parent)
     assert set(seen_by_workers(functions.see_parent)) == {before}

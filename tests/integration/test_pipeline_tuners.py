@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-import headrace.pipeline.tuners as tuners
+import headrace.pipeline.engine.tuners as tuners
 from headrace.errors import ConfigError
 from headrace.pipeline import BatchIterator, Pipeline, from_source
 from headrace.resources import Resources, effective_resources

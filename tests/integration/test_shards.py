@@ -568,10 +568,10 @@ def test_a_checkpoint_is_not_written_anywhere_but_where_the_shard_was_told(tmp_p
 
 def test_who_waits_for_a_shard_says_so_once_and_gives_up_in_time(serve: Serve) -> None:
     said: list[str] = []
-    wait_for_shards([serve()], wait_s=0.0, say=said.append)
+    wait_for_shards([serve()], wait_s=0.0, on_message=said.append)
     assert said == []
     with pytest.raises(ShardLost, match=r"shard 1 \(127\.0\.0\.1:1\): cannot be reached: .*; waited 0\.3 s"):
-        wait_for_shards([serve(), "127.0.0.1:1"], wait_s=0.3, say=said.append)
+        wait_for_shards([serve(), "127.0.0.1:1"], wait_s=0.3, on_message=said.append)
     assert said == ["waiting for shard 1 (127.0.0.1:1)"]
 
 

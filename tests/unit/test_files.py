@@ -22,8 +22,8 @@ from headrace.logs.clustering.arrange import Arranger
 from headrace.logs.clustering.keys import KEY_SCHEMA, RowOrder
 from headrace.logs.generate import GenerateConfig, generate_logs
 from headrace.logs.importers import import_criteo
-from headrace.logs.pieces import REJECT_SCHEMA
 from headrace.logs.quarantine import write_rejects
+from headrace.logs.source import REJECT_SCHEMA
 from headrace.logs.writer import ParquetLogWriter
 from headrace.observe.jsonl import JsonlWriter
 from headrace.observe.report import write_report

@@ -34,6 +34,7 @@ ORDER = [
     "models",
     "scheduling",
     "training",
+    "scoring",
     "publishing",
     "serving",
     "cluster",

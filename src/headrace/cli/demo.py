@@ -61,14 +61,14 @@ def demo(
         typer.echo(f"sessions side by side, each value once: {clustered}, {before / after:.2f} times fewer bytes")
     write_text(job, JOB.format(job=job))
     shutil.rmtree(out / "run", ignore_errors=True)
-    trainer = Trainer(JobConfig.from_file(job), say=typer.echo)
+    trainer = Trainer(JobConfig.from_file(job), on_message=typer.echo)
     result = trainer.run()
     typer.echo(
         "\nEach row was predicted before it was trained on. NE is log loss over the entropy of the label rate;\n"
         "best NE is what a model that knew the generator's probabilities would reach.\n"
     )
     typer.echo(window_table(result.windows))
-    savings = trainer.assembly.plan.savings
+    savings = trainer.components.plan.savings
     typer.echo(
         f"\nduplication factor: {savings.values_factor:.2f} rows share what is computed once (of all features), "
         f"{savings.ids_factor:.2f} (of their ids)"

@@ -22,9 +22,10 @@ def evaluate(
     """
     from headrace.cli.tables import scores_table
     from headrace.messages import to_json
-    from headrace.training import JobConfig, Scorer
+    from headrace.scoring import Scorer
+    from headrace.training import JobConfig
 
-    scorer = Scorer(JobConfig.from_file(job), checkpoint=checkpoint, say=partial(typer.echo, err=True))
+    scorer = Scorer(JobConfig.from_file(job), checkpoint=checkpoint, on_message=partial(typer.echo, err=True))
     scores = scorer.evaluate(logs)
     if as_json:
         values = {"checkpoint": scorer.checkpoint, "step": scorer.step, "rows": scorer.rows.to_dict()}

@@ -18,8 +18,9 @@ def export(
 
     Example: headrace export job.yaml exported
     """
-    from headrace.training import JobConfig, export_model
+    from headrace.scoring import export_model
+    from headrace.training import JobConfig
 
-    say = partial(typer.echo, err=True)
-    gap = export_model(JobConfig.from_file(job), out, checkpoint=checkpoint, say=say)
+    on_message = partial(typer.echo, err=True)
+    gap = export_model(JobConfig.from_file(job), out, checkpoint=checkpoint, on_message=on_message)
     typer.echo(f"exported, read back, logits differ by at most {gap:.2g}: {out}")

@@ -36,6 +36,6 @@ def launch(
     options = LaunchOptions(trainers, shards, max_restarts, tuple(arguments))
     run = Path(JobConfig.from_file(job).run)
     with stop_on_signals() as stop:
-        code = start(job, run, options, should_stop=lambda: stop.asked, say=typer.echo)
+        code = start(job, run, options, should_stop=lambda: stop.asked, on_message=typer.echo)
     if code:
         raise typer.Exit(code)

@@ -22,12 +22,13 @@ def predict(
     Example: headrace predict job.yaml logs/hour=13 scores.parquet
     """
     from headrace.errors import ConfigError
-    from headrace.training import JobConfig, Scorer
+    from headrace.scoring import Scorer
+    from headrace.training import JobConfig
 
     if out.resolve() == job.resolve():
         raise ConfigError(f"{out}: is the job file, expected the Parquet file to write")
 
-    scorer = Scorer(JobConfig.from_file(job), checkpoint=checkpoint, say=partial(typer.echo, err=True))
+    scorer = Scorer(JobConfig.from_file(job), checkpoint=checkpoint, on_message=partial(typer.echo, err=True))
     num_rows = scorer.predict(logs, out)
     left_out = f"; {scorer.rows.bad:,} bad rows left out" if scorer.rows.bad else ""
     typer.echo(f"{num_rows:,} predictions: {out}{left_out}")

@@ -19,7 +19,7 @@ def replay(job: Annotated[Path, typer.Argument(help="Job file (YAML), with the c
     from headrace.training import JobConfig, Trainer
 
     with stop_on_signals() as stop:
-        trainer = Trainer(JobConfig.from_file(job), should_stop=lambda: stop.asked, say=typer.echo)
+        trainer = Trainer(JobConfig.from_file(job), should_stop=lambda: stop.asked, on_message=typer.echo)
         result = trainer.replay()
     if result is None:
         typer.echo(f"{trainer.run_folder.quarantine}: no quarantined rows")

@@ -43,4 +43,6 @@ def shard(
         certificate=None if tls_cert is None else tls_cert.read_bytes(),
         key=None if tls_key is None else tls_key.read_bytes(),
     )
-    serve_shard(job, listen, checkpoints=checkpoints, threads=threads, hold_s=hold_s, security=security, say=typer.echo)
+    serve_shard(
+        job, listen, checkpoints=checkpoints, threads=threads, hold_s=hold_s, security=security, on_message=typer.echo
+    )

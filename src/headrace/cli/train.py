@@ -39,7 +39,7 @@ def train(
                 windows=windows,
                 until=until,
                 should_stop=lambda: stop.asked,
-                say=typer.echo,
+                on_message=typer.echo,
                 on_window=results.add,
             )
     except BaseException:

@@ -56,7 +56,7 @@ class _Process:
     name: str
     command: list[str]
     environment: dict[str, str]
-    say: Callable[[str], None]
+    on_message: Callable[[str], None]
     handle: subprocess.Popen[str] = field(init=False)
     address: str | None = None
     _heard: threading.Event = field(default_factory=threading.Event)
@@ -89,7 +89,7 @@ class _Process:
                 self.address = line.removeprefix(READY).strip()
                 self._heard.set()
             with suppress(OSError):  # nobody listens any more, but the process must not wait for room in the pipe
-                self.say(f"{self.name} | {line.rstrip()}")
+                self.on_message(f"{self.name} | {line.rstrip()}")
         self._heard.set()
 
     def wait_for_address(self) -> str:
@@ -121,7 +121,7 @@ def launch(
     options: LaunchOptions,
     *,
     should_stop: Callable[[], bool] = lambda: False,
-    say: Callable[[str], None] = print,
+    on_message: Callable[[str], None] = print,
 ) -> int:
     """Run a job with several processes on this machine, until all trainers have ended.
 
@@ -133,7 +133,7 @@ def launch(
         run: The run's folder.
         options: What to start.
         should_stop: Asked all the time; once true, trainers are told to stop, which they do with a checkpoint.
-        say: Given every line of every process, with its name before it.
+        on_message: Given every line of every process, with its name before it.
 
     Returns:
         The exit code of the trainers: 0, or the first other one.
@@ -144,7 +144,7 @@ def launch(
     # Shards answer to this run's trainers only. Other users see command lines, but not the environment.
     environment = dict(os.environ) | {TOKEN_VARIABLE: secrets.token_urlsafe(32)}
     shards = [
-        _Process(f"shard-{number}", _shard_command(run, f"{LOOPBACK}:0"), environment, say)
+        _Process(f"shard-{number}", _shard_command(run, f"{LOOPBACK}:0"), environment, on_message)
         for number in range(options.shards)
     ]
     trainers: list[_Process] = []
@@ -155,10 +155,10 @@ def launch(
             for shard in shards:
                 shard.command = _shard_command(run, shard.wait_for_address())  # comes back at the same address
             meeting = _meeting([shard.address or "" for shard in shards], options.trainers, private)
-            trainers = _trainers(job, environment | meeting, options, say)
+            trainers = _trainers(job, environment | meeting, options, on_message)
             for trainer in trainers:
                 trainer.start()
-            return _see_through(shards, trainers, options.max_restarts, should_stop, say)
+            return _see_through(shards, trainers, options.max_restarts, should_stop, on_message)
         finally:
             for process in [*trainers, *shards]:
                 if hasattr(process, "handle"):
@@ -170,7 +170,7 @@ def _see_through(
     trainers: Sequence[_Process],
     restarts: int,
     should_stop: Callable[[], bool],
-    say: Callable[[str], None],
+    on_message: Callable[[str], None],
 ) -> int:
     told_s: float | None = None
     while True:
@@ -180,21 +180,21 @@ def _see_through(
             return failed or 0
         if failed is not None and failed != 130:  # the others cannot go on without it
             name = trainers[codes.index(failed)].name
-            say(f"launch | {name} ended with code {failed}; stopping the others")
+            on_message(f"launch | {name} ended with code {failed}; stopping the others")
             return failed
         if told_s is None and should_stop():
             told_s = time.monotonic()
             for trainer in trainers:
                 trainer.signal(signal.SIGTERM)
         if told_s is not None and time.monotonic() - told_s > GRACE_S:
-            say(f"launch | trainers did not end within {GRACE_S:g} s; killing them")
+            on_message(f"launch | trainers did not end within {GRACE_S:g} s; killing them")
             return 130
         for shard in shards:
             if shard.handle.poll() is not None:
                 if restarts == 0:
                     raise HeadraceError(f"{shard.name} ended with code {shard.handle.returncode} once too often")
                 restarts -= 1
-                say(f"launch | {shard.name} ended with code {shard.handle.returncode}; starting it again")
+                on_message(f"launch | {shard.name} ended with code {shard.handle.returncode}; starting it again")
                 shard.end()
                 shard.start()
         time.sleep(POLL_S)
@@ -212,10 +212,10 @@ def _meeting(shards: list[str], num_trainers: int, private: str) -> dict[str, st
 
 
 def _trainers(
-    job: Path, environment: dict[str, str], options: LaunchOptions, say: Callable[[str], None]
+    job: Path, environment: dict[str, str], options: LaunchOptions, on_message: Callable[[str], None]
 ) -> list[_Process]:
     command = [*HEADRACE, "train", str(job), *options.arguments]
     return [
-        _Process(f"trainer-{rank}", command, environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)}, say)
+        _Process(f"trainer-{rank}", command, environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)}, on_message)
         for rank in range(options.trainers)
     ]

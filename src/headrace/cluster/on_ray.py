@@ -49,7 +49,7 @@ class TrainerActor:
     def train(self, job: str, environment: dict[str, str], windows: int | None) -> tuple[list[str], int]:
         """Train; returns the names of the windows finished, and the step."""
         os.environ.update(environment)
-        _, result = train_job(JobConfig.from_file(job), windows=windows, say=print)
+        _, result = train_job(JobConfig.from_file(job), windows=windows, on_message=print)
         return [window.name for window in result.windows], result.step
 
 

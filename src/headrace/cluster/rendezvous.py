@@ -27,7 +27,7 @@ from torch.distributed.rendezvous import rendezvous
 
 from headrace.embeddings.shards.security import is_loopback
 from headrace.errors import ConfigError
-from headrace.training.peers import Alone, DataParallel, PeerLost, Peers
+from headrace.training.process_group import DataParallel, PeerLost, ProcessGroup, SingleProcess
 
 __all__ = ["RENDEZVOUS_VARIABLE", "Rendezvous"]
 
@@ -65,14 +65,14 @@ class Rendezvous:
         self._round = 0
 
     @contextmanager
-    def round(self) -> Iterator[Peers]:
+    def round(self) -> Iterator[ProcessGroup]:
         """Train together with the others; whoever leaves first ends it for all.
 
         Raises:
             PeerLost: The others did not come in time.
         """
         if self.size == 1:
-            yield Alone()
+            yield SingleProcess()
             return
         try:
             rank = int(os.environ["RANK"])

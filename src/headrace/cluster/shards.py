@@ -28,7 +28,7 @@ def serve_shard(
     threads: int,
     hold_s: float,
     security: ServerSecurity,
-    say: Callable[[str], None],
+    on_message: Callable[[str], None],
 ) -> None:
     """Serve until SIGTERM, SIGINT or SIGHUP, then end the process.
 
@@ -42,7 +42,7 @@ def serve_shard(
         threads: Of one request.
         hold_s: How long a request may wait for other trainers.
         security: Who may connect.
-        say: Given a line when it is ready.
+        on_message: Given a line when it is ready.
     """
     expected = None
     if job is not None:
@@ -52,7 +52,7 @@ def serve_shard(
     stop = _stop_signals()
     server = ShardServer(shard, listen, security=security, threads=threads)
     host, _ = split_address(listen)
-    say(f"{READY}{f'[{host}]' if ':' in host else host}:{server.port}")
+    on_message(f"{READY}{f'[{host}]' if ':' in host else host}:{server.port}")
     sys.stdout.flush()
     os.read(stop, 1)
     with suppress(OSError):  # the terminal is gone
@@ -75,11 +75,11 @@ def _read_job(path: Path) -> tuple[Path, dict[str, TableSpec]]:
     """The folder of a job's checkpoints, and its tables."""
     from headrace.embeddings import embedding_bags
     from headrace.training import JobConfig, RunFolder
-    from headrace.training.assembly import assemble
+    from headrace.training.components import build_components
     from headrace.training.state import table_name
 
     job = JobConfig.from_file(path)
-    bags = embedding_bags(assemble(job).model)
+    bags = embedding_bags(build_components(job).model)
     seed = job.training.seed
     tables = {table_name(name): TableSpec(each.spaces, each.embedding_dim, seed) for name, each in bags.items()}
     return RunFolder(job.run).checkpoints, tables

@@ -11,7 +11,7 @@ from headrace.embeddings.shards.group import wait_for_shards
 from headrace.embeddings.shards.security import TOKEN_VARIABLE, is_loopback, split_address
 from headrace.errors import ShardLost
 from headrace.training import JobConfig, Trainer, TrainResult
-from headrace.training.peers import PeerLost
+from headrace.training.process_group import PeerLost
 from headrace.training.results import WindowResult
 
 __all__ = ["SHARDS_VARIABLE", "train_job", "with_shards"]
@@ -40,7 +40,7 @@ def train_job(
     windows: int | None = None,
     until: str | None = None,
     should_stop: Callable[[], bool] = lambda: False,
-    say: Callable[[str], None] = lambda line: None,
+    on_message: Callable[[str], None] = lambda line: None,
     on_window: Callable[[WindowResult], None] = lambda result: None,
 ) -> tuple[Trainer, TrainResult]:
     """Train what is new, alone or with the other trainers that the environment names (see `Rendezvous`).
@@ -53,7 +53,7 @@ def train_job(
         windows: At most so many; None for all.
         until: The last one wanted.
         should_stop: Asked after each step; training ends when one trainer's says so.
-        say: Given lines for the user.
+        on_message: Called with lines for the user.
         on_window: Given what each window gave, as for `Trainer`.
 
     Returns:
@@ -69,14 +69,18 @@ def train_job(
         left = None if windows is None else windows - len(finished)
         trainer: Trainer | None = None
         try:
-            with rendezvous.round() as peers:
-                trainer = Trainer(job, should_stop=should_stop, say=say, on_window=on_window, peers=peers)
+            with rendezvous.round() as group:
+                trainer = Trainer(
+                    job, should_stop=should_stop, on_message=on_message, on_window=on_window, process_group=group
+                )
                 result = trainer.run(windows=left, until=until)
-                peers.share(None)  # leaving before the others have ended would look like an accident
+                group.share(None)  # leaving before the others have ended would look like an accident
                 return trainer, replace(result, windows=(*finished, *result.windows))
         except (ShardLost, PeerLost) as error:
             if trainer is None:
                 raise
             finished += trainer.finished
-            say(f"{error}; going back to the newest checkpoint")
-            wait_for_shards(job.cluster.shards, security=job.cluster.security(), wait_s=job.cluster.wait_s, say=say)
+            on_message(f"{error}; going back to the newest checkpoint")
+            wait_for_shards(
+                job.cluster.shards, security=job.cluster.security(), wait_s=job.cluster.wait_s, on_message=on_message
+            )

@@ -22,8 +22,8 @@ from headrace.features.operator import Kind
 from headrace.features.operators import OneHot
 from headrace.features.spec import FeatureSpec, column_kinds
 from headrace.features.steps import Chains, Steps, build_steps
-from headrace.logs.pieces import ROW_ID
 from headrace.logs.schema import Schema
+from headrace.logs.source import ROW_ID
 
 __all__ = ["CompiledPlan", "Domain", "PlanCompiler"]
 

@@ -19,8 +19,8 @@ from headrace.features.kernels.sources import read_batch
 from headrace.features.savings import Savings, Tally
 from headrace.features.spec import FeatureSpec, column_kinds, default_specs, read_specs
 from headrace.logs.groups import expand
-from headrace.logs.pieces import ROW_ID
 from headrace.logs.schema import Schema
+from headrace.logs.source import ROW_ID
 from headrace.tensors import Batch
 
 __all__ = ["FeaturePlan"]

@@ -11,16 +11,16 @@ import pyarrow as pa
 from headrace.errors import DataError
 from headrace.logs.casting import Mask
 from headrace.logs.checks import BadRowPolicy, RowChecker, RowOrigin, columns_asked
-from headrace.logs.pieces import FILE_ROW_BITS, Piece, split_row_id
 from headrace.logs.raw_rows import values_at
 from headrace.logs.schema import Schema
+from headrace.logs.source import FILE_ROW_BITS, Piece, split_row_id
 from headrace.messages import shorten_list
 
 __all__ = ["ArrowSource"]
 
 
 class ArrowSource:
-    """The rows of an Arrow table; implements `headrace.logs.pieces.Source`.
+    """The rows of an Arrow table; implements `headrace.logs.source.Source`.
 
     An item is a stretch of at most `max_rows_per_piece` rows, and one piece.
 

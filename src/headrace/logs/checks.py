@@ -17,9 +17,9 @@ from headrace.logs.casting import Mask, list_lengths
 from headrace.logs.columns import ColumnCheck, column_check, view_check
 from headrace.logs.gathering import is_list
 from headrace.logs.groups import GROUP_PREFIX, Group, expand, group_array, group_of
-from headrace.logs.pieces import REJECT_SCHEMA, ROW_ID, Piece
 from headrace.logs.raw_rows import encode_rows, shown, values_at
 from headrace.logs.schema import Schema, is_reserved
+from headrace.logs.source import REJECT_SCHEMA, ROW_ID, Piece
 from headrace.messages import one_line, shorten_list
 
 __all__ = ["BadRowPolicy", "ErrorBudget", "Problem", "RowChecker", "RowOrigin", "check_names", "columns_asked"]

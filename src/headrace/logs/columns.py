@@ -13,8 +13,8 @@ import pyarrow.types as pt
 
 from headrace.logs.canonical import canonical_type
 from headrace.logs.casting import Mask, cast_lists, cast_rows, cast_times, list_lengths, mask_of, rows_with
-from headrace.logs.pieces import ROW_ID
 from headrace.logs.schema import DenseColumn, IdListColumn, LabelColumn, Schema
+from headrace.logs.source import ROW_ID
 from headrace.messages import shorten_list
 
 __all__ = [

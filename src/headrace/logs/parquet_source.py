@@ -22,12 +22,12 @@ from headrace.logs.files import HIVE_NULL, LogFile, printable
 from headrace.logs.footers import Footer, iter_nested, iter_plain, open_parquet, read_footer
 from headrace.logs.grouping import Groups, choose_groups, grouped_batch
 from headrace.logs.groups import GROUP_PREFIX, group_name
-from headrace.logs.pieces import Piece
 from headrace.logs.plausible_times import time_text
 from headrace.logs.raw_rows import values_at
 from headrace.logs.row_ids import RowIds
 from headrace.logs.schema import Schema, TimestampColumn
-from headrace.logs.source_items import Item, decode_together, items_of
+from headrace.logs.source import Piece
+from headrace.logs.splits import Item, decode_together, items_of
 
 __all__ = ["BytesRead", "ParquetSource", "select_files"]
 
@@ -53,7 +53,7 @@ class BytesRead:
 
 
 class ParquetSource:
-    """The rows that selections take from Parquet files; implements `headrace.logs.pieces.Source`.
+    """The rows that selections take from Parquet files; implements `headrace.logs.source.Source`.
 
     The layout of the files is found out from themselves. Those of a nested log (one row a session) come as they lie:
     features that repeat together as group columns, see `headrace.logs.groups`; rows are impressions everywhere.

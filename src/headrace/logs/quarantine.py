@@ -18,9 +18,9 @@ from headrace.logs.casting import Mask
 from headrace.logs.checks import BadRowPolicy, RowChecker, RowOrigin, columns_asked
 from headrace.logs.files import LogFile, list_files
 from headrace.logs.footers import Footer, iter_plain, open_parquet, read_footer
-from headrace.logs.pieces import REJECT_SCHEMA, ROW_ID, Piece
 from headrace.logs.raw_rows import decode_rows, parse_row
 from headrace.logs.schema import Schema
+from headrace.logs.source import REJECT_SCHEMA, ROW_ID, Piece
 from headrace.messages import shorten_list
 
 __all__ = ["ReplaySource", "read_rejects", "replay_source", "write_rejects"]
@@ -101,7 +101,7 @@ def replay_source(
 
 
 class ReplaySource:
-    """Rows of quarantine files; implements `headrace.logs.pieces.Source`, an item is a file. See `replay_source`."""
+    """Rows of quarantine files; implements `headrace.logs.source.Source`, an item is a file. See `replay_source`."""
 
     def __init__(
         self,

@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from headrace.logs.pieces import ROW_ID
 from headrace.logs.plain_values import plain_values
+from headrace.logs.source import ROW_ID
 
 __all__ = ["decode_rows", "encode_rows", "parse_row", "shown", "values_at"]
 

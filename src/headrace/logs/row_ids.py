@@ -14,8 +14,8 @@ import pyarrow as pa
 from headrace.errors import DataError
 from headrace.logs.footers import Footer
 from headrace.logs.nested.layout import SOURCES_KEY
-from headrace.logs.pieces import FILE_ROW_BITS, ORIGINAL_ROW, split_row_id
 from headrace.logs.schema import Schema
+from headrace.logs.source import FILE_ROW_BITS, ORIGINAL_ROW, split_row_id
 
 __all__ = ["RowIds"]
 

@@ -10,7 +10,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from headrace.config import Config
 from headrace.logs.groups import GROUP_PREFIX
-from headrace.logs.pieces import ROW_ID
+from headrace.logs.source import ROW_ID
 from headrace.messages import shorten_list
 
 __all__ = ["DenseColumn", "IdColumn", "IdListColumn", "LabelColumn", "Schema", "TimestampColumn", "is_reserved"]

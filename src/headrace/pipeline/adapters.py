@@ -10,8 +10,8 @@ import numpy as np
 import pyarrow as pa
 
 from headrace.errors import ConfigError, MissingExtra
-from headrace.logs.pieces import ROW_ID, Piece
-from headrace.pipeline.graph import Pipeline, from_source
+from headrace.logs.source import ROW_ID, Piece
+from headrace.pipeline.pipeline import Pipeline, from_source
 from headrace.pipeline.sources import IterableSource, to_record_batch
 
 __all__ = ["HuggingFaceSource", "from_dataloader", "from_huggingface", "from_ray", "from_tfdata"]

@@ -8,8 +8,8 @@ from typing import Any
 from torch.utils.data import IterableDataset, get_worker_info
 
 from headrace.errors import ConfigError
-from headrace.pipeline.graph import Pipeline
-from headrace.pipeline.iterator import BatchIterator
+from headrace.pipeline.engine.batch_iterator import BatchIterator
+from headrace.pipeline.pipeline import Pipeline
 
 __all__ = ["PipelineDataset"]
 

@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from headrace.errors import ConfigError, DataError, expect
 from headrace.logs import ArrowSource
-from headrace.logs.pieces import ROW_ID, Piece, Source
+from headrace.logs.source import ROW_ID, Piece, Source
 
 __all__ = ["IterableSource", "TableSource", "reads_storage", "to_record_batch"]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from headrace.pipeline.ledger import Ledger, RecentMax
+from headrace.pipeline.engine.ledger import Ledger, RecentMax
 from headrace.scheduling.graph import JOINT, Kind, Operator
 
 __all__ = ["ByteBudget"]

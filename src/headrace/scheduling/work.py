@@ -15,7 +15,7 @@ from torch import nn
 from headrace.embeddings import EmbeddingBags, Keys, LocalStore, embedding_bags
 from headrace.embeddings.bags import BegunLookups, Lookup
 from headrace.pipeline import BatchIterator
-from headrace.pipeline.elements import Account
+from headrace.pipeline.engine.element import Account
 from headrace.scheduling.feature_groups import FeatureGroups
 from headrace.scheduling.graph import JOINT
 from headrace.scheduling.runtime import Done

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from headrace.logs.pieces import REJECT_SCHEMA, ROW_ID, Piece, make_row_id
+from headrace.logs.source import REJECT_SCHEMA, ROW_ID, Piece, make_row_id
 from headrace.pipeline import BatchIterator, Pipeline
-from headrace.pipeline.elements import Account
+from headrace.pipeline.engine.element import Account
 
 __all__ = ["SyntheticSource", "assert_resumes_everywhere", "batches_of", "rows_of"]
 

@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from headrace.logs import Schema
 from headrace.logs.groups import expand, group_array, group_name
-from headrace.logs.pieces import ROW_ID, Piece, make_row_id
+from headrace.logs.source import ROW_ID, Piece, make_row_id
 
 __all__ = ["SESSION_SCHEMA", "SessionSource", "has_even_sum"]
 

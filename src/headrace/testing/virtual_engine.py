@@ -14,14 +14,14 @@ from dataclasses import replace
 from itertools import count
 from typing import cast
 
-from headrace.pipeline.build import build_tunables
-from headrace.pipeline.chain import StageUse
-from headrace.pipeline.counters import GroupNow, PipelineCounters, Recorder, count_waits
-from headrace.pipeline.elements import Element
-from headrace.pipeline.lanes import StageLane, Work
-from headrace.pipeline.ledger import Ledger
-from headrace.pipeline.source_lane import SourceLane
-from headrace.pipeline.state import PipelineState
+from headrace.pipeline.engine.build import build_tunables
+from headrace.pipeline.engine.counters import GroupNow, PipelineCounters, Recorder, count_waits
+from headrace.pipeline.engine.element import Element
+from headrace.pipeline.engine.lanes import StageLane, Work
+from headrace.pipeline.engine.ledger import Ledger
+from headrace.pipeline.engine.source_lane import SourceLane
+from headrace.pipeline.engine.state import PipelineState
+from headrace.pipeline.transformations.chain import StageUse
 from headrace.resources import Resources
 from headrace.simulation import PipelineSpec, StageSpec
 from headrace.tuning.live import observation_of

@@ -1,23 +1,19 @@
-"""Incremental training: one pass over what is new, checkpoints, metrics, scoring, export."""
+"""Incremental training: one pass over what is new, checkpoints, metrics."""
 
 from headrace.training.checkpoint import CheckpointFolder, Snapshot
 from headrace.training.dense_optimizer import load_optimizer_arrays, optimizer_arrays
-from headrace.training.export import ExportedModel, export_model
 from headrace.training.job import JobConfig
 from headrace.training.metrics import BinaryMetrics, Scores
 from headrace.training.results import TrainResult, WindowResult
 from headrace.training.run_folder import RunFolder
-from headrace.training.scoring import Scorer
 from headrace.training.step import StepResult, TrainingStep
 from headrace.training.trainer import Trainer
 
 __all__ = [
     "BinaryMetrics",
     "CheckpointFolder",
-    "ExportedModel",
     "JobConfig",
     "RunFolder",
-    "Scorer",
     "Scores",
     "Snapshot",
     "StepResult",
@@ -25,7 +21,6 @@ __all__ = [
     "Trainer",
     "TrainingStep",
     "WindowResult",
-    "export_model",
     "load_optimizer_arrays",
     "optimizer_arrays",
 ]

@@ -9,10 +9,10 @@ import pyarrow as pa
 
 from headrace.errors import ConfigError, HeadraceError
 from headrace.features import FeaturePlan
-from headrace.logs.pieces import ROW_ID, Source
+from headrace.logs.source import ROW_ID, Source
 from headrace.observe.decisions import DecisionLog
 from headrace.pipeline import Account, BatchIterator, Pipeline, from_source
-from headrace.pipeline.options import memory_budget
+from headrace.pipeline.engine.options import memory_budget
 from headrace.training.job import JobConfig
 from headrace.training.rows import RowCounts
 from headrace.training.user_functions import load_function

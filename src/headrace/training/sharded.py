@@ -13,7 +13,7 @@ from headrace.embeddings.shards.group import ShardGroup
 from headrace.embeddings.shards.table import TableSpec
 from headrace.errors import ConfigError
 from headrace.training.job import JobConfig
-from headrace.training.peers import Peers
+from headrace.training.process_group import ProcessGroup
 from headrace.training.state import table_name
 
 __all__ = ["ShardedTables", "run_name"]
@@ -25,12 +25,12 @@ class ShardedTables:
     Args:
         job: Names the shards.
         model: Whose embeddings are to live there.
-        peers: The trainers.
+        process_group: The trainers.
     """
 
-    def __init__(self, job: JobConfig, model: nn.Module, peers: Peers) -> None:
+    def __init__(self, job: JobConfig, model: nn.Module, process_group: ProcessGroup) -> None:
         self._job = job
-        self._peers = peers
+        self._process_group = process_group
         self._bags = {table_name(name): bags for name, bags in embedding_bags(model).items()}
         self._group: ShardGroup | None = None
         spaces = {space for bags in self._bags.values() for space in bags.spaces}
@@ -48,9 +48,9 @@ class ShardedTables:
         self._group = ShardGroup(
             config.shards,
             tables,
-            trainer=self._peers.rank,
-            num_trainers=self._peers.size,
-            session=self._peers.share(uuid.uuid4().hex),
+            trainer=self._process_group.rank,
+            num_trainers=self._process_group.size,
+            session=self._process_group.share(uuid.uuid4().hex),
             run=run_name(self._job.run),
             step=step,
             checkpoint=checkpoint,
@@ -62,7 +62,7 @@ class ShardedTables:
 
     def end_window(self, step: int) -> None:
         """Evict, once all trainers have made the window's last step."""
-        if self._peers.rank == 0:
+        if self._process_group.rank == 0:
             assert self._group is not None
             self._group.end_window(step)
 

@@ -20,7 +20,7 @@ from headrace.models.products import Precision
 from headrace.training.checkpoint import Snapshot
 from headrace.training.dense_optimizer import load_optimizer_arrays, optimizer_arrays
 from headrace.training.metrics import BinaryMetrics
-from headrace.training.peers import Peers
+from headrace.training.process_group import ProcessGroup
 from headrace.training.rows import RowCounts
 
 __all__ = ["TrainingState", "load_parameters", "parameters", "restore", "take_snapshot"]
@@ -108,19 +108,19 @@ class TrainingState:
         self.seconds += seconds
         self.window_seconds += seconds
 
-    def gather(self, peers: Peers) -> None:
+    def gather(self, process_group: ProcessGroup) -> None:
         """Move what all trainers have counted to trainer 0; the others begin anew.
 
         Every trainer counts its own rows, so sums over trainers are those of all rows.
         """
-        if peers.size == 1:
+        if process_group.size == 1:
             return
         metrics = [*self.running.values(), *self.in_window.values(), self.baseline]
         states = [metric.state_dict() for metric in metrics]
         counts = [np.array([*rows.to_dict().values()], np.float64) for rows in (self.rows, self.window_rows)]
         arrays = [state[key] for state in states for key in ("bins", "sums")]
-        totals = peers.total([*counts, *arrays])
-        if peers.rank:
+        totals = process_group.total([*counts, *arrays])
+        if process_group.rank:
             self.forget_counts()
             return
         self.rows, self.window_rows = (RowCounts(*map(int, total)) for total in totals[:2])

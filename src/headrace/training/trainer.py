@@ -20,12 +20,13 @@ from headrace.observe.progress import Progress
 from headrace.observe.tensorboard import TensorBoard
 from headrace.pipeline import BatchIterator
 from headrace.threads import Threads
-from headrace.training.assembly import assemble
 from headrace.training.checkpoint import CheckpointFolder, Snapshot
+from headrace.training.commits import UncommittedOutput
+from headrace.training.components import build_components
 from headrace.training.feed import count_rows, decide_groups, open_batches, source_columns, step_budget
 from headrace.training.job import JobConfig
 from headrace.training.metrics import Scores
-from headrace.training.peers import Alone, Peers
+from headrace.training.process_group import ProcessGroup, SingleProcess
 from headrace.training.records import StepRecorder, window_record
 from headrace.training.results import TrainResult, WindowResult
 from headrace.training.rows import RowCounts
@@ -34,7 +35,6 @@ from headrace.training.sharded import ShardedTables
 from headrace.training.state import TrainingState, restore, take_snapshot
 from headrace.training.step import TrainingStep
 from headrace.training.stepping import PlainSteps, Scheduling, Steps
-from headrace.training.uncounted import Uncounted
 
 __all__ = ["Trainer"]
 
@@ -51,59 +51,59 @@ class Trainer:
         job: JobConfig,
         *,
         should_stop: Callable[[], bool] = lambda: False,
-        say: Callable[[str], None] = lambda line: None,
+        on_message: Callable[[str], None] = lambda line: None,
         on_window: Callable[[WindowResult], None] = lambda result: None,
-        peers: Peers | None = None,
+        process_group: ProcessGroup | None = None,
     ) -> None:
         """Build plan and model; nothing is read yet.
 
         Args:
             job: The job, resolved.
             should_stop: Asked after each step; once true, training ends with a checkpoint.
-            say: Given lines for the user: what is resumed, what was refused.
+            on_message: Called with lines for the user: what is resumed, which checkpoint was damaged.
             on_window: Given what each window gave as soon as its checkpoint is written; trainer 0 only.
-            peers: The trainers that share the run; None for this one alone. Trainer 0 writes to the run's folder, the
-                others to `trainers/<rank>` in it.
+            process_group: The trainers that share the run; None for a single one. Trainer 0 writes to the run's folder,
+                the others to `trainers/<rank>` in it.
 
         Raises:
             ConfigError: Several trainers, but no shards that hold the embeddings for all of them.
         """
         self.job = job
-        self._peers = peers or Alone()
+        self._process_group = process_group or SingleProcess()
         main = RunFolder(job.run, quarantine=job.data.bad_rows.path)
-        rank = self._peers.rank
+        rank = self._process_group.rank
         self.run_folder = main if rank == 0 else RunFolder(main.path / "trainers" / str(rank))
-        if self._peers.size > 1 and not job.cluster.shards:
+        if self._process_group.size > 1 and not job.cluster.shards:
             raise ConfigError(
-                f"cluster.shards: given none, but {self._peers.size} trainers; start them with: headrace launch"
+                f"cluster.shards: given none, but {self._process_group.size} trainers; start them with: headrace launch"
             )
-        self.assembly = assemble(job)
-        self.state = TrainingState(self.assembly.label_names)
+        self.components = build_components(job)
+        self.state = TrainingState(self.components.label_names)
         self._checkpoints = CheckpointFolder(main.checkpoints, keep=job.training.keep_checkpoints)
         self._scheduling: Scheduling | None = None  # chosen where stores are as in training
-        self._shards = ShardedTables(job, self.assembly.model, self._peers) if job.cluster.shards else None
+        self._shards = ShardedTables(job, self.components.model, self._process_group) if job.cluster.shards else None
         self._step = TrainingStep(
-            self.assembly.model,
-            self.assembly.optimizer,
+            self.components.model,
+            self.components.optimizer,
             clip_grad_norm=job.training.clip_grad_norm,
             precision=job.training.precision,
-            average=self._average if self._peers.size > 1 else None,
+            average=self._average if self._process_group.size > 1 else None,
         )
         self._wants_stop = should_stop
         self._stopping = False  # what all trainers agreed on with their last step
-        self._say, self._on_window = say, on_window
+        self._on_message, self._on_window = on_message, on_window
         self._threads = Threads(job.training.threads)
-        self._recorder = StepRecorder(job.training.log_every_steps, self.assembly.plan, self.assembly.model)
-        self._uncounted = Uncounted(keeps_ledger=job.training.row_ledger)
+        self._recorder = StepRecorder(job.training.log_every_steps, self.components.plan, self.components.model)
+        self._uncommitted = UncommittedOutput(keeps_ledger=job.training.row_ledger)
         baseline = job.training.baseline
-        self._baseline = None if baseline is None else self.assembly.plan.dense_names.index(baseline)
+        self._baseline = None if baseline is None else self.components.plan.dense_names.index(baseline)
         self._bounds = read_bounds(job.data.path)
         self.finished: list[WindowResult] = []
 
     @property
     def rank(self) -> int:
         """Number of this trainer among those of the run."""
-        return self._peers.rank
+        return self._process_group.rank
 
     def run(self, *, windows: int | None = None, until: str | None = None) -> TrainResult:
         """Train on the windows that are new.
@@ -139,7 +139,7 @@ class Trainer:
             source = replay_source(
                 self.run_folder.quarantine,
                 self.job.schema_of_logs,
-                columns=source_columns(self.job, self.assembly.plan),
+                columns=source_columns(self.job, self.components.plan),
                 policy=self.job.data.bad_rows,
             )
             num_rows = sum(source.num_rows(item) for item in range(len(source)))
@@ -167,7 +167,7 @@ class Trainer:
             ):
                 for message in messages:
                     self._decisions.record("training", {}, message)
-                    self._say(message)
+                    self._on_message(message)
                 if self._step.precision is not None:
                     self._decisions.record("precision", {}, f"matrix products in {self._step.precision.reason}")
                 yield
@@ -185,8 +185,8 @@ class Trainer:
             step, number = (0, None) if snapshot is None else (snapshot.state["step"], snapshot.number)
             self._shards.open(step=step, checkpoint=number)
         if snapshot is not None:
-            restore(snapshot, self.state, self.assembly.model, self.assembly.optimizer, self.assembly.shape)
-            if self._peers.rank:
+            restore(snapshot, self.state, self.components.model, self.components.optimizer, self.components.shape)
+            if self._process_group.rank:
                 self.state.forget_counts()  # they are those of all trainers, and trainer 0 has them
             where = f", in window {self.state.window.name}" if self.state.window else ""
             messages.append(f"going on from checkpoint {self.state.checkpoint}, step {self.state.step}{where}")
@@ -202,11 +202,11 @@ class Trainer:
 
     def _newest_checkpoint(self) -> tuple[Snapshot | None, list[str]]:
         """The one trainer 0 goes on from, and a line for each that was refused."""
-        if self._peers.rank == 0:
+        if self._process_group.rank == 0:
             snapshot, refused = self._checkpoints.load_latest()
-            self._peers.share(None if snapshot is None else snapshot.number)
+            self._process_group.share(None if snapshot is None else snapshot.number)
             return snapshot, [f"refused a checkpoint, using the one before: {line}" for line in refused]
-        number = self._peers.share(None)
+        number = self._process_group.share(None)
         return None if number is None else self._checkpoints.load(number), []
 
     def _train(self, limit: int | None, until: str | None) -> TrainResult:
@@ -218,7 +218,7 @@ class Trainer:
             if result is None:
                 return TrainResult(tuple(self.finished), self.state.step, True, f"stopped in window {window.name}")
             self.finished.append(result)
-            if self._peers.rank == 0:
+            if self._process_group.rank == 0:
                 self._on_window(result)
         return TrainResult(tuple(self.finished), self.state.step, False, rest)
 
@@ -226,7 +226,7 @@ class Trainer:
         """The windows to train on, and a line on what is left; trainer 0 looks, so that all have the same."""
         started = [] if self.state.window is None else [self.state.window]
         found: tuple[list[dict[str, Any]], str] | None = None
-        if self._peers.rank == 0:
+        if self._process_group.rank == 0:
             new = find_windows(
                 self.job.data.path,
                 self.job.schema_of_logs,
@@ -236,12 +236,12 @@ class Trainer:
                 limit=None if limit is None else max(0, limit - len(started)),
             )
             for note in new.notes:
-                self._say(note)
+                self._on_message(note)
             ahead = [*(relocate(window, new.infos) for window in started), *new.windows]
-            if self._peers.size == 1:
+            if self._process_group.size == 1:
                 return ahead, new.rest
             found = [window.to_dict() for window in ahead], new.rest
-        windows, rest = self._peers.share(found)
+        windows, rest = self._process_group.share(found)
         return [Window.from_dict(window) for window in windows], rest
 
     def _train_window(self, window: Window) -> WindowResult | None:
@@ -249,7 +249,7 @@ class Trainer:
         source = ParquetSource(
             window.selections,
             self.job.schema_of_logs,
-            columns=source_columns(self.job, self.assembly.plan),
+            columns=source_columns(self.job, self.components.plan),
             policy=self.job.data.bad_rows,
         )
         every = self.job.training.checkpoint_every_steps
@@ -258,11 +258,11 @@ class Trainer:
             if not self._consume(source, progress, allowed=allowed, every=every):
                 self._save()
                 return None
-            self.state.gather(self._peers)
+            self.state.gather(self._process_group)
             scores = self._scores()
             best_ne = self._bounds.get(window.name)
             result = self._result(window.name, best_ne)
-            if self._peers.rank == 0:
+            if self._process_group.rank == 0:
                 self._record(window_record(self.state, window.name, scores, best_ne))
                 progress.finish(result.rows.used, result.seconds, result.summary())
             self._end_window()
@@ -296,12 +296,12 @@ class Trainer:
     def _open(self, source: Source) -> Iterator[tuple[BatchIterator, Steps]]:
         """The pipeline over a source, and the steps behind it: under a scheduler where the job has one."""
         if self._scheduling is None:
-            self._scheduling = Scheduling(self.job.scheduler, self.assembly.model)
+            self._scheduling = Scheduling(self.job.scheduler, self.components.model)
         scheduling = self._scheduling
         options: dict[str, Any] = {"state": self.state.token, "decisions": self._decisions}
-        options |= {"rank": self._peers.rank, "num_ranks": self._peers.size}
+        options |= {"rank": self._process_group.rank, "num_ranks": self._process_group.size}
         options["transformed"] = scheduling.policy is None
-        plan = decide_groups(self.job, self.assembly.plan, source, decisions=self._decisions)
+        plan = decide_groups(self.job, self.components.plan, source, decisions=self._decisions)
         with open_batches(self.job, plan, source, **options) as batches:
             if scheduling.policy is None:
                 yield batches, PlainSteps(batches, self._step)
@@ -330,7 +330,7 @@ class Trainer:
 
     def _end_window(self) -> None:
         """Count the window as used; ids not seen for long lose their rows."""
-        for bags in embedding_bags(self.assembly.model).values():
+        for bags in embedding_bags(self.components.model).values():
             if bags.table is not None:
                 bags.table.end_window()
         if self._shards is not None:
@@ -352,7 +352,7 @@ class Trainer:
             self.state.update_metrics(result.logits, batch.labels.numpy(), weights)
             if self._baseline is not None:
                 self.state.baseline.update(batch.dense.numpy()[:, self._baseline], batch.labels.numpy()[:, 0], weights)
-            self._uncounted.add_step(self.state.step, batch.row_ids)
+            self._uncommitted.add_step(self.state.step, batch.row_ids)
             self._count(steps, budget, seconds=time.perf_counter() - asked)
             columns: dict[str, Any] | None = None
             if self._recorder.add(result, len(batch), made.wait_s):
@@ -372,11 +372,11 @@ class Trainer:
         account = steps.take_account()
         rows = count_rows(account)
         budget.add(
-            num_read=rows.read + (self._peers.size - 1) * rows.used, num_bad=rows.bad
+            num_read=rows.read + (self._process_group.size - 1) * rows.used, num_bad=rows.bad
         )  # trainer 0 has all bad ones
         self.state.count(rows, seconds)
         self.state.token = steps.state_dict()
-        self._uncounted.add_rejects(account.rejects)
+        self._uncommitted.add_rejects(account.rejects)
 
     def _replan(self, steps: Steps) -> None:
         """Follow a resize of the machine, or of the pipeline, with the threads of this process."""
@@ -393,18 +393,20 @@ class Trainer:
         """Write a checkpoint, and before it what it counts."""
         start = time.perf_counter()
         self.state.checkpoint += 1
-        self._uncounted.write(self.run_folder, self.state.checkpoint)
-        self.state.gather(self._peers)
-        if self._peers.rank == 0:
+        self._uncommitted.write(self.run_folder, self.state.checkpoint)
+        self.state.gather(self._process_group)
+        if self._process_group.rank == 0:
             shards, step = self._shards, self.state.step
-            snapshot = take_snapshot(self.state, self.assembly.model, self.assembly.optimizer, self.assembly.shape)
+            snapshot = take_snapshot(
+                self.state, self.components.model, self.components.optimizer, self.components.shape
+            )
             self._checkpoints.save(snapshot, None if shards is None else lambda folder: shards.save(folder, step))
-        self._peers.share(None)  # nobody pulls for the next step before shards have saved this one
+        self._process_group.share(None)  # nobody pulls for the next step before shards have saved this one
         self._recorder.add_seconds("checkpoint", time.perf_counter() - start)
 
     def _average(self, parameters: Sequence[Tensor], num_rows: int) -> None:
         """Gradients, and the wish to stop, of all trainers."""
-        self._stopping = self._peers.average(parameters, num_rows, wants_stop=self._wants_stop())
+        self._stopping = self._process_group.average(parameters, num_rows, wants_stop=self._wants_stop())
 
     def _should_stop(self) -> bool:
-        return self._wants_stop() if self._peers.size == 1 else self._stopping
+        return self._wants_stop() if self._process_group.size == 1 else self._stopping

@@ -4,7 +4,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from headrace.pipeline.explanation import Explanation as Explanation
+    from headrace.pipeline.engine.explanation import Explanation as Explanation
     from headrace.tuning.adapter import Job as Job
     from headrace.tuning.adapters import TunedDataLoader as TunedDataLoader
     from headrace.tuning.adapters import TunedRayData as TunedRayData
@@ -51,7 +51,7 @@ __all__ = [
 ]
 
 _HOMES = {
-    "Explanation": "headrace.pipeline.explanation",
+    "Explanation": "headrace.pipeline.engine.explanation",
     "Guard": "headrace.tuning.guard",
     "Job": "headrace.tuning.adapter",
     "Knob": "headrace.tuning.space",

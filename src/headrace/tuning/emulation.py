@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from headrace.logs.pieces import ROW_ID, Piece
+from headrace.logs.source import ROW_ID, Piece
 from headrace.pipeline import BatchIterator, Pipeline, from_source
 from headrace.simulation import Distribution, PipelineSpec, StageSpec
 from headrace.tuning.live import LiveJob

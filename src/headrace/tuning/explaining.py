@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from headrace.errors import ConfigError
-from headrace.pipeline.explanation import Explanation, StageShare
+from headrace.pipeline.engine.explanation import Explanation, StageShare
 from headrace.tuning.estimating import Estimator
 from headrace.tuning.measuring import max_workers
 from headrace.tuning.observation import Observation, StageObservation

@@ -11,9 +11,9 @@ from itertools import groupby
 
 import psutil
 
-from headrace.pipeline.counters import PipelineCounters, StageReading
-from headrace.pipeline.threads import WORKER_NAME
-from headrace.pipeline.tuners import Tunables
+from headrace.pipeline.engine.counters import PipelineCounters, StageReading
+from headrace.pipeline.engine.thread_feed import WORKER_NAME
+from headrace.pipeline.engine.tuners import Tunables
 from headrace.resources import Resources, effective_resources
 from headrace.tuning.machine import cpu_hz, memory_bytes_per_s
 from headrace.tuning.observation import Observation, StageObservation

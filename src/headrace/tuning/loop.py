@@ -10,7 +10,7 @@ from dataclasses import asdict, replace
 from typing import Any, Protocol, Self
 
 from headrace.errors import ConfigError
-from headrace.pipeline.explanation import Explanation
+from headrace.pipeline.engine.explanation import Explanation
 from headrace.tuning.adapter import Job
 from headrace.tuning.explaining import explain, total
 from headrace.tuning.guard import Guard

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from headrace.pipeline.decisions import DecisionRecorder
-from headrace.pipeline.explanation import Explanation
-from headrace.pipeline.tuners import Tunables
+from headrace.pipeline.engine.decisions import DecisionRecorder
+from headrace.pipeline.engine.explanation import Explanation
+from headrace.pipeline.engine.tuners import Tunables
 from headrace.tuning.explaining import explain
 from headrace.tuning.live import LiveJob
 from headrace.tuning.loop import Tuner
@@ -21,7 +21,7 @@ class Explainer:
         self._job = job
 
     def explain(self) -> Explanation:
-        """See `headrace.pipeline.tuners.Tuner`."""
+        """See `headrace.pipeline.engine.tuners.Tuner`."""
         return explain([self._job.look()], self._job.space)
 
     def close(self) -> None:
@@ -29,6 +29,6 @@ class Explainer:
 
 
 def open_tuner(policy: str | Policy, pipeline: Tunables, decisions: DecisionRecorder | None) -> Tuner | Explainer:
-    """Begin to tune a running pipeline; see `headrace.pipeline.tuners.open_tuner`."""
+    """Begin to tune a running pipeline; see `headrace.pipeline.engine.tuners.open_tuner`."""
     job = LiveJob(pipeline, measures_machine=str(policy).startswith("intune"))
     return Explainer(job) if policy == "none" else Tuner(job, policy, decisions=decisions)

@@ -15,7 +15,7 @@ from headrace.errors import DataError
 from headrace.features import FeaturePlan
 from headrace.logs import BadRowPolicy, ParquetSource, Schema, list_files, select_files
 from headrace.logs.arrow_source import ArrowSource
-from headrace.logs.pieces import ROW_ID, Source
+from headrace.logs.source import ROW_ID, Source
 from headrace.pipeline.sources import to_record_batch
 
 SCHEMA = Schema.from_dict(

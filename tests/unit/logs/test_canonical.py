@@ -18,8 +18,8 @@ from headrace.logs.arrow_source import ArrowSource
 from headrace.logs.canonical import canonical, canonical_type
 from headrace.logs.casting import cast_rows, cast_times
 from headrace.logs.checks import BadRowPolicy
-from headrace.logs.pieces import ROW_ID
 from headrace.logs.schema import Schema
+from headrace.logs.source import ROW_ID
 
 PARTS: dict[str, dict[str, Any]] = {
     "label": {"labels": ["x"]},

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from headrace.errors import ConfigError, DataError, ErrorBudgetExceeded
 from headrace.logs.arrow_source import ArrowSource
 from headrace.logs.checks import BadRowPolicy, ErrorBudget
-from headrace.logs.pieces import REJECT_SCHEMA, ROW_ID, Piece
 from headrace.logs.schema import Schema
+from headrace.logs.source import REJECT_SCHEMA, ROW_ID, Piece
 
 CLICK = {"labels": ["click"]}
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from headrace.logs import groups
-from headrace.logs.pieces import ROW_ID
+from headrace.logs.source import ROW_ID
 
 
 def a_batch(num_rows: int, num_unique: int, seed: int, *, first_id: int = 0) -> pa.RecordBatch:

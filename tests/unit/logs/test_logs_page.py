@@ -8,7 +8,7 @@ import yaml
 
 from headrace.logs import BadRowPolicy, ParquetLogWriter, Schema, WindowConfig, read_rejects
 from headrace.logs.parquet_source import ParquetSource
-from headrace.logs.pieces import ROW_ID
+from headrace.logs.source import ROW_ID
 
 PAGE = Path(__file__).parents[3] / "docs" / "logs.md"
 

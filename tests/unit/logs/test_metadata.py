@@ -17,9 +17,9 @@ from headrace.logs.files import list_files
 from headrace.logs.footer_checks import seal_footer
 from headrace.logs.metadata import find_windows, read_infos
 from headrace.logs.parquet_source import ParquetSource
-from headrace.logs.pieces import REJECT_SCHEMA, ROW_ID
 from headrace.logs.plausible_times import time_text
 from headrace.logs.schema import Schema
+from headrace.logs.source import REJECT_SCHEMA, ROW_ID
 from headrace.logs.windows import WindowConfig
 
 SCHEMA = Schema.from_dict({"labels": ["click"], "timestamp": {"name": "time", "unit": "s"}}, where="schema")

@@ -18,8 +18,8 @@ from headrace.logs.cursor import Selection
 from headrace.logs.files import LogFile, list_files
 from headrace.logs.footers import Footer, iter_plain
 from headrace.logs.parquet_source import ParquetSource, select_files
-from headrace.logs.pieces import ROW_ID, Piece, make_row_id
 from headrace.logs.schema import Schema
+from headrace.logs.source import ROW_ID, Piece, make_row_id
 
 SCHEMA = Schema.from_dict(
     {

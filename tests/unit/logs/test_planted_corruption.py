@@ -14,8 +14,8 @@ from headrace.errors import DataError
 from headrace.logs.checks import BadRowPolicy
 from headrace.logs.files import list_files
 from headrace.logs.parquet_source import ParquetSource, select_files
-from headrace.logs.pieces import ROW_ID, Piece
 from headrace.logs.schema import Schema
+from headrace.logs.source import ROW_ID, Piece
 
 SCHEMA = Schema.from_dict(
     {

@@ -22,10 +22,10 @@ from headrace.logs import quarantine
 from headrace.logs.arrow_source import ArrowSource
 from headrace.logs.checks import BadRowPolicy
 from headrace.logs.footers import Footer
-from headrace.logs.pieces import REJECT_SCHEMA, ROW_ID
 from headrace.logs.quarantine import read_rejects, replay_source, write_rejects
 from headrace.logs.raw_rows import decode_rows, encode_rows, parse_row, values_at
 from headrace.logs.schema import Schema
+from headrace.logs.source import REJECT_SCHEMA, ROW_ID
 
 QUARANTINE = BadRowPolicy(policy="quarantine")
 STRICT = Schema.from_dict({"labels": ["click"], "ids": ["user"]}, where="schema")

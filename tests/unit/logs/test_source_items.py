@@ -12,9 +12,9 @@ from headrace.logs.checks import BadRowPolicy
 from headrace.logs.cursor import Selection
 from headrace.logs.files import list_files
 from headrace.logs.parquet_source import ParquetSource, select_files
-from headrace.logs.pieces import ROW_ID
 from headrace.logs.schema import Schema
-from headrace.logs.source_items import JOINED_BYTES, JOINED_ROWS
+from headrace.logs.source import ROW_ID
+from headrace.logs.splits import JOINED_BYTES, JOINED_ROWS
 
 SCHEMA = Schema.from_dict({"labels": ["click"], "ids": ["user", {"name": "country", "type": "string"}]}, where="schema")
 DROP = BadRowPolicy(policy="drop")

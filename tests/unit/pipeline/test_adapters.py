@@ -10,7 +10,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from headrace.errors import ConfigError, MissingExtra
-from headrace.logs.pieces import ROW_ID
+from headrace.logs.source import ROW_ID
 from headrace.pipeline import from_dataloader, from_huggingface, from_ray, from_source, from_tfdata
 from headrace.testing.pipelines import SyntheticSource, assert_resumes_everywhere, batches_of, rows_of
 

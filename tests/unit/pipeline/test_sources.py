@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from headrace.errors import ConfigError, DataError
-from headrace.logs.pieces import ROW_ID
 from headrace.logs.schema import Schema
+from headrace.logs.source import ROW_ID
 from headrace.pipeline import IterableSource, TableSource, from_iterable, read_arrow, to_record_batch
 
 

@@ -12,7 +12,7 @@ from headrace.models.tower_work import tower_work
 from headrace.pipeline import from_source
 from headrace.tensors import InverseKeyedJaggedTensor
 from headrace.testing.sessions import SESSION_SCHEMA, SessionSource
-from headrace.training.assembly import Assembly, assemble
+from headrace.training.components import JobComponents, build_components
 from headrace.training.feed import decide_groups, source_columns
 from headrace.training.job import JobConfig
 from headrace.training.step import TrainingStep
@@ -46,16 +46,16 @@ def job_of(model: dict[str, Any], dedup: Any, shuffle: dict[str, Any] | None = N
     )
 
 
-def trained(job: JobConfig, *, nested: bool) -> tuple[Assembly, list[torch.Tensor], list[int], set[type]]:
+def trained(job: JobConfig, *, nested: bool) -> tuple[JobComponents, list[torch.Tensor], list[int], set[type]]:
     """Parameters and last predictions of one pass, the rows used, and the kinds of groups in the batches."""
     source = SessionSource(nested=nested, **SOURCE)
-    assembly = assemble(job)
-    assembly = replace(assembly, plan=decide_groups(job, assembly.plan, source))
+    components = build_components(job)
+    components = replace(components, plan=decide_groups(job, components.plan, source))
     pipe = from_source(source)
     if job.pipeline.shuffle is not None:
         pipe = pipe.shuffle(num_rows=600, seed=3, by=job.pipeline.shuffle.by, session="session")
-    pipe = pipe.batch(256).transform(assembly.plan)
-    step = TrainingStep(assembly.model, assembly.optimizer)
+    pipe = pipe.batch(256).transform(components.plan)
+    step = TrainingStep(components.model, components.optimizer)
     rows, kinds, batches = [], set(), []
     with pipe.open(executor="inline") as opened:
         for batch in opened:
@@ -63,10 +63,10 @@ def trained(job: JobConfig, *, nested: bool) -> tuple[Assembly, list[torch.Tenso
             rows += batch.row_ids.tolist()
             kinds |= {type(group) for group in batch.sparse}
             batches.append(batch)
-    assembly.model.eval()
+    components.model.eval()
     with torch.no_grad():
-        logits = [assembly.model(batch.expand()) for batch in batches]
-    return assembly, [*assembly.model.state_dict().values(), *logits], rows, kinds
+        logits = [components.model(batch.expand()) for batch in batches]
+    return components, [*components.model.state_dict().values(), *logits], rows, kinds
 
 
 @pytest.mark.parametrize("name", list(MODELS))
@@ -75,9 +75,9 @@ def test_plain_grouped_and_nested_rows_train_the_same_model(name: str, shuffle: 
     _, wanted, rows, kinds = trained(job_of(MODELS[name], "off", shuffle), nested=False)
     assert InverseKeyedJaggedTensor not in kinds
     for nested in (False, True):
-        assembly, given, same_rows, kinds = trained(job_of(MODELS[name], "auto", shuffle), nested=nested)
-        assert InverseKeyedJaggedTensor in kinds, assembly.plan.grouping
-        assert assembly.plan.savings.ids_factor > 1.5
+        components, given, same_rows, kinds = trained(job_of(MODELS[name], "auto", shuffle), nested=nested)
+        assert InverseKeyedJaggedTensor in kinds, components.plan.grouping
+        assert components.plan.savings.ids_factor > 1.5
         assert same_rows == rows
         for one, other in zip(given, wanted, strict=True):
             torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
@@ -88,15 +88,15 @@ def test_plain_grouped_and_nested_rows_train_the_same_model(name: str, shuffle: 
 def test_products_of_towers_are_counted_as_they_are_made_and_as_plain_rows_would_need_them(name: str) -> None:
     encoder = {**MODELS["sum pooling"], "encoder": {"features": ["history"]}}
     job = job_of({**MODELS, "encoder": encoder}[name], "auto")
-    source, assembly = SessionSource(nested=True, **SOURCE), assemble(job)
-    plan = decide_groups(job, assembly.plan, source)
+    source, components = SessionSource(nested=True, **SOURCE), build_components(job)
+    plan = decide_groups(job, components.plan, source)
     with from_source(source).batch(256).transform(plan).open(executor="inline") as batches:
         batch = next(batches)
     counted = []
     for rows in (batch, batch.expand()):
-        before = tower_work(assembly.model)
-        assembly.model(rows)
-        after = tower_work(assembly.model)
+        before = tower_work(components.model)
+        components.model(rows)
+        after = tower_work(components.model)
         counted.append((after.num_flop - before.num_flop, after.num_plain_flop - before.num_plain_flop))
     (made, plain), of_plain_rows = counted
     assert of_plain_rows == (plain, plain)
@@ -111,14 +111,14 @@ def test_a_run_and_its_repetition_are_bit_equal() -> None:
 
 def test_rows_shuffled_one_by_one_are_not_searched_for_equal_neighbours() -> None:
     job = job_of(MODELS["sum pooling"], "auto", {"num_rows": 600, "seed": 3})
-    assembly, _, _, kinds = trained(job, nested=False)
+    components, _, _, kinds = trained(job, nested=False)
     assert InverseKeyedJaggedTensor not in kinds
-    assert assembly.plan.grouping is not None
-    assert "see pipeline.shuffle.by" in assembly.plan.grouping.reason
+    assert components.plan.grouping is not None
+    assert "see pipeline.shuffle.by" in components.plan.grouping.reason
 
 
 def test_shuffling_by_session_reads_the_session_too() -> None:
     job = job_of(MODELS["sum pooling"], "auto", {"num_rows": 600, "by": "session"})
-    plan = assemble(job).plan
+    plan = build_components(job).plan
     assert "session" not in plan.columns
     assert "session" in source_columns(job, plan)

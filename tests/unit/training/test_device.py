@@ -10,14 +10,14 @@ from headrace.embeddings import embedding_bags
 from headrace.errors import ConfigError
 from headrace.tensors import Batch, KeyedJaggedTensor
 from headrace.testing.sessions import SESSION_SCHEMA
-from headrace.training.assembly import Assembly, assemble
+from headrace.training.components import JobComponents, build_components
 from headrace.training.device import place_model, send_batches
 from headrace.training.job import JobConfig
 from headrace.training.step import StepResult, TrainingStep
 
 
-def assembled(kind: str, device: str = "cpu") -> Assembly:
-    return assemble(
+def assembled(kind: str, device: str = "cpu") -> JobComponents:
+    return build_components(
         JobConfig.from_dict(
             {
                 "run": "unused",
@@ -31,18 +31,18 @@ def assembled(kind: str, device: str = "cpu") -> Assembly:
     )
 
 
-def batch(assembly: Assembly, seed: int) -> Batch:
+def batch(components: JobComponents, seed: int) -> Batch:
     rng = np.random.default_rng(seed)
-    lists = {name: [rng.integers(0, 30, 2).tolist() for _ in range(8)] for name in assembly.plan.sparse_keys}
-    dense = rng.normal(size=(8, len(assembly.plan.dense_names))).astype(np.float32)
-    labels = rng.integers(0, 2, (8, len(assembly.label_names))).astype(np.float32)
+    lists = {name: [rng.integers(0, 30, 2).tolist() for _ in range(8)] for name in components.plan.sparse_keys}
+    dense = rng.normal(size=(8, len(components.plan.dense_names))).astype(np.float32)
+    labels = rng.integers(0, 2, (8, len(components.label_names))).astype(np.float32)
     kjt = KeyedJaggedTensor.from_lists(lists)
     return Batch(torch.from_numpy(dense), (kjt,), torch.from_numpy(labels), torch.arange(8), torch.ones(8))
 
 
-def train(assembly: Assembly) -> list[StepResult]:
-    step = TrainingStep(assembly.model, assembly.optimizer, precision="fp32")
-    return [step(batch(assembly, seed)) for seed in range(4)]
+def train(components: JobComponents) -> list[StepResult]:
+    step = TrainingStep(components.model, components.optimizer, precision="fp32")
+    return [step(batch(components, seed)) for seed in range(4)]
 
 
 @pytest.mark.parametrize("kind", ["dlrm", "dcnv2", "deepfm", "wide_deep"])

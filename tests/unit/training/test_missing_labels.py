@@ -8,7 +8,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from headrace.errors import HeadraceError
-from headrace.training import JobConfig, Scorer, Trainer
+from headrace.scoring import Scorer
+from headrace.training import JobConfig, Trainer
 
 ROWS = 400
 

@@ -50,7 +50,7 @@ def train(folder: Path, steps: int | None = None) -> tuple[Trainer, TrainResult]
 
 
 def state_of(trainer: Trainer) -> list[Any]:
-    weights = {name: value.tolist() for name, value in trainer.assembly.model.state_dict().items()}
+    weights = {name: value.tolist() for name, value in trainer.components.model.state_dict().items()}
     return [trainer.state.step, str(trainer.state.rows), json.dumps(weights, sort_keys=True, default=str)]
 
 

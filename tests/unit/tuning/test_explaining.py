@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from headrace.errors import ConfigError
-from headrace.pipeline.explanation import Explanation
+from headrace.pipeline.engine.explanation import Explanation
 from headrace.simulation import LATENCY_SPLIT, Machine, PipelineSpec, published_pipeline
 from headrace.tuning import SimulatedJob
 from headrace.tuning.explaining import explain

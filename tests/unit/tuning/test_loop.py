@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 import headrace.tuning.loop as loop
-from headrace.pipeline.explanation import Explanation
+from headrace.pipeline.engine.explanation import Explanation
 from headrace.simulation import PipelineSpec, StageSpec
 from headrace.testing.virtual_engine import VirtualEngine
 from headrace.tuning.loop import Tuner

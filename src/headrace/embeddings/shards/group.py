@@ -214,7 +214,7 @@ def wait_for_shards(
     *,
     security: ClientSecurity | None = None,
     wait_s: float,
-    say: Callable[[str], None] = lambda line: None,
+    on_message: Callable[[str], None] = lambda line: None,
 ) -> None:
     """Wait until all shards answer.
 
@@ -222,7 +222,7 @@ def wait_for_shards(
         addresses: Of the shards.
         security: Token and certificate authority.
         wait_s: How long.
-        say: Told once of each shard that has to be waited for, and when it is back.
+        on_message: Told once of each shard that has to be waited for, and when it is back.
 
     Raises:
         ShardLost: One is still silent; names it.
@@ -240,10 +240,10 @@ def wait_for_shards(
                     if time.monotonic() > deadline:
                         raise ShardLost(f"{error}; waited {wait_s:g} s") from error
                     if not said:
-                        say(f"waiting for {client.name}")
+                        on_message(f"waiting for {client.name}")
                     said = True
                     time.sleep(POLL_S)
             if said:
-                say(f"{client.name} is back")
+                on_message(f"{client.name} is back")
         finally:
             client.close()

@@ -17,7 +17,7 @@ from headrace.features.kernels.ids import sample
 from headrace.features.operator import FusedOperator, Kind
 from headrace.features.program import ProgramBuilder
 from headrace.features.registry import register
-from headrace.logs.pieces import ROW_ID
+from headrace.logs.source import ROW_ID
 from headrace.messages import shorten_list
 
 __all__ = ["Enumerate", "FirstX", "RowSampling", "Sampling"]

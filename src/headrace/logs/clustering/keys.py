@@ -21,8 +21,8 @@ from headrace.logs.clustering.payload import widened
 from headrace.logs.footers import Footer, iter_plain, open_parquet
 from headrace.logs.inspection.hashing import NULL_HASH, hash_column
 from headrace.logs.keyed_random import derive, mix
-from headrace.logs.pieces import FILE_ROW_BITS
 from headrace.logs.schema import Schema
+from headrace.logs.source import FILE_ROW_BITS
 
 __all__ = ["KEY_SCHEMA", "RowOrder", "read_keys"]
 

@@ -14,8 +14,8 @@ from headrace.errors import ConfigError, DataError
 from headrace.logs.clustering.config import ClusterConfig
 from headrace.logs.common_types import widen
 from headrace.logs.footers import Footer, iter_plain, open_parquet
-from headrace.logs.pieces import FILE_ROW_BITS, ORIGINAL_ROW
 from headrace.logs.schema import Schema
+from headrace.logs.source import FILE_ROW_BITS, ORIGINAL_ROW
 from headrace.messages import one_line
 
 __all__ = ["LogColumns", "PayloadReader", "widened"]

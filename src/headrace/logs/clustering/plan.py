@@ -13,7 +13,7 @@ from headrace.logs.clustering.payload import LogColumns
 from headrace.logs.footers import Footer
 from headrace.logs.inspection.hashing import hash_column
 from headrace.logs.nested.layout import Layout
-from headrace.logs.pieces import ORIGINAL_ROW
+from headrace.logs.source import ORIGINAL_ROW
 from headrace.logs.stored_columns import StoredColumns
 from headrace.messages import shorten_list
 

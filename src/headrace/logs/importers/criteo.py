@@ -18,8 +18,8 @@ from headrace.errors import ConfigError, DataError
 from headrace.files import write_text
 from headrace.logs.importers.compressed import open_text, readable_input
 from headrace.logs.importers.criteo_parser import NUM_IDS, NUM_INTEGERS, BadLine, ParsedLines, parse_lines
-from headrace.logs.pieces import REJECT_SCHEMA
 from headrace.logs.schema import DenseColumn, IdColumn, LabelColumn, Schema
+from headrace.logs.source import REJECT_SCHEMA
 from headrace.logs.writer import ParquetLogWriter
 from headrace.paths import local_path
 

@@ -28,8 +28,8 @@ from headrace.logs.inspection.id_counter import slots_for
 from headrace.logs.inspection.profiles import ColumnProfile, kind_of
 from headrace.logs.inspection.session_tracker import SessionTracker
 from headrace.logs.nested.layout import Layout
-from headrace.logs.pieces import ORIGINAL_ROW
 from headrace.logs.schema import Schema
+from headrace.logs.source import ORIGINAL_ROW
 from headrace.logs.stored_columns import StoredColumns
 from headrace.messages import count_of
 from headrace.observe.progress import Progress

@@ -1,0 +1,168 @@
+"""`BatchIterator`: what `Pipeline.open` returns: batches, the state behind each of them, and the account of rows."""
+
+from __future__ import annotations
+
+import time
+import weakref
+from collections.abc import Mapping
+from typing import Any, Protocol, Self
+
+from headrace.observe.decisions import Decision
+from headrace.pipeline.engine.counters import PipelineCounters, Recorder
+from headrace.pipeline.engine.decisions import Decisions
+from headrace.pipeline.engine.element import NO_LOSSES, Account, Element, Losses, Token
+from headrace.pipeline.engine.explanation import Explanation
+from headrace.pipeline.engine.inline_feed import InlineFeed
+from headrace.pipeline.engine.options import OpenOptions
+from headrace.pipeline.engine.snapshot import Position, load_state, make_state
+from headrace.pipeline.engine.thread_feed import ThreadFeed
+from headrace.pipeline.engine.tunables import Tunable
+from headrace.pipeline.engine.tuners import LateTuner
+from headrace.pipeline.pipeline import Pipeline
+
+__all__ = ["BatchIterator", "Feed", "OpenOptions"]
+
+
+class Feed(Protocol):
+    """What runs the stages: hands out elements in order, until None."""
+
+    recorder: Recorder
+    tunables: Mapping[str, Tunable]
+
+    def take(self) -> Element | None: ...
+
+    def counters(self, window_s: float) -> PipelineCounters: ...
+
+    def close(self) -> None: ...
+
+
+class BatchIterator:
+    """Iterates over the batches of a pipeline, each exactly once over any number of stops and resumes.
+
+    A context manager; leaving it stops all workers. Not to be shared between threads, except for `counters`,
+    `tunables`, `explain` and `close`.
+    """
+
+    def __init__(self, pipeline: Pipeline, options: OpenOptions, state: Mapping[str, Any] | None = None) -> None:
+        """Use `Pipeline.open`."""
+        self._pipeline = pipeline
+        self._options = options
+        self._epoch = options.epoch
+        self._position = Position.start(pipeline.num_cutters)
+        if state is not None:
+            self._epoch, self._position = load_state(state, pipeline.signature)
+        self._decisions = Decisions(options.decisions)
+        self._account = Account()
+        self._losses: Losses = NO_LOSSES
+        self._after: Token | None = None
+        self._left = 0.0
+        self._start()
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> Any:
+        """The next batch, once it is ready.
+
+        Raises:
+            PipelineError: A stage failed on an element of this batch.
+        """
+        asked, left = time.perf_counter(), self._left
+        self._tuner.begin()
+        while True:
+            element = self._feed.take()
+            if element is None:
+                self._deliver(0)
+                self._tuner.close()
+                raise StopIteration
+            self._losses += element.losses
+            self._after = element.after
+            if element.num_rows:
+                break
+        self._deliver(element.num_rows)
+        now = time.perf_counter()
+        self._feed.recorder.delivered(element.num_rows, now - asked, asked - left)
+        self._left = now
+        return element.payload
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the next batch begins, as a small JSON-able dict; give it to `open(state=...)` to go on there."""
+        return make_state(self._pipeline.signature, self._epoch, self._position)
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a saved state; what was made ready is thrown away, what was not yet accounted for is forgotten.
+
+        Raises:
+            CheckpointError: The state was saved by another pipeline.
+        """
+        epoch, position = load_state(state, self._pipeline.signature)
+        self.close()
+        self._epoch, self._position = epoch, position
+        self._account = Account()
+        self._losses, self._after = NO_LOSSES, None
+        self._start()
+
+    def take_account(self) -> Account:
+        """What the batches delivered since the last call read and lost."""
+        account, self._account = self._account, Account()
+        return account
+
+    def counters(self, window_s: float = 5.0) -> PipelineCounters:
+        """What the stages did over about the last `window_s` seconds: a minute at most, or infinity for all of them."""
+        return self._feed.counters(window_s)
+
+    @property
+    def tunables(self) -> Mapping[str, Tunable]:
+        """Everything that may be changed while it runs, by name."""
+        return self._feed.tunables
+
+    @property
+    def decisions(self) -> list[Decision]:
+        """What the pipeline decided by itself (workers replaced, prefetch shed, ...), with reasons; oldest first."""
+        return self._decisions.list()
+
+    def explain(self) -> Explanation:
+        """What limits the pipeline, why, what would help, and what the tuner did; printed, it is a few lines.
+
+        Raises:
+            ConfigError: Not every stage has finished something yet.
+        """
+        return self._tuner.explain()
+
+    @property
+    def epoch(self) -> int:
+        """The epoch this iterator reads."""
+        return self._epoch
+
+    def close(self) -> None:
+        """Stop all workers and give all memory back; safe to call twice."""
+        self._closer()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def _start(self) -> None:
+        if self._options.executor == "inline":
+            self._feed: Feed = InlineFeed(self._pipeline, self._options, self._epoch, self._position)
+        else:
+            self._feed = ThreadFeed(self._pipeline, self._options, self._epoch, self._position, self._decisions)
+        self._tuner = LateTuner(self._options.tuner, self._feed, self._decisions)
+        # Also runs when the iterator is forgotten, and before the interpreter ends.
+        self._closer = weakref.finalize(self, _close, self._tuner, self._feed)
+        self._left = time.perf_counter()
+
+    def _deliver(self, num_rows: int) -> None:
+        """Move the position behind the last element taken, and account for all taken since the last delivery."""
+        if self._after is None:
+            return
+        self._position = Position.from_token(self._after, self._pipeline.num_cutters)
+        self._account.add(num_rows, self._losses)
+        self._losses, self._after = NO_LOSSES, None
+
+
+def _close(tuner: LateTuner, feed: Feed) -> None:
+    tuner.close()
+    feed.close()

@@ -1,0 +1,94 @@
+"""Builds the state machine of a pipeline, and the tunables that change its numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+
+from headrace.logs.source import Source
+from headrace.pipeline.engine.decisions import Decisions
+from headrace.pipeline.engine.lanes import StageLane
+from headrace.pipeline.engine.ledger import Ledger
+from headrace.pipeline.engine.options import MAX_WORKERS, Group, OpenOptions
+from headrace.pipeline.engine.rebatcher import Cutter
+from headrace.pipeline.engine.snapshot import Position
+from headrace.pipeline.engine.source_lane import SourceLane
+from headrace.pipeline.engine.state import PipelineState
+from headrace.pipeline.engine.tunables import Tunable
+from headrace.pipeline.pipeline import Pipeline
+
+__all__ = ["build_state", "build_tunables", "first_bytes"]
+
+MAX_PREFETCH = 1024
+"""Most batches made ahead; the memory budget normally ends it long before."""
+
+READ_AHEAD_SHARE = 0.5
+MAX_READ_AHEAD_BYTES = 256 << 20
+"""Items read before their turn may hold the smaller of this share of the budget and this size, unless set."""
+
+
+def build_state(
+    pipeline: Pipeline, groups: Sequence[Group], options: OpenOptions, position: Position, decisions: Decisions
+) -> PipelineState:
+    """Empty lanes for a pipeline that starts at a position."""
+    source = SourceLane(
+        options.stage_workers.get("source"),
+        len(pipeline.source),
+        position.item,
+        position.piece,
+        first_bytes=first_bytes(pipeline.source, position.item),
+    )
+    lanes = []
+    num_cutters = 0
+    for group in groups:
+        cutter = None
+        if group.cut is not None:
+            cutter = Cutter(group.cut, position.to_token(num_cutters), *position.cuts[num_cutters])
+            num_cutters += 1
+        own_limit = options.stage_workers.get(group.stages[0].name)
+        in_threads = group.executor == "thread"
+        copies = 0 if in_threads else 1  # a worker process is sent one of its input
+        lanes.append(StageLane(group.name, own_limit, cutter=cutter, in_threads=in_threads, copies=copies))
+    return PipelineState(
+        source,
+        lanes,
+        Ledger(options.memory_bytes),
+        num_workers=options.num_workers,
+        num_prefetch=pipeline.num_prefetch,
+        read_ahead_bytes=min(int(options.memory_bytes * READ_AHEAD_SHARE), MAX_READ_AHEAD_BYTES),
+        report=lambda reason: decisions.record("memory ledger", {}, reason),
+    )
+
+
+def build_tunables(
+    state: PipelineState, limit_bytes: int, change: Callable[[object, str, int], None]
+) -> Mapping[str, Tunable]:
+    """Everything that may be changed while a pipeline runs, by name.
+
+    Args:
+        state: Holds the numbers.
+        limit_bytes: Memory this process may use.
+        change: Sets an attribute of an object to a value, safely.
+    """
+    return {tunable.name: tunable for tunable in _tunables(state, limit_bytes, change)}
+
+
+def _tunables(state: PipelineState, limit_bytes: int, change: Callable[[object, str, int], None]) -> Iterator[Tunable]:
+    def number(owner: object, attribute: str, name: str, low: int, high: int, unit: str) -> Tunable:
+        get, set_ = partial(getattr, owner, attribute), partial(change, owner, attribute)
+        return Tunable(name, min=low, max=high, unit=unit, get=get, set=set_)
+
+    yield number(state, "num_workers", "workers", 1, MAX_WORKERS, "workers")
+    for index, lane in enumerate(state.lanes):
+        # Unless it has a limit of its own, a lane may use as many workers as there are threads.
+        get, set_ = partial(state.limit, index), partial(change, lane, "own_limit")
+        yield Tunable(f"{lane.name}.workers", min=1, max=MAX_WORKERS, unit="workers", get=get, set=set_)
+    yield number(state, "num_prefetch", "prefetch", 0, MAX_PREFETCH, "elements")
+    yield number(state, "read_ahead_bytes", "read_ahead", 0, limit_bytes, "bytes")
+    yield number(state.ledger, "budget_bytes", "memory", 1, limit_bytes, "bytes")
+
+
+def first_bytes(source: Source, item: int) -> int:
+    """Bytes of a piece as the source estimates them, if it does; later ones are learned."""
+    estimate = getattr(source, "estimate_bytes", None)
+    return int(estimate(item)) if estimate is not None and item < len(source) else 0

@@ -1,0 +1,170 @@
+"""`OpenOptions`: how a pipeline is run, checked; and which stages one worker call runs together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal
+
+from headrace.errors import ConfigError
+from headrace.messages import shorten_list
+from headrace.pipeline.engine.decisions import DecisionRecorder
+from headrace.pipeline.engine.rebatcher import CutSpec
+from headrace.registry import provider
+from headrace.resources import Memory, effective_cpus, effective_memory, parse_bytes
+
+if TYPE_CHECKING:
+    from headrace.pipeline.pipeline import Executor, Pipeline, Stage
+
+__all__ = ["DEFAULT_MEMORY_SHARE", "MAX_WORKERS", "Group", "OpenOptions", "make_groups", "memory_budget"]
+
+DEFAULT_MEMORY_SHARE = 0.25
+"""Of the effective memory limit, for elements in flight: the model, its embeddings and the page cache need the rest."""
+
+MAX_WORKERS = 256
+"""Upper limit of every number of workers."""
+
+
+@dataclass(frozen=True)
+class OpenOptions:
+    """Arguments of `Pipeline.open`, checked.
+
+    Attributes:
+        num_workers: Threads that run stages at once.
+        stage_workers: Own limits of single stages, by name.
+        memory_bytes: Budget of the ledger.
+        memory: What limits the memory of this process.
+        executor: Of stages that do not name one.
+        epoch: Part of all random seeds.
+        rank: This reader.
+        num_ranks: Of so many.
+        decisions: Where decisions are written.
+        tuner: A policy or its name; "none" leaves the numbers as they are.
+    """
+
+    num_workers: int
+    stage_workers: Mapping[str, int]
+    memory_bytes: int
+    memory: Memory
+    executor: Executor
+    epoch: int
+    rank: int
+    num_ranks: int
+    decisions: DecisionRecorder | None = None
+    tuner: Any = "none"
+
+    @classmethod
+    def check(
+        cls,
+        pipeline: Pipeline,
+        *,
+        workers: int | Mapping[str, int] | None,
+        memory_bytes: int | str | None,
+        executor: Executor,
+        epoch: int,
+        rank: int,
+        num_ranks: int,
+        decisions: DecisionRecorder | None,
+        tuner: Any = None,
+    ) -> OpenOptions:
+        """Fill in defaults from the machine.
+
+        Raises:
+            ConfigError: Names the argument, what was given and what was expected.
+        """
+        if executor not in ("thread", "process", "inline"):
+            raise ConfigError(f'open: executor: given {executor!r}, expected "thread", "process" or "inline"')
+        if not 0 <= rank < num_ranks:
+            raise ConfigError(f"open: rank: given {rank} of num_ranks {num_ranks}, expected 0 <= rank < num_ranks")
+        if num_ranks > 1 and not any(stage.kind == "batch" for stage in pipeline.stages):
+            raise ConfigError(
+                "open: num_ranks: ranks share the rows of each batch, but the pipeline has no batch stage"
+            )
+        if epoch < 0:
+            raise ConfigError(f"open: epoch: given {epoch}, expected a whole number from 0 on")
+        stage_workers = dict(workers) if isinstance(workers, Mapping) else {}
+        names = ["source", *(stage.name for stage in pipeline.stages)]
+        for name, count in stage_workers.items():
+            if name not in names:
+                raise ConfigError(f"open: workers: no stage named {name!r}; there are {shorten_list(names)}")
+            _check_workers(f"workers.{name}", count)
+        total = effective_cpus().num_threads if workers is None or isinstance(workers, Mapping) else workers
+        _check_workers("workers", total)
+        memory = effective_memory()
+        budget = memory_budget(memory_bytes, memory)
+        total = max(total, sum(stage_workers.values()))
+        if tuner is None:  # setting workers disables tuning
+            tuner = "auto" if workers is None else "none"
+        elif not isinstance(tuner, str) and not callable(getattr(tuner, "decide", None)):
+            given = type(tuner).__name__
+            raise ConfigError(f"open: tuner: given {given}, expected the name of a policy, or an object that decides")
+        elif isinstance(tuner, str) and tuner not in ("auto", "none"):
+            provider("policy")(tuner)  # refuses an unknown name here, not in a thread later
+        if executor == "inline":
+            tuner = "none"
+        return cls(total, stage_workers, budget, memory, executor, epoch, rank, num_ranks, decisions, tuner)
+
+
+def memory_budget(memory_bytes: int | str | None, memory: Memory | None = None) -> int:
+    """Bytes of elements in flight: those asked for ("4GiB"), or for None a share of the effective memory limit.
+
+    Raises:
+        ConfigError: Not a positive number of bytes.
+    """
+    if memory_bytes is None:
+        return int((memory or effective_memory()).limit_bytes * DEFAULT_MEMORY_SHARE)
+    budget = parse_bytes(memory_bytes, where="open: memory_bytes")
+    if budget <= 0:
+        raise ConfigError(f"open: memory_bytes: given {memory_bytes!r}, expected more than 0")
+    return budget
+
+
+@dataclass(frozen=True)
+class Group:
+    """Stages that one worker call applies to an element, one after the other.
+
+    Attributes:
+        stages: At least one.
+        executor: Who runs them.
+        cut: How the stream is cut in front of them, or None.
+        timeout_s: Longest time the call may take, or None.
+    """
+
+    stages: tuple[Stage, ...]
+    executor: Literal["thread", "process"]
+    cut: CutSpec | None
+    timeout_s: float | None
+
+    @property
+    def name(self) -> str:
+        """The names of the stages, joined by "+"."""
+        return "+".join(stage.name for stage in self.stages)
+
+
+def make_groups(pipeline: Pipeline, options: OpenOptions) -> tuple[Group, ...]:
+    """Join neighbouring stages, so that an element is handed over less often and stays in the CPU's cache.
+
+    A stage is run on its own if it has a timeout or a number of workers of its own; a cut, or another executor,
+    begins a new group.
+    """
+    groups: list[Group] = []
+    last_batch = max((i for i, stage in enumerate(pipeline.stages) if stage.kind == "batch"), default=-1)
+    joins = False
+    for index, stage in enumerate(pipeline.stages):
+        cut = stage.cut
+        if cut is not None and index == last_batch:
+            cut = replace(cut, num_ranks=options.num_ranks, rank=options.rank)
+        default = options.executor if stage.kind in ("map", "filter") else "thread"
+        executor: Literal["thread", "process"] = "process" if (stage.executor or default) == "process" else "thread"
+        alone = stage.timeout_s is not None or stage.name in options.stage_workers
+        if joins and not alone and cut is None and groups[-1].executor == executor:
+            groups[-1] = replace(groups[-1], stages=(*groups[-1].stages, stage))
+        else:
+            groups.append(Group((stage,), executor, cut, stage.timeout_s))
+        joins = not alone
+    return tuple(groups)
+
+
+def _check_workers(name: str, count: object) -> None:
+    if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= MAX_WORKERS:
+        raise ConfigError(f"open: {name}: given {count!r}, expected a whole number from 1 to {MAX_WORKERS}")

@@ -1,0 +1,1 @@
+"""Transformations: what the stages of a pipeline do to rows, one a file."""

@@ -1,0 +1,184 @@
+"""Scoring logs with a checkpoint: metrics, or predictions as Parquet."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from numpy.typing import NDArray
+
+from headrace.errors import CheckpointError, ConfigError
+from headrace.features import FeaturePlan
+from headrace.files import new_file, writing
+from headrace.logs import ErrorBudget, LogFile, ParquetSource, check_output, list_log, select_files
+from headrace.logs.row_ids import RowIds
+from headrace.observe.progress import Progress
+from headrace.paths import local_path
+from headrace.pipeline import BatchIterator
+from headrace.tensors import Batch
+from headrace.threads import use_threads
+from headrace.training.checkpoint import CheckpointFolder
+from headrace.training.components import JobComponents, build_components
+from headrace.training.feed import count_rows, decide_groups, open_batches, source_columns
+from headrace.training.job import JobConfig
+from headrace.training.metrics import BinaryMetrics, Scores
+from headrace.training.rows import RowCounts
+from headrace.training.run_folder import RunFolder
+from headrace.training.state import TrainingState, restore
+
+__all__ = ["Scorer"]
+
+
+class Scorer:
+    """A job's model as one of its checkpoints has it, for reading only.
+
+    Attributes:
+        checkpoint: Number of the checkpoint.
+        step: Optimizer steps it has behind it.
+        components: Plan and model.
+        rows: What became of the rows scored last.
+    """
+
+    def __init__(
+        self, job: JobConfig, *, checkpoint: int | None = None, on_message: Callable[[str], None] = lambda line: None
+    ) -> None:
+        """Load a checkpoint.
+
+        Args:
+            job: The job, resolved.
+            checkpoint: Its number; None for the newest whole one.
+            on_message: Called with a line for each damaged newer checkpoint, and for entries of logs that are not read.
+
+        Raises:
+            CheckpointError: There is none, or it cannot be used.
+        """
+        self.job = job
+        self._on_message = on_message
+        self.components: JobComponents = build_components(job)
+        folder = CheckpointFolder(RunFolder(job.run).checkpoints)
+        snapshot, refused = folder.load_latest() if checkpoint is None else (folder.load(checkpoint), [])
+        for line in refused:
+            on_message(f"refused a checkpoint, using the one before: {line}")
+        if snapshot is None:
+            raise CheckpointError(f"{folder.path}: holds no checkpoint yet; train first: headrace train JOB")
+        state = TrainingState(self.components.label_names)
+        restore(snapshot, state, self.components.model, None, self.components.shape)
+        self.checkpoint, self.step = snapshot.number, state.step
+        self.rows = RowCounts()
+        self.components.model.eval()
+        use_threads(job.training.threads)
+
+    def evaluate(self, path: str) -> dict[str, Scores]:
+        """Metrics over all rows of the logs at `path`, by label."""
+        metrics = {name: BinaryMetrics() for name in self.components.label_names}
+        for batch, logits in self.score(self.list_logs(path), "evaluate"):
+            weights = None if batch.weights is None else batch.weights.numpy()
+            for place, name in enumerate(metrics):
+                metrics[name].update(logits[:, place], batch.labels.numpy()[:, place], weights)
+        return {name: metric.compute() for name, metric in metrics.items()}
+
+    def predict(self, path: str, out: Path) -> int:
+        """Write a prediction for each row of the logs at `path`, which need no labels; returns how many.
+
+        The Parquet file `out` has the columns `row_id`, `file` and `row` (only `row_id` where the logs have the column
+        that the schema names for it), and a float32 probability `p_<label>` for each label. For a clustered copy, file
+        and row are those of the log it was made of. It appears whole or not at all.
+        """
+        out = local_path(out, where="OUT")
+        if out.is_dir():
+            raise ConfigError(f"{out}: is a folder, expected the Parquet file to write")
+        files = self.list_logs(path)
+        check_output(out, path, what="predictions")
+        check_output(out, self.job.data.path, what="predictions")
+        check_output(out, RunFolder(self.job.run).checkpoints, what="predictions")
+        plan = self.components.plan.without_labels()
+        source = self._open_source(files, plan)
+        schema = self._prediction_schema(source.row_ids)
+        with writing(out):
+            out.parent.mkdir(parents=True, exist_ok=True)
+        with new_file(out) as partial, pq.ParquetWriter(str(partial.absolute()), schema, compression="zstd") as writer:
+            for batch, logits in self._score(source, "predict", plan):
+                writer.write_batch(_predictions(batch, logits, source.row_ids, schema))
+        return self.rows.used
+
+    def list_logs(self, path: str) -> list[LogFile]:
+        """The files of the logs at `path`; a line for the user names entries that are not read."""
+        listing = list_log(path)
+        for note in listing.notes:
+            self._on_message(note)
+        return list(listing.files)
+
+    def score(
+        self, files: Sequence[LogFile], what: str, plan: FeaturePlan | None = None
+    ) -> Generator[tuple[Batch, NDArray[np.float32]], None, None]:
+        """Batches of the logs in file order, with their logits float32 [B, L].
+
+        The logs may have any layout, whatever that of the logs trained on, and need neither row ids nor sessions unless
+        these are features.
+
+        Args:
+            files: The logs.
+            what: Names the progress bar.
+            plan: The job's plan without labels, for logs that have none.
+
+        Raises:
+            ErrorBudgetExceeded: More rows are bad than the job allows.
+        """
+        plan = self.components.plan if plan is None else plan
+        return self._score(self._open_source(files, plan), what, plan)
+
+    def _open_source(self, files: Sequence[LogFile], plan: FeaturePlan) -> ParquetSource:
+        schema = self.job.schema_of_logs
+        unread = set() if plan.label_names else {schema.weight, *(label.name for label in schema.labels)}
+        columns = [name for name in source_columns(self.job, plan, shuffled=False) if name not in unread]
+        apart = [name for name in (schema.row_id, schema.session_id) if name is not None]
+        return ParquetSource(
+            select_files(files),
+            schema,
+            columns=columns,
+            policy=self.job.data.bad_rows,
+            optional=[name for name in apart if name not in plan.columns],
+        )
+
+    def _score(
+        self, source: ParquetSource, what: str, plan: FeaturePlan
+    ) -> Generator[tuple[Batch, NDArray[np.float32]], None, None]:
+        budget = ErrorBudget(self.job.data.bad_rows)
+        self.rows = RowCounts()
+        total = sum(source.num_rows(item) for item in range(len(source)))
+        plan = decide_groups(self.job, plan, source, shuffled=False)
+        with (
+            Progress(what, total=total) as progress,
+            open_batches(self.job, plan, source, shuffled=False) as batches,
+        ):
+            batch: Batch | None
+            while (batch := next(batches, None)) is not None:
+                with torch.inference_mode():
+                    logits = self.components.model(batch).cpu().numpy()
+                self._count(batches, budget, progress)
+                yield batch, logits
+            self._count(batches, budget, progress)  # bad rows behind the last good one
+
+    def _count(self, batches: BatchIterator, budget: ErrorBudget, progress: Progress) -> None:
+        rows = count_rows(batches.take_account())
+        self.rows += rows
+        budget.add(num_read=rows.read, num_bad=rows.bad)
+        progress.advance(rows.read)
+
+    def _prediction_schema(self, row_ids: RowIds) -> pa.Schema:
+        fields = [pa.field("row_id", pa.int64())]
+        if row_ids.are_places:
+            fields += [pa.field("file", pa.dictionary(pa.int32(), pa.string())), pa.field("row", pa.int64())]
+        return pa.schema(fields + [pa.field(f"p_{name}", pa.float32()) for name in self.components.label_names])
+
+
+def _predictions(batch: Batch, logits: NDArray[np.float32], row_ids: RowIds, schema: pa.Schema) -> pa.RecordBatch:
+    ids = batch.row_ids.numpy()
+    columns = [pa.array(ids), *(row_ids.places(ids) if row_ids.are_places else ())]
+    probabilities = 1.0 / (1.0 + np.exp(-logits.astype(np.float64)))
+    columns += [pa.array(part.astype(np.float32)) for part in probabilities.T]
+    return pa.RecordBatch.from_arrays(columns, schema=schema)

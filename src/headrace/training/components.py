@@ -1,0 +1,99 @@
+"""What a job is made of: its feature plan and its model, built from the job file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from headrace.errors import ConfigError
+from headrace.features import FeaturePlan
+from headrace.messages import shorten_list
+from headrace.models import build_model
+from headrace.training.dense_optimizer import make_dense_optimizer
+from headrace.training.device import place_model
+from headrace.training.job import JobConfig
+
+__all__ = ["JobComponents", "build_components", "describe_model"]
+
+
+@dataclass(frozen=True)
+class JobComponents:
+    """The parts of a job.
+
+    Attributes:
+        plan: Record batch -> `Batch`.
+        model: `Batch` -> logits float32 [B, L].
+        optimizer: Of the model's dense parameters.
+        label_names: Names of the L labels.
+        shape: What decides the parameters' shapes and meaning, see `describe_model`.
+    """
+
+    plan: FeaturePlan
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    label_names: tuple[str, ...]
+    shape: dict[str, Any]
+
+
+def build_components(job: JobConfig) -> JobComponents:
+    """Build plan, model and optimizer; equal jobs give equal parameters.
+
+    Raises:
+        ConfigError: Features, embeddings and model do not fit each other or the schema.
+    """
+    schema = job.schema_of_logs
+    for label in schema.labels:
+        if label.allowed is not None and not all(0.0 <= value <= 1.0 for value in label.allowed):
+            values = shorten_list(f"{value:g}" for value in label.allowed)
+            raise ConfigError(f"schema: label {label.name}: allowed {values}, training expects numbers from 0 to 1")
+    plan = FeaturePlan.default(schema) if job.features is None else FeaturePlan.from_config(job.features, schema)
+    labels = tuple(label.name for label in schema.labels)
+    model = build_model(
+        job.model,
+        num_dense=len(plan.dense_names),
+        sparse_keys=plan.sparse_keys,
+        num_labels=len(labels),
+        embeddings=job.embeddings,
+        seed=job.training.seed,
+    )
+    model = place_model(model, job.training.device)
+    baseline = job.training.baseline
+    if baseline is not None and baseline not in plan.dense_names:
+        raise ConfigError(f"training.baseline: given {baseline}, expected one of: {shorten_list(plan.dense_names)}")
+    optimizer = make_dense_optimizer(job.training.dense_optimizer, model.parameters())
+    return JobComponents(plan, model, optimizer, labels, describe_model(job, plan))
+
+
+def describe_model(job: JobConfig, plan: FeaturePlan) -> dict[str, Any]:
+    """What must stay the same for learned parameters to mean the same, as JSON has it.
+
+    That is: names and order of labels and features, what each feature is computed from and how, which table its ids
+    are looked up in, and the model. Learning rates, limits and checks may change.
+    """
+    schema = job.schema_of_logs
+    types: dict[str, str] = {column.name: column.type for column in schema.ids}
+    types |= {column.name: column.type for column in schema.id_lists}
+    if schema.timestamp is not None:
+        types[schema.timestamp.name] = schema.timestamp.unit
+    lookups = job.embeddings.layout(plan.sparse_keys)
+    spaces = list(lookups.spaces)
+    features: dict[str, dict[str, Any]] = {"dense": {}, "sparse": {}}
+    for spec in plan.specs:
+        features[spec.section][spec.name] = {
+            "columns": {name: types.get(name, "number") for name in spec.sources},
+            "operators": [{operator.name: operator.model_dump(mode="json")} for operator in spec.operators],
+            "weights": spec.weights,
+        }
+    for key, space, pooling in zip(plan.sparse_keys, lookups.space_of_feature, lookups.poolings, strict=True):
+        features["sparse"][key] |= {"space": spaces[space], "pooling": pooling}
+    return {
+        "labels": [label.name for label in schema.labels],
+        "order": {"dense": list(plan.dense_names), "sparse": list(plan.sparse_keys)},
+        "features": features,
+        "model": job.model.model_dump(mode="json"),
+        "dense_optimizer": job.training.dense_optimizer.kind,
+        "seed": job.training.seed,
+    }

@@ -1,0 +1,128 @@
+"""`ProcessGroup`: the trainers of one run; alone, or data-parallel over `torch.distributed`.
+
+Each trainer has the whole dense part and a slice of every global batch. Gradients are averaged over the rows of all
+trainers, so a step equals that of one process on the global batch, but for the order of sums.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from numpy.typing import NDArray
+from torch import Tensor
+
+from headrace.errors import HeadraceError
+
+__all__ = ["DataParallel", "PeerLost", "ProcessGroup", "SingleProcess"]
+
+Float64s = NDArray[np.float64]
+
+
+class PeerLost(HeadraceError):
+    """Another trainer of the run is gone, or has gone back to the newest checkpoint."""
+
+
+class ProcessGroup(Protocol):
+    """The trainers of a run; every method is called by all of them, in the same order.
+
+    Attributes:
+        rank: Number of this trainer; 0 writes what the run leaves behind.
+        size: How many there are.
+    """
+
+    rank: int
+    size: int
+
+    def average(self, parameters: Sequence[Tensor], num_rows: int, *, wants_stop: bool) -> bool:
+        """Make gradients those of the mean loss over all trainers' rows.
+
+        Args:
+            parameters: Whose `grad` is of the mean loss over this trainer's rows.
+            num_rows: How many they are.
+            wants_stop: Whether this trainer was asked to stop.
+
+        Returns:
+            Whether any was.
+        """
+
+    def total(self, arrays: Sequence[Float64s]) -> list[Float64s]:
+        """Sums over all trainers."""
+
+    def share(self, value: Any) -> Any:
+        """What trainer 0 gave, as JSON can hold it."""
+
+
+class SingleProcess:
+    """One trainer."""
+
+    rank = 0
+    size = 1
+
+    def average(self, parameters: Sequence[Tensor], num_rows: int, *, wants_stop: bool) -> bool:
+        """See `ProcessGroup`: gradients stay as they are."""
+        return wants_stop
+
+    def total(self, arrays: Sequence[Float64s]) -> list[Float64s]:
+        """See `ProcessGroup`."""
+        return list(arrays)
+
+    def share(self, value: Any) -> Any:
+        """See `ProcessGroup`."""
+        return value
+
+
+class DataParallel:
+    """Trainers joined by a process group of `torch.distributed`; any of its calls raises `PeerLost` if one is gone."""
+
+    def __init__(self) -> None:
+        self.rank = dist.get_rank()
+        self.size = dist.get_world_size()
+
+    def average(self, parameters: Sequence[Tensor], num_rows: int, *, wants_stop: bool) -> bool:
+        """See `ProcessGroup`; all gradients travel in one message."""
+        grads = [parameter.grad for parameter in parameters]
+        sizes = [parameter.numel() for parameter in parameters]
+        flat = torch.zeros(sum(sizes) + 2)
+        views = torch.split(flat[:-2], sizes)
+        for view, grad in zip(views, grads, strict=True):
+            if grad is not None:
+                torch.mul(grad.flatten(), num_rows, out=view)
+        flat[-2], flat[-1] = num_rows, float(wants_stop)
+        with _lost_peers():
+            dist.all_reduce(flat)
+        flat[:-2] /= flat[-2].clone()
+        for parameter, view in zip(parameters, views, strict=True):
+            parameter.grad = view.view_as(parameter)
+        return bool(flat[-1] > 0)
+
+    def total(self, arrays: Sequence[Float64s]) -> list[Float64s]:
+        """See `ProcessGroup`."""
+        flat = torch.from_numpy(np.concatenate([array.ravel() for array in arrays]))
+        with _lost_peers():
+            dist.all_reduce(flat)
+        parts = np.split(flat.numpy(), np.cumsum([array.size for array in arrays])[:-1])
+        return [part.reshape(array.shape) for part, array in zip(parts, arrays, strict=True)]
+
+    def share(self, value: Any) -> Any:
+        """See `ProcessGroup`."""
+        data = np.frombuffer(json.dumps(value).encode(), dtype=np.uint8).copy() if self.rank == 0 else None
+        size = torch.tensor([0 if data is None else len(data)])
+        with _lost_peers():
+            dist.broadcast(size, 0)
+            text = torch.empty(int(size), dtype=torch.uint8) if data is None else torch.from_numpy(data)
+            dist.broadcast(text, 0)
+        return json.loads(text.numpy().tobytes())
+
+
+@contextmanager
+def _lost_peers() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:  # what gloo raises when a connection closes or times out
+        raise PeerLost(f"another trainer is gone: {str(error).splitlines()[0]}") from error
