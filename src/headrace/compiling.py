@@ -31,7 +31,8 @@ def kernel(*, parallel: bool = False, fastmath: bool = False) -> Callable[[Calla
     """A decorator that compiles a function of arrays and scalars on its first call.
 
     The result releases the GIL while it runs and is kept on disk, so a later process loads it instead of compiling.
-    What is kept is used only while neither the kernel's file nor that of a kernel it calls has changed.
+    What is kept is used only while neither the kernel's file nor that of a kernel it calls has changed. A function
+    may close over kernels, and over nothing else; each one made from such a template needs a `__qualname__` of its own.
 
     Args:
         parallel: Let `numba.prange` loops use Numba's threads.
@@ -90,6 +91,11 @@ class KernelCache(FunctionCache):  # type: ignore[misc]
         stamp = source_stamp(cast(FunctionType, function))
         kept, shipped = (each and KernelFile(str(each), name, stamp) for each in (folders.kept, folders.shipped))
         self._cache_file = KernelFiles(kept, shipped)
+
+    def _index_key(self, sig: Any, codegen: Any) -> Any:
+        # Numba would add the pickled closure. Kernels in it pickle differently in each process; `source_stamp` covers
+        # their code, and functions made from one template have names of their own.
+        return sig, codegen.magic_tuple(), hashlib.sha256(self._py_func.__code__.co_code).hexdigest()
 
 
 class KernelFiles:
@@ -163,7 +169,9 @@ def _digest(path: str, changed_ns: int, num_bytes: int) -> str:
 def _with_callees(function: FunctionType, seen: set[str]) -> Iterator[FunctionType]:
     seen.add(function.__qualname__ + function.__module__)
     yield function
-    for name in function.__code__.co_names:
-        callee = getattr(function.__globals__.get(name), "py_func", None)
+    used = [function.__globals__.get(name) for name in function.__code__.co_names]
+    used += [cell.cell_contents for cell in function.__closure__ or ()]
+    for each in used:
+        callee = getattr(each, "py_func", None)
         if callee is not None and callee.__qualname__ + callee.__module__ not in seen:
             yield from _with_callees(callee, seen)

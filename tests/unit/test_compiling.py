@@ -4,11 +4,12 @@ import fcntl
 import os
 from pathlib import Path
 from types import FunctionType, ModuleType
+from typing import Any
 
 import numba
 import pytest
 
-from headrace.compiling import KernelFile, KernelFiles, kernel, source_stamp
+from headrace.compiling import KernelCache, KernelFile, KernelFiles, kernel, source_stamp
 from headrace.errors import ConfigError
 
 
@@ -41,6 +42,26 @@ def test_a_change_of_any_of_them_changes_the_stamp(caller: FunctionType, tmp_pat
     assert source_stamp(caller) == before, "copies and container images change the time alone"
     (tmp_path / changed).write_text((tmp_path / changed).read_text() + "# changed")
     assert source_stamp(caller) != before
+
+
+def test_the_stamp_names_the_files_of_kernels_that_a_template_was_given(tmp_path: Path) -> None:
+    rule = _module(tmp_path / "rule.py", "def rule(x): return 3 * x\n").rule
+    outer = _module(tmp_path / "template.py", "def loop_of(rule):\n    def loop(x): return rule(x)\n    return loop\n")
+    assert [name for name, _ in source_stamp(outer.loop_of(numba.njit(rule)))] == ["rule.py", "template.py"]
+
+
+def test_the_code_of_a_template_has_the_same_key_in_every_process(tmp_path: Path) -> None:
+    def loop_of(rule: Any) -> Any:
+        def loop(x: int) -> int:
+            return int(rule(x))
+
+        return loop
+
+    rule = _module(tmp_path / "rule.py", "def rule(x): return 3 * x\n").rule
+    codegen = numba.njit(rule).targetctx.codegen()
+    # Each `njit` of a function is another object, as in another process.
+    keys = [KernelCache(loop_of(numba.njit(rule)))._index_key("signature", codegen) for _ in range(2)]
+    assert keys[0] == keys[1]
 
 
 def test_kernels_that_call_each_other_are_named_once(tmp_path: Path) -> None:

@@ -15,6 +15,8 @@ from llvmlite import ir  # type: ignore[import-untyped]
 from numba import extending, types
 from torch import Tensor
 
+from headrace.embeddings.storage.row_formats import nearest_bf16
+
 __all__ = ["array_of", "load", "num_chunks", "runs_compiled", "store"]
 
 _numba: Any = extending
@@ -83,10 +85,4 @@ def _load(number):  # type: ignore[no-untyped-def]  # Numba compares signatures,
 def _store(array, value):  # type: ignore[no-untyped-def]
     if isinstance(array.dtype, types.Float):
         return lambda array, value: value
-    return lambda array, value: _rounded(_bits(value))
-
-
-@_numba.register_jitable(inline="always")  # type: ignore[untyped-decorator]
-def _rounded(bits: Any) -> Any:
-    # NaN stays NaN, for processors make it with an empty lower half.
-    return np.uint16((bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16))
+    return lambda array, value: nearest_bf16(_bits(value))

@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from headrace.embeddings import AdagradConfig, AdamConfig, FTRLConfig, RowWiseAdagradConfig, SGDConfig
-from headrace.embeddings.optimizers import Rounding, build_optimizer
+from headrace.embeddings.optimizers import Rounding, SparseOptimizer, build_optimizer
 
 CAPACITY = 9
-FP32 = Rounding.of("fp32", 0, 0)
+FP32 = Rounding.of("fp32", 0, 0, np.zeros(2, np.uint64))
 CONFIGS = [
     SGDConfig(lr=0.3, weight_decay=0.1),
     AdagradConfig(lr=0.2, initial_accumulator=0.4, eps=0.05),
@@ -85,14 +85,24 @@ def reference(config: Any, weight: torch.Tensor) -> torch.optim.Optimizer:
     return RowWiseAdagradByDefinition(weight, config)
 
 
-def fresh(config: Any, dim: int, seed: int) -> tuple[Any, np.ndarray, dict[str, np.ndarray]]:
+def fresh(config: Any, dim: int, seed: int) -> tuple[SparseOptimizer, np.ndarray, np.ndarray]:
     optimizer = build_optimizer([config], dim)
     weights = np.random.default_rng(seed).normal(size=(CAPACITY, dim)).astype(np.float32)
-    slots = {
-        name: np.full((CAPACITY, width), optimizer.slot_values[name][0], dtype=np.float32)
-        for name, width in optimizer.slot_widths.items()
-    }
-    return optimizer, weights, slots
+    return optimizer, weights, np.repeat(optimizer.initial_state, CAPACITY, axis=0)
+
+
+def apply(
+    optimizer: SparseOptimizer,
+    weights: np.ndarray,
+    state: np.ndarray,
+    rows: np.ndarray,
+    gradients: np.ndarray,
+    *,
+    step: int = 1,
+    space: int = 0,
+) -> None:
+    spaces = np.full(len(rows), space, dtype=np.int32)
+    optimizer.apply(weights, state, rows, spaces, rows, gradients, step, FP32)
 
 
 def steps(dim: int, seed: int, num_steps: int = 4) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -101,11 +111,11 @@ def steps(dim: int, seed: int, num_steps: int = 4) -> list[tuple[np.ndarray, np.
     return [(rows.astype(np.int64), rng.normal(size=(len(rows), dim)).astype(np.float32)) for rows in picks]
 
 
-def train(config: Any, dim: int, seed: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    optimizer, weights, slots = fresh(config, dim, seed)
+def train(config: Any, dim: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    optimizer, weights, state = fresh(config, dim, seed)
     for step, (rows, gradients) in enumerate(steps(dim, seed), start=1):
-        optimizer.apply(weights, slots, rows, np.zeros(len(rows), dtype=np.int32), gradients, step, FP32)
-    return weights, slots
+        apply(optimizer, weights, state, rows, gradients, step=step)
+    return weights, state
 
 
 @pytest.mark.filterwarnings("ignore:Sparse invariant checks")  # torch.optim builds sparse tensors unchecked
@@ -136,15 +146,15 @@ def test_updates_equal_the_reference_on_rows_with_gradients(config: Any, dim: in
     ids=lambda value: getattr(value, "kind", ""),
 )
 def test_weight_decay_equals_torch_where_every_row_has_a_gradient(config: Any, torch_kind: Any) -> None:
-    optimizer, weights, slots = fresh(config, 4, 0)
+    optimizer, weights, state = fresh(config, 4, 0)
     weight = torch.nn.Parameter(torch.from_numpy(weights[1:].copy()))
     torch_optimizer = torch_kind([weight], lr=config.lr, weight_decay=config.weight_decay)
-    rows, spaces = np.arange(1, CAPACITY), np.zeros(CAPACITY - 1, dtype=np.int32)
+    rows = np.arange(1, CAPACITY)
     for step in range(1, 4):
         gradients = np.random.default_rng(step).normal(size=(CAPACITY - 1, 4)).astype(np.float32)
         weight.grad = torch.from_numpy(gradients)
         torch_optimizer.step()
-        optimizer.apply(weights, slots, rows, spaces, gradients, step, FP32)
+        apply(optimizer, weights, state, rows, gradients, step=step)
     np.testing.assert_allclose(weights[1:], weight.detach().numpy(), rtol=1e-5, atol=1e-6)
 
 
@@ -154,10 +164,10 @@ def test_hyper_parameters_are_those_of_the_rows_space(config: Any) -> None:
     both = build_optimizer([config, fast], 4)
     moved = []
     for space in (0, 1):
-        _, weights, slots = fresh(config, 4, 0)
+        _, weights, state = fresh(config, 4, 0)
         before = weights[2].copy()
         row, gradient = np.array([2]), np.ones((1, 4), dtype=np.float32)
-        both.apply(weights, slots, row, np.array([space], dtype=np.int32), gradient, 1, FP32)
+        apply(both, weights, state, row, gradient, space=space)
         moved.append(weights[2] - before)
     if config.kind == "ftrl":  # not linear in its rate
         assert (moved[1] < moved[0]).all()
@@ -167,21 +177,20 @@ def test_hyper_parameters_are_those_of_the_rows_space(config: Any) -> None:
 
 @BY_KIND
 def test_the_zero_row_is_never_updated(config: Any) -> None:
-    optimizer, weights, slots = fresh(config, 4, 0)
+    optimizer, weights, state = fresh(config, 4, 0)
     weights[0] = 0
-    slots_before = {name: slot.copy() for name, slot in slots.items()}
-    rows, spaces = np.zeros(3, dtype=np.int64), np.zeros(3, dtype=np.int32)
-    optimizer.apply(weights, slots, rows, spaces, np.ones((3, 4), dtype=np.float32), 1, FP32)
+    before = state.copy()
+    rows = np.zeros(3, dtype=np.int64)
+    apply(optimizer, weights, state, rows, np.ones((3, 4), dtype=np.float32))
     assert not weights[0].any()
-    for name, slot in slots.items():
-        np.testing.assert_array_equal(slot, slots_before[name])
+    np.testing.assert_array_equal(state, before)
 
 
 @pytest.mark.parametrize("config", [AdagradConfig(eps=0.0), RowWiseAdagradConfig(eps=0.0)], ids=lambda c: c.kind)
 def test_a_zero_gradient_without_eps_leaves_the_row_alone(config: Any) -> None:
-    optimizer, weights, slots = fresh(config, 4, 0)
+    optimizer, weights, state = fresh(config, 4, 0)
     before = weights.copy()
-    optimizer.apply(weights, slots, np.array([3]), np.zeros(1, np.int32), np.zeros((1, 4), dtype=np.float32), 1, FP32)
+    apply(optimizer, weights, state, np.array([3]), np.zeros((1, 4), dtype=np.float32))
     np.testing.assert_array_equal(weights, before)
 
 
@@ -190,8 +199,7 @@ def test_updates_are_bit_for_bit_the_same_for_any_number_of_threads(config: Any)
     results = []
     for threads in (1, numba.config.NUMBA_NUM_THREADS):
         numba.set_num_threads(threads)
-        weights, slots = train(config, 16, 3)
-        results.append([weights, *slots.values()])
+        results.append(train(config, 16, 3))
     for one, many in zip(*results, strict=True):
         np.testing.assert_array_equal(one, many)
 
@@ -200,11 +208,11 @@ def test_updates_are_bit_for_bit_the_same_for_any_number_of_threads(config: Any)
 def test_a_long_gradient_of_a_row_is_scaled_to_the_longest_allowed_and_a_short_one_is_not(config: Any) -> None:
     gradients = np.array([[3.0, 0.0, -4.0, 0.0], [0.1, 0.2, 0.0, 0.0]], dtype=np.float32)
     clipped = np.array([[0.3, 0.0, -0.4, 0.0], [0.1, 0.2, 0.0, 0.0]], dtype=np.float32)
-    rows, spaces = np.array([2, 5]), np.zeros(2, dtype=np.int32)
+    rows = np.array([2, 5])
     results = []
     for settings_, given_ in ((config.model_copy(update={"clip_row_norm": 0.5}), gradients), (config, clipped)):
-        optimizer, weights, slots = fresh(settings_, 4, 0)
-        optimizer.apply(weights, slots, rows, spaces, given_, 1, FP32)
+        optimizer, weights, state = fresh(settings_, 4, 0)
+        apply(optimizer, weights, state, rows, given_)
         results.append(weights)
     np.testing.assert_allclose(results[0], results[1], rtol=1e-6)
 
@@ -213,37 +221,37 @@ def test_a_long_gradient_of_a_row_is_scaled_to_the_longest_allowed_and_a_short_o
 def test_decoupled_decay_shrinks_a_row_beside_its_update(config: Any) -> None:
     plain = config.model_copy(update={"weight_decay": 0.0})
     decayed = plain.model_copy(update={"weight_decay": 0.25, "weight_decay_mode": "decoupled"})
-    rows, spaces = np.array([2]), np.zeros(1, dtype=np.int32)
+    rows = np.array([2])
     gradient = np.full((1, 4), 0.5, dtype=np.float32)
-    optimizer, weights, slots = fresh(decayed, 4, 0)
+    optimizer, weights, state = fresh(decayed, 4, 0)
     before = weights.copy()
-    optimizer.apply(weights, slots, rows, spaces, gradient, 1, FP32)
-    other, expected, other_slots = fresh(plain, 4, 0)
+    apply(optimizer, weights, state, rows, gradient)
+    other, expected, other_state = fresh(plain, 4, 0)
     expected[2] *= 1 - plain.lr * 0.25
-    other.apply(expected, other_slots, rows, spaces, gradient, 1, FP32)
+    apply(other, expected, other_state, rows, gradient)
     np.testing.assert_allclose(weights, expected, rtol=1e-5, atol=1e-6)
     np.testing.assert_array_equal(np.delete(weights, 2, axis=0), np.delete(before, 2, axis=0))
 
 
 def test_adam_with_decoupled_decay_equals_adamw_where_every_row_has_a_gradient() -> None:
     config = AdamConfig(lr=0.05, weight_decay=0.3, weight_decay_mode="decoupled")
-    optimizer, weights, slots = fresh(config, 4, 0)
+    optimizer, weights, state = fresh(config, 4, 0)
     weight = torch.nn.Parameter(torch.from_numpy(weights[1:].copy()))
     adamw = torch.optim.AdamW([weight], lr=0.05, weight_decay=0.3)
     for step in range(1, 5):
         gradients = np.random.default_rng(step).normal(size=(CAPACITY - 1, 4)).astype(np.float32)
         weight.grad = torch.from_numpy(gradients)
         adamw.step()
-        rows, spaces = np.arange(1, CAPACITY), np.zeros(CAPACITY - 1, dtype=np.int32)
-        optimizer.apply(weights, slots, rows, spaces, gradients, step, FP32)
+        rows = np.arange(1, CAPACITY)
+        apply(optimizer, weights, state, rows, gradients, step=step)
     # AdamW divides the second moment by its correction before adding eps; eps is small beside it here
     np.testing.assert_allclose(weights[1:], weight.detach().numpy(), rtol=1e-4, atol=1e-5)
 
 
 def test_ftrl_makes_elements_with_little_evidence_exactly_zero() -> None:
-    optimizer, weights, slots = fresh(FTRLConfig(lr=0.1, l1=1.0), 4, 0)
+    optimizer, weights, state = fresh(FTRLConfig(lr=0.1, l1=1.0), 4, 0)
     weights[:] = 0
-    rows, spaces = np.array([3]), np.zeros(1, dtype=np.int32)
-    optimizer.apply(weights, slots, rows, spaces, np.array([[0.5, -0.9, 1.5, -2.0]], dtype=np.float32), 1, FP32)
+    rows = np.array([3])
+    apply(optimizer, weights, state, rows, np.array([[0.5, -0.9, 1.5, -2.0]], dtype=np.float32))
     assert (weights[3, :2] == 0).all()
     assert weights[3, 2] < 0 < weights[3, 3]

@@ -7,7 +7,7 @@ import numpy.typing as npt
 
 from headrace.compiling import kernel
 
-__all__ = ["mix64", "multiply_shift", "name_seed", "unit_float"]
+__all__ = ["key_stream", "key_streams", "mix64", "multiply_shift", "name_seed", "name_seeds", "unit_float"]
 
 U64 = np.uint64
 
@@ -29,6 +29,23 @@ def multiply_shift(x: np.uint64, size: np.uint64) -> np.uint64:
     middle = x_high * s_low + ((x_low * s_low) >> U64(32))
     middle_low = (middle & low_mask) + x_low * s_high
     return x_high * s_high + (middle >> U64(32)) + (middle_low >> U64(32))
+
+
+@kernel()
+def key_stream(space_seed: np.uint64, key: int) -> np.uint64:
+    """A stream of random numbers of its own for each (seed, space, id)."""
+    return mix64(space_seed ^ mix64(U64(key)))
+
+
+@kernel()
+def key_streams(
+    space_seeds: npt.NDArray[np.uint64], spaces: npt.NDArray[np.int32], ids: npt.NDArray[np.int64]
+) -> npt.NDArray[np.int64]:
+    """`key_stream` of several keys, the bits as int64 [U]."""
+    streams = np.empty(len(ids), dtype=np.int64)
+    for u in range(len(ids)):
+        streams[u] = np.int64(key_stream(space_seeds[spaces[u]], ids[u]))
+    return streams
 
 
 @kernel()

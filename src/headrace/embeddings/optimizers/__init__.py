@@ -1,7 +1,7 @@
 """Sparse optimizers: merged gradients in, unique rows updated in place."""
 
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import Field
 
@@ -33,12 +33,13 @@ OptimizerConfig = Annotated[
     SGDConfig | RowWiseAdagradConfig | AdagradConfig | AdamConfig | FTRLConfig, Field(discriminator="kind")
 ]
 
-_OPTIMIZERS: dict[str, Any] = {kind.kind: kind for kind in (SGD, RowWiseAdagrad, Adagrad, Adam, FTRL)}
+_OPTIMIZERS: dict[str, type[SparseOptimizer]] = {
+    optimizer.kind: optimizer for optimizer in (SGD, RowWiseAdagrad, Adagrad, Adam, FTRL)
+}
 
 
 def build_optimizer(configs: Sequence[OptimizerConfig], embedding_dim: int) -> SparseOptimizer:
     """The optimizer of a table, from one config per space, all of one kind."""
     kinds = {config.kind for config in configs}
     assert len(kinds) == 1, f"spaces of one table share the kind of optimizer, given {sorted(kinds)}"
-    optimizer: SparseOptimizer = _OPTIMIZERS[kinds.pop()](configs, embedding_dim)
-    return optimizer
+    return _OPTIMIZERS[kinds.pop()](configs, embedding_dim)

@@ -13,30 +13,15 @@ so that it moves from where it began.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Literal
 
-import numba
 import numpy as np
-import numpy.typing as npt
+import torch
 from pydantic import Field
+from torch import Tensor
 
 from headrace.compiling import kernel
-from headrace.embeddings.ops.prefetch import prefetch_row
-from headrace.embeddings.optimizers.base import (
-    CHUNK,
-    Float32s,
-    Int32s,
-    Int64s,
-    Rounding,
-    Slots,
-    SparseOptimizerConfig,
-    common_parameters,
-    decay_weights,
-    hyper_parameters,
-    take_gradient,
-)
-from headrace.embeddings.storage.row_formats import FP32, round_row, widen_row
+from headrace.embeddings.optimizers.base import Float32s, Slot, SparseOptimizer, SparseOptimizerConfig, row_kernel
 
 __all__ = ["FTRL", "FTRLConfig"]
 
@@ -57,79 +42,49 @@ class FTRLConfig(SparseOptimizerConfig):
     """Where n starts."""
 
 
-@kernel(parallel=True)
-def _apply(
-    weights: npt.NDArray[Any],
-    linear: Float32s,
-    accumulators: Float32s,
-    rows: Int64s,
-    spaces: Int32s,
-    gradients: Float32s,
-    common: Float32s,
-    hyper: Float32s,
-    row_format: int,
-    seed: np.uint64,
-) -> None:
-    dim = weights.shape[1]
-    weights_at, linear_at, accumulators_at = weights.ctypes.data, linear.ctypes.data, accumulators.ctypes.data
-    for chunk in numba.prange((len(rows) + CHUNK - 1) // CHUNK):
-        w, g = np.empty(dim, dtype=np.float32), np.empty(dim, dtype=np.float32)
-        bits = w.view(np.uint32)
-        for u in range(chunk * CHUNK, min((chunk + 1) * CHUNK, len(rows))):
-            prefetch_row(weights_at, weights.shape[1] * weights.itemsize, rows, u)
-            prefetch_row(linear_at, linear.shape[1] * linear.itemsize, rows, u)
-            prefetch_row(accumulators_at, accumulators.shape[1] * accumulators.itemsize, rows, u)
-            row, space = rows[u], spaces[u]
-            if row == 0:
-                continue
-            if row_format == FP32:
-                for d in range(dim):
-                    w[d] = weights[row, d]
-            else:
-                widen_row(weights, row, row_format, w, bits)
-            take_gradient(gradients, u, w, common, space, g)
-            decay_weights(w, common, space)
-            lr, beta, l1, l2, first = hyper[space]
-            for d in range(dim):
-                n, z = accumulators[row, d], linear[row, d]
-                if z == 0 and n == first and w[d] != 0:  # the first update
-                    z = -w[d] * ((beta + np.sqrt(n)) / lr + l2) - np.copysign(l1, w[d])
-                root = np.sqrt(n + g[d] * g[d])
-                z += g[d] - (root - np.sqrt(n)) / lr * w[d]
-                accumulators[row, d], linear[row, d] = n + g[d] * g[d], z
-                pull = (beta + root) / lr + l2
-                w[d] = -(z - np.copysign(l1, z)) / pull if abs(z) > l1 and pull > 0 else np.float32(0.0)
-            if row_format == FP32:
-                for d in range(dim):
-                    weights[row, d] = w[d]
-            else:
-                round_row(weights, row, row_format, w, bits, seed, row)
+@kernel()
+def _update_row(w: Float32s, g: Float32s, states: Float32s, row: int, numbers: Float32s, space: int) -> None:
+    lr, beta, l1, l2, initial = (
+        numbers[space, 0],
+        numbers[space, 1],
+        numbers[space, 2],
+        numbers[space, 3],
+        numbers[space, 4],
+    )
+    linear, accumulators = states[row, : len(w)], states[row, len(w) :]
+    for d in range(len(w)):
+        n, z, x = accumulators[d], linear[d], w[d]  # read here and not in a branch, so that the loop is vectorized
+        if z == 0 and n == initial and x != 0:  # the first update
+            z = -x * ((beta + np.sqrt(n)) / lr + l2) - np.copysign(l1, x)
+        root = np.sqrt(n + g[d] * g[d])
+        z += g[d] - (root - np.sqrt(n)) / lr * x
+        accumulators[d], linear[d] = n + g[d] * g[d], z
+        pull = (beta + root) / lr + l2
+        w[d] = -(z - np.copysign(l1, z)) / pull if abs(z) > l1 and pull > 0 else np.float32(0.0)
 
 
-class FTRL:
+class FTRL(SparseOptimizer):
     """See `SparseOptimizer`."""
 
     kind = "ftrl"
+    slots = (Slot("linear"), Slot("accumulator", initial="initial_accumulator"))
+    update = row_kernel(_update_row)
 
-    def __init__(self, configs: Sequence[FTRLConfig], embedding_dim: int) -> None:
-        self.slot_widths = {"linear": embedding_dim, "accumulator": embedding_dim}
-        self.slot_values = {
-            "linear": np.zeros(len(configs), dtype=np.float32),
-            "accumulator": hyper_parameters(configs, "initial_accumulator")[:, 0].copy(),
-        }
-        self._common = common_parameters(configs)
-        self._hyper = hyper_parameters(configs, "lr", "beta", "l1", "l2", "initial_accumulator")
+    @staticmethod
+    def numbers(config: FTRLConfig, step: int) -> tuple[float, ...]:
+        """See `SparseOptimizer.numbers`."""
+        return config.lr, config.beta, config.l1, config.l2, config.initial_accumulator
 
-    def apply(
-        self,
-        weights: npt.NDArray[Any],
-        slots: Slots,
-        rows: Int64s,
-        spaces: Int32s,
-        gradients: Float32s,
-        step: int,
-        rounding: Rounding,
-    ) -> None:
-        """See `SparseOptimizer.apply`."""
-        state = slots["linear"], slots["accumulator"]
-        _apply(weights, *state, rows, spaces, gradients, self._common, self._hyper, *rounding)
+    @staticmethod
+    def update_tensors(w: Tensor, g: Tensor, state: Tensor, *numbers: Tensor) -> tuple[Tensor, Tensor]:
+        """See `SparseOptimizer.update_tensors`."""
+        lr, beta, l1, l2, initial = numbers
+        z, n = state.chunk(2, dim=1)
+        is_first = (z == 0) & (n == initial) & (w != 0)
+        z = torch.where(is_first, -w * ((beta + n.sqrt()) / lr + l2) - torch.copysign(l1, w), z)
+        root = (n + g * g).sqrt()
+        z = z + g - (root - n.sqrt()) / lr * w
+        pull = (beta + root) / lr + l2
+        moved = -(z - torch.copysign(l1, z)) / pull
+        w = torch.where((z.abs() > l1) & (pull > 0), moved, torch.zeros_like(w))
+        return w, torch.cat([z, n + g * g], dim=1)

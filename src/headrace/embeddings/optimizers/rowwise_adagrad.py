@@ -8,30 +8,15 @@ As FBGEMM's `EXACT_ROWWISE_ADAGRAD` and TorchRec's `RowWiseAdagrad`: nearly Adag
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Literal
 
-import numba
 import numpy as np
-import numpy.typing as npt
+import torch
 from pydantic import Field
+from torch import Tensor
 
 from headrace.compiling import kernel
-from headrace.embeddings.ops.prefetch import prefetch_row
-from headrace.embeddings.optimizers.base import (
-    CHUNK,
-    Float32s,
-    Int32s,
-    Int64s,
-    Rounding,
-    Slots,
-    SparseOptimizerConfig,
-    common_parameters,
-    decay_weights,
-    hyper_parameters,
-    take_gradient,
-)
-from headrace.embeddings.storage.row_formats import FP32, round_row, widen_row
+from headrace.embeddings.optimizers.base import Float32s, Slot, SparseOptimizer, SparseOptimizerConfig, row_kernel
 
 __all__ = ["RowWiseAdagrad", "RowWiseAdagradConfig"]
 
@@ -48,73 +33,37 @@ class RowWiseAdagradConfig(SparseOptimizerConfig):
     """Where accumulators start; more makes first steps smaller."""
 
 
-@kernel(parallel=True)
-def _apply(
-    weights: npt.NDArray[Any],
-    accumulators: Float32s,
-    rows: Int64s,
-    spaces: Int32s,
-    gradients: Float32s,
-    common: Float32s,
-    hyper: Float32s,
-    row_format: int,
-    seed: np.uint64,
-) -> None:
-    dim = weights.shape[1]
-    weights_at, accumulators_at = weights.ctypes.data, accumulators.ctypes.data
-    for chunk in numba.prange((len(rows) + CHUNK - 1) // CHUNK):
-        w, g = np.empty(dim, dtype=np.float32), np.empty(dim, dtype=np.float32)
-        bits = w.view(np.uint32)
-        for u in range(chunk * CHUNK, min((chunk + 1) * CHUNK, len(rows))):
-            prefetch_row(weights_at, weights.shape[1] * weights.itemsize, rows, u)
-            prefetch_row(accumulators_at, accumulators.shape[1] * accumulators.itemsize, rows, u)
-            row, space = rows[u], spaces[u]
-            if row == 0:
-                continue
-            if row_format == FP32:
-                for d in range(dim):
-                    w[d] = weights[row, d]
-            else:
-                widen_row(weights, row, row_format, w, bits)
-            take_gradient(gradients, u, w, common, space, g)
-            decay_weights(w, common, space)
-            lr, eps = hyper[space, 0], hyper[space, 1]
-            squares = np.float32(0.0)
-            for d in range(dim):
-                squares += g[d] * g[d]
-            accumulator = accumulators[row, 0] + squares / np.float32(dim)
-            accumulators[row, 0] = accumulator
-            # A row that never had a gradient has nothing to divide by, also with eps = 0.
-            rate = lr / (np.sqrt(accumulator) + eps) if accumulator > 0 else np.float32(0.0)
-            for d in range(dim):
-                w[d] -= rate * g[d]
-            if row_format == FP32:
-                for d in range(dim):
-                    weights[row, d] = w[d]
-            else:
-                round_row(weights, row, row_format, w, bits, seed, row)
+@kernel()
+def _update_row(w: Float32s, g: Float32s, states: Float32s, row: int, numbers: Float32s, space: int) -> None:
+    lr, eps = numbers[space, 0], numbers[space, 1]
+    dim = len(w)
+    squares = np.float32(0.0)
+    for d in range(dim):
+        squares += g[d] * g[d]
+    accumulator = states[row, 0] + squares / np.float32(dim)
+    states[row, 0] = accumulator
+    # A row that never had a gradient has nothing to divide by, also with eps = 0.
+    rate = lr / (np.sqrt(accumulator) + eps) if accumulator > 0 else np.float32(0.0)
+    for d in range(dim):
+        w[d] -= rate * g[d]
 
 
-class RowWiseAdagrad:
+class RowWiseAdagrad(SparseOptimizer):
     """See `SparseOptimizer`."""
 
     kind = "rowwise_adagrad"
+    slots = (Slot("accumulator", per_element=False, initial="initial_accumulator"),)
+    update = row_kernel(_update_row)
 
-    def __init__(self, configs: Sequence[RowWiseAdagradConfig], embedding_dim: int) -> None:
-        self.slot_widths = {"accumulator": 1}
-        self.slot_values = {"accumulator": hyper_parameters(configs, "initial_accumulator")[:, 0].copy()}
-        self._common = common_parameters(configs)
-        self._hyper = hyper_parameters(configs, "lr", "eps")
+    @staticmethod
+    def numbers(config: RowWiseAdagradConfig, step: int) -> tuple[float, ...]:
+        """See `SparseOptimizer.numbers`."""
+        return config.lr, config.eps
 
-    def apply(
-        self,
-        weights: npt.NDArray[Any],
-        slots: Slots,
-        rows: Int64s,
-        spaces: Int32s,
-        gradients: Float32s,
-        step: int,
-        rounding: Rounding,
-    ) -> None:
-        """See `SparseOptimizer.apply`."""
-        _apply(weights, slots["accumulator"], rows, spaces, gradients, self._common, self._hyper, *rounding)
+    @staticmethod
+    def update_tensors(w: Tensor, g: Tensor, state: Tensor, *numbers: Tensor) -> tuple[Tensor, Tensor]:
+        """See `SparseOptimizer.update_tensors`."""
+        lr, eps = numbers
+        accumulator = state + (g * g).sum(dim=1, keepdim=True) / g.shape[1]
+        rate = lr / (accumulator.sqrt() + eps)
+        return w - torch.where(accumulator > 0, rate, torch.zeros_like(rate)) * g, accumulator

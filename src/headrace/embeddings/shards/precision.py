@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from headrace.compiling import kernel
+from headrace.embeddings.storage.row_formats import nearest_bf16
 
 __all__ = ["PRECISIONS", "Precision", "decode", "encode", "row_bytes"]
 
@@ -100,8 +101,7 @@ def _to_bf16(bits: Uint32s, places: Int64s, out: Uint16s) -> None:
             if (x & np.uint32(0x7FFFFFFF)) > np.uint32(0x7F800000):  # rounding could make an infinity of a NaN
                 out[u, d] = np.uint16((x >> np.uint32(16)) | np.uint32(0x40))
             else:
-                tie = (x >> np.uint32(16)) & np.uint32(1)
-                out[u, d] = np.uint16((np.uint64(x) + np.uint64(0x7FFF) + np.uint64(tie)) >> np.uint64(16))
+                out[u, d] = nearest_bf16(x)
 
 
 @kernel()

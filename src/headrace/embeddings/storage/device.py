@@ -16,11 +16,12 @@ import torch
 from torch import Tensor
 
 from headrace.embeddings.config import TableConfig
+from headrace.embeddings.keys import Keys
+from headrace.embeddings.ops.hashing import key_streams
 from headrace.embeddings.optimizers import Rounding, SparseOptimizer
-from headrace.embeddings.optimizers.device import updated
 from headrace.embeddings.storage.device_rounding import rounded
 from headrace.embeddings.storage.row_formats import FORMATS, as_tensor, storage_dtype
-from headrace.embeddings.tables.arena import Arena
+from headrace.embeddings.tables.arena import Arena, slot_columns
 from headrace.embeddings.tables.index import NEW
 from headrace.embeddings.tables.initializer import fill_rows
 from headrace.embeddings.tables.table import EmbeddingTable
@@ -41,7 +42,7 @@ class DeviceArena(Arena):
 
     Attributes:
         rows: [capacity, dim] in the table's format.
-        state: float32 [capacity, width] per slot.
+        states: float32 [capacity, width].
     """
 
     def __init__(self, table: DeviceTable, optimizer: SparseOptimizer) -> None:
@@ -55,26 +56,25 @@ class DeviceArena(Arena):
         super().clear()
         self.complete()
         self.rows = self._at_home(as_tensor(self.weights, self.row_format))
-        self.state = {name: self._at_home(torch.from_numpy(slot)) for name, slot in self.slots.items()}
-        self.weights, self.slots = self.weights[:0].copy(), {}  # a view would keep the whole array
+        self.states = self._at_home(torch.from_numpy(self.state))
+        self.weights, self.state = self.weights[:0].copy(), self.state[:0].copy()  # a view would keep the whole array
 
     @property
     def num_bytes(self) -> int:
         """See `Arena.num_bytes`."""
-        return super().num_bytes + sum(t.numel() * t.element_size() for t in (self.rows, *self.state.values()))
+        return super().num_bytes + sum(t.numel() * t.element_size() for t in (self.rows, self.states))
 
-    def read_state(self, rows: Int64s) -> tuple[Tensor, dict[str, Tensor]]:
+    def read_state(self, rows: Int64s) -> tuple[Tensor, Tensor]:
         """Rows float32 [U, dim] and their state [U, width], copies on the device."""
         places = torch.from_numpy(rows).to(self._home)
-        state = {name: slot.index_select(0, places).to(self.device) for name, slot in self.state.items()}
-        return self.rows.index_select(0, places).to(self.device).float(), state
+        weights, state = (table.index_select(0, places).to(self.device) for table in (self.rows, self.states))
+        return weights.float(), state
 
-    def write(self, rows: Int64s, weights: Tensor, state: Mapping[str, Tensor]) -> None:
+    def write(self, rows: Int64s, weights: Tensor, state: Tensor) -> None:
         """Rows in the table's format, and their state."""
         places = torch.from_numpy(rows).to(self._home)
         self.rows.index_copy_(0, places, weights.to(self._home))
-        for name, slot in self.state.items():
-            slot.index_copy_(0, places, state[name].to(self._home))
+        self.states.index_copy_(0, places, state.to(self._home))
 
     def read(self, rows: Int64s, spaces: Int32s, ids: Int64s) -> Tensor:  # type: ignore[override]
         """See `Arena.read`; on the device."""
@@ -90,30 +90,27 @@ class DeviceArena(Arena):
         """See `Arena.row_columns`."""
         places = torch.from_numpy(rows).to(self._home)
         columns = {"weights": _bits(self.rows.index_select(0, places).cpu())}
-        return columns | {
-            f"slot.{name}": slot.index_select(0, places).cpu().numpy() for name, slot in self.state.items()
-        }
+        return columns | slot_columns(self._optimizer, self.states.index_select(0, places).cpu().numpy())
 
     def set_row_columns(self, rows: Int64s, columns: Mapping[str, npt.NDArray[Any]]) -> None:
         """See `Arena.set_row_columns`."""
-        state = {name: torch.from_numpy(np.array(columns[f"slot.{name}"])) for name in self.state}
+        slots = [columns[f"slot.{slot.name}"] for slot in self._optimizer.slots]
+        state = torch.from_numpy(np.concatenate([np.empty((len(rows), 0), np.float32), *slots], axis=1))
         self.write(rows, as_tensor(np.array(columns["weights"]), self.row_format), state)
 
     def _grow_rows(self, capacity: int) -> None:
         self.rows = self._grown(self.rows, capacity)
-        self.state = {name: self._grown(slot, capacity) for name, slot in self.state.items()}
+        self.states = self._grown(self.states, capacity)
 
     def _initialize(self, rows: Int64s, spaces: Int32s, ids: Int64s) -> None:
         stored = np.empty((len(rows), self.embedding_dim), dtype=storage_dtype(self.row_format))
         places = np.arange(len(rows))
-        fill_rows(stored, places, spaces, ids, self._space_seeds, self._scales, FORMATS[self.row_format])
-        state = {name: torch.from_numpy(values[spaces][:, None]) for name, values in self._slot_values.items()}
-        wide = {name: value.expand(-1, self.state[name].shape[1]) for name, value in state.items()}
-        self.write(rows, as_tensor(stored, self.row_format), wide)
+        fill_rows(stored, places, spaces, ids, self.space_seeds, self._scales, FORMATS[self.row_format])
+        self.write(rows, as_tensor(stored, self.row_format), torch.from_numpy(self._optimizer.initial_state[spaces]))
 
     def _clear_rows(self, rows: Int64s) -> None:
         places = torch.from_numpy(rows).to(self._home)
-        for tensor in (self.rows, *self.state.values()):
+        for tensor in (self.rows, self.states):
             tensor.index_fill_(0, places, 0)
 
     def _at_home(self, tensor: Tensor) -> Tensor:
@@ -170,7 +167,7 @@ class DeviceTable(EmbeddingTable):
     def _make_arena(self) -> DeviceArena:
         return DeviceArena(self, self._optimizer)
 
-    def _optimize(self, rows: Int64s, spaces: Int32s, gradients: Any) -> None:
+    def _optimize(self, rows: Int64s, keys: Keys, gradients: Any) -> None:
         if isinstance(gradients, np.ndarray):
             gradients = torch.from_numpy(gradients)
         keep = np.flatnonzero(rows)
@@ -179,12 +176,12 @@ class DeviceTable(EmbeddingTable):
         if len(keep) < len(gradients):
             gradients = gradients.index_select(0, torch.from_numpy(keep).to(self.device))
         weights, state = self.arena.read_state(rows)
-        space_of_row = torch.from_numpy(spaces[keep].astype(np.int64)).to(self.device)
-        configs = [config.optimizer for config in self.spaces.values()]
-        weights, state = updated(configs, weights, gradients, state, space_of_row, self.step)
-        rounding = Rounding.of(self.arena.row_format, self.seed, self.step)
-        places = torch.from_numpy(rows).to(self.device)
-        self.arena.write(rows, rounded(weights, places, self.arena.row_format, int(rounding.seed)), state)
+        space_of_row = torch.from_numpy(keys.spaces[keep].astype(np.int64)).to(self.device)
+        weights, state = self._optimizer.updated(weights, gradients, state, space_of_row, self.step)
+        rounding = Rounding.of(self.arena.row_format, self.seed, self.step, self.arena.space_seeds)
+        streams = key_streams(rounding.space_seeds, keys.spaces[keep], keys.ids[keep])
+        counters = torch.from_numpy(streams).to(self.device)
+        self.arena.write(rows, rounded(weights, counters, self.arena.row_format, int(rounding.seed)), state)
 
 
 def _bits(rows: Tensor) -> npt.NDArray[Any]:

@@ -28,28 +28,28 @@ def mix64(x: Tensor) -> Tensor:
     return x ^ _shifted(x, 31)
 
 
-def _chances(rows_U: Tensor, dim: int, seed: int) -> Tensor:
+def _chances(counters_U: Tensor, dim: int, seed: int) -> Tensor:
     """16 random bits per number, int32 [U, dim]: a 64-bit state serves four numbers."""
-    state_U = mix64(rows_U * _signed(GOLDEN) + _signed(seed))
-    firsts = torch.arange(0, dim, 4, device=rows_U.device)
+    state_U = mix64(counters_U * _signed(GOLDEN) + _signed(seed))
+    firsts = torch.arange(0, dim, 4, device=counters_U.device)
     bits = mix64(state_U[:, None] + (firsts + 1) * _signed(GOLDEN))
-    shifts = torch.arange(4, device=rows_U.device) * 16
+    shifts = torch.arange(4, device=counters_U.device) * 16
     chances = (bits[:, :, None] >> shifts) & 0xFFFF
     return chances.flatten(1)[:, :dim].to(torch.int32)
 
 
-def rounded(values_UD: Tensor, rows_U: Tensor, row_format: str, seed: int) -> Tensor:
+def rounded(values_UD: Tensor, counters_U: Tensor, row_format: str, seed: int) -> Tensor:
     """float32 [U, dim] in a format of rows.
 
     Args:
         values_UD: The numbers.
-        rows_U: int64 [U], where they go, which decides the random bits.
+        counters_U: int64 [U], the random stream of each row; see `row_formats.round_row`.
         row_format: fp32, bf16 or fp16.
         seed: Of the step, a uint64.
     """
     if row_format == "fp32":
         return values_UD
-    chance = _chances(rows_U, values_UD.shape[1], seed)
+    chance = _chances(counters_U, values_UD.shape[1], seed)
     if row_format == "bf16":
         bits = values_UD.contiguous().view(torch.int32)
         exponent = 0x7F800000

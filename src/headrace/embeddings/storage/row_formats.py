@@ -2,8 +2,8 @@
 
 Sums of small updates stand still in 16 bits if each is rounded to nearest; rounded up or down at random, in proportion
 to the distance, they are right on average (Zhang, Yang and Yuen, "Training with low-precision embedding tables", 2018).
-The random bits are a function of (seed, step, row, position) only: the same for any number of threads, and after a
-resume.
+The random bits are a function of (seed, step, space, id, position) only: the same for any number of threads and shards,
+in any order of admission, and after a resume.
 
 | format | bits kept of fp32's 24 | greatest number | smallest step |
 |---|---|---|---|
@@ -20,12 +20,24 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 import torch
+from numba.extending import register_jitable
 from torch import Tensor
 
 from headrace.compiling import kernel
 from headrace.embeddings.ops.hashing import mix64
 
-__all__ = ["BF16", "FORMATS", "FP16", "FP32", "RowFormat", "as_tensor", "round_row", "storage_dtype", "widen_row"]
+__all__ = [
+    "BF16",
+    "FORMATS",
+    "FP16",
+    "FP32",
+    "RowFormat",
+    "as_tensor",
+    "nearest_bf16",
+    "round_row",
+    "storage_dtype",
+    "widen_row",
+]
 
 RowFormat = Literal["fp32", "bf16", "fp16"]
 FP32, BF16, FP16 = 0, 1, 2
@@ -53,6 +65,15 @@ def as_tensor(rows: Rows, row_format: str) -> Tensor:
     return torch.from_numpy(rows).view(dtypes[row_format])
 
 
+@register_jitable(inline="always")
+def nearest_bf16(bits: Any) -> Any:
+    """In a kernel: the uint16 of a number rounded to nearest, ties to even, from its uint32.
+
+    A NaN whose lower half is empty stays one, and so do all that processors make.
+    """
+    return np.uint16((bits + U32(0x7FFF) + ((bits >> U32(16)) & U32(1))) >> U32(16))
+
+
 @kernel()
 def widen_row(weights: Rows, row: int, row_format: int, out: Float32s, bits: Uint32s) -> None:
     """A row of bf16 or fp16 as float32 [dim].
@@ -73,7 +94,7 @@ def widen_row(weights: Rows, row: int, row_format: int, out: Float32s, bits: Uin
 
 @kernel()
 def round_row(
-    weights: Rows, row: int, row_format: int, values: Float32s, bits: Uint32s, seed: np.uint64, counter: int
+    weights: Rows, row: int, row_format: int, values: Float32s, bits: Uint32s, seed: np.uint64, counter: int | np.uint64
 ) -> None:
     """Float32 [dim] into a row of bf16 or fp16; `values` is used up.
 
@@ -84,7 +105,7 @@ def round_row(
         values: The numbers.
         bits: `values.view(np.uint32)`.
         seed: Of the random bits: a well-mixed number that depends on the table and the step.
-        counter: Which of the seed's streams: the row, or in first values the id.
+        counter: Which of the seed's streams: a number that depends on the row's key.
     """
     state = mix64(seed + U64(counter) * GOLDEN)
     random = U64(0)

@@ -27,7 +27,7 @@ from headrace.embeddings.storage.row_formats import FORMATS, as_tensor, storage_
 from headrace.embeddings.tables.initializer import fill_rows
 from headrace.embeddings.tables.lazy_rows import find_initialized, initialize_rows, initialize_space, read_rows
 
-__all__ = ["ROW_METADATA", "Arena"]
+__all__ = ["ROW_METADATA", "Arena", "slot_columns"]
 
 ROW_METADATA = np.dtype([("version", np.int64), ("frequency", np.int32)], align=True)
 """Per row: the version of the table that updated it last (0: never), and how often its id was seen in training."""
@@ -68,7 +68,7 @@ class Arena:
     Attributes:
         weights: [capacity, dim], float32, or the uint16 of bf16 and fp16 rows; see `row_formats`.
         row_format: fp32, bf16 or fp16.
-        slots: Optimizer state, float32 [capacity, width] per name.
+        state: Optimizer state, float32 [capacity, width].
         metadata: `ROW_METADATA` [capacity].
         first_rows: int64 [S], where each direct or hashed space begins; -1 for collisionless ones.
         num_fixed: Row 0 and the rows of all direct and hashed spaces.
@@ -80,9 +80,9 @@ class Arena:
         self, spaces: Mapping[str, TableConfig], embedding_dim: int, optimizer: SparseOptimizer, *, seed: int
     ) -> None:
         self._configs: Sequence[TableConfig] = tuple(spaces.values())
-        self._space_seeds = name_seeds(seed, list(spaces), "rows")
+        self.space_seeds = name_seeds(seed, list(spaces), "rows")
         self._scales = np.array([config.scale for config in self._configs], dtype=np.float32)
-        self._slot_values = optimizer.slot_values
+        self._optimizer = optimizer
         self.embedding_dim = embedding_dim
         self.row_format = self._configs[0].rows if self._configs else "fp32"
         is_fixed = np.array([config.kind != "collisionless" for config in self._configs])
@@ -91,7 +91,6 @@ class Arena:
         self.first_rows: Int64s = np.where(is_fixed, ends - sizes, -1)
         self.num_fixed = int(ends[-1]) if len(ends) else 1
         self._first_capacity = self.num_fixed + int(np.where(is_fixed, 0, sizes).sum())
-        self._slot_widths = optimizer.slot_widths
         self.clear()
 
     @property
@@ -102,7 +101,7 @@ class Arena:
     @property
     def num_bytes(self) -> int:
         """Bytes of rows, optimizer state and metadata."""
-        arrays = [self.weights, *self.slots.values(), self.metadata, self.dynamic_ids, self.dynamic_spaces]
+        arrays = [self.weights, self.state, self.metadata, self.dynamic_ids, self.dynamic_spaces]
         return sum(array.nbytes for array in arrays)
 
     def clear(self) -> None:
@@ -110,9 +109,7 @@ class Arena:
         capacity = self._first_capacity
         dtype = np.dtype(storage_dtype(self.row_format))
         self.weights: Rows = _aligned((capacity, self.embedding_dim), dtype)
-        self.slots: dict[str, Float32s] = {
-            name: _aligned((capacity, width), np.dtype(np.float32)) for name, width in self._slot_widths.items()
-        }
+        self.state: Float32s = _aligned((capacity, self._optimizer.state_width), np.dtype(np.float32))
         self.metadata = _aligned((capacity,), ROW_METADATA)
         self.dynamic_spaces: Int32s = np.full(capacity - self.num_fixed, -1, dtype=np.int32)
         self.dynamic_ids: Int64s = np.zeros(capacity - self.num_fixed, dtype=np.int64)
@@ -126,7 +123,7 @@ class Arena:
             first, count = int(self.first_rows[space]), config.num_embeddings
             if first >= 0:
                 written = np.empty(count, dtype=np.bool_)
-                seed, scale = self._space_seeds[space], self._scales[space]
+                seed, scale = self.space_seeds[space], self._scales[space]
                 initialize_space(
                     self.weights, self.metadata, first, count, seed, scale, FORMATS[self.row_format], written
                 )
@@ -138,18 +135,18 @@ class Arena:
         if self._is_complete:
             return
         written = np.empty(len(rows), dtype=np.bool_)
-        seeds, scales, row_format = self._space_seeds, self._scales, FORMATS[self.row_format]
+        seeds, scales, row_format = self.space_seeds, self._scales, FORMATS[self.row_format]
         initialize_rows(
             self.weights, self.metadata, self.first_rows, rows, spaces, ids, seeds, scales, row_format, written
         )
-        if any(values.any() for values in self._slot_values.values()):
+        if self._optimizer.initial_state.any():
             self._initialize_slots(rows[written], spaces[written])
 
     def first_values(self, spaces: Int32s, ids: Int64s) -> Float32s:
         """What rows hold before they are updated, float32 [U, dim]."""
         stored = np.empty((len(ids), self.embedding_dim), dtype=storage_dtype(self.row_format))
         places = np.arange(len(ids))
-        fill_rows(stored, places, spaces, ids, self._space_seeds, self._scales, FORMATS[self.row_format])
+        fill_rows(stored, places, spaces, ids, self.space_seeds, self._scales, FORMATS[self.row_format])
         values: Float32s = as_tensor(stored, self.row_format).float().numpy()
         return values
 
@@ -187,7 +184,7 @@ class Arena:
             rows,
             spaces,
             ids,
-            self._space_seeds,
+            self.space_seeds,
             self._scales,
             FORMATS[self.row_format],
             self._is_complete,
@@ -197,12 +194,12 @@ class Arena:
 
     def row_columns(self, rows: Int64s) -> dict[str, npt.NDArray[Any]]:
         """What a saved table holds of rows: `weights` and one `slot.NAME` per slot; copies."""
-        return {"weights": self.weights[rows], **{f"slot.{name}": slot[rows] for name, slot in self.slots.items()}}
+        return {"weights": self.weights[rows], **slot_columns(self._optimizer, self.state[rows])}
 
     def set_row_columns(self, rows: Int64s, columns: Mapping[str, npt.NDArray[Any]]) -> None:
         """The opposite of `row_columns`."""
         self.weights[rows] = columns["weights"]
-        for name, slot in self.slots.items():
+        for name, slot in self._optimizer.slots_of(self.state).items():
             slot[rows] = columns[f"slot.{name}"]
 
     def mark_updated(self, rows: Int64s, counts: Int32s, *, version: int) -> None:
@@ -229,20 +226,23 @@ class Arena:
 
     def _grow_rows(self, capacity: int) -> None:
         self.weights = _grown(self.weights, capacity)
-        self.slots = {name: _grown(slot, capacity) for name, slot in self.slots.items()}
+        self.state = _grown(self.state, capacity)
 
     def _initialize(self, rows: Int64s, spaces: Int32s, ids: Int64s) -> None:
-        fill_rows(self.weights, rows, spaces, ids, self._space_seeds, self._scales, FORMATS[self.row_format])
+        fill_rows(self.weights, rows, spaces, ids, self.space_seeds, self._scales, FORMATS[self.row_format])
         self._initialize_slots(rows, spaces)
 
     def _initialize_slots(self, rows: Int64s, spaces: npt.NDArray[Any]) -> None:
-        for name, values in self._slot_values.items():
-            self.slots[name][rows] = values[spaces][:, None]
+        self.state[rows] = self._optimizer.initial_state[spaces]
 
     def _clear_rows(self, rows: Int64s) -> None:
         self.weights[rows] = 0
-        for slot in self.slots.values():
-            slot[rows] = 0
+        self.state[rows] = 0
+
+
+def slot_columns(optimizer: SparseOptimizer, state: Float32s) -> dict[str, Float32s]:
+    """State [R, width] as the columns of a saved table."""
+    return {f"slot.{name}": np.ascontiguousarray(slot) for name, slot in optimizer.slots_of(state).items()}
 
 
 def _aligned(shape: tuple[int, ...], dtype: np.dtype[Any]) -> npt.NDArray[Any]:

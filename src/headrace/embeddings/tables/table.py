@@ -120,7 +120,7 @@ class EmbeddingTable:
             arena.reserve(directory.next_row)
             arena.give_rows(rows[admitted], keys.spaces[admitted], keys.ids[admitted])
         arena.initialize_lazily(rows, keys.spaces, keys.ids)
-        self._optimize(rows, keys.spaces, gradients)
+        self._optimize(rows, keys, gradients)
         arena.mark_updated(rows, keys.counts, version=self.version)
         self.changelog.record(self.version, rows, arena.metadata["version"])
 
@@ -219,10 +219,10 @@ class EmbeddingTable:
     def _make_arena(self) -> Arena:
         return Arena(self.spaces, self.embedding_dim, self._optimizer, seed=self.seed)
 
-    def _optimize(self, rows: Int64s, spaces: Int32s, gradients: Float32s) -> None:
+    def _optimize(self, rows: Int64s, keys: Keys, gradients: Float32s) -> None:
         arena = self.arena
-        rounding = Rounding.of(arena.row_format, self.seed, self.step)
-        self._optimizer.apply(arena.weights, arena.slots, rows, spaces, gradients, self.step, rounding)
+        rounding = Rounding.of(arena.row_format, self.seed, self.step, arena.space_seeds)
+        self._optimizer.apply(arena.weights, arena.state, rows, keys.spaces, keys.ids, gradients, self.step, rounding)
 
     def _header(self) -> TableHeader:
         return replace(

@@ -35,9 +35,9 @@ def batch(rng: np.random.Generator) -> tuple[Keys, npt.NDArray[np.float32]]:
 class Sharded:
     """What trainer and shards do together, without a network."""
 
-    def __init__(self, num_shards: int, kind: str = "row_wise") -> None:
-        self.plan: ShardingPlan = make_plan(SPEC.spaces, num_shards, kind=kind)  # type: ignore[arg-type]
-        self.shards = [ShardTable(SPEC, self.plan, shard) for shard in range(num_shards)]
+    def __init__(self, num_shards: int, kind: str = "row_wise", spec: TableSpec = SPEC) -> None:
+        self.plan: ShardingPlan = make_plan(spec.spaces, num_shards, kind=kind)  # type: ignore[arg-type]
+        self.shards = [ShardTable(spec, self.plan, shard) for shard in range(num_shards)]
 
     def read(self, keys: Keys) -> npt.NDArray[np.float32]:
         out = np.empty((len(keys), 3), np.float32)
@@ -114,6 +114,24 @@ def test_rows_kept_in_16_bits_begin_as_in_one_process(rows: str) -> None:
     expected = EmbeddingTable(spaces, 3, seed=9).read(keys)
     assert (shard.read(keys) == expected).all()
     assert (shard.read(keys.unseen()) == expected).all()
+
+
+@pytest.mark.parametrize("rows", ["bf16", "fp16"])
+def test_rows_kept_in_16_bits_are_rounded_to_the_same_bits_in_any_shard_and_order_of_admission(rows: str) -> None:
+    spaces = {name: config.model_copy(update={"rows": rows}) for name, config in SPEC.spaces.items()}
+    alone, reordered = (EmbeddingTable(spaces, 3, seed=9) for _ in range(2))
+    sharded = Sharded(3, spec=TableSpec(spaces, 3, seed=9))
+    rng = np.random.default_rng(0)
+    for _ in range(6):
+        keys, gradients = batch(rng)
+        backwards = np.arange(len(keys))[::-1].copy()
+        alone.update(keys, gradients)
+        sharded.update(keys, gradients)
+        reordered.update(keys.take(backwards), gradients[backwards])
+    every = Keys(np.repeat(np.arange(3, dtype=np.int32), 20), np.tile(np.arange(20), 3), np.zeros(60, np.int32))
+    assert len(np.unique(alone.read(every))) > 100
+    for other in (sharded, reordered):
+        np.testing.assert_array_equal(other.read(every), alone.read(every))
 
 
 def test_parts_of_different_steps_are_refused_and_so_are_those_of_another_table() -> None:

@@ -67,7 +67,7 @@ def test_training_and_optimizer_state_are_those_of_a_table_that_wrote_all_rows()
     assert len(saved["weights"]) < table.num_rows  # some were never updated
     assert all(np.array_equal(saved[name], wanted[name]) for name in wanted)
     table.arena.complete()
-    assert all(np.array_equal(table.arena.slots[name], complete.arena.slots[name]) for name in complete.arena.slots)
+    assert np.array_equal(table.arena.state, complete.arena.state)
 
 
 def test_gradients_for_a_row_that_was_never_read_meet_its_first_values() -> None:

@@ -178,14 +178,14 @@ def test_rows_begin_with_the_initial_state_of_their_optimizer_also_where_another
         {"country": item.model_copy(update={"kind": "hashed", "evict_after": None}), "item": item}, 4, seed=3
     )
     t.arena.complete()
-    np.testing.assert_array_equal(t.arena.slots["accumulator"][1], [0.5] * 4)
+    np.testing.assert_array_equal(t.arena.state[1], [0.5] * 4)
     train(t, (1, 1))
-    assert (t.arena.slots["accumulator"][2] == 1.5).all()
+    assert (t.arena.state[2] == 1.5).all()
     train(t, (1, 2))
     t.end_window()
     t.end_window()
     t.update(keys((1, 3)), np.zeros((1, 4), dtype=np.float32))
-    np.testing.assert_array_equal(t.arena.slots["accumulator"][2], [0.5] * 4)
+    np.testing.assert_array_equal(t.arena.state[2], [0.5] * 4)
 
 
 def copied(blocks: Iterable[RowBlock], onto: dict[tuple[int, int], Any] | None = None) -> dict[tuple[int, int], Any]:
@@ -297,7 +297,9 @@ def test_rows_beyond_two_to_the_31_elements_are_addressed(tmp_path: Path) -> Non
         weights = np.asarray(np.memmap(file, dtype=np.float32, shape=(num_rows, dim)))
     rows = np.array([1, num_rows - 1])
     gradients = np.array([[1] * dim, [2] * dim], dtype=np.float32)
-    build_optimizer([SGD], dim).apply(weights, {}, rows, np.zeros(2, np.int32), gradients, 1, Rounding.of("fp32", 0, 1))
+    spaces, rounding = np.zeros(2, np.int32), Rounding.of("fp32", 0, 1, np.zeros(1, np.uint64))
+    nothing = np.empty((num_rows, 0), np.float32)
+    build_optimizer([SGD], dim).apply(weights, nothing, rows, spaces, rows, gradients, 1, rounding)
     out = np.empty((2, dim), dtype=np.float32)
     metadata, nothing = np.zeros(1, ROW_METADATA), np.zeros(2, np.int64)
     seeds, scales, spaces = np.zeros(1, np.uint64), np.zeros(1, np.float32), np.zeros(2, np.int32)
