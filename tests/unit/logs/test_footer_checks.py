@@ -28,7 +28,7 @@ from headrace.logs.clustering import ClusterConfig, keys
 from headrace.logs.files import LogFile
 from headrace.logs.footer_checks import check_chunks, check_codecs, check_metadata, check_schema, seal_footer
 from headrace.logs.footers import read_footer, time_bounds
-from headrace.logs.inspection import inspect_log, inspection
+from headrace.logs.inspection import blocks, inspect_log
 from headrace.logs.schema import TimestampColumn
 
 ROWS = pa.table({"click": pa.array([0, 1] * 500, pa.int8()), "user": range(1000), "time": range(1000)})
@@ -235,7 +235,7 @@ def broken(*_: object, **__: object) -> Any:
     ("place", "name", "command"),
     [
         (keys, "widened", lambda path: list(keys.read_keys([(0, read_footer(file(path)))], SESSIONS, USER, CONFIG))),
-        (inspection, "_complete", lambda path: inspect_log(path)),
+        (blocks, "_complete", lambda path: inspect_log(path)),
         (metadata_module, "cast_times", lambda path: find_windows(path, SESSIONS, Cursor(), EVERY_SECOND)),
     ],
 )

@@ -58,12 +58,16 @@ class RowChecks:
         }
         self._weighted = [(c.name, c.weights) for c in schema.id_lists if c.weights in self._checks]
         self._found: dict[tuple[str, str], BadRows] = {}
-        self.num_rows = 0
 
     @property
     def columns(self) -> tuple[str, ...]:
         """Columns that are checked."""
         return tuple(self._checks)
+
+    @property
+    def together(self) -> dict[str, str]:
+        """Columns that are checked together with another one."""
+        return {ids: str(weights) for ids, weights in self._weighted}
 
     @property
     def found(self) -> list[BadRows]:
@@ -80,26 +84,34 @@ class RowChecks:
         return self._checks[name](array)
 
     def add(
-        self, raw: pa.RecordBatch, checked: dict[str, Checked], *, file: str, group_ends: Rows, first_row: int
+        self,
+        raw: pa.RecordBatch,
+        checked: dict[str, Checked],
+        counted: Mask,
+        *,
+        file: str,
+        group_ends: Rows,
+        first_row: int,
     ) -> None:
         """Count the bad rows of a batch.
 
         Args:
             raw: The batch.
-            checked: What `check_column` said about each column.
+            checked: What `check_column` said about each of some columns.
+            counted: bool [rows], which rows are bad already because of other columns; updated.
             file: Where the batch lies.
             group_ends: int64 [row groups], rows of the file up to the end of each row group.
             first_row: Of the batch, from the start of the file.
         """
-        self.num_rows += raw.num_rows
         problems: list[tuple[str, str, Mask]] = [
             (name, reason, mask) for name, result in checked.items() for mask, reason in result.problems
         ]
         for ids, weights in self._weighted:
+            if ids not in checked:
+                continue
             differ = lengths_differ(checked[ids].values, checked[str(weights)].values)
             if differ is not None:
                 problems.append((str(weights), f"not as many weights as ids in {ids}", differ))
-        counted = np.zeros(raw.num_rows, dtype=np.bool_)
         for column, reason, mask in problems:
             fresh = mask & ~counted
             count = int(np.count_nonzero(fresh))

@@ -12,7 +12,7 @@ from headrace.logs.break_even import dedupe_factor, pays, saved_bytes
 from headrace.logs.inspection.hashing import NULL_HASH, Hashes
 from headrace.logs.nested.choose import ColumnChanges, find_groups
 
-__all__ = ["BATCH_ROWS", "FoundGroup", "GroupSample"]
+__all__ = ["BATCH_ROWS", "FoundGroup", "GroupSample", "found_groups"]
 
 MAX_BYTES = 64 << 20
 
@@ -61,11 +61,14 @@ class GroupSample:
     Args:
         names: Columns that are compared.
         max_bytes: Of the sample.
+        num_columns: Columns of all samples of the log, if it is read in blocks: samples with the same number that see
+            the same rows draw the same ones.
     """
 
-    def __init__(self, names: Sequence[str], *, max_bytes: int = MAX_BYTES) -> None:
+    def __init__(self, names: Sequence[str], *, max_bytes: int = MAX_BYTES, num_columns: int | None = None) -> None:
         self._names = tuple(names)
-        self._max_rows = max(1, max_bytes // (16 * (len(names) + 1)))  # held twice while it is thinned out
+        width = len(names) if num_columns is None else num_columns
+        self._max_rows = max(1, max_bytes // (16 * (width + 1)))  # held twice while it is thinned out
         self._mask = np.uint64(0)
         self._parts: list[tuple[Hashes, Hashes]] = []
         self._num_rows = 0
@@ -90,23 +93,8 @@ class GroupSample:
         return float(np.mean(self._batches)) if self._batches else None
 
     def groups(self, widths: Mapping[str, float], *, without: Sequence[str]) -> list[FoundGroup]:
-        """Groups that the nested layout would make of the columns, the largest savings first.
-
-        Args:
-            widths: Bytes of each column's value in a row.
-            without: Columns that belong to one row whatever their values.
-        """
-        changes = self._changes()
-        if changes is None:
-            return []
-        rows_per_session = changes.num_rows / changes.num_sessions
-        in_batch = self.batch_rows_per_session or rows_per_session
-        found = []
-        for names, factor in find_groups(changes, widths, without=without):
-            repeats = 1.0 - (changes.num_rows / factor - changes.num_sessions) / changes.num_pairs
-            width = sum(widths[name] for name in names)
-            found.append(FoundGroup(names, repeats, width, factor, dedupe_factor(in_batch, repeats)))
-        return sorted(found, key=lambda group: -group.saved_bytes)
+        """See `found_groups`."""
+        return found_groups([self], widths, without=without)
 
     def _keep(self, sessions: Hashes, values: Hashes) -> None:
         kept = (sessions != NULL_HASH) & (sessions & self._mask == 0)
@@ -114,7 +102,8 @@ class GroupSample:
             self._parts.append((sessions[kept], values[kept]))
             self._num_rows += int(kept.sum())
 
-    def _changes(self) -> ColumnChanges | None:
+    def changes(self) -> ColumnChanges | None:
+        """In which rows of the sample each column changes; None where no session has two rows."""
         if not self._parts or not self._names:
             return None
         sessions = np.concatenate([part[0] for part in self._parts])
@@ -132,3 +121,33 @@ class GroupSample:
             words[column].view(np.uint8)[: len(bits)] = bits
             counts[column] = differs.sum()
         return ColumnChanges(self._names, words, counts, len(sessions) - num_pairs, len(sessions))
+
+
+def found_groups(
+    samples: Sequence[GroupSample], widths: Mapping[str, float], *, without: Sequence[str]
+) -> list[FoundGroup]:
+    """Groups that the nested layout would make of the columns of some samples, the largest savings first.
+
+    Args:
+        samples: Of the blocks of columns of a log. Those that saw other rows than the first, as the blocks of damaged
+            row groups do, are left out.
+        widths: Bytes of each column's value in a row.
+        without: Columns that belong to one row whatever their values.
+    """
+    parts = [changes for sample in samples if (changes := sample.changes()) is not None]
+    parts = [part for part in parts if part[3:] == parts[0][3:]]
+    if not parts:
+        return []
+    changes = parts[0]._replace(
+        names=tuple(name for part in parts for name in part.names),
+        words=np.concatenate([part.words for part in parts]),
+        counts=np.concatenate([part.counts for part in parts]),
+    )
+    rows_per_session = changes.num_rows / changes.num_sessions
+    in_batch = samples[0].batch_rows_per_session or rows_per_session
+    found = []
+    for names, factor in find_groups(changes, widths, without=without):
+        repeats = 1.0 - (changes.num_rows / factor - changes.num_sessions) / changes.num_pairs
+        width = sum(widths[name] for name in names)
+        found.append(FoundGroup(names, repeats, width, factor, dedupe_factor(in_batch, repeats)))
+    return sorted(found, key=lambda group: -group.saved_bytes)

@@ -105,7 +105,7 @@ def _mix(values: Hashes) -> Hashes:
 def _hash_bytes(offsets: npt.NDArray[np.int64], data: npt.NDArray[np.uint8]) -> Hashes:
     result = np.empty(len(offsets) - 1, dtype=np.uint64)
     for row in range(len(result)):
-        x = np.uint64(offsets[row + 1] - offsets[row])
+        x = (np.uint64(offsets[row + 1] - offsets[row]) + NULL_HASH) * _M2  # far from every first word
         position = offsets[row]
         while position < offsets[row + 1]:
             word = np.uint64(0)

@@ -7,9 +7,9 @@ import numpy.typing as npt
 
 from headrace.compiling import kernel
 from headrace.logs.inspection.hashing import NULL_HASH, Hashes
-from headrace.logs.inspection.id_counter import IdCounter
+from headrace.logs.inspection.id_counter import MAX_SLOTS, IdCounter
 
-__all__ = ["SessionTracker"]
+__all__ = ["MAX_BYTES", "SessionTracker"]
 
 WAYS = 8
 """Sessions whose hashes may share a place; the one idle for longest makes room."""
@@ -28,8 +28,8 @@ class SessionTracker:
     back after so many others were seen counts as a new one; `num_split` tells how many did.
     """
 
-    def __init__(self, num_columns: int, *, max_bytes: int = MAX_BYTES) -> None:
-        """Args: num_columns: Columns compared. max_bytes: Of the table of sessions."""
+    def __init__(self, num_columns: int, *, max_bytes: int = MAX_BYTES, max_slots: int = MAX_SLOTS) -> None:
+        """Args: num_columns: Columns compared. max_bytes: Of the table of sessions. max_slots: To count them in."""
         sets = max(1, max_bytes // (WAYS * 8 * (num_columns + 3)))
         num_slots = WAYS * (1 << (sets.bit_length() - 1))
         self._sessions = np.zeros(num_slots, dtype=np.uint64)
@@ -39,7 +39,7 @@ class SessionTracker:
         self._histogram = np.zeros(MAX_LENGTH + 1, dtype=np.int64)
         self._repeats = np.zeros(num_columns, dtype=np.int64)
         self._state = np.zeros(4, dtype=np.int64)
-        self._distinct = IdCounter()
+        self._distinct = IdCounter(max_slots)
 
     def add(self, sessions: Hashes, values: Hashes) -> None:
         """Take in rows, in the order of the log.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -20,8 +21,7 @@ from headrace.cli.inspect import inspect
 from headrace.errors import ConfigError, DataError
 from headrace.logs.files import list_files
 from headrace.logs.footers import read_footer
-from headrace.logs.inspection import inspect_log, print_inspection, schema_to_yaml
-from headrace.logs.inspection import inspection as inspection_module
+from headrace.logs.inspection import blocks, inspect_log, print_inspection, schema_to_yaml
 from headrace.logs.inspection.id_counter import slots_for
 from headrace.logs.parquet_source import ParquetSource, select_files
 from headrace.logs.schema import Schema
@@ -175,13 +175,13 @@ def test_small_row_groups_are_read_together_and_damage_in_one_costs_none_of_the_
 ) -> None:
     log = write(tmp_path / "log/a.parquet", clicks(500), row_group_size=1)
     calls: list[int] = []
-    iter_groups = inspection_module.iter_groups
+    iter_groups = blocks.iter_groups
 
     def count(footer: object, parquet: object, groups: list[int], *rest: object) -> object:
         calls.append(len(groups))
         return iter_groups(footer, parquet, groups, *rest)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(inspection_module, "iter_groups", count)
+    monkeypatch.setattr(blocks, "iter_groups", count)
     found = inspect_log(log, num_threads=1)
     assert found.num_rows == 500
     assert set(calls) == {500}
@@ -198,13 +198,52 @@ def test_small_row_groups_are_read_together_and_damage_in_one_costs_none_of_the_
     assert "row group 7" in broken.damaged[0]
 
 
-def test_wide_logs_have_smaller_batches_and_counters(tmp_path: Path) -> None:
-    log = write(tmp_path / "log/a.parquet", clicks(60))
-    (file,) = list_files(log)
-    assert inspection_module._batch_rows(read_footer(file), 4) == inspection_module.BATCH_ROWS
-    assert inspection_module._batch_rows(read_footer(file), 3000) < 2000
+def test_wide_logs_have_smaller_counters_and_wide_rows_smaller_batches(tmp_path: Path) -> None:
+    (file,) = list_files(write(tmp_path / "log/a.parquet", clicks(60)))
+    assert blocks._batch_rows(read_footer(file), 4) == blocks.BATCH_ROWS
+    wide = clicks(60, tags=pa.array([list(range(900))] * 60))
+    (file,) = list_files(write(tmp_path / "wide/a.parquet", wide, use_dictionary=False))
+    assert blocks._batch_rows(read_footer(file), 5) < 10_000
     assert slots_for(40) == 1 << 18
-    assert slots_for(3000) * 3000 * 16 <= 256 << 20
+    assert slots_for(3000) * 3000 * 16 <= 160 << 20
+
+
+def test_a_log_that_is_read_in_blocks_of_columns_is_found_to_be_what_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = np.random.default_rng(5)
+    sessions = np.repeat(np.arange(200), 3)
+    values = {f"v{n}": rng.integers(0, 9, 200)[sessions] if n % 2 else rng.random(600) for n in range(7)}
+    lists = {"tags": pa.array([[row, 1] for row in range(600)]), "scores": pa.array([[0.5]] * 9 + [[1.0, 2.0]] * 591)}
+    rows = pa.table({"click": np.arange(600) % 4 % 3, "session": sessions, **values, **lists})
+    rows = rows.set_column(3, "v1", pa.array([None, "x", *map(str, values["v1"][2:].tolist())]))
+    log = write(tmp_path / "log/a.parquet", rows, row_group_size=250)
+    schema = Schema.from_dict(
+        {
+            "labels": ["click"],
+            "dense": [f"v{n}" for n in range(7)],
+            "id_lists": [{"name": "tags", "weights": "scores"}],
+            "session_id": "session",
+        },
+        where="test",
+    )
+    whole = [(given, inspect_log(log, schema=given, num_threads=1).to_dict()) for given in (None, schema)]
+    assert whole[1][1]["bad_rows"]["rows"] > 100
+    assert whole[1][1]["groups"]
+    asked: list[int] = []
+    iter_groups = blocks.iter_groups
+
+    def watched(footer: Any, parquet: Any, groups: Any, names: list[str], batch_rows: int) -> Any:
+        asked.append(len(names))
+        return iter_groups(footer, parquet, groups, names, batch_rows)
+
+    monkeypatch.setattr(blocks, "iter_groups", watched)
+    for columns in (2, 3, 5):
+        monkeypatch.setattr(blocks, "BLOCK_COLUMNS", columns)
+        for given, expected in whole:
+            assert inspect_log(log, schema=given, num_threads=1).to_dict() == expected
+        assert max(asked) <= columns + 1  # with the session, by which others are compared
+        asked.clear()
 
 
 def test_a_schema_beside_the_log_is_used_unless_one_is_to_be_written(tmp_path: Path) -> None:

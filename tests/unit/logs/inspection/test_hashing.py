@@ -69,3 +69,8 @@ def test_texts_hash_alike_in_every_layout(other: pa.DataType) -> None:
 def test_types_without_values_to_compare_have_no_hash() -> None:
     assert hash_column(pa.array([{"a": 1}])) is None
     assert hash_column(pa.array([[{"a": 1}]])) is None
+
+
+def test_short_texts_have_hashes_of_their_own() -> None:
+    texts = [b"", *(bytes([one]) for one in range(256)), *(bytes([one, 0]) for one in range(256))]
+    assert len(set(hashes_of(pa.array(texts, pa.binary())))) == len(texts)

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from headrace.cli.inspect import inspect
 from headrace.errors import ConfigError, DataError
-from headrace.logs.inspection import Inspection, inspect_log, print_inspection
+from headrace.logs.inspection import Inspection, blocks, inspect_log, print_inspection
 from headrace.logs.inspection import inspection as inspection_module
 from headrace.logs.schema import IdColumn, LabelColumn, Schema
 
@@ -171,8 +171,8 @@ def test_a_given_schema_is_checked_instead_of_guessed(tmp_path: Path) -> None:
 
 
 def test_a_guess_that_more_rows_change_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(inspection_module, "BATCH_ROWS", 100)
-    monkeypatch.setattr(inspection_module, "SAMPLE_BATCHES", 1)
+    monkeypatch.setattr(blocks, "BATCH_ROWS", 100)
+    monkeypatch.setattr(blocks, "SAMPLE_BATCHES", 1)
     table = small_log()
     rows = np.arange(NUM_ROWS)
     quality = np.where(rows < 600, rows % 2, rows)  # of zeros and ones at first: a label, were it not for the rest
