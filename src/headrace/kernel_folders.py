@@ -54,7 +54,8 @@ def _of_user() -> Iterator[Path]:
         yield Path(os.environ["XDG_CACHE_HOME"]) / "headrace"
     with suppress(RuntimeError):  # no home is known
         yield Path("~/.cache/headrace").expanduser()
-    yield Path(tempfile.gettempdir()) / f"headrace-{os.getuid()}"
+    with suppress(FileNotFoundError):  # no folder for temporary files can be written to
+        yield Path(tempfile.gettempdir()) / f"headrace-{os.getuid()}"
 
 
 def is_writable(folder: Path) -> bool:

@@ -24,7 +24,6 @@ from headrace.logs.inspection.profiles import ColumnProfile
 from headrace.logs.inspection.session_tracker import SessionTracker
 from headrace.logs.nested.layout import Layout
 from headrace.logs.schema import Schema
-from headrace.logs.source import ORIGINAL_ROW
 from headrace.logs.stored_columns import StoredColumns
 from headrace.messages import count_of
 from headrace.resources import effective_cpus

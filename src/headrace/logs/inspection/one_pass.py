@@ -24,8 +24,8 @@ from headrace.logs.inspection.id_counter import FIRST_SLOTS, MAX_SLOTS, slots_fo
 from headrace.logs.inspection.profiles import ColumnProfile, kind_of
 from headrace.logs.inspection.session_tracker import MAX_BYTES as SESSION_BYTES
 from headrace.logs.inspection.session_tracker import SessionTracker
-from headrace.logs.pieces import ORIGINAL_ROW
 from headrace.logs.schema import Schema
+from headrace.logs.source import ORIGINAL_ROW
 from headrace.logs.stored_columns import StoredColumns
 from headrace.observe.progress import Progress
 
