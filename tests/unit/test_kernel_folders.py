@@ -82,3 +82,14 @@ def test_a_folder_that_somebody_else_may_have_made_is_not_used(
         folder.rename(tmp_path / "tmp" / f"headrace-{other}")
         monkeypatch.setattr(os, "getuid", lambda: other)
     assert kept(tmp_path) == ""
+
+
+def test_without_any_temporary_folder_code_is_compiled_in_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none() -> str:
+        raise FileNotFoundError("No usable temporary directory found in ['/tmp']")
+
+    monkeypatch.setattr(module.tempfile, "gettempdir", none)
+    monkeypatch.setenv("HOME", str(tmp_path / "installed"))
+    assert kept(tmp_path) == ""

@@ -27,6 +27,7 @@ from headrace.cli.train import train
 from headrace.cli.warmup import warmup
 from headrace.errors import HeadraceError
 from headrace.lifeline import end_with_parent
+from headrace.messages import shorten
 
 MAX_LINE = 1_500
 """Characters of an error, about."""
@@ -93,6 +94,13 @@ def main() -> None:
         if "--debug" in sys.argv:
             raise
         typer.echo(f"headrace: {_one_line(error)}", err=True)
+        sys.exit(2)
+    except UnicodeEncodeError as error:
+        encoding = sys.getfilesystemencoding()
+        if encoding.lower() in ("utf-8", "utf8") or "--debug" in sys.argv:
+            raise
+        name = shorten(ascii(error.object))
+        typer.echo(f"headrace: {name}: the locale's encoding is {encoding}, which lacks it; set PYTHONUTF8=1", err=True)
         sys.exit(2)
 
 

@@ -9,6 +9,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
@@ -48,7 +49,7 @@ class Environment:
         flags: Of `BF16_FLAGS`, those the processor has.
         matrix_speed: Measured.
         versions: Of Python and packages; of those installed.
-        disks: (what, path, free bytes, all bytes).
+        disks: (what, path, free bytes, all bytes); "temporary folder" only where there is one.
         shm_bytes: Size of /dev/shm; None where there is none.
         processor: Its name.
         kernels: Where compiled kernels are kept; None where no folder can be written.
@@ -133,6 +134,8 @@ def find_warnings(found: Environment) -> list[str]:
             warnings.append(
                 f"{what} {path}: {format_bytes(free)} free; checkpoints need room for two copies of all tables"
             )
+    if not any(what == "temporary folder" for what, *_ in found.disks):
+        warnings.append("no temporary folder can be written to; set TMPDIR to a folder of yours")
     speed = found.matrix_speed
     if speed.fp32 and speed.bf16 and speed.bf16 < 0.9 * speed.fp32:
         warnings.append(f"bf16 matrix products are {speed.fp32 / speed.bf16:.1f}x slower than fp32 here; keep fp32")
@@ -198,7 +201,9 @@ def _versions() -> dict[str, str]:
 
 
 def _disks() -> list[tuple[str, str, int, int]]:
-    places = {"working folder": Path.cwd(), "temporary folder": Path(tempfile.gettempdir())}
+    places = {"working folder": Path.cwd()}
+    with suppress(FileNotFoundError):  # none can be written to, see `find_warnings`
+        places["temporary folder"] = Path(tempfile.gettempdir())
     disks = []
     for what, path in places.items():
         usage = shutil.disk_usage(path)

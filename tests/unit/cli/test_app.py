@@ -118,6 +118,18 @@ def test_an_error_of_the_system_names_the_file(
     assert capsys.readouterr().err == "headrace: /logs/a.parquet: Permission denied\n"
 
 
+def test_a_name_that_the_locale_cannot_write_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    raised = UnicodeEncodeError("ascii", "run-\u00fc", 4, 5, "ordinal not in range(128)")
+    with pytest.raises(UnicodeEncodeError):  # where UTF-8 is the encoding it is a mistake of ours
+        run(monkeypatch, raised, "train")
+    monkeypatch.setattr("sys.getfilesystemencoding", lambda: "ascii")
+    assert run(monkeypatch, raised, "train") == 2
+    printed = capsys.readouterr().err
+    assert printed == "headrace: 'run-\\xfc': the locale's encoding is ascii, which lacks it; set PYTHONUTF8=1\n"
+
+
 def test_a_mistake_of_ours_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ZeroDivisionError):
         run(monkeypatch, ZeroDivisionError(), "train")

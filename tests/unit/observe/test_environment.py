@@ -1,6 +1,7 @@
 """What doctor finds and warns of."""
 
 import dataclasses
+import errno
 import json
 from pathlib import Path
 
@@ -21,7 +22,7 @@ HEALTHY = Environment(
     flags=("avx2",),
     matrix_speed=MatrixSpeed(768, 100.0, 300.0),
     versions={"Python": "3.11.7"},
-    disks=(("working folder", "/job", 100 * GIB, 200 * GIB),),
+    disks=(("working folder", "/job", 100 * GIB, 200 * GIB), ("temporary folder", "/tmp", 9 * GIB, 9 * GIB)),
     shm_bytes=8 * GIB,
     processor="Test",
     kernels=Path("/home/somebody/.cache/headrace/kernels"),
@@ -47,7 +48,8 @@ def test_a_healthy_machine_has_no_warning() -> None:
         ({"threads": {"torch": 64}}, "torch has 64 threads for 4 effective CPUs; set OMP_NUM_THREADS=4"),
         ({"threads": {"Numba": 5}}, "Numba has 5 threads for 4 effective CPUs; set NUMBA_NUM_THREADS=4"),
         ({"shm_bytes": 64 << 20}, "/dev/shm has 64 MiB; PyTorch's DataLoader workers need more"),
-        ({"disks": (("working folder", "/job", GIB, GIB),)}, "working folder /job: 1 GiB free"),
+        ({"disks": (("working folder", "/job", GIB, GIB), HEALTHY.disks[1])}, "working folder /job: 1 GiB free"),
+        ({"disks": HEALTHY.disks[:1]}, "no temporary folder can be written to; set TMPDIR"),
         ({"matrix_speed": MatrixSpeed(768, 100.0, 20.0)}, "bf16 matrix products are 5.0x slower than fp32 here"),
         ({"memory": Memory((MemoryLimit("user", GIB, GIB, "X"),))}, "only 0 B of memory are available"),
     ],
@@ -67,6 +69,15 @@ def test_processor_flags_and_limits_are_read_from_the_system(tmp_path: Path, mon
     assert found.cpus.limiting.where == "HEADRACE_CPUS"
     assert "torch" in found.versions
     json.dumps(found.to_dict())
+
+
+def test_a_machine_without_a_temporary_folder_is_examined_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    def none() -> str:
+        raise FileNotFoundError(errno.ENOENT, "No usable temporary directory found in ['/tmp']")
+
+    monkeypatch.setattr(environment, "measure_matrix_speed", lambda: MatrixSpeed(768, None, None))
+    monkeypatch.setattr(environment.tempfile, "gettempdir", none)
+    assert [what for what, *_ in examine().disks] == ["working folder"]
 
 
 def test_matrix_speed_is_measured_in_both_precisions() -> None:

@@ -18,6 +18,7 @@ from headrace.embeddings.keys import Keys
 from headrace.embeddings.shards.precision import PRECISIONS, Precision, row_bytes
 from headrace.embeddings.shards.requests import MAX_SPACES, MAX_STEP, Name, Step, Trainer, parse
 from headrace.errors import ShardError
+from headrace.messages import shorten
 
 __all__ = [
     "PROTOCOL",
@@ -103,9 +104,9 @@ class StreamHeader(_Header):
         if self.protocol != PROTOCOL:
             raise ShardError(f"protocol {self.protocol}: this shard speaks {PROTOCOL}; use one version of headrace")
         if self.call not in ("read", "update"):
-            raise ShardError(f"call {self.call!r}: expected read or update")
+            raise ShardError(f"call {shorten(repr(self.call))}: expected read or update")
         if self.precision not in PRECISIONS:
-            raise ShardError(f"precision {self.precision!r}: expected one of: {', '.join(PRECISIONS)}")
+            raise ShardError(f"precision {shorten(repr(self.precision))}: expected one of: {', '.join(PRECISIONS)}")
         return self.call, self.precision  # type: ignore[return-value]
 
 

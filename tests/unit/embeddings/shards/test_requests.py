@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from typing import Any
 
@@ -152,6 +153,14 @@ def test_fields_of_headers_have_bounds_and_types(header: Any, field: str, value:
     body = json.dumps(json.loads(header.to_json()) | {field: value}).encode()
     with pytest.raises(ShardError, match=rf"^{type(header).__name__}: {field}: given .+, expected "):
         type(header).from_json(body)
+
+
+@pytest.mark.parametrize("field", ["call", "precision"])
+def test_what_a_stream_is_not_for_is_one_short_line(field: str) -> None:
+    header = dataclasses.replace(StreamHeader(PROTOCOL, "read", "s", "t", 0, "fp32"), **{field: "x" * 10_000})
+    with pytest.raises(ShardError, match=rf"^{field} 'x+\.\.\.: expected ") as caught:
+        header.check()
+    assert len(str(caught.value)) < 200
 
 
 def test_a_table_of_many_wide_spaces_begins_small() -> None:
