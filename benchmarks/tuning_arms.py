@@ -13,9 +13,10 @@ from typing import Any, Literal, TypeVar
 
 import harness
 
+from headrace.registry import TUNERS
 from headrace.simulation import LATENCY_SPLIT, Distribution, Drift, PipelineSpec, StageSpec, published_pipeline
 from headrace.tuning.episodes import latency_split
-from headrace.tuning.policies import POLICIES, Autotune, Oracle, Plumber, Policy, Relaunched
+from headrace.tuning.policies import Autotune, Oracle, Plumber, Policy, Relaunched
 from headrace.tuning.policies.intune import InTune
 
 __all__ = [
@@ -60,7 +61,7 @@ def make(name: str, spec: PipelineSpec, seed: int = 0, *, phase_s: float = 300.0
     }
     if name in agents:
         return InTune(**agents[name], seed=seed)
-    return (scaled | {"oracle": lambda: Oracle(spec)}).get(name, POLICIES.get(name))()  # type: ignore[misc]
+    return (scaled | {"oracle": lambda: Oracle(spec)}).get(name, TUNERS.get(name))()  # type: ignore[misc]
 
 
 def intune_arms() -> dict[str, dict[str, Any]]:

@@ -16,6 +16,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from headrace.config import Config
+from headrace.registry import OneOf
 from headrace.training import JobConfig
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "job-file.md"
@@ -80,7 +81,7 @@ def _anchor(place: str) -> str:
 def _configs_in(annotation: Any) -> tuple[list[type[Config]], str]:
     """The configs a value may be, or that its list or mapping holds, and how their path goes on."""
     if inspect.isclass(annotation) and issubclass(annotation, Config):
-        return [annotation], ""
+        return annotation.variants() or [annotation], ""
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
         return _configs_in(arguments[0])
@@ -135,6 +136,8 @@ def _type(annotation: Any) -> str:
     if inspect.isclass(annotation) and issubclass(annotation, Config):
         return "mapping"
     origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Annotated and isinstance(arguments[1], OneOf):
+        return ", ".join(f"`{name}`" for name in arguments[1].names()) + ", `package.module:name`"
     if origin is Annotated:
         short = "text or " if any(hasattr(mark, "func") for mark in arguments[1:]) else ""
         return short + _type(arguments[0])

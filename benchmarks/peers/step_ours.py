@@ -7,10 +7,10 @@ from typing import Any
 import torch
 
 from headrace.embeddings import EmbeddingsConfig
-from headrace.models import DCNv2Config, DeepFMConfig, DLRMConfig, ModelConfig, WideDeepConfig, build_model
+from headrace.models import DCNv2Config, DeepFMConfig, DLRMConfig, ModelConfig, WideDeepConfig
 from headrace.tensors import Batch, KeyedJaggedTensor
 from headrace.threads import use_threads
-from headrace.training.dense_optimizer import Adagrad, make_dense_optimizer
+from headrace.training.dense_optimizer import Adagrad
 from headrace.training.precision import AskedPrecision
 from headrace.training.step import TrainingStep
 from peers.step_work import DENSE_ADAGRAD, RawBatch, Shape, StepCode
@@ -40,15 +40,14 @@ def spaces(shape: Shape) -> dict[str, Any]:
 def make(shape: Shape, *, precision: AskedPrecision) -> StepCode:
     """The model with its optimizers."""
     use_threads(shape.threads)
-    model = build_model(
-        model_config(shape),
+    model = model_config(shape).build(
         num_dense=shape.num_dense,
         sparse_keys=shape.names,
         num_labels=1,
         embeddings=EmbeddingsConfig.from_dict(spaces(shape), where="bench"),
         seed=shape.seed,
     )
-    dense_optimizer = make_dense_optimizer(Adagrad(kind="adagrad", **DENSE_ADAGRAD), model.parameters())
+    dense_optimizer = Adagrad(kind="adagrad", **DENSE_ADAGRAD).make(model.parameters())
     step = TrainingStep(model, dense_optimizer, precision=precision)
 
     def prepare(raw: RawBatch) -> Batch:

@@ -25,7 +25,7 @@ from headrace.embeddings.shards.table import TableSpec  # noqa: E402
 from headrace.embeddings.stores.remote import StoreOptions  # noqa: E402
 from headrace.features import FeaturePlan  # noqa: E402
 from headrace.logs.schema import Schema  # noqa: E402
-from headrace.models import ModelConfig, build_model  # noqa: E402
+from headrace.models import ModelConfig  # noqa: E402
 from headrace.pipeline.engine.element import Account  # noqa: E402
 from headrace.scheduling.feature_groups import MAX_GROUPS, group_features  # noqa: E402
 from headrace.scheduling.graph import Kind  # noqa: E402
@@ -35,7 +35,7 @@ from headrace.scheduling.runtime import StepRuntime  # noqa: E402
 from headrace.scheduling.state import SchedulerState  # noqa: E402
 from headrace.scheduling.trace import Span, Trace  # noqa: E402
 from headrace.scheduling.work import TrainingWork  # noqa: E402
-from headrace.training.dense_optimizer import Adam, make_dense_optimizer  # noqa: E402
+from headrace.training.dense_optimizer import Adam  # noqa: E402
 from headrace.training.step import TrainingStep  # noqa: E402
 from schedule.workloads import make_workload  # noqa: E402
 
@@ -73,13 +73,16 @@ class Trainer:
         embeddings = EmbeddingsConfig.from_dict({"default": default}, where="embeddings")
         from pydantic import TypeAdapter
 
-        self.model = build_model(
-            TypeAdapter(ModelConfig).validate_python(work.model),
-            num_dense=len(self.plan.dense_names),
-            sparse_keys=self.plan.sparse_keys,
-            num_labels=1,
-            embeddings=embeddings,
-            seed=1,
+        self.model = (
+            TypeAdapter(ModelConfig)
+            .validate_python(work.model)
+            .build(
+                num_dense=len(self.plan.dense_names),
+                sparse_keys=self.plan.sparse_keys,
+                num_labels=1,
+                embeddings=embeddings,
+                seed=1,
+            )
         )
         self._stack = ExitStack()
         if command["address"]:
@@ -90,7 +93,7 @@ class Trainer:
             for name, bags in modules.items():
                 bags.use_store(group.store(name))
         self.is_remote = bool(command["address"])
-        self.step = TrainingStep(self.model, make_dense_optimizer(Adam(), self.model.parameters()))
+        self.step = TrainingStep(self.model, Adam().make(self.model.parameters()))
         self.groups = group_features(
             self.plan, lambda feature: [feature], max_groups=MAX_GROUPS if self.is_remote else 1
         )

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     import headrace.models as models
     import headrace.observe as observe
     import headrace.pipeline as pipeline
+    import headrace.registry as registry
     import headrace.resources as resources
     import headrace.scheduling as scheduling
     import headrace.scoring as scoring
@@ -46,8 +47,8 @@ if TYPE_CHECKING:
     from headrace.models import DLRM as DLRM
     from headrace.models import DCNv2 as DCNv2
     from headrace.models import DeepFM as DeepFM
+    from headrace.models import ModelConfig as ModelConfig
     from headrace.models import WideDeep as WideDeep
-    from headrace.models import build_model as build_model
     from headrace.pipeline import BatchIterator as BatchIterator
     from headrace.pipeline import Pipeline as Pipeline
     from headrace.pipeline import from_iterable as from_iterable
@@ -81,6 +82,7 @@ _SUBPACKAGES = (
     "models",
     "observe",
     "pipeline",
+    "registry",
     "resources",
     "scheduling",
     "scoring",
@@ -95,7 +97,7 @@ _NAMES = {
     "errors": ("CheckpointError", "ConfigError", "DataError", "HeadraceError", "PipelineError"),
     "features": ("FeaturePlan",),
     "logs": ("Schema",),
-    "models": ("DCNv2", "DIN", "DLRM", "DeepFM", "WideDeep", "build_model"),
+    "models": ("DCNv2", "DIN", "DLRM", "DeepFM", "ModelConfig", "WideDeep"),
     "pipeline": ("BatchIterator", "Pipeline", "from_iterable", "read_arrow", "read_parquet"),
     "scoring": ("ExportedModel",),
     "tensors": ("Batch", "InverseKeyedJaggedTensor", "KeyedJaggedTensor"),
@@ -135,6 +137,7 @@ __all__ = [
     "InverseKeyedJaggedTensor",
     "JobConfig",
     "KeyedJaggedTensor",
+    "ModelConfig",
     "Pipeline",
     "PipelineError",
     "Schema",
@@ -145,7 +148,6 @@ __all__ = [
     "WideDeep",
     "__version__",
     "apply_gradients",
-    "build_model",
     "cluster",
     "embeddings",
     "errors",
@@ -159,6 +161,7 @@ __all__ = [
     "pipeline",
     "read_arrow",
     "read_parquet",
+    "registry",
     "resources",
     "scheduling",
     "scoring",

@@ -56,6 +56,16 @@ class Config(BaseModel):
             raise ConfigError(f"{where}: {first_mistake(error, cls)}") from error
 
     @classmethod
+    def variant(cls, kind: object) -> "type[Config] | None":
+        """The config of a kind, where this is the base of several; else None."""
+        return None
+
+    @classmethod
+    def variants(cls) -> "list[type[Config]]":
+        """The configs of all kinds that have names, where this is the base of several."""
+        return []
+
+    @classmethod
     def from_yaml(cls, path: str | Path) -> Self:
         """Read and check a YAML file; see `from_dict`."""
         return cls.from_dict(read_yaml(path), where=str(path))
@@ -102,6 +112,8 @@ def first_mistake(error: ValidationError, config: type[Config]) -> str:
         text = f"{key}: missing"
     elif first["type"] == "union_tag_invalid":
         text = f"{key}.kind: given {first['ctx']['tag']!r}, expected one of: {first['ctx']['expected_tags']}"
+    elif first["type"] == "import":
+        text = f"{key}: {first['msg']}"
     else:
         expected = first["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
         text = f"{key}: given {shorten(repr(first['input']))}, expected: {shorten(expected, MAX_CHARACTERS)}"
@@ -126,6 +138,10 @@ def _places(annotation: Any, loc: Sequence[int | str], path: str = "") -> Iterat
     Pydantic's `loc` has parts that are not in the file: the class, or the kind, of a config that is one of several.
     """
     if inspect.isclass(annotation) and issubclass(annotation, Config):
+        chosen = annotation.variant(loc[0]) if loc else None
+        if chosen is not None:
+            yield from _places(chosen, loc[1:], path)
+            return
         fields = {field.alias or name: field.annotation for name, field in annotation.model_fields.items()}
         kind = annotation.model_fields.get("kind")
         if not loc:

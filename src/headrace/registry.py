@@ -1,20 +1,270 @@
-"""What a package offers to packages above it, by name, loaded when first used: so imports keep pointing one way."""
+"""Everything a job file can name: one registry per key, all of them listed here.
+
+An entry is built in, registered by a program (`MODELS.register("mine", MyConfig)`), or named by where it is:
+`kind: my_package.my_models:MyConfig`. Built-in entries are imported when they are first asked for, so that this module
+can name things of every package while imports keep pointing one way.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from difflib import get_close_matches
 from importlib import import_module
-from typing import Any
+from typing import Any, ClassVar, TypeVar
 
-__all__ = ["provider"]
+from pydantic import GetCoreSchemaHandler, ValidationError
+from pydantic_core import CoreSchema, InitErrorDetails, PydanticCustomError, core_schema
 
-PROVIDERS = {
-    "policy": "headrace.tuning.policies:make_policy",
-    "tuner": "headrace.tuning.opening:open_tuner",
-}
-"""Who answers to a name, as "module:attribute"; what is expected of it is a protocol in the package that asks."""
+from headrace.config import Config
+from headrace.errors import ConfigError
+from headrace.messages import shorten_list
+from headrace.user_code import load_object
+
+__all__ = [
+    "DENSE_OPTIMIZERS",
+    "MODELS",
+    "OPERATORS",
+    "TUNERS",
+    "NamedConfig",
+    "OneOf",
+    "Registry",
+    "provider",
+]
+
+Thing = TypeVar("Thing")
+
+
+class Registry(Mapping[str, Thing]):
+    """What one key of a job file can name."""
+
+    def __init__(self, what: str, builtin: Mapping[str, str] | None = None) -> None:
+        """Make a registry.
+
+        Args:
+            what: What an entry is, for errors: "model".
+            builtin: "module:attribute" by name.
+        """
+        self.what = what
+        self._entries: dict[str, Thing | str] = dict(builtin or {})
+
+    def __iter__(self) -> Iterator[str]:
+        """Names, those built in first."""
+        return iter(self._entries)
+
+    def __len__(self) -> int:
+        """How many have names."""
+        return len(self._entries)
+
+    def __contains__(self, name: object) -> bool:
+        """Whether an entry has this name; imports nothing."""
+        return name in self._entries
+
+    def register(self, name: str, thing: Thing) -> None:
+        """Make a thing known by a name; the same thing may be registered again.
+
+        Raises:
+            ConfigError: Another has that name, or the name has a colon, which stands for an import.
+        """
+        if ":" in name:
+            raise ConfigError(f"{self.what}: given the name {name!r}, expected one without a colon")
+        known = self[name] if name in self._entries else thing
+        if known is not thing and _qualified(known) != _qualified(thing):
+            raise ConfigError(f"{self.what} {name}: two of that name, {_qualified(known)} and {_qualified(thing)}")
+        self._entries[name] = thing
+
+    def unregister(self, name: str) -> None:
+        """Forget a name that was registered.
+
+        Raises:
+            KeyError: There is none of that name.
+        """
+        del self._entries[name]
+
+    def __getitem__(self, name: str) -> Thing:
+        """The entry of a name.
+
+        Raises:
+            KeyError: There is none of that name.
+        """
+        entry = self._entries[name]
+        if isinstance(entry, str):
+            module, _, attribute = entry.partition(":")
+            entry = self._entries[name] = getattr(import_module(module), attribute)
+        return entry
+
+    def find(self, name: str, *, where: str) -> Thing:
+        """The entry of a name, or what "package.module:name" names.
+
+        Args:
+            name: As the job file has it.
+            where: The key in the job file, for errors.
+
+        Raises:
+            ConfigError: There is none of that name, or it cannot be imported.
+        """
+        if ":" in name:
+            thing: Thing = load_object(name, where=where)
+            return thing
+        if name not in self._entries:
+            raise ConfigError(f"{where}: given {self.what} {name!r}, expected {self.expected(name)}")
+        return self[name]
+
+    def expected(self, given: object) -> str:
+        """What an error says was expected in the place of a name that is not known."""
+        near = get_close_matches(str(given), list(self), n=1)
+        hint = f" (did you mean {near[0]}?)" if near else ""
+        return f"one of {shorten_list([*self, 'package.module:name'])}{hint}"
+
+
+def _qualified(thing: object) -> str:
+    return f"{getattr(thing, '__module__', '')}.{getattr(thing, '__qualname__', thing)}"
+
+
+PROVIDERS = {"tuner": "headrace.tuning.opening:open_tuner"}
+"""What a package needs of one above it, as "module:attribute"; it declares a protocol for it."""
 
 
 def provider(name: str) -> Any:
     """The object behind a name of `PROVIDERS`."""
     module, _, attribute = PROVIDERS[name].partition(":")
     return getattr(import_module(module), attribute)
+
+
+MODELS: Registry[Any] = Registry(
+    "model",
+    {
+        "dlrm": "headrace.models.dlrm:DLRMConfig",
+        "dcnv2": "headrace.models.dcnv2:DCNv2Config",
+        "deepfm": "headrace.models.deepfm:DeepFMConfig",
+        "wide_deep": "headrace.models.wide_deep:WideDeepConfig",
+        "din": "headrace.models.din:DINConfig",
+    },
+)
+"""Of `model.kind`: subclasses of `headrace.models.ModelConfig`."""
+
+DENSE_OPTIMIZERS: Registry[Any] = Registry(
+    "optimizer",
+    {
+        "adam": "headrace.training.dense_optimizer:Adam",
+        "sgd": "headrace.training.dense_optimizer:SGD",
+        "adagrad": "headrace.training.dense_optimizer:Adagrad",
+    },
+)
+"""Of `training.dense_optimizer.kind`: subclasses of `headrace.training.DenseOptimizerConfig`."""
+
+OPERATORS: Registry[Any] = Registry("operator")
+"""Of `features`: subclasses of `headrace.features.Operator`; those built in are registered where they are defined."""
+
+TUNERS: Registry[Any] = Registry(
+    "tuner",
+    {
+        "auto": "headrace.tuning.policies.auto:Auto",
+        "one_per_stage": "headrace.tuning.policies.one_per_stage:OnePerStage",
+        "even": "headrace.tuning.policies.even:EvenSplit",
+        "autotune": "headrace.tuning.policies.autotune:Autotune",
+        "autotune_hill_climb": "headrace.tuning.policies.autotune:hill_climbing",
+        "autotune_adaptive": "headrace.tuning.policies.autotune:adaptive",
+        "plumber": "headrace.tuning.policies.plumber:Plumber",
+        "plumber_adaptive": "headrace.tuning.policies.plumber:adaptive",
+        "intune": "headrace.tuning.policies.intune:InTune",
+        "intune_published": "headrace.tuning.policies.intune:published",
+    },
+)
+"""Of `pipeline.tuner`: what makes a policy when it is called without arguments. The oracle is missing, because it has
+to be told the truth."""
+
+
+class OneOf:
+    """Marks a text field that holds the name of an entry of a registry: `Annotated[str, OneOf(TUNERS, "none")]`."""
+
+    def __init__(self, registry: Registry[Any], *others: str) -> None:
+        """Args: registry: Holds the entries. others: Names with a meaning of their own."""
+        self.registry, self.others = registry, others
+
+    def names(self) -> list[str]:
+        """What may be given, but for the user's own."""
+        return [*self.others, *self.registry]
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        """A text that is checked."""
+        return core_schema.no_info_after_validator_function(self._check, handler(source))
+
+    def _check(self, name: str) -> str:
+        if name not in self.others:
+            _found(self.registry, name)
+        return name
+
+
+class NamedConfig(Config):
+    """A config of which there are several kinds, told apart by `kind`, the name of an entry of a registry.
+
+    A base class such as `ModelConfig` sets `registry`. A field of that type takes a mapping with any `kind`; a user's
+    own kind is a subclass that leaves `kind` as it is here.
+    """
+
+    registry: ClassVar[Registry[Any]]
+
+    kind: str
+    """Which one: a name, or package.module:name for your own."""
+
+    @classmethod
+    def variant(cls, kind: object) -> type[Config] | None:
+        """The config of a kind; None if this is no base class, or there is none."""
+        if "registry" not in cls.__dict__ or not isinstance(kind, str):
+            return None
+        try:
+            found = cls.registry.find(kind, where="kind")
+        except ConfigError:
+            return None
+        return found if isinstance(found, type) and issubclass(found, cls) else None
+
+    @classmethod
+    def variants(cls) -> list[type[Config]]:
+        """Those that have names; none unless this is a base class."""
+        return [cls.registry[name] for name in cls.registry] if "registry" in cls.__dict__ else []
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        """Of a base class: any of its kinds."""
+        if "registry" in cls.__dict__:
+            return core_schema.no_info_plain_validator_function(cls._of_any_kind)
+        return handler(source)
+
+    @classmethod
+    def _of_any_kind(cls, value: Any) -> NamedConfig:
+        if isinstance(value, cls):
+            return value
+        if not isinstance(value, dict):
+            raise PydanticCustomError("mapping", "a mapping with `kind`")
+        if "kind" not in value:
+            raise _nested(cls, [("missing", "missing", ("kind",), value)])
+        kind = value["kind"]
+        try:
+            found = _found(cls.registry, kind)
+        except PydanticCustomError as error:
+            raise _nested(cls, [(error.type, error.message(), ("kind",), kind)]) from None
+        if not isinstance(found, type) or not issubclass(found, cls):
+            raise _nested(cls, [("base", f"a subclass of {_qualified(cls)}", ("kind",), kind)])
+        try:
+            return found.model_validate(value)
+        except ValidationError as error:
+            details = error.errors(include_url=False)
+            raise _nested(cls, [(d["type"], d["msg"], (kind, *d["loc"]), d["input"]) for d in details]) from None
+
+
+def _found(registry: Registry[Any], name: object) -> Any:
+    if not isinstance(name, str) or (":" not in name and name not in registry):
+        raise PydanticCustomError("unknown_name", "{text}", {"text": registry.expected(name)})
+    try:
+        return registry.find(name, where=registry.what)
+    except ConfigError as error:
+        raise PydanticCustomError("import", "{text}", {"text": str(error)}) from error
+
+
+def _nested(cls: type, found: list[tuple[str, str, tuple[int | str, ...], Any]]) -> ValidationError:
+    """Findings (type, message, place, input) inside a value, as pydantic reports them."""
+    lines = [
+        InitErrorDetails(type=PydanticCustomError(kind, "{text}", {"text": text}), loc=loc, input=given)
+        for kind, text, loc, given in found
+    ]
+    return ValidationError.from_exception_data(cls.__name__, lines)

@@ -18,6 +18,7 @@ ORDER = [
     "config",
     "kernel_folders",
     "compiling",
+    "user_code",
     "registry",
     "lifeline",
     "resources",

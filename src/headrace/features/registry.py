@@ -8,13 +8,11 @@ from pydantic_core import PydanticUndefined
 
 from headrace.errors import ConfigError
 from headrace.features.operator import ColumnOperator, Kind, Operator
-from headrace.messages import shorten_list
+from headrace.registry import OPERATORS
 
 __all__ = ["operator_from_job", "operator_table", "operators", "register"]
 
 AnyOperator = TypeVar("AnyOperator", bound=type[Operator])
-
-_operators: dict[str, type[Operator]] = {}
 
 _SHORT = {Kind.NUMBER: "number", Kind.NUMBERS: "numbers", Kind.ID: "id", Kind.IDS: "ids"}
 
@@ -25,18 +23,13 @@ def register(operator: AnyOperator) -> AnyOperator:
     Raises:
         ConfigError: If another operator has that name.
     """
-    known = _operators.setdefault(operator.name, operator)
-    if known is not operator and known.__qualname__ != operator.__qualname__:
-        raise ConfigError(
-            f"operator {operator.name}: two of that name, {known.__qualname__} and {operator.__qualname__}"
-        )
-    _operators[operator.name] = operator
+    OPERATORS.register(operator.name, operator)
     return operator
 
 
 def operators() -> dict[str, type[Operator]]:
     """All registered operators by name, in alphabetical order."""
-    return dict(sorted(_operators.items()))
+    return {name: OPERATORS[name] for name in sorted(OPERATORS)}
 
 
 def operator_from_job(entry: Any, *, where: str) -> Operator:
@@ -51,9 +44,9 @@ def operator_from_job(entry: Any, *, where: str) -> Operator:
         name, parameters = next(iter(entry.items()))
     else:
         raise ConfigError(f"{where}: given {entry!r}, expected the name of an operator or `name: parameters`")
-    operator = _operators.get(name)
-    if operator is None:
-        raise ConfigError(f"{where}: given operator {name!r}, expected one of {shorten_list(sorted(_operators))}")
+    operator = OPERATORS.find(str(name), where=where)
+    if not isinstance(operator, type) or not issubclass(operator, Operator):
+        raise ConfigError(f"{where}: given {name}, expected a subclass of headrace.features.Operator")
     return operator.from_job(parameters, where=f"{where} ({name})")
 
 

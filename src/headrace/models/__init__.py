@@ -1,11 +1,11 @@
 """Models for click-through and conversion rates over `Batch`, each to be read beside its paper."""
 
+from headrace.models.base import ModelConfig
 from headrace.models.dcnv2 import DCNv2, DCNv2Config
 from headrace.models.deepfm import DeepFM, DeepFMConfig
 from headrace.models.din import DIN, DINConfig
 from headrace.models.dlrm import DLRM, DLRMConfig
 from headrace.models.histories import HistoryEncoderConfig
-from headrace.models.registry import ModelConfig, build_model
 from headrace.models.wide_deep import WideDeep, WideDeepConfig
 
 __all__ = [
@@ -21,5 +21,4 @@ __all__ = [
     "ModelConfig",
     "WideDeep",
     "WideDeepConfig",
-    "build_model",
 ]

@@ -14,13 +14,13 @@ Legend: B rows, N dense features, F sparse features, D embedding dimension, X = 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
 from torch import Tensor, nn
 
-from headrace.config import Config
 from headrace.embeddings import EmbeddingBags, EmbeddingsConfig
+from headrace.models.base import ModelConfig
 from headrace.models.cross import CrossNetwork
 from headrace.models.fields import join_fields
 from headrace.models.layers import linear, mlp, seeded
@@ -29,12 +29,10 @@ from headrace.tensors import Batch
 __all__ = ["CrossNetwork", "DCNv2", "DCNv2Config"]
 
 
-class DCNv2Config(Config):
+class DCNv2Config(ModelConfig):
     """Two to four cross layers were best in the paper; a rank of X / 4 kept the quality."""
 
     kind: Literal["dcnv2"] = "dcnv2"
-    embedding_dim: int = Field(default=16, ge=1)
-    """Numbers per id."""
     num_cross_layers: int = Field(default=3, ge=1)
     """Each raises the order of the crosses by one."""
     cross_rank: int | None = Field(default=None, ge=1)
@@ -43,6 +41,10 @@ class DCNv2Config(Config):
     """Widths of the deep network."""
     structure: Literal["parallel", "stacked"] = "parallel"
     """The deep network beside the cross layers, or on top of them."""
+
+    def build(self, **sizes: Any) -> DCNv2:
+        """See `ModelConfig.build`."""
+        return DCNv2(self, **sizes)
 
 
 class DCNv2(nn.Module):

@@ -13,14 +13,14 @@ labels the second-order term is shared; first order and deep network have an out
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from headrace.config import Config
 from headrace.embeddings import EmbeddingBags, EmbeddingsConfig
+from headrace.models.base import ModelConfig
 from headrace.models.fields import join_fields_with_fm
 from headrace.models.layers import linear, mlp, seeded
 from headrace.tensors import Batch
@@ -28,14 +28,16 @@ from headrace.tensors import Batch
 __all__ = ["DeepFM", "DeepFMConfig"]
 
 
-class DeepFMConfig(Config):
+class DeepFMConfig(ModelConfig):
     """The paper's best deep part on Criteo was three layers of 400."""
 
     kind: Literal["deepfm"] = "deepfm"
-    embedding_dim: int = Field(default=16, ge=1)
-    """Numbers per id."""
     deep: tuple[int, ...] = Field(default=(400, 400, 400), min_length=1)
     """Hidden widths of the deep network."""
+
+    def build(self, **sizes: Any) -> DeepFM:
+        """See `ModelConfig.build`."""
+        return DeepFM(self, **sizes)
 
 
 class DeepFM(nn.Module):

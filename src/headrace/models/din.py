@@ -13,16 +13,16 @@ Legend: B rows, N dense features, F sparse features, D embedding dimension, L la
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from headrace.config import Config
 from headrace.embeddings import EmbeddingBags, EmbeddingsConfig
 from headrace.errors import ConfigError
 from headrace.messages import shorten_list
+from headrace.models.base import ModelConfig
 from headrace.models.layers import linear, mlp, seeded
 from headrace.models.target_attention import TargetAttention
 from headrace.models.unique_rows import pool_expanded
@@ -31,18 +31,20 @@ from headrace.tensors import Batch
 __all__ = ["DIN", "DINConfig"]
 
 
-class DINConfig(Config):
+class DINConfig(ModelConfig):
     """Widths as in the paper's code; ReLU in the place of Dice."""
 
     kind: Literal["din"]
-    embedding_dim: int = Field(default=16, ge=1)
-    """Numbers per id."""
     histories: dict[str, str] = Field(min_length=1)
     """Id list -> the feature of the candidate it is compared with, such as {history: item}; they share a space."""
     attention: tuple[int, ...] = Field(default=(80, 40), min_length=1)
     """Hidden widths of the MLP that scores a pair."""
     deep: tuple[int, ...] = Field(default=(200, 80), min_length=1)
     """Hidden widths of the MLP on top."""
+
+    def build(self, **sizes: Any) -> DIN:
+        """See `ModelConfig.build`."""
+        return DIN(self, **sizes)
 
 
 class DIN(nn.Module):

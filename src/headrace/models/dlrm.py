@@ -13,14 +13,14 @@ L labels.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
 from torch import Tensor, nn
 
-from headrace.config import Config
 from headrace.embeddings import EmbeddingBags, EmbeddingsConfig
 from headrace.errors import ConfigError
+from headrace.models.base import ModelConfig
 from headrace.models.encoded_features import EncodedFeatures
 from headrace.models.histories import HistoryEncoderConfig
 from headrace.models.interaction import dot_interaction
@@ -30,18 +30,20 @@ from headrace.tensors import Batch
 __all__ = ["DLRM", "DLRMConfig"]
 
 
-class DLRMConfig(Config):
+class DLRMConfig(ModelConfig):
     """Sizes as in the DLRM code's Criteo script, with wider hidden layers."""
 
     kind: Literal["dlrm"] = "dlrm"
-    embedding_dim: int = Field(default=16, ge=1)
-    """Numbers per id."""
     bottom: tuple[int, ...] = (512, 256)
     """Hidden widths of the bottom MLP; its output has `embedding_dim`."""
     top: tuple[int, ...] = Field(default=(512, 256), min_length=1)
     """Hidden widths of the top MLP; its output has one number per label."""
     encoder: HistoryEncoderConfig | None = None
     """Id lists that a transformer encodes instead of pooling, once per unique list; None for none."""
+
+    def build(self, **sizes: Any) -> DLRM:
+        """See `ModelConfig.build`."""
+        return DLRM(self, **sizes)
 
 
 class DLRM(nn.Module):

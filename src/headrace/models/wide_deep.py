@@ -11,13 +11,13 @@ Legend: B rows, N dense features, F sparse features, D embedding dimension, L la
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
 from torch import Tensor, nn
 
-from headrace.config import Config
 from headrace.embeddings import EmbeddingBags, EmbeddingsConfig
+from headrace.models.base import ModelConfig
 from headrace.models.fields import join_fields
 from headrace.models.layers import linear, mlp, seeded
 from headrace.tensors import Batch
@@ -25,14 +25,16 @@ from headrace.tensors import Batch
 __all__ = ["WideDeep", "WideDeepConfig"]
 
 
-class WideDeepConfig(Config):
+class WideDeepConfig(ModelConfig):
     """The deep part has the widths of the paper's app-store model."""
 
     kind: Literal["wide_deep"] = "wide_deep"
-    embedding_dim: int = Field(default=16, ge=1)
-    """Numbers per id."""
     deep: tuple[int, ...] = Field(default=(1024, 512, 256), min_length=1)
     """Hidden widths of the deep network."""
+
+    def build(self, **sizes: Any) -> WideDeep:
+        """See `ModelConfig.build`."""
+        return WideDeep(self, **sizes)
 
 
 class WideDeep(nn.Module):

@@ -23,6 +23,7 @@ from headrace.training.components import build_components
 from headrace.training.job import JobConfig
 from headrace.training.run_folder import RunFolder
 from headrace.training.state import load_parameters, parameters
+from headrace.user_code import no_imports
 
 __all__ = ["ExportedModel", "export_model"]
 
@@ -32,7 +33,10 @@ JOB = "job.yaml"
 
 
 class ExportedModel:
-    """A model read back from an export. Reading one runs no code: it holds numbers and a job file."""
+    """A model read back from an export. Reading one runs no code: it holds numbers and a job file.
+
+    Where the job names a model or an operator of your own, import its module before you read the export.
+    """
 
     def __init__(self, folder: str | Path) -> None:
         """Read an export.
@@ -49,7 +53,8 @@ class ExportedModel:
         manifest.check_files(folder)
         if JOB not in manifest.files:
             raise TornCheckpoint(f"{folder / MANIFEST}: lists no {JOB}")
-        components = build_components(JobConfig.from_file(folder / JOB))
+        with no_imports():
+            components = build_components(JobConfig.from_file(folder / JOB))
         load_parameters(read_arrays(folder, [name for name in manifest.files if name != JOB], 0, {}), components.model)
         self.plan = components.plan
         self.label_names = components.label_names

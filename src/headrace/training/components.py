@@ -11,8 +11,6 @@ from torch import nn
 from headrace.errors import ConfigError
 from headrace.features import FeaturePlan
 from headrace.messages import shorten_list
-from headrace.models import build_model
-from headrace.training.dense_optimizer import make_dense_optimizer
 from headrace.training.device import place_model
 from headrace.training.job import JobConfig
 
@@ -51,8 +49,7 @@ def build_components(job: JobConfig) -> JobComponents:
             raise ConfigError(f"schema: label {label.name}: allowed {values}, training expects numbers from 0 to 1")
     plan = FeaturePlan.default(schema) if job.features is None else FeaturePlan.from_config(job.features, schema)
     labels = tuple(label.name for label in schema.labels)
-    model = build_model(
-        job.model,
+    model = job.model.build(
         num_dense=len(plan.dense_names),
         sparse_keys=plan.sparse_keys,
         num_labels=len(labels),
@@ -63,7 +60,7 @@ def build_components(job: JobConfig) -> JobComponents:
     baseline = job.training.baseline
     if baseline is not None and baseline not in plan.dense_names:
         raise ConfigError(f"training.baseline: given {baseline}, expected one of: {shorten_list(plan.dense_names)}")
-    optimizer = make_dense_optimizer(job.training.dense_optimizer, model.parameters())
+    optimizer = job.training.dense_optimizer.make(model.parameters())
     return JobComponents(plan, model, optimizer, labels, describe_model(job, plan))
 
 

@@ -1,7 +1,9 @@
 """Optimizers of the dense parameters: torch's own, chosen in the job file."""
 
+from __future__ import annotations
+
 from collections.abc import Iterable
-from typing import Annotated, Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -9,18 +11,27 @@ from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor
 
-from headrace.config import Config
+from headrace.registry import DENSE_OPTIMIZERS, NamedConfig, Registry
 
 __all__ = [
     "DenseOptimizerConfig",
     "clip_gradients",
     "load_optimizer_arrays",
-    "make_dense_optimizer",
     "optimizer_arrays",
 ]
 
 
-class Adam(Config):
+class DenseOptimizerConfig(NamedConfig):
+    """Base of the configs of dense optimizers; a job names one of your own by its place, see `ModelConfig`."""
+
+    registry: ClassVar[Registry[type[DenseOptimizerConfig]]] = DENSE_OPTIMIZERS
+
+    def make(self, parameters: Iterable[Tensor]) -> torch.optim.Optimizer:
+        """The torch optimizer over these parameters."""
+        raise NotImplementedError(f"{type(self).__name__}.make")
+
+
+class Adam(DenseOptimizerConfig):
     """Adam (Kingma and Ba, 2015); with `weight_decay`, decoupled as in AdamW."""
 
     kind: Literal["adam"] = "adam"
@@ -33,13 +44,13 @@ class Adam(Config):
     weight_decay: float = Field(default=0.0, ge=0)
     """Share of each weight taken off per step, times the learning rate."""
 
-    def make(self, parameters: list[Tensor]) -> torch.optim.Optimizer:
+    def make(self, parameters: Iterable[Tensor]) -> torch.optim.Optimizer:
         """The torch optimizer."""
         options: dict[str, Any] = {"lr": self.lr, "betas": self.betas, "eps": self.eps}
         return torch.optim.AdamW(parameters, weight_decay=self.weight_decay, fused=True, **options)
 
 
-class SGD(Config):
+class SGD(DenseOptimizerConfig):
     """Stochastic gradient descent with momentum."""
 
     kind: Literal["sgd"]
@@ -50,14 +61,14 @@ class SGD(Config):
     weight_decay: float = Field(default=0.0, ge=0)
     """L2, added to the gradient."""
 
-    def make(self, parameters: list[Tensor]) -> torch.optim.Optimizer:
+    def make(self, parameters: Iterable[Tensor]) -> torch.optim.Optimizer:
         """The torch optimizer."""
         return torch.optim.SGD(
             parameters, lr=self.lr, momentum=self.momentum, weight_decay=self.weight_decay, fused=True
         )
 
 
-class Adagrad(Config):
+class Adagrad(DenseOptimizerConfig):
     """Adagrad (Duchi et al., 2011)."""
 
     kind: Literal["adagrad"]
@@ -68,7 +79,7 @@ class Adagrad(Config):
     initial_accumulator_value: float = Field(default=0.0, ge=0)
     """Where accumulators start; more makes first steps smaller."""
 
-    def make(self, parameters: list[Tensor]) -> torch.optim.Optimizer:
+    def make(self, parameters: Iterable[Tensor]) -> torch.optim.Optimizer:
         """The torch optimizer."""
         return torch.optim.Adagrad(
             parameters,
@@ -77,14 +88,6 @@ class Adagrad(Config):
             initial_accumulator_value=self.initial_accumulator_value,
             fused=True,
         )
-
-
-DenseOptimizerConfig = Annotated[Adam | SGD | Adagrad, Field(discriminator="kind")]
-
-
-def make_dense_optimizer(config: Adam | SGD | Adagrad, parameters: Iterable[Tensor]) -> torch.optim.Optimizer:
-    """The optimizer a job asks for, over the dense parameters."""
-    return config.make(list(parameters))
 
 
 def clip_gradients(optimizer: torch.optim.Optimizer, parameters: list[Tensor], max_norm: float) -> None:

@@ -15,7 +15,7 @@ from headrace.pipeline import Account, BatchIterator, Pipeline, from_source
 from headrace.pipeline.engine.options import memory_budget
 from headrace.training.job import JobConfig
 from headrace.training.rows import RowCounts
-from headrace.training.user_functions import load_function
+from headrace.user_code import load_function
 
 __all__ = ["build_pipeline", "count_rows", "decide_groups", "open_batches", "source_columns", "step_budget"]
 

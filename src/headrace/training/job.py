@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from shlex import quote
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field
 
@@ -15,6 +15,7 @@ from headrace.logs import BadRowPolicy, Schema, WindowConfig, check_output, list
 from headrace.logs.files import printable
 from headrace.models import DLRMConfig, ModelConfig
 from headrace.paths import local_path, logs_location
+from headrace.registry import TUNERS, OneOf
 from headrace.scheduling.config import SchedulerConfig
 from headrace.training.cluster_config import ClusterConfig
 from headrace.training.dense_optimizer import Adam, DenseOptimizerConfig
@@ -61,7 +62,7 @@ class PipelineConfig(Config):
     """Where user functions run: threads, or processes for Python that holds the GIL."""
     workers: int | None = Field(default=None, ge=1)
     """Workers of a parallel stage; None chooses."""
-    tuner: Literal["none", "auto", "even", "one_per_stage", "autotune", "plumber_adaptive", "intune"] | None = None
+    tuner: Annotated[str, OneOf(TUNERS, "none")] | None = None
     """The policy that sets workers and prefetch while the job runs; "none" leaves them as they start. None: "auto",
     unless `workers` is set."""
     memory: str | None = None

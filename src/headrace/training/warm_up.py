@@ -13,7 +13,7 @@ import torch
 from headrace import features
 from headrace.embeddings import EmbeddingBags, EmbeddingsConfig
 from headrace.embeddings.shards.warm_up import warm_up_shard
-from headrace.models import DCNv2Config, DeepFMConfig, DLRMConfig, ModelConfig, WideDeepConfig, build_model
+from headrace.models import DCNv2Config, DeepFMConfig, DLRMConfig, ModelConfig, WideDeepConfig
 from headrace.models.products import Precision
 from headrace.tensors import Batch, KeyedJaggedTensor
 from headrace.threads import use_threads
@@ -75,7 +75,7 @@ def _train_once(optimizer: str, kind: str) -> None:
 def _step_once(config: ModelConfig, precision: Precision) -> None:
     """One step of a model, with weights and without."""
     embeddings = EmbeddingsConfig.from_dict({"default": {"num_embeddings": 64}}, where="warm up")
-    model = build_model(config, num_dense=2, sparse_keys=["id"], num_labels=1, embeddings=embeddings, seed=0)
+    model = config.build(num_dense=2, sparse_keys=["id"], num_labels=1, embeddings=embeddings, seed=0)
     step = TrainingStep(model, torch.optim.SGD(model.parameters(), lr=0.1), precision=precision)
     ids = KeyedJaggedTensor.from_lists({"id": [[1], [2]]})
     for weights in (None, torch.ones(2)):

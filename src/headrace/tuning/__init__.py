@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from headrace.tuning.loop import Tuner as Tuner
     from headrace.tuning.observation import Observation as Observation
     from headrace.tuning.observation import StageObservation as StageObservation
-    from headrace.tuning.policies import POLICIES as POLICIES
     from headrace.tuning.policies import Policy as Policy
     from headrace.tuning.policies import Proposal as Proposal
     from headrace.tuning.policies import make_policy as make_policy
@@ -27,7 +26,6 @@ if TYPE_CHECKING:
     from headrace.tuning.trial import run_trial as run_trial
 
 __all__ = [
-    "POLICIES",
     "Explanation",
     "Guard",
     "Job",
@@ -57,7 +55,6 @@ _HOMES = {
     "Knob": "headrace.tuning.space",
     "LiveJob": "headrace.tuning.live",
     "Observation": "headrace.tuning.observation",
-    "POLICIES": "headrace.tuning.policies",
     "Policy": "headrace.tuning.policies",
     "Proposal": "headrace.tuning.policies",
     "SimulatedJob": "headrace.tuning.job",

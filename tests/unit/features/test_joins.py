@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 from random_columns import Drawn, columns, list_columns
 
 from headrace.errors import ConfigError
-from headrace.features import Column, ColumnOperator, FeaturePlan, Kind, operators, register, registry
+from headrace.features import Column, ColumnOperator, FeaturePlan, Kind, operators, register
 from headrace.logs.schema import Schema
+from headrace.registry import OPERATORS
 from headrace.tensors import validate_batch
 
 EXAMPLES = settings(max_examples=40, deadline=None)
@@ -198,7 +199,7 @@ class Longest(ColumnOperator):
 @pytest.fixture
 def longest() -> Iterator[type[Longest]]:
     yield register(Longest)
-    registry._operators.pop("longest")
+    OPERATORS.unregister("longest")
 
 
 @pytest.mark.usefixtures("longest")

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from headrace.embeddings import EmbeddingsConfig, apply_gradients, embedding_bags
-from headrace.models import DINConfig, DLRMConfig, HistoryEncoderConfig, build_model
+from headrace.models import DINConfig, DLRMConfig, HistoryEncoderConfig
 from headrace.models.unique_rows import expand
 from headrace.tensors import Batch, InverseKeyedJaggedTensor, KeyedJaggedTensor
 
@@ -49,7 +49,7 @@ def make_batch(inverse: list[int], histories: list[list[int]], liked: list[list[
 
 def train(config: Any, batch: Batch) -> tuple[list[float], nn.Module]:
     keys = ("user", "item", "history", "liked")
-    model = build_model(config, num_dense=2, sparse_keys=keys, num_labels=1, embeddings=EMBEDDINGS, seed=0)
+    model = config.build(num_dense=2, sparse_keys=keys, num_labels=1, embeddings=EMBEDDINGS, seed=0)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     losses = []
     for _ in range(3):

@@ -7,7 +7,6 @@ from pydantic import TypeAdapter
 from headrace.training.dense_optimizer import (
     DenseOptimizerConfig,
     load_optimizer_arrays,
-    make_dense_optimizer,
     optimizer_arrays,
 )
 
@@ -30,13 +29,13 @@ def descend(parameter: torch.Tensor, optimizer: torch.optim.Optimizer, steps: ra
 def test_training_in_two_parts_equals_training_in_one(values: dict[str, object]) -> None:
     config = TypeAdapter(DenseOptimizerConfig).validate_python(values)
     whole = torch.nn.Parameter(torch.linspace(-1, 1, 12).reshape(3, 4))
-    descend(whole, make_dense_optimizer(config, [whole]), range(6))
+    descend(whole, config.make([whole]), range(6))
 
     first = torch.nn.Parameter(torch.linspace(-1, 1, 12).reshape(3, 4))
-    optimizer = make_dense_optimizer(config, [first])
+    optimizer = config.make([first])
     descend(first, optimizer, range(3))
     second = torch.nn.Parameter(first.detach().clone())
-    resumed = make_dense_optimizer(config, [second])
+    resumed = config.make([second])
     load_optimizer_arrays(resumed, optimizer_arrays(optimizer))
     descend(second, resumed, range(3, 6))
     assert torch.equal(second, whole)

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from headrace.errors import ConfigError
+from headrace.registry import TUNERS
 from headrace.simulation import (
     LATENCY_SPLIT,
     PUBLISHED_CPUS,
@@ -20,7 +21,6 @@ from headrace.simulation import (
     published_pipeline,
 )
 from headrace.tuning import (
-    POLICIES,
     Observation,
     SimulatedJob,
     StageObservation,
@@ -47,7 +47,7 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize("name", sorted(POLICIES))
+@pytest.mark.parametrize("name", sorted(TUNERS))
 def test_every_policy_runs_and_gives_reasons(name: str) -> None:
     trial = run_trial(
         lambda: make_policy(name), published_pipeline(1.0), SCHEDULE, duration_s=WHOLE_S, tick_s=1.0, restart_s=2
@@ -141,7 +141,7 @@ def test_the_oracle_follows_drift() -> None:
 
 def test_auto_reaches_97_percent_of_the_oracle_and_recovers_within_5_seconds() -> None:
     spec = published_pipeline(0.5)
-    made = {**POLICIES, "oracle": lambda: Oracle(spec)}
+    made = {**TUNERS, "oracle": lambda: Oracle(spec)}
     delivered = {}
     for name in ("auto", "oracle", "autotune", "autotune_adaptive", "even"):
         trial = run_trial(made[name], spec, SCHEDULE, duration_s=WHOLE_S, restart_s=3)

@@ -10,7 +10,7 @@ from headrace.errors import ConfigError
 from headrace.messages import shorten_list
 from headrace.pipeline.engine.decisions import DecisionRecorder
 from headrace.pipeline.engine.rebatcher import CutSpec
-from headrace.registry import provider
+from headrace.registry import TUNERS
 from headrace.resources import Memory, effective_cpus, effective_memory, parse_bytes
 
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ class OpenOptions:
             given = type(tuner).__name__
             raise ConfigError(f"open: tuner: given {given}, expected the name of a policy, or an object that decides")
         elif isinstance(tuner, str) and tuner not in ("auto", "none"):
-            provider("policy")(tuner)  # refuses an unknown name here, not in a thread later
+            TUNERS.find(tuner, where="open")  # refuses an unknown name here, not in a thread later
         if executor == "inline":
             tuner = "none"
         return cls(total, stage_workers, budget, memory, executor, epoch, rank, num_ranks, decisions, tuner)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from headrace.errors import ConfigError
+from headrace.registry import TUNERS
 from headrace.tuning.policies.auto import Auto, AutoConfig
 from headrace.tuning.policies.autotune import Autotune
 from headrace.tuning.policies.base import Policy, Proposal
@@ -20,7 +19,6 @@ if TYPE_CHECKING:
     from headrace.tuning.policies.oracle import Oracle as Oracle
 
 __all__ = [
-    "POLICIES",
     "Auto",
     "AutoConfig",
     "Autotune",
@@ -45,32 +43,11 @@ def __getattr__(name: str) -> Any:
     raise AttributeError(f"module 'headrace.tuning.policies' has no attribute {name!r}")
 
 
-def _intune(**options: Any) -> Policy:
-    policy: Policy = __getattr__("InTune")(**options)
-    return policy
-
-
-POLICIES: dict[str, Callable[[], Policy]] = {
-    "auto": Auto,
-    "one_per_stage": OnePerStage,
-    "even": EvenSplit,
-    "autotune": Autotune,
-    "autotune_hill_climb": lambda: Autotune("hill_climb"),
-    "autotune_adaptive": lambda: Relaunched(Autotune),
-    "plumber": Plumber,
-    "plumber_adaptive": lambda: Relaunched(Plumber),
-    "intune": _intune,
-    "intune_published": lambda: _intune(view="published"),
-}
-"""By name; the oracle is not here, for it must be told the truth."""
-
-
 def make_policy(name: str) -> Policy:
-    """A new policy by its name.
+    """A new policy by its name in `headrace.registry.TUNERS`, or by its place, "package.module:name".
 
     Raises:
-        ConfigError: There is none of that name.
+        ConfigError: There is none of that name, or it cannot be imported.
     """
-    if name not in POLICIES:
-        raise ConfigError(f"tuner: given {name!r}, expected one of {', '.join(POLICIES)}")
-    return POLICIES[name]()
+    policy: Policy = TUNERS.find(name, where="open")()
+    return policy

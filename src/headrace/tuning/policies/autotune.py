@@ -30,6 +30,7 @@ from typing import Literal
 from headrace.tuning.measuring import LifelongMeans, max_workers
 from headrace.tuning.observation import Observation
 from headrace.tuning.policies.base import Proposal
+from headrace.tuning.policies.relaunched import Relaunched
 from headrace.tuning.space import PREFETCH, THREADS, Space, workers_of
 
 __all__ = ["Autotune", "ModelNode", "output_time", "wait_time"]
@@ -192,3 +193,13 @@ class Autotune:
             if best is None:
                 return parallelism, "no knob lowers the modelled output time"
             parallelism[best] += 1
+
+
+def hill_climbing() -> Autotune:
+    """AUTOTUNE as tf.data's hill climbing does it."""
+    return Autotune("hill_climb")
+
+
+def adaptive() -> Relaunched:
+    """AUTOTUNE in a job that is stopped and started at each resize."""
+    return Relaunched(Autotune)

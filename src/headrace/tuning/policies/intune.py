@@ -115,3 +115,8 @@ class InTune:
             earned = reward(observation.rate_per_s, observation.memory_ratio, self._target)
             self._learner.remember(*self._before, earned, state)
             self._learner.learn()
+
+
+def published() -> InTune:
+    """InTune with the factors of its paper alone."""
+    return InTune(view="published")

@@ -10,6 +10,7 @@ from __future__ import annotations
 from headrace.tuning.measuring import LifelongMeans, max_workers
 from headrace.tuning.observation import Observation
 from headrace.tuning.policies.base import Proposal
+from headrace.tuning.policies.relaunched import Relaunched
 from headrace.tuning.rates import StageRate, fluid_rate, integer_split
 from headrace.tuning.space import Space, workers_of
 from headrace.tuning.visits import VisitRatios
@@ -78,3 +79,8 @@ class Plumber:
             )
             for name, means in self._means.stages.items()
         ]
+
+
+def adaptive() -> Relaunched:
+    """Plumber in a job that is stopped and started at each resize."""
+    return Relaunched(Plumber)

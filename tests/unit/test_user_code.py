@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from headrace.errors import ConfigError
-from headrace.training.user_functions import load_function
+from headrace.user_code import load_function
 
 
 @pytest.fixture(autouse=True)
@@ -50,7 +50,7 @@ def test_the_working_folder_comes_after_what_is_installed(working_folder: Path) 
         ("", "missing:f", "no module missing in {folder} or among installed packages"),
         ("", "missing.part:f", "no module missing in {folder}"),
         ("", "broken.part:f", "no module broken.part in {folder} or among installed packages"),
-        ("", ":f", "given ':f', expected package.module:function"),
+        ("", ":f", "given ':f', expected package.module:name"),
     ],
 )
 def test_an_error_names_the_module_and_its_file(working_folder: Path, text: str, name: str, message: str) -> None:
