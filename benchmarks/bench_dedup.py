@@ -191,9 +191,9 @@ def jobs(report: harness.Report, name: str, logs: DedupLogs, model: str) -> None
         windows = Trainer(config).run().windows
         seconds = time.perf_counter() - begin
         shutil.rmtree(target)
-        rows = sum(window.rows.used for window in windows)
+        rows = sum(window.rows.num_used for window in windows)
         assert rows == logs.num_rows, f"{arm}: {rows} rows, expected {logs.num_rows}"
-        losses[arm].append(sum(w.rows.used * next(iter(w.scores.values())).log_loss for w in windows) / rows)
+        losses[arm].append(sum(w.rows.num_used * next(iter(w.scores.values())).log_loss for w in windows) / rows)
         return seconds
 
     turns = {arm: lambda arm=arm: run(arm) for arm in arms}

@@ -16,7 +16,7 @@ import harness
 import numpy as np
 import pyarrow as pa
 
-from headrace.pipeline import Pipeline
+from headrace.pipeline import from_source
 from headrace.pipeline.sources import TableSource
 
 METRIC = "one element, one more stage"
@@ -40,7 +40,7 @@ def seconds(iterate: Callable[[], Any]) -> float:
 
 def headrace(table: pa.Table, stages: int, *, alone: bool, **options: Any) -> Callable[[], Iterator[Any]]:
     """Our engine; `alone`: each stage has a limit of workers of its own, so that none are joined."""
-    pipe = Pipeline(TableSource(table, piece_rows=ROWS))
+    pipe = from_source(TableSource(table, split_rows=ROWS))
     for number in range(stages):
         pipe = pipe.map(same, name=f"stage{number}")
     if alone:

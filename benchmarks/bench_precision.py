@@ -50,7 +50,7 @@ def one_pass(make: MakeJob, logs: Path, precision: str, seed: int) -> tuple[floa
         begin = time.perf_counter()
         windows = Trainer(job.model_copy(update={"training": training})).run().windows
         seconds = time.perf_counter() - begin
-    rows = [window.rows.used for window in windows]
+    rows = [window.rows.num_used for window in windows]
     losses = [next(iter(window.scores.values())).log_loss for window in windows]
     return sum(map(float.__mul__, losses, map(float, rows))) / sum(rows), sum(rows) / seconds
 

@@ -91,11 +91,11 @@ def _job(logs: Path, run: Path, schema: Path, shuffle: str | None, seed: int) ->
 def _scores(job: JobConfig, num_windows: int, held_out: str) -> dict[str, float]:
     """AUC and normalised entropy of the held-out window, and of the others, each weighted by its rows."""
     results = Trainer(job).run(windows=num_windows).windows
-    rows = sum(result.rows.used for result in results)
+    rows = sum(result.rows.num_used for result in results)
     (last,) = Scorer(job).evaluate(held_out).values()
     found = {"AUC, held out": last.auc, "NE, held out": last.ne}
     for label, name in (("AUC", "auc"), ("NE", "ne")):
-        values = [getattr(next(iter(result.scores.values())), name) * result.rows.used for result in results]
+        values = [getattr(next(iter(result.scores.values())), name) * result.rows.num_used for result in results]
         found[f"{label}, before use"] = sum(values) / rows
     return found
 

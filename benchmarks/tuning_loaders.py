@@ -31,7 +31,7 @@ def headrace(folder: str, stack: ExitStack, *, by_hand: bool = False) -> Iterato
     """Ours as it comes, `tuner="auto"` and nothing set, or with everything set and no tuner."""
     import pyarrow as pa
 
-    from headrace.logs.source import ROW_ID, Piece
+    from headrace.logs.source import ROW_ID, SourceBatch
     from headrace.pipeline import from_source
 
     @dataclass(frozen=True)
@@ -39,12 +39,12 @@ def headrace(folder: str, stack: ExitStack, *, by_hand: bool = False) -> Iterato
         def __len__(self) -> int:
             return NUM_ELEMENTS
 
-        def read(self, item: int) -> Iterator[Piece]:
-            columns = [pa.array([item], pa.int64()), pa.array([work.read(folder, item)], pa.large_binary())]
-            yield Piece(pa.RecordBatch.from_arrays(columns, names=[ROW_ID, "value"]), num_read=1)
+        def read(self, split: int) -> Iterator[SourceBatch]:
+            columns = [pa.array([split], pa.int64()), pa.array([work.read(folder, split)], pa.large_binary())]
+            yield SourceBatch(pa.RecordBatch.from_arrays(columns, names=[ROW_ID, "value"]), num_read=1)
 
-        def describe(self, item: int) -> str:
-            return f"file {item}"
+        def describe(self, split: int) -> str:
+            return f"file {split}"
 
     pipeline = (
         from_source(Files())

@@ -31,7 +31,7 @@ import pyarrow as pa
 import tuning_arms as arms
 from tuning_cgroups import Cgroup, controller
 
-from headrace.logs.source import ROW_ID, Piece
+from headrace.logs.source import ROW_ID, SourceBatch
 from headrace.pipeline import Pipeline, from_source
 from headrace.pipeline.engine.state import Pressure
 from headrace.pipeline.engine.watchdog import MemoryWatchdog
@@ -62,13 +62,13 @@ class Elements:
     def __len__(self) -> int:
         return self.count
 
-    def read(self, item: int) -> Iterator[Piece]:
+    def read(self, split: int) -> Iterator[SourceBatch]:
         """One row."""
-        yield Piece(pa.record_batch({ROW_ID: pa.array([item], pa.int64())}), num_read=1)
+        yield SourceBatch(pa.record_batch({ROW_ID: pa.array([split], pa.int64())}), num_read=1)
 
-    def describe(self, item: int) -> str:
+    def describe(self, split: int) -> str:
         """Its number."""
-        return f"element {item}"
+        return f"element {split}"
 
 
 def make_element(seed: int, seconds: float, rows: pa.RecordBatch) -> pa.RecordBatch:

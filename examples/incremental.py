@@ -33,7 +33,7 @@ def train(logs: Path, run: Path) -> list[WindowResult]:
             return done
         window = result.windows[0]
         click = window.scores["click"]
-        print(f"{window.name}: {window.rows.used:,} rows, AUC {click.auc:.4f}, NE {click.ne:.4f}; {result.rest}")
+        print(f"{window.name}: {window.rows.num_used:,} rows, AUC {click.auc:.4f}, NE {click.ne:.4f}; {result.rest}")
         done.append(window)
 
 

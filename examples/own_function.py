@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 import pyarrow as pa
 
 from headrace import FeaturePlan, Schema
-from headrace.pipeline import Account, read_arrow
+from headrace.pipeline import RowStats, read_arrow
 
 SCHEMA = Schema.from_dict({"labels": ["click"], "ids": ["user", {"name": "page", "type": "string"}]}, where="SCHEMA")
 FEATURES = {"sparse": {"user": [{"hash": 1000}], "site": {"from": "page", "ops": [{"hash": 1000}]}}}
@@ -27,8 +27,8 @@ def keep_site(rows: pa.RecordBatch) -> pa.RecordBatch:
     return rows.set_column(rows.schema.get_field_index("page"), "page", pa.array(sites, pa.string()))
 
 
-def run(log: pa.Table = LOG) -> tuple[int, Account]:
-    """Rows that arrived, and the account of all."""
+def run(log: pa.Table = LOG) -> tuple[int, RowStats]:
+    """Rows that arrived, and what became of all."""
     plan = FeaturePlan.from_config(FEATURES, SCHEMA)
     # Python that works row by row holds the GIL; in a large job it gets worker processes: map(..., executor="process").
     pipe = read_arrow(log, SCHEMA).map(keep_site, bad_rows="drop").batch(2).transform(plan)
@@ -37,9 +37,9 @@ def run(log: pa.Table = LOG) -> tuple[int, Account]:
         for batch in batches:
             num_rows += len(batch)
             print(batch.sparse[0].to_lists())
-        return num_rows, batches.take_account()
+        return num_rows, batches.take_row_stats()
 
 
 if __name__ == "__main__":
-    num_rows, account = run()
-    print(f"{account.num_read} rows read, {num_rows} used, {account.num_dropped} dropped")
+    num_rows, stats = run()
+    print(f"{stats.num_read} rows read, {num_rows} used, {stats.num_dropped} dropped")

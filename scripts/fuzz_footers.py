@@ -91,9 +91,9 @@ def read(path: Path) -> list[str]:
         for window in find_windows(path, SCHEMA, Cursor(), config).windows:
             source = ParquetSource(window.selections, SCHEMA)
             columns = [*SCHEMA.columns, "__row_id"]
-            for item in range(len(source)):
-                for piece in source.read(item):
-                    found += [f"{window.name} {row}" for row in expand(piece.batch, columns).to_pylist()]
+            for split in range(len(source)):
+                for batch in source.read(split):
+                    found += [f"{window.name} {row}" for row in expand(batch.rows, columns).to_pylist()]
     return found
 
 

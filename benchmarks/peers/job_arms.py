@@ -180,7 +180,7 @@ def our_job(logs: Logs, shape: Shape, target: Path) -> tuple[float, int]:
     )
     result = Trainer(job.resolve(Path.cwd())).run()
     (window,) = result.windows
-    return window.scores["label"].log_loss, window.rows.used
+    return window.scores["label"].log_loss, window.rows.num_used
 
 
 def main() -> None:

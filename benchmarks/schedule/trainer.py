@@ -26,7 +26,7 @@ from headrace.embeddings.stores.remote import StoreOptions  # noqa: E402
 from headrace.features import FeaturePlan  # noqa: E402
 from headrace.logs.schema import Schema  # noqa: E402
 from headrace.models import ModelConfig  # noqa: E402
-from headrace.pipeline.engine.element import Account  # noqa: E402
+from headrace.pipeline import RowStats  # noqa: E402
 from headrace.scheduling.feature_groups import MAX_GROUPS, group_features  # noqa: E402
 from headrace.scheduling.graph import Kind  # noqa: E402
 from headrace.scheduling.policies import BatchPrefetch, make_policy  # noqa: E402
@@ -55,8 +55,8 @@ class Rows:
         self._next += 1
         return self._batches[self._next % len(self._batches)]
 
-    def take_account(self) -> Account:
-        return Account()
+    def take_row_stats(self) -> RowStats:
+        return RowStats()
 
     def state_dict(self) -> dict[str, Any]:
         return {}

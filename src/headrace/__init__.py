@@ -14,6 +14,8 @@ import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from headrace.version import __version__
+
 if TYPE_CHECKING:
     import headrace.cluster as cluster
     import headrace.embeddings as embeddings
@@ -70,8 +72,6 @@ if TYPE_CHECKING:
 # Idle OpenMP threads (torch's and Numba's, two pools) must sleep, not spin: spinning takes the cores from the
 # pipeline's workers. Measured on 2 busy cores: 3 s a window instead of 23 s. OpenMP reads this when torch is loaded.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-
-__version__ = "0.1.0"
 
 _SUBPACKAGES = (
     "cluster",

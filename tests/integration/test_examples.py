@@ -51,8 +51,8 @@ def test_own_model_stopped_in_the_middle_ends_as_one_that_was_not(load: Load, lo
 
 
 def test_own_function_leaves_out_what_it_cannot_handle(load: Load, capsys: pytest.CaptureFixture[str]) -> None:
-    num_rows, account = load("own_function").run()
-    assert (account.num_read, num_rows, account.num_dropped) == (4, 3, 1)
+    num_rows, stats = load("own_function").run()
+    assert (stats.num_read, num_rows, stats.num_dropped) == (4, 3, 1)
     sites = [row for line in capsys.readouterr().out.splitlines() for row in ast.literal_eval(line)["site"]]
     assert sites[0] == sites[2] != sites[1]  # two pages of one site
 
@@ -73,7 +73,7 @@ def test_incremental_trains_each_window_once(
     run = tmp_path / "run"
     windows = incremental.train(logs, run)
     assert [window.name for window in windows] == ["window=000", "window=001", "window=002"]
-    assert [window.rows.used for window in windows] == [3000, 3000, 3000]
+    assert [window.rows.num_used for window in windows] == [3000, 3000, 3000]
     assert incremental.train(logs, run) == []
     assert capsys.readouterr().out.splitlines()[-1] == "nothing new: all rows of 3 files are used"
     job = yaml.safe_load((run / "config.yaml").read_text())

@@ -27,8 +27,8 @@ def same(rows: pa.RecordBatch) -> pa.RecordBatch:
     return rows
 
 
-def pipeline(num_items: int = 20) -> Pipeline:
-    return from_source(SyntheticSource([[(50, 0, 0)] * 5] * num_items)).map(same, name="map")
+def pipeline(num_splits: int = 20) -> Pipeline:
+    return from_source(SyntheticSource([[(50, 0, 0)] * 5] * num_splits)).map(same, name="map")
 
 
 @pytest.mark.filterwarnings("ignore:.*not deterministic.*")
@@ -45,7 +45,7 @@ def test_gymnasium_accepts_the_live_environment(heads: Any, view: Any, monkeypat
 
 def test_the_actions_of_a_live_episode_are_carried_out() -> None:
     twelve = cast(Resources, SimpleNamespace(cpus=SimpleNamespace(count=12), memory=effective_resources().memory))
-    episodes = LiveEpisodes(pipeline(num_items=1000), 1000.0, resources=lambda: twelve)
+    episodes = LiveEpisodes(pipeline(num_splits=1000), 1000.0, resources=lambda: twelve)
     env = TuningEnv(episodes, episodes.num_stages, window_s=0.02, max_steps=12)
     keep, fewer, more = (np.array([STEPS.index(0), STEPS.index(step)]) for step in (0, -5, 5))
     with closing(env):
@@ -67,7 +67,7 @@ def test_an_episode_is_truncated_after_its_steps() -> None:
 
 def test_an_episode_ends_with_its_pipeline() -> None:
     before = threading.active_count()
-    episodes = LiveEpisodes(pipeline(num_items=2), 100.0, consumer_s=0.001)
+    episodes = LiveEpisodes(pipeline(num_splits=2), 100.0, consumer_s=0.001)
     env = TuningEnv(episodes, episodes.num_stages, window_s=0.1)
     env.reset(seed=0)
     env.step(np.array([2, 2]))  # meanwhile the batches have ended, and begun again

@@ -23,14 +23,14 @@ def hugging_face_rows(datasets: object) -> object:
 
 def test_rows_of_a_hugging_face_dataset_arrive_in_order_and_can_be_resumed() -> None:
     datasets = pytest.importorskip("datasets", reason="Hugging Face datasets is not installed")
-    pipe = from_huggingface(hugging_face_rows(datasets), item_rows=12).batch(20)
+    pipe = from_huggingface(hugging_face_rows(datasets), split_rows=12).batch(20)
     assert users(pipe) == [list(range(20)), list(range(20, 40)), list(range(40, 50))]
     assert_resumes_everywhere(pipe, first={"workers": 2}, then={"workers": 1})
 
 
 def test_rows_of_an_iterable_hugging_face_dataset_arrive_in_order() -> None:
     datasets = pytest.importorskip("datasets", reason="Hugging Face datasets is not installed")
-    pipe = from_huggingface(hugging_face_rows(datasets).to_iterable_dataset(), item_rows=12).batch(20)
+    pipe = from_huggingface(hugging_face_rows(datasets).to_iterable_dataset(), split_rows=12).batch(20)
     assert users(pipe) == [list(range(20)), list(range(20, 40)), list(range(40, 50))]
 
 

@@ -60,7 +60,7 @@ def test_a_quarantined_row_carries_its_place_also_from_an_element_of_two_row_gro
     built = pipe(logs).batch(170) if cut else pipe(logs)
     with built.map(refuse_user_150, bad_rows="quarantine").open(workers=2) as batches:
         assert sum(batch.num_rows for batch in batches) == 199
-        (rejects,) = batches.take_account().rejects
+        (rejects,) = batches.take_row_stats().rejects
     (row,) = rejects.to_pylist()
     assert (row["file"], row["row_group"], row["row"]) == (str(logs / "1.parquet"), row_group, 50)
     assert '"user": 150' in row["raw"]

@@ -39,9 +39,9 @@ def test_batches_are_those_of_threads_and_random_numbers_too() -> None:
         with pipe.open(workers=2, executor=executor) as batches:
             whole[executor] = [batch.to_pydict() for batch in batches]
             counters = batches.counters()
-            account = batches.take_account()
+            stats = batches.take_row_stats()
     assert whole["inline"] == whole["thread"] == whole["process"]
-    assert account.num_read == SyntheticSource.random(4).num_rows
+    assert stats.num_read == SyntheticSource.random(4).num_rows
     assert counters.stages["map"].cpu_s > 0
     assert counters.stages["filter"].num_rows_in == counters.stages["map"].num_rows_out
 
@@ -227,9 +227,9 @@ def test_bad_rows_are_found_in_the_worker_and_follow_the_policy() -> None:
     pipe = from_source(SOURCE).map(functions.fail_on_fifty, executor="process", bad_rows="quarantine").batch(10)
     with pipe.open(workers=2) as batches:
         rows = sum(batch.num_rows for batch in batches)
-        account = batches.take_account()
-    assert (rows, account.num_read, account.num_quarantined) == (99, 100, 1)
-    (reject,) = account.rejects[0].to_pylist()
+        stats = batches.take_row_stats()
+    assert (rows, stats.num_read, stats.num_quarantined) == (99, 100, 1)
+    (reject,) = stats.rejects[0].to_pylist()
     assert (reject["file"], reject["row"], reject["reason"]) == ("file 2", 10, "stage map: ValueError: fifty is bad")
 
 
@@ -326,4 +326,4 @@ def test_a_function_that_holds_a_lock_is_refused() -> None:
     lock = threading.Lock()
     pipe = from_source(SOURCE).map(lambda rows: rows.slice(0, 1 + lock.locked()))
     with pytest.raises(ConfigError, match="it holds something that belongs to this process"):
-        ship(pipe.stages)
+        ship("map", [stage.transformation for stage in pipe.plan.stages])

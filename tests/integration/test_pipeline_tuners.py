@@ -18,11 +18,11 @@ from headrace.tuning import Observation, Proposal, Space
 from headrace.tuning.live import LiveJob
 
 
-def pipeline(num_items: int = 10) -> Pipeline:
+def pipeline(num_splits: int = 10) -> Pipeline:
     def same(rows: pa.RecordBatch) -> pa.RecordBatch:
         return rows
 
-    source = SyntheticSource([[(100, 3, 1)] * 10] * num_items)
+    source = SyntheticSource([[(100, 3, 1)] * 10] * num_splits)
     return from_source(source).map(same).shuffle(num_rows=700, seed=3).batch(64)
 
 
@@ -208,7 +208,7 @@ class Watching:
 @pytest.mark.parametrize("tuned", [True, False])
 def test_batches_explain_themselves_with_and_without_a_tuner(quick: None, tuned: bool) -> None:
     policy = Watching()
-    with pipeline(num_items=1000).open(tuner=policy if tuned else "none") as batches:
+    with pipeline(num_splits=1000).open(tuner=policy if tuned else "none") as batches:
         with pytest.raises(ConfigError, match="nothing has been delivered yet"):
             batches.explain()
         for number, _ in enumerate(batches):
@@ -221,6 +221,6 @@ def test_batches_explain_themselves_with_and_without_a_tuner(quick: None, tuned:
 
 
 def test_a_pipeline_explains_itself_without_a_trainer() -> None:
-    found = pipeline(num_items=1000).explain(seconds=0.2, workers=2)
+    found = pipeline(num_splits=1000).explain(seconds=0.2, workers=2)
     assert [stage.name for stage in found.stages] == ["source", "map", "shuffle", "batch"]
     assert found.limit

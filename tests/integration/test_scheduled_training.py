@@ -95,8 +95,8 @@ def assert_same_run(run: Path, expected: Path) -> None:
 def test_a_scheduled_job_ends_with_the_same_checkpoint(folder: Path, policy: str) -> None:
     result = train(folder, policy, {"policy": policy, "max_groups": 4})
     assert_same_run(folder / policy, folder / "plain")
-    used = sum(window.rows.used for window in result.windows)
-    assert used + sum(window.rows.quarantined for window in result.windows) == NUM_ROWS
+    used = sum(window.rows.num_used for window in result.windows)
+    assert used + sum(window.rows.num_quarantined for window in result.windows) == NUM_ROWS
 
 
 @pytest.mark.parametrize("policy", ["recs", "recs_early"])

@@ -1,4 +1,4 @@
-"""Imports only go up the list of packages, so that every package can be read without the ones below it."""
+"""Imports only go up the list of packages and never in a circle, so every file can be read without those below it."""
 
 import ast
 from collections.abc import Iterator
@@ -9,6 +9,7 @@ import headrace
 ROOT = Path(headrace.__file__).parent
 
 ORDER = [
+    "version",
     "errors",
     "bounded_yaml",
     "messages",
@@ -76,3 +77,52 @@ def test_imports_only_go_up_the_list() -> None:
             if package in ORDER and ORDER.index(package) > ORDER.index(here):
                 wrong.append(f"{path.relative_to(ROOT)}:{line} imports {package}, which is below {here}")
     assert not wrong, "\n".join(wrong)
+
+
+def imports_of(path: Path, modules: set[str]) -> set[str]:
+    """Modules of headrace that a module imports: anywhere, also in functions and for type checkers only."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            members = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= (members & modules) or {node.module}
+    return found & modules
+
+
+def circle_in(imports: dict[str, set[str]]) -> list[str]:
+    """Modules that import each other in a circle, the first one again at the end; empty if there is none."""
+    done: set[str] = set()
+    for start in imports:
+        path: list[str] = []
+        waiting = [(start, iter(sorted(imports[start])))] if start not in done else []
+        while waiting:
+            module, rest = waiting[-1]
+            path = [each for each, _ in waiting]
+            following = next(rest, None)
+            if following is None:
+                done.add(module)
+                waiting.pop()
+            elif following in path:
+                return [*path[path.index(following) :], following]
+            elif following not in done:
+                waiting.append((following, iter(sorted(imports[following]))))
+    return []
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    paths = {module_name(path): path for path in ROOT.rglob("*.py")}
+    imports = {name: imports_of(path, set(paths)) - {name} for name, path in paths.items()}
+    assert len(imports) > 400
+    assert not circle_in(imports), " -> ".join(circle_in(imports))
+
+
+def test_a_circle_is_found_and_told_in_order() -> None:
+    assert circle_in({"a": {"b"}, "b": {"c", "d"}, "c": set(), "d": {"b"}}) == ["b", "d", "b"]
+    assert circle_in({"a": {"b", "c"}, "b": {"c"}, "c": set()}) == []
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(ROOT.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)

@@ -9,7 +9,6 @@ from typing import Annotated
 
 import typer
 
-from headrace import __version__
 from headrace.cli.cluster import cluster
 from headrace.cli.demo import demo
 from headrace.cli.doctor import doctor
@@ -28,6 +27,7 @@ from headrace.cli.warmup import warmup
 from headrace.errors import HeadraceError
 from headrace.lifeline import end_with_parent
 from headrace.messages import shorten
+from headrace.version import __version__
 
 MAX_LINE = 1_500
 """Characters of an error, about."""

@@ -31,6 +31,6 @@ def evaluate(
         values = {"checkpoint": scorer.checkpoint, "step": scorer.step, "rows": scorer.rows.to_dict()}
         typer.echo(to_json(values | {"labels": {name: dataclasses.asdict(s) for name, s in scores.items()}}))
     else:
-        left_out = f"; {scorer.rows.bad:,} bad rows left out" if scorer.rows.bad else ""
+        left_out = f"; {scorer.rows.num_bad:,} bad rows left out" if scorer.rows.num_bad else ""
         typer.echo(f"checkpoint {scorer.checkpoint}, after {scorer.step:,} steps{left_out}")
         typer.echo(scores_table(scores))

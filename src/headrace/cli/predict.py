@@ -30,5 +30,5 @@ def predict(
 
     scorer = Scorer(JobConfig.from_file(job), checkpoint=checkpoint, on_message=partial(typer.echo, err=True))
     num_rows = scorer.predict(logs, out)
-    left_out = f"; {scorer.rows.bad:,} bad rows left out" if scorer.rows.bad else ""
+    left_out = f"; {scorer.rows.num_bad:,} bad rows left out" if scorer.rows.num_bad else ""
     typer.echo(f"{num_rows:,} predictions: {out}{left_out}")

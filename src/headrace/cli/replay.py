@@ -25,6 +25,5 @@ def replay(job: Annotated[Path, typer.Argument(help="Job file (YAML), with the c
         typer.echo(f"{trainer.run_folder.quarantine}: no quarantined rows")
         return
     rows = result.rows
-    typer.echo(
-        f"{rows.read:,} rows replayed: {rows.used:,} used, {rows.dropped:,} dropped, {rows.quarantined:,} still bad"
-    )
+    counts = f"{rows.num_used:,} used, {rows.num_dropped:,} dropped, {rows.num_quarantined:,} still bad"
+    typer.echo(f"{rows.num_read:,} rows replayed: {counts}")

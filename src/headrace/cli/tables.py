@@ -63,8 +63,8 @@ def _window_cells(window: WindowResult, *, bounded: bool, compared: bool) -> lis
     extra += [f"{window.baseline_auc:.4f}"] * compared
     return [
         window.name,
-        f"{window.rows.used:,}",
-        f"{window.rows.bad:,}",
+        f"{window.rows.num_used:,}",
+        f"{window.rows.num_bad:,}",
         f"{window.rows_per_s:,.0f}",
         f"{scores.auc:.4f}",
         f"{scores.log_loss:.4f}",

@@ -18,7 +18,6 @@ def warmup() -> None:
     from multiprocessing import get_context
     from pathlib import Path
 
-    import headrace
     from headrace.errors import ConfigError
     from headrace.kernel_folders import CACHE_VARIABLE, kernel_folders
     from headrace.lifeline import end_with_parent
@@ -26,7 +25,7 @@ def warmup() -> None:
     from headrace.resources import effective_cpus
     from headrace.training.warm_up import compile_group, warm_up_groups
 
-    if kernel_folders(Path(headrace.__file__).parent / "features").kept is None:
+    if kernel_folders(Path(__file__).parents[1] / "features").kept is None:
         raise ConfigError(f"warmup: no folder can be written to keep kernels in; set {CACHE_VARIABLE} to one of yours")
     names = list(warm_up_groups())
     processes = max(1, min(MAX_PROCESSES, int(effective_cpus().count)))

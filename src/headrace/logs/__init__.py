@@ -9,7 +9,7 @@ from headrace.logs.outputs import check_output
 from headrace.logs.parquet_source import ParquetSource, select_files
 from headrace.logs.quarantine import ReplaySource, read_rejects, replay_source, write_rejects
 from headrace.logs.schema import DenseColumn, IdColumn, IdListColumn, LabelColumn, Schema, TimestampColumn
-from headrace.logs.source import REJECT_SCHEMA, ROW_ID, Piece, Source, make_row_id, split_row_id
+from headrace.logs.source import REJECT_SCHEMA, ROW_ID, Source, SourceBatch, make_row_id, split_row_id
 from headrace.logs.windows import WindowConfig, describe_rest, plan_windows
 from headrace.logs.writer import ParquetLogWriter, partition_folder, read_marker
 
@@ -30,11 +30,11 @@ __all__ = [
     "NewWindows",
     "ParquetLogWriter",
     "ParquetSource",
-    "Piece",
     "ReplaySource",
     "Schema",
     "Selection",
     "Source",
+    "SourceBatch",
     "TimestampColumn",
     "Window",
     "WindowConfig",

@@ -13,7 +13,7 @@ from headrace.logs.casting import Mask
 from headrace.logs.checks import BadRowPolicy, RowChecker, RowOrigin, columns_asked
 from headrace.logs.raw_rows import values_at
 from headrace.logs.schema import Schema
-from headrace.logs.source import FILE_ROW_BITS, Piece, split_row_id
+from headrace.logs.source import FILE_ROW_BITS, SourceBatch, split_row_id
 from headrace.messages import shorten_list
 
 __all__ = ["ArrowSource"]
@@ -22,14 +22,14 @@ __all__ = ["ArrowSource"]
 class ArrowSource:
     """The rows of an Arrow table; implements `headrace.logs.source.Source`.
 
-    An item is a stretch of at most `max_rows_per_piece` rows, and one piece.
+    A split is a stretch of at most `max_rows_per_batch` rows, and one batch.
 
     Args:
         table: The rows.
         schema: The schema of the log.
         columns: Columns to deliver (and check), of those in the schema; None for all of them.
         policy: What to do with bad rows.
-        max_rows_per_piece: Rows of an item.
+        max_rows_per_batch: Rows of a split.
         name: What errors and rejects call the table.
         file_number: Number of the table in derived row ids.
 
@@ -45,7 +45,7 @@ class ArrowSource:
         *,
         columns: Sequence[str] | None = None,
         policy: BadRowPolicy | None = None,
-        max_rows_per_piece: int = 65_536,
+        max_rows_per_batch: int = 65_536,
         name: str = "table",
         file_number: int = 0,
     ) -> None:
@@ -58,7 +58,7 @@ class ArrowSource:
             )
         self._table = table
         self._checker = RowChecker(schema, columns, BadRowPolicy() if policy is None else policy, table.schema)
-        self._max_rows = max_rows_per_piece
+        self._max_rows = max_rows_per_batch
         self._name = name
         self._file_number = file_number
         self._has_row_id = schema.row_id is not None
@@ -72,39 +72,39 @@ class ArrowSource:
     def __len__(self) -> int:
         return -(-int(self._table.num_rows) // self._max_rows)
 
-    def describe(self, item: int) -> str:
-        """The table and the rows of an item."""
-        start = item * self._max_rows
-        return f"{self._name}, rows {start} to {start + self.num_rows(item)}"
+    def describe(self, split: int) -> str:
+        """The table and the rows of a split."""
+        start = split * self._max_rows
+        return f"{self._name}, rows {start} to {start + self.num_rows(split)}"
 
     def locate(self, row_id: int) -> str:
         """The row of a derived row id, for error texts; only the id where the schema has a row id column."""
         return f"row id {row_id}" if self._has_row_id else f"{self._name}, row {split_row_id(row_id)[1]}"
 
-    def num_rows(self, item: int) -> int:
-        """Rows of an item."""
-        return int(min(self._max_rows, self._table.num_rows - item * self._max_rows))
+    def num_rows(self, split: int) -> int:
+        """Rows of a split."""
+        return int(min(self._max_rows, self._table.num_rows - split * self._max_rows))
 
-    def estimate_bytes(self, item: int) -> int:
-        """Bytes of an item's columns."""
-        return int(self._slice(item, self._checker.inputs).nbytes)
+    def estimate_bytes(self, split: int) -> int:
+        """Bytes of a split's columns."""
+        return int(self._slice(split, self._checker.inputs).nbytes)
 
-    def read(self, item: int) -> Iterator[Piece]:
-        """Yield the one piece of an item.
+    def read(self, split: int) -> Iterator[SourceBatch]:
+        """Yield the one batch of a split.
 
         Raises:
             DataError: A row is bad and the policy is "fail".
         """
-        rows = np.arange(self.num_rows(item), dtype=np.int64) + item * self._max_rows
+        rows = np.arange(self.num_rows(split), dtype=np.int64) + split * self._max_rows
         origin = RowOrigin(self._name, 0, rows, rows | np.int64(self._file_number << FILE_ROW_BITS))
         rest = [name for name in self._kept if name not in self._checker.inputs]
 
         def rest_of(bad: Mask) -> dict[str, list[Any]]:
-            return values_at(self._slice(item, rest), np.flatnonzero(bad)) if rest else {}
+            return values_at(self._slice(split, rest), np.flatnonzero(bad)) if rest else {}
 
-        yield self._checker.check(self._slice(item, self._checker.inputs), origin, rest_of)
+        yield self._checker.check(self._slice(split, self._checker.inputs), origin, rest_of)
 
-    def _slice(self, item: int, names: Sequence[str]) -> pa.RecordBatch:
-        part = self._table.select(list(names)).slice(item * self._max_rows, self._max_rows)
+    def _slice(self, split: int, names: Sequence[str]) -> pa.RecordBatch:
+        part = self._table.select(list(names)).slice(split * self._max_rows, self._max_rows)
         (batch,) = part.combine_chunks().to_batches()
         return batch

@@ -19,7 +19,7 @@ from headrace.logs.gathering import is_list
 from headrace.logs.groups import GROUP_PREFIX, Group, expand, group_array, group_of
 from headrace.logs.raw_rows import encode_rows, shown, values_at
 from headrace.logs.schema import Schema, is_reserved
-from headrace.logs.source import REJECT_SCHEMA, ROW_ID, Piece
+from headrace.logs.source import REJECT_SCHEMA, ROW_ID, SourceBatch
 from headrace.messages import one_line, shorten_list
 
 __all__ = ["BadRowPolicy", "ErrorBudget", "Problem", "RowChecker", "RowOrigin", "check_names", "columns_asked"]
@@ -46,7 +46,7 @@ class BadRowPolicy(Config):
 
 
 class ErrorBudget:
-    """Counts bad rows as pieces are delivered, and stops a job that has too many of them.
+    """Counts bad rows as batches are delivered, and stops a job that has too many of them.
 
     Fed at delivery and not where rows are read, it trips at the same row however many readers run ahead.
 
@@ -155,7 +155,7 @@ class RowChecker:
         origin: RowOrigin,
         rest_of: Callable[[Mask], Mapping[str, list[Any]]],
         known: Sequence[Problem] = (),
-    ) -> Piece:
+    ) -> SourceBatch:
         """Check a raw batch.
 
         Args:
@@ -184,7 +184,7 @@ class RowChecker:
         row_ids = pa.array(origin.row_ids) if self._row_id is None else values[self._row_id]
         good = pa.RecordBatch.from_arrays([*(values[n] for n in self._columns), row_ids], schema=self.output_schema)
         if not problems:
-            return Piece(good, raw.num_rows)
+            return SourceBatch(good, raw.num_rows)
         return self._split(raw, origin, rest_of, problems, good)
 
     def _lengths(self, name: str, values: Mapping[str, pa.Array], groups: Mapping[str, Group]) -> npt.NDArray[np.int64]:
@@ -200,7 +200,7 @@ class RowChecker:
         rest_of: Callable[[Mask], Mapping[str, list[Any]]],
         problems: Sequence[Problem],
         good: pa.RecordBatch,
-    ) -> Piece:
+    ) -> SourceBatch:
         first = np.full(raw.num_rows, -1, dtype=np.int32)  # the first problem of each row
         for number, (mask, _, _) in enumerate(problems):
             first[mask & (first < 0)] = number
@@ -213,7 +213,7 @@ class RowChecker:
             raise DataError(f"{file}, row group {row_group}, row {position}, column {name}: {reason}, given {given}")
         kept = good.filter(pa.array(~bad))
         if self._policy == "drop":
-            return Piece(kept, raw.num_rows, num_dropped=int(bad.sum()))
+            return SourceBatch(kept, raw.num_rows, num_dropped=int(bad.sum()))
         rows = np.flatnonzero(bad)
         if self._groups:
             raw, rows = expand(raw.take(pa.array(rows))), np.arange(len(rows))
@@ -227,7 +227,7 @@ class RowChecker:
             "reason": [reason for _, reason, _ in found],
             "raw": encode_rows(whole, origin.row_ids[bad]),
         }
-        return Piece(kept, raw.num_rows, rejects=pa.RecordBatch.from_pydict(rejects, schema=REJECT_SCHEMA))
+        return SourceBatch(kept, raw.num_rows, rejects=pa.RecordBatch.from_pydict(rejects, schema=REJECT_SCHEMA))
 
 
 def _named(problem: Problem, row: int) -> tuple[str, str]:

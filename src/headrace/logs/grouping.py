@@ -1,4 +1,4 @@
-"""Which features a nested file gives as group columns, and the batch of a piece that has them."""
+"""Which features a nested file gives as group columns, and the record batch that has them."""
 
 from __future__ import annotations
 

@@ -26,8 +26,8 @@ from headrace.logs.plausible_times import time_text
 from headrace.logs.raw_rows import values_at
 from headrace.logs.row_ids import RowIds
 from headrace.logs.schema import Schema, TimestampColumn
-from headrace.logs.source import Piece
-from headrace.logs.splits import Item, decode_together, items_of
+from headrace.logs.source import SourceBatch
+from headrace.logs.splits import RowGroupSplit, decode_together, splits_of
 
 __all__ = ["BytesRead", "ParquetSource", "select_files"]
 
@@ -58,11 +58,11 @@ class ParquetSource:
     The layout of the files is found out from themselves. Those of a nested log (one row a session) come as they lie:
     features that repeat together as group columns, see `headrace.logs.groups`; rows are impressions everywhere.
 
-    An item is the part of a row group that a selection takes; small ones that follow each other are one item. It is
-    decoded in pieces of at most `max_rows_per_piece` rows, and only the columns needed are: memory does not grow with
+    A split is the part of a row group that a selection takes; small ones that follow each other are one split. It is
+    decoded in batches of at most `max_rows_per_batch` rows, and only the columns needed are: memory does not grow with
     files or row groups. Columns a file lacks may come from its partition folders (`hour=12`). Batches have the schema
-    `output_schema`: fixed types, see `headrace.logs.columns.column_check`. Any thread may read any item, and items are
-    always read the same way.
+    `output_schema`: fixed types, see `headrace.logs.columns.column_check`. Any thread may read any split, and a split
+    is always read the same way.
 
     Args:
         selections: What to read, normally `Window.selections`; for whole files see `select_files`.
@@ -70,7 +70,7 @@ class ParquetSource:
         columns: Columns to deliver (and check), of those in the schema; None for all of them.
         policy: What to do with bad rows.
         optional: Columns to leave out where a file lacks them.
-        max_rows_per_piece: Rows of the largest piece.
+        max_rows_per_batch: Rows of the largest batch.
 
     Attributes:
         row_ids: Where the ids of rows come from.
@@ -89,11 +89,11 @@ class ParquetSource:
         columns: Sequence[str] | None = None,
         policy: BadRowPolicy | None = None,
         optional: Collection[str] = (),
-        max_rows_per_piece: int = 65_536,
+        max_rows_per_batch: int = 65_536,
     ) -> None:
         columns = columns_asked(schema, columns, policy, where="ParquetSource")
         self._policy = BadRowPolicy() if policy is None else policy
-        self._max_rows = max_rows_per_piece
+        self._max_rows = max_rows_per_batch
         footers = {s.file.path: read_footer(s.file) for s in {s.file.path: s for s in selections}.values()}
         _check_layouts(list(footers.values()))
         self.row_ids = RowIds.of({s.file_number: footers[s.file.path] for s in selections}, schema, optional=optional)
@@ -116,7 +116,7 @@ class ParquetSource:
         for footer in footers.values():
             footer.check_columns(self._needed)
         self._read_lock, self._bytes_read = threading.Lock(), BytesRead()
-        self._items = [item for s in selections for item in items_of(s, footers[s.file.path], max_rows_per_piece)]
+        self._splits = [split for s in selections for split in splits_of(s, footers[s.file.path], max_rows_per_batch)]
 
     @property
     def output_schema(self) -> pa.Schema:
@@ -124,24 +124,24 @@ class ParquetSource:
         return self._checker.output_schema
 
     def __len__(self) -> int:
-        return len(self._items)
+        return len(self._splits)
 
-    def describe(self, item: int) -> str:
-        """The file and row group of an item."""
-        return self._items[item].place
+    def describe(self, split: int) -> str:
+        """The file and row group of a split."""
+        return self._splits[split].place
 
     def locate(self, row_id: int) -> str:
         """The file and row of a derived row id, for error texts; only the id where the schema has a row id column."""
         return self.row_ids.locate(row_id)
 
-    def num_rows(self, item: int) -> int:
-        """Rows of an item, before any are left out for their time or as bad."""
-        part = self._items[item]
+    def num_rows(self, split: int) -> int:
+        """Rows of a split, before any are left out for their time or as bad."""
+        part = self._splits[split]
         return part.stop - part.start
 
-    def estimate_bytes(self, item: int) -> int:
-        """Bytes of the largest piece of an item in Arrow, about: from the footer, nothing is read."""
-        part = self._items[item]
+    def estimate_bytes(self, split: int) -> int:
+        """Bytes of the largest batch of a split in Arrow, about: from the footer, nothing is read."""
+        part = self._splits[split]
         leaves = [leaf for name in self._needed for leaf in part.footer.leaves.get(name, ())]
         total = num_rows = 0
         for number in part.row_groups:
@@ -150,29 +150,29 @@ class ParquetSource:
                 # Numbers take 8 bytes each once decoded, however well they were packed; strings at least offsets.
                 total += max(chunk.total_uncompressed_size, 8 * chunk.num_values)
             num_rows += part.footer.group_rows(number)
-        return int(total * min(self.num_rows(item), self._max_rows) // max(num_rows, 1))
+        return int(total * min(self.num_rows(split), self._max_rows) // max(num_rows, 1))
 
-    def read(self, item: int) -> Iterator[Piece]:
-        """Yield the pieces of one item, in order.
+    def read(self, split: int) -> Iterator[SourceBatch]:
+        """Yield the batches of one split, in order.
 
         Raises:
             DataError: The row group is damaged, or a row is bad and the policy is "fail"; names the place.
         """
-        part = self._items[item]
+        part = self._splits[split]
         for start, raw in self._batches(part, self._needed, self._groups):
-            yield self._piece(part, start, raw)
+            yield self._batch(part, start, raw)
         found = self._bytes_of(part)
         with self._read_lock:
             self._bytes_read += found
 
     @property
     def bytes_read(self) -> BytesRead:
-        """Of the items that were read to their end."""
+        """Of the splits that were read to their end."""
         with self._read_lock:
             return self._bytes_read
 
-    def _bytes_of(self, part: Item) -> BytesRead:
-        """Of the columns read, the share of the row groups that an item is; from footers, nothing is read."""
+    def _bytes_of(self, part: RowGroupSplit) -> BytesRead:
+        """Of the columns read, the share of the row groups that a split is; from footers, nothing is read."""
         stored, before = part.footer.compressed_bytes(part.row_groups), part.footer.row_bytes_on_disk
         num_rows, all_rows = part.stop - part.start, sum(map(part.footer.group_rows, part.row_groups))
         row_bytes = {name: stored.get(name, 0) / all_rows for name in self._needed}
@@ -180,9 +180,9 @@ class ParquetSource:
         return BytesRead(num_rows * sum(row_bytes.values()), num_rows * plain)
 
     def _batches(
-        self, part: Item, names: Sequence[str], groups: Groups | None = None
+        self, part: RowGroupSplit, names: Sequence[str], groups: Groups | None = None
     ) -> Iterator[tuple[int, pa.RecordBatch]]:
-        """Batches of an item with the row of the group each starts at; cut the same way whatever the columns."""
+        """Batches of a split with the row of the group each starts at; cut the same way whatever the columns."""
         file_names = part.footer.schema.names
         grouped = {name for members in (groups or {}).values() for name in members}
         there = set(file_names)
@@ -206,7 +206,7 @@ class ParquetSource:
                     break
 
     def _decode(
-        self, part: Item, parquet: pq.ParquetFile, names: list[str], groups: Groups
+        self, part: RowGroupSplit, parquet: pq.ParquetFile, names: list[str], groups: Groups
     ) -> Iterator[pa.RecordBatch]:
         """The rows of the row groups from the first on, some of their columns in groups."""
         if len(part.row_groups) > 1:
@@ -221,7 +221,7 @@ class ParquetSource:
         for rows in iter_nested(part.footer, parquet, row_group, names, self._max_rows):
             yield grouped_batch(rows, groups, plain)
 
-    def _piece(self, part: Item, start: int, raw: pa.RecordBatch) -> Piece:
+    def _batch(self, part: RowGroupSplit, start: int, raw: pa.RecordBatch) -> SourceBatch:
         within = np.arange(start, start + raw.num_rows, dtype=np.int64)
         problems: tuple[Problem, ...] = ()
         if part.selection.time_range_us is not None:
@@ -236,8 +236,8 @@ class ParquetSource:
         origin = RowOrigin(part.footer.file.shown_path, part.row_groups_of(within), rows, ids)
         return self._checker.check(raw, origin, lambda bad: self._rest_of(part, within[bad]), problems)
 
-    def _rest_of(self, part: Item, wanted: npt.NDArray[np.int64]) -> dict[str, list[Any]]:
-        """The columns of the schema that are not read, of some rows of an item; for the quarantine only."""
+    def _rest_of(self, part: RowGroupSplit, wanted: npt.NDArray[np.int64]) -> dict[str, list[Any]]:
+        """The columns of the schema that are not read, of some rows of a split; for the quarantine only."""
         there = [*part.footer.schema.names, *(key for key, _ in part.footer.file.partition)]
         names = [name for name in self._schema.columns if name in there and name not in self._needed]
         found: dict[str, list[Any]] = {name: [] for name in names}

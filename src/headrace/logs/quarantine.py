@@ -20,7 +20,7 @@ from headrace.logs.files import LogFile, list_files
 from headrace.logs.footers import Footer, iter_plain, open_parquet, read_footer
 from headrace.logs.raw_rows import decode_rows, parse_row
 from headrace.logs.schema import Schema
-from headrace.logs.source import REJECT_SCHEMA, ROW_ID, Piece
+from headrace.logs.source import REJECT_SCHEMA, ROW_ID, SourceBatch
 from headrace.messages import shorten_list
 
 __all__ = ["ReplaySource", "read_rejects", "replay_source", "write_rejects"]
@@ -79,7 +79,7 @@ def replay_source(
     *,
     columns: Sequence[str] | None = None,
     policy: BadRowPolicy | None = None,
-    max_rows_per_piece: int = 8_192,
+    max_rows_per_batch: int = 8_192,
 ) -> ReplaySource:
     """The rows of a quarantine as a source again, after the schema was corrected or the files were edited.
 
@@ -90,18 +90,18 @@ def replay_source(
         schema: The (corrected) schema of the log.
         columns: Columns to deliver, of those in the schema; None for all of them.
         policy: What to do with rows that are still bad.
-        max_rows_per_piece: Rows of the largest piece.
+        max_rows_per_batch: Rows of the largest batch.
 
     Raises:
         ConfigError: There is no such quarantine, or a column is not in the schema.
         DataError: A file is not a quarantine file.
     """
     footers = [_checked_footer(file) for file in list_files(path)]
-    return ReplaySource(footers, schema, columns=columns, policy=policy, max_rows_per_piece=max_rows_per_piece)
+    return ReplaySource(footers, schema, columns=columns, policy=policy, max_rows_per_batch=max_rows_per_batch)
 
 
 class ReplaySource:
-    """Rows of quarantine files; implements `headrace.logs.source.Source`, an item is a file. See `replay_source`."""
+    """Rows of quarantine files; implements `headrace.logs.source.Source`, a split is a file. See `replay_source`."""
 
     def __init__(
         self,
@@ -110,12 +110,12 @@ class ReplaySource:
         *,
         columns: Sequence[str] | None,
         policy: BadRowPolicy | None,
-        max_rows_per_piece: int,
+        max_rows_per_batch: int,
     ) -> None:
         columns = columns_asked(schema, columns, policy, where="ReplaySource")
         self._footers = footers
         self._schema = schema
-        self._max_rows = max_rows_per_piece
+        self._max_rows = max_rows_per_batch
         policy = BadRowPolicy() if policy is None else policy
         self._policy = policy.policy
         self._checker = RowChecker(schema, columns, policy, self._first_types())
@@ -128,29 +128,29 @@ class ReplaySource:
     def __len__(self) -> int:
         return len(self._footers)
 
-    def describe(self, item: int) -> str:
-        """The quarantine file of an item."""
-        return str(self._footers[item].file.path)
+    def describe(self, split: int) -> str:
+        """The quarantine file of a split."""
+        return str(self._footers[split].file.path)
 
-    def num_rows(self, item: int) -> int:
-        """Rows of an item."""
-        return int(self._footers[item].metadata.num_rows)
+    def num_rows(self, split: int) -> int:
+        """Rows of a split."""
+        return int(self._footers[split].metadata.num_rows)
 
-    def estimate_bytes(self, item: int) -> int:
-        """Bytes of the largest piece of an item, about."""
-        return min(self.num_rows(item), self._max_rows) * len(self._schema.columns) * BYTES_PER_VALUE
+    def estimate_bytes(self, split: int) -> int:
+        """Bytes of the largest batch of a split, about."""
+        return min(self.num_rows(split), self._max_rows) * len(self._schema.columns) * BYTES_PER_VALUE
 
-    def read(self, item: int) -> Iterator[Piece]:
-        """Yield the pieces of one file, in order.
+    def read(self, split: int) -> Iterator[SourceBatch]:
+        """Yield the batches of one file, in order.
 
         Raises:
             DataError: The file is damaged, or a row is (still) bad and the policy is "fail".
         """
-        for rejects in _batches(self._footers[item], PLACE_AND_ROW, self._max_rows):
+        for rejects in _batches(self._footers[split], PLACE_AND_ROW, self._max_rows):
             parsed = [parse_row(text) for text in rejects.column("raw").to_pylist()]
             unreadable = pa.array([row is None for row in parsed], pa.bool_())
             if unreadable.true_count:
-                yield self._reject(item, rejects.filter(unreadable))
+                yield self._reject(split, rejects.filter(unreadable))
                 rejects = rejects.filter(pc.invert(unreadable))
             start = 0
             for raw, row_ids in decode_rows((row for row in parsed if row is not None), self._schema.columns):
@@ -164,7 +164,7 @@ class ReplaySource:
                 )
                 yield self._check(raw, origin, places)
 
-    def _check(self, raw: pa.RecordBatch, origin: RowOrigin, places: pa.RecordBatch) -> Piece:
+    def _check(self, raw: pa.RecordBatch, origin: RowOrigin, places: pa.RecordBatch) -> SourceBatch:
         """Check parsed rows; those that are still bad keep the text they had, also of columns no schema names."""
         masks: list[Mask] = []
 
@@ -172,29 +172,29 @@ class ReplaySource:
             masks.append(bad)
             return {}
 
-        piece = self._checker.check(raw, origin, rest_of)
-        if piece.rejects is None:
-            return piece
+        batch = self._checker.check(raw, origin, rest_of)
+        if batch.rejects is None:
+            return batch
         texts = places.column("raw").filter(pa.array(masks[0]))
         column = REJECT_SCHEMA.get_field_index("raw")
-        return replace(piece, rejects=piece.rejects.set_column(column, REJECT_SCHEMA.field(column), texts))
+        return replace(batch, rejects=batch.rejects.set_column(column, REJECT_SCHEMA.field(column), texts))
 
-    def _reject(self, item: int, rejects: pa.RecordBatch) -> Piece:
-        """A piece without good rows, of rows whose JSON cannot be read."""
+    def _reject(self, split: int, rejects: pa.RecordBatch) -> SourceBatch:
+        """A batch without good rows, of rows whose JSON cannot be read."""
         reason = f"not a JSON object with an integer {ROW_ID}"
         if self._policy == "fail":
             first = rejects.slice(0, 1).to_pylist()[0]
             place = f"{first['file']}, row group {first['row_group']}, row {first['row']}"
-            raise DataError(f"{self.describe(item)}: column raw of the row from {place}: {reason}")
+            raise DataError(f"{self.describe(split)}: column raw of the row from {place}: {reason}")
         batch = pa.RecordBatch.from_pylist([], schema=self.output_schema)
         if self._policy == "drop":
-            return Piece(batch, rejects.num_rows, num_dropped=rejects.num_rows)
+            return SourceBatch(batch, rejects.num_rows, num_dropped=rejects.num_rows)
         columns = {
             **{name: rejects.column(name) for name in ("file", "row_group", "row", "raw")},
             "column": ["raw"] * rejects.num_rows,
             "reason": [reason] * rejects.num_rows,
         }
-        return Piece(batch, rejects.num_rows, rejects=pa.RecordBatch.from_pydict(columns, schema=REJECT_SCHEMA))
+        return SourceBatch(batch, rejects.num_rows, rejects=pa.RecordBatch.from_pydict(columns, schema=REJECT_SCHEMA))
 
     def _first_types(self) -> pa.Schema:
         """Types in the first row; JSON does not tell more."""

@@ -1,4 +1,4 @@
-"""What reading a log yields: pieces of good rows, with an account of the bad ones."""
+"""`Source`: a log as splits, and what reading one yields: batches of good rows, with the bad ones beside them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,16 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-__all__ = ["FILE_ROW_BITS", "ORIGINAL_ROW", "REJECT_SCHEMA", "ROW_ID", "Piece", "Source", "make_row_id", "split_row_id"]
+__all__ = [
+    "FILE_ROW_BITS",
+    "ORIGINAL_ROW",
+    "REJECT_SCHEMA",
+    "ROW_ID",
+    "Source",
+    "SourceBatch",
+    "make_row_id",
+    "split_row_id",
+]
 
 ROW_ID = "__row_id"
 """Name of the int64 column that says which row of the logs a row is; user functions keep it."""
@@ -38,17 +47,17 @@ REJECT_SCHEMA = pa.schema(
 
 
 @dataclass(frozen=True)
-class Piece:
+class SourceBatch:
     """Good rows of one stretch of a log, in file order.
 
     Attributes:
-        batch: The good rows: the columns asked for, and `ROW_ID`.
+        rows: The good rows: the columns asked for, and `ROW_ID`.
         num_read: Rows looked at, good and bad.
         rejects: Bad rows to quarantine, with `REJECT_SCHEMA`, or None.
         num_dropped: Bad rows dropped; num_read = good + dropped + rejected.
     """
 
-    batch: pa.RecordBatch
+    rows: pa.RecordBatch
     num_read: int
     rejects: pa.RecordBatch | None = None
     num_dropped: int = 0
@@ -60,21 +69,21 @@ class Piece:
 
 
 class Source(Protocol):
-    """Where a pipeline reads from: a fixed sequence of items, each yielding pieces in a fixed order.
+    """Where a pipeline reads from: a fixed sequence of splits, each yielding batches of rows in a fixed order.
 
-    Any item may be read at any time by any thread, several times; the same item always yields the same pieces.
+    Any split may be read at any time by any thread, several times; the same split always yields the same batches.
     """
 
     def __len__(self) -> int:
-        """Number of items, for instance row groups."""
+        """Number of splits, for instance row groups."""
         ...
 
-    def read(self, item: int) -> Iterator[Piece]:
-        """Yield the pieces of one item in order, each small enough to hold in memory."""
+    def read(self, split: int) -> Iterator[SourceBatch]:
+        """Yield the batches of one split in order, each small enough to hold in memory."""
         ...
 
-    def describe(self, item: int) -> str:
-        """Where the item lies, for error texts: "logs/a.parquet, row group 3"."""
+    def describe(self, split: int) -> str:
+        """Where the split lies, for error texts: "logs/a.parquet, row group 3"."""
         ...
 
 

@@ -14,7 +14,7 @@ from headrace.errors import DataError
 from headrace.logs.cursor import Selection
 from headrace.logs.footers import Footer, iter_groups, iter_plain
 
-__all__ = ["Item", "decode_together", "items_of"]
+__all__ = ["RowGroupSplit", "decode_together", "splits_of"]
 
 JOINED_ROWS = 1024
 JOINED_BYTES = 1 << 20
@@ -23,7 +23,7 @@ JOINED_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
-class Item:
+class RowGroupSplit:
     """The part of a row group that a selection takes, or of small ones that follow each other.
 
     Attributes:
@@ -55,21 +55,23 @@ class Item:
         return found
 
 
-def items_of(selection: Selection, footer: Footer, max_rows: int) -> Iterator[Item]:
-    """The items of a selection, in order.
+def splits_of(selection: Selection, footer: Footer, max_rows: int) -> Iterator[RowGroupSplit]:
+    """The splits of a selection, in order.
 
     Args:
         selection: Rows of a file.
         footer: Of the file.
-        max_rows: Most rows of small row groups that become one item.
+        max_rows: Most rows of small row groups that become one split.
 
     Raises:
         DataError: The file has fewer rows than selected.
     """
-    return _joined(_items_by_group(selection, footer), min(JOINED_ROWS, max_rows))
+    return _joined(_splits_by_group(selection, footer), min(JOINED_ROWS, max_rows))
 
 
-def decode_together(part: Item, parquet: pq.ParquetFile, names: list[str], max_rows: int) -> list[pa.RecordBatch]:
+def decode_together(
+    part: RowGroupSplit, parquet: pq.ParquetFile, names: list[str], max_rows: int
+) -> list[pa.RecordBatch]:
     """All rows of several small row groups as one batch; where that fails, the damaged one is found one by one."""
     batches: list[pa.RecordBatch] = []
     try:
@@ -77,11 +79,11 @@ def decode_together(part: Item, parquet: pq.ParquetFile, names: list[str], max_r
     except DataError:
         for row_group in part.row_groups:
             batches += iter_plain(part.footer, parquet, row_group, names, max_rows)
-    # Pieces must be cut the same way each time, also where chunks of a type are never joined by the decoder.
+    # Batches must be cut the same way each time, also where chunks of a type are never joined by the decoder.
     return batches if len(batches) == 1 else pa.Table.from_batches(batches).combine_chunks().to_batches()
 
 
-def _items_by_group(selection: Selection, footer: Footer) -> Iterator[Item]:
+def _splits_by_group(selection: Selection, footer: Footer) -> Iterator[RowGroupSplit]:
     metadata = footer.metadata
     if selection.stop_row > footer.num_rows:
         raise DataError(
@@ -94,25 +96,25 @@ def _items_by_group(selection: Selection, footer: Footer) -> Iterator[Item]:
         stop = start + footer.group_rows(row_group)
         first, last = max(selection.start_row, start), min(selection.stop_row, stop)
         if first < last and (planned is None or row_group in planned):
-            yield Item(selection, footer, range(row_group, row_group + 1), start, first - start, last - start)
+            yield RowGroupSplit(selection, footer, range(row_group, row_group + 1), start, first - start, last - start)
         start = stop
 
 
-def _joined(items: Iterable[Item], max_rows: int) -> Iterator[Item]:
-    """The items, those of small row groups of a plain file that follow each other as one."""
-    held: Item | None = None
+def _joined(splits: Iterable[RowGroupSplit], max_rows: int) -> Iterator[RowGroupSplit]:
+    """The splits, those of small row groups of a plain file that follow each other as one."""
+    held: RowGroupSplit | None = None
     num_bytes = 0
-    for item in items:
-        group = item.footer.metadata.row_group(item.row_groups[0])
+    for split in splits:
+        group = split.footer.metadata.row_group(split.row_groups[0])
         size = group.total_byte_size
         if held is not None:
-            before = item.group_start - held.group_start
-            follows = held.stop == before + item.start and not item.footer.is_nested
+            before = split.group_start - held.group_start
+            follows = held.stop == before + split.start and not split.footer.is_nested
             if follows and before + group.num_rows <= max_rows and num_bytes + size <= JOINED_BYTES:
-                row_groups = range(held.row_groups.start, item.row_groups.stop)
-                held, num_bytes = replace(held, row_groups=row_groups, stop=before + item.stop), num_bytes + size
+                row_groups = range(held.row_groups.start, split.row_groups.stop)
+                held, num_bytes = replace(held, row_groups=row_groups, stop=before + split.stop), num_bytes + size
                 continue
             yield held
-        held, num_bytes = item, size
+        held, num_bytes = split, size
     if held is not None:
         yield held

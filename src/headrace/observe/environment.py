@@ -15,7 +15,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import headrace
 from headrace.kernel_folders import CACHE_VARIABLE, kernel_folders
 from headrace.resources import Cpus, Memory, System, effective_cpus, effective_memory, format_bytes
 
@@ -114,7 +113,7 @@ def examine(system: System | None = None) -> Environment:
         processor=next((line.partition(":")[2].strip() for line in words if line.startswith("model name")), "")
         or platform.processor()
         or platform.machine(),
-        kernels=kernel_folders(Path(headrace.__file__).parent / "features").kept,
+        kernels=kernel_folders(Path(__file__).parents[1] / "features").kept,
     )
 
 

@@ -3,18 +3,19 @@
 from headrace.pipeline.adapters import from_dataloader, from_huggingface, from_ray, from_tfdata
 from headrace.pipeline.engine.batch_iterator import BatchIterator
 from headrace.pipeline.engine.counters import ConsumerReading, PipelineCounters, StageReading
-from headrace.pipeline.engine.element import Account
-from headrace.pipeline.engine.tunables import Tunable
-from headrace.pipeline.pipeline import Pipeline, from_iterable, from_source, read_arrow, read_parquet
+from headrace.pipeline.engine.tuners import Tunable
+from headrace.pipeline.pipeline import Pipeline
+from headrace.pipeline.reading import from_iterable, from_source, read_arrow, read_parquet
+from headrace.pipeline.row_stats import RowStats
 from headrace.pipeline.sources import IterableSource, TableSource, to_record_batch
 
 __all__ = [
-    "Account",
     "BatchIterator",
     "ConsumerReading",
     "IterableSource",
     "Pipeline",
     "PipelineCounters",
+    "RowStats",
     "StageReading",
     "TableSource",
     "Tunable",

@@ -10,14 +10,15 @@ import numpy as np
 import pyarrow as pa
 
 from headrace.errors import ConfigError, MissingExtra
-from headrace.logs.source import ROW_ID, Piece
-from headrace.pipeline.pipeline import Pipeline, from_source
+from headrace.logs.source import ROW_ID, SourceBatch
+from headrace.pipeline.pipeline import Pipeline
+from headrace.pipeline.reading import from_source
 from headrace.pipeline.sources import IterableSource, to_record_batch
 
 __all__ = ["HuggingFaceSource", "from_dataloader", "from_huggingface", "from_ray", "from_tfdata"]
 
 HUGGINGFACE_ROWS = 16_384
-"""Rows of an item of a Hugging Face dataset; its Arrow files are memory-mapped, so small items cost little."""
+"""Rows of a split of a Hugging Face dataset; its Arrow files are memory-mapped, so small splits cost little."""
 
 
 def from_dataloader(loader: Any, *, columns: Sequence[str] = ()) -> Pipeline:
@@ -64,7 +65,7 @@ def from_tfdata(dataset: Any, *, columns: Sequence[str] = ()) -> Pipeline:
     )
 
 
-def from_huggingface(dataset: Any, *, item_rows: int = HUGGINGFACE_ROWS) -> Pipeline:
+def from_huggingface(dataset: Any, *, split_rows: int = HUGGINGFACE_ROWS) -> Pipeline:
     """A pipeline that reads a Hugging Face `datasets.Dataset` or `IterableDataset`.
 
     Rows of a `Dataset` are found by their number, so a resume reads nothing twice; an `IterableDataset` is read from
@@ -72,7 +73,7 @@ def from_huggingface(dataset: Any, *, item_rows: int = HUGGINGFACE_ROWS) -> Pipe
 
     Args:
         dataset: The dataset.
-        item_rows: Rows read at once.
+        split_rows: Rows read at once.
 
     Raises:
         MissingExtra: Hugging Face datasets is not installed.
@@ -80,39 +81,39 @@ def from_huggingface(dataset: Any, *, item_rows: int = HUGGINGFACE_ROWS) -> Pipe
     _require("datasets", "datasets", "bench")
     arrow = dataset.with_format("arrow")
     if hasattr(dataset, "__len__"):
-        return from_source(HuggingFaceSource(arrow, item_rows))
+        return from_source(HuggingFaceSource(arrow, split_rows))
     return from_source(
-        IterableSource(_Reiterable(arrow, "iter", batch_size=item_rows), name="datasets.IterableDataset")
+        IterableSource(_Reiterable(arrow, "iter", batch_size=split_rows), name="datasets.IterableDataset")
     )
 
 
 class HuggingFaceSource:
-    """A map-style dataset in Arrow format; each item is a stretch of its rows."""
+    """A map-style dataset in Arrow format; each split is a stretch of its rows."""
 
-    def __init__(self, dataset: Any, item_rows: int) -> None:
+    def __init__(self, dataset: Any, split_rows: int) -> None:
         """Take a dataset whose slices are Arrow tables."""
         self._dataset = dataset
-        self._item_rows = item_rows
+        self._split_rows = split_rows
 
     def __len__(self) -> int:
-        return -(-len(self._dataset) // self._item_rows)
+        return -(-len(self._dataset) // self._split_rows)
 
-    def read(self, item: int) -> Iterator[Piece]:
-        """The one piece of an item."""
-        first, last = self._bounds(item)
-        rows = to_record_batch(self._dataset[first:last], where=self.describe(item))
+    def read(self, split: int) -> Iterator[SourceBatch]:
+        """The one batch of a split."""
+        first, last = self._bounds(split)
+        rows = to_record_batch(self._dataset[first:last], where=self.describe(split))
         if ROW_ID not in rows.schema.names:
             rows = rows.append_column(pa.field(ROW_ID, pa.int64()), pa.array(np.arange(first, last)))
-        yield Piece(rows, rows.num_rows)
+        yield SourceBatch(rows, rows.num_rows)
 
-    def describe(self, item: int) -> str:
+    def describe(self, split: int) -> str:
         """Rows of the dataset, counted from 0."""
-        first, last = self._bounds(item)
+        first, last = self._bounds(split)
         return f"datasets.Dataset, rows {first} to {last - 1}"
 
-    def _bounds(self, item: int) -> tuple[int, int]:
-        first = item * self._item_rows
-        return first, min(first + self._item_rows, len(self._dataset))
+    def _bounds(self, split: int) -> tuple[int, int]:
+        first = split * self._split_rows
+        return first, min(first + self._split_rows, len(self._dataset))
 
 
 class _Reiterable:

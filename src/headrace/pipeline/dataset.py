@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch.utils.data import IterableDataset, get_worker_info
 
 from headrace.errors import ConfigError
 from headrace.pipeline.engine.batch_iterator import BatchIterator
-from headrace.pipeline.pipeline import Pipeline
 
 __all__ = ["PipelineDataset"]
 
@@ -20,9 +19,9 @@ class PipelineDataset(IterableDataset[Any]):
     The iterator it gives has `state_dict` and `load_state_dict`, and so has the dataset.
     """
 
-    def __init__(self, pipeline: Pipeline, **options: Any) -> None:
-        """Use `Pipeline.as_dataset`."""
-        self._pipeline = pipeline
+    def __init__(self, open_batches: Callable[..., BatchIterator], **options: Any) -> None:
+        """Use `Pipeline.as_dataset`; `open_batches` is `Pipeline.open`."""
+        self._open = open_batches
         self._options = options
         self._batches: BatchIterator | None = None
         self._state: Mapping[str, Any] | None = None
@@ -41,7 +40,7 @@ class PipelineDataset(IterableDataset[Any]):
         if self._batches is not None:
             self._batches.close()
         state, self._state = self._state, None
-        self._batches = self._pipeline.open(**self._options, state=state)
+        self._batches = self._open(**self._options, state=state)
         return self._batches
 
     def set_epoch(self, epoch: int) -> None:
@@ -54,7 +53,7 @@ class PipelineDataset(IterableDataset[Any]):
             return dict(self._state)
         if self._batches is not None:
             return self._batches.state_dict()
-        with self._pipeline.open(**self._options) as unread:
+        with self._open(**self._options) as unread:
             return unread.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

@@ -3,63 +3,30 @@
 from __future__ import annotations
 
 import time
-import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import pyarrow as pa
 import pyarrow.compute as pc
 
-from headrace.errors import ConfigError, expect
-from headrace.logs import ArrowSource, BadRowPolicy, ParquetSource, Schema, Source, list_log, select_files
+from headrace.errors import ConfigError
+from headrace.pipeline.engine.batch_iterator import BatchIterator
 from headrace.pipeline.engine.decisions import DecisionRecorder
 from headrace.pipeline.engine.explanation import Explanation
-from headrace.pipeline.engine.rebatcher import CutSpec
-from headrace.pipeline.sources import IterableSource, TableSource
-from headrace.pipeline.transformations.operations import (
-    BadRows,
-    Combine,
-    FilterRows,
-    MapRows,
-    Operation,
-    Permute,
-    Plan,
-    ToDevice,
-    Transform,
-    takes_rng,
-)
+from headrace.pipeline.engine.options import OpenOptions
+from headrace.pipeline.logical_plan import Executor, LogicalPlan
+from headrace.pipeline.transformations.batch import BatchRows
+from headrace.pipeline.transformations.filter import Filter
+from headrace.pipeline.transformations.map import Map
+from headrace.pipeline.transformations.shuffle import Shuffle
+from headrace.pipeline.transformations.to_device import ToDevice
+from headrace.pipeline.transformations.transform import Plan, Transform
+from headrace.pipeline.transformations.transformation import BadRows, Transformation, expect_count
 
 if TYPE_CHECKING:
     from headrace.pipeline.dataset import PipelineDataset
-    from headrace.pipeline.engine.batch_iterator import BatchIterator
 
-__all__ = ["Executor", "Pipeline", "Stage", "from_iterable", "from_source", "read_arrow", "read_parquet"]
-
-Executor = Literal["thread", "process", "inline"]
-"""Who runs a stage: threads of this process, worker processes (for Python that holds the GIL), or the consumer."""
-
-
-@dataclass(frozen=True)
-class Stage:
-    """One stage of a pipeline.
-
-    Attributes:
-        name: Unique in the pipeline.
-        kind: The method that added it.
-        operation: What is done to each element.
-        cut: How the stream is cut in front of the operation, for shuffle and batch.
-        executor: Who runs it, or None for what `open` says.
-        timeout_s: Longest time one element may take.
-    """
-
-    name: str
-    kind: str
-    operation: Operation
-    cut: CutSpec | None = None
-    executor: Executor | None = None
-    timeout_s: float | None = None
+__all__ = ["Pipeline"]
 
 
 @dataclass(frozen=True)
@@ -69,16 +36,10 @@ class Pipeline:
     The sequence of batches is a function of (source, seeds, epoch) alone; see `open`.
 
     Attributes:
-        source: Where rows come from.
-        stages: In the order of the data.
-        num_prefetch: Batches made ready ahead of the consumer.
-        session: Column that tells sessions apart, if that is known.
+        plan: The source and the stages, as data.
     """
 
-    source: Source
-    stages: tuple[Stage, ...] = ()
-    num_prefetch: int = 2
-    session: str | None = None
+    plan: LogicalPlan
 
     def map(
         self,
@@ -102,8 +63,8 @@ class Pipeline:
             seed: Of `rng`.
             name: Of the stage; "map" if empty.
         """
-        operation = MapRows(function, self._seed(function, seed), bad_rows)
-        return self._with("map", operation, executor=executor, timeout_s=timeout_s, name=name)
+        stage = Map.make(function, seed=seed, position=len(self.plan.stages), bad_rows=bad_rows)
+        return self._add(stage, executor=executor, timeout_s=timeout_s, name=name)
 
     def filter(
         self,
@@ -125,9 +86,8 @@ class Pipeline:
             seed: Of `rng`, as for `map`.
             name: Of the stage; "filter" if empty.
         """
-        seeds = None if isinstance(predicate, pc.Expression) else self._seed(predicate, seed)
-        operation = FilterRows(predicate, seeds, bad_rows)
-        return self._with("filter", operation, executor=executor, timeout_s=timeout_s, name=name)
+        stage = Filter.make(predicate, seed=seed, position=len(self.plan.stages), bad_rows=bad_rows)
+        return self._add(stage, executor=executor, timeout_s=timeout_s, name=name)
 
     def shuffle(
         self,
@@ -151,46 +111,28 @@ class Pipeline:
         Raises:
             ConfigError: Nothing tells sessions apart, or an argument is out of range.
         """
-        _expect_count("shuffle", "num_rows", num_rows, at_least=1)
-        _expect_count("shuffle", "seed", seed, at_least=0)
-        if by not in ("row", "session"):
-            raise ConfigError(f'shuffle: by: given {by!r}, expected "row" or "session"')
-        if by == "session" and session is None:
-            session = self.session
-            if session is None:
-                raise ConfigError(
-                    'shuffle: by: given "session", but no schema names a session_id; '
-                    'expected session="the column that tells sessions apart"'
-                )
-        operation = Permute(seed, session if by == "session" else None)
-        return self._with("shuffle", operation, cut=CutSpec(num_rows), name=name)
+        return self._add(Shuffle.make(num_rows, seed, by, session, self.plan.session), name=name)
 
     def batch(self, size: int, *, drop_last: bool = False, name: str = "") -> Pipeline:
         """Regroup rows into batches of exactly `size`, the last one smaller (or dropped, and counted as dropped)."""
-        _expect_count("batch", "size", size, at_least=1)
-        expect(drop_last, bool, where="batch: drop_last", expected="true or false")
-        return self._with("batch", Combine(), cut=CutSpec(size, drop_last), name=name)
+        return self._add(BatchRows(size, drop_last), name=name)
 
     def transform(
         self, plan: Plan, *, bad_rows: BadRows = "fail", timeout_s: float | None = None, name: str = ""
     ) -> Pipeline:
         """Turn each record batch into tensors with a feature plan; rows it raises on follow `bad_rows` as for `map`."""
-        if not callable(getattr(plan, "apply", None)):
-            raise ConfigError(
-                f"transform: given {type(plan).__name__}, expected a plan with a method apply(record_batch)"
-            )
-        return self._with("transform", Transform(plan, bad_rows), timeout_s=timeout_s, name=name)
+        return self._add(Transform(plan, bad_rows), timeout_s=timeout_s, name=name)
 
     def prefetch(self, num_batches: int) -> Pipeline:
         """Make up to this many batches ready ahead of the consumer, beside those in work."""
-        _expect_count("prefetch", "num_batches", num_batches, at_least=0)
-        return replace(self, num_prefetch=num_batches)
+        expect_count("prefetch", "num_batches", num_batches, at_least=0)
+        return Pipeline(replace(self.plan, num_prefetch=num_batches))
 
     def to_device(self, device: str, *, name: str = "") -> Pipeline:
         """Copy batches to a device ahead of the consumer; goes behind `transform`."""
-        if not self._has_tensors:
+        if not self.plan.has_tensors:
             raise ConfigError("to_device: given record batches, expected tensors; call transform(plan) before it")
-        return self._with("to_device", ToDevice(str(device)), name=name)
+        return self._add(ToDevice(str(device)), name=name)
 
     def open(
         self,
@@ -228,10 +170,8 @@ class Pipeline:
             ConfigError: An argument or stage does not fit.
             CheckpointError: The state was saved by another pipeline.
         """
-        from headrace.pipeline.engine.batch_iterator import BatchIterator, OpenOptions
-
         options = OpenOptions.check(
-            self,
+            self.plan,
             workers=workers,
             memory_bytes=memory_bytes,
             executor=executor,
@@ -241,7 +181,7 @@ class Pipeline:
             decisions=decisions,
             tuner=tuner,
         )
-        return BatchIterator(self, options, state)
+        return BatchIterator(self.plan, options, state)
 
     def explain(self, *, seconds: float = 5.0, **options: Any) -> Explanation:
         """Read for some seconds without a trainer, and say what limits the pipeline; see `BatchIterator.explain`.
@@ -262,135 +202,9 @@ class Pipeline:
 
     def as_dataset(self, **options: Any) -> PipelineDataset:
         """The pipeline as a torch `IterableDataset`; `options` are those of `open` (but not `state`)."""
-        from headrace.pipeline.dataset import PipelineDataset
+        from headrace.pipeline.dataset import PipelineDataset  # imports torch, which pipelines of rows do without
 
-        return PipelineDataset(self, **options)
+        return PipelineDataset(self.open, **options)
 
-    @property
-    def signature(self) -> tuple[str, ...]:
-        """What a saved state must agree with: the stages that decide where rows go."""
-        parts = [f"source of {len(self.source)} items"]
-        for stage in self.stages:
-            if isinstance(stage.operation, Permute) and stage.cut is not None:
-                by = f" by {stage.operation.session}" if stage.operation.session is not None else ""
-                parts.append(f"shuffle {stage.cut.num_rows} rows seed {stage.operation.seed}{by}")
-            elif stage.kind in ("map", "filter", "batch"):
-                parts.append(stage.kind)
-        return tuple(parts)
-
-    @property
-    def num_cutters(self) -> int:
-        """Stages that regroup rows."""
-        return sum(stage.cut is not None for stage in self.stages)
-
-    @property
-    def _has_tensors(self) -> bool:
-        return any(stage.kind == "transform" for stage in self.stages)
-
-    def _with(self, kind: str, operation: Operation, *, name: str = "", **options: Any) -> Pipeline:
-        if self._has_tensors and kind != "to_device":
-            raise ConfigError(
-                f"{kind}: comes behind transform, where rows are tensors already; put it before transform"
-            )
-        if options.get("executor") not in (None, "thread", "process"):
-            raise ConfigError(f'{kind}: executor: given {options["executor"]!r}, expected "thread" or "process"')
-        if getattr(operation, "bad_rows", None) not in (None, "fail", "drop", "quarantine"):
-            raise ConfigError(
-                f'{kind}: bad_rows: given {operation.bad_rows!r}, expected "fail", "drop" or "quarantine"'
-            )
-        timeout_s = options.get("timeout_s")
-        if timeout_s is not None and not timeout_s > 0:
-            raise ConfigError(f"{kind}: timeout_s: given {timeout_s!r}, expected a number of seconds above 0")
-        taken = {"source", *(stage.name for stage in self.stages)}
-        if name in taken or "+" in name or "." in name:
-            raise ConfigError(f'{kind}: name: given {name!r}, expected a name not used before, without "+" and "."')
-        if not name:
-            names = (kind, *(f"{kind}{number}" for number in range(2, len(taken) + 2)))
-            name = next(free for free in names if free not in taken)
-        return replace(self, stages=(*self.stages, Stage(name, kind, operation, **options)))
-
-    def _seed(self, function: Callable[..., Any], seed: int) -> tuple[int, ...] | None:
-        """Two stages draw different numbers from the same seed: their positions are mixed in."""
-        if not callable(function):
-            raise ConfigError(f"expected a function of a record batch, given {type(function).__name__}")
-        _expect_count("map or filter", "seed", seed, at_least=0)
-        return (seed, len(self.stages)) if takes_rng(function) else None
-
-
-def from_source(source: Source) -> Pipeline:
-    """A pipeline that reads a `Source`."""
-    return Pipeline(source)
-
-
-def read_parquet(
-    paths: str | Path | Sequence[str | Path],
-    schema: Schema | str | Path,
-    *,
-    columns: Sequence[str] | None = None,
-    bad_rows: BadRowPolicy | None = None,
-) -> Pipeline:
-    """A pipeline that reads whole Parquet logs once; a job that comes back for what is new uses windows instead.
-
-    Entries of the folders that are neither read nor hidden by their names are named in a `UserWarning`.
-
-    Args:
-        paths: Files or folders, read in the order of their names.
-        schema: What the columns are, or the YAML file that says so; rows that do not keep to it are bad.
-        columns: Those to read; None for all the schema names.
-        bad_rows: What to do with bad rows; the default fails at the first.
-
-    Raises:
-        ConfigError: An argument is of another type, or the schema's file cannot be read.
-        DataError: A file cannot be read or lacks a column.
-    """
-    schema = _schema_of("read_parquet", schema)
-    several = [paths] if isinstance(paths, str | Path) else list(_expect_paths("read_parquet", paths))
-    listings = [list_log(str(path)) for path in several]
-    for note in (note for listing in listings for note in listing.notes):
-        warnings.warn(note, stacklevel=2)
-    files = [file for listing in listings for file in listing.files]
-    expect(bad_rows, (BadRowPolicy, type(None)), where="read_parquet: bad_rows", expected="a BadRowPolicy")
-    source = ParquetSource(select_files(files), schema, columns=columns, policy=bad_rows)
-    return Pipeline(source, session=schema.session_id)
-
-
-def read_arrow(
-    table: pa.Table, schema: Schema | str | Path | None = None, *, bad_rows: BadRowPolicy | None = None
-) -> Pipeline:
-    """A pipeline that reads an Arrow table in memory: checked if there is a schema, else as it is.
-
-    Raises:
-        ConfigError: An argument is of another type.
-    """
-    if not isinstance(table, pa.Table):
-        raise ConfigError(f"read_arrow: table: given {type(table).__name__}, expected a pyarrow.Table")
-    schema = None if schema is None else _schema_of("read_arrow", schema)
-    if schema is None:
-        return Pipeline(TableSource(table))
-    return Pipeline(ArrowSource(table, schema, policy=bad_rows), session=schema.session_id)
-
-
-def from_iterable(batches: Iterable[Any] | Callable[[], Iterable[Any]], *, columns: Sequence[str] = ()) -> Pipeline:
-    """A pipeline that reads batches of rows from anything that yields the same ones each time; see `IterableSource`."""
-    return Pipeline(IterableSource(batches, columns=columns))
-
-
-def _schema_of(function: str, schema: object) -> Schema:
-    if isinstance(schema, str | Path):
-        return Schema.from_yaml(schema)
-    if not isinstance(schema, Schema):
-        raise ConfigError(
-            f"{function}: schema: given {type(schema).__name__}, expected a Schema or the path of a schema.yaml"
-        )
-    return schema
-
-
-def _expect_paths(function: str, paths: object) -> Sequence[str | Path]:
-    if not isinstance(paths, list | tuple) or not all(isinstance(path, str | Path) for path in paths):
-        raise ConfigError(f"{function}: paths: given {type(paths).__name__}, expected a path or a list of paths")
-    return paths
-
-
-def _expect_count(stage: str, name: str, value: object, *, at_least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < at_least:
-        raise ConfigError(f"{stage}: {name}: given {value!r}, expected a whole number from {at_least} on")
+    def _add(self, transformation: Transformation, **options: Any) -> Pipeline:
+        return Pipeline(self.plan.add(transformation, **options))

@@ -10,12 +10,12 @@ import pyarrow as pa
 
 from headrace.errors import ConfigError, DataError, expect
 from headrace.logs import ArrowSource
-from headrace.logs.source import ROW_ID, Piece, Source
+from headrace.logs.source import ROW_ID, Source, SourceBatch
 
 __all__ = ["IterableSource", "TableSource", "reads_storage", "to_record_batch"]
 
-PIECE_ROWS = 65_536
-"""Rows of a piece of a table: 10 MB of click logs (26 ids, 13 numbers), small enough to spread over workers."""
+SPLIT_ROWS = 65_536
+"""Rows of a split of a table: 10 MB of click logs (26 ids, 13 numbers), small enough to spread over workers."""
 
 
 def reads_storage(source: Source) -> bool:
@@ -24,36 +24,36 @@ def reads_storage(source: Source) -> bool:
 
 
 class TableSource:
-    """The rows of an Arrow table as they are, unchecked; each item is a stretch of them, without a copy."""
+    """The rows of an Arrow table as they are, unchecked; each split is a stretch of them, without a copy."""
 
-    def __init__(self, table: pa.Table, *, piece_rows: int = PIECE_ROWS) -> None:
+    def __init__(self, table: pa.Table, *, split_rows: int = SPLIT_ROWS) -> None:
         """Take a table.
 
         Args:
             table: The rows; a column `__row_id` is kept, else rows are numbered.
-            piece_rows: Rows of an item.
+            split_rows: Rows of a split.
         """
         if ROW_ID not in table.schema.names:
             ids = pa.array(np.arange(table.num_rows, dtype=np.int64))
             table = table.append_column(pa.field(ROW_ID, pa.int64()), ids)
-        self._batches = table.to_batches(max_chunksize=piece_rows)
+        self._batches = table.to_batches(max_chunksize=split_rows)
 
     def __len__(self) -> int:
         return len(self._batches)
 
-    def read(self, item: int) -> Iterator[Piece]:
-        """The one piece of an item."""
-        batch = self._batches[item]
-        yield Piece(batch, batch.num_rows)
+    def read(self, split: int) -> Iterator[SourceBatch]:
+        """The one batch of a split."""
+        batch = self._batches[split]
+        yield SourceBatch(batch, batch.num_rows)
 
-    def describe(self, item: int) -> str:
+    def describe(self, split: int) -> str:
         """Rows of the table, counted from 0."""
-        first = sum(batch.num_rows for batch in self._batches[:item])
-        return f"table, rows {first} to {first + self._batches[item].num_rows - 1}"
+        first = sum(batch.num_rows for batch in self._batches[:split])
+        return f"table, rows {first} to {first + self._batches[split].num_rows - 1}"
 
 
 class IterableSource:
-    """Batches of another loader as one item of many pieces."""
+    """Batches of another loader as one split of many batches."""
 
     def __init__(
         self,
@@ -88,7 +88,7 @@ class IterableSource:
     def __len__(self) -> int:
         return 1
 
-    def read(self, item: int) -> Iterator[Piece]:
+    def read(self, split: int) -> Iterator[SourceBatch]:
         """All batches in order; rows without ids are numbered."""
         num_rows = 0
         batches = self._batches() if callable(self._batches) else self._batches
@@ -100,9 +100,9 @@ class IterableSource:
                     [*batch.columns, ids], schema=batch.schema.append(pa.field(ROW_ID, pa.int64()))
                 )
             num_rows += batch.num_rows
-            yield Piece(batch, batch.num_rows)
+            yield SourceBatch(batch, batch.num_rows)
 
-    def describe(self, item: int) -> str:
+    def describe(self, split: int) -> str:
         """The name given."""
         return self._name
 

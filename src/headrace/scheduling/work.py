@@ -14,8 +14,7 @@ from torch import nn
 
 from headrace.embeddings import EmbeddingBags, Keys, LocalStore, embedding_bags
 from headrace.embeddings.bags import BegunLookups, Lookup
-from headrace.pipeline import BatchIterator
-from headrace.pipeline.engine.element import Account
+from headrace.pipeline import BatchIterator, RowStats
 from headrace.scheduling.feature_groups import FeatureGroups
 from headrace.scheduling.graph import JOINT
 from headrace.scheduling.runtime import Done
@@ -48,16 +47,16 @@ class Trained:
     Attributes:
         batch: The batch.
         result: What `Phases.forward_backward` returned.
-        account: What became of the rows it took.
-        token: Where in the pipeline the batch after it begins.
+        row_stats: What became of the rows it took.
+        position: Where in the pipeline the batch after it begins.
         computed_s: When its last features were there, on the clock of `time.perf_counter`.
         dense_s: When its dense work began.
     """
 
     batch: Batch
     result: Any
-    account: Account
-    token: dict[str, Any]
+    row_stats: RowStats
+    position: dict[str, Any]
     computed_s: float
     dense_s: float
 
@@ -67,8 +66,8 @@ class _Live:
     """One batch between reading and training."""
 
     rows: pa.RecordBatch | None
-    account: Account
-    token: dict[str, Any]
+    row_stats: RowStats
+    position: dict[str, Any]
     parts: dict[int, Batch] = field(default_factory=dict)
     tickets: dict[int, list[Ticket]] = field(default_factory=dict)
     lookups: dict[EmbeddingBags, list[Lookup]] = field(default_factory=dict)
@@ -105,7 +104,7 @@ class TrainingWork:
             verify: Pull every row once more right before it is used, and fail if it differs: twice the traffic, and
                 proof that no pull ran ahead of a push.
         """
-        self.rest: tuple[Account, dict[str, Any]] | None = None
+        self.rest: tuple[RowStats, dict[str, Any]] | None = None
         self.held_ratio = 0.0
         self._batches = batches
         self._groups = groups
@@ -137,11 +136,11 @@ class TrainingWork:
     def read(self, batch: int) -> int | None:
         """See `Work`."""
         rows = next(self._batches, None)
-        account, token = self._batches.take_account(), self._batches.state_dict()
+        row_stats, position = self._batches.take_row_stats(), self._batches.state_dict()
         if rows is None:
-            self.rest = account, token
+            self.rest = row_stats, position
             return None
-        self._live[batch] = _Live(rows, account, token)
+        self._live[batch] = _Live(rows, row_stats, position)
         return int(rows.nbytes)
 
     def features(self, batch: int, group: int) -> int:
@@ -219,7 +218,7 @@ class TrainingWork:
         live = self._live[batch]
         self._live.pop(batch - 1, None)  # the keys of this one are still compared with those of the next
         assert live.batch is not None
-        trained = Trained(live.batch, live.result, live.account, live.token, live.computed_s, live.dense_s)
+        trained = Trained(live.batch, live.result, live.row_stats, live.position, live.computed_s, live.dense_s)
         live.batch, live.parts, live.lookups, live.result = None, {}, {}, None
         return trained
 

@@ -10,7 +10,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from headrace import __version__
 from headrace.errors import ConfigError, HeadraceError, TornCheckpoint
 from headrace.files import new_folder, write_text
 from headrace.logs import check_output
@@ -24,6 +23,7 @@ from headrace.training.job import JobConfig
 from headrace.training.run_folder import RunFolder
 from headrace.training.state import load_parameters, parameters
 from headrace.user_code import no_imports
+from headrace.version import __version__
 
 __all__ = ["ExportedModel", "export_model"]
 

@@ -18,15 +18,14 @@ from headrace.logs import ErrorBudget, LogFile, ParquetSource, check_output, lis
 from headrace.logs.row_ids import RowIds
 from headrace.observe.progress import Progress
 from headrace.paths import local_path
-from headrace.pipeline import BatchIterator
+from headrace.pipeline import BatchIterator, RowStats
 from headrace.tensors import Batch
 from headrace.threads import use_threads
 from headrace.training.checkpoint import CheckpointFolder
 from headrace.training.components import JobComponents, build_components
-from headrace.training.feed import count_rows, decide_groups, open_batches, source_columns
+from headrace.training.feed import decide_groups, open_batches, source_columns
 from headrace.training.job import JobConfig
 from headrace.training.metrics import BinaryMetrics, Scores
-from headrace.training.rows import RowCounts
 from headrace.training.run_folder import RunFolder
 from headrace.training.state import TrainingState, restore
 
@@ -68,7 +67,7 @@ class Scorer:
         state = TrainingState(self.components.label_names)
         restore(snapshot, state, self.components.model, None, self.components.shape)
         self.checkpoint, self.step = snapshot.number, state.step
-        self.rows = RowCounts()
+        self.rows = RowStats()
         self.components.model.eval()
         use_threads(job.training.threads)
 
@@ -103,7 +102,7 @@ class Scorer:
         with new_file(out) as partial, pq.ParquetWriter(str(partial.absolute()), schema, compression="zstd") as writer:
             for batch, logits in self._score(source, "predict", plan):
                 writer.write_batch(_predictions(batch, logits, source.row_ids, schema))
-        return self.rows.used
+        return self.rows.num_used
 
     def list_logs(self, path: str) -> list[LogFile]:
         """The files of the logs at `path`; a line for the user names entries that are not read."""
@@ -148,8 +147,8 @@ class Scorer:
         self, source: ParquetSource, what: str, plan: FeaturePlan
     ) -> Generator[tuple[Batch, NDArray[np.float32]], None, None]:
         budget = ErrorBudget(self.job.data.bad_rows)
-        self.rows = RowCounts()
-        total = sum(source.num_rows(item) for item in range(len(source)))
+        self.rows = RowStats()
+        total = sum(source.num_rows(split) for split in range(len(source)))
         plan = decide_groups(self.job, plan, source, shuffled=False)
         with (
             Progress(what, total=total) as progress,
@@ -164,10 +163,10 @@ class Scorer:
             self._count(batches, budget, progress)  # bad rows behind the last good one
 
     def _count(self, batches: BatchIterator, budget: ErrorBudget, progress: Progress) -> None:
-        rows = count_rows(batches.take_account())
-        self.rows += rows
-        budget.add(num_read=rows.read, num_bad=rows.bad)
-        progress.advance(rows.read)
+        rows = batches.take_row_stats()
+        self.rows += rows.counts()
+        budget.add(num_read=rows.num_read, num_bad=rows.num_bad)
+        progress.advance(rows.num_read)
 
     def _prediction_schema(self, row_ids: RowIds) -> pa.Schema:
         fields = [pa.field("row_id", pa.int64())]

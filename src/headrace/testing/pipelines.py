@@ -10,71 +10,76 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from headrace.logs.source import REJECT_SCHEMA, ROW_ID, Piece, make_row_id
-from headrace.pipeline import BatchIterator, Pipeline
-from headrace.pipeline.engine.element import Account
+from headrace.logs.source import REJECT_SCHEMA, ROW_ID, SourceBatch, make_row_id
+from headrace.pipeline import BatchIterator, Pipeline, RowStats
 
 __all__ = ["SyntheticSource", "assert_resumes_everywhere", "batches_of", "rows_of"]
 
 
 @dataclass(frozen=True)
 class SyntheticSource:
-    """Items with pieces of given sizes; some rows are bad, some pieces have no good row, some items no piece.
+    """Splits with batches of given sizes; some rows are bad, some batches have no good row, some splits no batch.
 
-    Row ids are those of a log with one file an item. The column `value` (float64) counts all rows.
+    Row ids are those of a log with one file a split. The column `value` (float64) counts all rows.
 
     Attributes:
-        pieces: For each item, for each piece, (good rows, rows to quarantine, rows dropped).
+        batches: For each split, for each batch, (good rows, rows to quarantine, rows dropped).
     """
 
-    pieces: Sequence[Sequence[tuple[int, int, int]]]
+    batches: Sequence[Sequence[tuple[int, int, int]]]
 
     @classmethod
-    def random(cls, seed: int, *, num_items: int = 6, max_pieces: int = 4, max_rows: int = 40) -> SyntheticSource:
+    def random(cls, seed: int, *, num_splits: int = 6, max_batches: int = 4, max_rows: int = 40) -> SyntheticSource:
         """A source of random shape."""
         rng = np.random.default_rng(seed)
         return cls(
             [
                 [
                     (int(rng.integers(max_rows) * (rng.random() < 0.8)), int(rng.integers(4)), int(rng.integers(4)))
-                    for _ in range(rng.integers(max_pieces + 1))
+                    for _ in range(rng.integers(max_batches + 1))
                 ]
-                for _ in range(num_items)
+                for _ in range(num_splits)
             ]
         )
 
     def __len__(self) -> int:
-        return len(self.pieces)
+        return len(self.batches)
 
     @property
     def num_rows(self) -> int:
         """All rows, good and bad."""
-        return sum(sum(piece) for item in self.pieces for piece in item)
+        return sum(sum(batch) for split in self.batches for batch in split)
 
     @property
     def num_quarantined(self) -> int:
         """Rows to quarantine."""
-        return sum(piece[1] for item in self.pieces for piece in item)
+        return sum(batch[1] for split in self.batches for batch in split)
 
-    def read(self, item: int) -> Iterator[Piece]:
-        """Pieces of an item; in each the good rows come first."""
-        first = sum(sum(piece) for before in self.pieces[:item] for piece in before)
+    def read(self, split: int) -> Iterator[SourceBatch]:
+        """Batches of a split; in each the good rows come first."""
+        first = sum(sum(batch) for before in self.batches[:split] for batch in before)
         row = 0
-        for good, rejected, dropped in self.pieces[item]:
+        for good, rejected, dropped in self.batches[split]:
             values = np.arange(first + row, first + row + good, dtype=np.float64)
-            ids = make_row_id(item, row) + np.arange(good, dtype=np.int64)
+            ids = make_row_id(split, row) + np.arange(good, dtype=np.int64)
             columns = {"value": values, ROW_ID: ids}
             rejects = [
-                {"file": f"file {item}", "row_group": 0, "row": row + good + number, "column": "value", "reason": "bad"}
+                {
+                    "file": f"file {split}",
+                    "row_group": 0,
+                    "row": row + good + number,
+                    "column": "value",
+                    "reason": "bad",
+                }
                 for number in range(rejected)
             ]
             batch = pa.RecordBatch.from_pylist(rejects, schema=REJECT_SCHEMA) if rejects else None
-            yield Piece(pa.record_batch(columns), good + rejected + dropped, batch, dropped)
+            yield SourceBatch(pa.record_batch(columns), good + rejected + dropped, batch, dropped)
             row += good + rejected + dropped
 
-    def describe(self, item: int) -> str:
+    def describe(self, split: int) -> str:
         """Like a row group."""
-        return f"file {item}, row group 0"
+        return f"file {split}, row group 0"
 
 
 def rows_of(batch: Any) -> list[int]:
@@ -106,37 +111,37 @@ def assert_resumes_everywhere(
         expected: Row ids of all batches; None for those of an inline pass.
 
     Raises:
-        AssertionError: Batches or accounts of the two parts together are not those of one pass.
+        AssertionError: Batches or row counts of the two parts together are not those of one pass.
     """
     expected = batches_of(pipe, executor="inline") if expected is None else expected
-    whole = _account_of(pipe.open(executor="inline"))
+    whole = _row_stats_of(pipe.open(executor="inline"))
     for stop in range(len(expected) + 1):
         with pipe.open(**first) as batches:
             seen = [rows_of(next(batches)) for _ in range(stop)]
             state = batches.state_dict()
-            before = batches.take_account()
+            before = batches.take_row_stats()
         assert seen == expected[:stop], f"the first {stop} batches differ"
         with pipe.open(**then, state=state) as batches:
             rest = [rows_of(batch) for batch in batches]
-            after = batches.take_account()
+            after = batches.take_row_stats()
         assert rest == expected[stop:], f"resumed behind batch {stop}, the rest differs"
-        assert _key(before, after) == _key(whole), f"stopped behind batch {stop}, the account differs"
+        assert _key(before, after) == _key(whole), f"stopped behind batch {stop}, the row counts differ"
 
 
-def _account_of(batches: BatchIterator) -> Account:
+def _row_stats_of(batches: BatchIterator) -> RowStats:
     with batches:
         for _ in batches:
             pass
-        return batches.take_account()
+        return batches.take_row_stats()
 
 
-def _key(*accounts: Account) -> tuple[Any, ...]:
+def _key(*parts: RowStats) -> tuple[Any, ...]:
     """What two ways of reading the same rows must agree in."""
     rejects = Counter(
         (row["file"], row["row"], row["reason"])
-        for account in accounts
-        for batch in account.rejects
+        for part in parts
+        for batch in part.rejects
         for row in batch.to_pylist()
     )
-    parts = ("num_read", "num_delivered", "num_filtered", "num_dropped")
-    return (*(sum(getattr(account, part) for account in accounts) for part in parts), rejects)
+    names = ("num_read", "num_used", "num_filtered", "num_dropped")
+    return (*(sum(getattr(part, name) for part in parts) for name in names), rejects)

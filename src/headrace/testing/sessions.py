@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from headrace.logs import Schema
 from headrace.logs.groups import expand, group_array, group_name
-from headrace.logs.source import ROW_ID, Piece, make_row_id
+from headrace.logs.source import ROW_ID, SourceBatch, make_row_id
 
 __all__ = ["SESSION_SCHEMA", "SessionSource", "has_even_sum"]
 
@@ -36,48 +36,48 @@ class SessionSource:
     `click` depends on whether the item is near the user's, so there is something to learn.
 
     Attributes:
-        num_items: Source items, of two pieces each.
-        sessions_per_piece: Sessions of a piece.
+        num_splits: Splits, of two batches each.
+        sessions_per_batch: Sessions of a batch.
         nested: Whether what repeats comes in two group columns: age, user and session; history.
         seed: Of all values.
     """
 
-    num_items: int = 3
-    sessions_per_piece: int = 10
+    num_splits: int = 3
+    sessions_per_batch: int = 10
     nested: bool = False
     seed: int = 0
 
     def __len__(self) -> int:
-        return self.num_items
+        return self.num_splits
 
-    def read(self, item: int) -> Iterator[Piece]:
-        """The two pieces of an item."""
+    def read(self, split: int) -> Iterator[SourceBatch]:
+        """The two batches of a split."""
         first_row = 0
-        for piece in range(2):
-            rows = self._rows(item, piece, first_row)
+        for number in range(2):
+            rows = self._rows(split, number, first_row)
             first_row += rows.num_rows
-            yield Piece(rows if self.nested else expand(rows), rows.num_rows)
+            yield SourceBatch(rows if self.nested else expand(rows), rows.num_rows)
 
-    def describe(self, item: int) -> str:
-        """The item's number."""
-        return f"sessions {item}"
+    def describe(self, split: int) -> str:
+        """The number of the split."""
+        return f"sessions {split}"
 
-    def _rows(self, item: int, piece: int, first_row: int) -> pa.RecordBatch:
-        rng = np.random.default_rng((self.seed, item, piece))
-        sizes = rng.integers(1, 10, self.sessions_per_piece)
-        session = np.repeat(np.arange(self.sessions_per_piece, dtype=np.int32), sizes)
+    def _rows(self, split: int, number: int, first_row: int) -> pa.RecordBatch:
+        rng = np.random.default_rng((self.seed, split, number))
+        sizes = rng.integers(1, 10, self.sessions_per_batch)
+        session = np.repeat(np.arange(self.sessions_per_batch, dtype=np.int32), sizes)
         within = np.arange(len(session)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
         ends = np.cumsum((sizes + 2) // 3)  # distinct histories of a session
         version = (ends - (sizes + 2) // 3)[session] + within // 3
-        user = rng.integers(0, 50, self.sessions_per_piece)
+        user = rng.integers(0, 50, self.sessions_per_batch)
         shown = rng.integers(0, 50, len(session))
         rate = 1 / (1 + np.exp(np.abs(shown - user[session]) / 8.0 - 2))
         features = {
-            "age": pa.array(rng.normal(size=self.sessions_per_piece), pa.float32()),
+            "age": pa.array(rng.normal(size=self.sessions_per_batch), pa.float32()),
             "user": pa.array(user),
-            "session": pa.array(1000 * item + 100 * piece + np.arange(self.sessions_per_piece)),
+            "session": pa.array(1000 * split + 100 * number + np.arange(self.sessions_per_batch)),
         }
-        row_ids = [make_row_id(item, first_row + row) for row in range(len(session))]
+        row_ids = [make_row_id(split, first_row + row) for row in range(len(session))]
         return pa.record_batch(
             {
                 group_name(0): group_array(features, session),

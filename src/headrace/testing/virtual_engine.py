@@ -19,6 +19,7 @@ from headrace.pipeline.engine.counters import GroupNow, PipelineCounters, Record
 from headrace.pipeline.engine.element import Element
 from headrace.pipeline.engine.lanes import StageLane, Work
 from headrace.pipeline.engine.ledger import Ledger
+from headrace.pipeline.engine.position import Position
 from headrace.pipeline.engine.source_lane import SourceLane
 from headrace.pipeline.engine.state import PipelineState
 from headrace.pipeline.transformations.chain import StageUse
@@ -43,18 +44,18 @@ class VirtualEngine:
     Attributes:
         cpus: CPUs of the machine; may be changed between runs.
         time_s: The virtual clock.
-        taken: Number of the item of every element the consumer took, in the order it took them.
+        taken: Number of the split of every element the consumer took, in the order it took them.
     """
 
-    def __init__(self, spec: PipelineSpec, cpus: int, *, num_items: int = 1 << 20) -> None:
+    def __init__(self, spec: PipelineSpec, cpus: int, *, num_splits: int = 1 << 20) -> None:
         """A pipeline at rest at time 0, one worker a stage."""
         self.cpus, self.time_s = cpus, 0.0
         self.taken: list[int] = []
-        self._spec, self._num_items = spec, num_items
+        self._spec, self._num_splits = spec, num_splits
         self._stages = (SOURCE, *spec.stages)
-        lanes = [StageLane(stage.name, 1, cutter=None, in_threads=True, copies=0) for stage in spec.stages]
+        lanes = [StageLane(stage.name, 1, rebatcher=None, in_threads=True, copies=0) for stage in spec.stages]
         self._state = PipelineState(
-            SourceLane(1, num_items, 0, 0),
+            SourceLane(1, num_splits, 0, 0),
             lanes,
             Ledger(1 << 40),
             num_workers=1 << 10,
@@ -149,9 +150,9 @@ class VirtualEngine:
 
     def _finish(self, work: Work) -> None:
         self._cpus_busy -= 1
-        if work.lane == 0 and work.piece == 0:  # an item is one element; the read after it finds its end
-            key = (work.item, 0)
-            work.element = Element(None, 1, key, key, (work.item, 1), items=(work.item,))
+        if work.lane == 0 and work.source_batch == 0:  # a split is one element; the read after it finds its end
+            before, after = Position(work.split, 0), Position(work.split, 1)
+            work.element = Element(None, 1, (work.split, 0), before, after, splits=(work.split,))
         self._state.finished(work, num_bytes=ELEMENT_BYTES if work.element is not None else 0)
         if work.element is not None:
             stage = self._stages[work.lane]
@@ -159,7 +160,7 @@ class VirtualEngine:
             self._recorder.stages[stage.name].add(use, ELEMENT_BYTES)
 
     def _consume(self, element: Element) -> None:
-        self.taken.append(element.items[0])
+        self.taken.append(element.splits[0])
         waited_s = self.time_s - self._consumer_since
         if self._spec.consumer_s <= 0.0:
             self._consumed(waited_s)

@@ -11,13 +11,12 @@ from headrace.errors import ConfigError, HeadraceError
 from headrace.features import FeaturePlan
 from headrace.logs.source import ROW_ID, Source
 from headrace.observe.decisions import DecisionLog
-from headrace.pipeline import Account, BatchIterator, Pipeline, from_source
+from headrace.pipeline import BatchIterator, Pipeline, from_source
 from headrace.pipeline.engine.options import memory_budget
 from headrace.training.job import JobConfig
-from headrace.training.rows import RowCounts
 from headrace.user_code import load_function
 
-__all__ = ["build_pipeline", "count_rows", "decide_groups", "open_batches", "source_columns", "step_budget"]
+__all__ = ["build_pipeline", "decide_groups", "open_batches", "source_columns", "step_budget"]
 
 STEP_SHARE = 0.25
 """Of a job's memory budget, where a scheduler computes features: it holds a few batches and their rows, the pipeline
@@ -118,18 +117,7 @@ def decide_groups(
 def _first_rows(source: Source) -> pa.RecordBatch | None:
     """The first good rows of a source; None if there are none, or a bad one that the pipeline will tell of."""
     try:
-        pieces = (piece for item in range(len(source)) for piece in source.read(item))
-        return next((piece.batch for piece in pieces if piece.batch.num_rows), None)
+        batches = (batch for split in range(len(source)) for batch in source.read(split))
+        return next((batch.rows for batch in batches if batch.rows.num_rows), None)
     except HeadraceError:
         return None
-
-
-def count_rows(account: Account) -> RowCounts:
-    """What became of the rows of an account."""
-    return RowCounts(
-        read=account.num_read,
-        used=account.num_delivered,
-        filtered=account.num_filtered,
-        dropped=account.num_dropped,
-        quarantined=account.num_quarantined,
-    )

@@ -13,10 +13,9 @@ from headrace.features import FeaturePlan, Savings
 from headrace.logs import ParquetSource, Source
 from headrace.logs.parquet_source import BytesRead
 from headrace.models.tower_work import TowerWork, tower_work
-from headrace.pipeline import StageReading
+from headrace.pipeline import RowStats, StageReading
 from headrace.resources import ResourceMonitor
 from headrace.training.metrics import Scores
-from headrace.training.rows import RowCounts
 from headrace.training.state import TrainingState
 from headrace.training.step import StepResult
 from headrace.training.stepping import Steps
@@ -93,7 +92,7 @@ class StepRecorder:
             "kind": "step",
             "time_s": state.seconds,
             "step": state.step,
-            "rows": state.rows.used,
+            "rows": state.rows.num_used,
             "window": window,
             "loss": self.loss,
             "auc": scores.auc,
@@ -148,24 +147,24 @@ def limiting_part(seconds: dict[str, float]) -> str:
 def window_record(state: TrainingState, name: str, scores: dict[str, Scores], best_ne: float | None) -> dict[str, Any]:
     """The record of a finished window; with several labels, the others' metrics are named `<metric>_<label>`."""
     first, *others = state.label_names
-    rows: RowCounts = state.window_rows
+    rows: RowStats = state.window_rows
     record: dict[str, Any] = {
         "kind": "window",
         "window": name,
         "step": state.step,
-        "rows": rows.used,
+        "rows": rows.num_used,
         "seconds": state.window_seconds,
-        "rows_per_s": rows.used / state.window_seconds if state.window_seconds else None,
+        "rows_per_s": rows.num_used / state.window_seconds if state.window_seconds else None,
         "auc": scores[first].auc,
         "log_loss": scores[first].log_loss,
         "ne": scores[first].ne,
         "calibration": scores[first].calibration,
         "best_ne": best_ne,
         "baseline_auc": state.baseline.compute().auc,
-        "read": rows.read,
-        "filtered": rows.filtered,
-        "dropped": rows.dropped,
-        "quarantined": rows.quarantined,
+        "read": rows.num_read,
+        "filtered": rows.num_filtered,
+        "dropped": rows.num_dropped,
+        "quarantined": rows.num_quarantined,
         "time_s": state.seconds,
     }
     for label in others:

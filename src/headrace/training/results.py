@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from headrace.pipeline import RowStats
 from headrace.training.metrics import Scores
-from headrace.training.rows import RowCounts
 
 __all__ = ["TrainResult", "WindowResult"]
 
@@ -24,7 +24,7 @@ class WindowResult:
     """
 
     name: str
-    rows: RowCounts
+    rows: RowStats
     seconds: float
     scores: dict[str, Scores]
     best_ne: float | None
@@ -33,12 +33,12 @@ class WindowResult:
     @property
     def rows_per_s(self) -> float:
         """Rows used a second; 0 where no time has passed."""
-        return self.rows.used / self.seconds if self.seconds else 0.0
+        return self.rows.num_used / self.seconds if self.seconds else 0.0
 
     def summary(self) -> dict[str, float | int | None]:
         """The numbers of a line about the window, those of its first label; None for what is not worth a word."""
         scores = next(iter(self.scores.values()))
-        bad = self.rows.bad or None
+        bad = self.rows.num_bad or None
         return {"bad": bad, "loss": scores.log_loss, "AUC": scores.auc, "NE": scores.ne}
 
 

@@ -17,11 +17,11 @@ from headrace.embeddings.tables.state import Columns
 from headrace.errors import CheckpointError
 from headrace.logs import Cursor, Window
 from headrace.models.products import Precision
+from headrace.pipeline import RowStats
 from headrace.training.checkpoint import Snapshot
 from headrace.training.dense_optimizer import load_optimizer_arrays, optimizer_arrays
 from headrace.training.metrics import BinaryMetrics
 from headrace.training.process_group import ProcessGroup
-from headrace.training.rows import RowCounts
 
 __all__ = ["TrainingState", "load_parameters", "parameters", "restore", "take_snapshot"]
 
@@ -53,7 +53,7 @@ class TrainingState:
         precision: What matrix products take, once it is decided.
         cursor: Which rows whole windows have used.
         window: The window in progress, or None between windows.
-        token: Where in that window the next batch begins, see `BatchIterator.state_dict`; None at its start.
+        position: Where in that window the next batch begins, see `BatchIterator.state_dict`; None at its start.
         replayed: Quarantine files that were trained on after a fix.
         rows: What became of all rows so far.
         window_rows: The same for the window in progress.
@@ -70,10 +70,10 @@ class TrainingState:
     precision: Precision | None = None
     cursor: Cursor = field(default_factory=Cursor)
     window: Window | None = None
-    token: dict[str, Any] | None = None
+    position: dict[str, Any] | None = None
     replayed: tuple[str, ...] = ()
-    rows: RowCounts = field(default_factory=RowCounts)
-    window_rows: RowCounts = field(default_factory=RowCounts)
+    rows: RowStats = field(default_factory=RowStats)
+    window_rows: RowStats = field(default_factory=RowStats)
     seconds: float = 0.0
     window_seconds: float = 0.0
     running: dict[str, BinaryMetrics] = field(default_factory=dict)
@@ -91,18 +91,19 @@ class TrainingState:
 
     def start_stretch(self) -> None:
         """Begin to count a stretch of rows anew."""
-        self.token = None
-        self.window_rows, self.window_seconds = RowCounts(), 0.0
+        self.position = None
+        self.window_rows, self.window_seconds = RowStats(), 0.0
         self.in_window = {name: BinaryMetrics() for name in self.label_names}
         self.baseline = BinaryMetrics()
 
     def finish_window(self) -> None:
         """Count the window in progress as used."""
         assert self.window is not None
-        self.cursor, self.window, self.token = self.window.cursor_after, None, None
+        self.cursor, self.window, self.position = self.window.cursor_after, None, None
 
-    def count(self, rows: RowCounts, seconds: float) -> None:
+    def count(self, rows: RowStats, seconds: float) -> None:
         """Add what a step used."""
+        rows = rows.counts()
         self.rows += rows
         self.window_rows += rows
         self.seconds += seconds
@@ -123,13 +124,16 @@ class TrainingState:
         if process_group.rank:
             self.forget_counts()
             return
-        self.rows, self.window_rows = (RowCounts(*map(int, total)) for total in totals[:2])
+        self.rows, self.window_rows = (
+            RowStats.from_dict(dict(zip(rows.to_dict(), total, strict=True)))
+            for rows, total in zip((self.rows, self.window_rows), totals, strict=False)
+        )
         for place, metric in enumerate(metrics):
             metric.load_state_dict({"bins": totals[2 + 2 * place], "sums": totals[3 + 2 * place]})
 
     def forget_counts(self) -> None:
         """Rows and metrics of nothing yet."""
-        self.rows, self.window_rows, self.baseline = RowCounts(), RowCounts(), BinaryMetrics()
+        self.rows, self.window_rows, self.baseline = RowStats(), RowStats(), BinaryMetrics()
         self.running = {name: BinaryMetrics() for name in self.label_names}
         self.in_window = {name: BinaryMetrics() for name in self.label_names}
 
@@ -164,7 +168,7 @@ def take_snapshot(state: TrainingState, model: nn.Module, optimizer: torch.optim
         "precision": state.precision,
         "cursor": state.cursor.to_dict(),
         "window": None if state.window is None else state.window.to_dict(),
-        "token": state.token,
+        "token": state.position,
         "replayed": list(state.replayed),
         "rows": state.rows.to_dict(),
         "window_rows": state.window_rows.to_dict(),
@@ -207,9 +211,9 @@ def restore(
     state.precision = values.precision
     state.cursor = Cursor.from_dict(values.cursor)
     state.window = None if values.window is None else Window.from_dict(values.window)
-    state.token = values.token
+    state.position = values.token
     state.replayed = values.replayed
-    state.rows, state.window_rows = RowCounts(**values.rows), RowCounts(**values.window_rows)
+    state.rows, state.window_rows = RowStats.from_dict(values.rows), RowStats.from_dict(values.window_rows)
     state.seconds, state.window_seconds = values.seconds, values.window_seconds
     saved = snapshot.arrays["metrics"]
     for part, of_label in (("running", state.running), ("in_window", state.in_window)):

@@ -15,7 +15,7 @@ from torch import nn
 from headrace.embeddings import LocalStore, embedding_bags
 from headrace.features import FeaturePlan
 from headrace.observe.timeline import SCHEDULE_FILE
-from headrace.pipeline import Account, BatchIterator, PipelineCounters
+from headrace.pipeline import BatchIterator, PipelineCounters, RowStats
 from headrace.resources import effective_cpus
 from headrace.scheduling.config import SchedulerConfig
 from headrace.scheduling.feature_groups import MAX_GROUPS, FeatureGroups, group_features
@@ -56,7 +56,7 @@ class Steps(Protocol):
         """Wait until the updates of all steps so far are applied, as state that is saved must have them."""
         ...
 
-    def take_account(self) -> Account:
+    def take_row_stats(self) -> RowStats:
         """See `BatchIterator`: of the batches trained on."""
         ...
 
@@ -89,9 +89,9 @@ class PlainSteps:
     def settle(self) -> None:
         """See `Steps`: a plain step waits for its update."""
 
-    def take_account(self) -> Account:
+    def take_row_stats(self) -> RowStats:
         """See `Steps`."""
-        return self._batches.take_account()
+        return self._batches.take_row_stats()
 
     def state_dict(self) -> dict[str, Any]:
         """See `Steps`."""
@@ -110,8 +110,8 @@ class ScheduledSteps:
         self._batches = batches
         self._work = work
         self._runtime = runtime
-        self._account = Account()
-        self._token = batches.state_dict()
+        self._row_stats = RowStats()
+        self._position = batches.state_dict()
 
     def make(self) -> Stepped | None:
         """See `Steps`."""
@@ -119,9 +119,9 @@ class ScheduledSteps:
         trained = self._runtime.step()
         if trained is None:
             if self._work.rest is not None:  # what was lost behind the last good row
-                self._account, self._token = self._work.rest
+                self._row_stats, self._position = self._work.rest
             return None
-        self._account, self._token = trained.account, trained.token
+        self._row_stats, self._position = trained.row_stats, trained.position
         wait_s = max(0.0, trained.computed_s - asked)
         pull_s = max(0.0, trained.dense_s - max(asked, trained.computed_s))
         result: StepResult = trained.result
@@ -132,14 +132,14 @@ class ScheduledSteps:
         """See `Steps`."""
         self._runtime.settle()
 
-    def take_account(self) -> Account:
+    def take_row_stats(self) -> RowStats:
         """See `Steps`."""
-        account, self._account = self._account, Account()
-        return account
+        stats, self._row_stats = self._row_stats, RowStats()
+        return stats
 
     def state_dict(self) -> dict[str, Any]:
         """See `Steps`."""
-        return self._token
+        return self._position
 
     def counters(self, window_s: float) -> PipelineCounters:
         """See `Steps`."""

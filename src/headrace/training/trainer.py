@@ -18,18 +18,17 @@ from headrace.logs.identity import relocate
 from headrace.observe.decisions import DecisionLog
 from headrace.observe.progress import Progress
 from headrace.observe.tensorboard import TensorBoard
-from headrace.pipeline import BatchIterator
+from headrace.pipeline import BatchIterator, RowStats
 from headrace.threads import Threads
 from headrace.training.checkpoint import CheckpointFolder, Snapshot
 from headrace.training.commits import UncommittedOutput
 from headrace.training.components import build_components
-from headrace.training.feed import count_rows, decide_groups, open_batches, source_columns, step_budget
+from headrace.training.feed import decide_groups, open_batches, source_columns, step_budget
 from headrace.training.job import JobConfig
 from headrace.training.metrics import Scores
 from headrace.training.process_group import ProcessGroup, SingleProcess
 from headrace.training.records import StepRecorder, window_record
 from headrace.training.results import TrainResult, WindowResult
-from headrace.training.rows import RowCounts
 from headrace.training.run_folder import RunFolder
 from headrace.training.sharded import ShardedTables
 from headrace.training.state import TrainingState, restore, take_snapshot
@@ -142,13 +141,13 @@ class Trainer:
                 columns=source_columns(self.job, self.components.plan),
                 policy=self.job.data.bad_rows,
             )
-            num_rows = sum(source.num_rows(item) for item in range(len(source)))
+            num_rows = sum(source.num_rows(split) for split in range(len(source)))
             self.state.start_stretch()
             every_row = self.job.data.bad_rows.model_copy(update={"max_ratio": 1.0})  # may still be bad: all were
             with Progress(f"replay of {len(files)} files", total=num_rows) as progress:
                 if not self._consume(source, progress, allowed=every_row, every=None):
                     raise HeadraceError("stopped; the replay was discarded")
-            self.state.rows += RowCounts(read=-num_rows, quarantined=-num_rows)  # they were counted when first read
+            self.state.rows += RowStats(num_quarantined=-num_rows)  # they were counted when first read
             self.state.replayed += tuple(path.name for path in files)
             self._save()
             self.run_folder.set_aside(self.state.replayed)
@@ -264,7 +263,7 @@ class Trainer:
             result = self._result(window.name, best_ne)
             if self._process_group.rank == 0:
                 self._record(window_record(self.state, window.name, scores, best_ne))
-                progress.finish(result.rows.used, result.seconds, result.summary())
+                progress.finish(result.rows.num_used, result.seconds, result.summary())
             self._end_window()
         return result
 
@@ -279,9 +278,9 @@ class Trainer:
         """
         rows = self.state.window_rows
         self._recorder.watch(source)
-        budget = ErrorBudget(allowed, num_read=rows.read, num_bad=rows.bad)
+        budget = ErrorBudget(allowed, num_read=rows.num_read, num_bad=rows.num_bad)
         with self._open(source) as (batches, steps):
-            progress.update(rows.read)
+            progress.update(rows.num_read)
             finished = self._steps(steps, budget, progress, every)
             if finished:
                 self._count(steps, budget, seconds=0.0)  # bad rows behind the last good one
@@ -298,7 +297,7 @@ class Trainer:
         if self._scheduling is None:
             self._scheduling = Scheduling(self.job.scheduler, self.components.model)
         scheduling = self._scheduling
-        options: dict[str, Any] = {"state": self.state.token, "decisions": self._decisions}
+        options: dict[str, Any] = {"state": self.state.position, "decisions": self._decisions}
         options |= {"rank": self._process_group.rank, "num_ranks": self._process_group.size}
         options["transformed"] = scheduling.policy is None
         plan = decide_groups(self.job, self.components.plan, source, decisions=self._decisions)
@@ -360,7 +359,7 @@ class Trainer:
                 self._record(record)
                 self._replan(steps)
                 columns = {"loss": record["loss"], "AUC": record["auc"], "limited by": record["limiting"]}
-            progress.update(self.state.window_rows.read, columns)
+            progress.update(self.state.window_rows.num_read, columns)
             if due:
                 steps.settle()
                 self._save()
@@ -369,14 +368,13 @@ class Trainer:
 
     def _count(self, steps: Steps, budget: ErrorBudget, *, seconds: float) -> None:
         """Count what was trained on, and where the next batch begins."""
-        account = steps.take_account()
-        rows = count_rows(account)
+        rows = steps.take_row_stats()
         budget.add(
-            num_read=rows.read + (self._process_group.size - 1) * rows.used, num_bad=rows.bad
+            num_read=rows.num_read + (self._process_group.size - 1) * rows.num_used, num_bad=rows.num_bad
         )  # trainer 0 has all bad ones
         self.state.count(rows, seconds)
-        self.state.token = steps.state_dict()
-        self._uncommitted.add_rejects(account.rejects)
+        self.state.position = steps.state_dict()
+        self._uncommitted.add_rejects(rows.rejects)
 
     def _replan(self, steps: Steps) -> None:
         """Follow a resize of the machine, or of the pipeline, with the threads of this process."""

@@ -10,7 +10,7 @@ from typing import get_args
 import numpy as np
 import torch
 
-from headrace import features
+import headrace.features as features
 from headrace.embeddings import EmbeddingBags, EmbeddingsConfig
 from headrace.embeddings.shards.warm_up import warm_up_shard
 from headrace.models import DCNv2Config, DeepFMConfig, DLRMConfig, ModelConfig, WideDeepConfig

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from headrace.logs.source import ROW_ID, Piece
+from headrace.logs.source import ROW_ID, SourceBatch
 from headrace.pipeline import BatchIterator, Pipeline, from_source
 from headrace.simulation import Distribution, PipelineSpec, StageSpec
 from headrace.tuning.live import LiveJob
@@ -75,20 +75,20 @@ class EmulatedCpus:
 
 @dataclass(frozen=True)
 class _Rows:
-    """A source of so many items of one row."""
+    """A source of so many splits of one row."""
 
     num_items: int
 
     def __len__(self) -> int:
         return self.num_items
 
-    def read(self, item: int) -> Iterator[Piece]:
+    def read(self, split: int) -> Iterator[SourceBatch]:
         """One row."""
-        yield Piece(pa.record_batch({ROW_ID: pa.array([item], pa.int64())}), num_read=1)
+        yield SourceBatch(pa.record_batch({ROW_ID: pa.array([split], pa.int64())}), num_read=1)
 
-    def describe(self, item: int) -> str:
+    def describe(self, split: int) -> str:
         """Its number."""
-        return f"emulated item {item}"
+        return f"emulated split {split}"
 
 
 def emulated_pipeline(spec: PipelineSpec, cpus: EmulatedCpus, num_elements: int, *, seed: int = 0) -> Pipeline:
@@ -110,7 +110,7 @@ def emulated_pipeline(spec: PipelineSpec, cpus: EmulatedCpus, num_elements: int,
 
 def open_emulated(pipeline: Pipeline, state: Mapping[str, Any] | None = None) -> BatchIterator:
     """Open an emulated pipeline with one worker a stage; `state` as for `Pipeline.open`."""
-    batches = pipeline.open(workers={stage.name: 1 for stage in pipeline.stages}, state=state)
+    batches = pipeline.open(workers={stage.name: 1 for stage in pipeline.plan.stages}, state=state)
     # The source has nothing to read: without this it would be read to its end by the first idle workers.
     batches.tunables["read_ahead"].set(0)
     batches.tunables["source.workers"].set(1)

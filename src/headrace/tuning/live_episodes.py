@@ -91,12 +91,12 @@ class LiveEpisodes:
             options: Of `ConsumedJob`.
         """
         self._pipeline, self._target_per_s = pipeline, target_per_s
-        self._options = {"workers": {"source": 1, **{stage.name: 1 for stage in pipeline.stages}}, **options}
+        self._options = {"workers": {"source": 1, **{stage.name: 1 for stage in pipeline.plan.stages}}, **options}
 
     @property
     def num_stages(self) -> int:
         """Stages with adjustable workers, the source among them."""
-        return 1 + len(self._pipeline.stages)
+        return 1 + len(self._pipeline.plan.stages)
 
     def __call__(self, random: np.random.Generator) -> tuple[ConsumedJob, float]:
         """The next episode; the same pipeline each time."""

@@ -21,8 +21,8 @@ def peak_bytes():  # not ru_maxrss: that one starts at the peak of the process w
 
 schema = Schema.from_yaml(sys.argv[2])
 before = peak_bytes()
-source = ParquetSource(select_files(list_files(sys.argv[1])), schema, max_rows_per_piece=8192)
-num_rows = sum(piece.batch.num_rows for item in range(len(source)) for piece in source.read(item))
+source = ParquetSource(select_files(list_files(sys.argv[1])), schema, max_rows_per_batch=8192)
+num_rows = sum(batch.rows.num_rows for split in range(len(source)) for batch in source.read(split))
 print(num_rows, before, peak_bytes())
 """
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from headrace.cli.results import RunResults
+from headrace.pipeline import RowStats
 from headrace.training import Scores, WindowResult
-from headrace.training.rows import RowCounts
 from headrace.training.run_folder import RunFolder
 
 SCORES = Scores(rows=100, auc=0.75, auc_error=0.0, log_loss=0.5, ne=0.9, calibration=1.01, label_rate=0.25)
@@ -15,7 +15,7 @@ STEP = {"kind": "step", "rows": 100, "time_s": 1.0, "step": 1, "loss": 0.5, "sec
 
 
 def window(name: str) -> WindowResult:
-    return WindowResult(name, RowCounts(read=100, used=100), 2.0, {"click": SCORES}, None, math.nan)
+    return WindowResult(name, RowStats(num_used=100), 2.0, {"click": SCORES}, None, math.nan)
 
 
 def record(run: Path) -> None:

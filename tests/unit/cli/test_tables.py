@@ -6,14 +6,14 @@ from dataclasses import replace
 import pytest
 
 from headrace.cli.tables import WindowTable, scores_table, text_table, window_table
+from headrace.pipeline import RowStats
 from headrace.training import Scores, WindowResult
-from headrace.training.rows import RowCounts
 
 SCORES = Scores(rows=1200, auc=0.75, auc_error=0.0, log_loss=0.5, ne=0.9, calibration=1.01, label_rate=0.25)
 
 
 def window(best_ne: float | None = None, baseline_auc: float = math.nan, seconds: float = 2.0) -> WindowResult:
-    rows = RowCounts(read=1234, used=1200, dropped=34)
+    rows = RowStats(num_used=1200, num_dropped=34)
     return WindowResult("hour=1", rows, seconds, {"click": SCORES}, best_ne, baseline_auc)
 
 

@@ -107,9 +107,9 @@ def features_of(batch: pa.RecordBatch) -> dict[int, Any]:
 
 def features_from(source: Source) -> dict[int, Any]:
     found: dict[int, Any] = {}
-    for item in range(len(source)):
-        for piece in source.read(item):
-            found |= features_of(piece.batch) if piece.batch.num_rows else {}
+    for split in range(len(source)):
+        for batch in source.read(split):
+            found |= features_of(batch.rows) if batch.rows.num_rows else {}
     return found
 
 

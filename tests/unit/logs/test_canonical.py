@@ -57,12 +57,12 @@ def read(array: pa.Array, schema: Mapping[str, Any]) -> tuple[list[Any], list[tu
     )
     values: list[Any] = [None] * len(array)
     bad = []
-    for item in range(len(source)):
-        for piece in source.read(item):
-            column = piece.batch.column("x" if "x" in piece.batch.schema.names else ROW_ID)
+    for split in range(len(source)):
+        for batch in source.read(split):
+            column = batch.rows.column("x" if "x" in batch.rows.schema.names else ROW_ID)
             for place, value in enumerate(column.to_pylist()):
                 values[place] = value
-            bad += [(r["row"], r["column"], r["reason"]) for r in piece.rejects.to_pylist()] if piece.rejects else []
+            bad += [(r["row"], r["column"], r["reason"]) for r in batch.rejects.to_pylist()] if batch.rejects else []
     return values, bad
 
 

@@ -14,12 +14,12 @@ from headrace.errors import ConfigError, DataError, ErrorBudgetExceeded
 from headrace.logs.arrow_source import ArrowSource
 from headrace.logs.checks import BadRowPolicy, ErrorBudget
 from headrace.logs.schema import Schema
-from headrace.logs.source import REJECT_SCHEMA, ROW_ID, Piece
+from headrace.logs.source import REJECT_SCHEMA, ROW_ID, SourceBatch
 
 CLICK = {"labels": ["click"]}
 
 
-def check(columns: dict[str, Any], schema: dict[str, Any], policy: str = "quarantine", **options: Any) -> Piece:
+def check(columns: dict[str, Any], schema: dict[str, Any], policy: str = "quarantine", **options: Any) -> SourceBatch:
     num_rows = len(next(iter(columns.values())))
     table = pa.table({"click": [0] * num_rows} | columns)
     source = ArrowSource(
@@ -28,43 +28,43 @@ def check(columns: dict[str, Any], schema: dict[str, Any], policy: str = "quaran
         policy=BadRowPolicy.model_validate({"policy": policy}),
         **options,
     )
-    (piece,) = source.read(0)
-    return piece
+    (batch,) = source.read(0)
+    return batch
 
 
-def rejects(piece: Piece) -> list[tuple[int, str, str]]:
-    if piece.rejects is None:
+def rejects(batch: SourceBatch) -> list[tuple[int, str, str]]:
+    if batch.rejects is None:
         return []
-    return [(row["row"], row["column"], row["reason"]) for row in piece.rejects.to_pylist()]
+    return [(row["row"], row["column"], row["reason"]) for row in batch.rejects.to_pylist()]
 
 
 def test_a_row_is_rejected_once_for_its_first_problem() -> None:
-    piece = check(
+    batch = check(
         {"click": [7, 0, None], "price": [math.nan, math.nan, 1.0], "ids": [[1], [2], [None]]},
         {"dense": ["price"], "id_lists": ["ids"]},
     )
-    assert rejects(piece) == [
+    assert rejects(batch) == [
         (0, "click", "label is not one of 0, 1"),
         (1, "price", "NaN or infinite"),
         (2, "click", "label is missing"),
     ]
-    assert piece.batch.num_rows == 0
+    assert batch.rows.num_rows == 0
 
 
 def test_a_label_of_any_number_may_be_missing_but_not_infinite_or_a_word() -> None:
     schema = {"labels": [{"name": "stars", "allowed": None}]}
-    piece = check({"stars": pa.array([4.5, None, math.nan, math.inf], pa.float32())}, schema)
-    assert rejects(piece) == [(3, "stars", "label is not a finite number")]
-    assert piece.batch.column("stars").to_pylist() == [4.5, None, None]
-    piece = check({"stars": ["1", None, "good"]}, schema)
-    assert rejects(piece) == [(2, "stars", "not a number")]
+    batch = check({"stars": pa.array([4.5, None, math.nan, math.inf], pa.float32())}, schema)
+    assert rejects(batch) == [(3, "stars", "label is not a finite number")]
+    assert batch.rows.column("stars").to_pylist() == [4.5, None, None]
+    batch = check({"stars": ["1", None, "good"]}, schema)
+    assert rejects(batch) == [(2, "stars", "not a number")]
 
 
 def test_what_lies_in_memory_at_a_null_is_not_looked_at() -> None:
     numbers = pa.array(np.array([1.0, np.nan, 3.0], np.float32), mask=np.array([False, True, False]))
-    piece = check({"price": numbers}, {"dense": ["price"]})
-    assert rejects(piece) == []
-    assert piece.batch.column("price").to_pylist() == [1.0, None, 3.0]
+    batch = check({"price": numbers}, {"dense": ["price"]})
+    assert rejects(batch) == []
+    assert batch.rows.column("price").to_pylist() == [1.0, None, 3.0]
 
 
 def test_nan_beside_a_null_is_found_in_a_slice() -> None:
@@ -74,22 +74,22 @@ def test_nan_beside_a_null_is_found_in_a_slice() -> None:
 
 
 def test_nan_counts_as_null_where_it_is_allowed() -> None:
-    piece = check({"price": [1.5, math.nan, math.inf, None]}, {"dense": [{"name": "price", "nan": "allow"}]})
-    assert piece.batch.column("price").to_pylist() == [1.5, None, None, None]
-    assert rejects(piece) == []
+    batch = check({"price": [1.5, math.nan, math.inf, None]}, {"dense": [{"name": "price", "nan": "allow"}]})
+    assert batch.rows.column("price").to_pylist() == [1.5, None, None, None]
+    assert rejects(batch) == []
 
 
 def test_nulls_are_good_where_the_schema_lets_them() -> None:
     schema = {"dense": ["price"], "ids": ["user"], "id_lists": [{"name": "ids", "weights": "w"}], "session_id": "s"}
     nulls = {name: pa.nulls(2) for name in ("price", "user", "ids", "w", "s")}
-    piece = check(nulls, schema)
-    assert rejects(piece) == []
-    assert piece.batch.select(list(nulls)).to_pylist() == [dict.fromkeys(nulls)] * 2
+    batch = check(nulls, schema)
+    assert rejects(batch) == []
+    assert batch.rows.select(list(nulls)).to_pylist() == [dict.fromkeys(nulls)] * 2
 
 
 def test_empty_text_is_null() -> None:
-    piece = check({"price": ["", " ", "1"], "user": ["", "2", " 3"]}, {"dense": ["price"], "ids": ["user"]})
-    assert piece.batch.select(["price", "user"]).to_pylist() == [
+    batch = check({"price": ["", " ", "1"], "user": ["", "2", " 3"]}, {"dense": ["price"], "ids": ["user"]})
+    assert batch.rows.select(["price", "user"]).to_pylist() == [
         {"price": None, "user": None},
         {"price": None, "user": 2},
         {"price": 1.0, "user": 3},
@@ -97,23 +97,23 @@ def test_empty_text_is_null() -> None:
 
 
 def test_columns_may_play_two_parts_and_the_stricter_check_counts() -> None:
-    piece = check({"price": [1.0, -1.0]}, {"dense": ["price"], "weight": "price"})
-    assert rejects(piece) == [(1, "price", "weight is not a finite number >= 0")]
-    piece = check({"user": [5, None]}, {"ids": ["user"], "row_id": "user"})
-    assert rejects(piece) == [(1, "user", "row id is missing")]
-    assert piece.batch.column(ROW_ID).to_pylist() == [5]
+    batch = check({"price": [1.0, -1.0]}, {"dense": ["price"], "weight": "price"})
+    assert rejects(batch) == [(1, "price", "weight is not a finite number >= 0")]
+    batch = check({"user": [5, None]}, {"ids": ["user"], "row_id": "user"})
+    assert rejects(batch) == [(1, "user", "row id is missing")]
+    assert batch.rows.column(ROW_ID).to_pylist() == [5]
 
 
 def test_sessions_keep_integers_and_make_text_of_the_rest() -> None:
-    assert check({"s": pa.array([1], pa.uint8())}, {"session_id": "s"}).batch.column("s").to_pylist() == [1]
+    assert check({"s": pa.array([1], pa.uint8())}, {"session_id": "s"}).rows.column("s").to_pylist() == [1]
     dictionary = pa.array(["a"]).dictionary_encode()
-    assert check({"s": dictionary}, {"session_id": "s"}).batch.column("s").type == pa.string()
+    assert check({"s": dictionary}, {"session_id": "s"}).rows.column("s").type == pa.string()
 
 
 def test_weights_are_compared_with_ids_only_where_both_are_read() -> None:
     table = pa.table({"click": [0], "ids": [[1, 2]], "w": [[1.0]]})
     schema = Schema.from_dict(CLICK | {"id_lists": [{"name": "ids", "weights": "w"}]}, where="schema")
-    assert next(ArrowSource(table, schema, columns=["ids"]).read(0)).batch.num_rows == 1
+    assert next(ArrowSource(table, schema, columns=["ids"]).read(0)).rows.num_rows == 1
     with pytest.raises(DataError, match=r"table, row group 0, row 0, column w: not as many weights as ids in ids"):
         next(ArrowSource(table, schema).read(0))
 
@@ -137,10 +137,10 @@ def test_rejects_hold_the_whole_row() -> None:
         name="t",
         file_number=2,
     )
-    (piece,) = source.read(0)
-    assert piece.rejects is not None
-    assert piece.rejects.schema.equals(REJECT_SCHEMA, check_metadata=True)
-    assert json.loads(piece.rejects.column("raw")[0].as_py()) == {
+    (batch,) = source.read(0)
+    assert batch.rejects is not None
+    assert batch.rejects.schema.equals(REJECT_SCHEMA, check_metadata=True)
+    assert json.loads(batch.rejects.column("raw")[0].as_py()) == {
         "click": 3,
         "price": "inf",
         "time": "1970-01-01 00:00:01.500Z",
@@ -166,16 +166,16 @@ def test_counters_always_add_up(clicks: list[int | None], max_rows: int, policy:
         pa.table({"click": pa.array(clicks, pa.int64())}),
         Schema.from_dict(CLICK, where="schema"),
         policy=BadRowPolicy.model_validate({"policy": policy}),
-        max_rows_per_piece=max_rows,
+        max_rows_per_batch=max_rows,
     )
-    pieces = [piece for item in range(len(source)) for piece in source.read(item)]
-    for item, piece in enumerate(pieces):
-        assert piece.num_read == piece.batch.num_rows + piece.num_dropped + piece.num_quarantined
-        assert source.num_rows(item) == piece.num_read
-    assert sum(piece.num_read for piece in pieces) == len(clicks)
+    batches = [batch for split in range(len(source)) for batch in source.read(split)]
+    for split, batch in enumerate(batches):
+        assert batch.num_read == batch.rows.num_rows + batch.num_dropped + batch.num_quarantined
+        assert source.num_rows(split) == batch.num_read
+    assert sum(batch.num_read for batch in batches) == len(clicks)
     good = [row for row, click in enumerate(clicks) if click in (0, 1)]
-    assert [i for piece in pieces for i in piece.batch.column(ROW_ID).to_pylist()] == good
-    num_bad = sum(p.num_dropped if policy == "drop" else p.num_quarantined for p in pieces)
+    assert [i for batch in batches for i in batch.rows.column(ROW_ID).to_pylist()] == good
+    num_bad = sum(p.num_dropped if policy == "drop" else p.num_quarantined for p in batches)
     assert num_bad == len(clicks) - len(good)
 
 
@@ -189,9 +189,9 @@ def test_missing_and_unknown_columns_are_named() -> None:
 
 def test_arrow_source_slices_tables_of_many_chunks() -> None:
     table = pa.concat_tables([pa.table({"click": [0, 1]}), pa.table({"click": [1]}), pa.table({"click": [0] * 4})])
-    source = ArrowSource(table, Schema.from_dict(CLICK, where="schema"), max_rows_per_piece=3)
-    pieces = [piece for item in range(len(source)) for piece in source.read(item)]
-    assert [piece.batch.column("click").to_pylist() for piece in pieces] == [[0, 1, 1], [0, 0, 0], [0]]
+    source = ArrowSource(table, Schema.from_dict(CLICK, where="schema"), max_rows_per_batch=3)
+    batches = [batch for split in range(len(source)) for batch in source.read(split)]
+    assert [batch.rows.column("click").to_pylist() for batch in batches] == [[0, 1, 1], [0, 0, 0], [0]]
     assert source.describe(2) == "table, rows 6 to 7"
     assert source.estimate_bytes(0) == 24
     assert source.locate(5) == "table, row 5"

@@ -50,7 +50,7 @@ def file(path: Path) -> LogFile:
 
 def read(path: Path) -> int:
     source = ParquetSource(select_files(list_files(path)), SCHEMA)
-    return sum(piece.batch.num_rows for item in range(len(source)) for piece in source.read(item))
+    return sum(batch.rows.num_rows for split in range(len(source)) for batch in source.read(split))
 
 
 def varint(value: int) -> bytes:

@@ -30,9 +30,9 @@ def use(folder: Path, cursor: Cursor, **config: Any) -> tuple[list[int], Cursor,
     users: list[int] = []
     for window in new.windows:
         source = ParquetSource(window.selections, SCHEMA)
-        for item in range(len(source)):
-            for piece in source.read(item):
-                users += piece.batch.column("user").to_pylist()
+        for split in range(len(source)):
+            for batch in source.read(split):
+                users += batch.rows.column("user").to_pylist()
         cursor = window.cursor_after
     return users, cursor, new.notes
 

@@ -45,5 +45,5 @@ def test_the_code_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: 
     assert read_rejects("quarantine")["reason"].to_pylist() == ["label is not one of 0, 1"]
     again = names["again"]
     assert not isinstance(again, ParquetSource)
-    (piece,) = again.read(0)  # type: ignore[attr-defined]
-    assert piece.batch.to_pylist() == [{"click": 5.0, "user": 8, "history": [3], ROW_ID: 1 << 36}]
+    (batch,) = again.read(0)  # type: ignore[attr-defined]
+    assert batch.rows.to_pylist() == [{"click": 5.0, "user": 8, "history": [3], ROW_ID: 1 << 36}]

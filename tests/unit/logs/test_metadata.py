@@ -37,12 +37,12 @@ def use(folder: Path, cursor: Cursor, config: WindowConfig, used: Counter[int], 
     for window in find_windows(folder, SCHEMA, cursor, config, **options).windows:
         source = ParquetSource(window.selections, SCHEMA, policy=BadRowPolicy(policy="quarantine"))
         num_read = 0
-        for item in range(len(source)):
-            for piece in source.read(item):
-                num_read += piece.num_read
-                used.update(piece.batch.column(ROW_ID).to_pylist())
-                if piece.rejects is not None:
-                    used.update(json.loads(raw)[ROW_ID] for raw in piece.rejects.column("raw").to_pylist())
+        for split in range(len(source)):
+            for batch in source.read(split):
+                num_read += batch.num_read
+                used.update(batch.rows.column(ROW_ID).to_pylist())
+                if batch.rejects is not None:
+                    used.update(json.loads(raw)[ROW_ID] for raw in batch.rejects.column("raw").to_pylist())
         assert num_read == window.num_rows
         cursor = Cursor.from_dict(json.loads(json.dumps(window.cursor_after.to_dict())))
     return cursor
@@ -140,10 +140,10 @@ def train(folder: Path, cursor: Cursor, config: WindowConfig = HOURLY) -> tuple[
     for window in find_windows(folder, SCHEMA, cursor, config).windows:
         policy = BadRowPolicy(policy="quarantine")
         source = ParquetSource(window.selections, SCHEMA, columns=["click"], policy=policy)
-        pieces = [piece for item in range(len(source)) for piece in source.read(item)]
-        assert sum(piece.num_read for piece in pieces) == window.num_rows
-        good[window.name] = [click for piece in pieces for click in piece.batch.column("click").to_pylist()]
-        rejects += [piece.rejects for piece in pieces if piece.rejects is not None]
+        batches = [batch for split in range(len(source)) for batch in source.read(split)]
+        assert sum(batch.num_read for batch in batches) == window.num_rows
+        good[window.name] = [click for batch in batches for click in batch.rows.column("click").to_pylist()]
+        rejects += [batch.rejects for batch in batches if batch.rejects is not None]
         cursor = Cursor.from_dict(json.loads(json.dumps(window.cursor_after.to_dict())))
     return cursor, good, pa.Table.from_batches(rejects, REJECT_SCHEMA)
 
@@ -204,9 +204,9 @@ def test_an_outlier_in_a_day_of_hours_is_bad_once_however_windows_are_used(tmp_p
     for number in range(23):
         (window,) = find_windows(tmp_path, SCHEMA, cursor, HOURLY, limit=1).windows
         source = ParquetSource(window.selections, SCHEMA, policy=BadRowPolicy(policy="quarantine"))
-        pieces = [piece for item in range(len(source)) for piece in source.read(item)]
-        one_by_one.append(sum(piece.batch.num_rows for piece in pieces))
-        bad += sum(piece.num_quarantined for piece in pieces)
+        batches = [batch for split in range(len(source)) for batch in source.read(split)]
+        one_by_one.append(sum(batch.rows.num_rows for batch in batches))
+        bad += sum(batch.num_quarantined for batch in batches)
         cursor = Cursor.from_dict(json.loads(json.dumps(window.cursor_after.to_dict())))
         if number == 3:  # what arrives meanwhile, or another setting, changes nothing for a file in use
             write(tmp_path / "z.parquet", [IN_2100 + place for place in range(30)])
@@ -240,7 +240,7 @@ def test_an_outlier_fails_a_job_that_wants_no_bad_rows_and_is_named(tmp_path: Pa
     with pytest.raises(
         DataError, match=r"a\.parquet, row group 1, row 4, column time: time 2100-01-01T00:00:00Z is far"
     ):
-        [list(source.read(item)) for item in range(len(source))]
+        [list(source.read(split)) for split in range(len(source))]
 
 
 def test_times_that_cannot_be_read_are_bad_also_where_the_column_is_not_read(tmp_path: Path) -> None:
@@ -254,7 +254,7 @@ def test_row_groups_outside_a_window_are_skipped_without_statistics(tmp_path: Pa
     windows = find_windows(tmp_path, SCHEMA, Cursor(), HOURS).windows
     assert [window.selections[0].row_groups for window in windows] == [(0, 1, 2), (1,)]
     source = ParquetSource(windows[1].selections, SCHEMA, policy=BadRowPolicy(policy="drop"))
-    assert [source.describe(item)[-1] for item in range(len(source))] == ["1"]
+    assert [source.describe(split)[-1] for split in range(len(source))] == ["1"]
 
 
 @pytest.mark.parametrize(("unit", "given", "expected"), [("ms", "1970-01-20", "s"), ("us", "1970-01-01", "s")])

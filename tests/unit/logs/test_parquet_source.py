@@ -1,4 +1,4 @@
-"""Reading windows from Parquet: only what was asked for, in order, in pieces, with ids that never change."""
+"""Reading windows from Parquet: only what was asked for, in order, in batches, with ids that never change."""
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +19,7 @@ from headrace.logs.files import LogFile, list_files
 from headrace.logs.footers import Footer, iter_plain
 from headrace.logs.parquet_source import ParquetSource, select_files
 from headrace.logs.schema import Schema
-from headrace.logs.source import ROW_ID, Piece, make_row_id
+from headrace.logs.source import ROW_ID, SourceBatch, make_row_id
 
 SCHEMA = Schema.from_dict(
     {
@@ -53,12 +53,12 @@ def write(folder: Path, name: str, first: int, count: int, group: int = 10) -> N
     pq.write_table(rows(first, count), folder / name, row_group_size=group)
 
 
-def read(source: ParquetSource) -> list[Piece]:
-    return [piece for item in range(len(source)) for piece in source.read(item)]
+def read(source: ParquetSource) -> list[SourceBatch]:
+    return [batch for split in range(len(source)) for batch in source.read(split)]
 
 
 def values(source: ParquetSource, column: str) -> list[Any]:
-    return [value for piece in read(source) for value in piece.batch.column(column).to_pylist()]
+    return [value for batch in read(source) for value in batch.rows.column(column).to_pylist()]
 
 
 def select(folder: Path, number: int, start: int, stop: int, times: tuple[int | None, int | None] | None) -> Selection:
@@ -68,14 +68,14 @@ def select(folder: Path, number: int, start: int, stop: int, times: tuple[int | 
 def test_all_rows_come_in_file_order_with_fixed_types(tmp_path: Path) -> None:
     write(tmp_path, "part-2.parquet", 0, 25)
     write(tmp_path, "part-10.parquet", 25, 5)
-    source = ParquetSource(select_files(list_files(tmp_path)), SCHEMA, max_rows_per_piece=10)
+    source = ParquetSource(select_files(list_files(tmp_path)), SCHEMA, max_rows_per_batch=10)
     assert [source.describe(i).removeprefix(f"{tmp_path}/") for i in range(len(source))] == [
         "part-2.parquet, row group 0",
         "part-2.parquet, row group 1",
         "part-2.parquet, row group 2",
         "part-10.parquet, row group 0",
     ]
-    assert [source.num_rows(item) for item in range(len(source))] == [10, 10, 5, 5]
+    assert [source.num_rows(split) for split in range(len(source))] == [10, 10, 5, 5]
     assert values(source, "user") == list(range(30))
     assert values(source, "history") == [[i] * (i % 3) for i in range(30)]
     assert values(source, ROW_ID) == [make_row_id(0, i) for i in range(25)] + [make_row_id(1, i) for i in range(5)]
@@ -89,7 +89,7 @@ def test_all_rows_come_in_file_order_with_fixed_types(tmp_path: Path) -> None:
         ROW_ID: pa.int64(),
     }
     assert source.output_schema == pa.schema(list(expected.items()))
-    assert {piece.batch.schema for piece in read(source)} == {source.output_schema}
+    assert {batch.rows.schema for batch in read(source)} == {source.output_schema}
 
 
 def test_only_the_columns_asked_for_are_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -104,15 +104,15 @@ def test_only_the_columns_asked_for_are_decoded(tmp_path: Path, monkeypatch: pyt
 
     monkeypatch.setattr(parquet_source, "iter_plain", spy)
     selections = select_files(list_files(tmp_path))
-    source = ParquetSource(selections, SCHEMA, columns=["item", "click"], max_rows_per_piece=10)
-    assert read(source)[0].batch.schema.names == ["item", "click", ROW_ID]
+    source = ParquetSource(selections, SCHEMA, columns=["item", "click"], max_rows_per_batch=10)
+    assert read(source)[0].rows.schema.names == ["item", "click", ROW_ID]
     assert decoded == [["item", "click"]] * 2
     decoded.clear()
     timed = ParquetSource(
-        [select(tmp_path, 0, 0, 20, (None, 50 * 1_000_000))], SCHEMA, columns=["item"], max_rows_per_piece=10
+        [select(tmp_path, 0, 0, 20, (None, 50 * 1_000_000))], SCHEMA, columns=["item"], max_rows_per_batch=10
     )
     assert values(timed, "item") == [0, 10, 20, 30, 40]
-    assert read(timed)[0].batch.schema.names == ["item", ROW_ID]
+    assert read(timed)[0].rows.schema.names == ["item", ROW_ID]
     assert decoded[0] == ["item", "time"]
     with pytest.raises(ConfigError, match="column unused is not in the schema, which has click, price"):
         ParquetSource(selections, SCHEMA, columns=["unused"])
@@ -120,11 +120,11 @@ def test_only_the_columns_asked_for_are_decoded(tmp_path: Path, monkeypatch: pyt
 
 def test_row_ranges_cut_through_row_groups_and_keep_ids(tmp_path: Path) -> None:
     write(tmp_path, "a.parquet", 0, 40)
-    source = ParquetSource([select(tmp_path, 0, 7, 23, None)], SCHEMA, columns=["user"], max_rows_per_piece=4)
+    source = ParquetSource([select(tmp_path, 0, 7, 23, None)], SCHEMA, columns=["user"], max_rows_per_batch=4)
     assert len(source) == 3
-    assert [source.num_rows(item) for item in range(3)] == [3, 10, 3]
+    assert [source.num_rows(split) for split in range(3)] == [3, 10, 3]
     assert values(source, "user") == values(source, ROW_ID) == list(range(7, 23))
-    assert max(piece.batch.num_rows for piece in read(source)) == 4
+    assert max(batch.rows.num_rows for batch in read(source)) == 4
 
 
 def test_time_ranges_take_rows_without_a_readable_time_only_from_the_start(tmp_path: Path) -> None:
@@ -145,7 +145,7 @@ def test_only_the_row_groups_of_the_plan_are_read(tmp_path: Path) -> None:
     second = 1_000_000
     selection = replace(select(tmp_path, 0, 0, 50, (100 * second, 201 * second)), row_groups=(1, 2))
     source = ParquetSource([selection], SCHEMA)
-    assert [source.describe(item) for item in range(len(source))] == [f"{tmp_path}/a.parquet, row groups 1 to 2"]
+    assert [source.describe(split) for split in range(len(source))] == [f"{tmp_path}/a.parquet, row groups 1 to 2"]
     assert values(source, "user") == list(range(10, 21))
 
 
@@ -184,7 +184,7 @@ def test_other_file_systems_are_read_by_url() -> None:
     try:
         with memory.open("/source/a.parquet", "wb") as file:
             pq.write_table(rows(0, 15), file, row_group_size=10)
-        source = ParquetSource(select_files(list_files("memory://source")), SCHEMA, max_rows_per_piece=10)
+        source = ParquetSource(select_files(list_files("memory://source")), SCHEMA, max_rows_per_batch=10)
         assert values(source, "user") == list(range(15))
         assert source.describe(1) == "memory:///source/a.parquet, row group 1"
     finally:
@@ -194,12 +194,12 @@ def test_other_file_systems_are_read_by_url() -> None:
 
 def test_items_read_by_many_threads_at_once_and_again_are_the_same(tmp_path: Path) -> None:
     write(tmp_path, "a.parquet", 0, 400)
-    source = ParquetSource(select_files(list_files(tmp_path)), SCHEMA, max_rows_per_piece=3)
+    source = ParquetSource(select_files(list_files(tmp_path)), SCHEMA, max_rows_per_batch=3)
 
-    def batches(item: int) -> list[pa.RecordBatch]:
-        return [piece.batch for piece in source.read(item)]
+    def batches(split: int) -> list[pa.RecordBatch]:
+        return [batch.rows for batch in source.read(split)]
 
-    once = [batches(item) for item in range(len(source))]
+    once = [batches(split) for split in range(len(source))]
     with ThreadPoolExecutor(8) as pool:
         again = list(pool.map(batches, list(range(len(source))) * 3))
     assert again == once * 3
@@ -209,11 +209,11 @@ def test_an_abandoned_read_closes_its_file(tmp_path: Path, monkeypatch: pytest.M
     write(tmp_path, "a.parquet", 0, 30)
     opened: list[pa.NativeFile] = []
     monkeypatch.setattr("headrace.logs.files.pa.OSFile", lambda *a: opened.append(pa_os_file(*a)) or opened[-1])
-    source = ParquetSource(select_files(list_files(tmp_path)), SCHEMA, max_rows_per_piece=2)
-    pieces: Iterator[Piece] = source.read(0)
-    next(pieces)
+    source = ParquetSource(select_files(list_files(tmp_path)), SCHEMA, max_rows_per_batch=2)
+    batches: Iterator[SourceBatch] = source.read(0)
+    next(batches)
     assert not opened[-1].closed
-    pieces.close()  # type: ignore[attr-defined]
+    batches.close()  # type: ignore[attr-defined]
     assert all(file.closed for file in opened)
 
 
@@ -225,12 +225,12 @@ def test_estimates_follow_the_columns_and_rows_needed(tmp_path: Path) -> None:
     all_columns = ParquetSource(select_files(list_files(tmp_path)), SCHEMA)
     one = ParquetSource(select_files(list_files(tmp_path)), SCHEMA, columns=["user"])
     half = ParquetSource([select(tmp_path, 0, 0, 500, None)], SCHEMA, columns=["user"])
-    size = sum(piece.batch.nbytes for piece in read(all_columns))
+    size = sum(batch.rows.nbytes for batch in read(all_columns))
     assert 0.5 * size < all_columns.estimate_bytes(0) < 2 * size
     assert one.estimate_bytes(0) == pytest.approx(8000, rel=0.1)
     assert half.estimate_bytes(0) == pytest.approx(one.estimate_bytes(0) / 2, rel=0.01)
-    pieces = ParquetSource(select_files(list_files(tmp_path)), SCHEMA, columns=["user"], max_rows_per_piece=100)
-    assert pieces.estimate_bytes(0) == pytest.approx(one.estimate_bytes(0) / 10, rel=0.01)
+    batches = ParquetSource(select_files(list_files(tmp_path)), SCHEMA, columns=["user"], max_rows_per_batch=100)
+    assert batches.estimate_bytes(0) == pytest.approx(one.estimate_bytes(0) / 10, rel=0.01)
 
 
 def test_files_whose_types_differ_give_batches_of_one_schema(tmp_path: Path) -> None:
@@ -241,7 +241,7 @@ def test_files_whose_types_differ_give_batches_of_one_schema(tmp_path: Path) -> 
     table = table.append_column("history", pa.array([[1.0], None, []], pa.list_(pa.float64())))
     pq.write_table(table, tmp_path / "b.parquet")
     source = ParquetSource(select_files(list_files(tmp_path)), SCHEMA)
-    assert {piece.batch.schema for piece in read(source)} == {source.output_schema}
+    assert {batch.rows.schema for batch in read(source)} == {source.output_schema}
     assert values(source, "user") == [0, 1, 2, 3, 4, 5]
     assert values(source, "history")[3:] == [[1], None, []]
 
@@ -271,9 +271,9 @@ def test_columns_not_read_reach_the_quarantine_all_the_same(tmp_path: Path) -> N
         SCHEMA,
         columns=["click"],
         policy=BadRowPolicy(policy="quarantine"),
-        max_rows_per_piece=3,
+        max_rows_per_batch=3,
     )
-    rejects = [row for piece in read(source) if piece.rejects is not None for row in piece.rejects.to_pylist()]
+    rejects = [row for batch in read(source) if batch.rejects is not None for row in batch.rejects.to_pylist()]
     assert [(r["row_group"], r["row"], r["column"]) for r in rejects] == [
         (0, 7, "click"),
         (1, 17, "click"),

@@ -15,7 +15,7 @@ from headrace.logs.checks import BadRowPolicy
 from headrace.logs.files import list_files
 from headrace.logs.parquet_source import ParquetSource, select_files
 from headrace.logs.schema import Schema
-from headrace.logs.source import ROW_ID, Piece
+from headrace.logs.source import ROW_ID, SourceBatch
 
 SCHEMA = Schema.from_dict(
     {
@@ -124,19 +124,19 @@ def write_planted_log(folder: Path) -> dict[tuple[str, int], tuple[int, str, str
     return expected
 
 
-def read_all(folder: Path, policy: str, **options: Any) -> list[Piece]:
+def read_all(folder: Path, policy: str, **options: Any) -> list[SourceBatch]:
     source = ParquetSource(
         select_files(list_files(folder)), SCHEMA, policy=BadRowPolicy.model_validate({"policy": policy}), **options
     )
-    return [piece for item in range(len(source)) for piece in source.read(item)]
+    return [batch for split in range(len(source)) for batch in source.read(split)]
 
 
-@pytest.mark.parametrize("max_rows_per_piece", [3, 65_536])
-def test_each_planted_row_is_found_with_its_place_and_no_other(tmp_path: Path, max_rows_per_piece: int) -> None:
+@pytest.mark.parametrize("max_rows_per_batch", [3, 65_536])
+def test_each_planted_row_is_found_with_its_place_and_no_other(tmp_path: Path, max_rows_per_batch: int) -> None:
     expected = write_planted_log(tmp_path)
     assert len(expected) >= 10
-    pieces = read_all(tmp_path, "quarantine", max_rows_per_piece=max_rows_per_piece)
-    rejects = [row for piece in pieces if piece.rejects is not None for row in piece.rejects.to_pylist()]
+    batches = read_all(tmp_path, "quarantine", max_rows_per_batch=max_rows_per_batch)
+    rejects = [row for batch in batches if batch.rejects is not None for row in batch.rejects.to_pylist()]
     found = {(r["file"], r["row"]): (r["row_group"], r["column"], r["reason"]) for r in rejects}
     assert found == {place: what[:3] for place, what in expected.items()}
     assert len(rejects) == len(expected)
@@ -146,10 +146,10 @@ def test_each_planted_row_is_found_with_its_place_and_no_other(tmp_path: Path, m
         assert raw["importance"] in (1.0, -0.5, None)  # the row itself, not another one
 
     # Nothing good is lost: the good rows are all the others, in order.
-    num_read = sum(piece.num_read for piece in pieces)
-    num_good = sum(piece.batch.num_rows for piece in pieces)
+    num_read = sum(batch.num_read for batch in batches)
+    num_good = sum(batch.rows.num_rows for batch in batches)
     assert (num_read, num_good) == (ROWS_PER_FILE * len(PLANTS), ROWS_PER_FILE * len(PLANTS) - len(expected))
-    row_ids = [row_id for piece in pieces for row_id in piece.batch.column(ROW_ID).to_pylist()]
+    row_ids = [row_id for batch in batches for row_id in batch.rows.column(ROW_ID).to_pylist()]
     bad_ids = {json.loads(reject["raw"])[ROW_ID] for reject in rejects}
     everything = [file << 36 | row for file in range(len(PLANTS)) for row in range(ROWS_PER_FILE)]
     assert row_ids == [row_id for row_id in everything if row_id not in bad_ids]
@@ -157,11 +157,11 @@ def test_each_planted_row_is_found_with_its_place_and_no_other(tmp_path: Path, m
 
 def test_dropped_rows_are_counted(tmp_path: Path) -> None:
     expected = write_planted_log(tmp_path)
-    pieces = read_all(tmp_path, "drop")
-    assert sum(piece.num_dropped for piece in pieces) == len(expected)
-    assert all(piece.rejects is None for piece in pieces)
-    for piece in pieces:
-        assert piece.num_read == piece.batch.num_rows + piece.num_dropped + piece.num_quarantined
+    batches = read_all(tmp_path, "drop")
+    assert sum(batch.num_dropped for batch in batches) == len(expected)
+    assert all(batch.rejects is None for batch in batches)
+    for batch in batches:
+        assert batch.num_read == batch.rows.num_rows + batch.num_dropped + batch.num_quarantined
 
 
 @pytest.mark.parametrize("plant", list(PLANTS))
@@ -233,8 +233,8 @@ def test_a_damaged_page_is_named_with_file_and_row_group(tmp_path: Path, checksu
     else:
         data[first : last + 1] = b"\x00" * (last + 1 - first)
     path.write_bytes(bytes(data))
-    source = ParquetSource(select_files(list_files(path)), SCHEMA, max_rows_per_piece=ROWS_PER_GROUP)
-    assert [sum(piece.num_read for piece in source.read(item)) for item in (0, 1, 3)] == [10, 10, 10]
+    source = ParquetSource(select_files(list_files(path)), SCHEMA, max_rows_per_batch=ROWS_PER_GROUP)
+    assert [sum(batch.num_read for batch in source.read(split)) for split in (0, 1, 3)] == [10, 10, 10]
     with pytest.raises(DataError, match=r"a\.parquet, row group 2: cannot be decoded, the file is damaged") as caught:
         list(source.read(2))
     assert "\n" not in str(caught.value)

@@ -36,12 +36,12 @@ LOOSE = Schema.from_dict(
 
 def reject(table: pa.Table, schema: Schema, file_number: int = 0) -> list[pa.RecordBatch]:
     source = ArrowSource(table, schema, policy=QUARANTINE, name=f"log-{file_number}", file_number=file_number)
-    return [piece.rejects for i in range(len(source)) for piece in source.read(i) if piece.rejects is not None]
+    return [batch.rejects for i in range(len(source)) for batch in source.read(i) if batch.rejects is not None]
 
 
 def replay(path: Path, schema: Schema, **options: Any) -> list[Any]:
     source = replay_source(path, schema, **options)
-    return [piece for item in range(len(source)) for piece in source.read(item)]
+    return [batch for split in range(len(source)) for batch in source.read(split)]
 
 
 LOG = pa.table({"click": [0, 2, 1, 3], "user": ["1", "2", "x", "4"]})
@@ -85,15 +85,15 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path, monkeypatch: pyt
 def test_replayed_rows_keep_their_ids_and_places(tmp_path: Path) -> None:
     for number in (10, 9):
         write_rejects(tmp_path, f"window-{number}", reject(LOG, STRICT, number))
-    pieces = replay(tmp_path, LOOSE)
-    rows = [row for piece in pieces for row in piece.batch.to_pylist()]
+    batches = replay(tmp_path, LOOSE)
+    rows = [row for batch in batches for row in batch.rows.to_pylist()]
     assert rows == [
         {"click": click, "user": user, ROW_ID: number << 36 | row}
         for number in (9, 10)
         for row, click, user in ((1, 2.0, "2"), (2, 1.0, "x"), (3, 3.0, "4"))
     ]
     still = replay(tmp_path / "window-9.parquet", STRICT, policy=QUARANTINE)
-    again = pa.Table.from_batches([piece.rejects for piece in still])
+    again = pa.Table.from_batches([batch.rejects for batch in still])
     assert again.equals(read_rejects(tmp_path / "window-9.parquet"))
 
 
@@ -109,7 +109,7 @@ def test_edited_rows_are_good(tmp_path: Path) -> None:
     raws = [json.loads(raw) | {"click": 1, "user": 40} for raw in table["raw"].to_pylist()]
     edited = table.set_column(5, "raw", pa.array([json.dumps(raw) for raw in raws]))
     pq.write_table(edited.replace_schema_metadata(None), path)
-    assert [row for piece in replay(tmp_path, STRICT) for row in piece.batch.to_pylist()] == [
+    assert [row for batch in replay(tmp_path, STRICT) for row in batch.rows.to_pylist()] == [
         {"click": 1.0, "user": 40, ROW_ID: row} for row in (1, 2, 3)
     ]
 
@@ -126,12 +126,12 @@ def test_a_row_whose_json_cannot_be_read_is_a_bad_row(tmp_path: Path, raw: str |
         replay(tmp_path, LOOSE)
     assert str(caught.value) == place
     for policy in (QUARANTINE, BadRowPolicy(policy="drop")):
-        pieces = replay(tmp_path, LOOSE, policy=policy)
-        assert [row[ROW_ID] for piece in pieces for row in piece.batch.to_pylist()] == [1, 3]
-        assert sum(piece.num_read for piece in pieces) == 3
-        assert sum(piece.num_dropped + piece.num_quarantined for piece in pieces) == 1
+        batches = replay(tmp_path, LOOSE, policy=policy)
+        assert [row[ROW_ID] for batch in batches for row in batch.rows.to_pylist()] == [1, 3]
+        assert sum(batch.num_read for batch in batches) == 3
+        assert sum(batch.num_dropped + batch.num_quarantined for batch in batches) == 1
         if policy is QUARANTINE:
-            (kept,) = (row for piece in pieces if piece.rejects for row in piece.rejects.to_pylist())
+            (kept,) = (row for batch in batches if batch.rejects for row in batch.rejects.to_pylist())
             assert (kept["row"], kept["column"], kept["reason"], kept["raw"]) == (2, "raw", reason, raw)
 
 
@@ -183,15 +183,15 @@ def test_a_bad_row_is_kept_whatever_else_is_in_it(kind: str, tmp_path: Path) -> 
     table = pa.table({"click": ["no", "yes"], "user": STRANGE[kind], "price": STRANGE[kind]})
     for columns in (["click"], None):
         source = ArrowSource(table, schema, columns=columns, policy=QUARANTINE)
-        (piece,) = source.read(0)
-        assert piece.num_quarantined == 2
-        assert piece.rejects is not None
-        raws = [parsed(raw) for raw in piece.rejects.column("raw").to_pylist()]
+        (batch,) = source.read(0)
+        assert batch.num_quarantined == 2
+        assert batch.rejects is not None
+        raws = [parsed(raw) for raw in batch.rejects.column("raw").to_pylist()]
         assert [raw["click"] for raw in raws] == ["no", "yes"]
         assert [raw["user"] is None for raw in raws] == STRANGE[kind].is_null().to_pylist()
-        write_rejects(tmp_path, "a", [piece.rejects])
+        write_rejects(tmp_path, "a", [batch.rejects])
         again = replay(tmp_path, schema, policy=QUARANTINE)
-        assert [row for piece in again for row in piece.rejects.to_pylist()] == piece.rejects.to_pylist()
+        assert [row for batch in again for row in batch.rejects.to_pylist()] == batch.rejects.to_pylist()
     with pytest.raises(DataError, match='column click: not a number, given "no"'):
         next(ArrowSource(table, schema).read(0))
 
@@ -202,8 +202,8 @@ def test_bytes_that_are_not_text_are_the_same_bytes_when_a_row_is_replayed(tmp_p
     assert [row["reason"] for row in rejects[0].to_pylist()] == ["not a string"]
     assert "caf\\udce9" in rejects[0].column("raw")[0].as_py()
     write_rejects(tmp_path, "a", rejects)
-    (piece,) = replay(tmp_path, schema, policy=QUARANTINE)
-    assert piece.rejects.equals(rejects[0])
+    (batch,) = replay(tmp_path, schema, policy=QUARANTINE)
+    assert batch.rejects.equals(rejects[0])
 
 
 def test_large_numbers_are_the_same_numbers_when_a_row_is_replayed(tmp_path: Path) -> None:
@@ -212,17 +212,17 @@ def test_large_numbers_are_the_same_numbers_when_a_row_is_replayed(tmp_path: Pat
     table = pa.table({"click": [2, 2, 2], "price": high, "user": high})
     write_rejects(tmp_path, "a", reject(table, Schema.from_dict(schema, where="schema")))
     loose = Schema.from_dict(schema | {"labels": [{"name": "click", "allowed": None}]}, where="schema")
-    (piece,) = replay(tmp_path, loose)
-    assert piece.batch.column("price").to_pylist() == [2.0**64, 2.0**63, 5.0]
-    assert piece.batch.column("user").to_pylist() == [-1, -(2**63), 5]
+    (batch,) = replay(tmp_path, loose)
+    assert batch.rows.column("price").to_pylist() == [2.0**64, 2.0**63, 5.0]
+    assert batch.rows.column("user").to_pylist() == [-1, -(2**63), 5]
 
 
 def test_a_surrogate_written_by_hand_is_a_bad_value(tmp_path: Path) -> None:
     path = write_rejects(tmp_path, "a", reject(LOG, STRICT))
     raws = ['{"click": 1, "user": "\\ud800", "__row_id": 1}', "[" * 100_000, '{"__row_id": 99999999999999999999}']
     pq.write_table(read_rejects(tmp_path).set_column(5, "raw", pa.array(raws)), path)
-    pieces = replay(tmp_path, LOOSE, policy=QUARANTINE)
-    assert sorted(row["reason"] for piece in pieces for row in piece.rejects.to_pylist()) == [
+    batches = replay(tmp_path, LOOSE, policy=QUARANTINE)
+    assert sorted(row["reason"] for batch in batches for row in batch.rejects.to_pylist()) == [
         "not a JSON object with an integer __row_id",
         "not a JSON object with an integer __row_id",
         "not a string",
@@ -286,7 +286,7 @@ def test_types_left_by_an_editor_are_cast_or_named(tmp_path: Path) -> None:
     kept = read_rejects(tmp_path)
     pq.write_table(kept.set_column(2, "row", kept["row"].cast(pa.string())), path)
     assert read_rejects(tmp_path).equals(kept)
-    assert sum(piece.num_read for piece in replay(tmp_path, LOOSE)) == 3
+    assert sum(batch.num_read for batch in replay(tmp_path, LOOSE)) == 3
     pq.write_table(kept.set_column(2, "row", pa.array(["x"] * 3)), path)
     for read in (read_rejects, lambda folder: replay(folder, LOOSE)):
         with pytest.raises(DataError, match=r"not a quarantine file: column row is string, expected int64$"):

@@ -37,7 +37,7 @@ def open_source(path: Path, schema: Schema, **options: object) -> ParquetSource:
 
 
 def items_by_id(source: ParquetSource) -> dict[int, object]:
-    batches = [piece.batch for item in range(len(source)) for piece in source.read(item)]
+    batches = [batch.rows for split in range(len(source)) for batch in source.read(split)]
     tables = [expand(batch, ["item", "__row_id"]) for batch in batches]
     return {row["__row_id"]: row["item"] for table in tables for row in table.to_pylist()}
 
@@ -63,7 +63,7 @@ def test_a_quarantined_row_of_a_copy_keeps_the_id_it_had(tmp_path: Path, layout:
         {"a.parquet": table.set_column(table.schema.get_field_index("click"), "click", pa.array(clicks))},
     )
     source = open_source(clustered(log, layout=layout), SCHEMA, policy=BadRowPolicy(policy="quarantine"))
-    rejects = [piece.rejects for item in range(len(source)) for piece in source.read(item) if piece.rejects]
+    rejects = [batch.rejects for split in range(len(source)) for batch in source.read(split) if batch.rejects]
     (raw,) = [json.loads(text) for found in rejects for text in found["raw"].to_pylist()]
     assert raw["__row_id"] == 13
     assert "original_row" not in raw

@@ -30,20 +30,20 @@ def pipe() -> Pipeline:
 
 def groups(pipeline: Pipeline, **options: object) -> list[str]:
     defaults = {"workers": 2, "memory_bytes": "1GiB", "executor": "thread", "epoch": 0, "rank": 0, "num_ranks": 1}
-    checked = OpenOptions.check(pipeline, **{**defaults, "decisions": None, **options})
-    return [f"{group.name}:{group.executor}" for group in make_groups(pipeline, checked)]
+    checked = OpenOptions.check(pipeline.plan, **{**defaults, "decisions": None, **options})
+    return [f"{group.name}:{group.executor}" for group in make_groups(pipeline.plan, checked)]
 
 
 def test_a_pipeline_is_not_changed_by_its_methods() -> None:
     first = pipe()
     second = first.map(same)
-    assert not first.stages
-    assert [stage.name for stage in second.stages] == ["map"]
+    assert not first.plan.stages
+    assert [stage.name for stage in second.plan.stages] == ["map"]
 
 
 def test_stages_get_names_that_are_all_different() -> None:
     built = pipe().map(same).map(same, name="map3").map(same).filter(same)
-    assert [stage.name for stage in built.stages] == ["map", "map3", "map2", "filter"]
+    assert [stage.name for stage in built.plan.stages] == ["map", "map3", "map2", "filter"]
 
 
 def test_neighbours_run_together_until_a_cut_another_executor_or_workers_of_their_own() -> None:

@@ -55,17 +55,17 @@ def test_an_iterator_is_refused_for_it_can_be_read_only_once() -> None:
 def test_rows_of_an_iterable_are_numbered_on() -> None:
     source = IterableSource(lambda: iter([{"a": [1, 2]}, {"a": [3]}]))
     for _ in range(2):
-        pieces = list(source.read(0))
-        assert [piece.batch[ROW_ID].to_pylist() for piece in pieces] == [[0, 1], [2]]
+        batches = list(source.read(0))
+        assert [batch.rows[ROW_ID].to_pylist() for batch in batches] == [[0, 1], [2]]
 
 
-def test_a_table_is_cut_into_items_and_keeps_row_ids_it_has() -> None:
-    source = TableSource(pa.table({"a": [1, 2, 3, 4, 5]}), piece_rows=2)
-    pieces = [piece for item in range(len(source)) for piece in source.read(item)]
-    assert [piece.batch[ROW_ID].to_pylist() for piece in pieces] == [[0, 1], [2, 3], [4]]
+def test_a_table_is_cut_into_splits_and_keeps_row_ids_it_has() -> None:
+    source = TableSource(pa.table({"a": [1, 2, 3, 4, 5]}), split_rows=2)
+    batches = [batch for split in range(len(source)) for batch in source.read(split)]
+    assert [batch.rows[ROW_ID].to_pylist() for batch in batches] == [[0, 1], [2, 3], [4]]
     assert source.describe(1) == "table, rows 2 to 3"
     kept = next(TableSource(pa.table({ROW_ID: [7, 9]})).read(0))
-    assert kept.batch[ROW_ID].to_pylist() == [7, 9]
+    assert kept.rows[ROW_ID].to_pylist() == [7, 9]
 
 
 def test_a_table_with_a_schema_is_checked() -> None:

@@ -25,8 +25,7 @@ from headrace.embeddings import (
 from headrace.embeddings.changes.log import RowBlock
 from headrace.features import FeaturePlan
 from headrace.logs.schema import Schema
-from headrace.pipeline import BatchIterator
-from headrace.pipeline.pipeline import read_arrow
+from headrace.pipeline import BatchIterator, read_arrow
 from headrace.scheduling.feature_groups import group_features
 from headrace.scheduling.policies import Policy
 from headrace.scheduling.runtime import StepRuntime

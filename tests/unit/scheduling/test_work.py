@@ -175,10 +175,10 @@ def test_accounts_and_tokens_are_those_of_the_batch_that_trained() -> None:
     ):
         trained = [steps.step() for _ in range(5)]
         assert steps.step() is None
-    assert [one.token for one in trained] == tokens
-    assert [one.account.num_delivered for one in trained] == [64] * 5
+    assert [one.position for one in trained] == tokens
+    assert [one.row_stats.num_used for one in trained] == [64] * 5
     assert work.rest is not None
-    assert work.rest[0].num_delivered == 0
+    assert work.rest[0].num_used == 0
 
 
 def test_a_feature_that_cannot_be_computed_stops_training_with_its_error() -> None:

@@ -21,7 +21,7 @@ MODELS = {
     "sum pooling": {"kind": "dlrm", "embedding_dim": 8, "bottom": [8], "top": [16]},
     "target attention": {"kind": "din", "embedding_dim": 8, "histories": {"history": "item"}, "deep": [16]},
 }
-SOURCE = {"num_items": 3, "sessions_per_piece": 60}
+SOURCE = {"num_splits": 3, "sessions_per_batch": 60}
 
 
 def job_of(model: dict[str, Any], dedup: Any, shuffle: dict[str, Any] | None = None) -> JobConfig:

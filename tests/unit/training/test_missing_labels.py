@@ -38,7 +38,7 @@ def test_rows_that_lack_a_label_train_and_score_for_the_others(tmp_path: Path) -
     buys: list[float | None] = [None if number % 3 else float(number % 2) for number in range(ROWS)]
     job = write_job(tmp_path, "some", buys)
     (window,) = Trainer(job).run().windows
-    assert (window.rows.used, window.rows.bad) == (ROWS, 0)
+    assert (window.rows.num_used, window.rows.num_bad) == (ROWS, 0)
     scores = Scorer(job).evaluate(str(tmp_path / "logs-some"))
     assert all(np.isfinite(each.log_loss) for each in scores.values())
 

@@ -73,5 +73,5 @@ def test_a_project_moved_in_the_middle_of_a_window_ends_as_if_it_had_stayed(
     trainer, result = train(tmp_path / "after")
     assert not result.stopped
     assert state_of(trainer) == state_of(expected)
-    assert (trainer.state.rows.read, trainer.state.rows.quarantined) == (600, 10)
+    assert (trainer.state.rows.num_read, trainer.state.rows.num_quarantined) == (600, 10)
     assert not (tmp_path / "before/run/checkpoints").exists() or is_copied

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from headrace.pipeline import RowStats
 from headrace.training.process_group import SingleProcess
-from headrace.training.rows import RowCounts
 from headrace.training.state import TrainingState
 
 
@@ -30,7 +30,7 @@ def state_with(rows: int, seed: int) -> TrainingState:
     state, rng = TrainingState(("click",)), np.random.default_rng(seed)
     logits, labels = rng.normal(size=(rows, 1)), rng.integers(0, 2, (rows, 1))
     state.update_metrics(logits.astype(np.float32), labels.astype(np.float32), None)
-    state.count(RowCounts(read=rows, used=rows), 1.0)
+    state.count(RowStats(num_used=rows), 1.0)
     return state
 
 
@@ -44,15 +44,15 @@ def test_trainer_0_has_the_sum_and_the_others_begin_anew() -> None:
     first, second = state_with(30, 1), state_with(20, 2)
     first.gather(Two(0, counts))
     second.gather(Two(1, counts))
-    assert first.rows == RowCounts(read=50, used=50)
+    assert first.rows == RowStats(num_used=50)
     assert first.running["click"].compute() == both.running["click"].compute()
-    assert second.rows == RowCounts()
+    assert second.rows == RowStats()
     assert second.running["click"].compute().rows == 0
 
 
 def test_alone_nothing_moves() -> None:
     state = state_with(30, 1)
     state.gather(SingleProcess())
-    assert state.rows.used == 30
+    assert state.rows.num_used == 30
     assert SingleProcess().share({"a": 1}) == {"a": 1}
     assert SingleProcess().average([], 3, wants_stop=True)

@@ -1,4 +1,4 @@
-"""`BatchIterator`: what `Pipeline.open` returns: batches, the state behind each of them, and the account of rows."""
+"""`BatchIterator`: what `Pipeline.open` returns: batches, the state behind each of them, and what became of rows."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from typing import Any, Protocol, Self
 from headrace.observe.decisions import Decision
 from headrace.pipeline.engine.counters import PipelineCounters, Recorder
 from headrace.pipeline.engine.decisions import Decisions
-from headrace.pipeline.engine.element import NO_LOSSES, Account, Element, Losses, Token
+from headrace.pipeline.engine.element import Element
 from headrace.pipeline.engine.explanation import Explanation
 from headrace.pipeline.engine.inline_feed import InlineFeed
 from headrace.pipeline.engine.options import OpenOptions
-from headrace.pipeline.engine.snapshot import Position, load_state, make_state
+from headrace.pipeline.engine.position import Position, load_state, make_state
 from headrace.pipeline.engine.thread_feed import ThreadFeed
-from headrace.pipeline.engine.tunables import Tunable
-from headrace.pipeline.engine.tuners import LateTuner
-from headrace.pipeline.pipeline import Pipeline
+from headrace.pipeline.engine.tuners import LateTuner, Tunable
+from headrace.pipeline.logical_plan import LogicalPlan
+from headrace.pipeline.row_stats import NO_ROWS, RowStats
 
-__all__ = ["BatchIterator", "Feed", "OpenOptions"]
+__all__ = ["BatchIterator", "Feed"]
 
 
 class Feed(Protocol):
@@ -43,18 +43,17 @@ class BatchIterator:
     `tunables`, `explain` and `close`.
     """
 
-    def __init__(self, pipeline: Pipeline, options: OpenOptions, state: Mapping[str, Any] | None = None) -> None:
+    def __init__(self, plan: LogicalPlan, options: OpenOptions, state: Mapping[str, Any] | None = None) -> None:
         """Use `Pipeline.open`."""
-        self._pipeline = pipeline
+        self._plan = plan
         self._options = options
         self._epoch = options.epoch
-        self._position = Position.start(pipeline.num_cutters)
+        self._position = Position.start(plan.num_rebatches)
         if state is not None:
-            self._epoch, self._position = load_state(state, pipeline.signature)
+            self._epoch, self._position = load_state(state, plan.signature)
         self._decisions = Decisions(options.decisions)
-        self._account = Account()
-        self._losses: Losses = NO_LOSSES
-        self._after: Token | None = None
+        self._row_stats, self._losses = NO_ROWS, NO_ROWS
+        self._after: Position | None = None
         self._left = 0.0
         self._start()
 
@@ -87,7 +86,7 @@ class BatchIterator:
 
     def state_dict(self) -> dict[str, Any]:
         """Where the next batch begins, as a small JSON-able dict; give it to `open(state=...)` to go on there."""
-        return make_state(self._pipeline.signature, self._epoch, self._position)
+        return make_state(self._plan.signature, self._epoch, self._position)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a saved state; what was made ready is thrown away, what was not yet accounted for is forgotten.
@@ -95,17 +94,16 @@ class BatchIterator:
         Raises:
             CheckpointError: The state was saved by another pipeline.
         """
-        epoch, position = load_state(state, self._pipeline.signature)
+        epoch, position = load_state(state, self._plan.signature)
         self.close()
         self._epoch, self._position = epoch, position
-        self._account = Account()
-        self._losses, self._after = NO_LOSSES, None
+        self._row_stats, self._losses, self._after = NO_ROWS, NO_ROWS, None
         self._start()
 
-    def take_account(self) -> Account:
-        """What the batches delivered since the last call read and lost."""
-        account, self._account = self._account, Account()
-        return account
+    def take_row_stats(self) -> RowStats:
+        """What became of the rows of the batches delivered since the last call, with the rejected ones."""
+        stats, self._row_stats = self._row_stats, NO_ROWS
+        return stats
 
     def counters(self, window_s: float = 5.0) -> PipelineCounters:
         """What the stages did over about the last `window_s` seconds: a minute at most, or infinity for all of them."""
@@ -146,9 +144,9 @@ class BatchIterator:
 
     def _start(self) -> None:
         if self._options.executor == "inline":
-            self._feed: Feed = InlineFeed(self._pipeline, self._options, self._epoch, self._position)
+            self._feed: Feed = InlineFeed(self._plan, self._options, self._epoch, self._position)
         else:
-            self._feed = ThreadFeed(self._pipeline, self._options, self._epoch, self._position, self._decisions)
+            self._feed = ThreadFeed(self._plan, self._options, self._epoch, self._position, self._decisions)
         self._tuner = LateTuner(self._options.tuner, self._feed, self._decisions)
         # Also runs when the iterator is forgotten, and before the interpreter ends.
         self._closer = weakref.finalize(self, _close, self._tuner, self._feed)
@@ -158,9 +156,9 @@ class BatchIterator:
         """Move the position behind the last element taken, and account for all taken since the last delivery."""
         if self._after is None:
             return
-        self._position = Position.from_token(self._after, self._pipeline.num_cutters)
-        self._account.add(num_rows, self._losses)
-        self._losses, self._after = NO_LOSSES, None
+        self._position = self._after
+        self._row_stats += self._losses + RowStats(num_used=num_rows)
+        self._losses, self._after = NO_ROWS, None
 
 
 def _close(tuner: LateTuner, feed: Feed) -> None:

@@ -9,13 +9,13 @@ from headrace.logs.source import Source
 from headrace.pipeline.engine.decisions import Decisions
 from headrace.pipeline.engine.lanes import StageLane
 from headrace.pipeline.engine.ledger import Ledger
-from headrace.pipeline.engine.options import MAX_WORKERS, Group, OpenOptions
-from headrace.pipeline.engine.rebatcher import Cutter
-from headrace.pipeline.engine.snapshot import Position
+from headrace.pipeline.engine.options import MAX_WORKERS, OpenOptions, StageGroup
+from headrace.pipeline.engine.position import Position
+from headrace.pipeline.engine.rebatcher import Rebatcher
 from headrace.pipeline.engine.source_lane import SourceLane
 from headrace.pipeline.engine.state import PipelineState
-from headrace.pipeline.engine.tunables import Tunable
-from headrace.pipeline.pipeline import Pipeline
+from headrace.pipeline.engine.tuners import Tunable
+from headrace.pipeline.logical_plan import LogicalPlan
 
 __all__ = ["build_state", "build_tunables", "first_bytes"]
 
@@ -24,37 +24,37 @@ MAX_PREFETCH = 1024
 
 READ_AHEAD_SHARE = 0.5
 MAX_READ_AHEAD_BYTES = 256 << 20
-"""Items read before their turn may hold the smaller of this share of the budget and this size, unless set."""
+"""Splits read before their turn may hold the smaller of this share of the budget and this size, unless set."""
 
 
 def build_state(
-    pipeline: Pipeline, groups: Sequence[Group], options: OpenOptions, position: Position, decisions: Decisions
+    plan: LogicalPlan, groups: Sequence[StageGroup], options: OpenOptions, position: Position, decisions: Decisions
 ) -> PipelineState:
     """Empty lanes for a pipeline that starts at a position."""
     source = SourceLane(
         options.stage_workers.get("source"),
-        len(pipeline.source),
-        position.item,
-        position.piece,
-        first_bytes=first_bytes(pipeline.source, position.item),
+        len(plan.source),
+        position.split,
+        position.source_batch,
+        first_bytes=first_bytes(plan.source, position.split),
     )
     lanes = []
-    num_cutters = 0
+    num_rebatches = 0
     for group in groups:
-        cutter = None
-        if group.cut is not None:
-            cutter = Cutter(group.cut, position.to_token(num_cutters), *position.cuts[num_cutters])
-            num_cutters += 1
+        rebatcher = None
+        if group.rebatch is not None:
+            rebatcher = Rebatcher(group.rebatch, position.before(num_rebatches), *position.rebatches[num_rebatches])
+            num_rebatches += 1
         own_limit = options.stage_workers.get(group.stages[0].name)
         in_threads = group.executor == "thread"
         copies = 0 if in_threads else 1  # a worker process is sent one of its input
-        lanes.append(StageLane(group.name, own_limit, cutter=cutter, in_threads=in_threads, copies=copies))
+        lanes.append(StageLane(group.name, own_limit, rebatcher=rebatcher, in_threads=in_threads, copies=copies))
     return PipelineState(
         source,
         lanes,
         Ledger(options.memory_bytes),
         num_workers=options.num_workers,
-        num_prefetch=pipeline.num_prefetch,
+        num_prefetch=plan.num_prefetch,
         read_ahead_bytes=min(int(options.memory_bytes * READ_AHEAD_SHARE), MAX_READ_AHEAD_BYTES),
         report=lambda reason: decisions.record("memory ledger", {}, reason),
     )
@@ -88,7 +88,7 @@ def _tunables(state: PipelineState, limit_bytes: int, change: Callable[[object, 
     yield number(state.ledger, "budget_bytes", "memory", 1, limit_bytes, "bytes")
 
 
-def first_bytes(source: Source, item: int) -> int:
-    """Bytes of a piece as the source estimates them, if it does; later ones are learned."""
+def first_bytes(source: Source, split: int) -> int:
+    """Bytes of a source batch as the source estimates them, if it does; later ones are learned."""
     estimate = getattr(source, "estimate_bytes", None)
-    return int(estimate(item)) if estimate is not None and item < len(source) else 0
+    return int(estimate(split)) if estimate is not None and split < len(source) else 0

@@ -1,48 +1,67 @@
-"""What happens to an element between its stage and the consumer: faults become rejects, failures become errors."""
+"""What happens to an element between its stage and the consumer: faults become rejects, failures become errors.
+
+The texts that a user reads about a failed stage are all made here.
+"""
 
 from __future__ import annotations
 
+import sys
+import threading
+import traceback
 from collections.abc import Sequence
 from typing import Any
 
 import pyarrow as pa
 
 from headrace.errors import HeadraceError, PipelineError
-from headrace.logs.source import REJECT_SCHEMA, Piece, Source, split_row_id
-from headrace.pipeline.engine.element import NO_LOSSES, Element, Losses
-from headrace.pipeline.pipeline import Stage
+from headrace.logs.source import REJECT_SCHEMA, Source, SourceBatch, split_row_id
+from headrace.pipeline.engine.element import Element
+from headrace.pipeline.engine.options import StageGroup
+from headrace.pipeline.engine.position import Position
+from headrace.pipeline.logical_plan import Stage
+from headrace.pipeline.row_stats import NO_ROWS, RowStats
 from headrace.pipeline.transformations.chain import ChainResult, RowFaults, StageFault
 
-__all__ = ["apply_result", "describe_element", "element_of_piece", "pipeline_error", "source_error"]
+__all__ = [
+    "apply_result",
+    "describe_element",
+    "element_of",
+    "pipeline_error",
+    "source_error",
+    "stack_of",
+    "stuck_error",
+]
 
 NUM_NAMED = 5
-"""Rows and items named in an error text."""
+"""Rows and splits named in an error text."""
 
 
-def element_of_piece(piece: Piece, item: int, number: int) -> Element:
-    """The element a source's piece becomes."""
-    rejects = () if piece.rejects is None or not piece.rejects.num_rows else (piece.rejects,)
-    losses = Losses(num_dropped=piece.num_dropped, rejects=rejects) if piece.num_dropped or rejects else NO_LOSSES
+def element_of(batch: SourceBatch, split: int, number: int) -> Element:
+    """The element that a source batch becomes, the one of that number in its split."""
+    losses = RowStats(num_dropped=batch.num_dropped) if batch.num_dropped else NO_ROWS
+    if batch.num_quarantined:
+        assert batch.rejects is not None
+        losses += RowStats.quarantine(batch.rejects)
     return Element(
-        payload=piece.batch if piece.batch.num_rows else None,
-        num_rows=piece.batch.num_rows,
-        key=(item, number),
-        before=(item, number),
-        after=(item, number + 1),
+        payload=batch.rows if batch.rows.num_rows else None,
+        num_rows=batch.rows.num_rows,
+        key=(split, number),
+        before=Position(split, number),
+        after=Position(split, number + 1),
         losses=losses,
-        items=(item,),
-        num_bytes=int(piece.batch.nbytes),
+        splits=(split,),
+        num_bytes=int(batch.rows.nbytes),
     )
 
 
 def apply_result(element: Element, result: ChainResult, stages: Sequence[Stage], source: Source) -> None:
     """Change an element into what its stages made of it, with the rows they lost."""
-    losses = Losses(num_filtered=result.num_filtered) if result.num_filtered else NO_LOSSES
+    losses = RowStats(num_filtered=result.num_filtered) if result.num_filtered else NO_ROWS
     for faults in result.faults:
         if faults.quarantine:
-            losses += Losses(rejects=(_rejects(faults, stages[faults.operation].name, element, source),))
+            losses += RowStats.quarantine(_rejects(faults, stages[faults.transformation].name, element, source))
         else:
-            losses += Losses(num_dropped=len(faults.bad_rows))
+            losses += RowStats(num_dropped=len(faults.bad_rows))
     element.payload = result.payload
     element.num_rows = result.num_rows
     element.num_bytes = result.num_bytes
@@ -51,9 +70,7 @@ def apply_result(element: Element, result: ChainResult, stages: Sequence[Stage],
 
 def pipeline_error(fault: StageFault, stages: Sequence[Stage], element: Element, source: Source) -> PipelineError:
     """The error a user sees: stage and function, what was raised, and where the rows lie."""
-    stage = stages[fault.operation]
-    label = f" ({stage.operation.label})" if stage.operation.label else ""
-    text = f"stage {stage.name}{label}: {fault.reason}"
+    text = f"{stages[fault.transformation].label}: {fault.reason}"
     if fault.row_ids:
         text += f"; at {_rows(fault.row_ids, source)}"
     text += f"; in {_where(element, source)}"
@@ -65,11 +82,28 @@ def pipeline_error(fault: StageFault, stages: Sequence[Stage], element: Element,
     return error
 
 
-def source_error(error: Exception, source: Source, item: int) -> HeadraceError:
+def source_error(error: Exception, source: Source, split: int) -> HeadraceError:
     """The error a user sees when a source raises; what it raises on purpose names the place itself."""
     if isinstance(error, HeadraceError):
         return error
-    return PipelineError(f"stage source: {type(error).__name__}: {error}; in {source.describe(item)}")
+    return PipelineError(f"stage source: {type(error).__name__}: {error}; in {source.describe(split)}")
+
+
+def stack_of(thread: threading.Thread) -> str:
+    """Where a thread is now, in the form of a traceback."""
+    frame = sys._current_frames().get(thread.ident or 0)
+    return "" if frame is None else "".join(traceback.format_stack(frame))
+
+
+def stuck_error(group: StageGroup, element: Element, source: Source, stack: str) -> PipelineError:
+    """The error for an element that takes longer than its stage may; the stack is a note to it and in the text."""
+    last = stack.rstrip().rsplit("  File ", 1)[-1].replace("\n", " ").strip()
+    error = PipelineError(
+        f"{group.stages[0].label}: no result within timeout_s={group.timeout_s:g} for "
+        f"{describe_element(element, source)}; it is at {last}"
+    )
+    error.add_note(f"Stack of the worker:\n{stack.rstrip()}")
+    return error
 
 
 def describe_element(element: Element, source: Source) -> str:
@@ -78,8 +112,8 @@ def describe_element(element: Element, source: Source) -> str:
 
 
 def _where(element: Element, source: Source) -> str:
-    names = [source.describe(item) for item in element.items[:NUM_NAMED]]
-    more = len(element.items) - len(names)
+    names = [source.describe(split) for split in element.splits[:NUM_NAMED]]
+    more = len(element.splits) - len(names)
     return "; ".join(names) + (f" and {more} more" if more > 0 else "")
 
 
@@ -93,10 +127,10 @@ def _rows(row_ids: Sequence[int], source: Source) -> str:
 def _file_of(element: Element, row_id: int, source: Source) -> tuple[str, int | None]:
     """File and row group of a row; behind a cut an element may have rows of several groups or files."""
     where = _where(element, source)
-    if (len(element.items) > 1 or ", row groups " in where) and hasattr(source, "locate"):
+    if (len(element.splits) > 1 or ", row groups " in where) and hasattr(source, "locate"):
         return str(source.locate(row_id)).rpartition(", row ")[0], None
     file, _, row_group = where.rpartition(", row group ")
-    return (file, int(row_group)) if file and row_group.isdigit() and len(element.items) == 1 else (where, None)
+    return (file, int(row_group)) if file and row_group.isdigit() and len(element.splits) == 1 else (where, None)
 
 
 def _rejects(faults: RowFaults, stage: str, element: Element, source: Source) -> pa.RecordBatch:

@@ -11,14 +11,14 @@ from itertools import islice
 
 from headrace.errors import HeadraceError
 from headrace.pipeline.engine.counters import GroupNow, PipelineCounters, Recorder
-from headrace.pipeline.engine.delivery import element_of_piece, source_error
+from headrace.pipeline.engine.delivery import element_of, source_error
 from headrace.pipeline.engine.element import Element
-from headrace.pipeline.engine.options import Group, OpenOptions, make_groups
-from headrace.pipeline.engine.rebatcher import Cutter
+from headrace.pipeline.engine.options import OpenOptions, StageGroup, make_groups
+from headrace.pipeline.engine.position import Position
+from headrace.pipeline.engine.rebatcher import Rebatcher
 from headrace.pipeline.engine.runners import ThreadRunner
-from headrace.pipeline.engine.snapshot import Position
-from headrace.pipeline.engine.tunables import Tunable
-from headrace.pipeline.pipeline import Pipeline
+from headrace.pipeline.engine.tuners import Tunable
+from headrace.pipeline.logical_plan import LogicalPlan
 from headrace.pipeline.sources import reads_storage
 from headrace.pipeline.transformations.chain import StageUse
 
@@ -28,21 +28,21 @@ __all__ = ["InlineFeed"]
 class InlineFeed:
     """Elements of a pipeline, made when they are asked for."""
 
-    def __init__(self, pipeline: Pipeline, options: OpenOptions, epoch: int, position: Position) -> None:
+    def __init__(self, plan: LogicalPlan, options: OpenOptions, epoch: int, position: Position) -> None:
         """Prepare the stages; nothing is read yet."""
-        self._source = pipeline.source
+        self._source = plan.source
         self._epoch = epoch
-        names = ["source", *(stage.name for stage in pipeline.stages)]
+        names = ["source", *(stage.name for stage in plan.stages)]
         self.recorder = Recorder(names, time.monotonic)
         self.tunables: Mapping[str, Tunable] = {}
-        stream = self._read(position.item, position.piece)
-        num_cutters = 0
-        self._groups = make_groups(pipeline, options)
+        stream = self._read(position.split, position.source_batch)
+        num_rebatches = 0
+        self._groups = make_groups(plan, options)
         for group in self._groups:
-            if group.cut is not None:
-                rows, index = position.cuts[num_cutters]
-                stream = _cut(stream, Cutter(group.cut, position.to_token(num_cutters), rows, index))
-                num_cutters += 1
+            if group.rebatch is not None:
+                begin = position.before(num_rebatches), *position.rebatches[num_rebatches]
+                stream = _regroup(stream, Rebatcher(group.rebatch, *begin))
+                num_rebatches += 1
             stream = self._apply(group, stream)
         self._stream = stream
 
@@ -65,25 +65,25 @@ class InlineFeed:
         """Stop reading."""
         self._stream = iter(())
 
-    def _read(self, first_item: int, first_piece: int) -> Iterator[Element]:
-        for item in range(first_item, len(self._source)):
-            skip = first_piece if item == first_item else 0
-            pieces = islice(self._source.read(item), skip, None)
+    def _read(self, first_split: int, first_batch: int) -> Iterator[Element]:
+        for split in range(first_split, len(self._source)):
+            skip = first_batch if split == first_split else 0
+            batches = islice(self._source.read(split), skip, None)
             while True:
                 wall, cpu = time.perf_counter(), time.thread_time()
                 try:
-                    piece = next(pieces, None)
+                    batch = next(batches, None)
                 except HeadraceError:
                     raise
                 except Exception as error:
-                    raise source_error(error, self._source, item) from error
-                if piece is None:
+                    raise source_error(error, self._source, split) from error
+                if batch is None:
                     break
-                element = element_of_piece(piece, item, skip)
+                element = element_of(batch, split, skip)
                 use = StageUse(
                     time.thread_time() - cpu,
                     time.perf_counter() - wall,
-                    piece.num_read,
+                    batch.num_read,
                     element.num_rows,
                     element.num_bytes,
                 )
@@ -91,7 +91,7 @@ class InlineFeed:
                 yield element
                 skip += 1
 
-    def _apply(self, group: Group, stream: Iterator[Element]) -> Iterator[Element]:
+    def _apply(self, group: StageGroup, stream: Iterator[Element]) -> Iterator[Element]:
         runner = ThreadRunner(group, self._source, self._epoch)
         for element in stream:
             num_bytes = element.num_bytes
@@ -102,7 +102,7 @@ class InlineFeed:
             yield element
 
 
-def _cut(stream: Iterator[Element], cutter: Cutter) -> Iterator[Element]:
+def _regroup(stream: Iterator[Element], rebatcher: Rebatcher) -> Iterator[Element]:
     for element in stream:
-        yield from cutter.feed(element)
-    yield from cutter.finish()
+        yield from rebatcher.feed(element)
+    yield from rebatcher.finish()

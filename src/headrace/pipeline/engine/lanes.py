@@ -3,7 +3,7 @@
 An element waits in a lane, is worked on, and keeps its place in the order until everything before it has left::
 
     lane        waiting         slots: in work (w) or done (d)
-    source      items 7, 8 ..   [item 5: d d w]  [item 6: d w]
+    source      splits 7, 8 ..  [split 5: d d w]  [split 6: d w]
     map         e9              e8:w  e7:d  e6:w        <- e7 is done, but e6 goes first
     batch       e5              e4:d                     -> next lane or consumer
 
@@ -19,20 +19,20 @@ from typing import Protocol
 from headrace.pipeline.engine.element import Element
 from headrace.pipeline.engine.headroom import WorkerMemory
 from headrace.pipeline.engine.ledger import Estimator, RecentMax
-from headrace.pipeline.engine.rebatcher import Cutter
+from headrace.pipeline.engine.rebatcher import Rebatcher
 
 __all__ = ["Lane", "StageLane", "Work"]
 
 
 @dataclass(slots=True, eq=False)
 class Work:
-    """One call of a worker: read the next piece of an item, or run a group of stages on an element.
+    """One call of a worker: read the next batch of a split, or run a group of stages on an element.
 
     Attributes:
         lane: Position of the lane.
         element: The element to work on, then the result; None for a read that is not done.
-        item: Source item to read, for the source lane.
-        piece: Piece of it.
+        split: Split to read, for the source lane.
+        source_batch: Batch of it.
         num_bytes_in: Bytes of the element before it is worked on.
         reserved_bytes: Reserved in the ledger until it is done.
         growth_bytes: By how much the process may grow until then.
@@ -43,8 +43,8 @@ class Work:
 
     lane: int
     element: Element | None
-    item: int = -1
-    piece: int = 0
+    split: int = -1
+    source_batch: int = 0
     num_bytes_in: int = 0
     reserved_bytes: int = 0
     growth_bytes: float = 0.0
@@ -113,14 +113,14 @@ class StageLane:
     """Elements in front of, in and behind the workers of a group of stages."""
 
     def __init__(
-        self, name: str, own_limit: int | None, *, cutter: Cutter | None, in_threads: bool, copies: float
+        self, name: str, own_limit: int | None, *, rebatcher: Rebatcher | None, in_threads: bool, copies: float
     ) -> None:
         """An empty lane.
 
         Args:
             name: Of the group.
             own_limit: Elements worked on at once, or None for as many as there are threads.
-            cutter: Cuts the stream that enters.
+            rebatcher: Regroups the stream that enters.
             in_threads: Whether threads of this process do the work.
             copies: Copies of an element's bytes that its work needs beside the result.
         """
@@ -130,7 +130,7 @@ class StageLane:
         self.workers = None if in_threads else WorkerMemory()
         self.num_running = 0
         self.estimator = Estimator(copies=copies)
-        self.cutter = cutter
+        self.rebatcher = rebatcher
         self.waiting: deque[Element] = deque()
         self.slots: deque[Work] = deque()
         self.input_ended = False
@@ -141,7 +141,7 @@ class StageLane:
         need = self.estimator.reserve(self._largest_input.value)
         if self.waiting or self.slots:
             return need
-        missing = 1.0 if self.cutter is None else (1.0 - self.cutter.filled_ratio) * self.cutter.num_ranks
+        missing = 1.0 if self.rebatcher is None else (1.0 - self.rebatcher.filled_ratio) * self.rebatcher.num_ranks
         return need + int(self._largest_input.value * missing)
 
     @property
@@ -158,21 +158,21 @@ class StageLane:
 
     def feed(self, element: Element) -> None:
         """Let an element in."""
-        if self.cutter is None:
+        if self.rebatcher is None:
             self._largest_input.add(element.num_bytes)
             self.waiting.append(element)
             return
         if element.num_rows:
-            self._largest_input.add(element.num_bytes * self.cutter.num_rows / element.num_rows)
-        self.waiting.extend(self.cutter.feed(element))
+            self._largest_input.add(element.num_bytes * self.rebatcher.num_rows / element.num_rows)
+        self.waiting.extend(self.rebatcher.feed(element))
 
     def end_input(self, *, failed: bool) -> None:
-        """No more elements will come; what is left in the cutter is cut, unless the stream broke off."""
+        """No more elements will come; what is left in the rebatcher follows, unless the stream broke off."""
         if self.input_ended:
             return
         self.input_ended = True
-        if self.cutter is not None and not failed:
-            self.waiting.extend(self.cutter.finish())
+        if self.rebatcher is not None and not failed:
+            self.waiting.extend(self.rebatcher.finish())
 
     def start(self, work: Work) -> None:
         """Move the first waiting element into work."""

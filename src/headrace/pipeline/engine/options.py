@@ -4,19 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from headrace.errors import ConfigError
 from headrace.messages import shorten_list
 from headrace.pipeline.engine.decisions import DecisionRecorder
-from headrace.pipeline.engine.rebatcher import CutSpec
+from headrace.pipeline.logical_plan import Executor, LogicalPlan, Stage
+from headrace.pipeline.transformations.slices import Rebatch
 from headrace.registry import TUNERS
 from headrace.resources import Memory, effective_cpus, effective_memory, parse_bytes
 
-if TYPE_CHECKING:
-    from headrace.pipeline.pipeline import Executor, Pipeline, Stage
-
-__all__ = ["DEFAULT_MEMORY_SHARE", "MAX_WORKERS", "Group", "OpenOptions", "make_groups", "memory_budget"]
+__all__ = ["DEFAULT_MEMORY_SHARE", "MAX_WORKERS", "OpenOptions", "StageGroup", "make_groups", "memory_budget"]
 
 DEFAULT_MEMORY_SHARE = 0.25
 """Of the effective memory limit, for elements in flight: the model, its embeddings and the page cache need the rest."""
@@ -56,7 +54,7 @@ class OpenOptions:
     @classmethod
     def check(
         cls,
-        pipeline: Pipeline,
+        plan: LogicalPlan,
         *,
         workers: int | Mapping[str, int] | None,
         memory_bytes: int | str | None,
@@ -76,14 +74,14 @@ class OpenOptions:
             raise ConfigError(f'open: executor: given {executor!r}, expected "thread", "process" or "inline"')
         if not 0 <= rank < num_ranks:
             raise ConfigError(f"open: rank: given {rank} of num_ranks {num_ranks}, expected 0 <= rank < num_ranks")
-        if num_ranks > 1 and not any(stage.kind == "batch" for stage in pipeline.stages):
+        if num_ranks > 1 and not any(stage.kind == "batch" for stage in plan.stages):
             raise ConfigError(
                 "open: num_ranks: ranks share the rows of each batch, but the pipeline has no batch stage"
             )
         if epoch < 0:
             raise ConfigError(f"open: epoch: given {epoch}, expected a whole number from 0 on")
         stage_workers = dict(workers) if isinstance(workers, Mapping) else {}
-        names = ["source", *(stage.name for stage in pipeline.stages)]
+        names = ["source", *(stage.name for stage in plan.stages)]
         for name, count in stage_workers.items():
             if name not in names:
                 raise ConfigError(f"open: workers: no stage named {name!r}; there are {shorten_list(names)}")
@@ -120,19 +118,19 @@ def memory_budget(memory_bytes: int | str | None, memory: Memory | None = None) 
 
 
 @dataclass(frozen=True)
-class Group:
+class StageGroup:
     """Stages that one worker call applies to an element, one after the other.
 
     Attributes:
         stages: At least one.
         executor: Who runs them.
-        cut: How the stream is cut in front of them, or None.
+        rebatch: How the stream is regrouped in front of them, or None.
         timeout_s: Longest time the call may take, or None.
     """
 
     stages: tuple[Stage, ...]
     executor: Literal["thread", "process"]
-    cut: CutSpec | None
+    rebatch: Rebatch | None
     timeout_s: float | None
 
     @property
@@ -141,26 +139,26 @@ class Group:
         return "+".join(stage.name for stage in self.stages)
 
 
-def make_groups(pipeline: Pipeline, options: OpenOptions) -> tuple[Group, ...]:
+def make_groups(plan: LogicalPlan, options: OpenOptions) -> tuple[StageGroup, ...]:
     """Join neighbouring stages, so that an element is handed over less often and stays in the CPU's cache.
 
-    A stage is run on its own if it has a timeout or a number of workers of its own; a cut, or another executor,
-    begins a new group.
+    A stage is run on its own if it has a timeout or a number of workers of its own; regrouping rows, or another
+    executor, begins a new group.
     """
-    groups: list[Group] = []
-    last_batch = max((i for i, stage in enumerate(pipeline.stages) if stage.kind == "batch"), default=-1)
+    groups: list[StageGroup] = []
+    last_batch = max((i for i, stage in enumerate(plan.stages) if stage.kind == "batch"), default=-1)
     joins = False
-    for index, stage in enumerate(pipeline.stages):
-        cut = stage.cut
-        if cut is not None and index == last_batch:
-            cut = replace(cut, num_ranks=options.num_ranks, rank=options.rank)
-        default = options.executor if stage.kind in ("map", "filter") else "thread"
+    for index, stage in enumerate(plan.stages):
+        rebatch = stage.transformation.rebatch
+        if rebatch is not None and index == last_batch:
+            rebatch = replace(rebatch, num_ranks=options.num_ranks, rank=options.rank)
+        default = options.executor if stage.transformation.can_use_processes else "thread"
         executor: Literal["thread", "process"] = "process" if (stage.executor or default) == "process" else "thread"
         alone = stage.timeout_s is not None or stage.name in options.stage_workers
-        if joins and not alone and cut is None and groups[-1].executor == executor:
+        if joins and not alone and rebatch is None and groups[-1].executor == executor:
             groups[-1] = replace(groups[-1], stages=(*groups[-1].stages, stage))
         else:
-            groups.append(Group((stage,), executor, cut, stage.timeout_s))
+            groups.append(StageGroup((stage,), executor, rebatch, stage.timeout_s))
         joins = not alone
     return tuple(groups)
 

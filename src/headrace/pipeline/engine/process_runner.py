@@ -15,11 +15,10 @@ import pyarrow as pa
 from headrace.errors import PipelineError
 from headrace.logs.source import Source
 from headrace.pipeline.engine.decisions import Decisions
-from headrace.pipeline.engine.delivery import apply_result, describe_element, pipeline_error
+from headrace.pipeline.engine.delivery import apply_result, describe_element, pipeline_error, stuck_error
 from headrace.pipeline.engine.element import Element
 from headrace.pipeline.engine.headroom import WorkerMemory
-from headrace.pipeline.engine.options import Group
-from headrace.pipeline.engine.stuck import stuck_error
+from headrace.pipeline.engine.options import StageGroup
 from headrace.pipeline.processes.messages import Disconnected
 from headrace.pipeline.processes.shipping import ship
 from headrace.pipeline.processes.worker_pool import WorkerPool
@@ -35,7 +34,7 @@ class ProcessRunner:
 
     def __init__(
         self,
-        group: Group,
+        group: StageGroup,
         source: Source,
         epoch: int,
         decisions: Decisions,
@@ -54,7 +53,7 @@ class ProcessRunner:
         self._memory = memory
         self._pool = WorkerPool(
             group.name,
-            partial(WorkerProcess, ship(group.stages)),
+            partial(WorkerProcess, ship(group.name, [stage.transformation for stage in group.stages])),
             limit=limit,
             at_once=lambda: effective_cpus().num_threads,
             report=lambda pid, how: self._record(pid, f"worker process {pid} {how} while it started"),

@@ -1,51 +1,37 @@
-"""`Cutter`: regroups a stream of elements into elements of an exact number of rows, without touching the rows.
+"""`Rebatcher`: regroups a stream of elements into elements of an exact number of rows, without touching the rows.
 
-This is the only stage that is not one element in, one element out. Batching is a cut followed by joining the parts,
-shuffling is a cut into blocks followed by a permutation of each; that work is done by workers, the cut itself is
-cheap and sequential. It is plain data in, plain data out: no threads, no clocks, no Arrow calls.
+Nothing else is not one element in, one element out. Batching gathers slices of rows and then joins them, shuffling
+gathers blocks and then permutes each; workers join and permute, gathering itself is cheap and sequential. It is plain
+data in, plain data out: no threads, no clocks, no Arrow calls.
 
-Two pieces of 5 rows cut by 4 (`|` is where the output elements end)::
+Two source batches of 5 rows, regrouped by 4 (`|` is where the output elements end)::
 
-    pieces     [a0 a1 a2 a3 a4]  [b0 b1 b2 b3 b4]
+    inputs     [a0 a1 a2 a3 a4]  [b0 b1 b2 b3 b4]
     outputs     a0 a1 a2 a3 | a4   b0 b1 b2 | b3 b4
     after       (a, 4)                (b, 3)     end
 
-`after` is the position a resume starts from: re-read piece a, skip four of its rows.
+`after` is the position a resume starts from: read source batch a again, skip four of its rows.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from headrace.pipeline.engine.element import NO_LOSSES, Cut, Element, Hold, Losses, Token, merge_items
+from headrace.pipeline.engine.element import Element, Hold, merge_splits
+from headrace.pipeline.engine.position import Position
+from headrace.pipeline.row_stats import NO_ROWS, RowStats
+from headrace.pipeline.transformations.slices import Rebatch, RowSlice
 
-__all__ = ["CutSpec", "Cutter"]
-
-
-@dataclass(frozen=True)
-class CutSpec:
-    """How a stream is cut.
-
-    Attributes:
-        num_rows: Rows of an element of one rank.
-        drop_last: Whether the last, incomplete element is dropped (its rows count as dropped) or kept.
-        num_ranks: Ranks that share each cut: `num_ranks * num_rows` rows are cut at once and each rank keeps its slice.
-        rank: Which slice is ours.
-    """
-
-    num_rows: int
-    drop_last: bool = False
-    num_ranks: int = 1
-    rank: int = 0
+__all__ = ["Rebatcher"]
 
 
 @dataclass(slots=True)
 class _Part:
-    """Some rows of a fed element, waiting for the cut they belong to."""
+    """Some rows of a fed element, waiting for the output they belong to."""
 
-    cut: Cut
+    rows: RowSlice
     num_bytes: int
-    items: tuple[int, ...]
+    splits: tuple[int, ...]
     holds: tuple[Hold, ...]
 
     def release(self) -> None:
@@ -53,21 +39,21 @@ class _Part:
             hold.release()
 
 
-class Cutter:
-    """Feed elements in order, get cuts back; `finish` gives the rest.
+class Rebatcher:
+    """Feed elements in order, get regrouped ones back; `finish` gives the rest.
 
     Each output carries the losses of the elements whose last row it uses, so every loss is counted with exactly one
     output, also over a resume in the middle of an element, and never before the good rows around it: an error budget
-    must not see the bad rows of a large piece beside the first batch of its good ones. Losses of all ranks' inputs go
-    to rank 0.
+    must not see the bad rows of a large source batch beside the first batch of its good ones. Losses of all ranks'
+    inputs go to rank 0.
     """
 
-    def __init__(self, spec: CutSpec, before: Token, skip_rows: int = 0, index: int = 0) -> None:
+    def __init__(self, spec: Rebatch, before: Position, skip_rows: int = 0, index: int = 0) -> None:
         """Start a stream, or resume one.
 
         Args:
-            spec: How to cut.
-            before: Position of the stream in front of the cutter, where the first element fed begins.
+            spec: How to regroup.
+            before: Position of the stream in front of it, where the first element fed begins.
             skip_rows: Rows of that element used already.
             index: Number of the next output.
         """
@@ -76,9 +62,9 @@ class Cutter:
         self._index = index
         self._parts: list[_Part] = []
         self._num_rows = 0
-        self._losses = NO_LOSSES
-        self._before: Token = (before, skip_rows, index)
-        self._end: Token = before
+        self._losses = NO_ROWS
+        self._before = before.behind(skip_rows, index)
+        self._end = before
 
     @property
     def num_rows(self) -> int:
@@ -96,7 +82,7 @@ class Cutter:
         return self._num_rows / (self._spec.num_rows * self._spec.num_ranks)
 
     def feed(self, element: Element) -> list[Element]:
-        """Add an element; return the cuts it completes, which may be none or many."""
+        """Add an element; return the elements it completes, which may be none or many."""
         outputs = []
         position = self._skip_rows
         self._skip_rows = 0
@@ -117,7 +103,7 @@ class Cutter:
         return outputs
 
     def finish(self) -> list[Element]:
-        """Cut what is left at the end of the stream.
+        """Give what is left at the end of the stream.
 
         The rest is kept if every rank gets at least one row of it, so all ranks make the same number of steps; rows
         that are not kept count as dropped. Losses behind the last row come as an element without rows.
@@ -125,39 +111,39 @@ class Cutter:
         if self._num_rows >= self._spec.num_ranks and self._num_rows and not self._spec.drop_last:
             return [self._emit(self._end, 0)]
         if self._num_rows:
-            self._lose(Losses(num_dropped=self._num_rows))
+            self._lose(RowStats(num_dropped=self._num_rows))
         for part in self._parts:
             part.release()
         self._parts, self._num_rows = [], 0
-        return [] if self._losses is NO_LOSSES else [self._emit(self._end, 0)]
+        return [] if self._losses is NO_ROWS else [self._emit(self._end, 0)]
 
-    def _lose(self, losses: Losses) -> None:
+    def _lose(self, losses: RowStats) -> None:
         if self._spec.rank == 0:
             self._losses += losses
 
     def _add(self, element: Element, start: int, stop: int) -> None:
         num_bytes = element.num_bytes * (stop - start) // element.num_rows
-        self._parts.append(_Part(Cut(element.payload, start, stop), num_bytes, element.items, element.holds))
+        self._parts.append(_Part(RowSlice(element.payload, start, stop), num_bytes, element.splits, element.holds))
         self._num_rows += stop - start
         for hold in element.holds:
             hold.share()
 
-    def _emit(self, up: Token, used_rows: int) -> Element:
-        """An element of the rows gathered; `up` and `used_rows` say where the next one begins."""
-        after = (up, used_rows, self._index + 1)
+    def _emit(self, upstream: Position, used_rows: int) -> Element:
+        """An element of the rows gathered; `upstream` and `used_rows` say where the next one begins."""
+        after = upstream.behind(used_rows, self._index + 1)
         parts = self._own_parts()
         output = Element(
-            payload=[part.cut for part in parts] or None,
-            num_rows=sum(part.cut.num_rows for part in parts),
+            payload=[part.rows for part in parts] or None,
+            num_rows=sum(part.rows.num_rows for part in parts),
             key=(self._index, self._spec.rank),
             before=self._before,
             after=after,
             losses=self._losses,
-            items=merge_items(part.items for part in parts),
+            splits=merge_splits(part.splits for part in parts),
             num_bytes=sum(part.num_bytes for part in parts),
             holds=tuple(hold for part in parts for hold in part.holds),
         )
-        self._parts, self._num_rows, self._losses = [], 0, NO_LOSSES
+        self._parts, self._num_rows, self._losses = [], 0, NO_ROWS
         self._before = after
         self._index += 1
         return output
@@ -170,12 +156,12 @@ class Cutter:
         first, last = self._num_rows * rank // num_ranks, self._num_rows * (rank + 1) // num_ranks
         own, position = [], 0
         for part in self._parts:
-            length = part.cut.num_rows
+            length = part.rows.num_rows
             start, stop = max(first - position, 0), min(last - position, length)
             position += length
             if start < stop:
-                cut = Cut(part.cut.rows, part.cut.start + start, part.cut.start + stop)
-                own.append(_Part(cut, part.num_bytes * (stop - start) // length, part.items, part.holds))
+                rows = RowSlice(part.rows.rows, part.rows.start + start, part.rows.start + stop)
+                own.append(_Part(rows, part.num_bytes * (stop - start) // length, part.splits, part.holds))
             else:
                 part.release()
         return own

@@ -10,7 +10,7 @@ from headrace.pipeline.engine.decisions import Decisions
 from headrace.pipeline.engine.delivery import apply_result, pipeline_error
 from headrace.pipeline.engine.element import Element
 from headrace.pipeline.engine.headroom import WorkerMemory
-from headrace.pipeline.engine.options import Group
+from headrace.pipeline.engine.options import StageGroup
 from headrace.pipeline.transformations.chain import StageFault, StageUse, run_chain
 
 __all__ = ["Runner", "ThreadRunner", "make_runner"]
@@ -35,10 +35,10 @@ class Runner(Protocol):
 class ThreadRunner:
     """Runs the stages in the thread that calls."""
 
-    def __init__(self, group: Group, source: Source, epoch: int) -> None:
+    def __init__(self, group: StageGroup, source: Source, epoch: int) -> None:
         """Prepare."""
         self._stages = group.stages
-        self._operations = [stage.operation for stage in group.stages]
+        self._transformations = [stage.transformation for stage in group.stages]
         self._source = source
         self._epoch = epoch
 
@@ -46,7 +46,7 @@ class ThreadRunner:
         """Change the element into the result, here and now."""
         seed = (self._epoch, *element.key)
         try:
-            result = run_chain(self._operations, element.payload, element.num_rows, element.num_bytes, seed)
+            result = run_chain(self._transformations, element.payload, element.num_rows, element.num_bytes, seed)
         except StageFault as fault:
             raise pipeline_error(fault, self._stages, element, self._source) from fault.__cause__
         apply_result(element, result, self._stages, self._source)
@@ -57,7 +57,7 @@ class ThreadRunner:
 
 
 def make_runner(
-    group: Group,
+    group: StageGroup,
     source: Source,
     epoch: int,
     decisions: Decisions,

@@ -1,4 +1,4 @@
-"""`SourceLane`: items of the source, several of them read at once, whose pieces leave in order."""
+"""`SourceLane`: splits of the source, several of them read at once, whose batches leave in order."""
 
 from __future__ import annotations
 
@@ -14,36 +14,36 @@ __all__ = ["SourceLane"]
 
 
 @dataclass(slots=True, eq=False)
-class _Item:
-    """A source item that is being read."""
+class _Split:
+    """A split that is being read."""
 
     number: int
-    next_piece: int = 0
+    next_batch: int = 0
     running: bool = False
-    pieces: deque[Element] = field(default_factory=deque)
+    batches: deque[Element] = field(default_factory=deque)
     failure: BaseException | None = None
 
 
 class SourceLane:
-    """Items of the source, several read at once, whose pieces leave in order."""
+    """Splits of the source, several read at once, whose batches leave in order."""
 
     in_threads = True
     workers: WorkerMemory | None = None
 
     def __init__(
-        self, own_limit: int | None, num_items: int, first_item: int, first_piece: int, *, first_bytes: int = 0
+        self, own_limit: int | None, num_splits: int, first_split: int, first_batch: int, *, first_bytes: int = 0
     ) -> None:
-        """Start at a piece of an item; `first_bytes` is how large a piece is thought to be before one is read."""
+        """Start at a batch of an split; `first_bytes` is how large a batch is thought to be before one is read."""
         self.name = "source"
         self.own_limit = own_limit
         self.num_running = 0
         self.estimator = Estimator()
-        self._num_items = num_items
-        self._next_item = first_item
-        self._first_piece = first_piece
-        self._items: deque[_Item] = deque()  # hundreds, where items are small and much is read ahead
-        self._by_number: dict[int, _Item] = {}
-        self._open: dict[int, _Item] = {}  # those with more to read, in order
+        self._num_splits = num_splits
+        self._next_split = first_split
+        self._first_batch = first_batch
+        self._splits: deque[_Split] = deque()  # hundreds, where splits are small and much is read ahead
+        self._by_number: dict[int, _Split] = {}
+        self._open: dict[int, _Split] = {}  # those with more to read, in order
         self.ahead_bytes = 0
         self._first_bytes = first_bytes
 
@@ -53,94 +53,94 @@ class SourceLane:
 
     @property
     def queue_depth(self) -> int:
-        return self._num_items - self._next_item
+        return self._num_splits - self._next_split
 
     @property
     def is_empty(self) -> bool:
-        return not self._items
+        return not self._splits
 
     @property
     def has_ended(self) -> bool:
-        self._drop_read_items()
-        return not self._items and self._next_item >= self._num_items
+        self._drop_read_splits()
+        return not self._splits and self._next_split >= self._num_splits
 
     @property
     def num_ready(self) -> int:
-        """Pieces of the first item that are ready to leave."""
-        return len(self._items[0].pieces) if self._items else 0
+        """Pieces of the first split that are ready to leave."""
+        return len(self._splits[0].batches) if self._splits else 0
 
     def candidates(self, limit: int) -> list[Work]:
-        """Reads that could be started, in order of the items: the next piece of each item nobody reads right now."""
-        self._drop_read_items()
-        found = [Work(0, None, item.number, item.next_piece) for item in self._open.values() if not item.running]
-        if len(self._open) < limit and self._next_item < self._num_items:
-            found.append(Work(0, None, self._next_item, self._first_piece))
+        """Reads that could be started, in order of the splits: the next batch of each split nobody reads right now."""
+        self._drop_read_splits()
+        found = [Work(0, None, split.number, split.next_batch) for split in self._open.values() if not split.running]
+        if len(self._open) < limit and self._next_split < self._num_splits:
+            found.append(Work(0, None, self._next_split, self._first_batch))
         return found
 
     def is_first(self, work: Work) -> bool:
         """Whether everything waits for this read."""
-        self._drop_read_items()
-        if not self._items:
+        self._drop_read_splits()
+        if not self._splits:
             return True
-        return self._items[0].number == work.item and not self._items[0].pieces
+        return self._splits[0].number == work.split and not self._splits[0].batches
 
-    def is_head_item(self, work: Work) -> bool:
-        """Whether the read belongs to the first item whose pieces have not all left."""
-        return not self._items or self._items[0].number == work.item
+    def is_head_split(self, work: Work) -> bool:
+        """Whether the read belongs to the first split whose batches have not all left."""
+        return not self._splits or self._splits[0].number == work.split
 
     def start(self, work: Work) -> None:
-        """Mark the piece as being read."""
-        if work.item == self._next_item:
-            item = _Item(work.item, work.piece)
-            self._items.append(item)
-            self._by_number[work.item] = self._open[work.item] = item
-            self._next_item += 1
-            self._first_piece = 0
-        self._by_number[work.item].running = True
+        """Mark the batch as being read."""
+        if work.split == self._next_split:
+            split = _Split(work.split, work.source_batch)
+            self._splits.append(split)
+            self._by_number[work.split] = self._open[work.split] = split
+            self._next_split += 1
+            self._first_batch = 0
+        self._by_number[work.split].running = True
         self.num_running += 1
 
     def finish(self, work: Work) -> None:
-        """Take in the piece that was read; a work without an element is the end of its item."""
-        item = self._by_number[work.item]
-        item.running = False
+        """Take in the batch that was read; a work without an element is the end of its split."""
+        split = self._by_number[work.split]
+        split.running = False
         if work.failure is not None:
-            item.failure = work.failure
-            del self._open[work.item]
+            split.failure = work.failure
+            del self._open[work.split]
         elif work.element is None:
-            del self._open[work.item]
+            del self._open[work.split]
         else:
-            item.next_piece += 1
-            item.pieces.append(work.element)
+            split.next_batch += 1
+            split.batches.append(work.element)
             self.ahead_bytes += work.element.num_bytes
             self.estimator.learn(1, work.element.num_bytes)
 
     def holds(self, work: Work) -> bool:
-        """Whether the item is still of interest."""
-        return work.item in self._by_number
+        """Whether the split is still of interest."""
+        return work.split in self._by_number
 
     def head_is_done(self) -> bool:
-        self._drop_read_items()
-        return bool(self._items) and (bool(self._items[0].pieces) or self._items[0].failure is not None)
+        self._drop_read_splits()
+        return bool(self._splits) and (bool(self._splits[0].batches) or self._splits[0].failure is not None)
 
     def head_failure(self) -> BaseException | None:
-        first = self._items[0] if self._items else None
-        return first.failure if first is not None and not first.pieces else None
+        first = self._splits[0] if self._splits else None
+        return first.failure if first is not None and not first.batches else None
 
     def pop(self) -> Element:
-        element = self._items[0].pieces.popleft()
+        element = self._splits[0].batches.popleft()
         self.ahead_bytes -= element.num_bytes
         return element
 
     def clear(self) -> None:
-        for item in self._items:
-            for element in item.pieces:
+        for split in self._splits:
+            for element in split.batches:
                 element.release()
-        for items in (self._items, self._by_number, self._open):
-            items.clear()
-        self._next_item = self._num_items
+        for splits in (self._splits, self._by_number, self._open):
+            splits.clear()
+        self._next_split = self._num_splits
 
-    def _drop_read_items(self) -> None:
-        while self._items and not (
-            self._items[0].number in self._open or self._items[0].pieces or self._items[0].failure
+    def _drop_read_splits(self) -> None:
+        while self._splits and not (
+            self._splits[0].number in self._open or self._splits[0].batches or self._splits[0].failure
         ):
-            del self._by_number[self._items.popleft().number]
+            del self._by_number[self._splits.popleft().number]

@@ -61,7 +61,7 @@ class PipelineState:
         ledger: Bytes in flight.
         num_workers: Threads that may run stages at once.
         num_prefetch: Elements the last lane may finish ahead.
-        read_ahead_bytes: Bytes that items behind the first open one may hold.
+        read_ahead_bytes: Bytes that splits behind the first open one may hold.
         pressure: From the memory watchdog.
         headroom: What the process may still take.
         failure: What the consumer must be told; set when everything before it has been taken.
@@ -236,7 +236,7 @@ class PipelineState:
         if not candidates:
             return Blocked.LIMIT if source.num_running else Blocked.INPUT
         for work in candidates:
-            if source.is_head_item(work):
+            if source.is_head_split(work):
                 allowed = source.num_ready < max(1, self._ahead(0))
             else:
                 allowed = self.pressure is Pressure.NONE and source.ahead_bytes < self.read_ahead_bytes

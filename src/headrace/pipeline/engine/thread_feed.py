@@ -15,21 +15,20 @@ from itertools import islice
 
 import pyarrow as pa
 
-from headrace.logs.source import Piece
+from headrace.logs.source import SourceBatch
 from headrace.pipeline.engine.build import build_state, build_tunables, first_bytes
 from headrace.pipeline.engine.counters import GroupNow, PipelineCounters, Recorder, count_waits
 from headrace.pipeline.engine.decisions import Decisions
-from headrace.pipeline.engine.delivery import element_of_piece, source_error
+from headrace.pipeline.engine.delivery import element_of, source_error, stack_of, stuck_error
 from headrace.pipeline.engine.element import Element
 from headrace.pipeline.engine.headroom import check_floor
 from headrace.pipeline.engine.lanes import Work
 from headrace.pipeline.engine.options import OpenOptions, make_groups
+from headrace.pipeline.engine.position import Position
 from headrace.pipeline.engine.runners import make_runner
-from headrace.pipeline.engine.snapshot import Position
-from headrace.pipeline.engine.stuck import stack_of, stuck_error
-from headrace.pipeline.engine.tunables import Tunable
+from headrace.pipeline.engine.tuners import Tunable
 from headrace.pipeline.engine.watchdog import MemoryWatchdog, interpreter_bytes
-from headrace.pipeline.pipeline import Pipeline
+from headrace.pipeline.logical_plan import LogicalPlan
 from headrace.pipeline.sources import reads_storage
 from headrace.pipeline.transformations.chain import StageUse
 
@@ -61,11 +60,11 @@ class ThreadFeed:
     """Elements of a pipeline, made ahead by threads."""
 
     def __init__(
-        self, pipeline: Pipeline, options: OpenOptions, epoch: int, position: Position, decisions: Decisions
+        self, plan: LogicalPlan, options: OpenOptions, epoch: int, position: Position, decisions: Decisions
     ) -> None:
         """Prepare lanes and runners; nothing is started yet."""
-        self._source = pipeline.source
-        self._groups = make_groups(pipeline, options)
+        self._source = plan.source
+        self._groups = make_groups(plan, options)
         self._stage_names = [("source",), *(tuple(stage.name for stage in group.stages) for group in self._groups)]
         self._lock = threading.RLock()  # re-entrant: garbage collection may call close() in a thread that holds it
         self._work_ready = threading.Condition(self._lock)
@@ -73,22 +72,22 @@ class ThreadFeed:
         self._threads: set[threading.Thread] = set()
         self._stuck: set[threading.Thread] = set()
         self._running: dict[threading.Thread, Work] = {}
-        self._readers: dict[int, Iterator[Piece]] = {}
-        self._first = (position.item, position.piece)
+        self._readers: dict[int, Iterator[SourceBatch]] = {}
+        self._first = (position.split, position.source_batch)
         self._num_idle = 0
         self._mean_work_s = 1.0
         self._consumer_waits = False
         self._closing = False
         self._sampled_s = time.monotonic()
-        self.recorder = Recorder(["source", *(stage.name for stage in pipeline.stages)], time.monotonic)
+        self.recorder = Recorder(["source", *(stage.name for stage in plan.stages)], time.monotonic)
         uses_processes = any(group.executor == "process" for group in self._groups)
-        element_bytes = first_bytes(pipeline.source, position.item)
+        element_bytes = first_bytes(plan.source, position.split)
         check_floor(options.memory, interpreter_bytes(), element_bytes, uses_processes=uses_processes)
         self._watchdog = MemoryWatchdog(decisions, self._sampled_s, tightest=options.memory.tightest)
         self._wants_look = True
-        self._state = build_state(pipeline, self._groups, options, position, decisions)
+        self._state = build_state(plan, self._groups, options, position, decisions)
         self._runners = [
-            make_runner(group, pipeline.source, epoch, decisions, partial(self._state.limit, number), lane.workers)
+            make_runner(group, plan.source, epoch, decisions, partial(self._state.limit, number), lane.workers)
             for number, (group, lane) in enumerate(zip(self._groups, self._state.lanes[1:], strict=True), start=1)
         ]
         self.tunables: Mapping[str, Tunable] = build_tunables(self._state, options.memory.limit_bytes, self._change)
@@ -234,24 +233,24 @@ class ThreadFeed:
             assert work.element is not None
             return self._runners[work.lane - 1].run(work.element)
         except Exception as error:
-            work.failure = source_error(error, self._source, work.item) if work.lane == 0 else error
+            work.failure = source_error(error, self._source, work.split) if work.lane == 0 else error
             if work.failure is not error:
                 work.failure.__cause__ = error
         return ()
 
     def _read(self, work: Work) -> tuple[StageUse, ...]:
         wall, cpu = time.perf_counter(), time.thread_time()
-        reader = self._readers.get(work.item)
+        reader = self._readers.get(work.split)
         if reader is None:
-            skip = self._first[1] if work.item == self._first[0] else 0
-            reader = self._readers[work.item] = islice(self._source.read(work.item), skip, None)
-        piece = next(reader, None)
-        if piece is None:
-            self._readers.pop(work.item, None)
+            skip = self._first[1] if work.split == self._first[0] else 0
+            reader = self._readers[work.split] = islice(self._source.read(work.split), skip, None)
+        batch = next(reader, None)
+        if batch is None:
+            self._readers.pop(work.split, None)
             return ()
-        work.element = element_of_piece(piece, work.item, work.piece)
+        work.element = element_of(batch, work.split, work.source_batch)
         num_rows, num_bytes = work.element.num_rows, work.element.num_bytes
-        return (StageUse(time.thread_time() - cpu, time.perf_counter() - wall, piece.num_read, num_rows, num_bytes),)
+        return (StageUse(time.thread_time() - cpu, time.perf_counter() - wall, batch.num_read, num_rows, num_bytes),)
 
     def _record(self, work: Work, uses: tuple[StageUse, ...]) -> None:
         """Tell the state what was done, and count it."""

@@ -1,22 +1,65 @@
-"""What a tuner of a running pipeline is, and `LateTuner`, which opens one once the pipeline has run for a while."""
+"""Changing a pipeline while it runs: `Tunable` numbers, and tuners that set them.
+
+`LateTuner` opens a tuner once the pipeline has run for a while.
+"""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
+from headrace.errors import ConfigError
 from headrace.pipeline.engine.counters import PipelineCounters
 from headrace.pipeline.engine.decisions import DecisionRecorder
 from headrace.pipeline.engine.explanation import Explanation
-from headrace.pipeline.engine.tunables import Tunable
 from headrace.registry import provider
 
-__all__ = ["AFTER_S", "LateTuner", "Tunables", "Tuner", "open_tuner"]
+__all__ = ["AFTER_S", "LateTuner", "Tunable", "Tunables", "Tuner", "open_tuner"]
 
 AFTER_S = 1.0
 """Seconds after the first request for a batch at which `auto` begins: it would change nothing sooner, for it decides
 from windows of a second; and a job that is over by then pays for one idle thread."""
+
+
+class Tunable:
+    """A number with limits that takes effect as soon as it is set, from any thread.
+
+    Attributes:
+        name: For instance "transform.workers".
+        min: Smallest value.
+        max: Largest value.
+        unit: "workers", "elements" or "bytes".
+    """
+
+    def __init__(
+        self, name: str, *, min: int, max: int, unit: str, get: Callable[[], int], set: Callable[[int], None]
+    ) -> None:
+        """Describe a number that is kept elsewhere: `get` reads it, `set` changes it."""
+        self.name = name
+        self.min = min
+        self.max = max
+        self.unit = unit
+        self._get = get
+        self._set = set
+
+    @property
+    def value(self) -> int:
+        """The value now."""
+        return self._get()
+
+    def set(self, value: int) -> None:
+        """Change it.
+
+        Raises:
+            ConfigError: The value is not a whole number within the limits.
+        """
+        if isinstance(value, bool) or int(value) != value or not self.min <= value <= self.max:
+            raise ConfigError(f"{self.name}: given {value!r}, expected a whole number from {self.min} to {self.max}")
+        self._set(int(value))
+
+    def __repr__(self) -> str:
+        return f"Tunable({self.name} = {self.value} {self.unit}, {self.min}..{self.max})"
 
 
 class Tunables(Protocol):

@@ -101,7 +101,7 @@ def _memory_file() -> int:
 
 
 def _write_rows(rows: pa.RecordBatch) -> int:
-    rows = compact(rows)  # a slice of a piece would carry the unique rows of the whole piece
+    rows = compact(rows)  # a slice of a batch would carry the unique rows of the whole batch
     descriptor = _memory_file()
     try:
         with (

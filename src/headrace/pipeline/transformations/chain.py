@@ -1,4 +1,4 @@
-"""`run_chain`: several operations applied to one element in one go, with the rows they raise on isolated."""
+"""`run_chain`: several transformations applied to one element in one go, with the rows they raise on isolated."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ import pyarrow as pa
 from headrace.errors import PipelineError
 from headrace.logs import groups
 from headrace.pipeline.transformations.bad_rows import BadRow, find_bad_rows, without_rows
-from headrace.pipeline.transformations.operations import Operation
+from headrace.pipeline.transformations.transformation import Transformation
 
-__all__ = ["ChainResult", "RowFaults", "StageFault", "StageUse", "run_chain", "size_of"]
+__all__ = ["ChainResult", "RowFaults", "StageFault", "StageUse", "run_chain"]
 
-HEADRACE = str(Path(__file__).parents[1])
-EXAMPLES = str(Path(__file__).parents[1] / "testing")
+HEADRACE = str(Path(__file__).parents[2])
+EXAMPLES = str(Path(__file__).parents[2] / "testing")
 STANDARD_LIBRARY = sysconfig.get_path("stdlib")
 
 
 @dataclass(frozen=True, slots=True)
 class StageUse:
-    """What one operation used for one element: CPU and wall seconds, rows in and out, and bytes out."""
+    """What one transformation used for one element: CPU and wall seconds, rows in and out, and bytes out."""
 
     cpu_s: float
     wall_s: float
@@ -37,24 +37,24 @@ class StageUse:
 
 @dataclass(frozen=True)
 class RowFaults:
-    """Rows an operation raised on, which are left out."""
+    """Rows a transformation raised on, which are left out."""
 
-    operation: int
+    transformation: int
     bad_rows: tuple[BadRow, ...]
     quarantine: bool
 
 
 @dataclass(frozen=True, slots=True)
 class ChainResult:
-    """An element after all operations of a chain.
+    """An element after all transformations of a chain.
 
     Attributes:
-        payload: What the last operation returned; None if no row is left.
+        payload: What the last transformation returned; None if no row is left.
         num_rows: Rows left.
         num_bytes: Its bytes.
-        num_filtered: Rows the operations took out.
+        num_filtered: Rows the transformations took out.
         faults: Rows they raised on.
-        uses: What each operation used.
+        uses: What each transformation used.
     """
 
     payload: Any
@@ -66,10 +66,10 @@ class ChainResult:
 
 
 class StageFault(Exception):
-    """An operation failed and the job must stop; turned into a `PipelineError` where the stage's name is known.
+    """A transformation failed and the job must stop; turned into a `PipelineError` where the stage's name is known.
 
     Attributes:
-        operation: Position in the chain.
+        transformation: Position in the chain.
         reason: Type and text of what was raised.
         row_ids: Rows at fault, if they could be found.
         traceback: The traceback as text.
@@ -77,28 +77,28 @@ class StageFault(Exception):
     """
 
     def __init__(
-        self, operation: int, reason: str, row_ids: tuple[int, ...] = (), traceback: str = "", place: str = ""
+        self, transformation: int, reason: str, row_ids: tuple[int, ...] = (), traceback: str = "", place: str = ""
     ) -> None:
-        super().__init__(operation, reason, row_ids, traceback, place)
+        super().__init__(transformation, reason, row_ids, traceback, place)
         self.place = place
-        self.operation = operation
+        self.transformation = transformation
         self.reason = reason
         self.row_ids = row_ids
         self.traceback = traceback
 
 
 def run_chain(
-    operations: Sequence[Operation],
+    transformations: Sequence[Transformation],
     payload: Any,
     num_rows: int,
     num_bytes: int,
     seed: tuple[int, ...],
     clock: Callable[[], float] = time.thread_time,
 ) -> ChainResult:
-    """Apply operations one after the other; an element without rows passes untouched.
+    """Apply transformations one after the other; an element without rows passes untouched.
 
     Args:
-        operations: What to apply.
+        transformations: What to apply.
         payload: The element's payload.
         num_rows: Its rows.
         num_bytes: Its bytes.
@@ -106,54 +106,27 @@ def run_chain(
         clock: CPU seconds of whoever runs this.
 
     Raises:
-        StageFault: An operation raised and its policy is "fail", or no rows are to blame.
+        StageFault: A transformation raised and its policy is "fail", or no rows are to blame.
     """
     faults: list[RowFaults] = []
     uses: list[StageUse] = []
     num_filtered = 0
-    for number, operation in enumerate(operations):
+    for number, transformation in enumerate(transformations):
         if num_rows == 0:
             uses.append(StageUse(0.0, 0.0, 0, 0, 0))
             continue
-        wall, cpu, rows_before, was_cut = time.perf_counter(), clock(), num_rows, isinstance(payload, list)
+        wall, cpu, rows_before = time.perf_counter(), clock(), num_rows
         try:
-            payload = operation(payload, seed)
+            payload = transformation(payload, seed)
         except Exception as error:
-            payload, fault = _leave_out(number, operation, payload, seed, error)
+            payload, fault = _leave_out(number, transformation, payload, seed, error)
             faults.append(fault)
             rows_before -= len(fault.bad_rows)
         num_rows = _num_rows_of(payload, num_rows)
         num_filtered += rows_before - num_rows
-        if not was_cut:  # joining cuts moves bytes; what a view of a larger element shows must not count as all of it
-            num_bytes = size_of(payload, num_bytes)
+        num_bytes = transformation.num_bytes(payload, num_bytes)
         uses.append(StageUse(clock() - cpu, time.perf_counter() - wall, rows_before, num_rows, num_bytes))
     return ChainResult(payload if num_rows else None, num_rows, num_bytes, num_filtered, tuple(faults), tuple(uses))
-
-
-def size_of(payload: Any, expected: int = 0) -> int:
-    """Bytes of a payload.
-
-    Args:
-        payload: A record batch, an object that tells its `num_bytes` or `nbytes`, or a collection of those.
-        expected: A record batch whose buffers hold more than twice this is taken for a view of a larger one, of which
-            only its own rows count, and of groups the unique rows they have. (Counting those costs 70 us for 40
-            columns, the buffers 1 us.)
-    """
-    if isinstance(payload, pa.RecordBatch):
-        total = int(payload.get_total_buffer_size())
-        if total <= 2 * expected:
-            return total
-        own = groups.num_bytes(payload) if groups.has_groups(payload.schema) else int(payload.nbytes)
-        return min(total, own)
-    size = getattr(payload, "num_bytes", None)
-    if isinstance(size, int):
-        return size
-    if isinstance(payload, dict):
-        return sum(size_of(value) for value in payload.values())
-    if isinstance(payload, list | tuple):
-        return sum(size_of(value) for value in payload)
-    size = getattr(payload, "nbytes", 0)  # numpy arrays, torch tensors
-    return size if isinstance(size, int) else 0
 
 
 def _place_of(error: Exception) -> str:
@@ -179,30 +152,30 @@ def _num_rows_of(payload: Any, before: int) -> int:
 
 
 def _leave_out(
-    number: int, operation: Operation, payload: Any, seed: tuple[int, ...], error: Exception
+    number: int, transformation: Transformation, payload: Any, seed: tuple[int, ...], error: Exception
 ) -> tuple[Any, RowFaults]:
-    """Apply an operation that raised to the rows it does not raise on."""
+    """Apply a transformation that raised to the rows it does not raise on."""
 
     def call(rows: pa.RecordBatch) -> Any:
-        return operation(rows, seed)
+        return transformation(rows, seed)
 
     def fault(cause: Exception, row_ids: tuple[int, ...] = ()) -> StageFault:
         text = str(cause) if isinstance(cause, PipelineError) else f"{type(cause).__name__}: {cause}"
         told = "".join(traceback.format_exception(cause))
         return StageFault(number, text, row_ids, told, _place_of(cause))
 
-    if operation.bad_rows is None or isinstance(error, PipelineError) or not isinstance(payload, pa.RecordBatch):
+    if transformation.bad_rows is None or isinstance(error, PipelineError) or not isinstance(payload, pa.RecordBatch):
         raise fault(error) from error
     payload = groups.expand(payload)
     try:
         bad = find_bad_rows(call, payload, error)
     except Exception as whole:
         raise fault(whole) from whole
-    if operation.bad_rows == "fail":
+    if transformation.bad_rows == "fail":
         raise fault(error, tuple(row.row_id for row in bad)) from error
     rows = without_rows(payload, [row.row for row in bad])
     try:
         result = call(rows) if rows.num_rows else None
     except Exception as rest:
         raise fault(rest) from rest
-    return result, RowFaults(number, tuple(bad), operation.bad_rows == "quarantine")
+    return result, RowFaults(number, tuple(bad), transformation.bad_rows == "quarantine")

@@ -1,19 +1,58 @@
-"""Cuts of record batches, ready to be joined: of groups only the unique rows they have."""
+"""`RowSlice`: some rows of a record batch, gathered by a rebatcher and not copied yet; and joining them.
+
+Batching and shuffling regroup rows: first the stream is cut into slices (`engine/rebatcher.py`, cheap and sequential),
+then workers join the slices of an element.
+"""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 
+from headrace.errors import PipelineError
 from headrace.logs import groups
-from headrace.pipeline.engine.element import Cut
+from headrace.messages import shorten_list
 
-__all__ = ["narrowed", "slices_of"]
+__all__ = ["Rebatch", "RowSlice", "narrowed", "same_schema", "slices_of"]
 
 
-def slices_of(cuts: list[Cut]) -> list[pa.RecordBatch]:
-    """The rows of some cuts; where they are to be joined, groups keep only the unique rows these have."""
-    slices = [cut.rows.slice(cut.start, cut.num_rows) for cut in cuts]
+@dataclass(frozen=True)
+class Rebatch:
+    """How a stream is regrouped.
+
+    Attributes:
+        num_rows: Rows of an element of one rank.
+        drop_last: Whether the last, incomplete element is dropped (its rows count as dropped) or kept.
+        num_ranks: Ranks that share each element: `num_ranks * num_rows` rows are gathered at once, and each rank keeps
+            its slice.
+        rank: Which slice is ours.
+    """
+
+    num_rows: int
+    drop_last: bool = False
+    num_ranks: int = 1
+    rank: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class RowSlice:
+    """Rows `start` to `stop` of an element's record batch, not copied yet."""
+
+    rows: pa.RecordBatch
+    start: int
+    stop: int
+
+    @property
+    def num_rows(self) -> int:
+        """Rows in the slice."""
+        return self.stop - self.start
+
+
+def slices_of(gathered: list[RowSlice]) -> list[pa.RecordBatch]:
+    """The rows of some slices; where they are to be joined, groups keep only the unique rows these have."""
+    slices = [part.rows.slice(part.start, part.num_rows) for part in gathered]
     return slices if len(slices) == 1 else [narrowed(rows) for rows in slices]
 
 
@@ -34,3 +73,23 @@ def narrowed(rows: pa.RecordBatch) -> pa.RecordBatch:
             column = pa.DictionaryArray.from_arrays(indices, unique.slice(first, last - first + 1), safe=False)
         arrays.append(column)
     return pa.RecordBatch.from_arrays(arrays, schema=rows.schema)
+
+
+def same_schema(slices: list[pa.RecordBatch]) -> pa.Schema:
+    """The schema of some record batches.
+
+    Raises:
+        PipelineError: They have different ones.
+    """
+    first = slices[0].schema
+    for rows in slices[1:]:
+        if not rows.schema.equals(first):
+            raise PipelineError(
+                f"rows that belong together have different columns: {_columns(first)} and {_columns(rows.schema)}; "
+                "the functions before must always return the same ones"
+            )
+    return first
+
+
+def _columns(schema: pa.Schema) -> str:
+    return shorten_list(f"{field.name} {field.type}" for field in schema)

@@ -67,8 +67,8 @@ def test_rows_are_the_same_with_sessions_side_by_side_in_order_of_time(log: Path
 @pytest.mark.parametrize("layout", ["clustered", "nested"])
 def test_a_reader_delivers_the_rows_and_ids_of_the_log(log: Path, tmp_path: Path, layout: str) -> None:
     def by_id(path: Path, schema: Schema) -> dict[int, dict[str, object]]:
-        source = ParquetSource(select_files(list_files(path)), schema, max_rows_per_piece=17)
-        batches = [piece.batch for item in range(len(source)) for piece in source.read(item)]
+        source = ParquetSource(select_files(list_files(path)), schema, max_rows_per_batch=17)
+        batches = [batch.rows for split in range(len(source)) for batch in source.read(split)]
         assert max(batch.num_rows for batch in batches) <= 17
         columns = [*SCHEMA.columns, "__row_id"]
         return {row["__row_id"]: row for batch in batches for row in expand(batch, columns).to_pylist()}
@@ -86,8 +86,8 @@ def test_a_reader_tells_the_bytes_it_read_and_those_of_the_log_before(log: Path,
     def read(path: Path, schema: Schema) -> ParquetSource:
         source = ParquetSource(select_files(list_files(path)), schema, columns=SCHEMA.columns)
         assert source.bytes_read.num_bytes == 0
-        for item in range(len(source)):
-            list(source.read(item))
+        for split in range(len(source)):
+            list(source.read(split))
         return source
 
     def stored(path: Path, names: tuple[str, ...]) -> float:
@@ -113,8 +113,8 @@ def test_windows_count_impressions_and_are_those_of_the_log(log: Path, tmp_path:
         nested = find_windows(tmp_path / "out", SCHEMA, Cursor(), config).windows
         assert [(w.name, w.num_rows) for w in nested] == [(w.name, w.num_rows) for w in plain]
         for window in nested:
-            source = ParquetSource(window.selections, SCHEMA, max_rows_per_piece=13)
-            read = [piece.batch.num_rows for item in range(len(source)) for piece in source.read(item)]
+            source = ParquetSource(window.selections, SCHEMA, max_rows_per_batch=13)
+            read = [batch.rows.num_rows for split in range(len(source)) for batch in source.read(split)]
             assert sum(read) == window.num_rows
 
 

@@ -35,7 +35,7 @@ def rows_of(path: Path) -> pa.Table:
 
 def trained_rows(path: Path, schema: Schema) -> list[dict[str, object]]:
     source = ParquetSource(select_files(list_files(path)), schema)
-    batches = [piece.batch for item in range(len(source)) for piece in source.read(item)]
+    batches = [batch.rows for split in range(len(source)) for batch in source.read(split)]
     rows = [row for batch in batches for row in expand(batch, SCHEMA.columns).to_pylist()]
     return sorted(rows, key=repr)
 

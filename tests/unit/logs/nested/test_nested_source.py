@@ -29,19 +29,19 @@ def cluster(folder: Path, table: pa.Table, schema: Schema = SCHEMA, **values: ob
 
 def pieces_of(path: Path, schema: Schema = SCHEMA, **values: object) -> tuple[ParquetSource, list]:
     source = ParquetSource(select_files(list_files(path)), schema, **values)
-    return source, [piece for item in range(len(source)) for piece in source.read(item)]
+    return source, [batch for split in range(len(source)) for batch in source.read(split)]
 
 
 def test_features_that_repeat_come_as_groups_of_unique_rows(tmp_path: Path) -> None:
     out = cluster(tmp_path, session_rows(400, 1, rows_per_session=12.0))
-    source, pieces = pieces_of(out)
+    source, batches = pieces_of(out)
     assert has_groups(source.output_schema)
-    for piece in pieces:
-        assert piece.batch.schema.equals(source.output_schema)
-        piece.batch.validate(full=True)
-        for name, column in zip(piece.batch.schema.names, piece.batch.columns, strict=True):
+    for batch in batches:
+        assert batch.rows.schema.equals(source.output_schema)
+        batch.rows.validate(full=True)
+        for name, column in zip(batch.rows.schema.names, batch.rows.columns, strict=True):
             if name.startswith("__group_"):
-                assert len(group_of(column).unique) < 0.8 * piece.batch.num_rows
+                assert len(group_of(column).unique) < 0.8 * batch.rows.num_rows
     plain = {"click", "item", "price", "time", "session", "__row_id"}
     assert plain <= set(source.output_schema.names)
     assert set(feature_names(source.output_schema)) == {*SCHEMA.columns, "__row_id"}
@@ -69,9 +69,9 @@ def test_only_the_columns_asked_for_are_read(tmp_path: Path) -> None:
                 start = chunk.dictionary_page_offset or chunk.data_page_offset
                 raw[start : start + chunk.total_compressed_size] = b"\xff" * chunk.total_compressed_size
     file.write_bytes(bytes(raw))
-    _, pieces = pieces_of(out, columns=["history", "click"])
-    assert sum(piece.num_read for piece in pieces) == 300
-    assert set(feature_names(pieces[0].batch.schema)) == {"history", "click", "__row_id"}
+    _, batches = pieces_of(out, columns=["history", "click"])
+    assert sum(batch.num_read for batch in batches) == 300
+    assert set(feature_names(batches[0].rows.schema)) == {"history", "click", "__row_id"}
     with pytest.raises(DataError, match="row group 0: cannot be decoded"):
         pieces_of(out, columns=["age", "click"])
 
@@ -80,13 +80,13 @@ def test_a_part_of_a_file_is_the_same_rows_in_groups(tmp_path: Path) -> None:
     out = cluster(tmp_path, session_rows(300, 3))
     (file,) = list_files(out)
     names = [*SCHEMA.columns, "__row_id"]
-    whole = [row for piece in pieces_of(out)[1] for row in expand(piece.batch, names).to_pylist()]
-    source = ParquetSource([Selection(file, 0, 37, 255, None, 218)], SCHEMA, max_rows_per_piece=19)
+    whole = [row for batch in pieces_of(out)[1] for row in expand(batch.rows, names).to_pylist()]
+    source = ParquetSource([Selection(file, 0, 37, 255, None, 218)], SCHEMA, max_rows_per_batch=19)
     part = [
         row
-        for item in range(len(source))
-        for piece in source.read(item)
-        for row in expand(piece.batch, names).to_pylist()
+        for split in range(len(source))
+        for batch in source.read(split)
+        for row in expand(batch.rows, names).to_pylist()
     ]
     assert part == whole[37:255]
 
@@ -129,9 +129,9 @@ def test_the_same_rows_are_bad_for_the_same_reasons_as_in_the_log(tmp_path: Path
 
     def found(path: Path, schema: Schema) -> tuple[dict[int, tuple[str, str]], list[int]]:
         rejects, good = {}, []
-        for piece in pieces_of(path, schema, policy=policy)[1]:
-            good += piece.batch.column("__row_id").to_pylist()
-            for row in [] if piece.rejects is None else piece.rejects.to_pylist():
+        for batch in pieces_of(path, schema, policy=policy)[1]:
+            good += batch.rows.column("__row_id").to_pylist()
+            for row in [] if batch.rejects is None else batch.rejects.to_pylist():
                 raw = json.loads(row["raw"])
                 rejects[raw.get("original_row", raw["__row_id"])] = row["column"], row["reason"]
         return rejects, sorted(good)
@@ -154,16 +154,16 @@ def test_a_bad_value_of_a_group_stops_with_its_place_and_is_shown(tmp_path: Path
 
 def test_an_error_of_one_session_does_not_change_the_types_of_the_others(tmp_path: Path) -> None:
     out = cluster(tmp_path, bad_rows_table())
-    source, pieces = pieces_of(out, STRICT, policy=BadRowPolicy(policy="drop", max_ratio=1.0))
-    assert all(piece.batch.schema.equals(source.output_schema) for piece in pieces)
-    assert sum(piece.num_dropped for piece in pieces) > 20
+    source, batches = pieces_of(out, STRICT, policy=BadRowPolicy(policy="drop", max_ratio=1.0))
+    assert all(batch.rows.schema.equals(source.output_schema) for batch in batches)
+    assert sum(batch.num_dropped for batch in batches) > 20
 
 
 def test_clustered_files_are_read_as_any_log(tmp_path: Path) -> None:
     out = cluster(tmp_path, session_rows(200, 4), layout="clustered")
-    source, pieces = pieces_of(out)
+    source, batches = pieces_of(out)
     assert not has_groups(source.output_schema)
-    assert sum(piece.num_read for piece in pieces) == 200
+    assert sum(batch.num_read for batch in batches) == 200
 
 
 def test_files_of_two_layouts_are_not_read_together(tmp_path: Path) -> None:
@@ -175,7 +175,7 @@ def test_files_of_two_layouts_are_not_read_together(tmp_path: Path) -> None:
 
 def test_bytes_of_a_piece_are_estimated_without_reading(tmp_path: Path) -> None:
     out = cluster(tmp_path, session_rows(400, 4, rows_per_session=12.0))
-    source, pieces = pieces_of(out)
-    estimates = [source.estimate_bytes(item) for item in range(len(source))]
-    real = np.mean([piece.batch.nbytes for piece in pieces])
+    source, batches = pieces_of(out)
+    estimates = [source.estimate_bytes(split) for split in range(len(source))]
+    real = np.mean([batch.rows.nbytes for batch in batches])
     assert 0.3 * real < np.mean(estimates) < 10 * real

@@ -1,4 +1,4 @@
-"""Cutting regroups rows exactly, keeps order, counts losses once, and can be resumed behind every output."""
+"""A rebatcher regroups rows exactly, keeps order, counts losses once, and can be resumed behind every output."""
 
 from itertools import pairwise
 
@@ -7,8 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headrace.pipeline.engine.element import NO_LOSSES, Element, Losses, merge_items
-from headrace.pipeline.engine.rebatcher import CutSpec, Cutter
+from headrace.pipeline.engine.element import Element, merge_splits
+from headrace.pipeline.engine.position import Position
+from headrace.pipeline.engine.rebatcher import Rebatcher
+from headrace.pipeline.row_stats import NO_ROWS, RowStats
+from headrace.pipeline.transformations.slices import Rebatch
 
 SIZES = st.lists(st.tuples(st.integers(0, 12), st.integers(0, 2)), max_size=12)
 
@@ -18,19 +21,18 @@ def elements(sizes: list[tuple[int, int]]) -> list[Element]:
     found, row = [], 0
     for index, (num_rows, num_dropped) in enumerate(sizes):
         batch = pa.record_batch({"row": list(range(row, row + num_rows))}, schema=pa.schema([("row", pa.int64())]))
-        losses = Losses(num_dropped=num_dropped) if num_dropped else NO_LOSSES
-        found.append(
-            Element(batch, num_rows, (index,), (0, index), (0, index + 1), losses, items=(0,), num_bytes=num_rows * 8)
-        )
+        losses = RowStats(num_dropped=num_dropped) if num_dropped else NO_ROWS
+        before, after = Position(0, index), Position(0, index + 1)
+        found.append(Element(batch, num_rows, (index,), before, after, losses, splits=(0,), num_bytes=num_rows * 8))
         row += num_rows
     return found
 
 
-def cut(sizes: list[tuple[int, int]], spec: CutSpec, after: tuple | None = None) -> list[Element]:
-    up, skip, index = ((0, 0), 0, 0) if after is None else after
-    cutter = Cutter(spec, up, skip, index)
-    outputs = [output for element in elements(sizes)[up[1] :] for output in cutter.feed(element)]
-    return outputs + cutter.finish()
+def regroup(sizes: list[tuple[int, int]], spec: Rebatch, after: Position | None = None) -> list[Element]:
+    after = after or Position.start(1)
+    rebatcher = Rebatcher(spec, after.before(0), *after.rebatches[0])
+    outputs = [output for element in elements(sizes)[after.source_batch :] for output in rebatcher.feed(element)]
+    return outputs + rebatcher.finish()
 
 
 def rows(outputs: list[Element]) -> list[list[int]]:
@@ -42,8 +44,8 @@ def rows(outputs: list[Element]) -> list[list[int]]:
 
 
 @given(SIZES, st.integers(1, 9))
-def test_every_cut_but_the_last_has_exactly_the_rows_asked_for(sizes: list[tuple[int, int]], num_rows: int) -> None:
-    found = rows(cut(sizes, CutSpec(num_rows)))
+def test_every_output_but_the_last_has_exactly_the_rows_asked_for(sizes: list[tuple[int, int]], num_rows: int) -> None:
+    found = rows(regroup(sizes, Rebatch(num_rows)))
     assert [row for part in found for row in part] == list(range(sum(size for size, _ in sizes)))
     assert all(len(part) == num_rows for part in found[:-1])
 
@@ -52,7 +54,7 @@ def test_every_cut_but_the_last_has_exactly_the_rows_asked_for(sizes: list[tuple
 def test_losses_are_counted_once_and_leftovers_count_as_dropped(
     sizes: list[tuple[int, int]], num_rows: int, drop_last: bool
 ) -> None:
-    outputs = cut(sizes, CutSpec(num_rows, drop_last))
+    outputs = regroup(sizes, Rebatch(num_rows, drop_last))
     total = sum(size for size, _ in sizes)
     left_over = total % num_rows if drop_last else 0
     assert sum(output.num_rows for output in outputs) == total - left_over
@@ -60,7 +62,7 @@ def test_losses_are_counted_once_and_leftovers_count_as_dropped(
 
 
 def test_losses_come_with_the_last_row_of_their_element_and_not_before_the_good_rows_around_them() -> None:
-    outputs = cut([(10, 3), (0, 1), (5, 2)], CutSpec(4))
+    outputs = regroup([(10, 3), (0, 1), (5, 2)], Rebatch(4))
     assert [output.losses.num_dropped for output in outputs] == [0, 0, 4, 2]
 
 
@@ -68,9 +70,9 @@ def test_losses_come_with_the_last_row_of_their_element_and_not_before_the_good_
 def test_the_stream_goes_on_behind_every_output_with_each_loss_counted_once(
     sizes: list[tuple[int, int]], num_rows: int
 ) -> None:
-    outputs = cut(sizes, CutSpec(num_rows))
+    outputs = regroup(sizes, Rebatch(num_rows))
     for number, output in enumerate(outputs, start=1):
-        rest = cut(sizes, CutSpec(num_rows), output.after)
+        rest = regroup(sizes, Rebatch(num_rows), output.after)
         assert rows(rest) == rows(outputs[number:])
         assert [each.key for each in rest] == [each.key for each in outputs[number:]]
         assert sum(each.losses.num_dropped for each in outputs[:number] + rest) == sum(lost for _, lost in sizes)
@@ -80,7 +82,7 @@ def test_the_stream_goes_on_behind_every_output_with_each_loss_counted_once(
 def test_ranks_share_all_rows_and_make_the_same_number_of_steps(
     sizes: list[tuple[int, int]], num_rows: int, num_ranks: int, drop_last: bool
 ) -> None:
-    by_rank = [cut(sizes, CutSpec(num_rows, drop_last, num_ranks, rank)) for rank in range(num_ranks)]
+    by_rank = [regroup(sizes, Rebatch(num_rows, drop_last, num_ranks, rank)) for rank in range(num_ranks)]
     steps = [rows(outputs) for outputs in by_rank]
     assert len({len(each) for each in steps}) == 1
     total = sum(size for size, _ in sizes)
@@ -97,8 +99,8 @@ def test_ranks_share_all_rows_and_make_the_same_number_of_steps(
 
 def test_a_resume_with_other_ranks_goes_on_at_the_row_where_all_stopped() -> None:
     sizes = [(7, 0), (20, 0), (6, 0)]
-    stopped = cut(sizes, CutSpec(2, num_ranks=4, rank=3))[1]
-    rest = [cut(sizes, CutSpec(3, num_ranks=2, rank=rank), stopped.after) for rank in range(2)]
+    stopped = regroup(sizes, Rebatch(2, num_ranks=4, rank=3))[1]
+    rest = [regroup(sizes, Rebatch(3, num_ranks=2, rank=rank), stopped.after) for rank in range(2)]
     assert rows(rest[0])[0] == [16, 17, 18]
     assert rows(rest[1])[0] == [19, 20, 21]
 
@@ -115,21 +117,21 @@ class CountingHold:
         self.num_owners -= 1
 
 
-@pytest.mark.parametrize("spec", [CutSpec(4), CutSpec(4, drop_last=True), CutSpec(2, num_ranks=3, rank=1)])
-def test_memory_is_held_as_long_as_an_output_points_into_it_and_no_longer(spec: CutSpec) -> None:
+@pytest.mark.parametrize("spec", [Rebatch(4), Rebatch(4, drop_last=True), Rebatch(2, num_ranks=3, rank=1)])
+def test_memory_is_held_as_long_as_an_output_points_into_it_and_no_longer(spec: Rebatch) -> None:
     holds, outputs = [], []
-    cutter = Cutter(spec, (0, 0))
+    rebatcher = Rebatcher(spec, Position(0, 0))
     for element in elements([(5, 0), (0, 1), (9, 0), (1, 0)]):
         hold = CountingHold()
         element.holds = (hold,)
         holds.append(hold)
-        outputs += cutter.feed(element)
-    outputs += cutter.finish()
+        outputs += rebatcher.feed(element)
+    outputs += rebatcher.finish()
     assert sum(hold.num_owners for hold in holds) == sum(len(output.payload or []) for output in outputs)
     for output in outputs:
         output.release()
     assert [hold.num_owners for hold in holds] == [0, 0, 0, 0]
 
 
-def test_items_of_an_element_are_listed_once_in_order() -> None:
-    assert merge_items([(3,), (1, 3), ()]) == (1, 3)
+def test_splits_of_an_element_are_listed_once_in_order() -> None:
+    assert merge_splits([(3,), (1, 3), ()]) == (1, 3)

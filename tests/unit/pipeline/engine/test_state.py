@@ -11,9 +11,11 @@ from headrace.pipeline.engine.element import Element
 from headrace.pipeline.engine.headroom import MemoryLook
 from headrace.pipeline.engine.lanes import StageLane, Work
 from headrace.pipeline.engine.ledger import Ledger
-from headrace.pipeline.engine.rebatcher import CutSpec, Cutter
+from headrace.pipeline.engine.position import Position
+from headrace.pipeline.engine.rebatcher import Rebatcher
 from headrace.pipeline.engine.source_lane import SourceLane
 from headrace.pipeline.engine.state import Blocked, PipelineState, Pressure
+from headrace.pipeline.transformations.slices import Rebatch
 
 KIB = 1024
 
@@ -23,7 +25,7 @@ class World:
 
     def __init__(
         self,
-        pieces: list[list[int]],
+        batches: list[list[int]],
         *,
         cut: int | None = None,
         budget: int = 1000 * KIB,
@@ -31,15 +33,16 @@ class World:
         prefetch: int = 2,
         ratio: float = 1.0,
     ) -> None:
-        self.pieces = pieces
+        self.batches = batches
         self.ratio = ratio
         self.reports: list[str] = []
+        rebatcher = Rebatcher(Rebatch(cut), Position(0, 0)) if cut else None
         lanes = [
-            StageLane("map", None, cutter=None, in_threads=True, copies=0),
-            StageLane("last", None, cutter=Cutter(CutSpec(cut), (0, 0)) if cut else None, in_threads=True, copies=0),
+            StageLane("map", None, rebatcher=None, in_threads=True, copies=0),
+            StageLane("last", None, rebatcher=rebatcher, in_threads=True, copies=0),
         ]
         self.state = PipelineState(
-            SourceLane(None, len(pieces), 0, 0),
+            SourceLane(None, len(batches), 0, 0),
             lanes,
             Ledger(budget),
             num_workers=num_workers,
@@ -73,11 +76,13 @@ class World:
         if failure is not None:
             work.failure = failure
         elif work.lane == 0:
-            sizes = self.pieces[work.item]
-            if work.piece < len(sizes):
-                rows = sizes[work.piece]
-                key = (work.item, work.piece)
-                work.element = Element(object(), rows, key, key, (key[0], key[1] + 1), items=(work.item,))
+            sizes = self.batches[work.split]
+            if work.source_batch < len(sizes):
+                rows = sizes[work.source_batch]
+                key = (work.split, work.source_batch)
+                work.element = Element(
+                    object(), rows, key, Position(*key), Position(key[0], key[1] + 1), splits=(work.split,)
+                )
                 num_bytes = rows * KIB
         else:
             num_bytes = int(work.num_bytes_in * self.ratio)
@@ -104,25 +109,25 @@ class World:
                 raise AssertionError(f"stands still: {[self.state.why_idle(i) for i in range(3)]}")
 
 
-PIECES = st.lists(st.lists(st.integers(1, 20), max_size=4), max_size=6)
+BATCHES = st.lists(st.lists(st.integers(1, 20), max_size=4), max_size=6)
 
 
-@given(PIECES, st.integers(0, 2**32), st.booleans())
+@given(BATCHES, st.integers(0, 2**32), st.booleans())
 def test_elements_leave_in_order_whatever_finishes_first_and_through_resizes(
-    pieces: list[list[int]], seed: int, resize: bool
+    batches: list[list[int]], seed: int, resize: bool
 ) -> None:
-    world = World(pieces)
+    world = World(batches)
     world.run(random.Random(seed), resize=resize)
-    assert world.taken == [(item, piece) for item, sizes in enumerate(pieces) for piece in range(len(sizes))]
+    assert world.taken == [(split, number) for split, sizes in enumerate(batches) for number in range(len(sizes))]
 
 
-@given(PIECES, st.integers(1, 30), st.integers(0, 2**32), st.booleans())
+@given(BATCHES, st.integers(1, 30), st.integers(0, 2**32), st.booleans())
 def test_cut_streams_lose_nothing_and_give_all_memory_back(
-    pieces: list[list[int]], cut: int, seed: int, resize: bool
+    batches: list[list[int]], cut: int, seed: int, resize: bool
 ) -> None:
-    world = World(pieces, cut=cut)
+    world = World(batches, cut=cut)
     world.run(random.Random(seed), resize=resize)
-    num_rows = sum(sum(sizes) for sizes in pieces)
+    num_rows = sum(sum(sizes) for sizes in batches)
     assert [key[0] for key in world.taken] == list(range(-(-num_rows // cut)))
     while world.running:
         world.finish()
@@ -130,24 +135,24 @@ def test_cut_streams_lose_nothing_and_give_all_memory_back(
 
 
 @settings(max_examples=300, deadline=None)
-@given(PIECES, st.integers(1, 30), st.integers(0, 2**32), st.sampled_from([0.5, 1.0, 2.5]))
+@given(BATCHES, st.integers(1, 30), st.integers(0, 2**32), st.sampled_from([0.5, 1.0, 2.5]))
 def test_the_ledger_stays_within_a_budget_that_holds_one_element_of_each_lane(
-    pieces: list[list[int]], cut: int, seed: int, ratio: float
+    batches: list[list[int]], cut: int, seed: int, ratio: float
 ) -> None:
-    # The rows of one cut and of a piece on either side, as large as they get, and once more for the result.
+    # The rows of one output and of a source batch on either side, as large as they get, and once more for the result.
     budget = int(2.2 * (cut + 40) * KIB * max(1.0, ratio) ** 2)
-    # Needs are learned from what was seen, so a piece of the largest size comes first.
-    world = World([[20], *pieces], cut=cut, budget=budget, ratio=ratio, num_workers=4, prefetch=8)
+    # Needs are learned from what was seen, so a batch of the largest size comes first.
+    world = World([[20], *batches], cut=cut, budget=budget, ratio=ratio, num_workers=4, prefetch=8)
     world.run(random.Random(seed))
     assert world.state.ledger.peak_bytes <= world.state.ledger.budget_bytes
     assert not world.reports
 
 
-@given(PIECES, st.integers(1, 30), st.integers(0, 2**32))
+@given(BATCHES, st.integers(1, 30), st.integers(0, 2**32))
 def test_a_budget_too_small_for_anything_still_ends_one_element_at_a_time(
-    pieces: list[list[int]], cut: int, seed: int
+    batches: list[list[int]], cut: int, seed: int
 ) -> None:
-    world = World(pieces, cut=cut, budget=1, num_workers=4)
+    world = World(batches, cut=cut, budget=1, num_workers=4)
     rng = random.Random(seed)
     while not world.state.has_ended:
         progress = world.take() or world.start()
@@ -155,7 +160,7 @@ def test_a_budget_too_small_for_anything_still_ends_one_element_at_a_time(
         assert progress or world.running or world.state.has_ended, "stands still"
         if world.running and (not progress or rng.random() < 0.5):
             world.finish()
-    assert bool(world.reports) == any(sizes for sizes in pieces)
+    assert bool(world.reports) == any(sizes for sizes in batches)
 
 
 def test_work_nearest_to_the_consumer_goes_first() -> None:
@@ -246,8 +251,8 @@ def test_a_failure_is_told_behind_everything_that_comes_before_it(lane: int) -> 
         if not world.start() and not world.running:
             break
         work = world.running[-1]
-        item = work.item if work.lane == 0 else work.element.items[0]
-        world.finish(failure=failure if work.lane == lane and item == 2 else None)
+        split = work.split if work.lane == 0 else work.element.splits[0]
+        world.finish(failure=failure if work.lane == lane and split == 2 else None)
         world.take()
     assert not world.take()
     assert world.taken == [(0, 0), (1, 0)]
@@ -260,22 +265,22 @@ def test_a_failure_does_not_cut_a_batch_short() -> None:
     failure = ValueError("third")
     while world.start():
         work = world.running[-1]
-        world.finish(failure=failure if work.item == 2 else None)
+        world.finish(failure=failure if work.split == 2 else None)
         world.take()
     world.take()
     assert [key[0] for key in world.taken] == [0]
     assert world.state.failure is failure
 
 
-@given(PIECES, st.integers(0, 100), st.integers(0, 2**32), st.booleans())
+@given(BATCHES, st.integers(0, 100), st.integers(0, 2**32), st.booleans())
 def test_with_too_little_memory_work_goes_on_one_element_at_a_time_and_never_stands_still(
-    pieces: list[list[int]], limit: int, seed: int, resize: bool
+    batches: list[list[int]], limit: int, seed: int, resize: bool
 ) -> None:
-    world = World(pieces, num_workers=4, prefetch=8)
+    world = World(batches, num_workers=4, prefetch=8)
     world.limit = limit * KIB
     world.look()
     world.run(random.Random(seed), resize=resize)
-    assert world.taken == [(item, piece) for item, sizes in enumerate(pieces) for piece in range(len(sizes))]
+    assert world.taken == [(split, number) for split, sizes in enumerate(batches) for number in range(len(sizes))]
 
 
 def test_without_memory_for_more_only_the_oldest_is_worked_on() -> None:

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from headrace.errors import ConfigError, PipelineError
-from headrace.logs.source import ROW_ID, Piece
+from headrace.logs.source import ROW_ID, SourceBatch
 from headrace.pipeline import Pipeline, from_source
 from headrace.testing.pipelines import SyntheticSource, assert_resumes_everywhere, batches_of, rows_of
 
@@ -38,10 +38,10 @@ def keep_most(rows: pa.RecordBatch) -> np.ndarray:
     return np.asarray(rows["value"]).astype(np.int64) % 5 != 0
 
 
-def random_pipe(seed: int, *, num_items: int = 6) -> Pipeline:
+def random_pipe(seed: int, *, num_splits: int = 6) -> Pipeline:
     """A pipeline of random shape over a source of random shape."""
     rng = random.Random(seed)
-    pipe = from_source(SyntheticSource.random(seed, num_items=num_items))
+    pipe = from_source(SyntheticSource.random(seed, num_splits=num_splits))
     for _ in range(rng.randint(0, 4)):
         kind = rng.choice(["map", "filter", "shuffle", "batch", "jitter"])
         if kind == "map":
@@ -87,13 +87,13 @@ def test_batches_do_not_depend_on_resizes_in_mid_stream(seed: int) -> None:
 @settings(max_examples=6, deadline=None)
 @given(st.integers(0, 10**6), st.integers(1, 4))
 def test_a_stop_behind_any_batch_loses_nothing(seed: int, workers: int) -> None:
-    pipe = random_pipe(seed, num_items=2)
+    pipe = random_pipe(seed, num_splits=2)
     assert_resumes_everywhere(pipe, first={"workers": workers}, then={"workers": 5 - workers})
     assert_resumes_everywhere(pipe, first={"executor": "inline"}, then={"workers": workers})
 
 
 @pytest.mark.parametrize("size", [2, 3, None])
-def test_pieces_without_good_rows_are_accounted_once_wherever_the_stop_is(size: int | None) -> None:
+def test_source_batches_without_good_rows_are_accounted_once_wherever_the_stop_is(size: int | None) -> None:
     source = SyntheticSource([[(0, 3, 0)], [], [(5, 0, 1), (0, 2, 2)], [(4, 1, 0)], [(0, 4, 4)], []])
     pipe = from_source(source).map(busy)
     pipe = pipe.batch(size) if size else pipe
@@ -101,26 +101,26 @@ def test_pieces_without_good_rows_are_accounted_once_wherever_the_stop_is(size: 
     with pipe.open(workers=2) as batches:
         for _ in batches:
             pass
-        account = batches.take_account()
-    assert account.num_read == source.num_rows
-    assert account.num_quarantined == source.num_quarantined == 10
-    assert account.num_dropped == 7
-    assert account.num_read == account.num_delivered + account.num_dropped + account.num_quarantined
+        stats = batches.take_row_stats()
+    assert stats.num_read == source.num_rows
+    assert stats.num_quarantined == source.num_quarantined == 10
+    assert stats.num_dropped == 7
+    assert stats.num_read == stats.num_used + stats.num_dropped + stats.num_quarantined
 
 
 def test_the_account_balances_behind_every_batch() -> None:
     pipe = from_source(SyntheticSource.random(3)).filter(keep_most).shuffle(num_rows=50).batch(7)
     with pipe.open(workers=3) as batches:
         for batch in batches:
-            account = batches.take_account()
-            lost = account.num_filtered + account.num_dropped + account.num_quarantined
-            assert account.num_delivered == batch.num_rows
-            assert account.num_read == batch.num_rows + lost
+            stats = batches.take_row_stats()
+            lost = stats.num_filtered + stats.num_dropped + stats.num_quarantined
+            assert stats.num_used == batch.num_rows
+            assert stats.num_read == batch.num_rows + lost
 
 
 @pytest.mark.parametrize("stop", [0, 1, 3])
 def test_ranks_read_everything_once_and_may_be_another_number_after_a_stop(stop: int) -> None:
-    pipe = from_source(SyntheticSource.random(5, num_items=9)).map(busy).shuffle(num_rows=30, seed=2).batch(4)
+    pipe = from_source(SyntheticSource.random(5, num_splits=9)).map(busy).shuffle(num_rows=30, seed=2).batch(4)
     whole = [row for batch in batches_of(pipe, executor="inline") for row in batch]
     steps, states = [], []
     for rank in range(3):
@@ -170,22 +170,22 @@ def test_a_resumed_epoch_is_the_one_that_was_stopped() -> None:
 
 
 class BigRows:
-    """A source whose pieces differ in size, and a function that makes them larger."""
+    """A source whose batches differ in size, and a function that makes them larger."""
 
-    def __init__(self, num_items: int) -> None:
-        self.num_items = num_items
+    def __init__(self, num_splits: int) -> None:
+        self.num_splits = num_splits
 
     def __len__(self) -> int:
-        return self.num_items
+        return self.num_splits
 
-    def read(self, item: int) -> Iterator[Piece]:
+    def read(self, split: int) -> Iterator[SourceBatch]:
         for part in range(3):
-            num_rows = 400 + 200 * ((item + part) % 4)
-            columns = {"value": np.full(num_rows, item, np.float64), ROW_ID: np.arange(num_rows) + item * 10_000}
-            yield Piece(pa.record_batch(columns), num_rows)
+            num_rows = 400 + 200 * ((split + part) % 4)
+            columns = {"value": np.full(num_rows, split, np.float64), ROW_ID: np.arange(num_rows) + split * 10_000}
+            yield SourceBatch(pa.record_batch(columns), num_rows)
 
-    def describe(self, item: int) -> str:
-        return f"item {item}"
+    def describe(self, split: int) -> str:
+        return f"split {split}"
 
 
 def inflate(rows: pa.RecordBatch) -> pa.RecordBatch:
@@ -249,18 +249,18 @@ def test_bad_rows_of_a_function_are_quarantined_with_their_place_once_over_stops
     assert_resumes_everywhere(pipe, first={"workers": 2}, then={"workers": 3})
     with pipe.open(workers=2) as batches:
         delivered = sum(batch.num_rows for batch in batches)
-        account = batches.take_account()
-    assert (delivered, account.num_quarantined, account.num_filtered) == (99, 6, 0)
-    rejects = [row for batch in account.rejects for row in batch.to_pylist()]
+        stats = batches.take_row_stats()
+    assert (delivered, stats.num_quarantined, stats.num_filtered) == (99, 6, 0)
+    rejects = [row for batch in stats.rejects for row in batch.to_pylist()]
     (ours,) = [row for row in rejects if row["reason"].startswith("stage map")]
     assert (ours["file"], ours["row_group"], ours["row"]) == ("file 2", 0, 8)
     assert '"value": 50.0' in ours["raw"]
 
 
 class FailingSource(SyntheticSource):
-    def read(self, item: int) -> Iterator[Piece]:
-        yield from super().read(item)
-        if item == 1:
+    def read(self, split: int) -> Iterator[SourceBatch]:
+        yield from super().read(split)
+        if split == 1:
             raise OSError("disk gone")
 
 
@@ -320,7 +320,7 @@ def workers_alive() -> list[threading.Thread]:
 
 @pytest.mark.parametrize("ending", ["close", "forget", "exception", "load"])
 def test_an_early_end_stops_all_threads(ending: str) -> None:
-    batches = from_source(SyntheticSource.random(1, num_items=50)).map(busy).batch(3).open(workers=4)
+    batches = from_source(SyntheticSource.random(1, num_splits=50)).map(busy).batch(3).open(workers=4)
     next(batches)
     assert workers_alive()
     if ending == "close":

@@ -9,7 +9,8 @@ from headrace.logs.raw_rows import decode_rows, parse_row
 from headrace.logs.source import ROW_ID
 from headrace.pipeline.transformations.bad_rows import find_bad_rows
 from headrace.pipeline.transformations.chain import StageFault, run_chain
-from headrace.pipeline.transformations.operations import BadRows, MapRows
+from headrace.pipeline.transformations.map import Map
+from headrace.pipeline.transformations.transformation import BadRows
 
 
 def numbers(num_rows: int) -> pa.RecordBatch:
@@ -32,8 +33,8 @@ class RaisesOn:
 
 
 def run(function: object, num_rows: int, policy: BadRows) -> object:
-    operation = MapRows(function, bad_rows=policy)
-    return run_chain([operation], numbers(num_rows), num_rows, 100, (0, 0, 0))
+    transformation = Map(function, bad_rows=policy)
+    return run_chain([transformation], numbers(num_rows), num_rows, 100, (0, 0, 0))
 
 
 @given(st.integers(1, 300), st.sets(st.integers(0, 299), max_size=10))

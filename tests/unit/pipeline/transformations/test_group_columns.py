@@ -16,8 +16,8 @@ from headrace.logs.groups import expand, has_groups, num_bytes
 from headrace.logs.source import ROW_ID
 from headrace.pipeline import Pipeline, from_source, read_arrow
 from headrace.pipeline.processes.messages import _read_rows, _write_rows
-from headrace.pipeline.transformations.chain import size_of
 from headrace.pipeline.transformations.shuffle import session_order
+from headrace.pipeline.transformations.transformation import size_of
 from headrace.tensors import InverseKeyedJaggedTensor
 from headrace.testing.pipelines import assert_resumes_everywhere
 from headrace.testing.sessions import SESSION_SCHEMA, SessionSource
@@ -41,7 +41,7 @@ def is_young(rows: pa.RecordBatch) -> pa.Array:
 
 PIPES = {
     "batch": lambda pipe: pipe.batch(17),
-    "batch across pieces": lambda pipe: pipe.batch(80),
+    "batch across batches": lambda pipe: pipe.batch(80),
     "map": lambda pipe: pipe.map(double_price).batch(17),
     "filter": lambda pipe: pipe.filter(is_young).batch(17),
     "expression": lambda pipe: pipe.filter((pc.field("age") < 0.3) & (pc.field("item") > 9)).batch(17),
@@ -68,9 +68,9 @@ def test_groups_stay_together_up_to_the_batch_unless_a_function_must_see_plain_c
         assert all(has_groups(batch.schema) for batch in batches)
 
 
-@pytest.mark.parametrize("name", ["batch across pieces", "shuffle sessions", "all"])
+@pytest.mark.parametrize("name", ["batch across batches", "shuffle sessions", "all"])
 def test_a_stop_anywhere_resumes_exactly(name: str) -> None:
-    pipe = PIPES[name](from_source(SessionSource(num_items=2, sessions_per_piece=6, nested=True)))
+    pipe = PIPES[name](from_source(SessionSource(num_splits=2, sessions_per_batch=6, nested=True)))
     pipe = pipe.transform(FeaturePlan.default(SESSION_SCHEMA)) if name == "all" else pipe.map(expand)
     if name != "all":
         assert_resumes_everywhere(pipe, first={"workers": 1}, then={"workers": 3})
@@ -85,10 +85,10 @@ def test_a_stop_anywhere_resumes_exactly(name: str) -> None:
 
 
 def test_shuffled_sessions_stay_whole_and_in_order_but_not_in_place() -> None:
-    source = SessionSource(num_items=1, sessions_per_piece=30)
+    source = SessionSource(num_splits=1, sessions_per_batch=30)
     pipe = from_source(source).shuffle(num_rows=10_000, seed=1, by="session", session="session").batch(10_000)
     (rows,) = rows_of(pipe)
-    given = [row_id for piece in source.read(0) for row_id in piece.batch[ROW_ID].to_pylist()]
+    given = [row_id for batch in source.read(0) for row_id in batch.rows[ROW_ID].to_pylist()]
     assert sorted(rows[ROW_ID]) == sorted(given)
     assert rows[ROW_ID] != given
     runs = [value for at, value in enumerate(rows["session"]) if at == 0 or rows["session"][at - 1] != value]
@@ -126,22 +126,22 @@ def test_what_cannot_tell_sessions_apart_is_refused() -> None:
 
 
 def test_a_schema_says_which_column_tells_sessions_apart() -> None:
-    table = pa.Table.from_batches([piece.batch.drop_columns([ROW_ID]) for piece in SessionSource().read(0)])
+    table = pa.Table.from_batches([batch.rows.drop_columns([ROW_ID]) for batch in SessionSource().read(0)])
     pipe = read_arrow(table, SESSION_SCHEMA).shuffle(num_rows=20, by="session")
-    assert pipe.stages[0].operation.session == "session"  # type: ignore[attr-defined]
-    assert pipe.signature[1] == "shuffle 20 rows seed 0 by session"
+    assert pipe.plan.stages[0].transformation.session == "session"  # type: ignore[attr-defined]
+    assert pipe.plan.signature[1] == "shuffle 20 rows seed 0 by session"
 
 
-def test_a_slice_is_charged_for_the_unique_rows_it_has_not_for_those_of_its_piece() -> None:
-    (piece, _) = SessionSource(num_items=1, sessions_per_piece=1000, nested=True).read(0)
-    part = piece.batch.slice(0, 50)
-    assert size_of(part) == num_bytes(part) < size_of(piece.batch, 10**9) / 20
-    assert size_of(piece.batch, piece.batch.get_total_buffer_size()) == piece.batch.get_total_buffer_size()
+def test_a_slice_is_charged_for_the_unique_rows_it_has_not_for_those_of_its_source_batch() -> None:
+    (batch, _) = SessionSource(num_splits=1, sessions_per_batch=1000, nested=True).read(0)
+    part = batch.rows.slice(0, 50)
+    assert size_of(part) == num_bytes(part) < size_of(batch.rows, 10**9) / 20
+    assert size_of(batch.rows, batch.rows.get_total_buffer_size()) == batch.rows.get_total_buffer_size()
 
 
 def test_worker_processes_are_sent_only_the_unique_rows_of_the_element() -> None:
-    (piece, _) = SessionSource(num_items=1, sessions_per_piece=1000, nested=True).read(0)
-    part = piece.batch.slice(100, 50)
+    (batch, _) = SessionSource(num_splits=1, sessions_per_batch=1000, nested=True).read(0)
+    part = batch.rows.slice(100, 50)
     file = _write_rows(part)
     try:
         size = os.fstat(file).st_size
@@ -153,7 +153,7 @@ def test_worker_processes_are_sent_only_the_unique_rows_of_the_element() -> None
 
 
 def test_what_repeats_arrives_as_groups_in_the_batch() -> None:
-    pipe = from_source(SessionSource(sessions_per_piece=60, nested=True))
+    pipe = from_source(SessionSource(sessions_per_batch=60, nested=True))
     pipe = pipe.shuffle(num_rows=300, seed=2, by="session", session="session").batch(128)
     with pipe.transform(FeaturePlan.default(SESSION_SCHEMA)).open(executor="inline") as batches:
         batch = next(batches)
@@ -173,7 +173,7 @@ def test_bad_rows_are_found_in_groups_and_told_as_plain_rows() -> None:
     pipe = from_source(SessionSource(nested=True)).map(fail, bad_rows="quarantine").batch(17)
     with pipe.open(executor="inline") as batches:
         left = sum(batch.num_rows for batch in batches)
-        account = batches.take_account()
-    assert account.num_quarantined > 0
-    assert account.num_read == left + account.num_quarantined
-    assert '"history": [' in account.rejects[0].to_pylist()[0]["raw"]
+        stats = batches.take_row_stats()
+    assert stats.num_quarantined > 0
+    assert stats.num_read == left + stats.num_quarantined
+    assert '"history": [' in stats.rejects[0].to_pylist()[0]["raw"]

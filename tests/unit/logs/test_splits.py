@@ -30,20 +30,20 @@ def write(path: Path, count: int, group: int, **columns: pa.Array) -> None:
 
 
 def open_source(folder: Path, max_rows: int = 65_536, *, policy: BadRowPolicy | None = None) -> ParquetSource:
-    return ParquetSource(select_files(list_files(folder)), SCHEMA, policy=policy, max_rows_per_piece=max_rows)
+    return ParquetSource(select_files(list_files(folder)), SCHEMA, policy=policy, max_rows_per_batch=max_rows)
 
 
 def values(source: ParquetSource, column: str) -> list[object]:
-    pieces = [piece for item in range(len(source)) for piece in source.read(item)]
-    return [value for piece in pieces for value in piece.batch.column(column).to_pylist()]
+    batches = [batch for split in range(len(source)) for batch in source.read(split)]
+    return [value for batch in batches for value in batch.rows.column(column).to_pylist()]
 
 
 def test_a_log_of_row_groups_of_one_row_is_read_in_few_pieces_with_the_same_rows(tmp_path: Path) -> None:
     count = 2 * JOINED_ROWS + 10
     write(tmp_path / "a.parquet", count, 1)
     source = open_source(tmp_path)
-    assert [source.num_rows(item) for item in range(len(source))] == [JOINED_ROWS, JOINED_ROWS, 10]
-    assert [len(list(source.read(item))) for item in range(len(source))] == [1, 1, 1]
+    assert [source.num_rows(split) for split in range(len(source))] == [JOINED_ROWS, JOINED_ROWS, 10]
+    assert [len(list(source.read(split))) for split in range(len(source))] == [1, 1, 1]
     assert values(source, "user") == values(source, ROW_ID) == list(range(count))
     assert values(source, "country") == [f"c{i % 7}" for i in range(count)]
     assert source.describe(2) == f"{tmp_path}/a.parquet, row groups {2 * JOINED_ROWS} to {count - 1}"
@@ -53,7 +53,7 @@ def test_joined_row_groups_cost_what_each_of_them_does(tmp_path: Path) -> None:
     write(tmp_path / "a.parquet", 20, 5)
     whole, single = open_source(tmp_path), open_source(tmp_path, 5)
     assert (len(whole), len(single)) == (1, 4)
-    assert whole.estimate_bytes(0) == sum(single.estimate_bytes(item) for item in range(4))
+    assert whole.estimate_bytes(0) == sum(single.estimate_bytes(split) for split in range(4))
     assert values(whole, "user") == values(single, "user")
     assert whole.bytes_read.num_bytes == pytest.approx(single.bytes_read.num_bytes)
 
@@ -77,7 +77,7 @@ def test_a_row_group_larger_than_what_is_joined_is_not_decoded_for_the_few_rows_
         for count in (5, 5, JOINED_ROWS):
             writer.write_table(pa.table({"click": [0] * count, "user": [0] * count}), row_group_size=count)
     source = ParquetSource([Selection(list_files(tmp_path)[0], 0, 0, 12, None, 12)], SCHEMA, optional=["country"])
-    assert [source.num_rows(item) for item in range(len(source))] == [10, 2]
+    assert [source.num_rows(split) for split in range(len(source))] == [10, 2]
 
 
 def test_a_bad_row_is_named_by_its_own_row_group(tmp_path: Path) -> None:
@@ -96,6 +96,6 @@ def test_damage_is_named_by_its_own_row_group_and_nothing_of_the_item_is_deliver
     raw[start : start + chunk.total_compressed_size] = b"\xff" * chunk.total_compressed_size
     path.write_bytes(raw)
     source = open_source(tmp_path)
-    pieces = source.read(0)
+    batches = source.read(0)
     with pytest.raises(DataError, match=r"a.parquet, row group 4: "):
-        next(pieces)
+        next(batches)

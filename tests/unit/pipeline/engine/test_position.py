@@ -6,16 +6,25 @@ import pytest
 
 from headrace.errors import CheckpointError, VersionMismatch
 from headrace.pipeline import from_source
-from headrace.pipeline.engine.snapshot import Position, load_state, make_state
+from headrace.pipeline.engine.position import Position, load_state, make_state
 from headrace.testing.pipelines import SyntheticSource
 
 STAGES = ("source of 3 items", "batch")
 
 
-def test_a_position_survives_being_a_token() -> None:
+def test_a_position_in_front_of_a_rebatcher_and_behind_it_again_is_the_same() -> None:
     position = Position(5, 2, ((7, 1), (9, 4)))
-    assert Position.from_token(position.to_token(2), 2) == position
-    assert position.to_token(1) == ((5, 2), 7, 1)
+    assert position.before(1) == Position(5, 2, ((7, 1),))
+    assert position.before(1).behind(9, 4) == position
+
+
+def test_states_saved_by_earlier_releases_are_read() -> None:
+    position = [{"item": 12, "piece": 3}, {"rows": 1312, "index": 3}, {"rows": 40960, "index": 79}]
+    saved = {"version": 1, "stages": ["source of 40 items", "shuffle 9 rows seed 7", "batch"], "epoch": 2}
+    saved["position"] = position
+    found = load_state(saved, ("source of 40 items", "shuffle 9 rows seed 7", "batch"))
+    assert found == (2, Position(12, 3, ((1312, 3), (40960, 79))))
+    assert make_state(saved["stages"], *found) == saved
 
 
 def test_a_state_survives_json() -> None:
@@ -46,9 +55,9 @@ def test_an_unreadable_state_is_refused() -> None:
 def test_what_decides_the_order_belongs_to_the_signature_and_the_batch_size_does_not() -> None:
     source = SyntheticSource([[(10, 0, 0)]])
     pipe = from_source(source)
-    assert pipe.batch(3).signature == pipe.batch(4).signature
-    assert pipe.shuffle(num_rows=5, seed=1).signature != pipe.shuffle(num_rows=5, seed=2).signature
-    assert pipe.shuffle(num_rows=5).signature != pipe.shuffle(num_rows=6).signature
+    assert pipe.batch(3).plan.signature == pipe.batch(4).plan.signature
+    assert pipe.shuffle(num_rows=5, seed=1).plan.signature != pipe.shuffle(num_rows=5, seed=2).plan.signature
+    assert pipe.shuffle(num_rows=5).plan.signature != pipe.shuffle(num_rows=6).plan.signature
 
 
 def test_a_batch_size_may_change_on_resume() -> None:

@@ -1,0 +1,116 @@
+"""`LogicalPlan`: what a pipeline is, as frozen data: a source, and the stages behind it. The engine runs it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from headrace.errors import ConfigError
+from headrace.logs import Source
+from headrace.pipeline.transformations.transformation import Transformation
+
+__all__ = ["Executor", "LogicalPlan", "Stage"]
+
+Executor = Literal["thread", "process", "inline"]
+"""Where a stage runs: in threads of this process, in worker processes (for Python that holds the GIL), or in the thread
+of the consumer."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of a pipeline.
+
+    Attributes:
+        name: Unique in the pipeline.
+        transformation: What it does to each element.
+        executor: Where it runs, or None for what `open` says.
+        timeout_s: Longest time one element may take.
+    """
+
+    name: str
+    transformation: Transformation
+    executor: Executor | None = None
+    timeout_s: float | None = None
+
+    @property
+    def kind(self) -> str:
+        """The method of `Pipeline` that adds such a stage."""
+        return self.transformation.kind
+
+    @property
+    def label(self) -> str:
+        """The name of the stage, and that of the user's function if there is one, for error texts."""
+        function = self.transformation.label
+        return f"stage {self.name}" + (f" ({function})" if function else "")
+
+
+@dataclass(frozen=True)
+class LogicalPlan:
+    """A source and the stages behind it.
+
+    Attributes:
+        source: Where rows come from.
+        stages: In the order of the data.
+        num_prefetch: Batches made ready ahead of the consumer.
+        session: Column that tells sessions apart, if that is known.
+    """
+
+    source: Source
+    stages: tuple[Stage, ...] = ()
+    num_prefetch: int = 2
+    session: str | None = None
+
+    @property
+    def signature(self) -> tuple[str, ...]:
+        """What a saved position must agree with: the stages that decide where rows go."""
+        stages = (stage.transformation.signature for stage in self.stages)
+        return (f"source of {len(self.source)} items", *(part for part in stages if part))
+
+    @property
+    def num_rebatches(self) -> int:
+        """Stages that regroup rows."""
+        return sum(stage.transformation.rebatch is not None for stage in self.stages)
+
+    @property
+    def has_tensors(self) -> bool:
+        """Whether its batches are tensors, no longer rows."""
+        return any(stage.kind == "transform" for stage in self.stages)
+
+    def add(
+        self,
+        transformation: Transformation,
+        *,
+        name: str = "",
+        executor: Executor | None = None,
+        timeout_s: float | None = None,
+    ) -> LogicalPlan:
+        """The plan with one more stage.
+
+        Args:
+            transformation: What it does.
+            name: Empty for that of its kind, numbered from the second on.
+            executor: Where it runs.
+            timeout_s: Longest time one element may take.
+
+        Raises:
+            ConfigError: An argument does not fit, or the stage does not fit those before it.
+        """
+        kind = transformation.kind
+        if self.has_tensors and kind != "to_device":
+            raise ConfigError(
+                f"{kind}: comes behind transform, where rows are tensors already; put it before transform"
+            )
+        if executor not in (None, "thread", "process"):
+            raise ConfigError(f'{kind}: executor: given {executor!r}, expected "thread" or "process"')
+        if transformation.bad_rows not in (None, "fail", "drop", "quarantine"):
+            given = transformation.bad_rows
+            raise ConfigError(f'{kind}: bad_rows: given {given!r}, expected "fail", "drop" or "quarantine"')
+        if timeout_s is not None and not timeout_s > 0:
+            raise ConfigError(f"{kind}: timeout_s: given {timeout_s!r}, expected a number of seconds above 0")
+        taken = {"source", *(stage.name for stage in self.stages)}
+        if name in taken or "+" in name or "." in name:
+            raise ConfigError(f'{kind}: name: given {name!r}, expected a name not used before, without "+" and "."')
+        if not name:
+            names = (kind, *(f"{kind}{number}" for number in range(2, len(taken) + 2)))
+            name = next(free for free in names if free not in taken)
+        return replace(self, stages=(*self.stages, Stage(name, transformation, executor, timeout_s)))

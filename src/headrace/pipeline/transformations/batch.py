@@ -1,0 +1,57 @@
+"""`BatchRows`: regroups rows into elements of exactly `size` rows.
+
+Memory: a batch is charged with the bytes of the rows it was gathered from: joining slices moves bytes and adds none. A
+batch from a single element is a view of it, and keeps that element's memory in use as long as it lives.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import pyarrow as pa
+
+from headrace.errors import expect
+from headrace.logs import groups
+from headrace.pipeline.transformations.slices import Rebatch, RowSlice, same_schema, slices_of
+from headrace.pipeline.transformations.transformation import Transformation, expect_count
+
+__all__ = ["BatchRows"]
+
+
+@dataclass(frozen=True)
+class BatchRows(Transformation):
+    """Joins the slices of a batch.
+
+    Attributes:
+        size: Rows of a batch, of one rank.
+        drop_last: Whether the last, incomplete batch is dropped (its rows count as dropped) or kept.
+    """
+
+    size: int
+    drop_last: bool = False
+
+    kind: ClassVar[str] = "batch"
+
+    def __post_init__(self) -> None:
+        expect_count("batch", "size", self.size, at_least=1)
+        expect(self.drop_last, bool, where="batch: drop_last", expected="true or false")
+
+    @property
+    def rebatch(self) -> Rebatch:
+        return Rebatch(self.size, self.drop_last)
+
+    @property
+    def signature(self) -> str:
+        return self.kind
+
+    def num_bytes(self, result: Any, num_bytes_in: int) -> int:
+        """Those of the rows it was gathered from."""
+        return num_bytes_in
+
+    def __call__(self, payload: list[RowSlice], seed: tuple[int, ...]) -> pa.RecordBatch:
+        slices = slices_of(payload)
+        if len(slices) == 1:
+            return slices[0]
+        same_schema(slices)
+        return groups.concat(slices)
