@@ -34,7 +34,7 @@ class TwoTowers(nn.Module):
 
     def forward(self, batch: hr.Batch) -> Tensor:
         """Logits float32 [B, 1]."""
-        emb_BFD = self.bags(batch.sparse)
+        emb_BFD = self.bags(batch)
         item_BD = self.item_tower(emb_BFD[:, self.shown].flatten(1))
         user_BD = self.user_tower(torch.cat([emb_BFD[:, ~self.shown].flatten(1), batch.dense], dim=1))
         return (item_BD * user_BD).sum(dim=1, keepdim=True) + self.bias

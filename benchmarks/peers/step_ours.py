@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -58,4 +59,5 @@ def make(shape: Shape, *, precision: AskedPrecision) -> StepCode:
         labels = torch.from_numpy(raw.labels)[:, None]
         return Batch(torch.from_numpy(raw.dense), (group,), labels, torch.arange(num_rows))
 
-    return StepCode(prepare, lambda batch: step(batch).loss)
+    # Batches are used again and again; each step finds the unique keys of its own, as the first on a batch does.
+    return StepCode(prepare, lambda batch: step(replace(batch, unique_keys={})).loss)

@@ -36,8 +36,10 @@ if TYPE_CHECKING:
     from headrace.embeddings import EmbeddingBags as EmbeddingBags
     from headrace.embeddings import EmbeddingsConfig as EmbeddingsConfig
     from headrace.embeddings import FeatureConfig as FeatureConfig
+    from headrace.embeddings import KeyedPlan as KeyedPlan
     from headrace.embeddings import TableConfig as TableConfig
     from headrace.embeddings import apply_gradients as apply_gradients
+    from headrace.embeddings import key_layouts as key_layouts
     from headrace.errors import CheckpointError as CheckpointError
     from headrace.errors import ConfigError as ConfigError
     from headrace.errors import DataError as DataError
@@ -93,7 +95,15 @@ _SUBPACKAGES = (
 )
 
 _NAMES = {
-    "embeddings": ("EmbeddingBags", "EmbeddingsConfig", "FeatureConfig", "TableConfig", "apply_gradients"),
+    "embeddings": (
+        "EmbeddingBags",
+        "EmbeddingsConfig",
+        "FeatureConfig",
+        "KeyedPlan",
+        "TableConfig",
+        "apply_gradients",
+        "key_layouts",
+    ),
     "errors": ("CheckpointError", "ConfigError", "DataError", "HeadraceError", "PipelineError"),
     "features": ("FeaturePlan",),
     "logs": ("Schema",),
@@ -137,6 +147,7 @@ __all__ = [
     "InverseKeyedJaggedTensor",
     "JobConfig",
     "KeyedJaggedTensor",
+    "KeyedPlan",
     "ModelConfig",
     "Pipeline",
     "PipelineError",
@@ -153,6 +164,7 @@ __all__ = [
     "errors",
     "features",
     "from_iterable",
+    "key_layouts",
     "load_optimizer_arrays",
     "logs",
     "models",

@@ -1,8 +1,15 @@
 """Embeddings: ids to rows, rows to pooled vectors, gradients back into the rows that occurred."""
 
-from headrace.embeddings.bags import EmbeddingBags, Lookup, UniquePooled, apply_gradients, embedding_bags
+from headrace.embeddings.bags import (
+    EmbeddingBags,
+    Lookup,
+    UniquePooled,
+    apply_gradients,
+    embedding_bags,
+    key_layouts,
+)
 from headrace.embeddings.config import EmbeddingsConfig, FeatureConfig, TableConfig
-from headrace.embeddings.keys import Keys
+from headrace.embeddings.keys import KeyedPlan, KeyLayout, Keys
 from headrace.embeddings.optimizers import (
     AdagradConfig,
     AdamConfig,
@@ -22,6 +29,8 @@ __all__ = [
     "EmbeddingsConfig",
     "FTRLConfig",
     "FeatureConfig",
+    "KeyLayout",
+    "KeyedPlan",
     "Keys",
     "LocalStore",
     "Lookup",
@@ -31,4 +40,5 @@ __all__ = [
     "UniquePooled",
     "apply_gradients",
     "embedding_bags",
+    "key_layouts",
 ]

@@ -1,22 +1,18 @@
-"""From the id lists of a lookup to unique keys: one fused pass over all features and spaces.
+"""From the ids of a batch to unique keys: one fused pass over all features and spaces.
 
 Legend: N ids, F features, S spaces, U unique keys.
 
-Two rows, features `item` and `history` share the space `items`, `user` has its own::
-
-                 row 0     row 1                    spaces = [items, items, items, users, users]
-    item          [7]       [9]         keys        ids    = [    7,     9,     5,     1,     2]
-    history     [9, 5]       []         ----->      counts = [    1,     2,     1,     1,     1]
-    user          [1]       [2]                     inverse = [0, 1,   1, 2,   3, 4], one entry per id
-
 Keys come grouped by space and, inside a space, in the order of first occurrence (feature by feature, row by row), so
-they depend on the batch alone. Spaces are worked on in parallel, each with a small hash table that stays in cache.
+they depend on the batch alone. Each space has a small hash table that stays in cache. A thread that may use others
+(`numba.get_num_threads`) works on several spaces in parallel, a pipeline's worker on one after the other.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 import numba
 import numpy as np
@@ -24,43 +20,18 @@ import numpy.typing as npt
 
 from headrace.compiling import kernel
 from headrace.embeddings.ops.hashing import mix64
-from headrace.embeddings.ops.jagged_ids import JaggedIds
 from headrace.embeddings.tables.index.direct import is_row
 from headrace.embeddings.tables.index.hashed import hashed_row
+from headrace.errors import DataError
+from headrace.tensors import BatchKeys, Group, Keys
+from headrace.tensors.jagged_ids import JaggedIds, collect_ids
 
-__all__ = ["DIRECT", "EXACT", "HASHED", "Keys", "SpaceLayout", "UniqueIds", "unique_keys"]
+__all__ = ["DIRECT", "EXACT", "HASHED", "KeyLayout", "KeyedPlan", "Keys", "SpaceLayout", "UniqueIds", "unique_keys"]
 
 DIRECT, HASHED, EXACT = 0, 1, 2
 
 Int64s = npt.NDArray[np.int64]
 Int32s = npt.NDArray[np.int32]
-
-
-@dataclass(eq=False)
-class Keys:
-    """Unique keys of one call to a store.
-
-    Attributes:
-        spaces: int32 [U], the number of each key's space, ascending.
-        ids: int64 [U], different within a space. In a direct or hashed space this is the row within the space, in a
-            collisionless space the id itself.
-        counts: int32 [U], how often the key occurs in the batch; zeros where no update follows.
-    """
-
-    spaces: Int32s
-    ids: Int64s
-    counts: Int32s
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    def take(self, places: Int64s) -> Keys:
-        """Some of them."""
-        return Keys(self.spaces[places], self.ids[places], self.counts[places])
-
-    def unseen(self) -> Keys:
-        """The same keys, to be read without an update."""
-        return Keys(self.spaces, self.ids, np.zeros(len(self.ids), dtype=np.int32))
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,6 +51,93 @@ class SpaceLayout:
     salts: npt.NDArray[np.uint64]
     feature_starts: Int64s
     features: Int64s
+
+    def only(self, numbers: Sequence[int]) -> SpaceLayout:
+        """Some of the features, which keep their numbers."""
+        wanted = np.isin(self.features, numbers)
+        before = np.concatenate([[0], np.cumsum(wanted)]).astype(np.int64)
+        return SpaceLayout(self.kinds, self.sizes, self.salts, before[self.feature_starts], self.features[wanted])
+
+
+@dataclass(frozen=True)
+class KeyLayout:
+    """Which space each feature's ids are in, and how they become keys there; a `KeyFinder`.
+
+    What unique keys do not depend on (dimension, optimizer, first values) is no part of it. So layouts of modules over
+    the same features, such as the vectors and the weights of DeepFM, are equal, and their keys are found once.
+
+    Attributes:
+        feature_names: F of them.
+        spaces: The number of each feature's space.
+        kinds: Of each space: DIRECT, HASHED or EXACT.
+        sizes: Rows of each direct or hashed space, else 0.
+        salts: Of each hashed space, else 0.
+    """
+
+    feature_names: tuple[str, ...]
+    spaces: tuple[int, ...]
+    kinds: tuple[int, ...]
+    sizes: tuple[int, ...]
+    salts: tuple[int, ...]
+
+    def of(self, feature_names: tuple[str, ...]) -> SpaceLayout:
+        """Some features, numbered on their own in the given order."""
+        return _space_layout(self, feature_names)
+
+    def find(self, sparse: Sequence[Group], feature_names: tuple[str, ...]) -> BatchKeys:
+        """See `KeyFinder.find`."""
+        sparse = [group if group.values.device.type == "cpu" else group.to("cpu") for group in sparse]
+        ids = collect_ids(sparse, feature_names)
+        unique = unique_keys(self.of(feature_names), ids)
+        if unique.bad_value >= 0:
+            raise self._out_of_range(feature_names, ids, unique)
+        return BatchKeys(feature_names, ids, unique.keys, unique.inverse, unique.key_starts)
+
+    def _out_of_range(self, feature_names: tuple[str, ...], ids: JaggedIds, unique: UniqueIds) -> DataError:
+        position, size = unique.bad_value, self.sizes[unique.bad_space]
+        feature = int(np.argmax((ids.value_firsts <= position) & (position < ids.value_lasts)))
+        return DataError(
+            f"feature {feature_names[feature]}: id {ids.values[position]} in row {ids.place_of(position, feature)} "
+            f"of the batch, expected 0 <= id < {size} (a direct space with num_embeddings: {size})"
+        )
+
+
+@lru_cache(maxsize=256)
+def _space_layout(layout: KeyLayout, feature_names: tuple[str, ...]) -> SpaceLayout:
+    numbers = {name: number for number, name in enumerate(layout.feature_names)}
+    spaces = np.array([layout.spaces[numbers[name]] for name in feature_names], dtype=np.int64)
+    return SpaceLayout(
+        kinds=np.array(layout.kinds, dtype=np.int64),
+        sizes=np.array(layout.sizes, dtype=np.int64),
+        salts=np.array(layout.salts, dtype=np.uint64),
+        feature_starts=np.concatenate([[0], np.cumsum(np.bincount(spaces, minlength=len(layout.kinds)))]).astype(
+            np.int64
+        ),
+        features=np.argsort(spaces, kind="stable").astype(np.int64),
+    )
+
+
+class KeyedPlan:
+    """A feature plan whose batches own their unique keys: for `Pipeline.transform`, so that workers find them.
+
+    Args:
+        plan: Has `apply(record_batch) -> Batch`.
+        layouts: Of the modules that will ask, see `EmbeddingBags.key_layout` and `key_layouts`.
+    """
+
+    def __init__(self, plan: Any, layouts: Iterable[KeyLayout]) -> None:
+        self.plan = plan
+        self.layouts = tuple(dict.fromkeys(layouts))
+
+    def apply(self, rows: Any) -> Any:
+        """A batch of tensors with its unique keys, by one thread."""
+        batch = self.plan.apply(rows)
+        num_threads = numba.get_num_threads()
+        numba.set_num_threads(1)
+        try:
+            return batch.with_keys(self.layouts)
+        finally:
+            numba.set_num_threads(num_threads)
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,130 +159,143 @@ class UniqueIds:
     bad_space: int
 
 
-@kernel(parallel=True)
-def _unique_per_space(
-    values: Int64s,
-    multiplicities: Int32s,
-    value_firsts: Int64s,
-    value_lasts: Int64s,
-    feature_starts: Int64s,
-    features: Int64s,
-    kinds: Int64s,
-    sizes: Int64s,
-    salts: npt.NDArray[np.uint64],
-    id_starts: Int64s,
-    slot_starts: Int64s,
-    slots: Int32s,
-    ids: Int64s,
-    counts: Int32s,
-    inverse: Int32s,
-    num_keys: Int64s,
-    bad_values: Int64s,
-) -> None:
-    """Space s writes its keys from `id_starts[s]` on, and finds them by `slots[slot_starts[s]:slot_starts[s + 1]]`.
+class _Search(NamedTuple):
+    """What the search reads and writes. Space s writes its keys from `id_starts[s]` on, and finds them by
+    `slots[slot_starts[s]:slot_starts[s + 1]]`: where there is a slot for each row of the space, a row is its own slot,
+    else slots are those of a hash table."""
 
-    Where there is a slot for each row of the space, a row is its own slot; else slots are those of a hash table.
-    """
-    has_multiplicities = len(multiplicities) > 0
-    for s in numba.prange(len(kinds)):
-        bad_values[s] = -1
-        first, first_slot = id_starts[s], slot_starts[s]
-        mask = slot_starts[s + 1] - first_slot - 1
-        slots[first_slot : slot_starts[s + 1]] = -1
-        kind, size, salt = kinds[s], sizes[s], salts[s]
-        is_addressed = kind != EXACT and mask + 1 >= size
-        n = 0
-        for j in range(feature_starts[s], feature_starts[s + 1]):
-            f = features[j]
-            for i in range(value_firsts[f], value_lasts[f]):
-                count = multiplicities[i] if has_multiplicities else np.int32(1)
-                if count == 0:  # in a gap between lists, or in a list that no row has
-                    inverse[i] = -1
-                    continue
-                key = values[i]
-                if kind == HASHED:
-                    key = hashed_row(key, salt, size)
-                elif kind == DIRECT and not is_row(key, size):
-                    bad_values[s] = i if bad_values[s] < 0 else bad_values[s]
-                    key = np.int64(0)
-                slot = key if is_addressed else np.int64(mix64(np.uint64(key))) & mask
+    values: Int64s
+    multiplicities: Int32s
+    value_firsts: Int64s
+    value_lasts: Int64s
+    feature_starts: Int64s
+    features: Int64s
+    kinds: Int64s
+    sizes: Int64s
+    salts: npt.NDArray[np.uint64]
+    id_starts: Int64s
+    slot_starts: Int64s
+    slots: Int32s
+    ids: Int64s
+    counts: Int32s
+    inverse: Int32s
+    num_keys: Int64s
+    bad_values: Int64s
+
+
+@kernel()
+def _search_space(s: int, search: _Search) -> None:
+    """Finds the unique keys of one space."""
+    search.bad_values[s] = -1
+    first, first_slot = search.id_starts[s], search.slot_starts[s]
+    slots, ids, counts = search.slots, search.ids, search.counts
+    has_multiplicities = len(search.multiplicities) > 0
+    mask = search.slot_starts[s + 1] - first_slot - 1
+    slots[first_slot : search.slot_starts[s + 1]] = -1
+    kind, size, salt = search.kinds[s], search.sizes[s], search.salts[s]
+    is_addressed = kind != EXACT and mask + 1 >= size
+    n = 0
+    for j in range(search.feature_starts[s], search.feature_starts[s + 1]):
+        f = search.features[j]
+        for i in range(search.value_firsts[f], search.value_lasts[f]):
+            count = search.multiplicities[i] if has_multiplicities else np.int32(1)
+            if count == 0:  # in a gap between lists, or in a list that no row has
+                search.inverse[i] = -1
+                continue
+            key = search.values[i]
+            if kind == HASHED:
+                key = hashed_row(key, salt, size)
+            elif kind == DIRECT and not is_row(key, size):
+                search.bad_values[s] = i if search.bad_values[s] < 0 else search.bad_values[s]
+                key = np.int64(0)
+            slot = key if is_addressed else np.int64(mix64(np.uint64(key))) & mask
+            u = np.int64(slots[first_slot + slot])
+            while u >= 0 and not is_addressed and ids[first + u] != key:
+                slot = (slot + 1) & mask
                 u = np.int64(slots[first_slot + slot])
-                while u >= 0 and not is_addressed and ids[first + u] != key:
-                    slot = (slot + 1) & mask
-                    u = np.int64(slots[first_slot + slot])
-                if u < 0:
-                    u = np.int64(n)
-                    n += 1
-                    slots[first_slot + slot] = u
-                    ids[first + u] = key
-                    counts[first + u] = 0
-                counts[first + u] += count
-                inverse[i] = u
-        num_keys[s] = n
+            if u < 0:
+                u = np.int64(n)
+                n += 1
+                slots[first_slot + slot] = u
+                ids[first + u] = key
+                counts[first + u] = 0
+            counts[first + u] += count
+            search.inverse[i] = u
+    search.num_keys[s] = n
+
+
+@kernel()
+def _close_gap(s: int, search: _Search, key_starts: Int64s, spaces: Int32s, ids: Int64s, counts: Int32s) -> None:
+    """Moves a space's keys next to the previous space's, and makes `inverse` count over all spaces."""
+    start, source = key_starts[s], search.id_starts[s]
+    for u in range(key_starts[s + 1] - start):
+        spaces[start + u] = s
+        ids[start + u] = search.ids[source + u]
+        counts[start + u] = search.counts[source + u]
+    for j in range(search.feature_starts[s], search.feature_starts[s + 1]):
+        f = search.features[j]
+        for i in range(search.value_firsts[f], search.value_lasts[f]):
+            if search.inverse[i] >= 0:
+                search.inverse[i] += start
+
+
+@kernel()
+def _search_in_turn(search: _Search) -> None:
+    for s in range(len(search.kinds)):
+        _search_space(s, search)
 
 
 @kernel(parallel=True)
-def _close_gaps(
-    value_firsts: Int64s,
-    value_lasts: Int64s,
-    feature_starts: Int64s,
-    features: Int64s,
-    id_starts: Int64s,
-    ids: Int64s,
-    counts: Int32s,
-    key_starts: Int64s,
-    inverse: Int32s,
-    all_spaces: Int32s,
-    all_ids: Int64s,
-    all_counts: Int32s,
-) -> None:
-    """Moves each space's keys next to the previous space's, and makes `inverse` count over all spaces."""
-    for s in numba.prange(len(key_starts) - 1):
-        start, source = key_starts[s], id_starts[s]
-        for u in range(key_starts[s + 1] - start):
-            all_spaces[start + u] = s
-            all_ids[start + u] = ids[source + u]
-            all_counts[start + u] = counts[source + u]
-        for j in range(feature_starts[s], feature_starts[s + 1]):
-            for i in range(value_firsts[features[j]], value_lasts[features[j]]):
-                if inverse[i] >= 0:
-                    inverse[i] += start
+def _search_in_parallel(search: _Search) -> None:
+    for s in numba.prange(len(search.kinds)):
+        _search_space(s, search)
+
+
+@kernel()
+def _close_in_turn(search: _Search, key_starts: Int64s, spaces: Int32s, ids: Int64s, counts: Int32s) -> None:
+    for s in range(len(search.kinds)):
+        _close_gap(s, search, key_starts, spaces, ids, counts)
+
+
+@kernel(parallel=True)
+def _close_in_parallel(search: _Search, key_starts: Int64s, spaces: Int32s, ids: Int64s, counts: Int32s) -> None:
+    for s in numba.prange(len(search.kinds)):
+        _close_gap(s, search, key_starts, spaces, ids, counts)
 
 
 def unique_keys(layout: SpaceLayout, ids: JaggedIds) -> UniqueIds:
-    """The unique keys of a lookup."""
+    """The unique keys of some ids."""
     num_values = (ids.value_lasts - ids.value_firsts)[layout.features]
     id_starts = _starts(np.concatenate([[0], np.cumsum(num_values)])[layout.feature_starts])
-    per_space = np.diff(id_starts)
-    slot_starts = _starts(np.concatenate([[0], np.cumsum(_num_slots(layout, per_space))]))
+    slot_starts = _starts(np.concatenate([[0], np.cumsum(_num_slots(layout, np.diff(id_starts)))]))
     total, num_spaces = int(id_starts[-1]), len(layout.kinds)
-    found, counts = np.empty(total, dtype=np.int64), np.empty(total, dtype=np.int32)
-    slots = np.empty(int(slot_starts[-1]), dtype=np.int32)
-    inverse = np.empty(len(ids.values), dtype=np.int32)
-    num_keys, bad_values = np.empty(num_spaces, dtype=np.int64), np.empty(num_spaces, dtype=np.int64)
-    ranges = ids.value_firsts, ids.value_lasts, layout.feature_starts, layout.features
-    _unique_per_space(
+    search = _Search(
         ids.values,
         ids.multiplicities,
-        *ranges,
+        ids.value_firsts,
+        ids.value_lasts,
+        layout.feature_starts,
+        layout.features,
         layout.kinds,
         layout.sizes,
         layout.salts,
         id_starts,
         slot_starts,
-        slots,
-        found,
-        counts,
-        inverse,
-        num_keys,
-        bad_values,
+        slots=np.empty(int(slot_starts[-1]), dtype=np.int32),
+        ids=np.empty(total, dtype=np.int64),
+        counts=np.empty(total, dtype=np.int32),
+        inverse=np.empty(len(ids.values), dtype=np.int32),
+        num_keys=np.empty(num_spaces, dtype=np.int64),
+        bad_values=np.empty(num_spaces, dtype=np.int64),
     )
-    key_starts = _starts(np.concatenate([[0], np.cumsum(num_keys)]))
+    alone = numba.get_num_threads() == 1
+    (_search_in_turn if alone else _search_in_parallel)(search)
+    key_starts = _starts(np.concatenate([[0], np.cumsum(search.num_keys)]))
     num_unique = int(key_starts[-1])
     keys = Keys(np.empty(num_unique, np.int32), np.empty(num_unique, np.int64), np.empty(num_unique, np.int32))
-    _close_gaps(*ranges, id_starts, found, counts, key_starts, inverse, keys.spaces, keys.ids, keys.counts)
-    bad = int(np.argmax(bad_values >= 0))
-    return UniqueIds(keys, inverse, key_starts, int(bad_values[bad]), bad)
+    (_close_in_turn if alone else _close_in_parallel)(search, key_starts, keys.spaces, keys.ids, keys.counts)
+    bad = int(np.argmax(search.bad_values >= 0))
+    return UniqueIds(keys, search.inverse, key_starts, int(search.bad_values[bad]), bad)
 
 
 def _num_slots(layout: SpaceLayout, num_values: Int64s) -> Int64s:

@@ -1,9 +1,11 @@
-"""`Lookup`: unique keys of some features of a batch and their rows, on the way."""
+"""`Lookup`: the unique keys of a batch in one module, and their rows, on the way."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -11,10 +13,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from headrace.embeddings.keys import Keys, SpaceLayout, UniqueIds
-from headrace.embeddings.ops.jagged_ids import BagGroup, JaggedIds
+from headrace.embeddings.keys import SpaceLayout
+from headrace.tensors import BatchKeys
+from headrace.tensors.jagged_ids import BagGroup
 
-__all__ = ["FeatureSet", "Lookup"]
+__all__ = ["FeatureSet", "Lookup", "LookupPart"]
 
 Float32s = npt.NDArray[np.float32]
 Int64s = npt.NDArray[np.int64]
@@ -36,25 +39,14 @@ class FeatureSet:
     layout: SpaceLayout
     poolings: Int64s
 
-    def number(self, name: str) -> int:
-        """The number of a feature in this set.
-
-        Raises:
-            KeyError: It is not in the set.
-        """
-        if name not in self.names:
-            raise KeyError(f"feature {name}: not in this lookup, which has: {', '.join(self.names)}")
-        return self.names.index(name)
-
 
 @dataclass(eq=False)
-class Lookup:
-    """What one forward pass needs of the embeddings of some features, and nothing of the model.
+class LookupPart:
+    """Some features of a lookup: those whose keys were found together.
 
     Attributes:
         features: Which they are.
-        ids: Their ids in the batch.
-        unique: The unique keys of the ids.
+        found: Their ids and unique keys, which the batch owns.
         reading: The rows float32 [U, dim], an array, or a tensor on a device; `reading.done()` says whether they are
             here.
         requires_grad: Whether gradients are to be collected.
@@ -63,38 +55,17 @@ class Lookup:
     """
 
     features: FeatureSet
-    ids: JaggedIds
-    unique: UniqueIds
+    found: BatchKeys
     reading: Future[Any]
     requires_grad: bool
     gradient: Float32s | None = None
     device: torch.device | None = None
     _leaf: Tensor | None = None
 
-    @property
-    def stride(self) -> int:
-        """Rows B of the batch."""
-        return self.ids.stride
-
-    @property
-    def keys(self) -> Keys:
-        """The unique keys."""
-        return self.unique.keys
-
     def rows(self) -> Float32s:
         """The rows of the unique keys, float32 [U, dim]; waits until they are here."""
         rows: Float32s = self.reading.result()
         return rows
-
-    def group_of(self, feature_name: str) -> BagGroup:
-        """The group in which a feature is."""
-        number = self.features.number(feature_name)
-        return next(group for group in self.ids.groups if number in group.features)
-
-    def inverse_lookup(self, feature_name: str) -> Tensor | None:
-        """Which unique row each row of the batch has in a feature, int32 [B]; None if every row has its own."""
-        inverse = self.group_of(feature_name).inverse
-        return None if inverse is None else torch.from_numpy(inverse)
 
     def leaf(self) -> Tensor:
         """Rows on a device as a leaf of the autograd graph, float32 [U, dim]; waits until they are here."""
@@ -115,3 +86,63 @@ class Lookup:
             self.gradient = gradient
         else:
             self.gradient += gradient
+
+    def groups(self, names: Sequence[str] | None = None) -> list[BagGroup]:
+        """Features that are pooled together, by their numbers in this part; only those named, if any are."""
+        if names is None:
+            return list(self.found.ids.groups)
+        return _chosen_groups(self.found.ids.groups, self._numbers(names))
+
+    def layout(self, names: Sequence[str] | None = None) -> SpaceLayout:
+        """Which features are in which space; only those named, if any are."""
+        return self.features.layout if names is None else _chosen_layout(self.features.layout, self._numbers(names))
+
+    def _numbers(self, names: Sequence[str]) -> tuple[int, ...]:
+        return tuple(number for number, name in enumerate(self.features.names) if name in names)
+
+
+def _chosen_groups(groups: Sequence[BagGroup], numbers: tuple[int, ...]) -> list[BagGroup]:
+    chosen = [BagGroup(g.features[np.isin(g.features, numbers)], g.num_bags, g.inverse) for g in groups]
+    return [group for group in chosen if len(group.features)]
+
+
+@lru_cache(maxsize=256)
+def _chosen_layout(layout: SpaceLayout, numbers: tuple[int, ...]) -> SpaceLayout:
+    return layout.only(numbers)
+
+
+@dataclass(eq=False)
+class Lookup:
+    """What one forward pass needs of the embeddings of a batch, and nothing of the model.
+
+    A module looks up all its features at once: each key is read once and has one gradient, whatever a model then does
+    with the features.
+
+    Attributes:
+        parts: Together they have every feature of the module once; no two share a key.
+    """
+
+    parts: tuple[LookupPart, ...]
+
+    @property
+    def stride(self) -> int:
+        """Rows B of the batch."""
+        return self.parts[0].found.ids.stride
+
+    def part_of(self, feature_name: str) -> tuple[LookupPart, int]:
+        """The part in which a feature is, and its number there.
+
+        Raises:
+            KeyError: The module has no such feature.
+        """
+        for part in self.parts:
+            if feature_name in part.features.names:
+                return part, part.features.names.index(feature_name)
+        names = [name for part in self.parts for name in part.features.names]
+        raise KeyError(f"feature {feature_name}: not in this lookup, which has: {', '.join(names)}")
+
+    def inverse_lookup(self, feature_name: str) -> Tensor | None:
+        """Which unique row each row of the batch has in a feature, int32 [B]; None if every row has its own."""
+        part, number = self.part_of(feature_name)
+        inverse = next(group for group in part.found.ids.groups if number in group.features).inverse
+        return None if inverse is None else torch.from_numpy(inverse)

@@ -80,7 +80,7 @@ class DCNv2(nn.Module):
 
     def forward(self, batch: Batch) -> Tensor:
         """Logits float32 [B, L]."""
-        emb_BFD = self.embeddings(batch.sparse)
+        emb_BFD = self.embeddings(batch)
         x0_BX = join_fields(batch.dense, emb_BFD, self.deep.dtype)
         cross_BX = self.cross(x0_BX)
         if self.is_parallel:

@@ -74,8 +74,8 @@ class DeepFM(nn.Module):
 
     def forward(self, batch: Batch) -> Tensor:
         """Logits float32 [B, L]."""
-        emb_BFD = self.embeddings(batch.sparse)
-        first_BL = self.first_order(batch.sparse).sum(1) + self.first_order_dense(batch.dense)
+        emb_BFD = self.embeddings(batch)
+        first_BL = self.first_order(batch).sum(1) + self.first_order_dense(batch.dense)
         x_BX, second_B = join_fields_with_fm(batch.dense, emb_BFD, self.dense_vectors_ND, self.deep.dtype)
         deep_BL = self.head(self.deep(x_BX))
         return first_BL + second_B[:, None] + deep_BL  # type: ignore[no-any-return]

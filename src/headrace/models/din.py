@@ -90,8 +90,8 @@ class DIN(nn.Module):
     def forward(self, batch: Batch) -> Tensor:
         """Logits float32 [B, L]."""
         bags = self.embeddings
-        pooled_BFD = pool_expanded(bags, bags.lookup(batch.sparse, self.pooled))
-        lookup = bags.lookup(batch.sparse, tuple(self.histories))
+        lookup = bags.lookup(batch)
+        pooled_BFD = pool_expanded(bags, lookup, self.pooled)
         interests = []
         for (history, target), attention in zip(self.histories.items(), self.attention, strict=True):
             target_BD = pooled_BFD[:, self.pooled.index(target)]

@@ -88,7 +88,7 @@ class DLRM(nn.Module):
 
     def forward(self, batch: Batch) -> Tensor:
         """Logits float32 [B, L]."""
-        bags, sparse = self.embeddings, batch.sparse
-        emb_BFD = bags(sparse) if self.encoded is None else self.encoded(bags, sparse)
+        bags = self.embeddings
+        emb_BFD = bags(batch) if self.encoded is None else self.encoded(bags, batch)
         x_BD = None if self.bottom is None else self.bottom(batch.dense)
         return self.head(self.top(dot_interaction(x_BD, emb_BFD, self.top.dtype)))  # type: ignore[no-any-return]

@@ -5,8 +5,6 @@ Legend: B rows, F features, D embedding dimension.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -17,7 +15,7 @@ from headrace.messages import shorten_list
 from headrace.models.histories import HistoryEncoder, HistoryEncoderConfig
 from headrace.models.tower_work import TowerWork
 from headrace.models.unique_rows import expand, pool_expanded
-from headrace.tensors import InverseKeyedJaggedTensor, KeyedJaggedTensor
+from headrace.tensors import Batch
 
 __all__ = ["EncodedFeatures"]
 
@@ -54,10 +52,10 @@ class EncodedFeatures(nn.Module):
         names = [*self._pooled, *self.names]
         self._order = [names.index(name) for name in bags.feature_names]
 
-    def forward(self, bags: EmbeddingBags, sparse: Sequence[KeyedJaggedTensor | InverseKeyedJaggedTensor]) -> Tensor:
+    def forward(self, bags: EmbeddingBags, batch: Batch) -> Tensor:
         """float32 [B, F, D], features in the order of `bags`."""
-        pooled = [pool_expanded(bags, bags.lookup(sparse, self._pooled))] if self._pooled else []
-        lookup = bags.lookup(sparse, self.names)
+        lookup = bags.lookup(batch)
+        pooled = [pool_expanded(bags, lookup, self._pooled)] if self._pooled else []
         parts = [bags.sequence(lookup, name) for name in self.names]
         vectors = self.encoder(parts)
         for name, (_, offsets) in zip(self.names, parts, strict=True):

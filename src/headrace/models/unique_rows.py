@@ -7,6 +7,7 @@ every row is unique, so models are written once. After RecD (arXiv 2211.05239), 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -36,13 +37,13 @@ def expand(unique_UX: Tensor, inverse: Tensor | None) -> Tensor:
     return _Expand.apply(unique_UX, inverse)  # type: ignore[no-untyped-call, no-any-return]
 
 
-def pool_expanded(bags: EmbeddingBags, lookup: Lookup) -> Tensor:
-    """Pooled embeddings float32 [B, F, dim] of the features of a lookup, in its order."""
-    groups = bags.pool_unique(lookup)
+def pool_expanded(bags: EmbeddingBags, lookup: Lookup, features: Sequence[str]) -> Tensor:
+    """Pooled embeddings float32 [B, F, dim] of some features, in their order."""
+    groups = bags.pool_unique(lookup, features)
     parts = [expand(group.pooled, group.inverse) for group in groups]
     names = [name for group in groups for name in group.feature_names]
     pooled = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
-    order = [names.index(name) for name in lookup.features.names]
+    order = [names.index(name) for name in features]
     return pooled if order == list(range(len(order))) else pooled[:, order]
 
 

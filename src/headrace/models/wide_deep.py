@@ -69,7 +69,7 @@ class WideDeep(nn.Module):
 
     def forward(self, batch: Batch) -> Tensor:
         """Logits float32 [B, L]."""
-        emb_BFD = self.embeddings(batch.sparse)
-        wide_BL = self.wide(batch.sparse).sum(1) + self.wide_dense(batch.dense)
+        emb_BFD = self.embeddings(batch)
+        wide_BL = self.wide(batch).sum(1) + self.wide_dense(batch.dense)
         deep_BL = self.head(self.deep(join_fields(batch.dense, emb_BFD, self.deep.dtype)))
         return wide_BL + deep_BL  # type: ignore[no-any-return]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -23,11 +22,11 @@ Int64s = npt.NDArray[np.int64]
 
 
 class Ticket:
-    """A pull that `EmbeddingBags` has asked for, and that is sent later, in one or two parts.
+    """A pull of keys of a batch, which is sent in one or two parts before `EmbeddingBags` asks for the rows.
 
     Attributes:
         store: Whose pull it is.
-        keys: What was asked for.
+        keys: What is asked for.
         rows: float32 [U, dim], after `finish`.
         held: int64, which keys an early request left out; None if there was none.
     """
@@ -71,7 +70,7 @@ class Ticket:
         Raises:
             HeadraceError: A row is not what it should be.
         """
-        expected = self.store.read(self.keys).result()
+        expected = self.store.read_now(self.keys).result()
         wrong = np.flatnonzero((self.rows.result() != expected).any(axis=1))
         if len(wrong):
             space, key = self.keys.spaces[wrong[0]], self.keys.ids[wrong[0]]
@@ -103,19 +102,18 @@ class StepStore:
         self.embedding_dim = embedding_dim
         self.num_pushed = 0
         self.pushing: Future[None] | None = None
-        self._preparing = threading.local()
+        self._tickets: dict[Keys, Ticket] = {}  # Keys are told apart by identity: a batch owns its own
         # A table in this process may move when it grows, so a pull and a push must not meet.
         self._lock: Any = threading.Lock() if isinstance(store, LocalStore) else _NoLock()
 
-    @contextmanager
-    def preparing(self) -> Iterator[list[Ticket]]:
-        """Collects the tickets of the pulls that this thread asks for meanwhile."""
-        tickets: list[Ticket] = []
-        self._preparing.tickets = tickets
-        try:
-            yield tickets
-        finally:
-            self._preparing.tickets = None
+    def prepare(self, keys: Keys) -> Ticket:
+        """A ticket for keys of a batch that will be read; nothing is sent yet."""
+        ticket = self._tickets[keys] = Ticket(self, keys)
+        return ticket
+
+    def forget(self, ticket: Ticket) -> None:
+        """The batch of a ticket is trained."""
+        self._tickets.pop(ticket.keys, None)
 
     @property
     def step(self) -> int:
@@ -123,13 +121,17 @@ class StepStore:
         return self.store.step
 
     def read(self, keys: Keys, *, after: int | None = None) -> Future[Float32s]:
-        """See `EmbeddingStore.read`; within `preparing` nothing is sent yet."""
-        tickets = getattr(self._preparing, "tickets", None)
-        if tickets is None:
-            with self._lock:
-                return self.store.read(keys, after=after)
-        tickets.append(Ticket(self, keys))
-        return tickets[-1].rows  # type: ignore[no-any-return]
+        """See `EmbeddingStore.read`; of keys with a ticket, the rows that were asked for then."""
+        ticket = self._tickets.get(keys)
+        if ticket is not None:
+            return ticket.rows
+        with self._lock:
+            return self.store.read(keys, after=after)
+
+    def read_now(self, keys: Keys) -> Future[Float32s]:
+        """Rows as they are now, also of keys with a ticket."""
+        with self._lock:
+            return self.store.read(keys)
 
     def update(self, keys: Keys, gradients: Float32s, *, num_rows: int = 1) -> Future[None]:
         """See `EmbeddingStore.update`; the future is done at once, `pushing` is the one to wait for."""

@@ -12,8 +12,7 @@ from typing import Any, Protocol
 import pyarrow as pa
 from torch import nn
 
-from headrace.embeddings import EmbeddingBags, Keys, LocalStore, embedding_bags
-from headrace.embeddings.bags import BegunLookups, Lookup
+from headrace.embeddings import Keys, LocalStore, embedding_bags, key_layouts
 from headrace.pipeline import BatchIterator, RowStats
 from headrace.scheduling.feature_groups import FeatureGroups
 from headrace.scheduling.graph import JOINT
@@ -70,7 +69,6 @@ class _Live:
     position: dict[str, Any]
     parts: dict[int, Batch] = field(default_factory=dict)
     tickets: dict[int, list[Ticket]] = field(default_factory=dict)
-    lookups: dict[EmbeddingBags, list[Lookup]] = field(default_factory=dict)
     batch: Batch | None = None
     result: Any = None
     computed_s: float = 0.0
@@ -114,10 +112,7 @@ class TrainingWork:
         self._live: dict[int, _Live] = {}
         self._stores: list[StepStore] = []
         self._stack = ExitStack()
-        self._names = {
-            group: [[name for name in bags.feature_names if name in groups.of(group).features] for bags in self._bags]
-            for group in (JOINT, *range(len(groups)))
-        }
+        self._layouts = key_layouts(model)
 
     def __enter__(self) -> TrainingWork:
         for bags in self._bags:
@@ -147,20 +142,16 @@ class TrainingWork:
         """See `Work`: the plan of the group, and its unique keys."""
         live = self._live[batch]
         assert live.rows is not None
-        part = self._groups.of(group).plan.apply(live.rows)
-        num_bytes, of_group = part.num_bytes, []
-        for bags, store, names in zip(self._bags, self._stores, self._names[group], strict=True):
-            if not names:
-                continue
-            with store.preparing() as tickets:
-                lookup = bags.begin(part.sparse, features=names)
-            live.lookups.setdefault(bags, []).append(lookup)
-            of_group += tickets
-            num_bytes += sum(BYTES_PER_KEY * len(ticket.keys) for ticket in tickets)
-        live.parts[group], live.tickets[group] = part, of_group
+        part = self._groups.of(group).plan.apply(live.rows).with_keys(self._layouts)
+        live.parts[group] = part
+        live.tickets[group] = [
+            store.prepare(found.keys)
+            for bags, store in zip(self._bags, self._stores, strict=True)
+            for found in part.unique_keys.get(bags.key_layout, ())
+        ]
         if len(live.parts) == (1 if group == JOINT else len(self._groups)):
             live.rows, live.computed_s = None, perf_counter()
-        return num_bytes
+        return part.num_bytes
 
     def pull(self, batch: int, groups: Sequence[int], after: int, early: bool, done: Done) -> Sequence[int]:
         """See `Work`."""
@@ -194,7 +185,7 @@ class TrainingWork:
             ticket.finish()
             if self._verify:
                 ticket.verify()
-        live.batch = self._joined(live)
+        live.batch = Batch.join([live.parts[group] for group in sorted(live.parts)])
         live.result = self._phases.forward_backward(live.batch)
         return 0
 
@@ -219,16 +210,10 @@ class TrainingWork:
         self._live.pop(batch - 1, None)  # the keys of this one are still compared with those of the next
         assert live.batch is not None
         trained = Trained(live.batch, live.result, live.row_stats, live.position, live.computed_s, live.dense_s)
-        live.batch, live.parts, live.lookups, live.result = None, {}, {}, None
+        for ticket in (ticket for tickets in live.tickets.values() for ticket in tickets):
+            ticket.store.forget(ticket)
+        live.batch, live.parts, live.result = None, {}, None
         return trained
-
-    def _joined(self, live: _Live) -> Batch:
-        """The parts of all groups as one batch; dense features and labels are the first group's."""
-        parts = [live.parts[group] for group in sorted(live.parts)]
-        first = parts[0]
-        sparse = BegunLookups([group for part in parts for group in part.sparse])
-        sparse.begun = live.lookups
-        return Batch(first.dense, sparse, first.labels, first.row_ids, first.weights)
 
     def _send(self, parts: Sequence[Part], after: int, done: Done) -> None:
         """One request to each store; a table in this process is asked ticket by ticket, which costs no joining."""

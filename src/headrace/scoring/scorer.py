@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
 
+from headrace.embeddings import key_layouts
 from headrace.errors import CheckpointError, ConfigError
 from headrace.features import FeaturePlan
 from headrace.files import new_file, writing
@@ -149,10 +150,10 @@ class Scorer:
         budget = ErrorBudget(self.job.data.bad_rows)
         self.rows = RowStats()
         total = sum(source.num_rows(split) for split in range(len(source)))
-        plan = decide_groups(self.job, plan, source, shuffled=False)
+        plan, layouts = decide_groups(self.job, plan, source, shuffled=False), key_layouts(self.components.model)
         with (
             Progress(what, total=total) as progress,
-            open_batches(self.job, plan, source, shuffled=False) as batches,
+            open_batches(self.job, plan, source, shuffled=False, layouts=layouts) as batches,
         ):
             batch: Batch | None
             while (batch := next(batches, None)) is not None:

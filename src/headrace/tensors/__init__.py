@@ -1,8 +1,20 @@
-"""Tensors of a batch: id lists without padding, plain or with repeated rows stored once, and the batch itself."""
+"""Tensors of a batch: id lists without padding, plain or with repeated rows stored once, and the batch and its keys."""
 
 from headrace.tensors.batch import Batch
 from headrace.tensors.inverse_keyed_jagged import InverseKeyedJaggedTensor
+from headrace.tensors.jagged_ids import Group
 from headrace.tensors.keyed_jagged import KeyedJaggedTensor
+from headrace.tensors.keys import BatchKeys, KeyFinder, Keys
 from headrace.tensors.validation import validate, validate_batch
 
-__all__ = ["Batch", "InverseKeyedJaggedTensor", "KeyedJaggedTensor", "validate", "validate_batch"]
+__all__ = [
+    "Batch",
+    "BatchKeys",
+    "Group",
+    "InverseKeyedJaggedTensor",
+    "KeyFinder",
+    "KeyedJaggedTensor",
+    "Keys",
+    "validate",
+    "validate_batch",
+]

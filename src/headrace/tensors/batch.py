@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from headrace.tensors.inverse_keyed_jagged import InverseKeyedJaggedTensor
-from headrace.tensors.keyed_jagged import KeyedJaggedTensor
+from headrace.tensors.jagged_ids import Group
+from headrace.tensors.keys import BatchKeys, KeyFinder
 
 __all__ = ["Batch"]
 
@@ -17,7 +20,10 @@ MAX_GROUPS_SHOWN = 3
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """Tensors of B rows, ready for a training step.
+    """Tensors of B rows, ready for a training step, and the unique keys of their ids.
+
+    Keys are found once, normally by the workers of a pipeline (`headrace.embeddings.KeyedPlan`), and stay with the
+    batch wherever it goes. A model asks for them with `keys_of`; a batch without them finds them then, and keeps them.
 
     Attributes:
         dense: float32 [B, D], columns in the order of the feature plan.
@@ -26,13 +32,16 @@ class Batch:
         labels: float32 [B, L], columns in the order of the schema.
         weights: float32 [B] example weights, or None for all ones.
         row_ids: int64 [B], which rows of the logs these are; what exactly-once is counted in.
+        unique_keys: The unique keys found so far, by what found them; in several parts where features were computed in
+            groups.
     """
 
     dense: Tensor
-    sparse: tuple[KeyedJaggedTensor | InverseKeyedJaggedTensor, ...]
+    sparse: tuple[Group, ...]
     labels: Tensor
     row_ids: Tensor
     weights: Tensor | None = None
+    unique_keys: dict[KeyFinder, tuple[BatchKeys, ...]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return int(self.row_ids.numel())
@@ -47,39 +56,104 @@ class Batch:
 
     @property
     def num_bytes(self) -> int:
-        """Bytes held by all tensors of the batch."""
+        """Bytes held by all tensors of the batch and its unique keys."""
         plain = [self.dense, self.labels, self.row_ids] + ([] if self.weights is None else [self.weights])
-        return sum(t.numel() * t.element_size() for t in plain) + sum(group.num_bytes for group in self.sparse)
+        num_bytes = sum(t.numel() * t.element_size() for t in plain) + sum(group.num_bytes for group in self.sparse)
+        return num_bytes + sum(part.num_bytes for parts in self.unique_keys.values() for part in parts)
 
     @property
     def keys(self) -> tuple[str, ...]:
         """Names of all sparse features, group by group."""
         return tuple(key for group in self.sparse for key in group.keys)
 
+    def keys_of(self, finder: KeyFinder) -> tuple[BatchKeys, ...]:
+        """The unique keys of all features of a finder; found now, and kept, if nobody has found them before.
+
+        Raises:
+            ConfigError: The batch lacks a feature.
+            DataError: An id can be no row of its table.
+        """
+        parts = self.unique_keys.get(finder, ())
+        if sum(len(part.feature_names) for part in parts) < len(finder.feature_names):
+            parts = self.unique_keys[finder] = (finder.find(self.sparse, finder.feature_names),)
+        return parts
+
+    def with_keys(self, finders: Iterable[KeyFinder]) -> Batch:
+        """The same batch with the unique keys of those features of each finder that it has.
+
+        Raises:
+            DataError: An id can be no row of its table.
+        """
+        return replace(self, unique_keys=_find(finders, self.sparse))
+
+    @classmethod
+    def join(cls, parts: Sequence[Batch]) -> Batch:
+        """One batch of feature groups of the same rows, computed apart: no feature is in two of them.
+
+        All but ids and their keys is taken from the first.
+        """
+        keys: dict[KeyFinder, tuple[BatchKeys, ...]] = {}
+        for part in parts:
+            for finder, found in part.unique_keys.items():
+                keys[finder] = keys.get(finder, ()) + found
+        return replace(parts[0], sparse=tuple(group for part in parts for group in part.sparse), unique_keys=keys)
+
     def expand(self) -> Batch:
         """The same batch with every group as a plain `KeyedJaggedTensor`: what a batch without deduplication is."""
-        plain = (g.expand() if isinstance(g, InverseKeyedJaggedTensor) else g for g in self.sparse)
-        return Batch(self.dense, tuple(plain), self.labels, self.row_ids, self.weights)
+        return self._with_sparse(
+            tuple(g.expand() if isinstance(g, InverseKeyedJaggedTensor) else g for g in self.sparse)
+        )
+
+    def slice(self, start: int, stop: int) -> Batch:
+        """Rows `start` to `stop`."""
+        return self.take(torch.arange(len(self))[start:stop])
+
+    def take(self, rows: Tensor) -> Batch:
+        """Some rows, int64 [n] on the host, in any order."""
+        where = rows.to(self.dense.device)
+        return replace(
+            self._with_sparse(tuple(_take(group, where) for group in self.sparse)),
+            dense=self.dense[where],
+            labels=self.labels[where],
+            row_ids=self.row_ids[rows],
+            weights=None if self.weights is None else self.weights[where],
+        )
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Batch:
-        """The same batch on another device; row ids stay on the host."""
-        return Batch(
-            dense=self.dense.to(device, non_blocking=non_blocking),
-            sparse=tuple(group.to(device, non_blocking=non_blocking) for group in self.sparse),
-            labels=self.labels.to(device, non_blocking=non_blocking),
-            row_ids=self.row_ids,
-            weights=None if self.weights is None else self.weights.to(device, non_blocking=non_blocking),
-        )
+        """The same batch on another device; row ids and unique keys stay on the host."""
+        return self._map(lambda part: part.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> Batch:
-        """The same batch in page-locked host memory."""
-        return Batch(
-            dense=self.dense.pin_memory(),
-            sparse=tuple(group.pin_memory() for group in self.sparse),
-            labels=self.labels.pin_memory(),
-            row_ids=self.row_ids,
-            weights=None if self.weights is None else self.weights.pin_memory(),
+        """The same batch in page-locked host memory; row ids and unique keys stay where they are."""
+        return self._map(lambda part: part.pin_memory())
+
+    def _map(self, change: Callable[[Any], Any]) -> Batch:
+        return replace(
+            self,
+            dense=change(self.dense),
+            sparse=tuple(change(group) for group in self.sparse),
+            labels=change(self.labels),
+            weights=None if self.weights is None else change(self.weights),
         )
+
+    def _with_sparse(self, sparse: tuple[Group, ...]) -> Batch:
+        """The same batch with other ids, and the unique keys of those."""
+        return replace(self, sparse=sparse, unique_keys=_find(self.unique_keys, sparse))
+
+
+def _take(group: Group, rows: Tensor) -> Group:
+    if isinstance(group, InverseKeyedJaggedTensor):
+        return replace(group, inverse_lookup=group.inverse_lookup[rows])
+    return InverseKeyedJaggedTensor.of_unique(group, rows).expand()
+
+
+def _find(finders: Iterable[KeyFinder], sparse: tuple[Group, ...]) -> dict[KeyFinder, tuple[BatchKeys, ...]]:
+    there = {key for group in sparse for key in group.keys}
+    found: dict[KeyFinder, tuple[BatchKeys, ...]] = {}
+    for finder in finders:
+        if names := tuple(name for name in finder.feature_names if name in there):
+            found[finder] = (finder.find(sparse, names),)
+    return found
 
 
 def _shape(tensor: Tensor) -> str:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
 
+from headrace.embeddings import KeyedPlan, KeyLayout
 from headrace.errors import ConfigError, HeadraceError
 from headrace.features import FeaturePlan
 from headrace.logs.source import ROW_ID, Source
@@ -31,6 +32,7 @@ def open_batches(
     state: Mapping[str, Any] | None = None,
     shuffled: bool = True,
     transformed: bool = True,
+    layouts: Sequence[KeyLayout] = (),
     decisions: DecisionLog | None = None,
     rank: int = 0,
     num_ranks: int = 1,
@@ -39,7 +41,7 @@ def open_batches(
 
     The plan is used unchanged; call `decide_groups` first.
     """
-    pipe = build_pipeline(job, plan, source, shuffled=shuffled, transformed=transformed)
+    pipe = build_pipeline(job, plan, source, shuffled=shuffled, transformed=transformed, layouts=layouts)
     options = job.pipeline
     budget = memory_budget(options.memory)
     return pipe.open(
@@ -60,7 +62,13 @@ def step_budget(job: JobConfig) -> int:
 
 
 def build_pipeline(
-    job: JobConfig, plan: FeaturePlan, source: Source, *, shuffled: bool = True, transformed: bool = True
+    job: JobConfig,
+    plan: FeaturePlan,
+    source: Source,
+    *,
+    shuffled: bool = True,
+    transformed: bool = True,
+    layouts: Sequence[KeyLayout] = (),
 ) -> Pipeline:
     """The pipeline a job file describes, over one source.
 
@@ -70,6 +78,7 @@ def build_pipeline(
         source: What to read.
         shuffled: Whether to shuffle if the job says so; scoring keeps the order of the log.
         transformed: Whether batches are of tensors; a scheduler takes rows, and computes features itself.
+        layouts: Of the model's embeddings: unique keys of tensors are found by the workers, too.
     """
     pipe = from_source(source)
     for name in job.pipeline.map:
@@ -82,7 +91,9 @@ def build_pipeline(
             raise ConfigError("pipeline.shuffle.by: given session, but the schema names no session_id")
         pipe = pipe.shuffle(num_rows=shuffle.num_rows, seed=shuffle.seed, by=shuffle.by, session=session)
     pipe = pipe.batch(job.training.batch_size)
-    return (pipe.transform(plan) if transformed else pipe).prefetch(job.pipeline.prefetch)
+    if transformed:
+        pipe = pipe.transform(KeyedPlan(plan, layouts))
+    return pipe.prefetch(job.pipeline.prefetch)
 
 
 def source_columns(job: JobConfig, plan: FeaturePlan, *, shuffled: bool = True) -> tuple[str, ...]:

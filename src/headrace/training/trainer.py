@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from headrace.embeddings import embedding_bags
+from headrace.embeddings import embedding_bags, key_layouts
 from headrace.errors import ConfigError, HeadraceError
 from headrace.logs import BadRowPolicy, ErrorBudget, ParquetSource, Source, Window, find_windows, replay_source
 from headrace.logs.generate import read_bounds
@@ -299,7 +299,7 @@ class Trainer:
         scheduling = self._scheduling
         options: dict[str, Any] = {"state": self.state.position, "decisions": self._decisions}
         options |= {"rank": self._process_group.rank, "num_ranks": self._process_group.size}
-        options["transformed"] = scheduling.policy is None
+        options |= {"transformed": scheduling.policy is None, "layouts": key_layouts(self.components.model)}
         plan = decide_groups(self.job, self.components.plan, source, decisions=self._decisions)
         with open_batches(self.job, plan, source, **options) as batches:
             if scheduling.policy is None:

@@ -1,5 +1,6 @@
 """EmbeddingBags against `nn.EmbeddingBag` on the same rows: values, gradients, and what it says when it cannot."""
 
+import pickle
 from concurrent.futures import Future
 from typing import Any
 
@@ -15,14 +16,16 @@ from headrace.embeddings import (
     EmbeddingBags,
     EmbeddingsConfig,
     EmbeddingTable,
+    KeyedPlan,
     Keys,
     LocalStore,
     apply_gradients,
     embedding_bags,
+    key_layouts,
 )
-from headrace.embeddings.bags import BegunLookups
+from headrace.embeddings.keys import unique_keys
 from headrace.errors import ConfigError, DataError
-from headrace.tensors import KeyedJaggedTensor
+from headrace.tensors import Batch, KeyedJaggedTensor
 
 SIZE = 6
 POOLINGS = ["sum", "mean", "max"]
@@ -294,48 +297,105 @@ def test_bags_are_found_in_a_model_and_updated_together() -> None:
     assert not model.state_dict()
 
 
-def test_lookups_begun_ahead_give_the_same_and_wait_for_their_own_update() -> None:
-    lists = {"a": [[1, 2], [1]], "b": [[3], [0, 3]], "c": [[4], []]}
-    plain, ahead = (EmbeddingBags(config(), list(lists), 4, seed=1) for _ in range(2))
-    kjt = jagged(lists)
-    begun = BegunLookups((kjt,))
-    begun.begun = {ahead: [ahead.begin((kjt,), ["b"]), ahead.begin((kjt,), ["a", "c"])]}
-    ahead.apply_gradients()  # of an earlier batch: must leave these lookups alone
-    for bags, sparse in ((plain, (kjt,)), (ahead, begun)):
-        pooled = bags(sparse)
-        pooled.square().sum().backward()
-        bags.apply_gradients()
-        bags.apply_gradients()
-    assert plain.table is not None
-    assert ahead.table is not None
-    assert torch.equal(plain.table.weights, ahead.table.weights)
-    assert not torch.equal(plain.table.weights, EmbeddingBags(config(), list(lists), 4, seed=1).table.weights)  # type: ignore[union-attr]
+class CountedFinds:
+    """How often unique keys are found."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.num_calls = 0
+
+        def counted(*arguments: Any) -> Any:
+            self.num_calls += 1
+            return unique_keys(*arguments)
+
+        monkeypatch.setattr("headrace.embeddings.keys.unique_keys", counted)
 
 
-def test_models_may_look_up_other_features_together_than_were_begun_together() -> None:
+def batch_of(lists: dict[str, list[list[int]]]) -> Batch:
+    num_rows = len(next(iter(lists.values())))
+    return Batch(torch.empty(num_rows, 0), (jagged(lists),), torch.empty(num_rows, 0), torch.arange(num_rows))
+
+
+class Plan:
+    """Rows are lists of ids; two features hold the same."""
+
+    def apply(self, rows: Any) -> Batch:
+        return batch_of({"a": rows, "b": rows})
+
+
+def test_modules_that_make_the_same_keys_of_ids_find_them_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    wide_config = config("hashed").first_order().model_copy(update={"clip_grad_norm": 1.0})
+    model = nn.ModuleDict(
+        {
+            "deep": EmbeddingBags(config("hashed"), ["a", "b"], 4, seed=1),
+            "wide": EmbeddingBags(wide_config, ["a", "b"], 1, seed=1),
+            "other": EmbeddingBags(config("hashed"), ["a", "b"], 4, seed=2),
+        }
+    )
+    assert len(key_layouts(model)) == 2, "another seed hashes in another way"
+    finds = CountedFinds(monkeypatch)
+    batch = batch_of({"a": [[1], [2, 3]], "b": [[4], []]})
+    for bags in model.values():
+        bags(batch)
+    assert finds.num_calls == 2
+    assert model["deep"].lookup(batch).parts[0].found is model["wide"].lookup(batch).parts[0].found
+    assert finds.num_calls == 2
+
+
+def test_keys_found_by_a_plan_are_used_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    bags = EmbeddingBags(config(), ["a", "b"], 4, seed=1)
+    plain = bags(Plan().apply([[1], [2]]))
+    num_threads = numba.get_num_threads()
+    keyed = pickle.loads(pickle.dumps(KeyedPlan(Plan(), key_layouts(bags))))
+    batch = keyed.apply([[1], [2]])
+    assert numba.get_num_threads() == num_threads
+    finds = CountedFinds(monkeypatch)
+    assert torch.equal(bags(batch), plain)
+    assert finds.num_calls == 0
+    with pytest.raises(DataError, match=f"feature a: id {SIZE} in row 1 of the batch, expected 0 <= id < {SIZE}"):
+        keyed.apply([[0], [SIZE]])
+
+
+def test_keys_found_by_feature_groups_train_bit_for_bit_as_those_of_the_whole_batch() -> None:
     features = {"a": {"space": "ac"}, "c": {"space": "ac"}}
     lists = {"a": [[1, 2], [1]], "b": [[3], [0, 3]], "c": [[2], []]}
-    plain, ahead = (EmbeddingBags(config(features=features), list(lists), 4, seed=1) for _ in range(2))
-    kjt = jagged(lists)
-    begun = BegunLookups((kjt,))
-    begun.begun = {ahead: [ahead.begin((kjt,), ["b"]), ahead.begin((kjt,), ["a", "c"])]}
-    for bags, sparse in ((plain, (kjt,)), (ahead, begun)):
-        rows, _ = bags.sequence(bags.lookup(sparse, ["c"]), "c")
-        pooled = bags.pool([bags.lookup(sparse, ["a", "b"]), bags.lookup(sparse, ["c"])])
-        (pooled.square().sum() + rows.sum()).backward()
+    whole, parts = (EmbeddingBags(config(features=features), list(lists), 4, seed=1) for _ in range(2))
+    for bags in (whole, parts):
+        batch = batch_of(lists)
+        if bags is parts:
+            groups = [batch_of({name: lists[name] for name in names}) for names in ("b", "ac")]
+            batch = Batch.join([group.with_keys([bags.key_layout]) for group in groups])
+            assert len(bags.lookup(batch).parts) == 2
+            bags.drop_gradients()
+        lookup = bags.lookup(batch)
+        rows, _ = bags.sequence(lookup, "c")
+        some = bags.pool_unique(lookup, ["a"])
+        (bags.pool(lookup).square().sum() + rows.sum() + some[0].pooled.sum()).backward()
         bags.apply_gradients()
-    assert plain.table is not None
-    assert ahead.table is not None
-    assert torch.equal(plain.table.weights, ahead.table.weights)
+        assert bags.table is not None
+        assert bags.table.step == 1, "one update for all groups"
+    untouched = EmbeddingBags(config(features=features), list(lists), 4, seed=1)
+    assert torch.equal(whole.table.weights, parts.table.weights)  # type: ignore[union-attr]
+    assert not torch.equal(whole.table.weights, untouched.table.weights)  # type: ignore[union-attr]
 
 
-def test_a_lookup_that_was_begun_as_it_is_wanted_is_used_as_it_is() -> None:
-    bags = EmbeddingBags(config(), ["a", "b"], 4, seed=1)
-    kjt = jagged({"a": [[1]], "b": [[2]]})
-    begun = BegunLookups((kjt,))
-    whole = bags.begin((kjt,))
-    begun.begun = {bags: [whole]}
-    assert bags.lookup(begun) is whole
+def test_the_features_of_one_lookup_share_a_gradient_for_each_key() -> None:
+    """A key in a pooled feature and in a sequence has the sum of both, from one read and in one update."""
+    features = {"a": {"space": "ab"}, "b": {"space": "ab"}}
+    bags = EmbeddingBags(config(features=features), ["a", "b"], 4, seed=1)
+    before = rows_of(bags, 0)
+    lookup = bags.lookup(batch_of({"a": [[1], [2]], "b": [[1], [3]]}))
+    (pooled,) = bags.pool_unique(lookup, ["a"])
+    assert pooled.feature_names == ("a",)
+    assert pooled.pooled.shape == (2, 1, 4)
+    rows, _ = bags.sequence(lookup, "b")
+    (pooled.pooled.sum() + 3.0 * rows.sum()).backward()
+    bags.apply_gradients()
+    assert bags.table is not None
+    assert bags.table.step == 1
+    change = ((before - rows_of(bags, 0)) / 0.5)[:, 0]
+    torch.testing.assert_close(change[1:4], torch.tensor([4.0, 1.0, 3.0]))
+    with pytest.raises(KeyError, match="feature c: not in this lookup, which has: a, b"):
+        bags.sequence(lookup, "c")
 
 
 def test_a_long_gradient_of_a_step_is_scaled_to_the_longest_allowed() -> None:

@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 
 from headrace.embeddings.keys import DIRECT, EXACT, HASHED, Keys, SpaceLayout, UniqueIds, unique_keys
 from headrace.embeddings.ops.accumulation import merge_keys
-from headrace.embeddings.ops.jagged_ids import collect_ids
 from headrace.embeddings.tables.index.hashed import hashed_row
 from headrace.tensors import KeyedJaggedTensor
+from headrace.tensors.jagged_ids import collect_ids
 
 SIZE = 5
 SALTS = np.array([1, 2, 3], dtype=np.uint64)

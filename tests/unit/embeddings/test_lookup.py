@@ -1,4 +1,4 @@
-"""Lookups of some features, joined when they are pooled, and pooling into a buffer of the caller's."""
+"""Pooling into a buffer of the caller's, and gradients that lie anywhere."""
 
 from typing import Any
 
@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from headrace.embeddings import EmbeddingBags, EmbeddingsConfig
-from headrace.errors import ConfigError
 from headrace.tensors import KeyedJaggedTensor
 
 NAMES = ("a", "b", "c")
@@ -21,39 +20,6 @@ def bags_of(**features: Any) -> EmbeddingBags:
 def columns(bags: EmbeddingBags) -> dict[str, Any]:
     assert bags.table is not None
     return bags.table.state_dict()
-
-
-def test_lookups_of_feature_groups_train_bit_for_bit_as_one_lookup() -> None:
-    kjt = KeyedJaggedTensor.from_lists(LISTS)
-    whole, parts = bags_of(c={"space": "a"}), bags_of(c={"space": "a"})
-    for _ in range(3):
-        outs = whole((kjt,)), parts.pool([parts.lookup((kjt["b"],), ["b"]), parts.lookup((kjt,), ["c", "a"])])
-        assert torch.equal(*outs)
-        for bags, out in zip((whole, parts), outs, strict=True):
-            out.square().sum().backward()
-            bags.apply_gradients()
-    assert parts.table is not None
-    assert parts.table.step == 3, "one update for all groups"
-    for name, column in columns(whole).items():
-        assert (column == columns(parts)[name]).all(), name
-
-
-def test_lookups_must_have_every_feature_once_and_the_same_rows() -> None:
-    bags, kjt = bags_of(), KeyedJaggedTensor.from_lists(LISTS)
-    some = bags.lookup((kjt,), ["a", "b"])
-    with pytest.raises(ValueError, match="lookups have the features a, b, expected a, b, c"):
-        bags.pool(some)
-    with pytest.raises(ValueError, match="lookups have the features a, b, a, c"):
-        bags.pool([some, bags.lookup((kjt,), ["a", "c"])])
-    short = KeyedJaggedTensor.from_lists({"c": [[1]]})
-    with pytest.raises(ValueError, match="lookups have 1 and 2 rows"):
-        bags.pool([some, bags.lookup((short,), ["c"])])
-    with pytest.raises(ConfigError, match="lookup: given feature x, expected some of: a, b, c"):
-        bags.lookup((kjt,), ["x"])
-    with pytest.raises(ConfigError, match="lookup: given no features"):
-        bags.lookup((kjt,), [])
-    with pytest.raises(KeyError, match="feature c: not in this lookup, which has: a, b"):
-        bags.sequence(some, "c")
 
 
 def test_pooling_writes_into_part_of_a_buffer_and_reads_its_gradient_there() -> None:

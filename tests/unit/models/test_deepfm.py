@@ -18,10 +18,10 @@ def test_forward_is_first_order_plus_pairs_plus_deep(batch: Batch, embeddings: E
     ).eval()
     assert model.first_order.table is not None
     model.first_order.table.weights[1:].normal_(generator=torch.Generator().manual_seed(1))
-    emb = model.embeddings(batch.sparse)
+    emb = model.embeddings(batch)
     fields = [batch.dense[:, [n]] * model.dense_vectors_ND[n] for n in range(2)] + [emb[:, f] for f in range(3)]
     pairs = sum((fields[i] * fields[j]).sum(1) for i in range(5) for j in range(i))
-    first = model.first_order(batch.sparse).sum((1, 2)) + model.first_order_dense(batch.dense)[:, 0]
+    first = model.first_order(batch).sum((1, 2)) + model.first_order_dense(batch.dense)[:, 0]
     deep = model.head(model.deep(torch.cat([batch.dense, emb.flatten(1)], dim=1)))[:, 0]
     torch.testing.assert_close(model(batch)[:, 0], first + pairs + deep)
 

@@ -40,8 +40,8 @@ def test_din_puts_interests_beside_pooled_and_dense_features(batch: Batch, embed
     config = DINConfig(kind="din", embedding_dim=4, histories={"history": "item"}, attention=(6,), deep=(8,))
     keys = ["user", "history", "item"]
     model = DIN(config, num_dense=2, sparse_keys=keys, num_labels=1, embeddings=embeddings, seed=0).eval()
-    pooled = model.embeddings(batch.sparse)
-    lookup = model.embeddings.lookup(batch.sparse, ("history",))
+    pooled = model.embeddings(batch)
+    lookup = model.embeddings.lookup(batch)
     interest = model.attention[0](*model.embeddings.sequence(lookup, "history"), None, pooled[:, 2])
     x = torch.cat([batch.dense, pooled[:, 0], pooled[:, 2], interest], dim=1)
     torch.testing.assert_close(model(batch), model.head(model.deep(x)))

@@ -20,7 +20,7 @@ def test_forward_follows_the_figure(batch: Batch, embeddings: EmbeddingsConfig) 
     model = DLRM(
         config, num_dense=2, sparse_keys=["user", "item"], num_labels=1, embeddings=EmbeddingsConfig(), seed=3
     ).eval()
-    emb = model.embeddings(batch.sparse)
+    emb = model.embeddings(batch)
     weights = dict(model.named_parameters())
 
     def layer(x: torch.Tensor, name: str) -> torch.Tensor:

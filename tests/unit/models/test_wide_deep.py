@@ -16,7 +16,7 @@ def test_forward_is_wide_plus_deep_for_each_label(batch: Batch, embeddings: Embe
     ).eval()
     assert model.wide.table is not None
     model.wide.table.weights[1:].normal_(generator=torch.Generator().manual_seed(1))
-    wide = model.wide(batch.sparse).sum(1) + model.wide_dense(batch.dense)
-    emb = model.embeddings(batch.sparse)
+    wide = model.wide(batch).sum(1) + model.wide_dense(batch.dense)
+    emb = model.embeddings(batch)
     deep = model.head(model.deep(torch.cat([batch.dense, emb.flatten(1)], dim=1)))
     torch.testing.assert_close(model(batch), wide + deep)

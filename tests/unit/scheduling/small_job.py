@@ -94,8 +94,8 @@ class Model(nn.Module):
         self.top = nn.Sequential(nn.Linear(8 * len(plan.sparse_keys) + 2, 16), nn.ReLU(), nn.Linear(16, 1))
 
     def forward(self, batch: Batch) -> Tensor:
-        deep = torch.cat([self.deep(batch.sparse).flatten(1), batch.dense], dim=1)
-        logits: Tensor = self.top(deep) + self.wide(batch.sparse).sum(dim=1)
+        deep = torch.cat([self.deep(batch).flatten(1), batch.dense], dim=1)
+        logits: Tensor = self.top(deep) + self.wide(batch).sum(dim=1)
         return logits
 
 

@@ -32,6 +32,7 @@ from headrace.scheduling.probing import WARM_UP_STEPS, Mode
 from headrace.scheduling.runtime import StepRuntime
 from headrace.scheduling.state import SchedulerState
 from headrace.scheduling.work import TrainingWork
+from headrace.tensors import Batch
 
 EARLY_BY_GROUP = Mode(early=True, by_group=True)
 
@@ -63,6 +64,27 @@ def test_parameters_stay_equal_where_the_caller_does_it_all(
     losses, found, _ = train_scheduled(rows(64 * 9 + 17), make_policy(name), max_groups=1, is_inline=True)
     assert losses == plain[0]
     assert_equal(found, plain[1])
+
+
+@pytest.mark.parametrize("name", sorted(POLICIES))
+def test_keys_are_found_with_the_features_and_rows_read_once(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The model finds no keys and sends no reads: it gets those of its batch, under every policy."""
+    num_steps = []
+    forward_backward = Phases.forward_backward
+
+    def forbid(self: Phases, batch: Batch) -> float:
+        def fail(*_: Any) -> Any:
+            raise AssertionError("in the middle of dense work")
+
+        with monkeypatch.context() as patch:
+            for place in ("keys.unique_keys", "ops.accumulation.unique_keys", "stores.local.LocalStore.read"):
+                patch.setattr(f"headrace.embeddings.{place}", fail)
+            num_steps.append(len(batch))
+            return forward_backward(self, batch)
+
+    monkeypatch.setattr(Phases, "forward_backward", forbid)
+    train_scheduled(rows(64 * 3), make_policy(name), is_inline=True, max_groups=3)
+    assert num_steps == [64, 64, 64]
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from headrace.compiling import kernel
 from headrace.embeddings.keys import EXACT, Keys, SpaceLayout, unique_keys
-from headrace.embeddings.ops.jagged_ids import JaggedIds
+from headrace.tensors.jagged_ids import JaggedIds
 
 __all__ = ["KeyGradients", "clip_norm", "merge_keys"]
 

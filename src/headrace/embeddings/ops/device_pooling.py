@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
-from headrace.embeddings.lookup import Lookup
+from headrace.embeddings.lookup import LookupPart
 from headrace.embeddings.ops.gradients import POOL_MAX, POOL_MEAN, POOL_SUM
 from headrace.embeddings.ops.pooling import bag_positions
 
@@ -24,46 +24,46 @@ Int64s = npt.NDArray[np.int64]
 MODES = {POOL_SUM: "sum", POOL_MEAN: "mean", POOL_MAX: "max"}
 
 
-def pool_rows_on_device(lookups: Sequence[Lookup]) -> Tensor:
-    """Pooled bags of several lookups that together have every feature, float32 [B, F, D] on the rows' device."""
+def pool_rows_on_device(parts: Sequence[LookupPart]) -> Tensor:
+    """Pooled bags of all parts of a lookup, float32 [B, F, D] on the rows' device."""
     columns: dict[int, Tensor] = {}
-    for lookup in lookups:
-        for group, pooled in zip(lookup.ids.groups, pool_unique_rows_on_device(lookup), strict=True):
+    for part in parts:
+        for group, pooled in zip(part.groups(), pool_unique_rows_on_device(part), strict=True):
             if group.inverse is not None:
                 inverse = torch.from_numpy(group.inverse).to(pooled.device)
                 pooled = pooled.index_select(0, inverse)
-            positions = lookup.features.positions[group.features].tolist()
+            positions = part.features.positions[group.features].tolist()
             columns |= dict(zip(positions, pooled.unbind(1), strict=True))
     return torch.stack([columns[position] for position in sorted(columns)], dim=1)
 
 
-def pool_unique_rows_on_device(lookup: Lookup) -> tuple[Tensor, ...]:
-    """Pooled bags per group of a lookup, float32 [V, features of the group, D]."""
+def pool_unique_rows_on_device(part: LookupPart, names: Sequence[str] | None = None) -> tuple[Tensor, ...]:
+    """Pooled bags of each group of `part.groups(names)`, float32 [V, features of the group, D]."""
     outs = []
-    for group in lookup.ids.groups:
+    for group in part.groups(names):
         columns: dict[int, Tensor] = {}
-        poolings = lookup.features.poolings[group.features]
+        poolings = part.features.poolings[group.features]
         for pooling in np.unique(poolings).tolist():
             chosen = np.flatnonzero(poolings == pooling)
-            pooled = _pool(lookup, group.features[chosen], group.num_bags, pooling)
+            pooled = _pool(part, group.features[chosen], group.num_bags, pooling)
             columns |= dict(zip(chosen.tolist(), pooled.unbind(0), strict=True))
         outs.append(torch.stack([columns[column] for column in sorted(columns)], dim=1))
     return tuple(outs)
 
 
-def gather_sequence_on_device(lookup: Lookup, feature: int) -> tuple[Tensor, Tensor]:
+def gather_sequence_on_device(part: LookupPart, feature: int) -> tuple[Tensor, Tensor]:
     """The rows of a feature's ids one by one, float32 [n, D], and offsets int64 [bags + 1], on the device."""
-    positions, offsets = bag_positions(lookup.ids, np.array([feature]))
-    rows = lookup.leaf()
-    keys = torch.from_numpy(lookup.unique.inverse[positions]).to(rows.device)
+    positions, offsets = bag_positions(part.found.ids, np.array([feature]))
+    rows = part.leaf()
+    keys = torch.from_numpy(part.found.inverse[positions]).to(rows.device)
     return rows.index_select(0, keys), torch.from_numpy(offsets).to(rows.device)
 
 
-def _pool(lookup: Lookup, features: Int64s, num_bags: int, pooling: int) -> Tensor:
+def _pool(part: LookupPart, features: Int64s, num_bags: int, pooling: int) -> Tensor:
     """Features pooled in the same way, float32 [features, bags of each, D]."""
-    ids, rows = lookup.ids, lookup.leaf()
+    ids, rows = part.found.ids, part.leaf()
     positions, offsets = bag_positions(ids, features)
-    keys = torch.from_numpy(lookup.unique.inverse[positions]).to(rows.device)
+    keys = torch.from_numpy(part.found.inverse[positions]).to(rows.device)
     starts = torch.from_numpy(offsets).to(rows.device)
     if len(ids.weights) == 0 or pooling == POOL_MAX:
         pooled = embedding_bag(keys, rows, starts.to(keys.dtype), mode=MODES[pooling], include_last_offset=True)

@@ -18,10 +18,10 @@ import numpy.typing as npt
 
 from headrace.buffers import empty
 from headrace.compiling import kernel
-from headrace.embeddings.keys import SpaceLayout, UniqueIds
-from headrace.embeddings.ops.jagged_ids import JaggedIds
+from headrace.embeddings.keys import SpaceLayout
 from headrace.embeddings.ops.prefetch import prefetch
 from headrace.embeddings.ops.tasks import deal_tasks
+from headrace.tensors import BatchKeys
 
 __all__ = ["POOL_MAX", "POOL_MEAN", "POOL_SUM", "BagGradients", "flat", "sum_bags", "sum_sequence", "sum_unique_rows"]
 
@@ -221,20 +221,18 @@ def _sum_bags(
                     )
 
 
-def sum_bags(
-    layout: SpaceLayout, poolings: Int64s, ids: JaggedIds, unique: UniqueIds, grads: BagGradients, winners: Int32s
-) -> Float32s:
+def sum_bags(layout: SpaceLayout, poolings: Int64s, found: BatchKeys, grads: BagGradients, winners: Int32s) -> Float32s:
     """The gradients float32 [U, D] of unique keys: of all bags each is in, feature by feature, in the order of bags.
 
     Args:
-        layout: Which features are in which space.
+        layout: The features whose bags were pooled, by space.
         poolings: int64 [F].
-        ids: Of the lookup.
-        unique: Their keys.
+        found: Ids and unique keys of these features, and perhaps others, whose gradients are zeros.
         grads: Of the bags.
         winners: int32 [bags, D], positions of the ids that max pooling chose, or -1; [0, D] without max pooling.
     """
-    out: Float32s = empty((len(unique.keys), grads.dim)).numpy()
+    ids = found.ids
+    out: Float32s = empty((len(found.keys), grads.dim)).numpy()
     work = (ids.value_lasts - ids.value_firsts + ids.num_bags)[layout.features]
     ends = np.concatenate([[0], np.cumsum(work)])[layout.feature_starts]
     _sum_bags(
@@ -253,8 +251,8 @@ def sum_bags(
         ids.num_bags,
         ids.weights,
         winners,
-        unique.inverse,
-        unique.key_starts,
+        found.inverse,
+        found.key_starts,
         out,
     )
     return out

@@ -3,7 +3,7 @@
 Legend: N ids, B rows, F features, U unique keys, V unique rows of a group, D dimension.
 
 The rows themselves are no tensors of the graph, because their gradient is sparse: an operation's backward hands it to
-the lookup, and an empty tensor, the anchor, is there so that the graph leads to it.
+the part of the lookup, and an empty tensor, the anchor, is there so that the graph leads to it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from headrace.compiling import kernel
-from headrace.embeddings.lookup import Lookup
+from headrace.embeddings.lookup import LookupPart
 from headrace.embeddings.ops.gradients import (
     POOL_MAX,
     POOL_MEAN,
@@ -28,7 +28,7 @@ from headrace.embeddings.ops.gradients import (
     sum_sequence,
     sum_unique_rows,
 )
-from headrace.embeddings.ops.jagged_ids import JaggedIds
+from headrace.tensors.jagged_ids import BagGroup, JaggedIds
 
 __all__ = ["bag_positions", "gather_sequence", "pool_rows", "pool_unique_rows"]
 
@@ -156,117 +156,118 @@ def _positions(firsts: Int64s, lasts: Int64s) -> tuple[Int64s, Int64s]:
     return positions, offsets
 
 
-def _pool_group(lookup: Lookup, group: int, targets: Int64s, columns: Int64s, out: Float32s, winners: Int32s) -> None:
-    """Pools the bags of one group of a lookup into rows `targets` and some columns of out [rows, columns, D]."""
-    bags, ids = lookup.ids.groups[group], lookup.ids
-    where = (lookup.rows(), lookup.unique.inverse, ids.firsts, ids.lasts, ids.bag_starts[bags.features], bags.num_bags)
-    poolings = lookup.features.poolings[bags.features]
+def _pool_group(
+    part: LookupPart, bags: BagGroup, targets: Int64s, columns: Int64s, out: Float32s, winners: Int32s
+) -> None:
+    """Pools the bags of one group of a part into rows `targets` and some columns of out [rows, columns, D]."""
+    ids = part.found.ids
+    where = (part.rows(), part.found.inverse, ids.firsts, ids.lasts, ids.bag_starts[bags.features], bags.num_bags)
+    poolings = part.features.poolings[bags.features]
     flat_out, row_stride, column_stride = flat(out)
     _pool(*where, ids.weights, poolings, targets, flat_out, row_stride, column_stride, columns)
     if (poolings == POOL_MAX).any():
         _pool_max(*where, poolings, targets, flat_out, row_stride, column_stride, columns, winners)
 
 
-def _winners(lookup: Lookup, dim: int) -> Int32s:
-    has_max = bool((lookup.features.poolings == POOL_MAX).any())
-    return np.full((len(lookup.ids.firsts) if has_max else 0, dim), -1, dtype=np.int32)
+def _winners(part: LookupPart, dim: int) -> Int32s:
+    has_max = bool((part.features.poolings == POOL_MAX).any())
+    return np.full((len(part.found.ids.firsts) if has_max else 0, dim), -1, dtype=np.int32)
 
 
 class _PoolRows(torch.autograd.Function):
-    """One output for several lookups, so that its gradient can be read where it lies."""
+    """One output for all parts of a lookup, so that its gradient can be read where it lies."""
 
     @staticmethod
-    def forward(ctx: Any, anchor: Tensor, lookups: Sequence[Lookup], out_BFD: Float32s) -> Tensor:
-        ctx.lookups, ctx.winners = lookups, []
-        for lookup in lookups:
-            winners = _winners(lookup, out_BFD.shape[2])
+    def forward(ctx: Any, anchor: Tensor, parts: Sequence[LookupPart], out_BFD: Float32s) -> Tensor:
+        ctx.parts, ctx.winners = parts, []
+        for part in parts:
+            winners = _winners(part, out_BFD.shape[2])
             ctx.winners.append(winners)
-            for number, group in enumerate(lookup.ids.groups):
-                columns = lookup.features.positions[group.features]
+            for group in part.groups():
+                columns = part.features.positions[group.features]
                 if group.inverse is None:
-                    _pool_group(lookup, number, EVERY_BAG, columns, out_BFD, winners)
+                    _pool_group(part, group, EVERY_BAG, columns, out_BFD, winners)
                     continue
                 targets = _first_rows(group.inverse, group.num_bags)
-                _pool_group(lookup, number, targets, columns, out_BFD, winners)
+                _pool_group(part, group, targets, columns, out_BFD, winners)
                 _repeat_rows(group.inverse, targets, columns, *flat(out_BFD), out_BFD.shape[2])
         return torch.from_numpy(out_BFD)
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         grads_BFD = _readable(grad_outputs[0])
-        for lookup, winners in zip(ctx.lookups, ctx.winners, strict=True):
-            grads = _bag_gradients(lookup, grads_BFD)
-            features = lookup.features
-            lookup.add_gradient(sum_bags(features.layout, features.poolings, lookup.ids, lookup.unique, grads, winners))
+        for part, winners in zip(ctx.parts, ctx.winners, strict=True):
+            grads = _bag_gradients(part, grads_BFD)
+            part.add_gradient(sum_bags(part.layout(), part.features.poolings, part.found, grads, winners))
         return None, None, None
 
 
 class _PoolUniqueRows(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, anchor: Tensor, lookup: Lookup) -> tuple[Tensor, ...]:
-        dim = lookup.rows().shape[1]
-        winners = _winners(lookup, dim)
+    def forward(ctx: Any, anchor: Tensor, part: LookupPart, names: Sequence[str] | None) -> tuple[Tensor, ...]:
+        dim = part.rows().shape[1]
+        winners = _winners(part, dim)
         outs = []
-        for number, group in enumerate(lookup.ids.groups):
+        for group in part.groups(names):
             out = np.zeros((group.num_bags, len(group.features), dim), dtype=np.float32)
-            _pool_group(lookup, number, EVERY_BAG, np.arange(len(group.features)), out, winners)
+            _pool_group(part, group, EVERY_BAG, np.arange(len(group.features)), out, winners)
             outs.append(torch.from_numpy(out))
-        ctx.lookup, ctx.winners = lookup, winners
+        ctx.part, ctx.names, ctx.winners = part, names, winners
         return tuple(outs)
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        lookup: Lookup = ctx.lookup
+        part: LookupPart = ctx.part
         buffer = np.concatenate([grad.contiguous().numpy().reshape(-1) for grad in grad_outputs])
         dim = grad_outputs[0].shape[2]
-        num_features = len(lookup.features.names)
+        num_features = len(part.features.names)
         bases, strides = np.zeros((2, num_features), dtype=np.int64)
         begin = 0
-        for group in lookup.ids.groups:
+        for group in part.groups(ctx.names):
             width = len(group.features)
             bases[group.features] = begin + np.arange(width) * dim
             strides[group.features] = width * dim
             begin += group.num_bags * width * dim
         grads = BagGradients(buffer, buffer, np.zeros(num_features, dtype=bool), bases, strides, dim)
-        features = lookup.features
-        lookup.add_gradient(sum_bags(features.layout, features.poolings, lookup.ids, lookup.unique, grads, ctx.winners))
-        return None, None
+        layout = part.layout(ctx.names)
+        part.add_gradient(sum_bags(layout, part.features.poolings, part.found, grads, ctx.winners))
+        return None, None, None
 
 
 class _GatherSequence(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, anchor: Tensor, lookup: Lookup, keys: Int32s) -> Tensor:
-        ctx.lookup, ctx.keys = lookup, keys
-        return torch.from_numpy(lookup.rows()[keys])
+    def forward(ctx: Any, anchor: Tensor, part: LookupPart, keys: Int32s) -> Tensor:
+        ctx.part, ctx.keys = part, keys
+        return torch.from_numpy(part.rows()[keys])
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         grads = grad_outputs[0].contiguous().numpy()
-        ctx.lookup.add_gradient(sum_sequence(grads, ctx.keys, len(ctx.lookup.keys)))
+        ctx.part.add_gradient(sum_sequence(grads, ctx.keys, len(ctx.part.found.keys)))
         return None, None, None
 
 
-def pool_rows(lookups: Sequence[Lookup], out: Tensor) -> Tensor:
-    """Pools the bags of several lookups into `out`, float32 [B, F, D], D contiguous.
+def pool_rows(parts: Sequence[LookupPart], out: Tensor) -> Tensor:
+    """Pools the bags of all parts of a lookup into `out`, float32 [B, F, D], D contiguous.
 
-    The result shares the memory of `out` and is differentiable. Each lookup writes the columns of its features. An
+    The result shares the memory of `out` and is differentiable. Each part writes the columns of its features. An
     empty list gives zeros. Sums run in the order of each list.
     """
-    pooled: Tensor = _PoolRows.apply(_anchor(lookups), lookups, out.numpy())  # type: ignore[no-untyped-call]
+    pooled: Tensor = _PoolRows.apply(_anchor(parts), parts, out.numpy())  # type: ignore[no-untyped-call]
     return pooled
 
 
-def pool_unique_rows(lookup: Lookup) -> tuple[Tensor, ...]:
-    """Pooled bags per group of a lookup, float32 [V, features of the group, D]; differentiable."""
-    pooled: tuple[Tensor, ...] = _PoolUniqueRows.apply(_anchor([lookup]), lookup)  # type: ignore[no-untyped-call]
+def pool_unique_rows(part: LookupPart, names: Sequence[str] | None = None) -> tuple[Tensor, ...]:
+    """Pooled bags of each group of `part.groups(names)`, float32 [V, features of the group, D]; differentiable."""
+    pooled: tuple[Tensor, ...] = _PoolUniqueRows.apply(_anchor([part]), part, names)  # type: ignore[no-untyped-call]
     return pooled
 
 
-def gather_sequence(lookup: Lookup, feature: int) -> tuple[Tensor, Tensor]:
+def gather_sequence(part: LookupPart, feature: int) -> tuple[Tensor, Tensor]:
     """The rows of a feature's ids one by one, float32 [n, D], differentiable, and offsets int64 [bags + 1]."""
-    positions, offsets = bag_positions(lookup.ids, np.array([feature]))
-    keys = lookup.unique.inverse[positions]
-    rows: Tensor = _GatherSequence.apply(_anchor([lookup]), lookup, keys)  # type: ignore[no-untyped-call]
+    positions, offsets = bag_positions(part.found.ids, np.array([feature]))
+    keys = part.found.inverse[positions]
+    rows: Tensor = _GatherSequence.apply(_anchor([part]), part, keys)  # type: ignore[no-untyped-call]
     return rows, torch.from_numpy(offsets)
 
 
@@ -276,8 +277,8 @@ def bag_positions(ids: JaggedIds, features: Int64s) -> tuple[Int64s, Int64s]:
     return _positions(ids.firsts[bags], ids.lasts[bags])
 
 
-def _anchor(lookups: Sequence[Lookup]) -> Tensor:
-    return torch.empty(0, requires_grad=any(lookup.requires_grad for lookup in lookups))
+def _anchor(parts: Sequence[LookupPart]) -> Tensor:
+    return torch.empty(0, requires_grad=any(part.requires_grad for part in parts))
 
 
 def _readable(grads: Tensor) -> Float32s:
@@ -288,13 +289,13 @@ def _readable(grads: Tensor) -> Float32s:
     return array
 
 
-def _bag_gradients(lookup: Lookup, grads_BFD: Float32s) -> BagGradients:
-    """Where the gradients of a lookup's bags are, those of unique rows summed up."""
+def _bag_gradients(part: LookupPart, grads_BFD: Float32s) -> BagGradients:
+    """Where the gradients of a part's bags are, those of unique rows summed up."""
     rows, row_stride, column_stride = flat(grads_BFD)
-    dim, positions = grads_BFD.shape[2], lookup.features.positions
+    dim, positions = grads_BFD.shape[2], part.features.positions
     is_unique = np.zeros(len(positions), dtype=bool)
     bases, strides = positions * column_stride, np.full(len(positions), row_stride)
-    shared = [group for group in lookup.ids.groups if group.inverse is not None]
+    shared = [group for group in part.groups() if group.inverse is not None]
     unique_rows = np.empty(sum(group.num_bags * len(group.features) for group in shared) * dim, dtype=np.float32)
     begin = 0
     for group in shared:

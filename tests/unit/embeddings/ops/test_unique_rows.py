@@ -87,11 +87,11 @@ def test_training_on_unique_rows_equals_training_on_the_expanded_batch(sparse: t
 
 @given(sparse=mixed_batches())
 @settings(max_examples=40, deadline=None)
-def test_sightings_are_counted_as_the_expanded_batch_would(sparse: tuple[Any, ...]) -> None:
+def test_counts_of_keys_are_those_of_the_expanded_batch(sparse: tuple[Any, ...]) -> None:
     short, full = bags_of("collisionless", admission_count=3), bags_of("collisionless", admission_count=3)
     counts = []
     for bags, batch in ((short, sparse), (full, expanded(sparse))):
-        keys = bags.lookup(batch).keys
+        keys = bags.lookup(batch).parts[0].found.keys
         counts.append(sorted(zip(keys.spaces.tolist(), keys.ids.tolist(), keys.counts.tolist(), strict=True)))
         assert bags.table is not None
     assert counts[0] == counts[1]
@@ -127,7 +127,7 @@ def test_rows_that_are_slices_of_one_buffer_are_looked_up_once_per_id_of_the_buf
     plain = KeyedJaggedTensor.from_lists({"a": [[0], [1], [2], []], "b": [[6], [6, 5], [], [4]]})
     short, full = bags_of(), bags_of()
     lookup = short.lookup((plain, shifted))
-    keys = lookup.keys
+    keys = lookup.parts[0].found.keys
     found = dict(zip(zip(keys.spaces.tolist(), keys.ids.tolist(), strict=True), keys.counts.tolist(), strict=True))
     space = {name: number for number, name in enumerate(short.spaces)}
     assert found[space["d"], 2] == 3

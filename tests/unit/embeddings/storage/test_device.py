@@ -102,8 +102,8 @@ def test_weights_partial_lookups_sequences_and_unique_rows_work_on_a_device(devi
     torch.manual_seed(0)
     weighted = batch(3, weighted=True)
     for bags in (host, there):
-        parts = [bags.lookup(weighted, ["c"]), bags.lookup(weighted, ["a", "b"])]
-        bags.pool(parts).square().sum().backward()
+        pooled = bags.pool_unique(bags.lookup(weighted), ["c"]) + bags.pool_unique(bags.lookup(weighted), ["a", "b"])
+        sum(part.pooled.square().sum() for part in pooled).backward()  # type: ignore[union-attr]
         lookup = bags.lookup(batch(4, deduplicated=True))
         rows, offsets = bags.sequence(lookup, "b")
         assert int(offsets[-1]) == len(rows)

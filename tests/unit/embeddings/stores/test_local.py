@@ -29,5 +29,5 @@ def test_a_store_in_front_of_the_table_leaves_the_table_in_place() -> None:
 
 def test_rows_in_this_process_have_the_updates_of_all_steps() -> None:
     bags = EmbeddingBags(EmbeddingsConfig(), ["a"], 4, seed=1)
-    keys = bags.lookup(BATCH).unique.keys
+    keys = bags.lookup(BATCH).parts[0].found.keys
     assert np.array_equal(bags.store.read(keys, after=0).result(), bags.store.read(keys).result())

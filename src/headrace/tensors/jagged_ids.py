@@ -1,4 +1,4 @@
-"""The id lists of one lookup as flat arrays, whether groups are plain or hold each distinct row once.
+"""The id lists of some features of a batch as flat arrays, whether groups are plain or hold each distinct row once.
 
 Legend: N ids, B rows, F features, U unique rows, D dimension; a *bag* is the id list of one feature and one row, or of
 one feature and one unique row where the group is inverse-keyed: it is pooled once, however many rows have it.
@@ -8,14 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from headrace.compiling import kernel
 from headrace.errors import ConfigError
-from headrace.tensors import InverseKeyedJaggedTensor, KeyedJaggedTensor
+from headrace.tensors.inverse_keyed_jagged import InverseKeyedJaggedTensor
+from headrace.tensors.keyed_jagged import KeyedJaggedTensor
 
 __all__ = ["BagGroup", "Group", "JaggedIds", "collect_ids"]
 
@@ -37,7 +38,7 @@ class BagGroup:
     """Features that are pooled together.
 
     Attributes:
-        features: int64, their numbers in the lookup.
+        features: int64, their numbers in the `JaggedIds`.
         num_bags: Bags of each: B, or U where `inverse` is given.
         inverse: int32 [B], which unique row each row of the batch is; None for a plain group.
     """
@@ -49,7 +50,7 @@ class BagGroup:
 
 @dataclass(frozen=True, eq=False)
 class JaggedIds:
-    """The ids of one lookup.
+    """The ids of some features, numbered in an order of their own.
 
     Attributes:
         values: int64 [N], the ids; some may belong to no bag.
@@ -63,6 +64,7 @@ class JaggedIds:
         value_lasts: int64 [F], where they end; no two features share a position.
         groups: Which features share rows.
         stride: Rows B.
+        num_bytes: Bytes of the arrays that are not memory of the batch.
     """
 
     values: Int64s
@@ -76,6 +78,7 @@ class JaggedIds:
     value_lasts: Int64s
     groups: tuple[BagGroup, ...]
     stride: int
+    num_bytes: int = 0
 
     def place_of(self, position: int, feature: int) -> int:
         """The first row of the batch that has the id at a position of a feature's values."""
@@ -122,18 +125,22 @@ def collect_ids(sparse: Sequence[Group], feature_names: Sequence[str]) -> Jagged
     for part, features, wanted, shift, bag in zip(parts, members, columns, shifts, bags, strict=False):
         bag_starts[features], num_bags[features] = bag + wanted * part.num_bags, part.num_bags
         value_firsts[features], value_lasts[features] = part.value_firsts + shift, part.value_lasts + shift
-    return JaggedIds(
+    arrays = (
         _concat([part.values for part in parts]),
         _filled([part.weights for part in parts], parts, NO_WEIGHTS),
         _filled([part.multiplicities for part in parts], parts, NO_COUNTS),
         _concat([part.firsts + shift if shift else part.firsts for part, shift in zip(parts, shifts, strict=False)]),
         _concat([part.lasts + shift if shift else part.lasts for part, shift in zip(parts, shifts, strict=False)]),
+    )
+    return JaggedIds(
+        *arrays,
         bag_starts,
         num_bags,
         value_firsts,
         value_lasts,
         tuple(BagGroup(features, part.num_bags, part.inverse) for features, part in zip(members, parts, strict=True)),
         int(sparse[numbers[0]].stride),
+        sum(array.nbytes for array in arrays if not _is_of(sparse, array)),
     )
 
 
@@ -200,6 +207,15 @@ def _count_rows(firsts: Int64s, lasts: Int64s, columns: Int64s, times: Int32s, o
     for i in range(len(out)):
         running += out[i]
         out[i] = running
+
+
+def _is_of(sparse: Sequence[Group], array: npt.NDArray[Any]) -> bool:
+    """Whether an array is memory of the batch."""
+    tensors = [t for group in sparse for t in (group.values, group.weights, group.offsets) if t is not None]
+    tensors += [
+        group.starts for group in sparse if isinstance(group, InverseKeyedJaggedTensor) and group.starts is not None
+    ]
+    return any(np.may_share_memory(array, tensor.numpy()) for tensor in tensors)
 
 
 def _concat(arrays: Sequence[npt.NDArray[Scalar]]) -> npt.NDArray[Scalar]:
