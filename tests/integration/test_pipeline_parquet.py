@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from headrace.errors import PipelineError
-from headrace.logs import Schema, source_items
+from headrace.logs import Schema, splits
 from headrace.pipeline import Pipeline, read_parquet
 from headrace.testing.pipelines import assert_resumes_everywhere, batches_of
 
@@ -56,7 +56,7 @@ def test_an_error_names_the_file_the_row_group_and_the_row(logs: Path) -> None:
 def test_a_quarantined_row_carries_its_place_also_from_an_element_of_two_row_groups_or_files(
     logs: Path, joined: int, cut: bool, row_group: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(source_items, "JOINED_ROWS", joined)
+    monkeypatch.setattr(splits, "JOINED_ROWS", joined)
     built = pipe(logs).batch(170) if cut else pipe(logs)
     with built.map(refuse_user_150, bad_rows="quarantine").open(workers=2) as batches:
         assert sum(batch.num_rows for batch in batches) == 199

@@ -19,7 +19,7 @@ from headrace.errors import ConfigError, PipelineError
 from headrace.logs.groups import expand, has_groups
 from headrace.pipeline import from_source
 from headrace.pipeline.processes import worker_template
-from headrace.pipeline.processes.shipping import ship
+from headrace.pipeline.processes.worker_process import ship
 from headrace.testing import functions
 from headrace.testing.pipelines import SyntheticSource, assert_resumes_everywhere, batches_of, rows_of
 from headrace.testing.sessions import SessionSource, has_even_sum

@@ -75,8 +75,8 @@ def _read_job(path: Path) -> tuple[Path, dict[str, TableSpec]]:
     """The folder of a job's checkpoints, and its tables."""
     from headrace.embeddings import embedding_bags
     from headrace.training import JobConfig, RunFolder
+    from headrace.training.commits import table_name
     from headrace.training.components import build_components
-    from headrace.training.state import table_name
 
     job = JobConfig.from_file(path)
     bags = embedding_bags(build_components(job).model)

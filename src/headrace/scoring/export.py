@@ -18,10 +18,10 @@ from headrace.paths import local_path
 from headrace.scoring.scorer import Scorer
 from headrace.tensors import Batch
 from headrace.training.checkpoint import Snapshot, read_arrays, write_arrays
+from headrace.training.commits import load_parameters, parameters
 from headrace.training.components import build_components
 from headrace.training.job import JobConfig
 from headrace.training.run_folder import RunFolder
-from headrace.training.state import load_parameters, parameters
 from headrace.user_code import no_imports
 from headrace.version import __version__
 

@@ -23,12 +23,13 @@ from headrace.pipeline import BatchIterator, RowStats
 from headrace.tensors import Batch
 from headrace.threads import use_threads
 from headrace.training.checkpoint import CheckpointFolder
+from headrace.training.commits import restore
 from headrace.training.components import JobComponents, build_components
 from headrace.training.feed import decide_groups, open_batches, source_columns
 from headrace.training.job import JobConfig
 from headrace.training.metrics import BinaryMetrics, Scores
 from headrace.training.run_folder import RunFolder
-from headrace.training.state import TrainingState, restore
+from headrace.training.state import TrainingState
 
 __all__ = ["Scorer"]
 

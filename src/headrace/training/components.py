@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -11,10 +11,10 @@ from torch import nn
 from headrace.errors import ConfigError
 from headrace.features import FeaturePlan
 from headrace.messages import shorten_list
-from headrace.training.device import place_model
-from headrace.training.job import JobConfig
+from headrace.tensors import Batch
+from headrace.training.job import Device, JobConfig
 
-__all__ = ["JobComponents", "build_components", "describe_model"]
+__all__ = ["JobComponents", "build_components", "describe_model", "place_model", "send_batches"]
 
 
 @dataclass(frozen=True)
@@ -62,6 +62,32 @@ def build_components(job: JobConfig) -> JobComponents:
         raise ConfigError(f"training.baseline: given {baseline}, expected one of: {shorten_list(plan.dense_names)}")
     optimizer = job.training.dense_optimizer.make(model.parameters())
     return JobComponents(plan, model, optimizer, labels, describe_model(job, plan))
+
+
+def place_model(model: nn.Module, device: Device) -> nn.Module:
+    """A model, its tables included, on the device; from then on it takes batches from the host. Returns it.
+
+    Dense features are sent on as the model is called. Ids stay on the host, where they become rows.
+
+    Raises:
+        ConfigError: There is no such device.
+    """
+    if device == "cpu":
+        return model
+    if not torch.cuda.is_available():
+        raise ConfigError(f"training.device: given {device}, but torch {torch.__version__} finds no GPU; expected cpu")
+    return send_batches(model.to(device), torch.device(device))
+
+
+def send_batches(model: nn.Module, device: torch.device) -> nn.Module:
+    """Have the dense features of each batch sent to the device as the model is called. Returns the model."""
+
+    def send(_: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+        batch: Batch = arguments[0]
+        return (replace(batch, dense=batch.dense.to(device, non_blocking=True)), *arguments[1:])
+
+    model.register_forward_pre_hook(send)
+    return model
 
 
 def describe_model(job: JobConfig, plan: FeaturePlan) -> dict[str, Any]:

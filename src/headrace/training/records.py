@@ -1,4 +1,4 @@
-"""The lines of `metrics.jsonl`: one every few steps, one a window."""
+"""`StepRecorder`: the line of `metrics.jsonl` that every few steps share."""
 
 from __future__ import annotations
 
@@ -13,14 +13,13 @@ from headrace.features import FeaturePlan, Savings
 from headrace.logs import ParquetSource, Source
 from headrace.logs.parquet_source import BytesRead
 from headrace.models.tower_work import TowerWork, tower_work
-from headrace.pipeline import RowStats, StageReading
+from headrace.pipeline import StageReading
 from headrace.resources import ResourceMonitor
-from headrace.training.metrics import Scores
 from headrace.training.state import TrainingState
 from headrace.training.step import StepResult
 from headrace.training.stepping import Steps
 
-__all__ = ["StepRecorder", "limiting_part", "window_record"]
+__all__ = ["StepRecorder", "limiting_part"]
 
 
 RESOURCES_EVERY_S = 1.0
@@ -142,35 +141,6 @@ def limiting_part(seconds: dict[str, float]) -> str:
         return ""
     part = max(seconds, key=lambda name: seconds[name])
     return "feeding" if part == "wait" else part
-
-
-def window_record(state: TrainingState, name: str, scores: dict[str, Scores], best_ne: float | None) -> dict[str, Any]:
-    """The record of a finished window; with several labels, the others' metrics are named `<metric>_<label>`."""
-    first, *others = state.label_names
-    rows: RowStats = state.window_rows
-    record: dict[str, Any] = {
-        "kind": "window",
-        "window": name,
-        "step": state.step,
-        "rows": rows.num_used,
-        "seconds": state.window_seconds,
-        "rows_per_s": rows.num_used / state.window_seconds if state.window_seconds else None,
-        "auc": scores[first].auc,
-        "log_loss": scores[first].log_loss,
-        "ne": scores[first].ne,
-        "calibration": scores[first].calibration,
-        "best_ne": best_ne,
-        "baseline_auc": state.baseline.compute().auc,
-        "read": rows.num_read,
-        "filtered": rows.num_filtered,
-        "dropped": rows.num_dropped,
-        "quarantined": rows.num_quarantined,
-        "time_s": state.seconds,
-    }
-    for label in others:
-        for metric in ("auc", "log_loss", "ne", "calibration"):
-            record[f"{metric}_{label}"] = getattr(scores[label], metric)
-    return record
 
 
 def _stage(reading: StageReading) -> dict[str, Any]:

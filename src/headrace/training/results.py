@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from headrace.pipeline import RowStats
 from headrace.training.metrics import Scores
@@ -40,6 +41,38 @@ class WindowResult:
         scores = next(iter(self.scores.values()))
         bad = self.rows.num_bad or None
         return {"bad": bad, "loss": scores.log_loss, "AUC": scores.auc, "NE": scores.ne}
+
+    def to_record(self, *, step: int, time_s: float) -> dict[str, Any]:
+        """The line of `metrics.jsonl` about the window; metrics of labels after the first are named `<metric>_<label>`.
+
+        Args:
+            step: Optimizer steps made by the run so far.
+            time_s: Seconds it has trained so far.
+        """
+        first, *others = self.scores
+        record: dict[str, Any] = {
+            "kind": "window",
+            "window": self.name,
+            "step": step,
+            "rows": self.rows.num_used,
+            "seconds": self.seconds,
+            "rows_per_s": self.rows_per_s if self.seconds else None,
+            "auc": self.scores[first].auc,
+            "log_loss": self.scores[first].log_loss,
+            "ne": self.scores[first].ne,
+            "calibration": self.scores[first].calibration,
+            "best_ne": self.best_ne,
+            "baseline_auc": self.baseline_auc,
+            "read": self.rows.num_read,
+            "filtered": self.rows.num_filtered,
+            "dropped": self.rows.num_dropped,
+            "quarantined": self.rows.num_quarantined,
+            "time_s": time_s,
+        }
+        for label in others:
+            for metric in ("auc", "log_loss", "ne", "calibration"):
+                record[f"{metric}_{label}"] = getattr(self.scores[label], metric)
+        return record
 
 
 @dataclass(frozen=True)

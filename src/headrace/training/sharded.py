@@ -12,9 +12,9 @@ from headrace.embeddings import embedding_bags
 from headrace.embeddings.shards.group import ShardGroup
 from headrace.embeddings.shards.table import TableSpec
 from headrace.errors import ConfigError
+from headrace.training.commits import table_name
 from headrace.training.job import JobConfig
 from headrace.training.process_group import ProcessGroup
-from headrace.training.state import table_name
 
 __all__ = ["ShardedTables", "run_name"]
 

@@ -6,40 +6,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from pydantic import BaseModel, Field, ValidationError
-from torch import nn
 
-from headrace.embeddings import EmbeddingTable, embedding_bags
-from headrace.embeddings.tables.parts import join_parts
-from headrace.embeddings.tables.state import Columns
-from headrace.errors import CheckpointError
 from headrace.logs import Cursor, Window
 from headrace.models.products import Precision
 from headrace.pipeline import RowStats
-from headrace.training.checkpoint import Snapshot
-from headrace.training.dense_optimizer import load_optimizer_arrays, optimizer_arrays
 from headrace.training.metrics import BinaryMetrics
 from headrace.training.process_group import ProcessGroup
 
-__all__ = ["TrainingState", "load_parameters", "parameters", "restore", "take_snapshot"]
-
-
-class _SavedState(BaseModel):
-    """`TrainingState` as a checkpoint holds it; see `docs/checkpoints.md`."""
-
-    shape: dict[str, Any]
-    step: int = Field(ge=0)
-    precision: Precision | None
-    cursor: dict[str, Any]
-    window: dict[str, Any] | None
-    token: dict[str, Any] | None
-    replayed: tuple[str, ...]
-    rows: dict[str, int]
-    window_rows: dict[str, int]
-    seconds: float = Field(ge=0)
-    window_seconds: float = Field(ge=0)
+__all__ = ["TrainingState"]
 
 
 @dataclass
@@ -144,124 +119,3 @@ class TrainingState:
         for place, name in enumerate(self.label_names):
             for metrics in (self.running[name], self.in_window[name]):
                 metrics.update(logits[:, place], labels[:, place], weights)
-
-
-def take_snapshot(state: TrainingState, model: nn.Module, optimizer: torch.optim.Optimizer, shape: Any) -> Snapshot:
-    """Everything needed to go on, as a checkpoint holds it.
-
-    Args:
-        state: How far the run is.
-        model: Its dense parameters and embedding tables are taken.
-        optimizer: Of the dense parameters.
-        shape: JSON-able description of the model; another one is refused by `restore`.
-    """
-    metrics = {
-        f"{part}.{name}.{key}": array
-        for part, of_label in (("running", state.running), ("in_window", state.in_window))
-        for name, metric in of_label.items()
-        for key, array in metric.state_dict().items()
-    }
-    metrics |= {f"baseline.{key}": array for key, array in state.baseline.state_dict().items()}
-    values = {
-        "shape": shape,
-        "step": state.step,
-        "precision": state.precision,
-        "cursor": state.cursor.to_dict(),
-        "window": None if state.window is None else state.window.to_dict(),
-        "token": state.position,
-        "replayed": list(state.replayed),
-        "rows": state.rows.to_dict(),
-        "window_rows": state.window_rows.to_dict(),
-        "seconds": state.seconds,
-        "window_seconds": state.window_seconds,
-    }
-    dense, columns = parameters(model)
-    arrays = {"dense": dense, "optimizer": optimizer_arrays(optimizer), "metrics": metrics}
-    return Snapshot(state.checkpoint, values, arrays, columns)
-
-
-def parameters(model: nn.Module) -> tuple[Columns, dict[str, Columns]]:
-    """The dense parameters by name, and the columns of each table in this process."""
-    dense = {name: value.detach().cpu().numpy() for name, value in model.state_dict().items()}
-    return dense, {name: table.state_dict() for name, table in _tables(model).items()}
-
-
-def restore(
-    snapshot: Snapshot, state: TrainingState, model: nn.Module, optimizer: torch.optim.Optimizer | None, shape: Any
-) -> None:
-    """Make state, model and optimizer what they were when the snapshot was taken.
-
-    Raises:
-        CheckpointError: The checkpoint belongs to another model; the first difference is named with both sides.
-    """
-    try:
-        values = _SavedState.model_validate(snapshot.state)
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        key = ".".join(str(part) for part in first["loc"])
-        raise CheckpointError(f"checkpoint {snapshot.number}: state.{key}: {first['msg']}") from error
-    difference = _first_difference(values.shape, shape)
-    if difference:
-        key, was, now = difference
-        raise CheckpointError(
-            f"checkpoint {snapshot.number} belongs to another model: {key} was {was}, is now {now}; "
-            "use another run folder, or change it back"
-        )
-    state.checkpoint, state.step = snapshot.number, values.step
-    state.precision = values.precision
-    state.cursor = Cursor.from_dict(values.cursor)
-    state.window = None if values.window is None else Window.from_dict(values.window)
-    state.position = values.token
-    state.replayed = values.replayed
-    state.rows, state.window_rows = RowStats.from_dict(values.rows), RowStats.from_dict(values.window_rows)
-    state.seconds, state.window_seconds = values.seconds, values.window_seconds
-    saved = snapshot.arrays["metrics"]
-    for part, of_label in (("running", state.running), ("in_window", state.in_window)):
-        for name, metric in of_label.items():
-            metric.load_state_dict({key: saved[f"{part}.{name}.{key}"] for key in ("bins", "sums")})
-    state.baseline.load_state_dict({key: saved[f"baseline.{key}"] for key in ("bins", "sums")})
-    load_parameters(snapshot, model)
-    if optimizer is not None:
-        load_optimizer_arrays(optimizer, snapshot.arrays.get("optimizer", {}))
-
-
-def load_parameters(snapshot: Snapshot, model: nn.Module) -> None:
-    """Make a model's dense parameters and tables those of a snapshot.
-
-    Raises:
-        CheckpointError: They do not fit the model.
-    """
-    dense = {name: torch.from_numpy(array.copy()) for name, array in snapshot.arrays.get("dense", {}).items()}
-    try:
-        model.load_state_dict(dense)
-    except RuntimeError as error:
-        raise CheckpointError(f"dense parameters: {' '.join(str(error).split())}") from error
-    missing = [name for name in _tables(model) if name not in snapshot.parts and name not in snapshot.columns]
-    if missing:
-        raise CheckpointError(f"embedding table {missing[0]}: is not saved")
-    for name, table in _tables(model).items():
-        table.load_state_dict(join_parts(snapshot.parts[name]) if name in snapshot.parts else snapshot.columns[name])
-
-
-def _tables(model: nn.Module) -> dict[str, EmbeddingTable]:
-    """The tables in this process by name, which can name a folder."""
-    tables = {table_name(name): bags.table for name, bags in embedding_bags(model).items()}
-    return {name: table for name, table in tables.items() if table is not None}
-
-
-def table_name(module: str) -> str:
-    """The name of the table of an `EmbeddingBags`, by that of the module."""
-    return module.replace(".", "-")
-
-
-def _first_difference(was: Any, now: Any, key: str = "") -> tuple[str, str, str] | None:
-    if isinstance(was, dict) and isinstance(now, dict):
-        for name in list(was) + [name for name in now if name not in was]:
-            inner = f"{key}.{name}" if key else name
-            if name not in was or name not in now:
-                return inner, repr(was.get(name, "absent")), repr(now.get(name, "absent"))
-            found = _first_difference(was[name], now[name], inner)
-            if found:
-                return found
-        return None
-    return None if was == now else (key, repr(was), repr(now))

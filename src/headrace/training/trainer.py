@@ -21,17 +21,16 @@ from headrace.observe.tensorboard import TensorBoard
 from headrace.pipeline import BatchIterator, RowStats
 from headrace.threads import Threads
 from headrace.training.checkpoint import CheckpointFolder, Snapshot
-from headrace.training.commits import UncommittedOutput
+from headrace.training.commits import UncommittedOutput, commit, restore
 from headrace.training.components import build_components
 from headrace.training.feed import decide_groups, open_batches, source_columns, step_budget
 from headrace.training.job import JobConfig
-from headrace.training.metrics import Scores
 from headrace.training.process_group import ProcessGroup, SingleProcess
-from headrace.training.records import StepRecorder, window_record
+from headrace.training.records import StepRecorder
 from headrace.training.results import TrainResult, WindowResult
 from headrace.training.run_folder import RunFolder
 from headrace.training.sharded import ShardedTables
-from headrace.training.state import TrainingState, restore, take_snapshot
+from headrace.training.state import TrainingState
 from headrace.training.step import TrainingStep
 from headrace.training.stepping import PlainSteps, Scheduling, Steps
 
@@ -258,11 +257,9 @@ class Trainer:
                 self._save()
                 return None
             self.state.gather(self._process_group)
-            scores = self._scores()
-            best_ne = self._bounds.get(window.name)
-            result = self._result(window.name, best_ne)
+            result = self._result(window.name, self._bounds.get(window.name))
             if self._process_group.rank == 0:
-                self._record(window_record(self.state, window.name, scores, best_ne))
+                self._record(result.to_record(step=self.state.step, time_s=self.state.seconds))
                 progress.finish(result.rows.num_used, result.seconds, result.summary())
             self._end_window()
         return result
@@ -321,11 +318,9 @@ class Trainer:
 
     def _result(self, name: str, best_ne: float | None) -> WindowResult:
         state = self.state
+        scores = {label: metrics.compute() for label, metrics in state.in_window.items()}
         baseline_auc = state.baseline.compute().auc
-        return WindowResult(name, state.window_rows, state.window_seconds, self._scores(), best_ne, baseline_auc)
-
-    def _scores(self) -> dict[str, Scores]:
-        return {name: metrics.compute() for name, metrics in self.state.in_window.items()}
+        return WindowResult(name, state.window_rows, state.window_seconds, scores, best_ne, baseline_auc)
 
     def _end_window(self) -> None:
         """Count the window as used; ids not seen for long lose their rows."""
@@ -388,18 +383,17 @@ class Trainer:
         self._tensorboard.write(record)
 
     def _save(self) -> None:
-        """Write a checkpoint, and before it what it counts."""
+        """Commit a checkpoint, see `commit`; its time is told with the next steps."""
         start = time.perf_counter()
-        self.state.checkpoint += 1
-        self._uncommitted.write(self.run_folder, self.state.checkpoint)
-        self.state.gather(self._process_group)
-        if self._process_group.rank == 0:
-            shards, step = self._shards, self.state.step
-            snapshot = take_snapshot(
-                self.state, self.components.model, self.components.optimizer, self.components.shape
-            )
-            self._checkpoints.save(snapshot, None if shards is None else lambda folder: shards.save(folder, step))
-        self._process_group.share(None)  # nobody pulls for the next step before shards have saved this one
+        commit(
+            self.state,
+            self.components,
+            self._uncommitted,
+            self.run_folder,
+            self._checkpoints,
+            self._process_group,
+            None if self._shards is None else self._shards.save,
+        )
         self._recorder.add_seconds("checkpoint", time.perf_counter() - start)
 
     def _average(self, parameters: Sequence[Tensor], num_rows: int) -> None:

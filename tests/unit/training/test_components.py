@@ -9,9 +9,10 @@ import pytest
 
 from headrace.errors import CheckpointError
 from headrace.training.checkpoint import Snapshot
+from headrace.training.commits import restore, take_snapshot
 from headrace.training.components import JobComponents, build_components
 from headrace.training.job import JobConfig
-from headrace.training.state import TrainingState, restore, take_snapshot
+from headrace.training.state import TrainingState
 
 JOB: dict[str, Any] = {
     "run": "unused",

@@ -10,8 +10,7 @@ from headrace.embeddings import embedding_bags
 from headrace.errors import ConfigError
 from headrace.tensors import Batch, KeyedJaggedTensor
 from headrace.testing.sessions import SESSION_SCHEMA
-from headrace.training.components import JobComponents, build_components
-from headrace.training.device import place_model, send_batches
+from headrace.training.components import JobComponents, build_components, place_model, send_batches
 from headrace.training.job import JobConfig
 from headrace.training.step import StepResult, TrainingStep
 

@@ -20,9 +20,8 @@ from headrace.pipeline.engine.element import Element
 from headrace.pipeline.engine.headroom import WorkerMemory
 from headrace.pipeline.engine.options import StageGroup
 from headrace.pipeline.processes.messages import Disconnected
-from headrace.pipeline.processes.shipping import ship
 from headrace.pipeline.processes.worker_pool import WorkerPool
-from headrace.pipeline.processes.worker_process import WorkerProcess
+from headrace.pipeline.processes.worker_process import WorkerProcess, ship
 from headrace.pipeline.transformations.chain import ChainResult, StageFault, StageUse
 from headrace.resources import effective_cpus
 

@@ -1,24 +1,33 @@
-"""`WorkerProcess`: a process of its own that applies the functions of some stages, and the connection to it."""
+"""`WorkerProcess`: a process of its own that applies transformations, and how user functions get there.
+
+Functions travel by name where the process can import them, else by value.
+"""
 
 from __future__ import annotations
 
 import os
+import pickle
 import signal
 import socket
 import tempfile
 import time
+from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
+import cloudpickle
 import pyarrow as pa
 
+from headrace.errors import ConfigError
 from headrace.lifeline import Lifeline
 from headrace.pipeline.processes.messages import Disconnected, receive, send
 from headrace.pipeline.processes.worker_main import STACK_SIGNAL
 from headrace.pipeline.processes.worker_template import fork_worker
 from headrace.pipeline.transformations.chain import StageFault
+from headrace.pipeline.transformations.transformation import Transformation
 
-__all__ = ["WorkerProcess"]
+__all__ = ["WorkerProcess", "ship"]
 
 GRACE_S = 1.0
 """How long a worker may take to end by itself when its connection is closed."""
@@ -124,3 +133,36 @@ def describe_exit(returncode: int | None) -> str:
     name = signal.Signals(-returncode).name
     hint = ", as the kernel does when memory runs out" if name == "SIGKILL" else ""
     return f"was killed by {name}{hint}"
+
+
+def ship(name: str, transformations: Sequence[Transformation]) -> bytes:
+    """Some transformations, to be loaded with pickle by a worker process.
+
+    Args:
+        name: Of their stages, for errors.
+        transformations: To be applied there.
+
+    Raises:
+        ConfigError: A function holds something that belongs to this process; names it.
+    """
+    try:
+        if not any(_is_from_main(transformation) for transformation in transformations):
+            return pickle.dumps(transformations)
+    except (pickle.PicklingError, AttributeError, TypeError):
+        pass  # a lambda, or a function inside another
+    try:
+        shipped: bytes = cloudpickle.dumps(transformations)
+    except Exception as error:
+        raise ConfigError(
+            f"stage {name}: its function cannot be sent to a worker process: {error}; "
+            "it holds something that belongs to this process, such as a lock or an open file"
+        ) from error
+    return shipped
+
+
+def _is_from_main(transformation: Any) -> bool:
+    function: Callable[..., Any] | None = getattr(transformation, "function", None)
+    function = function or getattr(transformation, "predicate", None)
+    while isinstance(function, partial):
+        function = function.func
+    return getattr(function, "__module__", None) == "__main__" or type(function).__module__ == "__main__"
