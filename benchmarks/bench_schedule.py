@@ -123,9 +123,9 @@ def report_case(report: harness.Report, case: str, samples: dict[str, list[dict[
         report.add(case, arm, "step", "ms", [MS * sample["step_s"] for sample in of])
         report.add(case, arm, "processor idle", "ratio", [sample["idle_ratio"] for sample in of])
         report.add(case, arm, "communication hidden", "ratio", [sample["hidden_ratio"] for sample in of])
-    held = median("recs_early", "held_ratio")
+    deferred = median("recs_early", "deferred_ratio")
     parts = StepParts(
-        *(median("serial", key) for key in ("features_s", "pull_s", "dense_s", "push_s")), held_ratio=held
+        *(median("serial", key) for key in ("features_s", "pull_s", "dense_s", "push_s")), deferred_ratio=deferred
     )
     # Of those measured in every round: the machine's speed changes from round to round, and one sample may be lucky.
     every = [arm for arm in samples if arm.startswith("batch_prefetch") and len(samples[arm]) == len(samples["serial"])]
@@ -140,24 +140,18 @@ def report_case(report: harness.Report, case: str, samples: dict[str, list[dict[
     for what, value, arm in (
         ("strict bound M + max(F, P + U)", parts.strict_s, "recs"),
         ("early bound max(F + M, P + U)", parts.early_s, "recs_early"),
-        (f"exact early bound, {held:.0%} of keys held back", parts.early_exact_s, "recs_early"),
+        (f"exact early bound, {deferred:.0%} of keys deferred", parts.early_exact_s, "recs_early"),
     ):
         # As a share of what is reached: a step at its bound has 100 %.
         report.limits.append(harness.Limit(case, f"{what}; {arm}", MS * value, "ms", value / median(arm, "step_s")))
     shares = {"F": parts.features_s, "P": parts.pull_s, "M": parts.dense_s, "U": parts.push_s}
     report.notes[case] = {name: f"{MS * value:.1f} ms" for name, value in shares.items()} | {
-        "fastest ways": ", ".join(f"{arm}: {way(samples[arm][-1]['mode'])}" for arm in ("recs", "recs_early")),
+        "fastest strategies": ", ".join(f"{arm}: {samples[arm][-1]['strategy']}" for arm in ("recs", "recs_early")),
         "communication": f"{parts.communication_ratio:.0%} of serial",
         "bound over batch_prefetch": f"{median(best, 'step_s') / parts.strict_s:.2f}x strict, "
         f"{median(best, 'step_s') / parts.early_exact_s:.2f}x early",
         "bound over serial": f"{median('serial', 'step_s') / parts.strict_s:.2f}x strict",
     }
-
-
-def way(mode: dict[str, bool]) -> str:
-    """A way of computing features and sending pulls, in words."""
-    asked = "early pulls, " if mode["early"] else "asked ahead, " if mode["ahead"] else ""
-    return asked + ("features at once" if mode["joint"] else "in groups")
 
 
 def in_process(report: harness.Report, trainer: Child, quick: bool) -> None:

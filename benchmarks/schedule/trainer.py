@@ -10,6 +10,7 @@ import json
 import sys
 import time
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import Any
 
 import numba
@@ -18,6 +19,7 @@ import torch
 
 torch.set_num_threads(1)
 numba.set_num_threads(1)
+
 
 from headrace.embeddings import EmbeddingsConfig, embedding_bags  # noqa: E402
 from headrace.embeddings.shards.group import GroupOptions, ShardGroup  # noqa: E402
@@ -29,9 +31,9 @@ from headrace.models import ModelConfig  # noqa: E402
 from headrace.pipeline import RowStats  # noqa: E402
 from headrace.scheduling.feature_groups import MAX_GROUPS, group_features  # noqa: E402
 from headrace.scheduling.graph import Kind  # noqa: E402
-from headrace.scheduling.policies import BatchPrefetch, make_policy  # noqa: E402
-from headrace.scheduling.probing import Probe, make_probe  # noqa: E402
+from headrace.scheduling.policies import POLICIES, BatchPrefetch  # noqa: E402
 from headrace.scheduling.runtime import StepRuntime  # noqa: E402
+from headrace.scheduling.selection import StrategySelector, make_selector  # noqa: E402
 from headrace.scheduling.state import SchedulerState  # noqa: E402
 from headrace.scheduling.trace import Span, Trace  # noqa: E402
 from headrace.scheduling.work import TrainingWork  # noqa: E402
@@ -99,23 +101,24 @@ class Trainer:
         )
         self.batches = work.table.combine_chunks().to_batches(max_chunksize=work.batch_size)
         self.batch_size = work.batch_size
-        self._probes: dict[tuple[str, str], Probe] = {}
+        self._selectors: dict[tuple[str, str], StrategySelector] = {}
 
     def run(self, command: dict[str, Any]) -> dict[str, Any]:
         """Make steps under a policy; what they took."""
-        policy = make_policy(command["policy"])
+        policy = POLICIES[command["policy"]]
         if isinstance(policy, BatchPrefetch):
-            policy = BatchPrefetch(num_ahead=command["num_ahead"], num_threads=command["num_threads"])
+            policy = replace(policy, num_ahead=command["num_ahead"], num_threads=command["num_threads"])
         # As over the windows of a job, what was found out about a case stays.
         place, num_groups = (command["case"], command["policy"]), len(self.groups)
-        tried = place in self._probes
-        probe = self._probes.setdefault(place, make_probe(policy, num_groups=num_groups, store_holds=self.is_remote))
-        state = SchedulerState(num_groups, policy, num_cores=1, store_holds=self.is_remote, probe=probe)
+        tried = place in self._selectors
+        selector = make_selector(policy, num_groups=num_groups, store_waits=self.is_remote)
+        selector = self._selectors.setdefault(place, selector)
+        state = SchedulerState(num_groups, policy, num_cores=1, store_waits=self.is_remote, selector=selector)
         trace, steps = Trace(command["steps"]), command["steps"]
-        probe.begin()
-        warm_up = WARM_UP if tried else max(WARM_UP, probe.num_steps)
+        selector.begin()
+        warm_up = WARM_UP if tried else max(WARM_UP, selector.num_steps)
         batches = Rows(self.batches, warm_up + steps + 1)
-        held = []
+        deferred = []
         with (
             TrainingWork(batches, self.groups, self.model, self.step) as work,  # type: ignore[arg-type]
             StepRuntime(work, state, trace=trace, is_inline=not self.is_remote) as runtime,
@@ -125,15 +128,15 @@ class Trainer:
             wall, cpu = time.perf_counter(), time.process_time()
             for _ in range(steps):
                 runtime.step()
-                held.append(work.held_ratio)
+                deferred.append(work.deferred_ratio)
             wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
             while runtime.step() is not None:
                 pass
         return {
             "step_s": wall / steps,
             "idle_ratio": max(0.0, 1 - cpu / wall),
-            "held_ratio": float(np.mean(held)),
-            "mode": probe.mode._asdict(),
+            "deferred_ratio": float(np.mean(deferred)),
+            "strategy": selector.strategy.name,
             **parts(trace.spans(), steps),
         }
 
@@ -157,10 +160,10 @@ def parts(spans: list[Span], steps: int) -> dict[str, float]:
         return [(span.start_s, span.end_s) for span in spans if span.operator.kind in kinds]
 
     cpu = union(of(Kind.FEATURES, Kind.DENSE, Kind.UPDATE))
-    network = union(of(Kind.PULL, Kind.HELD, Kind.PUSH))
+    network = union(of(Kind.PULL, Kind.DEFERRED_PULL, Kind.PUSH))
     return {
         "features_s": length(union(of(Kind.FEATURES))) / steps,
-        "pull_s": length(union(of(Kind.PULL, Kind.HELD))) / steps,
+        "pull_s": length(union(of(Kind.PULL, Kind.DEFERRED_PULL))) / steps,
         "dense_s": length(union(of(Kind.DENSE, Kind.UPDATE))) / steps,
         "push_s": length(union(of(Kind.PUSH))) / steps,
         "bytes": sum(span.num_bytes for span in spans if span.operator.kind in (Kind.PULL, Kind.PUSH)) / steps,

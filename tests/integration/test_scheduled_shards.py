@@ -23,7 +23,8 @@ from headrace.embeddings.shards.shard import Shard
 from headrace.embeddings.shards.table import TableSpec
 from headrace.errors import HeadraceError
 from headrace.scheduling.feature_groups import group_features
-from headrace.scheduling.policies import POLICIES, RecsEarly, make_policy
+from headrace.scheduling.policies import POLICIES, RECS_EARLY
+from headrace.scheduling.policies.strategies import EARLY
 from headrace.scheduling.runtime import StepRuntime
 from headrace.scheduling.state import SchedulerState
 from headrace.scheduling.work import TrainingWork
@@ -56,14 +57,14 @@ def train(addresses: list[str], name: str, *, verify: bool = False) -> tuple[lis
     groups = group_features(plan, lambda feature: spaces_of(model, feature), max_groups=4)
     losses = []
     with in_shards(model, addresses):
-        state = SchedulerState(len(groups), make_policy(name), num_cores=2, store_holds=True)
+        state = SchedulerState(len(groups), POLICIES[name], num_cores=2, store_waits=True)
         with (
             raw_batches(rows(NUM_ROWS)) as batches,
             TrainingWork(batches, groups, model, Phases(model), verify=verify) as work,
             StepRuntime(work, state) as steps,
         ):
             while (trained := steps.step()) is not None:
-                losses.append(trained.result)
+                losses.append(sum(loss for _, loss in trained.parts))
         return losses, parameters(model)
 
 
@@ -92,6 +93,6 @@ def test_verify_catches_an_early_pull_of_rows_that_a_push_touches(
 ) -> None:
     nothing = lambda keys, others: np.zeros(len(keys), dtype=bool)  # noqa: E731
     monkeypatch.setattr("headrace.scheduling.store.keys_in", nothing)
-    assert RecsEarly().modes[0].early
+    assert RECS_EARLY.strategies[0] is EARLY
     with pytest.raises(HeadraceError, match=r"verify: \d+ of \d+ rows were pulled before the last push"):
         train(addresses, "recs_early", verify=True)

@@ -21,7 +21,7 @@ COLORS = {
     "read": "#9a9a9a",
     "features": "#2a9d8f",
     "pull": "#457b9d",
-    "held": "#a8c5da",
+    "deferred_pull": "#a8c5da",
     "dense": "#e76f51",
     "update": "#f4a261",
     "push": "#8d5a97",
@@ -30,7 +30,7 @@ MEANINGS = {
     "read": "rows from the pipeline",
     "features": "feature work, of one group where there is a number",
     "pull": "rows from the store",
-    "held": "rows an early pull left out",
+    "deferred_pull": "rows an early pull left out",
     "dense": "forward and backward",
     "update": "dense optimizer",
     "push": "gradients to the store",
@@ -38,9 +38,14 @@ MEANINGS = {
 
 
 def read_schedule(folder: str | Path) -> dict[str, Any] | None:
-    """What a scheduled run left about its latest steps (`Trace.to_dict` in `headrace.scheduling`); None if nothing."""
+    """The trace of a run's latest scheduled steps (`Trace.to_dict` in `headrace.scheduling`); None without one."""
     path = Path(folder) / SCHEDULE_FILE
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    if not path.is_file():
+        return None
+    schedule: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    for span in schedule["spans"]:
+        span["kind"] = "deferred_pull" if span["kind"] == "held" else span["kind"]  # the name in older runs
+    return schedule
 
 
 def timeline_lead(schedule: Mapping[str, Any]) -> str:
@@ -90,9 +95,10 @@ def draw_timeline(schedule: Mapping[str, Any]) -> str:
 def _bar(span: Mapping[str, Any], left: float, top: float, scale: float) -> str:
     width = max(0.8, scale * (span["end_s"] - span["start_s"]))
     group = f" {span['group']}" if span["group"] >= 0 else ""
+    part = f", part {span['part']}" if span.get("part") else ""
     size = f", {span['num_bytes'] / 1e3:,.0f} kB" if span["num_bytes"] else ""
     title = (
-        f"{span['kind']}{group} of step {span['step']}, {1e3 * (span['end_s'] - span['start_s']):.2f} ms{size}: "
+        f"{span['kind']}{group} of step {span['step']}{part}, {1e3 * (span['end_s'] - span['start_s']):.2f} ms{size}: "
         f"{span['reason']}"
     )
     opacity = 1.0 if span["step"] % 2 == 0 else 0.66  # so that neighbouring steps can be told apart
@@ -147,7 +153,7 @@ def _lanes(spans: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[Mapping[s
     """Threads as they are; transfers, which overlap, in as many lanes as they need."""
     threads = sorted({span["lane"] for span in _cpu(spans)} - {"trainer"})
     lanes = [(name, [span for span in spans if span["lane"] == name]) for name in ("trainer", *threads, "reader")]
-    for kinds, name in ((("pull", "held"), "pulls"), (("push",), "pushes")):
+    for kinds, name in ((("pull", "deferred_pull"), "pulls"), (("push",), "pushes")):
         rows: list[list[Mapping[str, Any]]] = []
         for span in sorted((span for span in spans if span["kind"] in kinds), key=lambda span: span["start_s"]):
             free = next((row for row in rows if row[-1]["end_s"] <= span["start_s"]), None)

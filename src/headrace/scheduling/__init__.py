@@ -1,8 +1,26 @@
 """The step scheduler: overlaps feature work, communication and dense work without changing any number."""
 
 from headrace.scheduling.bounds import StepParts
-from headrace.scheduling.graph import Kind, Lane, Operator
-from headrace.scheduling.policies import POLICIES, Policy, make_policy
+from headrace.scheduling.graph import ALL_GROUPS, WHOLE, Kind, Lane, Node, Operator, Part, Start
+from headrace.scheduling.policies import POLICIES, Decision, Policy, PullStrategy, SchedulerView, StepContext, nothing
 from headrace.scheduling.state import SchedulerState
 
-__all__ = ["POLICIES", "Kind", "Lane", "Operator", "Policy", "SchedulerState", "StepParts", "make_policy"]
+__all__ = [
+    "ALL_GROUPS",
+    "POLICIES",
+    "WHOLE",
+    "Decision",
+    "Kind",
+    "Lane",
+    "Node",
+    "Operator",
+    "Part",
+    "Policy",
+    "PullStrategy",
+    "SchedulerState",
+    "SchedulerView",
+    "Start",
+    "StepContext",
+    "StepParts",
+    "nothing",
+]

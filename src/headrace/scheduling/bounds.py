@@ -1,10 +1,11 @@
-"""How short a step can be, from what its parts take: the yardstick beside every measurement."""
+"""How short a step can be: bounds from the seconds of its parts, and the orders of feature groups that reach them."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-__all__ = ["StepParts"]
+__all__ = ["StepParts", "critical_path_order", "johnson_order", "makespan"]
 
 
 @dataclass(frozen=True)
@@ -16,14 +17,14 @@ class StepParts:
         pull_s: P, rows from the store.
         dense_s: M, forward, backward and the dense optimizer.
         push_s: U, gradients to the store.
-        held_ratio: Share of a batch's keys that the batch before it updates.
+        deferred_ratio: Share of a batch's keys that the batch before it updates.
     """
 
     features_s: float
     pull_s: float
     dense_s: float
     push_s: float
-    held_ratio: float = 0.0
+    deferred_ratio: float = 0.0
 
     @property
     def serial_s(self) -> float:
@@ -46,13 +47,60 @@ class StepParts:
 
     @property
     def early_exact_s(self) -> float:
-        """Least with early pulls that stay exact: `early_s`, or the chain M + U + held_ratio * P if that is longer.
+        """Least with early pulls that stay exact: `early_s`, or the chain M + U + deferred_ratio * P if that is longer.
 
         Rows that a batch shares with the one before wait for its push.
         """
-        return max(self.early_s, self.dense_s + self.push_s + self.held_ratio * self.pull_s)
+        return max(self.early_s, self.dense_s + self.push_s + self.deferred_ratio * self.pull_s)
 
     @property
     def communication_ratio(self) -> float:
         """Share of the serial step that is communication."""
         return (self.pull_s + self.push_s) / self.serial_s if self.serial_s else 0.0
+
+
+def johnson_order(cpu_s: Sequence[float], network_s: Sequence[float]) -> list[int]:
+    """The order of least makespan for jobs that each need one processor first and one link second.
+
+    Jobs that compute for less time than they communicate come first, shortest computation first; the others after
+    them, longest communication first (S. M. Johnson, "Optimal two- and three-stage production schedules with setup
+    times included", Naval Research Logistics Quarterly, 1954). Equal jobs keep their order.
+
+    Args:
+        cpu_s: Seconds of computation of each job.
+        network_s: Seconds of communication of each job.
+    """
+    jobs = range(len(cpu_s))
+    first = sorted((job for job in jobs if cpu_s[job] < network_s[job]), key=lambda job: cpu_s[job])
+    last = sorted((job for job in jobs if cpu_s[job] >= network_s[job]), key=lambda job: -network_s[job])
+    return first + last
+
+
+def critical_path_order(cpu_s: Sequence[float], network_s: Sequence[float]) -> list[int]:
+    """Longest remaining path first: computation and then communication of the job itself.
+
+    The list schedule for several processors, where no rule is known to be optimal: Johnson's breaks down because short
+    computations no longer hold each other up.
+    """
+    return sorted(range(len(cpu_s)), key=lambda job: -(cpu_s[job] + network_s[job]))
+
+
+def makespan(order: Sequence[int], cpu_s: Sequence[float], network_s: Sequence[float], num_cores: int = 1) -> float:
+    """Seconds until the last job has communicated, if jobs compute in this order and the link serves first come first.
+
+    Args:
+        order: Jobs.
+        cpu_s: Seconds of computation of each job.
+        network_s: Seconds of communication of each job.
+        num_cores: Jobs that compute at once.
+    """
+    cores = [0.0] * num_cores
+    computed = []
+    for job in order:
+        core = min(range(num_cores), key=lambda number: cores[number])
+        cores[core] += cpu_s[job]
+        computed.append((cores[core], job))
+    link = 0.0
+    for at, job in sorted(computed, key=lambda pair: pair[0]):
+        link = max(link, at) + network_s[job]
+    return max(link, *cores) if computed else 0.0

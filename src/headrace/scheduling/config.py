@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
 from headrace.config import Config
-from headrace.scheduling.policies import BatchPrefetch, Policy, make_policy
+from headrace.scheduling.policies import POLICIES, BatchPrefetch, Policy
 
 __all__ = ["SchedulerConfig"]
 
@@ -54,14 +55,8 @@ class SchedulerConfig(Config):
             name = "recs"
         if name == "recs_early" and not alone:
             name = "recs"
-        policy = make_policy(name)
+        policy = POLICIES[name]
+        ahead = policy.num_ahead if self.batches_ahead is None else self.batches_ahead
         if isinstance(policy, BatchPrefetch):
-            return BatchPrefetch(
-                num_ahead=policy.num_ahead if self.batches_ahead is None else self.batches_ahead,
-                num_threads=self.threads or 0,
-            )
-        return policy if self.batches_ahead is None else _with_ahead(policy, self.batches_ahead)
-
-
-def _with_ahead(policy: Policy, num_ahead: int) -> Policy:
-    return type(policy)(num_ahead=max(1, num_ahead))  # type: ignore[call-arg]
+            return replace(policy, num_ahead=ahead, num_threads=self.threads or 0)
+        return replace(policy, num_ahead=max(1, ahead))

@@ -1,10 +1,13 @@
-"""What operators cost: moving estimates from what they took lately."""
+"""What operators cost: moving estimates of their seconds and bytes, and the budget that those bytes are kept to."""
 
 from __future__ import annotations
 
-from headrace.scheduling.graph import Kind, Operator
+from fractions import Fraction
 
-__all__ = ["Costs", "MovingEstimate"]
+from headrace.pipeline.engine.ledger import Ledger, RecentMax
+from headrace.scheduling.graph import ALL_GROUPS, WHOLE, Kind, Operator, Part
+
+__all__ = ["ByteBudget", "Costs", "MovingEstimate"]
 
 WEIGHT = 0.2
 """Of the newest sample: an estimate follows a lasting change within ten steps; one odd step moves it by a fifth."""
@@ -12,9 +15,15 @@ WEIGHT = 0.2
 OUTLIER = 4.0
 """A sample counts as at most so many times the estimate: one page fault or compilation must not rule the next steps."""
 
+MARGIN = 1.1
+"""Reserved for an operator, relative to the most that one like it took lately."""
+
+Place = tuple[Kind, int, Part]
+"""Operators of a kind, group and part cost about the same in every batch."""
+
 
 class MovingEstimate:
-    """An exponentially weighted mean that forgives outliers.
+    """An exponentially weighted mean that limits outliers.
 
     Attributes:
         value: The estimate; 0 before the first sample.
@@ -28,7 +37,7 @@ class MovingEstimate:
         self.is_known = False
 
     def add(self, sample: float) -> None:
-        """Learn from one more."""
+        """Learn from one more sample."""
         if not self.is_known:
             self.value, self.is_known = sample, True
             return
@@ -36,10 +45,10 @@ class MovingEstimate:
 
 
 class Costs:
-    """Estimated seconds and bytes of operators by kind and group, and the length of the gap between dense operators.
+    """Estimated seconds and bytes of operators, and the length of the gap between dense operators.
 
-    The *gap* of a batch is the time from the end of one dense operator to the moment the next could begin: what pushes
-    and pulls leave of the processor for other work.
+    The *gap* of a batch is the time from the end of one batch's dense work to the moment when the next could begin:
+    the processor time that pushes and pulls leave to other work.
 
     Attributes:
         num_groups: Feature groups.
@@ -49,21 +58,70 @@ class Costs:
     def __init__(self, num_groups: int) -> None:
         self.num_groups = num_groups
         self.gap_s = MovingEstimate()
-        self._seconds: dict[tuple[Kind, int], MovingEstimate] = {}
-        self._bytes: dict[tuple[Kind, int], MovingEstimate] = {}
+        self._seconds: dict[Place, MovingEstimate] = {}
+        self._bytes: dict[Place, MovingEstimate] = {}
 
     def learn(self, operator: Operator, seconds: float, num_bytes: int) -> None:
         """Remember what an operator took."""
-        key = operator.kind, operator.group
-        self._seconds.setdefault(key, MovingEstimate()).add(seconds)
-        self._bytes.setdefault(key, MovingEstimate()).add(float(num_bytes))
+        place = operator.kind, operator.group, operator.part
+        self._seconds.setdefault(place, MovingEstimate()).add(seconds)
+        self._bytes.setdefault(place, MovingEstimate()).add(float(num_bytes))
 
-    def seconds(self, kind: Kind, group: int = -1) -> float:
+    def seconds(self, kind: Kind, group: int = ALL_GROUPS, part: Part = WHOLE) -> float:
         """Seconds of an operator; 0 before one has run."""
-        estimate = self._seconds.get((kind, group))
+        estimate = self._seconds.get((kind, group, part))
         return 0.0 if estimate is None else estimate.value
 
-    def num_bytes(self, kind: Kind, group: int = -1) -> int:
+    def num_bytes(self, kind: Kind, group: int = ALL_GROUPS, part: Part = WHOLE) -> int:
         """Bytes an operator leaves in memory until its batch is trained; 0 before one has run."""
-        estimate = self._bytes.get((kind, group))
+        estimate = self._bytes.get((kind, group, part))
         return 0 if estimate is None else int(estimate.value)
+
+
+class ByteBudget:
+    """Bytes of batches between reading and training: reserved before an operator runs, and corrected afterwards.
+
+    Attributes:
+        ledger: Bytes in use and reserved.
+    """
+
+    def __init__(self, budget_bytes: int, num_groups: int) -> None:
+        """Args: budget_bytes: Maximum bytes in use. num_groups: Parts into which features can be split."""
+        self.ledger = Ledger(budget_bytes)
+        self._num_groups = num_groups
+        self._recent: dict[Place, RecentMax] = {}
+        self._reserved: dict[Operator, int] = {}
+
+    def fits(self, operator: Operator) -> bool:
+        """Whether an operator's bytes fit; what has never run is tried on the next batch to train first."""
+        expected = self._expected(operator)
+        return expected is not None and self.ledger.fits(expected)
+
+    def reserve(self, operator: Operator) -> None:
+        """An operator begins."""
+        self._reserved[operator] = self._expected(operator) or 0
+        self.ledger.add(self._reserved[operator])
+
+    def give_back(self, operator: Operator) -> None:
+        """Free the bytes reserved for an operator, if any."""
+        self.ledger.add(-self._reserved.pop(operator, 0))
+
+    def settle(self, operator: Operator, num_bytes: int) -> None:
+        """An operator has ended with so many bytes, which the caller charges for as long as they stay."""
+        self.give_back(operator)
+        self._recent.setdefault((operator.kind, operator.group, operator.part), RecentMax()).add(num_bytes)
+
+    def _expected(self, operator: Operator) -> int | None:
+        """Bytes to reserve; None where nothing like it has run.
+
+        Where steps were split in another way until now: as much as all operators of its kind that are known, once these
+        have every group and row.
+        """
+        alike = self._recent.get((operator.kind, operator.group, operator.part))
+        if alike is not None:
+            return int(alike.value * MARGIN)
+        known = [place for place in self._recent if place[0] is operator.kind]
+        covered = sum(Fraction(self._num_groups if group == ALL_GROUPS else 1, part.of) for _, group, part in known)
+        if covered < self._num_groups:
+            return None
+        return int(sum(self._recent[place].value for place in known) * MARGIN)

@@ -1,4 +1,4 @@
-"""What a scheduler is told, and what it answers."""
+"""The events that a scheduler takes, and the instructions that it answers with."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from dataclasses import dataclass
 
 from headrace.scheduling.graph import Operator
 
-__all__ = ["BatchRead", "Event", "Finished", "NoMoreRows", "Run", "Wanted"]
+__all__ = ["BatchRead", "Event", "Finished", "NoMoreRows", "Run", "StepRequested"]
 
 
 @dataclass(frozen=True)
 class BatchRead:
-    """Rows of the batch that was being read are here."""
+    """The rows of the batch that was being read have arrived."""
 
     num_bytes: int
     seconds: float
@@ -31,8 +31,8 @@ class Finished:
 
     Attributes:
         operator: Which.
-        seconds: What it took.
-        num_bytes: What it brought; of kinds in `KEPT` it stays in memory until the batch is trained.
+        seconds: How long it took.
+        num_bytes: Bytes it produced; of kinds in `KEPT` they stay in memory until the batch is trained.
         at_s: When.
     """
 
@@ -43,11 +43,11 @@ class Finished:
 
 
 @dataclass(frozen=True)
-class Wanted:
+class StepRequested:
     """The caller wants a batch trained.
 
     Attributes:
-        batch: Dense operators up to this batch may run.
+        batch: Operators of the trainer's thread may run up to this batch.
         at_s: When.
     """
 
@@ -55,21 +55,21 @@ class Wanted:
     at_s: float
 
 
-Event = BatchRead | NoMoreRows | Finished | Wanted
+Event = BatchRead | NoMoreRows | Finished | StepRequested
 
 
 @dataclass(frozen=True)
 class Run:
-    """An instruction: carry this operator out.
+    """An instruction: carry out this operator.
 
     Attributes:
         operator: Which.
         reason: Why now.
         after: For a pull: the batch whose push its rows must have seen.
-        early: For a pull: leave out keys of the batch before.
+        defers: For a pull: leave out keys of the batch before.
     """
 
     operator: Operator
     reason: str
     after: int = -1
-    early: bool = False
+    defers: bool = False

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from headrace.features import FeaturePlan
 from headrace.features.spec import FeatureSpec
 from headrace.logs.schema import Schema
-from headrace.scheduling.graph import JOINT
+from headrace.scheduling.graph import ALL_GROUPS
 
 __all__ = ["MAX_GROUPS", "FeatureGroup", "FeatureGroups", "group_features"]
 
@@ -49,8 +49,8 @@ class FeatureGroups:
         return len(self.parts)
 
     def of(self, group: int) -> FeatureGroup:
-        """A part by its number, the whole for `JOINT`."""
-        return self.whole if group == JOINT else self.parts[group]
+        """A part by its number, the whole for `ALL_GROUPS`."""
+        return self.whole if group == ALL_GROUPS else self.parts[group]
 
 
 def group_features(

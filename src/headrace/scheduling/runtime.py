@@ -1,11 +1,11 @@
-"""`StepRuntime`: thin threads that carry out what `SchedulerState` decides.
+"""`StepRuntime`: thin threads that carry out the decisions of `SchedulerState`.
 
     caller's thread   dense(b) push(b)* update(b)             dense(b+1) ...
     cpu threads                         features(b+2, g) ...
     reader thread     read(b+3)
     the store's own                     pull(b+1, g) ...
 
-Sending a pull or a push costs little and is done by whichever thread learnt that it is time (*).
+Sending a pull or a push costs little and is done by the thread that reported the event it waited for (*).
 
 Where nothing can overlap (rows in this process, one feature group, no core to spare), the caller's thread does it all:
 handing work from thread to thread and back would cost a millisecond a step and hide nothing.
@@ -21,7 +21,7 @@ from typing import Any, Protocol
 
 import numba
 
-from headrace.scheduling.events import BatchRead, Event, Finished, NoMoreRows, Run, Wanted
+from headrace.scheduling.events import BatchRead, Event, Finished, NoMoreRows, Run, StepRequested
 from headrace.scheduling.graph import Kind, Lane, Operator
 from headrace.scheduling.state import SchedulerState
 from headrace.scheduling.trace import Span, Trace
@@ -38,27 +38,26 @@ class Work(Protocol):
     def read(self, batch: int) -> int | None:
         """Take the rows of the next batch; returns their bytes, None if there are no more."""
 
-    def features(self, batch: int, group: int) -> int:
-        """Compute a group's features and unique keys; returns their bytes."""
+    def features(self, operator: Operator) -> int:
+        """Compute features and their unique keys; returns their bytes."""
 
-    def pull(self, batch: int, groups: Sequence[int], after: int, early: bool, done: Done) -> Sequence[int]:
-        """Send the pulls of some groups as one request; returns the bytes of each.
+    def pull(self, operators: Sequence[Operator], after: int, defers: bool, done: Done) -> Sequence[int]:
+        """Read the rows of some groups and parts of a batch as one request; returns the bytes of each.
 
-        Rows are as the push of batch `after` left them; an early request leaves out those that the batch before
-        touches.
+        Rows are as the push of batch `after` left them; with `defers`, keys that the batch before touches are left out.
         """
 
-    def held(self, batch: int, groups: Sequence[int], after: int, done: Done) -> Sequence[int]:
-        """Send the rest of early pulls, likewise."""
+    def deferred_pull(self, operators: Sequence[Operator], after: int, done: Done) -> Sequence[int]:
+        """Read the keys that pulls left out, likewise."""
 
-    def dense(self, batch: int) -> int:
-        """Forward and backward pass; returns bytes."""
+    def dense(self, operator: Operator) -> int:
+        """Forward and backward pass of a batch or a part of it; returns bytes."""
 
     def push(self, batch: int, done: Done) -> int:
         """Send the gradients of the batch's keys; returns their bytes."""
 
     def update(self, batch: int) -> Any:
-        """Step the dense optimizer; returns what the caller of `StepRuntime.step` gets, and forgets the batch."""
+        """Step the dense optimizer; returns the result of `StepRuntime.step`, and forgets the batch."""
 
 
 class StepRuntime:
@@ -104,14 +103,14 @@ class StepRuntime:
         """Train the next batch.
 
         Returns:
-            What `Work.update` returned; None if there is no further batch, and all pushes are applied.
+            The result of `Work.update`; None if there is no further batch, and all pushes are applied.
 
         Raises:
-            BaseException: Whatever an operator raised.
+            BaseException: The error of an operator.
         """
         step = self._step
         self._raise_failure()
-        self._post(Wanted(step, perf_counter()))
+        self._post(StepRequested(step, perf_counter()))
         while True:
             run = self._next_run()
             self._raise_failure()
@@ -131,7 +130,7 @@ class StepRuntime:
         """Wait until the updates of all steps so far are applied.
 
         Raises:
-            BaseException: Whatever an operator raised.
+            BaseException: The error of an operator.
         """
         with self._changed:
             self._changed.wait_for(lambda: self.state.is_applied(self._step - 1) or self._failure is not None)
@@ -202,9 +201,9 @@ class StepRuntime:
                         return
                     num_bytes = read
                 case Kind.FEATURES:
-                    num_bytes = work.features(operator.batch, operator.group)
+                    num_bytes = work.features(operator)
                 case Kind.DENSE:
-                    num_bytes = work.dense(operator.batch)
+                    num_bytes = work.dense(operator)
                 case _:
                     self._result = work.update(operator.batch)
         except BaseException as error:
@@ -222,17 +221,17 @@ class StepRuntime:
     def _send(self, runs: Sequence[Run]) -> None:
         """Send one request for operators that go together."""
         run, start = runs[0], perf_counter()
-        kind, batch, group = run.operator
-        groups = [each.operator.group for each in runs]
+        operators = [each.operator for each in runs]
+        kind, batch = run.operator.kind, run.operator.batch
         sizes: list[int] = []
 
         def done(error: BaseException | None) -> None:
             end = perf_counter()
-            place = Operator(kind, batch, group if len(runs) == 1 else -1)
-            self.trace.add(Span(place, Lane.NETWORK.value, start, end, run.reason, sum(sizes)))
+            traced = run.operator if len(runs) == 1 else Operator(kind, batch)
+            self.trace.add(Span(traced, Lane.NETWORK.value, start, end, run.reason, sum(sizes)))
             if error is None:
-                ends = zip(runs, sizes, strict=True)
-                self._post(*(Finished(each.operator, end - start, num_bytes, end) for each, num_bytes in ends))
+                ends = zip(operators, sizes, strict=True)
+                self._post(*(Finished(operator, end - start, num_bytes, end) for operator, num_bytes in ends))
             else:
                 self._fail(error)
             with self._changed:
@@ -243,10 +242,10 @@ class StepRuntime:
         try:
             if kind is Kind.PUSH:
                 sizes.append(self._work.push(batch, arrived))
-            elif kind is Kind.HELD:
-                sizes += self._work.held(batch, groups, run.after, arrived)
+            elif kind is Kind.DEFERRED_PULL:
+                sizes += self._work.deferred_pull(operators, run.after, arrived)
             else:
-                sizes += self._work.pull(batch, groups, run.after, run.early, arrived)
+                sizes += self._work.pull(operators, run.after, run.defers, arrived)
         except BaseException as error:
             arrived(error)
         arrived.release()
@@ -282,5 +281,5 @@ def _transfers(runs: Sequence[Run]) -> Iterator[list[Run]]:
     together: dict[tuple[Kind, int, int, bool], list[Run]] = {}
     for run in runs:
         if run.operator.kind.lane is Lane.NETWORK:
-            together.setdefault((run.operator.kind, run.operator.batch, run.after, run.early), []).append(run)
+            together.setdefault((run.operator.kind, run.operator.batch, run.after, run.defers), []).append(run)
     yield from together.values()

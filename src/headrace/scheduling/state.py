@@ -1,26 +1,24 @@
 """The state machine of scheduled steps: events in, instructions out, each with its reason. No threads, no clock.
 
-Whoever drives it tells what happened (`BatchRead`, `Finished`, ...) with the time, and carries out every `Run` it gets
-back. What holds under every policy:
+The driver reports what happened (`BatchRead`, `Finished`, ...) with the time, and carries out every `Run` it gets back.
+What may run follows from the operators that the policy built for each step; what does run, from the resources:
 
-- no operator runs before its inputs are there, and dense operators run in the order of the batches;
-- a pull of batch b reads rows as the push of b - 1 left them; an early one as that of b - 2 did, and then it leaves out
-  the rows that b - 1 touches, which follow as `held`. A pull whose push is not applied yet is sent only to a store that
-  holds it back until then;
-- work on later batches is begun only if its bytes fit the budget; the next batch to train always goes on.
+- the network carries every transfer that may start;
+- the trainer's thread runs one operator at a time, of batches that the caller has asked for;
+- feature operators run on the cores that the policy gives them, and the policy chooses which;
+- work on later batches begins only if its bytes fit the budget; the next batch to train always goes on.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 
-from headrace.scheduling.byte_budget import ByteBudget
-from headrace.scheduling.cost import Costs
-from headrace.scheduling.events import BatchRead, Event, Finished, NoMoreRows, Run, Wanted
-from headrace.scheduling.graph import JOINT, Kind, Operator
-from headrace.scheduling.policies.base import Choice, Policy
-from headrace.scheduling.probing import Probe, make_probe
+from headrace.scheduling.cost import ByteBudget, Costs
+from headrace.scheduling.events import BatchRead, Event, Finished, NoMoreRows, Run, StepRequested
+from headrace.scheduling.graph import Kind, Lane, Node, Operator, Start
+from headrace.scheduling.policies.base import Decision, Policy, StepContext
+from headrace.scheduling.progress import StepProgress
+from headrace.scheduling.selection import StrategySelector, make_selector
 
 __all__ = ["SchedulerState"]
 
@@ -31,34 +29,15 @@ CPU_BOUND_RATIO = 0.95
 """Feature work this near the length of the gap fills it: estimates are no better than that."""
 
 
-@dataclass
-class _Live:
-    """How far a batch is that was read and not yet trained; sets hold groups.
-
-    Attributes:
-        groups: Its features, in the order declared; `JOINT` alone where they are one operator.
-    """
-
-    groups: Sequence[int]
-    begun: set[int] = field(default_factory=set)
-    computed: set[int] = field(default_factory=set)
-    pulls_sent: set[int] = field(default_factory=set)
-    pulled: set[int] = field(default_factory=set)
-    held_open: set[int] = field(default_factory=set)  # early pulls whose rest is not here yet
-    held_sent: set[int] = field(default_factory=set)
-    charged_bytes: int = 0
-    dense: bool = False  # running or done
-
-
 class SchedulerState:
-    """Decides what runs when. Not safe for several threads: whoever drives it holds a lock.
+    """Decides what runs when. Not thread-safe: the driver holds a lock.
 
     Attributes:
-        policy: How it decides where there is a choice.
+        policy: Builds steps, and decides which features run next.
         num_groups: Parts into which features can be split.
         num_cores: Feature operators that may run at once while no training work does.
         spare_cores: The same while training work runs: cores that dense operators leave free.
-        store_holds: Whether the store holds a pull back until the push it must see is applied.
+        store_waits: Whether the store holds a pull back until the push it must see is applied.
         bytes: Those of batches that are read and not yet trained.
         costs: What operators took.
         current: The next batch to train, or the one in training.
@@ -72,32 +51,33 @@ class SchedulerState:
         *,
         num_cores: int = 1,
         spare_cores: int = 0,
-        store_holds: bool = False,
+        store_waits: bool = False,
         budget_bytes: int = 1 << 62,
-        probe: Probe | None = None,
+        selector: StrategySelector | None = None,
     ) -> None:
-        """Nothing is read yet; `probe` is what an earlier run of the same job has found out about ways of sending."""
+        """Nothing is read yet; `selector` is what an earlier run of the same job has found out about strategies."""
         self.policy = policy
         self.num_groups = num_groups
         self.num_cores = num_cores
         self.spare_cores = spare_cores
-        self.store_holds = store_holds
+        self.store_waits = store_waits
         self.bytes = ByteBudget(budget_bytes, num_groups)
         self.costs = Costs(num_groups)
         self.current = 0
         self.idle_reason = ""
         self.now_s = 0.0
-        self._batches: dict[int, _Live] = {}
+        self._progress = StepProgress()
+        self._charged_bytes: dict[int, int] = {}
         self._next_read = 0
         self._reading = self._ended = False
-        self._wanted = -1
-        self._applied = -1  # the last batch whose push is applied
         self._trainer_busy = False
         self._running: list[Operator] = []  # feature operators at work
+        self._features: Sequence[Operator] = ()  # of the newest step
         self._gap_start_s: float | None = None
-        self._probe = probe or make_probe(policy, num_groups=num_groups, store_holds=store_holds)
         self._step_end_s: float | None = None
-        self._order: Sequence[int] = range(num_groups)
+        self._selector = selector or make_selector(
+            policy, num_groups=num_groups, store_waits=store_waits, num_cores=num_cores
+        )
 
     # What happened
 
@@ -115,79 +95,68 @@ class SchedulerState:
             case NoMoreRows():
                 self._reading, self._ended = False, True
                 self.bytes.give_back(Operator(Kind.READ, self._next_read))
-            case Wanted():
-                self._wanted = event.batch
+            case StepRequested():
+                self._progress.request(event.batch)
             case Finished():
                 self._finish(event)
 
     @property
     def is_over(self) -> bool:
         """Whether every batch there is was trained and applied."""
-        return self._ended and not self._batches and self._applied == self.current - 1
+        return self._ended and self._progress.is_empty
 
     def _read(self, event: BatchRead) -> None:
         batch = self._next_read
         self._reading = False
         self._next_read += 1
-        self._batches[batch] = _Live(self._groups)
+        self._charged_bytes[batch] = 0
+        step = StepContext(batch, self.num_groups, self.store_waits, self.num_cores, self.costs)
+        self._progress.add(batch, self._selector.strategy.build(step))
+        self._features = self._progress.operators(Kind.FEATURES, batch)
         self._settle(Operator(Kind.READ, batch), event.seconds, event.num_bytes)
 
     def _finish(self, event: Finished) -> None:
         operator = event.operator
-        batch = self._batches.get(operator.batch)
+        self._progress.finish(operator)
         match operator.kind:
             case Kind.FEATURES:
-                assert batch is not None
                 self._running.remove(operator)
-                batch.computed.add(operator.group)
-            case Kind.PULL:
-                assert batch is not None
-                batch.pulled.add(operator.group)
-            case Kind.HELD:
-                assert batch is not None
-                batch.held_open.discard(operator.group)
             case Kind.DENSE:
                 self._trainer_busy = False
-            case Kind.PUSH:
-                self._applied = operator.batch
             case Kind.UPDATE:
                 self._trainer_busy = False
                 self._end_batch(operator.batch)
-        if operator.kind is Kind.DENSE:
+        if operator.kind is Kind.DENSE and self._progress.is_done(Operator(Kind.DENSE, operator.batch)):
             self._gap_start_s = self.now_s
-        elif self._gap_start_s is not None and self._is_ready(self.current):
+        elif self._gap_start_s is not None and self._next_training(Kind.DENSE) is not None:
             self.costs.gap_s.add(self.now_s - self._gap_start_s)
             self._gap_start_s = None
         self._settle(operator, event.seconds, event.num_bytes)
 
     def _end_batch(self, number: int) -> None:
         assert number == self.current, f"update of batch {number} while {self.current} is in training"
-        self.bytes.ledger.add(-self._batches.pop(number).charged_bytes)
+        self.bytes.ledger.add(-self._charged_bytes.pop(number))
         self.current += 1
-        self._order = self.policy.order(self.costs, self.num_cores)
         if self._step_end_s is not None:
-            self._probe.learn(self.now_s - self._step_end_s)
+            self._selector.learn(self.now_s - self._step_end_s)
         self._step_end_s = self.now_s
 
-    @property
-    def _groups(self) -> Sequence[int]:
-        """How features of the next batch to be read are split."""
-        return (JOINT,) if self._probe.mode.joint and self.num_groups > 1 else range(self.num_groups)
-
-    def _ordered(self, live: _Live) -> Sequence[int]:
-        return self._order if len(live.groups) == self.num_groups else live.groups
+    def _settle(self, operator: Operator, seconds: float, num_bytes: int) -> None:
+        """Put what an operator really took in place of what was expected."""
+        self.costs.learn(operator, seconds, num_bytes)
+        self.bytes.settle(operator, num_bytes)
+        if operator.kind in KEPT and operator.batch in self._charged_bytes:
+            self._charged_bytes[operator.batch] += num_bytes
+            self.bytes.ledger.add(num_bytes)
 
     # What policies may ask
 
     @property
-    def pulls_early(self) -> bool:
-        """Whether pulls are early now: the policy has them, and on this job they pay."""
-        return self._probe.mode.early
-
-    @property
     def training_first(self) -> bool:
         """Whether training work runs, or could."""
-        return self._trainer_busy or (self._wanted >= self.current and self._is_ready(self.current))
+        if self._trainer_busy:
+            return True
+        return self._progress.requested >= self.current and self._next_training() is not None
 
     @property
     def gap_left_s(self) -> float:
@@ -203,7 +172,7 @@ class SchedulerState:
         Then it is never right to leave a processor idle: the work must be done anyway, and nothing else waits longer.
         (With the features inside the gap, the gap is as long as they are.)
         """
-        features_s = sum(self.costs.seconds(Kind.FEATURES, group) for group in self._groups)
+        features_s = sum(self.costs.seconds(kind, group, part) for kind, _, group, part in self._features)
         return features_s / self.num_cores >= CPU_BOUND_RATIO * self.costs.gap_s.value
 
     @property
@@ -211,53 +180,64 @@ class SchedulerState:
         """The newest batch whose rows are here."""
         return self._next_read - 1
 
-    @property
-    def num_running(self) -> int:
-        """Feature operators at work."""
-        return len(self._running)
-
-    def feeds_early_pull(self, batch: int) -> bool:
-        """Whether features of a batch are needed before the dense work of the batch before it begins.
-
-        Its early pull can only run under that dense work if its keys are known by then, so with early pulls these
-        features are part of the step's own work. Not so if its rows are not here or its bytes do not fit.
-        """
-        live = self._batches.get(batch)
-        if not self.pulls_early or live is None or len(live.computed) == len(live.groups):
-            return False
-        group = self.next_group(batch)
-        return self.is_running(batch) if group is None else self.is_running(batch) or self.fits(batch, group)
-
     def is_applied(self, batch: int) -> bool:
         """Whether the push of a batch is applied."""
-        return self._applied >= batch
+        return self._progress.is_done(Operator(Kind.PUSH, batch))
 
     def is_running(self, batch: int) -> bool:
         """Whether a feature operator of a batch is at work."""
         return any(operator.batch == batch for operator in self._running)
 
-    def has_begun(self, batch: int) -> bool:
-        """Whether a feature operator of a batch is done or at work."""
-        return bool(self._batches[batch].begun)
+    def next_features(self, batch: int) -> Operator | None:
+        """The first feature operator of a batch, by priority, that may start; None if there is none, or no rows."""
+        return self._progress.next_ready(Kind.FEATURES, batch)
 
-    def next_group(self, batch: int) -> int | None:
-        """The first group in order whose features are not begun; None if there is none, or no rows."""
-        live = self._batches.get(batch)
-        if live is None or len(live.begun) == len(live.groups):
-            return None
-        return next(group for group in self._ordered(live) if group not in live.begun)
-
-    def fits(self, batch: int, group: int) -> bool:
-        """Whether the bytes of a feature operator fit the budget."""
-        return batch == self.current or self.bytes.fits(Operator(Kind.FEATURES, batch, group))
+    def fits(self, operator: Operator) -> bool:
+        """Whether the bytes of an operator fit the budget."""
+        return operator.batch == self.current or self.bytes.fits(operator)
 
     # What is to be done
 
     def _decide(self) -> Iterator[Run]:
-        yield from self._pulls()
+        yield from self._transfers()
         yield from self._training()
         yield from self._reads()
-        yield from self._features()
+        yield from self._feature_work()
+
+    def _transfers(self) -> Iterator[Run]:
+        ready = self._progress.ready(Lane.NETWORK)
+        idle = {node.operator.batch for node, _ in ready if self._progress.has_idle_link(node.operator.batch)}
+        for node, starts in ready:
+            operator = node.operator
+            start = next((each for each in starts if not each.only_if_idle or operator.batch in idle), None)
+            if start is None:
+                continue
+            self._begin(operator)
+            if operator.kind is Kind.PULL and not start.defers:
+                self._progress.drop(operator._replace(kind=Kind.DEFERRED_PULL))
+            yield Run(operator, start.reason, start.after, start.defers)
+
+    def _training(self) -> Iterator[Run]:
+        if self._trainer_busy or self._progress.requested < self.current:
+            return
+        found = self._next_training()
+        if found is not None:
+            node, start = found
+            self._trainer_busy = True
+            self._begin(node.operator)
+            yield Run(node.operator, start.reason)
+
+    def _next_training(self, kind: Kind | None = None) -> tuple[Node, Start] | None:
+        """The operator for the trainer's thread, if it may start: it yields to features that run, or can."""
+        ready = self._progress.ready(Lane.TRAINER)
+        if not ready:
+            return None
+        node, starts = ready[0]
+        operator = node.operator
+        if operator.batch != self.current or kind not in (None, operator.kind):
+            return None
+        yields = any(self.is_running(need.batch) or self._able(need) is not None for need in node.yields_to)
+        return None if yields else (node, starts[0])
 
     def _reads(self) -> Iterator[Run]:
         ahead = self._next_read - self.current
@@ -270,101 +250,33 @@ class SchedulerState:
         self.bytes.reserve(operator)
         yield Run(operator, "the next to train" if ahead == 0 else f"{ahead} ahead, within the budget")
 
-    def _pulls(self) -> Iterator[Run]:
-        for number in range(self.current, min(self.current + 1, self._next_read - 1) + 1):
-            live = self._batches[number]
-            strict = self._strict(number)
-            # Only for an update that is sure to come: else the store would hold the request until it gives up.
-            asks_ahead = self.store_holds and self._probe.mode.ahead and self._wanted >= number - 1
-            # What an early pull left out follows all early pulls: held back by the store, it must not be in their way.
-            if strict or (asks_ahead and len(live.pulled) == len(live.groups)):
-                for group in sorted(
-                    (live.held_open & live.pulled) - live.held_sent
-                ):  # by then it is known what is left out
-                    live.held_sent.add(group)
-                    reason = "the push before is applied" if strict else "answered when the push before is applied"
-                    yield Run(Operator(Kind.HELD, number, group), reason, after=number - 1)
-            early = self.pulls_early and not strict
-            if not (self._early_allowed(number) if early else strict or asks_ahead):
-                return
-            ready = live.computed - live.pulls_sent
-            if not ready or not self._worth_sending(live, strict):
-                continue
-            for group in [group for group in self._ordered(live) if group in ready]:
-                live.pulls_sent.add(group)
-                self.bytes.reserve(Operator(Kind.PULL, number, group))
-                if early:
-                    live.held_open.add(group)
-                yield self._pull(number, group, strict, early)
-
-    def _worth_sending(self, live: _Live, strict: bool) -> bool:
-        """Whether pulls of the groups that are ready go out now; each request costs both ends time of its own.
-
-        All together once they are complete. Before that only what the link has been waiting for: by group, the push
-        being applied, and nothing of the batch on its way.
-        """
-        if len(live.computed) == len(live.groups):
-            return True
-        return self._probe.mode.by_group and strict and live.pulls_sent == live.pulled
-
-    def _pull(self, number: int, group: int, strict: bool, early: bool) -> Run:
-        reason = "its keys are known"
-        if early:
-            reason += ", and those of the push on its way"
-        elif not strict:
-            reason += "; answered when the push before is applied"
-        return Run(Operator(Kind.PULL, number, group), reason, after=number - 2 if early else number - 1, early=early)
-
-    def _strict(self, number: int) -> bool:
-        """Whether every push that a batch must see is applied."""
-        return self._applied >= number - 1
-
-    def _early_allowed(self, number: int) -> bool:
-        before = self._batches.get(number - 1)
-        return self._applied >= number - 2 and (before is None or len(before.pulls_sent) == len(before.groups))
-
-    def _is_ready(self, number: int) -> bool:
-        live = self._batches.get(number)
-        if live is None or live.dense or len(live.pulled) < len(live.groups) or live.held_open:
-            return False
-        return not self.feeds_early_pull(number + 1)
-
-    def _training(self) -> Iterator[Run]:
-        if self._trainer_busy:
-            return
-        live = self._batches.get(self.current)
-        if live is not None and live.dense:
-            self._trainer_busy = True
-            yield Run(Operator(Kind.PUSH, self.current), "its gradients are known")
-            yield Run(Operator(Kind.UPDATE, self.current), "its gradients are known")
-        elif self._wanted >= self.current and self._is_ready(self.current):
-            assert live is not None
-            live.dense = self._trainer_busy = True
-            yield Run(Operator(Kind.DENSE, self.current), "all its rows are here")
-
-    def _features(self) -> Iterator[Run]:
+    def _feature_work(self) -> Iterator[Run]:
         while True:
             most = self.policy.num_workers(self.num_cores, self.spare_cores if self.training_first else self.num_cores)
-            if self.num_running >= most:
-                self.idle_reason = (
-                    "training work comes first" if self.training_first and not most else "all cores at work"
-                )
+            if len(self._running) >= most:
+                self.idle_reason = "all cores at work" if most else "training work comes first"
                 return
-            choice: Choice = self.policy.choose(self)
-            if choice.batch < 0:
-                self.idle_reason = choice.reason
+            decision = self.policy.choose(self)
+            if decision.operator is None and (awaited := self._awaited_features()) is not None:
+                decision = Decision(awaited, "training work waits for it")
+            if decision.operator is None:
+                self.idle_reason = decision.reason
                 return
-            operator = Operator(Kind.FEATURES, choice.batch, choice.group)
-            self._running.append(operator)
-            self._batches[choice.batch].begun.add(choice.group)
-            self.bytes.reserve(operator)
-            yield Run(operator, choice.reason)
+            self._running.append(decision.operator)
+            self._begin(decision.operator)
+            yield Run(decision.operator, decision.reason)
 
-    def _settle(self, operator: Operator, seconds: float, num_bytes: int) -> None:
-        """Put what an operator really took in place of what was expected."""
-        self.costs.learn(operator, seconds, num_bytes)
-        self.bytes.settle(operator, num_bytes)
-        live = self._batches.get(operator.batch)
-        if live is not None and operator.kind in KEPT:
-            live.charged_bytes += num_bytes
-            self.bytes.ledger.add(num_bytes)
+    def _awaited_features(self) -> Operator | None:
+        """The first feature operator that may start and fits, of those that training work yields to; None for none."""
+        needs = (need for node in self._progress.waiting_nodes(self.current) for need in node.yields_to)
+        return next((operator for need in needs if (operator := self._able(need)) is not None), None)
+
+    def _able(self, need: Operator) -> Operator | None:
+        """A feature operator of those that a need covers that may start now."""
+        operator = self._progress.next_ready(Kind.FEATURES, need.batch) if need.kind is Kind.FEATURES else None
+        return operator if operator is not None and self.fits(operator) else None
+
+    def _begin(self, operator: Operator) -> None:
+        self._progress.begin(operator)
+        if operator.kind in KEPT:
+            self.bytes.reserve(operator)

@@ -1,4 +1,4 @@
-"""`StepStore`: stands between `EmbeddingBags` and its store, so that the scheduler says when a pull is sent."""
+"""`StepStore`: stands between `EmbeddingBags` and its store, so that the scheduler decides when a read is sent."""
 
 from __future__ import annotations
 
@@ -15,43 +15,45 @@ from headrace.embeddings.changes.log import RowBlock
 from headrace.embeddings.ops.key_sets import keys_in
 from headrace.errors import HeadraceError
 
-__all__ = ["StepStore", "Ticket"]
+__all__ = ["PendingRead", "StepStore"]
 
 Float32s = npt.NDArray[np.float32]
 Int64s = npt.NDArray[np.int64]
 
 
-class Ticket:
-    """A pull of keys of a batch, which is sent in one or two parts before `EmbeddingBags` asks for the rows.
+class PendingRead:
+    """A read of keys of a batch, sent as one request or two before `EmbeddingBags` asks for the rows.
 
     Attributes:
-        store: Whose pull it is.
-        keys: What is asked for.
+        store: The store that was asked.
+        asked: The keys as they were asked for.
+        keys: The same to be read: of a part of a batch, with their counts in the whole batch.
         rows: float32 [U, dim], after `finish`.
-        held: int64, which keys an early request left out; None if there was none.
+        deferred: int64, places of the keys that an early request left out; None if there was none.
     """
 
     def __init__(self, store: StepStore, keys: Keys) -> None:
         self.store = store
+        self.asked = keys
         self.keys = keys
         self.rows: Future[Float32s] = Future()
-        self.held: Int64s | None = None
+        self.deferred: Int64s | None = None
         self._parts: list[tuple[Int64s | None, Float32s]] = []
 
     def leave_out(self, touched: Sequence[Keys]) -> Int64s:
-        """Decide what an early request leaves out: keys that a push on its way touches; returns the others."""
+        """Defer the keys that an update on its way touches; returns the places of the others, int64."""
         found = np.zeros(len(self.keys), dtype=np.bool_)
         for keys in touched:
             found |= keys_in(self.keys, keys)
-        self.held = np.flatnonzero(found)
+        self.deferred = np.flatnonzero(found)
         return np.flatnonzero(~found)
 
     def take(self, where: Int64s | None, rows: Float32s) -> None:
-        """Rows of some keys are here; None for all."""
+        """Rows have arrived, of the keys at some places; None for all."""
         self._parts.append((where, rows))
 
     def finish(self) -> None:
-        """Put the parts together, once all are here."""
+        """Put the rows together, once all have arrived."""
         if self.rows.done():
             return
         if not self._parts:  # no keys, so nothing was asked for
@@ -65,7 +67,7 @@ class Ticket:
         self.rows.set_result(rows)
 
     def verify(self) -> None:
-        """Pull all rows again, now that every push before this batch is applied, and compare.
+        """Read all rows again, now that every update before this batch is applied, and compare.
 
         Raises:
             HeadraceError: A row is not what it should be.
@@ -80,19 +82,19 @@ class Ticket:
             )
 
 
-Part = tuple[Ticket, Int64s | None]
-"""Some keys of a ticket, by their places; None for all."""
+Selection = tuple[PendingRead, Int64s | None]
+"""Some keys of a read, by their places; None for all."""
 
 
 class StepStore:
-    """An `EmbeddingStore` for the time a scheduler runs: pulls become tickets, pushes do not wait.
+    """An `EmbeddingStore` for the time that a scheduler runs: reads wait to be sent, updates do not wait to be applied.
 
     Attributes:
         store: Where rows live.
         embedding_dim: Floats of a row.
-        first_step: The last step that was pushed before this was made.
-        num_pushed: Pushes sent since then.
-        pushing: The newest push.
+        first_step: The last step that was handed in before this was made.
+        num_updates: Updates handed in since then.
+        updating: The newest update.
     """
 
     def __init__(self, store: EmbeddingStore, embedding_dim: int) -> None:
@@ -100,20 +102,20 @@ class StepStore:
         self.store = store
         self.first_step = store.step
         self.embedding_dim = embedding_dim
-        self.num_pushed = 0
-        self.pushing: Future[None] | None = None
-        self._tickets: dict[Keys, Ticket] = {}  # Keys are told apart by identity: a batch owns its own
-        # A table in this process may move when it grows, so a pull and a push must not meet.
+        self.num_updates = 0
+        self.updating: Future[None] | None = None
+        self._reads: dict[Keys, PendingRead] = {}  # Keys are told apart by identity: a batch owns its own
+        # A table in this process may move when it grows, so a read and an update must not meet.
         self._lock: Any = threading.Lock() if isinstance(store, LocalStore) else _NoLock()
 
-    def prepare(self, keys: Keys) -> Ticket:
-        """A ticket for keys of a batch that will be read; nothing is sent yet."""
-        ticket = self._tickets[keys] = Ticket(self, keys)
-        return ticket
+    def prepare(self, keys: Keys) -> PendingRead:
+        """A read of keys of a batch, to be sent later."""
+        read = self._reads[keys] = PendingRead(self, keys)
+        return read
 
-    def forget(self, ticket: Ticket) -> None:
-        """The batch of a ticket is trained."""
-        self._tickets.pop(ticket.keys, None)
+    def forget(self, read: PendingRead) -> None:
+        """The batch of a read is trained."""
+        self._reads.pop(read.asked, None)
 
     @property
     def step(self) -> int:
@@ -121,23 +123,23 @@ class StepStore:
         return self.store.step
 
     def read(self, keys: Keys, *, after: int | None = None) -> Future[Float32s]:
-        """See `EmbeddingStore.read`; of keys with a ticket, the rows that were asked for then."""
-        ticket = self._tickets.get(keys)
-        if ticket is not None:
-            return ticket.rows
+        """See `EmbeddingStore.read`; of keys that were prepared, the rows of that read."""
+        read = self._reads.get(keys)
+        if read is not None:
+            return read.rows
         with self._lock:
             return self.store.read(keys, after=after)
 
     def read_now(self, keys: Keys) -> Future[Float32s]:
-        """Rows as they are now, also of keys with a ticket."""
+        """Rows as they are now, also of keys that were prepared."""
         with self._lock:
             return self.store.read(keys)
 
     def update(self, keys: Keys, gradients: Float32s, *, num_rows: int = 1) -> Future[None]:
-        """See `EmbeddingStore.update`; the future is done at once, `pushing` is the one to wait for."""
+        """See `EmbeddingStore.update`; the future is done at once, `updating` is the one to wait for."""
         with self._lock:
-            self.pushing = self.store.update(keys, gradients, num_rows=num_rows)
-        self.num_pushed += 1
+            self.updating = self.store.update(keys, gradients, num_rows=num_rows)
+        self.num_updates += 1
         sent: Future[None] = Future()
         sent.set_result(None)
         return sent
@@ -150,28 +152,30 @@ class StepStore:
         """See `EmbeddingStore.acknowledge`."""
         self.store.acknowledge(consumer, version)
 
-    def send(self, parts: Sequence[Part], num_steps: int, done: Callable[[BaseException | None], None]) -> None:
-        """Ask the store for the keys of some tickets as one request.
+    def send(
+        self, selections: Sequence[Selection], num_updates: int, done: Callable[[BaseException | None], None]
+    ) -> None:
+        """Ask the store for the keys of some reads as one request.
 
         Args:
-            parts: At least one.
-            num_steps: Pushes since `first_step` that the rows must have seen.
-            done: Called once, by any thread, when rows are here, or with the error.
+            selections: At least one. A key in several of them is asked for once each.
+            num_updates: Updates since `first_step` that the rows must have seen.
+            done: Called once, by any thread, when rows have arrived, or with the error.
         """
-        selected = [ticket.keys if where is None else ticket.keys.take(where) for ticket, where in parts]
-        keys, places = (selected[0], [None]) if len(parts) == 1 else _joined(selected)
+        selected = [read.keys if where is None else read.keys.take(where) for read, where in selections]
+        keys, places = (selected[0], [None]) if len(selections) == 1 else _joined(selected)
 
-        def arrived(pulled: Future[Float32s]) -> None:
-            error = pulled.exception()
+        def arrived(reading: Future[Float32s]) -> None:
+            error = reading.exception()
             if error is None:
-                rows = pulled.result()
-                for (ticket, where), place in zip(parts, places, strict=True):
-                    ticket.take(where, rows if place is None else rows[place])
+                rows = reading.result()
+                for (read, where), place in zip(selections, places, strict=True):
+                    read.take(where, rows if place is None else rows[place])
             done(error)
 
         with self._lock:
-            pulled = self.store.read(keys, after=self.first_step + num_steps)
-        pulled.add_done_callback(arrived)
+            reading = self.store.read(keys, after=self.first_step + num_updates)
+        reading.add_done_callback(arrived)
 
 
 class _NoLock:

@@ -1,4 +1,4 @@
-"""What ran where and when in the latest steps, for the report's timeline and for Chrome's trace viewer."""
+"""When and where the operators of the latest steps ran, for the report's timeline and for Chrome's trace viewer."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from headrace.files import write_text
 from headrace.paths import local_path
-from headrace.scheduling.graph import Kind, Lane, Operator
+from headrace.scheduling.graph import WHOLE, Kind, Lane, Operator, Part
 
 __all__ = ["Span", "Trace", "chrome_trace", "write_chrome_trace"]
 
@@ -24,11 +24,11 @@ class Span(NamedTuple):
 
     Attributes:
         operator: Which.
-        lane: Who carried it out: "trainer", "cpu 0", "reader", "network".
+        lane: Where it ran: "trainer", "cpu 0", "reader", "network".
         start_s: On the clock of the run.
         end_s: On the same clock.
         reason: Why it ran then.
-        num_bytes: What it brought or sent.
+        num_bytes: Bytes it produced or sent.
     """
 
     operator: Operator
@@ -58,13 +58,13 @@ class Trace:
                 self._spans.popleft()
 
     def spans(self) -> list[Span]:
-        """What is kept, by begin; a step is whole once its push is applied."""
+        """The spans that are kept, by begin; a step is complete once its push is applied."""
         with self._lock:
             kept = [span for span in self._spans if span.operator.batch > self._last - self.num_steps]
         return sorted(kept, key=lambda span: span.start_s)
 
     def to_dict(self, policy: str) -> dict[str, Any]:
-        """As JSON can hold it: what `headrace.observe` draws."""
+        """Plain values for JSON, as `headrace.observe` draws them."""
         spans = self.spans()
         start = spans[0].start_s if spans else 0.0
         return {
@@ -74,6 +74,7 @@ class Trace:
                     "kind": span.operator.kind.value,
                     "step": span.operator.batch,
                     "group": span.operator.group,
+                    "part": _name_of(span.operator.part),
                     "lane": span.lane,
                     "start_s": round(span.start_s - start, 7),
                     "end_s": round(span.end_s - start, 7),
@@ -89,6 +90,10 @@ class Trace:
         write_text(path, json.dumps(self.to_dict(policy)))
 
 
+def _name_of(part: Part) -> str:
+    return "" if part == WHOLE else f"{part.number + 1} of {part.of}"
+
+
 def chrome_trace(spans: Iterable[dict[str, Any]], policy: str) -> dict[str, Any]:
     """Spans of `Trace.to_dict` in the JSON that Chrome's `about:tracing` and Perfetto open.
 
@@ -102,9 +107,10 @@ def chrome_trace(spans: Iterable[dict[str, Any]], policy: str) -> dict[str, Any]
             lane = f"network {'push' if span['kind'] == 'push' else 'pull ' + str(span['group'])}"
         number = numbers.setdefault(lane, len(numbers))
         group = f" {span['group']}" if span["group"] >= 0 else ""
+        part = f", part {span['part']}" if span.get("part") else ""
         events.append(
             {
-                "name": f"{span['kind']}{group} of step {span['step']}",
+                "name": f"{span['kind']}{group} of step {span['step']}{part}",
                 "cat": span["kind"],
                 "ph": "X",
                 "ts": span["start_s"] * 1e6,

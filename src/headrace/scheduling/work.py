@@ -6,18 +6,21 @@ import threading
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from fractions import Fraction
 from time import perf_counter
 from typing import Any, Protocol
 
+import numpy as np
 import pyarrow as pa
 from torch import nn
 
 from headrace.embeddings import Keys, LocalStore, embedding_bags, key_layouts
+from headrace.embeddings.ops.key_sets import find_keys
 from headrace.pipeline import BatchIterator, RowStats
 from headrace.scheduling.feature_groups import FeatureGroups
-from headrace.scheduling.graph import JOINT
+from headrace.scheduling.graph import ALL_GROUPS, WHOLE, Kind, Operator, Part
 from headrace.scheduling.runtime import Done
-from headrace.scheduling.store import Part, StepStore, Ticket
+from headrace.scheduling.store import PendingRead, Selection, StepStore
 from headrace.tensors import Batch
 
 __all__ = ["Phases", "Trained", "TrainingWork"]
@@ -29,8 +32,14 @@ BYTES_PER_KEY = 16
 class Phases(Protocol):
     """A training step in three calls, made one after the other by one thread."""
 
-    def forward_backward(self, batch: Batch) -> Any:
-        """Predict, and find all gradients."""
+    def forward_backward(self, batch: Batch, num_rows: int) -> Any:
+        """Predict, and add to all gradients.
+
+        Args:
+            batch: A whole batch, or a part of one; the calls for the parts of a batch follow each other.
+            num_rows: Rows of the whole batch: the loss is a mean over these, so that the losses and gradients of all
+                parts add up to those of the batch.
+        """
 
     def push(self) -> None:
         """Hand the gradients of rows to their stores."""
@@ -44,16 +53,14 @@ class Trained:
     """A batch after its step.
 
     Attributes:
-        batch: The batch.
-        result: What `Phases.forward_backward` returned.
+        parts: The batch and the result of `Phases.forward_backward`; several where it was trained in micro-batches.
         row_stats: What became of the rows it took.
         position: Where in the pipeline the batch after it begins.
         computed_s: When its last features were there, on the clock of `time.perf_counter`.
         dense_s: When its dense work began.
     """
 
-    batch: Batch
-    result: Any
+    parts: tuple[tuple[Batch, Any], ...]
     row_stats: RowStats
     position: dict[str, Any]
     computed_s: float
@@ -61,18 +68,31 @@ class Trained:
 
 
 @dataclass
+class _Features:
+    """The features of one group and part, and the reads of their keys."""
+
+    batch: Batch | None
+    reads: list[PendingRead]
+
+
+@dataclass
 class _Live:
     """One batch between reading and training."""
 
     rows: pa.RecordBatch | None
+    num_rows: int
     row_stats: RowStats
     position: dict[str, Any]
-    parts: dict[int, Batch] = field(default_factory=dict)
-    tickets: dict[int, list[Ticket]] = field(default_factory=dict)
-    batch: Batch | None = None
-    result: Any = None
+    features: dict[tuple[int, Part], _Features] = field(default_factory=dict)
+    computed: Fraction = Fraction(0)  # of all groups and rows
+    trained: list[tuple[Batch, Any]] = field(default_factory=list)
     computed_s: float = 0.0
     dense_s: float = 0.0
+
+    def reads(self, operators: Sequence[Operator]) -> list[tuple[Part, PendingRead]]:
+        """What operators read."""
+        found = [(operator.part, self.features.get((operator.group, operator.part))) for operator in operators]
+        return [(part, read) for part, features in found if features is not None for read in features.reads]
 
 
 class TrainingWork:
@@ -80,7 +100,7 @@ class TrainingWork:
 
     Attributes:
         rest: What became of rows behind the last batch, once the pipeline has ended.
-        held_ratio: Share of the newest early pull that had to wait for the push before it.
+        deferred_ratio: Share of the newest early pull that had to wait for the push before it.
     """
 
     def __init__(
@@ -99,11 +119,11 @@ class TrainingWork:
             groups: Features, see `group_features`.
             model: Holds the `EmbeddingBags`.
             phases: Its training step.
-            verify: Pull every row once more right before it is used, and fail if it differs: twice the traffic, and
+            verify: Read every row once more right before it is used, and fail if it differs: twice the traffic, and
                 proof that no pull ran ahead of a push.
         """
         self.rest: tuple[RowStats, dict[str, Any]] | None = None
-        self.held_ratio = 0.0
+        self.deferred_ratio = 0.0
         self._batches = batches
         self._groups = groups
         self._bags = list(embedding_bags(model).values())
@@ -135,94 +155,115 @@ class TrainingWork:
         if rows is None:
             self.rest = row_stats, position
             return None
-        self._live[batch] = _Live(rows, row_stats, position)
+        self._live[batch] = _Live(rows, rows.num_rows, row_stats, position)
         return int(rows.nbytes)
 
-    def features(self, batch: int, group: int) -> int:
-        """See `Work`: the plan of the group, and its unique keys."""
-        live = self._live[batch]
+    def features(self, operator: Operator) -> int:
+        """See `Work`: the plan of the group over the rows of the part, and their unique keys."""
+        live, (_, _, group, part) = self._live[operator.batch], operator
         assert live.rows is not None
-        part = self._groups.of(group).plan.apply(live.rows).with_keys(self._layouts)
-        live.parts[group] = part
-        live.tickets[group] = [
+        places, num_bytes = part.rows(live.num_rows), 0
+        if len(places):
+            rows = live.rows if part == WHOLE else live.rows.slice(places.start, len(places))
+            batch = self._groups.of(group).plan.apply(rows).with_keys(self._layouts)
+            live.features[group, part] = _Features(batch, self._prepare(batch))
+            num_bytes = batch.num_bytes
+        live.computed += Fraction(len(self._groups) if group == ALL_GROUPS else 1, part.of)
+        if live.computed == len(self._groups):
+            live.rows, live.computed_s = None, perf_counter()
+        return num_bytes
+
+    def _prepare(self, batch: Batch) -> list[PendingRead]:
+        return [
             store.prepare(found.keys)
             for bags, store in zip(self._bags, self._stores, strict=True)
-            for found in part.unique_keys.get(bags.key_layout, ())
+            for found in batch.unique_keys.get(bags.key_layout, ())
         ]
-        if len(live.parts) == (1 if group == JOINT else len(self._groups)):
-            live.rows, live.computed_s = None, perf_counter()
-        return part.num_bytes
 
-    def pull(self, batch: int, groups: Sequence[int], after: int, early: bool, done: Done) -> Sequence[int]:
+    def pull(self, operators: Sequence[Operator], after: int, defers: bool, done: Done) -> Sequence[int]:
         """See `Work`."""
-        live = self._live[batch]
-        parts: list[Part] = []
-        for ticket in (ticket for group in groups for ticket in live.tickets[group]):
-            left = ticket.leave_out(self._touched(batch - 1, ticket)) if early else None
-            parts.append((ticket, left))
-        self._send(parts, after, done)
-        if early:
-            held = sum(len(ticket.held) for ticket, _ in parts if ticket.held is not None)
-            self.held_ratio = held / max(sum(len(ticket.keys) for ticket, _ in parts), 1)
-        return [_num_bytes(live.tickets[group]) for group in groups]
+        live = self._live[operators[0].batch]
+        for operator in operators:
+            if operator.part != WHOLE:
+                _count_in_batch(live, operator)
+        selections = []
+        for part, read in live.reads(operators):
+            left = read.leave_out(self._touched(operators[0].batch - 1, read)) if defers else None
+            selections.append((part, (read, left)))
+        self._send(selections, after, done)
+        if defers:
+            reads = [read for _, (read, _) in selections]
+            num_deferred = sum(len(read.deferred) for read in reads if read.deferred is not None)
+            self.deferred_ratio = num_deferred / max(sum(len(read.keys) for read in reads), 1)
+        return [_num_bytes(live, [operator]) for operator in operators]
 
-    def _touched(self, batch: int, ticket: Ticket) -> list[Keys]:
-        """What a batch's push updates in a ticket's store; that batch may be grouped in another way."""
-        all_tickets = (other for tickets in self._live[batch].tickets.values() for other in tickets)
-        return [other.keys for other in all_tickets if other.store is ticket.store]
+    def _touched(self, batch: int, read: PendingRead) -> list[Keys]:
+        """What a batch's push updates in the store of a read; that batch may be grouped in another way."""
+        of_batch = (other for features in self._live[batch].features.values() for other in features.reads)
+        return [other.keys for other in of_batch if other.store is read.store]
 
-    def held(self, batch: int, groups: Sequence[int], after: int, done: Done) -> Sequence[int]:
+    def deferred_pull(self, operators: Sequence[Operator], after: int, done: Done) -> Sequence[int]:
         """See `Work`."""
-        tickets = [self._live[batch].tickets[group] for group in groups]
-        self._send([(ticket, ticket.held) for of_group in tickets for ticket in of_group], after, done)
-        return [0 for _ in groups]  # counted with the early pull
+        reads = self._live[operators[0].batch].reads(operators)
+        self._send([(part, (read, read.deferred)) for part, read in reads], after, done)
+        return [0 for _ in operators]  # counted with the early pull
 
-    def dense(self, batch: int) -> int:
+    def dense(self, operator: Operator) -> int:
         """See `Work`."""
-        live = self._live[batch]
-        live.dense_s = perf_counter()
-        for ticket in (ticket for tickets in live.tickets.values() for ticket in tickets):
-            ticket.finish()
+        live = self._live[operator.batch]
+        live.dense_s = live.dense_s or perf_counter()
+        found = [live.features[place] for place in sorted(live.features) if place[1] == operator.part]
+        if not found:
+            return 0  # a part without rows
+        for read in (read for features in found for read in features.reads):
+            read.finish()
             if self._verify:
-                ticket.verify()
-        live.batch = Batch.join([live.parts[group] for group in sorted(live.parts)])
-        live.result = self._phases.forward_backward(live.batch)
+                read.verify()
+        batch = Batch.join([features.batch for features in found if features.batch is not None])
+        live.trained.append((batch, self._phases.forward_backward(batch, live.num_rows)))
         return 0
 
     def push(self, batch: int, done: Done) -> int:
         """See `Work`."""
-        sent = [store.num_pushed for store in self._stores]
+        handed_in = [store.num_updates for store in self._stores]
         self._phases.push()
-        pushes = [
-            store.pushing
-            for store, before in zip(self._stores, sent, strict=True)
-            if store.num_pushed > before and store.pushing is not None
+        updates = [
+            store.updating
+            for store, before in zip(self._stores, handed_in, strict=True)
+            if store.num_updates > before and store.updating is not None
         ]
-        finish = _Countdown(len(pushes), done)
-        for push in pushes:
-            push.add_done_callback(lambda pushed: finish.one(pushed.exception()))
-        return sum(_num_bytes(tickets) for tickets in self._live[batch].tickets.values())
+        finish = _Countdown(len(updates), done)
+        for update in updates:
+            update.add_done_callback(lambda updated: finish.one(updated.exception()))
+        live = self._live[batch]
+        return _num_bytes(live, [Operator(Kind.PULL, batch, group, part) for group, part in live.features])
 
     def update(self, batch: int) -> Trained:
         """See `Work`."""
         self._phases.update()
         live = self._live[batch]
         self._live.pop(batch - 1, None)  # the keys of this one are still compared with those of the next
-        assert live.batch is not None
-        trained = Trained(live.batch, live.result, live.row_stats, live.position, live.computed_s, live.dense_s)
-        for ticket in (ticket for tickets in live.tickets.values() for ticket in tickets):
-            ticket.store.forget(ticket)
-        live.batch, live.parts, live.result = None, {}, None
+        trained = Trained(tuple(live.trained), live.row_stats, live.position, live.computed_s, live.dense_s)
+        live.trained = []
+        for features in live.features.values():
+            features.batch = None
+            for read in features.reads:
+                read.store.forget(read)
         return trained
 
-    def _send(self, parts: Sequence[Part], after: int, done: Done) -> None:
-        """One request to each store; a table in this process is asked ticket by ticket, which costs no joining."""
-        requests = [
-            request
-            for store in self._stores
-            if (of_store := [part for part in parts if part[0].store is store and (part[1] is None or len(part[1]))])
-            for request in ([[part] for part in of_store] if isinstance(store.store, LocalStore) else [of_store])
-        ]
+    def _send(self, selections: Sequence[tuple[Part, Selection]], after: int, done: Done) -> None:
+        """One request to each store and for each part, whose keys may be those of another part.
+
+        A table in this process is asked read by read, which costs no joining.
+        """
+        requests: list[list[Selection]] = []
+        for store in self._stores:
+            by_part: dict[Part, list[Selection]] = {}
+            for part, (read, where) in selections:
+                if read.store is store and (where is None or len(where)):
+                    by_part.setdefault(part, []).append((read, where))
+            for request in by_part.values():
+                requests += [[each] for each in request] if isinstance(store.store, LocalStore) else [request]
         finish = _Countdown(len(requests), done)
         for request in requests:
             request[0][0].store.send(request, after + 1, finish.one)
@@ -248,6 +289,25 @@ class _Countdown:
             self._done(self._error)
 
 
-def _num_bytes(tickets: Sequence[Ticket]) -> int:
-    """Bytes of keys and rows, one way."""
-    return sum(len(ticket.keys) * (BYTES_PER_KEY + 4 * ticket.store.embedding_dim) for ticket in tickets)
+def _num_bytes(live: _Live, operators: Sequence[Operator]) -> int:
+    """Bytes of the keys and rows of operators, one way."""
+    reads = live.reads(operators)
+    return sum(len(read.keys) * (BYTES_PER_KEY + 4 * read.store.embedding_dim) for _, read in reads)
+
+
+def _count_in_batch(live: _Live, operator: Operator) -> None:
+    """Give the keys of a part their counts in the whole batch: what the one update of all parts brings.
+
+    An id is admitted by its counts, so without this a part could read zeros where the whole batch reads a first value.
+    """
+    if live.rows is not None:
+        raise ValueError(f"{operator}: started before the features of all parts, expected it to need all of them")
+    all_reads = [read for features in live.features.values() for read in features.reads]
+    for _, read in live.reads([operator]):
+        counts = np.zeros(len(read.keys), dtype=np.int32)
+        for other in all_reads:
+            if other.store is read.store:
+                places = find_keys(read.keys, other.asked)
+                found = places >= 0
+                counts[found] += other.asked.counts[places[found]]
+        read.keys = Keys(read.keys.spaces, read.keys.ids, counts)

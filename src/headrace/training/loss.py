@@ -18,9 +18,9 @@ Array = npt.NDArray[Any]
 
 
 @kernel()
-def _log_loss(logits: Array, labels: Array, weights: Array, grad: Array) -> float:
+def _log_loss(logits: Array, labels: Array, weights: Array, scale: float, grad: Array) -> float:
     num_rows, num_labels = logits.shape
-    scale, total = 1.0 / (num_rows * num_labels), 0.0
+    total = 0.0
     for b in range(num_rows):
         weight = np.float64(weights[b]) if len(weights) else 1.0
         for label in range(num_labels):
@@ -37,13 +37,17 @@ def _log_loss(logits: Array, labels: Array, weights: Array, grad: Array) -> floa
     return float(total * scale)
 
 
-def log_loss(logits_BL: Tensor, labels_BL: Tensor, weights_B: Tensor | None) -> tuple[float, Tensor]:
+def log_loss(
+    logits_BL: Tensor, labels_BL: Tensor, weights_B: Tensor | None, *, num_rows: int | None = None
+) -> tuple[float, Tensor]:
     """The mean over rows and labels of weight times log loss, and its gradient.
 
     Args:
         logits_BL: float32.
         labels_BL: float32, 0 or 1, or between; NaN where a row lacks the label: it counts as if its weight were 0.
         weights_B: float32; None for ones. The mean divides by the number of rows, not by the sum of weights.
+        num_rows: Rows of the batch that these B rows are a part of; None for B. Losses and gradients of all parts add
+            up to those of the batch.
 
     Returns:
         The loss, and float32 [B, L]: give it to `logits.backward`. No rows have a loss of NaN, and so have labels
@@ -56,9 +60,12 @@ def log_loss(logits_BL: Tensor, labels_BL: Tensor, weights_B: Tensor | None) -> 
         weights = weights.masked_fill((labels_BL < 0.0) | (labels_BL > 1.0), torch.nan)
         loss = binary_cross_entropy_with_logits(leaf, labels_BL.nan_to_num(), weight=weights)
         (gradient,) = torch.autograd.grad(loss, leaf)
-        return loss.item(), gradient
+        share = 1.0 if num_rows is None else len(logits_BL) / num_rows
+        return (loss.item(), gradient) if share == 1.0 else (share * loss.item(), share * gradient)
     grad = torch.empty(logits_BL.shape)
+    scale = 1.0 / ((len(logits_BL) if num_rows is None else num_rows) * logits_BL.shape[1])
     no_weights = np.empty(0, np.float32)
     weights_array = no_weights if weights_B is None else weights_B.numpy()
-    value = _log_loss(logits_BL.detach().contiguous().numpy(), labels_BL.numpy(), weights_array, grad.numpy())
+    logits = logits_BL.detach().contiguous().numpy()
+    value = _log_loss(logits, labels_BL.numpy(), weights_array, scale, grad.numpy())
     return value, grad

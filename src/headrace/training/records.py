@@ -16,8 +16,7 @@ from headrace.models.tower_work import TowerWork, tower_work
 from headrace.pipeline import StageReading
 from headrace.resources import ResourceMonitor
 from headrace.training.state import TrainingState
-from headrace.training.step import StepResult
-from headrace.training.stepping import Steps
+from headrace.training.stepping import StepOutput, StepRunner
 
 __all__ = ["StepRecorder", "limiting_part"]
 
@@ -54,13 +53,15 @@ class StepRecorder:
         self._source = source if isinstance(source, ParquetSource) else None
         self._bytes_read = BytesRead()
 
-    def add(self, result: StepResult, num_rows: int, wait_s: float) -> bool:
-        """Count a step; says whether a record is due."""
+    def add(self, output: StepOutput) -> bool:
+        """Count a step; returns whether a record is due."""
         self._steps += 1
-        self._rows += num_rows
-        self._loss += result.loss * num_rows
-        for part, seconds in {"wait": wait_s, **result.seconds}.items():
-            self._seconds[part] = self._seconds.get(part, 0.0) + seconds
+        self._rows += output.num_rows
+        self.add_seconds("wait", output.wait_s)
+        for _, result in output.parts:
+            self._loss += result.loss * output.num_rows
+            for part, seconds in result.seconds.items():
+                self.add_seconds(part, seconds)
         return self._steps >= self.every_steps
 
     def add_seconds(self, part: str, seconds: float) -> None:
@@ -77,7 +78,7 @@ class StepRecorder:
         """Mean log loss of the rows since the last record."""
         return self._loss / self._rows if self._rows else float("nan")
 
-    def take(self, state: TrainingState, steps: Steps) -> dict[str, Any]:
+    def take(self, state: TrainingState, steps: StepRunner) -> dict[str, Any]:
         """The record of the steps since the last one, which begins anew."""
         now = time.perf_counter()
         counters = steps.counters(window_s=now - self._start_s)

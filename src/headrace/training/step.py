@@ -24,13 +24,13 @@ __all__ = ["StepResult", "TrainingStep"]
 
 @dataclass(frozen=True)
 class StepResult:
-    """What a step predicted before it trained.
+    """The predictions of a step, made before it trained.
 
     Attributes:
-        logits: float32 [B, L]; also what the loss was computed from, so metrics need no second pass.
-        loss: Weighted mean log loss over rows and labels.
-        seconds: Wall time by part: forward, backward, push, dense_optimizer; pull is the part of forward and push
-            the part of training that the embedding store took.
+        logits: float32 [B, L], those that the loss was computed from, so metrics need no second pass.
+        loss: Weighted mean log loss over rows and labels; of a micro-batch, its share of that of the batch.
+        seconds: Wall time by part: forward, backward, push (of gradients to the embedding store), dense_optimizer;
+            under a scheduler also pull, the wait for rows from the store.
     """
 
     logits: NDArray[np.float32]
@@ -62,7 +62,7 @@ class TrainingStep:
         Args:
             model: Batch -> logits float32 [B, L].
             optimizer: Of the dense parameters.
-            clip_grad_norm: Greatest norm of the dense gradient; None for any.
+            clip_grad_norm: Maximum norm of the dense gradient; None for no limit.
             precision: Of matrix products; "auto" is decided at the first batch, see `choose_precision`.
             average: Given the dense parameters and the rows of a batch, makes their gradients those of all trainers.
         """
@@ -77,11 +77,11 @@ class TrainingStep:
         self._asked: AskedPrecision = precision
 
     def settle_precision(self, num_rows: int, kept: AskedPrecision | None = None) -> PrecisionChoice:
-        """Decide what matrix products take from now on.
+        """Decide the precision of matrix products from now on.
 
         Args:
             num_rows: Of a batch.
-            kept: What an earlier part of the run decided where this was left to us; None for nothing.
+            kept: The decision of an earlier part of the run under `auto`; None for none.
         """
         if self._asked == "auto" and kept is not None:
             self.precision = PrecisionChoice("fp32" if kept == "fp32" else "bf16", f"{kept}: as the run began")
@@ -101,24 +101,32 @@ class TrainingStep:
         self.update()
         return result
 
-    def forward_backward(self, batch: Batch) -> StepResult:
-        """The first phase: predict, and find all gradients; `push` and `update` follow, and add their seconds.
+    def forward_backward(self, batch: Batch, num_rows: int | None = None) -> StepResult:
+        """The first phase: predict, and add to all gradients; `push` and `update` follow, and add their seconds.
+
+        Called once for each micro-batch of a batch, it accumulates: gradients are those of the whole batch, and the
+        losses of the results add up to its loss.
+
+        Args:
+            batch: A batch, or a part of one.
+            num_rows: Rows of the whole batch; None if this is all of it.
 
         Raises:
             HeadraceError: The loss is not finite; parameters are left as they were.
         """
         start = perf_counter()
-        self._num_rows = len(batch)
+        self._num_rows = len(batch) if num_rows is None else num_rows
         if self.precision is None:
             self.settle_precision(len(batch))
         logits = self.model(batch)
         where = logits.device
         weights = None if batch.weights is None else batch.weights.to(where)
-        value, gradient = log_loss(logits, batch.labels.to(where), weights)
+        value, gradient = log_loss(logits, batch.labels.to(where), weights, num_rows=self._num_rows)
         forward = perf_counter()
         if not np.isfinite(value):
             for bags in embedding_bags(self.model).values():
                 bags.drop_gradients()
+            self.optimizer.zero_grad()
             outside = batch.labels[(batch.labels < 0) | (batch.labels > 1)]
             if len(outside):
                 raise HeadraceError(
@@ -131,13 +139,13 @@ class TrainingStep:
         return StepResult(logits.detach().cpu().numpy(), value, self._seconds)
 
     def push(self) -> None:
-        """The second phase: rows learn."""
+        """The second phase: hand the gradients of rows to their stores."""
         start = perf_counter()
         apply_gradients(self.model, self._num_rows)
         self._seconds["push"] = perf_counter() - start
 
     def update(self) -> None:
-        """The last phase: dense parameters learn."""
+        """The last phase: step the dense optimizer."""
         start = perf_counter()
         if self.average is not None:
             self.average(self._dense, self._num_rows)

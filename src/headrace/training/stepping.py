@@ -20,36 +20,39 @@ from headrace.resources import effective_cpus
 from headrace.scheduling.config import SchedulerConfig
 from headrace.scheduling.feature_groups import MAX_GROUPS, FeatureGroups, group_features
 from headrace.scheduling.policies import BatchPrefetch, Policy
-from headrace.scheduling.probing import Probe, make_probe
 from headrace.scheduling.runtime import StepRuntime
+from headrace.scheduling.selection import StrategySelector, make_selector
 from headrace.scheduling.state import SchedulerState
-from headrace.scheduling.work import TrainingWork
+from headrace.scheduling.work import Trained, TrainingWork
 from headrace.tensors import Batch
 from headrace.training.step import StepResult, TrainingStep
 
-__all__ = ["PlainSteps", "ScheduledSteps", "Scheduling", "Stepped", "Steps"]
+__all__ = ["PlainStepRunner", "ScheduledStepRunner", "Scheduling", "StepOutput", "StepRunner"]
 
 
 @dataclass(frozen=True)
-class Stepped:
-    """A step that was made.
+class StepOutput:
+    """A finished step.
 
     Attributes:
-        batch: What it trained on.
-        result: What it predicted and took.
+        parts: The batch it trained on, and its predictions and times; several pairs if it was split into micro-batches.
         wait_s: How long it waited for the batch's features.
     """
 
-    batch: Batch
-    result: StepResult
+    parts: tuple[tuple[Batch, StepResult], ...]
     wait_s: float
 
+    @property
+    def num_rows(self) -> int:
+        """Rows of the batch."""
+        return sum(len(batch) for batch, _ in self.parts)
 
-class Steps(Protocol):
-    """Makes steps, and tells what became of the rows of those that were made."""
 
-    def make(self) -> Stepped | None:
-        """Make the next step; None if there is none."""
+class StepRunner(Protocol):
+    """Runs training steps, and accounts for the rows of those that were run."""
+
+    def run_step(self) -> StepOutput | None:
+        """Run the next step; None if there is none."""
         ...
 
     def settle(self) -> None:
@@ -69,7 +72,7 @@ class Steps(Protocol):
         ...
 
 
-class PlainSteps:
+class PlainStepRunner:
     """One batch after the other as the pipeline makes them ready."""
 
     def __init__(self, batches: BatchIterator, step: TrainingStep) -> None:
@@ -77,32 +80,32 @@ class PlainSteps:
         self._batches = batches
         self._step = step
 
-    def make(self) -> Stepped | None:
-        """See `Steps`."""
+    def run_step(self) -> StepOutput | None:
+        """See `StepRunner`."""
         asked = perf_counter()
         batch: Batch | None = next(self._batches, None)
         if batch is None:
             return None
         wait_s = perf_counter() - asked
-        return Stepped(batch, self._step(batch), wait_s)
+        return StepOutput(((batch, self._step(batch)),), wait_s)
 
     def settle(self) -> None:
-        """See `Steps`: a plain step waits for its update."""
+        """See `StepRunner`: a plain step waits for its update."""
 
     def take_row_stats(self) -> RowStats:
-        """See `Steps`."""
+        """See `StepRunner`."""
         return self._batches.take_row_stats()
 
     def state_dict(self) -> dict[str, Any]:
-        """See `Steps`."""
+        """See `StepRunner`."""
         return self._batches.state_dict()
 
     def counters(self, window_s: float) -> PipelineCounters:
-        """See `Steps`."""
+        """See `StepRunner`."""
         return self._batches.counters(window_s)
 
 
-class ScheduledSteps:
+class ScheduledStepRunner:
     """Steps under a scheduler; the pipeline delivers rows, and the scheduler computes their features."""
 
     def __init__(self, batches: BatchIterator, work: TrainingWork, runtime: StepRuntime) -> None:
@@ -113,41 +116,40 @@ class ScheduledSteps:
         self._row_stats = RowStats()
         self._position = batches.state_dict()
 
-    def make(self) -> Stepped | None:
-        """See `Steps`."""
+    def run_step(self) -> StepOutput | None:
+        """See `StepRunner`."""
         asked = perf_counter()
-        trained = self._runtime.step()
+        trained: Trained | None = self._runtime.step()
         if trained is None:
-            if self._work.rest is not None:  # what was lost behind the last good row
+            if self._work.rest is not None:  # rows lost behind the last good one
                 self._row_stats, self._position = self._work.rest
             return None
         self._row_stats, self._position = trained.row_stats, trained.position
         wait_s = max(0.0, trained.computed_s - asked)
-        pull_s = max(0.0, trained.dense_s - max(asked, trained.computed_s))
-        result: StepResult = trained.result
-        result.seconds["pull"] = pull_s
-        return Stepped(trained.batch, result, wait_s)
+        first: StepResult = trained.parts[0][1]
+        first.seconds["pull"] = max(0.0, trained.dense_s - max(asked, trained.computed_s))
+        return StepOutput(trained.parts, wait_s)
 
     def settle(self) -> None:
-        """See `Steps`."""
+        """See `StepRunner`."""
         self._runtime.settle()
 
     def take_row_stats(self) -> RowStats:
-        """See `Steps`."""
-        stats, self._row_stats = self._row_stats, RowStats()
-        return stats
+        """See `StepRunner`."""
+        row_stats, self._row_stats = self._row_stats, RowStats()
+        return row_stats
 
     def state_dict(self) -> dict[str, Any]:
-        """See `Steps`."""
+        """See `StepRunner`."""
         return self._position
 
     def counters(self, window_s: float) -> PipelineCounters:
-        """See `Steps`."""
+        """See `StepRunner`."""
         return self._batches.counters(window_s)
 
 
 def choose_policy(config: SchedulerConfig, model: nn.Module) -> Policy | None:
-    """What a job's scheduler is for this model and this process; None for the plain loop."""
+    """The scheduling policy of a job for this model and this process; None for the plain loop."""
     distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
     alone = not distributed or torch.distributed.get_world_size() == 1
     return config.choose(remote=not all(_is_local(model)), alone=alone)
@@ -169,7 +171,7 @@ def _is_local(model: nn.Module) -> list[bool]:
 
 
 class Scheduling:
-    """A job's scheduler from window to window: what it has found out about the job stays.
+    """A job's scheduler from window to window: it keeps what it has learned about the job.
 
     Attributes:
         policy: None for the plain loop.
@@ -185,7 +187,7 @@ class Scheduling:
         self.policy = choose_policy(config, model)
         self._config = config
         self._model = model
-        self._probe: Probe | None = None
+        self._selector: StrategySelector | None = None
 
     @contextmanager
     def open(
@@ -196,7 +198,7 @@ class Scheduling:
         *,
         budget_bytes: int,
         folder: Path | None = None,
-    ) -> Iterator[ScheduledSteps]:
+    ) -> Iterator[ScheduledStepRunner]:
         """Steps under the policy, until the context ends.
 
         Args:
@@ -208,40 +210,40 @@ class Scheduling:
         """
         assert self.policy is not None, "the plain loop has no scheduler"
         config, model, policy = self._config, self._model, self.policy
-        store_holds = not any(_is_local(model))
-        groups = feature_groups(plan, model, self._max_groups(plan, store_holds))
-        probe = make_probe(policy, num_groups=len(groups), store_holds=store_holds)
-        if self._probe is None or self._probe.modes != probe.modes:
-            self._probe = probe
-        self._probe.begin()
+        store_waits = not any(_is_local(model))
+        groups = feature_groups(plan, model, self._max_groups(plan, store_waits))
         num_cores = config.threads or max(1, int(effective_cpus().count))
+        selector = make_selector(policy, num_groups=len(groups), store_waits=store_waits, num_cores=num_cores)
+        if self._selector is None or self._selector.strategies != selector.strategies:
+            self._selector = selector
+        self._selector.begin()
         spare_cores = max(0, num_cores - torch.get_num_threads())
         state = SchedulerState(
             len(groups),
             policy,
             num_cores=num_cores,
             spare_cores=spare_cores,
-            store_holds=store_holds,
+            store_waits=store_waits,
             budget_bytes=budget_bytes,
-            probe=self._probe,
+            selector=self._selector,
         )
         prefetches = isinstance(policy, BatchPrefetch)  # asked for by name, competing threads and all
-        nothing_overlaps = not store_holds and len(groups) == 1 and spare_cores == 0 and not prefetches
+        nothing_overlaps = not store_waits and len(groups) == 1 and spare_cores == 0 and not prefetches
         with (
             TrainingWork(batches, groups, model, step, verify=config.verify) as work,
             StepRuntime(work, state, is_inline=nothing_overlaps) as runtime,
         ):
             try:
-                yield ScheduledSteps(batches, work, runtime)
+                yield ScheduledStepRunner(batches, work, runtime)
             finally:
                 if folder is not None:
                     runtime.trace.write(folder / SCHEDULE_FILE, policy.name)
 
-    def _max_groups(self, plan: FeaturePlan, store_holds: bool) -> int:
+    def _max_groups(self, plan: FeaturePlan, store_waits: bool) -> int:
         """Parts of the plan. One where it looks for equal rows: parts would find others than the whole does.
 
         Gradients of equal rows are summed first, so the bits of parameters would depend on which way was faster.
         """
         if plan.grouping is None or plan.grouping.groups:
             return 1
-        return self._config.max_groups or (MAX_GROUPS if store_holds else 1)
+        return self._config.max_groups or (MAX_GROUPS if store_waits else 1)

@@ -32,7 +32,7 @@ from headrace.training.run_folder import RunFolder
 from headrace.training.sharded import ShardedTables
 from headrace.training.state import TrainingState
 from headrace.training.step import TrainingStep
-from headrace.training.stepping import PlainSteps, Scheduling, Steps
+from headrace.training.stepping import PlainStepRunner, Scheduling, StepOutput, StepRunner
 
 __all__ = ["Trainer"]
 
@@ -289,7 +289,7 @@ class Trainer:
             return finished
 
     @contextmanager
-    def _open(self, source: Source) -> Iterator[tuple[BatchIterator, Steps]]:
+    def _open(self, source: Source) -> Iterator[tuple[BatchIterator, StepRunner]]:
         """The pipeline over a source, and the steps behind it: under a scheduler where the job has one."""
         if self._scheduling is None:
             self._scheduling = Scheduling(self.job.scheduler, self.components.model)
@@ -300,7 +300,7 @@ class Trainer:
         plan = decide_groups(self.job, self.components.plan, source, decisions=self._decisions)
         with open_batches(self.job, plan, source, **options) as batches:
             if scheduling.policy is None:
-                yield batches, PlainSteps(batches, self._step)
+                yield batches, PlainStepRunner(batches, self._step)
                 return
             budget = step_budget(self.job)
             with scheduling.open(batches, self._step, plan, folder=self.run_folder.path, budget_bytes=budget) as steps:
@@ -332,24 +332,19 @@ class Trainer:
         self.state.finish_window()
         self._save()
 
-    def _steps(self, steps: Steps, budget: ErrorBudget, progress: Progress, every: int | None) -> bool:
+    def _steps(self, steps: StepRunner, budget: ErrorBudget, progress: Progress, every: int | None) -> bool:
         """Train on batch after batch; False if asked to stop before the last."""
         while not self._should_stop():
             asked = time.perf_counter()
             due = every is not None and (self.state.step + 1) % every == 0
-            made = steps.make()
-            if made is None:
+            output = steps.run_step()
+            if output is None:
                 return True
-            batch, result = made.batch, made.result
             self.state.step += 1
-            weights = None if batch.weights is None else batch.weights.numpy()
-            self.state.update_metrics(result.logits, batch.labels.numpy(), weights)
-            if self._baseline is not None:
-                self.state.baseline.update(batch.dense.numpy()[:, self._baseline], batch.labels.numpy()[:, 0], weights)
-            self._uncommitted.add_step(self.state.step, batch.row_ids)
+            self._score(output)
             self._count(steps, budget, seconds=time.perf_counter() - asked)
             columns: dict[str, Any] | None = None
-            if self._recorder.add(result, len(batch), made.wait_s):
+            if self._recorder.add(output):
                 record = self._recorder.take(self.state, steps)
                 self._record(record)
                 self._replan(steps)
@@ -361,7 +356,16 @@ class Trainer:
         steps.settle()
         return False
 
-    def _count(self, steps: Steps, budget: ErrorBudget, *, seconds: float) -> None:
+    def _score(self, output: StepOutput) -> None:
+        """Take in the predictions that a step made before it trained."""
+        for batch, result in output.parts:
+            labels, weights = batch.labels.numpy(), None if batch.weights is None else batch.weights.numpy()
+            self.state.update_metrics(result.logits, labels, weights)
+            if self._baseline is not None:
+                self.state.baseline.update(batch.dense.numpy()[:, self._baseline], labels[:, 0], weights)
+            self._uncommitted.add_step(self.state.step, batch.row_ids)
+
+    def _count(self, steps: StepRunner, budget: ErrorBudget, *, seconds: float) -> None:
         """Count what was trained on, and where the next batch begins."""
         rows = steps.take_row_stats()
         budget.add(
@@ -371,7 +375,7 @@ class Trainer:
         self.state.position = steps.state_dict()
         self._uncommitted.add_rejects(rows.rejects)
 
-    def _replan(self, steps: Steps) -> None:
+    def _replan(self, steps: StepRunner) -> None:
         """Follow a resize of the machine, or of the pipeline, with the threads of this process."""
         workers = {stage.group: stage.num_workers for stage in steps.counters(window_s=1.0).stages.values()}
         plan = self._threads.update(sum(workers.values()))

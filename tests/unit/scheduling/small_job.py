@@ -106,9 +106,11 @@ class Phases:
         self.model = model
         self.optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
 
-    def forward_backward(self, batch: Batch) -> float:
+    def forward_backward(self, batch: Batch, num_rows: int) -> float:
         assert batch.weights is not None
-        loss = binary_cross_entropy_with_logits(self.model(batch), batch.labels, weight=batch.weights[:, None])
+        weights = batch.weights[:, None]
+        loss = binary_cross_entropy_with_logits(self.model(batch), batch.labels, weight=weights, reduction="sum")
+        loss = loss / num_rows
         loss.backward()  # type: ignore[no-untyped-call]
         return loss.item()
 
@@ -123,10 +125,10 @@ class Phases:
 class SlowStore:
     """A store whose transfers arrive when told to: every read and update waits in a queue until `deliver`."""
 
-    def __init__(self, store: EmbeddingStore, forgets_pushes: bool = False) -> None:
+    def __init__(self, store: EmbeddingStore, forgets_updates: bool = False) -> None:
         self.store = store
         self.queue: deque[Any] = deque()
-        self._forgets_pushes = forgets_pushes
+        self._forgets_updates = forgets_updates
 
     @property
     def step(self) -> int:
@@ -139,7 +141,7 @@ class SlowStore:
 
     def update(self, keys: Keys, gradients: npt.NDArray[np.float32], *, num_rows: int = 1) -> Future[None]:
         updated: Future[None] = Future()
-        if self._forgets_pushes:  # says that it is applied before it is
+        if self._forgets_updates:  # says that it is applied before it is
             self.queue.append(lambda: self.store.update(keys, gradients, num_rows=num_rows))
             updated.set_result(None)
         else:
@@ -169,7 +171,7 @@ def train_plainly(table: pa.Table) -> tuple[list[float], dict[str, Any]]:
     plan, model = plan_and_model()
     phases, losses = Phases(model), []
     for batch in raw_batches(table):
-        losses.append(phases.forward_backward(plan.apply(batch)))
+        losses.append(phases.forward_backward(plan.apply(batch), batch.num_rows))
         phases.push()
         phases.update()
     return losses, parameters(model)
@@ -178,19 +180,19 @@ def train_plainly(table: pa.Table) -> tuple[list[float], dict[str, Any]]:
 def train_scheduled(
     table: pa.Table, policy: Policy, *, verify: bool = False, max_groups: int = 4, is_inline: bool = False
 ) -> tuple[list[float], dict[str, Any], float]:
-    """The same under a scheduler; also the greatest share of keys an early pull held back."""
+    """The same under a scheduler; also the greatest share of keys an early pull deferred."""
     plan, model = plan_and_model()
     groups = group_features(plan, lambda name: spaces_of(model, name), max_groups=max_groups)
-    losses, held = [], 0.0
+    losses, deferred = [], 0.0
     with (
         raw_batches(table) as batches,
         TrainingWork(batches, groups, model, Phases(model), verify=verify) as work,
         StepRuntime(work, SchedulerState(len(groups), policy, num_cores=2), is_inline=is_inline) as steps,
     ):
         while (trained := steps.step()) is not None:
-            losses.append(trained.result)
-            held = max(held, work.held_ratio)
-    return losses, parameters(model), held
+            losses.append(sum(loss for _, loss in trained.parts))
+            deferred = max(deferred, work.deferred_ratio)
+    return losses, parameters(model), deferred
 
 
 def spaces_of(model: nn.Module, feature: str) -> list[str]:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from headrace.scheduling.graph import Kind
-from headrace.scheduling.policies import POLICIES, Recs, make_policy
-from headrace.scheduling.policies.rules import BY_GROUP
+from headrace.scheduling.graph import Kind, Operator
+from headrace.scheduling.policies import POLICIES, RECS
+from headrace.scheduling.policies.strategies import BY_GROUP
 from headrace.scheduling.runtime import Done, StepRuntime
 from headrace.scheduling.state import SchedulerState
 
@@ -42,8 +43,8 @@ class Notes:
         self.note(f"read {batch}")
         return 10 if batch < self.num_batches else None
 
-    def features(self, batch: int, group: int) -> int:
-        self.note(f"features {batch} {group}")
+    def features(self, operator: Operator) -> int:
+        self.note(f"features {operator.batch} {operator.group}")
         assert threading.get_ident() != self.trainer
         return 10
 
@@ -56,14 +57,14 @@ class Notes:
             done(None)
         return [10] * len(lines)
 
-    def pull(self, batch: int, groups: Sequence[int], after: int, early: bool, done: Done) -> list[int]:
-        return self._transfer([f"pull {batch} {group}" for group in groups], done)
+    def pull(self, operators: Sequence[Operator], after: int, defers: bool, done: Done) -> list[int]:
+        return self._transfer([f"pull {operator.batch} {operator.group}" for operator in operators], done)
 
-    def held(self, batch: int, groups: Sequence[int], after: int, done: Done) -> list[int]:
-        return self._transfer([f"held {batch} {group}" for group in groups], done)
+    def deferred_pull(self, operators: Sequence[Operator], after: int, done: Done) -> list[int]:
+        return self._transfer([f"deferred {operator.batch} {operator.group}" for operator in operators], done)
 
-    def dense(self, batch: int) -> int:
-        self.note(f"dense {batch}")
+    def dense(self, operator: Operator) -> int:
+        self.note(f"dense {operator.batch}")
         assert threading.get_ident() == self.trainer
         return 0
 
@@ -76,11 +77,11 @@ class Notes:
 
 
 def runtime(work: Notes, name: str = "recs", num_groups: int = 2) -> StepRuntime:
-    return StepRuntime(work, SchedulerState(num_groups, make_policy(name), num_cores=2))
+    return StepRuntime(work, SchedulerState(num_groups, POLICIES[name], num_cores=2))
 
 
 def inline(work: Notes, name: str = "recs") -> StepRuntime:
-    return StepRuntime(work, SchedulerState(1, make_policy(name), num_cores=1), is_inline=True)
+    return StepRuntime(work, SchedulerState(1, POLICIES[name], num_cores=1), is_inline=True)
 
 
 def train_all(steps: StepRuntime) -> None:
@@ -144,7 +145,7 @@ def test_after_an_ordinary_step_rows_of_the_next_batch_are_asked_for() -> None:
 
 
 def test_the_trace_keeps_whole_steps_and_only_the_latest() -> None:
-    with StepRuntime(Notes(20), SchedulerState(2, Recs(modes=(BY_GROUP,)), num_cores=2)) as steps:
+    with StepRuntime(Notes(20), SchedulerState(2, replace(RECS, strategies=(BY_GROUP,)), num_cores=2)) as steps:
         train_all(steps)
         spans = steps.trace.spans()
     assert {span.operator.batch for span in spans} == set(range(12, 20))
@@ -159,8 +160,8 @@ def test_the_trace_keeps_whole_steps_and_only_the_latest() -> None:
 class InlineNotes(Notes):
     """Everything is the caller's."""
 
-    def features(self, batch: int, group: int) -> int:
-        self.note(f"features {batch} {group}")
+    def features(self, operator: Operator) -> int:
+        self.note(f"features {operator.batch} {operator.group}")
         assert threading.get_ident() == self.trainer
         return 10
 

@@ -9,11 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from virtual_step import VirtualRun, VirtualStep
 
-from headrace.scheduling.events import BatchRead, Finished, Wanted
-from headrace.scheduling.graph import JOINT, Kind, Operator
-from headrace.scheduling.policies import POLICIES, BatchPrefetch, Recs, RecsEarly, make_policy
-from headrace.scheduling.policies.rules import BY_GROUP, WHOLE
-from headrace.scheduling.probing import WARM_UP_STEPS, Mode
+from headrace.scheduling.events import BatchRead, Finished, StepRequested
+from headrace.scheduling.graph import ALL_GROUPS, Kind, Operator
+from headrace.scheduling.policies import INTER, INTRA, POLICIES, RECS, RECS_EARLY, SERIAL, BatchPrefetch, PullStrategy
+from headrace.scheduling.policies.strategies import AHEAD, AT_ONCE, BY_GROUP, EARLY
+from headrace.scheduling.selection import WARM_UP_STEPS
 from headrace.scheduling.state import SchedulerState
 
 NUM_BATCHES = 152
@@ -26,22 +26,22 @@ seconds = st.floats(0.1, 10.0, allow_nan=False)
 def steps(draw: st.DrawFn, max_groups: int = 5) -> VirtualStep:
     groups = draw(st.lists(st.tuples(seconds, seconds), min_size=1, max_size=max_groups))
     features_s, pull_s = zip(*groups, strict=True)
-    held_ratio = draw(st.sampled_from([0.0, 0.3, 1.0]))
-    return VirtualStep(features_s, pull_s, draw(seconds), draw(seconds), held_ratio=held_ratio, update_s=0.05)
+    deferred_ratio = draw(st.sampled_from([0.0, 0.3, 1.0]))
+    return VirtualStep(features_s, pull_s, draw(seconds), draw(seconds), deferred_ratio=deferred_ratio, update_s=0.05)
 
 
-def fine(features_s: float, pull_s: float, dense_s: float, push_s: float, held_ratio: float = 0.0) -> VirtualStep:
+def fine(features_s: float, pull_s: float, dense_s: float, push_s: float, deferred_ratio: float = 0.0) -> VirtualStep:
     """A step of ten equal groups."""
-    return VirtualStep((features_s / 10,) * 10, (pull_s / 10,) * 10, dense_s, push_s, held_ratio=held_ratio)
+    return VirtualStep((features_s / 10,) * 10, (pull_s / 10,) * 10, dense_s, push_s, deferred_ratio=deferred_ratio)
 
 
 @settings(max_examples=40, deadline=None)
 @given(steps(), st.sampled_from(sorted(POLICIES)), st.integers(1, 3), st.booleans())
 def test_every_policy_trains_every_batch_in_order_with_inputs_before_use(
-    step: VirtualStep, name: str, num_cores: int, store_holds: bool
+    step: VirtualStep, name: str, num_cores: int, store_waits: bool
 ) -> None:
-    policy = make_policy(name)
-    run = VirtualRun(step, policy, 8, num_cores=num_cores, store_holds=store_holds).run()  # inputs are checked inside
+    policy = POLICIES[name]
+    run = VirtualRun(step, policy, 8, num_cores=num_cores, store_waits=store_waits).run()  # inputs are checked inside
     trained = [operator.batch for operator, _ in run.begins(Kind.DENSE)]
     assert trained == list(range(8))
     pulls = [operator for operator, _ in run.begins(Kind.PULL)]
@@ -52,12 +52,12 @@ def test_every_policy_trains_every_batch_in_order_with_inputs_before_use(
 
 @settings(max_examples=40, deadline=None)
 @given(steps(), st.sampled_from(sorted(POLICIES)), st.booleans())
-def test_no_policy_beats_the_bound_of_its_kind(step: VirtualStep, name: str, store_holds: bool) -> None:
-    policy = make_policy(name)
-    run = VirtualRun(step, policy, NUM_BATCHES, store_holds=store_holds).run()
+def test_no_policy_beats_the_bound_of_its_kind(step: VirtualStep, name: str, store_waits: bool) -> None:
+    policy = POLICIES[name]
+    run = VirtualRun(step, policy, NUM_BATCHES, store_waits=store_waits).run()
     parts = replace(step, update_s=0.0).parts()  # an update runs beside the push of its step
     slack = 1 - 10 / NUM_BATCHES  # work done ahead during warm-up is used up over the run
-    if policy.modes[0].early:
+    if policy is RECS_EARLY:
         assert run.step_s >= parts.early_s * slack
     elif name == "batch_prefetch":
         assert run.step_s >= max(parts.dense_s + parts.pull_s + parts.push_s, parts.features_s + parts.dense_s) * slack
@@ -69,46 +69,46 @@ def test_no_policy_beats_the_bound_of_its_kind(step: VirtualStep, name: str, sto
 @given(seconds, seconds, seconds, seconds, st.booleans())
 def test_recs_comes_within_a_tenth_of_the_strict_bound(f: float, p: float, m: float, u: float, holds: bool) -> None:
     step = fine(f, p, m, u)
-    run = VirtualRun(step, Recs(), NUM_BATCHES, store_holds=holds).run()
+    run = VirtualRun(step, RECS, NUM_BATCHES, store_waits=holds).run()
     assert run.step_s <= 1.1 * step.parts().strict_s + max(f, p) / 10
 
 
 @settings(max_examples=25, deadline=None)
 @given(seconds, seconds, seconds, seconds, st.sampled_from([0.0, 0.3, 0.7]), st.booleans())
 def test_recs_early_comes_within_a_tenth_of_its_exact_bound(
-    f: float, p: float, m: float, u: float, held_ratio: float, holds: bool
+    f: float, p: float, m: float, u: float, deferred_ratio: float, holds: bool
 ) -> None:
-    step = fine(f, p, m, u, held_ratio)
-    run = VirtualRun(step, RecsEarly(), NUM_BATCHES, store_holds=holds).run()
+    step = fine(f, p, m, u, deferred_ratio)
+    run = VirtualRun(step, RECS_EARLY, NUM_BATCHES, store_waits=holds).run()
     assert run.step_s <= 1.1 * step.parts().early_exact_s + max(f, p) / 10
 
 
 def test_early_pulls_run_under_dense_work_even_where_the_processor_never_rests() -> None:
     step = fine(6.0, 4.0, 6.0, 4.0)
-    assert VirtualRun(step, RecsEarly(), NUM_BATCHES).run().step_s <= 12.4
-    assert VirtualRun(step, Recs(), NUM_BATCHES).run().step_s >= 13.9
+    assert VirtualRun(step, RECS_EARLY, NUM_BATCHES).run().step_s <= 12.4
+    assert VirtualRun(step, RECS, NUM_BATCHES).run().step_s >= 13.9
 
 
 def test_serial_takes_the_sum_of_its_parts() -> None:
     step = fine(4.0, 3.0, 5.0, 2.0)
-    assert VirtualRun(step, make_policy("serial"), NUM_BATCHES).run().step_s == pytest.approx(14.0)
+    assert VirtualRun(step, SERIAL, NUM_BATCHES).run().step_s == pytest.approx(14.0)
 
 
 def test_inter_hides_pulls_under_features_and_nothing_else() -> None:
     step = fine(4.0, 3.0, 5.0, 2.0)
-    step_s = VirtualRun(step, make_policy("inter"), NUM_BATCHES).run().step_s
+    step_s = VirtualRun(step, INTER, NUM_BATCHES).run().step_s
     assert step_s == pytest.approx(4.0 + 0.3 + 5.0 + 2.0, rel=0.01)  # the last group's pull shows
 
 
 def test_intra_hides_features_under_communication() -> None:
     step = fine(4.0, 3.0, 5.0, 2.0)
-    assert VirtualRun(step, make_policy("intra"), NUM_BATCHES).run().step_s == pytest.approx(10.0, rel=0.02)
+    assert VirtualRun(step, INTRA, NUM_BATCHES).run().step_s == pytest.approx(10.0, rel=0.02)
 
 
 @settings(max_examples=40, deadline=None)
 @given(steps(), st.integers(1, 2), st.sampled_from(["intra", "recs"]))
 def test_training_work_waits_for_one_feature_operator_at_most(step: VirtualStep, num_cores: int, name: str) -> None:
-    run = VirtualRun(step, make_policy(name), 12, num_cores=num_cores).run()
+    run = VirtualRun(step, POLICIES[name], 12, num_cores=num_cores).run()
     dense = {operator.batch: (begin, end) for operator, begin, end in run.spans if operator.kind is Kind.DENSE}
     for batch, (begin, end) in dense.items():
         beside = [op for op, b, e in run.spans if op.kind is Kind.FEATURES and b < end - 1e-9 and e > begin + 1e-9]
@@ -119,33 +119,33 @@ def test_training_work_waits_for_one_feature_operator_at_most(step: VirtualStep,
 def test_batch_prefetch_takes_the_core_from_training_work_where_recs_does_not() -> None:
     step = fine(6.0, 1.0, 6.0, 1.0)
     stalled = VirtualRun(step, BatchPrefetch(num_ahead=4, num_threads=1), NUM_BATCHES, num_cores=2).run()
-    yielding = VirtualRun(step, Recs(), NUM_BATCHES, num_cores=2).run()
+    yielding = VirtualRun(step, RECS, NUM_BATCHES, num_cores=2).run()
     assert stalled.step_s > 1.2 * yielding.step_s  # one background thread holds up both halves of a parallel product
 
 
 @settings(max_examples=30, deadline=None)
 @given(steps(3), st.sampled_from(["batch_prefetch", "intra", "recs", "recs_early"]), st.integers(0, 2000))
 def test_run_ahead_stays_within_the_byte_budget_and_never_stops(step: VirtualStep, name: str, budget: int) -> None:
-    run = VirtualRun(step, make_policy(name), 10, budget_bytes=budget).run()  # the ledger is checked inside
+    run = VirtualRun(step, POLICIES[name], 10, budget_bytes=budget).run()  # the ledger is checked inside
     assert [operator.batch for operator, _ in run.begins(Kind.DENSE)] == list(range(10))
 
 
 def test_a_small_budget_means_less_run_ahead() -> None:
     step = fine(4.0, 3.0, 5.0, 2.0)
-    free, tight = (VirtualRun(step, Recs(), 12, budget_bytes=budget).run() for budget in (1 << 40, 3000))
+    free, tight = (VirtualRun(step, RECS, 12, budget_bytes=budget).run() for budget in (1 << 40, 3000))
     assert tight.peak_bytes_ahead <= 3000 < free.peak_bytes_ahead
     assert tight.step_s <= step.parts().serial_s
 
 
-@pytest.mark.parametrize("mode", [Mode(ahead=True), Mode(ahead=True, early=True)])
-def test_no_rows_are_asked_for_that_only_an_update_which_may_never_come_could_free(mode: Mode) -> None:
-    state = SchedulerState(1, RecsEarly(modes=(mode,)), store_holds=True)
+@pytest.mark.parametrize("strategy", [AHEAD, EARLY])
+def test_no_rows_are_asked_for_that_only_an_update_which_may_never_come_could_free(strategy: PullStrategy) -> None:
+    state = SchedulerState(1, replace(RECS_EARLY, strategies=(strategy,)), store_waits=True)
     sees: list[int] = []  # for each request for rows, the batch whose update it waits for
-    runs = state.handle(Wanted(0, 0.0))  # and no other: the caller stops after this step
+    runs = state.handle(StepRequested(0, 0.0))  # and no other: the caller stops after this step
     while runs:
         run = runs.pop(0)
-        kind, batch, _ = run.operator
-        if kind in (Kind.PULL, Kind.HELD):
+        kind, batch, _, _ = run.operator
+        if kind in (Kind.PULL, Kind.DEFERRED_PULL):
             sees.append(run.after)
         if kind is Kind.READ:
             runs += state.handle(BatchRead(1, 0.0, 0.0))
@@ -157,9 +157,9 @@ def test_no_rows_are_asked_for_that_only_an_update_which_may_never_come_could_fr
 
 
 def test_an_early_pull_is_followed_by_what_it_left_out() -> None:
-    run = VirtualRun(fine(2.0, 4.0, 6.0, 2.0, held_ratio=0.3), RecsEarly(), 100).run()
-    held = {operator.batch for operator, _ in run.begins(Kind.HELD)}
-    assert held >= set(range(2, 6)) | set(range(88, 96))
+    run = VirtualRun(fine(2.0, 4.0, 6.0, 2.0, deferred_ratio=0.3), RECS_EARLY, 100).run()
+    deferred = {operator.batch for operator, _ in run.begins(Kind.DEFERRED_PULL)}
+    assert deferred >= set(range(2, 6)) | set(range(88, 96))
     ends = {operator.batch: end for operator, _, end in run.spans if operator.kind is Kind.DENSE}
     early = [pull for pull, begin in run.begins(Kind.PULL) if pull.batch and begin < ends[pull.batch - 1]]
     assert len(early) > 12
@@ -167,21 +167,21 @@ def test_an_early_pull_is_followed_by_what_it_left_out() -> None:
 
 def test_cores_that_training_leaves_free_go_on_with_features() -> None:
     step = fine(6.0, 0.5, 6.0, 0.5)
-    spare = VirtualRun(step, Recs(), NUM_BATCHES, num_cores=2, spare_cores=1).run()
-    assert spare.step_s < 0.9 * VirtualRun(step, Recs(), NUM_BATCHES, num_cores=2).run().step_s
+    spare = VirtualRun(step, RECS, NUM_BATCHES, num_cores=2, spare_cores=1).run()
+    assert spare.step_s < 0.9 * VirtualRun(step, RECS, NUM_BATCHES, num_cores=2).run().step_s
 
 
 def test_idle_processors_say_why() -> None:
-    run = VirtualRun(fine(1.0, 9.0, 1.0, 1.0), make_policy("serial"), 3)
+    run = VirtualRun(fine(1.0, 9.0, 1.0, 1.0), SERIAL, 3)
     run.run()
     assert run.state.idle_reason
 
 
 def test_a_new_way_of_splitting_features_runs_ahead_at_once() -> None:
-    run = VirtualRun(fine(2.0, 4.0, 6.0, 2.0), Recs(modes=(BY_GROUP, WHOLE)), WARM_UP_STEPS + 16).run()
-    first = next(operator.batch for operator, _ in run.begins(Kind.FEATURES) if operator.group == JOINT)
+    run = VirtualRun(fine(2.0, 4.0, 6.0, 2.0), replace(RECS, strategies=(BY_GROUP, AT_ONCE)), WARM_UP_STEPS + 16).run()
+    first = next(operator.batch for operator, _ in run.begins(Kind.FEATURES) if operator.group == ALL_GROUPS)
     trained = {operator.batch: begin for operator, begin, _ in run.spans if operator.kind is Kind.DENSE}
     begun = next(
-        begin for operator, begin in run.begins(Kind.FEATURES) if operator == Operator(Kind.FEATURES, first, JOINT)
+        begin for operator, begin in run.begins(Kind.FEATURES) if operator == Operator(Kind.FEATURES, first, ALL_GROUPS)
     )
     assert begun < trained[first - 2]

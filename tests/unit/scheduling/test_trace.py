@@ -28,6 +28,7 @@ def test_times_count_from_the_first_span() -> None:
         "kind": "features",
         "step": 0,
         "group": 1,
+        "part": "",
         "lane": "cpu 0",
         "start_s": 0.0,
         "end_s": 0.2,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -25,16 +26,19 @@ from torch import nn
 from headrace.embeddings import embedding_bags
 from headrace.errors import DataError, HeadraceError
 from headrace.scheduling.feature_groups import group_features
-from headrace.scheduling.graph import JOINT
-from headrace.scheduling.policies import POLICIES, Policy, Recs, RecsEarly, make_policy
-from headrace.scheduling.policies.rules import BY_GROUP, EARLY, IN_GROUPS
-from headrace.scheduling.probing import WARM_UP_STEPS, Mode
+from headrace.scheduling.graph import ALL_GROUPS
+from headrace.scheduling.policies import POLICIES, RECS, RECS_EARLY, Policy, PullStrategy, StepwisePolicy
+from headrace.scheduling.policies.strategies import AHEAD, BY_GROUP, EARLY, IN_GROUPS, early_pulls
 from headrace.scheduling.runtime import StepRuntime
+from headrace.scheduling.selection import WARM_UP_STEPS
 from headrace.scheduling.state import SchedulerState
 from headrace.scheduling.work import TrainingWork
 from headrace.tensors import Batch
 
-EARLY_BY_GROUP = Mode(early=True, by_group=True)
+EARLY_IN_GROUPS = PullStrategy("early, in groups", lambda step: early_pulls(step, range(step.num_groups)))
+HASTY = PullStrategy(
+    "asked ahead of a store that does not wait", lambda step: AHEAD.build(replace(step, store_waits=True))
+)
 
 
 def assert_equal(left: dict[str, Any], right: dict[str, Any]) -> None:
@@ -52,7 +56,7 @@ def plain() -> tuple[list[float], dict[str, Any]]:
 def test_parameters_equal_those_of_a_plain_loop_bit_for_bit(
     name: str, plain: tuple[list[float], dict[str, Any]]
 ) -> None:
-    losses, found, _ = train_scheduled(rows(64 * 9 + 17), make_policy(name))
+    losses, found, _ = train_scheduled(rows(64 * 9 + 17), POLICIES[name])
     assert losses == plain[0]
     assert_equal(found, plain[1])
 
@@ -61,7 +65,7 @@ def test_parameters_equal_those_of_a_plain_loop_bit_for_bit(
 def test_parameters_stay_equal_where_the_caller_does_it_all(
     name: str, plain: tuple[list[float], dict[str, Any]]
 ) -> None:
-    losses, found, _ = train_scheduled(rows(64 * 9 + 17), make_policy(name), max_groups=1, is_inline=True)
+    losses, found, _ = train_scheduled(rows(64 * 9 + 17), POLICIES[name], max_groups=1, is_inline=True)
     assert losses == plain[0]
     assert_equal(found, plain[1])
 
@@ -72,7 +76,7 @@ def test_keys_are_found_with_the_features_and_rows_read_once(name: str, monkeypa
     num_steps = []
     forward_backward = Phases.forward_backward
 
-    def forbid(self: Phases, batch: Batch) -> float:
+    def forbid(self: Phases, batch: Batch, num_rows: int) -> float:
         def fail(*_: Any) -> Any:
             raise AssertionError("in the middle of dense work")
 
@@ -80,19 +84,19 @@ def test_keys_are_found_with_the_features_and_rows_read_once(name: str, monkeypa
             for place in ("keys.unique_keys", "ops.accumulation.unique_keys", "stores.local.LocalStore.read"):
                 patch.setattr(f"headrace.embeddings.{place}", fail)
             num_steps.append(len(batch))
-            return forward_backward(self, batch)
+            return forward_backward(self, batch, num_rows)
 
     monkeypatch.setattr(Phases, "forward_backward", forbid)
-    train_scheduled(rows(64 * 3), make_policy(name), is_inline=True, max_groups=3)
+    train_scheduled(rows(64 * 3), POLICIES[name], is_inline=True, max_groups=3)
     assert num_steps == [64, 64, 64]
 
 
 @contextmanager
-def slow(model: nn.Module, *, forgets_pushes: bool = False) -> Iterator[None]:
+def slow(model: nn.Module, *, forgets_updates: bool = False) -> Iterator[None]:
     """Transfers of a model's embeddings arrive a while after they were sent, in order, from a thread of their own."""
     stores = []
     for bags in embedding_bags(model).values():
-        store = SlowStore(bags.store, forgets_pushes)
+        store = SlowStore(bags.store, forgets_updates)
         bags.store = store
         stores.append(store)
     stop = threading.Event()
@@ -117,56 +121,56 @@ def slow(model: nn.Module, *, forgets_pushes: bool = False) -> Iterator[None]:
 
 
 def train_slowly(
-    num_rows: int, policy: Policy, *, verify: bool = False, forgets_pushes: bool = False
+    num_rows: int, policy: Policy, *, verify: bool = False, forgets_updates: bool = False
 ) -> tuple[list[float], dict[str, Any], list[float]]:
     plan, model = plan_and_model()
     groups = group_features(plan, lambda name: spaces_of(model, name), max_groups=4)
-    losses, held = [], []
+    losses, deferred = [], []
     with (
-        slow(model, forgets_pushes=forgets_pushes),
+        slow(model, forgets_updates=forgets_updates),
         raw_batches(rows(num_rows)) as batches,
         TrainingWork(batches, groups, model, Phases(model), verify=verify) as work,
         StepRuntime(work, SchedulerState(len(groups), policy, num_cores=2)) as steps,
     ):
         while (trained := steps.step()) is not None:
-            losses.append(trained.result)
-            held.append(work.held_ratio)
-    return losses, parameters(model), held
+            losses.append(sum(loss for _, loss in trained.parts))
+            deferred.append(work.deferred_ratio)
+    return losses, parameters(model), deferred
 
 
 @pytest.mark.parametrize("name", ["serial", "recs", "recs_early"])
 def test_parameters_stay_equal_when_transfers_take_their_time(
     name: str, plain: tuple[list[float], dict[str, Any]]
 ) -> None:
-    losses, found, held = train_slowly(64 * 9 + 17, make_policy(name))
+    losses, found, deferred = train_slowly(64 * 9 + 17, POLICIES[name])
     assert losses == plain[0]
     assert_equal(found, plain[1])
-    assert (max(held) > 0) == (name == "recs_early")
-    assert max(held) < 1
+    assert (max(deferred) > 0) == (name == "recs_early")
+    assert max(deferred) < 1
 
 
-@pytest.mark.parametrize("modes", [(BY_GROUP, EARLY), (EARLY, IN_GROUPS), (EARLY_BY_GROUP, EARLY)])
-def test_parameters_stay_equal_when_the_way_of_splitting_features_changes(modes: tuple[Mode, ...]) -> None:
+@pytest.mark.parametrize("strategies", [(BY_GROUP, EARLY), (EARLY, IN_GROUPS), (EARLY_IN_GROUPS, EARLY)])
+def test_parameters_stay_equal_when_the_way_of_splitting_features_changes(strategies: tuple[PullStrategy, ...]) -> None:
     table = rows(64 * (WARM_UP_STEPS + 16))
     expected, parameters_then = train_plainly(table)[:2]
-    losses, found, held = train_slowly(table.num_rows, RecsEarly(modes=modes), verify=True)
+    losses, found, deferred = train_slowly(table.num_rows, replace(RECS_EARLY, strategies=strategies), verify=True)
     assert losses == expected
     assert_equal(found, parameters_then)
-    assert max(held) > 0
+    assert max(deferred) > 0
 
 
-@pytest.mark.parametrize("policy", [Recs(), RecsEarly()])
+@pytest.mark.parametrize("policy", [RECS, RECS_EARLY])
 def test_verify_passes_where_nothing_is_wrong(policy: Policy) -> None:
     train_slowly(64 * 6, policy, verify=True)
 
 
-@pytest.mark.parametrize("policy", [Recs(), RecsEarly()])
-def test_verify_catches_a_pull_that_ignores_a_push(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
-    if policy.modes[0].early:  # nothing counts as touched, so every row is pulled early
+@pytest.mark.parametrize("policy", [RECS, RECS_EARLY])
+def test_verify_catches_a_pull_that_ignores_a_push(policy: StepwisePolicy, monkeypatch: pytest.MonkeyPatch) -> None:
+    if policy is RECS_EARLY:  # nothing counts as touched, so every row is pulled early
         nothing = lambda keys, others: np.zeros(len(keys), dtype=bool)  # noqa: E731
         monkeypatch.setattr("headrace.scheduling.store.keys_in", nothing)
-    else:  # every push counts as applied when it is sent
-        monkeypatch.setattr(SchedulerState, "_strict", lambda self, number: True)
+    else:
+        policy = replace(policy, strategies=(HASTY,))
     with pytest.raises(HeadraceError, match=r"verify: \d+ of \d+ rows were pulled before the last push"):
         train_slowly(64 * 12, policy, verify=True)
 
@@ -181,7 +185,7 @@ def test_groups_together_have_every_feature_once_and_shared_spaces_stay_together
         assert groups.of(0).plan.dense_names == plan.dense_names
         assert groups.of(0).plan.label_names == plan.label_names
         assert all(not group.plan.label_names for group in groups.parts[1:])
-        assert groups.of(JOINT).plan is plan
+        assert groups.of(ALL_GROUPS).plan is plan
 
 
 def test_accounts_and_tokens_are_those_of_the_batch_that_trained() -> None:
@@ -193,7 +197,7 @@ def test_accounts_and_tokens_are_those_of_the_batch_that_trained() -> None:
     with (
         raw_batches(table) as batches,
         TrainingWork(batches, groups, model, Phases(model)) as work,
-        StepRuntime(work, SchedulerState(len(groups), Recs(), num_cores=1)) as steps,
+        StepRuntime(work, SchedulerState(len(groups), RECS, num_cores=1)) as steps,
     ):
         trained = [steps.step() for _ in range(5)]
         assert steps.step() is None
@@ -211,7 +215,7 @@ def test_a_feature_that_cannot_be_computed_stops_training_with_its_error() -> No
     with (
         raw_batches(table) as batches,
         TrainingWork(batches, groups, model, Phases(model)) as work,
-        StepRuntime(work, SchedulerState(len(groups), Recs(), num_cores=1)) as steps,
+        StepRuntime(work, SchedulerState(len(groups), RECS, num_cores=1)) as steps,
         pytest.raises(DataError, match="history"),
     ):
         steps.step()

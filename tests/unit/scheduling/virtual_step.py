@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from headrace.scheduling.bounds import StepParts
-from headrace.scheduling.events import BatchRead, Event, Finished, NoMoreRows, Run, Wanted
-from headrace.scheduling.graph import JOINT, Kind, Operator
+from headrace.scheduling.events import BatchRead, Event, Finished, NoMoreRows, Run, StepRequested
+from headrace.scheduling.graph import ALL_GROUPS, Kind, Operator
 from headrace.scheduling.policies import Policy
 from headrace.scheduling.state import SchedulerState
 
@@ -23,7 +23,7 @@ class VirtualStep:
         pull_s: Of each group, on the link alone.
         dense_s: On all cores.
         push_s: On the link alone.
-        held_ratio: Share of a pull that an early pull leaves out.
+        deferred_ratio: Share of a pull that an early pull leaves out.
         update_s: On all cores.
         group_bytes: What a feature operator leaves in memory.
         read_bytes: What a batch of rows holds.
@@ -33,21 +33,21 @@ class VirtualStep:
     pull_s: tuple[float, ...]
     dense_s: float
     push_s: float
-    held_ratio: float = 0.0
+    deferred_ratio: float = 0.0
     update_s: float = 0.0
     group_bytes: int = 100
     read_bytes: int = 100
 
     def features_of(self, group: int) -> float:
-        return sum(self.features_s) if group == JOINT else self.features_s[group]
+        return sum(self.features_s) if group == ALL_GROUPS else self.features_s[group]
 
     def pull_of(self, group: int) -> float:
-        return sum(self.pull_s) if group == JOINT else self.pull_s[group]
+        return sum(self.pull_s) if group == ALL_GROUPS else self.pull_s[group]
 
     def parts(self, num_cores: int = 1) -> StepParts:
         features_s = sum(self.features_s) / num_cores
         return StepParts(
-            features_s, sum(self.pull_s), self.dense_s + self.update_s, self.push_s, held_ratio=self.held_ratio
+            features_s, sum(self.pull_s), self.dense_s + self.update_s, self.push_s, deferred_ratio=self.deferred_ratio
         )
 
 
@@ -78,7 +78,7 @@ class VirtualRun:
     num_batches: int
     num_cores: int = 1
     spare_cores: int = 0
-    store_holds: bool = False
+    store_waits: bool = False
     budget_bytes: int = 1 << 62
     now_s: float = 0.0
     spans: list[tuple[Operator, float, float]] = field(default_factory=list)
@@ -92,7 +92,7 @@ class VirtualRun:
             self.policy,
             num_cores=self.num_cores,
             spare_cores=self.spare_cores,
-            store_holds=self.store_holds,
+            store_waits=self.store_waits,
             budget_bytes=self.budget_bytes,
         )
         self._groups = groups
@@ -125,8 +125,8 @@ class VirtualRun:
     def begins(self, kind: Kind) -> list[tuple[Operator, float]]:
         return sorted(((op, begin) for op, begin, _ in self.spans if op.kind is kind), key=lambda pair: pair[1])
 
-    def _want(self) -> Wanted:
-        return Wanted(self._trained, self.now_s)
+    def _want(self) -> StepRequested:
+        return StepRequested(self._trained, self.now_s)
 
     def _tell(self, event: Event) -> None:
         for run in self.state.handle(event):
@@ -139,8 +139,8 @@ class VirtualRun:
     def _carry_out(self, run: Run) -> None:
         operator = run.operator
         assert run.reason
-        needs = list(self._needs(operator, early=run.early))
-        if self.store_holds and operator.kind in (Kind.PULL, Kind.HELD):
+        needs = list(self._needs(operator, early=run.defers))
+        if self.store_waits and operator.kind in (Kind.PULL, Kind.DEFERRED_PULL):
             seen = [needed.batch for needed in needs if needed.kind is Kind.PUSH]
             assert run.after == max(seen, default=-1), "the store is told which push its rows must have seen"
             needs = [needed for needed in needs if needed.kind is not Kind.PUSH]
@@ -155,16 +155,18 @@ class VirtualRun:
                 if rest > 0:
                     self._done.add(operator)
             case Kind.FEATURES:
-                if operator.group == JOINT:
+                if operator.group == ALL_GROUPS:
                     self._joint.add(operator.batch)
                 self._start(self._cpu, operator, self.step.features_of(operator.group))
             case Kind.PULL:
-                if run.early:
+                if run.defers:
                     self._early.add(operator)
-                share = 1 - self.step.held_ratio if run.early and operator.batch > 0 else 1.0
+                share = 1 - self.step.deferred_ratio if run.defers and operator.batch > 0 else 1.0
                 self._start(self._link, operator, share * self.step.pull_of(operator.group), run.after)
-            case Kind.HELD:
-                self._start(self._link, operator, self.step.held_ratio * self.step.pull_of(operator.group), run.after)
+            case Kind.DEFERRED_PULL:
+                self._start(
+                    self._link, operator, self.step.deferred_ratio * self.step.pull_of(operator.group), run.after
+                )
             case Kind.PUSH:
                 self._start(self._link, operator, self.step.push_s)
             case Kind.DENSE | Kind.UPDATE:
@@ -179,11 +181,11 @@ class VirtualRun:
 
     def groups_of(self, batch: int) -> Sequence[int]:
         """How the features of a batch were split."""
-        return (JOINT,) if batch in self._joint else range(self._groups)
+        return (ALL_GROUPS,) if batch in self._joint else range(self._groups)
 
     def _needs(self, operator: Operator, *, early: bool) -> Iterator[Operator]:
         """What a step's dependencies say, written down once more and independently of the state machine."""
-        kind, batch, group = operator
+        kind, batch, group, _ = operator
         if kind is Kind.FEATURES:
             yield Operator(Kind.READ, batch)
         elif kind is Kind.PULL:
@@ -193,14 +195,14 @@ class VirtualRun:
             last_push = batch - 2 if early else batch - 1
             if last_push >= 0:
                 yield Operator(Kind.PUSH, last_push)
-        elif kind is Kind.HELD:
+        elif kind is Kind.DEFERRED_PULL:
             yield Operator(Kind.PULL, batch, group)  # which decides what is left out
             yield Operator(Kind.PUSH, batch - 1)
         elif kind is Kind.DENSE:
             yield from (Operator(Kind.PULL, batch, other) for other in self.groups_of(batch))
             for other in self.groups_of(batch):
                 if Operator(Kind.PULL, batch, other) in self._early:
-                    yield Operator(Kind.HELD, batch, other)
+                    yield Operator(Kind.DEFERRED_PULL, batch, other)
             if batch:
                 yield Operator(Kind.UPDATE, batch - 1)
         elif kind in (Kind.PUSH, Kind.UPDATE):
@@ -249,7 +251,7 @@ class VirtualRun:
         self._done.add(operator)
         self.spans.append((operator, work.began_s, self.now_s))
         num_bytes = self.step.group_bytes if operator.kind in (Kind.FEATURES, Kind.PULL, Kind.PUSH) else 0
-        if operator.group == JOINT and operator.kind in (Kind.FEATURES, Kind.PULL):
+        if operator.group == ALL_GROUPS and operator.kind in (Kind.FEATURES, Kind.PULL):
             num_bytes *= self._groups
         self._pending.append(Finished(operator, self.now_s - work.began_s, num_bytes, self.now_s))
         if operator.kind is Kind.UPDATE:

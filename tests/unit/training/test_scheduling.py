@@ -22,4 +22,4 @@ from headrace.training.stepping import Scheduling
 )
 def test_features_are_one_group_where_the_plan_looks_for_equal_rows(grouping: Grouping | None, most: int) -> None:
     plan = cast(Any, SimpleNamespace(grouping=grouping))
-    assert Scheduling(SchedulerConfig(), nn.Module())._max_groups(plan, store_holds=True) == most
+    assert Scheduling(SchedulerConfig(), nn.Module())._max_groups(plan, store_waits=True) == most

@@ -1,43 +1,31 @@
-"""Scheduling policies by the name a job file gives them."""
+"""Scheduling policies by the name that a job file gives them."""
 
 from __future__ import annotations
 
-from headrace.scheduling.policies.base import Choice, Policy, Situation
+from collections.abc import Mapping
+
+from headrace.scheduling.policies.base import Decision, Policy, PullStrategy, SchedulerView, StepContext, nothing
 from headrace.scheduling.policies.batch_prefetch import BatchPrefetch
-from headrace.scheduling.policies.inter import Inter
-from headrace.scheduling.policies.intra import Intra
-from headrace.scheduling.policies.recs import Recs
-from headrace.scheduling.policies.recs_early import RecsEarly
-from headrace.scheduling.policies.serial import Serial
+from headrace.scheduling.policies.stepwise import INTER, INTRA, RECS, RECS_EARLY, SERIAL, StepwisePolicy
 
 __all__ = [
+    "INTER",
+    "INTRA",
     "POLICIES",
+    "RECS",
+    "RECS_EARLY",
+    "SERIAL",
     "BatchPrefetch",
-    "Choice",
-    "Inter",
-    "Intra",
+    "Decision",
     "Policy",
-    "Recs",
-    "RecsEarly",
-    "Serial",
-    "Situation",
-    "make_policy",
+    "PullStrategy",
+    "SchedulerView",
+    "StepContext",
+    "StepwisePolicy",
+    "nothing",
 ]
 
-POLICIES: dict[str, type[Policy]] = {
-    "serial": Serial,
-    "batch_prefetch": BatchPrefetch,
-    "intra": Intra,
-    "inter": Inter,
-    "recs": Recs,
-    "recs_early": RecsEarly,
+POLICIES: Mapping[str, StepwisePolicy | BatchPrefetch] = {
+    policy.name: policy for policy in (SERIAL, BatchPrefetch(), INTRA, INTER, RECS, RECS_EARLY)
 }
-
-
-def make_policy(name: str) -> Policy:
-    """The policy of a name, with its defaults.
-
-    Raises:
-        KeyError: There is none of that name.
-    """
-    return POLICIES[name]()
+"""The policies with their defaults; `dataclasses.replace` changes them."""

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
-from headrace.scheduling.cost import Costs
-from headrace.scheduling.policies.base import Choice, Situation, nothing
-from headrace.scheduling.policies.rules import WHOLE, as_declared
-from headrace.scheduling.probing import Mode
+from headrace.scheduling.policies.base import Decision, PullStrategy, SchedulerView, nothing
+from headrace.scheduling.policies.strategies import AT_ONCE
 
 __all__ = ["BatchPrefetch"]
 
@@ -25,23 +22,20 @@ class BatchPrefetch:
     name: str = "batch_prefetch"
     num_ahead: int = 2
     num_threads: int = 0
-    modes: tuple[Mode, ...] = (WHOLE,)
+    strategies: tuple[PullStrategy, ...] = (AT_ONCE,)
 
     def num_workers(self, num_cores: int, free_cores: int) -> int:
         """See `Policy`: threads compete with training work for cores."""
         return self.num_threads or num_cores
 
-    def order(self, costs: Costs, num_cores: int) -> Sequence[int]:
-        """See `Policy`."""
-        return as_declared(costs)
-
-    def choose(self, now: Situation) -> Choice:
+    def choose(self, now: SchedulerView) -> Decision:
         """See `Policy`."""
         for batch in range(now.current, min(now.current + self.num_ahead, now.last_read) + 1):
-            group = now.next_group(batch)
-            if group is None or now.is_running(batch):
+            operator = now.next_features(batch)
+            if operator is None or now.is_running(batch):
                 continue
-            if not now.fits(batch, group):
+            if not now.fits(operator):
                 return nothing("the byte budget is used up")
-            return Choice(batch, group, f"{batch - now.current} ahead" if batch > now.current else "the next to train")
+            ahead = batch - now.current
+            return Decision(operator, f"{ahead} ahead" if ahead else "the next to train")
         return nothing("all batches ahead are done or in the making")

@@ -1,85 +1,51 @@
-"""Rules that several policies share: the step's own features, running ahead into a gap, orders of groups."""
+"""Rules that policies choose feature operators by: the step's own features first, then later batches in the gaps.
+
+A rule gives a decision, or None to leave it to the next rule.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from headrace.scheduling.policies.base import Decision, SchedulerView, nothing
 
-from headrace.scheduling.cost import Costs
-from headrace.scheduling.graph import Kind
-from headrace.scheduling.ordering import critical_path_order, johnson_order
-from headrace.scheduling.policies.base import Choice, Situation, nothing
-from headrace.scheduling.probing import Mode
-
-__all__ = [
-    "AHEAD",
-    "AHEAD_BY_GROUP",
-    "BY_GROUP",
-    "EARLY",
-    "IN_GROUPS",
-    "WHOLE",
-    "as_declared",
-    "critical_first",
-    "features_of_early_pull",
-    "own_features",
-    "run_ahead",
-]
-
-BY_GROUP, IN_GROUPS, WHOLE = Mode(by_group=True), Mode(), Mode(joint=True)
-EARLY, AHEAD = Mode(early=True, ahead=True, joint=True), Mode(ahead=True, joint=True)
-AHEAD_BY_GROUP = Mode(ahead=True, by_group=True)
+__all__ = ["after_step_before", "own_features", "own_features_only", "run_ahead"]
 
 SLACK_RATIO = 0.1
 """An operator may be longer than the predicted gap by this much of the gap: predictions are no better than that."""
 
 
-def own_features(now: Situation) -> Choice | None:
-    """The next feature operator of the batch that trains next; None if all are begun."""
-    group = now.next_group(now.current)
-    return None if group is None else Choice(now.current, group, "the next batch to train needs it")
+def after_step_before(now: SchedulerView, num_ahead: int) -> Decision | None:
+    """Nothing until the push of the step before is applied."""
+    return None if now.is_applied(now.current - 1) else nothing("the step before is not over")
 
 
-def features_of_early_pull(now: Situation) -> Choice | None:
-    """The next feature operator that an early pull waits for; None if there is none to begin."""
-    batch = now.current + 1
-    group = now.next_group(batch) if now.feeds_early_pull(batch) else None
-    return None if group is None else Choice(batch, group, "its early pull is to run under the dense work before it")
+def own_features(now: SchedulerView, num_ahead: int) -> Decision | None:
+    """The next feature operator of the batch that trains next, if one has yet to begin."""
+    operator = now.next_features(now.current)
+    return None if operator is None else Decision(operator, "the next batch to train needs it")
 
 
-def run_ahead(now: Situation, num_ahead: int) -> Choice:
+def own_features_only(now: SchedulerView, num_ahead: int) -> Decision:
+    """Those, and nothing of later batches."""
+    return own_features(now, num_ahead) or nothing("the step's features are done")
+
+
+def run_ahead(now: SchedulerView, num_ahead: int) -> Decision:
     """A feature operator of a later batch, if it ends within the predicted gap and fits the byte budget.
 
-    Asked while training work runs, there are cores which that leaves free, and no gap to keep to.
+    While training work runs, the cores asked for are those that it leaves free, so there is no gap to keep to.
     """
     for batch in range(now.current + 1, min(now.current + num_ahead, now.last_read) + 1):
-        group = now.next_group(batch)
-        if group is None:
+        operator = now.next_features(batch)
+        if operator is None:
             continue
-        if not now.fits(batch, group):
+        if not now.fits(operator):
             return nothing("the byte budget is used up")
         if now.training_first:
-            return Choice(batch, group, "a core that training work leaves free")
+            return Decision(operator, "a core that training work leaves free")
         if now.cpu_bound:
-            return Choice(batch, group, "feature work is the longer part, so no processor rests")
-        seconds, left = now.costs.seconds(Kind.FEATURES, group), now.gap_left_s
+            return Decision(operator, "feature work is the longer part, so no processor rests")
+        seconds, left = now.costs.seconds(operator.kind, operator.group, operator.part), now.gap_left_s
         if seconds > left + SLACK_RATIO * now.costs.gap_s.value:
-            return nothing(f"the next operator takes {seconds * 1e3:.1f} ms, of the gap {left * 1e3:.1f} ms are left")
-        return Choice(batch, group, f"fits the {left * 1e3:.1f} ms that are left of the gap")
+            return nothing(f"the next operator takes {seconds * 1e3:.1f} ms, {left * 1e3:.1f} ms of the gap are left")
+        return Decision(operator, f"fits the {left * 1e3:.1f} ms that are left of the gap")
     return nothing("all batches that may run ahead are done")
-
-
-def as_declared(costs: Costs) -> Sequence[int]:
-    """Groups in the order in which the job lists them."""
-    return range(costs.num_groups)
-
-
-def critical_first(costs: Costs, num_cores: int) -> Sequence[int]:
-    """Groups in the order that ends all pulls soonest: Johnson's rule on one core, longest path first on several.
-
-    A pull's seconds are its bytes at the rate of pushes, which are sent one at a time: pulls in flight together slow
-    each other down, and may wait in the store, so what they took says little.
-    """
-    groups = range(costs.num_groups)
-    cpu_s = [costs.seconds(Kind.FEATURES, group) for group in groups]
-    s_per_byte = costs.seconds(Kind.PUSH) / max(costs.num_bytes(Kind.PUSH), 1)
-    network_s = [s_per_byte * costs.num_bytes(Kind.PULL, group) for group in groups]
-    return johnson_order(cpu_s, network_s) if num_cores == 1 else critical_path_order(cpu_s, network_s)

@@ -5,7 +5,7 @@ from itertools import permutations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headrace.scheduling.ordering import critical_path_order, johnson_order, makespan
+from headrace.scheduling.bounds import critical_path_order, johnson_order, makespan
 
 seconds = st.floats(0.0, 10.0, allow_nan=False)
 jobs = st.lists(st.tuples(seconds, seconds), min_size=1, max_size=6)
