@@ -1,7 +1,7 @@
 """Pipelines: a lazy chain of stages over logs, run by workers that may change in number, with an exact position."""
 
 from headrace.pipeline.adapters import from_dataloader, from_huggingface, from_ray, from_tfdata
-from headrace.pipeline.engine.batch_iterator import BatchIterator
+from headrace.pipeline.engine.batch_iterator import BatchIterator, Peek
 from headrace.pipeline.engine.counters import ConsumerReading, PipelineCounters, StageReading
 from headrace.pipeline.engine.tuners import Tunable
 from headrace.pipeline.pipeline import Pipeline
@@ -13,6 +13,7 @@ __all__ = [
     "BatchIterator",
     "ConsumerReading",
     "IterableSource",
+    "Peek",
     "Pipeline",
     "PipelineCounters",
     "RowStats",

@@ -344,15 +344,24 @@ def test_modules_that_make_the_same_keys_of_ids_find_them_once(monkeypatch: pyte
 def test_keys_found_by_a_plan_are_used_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
     bags = EmbeddingBags(config(), ["a", "b"], 4, seed=1)
     plain = bags(Plan().apply([[1], [2]]))
-    num_threads = numba.get_num_threads()
     keyed = pickle.loads(pickle.dumps(KeyedPlan(Plan(), key_layouts(bags))))
     batch = keyed.apply([[1], [2]])
-    assert numba.get_num_threads() == num_threads
     finds = CountedFinds(monkeypatch)
     assert torch.equal(bags(batch), plain)
     assert finds.num_calls == 0
     with pytest.raises(DataError, match=f"feature a: id {SIZE} in row 1 of the batch, expected 0 <= id < {SIZE}"):
         keyed.apply([[0], [SIZE]])
+
+
+def test_a_plan_finds_keys_with_one_thread_and_leaves_the_others_to_whoever_calls_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    bags, calls = EmbeddingBags(config(), ["a", "b"], 4, seed=1), []
+    monkeypatch.setattr(numba, "get_num_threads", lambda: calls[-1] if calls else 7)
+    monkeypatch.setattr(numba, "set_num_threads", calls.append)
+    with pytest.raises(DataError):
+        KeyedPlan(Plan(), key_layouts(bags)).apply([[SIZE]])
+    assert calls == [1, 7]
 
 
 def test_keys_found_by_feature_groups_train_bit_for_bit_as_those_of_the_whole_batch() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 import weakref
 from collections.abc import Mapping
-from typing import Any, Protocol, Self
+from typing import Any, NamedTuple, Protocol, Self
 
 from headrace.observe.decisions import Decision
 from headrace.pipeline.engine.counters import PipelineCounters, Recorder
@@ -20,7 +20,7 @@ from headrace.pipeline.engine.tuners import LateTuner, Tunable
 from headrace.pipeline.logical_plan import LogicalPlan
 from headrace.pipeline.row_stats import NO_ROWS, RowStats
 
-__all__ = ["BatchIterator", "Feed"]
+__all__ = ["BatchIterator", "Feed", "Peek"]
 
 
 class Feed(Protocol):
@@ -31,9 +31,23 @@ class Feed(Protocol):
 
     def take(self) -> Element | None: ...
 
+    def peek(self, num_batches: int) -> tuple[list[Element], bool]: ...
+
     def counters(self, window_s: float) -> PipelineCounters: ...
 
     def close(self) -> None: ...
+
+
+class Peek(NamedTuple):
+    """Batches that are ready and not delivered yet.
+
+    Attributes:
+        batches: In the order in which they will be delivered.
+        is_all: Whether no batch comes behind them.
+    """
+
+    batches: tuple[Any, ...]
+    is_all: bool
 
 
 class BatchIterator:
@@ -83,6 +97,19 @@ class BatchIterator:
         self._feed.recorder.delivered(element.num_rows, now - asked, asked - left)
         self._left = now
         return element.payload
+
+    def peek(self, num_batches: int) -> Peek:
+        """The next batches, as far as they are ready, without taking them: to plan for the keys they bring.
+
+        Changes nothing: positions, counters and the order of batches are as if it was not called, and the bytes of a
+        batch stay charged until it is delivered. At most the batches of `prefetch`, and those just made, can be ready;
+        with `executor="inline"` none is.
+
+        Args:
+            num_batches: At most so many.
+        """
+        elements, is_all = self._feed.peek(num_batches)
+        return Peek(tuple(element.payload for element in elements), is_all)
 
     def state_dict(self) -> dict[str, Any]:
         """Where the next batch begins, as a small JSON-able dict; give it to `open(state=...)` to go on there."""

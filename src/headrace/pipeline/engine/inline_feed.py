@@ -45,10 +45,17 @@ class InlineFeed:
                 num_rebatches += 1
             stream = self._apply(group, stream)
         self._stream = stream
+        self._has_ended = False
 
     def take(self) -> Element | None:
         """The next element, or None at the end."""
-        return next(self._stream, None)
+        element = next(self._stream, None)
+        self._has_ended = element is None
+        return element
+
+    def peek(self, num_batches: int) -> tuple[list[Element], bool]:
+        """Nothing is ready before it is asked for; and whether the end was reached."""
+        return [], self._has_ended
 
     def counters(self, window_s: float) -> PipelineCounters:
         """What the stages did lately."""

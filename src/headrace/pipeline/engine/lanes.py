@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Protocol
 
 from headrace.pipeline.engine.element import Element
@@ -104,6 +105,14 @@ class Lane(Protocol):
         """The next element in order."""
         ...
 
+    def ready(self) -> list[Element]:
+        """Elements that can leave now, in order; they stay."""
+        ...
+
+    def ends_after(self, num_elements: int) -> bool:
+        """Whether so many elements are all that will ever leave."""
+        ...
+
     def clear(self) -> None:
         """Drop everything, and accept no more."""
         ...
@@ -190,6 +199,13 @@ class StageLane:
         element = self.slots.popleft().element
         assert element is not None
         return element
+
+    def ready(self) -> list[Element]:
+        done = takewhile(lambda work: work.done and work.failure is None, self.slots)
+        return [work.element for work in done if work.element is not None]
+
+    def ends_after(self, num_elements: int) -> bool:
+        return self.input_ended and not self.waiting and len(self.slots) == num_elements
 
     def clear(self) -> None:
         for element in self.waiting:

@@ -131,6 +131,20 @@ class SourceLane:
         self.ahead_bytes -= element.num_bytes
         return element
 
+    def ready(self) -> list[Element]:
+        self._drop_read_splits()
+        found: list[Element] = []
+        for split in self._splits:
+            found += split.batches
+            if split.number in self._open or split.failure is not None:
+                break
+        return found
+
+    def ends_after(self, num_elements: int) -> bool:
+        is_read = self._next_split >= self._num_splits and not self._open
+        has_failed = any(split.failure is not None for split in self._splits)
+        return is_read and not has_failed and sum(len(split.batches) for split in self._splits) == num_elements
+
     def clear(self) -> None:
         for split in self._splits:
             for element in split.batches:

@@ -160,6 +160,18 @@ class PipelineState:
         self.headroom.taken()
         return element
 
+    def peek(self, num_batches: int) -> tuple[list[Element], bool]:
+        """The next elements with rows that are ready, at most so many, and whether nothing comes behind them.
+
+        They stay where they are, and charged.
+        """
+        self._pump()
+        last = self.lanes[-1]
+        ready = last.ready()
+        batches = [element for element in ready if element.num_rows]
+        is_all = len(batches) <= num_batches and last.ends_after(len(ready)) and self._breakage is None
+        return batches[:num_batches], is_all
+
     def look(self, memory: MemoryLook) -> None:
         """What memory there is now."""
         self.headroom.look(memory, self._running_growth_bytes)

@@ -120,6 +120,12 @@ class ThreadFeed:
                     self._consumer_waits = False
                 self._check_stuck()
 
+    def peek(self, num_batches: int) -> tuple[list[Element], bool]:
+        """The next elements that are ready, at most so many, and whether nothing comes behind them; takes nothing."""
+        with self._lock:
+            self._wake_workers(although_short=True)
+            return self._state.peek(num_batches)
+
     def counters(self, window_s: float) -> PipelineCounters:
         """What the stages did lately."""
         with self._lock:

@@ -243,6 +243,49 @@ def test_under_pressure_nothing_is_made_ahead_and_then_one_thread_is_left() -> N
     assert not world.start()
 
 
+class Looking(World):
+    """A consumer that looks ahead whenever it may take something, and notes what it saw."""
+
+    def take(self) -> bool:
+        used = self.state.ledger.used_bytes
+        ready, is_all = self.state.peek(2)
+        assert self.state.peek(9)[0][:2] == ready
+        assert len(ready) <= 2
+        assert self.state.ledger.used_bytes == used
+        self.seen.append((len(self.taken), [element.key for element in ready], is_all))
+        return super().take()
+
+    seen: list[tuple[int, list[tuple[int, ...]], bool]]
+
+
+@given(BATCHES, st.integers(1, 30), st.integers(0, 2**32))
+def test_what_is_seen_ahead_comes_next_and_an_end_that_is_seen_is_the_end(
+    batches: list[list[int]], cut: int, seed: int
+) -> None:
+    world, looking = World(batches, cut=cut), Looking(batches, cut=cut)
+    looking.seen = []
+    world.run(random.Random(seed))
+    looking.run(random.Random(seed))
+    assert looking.taken == world.taken
+    for num_taken, ready, is_all in looking.seen:
+        rest = world.taken[num_taken:]
+        assert rest[: len(ready)] == ready
+        if is_all:
+            assert rest == ready
+    assert not world.taken or any(ready for _, ready, _ in looking.seen)
+    assert looking.state.peek(1) == ([], True)
+
+
+def test_a_failure_that_comes_is_not_taken_for_the_end() -> None:
+    world = World([[1], [1]], num_workers=1, prefetch=4)
+    while world.start():
+        split = world.running[-1].split if world.running[-1].lane == 0 else -1
+        world.finish(failure=ValueError("second") if split == 1 else None)
+    ready, is_all = world.state.peek(4)
+    assert [element.key for element in ready] == [(0, 0)]
+    assert not is_all
+
+
 @pytest.mark.parametrize("lane", [0, 1, 2])
 def test_a_failure_is_told_behind_everything_that_comes_before_it(lane: int) -> None:
     world = World([[1], [1], [1], [1]], num_workers=1)

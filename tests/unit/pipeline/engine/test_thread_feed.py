@@ -84,6 +84,36 @@ def test_batches_do_not_depend_on_resizes_in_mid_stream(seed: int) -> None:
     assert seen == expected
 
 
+@settings(max_examples=12, deadline=None)
+@given(st.integers(0, 10**6))
+def test_looking_ahead_changes_nothing_and_shows_the_batches_that_come(seed: int) -> None:
+    pipe = random_pipe(seed)
+    if seed % 3 == 0:
+        pipe = from_source(SyntheticSource.random(seed))  # no stages: batches are those of the source
+    expected = batches_of(pipe, executor="inline")
+    for executor in ("inline", "thread"):
+        with pipe.open(workers=2, executor=executor) as batches:
+            seen: list[list[int]] = []
+            ahead: list[pa.RecordBatch] = []
+            while True:
+                state, stats = batches.state_dict(), batches.take_row_stats()
+                assert stats.num_used == (len(seen[-1]) if seen else 0)
+                peek = batches.peek(3)
+                assert all(one is other for one, other in zip(ahead, peek.batches, strict=False))
+                assert len(peek.batches) >= len(ahead)
+                assert batches.state_dict() == state
+                if peek.is_all:
+                    assert [rows_of(batch) for batch in peek.batches] == expected[len(seen) :]
+                batch = next(batches, None)
+                if batch is None:
+                    break
+                assert not peek.batches or batch is peek.batches[0]
+                seen.append(rows_of(batch))
+                ahead = list(peek.batches[1:])
+            assert seen == expected
+            assert batches.peek(1) == ((), True)
+
+
 @settings(max_examples=6, deadline=None)
 @given(st.integers(0, 10**6), st.integers(1, 4))
 def test_a_stop_behind_any_batch_loses_nothing(seed: int, workers: int) -> None:
