@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.flight as fl
 import pytest
 
-from headrace.embeddings import AdamConfig, EmbeddingTable, Keys, LocalStore, RowWiseAdagradConfig, TableConfig
+from headrace.embeddings import AdamConfig, Keys, LocalStore, RowWiseAdagradConfig, TableConfig, TableGroup
 from headrace.embeddings.shards.group import GroupOptions, ShardGroup, wait_for_shards
 from headrace.embeddings.shards.security import ClientSecurity, ServerSecurity
 from headrace.embeddings.shards.service import ShardServer
@@ -91,7 +91,7 @@ def read(store: RemoteStore | LocalStore, keys: Keys) -> npt.NDArray[np.float32]
 @pytest.mark.parametrize("num_shards", [1, 3])
 @pytest.mark.parametrize("plan", ["row_wise", "table_wise"])
 def test_one_trainer_gets_the_same_bits_as_a_table_in_its_process(serve: Serve, num_shards: int, plan: str) -> None:
-    local = LocalStore(EmbeddingTable(SPACES, 4, seed=3))
+    local = LocalStore(TableGroup(SPACES, 4, seed=3))
     rng = np.random.default_rng(0)
     options = GroupOptions(plan=plan)  # type: ignore[arg-type]
     with ShardGroup([serve() for _ in range(num_shards)], TABLES, options=options) as group:
@@ -111,7 +111,7 @@ def test_one_trainer_gets_the_same_bits_as_a_table_in_its_process(serve: Serve, 
 
 def test_optimizers_that_count_steps_count_them_in_shards_without_keys_too(serve: Serve) -> None:
     spaces = {"a": TableConfig(num_embeddings=40, optimizer=AdamConfig(lr=0.1))}
-    local = LocalStore(EmbeddingTable(spaces, 4, seed=3))
+    local = LocalStore(TableGroup(spaces, 4, seed=3))
     one = Keys(np.zeros(1, np.int32), np.array([5]), np.ones(1, np.int32))
     every = Keys(np.zeros(40, np.int32), np.arange(40), np.ones(40, np.int32))
     with ShardGroup([serve() for _ in range(4)], {"t": TableSpec(spaces, 4, 3)}) as group:
@@ -124,7 +124,7 @@ def test_optimizers_that_count_steps_count_them_in_shards_without_keys_too(serve
 
 
 def test_several_trainers_equal_one_process_on_the_same_global_batches(serve: Serve) -> None:
-    local = LocalStore(EmbeddingTable(SPACES, 4, seed=3))
+    local = LocalStore(TableGroup(SPACES, 4, seed=3))
     addresses = [serve(), serve()]
     rows = (5, 3)
     rng = np.random.default_rng(1)
@@ -209,7 +209,7 @@ def test_asynchronous_trainers_never_wait(serve: Serve) -> None:
 @pytest.mark.parametrize(("precision", "bound"), [("bf16", 2**-8), ("int8", 1 / 254)])
 def test_rows_and_gradients_travel_within_their_error(serve: Serve, precision: str, bound: float) -> None:
     spaces = {"a": TableConfig(num_embeddings=40, init_scale=1.0, optimizer={"kind": "sgd", "lr": 1.0})}  # type: ignore[arg-type]
-    local = LocalStore(EmbeddingTable(spaces, 8, seed=3))
+    local = LocalStore(TableGroup(spaces, 8, seed=3))
     options = GroupOptions(store=StoreOptions(rows=precision, gradients=precision))  # type: ignore[arg-type]
     keys = Keys(np.zeros(40, np.int32), np.arange(40), np.ones(40, np.int32))
     gradients = np.random.default_rng(0).normal(size=(40, 8)).astype(np.float32)
@@ -229,7 +229,7 @@ def test_a_broken_connection_is_mended_and_nothing_is_counted_twice(
 ) -> None:
     from headrace.embeddings.shards import client as shard_client
 
-    local = LocalStore(EmbeddingTable(SPACES, 4, seed=3))
+    local = LocalStore(TableGroup(SPACES, 4, seed=3))
     ask, calls = shard_client._Stream.ask, 0
 
     def ask_and_lose_the_answer(self: object, *arguments: object) -> object:
@@ -488,7 +488,7 @@ def test_several_trainers_need_a_session() -> None:
 def test_sightings_of_several_trainers_count_together_and_whoever_comes_first_makes_no_difference(serve: Serve) -> None:
     late = {"a": TableConfig(kind="collisionless", admission_count=3, init_scale=1.0, optimizer={"kind": "sgd"})}  # type: ignore[arg-type]
     tables, address = {"t": TableSpec(late, 4, 0)}, serve()
-    local = EmbeddingTable(late, 4, seed=0)
+    local = TableGroup(late, 4, seed=0)
     keys = Keys(np.zeros(3, np.int32), np.array([7, 8, 9]), np.array([1, 2, 3], np.int32))
     gradients = np.ones((3, 4), np.float32)
     with (
@@ -508,7 +508,7 @@ def test_sightings_of_several_trainers_count_together_and_whoever_comes_first_ma
 
 def test_changes_of_all_shards_keep_a_copy_up_to_date_also_over_evictions(serve: Serve) -> None:
     spaces = {**SPACES, "exact": SPACES["exact"].model_copy(update={"evict_after": 1})}
-    local = LocalStore(EmbeddingTable(spaces, 4, seed=3))
+    local = LocalStore(TableGroup(spaces, 4, seed=3))
     rng = np.random.default_rng(5)
     copies: list[dict[tuple[int, int], list[float]]] = [{}, {}]
     with ShardGroup([serve(), serve(), serve()], {"t": TableSpec(spaces, 4, 3)}) as group:

@@ -18,14 +18,13 @@ from headrace.embeddings.optimizers import (
     SGDConfig,
 )
 from headrace.embeddings.stores.local import EmbeddingStore, LocalStore
-from headrace.embeddings.tables.table import EmbeddingTable
+from headrace.embeddings.tables.table_group import TableGroup
 
 __all__ = [
     "AdagradConfig",
     "AdamConfig",
     "EmbeddingBags",
     "EmbeddingStore",
-    "EmbeddingTable",
     "EmbeddingsConfig",
     "FTRLConfig",
     "FeatureConfig",
@@ -37,6 +36,7 @@ __all__ = [
     "RowWiseAdagradConfig",
     "SGDConfig",
     "TableConfig",
+    "TableGroup",
     "UniquePooled",
     "apply_gradients",
     "embedding_bags",

@@ -22,9 +22,10 @@ from headrace.embeddings.ops.device_pooling import (
 from headrace.embeddings.ops.gradients import POOL_MAX, POOL_MEAN, POOL_SUM
 from headrace.embeddings.ops.hashing import name_seeds
 from headrace.embeddings.ops.pooling import gather_sequence, pool_rows, pool_unique_rows
-from headrace.embeddings.storage.device import DeviceTable, Memory
+from headrace.embeddings.storage.device import DeviceStorage, Memory
+from headrace.embeddings.storage.host import HostStorage
 from headrace.embeddings.stores.local import EmbeddingStore, LocalStore
-from headrace.embeddings.tables.table import EmbeddingTable
+from headrace.embeddings.tables.table_group import TableGroup
 from headrace.errors import ConfigError
 from headrace.tensors import Batch, Group
 
@@ -105,16 +106,16 @@ class EmbeddingBags(nn.Module):
         self._feature_sets: dict[tuple[str, ...], FeatureSet] = {}
         self._seed = seed
         self._store = store
-        self._table: EmbeddingTable | None = None
+        self._table: TableGroup | None = None
         self._is_local = store is None
         self._pending: list[Lookup] = []
         self._device: torch.device | None = None
 
     @property
-    def table(self) -> EmbeddingTable | None:
+    def table(self) -> TableGroup | None:
         """The table in this process, made when it is first needed; None with a store of another kind."""
         if self._table is None and self._is_local:
-            self._table = EmbeddingTable(self.spaces, self.embedding_dim, seed=self._seed)
+            self._table = TableGroup(self.spaces, self.embedding_dim, seed=self._seed)
         return self._table
 
     @property
@@ -146,11 +147,9 @@ class EmbeddingBags(nn.Module):
                 raise ConfigError("embeddings: rows with a store in front of them cannot move, expected none")
             if self._device is not None:
                 memory = memory or self.config.memory
-                self._table = DeviceTable.of(self.table, self._device, memory)
-            elif isinstance(self.table, DeviceTable):
-                on_host = EmbeddingTable(self.spaces, self.embedding_dim, seed=self._seed)
-                on_host.load_state_dict(self.table.state_dict())
-                self._table = on_host
+                self._table = self.table.moved_to(DeviceStorage.on(self._device, memory))
+            elif self.table.storage.device is not None:
+                self._table = self.table.moved_to(HostStorage)
             self._store = None
         return self
 
@@ -274,7 +273,7 @@ class EmbeddingBags(nn.Module):
             keys, gradients = merge_keys([(part.found.keys, part.grad) for part in parts])
             if self.config.clip_grad_norm is not None:
                 clip_norm(gradients, self.config.clip_grad_norm)
-            if isinstance(gradients, Tensor) and not isinstance(self.table, DeviceTable):
+            if isinstance(gradients, Tensor) and (self.table is None or self.table.storage.device is None):
                 gradients = gradients.cpu().numpy()
             self.store.update(keys, gradients, num_rows=num_rows or used[0].stride).result()
 

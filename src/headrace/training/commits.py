@@ -16,7 +16,7 @@ import torch
 from pydantic import BaseModel, Field, ValidationError
 from torch import Tensor, nn
 
-from headrace.embeddings import EmbeddingTable, embedding_bags
+from headrace.embeddings import TableGroup, embedding_bags
 from headrace.embeddings.tables.parts import join_parts
 from headrace.embeddings.tables.state import Columns
 from headrace.errors import CheckpointError
@@ -211,7 +211,7 @@ def load_parameters(snapshot: Snapshot, model: nn.Module) -> None:
         table.load_state_dict(join_parts(snapshot.parts[name]) if name in snapshot.parts else snapshot.columns[name])
 
 
-def _tables(model: nn.Module) -> dict[str, EmbeddingTable]:
+def _tables(model: nn.Module) -> dict[str, TableGroup]:
     """The tables in this process by name, which can name a folder."""
     tables = {table_name(name): bags.table for name, bags in embedding_bags(model).items()}
     return {name: table for name, table in tables.items() if table is not None}

@@ -15,10 +15,10 @@ from torch import nn
 from headrace.embeddings import (
     EmbeddingBags,
     EmbeddingsConfig,
-    EmbeddingTable,
     KeyedPlan,
     Keys,
     LocalStore,
+    TableGroup,
     apply_gradients,
     embedding_bags,
     key_layouts,
@@ -46,7 +46,7 @@ def jagged(lists: dict[str, list[list[int]]], weighted: bool = False) -> KeyedJa
 
 def rows_of(bags: EmbeddingBags, space: int) -> torch.Tensor:
     assert bags.table is not None
-    first = int(bags.table.arena.first_rows[space])
+    first = int(bags.table.index.first_rows[space])
     return bags.table.weights[first : first + SIZE].clone()
 
 
@@ -215,7 +215,7 @@ def test_an_id_out_of_range_is_told_with_feature_id_row_and_range() -> None:
         "feature b: id 6 in row 2 of the batch, expected 0 <= id < 6 (a direct space with num_embeddings: 6)"
     )
     assert bags.table is not None
-    assert not bags.table.arena.metadata["frequency"].any(), "a refused batch leaves no trace"
+    assert not bags.table.metadata.records["frequency"].any(), "a refused batch leaves no trace"
 
 
 def test_a_missing_feature_and_weights_with_max_are_refused_by_name() -> None:
@@ -261,7 +261,7 @@ def test_any_store_may_hold_the_rows() -> None:
 
     class Recording:
         def __init__(self) -> None:
-            self.local = LocalStore(EmbeddingTable(settings_.layout(["a"]).spaces, 4, seed=1))
+            self.local = LocalStore(TableGroup(settings_.layout(["a"]).spaces, 4, seed=1))
             self.calls: list[tuple[str, list[int], list[int]]] = []
 
         def read(self, keys: Keys, *, after: int | None = None) -> Future[np.ndarray]:

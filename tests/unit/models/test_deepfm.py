@@ -16,8 +16,10 @@ def test_forward_is_first_order_plus_pairs_plus_deep(batch: Batch, embeddings: E
         embeddings=embeddings,
         seed=3,
     ).eval()
-    assert model.first_order.table is not None
-    model.first_order.table.weights[1:].normal_(generator=torch.Generator().manual_seed(1))
+    weights = model.first_order.train()(batch)  # zeros; after a step they differ
+    (weights * torch.randn(weights.shape, generator=torch.Generator().manual_seed(1))).sum().backward()
+    model.first_order.apply_gradients()
+    assert model.eval().first_order(batch).any()
     emb = model.embeddings(batch)
     fields = [batch.dense[:, [n]] * model.dense_vectors_ND[n] for n in range(2)] + [emb[:, f] for f in range(3)]
     pairs = sum((fields[i] * fields[j]).sum(1) for i in range(5) for j in range(i))

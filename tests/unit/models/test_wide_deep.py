@@ -14,8 +14,10 @@ def test_forward_is_wide_plus_deep_for_each_label(batch: Batch, embeddings: Embe
         embeddings=embeddings,
         seed=3,
     ).eval()
-    assert model.wide.table is not None
-    model.wide.table.weights[1:].normal_(generator=torch.Generator().manual_seed(1))
+    weights = model.wide.train()(batch)  # zeros; after a step they differ
+    (weights * torch.randn(weights.shape, generator=torch.Generator().manual_seed(1))).sum().backward()
+    model.wide.apply_gradients()
+    assert model.eval().wide(batch).any()
     wide = model.wide(batch).sum(1) + model.wide_dense(batch.dense)
     emb = model.embeddings(batch)
     deep = model.head(model.deep(torch.cat([batch.dense, emb.flatten(1)], dim=1)))

@@ -36,7 +36,7 @@ def make_batch(seed: int, num_rows: int = 24) -> Batch:
 
 def parameters(model: DLRM) -> list[torch.Tensor]:
     assert model.embeddings.table is not None
-    return [*(p.detach().clone() for p in model.parameters()), torch.from_numpy(model.embeddings.table.arena.weights)]
+    return [*(p.detach().clone() for p in model.parameters()), torch.from_numpy(model.embeddings.table.storage.weights)]
 
 
 def sgd(model: DLRM) -> torch.optim.Optimizer:

@@ -122,43 +122,35 @@ class ChangeLog:
 
     def acknowledge(self, consumer: str, version: int) -> None:
         """A consumer has everything up to a version; one that was not known joins there."""
-        if not self.cursors:
-            self.rows_from = max(self.rows_from, version)
-            self.removed_from = max(self.removed_from, version)
         self.cursors[consumer] = version
-        self._forget()
-
-    def leave(self, consumer: str, version: int) -> None:
-        """A consumer needs no more changes; `version` is the table's."""
-        if self.cursors.pop(consumer, None) is not None and not self.cursors:
-            self.rows_from = self.removed_from = version
-            self._changed, self._removed, self._num_entries, self._num_compacted = [], [], 0, 0
-        self._forget()
-
-    def removed_columns(self) -> Columns:
-        """What a saved table keeps of it: `version`, `spaces` and `ids` of evicted ids."""
-        versions = [np.full(len(ids), version, dtype=np.int64) for version, _, ids in self._removed]
-        return {
-            "version": np.concatenate([np.empty(0, np.int64), *versions]),
-            "spaces": np.concatenate([np.empty(0, np.int32), *(spaces for _, spaces, _ in self._removed)]),
-            "ids": np.concatenate([np.empty(0, np.int64), *(ids for _, _, ids in self._removed)]),
-        }
-
-    @classmethod
-    def restored(cls, version: int, cursors: Mapping[str, int], removed_from: int, removed: Columns) -> ChangeLog:
-        """The log of a table that was loaded at a version; see `removed_columns`."""
-        log = cls(dict(cursors), rows_from=version, removed_from=removed_from)
-        for each in np.unique(removed["version"]).tolist():
-            where = removed["version"] == each
-            log._removed.append((each, removed["spaces"][where], removed["ids"][where]))
-        return log
-
-    def _forget(self) -> None:
-        """Drop what no cursor needs any more."""
-        if not self.cursors:
-            return
         oldest = min(self.cursors.values())
         self._changed = [entry for entry in self._changed if entry[0] > oldest]
         self._removed = [entry for entry in self._removed if entry[0] > oldest]
         self._num_entries = sum(len(rows) for _, rows in self._changed)
         self.rows_from, self.removed_from = max(self.rows_from, oldest), max(self.removed_from, oldest)
+
+    def renumber(self, kept: Int64s) -> None:
+        """Rows have moved: row `kept[i]`, ascending, is row i now; others are gone."""
+        for place, (version, rows) in enumerate(self._changed):
+            moved = np.minimum(np.searchsorted(kept, rows), len(kept) - 1)
+            self._changed[place] = version, moved[kept[moved] == rows]
+        self._num_entries = sum(len(rows) for _, rows in self._changed)
+
+    def columns(self) -> Columns:
+        """What a saved table keeps of it: `removed.version`, `.spaces` and `.ids` of evicted ids."""
+        versions = [np.full(len(ids), version, dtype=np.int64) for version, _, ids in self._removed]
+        return {
+            "removed.version": np.concatenate([np.empty(0, np.int64), *versions]),
+            "removed.spaces": np.concatenate([np.empty(0, np.int32), *(spaces for _, spaces, _ in self._removed)]),
+            "removed.ids": np.concatenate([np.empty(0, np.int64), *(ids for _, _, ids in self._removed)]),
+        }
+
+    @classmethod
+    def restored(cls, version: int, cursors: Mapping[str, int], removed_from: int, state: Columns) -> ChangeLog:
+        """The log of a table that was loaded at a version; `state` has the columns that `columns` gave."""
+        log = cls(dict(cursors), rows_from=version, removed_from=removed_from)
+        versions = state["removed.version"]
+        for each in np.unique(versions).tolist():
+            where = versions == each
+            log._removed.append((each, state["removed.spaces"][where], state["removed.ids"][where]))
+        return log

@@ -6,12 +6,52 @@ import numpy as np
 import numpy.typing as npt
 
 from headrace.compiling import kernel
+from headrace.embeddings.keys import Keys
+from headrace.embeddings.ops.key_sets import first_repeated_key
+from headrace.embeddings.shards.table import TableSpec
+from headrace.errors import ShardError
 
-__all__ = ["first_bad_key", "first_row_not_finite"]
+__all__ = ["check_gradients", "check_keys", "first_bad_key", "first_row_not_finite"]
 
 Float32s = npt.NDArray[np.float32]
 Int64s = npt.NDArray[np.int64]
 Int32s = npt.NDArray[np.int32]
+
+
+def check_keys(keys: Keys, spec: TableSpec) -> None:
+    """Refuse keys that nobody can have met.
+
+    Raises:
+        ShardError: An id of a direct or hashed space is out of its range, a count is negative, or a key comes
+            twice; names the field, id and space.
+    """
+    bad = first_bad_key(keys.spaces, keys.ids, keys.counts, spec.sizes)
+    if bad >= 0:
+        name, size = _space(keys, bad, spec), spec.sizes[keys.spaces[bad]]
+        if keys.counts[bad] < 0:
+            raise ShardError(f"count: given {keys.counts[bad]} for id {keys.ids[bad]} of {name}, expected 0 or more")
+        raise ShardError(f"{name}: id {keys.ids[bad]}, expected 0 <= id < {size}")
+    twice = first_repeated_key(keys.spaces, keys.ids)
+    if twice >= 0:
+        raise ShardError(f"id: {keys.ids[twice]} twice in {_space(keys, twice, spec)}, expected each id once")
+
+
+def check_gradients(keys: Keys, gradients: Float32s, spec: TableSpec) -> None:
+    """Refuse gradients float32 [U, dim] that would spoil rows for good.
+
+    Raises:
+        ShardError: One is infinite or NaN; names space and id.
+    """
+    bad = first_row_not_finite(gradients.view(np.uint32))
+    if bad >= 0:
+        raise ShardError(
+            f"gradients: given infinity or NaN for id {keys.ids[bad]} of {_space(keys, bad, spec)}, "
+            "expected finite numbers"
+        )
+
+
+def _space(keys: Keys, place: int, spec: TableSpec) -> str:
+    return f"space {list(spec.spaces)[int(keys.spaces[place])]}"
 
 
 @kernel()

@@ -1,4 +1,4 @@
-"""`ServedTable`: a shard's table with several trainers at it: reads wait for steps, updates of a step are merged."""
+"""`ServedTable`: a shard's part of a table, shared by trainers: reads wait for steps, updates of a step are merged."""
 
 from __future__ import annotations
 
@@ -14,9 +14,11 @@ import numpy.typing as npt
 from headrace.embeddings.changes.log import RowBlock
 from headrace.embeddings.keys import Keys
 from headrace.embeddings.shards.merging import TrainerUpdate, merge_updates
+from headrace.embeddings.shards.request_checks import check_gradients, check_keys
 from headrace.embeddings.shards.step_merger import StepMerger
-from headrace.embeddings.shards.table import ShardTable
+from headrace.embeddings.shards.table import TableSpec, part_of
 from headrace.embeddings.tables.state import Columns
+from headrace.embeddings.tables.table_group import TableGroup
 from headrace.errors import ShardError, ShardLost
 
 __all__ = ["ServedTable", "TableCounts"]
@@ -46,14 +48,18 @@ class ServedTable:
 
     Args:
         name: Of the table.
-        table: The rows.
+        spec: Of the whole table.
+        rows: This shard's part of it.
         merger: Which trainers there are, and how far they are.
         hold_s: How long a request may wait for other trainers.
     """
 
-    def __init__(self, name: str, table: ShardTable, merger: StepMerger[TrainerUpdate], *, hold_s: float) -> None:
+    def __init__(
+        self, name: str, spec: TableSpec, rows: TableGroup, merger: StepMerger[TrainerUpdate], *, hold_s: float
+    ) -> None:
         self.name = name
-        self.table = table
+        self.spec = spec
+        self.rows = rows
         self.counts = TableCounts()
         self._merger = merger
         self._hold_s = hold_s
@@ -72,11 +78,11 @@ class ServedTable:
         Raises:
             ShardError: Ids are out of range, the trainer is unknown, or others did not make a step in time; names them.
         """
-        self.table.check(keys)
+        check_keys(keys, self.spec)
         with self._changed:
             self._merger.check_trainer(trainer)
             held_s = self._wait(lambda: self._merger.may_read(after), after, f"read of trainer {trainer}")
-            rows = self.table.read(keys)
+            rows: Float32s = self.rows.read(keys)
             self.counts.reads += 1
             self.counts.keys += len(keys)
         return rows, held_s
@@ -87,8 +93,8 @@ class ServedTable:
         Raises:
             ShardError: As for `read`; or it is not the trainer's next step.
         """
-        self.table.check(update.keys)
-        self.table.check_gradients(update.keys, update.gradients)
+        check_keys(update.keys, self.spec)
+        check_gradients(update.keys, update.gradients, self.spec)
         with self._changed:
             merger = self._merger
             merger.check_step(trainer, step)  # else it would be held for a step that cannot come
@@ -97,13 +103,13 @@ class ServedTable:
             decision = merger.update(trainer, step, update)
             self.counts.updates += not decision.repeated
             for parts in decision.steps:
-                self.table.update(*merge_updates(parts))
+                self.rows.update(*merge_updates(parts))
             if decision.steps:
                 self._changed.notify_all()
         return held_s
 
     def end_window(self, window: int, step: int) -> int:
-        """Evict, see `EmbeddingTable.end_window`; a repeated call for a window does nothing.
+        """Evict, see `TableGroup.end_window`; a repeated call for a window does nothing.
 
         Args:
             window: Windows ended in this session, this one included.
@@ -122,7 +128,7 @@ class ServedTable:
             if window != self._windows + 1:
                 raise ShardError(f"table {self.name}: window {window} ended, expected window {self._windows + 1}")
             self._windows = window
-            return self.table.table.end_window()
+            return self.rows.end_window()
 
     def part(self, step: int) -> Columns:
         """This shard's part of the table as it is once `step` is applied.
@@ -131,7 +137,7 @@ class ServedTable:
             ShardError: Trainers are already further.
         """
         with self._at(step, "checkpoint"):
-            return self.table.part()
+            return part_of(self.rows, self.spec)
 
     def changes(self, since: int, step: int) -> list[RowBlock]:
         """What changed in this part of the table after a version, as it is once `step` is applied; copies.
@@ -140,12 +146,12 @@ class ServedTable:
             ShardError: Trainers are already further, or what changed since then is not known any more.
         """
         with self._at(step, "changes"):
-            return list(self.table.table.changes(since))
+            return list(self.rows.changes(since))
 
     def acknowledge(self, consumer: str, version: int) -> None:
         """A consumer of changes has everything up to a version; one that was not known joins there."""
         with self._changed:
-            self.table.table.acknowledge(consumer, version)
+            self.rows.acknowledge(consumer, version)
 
     def close(self, because: str) -> None:
         """Send away whoever waits, and whoever comes."""

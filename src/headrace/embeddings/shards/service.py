@@ -151,24 +151,24 @@ class ShardServer(fl.FlightServerBase):  # type: ignore[misc]
         raise ShardError(f"action {kind[:40]!r}: expected one of: {', '.join(ACTIONS)}")
 
     def _serve_reads(self, table: ServedTable, trainer: int, precision: Precision, reader: Any, writer: Any) -> None:
-        schema = rows_schema(precision, table.table.spec.embedding_dim)
-        _check_schema(reader.schema, read_schema(with_counts=table.table.spec.reads_have_counts))
+        schema = rows_schema(precision, table.spec.embedding_dim)
+        _check_schema(reader.schema, read_schema(with_counts=table.spec.reads_have_counts))
         writer.begin(schema)
         for batch, metadata in self._requests(reader):
             start = perf_counter()
             header = ReadHeader.from_json(metadata)
-            keys = read_keys(batch, header.space_sizes, len(table.table.spec.spaces), seen=header.seen)
+            keys = read_keys(batch, header.space_sizes, len(table.spec.spaces), seen=header.seen)
             rows, held_s = table.read(keys, trainer=trainer, after=header.after)
             answer = pack_rows(None, *encode(rows, None, precision), schema)
             writer.write_with_metadata(answer, _reply(start, held_s, table))
 
     def _serve_updates(self, table: ServedTable, trainer: int, precision: Precision, reader: Any, writer: Any) -> None:
-        dim = table.table.spec.embedding_dim
+        dim = table.spec.embedding_dim
         _check_schema(reader.schema, update_schema(precision, dim))
         for batch, metadata in self._requests(reader):
             start = perf_counter()
             header = UpdateHeader.from_json(metadata)
-            keys = read_keys(batch, header.space_sizes, len(table.table.spec.spaces))
+            keys = read_keys(batch, header.space_sizes, len(table.spec.spaces))
             gradients = np.empty((len(keys), dim), dtype=np.float32)
             decode(*read_rows(batch), None, precision, gradients)
             held_s = table.update(TrainerUpdate(keys, gradients, header.num_rows), trainer=trainer, step=header.step)

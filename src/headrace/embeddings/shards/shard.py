@@ -22,7 +22,7 @@ from headrace.embeddings.shards.merging import TrainerUpdate
 from headrace.embeddings.shards.requests import OpenRequest
 from headrace.embeddings.shards.served_table import ServedTable
 from headrace.embeddings.shards.step_merger import StepMerger
-from headrace.embeddings.shards.table import ShardTable, TableSpec
+from headrace.embeddings.shards.table import TableSpec, load_part, make_part
 from headrace.embeddings.tables.state import Columns
 from headrace.errors import CheckpointError, ShardError, ShardLost
 from headrace.files import flush, write_array, writing
@@ -85,7 +85,7 @@ class Shard:
                 self._request, self._tables = request, tables
                 self._members = SessionMembers(request.num_trainers)
             self._members.join(client, request.trainer)
-            return {"rows": sum(t.table.table.num_rows for t in self._tables.values()), "joined": joined}
+            return {"rows": sum(t.rows.num_rows for t in self._tables.values()), "joined": joined}
 
     @contextmanager
     def stream(self, session: str, table: str, trainer: int, client: str) -> Iterator[ServedTable]:
@@ -177,8 +177,8 @@ class Shard:
             "tables": {
                 name: {
                     "applied": table.applied,
-                    "rows": table.table.table.num_rows,
-                    "bytes": table.table.table.num_bytes,
+                    "rows": table.rows.num_rows,
+                    "bytes": table.rows.num_bytes,
                     **asdict(table.counts),
                 }
                 for name, table in tables.items()
@@ -195,13 +195,13 @@ class Shard:
 
     def _make_table(self, name: str, request: OpenRequest) -> ServedTable:
         spec, plan = request.tables[name]
-        table = ShardTable(spec, plan, request.shard)
+        rows = make_part(spec, plan, request.shard)
         if request.checkpoint is not None:
-            table.load(self._read_parts(name, request.checkpoint))
+            load_part(rows, self._read_parts(name, request.checkpoint), spec, plan, request.shard)
         merger: StepMerger[TrainerUpdate] = StepMerger(
             request.num_trainers, merged=request.merged, applied=request.step
         )
-        return ServedTable(name, table, merger, hold_s=self._hold_s)
+        return ServedTable(name, spec, rows, merger, hold_s=self._hold_s)
 
     def _read_parts(self, name: str, checkpoint: int) -> list[Columns]:
         """The parts of a saved table, or the one of a table that was in one process."""

@@ -9,7 +9,8 @@ from headrace.embeddings.keys import Keys
 from headrace.embeddings.shards.merging import TrainerUpdate, merge_updates
 from headrace.embeddings.shards.plan import make_plan
 from headrace.embeddings.shards.precision import PRECISIONS, decode, encode
-from headrace.embeddings.shards.table import ShardTable, TableSpec
+from headrace.embeddings.shards.request_checks import check_gradients, check_keys
+from headrace.embeddings.shards.table import TableSpec, load_part, make_part, part_of
 from headrace.embeddings.shards.wire import pack_ids, pack_rows, read_keys, read_rows, read_schema, update_schema
 
 __all__ = ["warm_up_shard"]
@@ -20,14 +21,15 @@ DIM = 8
 def warm_up_shard(optimizer: str) -> None:
     """A read and an update of two trainers, as they arrive from the network, in every precision."""
     config = TableConfig.from_dict({"num_embeddings": 64, "optimizer": {"kind": optimizer, "lr": 0.1}}, where="warm up")
-    table = ShardTable(TableSpec({"warm up": config}, DIM, seed=0), make_plan({"warm up": config}, 1), 0)
+    spec, plan = TableSpec({"warm up": config}, DIM, seed=0), make_plan({"warm up": config}, 1)
+    table = make_part(spec, plan, 0)
     sent = Keys(np.zeros(4, np.int32), np.arange(4), np.ones(4, np.int32))
     every = make_plan({"warm up": config}, 2).route(sent).order
     for with_counts in (True, False):
         request = pack_ids(sent, with_counts=with_counts)
         assert request.schema == read_schema(with_counts=with_counts)
         keys = read_keys(request, [4], 1)
-        table.check(keys)
+        check_keys(keys, spec)
         rows = table.read(keys)
     for precision in PRECISIONS:
         data, scales = encode(rows, every, precision)
@@ -35,7 +37,7 @@ def warm_up_shard(optimizer: str) -> None:
         for places in (None, every):
             decode(*read_rows(message), places, precision, rows)
         update = TrainerUpdate(read_keys(message, [4], 1), rows, num_rows=1)
-        table.check_gradients(update.keys, update.gradients)
+        check_gradients(update.keys, update.gradients, spec)
         table.update(update.keys, update.gradients)
         table.update(*merge_updates([update, update]))
-    table.load([table.part()])
+    load_part(table, [part_of(table, spec)], spec, plan, 0)

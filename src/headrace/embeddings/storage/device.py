@@ -1,13 +1,15 @@
-"""`DeviceTable`: rows and optimizer state on a device, or in pinned host memory beside it, in plain torch.
+"""`DeviceStorage`: rows and optimizer state as tensors on a device, or in pinned host memory beside it.
 
-Ids become rows on the host, where batches come from, by the same directory, admission and metadata as in
-`EmbeddingTable`; what moves to the device in a step is one row number per unique key. So checkpoints are the same, and
-a table goes from host to device and back without a change in any bit.
+Ids become rows on the host, where batches come from; what moves to the device in a step is one row number per unique
+key. First values are computed on the host and copied, when a row is first read or updated. The numbers are those of
+`HostStorage` up to the rounding of sums and roots; where a device adds in any order (`index_add` on CUDA), runs may
+differ in the last bits.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -15,176 +17,127 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from headrace.embeddings.config import TableConfig
 from headrace.embeddings.keys import Keys
 from headrace.embeddings.ops.hashing import key_streams
-from headrace.embeddings.optimizers import Rounding, SparseOptimizer
 from headrace.embeddings.storage.device_rounding import rounded
-from headrace.embeddings.storage.row_formats import FORMATS, as_tensor, storage_dtype
-from headrace.embeddings.tables.arena import Arena, slot_columns
-from headrace.embeddings.tables.index import NEW
-from headrace.embeddings.tables.initializer import fill_rows
-from headrace.embeddings.tables.table import EmbeddingTable
+from headrace.embeddings.storage.protocol import NEW, MakeStorage, RowLayout
+from headrace.embeddings.storage.row_formats import TENSOR_DTYPES, as_tensor
 
-__all__ = ["DeviceTable", "Memory"]
+__all__ = ["DeviceStorage", "Memory"]
 
 Memory = Literal["device", "host"]
 """Where rows live when a model is on a device: there, or in the host's page-locked memory."""
 
 Int64s = npt.NDArray[np.int64]
-Int32s = npt.NDArray[np.int32]
 
 
-class DeviceArena(Arena):
-    """An arena whose rows and optimizer state are tensors; directory columns and metadata stay NumPy arrays.
+class DeviceStorage:
+    """See `RowStorage`; `gather` gives a tensor and `update` takes one.
 
-    All first values are made on the host and copied, so for a moment both exist.
+    Args:
+        layout: What rows are.
+        capacity: Rows there is room for at first.
+        device: Where models compute; any that torch has, "cpu" included.
+        memory: Where rows live.
 
     Attributes:
-        rows: [capacity, dim] in the table's format.
-        states: float32 [capacity, width].
+        weights: [capacity, D] in the table's storage dtype.
+        state: float32 [capacity, W].
     """
 
-    def __init__(self, table: DeviceTable, optimizer: SparseOptimizer) -> None:
-        self.device = table.device
-        self._is_pinned = table.memory == "host" and table.device.type == "cuda"
-        self._home = torch.device("cpu") if table.memory == "host" else table.device
-        super().__init__(table.spaces, table.embedding_dim, optimizer, seed=table.seed)
+    def __init__(self, layout: RowLayout, capacity: int, *, device: torch.device | str, memory: Memory) -> None:
+        self._layout = layout
+        self.device = torch.device(device)
+        self._is_pinned = memory == "host" and self.device.type == "cuda"
+        self._home = torch.device("cpu") if memory == "host" else self.device
+        self.weights = self._zeros((capacity, layout.embedding_dim), TENSOR_DTYPES[layout.row_format])
+        self.state = self._zeros((capacity, layout.optimizer.state_width), torch.float32)
 
-    def clear(self) -> None:
-        """See `Arena.clear`."""
-        super().clear()
-        self.complete()
-        self.rows = self._at_home(as_tensor(self.weights, self.row_format))
-        self.states = self._at_home(torch.from_numpy(self.state))
-        self.weights, self.state = self.weights[:0].copy(), self.state[:0].copy()  # a view would keep the whole array
+    @classmethod
+    def on(cls, device: torch.device | str, memory: Memory = "device") -> MakeStorage:
+        """Makes storages on a device."""
+        return partial(cls, device=device, memory=memory)
+
+    @property
+    def capacity(self) -> int:
+        """See `RowStorage`."""
+        return len(self.weights)
 
     @property
     def num_bytes(self) -> int:
-        """See `Arena.num_bytes`."""
-        return super().num_bytes + sum(t.numel() * t.element_size() for t in (self.rows, self.states))
+        """See `RowStorage`."""
+        return sum(tensor.numel() * tensor.element_size() for tensor in (self.weights, self.state))
 
-    def read_state(self, rows: Int64s) -> tuple[Tensor, Tensor]:
-        """Rows float32 [U, dim] and their state [U, width], copies on the device."""
-        places = torch.from_numpy(rows).to(self._home)
-        weights, state = (table.index_select(0, places).to(self.device) for table in (self.rows, self.states))
-        return weights.float(), state
-
-    def write(self, rows: Int64s, weights: Tensor, state: Tensor) -> None:
-        """Rows in the table's format, and their state."""
-        places = torch.from_numpy(rows).to(self._home)
-        self.rows.index_copy_(0, places, weights.to(self._home))
-        self.states.index_copy_(0, places, state.to(self._home))
-
-    def read(self, rows: Int64s, spaces: Int32s, ids: Int64s) -> Tensor:  # type: ignore[override]
-        """See `Arena.read`; on the device."""
+    def gather(self, rows: Int64s, keys: Keys) -> Tensor:
+        """See `RowStorage.gather`."""
+        values = self._take(self.weights, np.maximum(rows, 0)).float()
         new = np.flatnonzero(rows == NEW)
-        places = torch.from_numpy(np.maximum(rows, 0)).to(self._home)
-        values = self.rows.index_select(0, places).to(self.device).float()
         if len(new):
-            first = torch.from_numpy(self.first_values(spaces[new], ids[new])).to(self.device)
-            values.index_copy_(0, torch.from_numpy(new).to(self.device), first)
+            first = self._layout.first_values.widened(keys.take(new), self._layout.embedding_dim)
+            values.index_copy_(0, torch.from_numpy(new).to(self.device), torch.from_numpy(first).to(self.device))
         return values
 
-    def row_columns(self, rows: Int64s) -> dict[str, npt.NDArray[Any]]:
-        """See `Arena.row_columns`."""
-        places = torch.from_numpy(rows).to(self._home)
-        columns = {"weights": _bits(self.rows.index_select(0, places).cpu())}
-        return columns | slot_columns(self._optimizer, self.states.index_select(0, places).cpu().numpy())
+    def initialize(self, rows: Int64s, keys: Keys) -> None:
+        """See `RowStorage.initialize`."""
+        first = self._layout.first_values.stored(keys, self._layout.embedding_dim)
+        state = self._layout.optimizer.initial_state[keys.spaces]
+        self._put(rows, as_tensor(first, self._layout.row_format), torch.from_numpy(state))
 
-    def set_row_columns(self, rows: Int64s, columns: Mapping[str, npt.NDArray[Any]]) -> None:
-        """See `Arena.set_row_columns`."""
-        slots = [columns[f"slot.{slot.name}"] for slot in self._optimizer.slots]
-        state = torch.from_numpy(np.concatenate([np.empty((len(rows), 0), np.float32), *slots], axis=1))
-        self.write(rows, as_tensor(np.array(columns["weights"]), self.row_format), state)
-
-    def _grow_rows(self, capacity: int) -> None:
-        self.rows = self._grown(self.rows, capacity)
-        self.states = self._grown(self.states, capacity)
-
-    def _initialize(self, rows: Int64s, spaces: Int32s, ids: Int64s) -> None:
-        stored = np.empty((len(rows), self.embedding_dim), dtype=storage_dtype(self.row_format))
-        places = np.arange(len(rows))
-        fill_rows(stored, places, spaces, ids, self.space_seeds, self._scales, FORMATS[self.row_format])
-        self.write(rows, as_tensor(stored, self.row_format), torch.from_numpy(self._optimizer.initial_state[spaces]))
-
-    def _clear_rows(self, rows: Int64s) -> None:
-        places = torch.from_numpy(rows).to(self._home)
-        for tensor in (self.rows, self.states):
-            tensor.index_fill_(0, places, 0)
-
-    def _at_home(self, tensor: Tensor) -> Tensor:
-        return tensor.pin_memory() if self._is_pinned else tensor.to(self._home, copy=True)
-
-    def _grown(self, tensor: Tensor, capacity: int) -> Tensor:
-        shape = (capacity, *tensor.shape[1:])
-        grown = torch.zeros(shape, dtype=tensor.dtype, device=self._home, pin_memory=self._is_pinned)
-        grown[: len(tensor)] = tensor
-        return grown
-
-
-class DeviceTable(EmbeddingTable):
-    """An `EmbeddingTable` whose rows are read, and updated, as tensors on a device.
-
-    `read` gives a tensor and `update` takes one. The numbers are those of the host's table up to the rounding of sums
-    and roots; where a device adds in any order (`index_add` on CUDA), runs may differ in the last bits.
-
-    Args:
-        spaces: Name -> config.
-        embedding_dim: Floats per row.
-        seed: Of first values and hashes.
-        device: Where models compute; any that torch has, "cpu" included.
-        memory: Where rows live.
-    """
-
-    arena: DeviceArena
-
-    def __init__(
-        self,
-        spaces: Mapping[str, TableConfig],
-        embedding_dim: int,
-        *,
-        seed: int,
-        device: torch.device | str,
-        memory: Memory = "device",
-    ) -> None:
-        self.device = torch.device(device)
-        self.memory: Memory = memory
-        super().__init__(spaces, embedding_dim, seed=seed)
-
-    @property
-    def weights(self) -> Tensor:
-        """See `EmbeddingTable.weights`."""
-        return self.arena.rows
-
-    @classmethod
-    def of(cls, table: EmbeddingTable, device: torch.device | str, memory: Memory = "device") -> DeviceTable:
-        """The same table, moved; the one given is not used any more."""
-        moved = cls(table.spaces, table.embedding_dim, seed=table.seed, device=device, memory=memory)
-        moved.load_state_dict(table.state_dict())
-        return moved
-
-    def _make_arena(self) -> DeviceArena:
-        return DeviceArena(self, self._optimizer)
-
-    def _optimize(self, rows: Int64s, keys: Keys, gradients: Any) -> None:
+    def update(self, rows: Int64s, keys: Keys, gradients: Any, *, step: int) -> None:
+        """See `RowStorage.update`; gradients may be an array as well."""
         if isinstance(gradients, np.ndarray):
             gradients = torch.from_numpy(gradients)
         keep = np.flatnonzero(rows)
-        rows = rows[keep]
+        rows, keys = rows[keep], keys.take(keep)
         gradients = gradients.to(self.device)
         if len(keep) < len(gradients):
             gradients = gradients.index_select(0, torch.from_numpy(keep).to(self.device))
-        weights, state = self.arena.read_state(rows)
-        space_of_row = torch.from_numpy(keys.spaces[keep].astype(np.int64)).to(self.device)
-        weights, state = self._optimizer.updated(weights, gradients, state, space_of_row, self.step)
-        rounding = Rounding.of(self.arena.row_format, self.seed, self.step, self.arena.space_seeds)
-        streams = key_streams(rounding.space_seeds, keys.spaces[keep], keys.ids[keep])
-        counters = torch.from_numpy(streams).to(self.device)
-        self.arena.write(rows, rounded(weights, counters, self.arena.row_format, int(rounding.seed)), state)
+        weights, state = self._take(self.weights, rows).float(), self._take(self.state, rows)
+        spaces = torch.from_numpy(keys.spaces.astype(np.int64)).to(self.device)
+        weights, state = self._layout.optimizer.updated(weights, gradients, state, spaces, step)
+        rounding = self._layout.rounding(step)
+        streams = torch.from_numpy(key_streams(rounding.space_seeds, keys.spaces, keys.ids)).to(self.device)
+        self._put(rows, rounded(weights, streams, self._layout.row_format, int(rounding.seed)), state)
 
+    def columns(self, rows: Int64s) -> dict[str, npt.NDArray[Any]]:
+        """See `RowStorage.columns`."""
+        weights, state = (self._take(tensor, rows).cpu() for tensor in (self.weights, self.state))
+        bits = weights if weights.dtype == torch.float32 else weights.view(torch.uint16)
+        return {"weights": bits.numpy(), **self._layout.slot_columns(state.numpy())}
 
-def _bits(rows: Tensor) -> npt.NDArray[Any]:
-    """Rows as a saved table holds them: float32, or the uint16 of 16-bit formats."""
-    array: npt.NDArray[Any] = (rows if rows.dtype == torch.float32 else rows.view(torch.uint16)).numpy()
-    return array
+    def set_columns(self, rows: Int64s, columns: Mapping[str, npt.NDArray[Any]]) -> None:
+        """See `RowStorage.set_columns`."""
+        weights = as_tensor(np.array(columns["weights"]), self._layout.row_format)
+        self._put(rows, weights, torch.from_numpy(self._layout.state_of(columns, len(rows))))
+
+    def grow(self, capacity: int) -> None:
+        """See `RowStorage.grow`."""
+        self.weights, self.state = (self._resized(tensor, capacity) for tensor in (self.weights, self.state))
+
+    def compact(self, rows: Int64s, capacity: int) -> None:
+        """See `RowStorage.compact`."""
+        places = torch.from_numpy(rows).to(self._home)
+        self.weights, self.state = (
+            self._resized(tensor.index_select(0, places), capacity) for tensor in (self.weights, self.state)
+        )
+
+    def view(self) -> Tensor:
+        """See `RowStorage.view`."""
+        return self.weights
+
+    def _take(self, tensor: Tensor, rows: Int64s) -> Tensor:
+        """A copy of some rows on the device."""
+        return tensor.index_select(0, torch.from_numpy(rows).to(self._home)).to(self.device)
+
+    def _put(self, rows: Int64s, weights: Tensor, state: Tensor) -> None:
+        places = torch.from_numpy(rows).to(self._home)
+        self.weights.index_copy_(0, places, weights.to(self._home))
+        self.state.index_copy_(0, places, state.to(self._home))
+
+    def _zeros(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        return torch.zeros(shape, dtype=dtype, device=self._home, pin_memory=self._is_pinned)
+
+    def _resized(self, kept: Tensor, capacity: int) -> Tensor:
+        resized = self._zeros((capacity, *kept.shape[1:]), kept.dtype)
+        resized[: len(kept)] = kept
+        return resized

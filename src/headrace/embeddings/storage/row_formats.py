@@ -31,6 +31,7 @@ __all__ = [
     "FORMATS",
     "FP16",
     "FP32",
+    "TENSOR_DTYPES",
     "RowFormat",
     "as_tensor",
     "nearest_bf16",
@@ -42,6 +43,7 @@ __all__ = [
 RowFormat = Literal["fp32", "bf16", "fp16"]
 FP32, BF16, FP16 = 0, 1, 2
 FORMATS: dict[str, int] = {"fp32": FP32, "bf16": BF16, "fp16": FP16}
+TENSOR_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 Float32s = npt.NDArray[np.float32]
 Uint32s = npt.NDArray[np.uint32]
@@ -61,8 +63,7 @@ def storage_dtype(row_format: str) -> type[np.float32] | type[np.uint16]:
 
 def as_tensor(rows: Rows, row_format: str) -> Tensor:
     """Rows as a tensor of their real type, sharing memory."""
-    dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-    return torch.from_numpy(rows).view(dtypes[row_format])
+    return torch.from_numpy(rows).view(TENSOR_DTYPES[row_format])
 
 
 @register_jitable(inline="always")

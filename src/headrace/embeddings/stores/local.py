@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from headrace.embeddings.changes.log import RowBlock
 from headrace.embeddings.keys import Keys
-from headrace.embeddings.tables.table import EmbeddingTable
+from headrace.embeddings.tables.table_group import TableGroup
 
 __all__ = ["EmbeddingStore", "LocalStore"]
 
@@ -50,16 +50,16 @@ class EmbeddingStore(Protocol):
         """
 
     def changes(self, since: int = 0) -> Iterator[RowBlock]:
-        """What changed after a version, consistent at one later version; see `EmbeddingTable.changes`."""
+        """What changed after a version, consistent at one later version; see `TableGroup.changes`."""
 
     def acknowledge(self, consumer: str, version: int) -> None:
-        """A consumer of changes has everything up to a version, or joins there; see `EmbeddingTable.acknowledge`."""
+        """A consumer of changes has everything up to a version, or joins there; see `TableGroup.acknowledge`."""
 
 
 class LocalStore:
     """Rows in this process: calls do their work at once and return a finished future."""
 
-    def __init__(self, table: EmbeddingTable) -> None:
+    def __init__(self, table: TableGroup) -> None:
         self.table = table
 
     @property

@@ -214,7 +214,7 @@ class RemoteStore:
                 yield block
 
     def acknowledge(self, consumer: str, version: int) -> None:
-        """A consumer of changes has everything up to a version; see `EmbeddingTable.acknowledge`."""
+        """A consumer of changes has everything up to a version; see `TableGroup.acknowledge`."""
         stream = self._read_header
         values = {"session": stream.session, "table": self._table, "consumer": consumer, "version": version}
         for client in self._clients:

@@ -1,7 +1,7 @@
 """A table as named raw columns, for checkpoints: only rows that differ from a new table.
 
     header              uint8, JSON: format version, spaces, dimension, seed, step, version, window starts, cursors
-    rows                int64 [R], ascending: where each row lies in the arena
+    rows                int64 [R], ascending: where each row lies in its storage
     spaces, ids         int32, int64 [R]: whose it is (an id in a direct or hashed space is the row within the space)
     weights             [R, dim]: float32, or uint16, the bits of bf16 or fp16 rows
     slot.NAME           float32 [R, width] for each slot of the optimizer
@@ -22,18 +22,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from headrace.embeddings.changes.log import ChangeLog, Columns
+from headrace.embeddings.changes.log import Columns
 from headrace.embeddings.config import TableConfig
-from headrace.embeddings.tables.arena import Arena
-from headrace.embeddings.tables.index import CollisionlessDirectory
+from headrace.embeddings.tables.lifecycle.policies import IdHistory
 from headrace.errors import CheckpointError, VersionMismatch
 
-__all__ = ["Columns", "TableHeader", "pack", "row_columns", "unpack"]
+__all__ = ["Columns", "TableHeader", "pending_columns", "pending_of"]
 
 FORMAT_VERSION = 2
-METADATA = ("version", "frequency")
 PENDING = ("spaces", "ids", "sightings", "last_seen")
-REMOVED = ("version", "spaces", "ids")
 
 
 @dataclass(frozen=True)
@@ -45,7 +42,7 @@ class TableHeader:
         embedding_dim: Of rows.
         seed: Of first values.
         step: Updates made.
-        version: Changes made, see `EmbeddingTable`.
+        version: Changes made, see `TableGroup`.
         window_starts: Versions at which the windows still of interest began.
         cursors: Consumers of changes, and the version each has.
         removed_from: See `ChangeLog`.
@@ -113,40 +110,11 @@ class TableHeader:
                 raise CheckpointError(f"embedding table: {name} was saved as {saved}, but the job says {configured}")
 
 
-def pack(arena: Arena, directory: CollisionlessDirectory, changelog: ChangeLog, header: TableHeader) -> Columns:
-    """Columns of all live rows, as copies."""
-    rows = arena.live_rows()
-    spaces, ids = arena.owners(rows)
-    return {
-        "header": header.to_column(),
-        "rows": rows,
-        "spaces": spaces,
-        "ids": ids,
-        **row_columns(arena, rows),
-        **{f"pending.{name}": column for name, column in directory.pending().items()},
-        **{f"removed.{name}": column for name, column in changelog.removed_columns().items()},
-    }
+def pending_columns(pending: IdHistory) -> Columns:
+    """Ids that are not admitted yet, as columns."""
+    return {f"pending.{name}": getattr(pending, name) for name in PENDING}
 
 
-def row_columns(arena: Arena, rows: npt.NDArray[np.int64]) -> Columns:
-    """Weights, optimizer state and metadata of some live rows [R], as copies."""
-    metadata = arena.metadata[rows]
-    return {**arena.row_columns(rows), **{name: np.ascontiguousarray(metadata[name]) for name in METADATA}}
-
-
-def unpack(state: Columns, arena: Arena, directory: CollisionlessDirectory) -> ChangeLog:
-    """Replaces the contents of arena and directory by a state; returns its log of changes."""
-    arena.clear()
-    rows, spaces, ids = state["rows"], state["spaces"], state["ids"]
-    if len(rows):
-        arena.reserve(int(rows[-1]) + 1)
-    is_dynamic = rows >= arena.num_fixed
-    live = {"rows": rows[is_dynamic], "spaces": spaces[is_dynamic], "ids": ids[is_dynamic]}
-    directory.restore(live, {name: state[f"pending.{name}"] for name in PENDING})
-    arena.give_rows(live["rows"], live["spaces"], live["ids"])
-    arena.set_row_columns(rows, state)
-    for name in METADATA:
-        arena.metadata[name][rows] = state[name]
-    header = TableHeader.read(state)
-    removed = {name: state[f"removed.{name}"] for name in REMOVED}
-    return ChangeLog.restored(header.version, header.cursors, header.removed_from, removed)
+def pending_of(state: Columns) -> IdHistory:
+    """The opposite of `pending_columns`."""
+    return IdHistory(**{name: state[f"pending.{name}"] for name in PENDING})

@@ -9,9 +9,12 @@ from hypothesis import strategies as st
 
 from headrace.embeddings import Keys, TableConfig
 from headrace.embeddings.ops.key_sets import first_repeated_key
-from headrace.embeddings.shards.plan import ROW_WISE, ShardingPlan
-from headrace.embeddings.shards.request_checks import first_row_not_finite
-from headrace.embeddings.shards.table import ShardTable, TableSpec
+from headrace.embeddings.shards.request_checks import (
+    check_gradients,
+    check_keys,
+    first_row_not_finite,
+)
+from headrace.embeddings.shards.table import TableSpec
 from headrace.errors import ShardError
 
 IDS = st.integers(-(2**63), 2**63 - 1) | st.integers(0, 6)
@@ -35,20 +38,20 @@ def test_a_row_with_a_number_that_is_not_finite_is_found(bad: float) -> None:
 
 def test_what_is_wrong_is_named_with_its_field_space_and_id() -> None:
     spaces = {"users": TableConfig(num_embeddings=50), "items": TableConfig(kind="collisionless")}
-    table = ShardTable(TableSpec(spaces, 2, 0), ShardingPlan(1, (ROW_WISE, ROW_WISE)), 0)
+    spec = TableSpec(spaces, 2, 0)
 
     def keys(ids: list[int], counts: list[int]) -> Keys:
         return Keys(np.array([0, 1, 1], np.int32), np.array(ids), np.array(counts, np.int32))
 
-    table.check(keys([49, -7, 2**60], [0, 1, 2]))
+    check_keys(keys([49, -7, 2**60], [0, 1, 2]), spec)
     with pytest.raises(ShardError, match="space users: id 50, expected 0 <= id < 50"):
-        table.check(keys([50, 1, 2], [1, 1, 1]))
+        check_keys(keys([50, 1, 2], [1, 1, 1]), spec)
     with pytest.raises(ShardError, match="count: given -3 for id 2 of space items, expected 0 or more"):
-        table.check(keys([0, 1, 2], [1, 1, -3]))
+        check_keys(keys([0, 1, 2], [1, 1, -3]), spec)
     with pytest.raises(ShardError, match="id: 5 twice in space items, expected each id once"):
-        table.check(keys([5, 5, 5], [1, 1, 1]))
+        check_keys(keys([5, 5, 5], [1, 1, 1]), spec)
     gradients = np.zeros((3, 2), np.float32)
-    table.check_gradients(keys([0, 1, 2], [1, 1, 1]), gradients)
+    check_gradients(keys([0, 1, 2], [1, 1, 1]), gradients, spec)
     gradients[1, 1] = np.nan
     with pytest.raises(ShardError, match="gradients: given infinity or NaN for id 1 of space items, expected finite"):
-        table.check_gradients(keys([0, 1, 2], [1, 1, 1]), gradients)
+        check_gradients(keys([0, 1, 2], [1, 1, 1]), gradients, spec)

@@ -11,7 +11,7 @@ import pytest
 from headrace.embeddings import AdamConfig, TableConfig
 from headrace.embeddings.shards.plan import ROW_WISE, ShardingPlan
 from headrace.embeddings.shards.requests import MAX_LINE, EndWindowRequest, OpenRequest, SaveRequest
-from headrace.embeddings.shards.table import FIRST_BYTES, ShardTable, TableSpec
+from headrace.embeddings.shards.table import FIRST_BYTES, TableSpec, make_part
 from headrace.embeddings.shards.wire import PROTOCOL, ReadHeader, StreamHeader, UpdateHeader
 from headrace.errors import ShardError
 
@@ -165,5 +165,5 @@ def test_what_a_stream_is_not_for_is_one_short_line(field: str) -> None:
 
 def test_a_table_of_many_wide_spaces_begins_small() -> None:
     spaces = {str(n): TableConfig(num_embeddings=10**9, optimizer=AdamConfig()) for n in range(1_000)}
-    table = ShardTable(TableSpec(spaces, 1_024, 0), ShardingPlan(1, (ROW_WISE,) * 1_000), 0)
-    assert table.table.num_bytes < 2 * FIRST_BYTES
+    rows = make_part(TableSpec(spaces, 1_024, 0), ShardingPlan(1, (ROW_WISE,) * 1_000), 0)
+    assert rows.num_bytes < 2 * FIRST_BYTES

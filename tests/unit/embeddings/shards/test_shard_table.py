@@ -8,10 +8,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from headrace.embeddings import AdamConfig, EmbeddingTable, Keys, TableConfig
+from headrace.embeddings import AdamConfig, Keys, TableConfig, TableGroup
 from headrace.embeddings.shards.plan import ShardingPlan, make_plan
-from headrace.embeddings.shards.table import ShardTable, TableSpec
+from headrace.embeddings.shards.request_checks import check_keys
+from headrace.embeddings.shards.table import TableSpec, load_part, make_part, part_of
 from headrace.embeddings.tables.parts import join_parts
+from headrace.embeddings.tables.state import Columns
 from headrace.errors import CheckpointError, ShardError
 
 ADAM = AdamConfig(lr=0.1)
@@ -37,7 +39,15 @@ class Sharded:
 
     def __init__(self, num_shards: int, kind: str = "row_wise", spec: TableSpec = SPEC) -> None:
         self.plan: ShardingPlan = make_plan(spec.spaces, num_shards, kind=kind)  # type: ignore[arg-type]
-        self.shards = [ShardTable(spec, self.plan, shard) for shard in range(num_shards)]
+        self.spec = spec
+        self.shards = [make_part(spec, self.plan, shard) for shard in range(num_shards)]
+
+    def parts(self) -> list[Columns]:
+        return [part_of(shard, self.spec) for shard in self.shards]
+
+    def load(self, parts: list[Columns]) -> None:
+        for number, shard in enumerate(self.shards):
+            load_part(shard, parts, self.spec, self.plan, number)
 
     def read(self, keys: Keys) -> npt.NDArray[np.float32]:
         out = np.empty((len(keys), 3), np.float32)
@@ -49,13 +59,13 @@ class Sharded:
         for places, part, shard in self._parts(keys):
             shard.update(part, np.ascontiguousarray(gradients[places]))
 
-    def _parts(self, keys: Keys) -> list[tuple[npt.NDArray[np.int64], Keys, ShardTable]]:
+    def _parts(self, keys: Keys) -> list[tuple[npt.NDArray[np.int64], Keys, TableGroup]]:
         routes = self.plan.route(keys)
         places = [routes.of(shard) for shard in range(len(self.shards))]
         return [(at, keys.take(at), shard) for at, shard in zip(places, self.shards, strict=True)]
 
 
-def train(tables: list[Sharded | EmbeddingTable], rng: np.random.Generator, steps: int) -> None:
+def train(tables: list[Sharded | TableGroup], rng: np.random.Generator, steps: int) -> None:
     for step in range(steps):
         keys, gradients = batch(rng)
         rows = [table.read(keys) for table in tables]
@@ -64,9 +74,7 @@ def train(tables: list[Sharded | EmbeddingTable], rng: np.random.Generator, step
             table.update(keys, gradients)
         if step % 3 == 2:
             freed = [
-                sum(shard.table.end_window() for shard in table.shards)
-                if isinstance(table, Sharded)
-                else table.end_window()
+                sum(shard.end_window() for shard in table.shards) if isinstance(table, Sharded) else table.end_window()
                 for table in tables
             ]
             assert len(set(freed)) == 1
@@ -83,15 +91,13 @@ def test_parts_move_between_shards_and_one_process_and_training_goes_on_bit_for_
     before: int, after: int, seed: int, kind: str
 ) -> None:
     rng = np.random.default_rng(seed)
-    alone, sharded = EmbeddingTable(SPEC.spaces, 3, seed=9), Sharded(before, kind)
+    alone, sharded = TableGroup(SPEC.spaces, 3, seed=9), Sharded(before, kind)
     train([alone, sharded], rng, 7)
-    parts = [shard.part() for shard in sharded.shards]
-    resharded, joined, spread = Sharded(after), EmbeddingTable(SPEC.spaces, 3, seed=9), Sharded(after, kind)
-    for shard in resharded.shards:
-        shard.load(parts)
+    parts = sharded.parts()
+    resharded, joined, spread = Sharded(after), TableGroup(SPEC.spaces, 3, seed=9), Sharded(after, kind)
+    resharded.load(parts)
     joined.load_state_dict(join_parts(parts))
-    for shard in spread.shards:
-        shard.load([alone.state_dict()])
+    spread.load([alone.state_dict()])
     train([alone, sharded, resharded, joined, spread], rng, 5)
 
 
@@ -99,19 +105,19 @@ def test_a_shard_makes_rows_for_its_own_keys_only_when_they_are_trained() -> Non
     sharded = Sharded(2)
     keys = Keys(np.zeros(40, np.int32), np.arange(40), np.ones(40, np.int32))
     for each in (keys, keys.unseen()):
-        assert (sharded.read(each) == EmbeddingTable(SPEC.spaces, 3, seed=9).read(each)).all(), "rows exist before"
-    assert sum(shard.table.num_rows for shard in sharded.shards) == 0
+        assert (sharded.read(each) == TableGroup(SPEC.spaces, 3, seed=9).read(each)).all(), "rows exist before"
+    assert sum(shard.num_rows for shard in sharded.shards) == 0
     sharded.update(keys, np.ones((40, 3), np.float32))
-    assert sum(shard.table.num_rows for shard in sharded.shards) == 40
-    assert min(shard.table.num_rows for shard in sharded.shards) > 8
+    assert sum(shard.num_rows for shard in sharded.shards) == 40
+    assert min(shard.num_rows for shard in sharded.shards) > 8
 
 
 @pytest.mark.parametrize("rows", ["bf16", "fp16"])
 def test_rows_kept_in_16_bits_begin_as_in_one_process(rows: str) -> None:
     spaces = {"a": TableConfig.from_dict({"num_embeddings": 40, "rows": rows}, where="test")}
     keys = Keys(np.zeros(40, np.int32), np.arange(40), np.ones(40, np.int32))
-    shard = ShardTable(TableSpec(spaces, 3, 9), make_plan(spaces, 1), 0)
-    expected = EmbeddingTable(spaces, 3, seed=9).read(keys)
+    shard = make_part(TableSpec(spaces, 3, 9), make_plan(spaces, 1), 0)
+    expected = TableGroup(spaces, 3, seed=9).read(keys)
     assert (shard.read(keys) == expected).all()
     assert (shard.read(keys.unseen()) == expected).all()
 
@@ -119,7 +125,7 @@ def test_rows_kept_in_16_bits_begin_as_in_one_process(rows: str) -> None:
 @pytest.mark.parametrize("rows", ["bf16", "fp16"])
 def test_rows_kept_in_16_bits_are_rounded_to_the_same_bits_in_any_shard_and_order_of_admission(rows: str) -> None:
     spaces = {name: config.model_copy(update={"rows": rows}) for name, config in SPEC.spaces.items()}
-    alone, reordered = (EmbeddingTable(spaces, 3, seed=9) for _ in range(2))
+    alone, reordered = (TableGroup(spaces, 3, seed=9) for _ in range(2))
     sharded = Sharded(3, spec=TableSpec(spaces, 3, seed=9))
     rng = np.random.default_rng(0)
     for _ in range(6):
@@ -139,14 +145,13 @@ def test_parts_of_different_steps_are_refused_and_so_are_those_of_another_table(
     keys, gradients = batch(np.random.default_rng(0))
     sharded.shards[0].update(keys, gradients)
     with pytest.raises(CheckpointError, match="parts were saved at steps"):
-        join_parts([shard.part() for shard in sharded.shards])
+        join_parts(sharded.parts())
     other = TableSpec({**SPEC.spaces, "direct": TableConfig(kind="direct", num_embeddings=21, optimizer=ADAM)}, 3, 9)
     with pytest.raises(CheckpointError, match=r"direct\.num_embeddings was saved as 20, but the job says 21"):
-        ShardTable(other, sharded.plan, 0).load([sharded.shards[1].part()])
+        Sharded(1, spec=other).load(sharded.parts()[1:])
 
 
 def test_ids_that_no_row_can_have_are_named() -> None:
-    table = Sharded(1).shards[0]
     keys = Keys(np.array([1, 2], np.int32), np.array([10**12, 20]), np.ones(2, np.int32))
     with pytest.raises(ShardError, match="space direct: id 20, expected 0 <= id < 20"):
-        table.check(keys)
+        check_keys(keys, SPEC)

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from headrace.embeddings import EmbeddingBags, EmbeddingsConfig, EmbeddingTable, Keys
-from headrace.embeddings.storage.device import DeviceTable
+from headrace.embeddings import EmbeddingBags, EmbeddingsConfig, Keys, TableGroup
+from headrace.embeddings.storage.device import DeviceStorage
 from headrace.embeddings.storage.device_rounding import rounded
+from headrace.embeddings.storage.host import HostStorage
 from headrace.embeddings.storage.row_formats import FORMATS, as_tensor, round_row
 from headrace.errors import ConfigError
 from headrace.tensors import InverseKeyedJaggedTensor, KeyedJaggedTensor
@@ -128,19 +129,20 @@ def test_a_long_gradient_of_a_step_is_scaled_on_a_device_too(device: str) -> Non
 def test_a_table_moves_to_a_device_and_back_without_a_change(device: str, memory: Any, row_format: str) -> None:
     bags = bags_of(rows=row_format)
     train(bags, range(4))
-    assert isinstance(bags.table, EmbeddingTable)
+    assert bags.table is not None
+    assert isinstance(bags.table.storage, HostStorage)
     since = bags.table.version
     bags.table.acknowledge("publisher", since)
     train(bags, range(4, 5))
     before, changed = bags.table.state_dict(), [block.ids.tolist() for block in bags.table.changes(since)]
     bags.place_on(device, memory)
-    assert isinstance(bags.table, DeviceTable)
+    assert isinstance(bags.table.storage, DeviceStorage)
     assert bags.table.weights.device.type == ("cpu" if memory == "host" else device)
     assert bags.table.num_bytes > 0
     moved = bags.table.state_dict()
     bags.place_on(None)
-    assert not isinstance(bags.table, DeviceTable)
     assert bags.table is not None
+    assert isinstance(bags.table.storage, HostStorage)
     assert [block.ids.tolist() for block in bags.table.changes(since)] == changed
     for name, column in before.items():
         np.testing.assert_array_equal(moved[name], column, err_msg=name)
@@ -164,7 +166,7 @@ def test_rounding_in_torch_gives_the_bits_of_the_hosts_kernel(device: str, row_f
 
 def test_a_device_table_reads_and_updates_keys_without_a_row(device: str) -> None:
     config = EmbeddingsConfig.from_dict({"default": {"kind": "collisionless", "admission_count": 9}}, where="test")
-    table = DeviceTable(config.layout(["a"]).spaces, 4, seed=0, device=device)
+    table = TableGroup(config.layout(["a"]).spaces, 4, seed=0, make_storage=DeviceStorage.on(device))
     keys = Keys(np.zeros(2, np.int32), np.array([5, 6]), np.ones(2, np.int32))
     assert not table.read(keys).any()  # type: ignore[union-attr]
     table.update(keys, np.ones((2, 4), dtype=np.float32))
@@ -175,10 +177,10 @@ def test_a_model_on_a_gpu_takes_its_tables_along() -> None:
     if not torch.cuda.is_available():
         pytest.skip("no GPU here")
     model = torch.nn.Sequential(bags_of(), torch.nn.Linear(6, 1)).to("cuda")
-    assert isinstance(model[0].table, DeviceTable)
+    assert isinstance(model[0].table.storage, DeviceStorage)
     model(batch(0)).sum().backward()
     model[0].apply_gradients()
-    assert not isinstance(model.cpu()[0].table, DeviceTable)
+    assert isinstance(model.cpu()[0].table.storage, HostStorage)
 
 
 def test_rows_with_a_store_in_front_do_not_move() -> None:
@@ -206,7 +208,7 @@ def test_training_on_the_host_never_starts_cuda(monkeypatch: pytest.MonkeyPatch)
 def test_rows_of_16_bits_are_updated_to_the_bits_of_the_host(device: str, row_format: str) -> None:
     default = {"num_embeddings": 40, "rows": row_format, "optimizer": {"kind": "sgd", "lr": 0.5}}
     spaces = EmbeddingsConfig.from_dict({"default": default}, where="test").layout(["a"]).spaces
-    host, there = EmbeddingTable(spaces, 6, seed=0), DeviceTable(spaces, 6, seed=0, device=device)
+    host, there = TableGroup(spaces, 6, seed=0), TableGroup(spaces, 6, seed=0, make_storage=DeviceStorage.on(device))
     for step in range(3):
         keys = Keys(np.zeros(40, np.int32), np.arange(40), np.ones(40, np.int32))
         gradients = np.random.default_rng(step).normal(size=(40, 6)).astype(np.float32)

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from headrace.embeddings import EmbeddingTable, Keys, SGDConfig, TableConfig
+from headrace.embeddings import Keys, SGDConfig, TableConfig, TableGroup
 from headrace.embeddings.storage.row_formats import FORMATS, as_tensor, round_row, widen_row
 from headrace.errors import CheckpointError
 
@@ -78,9 +78,9 @@ def test_what_does_not_fit_is_clamped_and_what_is_no_number_stays_none() -> None
     assert brain[4].isnan()
 
 
-def table(row_format: Any, **options: Any) -> EmbeddingTable:
+def table(row_format: Any, **options: Any) -> TableGroup:
     config = TableConfig(kind="hashed", num_embeddings=50, rows=row_format, **options)
-    return EmbeddingTable({"s": config}, 8, seed=3)
+    return TableGroup({"s": config}, 8, seed=3)
 
 
 def keys(num: int) -> Keys:
@@ -101,14 +101,14 @@ def test_small_updates_add_up_where_rounding_to_nearest_would_stand_still(row_fo
 @HALVES
 def test_rows_of_16_bits_take_half_the_bytes_and_begin_near_those_of_32(row_format: Any) -> None:
     halves, full = table(row_format), table("fp32")
-    assert halves.arena.weights.nbytes * 2 == full.arena.weights.nbytes
+    assert halves.storage.weights.nbytes * 2 == full.storage.weights.nbytes
     assert halves.weights.dtype == TORCH[row_format]
     np.testing.assert_allclose(halves.read(keys(50)), full.read(keys(50)), rtol=2**-7, atol=2**-24)
 
 
 @HALVES
 def test_training_is_the_same_for_any_number_of_threads_and_goes_on_the_same_after_a_resume(row_format: Any) -> None:
-    def train(t: EmbeddingTable, steps: range) -> None:
+    def train(t: TableGroup, steps: range) -> None:
         for step in steps:
             t.update(keys(50), np.random.default_rng(step).normal(size=(50, 8)).astype(np.float32))
 

@@ -6,7 +6,7 @@ import torch
 
 from headrace.embeddings.config import TableConfig
 from headrace.embeddings.keys import Keys
-from headrace.embeddings.tables.table import EmbeddingTable
+from headrace.embeddings.tables.table_group import TableGroup
 
 DIM = 4
 SPACES = {
@@ -16,9 +16,9 @@ SPACES = {
 }
 
 
-def table_of(**options: str) -> EmbeddingTable:
+def table_of(**options: str) -> TableGroup:
     spaces = {name: TableConfig.from_dict({**space, **options}, where=name) for name, space in SPACES.items()}
-    return EmbeddingTable(spaces, DIM, seed=3)
+    return TableGroup(spaces, DIM, seed=3)
 
 
 def keys_of(*pairs: tuple[int, int]) -> Keys:
@@ -26,7 +26,7 @@ def keys_of(*pairs: tuple[int, int]) -> Keys:
     return Keys(np.array(spaces, np.int32), np.array(ids, np.int64), np.ones(len(ids), np.int32))
 
 
-def train(table: EmbeddingTable, *, steps: int = 4) -> None:
+def train(table: TableGroup, *, steps: int = 4) -> None:
     random = np.random.default_rng(0)
     for _ in range(steps):
         chosen = sorted({(int(space), int(random.integers(30))) for space in random.integers(0, 3, 12)})
@@ -36,13 +36,13 @@ def train(table: EmbeddingTable, *, steps: int = 4) -> None:
 
 
 def test_a_new_table_writes_no_rows() -> None:
-    assert not table_of().arena.weights.any()
+    assert not table_of().storage.weights.any()
 
 
 @pytest.mark.parametrize("rows", ["fp32", "bf16", "fp16"])
 def test_rows_nobody_trained_on_read_as_those_of_a_table_that_wrote_them_all(rows: str) -> None:
     table, complete = table_of(rows=rows), table_of(rows=rows)
-    complete.arena.complete()
+    assert complete.weights.any()  # writes them
     keys = keys_of((0, 0), (0, 49), (1, 7), (1, 29), (2, 5))
     for each in (table, complete):
         train(each)
@@ -53,26 +53,26 @@ def test_rows_nobody_trained_on_read_as_those_of_a_table_that_wrote_them_all(row
 def test_reading_writes_no_rows() -> None:
     table = table_of()
     assert table.read(keys_of((0, 3), (1, 3), (2, 3))).any()
-    assert not table.arena.weights.any()
-    assert len(table.arena.live_rows()) == 0
+    assert not table.storage.weights.any()
+    assert len(table.metadata.updated_rows()) == 0
 
 
 def test_training_and_optimizer_state_are_those_of_a_table_that_wrote_all_rows() -> None:
     table, complete = table_of(), table_of()
-    complete.arena.complete()
+    assert complete.weights.any()  # writes them
     train(table)
     train(complete)
     saved, wanted = table.state_dict(), complete.state_dict()
     assert saved.keys() == wanted.keys()
     assert len(saved["weights"]) < table.num_rows  # some were never updated
     assert all(np.array_equal(saved[name], wanted[name]) for name in wanted)
-    table.arena.complete()
-    assert np.array_equal(table.arena.state, complete.arena.state)
+    assert table.weights.any()
+    assert np.array_equal(table.storage.state, complete.storage.state)
 
 
 def test_gradients_for_a_row_that_was_never_read_meet_its_first_values() -> None:
     table, complete = table_of(), table_of()
-    complete.arena.complete()
+    assert complete.weights.any()  # writes them
     gradients = np.ones((2, DIM), np.float32)
     for each in (table, complete):
         each.update(keys_of((0, 3), (1, 3)), gradients)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from headrace.embeddings import AdamConfig, EmbeddingTable, Keys, RowWiseAdagradConfig, SGDConfig, TableConfig
+from headrace.embeddings import AdamConfig, Keys, RowWiseAdagradConfig, SGDConfig, TableConfig, TableGroup
 from headrace.embeddings.optimizers import AdagradConfig
 from headrace.errors import CheckpointError, VersionMismatch
 
@@ -23,7 +23,7 @@ def spaces(optimizer: Any = OPTIMIZERS[2], **item: Any) -> dict[str, TableConfig
     }
 
 
-def train(t: EmbeddingTable, steps: range) -> None:
+def train(t: TableGroup, steps: range) -> None:
     """Steps that differ from each other and depend on nothing else; a window ends after each seventh."""
     for step in steps:
         rng = np.random.default_rng(step)
@@ -47,13 +47,13 @@ def assert_same(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> Non
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=lambda config: config.kind)
 def test_training_goes_on_bit_for_bit_the_same_after_a_round_trip(optimizer: Any) -> None:
-    saved = EmbeddingTable(spaces(optimizer), 4, seed=3)
+    saved = TableGroup(spaces(optimizer), 4, seed=3)
     train(saved, range(25))
     state = {
         name: np.frombuffer(column.tobytes(), column.dtype).reshape(column.shape)
         for name, column in saved.state_dict().items()
     }
-    loaded = EmbeddingTable(spaces(optimizer), 4, seed=3)
+    loaded = TableGroup(spaces(optimizer), 4, seed=3)
     train(loaded, range(100, 104))  # what it held before is gone
     loaded.load_state_dict(state)
     assert_same(saved.state_dict(), loaded.state_dict())
@@ -65,19 +65,19 @@ def test_training_goes_on_bit_for_bit_the_same_after_a_round_trip(optimizer: Any
 
 
 def test_only_rows_that_differ_from_a_new_table_are_saved() -> None:
-    t = EmbeddingTable(spaces(admission_count=1), 4, seed=3)
+    t = TableGroup(spaces(admission_count=1), 4, seed=3)
     assert len(t.state_dict()["rows"]) == 0
     train(t, range(1))
     state = t.state_dict()
     assert np.bincount(state["spaces"]).tolist() == [10, 10, 10]
-    np.testing.assert_array_equal(state["weights"], t.arena.weights[state["rows"]])
-    untouched = EmbeddingTable(spaces(admission_count=1), 4, seed=3)
+    np.testing.assert_array_equal(state["weights"], t.storage.weights[state["rows"]])
+    untouched = TableGroup(spaces(admission_count=1), 4, seed=3)
     untouched.load_state_dict(state)
     assert torch.equal(untouched.weights[:71], t.weights[:71])
 
 
 def test_a_state_does_not_change_with_the_table() -> None:
-    t = EmbeddingTable(spaces(), 4, seed=3)
+    t = TableGroup(spaces(), 4, seed=3)
     train(t, range(3))
     state = t.state_dict()
     before = {name: column.copy() for name, column in state.items()}
@@ -86,9 +86,9 @@ def test_a_state_does_not_change_with_the_table() -> None:
 
 
 def test_learning_rates_may_change_between_jobs() -> None:
-    t = EmbeddingTable(spaces(), 4, seed=3)
+    t = TableGroup(spaces(), 4, seed=3)
     train(t, range(3))
-    other = EmbeddingTable(spaces(RowWiseAdagradConfig(lr=0.5), evict_after=None, admission_count=5), 4, seed=3)
+    other = TableGroup(spaces(RowWiseAdagradConfig(lr=0.5), evict_after=None, admission_count=5), 4, seed=3)
     other.load_state_dict(t.state_dict())
     assert_same(other.state_dict(), t.state_dict())
 
@@ -96,27 +96,27 @@ def test_learning_rates_may_change_between_jobs() -> None:
 @pytest.mark.parametrize(
     ("other", "text"),
     [
-        (EmbeddingTable(spaces(), 8, seed=3), "embedding_dim was saved as 4, but the job says 8"),
-        (EmbeddingTable(spaces(), 4, seed=4), "seed was saved as 3, but the job says 4"),
+        (TableGroup(spaces(), 8, seed=3), "embedding_dim was saved as 4, but the job says 8"),
+        (TableGroup(spaces(), 4, seed=4), "seed was saved as 3, but the job says 4"),
         (
-            EmbeddingTable({"item": spaces()["item"]}, 4, seed=3),
+            TableGroup({"item": spaces()["item"]}, 4, seed=3),
             r"spaces was saved as \['country', 'item', 'user'\], but the job says \['item'\]",
         ),
-        (EmbeddingTable(spaces(num_embeddings=3), 4, seed=3), "item.num_embeddings was saved as 2, but the job says 3"),
+        (TableGroup(spaces(num_embeddings=3), 4, seed=3), "item.num_embeddings was saved as 2, but the job says 3"),
         (
-            EmbeddingTable(spaces(SGDConfig()), 4, seed=3),
+            TableGroup(spaces(SGDConfig()), 4, seed=3),
             "country.optimizer was saved as rowwise_adagrad, but the job says sgd",
         ),
     ],
 )
-def test_a_state_of_another_table_is_refused_with_both_sides(other: EmbeddingTable, text: str) -> None:
-    state = EmbeddingTable(spaces(), 4, seed=3).state_dict()
+def test_a_state_of_another_table_is_refused_with_both_sides(other: TableGroup, text: str) -> None:
+    state = TableGroup(spaces(), 4, seed=3).state_dict()
     with pytest.raises(CheckpointError, match=f"^embedding table: {text}"):
         other.load_state_dict(state)
 
 
 def test_a_state_of_another_format_is_refused_with_both_versions() -> None:
-    t = EmbeddingTable(spaces(), 4, seed=3)
+    t = TableGroup(spaces(), 4, seed=3)
     state = t.state_dict()
     header = json.loads(state["header"].tobytes()) | {"format_version": 9}
     state["header"] = np.frombuffer(json.dumps(header).encode(), dtype=np.uint8)

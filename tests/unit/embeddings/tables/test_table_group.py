@@ -7,18 +7,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from headrace.embeddings import AdagradConfig, EmbeddingTable, Keys, SGDConfig, TableConfig
+from headrace.embeddings import AdagradConfig, Keys, SGDConfig, TableConfig, TableGroup
 from headrace.embeddings.changes.log import RowBlock
 from headrace.embeddings.optimizers import Rounding, build_optimizer
+from headrace.embeddings.storage.host import gather_rows
 from headrace.embeddings.storage.row_formats import FP32
-from headrace.embeddings.tables.arena import ROW_METADATA
-from headrace.embeddings.tables.lazy_rows import read_rows
 from headrace.errors import HeadraceError
 
 SGD = SGDConfig(lr=1.0)
 
 
-def table(seed: int = 3, capacity: int = 2, **collisionless: object) -> EmbeddingTable:
+def table(seed: int = 3, capacity: int = 2, **collisionless: object) -> TableGroup:
     spaces = {
         "country": TableConfig(kind="direct", num_embeddings=4, optimizer=SGD),
         "item": TableConfig(
@@ -26,7 +25,7 @@ def table(seed: int = 3, capacity: int = 2, **collisionless: object) -> Embeddin
         ),
         "user": TableConfig(kind="hashed", num_embeddings=3, optimizer=SGD),
     }
-    return EmbeddingTable(spaces, 4, seed=seed)
+    return TableGroup(spaces, 4, seed=seed)
 
 
 def keys(*pairs: tuple[int, int], counts: list[int] | None = None) -> Keys:
@@ -34,21 +33,21 @@ def keys(*pairs: tuple[int, int], counts: list[int] | None = None) -> Keys:
     return Keys(np.array(spaces, np.int32), np.array(ids, np.int64), np.array(counts or [1] * len(ids), np.int32))
 
 
-def train(t: EmbeddingTable, *pairs: tuple[int, int], gradient: float = 1.0) -> None:
+def train(t: TableGroup, *pairs: tuple[int, int], gradient: float = 1.0) -> None:
     batch = keys(*pairs)
     t.update(batch, np.full((len(pairs), t.embedding_dim), gradient, dtype=np.float32))
 
 
-def values(t: EmbeddingTable, *pairs: tuple[int, int]) -> np.ndarray:
+def values(t: TableGroup, *pairs: tuple[int, int]) -> np.ndarray:
     return t.read(keys(*pairs).unseen())
 
 
 def test_fixed_spaces_lie_one_after_the_other_behind_the_zero_row() -> None:
     t = table()
-    assert t.arena.first_rows.tolist() == [1, -1, 5]
-    assert t.lookup(keys((0, 0), (0, 3), (2, 0), (2, 2))).tolist() == [1, 4, 5, 7]
+    assert t.index.first_rows.tolist() == [1, -1, 5]
+    assert t.index.resolve(keys((0, 0), (0, 3), (2, 0), (2, 2))).tolist() == [1, 4, 5, 7]
     assert t.num_rows == 7
-    assert not t.arena.weights[0].any()
+    assert not t.storage.weights[0].any()
 
 
 def test_rows_that_were_read_are_a_copy() -> None:
@@ -72,15 +71,15 @@ def test_first_values_do_not_depend_on_the_order_of_arrival_or_on_growth() -> No
 def test_growth_keeps_rows_state_and_metadata() -> None:
     t = table(capacity=1)
     train(t, (1, 0), (0, 2), gradient=0.25)
-    before, metadata = values(t, (1, 0), (0, 2)), t.arena.metadata[[3, 8]].copy()
-    capacity = t.arena.capacity
+    before, metadata = values(t, (1, 0), (0, 2)), t.metadata.records[[3, 8]].copy()
+    capacity = t.storage.capacity
     train(t, *[(1, key) for key in range(1, 400)])
-    assert t.arena.capacity > capacity
+    assert t.storage.capacity > capacity
     np.testing.assert_array_equal(values(t, (1, 0), (0, 2)), before)
-    np.testing.assert_array_equal(t.arena.metadata[[3, 8]], metadata)
+    np.testing.assert_array_equal(t.metadata.records[[3, 8]], metadata)
     assert t.num_rows == 7 + 400
-    assert t.num_bytes > t.arena.capacity * (4 * 4 + 24)
-    assert t.weights.data_ptr() == t.arena.weights.ctypes.data
+    assert t.num_bytes > t.storage.capacity * (4 * 4 + 24)
+    assert t.weights.data_ptr() == t.storage.weights.ctypes.data
 
 
 def test_update_changes_rows_and_metadata_of_its_keys_only() -> None:
@@ -89,12 +88,12 @@ def test_update_changes_rows_and_metadata_of_its_keys_only() -> None:
     batch = keys((0, 0), (2, 1), counts=[5, 1])
     t.update(batch, np.full((2, 4), 2, dtype=np.float32))
     np.testing.assert_allclose(values(t, (0, 0), (0, 1), (2, 1)), before - np.array([[2], [0], [2]]), rtol=1e-6)
-    seen = t.arena.metadata
+    seen = t.metadata.records
     assert seen["frequency"].tolist()[:7] == [0, 5, 0, 0, 0, 0, 1]
     assert seen["version"].tolist()[:7] == [0, 1, 0, 0, 0, 0, 1]
     t.end_window()
     train(t, (0, 0))
-    assert t.arena.metadata["version"][1] == t.version == 3
+    assert t.metadata.records["version"][1] == t.version == 3
     assert t.step == 2
 
 
@@ -102,7 +101,7 @@ def test_frequency_stops_at_its_largest_value() -> None:
     t = table()
     for _ in range(3):
         t.update(keys((0, 0), counts=[2**30]), np.zeros((1, 4), dtype=np.float32))
-    assert t.arena.metadata["frequency"][1] == 2**31 - 1
+    assert t.metadata.records["frequency"][1] == 2**31 - 1
 
 
 def test_an_id_reads_zeros_and_learns_nothing_until_it_is_admitted() -> None:
@@ -112,13 +111,13 @@ def test_an_id_reads_zeros_and_learns_nothing_until_it_is_admitted() -> None:
         train(t, (1, 9))
         assert not values(t, (1, 9)).any()
         assert t.num_rows == 7
-    first = t.arena.first_values(np.array([1], np.int32), np.array([9]))
+    first = t._layout.first_values.widened(keys((1, 9)), 4)
     assert not values(t, (1, 9)).any(), "no update follows"
     np.testing.assert_array_equal(t.read(keys((1, 9))), first)
     train(t, (1, 9), gradient=0.5)
     np.testing.assert_array_equal(values(t, (1, 9)), first - np.float32(0.5))
     assert t.num_rows == 8
-    assert not t.arena.weights[0].any()
+    assert not t.storage.weights[0].any()
 
 
 def test_a_read_has_no_effect_however_often_and_with_whatever_keys() -> None:
@@ -141,13 +140,13 @@ def test_a_read_gives_what_the_update_of_the_same_keys_finds() -> None:
         batch = keys(*((1, int(key)) for key in np.unique(rng.integers(0, 30, 6))), (0, 1), (2, 2))
         read = t.read(batch)
         t.update(batch, np.ones((len(batch), 4), dtype=np.float32))
-        has_row = t.lookup(batch) != 0
+        has_row = t.index.resolve(batch) != 0
         np.testing.assert_array_equal(t.read(batch.unseen())[has_row], read[has_row] - np.float32(1))
 
 
 def test_with_admission_count_0_every_id_reads_its_first_value() -> None:
     t = table(admission_count=0)
-    first = t.arena.first_values(np.array([1], np.int32), np.array([9]))
+    first = t._layout.first_values.widened(keys((1, 9)), 4)
     np.testing.assert_array_equal(values(t, (1, 9)), first)
     assert t.num_rows == 7
 
@@ -174,18 +173,18 @@ def test_ids_not_seen_for_some_windows_are_evicted_and_begin_anew() -> None:
 def test_rows_begin_with_the_initial_state_of_their_optimizer_also_where_another_id_was() -> None:
     optimizer = AdagradConfig(initial_accumulator=0.5)
     item = TableConfig(kind="collisionless", num_embeddings=1, evict_after=1, optimizer=optimizer)
-    t = EmbeddingTable(
+    t = TableGroup(
         {"country": item.model_copy(update={"kind": "hashed", "evict_after": None}), "item": item}, 4, seed=3
     )
-    t.arena.complete()
-    np.testing.assert_array_equal(t.arena.state[1], [0.5] * 4)
+    assert t.weights.any()  # writes all rows
+    np.testing.assert_array_equal(t.storage.state[1], [0.5] * 4)
     train(t, (1, 1))
-    assert (t.arena.state[2] == 1.5).all()
+    assert (t.storage.state[2] == 1.5).all()
     train(t, (1, 2))
     t.end_window()
     t.end_window()
     t.update(keys((1, 3)), np.zeros((1, 4), dtype=np.float32))
-    np.testing.assert_array_equal(t.arena.state[2], [0.5] * 4)
+    np.testing.assert_array_equal(t.storage.state[2], [0.5] * 4)
 
 
 def copied(blocks: Iterable[RowBlock], onto: dict[tuple[int, int], Any] | None = None) -> dict[tuple[int, int], Any]:
@@ -244,7 +243,7 @@ def test_changes_found_by_the_log_are_those_found_by_a_look_at_every_row() -> No
     for key in range(5):
         train(t, (1, key % 3))
     by_log = copied(t.changes(3))
-    assert t.changelog.rows_since(3, t.arena.metadata["version"]) is not None
+    assert t.changelog.rows_since(3, t.metadata.records["version"]) is not None
     assert by_log == {pair: row for pair, row in copied(t.changes(0)).items() if row["version"] > 3}
     assert copied(t.changes(1)) == {pair: row for pair, row in copied(t.changes(0)).items() if row["version"] > 1}
 
@@ -301,9 +300,7 @@ def test_rows_beyond_two_to_the_31_elements_are_addressed(tmp_path: Path) -> Non
     nothing = np.empty((num_rows, 0), np.float32)
     build_optimizer([SGD], dim).apply(weights, nothing, rows, spaces, rows, gradients, 1, rounding)
     out = np.empty((2, dim), dtype=np.float32)
-    metadata, nothing = np.zeros(1, ROW_METADATA), np.zeros(2, np.int64)
-    seeds, scales, spaces = np.zeros(1, np.uint64), np.zeros(1, np.float32), np.zeros(2, np.int32)
-    read_rows(weights, metadata, np.array([1]), rows, spaces, nothing, seeds, scales, FP32, True, out)
+    gather_rows(weights, rows, spaces, rows, rounding.space_seeds, np.zeros(1, np.float32), FP32, out)
     np.testing.assert_array_equal(out, -gradients)
     np.testing.assert_array_equal(weights[-1], -gradients[1])
     assert not weights[num_rows - 2].any()

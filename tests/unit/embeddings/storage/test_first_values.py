@@ -1,10 +1,7 @@
 import numpy as np
 
 from headrace.embeddings.ops.hashing import name_seeds
-from headrace.embeddings.storage.row_formats import FORMATS
-from headrace.embeddings.tables.arena import ROW_METADATA
-from headrace.embeddings.tables.initializer import fill_rows
-from headrace.embeddings.tables.lazy_rows import initialize_space
+from headrace.embeddings.storage.first_values import fill_rows
 
 SEEDS = name_seeds(5, ["users", "items"], "rows")
 SCALES = np.array([0.5, 2.0], dtype=np.float32)
@@ -22,15 +19,6 @@ def test_a_row_depends_on_seed_space_and_id_but_not_on_where_or_when_it_is_fille
     np.testing.assert_array_equal(forward, backward[::-1])
     assert not np.array_equal(forward[0], rows_of([3], 0)[0])
     assert not np.array_equal(forward[0], forward[1])
-
-
-def test_a_range_of_rows_equals_the_rows_one_by_one() -> None:
-    weights = np.zeros((12, 8), dtype=np.float32)
-    metadata, begun = np.zeros(12, dtype=ROW_METADATA), np.zeros(10, dtype=np.bool_)
-    initialize_space(weights, metadata, 2, 10, SEEDS[0], SCALES[0], FORMATS["fp32"], begun)
-    np.testing.assert_array_equal(weights[2:], rows_of(list(range(10)), 0))
-    assert not weights[:2].any()
-    assert begun.all()
 
 
 def test_first_values_are_uniform_within_the_scale() -> None:

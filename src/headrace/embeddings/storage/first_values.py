@@ -1,0 +1,105 @@
+"""First values of embedding rows: a function of (seed, space, id) only, never of the order in which ids arrive."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numba
+import numpy as np
+import numpy.typing as npt
+
+from headrace.compiling import kernel
+from headrace.embeddings.keys import Keys
+from headrace.embeddings.ops.hashing import mix64, name_seeds, unit_float
+from headrace.embeddings.storage.row_formats import FORMATS, FP32, RowFormat, as_tensor, round_row, storage_dtype
+
+__all__ = ["FirstValues", "fill_row", "fill_rows"]
+
+CHUNK = 512  # rows a thread takes at a time
+
+Float32s = npt.NDArray[np.float32]
+Uint32s = npt.NDArray[np.uint32]
+Int64s = npt.NDArray[np.int64]
+Int32s = npt.NDArray[np.int32]
+Rows = npt.NDArray[Any]
+
+
+class FirstValues:
+    """What rows hold before they are updated: uniform in `[-scale, scale)`, drawn from (seed, space, id).
+
+    Args:
+        names: Of the spaces.
+        scales: Of each space.
+        row_format: Storage dtype of rows, whose rounding is part of a first value.
+        seed: Of the tables.
+
+    Attributes:
+        seeds: uint64 [S].
+        scales: float32 [S].
+    """
+
+    def __init__(self, names: Sequence[str], scales: Sequence[float], row_format: RowFormat, *, seed: int) -> None:
+        self.seeds = name_seeds(seed, list(names), "rows")
+        self.scales = np.array(scales, dtype=np.float32)
+        self.row_format: RowFormat = row_format
+
+    def stored(self, keys: Keys, embedding_dim: int) -> Rows:
+        """As rows are stored, [U, D]."""
+        stored = np.empty((len(keys), embedding_dim), dtype=storage_dtype(self.row_format))
+        self.write(stored, np.arange(len(keys)), keys)
+        return stored
+
+    def widened(self, keys: Keys, embedding_dim: int) -> Float32s:
+        """As rows are read, float32 [U, D]."""
+        values: Float32s = as_tensor(self.stored(keys, embedding_dim), self.row_format).float().numpy()
+        return values
+
+    def write(self, weights: Rows, rows: Int64s, keys: Keys) -> None:
+        """Into rows [U] of an array."""
+        fill_rows(weights, rows, keys.spaces, keys.ids, self.seeds, self.scales, FORMATS[self.row_format])
+
+
+@kernel()
+def fill_row(
+    weights: Rows,
+    row: int,
+    key: int,
+    space_seed: np.uint64,
+    scale: np.float32,
+    row_format: int,
+    values: Float32s,
+    bits: Uint32s,
+) -> None:
+    """First values of a key in row `row`.
+
+    `values`, float32 [D], is room for a row, `bits` the same as uint32.
+    """
+    state = mix64(space_seed ^ mix64(np.uint64(key)))
+    for d in range(len(values)):
+        centred = np.float32(2.0) * unit_float(state, np.uint64(d)) - np.float32(1.0)
+        values[d] = scale * centred
+    if row_format == FP32:
+        for d in range(len(values)):
+            weights[row, d] = values[d]
+    else:
+        round_row(weights, row, row_format, values, bits, space_seed, key)
+
+
+@kernel(parallel=True)
+def fill_rows(
+    weights: Rows,
+    rows: Int64s,
+    spaces: Int32s,
+    ids: Int64s,
+    space_seeds: npt.NDArray[np.uint64],
+    scales: Float32s,
+    row_format: int = FP32,
+) -> None:
+    """The given rows [U], each from its own (space, id)."""
+    for chunk in numba.prange((len(rows) + CHUNK - 1) // CHUNK):
+        values = np.empty(weights.shape[1], dtype=np.float32)
+        bits = values.view(np.uint32)
+        for u in range(chunk * CHUNK, min((chunk + 1) * CHUNK, len(rows))):
+            space = spaces[u]
+            fill_row(weights, rows[u], ids[u], space_seeds[space], scales[space], row_format, values, bits)

@@ -1,0 +1,148 @@
+"""`HostStorage`: rows and optimizer state as arrays in this process's memory, worked on by compiled loops."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numba
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor
+
+from headrace.buffers import empty
+from headrace.compiling import kernel
+from headrace.embeddings.keys import Keys
+from headrace.embeddings.ops.prefetch import prefetch_row
+from headrace.embeddings.storage.first_values import fill_row
+from headrace.embeddings.storage.protocol import NEW, RowLayout
+from headrace.embeddings.storage.row_formats import FORMATS, FP32, as_tensor, storage_dtype, widen_row
+
+__all__ = ["HostStorage", "gather_rows"]
+
+LINE_BYTES = 64
+CHUNK = 512  # rows a thread takes at a time
+
+Rows = npt.NDArray[Any]
+Float32s = npt.NDArray[np.float32]
+Int64s = npt.NDArray[np.int64]
+Int32s = npt.NDArray[np.int32]
+
+
+class HostStorage:
+    """See `RowStorage`.
+
+    Args:
+        layout: What rows are.
+        capacity: Rows there is room for at first. Memory that is never written takes no space.
+
+    Attributes:
+        weights: [capacity, D], float32, or the uint16 of bf16 and fp16 rows; see `row_formats`.
+        state: float32 [capacity, W].
+    """
+
+    device = None
+
+    def __init__(self, layout: RowLayout, capacity: int) -> None:
+        self._layout = layout
+        self.weights: Rows = _aligned((capacity, layout.embedding_dim), np.dtype(storage_dtype(layout.row_format)))
+        self.state: Float32s = _aligned((capacity, layout.optimizer.state_width), np.dtype(np.float32))
+
+    @property
+    def capacity(self) -> int:
+        """See `RowStorage`."""
+        return len(self.weights)
+
+    @property
+    def num_bytes(self) -> int:
+        """See `RowStorage`."""
+        return self.weights.nbytes + self.state.nbytes
+
+    def gather(self, rows: Int64s, keys: Keys) -> Float32s:
+        """See `RowStorage.gather`."""
+        first, out = self._layout.first_values, empty((len(rows), self.weights.shape[1])).numpy()
+        row_format = FORMATS[first.row_format]
+        gather_rows(self.weights, rows, keys.spaces, keys.ids, first.seeds, first.scales, row_format, out)
+        return out
+
+    def initialize(self, rows: Int64s, keys: Keys) -> None:
+        """See `RowStorage.initialize`."""
+        self._layout.first_values.write(self.weights, rows, keys)
+        self.state[rows] = self._layout.optimizer.initial_state[keys.spaces]
+
+    def update(self, rows: Int64s, keys: Keys, gradients: Float32s, *, step: int) -> None:
+        """See `RowStorage.update`."""
+        optimizer, rounding = self._layout.optimizer, self._layout.rounding(step)
+        optimizer.apply(self.weights, self.state, rows, keys.spaces, keys.ids, gradients, step, rounding)
+
+    def columns(self, rows: Int64s) -> dict[str, npt.NDArray[Any]]:
+        """See `RowStorage.columns`."""
+        return {"weights": self.weights[rows], **self._layout.slot_columns(self.state[rows])}
+
+    def set_columns(self, rows: Int64s, columns: Mapping[str, npt.NDArray[Any]]) -> None:
+        """See `RowStorage.set_columns`."""
+        self.weights[rows] = columns["weights"]
+        self.state[rows] = self._layout.state_of(columns, len(rows))
+
+    def grow(self, capacity: int) -> None:
+        """See `RowStorage.grow`."""
+        self.weights, self.state = (_resized(array, capacity) for array in (self.weights, self.state))
+
+    def compact(self, rows: Int64s, capacity: int) -> None:
+        """See `RowStorage.compact`."""
+        self.weights, self.state = (_resized(array[rows], capacity) for array in (self.weights, self.state))
+
+    def view(self) -> Tensor:
+        """See `RowStorage.view`."""
+        return as_tensor(self.weights, self._layout.row_format)
+
+
+@kernel(parallel=True)
+def gather_rows(
+    weights: Rows,
+    rows: Int64s,
+    spaces: Int32s,
+    ids: Int64s,
+    space_seeds: npt.NDArray[np.uint64],
+    scales: Float32s,
+    row_format: int,
+    out: Float32s,
+) -> None:
+    """Copies rows [U] to `out` float32 [U, D], first values where a row is `NEW`."""
+    dim = weights.shape[1]
+    weights_at = weights.ctypes.data
+    for chunk in numba.prange((len(rows) + CHUNK - 1) // CHUNK):
+        values = np.empty(dim, dtype=np.float32)
+        bits = values.view(np.uint32)
+        stored = np.empty((1, dim), dtype=weights.dtype)
+        for u in range(chunk * CHUNK, min((chunk + 1) * CHUNK, len(rows))):
+            prefetch_row(weights_at, dim * weights.itemsize, rows, u)
+            row, space = rows[u], spaces[u]
+            if row == NEW:  # by way of the storage format, whose rounding is part of a first value
+                fill_row(stored, 0, ids[u], space_seeds[space], scales[space], row_format, values, bits)
+                if row_format != FP32:
+                    widen_row(stored, 0, row_format, values, bits)
+                for d in range(dim):
+                    out[u, d] = values[d]
+            elif row_format == FP32:
+                for d in range(dim):
+                    out[u, d] = weights[row, d]
+            else:
+                widen_row(weights, row, row_format, values, bits)
+                for d in range(dim):
+                    out[u, d] = values[d]
+
+
+def _aligned(shape: tuple[int, ...], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
+    """Zeros that begin at a cache line, so that a row of 16 floats is one line and not parts of two."""
+    num_bytes = math.prod(shape) * dtype.itemsize
+    raw = np.zeros(num_bytes + LINE_BYTES, dtype=np.uint8)
+    begin = -raw.ctypes.data % LINE_BYTES
+    return raw[begin : begin + num_bytes].view(dtype).reshape(shape)
+
+
+def _resized(kept: npt.NDArray[Any], capacity: int) -> npt.NDArray[Any]:
+    resized = _aligned((capacity, *kept.shape[1:]), kept.dtype)
+    resized[: len(kept)] = kept
+    return resized

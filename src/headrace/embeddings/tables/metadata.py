@@ -1,0 +1,110 @@
+"""`RowMetadata`: a record per row of when it was last updated and how often its id was seen.
+
+A row whose version is 0 was never updated: it is initialized lazily, by its first update, and reads its first value
+until then. So a new table of millions of rows costs nothing, and such a row need not be stored, sent or looked for.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numba
+import numpy as np
+import numpy.typing as npt
+
+from headrace.compiling import kernel
+from headrace.embeddings.ops.prefetch import prefetch_row
+
+__all__ = ["RECORD", "RowMetadata"]
+
+RECORD = np.dtype([("version", np.int64), ("frequency", np.int32)], align=True)
+"""Per row: the version of the table that updated it last (0: never), and how often its id was seen in training."""
+
+CHUNK = 512  # rows a thread takes at a time
+
+Records = npt.NDArray[np.void]
+Bools = npt.NDArray[np.bool_]
+Int64s = npt.NDArray[np.int64]
+Int32s = npt.NDArray[np.int32]
+
+
+class RowMetadata:
+    """Records of rows 0 to `capacity` - 1; that of row 0 stays empty. Not thread-safe.
+
+    Attributes:
+        records: `RECORD` [capacity].
+    """
+
+    def __init__(self, capacity: int) -> None:
+        self.records: Records = np.zeros(capacity, dtype=RECORD)
+
+    @property
+    def versions(self) -> Int64s:
+        """int64 [capacity], a view."""
+        return self.records["version"]
+
+    def new_rows(self, rows: Int64s) -> Int64s:
+        """Places in `rows` [U] of those that were never updated, row 0 left out."""
+        is_new = np.empty(len(rows), dtype=np.bool_)
+        _find_new(self.records, rows, is_new)
+        return np.flatnonzero(is_new)
+
+    def updated_rows(self) -> Int64s:
+        """Rows that were ever updated, ascending."""
+        updated = np.empty(len(self.records), dtype=np.bool_)
+        _find_updated(self.records, updated)
+        return np.flatnonzero(updated)
+
+    def mark_updated(self, rows: Int64s, counts: Int32s, *, version: int) -> None:
+        """Note an update of ids seen `counts` times; rows [U] different from each other where not 0."""
+        _mark_updated(self.records, rows, counts, version)
+
+    def clear(self, rows: Int64s) -> None:
+        """Make rows as if they had never been updated."""
+        self.records[rows] = np.zeros(1, dtype=RECORD)
+
+    def columns(self, rows: Int64s) -> dict[str, npt.NDArray[Any]]:
+        """`version` int64 [R] and `frequency` int32 [R] of rows, copies."""
+        records = self.records[rows]
+        return {name: np.ascontiguousarray(records[name]) for name in RECORD.names or ()}
+
+    def set_columns(self, rows: Int64s, columns: dict[str, npt.NDArray[Any]]) -> None:
+        """The opposite of `columns`."""
+        for name in RECORD.names or ():
+            self.records[name][rows] = columns[name]
+
+    def grow(self, capacity: int) -> None:
+        """Make room for more rows."""
+        self.records = np.concatenate([self.records, np.zeros(capacity - len(self.records), dtype=RECORD)])
+
+    def compact(self, rows: Int64s, capacity: int) -> None:
+        """Keep rows [R], ascending, as rows 0 to R - 1."""
+        self.records = self.records[rows]
+        self.grow(capacity)
+
+
+@kernel(parallel=True)
+def _find_new(records: Records, rows: Int64s, out: Bools) -> None:
+    records_at = records.ctypes.data
+    for chunk in numba.prange((len(rows) + CHUNK - 1) // CHUNK):
+        for u in range(chunk * CHUNK, min((chunk + 1) * CHUNK, len(rows))):
+            prefetch_row(records_at, records.itemsize, rows, u)
+            out[u] = rows[u] != 0 and records[rows[u]].version == 0
+
+
+@kernel(parallel=True)
+def _find_updated(records: Records, out: Bools) -> None:
+    for row in numba.prange(len(out)):
+        out[row] = records[row].version != 0
+
+
+@kernel(parallel=True)
+def _mark_updated(records: Records, rows: Int64s, counts: Int32s, version: int) -> None:
+    most = np.int64(2**31 - 1)
+    records_at = records.ctypes.data
+    for chunk in numba.prange((len(rows) + CHUNK - 1) // CHUNK):
+        for u in range(chunk * CHUNK, min((chunk + 1) * CHUNK, len(rows))):
+            prefetch_row(records_at, records.itemsize, rows, u)
+            if rows[u] != 0:
+                records[rows[u]].version = version
+                records[rows[u]].frequency = min(np.int64(records[rows[u]].frequency) + counts[u], most)

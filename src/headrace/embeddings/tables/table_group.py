@@ -1,0 +1,319 @@
+"""`TableGroup`: tables of one embedding dimension: index, storage, metadata and optimizer, looked up in one pass."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor
+
+from headrace.embeddings.changes.log import BLOCK_ROWS, ChangeLog, RowBlock
+from headrace.embeddings.config import TableConfig
+from headrace.embeddings.keys import Keys
+from headrace.embeddings.optimizers import build_optimizer
+from headrace.embeddings.storage.first_values import FirstValues
+from headrace.embeddings.storage.host import HostStorage
+from headrace.embeddings.storage.protocol import MakeStorage, RowLayout, RowStorage
+from headrace.embeddings.tables.index.row_index import RowIndex
+from headrace.embeddings.tables.lifecycle import IdHistory, admission_of, retention_of
+from headrace.embeddings.tables.metadata import RowMetadata
+from headrace.embeddings.tables.state import Columns, TableHeader, pending_columns, pending_of
+from headrace.errors import HeadraceError
+
+__all__ = ["TableGroup"]
+
+Int64s = npt.NDArray[np.int64]
+Int32s = npt.NDArray[np.int32]
+
+MAX_CONSUMERS = 1_000
+"""Of changes; each costs a name, but a shard must not be filled with names."""
+
+GROWTH = 1.5  # the copies of growing rows cost at most three times what is in them, over their life
+SHRINK_ABOVE = 1 << 12
+"""Free rows below which memory is not given back."""
+
+
+class TableGroup:
+    """Embedding tables of one dimension in one storage. Loops inside use all of Numba's threads.
+
+    `read` has no effect, so it may be repeated, done early or dropped, and several threads may read at once; `update`,
+    `evict`, `end_window` and `load_state_dict` need the group to themselves.
+
+    An id of a collisionless space without a row (not yet admitted, evicted, or never seen) reads zeros. Rows of
+    direct and hashed spaces always exist and read their first value until they are updated.
+
+    Args:
+        spaces: Name -> config. All have one kind of optimizer.
+        embedding_dim: Floats per row.
+        seed: Of first values and hashes. First values depend on (seed, space's name, id) only.
+        make_storage: Where rows are kept.
+
+    Attributes:
+        step: Updates so far.
+        version: Changes so far: updates, evictions and ends of windows. Each row has the version that changed it last.
+        index: Which key has which row.
+        storage: The rows.
+        metadata: When each row was updated.
+        changelog: Which rows changed at which version, for the consumers that joined it.
+    """
+
+    def __init__(
+        self,
+        spaces: Mapping[str, TableConfig],
+        embedding_dim: int,
+        *,
+        seed: int,
+        make_storage: MakeStorage = HostStorage,
+    ) -> None:
+        self.spaces = dict(spaces)
+        self.embedding_dim = embedding_dim
+        self.seed = seed
+        configs = list(self.spaces.values())
+        is_fixed = np.array([config.kind != "collisionless" for config in configs])
+        sizes = np.array([config.num_embeddings for config in configs], dtype=np.int64)
+        optimizer = build_optimizer([config.optimizer for config in configs], embedding_dim)
+        first = FirstValues(list(self.spaces), [config.scale for config in configs], configs[0].rows, seed=seed)
+        self._layout = RowLayout(embedding_dim, optimizer, first, seed)
+        self._make_storage = make_storage
+        self._retention = retention_of(configs)
+        self._first_room = int(sizes[~is_fixed].sum())
+        self.index = RowIndex(np.where(is_fixed, sizes, -1), admission_of(configs), capacity=self._first_room)
+        self._clear()
+
+    def _clear(self) -> None:
+        capacity = self.index.num_fixed + self._first_room
+        self.index.clear(self._first_room)
+        self.storage: RowStorage = self._make_storage(self._layout, capacity)
+        self.metadata = RowMetadata(capacity)
+        self.changelog = ChangeLog()
+        self.step = self.version = 0
+        self._window_starts: list[int] = [0]  # the version at which each window still of interest began
+
+    @property
+    def num_rows(self) -> int:
+        """Rows in use: all of direct and hashed spaces, and those that collisionless ids hold."""
+        return self.index.num_rows
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of rows, optimizer state, metadata and index."""
+        return self.storage.num_bytes + self.metadata.records.nbytes + self.index.num_bytes
+
+    @property
+    def weights(self) -> Tensor:
+        """All rows [capacity, dim] as stored, to look at; first values are written for it, which may take a second."""
+        rows = np.arange(1, self.index.num_fixed)
+        new = rows[self.metadata.new_rows(rows)]
+        self.storage.initialize(new, _unseen(*self.index.owners(new)))
+        return self.storage.view()
+
+    def read(self, keys: Keys) -> Any:
+        """Rows float32 [U, dim] of unique keys, a copy: what an update of the same keys will find.
+
+        Args:
+            keys: Unique keys; ids of direct and hashed spaces are in range. `counts` are the sightings that the update
+                will bring, zeros if none follows: an id that it admits reads its first value, any other one without a
+                row reads zeros.
+        """
+        return self.storage.gather(self.index.find(keys, self.metadata.records), keys)
+
+    def update(self, keys: Keys, gradients: Any) -> None:
+        """One step: count sightings, give rows to ids that are admitted, and optimize.
+
+        Args:
+            keys: Unique keys, with their sightings.
+            gradients: float32 [U, dim]; those of ids that stay without a row are left out.
+        """
+        self.step += 1
+        self.version += 1
+        rows = self.index.resolve(keys)
+        self.index.admit(keys, rows, version=self.version)
+        self._reserve(self.index.next_row)
+        new = self.metadata.new_rows(rows)
+        if len(new):
+            self.storage.initialize(rows[new], keys.take(new))
+        self.storage.update(rows, keys, gradients, step=self.step)
+        self.metadata.mark_updated(rows, keys.counts, version=self.version)
+        self.changelog.record(self.version, rows, self.metadata.versions)
+
+    def end_window(self) -> int:
+        """Note that a window has ended, and evict the ids that retention policies give up.
+
+        Returns:
+            How many rows were freed.
+        """
+        self._window_starts.append(self.version)
+        oldest = max((policy.num_windows for policy in self._retention), default=0)
+        self._window_starts = self._window_starts[-(oldest + 1) :]
+        self.version += 1
+        return self._evict(self._expired()) if self._retention else 0
+
+    def evict(self, keys: Keys) -> int:
+        """Forget some ids at any step: they begin anew when they are next seen, from their first values.
+
+        Ids of direct and hashed spaces read their first values from now on, those of collisionless spaces have no row
+        and no sightings. Consumers of changes get tombstones. Memory is given back once most rows are free.
+
+        Args:
+            keys: Unique keys; those that were never updated are left out.
+
+        Returns:
+            How many rows were freed, or became as they began.
+        """
+        self.version += 1
+        return self._evict(keys)
+
+    def changes(self, since: int = 0) -> Iterator[RowBlock]:
+        """What changed after a version: rows as they are now, and ids that lost theirs.
+
+        Costs as much as there is to tell, once a consumer has joined with `acknowledge`. Blocks are copies;
+        the table must not change until the last one is taken.
+
+        Args:
+            since: The version the consumer has; 0 for all rows that are not as they began.
+
+        Raises:
+            HeadraceError: What was evicted after `since` is not known any more; read everything (`since=0`) instead.
+        """
+        version = self.version
+        removed = (np.empty(0, np.int32), np.empty(0, np.int64)) if since == 0 else self.changelog.removed_since(since)
+        if removed is None:
+            raise HeadraceError(
+                f"embedding table: changes since version {since} are not known, expected {self.changelog.removed_from} "
+                "or later, or 0 for all rows"
+            )
+        versions = self.metadata.versions
+        rows = self.changelog.rows_since(since, versions) if since else None
+        if rows is None:
+            rows = self.metadata.updated_rows()
+            rows = rows[versions[rows] > since]
+        for first in range(0, len(removed[1]), BLOCK_ROWS):
+            last = first + BLOCK_ROWS
+            yield RowBlock(version, removed[0][first:last], removed[1][first:last], {})
+        for first in range(0, len(rows), BLOCK_ROWS):
+            if self.version != version:
+                raise RuntimeError(f"the table went from version {version} to {self.version} between two blocks")
+            part = rows[first : first + BLOCK_ROWS]
+            yield RowBlock(version, *self.index.owners(part), self._row_columns(part))
+
+    def acknowledge(self, consumer: str, version: int) -> None:
+        """A consumer of changes has everything up to a version, safely; one that is new joins there.
+
+        Raises:
+            HeadraceError: The table has not had that version yet, or there are too many consumers.
+        """
+        cursors = self.changelog.cursors
+        if not 0 <= version <= self.version:
+            raise HeadraceError(f"acknowledge: version: given {version}, expected 0 to {self.version}, the table's")
+        if consumer not in cursors and len(cursors) >= MAX_CONSUMERS:
+            raise HeadraceError(
+                f"acknowledge: consumer: given a new one, expected one of the {MAX_CONSUMERS} there are"
+            )
+        self.changelog.acknowledge(consumer, version)
+
+    def state_dict(self) -> Columns:
+        """Raw columns (copies) of what differs from a new table; see `tables.state` for the format."""
+        rows = self.metadata.updated_rows()
+        spaces, ids = self.index.owners(rows)
+        return {
+            "header": self._header().to_column(),
+            "rows": rows,
+            "spaces": spaces,
+            "ids": ids,
+            **self._row_columns(rows),
+            **pending_columns(self.index.pending()),
+            **self.changelog.columns(),
+        }
+
+    def load_state_dict(self, state: Columns) -> None:
+        """Become the table that `state_dict()` was taken from; training goes on bit for bit the same.
+
+        Consumers of changes are those of the saved table.
+
+        Raises:
+            VersionMismatch: The state is of another format.
+            CheckpointError: It was saved with other spaces, dimension or seed; both sides are in the text.
+        """
+        saved = TableHeader.read(state)
+        saved.check(self._header())
+        self._clear()
+        rows = state["rows"]
+        dynamic = np.flatnonzero(rows >= self.index.num_fixed)
+        self.index.restore(rows[dynamic], state["spaces"][dynamic], state["ids"][dynamic], pending_of(state))
+        self._reserve(self.index.next_row)
+        self.storage.set_columns(rows, state)
+        self.metadata.set_columns(rows, state)
+        self.changelog = ChangeLog.restored(saved.version, saved.cursors, saved.removed_from, state)
+        self.step, self.version, self._window_starts = saved.step, saved.version, list(saved.window_starts)
+
+    def moved_to(self, make_storage: MakeStorage) -> TableGroup:
+        """The same tables in another storage; this one is not used any more."""
+        moved = TableGroup(self.spaces, self.embedding_dim, seed=self.seed, make_storage=make_storage)
+        moved.load_state_dict(self.state_dict())
+        return moved
+
+    def _reserve(self, num_rows: int) -> None:
+        """Make room for rows up to `num_rows`."""
+        if num_rows <= self.storage.capacity:
+            return
+        capacity = max(num_rows, int(self.storage.capacity * GROWTH))
+        self.storage.grow(capacity)
+        self.metadata.grow(capacity)
+
+    def _expired(self) -> Keys:
+        """The ids of collisionless spaces that retention policies give up, with and without a row."""
+        rows = self.metadata.updated_rows()
+        rows = rows[rows >= self.index.num_fixed]
+        records, pending = self.metadata.records[rows], self.index.pending()
+        spaces, ids = self.index.owners(rows)
+        history = IdHistory(
+            spaces=np.concatenate([spaces, pending.spaces]),
+            ids=np.concatenate([ids, pending.ids]),
+            last_seen=np.concatenate([records["version"], pending.last_seen]),
+            sightings=np.concatenate([records["frequency"], pending.sightings]),
+        )
+        expired = np.zeros(len(history.ids), dtype=np.bool_)
+        for policy in self._retention:
+            expired |= policy.expired(history, self._window_starts)
+        return _unseen(history.spaces[expired], history.ids[expired])
+
+    def _evict(self, keys: Keys) -> int:
+        rows = self.index.resolve(keys)
+        gone = np.flatnonzero(self.metadata.versions[rows])
+        self.metadata.clear(rows[gone])
+        self.index.remove(keys.take(np.flatnonzero(self.index.first_rows[keys.spaces] < 0)))
+        self.changelog.record_removed(self.version, keys.spaces[gone], keys.ids[gone])
+        num_held = self.index.next_row - self.index.num_fixed - self.index.num_free
+        if self.index.num_free > max(SHRINK_ABOVE, num_held):
+            self._compact()
+        return len(gone)
+
+    def _compact(self) -> None:
+        """Move rows of collisionless spaces together, and give back memory."""
+        num_fixed, held = self.index.num_fixed, self.index.compact()
+        capacity = max(num_fixed + self._first_room, int((num_fixed + len(held)) * GROWTH))
+        kept = np.concatenate([np.arange(num_fixed), held])
+        self.storage.compact(kept, capacity)
+        self.metadata.compact(kept, capacity)
+        self.changelog.renumber(kept)
+
+    def _row_columns(self, rows: Int64s) -> Columns:
+        """Weights, optimizer state and metadata of some rows [R], as copies."""
+        return {**self.storage.columns(rows), **self.metadata.columns(rows)}
+
+    def _header(self) -> TableHeader:
+        return replace(
+            TableHeader.of(self.spaces, self.embedding_dim, self.seed),
+            step=self.step,
+            version=self.version,
+            window_starts=list(self._window_starts),
+            cursors=dict(self.changelog.cursors),
+            removed_from=self.changelog.removed_from,
+        )
+
+
+def _unseen(spaces: Int32s, ids: Int64s) -> Keys:
+    return Keys(spaces, ids, np.zeros(len(ids), dtype=np.int32))
