@@ -159,7 +159,7 @@ def test_no_tuner_breaks_the_memory_budget(quick: None) -> None:
 
 
 def test_an_unknown_tuner_is_refused_when_the_pipeline_is_opened() -> None:
-    with pytest.raises(ConfigError, match="tuner: given 'autp', expected one of auto, one_per_stage"):
+    with pytest.raises(ConfigError, match="given tuner 'autp', expected one of auto, one_per_stage"):
         pipeline().open(tuner="autp")
 
 
