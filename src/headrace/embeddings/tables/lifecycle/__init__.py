@@ -7,7 +7,15 @@ from headrace.embeddings.tables.lifecycle.count_admission import CountAdmission
 from headrace.embeddings.tables.lifecycle.policies import AdmissionPolicy, IdHistory, RetentionPolicy
 from headrace.embeddings.tables.lifecycle.window_retention import WindowRetention
 
-__all__ = ["AdmissionPolicy", "IdHistory", "RetentionPolicy", "admission_of", "retention_of"]
+__all__ = [
+    "AdmissionPolicy",
+    "CountAdmission",
+    "IdHistory",
+    "RetentionPolicy",
+    "WindowRetention",
+    "admission_of",
+    "retention_of",
+]
 
 
 def admission_of(configs: Sequence[TableConfig]) -> AdmissionPolicy:
