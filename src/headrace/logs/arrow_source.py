@@ -14,6 +14,7 @@ from headrace.logs.checks import BadRowPolicy, RowChecker, RowOrigin, columns_as
 from headrace.logs.raw_rows import values_at
 from headrace.logs.schema import Schema
 from headrace.logs.source import FILE_ROW_BITS, SourceBatch, split_row_id
+from headrace.logs.time_units import check_column_unit
 from headrace.messages import shorten_list
 
 __all__ = ["ArrowSource"]
@@ -35,7 +36,7 @@ class ArrowSource:
 
     Raises:
         DataError: The table lacks a column.
-        ConfigError: A column asked for is not in the schema.
+        ConfigError: A column asked for is not in the schema, or the timestamp is read and counts another unit.
     """
 
     def __init__(
@@ -63,6 +64,8 @@ class ArrowSource:
         self._file_number = file_number
         self._has_row_id = schema.row_id is not None
         self._kept = [column for column in schema.columns if column in table.column_names]
+        if schema.timestamp is not None and schema.timestamp.name in self._checker.inputs and table.num_rows:
+            check_column_unit(self._slice(0, [schema.timestamp.name]).column(0), schema.timestamp)
 
     @property
     def output_schema(self) -> pa.Schema:

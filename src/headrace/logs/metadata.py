@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
@@ -10,17 +10,15 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow.types as pt
 
 from headrace.errors import ConfigError, DataError, expect
-from headrace.logs.canonical import canonical_type, is_text
 from headrace.logs.casting import cast_times, to_time_us
 from headrace.logs.cursor import Cursor, FileInfo, FileUse, TimeSlot, Window
 from headrace.logs.files import LogFile, list_log
 from headrace.logs.footers import Footer, iter_plain, open_parquet, read_footer, time_bounds
 from headrace.logs.identity import Recognized, recognize
-from headrace.logs.plausible_times import KNOWN_YEARS_S, check_unit, middle_times
 from headrace.logs.schema import Schema, TimestampColumn
+from headrace.logs.time_units import check_log_unit
 from headrace.logs.windows import US_PER_S, WindowConfig, describe_rest, plan_windows
 from headrace.messages import shorten_list
 
@@ -104,7 +102,7 @@ def _read_log(files: Iterable[LogFile], schema: Schema, cursor: Cursor, config: 
         count = partial(_with_times, clock=schema.timestamp, cursor=log.cursor, every_us=every_us)
         infos = tuple(pool.map(count, log.infos, footers))
         if not log.cursor.files:
-            _check_unit(infos, footers, schema.timestamp)
+            check_log_unit([footer for footer in footers if footer is not None], schema.timestamp)
         return replace(log, infos=infos)
 
 
@@ -180,36 +178,11 @@ def _are_unused(bounds: tuple[int, int], use: FileUse | None) -> bool:
     return bool(_unused(np.array(bounds, dtype=np.int64), use).all())
 
 
-def _check_unit(infos: Iterable[FileInfo], footers: Iterable[Footer | None], clock: TimestampColumn) -> None:
-    """Refuse a unit with which most times of a new log are of unknown years, and with another one are not."""
-    middle = middle_times(infos)
-    if middle is None or KNOWN_YEARS_S[0] * US_PER_S <= middle[0] < KNOWN_YEARS_S[1] * US_PER_S:
-        return
-    for footer in footers:
-        if footer is None or not footer.num_rows:
-            continue
-        kind = canonical_type(footer.stored_type(clock.name))
-        if not (pt.is_integer(kind) or pt.is_floating(kind) or pt.is_decimal(kind) or is_text(kind)):
-            return  # such times carry their unit
-        row_group = next(n for n in range(footer.metadata.num_row_groups) if footer.group_rows(n))
-        ticks = np.sort(np.concatenate([part for part, _ in _iter_ticks(footer, row_group, clock)]))
-        if len(ticks):
-            check_unit(ticks[len(ticks) // 20 : len(ticks) - len(ticks) // 20].tolist(), clock.name, clock.unit)
-            return
-
-
 def _read_times(footer: Footer, row_group: int, clock: TimestampColumn) -> npt.NDArray[np.int64]:
     """The readable times of a row group, in microseconds."""
-    return np.concatenate([times for _, times in _iter_ticks(footer, row_group, clock)])
-
-
-def _iter_ticks(
-    footer: Footer, row_group: int, clock: TimestampColumn
-) -> Iterator[tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]]:
-    """The readable times of a row group, in the schema's unit and in microseconds."""
-    yield np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64)
+    found = [np.zeros(0, dtype=np.int64)]
     with open_parquet(footer) as parquet:
         for batch in iter_plain(footer, parquet, row_group, [clock.name], BATCH_ROWS):
             ticks, _ = cast_times(batch.column(0), clock.unit)
-            ticks = ticks.drop_null()
-            yield ticks.to_numpy(), to_time_us(ticks, clock.unit)
+            found.append(to_time_us(ticks.drop_null(), clock.unit))
+    return np.concatenate(found)

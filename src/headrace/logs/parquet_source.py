@@ -28,6 +28,7 @@ from headrace.logs.row_ids import RowIds
 from headrace.logs.schema import Schema, TimestampColumn
 from headrace.logs.source import SourceBatch
 from headrace.logs.splits import RowGroupSplit, decode_together, splits_of
+from headrace.logs.time_units import check_log_unit
 
 __all__ = ["BytesRead", "ParquetSource", "select_files"]
 
@@ -78,7 +79,7 @@ class ParquetSource:
     Raises:
         DataError: A file is not readable Parquet, lacks a column, has fewer rows than selected, or its layout is not
             that of the others.
-        ConfigError: A column asked for is not in the schema.
+        ConfigError: A column asked for is not in the schema, or the timestamp is read and counts another unit.
     """
 
     def __init__(
@@ -115,6 +116,8 @@ class ParquetSource:
             self._needed.append(self.row_ids.column)
         for footer in footers.values():
             footer.check_columns(self._needed)
+        if self._clock is not None and self._clock.name in self._needed:
+            check_log_unit(list(footers.values()), self._clock)
         self._read_lock, self._bytes_read = threading.Lock(), BytesRead()
         self._splits = [split for s in selections for split in splits_of(s, footers[s.file.path], max_rows_per_batch)]
 

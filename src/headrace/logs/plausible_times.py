@@ -8,10 +8,9 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 from itertools import accumulate
 
-from headrace.errors import ConfigError
 from headrace.logs.cursor import FileInfo, TimeSlot, TimeSpan
 
-__all__ = ["check_unit", "leave_out_far", "middle_times", "plausible_times", "time_text"]
+__all__ = ["US_PER_S", "leave_out_far", "plausible_times", "time_text"]
 
 MIN_ROWS = 10
 """Rows of a file that can speak for themselves; files with fewer are taken together."""
@@ -21,11 +20,6 @@ REACH = 10
 
 BELIEF = 10
 """A file most rows of which are this many times farther away than a single row may be is one with a wrong clock."""
-
-KNOWN_YEARS_S = (631_152_000, 4_102_444_800)
-"""Seconds of the years 1990 to 2100: what is outside of them in one unit and inside in another has the other."""
-
-TICKS_PER_S = {"s": 1, "ms": 1_000, "us": 1_000_000, "ns": 1_000_000_000}
 
 US_PER_S = 1_000_000
 
@@ -75,37 +69,6 @@ def leave_out_far(info: FileInfo, plausible: TimeSpan) -> FileInfo:
         return info
     far = {group for slot in info.time_slots if slot not in kept for group in slot.row_groups}
     return replace(info, time_slots=kept, untimed_groups=tuple(sorted(far.union(info.untimed_groups))))
-
-
-def middle_times(files: Iterable[FileInfo]) -> TimeSpan | None:
-    """Between which times the middle half of all rows lies; None if none has a time."""
-    slots = [slot for info in files for slot in info.time_slots]
-    return _middle(slots) if slots else None
-
-
-def check_unit(ticks: Sequence[int], name: str, unit: str) -> None:
-    """Check that a column of integers counts the unit that the schema says.
-
-    Args:
-        ticks: Some of them, from which the outliers were removed.
-        name: Of the column.
-        unit: Of the schema.
-
-    Raises:
-        ConfigError: They lie in the years 1990 to 2100 with another unit, and not with this one; names it.
-    """
-
-    def is_known(per_s: int) -> bool:
-        return KNOWN_YEARS_S[0] * per_s <= min(ticks) and max(ticks) < KNOWN_YEARS_S[1] * per_s
-
-    likely = [other for other, per_s in TICKS_PER_S.items() if is_known(per_s)]
-    if likely and unit not in likely:
-        found = time_text(min(ticks) * US_PER_S // TICKS_PER_S[unit])
-        expected = time_text(min(ticks) * US_PER_S // TICKS_PER_S[likely[0]])
-        raise ConfigError(
-            f"schema: timestamp {name}: unit: given {unit}, but the log's times, such as {min(ticks)}, would be of "
-            f"{found}; expected {likely[0]}, with which they are of {expected}"
-        )
 
 
 def time_text(time_us: int) -> str:

@@ -28,6 +28,11 @@ WATERMARK_RATIO = 0.01
 """A window by time is over once as many rows lie past its end, as a share of its own: so a single row with a wrong
 clock does not end windows that are half there, and in steady traffic 1 % of a window's length shows that it is over."""
 
+WATERMARK_ROWS = 3
+"""Rows that must lie beyond a slot of time without any before one of them counts. Windows of fewer than 100 rows would
+otherwise be over with the first clock that is days off. Of 50 rows of which each has a wrong clock with a chance of
+1 %, three or more have one in 1 % of all cases."""
+
 
 class WindowConfig(Config):
     """How a log is cut into windows.
@@ -246,7 +251,7 @@ def _cut_by_time(files: Sequence[FileInfo], progress: _Progress, config: WindowC
     while pending:
         start_us = _earliest_us(pending, progress.used_until_us)
         stop_us = None if start_us is None else start_us // every_us * every_us + every_us
-        if stop_us is None or not _is_over(pending, stop_us):
+        if stop_us is None or not _is_over(pending, progress.used_until_us, stop_us, every_us):
             if not config.include_incomplete:
                 return
             if last_us is None or stop_us is None or last_us < stop_us:
@@ -279,15 +284,21 @@ def _with_plausible_times(pending: Sequence[FileInfo], progress: _Progress, conf
     return [leave_out_far(info, progress.plausible_us) if progress.is_fresh(info) else info for info in pending]
 
 
-def _is_over(pending: Sequence[FileInfo], stop_us: int) -> bool:
-    """Whether enough rows lie past the end of a window; see `WATERMARK_RATIO`."""
+def _is_over(pending: Sequence[FileInfo], used_until_us: int | None, stop_us: int, every_us: int) -> bool:
+    """Whether enough rows lie past the end of a window; see `WATERMARK_RATIO` and `WATERMARK_ROWS`."""
+    slots = sorted((slot.start_us, slot.num_rows) for info in pending for slot in info.time_slots)
+    left = sum(num_rows for _, num_rows in slots)
     before = after = 0
-    for info in pending:
-        for slot in info.time_slots:
-            if slot.start_us < stop_us:
-                before += slot.num_rows
-            else:
-                after += slot.num_rows
+    next_us = slots[0][0] if used_until_us is None else used_until_us
+    for start_us, num_rows in slots:
+        if start_us > next_us and left < WATERMARK_ROWS:
+            break
+        if start_us < stop_us:
+            before += num_rows
+        else:
+            after += num_rows
+        left -= num_rows
+        next_us = max(next_us, start_us + every_us)
     return after > 0 and after >= WATERMARK_RATIO * before
 
 

@@ -5,7 +5,7 @@ still reads 256 GiB from `/proc/meminfo`. Both lead to too many threads and to t
 that can apply is read, all are kept (`headrace doctor` prints them), and the smallest counts.
 """
 
-from headrace.resources.cpus import CpuLimit, Cpus, effective_cpus
+from headrace.resources.cpus import CpuLimit, Cpus, effective_cpus, queued_s
 from headrace.resources.memory import (
     Memory,
     MemoryLimit,
@@ -36,6 +36,7 @@ __all__ = [
     "free_unused_memory",
     "parse_bytes",
     "peak_bytes",
+    "queued_s",
     "read_again",
     "resident_bytes",
 ]

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from headrace.errors import ConfigError
 from headrace.resources.system import System
 
-__all__ = ["CpuLimit", "Cpus", "effective_cpus"]
+__all__ = ["CpuLimit", "Cpus", "effective_cpus", "queued_s"]
 
 OWN_VARIABLE = "HEADRACE_CPUS"
 """Set by a user who wants fewer CPUs used than there are; a wrong value is an error, not a hint to skip."""
@@ -52,6 +52,23 @@ class Cpus:
     def num_threads(self) -> int:
         """Threads that can run at once: the whole CPUs in `count`, at least one."""
         return max(1, math.floor(self.count + 1e-6))
+
+
+def queued_s(thread: int | None = None) -> float:
+    """Seconds a thread has been ready to run without a CPU, since it began; costs some 20 us.
+
+    Args:
+        thread: Its native id, of a thread of this process; the calling thread when None.
+
+    Returns:
+        0 where the system does not say, or the thread has ended.
+    """
+    path = "/proc/thread-self/schedstat" if thread is None else f"/proc/self/task/{thread}/schedstat"
+    try:
+        with open(path) as file:
+            return int(file.read().split()[1]) * 1e-9
+    except (OSError, IndexError, ValueError):
+        return 0.0
 
 
 def effective_cpus(system: System | None = None) -> Cpus:

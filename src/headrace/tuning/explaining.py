@@ -89,7 +89,7 @@ def total(observations: Sequence[Observation]) -> Observation:
 
 
 def _total(stages: Sequence[StageObservation]) -> StageObservation:
-    counts = ("services", "busy_s", "wall_s", "wait_input_s", "wait_output_s", "wait_memory_s", "bytes_out")
+    counts = ("services", "busy_s", "wall_s", "wait_input_s", "wait_output_s", "wait_memory_s", "bytes_out", "queued_s")
     return replace(stages[0], **{name: sum(getattr(stage, name) for stage in stages) for name in counts})
 
 

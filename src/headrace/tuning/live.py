@@ -14,7 +14,7 @@ import psutil
 from headrace.pipeline.engine.counters import PipelineCounters, StageReading
 from headrace.pipeline.engine.thread_feed import WORKER_NAME
 from headrace.pipeline.engine.tuners import Tunables
-from headrace.resources import Resources, effective_resources
+from headrace.resources import Resources, effective_resources, queued_s
 from headrace.tuning.machine import cpu_hz, memory_bytes_per_s
 from headrace.tuning.observation import Observation, StageObservation
 from headrace.tuning.space import Space
@@ -35,33 +35,20 @@ def gil_wait_s(num_naps: int = NUM_NAPS) -> float:
     (`sys.getswitchinterval`). A thread that computes in native code gives the lock away, and this is near 0. Time
     that this thread waits for a CPU is left out, where the kernel tells it.
     """
-    nap, began, queued_s = threading.Event(), time.perf_counter(), _queued_s()
+    nap, began, queued_before_s = threading.Event(), time.perf_counter(), queued_s()
     for _ in range(num_naps):
         nap.wait(NAP_S)
-    waited_s = time.perf_counter() - began - (_queued_s() - queued_s)
+    waited_s = time.perf_counter() - began - (queued_s() - queued_before_s)
     return max(waited_s / num_naps - 3 * NAP_S, 0.0)
 
 
-def _queued_s() -> float:
-    """Seconds the calling thread has been ready to run without a CPU; 0 where the system does not say."""
-    return _read_queued_s("/proc/thread-self/schedstat")
-
-
 def _queued_by_worker() -> dict[int, float]:
-    """The same for every thread that runs stages, since it began; 20 us each.
+    """Seconds that each thread which runs stages was ready without a CPU, since it began.
 
     Threads of the training step are left out: their waiting for a CPU says nothing about a stage.
     """
     ids = [thread.native_id for thread in threading.enumerate() if thread.name == WORKER_NAME]
-    return {number: _read_queued_s(f"/proc/self/task/{number}/schedstat") for number in ids if number is not None}
-
-
-def _read_queued_s(path: str) -> float:
-    try:
-        with open(path) as file:
-            return int(file.read().split()[1]) * 1e-9
-    except (OSError, IndexError, ValueError):  # not Linux, or the thread has just ended
-        return 0.0
+    return {number: queued_s(number) for number in ids if number is not None}
 
 
 class LiveJob:
@@ -209,4 +196,5 @@ def _stage(name: str, readings: list[StageReading], in_processes: bool) -> Stage
         left=last.queue_depth if name == "source" else None,
         visit_ratio=last.visit_ratio,
         in_processes=in_processes,
+        queued_s=sum(reading.queued_s for reading in readings),
     )

@@ -27,6 +27,8 @@ class StageObservation:
         visit_ratio: Services for each element delivered to the consumer; 0 while unknown.
         in_processes: Whether its workers are processes.
         left: Items that no worker of the source has begun; None where it is not known, and for other stages.
+        queued_s: Seconds of services that its worker processes were ready without a CPU; 0 if unknown, and for threads,
+            of which `Observation.queued_s` has the sum.
         reads: Whether it reads from storage or a network; None to go by its place: the first stage does.
     """
 
@@ -44,6 +46,7 @@ class StageObservation:
     in_processes: bool = False
     reads: bool | None = None
     left: int | None = None
+    queued_s: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -91,10 +91,25 @@ class _Facts:
         return min(self.seen.queued_s / self.blocked_s, 1.0) if self.blocked_s > 0 else 0.0
 
     @property
+    def stage_queued_ratio(self) -> float:
+        """The same of the slowest stage; its threads are not told from those of other stages."""
+        if not self.stage.in_processes:
+            return self.queued_ratio
+        return min(self.stage.queued_s / max(_blocked_s(self.stage), 1e-12), 1.0)
+
+    @property
+    def is_hardly_queued(self) -> bool:
+        """Whether it is known that what waits without a CPU, in threads and worker processes, hardly waits for one."""
+        told = [stage for stage in self.seen.stages if not stage.in_processes or stage.queued_s > 0]
+        told_s = sum(map(_blocked_s, told))
+        untold_s = sum(stage.wall_s for stage in self.seen.stages if stage not in told)
+        queued_s = self.seen.queued_s + sum(stage.queued_s for stage in told)
+        return 0.0 < queued_s < QUEUED * told_s and untold_s < told_s
+
+    @property
     def waiting_ratio(self) -> float:
         """Share of the slowest stage's services that is waiting for something else than a CPU."""
-        queued = 0.0 if self.stage.in_processes else self.queued_ratio
-        return _blocked_s(self.stage) * (1.0 - queued) / max(self.stage.wall_s, 1e-12)
+        return _blocked_s(self.stage) * (1.0 - self.stage_queued_ratio) / max(self.stage.wall_s, 1e-12)
 
     @property
     def at_work_ratio(self) -> float:
@@ -162,9 +177,7 @@ def _cpus(facts: _Facts) -> Verdict | None:
             f"more CPUs, or less work a batch: {heaviest.name} takes {share:.0%} of the pipeline's CPU time",
         )
     less = "less other work on the machine, the trainer's own threads included; more CPUs"
-    in_processes_s = sum(stage.wall_s for stage in seen.stages if stage.in_processes)
-    hardly_queued = 0.0 < facts.queued_ratio < QUEUED and in_processes_s < facts.blocked_s
-    if seen.machine_busy_ratio > BUSY and not hardly_queued:
+    if seen.machine_busy_ratio > BUSY and not facts.is_hardly_queued:
         return Verdict(
             "CPUs",
             f"the machine is {seen.machine_busy_ratio:.0%} busy, other work included; the pipeline has "
@@ -172,11 +185,12 @@ def _cpus(facts: _Facts) -> Verdict | None:
             less,
         )
     blocked = _blocked_s(facts.stage) / max(facts.stage.wall_s, 1e-12)
-    if blocked > BLOCKING and facts.queued_ratio > MOSTLY_QUEUED and not facts.stage.in_processes:
+    if blocked > BLOCKING and facts.stage_queued_ratio > MOSTLY_QUEUED:
+        who = f"worker processes of {facts.stage.name}" if facts.stage.in_processes else "threads of the pipeline"
         return Verdict(
             "CPUs",
-            f"threads of the pipeline wait for a CPU {facts.queued_ratio:.0%} of the time in which they have none; the "
-            f"pipeline has {facts.busy_ratio:.0%} of the {cpus}",
+            f"{who} wait for a CPU {facts.stage_queued_ratio:.0%} of the time in which they have none; the pipeline "
+            f"has {facts.busy_ratio:.0%} of the {cpus}",
             less,
         )
     return None

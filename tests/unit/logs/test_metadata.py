@@ -218,7 +218,7 @@ def test_a_month_without_logs_is_no_mistake(tmp_path: Path) -> None:
     write(tmp_path / "b.parquet", [START + 31 * 86_400 + place for place in range(20)])
     cursor, good, rejects = train(tmp_path, Cursor())
     assert ([len(rows) for rows in good.values()], rejects.num_rows) == ([1000], 0)
-    write(tmp_path / "c.parquet", [START + 62 * 86_400])
+    write(tmp_path / "c.parquet", [START + 62 * 86_400 + place for place in range(3)])
     _, good, rejects = train(tmp_path, cursor)
     assert ({name: len(rows) for name, rows in good.items()}, rejects.num_rows) == ({"2024-02-01T00:00:00Z": 20}, 0)
 

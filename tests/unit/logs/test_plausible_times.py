@@ -5,10 +5,9 @@ from collections.abc import Sequence
 
 import pytest
 
-from headrace.errors import ConfigError
 from headrace.logs.cursor import FileInfo, TimeSlot
 from headrace.logs.files import LogFile
-from headrace.logs.plausible_times import check_unit, leave_out_far, plausible_times, time_text
+from headrace.logs.plausible_times import leave_out_far, plausible_times, time_text
 
 HOUR, DAY = 3600, 86_400
 US = 1_000_000
@@ -110,23 +109,6 @@ def test_far_rows_count_as_rows_without_a_time() -> None:
     kept = leave_out_far(info, span)
     assert (sum(slot.num_rows for slot in kept.time_slots), kept.num_rows, kept.untimed_groups) == (9, 10, (0,))
     assert leave_out_far(kept, span) is kept
-
-
-@pytest.mark.parametrize(
-    ("unit", "factor", "likely"), [("s", 1000, "ms"), ("ms", 1, "s"), ("ns", 1000, "ms"), ("ms", 10**9, "ns")]
-)
-def test_a_unit_that_puts_the_log_in_other_centuries_is_refused_with_the_likely_one(
-    unit: str, factor: int, likely: str
-) -> None:
-    with pytest.raises(ConfigError) as caught:
-        check_unit([START * factor, (START + DAY) * factor], "time", unit)
-    assert str(caught.value).startswith(f"schema: timestamp time: unit: given {unit}, but the log's times, such as ")
-    assert str(caught.value).endswith(f"; expected {likely}, with which they are of 2024-01-01T00:00:00Z")
-
-
-@pytest.mark.parametrize(("times", "unit"), [((START, START + DAY), "s"), ((0, 10**9), "ms"), ((0, 400), "s")])
-def test_times_of_known_years_and_those_that_count_from_zero_are_accepted(times: tuple[int, int], unit: str) -> None:
-    check_unit(times, "time", unit)
 
 
 def test_times_that_no_calendar_has_are_written_as_seconds() -> None:

@@ -112,6 +112,30 @@ def test_an_incomplete_window_is_used_only_when_asked_for() -> None:
     }
 
 
+@pytest.mark.parametrize("ahead", [[700], [700, 700], [700, 800], [900, 5_000]])
+def test_one_or_two_clocks_that_are_ahead_end_no_small_window_and_get_none(ahead: list[int]) -> None:
+    times: dict[str, list[int | None]] = {"a": [*range(100, 150, 10), *ahead]}
+    cursor = Cursor()
+    assert plan_windows([timed(n, t, cursor) for n, t in times.items()], cursor, TIME) == []
+    times["b"] = [*range(150, 200, 10), 210]  # the other half of the slot, and a row after it
+    windows = plan_windows([timed(n, t, cursor) for n, t in times.items()], cursor, TIME)
+    assert [(w.name, w.num_rows) for w in windows] == [("1970-01-01T00:01:40Z", 10)]
+    cursor = after(windows)
+    assert cursor.used_until_us == 200 * US
+    times["c"] = [220, 310]
+    windows = plan_windows([timed(n, t, cursor) for n, t in times.items()], cursor, TIME)
+    assert [(w.name, w.num_rows) for w in windows] == [("1970-01-01T00:03:20Z", 2)]
+
+
+def test_three_rows_after_a_pause_show_that_time_has_passed() -> None:
+    times: list[int | None] = [*range(100, 200, 10), 700, 710, 720]
+    windows = plan_windows([timed("a", times, Cursor())], Cursor(), TIME)
+    assert [(w.name, w.num_rows) for w in windows] == [("1970-01-01T00:01:40Z", 10)]
+    cursor = after(windows)
+    infos = [timed("a", times, cursor), timed("b", [730, 801], cursor)]
+    assert [w.num_rows for w in plan_windows(infos, cursor, TIME)] == [4]
+
+
 def test_windows_of_time_wait_for_a_later_row() -> None:
     times: dict[str, list[int | None]] = {"a": [100, 150, None, 210], "b": [199, 299]}
     cursor = Cursor()

@@ -66,6 +66,32 @@ SCENARIOS = {
         ten_seconds(stage("source", cpu_s=0.1), stage("map", blocked_s=19.0, in_processes=True), waited=0.9),
         ("waiting", "map"),
     ),
+    "worker processes that are ready to run, but have no CPU": (
+        ten_seconds(
+            stage("source", cpu_s=0.1),
+            stage("map", cpu_s=0.5, blocked_s=19.0, in_processes=True, queued_s=16.0),
+            waited=0.9,
+        ),
+        ("CPUs", "map"),
+    ),
+    "worker processes that ask a service, on a machine that is full": (
+        ten_seconds(
+            stage("source", cpu_s=0.1),
+            stage("map", blocked_s=19.0, in_processes=True, queued_s=1.0),
+            waited=0.9,
+            machine_busy_ratio=0.97,
+        ),
+        ("waiting", "map"),
+    ),
+    "worker processes on a machine that is full, where nothing tells what they wait for": (
+        ten_seconds(
+            stage("source", cpu_s=0.1),
+            stage("map", blocked_s=19.0, in_processes=True),
+            waited=0.9,
+            machine_busy_ratio=0.97,
+        ),
+        ("CPUs", "map"),
+    ),
     "a source at its end, and a slow function behind it": (
         ten_seconds(
             stage("source", services=0, workers=1),

@@ -27,6 +27,7 @@ from headrace.logs.identity import note_names
 from headrace.logs.nested.layout import Layout
 from headrace.logs.outputs import check_output
 from headrace.logs.schema import Schema
+from headrace.logs.time_units import check_log_unit
 from headrace.paths import local_path
 
 __all__ = ["ClusteredLog", "ClusteredWindow", "cluster_log"]
@@ -125,6 +126,8 @@ def cluster_log(
     stored = pa.schema([])
     if units:
         footers = [footer for unit in units for _, footer in unit.footers]
+        if schema.timestamp is not None:
+            check_log_unit(footers, schema.timestamp)
         columns, stored, notes = plan_columns(footers, columns, done=done.columns, layout=done.layout)
         messages += notes
     if on_message is not None:

@@ -13,6 +13,7 @@ import pyarrow.types as pt
 from headrace.errors import ConfigError
 from headrace.logs.inspection.profiles import ColumnProfile
 from headrace.logs.schema import Schema, is_reserved
+from headrace.logs.time_units import is_calendar
 from headrace.messages import shorten_list
 
 __all__ = ["Guess", "Part", "guess_parts", "make_schema", "parts_of_schema"]
@@ -222,6 +223,8 @@ def _guess_time(profile: ColumnProfile, words: Sequence[str]) -> Guess | None:
         return Guess(profile.name, "timestamp", "text, named like a time") if exact else None
     if profile.kind not in ("int", "float") or not profile.is_whole or profile.mean is None:
         return None
+    if _is_calendar(profile):
+        return Guess(profile.name, "ignored", "numbers like yyyymmddHHMMSS, not a count of time: store a timestamp")
     for unit, ticks in UNITS.items():
         if EPOCH_RANGE_S[0] * ticks <= profile.mean <= EPOCH_RANGE_S[1] * ticks:
             options = (("unit", unit),)
@@ -229,19 +232,15 @@ def _guess_time(profile: ColumnProfile, words: Sequence[str]) -> Guess | None:
                 return Guess(profile.name, "timestamp", f"named like a time, counts {unit} since 1970", options)
             if not set(words) & (ID_WORDS | SESSION_WORDS) and float(profile.min or 0) > 0.5 * profile.mean:
                 return Guess(profile.name, "timestamp", f"numbers like {unit} since 1970", options, is_sure=False)
-    if _is_calendar(profile):
-        return Guess(profile.name, "ignored", "numbers like yyyymmddHHMMSS, not a count of time: store a timestamp")
     if words in (["timestamp"], ["ts"], ["event", "time"]):
         return Guess(profile.name, "timestamp", "named like a time; the unit is a guess", (("unit", "ms"),))
     return None
 
 
 def _is_calendar(profile: ColumnProfile) -> bool:
-    """Whether all numbers are digits of dates, from yyyymmdd to yyyymmddHHMMSS."""
-    ends = [str(int(end)) for end in (profile.min or 0, profile.max or 0)]
-    return all(re.fullmatch(r"(19|20)\d\d(0[1-9]|1[0-2])(0[1-9]|[12]\d|3[01])(\d\d){0,3}", end) for end in ends) and (
-        len(ends[0]) == len(ends[1]) and (len(ends[0]) > 8 or bool(TIME_WORDS & set(words_of(profile.name))))
-    )
+    """Whether numbers are digits of dates; those of days alone only where the name says so."""
+    ends = [profile.min or 0, profile.max or 0]
+    return is_calendar(ends) and (max(ends) >= 10**8 or bool(TIME_WORDS & set(words_of(profile.name))))
 
 
 def _guess_number(profile: ColumnProfile, words: Sequence[str]) -> Guess:

@@ -23,8 +23,9 @@ from headrace.logs.inspection.one_pass import Pass, make_profiles, widened
 from headrace.logs.inspection.profiles import ColumnProfile
 from headrace.logs.inspection.session_tracker import SessionTracker
 from headrace.logs.nested.layout import Layout
-from headrace.logs.schema import Schema
+from headrace.logs.schema import Schema, TimestampColumn
 from headrace.logs.stored_columns import StoredColumns
+from headrace.logs.time_units import check_log_unit
 from headrace.messages import count_of
 from headrace.resources import effective_cpus
 
@@ -155,7 +156,7 @@ def inspect_log(location: str | Path, *, schema: Schema | None = None, num_threa
         num_threads: Threads that work on columns side by side; the effective CPUs when None.
 
     Raises:
-        ConfigError: There is nothing at the location, or no rows.
+        ConfigError: There is nothing at the location, or no rows; or the schema's timestamp counts another unit.
         DataError: A file is not Parquet, or lacks a column of the schema given.
     """
     expect(schema, (Schema, type(None)), where="inspect_log: schema", expected="a Schema")
@@ -165,6 +166,8 @@ def inspect_log(location: str | Path, *, schema: Schema | None = None, num_threa
     if schema is not None:
         for footer in footers:
             footer.check_columns(list(schema.columns))
+        if schema.timestamp is not None:
+            check_log_unit(footers, schema.timestamp)
     columns = StoredColumns.of(footers)
     stored = columns.joined
     if not len(stored) or not sum(footer.num_rows for footer in footers):
@@ -173,12 +176,12 @@ def inspect_log(location: str | Path, *, schema: Schema | None = None, num_threa
         guess = None if is_given else _guess_from_sample(footers, columns, str(location))
         result = Pass(footers, columns, schema if is_given else guess, pool).run()
         if not is_given:
-            schema = _guess(result.profiles, str(location))
+            schema = _guess(result.profiles, footers, str(location))
             if schema != guess:
                 del result
                 result = Pass(footers, columns, schema, pool).run()
     given = parts_of_schema(schema, stored.names) if is_given and schema is not None else None
-    guesses = given or guess_parts(result.profiles)
+    guesses = given or _guesses(result.profiles, footers)
     return Inspection(
         location=str(location),
         num_files=len(files),
@@ -219,14 +222,26 @@ def _guess_from_sample(footers: Sequence[Footer], columns: StoredColumns, where:
                     profile = profiles[name]
                     profile.update(widened(batch.column(name).slice(0, wanted), profile.type))
                 wanted -= batch.num_rows
-    return _guess(list(profiles.values()), where)
+    return _guess(list(profiles.values()), footers, where)
 
 
-def _guess(profiles: Sequence[ColumnProfile], where: str) -> Schema | None:
-    guesses = guess_parts(profiles)
+def _guess(profiles: Sequence[ColumnProfile], footers: Sequence[Footer], where: str) -> Schema | None:
+    guesses = _guesses(profiles, footers)
     if not any(guess.part == "label" for guess in guesses):
         return None
     return make_schema(guesses, where=where)
+
+
+def _guesses(profiles: Sequence[ColumnProfile], footers: Sequence[Footer]) -> list[Guess]:
+    """The parts of columns; a timestamp that training would refuse is none."""
+    guesses = guess_parts(profiles)
+    for number, guess in enumerate(guesses):
+        if guess.part == "timestamp":
+            try:
+                check_log_unit(footers, TimestampColumn(name=guess.name, **dict(guess.options)))
+            except ConfigError as error:
+                guesses[number] = Guess(guess.name, "ignored", str(error).partition(f"{guess.name}: ")[2])
+    return guesses
 
 
 def _row_groups(footers: Sequence[Footer]) -> Iterator[RowGroup]:

@@ -40,6 +40,7 @@ class StageTotals:
     wait_output_s: float = 0.0
     wait_memory_s: float = 0.0
     wait_worker_s: float = 0.0
+    queued_s: float = 0.0
 
     def add(self, use: StageUse, num_bytes_in: int) -> None:
         """Count one element."""
@@ -50,6 +51,7 @@ class StageTotals:
         self.num_bytes_out += use.num_bytes_out
         self.cpu_s += use.cpu_s
         self.wall_s += use.wall_s
+        self.queued_s += use.queued_s
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +75,7 @@ class StageReading:
         wait_output_s: Worker seconds held back: enough is done ahead, or there is no memory for the result.
         wait_memory_s: Seconds, not of each worker, in which there was no memory for another result.
         wait_worker_s: Seconds, likewise, in which there was an element to work on but all threads were busy elsewhere.
+        queued_s: Wall seconds in which worker processes were ready without a CPU; 0 for threads.
         visit_ratio: Elements for each batch delivered; 0 if none was.
     """
 
@@ -92,6 +95,7 @@ class StageReading:
     wait_output_s: float
     wait_memory_s: float
     wait_worker_s: float
+    queued_s: float
     visit_ratio: float
 
 

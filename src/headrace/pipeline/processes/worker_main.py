@@ -15,7 +15,7 @@ import pyarrow as pa
 from headrace.lifeline import end_with_file
 from headrace.pipeline.processes.messages import Disconnected, receive, send
 from headrace.pipeline.transformations.chain import StageFault, run_chain
-from headrace.resources import free_unused_memory, peak_bytes, resident_bytes
+from headrace.resources import free_unused_memory, peak_bytes, queued_s, resident_bytes
 
 __all__ = ["STACK_SIGNAL", "main"]
 
@@ -58,7 +58,7 @@ def _serve(connection: socket.socket) -> None:
         (num_rows, num_bytes, seed, is_short), rows = receive(connection)
         before_bytes = memory.now()
         try:
-            result = run_chain(operations, rows, num_rows, num_bytes, seed, clock=time.process_time)
+            result = run_chain(operations, rows, num_rows, num_bytes, seed, time.process_time, queued_s)
         except StageFault as fault:
             send(connection, StageFault(*fault.args))
             continue

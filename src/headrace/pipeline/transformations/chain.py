@@ -26,13 +26,17 @@ STANDARD_LIBRARY = sysconfig.get_path("stdlib")
 
 @dataclass(frozen=True, slots=True)
 class StageUse:
-    """What one transformation used for one element: CPU and wall seconds, rows in and out, and bytes out."""
+    """What one transformation used for one element: CPU and wall seconds, rows in and out, and bytes out.
+
+    `queued_s` are the wall seconds in which a worker process was runnable without a CPU; 0 where they are not counted.
+    """
 
     cpu_s: float
     wall_s: float
     num_rows_in: int
     num_rows_out: int
     num_bytes_out: int
+    queued_s: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -94,6 +98,7 @@ def run_chain(
     num_bytes: int,
     seed: tuple[int, ...],
     clock: Callable[[], float] = time.thread_time,
+    queued: Callable[[], float] = lambda: 0.0,
 ) -> ChainResult:
     """Apply transformations one after the other; an element without rows passes untouched.
 
@@ -104,6 +109,7 @@ def run_chain(
         num_bytes: Its bytes.
         seed: (epoch, key of the element).
         clock: CPU seconds of whoever runs this.
+        queued: Seconds in which whoever runs this was ready without a CPU.
 
     Raises:
         StageFault: A transformation raised and its policy is "fail", or no rows are to blame.
@@ -115,7 +121,7 @@ def run_chain(
         if num_rows == 0:
             uses.append(StageUse(0.0, 0.0, 0, 0, 0))
             continue
-        wall, cpu, rows_before = time.perf_counter(), clock(), num_rows
+        wall, cpu, ready, rows_before = time.perf_counter(), clock(), queued(), num_rows
         try:
             payload = transformation(payload, seed)
         except Exception as error:
@@ -125,7 +131,8 @@ def run_chain(
         num_rows = _num_rows_of(payload, num_rows)
         num_filtered += rows_before - num_rows
         num_bytes = transformation.num_bytes(payload, num_bytes)
-        uses.append(StageUse(clock() - cpu, time.perf_counter() - wall, rows_before, num_rows, num_bytes))
+        cpu, wall, ready = clock() - cpu, time.perf_counter() - wall, queued() - ready
+        uses.append(StageUse(cpu, wall, rows_before, num_rows, num_bytes, ready))
     return ChainResult(payload if num_rows else None, num_rows, num_bytes, num_filtered, tuple(faults), tuple(uses))
 
 

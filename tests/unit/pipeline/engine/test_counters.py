@@ -22,13 +22,14 @@ def test_a_window_leaves_out_what_was_before_it() -> None:
     for second in range(10):
         now = float(second)
         recorder.tick(now)
-        recorder.stages["map"].add(StageUse(0.5, 0.75, 10, 8, 100), 200)
+        recorder.stages["map"].add(StageUse(0.5, 0.75, 10, 8, 100, 0.25), 200)
         recorder.delivered(8, wait_s=0.1, busy_s=0.2)
     window_s, stages, consumer = recorder.read(3.0, groups)
     assert window_s == 3.0
     reading = stages["map"]
     assert (reading.num_items, reading.num_rows_in, reading.num_rows_out) == (4, 40, 32)
     assert (reading.num_bytes_in, reading.num_bytes_out, reading.cpu_s, reading.wall_s) == (800, 400, 2.0, 3.0)
+    assert reading.queued_s == 1.0
     assert (reading.num_workers, reading.num_running, reading.queue_depth) == (2, 1, 3)
     assert (consumer.num_batches, consumer.num_rows) == (4, 32)
     assert reading.visit_ratio == 1.0
