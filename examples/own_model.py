@@ -54,7 +54,7 @@ def train(logs: Path, run: Path, *, stop_after: int | None = None) -> hr.Scores:
     checkpoints = hr.CheckpointFolder(run)
     saved, refused = checkpoints.load_latest()
     for line in refused:
-        print("refused a checkpoint, using the one before:", line)
+        print("refused a checkpoint, falling back to the previous one:", line)
     if saved is not None:
         model.load_state_dict({name: torch.from_numpy(array) for name, array in saved.arrays["dense"].items()})
         hr.load_optimizer_arrays(optimizer, saved.arrays["optimizer"])

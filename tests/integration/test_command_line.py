@@ -78,7 +78,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert "window=000" in first.out
     assert "3,000 rows in 1 file are not used" in first.out
     second = headrace("train", folder / "job.yaml", "--until", "window=001")
-    assert "going on from checkpoint 1" in second.out
+    assert "resuming from checkpoint 1" in second.out
     assert "nothing new: all rows of 2 files are used" in second.out
     assert f"report: {folder / 'run' / 'report.html'}" in second.out
     return folder
@@ -176,7 +176,7 @@ def test_a_torn_checkpoint_is_refused_and_the_one_before_is_used_and_both_are_sa
     torn = copy / "run" / "checkpoints" / "00000002" / "dense.safetensors"
     size = torn.stat().st_size
     torn.write_bytes(torn.read_bytes()[:-1])
-    refused = f"refused a checkpoint, using the one before: {torn}: has {size - 1} bytes, expected {size}"
+    refused = f"refused a checkpoint, falling back to the previous one: {torn}: has {size - 1} bytes, expected {size}"
 
     found = headrace("evaluate", copy / "job.yaml", copy / "logs" / "window=001", "--json")
     assert found.err.splitlines()[0] == refused
@@ -185,14 +185,14 @@ def test_a_torn_checkpoint_is_refused_and_the_one_before_is_used_and_both_are_sa
     outcome = headrace("train", copy / "job.yaml")
     assert outcome.out.splitlines()[:2] == [
         refused,
-        f"going on from checkpoint 1, step {json.loads(found.out)['step']}",
+        f"resuming from checkpoint 1, step {json.loads(found.out)['step']}",
     ]
     assert "window=001" in outcome.out
     reasons = [json.loads(line)["reason"] for line in (copy / "run" / "decisions.jsonl").read_text().splitlines()]
     assert refused in reasons
     ids = trained_row_ids(copy / "run")
     assert len(set(ids)) == len(ids) == 6_000 - long_histories(copy)
-    assert headrace("train", copy / "job.yaml").out.startswith("going on from checkpoint 2")
+    assert headrace("train", copy / "job.yaml").out.startswith("resuming from checkpoint 2")
 
     for number in (1, 2):
         (copy / "run" / "checkpoints" / f"{number:08d}" / "manifest.json").unlink()
@@ -208,7 +208,7 @@ def test_predictions_score_as_evaluate_says(trained: Path, tmp_path: Path) -> No
     outcome = headrace("predict", trained / "job.yaml", logs, out)
     rows, bad = found["rows"]["used"], found["rows"]["quarantined"]
     assert bad > 0
-    assert outcome.out == f"{rows:,} predictions: {out}; {bad} bad rows left out\n"
+    assert outcome.out == f"{rows:,} predictions: {out}; {bad} bad rows skipped\n"
     assert (found["checkpoint"], rows + bad) == (2, 3_000)
 
     log = pq.read_table(logs, columns=["row", "click"])
@@ -221,7 +221,7 @@ def test_predictions_score_as_evaluate_says(trained: Path, tmp_path: Path) -> No
     assert abs(scores["auc"] - roc_auc_score(y, p)) <= scores["auc_error"] + 1e-6
     assert scores["calibration"] == pytest.approx(p.mean() / y.mean(), rel=1e-5)
     table = headrace("evaluate", trained / "job.yaml", logs).out
-    assert table.startswith(f"checkpoint 2, after {found['step']} steps; {bad} bad rows left out\n")
+    assert table.startswith(f"checkpoint 2, after {found['step']} steps; {bad} bad rows skipped\n")
     assert f"{scores['auc']:.4f}" in table
 
 
@@ -291,7 +291,7 @@ def test_predict_needs_no_labels_and_without_a_row_id_says_file_and_row(copy: Pa
 def test_an_export_reads_back_with_equal_scores(trained: Path, tmp_path: Path) -> None:
     out = tmp_path / "exported"
     outcome = headrace("export", trained / "job.yaml", out)
-    assert outcome.out.startswith("exported, read back, logits differ by at most "), outcome.err
+    assert outcome.out.startswith("exported and verified, logits differ by at most "), outcome.err
     headrace("predict", trained / "job.yaml", trained / "logs", tmp_path / "scores.parquet")
     expected = scored(tmp_path / "scores.parquet")
 

@@ -135,7 +135,7 @@ def test_a_run_that_loses_a_shard_ends_with_the_same_bits_and_is_scored_by_one_p
 
     _, result = train_job(job, should_stop=forget_at_step_37, on_message=said.append)
     assert len(result.windows) == 2
-    assert any("shard 1 (127.0.0.1" in line and "going back to the newest checkpoint" in line for line in said)
+    assert any("shard 1 (127.0.0.1" in line and "returning to the newest checkpoint" in line for line in said)
     expected, found = parameters(folder / "once"), parameters(folder / "lossy")
     assert {name for name in expected if not np.array_equal(expected[name], found[name])} == set()
     scores = [

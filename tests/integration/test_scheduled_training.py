@@ -154,7 +154,7 @@ def test_explain_writes_the_trace_in_chromes_format_and_says_where_there_is_none
     explain(folder / "explained", trace=folder / "trace.json")
     events = json.loads((folder / "trace.json").read_text())["traceEvents"]
     assert {event["cat"] for event in events if event["ph"] == "X"} >= {"dense", "features", "pull", "push"}
-    with pytest.raises(ConfigError, match="no trace of steps"):
+    with pytest.raises(ConfigError, match="has no trace of steps"):
         explain(folder / "plain", trace=folder / "trace.json")
 
 

@@ -52,7 +52,7 @@ AFTER_IMPORT: Commands = (
 
 app = typer.Typer(
     name="headrace",
-    help="Keeps recommendation models fed: logs in, features, one pass over what is new, a better model out.",
+    help="Trains recommendation models incrementally: reads new logs, computes features, trains in one pass.",
     no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
@@ -78,11 +78,11 @@ def options(
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    """Options that come before the command; `main` takes --debug itself, wherever it stands."""
+    """Options before the command. `main` handles --debug itself, so it can be anywhere in the line."""
 
 
 def main() -> None:
-    """Run the command line: 0 for success, 2 for a mistake the user can mend, 130 after Ctrl-C."""
+    """Run the command line: 0 for success, 2 for a user error, 130 after Ctrl-C."""
     end_with_parent()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # what an ASCII terminal cannot show is written as \\xNN
@@ -100,7 +100,9 @@ def main() -> None:
         if encoding.lower() in ("utf-8", "utf8") or "--debug" in sys.argv:
             raise
         name = shorten(ascii(error.object))
-        typer.echo(f"headrace: {name}: the locale's encoding is {encoding}, which lacks it; set PYTHONUTF8=1", err=True)
+        typer.echo(
+            f"headrace: {name}: cannot be encoded in the locale's encoding, {encoding}; set PYTHONUTF8=1", err=True
+        )
         sys.exit(2)
 
 

@@ -1,4 +1,4 @@
-"""`headrace cluster`: a copy of a log in which the rows of a session lie side by side."""
+"""`headrace cluster`: a copy of a log in which the rows of each session are adjacent."""
 
 from __future__ import annotations
 
@@ -13,26 +13,28 @@ Option = typer.Option
 
 def cluster(
     path: Annotated[str, typer.Argument(help="File, folder, glob or URL of Parquet files.", show_default=False)],
-    out: Annotated[Path, typer.Argument(help="Folder to write; new, or of an earlier run.")],
+    out: Annotated[Path, typer.Argument(help="Output folder; new, or from an earlier run.")],
     layout: Annotated[
-        str, Option(help="nested: one row a session, each value once; clustered: one row an impression.")
+        str, Option(help="nested: one row per session, repeated values stored once; clustered: one row per impression.")
     ] = "nested",
     schema: Annotated[
-        Path | None, Option(help="Schema of the log; schema.yaml beside the log by default.", show_default=False)
+        Path | None, Option(help="Schema of the log. By default, schema.yaml in the log's folder.", show_default=False)
     ] = None,
-    session: Annotated[str | None, Option(help="Column that names the session; the schema's by default.")] = None,
-    user: Annotated[str | None, Option(help="Without sessions: find them in the rows of each user.")] = None,
-    gap: Annotated[str, Option(help="Pause after which a user's rows are another session.")] = "30m",
+    session: Annotated[str | None, Option(help="Column with the session id. By default, the schema's.")] = None,
+    user: Annotated[
+        str | None, Option(help="Without a session column: user column from which sessions are derived.")
+    ] = None,
+    gap: Annotated[str, Option(help="Inactivity gap that starts a new session.")] = "30m",
     window: Annotated[
-        str, Option(help="Borders no session is moved across: folder, file or time (as the job's windows).")
+        str, Option(help="Boundaries that sessions never cross: folder, file or time (as the job's windows).")
     ] = "folder",
-    every: Annotated[str | None, Option(help="Length of a window of kind time.")] = None,
-    sample: Annotated[float, Option(help="Share of the sessions to keep, whole ones.")] = 1.0,
-    seed: Annotated[int, Option(help="Decides which sessions are in the sample.")] = 0,
-    memory: Annotated[str, Option(help="What the work may take, beside 400 MB for the interpreter.")] = "2GiB",
-    rows_per_group: Annotated[int, Option(help="Rows of a row group, fewer where they are wide.")] = 65_536,
+    every: Annotated[str | None, Option(help="Window length, with --window time.")] = None,
+    sample: Annotated[float, Option(help="Fraction of sessions to keep; sessions are kept whole.")] = 1.0,
+    seed: Annotated[int, Option(help="Seed that selects the sampled sessions.")] = 0,
+    memory: Annotated[str, Option(help="Memory budget, excluding about 400 MB for Python.")] = "2GiB",
+    rows_per_group: Annotated[int, Option(help="Rows per row group; fewer if rows are wide.")] = 65_536,
 ) -> None:
-    """Write a copy of a log clustered by session, verified row for row; run again, it adds what is new.
+    """Write a copy of a log clustered by session, and verify every row. Run it again to add new logs.
 
     Example: headrace cluster logs clustered --layout nested
     """
@@ -82,10 +84,10 @@ def cluster(
     for result in done.windows:
         ratio = result.bytes_read / max(result.bytes_written, 1)
         typer.echo(
-            f"{result.name}: {result.before.describe()}, read back the same; {result.num_sessions:,} sessions, "
+            f"{result.name}: {result.before.describe()}, verified; {result.num_sessions:,} sessions, "
             f"{format_bytes(result.bytes_read)} -> {format_bytes(result.bytes_written)} ({ratio:.2f}x)"
         )
-    kept = f", {done.num_kept} files were done before" if done.num_kept else ""
+    kept = f", {done.num_kept} files already done" if done.num_kept else ""
     rows = sum(result.before.num_rows for result in done.windows)
     typer.echo(f"{rows:,} rows in {len(done.windows)} windows, layout {layout}: {out}{kept}")
 

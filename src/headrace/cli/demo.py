@@ -1,4 +1,4 @@
-"""`headrace demo`: the main job on generated logs, in a minute."""
+"""`headrace demo`: a complete job on generated logs, in a minute."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 JOB = """\
-# Trains on clustered/, window by window; try: headrace train {job}
+# Trains on clustered/, window by window. Try: headrace train {job}
 run: run
 data: {{path: clustered}}
 pipeline: {{shuffle: {{num_rows: 50000, seed: 7, by: session}}}}
@@ -25,7 +25,7 @@ training: {{batch_size: 512, dense_optimizer: {{kind: adam, lr: 0.001}}}}
 
 
 def demo(
-    out: Annotated[Path, typer.Option(help="Folder to write; logs in it are kept and used again.")] = Path("demo-run"),
+    out: Annotated[Path, typer.Option(help="Output folder; existing logs in it are reused.")] = Path("demo-run"),
     rows: Annotated[int, typer.Option(min=1000, help="Rows to generate.")] = 300_000,
 ) -> None:
     """Generate session logs, cluster them by session, train three windows one after the other, and write a report.
@@ -58,19 +58,19 @@ def demo(
         shutil.copy(logs / "teacher.json", clustered)  # the best NE of a window is that of its rows in any order
     if done.windows:
         before, after = (sum(getattr(w, name) for w in done.windows) for name in ("bytes_read", "bytes_written"))
-        typer.echo(f"sessions side by side, each value once: {clustered}, {before / after:.2f} times fewer bytes")
+        typer.echo(f"clustered by session: {clustered}, {before / after:.2f}x smaller")
     write_text(job, JOB.format(job=job))
     shutil.rmtree(out / "run", ignore_errors=True)
     trainer = Trainer(JobConfig.from_file(job), on_message=typer.echo)
     result = trainer.run()
     typer.echo(
         "\nEach row was predicted before it was trained on. NE is log loss over the entropy of the label rate;\n"
-        "best NE is what a model that knew the generator's probabilities would reach.\n"
+        "best NE is the score of a model that knows the generator's probabilities.\n"
     )
     typer.echo(window_table(result.windows))
     savings = trainer.components.plan.savings
     typer.echo(
-        f"\nduplication factor: {savings.values_factor:.2f} rows share what is computed once (of all features), "
-        f"{savings.ids_factor:.2f} (of their ids)"
+        f"\nduplication factor: each computed feature value serves {savings.values_factor:.2f} rows, "
+        f"each id {savings.ids_factor:.2f}"
     )
     typer.echo(f"\njob: {job}\nreport: {write_report(trainer.run_folder.path)}")

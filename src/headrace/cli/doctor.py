@@ -1,4 +1,4 @@
-"""`headrace doctor`: what this machine and this installation offer a job, and what stands in its way."""
+"""`headrace doctor`: resources of this machine and installation, and problems with them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["doctor"]
 def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")] = False,
 ) -> None:
-    """Show effective CPUs and memory, threads, bf16 support, versions and free disk.
+    """Show effective CPUs and memory, threads, bf16 support, versions and free disk space.
 
     Example:
 
@@ -73,7 +73,7 @@ def _print_environment(found: Environment, console: Console) -> None:
         console.print()
 
     speed = found.matrix_speed
-    flags = ", ".join(found.flags) or "none of the flags looked for"
+    flags = ", ".join(found.flags) or "no bf16 instructions"
     lines = [f"bf16: processor has {flags}"]
     if speed.fp32 and speed.bf16:
         ratio = speed.bf16 / speed.fp32
@@ -85,7 +85,7 @@ def _print_environment(found: Environment, console: Console) -> None:
         lines.append(f"disk: {format_bytes(free)} of {format_bytes(total)} free in {what} {path}")
     if found.shm_bytes is not None:
         lines.append(f"/dev/shm: {format_bytes(found.shm_bytes)}")
-    kept = "nowhere: no folder can be written" if found.kernels is None else f"{found.kernels} (can be written)"
+    kept = "none: no writable folder" if found.kernels is None else f"{found.kernels} (writable)"
     lines.append(f"compiled kernels: {kept}")
     lines.append("versions: " + ", ".join(f"{name} {version}" for name, version in found.versions.items()))
     for line in lines:

@@ -13,10 +13,10 @@ import typer
 def evaluate(
     job: Annotated[Path, typer.Argument(help="Job file (YAML).")],
     logs: Annotated[str, typer.Argument(help="Logs to score: file, folder, glob or URL.")],
-    checkpoint: Annotated[int | None, typer.Option(help="Number of the checkpoint [newest].")] = None,
+    checkpoint: Annotated[int | None, typer.Option(help="Checkpoint number [newest].")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
-    """Score logs with a checkpoint and print the metrics; nothing is trained.
+    """Score logs with a checkpoint and print the metrics, without training.
 
     Example: headrace evaluate job.yaml logs/hour=13
     """
@@ -31,6 +31,6 @@ def evaluate(
         values = {"checkpoint": scorer.checkpoint, "step": scorer.step, "rows": scorer.rows.to_dict()}
         typer.echo(to_json(values | {"labels": {name: dataclasses.asdict(s) for name, s in scores.items()}}))
     else:
-        left_out = f"; {scorer.rows.num_bad:,} bad rows left out" if scorer.rows.num_bad else ""
+        left_out = f"; {scorer.rows.num_bad:,} bad rows skipped" if scorer.rows.num_bad else ""
         typer.echo(f"checkpoint {scorer.checkpoint}, after {scorer.step:,} steps{left_out}")
         typer.echo(scores_table(scores))

@@ -12,13 +12,13 @@ NUM_DECISIONS = 10
 
 
 def explain(
-    run: Annotated[Path, typer.Argument(help="Folder of a run, also one that is still training.")],
+    run: Annotated[Path, typer.Argument(help="Run folder; the run can still be training.")],
     trace: Annotated[
         Path | None,
-        typer.Option(help="Write the latest scheduled steps there, for about:tracing or Perfetto."),
+        typer.Option(help="File for a trace of the latest scheduled steps, for about:tracing or Perfetto."),
     ] = None,
 ) -> None:
-    """Say where a run's time went, what limits it over all its windows, and what the tuner did and why.
+    """Show where a run's time went, its bottleneck over all windows, and the tuner's changes with reasons.
 
     Example: headrace explain demo-run/run
     """
@@ -35,7 +35,7 @@ def explain(
     seconds = {part: float(np.nansum(data.column(f"seconds.{part}"))) for part in data.names_below("seconds")}
     total = sum(seconds.values())
     if not total:
-        typer.echo(f"{run}: no step is recorded yet")
+        typer.echo(f"{run}: no steps recorded yet")
         return
     parts = sorted(seconds.items(), key=lambda part: -part[1])
     rows = [[name.replace("_", " "), f"{value:.2f}", f"{value / total:.1%}"] for name, value in parts]
@@ -63,6 +63,8 @@ def _write_trace(schedule: dict[str, Any] | None, run: Path, path: Path) -> None
     from headrace.scheduling.trace import write_chrome_trace
 
     if schedule is None:
-        raise ConfigError(f"{run}: no trace of steps; a job leaves one under a scheduler, such as scheduler: recs")
+        raise ConfigError(
+            f"{run}: has no trace of steps; only jobs with a scheduler write one, such as scheduler: recs"
+        )
     write_chrome_trace(schedule, path)
     typer.echo(f"{path}: the latest steps under {schedule['policy']}\n")

@@ -11,10 +11,10 @@ import typer
 
 def export(
     job: Annotated[Path, typer.Argument(help="Job file (YAML).")],
-    out: Annotated[Path, typer.Argument(help="Folder to write; must not exist.")],
-    checkpoint: Annotated[int | None, typer.Option(help="Number of the checkpoint [newest].")] = None,
+    out: Annotated[Path, typer.Argument(help="Output folder; must not exist.")],
+    checkpoint: Annotated[int | None, typer.Option(help="Checkpoint number [newest].")] = None,
 ) -> None:
-    """Write a model for serving, read it back, and check that it scores the same.
+    """Export a model for serving, and verify that the export gives the same scores.
 
     Example: headrace export job.yaml exported
     """
@@ -23,4 +23,4 @@ def export(
 
     on_message = partial(typer.echo, err=True)
     gap = export_model(JobConfig.from_file(job), out, checkpoint=checkpoint, on_message=on_message)
-    typer.echo(f"exported, read back, logits differ by at most {gap:.2g}: {out}")
+    typer.echo(f"exported and verified, logits differ by at most {gap:.2g}: {out}")

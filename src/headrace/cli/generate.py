@@ -11,38 +11,36 @@ Option = typer.Option
 
 
 def generate(
-    out: Annotated[Path, typer.Argument(help="Folder to write; must be new or empty.")],
+    out: Annotated[Path, typer.Argument(help="Output folder; must be new or empty.")],
     config: Annotated[
         Path | None,
-        Option("--config", help="YAML with any value of GenerateConfig; it wins over --preset, options over it."),
+        Option("--config", help="YAML file with values of GenerateConfig. Overrides --preset; options override it."),
     ] = None,
-    preset: Annotated[
-        str | None, Option(help="Start from a log with published statistics: rm1, mixed or control.")
-    ] = None,
-    rows: Annotated[int | None, Option(help="Rows of all windows together [300000].")] = None,
-    windows: Annotated[int | None, Option(help="Folders the rows are split into [3].")] = None,
-    seed: Annotated[int | None, Option(help="Decides every value [7].")] = None,
-    window_seconds: Annotated[int | None, Option(help="How long a window lasts [3600].")] = None,
-    rows_per_session: Annotated[float | None, Option(help="Mean rows of a session [8].")] = None,
+    preset: Annotated[str | None, Option(help="Start from published log statistics: rm1, mixed or control.")] = None,
+    rows: Annotated[int | None, Option(help="Total rows [300000].")] = None,
+    windows: Annotated[int | None, Option(help="Windows, one folder each [3].")] = None,
+    seed: Annotated[int | None, Option(help="Random seed; determines every value [7].")] = None,
+    window_seconds: Annotated[int | None, Option(help="Seconds per window [3600].")] = None,
+    rows_per_session: Annotated[float | None, Option(help="Mean rows per session [8].")] = None,
     change_ratio: Annotated[
-        float | None, Option(help="Probability that a user-side column changes from row to row in a session [0.05].")
+        float | None, Option(help="Probability that a user-side column changes between two rows of a session [0.05].")
     ] = None,
-    users: Annotated[int | None, Option(help="Users alive at a time [20000].")] = None,
-    items: Annotated[int | None, Option(help="Items alive at a time [5000].")] = None,
-    zipf: Annotated[float | None, Option(help="Exponent of the popularity of items; 0 is uniform [1.05].")] = None,
+    users: Annotated[int | None, Option(help="Active users at any time [20000].")] = None,
+    items: Annotated[int | None, Option(help="Active items at any time [5000].")] = None,
+    zipf: Annotated[float | None, Option(help="Zipf exponent of item popularity; 0 is uniform [1.05].")] = None,
     id_lists: Annotated[int | None, Option(help="Id lists per row [2].")] = None,
-    list_mean_length: Annotated[float | None, Option(help="Mean length of a list [12].")] = None,
-    list_max_length: Annotated[int | None, Option(help="No list is longer [50].")] = None,
-    new_ids_ratio: Annotated[float | None, Option(help="Share of ids replaced from window to window [0.02].")] = None,
+    list_mean_length: Annotated[float | None, Option(help="Mean list length [12].")] = None,
+    list_max_length: Annotated[int | None, Option(help="Maximum list length [50].")] = None,
+    new_ids_ratio: Annotated[float | None, Option(help="Fraction of ids replaced in each window [0.02].")] = None,
     drift_ratio: Annotated[
-        float | None, Option(help="Share of the teacher renewed from window to window [0.02].")
+        float | None, Option(help="Fraction of the teacher's hidden effects redrawn in each window [0.02].")
     ] = None,
-    label_rate: Annotated[float | None, Option(help="Share of clicks [0.25].")] = None,
+    label_rate: Annotated[float | None, Option(help="Fraction of rows with a click [0.25].")] = None,
     signal: Annotated[
-        float | None, Option(help="Spread of the teacher's logit: how much there is to learn [1.15].")
+        float | None, Option(help="Standard deviation of the teacher's logit: how much there is to learn [1.15].")
     ] = None,
 ) -> None:
-    """Write a synthetic log with sessions, and print the best normalised entropy any model can reach on it.
+    """Write a synthetic log with sessions, and print the best normalised entropy that any model can reach on it.
 
     Example: headrace generate logs --rows 300000 --windows 3
     """

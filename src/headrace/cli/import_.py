@@ -1,4 +1,4 @@
-"""`headrace import`: logs of other shapes become Parquet folders with a schema."""
+"""`headrace import`: converts logs in other formats to Parquet folders with a schema."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ import typer
 
 app = typer.Typer(
     name="import",
-    help="Turn logs of another shape into Parquet.\n\nExample: headrace import criteo train.txt logs --parts 4",
+    help="Convert logs in other formats to Parquet.\n\nExample: headrace import criteo train.txt logs --parts 4",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
 
 Option = typer.Option
-Out = Annotated[Path, typer.Argument(help="Folder to write.")]
+Out = Annotated[Path, typer.Argument(help="Output folder.")]
 
 
 @app.command()
 def criteo(
-    path: Annotated[Path, typer.Argument(help="Text of 40 tab-separated columns: a file, tar archive or pipe.")],
+    path: Annotated[Path, typer.Argument(help="Text with 40 tab-separated columns: a file, tar archive or pipe.")],
     out: Out,
-    parts: Annotated[int | None, Option(help="Cut into so many equal files, in file order.")] = None,
-    rows_per_file: Annotated[int | None, Option(help="Start a new file after so many rows.")] = None,
+    parts: Annotated[int | None, Option(help="Number of equal files to split into, in file order.")] = None,
+    rows_per_file: Annotated[int | None, Option(help="Maximum rows per file.")] = None,
     bad_lines: Annotated[
-        str, Option(help="What to do with a bad line: fail, drop, or quarantine it in OUT-quarantine.")
+        str, Option(help="How to handle bad lines: fail, drop, or quarantine them in OUT-quarantine.")
     ] = "fail",
 ) -> None:
     """Import Criteo's display advertising log: label, 13 integers, 26 ids of 8 hex digits.
@@ -51,26 +51,28 @@ def criteo(
 def clicks(
     path: Annotated[Path, typer.Argument(help="Folder or tar archive of hourly CSV files with a header.")],
     out: Out,
-    negatives: Annotated[int, Option(help="Items not clicked per click.")] = 4,
+    negatives: Annotated[int, Option(help="Negatives (items not clicked) per click.")] = 4,
     negatives_by: Annotated[
         str,
-        Option(help="popularity draws from the clicks of the hour before, uniform from the items of the day before."),
+        Option(
+            help="popularity: drawn from the clicks of the previous hour; uniform: from the items of the previous day."
+        ),
     ] = "popularity",
-    history_length: Annotated[int, Option(help="Most items in a user's history.")] = 50,
-    seed: Annotated[int, Option(help="Decides which negatives are drawn.")] = 7,
-    user: Annotated[str, Option(help="Column with the user's id.")] = "user_id",
-    session: Annotated[str, Option(help="Column with the session's id.")] = "session_id",
-    item: Annotated[str, Option(help="Column with the clicked item's id.")] = "click_article_id",
+    history_length: Annotated[int, Option(help="Maximum items in a user's history.")] = 50,
+    seed: Annotated[int, Option(help="Seed for drawing negatives.")] = 7,
+    user: Annotated[str, Option(help="Column with the user id.")] = "user_id",
+    session: Annotated[str, Option(help="Column with the session id.")] = "session_id",
+    item: Annotated[str, Option(help="Column with the id of the clicked item.")] = "click_article_id",
     timestamp: Annotated[str, Option(help="Column with the time of the click.")] = "click_timestamp",
     unit: Annotated[str, Option(help="Unit of the timestamps since 1970-01-01 UTC: s, ms, us or ns.")] = "ms",
     context: Annotated[
         list[str] | None,
-        Option(help="NAME=COLUMN, once for each column that describes the situation; '' for none.", show_default=False),
+        Option(help="NAME=COLUMN, once per context column; '' for none.", show_default=False),
     ] = None,
 ) -> None:
-    """Import a log of clicks: each becomes impressions of the clicked item and of seeded negatives.
+    """Import a click log: each click becomes impressions of the clicked item and of sampled negatives.
 
-    Run it again after it was stopped: hours that are finished are kept, and the result is the same.
+    If the import was stopped, run it again: finished hours are kept, and the result is the same.
 
     Example: headrace import clicks clicks_hourly.tar.gz logs --negatives 4
     """
@@ -104,7 +106,7 @@ def clicks(
             config,
             on_hour=lambda read, so_far: progress.update(read, {"hours": so_far.hours, "rows": so_far.rows}),
         )
-    kept = f" ({done.hours_kept} were finished before)" if done.hours_kept else ""
+    kept = f" ({done.hours_kept} already finished)" if done.hours_kept else ""
     typer.echo(
         f"{done.rows:,} impressions of {done.clicks:,} clicks in {done.hours} hours{kept}, "
         f"{done.hours_skipped} hours without rows: {out}"

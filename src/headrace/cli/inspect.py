@@ -1,4 +1,4 @@
-"""`headrace inspect`: what is in a log, and a schema for it."""
+"""`headrace inspect`: a summary of a log, and a schema for it."""
 
 from __future__ import annotations
 
@@ -13,14 +13,15 @@ __all__ = ["inspect"]
 def inspect(
     path: Annotated[str, typer.Argument(help="File, folder, glob or URL of Parquet files.", show_default=False)],
     schema: Annotated[
-        Path | None, typer.Option("--schema", help="Check against this schema; schema.yaml beside the log by default.")
+        Path | None,
+        typer.Option("--schema", help="Check against this schema. By default, schema.yaml in the log's folder."),
     ] = None,
     write_schema: Annotated[
         Path | None, typer.Option("--write-schema", help="Guess a schema and write it as YAML to this file.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")] = False,
 ) -> None:
-    """Show what is in a log: columns, skew, sessions, row groups, bad rows.
+    """Summarize a log: columns, skew, sessions, row groups, bad rows.
 
     Example:
 
@@ -42,7 +43,7 @@ def inspect(
     for note in listing.notes:
         typer.echo(note, err=True)
     if write_schema is not None and any(write_schema.resolve() == Path(file.path).resolve() for file in listing.files):
-        raise ConfigError(f"--write-schema: {write_schema} is one of the log files; give another file")
+        raise ConfigError(f"--write-schema: {write_schema} is one of the log files; choose another file")
     beside = schema_beside(path)
     if schema is None and write_schema is None and beside is not None and beside.is_file():
         schema = beside
@@ -56,6 +57,6 @@ def inspect(
         print_inspection(found, Console(width=None if sys.stdout.isatty() else 120, highlight=False))
     if write_schema is not None:
         if found.schema is None:
-            raise ConfigError(f"{path}: no column looks like a label (0 and 1), so there is no schema to write")
+            raise ConfigError(f"{path}: no schema written, because no column looks like a label (0 and 1)")
         write_text(local_path(write_schema, where="--write-schema"), schema_to_yaml(found.schema, found.guesses))
         typer.echo(f"wrote {write_schema}", err=True)

@@ -11,16 +11,16 @@ import typer
 def launch(
     job: Annotated[Path, typer.Argument(help="Job file (YAML).")],
     trainers: Annotated[int, typer.Option(min=1, help="Trainer processes; each takes a slice of every batch.")] = 1,
-    shards: Annotated[int, typer.Option(min=0, help="Shard processes, which hold the embeddings.")] = 1,
-    max_restarts: Annotated[int, typer.Option(min=0, help="How often shards that died are started again, in all.")] = 3,
-    windows: Annotated[int | None, typer.Option(min=1, help="Train on at most so many windows.")] = None,
-    until: Annotated[str | None, typer.Option(help="Last window wanted, as for headrace train.")] = None,
+    shards: Annotated[int, typer.Option(min=0, help="Shard processes that hold the embeddings.")] = 1,
+    max_restarts: Annotated[int, typer.Option(min=0, help="Maximum number of shard restarts, in total.")] = 3,
+    windows: Annotated[int | None, typer.Option(min=1, help="Maximum number of windows to train on.")] = None,
+    until: Annotated[str | None, typer.Option(help="Last window to train on, as for headrace train.")] = None,
 ) -> None:
     """Train a job with several processes on this machine.
 
-    Starts shards and trainers, shows their lines with their names, passes Ctrl-C on (trainers then end with a
-    checkpoint) and leaves no process behind. A batch of the job is what one trainer takes: with T trainers a step is
-    made of T times as many rows.
+    Starts shards and trainers, prefixes their output with their names, forwards Ctrl-C (trainers then stop with a
+    checkpoint), and leaves no process behind. The job's batch size is that of one trainer: with T trainers, a step
+    uses T times as many rows.
 
     Example: headrace launch job.yaml --trainers 2 --shards 2
     """
@@ -31,7 +31,7 @@ def launch(
     from headrace.training import JobConfig
 
     if trainers > 1 and shards == 0:
-        raise ConfigError(f"--shards 0 with --trainers {trainers}: expected one shard at least, to hold the embeddings")
+        raise ConfigError(f"--shards 0 with --trainers {trainers}: expected at least one shard, to hold the embeddings")
     arguments = [f"--windows={windows}"] * (windows is not None) + [f"--until={until}"] * (until is not None)
     options = LaunchOptions(trainers, shards, max_restarts, tuple(arguments))
     run = Path(JobConfig.from_file(job).run)

@@ -9,7 +9,7 @@ import typer
 
 
 def replay(job: Annotated[Path, typer.Argument(help="Job file (YAML), with the corrected schema.")]) -> None:
-    """Train on quarantined rows once more, after the schema or the quarantine files were corrected.
+    """Train on quarantined rows after you have corrected the schema or the quarantine files.
 
     Rows that are still bad stay in the quarantine.
 

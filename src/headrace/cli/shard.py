@@ -11,27 +11,27 @@ import typer
 def shard(
     job: Annotated[
         Path | None,
-        typer.Argument(help="Job file: names the folder of checkpoints, and trainers of other jobs are refused."),
+        typer.Argument(help="Job file. It sets the checkpoint folder; trainers of other jobs are refused."),
     ] = None,
-    listen: Annotated[str, typer.Option(help="HOST:PORT to listen on; port 0 for any free one.")] = "127.0.0.1:0",
+    listen: Annotated[str, typer.Option(help="HOST:PORT to listen on; port 0 for any free port.")] = "127.0.0.1:0",
     checkpoints: Annotated[
-        Path | None, typer.Option(help="Folder of the run's checkpoints, in place of a job.")
+        Path | None, typer.Option(help="The run's checkpoint folder, instead of a job file.")
     ] = None,
-    threads: Annotated[int, typer.Option(min=1, help="Threads of one request.")] = 1,
+    threads: Annotated[int, typer.Option(min=1, help="Threads per request.")] = 1,
     hold_s: Annotated[
-        float, typer.Option("--hold", min=0.1, help="Seconds a request may wait for other trainers.")
+        float, typer.Option("--hold", min=0.1, help="Maximum seconds that a request waits for other trainers.")
     ] = 120.0,
     token_file: Annotated[
-        Path | None, typer.Option(help="Holds the token that clients must show; else HEADRACE_SHARD_TOKEN.")
+        Path | None, typer.Option(help="File with the token that clients must send. By default, HEADRACE_SHARD_TOKEN.")
     ] = None,
-    tls_cert: Annotated[Path | None, typer.Option(help="PEM of the TLS certificate.")] = None,
-    tls_key: Annotated[Path | None, typer.Option(help="PEM of its private key.")] = None,
+    tls_cert: Annotated[Path | None, typer.Option(help="PEM file with the TLS certificate.")] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="PEM file with its private key.")] = None,
 ) -> None:
     """Hold part of the embeddings for trainers in other processes.
 
-    It listens on this machine only; other addresses need a token and TLS. What the tables are is told by the trainers,
-    and what they hold comes from the run's checkpoints. It runs until it is stopped, and may be killed: trainers wait
-    until it is back, and go on from their newest checkpoint.
+    By default it listens on loopback only; other addresses need a token and TLS. The trainers define the tables, and
+    the run's checkpoints provide their contents. A shard runs until it is stopped. It can be killed and restarted:
+    trainers wait for it and resume from their newest checkpoint.
 
     Example: headrace shard job.yaml --listen 127.0.0.1:9001
     """

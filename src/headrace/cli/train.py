@@ -1,4 +1,4 @@
-"""`headrace train`: one pass over what is new since the last checkpoint."""
+"""`headrace train`: one pass over the rows added since the last checkpoint."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ import typer
 
 def train(
     job: Annotated[Path, typer.Argument(help="Job file (YAML).")],
-    windows: Annotated[int | None, typer.Option(min=1, help="Train on at most so many windows.")] = None,
+    windows: Annotated[int | None, typer.Option(min=1, help="Maximum number of windows to train on.")] = None,
     until: Annotated[
-        str | None, typer.Option(help="Last window wanted: a folder or file name, a number of rows, or a time.")
+        str | None, typer.Option(help="Last window to train on: a folder or file name, a number of rows, or a time.")
     ] = None,
 ) -> None:
-    """Train one pass over what is new since the last checkpoint.
+    """Make one training pass over the rows added since the last checkpoint.
 
-    Each row is predicted before it is trained on, so metrics are measured on unseen data. Ctrl-C ends with a
-    checkpoint; after a kill, the same command continues from the last checkpoint. A run that ends with an error
-    still prints its table of windows and writes its report. Under headrace launch or torchrun, this is one of
-    several trainers.
+    Each row is predicted before it is trained on, so metrics are measured on unseen data. Ctrl-C stops with a
+    checkpoint; after a kill, the same command resumes from the last checkpoint. A run that ends with an error
+    still prints its table of windows and writes its report. Under headrace launch or torchrun, this process is one
+    of several trainers.
 
     Example: headrace train job.yaml --windows 3
     """

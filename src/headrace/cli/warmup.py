@@ -26,7 +26,7 @@ def warmup() -> None:
     from headrace.training.warm_up import compile_group, warm_up_groups
 
     if kernel_folders(Path(__file__).parents[1] / "features").kept is None:
-        raise ConfigError(f"warmup: no folder can be written to keep kernels in; set {CACHE_VARIABLE} to one of yours")
+        raise ConfigError(f"warmup: no writable folder for compiled kernels; set {CACHE_VARIABLE} to a writable folder")
     names = list(warm_up_groups())
     processes = max(1, min(MAX_PROCESSES, int(effective_cpus().count)))
     with (

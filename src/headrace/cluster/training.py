@@ -80,7 +80,7 @@ def train_job(
             if trainer is None:
                 raise
             finished += trainer.finished
-            on_message(f"{error}; going back to the newest checkpoint")
+            on_message(f"{error}; returning to the newest checkpoint")
             wait_for_shards(
                 job.cluster.shards, security=job.cluster.security(), wait_s=job.cluster.wait_s, on_message=on_message
             )

@@ -19,23 +19,24 @@ Pooling = Literal["sum", "mean", "max"]
 
 
 class TableConfig(Config):
-    """One id space: how its ids find their rows, how rows begin, and how they learn."""
+    """One id space: how ids map to rows, and how rows are initialized and trained."""
 
     kind: Literal["direct", "hashed", "collisionless"] = "hashed"
-    """direct: ids are rows already, checked. hashed: ids share `num_embeddings` rows. collisionless: a row per id."""
+    """direct: ids are row numbers. hashed: ids share `num_embeddings` rows. collisionless: one row per id."""
     num_embeddings: int = Field(default=100_000, ge=1)
-    """Rows; for a collisionless space the room it starts with."""
+    """Number of rows; for a collisionless space, the initial capacity."""
     admission_count: int = Field(default=1, ge=0)
-    """Collisionless only: an id gets a row at this sighting; until then it reads zeros and learns nothing. 0: every id
-    has a row, so that one never trained on reads its random first value."""
+    """Collisionless only: an id gets a row at this occurrence; until then it reads zeros and is not trained. 0: every
+    id has a row, so an id never trained on reads its random initial value."""
     evict_after: int | None = Field(default=None, ge=1)
-    """Collisionless only: an id not seen for this many windows loses its row; None keeps all."""
+    """Collisionless only: an id not seen for this many windows loses its row; None for never."""
     init_scale: float | None = Field(default=None, ge=0)
-    """Rows begin uniform in [-init_scale, init_scale); None is 1 / sqrt(num_embeddings), as in the DLRM code."""
+    """Initial values are uniform in [-init_scale, init_scale); None is 1 / sqrt(num_embeddings), as in DLRM's code."""
     rows: RowFormat = "fp32"
-    """How rows are kept: fp32, or bf16 or fp16 with stochastic rounding, in half the memory; one for all spaces."""
+    """Storage dtype of rows: fp32, or bf16 or fp16 with stochastic rounding in half the memory; the same for all
+    spaces."""
     optimizer: OptimizerConfig = RowWiseAdagradConfig()
-    """How rows learn; one kind for all spaces, with rates of their own. Its state is always fp32."""
+    """Optimizer of rows; one kind for all spaces, whose parameters can differ. Its state is always fp32."""
 
     @property
     def scale(self) -> float:
@@ -53,9 +54,9 @@ class FeatureConfig(Config):
     """How one feature of the batch is looked up."""
 
     space: str | None = None
-    """The id space; features that name the same one share rows. None is a space of the feature's own name."""
+    """The id space; features that name the same space share rows. None is a space with the feature's name."""
     pooling: Pooling = "sum"
-    """How the rows of an id list become one; an empty list gives zeros. mean divides by the number of ids."""
+    """How the rows of an id list are combined; an empty list gives zeros. mean divides by the number of ids."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ class FeatureLayout:
 
 
 class EmbeddingsConfig(Config):
-    """A default for all id spaces, what is different in some, and which feature uses which.
+    """Defaults for all id spaces, settings of single spaces, and the space of each feature.
 
     As YAML::
 
@@ -86,13 +87,12 @@ class EmbeddingsConfig(Config):
           history: {space: items, pooling: mean}
 
     Attributes:
-        default: Of every space.
-        spaces: By name of the space; keys left out are as in `default`.
-        features: By name of the feature; one that is not here has a space of its own and sum pooling.
-        clip_grad_norm: Longest gradient of a step (L2 norm over all rows, duplicates merged); a longer one is scaled
-            down. None for any.
-        memory: Where rows live when the model is on a GPU: in its memory, or in pinned memory of the host. On a CPU it
-            says nothing.
+        default: Defaults for every space.
+        spaces: Settings by space name; keys left out are inherited from `default`.
+        features: Settings by feature name; a feature that is not listed has its own space and sum pooling.
+        clip_grad_norm: Maximum gradient norm per step (L2 over all rows, duplicates merged); larger gradients are
+            scaled down. None for no limit.
+        memory: Where rows live if the model is on a GPU: in GPU memory, or in pinned host memory. No effect on a CPU.
     """
 
     default: TableConfig = TableConfig()

@@ -34,12 +34,12 @@ _GROUP_BYTES = 2 * INVERSE_BYTES
 
 
 class GroupsConfig(Config):
-    """Groups given by hand, as `dedup: {groups: [[age, history], [liked]]}`."""
+    """Explicit groups, as `dedup: {groups: [[age, history], [liked]]}`."""
 
     groups: tuple[tuple[str, ...], ...] = Field(min_length=1)
-    """Columns of the logs that change together, a list for each group."""
+    """Columns of the logs that change together, one list per group."""
     order: Literal["adjacent", "any"] = "adjacent"
-    """How equal rows are found: by comparing each with the one before it, or, in any order, by hashing."""
+    """How equal rows are found: "adjacent" compares each row with the previous one, "any" hashes rows."""
 
 
 Dedup = Literal["auto", "off"] | GroupsConfig

@@ -29,14 +29,14 @@ Problem = tuple[Mask, str, str | Callable[[int], str]]
 
 
 class BadRowPolicy(Config):
-    """What to do with rows that are not what the schema says.
+    """How to handle rows that violate the schema.
 
     Attributes:
-        policy: "fail" stops at the first one; "drop" leaves them out; "quarantine" leaves them out and keeps them, with
-            their place and the reason, to be looked at and replayed.
-        max_ratio: Share of bad rows above which a job stops: so many bad rows mean a wrong schema, not bad rows.
-        min_rows: Bad rows from which on the share is looked at, so that an early one does not stop a job.
-        path: Folder of the quarantine; None for the run's own.
+        policy: "fail" stops at the first bad row; "drop" skips bad rows; "quarantine" skips them and saves them with
+            their location and the reason, for inspection and replay.
+        max_ratio: Fraction of bad rows above which a job stops; that many bad rows mean a wrong schema.
+        min_rows: Number of bad rows below which `max_ratio` is not applied, so that an early one does not stop a job.
+        path: Quarantine folder; None for a folder in the run folder.
     """
 
     policy: Literal["fail", "drop", "quarantine"] = "fail"

@@ -17,55 +17,55 @@ __all__ = ["DenseColumn", "IdColumn", "IdListColumn", "LabelColumn", "Schema", "
 
 
 class LabelColumn(Config):
-    """A target of training; rows with a null or another value than the allowed ones are bad.
+    """A training target; rows with a null or a value that is not allowed are bad.
 
-    With `allowed: null` a row may lack it: then the row is trained on for its other labels only.
+    With `allowed: null`, a row with a null label is trained on for its other labels only.
     """
 
     name: str
-    """Of the column."""
+    """Column name."""
     allowed: tuple[float, ...] | None = (0.0, 1.0)
-    """Values a label may take, or None for any finite number."""
+    """Allowed values; None for any finite number."""
 
 
 class DenseColumn(Config):
-    """A number per row; nulls are left to the feature plan."""
+    """A number per row; the feature plan handles nulls."""
 
     name: str
-    """Of the column."""
+    """Column name."""
     nan: Literal["allow", "forbid"] = "forbid"
     """Whether NaN and infinity make a row bad ("forbid") or count as null ("allow")."""
 
 
 class IdColumn(Config):
-    """One id per row: an integer or a string; null means the row has none."""
+    """One id per row: an integer or a string; null means no id."""
 
     name: str
-    """Of the column."""
+    """Column name."""
     type: Literal["int", "string"] = "int"
-    """Of an id."""
+    """Type of ids."""
 
 
 class IdListColumn(Config):
     """A list of ids per row: integers or strings; null means an empty list."""
 
     name: str
-    """Of the column."""
+    """Column name."""
     type: Literal["int", "string"] = "int"
-    """Of an id."""
+    """Type of ids."""
     max_length: int | None = Field(default=None, ge=0)
-    """Longer lists make a row bad; None for no limit."""
+    """Maximum list length; longer lists make a row bad. None for no limit."""
     weights: str | None = None
-    """A list column of numbers, one per id."""
+    """List column of weights, one number per id."""
 
 
 class TimestampColumn(Config):
-    """When the interaction happened; a row without it is bad."""
+    """Time of the interaction; a row without it is bad."""
 
     name: str
-    """Of the column."""
+    """Column name."""
     unit: Literal["s", "ms", "us", "ns"] = "ms"
-    """Unit of an integer column, counted from 1970-01-01 UTC; Arrow timestamp columns carry their own."""
+    """Unit of an integer column, counted from 1970-01-01 UTC; Arrow timestamp columns have their own unit."""
 
 
 def is_reserved(name: str) -> bool:
@@ -82,7 +82,7 @@ Short = BeforeValidator(_short_form)
 
 
 class Schema(Config):
-    """Names the columns of a log by the part they play; columns it does not name are never read.
+    """Assigns a role to each column of a log; columns that it does not name are never read.
 
     As YAML, a column without options is just its name::
 
@@ -96,15 +96,15 @@ class Schema(Config):
         session_id: session
 
     Attributes:
-        version: Of this format; 1.
-        labels: Targets, at least one.
-        dense: Numbers.
-        ids: Single ids.
-        id_lists: Lists of ids.
+        version: Version of this format, 1.
+        labels: Training targets, at least one.
+        dense: Number columns.
+        ids: Columns with one id per row.
+        id_lists: Columns with a list of ids per row.
         weight: Column with the example weight (a finite number >= 0).
-        timestamp: When the row happened.
-        session_id: Column naming the session a row belongs to.
-        row_id: Unique int64 column; without it a row is known by its file and position.
+        timestamp: Column with the time of the interaction.
+        session_id: Column with the session id.
+        row_id: Unique int64 column; without it a row is identified by its file and position.
     """
 
     version: Literal[1] = 1

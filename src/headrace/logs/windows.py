@@ -35,19 +35,19 @@ otherwise be over with the first clock that is days off. Of 50 rows of which eac
 
 
 class WindowConfig(Config):
-    """How a log is cut into windows.
+    """How a log is divided into windows.
 
     Attributes:
         kind: "folder": each folder that holds files is a window; "file": each file; "rows": every `num_rows` rows in
             file order; "time": every `every_s` seconds of the timestamp column.
-        num_rows: Rows of a window (rows).
-        every_s: Seconds of a window (time); windows start at multiples of it since 1970-01-01 UTC.
+        num_rows: Rows per window (kind rows).
+        every_s: Seconds per window (kind time); windows start at multiples of it since 1970-01-01 UTC.
         max_distance_s: Rows whose time is farther than this from the middle half of the times of every file are bad
-            (time); null for none [90 days: late rows are days late, broken clocks are years off].
-        include_incomplete: Use the last window of kind rows or time even if more of it may come. Off by default: a
-            window cannot be given back, and what arrives later would become a window of its own.
-        merged: What to do with a new file that has exactly the rows of several used files that are gone, as merging
-            them (compaction) gives: "refuse" it; count its rows as "used"; or use it as "new".
+            (kind time); None for no limit [90 days: late rows are days late, broken clocks are years off].
+        include_incomplete: Use the last window of kind rows or time even if it may still grow. Off by default: a
+            window cannot be extended, so rows that arrive later would become a separate window.
+        merged: How to handle a new file with exactly the rows of several used files that are gone, as after
+            compaction: "refuse" it, count its rows as "used", or use them as "new".
     """
 
     kind: Literal["folder", "file", "rows", "time"] = "folder"

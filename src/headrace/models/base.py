@@ -25,7 +25,7 @@ class ModelConfig(NamedConfig):
     registry: ClassVar[Registry[type[ModelConfig]]] = MODELS
 
     embedding_dim: int = Field(default=16, ge=1)
-    """Numbers per id."""
+    """Dimension of embeddings."""
 
     def build(
         self,

@@ -30,17 +30,17 @@ __all__ = ["CrossNetwork", "DCNv2", "DCNv2Config"]
 
 
 class DCNv2Config(ModelConfig):
-    """Two to four cross layers were best in the paper; a rank of X / 4 kept the quality."""
+    """DCN-v2. In the paper, two to four cross layers were best, and a rank of X / 4 preserved the quality."""
 
     kind: Literal["dcnv2"] = "dcnv2"
     num_cross_layers: int = Field(default=3, ge=1)
-    """Each raises the order of the crosses by one."""
+    """Number of cross layers; each raises the order of feature crosses by one."""
     cross_rank: int | None = Field(default=None, ge=1)
-    """Rank of the cross matrices; None for full ones."""
+    """Rank of the cross matrices; None for full rank."""
     deep: tuple[int, ...] = Field(default=(512, 256), min_length=1)
     """Widths of the deep network."""
     structure: Literal["parallel", "stacked"] = "parallel"
-    """The deep network beside the cross layers, or on top of them."""
+    """Whether the deep network is parallel to the cross layers, or stacked on top of them."""
 
     def build(self, **sizes: Any) -> DCNv2:
         """See `ModelConfig.build`."""

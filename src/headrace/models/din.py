@@ -32,11 +32,11 @@ __all__ = ["DIN", "DINConfig"]
 
 
 class DINConfig(ModelConfig):
-    """Widths as in the paper's code; ReLU in the place of Dice."""
+    """DIN. The default widths are those of the paper's code; ReLU replaces Dice."""
 
     kind: Literal["din"]
     histories: dict[str, str] = Field(min_length=1)
-    """Id list -> the feature of the candidate it is compared with, such as {history: item}; they share a space."""
+    """Id list -> candidate feature that it is compared with, such as {history: item}; both use the same space."""
     attention: tuple[int, ...] = Field(default=(80, 40), min_length=1)
     """Hidden widths of the MLP that scores a pair."""
     deep: tuple[int, ...] = Field(default=(200, 80), min_length=1)

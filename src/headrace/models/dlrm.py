@@ -31,15 +31,15 @@ __all__ = ["DLRM", "DLRMConfig"]
 
 
 class DLRMConfig(ModelConfig):
-    """Sizes as in the DLRM code's Criteo script, with wider hidden layers."""
+    """DLRM. Default sizes follow the Criteo script of the DLRM code, with wider hidden layers."""
 
     kind: Literal["dlrm"] = "dlrm"
     bottom: tuple[int, ...] = (512, 256)
-    """Hidden widths of the bottom MLP; its output has `embedding_dim`."""
+    """Hidden widths of the bottom MLP; its output width is `embedding_dim`."""
     top: tuple[int, ...] = Field(default=(512, 256), min_length=1)
-    """Hidden widths of the top MLP; its output has one number per label."""
+    """Hidden widths of the top MLP; its output width is the number of labels."""
     encoder: HistoryEncoderConfig | None = None
-    """Id lists that a transformer encodes instead of pooling, once per unique list; None for none."""
+    """Encodes id lists with a transformer instead of pooling, once per unique list; None for no encoder."""
 
     def build(self, **sizes: Any) -> DLRM:
         """See `ModelConfig.build`."""

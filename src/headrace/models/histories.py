@@ -29,18 +29,18 @@ LARGE_BUCKET = 32_768
 
 
 class HistoryEncoderConfig(Config):
-    """A transformer encoder over the ids of a list, whose outputs are averaged."""
+    """A transformer encoder over the ids of a list; its outputs are averaged."""
 
     features: tuple[str, ...] = Field(min_length=1)
-    """The id lists that are encoded, each by itself, with shared weights and a vector of its own added to its ids."""
+    """The id lists to encode, each separately, with shared weights and a learned vector per feature."""
     num_layers: int = Field(default=1, ge=1)
-    """Layers of attention and feed-forward."""
+    """Number of encoder layers."""
     num_heads: int = Field(default=2, ge=1)
-    """Heads of each attention; they divide `embedding_dim`."""
+    """Attention heads; must divide `embedding_dim`."""
     feedforward: int = Field(default=64, ge=1)
     """Hidden width of the feed-forward part."""
     max_length: int = Field(default=512, ge=1)
-    """Places with a vector of their own; ids behind them share the last one's."""
+    """Number of position embeddings; ids beyond it share the last one."""
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ __all__ = ["WideDeep", "WideDeepConfig"]
 
 
 class WideDeepConfig(ModelConfig):
-    """The deep part has the widths of the paper's app-store model."""
+    """Wide & Deep. The default widths are those of the paper's app-store model."""
 
     kind: Literal["wide_deep"] = "wide_deep"
     deep: tuple[int, ...] = Field(default=(1024, 512, 256), min_length=1)

@@ -1,6 +1,6 @@
-"""The metrics of a run, each declared once: its name, unit, kind and what it means.
+"""The metrics of a run, each declared once with its name, unit, kind and meaning.
 
-Report captions, TensorBoard tags and the table in the documentation are made from these declarations.
+Report captions, TensorBoard tags and the table in the documentation are generated from these declarations.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ class Kind(StrEnum):
     COUNTER = "counter"
     """Only grows: a total since the run began."""
     GAUGE = "gauge"
-    """A value now; it may go up and down."""
+    """A current value; it can go up and down."""
     WINDOWED = "windowed"
-    """Of the stretch since the record before; adding up the records gives the total."""
+    """Covers the time since the previous record; the sum over records is the total."""
 
 
 @dataclass(frozen=True)
@@ -74,60 +74,65 @@ METRICS = MetricRegistry()
 
 for _name, _unit, _kind, _description in (
     ("time_s", "s", Kind.COUNTER, "Time spent training since the run began."),
-    ("step", "steps", Kind.COUNTER, "Optimizer steps done."),
-    ("rows", "rows", Kind.COUNTER, "Rows used: since the run began in a step record, of the window in its own record."),
-    ("loss", "nats", Kind.GAUGE, "Log loss, averaged over the rows since the record before."),
-    ("auc", "", Kind.GAUGE, "Area under the ROC curve in the window (so far), of predictions made before training."),
-    ("ne", "", Kind.GAUGE, "Normalised entropy in the window (so far): log loss over that of predicting the mean."),
-    ("rows_per_s", "rows/s", Kind.GAUGE, "Rows used a second, since the record before."),
-    ("seconds.wait", "s", Kind.WINDOWED, "The trainer waits for a batch."),
+    ("step", "steps", Kind.COUNTER, "Number of optimizer steps."),
+    ("rows", "rows", Kind.COUNTER, "Rows used: since the run began in step records, in the window in window records."),
+    ("loss", "nats", Kind.GAUGE, "Mean log loss of the rows since the previous record."),
+    ("auc", "", Kind.GAUGE, "Area under the ROC curve in the window (so far), for predictions made before training."),
+    (
+        "ne",
+        "",
+        Kind.GAUGE,
+        "Normalised entropy in the window (so far): log loss divided by that of predicting the mean.",
+    ),
+    ("rows_per_s", "rows/s", Kind.GAUGE, "Rows used per second since the previous record."),
+    ("seconds.wait", "s", Kind.WINDOWED, "Trainer waiting for a batch."),
     (
         "seconds.pull",
         "s",
         Kind.WINDOWED,
-        "Embedding rows are fetched, where that is timed apart from the forward pass.",
+        "Fetching embedding rows, if timed separately from the forward pass.",
     ),
     ("seconds.forward", "s", Kind.WINDOWED, "Forward pass."),
     ("seconds.backward", "s", Kind.WINDOWED, "Backward pass."),
-    ("seconds.push", "s", Kind.WINDOWED, "Embedding gradients are merged and applied."),
-    ("seconds.dense_optimizer", "s", Kind.WINDOWED, "The optimizer updates the dense parameters."),
-    ("seconds.checkpoint", "s", Kind.WINDOWED, "A checkpoint is written."),
-    ("stages.queue", "elements", Kind.GAUGE, "Elements that wait behind a pipeline stage."),
-    ("stages.busy_s", "s", Kind.WINDOWED, "CPU time a stage's workers used."),
-    ("stages.bytes", "bytes", Kind.GAUGE, "Bytes in flight that a stage holds."),
-    ("stages.workers", "workers", Kind.GAUGE, "Workers a stage has."),
-    ("threads", "workers", Kind.GAUGE, "Workers that all stages share."),
-    ("cpus", "CPUs", Kind.GAUGE, "CPUs this process may use."),
+    ("seconds.push", "s", Kind.WINDOWED, "Merging and applying embedding gradients."),
+    ("seconds.dense_optimizer", "s", Kind.WINDOWED, "Optimizer update of the dense parameters."),
+    ("seconds.checkpoint", "s", Kind.WINDOWED, "Writing a checkpoint."),
+    ("stages.queue", "elements", Kind.GAUGE, "Elements queued behind a pipeline stage."),
+    ("stages.busy_s", "s", Kind.WINDOWED, "CPU time of a stage's workers."),
+    ("stages.bytes", "bytes", Kind.GAUGE, "Bytes in flight held by a stage."),
+    ("stages.workers", "workers", Kind.GAUGE, "Workers of a stage."),
+    ("threads", "workers", Kind.GAUGE, "Workers shared by all stages."),
+    ("cpus", "CPUs", Kind.GAUGE, "CPUs that this process can use."),
     ("bytes_in_flight", "bytes", Kind.GAUGE, "Bytes of all elements between source and trainer."),
-    ("budget_bytes", "bytes", Kind.GAUGE, "What elements in flight may hold."),
+    ("budget_bytes", "bytes", Kind.GAUGE, "Memory budget for elements in flight."),
     ("memory_bytes", "bytes", Kind.GAUGE, "Resident memory of the process."),
-    ("memory_limit_bytes", "bytes", Kind.GAUGE, "Memory this process may use."),
+    ("memory_limit_bytes", "bytes", Kind.GAUGE, "Memory that this process can use."),
     ("dedup.num_rows", "rows", Kind.WINDOWED, "Rows of the batches that features were computed for."),
-    ("dedup.num_read_bytes", "bytes", Kind.WINDOWED, "Compressed bytes of files that were read to their end."),
+    ("dedup.num_read_bytes", "bytes", Kind.WINDOWED, "Compressed bytes of files that were read completely."),
     (
         "dedup.num_plain_read_bytes",
         "bytes",
         Kind.WINDOWED,
-        "That the same columns of the same rows took before they were clustered.",
+        "Compressed bytes of the same columns and rows before clustering.",
     ),
-    ("dedup.num_row_bytes", "bytes", Kind.WINDOWED, "Of the rows that features were computed from, as they came."),
-    ("dedup.num_plain_row_bytes", "bytes", Kind.WINDOWED, "That these have as plain rows."),
-    ("dedup.num_values", "values", Kind.WINDOWED, "Features times the rows they were computed for."),
+    ("dedup.num_row_bytes", "bytes", Kind.WINDOWED, "Bytes of the rows that features were computed from, as read."),
+    ("dedup.num_plain_row_bytes", "bytes", Kind.WINDOWED, "Bytes of these rows as plain rows."),
+    ("dedup.num_values", "values", Kind.WINDOWED, "Features times the rows that they were computed for."),
     ("dedup.num_plain_values", "values", Kind.WINDOWED, "Features times rows."),
-    ("dedup.num_ids", "ids", Kind.WINDOWED, "Ids written into batches, and looked up."),
-    ("dedup.num_plain_ids", "ids", Kind.WINDOWED, "Ids that all rows have."),
-    ("dedup.num_bytes", "bytes", Kind.WINDOWED, "Of the batches."),
-    ("dedup.num_plain_bytes", "bytes", Kind.WINDOWED, "That batches of plain rows would have."),
-    ("dedup.num_flop", "FLOP", Kind.WINDOWED, "Of towers over histories in forward passes."),
-    ("dedup.num_plain_flop", "FLOP", Kind.WINDOWED, "That these would take if every row had its own history."),
+    ("dedup.num_ids", "ids", Kind.WINDOWED, "Ids written into batches and looked up."),
+    ("dedup.num_plain_ids", "ids", Kind.WINDOWED, "Ids of all rows."),
+    ("dedup.num_bytes", "bytes", Kind.WINDOWED, "Bytes of the batches."),
+    ("dedup.num_plain_bytes", "bytes", Kind.WINDOWED, "Bytes of the same batches with plain rows."),
+    ("dedup.num_flop", "FLOP", Kind.WINDOWED, "Operations of towers over histories in forward passes."),
+    ("dedup.num_plain_flop", "FLOP", Kind.WINDOWED, "The same operations if every row had its own history."),
     ("log_loss", "nats", Kind.GAUGE, "Log loss over the window."),
     ("calibration", "", Kind.GAUGE, "Sum of predictions over sum of labels in the window; 1 is best."),
-    ("best_ne", "", Kind.GAUGE, "Normalised entropy that the best possible model reaches, where it is known."),
-    ("baseline_auc", "", Kind.GAUGE, "Area under the ROC curve of a plain baseline, where one is given."),
-    ("read", "rows", Kind.GAUGE, "Rows of the window read: used + filtered + dropped + quarantined."),
-    ("filtered", "rows", Kind.GAUGE, "Rows of the window that the job's own filters left out."),
-    ("dropped", "rows", Kind.GAUGE, "Bad rows of the window that were dropped."),
-    ("quarantined", "rows", Kind.GAUGE, "Bad rows of the window that were quarantined."),
-    ("seconds", "s", Kind.GAUGE, "Time spent on the window, in its own record."),
+    ("best_ne", "", Kind.GAUGE, "Normalised entropy of the best possible model, if known."),
+    ("baseline_auc", "", Kind.GAUGE, "Area under the ROC curve of the baseline feature, if one is set."),
+    ("read", "rows", Kind.GAUGE, "Rows read in the window: used + filtered + dropped + quarantined."),
+    ("filtered", "rows", Kind.GAUGE, "Rows of the window removed by the job's own filters."),
+    ("dropped", "rows", Kind.GAUGE, "Bad rows dropped in the window."),
+    ("quarantined", "rows", Kind.GAUGE, "Bad rows quarantined in the window."),
+    ("seconds", "s", Kind.GAUGE, "Time spent on the window, in window records."),
 ):
     METRICS.declare(_name, unit=_unit, kind=_kind, description=_description)

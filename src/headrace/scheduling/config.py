@@ -14,7 +14,7 @@ __all__ = ["SchedulerConfig"]
 
 
 class SchedulerConfig(Config):
-    """How feature work, communication and dense work of training steps overlap; none of it changes any number.
+    """How feature work, communication and dense work of training steps overlap. Results do not depend on it.
 
     As YAML, a policy alone is just its name::
 
@@ -23,17 +23,17 @@ class SchedulerConfig(Config):
     """
 
     policy: Literal["auto", "serial", "batch_prefetch", "intra", "inter", "recs", "recs_early"] = "auto"
-    """auto: `recs` where rows live in remote shards, else a plain loop behind the pipeline, which has no scheduler."""
+    """auto is `recs` if rows live in remote shards, otherwise a plain loop behind the pipeline, without a scheduler."""
     batches_ahead: int | None = Field(default=None, ge=0)
-    """Batches behind the next to train whose features may be computed; None for the policy's own."""
+    """Batches after the next one whose features can be computed ahead; None for the policy's default."""
     threads: int | None = Field(default=None, ge=1)
-    """Threads that compute features; None for one a CPU."""
+    """Threads that compute features; None for one per CPU."""
     max_groups: int | None = Field(default=None, ge=1)
-    """Most feature groups: parts of the feature plan that may be computed and pulled on their own, where measuring
-    says that this is faster. None: 4 over shards, 1 where rows are in this process and no pull can hide another's
-    work."""
+    """Maximum number of feature groups: parts of the feature plan that can be computed and pulled separately, if
+    measurements show that this is faster. None is 4 with shards, and 1 if rows are in this process, where there are
+    no pulls to overlap."""
     verify: bool = False
-    """Pull every row once more right before it is used and compare: twice the traffic, to prove that nothing races."""
+    """Pull every row again right before it is used, and compare. Doubles the traffic; proves that nothing races."""
 
     @model_validator(mode="before")
     @classmethod

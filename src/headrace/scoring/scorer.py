@@ -63,7 +63,7 @@ class Scorer:
         folder = CheckpointFolder(RunFolder(job.run).checkpoints)
         snapshot, refused = folder.load_latest() if checkpoint is None else (folder.load(checkpoint), [])
         for line in refused:
-            on_message(f"refused a checkpoint, using the one before: {line}")
+            on_message(f"refused a checkpoint, falling back to the previous one: {line}")
         if snapshot is None:
             raise CheckpointError(f"{folder.path}: holds no checkpoint yet; train first: headrace train JOB")
         state = TrainingState(self.components.label_names)

@@ -22,7 +22,7 @@ __all__ = [
 
 
 class DenseOptimizerConfig(NamedConfig):
-    """Base of the configs of dense optimizers; a job names one of your own by its place, see `ModelConfig`."""
+    """Base of the configs of dense optimizers; a job refers to your own by its import path, see `ModelConfig`."""
 
     registry: ClassVar[Registry[type[DenseOptimizerConfig]]] = DENSE_OPTIMIZERS
 
@@ -42,7 +42,7 @@ class Adam(DenseOptimizerConfig):
     eps: float = Field(default=1e-8, gt=0)
     """Added to the root of the second moment."""
     weight_decay: float = Field(default=0.0, ge=0)
-    """Share of each weight taken off per step, times the learning rate."""
+    """Decoupled weight decay: each step subtracts this fraction of the weight, times the learning rate."""
 
     def make(self, parameters: Iterable[Tensor]) -> torch.optim.Optimizer:
         """The torch optimizer."""
@@ -57,9 +57,9 @@ class SGD(DenseOptimizerConfig):
     lr: float = Field(gt=0)
     """Learning rate."""
     momentum: float = Field(default=0.0, ge=0, lt=1)
-    """Share of the step before that is made again."""
+    """Fraction of the previous step that is added to the next."""
     weight_decay: float = Field(default=0.0, ge=0)
-    """L2, added to the gradient."""
+    """L2 penalty, added to the gradient."""
 
     def make(self, parameters: Iterable[Tensor]) -> torch.optim.Optimizer:
         """The torch optimizer."""
@@ -75,9 +75,9 @@ class Adagrad(DenseOptimizerConfig):
     lr: float = Field(default=1e-2, gt=0)
     """Learning rate."""
     eps: float = Field(default=1e-10, gt=0)
-    """Added to the root of the accumulator."""
+    """Added to the square root of the accumulator."""
     initial_accumulator_value: float = Field(default=0.0, ge=0)
-    """Where accumulators start; more makes first steps smaller."""
+    """Initial value of accumulators; larger values make the first steps smaller."""
 
     def make(self, parameters: Iterable[Tensor]) -> torch.optim.Optimizer:
         """The torch optimizer."""

@@ -1,4 +1,4 @@
-"""`JobConfig`: a job file, which says what is trained on which logs."""
+"""`JobConfig`: a job file, which defines the model, the logs and how to train."""
 
 from __future__ import annotations
 
@@ -30,106 +30,107 @@ __all__ = ["ClusterConfig", "DataConfig", "JobConfig", "PipelineConfig", "Shuffl
 
 
 class DataConfig(Config):
-    """Which logs, and how they are cut into windows."""
+    """The logs, and how they are divided into windows."""
 
     path: str
     """File, folder, glob or fsspec URL of the logs."""
     columns: Schema | str | None = Field(default=None, alias="schema")
-    """The schema, or the YAML file that holds it; by default `schema.yaml` in the logs' folder."""
+    """The schema, or the path of its YAML file; by default `schema.yaml` in the logs' folder."""
     window: WindowConfig = WindowConfig()
-    """What one increment of training uses."""
+    """How the logs are divided into increments of training."""
     bad_rows: BadRowPolicy = BadRowPolicy()
-    """What happens to rows that are not as the schema says."""
+    """How rows that violate the schema are handled."""
 
 
 class ShuffleConfig(Config):
-    """Rows are shuffled within blocks; without this they train in the order of the log."""
+    """Shuffles rows within blocks; by default rows are trained on in log order."""
 
     num_rows: int = Field(ge=2)
-    """Rows of a block."""
+    """Rows per block."""
     seed: int = 0
-    """Another one gives another order."""
+    """Seed of the permutation."""
     by: Literal["row", "session"] = "row"
-    """Whether each row moves by itself, or whole sessions, whose rows stay side by side in their order."""
+    """Unit of shuffling: single rows, or whole sessions whose rows stay adjacent and in order."""
 
 
 class PipelineConfig(Config):
-    """How batches are made ready; none of it changes which batches there are, except `map`, `filter` and `shuffle`."""
+    """How batches are prepared. Only `map`, `filter` and `shuffle` affect the contents of batches."""
 
     map: tuple[str, ...] = ()
-    """User functions RecordBatch -> RecordBatch, each as "package.module:function"."""
+    """User functions RecordBatch -> RecordBatch, given as "package.module:function"."""
     filter: tuple[str, ...] = ()
     """User functions RecordBatch -> bool array, applied after `map`."""
     shuffle: ShuffleConfig | None = None
-    """Rows in another order than that of the log."""
+    """Shuffling of rows; None keeps log order."""
     executor: Literal["inline", "thread", "process"] = "thread"
-    """Where user functions run: threads, or processes for Python that holds the GIL."""
+    """Where user functions run: in threads, or in processes for Python code that holds the GIL."""
     workers: int | None = Field(default=None, ge=1)
-    """Workers of a parallel stage; None chooses."""
+    """Workers per parallel stage; None for automatic."""
     tuner: Annotated[str, OneOf(TUNERS, "none")] | None = None
-    """The policy that sets workers and prefetch while the job runs; "none" leaves them as they start. None: "auto",
-    unless `workers` is set."""
+    """The policy that tunes workers and prefetch while the job runs; "none" disables tuning. None is "auto", unless
+    `workers` is set."""
     memory: str | None = None
-    """Budget for data in flight, such as "2GiB"; None for a share of the effective memory limit."""
+    """Memory budget for data in flight, such as "2GiB"; None for a share of the effective memory limit."""
     prefetch: int = Field(default=4, ge=0)
-    """Batches kept ready ahead of the training step."""
+    """Batches prepared ahead of the training step."""
 
 
 Device = Literal["cpu", "cuda"]
 
 
 class TrainingConfig(Config):
-    """One pass over each window."""
+    """How to train on each window."""
 
     batch_size: int = Field(default=1024, ge=1)
-    """Rows of a step."""
+    """Rows per step."""
     seed: int = 0
-    """Of all first values and hashes."""
+    """Seed of all initial values and hashes."""
     dense_optimizer: DenseOptimizerConfig = Adam()
-    """Of all parameters but the embeddings."""
+    """Optimizer of all parameters except embeddings."""
     clip_grad_norm: float | None = Field(default=None, gt=0)
-    """Greatest norm of the dense parameters' gradient; None for no clipping."""
+    """Maximum gradient norm of the dense parameters; None for no clipping."""
     precision: AskedPrecision = "auto"
-    """Of matrix products; parameters are float32 always. `auto` measures once, and the run keeps what it chose."""
+    """Precision of matrix products; parameters are always float32. `auto` measures once, and the run keeps the
+    result."""
     device: Device = "cpu"
-    """Where the model computes: cpu, or cuda, a GPU; `embeddings.memory` says where rows live then."""
+    """Device of the model: cpu or cuda. With cuda, `embeddings.memory` sets where rows live."""
     threads: int | None = Field(default=None, ge=1)
-    """Threads of the training step. The same number gives the same parameters bit for bit; None takes the CPUs."""
+    """Threads of the training step. The same number gives bit-identical parameters; None for the number of CPUs."""
     checkpoint_every_steps: int | None = Field(default=None, ge=1)
-    """Checkpoints inside a window, besides the one at its end."""
+    """Steps between checkpoints inside a window; None for checkpoints only at the end of windows."""
     keep_checkpoints: int = Field(default=3, ge=2)
-    """Checkpoints kept, the newest; two at least, so that a torn one has one before it."""
+    """Number of newest checkpoints to keep; at least two, so that there is a fallback if one is damaged."""
     log_every_steps: int = Field(default=20, ge=1)
-    """How many steps share one line of metrics."""
+    """Steps per line of metrics."""
     baseline: str | None = None
-    """A dense feature, such as an item's clicks in the last hour; how well it alone ranks is shown beside the model."""
+    """A dense feature, such as an item's clicks in the last hour, whose AUC is shown next to the model's."""
     row_ledger: bool = False
-    """Write down which rows each step trained on."""
+    """Record which rows each step trained on."""
 
 
 class ClusterConfig(Config):
-    """Embeddings in other processes; without `shards` they are in the trainer."""
+    """Embeddings in separate processes; without `shards` they are in the trainer."""
 
     shards: tuple[str, ...] = ()
-    """Address of each shard, "host:port"; `headrace launch` fills them in."""
+    """Addresses of the shards, as "host:port"; `headrace launch` sets them."""
     plan: PlanKind = "row_wise"
-    """row_wise spreads every id space over all shards; table_wise keeps spaces together where loads stay even."""
+    """row_wise spreads every id space over all shards; table_wise keeps a space in one shard if loads stay even."""
     traffic: dict[str, float] = Field(default_factory=dict)
-    """Unique ids per batch by space, for table_wise; empty: the same for all."""
+    """Unique ids per batch of each space, for table_wise; by default the same for all."""
     rows: Precision = "fp32"
-    """How rows travel: fp32, bf16 (error 2^-8 of each number) or int8 (1/254 of the greatest of its row)."""
+    """Precision of rows on the wire: fp32, bf16 (error 2^-8 of each number) or int8 (1/254 of the row's maximum)."""
     gradients: Precision = "fp32"
-    """How gradients travel."""
+    """Precision of gradients on the wire."""
     staleness: int | Literal["async"] = Field(default=0, ge=0)
-    """Steps that a pull may miss: 0 is synchronous; "async" applies gradients as they come, and never waits."""
+    """Steps that a pull can miss: 0 is synchronous; "async" applies gradients as they arrive and never waits."""
     token_file: str | None = None
-    """Holds the shards' token; None for the variable HEADRACE_SHARD_TOKEN, if it is set."""
+    """File with the shards' token; None for the environment variable HEADRACE_SHARD_TOKEN, if set."""
     tls_authority: str | None = None
-    """PEM file of the certificate that shards' certificates are checked against; None for no TLS."""
+    """PEM file of the authority that verifies shards' certificates; None for no TLS."""
     timeout_s: float = Field(default=150.0, gt=0)
-    """How long a shard may take for one answer, waiting for other trainers included."""
+    """Maximum seconds for a response from a shard, including its wait for other trainers."""
     wait_s: float = Field(default=600.0, ge=0)
-    """How long trainers wait for a lost shard, or for each other, before they give up."""
+    """Maximum seconds that trainers wait for a lost shard, or for each other."""
 
     def security(self) -> ClientSecurity:
         """Token and authority, read from their files."""
@@ -162,14 +163,14 @@ class JobConfig(Config):
 
     Attributes:
         run: Folder of the run; relative paths in a job file start at the file's folder.
-        data: Which logs.
-        pipeline: How batches are made ready.
+        data: The logs.
+        pipeline: How batches are prepared.
         features: The feature plan, see `headrace.features`; by default every column of the schema is used.
-        embeddings: How ids become rows.
-        model: What is trained.
-        training: How it is trained.
+        embeddings: The embedding tables.
+        model: The model.
+        training: How to train it.
         scheduler: How the parts of a step overlap.
-        cluster: Which shards hold the embeddings.
+        cluster: The shards that hold the embeddings.
     """
 
     run: str

@@ -187,7 +187,7 @@ class Trainer:
             if self._process_group.rank:
                 self.state.forget_counts()  # they are those of all trainers, and trainer 0 has them
             where = f", in window {self.state.window.name}" if self.state.window else ""
-            messages.append(f"going on from checkpoint {self.state.checkpoint}, step {self.state.step}{where}")
+            messages.append(f"resuming from checkpoint {self.state.checkpoint}, step {self.state.step}{where}")
         precision = self._step.settle_precision(self.job.training.batch_size, self.state.precision)
         self.state.precision = precision.precision
         removed = self.run_folder.rewind(self.state.checkpoint)
@@ -203,7 +203,7 @@ class Trainer:
         if self._process_group.rank == 0:
             snapshot, refused = self._checkpoints.load_latest()
             self._process_group.share(None if snapshot is None else snapshot.number)
-            return snapshot, [f"refused a checkpoint, using the one before: {line}" for line in refused]
+            return snapshot, [f"refused a checkpoint, falling back to the previous one: {line}" for line in refused]
         number = self._process_group.share(None)
         return None if number is None else self._checkpoints.load(number), []
 

@@ -127,7 +127,7 @@ def test_a_name_that_the_locale_cannot_write_is_one_line(
     monkeypatch.setattr("sys.getfilesystemencoding", lambda: "ascii")
     assert run(monkeypatch, raised, "train") == 2
     printed = capsys.readouterr().err
-    assert printed == "headrace: 'run-\\xfc': the locale's encoding is ascii, which lacks it; set PYTHONUTF8=1\n"
+    assert printed == "headrace: 'run-\\xfc': cannot be encoded in the locale's encoding, ascii; set PYTHONUTF8=1\n"
 
 
 def test_a_mistake_of_ours_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -83,6 +83,6 @@ def test_import_clicks_takes_columns_by_name(tmp_path: Path) -> None:
     result = run(*command, "--context", "system=os")
     assert result.stdout == f"20 impressions of 15 clicks in 2 hours, 1 hours without rows: {tmp_path / 'out'}\n"
     assert pq.read_table(tmp_path / "out" / "hour=002")["system"].to_pylist() == [4] * 10
-    assert "in 2 hours (2 were finished before)" in run(*command, "--context", "system=os").stdout
+    assert "in 2 hours (2 already finished)" in run(*command, "--context", "system=os").stdout
     with pytest.raises(ConfigError, match="--context: given 'system', expected NAME=COLUMN"):
         run(*command, "--context", "system")

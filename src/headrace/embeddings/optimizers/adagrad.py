@@ -26,9 +26,9 @@ class AdagradConfig(SparseOptimizerConfig):
     lr: float = Field(default=0.05, gt=0)  # as for row-wise Adagrad
     """Learning rate."""
     eps: float = Field(default=1e-10, ge=0)  # torch.optim.Adagrad's default
-    """Added to the root of the accumulator."""
+    """Added to the square root of the accumulator."""
     initial_accumulator: float = Field(default=0.0, ge=0)
-    """Where accumulators start; more makes first steps smaller."""
+    """Initial value of accumulators; larger values make the first steps smaller."""
 
 
 @kernel()

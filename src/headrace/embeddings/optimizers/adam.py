@@ -24,7 +24,7 @@ __all__ = ["Adam", "AdamConfig"]
 
 
 class AdamConfig(SparseOptimizerConfig):
-    """Adam whose moments stay as they are for rows without a gradient; two floats of state per element."""
+    """Lazy Adam: moments of rows without a gradient do not change; two floats of state per element."""
 
     kind: Literal["adam"] = "adam"
     lr: float = Field(default=1e-3, gt=0)  # torch.optim.SparseAdam's defaults

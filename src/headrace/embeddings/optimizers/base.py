@@ -35,14 +35,14 @@ CHUNK = 256  # rows a thread takes at a time
 
 
 class SparseOptimizerConfig(Config):
-    """What every optimizer of rows may be told."""
+    """Settings that all optimizers of rows share."""
 
     weight_decay: float = Field(default=0.0, ge=0)
-    """Pulls rows to zero when they are updated; rows without a gradient stay."""
+    """Shrinks rows when they are updated; rows without a gradient do not change."""
     weight_decay_mode: Literal["l2", "decoupled"] = "l2"
-    """l2: weight_decay * w is added to the gradient. decoupled: w -= lr * weight_decay * w, beside the update."""
+    """l2: weight_decay * w is added to the gradient. decoupled: w -= lr * weight_decay * w, apart from the update."""
     clip_row_norm: float | None = Field(default=None, gt=0)
-    """Maximum gradient norm of a row (L2, duplicates merged); a longer gradient is scaled down. None for no limit."""
+    """Maximum gradient norm of a row (L2, duplicates merged); larger gradients are scaled down. None for no limit."""
 
 
 class Slot(NamedTuple):

@@ -33,13 +33,13 @@ class FTRLConfig(SparseOptimizerConfig):
     lr: float = Field(default=0.1, gt=0)  # alpha; the paper: depends on the data, best values vary
     """Learning rate."""
     beta: float = Field(default=1.0, ge=0)  # the paper: 1 is usually good enough
-    """Added to the root of n; smaller makes first steps larger."""
+    """Added to the square root of n; smaller values make the first steps larger."""
     l1: float = Field(default=0.0, ge=0)
-    """Elements whose z stays within it are exactly zero."""
+    """L1 regularization; elements with |z| <= l1 are exactly zero."""
     l2: float = Field(default=0.0, ge=0)
-    """Pulls elements to zero in proportion."""
+    """L2 regularization."""
     initial_accumulator: float = Field(default=0.0, ge=0)
-    """Where n starts."""
+    """Initial value of n."""
 
 
 @kernel()

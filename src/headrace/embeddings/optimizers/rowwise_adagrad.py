@@ -28,9 +28,9 @@ class RowWiseAdagradConfig(SparseOptimizerConfig):
     lr: float = Field(default=0.05, gt=0)  # best of {0.01, 0.02, 0.05, 0.1} after one pass over a Criteo sample
     """Learning rate."""
     eps: float = Field(default=1e-8, ge=0)  # FBGEMM's default
-    """Added to the root of the accumulator."""
+    """Added to the square root of the accumulator."""
     initial_accumulator: float = Field(default=0.0, ge=0)
-    """Where accumulators start; more makes first steps smaller."""
+    """Initial value of accumulators; larger values make the first steps smaller."""
 
 
 @kernel()

@@ -15,20 +15,20 @@ class ClusterConfig(Config):
     """How to cluster a log by session.
 
     Attributes:
-        layout: "clustered": one row an impression, sessions adjacent. "nested": one row a session.
-        session: Column that names the session; None for the schema's.
-        user: Without a session column: column that names the user, whose rows make a session as long as no two that
-            follow each other are more than `gap_s` apart.
-        gap_s: Seconds, see `user`.
-        window: Borders that no session is moved across: "folder", "file", or "time" (slots of `every_s` seconds, inside
-            each folder). Use what the job's `window.kind` says.
-        every_s: Seconds of a slot.
-        sample: Share of the sessions to keep; whole sessions, drawn by the hash of their name.
-        seed: Of the sample.
-        memory_bytes: What the work may take, beside the 400 MB of an interpreter with all libraries loaded.
-        rows_per_group: Rows of a row group, fewer where they would take more than an eighth of the memory; sessions
-            are not cut unless they are longer than `max_session_rows`.
-        max_session_rows: Rows of a session that are stored together; longer ones are continued in the next row.
+        layout: "clustered": one row per impression, sessions adjacent. "nested": one row per session.
+        session: Column with the session id; None for the schema's.
+        user: Without a session column: column with the user id, from which sessions are derived. Rows of a user are
+            one session as long as consecutive rows are at most `gap_s` apart.
+        gap_s: Inactivity gap in seconds that starts a new session, see `user`.
+        window: Boundaries that sessions never cross: "folder", "file", or "time" (slots of `every_s` seconds, inside
+            each folder). Use the job's `window.kind`.
+        every_s: Seconds per slot.
+        sample: Fraction of sessions to keep; whole sessions, chosen by the hash of their id.
+        seed: Seed of the sample.
+        memory_bytes: Memory budget, excluding about 400 MB for Python with all libraries loaded.
+        rows_per_group: Rows per row group; fewer if they would take more than an eighth of the memory. Sessions are
+            not split unless they are longer than `max_session_rows`.
+        max_session_rows: Maximum rows of a session that are stored together; longer sessions continue in the next row.
     """
 
     layout: Literal["clustered", "nested"] = "nested"

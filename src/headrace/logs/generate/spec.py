@@ -45,7 +45,7 @@ class GenerateConfig(Config):
         id_lists: Id lists of the user side. The first holds items; each grows by appending an id and dropping the
             oldest.
         list_mean_length: Mean length of a list before the cap; a user's lists keep their length.
-        list_max_length: No list is longer.
+        list_max_length: Maximum list length.
         list_renewal_ratio: Share of the changes within a session that bring a wholly new list instead.
         list_shifts_per_window: Ids a user's lists gain in a window, beside the changes within sessions.
         item_lists: Id lists that differ in every row.

@@ -33,17 +33,18 @@ MARKER_KIND = "clicks import"
 
 
 class ClicksConfig(Config):
-    """How to read a click log, and what to make of it. All columns read hold integers.
+    """How to read and convert a click log. All columns that are read hold integers.
 
     Attributes:
         user, session, item: Names of the id columns in the CSV files.
         timestamp: Name of the column with the time of the click.
         unit: Unit of the timestamps, counted from 1970-01-01 UTC.
-        context: Name in the impressions -> name in the CSV files, for columns that describe the situation.
-        negatives: Items not clicked per click.
-        negatives_by: "popularity" draws from the clicks of the hour before, "uniform" from the items of the day before.
-        history_length: Most items in a user's history.
-        seed: Decides which negatives are drawn.
+        context: Name in the impressions -> name in the CSV files, for context columns.
+        negatives: Negatives (items not clicked) per click.
+        negatives_by: "popularity": drawn from the clicks of the previous hour; "uniform": from the items of the
+            previous day.
+        history_length: Maximum items in a user's history.
+        seed: Seed for drawing negatives.
     """
 
     user: str = "user_id"

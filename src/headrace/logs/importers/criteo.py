@@ -36,12 +36,12 @@ MAX_LINE_BYTES = 1 << 20
 
 
 class CriteoConfig(Config):
-    """What to do with bad lines, and how to cut the output.
+    """How to handle bad lines, and how to split the output.
 
     Attributes:
-        bad_lines: "fail" at the first bad line, "drop" bad lines, or "quarantine" them beside the output.
-        parts: Cut into so many files of equal numbers of lines, in file order, or None.
-        rows_per_file: Start a new file after so many rows, or None for one file.
+        bad_lines: "fail" at the first bad line, "drop" bad lines, or "quarantine" them next to the output.
+        parts: Number of equal files to split into, in file order, or None.
+        rows_per_file: Maximum rows per file, or None for one file.
     """
 
     bad_lines: Literal["fail", "drop", "quarantine"] = "fail"
