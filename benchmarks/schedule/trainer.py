@@ -29,9 +29,10 @@ from headrace.features import FeaturePlan  # noqa: E402
 from headrace.logs.schema import Schema  # noqa: E402
 from headrace.models import ModelConfig  # noqa: E402
 from headrace.pipeline import RowStats  # noqa: E402
+from headrace.registry import STEP_POLICIES  # noqa: E402
 from headrace.scheduling.feature_groups import MAX_GROUPS, group_features  # noqa: E402
 from headrace.scheduling.graph import Kind  # noqa: E402
-from headrace.scheduling.policies import POLICIES, BatchPrefetch  # noqa: E402
+from headrace.scheduling.policies import BatchPrefetch  # noqa: E402
 from headrace.scheduling.runtime import StepRuntime  # noqa: E402
 from headrace.scheduling.selection import StrategySelector, make_selector  # noqa: E402
 from headrace.scheduling.state import SchedulerState  # noqa: E402
@@ -105,7 +106,7 @@ class Trainer:
 
     def run(self, command: dict[str, Any]) -> dict[str, Any]:
         """Make steps under a policy; what they took."""
-        policy = POLICIES[command["policy"]]
+        policy = STEP_POLICIES[command["policy"]]
         if isinstance(policy, BatchPrefetch):
             policy = replace(policy, num_ahead=command["num_ahead"], num_threads=command["num_threads"])
         # As over the windows of a job, what was found out about a case stays.

@@ -110,8 +110,6 @@ def first_mistake(error: ValidationError, config: type[Config]) -> str:
     key = f"{path}{loc[-1]}" if loc else "(top level)"
     if first["type"] == "missing":
         text = f"{key}: missing"
-    elif first["type"] == "union_tag_invalid":
-        text = f"{key}.kind: given {first['ctx']['tag']!r}, expected one of: {first['ctx']['expected_tags']}"
     elif first["type"] == "import":
         text = f"{key}: {first['msg']}"
     else:

@@ -24,6 +24,8 @@ __all__ = [
     "DENSE_OPTIMIZERS",
     "MODELS",
     "OPERATORS",
+    "SPARSE_OPTIMIZERS",
+    "STEP_POLICIES",
     "TUNERS",
     "NamedConfig",
     "OneOf",
@@ -151,6 +153,31 @@ DENSE_OPTIMIZERS: Registry[Any] = Registry(
     },
 )
 """Of `training.dense_optimizer.kind`: subclasses of `headrace.training.DenseOptimizerConfig`."""
+
+SPARSE_OPTIMIZERS: Registry[Any] = Registry(
+    "optimizer",
+    {
+        "rowwise_adagrad": "headrace.embeddings.optimizers.rowwise_adagrad:RowWiseAdagradConfig",
+        "adagrad": "headrace.embeddings.optimizers.adagrad:AdagradConfig",
+        "adam": "headrace.embeddings.optimizers.adam:AdamConfig",
+        "sgd": "headrace.embeddings.optimizers.sgd:SGDConfig",
+        "ftrl": "headrace.embeddings.optimizers.ftrl:FTRLConfig",
+    },
+)
+"""Of `embeddings.default.optimizer.kind`: subclasses of `headrace.embeddings.SparseOptimizerConfig`."""
+
+STEP_POLICIES: Registry[Any] = Registry(
+    "policy",
+    {
+        "serial": "headrace.scheduling.policies:SERIAL",
+        "batch_prefetch": "headrace.scheduling.policies:BATCH_PREFETCH",
+        "intra": "headrace.scheduling.policies:INTRA",
+        "inter": "headrace.scheduling.policies:INTER",
+        "recs": "headrace.scheduling.policies:RECS",
+        "recs_early": "headrace.scheduling.policies:RECS_EARLY",
+    },
+)
+"""Of `scheduler.policy`: objects as `headrace.scheduling.Policy` describes them."""
 
 OPERATORS: Registry[Any] = Registry("operator")
 """Of `features`: subclasses of `headrace.features.Operator`; those built in are registered where they are defined."""

@@ -22,8 +22,9 @@ from headrace.embeddings.shards.service import ShardServer
 from headrace.embeddings.shards.shard import Shard
 from headrace.embeddings.shards.table import TableSpec
 from headrace.errors import HeadraceError
+from headrace.registry import STEP_POLICIES
 from headrace.scheduling.feature_groups import group_features
-from headrace.scheduling.policies import POLICIES, RECS_EARLY
+from headrace.scheduling.policies import RECS_EARLY
 from headrace.scheduling.policies.strategies import EARLY
 from headrace.scheduling.runtime import StepRuntime
 from headrace.scheduling.state import SchedulerState
@@ -57,7 +58,7 @@ def train(addresses: list[str], name: str, *, verify: bool = False) -> tuple[lis
     groups = group_features(plan, lambda feature: spaces_of(model, feature), max_groups=4)
     losses = []
     with in_shards(model, addresses):
-        state = SchedulerState(len(groups), POLICIES[name], num_cores=2, store_waits=True)
+        state = SchedulerState(len(groups), STEP_POLICIES[name], num_cores=2, store_waits=True)
         with (
             raw_batches(rows(NUM_ROWS)) as batches,
             TrainingWork(batches, groups, model, Phases(model), verify=verify) as work,
@@ -73,7 +74,7 @@ def plain() -> tuple[list[float], dict[str, Any]]:
     return train_plainly(rows(NUM_ROWS))
 
 
-@pytest.mark.parametrize("name", sorted(POLICIES))
+@pytest.mark.parametrize("name", sorted(STEP_POLICIES))
 def test_parameters_equal_those_of_one_process(
     addresses: list[str], name: str, plain: tuple[list[float], dict[str, Any]]
 ) -> None:

@@ -14,7 +14,7 @@ import pytest
 from headrace.errors import ConfigError
 from headrace.logs.generate import GenerateConfig, generate_logs
 from headrace.pipeline import BatchIterator
-from headrace.scheduling.policies import POLICIES
+from headrace.registry import STEP_POLICIES
 from headrace.scheduling.state import SchedulerState
 from headrace.training import CheckpointFolder, JobConfig, Trainer, TrainResult
 
@@ -91,7 +91,7 @@ def assert_same_run(run: Path, expected: Path) -> None:
             np.testing.assert_array_equal(value, right[name], err_msg=name)
 
 
-@pytest.mark.parametrize("policy", sorted(POLICIES))
+@pytest.mark.parametrize("policy", sorted(STEP_POLICIES))
 def test_a_scheduled_job_ends_with_the_same_checkpoint(folder: Path, policy: str) -> None:
     result = train(folder, policy, {"policy": policy, "max_groups": 4})
     assert_same_run(folder / policy, folder / "plain")

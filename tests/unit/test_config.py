@@ -43,7 +43,6 @@ class Job(Config):
     [
         ({"modle": {}}, "modle: unknown key, expected one of: model, schema, models"),
         ({"model": {"kind": "large", "width": 3}}, "model.width: unknown key, expected one of: kind, widths"),
-        ({"model": {"kind": "huge"}}, "model.kind: given 'huge', expected one of: 'small', 'large'"),
         ({"model": {"kind": "small", "width": 0}}, "model.width: given 0, expected: greater than or equal to 1"),
         ({"model": {"kind": "large", "widths": [1, "x"]}}, "model.widths.1: given 'x', expected: a valid integer"),
         ({"models": {"a": {"widht": 1}}}, "models.a.widht: unknown key, expected one of: kind, widths"),

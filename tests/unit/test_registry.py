@@ -54,12 +54,15 @@ def own_shape(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]
     sys.modules.pop("own_shapes", None)
 
 
-@pytest.mark.parametrize("names", [registry.MODELS, registry.DENSE_OPTIMIZERS, registry.TUNERS])
-def test_everything_built_in_can_be_imported(names: Registry[object]) -> None:
-    assert all(callable(names[name]) for name in names)
+CONFIGS = [registry.MODELS, registry.DENSE_OPTIMIZERS, registry.SPARSE_OPTIMIZERS]
 
 
-@pytest.mark.parametrize("names", [registry.MODELS, registry.DENSE_OPTIMIZERS])
+@pytest.mark.parametrize("names", [registry.TUNERS, registry.STEP_POLICIES])
+def test_every_policy_can_be_imported(names: Registry[object]) -> None:
+    assert all(names.values())
+
+
+@pytest.mark.parametrize("names", CONFIGS)
 def test_a_config_has_the_kind_it_is_registered_by(names: Registry[type[Config]]) -> None:
     for name in names:
         assert names[name].model_fields["kind"].annotation == Literal[name]  # type: ignore[valid-type]

@@ -16,6 +16,7 @@ from headrace.embeddings.optimizers import (
     FTRLConfig,
     RowWiseAdagradConfig,
     SGDConfig,
+    SparseOptimizerConfig,
 )
 from headrace.embeddings.stores.local import EmbeddingStore, LocalStore
 from headrace.embeddings.tables.table_group import TableGroup
@@ -35,6 +36,7 @@ __all__ = [
     "Lookup",
     "RowWiseAdagradConfig",
     "SGDConfig",
+    "SparseOptimizerConfig",
     "TableConfig",
     "TableGroup",
     "UniquePooled",

@@ -9,7 +9,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, model_validator
 
 from headrace.config import Config
-from headrace.embeddings.optimizers import OptimizerConfig, RowWiseAdagradConfig
+from headrace.embeddings.optimizers import RowWiseAdagradConfig, SparseOptimizerConfig
 from headrace.embeddings.storage.row_formats import RowFormat
 from headrace.errors import ConfigError
 
@@ -35,7 +35,7 @@ class TableConfig(Config):
     rows: RowFormat = "fp32"
     """Storage dtype of rows: fp32, or bf16 or fp16 with stochastic rounding in half the memory; the same for all
     spaces."""
-    optimizer: OptimizerConfig = RowWiseAdagradConfig()
+    optimizer: SparseOptimizerConfig = RowWiseAdagradConfig()
     """Optimizer of rows; one kind for all spaces, whose parameters can differ. Its state is always fp32."""
 
     @property

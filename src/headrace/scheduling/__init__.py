@@ -2,12 +2,11 @@
 
 from headrace.scheduling.bounds import StepParts
 from headrace.scheduling.graph import ALL_GROUPS, WHOLE, Kind, Lane, Node, Operator, Part, Start
-from headrace.scheduling.policies import POLICIES, Decision, Policy, PullStrategy, SchedulerView, StepContext, nothing
+from headrace.scheduling.policies import Decision, Policy, PullStrategy, SchedulerView, StepContext, nothing
 from headrace.scheduling.state import SchedulerState
 
 __all__ = [
     "ALL_GROUPS",
-    "POLICIES",
     "WHOLE",
     "Decision",
     "Kind",

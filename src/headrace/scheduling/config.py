@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Annotated, Any
 
 from pydantic import Field, model_validator
 
 from headrace.config import Config
-from headrace.scheduling.policies import POLICIES, BatchPrefetch, Policy
+from headrace.errors import ConfigError
+from headrace.registry import STEP_POLICIES, OneOf
+from headrace.scheduling.policies import BatchPrefetch, Policy, StepwisePolicy
 
 __all__ = ["SchedulerConfig"]
 
@@ -22,7 +24,7 @@ class SchedulerConfig(Config):
         scheduler: {policy: batch_prefetch, batches_ahead: 4, threads: 2}
     """
 
-    policy: Literal["auto", "serial", "batch_prefetch", "intra", "inter", "recs", "recs_early"] = "auto"
+    policy: Annotated[str, OneOf(STEP_POLICIES, "auto")] = "auto"
     """auto is `recs` if rows live in remote shards, otherwise a plain loop behind the pipeline, without a scheduler."""
     batches_ahead: int | None = Field(default=None, ge=0)
     """Batches after the next one whose features can be computed ahead; None for the policy's default."""
@@ -55,8 +57,13 @@ class SchedulerConfig(Config):
             name = "recs"
         if name == "recs_early" and not alone:
             name = "recs"
-        policy = POLICIES[name]
-        ahead = policy.num_ahead if self.batches_ahead is None else self.batches_ahead
+        policy: Policy = STEP_POLICIES.find(name, where="scheduler.policy")
         if isinstance(policy, BatchPrefetch):
-            return replace(policy, num_ahead=ahead, num_threads=self.threads or 0)
-        return replace(policy, num_ahead=max(1, ahead))
+            policy = replace(policy, num_threads=self.threads or 0)
+        if self.batches_ahead is None:
+            return policy
+        if isinstance(policy, BatchPrefetch):
+            return replace(policy, num_ahead=self.batches_ahead)
+        if isinstance(policy, StepwisePolicy):
+            return replace(policy, num_ahead=max(1, self.batches_ahead))
+        raise ConfigError(f"scheduler.batches_ahead: given {self.batches_ahead}, but policy {name} sets it itself")

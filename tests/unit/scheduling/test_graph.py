@@ -7,20 +7,21 @@ from dataclasses import replace
 
 import pytest
 
+from headrace.registry import STEP_POLICIES
 from headrace.scheduling.cost import Costs
 from headrace.scheduling.graph import ALL_GROUPS, Kind, Node, Operator, Part, Start, check_step, matches
-from headrace.scheduling.policies import POLICIES, StepContext
+from headrace.scheduling.policies import StepContext
 from headrace.scheduling.policies.strategies import AT_ONCE, EARLY, IN_GROUPS
 
 STEP = StepContext(3, 2, True, 1, Costs(2))
 DENSE = Operator(Kind.DENSE, 3)
 
 
-@pytest.mark.parametrize("name", sorted(POLICIES))
+@pytest.mark.parametrize("name", sorted(STEP_POLICIES))
 @pytest.mark.parametrize("num_groups", [1, 3])
 @pytest.mark.parametrize("store_waits", [True, False])
 def test_every_policy_builds_steps_that_can_run(name: str, num_groups: int, store_waits: bool) -> None:
-    for strategy in POLICIES[name].strategies:
+    for strategy in STEP_POLICIES[name].strategies:
         step = replace(STEP, num_groups=num_groups, store_waits=store_waits, costs=Costs(num_groups))
         check_step(strategy.build(step), 3, num_groups)
 

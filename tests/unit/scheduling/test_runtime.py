@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
+from headrace.registry import STEP_POLICIES
 from headrace.scheduling.graph import Kind, Operator
-from headrace.scheduling.policies import POLICIES, RECS
+from headrace.scheduling.policies import RECS
 from headrace.scheduling.policies.strategies import BY_GROUP
 from headrace.scheduling.runtime import Done, StepRuntime
 from headrace.scheduling.state import SchedulerState
@@ -77,11 +78,11 @@ class Notes:
 
 
 def runtime(work: Notes, name: str = "recs", num_groups: int = 2) -> StepRuntime:
-    return StepRuntime(work, SchedulerState(num_groups, POLICIES[name], num_cores=2))
+    return StepRuntime(work, SchedulerState(num_groups, STEP_POLICIES[name], num_cores=2))
 
 
 def inline(work: Notes, name: str = "recs") -> StepRuntime:
-    return StepRuntime(work, SchedulerState(1, POLICIES[name], num_cores=1), is_inline=True)
+    return StepRuntime(work, SchedulerState(1, STEP_POLICIES[name], num_cores=1), is_inline=True)
 
 
 def train_all(steps: StepRuntime) -> None:
@@ -89,7 +90,7 @@ def train_all(steps: StepRuntime) -> None:
         pass
 
 
-@pytest.mark.parametrize("name", sorted(POLICIES))
+@pytest.mark.parametrize("name", sorted(STEP_POLICIES))
 def test_every_batch_is_trained_once_in_order(name: str) -> None:
     work = Notes(6)
     with runtime(work, name) as steps:
@@ -170,7 +171,7 @@ class InlineNotes(Notes):
         return super().read(batch)
 
 
-@pytest.mark.parametrize("name", sorted(POLICIES))
+@pytest.mark.parametrize("name", sorted(STEP_POLICIES))
 def test_an_inline_runtime_does_the_same_without_threads(name: str) -> None:
     work = InlineNotes(4)
     num_threads = threading.active_count()

@@ -9,9 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from virtual_step import VirtualRun, VirtualStep
 
+from headrace.registry import STEP_POLICIES
 from headrace.scheduling.events import BatchRead, Finished, StepRequested
 from headrace.scheduling.graph import ALL_GROUPS, Kind, Operator
-from headrace.scheduling.policies import INTER, INTRA, POLICIES, RECS, RECS_EARLY, SERIAL, BatchPrefetch, PullStrategy
+from headrace.scheduling.policies import INTER, INTRA, RECS, RECS_EARLY, SERIAL, BatchPrefetch, PullStrategy
 from headrace.scheduling.policies.strategies import AHEAD, AT_ONCE, BY_GROUP, EARLY
 from headrace.scheduling.selection import WARM_UP_STEPS
 from headrace.scheduling.state import SchedulerState
@@ -36,11 +37,11 @@ def fine(features_s: float, pull_s: float, dense_s: float, push_s: float, deferr
 
 
 @settings(max_examples=40, deadline=None)
-@given(steps(), st.sampled_from(sorted(POLICIES)), st.integers(1, 3), st.booleans())
+@given(steps(), st.sampled_from(sorted(STEP_POLICIES)), st.integers(1, 3), st.booleans())
 def test_every_policy_trains_every_batch_in_order_with_inputs_before_use(
     step: VirtualStep, name: str, num_cores: int, store_waits: bool
 ) -> None:
-    policy = POLICIES[name]
+    policy = STEP_POLICIES[name]
     run = VirtualRun(step, policy, 8, num_cores=num_cores, store_waits=store_waits).run()  # inputs are checked inside
     trained = [operator.batch for operator, _ in run.begins(Kind.DENSE)]
     assert trained == list(range(8))
@@ -51,9 +52,9 @@ def test_every_policy_trains_every_batch_in_order_with_inputs_before_use(
 
 
 @settings(max_examples=40, deadline=None)
-@given(steps(), st.sampled_from(sorted(POLICIES)), st.booleans())
+@given(steps(), st.sampled_from(sorted(STEP_POLICIES)), st.booleans())
 def test_no_policy_beats_the_bound_of_its_kind(step: VirtualStep, name: str, store_waits: bool) -> None:
-    policy = POLICIES[name]
+    policy = STEP_POLICIES[name]
     run = VirtualRun(step, policy, NUM_BATCHES, store_waits=store_waits).run()
     parts = replace(step, update_s=0.0).parts()  # an update runs beside the push of its step
     slack = 1 - 10 / NUM_BATCHES  # work done ahead during warm-up is used up over the run
@@ -108,7 +109,7 @@ def test_intra_hides_features_under_communication() -> None:
 @settings(max_examples=40, deadline=None)
 @given(steps(), st.integers(1, 2), st.sampled_from(["intra", "recs"]))
 def test_training_work_waits_for_one_feature_operator_at_most(step: VirtualStep, num_cores: int, name: str) -> None:
-    run = VirtualRun(step, POLICIES[name], 12, num_cores=num_cores).run()
+    run = VirtualRun(step, STEP_POLICIES[name], 12, num_cores=num_cores).run()
     dense = {operator.batch: (begin, end) for operator, begin, end in run.spans if operator.kind is Kind.DENSE}
     for batch, (begin, end) in dense.items():
         beside = [op for op, b, e in run.spans if op.kind is Kind.FEATURES and b < end - 1e-9 and e > begin + 1e-9]
@@ -126,7 +127,7 @@ def test_batch_prefetch_takes_the_core_from_training_work_where_recs_does_not() 
 @settings(max_examples=30, deadline=None)
 @given(steps(3), st.sampled_from(["batch_prefetch", "intra", "recs", "recs_early"]), st.integers(0, 2000))
 def test_run_ahead_stays_within_the_byte_budget_and_never_stops(step: VirtualStep, name: str, budget: int) -> None:
-    run = VirtualRun(step, POLICIES[name], 10, budget_bytes=budget).run()  # the ledger is checked inside
+    run = VirtualRun(step, STEP_POLICIES[name], 10, budget_bytes=budget).run()  # the ledger is checked inside
     assert [operator.batch for operator, _ in run.begins(Kind.DENSE)] == list(range(10))
 
 

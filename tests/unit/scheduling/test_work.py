@@ -25,9 +25,10 @@ from torch import nn
 
 from headrace.embeddings import embedding_bags
 from headrace.errors import DataError, HeadraceError
+from headrace.registry import STEP_POLICIES
 from headrace.scheduling.feature_groups import group_features
 from headrace.scheduling.graph import ALL_GROUPS
-from headrace.scheduling.policies import POLICIES, RECS, RECS_EARLY, Policy, PullStrategy, StepwisePolicy
+from headrace.scheduling.policies import RECS, RECS_EARLY, Policy, PullStrategy, StepwisePolicy
 from headrace.scheduling.policies.strategies import AHEAD, BY_GROUP, EARLY, IN_GROUPS, early_pulls
 from headrace.scheduling.runtime import StepRuntime
 from headrace.scheduling.selection import WARM_UP_STEPS
@@ -52,25 +53,25 @@ def plain() -> tuple[list[float], dict[str, Any]]:
     return train_plainly(rows(64 * 9 + 17))
 
 
-@pytest.mark.parametrize("name", sorted(POLICIES))
+@pytest.mark.parametrize("name", sorted(STEP_POLICIES))
 def test_parameters_equal_those_of_a_plain_loop_bit_for_bit(
     name: str, plain: tuple[list[float], dict[str, Any]]
 ) -> None:
-    losses, found, _ = train_scheduled(rows(64 * 9 + 17), POLICIES[name])
+    losses, found, _ = train_scheduled(rows(64 * 9 + 17), STEP_POLICIES[name])
     assert losses == plain[0]
     assert_equal(found, plain[1])
 
 
-@pytest.mark.parametrize("name", sorted(POLICIES))
+@pytest.mark.parametrize("name", sorted(STEP_POLICIES))
 def test_parameters_stay_equal_where_the_caller_does_it_all(
     name: str, plain: tuple[list[float], dict[str, Any]]
 ) -> None:
-    losses, found, _ = train_scheduled(rows(64 * 9 + 17), POLICIES[name], max_groups=1, is_inline=True)
+    losses, found, _ = train_scheduled(rows(64 * 9 + 17), STEP_POLICIES[name], max_groups=1, is_inline=True)
     assert losses == plain[0]
     assert_equal(found, plain[1])
 
 
-@pytest.mark.parametrize("name", sorted(POLICIES))
+@pytest.mark.parametrize("name", sorted(STEP_POLICIES))
 def test_keys_are_found_with_the_features_and_rows_read_once(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The model finds no keys and sends no reads: it gets those of its batch, under every policy."""
     num_steps = []
@@ -87,7 +88,7 @@ def test_keys_are_found_with_the_features_and_rows_read_once(name: str, monkeypa
             return forward_backward(self, batch, num_rows)
 
     monkeypatch.setattr(Phases, "forward_backward", forbid)
-    train_scheduled(rows(64 * 3), POLICIES[name], is_inline=True, max_groups=3)
+    train_scheduled(rows(64 * 3), STEP_POLICIES[name], is_inline=True, max_groups=3)
     assert num_steps == [64, 64, 64]
 
 
@@ -142,7 +143,7 @@ def train_slowly(
 def test_parameters_stay_equal_when_transfers_take_their_time(
     name: str, plain: tuple[list[float], dict[str, Any]]
 ) -> None:
-    losses, found, deferred = train_slowly(64 * 9 + 17, POLICIES[name])
+    losses, found, deferred = train_slowly(64 * 9 + 17, STEP_POLICIES[name])
     assert losses == plain[0]
     assert_equal(found, plain[1])
     assert (max(deferred) > 0) == (name == "recs_early")

@@ -1,13 +1,10 @@
 """Sparse optimizers: merged gradients in, unique rows updated in place."""
 
 from collections.abc import Sequence
-from typing import Annotated
-
-from pydantic import Field
 
 from headrace.embeddings.optimizers.adagrad import Adagrad, AdagradConfig
 from headrace.embeddings.optimizers.adam import Adam, AdamConfig
-from headrace.embeddings.optimizers.base import Rounding, SparseOptimizer
+from headrace.embeddings.optimizers.base import Rounding, SparseOptimizer, SparseOptimizerConfig
 from headrace.embeddings.optimizers.ftrl import FTRL, FTRLConfig
 from headrace.embeddings.optimizers.rowwise_adagrad import RowWiseAdagrad, RowWiseAdagradConfig
 from headrace.embeddings.optimizers.sgd import SGD, SGDConfig
@@ -20,26 +17,18 @@ __all__ = [
     "Adam",
     "AdamConfig",
     "FTRLConfig",
-    "OptimizerConfig",
     "Rounding",
     "RowWiseAdagrad",
     "RowWiseAdagradConfig",
     "SGDConfig",
     "SparseOptimizer",
+    "SparseOptimizerConfig",
     "build_optimizer",
 ]
 
-OptimizerConfig = Annotated[
-    SGDConfig | RowWiseAdagradConfig | AdagradConfig | AdamConfig | FTRLConfig, Field(discriminator="kind")
-]
 
-_OPTIMIZERS: dict[str, type[SparseOptimizer]] = {
-    optimizer.kind: optimizer for optimizer in (SGD, RowWiseAdagrad, Adagrad, Adam, FTRL)
-}
-
-
-def build_optimizer(configs: Sequence[OptimizerConfig], embedding_dim: int) -> SparseOptimizer:
+def build_optimizer(configs: Sequence[SparseOptimizerConfig], embedding_dim: int) -> SparseOptimizer:
     """The optimizer of a table, from one config per space, all of one kind."""
     kinds = {config.kind for config in configs}
     assert len(kinds) == 1, f"spaces of one table share the kind of optimizer, given {sorted(kinds)}"
-    return _OPTIMIZERS[kinds.pop()](configs, embedding_dim)
+    return configs[0].build(configs, embedding_dim)

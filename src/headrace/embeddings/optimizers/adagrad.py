@@ -6,7 +6,8 @@ w           -= lr * g / (sqrt(accumulator) + eps)
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Sequence
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -29,6 +30,11 @@ class AdagradConfig(SparseOptimizerConfig):
     """Added to the square root of the accumulator."""
     initial_accumulator: float = Field(default=0.0, ge=0)
     """Initial value of accumulators; larger values make the first steps smaller."""
+
+    @classmethod
+    def build(cls, configs: Sequence[Any], embedding_dim: int) -> Adagrad:
+        """See `SparseOptimizerConfig.build`."""
+        return Adagrad(configs, embedding_dim)
 
 
 @kernel()

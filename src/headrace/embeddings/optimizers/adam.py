@@ -10,7 +10,8 @@ As `torch.optim.SparseAdam`.
 from __future__ import annotations
 
 import math
-from typing import Literal
+from collections.abc import Sequence
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -35,6 +36,11 @@ class AdamConfig(SparseOptimizerConfig):
     """Decay of the mean of squared gradients."""
     eps: float = Field(default=1e-8, gt=0)
     """Added to the root of the second moment."""
+
+    @classmethod
+    def build(cls, configs: Sequence[Any], embedding_dim: int) -> Adam:
+        """See `SparseOptimizerConfig.build`."""
+        return Adam(configs, embedding_dim)
 
 
 @kernel()

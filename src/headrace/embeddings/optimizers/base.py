@@ -18,10 +18,10 @@ from pydantic import Field
 from torch import Tensor
 
 from headrace.compiling import kernel
-from headrace.config import Config
 from headrace.embeddings.ops.hashing import key_stream, mix64
 from headrace.embeddings.ops.prefetch import prefetch_row
 from headrace.embeddings.storage.row_formats import FORMATS, FP32, round_row, widen_row
+from headrace.registry import SPARSE_OPTIMIZERS, NamedConfig, Registry
 
 __all__ = ["Rounding", "Slot", "SparseOptimizer", "SparseOptimizerConfig", "row_kernel"]
 
@@ -34,8 +34,10 @@ Seeds = npt.NDArray[np.uint64]
 CHUNK = 256  # rows a thread takes at a time
 
 
-class SparseOptimizerConfig(Config):
-    """Settings that all optimizers of rows share."""
+class SparseOptimizerConfig(NamedConfig):
+    """Settings that all optimizers of rows share. A job can name your own by its place, as it can a model."""
+
+    registry: ClassVar[Registry[type[SparseOptimizerConfig]]] = SPARSE_OPTIMIZERS
 
     weight_decay: float = Field(default=0.0, ge=0)
     """Shrinks rows when they are updated; rows without a gradient do not change."""
@@ -43,6 +45,16 @@ class SparseOptimizerConfig(Config):
     """l2: weight_decay * w is added to the gradient. decoupled: w -= lr * weight_decay * w, apart from the update."""
     clip_row_norm: float | None = Field(default=None, gt=0)
     """Maximum gradient norm of a row (L2, duplicates merged); larger gradients are scaled down. None for no limit."""
+
+    @classmethod
+    def build(cls, configs: Sequence[Any], embedding_dim: int) -> SparseOptimizer:
+        """The optimizer of tables of one dimension.
+
+        Args:
+            configs: Of each space, all of this kind.
+            embedding_dim: Numbers D of a row.
+        """
+        raise NotImplementedError(f"{cls.__name__}.build")
 
 
 class Slot(NamedTuple):

@@ -13,7 +13,8 @@ so that it moves from where it began.
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Sequence
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -40,6 +41,11 @@ class FTRLConfig(SparseOptimizerConfig):
     """L2 regularization."""
     initial_accumulator: float = Field(default=0.0, ge=0)
     """Initial value of n."""
+
+    @classmethod
+    def build(cls, configs: Sequence[Any], embedding_dim: int) -> FTRL:
+        """See `SparseOptimizerConfig.build`."""
+        return FTRL(configs, embedding_dim)
 
 
 @kernel()

@@ -8,7 +8,8 @@ As FBGEMM's `EXACT_ROWWISE_ADAGRAD` and TorchRec's `RowWiseAdagrad`: nearly Adag
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Sequence
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -31,6 +32,11 @@ class RowWiseAdagradConfig(SparseOptimizerConfig):
     """Added to the square root of the accumulator."""
     initial_accumulator: float = Field(default=0.0, ge=0)
     """Initial value of accumulators; larger values make the first steps smaller."""
+
+    @classmethod
+    def build(cls, configs: Sequence[Any], embedding_dim: int) -> RowWiseAdagrad:
+        """See `SparseOptimizerConfig.build`."""
+        return RowWiseAdagrad(configs, embedding_dim)
 
 
 @kernel()

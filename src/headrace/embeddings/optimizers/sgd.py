@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Sequence
+from typing import Any, Literal
 
 from pydantic import Field
 from torch import Tensor
@@ -19,6 +20,11 @@ class SGDConfig(SparseOptimizerConfig):
     kind: Literal["sgd"] = "sgd"
     lr: float = Field(default=0.1, gt=0)  # the facebookresearch DLRM scripts use 0.1
     """Learning rate."""
+
+    @classmethod
+    def build(cls, configs: Sequence[Any], embedding_dim: int) -> SGD:
+        """See `SparseOptimizerConfig.build`."""
+        return SGD(configs, embedding_dim)
 
 
 @kernel()

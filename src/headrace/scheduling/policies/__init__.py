@@ -1,17 +1,15 @@
-"""Scheduling policies by the name that a job file gives them."""
+"""Scheduling policies; `headrace.registry.STEP_POLICIES` has their names."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from headrace.scheduling.policies.base import Decision, Policy, PullStrategy, SchedulerView, StepContext, nothing
-from headrace.scheduling.policies.batch_prefetch import BatchPrefetch
+from headrace.scheduling.policies.batch_prefetch import BATCH_PREFETCH, BatchPrefetch
 from headrace.scheduling.policies.stepwise import INTER, INTRA, RECS, RECS_EARLY, SERIAL, StepwisePolicy
 
 __all__ = [
+    "BATCH_PREFETCH",
     "INTER",
     "INTRA",
-    "POLICIES",
     "RECS",
     "RECS_EARLY",
     "SERIAL",
@@ -24,8 +22,3 @@ __all__ = [
     "StepwisePolicy",
     "nothing",
 ]
-
-POLICIES: Mapping[str, StepwisePolicy | BatchPrefetch] = {
-    policy.name: policy for policy in (SERIAL, BatchPrefetch(), INTRA, INTER, RECS, RECS_EARLY)
-}
-"""The policies with their defaults; `dataclasses.replace` changes them."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from headrace.scheduling.policies.base import Decision, PullStrategy, SchedulerView, nothing
 from headrace.scheduling.policies.strategies import AT_ONCE
 
-__all__ = ["BatchPrefetch"]
+__all__ = ["BATCH_PREFETCH", "BatchPrefetch"]
 
 
 @dataclass(frozen=True)
@@ -39,3 +39,6 @@ class BatchPrefetch:
             ahead = batch - now.current
             return Decision(operator, f"{ahead} ahead" if ahead else "the next to train")
         return nothing("all batches ahead are done or in the making")
+
+
+BATCH_PREFETCH = BatchPrefetch()
