@@ -30,7 +30,15 @@ from headrace.training.process_group import ProcessGroup
 from headrace.training.run_folder import RunFolder
 from headrace.training.state import TrainingState
 
-__all__ = ["UncommittedOutput", "commit", "load_parameters", "parameters", "restore", "take_snapshot"]
+__all__ = [
+    "UncommittedOutput",
+    "commit",
+    "load_parameters",
+    "newest_checkpoint",
+    "parameters",
+    "restore",
+    "take_snapshot",
+]
 
 
 class UncommittedOutput:
@@ -96,6 +104,16 @@ def commit(
         step = state.step
         checkpoints.save(snapshot, None if save_shards is None else lambda folder: save_shards(folder, step))
     process_group.share(None)  # nobody pulls for the next step before shards have saved this one
+
+
+def newest_checkpoint(checkpoints: CheckpointFolder, process_group: ProcessGroup) -> tuple[Snapshot | None, list[str]]:
+    """The checkpoint that trainer 0 goes on from, and a line for each newer one that is damaged; for all trainers."""
+    if process_group.rank == 0:
+        snapshot, refused = checkpoints.load_latest()
+        process_group.share(None if snapshot is None else snapshot.number)
+        return snapshot, [f"refused a checkpoint, falling back to the previous one: {line}" for line in refused]
+    number = process_group.share(None)
+    return None if number is None else checkpoints.load(number), []
 
 
 class _SavedState(BaseModel):

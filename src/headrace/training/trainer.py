@@ -20,8 +20,8 @@ from headrace.observe.progress import Progress
 from headrace.observe.tensorboard import TensorBoard
 from headrace.pipeline import BatchIterator, RowStats
 from headrace.threads import Threads
-from headrace.training.checkpoint import CheckpointFolder, Snapshot
-from headrace.training.commits import UncommittedOutput, commit, restore
+from headrace.training.checkpoint import CheckpointFolder
+from headrace.training.commits import UncommittedOutput, commit, newest_checkpoint, restore
 from headrace.training.components import build_components
 from headrace.training.feed import decide_groups, open_batches, source_columns, step_budget
 from headrace.training.job import JobConfig
@@ -114,7 +114,15 @@ class Trainer:
             HeadraceError: The logs, the job or a checkpoint cannot be used, or another process writes to this run.
         """
         with self._resumed():
-            return self._train(windows, until)
+            found, rest = self._find_windows(windows, until)
+            for window in found:
+                result = self._train_window(window)
+                if result is None:
+                    return TrainResult(tuple(self.finished), self.state.step, True, f"stopped in window {window.name}")
+                self.finished.append(result)
+                if self._process_group.rank == 0:
+                    self._on_window(result)
+            return TrainResult(tuple(self.finished), self.state.step, False, rest)
 
     def replay(self) -> WindowResult | None:
         """Train on the quarantined rows once more, after the job's schema or the quarantine files were corrected.
@@ -144,128 +152,47 @@ class Trainer:
             self.state.start_stretch()
             every_row = self.job.data.bad_rows.model_copy(update={"max_ratio": 1.0})  # may still be bad: all were
             with Progress(f"replay of {len(files)} files", total=num_rows) as progress:
-                if not self._consume(source, progress, allowed=every_row, every=None):
+                if not self._train_on(source, progress, allowed=every_row, every=None):
                     raise HeadraceError("stopped; the replay was discarded")
             self.state.rows += RowStats(num_quarantined=-num_rows)  # they were counted when first read
             self.state.replayed += tuple(path.name for path in files)
-            self._save()
+            self._commit()
             self.run_folder.set_aside(self.state.replayed)
             return self._result("replay", None)
 
-    @contextmanager
-    def _resumed(self) -> Iterator[None]:
-        """Hold the run, at the state of its newest whole checkpoint."""
-        self.run_folder.lock()
-        is_done = False
-        try:
-            messages = self._resume()
-            with (
-                DecisionLog(self.run_folder.decisions, start_s=self.state.seconds) as self._decisions,
-                TensorBoard(self.run_folder.path / "tensorboard") as self._tensorboard,
-            ):
-                for message in messages:
-                    self._decisions.record("training", {}, message)
-                    self._on_message(message)
-                if self._step.precision is not None:
-                    self._decisions.record("precision", {}, f"matrix products in {self._step.precision.reason}")
-                yield
-            is_done = True
-        finally:
-            if self._shards is not None:
-                self._shards.close(wait=is_done)
-            self.run_folder.unlock()
-
-    def _resume(self) -> list[str]:
-        """Go on from the newest whole checkpoint, and move aside what it does not count; says what was done."""
-        self._threads.update()
-        snapshot, messages = self._newest_checkpoint()
-        if self._shards is not None:
-            step, number = (0, None) if snapshot is None else (snapshot.state["step"], snapshot.number)
-            self._shards.open(step=step, checkpoint=number)
-        if snapshot is not None:
-            restore(snapshot, self.state, self.components.model, self.components.optimizer, self.components.shape)
-            if self._process_group.rank:
-                self.state.forget_counts()  # they are those of all trainers, and trainer 0 has them
-            where = f", in window {self.state.window.name}" if self.state.window else ""
-            messages.append(f"resuming from checkpoint {self.state.checkpoint}, step {self.state.step}{where}")
-        precision = self._step.settle_precision(self.job.training.batch_size, self.state.precision)
-        self.state.precision = precision.precision
-        removed = self.run_folder.rewind(self.state.checkpoint)
-        self.run_folder.set_aside(self.state.replayed)
-        if removed:
-            what = ", ".join(removed)
-            messages.append(f"moved output newer than the checkpoint to {self.run_folder.rewound}: {what}")
-        self.run_folder.write_config(self.job.to_yaml())
-        return messages
-
-    def _newest_checkpoint(self) -> tuple[Snapshot | None, list[str]]:
-        """The one trainer 0 goes on from, and a line for each that was refused."""
-        if self._process_group.rank == 0:
-            snapshot, refused = self._checkpoints.load_latest()
-            self._process_group.share(None if snapshot is None else snapshot.number)
-            return snapshot, [f"refused a checkpoint, falling back to the previous one: {line}" for line in refused]
-        number = self._process_group.share(None)
-        return None if number is None else self._checkpoints.load(number), []
-
-    def _train(self, limit: int | None, until: str | None) -> TrainResult:
-        windows, rest = self._find_windows(limit, until)
-        for window in windows:
-            if self.state.window is None:
-                self.state.start_window(window)
-            result = self._train_window(window)
-            if result is None:
-                return TrainResult(tuple(self.finished), self.state.step, True, f"stopped in window {window.name}")
-            self.finished.append(result)
-            if self._process_group.rank == 0:
-                self._on_window(result)
-        return TrainResult(tuple(self.finished), self.state.step, False, rest)
-
-    def _find_windows(self, limit: int | None, until: str | None) -> tuple[list[Window], str]:
-        """The windows to train on, and a line on what is left; trainer 0 looks, so that all have the same."""
-        started = [] if self.state.window is None else [self.state.window]
-        found: tuple[list[dict[str, Any]], str] | None = None
-        if self._process_group.rank == 0:
-            new = find_windows(
-                self.job.data.path,
-                self.job.schema_of_logs,
-                started[0].cursor_after if started else self.state.cursor,
-                self.job.data.window,
-                until=until,
-                limit=None if limit is None else max(0, limit - len(started)),
-            )
-            for note in new.notes:
-                self._on_message(note)
-            ahead = [*(relocate(window, new.infos) for window in started), *new.windows]
-            if self._process_group.size == 1:
-                return ahead, new.rest
-            found = [window.to_dict() for window in ahead], new.rest
-        windows, rest = self._process_group.share(found)
-        return [Window.from_dict(window) for window in windows], rest
-
     def _train_window(self, window: Window) -> WindowResult | None:
-        """Train on the rest of a window; None if asked to stop before its end."""
+        """Train on a window, or on the rest of it; None if asked to stop before its end."""
+        state = self.state
+        if state.window is None:
+            state.start_window(window)
         source = ParquetSource(
             window.selections,
             self.job.schema_of_logs,
             columns=source_columns(self.job, self.components.plan),
             policy=self.job.data.bad_rows,
         )
-        every = self.job.training.checkpoint_every_steps
-        allowed = self.job.data.bad_rows
         with Progress(f"train {window.name}", total=window.num_rows, always_ends=True) as progress:
-            if not self._consume(source, progress, allowed=allowed, every=every):
-                self._save()
+            every = self.job.training.checkpoint_every_steps
+            if not self._train_on(source, progress, allowed=self.job.data.bad_rows, every=every):
+                self._commit()
                 return None
-            self.state.gather(self._process_group)
+            state.gather(self._process_group)
             result = self._result(window.name, self._bounds.get(window.name))
             if self._process_group.rank == 0:
-                self._record(result.to_record(step=self.state.step, time_s=self.state.seconds))
+                self._record(result.to_record(step=state.step, time_s=state.seconds))
                 progress.finish(result.rows.num_used, result.seconds, result.summary())
-            self._end_window()
+            # Ids not seen for long lose their rows, and the window counts as used.
+            for bags in embedding_bags(self.components.model).values():
+                if bags.table is not None:
+                    bags.table.end_window()
+            if self._shards is not None:
+                self._shards.end_window(state.step)
+            state.finish_window()
+            self._commit()
         return result
 
-    def _consume(self, source: Source, progress: Progress, *, allowed: BadRowPolicy, every: int | None) -> bool:
-        """Train on a source from the state's token on; False if asked to stop before its end.
+    def _train_on(self, source: Source, progress: Progress, *, allowed: BadRowPolicy, every: int | None) -> bool:
+        """The loop: train on a source from the state's position on; False if asked to stop before its end.
 
         Args:
             source: The rows.
@@ -273,20 +200,48 @@ class Trainer:
             allowed: How many of them may be bad.
             every: Steps between checkpoints; None for none.
         """
-        rows = self.state.window_rows
+        state, finished = self.state, False
         self._recorder.watch(source)
-        budget = ErrorBudget(allowed, num_read=rows.num_read, num_bad=rows.num_bad)
+        budget = ErrorBudget(allowed, num_read=state.window_rows.num_read, num_bad=state.window_rows.num_bad)
         with self._open(source) as (batches, steps):
-            progress.update(rows.num_read)
-            finished = self._steps(steps, budget, progress, every)
+            progress.update(state.window_rows.num_read)
+            while not self._should_stop():
+                asked = time.perf_counter()
+                is_due = every is not None and (state.step + 1) % every == 0
+
+                # Predict, then train. Batches were prepared ahead by the pipeline, or by the scheduler.
+                output = steps.run_step()
+                if output is None:
+                    finished = True
+                    break
+                state.step += 1
+
+                # Score the predictions, and count the rows: what a checkpoint from here on holds.
+                self._score(output)
+                self._count(steps, budget, seconds=time.perf_counter() - asked)
+
+                # Report, every few steps.
+                columns: dict[str, Any] | None = None
+                if self._recorder.add(output):
+                    record = self._recorder.take(state, steps)
+                    self._record(record)
+                    self._replan(steps)
+                    columns = {"loss": record["loss"], "AUC": record["auc"], "limited by": record["limiting"]}
+                progress.update(state.window_rows.num_read, columns)
+
+                # Commit, where a checkpoint inside the window is due.
+                if is_due:
+                    steps.settle()
+                    self._commit()
             if finished:
                 self._count(steps, budget, seconds=0.0)  # bad rows behind the last good one
             else:
+                steps.settle()
                 progress.stop()
             if self._recorder.has_steps:
-                self._record(self._recorder.take(self.state, steps))
+                self._record(self._recorder.take(state, steps))
             self._explain(progress.what, batches)
-            return finished
+        return finished
 
     @contextmanager
     def _open(self, source: Source) -> Iterator[tuple[BatchIterator, StepRunner]]:
@@ -322,40 +277,6 @@ class Trainer:
         baseline_auc = state.baseline.compute().auc
         return WindowResult(name, state.window_rows, state.window_seconds, scores, best_ne, baseline_auc)
 
-    def _end_window(self) -> None:
-        """Count the window as used; ids not seen for long lose their rows."""
-        for bags in embedding_bags(self.components.model).values():
-            if bags.table is not None:
-                bags.table.end_window()
-        if self._shards is not None:
-            self._shards.end_window(self.state.step)
-        self.state.finish_window()
-        self._save()
-
-    def _steps(self, steps: StepRunner, budget: ErrorBudget, progress: Progress, every: int | None) -> bool:
-        """Train on batch after batch; False if asked to stop before the last."""
-        while not self._should_stop():
-            asked = time.perf_counter()
-            due = every is not None and (self.state.step + 1) % every == 0
-            output = steps.run_step()
-            if output is None:
-                return True
-            self.state.step += 1
-            self._score(output)
-            self._count(steps, budget, seconds=time.perf_counter() - asked)
-            columns: dict[str, Any] | None = None
-            if self._recorder.add(output):
-                record = self._recorder.take(self.state, steps)
-                self._record(record)
-                self._replan(steps)
-                columns = {"loss": record["loss"], "AUC": record["auc"], "limited by": record["limiting"]}
-            progress.update(self.state.window_rows.num_read, columns)
-            if due:
-                steps.settle()
-                self._save()
-        steps.settle()
-        return False
-
     def _score(self, output: StepOutput) -> None:
         """Take in the predictions that a step made before it trained."""
         for batch, result in output.parts:
@@ -386,7 +307,7 @@ class Trainer:
         self.run_folder.append_metrics({**record, "checkpoint": self.state.checkpoint + 1})
         self._tensorboard.write(record)
 
-    def _save(self) -> None:
+    def _commit(self) -> None:
         """Commit a checkpoint, see `commit`; its time is told with the next steps."""
         start = time.perf_counter()
         commit(
@@ -406,3 +327,71 @@ class Trainer:
 
     def _should_stop(self) -> bool:
         return self._wants_stop() if self._process_group.size == 1 else self._stopping
+
+    @contextmanager
+    def _resumed(self) -> Iterator[None]:
+        """Hold the run, at the state of its newest whole checkpoint."""
+        self.run_folder.lock()
+        is_done = False
+        try:
+            messages = self._resume()
+            with (
+                DecisionLog(self.run_folder.decisions, start_s=self.state.seconds) as self._decisions,
+                TensorBoard(self.run_folder.path / "tensorboard") as self._tensorboard,
+            ):
+                for message in messages:
+                    self._decisions.record("training", {}, message)
+                    self._on_message(message)
+                if self._step.precision is not None:
+                    self._decisions.record("precision", {}, f"matrix products in {self._step.precision.reason}")
+                yield
+            is_done = True
+        finally:
+            if self._shards is not None:
+                self._shards.close(wait=is_done)
+            self.run_folder.unlock()
+
+    def _resume(self) -> list[str]:
+        """Go on from the newest whole checkpoint, and move aside what it does not count; says what was done."""
+        self._threads.update()
+        snapshot, messages = newest_checkpoint(self._checkpoints, self._process_group)
+        if self._shards is not None:
+            step, number = (0, None) if snapshot is None else (snapshot.state["step"], snapshot.number)
+            self._shards.open(step=step, checkpoint=number)
+        if snapshot is not None:
+            restore(snapshot, self.state, self.components.model, self.components.optimizer, self.components.shape)
+            if self._process_group.rank:
+                self.state.forget_counts()  # they are those of all trainers, and trainer 0 has them
+            where = f", in window {self.state.window.name}" if self.state.window else ""
+            messages.append(f"resuming from checkpoint {self.state.checkpoint}, step {self.state.step}{where}")
+        precision = self._step.settle_precision(self.job.training.batch_size, self.state.precision)
+        self.state.precision = precision.precision
+        removed = self.run_folder.rewind(self.state.checkpoint)
+        self.run_folder.set_aside(self.state.replayed)
+        if removed:
+            what = ", ".join(removed)
+            messages.append(f"moved output newer than the checkpoint to {self.run_folder.rewound}: {what}")
+        self.run_folder.write_config(self.job.to_yaml())
+        return messages
+
+    def _find_windows(self, limit: int | None, until: str | None) -> tuple[list[Window], str]:
+        """The windows to train on, and a line on what is left; trainer 0 looks, so that all have the same."""
+        started = [] if self.state.window is None else [self.state.window]
+        found: tuple[list[dict[str, Any]], str] | None = None
+        if self._process_group.rank == 0:
+            new = find_windows(
+                self.job.data.path,
+                self.job.schema_of_logs,
+                started[0].cursor_after if started else self.state.cursor,
+                self.job.data.window,
+                until=until,
+                limit=None if limit is None else max(0, limit - len(started)),
+            )
+            for note in new.notes:
+                self._on_message(note)
+            ahead = [*(relocate(window, new.infos) for window in started), *new.windows]
+            if self._process_group.size == 1:
+                return ahead, new.rest
+            found = [window.to_dict() for window in ahead], new.rest
+        windows, rest = self._process_group.share(found)
+        return [Window.from_dict(window) for window in windows], rest
