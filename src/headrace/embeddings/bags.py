@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from headrace.buffers import empty
 from headrace.embeddings.config import EmbeddingsConfig
-from headrace.embeddings.keys import DIRECT, EXACT, HASHED, KeyLayout
+from headrace.embeddings.keys import KeyLayout
 from headrace.embeddings.lookup import FeatureSet, Lookup, LookupPart
 from headrace.embeddings.ops.accumulation import clip_norm, merge_keys
 from headrace.embeddings.ops.device_pooling import (
@@ -22,6 +22,7 @@ from headrace.embeddings.ops.device_pooling import (
 from headrace.embeddings.ops.gradients import POOL_MAX, POOL_MEAN, POOL_SUM
 from headrace.embeddings.ops.hashing import name_seeds
 from headrace.embeddings.ops.pooling import gather_sequence, pool_rows, pool_unique_rows
+from headrace.embeddings.ops.unique import DIRECT, EXACT, HASHED
 from headrace.embeddings.storage.device import DeviceStorage, Memory
 from headrace.embeddings.storage.host import HostStorage
 from headrace.embeddings.stores.local import EmbeddingStore, LocalStore

@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from headrace.embeddings.keys import SpaceLayout
+from headrace.embeddings.ops.unique import SpaceLayout
 from headrace.tensors import BatchKeys
 from headrace.tensors.jagged_ids import BagGroup
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 import headrace.features as features
-from headrace.embeddings import EmbeddingBags, EmbeddingsConfig
+from headrace.embeddings import EmbeddingBags, EmbeddingsConfig, KeyedPlan
 from headrace.embeddings.shards.warm_up import warm_up_shard
 from headrace.models import DCNv2Config, DeepFMConfig, DLRMConfig, ModelConfig, WideDeepConfig
 from headrace.models.products import Precision
@@ -36,6 +36,7 @@ def warm_up_groups() -> dict[str, Callable[[], object]]:
         groups[f"model ({config.kind}, {precision})"] = partial(_step_once, config, precision)
     for optimizer in OPTIMIZERS:
         groups[f"shards ({optimizer})"] = partial(warm_up_shard, optimizer)
+    groups["keys"] = _find_keys_once
     groups["metrics"] = _score_once
     return groups
 
@@ -48,6 +49,20 @@ def compile_group(name: str) -> None:
 def _score_once() -> None:
     """Metrics of a batch."""
     BinaryMetrics().update(np.zeros(2, np.float32), np.zeros(2, np.float32))
+
+
+def _find_keys_once() -> None:
+    """Unique keys as a pipeline's worker finds them, on one thread."""
+
+    class Plan:
+        def apply(self, batch: Batch) -> Batch:
+            return batch
+
+    bags = EmbeddingBags(EmbeddingsConfig(), ["id"], 8, seed=0)
+    batch = Batch(
+        torch.ones(2, 0), (KeyedJaggedTensor.from_lists({"id": [[1], [2]]}),), torch.ones(2, 0), torch.arange(2)
+    )
+    KeyedPlan(Plan(), [bags.key_layout]).apply(batch)
 
 
 def _train_once(optimizer: str, kind: str) -> None:

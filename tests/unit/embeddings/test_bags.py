@@ -23,7 +23,7 @@ from headrace.embeddings import (
     embedding_bags,
     key_layouts,
 )
-from headrace.embeddings.keys import unique_keys
+from headrace.embeddings.ops.unique import unique_keys
 from headrace.errors import ConfigError, DataError
 from headrace.tensors import Batch, KeyedJaggedTensor
 

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from headrace.compiling import kernel
-from headrace.embeddings.keys import EXACT, Keys, SpaceLayout, unique_keys
+from headrace.embeddings.ops.unique import EXACT, SpaceLayout, unique_keys
+from headrace.tensors import Keys
 from headrace.tensors.jagged_ids import JaggedIds
 
 __all__ = ["KeyGradients", "clip_norm", "merge_keys"]

@@ -18,9 +18,9 @@ import numpy.typing as npt
 
 from headrace.buffers import empty
 from headrace.compiling import kernel
-from headrace.embeddings.keys import SpaceLayout
 from headrace.embeddings.ops.prefetch import prefetch
 from headrace.embeddings.ops.tasks import deal_tasks
+from headrace.embeddings.ops.unique import SpaceLayout
 from headrace.tensors import BatchKeys
 
 __all__ = ["POOL_MAX", "POOL_MEAN", "POOL_SUM", "BagGradients", "flat", "sum_bags", "sum_sequence", "sum_unique_rows"]

@@ -6,8 +6,8 @@ import numpy as np
 import numpy.typing as npt
 
 from headrace.compiling import kernel
-from headrace.embeddings.keys import Keys
 from headrace.embeddings.ops.hashing import mix64
+from headrace.tensors import Keys
 
 __all__ = ["empty_slots", "find_keys", "first_repeated_key", "key_slot", "keys_in"]
 

@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from headrace.embeddings.keys import DIRECT, EXACT, HASHED, Keys, SpaceLayout, UniqueIds, unique_keys
 from headrace.embeddings.ops.accumulation import merge_keys
+from headrace.embeddings.ops.unique import DIRECT, EXACT, HASHED, SpaceLayout, UniqueIds, unique_keys
 from headrace.embeddings.tables.index.hashed import hashed_row
-from headrace.tensors import KeyedJaggedTensor
+from headrace.tensors import KeyedJaggedTensor, Keys
 from headrace.tensors.jagged_ids import collect_ids
 
 SIZE = 5
