@@ -15,7 +15,8 @@ import headrace as hr
 
 EMBEDDINGS = {
     "default": {"kind": "collisionless", "num_embeddings": 4096, "optimizer": {"kind": "rowwise_adagrad", "lr": 0.05}},
-    "features": {"history": {"space": "item", "pooling": "mean"}},  # items of the history share rows with the candidate
+    # Items of the history share rows with the candidate.
+    "tables": {"item": {"feature_names": ["item", "history"], "pooling": {"history": "mean"}}},
 }
 
 

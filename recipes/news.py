@@ -19,7 +19,6 @@ def job(logs: Path, run: Path) -> JobConfig:
 
     Articles live for hours: an id gets a row once it was seen twice, and loses it after a day without a click.
     """
-    articles = {"space": "articles"}
     context = ("environment", "device", "os", "country", "region", "referrer", "hour_of_day")
     values = {
         "run": str(run),
@@ -40,11 +39,14 @@ def job(logs: Path, run: Path) -> JobConfig:
                 "init_scale": 0.01,
                 "optimizer": {"kind": "rowwise_adagrad", "lr": 0.05},
             },
-            "spaces": {"articles": {"admission_count": 2, "evict_after": 24}, "user": {"evict_after": 72}},
-            "features": {
-                "item": articles,
-                "history": {**articles, "pooling": "mean"},
-                "session_items": {**articles, "pooling": "mean"},
+            "tables": {
+                "articles": {
+                    "feature_names": ["item", "history", "session_items"],
+                    "pooling": {"history": "mean", "session_items": "mean"},
+                    "admission_count": 2,
+                    "evict_after": 24,
+                },
+                "user": {"evict_after": 72},
             },
         },
         "model": {"kind": "dlrm", "embedding_dim": 16, "bottom": [32], "top": [128, 64]},

@@ -35,7 +35,7 @@ def spaces(shape: Shape) -> dict[str, Any]:
     """The embeddings' section of a job file: a table a feature, ids are its rows."""
     default = {"kind": "direct", "optimizer": {"kind": "rowwise_adagrad", "lr": 0.01}}
     sizes = zip(shape.names, shape.table_rows, strict=True)
-    return {"default": default, "spaces": {name: {"num_embeddings": num_rows} for name, num_rows in sizes}}
+    return {"default": default, "tables": {name: {"num_embeddings": num_rows} for name, num_rows in sizes}}
 
 
 def make(shape: Shape, *, precision: AskedPrecision) -> StepCode:

@@ -35,7 +35,6 @@ if TYPE_CHECKING:
     import headrace.tuning as tuning
     from headrace.embeddings import EmbeddingBags as EmbeddingBags
     from headrace.embeddings import EmbeddingsConfig as EmbeddingsConfig
-    from headrace.embeddings import FeatureConfig as FeatureConfig
     from headrace.embeddings import KeyedPlan as KeyedPlan
     from headrace.embeddings import TableConfig as TableConfig
     from headrace.embeddings import apply_gradients as apply_gradients
@@ -98,7 +97,6 @@ _NAMES = {
     "embeddings": (
         "EmbeddingBags",
         "EmbeddingsConfig",
-        "FeatureConfig",
         "KeyedPlan",
         "TableConfig",
         "apply_gradients",
@@ -141,7 +139,6 @@ __all__ = [
     "EmbeddingBags",
     "EmbeddingsConfig",
     "ExportedModel",
-    "FeatureConfig",
     "FeaturePlan",
     "HeadraceError",
     "InverseKeyedJaggedTensor",

@@ -36,7 +36,7 @@ data: {{path: logs}}
 pipeline: {{shuffle: {{num_rows: 700, seed: 3}}, workers: 1, tuner: none}}
 embeddings:
   default: {{kind: hashed, num_embeddings: 300, optimizer: {{kind: rowwise_adagrad, lr: 0.05}}}}
-  spaces: {{item: {{kind: collisionless, num_embeddings: 64, evict_after: 1}}}}
+  tables: {{item: {{kind: collisionless, num_embeddings: 64, evict_after: 1}}}}
 model: {{kind: dlrm, embedding_dim: 8, bottom: [16], top: [16]}}
 training:
   {{batch_size: {batch}, threads: 1, row_ledger: true, checkpoint_every_steps: 10,

@@ -15,10 +15,8 @@ data: {{path: clustered}}
 pipeline: {{shuffle: {{num_rows: 50000, seed: 7, by: session}}}}
 embeddings:
   default: {{kind: collisionless, num_embeddings: 4096, optimizer: {{kind: rowwise_adagrad, lr: 0.05}}}}
-  spaces: {{items: {{init_scale: 0.05}}}}
-  features:
-    item: {{space: items}}
-    history: {{space: items, pooling: mean}}
+  tables:
+    items: {{feature_names: [item, history], pooling: {{history: mean}}, init_scale: 0.05}}
 model: {{kind: dlrm, embedding_dim: 16, bottom: [64, 32], top: [128, 64]}}
 training: {{batch_size: 512, dense_optimizer: {{kind: adam, lr: 0.001}}}}
 """

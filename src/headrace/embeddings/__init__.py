@@ -8,7 +8,7 @@ from headrace.embeddings.bags import (
     embedding_bags,
     key_layouts,
 )
-from headrace.embeddings.config import EmbeddingsConfig, FeatureConfig, TableConfig
+from headrace.embeddings.config import EmbeddingsConfig, TableConfig
 from headrace.embeddings.keys import KeyedPlan, KeyLayout, Keys
 from headrace.embeddings.optimizers import (
     AdagradConfig,
@@ -28,7 +28,6 @@ __all__ = [
     "EmbeddingStore",
     "EmbeddingsConfig",
     "FTRLConfig",
-    "FeatureConfig",
     "KeyLayout",
     "KeyedPlan",
     "Keys",

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from headrace.buffers import empty
-from headrace.embeddings.config import EmbeddingsConfig
+from headrace.embeddings.config import EmbeddingsConfig, TableConfig
 from headrace.embeddings.keys import KeyLayout
 from headrace.embeddings.lookup import FeatureSet, Lookup, LookupPart
 from headrace.embeddings.ops.accumulation import clip_norm, merge_keys
@@ -33,6 +33,7 @@ from headrace.tensors import Batch, Group
 __all__ = ["EmbeddingBags", "Lookup", "UniquePooled", "apply_gradients", "embedding_bags", "key_layouts"]
 
 KINDS = {"direct": DIRECT, "hashed": HASHED, "collisionless": EXACT}
+NO_FEATURES = {"name": "", "feature_names": (), "pooling": "sum"}
 POOLINGS = {"sum": POOL_SUM, "mean": POOL_MEAN, "max": POOL_MAX}
 
 
@@ -66,9 +67,10 @@ class EmbeddingBags(nn.Module):
     in `eval()` or under `torch.no_grad()` ids without a row read zeros.
 
     Args:
-        config: Spaces, pooling, optimizers.
-        feature_names: Features F, in the order of the output. The batch may hold more.
-        embedding_dim: Floats per row.
+        config: Tables, with their features, pooling and optimizers: a list with one config each, or the section of a
+            job file, which has a default for tables that it does not name.
+        feature_names: Features F, in the order of the output. The batch may hold more. None for those of the tables.
+        embedding_dim: Floats per row; None for the tables'.
         seed: Of first values and hashes.
         store: Where rows live; None for a table in this process.
 
@@ -78,32 +80,37 @@ class EmbeddingBags(nn.Module):
 
     def __init__(
         self,
-        config: EmbeddingsConfig,
-        feature_names: Sequence[str],
-        embedding_dim: int,
+        config: EmbeddingsConfig | Sequence[TableConfig],
+        feature_names: Sequence[str] | None = None,
+        embedding_dim: int | None = None,
         *,
         seed: int,
         store: EmbeddingStore | None = None,
     ) -> None:
         super().__init__()
+        if not isinstance(config, EmbeddingsConfig):
+            config, feature_names, embedding_dim = _of_tables(config, feature_names, embedding_dim)
+        if not feature_names:
+            raise ConfigError("embeddings: given no sparse features, expected at least one")
+        if embedding_dim is None:
+            raise ConfigError("embeddings: given no embedding_dim, expected numbers per row")
         self.config = config
         self.feature_names = tuple(feature_names)
         self.embedding_dim = embedding_dim
-        if not self.feature_names:
-            raise ConfigError("embeddings: given no sparse features, expected at least one")
-        plan = config.layout(feature_names)
-        spaces = list(plan.spaces.values())
-        self.spaces = plan.spaces
+        spaces = config.tables_of(feature_names, embedding_dim)
+        self.spaces = {space.name: space for space in spaces}
+        space_of = {feature: number for number, space in enumerate(spaces) for feature in space.feature_names}
         kinds = tuple(KINDS[space.kind] for space in spaces)
-        salts = name_seeds(seed, list(plan.spaces), "hash").tolist()
+        salts = name_seeds(seed, list(self.spaces), "hash").tolist()
         self.key_layout = KeyLayout(
             self.feature_names,
-            tuple(plan.space_of_feature),
+            tuple(space_of[name] for name in self.feature_names),
             kinds,
             tuple(0 if kind == EXACT else space.num_embeddings for kind, space in zip(kinds, spaces, strict=True)),
             tuple(salt if kind == HASHED else 0 for kind, salt in zip(kinds, salts, strict=True)),
         )
-        self._poolings = np.array([POOLINGS[pooling] for pooling in plan.poolings], dtype=np.int64)
+        poolings = [spaces[space_of[name]].pooling_of(name) for name in self.feature_names]
+        self._poolings = np.array([POOLINGS[pooling] for pooling in poolings], dtype=np.int64)
         self._feature_sets: dict[tuple[str, ...], FeatureSet] = {}
         self._seed = seed
         self._store = store
@@ -293,6 +300,25 @@ class EmbeddingBags(nn.Module):
             layout = self.key_layout.of(names)
             self._feature_sets[names] = FeatureSet(names, positions, layout, self._poolings[positions])
         return self._feature_sets[names]
+
+
+def _of_tables(
+    tables: Sequence[TableConfig], feature_names: Sequence[str] | None, embedding_dim: int | None
+) -> tuple[EmbeddingsConfig, Sequence[str], int | None]:
+    """The arguments of `EmbeddingBags` from a config for each table.
+
+    Raises:
+        ConfigError: A table has no name or the name of another one, or dimensions differ.
+    """
+    names = [table.name for table in tables]
+    if len(set(names)) < len(names) or "" in names:
+        raise ConfigError(f"tables: given the names {names}, expected a name of its own for each")
+    config = EmbeddingsConfig(
+        default=tables[0].model_copy(update=NO_FEATURES), tables=dict(zip(names, tables, strict=True))
+    )
+    if feature_names is None:
+        feature_names = [feature for table in tables for feature in table.feature_names or (table.name,)]
+    return config, feature_names, embedding_dim or tables[0].embedding_dim
 
 
 def embedding_bags(model: nn.Module) -> dict[str, EmbeddingBags]:

@@ -1,9 +1,9 @@
-"""How ids become rows and how rows learn: defaults, spaces and features."""
+"""How ids become rows and how rows learn: a config for each table, and a default for all."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import warnings
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
@@ -13,18 +13,32 @@ from headrace.embeddings.optimizers import RowWiseAdagradConfig, SparseOptimizer
 from headrace.embeddings.storage.row_formats import RowFormat
 from headrace.errors import ConfigError
 
-__all__ = ["EmbeddingsConfig", "FeatureConfig", "FeatureLayout", "Pooling", "TableConfig"]
+__all__ = ["EmbeddingsConfig", "Pooling", "TableConfig"]
 
 Pooling = Literal["sum", "mean", "max"]
 
 
 class TableConfig(Config):
-    """One id space: how ids map to rows, and how rows are initialized and trained."""
+    """One embedding table: its features, how ids map to rows, and how rows are initialized and trained.
 
+    As TorchRec's `EmbeddingBagConfig`::
+
+        TableConfig(name="items", num_embeddings=4096, embedding_dim=16, feature_names=("candidate", "history"))
+    """
+
+    name: str = ""
+    """Name of the table; in a job file this is its key, and is left out."""
+    embedding_dim: int | None = Field(default=None, ge=1)
+    """Numbers per row; None for the model's."""
+    feature_names: tuple[str, ...] = ()
+    """Features that use the table and share its rows. A feature that no table lists has the table of its own name."""
+    pooling: Pooling | dict[str, Pooling] = "sum"
+    """How the rows of an id list are combined, for all features or by feature name (others: sum). An empty list gives
+    zeros. mean divides by the number of ids."""
     kind: Literal["direct", "hashed", "collisionless"] = "hashed"
     """direct: ids are row numbers. hashed: ids share `num_embeddings` rows. collisionless: one row per id."""
     num_embeddings: int = Field(default=100_000, ge=1)
-    """Number of rows; for a collisionless space, the initial capacity."""
+    """Number of rows; for a collisionless table, the initial capacity."""
     admission_count: int = Field(default=1, ge=0)
     """Collisionless only: an id gets a row at this occurrence; until then it reads zeros and is not trained. 0: every
     id has a row, so an id never trained on reads its random initial value."""
@@ -34,9 +48,13 @@ class TableConfig(Config):
     """Initial values are uniform in [-init_scale, init_scale); None is 1 / sqrt(num_embeddings), as in DLRM's code."""
     rows: RowFormat = "fp32"
     """Storage dtype of rows: fp32, or bf16 or fp16 with stochastic rounding in half the memory; the same for all
-    spaces."""
+    tables."""
     optimizer: SparseOptimizerConfig = RowWiseAdagradConfig()
-    """Optimizer of rows; one kind for all spaces, whose parameters can differ. Its state is always fp32."""
+    """Optimizer of rows; one kind for all tables, whose parameters can differ. Its state is always fp32."""
+
+    def pooling_of(self, feature_name: str) -> Pooling:
+        """Pooling of one of its features."""
+        return self.pooling.get(feature_name, "sum") if isinstance(self.pooling, dict) else self.pooling
 
     @property
     def scale(self) -> float:
@@ -44,116 +62,146 @@ class TableConfig(Config):
         return self.num_embeddings**-0.5 if self.init_scale is None else self.init_scale
 
     @model_validator(mode="after")
-    def _only_collisionless_spaces_admit_and_evict(self) -> Self:
+    def _only_collisionless_tables_admit_and_evict(self) -> Self:
         if self.kind != "collisionless" and (self.admission_count > 1 or self.evict_after is not None):
             raise ValueError(f"admission_count and evict_after only with kind: collisionless, not {self.kind}")
         return self
 
 
-class FeatureConfig(Config):
-    """How one feature of the batch is looked up."""
-
-    space: str | None = None
-    """The id space; features that name the same space share rows. None is a space with the feature's name."""
-    pooling: Pooling = "sum"
-    """How the rows of an id list are combined; an empty list gives zeros. mean divides by the number of ids."""
-
-
-@dataclass(frozen=True)
-class FeatureLayout:
-    """An `EmbeddingsConfig` for given features.
-
-    Attributes:
-        spaces: Name -> config, in the order in which features name them.
-        space_of_feature: The number of each feature's space.
-        poolings: Of each feature.
-    """
-
-    spaces: dict[str, TableConfig]
-    space_of_feature: tuple[int, ...]
-    poolings: tuple[Pooling, ...]
-
-
 class EmbeddingsConfig(Config):
-    """Defaults for all id spaces, settings of single spaces, and the space of each feature.
+    """Defaults for all tables, and settings of single tables.
 
     As YAML::
 
         default: {kind: hashed, num_embeddings: 100000, optimizer: {kind: rowwise_adagrad, lr: 0.05}}
-        spaces:
-          items: {kind: collisionless, num_embeddings: 4096, admission_count: 2, evict_after: 24}
-        features:
-          candidate: {space: items}
-          history: {space: items, pooling: mean}
+        tables:
+          items:
+            feature_names: [candidate, history]
+            pooling: {history: mean}
+            kind: collisionless
+            num_embeddings: 4096
+            admission_count: 2
 
     Attributes:
-        default: Defaults for every space.
-        spaces: Settings by space name; keys left out are inherited from `default`.
-        features: Settings by feature name; a feature that is not listed has its own space and sum pooling.
+        default: Defaults for every table.
+        tables: Settings by table name; keys left out are inherited from `default`.
         clip_grad_norm: Maximum gradient norm per step (L2 over all rows, duplicates merged); larger gradients are
             scaled down. None for no limit.
         memory: Where rows live if the model is on a GPU: in GPU memory, or in pinned host memory. No effect on a CPU.
     """
 
     default: TableConfig = TableConfig()
-    spaces: dict[str, TableConfig] = Field(default_factory=dict)
-    features: dict[str, FeatureConfig] = Field(default_factory=dict)
+    tables: dict[str, TableConfig] = Field(default_factory=dict)
     clip_grad_norm: float | None = Field(default=None, gt=0)
     memory: Literal["device", "host"] = "device"
 
     @model_validator(mode="before")
     @classmethod
-    def _spaces_inherit_from_the_default(cls, values: Any) -> Any:
-        if not isinstance(values, dict) or not isinstance(values.get("spaces"), dict):
+    def _tables_inherit_from_the_default(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
             return values
+        values = _from_spaces_and_features(values)
         default = _plain(values.get("default", {}))
-        if not isinstance(default, dict):
+        if not isinstance(values.get("tables"), dict) or not isinstance(default, dict):
             return values
-        spaces = {
-            name: _inherit(default, space) if isinstance(space, dict) else space
-            for name, space in values["spaces"].items()
+        tables = {
+            name: _inherit(default, table) if isinstance(table, dict) else table
+            for name, table in values["tables"].items()
         }
-        return values | {"spaces": spaces}
+        return values | {"tables": tables}
 
     @model_validator(mode="after")
-    def _spaces_share_the_kind_of_optimizer_and_the_format_of_rows(self) -> Self:
-        for name, space in self.spaces.items():
-            if space.optimizer.kind != self.default.optimizer.kind:
+    def _tables_share_the_kind_of_optimizer_and_the_storage_dtype(self) -> Self:
+        for name, table in self.tables.items():
+            if table.optimizer.kind != self.default.optimizer.kind:
                 raise ValueError(
-                    f"one kind of optimizer for all spaces: spaces.{name} has {space.optimizer.kind}, "
+                    f"one kind of optimizer for all tables: tables.{name} has {table.optimizer.kind}, "
                     f"default has {self.default.optimizer.kind} (lr, eps and so on may differ)"
                 )
-            if space.rows != self.default.rows:
+            if table.rows != self.default.rows:
                 raise ValueError(
-                    f"one format of rows for all spaces: spaces.{name} has rows: {space.rows}, "
+                    f"one storage dtype for all tables: tables.{name} has rows: {table.rows}, "
                     f"default has {self.default.rows}"
                 )
         return self
 
-    def layout(self, feature_names: Sequence[str]) -> FeatureLayout:
-        """Spaces and pooling of the given features.
+    @model_validator(mode="after")
+    def _a_feature_is_in_one_table(self) -> Self:
+        if self.default.feature_names:
+            raise ValueError(f"default.feature_names: given {self.default.feature_names[0]}, expected in a table")
+        table_of: dict[str, str] = {}
+        for name, table in self.tables.items():
+            for feature in table.feature_names:
+                if table_of.setdefault(feature, name) != name:
+                    raise ValueError(f"tables.{name}.feature_names: {feature} is in tables.{table_of[feature]} already")
+        return self
+
+    def tables_of(self, feature_names: Sequence[str], embedding_dim: int | None = None) -> tuple[TableConfig, ...]:
+        """The tables of some features, each with its name, dimension and features, in the order of the features.
+
+        Args:
+            feature_names: Of a model.
+            embedding_dim: Its numbers per row; None to leave each table's as it is.
 
         Raises:
-            ConfigError: `features` or `spaces` configures a name that nothing uses.
+            ConfigError: `tables` configures a name that nothing uses, or another dimension.
         """
-        features = [self.features.get(name, FeatureConfig()) for name in feature_names]
-        names = [feature.space or name for name, feature in zip(feature_names, features, strict=True)]
-        spaces = {name: self.spaces.get(name, self.default) for name in names}
-        for kind, given, known in (
-            ("features", self.features, list(feature_names)),
-            ("spaces", self.spaces, list(spaces)),
-        ):
-            unknown = [name for name in given if name not in known]
-            if unknown:
-                raise ConfigError(f"embeddings.{kind}.{unknown[0]}: unknown, expected one of: {', '.join(known)}")
-        numbers = {name: number for number, name in enumerate(spaces)}
-        return FeatureLayout(spaces, tuple(numbers[name] for name in names), tuple(f.pooling for f in features))
+        table_of = {feature: name for name, table in self.tables.items() for feature in table.feature_names}
+        used: dict[str, list[str]] = {}
+        for feature in feature_names:
+            used.setdefault(table_of.get(feature, feature), []).append(feature)
+        _refuse_unknown("tables", self.tables, used)
+        for name, table in self.tables.items():
+            _refuse_unknown(f"tables.{name}.feature_names", table.feature_names, feature_names)
+            _refuse_unknown(
+                f"tables.{name}.pooling", [] if isinstance(table.pooling, str) else table.pooling, used[name]
+            )
+            if embedding_dim is not None and table.embedding_dim not in (None, embedding_dim):
+                raise ConfigError(
+                    f"embeddings.tables.{name}.embedding_dim: given {table.embedding_dim}, expected {embedding_dim}, "
+                    "the model's"
+                )
+        return tuple(
+            self.tables.get(name, self.default).model_copy(
+                update={"name": name, "feature_names": tuple(features)}
+                | ({} if embedding_dim is None else {"embedding_dim": embedding_dim})
+            )
+            for name, features in used.items()
+        )
 
     def first_order(self) -> EmbeddingsConfig:
-        """The same spaces for weights of one number per id, which begin at zero as a linear model's do."""
-        zero = {"init_scale": 0.0}
-        spaces = {name: space.model_copy(update=zero) for name, space in self.spaces.items()}
-        return self.model_copy(update={"default": self.default.model_copy(update=zero), "spaces": spaces})
+        """The same tables for weights of one number per id, which begin at zero as a linear model's do."""
+        zero = {"init_scale": 0.0, "embedding_dim": None}
+        tables = {name: table.model_copy(update=zero) for name, table in self.tables.items()}
+        return self.model_copy(update={"default": self.default.model_copy(update=zero), "tables": tables})
+
+
+def _refuse_unknown(key: str, given: Iterable[str], known: Iterable[str]) -> None:
+    unknown = [name for name in given if name not in known]
+    if unknown:
+        raise ConfigError(f"embeddings.{key}.{unknown[0]}: unknown, expected one of: {', '.join(known)}")
+
+
+def _from_spaces_and_features(values: dict[str, Any]) -> dict[str, Any]:
+    """The keys `spaces` and `features`, which `tables` replaces, are accepted until the next version."""
+    spaces, features = values.get("spaces", {}), values.get("features", {})
+    parts = (spaces, features, *(features.values() if isinstance(features, dict) else ()))
+    if not {"spaces", "features"} & values.keys() or "tables" in values or not all(isinstance(p, dict) for p in parts):
+        return values
+    warnings.warn(
+        "embeddings.spaces and embeddings.features are deprecated; use embeddings.tables (feature_names, pooling)",
+        FutureWarning,
+        stacklevel=2,
+    )
+    tables: dict[str, Any] = {name: _plain(space) for name, space in spaces.items()}
+    for feature, config in features.items():
+        table = tables.setdefault(config.get("space") or feature, {})
+        table = tables[config.get("space") or feature] = {**table}
+        if config.get("space"):
+            table["feature_names"] = [*table.get("feature_names", ()), feature]
+        if "pooling" in config:
+            table["pooling"] = {**table.get("pooling", {}), feature: config["pooling"]}
+    return {key: value for key, value in values.items() if key not in ("spaces", "features")} | {"tables": tables}
 
 
 def _plain(value: Any) -> Any:
@@ -163,7 +211,7 @@ def _plain(value: Any) -> Any:
 def _inherit(default: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
     """`given` over `default`, the optimizer key by key unless its kind changes; a kind that cannot admit or evict
     does not inherit that."""
-    merged = default | given
+    merged = {key: value for key, value in default.items() if key not in ("name", "feature_names")} | given
     base = _plain(default.get("optimizer", RowWiseAdagradConfig()))
     own = _plain(given.get("optimizer"))
     if isinstance(base, dict) and isinstance(own, dict) and own.get("kind", base.get("kind")) == base.get("kind"):

@@ -101,8 +101,6 @@ def describe_model(job: JobConfig, plan: FeaturePlan) -> dict[str, Any]:
     types |= {column.name: column.type for column in schema.id_lists}
     if schema.timestamp is not None:
         types[schema.timestamp.name] = schema.timestamp.unit
-    lookups = job.embeddings.layout(plan.sparse_keys)
-    spaces = list(lookups.spaces)
     features: dict[str, dict[str, Any]] = {"dense": {}, "sparse": {}}
     for spec in plan.specs:
         features[spec.section][spec.name] = {
@@ -110,8 +108,9 @@ def describe_model(job: JobConfig, plan: FeaturePlan) -> dict[str, Any]:
             "operators": [{operator.name: operator.model_dump(mode="json")} for operator in spec.operators],
             "weights": spec.weights,
         }
-    for key, space, pooling in zip(plan.sparse_keys, lookups.space_of_feature, lookups.poolings, strict=True):
-        features["sparse"][key] |= {"space": spaces[space], "pooling": pooling}
+    for table in job.embeddings.tables_of(plan.sparse_keys):
+        for key in table.feature_names:
+            features["sparse"][key] |= {"space": table.name, "pooling": table.pooling_of(key)}
     return {
         "labels": [label.name for label in schema.labels],
         "order": {"dense": list(plan.dense_names), "sparse": list(plan.sparse_keys)},

@@ -157,11 +157,13 @@ def choose_policy(config: SchedulerConfig, model: nn.Module) -> Policy | None:
 
 def feature_groups(plan: FeaturePlan, model: nn.Module, max_groups: int) -> FeatureGroups:
     """The feature groups of a job, closed under the id spaces of all its tables."""
-    modules = embedding_bags(model)
+    table_of = {
+        name: {feature: table.name for table in bags.spaces.values() for feature in table.feature_names}
+        for name, bags in embedding_bags(model).items()
+    }
 
     def spaces(feature: str) -> list[str]:
-        named = [(name, bags.config.features.get(feature)) for name, bags in modules.items()]
-        return [f"{name}.{(config and config.space) or feature}" for name, config in named]
+        return [f"{name}.{tables.get(feature, feature)}" for name, tables in table_of.items()]
 
     return group_features(plan, spaces, max_groups=max_groups)
 

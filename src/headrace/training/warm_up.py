@@ -71,7 +71,7 @@ def _train_once(optimizer: str, kind: str) -> None:
     config = EmbeddingsConfig.from_dict(
         {
             "default": {"kind": kind, "num_embeddings": 64, "optimizer": {"kind": optimizer, "lr": 0.1}},
-            "features": {"mean": {"pooling": "mean"}, "max": {"pooling": "max"}},
+            "tables": {"mean": {"pooling": "mean"}, "max": {"pooling": "max"}},
         },
         where="warm up",
     )

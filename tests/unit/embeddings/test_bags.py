@@ -31,9 +31,9 @@ SIZE = 6
 POOLINGS = ["sum", "mean", "max"]
 
 
-def config(kind: str = "direct", features: dict[str, Any] | None = None, **default: Any) -> EmbeddingsConfig:
+def config(kind: str = "direct", tables: dict[str, Any] | None = None, **default: Any) -> EmbeddingsConfig:
     values = {"kind": kind, "num_embeddings": SIZE, "init_scale": 1.0, "optimizer": {"kind": "sgd", "lr": 0.5}}
-    return EmbeddingsConfig.from_dict({"default": values | default, "features": features or {}}, where="test")
+    return EmbeddingsConfig.from_dict({"default": values | default, "tables": tables or {}}, where="test")
 
 
 def jagged(lists: dict[str, list[list[int]]], weighted: bool = False) -> KeyedJaggedTensor:
@@ -75,8 +75,9 @@ def test_values_and_gradients_equal_plain_embedding_bags(
 ) -> None:
     weighted = weighted and pooling != "max"
     # a and c share a space: gradients of both meet in its rows.
-    features = {name: {"space": "b" if name == "b" else "ac", "pooling": pooling} for name in lists}
-    bags = EmbeddingBags(config(features=features), list(lists), dim, seed=1)
+    shared = [name for name in lists if name != "b"]
+    tables = {"ac": {"feature_names": shared, "pooling": pooling}, "b": {"pooling": pooling}}
+    bags = EmbeddingBags(config(tables=tables), list(lists), dim, seed=1)
     kjt = jagged(lists, weighted)
     shared, own = nn.Parameter(rows_of(bags, 0)), nn.Parameter(rows_of(bags, 1))
     plain_BFD = torch.stack(
@@ -96,8 +97,8 @@ def test_values_and_gradients_equal_plain_embedding_bags(
 
 def test_poolings_may_differ_between_features() -> None:
     lists = {"a": [[0, 1, 1], []], "b": [[0, 1, 1], [2]], "c": [[0, 1, 1], [3, 4]]}
-    features = {name: {"space": "s", "pooling": pooling} for name, pooling in zip("abc", POOLINGS, strict=True)}
-    bags = EmbeddingBags(config(features=features), list(lists), 4, seed=1)
+    tables = {"s": {"feature_names": list("abc"), "pooling": dict(zip("abc", POOLINGS, strict=True))}}
+    bags = EmbeddingBags(config(tables=tables), list(lists), 4, seed=1)
     weight, kjt = nn.Parameter(rows_of(bags, 0)), jagged(lists)
     plain_BFD = torch.stack(
         [plain_bag(weight, kjt[name], pooling) for name, pooling in zip("abc", POOLINGS, strict=True)], dim=1
@@ -112,8 +113,8 @@ def test_poolings_may_differ_between_features() -> None:
 
 def test_groups_of_a_batch_are_looked_up_together() -> None:
     lists = {"a": [[0, 1], [2]], "b": [[2], [0, 0]]}
-    features = {"a": {"space": "s"}, "b": {"space": "s"}}
-    one, two = (EmbeddingBags(config(features=features), ["a", "b"], 4, seed=1) for _ in range(2))
+    tables = {"s": {"feature_names": ["a", "b"]}}
+    one, two = (EmbeddingBags(config(tables=tables), ["a", "b"], 4, seed=1) for _ in range(2))
     outs = [one((jagged(lists),)), two((jagged({"b": lists["b"]}), jagged({"a": lists["a"]})))]
     torch.testing.assert_close(outs[0], outs[1])
     for bags, out in zip((one, two), outs, strict=True):
@@ -133,8 +134,8 @@ def test_a_group_without_weights_beside_one_with_weights_counts_as_ones() -> Non
 
 def test_sequence_gives_a_row_per_id_and_its_gradient_adds_to_the_pooled_one() -> None:
     lists = {"history": [[1, 2, 1], [], [3]], "item": [[2], [1], [0]]}
-    features = {"history": {"space": "s"}, "item": {"space": "s"}}
-    bags = EmbeddingBags(config(features=features), list(lists), 4, seed=1)
+    tables = {"s": {"feature_names": ["history", "item"]}}
+    bags = EmbeddingBags(config(tables=tables), list(lists), 4, seed=1)
     weight, kjt = nn.Parameter(rows_of(bags, 0)), jagged(lists)
     lookup = bags.lookup((kjt,))
     sequence, offsets = bags.sequence(lookup, "history")
@@ -154,8 +155,8 @@ def test_training_is_bit_for_bit_the_same_for_any_number_of_threads() -> None:
     results = []
     for threads in (1, numba.config.NUMBA_NUM_THREADS):
         numba.set_num_threads(threads)
-        features = {"a": {"pooling": "mean"}, "b": {"pooling": "max"}, "c": {"space": "a"}}
-        bags = EmbeddingBags(config(features=features, optimizer={"kind": "adagrad"}), list(lists), 8, seed=1)
+        tables = {"a": {"feature_names": ["c"], "pooling": {"a": "mean"}}, "b": {"pooling": "max"}}
+        bags = EmbeddingBags(config(tables=tables, optimizer={"kind": "adagrad"}), list(lists), 8, seed=1)
         for _ in range(3):
             bags((jagged(lists),)).square().sum().backward()
             bags.apply_gradients()
@@ -219,7 +220,7 @@ def test_an_id_out_of_range_is_told_with_feature_id_row_and_range() -> None:
 
 
 def test_a_missing_feature_and_weights_with_max_are_refused_by_name() -> None:
-    bags = EmbeddingBags(config(features={"a": {"pooling": "max"}}), ["a"], 4, seed=1)
+    bags = EmbeddingBags(config(tables={"a": {"pooling": "max"}}), ["a"], 4, seed=1)
     with pytest.raises(ConfigError, match=r"^feature a: not in the batch, which has: x, y$"):
         bags((jagged({"x": [[1]], "y": [[1]]}),))
     with pytest.raises(ConfigError, match=r"^feature a: pooling max with weights, expected sum or mean$"):
@@ -261,7 +262,7 @@ def test_any_store_may_hold_the_rows() -> None:
 
     class Recording:
         def __init__(self) -> None:
-            self.local = LocalStore(TableGroup(settings_.layout(["a"]).spaces, 4, seed=1))
+            self.local = LocalStore(TableGroup({"a": settings_.default}, 4, seed=1))
             self.calls: list[tuple[str, list[int], list[int]]] = []
 
         def read(self, keys: Keys, *, after: int | None = None) -> Future[np.ndarray]:
@@ -365,9 +366,9 @@ def test_a_plan_finds_keys_with_one_thread_and_leaves_the_others_to_whoever_call
 
 
 def test_keys_found_by_feature_groups_train_bit_for_bit_as_those_of_the_whole_batch() -> None:
-    features = {"a": {"space": "ac"}, "c": {"space": "ac"}}
+    tables = {"ac": {"feature_names": ["a", "c"]}}
     lists = {"a": [[1, 2], [1]], "b": [[3], [0, 3]], "c": [[2], []]}
-    whole, parts = (EmbeddingBags(config(features=features), list(lists), 4, seed=1) for _ in range(2))
+    whole, parts = (EmbeddingBags(config(tables=tables), list(lists), 4, seed=1) for _ in range(2))
     for bags in (whole, parts):
         batch = batch_of(lists)
         if bags is parts:
@@ -382,15 +383,15 @@ def test_keys_found_by_feature_groups_train_bit_for_bit_as_those_of_the_whole_ba
         bags.apply_gradients()
         assert bags.table is not None
         assert bags.table.step == 1, "one update for all groups"
-    untouched = EmbeddingBags(config(features=features), list(lists), 4, seed=1)
+    untouched = EmbeddingBags(config(tables=tables), list(lists), 4, seed=1)
     assert torch.equal(whole.table.weights, parts.table.weights)  # type: ignore[union-attr]
     assert not torch.equal(whole.table.weights, untouched.table.weights)  # type: ignore[union-attr]
 
 
 def test_the_features_of_one_lookup_share_a_gradient_for_each_key() -> None:
     """A key in a pooled feature and in a sequence has the sum of both, from one read and in one update."""
-    features = {"a": {"space": "ab"}, "b": {"space": "ab"}}
-    bags = EmbeddingBags(config(features=features), ["a", "b"], 4, seed=1)
+    tables = {"ab": {"feature_names": ["a", "b"]}}
+    bags = EmbeddingBags(config(tables=tables), ["a", "b"], 4, seed=1)
     before = rows_of(bags, 0)
     lookup = bags.lookup(batch_of({"a": [[1], [2]], "b": [[1], [3]]}))
     (pooled,) = bags.pool_unique(lookup, ["a"])

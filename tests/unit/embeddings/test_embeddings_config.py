@@ -1,63 +1,94 @@
 from typing import Any
 
 import pytest
+import torch
 
-from headrace.embeddings import EmbeddingsConfig, TableConfig
+from headrace.embeddings import EmbeddingBags, EmbeddingsConfig, TableConfig
 from headrace.errors import ConfigError
+from headrace.tensors import KeyedJaggedTensor
 
 
 def parsed(**values: Any) -> EmbeddingsConfig:
     return EmbeddingsConfig.from_dict(values, where="job.yaml")
 
 
-def test_spaces_inherit_what_they_do_not_say_from_the_default() -> None:
+def test_tables_inherit_what_they_do_not_say_from_the_default() -> None:
     default = {
         "kind": "collisionless",
         "num_embeddings": 64,
         "admission_count": 3,
         "optimizer": {"kind": "adam", "lr": 0.5},
     }
-    config = parsed(default=default, spaces={"items": {"num_embeddings": 8, "optimizer": {"beta1": 0.5}}})
-    items = config.spaces["items"]
+    config = parsed(default=default, tables={"items": {"num_embeddings": 8, "optimizer": {"beta1": 0.5}}})
+    items = config.tables["items"]
     assert (items.kind, items.num_embeddings, items.admission_count) == ("collisionless", 8, 3)
     assert (items.optimizer.kind, items.optimizer.lr, items.optimizer.beta1) == ("adam", 0.5, 0.5)
 
 
-def test_a_space_inherits_the_optimizer_kind_also_where_the_default_does_not_name_one() -> None:
-    config = parsed(spaces={"items": {"optimizer": {"lr": 0.25}}})
-    assert config.spaces["items"].optimizer.kind == config.default.optimizer.kind
-    assert config.spaces["items"].optimizer.lr == 0.25
+def test_a_table_inherits_the_optimizer_kind_also_where_the_default_does_not_name_one() -> None:
+    config = parsed(tables={"items": {"optimizer": {"lr": 0.25}}})
+    assert config.tables["items"].optimizer.kind == config.default.optimizer.kind
+    assert config.tables["items"].optimizer.lr == 0.25
 
 
-def test_a_hashed_space_does_not_inherit_admission_and_eviction() -> None:
+def test_a_hashed_table_does_not_inherit_admission_and_eviction() -> None:
     default = {"kind": "collisionless", "admission_count": 3, "evict_after": 2}
-    config = parsed(default=default, spaces={"country": {"kind": "hashed"}})
-    assert (config.spaces["country"].admission_count, config.spaces["country"].evict_after) == (1, None)
+    config = parsed(default=default, tables={"country": {"kind": "hashed"}})
+    assert (config.tables["country"].admission_count, config.tables["country"].evict_after) == (1, None)
 
 
 def test_configs_built_in_python_equal_those_from_yaml() -> None:
     table = TableConfig(kind="direct", num_embeddings=4)
-    assert EmbeddingsConfig(default=table, spaces={"a": table}) == parsed(
-        default={"kind": "direct", "num_embeddings": 4}, spaces={"a": {}}
+    assert EmbeddingsConfig(default=table, tables={"a": table}) == parsed(
+        default={"kind": "direct", "num_embeddings": 4}, tables={"a": {}}
     )
 
 
 def test_a_resolved_config_reads_back_as_itself() -> None:
     config = parsed(
         default={"kind": "collisionless", "evict_after": 2},
-        spaces={"a": {"kind": "direct"}},
-        features={"f": {"space": "a"}},
+        tables={"a": {"kind": "direct", "feature_names": ["f"], "pooling": {"f": "max"}}},
     )
     assert EmbeddingsConfig.from_dict(config.model_dump(mode="json"), where="again") == config
 
 
-def test_layout_numbers_spaces_in_the_order_in_which_features_name_them() -> None:
-    features = {"candidate": {"space": "items"}, "history": {"space": "items", "pooling": "mean"}}
-    layout = parsed(features=features, spaces={"items": {"num_embeddings": 8}}).layout(["user", "candidate", "history"])
-    assert list(layout.spaces) == ["user", "items"]
-    assert layout.space_of_feature == (0, 1, 1)
-    assert layout.poolings == ("sum", "sum", "mean")
-    assert layout.spaces["items"].num_embeddings == 8
+def test_tables_of_features_come_in_the_order_of_the_features() -> None:
+    items = {"num_embeddings": 8, "feature_names": ["candidate", "history"], "pooling": {"history": "mean"}}
+    tables = parsed(tables={"items": items}).tables_of(["user", "candidate", "history"], 16)
+    assert [table.name for table in tables] == ["user", "items"]
+    assert [table.feature_names for table in tables] == [("user",), ("candidate", "history")]
+    assert [tables[1].pooling_of(name) for name in tables[1].feature_names] == ["sum", "mean"]
+    assert [(table.num_embeddings, table.embedding_dim) for table in tables] == [(100_000, 16), (8, 16)]
+
+
+def test_a_list_of_tables_is_all_that_bags_need() -> None:
+    items = TableConfig(name="items", num_embeddings=8, embedding_dim=4, feature_names=("candidate", "history"))
+    bags = EmbeddingBags([items, TableConfig(name="user", num_embeddings=5, embedding_dim=4)], seed=1)
+    assert bags.feature_names == ("candidate", "history", "user")
+    section = parsed(
+        default={"num_embeddings": 5}, tables={"items": items.model_dump(exclude={"name", "embedding_dim"})}
+    )
+    same = EmbeddingBags(section, bags.feature_names, 4, seed=1)
+    sparse = (KeyedJaggedTensor.from_lists({"candidate": [[1]], "history": [[2, 3]], "user": [[4]]}),)
+    assert torch.equal(bags(sparse), same(sparse))
+    with pytest.raises(ConfigError, match=r"tables\.user\.embedding_dim: given 3, expected 4, the model's"):
+        EmbeddingBags([items, TableConfig(name="user", embedding_dim=3)], seed=1)
+    with pytest.raises(ConfigError, match=r"given the names \['items', ''\], expected a name of its own for each"):
+        EmbeddingBags([items, TableConfig(embedding_dim=4)], seed=1)
+
+
+def test_the_earlier_keys_spaces_and_features_are_accepted_with_a_warning() -> None:
+    features = {
+        "candidate": {"space": "items"},
+        "history": {"space": "items", "pooling": "mean"},
+        "b": {"pooling": "max"},
+    }
+    with pytest.warns(
+        FutureWarning, match="embeddings.spaces and embeddings.features are deprecated; use embeddings.tables"
+    ):
+        config = parsed(default={"num_embeddings": 9}, spaces={"items": {"kind": "direct"}}, features=features)
+    items = {"kind": "direct", "feature_names": ["candidate", "history"], "pooling": {"history": "mean"}}
+    assert config == parsed(default={"num_embeddings": 9}, tables={"items": items, "b": {"pooling": {"b": "max"}}})
 
 
 def test_rows_begin_as_in_the_dlrm_code_unless_told_otherwise() -> None:
@@ -65,11 +96,11 @@ def test_rows_begin_as_in_the_dlrm_code_unless_told_otherwise() -> None:
     assert TableConfig(init_scale=0.0).scale == 0.0
 
 
-def test_first_order_weights_begin_at_zero_in_every_space() -> None:
-    config = parsed(spaces={"a": {"num_embeddings": 5}}).first_order()
+def test_first_order_weights_begin_at_zero_in_every_table() -> None:
+    config = parsed(tables={"a": {"num_embeddings": 5}}).first_order()
     assert config.default.scale == 0.0
-    assert config.spaces["a"].scale == 0.0
-    assert config.spaces["a"].num_embeddings == 5
+    assert config.tables["a"].scale == 0.0
+    assert config.tables["a"].num_embeddings == 5
 
 
 @pytest.mark.parametrize(
@@ -84,12 +115,16 @@ def test_first_order_weights_begin_at_zero_in_every_space() -> None:
             "default.num_embeddings: given 0, expected: greater than or equal to 1",
         ),
         ({"default": {"evict_after": 2}}, "admission_count and evict_after only with kind: collisionless, not hashed"),
-        ({"spaces": {"a": {"size": 3}}}, "spaces.a.size: unknown key"),
-        ({"spaces": {"a": 3}}, "spaces.a: given 3"),
-        ({"default": 3, "spaces": {"a": {}}}, "default: given 3"),
+        ({"tables": {"a": {"size": 3}}}, "tables.a.size: unknown key"),
+        ({"tables": {"a": 3}}, "tables.a: given 3"),
+        ({"default": 3, "tables": {"a": {}}}, "default: given 3"),
         (
-            {"spaces": {"a": {"optimizer": {"kind": "adam"}}}},
-            "one kind of optimizer for all spaces: spaces.a has adam, default has rowwise_adagrad",
+            {"tables": {"a": {"feature_names": ["x"]}, "b": {"feature_names": ["x"]}}},
+            "tables.b.feature_names: x is in tables.a already",
+        ),
+        (
+            {"tables": {"a": {"optimizer": {"kind": "adam"}}}},
+            "one kind of optimizer for all tables: tables.a has adam, default has rowwise_adagrad",
         ),
     ],
 )
@@ -101,7 +136,11 @@ def test_mistakes_are_told_with_key_given_and_expected(values: dict[str, Any], t
 
 
 def test_a_name_that_nothing_uses_is_refused_when_features_are_known() -> None:
-    with pytest.raises(ConfigError, match=r"^embeddings.features.itme: unknown, expected one of: item, user$"):
-        parsed(features={"itme": {}}).layout(["item", "user"])
-    with pytest.raises(ConfigError, match=r"^embeddings.spaces.itmes: unknown, expected one of: items, user$"):
-        parsed(features={"item": {"space": "items"}}, spaces={"itmes": {}}).layout(["item", "user"])
+    cases = {
+        "itmes: unknown, expected one of: item, user": {"itmes": {}},
+        "item.feature_names.hist: unknown, expected one of: item, user": {"item": {"feature_names": ["hist"]}},
+        "item.pooling.itme: unknown, expected one of: item": {"item": {"pooling": {"itme": "max"}}},
+    }
+    for text, tables in cases.items():
+        with pytest.raises(ConfigError, match=rf"^embeddings\.tables\.{text}$"):
+            parsed(tables=tables).tables_of(["item", "user"])

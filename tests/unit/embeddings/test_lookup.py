@@ -12,8 +12,8 @@ NAMES = ("a", "b", "c")
 LISTS = {"a": [[0, 1, 1], [2]], "b": [[3], [3, 0]], "c": [[2, 1], []]}
 
 
-def bags_of(**features: Any) -> EmbeddingBags:
-    config = {"default": {"num_embeddings": 50, "optimizer": {"kind": "adagrad", "lr": 0.3}}, "features": features}
+def bags_of(**tables: Any) -> EmbeddingBags:
+    config = {"default": {"num_embeddings": 50, "optimizer": {"kind": "adagrad", "lr": 0.3}}, "tables": tables}
     return EmbeddingBags(EmbeddingsConfig.from_dict(config, where="test"), NAMES, 8, seed=1)
 
 

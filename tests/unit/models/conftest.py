@@ -44,7 +44,7 @@ def embeddings() -> EmbeddingsConfig:
     return EmbeddingsConfig.from_dict(
         {
             "default": {"kind": "hashed", "num_embeddings": 20, "init_scale": 0.5},
-            "features": {"history": {"space": "item", "pooling": "mean"}},
+            "tables": {"item": {"feature_names": ["history"], "pooling": {"history": "mean"}}},
         },
         where="test",
     )

@@ -17,7 +17,7 @@ from headrace.tensors import Batch, InverseKeyedJaggedTensor, KeyedJaggedTensor
 EMBEDDINGS = EmbeddingsConfig.from_dict(
     {
         "default": {"kind": "hashed", "num_embeddings": 30, "init_scale": 0.5},
-        "features": {"history": {"space": "item"}, "liked": {"space": "item"}},
+        "tables": {"item": {"feature_names": ["history", "liked"]}},
     },
     where="test",
 )

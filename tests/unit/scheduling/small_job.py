@@ -57,8 +57,15 @@ FEATURES = {
 EMBEDDINGS = EmbeddingsConfig.from_dict(
     {
         "default": {"kind": "hashed", "num_embeddings": 300, "optimizer": {"kind": "adam", "lr": 0.05}},
-        "spaces": {"items": {"kind": "collisionless", "num_embeddings": 64, "admission_count": 2}},
-        "features": {"item": {"space": "items"}, "history": {"space": "items", "pooling": "mean"}},
+        "tables": {
+            "items": {
+                "feature_names": ["item", "history"],
+                "pooling": {"history": "mean"},
+                "kind": "collisionless",
+                "num_embeddings": 64,
+                "admission_count": 2,
+            }
+        },
     },
     where="embeddings",
 )

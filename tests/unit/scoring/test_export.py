@@ -52,7 +52,7 @@ def job_of(model: dict[str, Any], logs: Path, folder: Path) -> JobConfig:
             "pipeline": {"executor": "inline", "tuner": "none"},
             "embeddings": {
                 "default": {"kind": "collisionless", "num_embeddings": 64},
-                "features": {"item": {"space": "items"}, history: {"space": "items"}},
+                "tables": {"items": {"feature_names": ["item", history]}},
             },
             "model": text | {"embedding_dim": 4},
             "training": {"batch_size": 200, "threads": 1, "precision": "fp32"},

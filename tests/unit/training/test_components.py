@@ -35,7 +35,7 @@ JOB: dict[str, Any] = {
             "hour": {"from": "time", "ops": [{"positive_modulus": 24}]},
         },
     },
-    "embeddings": {"default": {"num_embeddings": 50}, "features": {"history": {"space": "item"}}},
+    "embeddings": {"default": {"num_embeddings": 50}, "tables": {"item": {"feature_names": ["history"]}}},
     "model": {"kind": "dlrm", "embedding_dim": 4, "bottom": [8], "top": [8]},
 }
 
@@ -82,8 +82,12 @@ def saved() -> Snapshot:
         ("features/sparse/history/weights", None, "order.sparse was ['user', 'item', 'hour', 'history'], is now"),
         ("features/dense/price", {"from": "age", "ops": ["log1p"]}, "features.dense.price.columns.price was 'number'"),
         ("features/dense/age", [], "order.dense was ['price'], is now ['price', 'age']"),
-        ("embeddings/features/history", {"space": "user"}, "features.sparse.history.space was 'item', is now 'user'"),
-        ("embeddings/features/user", {"pooling": "mean"}, "features.sparse.user.pooling was 'sum', is now 'mean'"),
+        (
+            "embeddings/tables",
+            {"user": {"feature_names": ["history"]}},
+            "features.sparse.history.space was 'item', is now 'user'",
+        ),
+        ("embeddings/tables/user", {"pooling": "mean"}, "features.sparse.user.pooling was 'sum', is now 'mean'"),
         ("training/seed", 3, "seed was 0, is now 3"),
         ("model/top", [9], "model.top was [8], is now [9]"),
     ],

@@ -36,7 +36,7 @@ def job_of(model: dict[str, Any]) -> JobConfig:
             "run": "unused",
             "data": {"path": "unused", "schema": SESSION_SCHEMA.model_dump(mode="json", by_alias=True)},
             "features": {"dedup": "auto"},
-            "embeddings": {"default": {"kind": "collisionless"}, "features": {"history": {"space": "item"}}},
+            "embeddings": {"default": {"kind": "collisionless"}, "tables": {"item": {"feature_names": ["history"]}}},
             "model": model,
             "training": {"batch_size": 256, "seed": 1, "threads": 1},
         },

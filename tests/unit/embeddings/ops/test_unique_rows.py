@@ -15,13 +15,13 @@ from headrace.tensors import InverseKeyedJaggedTensor, KeyedJaggedTensor
 
 SIZE = 7
 NAMES = ("a", "b", "c", "d")
-FEATURES: dict[str, dict[str, Any]] = {"a": {"space": "s"}, "b": {"pooling": "mean"}, "c": {"space": "s"}, "d": {}}
+TABLES: dict[str, dict[str, Any]] = {"s": {"feature_names": ["a", "c"]}, "b": {"pooling": "mean"}, "d": {}}
 EPS = 2.0**-24  # half a unit in the last place of float32, relative
 
 
-def bags_of(kind: str = "direct", features: dict[str, Any] | None = None, **default: Any) -> EmbeddingBags:
+def bags_of(kind: str = "direct", tables: dict[str, Any] | None = None, **default: Any) -> EmbeddingBags:
     values = {"kind": kind, "num_embeddings": SIZE, "init_scale": 1.0, "optimizer": {"kind": "sgd", "lr": 0.5}}
-    config = EmbeddingsConfig.from_dict({"default": values | default, "features": features or FEATURES}, where="test")
+    config = EmbeddingsConfig.from_dict({"default": values | default, "tables": tables or TABLES}, where="test")
     return EmbeddingBags(config, NAMES, 4, seed=1)
 
 
@@ -66,8 +66,8 @@ def weights_of(bags: EmbeddingBags) -> torch.Tensor:
 def test_training_on_unique_rows_equals_training_on_the_expanded_batch(sparse: tuple[Any, ...], pooling: str) -> None:
     if any(part.weights is not None for part in sparse) and pooling == "max":
         pooling = "sum"
-    features = {name: config | {"pooling": pooling} for name, config in FEATURES.items()}
-    short, full = bags_of(features=features), bags_of(features=features)
+    tables = {name: config | {"pooling": pooling} for name, config in TABLES.items()}
+    short, full = bags_of(tables=tables), bags_of(tables=tables)
     pooled, plain = short(sparse), full(expanded(sparse))
     assert torch.equal(pooled, plain), "the order of each list's sum is kept, so pooled vectors agree bit for bit"
 
@@ -207,7 +207,7 @@ def test_training_on_unique_rows_is_bit_for_bit_the_same_for_any_number_of_threa
     results = []
     for threads in (1, numba.config.NUMBA_NUM_THREADS):
         numba.set_num_threads(threads)
-        bags = bags_of(features={name: {"space": "one"} for name in NAMES}, optimizer={"kind": "adagrad"})
+        bags = bags_of(tables={"one": {"feature_names": list(NAMES)}}, optimizer={"kind": "adagrad"})
         for _ in range(3):
             bags(sparse).square().sum().backward()
             bags.apply_gradients()

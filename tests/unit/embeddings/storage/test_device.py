@@ -15,7 +15,7 @@ from headrace.errors import ConfigError
 from headrace.tensors import InverseKeyedJaggedTensor, KeyedJaggedTensor
 
 NAMES = ("a", "b", "c")
-FEATURES = {"a": {"space": "s", "pooling": "mean"}, "b": {"space": "s"}, "c": {"pooling": "max"}}
+TABLES = {"s": {"feature_names": ["a", "b"], "pooling": {"a": "mean"}}, "c": {"pooling": "max"}}
 OPTIMIZERS: list[dict[str, Any]] = [
     {"kind": "sgd", "lr": 0.3, "weight_decay": 0.1, "weight_decay_mode": "decoupled"},
     {"kind": "adagrad", "lr": 0.2, "initial_accumulator": 0.1, "weight_decay": 0.01},
@@ -39,7 +39,7 @@ def memory(request: pytest.FixtureRequest) -> Any:
 
 def bags_of(**default: Any) -> EmbeddingBags:
     values = {"kind": "collisionless", "num_embeddings": 4, "init_scale": 0.5} | default
-    config = EmbeddingsConfig.from_dict({"default": values, "features": FEATURES}, where="test")
+    config = EmbeddingsConfig.from_dict({"default": values, "tables": TABLES}, where="test")
     return EmbeddingBags(config, NAMES, 6, seed=1)
 
 
@@ -96,8 +96,8 @@ def test_deduplicated_groups_train_on_a_device_as_on_the_host(device: str) -> No
 
 
 def test_weights_partial_lookups_sequences_and_unique_rows_work_on_a_device(device: str) -> None:
-    features = {"a": {"space": "s", "pooling": "mean"}, "b": {"space": "s"}}
-    config = EmbeddingsConfig.from_dict({"features": features, "default": {"init_scale": 0.5}}, where="test")
+    tables = {"s": {"feature_names": ["a", "b"], "pooling": {"a": "mean"}}}
+    config = EmbeddingsConfig.from_dict({"tables": tables, "default": {"init_scale": 0.5}}, where="test")
     host, there = (EmbeddingBags(config, ("a", "b", "c"), 6, seed=1) for _ in range(2))
     there.place_on(device)
     torch.manual_seed(0)
@@ -166,7 +166,7 @@ def test_rounding_in_torch_gives_the_bits_of_the_hosts_kernel(device: str, row_f
 
 def test_a_device_table_reads_and_updates_keys_without_a_row(device: str) -> None:
     config = EmbeddingsConfig.from_dict({"default": {"kind": "collisionless", "admission_count": 9}}, where="test")
-    table = TableGroup(config.layout(["a"]).spaces, 4, seed=0, make_storage=DeviceStorage.on(device))
+    table = TableGroup({"a": config.default}, 4, seed=0, make_storage=DeviceStorage.on(device))
     keys = Keys(np.zeros(2, np.int32), np.array([5, 6]), np.ones(2, np.int32))
     assert not table.read(keys).any()  # type: ignore[union-attr]
     table.update(keys, np.ones((2, 4), dtype=np.float32))
@@ -207,7 +207,7 @@ def test_training_on_the_host_never_starts_cuda(monkeypatch: pytest.MonkeyPatch)
 @pytest.mark.parametrize("row_format", ["bf16", "fp16"])
 def test_rows_of_16_bits_are_updated_to_the_bits_of_the_host(device: str, row_format: str) -> None:
     default = {"num_embeddings": 40, "rows": row_format, "optimizer": {"kind": "sgd", "lr": 0.5}}
-    spaces = EmbeddingsConfig.from_dict({"default": default}, where="test").layout(["a"]).spaces
+    spaces = {"a": EmbeddingsConfig.from_dict({"default": default}, where="test").default}
     host, there = TableGroup(spaces, 6, seed=0), TableGroup(spaces, 6, seed=0, make_storage=DeviceStorage.on(device))
     for step in range(3):
         keys = Keys(np.zeros(40, np.int32), np.arange(40), np.ones(40, np.int32))
