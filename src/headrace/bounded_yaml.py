@@ -61,7 +61,7 @@ class BoundedLoader(yaml.SafeLoader):
             node = super().compose_node(parent, index)
             self._num_values += self._size_of(node, mark)
             if self._num_values > MAX_ALIASED_VALUES:
-                raise _refusal(f"its aliases stand for more than {MAX_ALIASED_VALUES:,} values", mark)
+                raise _refusal(f"its aliases expand to more than {MAX_ALIASED_VALUES:,} values", mark)
             return node
         if self._depth == MAX_DEPTH:
             raise _refusal(f"nested more than {MAX_DEPTH} levels deep", mark)
@@ -100,7 +100,7 @@ class BoundedLoader(yaml.SafeLoader):
 
     def _size_of(self, node: yaml.Node | None, mark: yaml.Mark) -> int:
         if id(node) not in self._sizes:
-            raise _refusal("an alias inside the value it stands for", mark)
+            raise _refusal("an alias inside the value that it refers to", mark)
         return self._sizes[id(node)]
 
 

@@ -71,7 +71,7 @@ class Registry(Mapping[str, Thing]):
             raise ConfigError(f"{self.what}: given the name {name!r}, expected one without a colon")
         known = self[name] if name in self._entries else thing
         if known is not thing and _qualified(known) != _qualified(thing):
-            raise ConfigError(f"{self.what} {name}: two of that name, {_qualified(known)} and {_qualified(thing)}")
+            raise ConfigError(f"{self.what} {name}: registered twice, as {_qualified(known)} and {_qualified(thing)}")
         self._entries[name] = thing
 
     def unregister(self, name: str) -> None:

@@ -70,8 +70,8 @@ def _import(module_name: str, *, where: str) -> ModuleType:
     if not _may_import.get():
         if module_name not in sys.modules:
             raise ConfigError(
-                f"{where}: not imported; a file that others may have written imports no code by itself. "
-                f"If you trust it, import {module_name} before you read it"
+                f"{where}: not imported, because loading an untrusted file must not run code. "
+                f"If you trust it, import {module_name} before loading"
             )
         return sys.modules[module_name]
     here = str(Path.cwd())

@@ -154,7 +154,7 @@ def test_a_changed_model_is_refused_with_both_sides(copy: Path) -> None:
     assert_one_line(
         headrace("train", copy / "job.yaml"),
         "checkpoint 2 belongs to another model: model.embedding_dim was 4, is now 8",
-        "use another run folder",
+        "use a different run folder",
     )
     write_job(copy, JOB.replace("kind: collisionless", "kind: hashed"))
     assert_one_line(headrace("train", copy / "job.yaml"), "kind was saved as collisionless, but the job says hashed")
@@ -196,7 +196,7 @@ def test_a_torn_checkpoint_is_refused_and_the_one_before_is_used_and_both_are_sa
 
     for number in (1, 2):
         (copy / "run" / "checkpoints" / f"{number:08d}" / "manifest.json").unlink()
-    assert_one_line(headrace("train", copy / "job.yaml"), "no checkpoint is whole")
+    assert_one_line(headrace("train", copy / "job.yaml"), "all checkpoints are damaged")
 
 
 # Scoring.

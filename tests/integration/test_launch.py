@@ -130,7 +130,7 @@ def test_a_run_that_loses_a_shard_ends_with_the_same_bits_and_is_scored_by_one_p
         if steps == 37:
             shards[1]._shard._request = None  # as if it had been killed and started again
             for table in shards[1]._shard._tables.values():
-                table.close("has no session: it was started after this training began")
+                table.close("has no session, because it was started after training")
         return False
 
     _, result = train_job(job, should_stop=forget_at_step_37, on_message=said.append)
@@ -159,7 +159,7 @@ def test_two_trainers_and_two_shards_one_of_them_killed_equal_one_process(folder
     text = (folder / "launched.log").read_text()
     assert "launch | shard-1 ended with code -9; starting it again" in text
     for rank in range(2):
-        assert f"trainer-{rank} | shard 1 (127.0.0.1" in text or f"trainer-{rank} | another trainer is gone" in text
+        assert f"trainer-{rank} | shard 1 (127.0.0.1" in text or f"trainer-{rank} | another trainer has died" in text
     assert not [child for child in children if child.is_running() and child.status() != psutil.STATUS_ZOMBIE]
     expected, found = parameters(folder / "once"), parameters(folder / "launched")
     assert found["rows"].tolist() == [ROWS, ROWS, 0, 0, 0]

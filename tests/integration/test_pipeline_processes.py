@@ -325,5 +325,5 @@ def test_a_function_that_holds_a_lock_is_refused() -> None:
 
     lock = threading.Lock()
     pipe = from_source(SOURCE).map(lambda rows: rows.slice(0, 1 + lock.locked()))
-    with pytest.raises(ConfigError, match="it holds something that belongs to this process"):
+    with pytest.raises(ConfigError, match="it refers to something that cannot be copied"):
         ship("map", [stage.transformation for stage in pipe.plan.stages])

@@ -295,7 +295,7 @@ def bad_requests() -> dict[str, tuple[pa.Schema | None, pa.RecordBatch | None, b
             "space hashed: id 50, expected 0 <= id < 50",
         ),
         "oversized": (None, pack_ids(many, with_counts=False), good, "request: 1001 keys, expected at most 1000"),
-        "nulls": (nulls.schema, nulls, good, "holds nulls"),
+        "nulls": (nulls.schema, nulls, good, "contains nulls"),
         "no header": (
             None,
             request,
@@ -354,7 +354,7 @@ def test_a_malformed_request_gets_a_clear_error_and_the_shard_goes_on(serve: Ser
     [
         (b"\x80\x04garbage", "StreamHeader: given"),
         (b"[1]", "StreamHeader: given list, expected a JSON object"),
-        (StreamHeader(99, "read", "s", "t", 0, "fp32").to_json(), "protocol 99: this shard speaks 2"),
+        (StreamHeader(99, "read", "s", "t", 0, "fp32").to_json(), "protocol 99: this shard uses 2"),
         (StreamHeader(PROTOCOL, "drop", "s", "t", 0, "fp32").to_json(), "call 'drop': expected read or update"),
         (StreamHeader(PROTOCOL, "read", "s", "t", 0, "fp8").to_json(), "precision 'fp8': expected one of"),
         (StreamHeader(PROTOCOL, "read", "s", "u", 0, "fp32").to_json(), "table 'u': expected one of: t"),
@@ -414,7 +414,7 @@ def test_an_update_that_would_spoil_rows_is_refused_by_name_and_changes_nothing(
 def test_a_second_client_with_the_number_of_a_trainer_that_lives_is_refused(serve: Serve) -> None:
     address = serve()
     again = {"trainer": 0, "num_trainers": 2, "session": "s"}
-    taken = "trainer 0: another client of this session is trainer 0"
+    taken = "trainer 0: is already taken by another client of this session"
     with ShardGroup([address], TABLES, **again) as first:  # type: ignore[arg-type]
         with pytest.raises(ShardError, match=taken):
             ShardGroup([address], TABLES, **again)  # type: ignore[arg-type]
@@ -430,7 +430,7 @@ def test_a_second_client_with_the_number_of_a_trainer_that_lives_is_refused(serv
                     writer.close()
             save = fl.Action("save", b'{"session":"s","folder":".00000001.1.partial","step":0}')
             for action in (save, fl.Action("end_window", b'{"session":"s","window":1,"step":0}')):
-                with pytest.raises(fl.FlightError, match="asked for by a client that is no trainer of this session"):
+                with pytest.raises(fl.FlightError, match="requested by a client that is not a trainer of this session"):
                     list(stranger.do_action(action))
         assert (read(first.store("t"), all_keys()) == before).all()
     with ShardGroup([address], TABLES, **again) as second:  # type: ignore[arg-type]
@@ -441,13 +441,13 @@ def test_trainers_that_mean_different_tables_are_told_what_differs(serve: Serve)
     address = serve()
     with (
         ShardGroup([address], TABLES, num_trainers=2, session="s"),
-        pytest.raises(ShardError, match=r"shard 0 .*: open: trainers disagree on step: the first said 0, this one 7"),
+        pytest.raises(ShardError, match=r"shard 0 .*: open: trainers disagree on step: the first sent 0, this one 7"),
     ):
         ShardGroup([address], TABLES, num_trainers=2, session="s", step=7)
     other = {"t": TableSpec(SPACES, 8, seed=3)}
     with (
         ShardGroup([address], TABLES, num_trainers=2, session="u"),
-        pytest.raises(ShardError, match=r"disagree on tables\.t\.spec\.embedding_dim: the first said 4, this one 8"),
+        pytest.raises(ShardError, match=r"disagree on tables\.t\.spec\.embedding_dim: the first sent 4, this one 8"),
     ):
         ShardGroup([address], other, num_trainers=2, session="u")
 
@@ -458,7 +458,7 @@ def test_a_busy_shard_refuses_another_run_and_lets_its_own_begin_anew(serve: Ser
     with ShardGroup([address], TABLES, run="news") as group:
         before = read(group.store("t"), keys)
         group.store("t").update(keys, gradients).result()
-        with pytest.raises(ShardError, match="busy with run news of 1 trainers"):
+        with pytest.raises(ShardError, match="busy with run news with 1 trainers"):
             ShardGroup([address], TABLES, run="ads")
         with ShardGroup([address], TABLES, run="news") as again:
             assert (read(again.store("t"), keys) == before).all()
@@ -481,7 +481,7 @@ def test_a_restarted_shard_says_that_it_has_forgotten(serve: Serve) -> None:
 
 
 def test_several_trainers_need_a_session() -> None:
-    with pytest.raises(ConfigError, match="several trainers need one session name"):
+    with pytest.raises(ConfigError, match="several trainers need the same session name"):
         ShardGroup(["127.0.0.1:1"], TABLES, num_trainers=2)
 
 
@@ -540,7 +540,7 @@ def test_changes_of_all_shards_keep_a_copy_up_to_date_also_over_evictions(serve:
 def test_a_shard_of_a_job_refuses_the_tables_of_another(tmp_path: Path) -> None:
     other = TableSpec({"hashed": TableConfig(num_embeddings=51)}, 4, seed=3)
     server = ShardServer(Shard(expected={"t": other}), "127.0.0.1:0")
-    with pytest.raises(ShardError, match="table t is not the one of this shard's job file"):
+    with pytest.raises(ShardError, match="table t differs from the one in this shard's job file"):
         ShardGroup([f"127.0.0.1:{server.port}"], TABLES)
     server.shutdown()
 

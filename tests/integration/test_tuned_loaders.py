@@ -120,7 +120,7 @@ def test_a_stream_that_workers_cut_by_their_number_is_refused() -> None:
         def __iter__(self) -> Iterator[int]:
             return iter(range(3))
 
-    with pytest.raises(ConfigError, match="IterableDataset Stream, whose workers cut the stream by their number"):
+    with pytest.raises(ConfigError, match="IterableDataset Stream, whose workers split the stream by worker number"):
         TunedDataLoader(DataLoader(Stream()))
 
 

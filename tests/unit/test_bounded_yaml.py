@@ -22,9 +22,9 @@ MERGES = "a0: &a0 {x: 1}\n" + "\n".join(f"a{n}: &a{n} {{<<: [{', '.join([f'*a{n 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (bomb(12), r"line 6: not YAML: its aliases stand for more than 100,000 values"),
-        (MERGES, r"line \d: not YAML: its aliases stand for more than 100,000 values"),
-        ("a: &a [*a]", "line 1: not YAML: an alias inside the value it stands for"),
+        (bomb(12), r"line 6: not YAML: its aliases expand to more than 100,000 values"),
+        (MERGES, r"line \d: not YAML: its aliases expand to more than 100,000 values"),
+        ("a: &a [*a]", "line 1: not YAML: an alias inside the value that it refers to"),
         ("[" * 100_000, "line 1: not YAML: nested more than 64 levels deep"),
         ("a: " + "{b: " * 5_000 + "1" + "}" * 5_000, "nested more than 64 levels deep"),
         ("- " * 5_000 + "x", "nested more than 64 levels deep"),

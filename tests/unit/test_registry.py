@@ -124,7 +124,7 @@ def test_a_name_alone_is_checked() -> None:
 
 
 def test_two_things_of_one_name_are_refused_and_so_is_a_colon() -> None:
-    with pytest.raises(ConfigError, match=r"shape circle: two of that name, .*Circle and .*Square"):
+    with pytest.raises(ConfigError, match=r"shape circle: registered twice, as .*Circle and .*Square"):
         SHAPES.register("circle", Square)
     SHAPES.register("circle", Circle)
     with pytest.raises(ConfigError, match="without a colon"):

@@ -96,7 +96,7 @@ class _Process:
         """Where a shard serves, once it does."""
         self._heard.wait(START_S)
         if self.address is None:
-            raise HeadraceError(f"{self.name} (process {self.handle.pid}) did not begin to serve; see its lines above")
+            raise HeadraceError(f"{self.name} (process {self.handle.pid}) did not start; see its output above")
         return self.address
 
     def signal(self, number: int) -> None:
@@ -192,7 +192,9 @@ def _see_through(
         for shard in shards:
             if shard.handle.poll() is not None:
                 if restarts == 0:
-                    raise HeadraceError(f"{shard.name} ended with code {shard.handle.returncode} once too often")
+                    raise HeadraceError(
+                        f"{shard.name} ended with code {shard.handle.returncode} and has no restarts left"
+                    )
                 restarts -= 1
                 on_message(f"launch | {shard.name} ended with code {shard.handle.returncode}; starting it again")
                 shard.end()

@@ -88,7 +88,7 @@ def train_on_ray(
     """
     ray = _ray()
     if trainers > 1 and shards == 0:
-        raise ConfigError(f"shards: given 0 with {trainers} trainers, expected one at least, to hold the embeddings")
+        raise ConfigError(f"shards: given 0 with {trainers} trainers, expected at least one, to hold the embeddings")
     ray.init(ignore_reinit_error=True, log_to_driver=True)
     free = {name: amounts.get("CPU", 0.0) for name, amounts in _free_resources().items()}
     actors = {"shard": (shards, shard_cpus), "trainer": (trainers, trainer_cpus)}

@@ -58,7 +58,7 @@ class Rendezvous:
         missing = [name for name in needed if name not in os.environ]
         if self.size > 1 and missing:
             raise ConfigError(
-                f"WORLD_SIZE is {self.size}, but not set: {', '.join(missing)}; start with headrace launch"
+                f"WORLD_SIZE is {self.size}, but these are not set: {', '.join(missing)}; start with headrace launch"
             )
         self._timeout = timedelta(seconds=max(timeout_s, 1.0))
         self._store: Any = None
@@ -83,7 +83,7 @@ class Rendezvous:
             with _without_greeting():
                 dist.init_process_group("gloo", store=store, rank=rank, world_size=self.size, timeout=self._timeout)
         except (OSError, RuntimeError, ValueError) as error:
-            raise PeerLost(f"trainers did not meet: {str(error).splitlines()[0]}") from error
+            raise PeerLost(f"trainers could not connect to each other: {str(error).splitlines()[0]}") from error
         try:
             yield DataParallel()
         finally:

@@ -152,7 +152,7 @@ class EmbeddingBags(nn.Module):
         self._device = None if device is None else torch.device(device)
         if self.table is not None:
             if not isinstance(self.store, LocalStore):
-                raise ConfigError("embeddings: rows with a store in front of them cannot move, expected none")
+                raise ConfigError("embeddings: rows cannot move while another store is in use")
             if self._device is not None:
                 memory = memory or self.config.memory
                 self._table = self.table.moved_to(DeviceStorage.on(self._device, memory))

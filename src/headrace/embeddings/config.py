@@ -64,7 +64,7 @@ class TableConfig(Config):
     @model_validator(mode="after")
     def _only_collisionless_tables_admit_and_evict(self) -> Self:
         if self.kind != "collisionless" and (self.admission_count > 1 or self.evict_after is not None):
-            raise ValueError(f"admission_count and evict_after only with kind: collisionless, not {self.kind}")
+            raise ValueError(f"admission_count and evict_after need kind: collisionless, given {self.kind}")
         return self
 
 

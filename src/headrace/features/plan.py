@@ -65,7 +65,7 @@ class FeaturePlan:
         if not isinstance(specs, list | tuple) or not all(isinstance(spec, FeatureSpec) for spec in specs):
             raise ConfigError(
                 f"FeaturePlan: specs: given {type(specs).__name__}, expected a list of FeatureSpec; "
-                f"FeaturePlan.from_config makes them of what a job file says"
+                f"FeaturePlan.from_config creates them from a job file"
             )
         if dedup not in ("auto", "off"):
             expect(dedup, GroupsConfig, where="FeaturePlan: dedup", expected="auto, off or a GroupsConfig")

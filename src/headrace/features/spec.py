@@ -90,7 +90,7 @@ def _read_spec(name: str, section: Section, entry: Any, schema: Schema) -> Featu
         unknown = sorted(str(key) for key in entry if key not in ("from", "ops", "weights"))
         if unknown:
             raise ConfigError(
-                f"{where}.{unknown[0]}: unknown key, expected from, ops or weights (operators go in a list)"
+                f"{where}.{unknown[0]}: unknown key, expected from, ops or weights (put operators in a list)"
             )
         sources, entries, weights = entry.get("from", name), entry.get("ops"), entry.get("weights")
     if not isinstance(entries, list | tuple | None):

@@ -71,8 +71,9 @@ class ErrorBudget:
         self.num_bad += num_bad
         if self.num_bad >= self.policy.min_rows and self.num_bad > self.policy.max_ratio * self.num_read:
             raise ErrorBudgetExceeded(
-                f"{self.num_bad:,} of {self.num_read:,} rows are bad ({self.num_bad / self.num_read:.2%}), allowed are "
-                f"{self.policy.max_ratio:.2%} (bad_rows.max_ratio); correct the schema or the logs, or allow more"
+                f"{self.num_bad:,} of {self.num_read:,} rows are bad ({self.num_bad / self.num_read:.2%}), but at most "
+                f"{self.policy.max_ratio:.2%} are allowed (bad_rows.max_ratio); "
+                "correct the schema or the logs, or raise max_ratio"
             )
 
 
@@ -262,8 +263,7 @@ def check_names(schema: Schema, columns: Sequence[str]) -> None:
     reserved = [name for name in schema.columns if is_reserved(name)]
     if reserved:
         raise ConfigError(
-            f"schema: {one_line(reserved[0])} is a name that headrace itself uses ({ROW_ID}, {GROUP_PREFIX}...); "
-            f"rename the column"
+            f"schema: {one_line(reserved[0])} is reserved by headrace ({ROW_ID}, {GROUP_PREFIX}...); rename the column"
         )
     known = dict.fromkeys(schema.columns)
     unknown = [name for name in columns if name not in known]

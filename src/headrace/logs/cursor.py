@@ -142,7 +142,7 @@ class Cursor:
                 times_us=_span_from(values["times_us"]),
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise CheckpointError(f"window cursor: saved values are not a cursor: {error!r}") from error
+            raise CheckpointError(f"window cursor: saved values are invalid: {error!r}") from error
 
     def check_unchanged(self, infos: Iterable[FileInfo]) -> None:
         """Check that files of which rows were used are still what they were.
@@ -269,7 +269,7 @@ class Window:
                 times_us=_span_from(values["times_us"]),
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise CheckpointError(f"window: saved values are not a window: {error!r}") from error
+            raise CheckpointError(f"window: saved values are invalid: {error!r}") from error
 
 
 def _selection_from(saved: Mapping[str, Any]) -> Selection:

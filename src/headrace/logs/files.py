@@ -133,7 +133,7 @@ def list_log(location: str | Path, *, suffixes: tuple[str, ...] = SUFFIXES) -> L
     if not found.files:
         rest = f"; {notes[0].partition(': ')[2]}" if notes else ""
         raise ConfigError(
-            f"{printable(text)}: no log files there, expected files ending in {', '.join(suffixes)}{rest}"
+            f"{printable(text)}: no log files found, expected files ending in {', '.join(suffixes)}{rest}"
         )
     files = []
     for path, known in found.files.items():
@@ -174,7 +174,7 @@ def open_log_file(path: str) -> pa.NativeFile:
         filesystem, inner = _resolve(path)
         return pafs.PyFileSystem(pafs.FSSpecHandler(filesystem)).open_input_file(inner)
     except FileNotFoundError as error:
-        raise DataError(f"{printable(path)}: the file is gone") from error
+        raise DataError(f"{printable(path)}: the file no longer exists") from error
     except OSError as error:
         raise DataError(f"{printable(path)}: cannot be opened: {error}") from error
 

@@ -124,7 +124,7 @@ def _with_times(
         return info
     if clock.name not in footer.schema.names:
         there = shorten_list(footer.schema.names)
-        raise DataError(f"{file.path}: no column {clock.name} to cut windows by time; the file has {there}")
+        raise DataError(f"{file.path}: no column {clock.name}, which windows by time need; the file has {there}")
     slots, untimed = _find_slots(footer, clock, every_us, use)
     return replace(info, time_slots=slots, untimed_groups=untimed)
 

@@ -282,7 +282,8 @@ def _check_layouts(footers: Sequence[Footer]) -> None:
     for footer in footers if nested else ():
         if not footer.is_nested or footer.layout != nested[0].layout:
             raise DataError(
-                f"{footer.file.path}: its layout is not that of {nested[0].file.path}; cluster both with one command"
+                f"{footer.file.path}: its layout differs from that of {nested[0].file.path}; "
+                f"cluster both with one command"
             )
 
 

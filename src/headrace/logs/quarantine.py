@@ -229,5 +229,5 @@ def _checked_footer(file: LogFile) -> Footer:
     footer = read_footer(file)
     missing = [name for name in REJECT_SCHEMA.names if name not in footer.schema.names]
     if missing:
-        raise DataError(f"{file.path}: not a quarantine file: it lacks {shorten_list(missing)}")
+        raise DataError(f"{file.path}: not a quarantine file: missing columns {shorten_list(missing)}")
     return footer

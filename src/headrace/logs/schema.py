@@ -122,7 +122,7 @@ class Schema(Config):
         counts = Counter(column.name for column in self._parts())
         twice = sorted(name for name, count in counts.items() if count > 1)
         if twice:
-            raise ValueError(f"each column plays one part, named twice: {shorten_list(twice)}")
+            raise ValueError(f"each column can have only one role, given twice: {shorten_list(twice)}")
         return self
 
     @property

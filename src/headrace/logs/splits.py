@@ -87,7 +87,7 @@ def _splits_by_group(selection: Selection, footer: Footer) -> Iterator[RowGroupS
     metadata = footer.metadata
     if selection.stop_row > footer.num_rows:
         raise DataError(
-            f"{footer.file.path}: has {footer.num_rows:,} rows, but rows up to {selection.stop_row:,} were to be read; "
+            f"{footer.file.path}: has {footer.num_rows:,} rows, but rows up to {selection.stop_row:,} are needed; "
             f"it changed since the window was planned"
         )
     planned = None if selection.row_groups is None else set(selection.row_groups)

@@ -63,7 +63,7 @@ class WindowConfig(Config):
             if self.kind == kind and value is None:
                 raise ValueError(f"windows of kind {kind} need {key}")
             if self.kind != kind and value is not None:
-                raise ValueError(f"{key} belongs to windows of kind {kind}, the kind is {self.kind}")
+                raise ValueError(f"{key} is only for windows of kind {kind}, given kind {self.kind}")
         return self
 
 
@@ -97,7 +97,7 @@ def plan_windows(
     if cursor.files and by_time != cursor.by_time:
         was, now = ("by time", "by position") if cursor.by_time else ("by position", "by time")
         raise ConfigError(
-            f"window.kind: given {config.kind} ({now}), but the windows used so far were cut {was}; "
+            f"window.kind: given {config.kind} ({now}), but the windows used so far are {was}; "
             f"keep the kind, or start a new run"
         )
     cursor.check_unchanged(files)
@@ -350,7 +350,7 @@ def _until_test(config: WindowConfig, until: str | None, rows_before: int) -> Ca
         return lambda window: window.used_until_us is None or window.used_until_us <= until_us
     if config.kind == "rows":
         if not until.isdigit():
-            raise ConfigError(f"until: given {until!r}, expected a number of rows, as windows are cut by rows")
+            raise ConfigError(f"until: given {until!r}, expected a number of rows, because windows are of kind rows")
         rows_used, rows_wanted = rows_before, int(until)
 
         def ends_in_time(window: Window) -> bool:

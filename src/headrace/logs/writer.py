@@ -88,7 +88,7 @@ class ParquetLogWriter:
         self._marker = marker
         self._compression = compression
         if if_exists == "error" and self.folder.is_dir() and any(self.folder.iterdir()):
-            raise FileExistsError(f"{self.folder}: holds files already; remove it, or append to it")
+            raise FileExistsError(f"{self.folder}: is not empty; remove it, or append to it")
         self._next_number = _first_free_number(self.folder)
         target = self.folder.absolute()
         self._staging = target.parent / f".{target.name}.writing"
@@ -180,7 +180,7 @@ class ParquetLogWriter:
         missing = [name for name in self._schema.names if name not in table.schema.names]
         if missing:
             given = shorten_list(table.schema.names)
-            raise DataError(f"{self.folder}: rows to write lack column {shorten_list(missing)}; they have {given}")
+            raise DataError(f"{self.folder}: rows to write have no column {shorten_list(missing)}; they have {given}")
         table = table.select(self._schema.names)
         if table.schema.equals(self._schema):
             return table

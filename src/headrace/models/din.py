@@ -78,7 +78,7 @@ class DIN(nn.Module):
             raise ConfigError(f"model.histories: given {unknown[0]}, expected features of: {shorten_list(sparse_keys)}")
         attended = [target for target in config.histories.values() if target in config.histories]
         if attended:
-            raise ConfigError(f"model.histories: {attended[0]} is a history and a candidate, expected only one of them")
+            raise ConfigError(f"model.histories: {attended[0]} is both a history and a candidate, expected only one")
         generator, dim = seeded(seed), config.embedding_dim
         self.embeddings = EmbeddingBags(embeddings, sparse_keys, dim, seed=seed)
         self.histories = dict(config.histories)

@@ -74,7 +74,7 @@ class DLRM(nn.Module):
         super().__init__()
         if not num_dense and len(sparse_keys) == 1:
             raise ConfigError(
-                f"model.kind: given dlrm, which compares pairs of features, but {sparse_keys[0]} is the only one, and "
+                f"model.kind: given dlrm, which needs pairs of features, but {sparse_keys[0]} is the only one, so "
                 "predictions would be constant; add a feature, or use another model: dcnv2, deepfm, wide_deep"
             )
         generator, dim = seeded(seed), config.embedding_dim

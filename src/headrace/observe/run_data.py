@@ -75,7 +75,7 @@ class RunData:
         if not folder.is_dir():
             raise ConfigError(f"{folder}: no such run folder")
         if not (folder / "metrics.jsonl").is_file():
-            raise ConfigError(f"{folder}: holds no metrics.jsonl, expected the folder of a run")
+            raise ConfigError(f"{folder}: has no metrics.jsonl, expected a run folder")
         steps = _Columns()
         names: list[str] = []
         windows: list[Mapping[str, Any]] = []

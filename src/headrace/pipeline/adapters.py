@@ -33,8 +33,8 @@ def from_dataloader(loader: Any, *, columns: Sequence[str] = ()) -> Pipeline:
     """
     if type(getattr(loader, "sampler", None)).__name__ in ("RandomSampler", "WeightedRandomSampler"):
         raise ConfigError(
-            "from_dataloader: the loader shuffles, so each pass has another order and cannot be resumed; "
-            "make it with shuffle=False and shuffle here: .shuffle(num_rows=..., seed=...)"
+            "from_dataloader: the loader shuffles, so each pass has a different order and cannot be resumed; "
+            "use shuffle=False, and shuffle with .shuffle(num_rows=..., seed=...)"
         )
     return from_source(IterableSource(loader, columns=columns, name="DataLoader"))
 

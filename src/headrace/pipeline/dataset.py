@@ -35,7 +35,7 @@ class PipelineDataset(IterableDataset[Any]):
         if get_worker_info() is not None:
             raise ConfigError(
                 "as_dataset: opened in a worker process of a DataLoader, where each would read everything; "
-                "use DataLoader(..., num_workers=0): the pipeline has workers of its own (open(workers=...))"
+                "use DataLoader(..., num_workers=0): the pipeline has its own workers (open(workers=...))"
             )
         if self._batches is not None:
             self._batches.close()

@@ -97,9 +97,7 @@ class LogicalPlan:
         """
         kind = transformation.kind
         if self.has_tensors and kind != "to_device":
-            raise ConfigError(
-                f"{kind}: comes behind transform, where rows are tensors already; put it before transform"
-            )
+            raise ConfigError(f"{kind}: comes after transform, where rows are already tensors; put it before transform")
         if executor not in (None, "thread", "process"):
             raise ConfigError(f'{kind}: executor: given {executor!r}, expected "thread" or "process"')
         if transformation.bad_rows not in (None, "fail", "drop", "quarantine"):
@@ -109,7 +107,7 @@ class LogicalPlan:
             raise ConfigError(f"{kind}: timeout_s: given {timeout_s!r}, expected a number of seconds above 0")
         taken = {"source", *(stage.name for stage in self.stages)}
         if name in taken or "+" in name or "." in name:
-            raise ConfigError(f'{kind}: name: given {name!r}, expected a name not used before, without "+" and "."')
+            raise ConfigError(f'{kind}: name: given {name!r}, expected a unique name without "+" and "."')
         if not name:
             names = (kind, *(f"{kind}{number}" for number in range(2, len(taken) + 2)))
             name = next(free for free in names if free not in taken)

@@ -48,7 +48,7 @@ class ExportedModel:
         """
         folder = Path(folder)
         if not os.path.lexists(folder / MANIFEST):
-            raise ConfigError(f"{folder}: holds no {MANIFEST}, expected a folder that headrace export wrote")
+            raise ConfigError(f"{folder}: has no {MANIFEST}, expected a folder written by headrace export")
         manifest = Manifest.read(folder, FORMAT, VERSION)
         manifest.check_files(folder)
         if JOB not in manifest.files:
@@ -120,7 +120,7 @@ def _first_batches(scorer: Scorer, num_rows: int) -> list[Batch]:
             if sum(map(len, batches)) >= num_rows:
                 break
     if not batches:
-        raise ConfigError(f"{scorer.job.data.path}: has no good row to compare scores on")
+        raise ConfigError(f"{scorer.job.data.path}: has no good rows to compare scores on")
     return batches
 
 

@@ -65,7 +65,7 @@ class Scorer:
         for line in refused:
             on_message(f"refused a checkpoint, falling back to the previous one: {line}")
         if snapshot is None:
-            raise CheckpointError(f"{folder.path}: holds no checkpoint yet; train first: headrace train JOB")
+            raise CheckpointError(f"{folder.path}: no checkpoint yet; train first: headrace train JOB")
         state = TrainingState(self.components.label_names)
         restore(snapshot, state, self.components.model, None, self.components.shape)
         self.checkpoint, self.step = snapshot.number, state.step
@@ -91,7 +91,7 @@ class Scorer:
         """
         out = local_path(out, where="OUT")
         if out.is_dir():
-            raise ConfigError(f"{out}: is a folder, expected the Parquet file to write")
+            raise ConfigError(f"{out}: is a folder, expected a path for the Parquet file")
         files = self.list_logs(path)
         check_output(out, path, what="predictions")
         check_output(out, self.job.data.path, what="predictions")

@@ -35,7 +35,7 @@ def calibrate(
     idle = [name for name, readings in groups if readings[-1].num_items == 0]
     if idle or not counters.consumer.num_batches:
         raise ConfigError(
-            f"calibrate: given a window in which {idle or ['the consumer']} did nothing, expected all busy"
+            f"calibrate: given a window in which {idle or ['the consumer']} did nothing, expected all of them busy"
         )
     stages: list[StageSpec] = []
     for index, (name, readings) in enumerate(groups):

@@ -171,9 +171,9 @@ class Machine:
     def __post_init__(self) -> None:
         starts = [phase.start_s for phase in self.phases]
         if not starts or starts[0] != 0 or starts != sorted(set(starts)):
-            raise ConfigError(f"machine: given phases that start at {starts}, expected rising times from 0")
+            raise ConfigError(f"machine: given phases that start at {starts}, expected ascending times from 0")
         if min(phase.cpus for phase in self.phases) < 1:
-            raise ConfigError("machine: given a phase without a CPU, expected at least 1")
+            raise ConfigError("machine: given a phase without CPUs, expected at least 1")
 
     @classmethod
     def fixed(cls, cpus: int, memory_bytes: float = math.inf) -> Self:

@@ -22,7 +22,7 @@ def validate(tensor: KeyedJaggedTensor | InverseKeyedJaggedTensor) -> None:
     _expect_dtype("lengths", tensor.lengths, torch.int32)
     repeated = sorted({key for key in tensor.keys if tensor.keys.count(key) > 1})
     if repeated:
-        raise ValueError(f"keys must all be different, given twice: {shorten_list(repeated)}")
+        raise ValueError(f"keys must be unique, given twice: {shorten_list(repeated)}")
     rows, name = tensor.stride, "stride"
     if isinstance(tensor, InverseKeyedJaggedTensor):
         rows, name = tensor.unique_stride, "unique_stride"
@@ -50,7 +50,7 @@ def _check_offsets(tensor: KeyedJaggedTensor | InverseKeyedJaggedTensor, given: 
     _expect_dtype("offsets", given, torch.int64)
     offsets = torch.cat([torch.zeros(1, dtype=torch.int64), tensor.lengths.cpu().cumsum(0)])
     if not torch.equal(given.cpu(), offsets):
-        raise ValueError("offsets must be the cumulated lengths, starting at 0")
+        raise ValueError("offsets must be the cumulative lengths, starting at 0")
     if tensor.values.numel() != int(offsets[-1]):
         raise ValueError(f"values has {tensor.values.numel()} ids, expected the sum of lengths = {int(offsets[-1])}")
 
@@ -78,7 +78,7 @@ def _check_inverse(tensor: InverseKeyedJaggedTensor) -> None:
     if bool(outside.any()):
         at = int(outside.nonzero()[0])
         raise ValueError(
-            f"list {at} lies at {int(tensor.starts[at])} to {int(ends[at])}, expected within the "
+            f"list {at} is at {int(tensor.starts[at])} to {int(ends[at])}, expected within the "
             f"{tensor.values.numel()} values"
         )
 

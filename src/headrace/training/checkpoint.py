@@ -80,7 +80,7 @@ class CheckpointFolder:
         """
         if not self.path.is_dir():
             if os.path.lexists(self.path):
-                raise CheckpointError(f"{self.path}: is not a folder, expected the run's folder of checkpoints")
+                raise CheckpointError(f"{self.path}: is not a folder, expected the run's checkpoint folder")
             return []
         return sorted(int(name) for name in os.listdir(self.path) if _is_name(name))
 
@@ -130,7 +130,7 @@ class CheckpointFolder:
         manifest = Manifest.read(folder, FORMAT, VERSION)
         given, state = manifest.content.get("number"), manifest.content.get("state")
         if given != number or not isinstance(state, dict):
-            raise TornCheckpoint(f"{folder}: its manifest is of checkpoint {given}, expected {number}")
+            raise TornCheckpoint(f"{folder}: its manifest belongs to checkpoint {given}, expected {number}")
         manifest.check_files(folder)
         return read_arrays(folder, manifest.files, number, state)
 
@@ -149,7 +149,7 @@ class CheckpointFolder:
             except TornCheckpoint as error:
                 refused.append(str(error))
         if refused:
-            raise TornCheckpoint(f"{self.path}: no checkpoint is whole: {'; '.join(refused)}")
+            raise TornCheckpoint(f"{self.path}: all checkpoints are damaged: {'; '.join(refused)}")
         return None, refused
 
     def _place(self, number: int) -> Path:
@@ -188,7 +188,7 @@ def read_arrays(folder: Path, names: Iterable[str], number: int, state: dict[str
             of_table = parts.setdefault(found["table"], {})
             of_table.setdefault(found["part"], {})[found["column"]] = _load(path, _map_array)
         else:
-            raise TornCheckpoint(f"{path}: holds no arrays, expected .safetensors or .npy")
+            raise TornCheckpoint(f"{path}: has no arrays, expected .safetensors or .npy")
     in_order = {table: [of_table[part] for part in sorted(of_table)] for table, of_table in parts.items()}
     return Snapshot(number, state, arrays, columns, in_order)
 

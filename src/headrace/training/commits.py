@@ -191,7 +191,7 @@ def restore(
         key, was, now = difference
         raise CheckpointError(
             f"checkpoint {snapshot.number} belongs to another model: {key} was {was}, is now {now}; "
-            "use another run folder, or change it back"
+            "use a different run folder, or change it back"
         )
     state.checkpoint, state.step = snapshot.number, values.step
     state.precision = values.precision
@@ -224,7 +224,7 @@ def load_parameters(snapshot: Snapshot, model: nn.Module) -> None:
         raise CheckpointError(f"dense parameters: {' '.join(str(error).split())}") from error
     missing = [name for name in _tables(model) if name not in snapshot.parts and name not in snapshot.columns]
     if missing:
-        raise CheckpointError(f"embedding table {missing[0]}: is not saved")
+        raise CheckpointError(f"embedding table {missing[0]}: is missing")
     for name, table in _tables(model).items():
         table.load_state_dict(join_parts(snapshot.parts[name]) if name in snapshot.parts else snapshot.columns[name])
 

@@ -88,7 +88,7 @@ def build_pipeline(
     if shuffled and job.pipeline.shuffle is not None:
         shuffle, session = job.pipeline.shuffle, job.schema_of_logs.session_id
         if shuffle.by == "session" and session is None:
-            raise ConfigError("pipeline.shuffle.by: given session, but the schema names no session_id")
+            raise ConfigError("pipeline.shuffle.by: given session, but the schema has no session_id")
         pipe = pipe.shuffle(num_rows=shuffle.num_rows, seed=shuffle.seed, by=shuffle.by, session=session)
     pipe = pipe.batch(job.training.batch_size)
     if transformed:

@@ -125,4 +125,4 @@ def _lost_peers() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:  # what gloo raises when a connection closes or times out
-        raise PeerLost(f"another trainer is gone: {str(error).splitlines()[0]}") from error
+        raise PeerLost(f"another trainer has died: {str(error).splitlines()[0]}") from error

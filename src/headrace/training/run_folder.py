@@ -135,7 +135,7 @@ class RunFolder:
         is_copy = place != here and _read_text(there / ID_NAME) == owner
         if (owner != self._id() and place != here) or is_copy:
             raise ConfigError(
-                f"{self.quarantine}: is the quarantine of {os.path.normpath(there)}; give each run its own "
+                f"{self.quarantine}: is the quarantine of {os.path.normpath(there)}; use a separate "
                 f"bad_rows.path, or delete {mark} if that run is gone"
             )
         if (owner, place) != (self._id(), here) or not mark.is_file():

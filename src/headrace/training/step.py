@@ -130,8 +130,8 @@ class TrainingStep:
             outside = batch.labels[(batch.labels < 0) | (batch.labels > 1)]
             if len(outside):
                 raise HeadraceError(
-                    f"a label is {outside[0]:g}, expected a number from 0 to 1, as models predict probabilities; "
-                    "make such a label in pipeline.map or in the logs"
+                    f"a label is {outside[0]:g}, expected a number from 0 to 1, because models predict probabilities; "
+                    "convert it in pipeline.map or in the logs"
                 )
             raise HeadraceError(f"the loss is {value}; lower the learning rates, or clip_grad_norm, and train again")
         logits.backward(gradient)

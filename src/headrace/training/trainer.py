@@ -73,7 +73,8 @@ class Trainer:
         self.run_folder = main if rank == 0 else RunFolder(main.path / "trainers" / str(rank))
         if self._process_group.size > 1 and not job.cluster.shards:
             raise ConfigError(
-                f"cluster.shards: given none, but {self._process_group.size} trainers; start them with: headrace launch"
+                f"cluster.shards: given none, expected some for {self._process_group.size} trainers; "
+                "start them with: headrace launch"
             )
         self.components = build_components(job)
         self.state = TrainingState(self.components.label_names)

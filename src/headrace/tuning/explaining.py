@@ -38,7 +38,7 @@ def explain(
     """
     seen = whole if whole is not None else total(observations) if observations else None
     if seen is None or not seen.delivered:
-        raise ConfigError("explain: nothing has been delivered yet, so there is nothing to tell; ask again later")
+        raise ConfigError("explain: nothing has been delivered yet; try again later")
     measured = _measured(seen, space)
     workers = [stage.workers for stage in seen.stages]
     slowest = min(range(len(measured)), key=lambda i: measured[i].rate(workers[i]))

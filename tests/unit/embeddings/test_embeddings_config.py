@@ -114,7 +114,7 @@ def test_first_order_weights_begin_at_zero_in_every_table() -> None:
             {"default": {"num_embeddings": 0}},
             "default.num_embeddings: given 0, expected: greater than or equal to 1",
         ),
-        ({"default": {"evict_after": 2}}, "admission_count and evict_after only with kind: collisionless, not hashed"),
+        ({"default": {"evict_after": 2}}, "admission_count and evict_after need kind: collisionless, given hashed"),
         ({"tables": {"a": {"size": 3}}}, "tables.a.size: unknown key"),
         ({"tables": {"a": 3}}, "tables.a: given 3"),
         ({"default": 3, "tables": {"a": {}}}, "default: given 3"),

@@ -231,5 +231,5 @@ def test_two_operators_of_one_name_are_refused() -> None:
     class Other(Longest):
         """Another one."""
 
-    with pytest.raises(ConfigError, match="operator longest: two of that name"):
+    with pytest.raises(ConfigError, match="operator longest: registered twice"):
         register(Other)

@@ -202,7 +202,7 @@ def test_a_missing_column_is_named() -> None:
         ({"dense": {"age": "log1p"}}, "features.dense.age: given 'log1p', expected a list of operators"),
         (
             {"dense": {"age": {"fill": 0}}},
-            "features.dense.age.fill: unknown key, expected from, ops or weights (operators go in a list)",
+            "features.dense.age.fill: unknown key, expected from, ops or weights (put operators in a list)",
         ),
         (
             {"dense": {"x": ["log1p"]}},

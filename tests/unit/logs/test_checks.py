@@ -201,7 +201,7 @@ def test_the_budget_trips_at_its_share_but_not_before_its_minimum() -> None:
     budget = ErrorBudget(BadRowPolicy(policy="drop", max_ratio=0.1, min_rows=10))
     budget.add(num_read=9, num_bad=9)
     budget.add(num_read=91, num_bad=1)  # 10 of 100: exactly what is allowed
-    with pytest.raises(ErrorBudgetExceeded, match=r"11 of 101 rows are bad \(10\.89%\), allowed are 10\.00%"):
+    with pytest.raises(ErrorBudgetExceeded, match=r"11 of 101 rows are bad \(10\.89%\), but at most 10\.00%"):
         budget.add(num_read=1, num_bad=1)
 
 

@@ -100,8 +100,8 @@ def test_a_rewritten_file_has_another_version(tmp_path: Path) -> None:
     ("location", "message"),
     [
         ("missing", "no such file or folder"),
-        ("empty", "no log files there, expected files ending in .parquet"),
-        ("missing/*.parquet", "no log files there"),
+        ("empty", "no log files found, expected files ending in .parquet"),
+        ("missing/*.parquet", "no log files found"),
         ("nosuch://x", "nosuch"),
     ],
 )
@@ -116,9 +116,9 @@ def test_nothing_found_is_said_clearly(
 
 
 def test_opening_a_file_that_is_gone_names_it(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"gone\.parquet: the file is gone"):
+    with pytest.raises(DataError, match=r"gone\.parquet: the file no longer exists"):
         open_log_file(str(tmp_path / "gone.parquet"))
-    with pytest.raises(DataError, match=r"gone\.parquet: the file is gone"):
+    with pytest.raises(DataError, match=r"gone\.parquet: the file no longer exists"):
         open_log_file("memory://logs/gone.parquet")
 
 
@@ -157,7 +157,7 @@ def test_only_some_of_many_entries_that_are_not_read_are_named(tmp_path: Path) -
 
 def test_a_folder_without_log_files_names_what_is_there(tmp_path: Path) -> None:
     touch(tmp_path, "a.csv")
-    with pytest.raises(ConfigError, match=r"no log files there, .*; 1 entry is not read: a\.csv"):
+    with pytest.raises(ConfigError, match=r"no log files found, .*; 1 entry is not read: a\.csv"):
         list_files(tmp_path)
 
 

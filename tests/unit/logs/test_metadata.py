@@ -303,5 +303,5 @@ def test_windows_by_time_need_a_timestamp(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="given time, but the schema has no timestamp column"):
         find_windows(tmp_path, timeless, Cursor(), HOURS)
     pq.write_table(pa.table({"click": [1]}), tmp_path / "a.parquet")
-    with pytest.raises(DataError, match=r"no column time to cut windows by time; the file has click"):
+    with pytest.raises(DataError, match=r"no column time, which windows by time need; the file has click"):
         find_windows(tmp_path, SCHEMA, Cursor(), HOURS)

@@ -248,13 +248,13 @@ def test_files_whose_types_differ_give_batches_of_one_schema(tmp_path: Path) -> 
 
 def test_a_file_that_lost_rows_since_planning_is_refused(tmp_path: Path) -> None:
     write(tmp_path, "a.parquet", 0, 10)
-    with pytest.raises(DataError, match=r"has 10 rows, but rows up to 11 were to be read; it changed since"):
+    with pytest.raises(DataError, match=r"has 10 rows, but rows up to 11 are needed; it changed since"):
         ParquetSource([select(tmp_path, 0, 0, 11, None)], SCHEMA)
 
 
 def test_a_file_that_is_gone_is_named(tmp_path: Path) -> None:
     gone = LogFile(str(tmp_path / "gone.parquet"), 10)
-    with pytest.raises(DataError, match=r"gone\.parquet: the file is gone"):
+    with pytest.raises(DataError, match=r"gone\.parquet: the file no longer exists"):
         ParquetSource([Selection(gone, 0, 0, 1, None, 1)], SCHEMA)
 
 

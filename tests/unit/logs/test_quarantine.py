@@ -137,7 +137,7 @@ def test_a_row_whose_json_cannot_be_read_is_a_bad_row(tmp_path: Path, raw: str |
 
 def test_what_is_no_quarantine_is_said_so(tmp_path: Path) -> None:
     pq.write_table(LOG, tmp_path / "log.parquet")
-    with pytest.raises(DataError, match=r"log\.parquet: not a quarantine file: it lacks file, row_group, row"):
+    with pytest.raises(DataError, match=r"log\.parquet: not a quarantine file: missing columns file, row_group, row"):
         replay_source(tmp_path, STRICT)
     with pytest.raises(ConfigError, match="no such file or folder"):
         read_rejects(tmp_path / "none")

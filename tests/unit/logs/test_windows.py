@@ -227,7 +227,7 @@ def test_limit_and_until() -> None:
 
 def test_windows_by_time_and_by_position_do_not_mix() -> None:
     cursor = after(plan_windows([info("a", 7)], Cursor(), FILES))
-    with pytest.raises(ConfigError, match=r"given time \(by time\), but the windows used so far were cut by position"):
+    with pytest.raises(ConfigError, match=r"given time \(by time\), but the windows used so far are by position"):
         plan_windows([info("a", 7)], cursor, TIME)
     assert plan_windows([info("a", 7)], cursor, ROWS) == []
 
@@ -236,7 +236,7 @@ def test_windows_by_time_and_by_position_do_not_mix() -> None:
     ("values", "message"),
     [
         ({"kind": "rows"}, "windows of kind rows need num_rows"),
-        ({"kind": "time", "num_rows": 3}, "num_rows belongs to windows of kind rows"),
+        ({"kind": "time", "num_rows": 3}, "num_rows is only for windows of kind rows"),
         ({"kind": "day"}, "windows.yaml: kind: given 'day', expected"),
     ],
 )

@@ -132,7 +132,7 @@ def test_every_feature_changes_the_logits_or_the_model_is_refused(
         embeddings = embeddings.model_copy(update={"tables": {}})
     sizes = {"num_dense": num_dense, "num_labels": 1, "embeddings": embeddings, "seed": 0}
     if isinstance(config, DLRMConfig) and len(keys) + num_dense == 1:
-        with pytest.raises(ConfigError, match=r"dlrm, which compares pairs of features, but item is the only one"):
+        with pytest.raises(ConfigError, match=r"dlrm, which needs pairs of features, but item is the only one"):
             config.build(sparse_keys=keys, **sizes)
         return
     model = config.build(sparse_keys=keys, **sizes)

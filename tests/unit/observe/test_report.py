@@ -266,7 +266,7 @@ def test_a_resumed_process_that_counts_from_zero_continues_the_axes(tmp_path: Pa
 def test_wrong_folders_are_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="nowhere: no such run folder"):
         write_report(tmp_path / "nowhere")
-    with pytest.raises(ConfigError, match=r"holds no metrics\.jsonl, expected the folder of a run"):
+    with pytest.raises(ConfigError, match=r"has no metrics\.jsonl, expected a run folder"):
         write_report(tmp_path)
 
 

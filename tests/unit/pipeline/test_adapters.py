@@ -41,7 +41,7 @@ def test_tuples_of_a_data_loader_are_named() -> None:
 
 
 def test_a_loader_that_shuffles_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"the loader shuffles.*shuffle here"):
+    with pytest.raises(ConfigError, match=r"the loader shuffles.*use shuffle=False"):
         from_dataloader(DataLoader(Clicks(), shuffle=True))
 
 

@@ -156,7 +156,7 @@ def test_what_others_leave_in_an_export_does_not_matter(exported: Path, tmp_path
 
 
 def test_no_export_and_one_that_exists_are_named(exported: Path, logs: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"holds no manifest.json, expected a folder that headrace export wrote"):
+    with pytest.raises(ConfigError, match=r"has no manifest.json, expected a folder written by headrace export"):
         ExportedModel(tmp_path)
     with pytest.raises(HeadraceError, match=r"already exists; choose a new folder"):
         export_model(job_of(MODELS["dlrm"], logs, tmp_path), exported)

@@ -64,7 +64,7 @@ GOOD = KeyedJaggedTensor.from_lists({"a": [[1], [2, 3]], "b": [[], [4]]})
         ({"values": GOOD.values.int()}, TypeError, "values is torch.int32, expected torch.int64"),
         ({"keys": ("a", "a")}, ValueError, "given twice: a"),
         ({"stride": 3}, ValueError, "lengths has 4 entries, expected keys x stride = 2 x 3 = 6"),
-        ({"offsets": GOOD.offsets + 1}, ValueError, "offsets must be the cumulated lengths"),
+        ({"offsets": GOOD.offsets + 1}, ValueError, "offsets must be the cumulative lengths"),
         ({"values": GOOD.values[:-1]}, ValueError, "values has 3 ids, expected the sum of lengths = 4"),
         ({"lengths": -GOOD.lengths}, ValueError, "lengths must not be negative, given -2"),
         ({"weights": torch.ones(3)}, ValueError, "weights has 3 entries, expected one per id = 4"),

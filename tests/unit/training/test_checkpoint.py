@@ -135,7 +135,7 @@ def copy_another_checkpoint(folder: Path) -> None:
         (in_the_manifest('"version": 2', '"version": 3'), r"does not match its checksum"),
         (in_the_manifest('"version": 2', '"version": 1'), r"does not match its checksum"),
         (in_the_manifest('"sha256"', '"sha257"'), r"does not match its checksum"),
-        (copy_another_checkpoint, r"its manifest is of checkpoint 15, expected 17"),
+        (copy_another_checkpoint, r"its manifest belongs to checkpoint 15, expected 17"),
     ],
 )
 def test_a_torn_checkpoint_is_refused_and_the_one_before_is_used(
@@ -157,7 +157,7 @@ def test_a_torn_checkpoint_is_refused_and_the_one_before_is_used(
 def test_when_none_is_whole_training_does_not_silently_start_anew(tmp_path: Path) -> None:
     folder = CheckpointFolder(tmp_path)
     lose_a_file(folder.save(snapshot(1)))
-    with pytest.raises(TornCheckpoint, match="no checkpoint is whole"):
+    with pytest.raises(TornCheckpoint, match="all checkpoints are damaged"):
         folder.load_latest()
 
 
@@ -271,7 +271,7 @@ def test_a_manifest_cannot_name_files_elsewhere_or_of_another_kind(tmp_path: Pat
     values |= {"number": 1, "state": {}}
     digest = hashlib.sha256(json.dumps(values, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
     (place / "manifest.json").write_text(json.dumps(values | {"sha256": digest}))
-    with pytest.raises(TornCheckpoint, match=r"expected a path below the folder|holds no arrays"):
+    with pytest.raises(TornCheckpoint, match=r"expected a path below the folder|has no arrays"):
         folder.load(1)
 
 

@@ -88,7 +88,7 @@ def test_a_quarantine_belongs_to_one_run(tmp_path: Path) -> None:
         first.lock()
         first.unlock()
     second = RunFolder(tmp_path / "second", quarantine=shared)
-    with pytest.raises(ConfigError, match=r"is the quarantine of .*first; give each run its own"):
+    with pytest.raises(ConfigError, match=r"is the quarantine of .*first; use a separate"):
         second.lock()
     second.unlock()
 
@@ -168,6 +168,6 @@ def test_a_run_may_be_moved_away_from_its_quarantine_and_deleted_and_begun_again
 def test_a_copy_of_a_run_does_not_share_the_quarantine(tmp_path: Path) -> None:
     started(tmp_path / "run", tmp_path / "elsewhere/bad")
     shutil.copytree(tmp_path / "run", tmp_path / "copy")
-    with pytest.raises(ConfigError, match=r"is the quarantine of .*/run; give each run its own bad_rows.path"):
+    with pytest.raises(ConfigError, match=r"is the quarantine of .*/run; use a separate bad_rows.path"):
         started(tmp_path / "copy", tmp_path / "elsewhere/bad")
     started(tmp_path / "run", tmp_path / "elsewhere/bad")

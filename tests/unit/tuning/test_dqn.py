@@ -101,7 +101,7 @@ def test_the_shipped_agent_beats_the_even_split_and_autotune(seed: int) -> None:
 def test_a_length_without_weights_is_refused_with_a_way_out() -> None:
     stages = tuple(StageSpec(name=f"s{i}", cpu_s=0.1) for i in range(2))
     with pytest.raises(
-        ConfigError, match=r"no trained weights for 2 stages .* train some with scripts/train_intune.py"
+        ConfigError, match=r"no trained weights for 2 stages .* train weights with scripts/train_intune.py"
     ):
         run_trial(InTune, PipelineSpec(stages=stages), Machine.fixed(4), duration_s=1)
 

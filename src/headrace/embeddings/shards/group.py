@@ -86,9 +86,9 @@ class ShardGroup:
     ) -> None:
         options = options or GroupOptions()
         if not addresses or len(set(addresses)) != len(addresses):
-            raise ConfigError(f"shards: given {list(addresses)}, expected different addresses, one at least")
+            raise ConfigError(f"shards: given {list(addresses)}, expected at least one address, without duplicates")
         if session is None and num_trainers > 1:
-            raise ConfigError("shards: several trainers need one session name, the same for all")
+            raise ConfigError("shards: several trainers need the same session name, given none")
         self.session = session or uuid.uuid4().hex
         self.num_trainers = num_trainers
         self._windows = 0

@@ -87,7 +87,7 @@ class SessionMembers:
             ShardError: The client has not joined.
         """
         if client not in self._unnumbered and all(seat.client != client for seat in self._seats.values()):
-            raise ShardError(f"{what}: asked for by a client that is no trainer of this session")
+            raise ShardError(f"{what}: requested by a client that is not a trainer of this session")
 
     def _take(self, client: str, trainer: int) -> Seat:
         if not 0 <= trainer < self.num_trainers:
@@ -97,7 +97,7 @@ class SessionMembers:
             seat = self._seats[trainer] = Seat(client)
         if seat.client != client:
             raise ShardError(
-                f"trainer {trainer}: another client of this session is trainer {trainer}; "
-                "expected a number of its own for each"
+                f"trainer {trainer}: is already taken by another client of this session; "
+                "each trainer needs its own number"
             )
         return seat

@@ -33,7 +33,7 @@ def check_keys(keys: Keys, spec: TableSpec) -> None:
         raise ShardError(f"{name}: id {keys.ids[bad]}, expected 0 <= id < {size}")
     twice = first_repeated_key(keys.spaces, keys.ids)
     if twice >= 0:
-        raise ShardError(f"id: {keys.ids[twice]} twice in {_space(keys, twice, spec)}, expected each id once")
+        raise ShardError(f"id: {keys.ids[twice]} occurs twice in {_space(keys, twice, spec)}, expected no duplicates")
 
 
 def check_gradients(keys: Keys, gradients: Float32s, spec: TableSpec) -> None:

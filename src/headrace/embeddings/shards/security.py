@@ -51,7 +51,7 @@ class ServerSecurity:
             if value is None
         ]
         if missing and not is_loopback(host):
-            raise ConfigError(f"--listen {host}: reaches beyond this machine, which needs {' and '.join(missing)}")
+            raise ConfigError(f"--listen {host}: is not a loopback address and needs {' and '.join(missing)}")
         if self.certificate is not None and self.key is not None:
             _check_key_pair(self.certificate, self.key)
 
@@ -81,7 +81,7 @@ class ClientSecurity:
         if self.authority is not None:
             _check_authority(self.authority)
         if not is_loopback(host) and (self.token is None or self.authority is None):
-            raise ConfigError(f"shard {host}: lies beyond this machine, which needs a token and cluster.tls_authority")
+            raise ConfigError(f"shard {host}: is not on this machine and needs a token and cluster.tls_authority")
 
 
 def split_address(address: str) -> tuple[str, int]:

@@ -94,7 +94,7 @@ class ShardServer(fl.FlightServerBase):  # type: ignore[misc]
         try:
             super().__init__(location, tls_certificates=certificates, middleware=middleware)
         except pa.ArrowException as error:
-            raise ConfigError(f"--listen {listen}: cannot listen there; is the port taken?") from error
+            raise ConfigError(f"--listen {listen}: cannot listen on this address; is the port in use?") from error
 
     def do_exchange(self, context: Any, descriptor: Any, reader: Any, writer: Any) -> None:
         """A stream of reads or of updates, for as long as the trainer keeps it open."""
@@ -186,7 +186,7 @@ class ShardServer(fl.FlightServerBase):  # type: ignore[misc]
                 raise ShardError(f"request: {chunk.data.num_rows} keys, expected at most {self._max_keys}")
             chunk.data.validate()  # a column may say that it is longer than its bytes
             if any(column.null_count for column in chunk.data.columns):
-                raise ShardError("request: holds nulls, expected none")
+                raise ShardError("request: contains nulls, expected none")
             yield chunk.data, chunk.app_metadata
 
 

@@ -188,10 +188,12 @@ class Shard:
     def _check(self, request: OpenRequest, now: OpenRequest | None) -> None:
         """Refuse a new session that this shard cannot or should not serve."""
         if now is not None and now.run != request.run and self._members.num_streams:
-            raise ShardError(f"busy with run {now.run} of {now.num_trainers} trainers; stop it, or use another shard")
+            raise ShardError(
+                f"busy with run {now.run} with {now.num_trainers} trainers; stop that run, or use another shard"
+            )
         for name, (spec, _) in request.tables.items():
             if self._expected is not None and self._expected.get(name) != spec:
-                raise ShardError(f"open: table {name} is not the one of this shard's job file")
+                raise ShardError(f"open: table {name} differs from the one in this shard's job file")
 
     def _make_table(self, name: str, request: OpenRequest) -> ServedTable:
         spec, plan = request.tables[name]
@@ -217,12 +219,12 @@ class Shard:
         except (OSError, ValueError) as error:
             raise CheckpointError(f"{folder}: cannot be read: {error}") from error
         if not parts[0]:
-            raise CheckpointError(f"{folder}: holds no table; does the shard see the run's checkpoints?")
+            raise CheckpointError(f"{folder}: contains no tables; can the shard access the run's checkpoints?")
         return parts
 
     def _of_session(self, session: str) -> dict[str, ServedTable]:
         if self._request is None:
-            raise ShardLost("has no session: it was started after this training began")
+            raise ShardLost("has no session, because it was started after training")
         if self._request.session != session:
             raise ShardLost(f"serves another session, of run {self._request.run}")
         return self._tables
@@ -255,7 +257,7 @@ def _check_same(ours: OpenRequest, theirs: OpenRequest) -> None:
     if ours.checksum() == theirs.checksum():
         return
     key, first, this = _first_difference(ours.training(), theirs.training())
-    raise ShardError(f"open: trainers disagree on {key}: the first said {first:.80}, this one {this:.80}")
+    raise ShardError(f"open: trainers disagree on {key}: the first sent {first:.80}, this one {this:.80}")
 
 
 def _first_difference(a: Any, b: Any, path: str = "") -> tuple[str, str, str]:

@@ -102,7 +102,7 @@ class StreamHeader(_Header):
             ShardError: Another protocol, call or precision.
         """
         if self.protocol != PROTOCOL:
-            raise ShardError(f"protocol {self.protocol}: this shard speaks {PROTOCOL}; use one version of headrace")
+            raise ShardError(f"protocol {self.protocol}: this shard uses {PROTOCOL}; use the same version of headrace")
         if self.call not in ("read", "update"):
             raise ShardError(f"call {shorten(repr(self.call))}: expected read or update")
         if self.precision not in PRECISIONS:

@@ -182,8 +182,8 @@ class TableGroup:
         removed = (np.empty(0, np.int32), np.empty(0, np.int64)) if since == 0 else self.changelog.removed_since(since)
         if removed is None:
             raise HeadraceError(
-                f"embedding table: changes since version {since} are not known, expected {self.changelog.removed_from} "
-                "or later, or 0 for all rows"
+                f"embedding table: changes since version {since} are no longer available, "
+                f"expected {self.changelog.removed_from} or later, or 0 for all rows"
             )
         versions = self.metadata.versions
         rows = self.changelog.rows_since(since, versions) if since else None
@@ -195,7 +195,7 @@ class TableGroup:
             yield RowBlock(version, removed[0][first:last], removed[1][first:last], {})
         for first in range(0, len(rows), BLOCK_ROWS):
             if self.version != version:
-                raise RuntimeError(f"the table went from version {version} to {self.version} between two blocks")
+                raise RuntimeError(f"the table changed from version {version} to {self.version} between two blocks")
             part = rows[first : first + BLOCK_ROWS]
             yield RowBlock(version, *self.index.owners(part), self._row_columns(part))
 
@@ -209,9 +209,7 @@ class TableGroup:
         if not 0 <= version <= self.version:
             raise HeadraceError(f"acknowledge: version: given {version}, expected 0 to {self.version}, the table's")
         if consumer not in cursors and len(cursors) >= MAX_CONSUMERS:
-            raise HeadraceError(
-                f"acknowledge: consumer: given a new one, expected one of the {MAX_CONSUMERS} there are"
-            )
+            raise HeadraceError(f"acknowledge: consumer: given a new one, expected at most {MAX_CONSUMERS} consumers")
         self.changelog.acknowledge(consumer, version)
 
     def state_dict(self) -> Columns:

@@ -50,7 +50,7 @@ class Fill(FusedOperator):
 
     def returns(self, kinds: Sequence[Kind]) -> Kind:
         if kinds[0] is Kind.ID and not self.value.is_integer():
-            raise ConfigError(f"value: given {self.value}, expected: a whole number, because the column holds ids")
+            raise ConfigError(f"value: given {self.value}, expected: an integer, because the column holds ids")
         return kinds[0]
 
 
@@ -147,7 +147,7 @@ class Bucketize(FusedOperator):
         borders = self.borders
         for at in range(1, len(borders)):
             if borders[at] < borders[at - 1]:
-                raise ValueError(f"borders in rising order, given {borders[at - 1]} before {borders[at]}")
+                raise ValueError(f"borders in ascending order, given {borders[at - 1]} before {borders[at]}")
             if at > 1 and borders[at] == borders[at - 2]:
                 raise ValueError(f"no border more than twice, given {borders[at]} three times")
         return self

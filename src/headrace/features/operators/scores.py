@@ -86,6 +86,6 @@ def _scores(ids: Column, weights: Column) -> NDArray[np.float64]:
     if len(wrong):
         row = int(wrong[0])
         sizes = int(np.diff(ids.offsets)[row]), int(np.diff(weights.offsets)[row])
-        raise ValueError(f"compute_score: row {row} has {sizes[0]} ids and {sizes[1]} scores, expected as many")
+        raise ValueError(f"compute_score: row {row} has {sizes[0]} ids and {sizes[1]} scores, expected the same number")
     values: NDArray[np.float64] = np.nan_to_num(weights.values, nan=0.0)
     return values

@@ -118,7 +118,9 @@ def cluster_log(
     if done.settings and done.settings != settings:
         pairs = [(key, done.settings.get(key), value) for key, value in settings.items()]
         changed = [f"{key}: {then} then, {now} now" for key, then, now in pairs if then != now]
-        raise ConfigError(f"{folder}: was clustered with other settings ({'; '.join(changed)}); give a new folder")
+        raise ConfigError(
+            f"{folder}: was clustered with different settings ({'; '.join(changed)}); choose a new folder"
+        )
     units, copies = plan_units(files, done, folder, by_file=config.window == "file")
     if done.layout is not None:
         columns = replace(columns, session=done.layout.session)
@@ -206,8 +208,8 @@ def _cluster_unit(
                 after = _read_back(file, columns, on_rows)
                 if (after.num_rows, after.checksum) != (before.num_rows, before.checksum):
                     raise DataError(
-                        f"{unit.path}: what was written is not what was read: read {before.describe()}; "
-                        f"written {after.describe()}; the file was thrown away"
+                        f"{unit.path}: verification failed: read {before.describe()}; "
+                        f"written {after.describe()}; the file was discarded"
                     )
                 file.publish()
     window = ClusteredWindow(

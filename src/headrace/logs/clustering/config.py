@@ -46,7 +46,7 @@ class ClusterConfig(Config):
     @model_validator(mode="after")
     def _goes_together(self) -> Self:
         if (self.window == "time") != (self.every_s is not None):
-            raise ValueError("window time needs every_s, and only window time takes it")
+            raise ValueError("every_s is required with window time, and only allowed there")
         if self.session is not None and self.user is not None:
-            raise ValueError("session and user exclude each other: a session is named by its column, or found by gaps")
+            raise ValueError("give session or user, not both: sessions come from a column, or from gaps")
         return self

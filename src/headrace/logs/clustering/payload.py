@@ -60,11 +60,11 @@ class LogColumns:
         labels = tuple(label.name for label in schema.labels)
         if config.user is not None:
             if schema.timestamp is None:
-                raise ConfigError("--user: sessions are found by gaps in time, but the schema has no timestamp")
+                raise ConfigError("--user: deriving sessions from gaps needs a timestamp in the schema")
             return cls(schema, config.user, FOUND_SESSION, True, schema.row_id is None, labels)
         if session is None:
             raise ConfigError(
-                "no session: the schema names no session_id; give --session COLUMN, or --user COLUMN and --gap"
+                "no session column: the schema has no session_id; give --session COLUMN, or --user COLUMN and --gap"
             )
         return cls(schema, session, session, False, schema.row_id is None, labels)
 

@@ -69,7 +69,7 @@ def plan_columns(
         names = _names_so_far(layout, columns, names)
     kind = types.joined.field(columns.key).type
     if hash_column(pa.nulls(0, kind)) is None:
-        raise ConfigError(f"column {columns.key} of type {kind} cannot name a session")
+        raise ConfigError(f"column {columns.key} of type {kind} cannot be a session id")
     notes = tuple(f"not copied: {reason}" for reason in types.left_out.values())
     kinds = {field.name: field.type for field in (*done.joined, *types.joined)}
     return ColumnPlan(columns, pa.schema([(name, kinds.get(name, pa.null())) for name in names]), notes)

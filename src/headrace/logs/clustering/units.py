@@ -100,21 +100,23 @@ def find_done(folder: Path) -> Done:
     paths = set()
     columns = StoredColumns({}, {})
     if folder.exists() and not folder.is_dir():
-        raise ConfigError(f"{folder}: is a file, expected a folder to write")
+        raise ConfigError(f"{folder}: is a file, expected an output folder")
     visible = [path for path in folder.rglob("*") if path.is_file() and not is_hidden(str(path), str(folder))]
     if any(path.suffix.lower() in SUFFIXES for path in visible):
         for file in list_files(folder):
             footer = read_footer(file)
             text = (footer.metadata.metadata or {}).get(SOURCES_KEY)
             if text is None or footer.layout is None:
-                raise ConfigError(f"{file.path}: not written by cluster, give a new folder, or one that it wrote")
+                raise ConfigError(
+                    f"{file.path}: not written by cluster; choose a new folder, or one that cluster wrote"
+                )
             sources = json.loads(text)
             origins |= {values["name"]: Origin(**values) for values in sources["files"]}
             layout, settings = footer.layout, sources["settings"]
             paths.add(Path(file.path))
             columns = StoredColumns.of([footer]).also(columns) if columns.columns else StoredColumns.of([footer])
     elif visible:
-        raise ConfigError(f"{folder}: holds {visible[0].name}, not written by cluster; give a new or an empty folder")
+        raise ConfigError(f"{folder}: holds {visible[0].name}, not written by cluster; choose a new or empty folder")
     return Done(origins, layout, settings, frozenset(paths), columns)
 
 

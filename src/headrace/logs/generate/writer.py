@@ -58,7 +58,7 @@ def generate_logs(
     """
     folder = local_path(folder, where="OUT")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ConfigError(f"{folder}: holds files already, expected a new or an empty folder")
+        raise ConfigError(f"{folder}: is not empty; choose a new or empty folder")
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / SCHEMA_NAME, config.log_schema().to_yaml())

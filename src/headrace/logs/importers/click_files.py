@@ -50,7 +50,7 @@ def iterate_click_files(path: Path) -> Iterator[ClickFile]:
         found = True
         yield file
     if not found:
-        raise ConfigError(f"{path}: holds no .csv file, expected one per hour")
+        raise ConfigError(f"{path}: contains no .csv file, expected one per hour")
 
 
 def total_bytes(path: Path) -> int:

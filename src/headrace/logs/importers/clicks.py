@@ -71,7 +71,7 @@ class ClicksConfig(Config):
     def _context_has_its_own_names(self) -> ClicksConfig:
         taken = sorted(set(self.context) & {*OWN_COLUMNS, *LIST_COLUMNS})
         if taken:
-            raise ValueError(f"context columns of other names, these are taken: {shorten_list(taken)}")
+            raise ValueError(f"different names for context columns, these are reserved: {shorten_list(taken)}")
         return self
 
     def log_schema(self) -> Schema:
@@ -258,7 +258,7 @@ class _Importer:
         schema_path = self._out / "schema.yaml"
         text = self._config.log_schema().to_yaml()
         if self._out.exists() and (not self._out.is_dir() or (any(self._out.iterdir()) and not schema_path.is_file())):
-            raise ConfigError(f"{self._out}: holds something else, expected a new folder or one this import has begun")
+            raise ConfigError(f"{self._out}: was not written by this import; choose a new folder")
         with writing(self._out):
             self._out.mkdir(parents=True, exist_ok=True)
         if schema_path.is_file() and schema_path.read_text(encoding="utf-8") == text:

@@ -51,7 +51,7 @@ class CriteoConfig(Config):
     @model_validator(mode="after")
     def _one_way_to_cut(self) -> CriteoConfig:
         if self.parts is not None and self.rows_per_file is not None:
-            raise ValueError("parts or rows_per_file, not both")
+            raise ValueError("only one of parts and rows_per_file")
         return self
 
 
@@ -114,11 +114,11 @@ def import_criteo(
     if not readable_input(path):
         raise ConfigError(f"{path}: {'a folder, expected a file' if path.is_dir() else 'no such file'}")
     if config.parts is not None and not path.is_file():
-        raise ConfigError(f"{path}: parts need a file, which is read twice; cut a pipe with rows_per_file")
+        raise ConfigError(f"{path}: parts needs a regular file, which is read twice; for a pipe, use rows_per_file")
     quarantine = out.parent / f"{out.resolve().name}-quarantine"
     for folder in (out, quarantine) if config.bad_lines == "quarantine" else (out,):
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise ConfigError(f"{folder}: holds files already, expected a new or an empty folder")
+            raise ConfigError(f"{folder}: is not empty; choose a new or empty folder")
     num_lines = _count_lines(path) if config.parts is not None else 0
     cuts = [part * num_lines // config.parts for part in range(1, config.parts)] if config.parts is not None else []
     with ExitStack() as stack:
@@ -129,7 +129,7 @@ def import_criteo(
             if on_block is not None:
                 on_block(block.bytes_read, work.rows)
         if work.lines == 0:
-            raise DataError(f"{path}: holds no lines, expected Criteo's tab-separated text")
+            raise DataError(f"{path}: is empty, expected Criteo's tab-separated text")
     write_text(out / "schema.yaml", criteo_schema().to_yaml())
     return work.result()
 

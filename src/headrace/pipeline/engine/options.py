@@ -95,7 +95,7 @@ class OpenOptions:
             tuner = "auto" if workers is None else "none"
         elif not isinstance(tuner, str) and not callable(getattr(tuner, "decide", None)):
             given = type(tuner).__name__
-            raise ConfigError(f"open: tuner: given {given}, expected the name of a policy, or an object that decides")
+            raise ConfigError(f"open: tuner: given {given}, expected the name of a policy, or a policy object")
         elif isinstance(tuner, str) and tuner not in ("auto", "none"):
             TUNERS.find(tuner, where="open")  # refuses an unknown name here, not in a thread later
         if executor == "inline":

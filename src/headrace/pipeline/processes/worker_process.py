@@ -154,8 +154,8 @@ def ship(name: str, transformations: Sequence[Transformation]) -> bytes:
         shipped: bytes = cloudpickle.dumps(transformations)
     except Exception as error:
         raise ConfigError(
-            f"stage {name}: its function cannot be sent to a worker process: {error}; "
-            "it holds something that belongs to this process, such as a lock or an open file"
+            f"stage {name}: cannot send its function to a worker process: {error}; "
+            "it refers to something that cannot be copied, such as a lock or an open file"
         ) from error
     return shipped
 

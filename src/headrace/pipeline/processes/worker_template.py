@@ -139,7 +139,7 @@ class _Template:
                 os.close(theirs)
             told = os.read(status_file, NUMBER.size)
             if not told:
-                raise _Died("the process that forks workers has died")
+                raise _Died("the process that starts workers has died")
             pid = NUMBER.unpack(told)[0]
             if pid < 0:
                 raise OSError(-pid, os.strerror(-pid))

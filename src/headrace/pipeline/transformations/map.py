@@ -65,9 +65,7 @@ def _record_batch(value: Any) -> pa.RecordBatch:
     if not isinstance(value, pa.RecordBatch):
         raise PipelineError(f"the function returned {type(value).__name__}, expected pyarrow.RecordBatch")
     if ROW_ID not in value.schema.names:
-        raise PipelineError(
-            f"the function returned a batch without the column {ROW_ID}; keep it, it says which row is which"
-        )
+        raise PipelineError(f"the function returned a batch without the column {ROW_ID}; keep it, it identifies rows")
     return value
 
 

@@ -63,7 +63,7 @@ class Shuffle(Transformation):
         if session is None:
             raise ConfigError(
                 'shuffle: by: given "session", but no schema names a session_id; '
-                'expected session="the column that tells sessions apart"'
+                'expected session="the column with the session id"'
             )
         return cls(num_rows, seed, session)
 

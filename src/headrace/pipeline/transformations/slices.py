@@ -85,8 +85,8 @@ def same_schema(slices: list[pa.RecordBatch]) -> pa.Schema:
     for rows in slices[1:]:
         if not rows.schema.equals(first):
             raise PipelineError(
-                f"rows that belong together have different columns: {_columns(first)} and {_columns(rows.schema)}; "
-                "the functions before must always return the same ones"
+                f"rows of one batch have different columns: {_columns(first)} and {_columns(rows.schema)}; "
+                "functions before it must always return the same columns"
             )
     return first
 

@@ -51,8 +51,8 @@ class TunedDataLoader(OneStageJob):
         """
         if isinstance(loader.dataset, IterableDataset):
             raise ConfigError(
-                f"TunedDataLoader: given the IterableDataset {type(loader.dataset).__name__}, whose workers cut the "
-                "stream by their number, expected a dataset with numbered items (__getitem__); "
+                f"TunedDataLoader: given the IterableDataset {type(loader.dataset).__name__}, whose workers split the "
+                "stream by worker number, expected a dataset with numbered items (__getitem__); "
                 "headrace.pipeline.from_dataloader reads it with the workers it has"
             )
         super().__init__("load", loader.num_workers, max_workers=max_workers, **options)

@@ -47,8 +47,8 @@ def load_weights(num_stages: int, view: View, heads: Heads) -> dict[str, torch.T
     there = [str(length) for length, file in files.items() if file.is_file()]
     if str(num_stages) not in there:
         raise ConfigError(
-            f"tuner intune: no trained weights for {num_stages} stages ({view}, {heads}), expected a pipeline of "
-            f"{', '.join(there) or 'no'} stages; train some with scripts/train_intune.py"
+            f"tuner intune: no trained weights for {num_stages} stages ({view}, {heads}), expected a pipeline with "
+            f"{', '.join(there) or 'no'} stages; train weights with scripts/train_intune.py"
         )
     return load(files[num_stages].read_bytes())
 

@@ -7,7 +7,7 @@ import pytest
 from headrace.embeddings.shards.members import MAX_UNNUMBERED, SessionMembers
 from headrace.errors import ShardError
 
-OTHER = "trainer 0: another client of this session is trainer 0"
+OTHER = "trainer 0: is already taken by another client of this session"
 
 
 def test_a_second_client_of_the_same_number_is_refused_while_the_first_lives() -> None:
@@ -46,7 +46,7 @@ def test_only_members_may_save_and_end_windows() -> None:
     members.enter("numbered", 0)
     for client in ("unnumbered", "numbered"):
         members.check(client, "save")
-    with pytest.raises(ShardError, match="save: asked for by a client that is no trainer of this session"):
+    with pytest.raises(ShardError, match="save: requested by a client that is not a trainer of this session"):
         members.check("stranger", "save")
 
 

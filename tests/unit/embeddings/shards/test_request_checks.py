@@ -48,7 +48,7 @@ def test_what_is_wrong_is_named_with_its_field_space_and_id() -> None:
         check_keys(keys([50, 1, 2], [1, 1, 1]), spec)
     with pytest.raises(ShardError, match="count: given -3 for id 2 of space items, expected 0 or more"):
         check_keys(keys([0, 1, 2], [1, 1, -3]), spec)
-    with pytest.raises(ShardError, match="id: 5 twice in space items, expected each id once"):
+    with pytest.raises(ShardError, match="id: 5 occurs twice in space items, expected no duplicates"):
         check_keys(keys([5, 5, 5], [1, 1, 1]), spec)
     gradients = np.zeros((3, 2), np.float32)
     check_gradients(keys([0, 1, 2], [1, 1, 1]), gradients, spec)

@@ -191,7 +191,7 @@ def test_rows_with_a_store_in_front_do_not_move() -> None:
         def update(self, keys: Keys, gradients: Any) -> Any: ...
 
     bags.store = InFront()
-    with pytest.raises(ConfigError, match="rows with a store in front of them cannot move"):
+    with pytest.raises(ConfigError, match="rows cannot move while another store is in use"):
         bags.place_on("cpu")
 
 

@@ -266,7 +266,9 @@ def test_changes_that_nobody_recorded_evictions_for_are_refused() -> None:
     t.end_window()
     train(t, (1, 2))
     t.end_window()  # forgets 1, and no consumer had joined
-    with pytest.raises(HeadraceError, match="changes since version 1 are not known, expected 4 or later, or 0"):
+    with pytest.raises(
+        HeadraceError, match="changes since version 1 are no longer available, expected 4 or later, or 0"
+    ):
         list(t.changes(1))
     t.acknowledge("delta", t.version)
     assert list(t.changes(t.version)) == []

@@ -229,7 +229,7 @@ def test_what_is_written_wrongly_is_found_and_thrown_away(
         return build(rows.set_column(rows.schema.get_field_index("price"), "price", pa.array(prices)), *rest)
 
     monkeypatch.setattr(output_module, "build_nested", lose_a_value)
-    with pytest.raises(DataError, match="what was written is not what was read: read 240 rows, checksum"):
+    with pytest.raises(DataError, match="verification failed: read 240 rows, checksum"):
         cluster_log(log, tmp_path / "out", SCHEMA, ClusterConfig(**SMALL))
     assert not list((tmp_path / "out").rglob("*.parquet*"))
 
@@ -304,7 +304,7 @@ def test_a_copy_within_the_log_or_beside_other_files_is_refused(log: Path, tmp_p
     (tmp_path / "other/schema.yaml").write_text("mine")
     with pytest.raises(ConfigError, match=r"holds schema\.yaml, not written by cluster"):
         cluster_log(log, tmp_path / "other", SCHEMA, ClusterConfig(**SMALL))
-    with pytest.raises(ConfigError, match="is a file, expected a folder"):
+    with pytest.raises(ConfigError, match="is a file, expected an output folder"):
         cluster_log(log, tmp_path / "notes.txt", SCHEMA, ClusterConfig(**SMALL))
     assert (tmp_path / "other/schema.yaml").read_text() == "mine"
 

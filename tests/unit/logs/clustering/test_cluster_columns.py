@@ -205,7 +205,7 @@ def test_a_refusal_comes_before_work_and_leaves_nothing(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
     structs = replaced(session_rows(60, 1), "session", pa.array([{"a": 1}] * 60))
     log = write_log(tmp_path / "structs", {"a.parquet": structs})
-    with pytest.raises(ConfigError, match="column session of type struct<a: int64> cannot name a session"):
+    with pytest.raises(ConfigError, match="column session of type struct<a: int64> cannot be a session id"):
         cluster_log(log, tmp_path / "out", SCHEMA, ClusterConfig(**SMALL))
     lacking = session_rows(60, 2).drop_columns(["price"])
     log = write_log(tmp_path / "lacking", {"a.parquet": session_rows(60, 1), "b.parquet": lacking})

@@ -47,6 +47,6 @@ def test_the_bound_of_each_window_is_kept_with_the_config_that_made_it(tmp_path:
 
 def test_a_folder_that_holds_files_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "mine").write_text("keep")
-    with pytest.raises(ConfigError, match="holds files already, expected a new or an empty folder"):
+    with pytest.raises(ConfigError, match="is not empty; choose a new or empty folder"):
         generate_logs(CONFIG, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["mine"]

@@ -81,7 +81,7 @@ def test_something_else_than_an_archive_is_refused(tmp_path: Path) -> None:
 
 
 def test_nothing_to_read_is_said(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"holds no \.csv file"):
+    with pytest.raises(ConfigError, match=r"contains no \.csv file"):
         content(tmp_path)
     with pytest.raises(ConfigError, match="missing: no such file or folder"):
         content(tmp_path / "missing")

@@ -157,7 +157,7 @@ def test_bad_lines_at_a_cut_leave_every_row_in_its_part(tmp_path: Path) -> None:
 def test_what_cannot_be_imported_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigError, match=r"missing.tsv: no such file"):
         import_criteo(tmp_path / "missing.tsv", tmp_path / "out")
-    with pytest.raises(DataError, match=r"empty.tsv: holds no lines"):
+    with pytest.raises(DataError, match=r"empty.tsv: is empty"):
         import_criteo(write_text(tmp_path / "empty.tsv", []), tmp_path / "out")
     monkeypatch.setattr(criteo_module, "MAX_LINE_BYTES", 1000)
     monkeypatch.setattr(criteo_module, "BLOCK_BYTES", 500)
@@ -165,9 +165,9 @@ def test_what_cannot_be_imported_is_said(tmp_path: Path, monkeypatch: pytest.Mon
         import_criteo(write_text(tmp_path / "long.tsv", ["1" * 3000]), tmp_path / "out")
     (tmp_path / "full").mkdir()
     good = write_text(tmp_path / "full" / "good.tsv", [line(1)])
-    with pytest.raises(ConfigError, match="full: holds files already"):
+    with pytest.raises(ConfigError, match="full: is not empty"):
         import_criteo(good, tmp_path / "full")
-    with pytest.raises(ConfigError, match="parts or rows_per_file, not both"):
+    with pytest.raises(ConfigError, match="only one of parts and rows_per_file"):
         CriteoConfig.from_dict({"parts": 2, "rows_per_file": 3}, where="import")
 
 
@@ -240,5 +240,5 @@ def test_a_pipe_is_read_as_a_file_is(tmp_path: Path, pack: Callable[[bytes], byt
     done = import_criteo(pipe, tmp_path / "out")
     writer.join()
     assert done.rows == 500
-    with pytest.raises(ConfigError, match="pipe: parts need a file, which is read twice; cut a pipe with"):
+    with pytest.raises(ConfigError, match="pipe: parts needs a regular file, which is read twice; for a pipe, use"):
         import_criteo(pipe, tmp_path / "parts", CriteoConfig(parts=2))

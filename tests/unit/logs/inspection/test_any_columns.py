@@ -146,7 +146,7 @@ def test_names_that_headrace_uses_itself_are_not_proposed_and_not_accepted(tmp_p
     assert guessed(log)[name] == "ignored"
     for part in ({"ids": [name]}, {"row_id": name}, {"session_id": name}):
         schema = Schema.from_dict({"labels": ["click"], **part}, where="test")
-        with pytest.raises(ConfigError, match=f"{name} is a name that headrace itself uses"):
+        with pytest.raises(ConfigError, match=f"{name} is reserved by headrace"):
             ParquetSource(select_files(list_files(log)), schema, columns=["click"])
 
 

@@ -169,7 +169,7 @@ def test_clustered_files_are_read_as_any_log(tmp_path: Path) -> None:
 def test_files_of_two_layouts_are_not_read_together(tmp_path: Path) -> None:
     out = cluster(tmp_path, session_rows(200, 4, rows_per_session=12.0))
     pq.write_table(session_rows(20, 1), out / "z.parquet")
-    with pytest.raises(DataError, match=r"z\.parquet: its layout is not that of .*part-00000\.parquet"):
+    with pytest.raises(DataError, match=r"z\.parquet: its layout differs from that of .*part-00000\.parquet"):
         pieces_of(out)
 
 
