@@ -160,7 +160,9 @@ def test_explain_writes_the_trace_in_chromes_format_and_says_where_there_is_none
 
 def test_the_report_draws_the_latest_steps(folder: Path) -> None:
     from headrace.observe.report import write_report
+    from headrace.observe.run_data import RunData
 
     train(folder, "reported", "recs")
     assert "The latest 4 steps under recs" in write_report(folder / "reported").read_text()
+    assert "features" in RunData.read(folder / "reported").names_below("stages")
     assert "under recs" not in write_report(folder / "plain").read_text()

@@ -14,6 +14,9 @@ from headrace.scheduling.policies import BatchPrefetch, Policy, StepwisePolicy
 
 __all__ = ["SchedulerConfig"]
 
+PARTS = ("name", "num_ahead", "strategies", "num_workers", "choose")
+"""Of a `Policy`."""
+
 
 class SchedulerConfig(Config):
     """How feature work, communication and dense work of training steps overlap. Results do not depend on it.
@@ -47,8 +50,11 @@ class SchedulerConfig(Config):
 
         Args:
             remote: Whether rows live in shards.
-            alone: Whether this is the only trainer. Rows that only this trainer's pushes do not touch may still be
-                touched by another's, so with several `recs_early` becomes `recs`.
+            alone: Whether this is the only trainer. With several, rows that this trainer's pushes do not touch may be
+                touched by another's, so `recs_early` becomes `recs`.
+
+        Raises:
+            ConfigError: A policy of the user's own cannot be imported, or is not a policy.
         """
         name = self.policy
         if name == "auto":
@@ -57,7 +63,7 @@ class SchedulerConfig(Config):
             name = "recs"
         if name == "recs_early" and not alone:
             name = "recs"
-        policy: Policy = STEP_POLICIES.find(name, where="scheduler.policy")
+        policy = _make(name)
         if isinstance(policy, BatchPrefetch):
             policy = replace(policy, num_threads=self.threads or 0)
         if self.batches_ahead is None:
@@ -67,3 +73,13 @@ class SchedulerConfig(Config):
         if isinstance(policy, StepwisePolicy):
             return replace(policy, num_ahead=max(1, self.batches_ahead))
         raise ConfigError(f"scheduler.batches_ahead: given {self.batches_ahead}, but policy {name} sets it itself")
+
+
+def _make(name: str) -> Policy:
+    """The policy of a name: an object, or a class that makes one without arguments."""
+    found = STEP_POLICIES.find(name, where="scheduler.policy")
+    policy: Policy = found() if isinstance(found, type) else found
+    lacks = [part for part in PARTS if not hasattr(policy, part)]
+    if lacks:
+        raise ConfigError(f"scheduler.policy: {name} has no {', '.join(lacks)}, expected a scheduling policy")
+    return policy

@@ -41,6 +41,8 @@ WHOLE = Part(0, 1)
 class Lane(Enum):
     """The resource that an operator uses."""
 
+    __hash__ = object.__hash__
+
     READER = "reader"
     """One thread that takes batches of rows from the pipeline, in order."""
     CPU = "cpu"
@@ -52,41 +54,37 @@ class Lane(Enum):
 
 
 class Kind(Enum):
-    """What an operator does."""
+    """What an operator does.
 
-    READ = "read"
+    Attributes:
+        value: Its name.
+        lane: The resource it uses.
+    """
+
+    lane: Lane
+    __hash__ = object.__hash__  # members are compared by identity; Enum hashes names, in Python, some 100 times a step
+
+    def __new__(cls, name: str, lane: Lane) -> Kind:
+        kind = object.__new__(cls)
+        kind._value_, kind.lane = name, lane
+        return kind
+
+    READ = "read", Lane.READER
     """Takes the rows of a batch from the pipeline."""
-    FEATURES = "features"
+    FEATURES = "features", Lane.CPU
     """Computes features and their unique keys."""
-    PULL = "pull"
+    PULL = "pull", Lane.NETWORK
     """Reads the rows of keys from the store; an early pull only those of keys that no push on its way touches."""
-    DEFERRED_PULL = "deferred_pull"
+    DEFERRED_PULL = "deferred_pull", Lane.NETWORK
     """Reads what an early pull left out, once the push before is applied."""
-    DENSE = "dense"
+    DENSE = "dense", Lane.TRAINER
     """Forward and backward pass; those of micro-batches add up their gradients."""
-    PUSH = "push"
+    PUSH = "push", Lane.NETWORK
     """Sends the gradients of the batch's keys as one update of the store; done when it is applied."""
-    UPDATE = "update"
+    UPDATE = "update", Lane.TRAINER
     """The optimizer step of the dense parameters; ends the batch."""
-    REQUEST = "request"
+    REQUEST = "request", Lane.TRAINER
     """The caller asks for the batch to be trained. Only needs name it: it happens outside of the step."""
-
-    @property
-    def lane(self) -> Lane:
-        """The resource it uses."""
-        return LANES[self]
-
-
-LANES = {
-    Kind.READ: Lane.READER,
-    Kind.FEATURES: Lane.CPU,
-    Kind.PULL: Lane.NETWORK,
-    Kind.DEFERRED_PULL: Lane.NETWORK,
-    Kind.DENSE: Lane.TRAINER,
-    Kind.PUSH: Lane.NETWORK,
-    Kind.UPDATE: Lane.TRAINER,
-    Kind.REQUEST: Lane.TRAINER,
-}
 
 
 class Operator(NamedTuple):

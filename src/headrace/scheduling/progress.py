@@ -110,7 +110,9 @@ class StepProgress:
 
     def ready(self, lane: Lane) -> list[tuple[Node, list[Start]]]:
         """Nodes that may start, by batch and priority, with the starts whose needs are done."""
-        found = sorted(self._ready[lane].values(), key=lambda each: (each.node.operator.batch, each.node.priority))
+        if not (ready := self._ready[lane]):
+            return []
+        found = sorted(ready.values(), key=lambda each: (each.node.operator.batch, each.node.priority))
         return [(each.node, list(each.starts())) for each in found]
 
     def next_ready(self, kind: Kind, batch: int) -> Operator | None:

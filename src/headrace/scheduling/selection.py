@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 
+from headrace.errors import ConfigError
 from headrace.scheduling.cost import Costs
 from headrace.scheduling.graph import check_step
 from headrace.scheduling.policies.base import Policy, PullStrategy, StepContext
@@ -40,14 +41,17 @@ def distinct_strategies(
         num_cores: Feature operators that may run at once.
 
     Raises:
-        ValueError: A strategy builds a step that cannot run; see `check_step`.
+        ConfigError: A strategy builds a step that cannot run; see `check_step`.
     """
     step = StepContext(1, num_groups, store_waits, num_cores, Costs(num_groups))
     kept: list[PullStrategy] = []
     built: list[object] = []
     for strategy in reversed(strategies):
         nodes = list(strategy.build(step))
-        check_step(nodes, step.batch, num_groups)
+        try:
+            check_step(nodes, step.batch, num_groups)
+        except ValueError as error:
+            raise ConfigError(f"scheduling strategy {strategy.name!r}: {error}") from error
         if nodes not in built:
             built.append(nodes)
             kept.append(strategy)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from fractions import Fraction
-from time import perf_counter
+from time import perf_counter, thread_time
 from typing import Any, Protocol
 
 import numpy as np
@@ -17,6 +17,8 @@ from torch import nn
 from headrace.embeddings import Keys, LocalStore, embedding_bags, key_layouts
 from headrace.embeddings.ops.key_sets import find_keys
 from headrace.pipeline import BatchIterator, RowStats
+from headrace.pipeline.engine.downstream import DownstreamStage
+from headrace.pipeline.transformations.chain import StageUse
 from headrace.scheduling.feature_groups import FeatureGroups
 from headrace.scheduling.graph import ALL_GROUPS, WHOLE, Kind, Operator, Part
 from headrace.scheduling.runtime import Done
@@ -85,6 +87,8 @@ class _Live:
     position: dict[str, Any]
     features: dict[tuple[int, Part], _Features] = field(default_factory=dict)
     computed: Fraction = Fraction(0)  # of all groups and rows
+    features_cpu_s: float = 0.0
+    features_s: float = 0.0
     trained: list[tuple[Batch, Any]] = field(default_factory=list)
     computed_s: float = 0.0
     dense_s: float = 0.0
@@ -110,6 +114,7 @@ class TrainingWork:
         model: nn.Module,
         phases: Phases,
         *,
+        stage: DownstreamStage | None = None,
         verify: bool = False,
     ) -> None:
         """Prepare.
@@ -119,6 +124,7 @@ class TrainingWork:
             groups: Features, see `group_features`.
             model: Holds the `EmbeddingBags`.
             phases: Its training step.
+            stage: Counts the feature work, see `BatchIterator.add_stage`.
             verify: Read every row once more right before it is used, and fail if it differs: twice the traffic, and
                 proof that no pull ran ahead of a push.
         """
@@ -128,6 +134,8 @@ class TrainingWork:
         self._groups = groups
         self._bags = list(embedding_bags(model).values())
         self._phases = phases
+        self._stage = stage
+        self._lock = threading.Lock()
         self._verify = verify
         self._live: dict[int, _Live] = {}
         self._stores: list[StepStore] = []
@@ -155,12 +163,15 @@ class TrainingWork:
         if rows is None:
             self.rest = row_stats, position
             return None
+        if self._stage is not None:
+            self._stage.arrived()
         self._live[batch] = _Live(rows, rows.num_rows, row_stats, position)
         return int(rows.nbytes)
 
     def features(self, operator: Operator) -> int:
         """See `Work`: the plan of the group over the rows of the part, and their unique keys."""
         live, (_, _, group, part) = self._live[operator.batch], operator
+        begin_s, begin_cpu_s = perf_counter(), thread_time()
         assert live.rows is not None
         places, num_bytes = part.rows(live.num_rows), 0
         if len(places):
@@ -168,10 +179,21 @@ class TrainingWork:
             batch = self._groups.of(group).plan.apply(rows).with_keys(self._layouts)
             live.features[group, part] = _Features(batch, self._prepare(batch))
             num_bytes = batch.num_bytes
-        live.computed += Fraction(len(self._groups) if group == ALL_GROUPS else 1, part.of)
-        if live.computed == len(self._groups):
-            live.rows, live.computed_s = None, perf_counter()
+        with self._lock:  # groups of a batch may be computed side by side
+            live.computed += Fraction(len(self._groups) if group == ALL_GROUPS else 1, part.of)
+            live.features_cpu_s += thread_time() - begin_cpu_s
+            live.features_s += perf_counter() - begin_s
+            if live.computed == len(self._groups):
+                self._end_features(live)
         return num_bytes
+
+    def _end_features(self, live: _Live) -> None:
+        """All features of a batch are there."""
+        rows, live.rows, live.computed_s = live.rows, None, perf_counter()
+        if self._stage is not None and rows is not None:
+            num_bytes = sum(features.batch.num_bytes for features in live.features.values() if features.batch)
+            use = StageUse(live.features_cpu_s, live.features_s, live.num_rows, live.num_rows, num_bytes)
+            self._stage.add(use, rows.nbytes)
 
     def _prepare(self, batch: Batch) -> list[PendingRead]:
         return [

@@ -16,6 +16,7 @@ from headrace.embeddings import LocalStore, embedding_bags
 from headrace.features import FeaturePlan
 from headrace.observe.timeline import SCHEDULE_FILE
 from headrace.pipeline import BatchIterator, PipelineCounters, RowStats
+from headrace.pipeline.engine.downstream import DownstreamStage
 from headrace.resources import effective_cpus
 from headrace.scheduling.config import SchedulerConfig
 from headrace.scheduling.feature_groups import MAX_GROUPS, FeatureGroups, group_features
@@ -27,7 +28,11 @@ from headrace.scheduling.work import Trained, TrainingWork
 from headrace.tensors import Batch
 from headrace.training.step import StepResult, TrainingStep
 
-__all__ = ["PlainStepRunner", "ScheduledStepRunner", "Scheduling", "StepOutput", "StepRunner"]
+__all__ = ["FEATURES", "PlainStepRunner", "ScheduledStepRunner", "Scheduling", "StepOutput", "StepRunner"]
+
+
+FEATURES = "features"
+"""Stage of the feature work under a scheduler, behind the stages of the pipeline."""
 
 
 @dataclass(frozen=True)
@@ -108,9 +113,13 @@ class PlainStepRunner:
 class ScheduledStepRunner:
     """Steps under a scheduler; the pipeline delivers rows, and the scheduler computes their features."""
 
-    def __init__(self, batches: BatchIterator, work: TrainingWork, runtime: StepRuntime) -> None:
+    def __init__(
+        self, batches: BatchIterator, work: TrainingWork, runtime: StepRuntime, stage: DownstreamStage
+    ) -> None:
         """Use `Scheduling.open`."""
         self._batches = batches
+        self._stage = stage
+        self._left_s = perf_counter()
         self._work = work
         self._runtime = runtime
         self._row_stats = RowStats()
@@ -128,7 +137,10 @@ class ScheduledStepRunner:
         wait_s = max(0.0, trained.computed_s - asked)
         first: StepResult = trained.parts[0][1]
         first.seconds["pull"] = max(0.0, trained.dense_s - max(asked, trained.computed_s))
-        return StepOutput(trained.parts, wait_s)
+        output = StepOutput(trained.parts, wait_s)
+        left_s, self._left_s = self._left_s, perf_counter()
+        self._stage.delivered(output.num_rows, wait_s, max(0.0, self._left_s - left_s - wait_s))
+        return output
 
     def settle(self) -> None:
         """See `StepRunner`."""
@@ -231,12 +243,13 @@ class Scheduling:
         )
         prefetches = isinstance(policy, BatchPrefetch)  # asked for by name, competing threads and all
         nothing_overlaps = not store_waits and len(groups) == 1 and spare_cores == 0 and not prefetches
+        stage = batches.add_stage(FEATURES, num_cores)
         with (
-            TrainingWork(batches, groups, model, step, verify=config.verify) as work,
+            TrainingWork(batches, groups, model, step, stage=stage, verify=config.verify) as work,
             StepRuntime(work, state, is_inline=nothing_overlaps) as runtime,
         ):
             try:
-                yield ScheduledStepRunner(batches, work, runtime)
+                yield ScheduledStepRunner(batches, work, runtime, stage)
             finally:
                 if folder is not None:
                     runtime.trace.write(folder / SCHEDULE_FILE, policy.name)

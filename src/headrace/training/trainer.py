@@ -32,7 +32,7 @@ from headrace.training.run_folder import RunFolder
 from headrace.training.sharded import ShardedTables
 from headrace.training.state import TrainingState
 from headrace.training.step import TrainingStep
-from headrace.training.stepping import PlainStepRunner, Scheduling, StepOutput, StepRunner
+from headrace.training.stepping import FEATURES, PlainStepRunner, Scheduling, StepOutput, StepRunner
 
 __all__ = ["Trainer"]
 
@@ -299,7 +299,8 @@ class Trainer:
 
     def _replan(self, steps: StepRunner) -> None:
         """Follow a resize of the machine, or of the pipeline, with the threads of this process."""
-        workers = {stage.group: stage.num_workers for stage in steps.counters(window_s=1.0).stages.values()}
+        stages = steps.counters(window_s=1.0).stages.values()
+        workers = {stage.group: stage.num_workers for stage in stages if stage.name != FEATURES}  # those yield to steps
         plan = self._threads.update(sum(workers.values()))
         if plan is not None:
             self._decisions.record("threads", {}, plan.reason, asdict(plan))

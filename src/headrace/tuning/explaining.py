@@ -16,6 +16,8 @@ from headrace.tuning.verdicts import judge
 
 __all__ = ["explain", "total"]
 
+SET_BY_JOB = "; its workers are set by the job: scheduler.threads"
+
 WITH_WORKER_GAIN = ("storage", "waiting", "workers")
 """Limits that one more worker would move."""
 
@@ -59,12 +61,18 @@ def explain(
         worker_gain=max(with_worker / now - 1.0, 0.0) if found.limit in WITH_WORKER_GAIN else 0.0,
         cpu_gain=max(with_cpus[1] / with_cpus[0] - 1.0, 0.0) if found.limit == "CPUs" else 0.0,
         reason=found.reason,
-        help=found.help,
+        help=found.help + (SET_BY_JOB if _is_fixed(space, rates[stage].name) else ""),
         stages=tuple(_share(seen, i, rate) for i, rate in enumerate(rates)),
         tuner=tuner,
         consumer_s=seen.consumer_s,
         starved_s=seen.starved_s,
     )
+
+
+def _is_fixed(space: Space, stage: str) -> bool:
+    """Whether a stage's workers are listed among what may be changed, but with one possible value."""
+    knob = workers_of(stage)
+    return knob in space and space[knob].min == space[knob].max
 
 
 def total(observations: Sequence[Observation]) -> Observation:

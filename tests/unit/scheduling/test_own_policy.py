@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -144,6 +146,16 @@ def test_two_micro_batches_have_the_gradients_of_the_whole_batch(max_groups: int
         np.testing.assert_allclose(halves.dense[name], gradient, rtol=1e-4, atol=1e-7, err_msg=name)
     for key, gradient in whole.gradients.items():
         np.testing.assert_allclose(halves.gradients[key], gradient, rtol=1e-4, atol=1e-7, err_msg=str(key))
+
+
+def test_the_policy_of_the_documentation_trains_the_same() -> None:
+    page = (Path(__file__).parents[3] / "docs" / "scheduling.md").read_text(encoding="utf-8")
+    scope: dict[str, Any] = {}
+    for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
+        exec(compile(block, "scheduling.md", "exec"), scope)
+    (plan, model), (_, other) = plan_and_model(), plan_and_model()
+    table = rows(NUM_ROWS)
+    assert train(scope["TwoHalves"](), model, plan, table).losses == train(TwoHalves(), other, plan, table).losses
 
 
 def test_gradients_of_keys_in_one_micro_batch_are_those_of_the_whole_batch_bit_for_bit() -> None:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, Protocol, Self
 from headrace.observe.decisions import Decision
 from headrace.pipeline.engine.counters import PipelineCounters, Recorder
 from headrace.pipeline.engine.decisions import Decisions
+from headrace.pipeline.engine.downstream import CountedPipeline, DownstreamStage
 from headrace.pipeline.engine.element import Element
 from headrace.pipeline.engine.explanation import Explanation
 from headrace.pipeline.engine.inline_feed import InlineFeed
@@ -94,7 +95,8 @@ class BatchIterator:
                 break
         self._deliver(element.num_rows)
         now = time.perf_counter()
-        self._feed.recorder.delivered(element.num_rows, now - asked, asked - left)
+        if self._counted.downstream is None:
+            self._feed.recorder.delivered(element.num_rows, now - asked, asked - left)
         self._left = now
         return element.payload
 
@@ -132,14 +134,22 @@ class BatchIterator:
         stats, self._row_stats = self._row_stats, NO_ROWS
         return stats
 
+    def add_stage(self, name: str, num_workers: int) -> DownstreamStage:
+        """Count work that the caller does on each batch as a stage behind the others; see `DownstreamStage`.
+
+        Call it before the first batch is taken. From then on the caller also reports when it has used a batch.
+        """
+        self._counted.downstream = DownstreamStage(name, num_workers)
+        return self._counted.downstream
+
     def counters(self, window_s: float = 5.0) -> PipelineCounters:
         """What the stages did over about the last `window_s` seconds: a minute at most, or infinity for all of them."""
-        return self._feed.counters(window_s)
+        return self._counted.counters(window_s)
 
     @property
     def tunables(self) -> Mapping[str, Tunable]:
         """Everything that may be changed while it runs, by name."""
-        return self._feed.tunables
+        return self._counted.tunables
 
     @property
     def decisions(self) -> list[Decision]:
@@ -174,7 +184,8 @@ class BatchIterator:
             self._feed: Feed = InlineFeed(self._plan, self._options, self._epoch, self._position)
         else:
             self._feed = ThreadFeed(self._plan, self._options, self._epoch, self._position, self._decisions)
-        self._tuner = LateTuner(self._options.tuner, self._feed, self._decisions)
+        self._counted = CountedPipeline(self._feed)
+        self._tuner = LateTuner(self._options.tuner, self._counted, self._decisions)
         # Also runs when the iterator is forgotten, and before the interpreter ends.
         self._closer = weakref.finalize(self, _close, self._tuner, self._feed)
         self._left = time.perf_counter()
