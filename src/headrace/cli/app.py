@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import sys
 from collections.abc import Callable
 from typing import Annotated
@@ -24,7 +25,7 @@ from headrace.cli.replay import replay
 from headrace.cli.shard import shard
 from headrace.cli.train import train
 from headrace.cli.warmup import warmup
-from headrace.errors import HeadraceError
+from headrace.errors import ConfigError, HeadraceError
 from headrace.lifeline import end_with_parent
 from headrace.messages import shorten
 from headrace.version import __version__
@@ -89,6 +90,7 @@ def main() -> None:
             stream.reconfigure(errors="backslashreplace")
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     try:
+        _check_working_folder()
         app(arguments, prog_name="headrace")
     except (HeadraceError, OSError) as error:
         if "--debug" in sys.argv:
@@ -104,6 +106,14 @@ def main() -> None:
             f"headrace: {name}: cannot be encoded in the locale's encoding, {encoding}; set PYTHONUTF8=1", err=True
         )
         sys.exit(2)
+
+
+def _check_working_folder() -> None:
+    """Libraries end the process, without a word that helps, if the folder they are started in was deleted."""
+    try:
+        os.getcwd()
+    except FileNotFoundError as error:
+        raise ConfigError("the working folder was deleted; change to one that exists") from error
 
 
 def _one_line(error: Exception) -> str:

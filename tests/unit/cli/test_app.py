@@ -130,6 +130,17 @@ def test_a_name_that_the_locale_cannot_write_is_one_line(
     assert printed == "headrace: 'run-\\xfc': cannot be encoded in the locale's encoding, ascii; set PYTHONUTF8=1\n"
 
 
+def test_a_working_folder_that_was_deleted_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def gone() -> str:
+        raise FileNotFoundError(2, "No such file or directory")
+
+    monkeypatch.setattr("os.getcwd", gone)
+    assert run(monkeypatch, ZeroDivisionError(), "doctor") == 2
+    assert capsys.readouterr().err == "headrace: the working folder was deleted; change to one that exists\n"
+
+
 def test_a_mistake_of_ours_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ZeroDivisionError):
         run(monkeypatch, ZeroDivisionError(), "train")
