@@ -5,10 +5,15 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import pyarrow as pa
 import pytest
 import torch
 
-from headrace.embeddings import embedding_bags, key_layouts
+from headrace.embeddings import EmbeddingBags, EmbeddingsConfig, KeyedPlan, embedding_bags, key_layouts
+from headrace.errors import PipelineError
+from headrace.features import FeaturePlan
+from headrace.logs import Schema
+from headrace.pipeline import read_arrow
 from headrace.testing.sessions import SESSION_SCHEMA, SessionSource
 from headrace.training.components import build_components
 from headrace.training.feed import build_pipeline, decide_groups
@@ -65,6 +70,23 @@ def test_a_step_uses_the_keys_of_its_batch_and_finds_none(name: str, monkeypatch
                 step(batch if by_workers else replace(batch, unique_keys={}))
         tables.append([bags.table.weights for bags in embedding_bags(components.model).values()])  # type: ignore[union-attr]
     assert all(torch.equal(one, other) for one, other in zip(*tables, strict=True))
+
+
+def test_an_id_that_is_no_row_of_its_table_is_a_bad_row_of_the_pipeline() -> None:
+    schema = Schema.from_dict({"labels": ["click"], "ids": ["user"]}, where="schema")
+    config = EmbeddingsConfig.from_dict({"default": {"kind": "direct", "num_embeddings": 5}}, where="embeddings")
+    bags, plan = EmbeddingBags(config, ["user"], 4, seed=1), FeaturePlan.default(schema)
+    pipe = read_arrow(pa.table({"click": [0.0, 1.0, 0.0, 1.0], "user": [1, 2, 5, 3]})).batch(4)
+    keyed = KeyedPlan(plan, key_layouts(bags))
+    with pipe.transform(keyed, bad_rows="drop").open(executor="inline") as batches:
+        (batch,) = batches
+        assert batches.take_row_stats().num_dropped == 1
+    assert batch.row_ids.tolist() == [0, 1, 3]
+    (part,) = batch.keys_of(bags.key_layout)
+    assert part.keys.ids.tolist() == [1, 2, 3]
+    said = r"feature user: id 5 in row 2 of the batch, expected 0 <= id < 5 .*; at row id 2"
+    with pipe.transform(keyed).open(executor="inline") as batches, pytest.raises(PipelineError, match=said):
+        next(batches)
 
 
 def _fail(*_: Any) -> Any:

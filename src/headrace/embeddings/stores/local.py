@@ -34,17 +34,16 @@ class EmbeddingStore(Protocol):
         Has no effect, ever: a read may be repeated, early, cached or dropped.
 
         Args:
-            keys: Unique within the call; `keys.counts` are the sightings that the update will bring, zeros if none
-                follows.
+            keys: Unique within the call; `keys.counts` are those of the update that follows, zeros if none does.
             after: The step whose updates the rows must have; None for `step`, the last one handed in. A caller that
                 knows that later steps do not touch these keys may ask for less, and wait less.
         """
 
     def update(self, keys: Keys, gradients: Float32s, *, num_rows: int = 1) -> Future[None]:
-        """Make step `step` + 1: count sightings, give rows to ids seen often enough, optimize.
+        """Make step `step` + 1: count ids, give rows to those seen often enough, optimize.
 
         Args:
-            keys: Unique within the call, with their sightings in `keys.counts`.
+            keys: Unique within the call; `keys.counts` is how often each was seen in the batch.
             gradients: float32 [U, dim], summed per key; the optimizer lives beside the rows.
             num_rows: Rows of the batch. Where several trainers make a step, gradients are averaged over all their rows.
         """

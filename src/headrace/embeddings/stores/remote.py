@@ -139,7 +139,7 @@ class RemoteStore:
         """Rows float32 [U, dim] of unique keys, see `EmbeddingStore.read`.
 
         Args:
-            keys: Unique within the call, spaces ascending; with the sightings of the update that follows, or zeros.
+            keys: Unique within the call, spaces ascending; with the counts of the update that follows, or zeros.
             after: The step whose updates the rows must have; None for the last one handed in, less the staleness.
 
         The future fails with `ShardLost` if a shard is gone, and with `ShardError` if it refuses.
