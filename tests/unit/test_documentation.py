@@ -53,3 +53,11 @@ def test_following_one_row_passes_each_file_once_and_finds_the_functions_named()
             *owner, function = name.split(".")
             assert re.search(rf"^ *def {function}\(", code, re.MULTILINE), f"{file}: no function {name}"
             assert not owner or re.search(rf"^class {owner[0]}\b", code, re.MULTILINE), f"{file}: no class {owner[0]}"
+
+
+def test_files_that_design_notes_and_the_contributors_page_name_exist() -> None:
+    folders = ("src", "tests", "scripts", "benchmarks", "examples", "recipes")
+    files = [path.as_posix() for folder in folders for path in (ROOT / folder).rglob("*.py")]
+    for page in (ROOT / "CONTRIBUTING.md", *ROOT.glob("docs/design/*.md")):
+        for name in re.findall(r"`([\w/]+\.py)`", page.read_text(encoding="utf-8")):
+            assert any(file.endswith(f"/{name}") for file in files), f"{page.name} names {name}"
