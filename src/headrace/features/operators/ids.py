@@ -74,7 +74,7 @@ class MapId(FusedOperator):
     name: ClassVar[str] = "map_id"
     shorthand: ClassVar[str | None] = "mapping"
     takes: ClassVar[tuple[Kind, ...]] = IDS
-    purpose: ClassVar[str] = "looks ids up in a fixed map; others become `default`, or are dropped if that is null"
+    purpose: ClassVar[str] = "looks up ids in a fixed map; other ids become `default`, or are dropped if it is null"
 
     mapping: dict[int | str, int] | None = None
     path: Path | None = None
@@ -116,7 +116,7 @@ class LocalHour(FusedOperator):
     name: ClassVar[str] = "local_hour"
     shorthand: ClassVar[str | None] = "timezone"
     takes: ClassVar[tuple[Kind, ...]] = IDS
-    purpose: ClassVar[str] = "GetLocalHour: the hour of the day of a moment in a time zone"
+    purpose: ClassVar[str] = "GetLocalHour: the hour of the day of a timestamp in a time zone"
 
     timezone: str = "UTC"
     unit: Literal["s", "ms", "us", "ns"] | None = None

@@ -31,7 +31,7 @@ class Cartesian(ColumnOperator):
     shorthand: ClassVar[str | None] = "max_length"
     takes: ClassVar[tuple[Kind, ...]] = IDS
     reads_row_ids: ClassVar[bool] = False
-    purpose: ClassVar[str] = "one id for each combination of ids of two or more columns, `max_length` a row at most"
+    purpose: ClassVar[str] = "one id for each combination of ids of two or more columns, at most `max_length` per row"
 
     max_length: int = Field(default=1024, ge=1)
     """Combinations of a row beyond this are left out: three lists of 100 ids would make a million."""
@@ -68,7 +68,7 @@ class NGram(ColumnOperator):
     shorthand: ClassVar[str | None] = "size"
     takes: ClassVar[tuple[Kind, ...]] = IDS
     reads_row_ids: ClassVar[bool] = False
-    purpose: ClassVar[str] = "one id for each run of `size` neighbouring ids of the columns' lists, put end to end"
+    purpose: ClassVar[str] = "one id for each run of `size` consecutive ids in the concatenated lists of the columns"
 
     size: int = Field(default=2, ge=2)
 
@@ -94,7 +94,7 @@ class IdListTransform(ColumnOperator):
     shorthand: ClassVar[str | None] = "keep"
     takes: ClassVar[tuple[Kind, ...]] = IDS
     reads_row_ids: ClassVar[bool] = False
-    purpose: ClassVar[str] = "the ids of the first column that are in the second (`intersection`) or not (`difference`)"
+    purpose: ClassVar[str] = "ids of the first column that are in the second (`intersection`) or are not (`difference`)"
 
     keep: Literal["intersection", "difference"] = "intersection"
 

@@ -49,7 +49,7 @@ class Enumerate(FusedOperator):
 
     name: ClassVar[str] = "enumerate"
     takes: ClassVar[tuple[Kind, ...]] = (Kind.ID, Kind.IDS)
-    purpose: ClassVar[str] = "ids become their positions in the list, or (`joined: true`) one id for position and id"
+    purpose: ClassVar[str] = "replaces ids with list positions, or (`joined: true`) with one id for position and id"
     elementwise: ClassVar[bool] = False
 
     joined: bool = False
@@ -70,7 +70,7 @@ class Sampling(FusedOperator):
     name: ClassVar[str] = "sampling"
     shorthand: ClassVar[str | None] = "probability"
     takes: ClassVar[tuple[Kind, ...]] = (Kind.NUMBER, Kind.ID, Kind.IDS)
-    purpose: ClassVar[str] = "keeps the values of a share of rows, the same rows in every run; others become null"
+    purpose: ClassVar[str] = "keeps the values of a fraction of rows, the same in every run; other values become null"
     elementwise: ClassVar[bool] = False
     reads_row_ids: ClassVar[bool] = True
 

@@ -38,7 +38,7 @@ class Fill(FusedOperator):
     name: ClassVar[str] = "fill"
     shorthand: ClassVar[str | None] = "value"
     takes: ClassVar[tuple[Kind, ...]] = (Kind.NUMBER, Kind.NUMBERS, Kind.ID)
-    purpose: ClassVar[str] = "null and NaN become a value"
+    purpose: ClassVar[str] = "replaces null and NaN with a value"
 
     value: FiniteFloat
 
@@ -60,7 +60,7 @@ class Clamp(FusedOperator):
 
     name: ClassVar[str] = "clamp"
     takes: ClassVar[tuple[Kind, ...]] = ANY
-    purpose: ClassVar[str] = "values below `min` become `min`, above `max` become `max`"
+    purpose: ClassVar[str] = "limits values to [`min`, `max`]"
 
     min: float = -math.inf
     max: float = math.inf
@@ -119,7 +119,7 @@ class Logit(FusedOperator):
     name: ClassVar[str] = "logit"
     shorthand: ClassVar[str | None] = "epsilon"
     takes: ClassVar[tuple[Kind, ...]] = NUMBERS
-    purpose: ClassVar[str] = "log(p / (1 - p)), p limited to [epsilon, 1 - epsilon]"
+    purpose: ClassVar[str] = "log(p / (1 - p)), with p limited to [epsilon, 1 - epsilon]"
 
     epsilon: float = Field(default=1e-6, gt=0, lt=0.5)
 
@@ -138,7 +138,7 @@ class Bucketize(FusedOperator):
     name: ClassVar[str] = "bucketize"
     shorthand: ClassVar[str | None] = "borders"
     takes: ClassVar[tuple[Kind, ...]] = NUMBERS
-    purpose: ClassVar[str] = "a number becomes the id of its bucket: how many borders are below it"
+    purpose: ClassVar[str] = "maps a number to the id of its bucket: the number of borders below it"
 
     borders: Annotated[tuple[FiniteFloat, ...], Field(min_length=1)]
 
@@ -201,7 +201,7 @@ class Cast(FusedOperator):
     name: ClassVar[str] = "cast"
     shorthand: ClassVar[str | None] = "to"
     takes: ClassVar[tuple[Kind, ...]] = ANY
-    purpose: ClassVar[str] = "numbers to ids (`id`, cut off towards zero) or ids to numbers (`number`)"
+    purpose: ClassVar[str] = "converts numbers to ids (`id`, truncated towards zero) or ids to numbers (`number`)"
 
     to: Literal["id", "number"]
 

@@ -49,7 +49,7 @@ class ComputeScore(ColumnOperator):
     shorthand: ClassVar[str | None] = "score"
     takes: ClassVar[tuple[Kind, ...]] = (Kind.ID, Kind.IDS, Kind.NUMBERS)
     reads_row_ids: ClassVar[bool] = False
-    purpose: ClassVar[str] = "how alike two id lists are: overlap, count, max_count, jaccard, cosine, sum, min or max"
+    purpose: ClassVar[str] = "similarity of two id lists: overlap, count, max_count, jaccard, cosine, sum, min or max"
 
     score: Literal["overlap", "count", "max_count", "jaccard", "cosine", "sum", "min", "max"] = Field(default="count")
 
