@@ -26,6 +26,20 @@ def test_loss_and_gradient_are_those_of_torch(rows: int, labels: int, weighted: 
     torch.testing.assert_close(grad, leaf.grad.float(), rtol=1e-6, atol=1e-12)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_losses_and_gradients_of_parts_add_up_to_those_of_the_batch(dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(3)
+    logits, weights = torch.randn(10, 2, generator=generator, dtype=dtype), torch.rand(10, generator=generator)
+    labels = torch.randint(0, 2, (10, 2), generator=generator).to(dtype)
+    loss, grad = log_loss(logits, labels, weights)
+    parts = [log_loss(logits[p], labels[p], weights[p], num_rows=10) for p in (slice(0, 3), slice(3, 10))]
+    assert sum(value for value, _ in parts) == pytest.approx(loss, rel=1e-6)
+    together = torch.cat([part for _, part in parts])
+    if dtype == torch.float32:
+        assert torch.equal(together, grad)
+    torch.testing.assert_close(together, grad)
+
+
 @pytest.mark.parametrize("logit", [1e4, -1e4, 100.0, -100.0])
 def test_logits_far_out_give_finite_losses_and_exact_gradients(logit: float) -> None:
     loss, grad = log_loss(torch.tensor([[logit]]), torch.tensor([[0.0]]), None)

@@ -67,6 +67,21 @@ def test_phases_make_the_step_that_the_call_makes(precision: str) -> None:
     assert all(torch.equal(a, b) for a, b in zip(parameters(whole), parameters(phased), strict=True))
 
 
+def test_phases_over_micro_batches_make_the_step_of_the_whole_batch() -> None:
+    whole, split = make_model(), make_model()
+    batch = make_batch(1)
+    result = TrainingStep(whole, sgd(whole))(batch)
+    step = TrainingStep(split, sgd(split))
+    parts = [step.forward_backward(batch.slice(*rows), num_rows=24) for rows in ((0, 10), (10, 24))]
+    step.push()
+    step.update()
+    assert sum(part.loss for part in parts) == pytest.approx(result.loss, rel=1e-6)
+    logits = torch.cat([torch.from_numpy(part.logits) for part in parts])
+    torch.testing.assert_close(logits, torch.from_numpy(result.logits))
+    for ours, theirs in zip(parameters(split), parameters(whole), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-7)
+
+
 def test_a_loss_that_is_no_number_leaves_parameters_as_they_were() -> None:
     model, batch = make_model(), make_batch(0)
     before = parameters(model)
