@@ -205,8 +205,10 @@ def train_scheduled(
 def spaces_of(model: nn.Module, feature: str) -> list[str]:
     """Where a feature is looked up."""
     return [
-        f"{name}.{bags.config.features[feature].space if feature in bags.config.features else feature}"
+        f"{name}.{table.name}"
         for name, bags in embedding_bags(model).items()
+        for table in bags.spaces.values()
+        if feature in table.feature_names
     ]
 
 
