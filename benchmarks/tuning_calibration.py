@@ -85,7 +85,7 @@ def predicted_and_measured(spec: PipelineSpec, workers: list[int], cpus: int) ->
             times = consume(seconds)
             busy = {name: after - before.get(name, 0.0) for name, after in emulated.busy_s().items()}
             counters = batches.counters(seconds)
-            asked = sum(counters.stages[stage.name].num_items * stage.cpu_s for stage in spec.stages)
+            asked = sum(counters.stages[stage.name].num_elements * stage.cpu_s for stage in spec.stages)
             return counters, busy, sum(busy.values()) / asked, times
 
         consume(0.5)

@@ -32,7 +32,7 @@ def calibrate(
         ConfigError: A stage finished nothing, or nothing was delivered.
     """
     groups = [(name, list(readings)) for name, readings in groupby(counters.stages.values(), lambda each: each.group)]
-    idle = [name for name, readings in groups if readings[-1].num_items == 0]
+    idle = [name for name, readings in groups if readings[-1].num_elements == 0]
     if idle or not counters.consumer.num_batches:
         raise ConfigError(
             f"calibrate: given a window in which {idle or ['the consumer']} did nothing, expected all of them busy"
@@ -40,8 +40,8 @@ def calibrate(
     stages: list[StageSpec] = []
     for index, (name, readings) in enumerate(groups):
         last = readings[-1]
-        cpu = sum((cpu_s or {}).get(each.name, each.cpu_s) for each in readings) / last.num_items
-        wall = sum(each.wall_s for each in readings) / last.num_items
+        cpu = sum((cpu_s or {}).get(each.name, each.cpu_s) for each in readings) / last.num_elements
+        wall = sum(each.wall_s for each in readings) / last.num_elements
         taken, given = (1, 1) if index == 0 else _ratio(groups[index - 1][1][-1], last)
         if given > 1:  # the stage before gives several elements at once
             stages[-1] = replace(stages[-1], num_outputs=given)
@@ -52,7 +52,7 @@ def calibrate(
                 io_s=max(wall - cpu, 0.0),
                 num_inputs=taken,
                 buffer=num_prefetch if index == len(groups) - 1 else ENGINE_AHEAD,
-                output_bytes=last.num_bytes_out / last.num_items,
+                output_bytes=last.num_bytes_out / last.num_elements,
             )
         )
     consumer = counters.consumer
@@ -61,5 +61,5 @@ def calibrate(
 
 def _ratio(before: StageReading, after: StageReading) -> tuple[int, int]:
     """Elements taken for one service, and elements given by one service before: one of them is 1."""
-    ratio = before.num_items / after.num_items
+    ratio = before.num_elements / after.num_elements
     return (round(ratio), 1) if ratio >= 1.5 else (1, max(1, round(1 / ratio)))

@@ -77,10 +77,10 @@ class EmulatedCpus:
 class _Rows:
     """A source of so many splits of one row."""
 
-    num_items: int
+    num_splits: int
 
     def __len__(self) -> int:
-        return self.num_items
+        return self.num_splits
 
     def read(self, split: int) -> Iterator[SourceBatch]:
         """One row."""

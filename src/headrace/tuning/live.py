@@ -185,7 +185,7 @@ def _stage(name: str, readings: list[StageReading], in_processes: bool) -> Stage
     return StageObservation(
         name=name,
         workers=last.num_workers,
-        services=last.num_items,
+        services=last.num_elements,
         busy_s=sum(reading.cpu_s for reading in readings),
         wall_s=sum(reading.wall_s for reading in readings),
         wait_input_s=last.wait_input_s,

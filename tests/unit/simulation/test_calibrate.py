@@ -61,7 +61,7 @@ def test_means_of_a_recorded_window_are_those_of_the_pipeline() -> None:
 def test_cpu_seconds_from_elsewhere_replace_those_of_the_thread_clock() -> None:
     engine = recorded(stages((0.05, 0.0)))
     counters = engine.counters(50.0)
-    found = calibrate(counters, cpu_s={"s0": counters.stages["s0"].num_items * 0.01})
+    found = calibrate(counters, cpu_s={"s0": counters.stages["s0"].num_elements * 0.01})
     assert (found.stages[1].cpu_s, found.stages[1].io_s) == pytest.approx((0.01, 0.04))
 
 

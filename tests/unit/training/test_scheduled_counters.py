@@ -112,7 +112,7 @@ def test_the_stage_counts_batches_seconds_and_rows_and_the_trainer_is_the_consum
         seen = steps.counters(float("inf"))
     features = seen.stages["features"]
     assert list(seen.stages)[-1] == "features"
-    assert (features.num_items, features.num_rows_out) == (NUM_BATCHES, NUM_BATCHES * BATCH_SIZE)
+    assert (features.num_elements, features.num_rows_out) == (NUM_BATCHES, NUM_BATCHES * BATCH_SIZE)
     assert (features.cpu_s, features.wall_s) == (2.0 * NUM_BATCHES, 2.0 * NUM_BATCHES)
     assert features.num_bytes_out > 0
     assert (features.queue_depth, features.visit_ratio) == (0, 1.0)

@@ -22,11 +22,11 @@ def machine(cpus: float, limit_bytes: int) -> Resources:
 
 
 def test_stages_that_run_together_become_one_with_the_group_s_workers() -> None:
-    shared = {"num_workers": 3, "queue_depth": 2, "wait_input_s": 0.5, "num_items": 10}
+    shared = {"num_workers": 3, "queue_depth": 2, "wait_input_s": 0.5, "num_elements": 10}
     counters = PipelineCounters(
         window_s=2.0,
         stages={
-            "source": reading("source", "source", num_items=20, cpu_s=0.2, wall_s=0.3, num_workers=1),
+            "source": reading("source", "source", num_elements=20, cpu_s=0.2, wall_s=0.3, num_workers=1),
             "map": reading("map", "map+transform", cpu_s=1.0, wall_s=1.5, queued_s=0.1, **shared),
             "transform": reading(
                 "transform", "map+transform", cpu_s=2.0, wall_s=2.5, queued_s=0.2, num_bytes_out=70, **shared

@@ -29,7 +29,7 @@ NUM_SNAPSHOTS = 241
 class StageTotals:
     """What a stage used since the pipeline was opened; the fields are those of `StageReading`."""
 
-    num_items: int = 0
+    num_elements: int = 0
     num_rows_in: int = 0
     num_rows_out: int = 0
     num_bytes_in: int = 0
@@ -44,7 +44,7 @@ class StageTotals:
 
     def add(self, use: StageUse, num_bytes_in: int) -> None:
         """Count one element."""
-        self.num_items += 1
+        self.num_elements += 1
         self.num_rows_in += use.num_rows_in
         self.num_rows_out += use.num_rows_out
         self.num_bytes_in += num_bytes_in
@@ -64,7 +64,7 @@ class StageReading:
         num_workers: Elements the group may work on at once.
         num_running: Elements it is working on.
         queue_depth: Elements that wait in front of the group.
-        num_items: Elements finished in the window.
+        num_elements: Elements finished in the window.
         num_rows_in: Rows taken in.
         num_rows_out: Rows given out.
         num_bytes_in: Bytes taken in.
@@ -84,7 +84,7 @@ class StageReading:
     num_workers: int
     num_running: int
     queue_depth: int
-    num_items: int
+    num_elements: int
     num_rows_in: int
     num_rows_out: int
     num_bytes_in: int

@@ -77,12 +77,12 @@ class DownstreamStage:
     def extend(self, counters: PipelineCounters, window_s: float) -> PipelineCounters:
         """The counters of a pipeline with this stage at its end."""
         with self._lock:
-            waiting = self._num_arrived - self._recorder.stages[self.name].num_items
+            waiting = self._num_arrived - self._recorder.stages[self.name].num_elements
             now = GroupNow(self.name, self.num_workers, min(waiting, self.num_workers), waiting)
             _, stages, consumer = self._recorder.read(window_s, {self.name: now})
         batches = consumer.num_batches
         before = {
-            name: replace(reading, visit_ratio=reading.num_items / batches if batches else 0.0)
+            name: replace(reading, visit_ratio=reading.num_elements / batches if batches else 0.0)
             for name, reading in counters.stages.items()
         }
         return replace(counters, stages={**before, **stages}, consumer=consumer)

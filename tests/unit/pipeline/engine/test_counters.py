@@ -27,7 +27,7 @@ def test_a_window_leaves_out_what_was_before_it() -> None:
     window_s, stages, consumer = recorder.read(3.0, groups)
     assert window_s == 3.0
     reading = stages["map"]
-    assert (reading.num_items, reading.num_rows_in, reading.num_rows_out) == (4, 40, 32)
+    assert (reading.num_elements, reading.num_rows_in, reading.num_rows_out) == (4, 40, 32)
     assert (reading.num_bytes_in, reading.num_bytes_out, reading.cpu_s, reading.wall_s) == (800, 400, 2.0, 3.0)
     assert reading.queued_s == 1.0
     assert (reading.num_workers, reading.num_running, reading.queue_depth) == (2, 1, 3)
@@ -44,10 +44,10 @@ def test_a_pipeline_counts_every_stage_by_itself() -> None:
         counters = batches.counters()
     stages = counters.stages
     assert list(stages) == ["source", "map", "filter", "batch"]
-    assert (stages["source"].num_items, stages["source"].num_rows_in, stages["source"].num_rows_out) == (3, 27, 24)
+    assert (stages["source"].num_elements, stages["source"].num_rows_in, stages["source"].num_rows_out) == (3, 27, 24)
     assert (stages["map"].num_rows_in, stages["filter"].num_rows_in, stages["filter"].num_rows_out) == (24, 24, rows)
     assert stages["map"].group == stages["filter"].group == "map+filter"
-    assert stages["batch"].num_items == counters.consumer.num_batches == -(-rows // 3)
+    assert stages["batch"].num_elements == counters.consumer.num_batches == -(-rows // 3)
     assert stages["source"].visit_ratio == 3 / counters.consumer.num_batches
     assert stages["source"].num_bytes_out == 24 * 16 == stages["map"].num_bytes_in
     assert 0 < counters.peak_bytes <= counters.budget_bytes

@@ -20,9 +20,9 @@ def test_a_stage_behind_the_pipeline_comes_last_and_its_user_is_the_consumer() -
         seen = batches.counters(float("inf"))
     assert list(seen.stages) == ["source", "batch", "features"]
     features = seen.stages["features"]
-    assert (features.num_items, features.cpu_s, features.wall_s, features.num_workers) == (3, 1.5, 2.25, 2)
+    assert (features.num_elements, features.cpu_s, features.wall_s, features.num_workers) == (3, 1.5, 2.25, 2)
     assert (features.queue_depth, features.num_running) == (1, 1)
-    assert seen.stages["batch"].num_items == 4
+    assert seen.stages["batch"].num_elements == 4
     assert seen.stages["batch"].visit_ratio == 2.0, "batches for each that the consumer used"
     assert (seen.consumer.num_batches, seen.consumer.wait_s, seen.consumer.busy_s) == (2, 0.5, 2.0)
 
