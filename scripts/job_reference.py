@@ -60,7 +60,7 @@ def _section(config: type[Config], *, named: bool, places: dict[type[Config], st
     for name, field in config.model_fields.items():
         key = field.alias or name
         if named and name == "kind":
-            meaning = "Chooses this one."
+            meaning = "Selects this kind."
         else:
             meaning = meanings.get(name, "")
             for place in {places[inner]: None for inner in _configs_in(field.annotation)[0]}:

@@ -27,11 +27,11 @@ class TableConfig(Config):
     """
 
     name: str = ""
-    """Name of the table; in a job file this is its key, and is left out."""
+    """Name of the table. In a job file, the key under `tables` is the name."""
     embedding_dim: int | None = Field(default=None, ge=1)
-    """Numbers per row; None for the model's."""
+    """Dimension of rows; None for the model's."""
     feature_names: tuple[str, ...] = ()
-    """Features that use the table and share its rows. A feature that no table lists has the table of its own name."""
+    """Features that use the table and share its rows. A feature that no table lists gets its own table."""
     pooling: Pooling | dict[str, Pooling] = "sum"
     """How the rows of an id list are combined, for all features or by feature name (others: sum). An empty list gives
     zeros. mean divides by the number of ids."""
