@@ -257,9 +257,9 @@ def test_cursor_and_window_survive_json_and_other_versions_are_refused() -> None
     values = windows[0].cursor_after.to_dict()
     with pytest.raises(VersionMismatch, match="saved with version 4, this code reads version 3"):
         Cursor.from_dict({**values, "version": 4})
-    with pytest.raises(CheckpointError, match="not a cursor"):
+    with pytest.raises(CheckpointError, match="window cursor: saved values are invalid"):
         Cursor.from_dict({"version": 3})
-    with pytest.raises(CheckpointError, match="not a window"):
+    with pytest.raises(CheckpointError, match="window: saved values are invalid"):
         Window.from_dict({"name": "x"})
 
 
