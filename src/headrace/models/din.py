@@ -36,7 +36,7 @@ class DINConfig(ModelConfig):
 
     kind: Literal["din"]
     histories: dict[str, str] = Field(min_length=1)
-    """Id list -> candidate feature that it is compared with, such as {history: item}; both use the same space."""
+    """Id list -> candidate feature that it is compared with, such as {history: item}; both use the same table."""
     attention: tuple[int, ...] = Field(default=(80, 40), min_length=1)
     """Hidden widths of the MLP that scores a pair."""
     deep: tuple[int, ...] = Field(default=(200, 80), min_length=1)

@@ -114,9 +114,9 @@ class ClusterConfig(Config):
     shards: tuple[str, ...] = ()
     """Addresses of the shards, as "host:port"; `headrace launch` sets them."""
     plan: PlanKind = "row_wise"
-    """row_wise spreads every id space over all shards; table_wise keeps a space in one shard if loads stay even."""
+    """row_wise spreads every table over all shards; table_wise keeps a table in one shard if loads stay even."""
     traffic: dict[str, float] = Field(default_factory=dict)
-    """Unique ids per batch of each space, for table_wise; by default the same for all."""
+    """Unique ids per batch of each table, for table_wise; by default the same for all."""
     rows: Precision = "fp32"
     """Precision of rows on the wire: fp32, bf16 (error 2^-8 of each number) or int8 (1/254 of the row's maximum)."""
     gradients: Precision = "fp32"
