@@ -42,6 +42,12 @@ class Batch:
     row_ids: Tensor
     weights: Tensor | None = None
     unique_keys: dict[KeyFinder, tuple[BatchKeys, ...]] = field(default_factory=dict)
+    _keyed: tuple[Group, ...] | None = field(default=None, kw_only=True)  # the groups that `unique_keys` are of
+
+    def __post_init__(self) -> None:
+        if self._keyed is not None and self._keyed is not self.sparse:
+            object.__setattr__(self, "unique_keys", {})  # `dataclasses.replace` with other ids
+        object.__setattr__(self, "_keyed", self.sparse)
 
     def __len__(self) -> int:
         return int(self.row_ids.numel())
@@ -96,7 +102,8 @@ class Batch:
         for part in parts:
             for finder, found in part.unique_keys.items():
                 keys[finder] = keys.get(finder, ()) + found
-        return replace(parts[0], sparse=tuple(group for part in parts for group in part.sparse), unique_keys=keys)
+        sparse = tuple(group for part in parts for group in part.sparse)
+        return replace(parts[0], sparse=sparse, unique_keys=keys, _keyed=sparse)
 
     def expand(self) -> Batch:
         """The same batch with every group as a plain `KeyedJaggedTensor`: what a batch without deduplication is."""
@@ -128,17 +135,19 @@ class Batch:
         return self._map(lambda part: part.pin_memory())
 
     def _map(self, change: Callable[[Any], Any]) -> Batch:
+        sparse = tuple(change(group) for group in self.sparse)
         return replace(
             self,
             dense=change(self.dense),
-            sparse=tuple(change(group) for group in self.sparse),
+            sparse=sparse,
+            _keyed=sparse,
             labels=change(self.labels),
             weights=None if self.weights is None else change(self.weights),
         )
 
     def _with_sparse(self, sparse: tuple[Group, ...]) -> Batch:
         """The same batch with other ids, and the unique keys of those."""
-        return replace(self, sparse=sparse, unique_keys=_find(self.unique_keys, sparse))
+        return replace(self, sparse=sparse, unique_keys=_find(self.unique_keys, sparse), _keyed=sparse)
 
 
 def _take(group: Group, rows: Tensor) -> Group:

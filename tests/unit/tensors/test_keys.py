@@ -74,6 +74,16 @@ def test_keys_stay_with_a_batch_that_moves() -> None:
     assert len(finder.calls) == 1
 
 
+def test_a_batch_that_is_given_other_ids_forgets_the_keys_of_those_before() -> None:
+    finder = PlainFinder()
+    batch = plain().with_keys([finder])
+    other = dataclasses.replace(batch, sparse=deduplicated().sparse)
+    assert not other.unique_keys
+    other.keys_of(finder)
+    assert counts(other, finder) == {1: 2, 2: 3, 3: 1, 7: 2, 9: 1}
+    assert counts(batch, finder) == {1: 1, 2: 3, 7: 2, 8: 1, 9: 1}
+
+
 @pytest.mark.parametrize("make", [plain, deduplicated])
 def test_other_rows_have_the_keys_of_their_own_ids(make: object) -> None:
     finder = PlainFinder()
