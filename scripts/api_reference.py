@@ -95,7 +95,7 @@ def _signature(name: str, member: Any) -> str:
     parameters = [
         parameter.replace(annotation=inspect.Parameter.empty)
         for parameter in signature.parameters.values()
-        if parameter.name != "self"
+        if parameter.name != "self" and not parameter.name.startswith("_")
     ]
     text = str(signature.replace(parameters=parameters, return_annotation=inspect.Signature.empty))
     return f"{name}{re.sub(r'<(?:[^<>]|<[^<>]*>)*>', '...', text)}"  # objects whose text has an address
