@@ -9,19 +9,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from headrace.buffers import empty
 from headrace.embeddings.config import EmbeddingsConfig, TableConfig
 from headrace.embeddings.keys import KeyLayout
 from headrace.embeddings.lookup import FeatureSet, Lookup, LookupPart
 from headrace.embeddings.ops.accumulation import clip_norm, merge_keys
-from headrace.embeddings.ops.device_pooling import (
-    gather_sequence_on_device,
-    pool_rows_on_device,
-    pool_unique_rows_on_device,
-)
+from headrace.embeddings.ops.backend import choose_backend
 from headrace.embeddings.ops.gradients import POOL_MAX, POOL_MEAN, POOL_SUM
 from headrace.embeddings.ops.hashing import name_seeds
-from headrace.embeddings.ops.pooling import gather_sequence, pool_rows, pool_unique_rows
 from headrace.embeddings.ops.unique import DIRECT, EXACT, HASHED
 from headrace.embeddings.storage.device import DeviceStorage, Memory
 from headrace.embeddings.storage.host import HostStorage
@@ -118,6 +112,7 @@ class EmbeddingBags(nn.Module):
         self._is_local = store is None
         self._pending: list[Lookup] = []
         self._device: torch.device | None = None
+        self._backend = choose_backend(None)
 
     @property
     def table(self) -> TableGroup | None:
@@ -150,6 +145,7 @@ class EmbeddingBags(nn.Module):
             memory: Where rows live, see `EmbeddingsConfig.memory`; None for what the config says.
         """
         self._device = None if device is None else torch.device(device)
+        self._backend = choose_backend(self._device)
         if self.table is not None:
             if not isinstance(self.store, LocalStore):
                 raise ConfigError("embeddings: rows cannot move while another store is in use")
@@ -218,17 +214,7 @@ class EmbeddingBags(nn.Module):
             ValueError: `out` does not fit.
         """
         shape = (lookup.stride, len(self.feature_names), self.embedding_dim)
-        if self._device is not None:
-            pooled = pool_rows_on_device(lookup.parts)
-            return pooled if out is None else out.copy_(pooled)
-        if out is None:
-            out = empty(shape)
-        elif out.shape != shape or out.dtype != torch.float32 or (out.stride(2) != 1 and shape[2] > 1):
-            raise ValueError(
-                f"out is {out.dtype} {list(out.shape)} with strides {list(out.stride())}, "
-                f"expected torch.float32 {list(shape)} with the last dimension contiguous"
-            )
-        return pool_rows(lookup.parts, out)
+        return self._backend.pool(lookup.parts, shape, out)
 
     def pool_unique(self, lookup: Lookup, features: Sequence[str] | None = None) -> list[UniquePooled]:
         """Pooled embeddings of each group of the batch, once per unique row, for models that work on unique rows.
@@ -239,7 +225,6 @@ class EmbeddingBags(nn.Module):
             lookup: Of this module.
             features: Only these; None for all.
         """
-        pool = pool_unique_rows if self._device is None else pool_unique_rows_on_device
         return [
             UniquePooled(
                 tuple(part.features.names[feature] for feature in group.features),
@@ -248,7 +233,7 @@ class EmbeddingBags(nn.Module):
             )
             for part in lookup.parts
             if part.groups(features)
-            for group, pooled in zip(part.groups(features), pool(part, features), strict=True)
+            for group, pooled in zip(part.groups(features), self._backend.pool_unique(part, features), strict=True)
         ]
 
     def sequence(self, lookup: Lookup, feature_name: str) -> tuple[Tensor, Tensor]:
@@ -263,8 +248,7 @@ class EmbeddingBags(nn.Module):
         Raises:
             KeyError: The module has no such feature.
         """
-        gather = gather_sequence if self._device is None else gather_sequence_on_device
-        return gather(*lookup.part_of(feature_name))
+        return self._backend.sequence(*lookup.part_of(feature_name))
 
     def apply_gradients(self, num_rows: int | None = None) -> None:
         """Update rows with the gradients of all forward passes since the last call, as one step.

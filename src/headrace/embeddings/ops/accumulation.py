@@ -43,16 +43,16 @@ def _square_rows(gradients: Float32s, out: npt.NDArray[np.float64]) -> None:
         out[u] = squares
 
 
-def clip_norm(gradients: Gradients, longest: float) -> None:
-    """Scales gradients float32 [U, D] in place so that their L2 norm, over all of them, is at most `longest`."""
+def clip_norm(gradients: Gradients, max_norm: float) -> None:
+    """Scales gradients float32 [U, D] in place so that their L2 norm, over all of them, is at most `max_norm`."""
     if isinstance(gradients, Tensor):
-        gradients *= (longest / gradients.double().norm()).clamp(max=1.0).float()
+        gradients *= (max_norm / gradients.double().norm()).clamp(max=1.0).float()
         return
     squares = np.empty(len(gradients), dtype=np.float64)
     _square_rows(gradients, squares)
     norm = float(np.sqrt(squares.sum()))
-    if norm > longest:
-        gradients *= np.float32(longest / norm)
+    if norm > max_norm:
+        gradients *= np.float32(max_norm / norm)
 
 
 def merge_keys(parts: Sequence[KeyGradients]) -> KeyGradients:
