@@ -153,7 +153,7 @@ def test_other_options_or_another_log_are_refused(tmp_path: Path) -> None:
 
 def test_a_folder_that_holds_something_else_is_refused(tmp_path: Path) -> None:
     log, other = write_log(tmp_path / "clicks"), write_log(tmp_path / "other")
-    with pytest.raises(ConfigError, match="other: holds something else"):
+    with pytest.raises(ConfigError, match="other: was not written by this import"):
         import_clicks(log, other, CONFIG)
     assert sorted(path.name for path in other.iterdir()) == sorted(MINI_LOG)
 
