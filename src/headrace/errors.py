@@ -1,4 +1,4 @@
-"""The errors a caller may want to catch.
+"""The errors that a caller may want to catch.
 
 HeadraceError
 ├── ConfigError          a job file, schema or argument is wrong (also a ValueError)
@@ -32,23 +32,23 @@ __all__ = [
 
 
 class HeadraceError(Exception):
-    """Base of every error headrace raises on purpose; its text is one clear line."""
+    """Base of all errors that headrace raises deliberately; the message is one line."""
 
 
 class ConfigError(HeadraceError, ValueError):
-    """A job file, schema or argument is wrong: names the key, what was given and what was expected."""
+    """A job file, schema or argument is invalid; names the key, the given and the expected value."""
 
 
 class DataError(HeadraceError, ValueError):
-    """The logs are not what the schema says: names file, row group, row, column and reason."""
+    """The logs violate the schema or are damaged; names file, row group, row, column and reason."""
 
 
 class ErrorBudgetExceeded(DataError):
-    """More rows were bad than the job's error budget allows."""
+    """More rows are bad than the job's error budget allows."""
 
 
 class PipelineError(HeadraceError):
-    """A pipeline stage failed: names the stage and the rows it was working on."""
+    """A pipeline stage failed; names the stage and the rows it was processing."""
 
 
 class CheckpointError(HeadraceError):
@@ -60,19 +60,19 @@ class TornCheckpoint(CheckpointError):
 
 
 class VersionMismatch(CheckpointError):
-    """Saved state has a version this code does not read; both versions are in the text."""
+    """Saved state has a version that this code does not support; the message has both versions."""
 
 
 class StorageError(HeadraceError):
-    """A file cannot be written: names it and the system's reason, such as a full disk."""
+    """A file cannot be written; names the file and the system's reason, such as a full disk."""
 
 
 class ShardError(HeadraceError):
-    """A shard of the embeddings refused a request, and is still serving."""
+    """A shard refused a request; it is still running."""
 
 
 class ShardLost(ShardError):
-    """A shard cannot be reached, or has forgotten this training; what lies behind the newest checkpoint is lost."""
+    """A shard cannot be reached, or has lost this session; steps after the newest checkpoint are lost."""
 
 
 class MissingExtra(HeadraceError, ImportError):
@@ -83,7 +83,7 @@ class MissingExtra(HeadraceError, ImportError):
 
 
 def expect(value: object, kinds: type | tuple[type, ...], *, where: str, expected: str) -> None:
-    """Refuse an argument of another type, before it fails somewhere inside.
+    """Refuse an argument of the wrong type before it causes an error elsewhere.
 
     Args:
         value: What was given.

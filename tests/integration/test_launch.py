@@ -157,7 +157,7 @@ def test_two_trainers_and_two_shards_one_of_them_killed_equal_one_process(folder
         children = psutil.Process(process.pid).children(recursive=True)
         assert process.wait() == 0, (folder / "launched.log").read_text()
     text = (folder / "launched.log").read_text()
-    assert "launch | shard-1 ended with code -9; starting it again" in text
+    assert "launch | shard-1 ended with code -9; restarting it" in text
     for rank in range(2):
         assert f"trainer-{rank} | shard 1 (127.0.0.1" in text or f"trainer-{rank} | another trainer has died" in text
     assert not [child for child in children if child.is_running() and child.status() != psutil.STATUS_ZOMBIE]

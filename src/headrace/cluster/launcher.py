@@ -196,7 +196,7 @@ def _see_through(
                         f"{shard.name} ended with code {shard.handle.returncode} and has no restarts left"
                     )
                 restarts -= 1
-                on_message(f"launch | {shard.name} ended with code {shard.handle.returncode}; starting it again")
+                on_message(f"launch | {shard.name} ended with code {shard.handle.returncode}; restarting it")
                 shard.end()
                 shard.start()
         time.sleep(POLL_S)

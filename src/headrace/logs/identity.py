@@ -71,7 +71,7 @@ def recognize(infos: Iterable[FileInfo], cursor: Cursor, merged: Literal["refuse
             raise _merged_error(*union)
         cursor = _count_as_used(cursor, union[0])
         names = ", ".join(printable(info.file.name) for info in union[0][:MAX_NAMED])
-        notes.append(f"counted as used, as they have the rows of files that are gone: {names}")
+        notes.append(f"counted as used, because they have the rows of files that are gone: {names}")
     return Recognized(tuple(infos), cursor, tuple(notes))
 
 

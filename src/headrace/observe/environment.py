@@ -118,7 +118,7 @@ def examine(system: System | None = None) -> Environment:
 
 
 def find_warnings(found: Environment) -> list[str]:
-    """What is likely to cost speed or to fail, each with what to do."""
+    """Likely problems with speed or resources, each with a remedy."""
     warnings = []
     for what, count in found.threads.items():
         if not what.endswith("I/O") and count > max(1.0, found.cpus.count):
@@ -134,14 +134,14 @@ def find_warnings(found: Environment) -> list[str]:
                 f"{what} {path}: {format_bytes(free)} free; checkpoints need room for two copies of all tables"
             )
     if not any(what == "temporary folder" for what, *_ in found.disks):
-        warnings.append("no temporary folder can be written to; set TMPDIR to a folder of yours")
+        warnings.append("no writable temporary folder; set TMPDIR to a writable folder")
     speed = found.matrix_speed
     if speed.fp32 and speed.bf16 and speed.bf16 < 0.9 * speed.fp32:
         warnings.append(f"bf16 matrix products are {speed.fp32 / speed.bf16:.1f}x slower than fp32 here; keep fp32")
     if found.kernels is None:
         warnings.append(
-            f"compiled kernels cannot be kept: no folder can be written; each process compiles for minutes what the "
-            f"installation does not hold. Set {CACHE_VARIABLE} to a folder of yours"
+            f"compiled kernels cannot be stored: no writable folder; each process compiles for minutes what the "
+            f"installation does not include. Set {CACHE_VARIABLE} to a writable folder"
         )
     if os.environ.get("NUMBA_DISABLE_JIT", "0") not in ("", "0"):
         warnings.append("NUMBA_DISABLE_JIT is set: kernels cannot run; unset it")

@@ -145,7 +145,7 @@ def test_used_files_that_were_merged_are_refused_with_the_ways_on(logs: Path, in
         use(logs, cursor)
     users, _, notes = use(logs, cursor, merged="used")
     assert users == []
-    assert "counted as used, as they have the rows of files that are gone" in notes[0]
+    assert "counted as used, because they have the rows of files that are gone" in notes[0]
     assert len(use(logs, cursor, merged="new")[0]) == (95 if into == "all.parquet" else 65)
 
 

@@ -49,7 +49,7 @@ def test_a_healthy_machine_has_no_warning() -> None:
         ({"threads": {"Numba": 5}}, "Numba has 5 threads for 4 effective CPUs; set NUMBA_NUM_THREADS=4"),
         ({"shm_bytes": 64 << 20}, "/dev/shm has 64 MiB; PyTorch's DataLoader workers need more"),
         ({"disks": (("working folder", "/job", GIB, GIB), HEALTHY.disks[1])}, "working folder /job: 1 GiB free"),
-        ({"disks": HEALTHY.disks[:1]}, "no temporary folder can be written to; set TMPDIR"),
+        ({"disks": HEALTHY.disks[:1]}, "no writable temporary folder; set TMPDIR"),
         ({"matrix_speed": MatrixSpeed(768, 100.0, 20.0)}, "bf16 matrix products are 5.0x slower than fp32 here"),
         ({"memory": Memory((MemoryLimit("user", GIB, GIB, "X"),))}, "only 0 B of memory are available"),
     ],
@@ -103,6 +103,6 @@ def test_the_command_prints_json(command: Typer) -> None:
 
 
 def test_kernels_that_cannot_be_kept_or_run_are_warned_of(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert "no folder can be written" in find_warnings(dataclasses.replace(HEALTHY, kernels=None))[0]
+    assert "no writable folder" in find_warnings(dataclasses.replace(HEALTHY, kernels=None))[0]
     monkeypatch.setenv("NUMBA_DISABLE_JIT", "1")
     assert find_warnings(HEALTHY) == ["NUMBA_DISABLE_JIT is set: kernels cannot run; unset it"]
