@@ -275,7 +275,7 @@ class EmbeddingBags(nn.Module):
 
     def extra_repr(self) -> str:
         """What `print(model)` shows."""
-        return f"features={len(self.feature_names)}, spaces={len(self.spaces)}, dim={self.embedding_dim}"
+        return f"features={len(self.feature_names)}, tables={len(self.spaces)}, dim={self.embedding_dim}"
 
     def _feature_set(self, names: tuple[str, ...]) -> FeatureSet:
         """Features whose keys were found together; the same object for the same names."""

@@ -57,7 +57,7 @@ class KeyLayout:
         feature = int(np.argmax((ids.value_firsts <= position) & (position < ids.value_lasts)))
         return DataError(
             f"feature {feature_names[feature]}: id {ids.values[position]} in row {ids.place_of(position, feature)} "
-            f"of the batch, expected 0 <= id < {size} (a direct space with num_embeddings: {size})"
+            f"of the batch, expected 0 <= id < {size} (a direct table with num_embeddings: {size})"
         )
 
 

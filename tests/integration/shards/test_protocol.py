@@ -97,7 +97,7 @@ def bad_requests() -> dict[str, tuple[pa.Schema | None, pa.RecordBatch | None, b
             None,
             pack_ids(outside, with_counts=False),
             good,
-            "space hashed: id 50, expected 0 <= id < 50",
+            "table hashed: id 50, expected 0 <= id < 50",
         ),
         "oversized": (None, pack_ids(many, with_counts=False), good, "request: 1001 keys, expected at most 1000"),
         "nulls": (nulls.schema, nulls, good, "contains nulls"),

@@ -213,7 +213,7 @@ def test_an_id_out_of_range_is_told_with_feature_id_row_and_range() -> None:
     with pytest.raises(DataError) as error:
         bags((jagged({"a": [[0], [1], [2]], "b": [[1], [], [3, 6]]}),))
     assert str(error.value) == (
-        "feature b: id 6 in row 2 of the batch, expected 0 <= id < 6 (a direct space with num_embeddings: 6)"
+        "feature b: id 6 in row 2 of the batch, expected 0 <= id < 6 (a direct table with num_embeddings: 6)"
     )
     assert bags.table is not None
     assert not bags.table.metadata.records["frequency"].any(), "a refused batch leaves no trace"

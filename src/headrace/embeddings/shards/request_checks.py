@@ -51,7 +51,7 @@ def check_gradients(keys: Keys, gradients: Float32s, spec: TableSpec) -> None:
 
 
 def _space(keys: Keys, place: int, spec: TableSpec) -> str:
-    return f"space {list(spec.spaces)[int(keys.spaces[place])]}"
+    return f"table {list(spec.spaces)[int(keys.spaces[place])]}"
 
 
 @kernel()

@@ -44,14 +44,14 @@ def test_what_is_wrong_is_named_with_its_field_space_and_id() -> None:
         return Keys(np.array([0, 1, 1], np.int32), np.array(ids), np.array(counts, np.int32))
 
     check_keys(keys([49, -7, 2**60], [0, 1, 2]), spec)
-    with pytest.raises(ShardError, match="space users: id 50, expected 0 <= id < 50"):
+    with pytest.raises(ShardError, match="table users: id 50, expected 0 <= id < 50"):
         check_keys(keys([50, 1, 2], [1, 1, 1]), spec)
-    with pytest.raises(ShardError, match="count: given -3 for id 2 of space items, expected 0 or more"):
+    with pytest.raises(ShardError, match="count: given -3 for id 2 of table items, expected 0 or more"):
         check_keys(keys([0, 1, 2], [1, 1, -3]), spec)
-    with pytest.raises(ShardError, match="id: 5 occurs twice in space items, expected no duplicates"):
+    with pytest.raises(ShardError, match="id: 5 occurs twice in table items, expected no duplicates"):
         check_keys(keys([5, 5, 5], [1, 1, 1]), spec)
     gradients = np.zeros((3, 2), np.float32)
     check_gradients(keys([0, 1, 2], [1, 1, 1]), gradients, spec)
     gradients[1, 1] = np.nan
-    with pytest.raises(ShardError, match="gradients: given infinity or NaN for id 1 of space items, expected finite"):
+    with pytest.raises(ShardError, match="gradients: given infinity or NaN for id 1 of table items, expected finite"):
         check_gradients(keys([0, 1, 2], [1, 1, 1]), gradients, spec)

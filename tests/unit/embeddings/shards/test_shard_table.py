@@ -153,5 +153,5 @@ def test_parts_of_different_steps_are_refused_and_so_are_those_of_another_table(
 
 def test_ids_that_no_row_can_have_are_named() -> None:
     keys = Keys(np.array([1, 2], np.int32), np.array([10**12, 20]), np.ones(2, np.int32))
-    with pytest.raises(ShardError, match="space direct: id 20, expected 0 <= id < 20"):
+    with pytest.raises(ShardError, match="table direct: id 20, expected 0 <= id < 20"):
         check_keys(keys, SPEC)
