@@ -5,30 +5,25 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from fractions import Fraction
 from time import perf_counter, thread_time
 from typing import Any, Protocol
 
-import numpy as np
-import pyarrow as pa
 from torch import nn
 
 from headrace.embeddings import Keys, LocalStore, embedding_bags, key_layouts
-from headrace.embeddings.ops.key_sets import find_keys
 from headrace.pipeline import BatchIterator, RowStats
 from headrace.pipeline.engine.downstream import DownstreamStage
 from headrace.pipeline.transformations.chain import StageUse
 from headrace.scheduling.feature_groups import FeatureGroups
 from headrace.scheduling.graph import ALL_GROUPS, WHOLE, Kind, Operator, Part
+from headrace.scheduling.live_batch import BatchFeatures, LiveBatch
 from headrace.scheduling.runtime import Done
 from headrace.scheduling.store import PendingRead, Selection, StepStore
 from headrace.tensors import Batch
 
 __all__ = ["Phases", "Trained", "TrainingWork"]
-
-BYTES_PER_KEY = 16
-"""Of space, id and count, beside the row."""
 
 
 class Phases(Protocol):
@@ -69,36 +64,6 @@ class Trained:
     dense_s: float
 
 
-@dataclass
-class _Features:
-    """The features of one group and part, and the reads of their keys."""
-
-    batch: Batch | None
-    reads: list[PendingRead]
-
-
-@dataclass
-class _Live:
-    """One batch between reading and training."""
-
-    rows: pa.RecordBatch | None
-    num_rows: int
-    row_stats: RowStats
-    position: dict[str, Any]
-    features: dict[tuple[int, Part], _Features] = field(default_factory=dict)
-    computed: Fraction = Fraction(0)  # of all groups and rows
-    features_cpu_s: float = 0.0
-    features_s: float = 0.0
-    trained: list[tuple[Batch, Any]] = field(default_factory=list)
-    computed_s: float = 0.0
-    dense_s: float = 0.0
-
-    def reads(self, operators: Sequence[Operator]) -> list[tuple[Part, PendingRead]]:
-        """What operators read."""
-        found = [(operator.part, self.features.get((operator.group, operator.part))) for operator in operators]
-        return [(part, read) for part, features in found if features is not None for read in features.reads]
-
-
 class TrainingWork:
     """Carries out operators for `StepRuntime`; a context manager that stands between embeddings and their stores.
 
@@ -137,7 +102,7 @@ class TrainingWork:
         self._stage = stage
         self._lock = threading.Lock()
         self._verify = verify
-        self._live: dict[int, _Live] = {}
+        self._live: dict[int, LiveBatch] = {}
         self._stores: list[StepStore] = []
         self._stack = ExitStack()
         self._layouts = key_layouts(model)
@@ -165,7 +130,7 @@ class TrainingWork:
             return None
         if self._stage is not None:
             self._stage.arrived()
-        self._live[batch] = _Live(rows, rows.num_rows, row_stats, position)
+        self._live[batch] = LiveBatch(rows, rows.num_rows, row_stats, position)
         return int(rows.nbytes)
 
     def features(self, operator: Operator) -> int:
@@ -177,7 +142,7 @@ class TrainingWork:
         if len(places):
             rows = live.rows if part == WHOLE else live.rows.slice(places.start, len(places))
             batch = self._groups.of(group).plan.apply(rows).with_keys(self._layouts)
-            live.features[group, part] = _Features(batch, self._prepare(batch))
+            live.features[group, part] = BatchFeatures(batch, self._prepare(batch))
             num_bytes = batch.num_bytes
         with self._lock:  # groups of a batch may be computed side by side
             live.computed += Fraction(len(self._groups) if group == ALL_GROUPS else 1, part.of)
@@ -187,7 +152,7 @@ class TrainingWork:
                 self._end_features(live)
         return num_bytes
 
-    def _end_features(self, live: _Live) -> None:
+    def _end_features(self, live: LiveBatch) -> None:
         """All features of a batch are there."""
         rows, live.rows, live.computed_s = live.rows, None, perf_counter()
         if self._stage is not None and rows is not None:
@@ -207,7 +172,7 @@ class TrainingWork:
         live = self._live[operators[0].batch]
         for operator in operators:
             if operator.part != WHOLE:
-                _count_in_batch(live, operator)
+                live.count_in_batch(operator)
         selections = []
         for part, read in live.reads(operators):
             left = read.leave_out(self._touched(operators[0].batch - 1, read)) if defers else None
@@ -217,7 +182,7 @@ class TrainingWork:
             reads = [read for _, (read, _) in selections]
             num_deferred = sum(len(read.deferred) for read in reads if read.deferred is not None)
             self.deferred_ratio = num_deferred / max(sum(len(read.keys) for read in reads), 1)
-        return [_num_bytes(live, [operator]) for operator in operators]
+        return [live.num_bytes([operator]) for operator in operators]
 
     def _touched(self, batch: int, read: PendingRead) -> list[Keys]:
         """What a batch's push updates in the store of a read; that batch may be grouped in another way."""
@@ -258,7 +223,7 @@ class TrainingWork:
         for update in updates:
             update.add_done_callback(lambda updated: finish.one(updated.exception()))
         live = self._live[batch]
-        return _num_bytes(live, [Operator(Kind.PULL, batch, group, part) for group, part in live.features])
+        return live.num_bytes([Operator(Kind.PULL, batch, group, part) for group, part in live.features])
 
     def update(self, batch: int) -> Trained:
         """See `Work`."""
@@ -309,27 +274,3 @@ class _Countdown:
             last = self._left == 0
         if last:
             self._done(self._error)
-
-
-def _num_bytes(live: _Live, operators: Sequence[Operator]) -> int:
-    """Bytes of the keys and rows of operators, one way."""
-    reads = live.reads(operators)
-    return sum(len(read.keys) * (BYTES_PER_KEY + 4 * read.store.embedding_dim) for _, read in reads)
-
-
-def _count_in_batch(live: _Live, operator: Operator) -> None:
-    """Give the keys of a part their counts in the whole batch: what the one update of all parts brings.
-
-    An id is admitted by its counts, so without this a part could read zeros where the whole batch reads a first value.
-    """
-    if live.rows is not None:
-        raise ValueError(f"{operator}: started before the features of all parts, expected it to need all of them")
-    all_reads = [read for features in live.features.values() for read in features.reads]
-    for _, read in live.reads([operator]):
-        counts = np.zeros(len(read.keys), dtype=np.int32)
-        for other in all_reads:
-            if other.store is read.store:
-                places = find_keys(read.keys, other.asked)
-                found = places >= 0
-                counts[found] += other.asked.counts[places[found]]
-        read.keys = Keys(read.keys.spaces, read.keys.ids, counts)
