@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 import headrace.features as features
-from headrace.embeddings import EmbeddingBags, EmbeddingsConfig, KeyedPlan
+from headrace.embeddings import EmbeddingBags, EmbeddingsConfig, KeyedPlan, Keys
 from headrace.embeddings.shards.warm_up import warm_up_shard
 from headrace.models import DCNv2Config, DeepFMConfig, DLRMConfig, ModelConfig, WideDeepConfig
 from headrace.models.products import Precision
@@ -66,7 +66,7 @@ def _find_keys_once() -> None:
 
 
 def _train_once(optimizer: str, kind: str) -> None:
-    """One step of a table: every pooling, a new row, an update, a window's end, a saved state."""
+    """One step of a table: every pooling, a new row, an update, a window's end, an eviction, a saved state."""
     use_threads(None)
     config = EmbeddingsConfig.from_dict(
         {
@@ -82,6 +82,7 @@ def _train_once(optimizer: str, kind: str) -> None:
     bags(batch).sum().backward()
     bags.apply_gradients()
     bags.table.end_window()
+    bags.table.evict(Keys(np.zeros(1, np.int32), np.ones(1, np.int64), np.zeros(1, np.int32)))
     with torch.inference_mode():
         bags.eval()(batch)
     EmbeddingBags(config, names, 8, seed=0).table.load_state_dict(bags.table.state_dict())  # type: ignore[union-attr]
