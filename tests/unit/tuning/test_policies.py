@@ -58,7 +58,7 @@ def test_every_policy_runs_and_gives_reasons(name: str) -> None:
 
 
 def test_an_unknown_policy_is_named_with_those_there_are() -> None:
-    with pytest.raises(ConfigError, match=r"tuner: given 'best', expected one of auto, .*plumber"):
+    with pytest.raises(ConfigError, match=r"given tuner 'best', expected one of auto, .*plumber"):
         make_policy("best")
 
 

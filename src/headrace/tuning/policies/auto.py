@@ -96,9 +96,9 @@ class Auto:
         drifted = self._estimator.add(observation)
         self._recent.append(observation)
         self._since_change += 1
-        changed = self._changes(observation, drifted)
         if not self._estimator.complete:
             return self._ramp(observation)
+        changed = self._changes(observation, drifted)
         target, limit = self._sizing.target(observation)
         holding = self._holding(observation)
         for name in holding:
