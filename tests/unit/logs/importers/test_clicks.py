@@ -177,5 +177,5 @@ def test_progress_tells_bytes_and_hours(tmp_path: Path) -> None:
 
 
 def test_context_columns_may_not_take_the_names_of_others() -> None:
-    with pytest.raises(ConfigError, match="taken: item"):
+    with pytest.raises(ConfigError, match="reserved: item"):
         ClicksConfig.from_dict({"context": {"item": "os"}}, where="import")
