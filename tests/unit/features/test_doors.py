@@ -54,12 +54,15 @@ NEUTRAL = {
 }
 LISTS = ("history", "scores", "tags")
 
+SECONDS = 2.0**30 + 1
+"""A log whose milliseconds look like seconds is refused as a whole."""
+
 VALUES: dict[str, tuple[Any, ...]] = {
     "text": ("5", "", " 7 ", "x", None, "18446744073709551615", "2024-01-01T00:00:00.5", "caf\u00e9"),
     "bytes": (b"5", b"", b" 7 ", b"\xe9", None, b"2024-01-01"),
     "integers": (5, -1, None, 2**40, 2**24 + 1),
     "large": (2**64 - 1, 2**63, 5, None),
-    "floats": (5.0, 7.5, None, -3.0, 0.1, 2.0**30 + 1),
+    "floats": (5.0, 7.5, None, -3.0, 0.1, SECONDS),
     "half floats": (5.0, 7.5, None, -3.0),
     "decimals": (Decimal("5"), Decimal("7.50"), None, Decimal(2**63)),
     "booleans": (True, False, None),
@@ -81,7 +84,8 @@ def columns(draw: st.DrawFn) -> tuple[str, pa.Array]:
     name = draw(st.sampled_from(sorted(NEUTRAL)))
     family = draw(st.sampled_from(sorted(VALUES)))
     kind = draw(st.sampled_from(KINDS[family]))
-    values = draw(st.lists(st.sampled_from(VALUES[family]), min_size=1, max_size=4))
+    known = [value for value in VALUES[family] if name != "time" or value != SECONDS]
+    values = draw(st.lists(st.sampled_from(known), min_size=1, max_size=4))
     array = pa.array(values, kind)
     if name in LISTS:
         make, index = draw(st.sampled_from([(pa.ListArray, pa.int32()), (pa.LargeListArray, pa.int64())]))
