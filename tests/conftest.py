@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 import socket
 import subprocess
 import tempfile
@@ -33,6 +34,9 @@ UNIT = Path(__file__).parent / "unit"
 
 settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("any machine")  # an example may take as long as it takes
+
+# Under nohup closed terminals are ignored, also by all that is started from here; tests ask for it where they mean it.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 _sleep = time.sleep
 
