@@ -90,8 +90,7 @@ class Registry(Mapping[str, Thing]):
         """
         entry = self._entries[name]
         if isinstance(entry, str):
-            module, _, attribute = entry.partition(":")
-            entry = self._entries[name] = getattr(import_module(module), attribute)
+            entry = self._entries[name] = _load(entry)
         return entry
 
     def find(self, name: str, *, where: str) -> Thing:
@@ -118,6 +117,11 @@ class Registry(Mapping[str, Thing]):
         return f"one of {shorten_list([*self, 'package.module:name'])}{hint}"
 
 
+def _load(place: str) -> Any:
+    module, _, attribute = place.partition(":")
+    return getattr(import_module(module), attribute)
+
+
 def _qualified(thing: object) -> str:
     return f"{getattr(thing, '__module__', '')}.{getattr(thing, '__qualname__', thing)}"
 
@@ -128,8 +132,7 @@ PROVIDERS = {"tuner": "headrace.tuning.opening:open_tuner"}
 
 def provider(name: str) -> Any:
     """The object behind a name of `PROVIDERS`."""
-    module, _, attribute = PROVIDERS[name].partition(":")
-    return getattr(import_module(module), attribute)
+    return _load(PROVIDERS[name])
 
 
 MODELS: Registry[Any] = Registry(
