@@ -137,6 +137,9 @@ def test_a_process_that_nobody_reaps_has_ended() -> None:
 
 
 def test_a_process_that_does_not_end_is_named_and_killed() -> None:
-    with subprocess.Popen(["sleep", "3600"]) as sleeper:
-        assert still_running([psutil.Process(sleeper.pid)], lambda: None, timeout_s=0.0) == [["sleep", "3600"]]
-        assert sleeper.wait() == -signal.SIGKILL
+    command = ["sh", "-c", "echo started; read line"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as reader:
+        assert reader.stdout is not None
+        reader.stdout.readline()  # a process that is still being started has no command line yet
+        assert still_running([psutil.Process(reader.pid)], lambda: None, timeout_s=0.0) == [command]
+        assert reader.wait() == -signal.SIGKILL

@@ -6,6 +6,7 @@ import os
 import select
 import signal
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 
 import psutil
 
@@ -36,10 +37,10 @@ def still_running(
                 file = os.pidfd_open(process.pid)
             except ProcessLookupError:
                 continue
-            try:
+            commands[file] = []
+            with suppress(psutil.Error):  # a zombie by now
                 commands[file] = process.cmdline()
-            except psutil.Error:  # a zombie by now
-                commands[file] = [f"process {process.pid}"]
+            commands[file] = commands[file] or [f"process {process.pid}"]  # empty while it is being started
             poll.register(file, select.POLLIN)
         after()
         left = dict(commands)
