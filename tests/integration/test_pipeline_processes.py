@@ -67,7 +67,7 @@ def template_processes() -> list[psutil.Process]:
     return [
         child
         for child in psutil.Process().children()
-        if "headrace.pipeline.processes.template_main" in child.cmdline()[-1]
+        if "headrace.pipeline.processes.template_main" in " ".join(child.cmdline())
     ]
 
 
