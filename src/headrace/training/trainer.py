@@ -365,7 +365,7 @@ class Trainer:
             if self._process_group.rank:
                 self.state.forget_counts()  # they are those of all trainers, and trainer 0 has them
             where = f", in window {self.state.window.name}" if self.state.window else ""
-            messages.append(f"resuming from checkpoint {self.state.checkpoint}, step {self.state.step}{where}")
+            messages.append(f"going on from checkpoint {self.state.checkpoint}, step {self.state.step}{where}")
         precision = self._step.settle_precision(self.job.training.batch_size, self.state.precision)
         self.state.precision = precision.precision
         removed = self.run_folder.rewind(self.state.checkpoint)
