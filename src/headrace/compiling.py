@@ -27,7 +27,9 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-def kernel(*, parallel: bool = False, fastmath: bool = False) -> Callable[[Callable[P, R]], Callable[P, R]]:
+def kernel(
+    *, parallel: bool = False, fastmath: bool = False, inline: bool = False
+) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """A decorator that compiles a function of arrays and scalars on its first call.
 
     The result releases the GIL while it runs and is kept on disk, so a later process loads it instead of compiling.
@@ -37,6 +39,8 @@ def kernel(*, parallel: bool = False, fastmath: bool = False) -> Callable[[Calla
     Args:
         parallel: Let `numba.prange` loops use Numba's threads.
         fastmath: Allow reassociation of floating-point sums. Leave it off where results must match bit for bit.
+        inline: Put the function's body into the kernels that call it. LLVM does so by itself only with small ones, and
+            a call that passes several arrays costs as much as the update of a row.
 
     Raises:
         ConfigError: NUMBA_DISABLE_JIT is set. In plain Python integers do not wrap around, so results would differ.
@@ -46,7 +50,14 @@ def kernel(*, parallel: bool = False, fastmath: bool = False) -> Callable[[Calla
         raise ConfigError("NUMBA_DISABLE_JIT is set, expected unset: kernels rely on integer overflow")
 
     def decorate(function: Callable[P, R]) -> Callable[P, R]:
-        dispatcher = numba.njit(function, parallel=parallel, fastmath=fastmath, nogil=True, error_model="numpy")
+        dispatcher = numba.njit(
+            function,
+            parallel=parallel,
+            fastmath=fastmath,
+            inline="always" if inline else "never",
+            nogil=True,
+            error_model="numpy",
+        )
         cast(Any, dispatcher)._cache = KernelCache(function)
         return cast(Callable[P, R], dispatcher)
 

@@ -37,7 +37,7 @@ class AdagradConfig(SparseOptimizerConfig):
         return Adagrad(configs, embedding_dim)
 
 
-@kernel()
+@kernel(inline=True)
 def _update_row(w: Float32s, g: Float32s, states: Float32s, row: int, numbers: Float32s, space: int) -> None:
     lr, eps = numbers[space, 0], numbers[space, 1]
     for d in range(len(w)):

@@ -43,7 +43,7 @@ class AdamConfig(SparseOptimizerConfig):
         return Adam(configs, embedding_dim)
 
 
-@kernel()
+@kernel(inline=True)
 def _update_row(w: Float32s, g: Float32s, states: Float32s, row: int, numbers: Float32s, space: int) -> None:
     rate, eps, beta1, beta2 = numbers[space, 0], numbers[space, 1], numbers[space, 2], numbers[space, 3]
     first, second = states[row, : len(w)], states[row, len(w) :]

@@ -205,7 +205,7 @@ def row_kernel(update_row: Callable[..., None]) -> Callable[..., None]:
     """The compiled loop of `SparseOptimizer.apply` around a rule.
 
     Args:
-        update_row: A kernel that changes a row and its state: (w float32 [D], g float32 [D], states
+        update_row: An inline kernel that changes a row and its state: (w float32 [D], g float32 [D], states
             float32 [rows, W], row, numbers float32 [S, N], space). Arrays and places, as a view for each row costs 5 %.
     """
 
@@ -258,7 +258,7 @@ def _shared_numbers(config: Any) -> tuple[float, float, float]:
     return decay if is_l2 else 0.0, 0.0 if is_l2 else config.lr * decay, config.clip_row_norm or 0.0
 
 
-@kernel()
+@kernel(inline=True)
 def _take_gradient(gradients: Float32s, u: int, w: Float32s, shared: Float32s, space: int, out: Float32s) -> None:
     """The gradient of key u as the update sees it, float32 [D]: clipped, plus L2 of `w`; then `w` decays."""
     decay, decoupled, max_norm = shared[space, 0], shared[space, 1], shared[space, 2]

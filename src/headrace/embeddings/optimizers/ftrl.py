@@ -48,7 +48,7 @@ class FTRLConfig(SparseOptimizerConfig):
         return FTRL(configs, embedding_dim)
 
 
-@kernel()
+@kernel(inline=True)
 def _update_row(w: Float32s, g: Float32s, states: Float32s, row: int, numbers: Float32s, space: int) -> None:
     lr, beta, l1, l2, initial = (
         numbers[space, 0],

@@ -39,7 +39,7 @@ class RowWiseAdagradConfig(SparseOptimizerConfig):
         return RowWiseAdagrad(configs, embedding_dim)
 
 
-@kernel()
+@kernel(inline=True)
 def _update_row(w: Float32s, g: Float32s, states: Float32s, row: int, numbers: Float32s, space: int) -> None:
     lr, eps = numbers[space, 0], numbers[space, 1]
     dim = len(w)

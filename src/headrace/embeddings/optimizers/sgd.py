@@ -27,7 +27,7 @@ class SGDConfig(SparseOptimizerConfig):
         return SGD(configs, embedding_dim)
 
 
-@kernel()
+@kernel(inline=True)
 def _update_row(w: Float32s, g: Float32s, states: Float32s, row: int, numbers: Float32s, space: int) -> None:
     lr = numbers[space, 0]
     for d in range(len(w)):

@@ -55,9 +55,17 @@ class RowMetadata:
         _find_updated(self.records, updated)
         return np.flatnonzero(updated)
 
-    def mark_updated(self, rows: Int64s, counts: Int32s, *, version: int) -> None:
-        """Note an update of ids seen `counts` times; rows [U] different from each other where not 0."""
-        _mark_updated(self.records, rows, counts, version)
+    def mark_updated(self, rows: Int64s, counts: Int32s, *, version: int) -> Int64s:
+        """Note an update of ids seen `counts` times; rows [U] are unique, except for 0, which stands for no row.
+
+        One pass over the records: each is a cache miss in a large table.
+
+        Returns:
+            Places in `rows` of those that were never updated before.
+        """
+        was_new = np.empty(len(rows), dtype=np.bool_)
+        _mark_updated(self.records, rows, counts, version, was_new)
+        return np.flatnonzero(was_new)
 
     def clear(self, rows: Int64s) -> None:
         """Make rows as if they had never been updated."""
@@ -99,12 +107,13 @@ def _find_updated(records: Records, out: Bools) -> None:
 
 
 @kernel(parallel=True)
-def _mark_updated(records: Records, rows: Int64s, counts: Int32s, version: int) -> None:
+def _mark_updated(records: Records, rows: Int64s, counts: Int32s, version: int, was_new: Bools) -> None:
     most = np.int64(2**31 - 1)
     records_at = records.ctypes.data
     for chunk in numba.prange((len(rows) + CHUNK - 1) // CHUNK):
         for u in range(chunk * CHUNK, min((chunk + 1) * CHUNK, len(rows))):
             prefetch_row(records_at, records.itemsize, rows, u)
+            was_new[u] = rows[u] != 0 and records[rows[u]].version == 0
             if rows[u] != 0:
                 records[rows[u]].version = version
                 records[rows[u]].frequency = min(np.int64(records[rows[u]].frequency) + counts[u], most)

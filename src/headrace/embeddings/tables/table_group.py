@@ -132,11 +132,10 @@ class TableGroup:
         rows = self.index.resolve(keys)
         self.index.admit(keys, rows, version=self.version)
         self._reserve(self.index.next_row)
-        new = self.metadata.new_rows(rows)
+        new = self.metadata.mark_updated(rows, keys.counts, version=self.version)
         if len(new):
             self.storage.initialize(rows[new], keys.take(new))
         self.storage.update(rows, keys, gradients, step=self.step)
-        self.metadata.mark_updated(rows, keys.counts, version=self.version)
         self.changelog.record(self.version, rows, self.metadata.versions)
 
     def end_window(self) -> int:
