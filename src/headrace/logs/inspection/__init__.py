@@ -5,6 +5,7 @@ from headrace.logs.inspection.grouping import FoundGroup, GroupSample
 from headrace.logs.inspection.guesses import Guess, guess_parts, make_schema
 from headrace.logs.inspection.id_counter import IdCounter
 from headrace.logs.inspection.inspection import Inspection, RowGroup, inspect_log
+from headrace.logs.inspection.overlap import Overlap, find_overlaps, shared_tables
 from headrace.logs.inspection.profiles import ColumnProfile
 from headrace.logs.inspection.schema_yaml import schema_to_yaml
 from headrace.logs.inspection.session_tracker import SessionTracker
@@ -18,11 +19,14 @@ __all__ = [
     "Guess",
     "IdCounter",
     "Inspection",
+    "Overlap",
     "RowGroup",
     "SessionTracker",
+    "find_overlaps",
     "guess_parts",
     "inspect_log",
     "make_schema",
     "print_inspection",
     "schema_to_yaml",
+    "shared_tables",
 ]

@@ -106,6 +106,17 @@ class IdCounter:
         """The hashes of all ids counted so far, if it `is_exact`."""
         return self._entries()[0]
 
+    @property
+    def level(self) -> int:
+        """Zeros that the hash of an id in `sample` begins with."""
+        return self._level
+
+    def sample(self) -> tuple[Hashes, npt.NDArray[np.int64]]:
+        """The ids whose hash begins with `level` zeros, and how often each occurred: all ids if it `is_exact`."""
+        keys, counts = self._entries()
+        kept = self._is_sampled(keys)
+        return keys[kept], counts[kept]
+
     def _entries(self) -> tuple[Hashes, npt.NDArray[np.int64]]:
         there = self._counts > 0
         return self._keys[there], self._counts[there]

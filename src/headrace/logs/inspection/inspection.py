@@ -20,6 +20,7 @@ from headrace.logs.inspection.blocks import iter_batches, rows_of_sample, spans_
 from headrace.logs.inspection.grouping import FoundGroup
 from headrace.logs.inspection.guesses import Guess, guess_parts, make_schema, parts_of_schema
 from headrace.logs.inspection.one_pass import Pass, make_profiles, widened
+from headrace.logs.inspection.overlap import Overlap, find_overlaps, shared_tables
 from headrace.logs.inspection.profiles import ColumnProfile
 from headrace.logs.inspection.session_tracker import SessionTracker
 from headrace.logs.nested.layout import Layout
@@ -61,6 +62,7 @@ class Inspection:
         groups: Columns that change together, and what keeping each group's values once would save.
         batch_rows_per_session: Rows of a session in a batch of 4096 rows in the order of the log; None if unknown.
         layout: Of a clustered log; None for others.
+        overlaps: Pairs of id columns that have many ids in common.
         row_groups: All of them.
         bad_rows: By column and reason.
         num_bad: Rows that are bad for any reason.
@@ -81,6 +83,7 @@ class Inspection:
     groups: tuple[FoundGroup, ...]
     batch_rows_per_session: float | None
     layout: Layout | None
+    overlaps: tuple[Overlap, ...]
     row_groups: tuple[RowGroup, ...]
     bad_rows: tuple[BadRows, ...]
     num_bad: int
@@ -92,6 +95,18 @@ class Inspection:
     def num_rows(self) -> int:
         """Rows that were read."""
         return self.profiles[0].num_rows if self.profiles else 0
+
+    @property
+    def shared_tables(self) -> list[tuple[str, ...]]:
+        """Columns that hold the same ids and should share an embedding table, by table."""
+        return shared_tables(self.overlaps, [profile.name for profile in self.profiles])
+
+    @property
+    def clustering_gain(self) -> float:
+        """How many times fewer bytes in memory the rows take once `headrace cluster` has stored repeated values once."""
+        whole = sum(profile.row_bytes for profile in self.profiles)
+        saved = sum(group.saved_bytes for group in self.groups if group.pays)
+        return whole / max(1.0, whole - saved)
 
     @property
     def duplicate_bytes_ratio(self) -> float | None:
@@ -129,6 +144,9 @@ class Inspection:
             "duplicate_bytes_ratio": self.duplicate_bytes_ratio,
             "batch_rows_per_session": self.batch_rows_per_session,
             "groups": [group.to_dict() for group in self.groups],
+            "overlaps": [overlap.to_dict() for overlap in self.overlaps],
+            "shared_tables": [list(table) for table in self.shared_tables],
+            "clustering_gain": self.clustering_gain,
             "layout": None if self.layout is None else self.layout.kind,
             "row_groups": {
                 "count": len(self.row_groups),
@@ -194,6 +212,7 @@ def inspect_log(location: str | Path, *, schema: Schema | None = None, num_threa
         groups=tuple(result.groups(schema)),
         batch_rows_per_session=result.batch_rows_per_session,
         layout=footers[0].layout,
+        overlaps=tuple(find_overlaps(result.profiles, guesses)),
         row_groups=tuple(_row_groups(footers)),
         bad_rows=tuple(result.checks.found) if result.checks else (),
         num_bad=result.checks.num_bad if result.checks else 0,

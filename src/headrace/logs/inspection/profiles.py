@@ -17,6 +17,9 @@ from headrace.logs.inspection.id_counter import MAX_SLOTS, IdCounter
 
 __all__ = ["ColumnProfile", "kind_of"]
 
+TEXTS_LOOKED_AT = 1_000
+"""Of each batch, to tell numerals from other texts."""
+
 MAX_LENGTH = 1 << 16
 """Longer lists count as this long in the percentiles (not in mean and maximum)."""
 
@@ -54,6 +57,7 @@ class ColumnProfile:
         num_zero_or_one: Values that are 0 or 1.
         num_backward: Values smaller than the one before: 0 if the column is sorted.
         is_whole: Whether all numbers are whole.
+        is_numeral: Whether all texts, or texts in lists, are made of digits; only the first of each batch are looked at.
     """
 
     def __init__(
@@ -73,6 +77,7 @@ class ColumnProfile:
         self.num_zero_or_one = 0
         self.num_backward = 0
         self.is_whole = True
+        self.is_numeral = self.kind.endswith("string")
         self.min: float | int | None = None
         self.max: float | int | None = None
         self._sum = 0.0
@@ -91,6 +96,8 @@ class ColumnProfile:
         self.num_rows += len(array)
         self.num_nulls += array.null_count
         hashes = hash_column(array)
+        if self.is_numeral:
+            self._look_for_numerals(array)
         if is_list(array.type):
             self._add_lists(array)
         elif hashes is not None:
@@ -196,6 +203,12 @@ class ColumnProfile:
         self._last = numbers[-1]
         if self.is_whole and pt.is_floating(array.type):
             self.is_whole = bool((np.floor(numbers) == numbers).all())
+
+    def _look_for_numerals(self, array: pa.Array) -> None:
+        texts = array.slice(0, TEXTS_LOOKED_AT)
+        texts = canonical(texts.flatten()).values if is_list(array.type) else texts
+        if pt.is_string(texts.type) or pt.is_large_string(texts.type):
+            self.is_numeral = pc.all(pc.utf8_is_digit(texts)).as_py() is not False
 
     def _add_lists(self, array: pa.Array) -> None:
         lengths = pc.list_value_length(array).drop_null().to_numpy(zero_copy_only=False).astype(np.int64)

@@ -54,6 +54,7 @@ def _parts(inspection: Inspection, *, is_terminal: bool) -> Iterator[RenderableT
         yield Group(*(Text(line) for line in lines))
     yield _row_group_lines(inspection)
     yield from _groups(inspection, style)
+    yield from _overlaps(inspection, style)
     yield from _bad_rows(inspection, style)
     yield _reasons_table(inspection.guesses, style)
     if inspection.schema is None:
@@ -215,13 +216,39 @@ def _groups(inspection: Inspection, style: box.Box) -> Iterator[RenderableType]:
     if len(inspection.groups) > MAX_GROUPS:
         table.add_row(f"... and {len(inspection.groups) - MAX_GROUPS:,} more groups", *[""] * 6)
     yield table
-    whole = sum(profile.row_bytes for profile in inspection.profiles)
-    saved = sum(group.saved_bytes for group in inspection.groups if group.pays)
     if share is not None:
         yield Text(f"{_percent(share)} of all bytes in memory repeat the row before in the session")
     if in_batch is not None:
         yield Text(f"rows of a session in a batch of 4,096 as the log lies: {in_batch:.3g}")
-    yield Text(f"predicted for headrace cluster: {whole / max(1.0, whole - saved):.2f}x fewer bytes in memory")
+    yield Text(f"predicted for headrace cluster: {inspection.clustering_gain:.2f}x fewer bytes in memory")
+
+
+def _overlaps(inspection: Inspection, style: box.Box) -> Iterator[RenderableType]:
+    if not inspection.overlaps:
+        return
+    table = Table(
+        box=style, pad_edge=False, padding=(0, 1), title="columns with ids in common", title_justify="left"
+    )
+    table.add_column("ids of", overflow="fold", min_width=8)
+    table.add_column("found in", overflow="fold", min_width=8)
+    for name in ("ids", "share", "ids beside"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("one table", no_wrap=True)
+    table.add_column("because", overflow="fold")
+    for overlap in inspection.overlaps[:MAX_GROUPS]:
+        table.add_row(
+            *(Text(one_line(name)) for name in overlap.columns),
+            f"{overlap.num_ids:,}",
+            _percent(overlap.ratio),
+            "-" if overlap.chance is None else _percent(overlap.chance),
+            "yes" if overlap.evidence is not None else "no",
+            Text(overlap.reason),
+        )
+    if len(inspection.overlaps) > MAX_GROUPS:
+        table.add_row(f"... and {len(inspection.overlaps) - MAX_GROUPS:,} more pairs", *[""] * 6)
+    yield table
+    for columns in inspection.shared_tables:
+        yield Text(f"one embedding table for {_some_names(columns)} (headrace init writes it to the job file)")
 
 
 def _some_names(names: tuple[str, ...]) -> str:
