@@ -18,6 +18,7 @@ from headrace.cli.explain import explain
 from headrace.cli.export import export
 from headrace.cli.generate import generate
 from headrace.cli.import_ import app as import_app
+from headrace.cli.init import init
 from headrace.cli.inspect import inspect
 from headrace.cli.launch import launch
 from headrace.cli.predict import predict
@@ -38,6 +39,7 @@ Commands = tuple[Callable[..., None], ...]
 BEFORE_IMPORT: Commands = (demo, generate)
 AFTER_IMPORT: Commands = (
     inspect,
+    init,
     cluster,
     train,
     launch,

@@ -3,19 +3,133 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from shlex import quote
+from typing import Annotated, Any, Literal
 
 import typer
 
+from headrace.errors import ConfigError
+from headrace.messages import count_of
+
 app = typer.Typer(
     name="import",
-    help="Convert logs in other formats to Parquet.\n\nExample: headrace import criteo train.txt logs --parts 4",
+    help="Convert logs in other formats to Parquet.\n\nExample: headrace import csv clicks.csv logs",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
 
 Option = typer.Option
 Out = Annotated[Path, typer.Argument(help="Output folder.")]
+
+
+BadLines = Annotated[str, Option(help="How to handle bad lines: fail, drop, or quarantine them in OUT-quarantine.")]
+RowsPerFile = Annotated[int | None, Option(help="Maximum rows per file.")]
+Lists = Annotated[
+    list[str] | None,
+    Option(
+        "--list",
+        help="COLUMN=SEPARATOR, once per column: split its texts there; COLUMN= for a column that is no list.",
+        show_default=False,
+    ),
+]
+Types = Annotated[
+    list[str] | None,
+    Option(
+        "--type",
+        help="COLUMN=TYPE, once per column: integer, unsigned, number, boolean, time, integers, numbers, texts or text.",
+        show_default=False,
+    ),
+]
+Label = Annotated[
+    str | None,
+    Option(help="Condition on the columns, such as 'rating >= 4', that becomes the label; its columns are left out."),
+]
+
+
+@app.command()
+def csv(
+    path: Annotated[Path, typer.Argument(help="CSV or TSV: a file, folder or glob, plain or compressed.")],
+    out: Out,
+    delimiter: Annotated[str | None, Option(help="Separator of columns. By default, the most frequent one.")] = None,
+    header: Annotated[
+        bool | None,
+        Option("--header/--no-header", help="Whether the first line has the names. By default, if it holds no number."),
+    ] = None,
+    types: Types = None,
+    lists: Lists = None,
+    label: Label = None,
+    bad_lines: BadLines = "fail",
+    rows_per_file: RowsPerFile = None,
+) -> None:
+    """Import CSV files: DuckDB reads them, types are guessed, lists in texts (a|b|c) are split.
+
+    Example: headrace import csv clicks.csv logs --list tags=;
+    """
+    _import_text(
+        "csv",
+        path,
+        out,
+        delimiter={"tab": "\t", "\\t": "\t"}.get(delimiter or "", delimiter),
+        header=header,
+        types=_pairs(types, "--type"),
+        lists=_pairs(lists, "--list"),
+        label=label,
+        bad_lines=bad_lines,
+        rows_per_file=rows_per_file,
+    )
+
+
+@app.command()
+def jsonl(
+    path: Annotated[Path, typer.Argument(help="JSON lines: a file, folder or glob, plain or compressed.")],
+    out: Out,
+    types: Types = None,
+    lists: Lists = None,
+    label: Label = None,
+    bad_lines: BadLines = "fail",
+    rows_per_file: RowsPerFile = None,
+) -> None:
+    """Import JSON lines, one object per line: values of inner objects become columns, arrays become lists.
+
+    Example: headrace import jsonl clicks.jsonl.gz logs
+    """
+    _import_text(
+        "jsonl",
+        path,
+        out,
+        types=_pairs(types, "--type"),
+        lists=_pairs(lists, "--list"),
+        label=label,
+        bad_lines=bad_lines,
+        rows_per_file=rows_per_file,
+    )
+
+
+def _import_text(kind: Literal["csv", "jsonl"], path: Path, out: Path, **options: Any) -> None:
+    from headrace.logs.importers import TextConfig, import_text
+    from headrace.observe.progress import Progress
+
+    config = TextConfig.from_dict(options, where=f"import {kind}")
+    with Progress("import") as progress:
+        done = import_text(kind, path, out, config, on_rows=progress.advance)
+    for note in done.notes:
+        typer.echo(note)
+    bad = []
+    if done.num_bad:
+        bad = [f"{count_of(done.num_bad, 'bad line')} {'dropped' if done.quarantine is None else f'in {done.quarantine}'}"]
+    typer.echo(", ".join([f"{done.rows:,} rows in {count_of(len(done.files), 'file')}: {out}", *bad]))
+    typer.echo(f"next: headrace init {quote(str(out))}")
+
+
+def _pairs(given: list[str] | None, option: str) -> dict[str, str]:
+    """Options of the form NAME=VALUE."""
+    found = {}
+    for pair in given or ():
+        name, equals, value = pair.partition("=")
+        if not name or not equals:
+            raise ConfigError(f"{option}: given {pair!r}, expected COLUMN=VALUE")
+        found[name] = value
+    return found
 
 
 @app.command()
@@ -76,7 +190,6 @@ def clicks(
 
     Example: headrace import clicks clicks_hourly.tar.gz logs --negatives 4
     """
-    from headrace.errors import ConfigError
     from headrace.logs.importers import ClicksConfig, import_clicks
     from headrace.logs.importers.click_files import total_bytes
     from headrace.observe.progress import Progress

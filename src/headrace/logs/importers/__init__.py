@@ -1,14 +1,19 @@
-"""Imports logs of other shapes: Criteo's text, and logs of clicks in hourly files."""
+"""Imports logs of other shapes: CSV, JSON lines, Criteo's text, and logs of clicks in hourly files."""
 
 from headrace.logs.importers.clicks import ClicksConfig, ClicksImport, import_clicks
 from headrace.logs.importers.criteo import CriteoConfig, CriteoImport, criteo_schema, import_criteo
+from headrace.logs.importers.text import TextConfig, TextImport, import_text, text_kind
 
 __all__ = [
     "ClicksConfig",
     "ClicksImport",
     "CriteoConfig",
     "CriteoImport",
+    "TextConfig",
+    "TextImport",
     "criteo_schema",
     "import_clicks",
     "import_criteo",
+    "import_text",
+    "text_kind",
 ]

@@ -1,0 +1,126 @@
+"""`headrace init`: a schema and a job file for a log, in one go."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+__all__ = ["init"]
+
+
+def init(
+    path: Annotated[
+        str,
+        typer.Argument(
+            metavar="LOGS",
+            help="File, folder, glob or URL of Parquet files; or CSV, TSV or JSON lines, which are converted first.",
+            show_default=False,
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="Folder for job.yaml, schema.yaml and converted logs.")] = Path(),
+    schema: Annotated[
+        Path | None,
+        typer.Option(help="Use this schema. By default, schema.yaml in the log's folder if there is one, or a guess."),
+    ] = None,
+    label: Annotated[
+        str | None,
+        typer.Option(help="CSV, TSV, JSON lines: condition such as 'rating >= 4' that becomes the label."),
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite job.yaml and schema.yaml.")] = False,
+) -> None:
+    """Write a schema and a job file for a log, with the reason for every choice, ready to train.
+
+    Example: headrace init logs
+    """
+    import os
+    from shlex import quote
+
+    from headrace.errors import ConfigError
+    from headrace.files import write_text, writing
+    from headrace.logs import Schema, check_output, list_log, schema_beside
+    from headrace.logs.files import printable
+    from headrace.logs.importers import text_kind
+    from headrace.logs.inspection import inspect_log, schema_to_yaml
+    from headrace.paths import local_logs, local_path
+    from headrace.training.first_job import choose_job, job_notes, job_to_yaml
+
+    out = local_path(out, where="--out")
+    job_path, schema_path = out / "job.yaml", out / "schema.yaml"
+    if job_path.exists() and not force:
+        raise ConfigError(f"{job_path}: exists already; --force overwrites it, or choose another folder with --out")
+    kind = text_kind(path)
+    if kind is not None:
+        path = _convert(kind, path, out / "logs", label)
+    elif label is not None:
+        raise ConfigError("--label: only for CSV, TSV and JSON lines; name the label of Parquet logs in a schema")
+    for note in list_log(path).notes:
+        typer.echo(note, err=True)
+    check_output(job_path, path, what="job.yaml")
+    beside = schema_beside(path)
+    if schema is None and beside is not None and beside.is_file() and beside.resolve() != schema_path.resolve():
+        schema = beside
+    if schema is None and schema_path.exists() and not force:
+        raise ConfigError(
+            f"{schema_path}: exists already; --force overwrites it, --schema {quote(str(schema_path))} uses it"
+        )
+    found = inspect_log(path, schema=None if schema is None else Schema.from_yaml(schema))
+    if found.schema is None:
+        raise ConfigError(
+            f"{printable(path)}: no column looks like a label (0 and 1): give its name in a schema with --schema"
+            + ("" if kind is None else ", or make one of other columns with --label 'rating >= 4'")
+        )
+    rates = [f"{p.name} {p.mean:.4f}" for p, g in _columns(found) if g.part == "label" and p.mean is not None]
+    typer.echo(f"{printable(path)}: {found.num_rows:,} rows, label rate: {', '.join(rates)}")
+    with writing(out):
+        out.mkdir(parents=True, exist_ok=True)
+    if schema is None:
+        write_text(schema_path, schema_to_yaml(found.schema, found.guesses))
+        parts = found.schema
+        counts = f"{len(parts.ids)} ids, {len(parts.id_lists)} lists of ids, {len(parts.dense)} numbers"
+        typer.echo(f"wrote {schema_path}: {counts}; the reason for each is in it")
+    else:
+        typer.echo(f"schema: {schema}")
+    logs = local_logs(path)
+    relative = [
+        path if logs is None else os.path.relpath(logs, out),
+        os.path.relpath(schema_path if schema is None else schema, out),
+    ]
+    choices = choose_job(found, path=relative[0], schema=relative[1])
+    notes = job_notes(found, path=printable(path))
+    rest = "All other values are defaults, see docs/job-file.md. Without features, every column of the schema is one."
+    text = job_to_yaml(choices, title="Written by headrace init. Train with: headrace train job.yaml", notes=[*notes, rest])
+    write_text(job_path, text)
+    typer.echo(f"wrote {job_path}:")
+    for choice in choices:
+        typer.echo(f"  {choice}")
+        typer.echo(f"      {choice.reason}")
+    for note in notes:
+        typer.echo(note)
+    typer.echo(f"next: headrace train {quote(str(job_path))}")
+
+
+def _columns(found: Any) -> Any:
+    return zip(found.profiles, found.guesses, strict=True)
+
+
+def _convert(kind: Any, path: str, logs: Path, label: str | None) -> str:
+    """Convert a text log, and say what was read how."""
+    from shlex import quote
+
+    from headrace.errors import ConfigError
+    from headrace.logs.importers import TextConfig, import_text
+    from headrace.observe.progress import Progress
+
+    if logs.is_dir() and any(logs.iterdir()):
+        raise ConfigError(
+            f"{logs}: is not empty, expected a new folder for the converted logs; "
+            f"if they are there already: headrace init {quote(str(logs))} --out {quote(str(logs.parent))}"
+        )
+    with Progress("import") as progress:
+        done = import_text(kind, path, logs, TextConfig(label=label), on_rows=progress.advance)
+    for note in done.notes:
+        typer.echo(note)
+    typer.echo(f"converted to Parquet: {logs}; other options: headrace import {kind} --help")
+    return str(logs)

@@ -1,0 +1,274 @@
+"""The first job file of a log: choices that follow from what an inspection found, each with its reason as a comment.
+
+Only what the log decides is written; everything else keeps its default, see `docs/job-file.md`.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+
+from headrace.logs.inspection import Inspection
+from headrace.logs.schema import Schema
+from headrace.messages import count_of, one_line, shorten_list
+from headrace.training.job import JobConfig
+
+__all__ = ["Choice", "choose_job", "job_notes", "job_to_yaml"]
+
+NUM_WINDOWS = 10
+"""Windows that a log without folders is cut into: enough to see how metrics develop."""
+
+MIN_WINDOW_ROWS = 1_000
+"""Metrics of fewer rows say little."""
+
+MAX_FILES = 1_000
+"""Of a log whose files are windows."""
+
+NUM_STEPS = 500
+"""Steps that a pass should have at least: each is one chance to learn."""
+
+BATCH_SIZES = (64, 1024)
+"""Smallest and largest: smaller ones cost much time per row, larger ones do not save any on a CPU."""
+
+HASHED_ROWS = 100_000
+"""Rows of a table by default. A column with half as many ids has one in three of them share its row with another."""
+
+MAX_ROWS_AT_START = 1 << 20
+"""Of a collisionless table, which grows."""
+
+FULL_RANK_WIDTH = 512
+"""Numbers of all features side by side up to which cross layers have full matrices, which grow with its square."""
+
+CROSS_RANK = 128
+
+EMBEDDING_DIM = 16
+
+MAX_LIST_LENGTH = 50
+"""Ids of a list that are used by default."""
+
+WIDTH = 110
+"""Characters of a line of comments."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One value of a job file.
+
+    Attributes:
+        key: Where it stands, such as ("data", "window").
+        value: What is written.
+        reason: Why.
+    """
+
+    key: tuple[str, ...]
+    value: Any
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{'.'.join(self.key)}: {_flow(self.value)}"
+
+
+def choose_job(found: Inspection, *, path: str, schema: str, run: str = "run") -> list[Choice]:
+    """The values of a job that trains on an inspected log.
+
+    Args:
+        found: What `inspect_log` found; it has a schema.
+        path: Of the log, as the job file names it.
+        schema: Of the schema file, as the job file names it.
+        run: Folder of the run, as the job file names it.
+    """
+    assert found.schema is not None, "without a label there is nothing to train on"
+    choices = [
+        Choice(("run",), run, "Checkpoints, metrics and the report go here."),
+        Choice(("data", "path"), path, f"{found.num_rows:,} rows in {count_of(found.num_files, 'file')}."),
+        Choice(("data", "schema"), schema, "What each column is for; correct there what was guessed wrong."),
+        _window(found),
+        *_bad_rows(found),
+        *_shuffle(found),
+        *_tables(found, found.schema),
+        _model(found.schema),
+        _batch_size(found),
+    ]
+    JobConfig.from_dict(_nested(choices), where="the job")  # a mistake here is ours
+    return choices
+
+
+def job_to_yaml(choices: Sequence[Choice], *, title: str, notes: Sequence[str] = ()) -> str:
+    """A job file: each value below its reason.
+
+    Args:
+        choices: See `choose_job`; those with the same first key come together.
+        title: First line, a comment.
+        notes: More comments, at the end.
+    """
+    lines = [*_comment(title), ""]
+    lines += _section(choices, 0)
+    for note in notes:
+        lines += ["", *_comment(note)]
+    return "\n".join(lines) + "\n"
+
+
+def _window(found: Inspection) -> Choice:
+    key = ("data", "window")
+    folders = len({group.file.rpartition("/")[0] for group in found.row_groups})
+    why = "windows are trained on in turn, each with its own metrics and checkpoint"
+    if folders > 1:
+        return Choice(key, {"kind": "folder"}, f"One window for each of {folders} folders: {why}.")
+    mean_rows = found.num_rows / found.num_files
+    if 1 < found.num_files <= MAX_FILES and mean_rows >= MIN_WINDOW_ROWS:
+        return Choice(key, {"kind": "file"}, f"One window for each of {found.num_files} files: {why}.")
+    if found.num_rows < 2 * MIN_WINDOW_ROWS:
+        return Choice(key, {"kind": "folder"}, "One window for all rows: they are few.")
+    rows = max(MIN_WINDOW_ROWS, _round(found.num_rows / NUM_WINDOWS))
+    value = {"kind": "rows", "num_rows": rows, "include_incomplete": True}
+    return Choice(key, value, f"A window for every {rows:,} rows, as the log has one folder: {why}.")
+
+
+def _bad_rows(found: Inspection) -> Iterator[Choice]:
+    if not found.num_bad:
+        return
+    ratio = found.num_bad / max(1, found.num_rows)
+    policy: dict[str, Any] = {"policy": "quarantine"}
+    if ratio > 0.005:  # the limit of a window is 1 %, and bad rows come in bursts
+        policy["max_ratio"] = min(1.0, _round(2 * ratio + 0.005))
+    reason = f"{found.num_bad:,} rows are bad ({ratio:.2%}), see headrace inspect; they are kept for a replay."
+    yield Choice(("data", "bad_rows"), policy, reason)
+
+
+def _shuffle(found: Inspection) -> Iterator[Choice]:
+    if found.layout is not None:
+        value = {"num_rows": 50_000, "seed": 7, "by": "session"}
+        yield Choice(("pipeline", "shuffle"), value, "Rows of a session are adjacent; batches should mix sessions.")
+
+
+def _tables(found: Inspection, schema: Schema) -> Iterator[Choice]:
+    profiles = {profile.name: profile for profile in found.profiles}
+    lists = {column.name for column in schema.id_lists}
+    shared = found.shared_tables
+    alone = [(c.name,) for c in (*schema.ids, *schema.id_lists) if not any(c.name in table for table in shared)]
+    for columns in [*shared, *alone]:
+        name = next((column for column in columns if column not in lists), columns[0])
+        num_ids = max(round(profiles[column].ids.num_distinct()) for column in columns)
+        table: dict[str, Any] = {}
+        reasons = []
+        if len(columns) > 1:
+            table["feature_names"] = list(columns)
+            pooled = [column for column in columns if column in lists]
+            if pooled:
+                table["pooling"] = dict.fromkeys(pooled, "mean")
+            reasons.append(f"{shorten_list(columns)} hold the same ids: what is learned of one helps the others.")
+        if num_ids > HASHED_ROWS // 2:
+            rows = min(MAX_ROWS_AT_START, 1 << (num_ids - 1).bit_length())
+            table |= {"kind": "collisionless", "num_embeddings": rows}
+            reasons.append(f"About {_round(num_ids):,} ids: each gets a row of its own, where hashed ones would collide.")
+        if table:
+            yield Choice(("embeddings", "tables", name), table, " ".join(reasons))
+
+
+def _model(schema: Schema) -> Choice:
+    num_ids = len(schema.ids) + len(schema.id_lists)
+    width = len(schema.dense) + num_ids * EMBEDDING_DIM
+    value: dict[str, Any] = {"kind": "dcnv2", "embedding_dim": EMBEDDING_DIM}
+    reason = "Learns products of all features, numbers among them."
+    if width > FULL_RANK_WIDTH:
+        value["cross_rank"] = CROSS_RANK
+        reason += f" With {width:,} numbers a row, full matrices would cost too much time."
+    return Choice(("model",), value, reason)
+
+
+def _batch_size(found: Inspection) -> Choice:
+    smallest, largest = BATCH_SIZES
+    size = 1 << max(0, (found.num_rows // NUM_STEPS).bit_length() - 1)
+    size = min(largest, max(smallest, size))
+    steps = -(-found.num_rows // size)
+    reason = f"{count_of(steps, 'step')} over this log."
+    if size < largest:
+        reason += " Fewer rows need smaller batches, or the model makes too few steps; larger ones train faster."
+    return Choice(("training", "batch_size"), size, reason)
+
+
+def job_notes(found: Inspection, *, path: str) -> list[str]:
+    """What a user should know of a log before training on it, beside the choices of the job.
+
+    Args:
+        found: What `inspect_log` found.
+        path: Of the log, as the user named it.
+    """
+    assert found.schema is not None
+    notes = []
+    if found.layout is None and found.groups and found.clustering_gain > 1.2:
+        notes.append(
+            f"Rows of a session repeat their values. headrace cluster {path} CLUSTERED would store them once, "
+            f"{found.clustering_gain:.1f}x fewer bytes in memory; then set data.path to CLUSTERED."
+        )
+    clock = found.schema.timestamp
+    for profile in found.profiles:
+        if clock is not None and profile.name == clock.name and profile.num_backward > 0.01 * profile.num_values:
+            notes.append(
+                "Rows are not in order of time: metrics then tell less about later rows. Sort the log by "
+                f"{one_line(clock.name)} if you can."
+            )
+    long = [
+        profile.name
+        for profile, guess in zip(found.profiles, found.guesses, strict=True)
+        if guess.part == "id_list" and profile.percentile_length(99) > MAX_LIST_LENGTH
+    ]
+    if long:
+        notes.append(
+            f"Of each list the first {MAX_LIST_LENGTH} ids are used; more than 1 % of {shorten_list(long)} are longer. "
+            "If the newest ids come last, list the features and take the last ones."
+        )
+    return notes
+
+
+def _nested(choices: Sequence[Choice]) -> dict[str, Any]:
+    job: dict[str, Any] = {}
+    for choice in choices:
+        place = job
+        for key in choice.key[:-1]:
+            place = place.setdefault(key, {})
+        place[choice.key[-1]] = choice.value
+    return job
+
+
+def _section(choices: Sequence[Choice], level: int) -> Iterator[str]:
+    """The lines of choices that agree in the first `level` keys."""
+    indent = "  " * level
+    for key in dict.fromkeys(choice.key[level] for choice in choices):
+        below = [choice for choice in choices if choice.key[level] == key]
+        if level == 0 and choices[0].key[0] != key:
+            yield ""
+        if len(below[0].key) == level + 1:
+            yield from _comment(below[0].reason, indent)
+            yield f"{indent}{_flow(key)}: {_flow(below[0].value)}"
+        else:
+            yield f"{indent}{_flow(key)}:"
+            yield from _section(below, level + 1)
+
+
+def _comment(text: str, indent: str = "") -> list[str]:
+    return textwrap.wrap(
+        text,
+        WIDTH,
+        initial_indent=f"{indent}# ",
+        subsequent_indent=f"{indent}# ",
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+
+
+def _flow(value: Any) -> str:
+    """A value as YAML on one line."""
+    text: str = yaml.safe_dump(value, default_flow_style=True, sort_keys=False, allow_unicode=True, width=10**6)
+    return text.removesuffix("...\n").strip()
+
+
+def _round(number: float) -> Any:
+    """One significant digit of a share, two of a count."""
+    if number < 1:
+        return float(f"{number:.1g}")
+    return round(float(f"{number:.2g}"))
