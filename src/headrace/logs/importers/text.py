@@ -18,6 +18,7 @@ from headrace.config import Config
 from headrace.errors import ConfigError, DataError
 from headrace.files import new_folder
 from headrace.logs.files import LogFile, list_log
+from headrace.logs.folders import SUFFIXES as PARQUET
 from headrace.logs.importers.text_columns import JSON, KINDS, TextColumn, guess_column, quoted
 from headrace.logs.importers.text_columns import Kind as ColumnKind
 from headrace.logs.importers.text_files import (
@@ -95,14 +96,16 @@ class TextImport:
 
 
 def text_kind(location: str | Path) -> Kind | None:
-    """What text logs there are at a path, by the endings of their names; None if it is a URL, or there are none."""
-    for kind, suffixes in SUFFIXES.items():
+    """What text logs there are at a path, by the endings of their names.
+
+    None if there are Parquet files (texts beside them may say what they hold), no files, or it is a URL.
+    """
+    for suffixes, kind in ((PARQUET, None), *((names, kind) for kind, names in SUFFIXES.items())):
         try:
-            path = local_path(location, where="LOGS")
-            files = list_log(path, suffixes=suffixes).files
+            files = list_log(local_path(location, where="LOGS"), suffixes=suffixes).files
         except (ConfigError, DataError):
             continue
-        if files and all(file.path.lower().endswith(suffixes) for file in files):
+        if any(file.path.lower().endswith(suffixes) for file in files):
             return kind
     return None
 

@@ -237,6 +237,7 @@ def test_what_text_logs_there_are_is_told_by_their_names(tmp_path: Path) -> None
     write(tmp_path / "csv" / "a.CSV", "a\n1\n")
     write(tmp_path / "json" / "a.ndjson", "{}\n")
     write(tmp_path / "other" / "a.parquet", "")
+    write(tmp_path / "other" / "README.txt", "what the columns are")
     assert text_kind(tmp_path / "csv") == "csv"
     assert text_kind(tmp_path / "csv" / "a.CSV") == "csv"
     assert text_kind(tmp_path / "json") == "jsonl"
