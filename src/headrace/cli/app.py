@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from headrace.cli.cluster import cluster
+from headrace.cli.compare import compare
 from headrace.cli.demo import demo
 from headrace.cli.doctor import doctor
 from headrace.cli.evaluate import evaluate
@@ -23,6 +24,7 @@ from headrace.cli.inspect import inspect
 from headrace.cli.launch import launch
 from headrace.cli.predict import predict
 from headrace.cli.replay import replay
+from headrace.cli.report import report
 from headrace.cli.shard import shard
 from headrace.cli.train import train
 from headrace.cli.warmup import warmup
@@ -44,6 +46,8 @@ AFTER_IMPORT: Commands = (
     train,
     launch,
     shard,
+    report,
+    compare,
     explain,
     evaluate,
     predict,
@@ -59,7 +63,6 @@ app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
-    add_completion=False,
 )
 for command in BEFORE_IMPORT:
     app.command()(command)

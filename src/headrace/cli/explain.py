@@ -12,7 +12,7 @@ NUM_DECISIONS = 10
 
 
 def explain(
-    run: Annotated[Path, typer.Argument(help="Run folder; the run can still be training.")],
+    run: Annotated[Path, typer.Argument(help="Run folder or job file; the run can still be training.")],
     trace: Annotated[
         Path | None,
         typer.Option(help="File for a trace of the latest scheduled steps, for about:tracing or Perfetto."),
@@ -20,15 +20,17 @@ def explain(
 ) -> None:
     """Show where a run's time went, its bottleneck over all windows, and the tuner's changes with reasons.
 
-    Example: headrace explain demo-run/run
+    Example: headrace explain job.yaml
     """
     import numpy as np
 
     from headrace.cli.tables import text_table
     from headrace.observe.deduplication import deduplication_rows
     from headrace.observe.run_data import RunData
+    from headrace.training.run_folder import find_run
     from headrace.tuning.run_limit import limit_of_run
 
+    run = find_run(run)
     data = RunData.read(run)
     if trace is not None:
         _write_trace(data.schedule, run, trace)

@@ -36,7 +36,7 @@ Types = Annotated[
     list[str] | None,
     Option(
         "--type",
-        help="COLUMN=TYPE, once per column: integer, unsigned, number, boolean, time, integers, numbers, texts or text.",
+        help="COLUMN=TYPE, once per column: integer, unsigned, number, boolean, time, text, integers, numbers, texts.",
         show_default=False,
     ),
 ]
@@ -116,7 +116,9 @@ def _import_text(kind: Literal["csv", "jsonl"], path: Path, out: Path, **options
         typer.echo(note)
     bad = []
     if done.num_bad:
-        bad = [f"{count_of(done.num_bad, 'bad line')} {'dropped' if done.quarantine is None else f'in {done.quarantine}'}"]
+        bad = [
+            f"{count_of(done.num_bad, 'bad line')} {'dropped' if done.quarantine is None else f'in {done.quarantine}'}"
+        ]
     typer.echo(", ".join([f"{done.rows:,} rows in {count_of(len(done.files), 'file')}: {out}", *bad]))
     typer.echo(f"next: headrace init {quote(str(out))}")
 

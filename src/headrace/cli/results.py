@@ -1,4 +1,4 @@
-"""What `train` leaves behind however it ends: the table of windows, and the report."""
+"""What `train` leaves behind however it ends: the table of windows, alarms, and the report."""
 
 from __future__ import annotations
 
@@ -58,6 +58,8 @@ class RunResults:
             HeadraceError: The report cannot be written.
         """
         self._print_table()
+        if self._recorded_bytes():
+            self._print_alarms()
         self._echo(rest)
         if self._windows or stopped:
             self._echo(f"report: {self._write_report()}")
@@ -67,11 +69,24 @@ class RunResults:
         with suppress(OSError, HeadraceError):
             self._print_table()
             if self._windows or self._recorded_bytes() > self._recorded:
+                self._print_alarms()
                 self._echo(f"report: {self._write_report()}")
 
     def _print_table(self) -> None:
-        if self._windows and not self._streams:
+        if not self._windows:
+            return
+        if not self._streams:
             self._echo(window_table(self._windows))
+        elif total := self._table.total(self._windows[-1]):
+            self._echo("\n".join(total))
+
+    def _print_alarms(self) -> None:
+        from headrace.observe.alarms import find_alarms
+        from headrace.observe.run_data import RunData
+
+        if self._windows:
+            for alarm in find_alarms(RunData.read(self._run.path)):
+                self._echo(str(alarm))
 
     def _write_report(self) -> Path:
         from headrace.observe.report import write_report

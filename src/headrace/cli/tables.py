@@ -5,28 +5,58 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 
+from headrace.observe.run_data import RunData
 from headrace.training import Scores, WindowResult
 
-__all__ = ["WindowTable", "scores_table", "text_table", "window_table"]
+__all__ = ["WindowTable", "run_cells", "run_table", "scores_table", "text_table", "window_table"]
 
 USUAL_WIDTHS = (10, 11, 5, 9, 6, 8, 6, 7, 12)
 """Of the columns of windows, where later lines are not known yet: most of them fit."""
 
 
-def text_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Columns under their header: the first to the left, numbers to the right."""
-    table = [list(header), *(list(row) for row in rows)]
+def text_table(header: Sequence[str], rows: Iterable[Sequence[str]], total: Sequence[str] | None = None) -> str:
+    """Columns under their header: the first to the left, numbers to the right; a total comes below a rule."""
+    table = [list(header), *(list(row) for row in rows), *([] if total is None else [list(total)])]
     widths = [max(len(row[place]) for row in table) for place in range(len(header))]
     lines = [_line(row, widths) for row in table]
-    return "\n".join([lines[0], _rule(widths), *lines[1:]])
+    rule = _rule(widths)
+    below = [] if total is None else [rule, lines.pop()]
+    return "\n".join([lines[0], rule, *lines[1:], *below])
 
 
 def window_table(windows: Sequence[WindowResult]) -> str:
-    """One line a window: rows, speed, metrics of its first label before each row was trained on."""
+    """One line a window: rows, speed, metrics of its first label before each row was trained on; and the whole run."""
     bounded = any(window.best_ne is not None for window in windows)
     compared = any(not math.isnan(window.baseline_auc) for window in windows)
     rows = [_window_cells(window, bounded=bounded, compared=compared) for window in windows]
-    return text_table(_window_header(bounded=bounded, compared=compared), rows)
+    total = run_cells(windows[-1], columns=len(rows[0])) if windows else None
+    return text_table(_window_header(bounded=bounded, compared=compared), rows, total)
+
+
+def run_table(run: RunData) -> str:
+    """The same table of a run folder; "" before its first window is finished."""
+    whole = run.whole()
+    if whole is None:
+        return ""
+    bounded = math.isfinite(run.mean_of_windows("best_ne"))
+    compared = math.isfinite(run.mean_of_windows("baseline_auc"))
+    keys = ["auc", "log_loss", "ne", *["best_ne"] * bounded, *["baseline_auc"] * compared]
+
+    def cells(name: str, rows: float, bad: float, rows_per_s: float, metrics: Iterable[float]) -> list[str]:
+        counts = [f"{value:,.0f}" if math.isfinite(value) else "-" for value in (rows, bad, rows_per_s)]
+        return [name, *counts, *(f"{value:.4f}" if math.isfinite(value) else "" for value in metrics)]
+
+    lines = []
+    for span in run.windows:
+        bad = sum(value for key in ("dropped", "quarantined") if math.isfinite(value := span.value(key)))
+        metrics = [span.value(key) for key in keys]
+        lines.append(cells(span.name, span.value("rows"), bad, span.value("rows_per_s"), metrics))
+    total = None
+    if len(lines) > 1:
+        name = "mean of windows" if whole.is_mean else "whole run"
+        metrics = [getattr(whole, key, math.nan) for key in keys]
+        total = cells(name, whole.rows, whole.bad, whole.rows_per_s, metrics)
+    return text_table(_window_header(bounded=bounded, compared=compared), lines, total)
 
 
 class WindowTable:
@@ -50,6 +80,29 @@ class WindowTable:
         self._widths = [max(len(cell), width) for cell, width in zip(cells, before, strict=True)]
         above = [_line(header, self._widths), _rule(self._widths)] if is_first else []
         return [*above, _line(cells, self._widths)]
+
+    def total(self, last: WindowResult) -> list[str]:
+        """The lines that close the table, after its last window; none if the run has no other rows."""
+        cells = run_cells(last, columns=len(self._widths))
+        return [] if cells is None else [_rule(self._widths), _line(cells, self._widths)]
+
+
+def run_cells(last: WindowResult, *, columns: int) -> list[str] | None:
+    """The line of a whole run up to the end of its last window; None if that is all there is."""
+    run = last.run
+    if run is None or run.rows.num_used == last.rows.num_used:
+        return None
+    scores = next(iter(run.scores.values()))
+    cells = [
+        "whole run",
+        f"{run.rows.num_used:,}",
+        f"{run.rows.num_bad:,}",
+        f"{run.rows_per_s:,.0f}",
+        f"{scores.auc:.4f}",
+        f"{scores.log_loss:.4f}",
+        f"{scores.ne:.4f}",
+    ]
+    return cells + [""] * (columns - len(cells))
 
 
 def _window_header(*, bounded: bool, compared: bool) -> list[str]:

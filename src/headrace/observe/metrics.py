@@ -134,5 +134,13 @@ for _name, _unit, _kind, _description in (
     ("dropped", "rows", Kind.GAUGE, "Bad rows dropped in the window."),
     ("quarantined", "rows", Kind.GAUGE, "Bad rows quarantined in the window."),
     ("seconds", "s", Kind.GAUGE, "Time spent on the window, in window records."),
+    ("label_rate", "", Kind.GAUGE, "Share of positive rows in the window."),
+    ("run.rows", "rows", Kind.COUNTER, "Rows used since the run began, in window records."),
+    ("run.bad", "rows", Kind.COUNTER, "Bad rows since the run began."),
+    ("run.seconds", "s", Kind.COUNTER, "Time spent training since the run began."),
+    ("run.auc", "", Kind.GAUGE, "Area under the ROC curve over all rows since the run began."),
+    ("run.log_loss", "nats", Kind.GAUGE, "Log loss over all rows since the run began."),
+    ("run.ne", "", Kind.GAUGE, "Normalised entropy over all rows since the run began."),
+    ("run.calibration", "", Kind.GAUGE, "Sum of predictions over sum of labels since the run began."),
 ):
     METRICS.declare(_name, unit=_unit, kind=_kind, description=_description)

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from headrace.files import write_text
+from headrace.observe.alarms import find_alarms
 from headrace.observe.deduplication import deduplication_rows
 from headrace.observe.panels import (
     decision_numbers,
@@ -72,9 +73,10 @@ def render_report(run: RunData, *, made: str) -> str:
     parts = [
         f'<header><p class="made">headrace run report · {escape(made)}</p><h1>{escape(_title(run))}</h1>'
         f'<p class="lead">{escape(_headline(run))}</p></header>',
+        _alarms(run),
         _tiles(run),
         _section("Quality", _quality_lead(run), _plots(quality)),
-        _section("Windows", "", _window_table(run.windows)) if run.windows else "",
+        _section("Windows", "", _window_table(run)) if run.windows else "",
         _section("Speed", _speed_lead(run), _share_bar(run) + _plots(speed)),
         _section("Tuning", _tuning_lead(run), _plots(tuning)) if tuning else "",
         _section("Pipeline", "Each stage between the logs and the trainer.", _plots(pipeline)) if pipeline else "",
@@ -104,6 +106,15 @@ def _plots(plots: Iterable[Plot]) -> str:
     return f'<div class="grid">{"".join(map(render_plot, plots))}</div>'
 
 
+def _alarms(run: RunData) -> str:
+    """What is wrong with the model, in full; nothing if all is well."""
+    return "".join(
+        f'<div class="card alarm"><p><b>{escape(alarm.what)}</b></p><p>Likely reason: {escape(alarm.reason)}.</p>'
+        f"<p>What to change: {escape(alarm.help)}.</p></div>"
+        for alarm in find_alarms(run)
+    )
+
+
 def _headline(run: RunData) -> str:
     steps = run.column("step")
     last_step = f"step {np.nanmax(steps):,.0f}" if np.isfinite(steps).any() else f"{len(run):,} records"
@@ -129,20 +140,22 @@ def _tiles(run: RunData) -> str:
     tiles = [_tile("Rows trained on", format_count(rows), f"in {_windows(run)}")]
     auc, ne = _over_run(run, "auc"), _over_run(run, "ne")
     several = first is not last
+    whole = run.whole()
+    over = "" if not several or whole is None else ", mean of windows" if whole.is_mean else ", all rows"
     if math.isfinite(auc):
         latest = last.value("auc") if last and several else math.nan
         note = f"last window {latest:.4f}" if math.isfinite(latest) else "before training on the rows"
-        tiles.append(_tile("AUC, mean of windows" if several else "AUC", f"{auc:.4f}", note))
+        tiles.append(_tile(f"AUC{over}", f"{auc:.4f}", note))
         baseline = _over_run(run, "baseline_auc")
         if math.isfinite(baseline):
-            above = auc - baseline
+            above = run.mean_of_windows("auc") - baseline if run.windows else auc - baseline
             # A column that predicts worse than chance is no bar to clear.
             note, mood = (f"model {above:+.4f}", _mood(above)) if baseline > CHANCE else ("no better than chance", "")
             tiles.append(_tile("Baseline AUC", f"{baseline:.4f}", note, mood))
     if math.isfinite(ne):
         best = _over_run(run, "best_ne")
         note = f"best {best:.4f}" if math.isfinite(best) else "lower is better"
-        tiles.append(_tile("NE, mean of windows" if several else "NE", f"{ne:.4f}", note))
+        tiles.append(_tile(f"NE{over}", f"{ne:.4f}", note))
     rates = run.column("rows_per_s")
     if np.isfinite(rates).any():
         low, middle, high = np.nanpercentile(rates, [10, 50, 90])
@@ -183,12 +196,10 @@ def _mood(gain: float) -> str:
 
 
 def _over_run(run: RunData, key: str) -> float:
-    """The mean of a metric over the windows that have it, by their rows; before one is finished its last value."""
-    if run.windows:
-        found = [(span.value(key), max(span.value("rows"), 1.0)) for span in run.windows]
-        found = [(value, rows) for value, rows in found if math.isfinite(value) and math.isfinite(rows)]
-        total = sum(rows for _, rows in found)
-        return sum(value * rows for value, rows in found) / total if found else math.nan
+    """A metric over all rows, or the mean of the windows that have it; before one is finished its last value."""
+    whole = run.whole()
+    if whole is not None:
+        return float(getattr(whole, key)) if hasattr(whole, key) else run.mean_of_windows(key)
     values = run.column(key)
     known = values[np.isfinite(values)]
     return float(known[-1]) if len(known) else math.nan
@@ -241,8 +252,8 @@ def _share_bar(run: RunData) -> str:
     )
 
 
-def _window_table(windows: Iterable[WindowSpan]) -> str:
-    windows = list(windows)
+def _window_table(run: RunData) -> str:
+    windows, whole = list(run.windows), run.whole()
 
     def count(value: float) -> str:
         return f"{value:,.0f}"
@@ -275,6 +286,12 @@ def _window_table(windows: Iterable[WindowSpan]) -> str:
             bad = ' class="bad"' if key in ("dropped", "quarantined") and value > 0 else ""
             cells.append(f'<td{bad} data-label="{title}">{write(value) if math.isfinite(value) else "-"}</td>')
         body.append(f"<tr>{''.join(cells)}</tr>")
+    if whole is not None and len(windows) > 1:
+        cells = [f"<td>{'mean of windows' if whole.is_mean else 'whole run'}</td>"]
+        for key, title, write in columns:
+            value = float(getattr(whole, key, math.nan))
+            cells.append(f'<td data-label="{title}">{write(value) if math.isfinite(value) else "-"}</td>')
+        body.append(f'<tr class="total">{"".join(cells)}</tr>')
     head = f"<thead><tr><th>window</th>{head}</tr></thead>"
     table = f'<table class="log windows">{head}<tbody>{"".join(body)}</tbody></table>'
     if len(windows) <= 24:

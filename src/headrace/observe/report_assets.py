@@ -42,6 +42,8 @@ p.lead { margin: 0 0 14px; color: var(--soft); max-width: 90ch; }
 .card, figure.plot {
   margin: 0; background: var(--card); border: 1px solid var(--line); border-radius: 10px; padding: 13px 16px 8px;
 }
+.alarm { border-left: 5px solid var(--warm); margin-top: 18px; }
+.alarm p { margin: 0 0 5px; }
 figure.plot { position: relative; break-inside: avoid; }
 figcaption b, .split p b { font-weight: 620; }
 figcaption span, .split p span { color: var(--soft); font-size: 13px; margin-left: 4px; }

@@ -19,7 +19,7 @@ from headrace.observe.decisions import Decision, read_decisions
 from headrace.observe.jsonl import read_jsonl
 from headrace.observe.timeline import read_schedule
 
-__all__ = ["Floats", "RunData", "WindowSpan"]
+__all__ = ["Floats", "RunData", "WholeRun", "WindowSpan"]
 
 Floats = NDArray[np.float64]
 
@@ -36,6 +36,33 @@ class WindowSpan:
     def value(self, key: str) -> float:
         """A number of the window's record; NaN where it has none."""
         return _number(self.record.get(key))
+
+
+@dataclass(frozen=True)
+class WholeRun:
+    """A run over all rows of its finished windows; NaN for what is not known.
+
+    Attributes:
+        rows: Rows used.
+        bad: Bad rows.
+        seconds: Time it has trained.
+        auc, log_loss, ne, calibration: Of predictions made before training on the rows, over all rows.
+        is_mean: Whether the metrics are means of the windows, weighted by their rows: of runs by an older version.
+    """
+
+    rows: float
+    bad: float
+    seconds: float
+    auc: float
+    log_loss: float
+    ne: float
+    calibration: float
+    is_mean: bool = False
+
+    @property
+    def rows_per_s(self) -> float:
+        """Rows used a second."""
+        return self.rows / self.seconds if self.seconds > 0 else math.nan
 
 
 @dataclass(frozen=True)
@@ -112,6 +139,38 @@ class RunData:
         found = (name[len(prefix) + 1 :].split(".")[0] for name in self.columns if name.startswith(prefix + "."))
         return list(dict.fromkeys(found))
 
+    def whole(self) -> WholeRun | None:
+        """The run over all rows of its finished windows; None before the first."""
+        if not self.windows:
+            return None
+        names = ("auc", "log_loss", "ne", "calibration")
+        found = self.windows[-1].record.get("run")
+        if isinstance(found, Mapping):
+            numbers: dict[str, Any] = {name: _number(found.get(name)) for name in ("rows", "bad", "seconds", *names)}
+            return WholeRun(**numbers)
+        means: dict[str, Any] = {name: self.mean_of_windows(name) for name in names}
+        counts = {"rows": ("rows",), "bad": ("dropped", "quarantined"), "seconds": ("seconds",)}
+        sums: dict[str, Any] = {
+            name: sum(value for span in self.windows for key in keys if math.isfinite(value := span.value(key)))
+            for name, keys in counts.items()
+        }
+        return WholeRun(**sums, **means, is_mean=True)
+
+    def mean_of_windows(self, key: str) -> float:
+        """The mean of a metric over the windows that have it, by their rows."""
+        found = [(span.value(key), max(span.value("rows"), 1.0)) for span in self.windows]
+        found = [(value, rows) for value, rows in found if math.isfinite(value) and math.isfinite(rows)]
+        total = sum(rows for _, rows in found)
+        return sum(value * rows for value, rows in found) / total if found else math.nan
+
+    def settings(self) -> dict[str, Any]:
+        """The values of the job by their dotted keys, lists whole; empty if the job is not known."""
+        try:
+            values: Any = yaml.load(self.config, BoundedLoader)
+        except yaml.YAMLError:
+            return {}
+        return dict(_values(values, "")) if isinstance(values, Mapping) else {}
+
     def job_value(self, *keys: str) -> str:
         """A value of the job by its keys; empty if the job does not say."""
         try:
@@ -154,6 +213,14 @@ def _leaves(record: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, float
             yield from _leaves(value, f"{prefix}{key}.")
         elif isinstance(value, int | float) and not isinstance(value, bool):
             yield prefix + key, float(value)
+
+
+def _values(values: Mapping[Any, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, Mapping) and value:
+            yield from _values(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
 
 
 def _number(value: Any) -> float:

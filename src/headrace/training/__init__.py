@@ -4,7 +4,7 @@ from headrace.training.checkpoint import CheckpointFolder, Snapshot
 from headrace.training.dense_optimizer import load_optimizer_arrays, optimizer_arrays
 from headrace.training.job import JobConfig
 from headrace.training.metrics import BinaryMetrics, Scores
-from headrace.training.results import TrainResult, WindowResult
+from headrace.training.results import RunTotals, TrainResult, WindowResult
 from headrace.training.run_folder import RunFolder
 from headrace.training.step import StepResult, TrainingStep
 from headrace.training.trainer import Trainer
@@ -14,6 +14,7 @@ __all__ = [
     "CheckpointFolder",
     "JobConfig",
     "RunFolder",
+    "RunTotals",
     "Scores",
     "Snapshot",
     "StepResult",

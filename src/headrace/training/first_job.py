@@ -149,7 +149,8 @@ def _tables(found: Inspection, schema: Schema) -> Iterator[Choice]:
     profiles = {profile.name: profile for profile in found.profiles}
     lists = {column.name for column in schema.id_lists}
     shared = found.shared_tables
-    alone = [(c.name,) for c in (*schema.ids, *schema.id_lists) if not any(c.name in table for table in shared)]
+    names = [column.name for column in schema.ids] + [column.name for column in schema.id_lists]
+    alone = [(name,) for name in names if not any(name in table for table in shared)]
     for columns in [*shared, *alone]:
         name = next((column for column in columns if column not in lists), columns[0])
         num_ids = max(round(profiles[column].ids.num_distinct()) for column in columns)
@@ -164,7 +165,9 @@ def _tables(found: Inspection, schema: Schema) -> Iterator[Choice]:
         if num_ids > HASHED_ROWS // 2:
             rows = min(MAX_ROWS_AT_START, 1 << (num_ids - 1).bit_length())
             table |= {"kind": "collisionless", "num_embeddings": rows}
-            reasons.append(f"About {_round(num_ids):,} ids: each gets a row of its own, where hashed ones would collide.")
+            reasons.append(
+                f"About {_round(num_ids):,} ids: each gets a row of its own, where hashed ones would collide."
+            )
         if table:
             yield Choice(("embeddings", "tables", name), table, " ".join(reasons))
 
@@ -206,12 +209,13 @@ def job_notes(found: Inspection, *, path: str) -> list[str]:
             f"{found.clustering_gain:.1f}x fewer bytes in memory; then set data.path to CLUSTERED."
         )
     clock = found.schema.timestamp
-    for profile in found.profiles:
-        if clock is not None and profile.name == clock.name and profile.num_backward > 0.01 * profile.num_values:
-            notes.append(
-                "Rows are not in order of time: metrics then tell less about later rows. Sort the log by "
-                f"{one_line(clock.name)} if you can."
-            )
+    times = [profile for profile in found.profiles if clock is not None and profile.name == clock.name]
+    notes += [
+        "Rows are not in order of time: metrics then tell less about later rows. Sort the log by "
+        f"{one_line(profile.name)} if you can."
+        for profile in times
+        if profile.num_backward > 0.01 * profile.num_values
+    ]
     long = [
         profile.name
         for profile, guess in zip(found.profiles, found.guesses, strict=True)

@@ -8,7 +8,30 @@ from typing import Any
 from headrace.pipeline import RowStats
 from headrace.training.metrics import Scores
 
-__all__ = ["TrainResult", "WindowResult"]
+__all__ = ["RunTotals", "TrainResult", "WindowResult"]
+
+RUN_METRICS = ("auc", "log_loss", "ne", "calibration")
+"""Of all labels, in the records of windows."""
+
+
+@dataclass(frozen=True)
+class RunTotals:
+    """What a run gave over all of its rows so far, since it began.
+
+    Attributes:
+        rows: What became of its rows.
+        seconds: Time it has trained.
+        scores: By label; each row was predicted before it was trained on.
+    """
+
+    rows: RowStats
+    seconds: float
+    scores: dict[str, Scores]
+
+    @property
+    def rows_per_s(self) -> float:
+        """Rows used a second; 0 where no time has passed."""
+        return self.rows.num_used / self.seconds if self.seconds else 0.0
 
 
 @dataclass(frozen=True)
@@ -22,6 +45,7 @@ class WindowResult:
         scores: By label; each row was predicted before it was trained on.
         best_ne: The best normalised entropy any model can reach, where the logs come with it.
         baseline_auc: AUC of the job's baseline feature; NaN without one.
+        run: The whole run up to the end of this window; None if it is not known.
     """
 
     name: str
@@ -30,6 +54,7 @@ class WindowResult:
     scores: dict[str, Scores]
     best_ne: float | None
     baseline_auc: float
+    run: RunTotals | None = None
 
     @property
     def rows_per_s(self) -> float:
@@ -61,6 +86,7 @@ class WindowResult:
             "log_loss": self.scores[first].log_loss,
             "ne": self.scores[first].ne,
             "calibration": self.scores[first].calibration,
+            "label_rate": self.scores[first].label_rate,
             "best_ne": self.best_ne,
             "baseline_auc": self.baseline_auc,
             "read": self.rows.num_read,
@@ -70,8 +96,14 @@ class WindowResult:
             "time_s": time_s,
         }
         for label in others:
-            for metric in ("auc", "log_loss", "ne", "calibration"):
-                record[f"{metric}_{label}"] = getattr(self.scores[label], metric)
+            record |= {f"{metric}_{label}": getattr(self.scores[label], metric) for metric in RUN_METRICS}
+        if self.run is not None:
+            run: dict[str, Any] = {"rows": self.run.rows.num_used, "bad": self.run.rows.num_bad}
+            run["seconds"] = self.run.seconds
+            for label, scores in self.run.scores.items():
+                ending = "" if label == first else f"_{label}"
+                run |= {f"{metric}{ending}": getattr(scores, metric) for metric in RUN_METRICS}
+            record["run"] = run
         return record
 
 

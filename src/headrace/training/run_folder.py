@@ -16,16 +16,40 @@ from typing import IO, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from headrace.config import read_yaml
 from headrace.errors import ConfigError, HeadraceError
 from headrace.files import new_file, write_text, writing
 from headrace.observe.jsonl import JsonlWriter, read_jsonl
 from headrace.paths import local_path
 
-__all__ = ["RunFolder"]
+__all__ = ["RunFolder", "find_run"]
 
 ID_NAME = "run_id"
 
 LEDGER_SCHEMA = pa.schema([pa.field("step", pa.int64()), pa.field("row_id", pa.int64())])
+
+
+def find_run(place: str | Path) -> Path:
+    """The run folder that someone means.
+
+    Args:
+        place: The folder, the file of its job, or a folder with a `job.yaml`.
+
+    Raises:
+        ConfigError: It is none of these.
+    """
+    path = local_path(place, where="RUN")
+    if path.is_dir():
+        if (path / "metrics.jsonl").is_file() or not (path / "job.yaml").is_file():
+            return path
+        path = path / "job.yaml"
+    elif not path.exists():
+        raise ConfigError(f"{path}: no such file or folder, expected a run folder or a job file")
+    values = read_yaml(path)
+    run = values.get("run") if isinstance(values, dict) else None
+    if not isinstance(run, str):
+        raise ConfigError(f"{path}: has no key run, expected a run folder or a job file")
+    return local_path(run, where=f"{path}: run", base=path.parent)
 
 
 class RunFolder:

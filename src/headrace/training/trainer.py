@@ -27,7 +27,7 @@ from headrace.training.feed import decide_groups, open_batches, source_columns, 
 from headrace.training.job import JobConfig
 from headrace.training.process_group import ProcessGroup, SingleProcess
 from headrace.training.records import StepRecorder
-from headrace.training.results import TrainResult, WindowResult
+from headrace.training.results import RunTotals, TrainResult, WindowResult
 from headrace.training.run_folder import RunFolder
 from headrace.training.sharded import ShardedTables
 from headrace.training.state import TrainingState
@@ -276,7 +276,9 @@ class Trainer:
         state = self.state
         scores = {label: metrics.compute() for label, metrics in state.in_window.items()}
         baseline_auc = state.baseline.compute().auc
-        return WindowResult(name, state.window_rows, state.window_seconds, scores, best_ne, baseline_auc)
+        running = {label: metrics.compute() for label, metrics in state.running.items()}
+        run = RunTotals(state.rows, state.seconds, running)
+        return WindowResult(name, state.window_rows, state.window_seconds, scores, best_ne, baseline_auc, run)
 
     def _score(self, output: StepOutput) -> None:
         """Take in the predictions that a step made before it trained."""

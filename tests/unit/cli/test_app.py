@@ -157,3 +157,29 @@ def test_version_and_unknown_commands() -> None:
     unknown = CliRunner().invoke(app, ["trian"])
     assert unknown.exit_code == 2
     assert "train" in unknown.output
+
+
+@pytest.mark.parametrize(
+    ("words", "found"),
+    [
+        ("headrace tr", ["train"]),
+        ("headrace import ", ["csv", "jsonl", "criteo", "clicks"]),
+        ("headrace train --u", ["--until"]),
+    ],
+)
+def test_the_shell_completes_commands_and_options(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], words: str, found: list[str]
+) -> None:
+    monkeypatch.setenv("_HEADRACE_COMPLETE", "complete_bash")
+    monkeypatch.setenv("COMP_WORDS", words)
+    monkeypatch.setenv("COMP_CWORD", str(words.count(" ")))
+    monkeypatch.setattr("sys.argv", ["headrace"])
+    with pytest.raises(SystemExit) as exited:
+        main()
+    assert exited.value.code == 0
+    assert capsys.readouterr().out.split() == found
+
+
+def test_the_page_says_how_to_turn_completion_on() -> None:
+    assert "headrace --install-completion" in PAGE.read_text(encoding="utf-8")
+    assert "--install-completion" in CliRunner().invoke(app, ["--help"]).stdout

@@ -129,7 +129,9 @@ def test_a_schema_beside_the_log_is_used(tmp_path: Path) -> None:
 
 
 def test_csv_is_converted_first(tmp_path: Path) -> None:
-    rows = "".join(f"{n % 90},m{n % 70},{n % 6},a|b,2024-01-01 00:{n // 60 % 60:02}:{n % 60:02}\n" for n in range(3_000))
+    rows = "".join(
+        f"{n % 90},m{n % 70},{n % 6},a|b,2024-01-01 00:{n // 60 % 60:02}:{n % 60:02}\n" for n in range(3_000)
+    )
     (tmp_path / "ratings.csv").write_text("user,movie,rating,genres,when\n" + rows)
     result = run("init", tmp_path / "ratings.csv", "--out", tmp_path / "job", "--label", "rating >= 4")
     lines = result.stdout.splitlines()
@@ -149,7 +151,7 @@ def test_csv_is_converted_first(tmp_path: Path) -> None:
 
 def test_without_a_label_it_says_what_to_do(tmp_path: Path) -> None:
     pq.write_table(pa.table({"user_id": [1, 2, 3], "price": [0.5, 1.5, 2.5]}), tmp_path / "a.parquet")
-    with pytest.raises(ConfigError, match="no column looks like a label .*: give its name in a schema with --schema"):
+    with pytest.raises(ConfigError, match=r"no column looks like a label .*: give its name in a schema with --schema"):
         run("init", tmp_path / "a.parquet", "--out", tmp_path / "job")
     (tmp_path / "b.csv").write_text("user,rating\n1,5\n2,3\n")
     with pytest.raises(ConfigError, match="or make one of other columns with --label"):
@@ -187,10 +189,10 @@ def test_a_wide_log_gets_cross_layers_of_low_rank(tmp_path: Path) -> None:
 def test_names_of_any_kind_stay_in_their_comments(tmp_path: Path) -> None:
     codes = np.arange(2_000) % 100
     names = ["item: 'x'", "last item: #2\nrun: gone"]
-    pq.write_table(pa.table({"click": codes % 2, names[0]: codes + 10**9, names[1]: codes + 10**9}), tmp_path / "a.parquet")
+    pq.write_table(
+        pa.table({"click": codes % 2, names[0]: codes + 10**9, names[1]: codes + 10**9}), tmp_path / "a.parquet"
+    )
     run("init", tmp_path / "a.parquet", "--out", tmp_path / "job")
     job = values(tmp_path / "job" / "job.yaml")
     assert job["run"] == "run"
     JobConfig.from_file(tmp_path / "job" / "job.yaml")
-
-

@@ -2,12 +2,15 @@
 
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
-from headrace.cli.tables import WindowTable, scores_table, text_table, window_table
+from headrace.cli.tables import WindowTable, run_table, scores_table, text_table, window_table
+from headrace.messages import to_json
+from headrace.observe.run_data import RunData
 from headrace.pipeline import RowStats
-from headrace.training import Scores, WindowResult
+from headrace.training import RunTotals, Scores, WindowResult
 
 SCORES = Scores(rows=1200, auc=0.75, auc_error=0.0, log_loss=0.5, ne=0.9, calibration=1.01, label_rate=0.25)
 
@@ -59,3 +62,40 @@ def test_scores_of_each_label_are_one_line() -> None:
     lines = scores_table({"click": SCORES, "buy": SCORES}).splitlines()
     assert lines[2].split() == ["click", "1,200", "0.2500", "0.7500", "0.5000", "0.9000", "1.0100"]
     assert len(lines) == 4
+
+
+def test_a_total_comes_below_a_rule() -> None:
+    assert text_table(["name", "n"], [["a", "1"]], ["all", "1,000"]).splitlines() == [
+        "name      n",
+        "----  -----",
+        "a         1",
+        "----  -----",
+        "all   1,000",
+    ]
+
+
+def test_the_whole_run_closes_the_table_unless_it_is_that_one_window() -> None:
+    first, last = window(best_ne=0.8), replace(window(best_ne=0.8), name="hour=2")
+    totals = RunTotals(RowStats(num_used=2400, num_dropped=68), 4.0, {"click": replace(SCORES, auc=0.7)})
+    last = replace(last, run=totals)
+    *_, rule, line = window_table([first, last]).splitlines()
+    assert set(rule) == {"-", " "}
+    assert line.split() == ["whole", "run", "2,400", "68", "600", "0.7000", "0.5000", "0.9000"]
+    table = WindowTable()
+    streamed = [*table.lines(first), *table.lines(last), *table.total(last)]
+    assert streamed[-1].split() == line.split()
+    alone = replace(first, run=RunTotals(first.rows, 2.0, first.scores))
+    assert len(window_table([alone]).splitlines()) == 3
+    table.lines(alone)
+    assert table.total(alone) == []
+
+
+def test_the_table_of_a_run_folder_is_that_of_its_windows(tmp_path: Path) -> None:
+    totals = RunTotals(RowStats(num_used=2400, num_dropped=68), 4.0, {"click": replace(SCORES, auc=0.7)})
+    windows = [window(baseline_auc=0.6), replace(window(baseline_auc=0.6), name="hour=2", run=totals)]
+    records = [one.to_record(step=1, time_s=1.0) for one in windows]
+    (tmp_path / "metrics.jsonl").write_text("".join(to_json(record) + "\n" for record in records))
+    lines = run_table(RunData.read(tmp_path)).splitlines()
+    assert [line.split() for line in lines] == [line.split() for line in window_table(windows).splitlines()]
+    (tmp_path / "metrics.jsonl").write_text("")
+    assert run_table(RunData.read(tmp_path)) == ""

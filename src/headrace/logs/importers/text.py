@@ -1,4 +1,4 @@
-"""`import_text`: CSV files and JSON lines to Parquet; DuckDB reads them, types are guessed, lists in texts are split."""
+"""`import_text`: CSV and JSON lines to Parquet; DuckDB reads them, types are guessed, lists in texts are split."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from headrace.errors import ConfigError, DataError
 from headrace.files import new_folder
 from headrace.logs.files import LogFile, list_log
 from headrace.logs.folders import SUFFIXES as PARQUET
-from headrace.logs.importers.text_columns import JSON, KINDS, TextColumn, guess_column, quoted
+from headrace.logs.importers.text_columns import JSON, TextColumn, guess_column
 from headrace.logs.importers.text_columns import Kind as ColumnKind
 from headrace.logs.importers.text_files import (
     SKIP,
@@ -203,7 +203,9 @@ def _look(
         assert isinstance(first, CSVLayout)
         names = {",": "commas", "\t": "tabs", ";": "semicolons", "|": "bars"}
         between = names.get(first.delimiter, repr(first.delimiter))
-        header = "names in the first line" if first.has_header else "no header: columns are called column1, column2, ..."
+        header = (
+            "names in the first line" if first.has_header else "no header: columns are called column1, column2, ..."
+        )
         notes.append(f"columns separated by {between}, {header}")
     else:
         lines = [row["line"] for path in sampled for row in reader.rows(lines_query(path, SAMPLE_ROWS), path)]
@@ -243,7 +245,9 @@ def _guess(
         sample = f"FROM (SELECT {first} FROM {layout.scan(path, SKIP)} LIMIT {SAMPLE_ROWS})"
         fits = [
             f"count(t{n}) AS all{n}, "
-            + ", ".join(f"count(*) FILTER (WHERE {TextColumn(name, kind).fits(f't{n}')}) AS {kind}{n}" for kind in kinds)
+            + ", ".join(
+                f"count(*) FILTER (WHERE {TextColumn(name, kind).fits(f't{n}')}) AS {kind}{n}" for kind in kinds
+            )
             for n, name in enumerate(names)
         ]
         (found,) = reader.rows(f"SELECT {', '.join(fits)} {sample}", path)

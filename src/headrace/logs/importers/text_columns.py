@@ -137,7 +137,9 @@ class TextColumn:
         return f"TRY_CAST({text} AS {_SQL[self.kind]})"
 
 
-def guess_column(name: str, texts: Sequence[str], shares: dict[Kind, float], *, is_json_list: bool = False) -> TextColumn:
+def guess_column(
+    name: str, texts: Sequence[str], shares: dict[Kind, float], *, is_json_list: bool = False
+) -> TextColumn:
     """What a column holds.
 
     Args:

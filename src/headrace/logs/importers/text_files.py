@@ -15,17 +15,27 @@ from typing import Any, Literal
 import pyarrow as pa
 
 from headrace.errors import ConfigError, DataError, MissingExtra
-from headrace.files import writing
 from headrace.logs.importers.text_columns import quoted
 from headrace.messages import shorten
 
-__all__ = ["SKIP", "STOP", "SUFFIXES", "CSVLayout", "JSONLayout", "Kind", "Reject", "TextReader", "csv_layout", "json_layout"]
+__all__ = [
+    "SKIP",
+    "STOP",
+    "SUFFIXES",
+    "CSVLayout",
+    "JSONLayout",
+    "Kind",
+    "Reject",
+    "TextReader",
+    "csv_layout",
+    "json_layout",
+]
 
 Kind = Literal["csv", "jsonl"]
 
 SUFFIXES: dict[Kind, tuple[str, ...]] = {
-    kind: tuple(f"{name}{packed}" for packed in ("", ".gz", ".zst") for name in names)
-    for kind, names in (("csv", (".csv", ".tsv", ".txt")), ("jsonl", (".jsonl", ".ndjson", ".json")))
+    "csv": tuple(f"{name}{packed}" for packed in ("", ".gz", ".zst") for name in (".csv", ".tsv", ".txt")),
+    "jsonl": tuple(f"{name}{packed}" for packed in ("", ".gz", ".zst") for name in (".jsonl", ".ndjson", ".json")),
 }
 """Endings of the files taken from a folder, in any case."""
 
@@ -273,8 +283,8 @@ def _store(bad_lines: str) -> str:
 
 def _lines(path: Path, bad_lines: str) -> str:
     return (
-        f"read_csv({quoted(str(path))}, columns={{'line': 'VARCHAR'}}, header=false, delim='\x1f', quote='', escape='', "
-        f"auto_detect=false, max_line_size={MAX_LINE_BYTES}{_store(bad_lines)})"
+        f"read_csv({quoted(str(path))}, columns={{'line': 'VARCHAR'}}, header=false, auto_detect=false, "
+        f"delim='\x1f', quote='', escape='', max_line_size={MAX_LINE_BYTES}{_store(bad_lines)})"
     )
 
 

@@ -23,23 +23,24 @@ Part = Literal[
 ]
 
 
-def _words(text: str) -> frozenset[str]:
+def word_set(text: str) -> frozenset[str]:
+    """The words of a text."""
     return frozenset(text.split())
 
 
-LABEL_WORDS = _words("label labels target y click clicked conversion converted purchase purchased install")
-COUNTING_WORDS = _words("count counts num number total sum avg mean rate ratio ctr clicks views impressions")
-DENSE_WORDS = _words(
+LABEL_WORDS = word_set("label labels target y click clicked conversion converted purchase purchased install")
+COUNTING_WORDS = word_set("count counts num number total sum avg mean rate ratio ctr clicks views impressions")
+DENSE_WORDS = word_set(
     "amount price age score value size length width height duration seconds days distance rank dense i"
 )
-ID_WORDS = _words(
+ID_WORDS = word_set(
     "id ids uid uuid key hash code cat category type kind user item article ad advertiser campaign creative product "
     "country region city zip language locale os device browser site page domain url publisher brand segment group "
     "gender hour weekday dow referrer environment channel c"
 )
-SURE_ID_WORDS = _words("id ids uid uuid key hash")
-TIME_WORDS = _words("time timestamp ts datetime date at ms epoch")
-SESSION_WORDS = _words("session sess visit sid")
+SURE_ID_WORDS = word_set("id ids uid uuid key hash")
+TIME_WORDS = word_set("time timestamp ts datetime date at ms epoch")
+SESSION_WORDS = word_set("session sess visit sid")
 ROW_NAMES = frozenset({"row", "row id", "event id", "impression id", "request id", "record id", "sample id", "log id"})
 WEIGHT_NAMES = frozenset({"weight", "sample weight", "example weight", "importance", "importance weight"})
 

@@ -103,7 +103,7 @@ class Inspection:
 
     @property
     def clustering_gain(self) -> float:
-        """How many times fewer bytes in memory the rows take once `headrace cluster` has stored repeated values once."""
+        """How many times fewer bytes rows take in memory once `headrace cluster` has stored repeated values once."""
         whole = sum(profile.row_bytes for profile in self.profiles)
         saved = sum(group.saved_bytes for group in self.groups if group.pays)
         return whole / max(1.0, whole - saved)

@@ -10,8 +10,8 @@ least half of the ids of one occur in the other, and one of these speaks for it:
 
 Columns of fewer than 50 ids (an hour, a kind of device) need no table in common: each id has many rows to learn from.
 
-The ids are those that the counters of the columns have kept, see `IdCounter`: all of them, or a sample by hash, which is
-the same in every column. So nothing is read again, and no more memory is needed.
+The ids are those that the counters of the columns have kept, see `IdCounter`: all of them, or a sample by hash, the
+same in every column. So nothing is read again, and no more memory is needed.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from headrace.logs.inspection.guesses import Guess, words_of
+from headrace.logs.inspection.guesses import Guess, word_set, words_of
 from headrace.logs.inspection.hashing import Hashes, hash_integers, integers_of
 from headrace.logs.inspection.profiles import ColumnProfile
 
@@ -55,17 +55,17 @@ MAX_COMPARED = 4_096
 MAX_COLUMNS = 256
 """Columns compared, those with most ids; each with each other takes seconds."""
 
-LIST_WORDS = frozenset(
+LIST_WORDS = word_set(
     "history hist list seq sequence recent past last prev previous earlier clicked clicks click viewed views view "
-    "watched bought purchased liked rated visited seen session user positive pos".split()
+    "watched bought purchased liked rated visited seen session user positive pos"
 )
 """Words in the name of a list that do not say what its ids are."""
 
-NO_NAME_WORDS = frozenset("id ids uid uuid key hash code idx index candidate target current first next".split())
+NO_NAME_WORDS = word_set("id ids uid uuid key hash code idx index candidate target current first next")
 
-ITEM_WORDS = frozenset(
+ITEM_WORDS = word_set(
     "item article ad product movie film video song track music news doc document post book game app creative sku offer "
-    "listing hotel poi photo story content page candidate target".split()
+    "listing hotel poi photo story content page candidate target"
 )
 
 Counts = npt.NDArray[np.int64]
@@ -217,7 +217,9 @@ def _neighbours(ids: Hashes, others: Hashes, level: int) -> tuple[Hashes, npt.ND
     step = np.gcd.reduce(np.diff(values.view(np.uint64)))
     num_neighbours = NUM_NEIGHBOURS << min(level, 6)  # of which 1 in 2 ** level is in the sample
     shifts = np.arange(1, num_neighbours + 1, dtype=np.uint64) * max(step, np.uint64(1))
-    beside = np.concatenate([numbers.view(np.uint64)[:, None] + shifts, numbers.view(np.uint64)[:, None] - shifts], axis=1)
+    beside = np.concatenate(
+        [numbers.view(np.uint64)[:, None] + shifts, numbers.view(np.uint64)[:, None] - shifts], axis=1
+    )
     hashes = hash_integers(beside.ravel().view(np.int64))
     of = np.repeat(of, 2 * num_neighbours)
     kept = hashes >> np.uint64(64 - level) == 0 if level else np.ones(len(hashes), dtype=np.bool_)

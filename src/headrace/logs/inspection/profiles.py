@@ -57,7 +57,7 @@ class ColumnProfile:
         num_zero_or_one: Values that are 0 or 1.
         num_backward: Values smaller than the one before: 0 if the column is sorted.
         is_whole: Whether all numbers are whole.
-        is_numeral: Whether all texts, or texts in lists, are made of digits; only the first of each batch are looked at.
+        is_numeral: Whether all texts, or texts in lists, are made of digits; the first of each batch are looked at.
     """
 
     def __init__(

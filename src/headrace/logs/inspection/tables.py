@@ -226,9 +226,7 @@ def _groups(inspection: Inspection, style: box.Box) -> Iterator[RenderableType]:
 def _overlaps(inspection: Inspection, style: box.Box) -> Iterator[RenderableType]:
     if not inspection.overlaps:
         return
-    table = Table(
-        box=style, pad_edge=False, padding=(0, 1), title="columns with ids in common", title_justify="left"
-    )
+    table = Table(box=style, pad_edge=False, padding=(0, 1), title="columns with ids in common", title_justify="left")
     table.add_column("ids of", overflow="fold", min_width=8)
     table.add_column("found in", overflow="fold", min_width=8)
     for name in ("ids", "share", "ids beside"):

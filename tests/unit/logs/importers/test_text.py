@@ -31,8 +31,7 @@ def kinds(done: TextImport) -> dict[str, str]:
 
 
 CLICKS = "user,tags,seen,when,price,ok,city,hash,click\n" + "".join(
-    f'{user},"a|b{user}",{user} {user + 1},2024-01-31 12:00:{user:02},{user / 4},true,"Paris, {user}",{2**63 + user},1\n'
-    for user in range(20)
+    f'{n},"a|b{n}",{n} {n + 1},2024-01-31 12:00:{n:02},{n / 4},true,"Paris, {n}",{2**63 + n},1\n' for n in range(20)
 )
 
 
@@ -175,7 +174,7 @@ def test_a_condition_becomes_the_label_and_takes_its_columns_away(tmp_path: Path
     done, table = imported(path, tmp_path / "out", label="rating >= 4")
     assert table.to_pylist() == [{"user": 1, "label": 1}, {"user": 2, "label": 0}, {"user": 3, "label": None}]
     assert "label: rating >= 4; left out rating, which tells it" in done.notes
-    with pytest.raises(DataError, match="cannot be read: .*ratng"):
+    with pytest.raises(DataError, match=r"cannot be read: .*ratng"):
         imported(path, tmp_path / "more", label="ratng >= 4")
 
 

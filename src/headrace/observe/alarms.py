@@ -1,0 +1,141 @@
+"""Alarms about a run whose model is worse than none: worse than the label rate, or than the baseline feature.
+
+Each comes with what is likely behind it, as far as the numbers of the windows tell, and what to change.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from headrace.messages import shorten_list
+from headrace.observe.run_data import RunData, WindowSpan
+
+__all__ = ["Alarm", "find_alarms"]
+
+MARGIN = 0.01
+"""Of normalised entropy above 1, which noise alone can bring."""
+
+AUC_MARGIN = 0.005
+
+FEW_STEPS = 200
+"""Before so many steps a model has hardly moved from where it began."""
+
+CHANCE = 0.52
+"""AUC below which a model ranks no better than by chance."""
+
+OFF = 1.15
+"""Mean prediction over label rate, or the inverse, from which on the level of predictions is wrong."""
+
+RATE_JUMP = 2.0
+"""Label rates of two windows, the one over the other."""
+
+
+@dataclass(frozen=True)
+class Alarm:
+    """What is wrong with a run.
+
+    Attributes:
+        what: What was found.
+        reason: What is likely behind it.
+        help: What to change.
+    """
+
+    what: str
+    reason: str
+    help: str
+
+    def __str__(self) -> str:
+        return f"ALARM: {self.what}\n  likely reason: {self.reason}\n  what to change: {self.help}"
+
+
+def find_alarms(run: RunData) -> list[Alarm]:
+    """The alarms about a run with at least one finished window, the worst first; empty if all is well."""
+    whole = run.whole()
+    if whole is None:
+        return []
+    broken = [span for span in run.windows if span.value("rows") > 0 and not math.isfinite(span.value("log_loss"))]
+    if broken:
+        return [
+            Alarm(
+                f"predictions in {broken[0].name} are not numbers",
+                "training diverged",
+                "lower embeddings.default.optimizer.lr and training.dense_optimizer.lr by ten, or set "
+                "training.clip_grad_norm: 1",
+            )
+        ]
+    alarms = []
+    worse = [span for span in run.windows if span.value("ne") > 1 + MARGIN]
+    if worse:
+        names = shorten_list([span.name for span in worse], limit=100)
+        where = f"NE {whole.ne:.4f} over all rows" if whole.ne > 1 + MARGIN else f"NE above 1 in {names}"
+        reason, what = _worse_than_rate(run, worse)
+        alarms.append(Alarm(f"{where}: worse than always predicting the label rate", reason, what))
+    auc, baseline = run.mean_of_windows("auc"), run.mean_of_windows("baseline_auc")
+    if baseline > 0.5 and auc < baseline - AUC_MARGIN:
+        name = run.job_value("training", "baseline") or "the baseline"
+        reason, what = _worse_than_baseline(run, name)
+        alarms.append(Alarm(f"AUC {auc:.4f}, below that of {name} alone, {baseline:.4f}", reason, what))
+    return alarms
+
+
+def _worse_than_rate(run: RunData, worse: Sequence[WindowSpan]) -> tuple[str, str]:
+    """What is likely behind a normalised entropy above 1, and what to change."""
+    steps, batch_size = _num_steps(run), run.job_value("training", "batch_size")
+    smaller = f"a smaller training.batch_size (now {batch_size})" if batch_size else "a smaller training.batch_size"
+    if steps < FEW_STEPS:
+        return (
+            f"the model made only {steps:,.0f} steps",
+            f"{smaller} gives more of them; a log with more rows, too",
+        )
+    first = list(run.windows[: len(worse)])
+    if list(worse) == first and len(first) < len(run.windows):
+        return (
+            "the model had just begun: later windows are better",
+            f"nothing, if later windows count; else {smaller}, or learning rates that are higher or lower by three",
+        )
+    rates = [rate for span in run.windows if (rate := span.value("label_rate")) > 0]
+    if rates and max(rates) > RATE_JUMP * min(rates):
+        return (
+            f"the label rate changes from window to window, between {min(rates):.2%} and {max(rates):.2%}",
+            "pipeline.shuffle, if the log is sorted by its label; else features that tell the time, such as the hour",
+        )
+    calibrations = [c for span in worse if (c := span.value("calibration")) > 0]
+    if calibrations and max(max(calibrations), 1 / min(calibrations)) > OFF:
+        off = max(calibrations, key=lambda c: abs(math.log(c)))
+        return (
+            f"predictions are {off:.2f} times the label rate",
+            "lower embeddings.default.optimizer.lr and training.dense_optimizer.lr by three: they overshoot",
+        )
+    if run.mean_of_windows("auc") < CHANCE:
+        return (
+            "predictions rank no better than by chance, so the features say little about the label, or not as they are "
+            "read",
+            "check the roles of the columns with headrace inspect: ids must be ids, not numbers, and the label the "
+            "right column",
+        )
+    return (
+        "the model ranks, but is too sure of rare ids: it learns them by heart",
+        "admission_count: 3 for collisionless tables, a smaller model.embedding_dim, a lower "
+        "embeddings.default.optimizer.lr",
+    )
+
+
+def _worse_than_baseline(run: RunData, name: str) -> tuple[str, str]:
+    """What is likely behind an AUC below the baseline's, and what to change."""
+    steps = _num_steps(run)
+    if steps < FEW_STEPS:
+        return f"the model made only {steps:,.0f} steps", "a smaller training.batch_size, or a log with more rows"
+    last = run.windows[-1]
+    if len(run.windows) > 1 and last.value("auc") >= last.value("baseline_auc"):
+        return "the model had just begun: the last window is ahead", "nothing, if later windows count"
+    return (
+        f"the model does not see {name} as it is ranked by, or is too small a part of its features",
+        f"features.dense.{name} with log1p and clipping; model.kind: dcnv2, which has numbers in its products",
+    )
+
+
+def _num_steps(run: RunData) -> float:
+    found = [step for span in run.windows if math.isfinite(step := span.value("step"))]
+    return max(found, default=math.inf)

@@ -1,0 +1,74 @@
+"""Alarms: a model worse than the label rate or than the baseline is named, with a likely reason and what to change."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from headrace.observe.alarms import Alarm, find_alarms
+from headrace.observe.run_data import RunData
+
+GOOD = {"rows": 1000, "auc": 0.7, "log_loss": 0.5, "ne": 0.9, "calibration": 1.0, "label_rate": 0.25, "step": 1000}
+
+
+def alarms(
+    folder: Path, *windows: dict[str, Any], job: str = "training: {batch_size: 512, baseline: clicks}"
+) -> list[Alarm]:
+    records = [{"kind": "window", "window": f"hour={n}", **GOOD, **window} for n, window in enumerate(windows)]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    (folder / "config.yaml").write_text(job)
+    return find_alarms(RunData.read(folder))
+
+
+def test_a_good_run_has_none(tmp_path: Path) -> None:
+    assert alarms(tmp_path, {}, {"ne": 1.009}) == []
+    assert alarms(tmp_path) == []
+
+
+def test_a_run_over_the_label_rate_is_named_with_its_normalised_entropy(tmp_path: Path) -> None:
+    (alarm,) = alarms(tmp_path, {"ne": 1.25}, {"ne": 1.15, "step": 2000})
+    assert alarm.what == "NE 1.2000 over all rows: worse than always predicting the label rate"
+    assert str(alarm).splitlines()[0] == f"ALARM: {alarm.what}"
+    assert str(alarm).splitlines()[1].startswith("  likely reason: ")
+    assert str(alarm).splitlines()[2].startswith("  what to change: ")
+
+
+@pytest.mark.parametrize(
+    ("windows", "reason", "help_"),
+    [
+        ([{"ne": 1.2, "step": 40}], "the model made only 40 steps", "a smaller training.batch_size (now 512)"),
+        ([{"ne": 1.05}, {}, {}], "the model had just begun", "nothing, if later windows count"),
+        ([{"ne": 0.9}, {"ne": 1.2, "label_rate": 0.9}], "the label rate changes", "pipeline.shuffle"),
+        ([{"ne": 1.2, "calibration": 1.4}], "predictions are 1.40 times the label rate", "lower embeddings.default"),
+        ([{"ne": 1.2, "calibration": 0.5}], "predictions are 0.50 times the label rate", "lower embeddings.default"),
+        ([{"ne": 1.02, "auc": 0.505}], "rank no better than by chance", "headrace inspect"),
+        ([{"ne": 1.2}], "too sure of rare ids", "admission_count"),
+    ],
+)
+def test_the_reason_follows_from_the_windows(
+    tmp_path: Path, windows: list[dict[str, Any]], reason: str, help_: str
+) -> None:
+    (alarm,) = alarms(tmp_path, *windows)
+    assert reason in alarm.reason
+    assert help_ in alarm.help
+
+
+def test_windows_over_the_label_rate_are_named_if_the_run_as_a_whole_is_not(tmp_path: Path) -> None:
+    (alarm,) = alarms(tmp_path, {}, {"ne": 1.05}, {}, {"ne": 1.03})
+    assert alarm.what == "NE above 1 in hour=1, hour=3: worse than always predicting the label rate"
+
+
+def test_predictions_that_are_not_numbers_come_first(tmp_path: Path) -> None:
+    (alarm,) = alarms(tmp_path, {}, {"log_loss": None, "ne": None})
+    assert alarm.what == "predictions in hour=1 are not numbers"
+    assert "clip_grad_norm" in alarm.help
+
+
+def test_a_baseline_that_ranks_better_is_named(tmp_path: Path) -> None:
+    (alarm,) = alarms(tmp_path, {"auc": 0.6, "baseline_auc": 0.65}, {"auc": 0.62, "baseline_auc": 0.65})
+    assert alarm.what == "AUC 0.6100, below that of clicks alone, 0.6500"
+    assert "features.dense.clicks" in alarm.help
+    (alarm,) = alarms(tmp_path, {"auc": 0.5, "baseline_auc": 0.65}, {"auc": 0.7, "baseline_auc": 0.65})
+    assert alarm.reason == "the model had just begun: the last window is ahead"
+    assert alarms(tmp_path, {"auc": 0.45, "ne": 0.99, "baseline_auc": 0.48}) == [], "no baseline worth the name"
