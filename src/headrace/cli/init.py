@@ -52,7 +52,7 @@ def init(
         raise ConfigError(f"{job_path}: exists already; --force overwrites it, or choose another folder with --out")
     kind = text_kind(path)
     if kind is not None:
-        path = _convert(kind, path, out / "logs", label)
+        path = _convert(kind, path, label, out)
     elif label is not None:
         raise ConfigError("--label: only for CSV, TSV and JSON lines; name the label of Parquet logs in a schema")
     for note in list_log(path).notes:
@@ -107,14 +107,17 @@ def _columns(found: Any) -> Any:
     return zip(found.profiles, found.guesses, strict=True)
 
 
-def _convert(kind: Any, path: str, logs: Path, label: str | None) -> str:
-    """Convert a text log, and say what was read how."""
+def _convert(kind: Any, path: str, label: str | None, out: Path) -> str:
+    """Convert a text log to a folder in `out`, and say what was read how."""
     from shlex import quote
 
     from headrace.errors import ConfigError
     from headrace.logs.importers import TextConfig, import_text
     from headrace.observe.progress import Progress
 
+    logs = out / "logs"
+    if logs.resolve() == Path(path).resolve():
+        logs = out / "logs-parquet"
     if logs.is_dir() and any(logs.iterdir()):
         raise ConfigError(
             f"{logs}: is not empty, expected a new folder for the converted logs; "

@@ -55,7 +55,9 @@ def find_alarms(run: RunData) -> list[Alarm]:
     whole = run.whole()
     if whole is None:
         return []
-    broken = [span for span in run.windows if span.value("rows") > 0 and not math.isfinite(span.value("log_loss"))]
+    # Without any labels there is no rate either.
+    known = [span for span in run.windows if math.isfinite(span.value("label_rate"))]
+    broken = [span for span in known if not math.isfinite(span.value("log_loss"))]
     if broken:
         return [
             Alarm(

@@ -149,6 +149,13 @@ def test_csv_is_converted_first(tmp_path: Path) -> None:
         run("init", tmp_path / "ratings.csv", "--out", tmp_path / "job", "--force")
 
 
+def test_logs_of_text_in_a_folder_called_logs_go_to_another_one(tmp_path: Path) -> None:
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "logs" / "a.jsonl").write_text("".join(f'{{"user": {n}, "click": {n % 2}}}\n' for n in range(50)))
+    run("init", tmp_path / "logs", "--out", tmp_path)
+    assert values(tmp_path / "job.yaml")["data"]["path"] == "logs-parquet"
+
+
 def test_without_a_label_it_says_what_to_do(tmp_path: Path) -> None:
     pq.write_table(pa.table({"user_id": [1, 2, 3], "price": [0.5, 1.5, 2.5]}), tmp_path / "a.parquet")
     with pytest.raises(ConfigError, match=r"no column looks like a label .*: give its name in a schema with --schema"):

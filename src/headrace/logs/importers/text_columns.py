@@ -131,7 +131,7 @@ class TextColumn:
         if self.kind == "text":
             return text
         if self.kind == "texts" and self.separator == JSON:
-            return f"from_json({text}, '[\"VARCHAR\"]')"
+            return f"CASE WHEN json_valid({text}) THEN from_json({text}, '[\"VARCHAR\"]') END"
         if self.kind.endswith("s") and self.separator != JSON:
             text = f"string_split({self._trimmed(text)}, {quoted(self.separator)})"
         return f"TRY_CAST({text} AS {_SQL[self.kind]})"

@@ -247,9 +247,10 @@ def json_layout(lines: Sequence[str]) -> tuple[JSONLayout, dict[str, str]]:
         for key, item in value.items():
             keys = (*above, key)
             name = "_".join(keys)
-            if isinstance(item, dict) and len(keys) < MAX_DEPTH and '"' not in key:
+            is_plain = '"' not in key and "\\" not in key
+            if isinstance(item, dict) and len(keys) < MAX_DEPTH and is_plain:
                 look(item, keys)
-            elif isinstance(item, dict) or '"' in key or paths.get(name, keys) != keys:
+            elif isinstance(item, dict) or not is_plain or paths.get(name, keys) != keys:
                 left_out[name] = "objects inside each other" if isinstance(item, dict) else "its name"
             elif isinstance(item, list) and any(isinstance(element, dict | list) for element in item):
                 left_out[name] = "an array of arrays or objects"

@@ -232,6 +232,17 @@ def test_bad_json_lines_follow_the_same_rule(tmp_path: Path) -> None:
     assert found[1]["reason"] == "given 'x', expected an integer"
 
 
+def test_a_text_where_others_have_an_array_is_a_bad_line(tmp_path: Path) -> None:
+    lines = [json.dumps({"tags": [f"t{n}"], 'odd"key': 1}) for n in range(200)]
+    lines[150] = '{"tags": "none"}'
+    path = write(tmp_path / "a.jsonl", "\n".join(lines) + "\n")
+    with pytest.raises(DataError, match="row 151, column tags: given 'none', expected a JSON array of texts"):
+        imported(path, tmp_path / "out", "jsonl")
+    done, table = imported(path, tmp_path / "out", "jsonl", bad_lines="drop")
+    assert (done.num_bad, table.column_names) == (1, ["tags"])
+    assert done.notes == ['left out odd"key: its name']
+
+
 def test_what_text_logs_there_are_is_told_by_their_names(tmp_path: Path) -> None:
     write(tmp_path / "csv" / "a.CSV", "a\n1\n")
     write(tmp_path / "json" / "a.ndjson", "{}\n")
