@@ -208,7 +208,10 @@ class ColumnProfile:
         texts = array.slice(0, TEXTS_LOOKED_AT)
         texts = canonical(texts.flatten()).values if is_list(array.type) else texts
         if pt.is_string(texts.type) or pt.is_large_string(texts.type):
-            self.is_numeral = pc.all(pc.utf8_is_digit(texts)).as_py() is not False
+            try:
+                self.is_numeral = pc.all(pc.utf8_is_digit(texts)).as_py() is not False
+            except pa.ArrowInvalid:  # no UTF-8
+                self.is_numeral = False
 
     def _add_lists(self, array: pa.Array) -> None:
         lengths = pc.list_value_length(array).drop_null().to_numpy(zero_copy_only=False).astype(np.int64)
