@@ -240,7 +240,7 @@ def test_explain_says_where_the_time_went(trained: Path, tmp_path: Path) -> None
     assert "tuner: workers 2 -> 3: all stages measured" in outcome.out
     missing = headrace("explain", tmp_path / "nothing")
     assert (missing.code, missing.out) == (2, "")
-    assert "nothing: no such run folder" in missing.err
+    assert "nothing: no such file or folder, expected a run folder or a job file" in missing.err
 
 
 def test_an_older_checkpoint_can_be_asked_for(trained: Path) -> None:
