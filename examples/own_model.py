@@ -48,7 +48,7 @@ def train(logs: Path, run: Path, *, stop_after: int | None = None) -> hr.Scores:
     plan = hr.FeaturePlan.default(schema)
     pipe = hr.read_parquet(logs, schema).shuffle(num_rows=8192, seed=7).batch(512).transform(plan).prefetch(4)
     model = TwoTowers(plan.sparse_keys, len(plan.dense_names))
-    assert model.bags.table is not None
+    assert model.bags.table_group is not None
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
     metrics = hr.BinaryMetrics()
 
@@ -59,7 +59,7 @@ def train(logs: Path, run: Path, *, stop_after: int | None = None) -> hr.Scores:
     if saved is not None:
         model.load_state_dict({name: torch.from_numpy(array) for name, array in saved.arrays["dense"].items()})
         hr.load_optimizer_arrays(optimizer, saved.arrays["optimizer"])
-        model.bags.table.load_state_dict(saved.columns["bags"])
+        model.bags.table_group.load_state_dict(saved.columns["bags"])
         metrics.load_state_dict(saved.arrays["metrics"])
 
     with pipe.open(state=None if saved is None else saved.state["position"]) as batches:
@@ -77,7 +77,7 @@ def train(logs: Path, run: Path, *, stop_after: int | None = None) -> hr.Scores:
     dense = {name: value.numpy() for name, value in model.state_dict().items()}
     arrays = {"dense": dense, "optimizer": hr.optimizer_arrays(optimizer), "metrics": metrics.state_dict()}
     number = 1 if saved is None else saved.number + 1
-    checkpoints.save(hr.Snapshot(number, {"position": position}, arrays, {"bags": model.bags.table.state_dict()}))
+    checkpoints.save(hr.Snapshot(number, {"position": position}, arrays, {"bags": model.bags.table_group.state_dict()}))
     return metrics.compute()
 
 

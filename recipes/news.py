@@ -15,7 +15,7 @@ from headrace.training import JobConfig, Trainer, WindowResult
 
 
 def job(logs: Path, run: Path) -> JobConfig:
-    """Articles are one id space, whether they are the candidate, in the user's history or earlier in the session.
+    """Articles are one table, whether they are the candidate, in the user's history or earlier in the session.
 
     Articles live for hours: an id gets a row once it was seen twice, and loses it after a day without a click.
     """

@@ -31,7 +31,7 @@ from headrace.embeddings import Keys, TableConfig
 from headrace.embeddings.shards.group import ShardGroup
 from headrace.embeddings.shards.plan import make_plan
 from headrace.embeddings.shards.requests import OpenRequest
-from headrace.embeddings.shards.table import TableSpec
+from headrace.embeddings.shards.table_group import TableGroupSpec
 from headrace.embeddings.shards.wire import (
     PROTOCOL,
     ReadHeader,
@@ -44,8 +44,8 @@ from headrace.embeddings.shards.wire import (
 )
 from headrace.embeddings.stores.remote import RemoteStore
 
-SPACES = {"users": TableConfig(num_embeddings=50), "items": TableConfig(kind="collisionless", num_embeddings=8)}
-SPEC = TableSpec(SPACES, 4, seed=3)
+TABLES = {"users": TableConfig(num_embeddings=50), "items": TableConfig(kind="collisionless", num_embeddings=8)}
+SPEC = TableGroupSpec(TABLES, 4, seed=3)
 KEYS = Keys(np.array([0, 0, 1], np.int32), np.array([1, 7, 10**15]), np.ones(3, np.int32))
 
 ODD_VALUES: tuple[Any, ...] = (
@@ -99,7 +99,7 @@ class Fuzzer:
     """Makes malformed requests and sends them.
 
     Args:
-        address: Of the shard, which serves `SPEC` as table "t" to a session "s" of trainer 0.
+        address: Of the shard, which serves `SPEC` as table group "t" to a session "s" of trainer 0.
         seed: Of the requests.
         member: The name of that trainer's client: requests that come from nobody would be refused for that alone.
     """
@@ -145,14 +145,14 @@ class Fuzzer:
 
     def _act(self, action: str) -> None:
         session = self._random.choice(["s", "s", "other"])
-        plan = make_plan(SPACES, 1)
+        plan = make_plan(TABLES, 1)
         body: dict[str, Any] = {
             "open": OpenRequest("fuzzed", session, 0, 1, {"t": (SPEC, plan)}, 0, None, True, 0, self._member).to_dict(),
             "end_window": {"session": session, "window": 1, "step": 0, "client": self._member},
             "save": {"session": session, "folder": ".00000001.1.partial", "step": 0, "client": self._member},
             "acknowledge": {
                 "session": session,
-                "table": "t",
+                "table_group": "t",
                 "consumer": "copy",
                 "version": 0,
                 "client": self._member,
@@ -164,7 +164,7 @@ class Fuzzer:
         list(self._client.do_action(fl.Action(action, body), fl.FlightCallOptions(timeout=TIMEOUT_S)))
 
     def _get_changes(self) -> None:
-        asked = {"session": "s", "table": "t", "since": 0, "step": 1, "client": self._member}
+        asked = {"session": "s", "table_group": "t", "since": 0, "step": 1, "client": self._member}
         ticket = fl.Ticket(self._damaged(asked))
         self._client.do_get(ticket, fl.FlightCallOptions(timeout=TIMEOUT_S)).read_all()
 
@@ -189,15 +189,15 @@ class Fuzzer:
         elif reads:
             ids = KEYS.ids.copy()
             ids[self._random.randrange(2)] = self._random.choice([-1, 50, 2**62])
-            keys = Keys(KEYS.spaces, ids, KEYS.counts)
+            keys = Keys(KEYS.tables, ids, KEYS.counts)
         elif self._random.random() < 0.3:
             counts = KEYS.counts.copy()
             counts[self._random.randrange(3)] = self._random.choice([-1, -(2**31)])
-            keys = Keys(KEYS.spaces, KEYS.ids, counts)
+            keys = Keys(KEYS.tables, KEYS.ids, counts)
         elif self._random.random() < 0.5:
             gradients[self._random.randrange(3), 1] = self._random.choice([np.nan, np.inf, -np.inf])
         else:
-            keys = Keys(KEYS.spaces, np.array([7, 7, 1]), KEYS.counts)
+            keys = Keys(KEYS.tables, np.array([7, 7, 1]), KEYS.counts)
         rows = gradients.view(np.uint8)
         scales = np.empty(0, np.float32)
         request = pack_ids(keys, with_counts=False) if reads else pack_rows(keys, rows, scales, schema)
@@ -284,7 +284,7 @@ def fuzz(address: str, num_requests: int, seed: int, is_alive: Callable[[], bool
             if not is_alive():
                 counts.faults.append(f"request {number}: the shard died")
                 return counts
-            now, steps = store.read(KEYS, after=0).result(), group.status()[0]["tables"]["t"]["applied"]
+            now, steps = store.read(KEYS, after=0).result(), group.status()[0]["table_groups"]["t"]["applied"]
             if steps == applied and not np.array_equal(now, rows):
                 counts.faults.append(f"request {number}: rows changed without a step")
             rows, applied = now, steps  # an update may be valid by chance

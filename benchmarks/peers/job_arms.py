@@ -161,14 +161,14 @@ def peer_job(arm: JobArm, logs: Logs, shape: Shape, target: Path) -> tuple[float
 def our_job(logs: Logs, shape: Shape, target: Path) -> tuple[float, int]:
     """The same with a job file; checkpoints are atomic, with checksums."""
     from headrace.training import JobConfig, Trainer
-    from peers.step_ours import model_config, spaces
+    from peers.step_ours import model_config, tables
 
     job = JobConfig.from_dict(
         {
             "run": str(target),
             "data": {"path": str(logs.folder), "schema": SCHEMA | {"labels": [{"name": "label", "allowed": [0, 1]}]}},
             "features": config("modulo"),
-            "embeddings": spaces(shape),
+            "embeddings": tables(shape),
             "model": model_config(shape).model_dump(),
             "training": {
                 "batch_size": shape.batch_size,

@@ -31,7 +31,7 @@ def model_config(shape: Shape) -> ModelConfig:
     return WideDeepConfig(kind="wide_deep", embedding_dim=dim, deep=shape.top)
 
 
-def spaces(shape: Shape) -> dict[str, Any]:
+def tables(shape: Shape) -> dict[str, Any]:
     """The embeddings' section of a job file: a table a feature, ids are its rows."""
     default = {"kind": "direct", "optimizer": {"kind": "rowwise_adagrad", "lr": 0.01}}
     sizes = zip(shape.names, shape.table_rows, strict=True)
@@ -45,7 +45,7 @@ def make(shape: Shape, *, precision: AskedPrecision) -> StepCode:
         num_dense=shape.num_dense,
         sparse_keys=shape.names,
         num_labels=1,
-        embeddings=EmbeddingsConfig.from_dict(spaces(shape), where="bench"),
+        embeddings=EmbeddingsConfig.from_dict(tables(shape), where="bench"),
         seed=shape.seed,
     )
     dense_optimizer = Adagrad(kind="adagrad", **DENSE_ADAGRAD).make(model.parameters())

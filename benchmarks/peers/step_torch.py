@@ -204,30 +204,30 @@ def make(shape: Shape, *, embeddings: str, bf16: bool, compiled: bool = False) -
     """The model with its optimizers."""
     torch.set_num_threads(shape.threads)
     torch.manual_seed(shape.seed)
-    spaces = [EMBEDDINGS[embeddings](shape)]
+    groups = [EMBEDDINGS[embeddings](shape)]
     if shape.model in ("deepfm", "wide_deep"):
         from dataclasses import replace
 
         # FBGEMM's rows are of four numbers at least; the other three of a first-order weight are never read.
         dim = 4 if embeddings == "fbgemm" else 1
-        spaces.append(EMBEDDINGS[embeddings](replace(shape, embedding_dim=dim)))
+        groups.append(EMBEDDINGS[embeddings](replace(shape, embedding_dim=dim)))
     model = TorchRecDLRM(shape) if (shape.model, embeddings) == ("dlrm", "fbgemm") else MODELS[shape.model](shape)
     model.apply(begin)
     dense_optimizer = torch.optim.Adagrad(model.parameters(), **DENSE_ADAGRAD)
     forward = torch.compile(model) if compiled else model
-    rows = [p for space in spaces for p in space.parameters()] if embeddings != "fbgemm" else []
+    rows = [p for group in groups for p in group.parameters()] if embeddings != "fbgemm" else []
     row_optimizer = torch.optim.Adagrad(rows, lr=LR) if rows else None
 
     def prepare(raw: RawBatch) -> Any:
         labels = torch.from_numpy(raw.labels)[:, None]
-        return torch.from_numpy(raw.dense), spaces[0].prepare(raw, shape), labels
+        return torch.from_numpy(raw.dense), groups[0].prepare(raw, shape), labels
 
     loss_of = nn.functional.binary_cross_entropy_with_logits
 
     def step(batch: Any) -> float:
         dense, ids, labels = batch
         with torch.autocast("cpu", torch.bfloat16) if bf16 else nullcontext():
-            parts = [space(ids) for space in spaces]
+            parts = [group(ids) for group in groups]
             parts[1:] = [part[..., :1] for part in parts[1:]]
             logits = forward(dense, *parts)
         loss = loss_of(logits.float(), labels)
@@ -240,7 +240,7 @@ def make(shape: Shape, *, embeddings: str, bf16: bool, compiled: bool = False) -
         return loss.item()
 
     def save(path: str) -> None:
-        modules = [model, *spaces]
+        modules = [model, *groups]
         optimizers = [dense_optimizer] if row_optimizer is None else [dense_optimizer, row_optimizer]
         torch.save([each.state_dict() for each in (*modules, *optimizers)], path)
 

@@ -23,7 +23,7 @@ numba.set_num_threads(1)
 
 from headrace.embeddings import EmbeddingsConfig, embedding_bags  # noqa: E402
 from headrace.embeddings.shards.group import GroupOptions, ShardGroup  # noqa: E402
-from headrace.embeddings.shards.table import TableSpec  # noqa: E402
+from headrace.embeddings.shards.table_group import TableGroupSpec  # noqa: E402
 from headrace.embeddings.stores.remote import StoreOptions  # noqa: E402
 from headrace.features import FeaturePlan  # noqa: E402
 from headrace.logs.schema import Schema  # noqa: E402
@@ -90,9 +90,9 @@ class Trainer:
         self._stack = ExitStack()
         if command["address"]:
             modules = embedding_bags(self.model)
-            tables = {name: TableSpec(bags.spaces, bags.embedding_dim, 1) for name, bags in modules.items()}
+            table_groups = {name: TableGroupSpec(bags.tables, bags.embedding_dim, 1) for name, bags in modules.items()}
             options = GroupOptions(store=StoreOptions(connections=MAX_GROUPS))
-            group = self._stack.enter_context(ShardGroup([command["address"]], tables, options=options))
+            group = self._stack.enter_context(ShardGroup([command["address"]], table_groups, options=options))
             for name, bags in modules.items():
                 bags.use_store(group.store(name))
         self.is_remote = bool(command["address"])

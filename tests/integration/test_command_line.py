@@ -330,8 +330,8 @@ def test_the_code_on_the_pages_runs(
     exec(read_an_id, names)
     exec(read_all.replace("runs/news", "run"), names)
     columns = CheckpointFolder(copy / "run" / "checkpoints").load(2).columns["embeddings"]
-    item_space = [space["name"] for space in json.loads(columns["header"].tobytes())["spaces"]].index("item")
-    (place,) = np.flatnonzero((columns["spaces"] == item_space) & (columns["ids"] == 7))
+    item_table = [table["name"] for table in json.loads(columns["header"].tobytes())["tables"]].index("item")
+    (place,) = np.flatnonzero((columns["tables"] == item_table) & (columns["ids"] == 7))
     np.testing.assert_array_equal(names["vector"], columns["weights"][place])
 
     write_job(copy, run="again")

@@ -123,13 +123,13 @@ def plant_bad_labels(logs: Path) -> None:
 
 
 def parameters(run: Path) -> dict[str, npt.NDArray[np.generic]]:
-    """Dense parameters, and table columns in the order of (space, id): rows may lie elsewhere after a restart."""
+    """Dense parameters, and table columns in the order of (table, id): rows may lie elsewhere after a restart."""
     folder = CheckpointFolder(run / "checkpoints")
     snapshot = folder.load(folder.numbers()[-1])
     found = {f"{group}.{name}": array for group, of in snapshot.arrays.items() for name, array in of.items()}
     for table, columns in snapshot.columns.items():
-        order = np.lexsort((columns["ids"], columns["spaces"]))
-        for name in ("spaces", "ids", "weights", "slot.accumulator", "frequency", "version"):
+        order = np.lexsort((columns["ids"], columns["tables"]))
+        for name in ("tables", "ids", "weights", "slot.accumulator", "frequency", "version"):
             found[f"{table}.{name}"] = np.asarray(columns[name])[order]
     return found
 

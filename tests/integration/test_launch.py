@@ -60,14 +60,14 @@ def write_job(folder: Path, run: str, batch: int) -> JobConfig:
 
 
 def parameters(run: Path) -> dict[str, npt.NDArray[Any]]:
-    """Dense parameters, metrics, and table columns in the order of (space, id)."""
+    """Dense parameters, metrics, and table columns in the order of (table, id)."""
     snapshot, refused = CheckpointFolder(run / "checkpoints").load_latest()
     assert snapshot is not None
     assert not refused
     found = {f"{group}.{name}": array for group, part in snapshot.arrays.items() for name, array in part.items()}
     for table in {*snapshot.columns, *snapshot.parts}:
         columns = join_parts(snapshot.parts[table]) if table in snapshot.parts else snapshot.columns[table]
-        order = np.lexsort((columns["ids"], columns["spaces"]))
+        order = np.lexsort((columns["ids"], columns["tables"]))
         for name, column in columns.items():
             if name not in ("header", "rows"):
                 found[f"{table}.{name}"] = np.asarray(
@@ -129,8 +129,8 @@ def test_a_run_that_loses_a_shard_ends_with_the_same_bits_and_is_scored_by_one_p
         steps += 1
         if steps == 37:
             shards[1]._shard._request = None  # as if it had been killed and started again
-            for table in shards[1]._shard._tables.values():
-                table.close("has no session, because it was started after training")
+            for group in shards[1]._shard._served.values():
+                group.close("has no session, because it was started after training")
         return False
 
     _, result = train_job(job, should_stop=forget_at_step_37, on_message=said.append)

@@ -13,14 +13,14 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "unit" / "scheduling"))
 
-from small_job import Phases, parameters, plan_and_model, raw_batches, rows, spaces_of, train_plainly
+from small_job import Phases, parameters, plan_and_model, raw_batches, rows, tables_of, train_plainly
 from torch import nn
 
 from headrace.embeddings import embedding_bags
 from headrace.embeddings.shards.group import ShardGroup
 from headrace.embeddings.shards.service import ShardServer
 from headrace.embeddings.shards.shard import Shard
-from headrace.embeddings.shards.table import TableSpec
+from headrace.embeddings.shards.table_group import TableGroupSpec
 from headrace.errors import HeadraceError
 from headrace.registry import STEP_POLICIES
 from headrace.scheduling.feature_groups import group_features
@@ -46,8 +46,10 @@ def addresses() -> Iterator[list[str]]:
 def in_shards(model: nn.Module, addresses: list[str]) -> Iterator[None]:
     modules = embedding_bags(model)
     seeds = {"wide": 3, "deep": 4}
-    tables = {name: TableSpec(bags.spaces, bags.embedding_dim, seeds[name]) for name, bags in modules.items()}
-    with ShardGroup(addresses, tables) as group:
+    table_groups = {
+        name: TableGroupSpec(bags.tables, bags.embedding_dim, seeds[name]) for name, bags in modules.items()
+    }
+    with ShardGroup(addresses, table_groups) as group:
         for name, bags in modules.items():
             bags.use_store(group.store(name))
         yield
@@ -55,7 +57,7 @@ def in_shards(model: nn.Module, addresses: list[str]) -> Iterator[None]:
 
 def train(addresses: list[str], name: str, *, verify: bool = False) -> tuple[list[float], dict[str, Any]]:
     plan, model = plan_and_model()
-    groups = group_features(plan, lambda feature: spaces_of(model, feature), max_groups=4)
+    groups = group_features(plan, lambda feature: tables_of(model, feature), max_groups=4)
     losses = []
     with in_shards(model, addresses):
         state = SchedulerState(len(groups), STEP_POLICIES[name], num_cores=2, store_waits=True)

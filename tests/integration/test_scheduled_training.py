@@ -72,8 +72,8 @@ def state(run: Path) -> dict[str, Any]:
         f"{group}.{name}": array for group, of in snapshot.arrays.items() for name, array in of.items()
     }
     for table, columns in snapshot.columns.items():
-        order = np.lexsort((columns["ids"], columns["spaces"]))
-        for name in ("spaces", "ids", "weights", "slot.accumulator", "frequency"):
+        order = np.lexsort((columns["ids"], columns["tables"]))
+        for name in ("tables", "ids", "weights", "slot.accumulator", "frequency"):
             found[f"{table}.{name}"] = np.asarray(columns[name])[order]
     for kind in ("ledger", "quarantine"):
         tables = [pq.read_table(path) for path in sorted((run / kind).glob("*.parquet"))]

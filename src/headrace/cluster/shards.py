@@ -12,7 +12,7 @@ from pathlib import Path
 from headrace.embeddings.shards.security import ServerSecurity, split_address
 from headrace.embeddings.shards.service import ShardServer
 from headrace.embeddings.shards.shard import Shard
-from headrace.embeddings.shards.table import TableSpec
+from headrace.embeddings.shards.table_group import TableGroupSpec
 
 __all__ = ["READY", "serve_shard"]
 
@@ -71,15 +71,17 @@ def _stop_signals() -> int:
     return stop
 
 
-def _read_job(path: Path) -> tuple[Path, dict[str, TableSpec]]:
-    """The folder of a job's checkpoints, and its tables."""
+def _read_job(path: Path) -> tuple[Path, dict[str, TableGroupSpec]]:
+    """The folder of a job's checkpoints, and its table groups."""
     from headrace.embeddings import embedding_bags
     from headrace.training import JobConfig, RunFolder
-    from headrace.training.commits import table_name
+    from headrace.training.commits import table_group_name
     from headrace.training.components import build_components
 
     job = JobConfig.from_file(path)
     bags = embedding_bags(build_components(job).model)
     seed = job.training.seed
-    tables = {table_name(name): TableSpec(each.spaces, each.embedding_dim, seed) for name, each in bags.items()}
-    return RunFolder(job.run).checkpoints, tables
+    table_groups = {
+        table_group_name(name): TableGroupSpec(each.tables, each.embedding_dim, seed) for name, each in bags.items()
+    }
+    return RunFolder(job.run).checkpoints, table_groups

@@ -57,7 +57,7 @@ class EmbeddingBags(nn.Module):
     The batch owns its unique keys. `pipe.transform(KeyedPlan(plan, key_layouts(model)))` has the pipeline's workers
     find them; else they are found here, once for all modules with an equal `key_layout`.
 
-    A forward pass changes nothing in the table. `apply_gradients` counts ids, gives rows to new ones and updates rows;
+    A forward pass changes no row. `apply_gradients` counts ids, gives rows to new ones and updates rows;
     in `eval()` or under `torch.no_grad()` ids without a row read zeros.
 
     Args:
@@ -66,7 +66,7 @@ class EmbeddingBags(nn.Module):
         feature_names: Features F, in the order of the output. The batch may hold more. None for those of the tables.
         embedding_dim: Floats per row; None for the tables'.
         seed: Of first values and hashes.
-        store: Where rows live; None for a table in this process.
+        store: Where rows live; None for this process.
 
     Attributes:
         key_layout: How ids become keys; what a batch is asked for.
@@ -91,42 +91,42 @@ class EmbeddingBags(nn.Module):
         self.config = config
         self.feature_names = tuple(feature_names)
         self.embedding_dim = embedding_dim
-        spaces = config.tables_of(feature_names, embedding_dim)
-        self.spaces = {space.name: space for space in spaces}
-        space_of = {feature: number for number, space in enumerate(spaces) for feature in space.feature_names}
-        kinds = tuple(KINDS[space.kind] for space in spaces)
-        salts = name_seeds(seed, list(self.spaces), "hash").tolist()
+        tables = config.tables_of(feature_names, embedding_dim)
+        self.tables = {table.name: table for table in tables}
+        table_of = {feature: number for number, table in enumerate(tables) for feature in table.feature_names}
+        kinds = tuple(KINDS[table.kind] for table in tables)
+        salts = name_seeds(seed, list(self.tables), "hash").tolist()
         self.key_layout = KeyLayout(
             self.feature_names,
-            tuple(space_of[name] for name in self.feature_names),
+            tuple(table_of[name] for name in self.feature_names),
             kinds,
-            tuple(0 if kind == EXACT else space.num_embeddings for kind, space in zip(kinds, spaces, strict=True)),
+            tuple(0 if kind == EXACT else table.num_embeddings for kind, table in zip(kinds, tables, strict=True)),
             tuple(salt if kind == HASHED else 0 for kind, salt in zip(kinds, salts, strict=True)),
         )
-        poolings = [spaces[space_of[name]].pooling_of(name) for name in self.feature_names]
+        poolings = [tables[table_of[name]].pooling_of(name) for name in self.feature_names]
         self._poolings = np.array([POOLINGS[pooling] for pooling in poolings], dtype=np.int64)
         self._feature_sets: dict[tuple[str, ...], FeatureSet] = {}
         self._seed = seed
         self._store = store
-        self._table: TableGroup | None = None
+        self._table_group: TableGroup | None = None
         self._is_local = store is None
         self._pending: list[Lookup] = []
         self._device: torch.device | None = None
         self._backend = choose_backend(None)
 
     @property
-    def table(self) -> TableGroup | None:
-        """The table in this process, made when it is first needed; None with a store of another kind."""
-        if self._table is None and self._is_local:
-            self._table = TableGroup(self.spaces, self.embedding_dim, seed=self._seed)
-        return self._table
+    def table_group(self) -> TableGroup | None:
+        """The tables in this process, made when they are first needed; None with a store of another kind."""
+        if self._table_group is None and self._is_local:
+            self._table_group = TableGroup(self.tables, self.embedding_dim, seed=self._seed)
+        return self._table_group
 
     @property
     def store(self) -> EmbeddingStore:
         """Where rows live. What is assigned stands in front of the store before, which keeps the rows."""
         if self._store is None:
-            assert self.table is not None
-            self._store = LocalStore(self.table)
+            assert self.table_group is not None
+            self._store = LocalStore(self.table_group)
         return self._store
 
     @store.setter
@@ -134,8 +134,8 @@ class EmbeddingBags(nn.Module):
         self._store = store
 
     def use_store(self, store: EmbeddingStore) -> None:
-        """Rows live there from now on; a table in this process is forgotten, or never made."""
-        self._store, self._table, self._is_local = store, None, False
+        """Rows live there from now on; tables in this process are forgotten, or never made."""
+        self._store, self._table_group, self._is_local = store, None, False
 
     def place_on(self, device: torch.device | str | None, memory: Memory | None = None) -> Self:
         """Compute with torch's operations on a device, and move the rows; `model.to(device)` does this for a GPU.
@@ -146,14 +146,14 @@ class EmbeddingBags(nn.Module):
         """
         self._device = None if device is None else torch.device(device)
         self._backend = choose_backend(self._device)
-        if self.table is not None:
+        if self.table_group is not None:
             if not isinstance(self.store, LocalStore):
                 raise ConfigError("embeddings: rows cannot move while another store is in use")
             if self._device is not None:
                 memory = memory or self.config.memory
-                self._table = self.table.moved_to(DeviceStorage.on(self._device, memory))
-            elif self.table.storage.device is not None:
-                self._table = self.table.moved_to(HostStorage)
+                self._table_group = self.table_group.moved_to(DeviceStorage.on(self._device, memory))
+            elif self.table_group.storage.device is not None:
+                self._table_group = self.table_group.moved_to(HostStorage)
             self._store = None
         return self
 
@@ -181,7 +181,7 @@ class EmbeddingBags(nn.Module):
                 they are found each time.
 
         Raises:
-            DataError: An id is out of range in a direct space; names feature, id and range.
+            DataError: An id is out of range in a direct table; names feature, id and range.
             ConfigError: A feature is not in the batch, or has weights but max pooling.
         """
         if isinstance(batch, Batch):
@@ -265,7 +265,7 @@ class EmbeddingBags(nn.Module):
             keys, gradients = merge_keys([(part.found.keys, part.grad) for part in parts])
             if self.config.clip_grad_norm is not None:
                 clip_norm(gradients, self.config.clip_grad_norm)
-            if isinstance(gradients, Tensor) and (self.table is None or self.table.storage.device is None):
+            if isinstance(gradients, Tensor) and (self.table_group is None or self.table_group.storage.device is None):
                 gradients = gradients.cpu().numpy()
             self.store.update(keys, gradients, num_rows=num_rows or used[0].stride).result()
 
@@ -275,7 +275,7 @@ class EmbeddingBags(nn.Module):
 
     def extra_repr(self) -> str:
         """What `print(model)` shows."""
-        return f"features={len(self.feature_names)}, tables={len(self.spaces)}, dim={self.embedding_dim}"
+        return f"features={len(self.feature_names)}, tables={len(self.tables)}, dim={self.embedding_dim}"
 
     def _feature_set(self, names: tuple[str, ...]) -> FeatureSet:
         """Features whose keys were found together; the same object for the same names."""

@@ -10,7 +10,7 @@ from typing import Any
 import numba
 import numpy as np
 
-from headrace.embeddings.ops.unique import SpaceLayout, UniqueIds, unique_keys
+from headrace.embeddings.ops.unique import TableLayout, UniqueIds, unique_keys
 from headrace.errors import DataError
 from headrace.tensors import BatchKeys, Group, Keys
 from headrace.tensors.jagged_ids import JaggedIds, collect_ids
@@ -20,28 +20,28 @@ __all__ = ["KeyLayout", "KeyedPlan", "Keys"]
 
 @dataclass(frozen=True)
 class KeyLayout:
-    """Which space each feature's ids are in, and how they become keys there; a `KeyFinder`.
+    """Which table each feature's ids are in, and how they become keys there; a `KeyFinder`.
 
     What unique keys do not depend on (dimension, optimizer, first values) is no part of it. So layouts of modules over
     the same features, such as the vectors and the weights of DeepFM, are equal, and their keys are found once.
 
     Attributes:
         feature_names: F of them.
-        spaces: The number of each feature's space.
-        kinds: Of each space: DIRECT, HASHED or EXACT.
-        sizes: Rows of each direct or hashed space, else 0.
-        salts: Of each hashed space, else 0.
+        tables: The number of each feature's table.
+        kinds: Of each table: DIRECT, HASHED or EXACT.
+        sizes: Rows of each direct or hashed table, else 0.
+        salts: Of each hashed table, else 0.
     """
 
     feature_names: tuple[str, ...]
-    spaces: tuple[int, ...]
+    tables: tuple[int, ...]
     kinds: tuple[int, ...]
     sizes: tuple[int, ...]
     salts: tuple[int, ...]
 
-    def of(self, feature_names: tuple[str, ...]) -> SpaceLayout:
+    def of(self, feature_names: tuple[str, ...]) -> TableLayout:
         """Some features, numbered on their own in the given order."""
-        return _space_layout(self, feature_names)
+        return _table_layout(self, feature_names)
 
     def find(self, sparse: Sequence[Group], feature_names: tuple[str, ...]) -> BatchKeys:
         """See `KeyFinder.find`."""
@@ -53,7 +53,7 @@ class KeyLayout:
         return BatchKeys(feature_names, ids, unique.keys, unique.inverse, unique.key_starts)
 
     def _out_of_range(self, feature_names: tuple[str, ...], ids: JaggedIds, unique: UniqueIds) -> DataError:
-        position, size = unique.bad_value, self.sizes[unique.bad_space]
+        position, size = unique.bad_value, self.sizes[unique.bad_table]
         feature = int(np.argmax((ids.value_firsts <= position) & (position < ids.value_lasts)))
         return DataError(
             f"feature {feature_names[feature]}: id {ids.values[position]} in row {ids.place_of(position, feature)} "
@@ -62,17 +62,17 @@ class KeyLayout:
 
 
 @lru_cache(maxsize=256)
-def _space_layout(layout: KeyLayout, feature_names: tuple[str, ...]) -> SpaceLayout:
+def _table_layout(layout: KeyLayout, feature_names: tuple[str, ...]) -> TableLayout:
     numbers = {name: number for number, name in enumerate(layout.feature_names)}
-    spaces = np.array([layout.spaces[numbers[name]] for name in feature_names], dtype=np.int64)
-    return SpaceLayout(
+    tables = np.array([layout.tables[numbers[name]] for name in feature_names], dtype=np.int64)
+    return TableLayout(
         kinds=np.array(layout.kinds, dtype=np.int64),
         sizes=np.array(layout.sizes, dtype=np.int64),
         salts=np.array(layout.salts, dtype=np.uint64),
-        feature_starts=np.concatenate([[0], np.cumsum(np.bincount(spaces, minlength=len(layout.kinds)))]).astype(
+        feature_starts=np.concatenate([[0], np.cumsum(np.bincount(tables, minlength=len(layout.kinds)))]).astype(
             np.int64
         ),
-        features=np.argsort(spaces, kind="stable").astype(np.int64),
+        features=np.argsort(tables, kind="stable").astype(np.int64),
     )
 
 

@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from headrace.embeddings.ops.unique import SpaceLayout
+from headrace.embeddings.ops.unique import TableLayout
 from headrace.tensors import BatchKeys
 from headrace.tensors.jagged_ids import BagGroup
 
@@ -30,13 +30,13 @@ class FeatureSet:
     Attributes:
         names: F of them.
         positions: int64 [F], their numbers in the module.
-        layout: Which of them are in which space.
+        layout: Which of them are in which table.
         poolings: int64 [F].
     """
 
     names: tuple[str, ...]
     positions: Int64s
-    layout: SpaceLayout
+    layout: TableLayout
     poolings: Int64s
 
 
@@ -93,8 +93,8 @@ class LookupPart:
             return list(self.found.ids.groups)
         return _chosen_groups(self.found.ids.groups, self._numbers(names))
 
-    def layout(self, names: Sequence[str] | None = None) -> SpaceLayout:
-        """Which features are in which space; only those named, if any are."""
+    def layout(self, names: Sequence[str] | None = None) -> TableLayout:
+        """Which features are in which table; only those named, if any are."""
         return self.features.layout if names is None else _chosen_layout(self.features.layout, self._numbers(names))
 
     def _numbers(self, names: Sequence[str]) -> tuple[int, ...]:
@@ -107,7 +107,7 @@ def _chosen_groups(groups: Sequence[BagGroup], numbers: tuple[int, ...]) -> list
 
 
 @lru_cache(maxsize=256)
-def _chosen_layout(layout: SpaceLayout, numbers: tuple[int, ...]) -> SpaceLayout:
+def _chosen_layout(layout: TableLayout, numbers: tuple[int, ...]) -> TableLayout:
     return layout.only(numbers)
 
 

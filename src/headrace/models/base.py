@@ -46,6 +46,6 @@ class ModelConfig(NamedConfig):
             seed: Of all first values.
 
         Raises:
-            ConfigError: `embeddings` names a feature or space that does not exist, or there are no sparse features.
+            ConfigError: `embeddings` names a feature or table that does not exist, or there are no sparse features.
         """
         raise NotImplementedError(f"{type(self).__name__}.build")

@@ -55,25 +55,25 @@ class FeatureGroups:
 
 def group_features(
     plan: FeaturePlan,
-    space_of: Callable[[str], Sequence[str]],
+    tables_of: Callable[[str], Sequence[str]],
     *,
     max_groups: int = MAX_GROUPS,
 ) -> FeatureGroups:
     """Split a plan into groups that together compute the same batch.
 
-    Features that share an id space stay together, so the ids of a group are unique over the whole batch, and the sum of
+    Features that share a table stay together, so the ids of a group are unique over the whole batch, and the sum of
     a key's gradients does not depend on the grouping. All dense features, labels and weights are in the first group.
 
     Args:
         plan: Of the job.
-        space_of: Id spaces of a sparse feature, one for each table that looks it up.
+        tables_of: Tables of a sparse feature, one for each module that looks it up.
         max_groups: At most so many groups; the cheapest are joined.
     """
     schema = plan.schema
     dense = [spec for spec in plan.specs if spec.section == "dense"]
     sparse = [spec for spec in plan.specs if spec.section == "sparse"]
     bins: list[tuple[float, list[FeatureSpec]]] = [(sum(_weight(spec, schema) for spec in dense), dense)]
-    linked = sorted(_linked(sparse, space_of), key=lambda specs: -sum(_weight(spec, schema) for spec in specs))
+    linked = sorted(_linked(sparse, tables_of), key=lambda specs: -sum(_weight(spec, schema) for spec in specs))
     for specs in linked:
         weight = sum(_weight(spec, schema) for spec in specs)
         if len(bins) < max_groups:
@@ -90,19 +90,19 @@ def group_features(
     return FeatureGroups(FeatureGroup(plan, plan.sparse_keys), tuple(groups))
 
 
-def _linked(specs: Sequence[FeatureSpec], space_of: Callable[[str], Sequence[str]]) -> list[list[FeatureSpec]]:
-    """Features connected by shared spaces, in the order of the first of each."""
+def _linked(specs: Sequence[FeatureSpec], tables_of: Callable[[str], Sequence[str]]) -> list[list[FeatureSpec]]:
+    """Features connected by shared tables, in the order of the first of each."""
     components: list[tuple[set[str], list[FeatureSpec]]] = []
     for spec in specs:
-        spaces, members = set(space_of(spec.name)), [spec]
+        tables, members = set(tables_of(spec.name)), [spec]
         rest = []
-        for other_spaces, others in components:
-            if spaces & other_spaces:
-                spaces |= other_spaces
+        for other_tables, others in components:
+            if tables & other_tables:
+                tables |= other_tables
                 members = others + members
             else:
-                rest.append((other_spaces, others))
-        components = [*rest, (spaces, members)]
+                rest.append((other_tables, others))
+        components = [*rest, (tables, members)]
     return [members for _, members in components]
 
 

@@ -20,7 +20,7 @@ from headrace.tensors import Batch
 __all__ = ["BatchFeatures", "LiveBatch"]
 
 BYTES_PER_KEY = 16
-"""Of space, id and count, beside the row."""
+"""Of table, id and count, beside the row."""
 
 
 @dataclass
@@ -90,4 +90,4 @@ class LiveBatch:
                     places = find_keys(read.keys, other.asked)
                     found = places >= 0
                     counts[found] += other.asked.counts[places[found]]
-            read.keys = Keys(read.keys.spaces, read.keys.ids, counts)
+            read.keys = Keys(read.keys.tables, read.keys.ids, counts)

@@ -75,10 +75,10 @@ class PendingRead:
         expected = self.store.read_now(self.keys).result()
         wrong = np.flatnonzero((self.rows.result() != expected).any(axis=1))
         if len(wrong):
-            space, key = self.keys.spaces[wrong[0]], self.keys.ids[wrong[0]]
+            table, key = self.keys.tables[wrong[0]], self.keys.ids[wrong[0]]
             raise HeadraceError(
                 f"verify: {len(wrong)} of {len(expected)} rows were pulled before the last push to them was applied, "
-                f"the first of space {space}, id {key}; expected the rows that serial steps read"
+                f"the first of table {table}, id {key}; expected the rows that serial steps read"
             )
 
 
@@ -105,7 +105,7 @@ class StepStore:
         self.num_updates = 0
         self.updating: Future[None] | None = None
         self._reads: dict[Keys, PendingRead] = {}  # Keys are told apart by identity: a batch owns its own
-        # A table in this process may move when it grows, so a read and an update must not meet.
+        # Tables in this process may move when they grow, so a read and an update must not meet.
         self._lock: Any = threading.Lock() if isinstance(store, LocalStore) else _NoLock()
 
     def prepare(self, keys: Keys) -> PendingRead:
@@ -187,11 +187,11 @@ class _NoLock:
 
 
 def _joined(parts: Sequence[Keys]) -> tuple[Keys, list[Int64s | None]]:
-    """Keys of several calls as one, spaces ascending, and where those of each call are."""
-    spaces = np.concatenate([keys.spaces for keys in parts])
-    order = np.argsort(spaces.astype(np.int16), kind="stable")  # of 16 bits: a radix sort
+    """Keys of several calls as one, tables ascending, and where those of each call are."""
+    tables = np.concatenate([keys.tables for keys in parts])
+    order = np.argsort(tables.astype(np.int16), kind="stable")  # of 16 bits: a radix sort
     keys = Keys(
-        spaces[order],
+        tables[order],
         np.concatenate([keys.ids for keys in parts])[order],
         np.concatenate([keys.counts for keys in parts])[order],
     )

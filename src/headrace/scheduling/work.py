@@ -241,7 +241,7 @@ class TrainingWork:
     def _send(self, selections: Sequence[tuple[Part, Selection]], after: int, done: Done) -> None:
         """One request to each store and for each part, whose keys may be those of another part.
 
-        A table in this process is asked read by read, which costs no joining.
+        Tables in this process are asked read by read, which costs no joining.
         """
         requests: list[list[Selection]] = []
         for store in self._stores:

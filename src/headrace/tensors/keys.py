@@ -1,8 +1,8 @@
 """Unique keys of a batch: which rows of which tables its ids are, each once, and where each id finds its own.
 
-Two rows, features `item` and `history` share the space `items`, `user` has its own::
+Two rows, features `item` and `history` share the table `items`, `user` has its own::
 
-                 row 0     row 1                    spaces = [items, items, items, users, users]
+                 row 0     row 1                    tables = [items, items, items, users, users]
     item          [7]       [9]         keys        ids    = [    7,     9,     5,     1,     2]
     history     [9, 5]       []         ----->      counts = [    1,     2,     1,     1,     1]
     user          [1]       [2]                     inverse = [0, 1,   1, 2,   3, 4], one entry per id
@@ -30,13 +30,13 @@ class Keys:
     """Unique keys: what a store is asked for.
 
     Attributes:
-        spaces: int32 [U], the number of each key's space, ascending.
-        ids: int64 [U], different within a space. In a direct or hashed space this is the row within the space, in a
-            collisionless space the id itself.
+        tables: int32 [U], the number of each key's table, ascending.
+        ids: int64 [U], different within a table. In a direct or hashed table this is the row within the table, in a
+            collisionless table the id itself.
         counts: int32 [U], how often the key occurs in the batch; zeros where no update follows.
     """
 
-    spaces: Int32s
+    tables: Int32s
     ids: Int64s
     counts: Int32s
 
@@ -46,15 +46,15 @@ class Keys:
     @property
     def num_bytes(self) -> int:
         """Bytes held by the arrays."""
-        return self.spaces.nbytes + self.ids.nbytes + self.counts.nbytes
+        return self.tables.nbytes + self.ids.nbytes + self.counts.nbytes
 
     def take(self, places: Int64s) -> Keys:
         """Some of them."""
-        return Keys(self.spaces[places], self.ids[places], self.counts[places])
+        return Keys(self.tables[places], self.ids[places], self.counts[places])
 
     def unseen(self) -> Keys:
         """The same keys, to be read without an update."""
-        return Keys(self.spaces, self.ids, np.zeros(len(self.ids), dtype=np.int32))
+        return Keys(self.tables, self.ids, np.zeros(len(self.ids), dtype=np.int32))
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,10 +64,10 @@ class BatchKeys:
     Attributes:
         feature_names: The features, F of them; they are numbered in this order.
         ids: Their ids.
-        keys: The unique keys, U of them, grouped by space, and within a space in the order of first occurrence
+        keys: The unique keys, U of them, grouped by table, and within a table in the order of first occurrence
             (feature by feature, row by row).
         inverse: int32 [N], the key of each id that a row of the batch has; undefined for others.
-        key_starts: int64 [S + 1], where each space's keys begin.
+        key_starts: int64 [T + 1], where each table's keys begin.
     """
 
     feature_names: tuple[str, ...]

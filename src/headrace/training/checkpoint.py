@@ -27,8 +27,8 @@ FORMAT = "headrace-checkpoint"
 VERSION = 2
 
 _GROUP = re.compile(r"(?P<group>[^/]+)\.safetensors")
-_COLUMN = re.compile(r"tables/(?P<table>[^/]+)/(?P<column>[^/]+)\.npy")
-_PART = re.compile(r"tables/(?P<table>[^/]+)/(?P<part>[^/]+)/(?P<column>[^/]+)\.npy")
+_COLUMN = re.compile(r"tables/(?P<group>[^/]+)/(?P<column>[^/]+)\.npy")
+_PART = re.compile(r"tables/(?P<group>[^/]+)/(?P<part>[^/]+)/(?P<column>[^/]+)\.npy")
 
 Columns = dict[str, NDArray[Any]]
 T = TypeVar("T")
@@ -43,8 +43,8 @@ class Snapshot:
         state: Values that JSON can hold: cursor, window in progress, pipeline token, counts.
         arrays: Small arrays by group and name, for instance `{"dense": {"top.0.weight": ...}}`; one safetensors file a
             group.
-        columns: Large arrays by table and column, for instance `{"dim16": {"rows": ...}}`; one `.npy` file a column.
-        parts: The same of tables whose rows live in shards, one dictionary of columns a shard; see `table_parts`.
+        columns: Large arrays by table group and column, such as `{"dim16": {"rows": ...}}`; one `.npy` file a column.
+        parts: The same of groups whose rows live in shards, one dictionary of columns a shard; see `tables.parts`.
     """
 
     number: int
@@ -89,7 +89,7 @@ class CheckpointFolder:
 
         Args:
             snapshot: What it holds.
-            write_parts: Writes further files into the folder it is given, such as shards' parts of tables.
+            write_parts: Writes further files into the folder it is given, such as shards' parts of table groups.
 
         Raises:
             CheckpointError: If the disk does not take it; nothing half-written stays visible.
@@ -167,10 +167,10 @@ def write_arrays(folder: Path, snapshot: Snapshot) -> None:
     for name, arrays in snapshot.arrays.items():
         values = {key: np.ascontiguousarray(array) for key, array in arrays.items()}
         save_file(values, folder / f"{name}.safetensors")
-    for table, columns in snapshot.columns.items():
-        (folder / "tables" / table).mkdir(parents=True)
+    for group, columns in snapshot.columns.items():
+        (folder / "tables" / group).mkdir(parents=True)
         for column, array in columns.items():
-            write_array(folder / "tables" / table / f"{column}.npy", array)
+            write_array(folder / "tables" / group / f"{column}.npy", array)
 
 
 def read_arrays(folder: Path, names: Iterable[str], number: int, state: dict[str, Any]) -> Snapshot:
@@ -183,13 +183,13 @@ def read_arrays(folder: Path, names: Iterable[str], number: int, state: dict[str
         if found := _GROUP.fullmatch(name):
             arrays[found["group"]] = _load(path, load_file)
         elif found := _COLUMN.fullmatch(name):
-            columns.setdefault(found["table"], {})[found["column"]] = _load(path, _map_array)
+            columns.setdefault(found["group"], {})[found["column"]] = _load(path, _map_array)
         elif found := _PART.fullmatch(name):
-            of_table = parts.setdefault(found["table"], {})
-            of_table.setdefault(found["part"], {})[found["column"]] = _load(path, _map_array)
+            of_group = parts.setdefault(found["group"], {})
+            of_group.setdefault(found["part"], {})[found["column"]] = _load(path, _map_array)
         else:
             raise TornCheckpoint(f"{path}: has no arrays, expected .safetensors or .npy")
-    in_order = {table: [of_table[part] for part in sorted(of_table)] for table, of_table in parts.items()}
+    in_order = {group: [of_group[part] for part in sorted(of_group)] for group, of_group in parts.items()}
     return Snapshot(number, state, arrays, columns, in_order)
 
 

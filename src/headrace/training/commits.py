@@ -13,7 +13,7 @@ from typing import Any
 
 import pyarrow as pa
 import torch
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError, field_validator
 from torch import Tensor, nn
 
 from headrace.embeddings import TableGroup, embedding_bags
@@ -131,6 +131,21 @@ class _SavedState(BaseModel):
     seconds: float = Field(ge=0)
     window_seconds: float = Field(ge=0)
 
+    @field_validator("shape")
+    @classmethod
+    def _space_is_an_earlier_name_of_table(cls, shape: dict[str, Any]) -> dict[str, Any]:
+        match shape:
+            case {"features": {"sparse": dict(sparse), **others}}:
+                renamed = {name: _with_table(feature) for name, feature in sparse.items()}
+                return shape | {"features": others | {"sparse": renamed}}
+        return shape
+
+
+def _with_table(feature: Any) -> Any:
+    if not isinstance(feature, dict):
+        return feature
+    return {"table" if key == "space" else key: value for key, value in feature.items()}
+
 
 def take_snapshot(state: TrainingState, model: nn.Module, optimizer: torch.optim.Optimizer, shape: Any) -> Snapshot:
     """Everything needed to go on, as a checkpoint holds it.
@@ -167,9 +182,9 @@ def take_snapshot(state: TrainingState, model: nn.Module, optimizer: torch.optim
 
 
 def parameters(model: nn.Module) -> tuple[Columns, dict[str, Columns]]:
-    """The dense parameters by name, and the columns of each table in this process."""
+    """The dense parameters by name, and the columns of each table group in this process."""
     dense = {name: value.detach().cpu().numpy() for name, value in model.state_dict().items()}
-    return dense, {name: table.state_dict() for name, table in _tables(model).items()}
+    return dense, {name: group.state_dict() for name, group in _table_groups(model).items()}
 
 
 def restore(
@@ -222,21 +237,21 @@ def load_parameters(snapshot: Snapshot, model: nn.Module) -> None:
         model.load_state_dict(dense)
     except RuntimeError as error:
         raise CheckpointError(f"dense parameters: {' '.join(str(error).split())}") from error
-    missing = [name for name in _tables(model) if name not in snapshot.parts and name not in snapshot.columns]
+    missing = [name for name in _table_groups(model) if name not in snapshot.parts and name not in snapshot.columns]
     if missing:
-        raise CheckpointError(f"embedding table {missing[0]}: is missing")
-    for name, table in _tables(model).items():
-        table.load_state_dict(join_parts(snapshot.parts[name]) if name in snapshot.parts else snapshot.columns[name])
+        raise CheckpointError(f"table group {missing[0]}: is missing")
+    for name, group in _table_groups(model).items():
+        group.load_state_dict(join_parts(snapshot.parts[name]) if name in snapshot.parts else snapshot.columns[name])
 
 
-def _tables(model: nn.Module) -> dict[str, TableGroup]:
-    """The tables in this process by name, which can name a folder."""
-    tables = {table_name(name): bags.table for name, bags in embedding_bags(model).items()}
-    return {name: table for name, table in tables.items() if table is not None}
+def _table_groups(model: nn.Module) -> dict[str, TableGroup]:
+    """The table groups in this process by name, which can name a folder."""
+    groups = {table_group_name(name): bags.table_group for name, bags in embedding_bags(model).items()}
+    return {name: group for name, group in groups.items() if group is not None}
 
 
-def table_name(module: str) -> str:
-    """The name of the table of an `EmbeddingBags`, by that of the module."""
+def table_group_name(module: str) -> str:
+    """The name of the table group of an `EmbeddingBags`, by that of the module."""
     return module.replace(".", "-")
 
 

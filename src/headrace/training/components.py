@@ -110,7 +110,7 @@ def describe_model(job: JobConfig, plan: FeaturePlan) -> dict[str, Any]:
         }
     for table in job.embeddings.tables_of(plan.sparse_keys):
         for key in table.feature_names:
-            features["sparse"][key] |= {"space": table.name, "pooling": table.pooling_of(key)}
+            features["sparse"][key] |= {"table": table.name, "pooling": table.pooling_of(key)}
     return {
         "labels": [label.name for label in schema.labels],
         "order": {"dense": list(plan.dense_names), "sparse": list(plan.sparse_keys)},

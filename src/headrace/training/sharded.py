@@ -10,9 +10,9 @@ from torch import nn
 
 from headrace.embeddings import embedding_bags
 from headrace.embeddings.shards.group import ShardGroup
-from headrace.embeddings.shards.table import TableSpec
+from headrace.embeddings.shards.table_group import TableGroupSpec
 from headrace.errors import ConfigError
-from headrace.training.commits import table_name
+from headrace.training.commits import table_group_name
 from headrace.training.job import JobConfig
 from headrace.training.process_group import ProcessGroup
 
@@ -31,23 +31,25 @@ class ShardedTables:
     def __init__(self, job: JobConfig, model: nn.Module, process_group: ProcessGroup) -> None:
         self._job = job
         self._process_group = process_group
-        self._bags = {table_name(name): bags for name, bags in embedding_bags(model).items()}
+        self._bags = {table_group_name(name): bags for name, bags in embedding_bags(model).items()}
         self._group: ShardGroup | None = None
-        spaces = {space for bags in self._bags.values() for space in bags.spaces}
-        unknown = [space for space in job.cluster.traffic if space not in spaces]
+        names = {name for bags in self._bags.values() for name in bags.tables}
+        unknown = [name for name in job.cluster.traffic if name not in names]
         if unknown:
-            raise ConfigError(f"cluster.traffic.{unknown[0]}: unknown, expected one of: {', '.join(sorted(spaces))}")
+            raise ConfigError(f"cluster.traffic.{unknown[0]}: unknown, expected one of: {', '.join(sorted(names))}")
 
     def open(self, *, step: int, checkpoint: int | None) -> None:
         """Begin a session from a checkpoint, or from first values; embeddings live in shards from now on."""
         seed, config = self._job.training.seed, self._job.cluster
-        tables = {name: TableSpec(bags.spaces, bags.embedding_dim, seed) for name, bags in self._bags.items()}
+        table_groups = {
+            name: TableGroupSpec(bags.tables, bags.embedding_dim, seed) for name, bags in self._bags.items()
+        }
         traffic = {
-            name: {space: config.traffic.get(space, 0.0) for space in bags.spaces} for name, bags in self._bags.items()
+            name: {table: config.traffic.get(table, 0.0) for table in bags.tables} for name, bags in self._bags.items()
         }
         self._group = ShardGroup(
             config.shards,
-            tables,
+            table_groups,
             trainer=self._process_group.rank,
             num_trainers=self._process_group.size,
             session=self._process_group.share(uuid.uuid4().hex),

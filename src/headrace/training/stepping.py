@@ -168,16 +168,16 @@ def choose_policy(config: SchedulerConfig, model: nn.Module) -> Policy | None:
 
 
 def feature_groups(plan: FeaturePlan, model: nn.Module, max_groups: int) -> FeatureGroups:
-    """The feature groups of a job, closed under the id spaces of all its tables."""
+    """The feature groups of a job, closed under the tables of all its modules."""
     table_of = {
-        name: {feature: table.name for table in bags.spaces.values() for feature in table.feature_names}
+        name: {feature: table.name for table in bags.tables.values() for feature in table.feature_names}
         for name, bags in embedding_bags(model).items()
     }
 
-    def spaces(feature: str) -> list[str]:
+    def tables_of(feature: str) -> list[str]:
         return [f"{name}.{tables.get(feature, feature)}" for name, tables in table_of.items()]
 
-    return group_features(plan, spaces, max_groups=max_groups)
+    return group_features(plan, tables_of, max_groups=max_groups)
 
 
 def _is_local(model: nn.Module) -> list[bool]:

@@ -184,8 +184,8 @@ class Trainer:
                 progress.finish(result.rows.num_used, result.seconds, result.summary())
             # Ids not seen for long lose their rows, and the window counts as used.
             for bags in embedding_bags(self.components.model).values():
-                if bags.table is not None:
-                    bags.table.end_window()
+                if bags.table_group is not None:
+                    bags.table_group.end_window()
             if self._shards is not None:
                 self._shards.end_window(state.step)
             state.finish_window()

@@ -66,7 +66,7 @@ def _find_keys_once() -> None:
 
 
 def _train_once(optimizer: str, kind: str) -> None:
-    """One step of a table: every pooling, a new row, an update, a window's end, an eviction, a saved state."""
+    """One step of a table group: every pooling, a new row, an update, a window's end, an eviction, a saved state."""
     use_threads(None)
     config = EmbeddingsConfig.from_dict(
         {
@@ -77,15 +77,15 @@ def _train_once(optimizer: str, kind: str) -> None:
     )
     names = ("sum", "mean", "max")
     bags = EmbeddingBags(config, names, 8, seed=0)
-    assert bags.table is not None
+    assert bags.table_group is not None
     batch = (KeyedJaggedTensor.from_lists({name: [[1, 2, 2], [], [40]] for name in names}),)
     bags(batch).sum().backward()
     bags.apply_gradients()
-    bags.table.end_window()
-    bags.table.evict(Keys(np.zeros(1, np.int32), np.ones(1, np.int64), np.zeros(1, np.int32)))
+    bags.table_group.end_window()
+    bags.table_group.evict(Keys(np.zeros(1, np.int32), np.ones(1, np.int64), np.zeros(1, np.int32)))
     with torch.inference_mode():
         bags.eval()(batch)
-    EmbeddingBags(config, names, 8, seed=0).table.load_state_dict(bags.table.state_dict())  # type: ignore[union-attr]
+    EmbeddingBags(config, names, 8, seed=0).table_group.load_state_dict(bags.table_group.state_dict())  # type: ignore[union-attr]
 
 
 def _step_once(config: ModelConfig, precision: Precision) -> None:

@@ -8,18 +8,18 @@ import numpy as np
 import numpy.typing as npt
 
 from headrace.embeddings import Keys, LocalStore, RowWiseAdagradConfig, TableConfig
-from headrace.embeddings.shards.table import TableSpec
+from headrace.embeddings.shards.table_group import TableGroupSpec
 from headrace.embeddings.stores.remote import RemoteStore
 
 Serve = Callable[..., str]
 
-SPACES = {
+TABLES = {
     "hashed": TableConfig(num_embeddings=50, optimizer=RowWiseAdagradConfig(lr=0.1)),
     "exact": TableConfig(kind="collisionless", num_embeddings=4, optimizer=RowWiseAdagradConfig(lr=0.05)),
     "direct": TableConfig(kind="direct", num_embeddings=30, optimizer=RowWiseAdagradConfig(lr=0.2)),
 }
-SPEC = TableSpec(SPACES, 4, seed=3)
-TABLES = {"t": SPEC}
+SPEC = TableGroupSpec(TABLES, 4, seed=3)
+GROUPS = {"t": SPEC}
 
 
 def batch(rng: np.random.Generator, num_keys: int = 40) -> tuple[Keys, npt.NDArray[np.float32]]:
@@ -30,9 +30,9 @@ def batch(rng: np.random.Generator, num_keys: int = 40) -> tuple[Keys, npt.NDArr
 
 def all_keys() -> Keys:
     sizes = (50, 30, 30)
-    spaces = np.repeat(np.arange(3, dtype=np.int32), sizes)
+    tables = np.repeat(np.arange(3, dtype=np.int32), sizes)
     ids = np.concatenate([np.arange(size) for size in sizes])
-    return Keys(spaces, ids, np.ones(len(ids), np.int32))
+    return Keys(tables, ids, np.ones(len(ids), np.int32))
 
 
 def read(store: RemoteStore | LocalStore, keys: Keys) -> npt.NDArray[np.float32]:

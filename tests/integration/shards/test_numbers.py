@@ -8,11 +8,11 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import numpy.typing as npt
 import pytest
-from served_tables import SPACES, TABLES, Serve, all_keys, batch, read
+from served_tables import GROUPS, TABLES, Serve, all_keys, batch, read
 
 from headrace.embeddings import AdamConfig, Keys, LocalStore, TableConfig, TableGroup
 from headrace.embeddings.shards.group import GroupOptions, ShardGroup
-from headrace.embeddings.shards.table import TableSpec
+from headrace.embeddings.shards.table_group import TableGroupSpec
 from headrace.embeddings.stores.remote import StoreOptions
 from headrace.errors import ShardError
 
@@ -20,10 +20,10 @@ from headrace.errors import ShardError
 @pytest.mark.parametrize("num_shards", [1, 3])
 @pytest.mark.parametrize("plan", ["row_wise", "table_wise"])
 def test_one_trainer_gets_the_same_bits_as_a_table_in_its_process(serve: Serve, num_shards: int, plan: str) -> None:
-    local = LocalStore(TableGroup(SPACES, 4, seed=3))
+    local = LocalStore(TableGroup(TABLES, 4, seed=3))
     rng = np.random.default_rng(0)
     options = GroupOptions(plan=plan)  # type: ignore[arg-type]
-    with ShardGroup([serve() for _ in range(num_shards)], TABLES, options=options) as group:
+    with ShardGroup([serve() for _ in range(num_shards)], GROUPS, options=options) as group:
         store = group.store("t")
         for _ in range(6):
             keys, gradients = batch(rng)
@@ -34,16 +34,16 @@ def test_one_trainer_gets_the_same_bits_as_a_table_in_its_process(serve: Serve, 
         assert (read(store, all_keys()) == read(local, all_keys())).all()
         updated.result()
         assert store.counters().updates == 6
-        assert store.keys_by_space().sum() == store.counters().keys
-        assert sum(status["tables"]["t"]["rows"] for status in group.status()) > 0
+        assert store.keys_by_table().sum() == store.counters().keys
+        assert sum(status["table_groups"]["t"]["rows"] for status in group.status()) > 0
 
 
 def test_optimizers_that_count_steps_count_them_in_shards_without_keys_too(serve: Serve) -> None:
-    spaces = {"a": TableConfig(num_embeddings=40, optimizer=AdamConfig(lr=0.1))}
-    local = LocalStore(TableGroup(spaces, 4, seed=3))
+    tables = {"a": TableConfig(num_embeddings=40, optimizer=AdamConfig(lr=0.1))}
+    local = LocalStore(TableGroup(tables, 4, seed=3))
     one = Keys(np.zeros(1, np.int32), np.array([5]), np.ones(1, np.int32))
     every = Keys(np.zeros(40, np.int32), np.arange(40), np.ones(40, np.int32))
-    with ShardGroup([serve() for _ in range(4)], {"t": TableSpec(spaces, 4, 3)}) as group:
+    with ShardGroup([serve() for _ in range(4)], {"t": TableGroupSpec(tables, 4, 3)}) as group:
         store = group.store("t")
         for keys in (one, one, every):
             gradients = np.ones((len(keys), 4), np.float32)
@@ -53,7 +53,7 @@ def test_optimizers_that_count_steps_count_them_in_shards_without_keys_too(serve
 
 
 def test_several_trainers_equal_one_process_on_the_same_global_batches(serve: Serve) -> None:
-    local = LocalStore(TableGroup(SPACES, 4, seed=3))
+    local = LocalStore(TableGroup(TABLES, 4, seed=3))
     addresses = [serve(), serve()]
     rows = (5, 3)
     rng = np.random.default_rng(1)
@@ -61,7 +61,7 @@ def test_several_trainers_equal_one_process_on_the_same_global_batches(serve: Se
     found: list[list[npt.NDArray[np.float32]]] = [[], []]
 
     def train(trainer: int) -> None:
-        with ShardGroup(addresses, TABLES, trainer=trainer, num_trainers=2, session="s") as group:
+        with ShardGroup(addresses, GROUPS, trainer=trainer, num_trainers=2, session="s") as group:
             store = group.store("t")
             for step in steps:
                 keys, gradients = step[trainer]
@@ -78,7 +78,7 @@ def test_several_trainers_equal_one_process_on_the_same_global_batches(serve: Se
         for trainer, (keys, gradients) in enumerate(step):
             expected = read(local, keys)
             np.testing.assert_allclose(found[trainer][number], expected, rtol=1e-6, atol=1e-7)
-            for pair, gradient in zip(zip(keys.spaces, keys.ids, strict=True), gradients, strict=True):
+            for pair, gradient in zip(zip(keys.tables, keys.ids, strict=True), gradients, strict=True):
                 total[pair] = total.get(pair, np.zeros(4)) + gradient * rows[trainer] / sum(rows)
         pairs = np.array(list(total))
         keys = Keys(pairs[:, 0].astype(np.int32), pairs[:, 1].astype(np.int64), np.ones(len(pairs), np.int32))
@@ -90,13 +90,13 @@ def test_several_trainers_equal_one_process_on_the_same_global_batches(serve: Se
 
 def test_sightings_of_several_trainers_count_together_and_whoever_comes_first_makes_no_difference(serve: Serve) -> None:
     late = {"a": TableConfig(kind="collisionless", admission_count=3, init_scale=1.0, optimizer={"kind": "sgd"})}  # type: ignore[arg-type]
-    tables, address = {"t": TableSpec(late, 4, 0)}, serve()
+    groups, address = {"t": TableGroupSpec(late, 4, 0)}, serve()
     local = TableGroup(late, 4, seed=0)
     keys = Keys(np.zeros(3, np.int32), np.array([7, 8, 9]), np.array([1, 2, 3], np.int32))
     gradients = np.ones((3, 4), np.float32)
     with (
-        ShardGroup([address], tables, trainer=0, num_trainers=2, session="s") as one,
-        ShardGroup([address], tables, trainer=1, num_trainers=2, session="s") as two,
+        ShardGroup([address], groups, trainer=0, num_trainers=2, session="s") as one,
+        ShardGroup([address], groups, trainer=1, num_trainers=2, session="s") as two,
     ):
         stores = [one.store("t"), two.store("t")]
         for step in range(3):
@@ -104,7 +104,7 @@ def test_sightings_of_several_trainers_count_together_and_whoever_comes_first_ma
                 assert (read(store, keys) == local.read(keys)).all(), "with the sightings of its own batch"
                 assert (read(store, keys.unseen()) == local.read(keys.unseen())).all()
                 store.update(keys, gradients)
-            local.update(Keys(keys.spaces, keys.ids, 2 * keys.counts), gradients)
+            local.update(Keys(keys.tables, keys.ids, 2 * keys.counts), gradients)
         assert (read(stores[0], keys.unseen()) == local.read(keys.unseen())).all()
         assert local.num_rows == 3
 
@@ -113,8 +113,8 @@ def test_a_read_waits_for_the_step_it_asks_for_and_no_longer(serve: Serve) -> No
     keys, gradients = batch(np.random.default_rng(2))
     address = serve()
     with (
-        ShardGroup([address], TABLES, trainer=0, num_trainers=2, session="s") as one,
-        ShardGroup([address], TABLES, trainer=1, num_trainers=2, session="s") as two,
+        ShardGroup([address], GROUPS, trainer=0, num_trainers=2, session="s") as one,
+        ShardGroup([address], GROUPS, trainer=1, num_trainers=2, session="s") as two,
     ):
         first, second = one.store("t"), two.store("t")
         before = read(first, keys)
@@ -132,8 +132,8 @@ def test_staleness_lets_reads_run_ahead_by_that_many_steps(serve: Serve) -> None
     options = GroupOptions(store=StoreOptions(staleness=1))
     address = serve(hold_s=0.2)
     with (
-        ShardGroup([address], TABLES, trainer=0, num_trainers=2, session="s", options=options) as one,
-        ShardGroup([address], TABLES, trainer=1, num_trainers=2, session="s", options=options) as two,
+        ShardGroup([address], GROUPS, trainer=0, num_trainers=2, session="s", options=options) as one,
+        ShardGroup([address], GROUPS, trainer=1, num_trainers=2, session="s", options=options) as two,
     ):
         store = one.store("t")
         store.update(keys, gradients).result()
@@ -148,7 +148,7 @@ def test_staleness_lets_reads_run_ahead_by_that_many_steps(serve: Serve) -> None
 def test_asynchronous_trainers_never_wait(serve: Serve) -> None:
     keys, gradients = batch(np.random.default_rng(2))
     options = GroupOptions(store=StoreOptions(staleness=None))
-    with ShardGroup([serve()], TABLES, trainer=0, num_trainers=2, session="s", options=options) as group:
+    with ShardGroup([serve()], GROUPS, trainer=0, num_trainers=2, session="s", options=options) as group:
         store = group.store("t")
         before = read(store, keys)
         for _ in range(20):  # further ahead than a synchronous trainer may be
@@ -158,12 +158,12 @@ def test_asynchronous_trainers_never_wait(serve: Serve) -> None:
 
 @pytest.mark.parametrize(("precision", "bound"), [("bf16", 2**-8), ("int8", 1 / 254)])
 def test_rows_and_gradients_travel_within_their_error(serve: Serve, precision: str, bound: float) -> None:
-    spaces = {"a": TableConfig(num_embeddings=40, init_scale=1.0, optimizer={"kind": "sgd", "lr": 1.0})}  # type: ignore[arg-type]
-    local = LocalStore(TableGroup(spaces, 8, seed=3))
+    tables = {"a": TableConfig(num_embeddings=40, init_scale=1.0, optimizer={"kind": "sgd", "lr": 1.0})}  # type: ignore[arg-type]
+    local = LocalStore(TableGroup(tables, 8, seed=3))
     options = GroupOptions(store=StoreOptions(rows=precision, gradients=precision))  # type: ignore[arg-type]
     keys = Keys(np.zeros(40, np.int32), np.arange(40), np.ones(40, np.int32))
     gradients = np.random.default_rng(0).normal(size=(40, 8)).astype(np.float32)
-    with ShardGroup([serve(), serve()], {"t": TableSpec(spaces, 8, 3)}, options=options) as group:
+    with ShardGroup([serve(), serve()], {"t": TableGroupSpec(tables, 8, 3)}, options=options) as group:
         store = group.store("t")
         rows, exact = read(store, keys), read(local, keys)
         assert 0 < np.abs(rows - exact).max() <= bound * np.abs(exact).max()
@@ -175,11 +175,11 @@ def test_rows_and_gradients_travel_within_their_error(serve: Serve, precision: s
 
 
 def test_changes_of_all_shards_keep_a_copy_up_to_date_also_over_evictions(serve: Serve) -> None:
-    spaces = {**SPACES, "exact": SPACES["exact"].model_copy(update={"evict_after": 1})}
-    local = LocalStore(TableGroup(spaces, 4, seed=3))
+    tables = {**TABLES, "exact": TABLES["exact"].model_copy(update={"evict_after": 1})}
+    local = LocalStore(TableGroup(tables, 4, seed=3))
     rng = np.random.default_rng(5)
     copies: list[dict[tuple[int, int], list[float]]] = [{}, {}]
-    with ShardGroup([serve(), serve(), serve()], {"t": TableSpec(spaces, 4, 3)}) as group:
+    with ShardGroup([serve(), serve(), serve()], {"t": TableGroupSpec(tables, 4, 3)}) as group:
         store, since = group.store("t"), 0
         store.acknowledge("copy", 0)
         local.acknowledge("copy", 0)
@@ -189,11 +189,11 @@ def test_changes_of_all_shards_keep_a_copy_up_to_date_also_over_evictions(serve:
             store.update(keys, gradients)
             local.update(keys, gradients)
             if step % 2:
-                assert group.end_window(store.step) == local.table.end_window()
+                assert group.end_window(store.step) == local.table_group.end_window()
             for copy, each in zip(copies, (store, local), strict=True):
                 for block in each.changes(since):
                     num_tombstones += block.is_tombstones
-                    for place, pair in enumerate(zip(block.spaces.tolist(), block.ids.tolist(), strict=True)):
+                    for place, pair in enumerate(zip(block.tables.tolist(), block.ids.tolist(), strict=True)):
                         copy.pop(pair, None)
                         if not block.is_tombstones:
                             copy[pair] = [*block.columns["weights"][place], *block.columns["slot.accumulator"][place]]

@@ -10,13 +10,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.flight as fl
 import pytest
-from served_tables import SPACES, TABLES, Serve, all_keys, batch, read
+from served_tables import GROUPS, TABLES, Serve, all_keys, batch, read
 
 from headrace.embeddings import Keys, LocalStore, TableGroup
 from headrace.embeddings.shards.group import GroupOptions, ShardGroup, wait_for_shards
 from headrace.embeddings.shards.service import ShardServer
 from headrace.embeddings.shards.shard import Shard
-from headrace.embeddings.shards.table import TableSpec
+from headrace.embeddings.shards.table_group import TableGroupSpec
 from headrace.embeddings.shards.wire import (
     PROTOCOL,
     ReadHeader,
@@ -28,13 +28,15 @@ from headrace.embeddings.shards.wire import (
 )
 from headrace.errors import ConfigError, ShardError, ShardLost
 
+RUN_IS_A_NUMBER = json.dumps({"run": 1, "protocol": PROTOCOL}).encode()
+
 
 def test_a_broken_connection_is_mended_and_nothing_is_counted_twice(
     serve: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from headrace.embeddings.shards import client as shard_client
 
-    local = LocalStore(TableGroup(SPACES, 4, seed=3))
+    local = LocalStore(TableGroup(TABLES, 4, seed=3))
     ask, calls = shard_client._Stream.ask, 0
 
     def ask_and_lose_the_answer(self: object, *arguments: object) -> object:
@@ -47,7 +49,7 @@ def test_a_broken_connection_is_mended_and_nothing_is_counted_twice(
 
     monkeypatch.setattr(shard_client._Stream, "ask", ask_and_lose_the_answer)
     rng = np.random.default_rng(4)
-    with ShardGroup([serve()], TABLES, options=GroupOptions(retry_s=60.0)) as group:
+    with ShardGroup([serve()], GROUPS, options=GroupOptions(retry_s=60.0)) as group:
         store = group.store("t")
         for _ in range(4):
             keys, gradients = batch(rng)
@@ -57,16 +59,16 @@ def test_a_broken_connection_is_mended_and_nothing_is_counted_twice(
         assert (read(store, all_keys()) == read(local, all_keys())).all()
         assert store.counters().retries >= 8
         (status,) = group.status()
-        assert status["tables"]["t"]["updates"] == 4
+        assert status["table_groups"]["t"]["updates"] == 4
 
 
 def test_a_silent_shard_is_reported_with_its_name(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
-    from headrace.embeddings.shards import served_table
+    from headrace.embeddings.shards import served_table_group
 
     address = serve()
     release = threading.Event()
-    with ShardGroup([address], TABLES, options=GroupOptions(timeout_s=0.3)) as group:
-        monkeypatch.setattr(served_table.ServedTable, "read", lambda *_, **__: release.wait())
+    with ShardGroup([address], GROUPS, options=GroupOptions(timeout_s=0.3)) as group:
+        monkeypatch.setattr(served_table_group.ServedTableGroup, "read", lambda *_, **__: release.wait())
         with pytest.raises(ShardLost, match=rf"shard 0 \({address}\): no answer within 0\.3 s"):
             read(group.store("t"), all_keys())
         release.set()
@@ -74,7 +76,7 @@ def test_a_silent_shard_is_reported_with_its_name(serve: Serve, monkeypatch: pyt
 
 def test_a_shard_that_is_not_there_is_reported_with_its_name() -> None:
     with pytest.raises(ShardLost, match=r"shard 0 \(127\.0\.0\.1:1\): cannot be reached"):
-        ShardGroup(["127.0.0.1:1"], TABLES, options=GroupOptions(retry_s=0.1))
+        ShardGroup(["127.0.0.1:1"], GROUPS, options=GroupOptions(retry_s=0.1))
 
 
 def bad_requests() -> dict[str, tuple[pa.Schema | None, pa.RecordBatch | None, bytes, str]]:
@@ -113,19 +115,19 @@ def bad_requests() -> dict[str, tuple[pa.Schema | None, pa.RecordBatch | None, b
             None,
             request,
             ReadHeader(0, True, [1, 1]).to_json(),
-            "space_sizes: 2 spaces with 2 keys in all, expected 3 spaces and 2 keys",
+            "keys_per_table: 2 tables with 2 keys in all, expected 3 tables and 2 keys",
         ),
         "negative size": (
             None,
             request,
             good.replace(b"[2,0,0]", b"[3,-1,0]"),
-            "space_sizes.1: given -1",
+            "keys_per_table.1: given -1",
         ),
         "sizes of text": (
             None,
             request,
             good.replace(b"[2,0,0]", b'["a"]'),
-            "space_sizes.0: given 'a'",
+            "keys_per_table.0: given 'a'",
         ),
         "number as text": (
             None,
@@ -140,7 +142,7 @@ def bad_requests() -> dict[str, tuple[pa.Schema | None, pa.RecordBatch | None, b
 def test_a_malformed_request_gets_a_clear_error_and_the_shard_goes_on(serve: Serve, name: str) -> None:
     schema, request, metadata, message = bad_requests()[name]
     address = serve()
-    with ShardGroup([address], TABLES) as group, fl.connect(f"grpc://{address}") as client:
+    with ShardGroup([address], GROUPS) as group, fl.connect(f"grpc://{address}") as client:
         before = read(group.store("t"), all_keys())
         header = StreamHeader(PROTOCOL, "read", group.session, "t", 0, "fp32", group._client)
         writer, reader = client.do_exchange(fl.FlightDescriptor.for_command(header.to_json()))
@@ -159,16 +161,16 @@ def test_a_malformed_request_gets_a_clear_error_and_the_shard_goes_on(serve: Ser
     [
         (b"\x80\x04garbage", "StreamHeader: given"),
         (b"[1]", "StreamHeader: given list, expected a JSON object"),
-        (StreamHeader(99, "read", "s", "t", 0, "fp32").to_json(), "protocol 99: this shard uses 2"),
+        (StreamHeader(99, "read", "s", "t", 0, "fp32").to_json(), "protocol 99: this shard uses 3"),
         (StreamHeader(PROTOCOL, "drop", "s", "t", 0, "fp32").to_json(), "call 'drop': expected read or update"),
         (StreamHeader(PROTOCOL, "read", "s", "t", 0, "fp8").to_json(), "precision 'fp8': expected one of"),
-        (StreamHeader(PROTOCOL, "read", "s", "u", 0, "fp32").to_json(), "table 'u': expected one of: t"),
+        (StreamHeader(PROTOCOL, "read", "s", "u", 0, "fp32").to_json(), "table group 'u': expected one of: t"),
         (StreamHeader(PROTOCOL, "read", "x", "t", 0, "fp32").to_json(), "serves another session, of run default"),
     ],
 )
 def test_a_garbage_command_is_refused(serve: Serve, command: bytes, message: str) -> None:
     address = serve()
-    with ShardGroup([address], TABLES, session="s") as group, fl.connect(f"grpc://{address}") as client:
+    with ShardGroup([address], GROUPS, session="s") as group, fl.connect(f"grpc://{address}") as client:
         writer, reader = client.do_exchange(fl.FlightDescriptor.for_command(command))
         with suppress(fl.FlightError, StopIteration):
             writer.begin(read_schema(with_counts=False))
@@ -178,7 +180,10 @@ def test_a_garbage_command_is_refused(serve: Serve, command: bytes, message: str
         assert message in str(error.value)
         with pytest.raises(fl.FlightError, match=r"changes: given .* expected JSON"):
             client.do_get(fl.Ticket(b"\x80garbage")).read_all()
-        for body, text in ((b"{", "open: given b'{', expected JSON"), (b'{"run": 1}', "open: run: given 1, expected")):
+        for body, text in (
+            (b"{", "open: given b'{', expected JSON"),
+            (RUN_IS_A_NUMBER, "open: run: given 1, expected"),
+        ):
             with pytest.raises(fl.FlightError, match=text):
                 list(client.do_action(fl.Action("open", body)))
         with pytest.raises(fl.FlightError, match="action 'sudo': expected one of: open"):
@@ -188,12 +193,12 @@ def test_a_garbage_command_is_refused(serve: Serve, command: bytes, message: str
 
 @pytest.mark.parametrize("field", ["gradients", "id", "num_rows", "step"])
 def test_an_update_that_would_spoil_rows_is_refused_by_name_and_changes_nothing(serve: Serve, field: str) -> None:
-    with ShardGroup([serve()], TABLES) as group:
+    with ShardGroup([serve()], GROUPS) as group:
         store = group.store("t")
         keys, gradients = batch(np.random.default_rng(0))
         store.update(keys, gradients).result()
         before = read(store, all_keys())
-        bad, bad_keys = gradients.copy(), Keys(keys.spaces, keys.ids.copy(), keys.counts)
+        bad, bad_keys = gradients.copy(), Keys(keys.tables, keys.ids.copy(), keys.counts)
         if field == "gradients":
             bad[1, 2] = np.inf
         elif field == "id":
@@ -203,7 +208,7 @@ def test_an_update_that_would_spoil_rows_is_refused_by_name_and_changes_nothing(
                 store.update(bad_keys, bad).result()
             store.step -= 1
         else:
-            sent = {"step": 2, "num_rows": 1, "space_sizes": [0, 0, 0]} | {field: -1}
+            sent = {"step": 2, "num_rows": 1, "keys_per_table": [0, 0, 0]} | {field: -1}
             none = np.zeros((0, 4), np.float32).view(np.uint8)
             request = pack_rows(
                 keys.take(np.zeros(0, np.int64)), none, np.zeros(0, np.float32), update_schema("fp32", 4)
@@ -219,14 +224,16 @@ def test_an_update_that_would_spoil_rows_is_refused_by_name_and_changes_nothing(
 def test_trainers_that_mean_different_tables_are_told_what_differs(serve: Serve) -> None:
     address = serve()
     with (
-        ShardGroup([address], TABLES, num_trainers=2, session="s"),
+        ShardGroup([address], GROUPS, num_trainers=2, session="s"),
         pytest.raises(ShardError, match=r"shard 0 .*: open: trainers disagree on step: the first sent 0, this one 7"),
     ):
-        ShardGroup([address], TABLES, num_trainers=2, session="s", step=7)
-    other = {"t": TableSpec(SPACES, 8, seed=3)}
+        ShardGroup([address], GROUPS, num_trainers=2, session="s", step=7)
+    other = {"t": TableGroupSpec(TABLES, 8, seed=3)}
     with (
-        ShardGroup([address], TABLES, num_trainers=2, session="u"),
-        pytest.raises(ShardError, match=r"disagree on tables\.t\.spec\.embedding_dim: the first sent 4, this one 8"),
+        ShardGroup([address], GROUPS, num_trainers=2, session="u"),
+        pytest.raises(
+            ShardError, match=r"disagree on table_groups\.t\.spec\.embedding_dim: the first sent 4, this one 8"
+        ),
     ):
         ShardGroup([address], other, num_trainers=2, session="u")
 
@@ -234,12 +241,12 @@ def test_trainers_that_mean_different_tables_are_told_what_differs(serve: Serve)
 def test_a_busy_shard_refuses_another_run_and_lets_its_own_begin_anew(serve: Serve) -> None:
     address = serve()
     keys, gradients = batch(np.random.default_rng(0))
-    with ShardGroup([address], TABLES, run="news") as group:
+    with ShardGroup([address], GROUPS, run="news") as group:
         before = read(group.store("t"), keys)
         group.store("t").update(keys, gradients).result()
         with pytest.raises(ShardError, match="busy with run news with 1 trainers"):
-            ShardGroup([address], TABLES, run="ads")
-        with ShardGroup([address], TABLES, run="news") as again:
+            ShardGroup([address], GROUPS, run="ads")
+        with ShardGroup([address], GROUPS, run="news") as again:
             assert (read(again.store("t"), keys) == before).all()
             with pytest.raises(ShardLost, match="another session has begun"):
                 group.store("t").update(keys, gradients).result()
@@ -247,7 +254,7 @@ def test_a_busy_shard_refuses_another_run_and_lets_its_own_begin_anew(serve: Ser
 
 def test_a_restarted_shard_says_that_it_has_forgotten(serve: Serve) -> None:
     server = ShardServer(Shard(), "127.0.0.1:0")
-    with ShardGroup([f"127.0.0.1:{server.port}"], TABLES) as group:
+    with ShardGroup([f"127.0.0.1:{server.port}"], GROUPS) as group:
         read(group.store("t"), all_keys())
         server._shard._request = None  # what a process that has just started knows
         for streams in group._clients[0]._idle.values():
@@ -261,7 +268,7 @@ def test_a_restarted_shard_says_that_it_has_forgotten(serve: Serve) -> None:
 
 def test_several_trainers_need_a_session() -> None:
     with pytest.raises(ConfigError, match="several trainers need the same session name"):
-        ShardGroup(["127.0.0.1:1"], TABLES, num_trainers=2)
+        ShardGroup(["127.0.0.1:1"], GROUPS, num_trainers=2)
 
 
 def test_who_waits_for_a_shard_says_so_once_and_gives_up_in_time(serve: Serve) -> None:

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pyarrow.flight as fl
 import pytest
-from served_tables import TABLES, Serve, all_keys, read
+from served_tables import GROUPS, Serve, all_keys, read
 
 from headrace.embeddings import TableConfig
 from headrace.embeddings.shards.group import GroupOptions, ShardGroup
 from headrace.embeddings.shards.security import ClientSecurity, ServerSecurity
 from headrace.embeddings.shards.service import ShardServer
 from headrace.embeddings.shards.shard import Shard
-from headrace.embeddings.shards.table import TableSpec
+from headrace.embeddings.shards.table_group import TableGroupSpec
 from headrace.embeddings.shards.wire import (
     PROTOCOL,
     StreamHeader,
@@ -27,9 +27,9 @@ def test_a_second_client_with_the_number_of_a_trainer_that_lives_is_refused(serv
     address = serve()
     again = {"trainer": 0, "num_trainers": 2, "session": "s"}
     taken = "trainer 0: is already taken by another client of this session"
-    with ShardGroup([address], TABLES, **again) as first:  # type: ignore[arg-type]
+    with ShardGroup([address], GROUPS, **again) as first:  # type: ignore[arg-type]
         with pytest.raises(ShardError, match=taken):
-            ShardGroup([address], TABLES, **again)  # type: ignore[arg-type]
+            ShardGroup([address], GROUPS, **again)  # type: ignore[arg-type]
         before = read(first.store("t"), all_keys())
         with fl.connect(f"grpc://{address}") as stranger:
             for call in ("read", "update"):
@@ -45,15 +45,15 @@ def test_a_second_client_with_the_number_of_a_trainer_that_lives_is_refused(serv
                 with pytest.raises(fl.FlightError, match="requested by a client that is not a trainer of this session"):
                     list(stranger.do_action(action))
         assert (read(first.store("t"), all_keys()) == before).all()
-    with ShardGroup([address], TABLES, **again) as second:  # type: ignore[arg-type]
+    with ShardGroup([address], GROUPS, **again) as second:  # type: ignore[arg-type]
         read(second.store("t"), all_keys())
 
 
 def test_a_shard_of_a_job_refuses_the_tables_of_another(tmp_path: Path) -> None:
-    other = TableSpec({"hashed": TableConfig(num_embeddings=51)}, 4, seed=3)
+    other = TableGroupSpec({"hashed": TableConfig(num_embeddings=51)}, 4, seed=3)
     server = ShardServer(Shard(expected={"t": other}), "127.0.0.1:0")
-    with pytest.raises(ShardError, match="table t differs from the one in this shard's job file"):
-        ShardGroup([f"127.0.0.1:{server.port}"], TABLES)
+    with pytest.raises(ShardError, match="table group t differs from the one in this shard's job file"):
+        ShardGroup([f"127.0.0.1:{server.port}"], GROUPS)
     server.shutdown()
 
 
@@ -62,7 +62,7 @@ def test_a_checkpoint_is_not_written_anywhere_but_where_the_shard_was_told(tmp_p
     partial = tmp_path / "checkpoints" / ".00000001.77.partial"
     partial.mkdir(parents=True)
     (tmp_path / "elsewhere").mkdir()
-    with ShardGroup([f"127.0.0.1:{server.port}"], TABLES) as group:
+    with ShardGroup([f"127.0.0.1:{server.port}"], GROUPS) as group:
         for folder in ("../elsewhere", "/tmp", "00000001", ".00000002.77.partial"):
             with pytest.raises(ShardError, match="expected a checkpoint being written in"):
                 group.save(folder, 0)
@@ -83,8 +83,8 @@ def test_a_token_keeps_others_out(serve: Serve) -> None:
     for token in (None, "u" * 20):
         options = GroupOptions(security=ClientSecurity(token=token))
         with pytest.raises(ShardError, match="the token is missing or wrong"):
-            ShardGroup([address], TABLES, options=options)
-    with ShardGroup([address], TABLES, options=GroupOptions(security=ClientSecurity(token="t" * 20))) as group:
+            ShardGroup([address], GROUPS, options=options)
+    with ShardGroup([address], GROUPS, options=GroupOptions(security=ClientSecurity(token="t" * 20))) as group:
         read(group.store("t"), all_keys())
 
 
@@ -93,11 +93,11 @@ def test_tls_is_spoken_and_checked(serve: Serve, tmp_path: Path) -> None:
     other, _ = make_certificate()
     address = serve(security=ServerSecurity(token="t" * 20, certificate=certificate, key=key))
     good = GroupOptions(security=ClientSecurity(token="t" * 20, authority=certificate))
-    with ShardGroup([address], TABLES, options=good) as group:
+    with ShardGroup([address], GROUPS, options=good) as group:
         read(group.store("t"), all_keys())
     wrong = GroupOptions(security=ClientSecurity(token="t" * 20, authority=other), retry_s=0.1)
     with pytest.raises(ShardLost, match="cannot be reached"):
-        ShardGroup([address], TABLES, options=wrong)
+        ShardGroup([address], GROUPS, options=wrong)
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "192.0.2.1", "[::]", "shard.example.org"])
@@ -105,7 +105,7 @@ def test_other_addresses_than_loopback_need_a_token_and_tls(host: str) -> None:
     with pytest.raises(ConfigError, match=r"needs a token \(--token-file\) and TLS"):
         ShardServer(Shard(), f"{host}:9000")
     with pytest.raises(ConfigError, match=r"needs a token and cluster\.tls_authority"):
-        ShardGroup([f"{host}:9000"], TABLES, options=GroupOptions(security=ClientSecurity(token="t" * 20)))
+        ShardGroup([f"{host}:9000"], GROUPS, options=GroupOptions(security=ClientSecurity(token="t" * 20)))
 
 
 def make_certificate() -> tuple[bytes, bytes]:

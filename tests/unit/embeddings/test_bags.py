@@ -44,10 +44,10 @@ def jagged(lists: dict[str, list[list[int]]], weighted: bool = False) -> KeyedJa
     return KeyedJaggedTensor.from_lengths(kjt.keys, kjt.values, kjt.lengths, weights)
 
 
-def rows_of(bags: EmbeddingBags, space: int) -> torch.Tensor:
-    assert bags.table is not None
-    first = int(bags.table.index.first_rows[space])
-    return bags.table.weights[first : first + SIZE].clone()
+def rows_of(bags: EmbeddingBags, table: int) -> torch.Tensor:
+    assert bags.table_group is not None
+    first = int(bags.table_group.index.first_rows[table])
+    return bags.table_group.weights[first : first + SIZE].clone()
 
 
 @st.composite
@@ -74,7 +74,7 @@ def test_values_and_gradients_equal_plain_embedding_bags(
     lists: dict[str, list[list[int]]], dim: int, pooling: str, weighted: bool
 ) -> None:
     weighted = weighted and pooling != "max"
-    # a and c share a space: gradients of both meet in its rows.
+    # a and c share a table: gradients of both meet in its rows.
     shared = [name for name in lists if name != "b"]
     tables = {"ac": {"feature_names": shared, "pooling": pooling}, "b": {"pooling": pooling}}
     bags = EmbeddingBags(config(tables=tables), list(lists), dim, seed=1)
@@ -160,8 +160,8 @@ def test_training_is_bit_for_bit_the_same_for_any_number_of_threads() -> None:
         for _ in range(3):
             bags((jagged(lists),)).square().sum().backward()
             bags.apply_gradients()
-        assert bags.table is not None
-        results.append(bags.table.state_dict())
+        assert bags.table_group is not None
+        results.append(bags.table_group.state_dict())
     for name, column in results[0].items():
         np.testing.assert_array_equal(column, results[1][name], err_msg=name)
 
@@ -175,18 +175,18 @@ def test_gradients_of_several_passes_are_one_step_over_their_sum() -> None:
         apart((jagged(part),)).sum().backward()
     for bags in (together, apart):
         bags.apply_gradients()
-        assert bags.table is not None
-        assert bags.table.step == 1
+        assert bags.table_group is not None
+        assert bags.table_group.step == 1
     torch.testing.assert_close(rows_of(together, 0), rows_of(apart, 0))
 
 
 @pytest.mark.parametrize("mode", ["eval", "no_grad"])
 def test_nothing_changes_outside_of_training(mode: str) -> None:
     bags = EmbeddingBags(config("collisionless"), ["a"], 4, seed=1)
-    assert bags.table is not None
+    assert bags.table_group is not None
     bags((jagged({"a": [[7], [8]]}),)).sum().backward()
     bags.apply_gradients()
-    before = bags.table.state_dict()
+    before = bags.table_group.state_dict()
     if mode == "eval":
         bags.eval()
     with torch.set_grad_enabled(mode == "eval"):
@@ -195,7 +195,7 @@ def test_nothing_changes_outside_of_training(mode: str) -> None:
     assert not out.requires_grad
     assert out[0].any()
     assert not out[1].any(), "an id without a row reads zeros"
-    for name, column in bags.table.state_dict().items():
+    for name, column in bags.table_group.state_dict().items():
         np.testing.assert_array_equal(column, before[name], err_msg=name)
 
 
@@ -215,8 +215,8 @@ def test_an_id_out_of_range_is_told_with_feature_id_row_and_range() -> None:
     assert str(error.value) == (
         "feature b: id 6 in row 2 of the batch, expected 0 <= id < 6 (a direct table with num_embeddings: 6)"
     )
-    assert bags.table is not None
-    assert not bags.table.metadata.records["frequency"].any(), "a refused batch leaves no trace"
+    assert bags.table_group is not None
+    assert not bags.table_group.metadata.records["frequency"].any(), "a refused batch leaves no trace"
 
 
 def test_a_missing_feature_and_weights_with_max_are_refused_by_name() -> None:
@@ -280,7 +280,7 @@ def test_any_store_may_hold_the_rows() -> None:
         bags((jagged(lists),)).sum().backward()
         bags.apply_gradients()
     assert store.calls == [("read", [5, 6], [2, 1]), ("update", [5, 6], [2.0, 1.0])]
-    assert remote.table is None
+    assert remote.table_group is None
     torch.testing.assert_close(remote((jagged(lists),)), local((jagged(lists),)))
 
 
@@ -293,7 +293,7 @@ def test_bags_are_found_in_a_model_and_updated_together() -> None:
     for bags in found.values():
         bags((jagged({"a": [[1]]}),)).sum().backward()
     apply_gradients(model)
-    assert [bags.table.step for bags in found.values() if bags.table is not None] == [1, 1]
+    assert [bags.table_group.step for bags in found.values() if bags.table_group is not None] == [1, 1]
     assert not list(model.parameters())
     assert not model.state_dict()
 
@@ -381,11 +381,11 @@ def test_keys_found_by_feature_groups_train_bit_for_bit_as_those_of_the_whole_ba
         some = bags.pool_unique(lookup, ["a"])
         (bags.pool(lookup).square().sum() + rows.sum() + some[0].pooled.sum()).backward()
         bags.apply_gradients()
-        assert bags.table is not None
-        assert bags.table.step == 1, "one update for all groups"
+        assert bags.table_group is not None
+        assert bags.table_group.step == 1, "one update for all groups"
     untouched = EmbeddingBags(config(tables=tables), list(lists), 4, seed=1)
-    assert torch.equal(whole.table.weights, parts.table.weights)  # type: ignore[union-attr]
-    assert not torch.equal(whole.table.weights, untouched.table.weights)  # type: ignore[union-attr]
+    assert torch.equal(whole.table_group.weights, parts.table_group.weights)  # type: ignore[union-attr]
+    assert not torch.equal(whole.table_group.weights, untouched.table_group.weights)  # type: ignore[union-attr]
 
 
 def test_the_features_of_one_lookup_share_a_gradient_for_each_key() -> None:
@@ -400,8 +400,8 @@ def test_the_features_of_one_lookup_share_a_gradient_for_each_key() -> None:
     rows, _ = bags.sequence(lookup, "b")
     (pooled.pooled.sum() + 3.0 * rows.sum()).backward()
     bags.apply_gradients()
-    assert bags.table is not None
-    assert bags.table.step == 1
+    assert bags.table_group is not None
+    assert bags.table_group.step == 1
     change = ((before - rows_of(bags, 0)) / 0.5)[:, 0]
     torch.testing.assert_close(change[1:4], torch.tensor([4.0, 1.0, 3.0]))
     with pytest.raises(KeyError, match="feature c: not in this lookup, which has: a, b"):
@@ -418,6 +418,6 @@ def test_a_long_gradient_of_a_step_is_scaled_to_the_longest_allowed() -> None:
     for bags in (free, clipped):
         bags((jagged(lists),)).sum().backward()
         bags.apply_gradients()
-        moved.append(torch.cat([rows_of(bags, space) - before[space] for space in (0, 1)]))
+        moved.append(torch.cat([rows_of(bags, table) - before[table] for table in (0, 1)]))
     # Rows 0 and 1 of a have gradient 1, row 2 of b has 2, four numbers each: the norm is sqrt(4 + 4 + 16).
     torch.testing.assert_close(moved[1], moved[0] * 0.5 / 24**0.5)

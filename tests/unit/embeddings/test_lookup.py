@@ -18,8 +18,8 @@ def bags_of(**tables: Any) -> EmbeddingBags:
 
 
 def columns(bags: EmbeddingBags) -> dict[str, Any]:
-    assert bags.table is not None
-    return bags.table.state_dict()
+    assert bags.table_group is not None
+    return bags.table_group.state_dict()
 
 
 def test_pooling_writes_into_part_of_a_buffer_and_reads_its_gradient_there() -> None:
@@ -49,8 +49,8 @@ def test_a_gradient_with_any_strides_is_read_right() -> None:
         bags = bags_of()
         bags((kjt,)).backward(grad)
         bags.apply_gradients()
-        assert bags.table is not None
-        results.append(bags.table.weights.clone())
+        assert bags.table_group is not None
+        results.append(bags.table_group.weights.clone())
     assert torch.equal(*results)
 
 

@@ -99,10 +99,10 @@ def apply(
     gradients: np.ndarray,
     *,
     step: int = 1,
-    space: int = 0,
+    table: int = 0,
 ) -> None:
-    spaces = np.full(len(rows), space, dtype=np.int32)
-    optimizer.apply(weights, state, rows, spaces, rows, gradients, step, FP32)
+    tables = np.full(len(rows), table, dtype=np.int32)
+    optimizer.apply(weights, state, rows, tables, rows, gradients, step, FP32)
 
 
 def steps(dim: int, seed: int, num_steps: int = 4) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -159,15 +159,15 @@ def test_weight_decay_equals_torch_where_every_row_has_a_gradient(config: Any, t
 
 
 @BY_KIND
-def test_hyper_parameters_are_those_of_the_rows_space(config: Any) -> None:
+def test_hyper_parameters_are_those_of_the_rows_table(config: Any) -> None:
     fast = config.model_copy(update={"lr": config.lr * 3})
     both = build_optimizer([config, fast], 4)
     moved = []
-    for space in (0, 1):
+    for table in (0, 1):
         _, weights, state = fresh(config, 4, 0)
         before = weights[2].copy()
         row, gradient = np.array([2]), np.ones((1, 4), dtype=np.float32)
-        apply(both, weights, state, row, gradient, space=space)
+        apply(both, weights, state, row, gradient, table=table)
         moved.append(weights[2] - before)
     if config.kind == "ftrl":  # not linear in its rate
         assert (moved[1] < moved[0]).all()

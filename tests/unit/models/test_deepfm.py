@@ -30,5 +30,5 @@ def test_forward_is_first_order_plus_pairs_plus_deep(batch: Batch, embeddings: E
 
 def test_first_order_weights_begin_at_zero(embeddings: EmbeddingsConfig) -> None:
     model = DeepFM(DeepFMConfig(), num_dense=2, sparse_keys=KEYS, num_labels=1, embeddings=embeddings, seed=3)
-    assert model.first_order.table is not None
-    assert not model.first_order.table.weights.any()
+    assert model.first_order.table_group is not None
+    assert not model.first_order.table_group.weights.any()

@@ -101,15 +101,17 @@ def test_gradients_reach_every_parameter_and_every_table(
     config: Any, batch: Batch, embeddings: EmbeddingsConfig
 ) -> None:
     model = build(config, embeddings)
-    before = {name: bags.table.weights.clone() for name, bags in embedding_bags(model).items() if bags.table}
+    before = {
+        name: bags.table_group.weights.clone() for name, bags in embedding_bags(model).items() if bags.table_group
+    }
     train(model, batch, 1)
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None, name
         assert parameter.grad.any(), name
     for name, bags in embedding_bags(model).items():
-        assert bags.table is not None
-        changed = (bags.table.weights != before[name]).any(dim=1)
-        assert changed.sum() == len(bags.table.state_dict()["rows"]), name
+        assert bags.table_group is not None
+        changed = (bags.table_group.weights != before[name]).any(dim=1)
+        assert changed.sum() == len(bags.table_group.state_dict()["rows"]), name
 
 
 @EVERY

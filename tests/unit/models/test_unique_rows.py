@@ -83,9 +83,9 @@ def test_training_on_unique_rows_is_training_on_all_rows(
     for ours, theirs in zip(model.parameters(), plain.parameters(), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
     (bags,), (plain_bags,) = embedding_bags(model).values(), embedding_bags(plain).values()
-    assert bags.table is not None
-    assert plain_bags.table is not None
-    torch.testing.assert_close(bags.table.weights, plain_bags.table.weights, rtol=1e-4, atol=1e-5)
+    assert bags.table_group is not None
+    assert plain_bags.table_group is not None
+    torch.testing.assert_close(bags.table_group.weights, plain_bags.table_group.weights, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("shape", [(3,), (3, 2), (3, 2, 4)])

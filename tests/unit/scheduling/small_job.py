@@ -189,7 +189,7 @@ def train_scheduled(
 ) -> tuple[list[float], dict[str, Any], float]:
     """The same under a scheduler; also the greatest share of keys an early pull deferred."""
     plan, model = plan_and_model()
-    groups = group_features(plan, lambda name: spaces_of(model, name), max_groups=max_groups)
+    groups = group_features(plan, lambda name: tables_of(model, name), max_groups=max_groups)
     losses, deferred = [], 0.0
     with (
         raw_batches(table) as batches,
@@ -202,22 +202,22 @@ def train_scheduled(
     return losses, parameters(model), deferred
 
 
-def spaces_of(model: nn.Module, feature: str) -> list[str]:
+def tables_of(model: nn.Module, feature: str) -> list[str]:
     """Where a feature is looked up."""
     return [
         f"{name}.{table.name}"
         for name, bags in embedding_bags(model).items()
-        for table in bags.spaces.values()
+        for table in bags.tables.values()
         if feature in table.feature_names
     ]
 
 
 def parameters(model: nn.Module) -> dict[str, Any]:
-    """Dense parameters, and the rows of all ids in all spaces, wherever they live."""
+    """Dense parameters, and the rows of all ids in all tables, wherever they live."""
     found: dict[str, Any] = {name: value.detach().numpy().copy() for name, value in model.named_parameters()}
     for name, bags in embedding_bags(model).items():
-        for space, kind in enumerate(bags.spaces.values()):
+        for table, kind in enumerate(bags.tables.values()):
             ids = np.arange(1000 if kind.kind == "collisionless" else kind.num_embeddings)
-            keys = Keys(np.full(len(ids), space, np.int32), ids, np.zeros(len(ids), np.int32))
-            found[f"{name}.{space}"] = bags.store.read(keys).result()
+            keys = Keys(np.full(len(ids), table, np.int32), ids, np.zeros(len(ids), np.int32))
+            found[f"{name}.{table}"] = bags.store.read(keys).result()
     return found

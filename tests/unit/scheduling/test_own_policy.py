@@ -13,7 +13,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pytest
 import torch
-from small_job import EMBEDDINGS, Phases, SlowStore, plan_and_model, raw_batches, rows, spaces_of
+from small_job import EMBEDDINGS, Phases, SlowStore, plan_and_model, raw_batches, rows, tables_of
 from torch import Tensor, nn
 
 from headrace.embeddings import EmbeddingBags, Keys, embedding_bags
@@ -111,7 +111,7 @@ class KeptGradients(Phases):
 
 def train(policy: Policy, model: nn.Module, plan: FeaturePlan, table: pa.Table, *, max_groups: int = 1) -> Outcome:
     """Train on a table, batch by batch; what the last step sent to the stores."""
-    groups = group_features(plan, lambda name: spaces_of(model, name), max_groups=max_groups)
+    groups = group_features(plan, lambda name: tables_of(model, name), max_groups=max_groups)
     modules, phases, losses, num_parts = list(embedding_bags(model).values()), KeptGradients(model), [], set()
     stores = [Recorded(bags.store) for bags in modules]
     for bags, store in zip(modules, stores, strict=True):
@@ -127,9 +127,9 @@ def train(policy: Policy, model: nn.Module, plan: FeaturePlan, table: pa.Table, 
     outcome = Outcome(losses, phases.dense, {}, {}, num_parts)
     for number, store in enumerate(stores):
         keys, gradients = store.updates[-1]
-        for space, key, count, gradient in zip(keys.spaces, keys.ids, keys.counts, gradients, strict=True):
-            outcome.counts[number, int(space), int(key)] = int(count)
-            outcome.gradients[number, int(space), int(key)] = gradient
+        for table, key, count, gradient in zip(keys.tables, keys.ids, keys.counts, gradients, strict=True):
+            outcome.counts[number, int(table), int(key)] = int(count)
+            outcome.gradients[number, int(table), int(key)] = gradient
     return outcome
 
 
@@ -191,7 +191,7 @@ def test_a_pull_that_does_not_wait_for_the_keys_of_all_parts_is_refused() -> Non
 
     plan, model = plan_and_model()
     policy = TwoHalves((PullStrategy("hasty", Hasty()),))
-    groups = group_features(plan, lambda name: spaces_of(model, name), max_groups=1)
+    groups = group_features(plan, lambda name: tables_of(model, name), max_groups=1)
     with (
         raw_batches(rows(NUM_ROWS)) as batches,
         TrainingWork(batches, groups, model, Phases(model)) as work,

@@ -17,7 +17,7 @@ from small_job import (
     plan_and_model,
     raw_batches,
     rows,
-    spaces_of,
+    tables_of,
     train_plainly,
     train_scheduled,
 )
@@ -125,7 +125,7 @@ def train_slowly(
     num_rows: int, policy: Policy, *, verify: bool = False, forgets_updates: bool = False
 ) -> tuple[list[float], dict[str, Any], list[float]]:
     plan, model = plan_and_model()
-    groups = group_features(plan, lambda name: spaces_of(model, name), max_groups=4)
+    groups = group_features(plan, lambda name: tables_of(model, name), max_groups=4)
     losses, deferred = [], []
     with (
         slow(model, forgets_updates=forgets_updates),
@@ -176,10 +176,10 @@ def test_verify_catches_a_pull_that_ignores_a_push(policy: StepwisePolicy, monke
         train_slowly(64 * 12, policy, verify=True)
 
 
-def test_groups_together_have_every_feature_once_and_shared_spaces_stay_together() -> None:
+def test_groups_together_have_every_feature_once_and_shared_tables_stay_together() -> None:
     plan, model = plan_and_model()
     for max_groups in (1, 2, 3, 8):
-        groups = group_features(plan, lambda name: spaces_of(model, name), max_groups=max_groups)
+        groups = group_features(plan, lambda name: tables_of(model, name), max_groups=max_groups)
         assert len(groups) <= max_groups
         assert sorted(name for group in groups.parts for name in group.features) == sorted(plan.sparse_keys)
         assert sum({"item", "history"} <= set(group.features) for group in groups.parts) == 1
@@ -194,7 +194,7 @@ def test_accounts_and_tokens_are_those_of_the_batch_that_trained() -> None:
     with raw_batches(table) as batches:
         tokens = [batches.state_dict() for _ in batches]
     plan, model = plan_and_model()
-    groups = group_features(plan, lambda name: spaces_of(model, name))
+    groups = group_features(plan, lambda name: tables_of(model, name))
     with (
         raw_batches(table) as batches,
         TrainingWork(batches, groups, model, Phases(model)) as work,
@@ -211,7 +211,7 @@ def test_accounts_and_tokens_are_those_of_the_batch_that_trained() -> None:
 def test_a_feature_that_cannot_be_computed_stops_training_with_its_error() -> None:
     table = rows(64 * 4).drop_columns(["history"])
     plan, model = plan_and_model()
-    groups = group_features(plan, lambda name: spaces_of(model, name))
+    groups = group_features(plan, lambda name: tables_of(model, name))
     store = model.deep.store
     with (
         raw_batches(table) as batches,

@@ -17,7 +17,7 @@ LISTS = {"a": [[1, 2], [2], []], "b": [[7], [7], [8]]}
 
 @dataclasses.dataclass(frozen=True)
 class PlainFinder:
-    """All features share a space; an id is its key. Counts its calls."""
+    """All features share a table; an id is its key. Counts its calls."""
 
     feature_names: tuple[str, ...] = ("a", "b", "c")
     calls: list[tuple[str, ...]] = dataclasses.field(default_factory=list, compare=False)
@@ -115,7 +115,7 @@ def test_the_bytes_of_a_batch_count_its_keys_but_no_memory_twice() -> None:
     finder = PlainFinder(("a", "b"))
     one_group = batch_of((KeyedJaggedTensor.from_lists(LISTS),))
     (part,) = one_group.with_keys([finder]).keys_of(finder)
-    own = part.keys.spaces.nbytes + part.keys.ids.nbytes + part.keys.counts.nbytes + part.inverse.nbytes + 16
+    own = part.keys.tables.nbytes + part.keys.ids.nbytes + part.keys.counts.nbytes + part.inverse.nbytes + 16
     assert one_group.with_keys([finder]).num_bytes == one_group.num_bytes + own, "ids are those of the batch"
     two_groups = plain()
     (part,) = two_groups.with_keys([PlainFinder()]).keys_of(PlainFinder())

@@ -85,7 +85,7 @@ def saved() -> Snapshot:
         (
             "embeddings/tables",
             {"user": {"feature_names": ["history"]}},
-            "features.sparse.history.space was 'item', is now 'user'",
+            "features.sparse.history.table was 'item', is now 'user'",
         ),
         ("embeddings/tables/user", {"pooling": "mean"}, "features.sparse.user.pooling was 'sum', is now 'mean'"),
         ("training/seed", 3, "seed was 0, is now 3"),
@@ -113,6 +113,15 @@ def test_what_changes_the_meaning_of_parameters_is_refused_with_both_sides(path:
 def test_limits_rates_and_how_it_runs_may_change(path: str, value: Any) -> None:
     now = built(path, value)
     restore(saved(), TrainingState(("click",)), now.model, now.optimizer, now.shape)
+
+
+def test_a_checkpoint_that_calls_the_table_of_a_feature_its_space_is_read() -> None:
+    now, snapshot = built(), saved()
+    shape = copy.deepcopy(snapshot.state["shape"])
+    for feature in shape["features"]["sparse"].values():
+        feature["space"] = feature.pop("table")
+    earlier = Snapshot(1, snapshot.state | {"shape": shape}, snapshot.arrays, snapshot.columns)
+    restore(earlier, TrainingState(("click",)), now.model, now.optimizer, now.shape)
 
 
 @pytest.mark.parametrize(

@@ -68,7 +68,7 @@ def test_a_step_uses_the_keys_of_its_batch_and_finds_none(name: str, monkeypatch
                 patch.setattr("headrace.embeddings.ops.accumulation.unique_keys", _fail)
             for batch in batches:
                 step(batch if by_workers else replace(batch, unique_keys={}))
-        tables.append([bags.table.weights for bags in embedding_bags(components.model).values()])  # type: ignore[union-attr]
+        tables.append([bags.table_group.weights for bags in embedding_bags(components.model).values()])  # type: ignore[union-attr]
     assert all(torch.equal(one, other) for one, other in zip(*tables, strict=True))
 
 

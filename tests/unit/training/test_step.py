@@ -35,8 +35,11 @@ def make_batch(seed: int, num_rows: int = 24) -> Batch:
 
 
 def parameters(model: DLRM) -> list[torch.Tensor]:
-    assert model.embeddings.table is not None
-    return [*(p.detach().clone() for p in model.parameters()), torch.from_numpy(model.embeddings.table.storage.weights)]
+    assert model.embeddings.table_group is not None
+    return [
+        *(p.detach().clone() for p in model.parameters()),
+        torch.from_numpy(model.embeddings.table_group.storage.weights),
+    ]
 
 
 def sgd(model: DLRM) -> torch.optim.Optimizer:

@@ -1,1 +1,1 @@
-"""What changed in a table since a version, and how it travels."""
+"""What changed in a table group since a version, and how it travels."""

@@ -1,6 +1,6 @@
-"""What changed in a table, for consumers that copy it: delta checkpoints, replicas, resident sets.
+"""What changed in a table group, for consumers that copy it: delta checkpoints, replicas, resident sets.
 
-Every row carries the version of the table that changed it last, so "what changed since version v" needs no mark per
+Every row carries the version of the group that changed it last, so "what changed since version v" needs no mark per
 consumer. A log of the rows of each version finds them without a look at the others::
 
     version     1          2          3
@@ -35,21 +35,21 @@ Columns = dict[str, npt.NDArray[Any]]
 
 @dataclass(frozen=True, eq=False)
 class RowBlock:
-    """Some changed ids of a table, all as they are at one version.
+    """Some changed ids of a table group, all as they are at one version.
 
     Tombstones, ids that lost their rows, come in blocks of their own before all others: an id that got a row again
     follows with it. Otherwise each id occurs once.
 
     Attributes:
-        version: The version of the table they are consistent at.
-        spaces: int32 [R], the number of each id's space.
+        version: The version of the group they are consistent at.
+        tables: int32 [R], the number of each id's table.
         ids: int64 [R].
         columns: `weights` [R, dim], `slot.NAME` [R, width], `version` int64 [R], `frequency` int32 [R]; empty in a
             block of tombstones.
     """
 
     version: int
-    spaces: Int32s
+    tables: Int32s
     ids: Int64s
     columns: Columns
 
@@ -81,7 +81,7 @@ class ChangeLog:
         """Note rows [U] that a version changed.
 
         Args:
-            version: Of the table, after the change.
+            version: Of the group, after the change.
             rows: Different from each other where they are not 0, which stands for none.
             versions: int64 [capacity], the version of every row now.
         """
@@ -95,12 +95,12 @@ class ChangeLog:
             self._changed = [entry for entry in newest if len(entry[1])]
             self._num_entries = self._num_compacted = sum(len(rows) for _, rows in self._changed)
 
-    def record_removed(self, version: int, spaces: Int32s, ids: Int64s) -> None:
+    def record_removed(self, version: int, tables: Int32s, ids: Int64s) -> None:
         """Note ids [E] that lost their rows in a version."""
         if not self.cursors:
             self.removed_from = version
         elif len(ids):
-            self._removed.append((version, spaces, ids))
+            self._removed.append((version, tables, ids))
 
     def rows_since(self, since: int, versions: Int64s) -> Int64s | None:
         """Rows changed after a version, each once, ascending; None if the log does not go back so far."""
@@ -110,13 +110,13 @@ class ChangeLog:
         return np.sort(np.concatenate(found)) if found else np.empty(0, dtype=np.int64)
 
     def removed_since(self, since: int) -> tuple[Int32s, Int64s] | None:
-        """Spaces and ids [E] that lost their rows after a version; None if that is not known any more."""
+        """Tables and ids [E] that lost their rows after a version; None if that is not known any more."""
         if since < self.removed_from:
             return None
-        after = [(spaces, ids) for version, spaces, ids in self._removed if version > since]
+        after = [(tables, ids) for version, tables, ids in self._removed if version > since]
         if not after:
             return np.empty(0, dtype=np.int32), np.empty(0, dtype=np.int64)
-        pairs = np.concatenate([np.stack([spaces.astype(np.int64), ids]) for spaces, ids in after], axis=1)
+        pairs = np.concatenate([np.stack([tables.astype(np.int64), ids]) for tables, ids in after], axis=1)
         pairs = np.unique(pairs, axis=1)
         return pairs[0].astype(np.int32), pairs[1].copy()
 
@@ -137,20 +137,20 @@ class ChangeLog:
         self._num_entries = sum(len(rows) for _, rows in self._changed)
 
     def columns(self) -> Columns:
-        """What a saved table keeps of it: `removed.version`, `.spaces` and `.ids` of evicted ids."""
+        """What a saved table group keeps of it: `removed.version`, `.tables` and `.ids` of evicted ids."""
         versions = [np.full(len(ids), version, dtype=np.int64) for version, _, ids in self._removed]
         return {
             "removed.version": np.concatenate([np.empty(0, np.int64), *versions]),
-            "removed.spaces": np.concatenate([np.empty(0, np.int32), *(spaces for _, spaces, _ in self._removed)]),
+            "removed.tables": np.concatenate([np.empty(0, np.int32), *(tables for _, tables, _ in self._removed)]),
             "removed.ids": np.concatenate([np.empty(0, np.int64), *(ids for _, _, ids in self._removed)]),
         }
 
     @classmethod
     def restored(cls, version: int, cursors: Mapping[str, int], removed_from: int, state: Columns) -> ChangeLog:
-        """The log of a table that was loaded at a version; `state` has the columns that `columns` gave."""
+        """The log of a table group that was loaded at a version; `state` has the columns that `columns` gave."""
         log = cls(dict(cursors), rows_from=version, removed_from=removed_from)
         versions = state["removed.version"]
         for each in np.unique(versions).tolist():
             where = versions == each
-            log._removed.append((each, state["removed.spaces"][where], state["removed.ids"][where]))
+            log._removed.append((each, state["removed.tables"][where], state["removed.ids"][where]))
         return log

@@ -1,6 +1,6 @@
 """Blocks of changed rows as Arrow record batches, as they travel from a shard to a consumer of changes.
 
-    space       int32, the number of the id's space
+    table       int32, the number of the id's table
     id          int64
     weights     fixed_size_binary: D float32, or the D uint16 of bf16 and fp16 rows, little-endian
     slot.NAME   fixed_size_binary: the optimizer's state, float32
@@ -8,7 +8,7 @@
     frequency   int32
 
 Columns after `id` are null in a block of tombstones. The field's metadata names the numbers' type; the batch's says the
-version of the table.
+version of the table group.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ __all__ = ["block_schema", "pack_block", "unpack_block"]
 
 def block_schema(columns: dict[str, npt.NDArray[Any]]) -> pa.Schema:
     """The schema of blocks with such columns: [R] or [R, width], of any dtype and R."""
-    fields = [pa.field("space", pa.int32()), pa.field("id", pa.int64())]
+    fields = [pa.field("table", pa.int32()), pa.field("id", pa.int64())]
     for name, column in columns.items():
         is_plain = column.ndim == 1
         kind = pa.from_numpy_dtype(column.dtype) if is_plain else pa.binary(column.dtype.itemsize * column.shape[1])
@@ -38,7 +38,7 @@ def block_schema(columns: dict[str, npt.NDArray[Any]]) -> pa.Schema:
 def pack_block(block: RowBlock, schema: pa.Schema) -> tuple[pa.RecordBatch, bytes]:
     """A block as a record batch and its metadata, sharing memory."""
     num_rows = len(block.ids)
-    columns = [pa.array(block.spaces), pa.array(block.ids)]
+    columns = [pa.array(block.tables), pa.array(block.ids)]
     for field in list(schema)[2:]:
         if block.is_tombstones:
             columns.append(pa.nulls(num_rows, field.type))
@@ -53,7 +53,7 @@ def pack_block(block: RowBlock, schema: pa.Schema) -> tuple[pa.RecordBatch, byte
 def unpack_block(batch: pa.RecordBatch, metadata: bytes) -> RowBlock:
     """The block of a record batch and its metadata, sharing memory."""
     about = json.loads(metadata)
-    spaces, ids = batch.column("space").to_numpy(), batch.column("id").to_numpy()
+    tables, ids = batch.column("table").to_numpy(), batch.column("id").to_numpy()
     columns: dict[str, npt.NDArray[Any]] = {}
     for field in [] if about["tombstones"] else list(batch.schema)[2:]:
         column = batch.column(field.name)
@@ -65,4 +65,4 @@ def unpack_block(batch: pa.RecordBatch, metadata: bytes) -> RowBlock:
             column.buffers()[1], dtype=np.uint8, count=len(column) * width, offset=column.offset * width
         )
         columns[field.name] = raw.view(dtype).reshape(len(column), -1)
-    return RowBlock(about["version"], spaces, ids, columns)
+    return RowBlock(about["version"], tables, ids, columns)

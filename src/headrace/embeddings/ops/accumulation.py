@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from headrace.compiling import kernel
-from headrace.embeddings.ops.unique import EXACT, SpaceLayout, unique_keys
+from headrace.embeddings.ops.unique import EXACT, TableLayout, unique_keys
 from headrace.tensors import Keys
 from headrace.tensors.jagged_ids import JaggedIds
 
@@ -58,22 +58,22 @@ def clip_norm(gradients: Gradients, max_norm: float) -> None:
 def merge_keys(parts: Sequence[KeyGradients]) -> KeyGradients:
     """Unique keys of several parts and the sums of their gradients, each sum in the order of the parts.
 
-    A part's keys come grouped by space, ascending; so do those of the result.
+    A part's keys come grouped by table, ascending; so do those of the result.
     """
     if len(parts) == 1:
         return parts[0]
-    if _share_no_space(parts) and isinstance(parts[0][1], np.ndarray):
+    if _share_no_table(parts) and isinstance(parts[0][1], np.ndarray):
         return _side_by_side(parts)
-    num_spaces = 1 + max((int(keys.spaces[-1]) for keys, _ in parts if len(keys)), default=-1)
-    bounds = [np.searchsorted(keys.spaces, np.arange(num_spaces + 1)).astype(np.int64) for keys, _ in parts]
-    ids = _of_spaces(parts, bounds, num_spaces)
-    unique = unique_keys(_exact_layout(num_spaces), ids)
+    num_tables = 1 + max((int(keys.tables[-1]) for keys, _ in parts if len(keys)), default=-1)
+    bounds = [np.searchsorted(keys.tables, np.arange(num_tables + 1)).astype(np.int64) for keys, _ in parts]
+    ids = _of_tables(parts, bounds, num_tables)
+    unique = unique_keys(_exact_layout(num_tables), ids)
     keys = unique.keys
     first = parts[0][1]
     shape = len(keys), first.shape[1]
     gradients: Gradients = np.zeros(shape, np.float32) if isinstance(first, np.ndarray) else first.new_zeros(shape)
     keys.counts[:] = 0
-    taken = ids.value_firsts.copy()  # up to where each space's ids have been used by the parts before
+    taken = ids.value_firsts.copy()  # up to where each table's ids have been used by the parts before
     for (part, gradient), bound in zip(parts, bounds, strict=True):
         lengths = np.diff(bound)
         places = np.repeat(taken - bound[:-1], lengths) + np.arange(len(part))
@@ -87,50 +87,50 @@ def merge_keys(parts: Sequence[KeyGradients]) -> KeyGradients:
     return keys, gradients
 
 
-def _share_no_space(parts: Sequence[KeyGradients]) -> bool:
-    """Whether every space occurs in one part only, as between the feature groups of one batch."""
+def _share_no_table(parts: Sequence[KeyGradients]) -> bool:
+    """Whether every table occurs in one part only, as between the feature groups of one batch."""
     seen: set[int] = set()
     for keys, _ in parts:
-        spaces = set(keys.spaces[np.flatnonzero(np.diff(keys.spaces, prepend=-1))].tolist())
-        if not seen.isdisjoint(spaces):
+        tables = set(keys.tables[np.flatnonzero(np.diff(keys.tables, prepend=-1))].tolist())
+        if not seen.isdisjoint(tables):
             return False
-        seen |= spaces
+        seen |= tables
     return True
 
 
 def _side_by_side(parts: Sequence[KeyGradients]) -> KeyGradients:
-    """The parts in one, if they share no space, so that no two keys are equal and nothing is to be summed.
+    """The parts in one, if they share no table, so that no two keys are equal and nothing is to be summed.
 
     The search for equal keys takes about twenty times as long as these copies.
     """
-    runs: list[tuple[int, int, int, int]] = []  # space, part, from, to
+    runs: list[tuple[int, int, int, int]] = []  # table, part, from, to
     for number, (keys, _) in enumerate(parts):
         if not len(keys):
             continue
-        starts = np.flatnonzero(np.diff(keys.spaces, prepend=-1)).tolist()
+        starts = np.flatnonzero(np.diff(keys.tables, prepend=-1)).tolist()
         ends = [*starts[1:], len(keys)]
-        runs += [(int(keys.spaces[at]), number, at, end) for at, end in zip(starts, ends, strict=True)]
+        runs += [(int(keys.tables[at]), number, at, end) for at, end in zip(starts, ends, strict=True)]
     total, dim = sum(len(keys) for keys, _ in parts), parts[0][1].shape[1]
     keys = Keys(np.empty(total, np.int32), np.empty(total, np.int64), np.empty(total, np.int32))
     gradients = np.empty((total, dim), np.float32)
     first = 0
     for _, number, at, end in sorted(runs):
         (source, gradient), last = parts[number], first + end - at
-        keys.spaces[first:last], keys.ids[first:last] = source.spaces[at:end], source.ids[at:end]
+        keys.tables[first:last], keys.ids[first:last] = source.tables[at:end], source.ids[at:end]
         keys.counts[first:last], gradients[first:last] = source.counts[at:end], gradient[at:end]
         first = last
     return keys, gradients
 
 
-def _of_spaces(parts: Sequence[KeyGradients], bounds: Sequence[Int64s], num_spaces: int) -> JaggedIds:
-    """The ids of all parts, space by space; to the search for unique ones a space is a feature."""
+def _of_tables(parts: Sequence[KeyGradients], bounds: Sequence[Int64s], num_tables: int) -> JaggedIds:
+    """The ids of all parts, table by table; to the search for unique ones a table is a feature."""
     values = [
-        keys.ids[bound[space] : bound[space + 1]]
-        for space in range(num_spaces)
+        keys.ids[bound[table] : bound[table + 1]]
+        for table in range(num_tables)
         for (keys, _), bound in zip(parts, bounds, strict=True)
     ]
     ends = np.cumsum(np.sum([np.diff(bound) for bound in bounds], axis=0)).astype(np.int64)
-    firsts = np.concatenate([[0], ends[:-1]]).astype(np.int64) if num_spaces else ends
+    firsts = np.concatenate([[0], ends[:-1]]).astype(np.int64) if num_tables else ends
     none = np.empty(0, dtype=np.int64)
     return JaggedIds(
         np.concatenate(values) if values else none,
@@ -138,8 +138,8 @@ def _of_spaces(parts: Sequence[KeyGradients], bounds: Sequence[Int64s], num_spac
         np.empty(0, dtype=np.int32),
         firsts,
         ends,
-        np.arange(num_spaces),
-        np.ones(num_spaces, dtype=np.int64),
+        np.arange(num_tables),
+        np.ones(num_tables, dtype=np.int64),
         firsts,
         ends,
         (),
@@ -147,11 +147,11 @@ def _of_spaces(parts: Sequence[KeyGradients], bounds: Sequence[Int64s], num_spac
     )
 
 
-def _exact_layout(num_spaces: int) -> SpaceLayout:
-    return SpaceLayout(
-        kinds=np.full(num_spaces, EXACT, dtype=np.int64),
-        sizes=np.zeros(num_spaces, dtype=np.int64),
-        salts=np.zeros(num_spaces, dtype=np.uint64),
-        feature_starts=np.arange(num_spaces + 1, dtype=np.int64),
-        features=np.arange(num_spaces, dtype=np.int64),
+def _exact_layout(num_tables: int) -> TableLayout:
+    return TableLayout(
+        kinds=np.full(num_tables, EXACT, dtype=np.int64),
+        sizes=np.zeros(num_tables, dtype=np.int64),
+        salts=np.zeros(num_tables, dtype=np.uint64),
+        feature_starts=np.arange(num_tables + 1, dtype=np.int64),
+        features=np.arange(num_tables, dtype=np.int64),
     )

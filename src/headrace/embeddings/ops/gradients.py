@@ -2,7 +2,7 @@
 
 Legend: N ids, B rows, F features, U unique keys, V unique rows of a group, D dimension.
 
-Rows of an inverse-keyed group are summed into its unique rows first. Then a thread takes the bags of a space in the
+Rows of an inverse-keyed group are summed into its unique rows first. Then a thread takes the bags of a table in the
 order of the batch and adds their gradients to accumulators, one per key, that stay in its cache: two nanoseconds for 16
 floats. Sorting occurrences by key first, so that each key is summed in registers, took longer (a random write per id,
 and the gradients read out of order).
@@ -20,7 +20,7 @@ from headrace.buffers import empty
 from headrace.compiling import kernel
 from headrace.embeddings.ops.prefetch import prefetch
 from headrace.embeddings.ops.tasks import deal_tasks
-from headrace.embeddings.ops.unique import SpaceLayout
+from headrace.embeddings.ops.unique import TableLayout
 from headrace.tensors import BatchKeys
 
 __all__ = ["POOL_MAX", "POOL_MEAN", "POOL_SUM", "BagGradients", "flat", "sum_bags", "sum_sequence", "sum_unique_rows"]
@@ -168,7 +168,7 @@ def _add_max_feature(
 @kernel(parallel=True)
 def _sum_bags(
     task_starts: Int64s,
-    spaces: Int64s,
+    tables: Int64s,
     parts: Int64s,
     nums_parts: Int64s,
     feature_starts: Int64s,
@@ -191,11 +191,11 @@ def _sum_bags(
 ) -> None:
     for thread in numba.prange(len(task_starts) - 1):
         for t in range(task_starts[thread], task_starts[thread + 1]):
-            s, part, num_parts = spaces[t], parts[t], nums_parts[t]
-            for u in range(key_starts[s], key_starts[s + 1]):
+            table, part, num_parts = tables[t], parts[t], nums_parts[t]
+            for u in range(key_starts[table], key_starts[table + 1]):
                 if u % num_parts == part:
                     out[u] = np.float32(0.0)
-            for j in range(feature_starts[s], feature_starts[s + 1]):
+            for j in range(feature_starts[table], feature_starts[table + 1]):
                 f = features[j]
                 grads = unique_rows if is_unique[f] else rows
                 bags = bag_starts[f], nums_bags[f]
@@ -221,11 +221,11 @@ def _sum_bags(
                     )
 
 
-def sum_bags(layout: SpaceLayout, poolings: Int64s, found: BatchKeys, grads: BagGradients, winners: Int32s) -> Float32s:
+def sum_bags(layout: TableLayout, poolings: Int64s, found: BatchKeys, grads: BagGradients, winners: Int32s) -> Float32s:
     """The gradients float32 [U, D] of unique keys: of all bags each is in, feature by feature, in the order of bags.
 
     Args:
-        layout: The features whose bags were pooled, by space.
+        layout: The features whose bags were pooled, by table.
         poolings: int64 [F].
         found: Ids and unique keys of these features, and perhaps others, whose gradients are zeros.
         grads: Of the bags.

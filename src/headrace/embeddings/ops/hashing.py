@@ -32,19 +32,19 @@ def multiply_shift(x: np.uint64, size: np.uint64) -> np.uint64:
 
 
 @kernel()
-def key_stream(space_seed: np.uint64, key: int) -> np.uint64:
-    """A stream of random numbers of its own for each (seed, space, id)."""
-    return mix64(space_seed ^ mix64(U64(key)))
+def key_stream(table_seed: np.uint64, key: int) -> np.uint64:
+    """A stream of random numbers of its own for each (seed, table, id)."""
+    return mix64(table_seed ^ mix64(U64(key)))
 
 
 @kernel()
 def key_streams(
-    space_seeds: npt.NDArray[np.uint64], spaces: npt.NDArray[np.int32], ids: npt.NDArray[np.int64]
+    table_seeds: npt.NDArray[np.uint64], tables: npt.NDArray[np.int32], ids: npt.NDArray[np.int64]
 ) -> npt.NDArray[np.int64]:
     """`key_stream` of several keys, the bits as int64 [U]."""
     streams = np.empty(len(ids), dtype=np.int64)
     for u in range(len(ids)):
-        streams[u] = np.int64(key_stream(space_seeds[spaces[u]], ids[u]))
+        streams[u] = np.int64(key_stream(table_seeds[tables[u]], ids[u]))
     return streams
 
 

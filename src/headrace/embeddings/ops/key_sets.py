@@ -16,15 +16,15 @@ Int32s = npt.NDArray[np.int32]
 
 
 @kernel()
-def key_slot(slots: Int32s, spaces: Int32s, ids: Int64s, space: int, key: int) -> int:
-    """Where a key is in an index of the keys `spaces`, `ids`, by linear probing, or the free slot where it belongs.
+def key_slot(slots: Int32s, tables: Int32s, ids: Int64s, table: int, key: int) -> int:
+    """Where a key is in an index of the keys `tables`, `ids`, by linear probing, or the free slot where it belongs.
 
     `slots` holds places of keys, -1 where it is free. It has a power of two slots, at most half of them in use.
     """
     mask = len(slots) - 1
-    slot = np.int64(mix64(np.uint64(key) ^ (np.uint64(space) << np.uint64(40)))) & mask
+    slot = np.int64(mix64(np.uint64(key) ^ (np.uint64(table) << np.uint64(40)))) & mask
     place = slots[slot]
-    while place >= 0 and (ids[place] != key or spaces[place] != space):
+    while place >= 0 and (ids[place] != key or tables[place] != table):
         slot = (slot + 1) & mask
         place = slots[slot]
     return int(slot)
@@ -40,20 +40,20 @@ def empty_slots(num_keys: int) -> Int32s:
 
 
 @kernel()
-def _find(spaces: Int32s, ids: Int64s, other_spaces: Int32s, other_ids: Int64s, places: Int64s) -> None:
+def _find(tables: Int32s, ids: Int64s, other_tables: Int32s, other_ids: Int64s, places: Int64s) -> None:
     slots = empty_slots(len(other_ids))
     for i in range(len(other_ids)):
-        slots[key_slot(slots, other_spaces, other_ids, other_spaces[i], other_ids[i])] = i
+        slots[key_slot(slots, other_tables, other_ids, other_tables[i], other_ids[i])] = i
     for u in range(len(ids)):
-        places[u] = slots[key_slot(slots, other_spaces, other_ids, spaces[u], ids[u])]
+        places[u] = slots[key_slot(slots, other_tables, other_ids, tables[u], ids[u])]
 
 
 @kernel()
-def first_repeated_key(spaces: Int32s, ids: Int64s) -> int:
+def first_repeated_key(tables: Int32s, ids: Int64s) -> int:
     """The first key that came before, or -1."""
     slots = empty_slots(len(ids))
     for u in range(len(ids)):
-        slot = key_slot(slots, spaces, ids, spaces[u], ids[u])
+        slot = key_slot(slots, tables, ids, tables[u], ids[u])
         if slots[slot] >= 0:
             return u
         slots[slot] = u
@@ -63,7 +63,7 @@ def first_repeated_key(spaces: Int32s, ids: Int64s) -> int:
 def find_keys(keys: Keys, others: Keys) -> Int64s:
     """The place of each key among the others, -1 where it is not, int64 [U]; both unique in themselves."""
     places = np.empty(len(keys), dtype=np.int64)
-    _find(keys.spaces, keys.ids, others.spaces, others.ids, places)
+    _find(keys.tables, keys.ids, others.tables, others.ids, places)
     return places
 
 

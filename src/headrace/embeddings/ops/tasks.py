@@ -1,4 +1,4 @@
-"""Which thread does what: spaces dealt out by cost, the keys of a large one split between threads.
+"""Which thread does what: tables dealt out by cost, the keys of a large one split between threads.
 
 A split changes who does a key's sum, never its order, so results do not depend on the number of threads.
 """
@@ -17,21 +17,21 @@ __all__ = ["Tasks", "deal_tasks"]
 
 Int64s = npt.NDArray[np.int64]
 
-SLACK = 0.1  # a space may be this share of a thread's work too large before it is split: each part reads all its ids
+SLACK = 0.1  # a table may be this share of a thread's work too large before it is split: each part reads all its ids
 
 
 class Tasks(NamedTuple):
-    """Task t does keys `part[t]`, `part[t] + num_parts[t]`, ... of space `space[t]`.
+    """Task t does keys `part[t]`, `part[t] + num_parts[t]`, ... of table `table[t]`.
 
     Attributes:
         starts: int64 [threads + 1]; thread i has the tasks from `starts[i]` to `starts[i + 1]`.
-        space: int64 [tasks].
+        table: int64 [tasks].
         part: int64 [tasks].
         num_parts: int64 [tasks].
     """
 
     starts: Int64s
-    space: Int64s
+    table: Int64s
     part: Int64s
     num_parts: Int64s
 
@@ -41,14 +41,14 @@ def _deal(costs: Int64s, num_threads: int, split: bool) -> tuple[Int64s, Int64s,
     share = costs.sum() / num_threads
     parts = np.ones(len(costs), dtype=np.int64)
     if split and share > 0:
-        for s in range(len(costs)):
-            parts[s] = max(1, min(num_threads, int(np.ceil(costs[s] / share - SLACK))))
+        for n in range(len(costs)):
+            parts[n] = max(1, min(num_threads, int(np.ceil(costs[n] / share - SLACK))))
     num_tasks = parts.sum()
-    space, part = np.empty(num_tasks, dtype=np.int64), np.empty(num_tasks, dtype=np.int64)
+    table, part = np.empty(num_tasks, dtype=np.int64), np.empty(num_tasks, dtype=np.int64)
     task_costs, t = np.empty(num_tasks, dtype=np.float64), 0
-    for s in range(len(costs)):
-        for p in range(parts[s]):
-            space[t], part[t], task_costs[t] = s, p, costs[s] / parts[s]
+    for n in range(len(costs)):
+        for p in range(parts[n]):
+            table[t], part[t], task_costs[t] = n, p, costs[n] / parts[n]
             t += 1
     # The largest first, each to the thread with the least work so far.
     thread, work = np.empty(num_tasks, dtype=np.int64), np.zeros(num_threads, dtype=np.float64)
@@ -57,14 +57,14 @@ def _deal(costs: Int64s, num_threads: int, split: bool) -> tuple[Int64s, Int64s,
         work[thread[t]] += task_costs[t]
     order = np.argsort(thread, kind="mergesort")
     starts = np.searchsorted(thread[order], np.arange(num_threads + 1))
-    return starts, space[order], part[order], parts[space[order]]
+    return starts, table[order], part[order], parts[table[order]]
 
 
 def deal_tasks(costs: Int64s, *, split: bool) -> Tasks:
-    """Deals out spaces to Numba's threads.
+    """Deals out tables to Numba's threads.
 
     Args:
-        costs: int64 [S], the work of each space in any unit.
-        split: Whether the keys of one space may go to several threads.
+        costs: int64 [T], the work of each table in any unit.
+        split: Whether the keys of one table may go to several threads.
     """
     return Tasks(*_deal(costs, numba.get_num_threads(), split))

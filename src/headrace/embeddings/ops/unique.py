@@ -1,10 +1,10 @@
-"""From the ids of a batch to unique keys: one fused pass over all features and spaces.
+"""From the ids of a batch to unique keys: one fused pass over all features and tables.
 
-Legend: N ids, F features, S spaces, U unique keys.
+Legend: N ids, F features, T tables, U unique keys.
 
-Keys come grouped by space and, inside a space, in the order of first occurrence (feature by feature, row by row), so
-they depend on the batch alone. Each space has a small hash table that stays in cache. A thread that may use others
-(`numba.get_num_threads`) works on several spaces in parallel, a pipeline's worker on one after the other.
+Keys come grouped by table and, inside a table, in the order of first occurrence (feature by feature, row by row), so
+they depend on the batch alone. Each table has a small hash table that stays in cache. A thread that may use others
+(`numba.get_num_threads`) works on several tables in parallel, a pipeline's worker on one after the other.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from headrace.embeddings.tables.index.hashed import hashed_row
 from headrace.tensors import Keys
 from headrace.tensors.jagged_ids import JaggedIds
 
-__all__ = ["DIRECT", "EXACT", "HASHED", "SpaceLayout", "UniqueIds", "unique_keys"]
+__all__ = ["DIRECT", "EXACT", "HASHED", "TableLayout", "UniqueIds", "unique_keys"]
 
 DIRECT, HASHED, EXACT = 0, 1, 2
 
@@ -33,15 +33,15 @@ Int32s = npt.NDArray[np.int32]
 
 
 @dataclass(frozen=True, eq=False)
-class SpaceLayout:
-    """What the fused pass needs to know about spaces and their features, as arrays.
+class TableLayout:
+    """What the fused pass needs to know about tables and their features, as arrays.
 
     Attributes:
-        kinds: int64 [S], DIRECT, HASHED or EXACT.
-        sizes: int64 [S], rows of direct and hashed spaces.
-        salts: uint64 [S], of hashed spaces.
-        feature_starts: int64 [S + 1]; space s has the features `features[feature_starts[s]:feature_starts[s + 1]]`.
-        features: int64 [F], feature numbers grouped by space.
+        kinds: int64 [T], DIRECT, HASHED or EXACT.
+        sizes: int64 [T], rows of direct and hashed tables.
+        salts: uint64 [T], of hashed tables.
+        feature_starts: int64 [T + 1]; table t has the features `features[feature_starts[t]:feature_starts[t + 1]]`.
+        features: int64 [F], feature numbers grouped by table.
     """
 
     kinds: Int64s
@@ -50,11 +50,11 @@ class SpaceLayout:
     feature_starts: Int64s
     features: Int64s
 
-    def only(self, numbers: Sequence[int]) -> SpaceLayout:
+    def only(self, numbers: Sequence[int]) -> TableLayout:
         """Some of the features, which keep their numbers."""
         wanted = np.isin(self.features, numbers)
         before = np.concatenate([[0], np.cumsum(wanted)]).astype(np.int64)
-        return SpaceLayout(self.kinds, self.sizes, self.salts, before[self.feature_starts], self.features[wanted])
+        return TableLayout(self.kinds, self.sizes, self.salts, before[self.feature_starts], self.features[wanted])
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,21 +64,21 @@ class UniqueIds:
     Attributes:
         keys: The unique keys.
         inverse: int32 [N], the key of each id that a row of the batch has; undefined for others.
-        key_starts: int64 [S + 1], where each space's keys begin.
-        bad_value: Position of an id that is out of range in a direct space, or -1.
-        bad_space: Its space, where there is one.
+        key_starts: int64 [T + 1], where each table's keys begin.
+        bad_value: Position of an id that is out of range in a direct table, or -1.
+        bad_table: Its table, where there is one.
     """
 
     keys: Keys
     inverse: Int32s
     key_starts: Int64s
     bad_value: int
-    bad_space: int
+    bad_table: int
 
 
 class _Search(NamedTuple):
-    """What the search reads and writes. Space s writes its keys from `id_starts[s]` on, and finds them by
-    `slots[slot_starts[s]:slot_starts[s + 1]]`: where there is a slot for each row of the space, a row is its own slot,
+    """What the search reads and writes. Table t writes its keys from `id_starts[t]` on, and finds them by
+    `slots[slot_starts[t]:slot_starts[t + 1]]`: where there is a slot for each row of the table, a row is its own slot,
     else slots are those of a hash table."""
 
     values: Int64s
@@ -101,18 +101,18 @@ class _Search(NamedTuple):
 
 
 @kernel()
-def _search_space(s: int, search: _Search) -> None:
-    """Finds the unique keys of one space."""
-    search.bad_values[s] = -1
-    first, first_slot = search.id_starts[s], search.slot_starts[s]
+def _search_table(t: int, search: _Search) -> None:
+    """Finds the unique keys of one table."""
+    search.bad_values[t] = -1
+    first, first_slot = search.id_starts[t], search.slot_starts[t]
     slots, ids, counts = search.slots, search.ids, search.counts
     has_multiplicities = len(search.multiplicities) > 0
-    mask = search.slot_starts[s + 1] - first_slot - 1
-    slots[first_slot : search.slot_starts[s + 1]] = -1
-    kind, size, salt = search.kinds[s], search.sizes[s], search.salts[s]
+    mask = search.slot_starts[t + 1] - first_slot - 1
+    slots[first_slot : search.slot_starts[t + 1]] = -1
+    kind, size, salt = search.kinds[t], search.sizes[t], search.salts[t]
     is_addressed = kind != EXACT and mask + 1 >= size
     n = 0
-    for j in range(search.feature_starts[s], search.feature_starts[s + 1]):
+    for j in range(search.feature_starts[t], search.feature_starts[t + 1]):
         f = search.features[j]
         for i in range(search.value_firsts[f], search.value_lasts[f]):
             count = search.multiplicities[i] if has_multiplicities else np.int32(1)
@@ -123,7 +123,7 @@ def _search_space(s: int, search: _Search) -> None:
             if kind == HASHED:
                 key = hashed_row(key, salt, size)
             elif kind == DIRECT and not is_row(key, size):
-                search.bad_values[s] = i if search.bad_values[s] < 0 else search.bad_values[s]
+                search.bad_values[t] = i if search.bad_values[t] < 0 else search.bad_values[t]
                 key = np.int64(0)
             slot = key if is_addressed else np.int64(mix64(np.uint64(key))) & mask
             u = np.int64(slots[first_slot + slot])
@@ -138,18 +138,18 @@ def _search_space(s: int, search: _Search) -> None:
                 counts[first + u] = 0
             counts[first + u] += count
             search.inverse[i] = u
-    search.num_keys[s] = n
+    search.num_keys[t] = n
 
 
 @kernel()
-def _close_gap(s: int, search: _Search, key_starts: Int64s, spaces: Int32s, ids: Int64s, counts: Int32s) -> None:
-    """Moves a space's keys next to the previous space's, and makes `inverse` count over all spaces."""
-    start, source = key_starts[s], search.id_starts[s]
-    for u in range(key_starts[s + 1] - start):
-        spaces[start + u] = s
+def _close_gap(t: int, search: _Search, key_starts: Int64s, tables: Int32s, ids: Int64s, counts: Int32s) -> None:
+    """Moves a table's keys next to the previous table's, and makes `inverse` count over all tables."""
+    start, source = key_starts[t], search.id_starts[t]
+    for u in range(key_starts[t + 1] - start):
+        tables[start + u] = t
         ids[start + u] = search.ids[source + u]
         counts[start + u] = search.counts[source + u]
-    for j in range(search.feature_starts[s], search.feature_starts[s + 1]):
+    for j in range(search.feature_starts[t], search.feature_starts[t + 1]):
         f = search.features[j]
         for i in range(search.value_firsts[f], search.value_lasts[f]):
             if search.inverse[i] >= 0:
@@ -158,34 +158,34 @@ def _close_gap(s: int, search: _Search, key_starts: Int64s, spaces: Int32s, ids:
 
 @kernel()
 def _search_in_turn(search: _Search) -> None:
-    for s in range(len(search.kinds)):
-        _search_space(s, search)
+    for t in range(len(search.kinds)):
+        _search_table(t, search)
 
 
 @kernel(parallel=True)
 def _search_in_parallel(search: _Search) -> None:
-    for s in numba.prange(len(search.kinds)):
-        _search_space(s, search)
+    for t in numba.prange(len(search.kinds)):
+        _search_table(t, search)
 
 
 @kernel()
-def _close_in_turn(search: _Search, key_starts: Int64s, spaces: Int32s, ids: Int64s, counts: Int32s) -> None:
-    for s in range(len(search.kinds)):
-        _close_gap(s, search, key_starts, spaces, ids, counts)
+def _close_in_turn(search: _Search, key_starts: Int64s, tables: Int32s, ids: Int64s, counts: Int32s) -> None:
+    for t in range(len(search.kinds)):
+        _close_gap(t, search, key_starts, tables, ids, counts)
 
 
 @kernel(parallel=True)
-def _close_in_parallel(search: _Search, key_starts: Int64s, spaces: Int32s, ids: Int64s, counts: Int32s) -> None:
-    for s in numba.prange(len(search.kinds)):
-        _close_gap(s, search, key_starts, spaces, ids, counts)
+def _close_in_parallel(search: _Search, key_starts: Int64s, tables: Int32s, ids: Int64s, counts: Int32s) -> None:
+    for t in numba.prange(len(search.kinds)):
+        _close_gap(t, search, key_starts, tables, ids, counts)
 
 
-def unique_keys(layout: SpaceLayout, ids: JaggedIds) -> UniqueIds:
+def unique_keys(layout: TableLayout, ids: JaggedIds) -> UniqueIds:
     """The unique keys of some ids."""
     num_values = (ids.value_lasts - ids.value_firsts)[layout.features]
     id_starts = _starts(np.concatenate([[0], np.cumsum(num_values)])[layout.feature_starts])
     slot_starts = _starts(np.concatenate([[0], np.cumsum(_num_slots(layout, np.diff(id_starts)))]))
-    total, num_spaces = int(id_starts[-1]), len(layout.kinds)
+    total, num_tables = int(id_starts[-1]), len(layout.kinds)
     search = _Search(
         ids.values,
         ids.multiplicities,
@@ -202,21 +202,21 @@ def unique_keys(layout: SpaceLayout, ids: JaggedIds) -> UniqueIds:
         ids=np.empty(total, dtype=np.int64),
         counts=np.empty(total, dtype=np.int32),
         inverse=np.empty(len(ids.values), dtype=np.int32),
-        num_keys=np.empty(num_spaces, dtype=np.int64),
-        bad_values=np.empty(num_spaces, dtype=np.int64),
+        num_keys=np.empty(num_tables, dtype=np.int64),
+        bad_values=np.empty(num_tables, dtype=np.int64),
     )
     alone = numba.get_num_threads() == 1
     (_search_in_turn if alone else _search_in_parallel)(search)
     key_starts = _starts(np.concatenate([[0], np.cumsum(search.num_keys)]))
     num_unique = int(key_starts[-1])
     keys = Keys(np.empty(num_unique, np.int32), np.empty(num_unique, np.int64), np.empty(num_unique, np.int32))
-    (_close_in_turn if alone else _close_in_parallel)(search, key_starts, keys.spaces, keys.ids, keys.counts)
+    (_close_in_turn if alone else _close_in_parallel)(search, key_starts, keys.tables, keys.ids, keys.counts)
     bad = int(np.argmax(search.bad_values >= 0))
     return UniqueIds(keys, search.inverse, key_starts, int(search.bad_values[bad]), bad)
 
 
-def _num_slots(layout: SpaceLayout, num_values: Int64s) -> Int64s:
-    """Of each space: one a row where that is no more than a hash table for so many ids takes.
+def _num_slots(layout: TableLayout, num_values: Int64s) -> Int64s:
+    """Of each table: one a row where that is no more than a hash table for so many ids takes.
 
     A hash table is at most half full, and a power of two, so that a mask finds the slot.
     """

@@ -44,8 +44,8 @@ class AdamConfig(SparseOptimizerConfig):
 
 
 @kernel(inline=True)
-def _update_row(w: Float32s, g: Float32s, states: Float32s, row: int, numbers: Float32s, space: int) -> None:
-    rate, eps, beta1, beta2 = numbers[space, 0], numbers[space, 1], numbers[space, 2], numbers[space, 3]
+def _update_row(w: Float32s, g: Float32s, states: Float32s, row: int, numbers: Float32s, table: int) -> None:
+    rate, eps, beta1, beta2 = numbers[table, 0], numbers[table, 1], numbers[table, 2], numbers[table, 3]
     first, second = states[row, : len(w)], states[row, len(w) :]
     for d in range(len(w)):
         m = first[d] + (np.float32(1.0) - beta1) * (g[d] - first[d])

@@ -51,7 +51,7 @@ class SparseOptimizerConfig(NamedConfig):
         """The optimizer of tables of one dimension.
 
         Args:
-            configs: Of each space, all of this kind.
+            configs: Of each table, all of this kind.
             embedding_dim: Numbers D of a row.
         """
         raise NotImplementedError(f"{cls.__name__}.build")
@@ -72,39 +72,39 @@ class Slot(NamedTuple):
 
 
 class Rounding(NamedTuple):
-    """How updated rows are stored: random bits are a function of (seed, step, space, id, position) only.
+    """How updated rows are stored: random bits are a function of (seed, step, table, id, position) only.
 
     So they do not depend on where a row lies, in which shard, or in which order ids were admitted.
 
     Attributes:
         row_format: FP32, BF16 or FP16.
-        seed: Random, of this step of the table.
-        space_seeds: uint64 [S].
+        seed: Random, of this step of the table group.
+        table_seeds: uint64 [T].
     """
 
     row_format: int
     seed: np.uint64
-    space_seeds: Seeds
+    table_seeds: Seeds
 
     @classmethod
-    def of(cls, row_format: str, seed: int, step: int, space_seeds: Seeds) -> Rounding:
-        """For a step of a table."""
+    def of(cls, row_format: str, seed: int, step: int, table_seeds: Seeds) -> Rounding:
+        """For a step of a table group."""
         mixed = mix64(np.uint64(seed & (2**64 - 1)) ^ mix64(np.uint64(step)))
-        return cls(FORMATS[row_format], np.uint64(mixed), space_seeds)
+        return cls(FORMATS[row_format], np.uint64(mixed), table_seeds)
 
 
 class SparseOptimizer:
-    """Applies gradients to the rows of one table; hyper-parameters may differ from space to space.
+    """Applies gradients to the rows of one table group; hyper-parameters may differ from table to table.
 
     Subclasses set `kind` (its name in configs and checkpoints), `slots`, and the three parts of the rule.
 
     Args:
-        configs: Of each space, all of this kind.
+        configs: Of each table, all of this kind.
         embedding_dim: Numbers D of a row.
 
     Attributes:
         state_width: Floats W of state per row, all slots one after the other.
-        initial_state: float32 [S, W], what a new row's state is.
+        initial_state: float32 [T, W], what a new row's state is.
     """
 
     kind: ClassVar[str]
@@ -128,7 +128,7 @@ class SparseOptimizer:
 
     @staticmethod
     def numbers(config: Any, step: int) -> tuple[float, ...]:
-        """The hyper-parameters that both forms of the rule get, from one space's config, at a step from 1 on."""
+        """The hyper-parameters that both forms of the rule get, from one table's config, at a step from 1 on."""
         raise NotImplementedError
 
     @staticmethod
@@ -155,7 +155,7 @@ class SparseOptimizer:
         weights: Rows,
         state: Float32s,
         rows: Int64s,
-        spaces: Int32s,
+        tables: Int32s,
         ids: Int64s,
         gradients: Float32s,
         step: int,
@@ -164,31 +164,31 @@ class SparseOptimizer:
         """Update rows in place; the result does not depend on the number of threads.
 
         Args:
-            weights: [rows of the table, D], float32 or as `rounding` says.
-            state: float32 [rows of the table, W].
+            weights: [rows of the group, D], float32 or as `rounding` says.
+            state: float32 [rows of the group, W].
             rows: int64 [U], different from each other where they are not 0; row 0 is left alone.
-            spaces: int32 [U].
+            tables: int32 [U].
             ids: int64 [U].
             gradients: float32 [U, D], already summed over duplicates.
             step: 1 for the first call.
             rounding: How the updated weights are stored.
         """
         numbers = self._numbers(step)
-        type(self).update(weights, state, rows, spaces, ids, gradients, self._shared, numbers, *rounding)
+        type(self).update(weights, state, rows, tables, ids, gradients, self._shared, numbers, *rounding)
 
-    def updated(self, w: Tensor, g: Tensor, state: Tensor, spaces: Tensor, step: int) -> tuple[Tensor, Tensor]:
+    def updated(self, w: Tensor, g: Tensor, state: Tensor, tables: Tensor, step: int) -> tuple[Tensor, Tensor]:
         """Rows and state after one step, in torch, on the device of `w`; the numbers of `apply` up to rounding.
 
         Args:
             w: float32 [U, D], the rows.
             g: float32 [U, D], their gradients.
             state: float32 [U, W].
-            spaces: int64 [U].
+            tables: int64 [U].
             step: 1 for the first.
         """
 
-        def columns(table: Float32s) -> list[Tensor]:
-            return list(torch.split(torch.from_numpy(table).to(w.device)[spaces], 1, dim=1))
+        def columns(numbers: Float32s) -> list[Tensor]:
+            return list(torch.split(torch.from_numpy(numbers).to(w.device)[tables], 1, dim=1))
 
         decay, decoupled, max_norm = columns(self._shared)
         norm = g.norm(dim=1, keepdim=True)
@@ -206,21 +206,21 @@ def row_kernel(update_row: Callable[..., None]) -> Callable[..., None]:
 
     Args:
         update_row: An inline kernel that changes a row and its state: (w float32 [D], g float32 [D], states
-            float32 [rows, W], row, numbers float32 [S, N], space). Arrays and places, as a view for each row costs 5 %.
+            float32 [rows, W], row, numbers float32 [T, N], table). Arrays and places, as a view for each row costs 5 %.
     """
 
     def apply_to_rows(
         weights: Rows,
         states: Float32s,
         rows: Int64s,
-        spaces: Int32s,
+        tables: Int32s,
         ids: Int64s,
         gradients: Float32s,
         shared: Float32s,
         numbers: Float32s,
         row_format: int,
         seed: np.uint64,
-        space_seeds: Seeds,
+        table_seeds: Seeds,
     ) -> None:
         dim = weights.shape[1]
         weights_at, states_at = weights.ctypes.data, states.ctypes.data
@@ -230,7 +230,7 @@ def row_kernel(update_row: Callable[..., None]) -> Callable[..., None]:
             for u in range(chunk * CHUNK, min((chunk + 1) * CHUNK, len(rows))):
                 prefetch_row(weights_at, dim * weights.itemsize, rows, u)
                 prefetch_row(states_at, states.shape[1] * states.itemsize, rows, u)
-                row, space = rows[u], spaces[u]
+                row, table = rows[u], tables[u]
                 if row == 0:
                     continue
                 if row_format == FP32:
@@ -238,13 +238,13 @@ def row_kernel(update_row: Callable[..., None]) -> Callable[..., None]:
                         w[d] = weights[row, d]
                 else:
                     widen_row(weights, row, row_format, w, bits)
-                _take_gradient(gradients, u, w, shared, space, g)
-                update_row(w, g, states, row, numbers, space)
+                _take_gradient(gradients, u, w, shared, table, g)
+                update_row(w, g, states, row, numbers, table)
                 if row_format == FP32:
                     for d in range(dim):
                         weights[row, d] = w[d]
                 else:
-                    round_row(weights, row, row_format, w, bits, seed, key_stream(space_seeds[space], ids[u]))
+                    round_row(weights, row, row_format, w, bits, seed, key_stream(table_seeds[table], ids[u]))
 
     # Code on disk is named after the function.
     apply_to_rows.__name__ = apply_to_rows.__qualname__ = f"apply_{update_row.__module__.rpartition('.')[2]}"
@@ -259,9 +259,9 @@ def _shared_numbers(config: Any) -> tuple[float, float, float]:
 
 
 @kernel(inline=True)
-def _take_gradient(gradients: Float32s, u: int, w: Float32s, shared: Float32s, space: int, out: Float32s) -> None:
+def _take_gradient(gradients: Float32s, u: int, w: Float32s, shared: Float32s, table: int, out: Float32s) -> None:
     """The gradient of key u as the update sees it, float32 [D]: clipped, plus L2 of `w`; then `w` decays."""
-    decay, decoupled, max_norm = shared[space, 0], shared[space, 1], shared[space, 2]
+    decay, decoupled, max_norm = shared[table, 0], shared[table, 1], shared[table, 2]
     scale = np.float32(1.0)
     if max_norm > 0:
         squares = np.float32(0.0)

@@ -49,13 +49,13 @@ class FTRLConfig(SparseOptimizerConfig):
 
 
 @kernel(inline=True)
-def _update_row(w: Float32s, g: Float32s, states: Float32s, row: int, numbers: Float32s, space: int) -> None:
+def _update_row(w: Float32s, g: Float32s, states: Float32s, row: int, numbers: Float32s, table: int) -> None:
     lr, beta, l1, l2, initial = (
-        numbers[space, 0],
-        numbers[space, 1],
-        numbers[space, 2],
-        numbers[space, 3],
-        numbers[space, 4],
+        numbers[table, 0],
+        numbers[table, 1],
+        numbers[table, 2],
+        numbers[table, 3],
+        numbers[table, 4],
     )
     linear, accumulators = states[row, : len(w)], states[row, len(w) :]
     for d in range(len(w)):

@@ -40,8 +40,8 @@ class RowWiseAdagradConfig(SparseOptimizerConfig):
 
 
 @kernel(inline=True)
-def _update_row(w: Float32s, g: Float32s, states: Float32s, row: int, numbers: Float32s, space: int) -> None:
-    lr, eps = numbers[space, 0], numbers[space, 1]
+def _update_row(w: Float32s, g: Float32s, states: Float32s, row: int, numbers: Float32s, table: int) -> None:
+    lr, eps = numbers[table, 0], numbers[table, 1]
     dim = len(w)
     squares = np.float32(0.0)
     for d in range(dim):

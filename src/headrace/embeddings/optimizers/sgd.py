@@ -28,8 +28,8 @@ class SGDConfig(SparseOptimizerConfig):
 
 
 @kernel(inline=True)
-def _update_row(w: Float32s, g: Float32s, states: Float32s, row: int, numbers: Float32s, space: int) -> None:
-    lr = numbers[space, 0]
+def _update_row(w: Float32s, g: Float32s, states: Float32s, row: int, numbers: Float32s, table: int) -> None:
+    lr = numbers[table, 0]
     for d in range(len(w)):
         w[d] -= lr * g[d]
 

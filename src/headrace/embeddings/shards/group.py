@@ -13,7 +13,7 @@ from headrace.embeddings.shards.client import ShardClient
 from headrace.embeddings.shards.plan import PlanKind, make_plan
 from headrace.embeddings.shards.requests import OpenRequest
 from headrace.embeddings.shards.security import ClientSecurity
-from headrace.embeddings.shards.table import TableSpec
+from headrace.embeddings.shards.table_group import TableGroupSpec
 from headrace.embeddings.stores.remote import RemoteStore, StoreOptions
 from headrace.errors import ConfigError, ShardLost
 
@@ -28,7 +28,7 @@ class GroupOptions:
 
     Attributes:
         plan: Row-wise or table-wise, see `make_plan`.
-        store: Of every table's store.
+        store: Of every table group's store.
         security: Token and certificate authority.
         timeout_s: How long a shard may take for one answer, waiting for other trainers included.
         retry_s: How long to try again when a connection breaks, before the shard counts as lost.
@@ -48,20 +48,20 @@ class ShardGroup:
 
     In a loop of your own, with rows of `bags` in two shards::
 
-        tables = {"embeddings": TableSpec(bags.spaces, bags.embedding_dim, seed)}
-        with ShardGroup(["127.0.0.1:9001", "127.0.0.1:9002"], tables) as group:
+        table_groups = {"embeddings": TableGroupSpec(bags.tables, bags.embedding_dim, seed)}
+        with ShardGroup(["127.0.0.1:9001", "127.0.0.1:9002"], table_groups) as group:
             bags.use_store(group.store("embeddings"))
 
     Args:
         addresses: "host:port" of each shard; their order is part of the plan.
-        tables: Name -> what it is.
+        table_groups: Name -> what it is.
         trainer: Number of this trainer.
         num_trainers: Trainers that share the session.
         session: The same for all trainers, another for every start; may be left out by a single trainer.
         run: Which training this is; shards that serve another one at the moment refuse.
         step: The last step that is made.
         checkpoint: Checkpoint to begin from; None for first values.
-        traffic: By table and space, see `make_plan`.
+        traffic: By table group and table, see `make_plan`.
         options: See `GroupOptions`.
 
     Raises:
@@ -73,7 +73,7 @@ class ShardGroup:
     def __init__(
         self,
         addresses: Sequence[str],
-        tables: Mapping[str, TableSpec],
+        table_groups: Mapping[str, TableGroupSpec],
         *,
         trainer: int = 0,
         num_trainers: int = 1,
@@ -101,8 +101,8 @@ class ShardGroup:
         self._pool = ThreadPoolExecutor(len(addresses), "shards")
         self._stores: dict[str, RemoteStore] = {}
         plans = {
-            name: (spec, make_plan(spec.spaces, len(addresses), kind=options.plan, traffic=(traffic or {}).get(name)))
-            for name, spec in tables.items()
+            name: (spec, make_plan(spec.tables, len(addresses), kind=options.plan, traffic=(traffic or {}).get(name)))
+            for name, spec in table_groups.items()
         }
         try:
             requests = [
@@ -111,7 +111,7 @@ class ShardGroup:
                     session=self.session,
                     shard=shard,
                     num_trainers=num_trainers,
-                    tables=plans,
+                    table_groups=plans,
                     step=step,
                     checkpoint=checkpoint,
                     merged=options.store.staleness is not None,
@@ -137,13 +137,13 @@ class ShardGroup:
                 options=options.store,
             )
 
-    def store(self, table: str) -> RemoteStore:
-        """The store of a table."""
-        return self._stores[table]
+    def store(self, table_group: str) -> RemoteStore:
+        """The store of a table group."""
+        return self._stores[table_group]
 
     @property
     def stores(self) -> dict[str, RemoteStore]:
-        """All stores by table."""
+        """All stores by table group."""
         return dict(self._stores)
 
     def end_window(self, step: int) -> int:

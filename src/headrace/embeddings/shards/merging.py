@@ -44,7 +44,7 @@ def merge_updates(updates: Sequence[TrainerUpdate]) -> tuple[Keys, Float32s]:
         return updates[0].keys, updates[0].gradients
     total = sum(update.num_rows for update in updates)
     num_keys = sum(len(update.keys) for update in updates)
-    spaces, ids = np.empty(num_keys, np.int32), np.empty(num_keys, np.int64)
+    tables, ids = np.empty(num_keys, np.int32), np.empty(num_keys, np.int64)
     counts, gradients = np.empty(num_keys, np.int32), np.empty((num_keys, updates[0].gradients.shape[1]), np.float32)
     slots = empty_slots(num_keys)
     used = 0
@@ -52,35 +52,35 @@ def merge_updates(updates: Sequence[TrainerUpdate]) -> tuple[Keys, Float32s]:
         share = np.float32(update.num_rows / total) if total else np.float32(0)
         keys = update.keys
         used = _add(
-            keys.spaces, keys.ids, keys.counts, update.gradients, share, slots, used, spaces, ids, counts, gradients
+            keys.tables, keys.ids, keys.counts, update.gradients, share, slots, used, tables, ids, counts, gradients
         )
-    return Keys(spaces[:used], ids[:used], counts[:used]), gradients[:used]
+    return Keys(tables[:used], ids[:used], counts[:used]), gradients[:used]
 
 
 @kernel()
 def _add(
-    from_spaces: Int32s,
+    from_tables: Int32s,
     from_ids: Int64s,
     from_counts: Int32s,
     from_gradients: Float32s,
     share: np.float32,
     slots: Int32s,
     used: int,
-    spaces: Int32s,
+    tables: Int32s,
     ids: Int64s,
     counts: Int32s,
     gradients: Float32s,
 ) -> int:
     dim = gradients.shape[1]
     for i in range(len(from_ids)):
-        space, key = from_spaces[i], from_ids[i]
-        slot = key_slot(slots, spaces, ids, space, key)
+        table, key = from_tables[i], from_ids[i]
+        slot = key_slot(slots, tables, ids, table, key)
         u = int(slots[slot])
         if u < 0:
             u = used
             used += 1
             slots[slot] = u
-            spaces[u], ids[u], counts[u] = space, key, from_counts[i]
+            tables[u], ids[u], counts[u] = table, key, from_counts[i]
             for d in range(dim):
                 gradients[u, d] = share * from_gradients[i, d]
         else:

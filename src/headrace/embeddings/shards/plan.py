@@ -1,4 +1,4 @@
-"""Who owns a key: a pure function of (space, id) and a `ShardingPlan`, the same in every trainer and shard."""
+"""Who owns a key: a pure function of (table, id) and a `ShardingPlan`, the same in every trainer and shard."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from headrace.errors import ConfigError
 __all__ = ["ROW_WISE", "PlanKind", "Routes", "ShardingPlan", "make_plan"]
 
 ROW_WISE = -1
-"""In place of a space's owner: its ids are spread over all shards."""
+"""In place of a table's owner: its ids are spread over all shards."""
 
 PlanKind = Literal["row_wise", "table_wise"]
 
@@ -29,11 +29,11 @@ Int32s = npt.NDArray[np.int32]
 
 @dataclass(frozen=True)
 class ShardingPlan:
-    """Which shard has which keys of one table.
+    """Which shard has which keys of one table group.
 
     Attributes:
         num_shards: Shards, numbered from 0.
-        owners: For each space the shard that has all of it, or `ROW_WISE`: id by id, by a hash of (space, id).
+        owners: For each table the shard that has all of it, or `ROW_WISE`: id by id, by a hash of (table, id).
     """
 
     num_shards: int
@@ -46,15 +46,15 @@ class ShardingPlan:
                 f"expected each owner in 0..{self.num_shards - 1}, or {ROW_WISE} for row-wise"
             )
 
-    def owners_of(self, spaces: Int32s, ids: Int64s) -> Int32s:
+    def owners_of(self, tables: Int32s, ids: Int64s) -> Int32s:
         """The shard of each key, int32 [U]."""
         owners = np.empty(len(ids), dtype=np.int32)
-        _find_owners(spaces, ids, np.array(self.owners, dtype=np.int64), self.num_shards, owners)
+        _find_owners(tables, ids, np.array(self.owners, dtype=np.int64), self.num_shards, owners)
         return owners
 
     def route(self, keys: Keys) -> Routes:
         """Keys shard by shard; within a shard they keep their order."""
-        owners = self.owners_of(keys.spaces, keys.ids)
+        owners = self.owners_of(keys.tables, keys.ids)
         starts = np.zeros(self.num_shards + 1, dtype=np.int64)
         order = np.empty(len(keys), dtype=np.int64)
         _sort_by_owner(owners, starts, order)
@@ -83,43 +83,43 @@ class Routes:
 
 
 def make_plan(
-    spaces: Mapping[str, TableConfig],
+    tables: Mapping[str, TableConfig],
     num_shards: int,
     *,
     kind: PlanKind = "row_wise",
     traffic: Mapping[str, float] | None = None,
 ) -> ShardingPlan:
-    """A plan for a table.
+    """A plan for a table group.
 
-    Row-wise spreads every space, so that load is even whatever the ids are, and every request goes to every shard.
-    Table-wise keeps a space together where that leaves shards balanced: spaces are given out from the heaviest on, each
+    Row-wise spreads every table, so that load is even whatever the ids are, and every request goes to every shard.
+    Table-wise keeps a table together where that leaves shards balanced: tables are given out from the heaviest on, each
     to the shard that is then least loaded (Graham's longest-processing-time rule), where a load is the greater of two
-    shares, that of rows and that of traffic. A space that alone is more than a fair share of either stays row-wise.
+    shares, that of rows and that of traffic. A table that alone is more than a fair share of either stays row-wise.
 
     Args:
-        spaces: Name -> config, in the table's order.
+        tables: Name -> config, in the group's order.
         num_shards: Shards.
         kind: Row-wise or table-wise.
-        traffic: Unique keys per batch by space, as `RemoteStore.counters` measures them; None: the same for all.
+        traffic: Unique keys per batch by table, as `RemoteStore.counters` measures them; None: the same for all.
 
     Raises:
-        ConfigError: `traffic` names no space.
+        ConfigError: `traffic` names no table.
     """
     if kind == "row_wise" or num_shards == 1:
-        return ShardingPlan(num_shards, (ROW_WISE,) * len(spaces))
-    unknown = [name for name in traffic or {} if name not in spaces]
+        return ShardingPlan(num_shards, (ROW_WISE,) * len(tables))
+    unknown = [name for name in traffic or {} if name not in tables]
     if unknown:
-        raise ConfigError(f"sharding plan: traffic.{unknown[0]}: unknown, expected one of: {', '.join(spaces)}")
-    rows = _shares([config.num_embeddings for config in spaces.values()])
-    keys = _shares([1.0 if traffic is None else traffic.get(name, 0.0) for name in spaces])
-    owners = [ROW_WISE] * len(spaces)
+        raise ConfigError(f"sharding plan: traffic.{unknown[0]}: unknown, expected one of: {', '.join(tables)}")
+    rows = _shares([config.num_embeddings for config in tables.values()])
+    keys = _shares([1.0 if traffic is None else traffic.get(name, 0.0) for name in tables])
+    owners = [ROW_WISE] * len(tables)
     loads = [(0.0, shard, 0.0, 0.0) for shard in range(num_shards)]
-    for space in sorted(range(len(spaces)), key=lambda s: (-max(rows[s], keys[s]), s)):
-        if max(rows[space], keys[space]) > 1 / num_shards:
+    for table in sorted(range(len(tables)), key=lambda t: (-max(rows[t], keys[t]), t)):
+        if max(rows[table], keys[table]) > 1 / num_shards:
             continue
         _, shard, row_load, key_load = heapq.heappop(loads)
-        owners[space] = shard
-        row_load, key_load = row_load + rows[space], key_load + keys[space]
+        owners[table] = shard
+        row_load, key_load = row_load + rows[table], key_load + keys[table]
         heapq.heappush(loads, (max(row_load, key_load), shard, row_load, key_load))
     return ShardingPlan(num_shards, tuple(owners))
 
@@ -130,12 +130,12 @@ def _shares(values: Sequence[float]) -> list[float]:
 
 
 @kernel()
-def _find_owners(spaces: Int32s, ids: Int64s, space_owners: Int64s, num_shards: int, owners: Int32s) -> None:
+def _find_owners(tables: Int32s, ids: Int64s, table_owners: Int64s, num_shards: int, owners: Int32s) -> None:
     for u in range(len(ids)):
-        owner = space_owners[spaces[u]]
+        owner = table_owners[tables[u]]
         if owner < 0:
             # Another constant than the directories use: a shard's keys must still look random to its own hash table.
-            salt = mix64(np.uint64(spaces[u]) + np.uint64(0xA0761D6478BD642F))
+            salt = mix64(np.uint64(tables[u]) + np.uint64(0xA0761D6478BD642F))
             owner = np.int64(multiply_shift(mix64(np.uint64(ids[u]) ^ salt), np.uint64(num_shards)))
         owners[u] = owner
 

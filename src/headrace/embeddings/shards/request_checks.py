@@ -8,7 +8,7 @@ import numpy.typing as npt
 from headrace.compiling import kernel
 from headrace.embeddings.keys import Keys
 from headrace.embeddings.ops.key_sets import first_repeated_key
-from headrace.embeddings.shards.table import TableSpec
+from headrace.embeddings.shards.table_group import TableGroupSpec
 from headrace.errors import ShardError
 
 __all__ = ["check_gradients", "check_keys", "first_bad_key", "first_row_not_finite"]
@@ -18,47 +18,47 @@ Int64s = npt.NDArray[np.int64]
 Int32s = npt.NDArray[np.int32]
 
 
-def check_keys(keys: Keys, spec: TableSpec) -> None:
+def check_keys(keys: Keys, spec: TableGroupSpec) -> None:
     """Refuse keys that nobody can have met.
 
     Raises:
-        ShardError: An id of a direct or hashed space is out of its range, a count is negative, or a key comes
-            twice; names the field, id and space.
+        ShardError: An id of a direct or hashed table is out of its range, a count is negative, or a key comes
+            twice; names the field, id and table.
     """
-    bad = first_bad_key(keys.spaces, keys.ids, keys.counts, spec.sizes)
+    bad = first_bad_key(keys.tables, keys.ids, keys.counts, spec.sizes)
     if bad >= 0:
-        name, size = _space(keys, bad, spec), spec.sizes[keys.spaces[bad]]
+        name, size = _table(keys, bad, spec), spec.sizes[keys.tables[bad]]
         if keys.counts[bad] < 0:
             raise ShardError(f"count: given {keys.counts[bad]} for id {keys.ids[bad]} of {name}, expected 0 or more")
         raise ShardError(f"{name}: id {keys.ids[bad]}, expected 0 <= id < {size}")
-    twice = first_repeated_key(keys.spaces, keys.ids)
+    twice = first_repeated_key(keys.tables, keys.ids)
     if twice >= 0:
-        raise ShardError(f"id: {keys.ids[twice]} occurs twice in {_space(keys, twice, spec)}, expected no duplicates")
+        raise ShardError(f"id: {keys.ids[twice]} occurs twice in {_table(keys, twice, spec)}, expected no duplicates")
 
 
-def check_gradients(keys: Keys, gradients: Float32s, spec: TableSpec) -> None:
+def check_gradients(keys: Keys, gradients: Float32s, spec: TableGroupSpec) -> None:
     """Refuse gradients float32 [U, dim] that would spoil rows for good.
 
     Raises:
-        ShardError: One is infinite or NaN; names space and id.
+        ShardError: One is infinite or NaN; names table and id.
     """
     bad = first_row_not_finite(gradients.view(np.uint32))
     if bad >= 0:
         raise ShardError(
-            f"gradients: given infinity or NaN for id {keys.ids[bad]} of {_space(keys, bad, spec)}, "
+            f"gradients: given infinity or NaN for id {keys.ids[bad]} of {_table(keys, bad, spec)}, "
             "expected finite numbers"
         )
 
 
-def _space(keys: Keys, place: int, spec: TableSpec) -> str:
-    return f"table {list(spec.spaces)[int(keys.spaces[place])]}"
+def _table(keys: Keys, place: int, spec: TableGroupSpec) -> str:
+    return f"table {list(spec.tables)[int(keys.tables[place])]}"
 
 
 @kernel()
-def first_bad_key(spaces: Int32s, ids: Int64s, counts: Int32s, sizes: Int64s) -> int:
-    """The first key with a negative count, or an id out of its space's range (sizes [S], 0 for any id), or -1."""
+def first_bad_key(tables: Int32s, ids: Int64s, counts: Int32s, sizes: Int64s) -> int:
+    """The first key with a negative count, or an id out of its table's range (sizes [T], 0 for any id), or -1."""
     for u in range(len(ids)):
-        size = sizes[spaces[u]]
+        size = sizes[tables[u]]
         if counts[u] < 0 or (size > 0 and not 0 <= ids[u] < size):
             return u
     return -1

@@ -13,13 +13,14 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from headrace.embeddings.config import TableConfig
 from headrace.embeddings.shards.plan import ROW_WISE, ShardingPlan
-from headrace.embeddings.shards.table import TableSpec
+from headrace.embeddings.shards.table_group import TableGroupSpec
 from headrace.errors import ConfigError, ShardError
 
 __all__ = [
     "MAX_LINE",
-    "MAX_SPACES",
     "MAX_STEP",
+    "MAX_TABLES",
+    "PROTOCOL",
     "AcknowledgeRequest",
     "ChangesRequest",
     "EndWindowRequest",
@@ -28,20 +29,24 @@ __all__ = [
     "SaveRequest",
     "Step",
     "Trainer",
+    "check_protocol",
     "parse",
 ]
 
+PROTOCOL = 3
+"""Of streams and of `open`. Versions 1 and 2 did not say theirs in `open`."""
+
 MAX_BODY_BYTES = 16 << 20
-"""Of one action or header; 10,000 id spaces take 4 MB."""
+"""Of one action or header; 10,000 tables take 4 MB."""
 
 MAX_TRAINERS = 4_096
 MAX_SHARDS = 4_096
-MAX_TABLES = 64
-MAX_SPACES = 10_000
-"""Of one table."""
+MAX_TABLE_GROUPS = 64
+MAX_TABLES = 10_000
+"""Of one table group."""
 MAX_DIM = 8_192
 MAX_ROWS = 1 << 40
-"""Of one id space, in all shards. A shard makes room for rows when their ids come."""
+"""Of one table, in all shards. A shard makes room for rows when their ids come."""
 MAX_COUNT = (1 << 31) - 1
 """Sightings and windows, which are kept as int32."""
 MAX_STEP = (1 << 53) - 1
@@ -107,14 +112,14 @@ class ChangesRequest(_Body):
 
     Attributes:
         session: As in `open`.
-        table: Name of the table.
+        table_group: Name of the table group.
         since: Version the consumer has; 0 for all rows.
         step: The step they are consistent at.
         client: Who asks, as in `open`.
     """
 
     session: Name
-    table: Name
+    table_group: Name
     since: Step
     step: Step
     client: Name
@@ -125,36 +130,36 @@ class AcknowledgeRequest(_Body):
 
     Attributes:
         session: As in `open`.
-        table: Name of the table.
+        table_group: Name of the table group.
         consumer: Its name.
         version: What it has.
         client: Who asks, as in `open`.
     """
 
     session: Name
-    table: Name
+    table_group: Name
     consumer: Name
     version: Step
     client: Name | None = None
 
 
 class _Spec(_Body):
-    spaces: Annotated[list[tuple[Name, dict[str, Any]]], Field(min_length=1, max_length=MAX_SPACES)]
+    tables: Annotated[list[tuple[Name, dict[str, Any]]], Field(min_length=1, max_length=MAX_TABLES)]
     embedding_dim: Annotated[int, Field(ge=1, le=MAX_DIM)]
     seed: Annotated[int, Field(ge=-(1 << 63), lt=1 << 64)]
 
 
 class _Plan(_Body):
     num_shards: Annotated[int, Field(ge=1, le=MAX_SHARDS)]
-    owners: Annotated[list[Annotated[int, Field(ge=ROW_WISE, lt=MAX_SHARDS)]], Field(max_length=MAX_SPACES)]
+    owners: Annotated[list[Annotated[int, Field(ge=ROW_WISE, lt=MAX_SHARDS)]], Field(max_length=MAX_TABLES)]
 
 
-class _Table(_Body):
+class _TableGroup(_Body):
     spec: _Spec
     plan: _Plan
 
 
-TableName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,100}$")]
+TableGroupName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,100}$")]
 
 
 class _OpenBody(_Body):
@@ -162,12 +167,13 @@ class _OpenBody(_Body):
     session: Name
     shard: Annotated[int, Field(ge=0, lt=MAX_SHARDS)]
     num_trainers: Annotated[int, Field(ge=1, le=MAX_TRAINERS)]
-    tables: Annotated[dict[TableName, _Table], Field(min_length=1, max_length=MAX_TABLES)]
+    table_groups: Annotated[dict[TableGroupName, _TableGroup], Field(min_length=1, max_length=MAX_TABLE_GROUPS)]
     step: Step
     checkpoint: Annotated[int, Field(ge=0, le=MAX_CHECKPOINT)] | None
     merged: bool
     trainer: Trainer | None = None
     client: Name | None = None
+    protocol: int
 
 
 @dataclass(frozen=True)
@@ -179,29 +185,33 @@ class OpenRequest:
         session: Of this stretch of training; the same for all its trainers.
         shard: Which shard of the plan this one is.
         num_trainers: Trainers of the session.
-        tables: Name -> `TableSpec` and `ShardingPlan`.
+        table_groups: Name -> `TableGroupSpec` and `ShardingPlan`.
         step: The last step that is made.
         checkpoint: Number of the checkpoint to begin from; None for first values.
         merged: Whether pushes of a step are merged (synchronous) or applied as they come.
         trainer: Number of the trainer that asks; None if it does not yet say.
         client: A random name of the process that asks, which no other knows; None for the connection's address.
+        protocol: `PROTOCOL`.
     """
 
     run: str
     session: str
     shard: int
     num_trainers: int
-    tables: Mapping[str, tuple[TableSpec, ShardingPlan]]
+    table_groups: Mapping[str, tuple[TableGroupSpec, ShardingPlan]]
     step: int
     checkpoint: int | None
     merged: bool
     trainer: int | None = None
     client: str | None = None
+    protocol: int = PROTOCOL
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON can hold it."""
-        tables = {name: {"spec": spec.to_dict(), "plan": plan.to_dict()} for name, (spec, plan) in self.tables.items()}
-        return {field: getattr(self, field) for field in self.__dataclass_fields__} | {"tables": tables}
+        groups = {
+            name: {"spec": spec.to_dict(), "plan": plan.to_dict()} for name, (spec, plan) in self.table_groups.items()
+        }
+        return {field: getattr(self, field) for field in self.__dataclass_fields__} | {"table_groups": groups}
 
     @classmethod
     def from_json(cls, data: bytes) -> OpenRequest:
@@ -210,12 +220,16 @@ class OpenRequest:
         Raises:
             ShardError: Names the field, what was given and what was expected.
         """
+        check_protocol("open", data)
         body = _OpenBody.from_json("open", data)
         if body.trainer is not None and body.trainer >= body.num_trainers:
             raise ShardError(f"open: trainer: given {body.trainer}, expected 0 <= trainer < {body.num_trainers}")
-        tables = {name: _read_table(f"open: tables.{name}", table, body.shard) for name, table in body.tables.items()}
+        groups = {
+            name: _read_group(f"open: table_groups.{name}", group, body.shard)
+            for name, group in body.table_groups.items()
+        }
         fields = {name: getattr(body, name) for name in _OpenBody.model_fields}
-        return cls(**fields | {"tables": tables})
+        return cls(**fields | {"table_groups": groups})
 
     def training(self) -> dict[str, Any]:
         """`to_dict` of what all trainers of a session have in common."""
@@ -225,6 +239,26 @@ class OpenRequest:
     def checksum(self) -> str:
         """The same for all trainers that mean the same training."""
         return hashlib.sha256(json.dumps(self.training(), sort_keys=True).encode()).hexdigest()
+
+
+class _Versioned(BaseModel):
+    """What a message of any version says of it."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True, strict=True)
+
+    protocol: int | None = None
+
+
+def check_protocol(what: str, data: bytes) -> None:
+    """Refuse another version of the protocol for that alone: its fields may have other names.
+
+    Raises:
+        ShardError: Names both versions; or it is not JSON.
+    """
+    given = parse(what, data, _Versioned.model_validate_json).protocol
+    if given != PROTOCOL:
+        shown = "2 or earlier" if given is None else given
+        raise ShardError(f"protocol {shown}: this shard uses {PROTOCOL}; use the same version of headrace")
 
 
 def parse(what: str, data: bytes, read: Any) -> Any:
@@ -270,31 +304,31 @@ def _short(value: Any) -> str:
     return text if len(text) <= 40 else f"{text[:40]}..."
 
 
-def _read_table(where: str, table: _Table, shard: int) -> tuple[TableSpec, ShardingPlan]:
-    spec, plan = table.spec, table.plan
-    spaces: dict[str, TableConfig] = {}
-    for name, values in spec.spaces:
-        if name in spaces:
-            raise ShardError(f"{where}.spec.spaces: {name!r} twice, expected different names"[:MAX_LINE])
-        spaces[name] = _read_space(f"{where}.spec.spaces.{name}", values)
-    first = next(iter(spaces.values()))
-    for name, config in spaces.items():
+def _read_group(where: str, group: _TableGroup, shard: int) -> tuple[TableGroupSpec, ShardingPlan]:
+    spec, plan = group.spec, group.plan
+    tables: dict[str, TableConfig] = {}
+    for name, values in spec.tables:
+        if name in tables:
+            raise ShardError(f"{where}.spec.tables: {name!r} twice, expected different names"[:MAX_LINE])
+        tables[name] = _read_table(f"{where}.spec.tables.{name}", values)
+    first = next(iter(tables.values()))
+    for name, config in tables.items():
         if (config.optimizer.kind, config.rows) != (first.optimizer.kind, first.rows):
             raise ShardError(
-                f"{where}.spec.spaces.{name}: {config.optimizer.kind} on {config.rows} rows, expected as in the first "
-                f"space: {first.optimizer.kind} on {first.rows} rows"[:MAX_LINE]
+                f"{where}.spec.tables.{name}: {config.optimizer.kind} on {config.rows} rows, expected as in the first "
+                f"table: {first.optimizer.kind} on {first.rows} rows"[:MAX_LINE]
             )
-    if shard >= plan.num_shards or len(plan.owners) != len(spaces):
+    if shard >= plan.num_shards or len(plan.owners) != len(tables):
         raise ShardError(
-            f"{where}: shard {shard} of {plan.num_shards}, {len(plan.owners)} owners for {len(spaces)} spaces"
+            f"{where}: shard {shard} of {plan.num_shards}, {len(plan.owners)} owners for {len(tables)} tables"
         )
     try:
-        return TableSpec(spaces, spec.embedding_dim, spec.seed), ShardingPlan(plan.num_shards, tuple(plan.owners))
+        return TableGroupSpec(tables, spec.embedding_dim, spec.seed), ShardingPlan(plan.num_shards, tuple(plan.owners))
     except ConfigError as error:
         raise ShardError(f"{where}: {error}"[:MAX_LINE]) from error
 
 
-def _read_space(where: str, values: dict[str, Any]) -> TableConfig:
+def _read_table(where: str, values: dict[str, Any]) -> TableConfig:
     try:
         config = TableConfig.from_dict(values, where=where)
     except ConfigError as error:

@@ -25,7 +25,7 @@ from headrace.embeddings.shards.requests import (
     SaveRequest,
 )
 from headrace.embeddings.shards.security import ServerSecurity, split_address
-from headrace.embeddings.shards.served_table import ServedTable
+from headrace.embeddings.shards.served_table_group import ServedTableGroup
 from headrace.embeddings.shards.shard import Shard
 from headrace.embeddings.shards.wire import (
     ReadHeader,
@@ -103,11 +103,11 @@ class ShardServer(fl.FlightServerBase):  # type: ignore[misc]
             call, precision = header.check()
             numba.set_num_threads(self._threads)  # holds for this thread only
             client = header.client or context.peer()
-            with self._shard.stream(header.session, header.table, header.trainer, client) as table:
+            with self._shard.stream(header.session, header.table_group, header.trainer, client) as served:
                 if call == "read":
-                    self._serve_reads(table, header.trainer, precision, reader, writer)
+                    self._serve_reads(served, header.trainer, precision, reader, writer)
                 else:
-                    self._serve_updates(table, header.trainer, precision, reader, writer)
+                    self._serve_updates(served, header.trainer, precision, reader, writer)
 
     def do_action(self, context: Any, action: Any) -> list[Any]:
         """One of `ACTIONS`; body and answer are JSON."""
@@ -120,10 +120,10 @@ class ShardServer(fl.FlightServerBase):  # type: ignore[misc]
         return list(ACTIONS.items())
 
     def do_get(self, context: Any, ticket: Any) -> Any:
-        """What changed in this shard's part of a table after a version, as blocks of rows."""
+        """What changed in this shard's part of a table group after a version, as blocks of rows."""
         with _as_flight_errors():
             asked = ChangesRequest.from_json("changes", ticket.ticket)
-            blocks = self._shard.changes(asked.session, asked.table, asked.since, asked.step, asked.client)
+            blocks = self._shard.changes(asked.session, asked.table_group, asked.since, asked.step, asked.client)
             schema = block_schema(next((block.columns for block in blocks if not block.is_tombstones), {}))
             return fl.GeneratorStream(schema, (pack_block(block, schema) for block in blocks))
 
@@ -144,35 +144,41 @@ class ShardServer(fl.FlightServerBase):  # type: ignore[misc]
             return {"files": self._shard.save(saved.session, saved.folder, saved.step, saved.client or peer)}
         if kind == "acknowledge":
             known = AcknowledgeRequest.from_json(kind, body)
-            self._shard.acknowledge(known.session, known.table, known.consumer, known.version, known.client or peer)
+            self._shard.acknowledge(
+                known.session, known.table_group, known.consumer, known.version, known.client or peer
+            )
             return {}
         if kind == "status":
             return self._shard.status()
         raise ShardError(f"action {kind[:40]!r}: expected one of: {', '.join(ACTIONS)}")
 
-    def _serve_reads(self, table: ServedTable, trainer: int, precision: Precision, reader: Any, writer: Any) -> None:
-        schema = rows_schema(precision, table.spec.embedding_dim)
-        _check_schema(reader.schema, read_schema(with_counts=table.spec.reads_have_counts))
+    def _serve_reads(
+        self, served: ServedTableGroup, trainer: int, precision: Precision, reader: Any, writer: Any
+    ) -> None:
+        schema = rows_schema(precision, served.spec.embedding_dim)
+        _check_schema(reader.schema, read_schema(with_counts=served.spec.reads_have_counts))
         writer.begin(schema)
         for batch, metadata in self._requests(reader):
             start = perf_counter()
             header = ReadHeader.from_json(metadata)
-            keys = read_keys(batch, header.space_sizes, len(table.spec.spaces), seen=header.seen)
-            rows, held_s = table.read(keys, trainer=trainer, after=header.after)
+            keys = read_keys(batch, header.keys_per_table, len(served.spec.tables), seen=header.seen)
+            rows, held_s = served.read(keys, trainer=trainer, after=header.after)
             answer = pack_rows(None, *encode(rows, None, precision), schema)
-            writer.write_with_metadata(answer, _reply(start, held_s, table))
+            writer.write_with_metadata(answer, _reply(start, held_s, served))
 
-    def _serve_updates(self, table: ServedTable, trainer: int, precision: Precision, reader: Any, writer: Any) -> None:
-        dim = table.spec.embedding_dim
+    def _serve_updates(
+        self, served: ServedTableGroup, trainer: int, precision: Precision, reader: Any, writer: Any
+    ) -> None:
+        dim = served.spec.embedding_dim
         _check_schema(reader.schema, update_schema(precision, dim))
         for batch, metadata in self._requests(reader):
             start = perf_counter()
             header = UpdateHeader.from_json(metadata)
-            keys = read_keys(batch, header.space_sizes, len(table.spec.spaces))
+            keys = read_keys(batch, header.keys_per_table, len(served.spec.tables))
             gradients = np.empty((len(keys), dim), dtype=np.float32)
             decode(*read_rows(batch), None, precision, gradients)
-            held_s = table.update(TrainerUpdate(keys, gradients, header.num_rows), trainer=trainer, step=header.step)
-            writer.write_metadata(pa.py_buffer(_reply(start, held_s, table)))
+            held_s = served.update(TrainerUpdate(keys, gradients, header.num_rows), trainer=trainer, step=header.step)
+            writer.write_metadata(pa.py_buffer(_reply(start, held_s, served)))
 
     def _requests(self, reader: Any) -> Iterator[tuple[pa.RecordBatch, Any]]:
         while True:
@@ -226,6 +232,6 @@ def _check_schema(given: pa.Schema, expected: pa.Schema) -> None:
         raise ShardError(f"columns: given {shown[:MAX_LINE] or 'none'}, expected {', '.join(wanted)}")
 
 
-def _reply(start: float, held_s: float, table: ServedTable) -> bytes:
+def _reply(start: float, held_s: float, served: ServedTableGroup) -> bytes:
     work_s = max(0.0, perf_counter() - start - held_s)
-    return ReplyHeader(int(held_s * 1e6), int(work_s * 1e6), table.applied).to_json()
+    return ReplyHeader(int(held_s * 1e6), int(work_s * 1e6), served.applied).to_json()

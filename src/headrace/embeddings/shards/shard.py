@@ -1,4 +1,4 @@
-"""`Shard`: the tables one process owns, and the training they belong to; knows nothing of the network.
+"""`Shard`: the table groups one process owns, and the training they belong to; knows nothing of the network.
 
 A *session* is one stretch of training: it begins at a checkpoint (or at first values) and ends when another begins. A
 shard that was killed has none; trainers then begin a new one from their newest checkpoint.
@@ -20,9 +20,9 @@ from headrace.embeddings.changes.log import RowBlock
 from headrace.embeddings.shards.members import SessionMembers
 from headrace.embeddings.shards.merging import TrainerUpdate
 from headrace.embeddings.shards.requests import OpenRequest
-from headrace.embeddings.shards.served_table import ServedTable
+from headrace.embeddings.shards.served_table_group import ServedTableGroup
 from headrace.embeddings.shards.step_merger import StepMerger
-from headrace.embeddings.shards.table import TableSpec, load_part, make_part
+from headrace.embeddings.shards.table_group import TableGroupSpec, load_part, make_part
 from headrace.embeddings.tables.state import Columns
 from headrace.errors import CheckpointError, ShardError, ShardLost
 from headrace.files import flush, write_array, writing
@@ -37,7 +37,7 @@ class Shard:
 
     Args:
         checkpoints: Folder of the run's checkpoints as this process sees it; without it there are none.
-        expected: Tables this shard will serve, from a job file; another request is refused.
+        expected: Table groups this shard will serve, from a job file; another request is refused.
         hold_s: How long a request may wait for other trainers.
     """
 
@@ -45,7 +45,7 @@ class Shard:
         self,
         *,
         checkpoints: Path | None = None,
-        expected: Mapping[str, TableSpec] | None = None,
+        expected: Mapping[str, TableGroupSpec] | None = None,
         hold_s: float = 120.0,
     ) -> None:
         self.checkpoints = checkpoints
@@ -53,7 +53,7 @@ class Shard:
         self._hold_s = hold_s
         self._lock = threading.Lock()
         self._request: OpenRequest | None = None
-        self._tables: dict[str, ServedTable] = {}
+        self._served: dict[str, ServedTableGroup] = {}
         self._members = SessionMembers(0)
         self._saving = threading.Lock()
 
@@ -65,7 +65,7 @@ class Shard:
             client: Who asks: the same in all calls of one process, and nobody else's.
 
         Returns:
-            `rows`: rows of all tables; `joined`: whether the session was there before.
+            `rows`: rows of all table groups; `joined`: whether the session was there before.
 
         Raises:
             ShardError: It does not agree with the other trainers' request or the shard's job file, the shard is busy
@@ -79,24 +79,24 @@ class Shard:
                 _check_same(now, request)
             else:
                 self._check(request, now)
-                tables = {name: self._make_table(name, request) for name in request.tables}
-                for table in self._tables.values():
-                    table.close("another session has begun")
-                self._request, self._tables = request, tables
+                served = {name: self._make_group(name, request) for name in request.table_groups}
+                for group in self._served.values():
+                    group.close("another session has begun")
+                self._request, self._served = request, served
                 self._members = SessionMembers(request.num_trainers)
             self._members.join(client, request.trainer)
-            return {"rows": sum(t.rows.num_rows for t in self._tables.values()), "joined": joined}
+            return {"rows": sum(group.rows.num_rows for group in self._served.values()), "joined": joined}
 
     @contextmanager
-    def stream(self, session: str, table: str, trainer: int, client: str) -> Iterator[ServedTable]:
-        """A table, for as long as a trainer is connected to it.
+    def stream(self, session: str, table_group: str, trainer: int, client: str) -> Iterator[ServedTableGroup]:
+        """A table group, for as long as a trainer is connected to it.
 
         Raises:
             ShardLost: The session is not the one there is.
-            ShardError: There is no such table or trainer, or another client is this trainer.
+            ShardError: There is no such table group or trainer, or another client is this trainer.
         """
         with self._lock:
-            served, members = self._find(session, table), self._members
+            served, members = self._find(session, table_group), self._members
             seat = members.enter(client, trainer)
         try:
             yield served
@@ -105,14 +105,14 @@ class Shard:
                 members.leave(seat)
 
     def end_window(self, session: str, window: int, step: int, client: str) -> int:
-        """`ServedTable.end_window` of all tables; returns how many rows were freed."""
+        """`ServedTableGroup.end_window` of all table groups; returns how many rows were freed."""
         with self._lock:
-            tables = self._of_session(session)
+            groups = self._of_session(session)
             self._members.check(client, "end_window")
-        return sum(table.end_window(window, step) for table in tables.values())
+        return sum(group.end_window(window, step) for group in groups.values())
 
     def save(self, session: str, folder: str, step: int, client: str) -> list[str]:
-        """Write this shard's part of all tables into a checkpoint that is being written.
+        """Write this shard's part of all table groups into a checkpoint that is being written.
 
         A repeated call, whose first answer was lost, writes the same bytes again.
 
@@ -130,7 +130,7 @@ class Shard:
             CheckpointError: It cannot be written.
         """
         with self._lock:
-            tables, request = self._of_session(session), self._request
+            groups, request = self._of_session(session), self._request
             self._members.check(client, "save")
         assert request is not None
         if self.checkpoints is None:
@@ -139,32 +139,32 @@ class Shard:
             raise ShardError(f"save: {folder}: expected a checkpoint being written in {self.checkpoints}")
         written = []
         with self._saving:
-            for name, table in tables.items():
-                _, plan = request.tables[name]
+            for name, group in groups.items():
+                _, plan = request.table_groups[name]
                 place = part_folder(self.checkpoints / folder, name, request.shard, plan.num_shards)
                 with writing(place, CheckpointError):
-                    files = _write_columns(table.part(step), place)
+                    files = _write_columns(group.part(step), place)
                 written += [str(file.relative_to(self.checkpoints / folder)) for file in files]
         return written
 
-    def changes(self, session: str, table: str, since: int, step: int, client: str) -> list[RowBlock]:
-        """`ServedTable.changes` of a table, for clients of the session."""
+    def changes(self, session: str, table_group: str, since: int, step: int, client: str) -> list[RowBlock]:
+        """`ServedTableGroup.changes` of a table group, for clients of the session."""
         with self._lock:
-            served = self._find(session, table)
+            served = self._find(session, table_group)
             self._members.check(client, "changes")
         return served.changes(since, step)
 
-    def acknowledge(self, session: str, table: str, consumer: str, version: int, client: str) -> None:
-        """`ServedTable.acknowledge` of a table, for clients of the session."""
+    def acknowledge(self, session: str, table_group: str, consumer: str, version: int, client: str) -> None:
+        """`ServedTableGroup.acknowledge` of a table group, for clients of the session."""
         with self._lock:
-            served = self._find(session, table)
+            served = self._find(session, table_group)
             self._members.check(client, "acknowledge")
         served.acknowledge(consumer, version)
 
     def status(self) -> dict[str, Any]:
         """What it serves, as JSON can hold it."""
         with self._lock:
-            request, tables = self._request, dict(self._tables)
+            request, groups = self._request, dict(self._served)
             streams = self._members.num_streams
         if request is None:
             return {"session": None}
@@ -174,14 +174,14 @@ class Shard:
             "shard": request.shard,
             "num_trainers": request.num_trainers,
             "streams": streams,
-            "tables": {
+            "table_groups": {
                 name: {
-                    "applied": table.applied,
-                    "rows": table.rows.num_rows,
-                    "bytes": table.rows.num_bytes,
-                    **asdict(table.counts),
+                    "applied": group.applied,
+                    "rows": group.rows.num_rows,
+                    "bytes": group.rows.num_bytes,
+                    **asdict(group.counts),
                 }
-                for name, table in tables.items()
+                for name, group in groups.items()
             },
         }
 
@@ -191,22 +191,22 @@ class Shard:
             raise ShardError(
                 f"busy with run {now.run} with {now.num_trainers} trainers; stop that run, or use another shard"
             )
-        for name, (spec, _) in request.tables.items():
+        for name, (spec, _) in request.table_groups.items():
             if self._expected is not None and self._expected.get(name) != spec:
-                raise ShardError(f"open: table {name} differs from the one in this shard's job file")
+                raise ShardError(f"open: table group {name} differs from the one in this shard's job file")
 
-    def _make_table(self, name: str, request: OpenRequest) -> ServedTable:
-        spec, plan = request.tables[name]
+    def _make_group(self, name: str, request: OpenRequest) -> ServedTableGroup:
+        spec, plan = request.table_groups[name]
         rows = make_part(spec, plan, request.shard)
         if request.checkpoint is not None:
             load_part(rows, self._read_parts(name, request.checkpoint), spec, plan, request.shard)
         merger: StepMerger[TrainerUpdate] = StepMerger(
             request.num_trainers, merged=request.merged, applied=request.step
         )
-        return ServedTable(name, spec, rows, merger, hold_s=self._hold_s)
+        return ServedTableGroup(name, spec, rows, merger, hold_s=self._hold_s)
 
     def _read_parts(self, name: str, checkpoint: int) -> list[Columns]:
-        """The parts of a saved table, or the one of a table that was in one process."""
+        """The parts of a saved table group, or the one state of a group that was in one process."""
         if self.checkpoints is None:
             raise CheckpointError("this shard has no folder of checkpoints; start it with --checkpoints DIR or a job")
         folder = self.checkpoints / f"{checkpoint:08d}" / "tables" / name
@@ -222,23 +222,23 @@ class Shard:
             raise CheckpointError(f"{folder}: contains no tables; can the shard access the run's checkpoints?")
         return parts
 
-    def _of_session(self, session: str) -> dict[str, ServedTable]:
+    def _of_session(self, session: str) -> dict[str, ServedTableGroup]:
         if self._request is None:
             raise ShardLost("has no session, because it was started after training")
         if self._request.session != session:
             raise ShardLost(f"serves another session, of run {self._request.run}")
-        return self._tables
+        return self._served
 
-    def _find(self, session: str, table: str) -> ServedTable:
-        tables = self._of_session(session)
-        if table not in tables:
-            raise ShardError(f"table {table!r}: expected one of: {', '.join(tables)}")
-        return tables[table]
+    def _find(self, session: str, table_group: str) -> ServedTableGroup:
+        groups = self._of_session(session)
+        if table_group not in groups:
+            raise ShardError(f"table group {table_group!r}: expected one of: {', '.join(groups)}")
+        return groups[table_group]
 
 
-def part_folder(checkpoint: Path, table: str, shard: int, num_shards: int) -> Path:
-    """Where a shard's part of a table lies in a checkpoint."""
-    return checkpoint / "tables" / table / f"shard-{shard:04d}-of-{num_shards:04d}"
+def part_folder(checkpoint: Path, table_group: str, shard: int, num_shards: int) -> Path:
+    """Where a shard's part of a table group lies in a checkpoint."""
+    return checkpoint / "tables" / table_group / f"shard-{shard:04d}-of-{num_shards:04d}"
 
 
 def _write_columns(columns: Columns, place: Path) -> list[Path]:

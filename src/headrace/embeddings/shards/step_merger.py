@@ -36,7 +36,7 @@ class Decision(Generic[Part]):
 
 @dataclass
 class StepMerger(Generic[Part]):
-    """How far the trainers of one table are.
+    """How far the trainers of one table group are.
 
     Attributes:
         num_trainers: Trainers, numbered from 0.

@@ -10,7 +10,7 @@ from headrace.embeddings.shards.merging import TrainerUpdate, merge_updates
 from headrace.embeddings.shards.plan import make_plan
 from headrace.embeddings.shards.precision import PRECISIONS, decode, encode
 from headrace.embeddings.shards.request_checks import check_gradients, check_keys
-from headrace.embeddings.shards.table import TableSpec, load_part, make_part, part_of
+from headrace.embeddings.shards.table_group import TableGroupSpec, load_part, make_part, part_of
 from headrace.embeddings.shards.wire import pack_ids, pack_rows, read_keys, read_rows, read_schema, update_schema
 
 __all__ = ["warm_up_shard"]
@@ -21,7 +21,7 @@ DIM = 8
 def warm_up_shard(optimizer: str) -> None:
     """A read and an update of two trainers, as they arrive from the network, in every precision."""
     config = TableConfig.from_dict({"num_embeddings": 64, "optimizer": {"kind": optimizer, "lr": 0.1}}, where="warm up")
-    spec, plan = TableSpec({"warm up": config}, DIM, seed=0), make_plan({"warm up": config}, 1)
+    spec, plan = TableGroupSpec({"warm up": config}, DIM, seed=0), make_plan({"warm up": config}, 1)
     table = make_part(spec, plan, 0)
     sent = Keys(np.zeros(4, np.int32), np.arange(4), np.ones(4, np.int32))
     every = make_plan({"warm up": config}, 2).route(sent).order

@@ -16,7 +16,16 @@ from pydantic.dataclasses import dataclass
 
 from headrace.embeddings.keys import Keys
 from headrace.embeddings.shards.precision import PRECISIONS, Precision, row_bytes
-from headrace.embeddings.shards.requests import MAX_SPACES, MAX_STEP, Name, Step, Trainer, parse
+from headrace.embeddings.shards.requests import (
+    MAX_STEP,
+    MAX_TABLES,
+    PROTOCOL,
+    Name,
+    Step,
+    Trainer,
+    check_protocol,
+    parse,
+)
 from headrace.errors import ShardError
 from headrace.messages import shorten
 
@@ -35,15 +44,13 @@ __all__ = [
     "update_schema",
 ]
 
-PROTOCOL = 2
-
 MAX_BATCH_ROWS = (1 << 31) - 1
 """Rows of one trainer's batch."""
 
 CHECKED = ConfigDict(strict=True, extra="forbid")
 
-SpaceSizes = Annotated[list[Annotated[int, Field(ge=0, lt=1 << 31)]], Field(max_length=MAX_SPACES)]
-"""Keys of each space."""
+KeysPerTable = Annotated[list[Annotated[int, Field(ge=0, lt=1 << 31)]], Field(max_length=MAX_TABLES)]
+"""Keys of each table."""
 
 Float32s = npt.NDArray[np.float32]
 Int64s = npt.NDArray[np.int64]
@@ -64,8 +71,12 @@ class _Header:
         Raises:
             ShardError: It is not one of these; names the first field that is wrong.
         """
-        header: Self = parse(cls.__name__, bytes(data) if data is not None else b"", _reader(cls))  # type: ignore[arg-type]
+        header: Self = parse(cls.__name__, _bytes_of(data), _reader(cls))  # type: ignore[arg-type]
         return header
+
+
+def _bytes_of(data: Any) -> bytes:
+    return b"" if data is None else bytes(data)
 
 
 @functools.cache
@@ -81,7 +92,7 @@ class StreamHeader(_Header):
         protocol: `PROTOCOL`.
         call: "read" or "update".
         session: From the answer to `open`.
-        table: Name of the table.
+        table_group: Name of the table group.
         trainer: Number of the trainer.
         precision: How rows (read) or gradients (update) travel.
         client: A random name of the process that asks, which no other knows; None for the connection's address.
@@ -90,19 +101,23 @@ class StreamHeader(_Header):
     protocol: int
     call: str
     session: Name
-    table: Name
+    table_group: Name
     trainer: Trainer
     precision: str
     client: Name | None = None
+
+    @classmethod
+    def from_json(cls, data: Any) -> Self:
+        """See `_Header.from_json`; another version is refused for that alone."""
+        check_protocol(cls.__name__, _bytes_of(data))
+        return super().from_json(data)
 
     def check(self) -> tuple[Literal["read", "update"], Precision]:
         """Call and precision, checked.
 
         Raises:
-            ShardError: Another protocol, call or precision.
+            ShardError: Another call or precision.
         """
-        if self.protocol != PROTOCOL:
-            raise ShardError(f"protocol {self.protocol}: this shard uses {PROTOCOL}; use the same version of headrace")
         if self.call not in ("read", "update"):
             raise ShardError(f"call {shorten(repr(self.call))}: expected read or update")
         if self.precision not in PRECISIONS:
@@ -117,12 +132,12 @@ class ReadHeader(_Header):
     Attributes:
         after: The step that must be applied before.
         seen: Whether an update of these keys follows; says so where ids travel without their sightings.
-        space_sizes: Keys of each space, spaces in order.
+        keys_per_table: Keys of each table, tables in order.
     """
 
     after: Annotated[int, Field(ge=-MAX_STEP, le=MAX_STEP)]
     seen: bool
-    space_sizes: SpaceSizes
+    keys_per_table: KeysPerTable
 
 
 @dataclass(frozen=True, config=CHECKED)
@@ -132,12 +147,12 @@ class UpdateHeader(_Header):
     Attributes:
         step: Number of the step.
         num_rows: Rows of the trainer's batch.
-        space_sizes: Keys of each space, spaces in order.
+        keys_per_table: Keys of each table, tables in order.
     """
 
     step: Annotated[int, Field(ge=1, le=MAX_STEP)]
     num_rows: Annotated[int, Field(ge=0, le=MAX_BATCH_ROWS)]
-    space_sizes: SpaceSizes
+    keys_per_table: KeysPerTable
 
 
 @dataclass(frozen=True, config=CHECKED)
@@ -166,7 +181,7 @@ def rows_schema(precision: Precision, dim: int) -> pa.Schema:
 
 
 def read_schema(*, with_counts: bool) -> pa.Schema:
-    """Schema of the ids of a read; with their sightings where a table's spaces admit ids at the second or later."""
+    """Schema of the ids of a read; with their sightings where tables admit ids at the second or later."""
     return pa.schema([ID, COUNT] if with_counts else [ID])
 
 
@@ -191,29 +206,29 @@ def pack_rows(keys: Keys | None, data: Bytes, scales: Float32s, schema: pa.Schem
     return pa.RecordBatch.from_arrays(columns, schema=schema)
 
 
-def read_keys(batch: pa.RecordBatch, space_sizes: Sequence[int], num_spaces: int, *, seen: bool = True) -> Keys:
+def read_keys(batch: pa.RecordBatch, keys_per_table: Sequence[int], num_tables: int, *, seen: bool = True) -> Keys:
     """Keys of a request whose schema has been checked, sharing memory.
 
     Args:
         batch: Ids, and perhaps their sightings.
-        space_sizes: Keys of each space.
-        num_spaces: Spaces of the table.
+        keys_per_table: Keys of each table.
+        num_tables: Tables of the group.
         seen: Whether ids without sightings were seen, once each.
 
     Raises:
         ShardError: The sizes do not fit the ids.
     """
-    sizes = np.array(space_sizes, dtype=np.int64)
-    if len(sizes) != num_spaces or int(sizes.sum()) != batch.num_rows:
+    sizes = np.array(keys_per_table, dtype=np.int64)
+    if len(sizes) != num_tables or int(sizes.sum()) != batch.num_rows:
         raise ShardError(
-            f"space_sizes: {len(sizes)} spaces with {int(sizes.sum())} keys in all, "
-            f"expected {num_spaces} spaces and {batch.num_rows} keys"
+            f"keys_per_table: {len(sizes)} tables with {int(sizes.sum())} keys in all, "
+            f"expected {num_tables} tables and {batch.num_rows} keys"
         )
-    spaces = np.repeat(np.arange(num_spaces, dtype=np.int32), sizes)
+    tables = np.repeat(np.arange(num_tables, dtype=np.int32), sizes)
     ids = batch.column("id").to_numpy()
     has_counts = "count" in batch.schema.names
     counts = batch.column("count").to_numpy() if has_counts else np.full(len(ids), int(seen), dtype=np.int32)
-    return Keys(spaces, ids, counts)
+    return Keys(tables, ids, counts)
 
 
 def read_rows(batch: pa.RecordBatch) -> tuple[Bytes, Float32s]:

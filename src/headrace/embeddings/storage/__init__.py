@@ -1,1 +1,1 @@
-"""Where the rows of a table are stored: formats and media."""
+"""Where the rows of tables are stored: formats and media."""

@@ -41,7 +41,7 @@ class DeviceStorage:
         memory: Where rows live.
 
     Attributes:
-        weights: [capacity, D] in the table's storage dtype.
+        weights: [capacity, D] in the storage dtype of the tables.
         state: float32 [capacity, W].
     """
 
@@ -80,7 +80,7 @@ class DeviceStorage:
     def initialize(self, rows: Int64s, keys: Keys) -> None:
         """See `RowStorage.initialize`."""
         first = self._layout.first_values.stored(keys, self._layout.embedding_dim)
-        state = self._layout.optimizer.initial_state[keys.spaces]
+        state = self._layout.optimizer.initial_state[keys.tables]
         self._put(rows, as_tensor(first, self._layout.row_format), torch.from_numpy(state))
 
     def update(self, rows: Int64s, keys: Keys, gradients: Any, *, step: int) -> None:
@@ -93,10 +93,10 @@ class DeviceStorage:
         if len(keep) < len(gradients):
             gradients = gradients.index_select(0, torch.from_numpy(keep).to(self.device))
         weights, state = self._take(self.weights, rows).float(), self._take(self.state, rows)
-        spaces = torch.from_numpy(keys.spaces.astype(np.int64)).to(self.device)
-        weights, state = self._layout.optimizer.updated(weights, gradients, state, spaces, step)
+        tables = torch.from_numpy(keys.tables.astype(np.int64)).to(self.device)
+        weights, state = self._layout.optimizer.updated(weights, gradients, state, tables, step)
         rounding = self._layout.rounding(step)
-        streams = torch.from_numpy(key_streams(rounding.space_seeds, keys.spaces, keys.ids)).to(self.device)
+        streams = torch.from_numpy(key_streams(rounding.table_seeds, keys.tables, keys.ids)).to(self.device)
         self._put(rows, rounded(weights, streams, self._layout.row_format, int(rounding.seed)), state)
 
     def columns(self, rows: Int64s) -> dict[str, npt.NDArray[Any]]:

@@ -1,4 +1,4 @@
-"""First values of embedding rows: a function of (seed, space, id) only, never of the order in which ids arrive."""
+"""First values of embedding rows: a function of (seed, table, id) only, never of the order in which ids arrive."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ Rows = npt.NDArray[Any]
 
 
 class FirstValues:
-    """What rows hold before they are updated: uniform in `[-scale, scale)`, drawn from (seed, space, id).
+    """What rows hold before they are updated: uniform in `[-scale, scale)`, drawn from (seed, table, id).
 
     Args:
-        names: Of the spaces.
-        scales: Of each space.
+        names: Of the tables.
+        scales: Of each table.
         row_format: Storage dtype of rows, whose rounding is part of a first value.
         seed: Of the tables.
 
     Attributes:
-        seeds: uint64 [S].
-        scales: float32 [S].
+        seeds: uint64 [T].
+        scales: float32 [T].
     """
 
     def __init__(self, names: Sequence[str], scales: Sequence[float], row_format: RowFormat, *, seed: int) -> None:
@@ -57,7 +57,7 @@ class FirstValues:
 
     def write(self, weights: Rows, rows: Int64s, keys: Keys) -> None:
         """Into rows [U] of an array."""
-        fill_rows(weights, rows, keys.spaces, keys.ids, self.seeds, self.scales, FORMATS[self.row_format])
+        fill_rows(weights, rows, keys.tables, keys.ids, self.seeds, self.scales, FORMATS[self.row_format])
 
 
 @kernel()
@@ -65,7 +65,7 @@ def fill_row(
     weights: Rows,
     row: int,
     key: int,
-    space_seed: np.uint64,
+    table_seed: np.uint64,
     scale: np.float32,
     row_format: int,
     values: Float32s,
@@ -75,7 +75,7 @@ def fill_row(
 
     `values`, float32 [D], is room for a row, `bits` the same as uint32.
     """
-    state = mix64(space_seed ^ mix64(np.uint64(key)))
+    state = mix64(table_seed ^ mix64(np.uint64(key)))
     for d in range(len(values)):
         centred = np.float32(2.0) * unit_float(state, np.uint64(d)) - np.float32(1.0)
         values[d] = scale * centred
@@ -83,23 +83,23 @@ def fill_row(
         for d in range(len(values)):
             weights[row, d] = values[d]
     else:
-        round_row(weights, row, row_format, values, bits, space_seed, key)
+        round_row(weights, row, row_format, values, bits, table_seed, key)
 
 
 @kernel(parallel=True)
 def fill_rows(
     weights: Rows,
     rows: Int64s,
-    spaces: Int32s,
+    tables: Int32s,
     ids: Int64s,
-    space_seeds: npt.NDArray[np.uint64],
+    table_seeds: npt.NDArray[np.uint64],
     scales: Float32s,
     row_format: int = FP32,
 ) -> None:
-    """The given rows [U], each from its own (space, id)."""
+    """The given rows [U], each from its own (table, id)."""
     for chunk in numba.prange((len(rows) + CHUNK - 1) // CHUNK):
         values = np.empty(weights.shape[1], dtype=np.float32)
         bits = values.view(np.uint32)
         for u in range(chunk * CHUNK, min((chunk + 1) * CHUNK, len(rows))):
-            space = spaces[u]
-            fill_row(weights, rows[u], ids[u], space_seeds[space], scales[space], row_format, values, bits)
+            table = tables[u]
+            fill_row(weights, rows[u], ids[u], table_seeds[table], scales[table], row_format, values, bits)

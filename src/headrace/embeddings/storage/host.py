@@ -63,18 +63,18 @@ class HostStorage:
         """See `RowStorage.gather`."""
         first, out = self._layout.first_values, empty((len(rows), self.weights.shape[1])).numpy()
         row_format = FORMATS[first.row_format]
-        gather_rows(self.weights, rows, keys.spaces, keys.ids, first.seeds, first.scales, row_format, out)
+        gather_rows(self.weights, rows, keys.tables, keys.ids, first.seeds, first.scales, row_format, out)
         return out
 
     def initialize(self, rows: Int64s, keys: Keys) -> None:
         """See `RowStorage.initialize`."""
         self._layout.first_values.write(self.weights, rows, keys)
-        self.state[rows] = self._layout.optimizer.initial_state[keys.spaces]
+        self.state[rows] = self._layout.optimizer.initial_state[keys.tables]
 
     def update(self, rows: Int64s, keys: Keys, gradients: Float32s, *, step: int) -> None:
         """See `RowStorage.update`."""
         optimizer, rounding = self._layout.optimizer, self._layout.rounding(step)
-        optimizer.apply(self.weights, self.state, rows, keys.spaces, keys.ids, gradients, step, rounding)
+        optimizer.apply(self.weights, self.state, rows, keys.tables, keys.ids, gradients, step, rounding)
 
     def columns(self, rows: Int64s) -> dict[str, npt.NDArray[Any]]:
         """See `RowStorage.columns`."""
@@ -102,9 +102,9 @@ class HostStorage:
 def gather_rows(
     weights: Rows,
     rows: Int64s,
-    spaces: Int32s,
+    tables: Int32s,
     ids: Int64s,
-    space_seeds: npt.NDArray[np.uint64],
+    table_seeds: npt.NDArray[np.uint64],
     scales: Float32s,
     row_format: int,
     out: Float32s,
@@ -118,9 +118,9 @@ def gather_rows(
         stored = np.empty((1, dim), dtype=weights.dtype)
         for u in range(chunk * CHUNK, min((chunk + 1) * CHUNK, len(rows))):
             prefetch_row(weights_at, dim * weights.itemsize, rows, u)
-            row, space = rows[u], spaces[u]
+            row, table = rows[u], tables[u]
             if row == NEW:  # by way of the storage format, whose rounding is part of a first value
-                fill_row(stored, 0, ids[u], space_seeds[space], scales[space], row_format, values, bits)
+                fill_row(stored, 0, ids[u], table_seeds[table], scales[table], row_format, values, bits)
                 if row_format != FP32:
                     widen_row(stored, 0, row_format, values, bits)
                 for d in range(dim):

@@ -1,7 +1,7 @@
 """The storage protocol: where rows and their optimizer state are kept. A medium is one file beside this one.
 
-A table chooses its storage once, when it is made. Each call works on many rows, in loops of the implementation's own:
-nothing here is called once per row.
+A table group chooses its storage once, when it is made. Each call works on many rows, in loops of the implementation's
+own: nothing here is called once per row.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class RowLayout:
         return Rounding.of(self.row_format, self.seed, step, self.first_values.seeds)
 
     def slot_columns(self, state: npt.NDArray[np.float32]) -> dict[str, npt.NDArray[np.float32]]:
-        """State [R, W] as the columns of a saved table: `slot.NAME` [R, width]."""
+        """State [R, W] as the columns of a saved table group: `slot.NAME` [R, width]."""
         slots = self.optimizer.slots_of(state)
         return {f"slot.{name}": np.ascontiguousarray(slot) for name, slot in slots.items()}
 
@@ -68,8 +68,8 @@ class RowLayout:
 class RowStorage(Protocol):
     """Rows 0 to `capacity` - 1 of a table group. Row 0 is the zero row: it reads zeros and is never written.
 
-    Which id has which row, and whether a row was written yet, is for the table to know. Not thread-safe, except that
-    several threads may `gather` at once.
+    Which id has which row, and whether a row was written yet, is for the table group to know. Not thread-safe, except
+    that several threads may `gather` at once.
     """
 
     @property
@@ -97,11 +97,11 @@ class RowStorage(Protocol):
             rows: [U], different from each other where they are not 0; row 0 is left alone.
             keys: Unique keys.
             gradients: float32 [U, D], as `gather` gives rows.
-            step: Steps of the table, this one included.
+            step: Steps of the table group, this one included.
         """
 
     def columns(self, rows: Int64s) -> dict[str, npt.NDArray[Any]]:
-        """What a saved table holds of rows [R]: `weights` and one `slot.NAME` per slot; copies."""
+        """What a saved table group holds of rows [R]: `weights` and one `slot.NAME` per slot; copies."""
 
     def set_columns(self, rows: Int64s, columns: Columns) -> None:
         """The opposite of `columns`."""
@@ -113,8 +113,8 @@ class RowStorage(Protocol):
         """Keep rows [R], ascending, as rows 0 to R - 1, give the memory of others back."""
 
     def view(self) -> Tensor:
-        """All rows [capacity, D] in their storage dtype, sharing memory until the table grows or shrinks."""
+        """All rows [capacity, D] in their storage dtype, sharing memory until the group grows or shrinks."""
 
 
 MakeStorage = Callable[[RowLayout, int], RowStorage]
-"""Makes the storage of a table from its layout and its first capacity."""
+"""Makes the storage of a table group from its layout and its first capacity."""

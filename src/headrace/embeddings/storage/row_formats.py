@@ -2,7 +2,7 @@
 
 Sums of small updates stand still in 16 bits if each is rounded to nearest; rounded up or down at random, in proportion
 to the distance, they are right on average (Zhang, Yang and Yuen, "Training with low-precision embedding tables", 2018).
-The random bits are a function of (seed, step, space, id, position) only: the same for any number of threads and shards,
+The random bits are a function of (seed, step, table, id, position) only: the same for any number of threads and shards,
 in any order of admission, and after a resume.
 
 | format | bits kept of fp32's 24 | greatest number | smallest step |
@@ -105,7 +105,7 @@ def round_row(
         row_format: BF16 or FP16.
         values: The numbers.
         bits: `values.view(np.uint32)`.
-        seed: Of the random bits: a well-mixed number that depends on the table and the step.
+        seed: Of the random bits: a well-mixed number that depends on the table group and the step.
         counter: Which of the seed's streams: a number that depends on the row's key.
     """
     state = mix64(seed + U64(counter) * GOLDEN)

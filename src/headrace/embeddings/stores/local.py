@@ -19,7 +19,7 @@ Float32s = npt.NDArray[np.float32]
 
 
 class EmbeddingStore(Protocol):
-    """Rows by unique (space, id). Spaces are numbered in the order of the job's config, the same for everyone.
+    """Rows by unique (table, id). Tables are numbered in the order of the job's config, the same for everyone.
 
     Attributes:
         step: The last update that was handed in.
@@ -58,31 +58,31 @@ class EmbeddingStore(Protocol):
 class LocalStore:
     """Rows in this process: calls do their work at once and return a finished future."""
 
-    def __init__(self, table: TableGroup) -> None:
-        self.table = table
+    def __init__(self, table_group: TableGroup) -> None:
+        self.table_group = table_group
 
     @property
     def step(self) -> int:
         """See `EmbeddingStore`."""
-        return self.table.step
+        return self.table_group.step
 
     def read(self, keys: Keys, *, after: int | None = None) -> Future[Float32s]:
         """See `EmbeddingStore.read`; the rows have the updates of all steps."""
         rows: Future[Float32s] = Future()
-        rows.set_result(self.table.read(keys))
+        rows.set_result(self.table_group.read(keys))
         return rows
 
     def update(self, keys: Keys, gradients: Float32s, *, num_rows: int = 1) -> Future[None]:
         """See `EmbeddingStore.update`."""
-        self.table.update(keys, gradients)
+        self.table_group.update(keys, gradients)
         updated: Future[None] = Future()
         updated.set_result(None)
         return updated
 
     def changes(self, since: int = 0) -> Iterator[RowBlock]:
         """See `EmbeddingStore.changes`."""
-        return self.table.changes(since)
+        return self.table_group.changes(since)
 
     def acknowledge(self, consumer: str, version: int) -> None:
         """See `EmbeddingStore.acknowledge`."""
-        self.table.acknowledge(consumer, version)
+        self.table_group.acknowledge(consumer, version)

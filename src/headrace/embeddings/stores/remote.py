@@ -18,7 +18,7 @@ from headrace.embeddings.keys import Keys
 from headrace.embeddings.shards.client import ShardClient
 from headrace.embeddings.shards.plan import Routes, ShardingPlan
 from headrace.embeddings.shards.precision import Precision, decode, encode
-from headrace.embeddings.shards.table import TableSpec
+from headrace.embeddings.shards.table_group import TableGroupSpec
 from headrace.embeddings.shards.wire import (
     PROTOCOL,
     ReadHeader,
@@ -48,7 +48,7 @@ class StoreOptions:
         rows: Precision of read rows.
         gradients: Precision of updated gradients.
         staleness: A read sees all steps but the last `staleness`; 0 is synchronous, None never waits.
-        connections: Reads of one table on their way to one shard at once; more wait here, in order.
+        connections: Reads of one table group on their way to one shard at once; more wait here, in order.
     """
 
     rows: Precision = "fp32"
@@ -88,7 +88,7 @@ class RemoteStore:
     """See `EmbeddingStore`; made by `ShardGroup.store`. Thread-safe, but updates count as steps in the order of calls.
 
     Args:
-        table: Its name.
+        table_group: Its name.
         clients: All shards.
         plan: Who owns what.
         spec: What it is.
@@ -104,10 +104,10 @@ class RemoteStore:
 
     def __init__(
         self,
-        table: str,
+        table_group: str,
         clients: list[ShardClient],
         plan: ShardingPlan,
-        spec: TableSpec,
+        spec: TableGroupSpec,
         *,
         session: str,
         trainer: int,
@@ -118,18 +118,18 @@ class RemoteStore:
         self.step = step
         self._clients = clients
         self._plan = plan
-        self._table = table
+        self._table_group = table_group
         self._dim = spec.embedding_dim
         self._options = options
         self._reads_have_counts = spec.reads_have_counts
-        header = StreamHeader(PROTOCOL, "read", session, table, trainer, options.rows, client)
+        header = StreamHeader(PROTOCOL, "read", session, table_group, trainer, options.rows, client)
         self._read_header = header
         self._update_header = replace(header, call="update", precision=options.gradients)
         self._read_schema = read_schema(with_counts=spec.reads_have_counts)
         self._update_schema = update_schema(options.gradients, spec.embedding_dim)
         self._lock = threading.Lock()
         self._counters = StoreCounters()
-        self._keys_by_space = np.zeros(len(plan.owners), dtype=np.int64)
+        self._keys_by_table = np.zeros(len(plan.owners), dtype=np.int64)
         self._readers = [ThreadPoolExecutor(options.connections, f"read-{s}") for s in range(plan.num_shards)]
         self._updaters = [
             ThreadPoolExecutor(1, f"update-{s}") for s in range(plan.num_shards)
@@ -139,7 +139,7 @@ class RemoteStore:
         """Rows float32 [U, dim] of unique keys, see `EmbeddingStore.read`.
 
         Args:
-            keys: Unique within the call, spaces ascending; with the counts of the update that follows, or zeros.
+            keys: Unique within the call, tables ascending; with the counts of the update that follows, or zeros.
             after: The step whose updates the rows must have; None for the last one handed in, less the staleness.
 
         The future fails with `ShardLost` if a shard is gone, and with `ShardError` if it refuses.
@@ -154,7 +154,7 @@ class RemoteStore:
         def read_part(shard: int) -> tuple[ReplyHeader, int, int]:
             places = None if routes is None else routes.of(shard)
             part = keys if places is None else keys.take(places)
-            header = ReadHeader(after, seen, self._space_sizes(part))
+            header = ReadHeader(after, seen, self._keys_per_table(part))
             request = pack_ids(part, with_counts=self._reads_have_counts)
             rows, reply = self._clients[shard].ask(self._read_header, self._read_schema, request, header.to_json())
             assert rows is not None
@@ -184,7 +184,7 @@ class RemoteStore:
         def update_part(shard: int) -> tuple[ReplyHeader, int, int]:
             places = None if routes is None else routes.of(shard)
             part = keys if places is None else keys.take(places)
-            header = UpdateHeader(step, num_rows, self._space_sizes(part))
+            header = UpdateHeader(step, num_rows, self._keys_per_table(part))
             data, scales = encode(gradients, places, self._options.gradients)
             request = pack_rows(part, data, scales, self._update_schema)
             _, reply = self._clients[shard].ask(self._update_header, self._update_schema, request, header.to_json())
@@ -203,7 +203,7 @@ class RemoteStore:
             ShardError: Other trainers went on meanwhile, or what changed since then is not known any more.
         """
         stream = self._read_header
-        asked = {"session": stream.session, "table": self._table, "since": since, "step": self.step}
+        asked = {"session": stream.session, "table_group": self._table_group, "since": since, "step": self.step}
         versions = set()
         for client in self._clients:
             for batch, metadata in client.get({**asked, "client": stream.client}):
@@ -216,7 +216,7 @@ class RemoteStore:
     def acknowledge(self, consumer: str, version: int) -> None:
         """A consumer of changes has everything up to a version; see `TableGroup.acknowledge`."""
         stream = self._read_header
-        values = {"session": stream.session, "table": self._table, "consumer": consumer, "version": version}
+        values = {"session": stream.session, "table_group": self._table_group, "consumer": consumer, "version": version}
         for client in self._clients:
             client.act("acknowledge", {**values, "client": stream.client})
 
@@ -225,10 +225,10 @@ class RemoteStore:
         with self._lock:
             return replace(self._counters, retries=sum(client.retries for client in self._clients))
 
-    def keys_by_space(self) -> Int64s:
-        """Keys read so far in each space, int64 [S]: the traffic that `make_plan` asks for."""
+    def keys_by_table(self) -> Int64s:
+        """Keys read so far in each table, int64 [T]: the traffic that `make_plan` asks for."""
         with self._lock:
-            return self._keys_by_space.copy()
+            return self._keys_by_table.copy()
 
     def close(self) -> None:
         """End its threads, once what was asked for is done."""
@@ -239,8 +239,8 @@ class RemoteStore:
         """Which keys go where; None if there is one shard."""
         return None if self._plan.num_shards == 1 else self._plan.route(keys)
 
-    def _space_sizes(self, keys: Keys) -> list[int]:
-        sizes: list[int] = np.bincount(keys.spaces, minlength=len(self._plan.owners)).tolist()
+    def _keys_per_table(self, keys: Keys) -> list[int]:
+        sizes: list[int] = np.bincount(keys.tables, minlength=len(self._plan.owners)).tolist()
         return sizes
 
     def _count(self, parts: list[tuple[ReplyHeader, int, int]], seconds: float, *, read: Keys | None) -> None:
@@ -260,7 +260,7 @@ class RemoteStore:
                 self._counters = replace(
                     common, reads=was.reads + 1, keys=was.keys + len(read), read_s=was.read_s + seconds
                 )
-                self._keys_by_space += self._space_sizes(read)
+                self._keys_by_table += self._keys_per_table(read)
 
 
 class _Gathered(Generic[Result]):

@@ -1,7 +1,7 @@
 """`RowMetadata`: a record per row of when it was last updated and how often its id was seen.
 
 A row whose version is 0 was never updated: it is initialized lazily, by its first update, and reads its first value
-until then. So a new table of millions of rows costs nothing, and such a row need not be stored, sent or looked for.
+until then. So a new group of millions of rows costs nothing, and such a row need not be stored, sent or looked for.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from headrace.embeddings.ops.prefetch import prefetch_row
 __all__ = ["RECORD", "RowMetadata"]
 
 RECORD = np.dtype([("version", np.int64), ("frequency", np.int32)], align=True)
-"""Per row: the version of the table that updated it last (0: never), and how often its id was seen in training."""
+"""Per row: the version of the group that updated it last (0: never), and how often its id was seen in training."""
 
 CHUNK = 512  # rows a thread takes at a time
 

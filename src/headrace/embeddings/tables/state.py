@@ -1,13 +1,13 @@
-"""A table as named raw columns, for checkpoints: only rows that differ from a new table.
+"""A table group as named raw columns, for checkpoints: only rows that differ from a new group.
 
-    header              uint8, JSON: format version, spaces, dimension, seed, step, version, window starts, cursors
+    header              uint8, JSON: format version, tables, dimension, seed, step, version, window starts, cursors
     rows                int64 [R], ascending: where each row lies in its storage
-    spaces, ids         int32, int64 [R]: whose it is (an id in a direct or hashed space is the row within the space)
+    tables, ids         int32, int64 [R]: whose it is (an id in a direct or hashed table is the row within the table)
     weights             [R, dim]: float32, or uint16, the bits of bf16 or fp16 rows
     slot.NAME           float32 [R, width] for each slot of the optimizer
     version, frequency  int64, int32 [R]
-    pending.spaces, pending.ids, pending.sightings, pending.last_seen       ids that are not admitted yet
-    removed.version, removed.spaces, removed.ids       ids that lost their rows, as far back as the oldest cursor
+    pending.tables, pending.ids, pending.sightings, pending.last_seen       ids that are not admitted yet
+    removed.version, removed.tables, removed.ids       ids that lost their rows, as far back as the oldest cursor
 
 Arrays are contiguous and in the machine's (little-endian) order.
 """
@@ -27,18 +27,18 @@ from headrace.embeddings.config import TableConfig
 from headrace.embeddings.tables.lifecycle.policies import IdHistory
 from headrace.errors import CheckpointError, VersionMismatch
 
-__all__ = ["Columns", "TableHeader", "pending_columns", "pending_of"]
+__all__ = ["Columns", "TableGroupHeader", "pending_columns", "pending_of", "upgraded"]
 
-FORMAT_VERSION = 2
-PENDING = ("spaces", "ids", "sightings", "last_seen")
+FORMAT_VERSION = 3
+PENDING = ("tables", "ids", "sightings", "last_seen")
 
 
 @dataclass(frozen=True)
-class TableHeader:
-    """What must agree between a saved table and the one that loads it, and its clocks.
+class TableGroupHeader:
+    """What must agree between a saved table group and the one that loads it, and its clocks.
 
     Attributes:
-        spaces: What decides where rows are and what they begin with; learning rates may change between jobs.
+        tables: What decides where rows are and what they begin with; learning rates may change between jobs.
         embedding_dim: Of rows.
         seed: Of first values.
         step: Updates made.
@@ -48,7 +48,7 @@ class TableHeader:
         removed_from: See `ChangeLog`.
     """
 
-    spaces: list[dict[str, Any]]
+    tables: list[dict[str, Any]]
     embedding_dim: int
     seed: int
     step: int = 0
@@ -59,8 +59,8 @@ class TableHeader:
     format_version: int = FORMAT_VERSION
 
     @classmethod
-    def of(cls, spaces: Mapping[str, TableConfig], embedding_dim: int, seed: int) -> TableHeader:
-        """Of a new table."""
+    def of(cls, tables: Mapping[str, TableConfig], embedding_dim: int, seed: int) -> TableGroupHeader:
+        """Of a new group."""
         described = [
             {
                 "name": name,
@@ -70,12 +70,12 @@ class TableHeader:
                 "optimizer": config.optimizer.kind,
                 "rows": config.rows,
             }
-            for name, config in spaces.items()
+            for name, config in tables.items()
         ]
         return cls(described, embedding_dim, seed)
 
     @classmethod
-    def read(cls, state: Columns) -> TableHeader:
+    def read(cls, state: Columns) -> TableGroupHeader:
         """The header of a state.
 
         Raises:
@@ -84,30 +84,44 @@ class TableHeader:
         values = json.loads(state["header"].tobytes())
         if values.get("format_version") != FORMAT_VERSION:
             raise VersionMismatch(
-                f"embedding table: saved in format {values.get('format_version')}, expected {FORMAT_VERSION}"
+                f"table group: saved in format {values.get('format_version')}, expected {FORMAT_VERSION} or 2"
             )
         return cls(**values)
 
     def to_column(self) -> npt.NDArray[np.uint8]:
         """As JSON bytes."""
-        return np.frombuffer(json.dumps(asdict(self)).encode(), dtype=np.uint8).copy()
+        return _json_column(asdict(self))
 
-    def check(self, table: TableHeader) -> None:
-        """Refuse to be loaded into a table that would read it differently.
+    def check(self, group: TableGroupHeader) -> None:
+        """Refuse to be loaded into a group that would read it differently.
 
         Raises:
             CheckpointError: Names the first difference, saved and configured.
         """
         pairs: list[tuple[str, object, object]] = [
-            ("embedding_dim", self.embedding_dim, table.embedding_dim),
-            ("seed", self.seed, table.seed),
-            ("spaces", [s["name"] for s in self.spaces], [s["name"] for s in table.spaces]),
+            ("embedding_dim", self.embedding_dim, group.embedding_dim),
+            ("seed", self.seed, group.seed),
+            ("tables", [s["name"] for s in self.tables], [s["name"] for s in group.tables]),
         ]
-        for mine, theirs in zip(self.spaces, table.spaces, strict=False):
+        for mine, theirs in zip(self.tables, group.tables, strict=False):
             pairs += [(f"{mine['name']}.{key}", mine[key], theirs.get(key)) for key in mine]
         for name, saved, configured in pairs:
             if saved != configured:
-                raise CheckpointError(f"embedding table: {name} was saved as {saved}, but the job says {configured}")
+                raise CheckpointError(f"table group: {name} was saved as {saved}, but the job says {configured}")
+
+
+def upgraded(state: Columns) -> Columns:
+    """A saved state in the current format. Format 2 is read too: it differs in names, and calls tables spaces."""
+    header = json.loads(state["header"].tobytes())
+    if header.get("format_version") != 2:
+        return state
+    header |= {"tables": header.pop("spaces"), "format_version": FORMAT_VERSION}
+    renamed = {name.replace("spaces", "tables"): column for name, column in state.items()}
+    return renamed | {"header": _json_column(header)}
+
+
+def _json_column(values: Mapping[str, Any]) -> npt.NDArray[np.uint8]:
+    return np.frombuffer(json.dumps(values).encode(), dtype=np.uint8).copy()
 
 
 def pending_columns(pending: IdHistory) -> Columns:

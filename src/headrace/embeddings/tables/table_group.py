@@ -20,7 +20,7 @@ from headrace.embeddings.storage.protocol import MakeStorage, RowLayout, RowStor
 from headrace.embeddings.tables.index.row_index import RowIndex
 from headrace.embeddings.tables.lifecycle import IdHistory, admission_of, retention_of
 from headrace.embeddings.tables.metadata import RowMetadata
-from headrace.embeddings.tables.state import Columns, TableHeader, pending_columns, pending_of
+from headrace.embeddings.tables.state import Columns, TableGroupHeader, pending_columns, pending_of, upgraded
 from headrace.errors import HeadraceError
 
 __all__ = ["TableGroup"]
@@ -42,13 +42,13 @@ class TableGroup:
     `read` has no effect, so it may be repeated, done early or dropped, and several threads may read at once; `update`,
     `evict`, `end_window` and `load_state_dict` need the group to themselves.
 
-    An id of a collisionless space without a row (not yet admitted, evicted, or never seen) reads zeros. Rows of
-    direct and hashed spaces always exist and read their first value until they are updated.
+    An id of a collisionless table without a row (not yet admitted, evicted, or never seen) reads zeros. Rows of
+    direct and hashed tables always exist and read their first value until they are updated.
 
     Args:
-        spaces: Name -> config. All have one kind of optimizer.
+        tables: Name -> config. All have one kind of optimizer.
         embedding_dim: Floats per row.
-        seed: Of first values and hashes. First values depend on (seed, space's name, id) only.
+        seed: Of first values and hashes. First values depend on (seed, table's name, id) only.
         make_storage: Where rows are kept.
 
     Attributes:
@@ -62,20 +62,20 @@ class TableGroup:
 
     def __init__(
         self,
-        spaces: Mapping[str, TableConfig],
+        tables: Mapping[str, TableConfig],
         embedding_dim: int,
         *,
         seed: int,
         make_storage: MakeStorage = HostStorage,
     ) -> None:
-        self.spaces = dict(spaces)
+        self.tables = dict(tables)
         self.embedding_dim = embedding_dim
         self.seed = seed
-        configs = list(self.spaces.values())
+        configs = list(self.tables.values())
         is_fixed = np.array([config.kind != "collisionless" for config in configs])
         sizes = np.array([config.num_embeddings for config in configs], dtype=np.int64)
         optimizer = build_optimizer([config.optimizer for config in configs], embedding_dim)
-        first = FirstValues(list(self.spaces), [config.scale for config in configs], configs[0].rows, seed=seed)
+        first = FirstValues(list(self.tables), [config.scale for config in configs], configs[0].rows, seed=seed)
         self._layout = RowLayout(embedding_dim, optimizer, first, seed)
         self._make_storage = make_storage
         self._retention = retention_of(configs)
@@ -94,7 +94,7 @@ class TableGroup:
 
     @property
     def num_rows(self) -> int:
-        """Rows in use: all of direct and hashed spaces, and those that collisionless ids hold."""
+        """Rows in use: all of direct and hashed tables, and those that collisionless ids hold."""
         return self.index.num_rows
 
     @property
@@ -114,7 +114,7 @@ class TableGroup:
         """Rows float32 [U, dim] of unique keys, a copy: what an update of the same keys will find.
 
         Args:
-            keys: Unique keys; ids of direct and hashed spaces are in range. `counts` are the sightings that the update
+            keys: Unique keys; ids of direct and hashed tables are in range. `counts` are the sightings that the update
                 will bring, zeros if none follows: an id that it admits reads its first value, any other one without a
                 row reads zeros.
         """
@@ -153,7 +153,7 @@ class TableGroup:
     def evict(self, keys: Keys) -> int:
         """Forget some ids at any step: they begin anew when they are next seen, from their first values.
 
-        Ids of direct and hashed spaces read their first values from now on, those of collisionless spaces have no row
+        Ids of direct and hashed tables read their first values from now on, those of collisionless tables have no row
         and no sightings. Consumers of changes get tombstones. Memory is given back once most rows are free.
 
         Args:
@@ -169,7 +169,7 @@ class TableGroup:
         """What changed after a version: rows as they are now, and ids that lost theirs.
 
         Costs as much as there is to tell, once a consumer has joined with `acknowledge`. Blocks are copies;
-        the table must not change until the last one is taken.
+        the group must not change until the last one is taken.
 
         Args:
             since: The version the consumer has; 0 for all rows that are not as they began.
@@ -181,7 +181,7 @@ class TableGroup:
         removed = (np.empty(0, np.int32), np.empty(0, np.int64)) if since == 0 else self.changelog.removed_since(since)
         if removed is None:
             raise HeadraceError(
-                f"embedding table: changes since version {since} are no longer available, "
+                f"table group: changes since version {since} are no longer available, "
                 f"expected {self.changelog.removed_from} or later, or 0 for all rows"
             )
         versions = self.metadata.versions
@@ -194,7 +194,9 @@ class TableGroup:
             yield RowBlock(version, removed[0][first:last], removed[1][first:last], {})
         for first in range(0, len(rows), BLOCK_ROWS):
             if self.version != version:
-                raise RuntimeError(f"the table changed from version {version} to {self.version} between two blocks")
+                raise RuntimeError(
+                    f"the table group changed from version {version} to {self.version} between two blocks"
+                )
             part = rows[first : first + BLOCK_ROWS]
             yield RowBlock(version, *self.index.owners(part), self._row_columns(part))
 
@@ -202,23 +204,25 @@ class TableGroup:
         """A consumer of changes has everything up to a version, safely; one that is new joins there.
 
         Raises:
-            HeadraceError: The table has not had that version yet, or there are too many consumers.
+            HeadraceError: The group has not had that version yet, or there are too many consumers.
         """
         cursors = self.changelog.cursors
         if not 0 <= version <= self.version:
-            raise HeadraceError(f"acknowledge: version: given {version}, expected 0 to {self.version}, the table's")
+            raise HeadraceError(
+                f"acknowledge: version: given {version}, expected 0 to {self.version}, the table group's"
+            )
         if consumer not in cursors and len(cursors) >= MAX_CONSUMERS:
             raise HeadraceError(f"acknowledge: consumer: given a new one, expected at most {MAX_CONSUMERS} consumers")
         self.changelog.acknowledge(consumer, version)
 
     def state_dict(self) -> Columns:
-        """Raw columns (copies) of what differs from a new table; see `tables.state` for the format."""
+        """Raw columns (copies) of what differs from a new group; see `tables.state` for the format."""
         rows = self.metadata.updated_rows()
-        spaces, ids = self.index.owners(rows)
+        tables, ids = self.index.owners(rows)
         return {
             "header": self._header().to_column(),
             "rows": rows,
-            "spaces": spaces,
+            "tables": tables,
             "ids": ids,
             **self._row_columns(rows),
             **pending_columns(self.index.pending()),
@@ -226,20 +230,21 @@ class TableGroup:
         }
 
     def load_state_dict(self, state: Columns) -> None:
-        """Become the table that `state_dict()` was taken from; training goes on bit for bit the same.
+        """Become the group that `state_dict()` was taken from; training goes on bit for bit the same.
 
-        Consumers of changes are those of the saved table.
+        Consumers of changes are those of the saved group.
 
         Raises:
             VersionMismatch: The state is of another format.
-            CheckpointError: It was saved with other spaces, dimension or seed; both sides are in the text.
+            CheckpointError: It was saved with other tables, dimension or seed; both sides are in the text.
         """
-        saved = TableHeader.read(state)
+        state = upgraded(state)
+        saved = TableGroupHeader.read(state)
         saved.check(self._header())
         self._clear()
         rows = state["rows"]
         dynamic = np.flatnonzero(rows >= self.index.num_fixed)
-        self.index.restore(rows[dynamic], state["spaces"][dynamic], state["ids"][dynamic], pending_of(state))
+        self.index.restore(rows[dynamic], state["tables"][dynamic], state["ids"][dynamic], pending_of(state))
         self._reserve(self.index.next_row)
         self.storage.set_columns(rows, state)
         self.metadata.set_columns(rows, state)
@@ -248,7 +253,7 @@ class TableGroup:
 
     def moved_to(self, make_storage: MakeStorage) -> TableGroup:
         """The same tables in another storage; this one is not used any more."""
-        moved = TableGroup(self.spaces, self.embedding_dim, seed=self.seed, make_storage=make_storage)
+        moved = TableGroup(self.tables, self.embedding_dim, seed=self.seed, make_storage=make_storage)
         moved.load_state_dict(self.state_dict())
         return moved
 
@@ -261,13 +266,13 @@ class TableGroup:
         self.metadata.grow(capacity)
 
     def _expired(self) -> Keys:
-        """The ids of collisionless spaces that retention policies give up, with and without a row."""
+        """The ids of collisionless tables that retention policies give up, with and without a row."""
         rows = self.metadata.updated_rows()
         rows = rows[rows >= self.index.num_fixed]
         records, pending = self.metadata.records[rows], self.index.pending()
-        spaces, ids = self.index.owners(rows)
+        tables, ids = self.index.owners(rows)
         history = IdHistory(
-            spaces=np.concatenate([spaces, pending.spaces]),
+            tables=np.concatenate([tables, pending.tables]),
             ids=np.concatenate([ids, pending.ids]),
             last_seen=np.concatenate([records["version"], pending.last_seen]),
             sightings=np.concatenate([records["frequency"], pending.sightings]),
@@ -275,21 +280,21 @@ class TableGroup:
         expired = np.zeros(len(history.ids), dtype=np.bool_)
         for policy in self._retention:
             expired |= policy.expired(history, self._window_starts)
-        return _unseen(history.spaces[expired], history.ids[expired])
+        return _unseen(history.tables[expired], history.ids[expired])
 
     def _evict(self, keys: Keys) -> int:
         rows = self.index.resolve(keys)
         gone = np.flatnonzero(self.metadata.versions[rows])
         self.metadata.clear(rows[gone])
-        self.index.remove(keys.take(np.flatnonzero(self.index.first_rows[keys.spaces] < 0)))
-        self.changelog.record_removed(self.version, keys.spaces[gone], keys.ids[gone])
+        self.index.remove(keys.take(np.flatnonzero(self.index.first_rows[keys.tables] < 0)))
+        self.changelog.record_removed(self.version, keys.tables[gone], keys.ids[gone])
         num_held = self.index.next_row - self.index.num_fixed - self.index.num_free
         if self.index.num_free > max(SHRINK_ABOVE, num_held):
             self._compact()
         return len(gone)
 
     def _compact(self) -> None:
-        """Move rows of collisionless spaces together, and give back memory."""
+        """Move rows of collisionless tables together, and give back memory."""
         num_fixed, held = self.index.num_fixed, self.index.compact()
         capacity = max(num_fixed + self._first_room, int((num_fixed + len(held)) * GROWTH))
         kept = np.concatenate([np.arange(num_fixed), held])
@@ -301,9 +306,9 @@ class TableGroup:
         """Weights, optimizer state and metadata of some rows [R], as copies."""
         return {**self.storage.columns(rows), **self.metadata.columns(rows)}
 
-    def _header(self) -> TableHeader:
+    def _header(self) -> TableGroupHeader:
         return replace(
-            TableHeader.of(self.spaces, self.embedding_dim, self.seed),
+            TableGroupHeader.of(self.tables, self.embedding_dim, self.seed),
             step=self.step,
             version=self.version,
             window_starts=list(self._window_starts),
@@ -312,5 +317,5 @@ class TableGroup:
         )
 
 
-def _unseen(spaces: Int32s, ids: Int64s) -> Keys:
-    return Keys(spaces, ids, np.zeros(len(ids), dtype=np.int32))
+def _unseen(tables: Int32s, ids: Int64s) -> Keys:
+    return Keys(tables, ids, np.zeros(len(ids), dtype=np.int32))

@@ -167,7 +167,7 @@ class Generator:
         out: list[npt.NDArray[np.generic] | pa.Array] = []
         for c in range(config.id_lists):
             salt = self._sub(_LISTS, c)
-            # The first list shares its ids with the item column; the others have spaces of their own.
+            # The first list shares its ids with the item column; the others have ids of their own.
             item_salt = self._sub(_ITEM) if c == 0 else salt
             group = self._groups[len(config.user_segments) + config.user_dense + c]
             offsets = np.empty(chunk.rows + 1, np.int32)

@@ -14,7 +14,7 @@ def test_multiply_shift_is_the_high_half_of_the_128_bit_product(x: int, size: in
 
 
 @given(key=st.integers(-(2**63), 2**63 - 1), salt=UINT64, size=st.integers(1, 2**62))
-def test_hashed_rows_lie_in_the_space_also_beyond_two_to_the_32(key: int, salt: int, size: int) -> None:
+def test_hashed_rows_lie_in_the_table_also_beyond_two_to_the_32(key: int, salt: int, size: int) -> None:
     assert 0 <= int(hashed_row(key, np.uint64(salt), size)) < size
 
 

@@ -11,8 +11,8 @@ pairs = st.lists(st.tuples(st.integers(0, 3), st.integers(-(2**63), 2**63 - 1) |
 
 
 def keys_of(found: list[tuple[int, int]]) -> Keys:
-    spaces, ids = (np.array([pair[at] for pair in found], dtype=kind) for at, kind in ((0, np.int32), (1, np.int64)))
-    return Keys(spaces, ids, np.ones(len(found), np.int32))
+    tables, ids = (np.array([pair[at] for pair in found], dtype=kind) for at, kind in ((0, np.int32), (1, np.int64)))
+    return Keys(tables, ids, np.ones(len(found), np.int32))
 
 
 @given(pairs, pairs)

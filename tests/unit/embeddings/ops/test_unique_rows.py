@@ -57,8 +57,8 @@ def expanded(sparse: tuple[Any, ...]) -> tuple[KeyedJaggedTensor, ...]:
 
 
 def weights_of(bags: EmbeddingBags) -> torch.Tensor:
-    assert bags.table is not None
-    return bags.table.weights.clone()
+    assert bags.table_group is not None
+    return bags.table_group.weights.clone()
 
 
 @given(sparse=mixed_batches(), pooling=st.sampled_from(["sum", "mean", "max"]))
@@ -92,12 +92,12 @@ def test_counts_of_keys_are_those_of_the_expanded_batch(sparse: tuple[Any, ...])
     counts = []
     for bags, batch in ((short, sparse), (full, expanded(sparse))):
         keys = bags.lookup(batch).parts[0].found.keys
-        counts.append(sorted(zip(keys.spaces.tolist(), keys.ids.tolist(), keys.counts.tolist(), strict=True)))
-        assert bags.table is not None
+        counts.append(sorted(zip(keys.tables.tolist(), keys.ids.tolist(), keys.counts.tolist(), strict=True)))
+        assert bags.table_group is not None
     assert counts[0] == counts[1]
-    assert short.table is not None
-    assert full.table is not None
-    assert short.table.num_rows == full.table.num_rows
+    assert short.table_group is not None
+    assert full.table_group is not None
+    assert short.table_group.num_rows == full.table_group.num_rows
 
 
 @pytest.mark.parametrize("inverse", [[0, 0, 0, 0], [0, 1, 2, 3], [3, 1, 0, 2], [2]], ids=str)
@@ -128,11 +128,11 @@ def test_rows_that_are_slices_of_one_buffer_are_looked_up_once_per_id_of_the_buf
     short, full = bags_of(), bags_of()
     lookup = short.lookup((plain, shifted))
     keys = lookup.parts[0].found.keys
-    found = dict(zip(zip(keys.spaces.tolist(), keys.ids.tolist(), strict=True), keys.counts.tolist(), strict=True))
-    space = {name: number for number, name in enumerate(short.spaces)}
-    assert found[space["d"], 2] == 3
-    assert found[space["s"], 2] == 4, "three rows have it in c, one in a"
-    assert (space["d"], 5) not in found, "no row of the batch has it"
+    found = dict(zip(zip(keys.tables.tolist(), keys.ids.tolist(), strict=True), keys.counts.tolist(), strict=True))
+    table = {name: number for number, name in enumerate(short.tables)}
+    assert found[table["d"], 2] == 3
+    assert found[table["s"], 2] == 4, "three rows have it in c, one in a"
+    assert (table["d"], 5) not in found, "no row of the batch has it"
     out = short.pool(lookup)
     plain_out = full((plain, shifted.expand()))
     assert torch.equal(out, plain_out)

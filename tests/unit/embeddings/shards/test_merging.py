@@ -29,7 +29,7 @@ def test_the_merge_is_the_weighted_mean_of_the_trainers_gradients(
             expected[pair] = expected.get(pair, np.zeros(3)) + gradient.astype(np.float64) * rows / total
             counts[pair] = counts.get(pair, 0) + 2
     keys, gradients = merge_updates(updates)
-    found = list(zip(keys.spaces.tolist(), keys.ids.tolist(), strict=True))
+    found = list(zip(keys.tables.tolist(), keys.ids.tolist(), strict=True))
     assert found == list(expected), "keys come in trainer order, each once"
     assert keys.counts.tolist() == list(counts.values())
     if found:

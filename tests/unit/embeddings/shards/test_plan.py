@@ -1,4 +1,4 @@
-"""Every key has one owner, loads are even, and a table-wise plan keeps spaces together where that is balanced."""
+"""Every key has one owner, loads are even, and a table-wise plan keeps tables together where that is balanced."""
 
 import numpy as np
 import pytest
@@ -11,8 +11,8 @@ from headrace.errors import ConfigError
 
 
 def keys_of(pairs: list[tuple[int, int]]) -> Keys:
-    spaces, ids = zip(*pairs, strict=True) if pairs else ((), ())
-    return Keys(np.array(spaces, np.int32), np.array(ids, np.int64), np.ones(len(pairs), np.int32))
+    tables, ids = zip(*pairs, strict=True) if pairs else ((), ())
+    return Keys(np.array(tables, np.int32), np.array(ids, np.int64), np.ones(len(pairs), np.int32))
 
 
 @settings(max_examples=60, deadline=None)
@@ -28,16 +28,16 @@ def test_each_key_is_routed_once_in_order_to_its_owner(
     keys = keys_of(pairs)
     routes = plan.route(keys)
     assert sorted(routes.order) == list(range(len(pairs)))
-    owners = plan.owners_of(keys.spaces, keys.ids)
+    owners = plan.owners_of(keys.tables, keys.ids)
     for shard in range(num_shards):
         places = routes.of(shard)
         assert (owners[places] == shard).all()
         assert list(places) == sorted(places)
     if plan.owners[1] != ROW_WISE:
-        assert (owners[keys.spaces == 1] == plan.owners[1]).all()
+        assert (owners[keys.tables == 1] == plan.owners[1]).all()
 
 
-def test_consecutive_ids_and_equal_ids_of_many_spaces_are_spread_evenly() -> None:
+def test_consecutive_ids_and_equal_ids_of_many_tables_are_spread_evenly() -> None:
     plan = ShardingPlan(8, (ROW_WISE,) * 1000)
     consecutive = plan.owners_of(np.zeros(80_000, np.int32), np.arange(80_000))
     one_id = plan.owners_of(np.arange(1000, dtype=np.int32), np.zeros(1000, np.int64))
@@ -47,9 +47,9 @@ def test_consecutive_ids_and_equal_ids_of_many_spaces_are_spread_evenly() -> Non
 
 def test_a_table_wise_plan_balances_rows_and_traffic_and_spreads_the_giant() -> None:
     sizes = {"giant": 1_000_000, **{f"s{i}": 10_000 * (i + 1) for i in range(12)}}
-    spaces = {name: TableConfig(num_embeddings=size) for name, size in sizes.items()}
-    traffic = {name: 10.0 if name == "s0" else 1.0 for name in spaces}
-    plan = make_plan(spaces, 3, kind="table_wise", traffic=traffic)
+    tables = {name: TableConfig(num_embeddings=size) for name, size in sizes.items()}
+    traffic = {name: 10.0 if name == "s0" else 1.0 for name in tables}
+    plan = make_plan(tables, 3, kind="table_wise", traffic=traffic)
     assert plan.owners[0] == ROW_WISE
     assert ROW_WISE not in plan.owners[2:]
     rows = [sum(size for size, owner in zip(sizes.values(), plan.owners, strict=True) if owner == s) for s in range(3)]

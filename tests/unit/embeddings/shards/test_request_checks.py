@@ -14,7 +14,7 @@ from headrace.embeddings.shards.request_checks import (
     check_keys,
     first_row_not_finite,
 )
-from headrace.embeddings.shards.table import TableSpec
+from headrace.embeddings.shards.table_group import TableGroupSpec
 from headrace.errors import ShardError
 
 IDS = st.integers(-(2**63), 2**63 - 1) | st.integers(0, 6)
@@ -24,8 +24,8 @@ IDS = st.integers(-(2**63), 2**63 - 1) | st.integers(0, 6)
 @given(pairs=st.lists(st.tuples(st.integers(0, 2), IDS), max_size=60))
 def test_the_first_key_that_came_before_is_found(pairs: list[tuple[int, int]]) -> None:
     expected = next((u for u, pair in enumerate(pairs) if pair in pairs[:u]), -1)
-    spaces = np.array([space for space, _ in pairs], dtype=np.int32)
-    assert first_repeated_key(spaces, np.array([key for _, key in pairs], dtype=np.int64)) == expected
+    tables = np.array([table for table, _ in pairs], dtype=np.int32)
+    assert first_repeated_key(tables, np.array([key for _, key in pairs], dtype=np.int64)) == expected
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
@@ -36,9 +36,9 @@ def test_a_row_with_a_number_that_is_not_finite_is_found(bad: float) -> None:
     assert first_row_not_finite(rows.view(np.uint32)) == 2
 
 
-def test_what_is_wrong_is_named_with_its_field_space_and_id() -> None:
-    spaces = {"users": TableConfig(num_embeddings=50), "items": TableConfig(kind="collisionless")}
-    spec = TableSpec(spaces, 2, 0)
+def test_what_is_wrong_is_named_with_its_field_table_and_id() -> None:
+    tables = {"users": TableConfig(num_embeddings=50), "items": TableConfig(kind="collisionless")}
+    spec = TableGroupSpec(tables, 2, 0)
 
     def keys(ids: list[int], counts: list[int]) -> Keys:
         return Keys(np.array([0, 1, 1], np.int32), np.array(ids), np.array(counts, np.int32))

@@ -63,16 +63,16 @@ def train(bags: EmbeddingBags, steps: range, **options: Any) -> list[torch.Tenso
         outs.append(out.detach().cpu())
         out.square().sum().backward()
         bags.apply_gradients()
-        if step % 4 == 3 and bags.table is not None:
-            bags.table.end_window()
+        if step % 4 == 3 and bags.table_group is not None:
+            bags.table_group.end_window()
     return outs
 
 
 def assert_close(one: EmbeddingBags, other: EmbeddingBags, **tolerance: float) -> None:
-    assert one.table is not None
-    assert other.table is not None
-    others = other.table.state_dict()
-    for name, column in one.table.state_dict().items():
+    assert one.table_group is not None
+    assert other.table_group is not None
+    others = other.table_group.state_dict()
+    for name, column in one.table_group.state_dict().items():
         if name == "weights" or name.startswith("slot."):
             np.testing.assert_allclose(others[name], column, err_msg=name, **tolerance)
         else:
@@ -111,8 +111,8 @@ def test_weights_partial_lookups_sequences_and_unique_rows_work_on_a_device(devi
         unique = sum(part.pooled.sum() for part in bags.pool_unique(lookup))
         (rows.square().sum() + unique).backward()
         bags.apply_gradients()
-        assert bags.table is not None
-        assert bags.table.step == 1
+        assert bags.table_group is not None
+        assert bags.table_group.step == 1
     assert_close(host, there, rtol=1e-4, atol=1e-5)
 
 
@@ -129,24 +129,24 @@ def test_a_long_gradient_of_a_step_is_scaled_on_a_device_too(device: str) -> Non
 def test_a_table_moves_to_a_device_and_back_without_a_change(device: str, memory: Any, row_format: str) -> None:
     bags = bags_of(rows=row_format)
     train(bags, range(4))
-    assert bags.table is not None
-    assert isinstance(bags.table.storage, HostStorage)
-    since = bags.table.version
-    bags.table.acknowledge("publisher", since)
+    assert bags.table_group is not None
+    assert isinstance(bags.table_group.storage, HostStorage)
+    since = bags.table_group.version
+    bags.table_group.acknowledge("publisher", since)
     train(bags, range(4, 5))
-    before, changed = bags.table.state_dict(), [block.ids.tolist() for block in bags.table.changes(since)]
+    before, changed = bags.table_group.state_dict(), [block.ids.tolist() for block in bags.table_group.changes(since)]
     bags.place_on(device, memory)
-    assert isinstance(bags.table.storage, DeviceStorage)
-    assert bags.table.weights.device.type == ("cpu" if memory == "host" else device)
-    assert bags.table.num_bytes > 0
-    moved = bags.table.state_dict()
+    assert isinstance(bags.table_group.storage, DeviceStorage)
+    assert bags.table_group.weights.device.type == ("cpu" if memory == "host" else device)
+    assert bags.table_group.num_bytes > 0
+    moved = bags.table_group.state_dict()
     bags.place_on(None)
-    assert bags.table is not None
-    assert isinstance(bags.table.storage, HostStorage)
-    assert [block.ids.tolist() for block in bags.table.changes(since)] == changed
+    assert bags.table_group is not None
+    assert isinstance(bags.table_group.storage, HostStorage)
+    assert [block.ids.tolist() for block in bags.table_group.changes(since)] == changed
     for name, column in before.items():
         np.testing.assert_array_equal(moved[name], column, err_msg=name)
-        np.testing.assert_array_equal(bags.table.state_dict()[name], column, err_msg=name)
+        np.testing.assert_array_equal(bags.table_group.state_dict()[name], column, err_msg=name)
 
 
 @pytest.mark.parametrize("row_format", ["bf16", "fp16"])
@@ -166,21 +166,21 @@ def test_rounding_in_torch_gives_the_bits_of_the_hosts_kernel(device: str, row_f
 
 def test_a_device_table_reads_and_updates_keys_without_a_row(device: str) -> None:
     config = EmbeddingsConfig.from_dict({"default": {"kind": "collisionless", "admission_count": 9}}, where="test")
-    table = TableGroup({"a": config.default}, 4, seed=0, make_storage=DeviceStorage.on(device))
+    group = TableGroup({"a": config.default}, 4, seed=0, make_storage=DeviceStorage.on(device))
     keys = Keys(np.zeros(2, np.int32), np.array([5, 6]), np.ones(2, np.int32))
-    assert not table.read(keys).any()  # type: ignore[union-attr]
-    table.update(keys, np.ones((2, 4), dtype=np.float32))
-    assert not table.read(keys.unseen()).any()  # type: ignore[union-attr]
+    assert not group.read(keys).any()  # type: ignore[union-attr]
+    group.update(keys, np.ones((2, 4), dtype=np.float32))
+    assert not group.read(keys.unseen()).any()  # type: ignore[union-attr]
 
 
 def test_a_model_on_a_gpu_takes_its_tables_along() -> None:
     if not torch.cuda.is_available():
         pytest.skip("no GPU here")
     model = torch.nn.Sequential(bags_of(), torch.nn.Linear(6, 1)).to("cuda")
-    assert isinstance(model[0].table.storage, DeviceStorage)
+    assert isinstance(model[0].table_group.storage, DeviceStorage)
     model(batch(0)).sum().backward()
     model[0].apply_gradients()
-    assert isinstance(model.cpu()[0].table.storage, HostStorage)
+    assert isinstance(model.cpu()[0].table_group.storage, HostStorage)
 
 
 def test_rows_with_a_store_in_front_do_not_move() -> None:
@@ -207,12 +207,12 @@ def test_training_on_the_host_never_starts_cuda(monkeypatch: pytest.MonkeyPatch)
 @pytest.mark.parametrize("row_format", ["bf16", "fp16"])
 def test_rows_of_16_bits_are_updated_to_the_bits_of_the_host(device: str, row_format: str) -> None:
     default = {"num_embeddings": 40, "rows": row_format, "optimizer": {"kind": "sgd", "lr": 0.5}}
-    spaces = {"a": EmbeddingsConfig.from_dict({"default": default}, where="test").default}
-    host, there = TableGroup(spaces, 6, seed=0), TableGroup(spaces, 6, seed=0, make_storage=DeviceStorage.on(device))
+    tables = {"a": EmbeddingsConfig.from_dict({"default": default}, where="test").default}
+    host, there = TableGroup(tables, 6, seed=0), TableGroup(tables, 6, seed=0, make_storage=DeviceStorage.on(device))
     for step in range(3):
         keys = Keys(np.zeros(40, np.int32), np.arange(40), np.ones(40, np.int32))
         gradients = np.random.default_rng(step).normal(size=(40, 6)).astype(np.float32)
-        for table in (host, there):
-            table.read(keys)
-            table.update(keys, gradients)
+        for group in (host, there):
+            group.read(keys)
+            group.update(keys, gradients)
     np.testing.assert_array_equal(there.state_dict()["weights"], host.state_dict()["weights"])

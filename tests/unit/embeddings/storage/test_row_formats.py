@@ -78,7 +78,7 @@ def test_what_does_not_fit_is_clamped_and_what_is_no_number_stays_none() -> None
     assert brain[4].isnan()
 
 
-def table(row_format: Any, **options: Any) -> TableGroup:
+def group_of(row_format: Any, **options: Any) -> TableGroup:
     config = TableConfig(kind="hashed", num_embeddings=50, rows=row_format, **options)
     return TableGroup({"s": config}, 8, seed=3)
 
@@ -89,7 +89,7 @@ def keys(num: int) -> Keys:
 
 @HALVES
 def test_small_updates_add_up_where_rounding_to_nearest_would_stand_still(row_format: Any) -> None:
-    t = table(row_format, init_scale=0.0, optimizer=SGDConfig(lr=1.0))
+    t = group_of(row_format, init_scale=0.0, optimizer=SGDConfig(lr=1.0))
     t.update(keys(50), np.full((50, 8), -1.0, dtype=np.float32))
     assert (t.read(keys(50)) == 1.0).all()
     for _ in range(100):
@@ -100,7 +100,7 @@ def test_small_updates_add_up_where_rounding_to_nearest_would_stand_still(row_fo
 
 @HALVES
 def test_rows_of_16_bits_take_half_the_bytes_and_begin_near_those_of_32(row_format: Any) -> None:
-    halves, full = table(row_format), table("fp32")
+    halves, full = group_of(row_format), group_of("fp32")
     assert halves.storage.weights.nbytes * 2 == full.storage.weights.nbytes
     assert halves.weights.dtype == TORCH[row_format]
     np.testing.assert_allclose(halves.read(keys(50)), full.read(keys(50)), rtol=2**-7, atol=2**-24)
@@ -112,24 +112,24 @@ def test_training_is_the_same_for_any_number_of_threads_and_goes_on_the_same_aft
         for step in steps:
             t.update(keys(50), np.random.default_rng(step).normal(size=(50, 8)).astype(np.float32))
 
-    tables = []
+    groups = []
     for threads in (1, numba.config.NUMBA_NUM_THREADS):
         numba.set_num_threads(threads)
-        tables.append(table(row_format))
-        train(tables[-1], range(6))
-    resumed = table(row_format)
-    first = table(row_format)
+        groups.append(group_of(row_format))
+        train(groups[-1], range(6))
+    resumed = group_of(row_format)
+    first = group_of(row_format)
     train(first, range(3))
     resumed.load_state_dict(first.state_dict())
     train(resumed, range(3, 6))
-    for other in (tables[1], resumed):
-        for name, column in tables[0].state_dict().items():
+    for other in (groups[1], resumed):
+        for name, column in groups[0].state_dict().items():
             np.testing.assert_array_equal(column, other.state_dict()[name], err_msg=name)
 
 
 def test_a_saved_table_of_another_format_of_rows_is_refused_with_both_sides() -> None:
     for saved, loading in (("bf16", "fp32"), ("fp32", "bf16"), ("fp16", "bf16")):
-        t = table(saved)
+        t = group_of(saved)
         t.update(keys(3), np.ones((3, 8), dtype=np.float32))
         with pytest.raises(CheckpointError, match=rf"s\.rows was saved as {saved}, but the job says {loading}"):
-            table(loading).load_state_dict(t.state_dict())
+            group_of(loading).load_state_dict(t.state_dict())

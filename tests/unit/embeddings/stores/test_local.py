@@ -1,4 +1,4 @@
-"""Where rows live can be said before there are any, and a table is not made for nothing."""
+"""Where rows live can be said before there are any, and tables are not made for nothing."""
 
 import numpy as np
 import torch
@@ -13,17 +13,17 @@ def test_bags_with_another_store_have_no_table() -> None:
     elsewhere = LocalStore(TableGroup({"a": TableConfig(num_embeddings=50)}, 4, seed=1))
     bags = EmbeddingBags(EmbeddingsConfig(default=TableConfig(num_embeddings=50)), ["a"], 4, seed=1)
     bags.use_store(elsewhere)
-    assert bags.table is None
+    assert bags.table_group is None
     bags(BATCH).sum().backward()
     bags.apply_gradients()
-    assert elsewhere.step == elsewhere.table.step == 1
+    assert elsewhere.step == elsewhere.table_group.step == 1
 
 
 def test_a_store_in_front_of_the_table_leaves_the_table_in_place() -> None:
     bags = EmbeddingBags(EmbeddingsConfig(), ["a"], 4, seed=1)
-    table = bags.table
-    bags.store = LocalStore(TableGroup(bags.spaces, 4, seed=2))
-    assert bags.table is table
+    group = bags.table_group
+    bags.store = LocalStore(TableGroup(bags.tables, 4, seed=2))
+    assert bags.table_group is group
     assert not torch.equal(bags(BATCH), EmbeddingBags(EmbeddingsConfig(), ["a"], 4, seed=1)(BATCH))
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from headrace.embeddings import AdagradConfig, Keys, TableConfig, TableGroup
 from headrace.embeddings.shards.plan import make_plan
-from headrace.embeddings.shards.table import TableSpec, load_part, make_part, part_of
+from headrace.embeddings.shards.table_group import TableGroupSpec, load_part, make_part, part_of
 from headrace.embeddings.storage.device import DeviceStorage
 from headrace.embeddings.storage.host import HostStorage
 from headrace.embeddings.tables.lifecycle import IdHistory
@@ -21,7 +21,7 @@ DIM = 4
 STORAGES = pytest.mark.parametrize("make_storage", [HostStorage, DeviceStorage.on("cpu")], ids=["host", "device"])
 
 
-def spaces_of(admission_count: int = 1, **options: Any) -> dict[str, TableConfig]:
+def tables_of(admission_count: int = 1, **options: Any) -> dict[str, TableConfig]:
     items = {"kind": "collisionless", "num_embeddings": 4, "admission_count": admission_count, **options}
     return {
         "items": TableConfig(**items, optimizer=OPTIMIZER, init_scale=0.5),
@@ -30,83 +30,83 @@ def spaces_of(admission_count: int = 1, **options: Any) -> dict[str, TableConfig
 
 
 def keys_of(*pairs: tuple[int, int]) -> Keys:
-    spaces, ids = zip(*sorted(pairs), strict=True)
-    return Keys(np.array(spaces, np.int32), np.array(ids, np.int64), np.ones(len(ids), np.int32))
+    tables, ids = zip(*sorted(pairs), strict=True)
+    return Keys(np.array(tables, np.int32), np.array(ids, np.int64), np.ones(len(ids), np.int32))
 
 
 def batch_of(step: int) -> tuple[Keys, np.ndarray]:
     rng = np.random.default_rng(step)
-    keys = keys_of(*{(int(space), int(key)) for space, key in rng.integers(0, [2, 30], (20, 2))})
+    keys = keys_of(*{(int(table), int(key)) for table, key in rng.integers(0, [2, 30], (20, 2))})
     return keys, rng.normal(size=(len(keys), DIM)).astype(np.float32)
 
 
 def evicted_at(step: int) -> Keys:
-    return keys_of(*{(space, (7 * step + n) % 30) for space in (0, 1) for n in range(9)})
+    return keys_of(*{(table, (7 * step + n) % 30) for table in (0, 1) for n in range(9)})
 
 
 def rows_of(state: dict[str, np.ndarray]) -> dict[tuple[int, int], dict[str, Any]]:
-    """A saved table as (space, id) -> weights, optimizer state and metadata, wherever rows lie."""
-    pairs = zip(state["spaces"].tolist(), state["ids"].tolist(), strict=True)
+    """A saved group as (table, id) -> weights, optimizer state and metadata, wherever rows lie."""
+    pairs = zip(state["tables"].tolist(), state["ids"].tolist(), strict=True)
     names = [name for name in state if name in ("weights", "version", "frequency") or name.startswith("slot.")]
     return {pair: {name: state[name][place].tolist() for name in names} for place, pair in enumerate(pairs)}
 
 
 @STORAGES
 def test_an_id_evicted_in_mid_run_begins_anew_from_its_first_values_and_fresh_state(make_storage: Any) -> None:
-    table, new = (TableGroup(spaces_of(), DIM, seed=3, make_storage=make_storage) for _ in range(2))
+    group, new = (TableGroup(tables_of(), DIM, seed=3, make_storage=make_storage) for _ in range(2))
     keys, gradients = keys_of((0, 5), (0, 6), (1, 2), (1, 3)), np.ones((4, DIM), np.float32)
     for _ in range(3):
-        table.update(keys, gradients)
-    kept = rows_of(table.state_dict())
-    assert table.evict(keys_of((0, 5), (0, 99), (1, 2), (1, 29))) == 2
-    assert rows_of(table.state_dict()) == {pair: kept[pair] for pair in ((0, 6), (1, 3))}
-    first, now = np.asarray(new.read(keys)), np.asarray(table.read(keys))
+        group.update(keys, gradients)
+    kept = rows_of(group.state_dict())
+    assert group.evict(keys_of((0, 5), (0, 99), (1, 2), (1, 29))) == 2
+    assert rows_of(group.state_dict()) == {pair: kept[pair] for pair in ((0, 6), (1, 3))}
+    first, now = np.asarray(new.read(keys)), np.asarray(group.read(keys))
     np.testing.assert_array_equal(now[[0, 2]], first[[0, 2]])
-    assert not np.asarray(table.read(keys.unseen()))[0].any(), "it has no row until it is trained on"
-    table.update(keys, gradients)
+    assert not np.asarray(group.read(keys.unseen()))[0].any(), "it has no row until it is trained on"
+    group.update(keys, gradients)
     new.update(keys, gradients)
-    trained, expected = rows_of(table.state_dict()), rows_of(new.state_dict())
+    trained, expected = rows_of(group.state_dict()), rows_of(new.state_dict())
     for pair in ((0, 5), (1, 2)):
-        assert trained[pair] == expected[pair] | {"version": table.version}
+        assert trained[pair] == expected[pair] | {"version": group.version}
 
 
 def test_eviction_forgets_the_sightings_of_ids_that_are_not_admitted_yet() -> None:
-    table = TableGroup(spaces_of(admission_count=2), DIM, seed=3)
+    group = TableGroup(tables_of(admission_count=2), DIM, seed=3)
     key, gradient = keys_of((0, 5)), np.ones((1, DIM), np.float32)
-    table.update(key, gradient)
-    assert table.evict(key) == 0
-    table.update(key, gradient)
-    assert table.num_rows == 30
-    table.update(key, gradient)
-    assert table.num_rows == 31
+    group.update(key, gradient)
+    assert group.evict(key) == 0
+    group.update(key, gradient)
+    assert group.num_rows == 30
+    group.update(key, gradient)
+    assert group.num_rows == 31
 
 
 def test_consumers_are_told_of_evictions_at_any_step() -> None:
-    table = TableGroup(spaces_of(), DIM, seed=3)
-    table.acknowledge("replica", 0)
+    group = TableGroup(tables_of(), DIM, seed=3)
+    group.acknowledge("replica", 0)
     since, copy = 0, {}
     for step in range(30):
-        table.update(*batch_of(step))
+        group.update(*batch_of(step))
         if step % 3 == 1:
-            table.evict(evicted_at(step))
+            group.evict(evicted_at(step))
         if step % 5 == 4:
-            for block in table.changes(since):
+            for block in group.changes(since):
                 if block.is_tombstones:
-                    for pair in zip(block.spaces.tolist(), block.ids.tolist(), strict=True):
+                    for pair in zip(block.tables.tolist(), block.ids.tolist(), strict=True):
                         copy.pop(pair, None)
                 else:
-                    copy |= rows_of({"spaces": block.spaces, "ids": block.ids, **block.columns})
-            since = table.version
-            table.acknowledge("replica", since)
-            assert copy == rows_of(table.state_dict())
+                    copy |= rows_of({"tables": block.tables, "ids": block.ids, **block.columns})
+            since = group.version
+            group.acknowledge("replica", since)
+            assert copy == rows_of(group.state_dict())
 
 
 @pytest.mark.parametrize("rows", ["fp32", "bf16"])
 @pytest.mark.parametrize("num_shards", [1, 3])
 def test_evictions_in_mid_run_give_the_same_bits_in_shards_and_after_a_checkpoint(num_shards: int, rows: str) -> None:
-    spec = TableSpec(spaces_of(admission_count=2, evict_after=1, rows=rows), DIM, seed=3)
-    plan = make_plan(spec.spaces, num_shards)
-    alone, shards = TableGroup(spec.spaces, DIM, seed=3), [make_part(spec, plan, n) for n in range(num_shards)]
+    spec = TableGroupSpec(tables_of(admission_count=2, evict_after=1, rows=rows), DIM, seed=3)
+    plan = make_plan(spec.tables, num_shards)
+    alone, shards = TableGroup(spec.tables, DIM, seed=3), [make_part(spec, plan, n) for n in range(num_shards)]
     for step in range(24):
         keys, gradients = batch_of(step)
         alone.update(keys, gradients)
@@ -123,7 +123,7 @@ def test_evictions_in_mid_run_give_the_same_bits_in_shards_and_after_a_checkpoin
             shards = [make_part(spec, plan, n) for n in range(num_shards)]
             for number, shard in enumerate(shards):
                 load_part(shard, saved, spec, plan, number)
-            loaded = TableGroup(spec.spaces, DIM, seed=3)
+            loaded = TableGroup(spec.tables, DIM, seed=3)
             loaded.load_state_dict(alone.state_dict())
             alone = loaded
     assert rows_of(join_parts([part_of(shard, spec) for shard in shards])) == rows_of(alone.state_dict())
@@ -137,25 +137,25 @@ def parts(plan: Any, keys: Keys) -> list[np.ndarray]:
 @STORAGES
 def test_a_table_that_lost_most_ids_gives_memory_back_and_goes_on_as_if_it_had_not(make_storage: Any) -> None:
     ids = [(0, key) for key in range(12_000)]
-    table, plain = (TableGroup(spaces_of(), DIM, seed=3, make_storage=make_storage) for _ in range(2))
+    group, plain = (TableGroup(tables_of(), DIM, seed=3, make_storage=make_storage) for _ in range(2))
     gradients = np.random.default_rng(0).normal(size=(len(ids), DIM)).astype(np.float32)
     kept = np.arange(0, len(ids), 1000)
-    table.update(keys_of(*ids), gradients)
+    group.update(keys_of(*ids), gradients)
     plain.update(keys_of(*ids).take(kept), gradients[kept])
-    before = table.num_bytes
-    table.acknowledge("replica", table.version)
-    table.update(keys_of((0, 1000), (0, 7)), gradients[:2])
+    before = group.num_bytes
+    group.acknowledge("replica", group.version)
+    group.update(keys_of((0, 1000), (0, 7)), gradients[:2])
     plain.update(keys_of((0, 1000)), gradients[1:2])
-    since = table.version - 1
-    assert table.evict(keys_of(*(pair for pair in ids if pair[1] % 1000))) == len(ids) - len(kept)
-    assert table.num_bytes < before / 4
-    assert table.num_rows == plain.num_rows
-    blocks = list(table.changes(since))
+    since = group.version - 1
+    assert group.evict(keys_of(*(pair for pair in ids if pair[1] % 1000))) == len(ids) - len(kept)
+    assert group.num_bytes < before / 4
+    assert group.num_rows == plain.num_rows
+    blocks = list(group.changes(since))
     assert [block.is_tombstones for block in blocks] == [True, False]
     assert blocks[1].ids.tolist() == [1000], "the log follows rows that have moved"
-    for each in (table, plain):
+    for each in (group, plain):
         each.update(keys_of((0, 2000), (0, 99_999)), gradients[:2])
-    mine, theirs = rows_of(table.state_dict()), rows_of(plain.state_dict())
+    mine, theirs = rows_of(group.state_dict()), rows_of(plain.state_dict())
     without_version = [{pair: row | {"version": 0} for pair, row in rows.items()} for rows in (mine, theirs)]
     assert without_version[0] == without_version[1]
 
@@ -167,10 +167,10 @@ def test_a_retention_policy_of_another_kind_is_a_class_with_one_method() -> None
         def expired(self, history: IdHistory, window_starts: Sequence[int]) -> np.ndarray:
             return history.sightings < 2
 
-    table = TableGroup(spaces_of(), DIM, seed=3)
-    table._retention = [Rare()]
+    group = TableGroup(tables_of(), DIM, seed=3)
+    group._retention = [Rare()]
     gradients = np.ones((2, DIM), np.float32)
-    table.update(keys_of((0, 1), (0, 2)), gradients)
-    table.update(keys_of((0, 2), (0, 3)), gradients)
-    assert table.end_window() == 2
-    assert list(rows_of(table.state_dict())) == [(0, 2)]
+    group.update(keys_of((0, 1), (0, 2)), gradients)
+    group.update(keys_of((0, 2), (0, 3)), gradients)
+    assert group.end_window() == 2
+    assert list(rows_of(group.state_dict())) == [(0, 2)]

@@ -1,4 +1,4 @@
-"""The table: what is seen, admitted, updated, evicted, grown and told to consumers."""
+"""The table group: what is seen, admitted, updated, evicted, grown and told to consumers."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -17,20 +17,20 @@ from headrace.errors import HeadraceError
 SGD = SGDConfig(lr=1.0)
 
 
-def table(seed: int = 3, capacity: int = 2, **collisionless: object) -> TableGroup:
-    spaces = {
+def group_of(seed: int = 3, capacity: int = 2, **collisionless: object) -> TableGroup:
+    tables = {
         "country": TableConfig(kind="direct", num_embeddings=4, optimizer=SGD),
         "item": TableConfig(
             kind="collisionless", num_embeddings=capacity, init_scale=0.5, optimizer=SGD, **collisionless
         ),
         "user": TableConfig(kind="hashed", num_embeddings=3, optimizer=SGD),
     }
-    return TableGroup(spaces, 4, seed=seed)
+    return TableGroup(tables, 4, seed=seed)
 
 
 def keys(*pairs: tuple[int, int], counts: list[int] | None = None) -> Keys:
-    spaces, ids = [space for space, _ in pairs], [key for _, key in pairs]
-    return Keys(np.array(spaces, np.int32), np.array(ids, np.int64), np.array(counts or [1] * len(ids), np.int32))
+    tables, ids = [table for table, _ in pairs], [key for _, key in pairs]
+    return Keys(np.array(tables, np.int32), np.array(ids, np.int64), np.array(counts or [1] * len(ids), np.int32))
 
 
 def train(t: TableGroup, *pairs: tuple[int, int], gradient: float = 1.0) -> None:
@@ -42,8 +42,8 @@ def values(t: TableGroup, *pairs: tuple[int, int]) -> np.ndarray:
     return t.read(keys(*pairs).unseen())
 
 
-def test_fixed_spaces_lie_one_after_the_other_behind_the_zero_row() -> None:
-    t = table()
+def test_fixed_tables_lie_one_after_the_other_behind_the_zero_row() -> None:
+    t = group_of()
     assert t.index.first_rows.tolist() == [1, -1, 5]
     assert t.index.resolve(keys((0, 0), (0, 3), (2, 0), (2, 2))).tolist() == [1, 4, 5, 7]
     assert t.num_rows == 7
@@ -51,7 +51,7 @@ def test_fixed_spaces_lie_one_after_the_other_behind_the_zero_row() -> None:
 
 
 def test_rows_that_were_read_are_a_copy() -> None:
-    t = table()
+    t = group_of()
     rows = values(t, (0, 1))
     rows[:] = 9
     assert not (values(t, (0, 1)) == 9).any()
@@ -59,17 +59,17 @@ def test_rows_that_were_read_are_a_copy() -> None:
 
 def test_first_values_do_not_depend_on_the_order_of_arrival_or_on_growth() -> None:
     ids = [(1, key) for key in (5, -1, 2**60, 77, 3, 12)]
-    at_once, one_by_one = table(capacity=100), table(capacity=1)
+    at_once, one_by_one = group_of(capacity=100), group_of(capacity=1)
     train(at_once, *ids, gradient=0.0)
     for pair in reversed(ids):
         train(one_by_one, pair, gradient=0.0)
     np.testing.assert_array_equal(values(at_once, *ids), values(one_by_one, *ids))
     assert len(np.unique(values(at_once, *ids))) == 24
-    assert not np.array_equal(values(table(seed=4), (0, 0)), values(table(), (0, 0)))
+    assert not np.array_equal(values(group_of(seed=4), (0, 0)), values(group_of(), (0, 0)))
 
 
 def test_growth_keeps_rows_state_and_metadata() -> None:
-    t = table(capacity=1)
+    t = group_of(capacity=1)
     train(t, (1, 0), (0, 2), gradient=0.25)
     before, metadata = values(t, (1, 0), (0, 2)), t.metadata.records[[3, 8]].copy()
     capacity = t.storage.capacity
@@ -83,7 +83,7 @@ def test_growth_keeps_rows_state_and_metadata() -> None:
 
 
 def test_update_changes_rows_and_metadata_of_its_keys_only() -> None:
-    t = table()
+    t = group_of()
     before = values(t, (0, 0), (0, 1), (2, 1))
     batch = keys((0, 0), (2, 1), counts=[5, 1])
     t.update(batch, np.full((2, 4), 2, dtype=np.float32))
@@ -98,14 +98,14 @@ def test_update_changes_rows_and_metadata_of_its_keys_only() -> None:
 
 
 def test_frequency_stops_at_its_largest_value() -> None:
-    t = table()
+    t = group_of()
     for _ in range(3):
         t.update(keys((0, 0), counts=[2**30]), np.zeros((1, 4), dtype=np.float32))
     assert t.metadata.records["frequency"][1] == 2**31 - 1
 
 
 def test_an_id_reads_zeros_and_learns_nothing_until_it_is_admitted() -> None:
-    t = table(admission_count=3)
+    t = group_of(admission_count=3)
     for _ in range(2):
         assert not t.read(keys((1, 9))).any()
         train(t, (1, 9))
@@ -121,7 +121,7 @@ def test_an_id_reads_zeros_and_learns_nothing_until_it_is_admitted() -> None:
 
 
 def test_a_read_has_no_effect_however_often_and_with_whatever_keys() -> None:
-    t, undisturbed = table(admission_count=2, evict_after=1), table(admission_count=2, evict_after=1)
+    t, undisturbed = group_of(admission_count=2, evict_after=1), group_of(admission_count=2, evict_after=1)
     for step in range(6):
         for _ in range(step):
             t.read(keys((0, 0), (1, step), (1, 99), (2, 1), counts=[1, 5, 1, 1]))
@@ -134,7 +134,7 @@ def test_a_read_has_no_effect_however_often_and_with_whatever_keys() -> None:
 
 
 def test_a_read_gives_what_the_update_of_the_same_keys_finds() -> None:
-    t = table(admission_count=2)
+    t = group_of(admission_count=2)
     rng = np.random.default_rng(0)
     for _ in range(20):
         batch = keys(*((1, int(key)) for key in np.unique(rng.integers(0, 30, 6))), (0, 1), (2, 2))
@@ -145,14 +145,14 @@ def test_a_read_gives_what_the_update_of_the_same_keys_finds() -> None:
 
 
 def test_with_admission_count_0_every_id_reads_its_first_value() -> None:
-    t = table(admission_count=0)
+    t = group_of(admission_count=0)
     first = t._layout.first_values.widened(keys((1, 9)), 4)
     np.testing.assert_array_equal(values(t, (1, 9)), first)
     assert t.num_rows == 7
 
 
 def test_ids_not_seen_for_some_windows_are_evicted_and_begin_anew() -> None:
-    t = table(evict_after=2)
+    t = group_of(evict_after=2)
     freed = []
     for window in range(6):
         train(t, (1, 2))
@@ -162,8 +162,8 @@ def test_ids_not_seen_for_some_windows_are_evicted_and_begin_anew() -> None:
     assert freed == [0, 0, 0, 1, 0, 0]  # seen in windows 0 and 1, not in 2 and 3
     assert not values(t, (1, 1)).any()
     assert values(t, (1, 2)).any()
-    assert values(t, (0, 0)).any(), "fixed spaces keep their rows"
-    trained = table()
+    assert values(t, (0, 0)).any(), "fixed tables keep their rows"
+    trained = group_of()
     train(trained, (1, 1), gradient=0.0)
     train(t, (1, 1), gradient=0.0)
     np.testing.assert_array_equal(values(t, (1, 1)), values(trained, (1, 1)))
@@ -188,10 +188,10 @@ def test_rows_begin_with_the_initial_state_of_their_optimizer_also_where_another
 
 
 def copied(blocks: Iterable[RowBlock], onto: dict[tuple[int, int], Any] | None = None) -> dict[tuple[int, int], Any]:
-    """What a consumer has that applies blocks in their order: (space, id) -> weights, state and metadata."""
+    """What a consumer has that applies blocks in their order: (table, id) -> weights, state and metadata."""
     have = dict(onto or {})
     for block in blocks:
-        pairs = list(zip(block.spaces.tolist(), block.ids.tolist(), strict=True))
+        pairs = list(zip(block.tables.tolist(), block.ids.tolist(), strict=True))
         for place, pair in enumerate(pairs):
             if block.is_tombstones:
                 have.pop(pair, None)
@@ -201,20 +201,20 @@ def copied(blocks: Iterable[RowBlock], onto: dict[tuple[int, int], Any] | None =
 
 
 def test_changes_are_the_rows_of_later_versions_each_once_at_its_last() -> None:
-    t = table()
+    t = group_of()
     t.acknowledge("delta", t.version)
     train(t, (0, 1), (1, 5))
     train(t, (0, 2), (1, 5))
     (block,) = t.changes(0)
     assert block.version == 2
-    assert sorted(zip(block.spaces.tolist(), block.ids.tolist(), strict=True)) == [(0, 1), (0, 2), (1, 5)]
+    assert sorted(zip(block.tables.tolist(), block.ids.tolist(), strict=True)) == [(0, 1), (0, 2), (1, 5)]
     (block,) = t.changes(1)
-    assert sorted(zip(block.spaces.tolist(), block.ids.tolist(), strict=True)) == [(0, 2), (1, 5)]
+    assert sorted(zip(block.tables.tolist(), block.ids.tolist(), strict=True)) == [(0, 2), (1, 5)]
     assert list(t.changes(2)) == []
 
 
 def test_a_copy_kept_up_by_changes_is_the_table_also_over_evictions_and_a_restart() -> None:
-    t = table(evict_after=1)
+    t = group_of(evict_after=1)
     copies: dict[str, tuple[int, dict[tuple[int, int], Any]]] = {"often": (0, {}), "seldom": (0, {})}
     for consumer in copies:
         t.acknowledge(consumer, 0)
@@ -224,7 +224,7 @@ def test_a_copy_kept_up_by_changes_is_the_table_also_over_evictions_and_a_restar
         if step % 5 == 4:
             t.end_window()
         if step == 23:  # the consumers stay what they were, and so does what they have not seen
-            loaded = table(evict_after=1)
+            loaded = group_of(evict_after=1)
             loaded.load_state_dict(t.state_dict())
             t = loaded
         for consumer in ("often",) if step % 7 else ("often", "seldom"):
@@ -237,7 +237,7 @@ def test_a_copy_kept_up_by_changes_is_the_table_also_over_evictions_and_a_restar
 
 
 def test_changes_found_by_the_log_are_those_found_by_a_look_at_every_row() -> None:
-    t = table()
+    t = group_of()
     train(t, (0, 1), (1, 1))
     t.acknowledge("late", t.version)
     for key in range(5):
@@ -249,7 +249,7 @@ def test_changes_found_by_the_log_are_those_found_by_a_look_at_every_row() -> No
 
 
 def test_the_log_of_changes_stays_as_short_as_what_changed() -> None:
-    t = table(capacity=4000)
+    t = group_of(capacity=4000)
     t.acknowledge("slow", 0)
     for _ in range(40):
         train(t, *((1, key) for key in range(4000)))
@@ -261,7 +261,7 @@ def test_the_log_of_changes_stays_as_short_as_what_changed() -> None:
 
 
 def test_changes_that_nobody_recorded_evictions_for_are_refused() -> None:
-    t = table(evict_after=1)
+    t = group_of(evict_after=1)
     train(t, (1, 1))
     t.end_window()
     train(t, (1, 2))
@@ -275,14 +275,14 @@ def test_changes_that_nobody_recorded_evictions_for_are_refused() -> None:
 
 
 def test_a_consumer_cannot_have_a_version_that_is_still_to_come() -> None:
-    t = table()
+    t = group_of()
     train(t, (1, 1))
     with pytest.raises(HeadraceError, match="acknowledge: version: given 2, expected 0 to 1"):
         t.acknowledge("delta", 2)
 
 
 def test_a_table_that_changes_between_two_blocks_says_so() -> None:
-    t = table(capacity=70_000)
+    t = group_of(capacity=70_000)
     train(t, *((1, key) for key in range(70_000)))
     blocks = t.changes(0)
     assert len(next(blocks).ids) == 65_536
@@ -298,11 +298,11 @@ def test_rows_beyond_two_to_the_31_elements_are_addressed(tmp_path: Path) -> Non
         weights = np.asarray(np.memmap(file, dtype=np.float32, shape=(num_rows, dim)))
     rows = np.array([1, num_rows - 1])
     gradients = np.array([[1] * dim, [2] * dim], dtype=np.float32)
-    spaces, rounding = np.zeros(2, np.int32), Rounding.of("fp32", 0, 1, np.zeros(1, np.uint64))
+    tables, rounding = np.zeros(2, np.int32), Rounding.of("fp32", 0, 1, np.zeros(1, np.uint64))
     nothing = np.empty((num_rows, 0), np.float32)
-    build_optimizer([SGD], dim).apply(weights, nothing, rows, spaces, rows, gradients, 1, rounding)
+    build_optimizer([SGD], dim).apply(weights, nothing, rows, tables, rows, gradients, 1, rounding)
     out = np.empty((2, dim), dtype=np.float32)
-    gather_rows(weights, rows, spaces, rows, rounding.space_seeds, np.zeros(1, np.float32), FP32, out)
+    gather_rows(weights, rows, tables, rows, rounding.table_seeds, np.zeros(1, np.float32), FP32, out)
     np.testing.assert_array_equal(out, -gradients)
     np.testing.assert_array_equal(weights[-1], -gradients[1])
     assert not weights[num_rows - 2].any()

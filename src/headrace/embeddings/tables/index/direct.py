@@ -7,5 +7,5 @@ __all__ = ["is_row"]
 
 @kernel()
 def is_row(key: int, size: int) -> bool:
-    """Whether an id may be used as a row of a space of `size` rows."""
+    """Whether an id may be used as a row of a table of `size` rows."""
     return 0 <= key < size

@@ -1,4 +1,4 @@
-"""Hashed: an id is mixed with its space's salt and scaled into the space's rows; ids may share a row."""
+"""Hashed: an id is mixed with its table's salt and scaled into the table's rows; ids may share a row."""
 
 import numpy as np
 

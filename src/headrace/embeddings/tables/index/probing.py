@@ -1,10 +1,10 @@
-"""Open addressing from (space, id), compared exactly, to a row: compiled loops over the entries of a `RowIndex`.
+"""Open addressing from (table, id), compared exactly, to a row: compiled loops over the entries of a `RowIndex`.
 
 An entry is four int64 in one half of a cache line, so that a probe costs one cache miss:
 
     ID         the id
-    SPACE      its space, EMPTY where the slot is free
-    ROW        its row, or PENDING (0, the table's zero row) until the id is admitted
+    TABLE      its table, EMPTY where the slot is free
+    ROW        its row, or PENDING (0, the group's zero row) until the id is admitted
     SIGHTINGS  how often a pending id has been seen
 
 Probing is linear. An entry that is removed pulls those behind it forward, so there are no tombstones and probe lengths
@@ -26,9 +26,9 @@ from headrace.embeddings.ops.hashing import mix64
 from headrace.embeddings.ops.prefetch import prefetch
 from headrace.embeddings.storage.protocol import NEW
 
-__all__ = ["EMPTY", "ID", "PENDING", "ROW", "SIGHTINGS", "SPACE", "admit_kernel", "find_kernel"]
+__all__ = ["EMPTY", "ID", "PENDING", "ROW", "SIGHTINGS", "TABLE", "admit_kernel", "find_kernel"]
 
-ID, SPACE, ROW, SIGHTINGS = 0, 1, 2, 3
+ID, TABLE, ROW, SIGHTINGS = 0, 1, 2, 3
 EMPTY = -1
 ENTRY_BYTES = 32
 PENDING = 0
@@ -42,30 +42,30 @@ Int32s = npt.NDArray[np.int32]
 
 
 @kernel()
-def _home(entries: Entries, space: int, key: int) -> int:
-    """The slot at which probing for (space, id) begins."""
-    return np.int64(mix64(mix64(np.uint64(key)) + np.uint64(space))) & (len(entries) - 1)  # type: ignore[return-value]
+def _home(entries: Entries, table: int, key: int) -> int:
+    """The slot at which probing for (table, id) begins."""
+    return np.int64(mix64(mix64(np.uint64(key)) + np.uint64(table))) & (len(entries) - 1)  # type: ignore[return-value]
 
 
 @kernel()
-def probe(entries: Entries, space: int, key: int) -> int:
-    """The slot of (space, id), or of the empty slot where it belongs."""
-    slot = _home(entries, space, key)
-    while entries[slot, SPACE] != EMPTY and not (entries[slot, ID] == key and entries[slot, SPACE] == space):
+def probe(entries: Entries, table: int, key: int) -> int:
+    """The slot of (table, id), or of the empty slot where it belongs."""
+    slot = _home(entries, table, key)
+    while entries[slot, TABLE] != EMPTY and not (entries[slot, ID] == key and entries[slot, TABLE] == table):
         slot = (slot + 1) & (len(entries) - 1)
     return slot
 
 
 @kernel(parallel=True)
-def resolve(spaces: Int32s, ids: Int64s, first_rows: Int64s, entries: Entries, rows: Int64s) -> None:
+def resolve(tables: Int32s, ids: Int64s, first_rows: Int64s, entries: Entries, rows: Int64s) -> None:
     """Rows of keys [U], PENDING for those without one."""
     for u in numba.prange(len(ids)):
-        space = spaces[u]
-        if first_rows[space] >= 0:
-            rows[u] = first_rows[space] + ids[u]
+        table = tables[u]
+        if first_rows[table] >= 0:
+            rows[u] = first_rows[table] + ids[u]
         else:
-            slot = probe(entries, space, ids[u])
-            rows[u] = entries[slot, ROW] if entries[slot, SPACE] != EMPTY else PENDING
+            slot = probe(entries, table, ids[u])
+            rows[u] = entries[slot, ROW] if entries[slot, TABLE] != EMPTY else PENDING
 
 
 @cache
@@ -73,7 +73,7 @@ def find_kernel(is_admitted: Callable[..., bool]) -> Callable[..., None]:
     """The loop of `RowIndex.find`, with a rule of admission."""
 
     def find(
-        spaces: Int32s,
+        tables: Int32s,
         ids: Int64s,
         counts: Int32s,
         first_rows: Int64s,
@@ -86,21 +86,21 @@ def find_kernel(is_admitted: Callable[..., bool]) -> Callable[..., None]:
         for chunk in numba.prange((len(ids) + CHUNK - 1) // CHUNK):
             for u in range(chunk * CHUNK, min((chunk + 1) * CHUNK, len(ids))):
                 if u + AHEAD < len(ids):
-                    space, key = spaces[u + AHEAD], ids[u + AHEAD]
-                    if first_rows[space] >= 0:
-                        prefetch(records_at + (first_rows[space] + key) * records.itemsize)
+                    table, key = tables[u + AHEAD], ids[u + AHEAD]
+                    if first_rows[table] >= 0:
+                        prefetch(records_at + (first_rows[table] + key) * records.itemsize)
                     else:
-                        prefetch(entries_at + _home(entries, space, key) * ENTRY_BYTES)
-                space = spaces[u]
-                if first_rows[space] >= 0:
-                    row = first_rows[space] + ids[u]
+                        prefetch(entries_at + _home(entries, table, key) * ENTRY_BYTES)
+                table = tables[u]
+                if first_rows[table] >= 0:
+                    row = first_rows[table] + ids[u]
                     rows[u] = row if records[row].version != 0 else NEW
                     continue
-                slot = probe(entries, space, ids[u])
-                is_known = entries[slot, SPACE] != EMPTY
+                slot = probe(entries, table, ids[u])
+                is_known = entries[slot, TABLE] != EMPTY
                 row = entries[slot, ROW] if is_known else PENDING
                 sightings = entries[slot, SIGHTINGS] if is_known else 0
-                if row == PENDING and is_admitted(sightings + counts[u], space, ids[u], numbers):
+                if row == PENDING and is_admitted(sightings + counts[u], table, ids[u], numbers):
                     row = NEW
                 rows[u] = row
 
@@ -114,7 +114,7 @@ def admit_kernel(is_admitted: Callable[..., bool]) -> Callable[..., tuple[int, i
     def admit(
         entries: Entries,
         pending_seen: Int64s,
-        spaces: Int32s,
+        tables: Int32s,
         ids: Int64s,
         counts: Int32s,
         numbers: Int64s,
@@ -129,14 +129,14 @@ def admit_kernel(is_admitted: Callable[..., bool]) -> Callable[..., tuple[int, i
         for u in range(len(ids)):
             if rows[u] != PENDING:
                 continue
-            slot = probe(entries, spaces[u], ids[u])
-            if entries[slot, SPACE] == EMPTY:
-                entries[slot, ID], entries[slot, SPACE] = ids[u], spaces[u]
+            slot = probe(entries, tables[u], ids[u])
+            if entries[slot, TABLE] == EMPTY:
+                entries[slot, ID], entries[slot, TABLE] = ids[u], tables[u]
                 entries[slot, ROW], entries[slot, SIGHTINGS] = PENDING, 0
                 num_new += 1
             entries[slot, SIGHTINGS] += counts[u]
             pending_seen[slot] = version
-            if is_admitted(entries[slot, SIGHTINGS], spaces[u], ids[u], numbers):
+            if is_admitted(entries[slot, SIGHTINGS], tables[u], ids[u], numbers):
                 if num_free > 0:
                     num_free -= 1
                     row = free_rows[num_free]
@@ -154,45 +154,45 @@ def admit_kernel(is_admitted: Callable[..., bool]) -> Callable[..., tuple[int, i
 
 @kernel()
 def copy_entries(old: Entries, old_seen: Int64s, new: Entries, new_seen: Int64s) -> None:
-    """All entries into an empty table of another size."""
+    """All entries into an empty hash table of another size."""
     for slot in range(len(old)):
-        if old[slot, SPACE] != EMPTY:
-            target = probe(new, old[slot, SPACE], old[slot, ID])
+        if old[slot, TABLE] != EMPTY:
+            target = probe(new, old[slot, TABLE], old[slot, ID])
             new[target] = old[slot]
             new_seen[target] = old_seen[slot]
 
 
 @kernel()
 def insert(
-    entries: Entries, pending_seen: Int64s, spaces: Int32s, ids: Int64s, rows: Int64s, sightings: Int64s, seen: Int64s
+    entries: Entries, pending_seen: Int64s, tables: Int32s, ids: Int64s, rows: Int64s, sightings: Int64s, seen: Int64s
 ) -> None:
     """New entries of keys [K], or new values of those there are."""
     for i in range(len(ids)):
-        slot = probe(entries, spaces[i], ids[i])
-        entries[slot, ID], entries[slot, SPACE] = ids[i], spaces[i]
+        slot = probe(entries, tables[i], ids[i])
+        entries[slot, ID], entries[slot, TABLE] = ids[i], tables[i]
         entries[slot, ROW], entries[slot, SIGHTINGS] = rows[i], sightings[i]
         pending_seen[slot] = seen[i]
 
 
 @kernel()
-def remove(entries: Entries, pending_seen: Int64s, spaces: Int32s, ids: Int64s) -> int:
+def remove(entries: Entries, pending_seen: Int64s, tables: Int32s, ids: Int64s) -> int:
     """Removes the entries of keys [K] (Knuth, The Art of Computer Programming 3, 6.4, R); how many there were."""
     mask = len(entries) - 1
     num_removed = 0
     for i in range(len(ids)):
-        hole = probe(entries, spaces[i], ids[i])
-        if entries[hole, SPACE] == EMPTY:
+        hole = probe(entries, tables[i], ids[i])
+        if entries[hole, TABLE] == EMPTY:
             continue
         num_removed += 1
         slot = (hole + 1) & mask
-        while entries[slot, SPACE] != EMPTY:
-            home = _home(entries, entries[slot, SPACE], entries[slot, ID])
+        while entries[slot, TABLE] != EMPTY:
+            home = _home(entries, entries[slot, TABLE], entries[slot, ID])
             if (slot - home) & mask >= (slot - hole) & mask:  # its home is not behind the hole
                 entries[hole] = entries[slot]
                 pending_seen[hole] = pending_seen[slot]
                 hole = slot
             slot = (slot + 1) & mask
-        entries[hole, SPACE] = EMPTY
+        entries[hole, TABLE] = EMPTY
     return num_removed
 
 

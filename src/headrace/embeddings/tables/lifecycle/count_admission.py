@@ -18,15 +18,15 @@ Int64s = npt.NDArray[np.int64]
 
 
 @kernel()
-def _is_admitted(sightings: int, space: int, key: int, numbers: Int64s) -> bool:
-    return sightings >= numbers[space, 0]  # type: ignore[no-any-return]
+def _is_admitted(sightings: int, table: int, key: int, numbers: Int64s) -> bool:
+    return sightings >= numbers[table, 0]  # type: ignore[no-any-return]
 
 
 class CountAdmission:
     """See `AdmissionPolicy`.
 
     Args:
-        counts: Of each space, the sighting at which an id gets its row.
+        counts: Of each table, the sighting at which an id gets its row.
     """
 
     is_admitted = staticmethod(_is_admitted)

@@ -17,12 +17,12 @@ __all__ = ["AdmissionPolicy", "IdHistory", "RetentionPolicy"]
 
 
 class AdmissionPolicy(Protocol):
-    """When ids of collisionless spaces get a row, as a rule that compiled loops over ids call.
+    """When ids of collisionless tables get a row, as a rule that compiled loops over ids call.
 
     Attributes:
-        is_admitted: A kernel of (sightings so far, space, id, numbers) that says whether the id has a row from now on.
+        is_admitted: A kernel of (sightings so far, table, id, numbers) that says whether the id has a row from now on.
             It may not turn from true to false as sightings grow.
-        numbers: int64 [S, N], what the rule needs to know of each space.
+        numbers: int64 [T, N], what the rule needs to know of each table.
     """
 
     is_admitted: Callable[..., bool]
@@ -31,16 +31,16 @@ class AdmissionPolicy(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class IdHistory:
-    """What is kept of some ids [R] of collisionless spaces, with or without a row.
+    """What is kept of some ids [R] of collisionless tables, with or without a row.
 
     Attributes:
-        spaces: int32 [R].
+        tables: int32 [R].
         ids: int64 [R].
-        last_seen: int64 [R], the version of the table that saw each last.
+        last_seen: int64 [R], the version of the table group that saw each last.
         sightings: int64 [R], how often each was seen.
     """
 
-    spaces: npt.NDArray[np.int32]
+    tables: npt.NDArray[np.int32]
     ids: npt.NDArray[np.int64]
     last_seen: npt.NDArray[np.int64]
     sightings: npt.NDArray[np.int64]
@@ -60,6 +60,6 @@ class RetentionPolicy(Protocol):
 
         Args:
             history: Of all ids.
-            window_starts: Versions at which windows began, the latest last, as far back as the policies of the table
+            window_starts: Versions at which windows began, the latest last, as far back as the policies of the group
                 look.
         """

@@ -16,7 +16,7 @@ class WindowRetention:
     """See `RetentionPolicy`.
 
     Args:
-        windows: Of each space, how many windows an id is kept without being seen; None for ever.
+        windows: Of each table, how many windows an id is kept without being seen; None for ever.
     """
 
     def __init__(self, windows: Sequence[int | None]) -> None:
@@ -25,7 +25,7 @@ class WindowRetention:
 
     def expired(self, history: IdHistory, window_starts: Sequence[int]) -> npt.NDArray[np.bool_]:
         """See `RetentionPolicy.expired`."""
-        # A space keeps the ids seen after the start of its last `windows` windows; versions of ids begin at 1.
+        # A table keeps the ids seen after the start of its last `windows` windows; versions of ids begin at 1.
         oldest = [window_starts[-1 - n] if 0 < n < len(window_starts) else 0 for n in self._windows]
-        expired: npt.NDArray[np.bool_] = history.last_seen <= np.array(oldest, dtype=np.int64)[history.spaces]
+        expired: npt.NDArray[np.bool_] = history.last_seen <= np.array(oldest, dtype=np.int64)[history.tables]
         return expired

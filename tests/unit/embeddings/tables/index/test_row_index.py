@@ -8,7 +8,7 @@ from headrace.embeddings.tables.lifecycle.count_admission import CountAdmission
 from headrace.embeddings.tables.lifecycle.policies import IdHistory
 
 FIRST_ROW = 10
-# Space 0 is fixed with rows from 1 on, spaces 1 and 2 are collisionless and admit at the first and third sighting.
+# Table 0 is fixed with rows from 1 on, tables 1 and 2 are collisionless and admit at the first and third sighting.
 SIZES = np.array([9, -1, -1])
 THRESHOLDS = [1, 1, 3]
 
@@ -18,9 +18,9 @@ def index(capacity: int = 1) -> RowIndex:
 
 
 def keys_of(pairs: list[tuple[int, int]], counts: list[int] | None = None) -> Keys:
-    spaces = np.array([space for space, _ in pairs], dtype=np.int32)
+    tables = np.array([table for table, _ in pairs], dtype=np.int32)
     ids = np.array([key for _, key in pairs], dtype=np.int64)
-    return Keys(spaces, ids, np.array(counts or [1] * len(pairs), dtype=np.int32))
+    return Keys(tables, ids, np.array(counts or [1] * len(pairs), dtype=np.int32))
 
 
 def see(d: RowIndex, pairs: list[tuple[int, int]], counts: list[int] | None = None, step: int = 0) -> list:
@@ -35,7 +35,7 @@ def peek(d: RowIndex, pairs: list[tuple[int, int]]) -> list:
 
 
 def columns(pending: IdHistory) -> list:
-    return [column.tolist() for column in (pending.spaces, pending.ids, pending.last_seen, pending.sightings)]
+    return [column.tolist() for column in (pending.tables, pending.ids, pending.last_seen, pending.sightings)]
 
 
 def test_new_ids_get_the_next_rows_in_order_and_keep_them() -> None:
@@ -44,11 +44,11 @@ def test_new_ids_get_the_next_rows_in_order_and_keep_them() -> None:
     assert see(d, [(1, -7), (1, 5), (1, 100)]) == [11, 12, 10]
 
 
-def test_ids_of_fixed_spaces_are_rows_already() -> None:
+def test_ids_of_fixed_tables_are_rows_already() -> None:
     assert see(index(), [(0, 0), (0, 4), (1, 4)]) == [1, 5, 10]
 
 
-def test_the_same_id_in_two_spaces_has_two_rows() -> None:
+def test_the_same_id_in_two_tables_has_two_rows() -> None:
     for key in range(100):  # in a table of a few slots some of these meet
         d = index()
         assert see(d, [(1, key), (2, key)], counts=[1, 3]) == [10, 11]

@@ -1,4 +1,4 @@
-"""`ServedTable`: a shard's part of a table, shared by trainers: reads wait for steps, updates of a step are merged."""
+"""`ServedTableGroup`: a shard's part of a table group: reads wait for steps, updates of several trainers are merged."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from headrace.embeddings.keys import Keys
 from headrace.embeddings.shards.merging import TrainerUpdate, merge_updates
 from headrace.embeddings.shards.request_checks import check_gradients, check_keys
 from headrace.embeddings.shards.step_merger import StepMerger
-from headrace.embeddings.shards.table import TableSpec, part_of
+from headrace.embeddings.shards.table_group import TableGroupSpec, part_of
 from headrace.embeddings.tables.state import Columns
 from headrace.embeddings.tables.table_group import TableGroup
 from headrace.errors import ShardError, ShardLost
 
-__all__ = ["ServedTable", "TableCounts"]
+__all__ = ["ServedTableGroup", "TableGroupCounts"]
 
 Float32s = npt.NDArray[np.float32]
 
 
 @dataclass
-class TableCounts:
-    """What a table of a shard has done since the session began.
+class TableGroupCounts:
+    """What a table group of a shard has done since the session began.
 
     Attributes:
         reads: Reads answered.
@@ -43,24 +43,24 @@ class TableCounts:
     held_s: float = 0.0
 
 
-class ServedTable:
-    """Thread-safe. One lock guards the table; encoding and the network are outside of it.
+class ServedTableGroup:
+    """Thread-safe. One lock guards the group; encoding and the network are outside of it.
 
     Args:
-        name: Of the table.
-        spec: Of the whole table.
+        name: Of the table group.
+        spec: Of the whole group.
         rows: This shard's part of it.
         merger: Which trainers there are, and how far they are.
         hold_s: How long a request may wait for other trainers.
     """
 
     def __init__(
-        self, name: str, spec: TableSpec, rows: TableGroup, merger: StepMerger[TrainerUpdate], *, hold_s: float
+        self, name: str, spec: TableGroupSpec, rows: TableGroup, merger: StepMerger[TrainerUpdate], *, hold_s: float
     ) -> None:
         self.name = name
         self.spec = spec
         self.rows = rows
-        self.counts = TableCounts()
+        self.counts = TableGroupCounts()
         self._merger = merger
         self._hold_s = hold_s
         self._changed = threading.Condition()
@@ -126,12 +126,12 @@ class ServedTable:
             if window <= self._windows:
                 return 0
             if window != self._windows + 1:
-                raise ShardError(f"table {self.name}: window {window} ended, expected window {self._windows + 1}")
+                raise ShardError(f"table group {self.name}: window {window} ended, expected window {self._windows + 1}")
             self._windows = window
             return self.rows.end_window()
 
     def part(self, step: int) -> Columns:
-        """This shard's part of the table as it is once `step` is applied.
+        """This shard's part of the group as it is once `step` is applied.
 
         Raises:
             ShardError: Trainers are already further.
@@ -140,7 +140,7 @@ class ServedTable:
             return part_of(self.rows, self.spec)
 
     def changes(self, since: int, step: int) -> list[RowBlock]:
-        """What changed in this part of the table after a version, as it is once `step` is applied; copies.
+        """What changed in this part of the group after a version, as it is once `step` is applied; copies.
 
         Raises:
             ShardError: Trainers are already further, or what changed since then is not known any more.
@@ -161,11 +161,11 @@ class ServedTable:
 
     @contextmanager
     def _at(self, step: int, what: str) -> Iterator[None]:
-        """Hold the table once a step is applied and before the next."""
+        """Hold the group once a step is applied and before the next."""
         with self._changed:
             self._wait(lambda: self._merger.may_read(step), step, what)
             if self.applied != step and self._merger.merged:
-                raise ShardError(f"table {self.name}: {what} of step {step}, but step {self.applied} is applied")
+                raise ShardError(f"table group {self.name}: {what} of step {step}, but step {self.applied} is applied")
             yield
 
     def _wait(self, ready: Callable[[], bool], step: int, what: str) -> float:
@@ -179,6 +179,7 @@ class ServedTable:
         if not is_ready:
             missing = ", ".join(map(str, self._merger.missing(step)))
             raise ShardError(
-                f"table {self.name}: {what} waited {self._hold_s:g} s for step {step}, missing from trainers: {missing}"
+                f"table group {self.name}: {what} waited {self._hold_s:g} s for step {step}, "
+                f"missing from trainers: {missing}"
             )
         return held_s

@@ -1,4 +1,4 @@
-"""A shard's table holds its own keys only, and parts make the table of one process again."""
+"""A shard's table group holds its own keys only, and parts make the group of one process again."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 from headrace.embeddings import AdamConfig, Keys, TableConfig, TableGroup
 from headrace.embeddings.shards.plan import ShardingPlan, make_plan
 from headrace.embeddings.shards.request_checks import check_keys
-from headrace.embeddings.shards.table import TableSpec, load_part, make_part, part_of
+from headrace.embeddings.shards.table_group import TableGroupSpec, load_part, make_part, part_of
 from headrace.embeddings.tables.parts import join_parts
 from headrace.embeddings.tables.state import Columns
 from headrace.errors import CheckpointError, ShardError
 
 ADAM = AdamConfig(lr=0.1)
-SPEC = TableSpec(
+SPEC = TableGroupSpec(
     {
         "hashed": TableConfig(num_embeddings=40, optimizer=ADAM),
         "exact": TableConfig(kind="collisionless", num_embeddings=2, admission_count=2, evict_after=1, optimizer=ADAM),
@@ -37,8 +37,8 @@ def batch(rng: np.random.Generator) -> tuple[Keys, npt.NDArray[np.float32]]:
 class Sharded:
     """What trainer and shards do together, without a network."""
 
-    def __init__(self, num_shards: int, kind: str = "row_wise", spec: TableSpec = SPEC) -> None:
-        self.plan: ShardingPlan = make_plan(spec.spaces, num_shards, kind=kind)  # type: ignore[arg-type]
+    def __init__(self, num_shards: int, kind: str = "row_wise", spec: TableGroupSpec = SPEC) -> None:
+        self.plan: ShardingPlan = make_plan(spec.tables, num_shards, kind=kind)  # type: ignore[arg-type]
         self.spec = spec
         self.shards = [make_part(spec, self.plan, shard) for shard in range(num_shards)]
 
@@ -65,17 +65,17 @@ class Sharded:
         return [(at, keys.take(at), shard) for at, shard in zip(places, self.shards, strict=True)]
 
 
-def train(tables: list[Sharded | TableGroup], rng: np.random.Generator, steps: int) -> None:
+def train(groups: list[Sharded | TableGroup], rng: np.random.Generator, steps: int) -> None:
     for step in range(steps):
         keys, gradients = batch(rng)
-        rows = [table.read(keys) for table in tables]
+        rows = [group.read(keys) for group in groups]
         assert all((each == rows[0]).all() for each in rows)
-        for table in tables:
-            table.update(keys, gradients)
+        for group in groups:
+            group.update(keys, gradients)
         if step % 3 == 2:
             freed = [
-                sum(shard.end_window() for shard in table.shards) if isinstance(table, Sharded) else table.end_window()
-                for table in tables
+                sum(shard.end_window() for shard in group.shards) if isinstance(group, Sharded) else group.end_window()
+                for group in groups
             ]
             assert len(set(freed)) == 1
 
@@ -91,10 +91,10 @@ def test_parts_move_between_shards_and_one_process_and_training_goes_on_bit_for_
     before: int, after: int, seed: int, kind: str
 ) -> None:
     rng = np.random.default_rng(seed)
-    alone, sharded = TableGroup(SPEC.spaces, 3, seed=9), Sharded(before, kind)
+    alone, sharded = TableGroup(SPEC.tables, 3, seed=9), Sharded(before, kind)
     train([alone, sharded], rng, 7)
     parts = sharded.parts()
-    resharded, joined, spread = Sharded(after), TableGroup(SPEC.spaces, 3, seed=9), Sharded(after, kind)
+    resharded, joined, spread = Sharded(after), TableGroup(SPEC.tables, 3, seed=9), Sharded(after, kind)
     resharded.load(parts)
     joined.load_state_dict(join_parts(parts))
     spread.load([alone.state_dict()])
@@ -105,7 +105,7 @@ def test_a_shard_makes_rows_for_its_own_keys_only_when_they_are_trained() -> Non
     sharded = Sharded(2)
     keys = Keys(np.zeros(40, np.int32), np.arange(40), np.ones(40, np.int32))
     for each in (keys, keys.unseen()):
-        assert (sharded.read(each) == TableGroup(SPEC.spaces, 3, seed=9).read(each)).all(), "rows exist before"
+        assert (sharded.read(each) == TableGroup(SPEC.tables, 3, seed=9).read(each)).all(), "rows exist before"
     assert sum(shard.num_rows for shard in sharded.shards) == 0
     sharded.update(keys, np.ones((40, 3), np.float32))
     assert sum(shard.num_rows for shard in sharded.shards) == 40
@@ -114,19 +114,19 @@ def test_a_shard_makes_rows_for_its_own_keys_only_when_they_are_trained() -> Non
 
 @pytest.mark.parametrize("rows", ["bf16", "fp16"])
 def test_rows_kept_in_16_bits_begin_as_in_one_process(rows: str) -> None:
-    spaces = {"a": TableConfig.from_dict({"num_embeddings": 40, "rows": rows}, where="test")}
+    tables = {"a": TableConfig.from_dict({"num_embeddings": 40, "rows": rows}, where="test")}
     keys = Keys(np.zeros(40, np.int32), np.arange(40), np.ones(40, np.int32))
-    shard = make_part(TableSpec(spaces, 3, 9), make_plan(spaces, 1), 0)
-    expected = TableGroup(spaces, 3, seed=9).read(keys)
+    shard = make_part(TableGroupSpec(tables, 3, 9), make_plan(tables, 1), 0)
+    expected = TableGroup(tables, 3, seed=9).read(keys)
     assert (shard.read(keys) == expected).all()
     assert (shard.read(keys.unseen()) == expected).all()
 
 
 @pytest.mark.parametrize("rows", ["bf16", "fp16"])
 def test_rows_kept_in_16_bits_are_rounded_to_the_same_bits_in_any_shard_and_order_of_admission(rows: str) -> None:
-    spaces = {name: config.model_copy(update={"rows": rows}) for name, config in SPEC.spaces.items()}
-    alone, reordered = (TableGroup(spaces, 3, seed=9) for _ in range(2))
-    sharded = Sharded(3, spec=TableSpec(spaces, 3, seed=9))
+    tables = {name: config.model_copy(update={"rows": rows}) for name, config in SPEC.tables.items()}
+    alone, reordered = (TableGroup(tables, 3, seed=9) for _ in range(2))
+    sharded = Sharded(3, spec=TableGroupSpec(tables, 3, seed=9))
     rng = np.random.default_rng(0)
     for _ in range(6):
         keys, gradients = batch(rng)
@@ -146,7 +146,9 @@ def test_parts_of_different_steps_are_refused_and_so_are_those_of_another_table(
     sharded.shards[0].update(keys, gradients)
     with pytest.raises(CheckpointError, match="parts were saved at steps"):
         join_parts(sharded.parts())
-    other = TableSpec({**SPEC.spaces, "direct": TableConfig(kind="direct", num_embeddings=21, optimizer=ADAM)}, 3, 9)
+    other = TableGroupSpec(
+        {**SPEC.tables, "direct": TableConfig(kind="direct", num_embeddings=21, optimizer=ADAM)}, 3, 9
+    )
     with pytest.raises(CheckpointError, match=r"direct\.num_embeddings was saved as 20, but the job says 21"):
         Sharded(1, spec=other).load(sharded.parts()[1:])
 
