@@ -44,8 +44,11 @@ from headrace.embeddings.shards.wire import (
 )
 from headrace.embeddings.stores.remote import RemoteStore
 
-TABLES = {"users": TableConfig(num_embeddings=50), "items": TableConfig(kind="collisionless", num_embeddings=8)}
-SPEC = TableGroupSpec(TABLES, 4, seed=3)
+TABLES = (
+    TableConfig(name="users", num_embeddings=50, embedding_dim=4),
+    TableConfig(name="items", kind="collisionless", num_embeddings=8, embedding_dim=4),
+)
+SPEC = TableGroupSpec(TABLES, seed=3)
 KEYS = Keys(np.array([0, 0, 1], np.int32), np.array([1, 7, 10**15]), np.ones(3, np.int32))
 
 ODD_VALUES: tuple[Any, ...] = (

@@ -90,7 +90,7 @@ class Trainer:
         self._stack = ExitStack()
         if command["address"]:
             modules = embedding_bags(self.model)
-            table_groups = {name: TableGroupSpec(bags.tables, bags.embedding_dim, 1) for name, bags in modules.items()}
+            table_groups = {name: TableGroupSpec(bags.tables, 1) for name, bags in modules.items()}
             options = GroupOptions(store=StoreOptions(connections=MAX_GROUPS))
             group = self._stack.enter_context(ShardGroup([command["address"]], table_groups, options=options))
             for name, bags in modules.items():

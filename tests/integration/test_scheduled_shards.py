@@ -46,9 +46,7 @@ def addresses() -> Iterator[list[str]]:
 def in_shards(model: nn.Module, addresses: list[str]) -> Iterator[None]:
     modules = embedding_bags(model)
     seeds = {"wide": 3, "deep": 4}
-    table_groups = {
-        name: TableGroupSpec(bags.tables, bags.embedding_dim, seeds[name]) for name, bags in modules.items()
-    }
+    table_groups = {name: TableGroupSpec(bags.tables, seeds[name]) for name, bags in modules.items()}
     with ShardGroup(addresses, table_groups) as group:
         for name, bags in modules.items():
             bags.use_store(group.store(name))

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from headrace.embeddings.config import EmbeddingsConfig, TableConfig
+from headrace.embeddings.config import EmbeddingsConfig, TableConfig, names_of_tables
 from headrace.embeddings.keys import KeyLayout
 from headrace.embeddings.lookup import FeatureSet, Lookup, LookupPart
 from headrace.embeddings.ops.accumulation import clip_norm, merge_keys
@@ -69,6 +69,7 @@ class EmbeddingBags(nn.Module):
         store: Where rows live; None for this process.
 
     Attributes:
+        tables: A complete config each, in the order in which `Keys` number them.
         key_layout: How ids become keys; what a batch is asked for.
     """
 
@@ -91,11 +92,10 @@ class EmbeddingBags(nn.Module):
         self.config = config
         self.feature_names = tuple(feature_names)
         self.embedding_dim = embedding_dim
-        tables = config.tables_of(feature_names, embedding_dim)
-        self.tables = {table.name: table for table in tables}
+        self.tables = tables = config.tables_of(feature_names, embedding_dim)
         table_of = {feature: number for number, table in enumerate(tables) for feature in table.feature_names}
         kinds = tuple(KINDS[table.kind] for table in tables)
-        salts = name_seeds(seed, list(self.tables), "hash").tolist()
+        salts = name_seeds(seed, [table.name for table in tables], "hash").tolist()
         self.key_layout = KeyLayout(
             self.feature_names,
             tuple(table_of[name] for name in self.feature_names),
@@ -118,7 +118,7 @@ class EmbeddingBags(nn.Module):
     def table_group(self) -> TableGroup | None:
         """The tables in this process, made when they are first needed; None with a store of another kind."""
         if self._table_group is None and self._is_local:
-            self._table_group = TableGroup(self.tables, self.embedding_dim, seed=self._seed)
+            self._table_group = TableGroup(self.tables, seed=self._seed)
         return self._table_group
 
     @property
@@ -292,11 +292,9 @@ def _of_tables(
     """The arguments of `EmbeddingBags` from a config for each table.
 
     Raises:
-        ConfigError: A table has no name or the name of another one, or dimensions differ.
+        ConfigError: A table has no name, or the name of another one.
     """
-    names = [table.name for table in tables]
-    if len(set(names)) < len(names) or "" in names:
-        raise ConfigError(f"tables: given the names {names}, expected a name of its own for each")
+    names = names_of_tables(tables)
     config = EmbeddingsConfig(
         default=tables[0].model_copy(update=NO_FEATURES), tables=dict(zip(names, tables, strict=True))
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal, Self
 
@@ -13,7 +14,7 @@ from headrace.embeddings.optimizers import RowWiseAdagradConfig, SparseOptimizer
 from headrace.embeddings.storage.row_formats import RowFormat
 from headrace.errors import ConfigError
 
-__all__ = ["EmbeddingsConfig", "Pooling", "TableConfig"]
+__all__ = ["EmbeddingsConfig", "Pooling", "TableConfig", "dim_of_tables", "names_of_tables"]
 
 Pooling = Literal["sum", "mean", "max"]
 
@@ -66,6 +67,39 @@ class TableConfig(Config):
         if self.kind != "collisionless" and (self.admission_count > 1 or self.evict_after is not None):
             raise ValueError(f"admission_count and evict_after need kind: collisionless, given {self.kind}")
         return self
+
+
+def names_of_tables(tables: Sequence[TableConfig]) -> list[str]:
+    """The names of the tables of a group.
+
+    Raises:
+        ConfigError: There are no tables, one has no name, or two have the same.
+    """
+    names = [table.name for table in tables]
+    if not names:
+        raise ConfigError("tables: given none, expected at least one")
+    if "" in names:
+        raise ConfigError(f"tables: number {names.index('')} has no name, expected a name for each")
+    (name, count), *_ = Counter(names).most_common(1)
+    if count > 1:
+        raise ConfigError(f"tables: {name!r} occurs {count} times, expected different names")
+    return names
+
+
+def dim_of_tables(tables: Sequence[TableConfig]) -> int:
+    """The one dimension of the tables of a group.
+
+    Raises:
+        ConfigError: As for `names_of_tables`, or dimensions are missing or differ.
+    """
+    names_of_tables(tables)
+    dim = tables[0].embedding_dim
+    for table in tables:
+        if dim is None or table.embedding_dim != dim:
+            wanted = "a number" if dim is None else f"{dim}, as in table {tables[0].name}"
+            raise ConfigError(f"tables.{table.name}.embedding_dim: given {table.embedding_dim}, expected {wanted}")
+    assert dim is not None
+    return dim
 
 
 class EmbeddingsConfig(Config):

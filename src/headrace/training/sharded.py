@@ -33,7 +33,7 @@ class ShardedTables:
         self._process_group = process_group
         self._bags = {table_group_name(name): bags for name, bags in embedding_bags(model).items()}
         self._group: ShardGroup | None = None
-        names = {name for bags in self._bags.values() for name in bags.tables}
+        names = {table.name for bags in self._bags.values() for table in bags.tables}
         unknown = [name for name in job.cluster.traffic if name not in names]
         if unknown:
             raise ConfigError(f"cluster.traffic.{unknown[0]}: unknown, expected one of: {', '.join(sorted(names))}")
@@ -41,11 +41,10 @@ class ShardedTables:
     def open(self, *, step: int, checkpoint: int | None) -> None:
         """Begin a session from a checkpoint, or from first values; embeddings live in shards from now on."""
         seed, config = self._job.training.seed, self._job.cluster
-        table_groups = {
-            name: TableGroupSpec(bags.tables, bags.embedding_dim, seed) for name, bags in self._bags.items()
-        }
+        table_groups = {name: TableGroupSpec(bags.tables, seed) for name, bags in self._bags.items()}
         traffic = {
-            name: {table: config.traffic.get(table, 0.0) for table in bags.tables} for name, bags in self._bags.items()
+            name: {table.name: config.traffic.get(table.name, 0.0) for table in bags.tables}
+            for name, bags in self._bags.items()
         }
         self._group = ShardGroup(
             config.shards,

@@ -170,7 +170,7 @@ def choose_policy(config: SchedulerConfig, model: nn.Module) -> Policy | None:
 def feature_groups(plan: FeaturePlan, model: nn.Module, max_groups: int) -> FeatureGroups:
     """The feature groups of a job, closed under the tables of all its modules."""
     table_of = {
-        name: {feature: table.name for table in bags.tables.values() for feature in table.feature_names}
+        name: {feature: table.name for table in bags.tables for feature in table.feature_names}
         for name, bags in embedding_bags(model).items()
     }
 

@@ -13,12 +13,15 @@ from headrace.embeddings.stores.remote import RemoteStore
 
 Serve = Callable[..., str]
 
-TABLES = {
-    "hashed": TableConfig(num_embeddings=50, optimizer=RowWiseAdagradConfig(lr=0.1)),
-    "exact": TableConfig(kind="collisionless", num_embeddings=4, optimizer=RowWiseAdagradConfig(lr=0.05)),
-    "direct": TableConfig(kind="direct", num_embeddings=30, optimizer=RowWiseAdagradConfig(lr=0.2)),
-}
-SPEC = TableGroupSpec(TABLES, 4, seed=3)
+HASHED = TableConfig(name="hashed", num_embeddings=50, embedding_dim=4, optimizer=RowWiseAdagradConfig(lr=0.1))
+EXACT = TableConfig(
+    name="exact", kind="collisionless", num_embeddings=4, embedding_dim=4, optimizer=RowWiseAdagradConfig(lr=0.05)
+)
+DIRECT = TableConfig(
+    name="direct", kind="direct", num_embeddings=30, embedding_dim=4, optimizer=RowWiseAdagradConfig(lr=0.2)
+)
+TABLES = (HASHED, EXACT, DIRECT)
+SPEC = TableGroupSpec(TABLES, seed=3)
 GROUPS = {"t": SPEC}
 
 

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import numpy.typing as npt
 import pytest
-from served_tables import GROUPS, TABLES, Serve, all_keys, batch, read
+from served_tables import DIRECT, EXACT, GROUPS, HASHED, TABLES, Serve, all_keys, batch, read
 
 from headrace.embeddings import AdamConfig, Keys, LocalStore, TableConfig, TableGroup
 from headrace.embeddings.shards.group import GroupOptions, ShardGroup
@@ -20,7 +20,7 @@ from headrace.errors import ShardError
 @pytest.mark.parametrize("num_shards", [1, 3])
 @pytest.mark.parametrize("plan", ["row_wise", "table_wise"])
 def test_one_trainer_gets_the_same_bits_as_a_table_in_its_process(serve: Serve, num_shards: int, plan: str) -> None:
-    local = LocalStore(TableGroup(TABLES, 4, seed=3))
+    local = LocalStore(TableGroup(TABLES, seed=3))
     rng = np.random.default_rng(0)
     options = GroupOptions(plan=plan)  # type: ignore[arg-type]
     with ShardGroup([serve() for _ in range(num_shards)], GROUPS, options=options) as group:
@@ -39,11 +39,11 @@ def test_one_trainer_gets_the_same_bits_as_a_table_in_its_process(serve: Serve, 
 
 
 def test_optimizers_that_count_steps_count_them_in_shards_without_keys_too(serve: Serve) -> None:
-    tables = {"a": TableConfig(num_embeddings=40, optimizer=AdamConfig(lr=0.1))}
-    local = LocalStore(TableGroup(tables, 4, seed=3))
+    tables = [TableConfig(name="a", num_embeddings=40, embedding_dim=4, optimizer=AdamConfig(lr=0.1))]
+    local = LocalStore(TableGroup(tables, seed=3))
     one = Keys(np.zeros(1, np.int32), np.array([5]), np.ones(1, np.int32))
     every = Keys(np.zeros(40, np.int32), np.arange(40), np.ones(40, np.int32))
-    with ShardGroup([serve() for _ in range(4)], {"t": TableGroupSpec(tables, 4, 3)}) as group:
+    with ShardGroup([serve() for _ in range(4)], {"t": TableGroupSpec(tables, 3)}) as group:
         store = group.store("t")
         for keys in (one, one, every):
             gradients = np.ones((len(keys), 4), np.float32)
@@ -53,7 +53,7 @@ def test_optimizers_that_count_steps_count_them_in_shards_without_keys_too(serve
 
 
 def test_several_trainers_equal_one_process_on_the_same_global_batches(serve: Serve) -> None:
-    local = LocalStore(TableGroup(TABLES, 4, seed=3))
+    local = LocalStore(TableGroup(TABLES, seed=3))
     addresses = [serve(), serve()]
     rows = (5, 3)
     rng = np.random.default_rng(1)
@@ -89,9 +89,10 @@ def test_several_trainers_equal_one_process_on_the_same_global_batches(serve: Se
 
 
 def test_sightings_of_several_trainers_count_together_and_whoever_comes_first_makes_no_difference(serve: Serve) -> None:
-    late = {"a": TableConfig(kind="collisionless", admission_count=3, init_scale=1.0, optimizer={"kind": "sgd"})}  # type: ignore[arg-type]
-    groups, address = {"t": TableGroupSpec(late, 4, 0)}, serve()
-    local = TableGroup(late, 4, seed=0)
+    values = {"name": "a", "kind": "collisionless", "admission_count": 3, "embedding_dim": 4, "init_scale": 1.0}
+    late = [TableConfig.from_dict(values | {"optimizer": {"kind": "sgd"}}, where="test")]
+    groups, address = {"t": TableGroupSpec(late, 0)}, serve()
+    local = TableGroup(late, seed=0)
     keys = Keys(np.zeros(3, np.int32), np.array([7, 8, 9]), np.array([1, 2, 3], np.int32))
     gradients = np.ones((3, 4), np.float32)
     with (
@@ -158,12 +159,13 @@ def test_asynchronous_trainers_never_wait(serve: Serve) -> None:
 
 @pytest.mark.parametrize(("precision", "bound"), [("bf16", 2**-8), ("int8", 1 / 254)])
 def test_rows_and_gradients_travel_within_their_error(serve: Serve, precision: str, bound: float) -> None:
-    tables = {"a": TableConfig(num_embeddings=40, init_scale=1.0, optimizer={"kind": "sgd", "lr": 1.0})}  # type: ignore[arg-type]
-    local = LocalStore(TableGroup(tables, 8, seed=3))
+    values = {"name": "a", "num_embeddings": 40, "embedding_dim": 8, "init_scale": 1.0}
+    tables = [TableConfig.from_dict(values | {"optimizer": {"kind": "sgd", "lr": 1.0}}, where="test")]
+    local = LocalStore(TableGroup(tables, seed=3))
     options = GroupOptions(store=StoreOptions(rows=precision, gradients=precision))  # type: ignore[arg-type]
     keys = Keys(np.zeros(40, np.int32), np.arange(40), np.ones(40, np.int32))
     gradients = np.random.default_rng(0).normal(size=(40, 8)).astype(np.float32)
-    with ShardGroup([serve(), serve()], {"t": TableGroupSpec(tables, 8, 3)}, options=options) as group:
+    with ShardGroup([serve(), serve()], {"t": TableGroupSpec(tables, 3)}, options=options) as group:
         store = group.store("t")
         rows, exact = read(store, keys), read(local, keys)
         assert 0 < np.abs(rows - exact).max() <= bound * np.abs(exact).max()
@@ -175,11 +177,11 @@ def test_rows_and_gradients_travel_within_their_error(serve: Serve, precision: s
 
 
 def test_changes_of_all_shards_keep_a_copy_up_to_date_also_over_evictions(serve: Serve) -> None:
-    tables = {**TABLES, "exact": TABLES["exact"].model_copy(update={"evict_after": 1})}
-    local = LocalStore(TableGroup(tables, 4, seed=3))
+    tables = [HASHED, EXACT.model_copy(update={"evict_after": 1}), DIRECT]
+    local = LocalStore(TableGroup(tables, seed=3))
     rng = np.random.default_rng(5)
     copies: list[dict[tuple[int, int], list[float]]] = [{}, {}]
-    with ShardGroup([serve(), serve(), serve()], {"t": TableGroupSpec(tables, 4, 3)}) as group:
+    with ShardGroup([serve(), serve(), serve()], {"t": TableGroupSpec(tables, 3)}) as group:
         store, since = group.store("t"), 0
         store.acknowledge("copy", 0)
         local.acknowledge("copy", 0)

@@ -36,7 +36,7 @@ def test_a_broken_connection_is_mended_and_nothing_is_counted_twice(
 ) -> None:
     from headrace.embeddings.shards import client as shard_client
 
-    local = LocalStore(TableGroup(TABLES, 4, seed=3))
+    local = LocalStore(TableGroup(TABLES, seed=3))
     ask, calls = shard_client._Stream.ask, 0
 
     def ask_and_lose_the_answer(self: object, *arguments: object) -> object:
@@ -228,11 +228,12 @@ def test_trainers_that_mean_different_tables_are_told_what_differs(serve: Serve)
         pytest.raises(ShardError, match=r"shard 0 .*: open: trainers disagree on step: the first sent 0, this one 7"),
     ):
         ShardGroup([address], GROUPS, num_trainers=2, session="s", step=7)
-    other = {"t": TableGroupSpec(TABLES, 8, seed=3)}
+    other = {"t": TableGroupSpec([table.model_copy(update={"embedding_dim": 8}) for table in TABLES], seed=3)}
     with (
         ShardGroup([address], GROUPS, num_trainers=2, session="u"),
         pytest.raises(
-            ShardError, match=r"disagree on table_groups\.t\.spec\.embedding_dim: the first sent 4, this one 8"
+            ShardError,
+            match=r"disagree on table_groups\.t\.spec\.tables\.0\.embedding_dim: the first sent 4, this one 8",
         ),
     ):
         ShardGroup([address], other, num_trainers=2, session="u")

@@ -50,7 +50,7 @@ def test_a_second_client_with_the_number_of_a_trainer_that_lives_is_refused(serv
 
 
 def test_a_shard_of_a_job_refuses_the_tables_of_another(tmp_path: Path) -> None:
-    other = TableGroupSpec({"hashed": TableConfig(num_embeddings=51)}, 4, seed=3)
+    other = TableGroupSpec([TableConfig(name="hashed", num_embeddings=51, embedding_dim=4)], seed=3)
     server = ShardServer(Shard(expected={"t": other}), "127.0.0.1:0")
     with pytest.raises(ShardError, match="table group t differs from the one in this shard's job file"):
         ShardGroup([f"127.0.0.1:{server.port}"], GROUPS)

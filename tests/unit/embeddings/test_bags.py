@@ -262,7 +262,7 @@ def test_any_store_may_hold_the_rows() -> None:
 
     class Recording:
         def __init__(self) -> None:
-            self.local = LocalStore(TableGroup({"a": settings_.default}, 4, seed=1))
+            self.local = LocalStore(TableGroup(settings_.tables_of(["a"], 4), seed=1))
             self.calls: list[tuple[str, list[int], list[int]]] = []
 
         def read(self, keys: Keys, *, after: int | None = None) -> Future[np.ndarray]:

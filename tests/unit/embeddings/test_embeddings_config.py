@@ -73,8 +73,12 @@ def test_a_list_of_tables_is_all_that_bags_need() -> None:
     assert torch.equal(bags(sparse), same(sparse))
     with pytest.raises(ConfigError, match=r"tables\.user\.embedding_dim: given 3, expected 4, the model's"):
         EmbeddingBags([items, TableConfig(name="user", embedding_dim=3)], seed=1)
-    with pytest.raises(ConfigError, match=r"given the names \['items', ''\], expected a name of its own for each"):
+    with pytest.raises(ConfigError, match="tables: number 1 has no name, expected a name for each"):
         EmbeddingBags([items, TableConfig(embedding_dim=4)], seed=1)
+    with pytest.raises(ConfigError, match="tables: 'items' occurs 2 times, expected different names"):
+        EmbeddingBags([items, items], seed=1)
+    with pytest.raises(ConfigError, match="tables: given none, expected at least one"):
+        EmbeddingBags([], seed=1)
 
 
 def test_the_earlier_keys_spaces_and_features_are_accepted_with_a_warning() -> None:

@@ -207,7 +207,7 @@ def tables_of(model: nn.Module, feature: str) -> list[str]:
     return [
         f"{name}.{table.name}"
         for name, bags in embedding_bags(model).items()
-        for table in bags.tables.values()
+        for table in bags.tables
         if feature in table.feature_names
     ]
 
@@ -216,8 +216,8 @@ def parameters(model: nn.Module) -> dict[str, Any]:
     """Dense parameters, and the rows of all ids in all tables, wherever they live."""
     found: dict[str, Any] = {name: value.detach().numpy().copy() for name, value in model.named_parameters()}
     for name, bags in embedding_bags(model).items():
-        for table, kind in enumerate(bags.tables.values()):
-            ids = np.arange(1000 if kind.kind == "collisionless" else kind.num_embeddings)
-            keys = Keys(np.full(len(ids), table, np.int32), ids, np.zeros(len(ids), np.int32))
-            found[f"{name}.{table}"] = bags.store.read(keys).result()
+        for number, table in enumerate(bags.tables):
+            ids = np.arange(1000 if table.kind == "collisionless" else table.num_embeddings)
+            keys = Keys(np.full(len(ids), number, np.int32), ids, np.zeros(len(ids), np.int32))
+            found[f"{name}.{number}"] = bags.store.read(keys).result()
     return found

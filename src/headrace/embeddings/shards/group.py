@@ -48,7 +48,7 @@ class ShardGroup:
 
     In a loop of your own, with rows of `bags` in two shards::
 
-        table_groups = {"embeddings": TableGroupSpec(bags.tables, bags.embedding_dim, seed)}
+        table_groups = {"embeddings": TableGroupSpec(bags.tables, seed)}
         with ShardGroup(["127.0.0.1:9001", "127.0.0.1:9002"], table_groups) as group:
             bags.use_store(group.store("embeddings"))
 

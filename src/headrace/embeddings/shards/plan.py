@@ -83,7 +83,7 @@ class Routes:
 
 
 def make_plan(
-    tables: Mapping[str, TableConfig],
+    tables: Sequence[TableConfig],
     num_shards: int,
     *,
     kind: PlanKind = "row_wise",
@@ -97,7 +97,7 @@ def make_plan(
     shares, that of rows and that of traffic. A table that alone is more than a fair share of either stays row-wise.
 
     Args:
-        tables: Name -> config, in the group's order.
+        tables: Of the group, in its order.
         num_shards: Shards.
         kind: Row-wise or table-wise.
         traffic: Unique keys per batch by table, as `RemoteStore.counters` measures them; None: the same for all.
@@ -107,19 +107,20 @@ def make_plan(
     """
     if kind == "row_wise" or num_shards == 1:
         return ShardingPlan(num_shards, (ROW_WISE,) * len(tables))
-    unknown = [name for name in traffic or {} if name not in tables]
+    names = [table.name for table in tables]
+    unknown = [name for name in traffic or {} if name not in names]
     if unknown:
-        raise ConfigError(f"sharding plan: traffic.{unknown[0]}: unknown, expected one of: {', '.join(tables)}")
-    rows = _shares([config.num_embeddings for config in tables.values()])
-    keys = _shares([1.0 if traffic is None else traffic.get(name, 0.0) for name in tables])
+        raise ConfigError(f"sharding plan: traffic.{unknown[0]}: unknown, expected one of: {', '.join(names)}")
+    rows = _shares([table.num_embeddings for table in tables])
+    keys = _shares([1.0 if traffic is None else traffic.get(name, 0.0) for name in names])
     owners = [ROW_WISE] * len(tables)
     loads = [(0.0, shard, 0.0, 0.0) for shard in range(num_shards)]
-    for table in sorted(range(len(tables)), key=lambda t: (-max(rows[t], keys[t]), t)):
-        if max(rows[table], keys[table]) > 1 / num_shards:
+    for number in sorted(range(len(tables)), key=lambda number: (-max(rows[number], keys[number]), number)):
+        if max(rows[number], keys[number]) > 1 / num_shards:
             continue
         _, shard, row_load, key_load = heapq.heappop(loads)
-        owners[table] = shard
-        row_load, key_load = row_load + rows[table], key_load + keys[table]
+        owners[number] = shard
+        row_load, key_load = row_load + rows[number], key_load + keys[number]
         heapq.heappush(loads, (max(row_load, key_load), shard, row_load, key_load))
     return ShardingPlan(num_shards, tuple(owners))
 

@@ -51,7 +51,7 @@ def check_gradients(keys: Keys, gradients: Float32s, spec: TableGroupSpec) -> No
 
 
 def _table(keys: Keys, place: int, spec: TableGroupSpec) -> str:
-    return f"table {list(spec.tables)[int(keys.tables[place])]}"
+    return f"table {spec.tables[int(keys.tables[place])].name}"
 
 
 @kernel()

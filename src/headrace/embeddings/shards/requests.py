@@ -143,9 +143,17 @@ class AcknowledgeRequest(_Body):
     client: Name | None = None
 
 
-class _Spec(_Body):
-    tables: Annotated[list[tuple[Name, dict[str, Any]]], Field(min_length=1, max_length=MAX_TABLES)]
+class _Table(_Body):
+    """A `TableConfig`; all else of it is checked by that."""
+
+    model_config = ConfigDict(extra="allow")
+
+    name: Name
     embedding_dim: Annotated[int, Field(ge=1, le=MAX_DIM)]
+
+
+class _Spec(_Body):
+    tables: Annotated[list[_Table], Field(min_length=1, max_length=MAX_TABLES)]
     seed: Annotated[int, Field(ge=-(1 << 63), lt=1 << 64)]
 
 
@@ -306,31 +314,27 @@ def _short(value: Any) -> str:
 
 def _read_group(where: str, group: _TableGroup, shard: int) -> tuple[TableGroupSpec, ShardingPlan]:
     spec, plan = group.spec, group.plan
-    tables: dict[str, TableConfig] = {}
-    for name, values in spec.tables:
-        if name in tables:
-            raise ShardError(f"{where}.spec.tables: {name!r} twice, expected different names"[:MAX_LINE])
-        tables[name] = _read_table(f"{where}.spec.tables.{name}", values)
-    first = next(iter(tables.values()))
-    for name, config in tables.items():
-        if (config.optimizer.kind, config.rows) != (first.optimizer.kind, first.rows):
+    tables = [_read_table(f"{where}.spec.tables.{table.name}", table) for table in spec.tables]
+    first = tables[0]
+    for table in tables:
+        if (table.optimizer.kind, table.rows) != (first.optimizer.kind, first.rows):
             raise ShardError(
-                f"{where}.spec.tables.{name}: {config.optimizer.kind} on {config.rows} rows, expected as in the first "
-                f"table: {first.optimizer.kind} on {first.rows} rows"[:MAX_LINE]
+                f"{where}.spec.tables.{table.name}: {table.optimizer.kind} on {table.rows} rows, expected as in the "
+                f"first table: {first.optimizer.kind} on {first.rows} rows"[:MAX_LINE]
             )
     if shard >= plan.num_shards or len(plan.owners) != len(tables):
         raise ShardError(
             f"{where}: shard {shard} of {plan.num_shards}, {len(plan.owners)} owners for {len(tables)} tables"
         )
     try:
-        return TableGroupSpec(tables, spec.embedding_dim, spec.seed), ShardingPlan(plan.num_shards, tuple(plan.owners))
+        return TableGroupSpec(tables, spec.seed), ShardingPlan(plan.num_shards, tuple(plan.owners))
     except ConfigError as error:
         raise ShardError(f"{where}: {error}"[:MAX_LINE]) from error
 
 
-def _read_table(where: str, values: dict[str, Any]) -> TableConfig:
+def _read_table(where: str, table: _Table) -> TableConfig:
     try:
-        config = TableConfig.from_dict(values, where=where)
+        config = TableConfig.from_dict(table.model_dump(), where=where)
     except ConfigError as error:
         raise ShardError(str(error)[:MAX_LINE]) from error
     optimizer = {f"optimizer.{name}": value for name, value in config.optimizer.model_dump().items()}

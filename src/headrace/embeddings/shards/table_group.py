@@ -7,7 +7,7 @@ kind of the table, and any plan can be changed into any other.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from headrace.embeddings.config import TableConfig
+from headrace.embeddings.config import TableConfig, dim_of_tables
 from headrace.embeddings.shards.plan import ShardingPlan
 from headrace.embeddings.tables.metadata import RECORD
 from headrace.embeddings.tables.parts import owned_state, to_part
@@ -36,34 +36,43 @@ class TableGroupSpec:
     """What a table group is, wherever its rows live.
 
     Attributes:
-        tables: Name -> config.
-        embedding_dim: Numbers per row.
+        tables: With different names and one dimension; `Keys` number them in this order.
         seed: Of first values.
+
+    Raises:
+        ConfigError: Two tables have the same name, or dimensions differ.
     """
 
-    tables: Mapping[str, TableConfig]
-    embedding_dim: int
+    tables: Sequence[TableConfig]
     seed: int
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "tables", tuple(self.tables))
+        dim_of_tables(self.tables)
+
+    @property
+    def embedding_dim(self) -> int:
+        """Numbers per row."""
+        return dim_of_tables(self.tables)
+
     def to_dict(self) -> dict[str, Any]:
-        """As JSON can hold it; tables as a list, because their order counts."""
-        tables = [[name, config.model_dump(mode="json")] for name, config in self.tables.items()]
-        return {"tables": tables, "embedding_dim": self.embedding_dim, "seed": self.seed}
+        """As JSON can hold it."""
+        return {"tables": [table.model_dump(mode="json") for table in self.tables], "seed": self.seed}
 
     @property
     def reads_have_counts(self) -> bool:
         """Whether sightings travel with reads: where ids are admitted at once, it is enough that they were seen."""
-        return any(config.admission_count > 1 for config in self.tables.values())
+        return any(table.admission_count > 1 for table in self.tables)
 
     @cached_property
     def sizes(self) -> npt.NDArray[np.int64]:
         """Of each table the ids there are, int64 [T]; 0 for any."""
-        configs = self.tables.values()
-        return np.array([0 if c.kind == "collisionless" else c.num_embeddings for c in configs], dtype=np.int64)
+        sizes = [0 if table.kind == "collisionless" else table.num_embeddings for table in self.tables]
+        return np.array(sizes, dtype=np.int64)
 
     def header(self) -> TableGroupHeader:
         """The header of the new group in one process."""
-        return TableGroupHeader.of(self.tables, self.embedding_dim, self.seed)
+        return TableGroupHeader.of(self.tables, self.seed)
 
 
 def make_part(spec: TableGroupSpec, plan: ShardingPlan, shard: int) -> TableGroup:
@@ -76,19 +85,18 @@ def make_part(spec: TableGroupSpec, plan: ShardingPlan, shard: int) -> TableGrou
     """
     widest = 12 * spec.embedding_dim + RECORD.itemsize  # a row in fp32 and the two slots of Adam
     most = min(FIRST_ROOM, max(1, FIRST_BYTES // (widest * len(spec.tables))))
-    room = {name: -(-config.num_embeddings // plan.num_shards) for name, config in spec.tables.items()}
-    here = {
-        name: config.model_copy(
+    here = [
+        table.model_copy(
             update={
                 "kind": "collisionless",
-                "admission_count": config.admission_count if config.kind == "collisionless" else 0,
-                "num_embeddings": min(room[name], most),
-                "init_scale": config.scale,
+                "admission_count": table.admission_count if table.kind == "collisionless" else 0,
+                "num_embeddings": min(-(-table.num_embeddings // plan.num_shards), most),
+                "init_scale": table.scale,
             }
         )
-        for name, config in spec.tables.items()
-    }
-    return TableGroup(here, spec.embedding_dim, seed=spec.seed)
+        for table in spec.tables
+    ]
+    return TableGroup(here, seed=spec.seed)
 
 
 def part_of(rows: TableGroup, spec: TableGroupSpec) -> Columns:
@@ -114,5 +122,5 @@ def load_part(rows: TableGroup, parts: Sequence[Columns], spec: TableGroupSpec, 
     headers = [TableGroupHeader.read(part) for part in parts]
     for header in headers:
         header.check(spec.header())
-    tables = TableGroupHeader.of(rows.tables, spec.embedding_dim, spec.seed).tables
+    tables = TableGroupHeader.of(rows.tables, spec.seed).tables
     rows.load_state_dict(owned_state(parts, plan, shard, replace(headers[0], tables=tables)))

@@ -20,11 +20,17 @@ DIM = 8
 
 def warm_up_shard(optimizer: str) -> None:
     """A read and an update of two trainers, as they arrive from the network, in every precision."""
-    config = TableConfig.from_dict({"num_embeddings": 64, "optimizer": {"kind": optimizer, "lr": 0.1}}, where="warm up")
-    spec, plan = TableGroupSpec({"warm up": config}, DIM, seed=0), make_plan({"warm up": config}, 1)
+    values = {
+        "name": "warm up",
+        "num_embeddings": 64,
+        "embedding_dim": DIM,
+        "optimizer": {"kind": optimizer, "lr": 0.1},
+    }
+    tables = [TableConfig.from_dict(values, where="warm up")]
+    spec, plan = TableGroupSpec(tables, seed=0), make_plan(tables, 1)
     table = make_part(spec, plan, 0)
     sent = Keys(np.zeros(4, np.int32), np.arange(4), np.ones(4, np.int32))
-    every = make_plan({"warm up": config}, 2).route(sent).order
+    every = make_plan(tables, 2).route(sent).order
     for with_counts in (True, False):
         request = pack_ids(sent, with_counts=with_counts)
         assert request.schema == read_schema(with_counts=with_counts)

@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from headrace.embeddings.changes.log import Columns
-from headrace.embeddings.config import TableConfig
+from headrace.embeddings.config import TableConfig, dim_of_tables
 from headrace.embeddings.tables.lifecycle.policies import IdHistory
 from headrace.errors import CheckpointError, VersionMismatch
 
@@ -59,20 +59,20 @@ class TableGroupHeader:
     format_version: int = FORMAT_VERSION
 
     @classmethod
-    def of(cls, tables: Mapping[str, TableConfig], embedding_dim: int, seed: int) -> TableGroupHeader:
+    def of(cls, tables: Sequence[TableConfig], seed: int) -> TableGroupHeader:
         """Of a new group."""
         described = [
             {
-                "name": name,
-                "kind": config.kind,
-                "num_embeddings": config.num_embeddings,
-                "init_scale": config.scale,
-                "optimizer": config.optimizer.kind,
-                "rows": config.rows,
+                "name": table.name,
+                "kind": table.kind,
+                "num_embeddings": table.num_embeddings,
+                "init_scale": table.scale,
+                "optimizer": table.optimizer.kind,
+                "rows": table.rows,
             }
-            for name, config in tables.items()
+            for table in tables
         ]
-        return cls(described, embedding_dim, seed)
+        return cls(described, dim_of_tables(tables), seed)
 
     @classmethod
     def read(cls, state: Columns) -> TableGroupHeader:

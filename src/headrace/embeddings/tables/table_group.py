@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -11,7 +11,7 @@ import numpy.typing as npt
 from torch import Tensor
 
 from headrace.embeddings.changes.log import BLOCK_ROWS, ChangeLog, RowBlock
-from headrace.embeddings.config import TableConfig
+from headrace.embeddings.config import TableConfig, dim_of_tables
 from headrace.embeddings.keys import Keys
 from headrace.embeddings.optimizers import build_optimizer
 from headrace.embeddings.storage.first_values import FirstValues
@@ -46,12 +46,17 @@ class TableGroup:
     direct and hashed tables always exist and read their first value until they are updated.
 
     Args:
-        tables: Name -> config. All have one kind of optimizer.
-        embedding_dim: Floats per row.
+        tables: With different names, one dimension, one kind of optimizer and one format of rows. `Keys` number them in
+            this order.
         seed: Of first values and hashes. First values depend on (seed, table's name, id) only.
         make_storage: Where rows are kept.
 
+    Raises:
+        ConfigError: Two tables have the same name, or dimensions differ.
+
     Attributes:
+        tables: As given.
+        embedding_dim: Floats per row.
         step: Updates so far.
         version: Changes so far: updates, evictions and ends of windows. Each row has the version that changed it last.
         index: Which key has which row.
@@ -62,25 +67,24 @@ class TableGroup:
 
     def __init__(
         self,
-        tables: Mapping[str, TableConfig],
-        embedding_dim: int,
+        tables: Sequence[TableConfig],
         *,
         seed: int,
         make_storage: MakeStorage = HostStorage,
     ) -> None:
-        self.tables = dict(tables)
-        self.embedding_dim = embedding_dim
+        self.tables = tuple(tables)
+        self.embedding_dim = dim_of_tables(tables)
         self.seed = seed
-        configs = list(self.tables.values())
-        is_fixed = np.array([config.kind != "collisionless" for config in configs])
-        sizes = np.array([config.num_embeddings for config in configs], dtype=np.int64)
-        optimizer = build_optimizer([config.optimizer for config in configs], embedding_dim)
-        first = FirstValues(list(self.tables), [config.scale for config in configs], configs[0].rows, seed=seed)
-        self._layout = RowLayout(embedding_dim, optimizer, first, seed)
+        is_fixed = np.array([table.kind != "collisionless" for table in tables])
+        sizes = np.array([table.num_embeddings for table in tables], dtype=np.int64)
+        optimizer = build_optimizer([table.optimizer for table in tables], self.embedding_dim)
+        names, scales = [table.name for table in tables], [table.scale for table in tables]
+        first = FirstValues(names, scales, tables[0].rows, seed=seed)
+        self._layout = RowLayout(self.embedding_dim, optimizer, first, seed)
         self._make_storage = make_storage
-        self._retention = retention_of(configs)
+        self._retention = retention_of(tables)
         self._first_room = int(sizes[~is_fixed].sum())
-        self.index = RowIndex(np.where(is_fixed, sizes, -1), admission_of(configs), capacity=self._first_room)
+        self.index = RowIndex(np.where(is_fixed, sizes, -1), admission_of(tables), capacity=self._first_room)
         self._clear()
 
     def _clear(self) -> None:
@@ -253,7 +257,7 @@ class TableGroup:
 
     def moved_to(self, make_storage: MakeStorage) -> TableGroup:
         """The same tables in another storage; this one is not used any more."""
-        moved = TableGroup(self.tables, self.embedding_dim, seed=self.seed, make_storage=make_storage)
+        moved = TableGroup(self.tables, seed=self.seed, make_storage=make_storage)
         moved.load_state_dict(self.state_dict())
         return moved
 
@@ -308,7 +312,7 @@ class TableGroup:
 
     def _header(self) -> TableGroupHeader:
         return replace(
-            TableGroupHeader.of(self.tables, self.embedding_dim, self.seed),
+            TableGroupHeader.of(self.tables, self.seed),
             step=self.step,
             version=self.version,
             window_starts=list(self._window_starts),

@@ -129,7 +129,7 @@ def test_rows_that_are_slices_of_one_buffer_are_looked_up_once_per_id_of_the_buf
     lookup = short.lookup((plain, shifted))
     keys = lookup.parts[0].found.keys
     found = dict(zip(zip(keys.tables.tolist(), keys.ids.tolist(), strict=True), keys.counts.tolist(), strict=True))
-    table = {name: number for number, name in enumerate(short.tables)}
+    table = {table.name: number for number, table in enumerate(short.tables)}
     assert found[table["d"], 2] == 3
     assert found[table["s"], 2] == 4, "three rows have it in c, one in a"
     assert (table["d"], 5) not in found, "no row of the batch has it"

@@ -47,8 +47,8 @@ def test_consecutive_ids_and_equal_ids_of_many_tables_are_spread_evenly() -> Non
 
 def test_a_table_wise_plan_balances_rows_and_traffic_and_spreads_the_giant() -> None:
     sizes = {"giant": 1_000_000, **{f"s{i}": 10_000 * (i + 1) for i in range(12)}}
-    tables = {name: TableConfig(num_embeddings=size) for name, size in sizes.items()}
-    traffic = {name: 10.0 if name == "s0" else 1.0 for name in tables}
+    tables = [TableConfig(name=name, num_embeddings=size) for name, size in sizes.items()]
+    traffic = {name: 10.0 if name == "s0" else 1.0 for name in sizes}
     plan = make_plan(tables, 3, kind="table_wise", traffic=traffic)
     assert plan.owners[0] == ROW_WISE
     assert ROW_WISE not in plan.owners[2:]
@@ -58,6 +58,6 @@ def test_a_table_wise_plan_balances_rows_and_traffic_and_spreads_the_giant() -> 
 
 def test_a_plan_names_what_is_wrong_with_it() -> None:
     with pytest.raises(ConfigError, match=r"traffic\.itms: unknown, expected one of: items"):
-        make_plan({"items": TableConfig()}, 2, kind="table_wise", traffic={"itms": 1.0})
+        make_plan([TableConfig(name="items")], 2, kind="table_wise", traffic={"itms": 1.0})
     with pytest.raises(ConfigError, match=r"2 shards, owners \[2\]; expected each owner in 0\.\.1"):
         ShardingPlan(2, (2,))

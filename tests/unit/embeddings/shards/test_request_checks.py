@@ -37,8 +37,8 @@ def test_a_row_with_a_number_that_is_not_finite_is_found(bad: float) -> None:
 
 
 def test_what_is_wrong_is_named_with_its_field_table_and_id() -> None:
-    tables = {"users": TableConfig(num_embeddings=50), "items": TableConfig(kind="collisionless")}
-    spec = TableGroupSpec(tables, 2, 0)
+    users = TableConfig(name="users", num_embeddings=50, embedding_dim=2)
+    spec = TableGroupSpec([users, TableConfig(name="items", kind="collisionless", embedding_dim=2)], 0)
 
     def keys(ids: list[int], counts: list[int]) -> Keys:
         return Keys(np.array([0, 1, 1], np.int32), np.array(ids), np.array(counts, np.int32))

@@ -16,7 +16,11 @@ from headrace.embeddings.shards.wire import PROTOCOL, ReadHeader, StreamHeader, 
 from headrace.errors import ShardError
 
 SPEC = TableGroupSpec(
-    {"a": TableConfig(num_embeddings=50), "b": TableConfig(kind="collisionless", evict_after=3)}, 4, seed=3
+    [
+        TableConfig(name="a", num_embeddings=50, embedding_dim=4),
+        TableConfig(name="b", kind="collisionless", evict_after=3, embedding_dim=4),
+    ],
+    seed=3,
 )
 GOOD = OpenRequest("run", "s", 0, 2, {"t": (SPEC, ShardingPlan(2, (ROW_WISE, 1)))}, 5, None, True, 1, "client")
 
@@ -55,7 +59,7 @@ def test_another_version_is_refused_for_that_alone(protocol: int | None) -> None
         "num_trainers",
         "step",
         "shard",
-        "table_groups.t.spec.embedding_dim",
+        "table_groups.t.spec.tables.0.embedding_dim",
         "table_groups.t.plan.num_shards",
         "table_groups.t.plan.owners.0",
     ],
@@ -74,12 +78,12 @@ def test_a_number_of_an_open_request_that_is_none_is_refused_with_its_name(path:
         ("num_trainers", 30_000_000, "num_trainers: given 30000000, expected less than or equal to 4096"),
         ("num_trainers", 0, "num_trainers: given 0, expected greater than or equal to 1"),
         (
-            "table_groups.t.spec.embedding_dim",
+            "table_groups.t.spec.tables.0.embedding_dim",
             0,
-            "table_groups.t.spec.embedding_dim: given 0, expected greater than or equal to 1",
+            "table_groups.t.spec.tables.0.embedding_dim: given 0, expected greater than or equal to 1",
         ),
         (
-            "table_groups.t.spec.embedding_dim",
+            "table_groups.t.spec.tables.0.embedding_dim",
             10**6,
             "embedding_dim: given 1000000, expected less than or equal to 8192",
         ),
@@ -95,27 +99,30 @@ def test_a_number_of_an_open_request_that_is_none_is_refused_with_its_name(path:
         ("table_groups", {"../../x": 1}, "table_groups"),
         ("table_groups.t", [], "table_groups.t: given"),
         ("table_groups.t.spec.tables", "ab", "table_groups.t.spec.tables: given 'ab'"),
-        ("table_groups.t.spec.tables.0", ["a"], "table_groups.t.spec.tables.0.1: missing"),
-        ("table_groups.t.spec.tables.1.0", "a", "table_groups.t.spec.tables: 'a' twice"),
+        ("table_groups.t.spec.tables.0", ["a"], "table_groups.t.spec.tables.0: given ['a'], expected"),
+        ("table_groups.t.spec.tables.0", {"embedding_dim": 4}, "table_groups.t.spec.tables.0.name: missing"),
+        ("table_groups.t.spec.tables.0.name", "", "table_groups.t.spec.tables.0.name: given '', expected"),
+        ("table_groups.t.spec.tables.1.name", "a", "table_groups.t: tables: 'a' occurs 2 times"),
+        ("table_groups.t.spec.tables.1.embedding_dim", 8, "tables.b.embedding_dim: given 8, expected 4, as in table a"),
         (
-            "table_groups.t.spec.tables.0.1",
-            {"num_embeddings": 2**50},
+            "table_groups.t.spec.tables.0.num_embeddings",
+            2**50,
             "tables.a.num_embeddings: given 1125899906842624, exp",
         ),
-        ("table_groups.t.spec.tables.0.1", {"num_embeddings": 0}, "tables.a: num_embeddings: given 0"),
+        ("table_groups.t.spec.tables.0.num_embeddings", 0, "tables.a: num_embeddings: given 0"),
         (
-            "table_groups.t.spec.tables.0.1",
-            {"init_scale": 1e999},
+            "table_groups.t.spec.tables.0.init_scale",
+            1e999,
             "tables.a.init_scale: given inf, expected a finite number",
         ),
         (
-            "table_groups.t.spec.tables.0.1",
-            {"optimizer": {"kind": "sgd", "lr": float("inf")}},
+            "table_groups.t.spec.tables.0.optimizer",
+            {"kind": "sgd", "lr": float("inf")},
             "tables.a.optimizer.lr: given inf, expected a finite number",
         ),
         (
-            "table_groups.t.spec.tables.0.1",
-            {"optimizer": {"kind": "adam"}},
+            "table_groups.t.spec.tables.0.optimizer",
+            {"kind": "adam"},
             "tables.b: rowwise_adagrad on fp32 rows, expected",
         ),
         ("table_groups.t.plan.owners", [0], "table_groups.t: shard 0 of 2, 1 owners for 2 tables"),
@@ -196,6 +203,7 @@ def test_what_a_stream_is_not_for_is_one_short_line(field: str) -> None:
 
 
 def test_a_group_of_many_wide_tables_begins_small() -> None:
-    tables = {str(n): TableConfig(num_embeddings=10**9, optimizer=AdamConfig()) for n in range(1_000)}
-    rows = make_part(TableGroupSpec(tables, 1_024, 0), ShardingPlan(1, (ROW_WISE,) * 1_000), 0)
+    wide = TableConfig(num_embeddings=10**9, embedding_dim=1_024, optimizer=AdamConfig())
+    tables = [wide.model_copy(update={"name": str(n)}) for n in range(1_000)]
+    rows = make_part(TableGroupSpec(tables, 0), ShardingPlan(1, (ROW_WISE,) * 1_000), 0)
     assert rows.num_bytes < 2 * FIRST_BYTES

@@ -18,12 +18,14 @@ from headrace.errors import CheckpointError, ShardError
 
 ADAM = AdamConfig(lr=0.1)
 SPEC = TableGroupSpec(
-    {
-        "hashed": TableConfig(num_embeddings=40, optimizer=ADAM),
-        "exact": TableConfig(kind="collisionless", num_embeddings=2, admission_count=2, evict_after=1, optimizer=ADAM),
-        "direct": TableConfig(kind="direct", num_embeddings=20, optimizer=ADAM),
-    },
-    3,
+    [
+        TableConfig(name=name, embedding_dim=3, optimizer=ADAM, **options)
+        for name, options in {
+            "hashed": {"num_embeddings": 40},
+            "exact": {"kind": "collisionless", "num_embeddings": 2, "admission_count": 2, "evict_after": 1},
+            "direct": {"kind": "direct", "num_embeddings": 20},
+        }.items()
+    ],
     seed=9,
 )
 
@@ -91,10 +93,10 @@ def test_parts_move_between_shards_and_one_process_and_training_goes_on_bit_for_
     before: int, after: int, seed: int, kind: str
 ) -> None:
     rng = np.random.default_rng(seed)
-    alone, sharded = TableGroup(SPEC.tables, 3, seed=9), Sharded(before, kind)
+    alone, sharded = TableGroup(SPEC.tables, seed=9), Sharded(before, kind)
     train([alone, sharded], rng, 7)
     parts = sharded.parts()
-    resharded, joined, spread = Sharded(after), TableGroup(SPEC.tables, 3, seed=9), Sharded(after, kind)
+    resharded, joined, spread = Sharded(after), TableGroup(SPEC.tables, seed=9), Sharded(after, kind)
     resharded.load(parts)
     joined.load_state_dict(join_parts(parts))
     spread.load([alone.state_dict()])
@@ -105,7 +107,7 @@ def test_a_shard_makes_rows_for_its_own_keys_only_when_they_are_trained() -> Non
     sharded = Sharded(2)
     keys = Keys(np.zeros(40, np.int32), np.arange(40), np.ones(40, np.int32))
     for each in (keys, keys.unseen()):
-        assert (sharded.read(each) == TableGroup(SPEC.tables, 3, seed=9).read(each)).all(), "rows exist before"
+        assert (sharded.read(each) == TableGroup(SPEC.tables, seed=9).read(each)).all(), "rows exist before"
     assert sum(shard.num_rows for shard in sharded.shards) == 0
     sharded.update(keys, np.ones((40, 3), np.float32))
     assert sum(shard.num_rows for shard in sharded.shards) == 40
@@ -114,19 +116,20 @@ def test_a_shard_makes_rows_for_its_own_keys_only_when_they_are_trained() -> Non
 
 @pytest.mark.parametrize("rows", ["bf16", "fp16"])
 def test_rows_kept_in_16_bits_begin_as_in_one_process(rows: str) -> None:
-    tables = {"a": TableConfig.from_dict({"num_embeddings": 40, "rows": rows}, where="test")}
+    values = {"name": "a", "embedding_dim": 3, "num_embeddings": 40, "rows": rows}
+    tables = [TableConfig.from_dict(values, where="test")]
     keys = Keys(np.zeros(40, np.int32), np.arange(40), np.ones(40, np.int32))
-    shard = make_part(TableGroupSpec(tables, 3, 9), make_plan(tables, 1), 0)
-    expected = TableGroup(tables, 3, seed=9).read(keys)
+    shard = make_part(TableGroupSpec(tables, 9), make_plan(tables, 1), 0)
+    expected = TableGroup(tables, seed=9).read(keys)
     assert (shard.read(keys) == expected).all()
     assert (shard.read(keys.unseen()) == expected).all()
 
 
 @pytest.mark.parametrize("rows", ["bf16", "fp16"])
 def test_rows_kept_in_16_bits_are_rounded_to_the_same_bits_in_any_shard_and_order_of_admission(rows: str) -> None:
-    tables = {name: config.model_copy(update={"rows": rows}) for name, config in SPEC.tables.items()}
-    alone, reordered = (TableGroup(tables, 3, seed=9) for _ in range(2))
-    sharded = Sharded(3, spec=TableGroupSpec(tables, 3, seed=9))
+    tables = [table.model_copy(update={"rows": rows}) for table in SPEC.tables]
+    alone, reordered = (TableGroup(tables, seed=9) for _ in range(2))
+    sharded = Sharded(3, spec=TableGroupSpec(tables, seed=9))
     rng = np.random.default_rng(0)
     for _ in range(6):
         keys, gradients = batch(rng)
@@ -146,9 +149,8 @@ def test_parts_of_different_steps_are_refused_and_so_are_those_of_another_table(
     sharded.shards[0].update(keys, gradients)
     with pytest.raises(CheckpointError, match="parts were saved at steps"):
         join_parts(sharded.parts())
-    other = TableGroupSpec(
-        {**SPEC.tables, "direct": TableConfig(kind="direct", num_embeddings=21, optimizer=ADAM)}, 3, 9
-    )
+    *tables, direct = SPEC.tables
+    other = TableGroupSpec([*tables, direct.model_copy(update={"num_embeddings": 21})], 9)
     with pytest.raises(CheckpointError, match=r"direct\.num_embeddings was saved as 20, but the job says 21"):
         Sharded(1, spec=other).load(sharded.parts()[1:])
 

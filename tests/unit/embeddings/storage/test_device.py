@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from headrace.embeddings import EmbeddingBags, EmbeddingsConfig, Keys, TableGroup
+from headrace.embeddings import EmbeddingBags, EmbeddingsConfig, Keys, TableConfig, TableGroup
 from headrace.embeddings.storage.device import DeviceStorage
 from headrace.embeddings.storage.device_rounding import rounded
 from headrace.embeddings.storage.host import HostStorage
@@ -165,8 +165,8 @@ def test_rounding_in_torch_gives_the_bits_of_the_hosts_kernel(device: str, row_f
 
 
 def test_a_device_table_reads_and_updates_keys_without_a_row(device: str) -> None:
-    config = EmbeddingsConfig.from_dict({"default": {"kind": "collisionless", "admission_count": 9}}, where="test")
-    group = TableGroup({"a": config.default}, 4, seed=0, make_storage=DeviceStorage.on(device))
+    late = TableConfig(name="a", embedding_dim=4, kind="collisionless", admission_count=9)
+    group = TableGroup([late], seed=0, make_storage=DeviceStorage.on(device))
     keys = Keys(np.zeros(2, np.int32), np.array([5, 6]), np.ones(2, np.int32))
     assert not group.read(keys).any()  # type: ignore[union-attr]
     group.update(keys, np.ones((2, 4), dtype=np.float32))
@@ -206,9 +206,9 @@ def test_training_on_the_host_never_starts_cuda(monkeypatch: pytest.MonkeyPatch)
 
 @pytest.mark.parametrize("row_format", ["bf16", "fp16"])
 def test_rows_of_16_bits_are_updated_to_the_bits_of_the_host(device: str, row_format: str) -> None:
-    default = {"num_embeddings": 40, "rows": row_format, "optimizer": {"kind": "sgd", "lr": 0.5}}
-    tables = {"a": EmbeddingsConfig.from_dict({"default": default}, where="test").default}
-    host, there = TableGroup(tables, 6, seed=0), TableGroup(tables, 6, seed=0, make_storage=DeviceStorage.on(device))
+    values = {"name": "a", "embedding_dim": 6, "num_embeddings": 40, "rows": row_format}
+    tables = [TableConfig.from_dict(values | {"optimizer": {"kind": "sgd", "lr": 0.5}}, where="test")]
+    host, there = TableGroup(tables, seed=0), TableGroup(tables, seed=0, make_storage=DeviceStorage.on(device))
     for step in range(3):
         keys = Keys(np.zeros(40, np.int32), np.arange(40), np.ones(40, np.int32))
         gradients = np.random.default_rng(step).normal(size=(40, 6)).astype(np.float32)

@@ -79,8 +79,8 @@ def test_what_does_not_fit_is_clamped_and_what_is_no_number_stays_none() -> None
 
 
 def group_of(row_format: Any, **options: Any) -> TableGroup:
-    config = TableConfig(kind="hashed", num_embeddings=50, rows=row_format, **options)
-    return TableGroup({"s": config}, 8, seed=3)
+    table = TableConfig(name="s", embedding_dim=8, kind="hashed", num_embeddings=50, rows=row_format, **options)
+    return TableGroup([table], seed=3)
 
 
 def keys(num: int) -> Keys:

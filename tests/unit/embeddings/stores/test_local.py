@@ -10,7 +10,7 @@ BATCH = (KeyedJaggedTensor.from_lists({"a": [[1, 2], [3]]}),)
 
 
 def test_bags_with_another_store_have_no_table() -> None:
-    elsewhere = LocalStore(TableGroup({"a": TableConfig(num_embeddings=50)}, 4, seed=1))
+    elsewhere = LocalStore(TableGroup([TableConfig(name="a", num_embeddings=50, embedding_dim=4)], seed=1))
     bags = EmbeddingBags(EmbeddingsConfig(default=TableConfig(num_embeddings=50)), ["a"], 4, seed=1)
     bags.use_store(elsewhere)
     assert bags.table_group is None
@@ -22,7 +22,7 @@ def test_bags_with_another_store_have_no_table() -> None:
 def test_a_store_in_front_of_the_table_leaves_the_table_in_place() -> None:
     bags = EmbeddingBags(EmbeddingsConfig(), ["a"], 4, seed=1)
     group = bags.table_group
-    bags.store = LocalStore(TableGroup(bags.tables, 4, seed=2))
+    bags.store = LocalStore(TableGroup(bags.tables, seed=2))
     assert bags.table_group is group
     assert not torch.equal(bags(BATCH), EmbeddingBags(EmbeddingsConfig(), ["a"], 4, seed=1)(BATCH))
 

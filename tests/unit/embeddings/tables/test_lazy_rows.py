@@ -1,5 +1,7 @@
 """Rows of direct and hashed tables are written when they are first trained on, and nobody can tell."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -9,16 +11,17 @@ from headrace.embeddings.keys import Keys
 from headrace.embeddings.tables.table_group import TableGroup
 
 DIM = 4
-TABLES = {
-    "direct": {"kind": "direct", "num_embeddings": 50, "optimizer": {"kind": "adagrad"}},
-    "hashed": {"kind": "hashed", "num_embeddings": 30, "optimizer": {"kind": "adagrad", "initial_accumulator": 0.5}},
-    "new": {"kind": "collisionless", "num_embeddings": 8, "optimizer": {"kind": "adagrad"}},
-}
+OPTIMIZER = {"kind": "adagrad", "initial_accumulator": 0.5}
+TABLES: list[dict[str, Any]] = [
+    {"name": "direct", "kind": "direct", "num_embeddings": 50, "optimizer": {"kind": "adagrad"}},
+    {"name": "hashed", "kind": "hashed", "num_embeddings": 30, "optimizer": OPTIMIZER},
+    {"name": "new", "kind": "collisionless", "num_embeddings": 8, "optimizer": {"kind": "adagrad"}},
+]
 
 
 def group_of(**options: str) -> TableGroup:
-    tables = {name: TableConfig.from_dict({**table, **options}, where=name) for name, table in TABLES.items()}
-    return TableGroup(tables, DIM, seed=3)
+    common = {"embedding_dim": DIM, **options}
+    return TableGroup([TableConfig.from_dict(table | common, where="test") for table in TABLES], seed=3)
 
 
 def keys_of(*pairs: tuple[int, int]) -> Keys:

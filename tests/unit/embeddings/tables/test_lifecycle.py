@@ -21,12 +21,13 @@ DIM = 4
 STORAGES = pytest.mark.parametrize("make_storage", [HostStorage, DeviceStorage.on("cpu")], ids=["host", "device"])
 
 
-def tables_of(admission_count: int = 1, **options: Any) -> dict[str, TableConfig]:
+def tables_of(admission_count: int = 1, **options: Any) -> list[TableConfig]:
+    common = {"embedding_dim": DIM, "optimizer": OPTIMIZER, "rows": options.pop("rows", "fp32")}
     items = {"kind": "collisionless", "num_embeddings": 4, "admission_count": admission_count, **options}
-    return {
-        "items": TableConfig(**items, optimizer=OPTIMIZER, init_scale=0.5),
-        "users": TableConfig(kind="hashed", num_embeddings=30, optimizer=OPTIMIZER, rows=options.get("rows", "fp32")),
-    }
+    return [
+        TableConfig(name="items", **items, init_scale=0.5, **common),
+        TableConfig(name="users", kind="hashed", num_embeddings=30, **common),
+    ]
 
 
 def keys_of(*pairs: tuple[int, int]) -> Keys:
@@ -53,7 +54,7 @@ def rows_of(state: dict[str, np.ndarray]) -> dict[tuple[int, int], dict[str, Any
 
 @STORAGES
 def test_an_id_evicted_in_mid_run_begins_anew_from_its_first_values_and_fresh_state(make_storage: Any) -> None:
-    group, new = (TableGroup(tables_of(), DIM, seed=3, make_storage=make_storage) for _ in range(2))
+    group, new = (TableGroup(tables_of(), seed=3, make_storage=make_storage) for _ in range(2))
     keys, gradients = keys_of((0, 5), (0, 6), (1, 2), (1, 3)), np.ones((4, DIM), np.float32)
     for _ in range(3):
         group.update(keys, gradients)
@@ -71,7 +72,7 @@ def test_an_id_evicted_in_mid_run_begins_anew_from_its_first_values_and_fresh_st
 
 
 def test_eviction_forgets_the_sightings_of_ids_that_are_not_admitted_yet() -> None:
-    group = TableGroup(tables_of(admission_count=2), DIM, seed=3)
+    group = TableGroup(tables_of(admission_count=2), seed=3)
     key, gradient = keys_of((0, 5)), np.ones((1, DIM), np.float32)
     group.update(key, gradient)
     assert group.evict(key) == 0
@@ -82,7 +83,7 @@ def test_eviction_forgets_the_sightings_of_ids_that_are_not_admitted_yet() -> No
 
 
 def test_consumers_are_told_of_evictions_at_any_step() -> None:
-    group = TableGroup(tables_of(), DIM, seed=3)
+    group = TableGroup(tables_of(), seed=3)
     group.acknowledge("replica", 0)
     since, copy = 0, {}
     for step in range(30):
@@ -104,9 +105,9 @@ def test_consumers_are_told_of_evictions_at_any_step() -> None:
 @pytest.mark.parametrize("rows", ["fp32", "bf16"])
 @pytest.mark.parametrize("num_shards", [1, 3])
 def test_evictions_in_mid_run_give_the_same_bits_in_shards_and_after_a_checkpoint(num_shards: int, rows: str) -> None:
-    spec = TableGroupSpec(tables_of(admission_count=2, evict_after=1, rows=rows), DIM, seed=3)
+    spec = TableGroupSpec(tables_of(admission_count=2, evict_after=1, rows=rows), seed=3)
     plan = make_plan(spec.tables, num_shards)
-    alone, shards = TableGroup(spec.tables, DIM, seed=3), [make_part(spec, plan, n) for n in range(num_shards)]
+    alone, shards = TableGroup(spec.tables, seed=3), [make_part(spec, plan, n) for n in range(num_shards)]
     for step in range(24):
         keys, gradients = batch_of(step)
         alone.update(keys, gradients)
@@ -123,7 +124,7 @@ def test_evictions_in_mid_run_give_the_same_bits_in_shards_and_after_a_checkpoin
             shards = [make_part(spec, plan, n) for n in range(num_shards)]
             for number, shard in enumerate(shards):
                 load_part(shard, saved, spec, plan, number)
-            loaded = TableGroup(spec.tables, DIM, seed=3)
+            loaded = TableGroup(spec.tables, seed=3)
             loaded.load_state_dict(alone.state_dict())
             alone = loaded
     assert rows_of(join_parts([part_of(shard, spec) for shard in shards])) == rows_of(alone.state_dict())
@@ -137,7 +138,7 @@ def parts(plan: Any, keys: Keys) -> list[np.ndarray]:
 @STORAGES
 def test_a_table_that_lost_most_ids_gives_memory_back_and_goes_on_as_if_it_had_not(make_storage: Any) -> None:
     ids = [(0, key) for key in range(12_000)]
-    group, plain = (TableGroup(tables_of(), DIM, seed=3, make_storage=make_storage) for _ in range(2))
+    group, plain = (TableGroup(tables_of(), seed=3, make_storage=make_storage) for _ in range(2))
     gradients = np.random.default_rng(0).normal(size=(len(ids), DIM)).astype(np.float32)
     kept = np.arange(0, len(ids), 1000)
     group.update(keys_of(*ids), gradients)
@@ -167,7 +168,7 @@ def test_a_retention_policy_of_another_kind_is_a_class_with_one_method() -> None
         def expired(self, history: IdHistory, window_starts: Sequence[int]) -> np.ndarray:
             return history.sightings < 2
 
-    group = TableGroup(tables_of(), DIM, seed=3)
+    group = TableGroup(tables_of(), seed=3)
     group._retention = [Rare()]
     gradients = np.ones((2, DIM), np.float32)
     group.update(keys_of((0, 1), (0, 2)), gradients)

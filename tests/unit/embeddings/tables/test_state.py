@@ -14,13 +14,14 @@ from headrace.errors import CheckpointError, VersionMismatch
 OPTIMIZERS = [SGDConfig(), AdagradConfig(), RowWiseAdagradConfig(initial_accumulator=0.1), AdamConfig()]
 
 
-def tables(optimizer: Any = OPTIMIZERS[2], **item: Any) -> dict[str, TableConfig]:
+def tables(optimizer: Any = OPTIMIZERS[2], dim: int = 4, **item: Any) -> list[TableConfig]:
+    common = {"embedding_dim": dim, "optimizer": optimizer}
     options = {"kind": "collisionless", "num_embeddings": 2, "admission_count": 2, "evict_after": 2} | item
-    return {
-        "country": TableConfig(kind="direct", num_embeddings=40, optimizer=optimizer),
-        "item": TableConfig(**options, optimizer=optimizer),
-        "user": TableConfig(kind="hashed", num_embeddings=30, optimizer=optimizer),
-    }
+    return [
+        TableConfig(name="country", kind="direct", num_embeddings=40, **common),
+        TableConfig(name="item", **options, **common),
+        TableConfig(name="user", kind="hashed", num_embeddings=30, **common),
+    ]
 
 
 def train(t: TableGroup, steps: range) -> None:
@@ -47,13 +48,13 @@ def assert_same(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> Non
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=lambda config: config.kind)
 def test_training_goes_on_bit_for_bit_the_same_after_a_round_trip(optimizer: Any) -> None:
-    saved = TableGroup(tables(optimizer), 4, seed=3)
+    saved = TableGroup(tables(optimizer), seed=3)
     train(saved, range(25))
     state = {
         name: np.frombuffer(column.tobytes(), column.dtype).reshape(column.shape)
         for name, column in saved.state_dict().items()
     }
-    loaded = TableGroup(tables(optimizer), 4, seed=3)
+    loaded = TableGroup(tables(optimizer), seed=3)
     train(loaded, range(100, 104))  # what it held before is gone
     loaded.load_state_dict(state)
     assert_same(saved.state_dict(), loaded.state_dict())
@@ -65,19 +66,19 @@ def test_training_goes_on_bit_for_bit_the_same_after_a_round_trip(optimizer: Any
 
 
 def test_only_rows_that_differ_from_a_new_table_are_saved() -> None:
-    t = TableGroup(tables(admission_count=1), 4, seed=3)
+    t = TableGroup(tables(admission_count=1), seed=3)
     assert len(t.state_dict()["rows"]) == 0
     train(t, range(1))
     state = t.state_dict()
     assert np.bincount(state["tables"]).tolist() == [10, 10, 10]
     np.testing.assert_array_equal(state["weights"], t.storage.weights[state["rows"]])
-    untouched = TableGroup(tables(admission_count=1), 4, seed=3)
+    untouched = TableGroup(tables(admission_count=1), seed=3)
     untouched.load_state_dict(state)
     assert torch.equal(untouched.weights[:71], t.weights[:71])
 
 
 def test_a_state_does_not_change_with_the_table() -> None:
-    t = TableGroup(tables(), 4, seed=3)
+    t = TableGroup(tables(), seed=3)
     train(t, range(3))
     state = t.state_dict()
     before = {name: column.copy() for name, column in state.items()}
@@ -86,9 +87,9 @@ def test_a_state_does_not_change_with_the_table() -> None:
 
 
 def test_learning_rates_may_change_between_jobs() -> None:
-    t = TableGroup(tables(), 4, seed=3)
+    t = TableGroup(tables(), seed=3)
     train(t, range(3))
-    other = TableGroup(tables(RowWiseAdagradConfig(lr=0.5), evict_after=None, admission_count=5), 4, seed=3)
+    other = TableGroup(tables(RowWiseAdagradConfig(lr=0.5), evict_after=None, admission_count=5), seed=3)
     other.load_state_dict(t.state_dict())
     assert_same(other.state_dict(), t.state_dict())
 
@@ -96,27 +97,27 @@ def test_learning_rates_may_change_between_jobs() -> None:
 @pytest.mark.parametrize(
     ("other", "text"),
     [
-        (TableGroup(tables(), 8, seed=3), "embedding_dim was saved as 4, but the job says 8"),
-        (TableGroup(tables(), 4, seed=4), "seed was saved as 3, but the job says 4"),
+        (TableGroup(tables(dim=8), seed=3), "embedding_dim was saved as 4, but the job says 8"),
+        (TableGroup(tables(), seed=4), "seed was saved as 3, but the job says 4"),
         (
-            TableGroup({"item": tables()["item"]}, 4, seed=3),
+            TableGroup(tables()[1:2], seed=3),
             r"tables was saved as \['country', 'item', 'user'\], but the job says \['item'\]",
         ),
-        (TableGroup(tables(num_embeddings=3), 4, seed=3), "item.num_embeddings was saved as 2, but the job says 3"),
+        (TableGroup(tables(num_embeddings=3), seed=3), "item.num_embeddings was saved as 2, but the job says 3"),
         (
-            TableGroup(tables(SGDConfig()), 4, seed=3),
+            TableGroup(tables(SGDConfig()), seed=3),
             "country.optimizer was saved as rowwise_adagrad, but the job says sgd",
         ),
     ],
 )
 def test_a_state_of_another_table_is_refused_with_both_sides(other: TableGroup, text: str) -> None:
-    state = TableGroup(tables(), 4, seed=3).state_dict()
+    state = TableGroup(tables(), seed=3).state_dict()
     with pytest.raises(CheckpointError, match=f"^table group: {text}"):
         other.load_state_dict(state)
 
 
 def test_a_state_of_format_2_which_calls_tables_spaces_is_read() -> None:
-    saved, loaded = TableGroup(tables(), 4, seed=3), TableGroup(tables(), 4, seed=3)
+    saved, loaded = TableGroup(tables(), seed=3), TableGroup(tables(), seed=3)
     saved.acknowledge("replica", 0)
     train(saved, range(25))
     state = saved.state_dict()
@@ -130,7 +131,7 @@ def test_a_state_of_format_2_which_calls_tables_spaces_is_read() -> None:
 
 
 def test_a_state_of_another_format_is_refused_with_both_versions() -> None:
-    t = TableGroup(tables(), 4, seed=3)
+    t = TableGroup(tables(), seed=3)
     state = t.state_dict()
     header = json.loads(state["header"].tobytes()) | {"format_version": 9}
     state["header"] = np.frombuffer(json.dumps(header).encode(), dtype=np.uint8)

@@ -12,20 +12,20 @@ from headrace.embeddings.changes.log import RowBlock
 from headrace.embeddings.optimizers import Rounding, build_optimizer
 from headrace.embeddings.storage.host import gather_rows
 from headrace.embeddings.storage.row_formats import FP32
-from headrace.errors import HeadraceError
+from headrace.errors import ConfigError, HeadraceError
 
 SGD = SGDConfig(lr=1.0)
 
 
 def group_of(seed: int = 3, capacity: int = 2, **collisionless: object) -> TableGroup:
-    tables = {
-        "country": TableConfig(kind="direct", num_embeddings=4, optimizer=SGD),
-        "item": TableConfig(
-            kind="collisionless", num_embeddings=capacity, init_scale=0.5, optimizer=SGD, **collisionless
-        ),
-        "user": TableConfig(kind="hashed", num_embeddings=3, optimizer=SGD),
-    }
-    return TableGroup(tables, 4, seed=seed)
+    common: dict[str, Any] = {"embedding_dim": 4, "optimizer": SGD}
+    item = {"kind": "collisionless", "num_embeddings": capacity, "init_scale": 0.5, **collisionless}
+    tables = [
+        TableConfig(name="country", kind="direct", num_embeddings=4, **common),
+        TableConfig(name="item", **item, **common),
+        TableConfig(name="user", kind="hashed", num_embeddings=3, **common),
+    ]
+    return TableGroup(tables, seed=seed)
 
 
 def keys(*pairs: tuple[int, int], counts: list[int] | None = None) -> Keys:
@@ -170,12 +170,27 @@ def test_ids_not_seen_for_some_windows_are_evicted_and_begin_anew() -> None:
     assert t.num_rows == 9
 
 
+def test_tables_of_a_group_have_names_and_one_dimension() -> None:
+    def group(*tables: tuple[str, int | None]) -> TableGroup:
+        return TableGroup([TableConfig(name=name, embedding_dim=dim) for name, dim in tables], seed=0)
+
+    assert group(("a", 4), ("b", 4)).embedding_dim == 4
+    cases: dict[str, list[tuple[str, int | None]]] = {
+        "tables.b.embedding_dim: given 8, expected 4, as in table a": [("a", 4), ("b", 8)],
+        "tables.b.embedding_dim: given None, expected 4, as in table a": [("a", 4), ("b", None)],
+        "tables.a.embedding_dim: given None, expected a number": [("a", None)],
+        "tables: 'a' occurs 2 times, expected different names": [("a", 4), ("a", 4)],
+    }
+    for message, tables in cases.items():
+        with pytest.raises(ConfigError, match=f"^{message}$"):
+            group(*tables)
+
+
 def test_rows_begin_with_the_initial_state_of_their_optimizer_also_where_another_id_was() -> None:
     optimizer = AdagradConfig(initial_accumulator=0.5)
-    item = TableConfig(kind="collisionless", num_embeddings=1, evict_after=1, optimizer=optimizer)
-    t = TableGroup(
-        {"country": item.model_copy(update={"kind": "hashed", "evict_after": None}), "item": item}, 4, seed=3
-    )
+    common: dict[str, Any] = {"num_embeddings": 1, "embedding_dim": 4, "optimizer": optimizer}
+    country = TableConfig(name="country", kind="hashed", **common)
+    t = TableGroup([country, TableConfig(name="item", kind="collisionless", evict_after=1, **common)], seed=3)
     assert t.weights.any()  # writes all rows
     np.testing.assert_array_equal(t.storage.state[1], [0.5] * 4)
     train(t, (1, 1))
