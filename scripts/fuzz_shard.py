@@ -34,6 +34,7 @@ from headrace.embeddings.shards.requests import OpenRequest
 from headrace.embeddings.shards.table_group import TableGroupSpec
 from headrace.embeddings.shards.wire import (
     PROTOCOL,
+    EvictHeader,
     ReadHeader,
     StreamHeader,
     UpdateHeader,
@@ -122,6 +123,7 @@ class Fuzzer:
             "changes": self._get_changes,
             "read": lambda: self._ask("read"),
             "update": lambda: self._ask("update"),
+            "evict": self._evict,
             "columns": self._send_columns,
             "raw bytes": self._send_bytes,
         }
@@ -175,7 +177,7 @@ class Fuzzer:
         return StreamHeader(PROTOCOL, call, "s", "t", 0, "fp32", self._member)
 
     def _open_stream(self) -> None:
-        call = self._random.choice(["read", "update"])
+        call = self._random.choice(["read", "update", "evict"])
         command = self._damaged(json.loads(self._stream_header(call).to_json()))
         request = pack_ids(KEYS, with_counts=False)
         self._exchange(command, request.schema, request, ReadHeader(0, False, [2, 1]).to_json())
@@ -205,6 +207,16 @@ class Fuzzer:
         scales = np.empty(0, np.float32)
         request = pack_ids(keys, with_counts=False) if reads else pack_rows(keys, rows, scales, schema)
         self._exchange(self._stream_header(call).to_json(), schema, request, metadata)
+
+    def _evict(self) -> None:
+        """A good stream, with a damaged header or ids that do not fit; none of `KEYS`, so that rows stay."""
+        metadata, ids = EvictHeader(1, 1, [2, 1]).to_json(), np.array([2, 3, 5])
+        if self._random.random() < 0.6:
+            metadata = self._damaged(json.loads(metadata))
+        else:
+            ids[self._random.randrange(2)] = self._random.choice([-1, 3, 50, 2**62])
+        request = pack_ids(Keys(KEYS.tables, ids, KEYS.counts), with_counts=False)
+        self._exchange(self._stream_header("evict").to_json(), request.schema, request, metadata)
 
     def _send_columns(self) -> None:
         """Other columns than those of the protocol."""

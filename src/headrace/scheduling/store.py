@@ -30,6 +30,7 @@ class PendingRead:
         keys: The same to be read: of a part of a batch, with their counts in the whole batch.
         rows: float32 [U, dim], after `finish`.
         deferred: int64, places of the keys that an early request left out; None if there was none.
+        is_outdated: Whether some of the keys were evicted after it was prepared, so that rows are read again.
     """
 
     def __init__(self, store: StepStore, keys: Keys) -> None:
@@ -38,6 +39,7 @@ class PendingRead:
         self.keys = keys
         self.rows: Future[Float32s] = Future()
         self.deferred: Int64s | None = None
+        self.is_outdated = False
         self._parts: list[tuple[Int64s | None, Float32s]] = []
 
     def leave_out(self, touched: Sequence[Keys]) -> Int64s:
@@ -72,6 +74,8 @@ class PendingRead:
         Raises:
             HeadraceError: A row is not what it should be.
         """
+        if self.is_outdated:
+            return
         expected = self.store.read_now(self.keys).result()
         wrong = np.flatnonzero((self.rows.result() != expected).any(axis=1))
         if len(wrong):
@@ -126,7 +130,7 @@ class StepStore:
         """See `EmbeddingStore.read`; of keys that were prepared, the rows of that read."""
         read = self._reads.get(keys)
         if read is not None:
-            return read.rows
+            return self.read_now(read.keys) if read.is_outdated else read.rows
         with self._lock:
             return self.store.read(keys, after=after)
 
@@ -143,6 +147,14 @@ class StepStore:
         sent: Future[None] = Future()
         sent.set_result(None)
         return sent
+
+    def evict(self, keys: Keys) -> Future[int]:
+        """See `EmbeddingStore.evict`; what was read ahead of these ids is read again."""
+        with self._lock:
+            evicting = self.store.evict(keys)
+        for read in list(self._reads.values()):
+            read.is_outdated |= bool(keys_in(read.keys, keys).any())
+        return evicting
 
     def changes(self, since: int = 0) -> Iterator[RowBlock]:
         """See `EmbeddingStore.changes`."""

@@ -155,6 +155,7 @@ class ShardGroup:
         Returns:
             How many rows were freed.
         """
+        self._finish_evicting()
         self._windows += 1
         request = {"session": self.session, "window": self._windows, "step": step, "client": self._client}
         return sum(answer["freed"] for answer in self._each(lambda _, client: client.act("end_window", request)))
@@ -169,6 +170,7 @@ class ShardGroup:
         Returns:
             The files written, relative to the folder.
         """
+        self._finish_evicting()
         request = {"session": self.session, "folder": folder, "step": step, "client": self._client}
         answers = self._each(lambda _, client: client.act("save", request, timeout_s=3600))
         return [file for answer in answers for file in answer["files"]]
@@ -188,6 +190,10 @@ class ShardGroup:
         for client in self._clients:
             client.close()
         self._end_threads()
+
+    def _finish_evicting(self) -> None:
+        for store in self._stores.values():
+            store.finish_evicting()
 
     def _end_threads(self) -> None:
         for store in self._stores.values():

@@ -12,7 +12,7 @@ from headrace.compiling import kernel
 from headrace.embeddings.keys import Keys
 from headrace.embeddings.ops.key_sets import empty_slots, key_slot
 
-__all__ = ["TrainerUpdate", "merge_updates"]
+__all__ = ["TrainerUpdate", "join_keys", "merge_updates"]
 
 Float32s = npt.NDArray[np.float32]
 Int64s = npt.NDArray[np.int64]
@@ -55,6 +55,14 @@ def merge_updates(updates: Sequence[TrainerUpdate]) -> tuple[Keys, Float32s]:
             keys.tables, keys.ids, keys.counts, update.gradients, share, slots, used, tables, ids, counts, gradients
         )
     return Keys(tables[:used], ids[:used], counts[:used]), gradients[:used]
+
+
+def join_keys(parts: Sequence[Keys]) -> Keys:
+    """The keys of several trainers, each once; their counts are zeros. Those of one are returned as they are."""
+    if len(parts) == 1:
+        return parts[0]
+    pairs = np.unique(np.concatenate([np.stack([keys.tables, keys.ids]) for keys in parts], axis=1), axis=1)
+    return Keys(pairs[0].astype(np.int32), pairs[1].copy(), np.zeros(pairs.shape[1], dtype=np.int32))
 
 
 @kernel()

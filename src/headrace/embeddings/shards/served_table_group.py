@@ -7,13 +7,14 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from headrace.embeddings.changes.log import RowBlock
 from headrace.embeddings.keys import Keys
-from headrace.embeddings.shards.merging import TrainerUpdate, merge_updates
+from headrace.embeddings.shards.merging import TrainerUpdate, join_keys, merge_updates
 from headrace.embeddings.shards.request_checks import check_gradients, check_keys
 from headrace.embeddings.shards.step_merger import StepMerger
 from headrace.embeddings.shards.table_group import TableGroupSpec, part_of
@@ -66,6 +67,8 @@ class ServedTableGroup:
         self._changed = threading.Condition()
         self._closed_because: str | None = None
         self._windows = 0
+        self._evictions: StepMerger[Keys] = StepMerger(merger.num_trainers, merger.merged, what="eviction")
+        self._freed = 0  # rows, by the newest eviction
 
     @property
     def applied(self) -> int:
@@ -107,6 +110,34 @@ class ServedTableGroup:
             if decision.steps:
                 self._changed.notify_all()
         return held_s
+
+    def evict(self, keys: Keys, *, trainer: int, number: int, step: int) -> tuple[int, float]:
+        """Take a trainer's part of an eviction; once all have come, forget the ids of all, see `TableGroup.evict`.
+
+        Args:
+            keys: Unique keys.
+            trainer: Whose part it is.
+            number: Evictions of the trainer in this session, this one included.
+            step: The step after which it is due; the trainer's next update comes later.
+
+        Returns:
+            How many rows were freed, and how long it was held, in seconds.
+
+        Raises:
+            ShardError: As for `read`; or it is not the trainer's next eviction, or the step after it is made already.
+        """
+        check_keys(keys, self.spec)
+        with self._changed:
+            steps, evictions, what = self._merger, self._evictions, f"eviction {number} of trainer {trainer}"
+            evictions.check_step(trainer, number)
+            held_s = self._wait(lambda: steps.may_read(step) and evictions.may_update(number), step, what)
+            if evictions.applied < number:
+                self._check_at(step, what)
+            for parts in evictions.update(trainer, number, keys).steps:
+                self._freed = self.rows.evict(join_keys(parts))
+                self._changed.notify_all()
+            held_s = self._wait(lambda: evictions.may_read(number), number, what, merger=evictions, held_s=held_s)
+            return self._freed, held_s
 
     def end_window(self, window: int, step: int) -> int:
         """Evict, see `TableGroup.end_window`; a repeated call for a window does nothing.
@@ -164,22 +195,45 @@ class ServedTableGroup:
         """Hold the group once a step is applied and before the next."""
         with self._changed:
             self._wait(lambda: self._merger.may_read(step), step, what)
-            if self.applied != step and self._merger.merged:
-                raise ShardError(f"table group {self.name}: {what} of step {step}, but step {self.applied} is applied")
+            self._check_at(step, what)
             yield
 
-    def _wait(self, ready: Callable[[], bool], step: int, what: str) -> float:
-        """Wait with the lock held; returns seconds waited."""
+    def _check_at(self, step: int, what: str) -> None:
+        if self.applied != step and self._merger.merged:
+            raise ShardError(f"table group {self.name}: {what} of step {step}, but step {self.applied} is applied")
+
+    def _wait(
+        self,
+        ready: Callable[[], bool],
+        step: int,
+        what: str,
+        *,
+        merger: StepMerger[Any] | None = None,
+        held_s: float = 0.0,
+    ) -> float:
+        """Wait with the lock held for a step of a merger, by default that of updates.
+
+        Args:
+            ready: Whether to go on.
+            step: Of the merger, named if it does not come in time.
+            what: Who waits.
+            merger: Whose step it is.
+            held_s: How long the request has waited before.
+
+        Returns:
+            How long it has waited, in seconds.
+        """
         start = time.perf_counter()
-        is_ready = self._changed.wait_for(lambda: self._closed_because is not None or ready(), self._hold_s)
-        held_s = time.perf_counter() - start
-        self.counts.held_s += held_s
+        is_ready = self._changed.wait_for(lambda: self._closed_because is not None or ready(), self._hold_s - held_s)
+        waited_s = time.perf_counter() - start
+        self.counts.held_s += waited_s
         if self._closed_because is not None:
             raise ShardLost(self._closed_because)
         if not is_ready:
-            missing = ", ".join(map(str, self._merger.missing(step)))
+            merger = merger or self._merger
+            missing = ", ".join(map(str, merger.missing(step)))
             raise ShardError(
-                f"table group {self.name}: {what} waited {self._hold_s:g} s for step {step}, "
+                f"table group {self.name}: {what} waited {self._hold_s:g} s for {merger.what} {step}, "
                 f"missing from trainers: {missing}"
             )
-        return held_s
+        return held_s + waited_s

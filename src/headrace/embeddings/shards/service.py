@@ -28,6 +28,7 @@ from headrace.embeddings.shards.security import ServerSecurity, split_address
 from headrace.embeddings.shards.served_table_group import ServedTableGroup
 from headrace.embeddings.shards.shard import Shard
 from headrace.embeddings.shards.wire import (
+    EvictHeader,
     ReadHeader,
     ReplyHeader,
     StreamHeader,
@@ -56,7 +57,7 @@ MAX_KEYS = 4_000_000
 
 
 class ShardServer(fl.FlightServerBase):  # type: ignore[misc]
-    """Answers reads and updates on streams, one request after the other on each, and actions for all else.
+    """Answers reads, updates and evictions on streams, one request after the other on each, and actions for all else.
 
     A request that cannot be answered ends its own stream with a line that says why; the server goes on.
 
@@ -97,7 +98,7 @@ class ShardServer(fl.FlightServerBase):  # type: ignore[misc]
             raise ConfigError(f"--listen {listen}: cannot listen on this address; is the port in use?") from error
 
     def do_exchange(self, context: Any, descriptor: Any, reader: Any, writer: Any) -> None:
-        """A stream of reads or of updates, for as long as the trainer keeps it open."""
+        """A stream of reads, updates or evictions, for as long as the trainer keeps it open."""
         with _as_flight_errors():
             header = StreamHeader.from_json(descriptor.command)
             call, precision = header.check()
@@ -106,8 +107,10 @@ class ShardServer(fl.FlightServerBase):  # type: ignore[misc]
             with self._shard.stream(header.session, header.table_group, header.trainer, client) as served:
                 if call == "read":
                     self._serve_reads(served, header.trainer, precision, reader, writer)
-                else:
+                elif call == "update":
                     self._serve_updates(served, header.trainer, precision, reader, writer)
+                else:
+                    self._serve_evictions(served, header.trainer, reader, writer)
 
     def do_action(self, context: Any, action: Any) -> list[Any]:
         """One of `ACTIONS`; body and answer are JSON."""
@@ -180,6 +183,15 @@ class ShardServer(fl.FlightServerBase):  # type: ignore[misc]
             held_s = served.update(TrainerUpdate(keys, gradients, header.num_rows), trainer=trainer, step=header.step)
             writer.write_metadata(pa.py_buffer(_reply(start, held_s, served)))
 
+    def _serve_evictions(self, served: ServedTableGroup, trainer: int, reader: Any, writer: Any) -> None:
+        _check_schema(reader.schema, read_schema(with_counts=False))
+        for batch, metadata in self._requests(reader):
+            start = perf_counter()
+            header = EvictHeader.from_json(metadata)
+            keys = read_keys(batch, header.keys_per_table, len(served.spec.tables), seen=False)
+            freed, held_s = served.evict(keys, trainer=trainer, number=header.number, step=header.step)
+            writer.write_metadata(pa.py_buffer(_reply(start, held_s, served, freed=freed)))
+
     def _requests(self, reader: Any) -> Iterator[tuple[pa.RecordBatch, Any]]:
         while True:
             try:
@@ -232,6 +244,6 @@ def _check_schema(given: pa.Schema, expected: pa.Schema) -> None:
         raise ShardError(f"columns: given {shown[:MAX_LINE] or 'none'}, expected {', '.join(wanted)}")
 
 
-def _reply(start: float, held_s: float, served: ServedTableGroup) -> bytes:
+def _reply(start: float, held_s: float, served: ServedTableGroup, *, freed: int = 0) -> bytes:
     work_s = max(0.0, perf_counter() - start - held_s)
-    return ReplyHeader(int(held_s * 1e6), int(work_s * 1e6), served.applied).to_json()
+    return ReplyHeader(int(held_s * 1e6), int(work_s * 1e6), served.applied, freed).to_json()

@@ -44,12 +44,14 @@ class StepMerger(Generic[Part]):
             and holds no read.
         applied: The last step that is applied, of all trainers.
         max_ahead: A trainer may be at most so many steps ahead of `applied`; bounds what is kept waiting.
+        what: What is counted, for messages: evictions of a session are merged as steps are.
     """
 
     num_trainers: int
     merged: bool = True
     applied: int = 0
     max_ahead: int = 8
+    what: str = "step"
     _steps: list[int] = field(init=False)  # the last step of each trainer
     _waiting: dict[int, dict[int, Part]] = field(init=False, default_factory=dict)
 
@@ -78,7 +80,7 @@ class StepMerger(Generic[Part]):
         self.check_trainer(trainer)
         expected = self._steps[trainer] + 1
         if step > expected:
-            raise ShardError(f"trainer {trainer} updated step {step}, expected step {expected}")
+            raise ShardError(f"trainer {trainer}: given {self.what} {step}, expected {self.what} {expected}")
 
     def update(self, trainer: int, step: int, part: Part) -> Decision[Part]:
         """A trainer's part of a step has come in, `may_update` being true.

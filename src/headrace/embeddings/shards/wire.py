@@ -6,7 +6,7 @@ import functools
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -31,6 +31,7 @@ from headrace.messages import shorten
 
 __all__ = [
     "PROTOCOL",
+    "EvictHeader",
     "ReadHeader",
     "ReplyHeader",
     "StreamHeader",
@@ -52,6 +53,7 @@ CHECKED = ConfigDict(strict=True, extra="forbid")
 KeysPerTable = Annotated[list[Annotated[int, Field(ge=0, lt=1 << 31)]], Field(max_length=MAX_TABLES)]
 """Keys of each table."""
 
+Call = Literal["read", "update", "evict"]
 Float32s = npt.NDArray[np.float32]
 Int64s = npt.NDArray[np.int64]
 Bytes = npt.NDArray[np.uint8]
@@ -86,15 +88,15 @@ def _reader(header: type) -> Callable[[bytes], Any]:
 
 @dataclass(frozen=True, config=CHECKED)
 class StreamHeader(_Header):
-    """The command that opens a stream of reads or updates.
+    """The command that opens a stream of reads, updates or evictions.
 
     Attributes:
         protocol: `PROTOCOL`.
-        call: "read" or "update".
+        call: "read", "update" or "evict".
         session: From the answer to `open`.
         table_group: Name of the table group.
         trainer: Number of the trainer.
-        precision: How rows (read) or gradients (update) travel.
+        precision: How rows (read) or gradients (update) travel; of no meaning for evictions.
         client: A random name of the process that asks, which no other knows; None for the connection's address.
     """
 
@@ -112,14 +114,14 @@ class StreamHeader(_Header):
         check_protocol(cls.__name__, _bytes_of(data))
         return super().from_json(data)
 
-    def check(self) -> tuple[Literal["read", "update"], Precision]:
+    def check(self) -> tuple[Call, Precision]:
         """Call and precision, checked.
 
         Raises:
             ShardError: Another call or precision.
         """
-        if self.call not in ("read", "update"):
-            raise ShardError(f"call {shorten(repr(self.call))}: expected read or update")
+        if self.call not in get_args(Call):
+            raise ShardError(f"call {shorten(repr(self.call))}: expected one of: {', '.join(get_args(Call))}")
         if self.precision not in PRECISIONS:
             raise ShardError(f"precision {shorten(repr(self.precision))}: expected one of: {', '.join(PRECISIONS)}")
         return self.call, self.precision  # type: ignore[return-value]
@@ -156,6 +158,21 @@ class UpdateHeader(_Header):
 
 
 @dataclass(frozen=True, config=CHECKED)
+class EvictHeader(_Header):
+    """Goes with the ids of an eviction.
+
+    Attributes:
+        step: The step after which it is due, before the next.
+        number: Evictions of this trainer in the session, this one included.
+        keys_per_table: Keys of each table, tables in order.
+    """
+
+    step: Annotated[int, Field(ge=0, le=MAX_STEP)]
+    number: Annotated[int, Field(ge=1, le=MAX_STEP)]
+    keys_per_table: KeysPerTable
+
+
+@dataclass(frozen=True, config=CHECKED)
 class ReplyHeader(_Header):
     """Goes with every answer.
 
@@ -163,11 +180,13 @@ class ReplyHeader(_Header):
         held_us: How long the request waited for other trainers, microseconds.
         work_us: How long it was worked on.
         applied: The last step that is applied.
+        freed: Rows that an eviction freed.
     """
 
     held_us: Step
     work_us: Step
     applied: Step
+    freed: Step = 0
 
 
 ID = pa.field("id", pa.int64(), nullable=False)

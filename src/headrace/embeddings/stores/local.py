@@ -1,4 +1,4 @@
-"""Where rows live: three calls, so that a model does not know whether its rows are in this process or elsewhere."""
+"""Where rows live: four calls, so that a model does not know whether its rows are in this process or elsewhere."""
 
 from __future__ import annotations
 
@@ -48,6 +48,20 @@ class EmbeddingStore(Protocol):
             num_rows: Rows of the batch. Where several trainers make a step, gradients are averaged over all their rows.
         """
 
+    def evict(self, keys: Keys) -> Future[int]:
+        """Forget some ids after the step handed in last and before the next: they begin anew when they are next seen.
+
+        See `TableGroup.evict`. A read that is handed in later finds them forgotten, whether or not the future was
+        waited for; what was read before is out of date for these ids. Where several trainers make a step, each calls
+        this after the same step, with the ids that it wants forgotten, perhaps none; their union is forgotten.
+
+        Args:
+            keys: Unique within the call, tables ascending; `keys.counts` are not looked at.
+
+        Returns:
+            How many rows were freed, or became as they began.
+        """
+
     def changes(self, since: int = 0) -> Iterator[RowBlock]:
         """What changed after a version, consistent at one later version; see `TableGroup.changes`."""
 
@@ -78,6 +92,12 @@ class LocalStore:
         updated: Future[None] = Future()
         updated.set_result(None)
         return updated
+
+    def evict(self, keys: Keys) -> Future[int]:
+        """See `EmbeddingStore.evict`."""
+        freed: Future[int] = Future()
+        freed.set_result(self.table_group.evict(keys))
+        return freed
 
     def changes(self, since: int = 0) -> Iterator[RowBlock]:
         """See `EmbeddingStore.changes`."""

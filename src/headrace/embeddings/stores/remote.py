@@ -21,6 +21,7 @@ from headrace.embeddings.shards.precision import Precision, decode, encode
 from headrace.embeddings.shards.table_group import TableGroupSpec
 from headrace.embeddings.shards.wire import (
     PROTOCOL,
+    EvictHeader,
     ReadHeader,
     ReplyHeader,
     StreamHeader,
@@ -125,10 +126,13 @@ class RemoteStore:
         header = StreamHeader(PROTOCOL, "read", session, table_group, trainer, options.rows, client)
         self._read_header = header
         self._update_header = replace(header, call="update", precision=options.gradients)
+        self._evict_header = replace(header, call="evict")
         self._read_schema = read_schema(with_counts=spec.reads_have_counts)
         self._update_schema = update_schema(options.gradients, spec.embedding_dim)
         self._lock = threading.Lock()
         self._counters = StoreCounters()
+        self._num_evictions = 0
+        self._evicting: Future[int] | None = None  # the newest
         self._keys_by_table = np.zeros(len(plan.owners), dtype=np.int64)
         self._readers = [ThreadPoolExecutor(options.connections, f"read-{s}") for s in range(plan.num_shards)]
         self._updaters = [
@@ -149,9 +153,11 @@ class RemoteStore:
             after = 0 if self._options.staleness is None else self.step - self._options.staleness
         seen = bool(keys.counts.any())
         out = np.empty((len(keys), self._dim), dtype=np.float32)
-        routes = self._route(keys)
+        routes, evicting = self._route(keys), self._evicting
 
         def read_part(shard: int) -> tuple[ReplyHeader, int, int]:
+            if evicting is not None:
+                evicting.result()
             places = None if routes is None else routes.of(shard)
             part = keys if places is None else keys.take(places)
             header = ReadHeader(after, seen, self._keys_per_table(part))
@@ -196,12 +202,42 @@ class RemoteStore:
         gradients = np.ascontiguousarray(gradients, dtype=np.float32)
         return _gather(self._updaters, list(range(self._plan.num_shards)), update_part, finish)
 
+    def evict(self, keys: Keys) -> Future[int]:
+        """Forget some ids between two steps, see `EmbeddingStore.evict`; done when all shards have forgotten them.
+
+        All shards are told, also those that own none of the keys: they keep the same version.
+        """
+        with self._lock:
+            self._num_evictions += 1
+            number, step = self._num_evictions, self.step
+        routes = self._route(keys)
+
+        def evict_part(shard: int) -> tuple[ReplyHeader, int, int]:
+            part = keys if routes is None else keys.take(routes.of(shard))
+            header = EvictHeader(step, number, self._keys_per_table(part))
+            request = pack_ids(part, with_counts=False)
+            _, reply = self._clients[shard].ask(self._evict_header, request.schema, request, header.to_json())
+            return reply, request.nbytes, 0
+
+        def finish(parts: list[tuple[ReplyHeader, int, int]]) -> int:
+            return sum(reply.freed for reply, _, _ in parts)
+
+        # In the threads of updates, so that it reaches each shard between two of them.
+        self._evicting = _gather(self._updaters, list(range(self._plan.num_shards)), evict_part, finish)
+        return self._evicting
+
+    def finish_evicting(self) -> None:
+        """Wait until what was handed in to be forgotten is forgotten, by all trainers and in all shards."""
+        if self._evicting is not None:
+            self._evicting.result()
+
     def changes(self, since: int = 0) -> Iterator[RowBlock]:
         """See `EmbeddingStore.changes`: the blocks of all shards, as they are once the last step is applied.
 
         Raises:
             ShardError: Other trainers went on meanwhile, or what changed since then is not known any more.
         """
+        self.finish_evicting()
         stream = self._read_header
         asked = {"session": stream.session, "table_group": self._table_group, "since": since, "step": self.step}
         versions = set()

@@ -54,7 +54,7 @@ def test_steps_go_on_from_the_checkpoint() -> None:
 
 def test_a_step_out_of_turn_or_of_an_unknown_trainer_changes_nothing() -> None:
     merger: StepMerger[str] = StepMerger(2)
-    with pytest.raises(ShardError, match="trainer 1 updated step 2, expected step 1"):
+    with pytest.raises(ShardError, match="trainer 1: given step 2, expected step 1"):
         merger.update(1, 2, "x")
     with pytest.raises(ShardError, match="trainer 2: expected 0 <= trainer < 2"):
         merger.update(2, 1, "x")

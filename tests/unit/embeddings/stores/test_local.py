@@ -27,6 +27,16 @@ def test_a_store_in_front_of_the_table_leaves_the_table_in_place() -> None:
     assert not torch.equal(bags(BATCH), EmbeddingBags(EmbeddingsConfig(), ["a"], 4, seed=1)(BATCH))
 
 
+def test_ids_that_a_store_evicts_begin_anew() -> None:
+    bags = EmbeddingBags(EmbeddingsConfig(), ["a"], 4, seed=1)
+    keys, first = bags.lookup(BATCH).parts[0].found.keys, bags(BATCH)
+    first.sum().backward()
+    bags.apply_gradients()
+    assert not torch.equal(bags(BATCH), first)
+    assert bags.store.evict(keys).result() == len(keys)
+    assert torch.equal(bags(BATCH), first)
+
+
 def test_rows_in_this_process_have_the_updates_of_all_steps() -> None:
     bags = EmbeddingBags(EmbeddingsConfig(), ["a"], 4, seed=1)
     keys = bags.lookup(BATCH).parts[0].found.keys
