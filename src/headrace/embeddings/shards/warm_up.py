@@ -28,7 +28,7 @@ def warm_up_shard(optimizer: str) -> None:
     }
     tables = [TableConfig.from_dict(values, where="warm up")]
     spec, plan = TableGroupSpec(tables, seed=0), make_plan(tables, 1)
-    table = make_part(spec, plan, 0)
+    group = make_part(spec, plan, 0)
     sent = Keys(np.zeros(4, np.int32), np.arange(4), np.ones(4, np.int32))
     every = make_plan(tables, 2).route(sent).order
     for with_counts in (True, False):
@@ -36,7 +36,7 @@ def warm_up_shard(optimizer: str) -> None:
         assert request.schema == read_schema(with_counts=with_counts)
         keys = read_keys(request, [4], 1)
         check_keys(keys, spec)
-        rows = table.read(keys)
+        rows = group.read(keys)
     for precision in PRECISIONS:
         data, scales = encode(rows, every, precision)
         message = pack_rows(sent, data, scales, update_schema(precision, DIM))
@@ -44,6 +44,6 @@ def warm_up_shard(optimizer: str) -> None:
             decode(*read_rows(message), places, precision, rows)
         update = TrainerUpdate(read_keys(message, [4], 1), rows, num_rows=1)
         check_gradients(update.keys, update.gradients, spec)
-        table.update(update.keys, update.gradients)
-        table.update(*merge_updates([update, update]))
-    load_part(table, [part_of(table, spec)], spec, plan, 0)
+        group.update(update.keys, update.gradients)
+        group.update(*merge_updates([update, update]))
+    load_part(group, [part_of(group, spec)], spec, plan, 0)
