@@ -72,7 +72,7 @@ def test_a_checkpoint_is_not_written_anywhere_but_where_the_shard_was_told(tmp_p
         assert group.save(partial.name, 0) == files, "asked again, because the answer was lost"
         assert {file: (partial / file).read_bytes() for file in files} == written
         assert sorted(str(path.relative_to(partial)) for path in partial.rglob("*.*")) == sorted(files)
-        server._shard._tables["t"]._hold_s = 0.1
+        server._shard._served["t"]._hold_s = 0.1
         with pytest.raises(ShardError, match="end of window 1 waited"):
             group.end_window(5)
     server.shutdown()
