@@ -10,7 +10,7 @@ from headrace.training import Scores, WindowResult
 
 __all__ = ["WindowTable", "run_cells", "run_table", "scores_table", "text_table", "window_table"]
 
-USUAL_WIDTHS = (10, 11, 5, 9, 6, 8, 6, 7, 12)
+USUAL_WIDTHS = (16, 11, 5, 9, 6, 8, 6, 7, 12)
 """Of the columns of windows, where later lines are not known yet: most of them fit."""
 
 
@@ -128,9 +128,10 @@ def _window_cells(window: WindowResult, *, bounded: bool, compared: bool) -> lis
 
 def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
     pairs = zip(cells, widths, strict=True)
-    return "  ".join(
+    text = "  ".join(
         cell.ljust(width) if place == 0 else cell.rjust(width) for place, (cell, width) in enumerate(pairs)
     )
+    return text.rstrip()
 
 
 def _rule(widths: Sequence[int]) -> str:

@@ -55,18 +55,6 @@ def find_alarms(run: RunData) -> list[Alarm]:
     whole = run.whole()
     if whole is None:
         return []
-    # Without any labels there is no rate either.
-    known = [span for span in run.windows if math.isfinite(span.value("label_rate"))]
-    broken = [span for span in known if not math.isfinite(span.value("log_loss"))]
-    if broken:
-        return [
-            Alarm(
-                f"predictions in {broken[0].name} are not numbers",
-                "training diverged",
-                "lower embeddings.default.optimizer.lr and training.dense_optimizer.lr by ten, or set "
-                "training.clip_grad_norm: 1",
-            )
-        ]
     alarms = []
     worse = [span for span in run.windows if span.value("ne") > 1 + MARGIN]
     if worse:

@@ -59,12 +59,6 @@ def test_windows_over_the_label_rate_are_named_if_the_run_as_a_whole_is_not(tmp_
     assert alarm.what == "NE above 1 in hour=1, hour=3: worse than always predicting the label rate"
 
 
-def test_predictions_that_are_not_numbers_come_first(tmp_path: Path) -> None:
-    (alarm,) = alarms(tmp_path, {}, {"log_loss": None, "ne": None})
-    assert alarm.what == "predictions in hour=1 are not numbers"
-    assert "clip_grad_norm" in alarm.help
-
-
 def test_a_baseline_that_ranks_better_is_named(tmp_path: Path) -> None:
     (alarm,) = alarms(tmp_path, {"auc": 0.6, "baseline_auc": 0.65}, {"auc": 0.62, "baseline_auc": 0.65})
     assert alarm.what == "AUC 0.6100, below that of clicks alone, 0.6500"

@@ -5,7 +5,8 @@ least half of the ids of one occur in the other, and one of these speaks for it:
 
 - *values*: far fewer of the ids next to them (one more, one less, ...) occur in the other. Among codes without gaps
   those occur just as well; texts other than numerals have no neighbours, so equal ones are enough;
-- *counts*: ids that are frequent in one are frequent in the other, more than the ids next to them;
+- *counts*: ids that are frequent in one are frequent in the other, more than the ids next to them (not where a column
+  has a mere number for a name, such as C14: it may hold anything, and was perhaps drawn like another);
 - *names*: both are called after the same thing, or one is a list called just "history" and there is one item column.
 
 Columns of fewer than 50 ids (an hour, a kind of device) need no table in common: each id has many rows to learn from.
@@ -175,6 +176,7 @@ def _compare(a: _Column, b: _Column, items: Sequence[str]) -> Overlap | None:
     ids, counts = ids[:MAX_COMPARED], counts[:MAX_COMPARED]
     if len(ids) < MIN_SAMPLED or len(others) < MIN_SAMPLED:
         return None
+    names = first.name, second.name
     places, is_there = _look_up(ids, others)
     ratio = float(is_there.mean())
     if ratio < MIN_RATIO:
@@ -190,7 +192,7 @@ def _compare(a: _Column, b: _Column, items: Sequence[str]) -> Overlap | None:
         margin = max(MIN_ABOVE_CHANCE, 4.0 / np.sqrt(max(1, int(is_there.sum()))))
         if ratio - chance >= MIN_ABOVE_CHANCE:
             evidence, reason = "values", "far more than of the ids next to them"
-        elif by_counts - max(0.0, next_counts) >= margin:
+        elif by_counts - max(0.0, next_counts) >= margin and not any(_is_numbered(name) for name in names):
             evidence, reason = "counts", "the same ids are frequent in both"
     elif not (first.is_numeral and second.is_numeral):
         evidence, reason = "values", "equal texts"
@@ -198,7 +200,7 @@ def _compare(a: _Column, b: _Column, items: Sequence[str]) -> Overlap | None:
         thing = _common_thing(first, second, ratio, items)
         evidence = None if thing is None else "names"
         reason = "codes that overlap by themselves" if thing is None else f"both are ids of {thing}, by their names"
-    return Overlap((first.name, second.name), first.num_ids, ratio, chance, evidence, reason)
+    return Overlap(names, first.num_ids, ratio, chance, evidence, reason)
 
 
 def _look_up(ids: Hashes, others: Hashes) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.bool_]]:
@@ -251,7 +253,7 @@ def _common_thing(a: _Column, b: _Column, ratio: float, items: Sequence[str]) ->
 
 def _thing(name: str, *, is_list: bool) -> str | None:
     """The last word that says what the ids of a column are; "" if no word does, None for numbered names such as C14."""
-    if re.search(r"[0-9]", name):
+    if _is_numbered(name):
         return None
     words = list(_plain_words(name))
     telling = [word for word in words if word not in NO_NAME_WORDS and word not in LIST_WORDS]
@@ -260,6 +262,10 @@ def _thing(name: str, *, is_list: bool) -> str | None:
     if is_list:
         return ""
     return next((word for word in reversed(words) if word in ITEM_WORDS or word == "user"), None)
+
+
+def _is_numbered(name: str) -> bool:
+    return re.search(r"[0-9]", name) is not None
 
 
 def _plain_words(name: str) -> Iterator[str]:

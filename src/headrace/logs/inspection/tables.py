@@ -224,29 +224,31 @@ def _groups(inspection: Inspection, style: box.Box) -> Iterator[RenderableType]:
 
 
 def _overlaps(inspection: Inspection, style: box.Box) -> Iterator[RenderableType]:
-    if not inspection.overlaps:
-        return
-    table = Table(box=style, pad_edge=False, padding=(0, 1), title="columns with ids in common", title_justify="left")
-    table.add_column("ids of", overflow="fold", min_width=8)
-    table.add_column("found in", overflow="fold", min_width=8)
-    for name in ("ids", "share", "ids beside"):
-        table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("one table", no_wrap=True)
-    table.add_column("because", overflow="fold")
-    for overlap in inspection.overlaps[:MAX_GROUPS]:
-        table.add_row(
-            *(Text(one_line(name)) for name in overlap.columns),
-            f"{overlap.num_ids:,}",
-            _percent(overlap.ratio),
-            "-" if overlap.chance is None else _percent(overlap.chance),
-            "yes" if overlap.evidence is not None else "no",
-            Text(overlap.reason),
-        )
-    if len(inspection.overlaps) > MAX_GROUPS:
-        table.add_row(f"... and {len(inspection.overlaps) - MAX_GROUPS:,} more pairs", *[""] * 6)
-    yield table
+    same = [overlap for overlap in inspection.overlaps if overlap.evidence is not None]
+    others = len(inspection.overlaps) - len(same)
+    if same:
+        table = Table(box=style, pad_edge=False, padding=(0, 1), title="columns of the same ids", title_justify="left")
+        for name in ("ids of", "found in"):
+            table.add_column(name, overflow="fold", min_width=8)
+        for name in ("ids", "share", "ids beside"):
+            table.add_column(name, justify="right", no_wrap=True)
+        table.add_column("because", overflow="fold")
+        for overlap in same[:MAX_GROUPS]:
+            table.add_row(
+                *(Text(one_line(name)) for name in overlap.columns),
+                f"{overlap.num_ids:,}",
+                _percent(overlap.ratio),
+                "-" if overlap.chance is None else _percent(overlap.chance),
+                Text(overlap.reason),
+            )
+        if len(same) > MAX_GROUPS:
+            table.add_row(f"... and {len(same) - MAX_GROUPS:,} more pairs", *[""] * 5)
+        yield table
     for columns in inspection.shared_tables:
         yield Text(f"one embedding table for {_some_names(columns)} (headrace init writes it to the job file)")
+    if others:
+        pairs = "1 pair of columns overlaps" if others == 1 else f"{others:,} pairs of columns overlap"
+        yield Text(f"{pairs} by chance, as codes from 0 on do: no table in common (--json lists them)")
 
 
 def _some_names(names: tuple[str, ...]) -> str:

@@ -267,3 +267,25 @@ def test_the_command_does_not_write_a_schema_without_a_label(tmp_path: Path, com
     result = CliRunner().invoke(command, [str(log), "--write-schema", str(tmp_path / "schema.yaml")])
     assert isinstance(result.exception, ConfigError)
     assert not (tmp_path / "schema.yaml").exists()
+
+
+def test_columns_of_the_same_ids_are_printed_and_others_counted(tmp_path: Path) -> None:
+    rows = np.arange(NUM_ROWS)
+    item = rows * 7_919 % 300 * 1_000_003 + rows % 2
+    offsets = pa.array(np.arange(0, NUM_ROWS + 1, 1), pa.int32())
+    table = pa.table(
+        {
+            "click": (rows % 4 == 0).astype(np.int8),
+            "item_id": item,
+            "history": pa.ListArray.from_arrays(offsets, pa.array(item[::-1].copy())),
+            "user_id": rows % 200,
+            "city_id": rows % 60,
+        }
+    )
+    found = inspect_log(write_log(tmp_path / "log", table))
+    assert found.shared_tables == [("item_id", "history")]
+    assert found.to_dict()["shared_tables"] == [["item_id", "history"]]
+    text = printed(found, 120)
+    assert "columns of the same ids" in text
+    assert "one embedding table for item_id, history (headrace init writes it to the job file)" in text
+    assert "1 pair of columns overlaps by chance, as codes from 0 on do" in text

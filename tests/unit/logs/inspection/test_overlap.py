@@ -109,6 +109,16 @@ def test_codes_share_a_table_where_the_same_ones_are_frequent() -> None:
     assert {o.evidence for o in overlaps(columns) if "user_id" not in o.columns} == {"counts"}
 
 
+def test_columns_that_are_only_numbered_need_ids_that_are_no_codes() -> None:
+    rng = np.random.default_rng(4)
+    item = zipf(rng, 300, 5 * ROWS)
+    assert tables({"movie_id": pa.array(item[:ROWS]), "list_1": lists(item[ROWS:])}) == []
+    sparse = 10**6 + 7_919 * item
+    assert tables({"C14": pa.array(sparse[:ROWS]), "C15": pa.array(sparse[ROWS : 2 * ROWS])}) == []
+    hashed = rng.integers(0, 2**40, 300)[item]
+    assert tables({"C14": pa.array(hashed[:ROWS]), "C15": pa.array(hashed[ROWS : 2 * ROWS])}) == [("C14", "C15")]
+
+
 @pytest.mark.parametrize(
     ("single", "of_list", "shared"),
     [
