@@ -43,6 +43,7 @@ def init(
     from headrace.logs.files import printable
     from headrace.logs.importers import text_kind
     from headrace.logs.inspection import inspect_log, schema_to_yaml
+    from headrace.messages import count_of
     from headrace.paths import local_logs, local_path
     from headrace.training.first_job import choose_job, job_notes, job_to_yaml
 
@@ -77,8 +78,8 @@ def init(
         out.mkdir(parents=True, exist_ok=True)
     if schema is None:
         write_text(schema_path, schema_to_yaml(found.schema, found.guesses))
-        parts = found.schema
-        counts = f"{len(parts.ids)} ids, {len(parts.id_lists)} lists of ids, {len(parts.dense)} numbers"
+        parts = (found.schema.ids, "id"), (found.schema.id_lists, "id list"), (found.schema.dense, "number")
+        counts = ", ".join(count_of(len(columns), noun) for columns, noun in parts)
         typer.echo(f"wrote {schema_path}: {counts}; the reason for each is in it")
     else:
         typer.echo(f"schema: {schema}")
