@@ -55,6 +55,9 @@ def csv(
         bool | None,
         Option("--header/--no-header", help="Whether the first line has the names. By default, if it holds no number."),
     ] = None,
+    names: Annotated[
+        str | None, Option(help="Names of the columns, with commas between them, for files without a header.")
+    ] = None,
     types: Types = None,
     lists: Lists = None,
     label: Label = None,
@@ -71,6 +74,7 @@ def csv(
         out,
         delimiter={"tab": "\t", "\\t": "\t"}.get(delimiter or "", delimiter),
         header=header,
+        names=names.split(",") if names else (),
         types=_pairs(types, "--type"),
         lists=_pairs(lists, "--list"),
         label=label,

@@ -70,5 +70,5 @@ def _describe_text(head: bytes) -> str:
     if text[:1] == "<":
         return "is HTML or XML, perhaps the error page of a download"
     if text[:1] in ("{", "["):
-        return "is JSON; write it as Parquet"
-    return "is text, perhaps CSV; write it as Parquet"
+        return "is JSON; if it has one object per line, convert it with: headrace import jsonl"
+    return "is text, perhaps CSV; convert it with: headrace import csv"

@@ -79,6 +79,13 @@ def _worse_than_rate(run: RunData, worse: Sequence[WindowSpan]) -> tuple[str, st
             f"the model made only {steps:,.0f} steps",
             f"{smaller} gives more of them; a log with more rows, too",
         )
+    if run.mean_of_windows("auc") < CHANCE:
+        return (
+            "predictions rank no better than by chance, so the features say little about the label, or not as they are "
+            "read",
+            "check the roles of the columns with headrace inspect: ids must be ids, not numbers, and the label the "
+            "right column",
+        )
     first = list(run.windows[: len(worse)])
     if list(worse) == first and len(first) < len(run.windows):
         return (
@@ -91,19 +98,13 @@ def _worse_than_rate(run: RunData, worse: Sequence[WindowSpan]) -> tuple[str, st
             f"the label rate changes from window to window, between {min(rates):.2%} and {max(rates):.2%}",
             "pipeline.shuffle, if the log is sorted by its label; else features that tell the time, such as the hour",
         )
-    calibrations = [c for span in worse if (c := span.value("calibration")) > 0]
+    later = [span for span in worse if span is not run.windows[0]] or worse  # the first one begins anywhere
+    calibrations = [c for span in later if (c := span.value("calibration")) > 0]
     if calibrations and max(max(calibrations), 1 / min(calibrations)) > OFF:
         off = max(calibrations, key=lambda c: abs(math.log(c)))
         return (
             f"predictions are {off:.2f} times the label rate",
             "lower embeddings.default.optimizer.lr and training.dense_optimizer.lr by three: they overshoot",
-        )
-    if run.mean_of_windows("auc") < CHANCE:
-        return (
-            "predictions rank no better than by chance, so the features say little about the label, or not as they are "
-            "read",
-            "check the roles of the columns with headrace inspect: ids must be ids, not numbers, and the label the "
-            "right column",
         )
     return (
         "the model ranks, but is too sure of rare ids: it learns them by heart",

@@ -34,12 +34,12 @@ __all__ = [
 Kind = Literal["csv", "jsonl"]
 
 SUFFIXES: dict[Kind, tuple[str, ...]] = {
-    "csv": tuple(f"{name}{packed}" for packed in ("", ".gz", ".zst") for name in (".csv", ".tsv", ".txt")),
+    "csv": tuple(f"{name}{packed}" for packed in ("", ".gz", ".zst") for name in (".csv", ".tsv", ".txt", ".dat")),
     "jsonl": tuple(f"{name}{packed}" for packed in ("", ".gz", ".zst") for name in (".jsonl", ".ndjson", ".json")),
 }
 """Endings of the files taken from a folder, in any case."""
 
-DELIMITERS = (",", "\t", ";", "|")
+DELIMITERS = (",", "\t", ";", "|", "::")
 
 NULLS = ("", "NULL", "null", "\\N", "NA", "N/A", "NaN", "nan", "None")
 """Texts that stand for no value."""
@@ -205,27 +205,35 @@ class TextReader:
         return list(found.values())
 
 
-def csv_layout(path: Path, *, delimiter: str | None, has_header: bool | None) -> CSVLayout:
+def csv_layout(path: Path, *, delimiter: str | None, has_header: bool | None, names: Sequence[str] = ()) -> CSVLayout:
     """How a CSV file is laid out, as its first line tells where it is not given.
 
-    The separator is the most frequent one of comma, tab, semicolon and bar. A first line without numbers, in which no
-    name is empty or comes twice, is a header; without one, columns are called column1, column2, and so on.
+    The separator is the most frequent one of comma, tab, semicolon, bar and two colons. A first line without numbers,
+    in which no name is empty or comes twice, is a header; without one, columns are called column1, column2, and so on.
+    With names given there is no header, unless `has_header` says so.
 
     Raises:
         DataError: The file is empty.
-        ConfigError: It has a header in which a name is empty or comes twice.
+        ConfigError: It has a header in which a name is empty or comes twice, or another number of columns than names.
     """
     line = _first_line(path)
     if not line.strip():
         raise DataError(f"{path}: starts with an empty line, expected column names or values")
     if delimiter is None:
         delimiter = max(DELIMITERS, key=line.count)
-    names = [name.strip() for name in next(csv.reader(io.StringIO(line), delimiter=delimiter))]
+    cells = line.rstrip("\r\n").split(delimiter)
+    if len(delimiter) == 1:  # names may be quoted
+        cells = next(csv.reader(io.StringIO(line), delimiter=delimiter))
+    if names:
+        if len(names) != len(cells):
+            raise ConfigError(f"{path}: given {len(names)} names, expected {len(cells)}, one for each column")
+        return CSVLayout(tuple(names), delimiter, bool(has_header))
+    names = [cell.strip() for cell in cells]
     whole = all(names) and len({name.lower() for name in names}) == len(names)
     if has_header is None:
         has_header = whole and not any(_NUMBER.fullmatch(name) for name in names)
     elif has_header and not whole:
-        raise ConfigError(f"{path}: a name in the header is empty or comes twice; rename it, or use --no-header")
+        raise ConfigError(f"{path}: a name in the header is empty or comes twice; rename it, or give names")
     if not has_header:
         names = [f"column{number}" for number in range(1, len(names) + 1)]
     return CSVLayout(tuple(names), delimiter, has_header)

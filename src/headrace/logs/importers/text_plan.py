@@ -45,10 +45,12 @@ LABEL = "label"
 class TextConfig(Config):
     """How to read CSV files or JSON lines."""
 
-    delimiter: str | None = Field(default=None, min_length=1, max_length=1)
-    """Separator of the columns of CSV; None for the most frequent one of comma, tab, semicolon and bar."""
+    delimiter: str | None = Field(default=None, min_length=1, max_length=4)
+    """Separator of the columns of CSV; None for the most frequent one of comma, tab, semicolon, bar and two colons."""
     header: bool | None = None
     """Whether the first line of CSV holds the names; None to tell by what it holds."""
+    names: tuple[str, ...] = ()
+    """Names of the columns of CSV, for files without a header."""
     types: dict[str, ColumnKind] = Field(default_factory=dict)
     """What some columns hold, instead of what is guessed."""
     lists: dict[str, str] = Field(default_factory=dict)
@@ -131,13 +133,13 @@ def plan_import(kind: Kind, reader: TextReader, files: Sequence[LogFile], config
 
 
 def _look_at_csv(plan: TextPlan, files: Sequence[LogFile], config: TextConfig) -> None:
-    layouts = {
-        file.path: csv_layout(Path(file.path), delimiter=config.delimiter, has_header=config.header) for file in files
-    }
+    given: dict[str, Any] = {"delimiter": config.delimiter, "has_header": config.header, "names": config.names}
+    layouts = {file.path: csv_layout(Path(file.path), **given) for file in files}
     plan.layouts |= layouts
     first = layouts[files[0].path]
-    names = {",": "commas", "\t": "tabs", ";": "semicolons", "|": "bars"}
+    names = {",": "commas", "\t": "tabs", ";": "semicolons", "|": "bars", "::": "two colons"}
     header = "names in the first line" if first.has_header else "no header: columns are called column1, column2, ..."
+    header = "names as given" if config.names else header
     plan.notes.append(f"columns separated by {names.get(first.delimiter, repr(first.delimiter))}, {header}")
 
 

@@ -75,7 +75,7 @@ def test_rows_keep_their_order_over_many_batches(tmp_path: Path) -> None:
     assert table["n"].to_pylist() == list(range(60_000))
 
 
-@pytest.mark.parametrize("delimiter", ["\t", ";", "|"])
+@pytest.mark.parametrize("delimiter", ["\t", ";", "|", "::"])
 def test_the_separator_of_columns_is_told_by_the_first_line(tmp_path: Path, delimiter: str) -> None:
     text = "".join(delimiter.join(cells) + "\n" for cells in (["a", "b"], ["1", "x, y"], ["2", "z"]))
     _, table = imported(write(tmp_path / "a.tsv", text), tmp_path / "out")
@@ -89,6 +89,10 @@ def test_without_a_header_columns_are_numbered(tmp_path: Path) -> None:
     assert "no header" in done.notes[0]
     _, named = imported(write(tmp_path / "b.csv", "x,y\nz,w\n"), tmp_path / "named", header=False)
     assert named.num_rows == 2
+    _, named = imported(path, tmp_path / "given", names=("click", "who"), label="click = 1")
+    assert named.to_pylist() == [{"who": "x", "label": 1}, {"who": "y", "label": 0}]
+    with pytest.raises(ConfigError, match="given 3 names, expected 2, one for each column"):
+        imported(path, tmp_path / "wrong", names=("a", "b", "c"))
     with pytest.raises(ConfigError, match="a name in the header is empty or comes twice"):
         imported(write(tmp_path / "c.csv", "x,x\n1,2\n"), tmp_path / "twice", header=True)
 
