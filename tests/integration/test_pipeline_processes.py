@@ -184,9 +184,9 @@ def test_a_worker_that_dies_while_it_starts_is_told_and_stops_the_job_when_the_n
             next(batches)
         (first, _) = batches.decisions
     assert str(caught.value) == (
-        "stage map: its worker processes die while they start: the last one ended by itself with status 3"
+        "stage map: its worker processes die while starting: the last one exited with status 3"
     )
-    assert "ended by itself with status 3 while it started" in first.reason
+    assert "exited with status 3 while starting" in first.reason
 
 
 def test_a_killed_worker_is_replaced_and_its_element_done_again_once(tmp_path: Path) -> None:
@@ -198,7 +198,7 @@ def test_a_killed_worker_is_replaced_and_its_element_done_again_once(tmp_path: P
     assert seen == batches_of(from_source(SOURCE).batch(10), executor="inline")
     assert decision.who == "stage map"
     assert "was killed by SIGKILL" in decision.reason
-    assert "element 2.0 (20 rows of file 2, row group 0) is given to another worker" in decision.reason
+    assert "element 2.0 (20 rows of file 2, row group 0) is retried in another worker" in decision.reason
 
 
 def test_an_idle_worker_that_is_killed_is_replaced() -> None:

@@ -1,4 +1,4 @@
-"""Features: operators on columns of logs, compiled into plans that turn record batches into tensors."""
+"""Features: operators on log columns, compiled into plans that turn record batches into tensors."""
 
 from headrace.features import operators as _operators  # noqa: F401  (registers them)
 from headrace.features.costs import FeatureCost, measure_costs

@@ -1,4 +1,4 @@
-"""A plan's columns found in a record batch's schema: where each lies, how to read it, and what to cast first."""
+"""Binds a plan to a record batch's schema: where each column is, how to read it, and which ones to cast first."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ __all__ = ["Binding", "bind"]
 
 @dataclass(frozen=True)
 class _Conversion:
-    """A column to cast before it is read.
+    """A column to cast before reading.
 
     Attributes:
-        position: Of the column, or of the group column that holds it, in the batch.
-        inner: Of a feature in its group; -1 for a plain column.
-        name: Of the column.
-        cast: What to do.
+        position: Position in the batch of the column, or of the group column that holds it.
+        inner: Position of a feature in its group column; -1 for a plain column.
+        name: Name of the column.
+        cast: The conversion.
     """
 
     position: int
@@ -46,9 +46,9 @@ class Binding:
     """How to read the columns of batches that have one Arrow schema.
 
     Attributes:
-        schema: Of the batches.
-        layout: int64 [N, 5], as `headrace.features.kernels.sources.read_batch` wants it.
-        conversions: Columns to cast before reading; those that the kernels read as they are need none.
+        schema: Arrow schema of the batches.
+        layout: int64 [N, 5], the argument of `headrace.features.kernels.sources.read_batch`.
+        conversions: Columns to cast before reading. Columns that the kernels read directly have none.
         homes: Position of the group column that holds each source, -1 for plain columns.
     """
 
@@ -58,10 +58,10 @@ class Binding:
     homes: tuple[int, ...]
 
     def convert(self, batch: pa.RecordBatch) -> pa.RecordBatch:
-        """The batch with all columns in types the kernels read; the batch itself where nothing is to do.
+        """Cast all columns to types that the kernels read; returns the batch itself if nothing needs a cast.
 
         Raises:
-            DataError: A value cannot be cast; names column, row and value.
+            DataError: A value cannot be cast; the message names column, row and value.
         """
         for conversion in self.conversions:
             position, column = conversion.position, batch.column(conversion.position)
@@ -80,17 +80,18 @@ class Binding:
 def bind(schema: pa.Schema, columns: Sequence[str | None], kinds: Mapping[str, Kind], log_schema: Schema) -> Binding:
     """Find columns in an Arrow schema.
 
-    Columns are cast as those of a log are when it is read, so that a value gives the same feature whichever way it
-    came. Types whose values the kernels read as that cast would give them are read where they lie.
+    Columns are cast exactly as log readers cast them, so a value gives the same feature however it arrived. Types that
+    the kernels read with the same result are not cast.
 
     Args:
-        schema: Of the record batches.
-        columns: Names, in the order of the plan's sources; None for sources that are not in the batch.
-        kinds: What the plan expects of each.
-        log_schema: What the columns are.
+        schema: Arrow schema of the record batches.
+        columns: Column names in the order of the plan's sources; None for sources that are not in the batch.
+        kinds: The kind that the plan expects of each column.
+        log_schema: Schema of the log.
 
     Raises:
-        DataError: If a column is missing or its type does not suit; names column, type and what was expected.
+        DataError: A column is missing or has an unsuitable type; the message names the column, its type and the
+            expected kind.
     """
     layout = np.zeros((len(columns), 5), dtype=np.int64)
     conversions: dict[tuple[int, int], _Conversion] = {}
@@ -105,7 +106,8 @@ def bind(schema: pa.Schema, columns: Sequence[str | None], kinds: Mapping[str, K
         read = given
         if not _is_read_as_it_is(given, cast.type, log_schema, name):
             read = cast.type
-        # Text is looked at in any case: empty text is null. Views, which groups have, come from a log that has done so.
+        # Text always needs a check, because empty text is null. Views, used by groups, were checked when the log was
+        # read.
         if read is not given or (_has_text(given) and not is_list_view(given)):
             conversions[position, inner] = _Conversion(position, inner, name, cast)
             read = cast.type
@@ -118,7 +120,7 @@ def bind(schema: pa.Schema, columns: Sequence[str | None], kinds: Mapping[str, K
 
 
 def _find(schema: pa.Schema, name: str) -> tuple[int, int, pa.DataType]:
-    """Position of a column, or of its group and in that, and its type."""
+    """Position of a column (or of its group column, and within it), and its type."""
     position = schema.get_field_index(name)
     if position >= 0:
         return position, -1, schema.field(position).type
@@ -132,7 +134,7 @@ def _find(schema: pa.Schema, name: str) -> tuple[int, int, pa.DataType]:
 
 
 def _check(name: str, given: pa.DataType, kind: Kind) -> None:
-    """Refuse types none of whose values could be cast."""
+    """Refuse types that can never be cast."""
     inside = canonical_type(given)
     if pt.is_null(inside):
         return
@@ -142,13 +144,13 @@ def _check(name: str, given: pa.DataType, kind: Kind) -> None:
 
 
 def _is_read_as_it_is(given: pa.DataType, target: pa.DataType, log_schema: Schema, name: str) -> bool:
-    """Whether the kernels read a type so that the values are those of the cast."""
+    """Whether the kernels read a type directly with the same result as the cast."""
     if is_list(given):
         return is_list(target) and _is_read_as_it_is(given.value_type, target.value_type, log_schema, name)
     if is_list(target):
         return False
     if pt.is_floating(target):
-        # What float32 does not hold is rounded before any operator sees it, where the cast is to float32.
+        # A cast to float32 rounds values before any operator sees them.
         is_wide = pt.is_integer(given) or pt.is_float64(given)
         return given in SMALL_NUMBERS or bool(is_wide and pt.is_float64(target))
     if pt.is_integer(target):

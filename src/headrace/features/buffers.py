@@ -1,6 +1,7 @@
-"""Memory of batches used again once a batch is gone: mapping fresh pages takes longer than filling them.
+"""`BufferPool`: reuses the memory of batches, because mapping fresh pages takes longer than filling them.
 
-Measured on a Zen 5 core: filling 55 MB that are mapped takes 1.6 ms, fresh ones 3.3 ms with huge pages, 21 ms without.
+Measured on a Zen 5 core: filling 55 MB of mapped pages takes 1.6 ms; of fresh pages 3.3 ms with huge pages, 21 ms
+without.
 """
 
 from __future__ import annotations
@@ -15,33 +16,33 @@ from numpy.typing import DTypeLike, NDArray
 __all__ = ["BufferPool"]
 
 _SMALL_BYTES = 128 << 10
-"""Below, malloc has mapped memory at hand; larger blocks glibc maps anew each time (its M_MMAP_THRESHOLD), and each
-fresh page costs microseconds in a virtual machine. Measured with Criteo's batches of 4096 rows (arrays of 0.4 to
-0.8 MiB): with 1 MiB here, a third of all CPU time went into page faults."""
+"""Smaller blocks are left to malloc, which keeps mapped memory for them. glibc maps larger blocks anew each time
+(M_MMAP_THRESHOLD), and each fresh page costs microseconds in a virtual machine. Measured with Criteo's batches of 4096
+rows (arrays of 0.4 to 0.8 MiB): with a limit of 1 MiB, a third of all CPU time was spent on page faults."""
 
 
 class BufferPool:
-    """Hands out uninitialised arrays and takes their memory back when nobody refers to them any more.
+    """Allocates uninitialised arrays and reuses their memory once they are no longer referenced.
 
-    An array behaves like any other; tensors and views made of it keep it alive. All methods may be called from any
-    thread.
+    An array behaves like any other; tensors and views of it keep it alive. Thread-safe.
 
     Args:
-        max_free_bytes: Memory kept for later use; what comes back beyond that is freed.
+        max_free_bytes: Maximum free memory to keep for reuse; the rest is returned to the system.
     """
 
     def __init__(self, max_free_bytes: int = 256 << 20) -> None:
         self.max_free_bytes = max_free_bytes
-        # Only append, remove and iteration over a copy: atomic, and safe in a finalizer that interrupts another call.
+        # Only append, remove and iteration over a copy: these are atomic, and safe in a finalizer that interrupts a
+        # call.
         self._free: deque[NDArray[np.uint8]] = deque()
 
     @property
     def free_bytes(self) -> int:
-        """Memory kept for later use."""
+        """Bytes kept for reuse."""
         return sum(block.nbytes for block in list(self._free))
 
     def empty(self, shape: int | tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
-        """An array with arbitrary contents, as `numpy.empty`."""
+        """An uninitialised array, like `numpy.empty`."""
         dtype = np.dtype(dtype)
         sizes = (shape,) if isinstance(shape, int) else shape
         num_bytes = math.prod(sizes) * dtype.itemsize
@@ -50,7 +51,7 @@ class BufferPool:
         return np.asarray(_Lease(self, self._take(num_bytes), sizes, dtype))
 
     def take_back(self, block: NDArray[np.uint8]) -> None:
-        """Keep a block for later use, or free it."""
+        """Keep a block for reuse, or free it."""
         while self._free and self.free_bytes + block.nbytes > self.max_free_bytes:
             try:
                 self._free.popleft()
@@ -60,9 +61,9 @@ class BufferPool:
             self._free.append(block)
 
     def _take(self, num_bytes: int) -> NDArray[np.uint8]:
-        """A free block that fits without wasting more than half of it, else a new one, an eighth larger than asked for.
+        """Take a free block that is at most twice as large as needed, or allocate a new one with an eighth to spare.
 
-        Batches differ a little in size, and a block slightly too small would be of no use.
+        Batch sizes vary a little, and a block slightly too small could not be reused.
         """
         for block in sorted(self._free.copy(), key=lambda block: block.nbytes):
             if num_bytes <= block.nbytes <= 2 * num_bytes and self._remove(block):
@@ -70,7 +71,7 @@ class BufferPool:
         return np.empty(num_bytes + num_bytes // 8, np.uint8)
 
     def _remove(self, wanted: NDArray[np.uint8]) -> bool:
-        """Take one block out of the free ones; False if another thread was faster."""
+        """Remove a block from the free list; returns False if another thread took it first."""
         for _ in range(len(self._free)):
             try:
                 block = self._free.popleft()
@@ -86,7 +87,7 @@ class BufferPool:
 
 
 class _Lease:
-    """Owner of an array's memory; numpy keeps it as the array's base, so it dies with the last view."""
+    """Owner of an array's memory. numpy keeps it as the array's base, so it is freed with the last view."""
 
     def __init__(
         self, pool: BufferPool, block: NDArray[np.uint8], shape: tuple[int, ...], dtype: np.dtype[Any]

@@ -1,9 +1,9 @@
-"""A feature plan compiled for record batches of one Arrow schema: all that a pass over a batch needs to look up.
+"""`CompiledPlan`: a feature plan compiled for record batches of one Arrow schema.
 
-Features are split into *domains* by the rows they are computed for. A feature whose columns all lie in one group is
-computed once per unique row of that group. One that mixes groups is computed once per combination of their unique rows
-that occurs, and one that also reads a plain column, or the row's id, for every row; only the columns that such a
-feature reads are expanded, and only so far. Without groups there is one domain: all features, for all rows.
+Features are split into *domains* by the rows they are computed for. A feature whose columns are all in one group is
+computed once per unique row of that group. A feature that mixes groups is computed once per occurring combination of
+their unique rows. A feature that also reads a plain column, or the row id, is computed for every row; only the columns
+it reads are expanded. Without groups there is one domain: all features, for all rows.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ class Domain:
     """Features that are computed for the same rows.
 
     Attributes:
-        steps: Their programs.
-        groups: Numbers of the groups whose unique rows, or combinations of them, these are; empty for all rows.
-        sources: int64 [C], the plan's number of each column that `steps` reads.
-        which: int64 [C], the group of each column, -1 for columns that have the rows of the domain as they are.
-        gathered: Numbers of the groups in `which`.
-        runs: int64 [R, 3], where the dense columns belong, as `expand_rows` wants it.
+        steps: Programs of the features.
+        groups: Numbers of the groups whose unique rows, or combinations of them, form the domain; empty for all rows.
+        sources: int64 [C], number in the plan of each column that `steps` reads.
+        which: int64 [C], group of each column; -1 for columns whose rows are already those of the domain.
+        gathered: Numbers of the groups that occur in `which`.
+        runs: int64 [R, 3], target columns of the dense features, the argument of `expand_rows`.
     """
 
     steps: Steps
@@ -53,24 +53,24 @@ class Domain:
 
 @dataclass(frozen=True, eq=False)
 class CompiledPlan:
-    """What one schema of record batches and one grouping make of a plan. Nothing in it changes.
+    """A plan compiled for one Arrow schema and one grouping. Immutable.
 
-    Sources are numbered: S = the features' C columns, then the labels, then the weight if there is one; the row id
-    comes after them.
+    Sources are numbered: the features' C columns, then the labels, then the weight if there is one (S in total), then
+    the row id.
 
     Attributes:
-        binding: Where each source lies in a batch, and what to cast first.
-        grouping: The grouping it was compiled for; None if that is open.
-        which: int64 [S], the group column of each source, -1 for plain columns.
-        stored: Positions of the group columns in a batch.
-        compared: For each group of plain columns to look for equal rows in, the numbers of its sources.
-        order: How these are found.
-        domains: The features.
-        num_columns: C.
-        num_dense: Columns of the dense matrix.
-        num_labels: Labels L.
-        targets: int64 [L or L + 1, 6], the chain of each label and of the weight.
-        row_id: Number of the row id; -1 if batches have none.
+        binding: Where each source is in a batch, and which columns to cast first.
+        grouping: The grouping it was compiled for; None if not yet decided.
+        which: int64 [S], group column of each source; -1 for plain columns.
+        stored: Positions of group columns in a batch.
+        compared: Source numbers of each group of plain columns in which equal rows are searched.
+        order: How equal rows are found.
+        domains: The features, by domain.
+        num_columns: Number of feature columns C.
+        num_dense: Number of columns of the dense matrix.
+        num_labels: Number of labels L.
+        targets: int64 [L or L + 1, 6], chains of the labels and of the weight.
+        row_id: Source number of the row id; -1 if batches have none.
     """
 
     binding: Binding
@@ -88,19 +88,19 @@ class CompiledPlan:
 
     @property
     def has_groups(self) -> bool:
-        """Whether some features are computed for unique rows, whose numbers are not those of the batch."""
+        """Whether some features are computed for unique rows, whose numbers differ from row numbers of the batch."""
         return bool(self.stored or self.compared)
 
 
 class PlanCompiler:
-    """Compiles features, for one schema of record batches after the other.
+    """Compiles features for record batch schemas.
 
     Attributes:
-        kinds: What each column holds that a feature may read.
-        whole: All features as one domain's programs.
-        label_names: Labels to read.
-        weight: Column of example weights, if there is one to read.
-        sources: Columns in the order of their numbers, without the row id.
+        kinds: Kind of each column that a feature may read.
+        whole: Programs of all features as a single domain.
+        label_names: Label columns to read.
+        weight: Example weight column to read, or None.
+        sources: Columns by source number, without the row id.
     """
 
     def __init__(self, specs: Sequence[FeatureSpec], schema: Schema, *, with_labels: bool) -> None:
@@ -112,18 +112,18 @@ class PlanCompiler:
         self.sources = (*self.whole.columns, *self._targets)
         self._specs, self._schema = tuple(specs), schema
         self._places = _dense_places(specs)
-        # Domains depend on where the groups are alone, and their programs may hold large tables.
+        # Domains depend only on the groups and are cached: their programs may hold large tables.
         self._domains: dict[tuple[tuple[tuple[str, int], ...], bool], tuple[Domain, ...]] = {}
 
     def compile(self, schema: pa.Schema, grouping: Grouping | None) -> CompiledPlan:
-        """The plan for batches of one schema.
+        """Compile the plan for batches of one schema.
 
         Args:
-            schema: Of the batches.
-            grouping: Which plain columns are grouped; does not count where there are group columns.
+            schema: Arrow schema of the batches.
+            grouping: How plain columns are grouped; ignored if the batches have group columns.
 
         Raises:
-            DataError: If a column is missing or has a type that does not suit.
+            DataError: A column is missing or has an unsuitable type.
         """
         columns = self.whole.columns
         has_row_id = ROW_ID in schema.names
@@ -157,11 +157,11 @@ class PlanCompiler:
         )
 
     def _split(self, group_of: Mapping[str, int], *, stored: bool) -> tuple[Domain, ...]:
-        """Split the features by the rows they are computed for.
+        """Split the features into domains.
 
         Args:
-            group_of: The group of each column that is in one.
-            stored: Columns of groups hold unique rows only, as in group columns; else those of every row.
+            group_of: Group of each grouped column.
+            stored: Whether grouped columns hold only unique rows (group columns) rather than every row.
         """
         key = (tuple(sorted(group_of.items())), stored)
         if key not in self._domains:
@@ -200,7 +200,7 @@ class PlanCompiler:
 
 
 def _groups_of(spec: FeatureSpec, group_of: Mapping[str, int]) -> tuple[int, ...]:
-    """The groups that a feature's rows are combinations of; empty if it must be computed for all rows."""
+    """The groups that a feature reads; empty if it must be computed for all rows."""
     if any(operator.reads_row_ids for operator in spec.operators):
         return ()
     columns = [*spec.sources, *([spec.weights] if spec.weights is not None else [])]
@@ -210,7 +210,7 @@ def _groups_of(spec: FeatureSpec, group_of: Mapping[str, int]) -> tuple[int, ...
 
 
 def _dense_places(specs: Sequence[FeatureSpec]) -> dict[str, int]:
-    """First column of each dense feature in the matrix of all of them."""
+    """First matrix column of each dense feature."""
     places, at = {}, 0
     for spec in specs:
         if spec.section == "dense":

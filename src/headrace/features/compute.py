@@ -1,6 +1,6 @@
-"""One pass over a record batch: read its columns, find equal rows, run the programs, assemble the tensors.
+"""Computes the tensors of a record batch: read its columns, find equal rows, run the programs, assemble the tensors.
 
-`compute` is the whole way, in order; below it is each part of the way, in the order in which it comes.
+`compute` shows all phases in order; the functions below it follow in the same order.
 """
 
 from __future__ import annotations
@@ -53,25 +53,25 @@ def compute(plan: CompiledPlan, batch: pa.RecordBatch, buffers: BufferPool) -> t
     """Turn a record batch into tensors.
 
     Args:
-        plan: Compiled for the schema of the batch.
-        batch: Rows.
-        buffers: Memory for results.
+        plan: A plan compiled for the schema of the batch.
+        batch: The rows.
+        buffers: Pool for result memory.
 
     Returns:
-        The tensors, and what was computed for them.
+        The tensors, and statistics of deduplication.
 
     Raises:
-        DataError: A value cannot be cast, or a row has not as many weights as ids.
+        DataError: A value cannot be cast, or the numbers of weights and ids in a row differ.
     """
-    # Read: cast what the kernels do not read as it is, then describe where each column lies. The descriptions are
-    # addresses in `batch`, so it lives until the end.
+    # Read: cast columns where needed, then describe where each column is in memory. The descriptions are addresses into
+    # `batch`, which must live until the end.
     batch = plan.binding.convert(batch)
     num_rows = batch.num_rows
     sources = read_batch(batch, plan.binding.layout)
     row_ids = np.empty(num_rows, np.int64)
     write_row_ids(sources, plan.row_id, row_ids)
 
-    # Find equal rows: group columns hold unique ones, those of plain columns are compared.
+    # Find equal rows: group columns store unique rows; rows of plain columns are compared.
     groups = stored_rows(batch, plan.stored)
     savings = bytes_of_rows(sources[: plan.num_columns], plan.which[: plan.num_columns], groups, num_rows)
     if plan.compared:
@@ -101,7 +101,7 @@ def compute(plan: CompiledPlan, batch: pa.RecordBatch, buffers: BufferPool) -> t
 def _run_on_all_rows(
     domain: Domain, groups: Sequence[GroupRows], sources: Ints, row_ids: Ints, dense: Floats, buffers: BufferPool
 ) -> tuple[Sparse, Savings]:
-    """Compute the features of a domain for each row; the dense ones go into their columns of `dense`."""
+    """Compute the features of a domain for each row; dense features are written to their columns of `dense`."""
     lines = {number: groups[number].rows[groups[number].inverse] for number in domain.gathered}
     table, held = _load(domain, sources, lines, row_ids, buffers)
     _write_dense(domain.steps, table, row_ids, dense)
@@ -115,7 +115,7 @@ def _run_on_all_rows(
 def _run_on_unique_rows(
     domain: Domain, groups: Sequence[GroupRows], sources: Ints, row_ids: Ints, dense: Floats, buffers: BufferPool
 ) -> tuple[Sparse, Savings]:
-    """Compute the features of a domain once per unique row; the dense ones are expanded into `dense`."""
+    """Compute the features of a domain once per unique row; dense features are expanded into `dense`."""
     lines, inverse = combine([groups[number] for number in domain.groups])
     num_rows, num_unique = len(row_ids), len(lines[0])
     unique_ids = np.arange(num_unique)
@@ -139,17 +139,17 @@ def _run_on_unique_rows(
 def _load(
     domain: Domain, sources: Ints, lines: Mapping[int, Ints], row_ids: Ints, buffers: BufferPool
 ) -> tuple[Ints, list[Any]]:
-    """The table that a domain's programs read: its columns in the rows it has, and results of its column operators.
+    """Build the source table of a domain's programs: its columns for its rows, and results of its column operators.
 
     Args:
         domain: The domain.
-        sources: int64 [S, WIDTH], all of the plan's.
-        lines: int64 [U], where the domain's rows lie in the columns of each group that it gathers from.
-        row_ids: int64 [U], of the domain's rows.
-        buffers: Memory for results.
+        sources: int64 [S, WIDTH], all sources of the plan.
+        lines: int64 [U] per group, positions of the domain's rows in the group's columns.
+        row_ids: int64 [U], ids of the domain's rows.
+        buffers: Pool for result memory.
 
     Returns:
-        int64 [T, WIDTH], and what must outlive its use.
+        int64 [T, WIDTH], and objects that must outlive its use.
     """
     steps = domain.steps
     table = np.zeros((steps.num_sources, WIDTH), np.int64)
@@ -174,7 +174,7 @@ def _load(
 
 
 def _gather(sources: Ints, which: Ints, rows: Ints) -> NDArray[np.uint8]:
-    """Make sources hold some of their rows, see `gather_sources`; returns what must outlive their use."""
+    """Restrict sources to some of their rows, see `gather_sources`; returns memory that must outlive their use."""
     arena = np.empty(int(gathered_bytes(sources, which, rows)), np.uint8)
     gather_sources(sources, which, rows, arena)
     return arena
@@ -189,7 +189,7 @@ def _column(program: Program, table: Ints, chain: Chains, kind: Kind, row_ids: I
 
 
 def _checked(step: Step, column: Column, num_rows: int) -> Column:
-    """A column operator's result, if it is what the operator has promised, with arrays the kernels can read."""
+    """Check that a column operator's result has the promised kind; returns it with arrays that the kernels can read."""
     ids = step.returns.has_ids
     wanted = np.dtype(np.int64 if ids else np.float64)
     if len(column) != num_rows or (column.offsets is not None) != step.returns.is_list:
@@ -204,7 +204,7 @@ def _checked(step: Step, column: Column, num_rows: int) -> Column:
 
 
 def _describe(column: Column, row: Ints) -> None:
-    """Fill a row of the table of sources for a column that lies in numpy arrays."""
+    """Fill a row of the source table for a column in numpy arrays."""
     row[:] = 0
     row[SHAPE] = SCALAR if column.offsets is None else LIST64
     row[LENGTH] = len(column)
@@ -233,13 +233,13 @@ def _write_chains(
     *,
     fill: bool = False,
 ) -> None:
-    """Write the results of some chains into columns of a matrix; with `fill`, 0 for null, else NaN."""
+    """Write the results of chains into columns of a matrix; null becomes 0 with `fill`, else NaN."""
     ops, integers, floats = program.ops, program.integers, program.floats
     write_dense(table, chains, ops, integers, floats, row_ids, ROW_BOUNDS, out, first_column, fill)
 
 
 def _keyed(steps: Steps, table: Ints, row_ids: Ints, buffers: BufferPool) -> list[KeyedJaggedTensor]:
-    """The id features without weights as one tensor, those with weights as another."""
+    """The id features without weights as one tensor, and those with weights as another."""
     num_plain, found = len(steps.sparse), []
     if num_plain:
         parts = _write_sparse(steps.program, table, steps.sparse, row_ids, buffers)
@@ -251,14 +251,14 @@ def _keyed(steps: Steps, table: Ints, row_ids: Ints, buffers: BufferPool) -> lis
 def _inverse_keyed(
     steps: Steps, table: Ints, row_ids: Ints, inverse: NDArray[np.int32], buffers: BufferPool
 ) -> list[InverseKeyedJaggedTensor]:
-    """The same for unique rows: as groups, which may be slices of a shared buffer where lists overlap.
+    """The id features for unique rows, as groups; overlapping lists may be slices of a shared buffer.
 
     Args:
-        steps: Of the domain.
-        table: Of the U unique rows.
-        row_ids: int64 [U], any numbers.
-        inverse: int32 [B], which unique row each row of the batch has.
-        buffers: Memory for results.
+        steps: Programs of the domain.
+        table: Source table of the U unique rows.
+        row_ids: int64 [U], arbitrary numbers.
+        inverse: int32 [B], the unique row of each row of the batch.
+        buffers: Pool for result memory.
     """
     lookup, num_plain = torch.from_numpy(inverse), len(steps.sparse)
     found = []
@@ -287,7 +287,7 @@ def _inverse_keyed(
 
 
 def _weighted(steps: Steps, table: Ints, row_ids: Ints, buffers: BufferPool) -> list[KeyedJaggedTensor]:
-    """The id features with weights as one tensor, if there are any."""
+    """The id features with weights as one tensor, if any."""
     if not len(steps.weighted):
         return []
     keys = steps.sparse_keys[len(steps.sparse) :]
@@ -299,10 +299,10 @@ def _weighted(steps: Steps, table: Ints, row_ids: Ints, buffers: BufferPool) -> 
 def _write_sparse(
     program: Program, table: Ints, chains: Chains, row_ids: Ints, buffers: BufferPool, weighted: Sequence[str] = ()
 ) -> tuple[Ints, NDArray[np.int32], Ints, Floats]:
-    """Values, lengths, offsets and weights of some chains; weights only for keys that have them, whose names are given.
+    """Values, lengths, offsets and weights of chains; weights only for the keys named in `weighted`.
 
     Raises:
-        DataError: A row has not as many weights as ids.
+        DataError: A row has a different number of weights than ids.
     """
     values = buffers.empty(int(count_ids(table, chains)), np.int64)
     weights = buffers.empty(len(values) if weighted else 0, np.float32)
@@ -322,7 +322,7 @@ def _write_sparse(
 def _labels_and_weights(
     plan: CompiledPlan, groups: Sequence[GroupRows], sources: Ints, row_ids: Ints
 ) -> tuple[Floats, Floats | None]:
-    """Labels, float32 [B, L], and example weights, float32 [B], if there are any."""
+    """Labels, float32 [B, L], and example weights, float32 [B] or None."""
     first, last, num_labels = plan.num_columns, len(plan.which), plan.num_labels
     arena = None
     if (plan.which[first:] >= 0).any():

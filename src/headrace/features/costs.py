@@ -1,4 +1,4 @@
-"""What each feature of a plan costs, measured on a batch."""
+"""Measures the CPU cost of each feature of a plan."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ __all__ = ["FeatureCost", "measure_costs"]
 
 @dataclass(frozen=True)
 class FeatureCost:
-    """The cost of one feature.
+    """CPU cost of one feature.
 
     Attributes:
-        name: Of the feature.
+        name: Name of the feature.
         section: "dense" or "sparse".
         operators: Names of its operators, in order.
-        ns_per_row: CPU nanoseconds a row.
-        share_ratio: Of the cost of all features.
+        ns_per_row: CPU nanoseconds per row.
+        share_ratio: Fraction of the cost of all features.
     """
 
     name: str
@@ -35,16 +35,16 @@ class FeatureCost:
 def measure_costs(
     plan: FeaturePlan, batch: pa.RecordBatch, *, rounds: int = 5, clock: Callable[[], float] = time.thread_time
 ) -> list[FeatureCost]:
-    """Time each feature of a plan alone, less what a plan without features takes; the dearest first.
+    """Time each feature of a plan separately, minus the time of an empty plan; most expensive first.
 
     Args:
-        plan: To measure.
-        batch: Rows like those of the job, best some thousands.
-        rounds: Each feature counts with the fastest of so many runs.
-        clock: Seconds; by default the CPU time of this thread, which other threads do not change.
+        plan: The plan to measure.
+        batch: Typical rows of the job, preferably some thousands.
+        rounds: Number of runs per feature, of which the fastest counts.
+        clock: Returns seconds; by default the CPU time of this thread, which other threads do not affect.
 
     Raises:
-        ValueError: If the batch has no rows.
+        ValueError: The batch has no rows.
     """
     if batch.num_rows == 0:
         raise ValueError("batch: given no rows, expected at least one")

@@ -1,4 +1,4 @@
-"""The unique rows of a batch: those of its group columns, and those of plain columns found to be equal."""
+"""Finds the unique rows of a batch, of group columns and of plain columns with equal rows."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ from headrace.logs.groups import group_of
 __all__ = ["WORTH_KEEPING", "GroupRows", "combine", "equal_rows", "measure_columns", "stored_rows"]
 
 WORTH_KEEPING = 1.2
-"""Rows per unique row below which a group is expanded at once: less than the inverse costs those who come after."""
+"""A group with fewer rows per unique row is expanded at once, because its inverse would cost more later."""
 
 Ints = NDArray[np.int64]
 
 
 @dataclass(frozen=True, eq=False)
 class GroupRows:
-    """The unique rows of a group that a batch has.
+    """The unique rows of a group that occur in a batch.
 
     Attributes:
-        rows: int64 [U], where they lie in the group's columns.
-        inverse: int32 [B], which of them each row of the batch has.
+        rows: int64 [U], positions of the unique rows in the group's columns.
+        inverse: int32 [B], the unique row of each row of the batch.
     """
 
     rows: Ints
@@ -45,7 +45,7 @@ class GroupRows:
 
 
 def stored_rows(batch: pa.RecordBatch, positions: Sequence[int]) -> list[GroupRows]:
-    """The unique rows that a batch has of its group columns, which lie at some positions in it."""
+    """The unique rows of the group columns at these positions that occur in a batch."""
     found = []
     for position in positions:
         indices = group_of(batch.column(position)).inverse
@@ -58,13 +58,13 @@ def stored_rows(batch: pa.RecordBatch, positions: Sequence[int]) -> list[GroupRo
 def equal_rows(
     sources: Ints, groups: Sequence[Ints], num_rows: int, order: Literal["adjacent", "any"]
 ) -> list[GroupRows]:
-    """Unique rows of groups of plain columns.
+    """Find the unique rows of groups of plain columns.
 
     Args:
         sources: int64 [S, WIDTH], see `headrace.features.kernels.sources`.
-        groups: Numbers of the sources in each group.
+        groups: Source numbers of each group.
         num_rows: Rows B.
-        order: Compare each row with the one before it, or hash rows.
+        order: Whether to compare each row with the previous one, or to hash rows.
     """
     found = []
     for columns in groups:
@@ -78,7 +78,7 @@ def equal_rows(
             hash_rows(sources, columns, codes)
             count = number_hashes(codes, inverse, first_rows, others)
             mark_changes(sources, columns, others, changed)
-            if changed.any():  # two rows that differ have one hash
+            if changed.any():  # two different rows have the same hash
                 strangers = np.flatnonzero(changed)
                 first_rows[count : count + len(strangers)] = strangers
                 inverse[strangers] = np.arange(count, count + len(strangers), dtype=np.int32)
@@ -91,10 +91,10 @@ def equal_rows(
 
 
 def combine(groups: Sequence[GroupRows]) -> tuple[list[Ints], NDArray[np.int32]]:
-    """Combinations of unique rows that neighbouring rows of a batch share.
+    """Find the combinations of unique rows that occur in neighbouring rows of a batch.
 
     Returns:
-        For each group where its rows lie, int64 [U] each, and int32 [B], the combination of each row of the batch.
+        The rows of each group, int64 [U] each; and int32 [B], the combination of each row of the batch.
     """
     if len(groups) == 1:
         return [groups[0].rows], groups[0].inverse
@@ -105,12 +105,12 @@ def combine(groups: Sequence[GroupRows]) -> tuple[list[Ints], NDArray[np.int32]]
 
 
 def measure_columns(names: Sequence[str], kinds: Mapping[str, Kind], sources: Ints, num_rows: int) -> list[ColumnUse]:
-    """How often columns change from one row to the next, and what they weigh; for `choose_groups`.
+    """Measure how often columns change from row to row, and their bytes, for `choose_groups`.
 
     Args:
-        names: Of the columns, in the order of their sources.
-        kinds: What each column holds.
-        sources: int64 [S, WIDTH], at least one for each column.
+        names: Names of the columns, in source order.
+        kinds: Kind of each column.
+        sources: int64 [S, WIDTH], at least one per column.
         num_rows: Rows B.
     """
     uses = []

@@ -1,9 +1,9 @@
-"""Which columns are worth grouping: a pure decision over what was measured on some rows in the order of the batches.
+"""Decides which columns to group, as a pure function of measurements on sample rows in batch order.
 
-The model is that of RecD (MLSys 2023) for lists of l ids, B rows of which U are unique, and groups of g features:
-`B (8 l + 4)` bytes a feature without deduplication, `U (8 l + 4) + 4 B / g` with it. Dense numbers are expanded into
-the batch's matrix anyway, so of theirs only the computing is saved: `4 B + 4 B` bytes read and written against
-`8 U + 4 B`. Below 1.5 times fewer bytes the plain path wins: finding equal rows is not free.
+The cost model is that of RecD (MLSys 2023) for lists of l ids, B rows of which U are unique, and groups of g features:
+`B (8 l + 4)` bytes per feature without deduplication, `U (8 l + 4) + 4 B / g` with it. Dense numbers are expanded into
+the batch's matrix anyway, so only their computation is saved: `4 B + 4 B` bytes read and written against `8 U + 4 B`.
+If grouping saves less than a factor of 1.5 in bytes, the plain path is faster, because finding equal rows has a cost.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ from headrace.messages import shorten_list
 __all__ = ["BREAK_EVEN", "ColumnUse", "Grouping", "GroupsConfig", "choose_groups", "read_dedup"]
 
 BREAK_EVEN = MIN_FACTOR
-"""Times fewer bytes from which on a group pays."""
+"""Reduction factor in bytes above which a group pays off."""
 
 MIN_ROWS = 256
-"""Rows below which nothing is decided: in a handful of rows, chance repeats look like sessions."""
+"""Minimum sample rows for a decision: in a handful of rows, chance repeats look like sessions."""
 
 _GROUP_BYTES = 2 * INVERSE_BYTES
-"""Bytes a row that each group costs whatever is in it: its inverse, and expanding what is pooled."""
+"""Fixed cost of a group in bytes per row: its inverse, and expanding pooled rows."""
 
 
 class GroupsConfig(Config):
     """Explicit groups, as `dedup: {groups: [[age, history], [liked]]}`."""
 
     groups: tuple[tuple[str, ...], ...] = Field(min_length=1)
-    """Columns of the logs that change together, one list per group."""
+    """Log columns that change together, one list per group."""
     order: Literal["adjacent", "any"] = "adjacent"
     """How equal rows are found: "adjacent" compares each row with the previous one, "any" hashes rows."""
 
@@ -47,13 +47,13 @@ Dedup = Literal["auto", "off"] | GroupsConfig
 
 @dataclass(frozen=True)
 class ColumnUse:
-    """A column that features read, as it was found in B rows.
+    """Measurements of one column over B rows.
 
     Attributes:
         name: Of the column.
-        changed: Bool [B], whether a row differs from the one before it; True for the first.
-        bytes_per_row: Read and written without deduplication: `8 l + 4` for ids, 8 for a number.
-        kept_bytes_per_row: Written for every row all the same: 0 for ids, 4 for a number.
+        changed: Bool [B], whether a row differs from the previous one; True for the first.
+        bytes_per_row: Bytes read and written without deduplication: `8 l + 4` for ids, 8 for a number.
+        kept_bytes_per_row: Bytes written for every row even with deduplication: 0 for ids, 4 for a number.
     """
 
     name: str
@@ -64,13 +64,13 @@ class ColumnUse:
 
 @dataclass(frozen=True)
 class Grouping:
-    """What was decided.
+    """A decision about groups.
 
     Attributes:
-        groups: Columns of each group, none twice.
+        groups: Columns of each group; no column is in two groups.
         order: How equal rows are found.
-        reason: In words, with what was measured.
-        factor: Bytes without deduplication over bytes with it, of all columns measured.
+        reason: The reason in words, with the measurements.
+        factor: Bytes without deduplication divided by bytes with it, over all columns measured.
     """
 
     groups: tuple[tuple[str, ...], ...]
@@ -81,7 +81,7 @@ class Grouping:
 
 @dataclass
 class _Growing:
-    """A group while columns are added."""
+    """A group under construction."""
 
     changed: NDArray[np.bool_]
     names: list[str] = field(default_factory=list)
@@ -89,7 +89,7 @@ class _Growing:
     kept_bytes: float = 0.0
 
     def cost(self, num_unique: int, num_bytes: float) -> float:
-        """Bytes a row for unique rows, without what the group itself costs."""
+        """Cost of unique rows in bytes per row, without the group's fixed cost."""
         return num_unique / len(self.changed) * num_bytes
 
     @property
@@ -102,9 +102,9 @@ class _Growing:
 
 
 def choose_groups(columns: Sequence[ColumnUse]) -> Grouping:
-    """Group columns that change together, as long as that makes fewer bytes; leave out groups that do not pay.
+    """Group columns that change together, as long as that reduces bytes; drop groups that do not pay off.
 
-    Columns are added, those with most bytes first, to the group where they cost least, or begin one of their own.
+    Columns are added, largest first, to the group where they cost least, or start a new group.
     """
     total = sum(column.bytes_per_row for column in columns)
     if not columns or not len(columns[0].changed):
@@ -137,24 +137,24 @@ def choose_groups(columns: Sequence[ColumnUse]) -> Grouping:
     if not paying:
         best_found = max((group.num_bytes / group.after_bytes for group in groups), default=1.0)
         reason = (
-            f"no group of columns saves enough: at best {best_found:.2f} times fewer bytes in {rows} rows, "
+            f"no group of columns saves enough: at best {best_found:.2f}x fewer bytes over {rows} rows, "
             f"break-even is {BREAK_EVEN}"
         )
         return Grouping((), "adjacent", reason)
     shared = sum(rows * group.num_bytes for group in paying) / sum(g.num_unique * g.num_bytes for g in paying)
     num_columns = sum(len(group.names) for group in paying)
     reason = (
-        f"{num_columns} of {len(columns)} columns in {len(paying)} groups: {shared:.2f} rows share a unique one "
-        f"(weighted by bytes, in {rows} rows), {factor:.2f} times fewer bytes in all"
+        f"{num_columns} of {len(columns)} columns in {len(paying)} groups: {shared:.2f} rows per unique row "
+        f"(weighted by bytes, over {rows} rows), {factor:.2f}x fewer bytes overall"
     )
     return Grouping(tuple(tuple(group.names) for group in paying), "adjacent", reason, factor)
 
 
 def read_dedup(value: Any, columns: Mapping[str, Any]) -> Dedup:
-    """The `features.dedup` of a job file: auto, off, or groups.
+    """Parse `features.dedup` of a job file: auto, off, or groups.
 
     Raises:
-        ConfigError: Nothing of these, or a group names a column that features cannot read, or one twice.
+        ConfigError: The value is none of these, or a group names an unreadable column, or a column is named twice.
     """
     if value is None or value == "auto":
         return "auto"

@@ -1,8 +1,8 @@
-"""What a feature operator is: parameters checked once, kinds of columns in and out, and either opcodes or arrays.
+"""Base classes of feature operators: validated parameters, kinds of input and output columns, and opcodes or arrays.
 
 Operator
-├── FusedOperator    changes one column value by value; runs with its neighbours in one pass over the column
-└── ColumnOperator   takes whole columns and returns one; what users write, and what joins several columns
+├── FusedOperator    works on one column value by value; runs with its neighbours in one pass over the column
+└── ColumnOperator   takes whole columns and returns one; for user-defined operators and operators that join columns
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ __all__ = ["Column", "ColumnOperator", "FusedOperator", "Kind", "Operator"]
 
 
 class Kind(enum.Enum):
-    """What a column holds on its way through a feature."""
+    """The kind of values in a column."""
 
-    NUMBER = "a number a row"
-    NUMBERS = "a list of numbers a row"
-    ID = "an id a row"
-    IDS = "a list of ids a row"
+    NUMBER = "one number per row"
+    NUMBERS = "a list of numbers per row"
+    ID = "one id per row"
+    IDS = "a list of ids per row"
 
     @property
     def has_ids(self) -> bool:
-        """Whether the values are ids, not numbers."""
+        """Whether the values are ids rather than numbers."""
         return self in (Kind.ID, Kind.IDS)
 
     @property
@@ -44,11 +44,11 @@ class Kind(enum.Enum):
         return self in (Kind.NUMBERS, Kind.IDS)
 
     def with_ids(self) -> Kind:
-        """The same with ids."""
+        """The same shape with ids."""
         return Kind.IDS if self.is_list else Kind.ID
 
     def with_numbers(self) -> Kind:
-        """The same with numbers."""
+        """The same shape with numbers."""
         return Kind.NUMBERS if self.is_list else Kind.NUMBER
 
 
@@ -56,12 +56,12 @@ class Kind(enum.Enum):
 class Column:
     """A column of B rows between two operators.
 
-    Two rows of ids, the second without any: `values = [7, 8]`, `offsets = [0, 2, 2]`.
+    For example, two rows of ids, the second one empty: `values = [7, 8]`, `offsets = [0, 2, 2]`.
 
     Attributes:
         values: int64 ids, or float64 numbers with NaN for null.
-        offsets: int64 [B + 1]: row r holds values[offsets[r]:offsets[r + 1]]. None where each row holds one number;
-            columns of ids always have offsets, a single id that is null being an empty row.
+        offsets: int64 [B + 1]: row r holds values[offsets[r]:offsets[r + 1]]. None if each row holds one number.
+            Columns of ids always have offsets; a null id is an empty row.
     """
 
     values: NDArray[Any]
@@ -75,11 +75,12 @@ class Operator(Config):
     """Base of all operators: a config whose fields are the operator's parameters.
 
     Class attributes:
-        name: What job files call it.
-        shorthand: The parameter that `name: value` sets where value is not a mapping.
+        name: Name in job files.
+        shorthand: The parameter that `name: value` sets if value is not a mapping.
         takes: Kinds of columns it accepts.
-        purpose: One line for the table of operators.
-        reads_row_ids: The result depends on more than the row's own values, so equal rows are worked on one by one.
+        purpose: Description for the table of operators.
+        reads_row_ids: Whether the result depends on more than the row's own values, so that equal rows must be computed
+            separately.
     """
 
     name: ClassVar[str]
@@ -90,10 +91,11 @@ class Operator(Config):
 
     @classmethod
     def from_job(cls, parameters: Any, *, where: str) -> Operator:
-        """An operator from what a job file says after its name.
+        """Create an operator from the value after its name in a job file.
 
         Raises:
-            ConfigError: Names the feature, the operator, the parameter, what was given and what was expected.
+            ConfigError: A parameter is invalid; names the feature, operator and parameter, the given and the expected
+                value.
         """
         if parameters is None:
             parameters = {}
@@ -105,7 +107,7 @@ class Operator(Config):
 
     @classmethod
     def _is_one_value(cls, parameters: dict[Any, Any]) -> bool:
-        """Whether a mapping is the value of the shorthand parameter itself; only where that is a mapping."""
+        """Whether a mapping is the value of the shorthand parameter, for parameters that are mappings."""
         return False
 
     @classmethod
@@ -114,14 +116,14 @@ class Operator(Config):
         return f"a mapping with the parameters {names}" if names else "no parameters"
 
     def resolve(self, sources: Sequence[str], schema: Schema) -> Operator:
-        """The same operator with parameters taken from the schema where the job left them open.
+        """Fill in parameters that the job leaves out and the schema defines.
 
         Args:
             sources: The feature's source columns.
-            schema: Of the logs.
+            schema: Schema of the logs.
 
         Raises:
-            ConfigError: If such a parameter is left open and the schema does not tell either.
+            ConfigError: A required parameter is neither in the job nor in the schema.
         """
         return self
 
@@ -130,7 +132,7 @@ class Operator(Config):
         """The kind of the result, for kinds that are all in `takes`.
 
         Raises:
-            ConfigError: If the number of columns or their combination is wrong.
+            ConfigError: The number of columns or their combination is wrong.
         """
 
 
@@ -138,9 +140,9 @@ class FusedOperator(Operator):
     """An operator on one column, run block by block together with the ones before and after it.
 
     Class attributes:
-        elementwise: Each value becomes what it becomes wherever in a row it stands, and none is left out but by what
-            `drops_ids` says. Then values of lists that overlap are worked on once.
-        reads_row_ids: The result depends on the row's id, so rows that are equal must be worked on one by one.
+        elementwise: Whether each result depends only on its own value, not on its position in a row, and ids are
+            dropped only as `drops_ids` says. Then values shared by overlapping lists are computed once.
+        reads_row_ids: Whether the result depends on the row's id, so that equal rows must be computed separately.
     """
 
     elementwise: ClassVar[bool] = True
@@ -151,27 +153,28 @@ class FusedOperator(Operator):
 
     @abstractmethod
     def emit(self, program: ProgramBuilder, kind: Kind) -> None:
-        """Add its opcodes to a program.
+        """Add the operator's opcodes to a program.
 
         Args:
-            program: Where to.
-            kind: What the column holds when it reaches this operator.
+            program: The program.
+            kind: Kind of the operator's input.
         """
 
     def drops_ids(self, kind: Kind) -> bool:
-        """Whether it can leave out some ids of a row; if not, a later `first_x` is done while reading."""
+        """Whether the operator can drop ids; if not, a later `first_x` is applied while reading."""
         return False
 
 
 class ColumnOperator(Operator):
-    """An operator on whole columns: joins several, or does what no fused operator does.
+    """An operator on whole columns, for joins of several columns and for user-defined operators.
 
-    While a feature has several columns, fused operators act on each of them. `returns` never says `Kind.ID`: a result
-    with at most one id a row is a list. `apply` runs on many threads at once, so it must not change the operator.
+    While a feature has several columns, fused operators apply to each of them. `returns` must not be `Kind.ID`: a
+    result with at most one id per row is a list. `apply` runs on many threads at once, so it must not modify the
+    operator.
 
     Class attributes:
-        reads_row_ids: The result depends on `row_ids` or on the rows around, so `apply` must see every row. An operator
-            that is a function of each row's values alone says False, and equal rows are worked on once.
+        reads_row_ids: Whether the result depends on `row_ids` or on other rows, so that `apply` must see every row. If
+            False, the operator is a function of each row's values alone, and equal rows are computed once.
     """
 
     reads_row_ids: ClassVar[bool] = True
@@ -181,9 +184,9 @@ class ColumnOperator(Operator):
         """Compute the result.
 
         Args:
-            columns: The inputs, of the kinds `returns` has accepted, all with B rows.
+            columns: The inputs, of kinds that `returns` accepted, all with B rows.
             row_ids: int64 [B].
 
         Returns:
-            B rows of the kind `returns` has promised.
+            B rows of the kind that `returns` gave.
         """

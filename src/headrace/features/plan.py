@@ -1,4 +1,4 @@
-"""`FeaturePlan`: record batches in, batches of tensors out."""
+"""`FeaturePlan`: converts record batches to batches of tensors."""
 
 from __future__ import annotations
 
@@ -25,32 +25,32 @@ from headrace.tensors import Batch
 
 __all__ = ["FeaturePlan"]
 
-_GUESSED_LIST_LENGTH = 20  # ids a row before any batch was seen: the mean of Meta's public workloads
-_MARGIN = 1.1  # of an estimate over the largest batch seen
-_SAMPLE_ROWS = 4096  # rows that a grouping is decided on
+_GUESSED_LIST_LENGTH = 20  # ids per row before the first batch: the mean of Meta's public workloads
+_MARGIN = 1.1  # margin of an estimate over the largest batch seen
+_SAMPLE_ROWS = 4096  # rows on which a grouping is decided
 
 _deciding = threading.Lock()
 
 
 class FeaturePlan:
-    """Turns rows of logs into tensors: compiled once, applied to any number of batches from any number of threads.
+    """Converts log rows to tensors. Compiled once, then applied to any number of batches from any number of threads.
 
-    A plan is compiled for the Arrow schema of its batches, see `headrace.features.compiled`; a batch then takes one
-    pass, see `headrace.features.compute`. Consecutive operators on a column run block by block, reading the column once
-    and writing the result where it belongs in the batch; no operator, and no join of columns, makes a copy of its own.
-    Features that repeat from row to row are computed once per unique row.
+    A plan is compiled for the Arrow schema of its batches (`headrace.features.compiled`); each batch then takes a
+    single pass (`headrace.features.compute`). Consecutive operators on a column run block by block: they read the
+    column once and write results directly into the batch, without intermediate copies. Features that repeat from row to
+    row are computed once per unique row.
 
     Attributes:
-        schema: Of the logs.
+        schema: Schema of the logs.
         specs: The features.
-        dedup: "auto" (decided by `decide`, else by the first batch), "off", or groups of columns. Group columns, which
-            nested logs have, are used in any case.
-        grouping: Which plain columns are grouped, and why; None while that is open. Once decided it never changes.
-        columns: Source columns it reads, each once: features, labels, weight and row id.
-        dense_names: Columns of `Batch.dense`.
-        sparse_keys: Keys of `Batch.sparse`: those without weights, then those with. A batch's groups may hold them in
-            another order.
-        label_names: Columns of `Batch.labels`.
+        dedup: "auto" (decided by `decide`, or else on the first batch), "off", or explicit groups of columns. Group
+            columns of nested logs are always used.
+        grouping: How plain columns are grouped, and why; None until decided. Once decided it never changes.
+        columns: Distinct source columns that the plan reads: features, labels, weight and row id.
+        dense_names: Names of the columns of `Batch.dense`.
+        sparse_keys: Keys of `Batch.sparse`: keys without weights, then keys with weights. The groups of a batch may
+            order them differently.
+        label_names: Names of the columns of `Batch.labels`.
     """
 
     def __init__(
@@ -79,7 +79,7 @@ class FeaturePlan:
         self.columns = tuple(dict.fromkeys([*self._compiler.sources, ROW_ID]))
         self.grouping: Grouping | None = None
         if dedup == "off":
-            self.grouping = Grouping((), "adjacent", "switched off in the job")
+            self.grouping = Grouping((), "adjacent", "turned off in the job")
         elif isinstance(dedup, GroupsConfig):
             self.grouping = Grouping(dedup.groups, dedup.order, "groups given in the job")
         self._compiled: CompiledPlan | None = None  # for the schema and grouping of the latest batch
@@ -89,10 +89,11 @@ class FeaturePlan:
 
     @classmethod
     def from_config(cls, config: Any, schema: Schema) -> FeaturePlan:
-        """A plan from a job file's `features:` section; the default plan for None, or where only `dedup` is given.
+        """Create a plan from the `features:` section of a job file; the default plan for None or if only `dedup` is
+        given.
 
         Raises:
-            ConfigError: Names feature, operator and key, what was given and what was expected.
+            ConfigError: The section is invalid; names the feature, operator and key, the given and the expected value.
         """
         expect(schema, Schema, where="FeaturePlan: schema", expected="a Schema")
         dedup: Dedup = "auto"
@@ -104,40 +105,40 @@ class FeaturePlan:
 
     @classmethod
     def default(cls, schema: Schema) -> FeaturePlan:
-        """A plan over all columns: numbers filled with 0, then `log1p`; ids as they are; the first 50 of lists."""
+        """A plan of all columns: numbers with `fill: 0` and `log1p`, ids unchanged, the first 50 ids of lists."""
         return cls(default_specs(schema), schema)
 
     def without_labels(self) -> FeaturePlan:
-        """The same features for rows to score: reads neither labels nor weights, and `Batch.labels` is [B, 0]."""
+        """The same plan for scoring: it reads neither labels nor weights, and `Batch.labels` is [B, 0]."""
         return FeaturePlan(self.specs, self.schema, with_labels=False, dedup=self.dedup)
 
     def part(self, specs: Sequence[FeatureSpec], *, with_labels: bool) -> FeaturePlan:
-        """Some of the features as a plan of their own, which keeps to the decision on groups where there is one."""
+        """A plan of some of the features; it keeps the decision on groups, if one was made."""
         plan = FeaturePlan(specs, self.schema, with_labels=with_labels, dedup=self.dedup)
         plan.grouping = self.grouping
         plan._tally = self._tally
         return plan
 
     def estimate_bytes(self, num_rows: int) -> int:
-        """Bytes of a batch of that many rows: from list lengths seen so far, a guess before the first batch."""
+        """Estimate the bytes of a batch of `num_rows` rows, from list lengths seen so far or an initial guess."""
         return int(self._bytes_per_row * num_rows) + 8
 
     @property
     def savings(self) -> Savings:
-        """What was computed so far, against what would have been without deduplication."""
+        """Statistics of the work done so far, compared with the work without deduplication."""
         return self._tally.savings
 
     def decide(self, sample: pa.RecordBatch) -> FeaturePlan:
-        """A copy of the plan that groups plain columns where a sample of rows shows that this pays off.
+        """Decide which plain columns to group from a sample of rows; returns a copy of the plan with that decision.
 
-        Deciding on the same rows in every run of a job makes batches of the same form. If the job sets `dedup`, or the
-        sample is empty, this returns the plan itself.
+        If every run of a job decides on the same rows, its batches always have the same structure. Returns the plan
+        itself if the job sets `dedup` or the sample is empty.
 
         Args:
-            sample: Rows in the order in which batches will hold them, some thousands of them.
+            sample: Some thousands of rows, in the order of the batches.
 
         Raises:
-            DataError: As `apply`.
+            DataError: As for `apply`.
         """
         if self.dedup != "auto" or not sample.num_rows:
             return self
@@ -148,19 +149,20 @@ class FeaturePlan:
         return self._with(Grouping((), "adjacent", reason)) if self.dedup == "auto" else self
 
     def apply(self, batch: pa.RecordBatch) -> Batch:
-        """Compute a batch of tensors.
+        """Convert a record batch to a batch of tensors.
 
         Args:
-            batch: Rows with the plan's `columns`, plain or in group columns, in any order, others ignored. Columns may
-                be of any type that a log may store them as; they are cast in the same way. Without `__row_id`, rows
-                are counted from 0.
+            batch: Rows with the plan's `columns`, plain or in group columns, in any order; other columns are ignored.
+                Columns may have any type allowed in logs and are cast in the same way. Without `__row_id`, rows are
+                numbered from 0.
 
         Returns:
-            Features that repeat as `InverseKeyedJaggedTensor`s, one a group; the others in one `KeyedJaggedTensor`.
+            The batch: repeated features are in one `InverseKeyedJaggedTensor` per group, others in one
+            `KeyedJaggedTensor`.
 
         Raises:
-            DataError: If a column is missing or has a type that does not suit, a value cannot be cast to what the
-                schema says, or a row has not as many weights as ids.
+            DataError: A column is missing or has an unsuitable type, a value cannot be cast to the schema's type, or a
+                row has a different number of weights than ids.
         """
         expect(batch, pa.RecordBatch, where="FeaturePlan.apply: batch", expected="a pyarrow.RecordBatch")
         if self.grouping is None and batch.num_rows >= MIN_ROWS:
@@ -169,7 +171,7 @@ class FeaturePlan:
         try:
             result, savings = compute(compiled, batch, self._buffers)
         except (DataError, ValueError):
-            if compiled.has_groups:  # it speaks of unique rows; plain rows have the numbers of the batch
+            if compiled.has_groups:  # the error numbers unique rows; errors of plain rows have row numbers of the batch
                 plain = expand(batch)
                 compute(self._compiler.compile(plain.schema, None), plain, self._buffers)
             raise
@@ -191,7 +193,7 @@ class FeaturePlan:
         return plan
 
     def _decide_once(self, batch: pa.RecordBatch) -> None:
-        """Decide on the first batch that any thread brings; the decision never changes afterwards."""
+        """Decide on the first batch of any thread; the decision never changes afterwards."""
         with _deciding:
             if self.grouping is None:
                 self.grouping = self._choose(batch)
@@ -200,7 +202,7 @@ class FeaturePlan:
         compiled = self._compiler.compile(sample.schema, None)
         rows = compiled.binding.convert(sample.slice(0, _SAMPLE_ROWS))
         if compiled.stored:
-            return Grouping((), "adjacent", "the logs are nested: groups are those of the file")
+            return Grouping((), "adjacent", "the logs are nested: the groups of the file are used")
         names, kinds = self._compiler.whole.columns, self._compiler.kinds
         return choose_groups(measure_columns(names, kinds, read_batch(rows, compiled.binding.layout), rows.num_rows))
 

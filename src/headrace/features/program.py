@@ -1,4 +1,4 @@
-"""A plan's operators as plain arrays that the kernels interpret."""
+"""`Program`: a plan's operators as arrays that the kernels interpret."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from numpy.typing import NDArray
 __all__ = ["ALL_ELEMENTS", "Program", "ProgramBuilder"]
 
 ALL_ELEMENTS = 1 << 62
-"""The limit of a chain that reads all elements of a row."""
+"""`limit` of a chain that reads all elements of a row."""
 
 _WORDS = 7
 
 
 @dataclass(frozen=True, eq=False)
 class Program:
-    """The compiled form of all chains of a plan.
+    """All chains of a plan in compiled form.
 
     Attributes:
-        ops: int64 [N, 7]: code, integers or a position in `floats`, and the places of tables.
-        integers: int64, tables one after the other.
-        floats: float64, parameters and tables one after the other.
+        ops: int64 [N, 7]: opcode, integers or a position in `floats`, and positions of tables.
+        integers: int64, concatenated integer tables.
+        floats: float64, concatenated parameters and float tables.
     """
 
     ops: NDArray[np.int64]
@@ -32,7 +32,7 @@ class Program:
 
 
 class ProgramBuilder:
-    """Collects operators; what a fused operator's `emit` writes into."""
+    """Collects the opcodes that the `emit` methods of fused operators add."""
 
     def __init__(self) -> None:
         self._ops: list[list[int]] = []
@@ -43,7 +43,7 @@ class ProgramBuilder:
 
     @property
     def position(self) -> int:
-        """Where the next operator will stand."""
+        """Position of the next operator."""
         return len(self._ops)
 
     def add(
@@ -56,10 +56,11 @@ class ProgramBuilder:
         """Add an operator.
 
         Args:
-            code: One of `headrace.features.kernels.interpret`.
-            numbers: Up to four integers (two, if there are floats), in words 1, 2, 3 and 4; uint64 keep their bits.
-            floats: Parameters and tables of floats; their position and size go to words 3 and 4.
-            table: A table of integers; its position and size go to words 5 and 6.
+            code: An opcode of `headrace.features.kernels.interpret`.
+            numbers: Up to four integers (two if there are floats), stored in words 1 to 4; uint64 values keep their
+                bits.
+            floats: Float parameters and tables; their position and size are stored in words 3 and 4.
+            table: An integer table; its position and size are stored in words 5 and 6.
         """
         words = [code, *(_signed(number) for number in numbers)]
         words += [0] * (_WORDS - len(words))
@@ -74,7 +75,7 @@ class ProgramBuilder:
         self._ops.append(words)
 
     def build(self) -> Program:
-        """The arrays."""
+        """Concatenate everything into arrays."""
         return Program(
             np.array(self._ops, dtype=np.int64).reshape(-1, _WORDS),
             np.concatenate([np.zeros(0, np.int64), *self._integers]),
@@ -83,5 +84,5 @@ class ProgramBuilder:
 
 
 def _signed(number: int) -> int:
-    """The int64 with the bits of a uint64."""
+    """The int64 with the same bits as a uint64."""
     return number - (1 << 64) if number >= 1 << 63 else number

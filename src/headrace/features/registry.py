@@ -1,4 +1,4 @@
-"""The registered operators: by the names job files use, and as the table in the documentation."""
+"""The registry of operators by name, and their table in the documentation."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ _SHORT = {Kind.NUMBER: "number", Kind.NUMBERS: "numbers", Kind.ID: "id", Kind.ID
 
 
 def register(operator: AnyOperator) -> AnyOperator:
-    """Make an operator known to job files under its `name`; also a class decorator.
+    """Register an operator under its `name` for use in job files; can be used as a class decorator.
 
     Raises:
-        ConfigError: If another operator has that name.
+        ConfigError: Another operator has that name.
     """
     OPERATORS.register(operator.name, operator)
     return operator
 
 
 def operators() -> dict[str, type[Operator]]:
-    """All registered operators by name, in alphabetical order."""
+    """All registered operators by name, sorted."""
     return {name: OPERATORS[name] for name in sorted(OPERATORS)}
 
 
 def operator_from_job(entry: Any, *, where: str) -> Operator:
-    """An operator as a job file writes it: `log1p`, `fill: 0` or `clamp: {min: 0}`.
+    """Create an operator from a job file entry: `log1p`, `fill: 0` or `clamp: {min: 0}`.
 
     Raises:
-        ConfigError: Names the feature, the operator, the parameter, what was given and what was expected.
+        ConfigError: The entry is invalid; names the feature, operator and parameter, the given and the expected value.
     """
     if isinstance(entry, str):
         name, parameters = entry, None
@@ -51,7 +51,7 @@ def operator_from_job(entry: Any, *, where: str) -> Operator:
 
 
 def operator_table() -> str:
-    """A Markdown table of all registered operators: name, kinds it takes, parameters with defaults, purpose."""
+    """A Markdown table of all registered operators: name, accepted kinds, parameters with defaults, purpose."""
     lines = ["| operator | takes | parameters | what it does |", "|---|---|---|---|"]
     for name, operator in operators().items():
         takes = ", ".join(_SHORT[kind] for kind in operator.takes)
@@ -63,7 +63,7 @@ def operator_table() -> str:
 
 
 def _parameters(operator: type[Operator]) -> str:
-    """The parameters with their defaults; the one that may be written alone comes with a star."""
+    """The parameters with their defaults; the shorthand parameter has a star."""
     texts = []
     for name, field in operator.model_fields.items():
         shown = field.alias or name
@@ -74,7 +74,7 @@ def _parameters(operator: type[Operator]) -> str:
 
 
 def _shown(default: object) -> str:
-    """A default as YAML writes it."""
+    """A default value in YAML notation."""
     if default is None or isinstance(default, bool):
         return {None: "null", True: "true", False: "false"}[default]
     return f"{default:g}" if isinstance(default, float) else str(default)

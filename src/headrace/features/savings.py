@@ -1,4 +1,4 @@
-"""How much a plan has really saved by computing once what repeats."""
+"""`Savings`: measures how much work and memory deduplication has saved."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ Ints = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Savings:
-    """What a plan computed, against what it would have without deduplication.
+    """Work and memory of a plan, with and without deduplication.
 
     Attributes:
-        num_rows: Rows of the batches.
-        num_values: Features times the rows they were computed for.
-        num_plain_values: Features times rows.
+        num_rows: Rows in all batches.
+        num_values: Feature values computed: features times (unique) rows.
+        num_plain_values: Feature values without deduplication: features times rows.
         num_ids: Ids written into batches.
-        num_plain_ids: Ids that all rows have.
-        num_bytes: Of the batches.
-        num_plain_bytes: That batches of plain rows would have.
-        num_row_bytes: Of the columns the plan reads in the rows it was given: unique rows and indices of groups.
-        num_plain_row_bytes: That the same columns have in plain rows.
+        num_plain_ids: Ids of all rows without deduplication.
+        num_bytes: Bytes of the batches.
+        num_plain_bytes: Bytes of the batches without deduplication.
+        num_row_bytes: Bytes of the input columns that the plan reads: unique rows and indices of groups.
+        num_plain_row_bytes: Bytes of the same columns as plain rows.
     """
 
     num_rows: int = 0
@@ -53,12 +53,12 @@ class Savings:
         return self._joined(before, operator.sub)
 
     def _joined(self, other: Savings, join: Callable[[int, int], int]) -> Savings:
-        # Once a batch and group of features: `dataclasses.astuple` copies every field deeply, at 0.1 ms a call.
+        # Called per batch and feature group: `dataclasses.astuple` deep-copies every field, which takes 0.1 ms.
         return Savings(*(join(getattr(self, name), getattr(other, name)) for name in _NAMES))
 
     @property
     def values_factor(self) -> float:
-        """Features delivered per feature computed."""
+        """Feature values delivered per value computed."""
         return self.num_plain_values / self.num_values if self.num_values else 1.0
 
     @property
@@ -71,20 +71,20 @@ _NAMES = tuple(each.name for each in fields(Savings))
 
 
 class Tally:
-    """Adds up savings of a plan and of the plans made from it; any thread may add."""
+    """Sums up the savings of a plan and of plans derived from it. Thread-safe."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._savings = Savings()
 
     def add(self, more: Savings) -> None:
-        """Count some of what was computed."""
+        """Add savings."""
         with self._lock:
             self._savings += more
 
     @property
     def savings(self) -> Savings:
-        """All so far."""
+        """The sum so far."""
         with self._lock:
             return self._savings
 
@@ -95,12 +95,12 @@ class Tally:
 def bytes_of_rows(
     sources: NDArray[np.int64], which: NDArray[np.int64], groups: Sequence[GroupRows], num_rows: int
 ) -> Savings:
-    """What the columns of a batch of rows hold, and would hold in plain rows.
+    """Bytes of a batch's input columns, as stored and as plain rows.
 
     Args:
         sources: int64 [S, WIDTH], see `headrace.features.kernels.sources`.
-        which: int64 [S], the group of each; -1 for plain columns.
-        groups: Unique rows of the group columns; none for plain rows.
+        which: int64 [S], group of each source; -1 for plain columns.
+        groups: Unique rows of the group columns; empty for plain rows.
         num_rows: Rows B.
     """
     rows, uses = np.zeros((2, len(groups), num_rows), np.int64)
@@ -113,14 +113,14 @@ def bytes_of_rows(
 
 
 def bytes_of_batch(batch: Batch) -> Savings:
-    """What a batch of tensors holds, and would hold with lists of its own for each row."""
+    """Ids and bytes of a batch of tensors, with and without deduplication."""
     num_bytes = batch.num_bytes
     saved = sum(_expanded_bytes(group) - group.num_bytes for group in batch.sparse)
     return Savings(len(batch), num_bytes=num_bytes, num_plain_bytes=num_bytes + saved)
 
 
 def _expanded_bytes(group: KeyedJaggedTensor | InverseKeyedJaggedTensor) -> int:
-    """Bytes of a group for all rows, each with lists of its own."""
+    """Bytes of a group without deduplication."""
     if isinstance(group, KeyedJaggedTensor):
         return group.num_bytes
     inverse, num_unique = group.inverse_lookup.numpy(), max(1, group.unique_stride)

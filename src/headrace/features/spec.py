@@ -1,4 +1,4 @@
-"""The `features:` section of a job file, read and checked: which features, from which columns, by which operators."""
+"""`FeatureSpec`: parses and checks the `features:` section of a job file."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ __all__ = ["FeatureSpec", "column_kinds", "default_specs", "read_specs"]
 
 Section = Literal["dense", "sparse"]
 
-_DEFAULT_LIST_LENGTH = 50  # histories longer than this rarely help, and one outlier would set a batch's memory
+_DEFAULT_LIST_LENGTH = 50  # longer histories rarely help, and a single outlier would determine a batch's memory
 
 
 @dataclass(frozen=True)
 class FeatureSpec:
-    """One feature.
+    """Specification of one feature.
 
     Attributes:
-        name: The column of `Batch.dense` or the key of `Batch.sparse`.
-        section: Which of the two.
-        sources: Columns of the logs, at least one.
-        operators: Applied in order; parameters that the schema tells are filled in.
-        weights: Column with a number for each id of a list, which stays with it; None for none.
+        name: Column of `Batch.dense` or key of `Batch.sparse`.
+        section: "dense" or "sparse".
+        sources: Log columns, at least one.
+        operators: Operators, applied in order; parameters defined by the schema are filled in.
+        weights: Column with a weight for each id of a list, or None.
     """
 
     name: str
@@ -40,12 +40,12 @@ class FeatureSpec:
 
     @property
     def where(self) -> str:
-        """How errors name the feature."""
+        """The feature's name in error messages."""
         return f"features.{self.section}.{self.name}"
 
 
 def column_kinds(schema: Schema) -> dict[str, Kind]:
-    """What each column holds that a feature may read; labels and example weights are not among them."""
+    """Kind of each column that features may read; labels and example weights are excluded."""
     kinds = {column.name: Kind.NUMBER for column in schema.dense}
     kinds |= {column.name: Kind.ID for column in schema.ids}
     kinds |= {column.name: Kind.IDS for column in schema.id_lists}
@@ -55,7 +55,7 @@ def column_kinds(schema: Schema) -> dict[str, Kind]:
 
 
 def default_specs(schema: Schema) -> tuple[FeatureSpec, ...]:
-    """Every column by the plain rule for its part: numbers filled and log1p, ids as they are, the first 50 of lists."""
+    """One feature per column: numbers with fill and log1p, ids unchanged, the first 50 ids of lists."""
     dense = [FeatureSpec(c.name, "dense", (c.name,), (Fill(value=0.0), Log1p())) for c in schema.dense]
     ids = [FeatureSpec(c.name, "sparse", (c.name,), ()) for c in schema.ids]
     first = (FirstX(count=_DEFAULT_LIST_LENGTH),)
@@ -64,7 +64,7 @@ def default_specs(schema: Schema) -> tuple[FeatureSpec, ...]:
 
 
 def read_specs(config: Any, schema: Schema) -> tuple[FeatureSpec, ...]:
-    """The features of a job file's section, dense ones first, in the order given.
+    """Parse the `features:` section of a job file; returns dense features first, in the order given.
 
     Raises:
         ConfigError: Names the feature, operator and key, what was given and what was expected.
@@ -118,7 +118,7 @@ def _read_spec(name: str, section: Section, entry: Any, schema: Schema) -> Featu
 
 
 def _check_kinds(spec: FeatureSpec, schema: Schema) -> None:
-    """Refuse a feature unless each operator accepts what the one before it returns and the last suits the section."""
+    """Check that each operator accepts its predecessor's result and that the last one suits the section."""
     known = column_kinds(schema)
     kinds = [known[name] for name in spec.sources]
     for number, operator in enumerate(spec.operators, start=1):
@@ -144,7 +144,7 @@ def _check_kinds(spec: FeatureSpec, schema: Schema) -> None:
 
 
 def _check_weights(spec: FeatureSpec, schema: Schema) -> None:
-    """Refuse weights unless they are numbers that stay beside the ids of one list."""
+    """Check that weights are numbers that stay aligned with the ids of one list."""
     known = column_kinds(schema)
     if spec.weights not in known or known[spec.weights] is not Kind.NUMBERS:
         lists = shorten_list(name for name, kind in known.items() if kind is Kind.NUMBERS) or "none in this schema"
@@ -159,11 +159,11 @@ def _check_weights(spec: FeatureSpec, schema: Schema) -> None:
 
 
 def _operator_kinds(operator: Operator, kinds: list[Kind]) -> list[Kind]:
-    """Kinds after an operator: a fused one acts on each column, a column operator joins them."""
+    """Kinds after an operator: a fused operator applies to each column, a column operator joins them."""
     if isinstance(operator, ColumnOperator):
         kind = operator.returns(kinds)
         if kind is Kind.ID:
-            raise ConfigError("the operator says it returns Kind.ID, expected Kind.IDS (lists of at most one id)")
+            raise ConfigError("the operator returns Kind.ID, expected Kind.IDS (lists of at most one id)")
         return [kind]
     return [operator.returns([kind]) for kind in kinds]
 

@@ -1,4 +1,4 @@
-"""A plan's features cut into chains of fused operators and steps between them."""
+"""Splits a plan's features into chains of fused operators and steps between them."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from headrace.features.spec import FeatureSpec
 
 __all__ = ["Chains", "OneHotRun", "Step", "Steps", "build_steps"]
 
-Chains = NDArray[np.int64]  # [N, 6]: source, first operator, past the last, starts with ids, elements to read, weights
+Chains = NDArray[np.int64]  # [N, 6]: source, first operator, end, starts with ids, elements to read, weights
 
 
 @dataclass(frozen=True, eq=False)
 class Step:
-    """A column operator whose result becomes a source of its own.
+    """A column operator whose result becomes a new source.
 
     Attributes:
-        operator: To apply.
-        where: The feature and operator, for errors.
-        inputs: One chain for each input.
-        kinds: What the inputs hold.
-        output: Number of the source it makes.
-        returns: What that holds.
+        operator: The operator.
+        where: Feature and operator, for error messages.
+        inputs: One chain per input.
+        kinds: Kinds of the inputs.
+        output: Number of the resulting source.
+        returns: Kind of the result.
     """
 
     operator: ColumnOperator
@@ -42,7 +42,7 @@ class Step:
 
 @dataclass(frozen=True, eq=False)
 class OneHotRun:
-    """A one-hot feature: the chain that finds the bucket, and the columns it fills."""
+    """A one-hot feature: the chain that computes the bucket, and the columns it fills."""
 
     chain: Chains
     first_column: int
@@ -51,20 +51,20 @@ class OneHotRun:
 
 @dataclass(frozen=True, eq=False)
 class Steps:
-    """A plan ready to run, except for the types of the columns.
+    """A compiled plan, independent of column types.
 
     Attributes:
         program: Opcodes of all chains.
-        columns: Source columns in the order of their numbers.
-        num_sources: Columns and results of steps.
-        steps: In the order in which they run.
+        columns: Source columns by number.
+        num_sources: Number of columns and results of steps.
+        steps: Steps in execution order.
         dense: Runs of adjacent dense columns: first column and chains.
         one_hots: Dense columns made by `one_hot`.
-        dense_names: Of all dense columns.
-        sparse: int64 [F, 6], one chain a key without weights.
-        shareable: Bool [F], whether ids may be worked on apart from the lists they are in.
-        weighted: int64 [W, 6], one chain a key with weights.
-        sparse_keys: Names of the keys, those with weights last.
+        dense_names: Names of all dense columns.
+        sparse: int64 [F, 6], one chain per key without weights.
+        shareable: Bool [F], whether ids may be computed independently of their lists.
+        weighted: int64 [W, 6], one chain per key with weights.
+        sparse_keys: Names of the keys; keys with weights are last.
     """
 
     program: Program
@@ -81,24 +81,24 @@ class Steps:
 
     @property
     def num_features(self) -> int:
-        """Columns of a dense matrix, and keys."""
+        """Number of dense columns plus keys."""
         return len(self.dense_names) + len(self.sparse_keys)
 
 
 def build_steps(specs: Sequence[FeatureSpec], kinds: dict[str, Kind], places: Mapping[str, int] | None = None) -> Steps:
-    """Cut features into chains and steps; consecutive fused operators become one chain.
+    """Split features into chains and steps; consecutive fused operators become one chain.
 
     Args:
         specs: The features.
-        kinds: What each column holds.
-        places: First column of each dense feature in the matrix to write; None for one after the other.
+        kinds: Kind of each column.
+        places: First matrix column of each dense feature; None for consecutive columns.
     """
     return _Builder(specs, kinds, places).build()
 
 
 @dataclass
 class _Pending:
-    """A source and the fused operators that wait to be run on it."""
+    """A source with pending fused operators."""
 
     source: int
     kind: Kind
@@ -165,7 +165,7 @@ class _Builder:
         return tuple((first, _stack(chains)) for first, chains in runs), tuple(one_hots), tuple(names)
 
     def _run_steps(self, spec: FeatureSpec) -> _Pending:
-        """Turn all column operators of a feature into steps; what is left is one chain."""
+        """Turn all column operators of a feature into steps; the remainder is one chain."""
         pending = [_Pending(self.columns.index(name), self.kinds[name], []) for name in spec.sources]
         for number, operator in enumerate(spec.operators, start=1):
             if isinstance(operator, FusedOperator):
@@ -183,7 +183,7 @@ class _Builder:
         return pending[0]
 
     def _chain(self, branch: _Pending, *, keep_numbers: bool = False, weights: str | None = None) -> Chains:
-        """Emit a chain; with `keep_numbers`, numbers end as the bits of float64 so that they travel like ids."""
+        """Emit a chain; with `keep_numbers`, numbers are stored as float64 bits so that they travel like ids."""
         limit, operators = _hoist_first_x(branch)
         start = self.program.position
         if limit is not None:
@@ -200,9 +200,9 @@ class _Builder:
 
 
 def _hoist_first_x(branch: _Pending) -> tuple[int | None, list[FusedOperator]]:
-    """The smallest `first_x` that may be applied while reading, and the other operators.
+    """Extract the smallest `first_x` that may be applied while reading; returns it and the other operators.
 
-    A `first_x` may move before operators that leave out no ids: each acts on one id at a time.
+    A `first_x` may move before elementwise operators that drop no ids.
     """
     limit: int | None = None
     rest: list[FusedOperator] = []
@@ -211,7 +211,7 @@ def _hoist_first_x(branch: _Pending) -> tuple[int | None, list[FusedOperator]]:
         if isinstance(operator, FirstX) and not dropped:
             limit = operator.count if limit is None else min(limit, operator.count)
         else:
-            # A null in a list of numbers counts as an element, but no longer when it has become a missing id.
+            # A null in a list of numbers counts as an element, but not after it became a missing id.
             dropped = dropped or operator.drops_ids(kind) or (operator.returns([kind]).has_ids and not kind.has_ids)
             rest.append(operator)
         kind = operator.returns([kind])
@@ -219,7 +219,7 @@ def _hoist_first_x(branch: _Pending) -> tuple[int | None, list[FusedOperator]]:
 
 
 def _is_shareable(branch: _Pending) -> bool:
-    """Whether each id becomes what it becomes whatever list it is in, and none is left out but behind a `first_x`."""
+    """Whether each result depends only on its id, not on its list, and ids are dropped only after a `first_x`."""
     kind = branch.kind
     for operator in _hoist_first_x(branch)[1]:
         if not (kind.has_ids and operator.elementwise) or operator.drops_ids(kind):

@@ -1,4 +1,4 @@
-"""Compiling every kernel before the first batch, or loading it from the cache on disk."""
+"""Compiles all kernels before the first batch, or loads them from the cache on disk."""
 
 from __future__ import annotations
 
@@ -45,13 +45,13 @@ _JOB = {
 
 
 def warmup() -> float:
-    """Compile all kernels of the features, or load them if that has been done before on this machine.
+    """Compile all feature kernels, or load them from the cache if they were compiled on this machine before.
 
-    A plan is data to the kernels, so no plan compiles anything of its own afterwards. Compiling takes about half a
-    minute of one core, loading about a second.
+    Plans are data to the kernels, so no plan needs further compilation. Compiling takes about half a minute on one
+    core, loading about a second.
 
     Returns:
-        Seconds taken.
+        Elapsed seconds.
     """
     start = time.perf_counter()
     lists = pa.array([[1, 2], [3, 4]], pa.list_(pa.int64()))
@@ -78,7 +78,7 @@ def warmup() -> float:
 
 
 def _grouped(rows: pa.RecordBatch) -> pa.RecordBatch:
-    """The same columns, some of them in a group, with lists that are slices of a shared buffer."""
+    """The same columns with some of them in a group whose lists are slices of a shared buffer."""
     views = pa.ListViewArray.from_arrays(
         pa.array([0, 1], pa.int32()), pa.array([2, 2], pa.int32()), pa.array([1, 2, 3])
     )

@@ -1,4 +1,4 @@
-"""Pipelines: a lazy chain of stages over logs, run by workers that may change in number, with an exact position."""
+"""Data pipelines: lazy chains of stages over logs, run by a variable number of workers and resumable at any batch."""
 
 from headrace.pipeline.adapters import from_dataloader, from_huggingface, from_ray, from_tfdata
 from headrace.pipeline.engine.batch_iterator import BatchIterator, Peek

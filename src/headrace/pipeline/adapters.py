@@ -1,4 +1,4 @@
-"""Pipelines over data that other libraries load: their source stays, our stages follow."""
+"""Pipelines that read data loaded by other libraries: `DataLoader`, tf.data, Ray Data, Hugging Face."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ from headrace.pipeline.sources import IterableSource, to_record_batch
 __all__ = ["HuggingFaceSource", "from_dataloader", "from_huggingface", "from_ray", "from_tfdata"]
 
 HUGGINGFACE_ROWS = 16_384
-"""Rows of a split of a Hugging Face dataset; its Arrow files are memory-mapped, so small splits cost little."""
+"""Rows per split of a Hugging Face dataset; its Arrow files are memory-mapped, so small splits are cheap."""
 
 
 def from_dataloader(loader: Any, *, columns: Sequence[str] = ()) -> Pipeline:
     """A pipeline that reads the batches of a `torch.utils.data.DataLoader`, with all of its workers.
 
     Args:
-        loader: Yields dicts of tensors, or tuples named by `columns`; in the same order each time.
-        columns: Names of the parts of a tuple.
+        loader: Yields dicts of tensors, or tuples whose fields `columns` names, in the same order on every pass.
+        columns: Column names for the fields of a tuple.
 
     Raises:
-        ConfigError: The loader shuffles: each pass would be in another order, and a stopped job could not be resumed.
+        ConfigError: The loader shuffles. Each pass would have a different order, so a stopped job could not be resumed.
     """
     if type(getattr(loader, "sampler", None)).__name__ in ("RandomSampler", "WeightedRandomSampler"):
         raise ConfigError(
-            "from_dataloader: the loader shuffles, so each pass has a different order and cannot be resumed; "
+            "from_dataloader: the loader shuffles, so passes differ in order and a stopped job cannot be resumed; "
             "use shuffle=False, and shuffle with .shuffle(num_rows=..., seed=...)"
         )
     return from_source(IterableSource(loader, columns=columns, name="DataLoader"))
@@ -46,15 +46,15 @@ def from_ray(dataset: Any) -> Pipeline:
         MissingExtra: Ray is not installed.
     """
     _require("ray.data", "ray", "bench")
-    dataset.context.execution_options.preserve_order = True  # Ray hands out blocks as they are ready otherwise
+    dataset.context.execution_options.preserve_order = True  # by default Ray yields blocks as they finish
     blocks = _Reiterable(dataset, "iter_batches", batch_size=None, batch_format="pyarrow")
     return from_source(IterableSource(blocks, name="ray.data.Dataset"))
 
 
 def from_tfdata(dataset: Any, *, columns: Sequence[str] = ()) -> Pipeline:
-    """A pipeline that reads a batched `tf.data.Dataset` whose elements are dicts, or tuples named by `columns`.
+    """A pipeline that reads a batched `tf.data.Dataset` of dicts, or of tuples whose fields `columns` names.
 
-    The order must not change from pass to pass: `shuffle` in it needs `reshuffle_each_iteration=False` and a seed.
+    The order must be the same on every pass: a `shuffle` in it needs `reshuffle_each_iteration=False` and a seed.
 
     Raises:
         MissingExtra: TensorFlow is not installed.
@@ -68,12 +68,12 @@ def from_tfdata(dataset: Any, *, columns: Sequence[str] = ()) -> Pipeline:
 def from_huggingface(dataset: Any, *, split_rows: int = HUGGINGFACE_ROWS) -> Pipeline:
     """A pipeline that reads a Hugging Face `datasets.Dataset` or `IterableDataset`.
 
-    Rows of a `Dataset` are found by their number, so a resume reads nothing twice; an `IterableDataset` is read from
-    the start and what was used is left out.
+    A `Dataset` is read by row number, so a resume skips directly to the next row. An `IterableDataset` is read from the
+    start again, and rows that were used already are skipped.
 
     Args:
         dataset: The dataset.
-        split_rows: Rows read at once.
+        split_rows: Rows per split, read at once.
 
     Raises:
         MissingExtra: Hugging Face datasets is not installed.
@@ -88,10 +88,10 @@ def from_huggingface(dataset: Any, *, split_rows: int = HUGGINGFACE_ROWS) -> Pip
 
 
 class HuggingFaceSource:
-    """A map-style dataset in Arrow format; each split is a stretch of its rows."""
+    """A map-style dataset in Arrow format; each split is a range of rows."""
 
     def __init__(self, dataset: Any, split_rows: int) -> None:
-        """Take a dataset whose slices are Arrow tables."""
+        """Wrap a dataset whose slices are Arrow tables."""
         self._dataset = dataset
         self._split_rows = split_rows
 
@@ -99,7 +99,7 @@ class HuggingFaceSource:
         return -(-len(self._dataset) // self._split_rows)
 
     def read(self, split: int) -> Iterator[SourceBatch]:
-        """The one batch of a split."""
+        """Yield the single batch of a split."""
         first, last = self._bounds(split)
         rows = to_record_batch(self._dataset[first:last], where=self.describe(split))
         if ROW_ID not in rows.schema.names:
@@ -107,7 +107,7 @@ class HuggingFaceSource:
         yield SourceBatch(rows, rows.num_rows)
 
     def describe(self, split: int) -> str:
-        """Rows of the dataset, counted from 0."""
+        """The row range of the split, counted from 0."""
         first, last = self._bounds(split)
         return f"datasets.Dataset, rows {first} to {last - 1}"
 

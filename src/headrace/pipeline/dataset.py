@@ -16,7 +16,7 @@ __all__ = ["PipelineDataset"]
 class PipelineDataset(IterableDataset[Any]):
     """Iterates over the batches of a pipeline; give it to a `DataLoader` with `batch_size=None, num_workers=0`.
 
-    The iterator it gives has `state_dict` and `load_state_dict`, and so has the dataset.
+    Both the dataset and its iterators have `state_dict` and `load_state_dict`.
     """
 
     def __init__(self, open_batches: Callable[..., BatchIterator], **options: Any) -> None:
@@ -27,14 +27,14 @@ class PipelineDataset(IterableDataset[Any]):
         self._state: Mapping[str, Any] | None = None
 
     def __iter__(self) -> BatchIterator:
-        """Open the pipeline: where a loaded state says, the first time, else at the beginning.
+        """Open the pipeline at a loaded state the first time, and at the beginning after that.
 
         Raises:
             ConfigError: In a worker process of a `DataLoader`.
         """
         if get_worker_info() is not None:
             raise ConfigError(
-                "as_dataset: opened in a worker process of a DataLoader, where each would read everything; "
+                "as_dataset: opened in a worker process of a DataLoader, where every worker would read all rows; "
                 "use DataLoader(..., num_workers=0): the pipeline has its own workers (open(workers=...))"
             )
         if self._batches is not None:
@@ -44,11 +44,11 @@ class PipelineDataset(IterableDataset[Any]):
         return self._batches
 
     def set_epoch(self, epoch: int) -> None:
-        """The epoch of the next pass: other random orders and numbers."""
+        """Set the epoch of the next pass, which changes the shuffle order and other random numbers."""
         self._options["epoch"] = epoch
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the next batch begins."""
+        """The position of the next batch."""
         if self._state is not None:
             return dict(self._state)
         if self._batches is not None:
@@ -57,5 +57,5 @@ class PipelineDataset(IterableDataset[Any]):
             return unread.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Begin the next pass there."""
+        """Start the next pass at a saved position."""
         self._state = dict(state)

@@ -1,4 +1,4 @@
-"""`LogicalPlan`: what a pipeline is, as frozen data: a source, and the stages behind it. The engine runs it."""
+"""`LogicalPlan`: a pipeline as frozen data, a source followed by stages, which the engine runs."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ class Stage:
     Attributes:
         name: Unique in the pipeline.
         transformation: What it does to each element.
-        executor: Where it runs, or None for what `open` says.
-        timeout_s: Longest time one element may take.
+        executor: Where it runs, or None for the default passed to `open`.
+        timeout_s: Maximum seconds for one element.
     """
 
     name: str
@@ -34,25 +34,25 @@ class Stage:
 
     @property
     def kind(self) -> str:
-        """The method of `Pipeline` that adds such a stage."""
+        """Name of the `Pipeline` method that adds this kind of stage."""
         return self.transformation.kind
 
     @property
     def label(self) -> str:
-        """The name of the stage, and that of the user's function if there is one, for error texts."""
+        """The name of the stage and of the user's function, if any, for error messages."""
         function = self.transformation.label
         return f"stage {self.name}" + (f" ({function})" if function else "")
 
 
 @dataclass(frozen=True)
 class LogicalPlan:
-    """A source and the stages behind it.
+    """A source followed by stages.
 
     Attributes:
-        source: Where rows come from.
-        stages: In the order of the data.
-        num_prefetch: Batches made ready ahead of the consumer.
-        session: Column that tells sessions apart, if that is known.
+        source: Where rows are read from.
+        stages: Stages in data order.
+        num_prefetch: Batches to prepare ahead of the consumer.
+        session: Session id column, if known.
     """
 
     source: Source
@@ -62,18 +62,18 @@ class LogicalPlan:
 
     @property
     def signature(self) -> tuple[str, ...]:
-        """What a saved position must agree with: the stages that decide where rows go."""
+        """The stages that determine row order; a saved position is valid only for an equal signature."""
         stages = (stage.transformation.signature for stage in self.stages)
         return (f"source of {len(self.source)} items", *(part for part in stages if part))
 
     @property
     def num_rebatches(self) -> int:
-        """Stages that regroup rows."""
+        """Number of stages that regroup rows."""
         return sum(stage.transformation.rebatch is not None for stage in self.stages)
 
     @property
     def has_tensors(self) -> bool:
-        """Whether its batches are tensors, no longer rows."""
+        """Whether batches are tensors rather than rows."""
         return any(stage.kind == "transform" for stage in self.stages)
 
     def add(
@@ -87,17 +87,17 @@ class LogicalPlan:
         """The plan with one more stage.
 
         Args:
-            transformation: What it does.
-            name: Empty for that of its kind, numbered from the second on.
-            executor: Where it runs.
-            timeout_s: Longest time one element may take.
+            transformation: What the stage does.
+            name: Stage name; if empty, the name of its kind, numbered from the second on.
+            executor: Where the stage runs.
+            timeout_s: Maximum seconds for one element.
 
         Raises:
-            ConfigError: An argument does not fit, or the stage does not fit those before it.
+            ConfigError: An argument is invalid, or the stage cannot follow those before it.
         """
         kind = transformation.kind
         if self.has_tensors and kind != "to_device":
-            raise ConfigError(f"{kind}: comes after transform, where rows are already tensors; put it before transform")
+            raise ConfigError(f"{kind}: cannot follow transform, whose output is tensors; put it before transform")
         if executor not in (None, "thread", "process"):
             raise ConfigError(f'{kind}: executor: given {executor!r}, expected "thread" or "process"')
         if transformation.bad_rows not in (None, "fail", "drop", "quarantine"):

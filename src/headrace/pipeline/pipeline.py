@@ -31,7 +31,7 @@ __all__ = ["Pipeline"]
 
 @dataclass(frozen=True)
 class Pipeline:
-    """A source and the stages behind it. Immutable: each method returns a new pipeline.
+    """A source followed by stages. Immutable: each method returns a new pipeline.
 
     The sequence of batches is a function of (source, seeds, epoch) alone; see `open`.
 
@@ -54,14 +54,14 @@ class Pipeline:
         """Apply a function to record batches.
 
         Args:
-            function: RecordBatch -> RecordBatch; keeps the column `__row_id` and does not change its argument. If it
-                has a parameter `rng` it is given a `numpy.random.Generator` made from (seed, epoch, element).
+            function: RecordBatch -> RecordBatch; must keep the column `__row_id` and not modify its argument. If it has
+                a parameter `rng`, it receives a `numpy.random.Generator` seeded by (seed, epoch, element).
             executor: "thread" for functions that release the GIL (Arrow, NumPy, Numba), "process" for plain Python.
-            bad_rows: What happens to rows it raises on: "fail" stops the job and names them, "drop" and "quarantine"
-                leave them out and account for them.
-            timeout_s: Longest time one element may take; then the job stops and shows where the function is.
-            seed: Of `rng`.
-            name: Of the stage; "map" if empty.
+            bad_rows: How to handle rows on which the function raises: "fail" stops the job and names them; "drop" and
+                "quarantine" skip and count them.
+            timeout_s: Maximum seconds for one element, after which the job stops and prints the function's stack.
+            seed: Seed of `rng`.
+            name: Name of the stage; "map" if empty.
         """
         stage = Map.make(function, seed=seed, position=len(self.plan.stages), bad_rows=bad_rows)
         return self._add(stage, executor=executor, timeout_s=timeout_s, name=name)
@@ -76,15 +76,16 @@ class Pipeline:
         seed: int = 0,
         name: str = "",
     ) -> Pipeline:
-        """Keep rows.
+        """Keep the rows that match a predicate.
 
         Args:
-            predicate: RecordBatch -> a boolean a row, or an expression such as `pc.field("price") > 0`; null is false.
+            predicate: RecordBatch -> one boolean per row, or an expression such as `pc.field("price") > 0`; null counts
+                as false.
             executor: As for `map`.
             bad_rows: As for `map`.
             timeout_s: As for `map`.
-            seed: Of `rng`, as for `map`.
-            name: Of the stage; "filter" if empty.
+            seed: Seed of `rng`, as for `map`.
+            name: Name of the stage; "filter" if empty.
         """
         stage = Filter.make(predicate, seed=seed, position=len(self.plan.stages), bad_rows=bad_rows)
         return self._add(stage, executor=executor, timeout_s=timeout_s, name=name)
@@ -98,38 +99,38 @@ class Pipeline:
         session: str | None = None,
         name: str = "",
     ) -> Pipeline:
-        """Shuffle rows within consecutive blocks; the order depends on (seed, epoch, block) only.
+        """Shuffle rows within consecutive blocks; the order depends only on (seed, epoch, block).
 
         Args:
-            num_rows: Rows of a block; each block is one element for the stages behind, until the next `batch`.
-            seed: Another one gives another order.
-            by: "session" shuffles sessions: the rows of one, as far as they are in one block, stay side by side in
-                their order, so what repeats among them is still found by its neighbour.
-            session: Column that tells sessions apart; by default the `session_id` of the source's schema.
-            name: Of the stage; "shuffle" if empty.
+            num_rows: Rows per block; each block is one element for the following stages, until the next `batch`.
+            seed: Seed of the order.
+            by: "row" shuffles single rows. "session" shuffles whole sessions: the rows of a session within a block stay
+                adjacent and in order, so that deduplication still finds repeated values in neighbouring rows.
+            session: Session id column; by default the `session_id` of the source's schema.
+            name: Name of the stage; "shuffle" if empty.
 
         Raises:
-            ConfigError: Nothing tells sessions apart, or an argument is out of range.
+            ConfigError: There is no session id column, or an argument is out of range.
         """
         return self._add(Shuffle.make(num_rows, seed, by, session, self.plan.session), name=name)
 
     def batch(self, size: int, *, drop_last: bool = False, name: str = "") -> Pipeline:
-        """Regroup rows into batches of exactly `size`, the last one smaller (or dropped, and counted as dropped)."""
+        """Regroup rows into batches of exactly `size` rows; the last one may be smaller, or is dropped and counted."""
         return self._add(BatchRows(size, drop_last), name=name)
 
     def transform(
         self, plan: Plan, *, bad_rows: BadRows = "fail", timeout_s: float | None = None, name: str = ""
     ) -> Pipeline:
-        """Turn each record batch into tensors with a feature plan; rows it raises on follow `bad_rows` as for `map`."""
+        """Turn each record batch into tensors with a feature plan; `bad_rows` works as for `map`."""
         return self._add(Transform(plan, bad_rows), timeout_s=timeout_s, name=name)
 
     def prefetch(self, num_batches: int) -> Pipeline:
-        """Make up to this many batches ready ahead of the consumer, beside those in work."""
+        """Keep up to this many finished batches ready for the consumer, in addition to those in progress."""
         expect_count("prefetch", "num_batches", num_batches, at_least=0)
         return Pipeline(replace(self.plan, num_prefetch=num_batches))
 
     def to_device(self, device: str, *, name: str = "") -> Pipeline:
-        """Copy batches to a device ahead of the consumer; goes behind `transform`."""
+        """Copy batches to a device ahead of the consumer; must follow `transform`."""
         if not self.plan.has_tensors:
             raise ConfigError("to_device: given record batches, expected tensors; call transform(plan) before it")
         return self._add(ToDevice(str(device)), name=name)
@@ -147,28 +148,29 @@ class Pipeline:
         state: Mapping[str, Any] | None = None,
         decisions: DecisionRecorder | None = None,
     ) -> BatchIterator:
-        """Start the pipeline; the sequence of batches does not depend on any of the first four arguments.
+        """Start the pipeline; none of the first four arguments affects the sequence of batches.
 
         Args:
-            workers: Elements worked on at once, in all stages together: threads find the work nearest the consumer by
-                themselves. Or the number for single stages, by name; the others keep the default. None: one for each
-                CPU this process may use.
-            tuner: What changes workers and prefetch while the pipeline runs: "auto", another policy's name, an object
-                with its two methods (see `headrace.tuning.Policy`), or "none". None: "auto", unless `workers` is set.
-            memory_bytes: Bytes of all elements between source and consumer ("4GiB"). None: a quarter of the memory
-                this process may use.
-            executor: Who runs stages that do not say it themselves. "inline" is the plain reference: one element at a
-                time, in the consumer's thread.
-            epoch: Changes all random orders and numbers.
-            rank: This reader among `num_ranks` of the same data: of each `num_ranks * size` rows it gets `size`. All
-                ranks make the same number of steps.
-            num_ranks: Readers of the same data.
-            decisions: Where to write what the pipeline decides by itself, for instance a `DecisionLog`.
-            state: From `BatchIterator.state_dict`, to go on where it was taken, with any workers, executor or ranks.
+            workers: Number of elements processed at once, over all stages; threads pick the work nearest the consumer.
+                Or a mapping of stage names to numbers; other stages keep the default. None: one per CPU that this
+                process may use.
+            tuner: Policy that adjusts workers and prefetch while the pipeline runs: "auto", the name of another policy,
+                an object with the methods of `headrace.tuning.Policy`, or "none". None: "auto", unless `workers` is
+                set.
+            memory_bytes: Memory budget of all elements between source and consumer ("4GiB"). None: a quarter of the
+                memory that this process may use.
+            executor: Where stages without an executor of their own run. "inline" is the reference implementation: one
+                element at a time, in the consumer's thread.
+            epoch: Epoch number; changes the shuffle order and other random numbers.
+            rank: Rank of this reader among `num_ranks` readers of the same data: it gets `size` of every `num_ranks *
+                size` rows. All ranks get the same number of batches.
+            num_ranks: Number of readers of the same data.
+            decisions: Where to record the pipeline's automatic decisions, for instance a `DecisionLog`.
+            state: Result of `BatchIterator.state_dict`, to resume at that position with any workers, executor or ranks.
 
         Raises:
-            ConfigError: An argument or stage does not fit.
-            CheckpointError: The state was saved by another pipeline.
+            ConfigError: An argument or stage is invalid.
+            CheckpointError: The state was saved by a different pipeline.
         """
         options = OpenOptions.check(
             self.plan,
@@ -184,11 +186,11 @@ class Pipeline:
         return BatchIterator(self.plan, options, state)
 
     def explain(self, *, seconds: float = 5.0, **options: Any) -> Explanation:
-        """Read for some seconds without a trainer, and say what limits the pipeline; see `BatchIterator.explain`.
+        """Read for some seconds without a trainer and report the bottleneck; see `BatchIterator.explain`.
 
         Args:
-            seconds: How long to read at most.
-            options: Those of `open`.
+            seconds: Maximum seconds to read.
+            options: Arguments of `open`.
 
         Raises:
             ConfigError: The time was too short for a batch.
@@ -201,8 +203,8 @@ class Pipeline:
             return batches.explain()
 
     def as_dataset(self, **options: Any) -> PipelineDataset:
-        """The pipeline as a torch `IterableDataset`; `options` are those of `open` (but not `state`)."""
-        from headrace.pipeline.dataset import PipelineDataset  # imports torch, which pipelines of rows do without
+        """The pipeline as a torch `IterableDataset`; `options` are the arguments of `open`, except `state`."""
+        from headrace.pipeline.dataset import PipelineDataset  # imports torch, which pipelines of rows do not need
 
         return PipelineDataset(self.open, **options)
 

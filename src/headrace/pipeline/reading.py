@@ -1,4 +1,4 @@
-"""Where pipelines begin: `read_parquet`, `read_arrow`, `from_iterable`, `from_source`."""
+"""Functions that create pipelines: `read_parquet`, `read_arrow`, `from_iterable`, `from_source`."""
 
 from __future__ import annotations
 
@@ -30,18 +30,18 @@ def read_parquet(
     columns: Sequence[str] | None = None,
     bad_rows: BadRowPolicy | None = None,
 ) -> Pipeline:
-    """A pipeline that reads whole Parquet logs once; a job that comes back for what is new uses windows instead.
+    """A pipeline that reads whole Parquet logs once. Jobs that repeatedly read only new data use windows instead.
 
-    Entries of the folders that are neither read nor hidden by their names are named in a `UserWarning`.
+    A `UserWarning` lists entries of the folders that are not read, except hidden ones.
 
     Args:
         paths: Files or folders, read in the order of their names.
-        schema: What the columns are, or the YAML file that says so; rows that do not keep to it are bad.
-        columns: Those to read; None for all the schema names.
-        bad_rows: What to do with bad rows; the default fails at the first.
+        schema: The schema, or the path of a YAML file with it; rows that violate it are bad rows.
+        columns: Columns to read; None for all columns of the schema.
+        bad_rows: How to handle bad rows; by default the first one raises.
 
     Raises:
-        ConfigError: An argument is of another type, or the schema's file cannot be read.
+        ConfigError: An argument has the wrong type, or the schema file cannot be read.
         DataError: A file cannot be read or lacks a column.
     """
     schema = _schema_of("read_parquet", schema)
@@ -58,10 +58,11 @@ def read_parquet(
 def read_arrow(
     table: pa.Table, schema: Schema | str | Path | None = None, *, bad_rows: BadRowPolicy | None = None
 ) -> Pipeline:
-    """A pipeline that reads an Arrow table in memory: checked if there is a schema, else as it is.
+    """A pipeline that reads an Arrow table in memory. With a schema its rows are checked; without, they are read as
+    they are.
 
     Raises:
-        ConfigError: An argument is of another type.
+        ConfigError: An argument has the wrong type.
     """
     if not isinstance(table, pa.Table):
         raise ConfigError(f"read_arrow: table: given {type(table).__name__}, expected a pyarrow.Table")
@@ -72,7 +73,7 @@ def read_arrow(
 
 
 def from_iterable(batches: Iterable[Any] | Callable[[], Iterable[Any]], *, columns: Sequence[str] = ()) -> Pipeline:
-    """A pipeline that reads batches of rows from anything that yields the same ones each time; see `IterableSource`."""
+    """A pipeline that reads batches from an iterable that yields the same ones on every pass; see `IterableSource`."""
     return from_source(IterableSource(batches, columns=columns))
 
 

@@ -1,4 +1,4 @@
-"""`RowStats`: what became of the rows that were read; the counts always add up."""
+"""`RowStats`: how many of the rows read were used, filtered, dropped and quarantined; the counts always add up."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ __all__ = ["NO_ROWS", "RowStats"]
 
 @dataclass(frozen=True, slots=True)
 class RowStats:
-    """What became of some rows: `num_read = num_used + num_filtered + num_dropped + num_quarantined`.
+    """Counts of rows by outcome: `num_read = num_used + num_filtered + num_dropped + num_quarantined`.
 
-    Good rows count as read when they are delivered, bad ones with the batch that holds the last good row of their
-    source batch. So the sum over all batches is the same however often a job is stopped and resumed.
+    Good rows count as read when they are delivered; bad rows are counted with the batch that holds the last good row of
+    their source batch. So the sum over all batches does not depend on how often a job is stopped and resumed.
 
     Attributes:
-        num_used: Rows delivered: trained on, or scored.
-        num_filtered: Rows the user's functions took out; negative where they added some.
-        num_dropped: Bad rows dropped, and rows left over by `drop_last`.
-        num_quarantined: Bad rows to quarantine.
-        rejects: Those bad rows, as batches with `REJECT_SCHEMA`; empty where only counts are kept.
+        num_used: Rows delivered, for training or scoring.
+        num_filtered: Rows removed by user functions; negative if they added rows.
+        num_dropped: Bad rows dropped, and rows of a last batch dropped by `drop_last`.
+        num_quarantined: Bad rows quarantined.
+        rejects: The quarantined rows, as batches with `REJECT_SCHEMA`; empty if only counts are kept.
     """
 
     num_used: int = 0
@@ -36,17 +36,17 @@ class RowStats:
 
     @classmethod
     def quarantine(cls, rejects: pa.RecordBatch) -> RowStats:
-        """Those of bad rows to quarantine."""
+        """Stats of a batch of quarantined rows."""
         return cls(num_quarantined=rejects.num_rows, rejects=(rejects,))
 
     @property
     def num_read(self) -> int:
-        """Rows looked at."""
+        """Rows read: the sum of all counts."""
         return self.num_used + self.num_filtered + self.num_dropped + self.num_quarantined
 
     @property
     def num_bad(self) -> int:
-        """Bad rows, dropped or quarantined."""
+        """Rows dropped or quarantined."""
         return self.num_dropped + self.num_quarantined
 
     def __add__(self, other: RowStats) -> RowStats:
@@ -63,11 +63,11 @@ class RowStats:
         )
 
     def counts(self) -> RowStats:
-        """The counts alone, without the rejected rows."""
+        """The same counts without the rejected rows."""
         return replace(self, rejects=()) if self.rejects else self
 
     def to_dict(self) -> dict[str, int]:
-        """The counts by name, as checkpoints and `metrics.jsonl` have them."""
+        """The counts by name, as stored in checkpoints and `metrics.jsonl`."""
         return {
             "read": self.num_read,
             "used": self.num_used,
@@ -78,10 +78,10 @@ class RowStats:
 
     @classmethod
     def from_dict(cls, counts: Mapping[str, Any]) -> RowStats:
-        """Undoes `to_dict`.
+        """Load the result of `to_dict`.
 
         Raises:
-            CheckpointError: A count is missing, or they do not add up.
+            CheckpointError: A count is missing, or the counts do not add up.
         """
         try:
             stats = cls(

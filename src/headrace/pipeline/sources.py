@@ -1,4 +1,4 @@
-"""Sources that are not logs: plain Arrow tables, and anything that can be iterated again and again."""
+"""Sources that are not logs: Arrow tables and re-iterable objects."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from headrace.logs.source import ROW_ID, Source, SourceBatch
 __all__ = ["IterableSource", "TableSource", "reads_storage", "to_record_batch"]
 
 SPLIT_ROWS = 65_536
-"""Rows of a split of a table: 10 MB of click logs (26 ids, 13 numbers), small enough to spread over workers."""
+"""Rows per split of a table: 10 MB of click logs (26 ids, 13 numbers), small enough to spread over workers."""
 
 
 def reads_storage(source: Source) -> bool:
-    """Whether reading a source may wait for storage or a network: not where its rows lie in memory."""
+    """Whether reading a source may wait for storage or a network; False if its rows are in memory."""
     return not isinstance(source, TableSource | ArrowSource)
 
 
 class TableSource:
-    """The rows of an Arrow table as they are, unchecked; each split is a stretch of them, without a copy."""
+    """The rows of an Arrow table, unchecked; each split is a row range, without a copy."""
 
     def __init__(self, table: pa.Table, *, split_rows: int = SPLIT_ROWS) -> None:
-        """Take a table.
+        """Wrap a table.
 
         Args:
-            table: The rows; a column `__row_id` is kept, else rows are numbered.
-            split_rows: Rows of a split.
+            table: The rows; they are numbered unless there is a column `__row_id`.
+            split_rows: Rows per split.
         """
         if ROW_ID not in table.schema.names:
             ids = pa.array(np.arange(table.num_rows, dtype=np.int64))
@@ -42,18 +42,18 @@ class TableSource:
         return len(self._batches)
 
     def read(self, split: int) -> Iterator[SourceBatch]:
-        """The one batch of a split."""
+        """Yield the single batch of a split."""
         batch = self._batches[split]
         yield SourceBatch(batch, batch.num_rows)
 
     def describe(self, split: int) -> str:
-        """Rows of the table, counted from 0."""
+        """The row range of the split, counted from 0."""
         first = sum(batch.num_rows for batch in self._batches[:split])
         return f"table, rows {first} to {first + self._batches[split].num_rows - 1}"
 
 
 class IterableSource:
-    """Batches of another loader as one split of many batches."""
+    """The batches of another loader, as one split."""
 
     def __init__(
         self,
@@ -65,13 +65,13 @@ class IterableSource:
         """Wrap an iterable.
 
         Args:
-            batches: Yields what `to_record_batch` accepts, the same each time it is iterated; or a function that
+            batches: An iterable of values that `to_record_batch` accepts, the same on every pass; or a function that
                 returns such an iterable.
-            columns: Names of the parts of a tuple or list.
-            name: What it is called in error texts.
+            columns: Column names for the fields of a tuple or list.
+            name: Name of the source in error messages.
 
         Raises:
-            ConfigError: Given an iterator, which can be read once only.
+            ConfigError: `batches` is an iterator, which can be read only once.
         """
         if not callable(batches) and not hasattr(batches, "__getitem__"):
             expect(batches, Iterable, where=name, expected="batches, or a function that returns them")
@@ -89,7 +89,7 @@ class IterableSource:
         return 1
 
     def read(self, split: int) -> Iterator[SourceBatch]:
-        """All batches in order; rows without ids are numbered."""
+        """Yield all batches in order; rows without ids are numbered."""
         num_rows = 0
         batches = self._batches() if callable(self._batches) else self._batches
         for number, values in enumerate(batches):
@@ -103,22 +103,22 @@ class IterableSource:
             yield SourceBatch(batch, batch.num_rows)
 
     def describe(self, split: int) -> str:
-        """The name given."""
+        """The name of the source."""
         return self._name
 
 
 def to_record_batch(values: Any, columns: Sequence[str] = (), *, where: str = "batch") -> pa.RecordBatch:
-    """Rows as a record batch, sharing memory where that is possible.
+    """Convert rows to a record batch, sharing memory where possible.
 
     Args:
         values: A record batch, a table, an object with `__arrow_c_stream__` (Polars), a pandas DataFrame, a mapping of
-            column names to arrays, tensors or lists, a tuple or list of those (named by `columns`), or a list of such
-            mappings, one a row. A tensor [B, D] becomes a fixed-size list column.
-        columns: Names for the parts of a tuple or list.
-        where: Named in the error.
+            column names to arrays, tensors or lists, a tuple or list of those (named by `columns`), or a list of
+            mappings, one per row. A tensor [B, D] becomes a fixed-size list column.
+        columns: Column names for the fields of a tuple or list.
+        where: Name of the value in error messages.
 
     Raises:
-        DataError: Nothing of the above, or the parts differ in length.
+        DataError: The value has none of these types, or its columns differ in length.
     """
     if isinstance(values, pa.RecordBatch):
         return values
@@ -134,7 +134,7 @@ def to_record_batch(values: Any, columns: Sequence[str] = (), *, where: str = "b
     if isinstance(values, list | tuple) and columns and len(values) == len(columns):
         values = dict(zip(columns, values, strict=True))
     if not isinstance(values, Mapping):
-        hint = "" if columns else "; name the parts of a tuple with columns=[...]"
+        hint = "" if columns else "; name the fields of a tuple with columns=[...]"
         raise DataError(f"{where}: given {type(values).__name__}, expected a record batch or columns by name{hint}")
     arrays = {str(name): _to_array(column) for name, column in values.items()}
     lengths = {name: len(array) for name, array in arrays.items()}

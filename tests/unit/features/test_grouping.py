@@ -30,7 +30,7 @@ def lists(name: str, changed: np.ndarray, length: float = 20.0) -> ColumnUse:
 def test_columns_that_change_together_share_a_group_and_others_do_not() -> None:
     found = choose_groups([lists("a", every(16)), lists("b", every(16)), lists("c", every(16, shift=7))])
     assert found.groups == (("a", "b"), ("c",))
-    assert "3 of 3 columns in 2 groups: 15.95 rows share a unique one" in found.reason
+    assert "3 of 3 columns in 2 groups: 15.95 rows per unique row" in found.reason
 
 
 def test_what_changes_with_every_row_is_left_alone() -> None:

@@ -173,11 +173,11 @@ def test_the_estimate_covers_what_has_been_seen() -> None:
     [
         ("age", ["1", "y", "z"], 'column age: row 1 of the batch: not a number, given "y"'),
         ("item", [1.0, None, 3.5], "column item: row 2 of the batch: not an integer, given 3.5"),
-        ("country", [[1]] * 3, "column country: given Arrow type list<item: int64>, expected an id a row"),
-        ("price", [{"a": 1}] * 3, "column price: given Arrow type struct<a: int64>, expected a number a row"),
+        ("country", [[1]] * 3, "column country: given Arrow type list<item: int64>, expected one id per row"),
+        ("price", [{"a": 1}] * 3, "column price: given Arrow type struct<a: int64>, expected one number per row"),
         ("time", ["2024-01-01", "noon", None], 'column time: row 1 of the batch: not a time, given "noon"'),
-        ("history", [1, 2, 3], "column history: given Arrow type int64, expected a list of ids a row"),
-        ("user", [[1], [2], [3]], "column user: given Arrow type list<item: int64>, expected an id a row"),
+        ("history", [1, 2, 3], "column history: given Arrow type int64, expected a list of ids per row"),
+        ("user", [[1], [2], [3]], "column user: given Arrow type list<item: int64>, expected one id per row"),
     ],
 )
 def test_a_type_or_value_that_does_not_suit_is_named(name: str, array: list[Any], message: str) -> None:
@@ -224,12 +224,12 @@ def test_a_missing_column_is_named() -> None:
         ),
         (
             {"sparse": {"item": ["log1p"]}},
-            "features.sparse.item, operator 1 (log1p): given an id a row, expected a number a row or a list of numbers",
+            "features.sparse.item, operator 1 (log1p): given one id per row, expected one number per row or",
         ),
-        ({"sparse": {"age": []}}, "features.sparse.age: ends with a number a row, expected ids; add an operator such"),
+        ({"sparse": {"age": []}}, "features.sparse.age: ends with one number per row, expected ids"),
         (
             {"dense": {"item": []}},
-            "features.dense.item: ends with an id a row, expected a number; add an operator such",
+            "features.dense.item: ends with one id per row, expected a number; add an operator such",
         ),
         (
             {"sparse": {"x": {"from": ["user", "item"]}}},

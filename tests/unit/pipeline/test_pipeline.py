@@ -68,7 +68,7 @@ def test_neighbours_run_together_until_a_cut_another_executor_or_workers_of_thei
         (lambda p: p.map(same, name="a+b"), "map: name: given 'a+b'"),
         (lambda p: p.map(same, name="x").filter(same, name="x"), "expected a unique name"),
         (lambda p: p.transform(same), "transform: given function, expected a plan with a method apply"),
-        (lambda p: p.transform(Identity()).batch(3), "batch: comes after transform"),
+        (lambda p: p.transform(Identity()).batch(3), "batch: cannot follow transform"),
         (lambda p: p.to_device("cuda"), "to_device: given record batches, expected tensors"),
         (lambda p: p.prefetch(-1), "prefetch: num_batches: given -1"),
         (lambda p: p.open(workers=0), "open: workers: given 0, expected a whole number from 1 to 256"),

@@ -36,7 +36,7 @@ def test_a_matrix_becomes_a_column_of_lists() -> None:
 @pytest.mark.parametrize(
     ("values", "text"),
     [
-        ((1, 2, 3), "given tuple, expected a record batch or columns by name; name the parts of a tuple"),
+        ((1, 2, 3), "given tuple, expected a record batch or columns by name; name the fields of a tuple"),
         (7, "given int"),
         ({"a": [1], "b": [1, 2]}, "columns differ in length: {'a': 1, 'b': 2}"),
     ],

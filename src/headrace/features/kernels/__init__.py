@@ -1,1 +1,1 @@
-"""The compiled loops behind the feature operators: they read Arrow's buffers and write a batch's final arrays."""
+"""Compiled loops of the feature operators: they read Arrow buffers and write a batch's final arrays."""

@@ -1,4 +1,4 @@
-"""Bucketize: how many borders lie below a number, by a table that leads to within a few borders of it."""
+"""Bucketize: counts the borders below a number, using a lookup table and a short binary search."""
 
 from typing import Any
 
@@ -13,14 +13,14 @@ _NONE, _ONE = np.uint64(0), np.uint64(1)
 
 @kernel()
 def ordered_bits(number: Any) -> Any:
-    """An int64 that is ordered as its float64 argument is; steps of equal width in it are steps of equal ratio."""
+    """An int64 with the same order as the float64 argument; equal steps in it are (nearly) equal ratios."""
     bits = np.float64(number).view(np.int64)
     return bits ^ ((bits >> 63) & np.int64(0x7FFF_FFFF_FFFF_FFFF))
 
 
 @kernel()
 def _search(block: Any, ids: Any, count: int, borders: Any, steps: int) -> None:
-    """Add to each id, which says how many borders lie below its number's cell, those of the cell that do.
+    """Add to each id, the number of borders below its cell, the borders of the cell that are below the number.
 
     A comparison would become a branch, mispredicted half the time (4.5 instead of 2.3 ns a number), so the step is
     masked by the sign of a difference. Indices are unsigned because Numba checks signed ones for counting from the end.
@@ -40,24 +40,24 @@ def _search(block: Any, ids: Any, count: int, borders: Any, steps: int) -> None:
 def bucketize(
     block: Any, keep: Any, ids: Any, count: int, borders: Any, starts: Any, low: float, scale: float, steps: int
 ) -> Any:
-    """Write the bucket of each number; NaN (null) gets none.
+    """Write the bucket of each number; NaN (null) has no bucket.
 
-    The range of the borders is cut into cells, of equal width or of equal ratio. `starts` says how many borders lie
-    below each cell, so the search begins there and ends after a few halvings.
+    The range of the borders is cut into cells, of equal width or of equal ratio. `starts` has the number of borders
+    below each cell, so the binary search starts there and takes only a few steps.
 
     Args:
-        block: Numbers, float32 or float64.
+        block: The numbers, float32 or float64.
         keep: uint8, written: 0 where the number is NaN.
         ids: int64, written: 0..number of borders.
-        count: Numbers in the block.
-        borders: float64, rising, without negative zeros, followed by 2**steps times NaN.
+        count: Number of values in the block.
+        borders: float64, ascending, without negative zeros, followed by 2**steps NaNs.
         starts: int32, one per cell.
         low: The lowest border.
-        scale: Cells per unit; or if negative, minus the shift that makes cells of `ordered_bits`.
-        steps: Halvings that are enough in every cell.
+        scale: Cells per unit; or if negative, minus the shift that turns `ordered_bits` into cells.
+        steps: Search steps that are enough for every cell.
 
     Returns:
-        Whether a number was NaN.
+        Whether any number was NaN.
     """
     missing = 0
     for index in range(count):
@@ -65,7 +65,7 @@ def bucketize(
         keep[index] = there
         missing += 0 if there else 1
     if scale < 0:
-        # Limited to the borders' range first: the difference of any two numbers' bits may not fit into int64.
+        # Clamp to the borders' range first, because the difference between the bits of two numbers may overflow int64.
         first, shift = ordered_bits(low), np.int64(-scale)
         last_bits = ordered_bits(borders[borders.size - (1 << steps) - 1])
         for index in range(count):

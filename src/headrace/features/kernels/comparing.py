@@ -1,6 +1,6 @@
-"""Which rows are equal, and numbers for them: rows of sources, uses of a dictionary, and combinations of groups.
+"""Finds and numbers equal rows: rows of sources, indices of a dictionary, and combinations of groups.
 
-Rows of sources take one pass of comparisons a column, or one of hashing and one of comparisons.
+Comparing rows of sources takes one pass per column, or with hashing two passes.
 """
 
 from typing import Any
@@ -44,7 +44,7 @@ _MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
 
 @kernel()
 def _same_bytes(address: Any, first: Any, second: Any, count: Any) -> Any:
-    """Whether two stretches of bytes are equal; all words are looked at, because that vectorises and most are equal."""
+    """Whether two byte ranges are equal. All words are compared, because that vectorises and most ranges are equal."""
     if first == second:
         return True
     words = count >> 3
@@ -60,7 +60,7 @@ def _same_bytes(address: Any, first: Any, second: Any, count: Any) -> Any:
 
 @kernel()
 def _same_elements(source: Any, first: Any, second: Any, count: Any) -> Any:
-    """Whether two stretches of elements are equal, nulls included."""
+    """Whether two ranges of elements are equal, including nulls."""
     first, second, type_ = first + source[ELEMENT_OFFSET], second + source[ELEMENT_OFFSET], source[ELEMENT_TYPE]
     if source[ELEMENT_VALIDITY] != 0:
         bits = at_u8(source[ELEMENT_VALIDITY], 1)
@@ -85,7 +85,7 @@ def _same_elements(source: Any, first: Any, second: Any, count: Any) -> Any:
 
 @kernel()
 def _text(source: Any, at: int) -> Any:
-    """Where a string starts, and its bytes."""
+    """Start and number of bytes of a string."""
     if source[ELEMENT_TYPE] == STRING32:
         bounds = at_i32(source[STRING_OFFSETS], 1)
         return np.int64(bounds[at]), np.int64(bounds[at + 1]) - np.int64(bounds[at])
@@ -95,7 +95,7 @@ def _text(source: Any, at: int) -> Any:
 
 @kernel()
 def _mark_words(values: Any, first: int, others: Any, changed: Any) -> None:
-    """Mark rows of numbers that lie side by side; `others` empty for the rows before."""
+    """Mark changed rows of contiguous numbers; an empty `others` compares with the previous row."""
     if others.size:
         for row in range(changed.size):
             changed[row] |= values[first + row] != values[first + others[row]]
@@ -106,7 +106,7 @@ def _mark_words(values: Any, first: int, others: Any, changed: Any) -> None:
 
 @kernel()
 def _is_simple(source: Any) -> Any:
-    """Whether lists are never null and hold numbers that are not either."""
+    """Whether lists and their numbers are never null."""
     type_ = source[ELEMENT_TYPE]
     has_nulls = source[ROW_VALIDITY] != 0 or source[ELEMENT_VALIDITY] != 0
     return not has_nulls and type_ != BOOL and type_ != STRING32 and type_ != STRING64
@@ -114,7 +114,7 @@ def _is_simple(source: Any) -> Any:
 
 @kernel()
 def _mark_lists(source: Any, width: int, changed: Any) -> None:
-    """Mark rows whose list differs from that of the row before, for the most common kind of lists."""
+    """Mark rows whose list differs from the previous row's, for the most common kind of lists."""
     bounds = at_i32(source[LIST_OFFSETS] + 4 * source[ROW_OFFSET], changed.size + 1)
     address = source[VALUES] + source[ELEMENT_OFFSET] * width
     for row in range(1, changed.size):
@@ -127,15 +127,15 @@ def _mark_lists(source: Any, width: int, changed: Any) -> None:
 
 @kernel()
 def mark_changes(sources: Any, columns: Any, others: Any, changed: Any) -> None:
-    """Mark rows that differ from another row in any of some columns.
+    """Mark rows that differ from another row in any of the given columns.
 
-    A missing list counts as an empty one, and numbers are compared bit for bit: what reads the same.
+    A null list equals an empty one, and numbers are compared bit by bit, because that is how they are read.
 
     Args:
         sources: int64 [S, WIDTH], see `headrace.features.kernels.sources`.
-        columns: int64 [C], which of them.
-        others: int64 [B], the row each row is compared with; or [0] for the row before it (none for row 0).
-        changed: uint8 [B]; set to 1 where a row differs, else left as it is.
+        columns: int64 [C], numbers of the sources to compare.
+        others: int64 [B], the row to compare each row with; or empty for the previous row (row 0 has none).
+        changed: uint8 [B]; set to 1 where a row differs, else unchanged.
     """
     for column in columns:
         source = sources[column]
@@ -172,12 +172,12 @@ def mark_changes(sources: Any, columns: Any, others: Any, changed: Any) -> None:
 
 @kernel()
 def number_runs(changed: Any, inverse: Any, first_rows: Any) -> Any:
-    """Number runs of rows that did not change; returns how many there are.
+    """Number the runs of equal rows; returns the number of runs.
 
     Args:
-        changed: uint8 [B]; that of row 0 is not looked at.
-        inverse: int32 [B], written: the run of each row.
-        first_rows: int64 [B], its first entries written: where each run starts.
+        changed: uint8 [B]; the entry of row 0 is ignored.
+        inverse: int32 [B], output: the run of each row.
+        first_rows: int64 [B], output in its first entries: the first row of each run.
     """
     count = 0
     for row in range(changed.size):
@@ -190,7 +190,7 @@ def number_runs(changed: Any, inverse: Any, first_rows: Any) -> Any:
 
 @kernel()
 def hash_rows(sources: Any, columns: Any, codes: Any) -> None:
-    """Mix what some columns hold in each row into `codes`, uint64 [B]; what `mark_changes` calls equal hashes alike."""
+    """Mix columns into one hash per row in `codes`, uint64 [B]; rows equal by `mark_changes` have equal hashes."""
     for column in columns:
         source = sources[column]
         type_, is_list = source[ELEMENT_TYPE], source[SHAPE] != SCALAR
@@ -206,7 +206,7 @@ def hash_rows(sources: Any, columns: Any, codes: Any) -> None:
 
 @kernel()
 def _hash_element(source: Any, type_: int, at: int) -> Any:
-    """The bits of an element; of a string, a hash; nulls are told apart from values by their bit alone."""
+    """The bits of an element, or the hash of a string; a null differs from values only in its validity bit."""
     valid = np.uint64(0)
     if source[ELEMENT_VALIDITY] != 0 and not is_set(at_u8(source[ELEMENT_VALIDITY], 1), at):
         valid = _MULTIPLIER
@@ -229,13 +229,13 @@ def _hash_element(source: Any, type_: int, at: int) -> Any:
 
 @kernel()
 def number_hashes(codes: Any, inverse: Any, first_rows: Any, others: Any) -> Any:
-    """Number equal hashes alike, in the order in which they first occur; returns how many there are.
+    """Number distinct hashes in order of first occurrence; returns how many there are.
 
     Args:
         codes: uint64 [B].
-        inverse: int32 [B], written: the number of each row.
-        first_rows: int64 [B], its first entries written: where each number first occurs.
-        others: int64 [B], written: the row with the same hash that came first, for `mark_changes` to compare with.
+        inverse: int32 [B], output: the number of each row's hash.
+        first_rows: int64 [B], output in its first entries: the first row of each number.
+        others: int64 [B], output: the first row with the same hash, for `mark_changes` to compare with.
     """
     capacity = 4
     while capacity < 2 * codes.size:
@@ -257,7 +257,7 @@ def number_hashes(codes: Any, inverse: Any, first_rows: Any, others: Any) -> Any
 
 @kernel()
 def count_elements(source: Any, num_rows: int) -> Any:
-    """Elements of all rows of a source."""
+    """Number of elements in all rows of a source."""
     if source[SHAPE] == SCALAR:
         return num_rows
     total: Any = np.int64(0)
@@ -268,12 +268,12 @@ def count_elements(source: Any, num_rows: int) -> Any:
 
 @kernel()
 def number_used(indices: Any, used: Any, inverse: Any) -> Any:
-    """Number the unique rows that a batch uses, in the order in which they first occur; returns how many.
+    """Number the unique rows that a batch uses in order of first occurrence; returns how many there are.
 
     Args:
         indices: int32 [B], into a dictionary of any size.
-        used: int64 [B], its first entries written: the unique rows.
-        inverse: int32 [B], written: their numbers.
+        used: int64 [B], output in its first entries: the unique rows.
+        inverse: int32 [B], output: the number of each row's unique row.
     """
     if indices.size == 0:
         return 0
@@ -291,12 +291,12 @@ def number_used(indices: Any, used: Any, inverse: Any) -> Any:
 
 @kernel()
 def number_combinations(inverses: Any, inverse: Any, first_rows: Any) -> Any:
-    """Number runs of rows that agree in all of several groups; returns how many.
+    """Number the runs of rows that are equal in all groups; returns how many there are.
 
     Args:
         inverses: int32 [G, B].
-        inverse: int32 [B], written: the run of each row.
-        first_rows: int64 [B], its first entries written: where each run starts.
+        inverse: int32 [B], output: the run of each row.
+        first_rows: int64 [B], output in its first entries: the first row of each run.
     """
     count = 0
     for row in range(inverse.size):

@@ -1,4 +1,4 @@
-"""Writing number features into the rows of one float32 matrix."""
+"""Writes dense features into the rows of a float32 matrix."""
 
 from typing import Any
 
@@ -12,13 +12,13 @@ from headrace.features.kernels.sources import BOOL, ELEMENT_TYPE, F32, I8, I16, 
 
 __all__ = ["ROW_BOUNDS", "write_dense", "write_one_hot", "write_row_ids"]
 
-_ROWS = 1024  # of a tile of 64 KiB; 512 took 5 % longer, 256 20 %
-_TILE = 16  # columns turned into rows together: a whole cache line of each row, so that none is fetched twice
+_ROWS = 1024  # rows of a tile of 64 KiB; 512 took 5 % longer, 256 20 %
+_TILE = 16  # columns transposed together: a whole cache line of each row, so that none is fetched twice
 
 ROW_BOUNDS = np.arange(_ROWS + 1, dtype=np.int64)
-"""Where the rows of a block start when each holds one value."""
+"""Row starts of a block in which each row holds one value."""
 
-_FIRST: Any = np.int64(0)  # a plain 0 would compile what it is passed to once more, for that literal
+_FIRST: Any = np.int64(0)  # a literal 0 would cause another compilation for the literal type
 
 
 @kernel()
@@ -40,7 +40,7 @@ def _turn(tile: Any, out: Any, first_row: int, count: int, first_column: int, wi
 
 @kernel()
 def _is_small(source: Any) -> bool:
-    """Whether float32 holds every value of a source's type (nearly: float32 itself, and integers up to 16 bits)."""
+    """Whether float32 represents every value of a source's type: float32 itself and integers up to 16 bits."""
     type_ = source[ELEMENT_TYPE]
     return type_ in (F32, I8, I16, U8, U16, BOOL)
 
@@ -86,16 +86,16 @@ def write_dense(
 
     Args:
         sources: int64 [S, WIDTH], see `headrace.features.kernels.sources`.
-        chains: int64 [C, 6]: source, first operator, past the last one, whether it starts with ids (else numbers), and
-            two more that only lists have.
+        chains: int64 [C, 6]: source, first operator, end of operators, whether it starts with ids (else numbers), and
+            two fields that only lists use.
         ops: The program, see `headrace.features.kernels.interpret.run`.
-        integers: Its tables of integers.
-        floats: Its parameters and tables of floats.
+        integers: The program's integer tables.
+        floats: The program's float parameters and tables.
         row_ids: int64 [B].
         bounds: `ROW_BOUNDS`.
         out: float32 [B, D], written in part.
-        first_column: Where the first chain's results go; the others follow.
-        fill: Write 0 where the result is null; else NaN.
+        first_column: Output column of the first chain; the others follow.
+        fill: Whether to write 0 for null results instead of NaN.
     """
     tile = np.empty((_TILE, _ROWS), np.float32)
     scratch = (np.empty(_ROWS, np.int64), np.empty(_ROWS, np.uint8), np.empty(_ROWS, np.float64))
@@ -116,7 +116,7 @@ def _write_tiles(
     tile: Any,
     scratch: Any,
 ) -> None:
-    """The work of `write_dense`, in memory that it owns."""
+    """Implementation of `write_dense`, with its working memory."""
     sources, chains, row_ids, bounds = unowned(sources), unowned(chains), unowned(row_ids), unowned(bounds)
     ops, integers, floats = unowned(program[0]), unowned(program[1]), unowned(program[2])
     out, tile = unowned(out), unowned(tile)
@@ -142,7 +142,7 @@ def _write_tiles(
 
 @kernel()
 def write_one_hot(buckets: Any, column: int, out: Any, first_column: int, width: int) -> None:
-    """Write `width` columns of `out` from `first_column` on: 1 where the bucket says, 0 elsewhere and for NaN."""
+    """Write `width` columns of `out` from `first_column` on: 1 in the bucket's column, 0 elsewhere and for NaN."""
     for row in range(out.shape[0]):
         out[row, first_column : first_column + width] = np.float32(0)
         bucket = buckets[row, column]
@@ -152,7 +152,7 @@ def write_one_hot(buckets: Any, column: int, out: Any, first_column: int, width:
 
 @kernel()
 def write_row_ids(sources: Any, source: int, out: Any) -> None:
-    """Copy a column of int64, or count from 0 on where `source` is negative."""
+    """Copy an int64 column, or count from 0 if `source` is negative."""
     if source >= 0:
         load_ids(sources[source], _FIRST, out.size, out)
     else:

@@ -1,4 +1,4 @@
-"""Some rows of some sources as sources of their own: copied where they lie apart, described anew where they do not."""
+"""Restricts sources to some of their rows: contiguous rows are only described anew, others are copied."""
 
 from typing import Any
 
@@ -43,7 +43,7 @@ __all__ = ["element_width", "gather_sources", "gathered_bytes"]
 
 @kernel()
 def element_width(type_: int) -> Any:
-    """Bytes of an element of a type; of a string, those of the id it becomes; of a boolean, those of its copy."""
+    """Bytes of a copied element of a type; a string becomes an id, and a boolean a byte."""
     if type_ in (F32, I32, U32):
         return np.int64(4)
     if type_ in (I16, U16):
@@ -53,7 +53,7 @@ def element_width(type_: int) -> Any:
 
 @kernel()
 def _is_contiguous(rows: Any) -> Any:
-    """Whether rows are neighbours in order."""
+    """Whether rows are consecutive and in order."""
     count = rows.size
     if count == 0 or rows[count - 1] - rows[0] != count - 1:
         return count == 0
@@ -70,7 +70,7 @@ def _padded(num_bytes: int) -> Any:
 
 @kernel()
 def _bytes_of(source: Any, rows: Any) -> Any:
-    """Memory that copying some rows of a source takes."""
+    """Bytes needed to copy some rows of a source."""
     shape = source[SHAPE]
     if shape in (VIEW32, VIEW64):
         return np.int64(16 * rows.size)
@@ -86,7 +86,7 @@ def _bytes_of(source: Any, rows: Any) -> Any:
 
 @kernel()
 def gathered_bytes(sources: Any, which: Any, rows: Any) -> Any:
-    """Memory that `gather_sources` writes to, for the same arguments."""
+    """Bytes that `gather_sources` writes for the same arguments."""
     total: Any = np.int64(0)
     for at in range(which.size):
         if which[at] >= 0 and not _is_contiguous(rows[which[at]]):
@@ -96,11 +96,11 @@ def gathered_bytes(sources: Any, which: Any, rows: Any) -> Any:
 
 @kernel()
 def gather_sources(sources: Any, which: Any, rows: Any, arena: Any) -> None:
-    """Make sources hold some of their rows; lists of a shared buffer stay slices of it, strings become ids.
+    """Restrict sources to some of their rows; lists in a shared buffer stay slices of it, strings become ids.
 
     Args:
         sources: int64 [S, WIDTH], see `headrace.features.kernels.sources`; changed.
-        which: int64 [S]: which line of `rows` says the rows of each source, or -1 to leave it as it is.
+        which: int64 [S]: the line of `rows` for each source, or -1 to leave it unchanged.
         rows: int64 [G, U].
         arena: uint8 [`gathered_bytes`], written; must live as long as the sources are read.
     """
@@ -128,7 +128,7 @@ def gather_sources(sources: Any, which: Any, rows: Any, arena: Any) -> None:
 
 @kernel()
 def _copy_elements(source: Any, start: Any, count: Any, address: Any, at: Any) -> None:
-    """Copy elements from `start` on to position `at` of the memory at an address."""
+    """Copy elements from `start` on to position `at` of the memory at `address`."""
     type_, first = source[ELEMENT_TYPE], source[ELEMENT_OFFSET] + start
     if type_ in (STRING32, STRING64):
         load_ids(source, start, count, at_i64(address, at + count)[at:])
@@ -159,7 +159,7 @@ def _copy_elements(source: Any, start: Any, count: Any, address: Any, at: Any) -
 
 @kernel()
 def _copy_valid(source: Any, start: Any, count: Any, bits: Any, at: Any) -> None:
-    """Copy validity of elements to bits from position `at` on, which are zero."""
+    """Copy the validity of elements to zeroed bits from position `at` on."""
     given, first = at_u8(source[ELEMENT_VALIDITY], 1), source[ELEMENT_OFFSET] + start
     for index in range(count):
         if is_set(given, first + index):
@@ -169,7 +169,7 @@ def _copy_valid(source: Any, start: Any, count: Any, bits: Any, at: Any) -> None
 
 @kernel()
 def _now_at(source: Any, address: Any, validity: Any) -> None:
-    """Say where a source's elements lie now, and that they begin there."""
+    """Point a source to its copied elements."""
     type_ = source[ELEMENT_TYPE]
     if type_ in (STRING32, STRING64):
         source[ELEMENT_TYPE] = I64

@@ -1,4 +1,4 @@
-"""The hashes that make ids: xxHash64 of strings, and the 64-bit mixes behind SigridHash and joined ids."""
+"""Hash functions for ids: xxHash64 of strings, and the 64-bit mixes of SigridHash and joined ids."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from headrace.compiling import kernel
 __all__ = ["ID_MASK", "combine", "floor_modulus", "joined_id", "mix", "multiply_high", "string_hash"]
 
 ID_MASK = np.uint64(0x7FFF_FFFF_FFFF_FFFF)
-"""Ids made by hashing have 63 bits, so that they are never negative."""
+"""Hashed ids have 63 bits, so they are never negative."""
 
 _P1 = np.uint64(0x9E3779B185EBCA87)
 _P2 = np.uint64(0xC2B2AE3D27D4EB4F)
@@ -34,7 +34,7 @@ def mix(key: Any) -> Any:
 
 @kernel()
 def combine(upper: Any, lower: Any) -> Any:
-    """Two uint64 into one, as in `folly::hash::hash_128_to_64`."""
+    """Combine two uint64 into one, as in `folly::hash::hash_128_to_64`."""
     first = (lower ^ upper) * _COMBINE
     first = first ^ (first >> np.uint64(47))
     second = (upper ^ first) * _COMBINE
@@ -50,7 +50,7 @@ def joined_id(first: Any, second: Any) -> Any:
 
 @kernel()
 def multiply_high(a: Any, b: Any) -> Any:
-    """The upper 64 bits of a product of two uint64, from 32-bit halves: unlike a 128-bit product, it vectorises."""
+    """The upper 64 bits of a product of two uint64, from 32-bit halves because a 128-bit product does not vectorise."""
     shift = np.uint64(32)
     a_low, a_high, b_low, b_high = a & _LOW, a >> shift, b & _LOW, b >> shift
     middle = a_high * b_low + ((a_low * b_low) >> shift)
@@ -87,7 +87,7 @@ def _word(data: Any, at: Any, size: Any) -> Any:
 
 @kernel()
 def string_hash(data: Any, start: Any, stop: Any) -> Any:
-    """xxHash64 (seed 0) of the bytes data[start:stop], the hash every string id goes through."""
+    """xxHash64 (seed 0) of the bytes data[start:stop], the hash of every string id."""
     size = stop - start
     at = start
     if size >= 32:

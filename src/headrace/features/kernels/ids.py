@@ -1,6 +1,6 @@
-"""Operators on a block of ids, in place: those that change ids one by one, and those that look at the rows they are in.
+"""In-place operators on a block of ids: elementwise ones, and ones that depend on the rows.
 
-Ids to leave out are marked 0 in a `keep` array beside the block.
+Dropped ids are marked 0 in a parallel `keep` array.
 """
 
 from typing import Any
@@ -52,7 +52,7 @@ def modulus(ids: Any, count: int, range_: int, multiplier: int, shift: int) -> N
 
 @kernel()
 def clamp_ids(ids: Any, count: int, low: int, high: int) -> None:
-    """Limit to [low, high]."""
+    """Clamp to [low, high]."""
     for index in range(count):
         id_ = ids[index]
         id_ = low if id_ < low else id_
@@ -61,7 +61,7 @@ def clamp_ids(ids: Any, count: int, low: int, high: int) -> None:
 
 @kernel()
 def fill_ids(ids: Any, keep: Any, count: int, value: int) -> None:
-    """Put an id where there is none."""
+    """Replace missing ids."""
     for index in range(count):
         ids[index] = ids[index] if keep[index] else value
         keep[index] = 1
@@ -69,16 +69,16 @@ def fill_ids(ids: Any, keep: Any, count: int, value: int) -> None:
 
 @kernel()
 def look_up(ids: Any, keep: Any, count: int, slots: Any, unused: int, default: int, drop: bool) -> None:
-    """Replace ids by what an open-addressing table of keys (first half of `slots`) and values (second half) holds.
+    """Map ids by an open-addressing hash table of keys (first half of `slots`) and values (second half).
 
     Args:
         ids: int64 block.
         keep: uint8 block; read and written only if `drop`.
         count: Ids in the block.
-        slots: int64 [2 * capacity], the capacity a power of two.
-        unused: The key of empty slots; no key of the map.
-        default: Stands for ids not in the map, unless `drop`.
-        drop: Leave out ids not in the map.
+        slots: int64 [2 * capacity]; the capacity is a power of two.
+        unused: Key of empty slots, not a key of the map.
+        default: Value of ids that are not in the map, unless `drop`.
+        drop: Whether to drop ids that are not in the map.
     """
     capacity = slots.size >> 1
     wrap = np.uint64(capacity - 1)
@@ -95,7 +95,7 @@ def look_up(ids: Any, keep: Any, count: int, slots: Any, unused: int, default: i
 
 @kernel()
 def local_hour(times: Any, count: int, per_second: int, transitions: Any) -> None:
-    """The hour of the day (0..23) of Unix times, by a table of moments, then UTC offsets from then on, in seconds."""
+    """The hour of the day (0..23) of Unix times; `transitions` has UTC offset changes, then offsets, in seconds."""
     size = transitions.size >> 1
     for index in range(count):
         second = times[index] // per_second
@@ -123,7 +123,7 @@ def first_x(keep: Any, bounds: Any, num_rows: int, limit: int) -> None:
 
 @kernel()
 def enumerate_ids(ids: Any, keep: Any, bounds: Any, num_rows: int, joined: bool) -> None:
-    """Replace each id by its position in its row (from 0), or by one id for (position, id)."""
+    """Replace each id with its position in its row (from 0), or with one id for (position, id)."""
     for row in range(num_rows):
         position = 0
         for index in range(bounds[row], bounds[row + 1]):
@@ -133,13 +133,13 @@ def enumerate_ids(ids: Any, keep: Any, bounds: Any, num_rows: int, joined: bool)
 
 @kernel()
 def sample(row_id: int, seed: int, threshold: int) -> Any:
-    """Whether a row is in a sample: a function of its id and the seed alone; the threshold counts in 1/2^63."""
+    """Whether a row is in a sample, a function of its id and the seed; the threshold is in units of 2^-63."""
     return np.int64(combine(np.uint64(seed), mix(np.uint64(row_id))) >> np.uint64(1)) < threshold
 
 
 @kernel()
 def keep_some_rows(keep: Any, bounds: Any, num_rows: int, row_ids: Any, seed: int, threshold: int) -> None:
-    """Leave out all ids of the rows that are not in the sample."""
+    """Drop all ids of rows that are not in the sample."""
     for row in range(num_rows):
         if not sample(row_ids[row], seed, threshold):
             for index in range(bounds[row], bounds[row + 1]):
@@ -148,7 +148,7 @@ def keep_some_rows(keep: Any, bounds: Any, num_rows: int, row_ids: Any, seed: in
 
 @kernel()
 def close_up(ids: Any, keep: Any, bounds: Any, num_rows: int, lengths: Any) -> Any:
-    """Move the ids that stay together, in order; writes the lengths of the rows and returns how many ids there are."""
+    """Compact the kept ids in order; writes the row lengths and returns the number of ids."""
     at = 0
     for row in range(num_rows):
         start = at

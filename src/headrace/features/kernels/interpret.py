@@ -1,7 +1,7 @@
-"""Running a column's operators on one block after the other: a few integers say which operator, with which parameters.
+"""Interpreter that runs a column's operators block by block; a few integers encode each operator and its parameters.
 
-A plan is data, not code, so a new plan compiles nothing. A block is small enough to stay in the first-level cache
-between operators, and looking up what to do costs a few nanoseconds a block.
+A plan is data, not code, so a new plan needs no compilation. A block is small enough to stay in the first-level cache
+between operators, and decoding an operator costs a few nanoseconds per block.
 """
 
 from typing import Any
@@ -36,7 +36,7 @@ __all__ = [
 ]
 
 BLOCK = 1024
-"""Values worked on at a time: 8 KiB of ids. 512 and 2048 were within 5 % on a Zen 5 core with 48 KiB of L1."""
+"""Values per block: 8 KiB of ids. 512 and 2048 were within 5 % on a Zen 5 core with 48 KiB of L1."""
 
 (
     FILL,
@@ -66,7 +66,7 @@ _FIRST_ON_LISTS = FIRST_X
 
 @kernel()
 def _run_on_numbers(op: Any, integers: Any, floats: Any, block: Any, keep: Any, block_ids: Any, count: int) -> Any:
-    """Run an operator on numbers, some of which make ids of them; returns whether an id was left out."""
+    """Run an operator on numbers, which may turn them into ids; returns whether an id was dropped."""
     code = op[0]
     if code == FILL:
         numbers.fill(block, count, floats[op[3]])
@@ -93,7 +93,7 @@ def _run_on_numbers(op: Any, integers: Any, floats: Any, block: Any, keep: Any, 
 
 @kernel()
 def numbers_to_ids(block: Any, keep: Any, block_ids: Any, count: int) -> Any:
-    """Cut numbers off towards zero; NaN and what does not fit into int64 become null."""
+    """Truncate numbers towards zero; NaN and values outside int64 become null."""
     missing = 0
     for index in range(count):
         number = np.float64(block[index])
@@ -106,7 +106,7 @@ def numbers_to_ids(block: Any, keep: Any, block_ids: Any, count: int) -> Any:
 
 @kernel()
 def _run_on_ids(op: Any, integers: Any, block_ids: Any, keep: Any, count: int) -> None:
-    """Run an operator that changes ids one by one."""
+    """Run an elementwise operator on ids."""
     code = op[0]
     if code == HASH:
         ids.sigrid_hash(block_ids, count, op[1], op[2], op[3], op[4])
@@ -124,7 +124,7 @@ def _run_on_ids(op: Any, integers: Any, block_ids: Any, keep: Any, count: int) -
 
 @kernel()
 def _run_on_lists(op: Any, block_ids: Any, keep: Any, bounds: Any, num_rows: int, row_ids: Any) -> None:
-    """Run an operator that looks at the rows of id lists."""
+    """Run an operator that depends on the rows of id lists."""
     code = op[0]
     if code == FIRST_X:
         ids.first_x(keep, bounds, num_rows, op[1])
@@ -153,22 +153,22 @@ def run(
     """Run the operators ops[start:stop] on one block.
 
     Args:
-        ops: int64 [N, 7]: code, three integers or a position in `floats`, then tables; see the operators' `emit`.
-        start: First operator.
-        stop: Past the last one.
-        integers: Tables of integers.
-        floats: Parameters and tables of floats.
-        block: The numbers of the block, where it holds numbers.
-        block_ids: Its ids, where it holds ids.
-        keep: uint8: which ids are there.
-        some_left_out: Whether `keep` says anything yet; while it does not, all ids are there.
-        count: Values in the block.
-        bounds: int64 [num_rows + 1]: where each row of the block starts.
-        num_rows: Rows in the block.
-        row_ids: The row ids of these rows.
+        ops: int64 [N, 7]: opcode, three integers or a position in `floats`, then tables; see the operators' `emit`.
+        start: The first operator.
+        stop: End of the operators.
+        integers: Integer tables.
+        floats: Float parameters and tables.
+        block: The numbers of the block, if it holds numbers.
+        block_ids: The ids of the block, if it holds ids.
+        keep: uint8: which ids are present.
+        some_left_out: Whether `keep` is valid; if not, all ids are present.
+        count: Number of values in the block.
+        bounds: int64 [num_rows + 1]: start of each row in the block.
+        num_rows: Number of rows in the block.
+        row_ids: Ids of these rows.
 
     Returns:
-        Whether `keep` says anything now.
+        Whether `keep` is valid now.
     """
     for at in range(start, stop):
         op = ops[at]

@@ -1,4 +1,4 @@
-"""Kernels of the operators that join several id lists, row by row."""
+"""Kernels of operators that join several id lists row by row."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ __all__ = ["cartesian", "cartesian_sizes", "n_grams", "transform_ids"]
 
 @kernel()
 def cartesian_sizes(first: Any, second: Any, limit: int, offsets: Any) -> None:
-    """Write where the pairs of each row start, at most `limit` a row."""
+    """Write the start offsets of each row's pairs, at most `limit` per row."""
     offsets[0] = 0
     for row in range(offsets.size - 1):
         pairs = (first[row + 1] - first[row]) * (second[row + 1] - second[row])
@@ -21,7 +21,7 @@ def cartesian_sizes(first: Any, second: Any, limit: int, offsets: Any) -> None:
 
 @kernel()
 def cartesian(first: Any, first_bounds: Any, second: Any, second_bounds: Any, offsets: Any, out: Any) -> None:
-    """Write one id for each ordered pair of ids of a row: the first list varies slowest."""
+    """Write one id per ordered pair of ids of a row; the first list varies slowest."""
     for row in range(offsets.size - 1):
         at, stop = offsets[row], offsets[row + 1]
         for left in range(first_bounds[row], first_bounds[row + 1]):
@@ -33,7 +33,7 @@ def cartesian(first: Any, first_bounds: Any, second: Any, second_bounds: Any, of
 
 @kernel()
 def n_grams(ids: Any, bounds: Any, size: int, out: Any, offsets: Any) -> Any:
-    """Write one id for each run of `size` ids of a row; returns how many."""
+    """Write one id per run of `size` ids of a row; returns the number of ids."""
     at = np.int64(0)
     offsets[0] = 0
     for row in range(bounds.size - 1):
@@ -57,7 +57,7 @@ def _in_sorted(sorted_ids: Any, id_: Any) -> Any:
 def transform_ids(
     first: Any, first_bounds: Any, second: Any, second_bounds: Any, keep_common: bool, out: Any, offsets: Any
 ) -> Any:
-    """Write the ids of the first list that are (or are not) in the second, in their order; returns how many."""
+    """Write the ids of the first list that are (or are not) in the second, in order; returns the number of ids."""
     at = np.int64(0)
     offsets[0] = 0
     for row in range(offsets.size - 1):

@@ -1,4 +1,4 @@
-"""Loading a stretch of a column's elements into a working block: numbers as floats, ids as int64."""
+"""Loads a range of a column's elements into a block: numbers as floats, ids as int64."""
 
 from typing import Any
 
@@ -84,7 +84,7 @@ def _load(source: Any, start: int, count: int, out: Any) -> None:
 
 @kernel()
 def _load_strings(source: Any, start: int, count: int, out: Any) -> None:
-    """The hash of each string, as an id of 63 bits."""
+    """Load the hash of each string, as an id of 63 bits."""
     first = source[ELEMENT_OFFSET] + start
     if source[ELEMENT_TYPE] == STRING32:
         bounds = at_i32(source[STRING_OFFSETS], first + count + 1)
@@ -114,7 +114,7 @@ def load_numbers(source: Any, start: int, count: int, out: Any) -> None:
 
 @kernel()
 def load_ids(source: Any, start: int, count: int, out: Any) -> None:
-    """Load elements as int64 ids; what stands at a null is arbitrary, see `load_valid`."""
+    """Load elements as int64 ids; nulls give arbitrary values, see `load_valid`."""
     if source[ELEMENT_TYPE] == STRING32 or source[ELEMENT_TYPE] == STRING64:
         _load_strings(source, start, count, out)
     else:
@@ -123,7 +123,7 @@ def load_ids(source: Any, start: int, count: int, out: Any) -> None:
 
 @kernel()
 def load_valid(source: Any, start: int, count: int, keep: Any) -> Any:
-    """Write 1 where an element is there and 0 where it is null; returns False, writing nothing, if none can be null."""
+    """Write 1 for valid elements and 0 for nulls; returns False without writing if there can be no nulls."""
     if source[ELEMENT_VALIDITY] == 0:
         return False
     first = source[ELEMENT_OFFSET] + start

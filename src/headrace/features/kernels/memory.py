@@ -1,4 +1,4 @@
-"""Reading memory by its address from compiled code: Arrow's buffers without a Python object for each column."""
+"""Reads memory by address in compiled code: Arrow buffers without a Python object per column."""
 
 from typing import Any
 
@@ -35,12 +35,12 @@ def _pointer_intrinsic(typing_context: Any, address: Any) -> Any:
     return types.voidptr(types.int64), generate
 
 
-_pointer: Any = _pointer_intrinsic  # called with the address alone, which the signature above does not tell
+_pointer: Any = _pointer_intrinsic  # called with the address alone, unlike the signature above
 
 
 @kernel()
 def at_i8(address: Any, size: Any) -> Any:
-    """`size` int8 values at an address; the siblings below do the same for their types."""
+    """`size` int8 values at an address; the functions below do the same for their types."""
     return carray(_pointer(address), size, np.int8)
 
 
@@ -91,10 +91,10 @@ def at_f64(address: Any, size: Any) -> Any:
 
 @kernel()
 def unowned(array: Any) -> Any:
-    """The same memory as an array that counts no references; valid while the array itself lives, so for an argument.
+    """A view without reference counting, valid while the array lives, as for function arguments.
 
-    Each slice of an ordinary array adds to and takes from an atomic counter. With a dozen slices a block that was a
-    third of the time of dense columns.
+    Each slice of an ordinary array updates an atomic reference count. With a dozen slices per block that took a third
+    of the time of dense columns.
     """
     return carray(_pointer(array.ctypes.data), array.shape, array.dtype)
 

@@ -1,4 +1,4 @@
-"""Operators on a block of numbers, in place; null is NaN and stays NaN unless filled."""
+"""In-place operators on a block of numbers; null is NaN and stays NaN unless filled."""
 
 from typing import Any
 
@@ -15,7 +15,7 @@ _LN_2 = np.float32(0.6931471805599453)
 
 @kernel()
 def fill(block: Any, count: int, value: float) -> None:
-    """Replace NaN by a value."""
+    """Replace NaN with a value."""
     replacement = block.dtype.type(value)
     for index in range(count):
         number = block[index]
@@ -24,7 +24,7 @@ def fill(block: Any, count: int, value: float) -> None:
 
 @kernel()
 def clamp(block: Any, count: int, low: float, high: float) -> None:
-    """Limit to [low, high]; NaN stays."""
+    """Clamp to [low, high]; NaN stays."""
     minimum, maximum = block.dtype.type(low), block.dtype.type(high)
     for index in range(count):
         number = block[index]
@@ -86,7 +86,7 @@ def box_cox(block: Any, count: int, power: float) -> None:
 
 @kernel()
 def logit(block: Any, count: int, epsilon: Any) -> None:
-    """log(p / (1 - p)) of p limited to [epsilon, 1 - epsilon]; NaN stays."""
+    """log(p / (1 - p)) of p clamped to [epsilon, 1 - epsilon]; NaN stays."""
     for index in range(count):
         share: Any = np.float64(block[index])
         share = epsilon if share < epsilon else share

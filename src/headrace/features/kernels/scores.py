@@ -1,4 +1,4 @@
-"""Kernels of compute_score: how alike two id lists are, and the scores of the ids they share.
+"""Kernels of compute_score: the similarity of two id lists, and scores of their shared ids.
 
 Both lists of a row are sorted and merged, so a row of lengths n and m costs O(n log n + m log m).
 """
@@ -16,7 +16,7 @@ OVERLAP, COUNT, MAX_COUNT, JACCARD, COSINE, SUM, MIN, MAX = range(8)
 
 @kernel()
 def _run_of(ids: Any, scores: Any, start: int) -> Any:
-    """The end of the run of equal ids from `start` on, and the sum, least and greatest of its scores."""
+    """The end of the run of equal ids from `start` on, and the sum, minimum and maximum of its scores."""
     stop = start + 1
     total = low = high = scores[start]
     while stop < ids.size and ids[stop] == ids[start]:
@@ -28,7 +28,7 @@ def _run_of(ids: Any, scores: Any, start: int) -> Any:
 
 @kernel()
 def _norm(ids: Any, scores: Any) -> Any:
-    """Length of the vector of score sums by id."""
+    """Norm of the vector of score sums by id."""
     squares, at = 0.0, 0
     while at < ids.size:
         at, total, _, _ = _run_of(ids, scores, at)
@@ -82,13 +82,13 @@ def compute_scores(
 
     Args:
         ids: int64, the input list.
-        bounds: int64 [B + 1], where its rows start.
-        scores: float64, one for each id.
+        bounds: int64 [B + 1], start of each row.
+        scores: float64, one per id.
         other_ids: int64, the matching list.
         other_bounds: int64 [B + 1].
         other_scores: float64.
         mode: One of the modes above.
-        out: float64 [B], written.
+        out: float64 [B], output.
     """
     for row in range(out.size):
         mine, theirs = ids[bounds[row] : bounds[row + 1]], other_ids[other_bounds[row] : other_bounds[row + 1]]

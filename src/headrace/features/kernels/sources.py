@@ -1,8 +1,8 @@
-"""Where the columns of a record batch lie in memory: one row of integers for each, which the kernels read.
+"""Describes where the columns of a record batch are in memory, as one row of integers per column for the kernels.
 
 A row describes *rows* (how many, validity, list offsets) and *elements* (type, validity, buffers). For a plain column
-they are the same thing; for a list column the elements are its child's. Filled from Arrow's C data interface in one
-call, because a Python object for each of several hundred columns would cost more than transforming them.
+they are the same; for a list column the elements are those of its child. It is filled from Arrow's C data interface in
+one call, because Python objects for several hundred columns would cost more than transforming them.
 """
 
 from __future__ import annotations
@@ -97,14 +97,14 @@ _TYPES: dict[Any, int] = {
 
 
 def element_type(type_: pa.DataType) -> int | None:
-    """The code of an Arrow type the kernels read directly, or None."""
+    """The code of an Arrow type that the kernels read directly, or None."""
     if pa.types.is_timestamp(type_):
         return I64
     return _TYPES.get(type_)
 
 
 def list_shape(type_: pa.DataType) -> int:
-    """How an Arrow type lays out its rows: `SCALAR` or one of the list shapes."""
+    """The row layout of an Arrow type: `SCALAR` or one of the list shapes."""
     if pa.types.is_list(type_):
         return LIST32
     if pa.types.is_large_list(type_):
@@ -122,13 +122,13 @@ _ReleaseCallback = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 
 
 def read_batch(batch: pa.RecordBatch, layout: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Describe columns of a batch, as int64 [N, WIDTH]; the addresses in it are valid while the batch lives.
+    """Describe columns of a batch as int64 [N, WIDTH]; the addresses in it are valid while the batch lives.
 
     Args:
-        batch: Rows to describe.
+        batch: The batch to describe.
         layout: int64 [N, 5]: for each source its column's position in the batch (negative: not in the batch, skipped),
-            its shape, its element type, the list size of a fixed-size list, and, of a feature in a group column, its
-            position in the dictionary's struct (else negative): then the rows described are the unique ones.
+            its shape, its element type, the list size of a fixed-size list, and for a feature in a group column its
+            position in the dictionary's struct (else negative). For a group column the unique rows are described.
     """
     table = np.zeros((len(layout), WIDTH), np.int64)
     struct = _ArrowArray()
@@ -189,7 +189,7 @@ def _read_element(element: Any, row: Any) -> None:
 
 @kernel()
 def row_start(source: Any, row: int) -> Any:
-    """Where the elements of a row start (and, but for list views, those of the row before end)."""
+    """Start of a row's elements (and, except for list views, end of the previous row's)."""
     shape, at = source[SHAPE], source[ROW_OFFSET] + row
     if shape in (LIST32, VIEW32):
         return np.int64(at_i32(source[LIST_OFFSETS], at + 1)[at])
@@ -202,7 +202,7 @@ def row_start(source: Any, row: int) -> Any:
 
 @kernel()
 def row_size(source: Any, row: int) -> Any:
-    """Elements of a row, 0 where it is null."""
+    """Number of elements of a row, 0 if it is null."""
     at = source[ROW_OFFSET] + row
     if source[ROW_VALIDITY] != 0 and not is_set(at_u8(source[ROW_VALIDITY], (at >> 3) + 1), at):
         return np.int64(0)

@@ -1,4 +1,4 @@
-"""Writing id features, one after the other, into the values, lengths and offsets of one keyed jagged tensor."""
+"""Writes id features into the values, lengths and offsets of one keyed jagged tensor."""
 
 from typing import Any
 
@@ -42,7 +42,7 @@ def _is_view(source: Any) -> Any:
 
 @kernel()
 def _are_neighbours(source: Any, first: int, num_rows: int, bounds: Any) -> Any:
-    """Whether the elements of rows lie next to each other: no row is cut short, or null and yet has elements."""
+    """Whether the elements of rows are contiguous: no row is truncated, or null with elements."""
     if _is_view(source):
         return False
     return row_start(source, first + num_rows) - row_start(source, first) == bounds[num_rows]
@@ -50,7 +50,7 @@ def _are_neighbours(source: Any, first: int, num_rows: int, bounds: Any) -> Any:
 
 @kernel()
 def chain_limit(source: Any, chain: Any) -> Any:
-    """Elements of a row that are read at all: a leading first_x, unless nulls among the ids must be skipped first."""
+    """Maximum elements read per row: a leading first_x, unless nulls among the ids must be skipped first."""
     if chain[_ON_IDS] != 0 and source[ELEMENT_VALIDITY] != 0:
         return np.int64(1 << 62)
     return np.int64(chain[_LIMIT])
@@ -58,14 +58,14 @@ def chain_limit(source: Any, chain: Any) -> Any:
 
 @kernel()
 def first_op(source: Any, chain: Any) -> Any:
-    """Where the chain's program starts: past a leading first_x if `chain_limit` has done its work."""
+    """The chain's first operator: after a leading first_x if `chain_limit` already applies it."""
     skip = chain[_LIMIT] < (1 << 62) and not (chain[_ON_IDS] != 0 and source[ELEMENT_VALIDITY] != 0)
     return np.int64(chain[_START] + (1 if skip else 0))
 
 
 @kernel()
 def count_ids(sources: Any, chains: Any) -> Any:
-    """An upper bound on the ids that all chains write: exact unless operators or nulls leave some out."""
+    """An upper bound on the ids that all chains write, exact unless operators or nulls drop some."""
     total = 0
     for at in range(chains.shape[0]):
         chain = chains[at]
@@ -86,7 +86,7 @@ def count_ids(sources: Any, chains: Any) -> Any:
 def _finish(
     ids: Any, keep: Any, some_left_out: bool, bounds: Any, num_rows: int, before: int, lengths: Any, offsets: Any
 ) -> Any:
-    """Close up the ids of a block if some were left out, write lengths and offsets; returns how many ids there are."""
+    """Compact the ids of a block if some were dropped, write lengths and offsets; returns the number of ids."""
     if some_left_out:
         count = close_up(ids, keep, bounds, num_rows, lengths)
         for row in range(num_rows):
@@ -102,7 +102,7 @@ def _finish(
 
 @kernel()
 def _next_rows(source: Any, first: int, num_rows: int, limit: int, bounds: Any) -> Any:
-    """How many rows from `first` on fit into a block: at least one, however long; writes where each starts in it."""
+    """Number of rows from `first` on that fit into a block, at least one however long; writes their starts."""
     rows: Any = np.int64(0)
     count: Any = np.int64(0)
     bounds[0] = 0
@@ -130,15 +130,15 @@ def _next_rows(source: Any, first: int, num_rows: int, limit: int, bounds: Any) 
 
 @kernel()
 def _load_ids(source: Any, first: int, num_rows: int, bounds: Any, ids: Any, keep: Any) -> Any:
-    """Load rows of ids into places given by `bounds`; returns whether `keep` says anything, see `load_valid`."""
+    """Load rows of ids at the positions in `bounds`; returns whether `keep` is valid, see `load_valid`."""
     left_out = False
     if _are_neighbours(source, first, num_rows, bounds):
         start = row_start(source, first)
         load_ids(source, start, bounds[num_rows], ids)
         left_out = load_valid(source, start, bounds[num_rows], keep)
     elif source[ELEMENT_TYPE] == I64 and source[ELEMENT_VALIDITY] == 0:
-        # Most lists that are cut short are plain int64: 8 instead of 70 ns a row.
-        elements = at_i64(source[VALUES], 1)  # the size is not looked at
+        # Most truncated lists are plain int64: 8 instead of 70 ns per row.
+        elements = at_i64(source[VALUES], 1)  # the size is ignored
         for row in range(num_rows):
             at = source[ELEMENT_OFFSET] + row_start(source, first + row)
             for index in range(bounds[row + 1] - bounds[row]):
@@ -155,7 +155,7 @@ def _load_ids(source: Any, first: int, num_rows: int, bounds: Any, ids: Any, kee
 
 @kernel()
 def _load_numbers(source: Any, first: int, num_rows: int, bounds: Any, numbers: Any) -> None:
-    """Load rows of numbers into places given by `bounds`."""
+    """Load rows of numbers at the positions in `bounds`."""
     if _are_neighbours(source, first, num_rows, bounds):
         load_numbers(source, row_start(source, first), bounds[num_rows], numbers)
     else:
@@ -180,10 +180,10 @@ def write_feature(
     weight_source: Any,
     weights: Any,
 ) -> Any:
-    """Write one feature, as many whole rows at a time as fit into a block.
+    """Write one feature, in blocks of whole rows.
 
     Returns:
-        Where its ids end in `values`; or if row r has not as many weights as ids, -1 - r.
+        End of its ids in `values`; or -1 - r if row r has a different number of weights than ids.
     """
     ops, integers, floats = program
     num_rows, limit, first_of_chain = lengths.size, chain_limit(source, chain), first_op(source, chain)
@@ -192,7 +192,7 @@ def write_feature(
         for row in range(bounds.size):
             bounds[row] = row
     at = before
-    first: Any = np.int64(0)  # a plain 0 would compile what it is passed to once more, for that literal
+    first: Any = np.int64(0)  # a literal 0 would cause another compilation for the literal type
     while first < num_rows:
         rows = _next_rows(source, first, num_rows, limit, bounds) if is_list else min(BLOCK, num_rows - first)
         count = bounds[rows]
@@ -243,7 +243,7 @@ def _write_weights(
     numbers: Any,
     out: Any,
 ) -> Any:
-    """Write the weights of the ids of a block that stay; returns a row with more or fewer weights than ids, or -1."""
+    """Write the weights of a block's kept ids; returns a row with more or fewer weights than ids, or -1."""
     for row in range(first, first + num_rows):
         if row_size(source, row) != row_size(weight_source, row):
             return row
@@ -269,23 +269,23 @@ def write_sparse(
     offsets: Any,
     weights: Any,
 ) -> Any:
-    """Compute one key for each chain.
+    """Compute one key per chain.
 
     Args:
         sources: int64 [S, WIDTH], see `headrace.features.kernels.sources`.
-        chains: int64 [F, 6]: source, first operator, past the last one, whether it starts with ids (else numbers), the
-            elements of a row to read (a leading first_x) or 2^62 for all, and the source of weights.
+        chains: int64 [F, 6]: source, first operator, end of operators, whether it starts with ids (else numbers), the
+            maximum elements to read per row (a leading first_x) or 2^62 for all, and the source of weights.
         ops: The program, see `headrace.features.kernels.interpret.run`.
-        integers: Its tables of integers.
-        floats: Its parameters and tables of floats.
+        integers: The program's integer tables.
+        floats: The program's float parameters and tables.
         row_ids: int64 [B].
-        values: int64 [at least `count_ids`], written from its start.
-        lengths: int32 [F * B], written.
-        offsets: int64 [F * B + 1], written.
-        weights: float32, of the size of `values`, written; or of size 0 if the features have none.
+        values: int64 [at least `count_ids`], output, written from its start.
+        lengths: int32 [F * B], output.
+        offsets: int64 [F * B + 1], output.
+        weights: float32, same size as `values`, output; or of size 0 if the features have no weights.
 
     Returns:
-        Ids written; or if row r of feature f has not as many weights as ids, -1 - (f * B + r).
+        Number of ids written; or -1 - (f * B + r) if row r of feature f has a different number of weights than ids.
     """
     program = (ops, integers, floats)
     scratch = (np.empty(BLOCK, np.float64), np.empty(BLOCK, np.uint8))
@@ -306,7 +306,7 @@ def _write_features(
     offsets: Any,
     weights: Any,
 ) -> Any:
-    """The work of `write_sparse`, in memory that it owns."""
+    """Implementation of `write_sparse`, with its working memory."""
     sources, chains, row_ids, bounds = unowned(sources), unowned(chains), unowned(row_ids), unowned(bounds)
     program = (unowned(program[0]), unowned(program[1]), unowned(program[2]))
     scratch = (unowned(scratch[0]), unowned(scratch[1]))

@@ -1,4 +1,4 @@
-"""Writing id features of unique rows, ids that overlapping lists share once, and expanding dense ones to all rows."""
+"""Writes id features of unique rows, with ids of overlapping lists shared, and expands dense features to all rows."""
 
 from typing import Any
 
@@ -32,20 +32,20 @@ _SOURCE, _START, _STOP, _ON_IDS, _LIMIT, _WEIGHTS = range(6)
 
 @kernel()
 def _merge(source: Any, limit: int, before: int, starts: Any, lengths: Any, spans: Any) -> Any:
-    """Merge the slices that rows are into spans of the shared buffer, in the order of the rows.
+    """Merge the rows' slices into spans of the shared buffer, in row order.
 
-    A slice that begins inside the span of the row before it, as in a history that shifts, makes that span longer.
+    A slice that starts inside the previous row's span, as in a shifting history, extends that span.
 
     Args:
         source: A list view.
-        limit: Elements of a row that count.
-        before: Where the ids of the first span will be written.
-        starts: int64 [U], written: where each row's ids will be.
-        lengths: int32 [U], written.
-        spans: int64 [2, U], its first columns written: start and size of each span.
+        limit: Maximum elements per row.
+        before: Output position of the first span's ids.
+        starts: int64 [U], output: output position of each row's ids.
+        lengths: int32 [U], output.
+        spans: int64 [2, U], output in its first columns: start and size of each span.
 
     Returns:
-        Spans, and ids that all rows together have.
+        The number of spans, and the number of ids of all rows.
     """
     count, covered, total = 0, np.int64(before), np.int64(0)
     for row in range(lengths.size):
@@ -80,22 +80,22 @@ def write_unique(
     lengths: Any,
     offsets: Any,
 ) -> Any:
-    """As `write_sparse` without weights, but ids that overlapping lists share are computed and written once.
+    """Like `write_sparse` without weights, but ids shared by overlapping lists are computed and written once.
 
     Args:
         sources: int64 [S, WIDTH], see `headrace.features.kernels.sources`.
         chains: int64 [F, 6], as for `write_sparse`.
-        shareable: Bool [F]: whether ids may be worked on apart from the lists they are in.
+        shareable: Bool [F]: whether ids may be computed independently of their lists.
         ops: The program, see `headrace.features.kernels.interpret.run`.
-        integers: Its tables of integers.
-        floats: Its parameters and tables of floats.
+        integers: The program's integer tables.
+        floats: The program's float parameters and tables.
         row_ids: int64 [U].
-        values: int64 [at least `count_ids`], written from its start.
-        lengths: int32 [F * U], written.
-        offsets: int64 [F * U + 1], written: where each list starts in `values`.
+        values: int64 [at least `count_ids`], output, written from its start.
+        lengths: int32 [F * U], output.
+        offsets: int64 [F * U + 1], output: start of each list in `values`.
 
     Returns:
-        Ids written, and ids that were not, because another list shares them: if 0, `offsets` are cumulated lengths.
+        Number of ids written, and number of ids saved by sharing; if 0, `offsets` are cumulative lengths.
     """
     program = (ops, integers, floats)
     scratch = (np.empty(BLOCK, np.float64), np.empty(BLOCK, np.uint8))
@@ -138,7 +138,7 @@ def _write(
     span_offsets: Any,
     fake: Any,
 ) -> Any:
-    """The work of `write_unique`, in memory that it owns."""
+    """Implementation of `write_unique`, with its working memory."""
     sources, chains, row_ids, bounds = unowned(sources), unowned(chains), unowned(row_ids), unowned(bounds)
     program = (unowned(program[0]), unowned(program[1]), unowned(program[2]))
     scratch = (unowned(scratch[0]), unowned(scratch[1]))
@@ -189,19 +189,19 @@ def _write(
 
 @kernel()
 def expand_rows(unique: Any, inverse: Any, runs: Any, out: Any) -> None:
-    """Write the dense features of unique rows to the rows that have them.
+    """Expand the dense features of unique rows to all rows.
 
     Args:
         unique: float32 [U, P].
         inverse: int32 [B].
-        runs: int64 [R, 3]: first column in `unique`, first column in `out`, and how many lie side by side in both.
+        runs: int64 [R, 3]: first column in `unique`, first column in `out`, and number of adjacent columns.
         out: float32 [B, D], written in part.
     """
     width, out_width = unique.shape[1], out.shape[1]
     given, written = unique.reshape(-1), out.reshape(-1)
     for row in range(inverse.size):
         for run in range(runs.shape[0]):
-            # Unsigned places need no check for a count from the end: the copy is done in vectors.
+            # Unsigned indices need no check for counting from the end, so the copy vectorises.
             first = np.uint64(np.int64(inverse[row]) * width + runs[run, 0])
             place = np.uint64(row * out_width + runs[run, 1])
             for column in range(np.uint64(runs[run, 2])):
@@ -210,7 +210,7 @@ def expand_rows(unique: Any, inverse: Any, runs: Any, out: Any) -> None:
 
 @kernel()
 def count_expanded_ids(lengths: Any, inverse: Any, num_unique: int) -> Any:
-    """Ids that all rows have, of lengths int32 [F * U] of unique rows."""
+    """Number of ids of all rows, from the lengths int32 [F * U] of unique rows."""
     uses = np.zeros(num_unique, np.int64)
     for row in inverse:
         uses[row] += 1
@@ -222,18 +222,17 @@ def count_expanded_ids(lengths: Any, inverse: Any, num_unique: int) -> Any:
 
 @kernel()
 def count_row_bytes(sources: Any, which: Any, rows: Any, uses: Any, counts: Any, num_rows: int) -> Any:
-    """Bytes that some sources hold in a batch of rows, and that they would hold in plain rows.
+    """Bytes of sources in a batch, as stored and as plain rows.
 
-    Elements that a list of a shared buffer has in common with the list before it are held once. Strings count as the
-    ids they become.
+    Elements that a list in a shared buffer has in common with the previous list count once. Strings count as ids.
 
     Args:
         sources: int64 [S, WIDTH], see `headrace.features.kernels.sources`.
-        which: int64 [S], the group of each source; -1 for plain columns.
-        rows: int64 [G, B], the unique rows of each group that the batch has, from its start.
-        uses: int64 [G, B], how many rows of the batch have each of them.
-        counts: int64 [G], how many there are.
-        num_rows: B.
+        which: int64 [S], group of each source; -1 for plain columns.
+        rows: int64 [G, B], the unique rows of each group in the batch, from its start.
+        uses: int64 [G, B], number of batch rows with each unique row.
+        counts: int64 [G], number of unique rows.
+        num_rows: Number of rows B.
     """
     held: Any = np.int64(4 * num_rows * counts.size)
     plain: Any = np.int64(0)

@@ -1,4 +1,4 @@
-"""The operators headrace brings; importing this registers them."""
+"""The built-in operators; importing this package registers them."""
 
 from headrace.features.operators.ids import (
     Hash,

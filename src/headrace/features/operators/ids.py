@@ -66,9 +66,10 @@ class PositiveModulus(FusedOperator):
 
 @register
 class MapId(FusedOperator):
-    """Replaces ids by what a fixed map says; the others by `default`, or drops them with `default: null`.
+    """Replaces ids using a fixed map; other ids become `default`, or are dropped with `default: null`.
 
-    Keys of string columns are written as strings. `path` names a CSV file with the columns `id` and `value` instead.
+    Keys of string columns are written as strings. Instead of `mapping`, `path` may name a CSV file with the columns
+    `id` and `value`.
     """
 
     name: ClassVar[str] = "map_id"
@@ -108,9 +109,9 @@ class MapId(FusedOperator):
 
 @register
 class LocalHour(FusedOperator):
-    """The hour of the day, 0 to 23, that a moment has in a time zone, daylight saving time included.
+    """The hour of the day, 0 to 23, of a timestamp in a time zone, including daylight saving time.
 
-    Moments are counted from 1970-01-01 UTC in `unit`; offsets are known from 1970 to 2100 and constant outside.
+    Timestamps count from 1970-01-01 UTC in `unit`. Offsets are known from 1970 to 2100 and constant outside.
     """
 
     name: ClassVar[str] = "local_hour"
@@ -136,7 +137,7 @@ class LocalHour(FusedOperator):
             return self
         if schema.timestamp is None or schema.timestamp.name not in sources:
             raise ConfigError(
-                "unit: missing, expected s, ms, us or ns (only the schema's timestamp has one of its own)"
+                "unit: missing, expected s, ms, us or ns (only the schema's timestamp has a unit of its own)"
             )
         return self.model_copy(update={"unit": schema.timestamp.unit})
 
@@ -146,7 +147,7 @@ class LocalHour(FusedOperator):
 
 
 def string_id(text: str) -> int:
-    """The id a string becomes: its xxHash64 (seed 0), upper bit cleared."""
+    """The id of a string: its xxHash64 (seed 0) with the upper bit cleared."""
     data = np.frombuffer(text.encode("utf-8"), np.uint8)
     return int(string_hash(data, 0, len(data))) & int(ID_MASK)
 
@@ -167,13 +168,13 @@ def _read_map(path: Path) -> dict[int | str, int]:
         pairs = zip(table["id"].to_pylist(), table["value"].cast(pa.int64()).to_pylist(), strict=True)
     except (pa.ArrowInvalid, KeyError) as error:
         raise ConfigError(
-            f"{path}: expected a CSV file with columns id and value, values being integers: {error}"
+            f"{path}: expected a CSV file with columns id and value and integer values: {error}"
         ) from error
     return dict(pairs)
 
 
 def _slots(mapping: Mapping[int, int]) -> tuple[NDArray[np.int64], int]:
-    """An open-addressing table (keys, then values), at most half full, and the key that marks its empty slots."""
+    """An open-addressing hash table (keys, then values), at most half full, and the key of its empty slots."""
     unused = next(number for number in range(-1, -len(mapping) - 2, -1) if number not in mapping)
     capacity = 1 << max(1, (2 * len(mapping)).bit_length())
     slots = np.full(2 * capacity, unused, np.int64)
@@ -187,7 +188,7 @@ def _slots(mapping: Mapping[int, int]) -> tuple[NDArray[np.int64], int]:
 
 @functools.lru_cache(maxsize=64)
 def _transitions(timezone: str) -> NDArray[np.int64]:
-    """The moments from 1970 to 2100 at which a zone's UTC offset changes, then the offsets from then on, in seconds."""
+    """The times from 1970 to 2100 at which a zone's UTC offset changes, then the new offsets, in seconds."""
     zone = ZoneInfo(timezone)
     epoch = datetime(1970, 1, 1, tzinfo=UTC)
 

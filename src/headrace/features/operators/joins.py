@@ -21,10 +21,10 @@ IDS = (Kind.ID, Kind.IDS)
 
 @register
 class Cartesian(ColumnOperator):
-    """All ordered combinations of one id from each column, each as one id; the first column varies slowest.
+    """One id for each ordered combination of ids, one from each column; the first column varies slowest.
 
-    The id of (a, b) is `hash_128_to_64(a, twang_mix64(b))` of folly, cut to 63 bits; of (a, b, c) that of
-    ((a, b), c). No public definition says how ids are combined.
+    The id of (a, b) is `hash_128_to_64(a, twang_mix64(b))` of folly, truncated to 63 bits; the id of (a, b, c) is that
+    of ((a, b), c). There is no public definition of how ids are combined.
     """
 
     name: ClassVar[str] = "cartesian"
@@ -34,7 +34,7 @@ class Cartesian(ColumnOperator):
     purpose: ClassVar[str] = "one id for each combination of ids of two or more columns, at most `max_length` per row"
 
     max_length: int = Field(default=1024, ge=1)
-    """Combinations of a row beyond this are left out: three lists of 100 ids would make a million."""
+    """Further combinations of a row are dropped: three lists of 100 ids would make a million."""
 
     def returns(self, kinds: Sequence[Kind]) -> Kind:
         if len(kinds) < 2:
@@ -59,9 +59,10 @@ class Cartesian(ColumnOperator):
 
 @register
 class NGram(ColumnOperator):
-    """One id for each run of `size` neighbouring ids; of several columns, their ids one after the other.
+    """One id for each run of `size` neighbouring ids; several columns are concatenated first.
 
-    The id of a run is that of `cartesian`: ((a, b), c) for three. Shorter rows have none. No public definition exists.
+    The id of a run is that of `cartesian`: ((a, b), c) for three. Shorter rows give no ids. There is no public
+    definition.
     """
 
     name: ClassVar[str] = "ngram"
@@ -85,7 +86,7 @@ class NGram(ColumnOperator):
 
 @register
 class IdListTransform(ColumnOperator):
-    """Set operations on two columns: the ids of the first that are, or are not, in the second, in their order.
+    """Set operations on two columns: the ids of the first that are, or are not, in the second, in order.
 
     A repeated id stays repeated. The public list of operators only says that it intersects two lists.
     """
@@ -115,9 +116,9 @@ class IdListTransform(ColumnOperator):
 
 
 def concatenate_rows(columns: Sequence[Column]) -> Column:
-    """Each row's lists put end to end, in the order of the columns."""
+    """Concatenate each row's lists, in the order of the columns."""
     sizes = np.stack([np.diff(column.offsets) for column in columns if column.offsets is not None], axis=1)
-    # Positions in all values together, gathered row by row.
+    # Positions in the concatenated values, gathered row by row.
     starts = np.stack([column.offsets[:-1] for column in columns if column.offsets is not None], axis=1)
     starts = starts + np.cumsum([0, *(len(column.values) for column in columns[:-1])])
     flat = sizes.reshape(-1)

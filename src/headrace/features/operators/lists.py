@@ -1,4 +1,4 @@
-"""Operators on the rows of lists, and samples of rows: of one feature's values, or of whole rows."""
+"""Operators on lists, and sampling of one feature's values or of whole rows."""
 
 from __future__ import annotations
 
@@ -41,10 +41,10 @@ class FirstX(FusedOperator):
 
 @register
 class Enumerate(FusedOperator):
-    """Attaches positions: each id becomes its position in its list, counted from 0, or one id for (position, id).
+    """Replaces each id with its position in its list, counted from 0, or with one id for (position, id).
 
-    No public definition exists. With `joined: true` the new id is `hash_128_to_64(position, twang_mix64(id))` of
-    folly, cut to 63 bits.
+    There is no public definition. With `joined: true` the new id is `hash_128_to_64(position, twang_mix64(id))` of
+    folly, truncated to 63 bits.
     """
 
     name: ClassVar[str] = "enumerate"
@@ -60,11 +60,10 @@ class Enumerate(FusedOperator):
 
 @register
 class Sampling(FusedOperator):
-    """Keeps a row's value with a probability, else makes it null (a list: empty).
+    """Keeps a row's value with a given probability, else makes it null (or an empty list).
 
-    Which rows is a function of `seed` and the row's id alone: the same in any batch, at any number of workers, in any
-    run. Two features with the same seed keep the same rows. To sample whole rows, see
-    `headrace.features.RowSampling`.
+    The choice depends only on `seed` and the row's id: it is the same in any batch, with any number of workers, in any
+    run. Two features with the same seed keep the same rows. To sample whole rows, see `headrace.features.RowSampling`.
     """
 
     name: ClassVar[str] = "sampling"
@@ -83,15 +82,15 @@ class Sampling(FusedOperator):
 
 
 class RowSampling(Config):
-    """Keeps each row with a probability; rows with a positive label always, where one is named.
+    """Keeps each row with a given probability, and optionally all rows with a positive label.
 
-    A filter for a pipeline: which rows is a function of seed and row id, so the same in every run.
-    Training on a sample of the negatives needs their weight raised to 1 / probability for calibrated scores.
+    A predicate for `Pipeline.filter`. The choice depends only on the seed and the row id, so it is the same in every
+    run. If you train on a sample of the negatives, weight them by 1 / probability to get calibrated scores.
 
     Attributes:
-        probability: Of keeping a row.
-        seed: Another seed keeps other rows.
-        keep_label: A label column; rows where it is above 0 are kept in any case.
+        probability: Probability of keeping a row.
+        seed: Seed of the choice.
+        keep_label: A label column; rows where it is above 0 are always kept.
     """
 
     probability: float = Field(ge=0, le=1)
@@ -102,7 +101,7 @@ class RowSampling(Config):
         """Which rows to keep, as booleans.
 
         Raises:
-            DataError: If the row id or the label is missing.
+            DataError: The row id or the label is missing.
         """
         for name in (ROW_ID, self.keep_label):
             if name is not None and name not in batch.schema.names:

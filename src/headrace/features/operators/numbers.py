@@ -22,7 +22,7 @@ __all__ = ["BoxCox", "Bucketize", "Cast", "Clamp", "Fill", "Log1p", "Logit", "On
 NUMBERS = (Kind.NUMBER, Kind.NUMBERS)
 ANY = tuple(Kind)
 
-_MIN_CELLS, _MAX_CELLS = 4, 16  # a border; of more, the table outgrows the first-level cache for nothing
+_MIN_CELLS, _MAX_CELLS = 4, 16  # cells per border; more would outgrow the first-level cache without a benefit
 _FULL_TABLE = 1 << 14  # cells, 64 KiB
 
 _INT64 = (-(2**63), 2**63 - 1)
@@ -30,9 +30,9 @@ _INT64 = (-(2**63), 2**63 - 1)
 
 @register
 class Fill(FusedOperator):
-    """Replaces null and NaN by a value; a row without an id gets that one id.
+    """Replaces null and NaN with a value; a row without an id gets this id.
 
-    In a list of numbers null elements are replaced. A list of ids holds no nulls once it is read.
+    In a list of numbers, null elements are replaced. A list of ids has no nulls once it is read.
     """
 
     name: ClassVar[str] = "fill"
@@ -56,11 +56,11 @@ class Fill(FusedOperator):
 
 @register
 class Clamp(FusedOperator):
-    """Limits values to [min, max]; null stays null."""
+    """Clamps values to [min, max]; null stays null."""
 
     name: ClassVar[str] = "clamp"
     takes: ClassVar[tuple[Kind, ...]] = ANY
-    purpose: ClassVar[str] = "limits values to [`min`, `max`]"
+    purpose: ClassVar[str] = "clamps values to [`min`, `max`]"
 
     min: float = -math.inf
     max: float = math.inf
@@ -99,7 +99,7 @@ class Log1p(FusedOperator):
 
 @register
 class BoxCox(FusedOperator):
-    """(x^lambda - 1) / lambda, or log(x) for lambda 0 (Box and Cox, 1964); null where that is not a number."""
+    """(x^lambda - 1) / lambda, or log(x) for lambda 0 (Box and Cox, 1964); null where the result is not a number."""
 
     name: ClassVar[str] = "box_cox"
     shorthand: ClassVar[str | None] = "lambda"
@@ -114,12 +114,12 @@ class BoxCox(FusedOperator):
 
 @register
 class Logit(FusedOperator):
-    """log(p / (1 - p)) of a probability limited to [epsilon, 1 - epsilon]."""
+    """log(p / (1 - p)) of a probability clamped to [epsilon, 1 - epsilon]."""
 
     name: ClassVar[str] = "logit"
     shorthand: ClassVar[str | None] = "epsilon"
     takes: ClassVar[tuple[Kind, ...]] = NUMBERS
-    purpose: ClassVar[str] = "log(p / (1 - p)), with p limited to [epsilon, 1 - epsilon]"
+    purpose: ClassVar[str] = "log(p / (1 - p)), with p clamped to [epsilon, 1 - epsilon]"
 
     epsilon: float = Field(default=1e-6, gt=0, lt=0.5)
 
@@ -131,8 +131,8 @@ class Logit(FusedOperator):
 class Bucketize(FusedOperator):
     """The number of borders below a value (0..number of borders); null has no bucket.
 
-    As torcharrow's `bucketize`: bucket i holds borders[i - 1] < x <= borders[i]. A border given twice makes a bucket
-    of its own for values equal to it.
+    As torcharrow's `bucketize`: bucket i holds borders[i - 1] < x <= borders[i]. A repeated border makes a separate
+    bucket for values equal to it.
     """
 
     name: ClassVar[str] = "bucketize"
@@ -164,7 +164,7 @@ class Bucketize(FusedOperator):
 
 @register
 class OneHot(FusedOperator):
-    """A bucket becomes one column of the dense matrix for each bucket, 1 where the value lies; only the last operator.
+    """One dense column per bucket, with 1 in the value's bucket; allowed only as the last operator.
 
     The buckets are those of `bucketize`, so there is one more column than there are borders, named
     `feature_0`, `feature_1`, ... Null is zero everywhere.
@@ -174,7 +174,7 @@ class OneHot(FusedOperator):
     shorthand: ClassVar[str | None] = "borders"
     takes: ClassVar[tuple[Kind, ...]] = (Kind.NUMBER,)
     purpose: ClassVar[str] = (
-        "one dense column for each bucket, 1 where the number lies; last operator of a dense feature"
+        "one dense column per bucket, with 1 in the value's bucket; last operator of a dense feature"
     )
 
     borders: Annotated[tuple[FiniteFloat, ...], Field(min_length=1)]
@@ -186,7 +186,7 @@ class OneHot(FusedOperator):
 
     @property
     def num_columns(self) -> int:
-        """Dense columns it makes."""
+        """Number of dense columns."""
         return len(self.borders) + 1
 
     def emit(self, program: ProgramBuilder, kind: Kind) -> None:
@@ -196,7 +196,7 @@ class OneHot(FusedOperator):
 
 @register
 class Cast(FusedOperator):
-    """Numbers to ids, cut off towards zero (what does not fit into int64 becomes null), or ids to numbers."""
+    """Converts numbers to ids, truncated towards zero (values outside int64 become null), or ids to numbers."""
 
     name: ClassVar[str] = "cast"
     shorthand: ClassVar[str | None] = "to"
@@ -220,13 +220,13 @@ class Cast(FusedOperator):
 def bucket_table(
     borders: Sequence[float],
 ) -> tuple[NDArray[np.float64], NDArray[np.int32], float, float, int]:
-    """Arguments of `kernels.buckets.bucketize`: borders, starts, low, scale and steps.
+    """Compute the arguments of `kernels.buckets.bucketize`: borders, starts, low, scale and steps.
 
-    Of cells of equal width and cells of equal ratio (for borders that are quantiles of long-tailed numbers) those are
-    taken that leave fewer borders in the fullest cell.
+    Cells have equal width or equal ratio (for borders that are quantiles of long-tailed numbers), whichever leaves
+    fewer borders in the fullest cell.
     """
-    distinct = np.array(borders, dtype=np.float64) + 0.0  # which makes -0.0 positive
-    # A border given twice: the first of the two moves to just below, so that only the border itself lies between.
+    distinct = np.array(borders, dtype=np.float64) + 0.0  # makes -0.0 positive
+    # Repeated borders: move the first of the two just below, so that only the border's own value is between them.
     twice = np.flatnonzero(distinct[1:] == distinct[:-1])
     distinct[twice] = np.nextafter(distinct[twice], -np.inf)
     scale, cells = min(
@@ -260,5 +260,5 @@ def _equal_ratio(borders: NDArray[np.float64]) -> tuple[float, NDArray[np.int64]
 
 
 def _num_cells(borders: NDArray[np.float64]) -> int:
-    """As many cells as leave few borders in each, within a table of `_FULL_TABLE` if there can be `_MIN_CELLS`."""
+    """Number of cells that leaves few borders in each, within `_FULL_TABLE` if that allows `_MIN_CELLS` per border."""
     return min(_MAX_CELLS * len(borders), max(_MIN_CELLS * len(borders), _FULL_TABLE))

@@ -1,4 +1,4 @@
-"""compute_score: how alike two id lists are, as a number."""
+"""compute_score: the similarity of two id lists."""
 
 from __future__ import annotations
 
@@ -30,19 +30,20 @@ _MODES = {
 
 @register
 class ComputeScore(ColumnOperator):
-    """One number from an input list and a matching list of ids, 0 where they share none.
+    """Similarity of an input list and a matching list of ids, 0 if they share no ids.
 
-    As torcharrow's functions:
+    Modes, named with the corresponding torcharrow functions:
 
     - `overlap` (has_id_overlap): 1 if they share an id.
     - `count` (id_overlap_count): size c of their multiset intersection.
-    - `max_count` (get_max_count): over shared ids, the sum of the greater of the two counts.
+    - `max_count` (get_max_count): sum over shared ids of the greater of the two counts.
     - `jaccard` (get_jaccard_similarity): c / (n + m - c) for lists of lengths n and m.
-    - `cosine` (get_cosine_similarity): of the vectors of scores, added up by id.
-    - `sum`, `min`, `max` (get_score_sum, _min, _max): of the matching list's scores of shared ids.
+    - `cosine` (get_cosine_similarity): cosine similarity of the vectors of scores, summed by id.
+    - `sum`, `min`, `max` (get_score_sum, _min, _max): sum, minimum or maximum of the matching list's scores of shared
+      ids.
 
     Columns: `from: [ids, matching ids]`, or with scores `from: [ids, scores, matching ids, matching scores]`. Without
-    scores each id counts 1. A null score counts 0. Scores that do not pair up with ids are an error.
+    scores each id has score 1. A null score is 0. It is an error if a row has more or fewer scores than ids.
     """
 
     name: ClassVar[str] = "compute_score"
@@ -75,10 +76,10 @@ class ComputeScore(ColumnOperator):
 
 
 def _scores(ids: Column, weights: Column) -> NDArray[np.float64]:
-    """The scores of ids, null being 0.
+    """The scores of ids, with 0 for null.
 
     Raises:
-        ValueError: If a row has more or fewer scores than ids.
+        ValueError: A row has more or fewer scores than ids.
     """
     assert ids.offsets is not None
     assert weights.offsets is not None

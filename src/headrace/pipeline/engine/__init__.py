@@ -1,1 +1,1 @@
-"""The engine: runs a pipeline's stages ahead of the consumer, in order, within memory; and knows where it is."""
+"""The engine: runs a pipeline's stages ahead of the consumer, in order, within a memory budget, and resumably."""

@@ -1,4 +1,4 @@
-"""Builds the state machine of a pipeline, and the tunables that change its numbers."""
+"""Builds the state machine of a pipeline, and the tunables that change its settings."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from headrace.pipeline.logical_plan import LogicalPlan
 __all__ = ["build_state", "build_tunables", "first_bytes"]
 
 MAX_PREFETCH = 1024
-"""Most batches made ahead; the memory budget normally ends it long before."""
+"""Maximum prefetched batches; normally the memory budget is reached long before."""
 
 READ_AHEAD_SHARE = 0.5
 MAX_READ_AHEAD_BYTES = 256 << 20
-"""Splits read before their turn may hold the smaller of this share of the budget and this size, unless set."""
+"""Default read-ahead: splits read before their turn may hold the smaller of this share of the budget and this size."""
 
 
 def build_state(
     plan: LogicalPlan, groups: Sequence[StageGroup], options: OpenOptions, position: Position, decisions: Decisions
 ) -> PipelineState:
-    """Empty lanes for a pipeline that starts at a position."""
+    """Build empty lanes for a pipeline that starts at a position."""
     source = SourceLane(
         options.stage_workers.get("source"),
         len(plan.source),
@@ -47,7 +47,7 @@ def build_state(
             num_rebatches += 1
         own_limit = options.stage_workers.get(group.stages[0].name)
         in_threads = group.executor == "thread"
-        copies = 0 if in_threads else 1  # a worker process is sent one of its input
+        copies = 0 if in_threads else 1  # a worker process receives a copy of its input
         lanes.append(StageLane(group.name, own_limit, rebatcher=rebatcher, in_threads=in_threads, copies=copies))
     return PipelineState(
         source,
@@ -63,12 +63,12 @@ def build_state(
 def build_tunables(
     state: PipelineState, limit_bytes: int, change: Callable[[object, str, int], None]
 ) -> Mapping[str, Tunable]:
-    """Everything that may be changed while a pipeline runs, by name.
+    """All settings that may change while a pipeline runs, by name.
 
     Args:
-        state: Holds the numbers.
-        limit_bytes: Memory this process may use.
-        change: Sets an attribute of an object to a value, safely.
+        state: Holds the settings.
+        limit_bytes: Memory that this process may use.
+        change: Sets an attribute of an object to a value, thread-safely.
     """
     return {tunable.name: tunable for tunable in _tunables(state, limit_bytes, change)}
 
@@ -80,7 +80,7 @@ def _tunables(state: PipelineState, limit_bytes: int, change: Callable[[object, 
 
     yield number(state, "num_workers", "workers", 1, MAX_WORKERS, "workers")
     for index, lane in enumerate(state.lanes):
-        # Unless it has a limit of its own, a lane may use as many workers as there are threads.
+        # A lane without a limit of its own may use as many workers as there are threads.
         get, set_ = partial(state.limit, index), partial(change, lane, "own_limit")
         yield Tunable(f"{lane.name}.workers", min=1, max=MAX_WORKERS, unit="workers", get=get, set=set_)
     yield number(state, "num_prefetch", "prefetch", 0, MAX_PREFETCH, "elements")
@@ -89,6 +89,6 @@ def _tunables(state: PipelineState, limit_bytes: int, change: Callable[[object, 
 
 
 def first_bytes(source: Source, split: int) -> int:
-    """Bytes of a source batch as the source estimates them, if it does; later ones are learned."""
+    """The source's own estimate of the bytes of a source batch, if it has one; later estimates are learned."""
     estimate = getattr(source, "estimate_bytes", None)
     return int(estimate(split)) if estimate is not None and split < len(source) else 0

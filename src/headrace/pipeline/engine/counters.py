@@ -1,7 +1,8 @@
-"""What a pipeline did lately: per stage CPU time, waits, items, rows and bytes; and how long the consumer waited.
+"""Pipeline counters over a recent window: CPU time, waits, elements, rows and bytes per stage, and the consumer's
+waits.
 
-Totals only grow. A window is the difference between the totals now and a copy of them made some seconds ago, so that
-counting costs additions and a reading is never a mean over the whole life of a pipeline.
+Totals only grow. A window is the difference between the current totals and a copy made some seconds ago, so counting
+costs only additions and a reading is never a mean over the pipeline's whole lifetime.
 """
 
 from __future__ import annotations
@@ -19,15 +20,15 @@ from headrace.pipeline.transformations.chain import StageUse
 __all__ = ["ConsumerReading", "PipelineCounters", "Recorder", "StageReading", "StageTotals", "count_waits"]
 
 SNAPSHOT_EVERY_S = 0.25
-"""Totals are copied this often; a window is exact to this."""
+"""Interval between copies of the totals; the precision of a window."""
 
 NUM_SNAPSHOTS = 241
-"""Copies kept: a minute."""
+"""Number of copies kept, covering a minute."""
 
 
 @dataclass(slots=True)
 class StageTotals:
-    """What a stage used since the pipeline was opened; the fields are those of `StageReading`."""
+    """Totals of a stage since the pipeline was opened; fields as in `StageReading`."""
 
     num_elements: int = 0
     num_rows_in: int = 0
@@ -56,27 +57,29 @@ class StageTotals:
 
 @dataclass(frozen=True, slots=True)
 class StageReading:
-    """A stage over a window.
+    """Counters of one stage over a window.
 
     Attributes:
-        name: Of the stage.
-        group: Stages that one worker call runs together share their workers, waits and queue; joined by "+".
-        num_workers: Elements the group may work on at once.
-        num_running: Elements it is working on.
-        queue_depth: Elements that wait in front of the group.
+        name: Name of the stage.
+        group: Names of the stages that one worker call runs together, joined by "+"; they share workers, waits and
+            queue.
+        num_workers: Maximum elements the group processes at once.
+        num_running: Elements it is processing now.
+        queue_depth: Elements waiting for the group now.
         num_elements: Elements finished in the window.
-        num_rows_in: Rows taken in.
-        num_rows_out: Rows given out.
-        num_bytes_in: Bytes taken in.
-        num_bytes_out: Bytes given out.
-        cpu_s: CPU seconds, by the clock of the thread or process that ran it.
-        wall_s: Wall seconds, added up over workers.
-        wait_input_s: Worker seconds without an element to work on.
-        wait_output_s: Worker seconds held back: enough is done ahead, or there is no memory for the result.
-        wait_memory_s: Seconds, not of each worker, in which there was no memory for another result.
-        wait_worker_s: Seconds, likewise, in which there was an element to work on but all threads were busy elsewhere.
-        queued_s: Wall seconds in which worker processes were ready without a CPU; 0 for threads.
-        visit_ratio: Elements for each batch delivered; 0 if none was.
+        num_rows_in: Input rows.
+        num_rows_out: Output rows.
+        num_bytes_in: Input bytes.
+        num_bytes_out: Output bytes.
+        cpu_s: CPU seconds of the threads or processes that ran it.
+        wall_s: Wall seconds, summed over workers.
+        wait_input_s: Worker seconds spent waiting for input.
+        wait_output_s: Worker seconds held back because enough results are ready or there is no memory for another one.
+        wait_memory_s: Seconds (not summed over workers) without memory for another result.
+        wait_worker_s: Seconds (not summed over workers) in which an element was waiting but all threads were busy with
+            other stages.
+        queued_s: Wall seconds in which worker processes were runnable but had no CPU; 0 for threads.
+        visit_ratio: Elements per batch delivered; 0 if none was delivered.
     """
 
     name: str
@@ -101,7 +104,7 @@ class StageReading:
 
 @dataclass(frozen=True, slots=True)
 class ConsumerReading:
-    """The consumer over a window: batches and rows taken, seconds it waited for one, seconds between its requests."""
+    """Counters of the consumer over a window: batches and rows taken, seconds waiting, seconds between requests."""
 
     num_batches: int
     num_rows: int
@@ -111,19 +114,19 @@ class ConsumerReading:
 
 @dataclass(frozen=True, slots=True)
 class PipelineCounters:
-    """A reading of all counters.
+    """Counters of a pipeline over a window.
 
     Attributes:
-        window_s: Seconds it covers.
-        stages: By name, from the source on.
-        consumer: Who takes the batches.
-        bytes_in_flight: Charged to the ledger now.
-        peak_bytes: Most ever charged.
-        budget_bytes: What may be charged; 0 without a ledger.
-        num_threads: Worker threads that run stages at once.
-        process_groups: Groups whose stages run in worker processes.
-        process_cpu_s: CPU seconds of this process, all threads.
-        reads_storage: Whether the source reads files or the like; one in memory does not.
+        window_s: Seconds covered.
+        stages: Counters of each stage by name, in data order, starting with the source.
+        consumer: Counters of the consumer.
+        bytes_in_flight: Bytes charged to the memory ledger now.
+        peak_bytes: Maximum bytes ever charged.
+        budget_bytes: Memory budget of the ledger; 0 without a ledger.
+        num_threads: Number of worker threads that may run stages at once.
+        process_groups: Names of the groups whose stages run in worker processes.
+        process_cpu_s: CPU seconds of all threads of this process.
+        reads_storage: Whether the source reads from storage or a network, rather than from memory.
     """
 
     window_s: float
@@ -138,7 +141,7 @@ class PipelineCounters:
     reads_storage: bool = True
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain values."""
+        """The counters as plain values."""
         return asdict(self)
 
 
@@ -152,7 +155,7 @@ class _ConsumerTotals:
 
 @dataclass(slots=True)
 class GroupNow:
-    """The workers and queue of a group at this moment."""
+    """Current workers and queue of a group."""
 
     name: str
     num_workers: int
@@ -162,12 +165,12 @@ class GroupNow:
 
 @dataclass
 class Recorder:
-    """Totals of all stages, and copies of them at some moments; whoever calls it holds a lock.
+    """Totals of all stages and periodic copies of them. Not thread-safe: callers hold a lock.
 
     Attributes:
-        names: Stage names, from the source on.
-        clock: Monotonic seconds.
-        cpu_clock: CPU seconds of the process.
+        names: Stage names, starting with the source.
+        clock: Returns monotonic seconds.
+        cpu_clock: Returns the CPU seconds of the process.
     """
 
     names: Sequence[str]
@@ -184,13 +187,13 @@ class Recorder:
         self._next_copy = self._copies[0][0] + SNAPSHOT_EVERY_S
 
     def tick(self, now: float) -> None:
-        """Keep a copy of the totals if the last one is old enough."""
+        """Copy the totals if the last copy is old enough."""
         if now >= self._next_copy:
             self._copies.append((now, self._copy()))
             self._next_copy = now + SNAPSHOT_EVERY_S
 
     def delivered(self, num_rows: int, wait_s: float, busy_s: float) -> None:
-        """Count a batch the consumer took after `wait_s`, having been busy elsewhere for `busy_s`."""
+        """Count a batch that the consumer took after waiting `wait_s`, having been busy elsewhere for `busy_s`."""
         self.consumer.num_batches += 1
         self.consumer.num_rows += num_rows
         self.consumer.wait_s += wait_s
@@ -199,11 +202,12 @@ class Recorder:
     def read(
         self, window_s: float, groups: Mapping[str, GroupNow]
     ) -> tuple[float, dict[str, StageReading], ConsumerReading]:
-        """Seconds covered, readings of the stages and of the consumer.
+        """Read the window: seconds covered, counters of the stages and of the consumer.
 
         Args:
-            window_s: About the last so many seconds, a minute at most; infinity for all since the pipeline was opened.
-            groups: The workers and queues now.
+            window_s: Approximate length of the window, a minute at most; infinity for everything since the pipeline was
+                opened.
+            groups: Current workers and queues.
         """
         now = self.clock()
         start, then = self._begin(now, window_s)
@@ -223,12 +227,12 @@ class Recorder:
         return now - start, readings, ConsumerReading(*consumer)
 
     def process_cpu_s(self, window_s: float) -> float:
-        """CPU seconds that all threads of this process took over the same window."""
+        """CPU seconds of all threads of this process over the same window."""
         _, then = self._begin(self.clock(), window_s)
         return float(self.cpu_clock() - then[-1][0])
 
     def _begin(self, now: float, window_s: float) -> tuple[float, tuple[tuple[Any, ...], ...]]:
-        """When a window began, and the totals then."""
+        """Start time of a window, and the totals at that time."""
         oldest = self._first if math.isinf(window_s) else self._copies[0]
         return next(((at, copy) for at, copy in reversed(self._copies) if at <= now - window_s), oldest)
 
@@ -239,13 +243,13 @@ class Recorder:
 def count_waits(
     stages: Mapping[str, StageTotals], state: PipelineState, names: Sequence[Sequence[str]], passed_s: float
 ) -> None:
-    """Add some seconds to the reason why each lane starts nothing, for each of its workers that is idle.
+    """Add `passed_s` to each idle lane's wait counter, per idle worker, according to the reason it is idle.
 
     Args:
         stages: Totals by name.
-        state: As it was in these seconds.
-        names: Of the stages in each lane.
-        passed_s: The seconds.
+        state: State of the pipeline during these seconds.
+        names: Names of the stages in each lane.
+        passed_s: Seconds since the last call.
     """
     for index, (lane, lane_names) in enumerate(zip(state.lanes, names, strict=True)):
         reason = state.why_idle(index)

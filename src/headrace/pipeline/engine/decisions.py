@@ -1,4 +1,4 @@
-"""What a pipeline decided by itself, with reasons: kept in memory, and passed on to a run's decision log."""
+"""A pipeline's automatic decisions and their reasons, kept in memory and passed on to a run's decision log."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ NUM_KEPT = 1000
 
 
 class DecisionRecorder(Protocol):
-    """Where decisions go, for instance a `headrace.observe.DecisionLog`."""
+    """Receiver of decisions, for instance a `headrace.observe.DecisionLog`."""
 
     def record(
         self,
@@ -24,15 +24,15 @@ class DecisionRecorder(Protocol):
         reason: str,
         snapshot: Mapping[str, Any] | None = None,
     ) -> Any:
-        """Write one decision; the arguments are the attributes of `Decision`."""
+        """Record one decision; the arguments are the attributes of `Decision`."""
         ...
 
 
 class Decisions:
-    """The latest decisions; any thread may record."""
+    """The latest decisions. Thread-safe."""
 
     def __init__(self, log: DecisionRecorder | None = None) -> None:
-        """Keep decisions, and pass them on to a log if there is one."""
+        """Keep decisions, and pass them on to `log` if given."""
         self._log = log
         self._start = time.monotonic()
         self._kept: deque[Decision] = deque(maxlen=NUM_KEPT)
@@ -44,7 +44,7 @@ class Decisions:
         reason: str,
         snapshot: Mapping[str, Any] | None = None,
     ) -> None:
-        """Keep one decision, unless it repeats the last one."""
+        """Record a decision, unless it repeats the last one."""
         decision = Decision(time.monotonic() - self._start, who, dict(change), reason, dict(snapshot or {}))
         last = self._kept[-1] if self._kept else None
         if last is not None and (last.who, last.change, last.reason) == (who, decision.change, reason):
@@ -54,5 +54,5 @@ class Decisions:
             self._log.record(who, change, reason, snapshot)
 
     def list(self) -> list[Decision]:
-        """What is kept, oldest first."""
+        """The decisions kept, oldest first."""
         return list(self._kept)

@@ -1,6 +1,6 @@
-"""What happens to an element between its stage and the consumer: faults become rejects, failures become errors.
+"""Applies results to elements: faults become rejected rows, failures become errors.
 
-The texts that a user reads about a failed stage are all made here.
+All error messages about a failed stage are made here.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ __all__ = [
 ]
 
 NUM_NAMED = 5
-"""Rows and splits named in an error text."""
+"""Maximum number of rows or splits named in an error message."""
 
 
 def element_of(batch: SourceBatch, split: int, number: int) -> Element:
-    """The element that a source batch becomes, the one of that number in its split."""
+    """Make an element from source batch `number` of a split."""
     losses = RowStats(num_dropped=batch.num_dropped) if batch.num_dropped else NO_ROWS
     if batch.num_quarantined:
         assert batch.rejects is not None
@@ -55,7 +55,7 @@ def element_of(batch: SourceBatch, split: int, number: int) -> Element:
 
 
 def apply_result(element: Element, result: ChainResult, stages: Sequence[Stage], source: Source) -> None:
-    """Change an element into what its stages made of it, with the rows they lost."""
+    """Update an element with the result of its stages, including the rows they lost."""
     losses = RowStats(num_filtered=result.num_filtered) if result.num_filtered else NO_ROWS
     for faults in result.faults:
         if faults.quarantine:
@@ -69,7 +69,7 @@ def apply_result(element: Element, result: ChainResult, stages: Sequence[Stage],
 
 
 def pipeline_error(fault: StageFault, stages: Sequence[Stage], element: Element, source: Source) -> PipelineError:
-    """The error a user sees: stage and function, what was raised, and where the rows lie."""
+    """The error a user sees: stage and function, the exception, and the location of the rows."""
     text = f"{stages[fault.transformation].label}: {fault.reason}"
     if fault.row_ids:
         text += f"; at {_rows(fault.row_ids, source)}"
@@ -83,20 +83,20 @@ def pipeline_error(fault: StageFault, stages: Sequence[Stage], element: Element,
 
 
 def source_error(error: Exception, source: Source, split: int) -> HeadraceError:
-    """The error a user sees when a source raises; what it raises on purpose names the place itself."""
+    """The error a user sees when a source raises; errors that it raises deliberately already name the place."""
     if isinstance(error, HeadraceError):
         return error
     return PipelineError(f"stage source: {type(error).__name__}: {error}; in {source.describe(split)}")
 
 
 def stack_of(thread: threading.Thread) -> str:
-    """Where a thread is now, in the form of a traceback."""
+    """The current stack of a thread, formatted as a traceback."""
     frame = sys._current_frames().get(thread.ident or 0)
     return "" if frame is None else "".join(traceback.format_stack(frame))
 
 
 def stuck_error(group: StageGroup, element: Element, source: Source, stack: str) -> PipelineError:
-    """The error for an element that takes longer than its stage may; the stack is a note to it and in the text."""
+    """The error for an element that exceeds its stage's timeout; the full stack is attached as a note."""
     last = stack.rstrip().rsplit("  File ", 1)[-1].replace("\n", " ").strip()
     error = PipelineError(
         f"{group.stages[0].label}: no result within timeout_s={group.timeout_s:g} for "
@@ -107,7 +107,7 @@ def stuck_error(group: StageGroup, element: Element, source: Source, stack: str)
 
 
 def describe_element(element: Element, source: Source) -> str:
-    """Which rows an element holds, for texts."""
+    """Describe the rows of an element, for messages."""
     return f"element {'.'.join(map(str, element.key))} ({element.num_rows} rows of {_where(element, source)})"
 
 
@@ -125,7 +125,7 @@ def _rows(row_ids: Sequence[int], source: Source) -> str:
 
 
 def _file_of(element: Element, row_id: int, source: Source) -> tuple[str, int | None]:
-    """File and row group of a row; behind a cut an element may have rows of several groups or files."""
+    """File and row group of a row. After regrouping, an element may hold rows of several row groups or files."""
     where = _where(element, source)
     if (len(element.splits) > 1 or ", row groups " in where) and hasattr(source, "locate"):
         return str(source.locate(row_id)).rpartition(", row ")[0], None

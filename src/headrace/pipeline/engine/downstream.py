@@ -1,4 +1,4 @@
-"""`DownstreamStage`: work that the consumer of a pipeline does itself, counted with the pipeline's own stages."""
+"""`DownstreamStage`: a stage that the consumer of a pipeline runs itself, counted with the pipeline's own stages."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["CountedPipeline", "DownstreamStage"]
 
 
 class _Counted(Protocol):
-    """What a feed tells about itself."""
+    """A feed with counters and tunables."""
 
     tunables: Mapping[str, Tunable]
 
@@ -25,23 +25,22 @@ class _Counted(Protocol):
 
 
 class DownstreamStage:
-    """Counts a stage that the consumer runs itself, and the consumer behind it. Thread-safe.
+    """Counters of a stage that the consumer runs itself, and of the consumer after it. Thread-safe.
 
-    The pipeline only sees the thread that takes its elements. With this stage the consumer in the counters is the one
-    that uses its results, so `explain` and the tuner see the whole way to it.
+    The pipeline only sees the thread that takes its elements. With this stage, the consumer in the counters is the
+    thread that uses the stage's results, so `explain` and the tuner see the whole path.
 
     Attributes:
-        name: Of the stage.
-        num_workers: Threads that it may use; they are not the tuner's to change.
+        name: Name of the stage.
+        num_workers: Threads that it may use; the tuner does not change them.
     """
 
     def __init__(self, name: str, num_workers: int, *, clock: Callable[[], float] | None = None) -> None:
-        """Begin to count.
+        """Start counting.
 
         Args:
-            name: Of the stage.
-            num_workers: Threads that it may use.
-            clock: Monotonic seconds; None for `time.monotonic`.
+            name: Name of the stage.
+            num_workers: Threads that it may use. clock: Returns monotonic seconds; None for `time.monotonic`.
         """
         self.name = name
         self.num_workers = num_workers
@@ -51,31 +50,31 @@ class DownstreamStage:
         self._num_arrived = 0
 
     def arrived(self) -> None:
-        """An element has come out of the pipeline."""
+        """Record that an element came out of the pipeline."""
         with self._lock:
             self._num_arrived += 1
 
     def add(self, use: StageUse, num_bytes_in: int) -> None:
-        """Count one element that is done."""
+        """Count one finished element."""
         with self._lock:
             self._recorder.stages[self.name].add(use, num_bytes_in)
             self._recorder.tick(self._clock())
 
     def delivered(self, num_rows: int, wait_s: float, busy_s: float) -> None:
-        """Count a batch that the consumer waited for, and the seconds that it was busy since the one before."""
+        """Count a batch taken after waiting `wait_s`, the consumer having been busy for `busy_s` before."""
         with self._lock:
             self._recorder.delivered(num_rows, wait_s, busy_s)
             self._recorder.tick(self._clock())
 
     @property
     def tunable(self) -> Tunable:
-        """The number of workers, as a number with one possible value."""
+        """The number of workers, as a tunable with a single allowed value."""
         workers = self.num_workers
         get, set_ = (lambda: workers), (lambda value: None)
         return Tunable(f"{self.name}.workers", min=workers, max=workers, unit="workers", get=get, set=set_)
 
     def extend(self, counters: PipelineCounters, window_s: float) -> PipelineCounters:
-        """The counters of a pipeline with this stage at its end."""
+        """A pipeline's counters with this stage appended."""
         with self._lock:
             waiting = self._num_arrived - self._recorder.stages[self.name].num_elements
             now = GroupNow(self.name, self.num_workers, min(waiting, self.num_workers), waiting)
@@ -89,26 +88,26 @@ class DownstreamStage:
 
 
 class CountedPipeline:
-    """What the tuner and other readers see of a running pipeline: its feed, and a stage behind it if there is one.
+    """A running pipeline as the tuner sees it: its feed, and a downstream stage if there is one.
 
     Attributes:
-        downstream: The stage behind the pipeline, or None.
+        downstream: The downstream stage, or None.
     """
 
     def __init__(self, feed: _Counted) -> None:
-        """Args: feed: Runs the pipeline's own stages."""
+        """Wrap the feed that runs the pipeline's own stages."""
         self._feed = feed
         self.downstream: DownstreamStage | None = None
 
     @property
     def tunables(self) -> Mapping[str, Tunable]:
-        """Everything that may be changed, by name."""
+        """All settings that may change, by name."""
         if self.downstream is None:
             return self._feed.tunables
         tunable = self.downstream.tunable
         return MappingProxyType({**self._feed.tunables, tunable.name: tunable})
 
     def counters(self, window_s: float) -> PipelineCounters:
-        """What all stages did lately."""
+        """Counters of all stages over a recent window."""
         counters = self._feed.counters(window_s)
         return counters if self.downstream is None else self.downstream.extend(counters, window_s)

@@ -1,4 +1,4 @@
-"""`Element`: what travels through a pipeline: rows, the position after them, and what became of rows that were lost."""
+"""`Element`: the unit that travels through a pipeline: rows, their position, and counts of lost rows."""
 
 from __future__ import annotations
 
@@ -13,32 +13,32 @@ __all__ = ["Element", "Hold", "merge_splits"]
 
 
 class Hold(Protocol):
-    """A share in bytes charged to the memory ledger, given back once."""
+    """A reference-counted charge to the memory ledger."""
 
     def share(self) -> None:
-        """One more owner."""
+        """Add an owner."""
         ...
 
     def release(self) -> None:
-        """One owner less; the last one gives the bytes back."""
+        """Remove an owner; the last one returns the bytes."""
         ...
 
 
 @dataclass(slots=True, eq=False)
 class Element:
-    """A unit of work: some rows in one form or another.
+    """A unit of work: some rows at some stage of processing.
 
     Attributes:
-        payload: A `pa.RecordBatch`; behind a rebatcher a list of `RowSlice`s; behind a transform a `Batch`; None
-            without rows.
+        payload: A `pa.RecordBatch`; after a rebatcher a list of `RowSlice`s; after a transform a `Batch`; None without
+            rows.
         num_rows: Rows in the payload.
-        key: Which element of its stream this is; together with seed and epoch it seeds random numbers.
-        before: Position from which this element and all behind it can be rebuilt.
-        after: The same for the element behind it.
-        losses: Rows lost on the way that are accounted together with this element; none of them used.
-        splits: Splits of the source that its rows come from, for error texts.
-        num_bytes: Bytes of the payload as charged to the ledger.
-        holds: Shares in what other elements were charged, where the payload still points into their memory.
+        key: Identifies the element within its stream; with seed and epoch it seeds random numbers.
+        before: Position from which this element and all later ones can be rebuilt.
+        after: Position from which the next element and all later ones can be rebuilt.
+        losses: Counts of lost rows that are reported together with this element.
+        splits: Source splits that its rows come from, for error messages.
+        num_bytes: Bytes of the payload, as charged to the ledger.
+        holds: Shared charges of other elements whose memory the payload still points into.
     """
 
     payload: Any
@@ -52,12 +52,12 @@ class Element:
     holds: tuple[Hold, ...] = ()
 
     def release(self) -> None:
-        """Give back what is held for the payload."""
+        """Release all charges held for the payload."""
         for hold in self.holds:
             hold.release()
         self.holds = ()
 
 
 def merge_splits(groups: Iterable[tuple[int, ...]]) -> tuple[int, ...]:
-    """All splits named in the groups, each once, in order."""
+    """The distinct splits of all groups, in order."""
     return tuple(sorted({split for group in groups for split in group}))

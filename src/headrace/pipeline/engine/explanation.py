@@ -1,4 +1,4 @@
-"""`Explanation`: what limits a running pipeline, why, and what would help; filled in by whoever watches it."""
+"""`Explanation`: the bottleneck of a running pipeline, its cause, and what would help."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ __all__ = ["Explanation", "StageShare"]
 
 
 ANY_PER_S = 1e7
-"""A stage that could give more has done nothing of late, or next to nothing."""
+"""Rates above this mean that the stage did almost no work in the window."""
 
 
 @dataclass(frozen=True)
 class StageShare:
-    """What one stage needs for a batch.
+    """The cost of one stage per batch.
 
     Attributes:
-        name: The stage; several that one worker call runs together are joined by "+".
-        workers: Elements it may work on at once.
-        cpu_s: CPU seconds for each batch delivered.
-        blocked_s: Seconds a worker spends without a CPU for each batch: storage, network, locks.
-        rate_per_s: Batches a second its workers could give if each had a CPU whenever it needs one.
-        busy_ratio: Share of its workers that is at work.
+        name: Name of the stage; stages that one worker call runs together are joined by "+".
+        workers: Maximum elements it processes at once.
+        cpu_s: CPU seconds per batch delivered.
+        blocked_s: Seconds per batch that a worker is blocked on storage, the network or locks.
+        rate_per_s: Batches per second that its workers could produce if each had a CPU whenever it needs one.
+        busy_ratio: Share of its workers that are busy.
     """
 
     name: str
@@ -36,21 +36,21 @@ class StageShare:
 
 @dataclass(frozen=True)
 class Explanation:
-    """What limits a pipeline.
+    """The bottleneck of a pipeline, and what would help.
 
     Attributes:
         limit: "consumer", "memory", "CPUs", "overhead", "GIL", "storage", "waiting" or "workers".
-        stage: The stage that gives the least; the one to look at unless the limit is the consumer.
-        rate_per_s: Batches delivered a second.
-        consumer_per_s: Batches the trainer could take a second, from its own time between requests.
-        worker_gain: Predicted gain of one more worker at that stage, as a share of the rate.
-        cpu_gain: Predicted gain of one more CPU, with workers added as needed.
-        reason: One sentence.
-        help: One sentence: what would help.
-        stages: All stages, from the source on.
-        tuner: What the tuner did last, and why; empty without one.
-        consumer_s: Seconds that the trainer worked in the time explained.
-        starved_s: Seconds that it waited for batches.
+        stage: The slowest stage; look there unless the limit is the consumer.
+        rate_per_s: Batches delivered per second.
+        consumer_per_s: Batches per second that the trainer could consume, from the time between its requests.
+        worker_gain: Predicted gain from one more worker at that stage, as a fraction of the rate.
+        cpu_gain: Predicted gain from one more CPU, with workers added as needed, as a fraction of the rate.
+        reason: Why this is the bottleneck, in one sentence.
+        help: What would help, in one sentence.
+        stages: All stages, starting with the source.
+        tuner: The tuner's last action and its reason; empty without a tuner.
+        consumer_s: Seconds the trainer was busy in the window.
+        starved_s: Seconds the trainer waited for batches.
     """
 
     limit: str
@@ -67,12 +67,12 @@ class Explanation:
     starved_s: float = 0.0
 
     def __str__(self) -> str:
-        takes = "takes them at once" if math.isinf(self.consumer_per_s) else f"could take {_rate(self.consumer_per_s)}"
+        takes = "is always ready" if math.isinf(self.consumer_per_s) else f"could take {_rate(self.consumer_per_s)}"
         where = "" if self.limit == "consumer" else f", at stage {self.stage}"
         lines = [
             f"limit: {self.limit}{where}",
             f"why:   {self.reason}",
-            f"rate:  {_rate(self.rate_per_s)} batches a second; the trainer {takes}",
+            f"rate:  {_rate(self.rate_per_s)} batches per second; the trainer {takes}",
             f"gain:  one more worker at {self.stage} {self.worker_gain:+.1%}, one more CPU {self.cpu_gain:+.1%}",
         ]
         lines += [f"help:  {self.help}"] if self.help else []
@@ -87,7 +87,7 @@ def _rate(per_s: float) -> str:
 def _table(stages: Sequence[StageShare]) -> list[str]:
     if not stages:
         return []
-    rows = [("stage", "workers", "at work", "CPU ms a batch", "blocked ms a batch", "could give")]
+    rows = [("stage", "workers", "busy", "CPU ms/batch", "blocked ms/batch", "max rate")]
     rows += [
         (
             stage.name,

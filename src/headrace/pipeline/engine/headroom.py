@@ -1,9 +1,10 @@
-"""`Headroom`: whether the process has the memory for more work, whatever the ledger believes.
+"""`Headroom`: whether the process has memory for more work, based on measurements rather than the ledger.
 
-The ledger counts bytes of elements. What functions take beside them while they work is learned here, from how much the
-process grew compared with what was expected; and what worker processes take from what they say with each result.
+The ledger counts bytes of elements. This class learns how much extra memory functions need while they run, from the
+growth of the process compared with the expected growth, and how much worker processes need, from what they report with
+each result.
 
-Plain numbers, without locks, clocks or files: `threads.py` looks at the memory and tells.
+Plain numbers, without locks, clocks or files: `thread_feed.py` measures the memory and reports it.
 """
 
 from __future__ import annotations
@@ -19,28 +20,28 @@ from headrace.resources import Memory, format_bytes
 __all__ = ["Headroom", "MemoryLook", "WorkerMemory", "check_floor"]
 
 FIRST_FACTOR = 3.0
-"""Growth for each byte of a result, before any was measured: a function that makes columns often copies them twice."""
+"""Initial guess of growth per result byte: a function that makes columns often copies them twice."""
 
 MAX_FACTOR = 16.0
-"""A process may grow for other reasons, such as a model that allocates in its first step."""
+"""Limit of the learned factor: a process may grow for other reasons, such as a model's first step."""
 
 MIN_EXPECTED_BYTES = 1 << 20
-"""Growth beside less work than this says nothing about the work."""
+"""With less work than this in progress, growth says nothing about the work."""
 
 TEMPLATE_BYTES = 56 << 20
 WORKER_BYTES = 32 << 20
-"""What the process that forks workers takes (58 MiB measured), and a worker before one was measured (10 MiB without its
+"""Memory of the process that forks workers (58 MiB measured), and a first guess for a worker (10 MiB without
 functions)."""
 
 
 @dataclass(frozen=True, slots=True)
 class MemoryLook:
-    """Memory at one moment.
+    """A memory measurement.
 
     Attributes:
-        available_bytes: What may still be taken.
-        used_bytes: Of this process.
-        peak_bytes: The most it ever had.
+        available_bytes: Memory that may still be allocated.
+        used_bytes: Memory used by this process.
+        peak_bytes: Peak memory of this process.
     """
 
     available_bytes: int
@@ -49,14 +50,14 @@ class MemoryLook:
 
 
 class Headroom:
-    """What was available at the last look, less what the work started since then will take.
+    """Memory available at the last measurement, minus the needs of work started since.
 
-    Without a look there is no limit. Only half of what was seen is given away before memory is looked at again, so that
-    near the limit every start follows a look of its own.
+    Before the first measurement there is no limit. Only half of the available memory is given out before it is measured
+    again, so near the limit every start follows a fresh measurement.
     """
 
     def __init__(self) -> None:
-        """Nothing seen yet."""
+        """Start without a measurement."""
         self._last: MemoryLook | None = None
         self._factor = RecentMax()
         self._growing_bytes = 0.0
@@ -66,20 +67,20 @@ class Headroom:
 
     @property
     def factor(self) -> float:
-        """Growth of the process for each byte of a result."""
+        """Growth of the process per result byte."""
         return max(1.0, self._factor.value) if self._factor.value else FIRST_FACTOR
 
     @property
     def wants_look(self) -> bool:
-        """Whether work was refused for lack of memory, and there may be more by now."""
+        """Whether work was refused for lack of memory since the last measurement, so that a new one is worthwhile."""
         return self._was_short and not self._is_fresh
 
     def growth(self, result_bytes: int, worker_bytes: int | None) -> float:
-        """What work will take: its result, and what functions need beside it, here or in a worker process."""
+        """Expected memory growth from some work: its result, plus what functions need in this or a worker process."""
         return result_bytes * self.factor if worker_bytes is None else result_bytes + worker_bytes
 
     def fits(self, growth_bytes: float) -> bool:
-        """Whether there is memory for so much more."""
+        """Whether there is memory for this growth."""
         if self._last is None:
             return True
         available = self._last.available_bytes if self._is_fresh else self._last.available_bytes / 2
@@ -88,22 +89,22 @@ class Headroom:
         return fits
 
     def started(self, result_bytes: int, growth_bytes: float) -> None:
-        """Work was started that will take so much."""
+        """Record the start of work with this expected growth."""
         self._growing_bytes += growth_bytes
         self._expected_bytes += result_bytes
         self._is_fresh = False
 
     def finished(self, result_bytes: int, num_bytes: int) -> None:
-        """Work is done whose result has another size than was expected."""
+        """Record the end of work, whose result may differ in size from the estimate."""
         self._expected_bytes += max(0, num_bytes - result_bytes)
         self._is_fresh = False
 
     def taken(self) -> None:
-        """The consumer has taken an element, and so let go of the one before it."""
+        """Record that the consumer took an element, and so released the previous one."""
         self._is_fresh = False
 
     def look(self, now: MemoryLook, growing_bytes: float) -> None:
-        """Start again from what is available now; work in progress may still take all it was started with."""
+        """Take a new measurement; work in progress may still grow by its full expected amount."""
         last, self._last = self._last, now
         if last is not None and self._expected_bytes >= MIN_EXPECTED_BYTES:
             peak = now.peak_bytes if now.peak_bytes > last.peak_bytes else now.used_bytes
@@ -114,15 +115,15 @@ class Headroom:
 
 
 class WorkerMemory:
-    """What the worker processes of a stage take. Any thread may call.
+    """Memory needs of a stage's worker processes. Thread-safe.
 
     Attributes:
-        num_started: How many there are.
-        is_short: Whether they should free what they do not need after each element.
+        num_started: Number of worker processes.
+        is_short: Whether memory is short, so that workers should free unused memory after each element.
     """
 
     def __init__(self) -> None:
-        """Nothing measured yet."""
+        """Start without measurements."""
         self.num_started: Callable[[], int] = lambda: 0
         self.is_short = False
         self._lock = threading.Lock()
@@ -130,7 +131,7 @@ class WorkerMemory:
         self._idle, self._growth, self._ratio = RecentMax(), RecentMax(), RecentMax()
 
     def learn(self, before_bytes: int, peak_bytes: int, result_bytes: int) -> None:
-        """A worker had so much before an element came, and so much at most, both without what it shares."""
+        """Record a worker's memory before an element and its peak, both without shared pages."""
         growth = max(0, peak_bytes - before_bytes)
         with self._lock:
             self._idle.add(before_bytes)
@@ -139,7 +140,7 @@ class WorkerMemory:
             self._is_known = True
 
     def need_bytes(self, result_bytes: int, num_busy: int) -> int:
-        """What the next element takes in its worker: less in one that is there than in one that has yet to start."""
+        """Expected memory of the next element in its worker; more if a new worker must be started for it."""
         num_started = self.num_started()
         if self._is_known:
             growth, idle = max(self._growth.value, self._ratio.value * result_bytes), self._idle.value
@@ -151,18 +152,18 @@ class WorkerMemory:
 
 
 def check_floor(memory: Memory, interpreter_bytes: int, element_bytes: int, *, uses_processes: bool) -> None:
-    """Refuse a memory limit under which not even one element at a time can be worked on.
+    """Refuse a memory limit that is too low to process even one element at a time.
 
     Args:
         memory: The limits.
-        interpreter_bytes: What the process takes without the pipeline.
-        element_bytes: Of the first element, as the source estimates it.
+        interpreter_bytes: Memory of the process without the pipeline.
+        element_bytes: The source's estimate for the first element.
         uses_processes: Whether stages run in worker processes.
 
     Raises:
-        ConfigError: Says the floor and what it consists of.
+        ConfigError: The limit is below the minimum, which the message itemises.
     """
-    parts = {"Python and what is loaded": interpreter_bytes, "one element and its result": 2 * element_bytes}
+    parts = {"Python and loaded modules": interpreter_bytes, "one element and its result": 2 * element_bytes}
     if uses_processes:
         parts["worker processes"] = TEMPLATE_BYTES
     floor, limit = sum(parts.values()), memory.limiting

@@ -1,6 +1,6 @@
-"""The reference executor: one element at a time, in the consumer's thread, as plain generators.
+"""The reference executor: one element at a time, in the consumer's thread, with plain generators.
 
-What a pipeline means is written here in its shortest form; the other executors must give the same elements.
+It defines the semantics of a pipeline in the shortest form; the other executors must produce the same elements.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ __all__ = ["InlineFeed"]
 
 
 class InlineFeed:
-    """Elements of a pipeline, made when they are asked for."""
+    """Produces the elements of a pipeline on demand."""
 
     def __init__(self, plan: LogicalPlan, options: OpenOptions, epoch: int, position: Position) -> None:
-        """Prepare the stages; nothing is read yet."""
+        """Prepare the stages without reading anything yet."""
         self._source = plan.source
         self._epoch = epoch
         names = ["source", *(stage.name for stage in plan.stages)]
@@ -54,11 +54,11 @@ class InlineFeed:
         return element
 
     def peek(self, num_batches: int) -> tuple[list[Element], bool]:
-        """Nothing is ready before it is asked for; and whether the end was reached."""
+        """No elements, because none is ready in advance; and whether the end was reached."""
         return [], self._has_ended
 
     def counters(self, window_s: float) -> PipelineCounters:
-        """What the stages did lately."""
+        """Counters of the stages over a recent window."""
         groups = {"source": GroupNow("source", 1, 0, 0)}
         for group in self._groups:
             groups |= {stage.name: GroupNow(group.name, 1, 0, 0) for stage in group.stages}

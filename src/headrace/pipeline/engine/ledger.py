@@ -1,6 +1,6 @@
-"""The memory ledger: bytes of all elements in flight, and what the next piece of work will probably need.
+"""The memory ledger: counts the bytes of all elements in flight and estimates the needs of new work.
 
-Plain numbers, without locks: whoever calls holds one.
+Not thread-safe: callers hold a lock.
 """
 
 from __future__ import annotations
@@ -10,33 +10,33 @@ from collections import deque
 __all__ = ["Charge", "Estimator", "Ledger", "RecentMax"]
 
 SAFETY = 1.1
-"""Reservations are this much above the largest recent need; elements of one pipeline differ little in size."""
+"""Margin of a reservation over the largest recent need; elements of one pipeline differ little in size."""
 
 NUM_RECENT = 32
-"""Elements an estimate remembers: long enough to see the large ones, short enough to forget a drift."""
+"""Number of recent elements in an estimate: enough to include large ones, few enough to follow a drift."""
 
 
 class Ledger:
     """Counts bytes against a budget.
 
     Attributes:
-        budget_bytes: What may be charged. It may change at any time, also below what is charged.
-        used_bytes: Charged now, including reservations of work in progress.
-        peak_bytes: Most ever charged.
+        budget_bytes: Maximum bytes to charge. It may change at any time, even to less than is charged now.
+        used_bytes: Bytes charged now, including reservations of work in progress.
+        peak_bytes: Maximum bytes ever charged.
     """
 
     def __init__(self, budget_bytes: int) -> None:
-        """An empty ledger."""
+        """Create an empty ledger."""
         self.budget_bytes = budget_bytes
         self.used_bytes = 0
         self.peak_bytes = 0
 
     def fits(self, num_bytes: int) -> bool:
-        """Whether so much more can be charged."""
+        """Whether this many more bytes can be charged."""
         return self.used_bytes + num_bytes <= self.budget_bytes
 
     def add(self, num_bytes: int) -> None:
-        """Charge bytes, or give them back if negative."""
+        """Charge bytes, or return them if negative."""
         self.used_bytes += num_bytes
         if self.used_bytes > self.peak_bytes:
             self.peak_bytes = self.used_bytes
@@ -48,58 +48,58 @@ class Charge:
     __slots__ = ("_ledger", "_num_owners", "num_bytes")
 
     def __init__(self, ledger: Ledger, num_bytes: int, reserved_bytes: int = 0) -> None:
-        """Charge bytes in place of what was reserved for them."""
+        """Charge bytes in place of their reservation."""
         self._ledger = ledger
         self._num_owners = 1
         self.num_bytes = num_bytes
         ledger.add(num_bytes - reserved_bytes)
 
     def share(self) -> None:
-        """One more owner."""
+        """Add an owner."""
         self._num_owners += 1
 
     def release(self) -> None:
-        """One owner less; the last one gives the bytes back."""
+        """Remove an owner; the last one returns the bytes."""
         self._num_owners -= 1
         if self._num_owners == 0:
             self._ledger.add(-self.num_bytes)
-        assert self._num_owners >= 0, "a charge was given back twice"
+        assert self._num_owners >= 0, "a charge was released twice"
 
 
 class RecentMax:
-    """The largest of the latest numbers."""
+    """The maximum of the most recent numbers."""
 
     __slots__ = ("_recent", "value")
 
     def __init__(self) -> None:
-        """None seen yet: 0."""
+        """Start at 0."""
         self._recent: deque[float] = deque(maxlen=NUM_RECENT)
         self.value = 0.0
 
     def add(self, number: float) -> None:
-        """See one more, and forget the oldest."""
+        """Add a number and forget the oldest."""
         recent = self._recent
         forgotten = recent[0] if len(recent) == NUM_RECENT else -1.0
         recent.append(number)
         if number >= self.value:
             self.value = number
-        elif forgotten >= self.value:  # the largest is looked for again only when it is forgotten
+        elif forgotten >= self.value:  # recompute only when the maximum itself is forgotten
             self.value = max(recent)
 
 
 class Estimator:
-    """How many bytes an element becomes, learned from recent ones.
+    """Estimates the result bytes of an element from recent ones.
 
     Attributes:
-        is_known: Whether anything was learned; before that, elements are worked on one at a time.
+        is_known: Whether any result was seen; before that, elements are processed one at a time.
     """
 
     def __init__(self, first_ratio: float = 1.0, copies: float = 0.0) -> None:
-        """Start with a guess.
+        """Start with an initial guess.
 
         Args:
-            first_ratio: Output bytes for each input byte.
-            copies: Copies of the input that work needs beside it.
+            first_ratio: Guessed output bytes per input byte.
+            copies: Extra copies of the input that the work needs.
         """
         self._ratios = RecentMax()
         self._first_ratio = first_ratio
@@ -112,7 +112,7 @@ class Estimator:
         return int(num_bytes_in * (ratio * SAFETY + self._copies))
 
     def learn(self, num_bytes_in: int, num_bytes_out: int) -> None:
-        """Remember one element; those without bytes teach nothing."""
+        """Learn from one element; elements without bytes are ignored."""
         if num_bytes_in > 0:
             self._ratios.add(num_bytes_out / num_bytes_in)
             self.is_known = True

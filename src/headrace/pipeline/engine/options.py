@@ -1,4 +1,4 @@
-"""`OpenOptions`: how a pipeline is run, checked; and which stages one worker call runs together."""
+"""`OpenOptions`: the validated arguments of `Pipeline.open`; and the grouping of stages into worker calls."""
 
 from __future__ import annotations
 
@@ -17,27 +17,27 @@ from headrace.resources import Memory, effective_cpus, effective_memory, parse_b
 __all__ = ["DEFAULT_MEMORY_SHARE", "MAX_WORKERS", "OpenOptions", "StageGroup", "make_groups", "memory_budget"]
 
 DEFAULT_MEMORY_SHARE = 0.25
-"""Of the effective memory limit, for elements in flight: the model, its embeddings and the page cache need the rest."""
+"""Share of the memory limit for elements in flight; the model, its embeddings and the page cache need the rest."""
 
 MAX_WORKERS = 256
-"""Upper limit of every number of workers."""
+"""Upper limit for any number of workers."""
 
 
 @dataclass(frozen=True)
 class OpenOptions:
-    """Arguments of `Pipeline.open`, checked.
+    """The validated arguments of `Pipeline.open`.
 
     Attributes:
-        num_workers: Threads that run stages at once.
-        stage_workers: Own limits of single stages, by name.
-        memory_bytes: Budget of the ledger.
-        memory: What limits the memory of this process.
-        executor: Of stages that do not name one.
-        epoch: Part of all random seeds.
-        rank: This reader.
-        num_ranks: Of so many.
-        decisions: Where decisions are written.
-        tuner: A policy or its name; "none" leaves the numbers as they are.
+        num_workers: Number of threads that run stages.
+        stage_workers: Worker limits of single stages, by name.
+        memory_bytes: Memory budget of the ledger.
+        memory: Memory limits of this process.
+        executor: Executor of stages that do not name one.
+        epoch: Epoch, part of all random seeds.
+        rank: Rank of this reader.
+        num_ranks: Number of readers.
+        decisions: Receives automatic decisions.
+        tuner: A tuning policy or its name; "none" keeps all settings fixed.
     """
 
     num_workers: int
@@ -65,10 +65,10 @@ class OpenOptions:
         decisions: DecisionRecorder | None,
         tuner: Any = None,
     ) -> OpenOptions:
-        """Fill in defaults from the machine.
+        """Validate arguments, with defaults taken from the machine.
 
         Raises:
-            ConfigError: Names the argument, what was given and what was expected.
+            ConfigError: An argument is invalid; the message names it, the given and the expected value.
         """
         if executor not in ("thread", "process", "inline"):
             raise ConfigError(f'open: executor: given {executor!r}, expected "thread", "process" or "inline"')
@@ -97,17 +97,17 @@ class OpenOptions:
             given = type(tuner).__name__
             raise ConfigError(f"open: tuner: given {given}, expected the name of a policy, or a policy object")
         elif isinstance(tuner, str) and tuner not in ("auto", "none"):
-            TUNERS.find(tuner, where="open")  # refuses an unknown name here, not in a thread later
+            TUNERS.find(tuner, where="open")  # reject an unknown name here, not later in a thread
         if executor == "inline":
             tuner = "none"
         return cls(total, stage_workers, budget, memory, executor, epoch, rank, num_ranks, decisions, tuner)
 
 
 def memory_budget(memory_bytes: int | str | None, memory: Memory | None = None) -> int:
-    """Bytes of elements in flight: those asked for ("4GiB"), or for None a share of the effective memory limit.
+    """Memory budget for elements in flight: the given size ("4GiB"), or for None a share of the effective memory limit.
 
     Raises:
-        ConfigError: Not a positive number of bytes.
+        ConfigError: The value is not a positive number of bytes.
     """
     if memory_bytes is None:
         return int((memory or effective_memory()).limit_bytes * DEFAULT_MEMORY_SHARE)
@@ -119,13 +119,13 @@ def memory_budget(memory_bytes: int | str | None, memory: Memory | None = None) 
 
 @dataclass(frozen=True)
 class StageGroup:
-    """Stages that one worker call applies to an element, one after the other.
+    """Consecutive stages that one worker call applies to an element.
 
     Attributes:
-        stages: At least one.
-        executor: Who runs them.
-        rebatch: How the stream is regrouped in front of them, or None.
-        timeout_s: Longest time the call may take, or None.
+        stages: One or more stages.
+        executor: Executor of the stages.
+        rebatch: How the stream is regrouped before them, or None.
+        timeout_s: Maximum seconds of a call, or None.
     """
 
     stages: tuple[Stage, ...]
@@ -140,10 +140,10 @@ class StageGroup:
 
 
 def make_groups(plan: LogicalPlan, options: OpenOptions) -> tuple[StageGroup, ...]:
-    """Join neighbouring stages, so that an element is handed over less often and stays in the CPU's cache.
+    """Group neighbouring stages, so that elements are handed over less often and stay in the CPU's cache.
 
-    A stage is run on its own if it has a timeout or a number of workers of its own; regrouping rows, or another
-    executor, begins a new group.
+    A stage with its own timeout or number of workers forms a group by itself. Regrouping rows, or a different executor,
+    starts a new group.
     """
     groups: list[StageGroup] = []
     last_batch = max((i for i, stage in enumerate(plan.stages) if stage.kind == "batch"), default=-1)

@@ -1,8 +1,8 @@
-"""`ProcessRunner`: applies stages in worker processes, for user functions that hold the GIL.
+"""`ProcessRunner`: runs stages in worker processes, for user functions that hold the GIL.
 
-A thread of the pipeline waits for each busy process (without the GIL). A process that dies is replaced, and the
-element it was working on is given to another one, once. A process that takes too long is asked for its stack and
-ended. Workers are forked from a template without threads, never from this process.
+A pipeline thread waits for each busy process, without holding the GIL. If a process dies it is replaced, and its
+element is retried once in another one. If a process exceeds its timeout, its stack is recorded and it is stopped.
+Workers are forked from a single-threaded template process, never from this one.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ __all__ = ["ProcessRunner"]
 
 
 class ProcessRunner:
-    """Worker processes for one group of stages; as many as there are elements in work."""
+    """Worker processes for one group of stages, one per element in progress."""
 
     def __init__(
         self,
@@ -40,10 +40,10 @@ class ProcessRunner:
         limit: Callable[[], int],
         memory: WorkerMemory,
     ) -> None:
-        """Make the functions ready to be sent; processes start with the first elements.
+        """Pickle the functions; processes start with the first elements.
 
         Raises:
-            ConfigError: A function cannot be sent.
+            ConfigError: A function cannot be sent to a worker process.
         """
         self._group = group
         self._source = source
@@ -55,12 +55,12 @@ class ProcessRunner:
             partial(WorkerProcess, ship(group.name, [stage.transformation for stage in group.stages])),
             limit=limit,
             at_once=lambda: effective_cpus().num_threads,
-            report=lambda pid, how: self._record(pid, f"worker process {pid} {how} while it started"),
+            report=lambda pid, how: self._record(pid, f"worker process {pid} {how} while starting"),
         )
         memory.num_started = lambda: self._pool.num_workers
 
     def run(self, element: Element) -> tuple[StageUse, ...]:
-        """Have a worker process change the element into the result; see `Runner`."""
+        """Process the element in a worker process; see `Runner`."""
         if not element.num_rows:
             return tuple(StageUse(0.0, 0.0, 0, 0, 0) for _ in self._group.stages)
         result = self._call(element)
@@ -108,7 +108,7 @@ class ProcessRunner:
         how = self._pool.end(worker)
         if self._pool.is_closed:
             raise PipelineError(f"stage {self._group.name}: closed")
-        again = "given to another worker" if attempt == 0 else "given up"
+        again = "retried in another worker" if attempt == 0 else "not retried"
         what = f"{describe_element(element, self._source)} is {again}"
         self._record(worker.pid, f"worker process {worker.pid} {how}; {what}")
 

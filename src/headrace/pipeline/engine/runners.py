@@ -1,4 +1,4 @@
-"""Runners: who applies a group of stages to an element. `ThreadRunner` does it in the calling thread."""
+"""Runners: apply a group of stages to an element. `ThreadRunner` does so in the calling thread."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ __all__ = ["Runner", "ThreadRunner", "make_runner"]
 
 
 class Runner(Protocol):
-    """Applies a group of stages; called by several threads at once."""
+    """Applies a group of stages to elements. Thread-safe."""
 
     def run(self, element: Element) -> tuple[StageUse, ...]:
-        """Change the element into the result; return what each stage used.
+        """Replace the element's payload with the result; returns the resources that each stage used.
 
         Raises:
             PipelineError: A stage failed.
@@ -28,12 +28,12 @@ class Runner(Protocol):
         ...
 
     def close(self) -> None:
-        """Stop everything that runs, from any thread."""
+        """Stop all work. May be called from any thread."""
         ...
 
 
 class ThreadRunner:
-    """Runs the stages in the thread that calls."""
+    """Runs the stages in the calling thread."""
 
     def __init__(self, group: StageGroup, source: Source, epoch: int) -> None:
         """Prepare."""
@@ -43,7 +43,7 @@ class ThreadRunner:
         self._epoch = epoch
 
     def run(self, element: Element) -> tuple[StageUse, ...]:
-        """Change the element into the result, here and now."""
+        """Process the element in this thread."""
         seed = (self._epoch, *element.key)
         try:
             result = run_chain(self._transformations, element.payload, element.num_rows, element.num_bytes, seed)
@@ -53,7 +53,7 @@ class ThreadRunner:
         return result.uses
 
     def close(self) -> None:
-        """Nothing to stop: the thread belongs to who calls."""
+        """Do nothing: the thread belongs to the caller."""
 
 
 def make_runner(
@@ -64,21 +64,21 @@ def make_runner(
     limit: Callable[[], int],
     memory: WorkerMemory | None = None,
 ) -> Runner:
-    """The runner that a group asks for.
+    """Create the runner for a group's executor.
 
     Args:
         group: The stages.
-        source: Names places in errors.
-        epoch: Part of all seeds.
-        decisions: Where replaced processes are reported.
-        limit: How many elements may be worked on at once, now.
-        memory: Told what worker processes take.
+        source: Describes the location of rows in error messages.
+        epoch: Epoch, part of all seeds.
+        decisions: Records replaced processes.
+        limit: Returns the current maximum of elements processed at once.
+        memory: Learns the memory needs of worker processes.
 
     Raises:
         ConfigError: A function cannot be sent to a worker process.
     """
     if group.executor == "thread":
         return ThreadRunner(group, source, epoch)
-    from headrace.pipeline.engine.process_runner import ProcessRunner  # only where needed: it uses what only Unix has
+    from headrace.pipeline.engine.process_runner import ProcessRunner  # imported only where needed: it is Unix-only
 
     return ProcessRunner(group, source, epoch, decisions, limit, memory or WorkerMemory())

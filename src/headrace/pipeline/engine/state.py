@@ -1,15 +1,16 @@
-"""`PipelineState`: decides what a running pipeline does next. Events in, instructions out.
+"""`PipelineState`: the scheduler of a running pipeline, as a state machine. Events in, instructions out.
 
-No threads, locks or clocks: `threads.py` calls it under a lock and carries out what it says. The rules:
+No threads, locks or clocks: `thread_feed.py` calls it under a lock and carries out its instructions. The rules:
 
-1. **Nearest to the consumer first.** A free worker takes the work of the last lane that has any, so elements are
-   finished rather than begun, and no share of workers needs to be guessed for any stage.
-2. **Order.** An element leaves a lane when everything before it has left.
-3. **Ahead, but not far.** A lane holds at most a few elements that its successor has no room for yet.
-4. **Memory.** Work is started only with a reservation for its result, and only if after that whatever the oldest
-   undelivered element still needs on its way to the consumer would fit. So it can always go on. If even it does not fit
-   (it is larger than the budget), it goes on alone, and that is reported.
-5. **Headroom.** Nor is work started that the process has no memory for (see `headroom.py`), but for the oldest alone.
+1. **Nearest to the consumer first.** A free worker takes work from the last lane that has any, so elements are finished
+  before new ones are started, and workers need not be divided among stages.
+2. **Order.** An element leaves a lane only after all elements before it.
+3. **Bounded look-ahead.** A lane holds only a few finished elements that its successor has no room for yet.
+4. **Memory.** Work is started only with a reservation for its result, and only if the budget then still has room for
+  everything that the oldest undelivered element needs on its way to the consumer. So that element can always continue.
+  If it alone exceeds the budget, it continues by itself, and this is reported.
+5. **Headroom.** Work is not started if the process has no memory for it (see `headroom.py`), except the oldest element
+  alone.
 """
 
 from __future__ import annotations
@@ -27,25 +28,24 @@ from headrace.resources import format_bytes
 __all__ = ["Blocked", "PipelineState", "Pressure"]
 
 AHEAD = 2
-"""Elements a lane between others may finish ahead, beside those its workers are busy with."""
+"""Elements that an intermediate lane may finish ahead, in addition to those in progress."""
 
 
 class Blocked(StrEnum):
-    """Why a lane starts nothing."""
+    """Why a lane cannot start work."""
 
-    INPUT = "no element to work on"
+    INPUT = "no input"
     LIMIT = "all workers of the stage are busy"
-    AHEAD = "enough is done ahead"
+    AHEAD = "enough results are ready"
     THREADS = "all threads are busy"
     MEMORY = "no memory for the result"
     STOPPED = "the pipeline is stopped"
 
 
 class Pressure(StrEnum):
-    """How near the memory limit of the machine or cgroup is.
+    """Memory pressure: how close the machine or cgroup is to its limit.
 
-    NONE -> PREFETCH: nothing is done ahead any more.
-    PREFETCH -> WORKERS: one worker only; and back as memory becomes free.
+    NONE -> PREFETCH: prefetching stops. PREFETCH -> WORKERS: one worker only; and back as memory becomes free.
     """
 
     NONE = "none"
@@ -54,17 +54,17 @@ class Pressure(StrEnum):
 
 
 class PipelineState:
-    """The lanes of a pipeline, and what may be started in them.
+    """The lanes of a pipeline, and the decisions about which work to start.
 
     Attributes:
-        lanes: The source lane, then one lane for each group of stages.
-        ledger: Bytes in flight.
-        num_workers: Threads that may run stages at once.
-        num_prefetch: Elements the last lane may finish ahead.
-        read_ahead_bytes: Bytes that splits behind the first open one may hold.
-        pressure: From the memory watchdog.
-        headroom: What the process may still take.
-        failure: What the consumer must be told; set when everything before it has been taken.
+        lanes: The source lane, then one lane per group of stages.
+        ledger: Ledger of the bytes in flight.
+        num_workers: Maximum threads that run stages at once.
+        num_prefetch: Elements that the last lane may finish ahead.
+        read_ahead_bytes: Bytes that splits after the first open one may hold.
+        pressure: Memory pressure, set by the memory watchdog.
+        headroom: Memory that the process may still allocate.
+        failure: Error to raise in the consumer, once all elements before it have been taken.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class PipelineState:
         read_ahead_bytes: int,
         report: Callable[[str], None],
     ) -> None:
-        """Start with empty lanes; `report` is told, once a lane, of elements larger than the budget."""
+        """Start with empty lanes; `report` is called, once per lane, if an element exceeds the budget."""
         self.source = source
         self.lanes: tuple[Lane, ...] = (source, *stages)
         self._stages = stages
@@ -100,7 +100,7 @@ class PipelineState:
     # ---- events
 
     def next_work(self, now: float) -> Work | None:
-        """What a free worker should do, marked as started; None if there is nothing it may do."""
+        """The next work for a free worker, marked as started; None if nothing may start."""
         self._pump()
         for index in range(len(self.lanes) - 1, -1, -1):
             found = self._candidate(index)
@@ -108,16 +108,16 @@ class PipelineState:
                 self._start(found, now)
                 return found
             if found is Blocked.MEMORY:
-                return None  # what lies further from the consumer must not take the memory this lane waits for
+                return None  # lanes further from the consumer must not take the memory this lane waits for
         return None
 
     def finished(self, work: Work, *, num_bytes: int = 0, is_view: bool = False) -> None:
-        """A worker has done its work; `work.element` is the result, or `work.failure` is set.
+        """Record that a worker has finished; `work.element` is the result, or `work.failure` is set.
 
         Args:
-            work: From `next_work`.
+            work: Result of `next_work`.
             num_bytes: Bytes of the result.
-            is_view: Whether the result points into the memory of the element it was made from.
+            is_view: Whether the result points into its input's memory.
         """
         lane = self.lanes[work.lane]
         lane.num_running -= 1
@@ -143,7 +143,7 @@ class PipelineState:
             lane.finish(work)
 
     def take(self) -> Element | None:
-        """The next element for the consumer, which owns its bytes from now on; None if none is ready."""
+        """Take the next element for the consumer, which then owns its bytes; None if none is ready."""
         last = self.lanes[-1]
         self._pump()
         if not last.head_is_done():
@@ -161,9 +161,9 @@ class PipelineState:
         return element
 
     def peek(self, num_batches: int) -> tuple[list[Element], bool]:
-        """The next elements with rows that are ready, at most so many, and whether nothing comes behind them.
+        """Up to `num_batches` of the next elements with rows that are ready, and whether they are the last.
 
-        They stay where they are, and charged.
+        They stay in place, and stay charged.
         """
         self._pump()
         last = self.lanes[-1]
@@ -173,11 +173,11 @@ class PipelineState:
         return batches[:num_batches], is_all
 
     def look(self, memory: MemoryLook) -> None:
-        """What memory there is now."""
+        """Record a memory measurement."""
         self.headroom.look(memory, self._running_growth_bytes)
 
     def stop(self) -> None:
-        """Drop everything; work in progress is dropped when it is done."""
+        """Drop all elements; work in progress is dropped when it finishes."""
         for lane in self.lanes:
             lane.clear()
         self._num_cancelled = len(self.lanes)
@@ -186,18 +186,18 @@ class PipelineState:
 
     @property
     def has_batch(self) -> bool:
-        """Whether `take` has something to say: an element, an end or a failure."""
+        """Whether `take` has a result: an element, the end or a failure."""
         self._pump()
         last = self.lanes[-1]
         return last.head_is_done() or last.has_ended
 
     @property
     def has_ended(self) -> bool:
-        """Whether the consumer has taken everything."""
+        """Whether the consumer has taken all elements."""
         return self.failure is not None or self.lanes[-1].has_ended
 
     def has_work(self) -> bool:
-        """Whether `next_work` would return some, or might after a look at the memory."""
+        """Whether `next_work` would return work, or might after a new memory measurement."""
         self._pump()
         for index in range(len(self.lanes) - 1, -1, -1):
             found = self._candidate(index)
@@ -208,18 +208,18 @@ class PipelineState:
         return False
 
     def why_idle(self, index: int) -> Blocked | None:
-        """Why a lane starts nothing, or None if it could."""
+        """Why a lane cannot start work, or None if it can."""
         found = self._candidate(index)
         return None if isinstance(found, Work) else found
 
     def limit(self, index: int) -> int:
-        """Elements a lane may work on at once."""
+        """Maximum elements that a lane processes at once."""
         return self.lanes[index].own_limit or self.num_workers
 
     # ---- rules
 
     def _candidate(self, index: int) -> Work | Blocked:
-        """The work a lane could start now."""
+        """The work that a lane could start now, or why there is none."""
         if index < self._num_cancelled:
             return Blocked.STOPPED
         lane = self.lanes[index]
@@ -227,7 +227,7 @@ class PipelineState:
         if isinstance(found, Blocked):
             return found
         if lane.num_running >= (self.limit(index) if lane.estimator.is_known else 1):
-            return Blocked.LIMIT  # one at a time until it is known how large results are
+            return Blocked.LIMIT  # one at a time until the size of results is known
         num_threads = 1 if self.pressure is Pressure.WORKERS else self.num_workers
         if lane.in_threads and self._threads_running >= num_threads:
             return Blocked.THREADS
@@ -263,7 +263,7 @@ class PipelineState:
         return self.num_prefetch if index == len(self.lanes) - 1 else AHEAD
 
     def _admits(self, work: Work) -> bool:
-        """Whether there is memory to start the work: in the budget, and in the process."""
+        """Whether there is memory for the work, both in the budget and in the process."""
         has_headroom = self.headroom.fits(self._growth_bytes(work))
         slack = max(each.need_bytes for each in self.lanes)
         if self.ledger.fits(work.reserved_bytes + slack) and has_headroom:
@@ -278,7 +278,7 @@ class PipelineState:
         return self.headroom.growth(work.reserved_bytes, of_worker)
 
     def _is_oldest(self, work: Work) -> bool:
-        """Whether the consumer gets nothing more unless this is done."""
+        """Whether the consumer can get nothing more until this work is done."""
         if not all(lane.is_empty for lane in self.lanes[work.lane + 1 :]):
             return False
         return self.source.is_first(work) if work.lane == 0 else not self._stages[work.lane - 1].slots
@@ -288,9 +288,9 @@ class PipelineState:
         if not self.ledger.fits(work.reserved_bytes) and lane.name not in self._over_budget:
             self._over_budget.add(lane.name)
             self._report(
-                f"stage {lane.name} needs {format_bytes(work.reserved_bytes)} for one element beside the "
-                f"{format_bytes(self.ledger.used_bytes)} it is made from, but memory_bytes is "
-                f"{format_bytes(self.ledger.budget_bytes)}: such elements go on alone, above the budget"
+                f"stage {lane.name} needs {format_bytes(work.reserved_bytes)} for one element on top of the "
+                f"{format_bytes(self.ledger.used_bytes)} in use, but memory_bytes is "
+                f"{format_bytes(self.ledger.budget_bytes)}; such elements run alone, above the budget"
             )
         self.ledger.add(work.reserved_bytes)
         work.growth_bytes = self._growth_bytes(work)
@@ -305,7 +305,7 @@ class PipelineState:
             self._stages[work.lane - 1].start(work)
 
     def _pump(self) -> None:
-        """Let elements that are done move on, as far as there is room; an end passes through empty lanes at once."""
+        """Move finished elements on, as far as there is room; the end passes through empty lanes at once."""
         for index in range(len(self.lanes) - 1):
             lane, behind = self.lanes[index], self._stages[index]
             room = self.limit(index + 1) + 1
@@ -319,7 +319,7 @@ class PipelineState:
                 behind.end_input(failed=self._breakage is not None)
 
     def _break_off(self, index: int, failure: BaseException) -> None:
-        """The stream ends at a failed element: what is before it is still delivered, what is behind it is dropped."""
+        """End the stream at a failed element: earlier elements are still delivered, later ones dropped."""
         self._breakage = failure
         for lane in self.lanes[: index + 1]:
             lane.clear()

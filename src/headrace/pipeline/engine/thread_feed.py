@@ -1,7 +1,7 @@
-"""`ThreadFeed`: worker threads that carry out what `PipelineState` decides.
+"""`ThreadFeed`: worker threads that carry out the decisions of `PipelineState`.
 
-Lock order: there is one lock. It is held for decisions and bookkeeping, never while a stage works. Threads start when
-the first batch is asked for and as work is there for them, and rest when there is none.
+There is a single lock, held for decisions and bookkeeping and never while a stage runs. Threads start after the first
+request for a batch, as work appears, and sleep when there is none.
 """
 
 from __future__ import annotations
@@ -35,34 +35,34 @@ from headrace.pipeline.transformations.chain import StageUse
 __all__ = ["WORKER_NAME", "ThreadFeed"]
 
 WORKER_NAME = "headrace-worker"
-"""Name of the threads that run stages."""
+"""Name prefix of the threads that run stages."""
 
 logger = logging.getLogger(__name__)
 
 SAMPLE_EVERY_S = 0.001
-"""Why lanes wait is looked up this often."""
+"""Interval at which the lanes' wait reasons are sampled."""
 
 SHORT_WORK_S = 50e-6
 """Work shorter than this is left to one thread: waking another takes as long, and both would wait for the GIL.
-(Measured with 5 us of work on 2 CPUs: 4 threads took 340 us for an element, one takes 150 us.)"""
+(Measured with 5 us of work on 2 CPUs: 4 threads took 340 us per element, one thread 150 us.)"""
 
 CLOSE_PATIENCE_S = 30.0
-"""How long `close` waits for functions at work; a thread cannot be ended from outside."""
+"""Seconds `close` waits for running functions; a thread cannot be stopped from outside."""
 
 LOOK_AGAIN_S = 0.005
-"""While one thread does all the short work, a waiting consumer looks this often whether it is short no more."""
+"""While one thread does all short work, a waiting consumer checks at this interval whether it still is short."""
 
 VIEW_RATIO = 1.05
-"""A batch whose buffers hold this much more than its rows points into the memory of a larger one."""
+"""A batch whose buffers exceed its rows by this factor is a view of a larger one."""
 
 
 class ThreadFeed:
-    """Elements of a pipeline, made ahead by threads."""
+    """Produces the elements of a pipeline ahead of the consumer, in threads."""
 
     def __init__(
         self, plan: LogicalPlan, options: OpenOptions, epoch: int, position: Position, decisions: Decisions
     ) -> None:
-        """Prepare lanes and runners; nothing is started yet."""
+        """Prepare lanes and runners without starting anything."""
         self._source = plan.source
         self._groups = make_groups(plan, options)
         self._stage_names = [("source",), *(tuple(stage.name for stage in group.stages) for group in self._groups)]
@@ -95,10 +95,10 @@ class ThreadFeed:
     # ---- the consumer's side
 
     def take(self) -> Element | None:
-        """The next element, once it is ready; None at the end.
+        """Wait for the next element; None at the end.
 
         Raises:
-            PipelineError: A stage failed on it.
+            PipelineError: A stage failed on this element.
         """
         with self._lock:
             while True:
@@ -121,13 +121,13 @@ class ThreadFeed:
                 self._check_stuck()
 
     def peek(self, num_batches: int) -> tuple[list[Element], bool]:
-        """The next elements that are ready, at most so many, and whether nothing comes behind them; takes nothing."""
+        """Up to `num_batches` ready elements, without taking them, and whether they are the last."""
         with self._lock:
             self._wake_workers(although_short=True)
             return self._state.peek(num_batches)
 
     def counters(self, window_s: float) -> PipelineCounters:
-        """What the stages did lately."""
+        """Counters of the stages over a recent window."""
         with self._lock:
             state = self._state
             groups: dict[str, GroupNow] = {}
@@ -147,15 +147,15 @@ class ThreadFeed:
             )
 
     def close(self) -> None:
-        """Stop all workers and wait for those at work, but not for ever."""
+        """Stop all workers and wait for busy ones, up to a time limit."""
         with self._lock:
             self._closing = True
             self._work_ready.notify_all()
             self._batch_ready.notify_all()
             threads = list(self._threads)
             if threading.current_thread() in threads:
-                # Garbage collection in a worker, perhaps in the middle of a decision: it must not change the state, nor
-                # wait for threads that may wait for it. The last worker to leave cleans up.
+                # Called by garbage collection in a worker, perhaps in the middle of a decision: it must not change the
+                # state, nor wait for threads that may wait for it. The last worker to leave cleans up.
                 return
             self._state.stop()
         for runner in self._runners:
@@ -165,8 +165,8 @@ class ThreadFeed:
             if thread not in self._stuck:
                 thread.join(max(0.0, deadline - time.monotonic()))
             if thread not in self._stuck and thread.is_alive():
-                logger.warning("close: a worker is still busy and is left behind; it is at\n%s", stack_of(thread))
-        self._readers.clear()  # closes generators, and with them their files
+                logger.warning("close: a worker is still busy and is abandoned; its stack is\n%s", stack_of(thread))
+        self._readers.clear()  # closes the generators and their files
 
     # ---- the workers' side
 
@@ -175,7 +175,7 @@ class ThreadFeed:
         try:
             while not self._closing and self._work_once():
                 pass
-        except BaseException as error:  # a mistake of ours: the consumer must hear of it instead of waiting for ever
+        except BaseException as error:  # our bug: raise it in the consumer, which would otherwise wait forever
             self._state.stop()
             self._state.failure = error
             self._batch_ready.notify_all()
@@ -188,7 +188,7 @@ class ThreadFeed:
                 runner.close()
 
     def _work_once(self) -> bool:
-        """Do the next work, or rest until there is some; False to leave. The lock is held before and after."""
+        """Do the next work, or sleep until there is some; returns False to leave. The lock must be held."""
         me = threading.current_thread()
         now = time.monotonic()
         if self._wants_look:
@@ -210,7 +210,7 @@ class ThreadFeed:
         self._lock.release()
         try:
             uses = self._carry_out(work)
-            worked_s = time.monotonic() - now  # without the wait for the lock
+            worked_s = time.monotonic() - now  # excludes the wait for the lock
         finally:
             self._lock.acquire()
             del self._running[me]
@@ -221,7 +221,7 @@ class ThreadFeed:
         return True
 
     def _look(self, *, short: bool = False) -> None:
-        """See how much memory there is; where it was too little for the next work, free what is only kept first."""
+        """Measure the memory; if it was short for the next work, free unused memory first."""
         self._wants_look = False
         for lane in self._state.lanes:
             if lane.workers is not None:
@@ -229,7 +229,7 @@ class ThreadFeed:
         self._state.look(self._watchdog.look(free_unused=short))
 
     def _carry_out(self, work: Work) -> tuple[StageUse, ...]:
-        """Read or run stages; the result or failure is left in the work."""
+        """Read a batch or run stages, and store the result or failure in the work."""
         if self._watchdog.is_due(work.started_s):
             self._state.pressure = self._watchdog.poll()
             self._wants_look = True
@@ -259,13 +259,13 @@ class ThreadFeed:
         return (StageUse(time.thread_time() - cpu, time.perf_counter() - wall, batch.num_read, num_rows, num_bytes),)
 
     def _record(self, work: Work, uses: tuple[StageUse, ...]) -> None:
-        """Tell the state what was done, and count it."""
+        """Report finished work to the state, and count it."""
         element = work.element
         num_bytes_in, num_bytes = work.num_bytes_in, 0 if element is None else element.num_bytes
         estimator = self._state.lanes[work.lane].estimator
         was_known = estimator.is_known
         self._state.finished(work, num_bytes=num_bytes, is_view=element is not None and _is_view(element))
-        self._wants_look |= estimator.is_known and not was_known  # what the first element took is learned by itself
+        self._wants_look |= estimator.is_known and not was_known  # measure the first element on its own
         names = ["source"] if work.lane == 0 else [stage.name for stage in self._groups[work.lane - 1].stages]
         for name, use in zip(names, uses, strict=False):
             self.recorder.stages[name].add(use, num_bytes_in)
@@ -273,7 +273,7 @@ class ThreadFeed:
         self.recorder.tick(time.monotonic())
 
     def _wake_workers(self, *, although_short: bool = False) -> None:
-        """Have one more thread look for work, if there is any; it does the same for the next."""
+        """Wake one more thread if there is work; it wakes the next one in turn."""
         if self._closing or not (self._num_idle or len(self._threads) < self._max_threads()):
             return
         if self._running and self._mean_work_s < SHORT_WORK_S and not although_short:
@@ -288,13 +288,13 @@ class ThreadFeed:
         thread.start()
 
     def _max_threads(self) -> int:
-        """Worker threads: those that run stages, and one for each process that is waited for."""
+        """Maximum worker threads: those that run stages, and one per busy worker process."""
         state = self._state
         waiting = sum(state.limit(index) for index, lane in enumerate(state.lanes) if not lane.in_threads)
         return state.num_workers + waiting
 
     def _sample(self, now: float) -> None:
-        """Add the time since the last look to the reason why each lane starts nothing, for each worker that is idle."""
+        """Add the time since the last sample to each idle lane's wait counter, per idle worker."""
         passed = now - self._sampled_s
         if passed < SAMPLE_EVERY_S:
             return
@@ -302,14 +302,14 @@ class ThreadFeed:
         count_waits(self.recorder.stages, self._state, self._stage_names, passed)
 
     def _patience(self) -> float | None:
-        """How long the consumer waits before it looks for stuck functions, and for short work that became long."""
+        """How long the consumer waits before it checks for stuck functions, and for short work that became long."""
         if self._mean_work_s < SHORT_WORK_S:
             return LOOK_AGAIN_S
         timeouts = [group.timeout_s for group in self._groups if group.timeout_s is not None]
         return min(timeouts) / 4 if timeouts else None
 
     def _check_stuck(self) -> None:
-        """Fail if a thread has worked longer on an element than its stage may."""
+        """Fail if an element has exceeded its stage's timeout."""
         now = time.monotonic()
         for thread, work in self._running.items():
             group = self._groups[work.lane - 1] if work.lane else None
@@ -323,7 +323,7 @@ class ThreadFeed:
                 raise error
 
     def _change(self, owner: object, attribute: str, value: int) -> None:
-        """Set a number of the state, and have everyone look again."""
+        """Change a setting of the state, and wake all threads."""
         with self._lock:
             setattr(owner, attribute, value)
             self._work_ready.notify_all()

@@ -1,6 +1,6 @@
-"""Changing a pipeline while it runs: `Tunable` numbers, and tuners that set them.
+"""Adjusting a pipeline while it runs: `Tunable` settings, and tuners that set them.
 
-`LateTuner` opens a tuner once the pipeline has run for a while.
+`LateTuner` starts a tuner only after the pipeline has run for a while.
 """
 
 from __future__ import annotations
@@ -18,24 +18,24 @@ from headrace.registry import provider
 __all__ = ["AFTER_S", "LateTuner", "Tunable", "Tunables", "Tuner", "open_tuner"]
 
 AFTER_S = 1.0
-"""Seconds after the first request for a batch at which `auto` begins: it would change nothing sooner, for it decides
-from windows of a second; and a job that is over by then pays for one idle thread."""
+"""Seconds after the first request for a batch at which `auto` starts. It decides from windows of a second, so it would
+change nothing earlier, and a shorter job pays only for one idle thread."""
 
 
 class Tunable:
-    """A number with limits that takes effect as soon as it is set, from any thread.
+    """A bounded integer setting that takes effect as soon as it is set. Thread-safe.
 
     Attributes:
-        name: For instance "transform.workers".
-        min: Smallest value.
-        max: Largest value.
-        unit: "workers", "elements" or "bytes".
+        name: Name, for instance "transform.workers".
+        min: Minimum.
+        max: Maximum.
+        unit: Unit: "workers", "elements" or "bytes".
     """
 
     def __init__(
         self, name: str, *, min: int, max: int, unit: str, get: Callable[[], int], set: Callable[[int], None]
     ) -> None:
-        """Describe a number that is kept elsewhere: `get` reads it, `set` changes it."""
+        """Describe a setting that is stored elsewhere: `get` reads it, `set` changes it."""
         self.name = name
         self.min = min
         self.max = max
@@ -45,14 +45,14 @@ class Tunable:
 
     @property
     def value(self) -> int:
-        """The value now."""
+        """The current value."""
         return self._get()
 
     def set(self, value: int) -> None:
-        """Change it.
+        """Change the value.
 
         Raises:
-            ConfigError: The value is not a whole number within the limits.
+            ConfigError: The value is not an integer within the limits.
         """
         if isinstance(value, bool) or int(value) != value or not self.min <= value <= self.max:
             raise ConfigError(f"{self.name}: given {value!r}, expected a whole number from {self.min} to {self.max}")
@@ -63,54 +63,54 @@ class Tunable:
 
 
 class Tunables(Protocol):
-    """What a tuner is given: numbers it may change, and counters that show what came of it."""
+    """A tunable pipeline: settings that a tuner may change, and counters that show the effect."""
 
     @property
     def tunables(self) -> Mapping[str, Tunable]:
-        """What may be changed, by name."""
+        """The settings that may change, by name."""
         ...
 
     def counters(self, window_s: float) -> PipelineCounters:
-        """What the stages did over about the last seconds."""
+        """Counters of the stages over about the last `window_s` seconds."""
         ...
 
 
 class Tuner(Protocol):
-    """What a pipeline expects of a tuner, beside that it begins at once and works in a thread of its own."""
+    """Interface of a tuner. It starts at once and runs in its own thread."""
 
     def explain(self) -> Explanation:
-        """What limits the pipeline, and what the tuner did.
+        """Explain the bottleneck of the pipeline, and the tuner's actions.
 
         Raises:
-            ConfigError: Too little has happened yet.
+            ConfigError: There is too little data yet.
         """
         ...
 
     def close(self) -> None:
-        """Stop tuning; the last setting stays. Safe to call twice, and from any thread."""
+        """Stop tuning and keep the current settings. Idempotent and thread-safe."""
         ...
 
 
 def open_tuner(policy: Any, pipeline: Tunables, decisions: DecisionRecorder | None) -> Tuner:
-    """Begin to tune a pipeline.
+    """Start tuning a pipeline.
 
     Args:
         policy: A name such as "auto", "none" for a tuner that only explains, or an object with `start` and `decide`.
-        pipeline: What is tuned.
-        decisions: Gets every change with its reason.
+        pipeline: The pipeline to tune.
+        decisions: Records every change and its reason.
 
     Raises:
-        ConfigError: There is no policy of that name.
+        ConfigError: There is no policy with that name.
     """
     tuner: Tuner = provider("tuner")(policy, pipeline, decisions)
     return tuner
 
 
 class LateTuner:
-    """Becomes a tuner some time after `begin`, or when something is asked of it."""
+    """Starts a tuner some time after `begin`, or when it is first needed."""
 
     def __init__(self, policy: Any, pipeline: Tunables, decisions: DecisionRecorder | None) -> None:
-        """Prepare: nothing is started yet, and nothing imported; the arguments are those of `open_tuner`."""
+        """Store the arguments of `open_tuner`; nothing is started or imported yet."""
         self._arguments = (pipeline, decisions)
         self._policy = policy
         self._after_s = AFTER_S if policy == "auto" else 0.0
@@ -120,13 +120,13 @@ class LateTuner:
         self._thread: threading.Thread | None = None
 
     def begin(self) -> None:
-        """Start waiting, the first time this is called."""
+        """Start the delay; only the first call has an effect."""
         if self._thread is None and self._policy != "none":
             self._thread = threading.Thread(target=self._wait, name="headrace-tuner-start", daemon=True)
             self._thread.start()
 
     def explain(self) -> Explanation:
-        """See `Tuner.explain`; before the tuner has begun, from the pipeline's counters alone."""
+        """See `Tuner.explain`; before the tuner starts, uses the pipeline's counters alone."""
         with self._lock:
             tuner = self._tuner
         return (tuner or open_tuner("none", *self._arguments)).explain()

@@ -1,8 +1,8 @@
-"""The memory watchdog: what the machine says, whatever the ledger believes.
+"""The memory watchdog: checks actual memory use, independently of the ledger.
 
-The ledger counts bytes of elements; it cannot see what user functions allocate while they run, the model, or other
-processes in the same cgroup. So the limits themselves are read every quarter second, and if little is left, prefetch
-is shed first and workers second, until memory is free again.
+The ledger counts bytes of elements. It cannot see memory allocated by user functions while they run, by the model, or
+by other processes in the same cgroup. So the watchdog reads the limits every quarter second. When little memory is left
+it reduces prefetch first and workers second, until memory is free again.
 """
 
 from __future__ import annotations
@@ -28,46 +28,47 @@ from headrace.resources import (
 __all__ = ["MemoryWatchdog", "decide_pressure", "interpreter_bytes"]
 
 CHECK_EVERY_S = 0.25
-"""A check reads about a dozen small kernel files (0.9 ms on a slow machine): 0.4 % of one CPU."""
+"""Interval of checks. Each reads about a dozen small kernel files (0.9 ms on a slow machine): 0.4 % of one CPU."""
 
 SHED_PREFETCH_ABOVE = 0.90
 SHED_WORKERS_ABOVE = 0.95
 RELAX_BELOW = 0.85
-"""Shares of the tightest limit. Between the last two nothing changes, so that it does not swing."""
+"""Thresholds as shares of the tightest limit. The gap between the last two is hysteresis, which prevents
+oscillation."""
 
 RESERVE_SHARE = 0.05
 MAX_RESERVE_BYTES = 512 << 20
-"""Of a limit, left to what else the process does between two looks."""
+"""Share of a limit reserved for other allocations of the process between two checks."""
 
 FREE_EVERY_BYTES = 8 << 20
-"""Freeing what allocators keep takes milliseconds, so the process must have grown by this much since the last time."""
+"""Freeing unused allocator memory takes milliseconds, so it is repeated only after this much growth."""
 
 
 def decide_pressure(now: Pressure, used_share: float) -> tuple[Pressure, str]:
-    """The pressure at some share of the limit used, and why."""
+    """Choose the pressure for a used share of the limit; returns it with the reason."""
     used = f"{used_share:.0%} of the memory limit is used"
     if used_share > SHED_WORKERS_ABOVE:
-        return Pressure.WORKERS, f"{used}, above {SHED_WORKERS_ABOVE:.0%}: one worker and nothing ahead"
+        return Pressure.WORKERS, f"{used}, above {SHED_WORKERS_ABOVE:.0%}: reducing to one worker without prefetch"
     if used_share > SHED_PREFETCH_ABOVE:
         if now is Pressure.WORKERS:
-            return Pressure.PREFETCH, f"{used}, no longer above {SHED_WORKERS_ABOVE:.0%}: all workers again"
-        return Pressure.PREFETCH, f"{used}, above {SHED_PREFETCH_ABOVE:.0%}: nothing is made ahead"
+            return Pressure.PREFETCH, f"{used}, no longer above {SHED_WORKERS_ABOVE:.0%}: using all workers again"
+        return Pressure.PREFETCH, f"{used}, above {SHED_PREFETCH_ABOVE:.0%}: prefetch stopped"
     if now is Pressure.NONE:
-        return Pressure.NONE, f"{used}: nothing to do"
+        return Pressure.NONE, f"{used}: no change"
     if used_share < RELAX_BELOW:
-        return Pressure.NONE, f"{used}, below {RELAX_BELOW:.0%}: prefetch again"
-    return Pressure.PREFETCH, f"{used}, not yet below {RELAX_BELOW:.0%}: nothing is made ahead"
+        return Pressure.NONE, f"{used}, below {RELAX_BELOW:.0%}: prefetch resumed"
+    return Pressure.PREFETCH, f"{used}, not yet below {RELAX_BELOW:.0%}: prefetch stays off"
 
 
 @cache
 def interpreter_bytes() -> int:
-    """What this process took when it opened its first pipeline, without files that the kernel can read again."""
+    """Memory of this process when it opened its first pipeline, without file pages that the kernel can drop."""
     fields = System().read_fields("/proc/self/status")
     return fields.get("RssAnon", 0) + fields.get("RssShmem", 0) or resident_bytes()
 
 
 class MemoryWatchdog:
-    """Checks now and then; whoever has a loop calls `poll` in it."""
+    """Periodic memory check; a loop calls `poll`."""
 
     def __init__(
         self,
@@ -77,7 +78,7 @@ class MemoryWatchdog:
         read_again: Callable[[MemoryLimit], MemoryLimit] = read_again,
         tightest: MemoryLimit | None = None,
     ) -> None:
-        """Check for the first time soon after `start_s`."""
+        """Schedule the first check soon after `start_s`."""
         self._decisions = decisions
         self._read, self._read_again = read, read_again
         self._tightest = tightest
@@ -86,17 +87,17 @@ class MemoryWatchdog:
         self._pressure = Pressure.NONE
 
     def is_due(self, now: float) -> bool:
-        """Whether it is time; claims the check, so that one caller makes it."""
+        """Whether a check is due; claims it, so that only one caller runs it."""
         if now < self._next_s:
             return False
         self._next_s = now + CHECK_EVERY_S
         return True
 
     def look(self, *, free_unused: bool = False) -> MemoryLook:
-        """What is left under the limit that left least at the last check.
+        """Measure the memory left under the tightest limit of the last check.
 
         Args:
-            free_unused: Free what allocators only keep, if it may be worth its time: the process has grown since.
+            free_unused: First free unused allocator memory, if the process has grown enough since the last time.
         """
         if free_unused and resident_bytes() > self._freed_at_bytes + FREE_EVERY_BYTES:
             free_unused_memory()
@@ -110,7 +111,7 @@ class MemoryWatchdog:
         return MemoryLook(available, resident_bytes(), peak_bytes())
 
     def poll(self) -> Pressure:
-        """Read the limits and decide."""
+        """Read the limits and update the pressure."""
         memory = self._read()
         self._tightest = memory.tightest if memory.sources else None
         tightest = min(memory.sources, key=lambda each: each.available_bytes / max(1, each.limit_bytes))

@@ -1,1 +1,1 @@
-"""Worker processes for user functions that hold the GIL: a template that forks them, a pool, and messages."""
+"""Worker processes for user functions that hold the GIL: a fork server (the template), a pool, and messages."""

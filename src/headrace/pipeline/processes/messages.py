@@ -1,8 +1,8 @@
-"""Messages between a pipeline and its worker processes: a small control part, and rows in anonymous shared memory.
+"""Messages between a pipeline and its worker processes: small pickled control values, and rows in shared memory.
 
 Rows travel as an Arrow IPC stream in a `memfd` (an unnamed temporary file where there is none) whose descriptor is
-passed along. So they are copied once, do not depend on the size of `/dev/shm`, and the receiver's batch points into
-the memory, which goes back to the system when the batch does. The socket is a pair that only the two ends hold.
+passed along. They are copied only once and do not depend on the size of `/dev/shm`. The receiver's batch points into
+that memory, which is freed with the batch. The connection is a private socket pair.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from headrace.logs.groups import compact
 __all__ = ["Disconnected", "exactly", "receive", "send"]
 
 _HEADER = struct.Struct("<QQ")
-"""Bytes of the control part; bytes of rows, 0 for none."""
+"""Bytes of the control values; bytes of the rows, 0 for none."""
 
 
 class Disconnected(Exception):
-    """The other end is gone."""
+    """The other end closed the connection."""
 
 
 def send(connection: socket.socket, control: Any, rows: pa.RecordBatch | None = None) -> None:
@@ -35,11 +35,11 @@ def send(connection: socket.socket, control: Any, rows: pa.RecordBatch | None = 
 
     Args:
         connection: One end of a Unix socket pair.
-        control: Plain values, pickled.
+        control: Plain values, sent pickled.
         rows: A record batch, or None.
 
     Raises:
-        Disconnected: The other end is gone.
+        Disconnected: The other end closed the connection.
     """
     body = pickle.dumps(control, protocol=pickle.HIGHEST_PROTOCOL)
     try:
@@ -58,11 +58,11 @@ def send(connection: socket.socket, control: Any, rows: pa.RecordBatch | None = 
 
 
 def receive(connection: socket.socket) -> tuple[Any, pa.RecordBatch | None]:
-    """Wait for a message; returns what was sent.
+    """Wait for a message and return its control values and rows.
 
     Raises:
-        Disconnected: The other end is gone.
-        TimeoutError: The connection has a timeout, and it passed.
+        Disconnected: The other end closed the connection.
+        TimeoutError: The connection's timeout expired.
     """
     try:
         header, files, _, _ = socket.recv_fds(connection, _HEADER.size, 1)
@@ -79,10 +79,10 @@ def receive(connection: socket.socket) -> tuple[Any, pa.RecordBatch | None]:
 
 
 def exactly(connection: socket.socket, num_bytes: int) -> bytes:
-    """So many bytes.
+    """Read exactly `num_bytes` bytes.
 
     Raises:
-        EOFError: The other end closed the connection before.
+        EOFError: The other end closed the connection first.
     """
     body = bytearray()
     while len(body) < num_bytes:
@@ -101,7 +101,7 @@ def _memory_file() -> int:
 
 
 def _write_rows(rows: pa.RecordBatch) -> int:
-    rows = compact(rows)  # a slice of a batch would carry the unique rows of the whole batch
+    rows = compact(rows)  # a slice would otherwise carry the unique rows of the whole batch
     descriptor = _memory_file()
     try:
         with (
@@ -118,7 +118,7 @@ def _write_rows(rows: pa.RecordBatch) -> int:
 
 def _read_rows(file: int, num_bytes: int) -> pa.RecordBatch:
     if Path("/proc/self/fd").is_dir():
-        # The mapping outlives the descriptor; Python's own keeps one open for as long as a batch lives.
+        # The mapping outlives the descriptor. Python's `mmap` would keep one open for as long as the batch lives.
         with pa.memory_map(f"/proc/self/fd/{file}") as mapped:
             memory = mapped.read_buffer()
     else:

@@ -1,7 +1,7 @@
-"""The main function of the workers' template: an interpreter that has imported what they need, and forks them.
+"""Main function of the template process, a fork server: it has imported what workers need, and forks them.
 
-It has one thread (but for Arrow's allocator, which knows of forks), opens nothing and runs no user code, so that a fork
-of it is as good as a fresh interpreter.
+It has one thread (except Arrow's allocator threads, which are fork-safe), opens no files and runs no user code, so a
+fork of it behaves like a fresh interpreter.
 """
 
 from __future__ import annotations
@@ -28,33 +28,32 @@ from headrace.pipeline.processes.messages import exactly
 __all__ = ["HEADER", "NUMBER", "NUM_FILES", "main"]
 
 HEADER = struct.Struct("=I")
-"""Of a request: the length of its surroundings, pickled; the files come with it."""
+"""Header of a request: length of its pickled environment; the file descriptors come with it."""
 
 NUMBER = struct.Struct("=i")
-"""What is told through a worker's status file: first its process id, or the error that it could not be forked for as a
-negative number, then its exit status."""
+"""Fields of a worker's status file: its process id (a negative errno if the fork failed), then its exit status."""
 
 NUM_FILES = 4
-"""Of a request: those of `worker_main.main`, and the status file."""
+"""Files of a request: those of `worker_main.main`, and the status file."""
 
 
 def main(control_file: int) -> None:
-    """Fork a worker for each request, and tell how each ended, until the other end closes the connection."""
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGCHLD})  # whoever started this may have blocked it
+    """Fork a worker per request and report how each one ended, until the other end closes the connection."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGCHLD})  # the parent may have blocked it
     try:
-        gc.freeze()  # the collector of a worker must not write to memory that it shares
+        gc.freeze()  # a worker's garbage collector must not write to shared pages
         forked = _serve(control_file)
-    except EOFError:  # whoever asked died in the middle of it
+    except EOFError:  # the requester died in the middle of a request
         sys.exit(1)
     if forked is not None:
         _become_worker(*forked)
 
 
 def _serve(control_file: int) -> tuple[dict[str, Any], list[int], list[int]] | None:
-    """Returns at the end; in a worker at once, with its surroundings, its files, and those that are not its own."""
+    """Serve requests; in a forked worker, return its environment, its files, and the files that are not its own."""
     wake, woken = os.pipe()
     os.set_blocking(woken, False)
-    signal.signal(signal.SIGCHLD, lambda *_: None)  # its wake-up is all that counts
+    signal.signal(signal.SIGCHLD, lambda *_: None)  # only needed to wake up the wait
     signal.set_wakeup_fd(woken)
     status_files: dict[int, int] = {}
     poll = select.poll()
@@ -69,12 +68,12 @@ def _serve(control_file: int) -> tuple[dict[str, Any], list[int], list[int]] | N
             if control_file in ready:
                 header, files, _, _ = socket.recv_fds(control, HEADER.size, NUM_FILES)
                 if not header:
-                    return None  # workers see by themselves that the pipeline's process is gone
+                    return None  # workers notice themselves that the pipeline's process is gone
                 surroundings = pickle.loads(exactly(control, *HEADER.unpack(header)))
                 *of_worker, status_file = files
                 try:
                     pid = os.fork()
-                except OSError as error:  # no memory, or too many processes: the next one may fit
+                except OSError as error:  # no memory, or too many processes: the next fork may succeed
                     pid = -(error.errno or errno.EAGAIN)
                 if pid == 0:
                     control.detach()
@@ -109,24 +108,24 @@ def _become_worker(surroundings: dict[str, Any], files: list[int], others: list[
     if surroundings["folder"] is not None:
         os.chdir(surroundings["folder"])
     if surroundings["cpus"] is not None:
-        with suppress(OSError):  # they were taken away this moment
+        with suppress(OSError):  # those CPUs were taken away meanwhile
             os.sched_setaffinity(0, surroundings["cpus"])
     sys.path[:] = surroundings["path"]
     sys.path_importer_cache.clear()
-    np.random.seed()  # users' functions may use it, and workers must not all draw the same
+    np.random.seed()  # user functions may use it, and workers must not all draw the same numbers
     worker_main.main(*files)
     _end()
 
 
 def _end() -> NoReturn:
-    """End the process, with what functions have buffered written, but without taking the interpreter apart.
+    """Flush buffered output and end the process without finalising the interpreter.
 
-    That would write to all memory that is shared with the template, and so copy it: 60 MB for each worker, for all of
-    them at the same moment, which got whole pipelines killed in small cgroups as they ended.
+    Finalising would write to, and so copy, all memory shared with the template: 60 MB per worker, all at the same time,
+    which killed whole pipelines in small cgroups as they ended.
     """
     atexit._run_exitfuncs()
-    for thing in gc.get_objects():  # not those of the template, which are frozen
+    for thing in gc.get_objects():  # the template's own objects are frozen and not listed
         if issubclass(type(thing), io.IOBase):
-            with suppress(Exception):  # closed, or its other end is
+            with suppress(Exception):  # it or its other end is closed
                 thing.flush()
     os._exit(0)

@@ -20,21 +20,21 @@ from headrace.resources import free_unused_memory, peak_bytes, queued_s, residen
 __all__ = ["STACK_SIGNAL", "main"]
 
 STACK_SIGNAL = signal.SIGUSR1
-"""Makes a worker write down where it is."""
+"""Signal that makes a worker write its stack."""
 
 
 def main(connection_file: int, lifeline_file: int, stack_file: int) -> None:
     """Serve until the other end closes the connection.
 
     Args:
-        connection_file: Descriptor of the socket.
-        lifeline_file: Of a `Lifeline` of the pipeline's process: this one ends with it, also in the middle of a user's
-            function.
-        stack_file: Where the stack goes on `STACK_SIGNAL`.
+        connection_file: File descriptor of the socket.
+        lifeline_file: File descriptor of a `Lifeline` of the pipeline's process: this process ends with it, even in the
+            middle of a user function.
+        stack_file: File descriptor that receives the stack on `STACK_SIGNAL`.
     """
     faulthandler.register(STACK_SIGNAL, file=stack_file, all_threads=False)
     end_with_file(lifeline_file)
-    pa.set_cpu_count(1)  # workers run side by side: each is one thread
+    pa.set_cpu_count(1)  # many workers run in parallel: one thread each
     with socket.socket(fileno=connection_file) as connection:
         try:
             _serve(connection)
@@ -62,7 +62,7 @@ def _serve(connection: socket.socket) -> None:
         except StageFault as fault:
             send(connection, StageFault(*fault.args))
             continue
-        use = (before_bytes, memory.peak())  # the message itself is paid for by the pipeline's process
+        use = (before_bytes, memory.peak())  # the message itself is charged to the pipeline's process
         send(connection, (replace(result, payload=None), use), result.payload)
         del rows, result
         if is_short:
@@ -70,7 +70,7 @@ def _serve(connection: socket.socket) -> None:
 
 
 class _OwnMemory:
-    """Memory of this process beyond what it was forked with and shares."""
+    """Memory of this process beyond the pages it shares with the template."""
 
     def __init__(self) -> None:
         self._first = resident_bytes()

@@ -1,7 +1,7 @@
-"""`WorkerPool`: who gets which worker. Only workers that are ready get elements, the element that waits longest first.
+"""`WorkerPool`: assigns elements to ready workers, the element that has waited longest first.
 
-A worker has users' modules to import until it is ready, which takes longer while CPUs are busy. So workers start, and
-those too many end, in threads of their own: an element never waits for a new worker while another one could take it,
+Before a worker is ready it imports the user's modules, which takes longer while CPUs are busy. So workers are started,
+and surplus ones stopped, in separate threads: an element never waits for a new worker while another one could take it,
 and a result never waits for an old one to end.
 """
 
@@ -19,14 +19,14 @@ from headrace.pipeline.transformations.chain import StageFault
 __all__ = ["Worker", "WorkerPool"]
 
 MAX_FAILED_STARTS = 2
-"""Workers in a row that may die before they are ready: once may be chance, or another process that took the memory."""
+"""Consecutive workers that may die before they are ready; a single one may be bad luck with memory."""
 
 END_PATIENCE_S = 5.0
-"""How long `close` waits for threads that start or end a worker; each is done when the worker's process has ended."""
+"""Seconds `close` waits for threads that start or stop a worker; each finishes when the worker's process has ended."""
 
 
 class Worker(Protocol):
-    """What the pool asks of a worker; see `WorkerProcess`."""
+    """Interface of a worker; see `WorkerProcess`."""
 
     @property
     def pid(self) -> int: ...
@@ -42,7 +42,7 @@ W = TypeVar("W", bound=Worker)
 
 
 class _Turn(Generic[W]):
-    """Someone who waits for a worker."""
+    """A caller waiting for a worker."""
 
     def __init__(self) -> None:
         self.come = threading.Event()
@@ -50,7 +50,7 @@ class _Turn(Generic[W]):
 
 
 class WorkerPool(Generic[W]):
-    """Workers for one group of stages: as many as are waited for, up to a limit. Any thread may call."""
+    """Workers for one group of stages: as many as there are callers waiting, up to a limit. Thread-safe."""
 
     def __init__(
         self,
@@ -61,19 +61,19 @@ class WorkerPool(Generic[W]):
         at_once: Callable[[], int],
         report: Callable[[int, str], None],
     ) -> None:
-        """An empty pool.
+        """Create an empty pool.
 
         Args:
-            name: Of the group, for errors.
-            start: Starts a worker, which need not be ready.
-            limit: How many there may be, now.
-            at_once: How many may be starting at the same time: they need the CPUs that the others work on.
-            report: Told the process id of a worker that died while it started, and how it ended.
+            name: Name of the group, for error messages.
+            start: Starts a worker, which may not be ready yet.
+            limit: Returns the current maximum number of workers.
+            at_once: Maximum number of workers starting at the same time: they compete with the others for CPUs.
+            report: Called with the process id of a worker that died while starting, and how it ended.
         """
         self._name, self._start, self._limit, self._at_once, self._report = name, start, limit, at_once, report
         self._lock = threading.RLock()  # garbage collection may call close() in a thread that holds it
         self._idle: list[W] = []
-        self._ready: set[W] = set()  # idle or at work
+        self._ready: set[W] = set()  # idle or busy
         self._starting: set[W] = set()
         self._turns: deque[_Turn[W]] = deque()
         self._threads: set[threading.Thread] = set()
@@ -90,15 +90,15 @@ class WorkerPool(Generic[W]):
 
     @property
     def num_workers(self) -> int:
-        """Workers that are ready or start now."""
+        """Number of workers that are ready or starting."""
         return len(self._ready) + self._num_starting
 
     def acquire(self) -> W:
-        """A worker that is ready; whoever calls first gets one first.
+        """Wait for a ready worker; callers are served in order.
 
         Raises:
             StageFault: A worker could not load the functions.
-            PipelineError: The pool was closed, or workers die while they start.
+            PipelineError: The pool was closed, or workers keep dying while starting.
         """
         with self._lock:
             self._check()
@@ -111,10 +111,10 @@ class WorkerPool(Generic[W]):
         if turn.worker is not None:
             return turn.worker
         self._check()
-        raise AssertionError("a turn came without a worker and without a reason")
+        raise AssertionError("a caller was woken without a worker and without an error")
 
     def give_back(self, worker: W) -> None:
-        """The worker is ready for another element; one of those too many ends."""
+        """Return a worker that is ready for another element; a surplus worker is stopped."""
         with self._lock:
             if self._closed or worker not in self._ready:
                 return
@@ -127,7 +127,7 @@ class WorkerPool(Generic[W]):
             self._hand_over(worker)
 
     def end(self, worker: W, grace_s: float | None = None) -> str:
-        """End a worker, which nobody else may use then; says how it ended."""
+        """Stop a worker that no other caller uses; returns how it ended."""
         with self._lock:
             known = worker in self._ready or worker in self._starting
             self._ready.discard(worker)
@@ -138,7 +138,7 @@ class WorkerPool(Generic[W]):
         return worker.stop() if grace_s is None else worker.stop(grace_s)
 
     def close(self) -> None:
-        """End all workers, and wake those who wait for one."""
+        """Stop all workers, and wake all waiting callers."""
         with self._lock:
             self._closed = True
             workers, threads = [*self._ready, *self._starting], list(self._threads)
@@ -161,7 +161,7 @@ class WorkerPool(Generic[W]):
             raise PipelineError(self._failure)
 
     def _start_more(self) -> None:
-        """Start workers for those who wait, as far as the limits allow. The lock is held."""
+        """Start workers for waiting callers, within the limits. The lock must be held."""
         while (
             not (self._closed or self._failure or self._fault)
             and self._num_starting < min(len(self._turns), self._at_once())
@@ -174,14 +174,14 @@ class WorkerPool(Generic[W]):
         """Start a worker, wait until it is ready, and hand it over."""
         try:
             worker = self._start()
-        except Exception as error:  # no memory for another process, for instance
+        except Exception as error:  # for instance, no memory for another process
             with self._lock:
                 self._num_starting -= 1
                 self._fail(f"stage {self._name}: cannot start a worker process: {error}")
             return
         with self._lock:
             self._starting.add(worker)
-            if self._closed:  # close() did not see it
+            if self._closed:  # close() did not see this worker
                 worker.disconnect()
         try:
             fault = worker.wait_until_ready()
@@ -212,7 +212,7 @@ class WorkerPool(Generic[W]):
         if self._num_failed_starts < MAX_FAILED_STARTS:
             self._start_more()
         else:
-            self._fail(f"stage {self._name}: its worker processes die while they start: the last one {how}")
+            self._fail(f"stage {self._name}: its worker processes die while starting: the last one {how}")
 
     def _fail(self, reason: str) -> None:
         self._failure = reason
@@ -227,7 +227,7 @@ class WorkerPool(Generic[W]):
             self._idle.append(worker)
 
     def _dismiss(self) -> None:
-        """Wake all who wait; they see why."""
+        """Wake all waiting callers, which then see the reason."""
         while self._turns:
             self._turns.popleft().come.set()
 
@@ -236,7 +236,7 @@ class WorkerPool(Generic[W]):
             try:
                 work()
             finally:
-                self._threads.discard(thread)  # without the lock, which who calls close() may hold
+                self._threads.discard(thread)  # without the lock, which the caller of close() may hold
 
         thread = threading.Thread(target=run, name="headrace-worker-pool", daemon=True)
         self._threads.add(thread)

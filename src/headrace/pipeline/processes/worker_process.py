@@ -1,6 +1,6 @@
-"""`WorkerProcess`: a process of its own that applies transformations, and how user functions get there.
+"""`WorkerProcess`: a separate process that applies transformations, and how user functions are sent to it.
 
-Functions travel by name where the process can import them, else by value.
+Functions are sent by name where the process can import them, else by value.
 """
 
 from __future__ import annotations
@@ -30,20 +30,20 @@ from headrace.pipeline.transformations.transformation import Transformation
 __all__ = ["WorkerProcess", "ship"]
 
 GRACE_S = 1.0
-"""How long a worker may take to end by itself when its connection is closed."""
+"""Seconds a worker may take to exit after its connection is closed."""
 
 STACK_PATIENCE_S = 1.0
-"""How long a stuck worker may take to write its stack; faulthandler needs milliseconds unless the machine swaps."""
+"""Seconds a stuck worker may take to write its stack; faulthandler needs milliseconds unless the machine swaps."""
 
 
 class WorkerProcess:
-    """A started worker and the connection to it."""
+    """A running worker and the connection to it."""
 
     def __init__(self, shipped: bytes) -> None:
-        """Start it and send it the functions, which it has yet to load.
+        """Start the process and send it the functions, without waiting until it has loaded them.
 
         Raises:
-            OSError: It cannot be started.
+            OSError: The process cannot be started.
         """
         self._connection, theirs = socket.socketpair()
         self._lifeline = Lifeline()
@@ -58,16 +58,16 @@ class WorkerProcess:
         finally:
             theirs.close()
             self._lifeline.release()
-        with suppress(Disconnected):  # seen again, and reported, when it should get ready
+        with suppress(Disconnected):  # noticed again, and reported, by `wait_until_ready`
             send(self._connection, shipped)
 
     @property
     def pid(self) -> int:
-        """Of the process."""
+        """The process id."""
         return self._process.pid
 
     def wait_until_ready(self) -> StageFault | None:
-        """Wait until the functions are loaded; returns why they cannot be.
+        """Wait until the functions are loaded; returns the fault if loading failed, else None.
 
         Raises:
             Disconnected: The process died.
@@ -76,12 +76,12 @@ class WorkerProcess:
         return fault
 
     def call(self, control: Any, rows: pa.RecordBatch, timeout_s: float | None) -> tuple[Any, pa.RecordBatch | None]:
-        """Send an element to a worker that is ready, and wait for the result.
+        """Send an element to a ready worker and wait for the result.
 
         Args:
-            control: What goes with the rows.
+            control: Values sent with the rows.
             rows: The element's rows.
-            timeout_s: For the functions.
+            timeout_s: Maximum seconds for the functions, or None.
 
         Raises:
             Disconnected: The process died.
@@ -92,7 +92,7 @@ class WorkerProcess:
         return receive(self._connection)
 
     def stack(self) -> str:
-        """Where the process is, as it says itself."""
+        """The current stack of the process."""
         with suppress(ProcessLookupError):
             self._process.send_signal(STACK_SIGNAL)
         deadline = time.monotonic() + STACK_PATIENCE_S
@@ -103,16 +103,16 @@ class WorkerProcess:
             if size and size == before:
                 break
         text = os.pread(self._stack.fileno(), 1 << 16, 0).decode(errors="replace")
-        # faulthandler writes the most recent call first, a traceback last.
+        # faulthandler prints the most recent call first, a traceback prints it last.
         return "\n".join(reversed([line for line in text.splitlines() if "File" in line]))
 
     def disconnect(self) -> None:
-        """Ask the process to end, and wake whoever waits for it."""
+        """Ask the process to exit, and wake any thread waiting for it."""
         with suppress(OSError):
             self._connection.shutdown(socket.SHUT_RDWR)
 
     def stop(self, grace_s: float = GRACE_S) -> str:
-        """End the process, by force if it does not within `grace_s`; says how it ended."""
+        """Stop the process, by force if it does not exit within `grace_s` seconds; returns how it ended."""
         self.disconnect()
         try:
             self._process.wait(grace_s)
@@ -125,25 +125,25 @@ class WorkerProcess:
 
 
 def describe_exit(returncode: int | None) -> str:
-    """How a process ended, in words."""
+    """Describe how a process ended."""
     if returncode is None:
-        return "ended, nobody knows how: the process that forked it had died before"
+        return "ended with an unknown status, because the process that forked it had died"
     if returncode >= 0:
-        return f"ended by itself with status {returncode}"
+        return f"exited with status {returncode}"
     name = signal.Signals(-returncode).name
-    hint = ", as the kernel does when memory runs out" if name == "SIGKILL" else ""
+    hint = ", which the kernel does when memory runs out" if name == "SIGKILL" else ""
     return f"was killed by {name}{hint}"
 
 
 def ship(name: str, transformations: Sequence[Transformation]) -> bytes:
-    """Some transformations, to be loaded with pickle by a worker process.
+    """Pickle transformations for a worker process.
 
     Args:
-        name: Of their stages, for errors.
-        transformations: To be applied there.
+        name: Name of their stages, for error messages.
+        transformations: Transformations for the worker to apply.
 
     Raises:
-        ConfigError: A function holds something that belongs to this process; names it.
+        ConfigError: A function refers to something that cannot leave this process; the message names it.
     """
     try:
         if not any(_is_from_main(transformation) for transformation in transformations):

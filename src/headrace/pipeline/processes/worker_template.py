@@ -1,8 +1,9 @@
-"""Forks worker processes from a template, which is started when first asked and lives as long as this process.
+"""Forks worker processes from a template process (a fork server), started on first use and kept until this process
+ends.
 
-A fresh interpreter takes a second of a processor until it can work. On a small machine that is taken from the job, each
-time the tuner adds a worker and in each window of a job; a fork takes a hundredth of it. The template is not this
-process, whose threads and locks a fork would break; see `template_main`.
+A fresh interpreter needs a second of CPU time before it can work. On a small machine the job pays for that each time
+the tuner adds a worker, and in each window; a fork takes a hundredth of it. This process itself is not forked, because
+its threads and locks would break in the child; see `template_main`.
 """
 
 from __future__ import annotations
@@ -25,43 +26,43 @@ from headrace.pipeline.processes.template_main import HEADER, NUMBER
 __all__ = ["ForkedProcess", "fork_worker"]
 
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
-"""Environment of a worker: many of them run side by side."""
+"""Environment variables of a worker, since many of them run in parallel."""
 
 END_PATIENCE_S = 5.0
 
 
 class _Died(OSError):
-    """The template is no more."""
+    """The template process has died."""
 
 
 class ForkedProcess:
-    """A worker that the template has forked, which is no child of this process.
+    """A worker forked by the template, and so not a child of this process.
 
-    It is waited for and signalled through a descriptor of the process where the system has them (Linux), which outlives
-    the template and never stands for another process.
+    On Linux it is awaited and signalled through a pidfd, which outlives the template and never refers to another
+    process.
     """
 
     def __init__(self, pid: int, status_file: int) -> None:
-        """Args: pid: Of the worker. status_file: Tells its exit status."""
+        """Wrap worker `pid`; its exit status is read from `status_file`."""
         self.pid = pid
         self._returncode: int | None = None
         self._has_ended = False
         self._status_file = status_file
         self._process_file = -1
-        with suppress(ProcessLookupError):  # it has ended already, which the status file tells
+        with suppress(ProcessLookupError):  # it has ended already, and its status file says so
             self._process_file = os.pidfd_open(pid) if hasattr(os, "pidfd_open") else -1
         self._lock = threading.Lock()
 
     def wait(self, timeout_s: float | None = None) -> int | None:
-        """Its exit status, negative for a signal; None if nobody knows, because the template died before it.
+        """Wait for the exit status, negative for a signal; None if unknown because the template died first.
 
         Raises:
-            TimeoutError: It has not ended in time.
+            TimeoutError: It did not end in time.
         """
         if not self._has_ended:
             watched = self._status_file if self._process_file < 0 else self._process_file
             if not _is_readable(watched, timeout_s):
-                raise TimeoutError(f"process {self.pid} has not ended after {timeout_s} s")
+                raise TimeoutError(f"process {self.pid} did not end within {timeout_s} s")
         with self._lock:
             if not self._has_ended:
                 told = b""
@@ -75,7 +76,7 @@ class ForkedProcess:
             return self._returncode
 
     def send_signal(self, number: int) -> None:
-        """Send it a signal, unless it has ended."""
+        """Send a signal, unless the process has ended."""
         with self._lock, suppress(ProcessLookupError):
             if self._has_ended:
                 return
@@ -92,12 +93,12 @@ def _is_readable(file: int, timeout_s: float | None) -> bool:
 
 
 class _Template:
-    """A started template, and the connection to it."""
+    """A running template process and the connection to it."""
 
     def __init__(self) -> None:
         self._control, theirs = socket.socketpair()
         code = f"import sys; sys.path[:] = {sys.path!r}; from headrace.pipeline.processes.template_main import main; "
-        # Ctrl-C reaches every process of the terminal; this one is ended by us. A blocked signal is inherited.
+        # Ctrl-C reaches every process of the terminal, but we stop this one ourselves. A blocked signal is inherited.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
             self._process = subprocess.Popen(
@@ -112,14 +113,14 @@ class _Template:
 
     @property
     def is_alive(self) -> bool:
-        """Whether it can be asked."""
+        """Whether it can still take requests."""
         return self._process.poll() is None
 
     def fork(self, files: Sequence[int]) -> ForkedProcess:
-        """A worker with these files.
+        """Fork a worker that inherits these files.
 
         Raises:
-            OSError: It cannot be forked now.
+            OSError: The fork failed.
         """
         surroundings: dict[str, Any] = {
             "path": sys.path,
@@ -149,7 +150,7 @@ class _Template:
         return ForkedProcess(pid, status_file)
 
     def close(self) -> None:
-        """Let it end."""
+        """Let the process end."""
         self.forget()
         try:
             self._process.wait(END_PATIENCE_S)
@@ -158,12 +159,12 @@ class _Template:
             self._process.wait()
 
     def forget(self) -> None:
-        """Leave it to another process, of which this is a fork."""
+        """Drop the connection without closing the template, which belongs to this process's parent."""
         self._control.close()
 
 
 def _folder() -> str | None:
-    """The working directory; None if it was removed."""
+    """The working directory, or None if it was removed."""
     try:
         return os.getcwd()
     except FileNotFoundError:
@@ -175,15 +176,15 @@ _template: _Template | None = None
 
 
 def fork_worker(files: Sequence[int]) -> ForkedProcess:
-    """A worker process that serves `worker_main.main` with these files; the first takes as long as an interpreter.
+    """Fork a worker process that runs `worker_main.main` with these files; the first call also starts the template.
 
     Raises:
-        OSError: There is no memory for it, or what forks it keeps dying.
+        OSError: There is no memory for it, or the template keeps dying.
     """
     global _template
     with _lock:
         if _template is not None and _template.is_alive:
-            with suppress(_Died):  # a moment ago: another one
+            with suppress(_Died):  # it died just now: start another one
                 return _template.fork(files)
         _close()
         _template = _Template()
@@ -199,7 +200,7 @@ def _close() -> None:
 
 
 def _after_fork() -> None:
-    """In a fork of this process: the template is another's, and who holds the lock may not be there."""
+    """Reset the state in a fork: the template belongs to the parent, and the lock's owner may not exist here."""
     global _lock, _template
     template, _template, _lock = _template, None, threading.Lock()
     if template is not None:

@@ -1,1 +1,1 @@
-"""Transformations: what the stages of a pipeline do to rows, one a file."""
+"""Transformations: the operations of pipeline stages, one per file."""

@@ -15,21 +15,21 @@ from headrace.logs.source import ROW_ID
 __all__ = ["BadRow", "find_bad_rows", "without_rows"]
 
 MAX_BAD_ROWS = 16
-"""Bad rows of one element that are searched for one by one, at least; see `MAX_BAD_SHARE`."""
+"""Bad rows per element that are always located one by one; see `MAX_BAD_SHARE`."""
 
 MAX_BAD_SHARE = 0.1
-"""A function that raises on more than this share of an element's rows is itself wrong; the search stops."""
+"""The search stops if a function raises on more than this share of an element's rows: then the function is wrong."""
 
 
 @dataclass(frozen=True)
 class BadRow:
-    """A row a function raised on.
+    """A row on which a function raised.
 
     Attributes:
-        row: Position in the batch.
-        row_id: Value of `ROW_ID`.
-        reason: Type and text of the exception.
-        raw: The row as the function was given it, as JSON that `replay_source` reads.
+        row: Position of the row in the batch.
+        row_id: The row's `ROW_ID`.
+        reason: Type and message of the exception.
+        raw: The function's input row, as JSON that `replay_source` reads.
     """
 
     row: int
@@ -39,20 +39,20 @@ class BadRow:
 
 
 def find_bad_rows(call: Callable[[pa.RecordBatch], Any], batch: pa.RecordBatch, error: Exception) -> list[BadRow]:
-    """The rows that make `call` raise, each found alone by halving the batch.
+    """Find the rows that make `call` raise, by bisecting the batch.
 
-    Calls are about 2 log2(rows) for each bad row.
+    This takes about 2 log2(rows) calls per bad row.
 
     Args:
-        call: The function that raised; it must not change its argument.
-        batch: The rows it raised on.
-        error: What it raised; raised again where no single row is to blame.
+        call: The function that raised; it must not modify its argument.
+        batch: The rows on which it raised.
+        error: The exception, which is raised again if no single row is to blame.
 
     Returns:
         The bad rows in order, at least one.
 
     Raises:
-        Exception: `error`, if no half of a failing stretch fails, or if more rows fail than data can be blamed for.
+        Exception: `error`, if neither half of a failing range fails alone, or if too many rows fail.
     """
     limit = max(MAX_BAD_ROWS, int(batch.num_rows * MAX_BAD_SHARE))
     bad: list[BadRow] = []
@@ -77,7 +77,7 @@ def find_bad_rows(call: Callable[[pa.RecordBatch], Any], batch: pa.RecordBatch, 
 
 
 def without_rows(batch: pa.RecordBatch, rows: list[int]) -> pa.RecordBatch:
-    """The batch without the rows at some positions."""
+    """Remove the rows at these positions from a batch."""
     left_out = set(rows)
     return batch.take(pa.array([row for row in range(batch.num_rows) if row not in left_out], pa.int64()))
 

@@ -1,7 +1,7 @@
-"""`BatchRows`: regroups rows into elements of exactly `size` rows.
+"""`BatchRows`: regroups rows into batches of exactly `size` rows.
 
-Memory: a batch is charged with the bytes of the rows it was gathered from: joining slices moves bytes and adds none. A
-batch from a single element is a view of it, and keeps that element's memory in use as long as it lives.
+Memory: a batch is charged the bytes of the rows it was gathered from, because joining slices moves bytes and adds none.
+A batch from a single element is a view of it, and keeps that element's memory alive.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ __all__ = ["BatchRows"]
 
 @dataclass(frozen=True)
 class BatchRows(Transformation):
-    """Joins the slices of a batch.
+    """Joins the row slices of a batch.
 
     Attributes:
-        size: Rows of a batch, of one rank.
+        size: Rows per batch of one rank.
         drop_last: Whether the last, incomplete batch is dropped (its rows count as dropped) or kept.
     """
 
@@ -46,7 +46,7 @@ class BatchRows(Transformation):
         return self.kind
 
     def num_bytes(self, result: Any, num_bytes_in: int) -> int:
-        """Those of the rows it was gathered from."""
+        """The bytes of the rows it was gathered from."""
         return num_bytes_in
 
     def __call__(self, payload: list[RowSlice], seed: tuple[int, ...]) -> pa.RecordBatch:

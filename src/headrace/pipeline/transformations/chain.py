@@ -1,4 +1,4 @@
-"""`run_chain`: several transformations applied to one element in one go, with the rows they raise on isolated."""
+"""`run_chain`: applies several transformations to one element and isolates the rows on which they raise."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ STANDARD_LIBRARY = sysconfig.get_path("stdlib")
 
 @dataclass(frozen=True, slots=True)
 class StageUse:
-    """What one transformation used for one element: CPU and wall seconds, rows in and out, and bytes out.
+    """Resources that one transformation used for one element: CPU and wall seconds, rows in and out, and bytes out.
 
-    `queued_s` are the wall seconds in which a worker process was runnable without a CPU; 0 where they are not counted.
+    `queued_s` counts wall seconds in which a worker process was runnable but had no CPU; 0 where this is not measured.
     """
 
     cpu_s: float
@@ -41,7 +41,7 @@ class StageUse:
 
 @dataclass(frozen=True)
 class RowFaults:
-    """Rows a transformation raised on, which are left out."""
+    """Rows on which a transformation raised, and which are skipped."""
 
     transformation: int
     bad_rows: tuple[BadRow, ...]
@@ -50,15 +50,15 @@ class RowFaults:
 
 @dataclass(frozen=True, slots=True)
 class ChainResult:
-    """An element after all transformations of a chain.
+    """The result of a chain for one element.
 
     Attributes:
-        payload: What the last transformation returned; None if no row is left.
+        payload: Result of the last transformation; None if no row is left.
         num_rows: Rows left.
-        num_bytes: Its bytes.
-        num_filtered: Rows the transformations took out.
-        faults: Rows they raised on.
-        uses: What each transformation used.
+        num_bytes: Bytes of the payload.
+        num_filtered: Rows that the transformations removed.
+        faults: Rows on which they raised.
+        uses: Resources used by each transformation.
     """
 
     payload: Any
@@ -70,14 +70,14 @@ class ChainResult:
 
 
 class StageFault(Exception):
-    """A transformation failed and the job must stop; turned into a `PipelineError` where the stage's name is known.
+    """A transformation failed and the job must stop; becomes a `PipelineError` where the stage's name is known.
 
     Attributes:
-        transformation: Position in the chain.
-        reason: Type and text of what was raised.
-        row_ids: Rows at fault, if they could be found.
+        transformation: Position of the transformation in the chain.
+        reason: Type and message of the exception.
+        row_ids: Ids of the rows at fault, if they could be located.
         traceback: The traceback as text.
-        place: File, line and text of the line of the user's code that raised; empty if none did.
+        place: File, line number and text of the user's line that raised; empty if none did.
     """
 
     def __init__(
@@ -100,19 +100,19 @@ def run_chain(
     clock: Callable[[], float] = time.thread_time,
     queued: Callable[[], float] = lambda: 0.0,
 ) -> ChainResult:
-    """Apply transformations one after the other; an element without rows passes untouched.
+    """Apply transformations in order; an element without rows passes through unchanged.
 
     Args:
-        transformations: What to apply.
+        transformations: The transformations.
         payload: The element's payload.
-        num_rows: Its rows.
-        num_bytes: Its bytes.
+        num_rows: Rows of the payload.
+        num_bytes: Bytes of the payload.
         seed: (epoch, key of the element).
-        clock: CPU seconds of whoever runs this.
-        queued: Seconds in which whoever runs this was ready without a CPU.
+        clock: Returns the CPU seconds of the calling thread or process.
+        queued: Returns the seconds in which the caller was runnable but had no CPU.
 
     Raises:
-        StageFault: A transformation raised and its policy is "fail", or no rows are to blame.
+        StageFault: A transformation raised, and its policy is "fail" or no single rows are to blame.
     """
     faults: list[RowFaults] = []
     uses: list[StageUse] = []
@@ -137,7 +137,7 @@ def run_chain(
 
 
 def _place_of(error: Exception) -> str:
-    """The innermost line of the user's own code that led to an error: `file.py line 12, in clean: x = 1 / 0`."""
+    """The innermost line of user code in a traceback: `file.py line 12, in clean: x = 1 / 0`."""
     ours = [frame for frame in traceback.extract_tb(error.__traceback__) if not _is_of_a_library(frame.filename)]
     if not ours:
         return ""
@@ -152,7 +152,7 @@ def _is_of_a_library(file: str) -> bool:
 
 
 def _num_rows_of(payload: Any, before: int) -> int:
-    """Rows of a payload; a dict or tuple of tensors does not tell and keeps its number."""
+    """Number of rows of a payload; for a dict or tuple of tensors, which does not say, the number before."""
     if payload is None:
         return 0
     return before if isinstance(payload, dict | tuple) else len(payload)
@@ -161,7 +161,7 @@ def _num_rows_of(payload: Any, before: int) -> int:
 def _leave_out(
     number: int, transformation: Transformation, payload: Any, seed: tuple[int, ...], error: Exception
 ) -> tuple[Any, RowFaults]:
-    """Apply a transformation that raised to the rows it does not raise on."""
+    """Apply a transformation that raised to the rows on which it does not raise."""
 
     def call(rows: pa.RecordBatch) -> Any:
         return transformation(rows, seed)

@@ -1,6 +1,6 @@
-"""`Filter`: keeps the rows that a user function or an Arrow expression is true for.
+"""`Filter`: keeps the rows for which a user function or an Arrow expression is true.
 
-Memory: a result is charged with its own bytes, which are at most those of its input.
+Memory: a result is charged its own bytes, at most those of its input.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ __all__ = ["Filter"]
 class Filter(Transformation):
     """Keeps the rows for which a user function or an Arrow expression is true; null counts as false.
 
-    It looks at plain columns; the rows that stay keep their groups.
+    The predicate sees plain columns; the remaining rows keep their column groups.
 
     Attributes:
         predicate: RecordBatch -> booleans, or an Arrow expression.
-        seed: As for `Map`.
-        bad_rows: What to do with rows it raises on.
+        seed: Seed of the random numbers, as for `Map`.
+        bad_rows: How to handle rows on which the predicate raises.
     """
 
     predicate: Any
@@ -49,7 +49,7 @@ class Filter(Transformation):
     def make(
         cls, predicate: Callable[..., Any] | pc.Expression, *, seed: int, position: int, bad_rows: BadRows
     ) -> Filter:
-        """The stage at some position of a pipeline; see `rng_seed`."""
+        """Create the stage for a position in a pipeline; see `rng_seed`."""
         is_expression = isinstance(predicate, pc.Expression)
         return cls(predicate, None if is_expression else rng_seed(cls.kind, predicate, seed, position), bad_rows)
 

@@ -1,7 +1,7 @@
 """`Map`: applies a user function to each record batch.
 
-Memory: a result is charged with its own bytes. While the function works it may hold copies beside it, which
-`engine/headroom.py` learns from how much the process grew.
+Memory: a result is charged its own bytes. While it runs, the function may hold extra copies, which `engine/headroom.py`
+estimates from the growth of the process.
 """
 
 from __future__ import annotations
@@ -27,12 +27,13 @@ __all__ = ["Map"]
 
 @dataclass(frozen=True)
 class Map(Transformation):
-    """Applies a user function to each record batch, whose columns are plain: groups are expanded before.
+    """Applies a user function to each record batch; column groups are expanded first, so the function sees plain
+    columns.
 
     Attributes:
-        function: RecordBatch -> RecordBatch; given `rng` too if there is a seed.
-        seed: Where its random numbers start, for a function that has a parameter `rng`.
-        bad_rows: What to do with rows it raises on.
+        function: RecordBatch -> RecordBatch; also receives `rng` if there is a seed.
+        seed: Seed of the random numbers, for a function with a parameter `rng`.
+        bad_rows: How to handle rows on which the function raises.
     """
 
     function: Callable[..., Any]
@@ -44,7 +45,7 @@ class Map(Transformation):
 
     @classmethod
     def make(cls, function: Callable[..., Any], *, seed: int, position: int, bad_rows: BadRows) -> Map:
-        """The stage at some position of a pipeline; see `rng_seed`."""
+        """Create the stage for a position in a pipeline; see `rng_seed`."""
         return cls(function, rng_seed(cls.kind, function, seed, position), bad_rows)
 
     @property
@@ -65,7 +66,7 @@ def _record_batch(value: Any) -> pa.RecordBatch:
     if not isinstance(value, pa.RecordBatch):
         raise PipelineError(f"the function returned {type(value).__name__}, expected pyarrow.RecordBatch")
     if ROW_ID not in value.schema.names:
-        raise PipelineError(f"the function returned a batch without the column {ROW_ID}; keep it, it identifies rows")
+        raise PipelineError(f"the function dropped the column {ROW_ID}, which identifies rows; keep it")
     return value
 
 

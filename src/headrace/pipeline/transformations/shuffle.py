@@ -1,9 +1,9 @@
-"""`Shuffle`: rows in random order within consecutive blocks; each row by itself, or whole sessions.
+"""`Shuffle`: shuffles rows, or whole sessions, within consecutive blocks.
 
-The stream is cut into blocks of `num_rows`, and each block is permuted. The order depends on (seed, epoch, block) only.
+The stream is cut into blocks of `num_rows`, and each block is permuted. The order depends only on (seed, epoch, block).
 
-Memory: a block is charged with the bytes of the rows it was gathered from: permuting moves bytes and adds none. While
-it is made, the rows it comes from and the new block exist beside each other, twice the block.
+Memory: a block is charged the bytes of the rows it was gathered from, because permuting moves bytes and adds none.
+While a block is built, its input rows and the new block exist at the same time, twice the block.
 """
 
 from __future__ import annotations
@@ -27,13 +27,12 @@ __all__ = ["Shuffle", "row_order", "session_order"]
 
 @dataclass(frozen=True)
 class Shuffle(Transformation):
-    """Brings the rows of each block into an order that depends on (seed, epoch, block) only.
+    """Permutes the rows of each block; the order depends only on (seed, epoch, block).
 
     Attributes:
-        num_rows: Rows of a block.
-        seed: Another one gives another order.
-        session: Column whose equal values are a session: sessions are shuffled, each stays in one piece. None for
-            rows, each by itself.
+        num_rows: Rows per block.
+        seed: Seed of the order.
+        session: Session id column: whole sessions are shuffled, and each stays together. None to shuffle single rows.
     """
 
     num_rows: int
@@ -50,10 +49,11 @@ class Shuffle(Transformation):
     def make(
         cls, num_rows: int, seed: int, by: Literal["row", "session"], session: str | None, session_of_source: str | None
     ) -> Shuffle:
-        """See `Pipeline.shuffle`; `session_of_source` is the column that the source's schema names.
+        """Create the stage from the arguments of `Pipeline.shuffle`; `session_of_source` is the session id column of
+        the source's schema.
 
         Raises:
-            ConfigError: Nothing tells sessions apart, or an argument is out of range.
+            ConfigError: There is no session id column, or an argument is out of range.
         """
         if by not in ("row", "session"):
             raise ConfigError(f'shuffle: by: given {by!r}, expected "row" or "session"')
@@ -77,7 +77,7 @@ class Shuffle(Transformation):
         return f"shuffle {self.num_rows} rows seed {self.seed}{by}"
 
     def num_bytes(self, result: Any, num_bytes_in: int) -> int:
-        """Those of the rows it was gathered from."""
+        """The bytes of the rows it was gathered from."""
         return num_bytes_in
 
     def __call__(self, payload: list[RowSlice], seed: tuple[int, ...]) -> pa.RecordBatch:
@@ -90,22 +90,22 @@ class Shuffle(Transformation):
         indices = pa.array(order)
         if groups.has_groups(schema):
             return groups.concat(slices).take(indices)
-        # Column by column, so that the copy needed for joining the slices is one column and not the whole block.
+        # Column by column, so that joining the slices copies one column at a time and not the whole block.
         columns = [_join([rows.column(index) for rows in slices]).take(indices) for index in range(len(schema))]
         return pa.RecordBatch.from_arrays(columns, schema=schema)
 
 
 def row_order(num_rows: int, seed: tuple[int, ...]) -> NDArray[np.int64]:
-    """Positions of rows in a random order."""
+    """A random permutation of row positions."""
     return np.random.default_rng(seed).permutation(num_rows)
 
 
 def session_order(sessions: pa.Array, seed: tuple[int, ...]) -> NDArray[np.int64]:
-    """Positions of rows, sessions in a random order, the rows of each side by side as they stood.
+    """A permutation of row positions: sessions in random order, the rows of each adjacent and in their original order.
 
     Args:
-        sessions: The session of each row; missing ones count as one session.
-        seed: Of the order; the same sessions in the same order give the same result.
+        sessions: Session of each row; nulls count as one session.
+        seed: Seed of the order; equal inputs give equal results.
     """
     while pa.types.is_dictionary(sessions.type):
         sessions = sessions.dictionary_decode()
@@ -116,7 +116,7 @@ def session_order(sessions: pa.Array, seed: tuple[int, ...]) -> NDArray[np.int64
 
 
 def _column(rows: pa.RecordBatch, name: str) -> pa.Array:
-    """A plain column, or a feature of a group for every row."""
+    """A column with one value per row: a plain column, or an expanded feature of a column group."""
     try:
         return groups.expand(rows, [name]).column(0)
     except KeyError:

@@ -1,6 +1,6 @@
 """`ToDevice`: copies batches of tensors to a device ahead of the consumer.
 
-Memory: a batch on the device is charged as if it lay on the host; the ledger knows one kind of memory.
+Memory: a batch on the device is charged like one on the host, because the ledger has a single budget.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ __all__ = ["ToDevice"]
 
 @dataclass(frozen=True)
 class ToDevice(Transformation):
-    """Copies a batch of tensors to a device; to CUDA through page-locked memory, on a stream of its own."""
+    """Copies a batch of tensors to a device; to CUDA through page-locked memory, on a separate stream."""
 
     device: str
 
@@ -25,13 +25,14 @@ class ToDevice(Transformation):
     def __call__(self, payload: Any, seed: tuple[int, ...]) -> Any:
         if not self.device.startswith("cuda"):
             return payload.to(self.device)
-        import torch  # only where batches are tensors: pipelines of rows do without
+        import torch  # pipelines of rows do not need torch
 
         stream = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
         with torch.cuda.stream(stream):
             moved = payload.pin_memory().to(self.device, non_blocking=True)
         stream.synchronize()
-        # The consumer computes on the default stream: until it has, the memory must not be given to the next copy.
+        # The consumer computes on the default stream; until it is done, the memory must not be reused for the next
+        # copy.
         for tensor in _tensors_of(moved):
             tensor.record_stream(torch.cuda.default_stream(self.device))
         return moved

@@ -1,6 +1,6 @@
 """`Transform`: turns record batches into batches of tensors with a feature plan.
 
-Memory: a batch of tensors is charged with the bytes it says it has. The rows it was made from are let go.
+Memory: a batch of tensors is charged its own `num_bytes`. The rows it was made from are released.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ __all__ = ["Plan", "Transform"]
 
 
 class Plan(Protocol):
-    """What `Pipeline.transform` accepts: `headrace.features.FeaturePlan`, or anything with this method."""
+    """Argument of `Pipeline.transform`: a `headrace.features.FeaturePlan`, or any object with this method."""
 
     def apply(self, batch: pa.RecordBatch) -> Any:
-        """Tensors of a record batch, normally a `headrace.tensors.Batch`; called by several threads at once."""
+        """Convert a record batch to tensors, normally a `headrace.tensors.Batch`. Must be thread-safe."""
         ...
 
 
@@ -29,8 +29,8 @@ class Transform(Transformation):
     """Turns a record batch into tensors.
 
     Attributes:
-        plan: Computes them.
-        bad_rows: What to do with rows it raises on.
+        plan: The feature plan.
+        bad_rows: How to handle rows on which the plan raises.
     """
 
     plan: Plan

@@ -1,4 +1,4 @@
-"""`Transformation`: the work of one stage as data: what it does to an element, and what that costs in memory."""
+"""`Transformation`: the operation of one stage and its memory cost."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from headrace.pipeline.transformations.slices import Rebatch
 __all__ = ["BadRows", "Transformation", "call_user_function", "expect_count", "function_name", "rng_seed", "size_of"]
 
 BadRows = Literal["fail", "drop", "quarantine"]
-"""What happens to rows on which a user function raises."""
+"""How to handle rows on which a user function raises."""
 
 
 class Transformation(ABC):
-    """Turns one element into one element; frozen, and called by several threads at once.
+    """Turns one element into one element. Frozen and thread-safe.
 
     Attributes:
-        kind: The method of `Pipeline` that adds it.
-        can_use_processes: Whether a worker process may run it: it needs nothing but the rows.
-        bad_rows: What to do with rows it raises on, or None if it works on elements as a whole.
+        kind: Name of the `Pipeline` method that adds it.
+        can_use_processes: Whether a worker process may run it, because it needs only the rows.
+        bad_rows: How to handle rows on which it raises, or None if it works on whole elements.
     """
 
     kind: ClassVar[str]
@@ -35,47 +35,47 @@ class Transformation(ABC):
 
     @abstractmethod
     def __call__(self, payload: Any, seed: tuple[int, ...]) -> Any:
-        """The new payload; `seed` is (epoch, key of the element): all that random numbers may depend on."""
+        """Return the new payload. Random numbers may depend only on `seed`, which is (epoch, key of the element)."""
 
     @property
     def rebatch(self) -> Rebatch | None:
-        """How rows are regrouped in front of it; None leaves elements as they come."""
+        """How to regroup rows before it; None leaves elements as they are."""
         return None
 
     @property
     def label(self) -> str:
-        """The user's function by name, for error texts; empty if there is none."""
+        """Name of the user's function, for error messages; empty if there is none."""
         return ""
 
     @property
     def signature(self) -> str:
-        """What a saved position must agree with; empty if it does not decide where rows go."""
+        """The parameters that determine row order, which a saved position depends on; empty if there are none."""
         return ""
 
     def num_bytes(self, result: Any, num_bytes_in: int) -> int:
-        """Cost in memory: bytes of a result made from a payload of `num_bytes_in`."""
+        """Memory cost: bytes of a result made from a payload of `num_bytes_in` bytes."""
         return size_of(result, num_bytes_in)
 
 
 def function_name(function: Callable[..., Any]) -> str:
-    """The name of a function in texts."""
+    """Name of a function, for messages."""
     return str(getattr(function, "__qualname__", None) or type(function).__qualname__)
 
 
 def rng_seed(kind: str, function: Callable[..., Any], seed: int, position: int) -> tuple[int, int] | None:
-    """Where the random numbers of a user function start, if it has a parameter `rng`.
+    """Seed of a user function's random numbers, if it has a parameter `rng`.
 
-    Two stages draw different numbers from the same seed: their positions are mixed in.
+    The stage's position is mixed in, so two stages with the same seed draw different numbers.
 
     Raises:
-        ConfigError: It is no function, or the seed is no whole number.
+        ConfigError: The value is not callable, or the seed is not an integer.
     """
     if not callable(function):
         raise ConfigError(f"{kind}: expected a function of a record batch, given {type(function).__name__}")
     expect_count(kind, "seed", seed, at_least=0)
     try:
         takes_rng = "rng" in inspect.signature(function).parameters
-    except (TypeError, ValueError):  # built in, without a signature
+    except (TypeError, ValueError):  # a builtin without a signature
         takes_rng = False
     return (seed, position) if takes_rng else None
 
@@ -83,29 +83,29 @@ def rng_seed(kind: str, function: Callable[..., Any], seed: int, position: int) 
 def call_user_function(
     function: Callable[..., Any], rows: pa.RecordBatch, rng_seed: tuple[int, ...] | None, seed: tuple[int, ...]
 ) -> Any:
-    """Call a function on plain columns, with a generator of its own if it takes one."""
+    """Call a function on plain columns, with a fresh random generator if it takes one."""
     rows = groups.expand(rows)
     return function(rows) if rng_seed is None else function(rows, rng=np.random.default_rng((*rng_seed, *seed)))
 
 
 def expect_count(stage: str, name: str, value: object, *, at_least: int) -> None:
-    """Check an argument.
+    """Check that an argument is an integer of at least `at_least`.
 
     Raises:
-        ConfigError: It is no whole number, or too small.
+        ConfigError: It is not an integer, or too small.
     """
     if isinstance(value, bool) or not isinstance(value, int) or value < at_least:
         raise ConfigError(f"{stage}: {name}: given {value!r}, expected a whole number from {at_least} on")
 
 
 def size_of(payload: Any, expected: int = 0) -> int:
-    """Bytes of a payload.
+    """Estimate the bytes of a payload.
 
     Args:
-        payload: A record batch, an object that tells its `num_bytes` or `nbytes`, or a collection of those.
-        expected: A record batch whose buffers hold more than twice this is taken for a view of a larger one, of which
-            only its own rows count, and of groups the unique rows they have. (Counting those costs 70 us for 40
-            columns, the buffers 1 us.)
+        payload: A record batch, an object with `num_bytes` or `nbytes`, or a collection of those.
+        expected: A record batch whose buffers exceed twice this size is assumed to be a view of a larger one; then only
+            its own rows count, and of column groups only the unique rows in use. (Counting rows takes 70 us for 40
+            columns, counting buffers 1 us.)
     """
     if isinstance(payload, pa.RecordBatch):
         total = int(payload.get_total_buffer_size())

@@ -115,5 +115,5 @@ def test_a_limit_below_the_floor_is_refused_with_the_floor_and_its_parts() -> No
         check_floor(memory, 150 * MIB, 30 * MIB, uses_processes=True)
     assert str(caught.value) == (
         "memory: the limit is 210 MiB (user: HEADRACE_MEMORY), expected at least 266 MiB: "
-        "150 MiB for Python and what is loaded, 60 MiB for one element and its result, 56 MiB for worker processes"
+        "150 MiB for Python and loaded modules, 60 MiB for one element and its result, 56 MiB for worker processes"
     )

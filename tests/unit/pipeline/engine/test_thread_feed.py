@@ -247,7 +247,7 @@ def test_an_element_larger_than_the_budget_goes_on_alone_and_is_reported() -> No
         seen = [rows_of(batch) for batch in batches]
         reasons = [decision.reason for decision in batches.decisions]
     assert seen == batches_of(pipe, executor="inline")
-    assert any("such elements go on alone, above the budget" in reason for reason in reasons)
+    assert any("such elements run alone, above the budget" in reason for reason in reasons)
     assert len(reasons) == len({reason.split()[1] for reason in reasons})
 
 

@@ -41,9 +41,9 @@ def test_a_change_is_decided_by_the_tightest_limit_and_logged_with_its_reason() 
     assert watchdog.poll() is NONE
     assert [str(each) for each in decisions.list()] == [
         "memory watchdog: pressure none -> no prefetch: 93% of the memory limit is used, above 90%: "
-        "nothing is made ahead (cgroup, 100 B)",
+        "prefetch stopped (cgroup, 100 B)",
         "memory watchdog: pressure no prefetch -> none: 10% of the memory limit is used, below 85%: "
-        "prefetch again (machine, 1000 B)",
+        "prefetch resumed (machine, 1000 B)",
     ]
 
 

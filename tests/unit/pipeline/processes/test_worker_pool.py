@@ -153,7 +153,7 @@ def test_two_that_die_in_a_row_fail_everyone_who_waits() -> None:
     pool.worker(0).disconnect()
     pool.worker(1).disconnect()
     assert {str(each()) for each in asked} == {
-        "stage map: its worker processes die while they start: the last one was killed"
+        "stage map: its worker processes die while starting: the last one was killed"
     }
     pool.pool.close()
 

@@ -104,7 +104,7 @@ def test_a_wrong_return_value_is_not_blamed_on_rows() -> None:
 
 
 def test_a_batch_without_row_ids_is_refused() -> None:
-    with pytest.raises(StageFault, match="without the column __row_id"):
+    with pytest.raises(StageFault, match="dropped the column __row_id"):
         run(lambda rows: rows.select(["value"]), 4, "drop")
 
 
