@@ -1,4 +1,4 @@
-"""A policy of your own sets the workers: tried in the simulator first, then on a running pipeline.
+"""Tune a pipeline with your own policy, first in the simulator, then on a running pipeline.
 
 python examples/own_policy.py
 """
@@ -13,24 +13,24 @@ from headrace.tuning.space import workers_of
 
 
 class FeedTheSlowest:
-    """One more worker for the stage whose workers are the least idle, while the consumer waits."""
+    """Adds a worker to the stage whose workers are the least idle, while the consumer waits."""
 
     def start(self, space: Space, observation: Observation) -> Proposal:
         self.space = space
-        return Proposal(reason="nothing, because nothing has been measured yet")
+        return Proposal(reason="nothing has been measured yet")
 
     def decide(self, observation: Observation) -> Proposal:
         if observation.starved_s < 0.05 * observation.window_s:
-            return Proposal(reason="nothing, because the consumer is fed")
+            return Proposal(reason="the consumer is never kept waiting")
         slowest = max(observation.stages, key=lambda stage: stage.wall_s / (stage.workers * observation.window_s))
         knob = workers_of(slowest.name)
         if slowest.workers >= observation.cpus or knob not in self.space:
-            return Proposal(reason=f"nothing, because {slowest.name} has as many workers as there are CPUs")
+            return Proposal(reason=f"{slowest.name} already has one worker per CPU")
         return Proposal({knob: slowest.workers + 1}, f"{slowest.name} has the least idle workers")
 
 
 def simulate() -> dict[str, int]:
-    """Elements that each policy delivers in two virtual minutes, on a machine that grows from 8 to 16 CPUs."""
+    """Elements delivered by each policy in two virtual minutes, on a machine that grows from 8 to 16 CPUs."""
     stages = (StageSpec(name="read", cpu_s=0.02, io_s=0.05), StageSpec(name="clean", cpu_s=0.20))
     machine = Machine.schedule([8, 16], phase_s=60)
     policies = {
@@ -45,11 +45,11 @@ def simulate() -> dict[str, int]:
 
 
 def run_live(num_rows: int = 300_000) -> tuple[int, list[str]]:
-    """Rows that a pipeline gave under the policy, and what was decided."""
+    """Run a real pipeline with the policy; returns its rows and the decisions."""
     table = pa.table({"x": np.arange(num_rows)})
 
     def clean(rows: pa.RecordBatch) -> pa.RecordBatch:
-        np.sort(np.random.default_rng(0).random((50, 20_000)), axis=1)  # NumPy gives the interpreter's lock away
+        np.sort(np.random.default_rng(0).random((50, 20_000)), axis=1)  # NumPy releases the GIL
         return rows
 
     with read_arrow(table).batch(1_000).map(clean).open(tuner=FeedTheSlowest()) as batches:

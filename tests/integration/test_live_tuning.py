@@ -55,7 +55,7 @@ def test_auto_measures_the_stages_and_follows_a_resize_without_touching_the_orde
 
 class Broken:
     def start(self, space: Space, observation: Observation) -> Proposal:
-        return Proposal(reason="nothing, because this is the start")
+        return Proposal(reason="this is the start")
 
     def decide(self, observation: Observation) -> Proposal:
         raise RuntimeError("no idea")
@@ -68,9 +68,9 @@ def test_a_policy_that_raises_is_switched_off_and_the_job_goes_on() -> None:
         Tuner(EmulatedJob(batches, cpus, SPEC), Broken(), decisions=log, window_s=0.05) as tuner,
     ):
         next(batches)
-        log.wait_for("switched off")
+        log.wait_for("disabled")
         assert isinstance(tuner.failure, RuntimeError)
-        assert log.reasons[-1] == "switched off, because it raised RuntimeError: no idea"
+        assert log.reasons[-1] == "disabled, because it raised RuntimeError: no idea"
         assert next(batches) is not None
 
 

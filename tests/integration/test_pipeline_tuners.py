@@ -212,7 +212,7 @@ class Watching:
 
     def decide(self, observation: Observation) -> Proposal:
         self.saw_batches |= observation.delivered > 0
-        return Proposal(reason="nothing, because it only watches")
+        return Proposal(reason="it only watches")
 
 
 @pytest.mark.parametrize("tuned", [True, False])

@@ -37,7 +37,7 @@ class Script:
 
     def start(self, space: Space, observation: Observation) -> Proposal:
         (self.name,) = (knob.name for knob in space.knobs)
-        return Proposal(reason="nothing, because this is the start")
+        return Proposal(reason="this is the start")
 
     def decide(self, observation: Observation) -> Proposal:
         workers = next(self.workers, observation.values[self.name])
@@ -68,7 +68,7 @@ class AfterSome:
 
     def start(self, space: Space, observation: Observation) -> Proposal:
         (self.name,) = (knob.name for knob in space.knobs)
-        return Proposal(reason="nothing, because this is the start")
+        return Proposal(reason="this is the start")
 
     def decide(self, observation: Observation) -> Proposal:
         self.num_batches -= observation.delivered

@@ -1,4 +1,4 @@
-"""Tuners: what a pipeline's workers and buffers should be, decided from its counters, with the reason."""
+"""Tuners: choose a pipeline's workers and buffer sizes from its counters, and record the reasons."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -73,7 +73,7 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    """Load a public name when it is first used: the tuner of a running job loads neither simulator nor learner."""
+    """Load a public name on first use, so that the tuner of a running job loads neither simulator nor learner."""
     if name in _HOMES:
         return getattr(import_module(_HOMES[name]), name)
     raise AttributeError(f"module 'headrace.tuning' has no attribute {name!r}")

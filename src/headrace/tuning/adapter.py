@@ -1,7 +1,7 @@
-"""`Job`: the adapter protocol: the few calls through which a tuner drives a pipeline, whoever runs it.
+"""`Job`: the protocol through which a tuner drives any pipeline.
 
-Our engine (`LiveJob`), the simulator (`SimulatedJob`), a torch `DataLoader`, a `tf.data` pipeline and a Ray Data
-pipeline (`headrace.tuning.adapters`) are all driven through it.
+It is implemented for headrace's engine (`LiveJob`), the simulator (`SimulatedJob`), and for torch `DataLoader`,
+`tf.data` and Ray Data (`headrace.tuning.adapters`).
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ __all__ = ["Job"]
 
 
 class Job(Protocol):
-    """What a tuner drives, from a thread of its own."""
+    """A job that can be tuned. The tuner calls it from its own thread."""
 
     @property
     def space(self) -> Space:
-        """What may be changed."""
+        """The knobs that may be changed."""
         ...
 
     def observe(self) -> Observation:
-        """The window since the last call."""
+        """Measure the window since the last call."""
         ...
 
     def apply(self, values: Mapping[str, int]) -> None:
-        """Set knobs, by name; returns at once, whenever the change takes effect."""
+        """Set knobs by name. Returns immediately, even if a change takes effect later."""
         ...

@@ -1,7 +1,8 @@
-"""Deep Q-learning over worker counts: network, replay memory and learner, after Mnih et al. 2015 and InTune.
+"""Deep Q-learning (DQN) over worker counts: network, replay memory and learner, after Mnih et al. 2015 and InTune.
 
-Two ways to act on n stages with 5 choices each: *joint*, one output for each of the 5^n combinations, as published; and
-*factored*, 5 outputs a stage whose values are averaged (Tavakoli et al. 2018), which stays small as n grows.
+There are two kinds of actions for n stages with 5 choices each: *joint*, one output per each of the 5^n combinations,
+as published; and *factored*, 5 outputs per stage whose values are averaged (Tavakoli et al. 2018), which stays small as
+n grows.
 """
 
 from __future__ import annotations
@@ -23,14 +24,14 @@ Heads = Literal["joint", "factored"]
 
 @dataclass(frozen=True, kw_only=True)
 class DqnConfig:
-    """Constants; InTune gives none of them, so these are the usual ones, checked on the tiny environment of the tests.
+    """Hyperparameters. InTune publishes none, so these are common defaults, checked on the tests' tiny environment.
 
     Attributes:
         hidden: Width of both hidden layers.
-        discount: Of the next window's value.
-        learning_rate: Of Adam.
-        batch_size: Transitions of an update.
-        replay_size: Transitions remembered.
+        discount: Discount factor of the next window's value.
+        learning_rate: Learning rate of Adam.
+        batch_size: Transitions per update.
+        replay_size: Capacity of the replay memory, in transitions.
         warm_up: Transitions before the first update.
         target_every: Updates between copies to the target network.
     """
@@ -59,13 +60,13 @@ class QNetwork(nn.Module):
         )
 
     def forward(self, state_BD: torch.Tensor) -> torch.Tensor:
-        """Values of every choice of every head."""
+        """Q-values of every choice of every head."""
         values: torch.Tensor = self.layers(state_BD)
         return values.view(-1, *self.shape)
 
 
 def joint_action(number: int, num_stages: int) -> list[int]:
-    """The choice of each stage in a joint action: the digits of its number to the base 5, first stage first."""
+    """Decode a joint action into one choice per stage: the digits of its number in base 5, first stage first."""
     choices = []
     for _ in range(num_stages):
         number, choice = divmod(number, len(STEPS))
@@ -74,12 +75,12 @@ def joint_action(number: int, num_stages: int) -> list[int]:
 
 
 class DqnLearner:
-    """Chooses, remembers and learns; seeded, on one CPU thread's worth of work."""
+    """The DQN agent: acts, stores transitions and learns. Seeded and cheap enough for one CPU thread."""
 
     def __init__(
         self, num_features: int, num_stages: int, heads: Heads, config: DqnConfig | None = None, *, seed: int = 0
     ) -> None:
-        """Begin with a random network; see `load_weights`."""
+        """Start with a random network; see `load_weights`."""
         self.config = config or DqnConfig()
         self.num_stages, self.heads = num_stages, heads
         self._random = np.random.default_rng(seed)
@@ -97,12 +98,12 @@ class DqnLearner:
         self._remembered, self._updates = 0, 0
 
     def load_weights(self, weights: dict[str, torch.Tensor]) -> None:
-        """Go on from trained weights."""
+        """Load trained weights."""
         self.network.load_state_dict({name: values.float() for name, values in weights.items()})
         self._target.load_state_dict(self.network.state_dict())
 
     def act(self, state: NDArray[np.float32], exploration: float) -> NDArray[np.int64]:
-        """The best known choice of each head, or with probability `exploration` a random one. i64[heads]."""
+        """The best known choice of each head, or a random one with probability `exploration`; int64 [heads]."""
         num_heads, num_choices = self.network.shape
         with torch.inference_mode():
             best = self.network(torch.from_numpy(state[None])).argmax(-1)[0].numpy()
@@ -110,13 +111,13 @@ class DqnLearner:
         return np.where(explores, self._random.integers(num_choices, size=num_heads), best).astype(np.int64)
 
     def choices(self, action: NDArray[np.int64]) -> list[int]:
-        """For each stage an index into `STEPS`."""
+        """An index into `STEPS` for each stage."""
         return joint_action(int(action[0]), self.num_stages) if self.heads == "joint" else [int(a) for a in action]
 
     def remember(
         self, state: NDArray[np.float32], action: NDArray[np.int64], reward: float, next_state: NDArray[np.float32]
     ) -> None:
-        """Keep a transition; the oldest is forgotten when memory is full. Tuning never ends: there is no last state."""
+        """Store a transition, replacing the oldest if the memory is full. There are no terminal states."""
         at = self._remembered % self.config.replay_size
         self._states[at], self._actions[at], self._rewards[at], self._next_states[at] = (
             state,
@@ -127,7 +128,7 @@ class DqnLearner:
         self._remembered += 1
 
     def learn(self) -> float | None:
-        """One update from remembered transitions; the loss, or None while there are too few."""
+        """Run one update on a sample of transitions; returns the loss, or None while there are too few."""
         if self._remembered < max(self.config.warm_up, self.config.batch_size):
             return None
         held = min(self._remembered, self.config.replay_size)
@@ -135,7 +136,7 @@ class DqnLearner:
         states, next_states = torch.from_numpy(self._states[rows]), torch.from_numpy(self._next_states[rows])
         actions, rewards = torch.from_numpy(self._actions[rows]), torch.from_numpy(self._rewards[rows])
         with torch.no_grad():
-            # Double Q-learning: the network chooses, the target network values.
+            # Double Q-learning: the network chooses the action, the target network evaluates it.
             chosen = self.network(next_states).argmax(-1, keepdim=True)
             future = self._target(next_states).gather(-1, chosen)[..., 0].mean(-1)
             wanted = (rewards + self.config.discount * future)[:, None]

@@ -1,7 +1,8 @@
-"""Emulation: the real engine on virtual CPUs, so that a machine with two cores can act as one with 128.
+"""Emulation: the real engine on virtual CPUs, so that a machine with 2 cores can emulate one with 128.
 
-A stage holds one of C tokens while it *sleeps* its service time. Threads, queues, order and counters are the engine's
-own; only the work and the CPUs are not real. With services of 5 ms or more, a hundred sleepers cost little.
+A stage *sleeps* for its service time while holding one of C tokens. Threads, queues, order and counters are those of
+the engine; only the work and the CPUs are virtual. With services of 5 ms or more, a hundred sleeping threads cost
+little.
 """
 
 from __future__ import annotations
@@ -28,10 +29,10 @@ __all__ = ["EmulatedCpus", "EmulatedJob", "emulated_pipeline", "open_emulated"]
 
 
 class EmulatedCpus:
-    """Virtual CPUs: tokens given first come, first served, whose number may change; and the seconds they were held."""
+    """Virtual CPUs: a changeable number of tokens, granted in order of request, and the seconds they were held."""
 
     def __init__(self, count: int) -> None:
-        """So many CPUs."""
+        """Create `count` CPUs."""
         self._lock = threading.Lock()
         self._count, self._held = count, 0
         self._line: deque[threading.Event] = deque()
@@ -39,17 +40,17 @@ class EmulatedCpus:
 
     @property
     def count(self) -> int:
-        """CPUs now."""
+        """Current number of CPUs."""
         return self._count
 
     def resize(self, count: int) -> None:
-        """Change their number; those that are held stay held."""
+        """Change the number of CPUs; held CPUs stay held."""
         with self._lock:
             self._count = count
             self._grant()
 
     def sleep(self, stage: str, seconds: float) -> None:
-        """Hold a CPU for some seconds, on behalf of a stage."""
+        """Hold a CPU for some seconds on behalf of a stage."""
         turn = threading.Event()
         with self._lock:
             self._line.append(turn)
@@ -75,7 +76,7 @@ class EmulatedCpus:
 
 @dataclass(frozen=True)
 class _Rows:
-    """A source of so many splits of one row."""
+    """A source of single-row splits."""
 
     num_splits: int
 
@@ -83,22 +84,22 @@ class _Rows:
         return self.num_splits
 
     def read(self, split: int) -> Iterator[SourceBatch]:
-        """One row."""
+        """Yield one row."""
         yield SourceBatch(pa.record_batch({ROW_ID: pa.array([split], pa.int64())}), num_read=1)
 
     def describe(self, split: int) -> str:
-        """Its number."""
+        """The number of the split."""
         return f"emulated split {split}"
 
 
 def emulated_pipeline(spec: PipelineSpec, cpus: EmulatedCpus, num_elements: int, *, seed: int = 0) -> Pipeline:
-    """A pipeline of the real engine whose stages sleep as a simulated one would.
+    """Create a pipeline for the real engine whose stages sleep for simulated service times.
 
     Args:
-        spec: Stages that take and give one element each.
-        cpus: What they hold.
-        num_elements: Elements of the source.
-        seed: Of service times; they depend on the element only, so every arm of a comparison does the same work.
+        spec: Stages with one output element per input element.
+        cpus: The virtual CPUs.
+        num_elements: Number of elements of the source.
+        seed: Seed of the service times. They depend only on the element, so all arms of a comparison do the same work.
     """
     pipeline, began = from_source(_Rows(num_elements)), time.monotonic()
     for number, stage in enumerate(spec.stages):
@@ -109,9 +110,9 @@ def emulated_pipeline(spec: PipelineSpec, cpus: EmulatedCpus, num_elements: int,
 
 
 def open_emulated(pipeline: Pipeline, state: Mapping[str, Any] | None = None) -> BatchIterator:
-    """Open an emulated pipeline with one worker a stage; `state` as for `Pipeline.open`."""
+    """Open an emulated pipeline with one worker per stage; `state` as for `Pipeline.open`."""
     batches = pipeline.open(workers={stage.name: 1 for stage in pipeline.plan.stages}, state=state)
-    # The source has nothing to read: without this it would be read to its end by the first idle workers.
+    # The source has nothing to read, so without this the first idle workers would read it to its end.
     batches.tunables["read_ahead"].set(0)
     batches.tunables["source.workers"].set(1)
     return batches
@@ -140,10 +141,10 @@ def _draw(random: np.random.Generator, stage: StageSpec, mean: float) -> float:
 
 
 class EmulatedJob(LiveJob):
-    """A live job that sees virtual CPUs and the time they were held, where a real one sees the thread CPU clock."""
+    """A live job whose CPUs and CPU times are the virtual ones."""
 
     def __init__(self, batches: BatchIterator, cpus: EmulatedCpus, spec: PipelineSpec) -> None:
-        """Attach to an open `emulated_pipeline`; only its stages are tuned, and the workers they share."""
+        """Attach to an open `emulated_pipeline`; only its stages and their shared workers are tuned."""
         super().__init__(batches)
         self._cpus, self._spec = cpus, spec
         self._busy_at_first = self._busy_before = cpus.busy_s()
@@ -155,13 +156,13 @@ class EmulatedJob(LiveJob):
         return Space(tuple(k for k in super().space.knobs if k.name in stages or k.stage is None))
 
     def observe(self) -> Observation:
-        """As for a live job, with virtual CPUs and without the source, which needs none."""
+        """See `LiveJob.observe`; with virtual CPUs and without the source, which uses none."""
         seen = super().observe()
         before, self._busy_before = self._busy_before, self._cpus.busy_s()
         return self._as_virtual(seen, before, self._busy_before)
 
     def look(self) -> Observation:
-        """As for a live job, likewise."""
+        """See `LiveJob.look`; with virtual CPUs and without the source."""
         return self._as_virtual(super().look(), self._busy_at_first, self._cpus.busy_s())
 
     def _as_virtual(self, seen: Observation, before: Mapping[str, float], now: Mapping[str, float]) -> Observation:

@@ -1,4 +1,4 @@
-"""`TuningEnv`: tuning as a Gymnasium environment, over a simulated or a live pipeline. Needs the extra `[tune]`."""
+"""`TuningEnv`: a Gymnasium environment for tuning a simulated or live pipeline. Needs the extra `[tune]`."""
 
 from __future__ import annotations
 
@@ -26,25 +26,25 @@ __all__ = ["Episode", "SteppedJob", "TuningEnv"]
 
 
 class SteppedJob(Job, Protocol):
-    """A job that lets time pass when told: virtual time in the simulator, a sleep beside a live pipeline."""
+    """A job whose time advances on request: virtual time in the simulator, a sleep for a live pipeline."""
 
     def run(self, duration_s: float) -> Any:
-        """Let time pass."""
+        """Advance the time."""
         ...
 
     def close(self) -> None:
-        """The episode is over."""
+        """End the episode."""
         ...
 
 
 Episode = Callable[[np.random.Generator], tuple[SteppedJob, float]]
-"""Makes the job of an episode, and the rate in elements a second that counts as full reward."""
+"""Creates the job of an episode; returns it with the rate in elements per second that earns the full reward."""
 
 
 class TuningEnv(gymnasium.Env[NDArray[np.float32], Any]):
     """Observation: `features`. Action: for each stage one of -5, -1, 0, +1, +5 workers. Reward: `reward`.
 
-    An episode begins at an even split of the CPUs and is cut off after `max_steps` windows; it never terminates.
+    An episode starts at an even split of the CPUs and is truncated after `max_steps` windows; it never terminates.
     """
 
     metadata: dict[str, Any] = {"render_modes": []}  # noqa: RUF012 - Gymnasium's own declaration
@@ -59,15 +59,15 @@ class TuningEnv(gymnasium.Env[NDArray[np.float32], Any]):
         window_s: float = 1.0,
         max_steps: int = 60,
     ) -> None:
-        """Describe the environment.
+        """Create the environment.
 
         Args:
-            episode: Makes the job of each episode from the environment's random generator.
-            num_stages: Stages with adjustable workers, the same in every episode.
-            view: What is observed; see `features`.
-            heads: "joint": one of 5^n actions (`Discrete`); "factored": one of 5 for each stage (`MultiDiscrete`).
-            window_s: Seconds of a step.
-            max_steps: Steps of an episode.
+            episode: Creates the job of each episode from the environment's random generator.
+            num_stages: Number of stages with adjustable workers, the same in every episode.
+            view: The observed features; see `features`.
+            heads: "joint": one of 5^n actions (`Discrete`); "factored": one of 5 per stage (`MultiDiscrete`).
+            window_s: Seconds per step.
+            max_steps: Steps per episode.
         """
         self._episode, self._num_stages, self._view, self._heads = episode, num_stages, view, heads
         self._window_s, self._max_steps = window_s, max_steps
@@ -83,7 +83,7 @@ class TuningEnv(gymnasium.Env[NDArray[np.float32], Any]):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[NDArray[np.float32], dict[str, Any]]:
-        """Begin an episode; after the even split has run for one window."""
+        """Start an episode; returns after the even split has run for one window."""
         super().reset(seed=seed)
         self.close()
         job, self._target = self._episode(self.np_random)
@@ -94,7 +94,7 @@ class TuningEnv(gymnasium.Env[NDArray[np.float32], Any]):
         return self._features(self._last), self._info()
 
     def step(self, action: Any) -> tuple[NDArray[np.float32], float, bool, bool, dict[str, Any]]:
-        """Change workers, let a window pass, and see."""
+        """Change workers and run for one window."""
         choices = (
             joint_action(int(action), self._num_stages) if self._heads == "joint" else [int(each) for each in action]
         )
@@ -108,7 +108,7 @@ class TuningEnv(gymnasium.Env[NDArray[np.float32], Any]):
         return self._features(self._last), earned, False, self._steps >= self._max_steps, self._info()
 
     def close(self) -> None:
-        """End the episode, with what it runs; safe to call twice."""
+        """End the episode and stop its job. Idempotent."""
         job, self._job = self._job, None
         if job is not None:
             job.close()

@@ -1,4 +1,4 @@
-"""Simulated jobs to train a learner on: pipelines like those InTune reports, on machines that are resized."""
+"""Simulated training episodes: pipelines like those that InTune reports, on machines that are resized."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from headrace.tuning.rates import fluid_rate
 __all__ = ["draw_job", "draw_pipeline", "latency_split"]
 
 CONCENTRATION = 20.0
-"""Of the Dirichlet around the published split: the share of the user function varies by about +-0.11."""
+"""Concentration of the Dirichlet around the published split: the share of the user function varies by about +-0.11."""
 SECONDS_RANGE = (0.5, 2.0)
-"""CPU seconds of an element in all stages together; policies see them as a logarithm."""
+"""CPU seconds per element over all stages; policies see the logarithm."""
 CPU_CHOICES = (16, 32, 64, 96, 128)
 
 
 def latency_split(num_stages: int) -> list[float]:
-    """Shares of the latency of a pipeline with 3 to 7 stages: the published five, less or more of the cheap ones.
+    """Latency shares of a pipeline with 3 to 7 stages, derived from the published five.
 
-    Three are load, user function and prefetch; four have batch too; beyond five come further transforms that take half
-    of the batch stage's time each.
+    Three stages are load, user function and prefetch; the fourth is batch; beyond five there are further transforms,
+    each taking half of the batch stage's time.
     """
     split = LATENCY_SPLIT
     shares = {
@@ -36,7 +36,7 @@ def latency_split(num_stages: int) -> list[float]:
 
 
 def draw_pipeline(num_stages: int, random: np.random.Generator) -> PipelineSpec:
-    """A pipeline whose split varies around `latency_split`."""
+    """Draw a pipeline whose latency shares vary around `latency_split`."""
     shares = np.maximum(random.dirichlet(CONCENTRATION * np.asarray(latency_split(num_stages))), 0.005)
     low, high = SECONDS_RANGE
     seconds = low * (high / low) ** random.random()
@@ -45,7 +45,7 @@ def draw_pipeline(num_stages: int, random: np.random.Generator) -> PipelineSpec:
 
 
 def draw_job(num_stages: int, random: np.random.Generator, *, phase_s: float = 30.0) -> tuple[SimulatedJob, float]:
-    """A job on a machine that is resized once, and the rate all CPUs of its larger phase together could give."""
+    """Draw a job on a machine that is resized once, and the maximum rate of all CPUs in its larger phase."""
     spec = draw_pipeline(num_stages, random)
     cpus = [int(each) for each in random.choice(CPU_CHOICES, size=2)]
     job = SimulatedJob(spec, Machine.schedule(cpus, phase_s), seed=int(random.integers(1 << 30)))

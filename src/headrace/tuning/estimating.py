@@ -1,4 +1,4 @@
-"""What each stage needs *lately*: windowed means, a concave fit over the number of busy workers, and drift noticed."""
+"""Estimates each stage's *recent* needs: windowed means, a concave fit over busy workers, and drift detection."""
 
 from __future__ import annotations
 
@@ -16,33 +16,33 @@ __all__ = ["Estimator", "StageEstimate"]
 
 WINDOWS_KEPT = 24
 FORGETTING = 0.85
-"""Weight of a window relative to the next newer one: half after about four."""
+"""Weight of a window relative to the next newer one; the half-life is about four windows."""
 DRIFT = 0.1
-"""A stage has drifted when its CPU time per service leaves the fit by this share, in two windows in a row ..."""
+"""A stage has drifted if its CPU time per service deviates from the fit by this share in two consecutive windows ..."""
 NUM_ERRORS = 4.0
-"""... and by so many standard errors of a window's mean: single services may be far from it without any drift."""
+"""... and by this many standard errors of a window's mean, because single services deviate without any drift."""
 CAUTION = 2.0
-"""Each drift noticed asks so many times the errors of the next: no standard error fits a heavy tail ..."""
+"""Each detected drift multiplies the standard errors needed for the next, because none fit heavy tails ..."""
 CALMING = 0.98
-"""... and this share of the extra caution is left after each window without one: half after 34."""
+"""... and the extra factor decays to this share with each window without drift: half after 34 windows."""
 JUMP = 0.5
-"""One window is enough if it is off by this share and by that many standard errors."""
+"""A single window is enough if it deviates by this share and by this many standard errors."""
 PRIOR_WINDOWS = 2.0
-"""Until windows have shown how much services vary, they are taken to vary as much as their mean, with this weight."""
+"""Prior weight of a coefficient of variation of 1, until windows show how much services vary."""
 MIN_SPREAD = 0.3
-"""Contention is only fitted when the numbers of busy workers seen differ by this share of their mean."""
+"""Contention is fitted only if the numbers of busy workers seen vary by this share of their mean."""
 MAX_CONTENTION = 0.5
 BLOCKINGS_KEPT = 9
 WINDOWS_WANTED, LONG_WAIT = 3, 4.0
-"""A wait this many times the CPU time is believed after so many windows; that of the source, which runs in threads, at
-once."""
+"""A wait of more than this multiple of the CPU time is trusted only after this many windows, except for the source,
+which runs in threads."""
 SATURATED = 0.95
-"""Above this share of the CPUs, waiting for a CPU cannot be told from blocking."""
+"""Above this CPU utilisation, waiting for a CPU cannot be distinguished from blocking."""
 
 
 @dataclass
 class StageEstimate:
-    """One stage's recent windows: (busy workers, CPU seconds per service, services)."""
+    """Recent windows of one stage: (busy workers, CPU seconds per service, services)."""
 
     windows: deque[tuple[float, float, float]] = field(default_factory=lambda: deque(maxlen=WINDOWS_KEPT))
     blockings: deque[tuple[float, float]] = field(default_factory=lambda: deque(maxlen=BLOCKINGS_KEPT))
@@ -53,7 +53,7 @@ class StageEstimate:
     caution: float = 1.0
 
     def add(self, stage: StageObservation, window_s: float, saturated: bool) -> bool:
-        """Add a window; whether the stage has drifted, in which case older windows are forgotten."""
+        """Add a window; returns whether the stage has drifted, in which case older windows are dropped."""
         if stage.services <= 0 or window_s <= 0:
             return False
         busy, cpu_s = stage.busy_s / window_s, stage.busy_s / stage.services
@@ -72,9 +72,9 @@ class StageEstimate:
 
     @property
     def blocking_s(self) -> float:
-        """Seconds of a service without a CPU: the median over recent windows, by services.
+        """Seconds per service without a CPU: the median over recent windows, weighted by services.
 
-        The first element of a worker process waits until the process has started: no mean would forget that soon.
+        The first element of a worker process waits until the process has started, which would distort a mean for long.
         """
         passed, half = 0.0, sum(services for _, services in self.blockings) / 2.0
         for blocking_s, services in sorted(self.blockings):
@@ -85,28 +85,26 @@ class StageEstimate:
 
     @property
     def believable(self) -> bool:
-        """Whether a long wait has been seen often enough to be more than the start of a worker."""
+        """Whether a long wait has been seen often enough not to be just the start of a worker."""
         return len(self.windows) >= WINDOWS_WANTED or self.blocking_s <= LONG_WAIT * self.cpu_s
 
     def _add_blocking(self, blocking_s: float, services: int, saturated: bool) -> None:
-        # Where all CPUs have been busy ever since, nothing is known of waits, and more workers would not help either.
+        # If all CPUs have been busy all the time, nothing is known about waits, and more workers would not help anyway.
         if not saturated:
             self.blockings.append((blocking_s, float(services)))
-        elif (
-            self.blockings and blocking_s < self.blocking_s
-        ):  # a service that waits for a CPU blocks no longer than it seems to
+        elif self.blockings and blocking_s < self.blocking_s:  # waiting for a CPU can only make blocking look longer
             self.blockings.clear()
             self.blockings.append((blocking_s, float(services)))
 
     def at(self, busy: float) -> float:
-        """CPU seconds of a service with so many workers busy."""
+        """CPU seconds per service with `busy` workers busy."""
         return self.cpu_s * (1.0 + self.contention * max(busy - 1.0, 0.0))
 
     def _has_drifted(self, busy: float, cpu_s: float, services: int) -> bool:
         if not self.windows or self.cpu_s <= 0:
             return False
         off = abs(cpu_s / self.at(busy) - 1.0)
-        # The error of this window's mean and that of the fit it is compared with.
+        # The errors of this window's mean and of the fit.
         error = self._variation() * (1.0 / services + 1.0 / self._weight()) ** 0.5
         significant = off > NUM_ERRORS * self.caution * error
         self.suspicious = self.suspicious + 1 if significant and off > DRIFT else 0
@@ -116,12 +114,12 @@ class StageEstimate:
         return float(sum(self._weights(self.windows)))
 
     def _variation(self) -> float:
-        """Coefficient of variation of single services, from how far the means of windows are apart."""
+        """Coefficient of variation of single services, estimated from the spread of window means."""
         squares = sum(n * (cpu_s / self.at(k) - 1.0) ** 2 for k, cpu_s, n in self.windows)
         return float(((PRIOR_WINDOWS + squares) / (PRIOR_WINDOWS + len(self.windows))) ** 0.5)
 
     def _fit(self) -> None:
-        """The mean, and how it grows with the number of busy workers: cpu = c (1 + a (k - 1)), a >= 0."""
+        """Fit the mean and its growth with the number of busy workers: cpu = c (1 + a (k - 1)), a >= 0."""
         weights = self._weights(self.windows)
         total = sum(weights)
         mean_x = sum(w * max(k - 1.0, 0.0) for w, (k, _, _) in zip(weights, self.windows, strict=True)) / total
@@ -133,10 +131,11 @@ class StageEstimate:
         self.cpu_s = mean_y / (1.0 + self.contention * mean_x)
 
     def _slope(self) -> float | None:
-        """Weighted least squares over the windows, without spikes; None where k hardly varied.
+        """Weighted least squares over the windows, without spikes; None if k hardly varied.
 
-        The CPU time of a service counts in the window it ends in: a very long one makes both `busy` and `cpu_s` of that
-        window large, which looks like contention. So of three windows in a row the one with the median counts.
+        The CPU time of a service counts in the window in which it ends. A very long service makes both `busy` and
+        `cpu_s` of that window large, which looks like contention. So a median filter over three consecutive windows is
+        used.
         """
         kept = list(self.windows)
         calm = [sorted(kept[i - 1 : i + 2], key=lambda each: each[1])[1] for i in range(1, len(kept) - 1)]
@@ -163,7 +162,7 @@ class StageEstimate:
 
 @dataclass
 class Estimator:
-    """All stages, and how often each is visited for an element delivered."""
+    """Estimates of all stages, and of their visits per delivered element."""
 
     stages: dict[str, StageEstimate] = field(default_factory=dict)
     _visits: VisitRatios = field(default_factory=VisitRatios)
@@ -186,17 +185,17 @@ class Estimator:
 
     @property
     def complete(self) -> bool:
-        """Whether every stage has finished something and the consumer has got something."""
+        """Whether every stage has finished an element and the consumer has received one."""
         first, *others = self.stages.values()
         measured = first.windows and all(each.windows and each.believable for each in others)
         return self._visits.known and bool(measured)
 
     def visits(self) -> dict[str, float]:
-        """Services of each stage for an element delivered."""
+        """Services of each stage per delivered element."""
         return self._visits.ratios()
 
     def rates(self, space: Space) -> list[StageRate]:
-        """What each stage needs for an element delivered."""
+        """The needs of each stage per delivered element."""
         visits = self.visits()
         return [
             StageRate(

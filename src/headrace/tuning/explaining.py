@@ -1,4 +1,4 @@
-"""`explain`: what limits a pipeline, why, and what one more worker or CPU would give."""
+"""`explain`: finds the bottleneck of a pipeline, and predicts the gain of one more worker or CPU."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from headrace.tuning.verdicts import judge
 
 __all__ = ["explain", "total"]
 
-SET_BY_JOB = "; its workers are set by the job: scheduler.threads"
+SET_BY_JOB = "; its workers are fixed by the job: scheduler.threads"
 
 WITH_WORKER_GAIN = ("storage", "waiting", "workers")
-"""Limits that one more worker would move."""
+"""Limits that one more worker may improve."""
 
 
 def explain(
@@ -27,13 +27,13 @@ def explain(
 ) -> Explanation:
     """Explain a pipeline.
 
-    The verdict is about all the time that was observed; gains are predicted from what stages need lately.
+    The verdict covers the whole time observed; gains are predicted from the stages' recent needs.
 
     Args:
-        observations: Windows, oldest first; those before the last help to tell stages apart.
-        space: What could be changed.
-        whole: The pipeline since it was opened; None for the windows together.
-        tuner: What the tuner did last, and why.
+        observations: Windows, oldest first; earlier windows improve the estimates.
+        space: The tunable settings.
+        whole: Observation since the pipeline was opened; None to combine the windows.
+        tuner: The tuner's last action and its reason.
 
     Raises:
         ConfigError: Nothing was delivered in that time.
@@ -70,13 +70,13 @@ def explain(
 
 
 def _is_fixed(space: Space, stage: str) -> bool:
-    """Whether a stage's workers are listed among what may be changed, but with one possible value."""
+    """Whether a stage's workers are in the space but have only one allowed value."""
     knob = workers_of(stage)
     return knob in space and space[knob].min == space[knob].max
 
 
 def total(observations: Sequence[Observation]) -> Observation:
-    """Windows in a row as one, as far back as the CPUs were the same; what is no count is the last one's, or a mean."""
+    """Combine the latest windows with the same CPUs into one; values other than counts are the last or a mean."""
     last = observations[-1]
     same: list[Observation] = []
     for each in reversed(observations):
@@ -102,7 +102,7 @@ def _total(stages: Sequence[StageObservation]) -> StageObservation:
 
 
 def _measured(seen: Observation, space: Space) -> list[StageRate]:
-    """What each stage took for a batch over the time observed."""
+    """The cost of each stage per batch over the time observed."""
     rates = []
     for stage in seen.stages:
         cpu_s, wall_s = stage.busy_s / seen.delivered, stage.wall_s / seen.delivered
@@ -112,7 +112,7 @@ def _measured(seen: Observation, space: Space) -> list[StageRate]:
 
 
 def _lately(observations: Sequence[Observation], space: Space) -> list[StageRate] | None:
-    """The same lately, with what workers cost each other; None where a stage has done nothing in these windows."""
+    """The recent cost of each stage per batch, with contention; None if a stage did nothing in these windows."""
     estimator = Estimator()
     for observation in observations:
         estimator.add(observation)

@@ -1,4 +1,4 @@
-"""What a learning policy sees of an observation, as numbers around 1."""
+"""Encodes an observation for a learning policy, as numbers around 1."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ from headrace.tuning.space import Space
 __all__ = ["STEPS", "View", "features", "num_features", "step_workers"]
 
 STEPS = (-5, -1, 0, 1, 5)
-"""What an action may add to a stage's workers (InTune, section 4)."""
+"""Changes that an action may make to a stage's workers (InTune, section 4)."""
 
 View = Literal["published", "stages"]
-"""InTune's six factors, or these and our counters of each stage."""
+""""published": InTune's six factors; "stages": also the counters of each stage."""
 
 _NUM_PUBLISHED = 6
 _PER_STAGE = 4
 
 
 def num_features(num_stages: int, view: View) -> int:
-    """Length of what `features` returns."""
+    """Length of the result of `features`."""
     return _NUM_PUBLISHED + (_PER_STAGE * num_stages if view == "stages" else 0)
 
 
 def features(observation: Observation, view: View) -> NDArray[np.float32]:
     """The state: pipeline latency, free CPUs, free memory, model latency, memory bandwidth, CPU clock.
 
-    With "stages" also, for each stage, its share of the CPUs, how busy its workers are, how long they wait for input
-    and how long they are held back. f32, around 0 to 1 each; latencies as logarithms, for they span decades.
+    "stages" adds for each stage its share of the CPUs, how busy its workers are, how long they wait for input and how
+    long they are held back. float32, around 0 to 1 each; latencies are logarithms, because they span decades.
     """
     held = sum(stage.workers for stage in observation.stages)
     rate, consumer = observation.rate_per_s, observation.consumer_rate_per_s
@@ -57,16 +57,16 @@ def features(observation: Observation, view: View) -> NDArray[np.float32]:
 
 
 def step_workers(space: Space, observation: Observation, choices: list[int]) -> dict[str, int]:
-    """Workers by knob after an action.
+    """Compute the workers of each knob after an action.
 
     Args:
-        space: Knobs.
-        observation: Workers and CPUs now.
-        choices: For each stage with a knob, an index into `STEPS`.
+        space: The knobs.
+        observation: Current workers and CPUs.
+        choices: An index into `STEPS` for each stage with a knob.
 
     Returns:
-        The new values. As CPUs are handed out, not shared, in InTune: what asks for more CPUs than are left gets fewer,
-        and after a shrink of the machine the largest stages give theirs back.
+        The new values. InTune assigns CPUs to stages instead of sharing them, so requests beyond the free CPUs are
+        reduced, and after the machine shrinks the largest stages lose workers.
     """
     knobs = [knob for _, knob in space.worker_knobs()]
     values = {knob.name: observation.values.get(knob.name, 1) for knob in knobs}

@@ -1,4 +1,4 @@
-"""`Guard`: stands between a policy and a running job: bounded steps, memory first, what hurts is undone."""
+"""`Guard`: checks a policy's proposals: limits step sizes, protects memory, and undoes changes that hurt."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ class GuardConfig:
     """Constants of `Guard`.
 
     Attributes:
-        max_factor: A value grows by at most this factor (and `max_step`) at once ...
-        max_step: ... so that small values can still move.
-        memory_ratio: Above this share of memory nothing is raised.
-        held_ratio: A stage that waits for room in the memory budget for a larger share of the time has enough workers,
-            and so have all others: nothing but the budget itself is raised.
-        loss: A change is undone when the rate falls by this share and the consumer waits for elements ...
-        fed_loss: ... and by this share already if the consumer hardly waited before: it must not be starved.
-        fed: A consumer that waits for less than this share of the time is fed.
-        windows: Windows a change is given before it is judged; the first holds the change itself.
-        pause: Windows in which nothing else is tried after something was undone.
+        max_factor: Maximum factor by which a value grows at once ...
+        max_step: ... or this step, whichever is larger, so that small values can grow.
+        memory_ratio: Above this memory use no value is raised.
+        held_ratio: If a stage waits for room in the memory budget for more than this share of the time, more workers
+            anywhere would only wait too, so only the budget itself may be raised.
+        loss: A change is undone if the rate falls by this share while the consumer waits for elements ...
+        fed_loss: ... or by this smaller share if the consumer hardly waited before.
+        fed: A consumer that waits for less than this share of the time keeps busy (is fed).
+        windows: Windows before a change is judged; the first one contains the change itself.
+        pause: Windows without further changes after one was undone.
     """
 
     max_factor: float = 4.0
@@ -41,7 +41,7 @@ class GuardConfig:
 
 @dataclass
 class _Pending:
-    """A change that has not been judged: values, rate and the consumer's state before it, rates since."""
+    """A change not yet judged: values, rate and the consumer's state before it, and rates since."""
 
     before: dict[str, int]
     rate: float
@@ -50,19 +50,19 @@ class _Pending:
 
 
 class Guard:
-    """Checks proposals. Plain state: no thread, no clock."""
+    """Checks the proposals of a policy. Plain state without threads or clocks."""
 
     def __init__(self, space: Space, config: GuardConfig | None = None) -> None:
-        """Guard a job with this space."""
+        """Create a guard for a job with this space."""
         self._space, self._config = space, config or GuardConfig()
         self._pending: _Pending | None = None
         self._pause = 0
         self._cpus = 0.0
 
     def check(self, observation: Observation, proposal: Proposal) -> Proposal:
-        """What of a proposal may be done now, or an undoing of the last change."""
+        """Return the allowed part of a proposal, or a proposal that undoes the last change."""
         moved = self._cpus not in (0.0, observation.cpus)
-        if moved:  # another machine: rates from before say nothing any more
+        if moved:  # another machine: earlier rates are meaningless
             self._pending, self._pause = None, 0
         self._cpus = observation.cpus
         undo = self._judge(observation)
@@ -70,16 +70,16 @@ class Guard:
             return undo
         if self._pause > 0:
             self._pause -= 1
-            return Proposal(reason="nothing, because a change that hurt has just been undone")
+            return Proposal(reason="a change that hurt was undone a moment ago")
         allowed, refused = self._bounded(observation, proposal)
         if not allowed:
-            return Proposal(reason=proposal.reason if not refused else f"nothing, because {refused}: {proposal.reason}")
+            return Proposal(reason=proposal.reason if not refused else f"refused, because {refused}: {proposal.reason}")
         before = {name: observation.values[name] for name in allowed if name in observation.values}
         if self._pending is None:
-            # The window in which the machine changed has a rate of both: what is changed in it cannot be judged.
+            # The window in which the machine changed mixes two rates, so changes in it cannot be judged.
             if not moved:
                 self._pending = _Pending(before, observation.rate_per_s, self._is_fed(observation), [])
-        else:  # changes that follow each other are judged, and undone, together
+        else:  # consecutive changes are judged, and undone, together
             self._pending.before = {**before, **self._pending.before}
             self._pending.rates.clear()
         return Proposal(allowed, proposal.reason + (f" ({refused})" if refused else ""))
@@ -100,8 +100,8 @@ class Guard:
                 continue
             most = max(int(now * config.max_factor), now + config.max_step)
             if value > most:
-                refused, value = f"{name} grows to {most} at first", most
-            if value < now and name != PREFETCH:  # shrinking prefetch frees memory: never delayed
+                refused, value = f"{name} limited to {most} for now", most
+            if value < now and name != PREFETCH:  # shrinking prefetch frees memory, so it is never delayed
                 value = max(value, int(now / config.max_factor))
             allowed[name] = value
         return allowed, refused
@@ -120,7 +120,7 @@ class Guard:
         if self._is_fed(observation) or rate >= (1.0 - loss) * pending.rate:
             return None
         self._pause = self._config.pause
-        return Proposal(pending.before, f"rate fell from {pending.rate:.4g} to {rate:.4g} a second: undone")
+        return Proposal(pending.before, f"rate fell from {pending.rate:.4g} to {rate:.4g} per second: undone")
 
     def _is_fed(self, observation: Observation) -> bool:
         return observation.starved_s <= self._config.fed * observation.window_s

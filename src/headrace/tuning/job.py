@@ -1,4 +1,4 @@
-"""`SimulatedJob`: a simulated pipeline behind the few calls a tuner needs."""
+"""`SimulatedJob`: a simulated pipeline as a tunable `Job`."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ __all__ = ["SimulatedJob"]
 
 MAX_PREFETCH = 4096
 ALL_THREADS = 8192
-"""More threads than any pipeline has workers: no limit."""
+"""More threads than any pipeline has workers, so effectively unlimited."""
 
 
 class SimulatedJob:
-    """A simulated pipeline as a job.
+    """A simulated pipeline as a tunable job.
 
     Attributes:
-        simulator: The pipeline.
-        num_failures: Times it ran out of memory.
+        simulator: The simulator.
+        num_failures: How often it ran out of memory.
     """
 
     def __init__(self, spec: PipelineSpec, machine: Machine, *, seed: int = 0, restart_s: float = 30.0) -> None:
-        """Begin at time 0 with one worker a stage.
+        """Start at time 0 with one worker per stage.
 
         Args:
             spec: The pipeline.
-            machine: Its CPUs and memory over time.
-            seed: Of service times and sizes.
-            restart_s: Seconds in which nothing runs after memory ran out, or a relaunch.
+            machine: CPUs and memory over time.
+            seed: Seed of service times and sizes.
+            restart_s: Downtime in seconds after running out of memory or a relaunch.
         """
         self.simulator = PipelineSimulator(spec, machine, seed=seed)
         self.num_failures = 0
@@ -43,11 +43,11 @@ class SimulatedJob:
 
     @property
     def space(self) -> Space:
-        """Workers of every stage, prefetch behind the last one, and threads."""
+        """Workers of every stage, prefetch after the last one, and threads."""
         return self._space
 
     def apply(self, values: Mapping[str, int]) -> None:
-        """Set knobs, by name."""
+        """Set knobs by name."""
         for name, value in values.items():
             knob = self._space[name]
             if knob.stage is not None:
@@ -59,7 +59,7 @@ class SimulatedJob:
                 self.simulator.set_threads(self._threads)
 
     def run(self, duration_s: float) -> int:
-        """Let time pass; memory that runs out costs a restart, within this time or the next call's.
+        """Advance the time; running out of memory costs a restart, in this call or the next.
 
         Returns:
             Elements delivered.
@@ -73,14 +73,14 @@ class SimulatedJob:
         return delivered
 
     def close(self) -> None:
-        """Nothing runs outside of `run`."""
+        """Do nothing: the simulation only runs in `run`."""
 
     def relaunch(self) -> None:
-        """Stop and start again; nothing runs for the restart time."""
+        """Stop and restart the job, with the downtime `restart_s`."""
         self.simulator.relaunch(self._restart_s)
 
     def observe(self) -> Observation:
-        """The window since the last call."""
+        """Measure the window since the last call."""
         before, self._last = self._last, self.simulator.totals()
         return self._difference(before, self._last)
 

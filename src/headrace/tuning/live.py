@@ -1,4 +1,4 @@
-"""`LiveJob`: a running pipeline as a job: its tunables, and its counters turned into observations."""
+"""`LiveJob`: a running pipeline as a tunable `Job`, with observations made from its counters."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ __all__ = ["LiveJob", "observation_of"]
 
 NUM_NAPS = 5
 NUM_NAPS_WHEN_ASKED = 15
-"""A single look has no other windows to be averaged with."""
+"""More naps for a single reading, because it is not averaged over windows."""
 NAP_S = 20e-6
 
 
 def gil_wait_s(num_naps: int = NUM_NAPS) -> float:
-    """Mean seconds a thread that wakes up waits for Python's lock, from a few naps.
+    """Mean seconds that a waking thread waits for the GIL, measured with a few naps.
 
-    Where threads run Python code all the time, each waits until another has used up its turn: 5 ms
-    (`sys.getswitchinterval`). A thread that computes in native code gives the lock away, and this is near 0. Time
-    that this thread waits for a CPU is left out, where the kernel tells it.
+    If other threads run Python code all the time, each waits for another's turn of 5 ms (`sys.getswitchinterval`).
+    Threads in native code release the GIL, and the result is near 0. Time spent waiting for a CPU is subtracted where
+    the kernel reports it.
     """
     nap, began, queued_before_s = threading.Event(), time.perf_counter(), queued_s()
     for _ in range(num_naps):
@@ -43,18 +43,18 @@ def gil_wait_s(num_naps: int = NUM_NAPS) -> float:
 
 
 def _queued_by_worker() -> dict[int, float]:
-    """Seconds that each thread which runs stages was ready without a CPU, since it began.
+    """Seconds that each stage thread was runnable but had no CPU, since it started.
 
-    Threads of the training step are left out: their waiting for a CPU says nothing about a stage.
+    Threads of the training step are excluded, because their waits say nothing about a stage.
     """
     ids = [thread.native_id for thread in threading.enumerate() if thread.name == WORKER_NAME]
     return {number: queued_s(number) for number in ids if number is not None}
 
 
 class LiveJob:
-    """What a tuner drives when the pipeline is a real one.
+    """A running pipeline as a tunable job.
 
-    Stages that one worker call runs together are one stage here, named as their tunable ("map+transform").
+    Stages that one worker call runs together count as one stage, named like their tunable ("map+transform").
     """
 
     def __init__(
@@ -67,9 +67,9 @@ class LiveJob:
         """Attach to an open pipeline.
 
         Args:
-            batches: What `Pipeline.open` returned, opened with `tuner="none"`; or the part of it that runs the stages.
-            resources: Gives the CPUs and memory this process may use now.
-            measures_machine: Whether to measure memory bandwidth, at the first look; only InTune's state has it.
+            batches: Result of `Pipeline.open(tuner="none")`, or the object in it that runs the stages.
+            resources: Returns the CPUs and memory that this process may use now.
+            measures_machine: Whether to measure memory bandwidth at the first observation; only InTune uses it.
         """
         self._measures_machine = measures_machine
         self._batches = batches
@@ -84,7 +84,7 @@ class LiveJob:
         return Space.from_tunables(self._batches.tunables.values())
 
     def observe(self) -> Observation:
-        """About the window since the last call; the engine copies its totals four times a second."""
+        """Measure (about) the window since the last call; the engine copies its totals four times per second."""
         now = time.monotonic()
         window_s, self._last = now - self._last, now
         before, self._queued_s = self._queued_s, _queued_by_worker()
@@ -93,7 +93,7 @@ class LiveJob:
         return self._observe(self._batches.counters(window_s), busy_ratio, queued_s)
 
     def look(self) -> Observation:
-        """About all the time since the pipeline was opened, without beginning a new window."""
+        """Measure the whole time since the pipeline was opened, without starting a new window."""
         queued_s = sum(_queued_by_worker().values())
         return self._observe(self._batches.counters(math.inf), queued_s=queued_s, num_naps=NUM_NAPS_WHEN_ASKED)
 
@@ -119,16 +119,16 @@ class LiveJob:
         return replace(seen, memory_bytes_per_s=memory_bytes_per_s(), cpu_hz=cpu_hz())
 
     def apply(self, values: Mapping[str, int]) -> None:
-        """Set tunables; from any thread."""
+        """Set tunables by name. Thread-safe."""
         for name, value in values.items():
             self._batches.tunables[name].set(value)
 
     def run(self, duration_s: float) -> None:
-        """Let time pass beside the pipeline, which some other thread consumes."""
+        """Sleep while another thread consumes the pipeline."""
         time.sleep(duration_s)
 
     def close(self) -> None:
-        """Nothing: whoever opened the pipeline closes it."""
+        """Do nothing: the owner of the pipeline closes it."""
 
 
 def observation_of(
@@ -142,18 +142,18 @@ def observation_of(
     queued_s: float = 0.0,
     gil_wait_s: float = 0.0,
 ) -> Observation:
-    """A reading of the counters as a policy sees it.
+    """Convert counters to an observation.
 
     Args:
-        counters: Of the pipeline.
-        values: Of its tunables.
+        counters: Counters of the pipeline.
+        values: Values of its tunables.
         resources: CPUs and memory.
-        time_s: Seconds since the job began.
+        time_s: Seconds since the job started.
         memory_used_bytes: Resident memory of the process.
-        machine_busy_ratio: Share of all CPUs that is busy with anything, as far as it is known; the CPU time of this
-            process, of the CPUs it may use, is a lower bound.
-        queued_s: Seconds threads that run stages were ready without a CPU.
-        gil_wait_s: What a thread waits for Python's lock.
+        machine_busy_ratio: Utilisation of all CPUs by any process, if known; at least this process's own utilisation of
+            the CPUs that it may use.
+        queued_s: Seconds in which stage threads were runnable but had no CPU.
+        gil_wait_s: Mean seconds that a waking thread waits for the GIL.
     """
     groups = groupby(counters.stages.values(), key=lambda reading: reading.group)
     stages = [_stage(name, list(readings), name in counters.process_groups) for name, readings in groups]

@@ -1,4 +1,4 @@
-"""`LiveEpisodes`: real pipelines as episodes of `TuningEnv`: each is opened, consumed by a thread, and closed."""
+"""`LiveEpisodes`: runs a real pipeline in each episode of `TuningEnv`, consumed by a thread."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["ConsumedJob", "LiveEpisodes"]
 
 
 class ConsumedJob(LiveJob):
-    """A pipeline whose batches a thread takes, from the beginning again whenever they end."""
+    """A pipeline whose batches a thread consumes, restarting from the beginning when they end."""
 
     def __init__(
         self,
@@ -28,17 +28,17 @@ class ConsumedJob(LiveJob):
         resources: Callable[[], Resources] = effective_resources,
         **options: Any,
     ) -> None:
-        """Open a pipeline and begin to take batches.
+        """Open a pipeline and start consuming batches.
 
         Args:
-            pipeline: What is tuned.
-            consumer_s: Seconds the consumer works on each batch.
-            resources: Gives the CPUs and memory of the episode.
-            options: Those of `Pipeline.open`.
+            pipeline: The pipeline to tune.
+            consumer_s: Seconds that the consumer works on each batch.
+            resources: Returns the CPUs and memory of the episode.
+            options: Arguments of `Pipeline.open`.
         """
         self._opened: BatchIterator = pipeline.open(tuner="none", **options)
         super().__init__(self._opened, resources=resources, measures_machine=True)
-        # As in the simulator, workers belong to their stages: those that all share must not limit them.
+        # As in the simulator, workers belong to stages, so the shared workers must not limit them.
         self.apply({THREADS: self._opened.tunables[THREADS].max})
         self.failure: Exception | None = None
         self._consumer_s, self._start = consumer_s, self._opened.state_dict()
@@ -47,17 +47,17 @@ class ConsumedJob(LiveJob):
         self._thread.start()
 
     def run(self, duration_s: float) -> None:
-        """Let time pass.
+        """Sleep for some seconds.
 
         Raises:
-            Exception: What the pipeline raised.
+            Exception: The pipeline raised it.
         """
         time.sleep(duration_s)
         if self.failure is not None:
             raise self.failure
 
     def close(self) -> None:
-        """Stop taking batches, and close the pipeline."""
+        """Stop consuming batches and close the pipeline."""
         self._stop.set()
         with self._reopening:
             self._opened.close()
@@ -80,24 +80,24 @@ class ConsumedJob(LiveJob):
 
 
 class LiveEpisodes:
-    """Makes the job of each episode of a `TuningEnv`."""
+    """Creates the job of each episode of a `TuningEnv`."""
 
     def __init__(self, pipeline: Pipeline, target_per_s: float, **options: Any) -> None:
-        """Describe the episodes.
+        """Configure the episodes.
 
         Args:
-            pipeline: Opened anew for each, with one worker a stage.
-            target_per_s: Batches a second that count as full reward.
-            options: Of `ConsumedJob`.
+            pipeline: The pipeline, opened anew for each episode with one worker per stage.
+            target_per_s: Batches per second that earn the full reward.
+            options: Arguments of `ConsumedJob`.
         """
         self._pipeline, self._target_per_s = pipeline, target_per_s
         self._options = {"workers": {"source": 1, **{stage.name: 1 for stage in pipeline.plan.stages}}, **options}
 
     @property
     def num_stages(self) -> int:
-        """Stages with adjustable workers, the source among them."""
+        """Number of stages with adjustable workers, including the source."""
         return 1 + len(self._pipeline.plan.stages)
 
     def __call__(self, random: np.random.Generator) -> tuple[ConsumedJob, float]:
-        """The next episode; the same pipeline each time."""
+        """Start the next episode, always with the same pipeline."""
         return ConsumedJob(self._pipeline, **self._options), self._target_per_s

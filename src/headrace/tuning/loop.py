@@ -1,4 +1,4 @@
-"""`Tuner`: the thread that lets a policy look at a live pipeline every second, and carries out what is allowed."""
+"""`Tuner`: a thread that runs a policy on a live pipeline every second and applies the allowed changes."""
 
 from __future__ import annotations
 
@@ -21,32 +21,32 @@ from headrace.tuning.policies import Policy, Proposal, make_policy
 __all__ = ["Recorder", "Tuner"]
 
 WINDOW_S = 1.0
-"""Seconds between decisions: the engine's totals are a quarter second old at most, which is then little."""
+"""Seconds between decisions; long compared with the age of the engine's totals, a quarter second at most."""
 NUM_KEPT = 10
-"""Windows kept to predict gains from."""
+"""Windows kept for predicting gains."""
 EXPLAIN_EVERY_S = 30.0
-"""What limits the job is looked up this often, and written down if it has changed ..."""
+"""The bottleneck is determined this often, and recorded if it has changed ..."""
 EXPLAIN_AGAIN_S = 300.0
-"""... or was written down so long ago: `headrace explain` of a run that is still going on shows the newest."""
+"""... or if the last record is this old, so that `headrace explain` of a running job is up to date."""
 
 
 class Recorder(Protocol):
-    """Where decisions go; for instance `headrace.observe.DecisionLog`."""
+    """Receiver of decisions, for instance a `headrace.observe.DecisionLog`."""
 
     def record(
         self, who: str, change: Mapping[str, tuple[Any, Any]], reason: str, snapshot: Mapping[str, Any] | None = None
     ) -> Any:
-        """Write one decision."""
+        """Record one decision."""
         ...
 
 
 class Tuner:
     """Tunes a job until closed. A context manager.
 
-    A policy that raises is switched off and the job goes on as it is: a tuner must not be able to end a job.
+    If the policy raises, it is disabled and the job continues with the current settings: a tuner must not end a job.
 
     Attributes:
-        failure: What the policy raised, if it did.
+        failure: The exception that the policy raised, or None.
     """
 
     def __init__(
@@ -58,14 +58,14 @@ class Tuner:
         window_s: float | None = None,
         clock: Callable[[], float] = time.thread_time,
     ) -> None:
-        """Begin with the policy's first setting.
+        """Start tuning with the policy's first setting.
 
         Args:
-            job: What is tuned.
+            job: The job to tune.
             policy: A policy or its name.
-            decisions: Gets every change with its reason, and every new reason for none.
-            window_s: Seconds between decisions; None for what suits the job, a second if it does not say.
-            clock: CPU seconds of the calling thread.
+            decisions: Records every change with its reason, and every new reason for no change.
+            window_s: Seconds between decisions; None for the job's preference, or 1 s if it has none.
+            clock: Returns the CPU seconds of the calling thread.
         """
         self.failure: Exception | None = None
         self._job, self._decisions, self._clock = job, decisions, clock
@@ -85,11 +85,11 @@ class Tuner:
 
     @property
     def cpu_ratio(self) -> float:
-        """CPU seconds of the tuner for each second since it began."""
+        """CPU seconds of the tuner per second since it started."""
         return self._cpu_s / max(time.monotonic() - self._began, 1e-9)
 
     def explain(self) -> Explanation:
-        """What limits the job since it began; gains are those of the last windows.
+        """Explain the bottleneck since the job started; gains are predicted from the last windows.
 
         Raises:
             ConfigError: Nothing has been delivered yet.
@@ -97,14 +97,14 @@ class Tuner:
         seen, whole = list(self._seen), self._whole
         if isinstance(self._job, LiveJob):
             whole = self._job.look()
-            if seen:  # the windows know more of the machine than a single look
+            if seen:  # the windows know more about the machine than a single reading
                 lately = total(seen)
                 busy_ratio = max(whole.machine_busy_ratio, lately.machine_busy_ratio)
                 whole = replace(whole, machine_busy_ratio=busy_ratio, gil_wait_s=lately.gil_wait_s)
         return explain(seen, self._job.space, whole=whole, tuner=self._did())
 
     def close(self) -> None:
-        """Stop tuning; the last setting stays. Safe to call twice."""
+        """Stop tuning and keep the current settings. Idempotent."""
         self._stop.set()
         if threading.current_thread() is not self._thread:
             self._thread.join()
@@ -116,7 +116,7 @@ class Tuner:
         self.close()
 
     def _did(self) -> str:
-        """The last change and its age, and what the policy says now."""
+        """The last change and its age, and the policy's current statement."""
         at, change = self._last_change
         if not change:
             return f"changed nothing; now: {self._latest}"
@@ -134,7 +134,7 @@ class Tuner:
                     self._explain_now_and_then()
             except Exception as error:
                 self.failure = error
-                self._record({}, f"switched off, because it raised {type(error).__name__}: {error}", {})
+                self._record({}, f"disabled, because it raised {type(error).__name__}: {error}", {})
                 return
             self._cpu_s = self._clock()
 

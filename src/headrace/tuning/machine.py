@@ -1,4 +1,4 @@
-"""What InTune's state knows of the machine: memory bandwidth, measured once, and the clock of the CPUs."""
+"""Machine features of InTune's state: memory bandwidth, measured once, and the CPU clock."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ import psutil
 __all__ = ["cpu_hz", "memory_bytes_per_s"]
 
 COPIED_BYTES = 32 << 20
-"""More than most caches hold; three copies take some 20 ms."""
+"""Larger than most caches; three copies take about 20 ms."""
 NUM_COPIES = 3
 UNKNOWN_HZ = 3e9
 
 
 @cache
 def memory_bytes_per_s() -> float:
-    """Bytes read and written a second by a copy in one thread, the best of some; measured at the first call."""
+    """Bytes read and written per second by a single-threaded copy, the best of several; measured on the first call."""
     source = np.ones(COPIED_BYTES, np.uint8)
     target = np.zeros_like(source)
     best_s = float("inf")
@@ -31,7 +31,7 @@ def memory_bytes_per_s() -> float:
 
 @cache
 def cpu_hz() -> float:
-    """Clock of the CPUs, the highest if known; 3 GHz where the system does not say."""
+    """Maximum CPU clock if known, else 3 GHz."""
     try:
         clock = psutil.cpu_freq()
     except (OSError, NotImplementedError):

@@ -1,4 +1,4 @@
-"""From counters to what each stage needs: the life-long means of the baselines."""
+"""Estimates each stage's needs as lifelong means, for the baselines."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["LifelongMeans", "StageMeans", "max_workers"]
 
 @dataclass
 class StageMeans:
-    """Sums over a stage's whole life."""
+    """Sums over a stage's whole lifetime."""
 
     services: float = 0.0
     busy_s: float = 0.0
@@ -22,18 +22,18 @@ class StageMeans:
 
     @property
     def wall_per_service_s(self) -> float:
-        """Mean wall seconds of a service; 0 before the first."""
+        """Mean wall seconds per service; 0 before the first."""
         return self.wall_s / self.services if self.services else 0.0
 
     @property
     def bytes_per_service(self) -> float:
-        """Mean bytes of a service; 0 before the first."""
+        """Mean bytes per service; 0 before the first."""
         return self.bytes_out / self.services if self.services else 0.0
 
 
 @dataclass
 class LifelongMeans:
-    """Adds up windows and never forgets: what tf.data and Plumber's trace know of a stage."""
+    """Sums up windows without forgetting, like tf.data's model and Plumber's trace."""
 
     stages: dict[str, StageMeans] = field(default_factory=dict)
     delivered: float = 0.0
@@ -50,11 +50,11 @@ class LifelongMeans:
 
     @property
     def complete(self) -> bool:
-        """Whether every stage has finished something and the consumer has got something."""
+        """Whether every stage has finished an element and the consumer has received one."""
         return self.delivered > 0 and all(means.services > 0 for means in self.stages.values())
 
     def cpu_rates(self, space: Space) -> list[StageRate]:
-        """What each stage needs for an element delivered, by CPU clock alone and linear, as Plumber has it."""
+        """Each stage's needs per delivered element, from the CPU clock alone and linear, as in Plumber."""
         return [
             StageRate(name, cpu_s=max(means.busy_s, 1e-9) / self.delivered, max_workers=max_workers(space, name))
             for name, means in self.stages.items()
@@ -62,5 +62,5 @@ class LifelongMeans:
 
 
 def max_workers(space: Space, stage: str) -> int:
-    """Most workers a stage may have; 1 if they are not adjustable."""
+    """Maximum workers of a stage; 1 if they are not adjustable."""
     return space[workers_of(stage)].max if workers_of(stage) in space else 1

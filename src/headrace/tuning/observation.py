@@ -1,4 +1,4 @@
-"""`Observation`: all a policy sees, the same for a simulated and for a live pipeline."""
+"""`Observation`: the input of a policy, the same for simulated and live pipelines."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ __all__ = ["Observation", "StageObservation"]
 
 @dataclass(frozen=True, kw_only=True)
 class StageObservation:
-    """One stage over a window.
+    """Measurements of one stage over a window.
 
     Attributes:
-        name: The stage; several fused ones joined by "+".
-        workers: Elements it may work on at once, now.
+        name: Name of the stage; fused stages are joined by "+".
+        workers: Current maximum of elements processed at once.
         services: Elements finished in the window.
         busy_s: CPU seconds in the window.
-        wall_s: Wall seconds from begin to end of services, added up over workers: CPU, blocking, waiting for a CPU.
-        wait_input_s: Worker seconds without an element to work on.
-        wait_output_s: Worker seconds held back because enough is done ahead or no memory is left.
-        wait_memory_s: Seconds, not of each worker, in which there was no memory for another result.
-        bytes_out: Bytes given.
-        queue_depth: Elements ready for the next stage, now.
-        visit_ratio: Services for each element delivered to the consumer; 0 while unknown.
+        wall_s: Wall seconds of services, summed over workers: computing, blocking and waiting for a CPU.
+        wait_input_s: Worker seconds spent waiting for input.
+        wait_output_s: Worker seconds held back because enough results are ready or there is no memory.
+        wait_memory_s: Seconds (not summed over workers) without memory for another result.
+        bytes_out: Output bytes.
+        queue_depth: Elements ready for the next stage now.
+        visit_ratio: Services per element delivered to the consumer; 0 while unknown.
         in_processes: Whether its workers are processes.
-        left: Items that no worker of the source has begun; None where it is not known, and for other stages.
-        queued_s: Seconds of services that its worker processes were ready without a CPU; 0 if unknown, and for threads,
-            of which `Observation.queued_s` has the sum.
-        reads: Whether it reads from storage or a network; None to go by its place: the first stage does.
+        left: Splits of the source that no worker has started; None if unknown, and for other stages.
+        queued_s: Seconds of services in which its worker processes were runnable but had no CPU; 0 if unknown, and for
+            threads, whose sum is `Observation.queued_s`.
+        reads: Whether it reads from storage or a network; None to assume that only the first stage does.
     """
 
     name: str
@@ -51,26 +51,26 @@ class StageObservation:
 
 @dataclass(frozen=True, kw_only=True)
 class Observation:
-    """A pipeline and its machine over a window.
+    """Measurements of a pipeline and its machine over a window.
 
     Attributes:
-        time_s: Seconds since the job began.
-        window_s: Seconds the counts cover.
-        stages: From the source on.
-        values: Every tunable's value now, by name.
-        delivered: Elements the consumer took in the window.
-        consumer_s: Seconds the consumer worked in the window.
-        starved_s: Seconds it waited.
-        cpus: CPUs this process may use now.
-        memory_limit_bytes: Memory this process may use now.
+        time_s: Seconds since the job started.
+        window_s: Length of the window in seconds.
+        stages: Stages in order, starting with the source.
+        values: Current values of all tunables, by name.
+        delivered: Elements that the consumer took in the window.
+        consumer_s: Seconds the consumer was busy in the window.
+        starved_s: Seconds the consumer waited for elements in the window.
+        cpus: CPUs that this process may use now.
+        memory_limit_bytes: Memory that this process may use now.
         memory_used_bytes: Memory in use now.
-        machine_busy_ratio: Share of all CPUs that is busy with anything, other processes included; 0 if unknown.
-        budget_bytes: What elements in flight may hold, the ledger's budget; 0 if there is none.
-        in_flight_bytes: What they hold now.
-        queued_s: Seconds in the window that the threads of stages were ready without a CPU; 0 if unknown.
-        gil_wait_s: Mean seconds a thread that wakes up waits for Python's lock; 0 if unknown.
-        memory_bytes_per_s: Memory bandwidth, measured once at the start; only InTune's state has it.
-        cpu_hz: Clock of the CPUs; only InTune's state has it.
+        machine_busy_ratio: Utilisation of all CPUs, including other processes; 0 if unknown.
+        budget_bytes: Memory budget of elements in flight; 0 if there is none.
+        in_flight_bytes: Bytes of elements in flight now.
+        queued_s: Seconds in the window in which stage threads were runnable but had no CPU; 0 if unknown.
+        gil_wait_s: Mean seconds that a waking thread waits for the GIL; 0 if unknown.
+        memory_bytes_per_s: Memory bandwidth, measured once at the start; only used by InTune.
+        cpu_hz: CPU clock; only used by InTune.
     """
 
     time_s: float
@@ -93,15 +93,15 @@ class Observation:
 
     @property
     def rate_per_s(self) -> float:
-        """Elements delivered in a second."""
+        """Elements delivered per second."""
         return self.delivered / self.window_s if self.window_s > 0 else 0.0
 
     @property
     def memory_ratio(self) -> float:
-        """Share of the memory in use."""
+        """Fraction of the memory limit in use."""
         return self.memory_used_bytes / self.memory_limit_bytes if math.isfinite(self.memory_limit_bytes) else 0.0
 
     @property
     def consumer_rate_per_s(self) -> float:
-        """Elements the consumer could take in a second, from its own time between requests; infinite if unknown."""
+        """Elements per second that the consumer could take, from the time between its requests; infinite if unknown."""
         return self.delivered / self.consumer_s if self.consumer_s > 0 and self.delivered else math.inf

@@ -1,4 +1,4 @@
-"""`open_tuner`: what `Pipeline.open` calls to have a pipeline tuned, or only explained."""
+"""`open_tuner`: called by `Pipeline.open` to tune a pipeline, or only to explain it."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ __all__ = ["Explainer", "open_tuner"]
 
 
 class Explainer:
-    """Watches a pipeline that nobody tunes; everything it needs is in the engine's counters when it is asked."""
+    """Explains a pipeline without tuning it, from the engine's counters."""
 
     def __init__(self, job: LiveJob) -> None:
-        """Args: job: The running pipeline."""
+        """Explain the running pipeline `job`."""
         self._job = job
 
     def explain(self) -> Explanation:
@@ -25,10 +25,10 @@ class Explainer:
         return explain([self._job.look()], self._job.space)
 
     def close(self) -> None:
-        """Nothing is running."""
+        """Do nothing: there is no thread."""
 
 
 def open_tuner(policy: str | Policy, pipeline: Tunables, decisions: DecisionRecorder | None) -> Tuner | Explainer:
-    """Begin to tune a running pipeline; see `headrace.pipeline.engine.tuners.open_tuner`."""
+    """Start tuning a running pipeline; see `headrace.pipeline.engine.tuners.open_tuner`."""
     job = LiveJob(pipeline, measures_machine=str(policy).startswith("intune"))
     return Explainer(job) if policy == "none" else Tuner(job, policy, decisions=decisions)

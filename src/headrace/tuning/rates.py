@@ -1,9 +1,9 @@
-"""What workers and CPUs give: the closed forms behind every policy that solves instead of searching.
+"""Closed-form rates for given workers and CPUs, used by all policies that solve instead of search.
 
-With V_i services of stage i for each element delivered, c_i CPU seconds and b_i blocking seconds a service, k workers
-of the stage deliver k / (V_i (c_i (1 + a_i (k - 1)) + b_i)) elements a second: concave in k, linear where a_i is 0.
-CPUs are shared, so all stages together deliver at most CPUs / sum of V_i c_i. The rate of the pipeline is the smallest
-of these (for a_i = 0: Plumber's linear program, solved by hand).
+With V_i services of stage i per delivered element, c_i CPU seconds and b_i blocking seconds per service, k workers of
+the stage deliver k / (V_i (c_i (1 + a_i (k - 1)) + b_i)) elements per second: concave in k, linear if a_i is 0. CPUs
+are shared, so all stages together deliver at most CPUs / sum of V_i c_i. The rate of the pipeline is the minimum of
+these (for a_i = 0, the closed form of Plumber's linear program).
 """
 
 from __future__ import annotations
@@ -14,19 +14,19 @@ from dataclasses import dataclass
 
 __all__ = ["StageRate", "fluid_rate", "integer_split", "pipeline_rate"]
 
-_ITERATIONS = 60  # halvings of the interval: to the last bit of a float's precision
+_ITERATIONS = 60  # bisection steps, to the full precision of a float
 
 
 @dataclass(frozen=True)
 class StageRate:
-    """What one stage needs for each element delivered to the consumer.
+    """Needs of one stage per element delivered to the consumer.
 
     Attributes:
-        name: The stage.
+        name: Name of the stage.
         cpu_s: CPU seconds with one worker (V_i c_i).
         blocking_s: Seconds without a CPU (V_i b_i).
-        contention: a_i.
-        max_workers: 1 for a sequential stage.
+        contention: Contention a_i.
+        max_workers: Maximum workers; 1 for a sequential stage.
     """
 
     name: str
@@ -36,18 +36,18 @@ class StageRate:
     max_workers: int = 1 << 30
 
     def cpu_with(self, workers: float) -> float:
-        """CPU seconds for each element with so many workers busy."""
+        """CPU seconds per element with this many busy workers."""
         return self.cpu_s * (1.0 + self.contention * max(workers - 1.0, 0.0))
 
     def rate(self, workers: float) -> float:
-        """Elements a second of so many workers, if each has a CPU when it needs one."""
+        """Elements per second of this many workers, if each has a CPU when it needs one."""
         seconds = self.cpu_with(workers) + self.blocking_s
         return workers / seconds if seconds > 0 else math.inf
 
     def workers_for(self, rate: float) -> float:
         """Workers (a real number) that deliver a rate; infinite if no number does."""
         alone = rate * (self.cpu_s + self.blocking_s)
-        if alone <= 1.0:  # one worker is enough, and has nobody to contend with
+        if alone <= 1.0:  # one worker is enough, without contention
             return alone
         growth = 1.0 - rate * self.cpu_s * self.contention
         needed = rate * (self.cpu_s * (1.0 - self.contention) + self.blocking_s)
@@ -55,9 +55,9 @@ class StageRate:
 
 
 def pipeline_rate(stages: Sequence[StageRate], workers: Sequence[float], cpus: float) -> float:
-    """Elements a second of a pipeline with given workers on CPUs that all stages share.
+    """Elements per second of a pipeline with given workers on shared CPUs.
 
-    A stage that is not the slowest works only as often as the slowest lets it, and uses CPUs accordingly.
+    Stages other than the slowest run only at its rate, and use CPUs accordingly.
     """
     low, high = 0.0, min(stage.rate(k) for stage, k in zip(stages, workers, strict=True))
     if _cpus_used(stages, high) <= cpus:
@@ -69,7 +69,7 @@ def pipeline_rate(stages: Sequence[StageRate], workers: Sequence[float], cpus: f
 
 
 def fluid_rate(stages: Sequence[StageRate], cpus: float) -> float:
-    """Best rate any allocation reaches on shared CPUs, fractions of workers allowed.
+    """The best rate of any allocation on shared CPUs, with fractional workers.
 
     For linear stages: min(cpus / sum of CPU seconds, slowest sequential stage).
     """
@@ -77,9 +77,9 @@ def fluid_rate(stages: Sequence[StageRate], cpus: float) -> float:
 
 
 def integer_split(stages: Sequence[StageRate], total: int) -> tuple[list[int], float]:
-    """Whole workers, at most `total` in all and at least one a stage, with the highest rate if each owns its CPU.
+    """Split at most `total` whole workers for the highest rate, at least one per stage, if each has its own CPU.
 
-    The rate is found by bisection over the workers it needs; what is left goes, one at a time, to the slowest stage.
+    The rate is found by bisection on the workers it needs; remaining workers go, one at a time, to the slowest stage.
 
     Returns:
         Workers of each stage, and the rate of the slowest.
@@ -88,7 +88,7 @@ def integer_split(stages: Sequence[StageRate], total: int) -> tuple[list[int], f
     def needed(rate: float) -> list[int] | None:
         counts = []
         for stage in stages:
-            # A hair less, so that a rate which needs exactly k workers is not rounded up to k + 1.
+            # Slightly less, so that a rate that needs exactly k workers is not rounded up to k + 1.
             exact = stage.workers_for(rate) * (1.0 - 1e-12)
             if exact > stage.max_workers:
                 return None
@@ -118,7 +118,7 @@ def integer_split(stages: Sequence[StageRate], total: int) -> tuple[list[int], f
 
 
 def _cpus_used(stages: Sequence[StageRate], rate: float) -> float:
-    """CPUs busy when the pipeline runs at a rate: by Little's law, workers busy x CPU share of their time."""
+    """Busy CPUs at a rate: by Little's law, busy workers times the CPU share of their time."""
     used = 0.0
     for stage in stages:
         busy = min(stage.workers_for(rate), stage.max_workers)

@@ -1,4 +1,4 @@
-"""What limited a whole run, from the explanations of its windows, each with the time it is about."""
+"""Finds the bottleneck of a whole run from the explanations of its windows."""
 
 from __future__ import annotations
 
@@ -13,14 +13,13 @@ __all__ = ["RunLimit", "limit_of_run"]
 
 @dataclass(frozen=True)
 class RunLimit:
-    """What limited a run.
+    """The bottleneck of a run.
 
     Attributes:
         limit: One of `headrace.tuning.verdicts.LIMITS`.
-        starved_ratio: Share of its time that the trainer waited for batches.
-        lost_ratio: Share of that waiting which windows with this limit have; 1 for the trainer itself.
-        example: The explanation to show: that of the window in which most time was lost this way; None where no
-            window says the same as the whole.
+        starved_ratio: Share of the time in which the trainer waited for batches.
+        lost_ratio: Share of that waiting time in windows with this limit; 1 for the trainer itself.
+        example: Explanation of the window in which this limit cost the most time; None if no window has this limit.
     """
 
     limit: str
@@ -29,21 +28,22 @@ class RunLimit:
     example: Mapping[str, Any] | None
 
     def __str__(self) -> str:
-        waits = f"the trainer waited for batches {self.starved_ratio:.1%} of its time"
+        waits = f"the trainer waited for batches {self.starved_ratio:.1%} of the time"
         if self.limit == "consumer":
             return f"over the run: consumer; {waits}: the training step is the limit"
         return f"over the run: {self.limit}; {waits}, {self.lost_ratio:.0%} of it in windows with this limit"
 
 
 def limit_of_run(explained: Sequence[Mapping[str, Any]]) -> RunLimit | None:
-    """Find the limit under which the trainer waited longest; the trainer itself if it hardly waited.
+    """Find the limit under which the trainer waited longest, or the trainer itself if it hardly waited.
 
     Args:
-        explained: Explanations as values, oldest first, each about the time since its pipeline was opened. With
-            `ended`, its pipeline was at its end; of those without, the last one before the next end counts.
+        explained: Explanations as values, oldest first, each covering the time since its pipeline was opened. `ended`
+            marks the last explanation of a pipeline. Of explanations without it, only the last one before the next end
+            counts.
 
     Returns:
-        The limit; None where no explanation tells the time it is about.
+        The limit; None if no explanation has the time that it covers.
     """
     parts: list[Mapping[str, Any]] = []
     running: Mapping[str, Any] | None = None
@@ -66,7 +66,7 @@ def limit_of_run(explained: Sequence[Mapping[str, Any]]) -> RunLimit | None:
     for part in parts:
         if part["limit"] != "consumer":
             lost[part["limit"]] = lost.get(part["limit"], 0.0) + part["starved_s"]
-    if not lost:  # windows that hardly waited add up to no more than they are
+    if not lost:  # windows that hardly waited lose nothing
         return RunLimit("consumer", starved_ratio, 1.0, max(parts, key=lambda part: part["consumer_s"]))
     limit = max(lost, key=lambda name: lost[name])
     example = max((part for part in parts if part["limit"] == limit), key=lambda part: part["starved_s"])

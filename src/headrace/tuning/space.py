@@ -1,4 +1,4 @@
-"""`Space`: what may be changed about a pipeline, by name, with limits."""
+"""`Space`: the tunable settings (knobs) of a pipeline and their limits."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import Protocol, Self
 __all__ = ["PREFETCH", "THREADS", "Knob", "Space", "workers_of"]
 
 PREFETCH = "prefetch"
-"""Name of the number of elements made ready ahead of the consumer."""
+"""Name of the knob for elements prefetched for the consumer."""
 THREADS = "workers"
-"""Name of the number of workers all stages share."""
+"""Name of the knob for workers shared by all stages."""
 _WORKERS = ".workers"
 
 
 class _TunableLike(Protocol):
-    """What is needed of `headrace.pipeline.Tunable`."""
+    """The attributes used of `headrace.pipeline.Tunable`."""
 
     name: str
     min: int
@@ -26,7 +26,7 @@ class _TunableLike(Protocol):
 
 @dataclass(frozen=True)
 class Knob:
-    """One tunable: `name`, whole numbers from `min` to `max`, in `unit` ("workers", "elements", "bytes")."""
+    """A tunable integer: `name`, limits `min` and `max`, and `unit` ("workers", "elements", "bytes")."""
 
     name: str
     min: int
@@ -35,11 +35,11 @@ class Knob:
 
     @property
     def stage(self) -> str | None:
-        """The stage whose workers it sets, or None."""
+        """The stage whose workers this knob sets, or None."""
         return self.name.removesuffix(_WORKERS) if self.name.endswith(_WORKERS) else None
 
     def clip(self, value: float) -> int:
-        """The nearest value allowed."""
+        """The nearest allowed value."""
         return int(min(max(round(value), self.min), self.max))
 
 
@@ -51,7 +51,7 @@ class Space:
 
     @classmethod
     def from_tunables(cls, tunables: Iterable[_TunableLike]) -> Self:
-        """The space of a pipeline's tunables."""
+        """Create the space of a pipeline's tunables."""
         return cls(tuple(Knob(each.name, each.min, each.max, each.unit) for each in tunables))
 
     def __contains__(self, name: object) -> bool:
@@ -61,19 +61,19 @@ class Space:
         for knob in self.knobs:
             if knob.name == name:
                 return knob
-        raise KeyError(f"{name}: there are {', '.join(knob.name for knob in self.knobs)}")
+        raise KeyError(f"{name}: unknown knob, expected one of {', '.join(knob.name for knob in self.knobs)}")
 
     def worker_knobs(self) -> Iterator[tuple[str, Knob]]:
-        """(stage, knob) of every stage with adjustable workers."""
+        """Yield (stage, knob) for every stage with adjustable workers."""
         for knob in self.knobs:
             if knob.stage is not None:
                 yield knob.stage, knob
 
     def clip(self, values: Mapping[str, float]) -> dict[str, int]:
-        """The nearest allowed values of the knobs that exist; others are left out."""
+        """Clip values to the limits of the knobs; unknown knobs are dropped."""
         return {name: self[name].clip(value) for name, value in values.items() if name in self}
 
 
 def workers_of(stage: str) -> str:
-    """Name of the knob that sets a stage's workers."""
+    """Name of the knob for a stage's workers."""
     return stage + _WORKERS

@@ -1,4 +1,4 @@
-"""`run_trial`: one policy on one simulated job over a changing machine, and what came of it."""
+"""`run_trial`: runs one policy on one simulated job on a changing machine."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ __all__ = ["Trial", "recovery_times", "run_trial"]
 
 @dataclass(frozen=True)
 class Trial:
-    """A finished run.
+    """The result of a trial.
 
     Attributes:
-        delivered: Elements in all.
-        per_tick: Elements in each tick.
-        tick_s: Seconds of a tick.
-        num_failures: Times memory ran out.
-        proposals: (seconds, what the policy said), from its start on.
+        delivered: Total elements delivered.
+        per_tick: Elements delivered in each tick.
+        tick_s: Seconds per tick.
+        num_failures: How often the job ran out of memory.
+        proposals: (seconds, proposal) of the policy, starting with its first setting.
     """
 
     delivered: int
@@ -41,16 +41,16 @@ def run_trial(
     seed: int = 0,
     restart_s: float = 30.0,
 ) -> Trial:
-    """Run a policy without a guard: what it asks for is what it gets.
+    """Run a policy without a guard, applying everything it proposes.
 
     Args:
-        make: The policy.
+        make: Creates the policy.
         spec: The pipeline.
-        machine: Its CPUs and memory over time.
+        machine: CPUs and memory over time.
         duration_s: Virtual seconds.
         tick_s: Seconds between decisions.
-        seed: Of service times and sizes.
-        restart_s: Seconds lost by a relaunch or by memory that runs out.
+        seed: Seed of service times and sizes.
+        restart_s: Seconds lost by a relaunch or by running out of memory.
     """
     policy, job = make(), SimulatedJob(spec, machine, seed=seed, restart_s=restart_s)
     proposal = policy.start(job.space, job.observe())
@@ -70,16 +70,16 @@ def run_trial(
 def recovery_times(
     trial: Trial, machine: Machine, best_rates: list[float], *, share: float = 0.95
 ) -> list[float | None]:
-    """Seconds from each change of the machine until the rate is a share of the phase's best for three ticks.
+    """Seconds from each change of the machine until the rate reaches a share of the phase's best for three ticks.
 
     Args:
-        trial: The run.
+        trial: The trial.
         machine: The machine it ran on.
         best_rates: The oracle's rate in each phase.
-        share: Of the oracle's rate.
+        share: Required share of the oracle's rate.
 
     Returns:
-        For each phase the end of the first of three ticks in a row that reach it on average; None if none do.
+        For each phase, the end of the first of three consecutive ticks that reach it on average, or None.
     """
     starts = [phase.start_s for phase in machine.phases]
     ends = [*starts[1:], len(trial.per_tick) * trial.tick_s]

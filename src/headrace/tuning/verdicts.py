@@ -1,4 +1,4 @@
-"""The verdicts of `explain`, as rules over one observation: the first that applies is what limits a pipeline."""
+"""The verdicts of `explain`, as rules on one observation; the first rule that applies names the bottleneck."""
 
 from __future__ import annotations
 
@@ -13,37 +13,37 @@ from headrace.tuning.space import PREFETCH, THREADS
 __all__ = ["FED", "LIMITS", "Verdict", "judge"]
 
 FED = 0.1
-"""A trainer that waits for less than this share of the time is the limit itself: it could gain a ninth at most."""
+"""A trainer that waits for less than this share of the time is itself the limit; it could gain a ninth at most."""
 BUSY = 0.9
-"""CPUs busier than this limit the pipeline; what is left is lost between services."""
+"""CPUs above this utilisation are the limit; the rest is lost between services."""
 FULL = 0.8
-"""Memory fuller than this holds workers back."""
+"""Memory use above this holds workers back."""
 HELD = 0.3
-"""A stage that is held back for memory for more than this share of the time is limited by it."""
+"""A stage that waits for memory for more than this share of the time is limited by memory."""
 BLOCKING = 0.5
-"""A stage that spends more than this share of its services without a CPU waits for something."""
+"""A stage without a CPU for more than this share of its services waits for something."""
 AT_WORK = 0.5
-"""More workers help a stage whose workers are at work for more than this share of the time."""
+"""More workers help a stage whose workers are busy for more than this share of the time."""
 IDLE = 0.3
 SHORT_S = 1e-3
-"""Workers busy for less than that share, with work shorter than this, wait for each other: handing an element over
-takes some 0.1 ms."""
+"""Workers that are less busy than that, with work shorter than this, wait for each other: handing over an element takes
+about 0.1 ms."""
 QUEUED, MOSTLY_QUEUED = 0.25, 0.5
-"""On a busy machine, where this share of the blocked time is waiting for a CPU, nothing else needs to be looked for;
-on any machine, where that share is."""
+"""If this share of the blocked time is waiting for a CPU, the CPUs are the limit: the first on a busy machine, the
+second on any machine."""
 GIL_WAIT_S = 2e-3
-"""A thread that waits longer than this for Python's lock shares it with others that hold it all the time."""
+"""A thread that waits longer than this for the GIL competes with threads that hold it all the time."""
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What limits a pipeline.
+    """The bottleneck of a pipeline.
 
     Attributes:
         limit: One of `LIMITS`.
-        reason: One sentence.
-        help: One sentence: what would help.
-        stage: The stage meant, by its number; None for the slowest.
+        reason: Why, in one sentence.
+        help: What would help, in one sentence.
+        stage: Number of the stage concerned; None for the slowest.
     """
 
     limit: str
@@ -54,11 +54,11 @@ class Verdict:
 
 @dataclass(frozen=True)
 class _Facts:
-    """What the rules look at.
+    """The input of the rules.
 
     Attributes:
-        seen: The pipeline over the time that is judged.
-        slowest: Number of the stage whose workers could give the fewest batches.
+        seen: Observation over the time to judge.
+        slowest: Number of the stage with the lowest maximum rate.
     """
 
     seen: Observation
@@ -71,35 +71,35 @@ class _Facts:
 
     @property
     def starved_ratio(self) -> float:
-        """Share of its time that the trainer waits for batches."""
+        """Share of the time in which the trainer waits for batches."""
         return self.seen.starved_s / max(self.seen.starved_s + self.seen.consumer_s, 1e-9)
 
     @property
     def busy_ratio(self) -> float:
-        """Share of the CPUs that the stages keep busy."""
+        """Utilisation of the CPUs by the stages."""
         busy_s = sum(stage.busy_s for stage in self.seen.stages)
         return busy_s / max(self.seen.cpus * self.seen.window_s, 1e-9)
 
     @property
     def blocked_s(self) -> float:
-        """Seconds that services in threads spent without a CPU."""
+        """Seconds of services in threads without a CPU."""
         return sum(_blocked_s(stage) for stage in self.seen.stages if not stage.in_processes)
 
     @property
     def queued_ratio(self) -> float:
-        """Share of that time in which the threads were ready to run; 0 if the system does not say."""
+        """Share of that time in which the threads were runnable; 0 if the system does not report it."""
         return min(self.seen.queued_s / self.blocked_s, 1.0) if self.blocked_s > 0 else 0.0
 
     @property
     def stage_queued_ratio(self) -> float:
-        """The same of the slowest stage; its threads are not told from those of other stages."""
+        """The same for the slowest stage; its threads cannot be distinguished from those of other stages."""
         if not self.stage.in_processes:
             return self.queued_ratio
         return min(self.stage.queued_s / max(_blocked_s(self.stage), 1e-12), 1.0)
 
     @property
     def is_hardly_queued(self) -> bool:
-        """Whether it is known that what waits without a CPU, in threads and worker processes, hardly waits for one."""
+        """Whether threads and worker processes without a CPU are known to be hardly ever waiting for one."""
         told = [stage for stage in self.seen.stages if not stage.in_processes or stage.queued_s > 0]
         told_s = sum(map(_blocked_s, told))
         untold_s = sum(stage.wall_s for stage in self.seen.stages if stage not in told)
@@ -108,23 +108,23 @@ class _Facts:
 
     @property
     def waiting_ratio(self) -> float:
-        """Share of the slowest stage's services that is waiting for something else than a CPU."""
+        """Share of the slowest stage's services spent waiting for something other than a CPU."""
         return _blocked_s(self.stage) * (1.0 - self.stage_queued_ratio) / max(self.stage.wall_s, 1e-12)
 
     @property
     def at_work_ratio(self) -> float:
-        """Share of their time that all workers together are at work; of the threads' time where they share threads."""
+        """Share of time in which all workers (or their shared threads) are busy."""
         workers = sum(stage.workers for stage in self.seen.stages)
         threads = min(self.seen.values.get(THREADS, workers), workers)
         return sum(stage.wall_s for stage in self.seen.stages) / max(threads * self.seen.window_s, 1e-9)
 
 
 def judge(seen: Observation, slowest: int) -> Verdict:
-    """What limits a pipeline.
+    """The bottleneck of a pipeline.
 
     Args:
-        seen: The pipeline over the time that is judged.
-        slowest: Number of the stage whose workers could give the fewest batches.
+        seen: Observation over the time to judge.
+        slowest: Number of the stage with the lowest maximum rate.
     """
     facts = _Facts(seen, slowest)
     return next(verdict for rule in _RULES if (verdict := rule(facts)) is not None)
@@ -135,19 +135,19 @@ def _consumer(facts: _Facts) -> Verdict | None:
         return None
     return Verdict(
         "consumer",
-        f"the trainer waits for batches {facts.starved_ratio:.1%} of the time: it is the limit itself",
-        "a faster training step; a faster pipeline gains next to nothing",
+        f"the trainer waits for batches only {facts.starved_ratio:.1%} of the time, so it is itself the limit",
+        "a faster training step; a faster pipeline would hardly help",
     )
 
 
 def _memory(facts: _Facts) -> Verdict | None:
-    """Memory of the process, or the budget for elements in flight."""
+    """Memory of the process, or the memory budget for elements in flight."""
     seen = facts.seen
     held = max(range(len(seen.stages)), key=lambda number: seen.stages[number].wait_memory_s)
     if seen.memory_ratio > FULL:
         return Verdict(
             "memory",
-            f"{seen.memory_ratio:.0%} of the memory this process may use is in use, so work is held back",
+            f"{seen.memory_ratio:.0%} of this process's memory limit is in use, so work is held back",
             "smaller batches, fewer workers, or a larger memory limit",
             held,
         )
@@ -166,7 +166,7 @@ def _memory(facts: _Facts) -> Verdict | None:
 
 
 def _cpus(facts: _Facts) -> Verdict | None:
-    """The CPUs: the pipeline keeps them busy itself, or its threads wait for one while others do."""
+    """The CPUs: either the pipeline keeps them busy, or its threads wait for CPUs that others use."""
     seen, cpus = facts.seen, _count_cpus(facts.seen.cpus)
     if facts.busy_ratio > BUSY:
         heaviest = max(seen.stages, key=lambda stage: stage.busy_s)
@@ -174,13 +174,13 @@ def _cpus(facts: _Facts) -> Verdict | None:
         return Verdict(
             "CPUs",
             f"the pipeline keeps the {cpus} {min(facts.busy_ratio, 1.0):.0%} busy",
-            f"more CPUs, or less work a batch: {heaviest.name} takes {share:.0%} of the pipeline's CPU time",
+            f"more CPUs, or less work per batch: {heaviest.name} takes {share:.0%} of the pipeline's CPU time",
         )
-    less = "less other work on the machine, the trainer's own threads included; more CPUs"
+    less = "less other work on the machine, including the trainer's own threads; more CPUs"
     if seen.machine_busy_ratio > BUSY and not facts.is_hardly_queued:
         return Verdict(
             "CPUs",
-            f"the machine is {seen.machine_busy_ratio:.0%} busy, other work included; the pipeline has "
+            f"the machine is {seen.machine_busy_ratio:.0%} busy, including other work; the pipeline uses "
             f"{facts.busy_ratio:.0%} of the {cpus}",
             less,
         )
@@ -189,8 +189,8 @@ def _cpus(facts: _Facts) -> Verdict | None:
         who = f"worker processes of {facts.stage.name}" if facts.stage.in_processes else "threads of the pipeline"
         return Verdict(
             "CPUs",
-            f"{who} wait for a CPU {facts.stage_queued_ratio:.0%} of the time in which they have none; the pipeline "
-            f"has {facts.busy_ratio:.0%} of the {cpus}",
+            f"{who} without a CPU are runnable {facts.stage_queued_ratio:.0%} of the time; the pipeline "
+            f"uses {facts.busy_ratio:.0%} of the {cpus}",
             less,
         )
     return None
@@ -202,14 +202,14 @@ def _short_services(facts: _Facts) -> Verdict | None:
         return None
     return Verdict(
         "overhead",
-        f"the stages are idle {1.0 - facts.at_work_ratio:.0%} of the time: handing an element over takes "
-        "longer than their work",
+        f"the stages are idle {1.0 - facts.at_work_ratio:.0%} of the time: handing over an element takes "
+        "longer than the work itself",
         "larger batches",
     )
 
 
 def _idle(facts: _Facts) -> Verdict | None:
-    """No stage is at work often enough to be the limit."""
+    """No stage is busy enough to be the limit."""
     at_work = max(_at_work_ratio(stage, facts.seen.window_s) for stage in facts.seen.stages)
     if at_work >= IDLE or facts.at_work_ratio >= IDLE:
         return None
@@ -223,9 +223,9 @@ def _lock(facts: _Facts) -> Verdict | None:
     name, num_workers = facts.seen.stages[holder].name, facts.seen.stages[holder].workers
     return Verdict(
         "GIL",
-        f"{name}, with {num_workers} worker{'s' * (num_workers != 1)}, runs Python code one piece at a time: a "
-        f"thread waits {1000 * facts.seen.gil_wait_s:.0f} ms for the interpreter's lock",
-        f'run {name} in processes: map(..., executor="process"), or use Arrow and NumPy calls in it',
+        f"{name}, with {num_workers} worker{'s' * (num_workers != 1)}, runs Python code in one thread at a time: a "
+        f"thread waits {1000 * facts.seen.gil_wait_s:.0f} ms for the GIL",
+        f'run {name} in processes: map(..., executor="process"), or use Arrow and NumPy instead of loops',
         holder,
     )
 
@@ -247,12 +247,12 @@ def _waiting(facts: _Facts) -> Verdict | None:
     stage = facts.stage
     if facts.waiting_ratio <= BLOCKING:
         return None
-    where = "its worker processes start, or " if stage.in_processes else ""
+    where = "its worker processes are starting, or " if stage.in_processes else ""
     return Verdict(
         "waiting",
-        f"{stage.name} reads no storage, but spends {facts.waiting_ratio:.0%} of its time without computing or waiting "
+        f"{stage.name} reads no storage, but is blocked {facts.waiting_ratio:.0%} of its time, not by waiting "
         f"for a CPU: {where}its function sleeps, calls a service or waits for a lock",
-        f"more workers at {stage.name}: they cost no CPU while they wait; or a function that does not wait",
+        f"more workers at {stage.name}: they cost no CPU while they wait; or a function that waits less",
     )
 
 
@@ -262,7 +262,7 @@ def _workers(facts: _Facts) -> Verdict | None:
         return None
     return Verdict(
         "workers",
-        f"{stage.name} has too few workers ({stage.workers}), while the CPUs are {facts.busy_ratio:.0%} busy",
+        f"{stage.name} has too few workers ({stage.workers}); the CPUs are only {facts.busy_ratio:.0%} busy",
         f"more workers at {stage.name}",
     )
 
@@ -277,7 +277,7 @@ def _overhead(facts: _Facts) -> Verdict:
 
 
 LIMITS = ("consumer", "memory", "CPUs", "overhead", "GIL", "storage", "waiting", "workers")
-"""All verdicts, in the order in which they are first looked for."""
+"""All limits, in the order in which the rules check them."""
 
 _RULES: tuple[Callable[[_Facts], Verdict | None], ...] = (
     _consumer,
@@ -298,16 +298,16 @@ def _blocked_s(stage: StageObservation) -> float:
 
 
 def _at_work_ratio(stage: StageObservation, window_s: float) -> float:
-    """Share of its workers' time that a stage is at work: by its own account, which knows workers that came later."""
+    """Share of its workers' time in which a stage is busy, from its own counts, which know when workers were added."""
     by_account = stage.wall_s / max(stage.wall_s + stage.wait_input_s + stage.wait_output_s, 1e-9)
     of_workers = stage.wall_s / max(stage.workers * window_s, 1e-9)
     return by_account if stage.wait_input_s + stage.wait_output_s > 0 else min(of_workers, 1.0)
 
 
 def _lock_holder(seen: Observation) -> int | None:
-    """Of the stages in threads the one that computes most; the others, however slow they look, wait for its lock.
+    """The stage in threads that computes most; the others look slow because they wait for its GIL.
 
-    None where there is nobody to share the lock with, or no such stage computes.
+    None if no other thread shares the GIL, or no such stage computes.
     """
     threads = [number for number, stage in enumerate(seen.stages) if not stage.in_processes]
     holder = max(threads, key=lambda number: seen.stages[number].busy_s, default=None)

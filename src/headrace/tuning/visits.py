@@ -1,4 +1,4 @@
-"""How often each stage serves for an element delivered, told apart from elements that are merely on their way."""
+"""Estimates each stage's visits per delivered element, despite elements in flight."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from headrace.tuning.space import PREFETCH
 __all__ = ["VisitRatios"]
 
 MARGIN = 4
-"""Elements a stage may hold beside those that it and the next one have workers for."""
+"""Elements that a stage may hold in addition to those that it and the next one have workers for."""
 RENEWED_AFTER = 20
-"""Counting begins anew when this many times the places of the pipeline have been delivered: ratios may change."""
+"""Counting restarts after this multiple of the pipeline's capacity was delivered, because ratios may change."""
 
 
 @dataclass
 class _Count:
-    """Services and places of each stage, and deliveries, since a moment; and the places there were at that moment."""
+    """Services and capacity of each stage, and deliveries, since a point in time; and the capacity at that time."""
 
     places_before: dict[str, float]
     services: dict[str, float] = field(default_factory=dict)
@@ -31,12 +31,12 @@ class _Count:
 
 @dataclass
 class VisitRatios:
-    """Services of each stage for an element delivered.
+    """Services of each stage per delivered element.
 
-    Services and deliveries of a window say little while a pipeline fills: a stage may be hundreds of elements ahead.
-    But elements that are on their way lie in places that are known: what a stage has done beyond what the next one took
-    is at most the room of both. So a ratio of neighbours is known to lie in an interval, which narrows as elements
-    pass. A ratio of 1, the usual one, is believed as long as the interval allows it.
+    Services and deliveries of one window say little while a pipeline fills, because a stage may be hundreds of elements
+    ahead. But elements in flight are in known places: a stage can only be ahead of the next one by the capacity of
+    both. So the ratio of neighbouring stages lies in a known interval, which narrows as elements pass. The usual ratio
+    of 1 is assumed as long as the interval contains it.
     """
 
     _old: _Count = field(default_factory=lambda: _Count({}))
@@ -48,7 +48,7 @@ class VisitRatios:
         after = [stage.workers for stage in observation.stages[1:]]
         after.append(observation.values.get(PREFETCH, 0))
         for stage, next_workers in zip(observation.stages, after, strict=True):
-            # Elements outlive the workers that made them: of this window and earlier ones the most places count.
+            # Elements outlive their workers, so the maximum capacity of this window and earlier ones counts.
             places = float(stage.workers + 2 * next_workers + MARGIN)
             self._places[stage.name] = max(places, 0.98 * self._places.get(stage.name, 0.0))
         self._old.add(observation)
@@ -58,11 +58,11 @@ class VisitRatios:
 
     @property
     def known(self) -> bool:
-        """Whether something was delivered, and done in every stage."""
+        """Whether something was delivered and every stage has finished something."""
         return self._old.delivered > 0 and all(self._old.services.values())
 
     def ratios(self) -> dict[str, float]:
-        """By stage, from the source on."""
+        """The ratios by stage, starting with the source."""
         visits, later, ratio = {}, self._old.delivered, 1.0
         for name in reversed(self._old.services):
             done = self._old.services[name]

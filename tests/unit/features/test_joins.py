@@ -168,7 +168,7 @@ def test_fused_operators_act_on_each_column_before_and_on_the_result_after_a_joi
             ["compute_score"],
             "(compute_score): given a list of ids per row, a list of numbers",
         ),
-        ("dense", ["a", "number"], ["compute_score"], "(compute_score): given one number per row, expected one id per row or"),
+        ("dense", ["a", "number"], ["compute_score"], "(compute_score): given one number per row, expected"),
     ],
 )
 def test_columns_that_do_not_suit_are_named(section: str, sources: list[str], ops: list[Any], message: str) -> None:

@@ -58,7 +58,7 @@ def write_run(folder: Path, *, num_steps: int = 600, num_windows: int = 3, seed:
         "reason": "the trainer waits 48 % of its time and read is busy 97 %",
         "snapshot": {"wait_ratio": 0.48},
     }
-    nothing = {"time_s": time_s * 0.8, "who": "tuner", "change": {}, "reason": "nothing, because the trainer is fed"}
+    nothing = {"time_s": time_s * 0.8, "who": "tuner", "change": {}, "reason": "the trainer hardly waits"}
     (folder / "decisions.jsonl").write_text(json.dumps(change) + "\n" + json.dumps(nothing) + "\n")
     return folder
 

@@ -10,7 +10,7 @@ def test_decisions_are_read_back_as_they_were_recorded(tmp_path: Path) -> None:
     path = tmp_path / "decisions.jsonl"
     with DecisionLog(path, clock=lambda: next(times)) as log:
         first = log.record("tuner", {"read.workers": (1, 2)}, "read is busy 97 % of the time", {"busy_ratio": 0.97})
-        second = log.record("tuner", {}, "nothing, because no stage waits")
+        second = log.record("tuner", {}, "no stage waits")
     assert read_decisions(path) == [first, second]
     assert (first.time_s, second.time_s) == (2.5, 4.0)
 

@@ -147,15 +147,15 @@ def test_tiles_are_about_the_run_weighted_by_the_rows_of_its_windows(tmp_path: P
 
 def test_looks_that_changed_nothing_lie_folded_beside_the_changes_with_bytes_in_their_unit(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "run", num_steps=60)
-    look = {"time_s": 1.0, "who": "tuner", "change": {}, "reason": "nothing, because it is fed", "snapshot": {}}
+    look = {"time_s": 1.0, "who": "tuner", "change": {}, "reason": "the trainer hardly waits", "snapshot": {}}
     change = look | {"change": {"memory": [67108864, 134217728]}, "reason": "there is memory"}
     (folder / "decisions.jsonl").write_text("".join(json.dumps(each) + "\n" for each in [look] * 120 + [change]))
     page = report_of(folder)
     changes, looks = page.split("looks that changed nothing")
     assert "memory 64 MiB → 128 MiB" in changes
     assert "67108864" not in page
-    assert changes.count("nothing, because it is fed") == 0
-    assert looks.count("nothing, because it is fed") == 120
+    assert changes.count("the trainer hardly waits") == 0
+    assert looks.count("the trainer hardly waits") == 120
     assert "120 looks that changed nothing" in page
     assert "1 change<" in page
 

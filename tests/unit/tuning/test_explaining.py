@@ -66,7 +66,7 @@ def test_a_machine_that_is_busy_with_other_work_is_not_mistaken_for_slow_storage
     assert explain([seen], job.space).limit == "storage"
     found = explain([replace(seen, machine_busy_ratio=0.98)], job.space)
     assert found.limit == "CPUs"
-    assert "the machine is 98% busy, other work included" in found.reason
+    assert "the machine is 98% busy, including other work" in found.reason
     waits = explain([replace(seen, machine_busy_ratio=0.98, queued_s=0.1)], job.space)
     assert waits.limit == "storage"  # its threads hardly waited for a CPU
 

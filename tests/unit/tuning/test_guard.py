@@ -32,7 +32,7 @@ def ask(**values: int) -> Proposal:
     return Proposal({name.replace("_", "."): value for name, value in values.items()}, "because")
 
 
-NOTHING = Proposal(reason="nothing, because")
+NOTHING = Proposal(reason="no reason to change")
 
 
 def test_a_value_grows_by_a_bounded_factor() -> None:
@@ -46,7 +46,7 @@ def test_nothing_is_raised_when_memory_is_short_but_prefetch_may_shrink() -> Non
     assert proposal.values == {PREFETCH: 1}
     refused = Guard(SPACE).check(seen(100, memory=0.95), ask(map_workers=16))
     assert not refused.values
-    assert refused.reason.startswith("nothing, because 95% of the memory is in use")
+    assert refused.reason.startswith("refused, because 95% of the memory is in use")
 
 
 def test_values_outside_the_limits_are_clipped_and_unknown_knobs_left_out() -> None:
@@ -81,7 +81,7 @@ def test_nothing_but_the_budget_is_raised_while_elements_wait_for_room_in_it() -
     fewer = Guard(space).check(held, ask(map_workers=4))
     assert fewer.values == {"map.workers": 4}
     refused = Guard(space).check(held, ask(map_workers=16))
-    assert refused.reason == "nothing, because elements wait for room in the memory budget: because"
+    assert refused.reason == "refused, because elements wait for room in the memory budget: because"
 
 
 class Harmful:
@@ -89,7 +89,7 @@ class Harmful:
 
     def start(self, space: Space, observation: Observation) -> Proposal:
         self.one = {workers_of(stage): 1 for stage, _ in space.worker_knobs()}
-        return Proposal(reason="nothing, because this is the start")
+        return Proposal(reason="this is the start")
 
     def decide(self, observation: Observation) -> Proposal:
         return Proposal(self.one, "one each")

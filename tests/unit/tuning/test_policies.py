@@ -54,7 +54,6 @@ def test_every_policy_runs_and_gives_reasons(name: str) -> None:
     )
     assert trial.delivered > 0
     assert all(proposal.reason for _, proposal in trial.proposals)
-    assert all(proposal.reason.startswith("nothing, because") for _, proposal in trial.proposals if not proposal.values)
 
 
 def test_an_unknown_policy_is_named_with_those_there_are() -> None:
@@ -232,7 +231,7 @@ def test_auto_undoes_a_probe_that_did_not_help() -> None:
                 k: v for k, v in settled.items() if k != THREADS
             }
     assert sum(reason.endswith("undone") for reason in reasons) == len(LATENCY_SPLIT)
-    assert reasons[-1].startswith("nothing, because more workers were tried at every stage")
+    assert reasons[-1].startswith("more workers were tried at every stage")
 
 
 def test_auto_does_not_change_its_mind_on_noise() -> None:
@@ -251,4 +250,4 @@ def test_a_source_gets_no_more_workers_when_it_has_nothing_left_to_begin(left: i
     idle = tuple(replace(stage, services=0, busy_s=0.0, wall_s=0.0) for stage in seen.stages[1:])
     proposal = policy.decide(replace(seen, window_s=1.0, stages=(source, *idle)))
     assert proposal.values.get(workers_of(source.name), 2) == workers
-    assert ("nothing left to begin" in proposal.reason) is (left == 0)
+    assert ("no more splits to start" in proposal.reason) is (left == 0)

@@ -179,7 +179,7 @@ def test_a_run_whose_trainer_hardly_waited_is_limited_by_it_whatever_its_last_wi
     assert found is not None
     assert (found.limit, found.example) == ("consumer", explained("consumer", 1.0, 99.0, text="long"))
     assert str(found) == (
-        "over the run: consumer; the trainer waited for batches 1.4% of its time: the training step is the limit"
+        "over the run: consumer; the trainer waited for batches 1.4% of the time: the training step is the limit"
     )
 
 
@@ -194,7 +194,7 @@ def test_a_run_is_limited_by_what_cost_it_most_and_shows_the_window_that_lost_mo
     assert found is not None
     assert found.example is windows[0]
     assert str(found) == (
-        "over the run: storage; the trainer waited for batches 69.2% of its time, 56% of it in windows with this limit"
+        "over the run: storage; the trainer waited for batches 69.2% of the time, 56% of it in windows with this limit"
     )
 
 

@@ -1,4 +1,4 @@
-"""Other libraries' loaders as jobs: the same tuner sets their workers, each by the means that its library has."""
+"""Adapters that make other libraries' loaders tunable, each by the means of its library."""
 
 from headrace.tuning.adapters.dataloader import TunedDataLoader
 from headrace.tuning.adapters.raydata import TunedRayData

@@ -1,13 +1,13 @@
-"""`TunedDataLoader`: a torch `DataLoader` whose number of workers may change while it is iterated.
+"""`TunedDataLoader`: a torch `DataLoader` whose number of workers can change during iteration.
 
-A `DataLoader` cannot change its workers. So at a change another one is made, which takes up the sampler where the old
-one is: the old one is fed no more, and while its last batches are taken the workers of the new one start.
+A `DataLoader` cannot change its number of workers. So for each change a new one is created, which continues the sampler
+where the old one stops. While the last batches of the old loader are consumed, the workers of the new one start.
 
     sampler   0 1 2 3 4 5 | 6 7 8 9 ...
     old         0 1 2 3 4 5            drained, then its workers end
     new                     6 7 8 9    begins while the old one is drained
 
-No batch is lost, made twice or out of order, and the consumer does not wait for processes to start.
+No batch is lost, repeated or reordered, and the consumer does not wait for processes to start.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ __all__ = ["TunedDataLoader"]
 
 
 class TunedDataLoader(OneStageJob):
-    """Iterates like the loader it is made from; a `Job`, so a `Tuner` can drive it.
+    """Iterates like the `DataLoader` it wraps, and is a `Job` that a `Tuner` can drive.
 
     loader = TunedDataLoader(DataLoader(dataset, batch_size=512, shuffle=True))
     with Tuner(loader, "auto") as tuner:
@@ -38,32 +38,32 @@ class TunedDataLoader(OneStageJob):
     """
 
     def __init__(self, loader: DataLoader[Any], *, max_workers: int = MAX_WORKERS, **options: Any) -> None:
-        """Take a loader's dataset, sampler and settings; the loader itself is not iterated.
+        """Wrap a loader: its dataset, sampler and settings are used; the loader itself is not iterated.
 
         Args:
-            loader: Over a dataset with numbered items. Its `num_workers` is where tuning begins, but at least 1.
-            max_workers: Most worker processes.
-            options: Of `OneStageJob`.
+            loader: A loader over a map-style dataset. Tuning starts at its `num_workers`, or at 1 if that is 0.
+            max_workers: Maximum number of worker processes.
+            options: Arguments of `OneStageJob`.
 
         Raises:
-            ConfigError: The dataset is an `IterableDataset`: each of its workers cuts the stream by its own number, so
-                with another number of them rows would be lost and doubled.
+            ConfigError: The dataset is an `IterableDataset`, whose workers split the stream by worker number, so
+                changing their number would lose and repeat rows.
         """
         if isinstance(loader.dataset, IterableDataset):
             raise ConfigError(
                 f"TunedDataLoader: given the IterableDataset {type(loader.dataset).__name__}, whose workers split the "
-                "stream by worker number, expected a dataset with numbered items (__getitem__); "
-                "headrace.pipeline.from_dataloader reads it with the workers it has"
+                "stream by worker number, expected a map-style dataset (with __getitem__); "
+                "headrace.pipeline.from_dataloader reads it with a fixed number of workers"
             )
         super().__init__("load", loader.num_workers, max_workers=max_workers, **options)
         self._loader = loader
 
     def __len__(self) -> int:
-        """Batches of an epoch."""
+        """Number of batches of an epoch."""
         return len(self._loader)
 
     def __iter__(self) -> Iterator[Any]:
-        """The batches of an epoch, in the order of the sampler."""
+        """Iterate over the batches of an epoch, in sampler order."""
         return self._count(self._batches())
 
     def _batches(self) -> Iterator[Any]:
@@ -75,7 +75,7 @@ class TunedDataLoader(OneStageJob):
             if self.workers != workers:
                 feed.ends = True
                 drained, feed, workers = batches, _Feed(indices), self.workers
-                batches = self._begin(feed, workers, batched)  # its workers start now
+                batches = self._begin(feed, workers, batched)  # starts its workers
                 yield from self._unpack(drained)
             done = next(batches, None)
             if done is None:
@@ -94,7 +94,7 @@ class TunedDataLoader(OneStageJob):
         loader = self._loader
         sampling: dict[str, Any] = {"batch_sampler": feed} if batched else {"batch_size": None, "sampler": feed}
         with warnings.catch_warnings():
-            # Workers that wait for storage may well be more than the CPUs: the tuner sees to those.
+            # Workers that wait for storage may outnumber the CPUs; the tuner decides that.
             warnings.filterwarnings("ignore", message="This DataLoader will create")
             made = DataLoader(
                 _TimedDataset(loader.dataset),
@@ -108,13 +108,14 @@ class TunedDataLoader(OneStageJob):
                 generator=loader.generator,
                 prefetch_factor=loader.prefetch_factor,
             )
-            # Workers are forks: garbage that they found, say a connection, would wait for threads they do not have.
+            # Workers are forks: if they collected inherited garbage, say a connection, it could wait for threads that
+            # do not exist.
             gc.collect()
             return iter(made)
 
 
 class _Feed:
-    """Hands on what a sampler gives until told to end; what it has not handed on stays with the sampler."""
+    """Passes on a sampler's indices until told to stop; later indices stay in the sampler."""
 
     def __init__(self, indices: Iterator[Any]) -> None:
         self._indices = indices
@@ -129,7 +130,7 @@ class _Feed:
 
 
 class _Fetched(NamedTuple):
-    """Items a worker has fetched, and when it began: by the clock, and by the CPU clock of its thread."""
+    """Items fetched by a worker, and when it started, in wall time and thread CPU time."""
 
     items: Any
     wall_s: float
@@ -137,7 +138,7 @@ class _Fetched(NamedTuple):
 
 
 class _Done(NamedTuple):
-    """A batch, and what it took. A named tuple, which torch knows how to pin."""
+    """A batch and the time it took. A named tuple, because torch can pin those."""
 
     batch: Any
     wall_s: float
@@ -146,7 +147,7 @@ class _Done(NamedTuple):
 
 
 class _TimedDataset(Dataset[_Fetched]):
-    """A dataset that notes when a worker began to fetch."""
+    """A dataset that records when a worker starts to fetch."""
 
     def __init__(self, dataset: Any) -> None:
         self._dataset = dataset
@@ -166,7 +167,7 @@ class _TimedDataset(Dataset[_Fetched]):
 
 
 class _TimedCollate:
-    """Collates as the loader would, and says what the batch took from the first item on."""
+    """Collates like the loader, and measures the time of the batch from its first item on."""
 
     def __init__(self, collate: Callable[[Any], Any]) -> None:
         self._collate = collate

@@ -1,4 +1,4 @@
-"""`OneStageJob`: what a loader of another library shows of itself: batches taken, waits, and one number of workers."""
+"""`OneStageJob`: base of the adapters: a loader as a single stage with one adjustable number of workers."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from headrace.tuning.space import Knob, Space, workers_of
 __all__ = ["MAX_WORKERS", "OneStageJob", "Totals"]
 
 MAX_WORKERS = 64
-"""Most workers unless said otherwise: they are processes or whole CPUs here."""
+"""Default maximum of workers, which are processes or whole CPUs here."""
 STARVED = 0.5
-"""From a window in which the consumer waits for more than this share, the time of a batch can be told."""
+"""The time per batch can be inferred from windows in which the consumer waits for more than this share."""
 
 
 @dataclass
 class Totals:
-    """What happened since the loader was made; whoever takes the batches adds to it.
+    """Counts since the loader was created, updated as batches are taken.
 
     Attributes:
         delivered: Batches taken.
-        wait_s: Seconds the consumer waited for them.
-        busy_s: Seconds it worked on them.
-        services: Batches whose making was timed; 0 where a library does not tell.
-        cpu_s: CPU seconds of making them.
-        wall_s: Wall seconds of making them, added up over workers.
-        num_bytes: Their bytes.
+        wait_s: Seconds the consumer waited for batches.
+        busy_s: Seconds the consumer worked on batches.
+        services: Batches whose production was timed; 0 if the library gives no times.
+        cpu_s: CPU seconds to produce them.
+        wall_s: Wall seconds to produce them, summed over workers.
+        num_bytes: Bytes of the batches.
     """
 
     delivered: int = 0
@@ -44,20 +44,20 @@ class Totals:
     num_bytes: int = 0
 
     def since(self, before: Totals) -> Totals:
-        """The difference."""
+        """The difference from an earlier copy."""
         return Totals(*(getattr(self, each.name) - getattr(before, each.name) for each in fields(Totals)))
 
     def copy(self) -> Totals:
-        """As it is now."""
+        """A copy of the current counts."""
         return self.since(Totals())
 
 
 class OneStageJob:
-    """The part of an adapter that counts and reports; a subclass has the loader, and sets its workers.
+    """Counts batches and reports observations; subclasses hold the loader and set its workers.
 
     Attributes:
         totals: Counts so far.
-        window_s: Seconds between looks at it that make sense: as long as a change takes until it shows.
+        window_s: Useful seconds between observations: the time until a change shows.
     """
 
     window_s = 1.0
@@ -70,13 +70,13 @@ class OneStageJob:
         max_workers: int = MAX_WORKERS,
         resources: Callable[[], Resources] = effective_resources,
     ) -> None:
-        """Begin to count.
+        """Start counting.
 
         Args:
-            stage: Name of the one stage.
-            workers: Its workers at the start.
-            max_workers: Most workers it may have.
-            resources: Gives the CPUs and memory this process may use now.
+            stage: Name of the stage.
+            workers: Initial number of workers.
+            max_workers: Maximum number of workers.
+            resources: Returns the CPUs and memory that this process may use now.
         """
         self.totals = Totals()
         self._stage, self._max_workers, self._resources = stage, max_workers, resources
@@ -88,21 +88,21 @@ class OneStageJob:
 
     @property
     def workers(self) -> int:
-        """Workers it has, or will have as soon as a change takes effect."""
+        """The number of workers, including changes that have not taken effect yet."""
         return self._workers
 
     @property
     def space(self) -> Space:
-        """Its workers."""
+        """The workers knob."""
         return Space((Knob(workers_of(self._stage), 1, self._max_workers, "workers"),))
 
     def apply(self, values: Mapping[str, int]) -> None:
-        """Set the workers; from any thread."""
+        """Set the number of workers. Thread-safe."""
         for name, value in values.items():
             self._workers = self.space[name].clip(value)
 
     def observe(self) -> Observation:
-        """The window since the last call."""
+        """Measure the window since the last call."""
         now, totals, resources = time.monotonic(), self.totals.copy(), self._resources()
         window_s, self._last = now - self._last, now
         passed, self._before = totals.since(self._before), totals
@@ -132,9 +132,9 @@ class OneStageJob:
         )
 
     def _inferred(self, passed: Totals, window_s: float) -> StageObservation:
-        """A stage whose library tells nothing: while the consumer waits all workers are at work, else as long as then.
+        """Infer the stage's times if its library gives none: while the consumer waits, all workers are busy.
 
-        A window in which it never waited only bounds the time of a batch from above.
+        A window without waiting only gives an upper bound on the time per batch.
         """
         if passed.delivered:
             most_s = self._workers * window_s / passed.delivered
@@ -151,7 +151,7 @@ class OneStageJob:
         )
 
     def _count(self, batches: Iterator[Any]) -> Iterator[Any]:
-        """Hand batches on, and count them, the waits for them, and the time between them."""
+        """Pass batches on, counting them, the waits for them, and the time between them."""
         asked = time.perf_counter()
         for batch in batches:
             came = time.perf_counter()

@@ -1,7 +1,7 @@
-"""`TunedRayData`: a Ray Data pipeline whose concurrency may change while it is iterated.
+"""`TunedRayData`: a Ray Data pipeline whose concurrency can change during iteration.
 
-The executor of a dataset looks at `execution_options.resource_limits` every 10 seconds, also while it runs. So its
-CPUs, one for each task, are the number to tune; a change shows within 10 seconds, and loses nothing.
+A running dataset's executor reads `execution_options.resource_limits` every 10 seconds. So the tuned value is its
+number of CPUs, one per task. A change takes effect within 10 seconds and loses nothing.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ __all__ = ["TunedRayData"]
 
 
 class TunedRayData(OneStageJob):
-    """Iterates over the batches of a `ray.data.Dataset`; a `Job`, so a `Tuner` can drive it.
+    """Iterates over the batches of a `ray.data.Dataset`, and is a `Job` that a `Tuner` can drive.
 
     loader = TunedRayData(ray.data.read_parquet("logs/").map_batches(clean), batch_size=8192)
     with Tuner(loader, "auto"):
@@ -28,12 +28,12 @@ class TunedRayData(OneStageJob):
     window_s = 10.0
 
     def __init__(self, dataset: Any, *, workers: int = 1, max_workers: int | None = None, **batching: Any) -> None:
-        """Take a dataset; its `context` belongs to this loader from now on.
+        """Wrap a dataset; this loader then owns its `context`.
 
         Args:
-            dataset: Not yet executed.
-            workers: CPUs that tuning begins with.
-            max_workers: Most CPUs; None for those of the Ray cluster.
+            dataset: A dataset that has not been executed yet.
+            workers: Initial number of CPUs.
+            max_workers: Maximum number of CPUs; None for all CPUs of the Ray cluster.
             batching: Arguments of `Dataset.iter_batches`.
 
         Raises:
@@ -51,12 +51,12 @@ class TunedRayData(OneStageJob):
         self._limit()
 
     def apply(self, values: Mapping[str, int]) -> None:
-        """Set the CPUs; from any thread."""
+        """Set the number of CPUs. Thread-safe."""
         super().apply(values)
         self._limit()
 
     def __iter__(self) -> Iterator[Any]:
-        """The batches, in the order of Ray Data: set `preserve_order` in its context for the same one each time."""
+        """Iterate over the batches; set `preserve_order` in the dataset's context for a deterministic order."""
         return self._count(iter(self._dataset.iter_batches(**self._batching)))
 
     def _limit(self) -> None:

@@ -1,9 +1,9 @@
-"""`TunedRebuilt`: a loader that cannot change while it runs, but can begin at any batch: for instance `tf.data`.
+"""`TunedRebuilt`: tunes a loader that cannot change while it runs but can start at any batch, such as `tf.data`.
 
-The parallelism of a tf.data stage is read when its iterator is made, so a change needs another iterator. Its position
-can be saved (`tf.train.Checkpoint`), but saving holds Python's lock while it waits for calls in progress, so that a
-pipeline with a `py_function` stands still for ever (seen with TensorFlow 2.21). So the user's function says how to
-begin at a batch, and the new iterator is started a few batches ahead while the old one goes on.
+tf.data reads the parallelism of a stage when its iterator is created, so a change needs a new iterator. The position
+could be saved with `tf.train.Checkpoint`, but that holds the GIL while it waits for calls in progress, so a pipeline
+with a `py_function` deadlocks (seen with TensorFlow 2.21). So a user function creates a loader that starts at a given
+batch, and the new iterator starts a few batches ahead while the old one continues.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from headrace.tuning.adapters.one_stage import MAX_WORKERS, OneStageJob
 __all__ = ["TunedRebuilt"]
 
 AHEAD_S = 0.5
-"""The new loader begins behind the batches the old one gives in this time, in which it can start."""
+"""Time for the new loader to start: it begins after the batches that the old one delivers meanwhile."""
 MAX_AHEAD = 64
 
 
 class TunedRebuilt(OneStageJob):
-    """Iterates over what a function makes; a `Job`, so a `Tuner` can drive it.
+    """Iterates over loaders made by a function, and is a `Job` that a `Tuner` can drive.
 
     def make(workers: int, start: int):
         names = tf.data.Dataset.from_tensor_slices(files[start:])          # one file a batch
@@ -43,21 +43,21 @@ class TunedRebuilt(OneStageJob):
         max_workers: int = MAX_WORKERS,
         **options: Any,
     ) -> None:
-        """Prepare; nothing is made yet.
+        """Prepare without creating a loader yet.
 
         Args:
-            make: Given workers and the number of a batch, gives an iterable of the batches from there on; the batches
-                must be the same for any number of workers. What `dataset.skip(start)` leaves out is still computed,
-                so it is better to leave out files or numbers of rows at the source.
-            workers: Where tuning begins.
-            max_workers: Most workers.
-            options: Of `OneStageJob`.
+            make: Called with the number of workers and a batch number; returns an iterable of the batches from that one
+                on. The batches must not depend on the number of workers. `dataset.skip(start)` still computes the
+                skipped batches, so prefer to skip files or rows at the source.
+            workers: Initial number of workers.
+            max_workers: Maximum number of workers.
+            options: Arguments of `OneStageJob`.
         """
         super().__init__("dataset", workers, max_workers=max_workers, **options)
         self._make = make
 
     def __iter__(self) -> Iterator[Any]:
-        """All batches, in order."""
+        """Iterate over all batches, in order."""
         return self._count(self._timed_cpu(self._batches()))
 
     def _batches(self) -> Iterator[Any]:
@@ -83,7 +83,7 @@ class TunedRebuilt(OneStageJob):
                 successor.join()
 
     def _timed_cpu(self, batches: Iterator[Any]) -> Iterator[Any]:
-        """Count the CPU time of all threads but the consumer's: the nearest to what the loader itself uses."""
+        """Count the CPU time of all threads except the consumer's, the best estimate of the loader's own."""
         process, thread = time.process_time(), time.thread_time()
         for batch in batches:
             yield batch
@@ -93,7 +93,7 @@ class TunedRebuilt(OneStageJob):
 
 
 class _Successor:
-    """Another loader, from a batch on, which begins to work in the background."""
+    """A loader starting at a given batch, which starts in the background."""
 
     def __init__(self, make: Callable[[int, int], Iterable[Any]], workers: int, start: int) -> None:
         self.start = start
@@ -104,10 +104,10 @@ class _Successor:
         self._thread.start()
 
     def take(self) -> Iterator[Any]:
-        """Its batches, once the first is there.
+        """Return its batches once the first is ready.
 
         Raises:
-            Exception: What making it raised.
+            Exception: The loader could not be created.
         """
         self.join()
         if self._failure is not None:
@@ -115,7 +115,7 @@ class _Successor:
         return self._chain()
 
     def join(self) -> None:
-        """Wait until it has begun."""
+        """Wait until it has started."""
         self._thread.join()
 
     def _chain(self) -> Iterator[Any]:

@@ -1,4 +1,4 @@
-"""Policies, one file each: the baselines and ours, behind the same two methods, found by name."""
+"""Tuning policies, one per file: headrace's own and the baselines, with the same two methods, registered by name."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ __all__ = [
 ]
 
 _HEAVY = {"InTune": "headrace.tuning.policies.intune", "Oracle": "headrace.tuning.policies.oracle"}
-"""Loaded when used: the others need neither torch nor the simulator."""
+"""Loaded on first use, because the others need neither torch nor the simulator."""
 
 
 def __getattr__(name: str) -> Any:
@@ -44,10 +44,10 @@ def __getattr__(name: str) -> Any:
 
 
 def make_policy(name: str) -> Policy:
-    """A new policy by its name in `headrace.registry.TUNERS`, or by its place, "package.module:name".
+    """Create a policy by its name in `headrace.registry.TUNERS`, or by "package.module:name".
 
     Raises:
-        ConfigError: There is none of that name, or it cannot be imported.
+        ConfigError: There is no policy with that name, or it cannot be imported.
     """
     policy: Policy = TUNERS.find(name, where="open")()
     return policy

@@ -1,21 +1,22 @@
-"""`Autotune`: the model and the optimisers of tf.data's AUTOTUNE, restated over our counters.
+"""`Autotune`: the model and the optimisers of tf.data's AUTOTUNE, reimplemented on headrace's counters.
 
-What is followed, in github.com/tensorflow/tensorflow (Apache-2.0), core/framework/model.cc at commit 02145c25 unless
-another file is named; none of its code is used:
+It follows github.com/tensorflow/tensorflow (Apache-2.0), core/framework/model.cc at commit 02145c25 unless another file
+is named, without using its code:
 
 - A stage's own time is wall time over elements, over its whole life (`SelfProcessingTimeLocked`).
-- Input times flow from the consumer to the source, output times back (`InputTimeLocked`, `OutputTimeLocked` of
-  `KnownRatio` and `AsyncKnownRatio`). The consumer is taken to need no time (`OptimizeLoop` passes model_input_time 0).
+- Input times propagate from the consumer to the source, output times back (`InputTimeLocked`, `OutputTimeLocked` of
+  `KnownRatio` and `AsyncKnownRatio`). The consumer is assumed to need no time (`OptimizeLoop` passes model_input_time
+  0).
 - The wait for an element is P(buffer empty) x time to produce one, in an M/M/1/K queue (`ComputeWaitTime`).
-- Hill climb: all knobs to their minimum, then +1 where the modelled output time falls most, until it is below total
-  processing time / CPU budget, or all are at their maximum, or buffers would exceed the RAM budget
+- Hill climbing: set all knobs to their minimum, then add 1 where the modelled output time falls most, until it is below
+  total processing time / CPU budget, or all are at their maximum, or buffers would exceed the RAM budget
   (`OptimizeHillClimb`). Max-parallelism is the same without the CPU condition (`OptimizeMaxParallelism`); it became the
   default in later versions.
 - The period is 10 ms, doubled after each run up to 60 s (`OptimizeLoop`).
 - CPU and RAM budgets are fixed at the start; RAM is half of what is free (core/data/root_dataset.cc,
-  `kRamBudgetShare`). A stage's maximum is the size of the thread pool that runs all stages, made at the start for the
-  CPUs there are (`runner_threadpool_size`): CPUs that come later are out of reach.
-- Prefetch has a tuner of its own: a buffer that was full and is then found empty is doubled, and never shrinks
+  `kRamBudgetShare`). A stage's maximum is the size of the thread pool for all stages, created at the start for the
+  available CPUs (`runner_threadpool_size`), so CPUs added later cannot be used.
+- Prefetch has its own tuner: a buffer that was full and is then found empty is doubled, and never shrinks
   (core/kernels/data/prefetch_autotuner.cc).
 - Before the first run parallelism is min(16, pool) (`initial_parallelism` in AutotuneOptions).
 """
@@ -43,7 +44,7 @@ RAM_BUDGET_SHARE = 0.5
 
 @dataclass(frozen=True)
 class ModelNode:
-    """A node of tf.data's model: own seconds for each element, inputs for each, bytes, and whether it is parallel."""
+    """A node of tf.data's model: its own seconds and inputs per element, bytes, and whether it is parallel."""
 
     name: str
     self_s: float
@@ -53,7 +54,7 @@ class ModelNode:
 
     @property
     def parallel(self) -> bool:
-        """AsyncKnownRatio with a parallelism knob; else KnownRatio."""
+        """Whether it is an AsyncKnownRatio with a parallelism knob, else KnownRatio."""
         return self.max_parallelism > 1
 
 
@@ -78,7 +79,7 @@ def output_time(nodes: Sequence[ModelNode], parallelism: Mapping[str, float]) ->
 
     Args:
         nodes: From the source to the consumer.
-        parallelism: Of the parallel nodes, by name.
+        parallelism: Parallelism of the parallel nodes, by name.
     """
     input_times: list[float] = []
     inherited = 0.0
@@ -97,7 +98,7 @@ def output_time(nodes: Sequence[ModelNode], parallelism: Mapping[str, float]) ->
 
 
 class Autotune:
-    """tf.data's AUTOTUNE; see the top of this file."""
+    """tf.data's AUTOTUNE; see the module docstring."""
 
     def __init__(
         self,
@@ -108,13 +109,13 @@ class Autotune:
         """Choose the optimiser.
 
         Args:
-            algorithm: Which one.
-            max_period_s: Most seconds between its runs; less than tf.data's only where a test compresses time.
+            algorithm: The optimiser.
+            max_period_s: Maximum seconds between optimisations; lower than tf.data's only where a test compresses time.
         """
         self._algorithm, self._max_period_s = algorithm, max_period_s
 
     def start(self, space: Space, observation: Observation) -> Proposal:
-        """Fix the budgets, and begin with min(16, pool) each."""
+        """Fix the budgets and start with parallelism min(16, pool) per stage."""
         self._space = space
         self._pool = max(1, int(observation.cpus))
         free = observation.memory_limit_bytes - observation.memory_used_bytes
@@ -128,7 +129,7 @@ class Autotune:
         return Proposal(space.clip(values), f"initial parallelism {first}, a pool of {self._pool} threads")
 
     def decide(self, observation: Observation) -> Proposal:
-        """Run the optimiser if it is due; the prefetch tuner always runs."""
+        """Run the optimiser if it is due, and always the prefetch tuner."""
         self._means.add(observation)
         values = self._prefetch(observation)
         if observation.time_s < self._next_s or not self._means.complete:
@@ -138,7 +139,7 @@ class Autotune:
                 if not self._means.complete
                 else f"the next optimisation is due in {due:.2f} s"
             )
-            return Proposal(values, "prefetch found empty: doubled" if values else f"nothing, because {why}")
+            return Proposal(values, "prefetch found empty: doubled" if values else why)
         # Several short periods may have passed since the last call.
         while self._next_s <= observation.time_s:
             self._period_s = min(2 * self._period_s, self._max_period_s)
@@ -196,10 +197,10 @@ class Autotune:
 
 
 def hill_climbing() -> Autotune:
-    """AUTOTUNE as tf.data's hill climbing does it."""
+    """AUTOTUNE with tf.data's hill climbing."""
     return Autotune("hill_climb")
 
 
 def adaptive() -> Relaunched:
-    """AUTOTUNE in a job that is stopped and started at each resize."""
+    """AUTOTUNE in a job that is restarted at each resize."""
     return Relaunched(Autotune)

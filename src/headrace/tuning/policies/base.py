@@ -1,4 +1,4 @@
-"""`Policy`: the two methods every tuner has, and what they return."""
+"""`Policy`: the interface of tuning policies, and `Proposal`, its result."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ __all__ = ["Policy", "Proposal"]
 
 @dataclass(frozen=True)
 class Proposal:
-    """What a policy wants, and why.
+    """A change proposed by a policy, and its reason.
 
     Attributes:
-        values: New values by knob; empty for "change nothing".
-        reason: One line for people, also for "nothing, because".
-        relaunch: Stop the job and start it with these values, as an operator would; only baselines ask for it.
+        values: New values by knob; empty for no change.
+        reason: The reason in one line, also for no change.
+        relaunch: Whether to restart the job with these values, as an operator would; only used by baselines.
     """
 
     values: Mapping[str, int] = field(default_factory=dict)
@@ -28,16 +28,16 @@ class Proposal:
 
 
 class Policy(Protocol):
-    """Decides about a pipeline from what it sees.
+    """A tuning policy: decides about a pipeline's settings from observations.
 
-    A policy is plain state: it starts no thread and reads no clock, so the simulator, the Gymnasium environment and the
-    live loop drive it alike. What it proposes is clipped to the space, and the loop may refuse or undo it.
+    A policy is plain state. It starts no threads and reads no clocks, so the simulator, the Gymnasium environment and
+    the live loop can all run it. Proposals are clipped to the space, and the guard may refuse or undo them.
     """
 
     def start(self, space: Space, observation: Observation) -> Proposal:
-        """The first setting, before anything has been measured; `observation` has limits and values but no counts."""
+        """Propose the first setting, before anything is measured; `observation` has limits and values but no counts."""
         ...
 
     def decide(self, observation: Observation) -> Proposal:
-        """What to change after a window."""
+        """Propose a change after a window."""
         ...

@@ -1,4 +1,4 @@
-"""`EvenSplit`: the CPUs divided evenly over the stages, again after each resize; InTune's "Heuristic" baseline."""
+"""`EvenSplit`: divides the CPUs evenly among the stages, at the start and after each resize; InTune's "Heuristic"."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ __all__ = ["EvenSplit", "even_split"]
 
 
 def even_split(space: Space, cpus: float) -> dict[str, int]:
-    """Workers by knob: CPUs / stages, rounded down, at least one each; the remainder goes to the first stages."""
+    """Workers by knob: CPUs / stages, rounded down but at least one; the remainder goes to the first stages."""
     knobs = [knob for _, knob in space.worker_knobs()]
     if not knobs:
         return {}
@@ -19,17 +19,17 @@ def even_split(space: Space, cpus: float) -> dict[str, int]:
 
 
 class EvenSplit:
-    """Divides the CPUs evenly, and again whenever their number changes."""
+    """Divides the CPUs evenly, at the start and whenever their number changes."""
 
     def start(self, space: Space, observation: Observation) -> Proposal:
-        """An even split."""
+        """Split the CPUs evenly."""
         self._space, self._cpus = space, observation.cpus
         return Proposal(even_split(space, observation.cpus), f"{observation.cpus:g} CPUs divided evenly")
 
     def decide(self, observation: Observation) -> Proposal:
-        """An even split of the new number of CPUs, if it is new."""
+        """Split again if the number of CPUs has changed."""
         if observation.cpus == self._cpus:
-            return Proposal(reason=f"nothing, because there are {observation.cpus:g} CPUs as before")
+            return Proposal(reason=f"still {observation.cpus:g} CPUs")
         before, self._cpus = self._cpus, observation.cpus
         split = even_split(self._space, observation.cpus)
         return Proposal(split, f"CPUs {before:g} -> {observation.cpus:g}: divided evenly")

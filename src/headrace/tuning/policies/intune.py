@@ -1,8 +1,8 @@
-"""`InTune`: the learning agent of arXiv 2308.08500: a DQN trained offline on simulated jobs, tuned online on the job.
+"""`InTune`: the agent of arXiv 2308.08500, a DQN trained offline on simulated jobs and fine-tuned online.
 
-It starts from the even split; every step each stage gets one of -5, -1, 0, +1, +5 CPUs. The paper leaves open the
-widths, the discount, exploration and the reward's formula; ours are in `dqn.py` and `reward.py`. The weights in
-`weights/` were made by `scripts/train_intune.py`, one file for each pipeline length.
+It starts from the even split; in each step every stage gets -5, -1, 0, +1 or +5 CPUs. The paper does not specify layer
+widths, discount, exploration and the reward's formula; those chosen here are in `dqn.py` and `reward.py`. The weights
+in `weights/` were trained by `scripts/train_intune.py`, one file per pipeline length.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from headrace.tuning.space import Space
 __all__ = ["InTune", "load_weights", "weights_name"]
 
 LENGTHS = range(3, 8)
-"""Pipeline lengths there may be weights for."""
+"""Pipeline lengths with trained weights."""
 EXPLORATION = 0.02
-"""Share of random choices while tuning online."""
+"""Share of random choices during online tuning."""
 
 
 def weights_name(num_stages: int, view: View, heads: Heads) -> str:
@@ -37,10 +37,10 @@ def weights_name(num_stages: int, view: View, heads: Heads) -> str:
 
 
 def load_weights(num_stages: int, view: View, heads: Heads) -> dict[str, torch.Tensor]:
-    """Weights from the package.
+    """Load trained weights from the package.
 
     Raises:
-        ConfigError: There are none for this length.
+        ConfigError: There are no weights for this length.
     """
     folder = resources.files("headrace.tuning.policies") / "weights"
     files = {length: folder / weights_name(length, view, heads) for length in LENGTHS}
@@ -54,7 +54,7 @@ def load_weights(num_stages: int, view: View, heads: Heads) -> dict[str, torch.T
 
 
 class InTune:
-    """See the top of this file."""
+    """The InTune agent; see the module docstring."""
 
     def __init__(
         self,
@@ -66,25 +66,25 @@ class InTune:
         online: bool = True,
         seed: int = 0,
     ) -> None:
-        """Describe the agent.
+        """Configure the agent.
 
         Args:
-            view: "published": the paper's six factors, which tell no stage from another; "stages": with our counters
-                of each stage, without which it does not reach the even split.
-            heads: "joint": 5^n actions as in the paper; "factored": one head a stage.
-            weights: Trained weights; None for those of the package.
+            view: "published": the paper's six factors, which do not distinguish stages; "stages": also the counters of
+                each stage, without which the agent does not reach the even split.
+            heads: "joint": 5^n actions as in the paper; "factored": one head per stage.
+            weights: Trained weights; None to load those of the package.
             exploration: Share of random choices.
-            online: Go on learning.
-            seed: Of exploration and replay.
+            online: Whether to continue learning.
+            seed: Seed of exploration and replay.
         """
         self._view, self._heads, self._weights = view, heads, weights
         self._exploration, self._online, self._seed = exploration, online, seed
 
     def start(self, space: Space, observation: Observation) -> Proposal:
-        """The even split."""
+        """Start with the even split."""
         self._space = space
         num_stages = len(list(space.worker_knobs()))
-        config = DqnConfig(learning_rate=1e-4)  # a tenth of what it was trained with: it knows the trade already
+        config = DqnConfig(learning_rate=1e-4)  # a tenth of the training rate, for fine-tuning
         self._learner = DqnLearner(
             num_features(num_stages, self._view), num_stages, self._heads, config, seed=self._seed
         )
@@ -94,7 +94,7 @@ class InTune:
         return Proposal(even_split(space, observation.cpus), f"{observation.cpus:g} CPUs divided evenly")
 
     def decide(self, observation: Observation) -> Proposal:
-        """Learn from what the last choice led to, and choose."""
+        """Learn from the last choice's result, and choose the next."""
         state = features(observation, self._view)
         self._learn(observation, state)
         action = self._learner.act(state, self._exploration)
@@ -102,13 +102,13 @@ class InTune:
         values = step_workers(self._space, observation, self._learner.choices(action))
         changed = {name: value for name, value in values.items() if value != observation.values.get(name)}
         if not changed:
-            return Proposal(reason="nothing, because the agent values no change highest")
-        return Proposal(changed, f"the agent values this change highest at {observation.rate_per_s:.4g} a second")
+            return Proposal(reason="the agent prefers no change")
+        return Proposal(changed, f"the agent prefers this change at {observation.rate_per_s:.4g} per second")
 
     def _learn(self, observation: Observation, state: NDArray[np.float32]) -> None:
         busy = sum(stage.busy_s for stage in observation.stages)
         if observation.delivered and busy > 0:
-            # What the CPUs could give at most; the consumer may want less.
+            # The maximum rate of the CPUs; the consumer may need less.
             possible = min(observation.cpus * observation.delivered / busy, observation.consumer_rate_per_s)
             self._target = max(self._target, possible)
         if self._online and self._before is not None and self._target > 0:
@@ -118,5 +118,5 @@ class InTune:
 
 
 def published() -> InTune:
-    """InTune with the factors of its paper alone."""
+    """InTune with only the factors of its paper."""
     return InTune(view="published")

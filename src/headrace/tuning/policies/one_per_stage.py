@@ -1,4 +1,4 @@
-"""`OnePerStage`: one worker a stage and nothing else; the unoptimised pipeline every result is normalised to."""
+"""`OnePerStage`: one worker per stage; the unoptimised pipeline to which results are normalised."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ __all__ = ["OnePerStage"]
 
 
 class OnePerStage:
-    """Sets one worker a stage at the start and never changes it."""
+    """Sets one worker per stage at the start and never changes it."""
 
     def start(self, space: Space, observation: Observation) -> Proposal:
-        """One worker each."""
-        return Proposal({knob.name: knob.min for _, knob in space.worker_knobs()}, "one worker a stage")
+        """Set one worker per stage."""
+        return Proposal({knob.name: knob.min for _, knob in space.worker_knobs()}, "one worker per stage")
 
     def decide(self, observation: Observation) -> Proposal:
         """Nothing."""
-        return Proposal(reason="nothing, because this setting is fixed")
+        return Proposal(reason="this setting is fixed")

@@ -1,6 +1,6 @@
-"""`Oracle`: knows the true service times and picks the best of many settings by trying each in the simulator.
+"""`Oracle`: knows the true service times and picks the best of many settings by simulating each.
 
-Only for simulation and emulation: it is the limit others are measured against.
+Only for simulation and emulation, where it is the upper bound for other policies.
 """
 
 from __future__ import annotations
@@ -18,22 +18,22 @@ from headrace.tuning.space import Space, workers_of
 __all__ = ["Oracle", "best_setting", "true_rates"]
 
 HEADROOMS = (0.0, 0.1, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
-"""Workers beyond what the closed form needs: tried because heavy tails and rounding make some of them pay."""
+"""Extra workers beyond the closed form, because some help with heavy tails and rounding."""
 TRIAL_ELEMENTS = 1000
-"""Elements delivered in each trial; enough to tell settings 1 % apart where service times are constant ..."""
+"""Elements delivered per trial, enough to distinguish settings 1 % apart if service times are constant ..."""
 RANDOM_TRIALS, RANDOM_ELEMENTS = 4, 4000
-"""... and where they are not, as many trials of so many: the same ones for every setting."""
+"""... and for random service times, the number and length of trials, the same for every setting."""
 UNLIMITED = (1, 4)
-"""... and so many workers for every stage, as a multiple of the CPUs: the most can be done ahead of a slow element."""
+"""... and this multiple of the CPUs for every stage, to work as far ahead of a slow element as possible."""
 WORTH_CLIMBING = 0.99
-"""From the best of those it climbs by doubling one stage's workers, while 1 % is to be gained."""
+"""From the best of those it climbs by doubling one stage's workers, while this gains 1 %."""
 MAX_TRIED_WORKERS = 4096
 DRIFT_STEP = 0.05
-"""It solves anew when a true mean has moved by this share."""
+"""It solves again when a true mean has moved by this share."""
 
 
 def true_rates(spec: PipelineSpec, time_s: float = 0.0) -> list[StageRate]:
-    """What each stage really needs for an element delivered, at a moment."""
+    """The true needs of each stage per delivered element, at a time."""
     return [
         StageRate(
             stage.name,
@@ -47,12 +47,12 @@ def true_rates(spec: PipelineSpec, time_s: float = 0.0) -> list[StageRate]:
 
 
 def best_setting(spec: PipelineSpec, cpus: int, time_s: float = 0.0) -> tuple[dict[str, int], float]:
-    """Workers by stage with the highest rate in a trial, and that rate in elements a second.
+    """Find the workers by stage with the highest rate in trials; returns them with that rate in elements per second.
 
     Args:
         spec: The true pipeline.
         cpus: CPUs of the machine.
-        time_s: When; a pipeline that drifts is held as it is at this moment.
+        time_s: Time at which a drifting pipeline is frozen.
     """
     still = replace(
         spec,
@@ -91,11 +91,11 @@ def _best(still: PipelineSpec, cpus: int) -> tuple[tuple[int, ...], float]:
 
 def _candidates(rates: Sequence[StageRate], cpus: int, most: float) -> Iterator[list[int]]:
     yield integer_split(rates, cpus)[0]
-    for factor in UNLIMITED:  # as many as are of any use: the CPUs are shared, so what costs nothing may be plenty
+    for factor in UNLIMITED:  # CPUs are shared, so extra workers cost nothing
         yield [min(stage.max_workers, factor * cpus) for stage in rates]
     for headroom in HEADROOMS:
         wanted = ((1 + headroom) * min(stage.workers_for(most), 4.0 * cpus) for stage in rates)
-        # Rounded up, and one more: two of them busy on the same element's neighbours keep the stage from idling.
+        # Rounded up plus one: a spare worker keeps the stage from idling.
         yield [min(stage.max_workers, int(-(-k // 1)) + (headroom > 0)) for stage, k in zip(rates, wanted, strict=True)]
 
 
@@ -113,23 +113,23 @@ def _trial(spec: PipelineSpec, cpus: int, workers: Sequence[int], most: float) -
 
 
 class Oracle:
-    """Sets the best workers at the start, at each resize and as the true means drift."""
+    """Sets the best workers at the start, at each resize, and when true means drift."""
 
     def __init__(self, spec: PipelineSpec) -> None:
-        """Args: spec: The truth."""
+        """Use the true pipeline `spec`."""
         self._spec = spec
 
     def start(self, space: Space, observation: Observation) -> Proposal:
-        """The best setting for this machine."""
+        """Set the best workers for this machine."""
         self._space = space
         return self._solve(observation)
 
     def decide(self, observation: Observation) -> Proposal:
-        """The best setting, if the machine or the pipeline has changed."""
+        """Solve again if the machine or the pipeline has changed."""
         scales = [stage.scale_at(observation.time_s) for stage in self._spec.stages]
         moved = any(abs(now / then - 1) > DRIFT_STEP for now, then in zip(scales, self._scales, strict=True))
         if observation.cpus == self._cpus and not moved:
-            return Proposal(reason="nothing, because machine and pipeline are as before")
+            return Proposal(reason="machine and pipeline are unchanged")
         return self._solve(observation)
 
     def _solve(self, observation: Observation) -> Proposal:
@@ -137,4 +137,4 @@ class Oracle:
         self._scales = [stage.scale_at(observation.time_s) for stage in self._spec.stages]
         workers, rate = best_setting(self._spec, max(1, int(observation.cpus)), observation.time_s)
         values = self._space.clip({workers_of(name): k for name, k in workers.items()})
-        return Proposal(values, f"best of all tried for {observation.cpus:g} CPUs: {rate:.4g} a second")
+        return Proposal(values, f"best setting found for {observation.cpus:g} CPUs: {rate:.4g} per second")

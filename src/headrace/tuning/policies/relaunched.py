@@ -1,4 +1,4 @@
-"""`Relaunched`: an operator who stops and starts the job at each resize, so that a static tuner begins anew."""
+"""`Relaunched`: emulates an operator who restarts the job at each resize, so that a static tuner starts again."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ class Relaunched:
     """The "Adaptive" baselines of InTune's evaluation: checkpoint and relaunch when the machine changes."""
 
     def __init__(self, make: Callable[[], Policy]) -> None:
-        """Args: make: The tuner of each launch."""
+        """Create a policy with `make` for each launch."""
         self._make = make
 
     def start(self, space: Space, observation: Observation) -> Proposal:
-        """The tuner's own start."""
+        """Start the policy."""
         self._space, self._cpus, self._inner = space, observation.cpus, self._make()
         return self._inner.start(space, observation)
 
     def decide(self, observation: Observation) -> Proposal:
-        """A relaunch if the CPUs changed, else what the tuner says."""
+        """Relaunch if the CPUs changed, else return the policy's decision."""
         if observation.cpus == self._cpus:
             return self._inner.decide(observation)
         before, self._cpus, self._inner = self._cpus, observation.cpus, self._make()

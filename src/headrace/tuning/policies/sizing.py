@@ -1,4 +1,4 @@
-"""`Sizing`: from what each stage needs to a setting: workers, threads and prefetch for a rate, within the memory."""
+"""`Sizing`: computes workers, threads and prefetch for a target rate, within memory, from the stages' needs."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ class SizingConfig:
     """Constants of `Sizing`.
 
     Attributes:
-        headroom: Workers beyond what the closed form needs: CPUs are shared, so a worker too many costs memory only,
-            one too few costs throughput.
-        max_extra: Most workers a stage is given beyond what the closed form needs, as a factor.
-        memory_share: Of the memory limit, for all that is in use.
-        burst: Size of an element to be ready for, relative to the largest recent mean.
-        consumer_headroom: Rate aimed at above what the consumer takes, where it is the limit.
+        headroom: Factor of workers over the closed form. CPUs are shared, so a surplus worker costs only memory, while
+            a missing one costs throughput.
+        max_extra: Maximum factor of a stage's workers over the closed form.
+        memory_share: Share of the memory limit that may be in use.
+        burst: Assumed maximum size of an element, relative to the largest recent mean.
+        consumer_headroom: Target rate relative to the consumer's rate, if the consumer is the limit.
     """
 
     headroom: float = 0.25
@@ -36,14 +36,13 @@ class SizingConfig:
 
 @dataclass
 class Sizing:
-    """Settings for rates.
+    """Computes settings for target rates.
 
     Attributes:
-        space: What may be set.
-        estimator: What each stage needs.
-        extra: Factor on a stage's workers that probes found useful, by stage.
-        ahead: Workers a stage needs at least, so that enough can be done ahead of a slow element, by stage; given up
-            first when memory is short.
+        space: The knobs.
+        estimator: Estimates of each stage's needs.
+        extra: Factor on each stage's workers that probes found useful.
+        ahead: Minimum workers per stage to work far enough ahead of a slow element; dropped first when memory is short.
     """
 
     space: Space
@@ -53,19 +52,19 @@ class Sizing:
     ahead: dict[str, int] = field(default_factory=dict)
 
     def target(self, observation: Observation) -> tuple[float, str]:
-        """Elements a second to aim at, and what limits them."""
+        """The target rate in elements per second, and its limit."""
         rates = self.estimator.rates(self.space)
         cpus = fluid_rate(rates, observation.cpus)
         consumer = observation.consumer_rate_per_s * (1.0 + self.config.consumer_headroom)
         if consumer < cpus:
-            return consumer, "the consumer takes no more"
+            return consumer, "the consumer needs no more"
         slowest = min(rates, key=lambda stage: stage.rate(stage.max_workers))
         if slowest.rate(slowest.max_workers) <= cpus * (1.0 + 1e-6):
             return cpus, f"stage {slowest.name} with {slowest.max_workers} workers"
         return cpus, f"{observation.cpus:g} CPUs"
 
     def setting(self, observation: Observation, target: float, *, prefetch: int) -> dict[str, int]:
-        """Workers, threads and prefetch for a rate, as much of it as memory allows."""
+        """Workers, threads and prefetch for a rate, or for the highest rate that memory allows."""
         share, ahead = 1.0, dict(self.ahead)
         allowed = self._bytes_allowed(observation)
         while True:
@@ -83,7 +82,7 @@ class Sizing:
         return self.space.clip(values)
 
     def most(self, stage: str, observation: Observation, target: float) -> int:
-        """Most workers worth having at a stage, for whatever reason."""
+        """Maximum useful workers of a stage."""
         rate = next(each for each in self.estimator.rates(self.space) if each.name == stage)
         needed = min(rate.workers_for(target), 4.0 * observation.cpus + 4.0 * target * rate.blocking_s)
         return self.space[workers_of(stage)].clip(self.config.max_extra * max(needed, 1.0))
@@ -93,26 +92,26 @@ class Sizing:
         for stage in self.estimator.rates(self.space):
             busy = min(stage.workers_for(target), 4.0 * observation.cpus + 4.0 * target * stage.blocking_s)
             spare = 1.0 + self.config.headroom
-            # One more than needed: with a single worker a stage idles while its result waits to be taken.
+            # One more than needed, because a single worker idles while its result waits to be taken.
             needed = math.ceil(busy * spare * self.extra.get(stage.name, 1.0) - 1e-9) + 1
             values[workers_of(stage.name)] = max(needed, ahead.get(stage.name, 1))
             cpu, seconds = stage.cpu_with(busy), stage.cpu_with(busy) + stage.blocking_s
             running += busy * cpu / seconds if seconds > 0 else 0.0
             blocked += busy * spare * stage.blocking_s / seconds if seconds > 0 else 0.0
         if THREADS in self.space:
-            # Threads beyond the CPUs only for what blocks: more would take CPUs from the trainer.
+            # More threads than CPUs only for blocking stages; otherwise they would take CPUs from the trainer.
             on_cpus = min(math.ceil((1.0 + self.config.headroom) * running) + 1, math.ceil(observation.cpus))
             values[THREADS] = max(1, on_cpus) + math.ceil(blocked - 1e-9)
         return values
 
     def _bytes(self, values: Mapping[str, int], prefetch: int) -> float:
-        """Bytes that the elements of a setting may hold."""
+        """Maximum bytes of the elements of a setting."""
         stages = list(self.estimator.stages.items())
         held = sum((values.get(workers_of(name), 1) + 2) * each.bytes_out for name, each in stages)
         return self.config.burst * (held + prefetch * stages[-1][1].bytes_out)
 
     def _bytes_allowed(self, observation: Observation) -> float:
-        """What elements may hold: the memory share, less what the process uses beside them."""
+        """Bytes available for elements: the memory share minus the process's other memory."""
         now = {name: value for name, value in observation.values.items() if name != PREFETCH}
         in_flight = self._bytes(now, observation.values.get(PREFETCH, 0)) / self.config.burst
         beside = max(observation.memory_used_bytes - in_flight, 0.0)
