@@ -1,4 +1,4 @@
-"""The `headrace` command: one file a command."""
+"""The `headrace` command line, one file per command."""
 
 from headrace.cli.app import main
 

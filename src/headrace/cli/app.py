@@ -1,4 +1,4 @@
-"""Puts the commands together, and turns errors into one clear line and exit code 2."""
+"""Assembles the commands, and turns errors into one clear line and exit code 2."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ from headrace.messages import shorten
 from headrace.version import __version__
 
 MAX_LINE = 1_500
-"""Characters of an error, about."""
+"""Approximate maximum length of an error message, in characters."""
 
-# In the order of --help: that of a first hour with the tool.
+# In the order of --help, which is the order of first use.
 Commands = tuple[Callable[..., None], ...]
 BEFORE_IMPORT: Commands = (demo, generate)
 AFTER_IMPORT: Commands = (
@@ -84,14 +84,14 @@ def options(
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    """Options before the command. `main` handles --debug itself, so it can be anywhere in the line."""
+    """Options before the command. `main` handles --debug itself, so it can be anywhere on the line."""
 
 
 def main() -> None:
     """Run the command line: 0 for success, 2 for a user error, 130 after Ctrl-C."""
     end_with_parent()
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # what an ASCII terminal cannot show is written as \\xNN
+        if isinstance(stream, io.TextIOWrapper):  # characters that an ASCII terminal cannot show are written as \\xNN
             stream.reconfigure(errors="backslashreplace")
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     try:
@@ -114,17 +114,17 @@ def main() -> None:
 
 
 def _check_working_folder() -> None:
-    """Libraries end the process, without a word that helps, if the folder they are started in was deleted."""
+    """Fail early if the working folder was deleted, because libraries then exit with unhelpful errors."""
     try:
         os.getcwd()
     except FileNotFoundError as error:
-        raise ConfigError("the working folder was deleted; change to one that exists") from error
+        raise ConfigError("the working folder was deleted; change to an existing one") from error
 
 
 def _one_line(error: Exception) -> str:
     if isinstance(error, OSError) and not isinstance(error, HeadraceError) and error.filename:
         return f"{error.filename}: {error.strerror}"
     text = " ".join(str(error).split())
-    if len(text) > MAX_LINE:  # what a library says has no limit; the start has the place, the end what to do
+    if len(text) > MAX_LINE:  # library messages can be long; the start has the location, the end the remedy
         text = f"{text[: MAX_LINE * 2 // 3]} [...] {text[-MAX_LINE // 3 :]}"
     return text

@@ -1,4 +1,4 @@
-"""`headrace cluster`: a copy of a log in which the rows of each session are adjacent."""
+"""`headrace cluster`: writes a copy of a log in which the rows of each session are adjacent."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def cluster(
         "rows_per_group": rows_per_group,
     }
     config = ClusterConfig.from_dict(values, where="cluster")
-    total = 2 * sum(read_footer(file).num_rows for file in listing.files)  # arranged, then verified
+    total = 2 * sum(read_footer(file).num_rows for file in listing.files)  # counted when clustered and when verified
     with Progress("cluster", total=total) as progress:
         done = cluster_log(
             path,
@@ -93,7 +93,7 @@ def cluster(
 
 
 def parse_duration(text: str, where: str) -> float:
-    """Seconds of "45s", "30m", "2h", "1d" or a number of seconds."""
+    """Parse a duration such as "45s", "30m", "2h", "1d" or a number of seconds."""
     from headrace.errors import ConfigError
 
     units = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}

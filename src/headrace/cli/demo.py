@@ -1,4 +1,4 @@
-"""`headrace demo`: a complete job on generated logs, in a minute."""
+"""`headrace demo`: runs a complete job on generated logs in about a minute."""
 
 from __future__ import annotations
 
@@ -49,11 +49,11 @@ def demo(
         with Progress("generate", total=rows) as progress:
             generate_logs(config, logs, on_rows=progress.advance)
         typer.echo(f"generated {rows:,} rows of sessions in 3 windows: {logs}")
-    with Progress("cluster", total=2 * rows) as progress:  # arranged, then verified
+    with Progress("cluster", total=2 * rows) as progress:  # counted when clustered and when verified
         schema = Schema.from_yaml(logs / "schema.yaml")
         done = cluster_log(str(logs), clustered, schema, ClusterConfig(), on_rows=progress.advance)
     with writing(clustered):
-        shutil.copy(logs / "teacher.json", clustered)  # the best NE of a window is that of its rows in any order
+        shutil.copy(logs / "teacher.json", clustered)  # best NE does not depend on the order of rows
     if done.windows:
         before, after = (sum(getattr(w, name) for w in done.windows) for name in ("bytes_read", "bytes_written"))
         typer.echo(f"clustered by session: {clustered}, {before / after:.2f}x smaller")

@@ -1,4 +1,4 @@
-"""`headrace doctor`: resources of this machine and installation, and problems with them."""
+"""`headrace doctor`: shows the resources of this machine and installation, and problems with them."""
 
 from __future__ import annotations
 

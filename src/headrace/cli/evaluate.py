@@ -1,4 +1,4 @@
-"""`headrace evaluate`: metrics of a checkpoint on logs."""
+"""`headrace evaluate`: computes the metrics of a checkpoint on logs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`headrace explain`: what limits a run."""
+"""`headrace explain`: shows the bottleneck of a run."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 NUM_DECISIONS = 10
-"""The newest ones are shown; all are in the report."""
+"""Number of newest decisions shown; the report has all."""
 
 
 def explain(
@@ -41,13 +41,13 @@ def explain(
         return
     parts = sorted(seconds.items(), key=lambda part: -part[1])
     rows = [[name.replace("_", " "), f"{value:.2f}", f"{value / total:.1%}"] for name, value in parts]
-    typer.echo(text_table(["part of the step", "seconds", "share"], rows))
+    typer.echo(text_table(["phase of the step", "seconds", "share"], rows))
     saved = deduplication_rows(data)
     if saved:
-        typer.echo("\n" + text_table(["deduplication", "of plain rows", "done", "factor"], saved))
+        typer.echo("\n" + text_table(["deduplication", "without", "with", "factor"], saved))
     found = [decision.snapshot for decision in data.decisions if decision.who == "explain"]
     if found:
-        limit = limit_of_run(found) if "starved_s" in found[-1] else None  # an older run's do not tell their time
+        limit = limit_of_run(found) if "starved_s" in found[-1] else None  # older runs have no times
         example = found[-1] if limit is None else limit.example
         if limit is not None:
             typer.echo(f"\n{limit}")
@@ -55,7 +55,7 @@ def explain(
             typer.echo(f"\n{example['text']}")
     decisions = [decision for decision in data.decisions if decision.who != "explain"]
     if decisions:
-        typer.echo(f"\ndecisions, the newest {min(NUM_DECISIONS, len(decisions))} of {len(decisions)}:")
+        typer.echo(f"\ndecisions (newest {min(NUM_DECISIONS, len(decisions))} of {len(decisions)}):")
     for decision in decisions[-NUM_DECISIONS:]:
         typer.echo(f"{decision.time_s:8.1f} s  {decision}")
 
@@ -66,7 +66,7 @@ def _write_trace(schedule: dict[str, Any] | None, run: Path, path: Path) -> None
 
     if schedule is None:
         raise ConfigError(
-            f"{run}: has no trace of steps; only jobs with a scheduler write one, such as scheduler: recs"
+            f"{run}: has no trace of steps; only jobs with a scheduler write one, for example scheduler: recs"
         )
     write_chrome_trace(schedule, path)
     typer.echo(f"{path}: the latest steps under {schedule['policy']}\n")

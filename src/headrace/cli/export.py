@@ -1,4 +1,4 @@
-"""`headrace export`: the model for serving."""
+"""`headrace export`: exports a model for serving."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`headrace generate`: a synthetic log whose best reachable score is known."""
+"""`headrace generate`: writes a synthetic log with a known best score."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def generate(
 
     Example: headrace generate logs --rows 300000 --windows 3
     """
-    # Every parameter but these is a value of the config.
+    # All other parameters are fields of the config.
     given: dict[str, Any] = {name: value for name, value in locals().items() if value is not None}
     for name in ("out", "config", "preset"):
         given.pop(name, None)

@@ -1,4 +1,4 @@
-"""`headrace inspect`: a summary of a log, and a schema for it."""
+"""`headrace inspect`: summarizes a log and guesses a schema for it."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def inspect(
     if as_json:
         typer.echo(to_json(found.to_dict(), indent=2))
     else:
-        # Piped, rich would take 80 columns; the tables are made for 120.
+        # In a pipe, rich would use 80 columns, but the tables need 120.
         print_inspection(found, Console(width=None if sys.stdout.isatty() else 120, highlight=False))
     if write_schema is not None:
         if found.schema is None:

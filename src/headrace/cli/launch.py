@@ -1,4 +1,4 @@
-"""`headrace launch`: several trainers and shards on this machine."""
+"""`headrace launch`: runs several trainers and shards on this machine."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`headrace predict`: predictions of a checkpoint on logs, as Parquet."""
+"""`headrace predict`: writes the predictions of a checkpoint on logs as Parquet."""
 
 from __future__ import annotations
 

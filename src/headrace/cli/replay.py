@@ -1,4 +1,4 @@
-"""`headrace replay`: quarantined rows once more, after a fix."""
+"""`headrace replay`: trains on quarantined rows after a fix."""
 
 from __future__ import annotations
 

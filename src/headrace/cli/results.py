@@ -1,4 +1,4 @@
-"""What `train` leaves behind however it ends: the table of windows, alarms, and the report."""
+"""`RunResults`: prints the table of windows, alarms and the path of the report when `train` ends, however it ends."""
 
 from __future__ import annotations
 
@@ -18,16 +18,15 @@ __all__ = ["RunResults"]
 
 
 class RunResults:
-    """Prints what windows gave, and writes the report of their run.
+    """Prints the results of windows, and writes the report of their run.
 
-    Where output is watched on a terminal, progress bars show windows as they end, and the table comes last. In pipes
-    and log files each line of the table is printed as its window ends, so a run that is killed has printed what it
-    finished.
+    On a terminal, progress bars show finished windows, and the table is printed at the end. In pipes and log files,
+    each line of the table is printed as its window ends, so that a killed run has printed its finished windows.
 
     Args:
         run: Folder of the run.
-        streams: Whether to print lines as windows end; None to ask the terminal.
-        echo: Prints text, and flushes it.
+        streams: Whether to print lines as windows end; None to do so unless the output is a terminal.
+        echo: Prints and flushes text.
     """
 
     def __init__(
@@ -41,18 +40,18 @@ class RunResults:
         self._recorded = self._recorded_bytes()
 
     def add(self, window: WindowResult) -> None:
-        """Take in a window that has ended."""
+        """Add the result of a finished window."""
         self._windows.append(window)
         if self._streams:
-            with suppress(OSError):  # nobody reads it; training goes on
+            with suppress(OSError):  # nobody reads the output any more; training continues
                 self._echo("\n".join(self._table.lines(window)))
 
     def finish(self, rest: str, *, stopped: bool) -> None:
-        """Print the results of a run that ended by itself or was asked to stop, and write its report.
+        """Print the results of a run that finished or was asked to stop, and write its report.
 
         Args:
-            rest: One line on what is left to train on.
-            stopped: Whether it was asked to.
+            rest: One line about the data left to train on.
+            stopped: Whether the run was asked to stop.
 
         Raises:
             HeadraceError: The report cannot be written.
@@ -65,7 +64,7 @@ class RunResults:
             self._echo(f"report: {self._write_report()}")
 
     def fail(self) -> None:
-        """The same for a run that ends with an error, which stays the one that is reported."""
+        """Print results and write the report after an error, which remains the reported one."""
         with suppress(OSError, HeadraceError):
             self._print_table()
             if self._windows or self._recorded_bytes() > self._recorded:
@@ -94,5 +93,5 @@ class RunResults:
         return write_report(self._run.path)
 
     def _recorded_bytes(self) -> int:
-        """Size of the run's metrics: it grows where a run has trained."""
+        """Size of the run's metrics file, which grows if the run has trained."""
         return self._run.metrics.stat().st_size if self._run.metrics.is_file() else 0

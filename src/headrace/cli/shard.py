@@ -1,4 +1,4 @@
-"""`headrace shard`: a process that holds part of the embeddings."""
+"""`headrace shard`: runs a process that holds part of the embeddings."""
 
 from __future__ import annotations
 

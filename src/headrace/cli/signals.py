@@ -1,4 +1,4 @@
-"""Ctrl-C, SIGTERM and SIGHUP as a wish to stop, once; a second Ctrl-C or SIGTERM stops at once."""
+"""Graceful shutdown: the first Ctrl-C, SIGTERM or SIGHUP requests a stop; a second one stops immediately."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 @dataclass
 class StopWish:
-    """Whether a signal asked to stop."""
+    """Whether a signal requested a stop."""
 
     asked: bool = False
 
 
 @contextmanager
 def stop_on_signals() -> Iterator[StopWish]:
-    """While inside, the first SIGINT, SIGTERM or SIGHUP only sets `asked`; the next does what it did before.
+    """Within this context the first SIGINT, SIGTERM or SIGHUP only sets `asked`; the next one acts as usual.
 
-    A terminal that closes may send SIGHUP several times, so further ones are ignored. Under `nohup` all are.
+    A closing terminal may send SIGHUP several times, so further ones are ignored. Under `nohup` all are ignored.
     """
     wish = StopWish()
     before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
@@ -41,8 +41,8 @@ def stop_on_signals() -> Iterator[StopWish]:
             signal.signal(name, signal.SIG_IGN if name == signal.SIGHUP else handler)
         if number == signal.SIGHUP:
             leave_closed_terminal()
-        with suppress(OSError):  # nobody reads it
-            typer.echo("stopping after this step, with a checkpoint; Ctrl-C again stops at once", err=True)
+        with suppress(OSError):  # nobody reads the output any more
+            typer.echo("stopping after this step, with a checkpoint; press Ctrl-C again to stop immediately", err=True)
 
     for number in before:
         signal.signal(number, ask)
@@ -54,7 +54,7 @@ def stop_on_signals() -> Iterator[StopWish]:
 
 
 def leave_closed_terminal() -> None:
-    """Write nowhere instead of to a terminal that is gone, where each line would be an error."""
+    """Redirect output to nowhere after the terminal is gone, because each line would raise an error."""
     for file in (1, 2):
         with suppress(OSError):
             if stat.S_ISCHR(os.fstat(file).st_mode) and not os.isatty(file):

@@ -1,4 +1,4 @@
-"""Tables of results, as text that fits a terminal and a pipe alike."""
+"""Tables of results as text, for terminals and pipes."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from headrace.training import Scores, WindowResult
 __all__ = ["WindowTable", "run_cells", "run_table", "scores_table", "text_table", "window_table"]
 
 USUAL_WIDTHS = (16, 11, 5, 9, 6, 8, 6, 7, 12)
-"""Of the columns of windows, where later lines are not known yet: most of them fit."""
+"""Minimum column widths of the window table, whose later lines are not known yet."""
 
 
 def text_table(header: Sequence[str], rows: Iterable[Sequence[str]], total: Sequence[str] | None = None) -> str:
-    """Columns under their header: the first to the left, numbers to the right; a total comes below a rule."""
+    """Format a table with the first column left-aligned, the others right-aligned, and a total below a rule."""
     table = [list(header), *(list(row) for row in rows), *([] if total is None else [list(total)])]
     widths = [max(len(row[place]) for row in table) for place in range(len(header))]
     lines = [_line(row, widths) for row in table]
@@ -25,7 +25,7 @@ def text_table(header: Sequence[str], rows: Iterable[Sequence[str]], total: Sequ
 
 
 def window_table(windows: Sequence[WindowResult]) -> str:
-    """One line a window: rows, speed, metrics of its first label before each row was trained on; and the whole run."""
+    """A table with one line per window (rows, speed, metrics of the first label before training) and a total."""
     bounded = any(window.best_ne is not None for window in windows)
     compared = any(not math.isnan(window.baseline_auc) for window in windows)
     rows = [_window_cells(window, bounded=bounded, compared=compared) for window in windows]
@@ -60,9 +60,9 @@ def run_table(run: RunData) -> str:
 
 
 class WindowTable:
-    """The same table line by line, as windows end; a column that a line makes wider stays so for the lines after it.
+    """The window table, printed line by line as windows end; columns only grow wider.
 
-    Its columns are those of the first window.
+    The first window determines the columns.
     """
 
     def __init__(self) -> None:
@@ -70,7 +70,7 @@ class WindowTable:
         self._bounded = self._compared = False
 
     def lines(self, window: WindowResult) -> list[str]:
-        """The line of a window that has ended; the first comes with the header."""
+        """The line of a finished window; the first one includes the header."""
         is_first = not self._widths
         if is_first:
             self._bounded, self._compared = window.best_ne is not None, not math.isnan(window.baseline_auc)
@@ -139,7 +139,7 @@ def _rule(widths: Sequence[int]) -> str:
 
 
 def scores_table(scores: dict[str, Scores]) -> str:
-    """One line a label."""
+    """A table with one line per label."""
     header = ["label", "rows", "rate", "AUC", "log loss", "NE", "calibration"]
     rows = [
         [

@@ -1,4 +1,4 @@
-"""`headrace train`: one pass over the rows added since the last checkpoint."""
+"""`headrace train`: makes one training pass over the rows added since the last checkpoint."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def train(
         if os.environ.get("RANK", "0") == "0":
             results.fail()
         raise
-    if trainer.rank == 0:  # the run's first trainer says it for all
+    if trainer.rank == 0:  # only the first trainer prints
         results.finish(result.rest, stopped=result.stopped)
     if result.stopped:
         raise typer.Exit(130)

@@ -1,9 +1,10 @@
-"""`headrace warmup`: compile once, so that no job waits for it."""
+"""`headrace warmup`: compiles all kernels once, so that jobs do not have to."""
 
 from __future__ import annotations
 
 MAX_PROCESSES = 4
-"""Groups share kernels, so more processes would compile many of them twice, and each takes half a gigabyte."""
+"""Maximum processes. Groups share kernels, so more processes would compile many twice, and each uses half a
+gigabyte."""
 
 
 def warmup() -> None:

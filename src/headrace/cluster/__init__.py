@@ -1,4 +1,4 @@
-"""Starting trainers and shards: local processes, torchrun, Ray."""
+"""Starts trainers and shards, as local processes, with torchrun, or on Ray."""
 
 from headrace.cluster.training import train_job
 

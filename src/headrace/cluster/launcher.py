@@ -1,4 +1,4 @@
-"""`launch`: starts shards and trainers of a job on this machine, and sees them through to the end."""
+"""`launch`: starts the shards and trainers of a job on this machine and supervises them."""
 
 from __future__ import annotations
 
@@ -25,24 +25,24 @@ from headrace.lifeline import LIFELINE_VARIABLE, Lifeline
 __all__ = ["LaunchOptions", "launch"]
 
 HEADRACE = (sys.executable, "-P", "-m", "headrace")
-"""-P: a file in the working folder that is named like a library must not be imported in its place."""
+"""-P prevents files in the working folder from shadowing libraries."""
 LOOPBACK = "127.0.0.1"
 POLL_S = 0.1
 START_S = 120.0
-"""How long a shard may take to say where it serves: it imports torch, on a machine that may be busy."""
+"""Seconds a shard may take to report its address: it imports torch, possibly on a busy machine."""
 GRACE_S = 60.0
-"""How long trainers may take to write a checkpoint and end after a signal."""
+"""Seconds trainers may take to write a checkpoint and exit after a signal."""
 
 
 @dataclass(frozen=True)
 class LaunchOptions:
-    """What to start.
+    """Processes to start.
 
     Attributes:
-        trainers: Trainer processes.
-        shards: Shard processes; with several trainers one at least.
-        max_restarts: How often a shard that died is started again, in all.
-        arguments: Given to `headrace train` behind the job file.
+        trainers: Number of trainer processes.
+        shards: Number of shard processes; at least one with several trainers.
+        max_restarts: Maximum number of shard restarts, in total.
+        arguments: Arguments of `headrace train` after the job file.
     """
 
     trainers: int = 1
@@ -62,7 +62,7 @@ class _Process:
     _heard: threading.Event = field(default_factory=threading.Event)
 
     def start(self) -> None:
-        """Start it; its output comes line by line with its name before it."""
+        """Start the process; each line of its output is prefixed with its name."""
         self._heard.clear()
         self._lifeline = Lifeline()
         try:
@@ -75,7 +75,7 @@ class _Process:
                 stderr=subprocess.STDOUT,
                 text=True,
                 errors="replace",
-                start_new_session=True,  # Ctrl-C reaches it through us, once
+                start_new_session=True,  # we forward Ctrl-C, once
             )
         finally:
             self._lifeline.release()
@@ -88,24 +88,24 @@ class _Process:
             if line.startswith(READY):
                 self.address = line.removeprefix(READY).strip()
                 self._heard.set()
-            with suppress(OSError):  # nobody listens any more, but the process must not wait for room in the pipe
+            with suppress(OSError):  # nobody reads the output any more, but the process must not block on a full pipe
                 self.on_message(f"{self.name} | {line.rstrip()}")
         self._heard.set()
 
     def wait_for_address(self) -> str:
-        """Where a shard serves, once it does."""
+        """Wait until a shard serves; returns its address."""
         self._heard.wait(START_S)
         if self.address is None:
             raise HeadraceError(f"{self.name} (process {self.handle.pid}) did not start; see its output above")
         return self.address
 
     def signal(self, number: int) -> None:
-        """Pass on a signal, if it still runs."""
+        """Forward a signal if the process still runs."""
         if self.handle.poll() is None:
             self.handle.send_signal(number)
 
     def end(self) -> None:
-        """Kill it if it still runs, and collect what it leaves."""
+        """Kill the process if it still runs, and release its resources."""
         if self.handle.poll() is None:
             self.handle.kill()
         self.handle.wait()
@@ -123,25 +123,25 @@ def launch(
     should_stop: Callable[[], bool] = lambda: False,
     on_message: Callable[[str], None] = print,
 ) -> int:
-    """Run a job with several processes on this machine, until all trainers have ended.
+    """Run a job with several processes on this machine until all trainers have exited.
 
-    A shard that dies is started again at its address, and trainers go on from their newest checkpoint. A trainer that
-    dies ends the others too; started again, the run goes on from its newest checkpoint.
+    If a shard dies, it is restarted at the same address, and trainers resume from their newest checkpoint. If a trainer
+    dies, the others are stopped too; start the run again to resume from the newest checkpoint.
 
     Args:
         job: Job file.
         run: The run's folder.
-        options: What to start.
-        should_stop: Asked all the time; once true, trainers are told to stop, which they do with a checkpoint.
-        on_message: Given every line of every process, with its name before it.
+        options: The processes to start.
+        should_stop: Polled; once it returns True, trainers are asked to stop with a checkpoint.
+        on_message: Called with each output line of each process, prefixed with its name.
 
     Returns:
-        The exit code of the trainers: 0, or the first other one.
+        The trainers' exit code: 0, or the first nonzero one.
 
     Raises:
-        HeadraceError: A shard does not start, or dies once too often.
+        HeadraceError: A shard does not start, or exceeds the restart limit.
     """
-    # Shards answer to this run's trainers only. Other users see command lines, but not the environment.
+    # Shards serve only this run's trainers. Other users can see command lines, but not the environment.
     environment = dict(os.environ) | {TOKEN_VARIABLE: secrets.token_urlsafe(32)}
     shards = [
         _Process(f"shard-{number}", _shard_command(run, f"{LOOPBACK}:0"), environment, on_message)
@@ -153,7 +153,7 @@ def launch(
             for shard in shards:
                 shard.start()
             for shard in shards:
-                shard.command = _shard_command(run, shard.wait_for_address())  # comes back at the same address
+                shard.command = _shard_command(run, shard.wait_for_address())  # restarts use the same address
             meeting = _meeting([shard.address or "" for shard in shards], options.trainers, private)
             trainers = _trainers(job, environment | meeting, options, on_message)
             for trainer in trainers:
@@ -178,7 +178,7 @@ def _see_through(
         failed = next((code for code in codes if code), None)
         if all(code is not None for code in codes):
             return failed or 0
-        if failed is not None and failed != 130:  # the others cannot go on without it
+        if failed is not None and failed != 130:  # the others cannot continue without it
             name = trainers[codes.index(failed)].name
             on_message(f"launch | {name} ended with code {failed}; stopping the others")
             return failed
@@ -208,7 +208,7 @@ def _shard_command(run: Path, listen: str) -> list[str]:
 
 
 def _meeting(shards: list[str], num_trainers: int, private: str) -> dict[str, str]:
-    """How trainers find shards and each other, as variables."""
+    """Environment variables through which trainers find shards and each other."""
     meeting = {"WORLD_SIZE": str(num_trainers), RENDEZVOUS_VARIABLE: str(Path(private) / "trainers")}
     return meeting | ({SHARDS_VARIABLE: ",".join(shards)} if shards else {})
 

@@ -1,4 +1,4 @@
-"""`train_on_ray`: the trainers and shards of a job as Ray actors, by the same entry point as everywhere."""
+"""`train_on_ray`: runs the trainers and shards of a job as Ray actors, with the usual entry point."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ LOOPBACK = "127.0.0.1"
 
 
 class ShardActor:
-    """One shard, for as long as the actor lives."""
+    """A shard that lives as long as the actor."""
 
     def __init__(self, checkpoints: str, listens_beyond: bool, security: ServerSecurity) -> None:
         host = _address() if listens_beyond else LOOPBACK
@@ -32,22 +32,22 @@ class ShardActor:
         self._address = f"{host}:{server.port}"
 
     def address(self) -> str:
-        """Where it serves."""
+        """The shard's address."""
         return self._address
 
 
 class TrainerActor:
-    """One trainer."""
+    """A trainer."""
 
     def meeting_place(self, listens_beyond: bool) -> tuple[str, int]:
-        """Address and a free port of this actor's machine, where trainers may meet."""
+        """Address and a free port of this actor's machine, for the trainers' rendezvous."""
         host = _address() if listens_beyond else LOOPBACK
         with socket.socket() as probe:
             probe.bind((host, 0))
             return host, int(probe.getsockname()[1])
 
     def train(self, job: str, environment: dict[str, str], windows: int | None) -> tuple[list[str], int]:
-        """Train; returns the names of the windows finished, and the step."""
+        """Train; returns the names of the finished windows, and the step."""
         os.environ.update(environment)
         _, result = train_job(JobConfig.from_file(job), windows=windows, on_message=print)
         return [window.name for window in result.windows], result.step
@@ -63,28 +63,28 @@ def train_on_ray(
     trainer_cpus: float = 1.0,
     shard_cpus: float = 1.0,
 ) -> tuple[list[str], int]:
-    """Train a job with Ray actors, on the cluster Ray is connected to (or `RAY_ADDRESS` names), else on this machine.
+    """Train a job with Ray actors, on the connected Ray cluster (or the one in `RAY_ADDRESS`), else on this machine.
 
-    All machines must see the job file, the logs and the run's folder under the same paths. On several machines shards
-    need a token and TLS, and the job's `cluster` section names the trainers' side of both. A lost actor ends the run;
-    started again, it goes on from the newest checkpoint.
+    The job file, the logs and the run's folder must have the same paths on all machines. On several machines shards
+    need a token and TLS, and the job's `cluster` section configures both for trainers. A lost actor ends the run; start
+    it again to resume from the newest checkpoint.
 
     Args:
         job: Job file.
-        trainers: Trainer actors.
-        shards: Shard actors.
-        windows: At most so many; None for all.
-        security: Of the shards.
-        trainer_cpus: What Ray reserves for a trainer.
-        shard_cpus: What Ray reserves for a shard.
+        trainers: Number of trainer actors.
+        shards: Number of shard actors.
+        windows: Maximum number of windows; None for all.
+        security: Token and TLS settings of the shards.
+        trainer_cpus: CPUs that Ray reserves per trainer.
+        shard_cpus: CPUs that Ray reserves per shard.
 
     Returns:
-        Names of the windows finished, and optimizer steps made by the run so far.
+        Names of the finished windows, and the run's total optimizer steps.
 
     Raises:
         MissingExtra: Ray is not installed.
-        ConfigError: Several trainers without a shard; or several machines without token and TLS; or the actors do not
-            fit the CPUs of the cluster that are free.
+        ConfigError: There are several trainers without a shard, or several machines without token and TLS, or the
+            actors do not fit on the cluster's free CPUs.
     """
     ray = _ray()
     if trainers > 1 and shards == 0:
@@ -123,17 +123,17 @@ def train_on_ray(
 
 
 def check_fits(actors: Mapping[str, tuple[int, float]], free_cpus: Mapping[str, float], total_cpus: float) -> None:
-    """Refuse actors for which Ray would wait without end.
+    """Refuse actors for which Ray would wait forever.
 
-    An actor runs on one machine, so its CPUs must be free there. Largest first, each is put where most CPUs are free.
+    An actor's CPUs must be free on one machine. Actors are placed largest first, each where most CPUs are free.
 
     Args:
-        actors: Their number and the CPUs that each reserves, by kind.
-        free_cpus: Of each machine, by any name.
-        total_cpus: Of the cluster, free or not.
+        actors: Number of actors and CPUs per actor, by kind.
+        free_cpus: Free CPUs of each machine, by name.
+        total_cpus: All CPUs of the cluster.
 
     Raises:
-        ConfigError: They do not fit.
+        ConfigError: The actors do not fit.
     """
     left = [round(cpus, 4) for cpus in free_cpus.values()] or [0.0]
     each = sorted((cpus for number, cpus in actors.values() for _ in range(number)), reverse=True)
@@ -150,7 +150,7 @@ def check_fits(actors: Mapping[str, tuple[int, float]], free_cpus: Mapping[str, 
 
 
 def _free_resources() -> Mapping[str, Mapping[str, float]]:
-    """Of each machine that is alive, by its id."""
+    """Free resources of each live machine, by id."""
     state = importlib.import_module("ray._private.state")
     found: Mapping[str, Mapping[str, float]] = state.available_resources_per_node()
     return found
@@ -164,5 +164,5 @@ def _ray() -> Any:
 
 
 def _address() -> str:
-    """Of this machine, as Ray knows it."""
+    """Address of this machine in the Ray cluster."""
     return str(_ray().util.get_node_ip_address())

@@ -1,7 +1,7 @@
-"""How trainers of a run find each other: the environment variables that torchrun sets, as often as it takes.
+"""`Rendezvous`: connects the trainers of a run, repeatedly, using the environment variables that torchrun sets.
 
-A *round* is one stretch in which all trainers train together. It ends for all when it ends for one: whoever leaves
-closes its connections, and the others' next exchange of gradients fails. All then meet again in the next round.
+A *round* is a period in which all trainers train together. It ends for all when it ends for one: a leaving trainer
+closes its connections, so the others' next gradient exchange fails. All then meet again in the next round.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from typing import Any
 import psutil
 import torch.distributed as dist
 
-# Its functions take the process group of the moment of its import as a default, and so would keep the connections of a
-# round open; imported before the first one they keep nothing.
+# Its functions bind the current process group as a default at import time, and so would keep a round's connections
+# open. Importing it before the first round avoids this.
 import torch.distributed.nn.functional  # noqa: F401
 from torch.distributed import FileStore, PrefixStore, TCPStore  # type: ignore[attr-defined]
 from torch.distributed.rendezvous import rendezvous
@@ -34,21 +34,21 @@ __all__ = ["RENDEZVOUS_VARIABLE", "Rendezvous"]
 VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 RENDEZVOUS_VARIABLE = "HEADRACE_RENDEZVOUS"
-"""A file in a folder that only this user may enter, through which trainers of one machine meet instead of at
-MASTER_ADDR. Nobody else can write to it, and nothing listens."""
+"""File through which trainers on one machine meet, instead of at MASTER_ADDR. It is in a folder that only this user can
+access, and no port is opened."""
 
 
 class Rendezvous:
-    """Meets the other trainers, round after round.
+    """Connects to the other trainers, once per round.
 
     Args:
-        timeout_s: How long to wait for the others, in a rendezvous and in a step.
+        timeout_s: Seconds to wait for the others, in a rendezvous and in a step.
 
     Attributes:
-        size: Trainers of the run: WORLD_SIZE, or 1 where it is not set.
+        size: Number of trainers of the run: WORLD_SIZE, or 1 if it is not set.
 
     Raises:
-        ConfigError: Some of the variables are set, others are not.
+        ConfigError: Only some of the variables are set.
     """
 
     def __init__(self, timeout_s: float) -> None:
@@ -66,10 +66,10 @@ class Rendezvous:
 
     @contextmanager
     def round(self) -> Iterator[ProcessGroup]:
-        """Train together with the others; whoever leaves first ends it for all.
+        """Join a round with the other trainers; it ends for all when the first one leaves.
 
         Raises:
-            PeerLost: The others did not come in time.
+            PeerLost: The others did not arrive in time.
         """
         if self.size == 1:
             yield SingleProcess()
@@ -90,9 +90,9 @@ class Rendezvous:
             dist.destroy_process_group()
 
     def _open_store(self, rank: int) -> Any:
-        """Where trainers leave their addresses for each other; listens no further than they are apart."""
+        """Open the store in which trainers exchange addresses; it listens only as widely as needed."""
         if self._file is not None or _all_are_here():
-            os.environ["GLOO_SOCKET_IFNAME"] = loopback_interface()  # gloo listens on the machine's address otherwise
+            os.environ["GLOO_SOCKET_IFNAME"] = loopback_interface()  # by default gloo uses the machine's address
         if self._file is not None:
             store = FileStore(self._file, self.size)
             store.set_timeout(self._timeout)
@@ -102,7 +102,7 @@ class Rendezvous:
             return next(iter(rendezvous("env://", timeout=self._timeout)))[0]
         if rank != 0:
             return TCPStore(host, port, self.size, False, self._timeout)
-        # Given a port alone, torch listens on all addresses.
+        # With only a port, torch would listen on all addresses.
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         with socket.create_server((host, port), family=family) as listener:
             listening = listener.detach()
@@ -110,27 +110,27 @@ class Rendezvous:
 
 
 def _all_are_here() -> bool:
-    """Whether all trainers of the run are on this machine, as far as the environment tells."""
+    """Whether all trainers of the run are on this machine, according to the environment."""
     local = os.environ.get("LOCAL_WORLD_SIZE")
     return is_loopback(os.environ["MASTER_ADDR"]) or (local is not None and local == os.environ["WORLD_SIZE"])
 
 
 def loopback_interface() -> str:
-    """The network interface that only this machine reaches: lo on Linux, lo0 on macOS.
+    """The loopback network interface: lo on Linux, lo0 on macOS.
 
     Raises:
-        ConfigError: There is none.
+        ConfigError: There is no loopback interface.
     """
     for name, addresses in psutil.net_if_addrs().items():
         for address in addresses:
             if address.family == socket.AF_INET and ipaddress.ip_address(address.address).is_loopback:
                 return str(name)
-    raise ConfigError("trainers on one machine need its loopback interface, 127.0.0.1, which is not up")
+    raise ConfigError("trainers on one machine need the loopback interface, 127.0.0.1, which is not up")
 
 
 @contextmanager
 def _without_greeting() -> Iterator[None]:
-    """Leave out the line that gloo writes, from C++, when it is connected; what others write meanwhile is passed on."""
+    """Suppress the line that gloo prints from C++ when it connects; other output is passed on."""
     sys.stdout.flush()
     with TemporaryFile() as kept:
         terminal = os.dup(1)

@@ -1,4 +1,4 @@
-"""`serve_shard`: the life of a shard process."""
+"""`serve_shard`: main function of a shard process."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from headrace.embeddings.shards.table_group import TableGroupSpec
 __all__ = ["READY", "serve_shard"]
 
 READY = "shard: serving on "
-"""How the line begins that says where; whoever started the process reads the address behind it."""
+"""Prefix of the line with the address, which the parent process reads."""
 
 
 def serve_shard(
@@ -30,19 +30,19 @@ def serve_shard(
     security: ServerSecurity,
     on_message: Callable[[str], None],
 ) -> None:
-    """Serve until SIGTERM, SIGINT or SIGHUP, then end the process.
+    """Serve until SIGTERM, SIGINT or SIGHUP, then exit.
 
-    It ends at once, with trainers connected: rows since the newest checkpoint are lost either way, and streams that
-    trainers keep open would be waited for without end.
+    It exits immediately even with connected trainers: updates since the newest checkpoint are lost either way, and
+    waiting for open streams could take forever.
 
     Args:
         job: Job file, or None.
-        listen: "host:port".
-        checkpoints: Folder of checkpoints; None for that of the job.
-        threads: Of one request.
-        hold_s: How long a request may wait for other trainers.
-        security: Who may connect.
-        on_message: Given a line when it is ready.
+        listen: Address "host:port".
+        checkpoints: Folder of checkpoints; None for the job's.
+        threads: Threads per request.
+        hold_s: Maximum seconds that a request waits for other trainers.
+        security: Token and TLS settings.
+        on_message: Called with a line when the shard is ready.
     """
     expected = None
     if job is not None:
@@ -61,18 +61,18 @@ def serve_shard(
 
 
 def _stop_signals() -> int:
-    """Handle SIGTERM, SIGINT and SIGHUP; returns a file that can be read from once one has come, in any thread."""
+    """Handle SIGTERM, SIGINT and SIGHUP; returns a file descriptor that becomes readable when one arrives."""
     stop, stopped = os.pipe()
     os.set_blocking(stopped, False)
     signal.set_wakeup_fd(stopped)
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:  # as nohup leaves it
+        if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:  # ignored under nohup
             signal.signal(number, lambda *_: None)
     return stop
 
 
 def _read_job(path: Path) -> tuple[Path, dict[str, TableGroupSpec]]:
-    """The folder of a job's checkpoints, and its table groups."""
+    """A job's checkpoint folder and its table groups."""
     from headrace.embeddings import embedding_bags
     from headrace.training import JobConfig, RunFolder
     from headrace.training.commits import table_group_name

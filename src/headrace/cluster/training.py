@@ -1,4 +1,4 @@
-"""`train_job`: the entry point of every trainer process, however it was started."""
+"""`train_job`: the entry point of every trainer process."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from headrace.training.results import WindowResult
 __all__ = ["SHARDS_VARIABLE", "train_job", "with_shards"]
 
 SHARDS_VARIABLE = "HEADRACE_SHARDS"
-"""Addresses of shards, separated by commas; stands in for `cluster.shards` of the job file."""
+"""Environment variable with comma-separated shard addresses; overrides `cluster.shards` of the job file."""
 
 
 def with_shards(job: JobConfig) -> JobConfig:
-    """The job with the shards that the environment names, if it names any, and with the token that belongs to them."""
+    """The job with the shards and the token from the environment, if set."""
     given = os.environ.get(SHARDS_VARIABLE)
     if not given:
         return job
@@ -43,24 +43,24 @@ def train_job(
     on_message: Callable[[str], None] = lambda line: None,
     on_window: Callable[[WindowResult], None] = lambda result: None,
 ) -> tuple[Trainer, TrainResult]:
-    """Train what is new, alone or with the other trainers that the environment names (see `Rendezvous`).
+    """Train on new data, alone or with the other trainers given by the environment (see `Rendezvous`).
 
-    When a shard is lost, or another trainer, all trainers say so, wait for it, and go on from the newest checkpoint
-    with the same steps on the same rows; so the parameters are those of a run without the accident.
+    If a shard or another trainer is lost, all trainers print a message, wait for it, and resume from the newest
+    checkpoint with the same steps on the same rows. The parameters are the same as without the failure.
 
     Args:
-        job: The job, resolved.
-        windows: At most so many; None for all.
-        until: The last one wanted.
-        should_stop: Asked after each step; training ends when one trainer's says so.
+        job: The resolved job.
+        windows: Maximum number of windows; None for all.
+        until: The last window to train on.
+        should_stop: Called after each step; training stops if it returns True in any trainer.
         on_message: Called with lines for the user.
-        on_window: Given what each window gave, as for `Trainer`.
+        on_window: Called with the result of each window, as for `Trainer`.
 
     Returns:
-        The trainer of the last round, and what all rounds gave.
+        The trainer of the last round, and the results of all rounds.
 
     Raises:
-        HeadraceError: As for `Trainer.run`; or what was lost did not come back within `cluster.wait_s`.
+        HeadraceError: As for `Trainer.run`, or a lost process did not return within `cluster.wait_s`.
     """
     job = with_shards(job)
     rendezvous = Rendezvous(job.cluster.wait_s)
@@ -74,7 +74,7 @@ def train_job(
                     job, should_stop=should_stop, on_message=on_message, on_window=on_window, process_group=group
                 )
                 result = trainer.run(windows=left, until=until)
-                group.share(None)  # leaving before the others have ended would look like an accident
+                group.share(None)  # leaving before the others have finished would look like a failure
                 return trainer, replace(result, windows=(*finished, *result.windows))
         except (ShardLost, PeerLost) as error:
             if trainer is None:

@@ -1,1 +1,1 @@
-"""What a run tells about itself: metrics, decisions with their reasons, progress, and a report to open in a browser."""
+"""Observability: metrics, decisions with their reasons, progress, and an HTML report."""

@@ -1,4 +1,4 @@
-"""The decision log: what changed by itself in a run, who did it, why, and what it looked at."""
+"""The decision log: automatic changes in a run, with the component, the reason and the measurements."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ __all__ = ["Decision", "DecisionLog", "read_decisions"]
 
 @dataclass(frozen=True)
 class Decision:
-    """One decision, also one to change nothing.
+    """One automatic decision, including decisions to change nothing.
 
     Attributes:
-        time_s: Seconds since the run began.
-        who: The part that decided: "tuner", "memory watchdog".
-        change: What changed: name -> (value before, value after); empty when nothing did.
-        reason: One line for people: why, or why not.
-        snapshot: The measurements it looked at.
+        time_s: Seconds since the run started.
+        who: The component that decided: "tuner", "memory watchdog".
+        change: The changes: name -> (old value, new value); empty if nothing changed.
+        reason: The reason, in one line.
+        snapshot: The measurements behind the decision.
     """
 
     time_s: float
@@ -36,7 +36,7 @@ class Decision:
         return f"{self.who}: {self.changes() or 'no change'}: {self.reason}"
 
     def changes(self, arrow: str = "->") -> str:
-        """What changed, from what to what; bytes in a unit people read."""
+        """The changes as text, with bytes in readable units."""
         return ", ".join(
             f"{name} {_written(name, before)} {arrow} {_written(name, after)}"
             for name, (before, after) in self.change.items()
@@ -49,15 +49,15 @@ def _written(name: str, value: Any) -> str:
 
 
 class DecisionLog:
-    """Appends decisions to `decisions.jsonl`; any thread may record."""
+    """Appends decisions to `decisions.jsonl`. Thread-safe."""
 
     def __init__(self, path: str | Path, *, start_s: float = 0.0, clock: Callable[[], float] = time.monotonic) -> None:
-        """Opens the log, keeping what it holds.
+        """Open the log, keeping existing records.
 
         Args:
             path: The file.
-            start_s: Seconds that the run has lasted already, where it goes on from a checkpoint.
-            clock: Seconds, monotonic.
+            start_s: Seconds that the run had lasted at the checkpoint it resumes from.
+            clock: Returns monotonic seconds.
         """
         self._writer = JsonlWriter(path)
         self._clock = clock
@@ -70,13 +70,13 @@ class DecisionLog:
         reason: str,
         snapshot: Mapping[str, Any] | None = None,
     ) -> Decision:
-        """Write one decision and return it; the arguments are the attributes of `Decision`."""
+        """Write a decision and return it; the arguments are the attributes of `Decision`."""
         decision = Decision(self._clock() - self._start, who, dict(change), reason, dict(snapshot or {}))
         self._writer.write(asdict(decision))
         return decision
 
     def close(self) -> None:
-        """Close the file; safe to call twice."""
+        """Close the file. Idempotent."""
         self._writer.close()
 
     def __enter__(self) -> Self:
@@ -87,7 +87,7 @@ class DecisionLog:
 
 
 def read_decisions(path: str | Path) -> list[Decision]:
-    """The decisions in a log, in order; an empty list if there is no file."""
+    """Read the decisions in a log, in order; an empty list if the file does not exist."""
     if not Path(path).is_file():
         return []
     return [

@@ -1,4 +1,4 @@
-"""What deduplication saved at each step of a run, from its records."""
+"""Computes the savings from deduplication in a run, from its records."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _STEPS = (
 
 
 def deduplication_rows(data: RunData) -> list[list[str]]:
-    """Rows of a table: step, amount without deduplication, amount with it, and the factor; none if nothing repeated."""
+    """Table rows: quantity, amount without deduplication, amount with it, and the factor; empty if nothing repeated."""
     rows = []
     for step, plain, real in _STEPS:
         before, after = (float(np.nansum(data.column(f"dedup.{name}"))) for name in (plain, real))

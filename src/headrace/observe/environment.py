@@ -1,4 +1,4 @@
-"""What this machine and this installation offer a job: CPUs, memory, threads, bf16, versions, disk."""
+"""Examines the machine and the installation: CPUs, memory, threads, bf16, versions, disk."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ __all__ = ["Environment", "MatrixSpeed", "examine", "find_warnings", "measure_ma
 
 PACKAGES = ("torch", "numpy", "numba", "pyarrow", "pydantic", "safetensors", "fsspec", "tensorboard", "torchrec")
 BF16_FLAGS = ("avx512_bf16", "amx_bf16", "amx_tile", "avx512f", "avx2", "bf16")
-"""Of /proc/cpuinfo; the last one is what Arm processors say."""
+"""CPU flags of /proc/cpuinfo; the last one is that of Arm processors."""
 SMALL_SHM_BYTES = 1 << 30
-"""Docker's default is 64 MiB, in which PyTorch's own DataLoader workers die with a bus error."""
+"""Docker's default is 64 MiB, with which PyTorch's DataLoader workers die with a bus error."""
 SMALL_DISK_BYTES = 5 << 30
 
 
 @dataclass(frozen=True)
 class MatrixSpeed:
-    """Speed of a product of two square float matrices, in GFLOP/s; None where it failed."""
+    """Speed of multiplying two square matrices, in GFLOP/s; None if unsupported."""
 
     size: int
     fp32: float | None
@@ -39,19 +39,19 @@ class MatrixSpeed:
 
 @dataclass(frozen=True)
 class Environment:
-    """What was found.
+    """The resources of the machine and the installation.
 
     Attributes:
         cpus: Limits on CPUs.
         memory: Limits on memory.
-        threads: Threads of each library that has a pool.
-        flags: Of `BF16_FLAGS`, those the processor has.
-        matrix_speed: Measured.
-        versions: Of Python and packages; of those installed.
-        disks: (what, path, free bytes, all bytes); "temporary folder" only where there is one.
-        shm_bytes: Size of /dev/shm; None where there is none.
-        processor: Its name.
-        kernels: Where compiled kernels are kept; None where no folder can be written.
+        threads: Number of threads of each library with a thread pool.
+        flags: Those of `BF16_FLAGS` that the processor has.
+        matrix_speed: Measured speed of matrix products.
+        versions: Versions of Python and installed packages.
+        disks: (what, path, free bytes, total bytes); "temporary folder" only if there is one.
+        shm_bytes: Size of /dev/shm, or None if it does not exist.
+        processor: Name of the processor.
+        kernels: Folder of compiled kernels, or None if no folder is writable.
     """
 
     cpus: Cpus
@@ -66,7 +66,7 @@ class Environment:
     kernels: Path | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything as plain values, with the warnings."""
+        """All values as plain data, with the warnings."""
         return {
             "processor": self.processor,
             "cpus": {
@@ -94,10 +94,10 @@ class Environment:
 
 
 def examine(system: System | None = None) -> Environment:
-    """Look at everything; takes about a second, and imports torch, Numba and Arrow.
+    """Examine everything; takes about a second and imports torch, Numba and Arrow.
 
     Args:
-        system: Where limits are read; the real machine when None.
+        system: Source of the limits; None for the real machine.
     """
     system = system or System()
     words = (system.read("/proc/cpuinfo") or "").splitlines()
@@ -140,7 +140,7 @@ def find_warnings(found: Environment) -> list[str]:
         warnings.append(f"bf16 matrix products are {speed.fp32 / speed.bf16:.1f}x slower than fp32 here; keep fp32")
     if found.kernels is None:
         warnings.append(
-            f"compiled kernels cannot be stored: no writable folder; each process compiles for minutes what the "
+            f"compiled kernels cannot be stored: no writable folder; each process spends minutes compiling what the "
             f"installation does not include. Set {CACHE_VARIABLE} to a writable folder"
         )
     if os.environ.get("NUMBA_DISABLE_JIT", "0") not in ("", "0"):
@@ -151,14 +151,14 @@ def find_warnings(found: Environment) -> list[str]:
 
 
 def measure_matrix_speed(size: int = 768, seconds: float = 0.2) -> MatrixSpeed:
-    """Multiply square matrices in fp32 and in bf16, each for about that long; the best of the repetitions counts."""
+    """Multiply square matrices in fp32 and in bf16 for about `seconds` each; the best repetition counts."""
     import torch
 
     speeds: dict[str, float | None] = {}
     for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
         try:
             left = torch.ones(size, size, dtype=dtype)
-            torch.mm(left, left)  # chooses and compiles the kernel
+            torch.mm(left, left)  # selects and compiles the kernel
             best, end = float("inf"), time.perf_counter() + seconds
             while time.perf_counter() < end:
                 start = time.perf_counter()
@@ -201,7 +201,7 @@ def _versions() -> dict[str, str]:
 
 def _disks() -> list[tuple[str, str, int, int]]:
     places = {"working folder": Path.cwd()}
-    with suppress(FileNotFoundError):  # none can be written to, see `find_warnings`
+    with suppress(FileNotFoundError):  # no writable folder, see `find_warnings`
         places["temporary folder"] = Path(tempfile.gettempdir())
     disks = []
     for what, path in places.items():

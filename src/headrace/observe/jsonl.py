@@ -1,4 +1,4 @@
-"""Files of one JSON object a line: appended while a job runs, readable at any moment, also after a kill."""
+"""JSON Lines files that are appended while a job runs and can be read at any time, even after a kill."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ __all__ = ["JsonlWriter", "read_jsonl"]
 
 
 class JsonlWriter:
-    """Appends records to a file, one JSON object a line; any thread may write.
+    """Appends records to a file, one JSON object per line. Thread-safe.
 
-    Each line reaches the operating system before `write` returns, so a killed process loses none; a line torn by a
-    crash of the machine is cut off when the file is opened again.
+    Each line reaches the operating system before `write` returns, so a killed process loses none. A line torn by a
+    crash of the machine is removed when the file is opened again.
     """
 
     def __init__(self, path: str | Path) -> None:
-        """Opens or creates the file, and its folder.
+        """Open or create the file and its folder.
 
         Args:
-            path: The file; what it already holds is kept.
+            path: The file; existing records are kept.
 
         Raises:
             StorageError: It cannot be opened.
@@ -36,13 +36,13 @@ class JsonlWriter:
         with writing(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             _cut_torn_line(self.path)
-            self._file = self.path.open("ab", buffering=0)  # after an error nothing is left to be written on closing
+            self._file = self.path.open("ab", buffering=0)  # so that after an error nothing is left to write on closing
 
     def write(self, record: Mapping[str, Any]) -> None:
-        """Append one record; NaN and infinity become null, numpy and torch scalars plain numbers.
+        """Append one record; NaN and infinity become null, and numpy and torch scalars become plain numbers.
 
         Raises:
-            StorageError: The disk does not take it; the file is as it was before.
+            StorageError: It cannot be written; the file is unchanged.
         """
         line = to_json(record) + "\n"
         left = memoryview(line.encode())
@@ -68,16 +68,16 @@ class JsonlWriter:
 
 
 def read_jsonl(path: str | Path) -> Iterator[dict[str, Any]]:
-    """Yield the records of a file; a last line that is still being written is left out.
+    """Yield the records of a file, without a last line that is still being written.
 
     Raises:
-        DataError: If another line is not a JSON object; names file and line.
+        DataError: Another line is not a JSON object; the message names file and line.
     """
     path = Path(path)
     with path.open(encoding="utf-8", errors="replace") as file:
         for number, line in enumerate(file, start=1):
             if not line.endswith("\n"):
-                return  # the newline is written last: the record may be cut anywhere
+                return  # the newline is written last, so the record may be truncated anywhere
             if line.isspace():
                 continue
             try:

@@ -1,4 +1,4 @@
-"""The metrics of a run, each declared once with its name, unit, kind and meaning.
+"""Declarations of a run's metrics, with name, unit, kind and meaning.
 
 Report captions, TensorBoard tags and the table in the documentation are generated from these declarations.
 """
@@ -13,10 +13,10 @@ __all__ = ["METRICS", "Kind", "Metric", "MetricRegistry"]
 
 
 class Kind(StrEnum):
-    """How the values of a metric behave."""
+    """Kind of a metric."""
 
     COUNTER = "counter"
-    """Only grows: a total since the run began."""
+    """A total since the run started, which only grows."""
     GAUGE = "gauge"
     """A current value; it can go up and down."""
     WINDOWED = "windowed"
@@ -34,16 +34,16 @@ class Metric:
 
 
 class MetricRegistry:
-    """Metrics by name, in the order of their declaration."""
+    """Metrics by name, in order of declaration."""
 
     def __init__(self) -> None:
         self._metrics: dict[str, Metric] = {}
 
     def declare(self, name: str, *, unit: str, kind: Kind, description: str) -> Metric:
-        """Add a metric; declaring the same again is allowed, so that a module may be imported twice.
+        """Add a metric; repeating an identical declaration is allowed, so that a module can be imported twice.
 
         Raises:
-            ValueError: If the name is taken by another declaration; both are in the text.
+            ValueError: The name has a different declaration; the message shows both.
         """
         metric = Metric(name, unit, kind, description)
         known = self._metrics.setdefault(name, metric)
@@ -70,7 +70,7 @@ class MetricRegistry:
 
 
 METRICS = MetricRegistry()
-"""What `metrics.jsonl` of a run may hold. A dot stands for nesting: `seconds.wait` is `{"seconds": {"wait": ...}}`."""
+"""Metrics in a run's `metrics.jsonl`. A dot means nesting: `seconds.wait` is `{"seconds": {"wait": ...}}`."""
 
 for _name, _unit, _kind, _description in (
     ("time_s", "s", Kind.COUNTER, "Time spent training since the run began."),

@@ -1,4 +1,4 @@
-"""Which plots a run's report shows, in which section; a plot without data is left out."""
+"""The plots of a run's report by section; plots without data are omitted."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ PARTS = {
     "dense_optimizer": ("dense optimizer", "violet"),
     "checkpoint": ("checkpoint", "grey"),
 }
-"""Parts of a step's time in the order they are stacked, with label and colour; others follow under their own name."""
+"""Phases of a step in stacking order, with label and colour; others follow under their own name."""
 
 STAGE_COLORS = ("blue", "green", "warm", "violet", "sky", "rose", "teal", "olive", "grey")
 SMOOTHED_S = 2.0
 NUM_WINDOW_MARKS = 120
 NUM_DECISION_MARKS = 60
-"""More would stand closer than a few pixels and only grey the plot."""
+"""More marks would be only a few pixels apart and grey out the plot."""
 
 
 def quality_plots(run: RunData) -> Iterator[Plot]:
-    """How well the model does: AUC, normalised entropy, loss, calibration, over rows."""
+    """Model quality over rows: AUC, normalised entropy, loss, calibration."""
     borders = tuple(Mark(span.last_row, span.name) for span in run.windows)
     marks = borders if len(borders) <= NUM_WINDOW_MARKS else ()
 
@@ -41,11 +41,11 @@ def quality_plots(run: RunData) -> Iterator[Plot]:
     auc = _known(Series("so far in the window", run.column("auc"), "blue"))
     levels = _levels(run, ("auc", "of the window", "green", False), ("baseline_auc", "baseline", "warm", True))
     if auc or levels:
-        yield plot("AUC", "of predictions made before training on the rows", auc, levels, "metric")
+        yield plot("AUC", "predictions made before training on the rows", auc, levels, "metric")
     ne = _known(Series("so far in the window", run.column("ne"), "blue"))
     levels = _levels(run, ("ne", "of the window", "green", False), ("best_ne", "best reachable", "warm", True))
     if ne or levels:
-        yield plot("Normalised entropy", "1 is always predicting the mean; lower is better", ne, levels, "metric")
+        yield plot("Normalised entropy", "1 means always predicting the mean; lower is better", ne, levels, "metric")
     loss = _known(Series("training", run.column("loss"), "blue"))
     levels = _levels(run, ("log_loss", "of the window", "green", False))
     if loss or levels:
@@ -57,13 +57,13 @@ def quality_plots(run: RunData) -> Iterator[Plot]:
 
 
 def speed_plots(run: RunData) -> Iterator[Plot]:
-    """How fast it goes and where the time of a step goes, over time."""
+    """Speed, and the time of a step by phase, over time."""
     marks = _decision_marks(run)
     rate = _known(Series("rows/s", run.column("rows_per_s"), "blue"))
     if rate:
         yield Plot(
-            "Rows a second",
-            "since the record before",
+            "Rows per second",
+            "since the previous record",
             run.time_s,
             "time",
             rate,
@@ -77,7 +77,7 @@ def speed_plots(run: RunData) -> Iterator[Plot]:
         Series(label, 1000 * run.column(f"seconds.{part}") / num_steps, color) for part, label, color in _parts(run)
     )
     if parts:
-        note = "ms a step, stacked"
+        note = "ms per step, stacked"
         yield Plot(
             "Where a step's time goes",
             note,
@@ -102,19 +102,19 @@ def pipeline_plots(run: RunData) -> Iterator[Plot]:
 
     queues = _stages(run, "queue")
     if queues:
-        yield plot("Queue depth", "elements waiting behind each stage", queues, "count")
+        yield plot("Queue depth", "elements waiting after each stage", queues, "count")
     held = _stages(run, "bytes")
     if held:
-        yield plot("Bytes in flight", "held by each stage, stacked", held, "bytes", stacked=True)
+        yield plot("Bytes in flight", "by stage, stacked", held, "bytes", stacked=True)
     elif total := _known(Series("all stages", run.column("bytes_in_flight"), "blue")):
         yield plot("Bytes in flight", "between source and trainer", total, "bytes")
     memory = _known(Series("resident", run.column("memory_bytes"), "violet"))
     if memory:
-        yield plot("Memory", "resident, of the process", memory, "bytes")
+        yield plot("Memory", "resident memory of the process", memory, "bytes")
 
 
 def tuning_plots(run: RunData) -> Iterator[Plot]:
-    """What each stage was given, what the machine had, and what came of it, over time; decisions are marks."""
+    """Workers, available resources, and the resulting speed over time, with decisions as marks."""
     marks = _decision_marks(run)
 
     def plot(
@@ -142,26 +142,26 @@ def tuning_plots(run: RunData) -> Iterator[Plot]:
     cpus = _held(run, "cpus", "CPUs available", "rose")
     if workers := _stages(run, "workers"):
         shared = _known(Series("shared by all", run.column("threads"), "grey"))
-        yield plot("Workers", "of each stage, and the threads they share", (*workers, *shared), "count", cpus)
+        yield plot("Workers", "of each stage, and shared threads", (*workers, *shared), "count", cpus)
     busy = tuple(Series(s.name, _a_second(run, s.values), s.color) for s in _stages(run, "busy_s"))
     if busy:
         worked = [run.column(f"seconds.{part}") for part, _, _ in _parts(run) if part != "wait"]
         if worked:
             seconds = np.sum(np.nan_to_num(worked), axis=0)
             busy = (Series("trainer", _a_second(run, seconds), "ink"), *busy)
-        note = f"trainer (time it does not wait) and stages, stacked; means over {SMOOTHED_S:g} s"
-        yield plot("CPUs at work", note, busy, "cpus", cpus, stacked=True)
+        note = f"trainer (while not waiting) and stages, stacked; means over {SMOOTHED_S:g} s"
+        yield plot("Busy CPUs", note, busy, "cpus", cpus, stacked=True)
     shares = _known(
-        Series("in flight, of the budget", run.column("bytes_in_flight") / _positive(run, "budget_bytes"), "blue"),
-        Series("resident, of the limit", run.column("memory_bytes") / _positive(run, "memory_limit_bytes"), "violet"),
+        Series("in flight / budget", run.column("bytes_in_flight") / _positive(run, "budget_bytes"), "blue"),
+        Series("resident / limit", run.column("memory_bytes") / _positive(run, "memory_limit_bytes"), "violet"),
     )
     if shares:
         full = Level("all of it", ((0.0, float(run.time_s[-1]), 1.0),), "rose", dashed=True)
-        yield plot("Memory against its limits", "share in use", shares, "ratio", (full,))
+        yield plot("Memory use", "fraction of the limit in use", shares, "ratio", (full,))
 
 
 def time_shares(run: RunData) -> list[tuple[str, str, float]]:
-    """(label, colour, share) of each part of the steps' time over the whole run, in the order they are stacked."""
+    """(label, colour, share) of each phase of the steps over the whole run, in stacking order."""
     totals = [(label, color, float(np.nansum(run.column(f"seconds.{part}")))) for part, label, color in _parts(run)]
     total = sum(seconds for _, _, seconds in totals)
     return [(label, color, seconds / total) for label, color, seconds in totals if total > 0]
@@ -198,7 +198,7 @@ def _levels(run: RunData, *wanted: tuple[str, str, str, bool]) -> tuple[Level, .
 
 
 def decision_numbers(run: RunData) -> dict[int, int]:
-    """Numbers of the decisions that changed something, by their place among all; plots and table share them."""
+    """Numbers of the decisions that changed something, by index; shared by plots and table."""
     changes = [place for place, decision in enumerate(run.decisions) if decision.change]
     return {place: number for number, place in enumerate(changes, start=1)}
 
@@ -211,13 +211,13 @@ def _decision_marks(run: RunData) -> tuple[Mark, ...]:
 
 
 def _held(run: RunData, column: str, name: str, color: str) -> tuple[Level, ...]:
-    """A number that changes now and then, as a level for each stretch in which it stays."""
+    """A value that changes occasionally, as one level per constant period."""
     values = run.column(column)
     known = np.flatnonzero(np.isfinite(values))
     if not len(known):
         return ()
     starts = known[np.flatnonzero(np.diff(values[known], prepend=np.nan) != 0)]
-    # A record tells about the time since the one before it.
+    # A record covers the time since the previous one.
     begins = [0.0, *(float(run.time_s[start - 1]) for start in starts[1:])]
     ends = [*begins[1:], float(run.time_s[-1])]
     spans = tuple((first, last, float(values[at])) for first, last, at in zip(begins, ends, starts, strict=True))
@@ -225,7 +225,7 @@ def _held(run: RunData, column: str, name: str, color: str) -> tuple[Level, ...]
 
 
 def _a_second(run: RunData, values: Floats) -> Floats:
-    """What windowed values are a second, over the last seconds: long work is counted in the record in which it ends."""
+    """Windowed values per second, averaged over recent seconds, because work counts in the record in which it ends."""
     total, begin = np.cumsum(np.nan_to_num(values)), np.maximum(run.time_s - SMOOTHED_S, 0.0)
     before = np.interp(begin, np.insert(run.time_s, 0, 0.0), np.insert(total, 0, 0.0))
     elapsed = run.time_s - begin

@@ -1,7 +1,7 @@
-"""Plots drawn by hand as SVG: lines, stacked areas and levels over rows or time, readable without any script.
+"""Renders plots as SVG: lines, stacked areas and levels over rows or time. They need no script.
 
-Beside each drawing lies a small JSON object with the pixels and the ready texts of every point, from which the page's
-script shows a crosshair and a tooltip; colours are CSS classes, so light and dark mode are the style sheet's business.
+Each plot comes with a small JSON object with the pixels and texts of all points, from which the page's script shows a
+crosshair and a tooltip. Colours are CSS classes, so the style sheet handles light and dark mode.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from headrace.observe.scales import FORMATS, Scale, bucket_means, nice_ticks, ti
 __all__ = ["Level", "Mark", "Plot", "Series", "render_plot"]
 
 MAX_POINTS = 180
-"""Points of a drawn line: one in three pixels, so that noise does not hide the course and the page stays small."""
+"""Maximum points of a line: one per three pixels, so that noise does not hide the trend and the page stays small."""
 
 MIN_POINTS_TO_CLIP = 10
 OUTLIER_REACH = 1.0
-"""Points further beyond the 5th and 95th percentile than these are apart, times this, do not set the scale."""
+"""Points beyond the 5th and 95th percentiles by more than this multiple of their distance do not affect the scale."""
 
 WIDTH, HEIGHT = 560, 230
 LEFT, RIGHT, TOP, BOTTOM = 54, 552, 20, 204
@@ -33,12 +33,12 @@ LEFT, RIGHT, TOP, BOTTOM = 54, 552, 20, 204
 
 @dataclass(frozen=True)
 class Series:
-    """Values at each x of the plot.
+    """One value per x of the plot.
 
     Attributes:
-        name: In legend and tooltip.
-        values: float64, one for each x; NaN leaves a gap.
-        color: Name of a colour class of the style sheet.
+        name: Name in legend and tooltip.
+        values: float64, one per x; NaN leaves a gap.
+        color: Colour class of the style sheet.
     """
 
     name: str
@@ -48,11 +48,11 @@ class Series:
 
 @dataclass(frozen=True)
 class Level:
-    """A value that holds over stretches of x: a window's result, a bound, a baseline.
+    """A value that is constant over ranges of x: a window's result, a bound, a baseline.
 
     Attributes:
-        spans: (first x, last x, value) of each stretch.
-        dashed: Drawn dashed: something to compare with, not a result.
+        spans: (first x, last x, value) of each range.
+        dashed: Whether to draw it dashed, for references rather than results.
     """
 
     name: str
@@ -63,7 +63,7 @@ class Level:
 
 @dataclass(frozen=True)
 class Mark:
-    """A vertical line with a text: the end of a window, a decision; and what to call it over the line itself."""
+    """A vertical line with a tooltip and a label, for the end of a window or a decision."""
 
     x: float
     text: str
@@ -75,15 +75,15 @@ class Plot:
     """One plot.
 
     Attributes:
-        title: What is shown.
+        title: Title.
         note: One line under the title.
-        x: float64, not falling.
+        x: float64, non-decreasing.
         x_format: "count" (rows) or "time".
-        series: Lines, or with `stacked` areas from the bottom up.
-        levels: Values over stretches.
+        series: Lines, or areas from the bottom up if stacked.
+        levels: Values that are constant over ranges.
         marks: Vertical lines.
         y_format: Key of `FORMATS`.
-        from_zero: Whether the y axis begins at 0.
+        from_zero: Whether the y axis starts at 0.
     """
 
     title: str
@@ -99,7 +99,7 @@ class Plot:
 
 
 def render_plot(plot: Plot) -> str:
-    """The plot as an HTML figure with inline SVG and the data for its tooltips; needs no script to be seen."""
+    """Render the plot as an HTML figure with inline SVG and tooltip data; it needs no script to be visible."""
     x, _, _ = bucket_means(plot.x, MAX_POINTS)
     lines = [(series, *bucket_means(series.values, MAX_POINTS)) for series in plot.series]
     x_scale = _x_scale(plot, x)
@@ -151,7 +151,7 @@ def _y_scale(plot: Plot, tops: Sequence[Floats]) -> Scale:
 
 
 def _without_outliers(values: Floats) -> Floats:
-    """Without the few values that would flatten all others; they are clipped, and the plot says how far they go."""
+    """Drop the few values that would flatten all others; they are clipped, and the plot shows their maximum."""
     if len(values) < MIN_POINTS_TO_CLIP:
         return values
     low, middle, high = np.percentile(values, [5, 50, 95])
@@ -161,7 +161,7 @@ def _without_outliers(values: Floats) -> Floats:
 
 
 def _clipped(plot: Plot, tops: Sequence[Floats], y_scale: Scale) -> str:
-    """How far what is cut off at the top goes."""
+    """The maximum of values clipped at the top."""
     most = max((float(np.nanmax(top)) for top in tops if np.isfinite(top).any()), default=-math.inf)
     if most <= y_scale.high:
         return ""
@@ -197,7 +197,7 @@ def _lines(lines: Sequence[tuple[Series, Floats, Floats, Floats]], x_px: Floats,
     drawn = []
     for series, mean, low, high in lines:
         known = np.isfinite(mean)
-        if len(lines) == 1 and low is not mean and known.any():  # many records in a point: their range behind it
+        if len(lines) == 1 and low is not mean and known.any():  # draw the range of many records behind the line
             edge_x = np.concatenate([x_px[known], x_px[known][::-1]])
             edge_y = np.concatenate([y_scale(high)[known], y_scale(low)[known][::-1]])
             drawn.append(f'<polygon class="range {series.color}" points="{_points(edge_x, edge_y)}"/>')
@@ -216,7 +216,7 @@ def _lines(lines: Sequence[tuple[Series, Floats, Floats, Floats]], x_px: Floats,
 def _stack(plot: Plot, x_px: Floats, tops: Sequence[Floats], y_scale: Scale) -> list[str]:
     if not len(x_px):
         return []
-    # The first record stands for the time since the beginning, and a single one still has a width.
+    # The first record covers the time since the start, and a single one still has a width.
     x_px = np.insert(x_px, 0, LEFT)
     drawn, below = [], np.full(len(x_px), float(BOTTOM))
     for series, top in zip(plot.series, tops, strict=True):
@@ -273,7 +273,7 @@ def _marks(plot: Plot, x_scale: Scale) -> str:
             f"<title>{escape(mark.text)}</title></line>"
         )
         name = mark.label or (mark.text if plot.x_format == "count" else "")
-        if name and x - before > 7 * len(name):  # the window's name or the decision's number, where there is room
+        if name and x - before > 7 * len(name):  # the window's name or the decision's number, if there is room
             middle = x if mark.label else (before + x) / 2
             parts.append(
                 f'<text class="name" x="{middle:.1f}" y="{TOP - 7}" text-anchor="middle">{escape(name)}</text>'
@@ -314,14 +314,14 @@ def _hover_data(
         for (series, mean, _, _), top in zip(lines, tops, strict=True)
     ]
     if plot.stacked:
-        entries.reverse()  # as they lie on one another
+        entries.reverse()  # in stacking order
     entries += [entry(level.name, level.color, _level_at(level, at), None) for level in plot.levels]
     places = [FORMATS[plot.x_format](value) + (" rows" if plot.x_format == "count" else "") for value in at.tolist()]
     return {"x": [round(px, 1) for px in x_px.tolist()], "t": places, "w": _mark_texts(plot, at), "s": entries}
 
 
 def _mark_texts(plot: Plot, at: Floats) -> list[str]:
-    """What each point says of the marks: over rows the window it lies in, over time the decisions nearest to it."""
+    """Text about marks at each point: over rows its window, over time the nearest decisions."""
     borders = np.array([mark.x for mark in plot.marks])
     if plot.x_format == "count":
         names = [*(mark.text for mark in plot.marks), ""]

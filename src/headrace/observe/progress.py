@@ -1,4 +1,4 @@
-"""How far a job is: a bar on a terminal, plain lines at a steady interval where the output is piped."""
+"""`Progress`: shows a job's progress, as a bar on a terminal or as periodic lines in a pipe."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ __all__ = ["Progress", "RateMeter", "format_count", "format_duration", "track_pr
 T = TypeVar("T")
 
 SHORT_S = 2.0
-"""Shorter jobs print no lines when piped, unless they are asked to."""
+"""Shorter jobs print no lines in pipes unless asked to."""
 LINE_EVERY_S = 10.0
-"""Often enough to see that a job is alive, and 360 lines an hour in a log file."""
+"""Interval of lines: often enough to see that a job is alive, and only 360 lines per hour in a log file."""
 REFRESH_S = 0.1
-"""A bar is drawn at most this often; drawing costs about a millisecond."""
+"""Minimum interval of drawing a bar, which takes about a millisecond."""
 RATE_WINDOW_S = 10.0
 
 
 class RateMeter:
-    """The rate of a count over the last seconds: follows changes, without jumping at each step."""
+    """The rate of a count over the last seconds, which follows changes without jumping at each step."""
 
     def __init__(self, start_s: float, window_s: float = RATE_WINDOW_S) -> None:
-        """Args: start_s: The clock's reading at a count of 0. window_s: Length of the stretch that counts."""
+        """Start at a count of 0 at time `start_s`, averaging over `window_s` seconds."""
         self._marks = deque([(start_s, 0.0)])
         self._window_s = window_s
 
     def update(self, now_s: float, count: float) -> float:
-        """Take in a count; returns the rate a second (0 until time has passed)."""
+        """Update the count; returns the rate per second (0 until time has passed)."""
         self._marks.append((now_s, count))
         while len(self._marks) > 2 and self._marks[1][0] <= now_s - self._window_s:
             self._marks.popleft()
@@ -43,11 +43,11 @@ class RateMeter:
 
 
 class Progress:
-    """Shows how far a job is.
+    """Shows the progress of a job.
 
-    On a terminal: a bar with count, rate, time left and the job's own columns. Else: a line every ten seconds and one
-    at the end, each flushed. Both go to standard error, so results can be piped. It starts no thread: it draws inside
-    `update`, at most ten times a second.
+    On a terminal it shows a bar with count, rate, time left and the job's own columns; otherwise a line every ten
+    seconds and one at the end, each flushed. Both go to standard error, so results can be piped. It starts no thread:
+    it draws inside `update`, at most ten times per second.
 
         with Progress("train", total=5_000_000) as progress:
             for batch in batches:
@@ -65,15 +65,15 @@ class Progress:
         console: Console | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Nothing is drawn before `with`.
+        """Configure the display; nothing is drawn before entering the context.
 
         Args:
-            what: Names the job, at the start of the bar or line.
-            total: Count at the end; None if it is not known.
-            unit: What is counted.
-            always_ends: Print the line at the end however short the job was, if it counted anything.
-            console: Where to draw; standard error when None.
-            clock: Seconds, monotonic.
+            what: Name of the job, at the start of the bar or line.
+            total: Final count, or None if unknown.
+            unit: Unit of the count.
+            always_ends: Whether to print the final line even for short jobs, if anything was counted.
+            console: Console to draw on; None for standard error.
+            clock: Returns monotonic seconds.
         """
         self.what = what
         self.total = total
@@ -122,15 +122,15 @@ class Progress:
             self._print_line(now_s, end)
 
     def advance(self, count: int = 1, columns: Mapping[str, Any] | None = None) -> None:
-        """Count further and show what is new; see `update`."""
+        """Add to the count and refresh the display; see `update`."""
         self.update(self.done + count, columns)
 
     def update(self, done: int, columns: Mapping[str, Any] | None = None) -> None:
-        """Say how far the job is.
+        """Set the count and refresh the display.
 
         Args:
             done: Count so far.
-            columns: Name -> number or text to show behind it, in this order; a name keeps its last value.
+            columns: Name -> number or text to show after the count, in this order; a name keeps its last value.
         """
         self.done = done
         if columns:
@@ -146,23 +146,23 @@ class Progress:
             self._next_s = now_s + LINE_EVERY_S
 
     def finish(self, done: int, seconds: float, columns: Mapping[str, Any]) -> None:
-        """Give the last bar or line the job's own totals; it is drawn when `with` ends.
+        """Set the final totals, which are drawn when the context ends.
 
         Args:
-            done: Count by the job's own account.
-            seconds: The same of time; the rate follows from both.
-            columns: In the place of all columns shown so far.
+            done: Final count.
+            seconds: Total seconds, from which the rate is computed.
+            columns: Columns that replace all those shown so far.
         """
         self.done = done
         self._columns = dict(columns)
         self._totals_s = seconds
 
     def stop(self) -> None:
-        """Say at the end that the job stopped before it was done."""
+        """Mark the job as stopped early, which the final line shows."""
         self._end = "stopped"
 
     def print(self, text: str) -> None:
-        """Print a line of text above the bar (or between the lines)."""
+        """Print a line of text above the bar or between the lines."""
         self._console.print(Text(text))
 
     def _draw(self, now_s: float, end: str | None = None) -> None:
@@ -199,7 +199,7 @@ class Progress:
         return parts
 
     def _totals(self, seconds: float) -> list[str]:
-        """Whole numbers, as in a table of results."""
+        """The final totals as whole numbers, as in a table of results."""
         rate = self.done / seconds if seconds > 0 else 0.0
         parts = [f"{self.done:,} {self.unit}", f"{rate:,.0f} {self.unit}/s", *self._column_parts()]
         return [*parts, f"done in {format_duration(seconds)}"]
@@ -217,27 +217,27 @@ def track_progress(
     weigh: Callable[[T], int] | None = None,
     console: Console | None = None,
 ) -> Iterator[T]:
-    """Yield items and show how far they are.
+    """Yield items while showing progress.
 
     Args:
-        items: What to go through.
-        what: Names the job.
-        total: Count at the end, in the unit; None if it is not known (without `weigh`: the length of `items`, if any).
-        unit: What is counted, such as "files", or with `weigh` "rows" or "bytes".
-        weigh: How much an item counts; 1 when None.
-        console: Where to draw; standard error when None.
+        items: Items to iterate over.
+        what: Name of the job.
+        total: Final count in `unit`; None if unknown (without `weigh`, the length of `items`, if any).
+        unit: Unit of the count, such as "files", or with `weigh` "rows" or "bytes".
+        weigh: Returns the count of an item; None for 1.
+        console: Console to draw on; None for standard error.
     """
     if total is None and weigh is None and isinstance(items, Sized):
         total = len(items)
     with Progress(what, total=total, unit=unit, console=console) as progress:
         for item in items:
-            weight = 1 if weigh is None else weigh(item)  # before the caller may change it
+            weight = 1 if weigh is None else weigh(item)  # before the caller may change the item
             yield item
             progress.advance(weight)
 
 
 def format_count(count: float) -> str:
-    """A count for people: 950, 12,345, 1.25M, 3.1G."""
+    """Format a count: 950, 12,345, 1.25M, 3.1G."""
     for size, letter in ((1e9, "G"), (1e6, "M")):
         if abs(count) >= size:
             return f"{count / size:.4g}{letter}"
@@ -245,7 +245,7 @@ def format_count(count: float) -> str:
 
 
 def format_duration(seconds: float) -> str:
-    """Seconds for people: 0.8 s, 42 s, 3:07, 1:02:03."""
+    """Format seconds: 0.8 s, 42 s, 3:07, 1:02:03."""
     if seconds < 10:
         return f"{seconds:.1f} s"
     if seconds < 59.5:

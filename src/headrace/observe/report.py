@@ -1,4 +1,4 @@
-"""The report of a run: one HTML file with plots and tables that opens anywhere and loads nothing."""
+"""Writes the report of a run: a self-contained HTML file with plots and tables."""
 
 from __future__ import annotations
 
@@ -31,28 +31,28 @@ from headrace.paths import local_path
 __all__ = ["render_report", "write_report"]
 
 CHANCE = 0.5
-"""AUC of guessing."""
+"""AUC of random guessing."""
 
 NUM_DECISIONS = 300
-"""The newest decisions in the table; all are in decisions.jsonl."""
+"""Number of newest decisions in the table; decisions.jsonl has all."""
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
-"""Content security policy of the page: the browser itself refuses to load anything."""
+"""Content security policy of the page, with which the browser refuses to load external resources."""
 
 
 def write_report(run_folder: str | Path, path: str | Path | None = None) -> Path:
-    """Write the report of a run folder, also of a run that is still going on.
+    """Write the report of a run folder; the run may still be in progress.
 
     Args:
-        run_folder: Holds `metrics.jsonl`, and where they exist `decisions.jsonl` and `config.yaml`.
-        path: Where to; `report.html` in the run folder when None. It appears whole or not at all.
+        run_folder: Folder with `metrics.jsonl`, and optionally `decisions.jsonl` and `config.yaml`.
+        path: Output file; None for `report.html` in the run folder. It is written atomically.
 
     Returns:
-        The path written.
+        The path of the report.
 
     Raises:
-        ConfigError: If the folder is missing or holds no metrics.
-        DataError: If a metrics line is not JSON; names file and line.
+        ConfigError: The folder does not exist or has no metrics.
+        DataError: A metrics line is not JSON; the message names file and line.
     """
     path = Path(run_folder) / "report.html" if path is None else local_path(path, where="report")
     page = render_report(RunData.read(run_folder), made=f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC")
@@ -61,11 +61,11 @@ def write_report(run_folder: str | Path, path: str | Path | None = None) -> Path
 
 
 def render_report(run: RunData, *, made: str) -> str:
-    """The page as text.
+    """Render the page as a string.
 
     Args:
-        run: What to show.
-        made: When the report was made, for the top of the page.
+        run: Data of the run.
+        made: Creation time, for the top of the page.
     """
     quality, speed, tuning, pipeline = (
         list(plots(run)) for plots in (quality_plots, speed_plots, tuning_plots, pipeline_plots)
@@ -82,11 +82,11 @@ def render_report(run: RunData, *, made: str) -> str:
         _section("Pipeline", "Each stage between the logs and the trainer.", _plots(pipeline)) if pipeline else "",
         _deduplication(run),
         _section("Schedule", timeline_lead(run.schedule), draw_timeline(run.schedule)) if run.schedule else "",
-        _section("Decisions", "What changed by itself, and why.", _decision_table(run)) if run.decisions else "",
+        _section("Decisions", "Automatic changes and their reasons.", _decision_table(run)) if run.decisions else "",
         _section("Job", "", _config(run)) if run.config else "",
-        "<footer>Crosshairs are shared by plots over the same axis. A line of more records than fit is drawn as their "
-        "mean; where it is alone, with their P10 to P90 behind it. Dotted verticals are ends of windows (over rows) or "
-        "changes by a decision (over time), numbered as in the table of decisions.</footer>",
+        "<footer>Plots over the same axis share their crosshair. A line with too many records is drawn as means; if it "
+        "is the only line, with its P10 to P90 range behind it. Dotted verticals are ends of windows (over rows) or "
+        "decisions (over time), numbered as in the table of decisions.</footer>",
     ]
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
@@ -119,12 +119,12 @@ def _headline(run: RunData) -> str:
     steps = run.column("step")
     last_step = f"step {np.nanmax(steps):,.0f}" if np.isfinite(steps).any() else f"{len(run):,} records"
     elapsed = format_duration(float(run.time_s[-1])) if len(run) else "no time"
-    text = f"{_windows(run)} finished; up to {last_step}, after {elapsed}."
-    return f"{text} The same again: headrace train {run.name}/config.yaml" if run.config else text
+    text = f"{_windows(run)} finished, up to {last_step}, in {elapsed}."
+    return f"{text} To repeat it: headrace train {run.name}/config.yaml" if run.config else text
 
 
 def _title(run: RunData) -> str:
-    """The run, its model and its data, as far as the job tells."""
+    """Title with the run, its model and its data, if known."""
     model, data = run.job_value("model", "kind"), run.job_value("data", "path")
     return run.name + (f": {model}" if model else "") + (f" on {data}" if data else "")
 
@@ -149,7 +149,7 @@ def _tiles(run: RunData) -> str:
         baseline = _over_run(run, "baseline_auc")
         if math.isfinite(baseline):
             above = run.mean_of_windows("auc") - baseline if run.windows else auc - baseline
-            # A column that predicts worse than chance is no bar to clear.
+            # A baseline that predicts worse than chance is not worth comparing with.
             note, mood = (f"model {above:+.4f}", _mood(above)) if baseline > CHANCE else ("no better than chance", "")
             tiles.append(_tile("Baseline AUC", f"{baseline:.4f}", note, mood))
     if math.isfinite(ne):
@@ -176,9 +176,9 @@ def _waiting_tile(run: RunData) -> list[str]:
     if waiting is None:
         return []
     if waiting < 0.1:
-        note, mood = "the trainer is fed", "good"
+        note, mood = "the pipeline keeps up", "good"
     elif waiting == max(shares.values()):
-        note, mood = "feeding limits", "bad"
+        note, mood = "the pipeline is the bottleneck", "bad"
     else:
         note, mood = "of the trainer's time", ""
     return [_tile("Waiting for batches", f"{100 * waiting:.1f} %", note, mood)]
@@ -196,7 +196,7 @@ def _mood(gain: float) -> str:
 
 
 def _over_run(run: RunData, key: str) -> float:
-    """A metric over all rows, or the mean of the windows that have it; before one is finished its last value."""
+    """A metric over all rows, or else its mean over the windows; before the first window ends, its last value."""
     whole = run.whole()
     if whole is not None:
         return float(getattr(whole, key)) if hasattr(whole, key) else run.mean_of_windows(key)
@@ -216,7 +216,7 @@ def _quality_lead(run: RunData) -> str:
         ne, best = run.windows[-1].value("ne"), run.windows[-1].value("best_ne")
         if math.isfinite(ne) and math.isfinite(best) and best < 1:
             reached = 100 * (1 - ne) / (1 - best)
-            text += f" The last window reaches {reached:.0f} % of the entropy reduction that is possible."
+            text += f" The last window achieves {reached:.0f} % of the possible entropy reduction."
     return text
 
 
@@ -224,13 +224,13 @@ def _speed_lead(run: RunData) -> str:
     shares = sorted(time_shares(run), key=lambda part: -part[2])[:3]
     if not shares:
         return ""
-    return "Most of a step goes to " + ", ".join(f"{label} ({100 * share:.0f} %)" for label, _, share in shares) + "."
+    return "Most of a step is " + ", ".join(f"{label} ({100 * share:.0f} %)" for label, _, share in shares) + "."
 
 
 def _tuning_lead(run: RunData) -> str:
-    """What limited the pipeline when it was last looked at, and how often something was changed."""
+    """The pipeline's last known bottleneck, and how often the tuner made changes."""
     changes = sum(bool(decision.change) for decision in run.decisions if decision.who == "tuner")
-    texts = [f"The tuner changed something {changes} time{'s' * (changes != 1)}."] if changes else []
+    texts = [f"The tuner made {changes} change{'s' * (changes != 1)}."] if changes else []
     found = [decision for decision in run.decisions if decision.who == "explain"]
     if found:
         texts.append(f"At the end, {found[-1].reason}; {found[-1].snapshot.get('help', '')}".rstrip("; ") + ".")
@@ -300,14 +300,14 @@ def _window_table(run: RunData) -> str:
 
 
 def _deduplication(run: RunData) -> str:
-    """What repeated values saved at each step; nothing where none did."""
+    """The savings from deduplication; empty if there were none."""
     saved = deduplication_rows(run)
     if not saved:
         return ""
-    head = "<th>step</th><th>of plain rows</th><th>done</th><th>factor</th>"
+    head = "<th>quantity</th><th>without</th><th>with</th><th>factor</th>"
     body = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in saved)
     table = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
-    lead = "What each step would have done for plain rows, and did for unique ones."
+    lead = "Amounts without and with deduplication of repeated values."
     return _section("Deduplication", lead, f'<div class="card scroll">{table}</div>')
 
 
@@ -323,19 +323,19 @@ def _decision_table(run: RunData) -> str:
             changes.append(f"<tr><td>{numbers[place]}</td>{row}")
         else:
             looks.append(f"<tr>{row}")
-    said = '<th>at</th><th class="text">who</th>'
-    why = '<th class="text">why</th>'
+    said = '<th>at</th><th class="text">component</th>'
+    why = '<th class="text">reason</th>'
     parts = [("change", f'<th></th>{said}<th class="text">change</th>{why}', changes)] if changes else []
-    parts += [("look that changed nothing", said + why, looks)] if looks else []
+    parts += [("check without changes", said + why, looks)] if looks else []
     return "".join(_folded(*part) for part in parts)
 
 
 def _folded(what: str, head: str, rows: list[str]) -> str:
-    """A table that is open if it is short and tells of changes."""
+    """A collapsible table, initially open if it is short and lists changes."""
     shown = rows[-NUM_DECISIONS:]
-    named = what if len(rows) == 1 else what.replace("look ", "looks ") if "look" in what else f"{what}s"
+    named = what if len(rows) == 1 else what.replace("check ", "checks ") if "check" in what else f"{what}s"
     more = f"<span> (the newest {len(shown):,})</span>" if len(shown) < len(rows) else ""
-    is_open = " open" if len(shown) <= 12 and "look" not in what else ""
+    is_open = " open" if len(shown) <= 12 and "check" not in what else ""
     return (
         f'<details class="card"{is_open}><summary>{len(rows):,} {named}{more}</summary><div class="scroll">'
         f'<table class="log"><thead><tr>{head}</tr></thead><tbody>{"".join(shown)}</tbody></table></div></details>'

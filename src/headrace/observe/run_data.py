@@ -1,4 +1,4 @@
-"""A run folder read for its report: step records as columns of numbers, windows, decisions, config."""
+"""`RunData`: the contents of a run folder for its report: step records as columns, windows, decisions, config."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class WindowSpan:
-    """One finished window and the stretch of the run's rows it covers."""
+    """A finished window and the range of the run's rows it covers."""
 
     name: str
     first_row: float
@@ -34,7 +34,7 @@ class WindowSpan:
     record: Mapping[str, Any]
 
     def value(self, key: str) -> float:
-        """A number of the window's record; NaN where it has none."""
+        """A number of the window's record, or NaN."""
         return _number(self.record.get(key))
 
 
@@ -67,18 +67,18 @@ class WholeRun:
 
 @dataclass(frozen=True)
 class RunData:
-    """What a run folder tells.
+    """The contents of a run folder.
 
     Attributes:
-        name: Of the run: its folder's.
-        columns: Numbers of the step records by dotted name ("seconds.wait"), each float64 of shape [num_records], NaN
-            where a record has none.
-        rows: Rows used up to each step record, growing also where a resumed process counts from 0 again.
-        time_s: Seconds up to each step record, likewise.
+        name: Name of the run, which is that of its folder.
+        columns: Numbers of the step records by dotted name ("seconds.wait"), each float64 [num_records], NaN where
+            missing.
+        rows: Total rows used up to each step record, also across resumes, where a process counts from 0 again.
+        time_s: Total seconds up to each step record, also across resumes.
         windows: Finished windows, in order.
-        decisions: What was decided, in order.
-        config: Text of the job as resolved; empty if there is none.
-        schedule: What ran when in the latest steps, see `headrace.observe.timeline`; None without a scheduler.
+        decisions: Decisions, in order.
+        config: Text of the resolved job; empty if missing.
+        schedule: Timeline of the latest steps, see `headrace.observe.timeline`; None without a scheduler.
     """
 
     name: str
@@ -92,11 +92,11 @@ class RunData:
 
     @classmethod
     def read(cls, folder: str | Path) -> RunData:
-        """Read a run folder, also one that is being written.
+        """Read a run folder; the run may still be in progress.
 
         Raises:
-            ConfigError: If there is no such folder, or it holds no metrics.
-            DataError: If a metrics line is not JSON; names file and line.
+            ConfigError: The folder does not exist or has no metrics.
+            DataError: A metrics line is not JSON; the message names file and line.
         """
         folder = Path(folder)
         if not folder.is_dir():
@@ -131,11 +131,11 @@ class RunData:
         return len(self.rows)
 
     def column(self, name: str) -> Floats:
-        """Numbers of the step records; all NaN if no record has them."""
+        """A column of the step records; all NaN if it does not exist."""
         return self.columns.get(name, np.full(len(self), np.nan))
 
     def names_below(self, prefix: str) -> list[str]:
-        """What is nested in a part of the records: `names_below("seconds")` may give ["wait", "forward"]."""
+        """Names nested under a prefix: `names_below("seconds")` may return ["wait", "forward"]."""
         found = (name[len(prefix) + 1 :].split(".")[0] for name in self.columns if name.startswith(prefix + "."))
         return list(dict.fromkeys(found))
 
@@ -172,7 +172,7 @@ class RunData:
         return dict(_values(values, "")) if isinstance(values, Mapping) else {}
 
     def job_value(self, *keys: str) -> str:
-        """A value of the job by its keys; empty if the job does not say."""
+        """A value of the job by its keys; empty if missing."""
         try:
             value: Any = yaml.load(self.config, BoundedLoader)
         except yaml.YAMLError:
@@ -182,13 +182,13 @@ class RunData:
         return str(value) if isinstance(value, str | int | float) else ""
 
     def since_last(self, values: Floats) -> Floats:
-        """How much a growing column grew since the record before; NaN where it did not grow."""
+        """Increments of a growing column since the previous record; NaN where it did not grow."""
         grown = np.diff(values, prepend=0.0)
         return np.where(grown > 0, grown, np.nan)
 
 
 class _Columns:
-    """Collects the numbers of nested records in flat columns; 100,000 records stay within some tens of MB."""
+    """Collects the numbers of nested records in flat columns; 100,000 records take some tens of MB."""
 
     def __init__(self) -> None:
         self.num_rows = 0
@@ -228,7 +228,7 @@ def _number(value: Any) -> float:
 
 
 def _growing(values: Floats) -> Floats:
-    """A count that never falls: where it does, a new process counts from 0, so what was before is added."""
+    """Make a count monotonic: where it drops, a new process started from 0, so the previous total is added."""
     if not len(values):
         return values
     last_known = np.maximum.accumulate(np.where(np.isnan(values), 0, np.arange(len(values))))
@@ -238,17 +238,17 @@ def _growing(values: Floats) -> Floats:
 
 
 def _seconds(values: Floats) -> Floats:
-    # Seconds since 1970 become seconds since the first record.
+    # Convert seconds since 1970 to seconds since the first record.
     if len(values) and np.nanmin(values) > 1e8:
         values = values - np.nanmin(values)
     return _growing(values)
 
 
 def _spans(windows: list[Mapping[str, Any]], names: list[str], rows: Floats) -> Iterator[WindowSpan]:
-    """Where each window lies on the axis of rows.
+    """The range of rows of each window.
 
-    A window ends where its rows end, counted over all windows before it, or at the last step record that names it if
-    that lies further: then rows were also used outside the finished windows.
+    A window ends where its rows end, counted over all windows before it, or at the last step record that names it, if
+    that is later because rows were also used outside the finished windows.
     """
     ends = {name: float(row) for name, row in zip(names, rows, strict=True) if name}
     first = 0.0

@@ -1,4 +1,4 @@
-"""What a plot's axes are made of: scales, round ticks, ways to write a value, and thinning of long columns."""
+"""Axes of plots: scales, ticks, number formats, and thinning of long columns."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ FORMATS: dict[str, Callable[[float], str]] = {
     "cpus": lambda value: f"{value:.2f}",
     "time": format_duration,
 }
-"""Ways to write a value; an axis and its tooltips share one."""
+"""Number formats, shared by an axis and its tooltips."""
 
 
 @dataclass(frozen=True)
 class Scale:
-    """Maps a stretch of values to a stretch of pixels."""
+    """Maps a range of values to a range of pixels."""
 
     low: float
     high: float
@@ -42,11 +42,11 @@ class Scale:
 
 
 def bucket_means(values: Floats, num_buckets: int) -> tuple[Floats, Floats, Floats]:
-    """Mean, 10th and 90th percentile of equally many neighbours, without NaNs (NaN where a bucket holds nothing else).
+    """Mean, 10th and 90th percentile of equal-sized buckets, ignoring NaNs (NaN if a bucket has only NaNs).
 
     Args:
-        values: Shape [n].
-        num_buckets: At most this many.
+        values: float64 [n].
+        num_buckets: Maximum number of buckets.
 
     Returns:
         Three arrays of shape [min(n, num_buckets)].
@@ -65,9 +65,9 @@ def nice_ticks(low: float, high: float, num_ticks: int, *, kind: str = "number")
     """Round numbers within [low, high], about `num_ticks` of them.
 
     Args:
-        low: Of the axis.
-        high: Of the axis, above `low`.
-        num_ticks: Wanted; there may be fewer.
+        low: Lower end of the axis.
+        high: Upper end of the axis, above `low`.
+        num_ticks: Desired number of ticks; there may be fewer.
         kind: Key of `FORMATS`: "bytes" steps by powers of two, "time" like a clock, others by 1, 2 or 5.
     """
     step = (high - low) / max(1, num_ticks)
@@ -85,7 +85,7 @@ def nice_ticks(low: float, high: float, num_ticks: int, *, kind: str = "number")
 
 
 def tick_writer(kind: str, ticks: Sequence[float]) -> Callable[[float], str]:
-    """How to write the ticks of an axis: all in one unit, with just the digits that tell them apart."""
+    """A formatter for the ticks of an axis, with one unit and as few digits as distinguish them."""
     largest = max((abs(tick) for tick in ticks), default=0.0)
     step = ticks[1] - ticks[0] if len(ticks) > 1 else largest or 1.0
     if kind == "bytes":

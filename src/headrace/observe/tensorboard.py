@@ -1,4 +1,4 @@
-"""TensorBoard scalars of a run: the numbers of its metrics records, where tensorboard is installed."""
+"""Writes a run's metrics as TensorBoard scalars, if tensorboard is installed."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from headrace.files import writing
 __all__ = ["TensorBoard"]
 
 PLACES = ("time_s", "step", "rows")
-"""Say where a record stands in the run; in a step record they are the axis, not a curve."""
+"""Keys that position a record within the run; in step records they are the axis, not a curve."""
 
 
 class TensorBoard:
-    """Writes records of `metrics.jsonl` also as TensorBoard scalars; does nothing without tensorboard.
+    """Writes records of `metrics.jsonl` as TensorBoard scalars; does nothing without tensorboard.
 
-    A step record's loss becomes the tag `step/loss`, its `seconds.wait` becomes `step/seconds/wait`, a window's AUC
-    `window/auc`; all over the optimizer step.
+    A step record's loss has the tag `step/loss`, its `seconds.wait` has `step/seconds/wait`, and a window's AUC has
+    `window/auc`; all are plotted over the optimizer step.
     """
 
     def __init__(self, folder: str | Path) -> None:
-        """Args: folder: Of the event files; made with the first record."""
+        """Write event files to `folder`, which is created with the first record."""
         self._folder = Path(folder)
         self._writer: _EventFile | None = None
         self._is_on = True
@@ -38,7 +38,7 @@ class TensorBoard:
         """Write the finite numbers of one record.
 
         Raises:
-            StorageError: The disk does not take them.
+            StorageError: The disk is full or not writable.
         """
         if self._is_on and self._writer is None:
             self._writer = _EventFile.open(self._folder)
@@ -53,7 +53,7 @@ class TensorBoard:
         self._writer.write(scalars, self._last_step)
 
     def close(self) -> None:
-        """Close the event file; safe to call twice."""
+        """Close the event file. Idempotent."""
         if self._writer is not None:
             self._writer.close()
         self._writer, self._is_on = None, False
@@ -66,7 +66,7 @@ class TensorBoard:
 
 
 class _EventFile:
-    """A file of TensorBoard events, written at once: `SummaryWriter` writes in a thread, which a full disk ends."""
+    """A TensorBoard event file, written synchronously: the thread of `SummaryWriter` dies if the disk is full."""
 
     def __init__(self, folder: Path, events: Any, record_writer: Any) -> None:
         started = time.time_ns()
@@ -85,9 +85,9 @@ class _EventFile:
 
     @classmethod
     def open(cls, folder: Path) -> Self | None:
-        """A new file in a folder; None without tensorboard."""
+        """Create a file in a folder; returns None without tensorboard."""
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # importing tensorboard warns of its own dependencies
+            warnings.simplefilter("ignore")  # importing tensorboard warns about its own dependencies
             try:
                 from tensorboard.compat.proto import event_pb2
                 from tensorboard.summary.writer.record_writer import RecordWriter
@@ -96,7 +96,7 @@ class _EventFile:
         return cls(folder, event_pb2, RecordWriter)
 
     def write(self, scalars: Mapping[str, float], step: int) -> None:
-        """Append scalars of a step."""
+        """Append the scalars of a step."""
         if scalars:
             event = self._event(wall_time=time.time(), step=step)
             for tag, value in scalars.items():

@@ -1,4 +1,4 @@
-"""The timeline of the latest scheduled steps: which operator ran where and when, drawn as lanes."""
+"""Draws the timeline of the latest scheduled steps, with operators in lanes."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from typing import Any
 __all__ = ["SCHEDULE_FILE", "draw_timeline", "read_schedule", "timeline_lead"]
 
 SCHEDULE_FILE = "schedule.json"
-"""In the run folder."""
+"""File name in the run folder."""
 
 NUM_STEPS = 4
-"""Steps drawn: more are too narrow to read."""
+"""Maximum steps drawn; more would be too narrow to read."""
 
 WIDTH, LEFT, LANE, BAR = 1080, 96, 26, 18
 COLORS = {
@@ -28,9 +28,9 @@ COLORS = {
 }
 MEANINGS = {
     "read": "rows from the pipeline",
-    "features": "feature work, of one group where there is a number",
+    "features": "feature computation, of one group if numbered",
     "pull": "rows from the store",
-    "deferred_pull": "rows an early pull left out",
+    "deferred_pull": "rows that an early pull skipped",
     "dense": "forward and backward",
     "update": "dense optimizer",
     "push": "gradients to the store",
@@ -38,7 +38,7 @@ MEANINGS = {
 
 
 def read_schedule(folder: str | Path) -> dict[str, Any] | None:
-    """The trace of a run's latest scheduled steps (`Trace.to_dict` in `headrace.scheduling`); None without one."""
+    """Read the trace of a run's latest scheduled steps (`Trace.to_dict` in `headrace.scheduling`), or None."""
     path = Path(folder) / SCHEDULE_FILE
     if not path.is_file():
         return None
@@ -49,7 +49,7 @@ def read_schedule(folder: str | Path) -> dict[str, Any] | None:
 
 
 def timeline_lead(schedule: Mapping[str, Any]) -> str:
-    """One line above the drawing."""
+    """Summary line above the drawing."""
     spans = _latest(schedule["spans"])
     if not spans:
         return ""
@@ -57,15 +57,15 @@ def timeline_lead(schedule: Mapping[str, Any]) -> str:
     network = _covered([span for span in spans if span["lane"] == "network"])
     both = network + _covered(_cpu(spans)) - _covered([span for span in spans if span["lane"] != "reader"])
     steps = len({span["step"] for span in spans if span["kind"] == "dense"})
-    hidden = f", {both / network:.0%} of them hidden under other work" if network else ""
+    hidden = f", {both / network:.0%} of it overlapped with other work" if network else ""
     return (
-        f"The latest {steps} steps under {schedule['policy']}, {1e3 * (end - start):.1f} ms; transfers for "
+        f"The latest {steps} steps under {schedule['policy']}, {1e3 * (end - start):.1f} ms; transfers took "
         f"{1e3 * network:.1f} ms{hidden}."
     )
 
 
 def draw_timeline(schedule: Mapping[str, Any]) -> str:
-    """Lanes from top to bottom: the trainer, feature threads, reading, the network; hover for what and why."""
+    """Draw lanes from top to bottom: trainer, feature threads, reading, network; tooltips explain each operator."""
     spans = _latest(schedule["spans"])
     if not spans:
         return ""
@@ -101,7 +101,7 @@ def _bar(span: Mapping[str, Any], left: float, top: float, scale: float) -> str:
         f"{span['kind']}{group} of step {span['step']}{part}, {1e3 * (span['end_s'] - span['start_s']):.2f} ms{size}: "
         f"{span['reason']}"
     )
-    opacity = 1.0 if span["step"] % 2 == 0 else 0.66  # so that neighbouring steps can be told apart
+    opacity = 1.0 if span["step"] % 2 == 0 else 0.66  # to distinguish neighbouring steps
     label = f'<text x="{left + 3:.1f}" y="{top + 13}" fill="#fff">{span["step"]}</text>' if width > 26 else ""
     return (
         f'<g><title>{escape(title)}</title><rect x="{left:.1f}" y="{top}" width="{width:.1f}" height="{BAR}" rx="2" '
@@ -122,7 +122,7 @@ def _axis(start: float, end: float, scale: float, height: float) -> list[str]:
 
 
 def _latest(spans: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Spans of the last steps that are whole."""
+    """Spans of the last complete steps."""
     steps = sorted({span["step"] for span in spans if span["kind"] == "push"})[-NUM_STEPS:]
     dense = [span for span in spans if span["kind"] == "dense" and span["step"] in steps]
     if not dense:
@@ -141,7 +141,7 @@ def _cpu(spans: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
 
 
 def _covered(spans: Sequence[Mapping[str, Any]]) -> float:
-    """Seconds during which at least one of them ran."""
+    """Seconds during which at least one span ran."""
     total, reached = 0.0, float("-inf")
     for span in sorted(spans, key=lambda span: span["start_s"]):
         total += max(0.0, span["end_s"] - max(span["start_s"], reached))
@@ -150,7 +150,7 @@ def _covered(spans: Sequence[Mapping[str, Any]]) -> float:
 
 
 def _lanes(spans: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[Mapping[str, Any]]]]:
-    """Threads as they are; transfers, which overlap, in as many lanes as they need."""
+    """One lane per thread; transfers, which overlap, in as many lanes as they need."""
     threads = sorted({span["lane"] for span in _cpu(spans)} - {"trainer"})
     lanes = [(name, [span for span in spans if span["lane"] == name]) for name in ("trainer", *threads, "reader")]
     for kinds, name in ((("pull", "deferred_pull"), "pulls"), (("push",), "pushes")):

@@ -1,4 +1,4 @@
-"""Trained models at work: metrics and predictions over logs, and exports to take elsewhere."""
+"""Uses of trained models: metrics and predictions on logs, and exports for serving."""
 
 from headrace.scoring.export import ExportedModel, export_model
 from headrace.scoring.scorer import Scorer

@@ -1,4 +1,4 @@
-"""Exporting a model for serving: parameters and tables as raw arrays, and the job that says how they fit together."""
+"""Exports a model for serving, as raw arrays of parameters and tables, and the job file."""
 
 from __future__ import annotations
 
@@ -33,18 +33,18 @@ JOB = "job.yaml"
 
 
 class ExportedModel:
-    """A model read back from an export. Reading one runs no code: it holds numbers and a job file.
+    """A model loaded from an export. An export contains only numbers and a job file, so loading it runs no code.
 
-    Where the job names a model or an operator of your own, import its module before you read the export.
+    If the job uses your own model or operator, import its module before you load the export.
     """
 
     def __init__(self, folder: str | Path) -> None:
-        """Read an export.
+        """Load an export.
 
         Raises:
-            TornCheckpoint: The manifest or a file is missing or does not match its checksum.
-            VersionMismatch: It was written in another version of the format.
-            ConfigError: The folder holds no export.
+            TornCheckpoint: The manifest or a file is missing, or a checksum does not match.
+            VersionMismatch: It was written in a different version of the format.
+            ConfigError: The folder is not an export.
         """
         folder = Path(folder)
         if not os.path.lexists(folder / MANIFEST):
@@ -61,7 +61,7 @@ class ExportedModel:
         self._model = components.model.eval()
 
     def __call__(self, batch: Batch) -> Tensor:
-        """Logits float32 [B, L]."""
+        """Compute logits, float32 [B, L]."""
         with torch.inference_mode():
             logits: Tensor = self._model(batch)
         return logits
@@ -75,25 +75,24 @@ def export_model(
     check_rows: int = 4096,
     on_message: Callable[[str], None] = lambda line: None,
 ) -> float:
-    """Write a model for serving, read it back, and compare its scores on the job's logs.
+    """Export a model for serving, load the export, and compare its scores on the job's logs.
 
     The folder holds `dense.safetensors` (the dense parameters), `tables/<module>/<column>.npy`, `job.yaml` (schema,
-    features, embeddings, model) and `manifest.json` with checksums. It appears whole or not at all.
+    features, embeddings, model) and `manifest.json` with checksums. It is written atomically.
 
     Args:
-        job: The job, resolved.
-        out: Local folder to write; must not exist.
-        checkpoint: Number of the checkpoint; None for the newest whole one.
-        check_rows: Rows of the logs to compare scores on.
-        on_message: Called with a line for each damaged newer checkpoint, and one for entries of the logs that are not
-            read.
+        job: The resolved job.
+        out: Output folder, local; must not exist.
+        checkpoint: Number of the checkpoint; None for the newest valid one.
+        check_rows: Number of log rows on which to compare scores.
+        on_message: Called with a line for each damaged newer checkpoint, and for log entries that are not read.
 
     Returns:
-        The greatest difference of a logit.
+        The maximum difference of logits.
 
     Raises:
-        HeadraceError: The export does not score like the model.
-        StorageError: It cannot be written.
+        HeadraceError: The export's scores differ from the model's.
+        StorageError: The export cannot be written.
     """
     out = local_path(out, where="OUT")
     if os.path.lexists(out):

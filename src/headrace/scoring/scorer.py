@@ -1,4 +1,4 @@
-"""Scoring logs with a checkpoint: metrics, or predictions as Parquet."""
+"""`Scorer`: scores logs with a checkpoint, for metrics or for predictions as Parquet."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ __all__ = ["Scorer"]
 
 
 class Scorer:
-    """A job's model as one of its checkpoints has it, for reading only.
+    """A job's model loaded from a checkpoint, read-only.
 
     Attributes:
         checkpoint: Number of the checkpoint.
-        step: Optimizer steps it has behind it.
+        step: Optimizer steps at the checkpoint.
         components: Plan and model.
-        rows: What became of the rows scored last.
+        rows: Row statistics of the last scoring pass.
     """
 
     def __init__(
@@ -50,12 +50,12 @@ class Scorer:
         """Load a checkpoint.
 
         Args:
-            job: The job, resolved.
-            checkpoint: Its number; None for the newest whole one.
+            job: The resolved job.
+            checkpoint: Number of the checkpoint; None for the newest valid one.
             on_message: Called with a line for each damaged newer checkpoint, and for entries of logs that are not read.
 
         Raises:
-            CheckpointError: There is none, or it cannot be used.
+            CheckpointError: There is no checkpoint, or it cannot be used.
         """
         self.job = job
         self._on_message = on_message
@@ -74,7 +74,7 @@ class Scorer:
         use_threads(job.training.threads)
 
     def evaluate(self, path: str) -> dict[str, Scores]:
-        """Metrics over all rows of the logs at `path`, by label."""
+        """Compute metrics over all rows of the logs at `path`, by label."""
         metrics = {name: BinaryMetrics() for name in self.components.label_names}
         for batch, logits in self.score(self.list_logs(path), "evaluate"):
             weights = None if batch.weights is None else batch.weights.numpy()
@@ -83,11 +83,11 @@ class Scorer:
         return {name: metric.compute() for name, metric in metrics.items()}
 
     def predict(self, path: str, out: Path) -> int:
-        """Write a prediction for each row of the logs at `path`, which need no labels; returns how many.
+        """Write a prediction for each row of the logs at `path`, which need no labels; returns their number.
 
-        The Parquet file `out` has the columns `row_id`, `file` and `row` (only `row_id` where the logs have the column
-        that the schema names for it), and a float32 probability `p_<label>` for each label. For a clustered copy, file
-        and row are those of the log it was made of. It appears whole or not at all.
+        The Parquet file `out` has the columns `row_id`, `file` and `row` (only `row_id` if the logs have the schema's
+        row id column), and a float32 probability `p_<label>` for each label. For a clustered copy, file and row refer
+        to the original log. The file is written atomically.
         """
         out = local_path(out, where="OUT")
         if out.is_dir():
@@ -107,7 +107,7 @@ class Scorer:
         return self.rows.num_used
 
     def list_logs(self, path: str) -> list[LogFile]:
-        """The files of the logs at `path`; a line for the user names entries that are not read."""
+        """List the files of the logs at `path`, and report entries that are not read."""
         listing = list_log(path)
         for note in listing.notes:
             self._on_message(note)
@@ -116,18 +116,18 @@ class Scorer:
     def score(
         self, files: Sequence[LogFile], what: str, plan: FeaturePlan | None = None
     ) -> Generator[tuple[Batch, NDArray[np.float32]], None, None]:
-        """Batches of the logs in file order, with their logits float32 [B, L].
+        """Yield batches of the logs in file order, with their logits, float32 [B, L].
 
-        The logs may have any layout, whatever that of the logs trained on, and need neither row ids nor sessions unless
-        these are features.
+        The logs may have a different layout than the training logs, and need neither row ids nor sessions unless these
+        are features.
 
         Args:
             files: The logs.
-            what: Names the progress bar.
-            plan: The job's plan without labels, for logs that have none.
+            what: Name of the progress bar.
+            plan: The job's plan without labels, for logs without labels.
 
         Raises:
-            ErrorBudgetExceeded: More rows are bad than the job allows.
+            ErrorBudgetExceeded: There are more bad rows than the job allows.
         """
         plan = self.components.plan if plan is None else plan
         return self._score(self._open_source(files, plan), what, plan)
@@ -162,7 +162,7 @@ class Scorer:
                     logits = self.components.model(batch).cpu().numpy()
                 self._count(batches, budget, progress)
                 yield batch, logits
-            self._count(batches, budget, progress)  # bad rows behind the last good one
+            self._count(batches, budget, progress)  # bad rows after the last good one
 
     def _count(self, batches: BatchIterator, budget: ErrorBudget, progress: Progress) -> None:
         rows = batches.take_row_stats()

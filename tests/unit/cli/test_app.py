@@ -138,7 +138,7 @@ def test_a_working_folder_that_was_deleted_is_one_line(
 
     monkeypatch.setattr("os.getcwd", gone)
     assert run(monkeypatch, ZeroDivisionError(), "doctor") == 2
-    assert capsys.readouterr().err == "headrace: the working folder was deleted; change to one that exists\n"
+    assert capsys.readouterr().err == "headrace: the working folder was deleted; change to an existing one\n"
 
 
 def test_a_mistake_of_ours_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:

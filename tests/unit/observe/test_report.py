@@ -24,11 +24,11 @@ TITLES = [
     "Normalised entropy",
     "Log loss",
     "Calibration",
-    "Rows a second",
+    "Rows per second",
     "Where a step&#x27;s time goes",
     "Workers",
-    "CPUs at work",
-    "Memory against its limits",
+    "Busy CPUs",
+    "Memory use",
     "Queue depth",
     "Bytes in flight",
     "Memory",
@@ -104,16 +104,16 @@ def test_the_tuning_plots_show_a_resize_the_limits_and_each_change_by_its_number
     folder = write_run(tmp_path / "run", num_steps=60)
     page = report_of(folder)
     blocks = [json.loads(text) for text in re.findall(r'application/json">(.*?)</script>', page)]
-    workers, memory = blocks[TITLES.index("Workers")], blocks[TITLES.index("Memory against its limits")]
+    workers, memory = blocks[TITLES.index("Workers")], blocks[TITLES.index("Memory use")]
     by_name = {series["n"]: series["v"] for series in workers["s"]}
     assert (by_name["CPUs available"][10], by_name["CPUs available"][-1]) == ("2", "4")
     assert by_name["CPUs available"].count("2") == 29
     assert by_name["shared by all"][-1] == "4"
-    assert {series["n"]: series["v"][0] for series in memory["s"]}["in flight, of the budget"] == "23 %"
+    assert {series["n"]: series["v"][0] for series in memory["s"]}["in flight / budget"] == "23 %"
     said = [text for text in workers["w"] if text]
     assert said == ["1: tuner: read.workers 1 -> 2: the trainer waits 48 % of its time and read is busy 97 %"]
     assert "<tr><td>1</td>" in page  # and the same number in the table of decisions
-    assert "The tuner changed something 1 time." in page
+    assert "The tuner made 1 change." in page
 
 
 def text_of(page: str) -> str:
@@ -125,7 +125,7 @@ def test_the_page_is_titled_by_run_model_and_data_and_says_how_to_repeat_it(tmp_
     (folder / "config.yaml").write_text("data: {path: logs/2026}\nmodel: {kind: dcnv2}\n")
     page = report_of(folder)
     assert "<title>run: dcnv2 on logs/2026 · headrace</title>" in page
-    assert "The same again: headrace train run/config.yaml" in page
+    assert "To repeat it: headrace train run/config.yaml" in page
     (folder / "config.yaml").write_text("[")
     assert "<title>run · headrace</title>" in report_of(folder)
 
@@ -151,19 +151,19 @@ def test_looks_that_changed_nothing_lie_folded_beside_the_changes_with_bytes_in_
     change = look | {"change": {"memory": [67108864, 134217728]}, "reason": "there is memory"}
     (folder / "decisions.jsonl").write_text("".join(json.dumps(each) + "\n" for each in [look] * 120 + [change]))
     page = report_of(folder)
-    changes, looks = page.split("looks that changed nothing")
+    changes, looks = page.split("checks without changes")
     assert "memory 64 MiB → 128 MiB" in changes
     assert "67108864" not in page
     assert changes.count("the trainer hardly waits") == 0
     assert looks.count("the trainer hardly waits") == 120
-    assert "120 looks that changed nothing" in page
+    assert "120 checks without changes" in page
     assert "1 change<" in page
 
 
 def test_cpus_at_work_count_the_trainer_too(tmp_path: Path) -> None:
     page = report_of(write_run(tmp_path / "run", num_steps=60))
     blocks = [json.loads(text) for text in re.findall(r'application/json">(.*?)</script>', page)]
-    names = [series["n"] for series in blocks[TITLES.index("CPUs at work")]["s"]]
+    names = [series["n"] for series in blocks[TITLES.index("Busy CPUs")]["s"]]
     assert "trainer" in names
 
 

@@ -64,9 +64,9 @@ def test_transfers_that_overlap_lie_in_lanes_of_their_own() -> None:
 def test_the_lead_tells_what_share_of_transfers_is_hidden() -> None:
     lead = timeline_lead(steps(8))
     assert lead.startswith("The latest 4 steps under recs, ")
-    assert "hidden under other work" in lead
+    assert "overlapped with other work" in lead
     # Three of the four steps have their pulls on the drawing: of 20 ms, features run beside 3 x 3 ms.
-    assert "transfers for 20.0 ms, 45% of them" in lead
+    assert "transfers took 20.0 ms, 45% of it" in lead
 
 
 def test_a_run_without_whole_steps_has_no_timeline(tmp_path: Path) -> None:
