@@ -57,9 +57,9 @@ def test_what_was_chosen_is_written_and_kept(logs: Path, tmp_path: Path) -> None
     Trainer(make_job(logs, run, "auto")).run(windows=1)  # alone, so small a model would be fp32
     Trainer(make_job(logs, run, "fp32")).run()
     assert reasons(run) == [
-        "matrix products in bf16: training.precision says so",
-        "matrix products in bf16: as the run began",
-        "matrix products in fp32: training.precision says so",
+        "matrix products in bf16: set by training.precision",
+        "matrix products in bf16: decided when the run started",
+        "matrix products in fp32: set by training.precision",
     ]
     Trainer(make_job(logs, tmp_path / "fresh", "auto")).run(windows=1)
-    assert "too few to matter" in reasons(tmp_path / "fresh")[0]
+    assert "forward pass has only" in reasons(tmp_path / "fresh")[0]

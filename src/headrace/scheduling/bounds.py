@@ -1,4 +1,4 @@
-"""How short a step can be: bounds from the seconds of its parts, and the orders of feature groups that reach them."""
+"""Lower bounds on the time of a step, and the orders of feature groups that achieve them."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ __all__ = ["StepParts", "critical_path_order", "johnson_order", "makespan"]
 
 @dataclass(frozen=True)
 class StepParts:
-    """Seconds of the parts of one step, each alone on the machine.
+    """Seconds of the phases of one step, each measured alone on the machine.
 
     Attributes:
-        features_s: F, feature work on all cores.
-        pull_s: P, rows from the store.
+        features_s: F, feature computation on all cores.
+        pull_s: P, pulling rows from the store.
         dense_s: M, forward, backward and the dense optimizer.
-        push_s: U, gradients to the store.
-        deferred_ratio: Share of a batch's keys that the batch before it updates.
+        push_s: U, pushing gradients to the store.
+        deferred_ratio: Share of a batch's keys that the previous batch updates.
     """
 
     features_s: float
@@ -28,43 +28,43 @@ class StepParts:
 
     @property
     def serial_s(self) -> float:
-        """One part after the other: F + P + M + U."""
+        """Time with no overlap: F + P + M + U."""
         return self.features_s + self.pull_s + self.dense_s + self.push_s
 
     @property
     def strict_s(self) -> float:
-        """Least in strict synchronous order, M + max(F, P + U).
+        """Minimum in strict synchronous order: M + max(F, P + U).
 
-        Push, pull and dense work of consecutive steps are one chain; only feature work can hide, and only under
+        Push, pull and dense work of consecutive steps form one chain. Only feature work can be hidden, and only under
         communication if dense work uses all cores.
         """
         return self.dense_s + max(self.features_s, self.pull_s + self.push_s)
 
     @property
     def early_s(self) -> float:
-        """Least if every row could be pulled early, max(F + M, P + U): processor and link are each never idle."""
+        """Minimum if every row could be pulled early: max(F + M, P + U), limited by the CPU or the network."""
         return max(self.features_s + self.dense_s, self.pull_s + self.push_s)
 
     @property
     def early_exact_s(self) -> float:
-        """Least with early pulls that stay exact: `early_s`, or the chain M + U + deferred_ratio * P if that is longer.
+        """Minimum with exact early pulls: `early_s`, or the chain M + U + deferred_ratio * P if that is longer.
 
-        Rows that a batch shares with the one before wait for its push.
+        Rows that a batch shares with the previous one wait for its push.
         """
         return max(self.early_s, self.dense_s + self.push_s + self.deferred_ratio * self.pull_s)
 
     @property
     def communication_ratio(self) -> float:
-        """Share of the serial step that is communication."""
+        """Share of communication in the serial step."""
         return (self.pull_s + self.push_s) / self.serial_s if self.serial_s else 0.0
 
 
 def johnson_order(cpu_s: Sequence[float], network_s: Sequence[float]) -> list[int]:
-    """The order of least makespan for jobs that each need one processor first and one link second.
+    """The order with the minimum makespan for jobs that each first use a processor and then a link.
 
-    Jobs that compute for less time than they communicate come first, shortest computation first; the others after
-    them, longest communication first (S. M. Johnson, "Optimal two- and three-stage production schedules with setup
-    times included", Naval Research Logistics Quarterly, 1954). Equal jobs keep their order.
+    Jobs with less computation than communication come first, shortest computation first; then the others, longest
+    communication first (S. M. Johnson, "Optimal two- and three-stage production schedules with setup times included",
+    Naval Research Logistics Quarterly, 1954). Equal jobs keep their order.
 
     Args:
         cpu_s: Seconds of computation of each job.
@@ -77,22 +77,23 @@ def johnson_order(cpu_s: Sequence[float], network_s: Sequence[float]) -> list[in
 
 
 def critical_path_order(cpu_s: Sequence[float], network_s: Sequence[float]) -> list[int]:
-    """Longest remaining path first: computation and then communication of the job itself.
+    """Longest path first: the sum of a job's computation and communication.
 
-    The list schedule for several processors, where no rule is known to be optimal: Johnson's breaks down because short
-    computations no longer hold each other up.
+    A list schedule for several processors, for which no optimal rule is known. Johnson's rule does not apply, because
+    short computations no longer delay each other.
     """
     return sorted(range(len(cpu_s)), key=lambda job: -(cpu_s[job] + network_s[job]))
 
 
 def makespan(order: Sequence[int], cpu_s: Sequence[float], network_s: Sequence[float], num_cores: int = 1) -> float:
-    """Seconds until the last job has communicated, if jobs compute in this order and the link serves first come first.
+    """Seconds until the last job has communicated, if jobs compute in this order and the link serves in order of
+    arrival.
 
     Args:
-        order: Jobs.
+        order: Indices of the jobs.
         cpu_s: Seconds of computation of each job.
         network_s: Seconds of communication of each job.
-        num_cores: Jobs that compute at once.
+        num_cores: Number of jobs that compute at once.
     """
     cores = [0.0] * num_cores
     computed = []

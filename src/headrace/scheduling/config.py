@@ -15,7 +15,7 @@ from headrace.scheduling.policies import BatchPrefetch, Policy, StepwisePolicy
 __all__ = ["SchedulerConfig"]
 
 PARTS = ("name", "num_ahead", "strategies", "num_workers", "choose")
-"""Of a `Policy`."""
+"""Methods of a `Policy`."""
 
 
 class SchedulerConfig(Config):
@@ -46,15 +46,15 @@ class SchedulerConfig(Config):
         return {"policy": values} if isinstance(values, str) else values
 
     def choose(self, *, remote: bool, alone: bool = True) -> Policy | None:
-        """The policy to use; None for the plain loop.
+        """Choose the policy; None for the plain loop.
 
         Args:
-            remote: Whether rows live in shards.
-            alone: Whether this is the only trainer. With several, rows that this trainer's pushes do not touch may be
-                touched by another's, so `recs_early` becomes `recs`.
+            remote: Whether rows are in shards.
+            alone: Whether this is the only trainer. With several, another trainer's pushes may touch rows that this
+                one's do not, so `recs_early` becomes `recs`.
 
         Raises:
-            ConfigError: A policy of the user's own cannot be imported, or is not a policy.
+            ConfigError: A user-defined policy cannot be imported, or is not a policy.
         """
         name = self.policy
         if name == "auto":
@@ -76,7 +76,7 @@ class SchedulerConfig(Config):
 
 
 def _make(name: str) -> Policy:
-    """The policy of a name: an object, or a class that makes one without arguments."""
+    """Find a policy by name: an object, or a class to instantiate without arguments."""
     found = STEP_POLICIES.find(name, where="scheduler.policy")
     policy: Policy = found() if isinstance(found, type) else found
     lacks = [part for part in PARTS if not hasattr(policy, part)]

@@ -1,4 +1,4 @@
-"""What operators cost: moving estimates of their seconds and bytes, and the budget that those bytes are kept to."""
+"""Moving estimates of operators' seconds and bytes, and the byte budget."""
 
 from __future__ import annotations
 
@@ -10,16 +10,17 @@ from headrace.scheduling.graph import ALL_GROUPS, WHOLE, Kind, Operator, Part
 __all__ = ["ByteBudget", "Costs", "MovingEstimate"]
 
 WEIGHT = 0.2
-"""Of the newest sample: an estimate follows a lasting change within ten steps; one odd step moves it by a fifth."""
+"""Weight of the newest sample: estimates follow a lasting change within ten steps, while one odd step moves them by a
+fifth."""
 
 OUTLIER = 4.0
-"""A sample counts as at most so many times the estimate: one page fault or compilation must not rule the next steps."""
+"""A sample counts at most as this multiple of the estimate, so that one page fault or compilation does not dominate."""
 
 MARGIN = 1.1
-"""Reserved for an operator, relative to the most that one like it took lately."""
+"""Bytes reserved for an operator, relative to the recent maximum of its kind."""
 
 Place = tuple[Kind, int, Part]
-"""Operators of a kind, group and part cost about the same in every batch."""
+"""Operators of the same kind, group and part cost about the same in every batch."""
 
 
 class MovingEstimate:
@@ -37,7 +38,7 @@ class MovingEstimate:
         self.is_known = False
 
     def add(self, sample: float) -> None:
-        """Learn from one more sample."""
+        """Add a sample."""
         if not self.is_known:
             self.value, self.is_known = sample, True
             return
@@ -45,14 +46,14 @@ class MovingEstimate:
 
 
 class Costs:
-    """Estimated seconds and bytes of operators, and the length of the gap between dense operators.
+    """Estimates of operators' seconds and bytes, and of the gap between dense operators.
 
-    The *gap* of a batch is the time from the end of one batch's dense work to the moment when the next could begin:
-    the processor time that pushes and pulls leave to other work.
+    The *gap* of a batch is the time from the end of one batch's dense work until the next could start: the CPU time
+    that pushes and pulls leave for other work.
 
     Attributes:
-        num_groups: Feature groups.
-        gap_s: The gap.
+        num_groups: Number of feature groups.
+        gap_s: Length of the gap.
     """
 
     def __init__(self, num_groups: int) -> None:
@@ -62,43 +63,43 @@ class Costs:
         self._bytes: dict[Place, MovingEstimate] = {}
 
     def learn(self, operator: Operator, seconds: float, num_bytes: int) -> None:
-        """Remember what an operator took."""
+        """Record the cost of an operator."""
         place = operator.kind, operator.group, operator.part
         self._seconds.setdefault(place, MovingEstimate()).add(seconds)
         self._bytes.setdefault(place, MovingEstimate()).add(float(num_bytes))
 
     def seconds(self, kind: Kind, group: int = ALL_GROUPS, part: Part = WHOLE) -> float:
-        """Seconds of an operator; 0 before one has run."""
+        """Estimated seconds of an operator; 0 before one has run."""
         estimate = self._seconds.get((kind, group, part))
         return 0.0 if estimate is None else estimate.value
 
     def num_bytes(self, kind: Kind, group: int = ALL_GROUPS, part: Part = WHOLE) -> int:
-        """Bytes an operator leaves in memory until its batch is trained; 0 before one has run."""
+        """Estimated bytes that an operator keeps in memory until its batch is trained; 0 before one has run."""
         estimate = self._bytes.get((kind, group, part))
         return 0 if estimate is None else int(estimate.value)
 
 
 class ByteBudget:
-    """Bytes of batches between reading and training: reserved before an operator runs, and corrected afterwards.
+    """Byte budget of batches between reading and training: reserved before an operator runs, corrected afterwards.
 
     Attributes:
         ledger: Bytes in use and reserved.
     """
 
     def __init__(self, budget_bytes: int, num_groups: int) -> None:
-        """Args: budget_bytes: Maximum bytes in use. num_groups: Parts into which features can be split."""
+        """Start empty, with a maximum of `budget_bytes` and `num_groups` feature groups."""
         self.ledger = Ledger(budget_bytes)
         self._num_groups = num_groups
         self._recent: dict[Place, RecentMax] = {}
         self._reserved: dict[Operator, int] = {}
 
     def fits(self, operator: Operator) -> bool:
-        """Whether an operator's bytes fit; what has never run is tried on the next batch to train first."""
+        """Whether an operator's bytes fit. Operators that have never run fit only for the next batch to train."""
         expected = self._expected(operator)
         return expected is not None and self.ledger.fits(expected)
 
     def reserve(self, operator: Operator) -> None:
-        """An operator begins."""
+        """Reserve bytes for an operator that starts."""
         self._reserved[operator] = self._expected(operator) or 0
         self.ledger.add(self._reserved[operator])
 
@@ -107,15 +108,15 @@ class ByteBudget:
         self.ledger.add(-self._reserved.pop(operator, 0))
 
     def settle(self, operator: Operator, num_bytes: int) -> None:
-        """An operator has ended with so many bytes, which the caller charges for as long as they stay."""
+        """Release a finished operator's reservation, and learn its bytes, which the caller then charges."""
         self.give_back(operator)
         self._recent.setdefault((operator.kind, operator.group, operator.part), RecentMax()).add(num_bytes)
 
     def _expected(self, operator: Operator) -> int | None:
-        """Bytes to reserve; None where nothing like it has run.
+        """Bytes to reserve; None if no similar operator has run.
 
-        Where steps were split in another way until now: as much as all operators of its kind that are known, once these
-        have every group and row.
+        If steps were split differently so far, this is the sum of all known operators of its kind, once they cover
+        every group and row.
         """
         alike = self._recent.get((operator.kind, operator.group, operator.part))
         if alike is not None:

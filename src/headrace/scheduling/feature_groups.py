@@ -1,4 +1,4 @@
-"""Splits the features of a job into groups, each a unit of feature work and of communication."""
+"""Splits the features of a job into groups, which are computed and pulled separately."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ from headrace.scheduling.graph import ALL_GROUPS
 __all__ = ["MAX_GROUPS", "FeatureGroup", "FeatureGroups", "group_features"]
 
 MAX_GROUPS = 4
-"""Groups of a step: enough for one's pull to be hidden by the others' work, few enough that what each costs by itself
-(about a millisecond: a call of its plan, a pass for unique ids, a part of the gradients) stays below that."""
+"""Maximum groups per step: enough that the pull of one is hidden by the computation of others, and few enough that the
+fixed cost of each (about a millisecond: calling its plan, finding unique ids, splitting gradients) is smaller than the
+gain."""
 
 GUESSED_LIST_LENGTH = 20.0
-"""Ids of a list, where the schema does not tell: as in the feature plan's first estimate."""
+"""List length if the schema does not define it, as in the feature plan's initial guess."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,8 +26,8 @@ class FeatureGroup:
     """Features that are computed together.
 
     Attributes:
-        plan: Computes them, and nothing else.
-        features: Keys of the sparse ones.
+        plan: Plan of only these features.
+        features: Keys of its sparse features.
     """
 
     plan: FeaturePlan
@@ -35,11 +36,11 @@ class FeatureGroup:
 
 @dataclass(frozen=True, eq=False)
 class FeatureGroups:
-    """The features of a job as a whole, and in parts.
+    """The features of a job, as a whole and split into groups.
 
     Attributes:
-        whole: All features.
-        parts: The same, split.
+        whole: All features as one group.
+        parts: The feature groups.
     """
 
     whole: FeatureGroup
@@ -49,7 +50,7 @@ class FeatureGroups:
         return len(self.parts)
 
     def of(self, group: int) -> FeatureGroup:
-        """A part by its number, the whole for `ALL_GROUPS`."""
+        """A group by its number, or the whole for `ALL_GROUPS`."""
         return self.whole if group == ALL_GROUPS else self.parts[group]
 
 
@@ -59,15 +60,15 @@ def group_features(
     *,
     max_groups: int = MAX_GROUPS,
 ) -> FeatureGroups:
-    """Split a plan into groups that together compute the same batch.
+    """Split a plan into feature groups that together compute the same batch.
 
     Features that share a table stay together, so the ids of a group are unique over the whole batch, and the sum of
     a key's gradients does not depend on the grouping. All dense features, labels and weights are in the first group.
 
     Args:
-        plan: Of the job.
+        plan: The job's plan.
         tables_of: Tables of a sparse feature, one for each module that looks it up.
-        max_groups: At most so many groups; the cheapest are joined.
+        max_groups: Maximum number of groups; the cheapest are merged.
     """
     schema = plan.schema
     dense = [spec for spec in plan.specs if spec.section == "dense"]
@@ -107,7 +108,7 @@ def _linked(specs: Sequence[FeatureSpec], tables_of: Callable[[str], Sequence[st
 
 
 def _weight(spec: FeatureSpec, schema: Schema) -> float:
-    """A guess at the cost of a feature: elements a row times passes over them."""
+    """Guess the cost of a feature: elements per row times passes over them."""
     lists = {column.name for column in schema.id_lists}
     length = sum(GUESSED_LIST_LENGTH if name in lists else 1.0 for name in spec.sources)
     return length * (1 + len(spec.operators))

@@ -1,12 +1,12 @@
-"""The operators of a training step as data: what each needs before it may start, and which resource it uses.
+"""The operators of a training step as data: their dependencies and the resources they use.
 
     read(b) ── features(b, g) ── pull(b, g) ─┐
                                               ├─ dense(b) ── push(b)
     read(b) ── features(b, h) ── pull(b, h) ─┘      │
                     push(b - 1) ──┘                 └─ update(b)
 
-Letters: b numbers batches in the order in which they train, g and h are feature groups. A policy builds the operators
-of each step (all but `read`) as a list of `Node`s; the scheduler knows nothing about a step but this list.
+Here b is a batch number in training order, and g and h are feature groups. A policy builds the operators of each step
+(except `read`) as a list of `Node`s, and the scheduler knows nothing else about a step.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import NamedTuple
 __all__ = ["ALL_GROUPS", "WHOLE", "Kind", "Lane", "Node", "Operator", "Part", "Start", "check_step", "matches"]
 
 ALL_GROUPS = -1
-"""All feature groups of a batch: as one operator, or, in a need, all operators of a kind."""
+"""All feature groups of a batch. In a need: operators of any group."""
 
 
 class Part(NamedTuple):
@@ -30,12 +30,12 @@ class Part(NamedTuple):
     of: int
 
     def rows(self, num_rows: int) -> range:
-        """Its rows in a batch."""
+        """The part's rows in a batch of `num_rows` rows."""
         return range(self.number * num_rows // self.of, (self.number + 1) * num_rows // self.of)
 
 
 WHOLE = Part(0, 1)
-"""All rows of a batch; in a need, operators of any part."""
+"""All rows of a batch. In a need: operators of any part."""
 
 
 class Lane(Enum):
@@ -44,25 +44,25 @@ class Lane(Enum):
     __hash__ = object.__hash__
 
     READER = "reader"
-    """One thread that takes batches of rows from the pipeline, in order."""
+    """A thread that takes batches of rows from the pipeline, in order."""
     CPU = "cpu"
-    """Background threads, one operator each."""
+    """Background threads, each running one operator at a time."""
     TRAINER = "trainer"
     """The caller's thread; its operators may use all cores."""
     NETWORK = "network"
-    """The embedding store: transfers run side by side, on no thread of the scheduler."""
+    """The embedding store: transfers run concurrently, without threads of the scheduler."""
 
 
 class Kind(Enum):
-    """What an operator does.
+    """The kind of an operator.
 
     Attributes:
-        value: Its name.
-        lane: The resource it uses.
+        value: Name of the kind.
+        lane: Resource that it uses.
     """
 
     lane: Lane
-    __hash__ = object.__hash__  # members are compared by identity; Enum hashes names, in Python, some 100 times a step
+    __hash__ = object.__hash__  # by identity; Enum would hash names in Python, about 100 times per step
 
     def __new__(cls, name: str, lane: Lane) -> Kind:
         kind = object.__new__(cls)
@@ -74,27 +74,27 @@ class Kind(Enum):
     FEATURES = "features", Lane.CPU
     """Computes features and their unique keys."""
     PULL = "pull", Lane.NETWORK
-    """Reads the rows of keys from the store; an early pull only those of keys that no push on its way touches."""
+    """Reads rows from the store; an early pull reads only rows that no push in flight touches."""
     DEFERRED_PULL = "deferred_pull", Lane.NETWORK
-    """Reads what an early pull left out, once the push before is applied."""
+    """Reads the rows that an early pull skipped, after the previous push is applied."""
     DENSE = "dense", Lane.TRAINER
-    """Forward and backward pass; those of micro-batches add up their gradients."""
+    """Forward and backward pass; gradients of micro-batches accumulate."""
     PUSH = "push", Lane.NETWORK
-    """Sends the gradients of the batch's keys as one update of the store; done when it is applied."""
+    """Sends the gradients of the batch's keys as one update of the store; finished when it is applied."""
     UPDATE = "update", Lane.TRAINER
-    """The optimizer step of the dense parameters; ends the batch."""
+    """Runs the optimizer of the dense parameters; ends the batch."""
     REQUEST = "request", Lane.TRAINER
-    """The caller asks for the batch to be trained. Only needs name it: it happens outside of the step."""
+    """The caller's request to train the batch. It only occurs in needs, because it happens outside of the step."""
 
 
 class Operator(NamedTuple):
-    """The identity of an operator, and in a need, of all operators that it covers.
+    """Identifies an operator, or in a need, all operators that it covers.
 
     Attributes:
-        kind: What it does.
-        batch: For which batch, counted from 0 in the order of training.
-        group: For which feature group.
-        part: For which rows.
+        kind: Kind of the operator.
+        batch: Batch number, counted from 0 in training order.
+        group: Feature group.
+        part: Part of the batch's rows.
     """
 
     kind: Kind
@@ -110,7 +110,7 @@ class Operator(NamedTuple):
 
 
 def matches(need: Operator, operator: Operator) -> bool:
-    """Whether a need covers an operator: of the same kind and batch, and of the group and part it names, if any."""
+    """Whether a need covers an operator: same kind and batch, and the need's group and part, if given."""
     return (
         need.kind is operator.kind
         and need.batch == operator.batch
@@ -121,16 +121,16 @@ def matches(need: Operator, operator: Operator) -> bool:
 
 @dataclass(frozen=True)
 class Start:
-    """One set of conditions under which an operator may start.
+    """A set of conditions under which an operator may start.
 
     Attributes:
-        needs: Operators of this batch or earlier ones that must be done.
-        reason: Why it starts then; for the trace.
-        after: For a pull: the batch whose push its rows must have seen. A push that is not among the needs is one that
-            the store waits for.
-        defers: For a pull: keys that the batch before touches are left to the `DEFERRED_PULL` of the same group and
-            part. A pull that starts without deferring has all rows, and its deferred pull is dropped.
-        only_if_idle: Only while the network carries nothing else of this batch.
+        needs: Operators of this batch or earlier ones that must be finished.
+        reason: Reason for starting, for the trace.
+        after: For a pull: the batch whose push its rows must include. If that push is not among the needs, the store
+            waits for it.
+        defers: For a pull: whether keys that the previous batch touches are left to the `DEFERRED_PULL` of the same
+            group and part. If a pull starts without deferring, it reads all rows, and its deferred pull is dropped.
+        only_if_idle: Whether it may start only while no other transfer of this batch is in flight.
     """
 
     needs: tuple[Operator, ...] = ()
@@ -142,13 +142,14 @@ class Start:
 
 @dataclass(frozen=True)
 class Node:
-    """An operator in the graph of a step. Its kind gives the resource it uses.
+    """An operator in the graph of a step.
 
     Attributes:
-        operator: Which.
-        starts: It may start as soon as one of these holds; of several, the first counts.
-        priority: Of the operators of a batch that wait for the same resource, the smallest goes first.
-        yields_to: Operators, also of the next batch, that go first if they run already, or can and fit the budget.
+        operator: The operator; its kind determines the resource.
+        starts: Alternative start conditions; the first one that holds is used.
+        priority: Order among operators of a batch that wait for the same resource; the smallest goes first.
+        yields_to: Operators, possibly of the next batch, that go first if they are running, or can run and fit the
+            budget.
     """
 
     operator: Operator
@@ -158,23 +159,23 @@ class Node:
 
 
 def check_step(nodes: Sequence[Node], batch: int, num_groups: int) -> None:
-    """Check what a policy has built.
+    """Check the operators that a policy has built.
 
     Args:
-        nodes: The operators of one step.
-        batch: Its batch.
-        num_groups: Parts into which features can be split.
+        nodes: Operators of one step.
+        batch: Batch of the step.
+        num_groups: Number of feature groups.
 
     Raises:
-        ValueError: An operator is missing, there twice, of another batch, or needs something that never happens; names
-            the operator.
+        ValueError: An operator is missing, duplicated, of another batch, or has needs that can never be met; the
+            message names it.
     """
     operators = [node.operator for node in nodes]
     for operator in operators:
         if operators.count(operator) > 1:
             raise ValueError(f"{operator}: built twice")
         if operator.batch != batch or operator.kind in (Kind.READ, Kind.REQUEST):
-            raise ValueError(f"{operator}: not an operator of the step of batch {batch}")
+            raise ValueError(f"{operator}: does not belong to the step of batch {batch}")
     for kind in (Kind.FEATURES, Kind.PULL):
         _check_cover(kind, [operator for operator in operators if operator.kind is kind], num_groups)
     _check_cover(Kind.DENSE, [operator for operator in operators if operator.kind is Kind.DENSE], 1)
@@ -187,19 +188,19 @@ def check_step(nodes: Sequence[Node], batch: int, num_groups: int) -> None:
         able = [node for node in waiting if any(_can_start(start, batch, operators, done) for start in node.starts)]
         if not able:
             stuck = ", ".join(str(node.operator) for node in waiting)
-            raise ValueError(f"{stuck}: can never start; they need operators that are not in the step, or each other")
+            raise ValueError(f"{stuck}: can never start, because they need each other or operators outside of the step")
         done.update(node.operator for node in able)
         waiting = [node for node in waiting if node.operator not in done]
 
 
 def _check_cover(kind: Kind, operators: Iterable[Operator], num_groups: int) -> None:
-    """Whether operators together have every group of every row once."""
+    """Check that operators together cover every group of every row exactly once."""
     covered = [Fraction(0)] * num_groups
     for _, _, group, part in operators:
         for each in range(num_groups) if group == ALL_GROUPS else (group,):
             covered[each] += Fraction(1, part.of)
     if any(share != 1 for share in covered):
-        raise ValueError(f"{kind.value}: expected operators that have every feature group and every row once")
+        raise ValueError(f"{kind.value}: expected operators that cover every feature group and every row exactly once")
 
 
 def _can_start(start: Start, batch: int, operators: Sequence[Operator], done: set[Operator]) -> bool:

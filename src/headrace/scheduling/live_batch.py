@@ -1,4 +1,4 @@
-"""`LiveBatch`: what a scheduler keeps of a batch between reading and training."""
+"""`LiveBatch`: the state of a batch between reading and training under a scheduler."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ BYTES_PER_KEY = 16
 
 @dataclass
 class BatchFeatures:
-    """The features of one group and part, and the reads of their keys; the batch is None once it is trained."""
+    """The features of one group and part, and the reads of their keys; the batch is None after training."""
 
     batch: Batch | None
     reads: list[PendingRead]
@@ -33,20 +33,20 @@ class BatchFeatures:
 
 @dataclass
 class LiveBatch:
-    """One batch between reading and training.
+    """A batch between reading and training.
 
     Attributes:
-        rows: None once all features are computed.
-        num_rows: Rows of the batch.
-        row_stats: What became of the rows it took.
-        position: Where in the pipeline the batch after it begins.
-        features: Those computed, by group and part.
-        computed: Groups computed, those of a part in proportion.
-        features_cpu_s: CPU seconds of all feature work.
-        features_s: Wall seconds of the same, added up.
-        trained: Batch and result of each part that is trained.
-        computed_s: When the last features were there.
-        dense_s: When dense work began.
+        rows: The rows; None once all features are computed.
+        num_rows: Number of rows.
+        row_stats: Statistics of the rows read for it.
+        position: Pipeline position of the next batch.
+        features: Computed features, by group and part.
+        computed: Number of groups computed, counting parts in proportion.
+        features_cpu_s: CPU seconds of all feature computation.
+        features_s: Wall seconds of feature computation, summed over operators.
+        trained: Batch and result of each trained part.
+        computed_s: Time at which the last features were ready.
+        dense_s: Time at which dense work started.
     """
 
     rows: pa.RecordBatch | None
@@ -62,26 +62,26 @@ class LiveBatch:
     dense_s: float = 0.0
 
     def reads(self, operators: Sequence[Operator]) -> list[tuple[Part, PendingRead]]:
-        """The reads of operators, with the part that each is for."""
+        """The reads of operators, each with its part."""
         found = [(operator.part, self.features.get((operator.group, operator.part))) for operator in operators]
         return [(part, read) for part, features in found if features is not None for read in features.reads]
 
     def num_bytes(self, operators: Sequence[Operator]) -> int:
-        """Bytes of the keys and rows of operators, one way."""
+        """Bytes of the keys and rows of operators, in one direction."""
         reads = self.reads(operators)
         return sum(len(read.keys) * (BYTES_PER_KEY + 4 * read.store.embedding_dim) for _, read in reads)
 
     def count_in_batch(self, operator: Operator) -> None:
-        """Give the keys of a part their counts in the whole batch: those that the one update of all parts brings.
+        """Set the counts of a part's keys to those in the whole batch, which the update of all parts will bring.
 
-        An id is admitted by its counts, so a part that counted for itself could read zeros where the whole batch reads
-        a first value.
+        Admission of an id depends on its counts. With its own counts, a part could read zeros where the whole batch
+        reads an initial value.
 
         Raises:
-            ValueError: The features of some part are not there yet.
+            ValueError: The features of some part are not computed yet.
         """
         if self.rows is not None:
-            raise ValueError(f"{operator}: started before the features of all parts, expected it to need all of them")
+            raise ValueError(f"{operator}: started before the features of all parts, but must need all of them")
         every_read = [read for features in self.features.values() for read in features.reads]
         for _, read in self.reads([operator]):
             counts = np.zeros(len(read.keys), dtype=np.int32)

@@ -1,4 +1,4 @@
-"""`StrategySelector`: finds out by measuring which of a policy's strategies is fastest on this job."""
+"""`StrategySelector`: measures which of a policy's strategies is fastest on this job."""
 
 from __future__ import annotations
 
@@ -13,32 +13,32 @@ from headrace.scheduling.policies.base import Policy, PullStrategy, StepContext
 __all__ = ["StrategySelector", "distinct_strategies", "make_selector"]
 
 MEASURED_STEPS = 4
-"""Of a trial, at its end. Before them are those whose batches were already read when the strategy changed: their
-operators are those of the strategy before."""
+"""Measured steps at the end of a trial. Earlier steps of the trial do not count, because their batches were read, and
+their operators built, under the previous strategy."""
 
 PASSES = 2
-"""Trials of each strategy, in turn: the speed of a machine that others share changes meanwhile."""
+"""Trials per strategy, in turns, because the speed of a shared machine varies."""
 
 WARM_UP_STEPS = 10
-"""At the beginning of a window, which belong to no trial: batches ahead have yet to be made."""
+"""Steps at the start of a window that belong to no trial, because batches are not prefetched yet."""
 
 EVERY_STEPS = 512
-"""Steps until all strategies are tried again: one step in ten at most pays the difference."""
+"""Steps until all strategies are tried again; at most one step in ten runs a slower strategy."""
 
 GAIN = 1.03
-"""How much faster a strategy must be than a plainer one: on a tie the plainer one is better."""
+"""Minimum speedup over a simpler strategy, so that the simpler one wins a tie."""
 
 
 def distinct_strategies(
     strategies: Sequence[PullStrategy], *, num_groups: int, store_waits: bool, num_cores: int = 1
 ) -> list[PullStrategy]:
-    """Strategies that build different steps; of those that build the same, the plainest.
+    """Strategies that build different steps; of those that build the same, only the simplest.
 
     Args:
-        strategies: The plainest last.
-        num_groups: Parts into which features can be split.
-        store_waits: Whether the store holds pulls back until the push they must see is applied.
-        num_cores: Feature operators that may run at once.
+        strategies: Strategies, the simplest last.
+        num_groups: Number of feature groups.
+        store_waits: Whether the store holds pulls back until the push they must include is applied.
+        num_cores: Number of feature operators that may run at once.
 
     Raises:
         ConfigError: A strategy builds a step that cannot run; see `check_step`.
@@ -59,7 +59,7 @@ def distinct_strategies(
 
 
 def make_selector(policy: Policy, *, num_groups: int, store_waits: bool, num_cores: int = 1) -> StrategySelector:
-    """A selector of the strategies that a policy has on this job; see `distinct_strategies`."""
+    """Create a selector for a policy's strategies on this job; see `distinct_strategies`."""
     strategies = distinct_strategies(
         policy.strategies, num_groups=num_groups, store_waits=store_waits, num_cores=num_cores
     )
@@ -67,23 +67,22 @@ def make_selector(policy: Policy, *, num_groups: int, store_waits: bool, num_cor
 
 
 class StrategySelector:
-    """Tries strategies in turn on the job itself, and stays with the fastest; it is kept over windows.
+    """Tries strategies in turn during training and keeps the fastest, across windows.
 
-    Early pulls take two requests, and their rows arrive while dense work runs; pulls by group take several; those sent
-    ahead wait in the store. Each request costs processor time on both ends, and each group of features costs some by
-    itself, which pays where the processor would rest otherwise, and not where it never does. Plain numbers, without a
-    clock.
+    Early pulls take two requests, pulls by group take several, and pulls sent ahead wait in the store. Each request
+    costs CPU time on both ends, and each feature group has a fixed cost. This pays off if the CPU would otherwise be
+    idle, and not if it never is. Plain numbers, without a clock.
 
     Attributes:
-        strategies: Those tried.
+        strategies: The strategies to try.
     """
 
     def __init__(self, strategies: Sequence[PullStrategy], *, num_ahead: int = 3) -> None:
-        """Nothing is tried yet.
+        """Start without measurements.
 
         Args:
-            strategies: The plainest last; the first trial is of the first.
-            num_ahead: Batches that may be read behind the next to train.
+            strategies: Strategies, the simplest last; trials start with the first.
+            num_ahead: Number of batches that may be read ahead of the next one to train.
         """
         self.strategies = tuple(strategies)
         self._num_skipped = num_ahead + 1
@@ -96,22 +95,22 @@ class StrategySelector:
 
     @property
     def strategy(self) -> PullStrategy:
-        """The strategy that builds the next step."""
+        """The strategy for the next step."""
         return self.strategies[self._now]
 
     @property
     def num_steps(self) -> int:
-        """From the beginning until the fastest is known."""
+        """Number of steps until the fastest strategy is known."""
         if len(self.strategies) == 1:
             return 0
         return WARM_UP_STEPS + PASSES * len(self.strategies) * (self._num_skipped + MEASURED_STEPS)
 
     def begin(self) -> None:
-        """A window begins: its first steps tell nothing, and the trial under way begins anew."""
+        """Start a window: its first steps are ignored, and the current trial restarts."""
         self._num_warm_up, self._trial = WARM_UP_STEPS, []
 
     def learn(self, step_s: float) -> None:
-        """A step has ended under the present strategy."""
+        """Record the time of a step under the current strategy."""
         if len(self.strategies) == 1:
             return
         if self._num_warm_up:

@@ -1,4 +1,4 @@
-"""`StepStore`: stands between `EmbeddingBags` and its store, so that the scheduler decides when a read is sent."""
+"""`StepStore`: wraps the store of `EmbeddingBags`, so that the scheduler decides when reads are sent."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ Int64s = npt.NDArray[np.int64]
 
 
 class PendingRead:
-    """A read of keys of a batch, sent as one request or two before `EmbeddingBags` asks for the rows.
+    """A read of a batch's keys, sent in one or two requests before `EmbeddingBags` asks for the rows.
 
     Attributes:
-        store: The store that was asked.
-        asked: The keys as they were asked for.
-        keys: The same to be read: of a part of a batch, with their counts in the whole batch.
-        rows: float32 [U, dim], after `finish`.
-        deferred: int64, places of the keys that an early request left out; None if there was none.
-        is_outdated: Whether some of the keys were evicted after it was prepared, so that rows are read again.
+        store: The store.
+        asked: The keys as requested.
+        keys: The keys to read; for a part of a batch, with their counts in the whole batch.
+        rows: float32 [U, dim], available after `finish`.
+        deferred: int64, positions of the keys that an early request skipped; None if there was no early request.
+        is_outdated: Whether some of the keys were evicted after `prepare`, so that rows must be read again.
     """
 
     def __init__(self, store: StepStore, keys: Keys) -> None:
@@ -43,7 +43,7 @@ class PendingRead:
         self._parts: list[tuple[Int64s | None, Float32s]] = []
 
     def leave_out(self, touched: Sequence[Keys]) -> Int64s:
-        """Defer the keys that an update on its way touches; returns the places of the others, int64."""
+        """Defer the keys that an update in flight touches; returns the positions of the others, int64."""
         found = np.zeros(len(self.keys), dtype=np.bool_)
         for keys in touched:
             found |= keys_in(self.keys, keys)
@@ -51,14 +51,14 @@ class PendingRead:
         return np.flatnonzero(~found)
 
     def take(self, where: Int64s | None, rows: Float32s) -> None:
-        """Rows have arrived, of the keys at some places; None for all."""
+        """Add rows that have arrived for the keys at some positions; None for all."""
         self._parts.append((where, rows))
 
     def finish(self) -> None:
-        """Put the rows together, once all have arrived."""
+        """Combine the rows once all have arrived."""
         if self.rows.done():
             return
-        if not self._parts:  # no keys, so nothing was asked for
+        if not self._parts:  # no keys, so nothing was requested
             self._parts.append((None, np.empty((0, self.store.embedding_dim), dtype=np.float32)))
         where, rows = self._parts[0]
         if where is not None and len(where) < len(self.keys):
@@ -69,10 +69,10 @@ class PendingRead:
         self.rows.set_result(rows)
 
     def verify(self) -> None:
-        """Read all rows again, now that every update before this batch is applied, and compare.
+        """Read all rows again, after every update before this batch is applied, and compare.
 
         Raises:
-            HeadraceError: A row is not what it should be.
+            HeadraceError: A row differs.
         """
         if self.is_outdated:
             return
@@ -87,38 +87,39 @@ class PendingRead:
 
 
 Selection = tuple[PendingRead, Int64s | None]
-"""Some keys of a read, by their places; None for all."""
+"""Some keys of a read, by position; None for all."""
 
 
 class StepStore:
-    """An `EmbeddingStore` for the time that a scheduler runs: reads wait to be sent, updates do not wait to be applied.
+    """An `EmbeddingStore` for use under a scheduler: reads wait until they are sent, and updates return before they are
+    applied.
 
     Attributes:
-        store: Where rows live.
-        embedding_dim: Floats of a row.
-        first_step: The last step that was handed in before this was made.
-        num_updates: Updates handed in since then.
-        updating: The newest update.
+        store: The wrapped store.
+        embedding_dim: Dimension of the rows.
+        first_step: The last step of the store when this was created.
+        num_updates: Number of updates since then.
+        updating: Future of the newest update.
     """
 
     def __init__(self, store: EmbeddingStore, embedding_dim: int) -> None:
-        """Nothing is sent yet; the arguments are the attributes."""
+        """Wrap a store without sending anything yet."""
         self.store = store
         self.first_step = store.step
         self.embedding_dim = embedding_dim
         self.num_updates = 0
         self.updating: Future[None] | None = None
-        self._reads: dict[Keys, PendingRead] = {}  # Keys are told apart by identity: a batch owns its own
-        # Tables in this process may move when they grow, so a read and an update must not meet.
+        self._reads: dict[Keys, PendingRead] = {}  # keyed by identity, because a batch owns its keys
+        # Tables in this process may move in memory when they grow, so reads and updates must not overlap.
         self._lock: Any = threading.Lock() if isinstance(store, LocalStore) else _NoLock()
 
     def prepare(self, keys: Keys) -> PendingRead:
-        """A read of keys of a batch, to be sent later."""
+        """Prepare a read of a batch's keys, to be sent later."""
         read = self._reads[keys] = PendingRead(self, keys)
         return read
 
     def forget(self, read: PendingRead) -> None:
-        """The batch of a read is trained."""
+        """Forget a read whose batch is trained."""
         self._reads.pop(read.asked, None)
 
     @property
@@ -127,7 +128,7 @@ class StepStore:
         return self.store.step
 
     def read(self, keys: Keys, *, after: int | None = None) -> Future[Float32s]:
-        """See `EmbeddingStore.read`; of keys that were prepared, the rows of that read."""
+        """See `EmbeddingStore.read`; prepared keys get the rows of their read."""
         read = self._reads.get(keys)
         if read is not None:
             return self.read_now(read.keys) if read.is_outdated else read.rows
@@ -135,12 +136,12 @@ class StepStore:
             return self.store.read(keys, after=after)
 
     def read_now(self, keys: Keys) -> Future[Float32s]:
-        """Rows as they are now, also of keys that were prepared."""
+        """Read current rows, even of prepared keys."""
         with self._lock:
             return self.store.read(keys)
 
     def update(self, keys: Keys, gradients: Float32s, *, num_rows: int = 1) -> Future[None]:
-        """See `EmbeddingStore.update`; the future is done at once, `updating` is the one to wait for."""
+        """See `EmbeddingStore.update`; the returned future is already done; wait for `updating` instead."""
         with self._lock:
             self.updating = self.store.update(keys, gradients, num_rows=num_rows)
         self.num_updates += 1
@@ -167,12 +168,12 @@ class StepStore:
     def send(
         self, selections: Sequence[Selection], num_updates: int, done: Callable[[BaseException | None], None]
     ) -> None:
-        """Ask the store for the keys of some reads as one request.
+        """Send the keys of some reads to the store as one request.
 
         Args:
-            selections: At least one. A key in several of them is asked for once each.
-            num_updates: Updates since `first_step` that the rows must have seen.
-            done: Called once, by any thread, when rows have arrived, or with the error.
+            selections: One or more selections. A key in several of them is requested several times.
+            num_updates: Number of updates since `first_step` that the rows must include.
+            done: Called once, from any thread, when rows have arrived, or with the error.
         """
         selected = [read.keys if where is None else read.keys.take(where) for read, where in selections]
         keys, places = (selected[0], [None]) if len(selections) == 1 else _joined(selected)
@@ -199,9 +200,9 @@ class _NoLock:
 
 
 def _joined(parts: Sequence[Keys]) -> tuple[Keys, list[Int64s | None]]:
-    """Keys of several calls as one, tables ascending, and where those of each call are."""
+    """Join the keys of several calls, with tables ascending; also returns the positions of each call's keys."""
     tables = np.concatenate([keys.tables for keys in parts])
-    order = np.argsort(tables.astype(np.int16), kind="stable")  # of 16 bits: a radix sort
+    order = np.argsort(tables.astype(np.int16), kind="stable")  # 16 bits use a radix sort
     keys = Keys(
         tables[order],
         np.concatenate([keys.ids for keys in parts])[order],

@@ -1,4 +1,4 @@
-"""When and where the operators of the latest steps ran, for the report's timeline and for Chrome's trace viewer."""
+"""`Trace`: records when and where operators of the latest steps ran, for the report and for Chrome's trace viewer."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from headrace.scheduling.graph import WHOLE, Kind, Lane, Operator, Part
 __all__ = ["Span", "Trace", "chrome_trace", "write_chrome_trace"]
 
 NUM_STEPS = 8
-"""Steps kept: enough to see the steady state, few enough to cost nothing."""
+"""Number of steps kept: enough to show the steady state, few enough to cost nothing."""
 
 
 class Span(NamedTuple):
-    """One operator that has run.
+    """The execution of one operator.
 
     Attributes:
-        operator: Which.
+        operator: The operator.
         lane: Where it ran: "trainer", "cpu 0", "reader", "network".
-        start_s: On the clock of the run.
-        end_s: On the same clock.
+        start_s: Start time on the run's clock.
+        end_s: End time on the run's clock.
         reason: Why it ran then.
         num_bytes: Bytes it produced or sent.
     """
@@ -40,17 +40,17 @@ class Span(NamedTuple):
 
 
 class Trace:
-    """Keeps the spans of the latest steps; may be written and read by any thread."""
+    """Keeps the spans of the latest steps. Thread-safe."""
 
     def __init__(self, num_steps: int = NUM_STEPS) -> None:
-        """Args: num_steps: How many steps to keep."""
+        """Keep the spans of the last `num_steps` steps."""
         self.num_steps = num_steps
         self._spans: deque[Span] = deque()
         self._lock = threading.Lock()
         self._last = -1
 
     def add(self, span: Span) -> None:
-        """Keep a span, and forget those of steps that are too old."""
+        """Add a span, and drop those of old steps."""
         with self._lock:
             self._spans.append(span)
             self._last = max(self._last, span.operator.batch if span.operator.kind is Kind.DENSE else -1)
@@ -58,13 +58,13 @@ class Trace:
                 self._spans.popleft()
 
     def spans(self) -> list[Span]:
-        """The spans that are kept, by begin; a step is complete once its push is applied."""
+        """The kept spans by start time; a step is complete once its push is applied."""
         with self._lock:
             kept = [span for span in self._spans if span.operator.batch > self._last - self.num_steps]
         return sorted(kept, key=lambda span: span.start_s)
 
     def to_dict(self, policy: str) -> dict[str, Any]:
-        """Plain values for JSON, as `headrace.observe` draws them."""
+        """JSON-able values for `headrace.observe`."""
         spans = self.spans()
         start = spans[0].start_s if spans else 0.0
         return {
@@ -86,7 +86,7 @@ class Trace:
         }
 
     def write(self, path: Path, policy: str) -> None:
-        """Write `to_dict` as a JSON file that appears whole."""
+        """Write `to_dict` as a JSON file, atomically."""
         write_text(path, json.dumps(self.to_dict(policy)))
 
 
@@ -95,9 +95,9 @@ def _name_of(part: Part) -> str:
 
 
 def chrome_trace(spans: Iterable[dict[str, Any]], policy: str) -> dict[str, Any]:
-    """Spans of `Trace.to_dict` in the JSON that Chrome's `about:tracing` and Perfetto open.
+    """Convert spans of `Trace.to_dict` to the JSON format of Chrome's `about:tracing` and Perfetto.
 
-    Transfers may overlap each other, so each group has a lane of its own on the network.
+    Transfers may overlap, so each feature group has a separate network lane.
     """
     events: list[dict[str, Any]] = []
     numbers: dict[str, int] = {}

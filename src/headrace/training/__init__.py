@@ -1,4 +1,4 @@
-"""Incremental training: one pass over what is new, checkpoints, metrics."""
+"""Incremental training: one pass over new data, with checkpoints and metrics."""
 
 from headrace.training.checkpoint import CheckpointFolder, Snapshot
 from headrace.training.dense_optimizer import load_optimizer_arrays, optimizer_arrays

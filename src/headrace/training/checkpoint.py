@@ -1,4 +1,4 @@
-"""Checkpoints on disk: appear whole or not at all, are checked when read, and hold no pickle."""
+"""Checkpoints on disk: written atomically, verified when read, and without pickle."""
 
 from __future__ import annotations
 
@@ -36,15 +36,16 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Snapshot:
-    """Everything a job needs to go on, as plain values and named arrays.
+    """The contents of a checkpoint, as plain values and named arrays.
 
     Attributes:
-        number: Which checkpoint of the run this is, from 1 on; names it.
-        state: Values that JSON can hold: cursor, window in progress, pipeline token, counts.
-        arrays: Small arrays by group and name, for instance `{"dense": {"top.0.weight": ...}}`; one safetensors file a
-            group.
-        columns: Large arrays by table group and column, such as `{"dim16": {"rows": ...}}`; one `.npy` file a column.
-        parts: The same of groups whose rows live in shards, one dictionary of columns a shard; see `tables.parts`.
+        number: Number of the checkpoint within the run, from 1; also its name.
+        state: JSON-able values: cursor, window in progress, pipeline state, counts.
+        arrays: Small arrays by group and name, for instance `{"dense": {"top.0.weight": ...}}`; one safetensors file
+            per group.
+        columns: Large arrays by table group and column, for instance `{"dim16": {"rows": ...}}`; one `.npy` file per
+            column.
+        parts: Columns of table groups whose rows are in shards, one dictionary per shard; see `tables.parts`.
     """
 
     number: int
@@ -55,44 +56,44 @@ class Snapshot:
 
 
 class CheckpointFolder:
-    """The checkpoints of one run, oldest first, each a folder named by its number.
+    """The checkpoints of a run, oldest first, each in a folder named by its number.
 
-    A checkpoint is written beside its place under a temporary name, flushed to disk, and appears by one rename. Its
-    manifest lists every file with size and SHA-256 and has a checksum of its own, so a checkpoint that was damaged is
-    refused, never half used. Only listed files are opened. See `docs/checkpoints.md` for the format.
+    A checkpoint is written under a temporary name, flushed to disk, and renamed. Its manifest lists every file with
+    size and SHA-256 and has its own checksum, so a damaged checkpoint is refused as a whole. Only listed files are
+    opened. See `docs/checkpoints.md` for the format.
     """
 
     def __init__(self, path: str | Path, *, keep: int = 3) -> None:
-        """Use a folder for checkpoints; it is made when the first one is written.
+        """Use a folder for checkpoints; it is created with the first one.
 
         Args:
             path: Folder of the checkpoints.
-            keep: How many of the newest to keep; at least 2, so that a torn one always has one before it.
+            keep: Number of newest checkpoints to keep; at least 2, so that there is a fallback if one is damaged.
         """
         self.path = local_path(path, where="checkpoints")
         self.keep = max(2, keep)
 
     def numbers(self) -> list[int]:
-        """Numbers of the checkpoints at hand, rising; not checked for damage. Other names do not matter.
+        """Numbers of the existing checkpoints, ascending, without checking for damage. Other files are ignored.
 
         Raises:
-            CheckpointError: The place is taken by something that is not a folder, such as a broken link.
+            CheckpointError: The path exists but is not a folder, for example a broken link.
         """
         if not self.path.is_dir():
             if os.path.lexists(self.path):
-                raise CheckpointError(f"{self.path}: is not a folder, expected the run's checkpoint folder")
+                raise CheckpointError(f"{self.path}: not a folder, expected the run's checkpoint folder")
             return []
         return sorted(int(name) for name in os.listdir(self.path) if _is_name(name))
 
     def save(self, snapshot: Snapshot, write_parts: Callable[[Path], object] | None = None) -> Path:
-        """Write a checkpoint and forget the oldest beyond `keep`.
+        """Write a checkpoint and delete the oldest beyond `keep`.
 
         Args:
-            snapshot: What it holds.
-            write_parts: Writes further files into the folder it is given, such as shards' parts of table groups.
+            snapshot: Contents of the checkpoint.
+            write_parts: Writes further files into a given folder, such as shards' parts of table groups.
 
         Raises:
-            CheckpointError: If the disk does not take it; nothing half-written stays visible.
+            CheckpointError: The checkpoint cannot be written; nothing incomplete stays visible.
         """
         final = self._place(snapshot.number)
         temporary = self.path / f".{final.name}.{os.getpid()}.partial"
@@ -115,13 +116,12 @@ class CheckpointFolder:
         return final
 
     def load(self, number: int) -> Snapshot:
-        """Read and check one checkpoint.
+        """Read and verify a checkpoint.
 
         Raises:
-            CheckpointError: There is none of that number, or it may not be read.
-            TornCheckpoint: The manifest or a file is missing or does not match its checksum; both sides are in the
-                text.
-            VersionMismatch: It was written in another version of the format.
+            CheckpointError: There is no checkpoint with that number, or it is not readable.
+            TornCheckpoint: The manifest or a file is missing, or a checksum does not match; the message has both.
+            VersionMismatch: It has a different version of the format.
         """
         folder = self._place(number)
         if number not in self.numbers():
@@ -135,12 +135,12 @@ class CheckpointFolder:
         return read_arrays(folder, manifest.files, number, state)
 
     def load_latest(self) -> tuple[Snapshot | None, list[str]]:
-        """The newest checkpoint that is whole, and a line for each newer one that was refused.
+        """Load the newest valid checkpoint; returns it with a line about each newer, damaged one.
 
         Raises:
-            VersionMismatch: The newest whole checkpoint was written by another version; going back further would
+            VersionMismatch: The newest valid checkpoint has a different format version; falling back further would
                 silently lose training.
-            TornCheckpoint: There are checkpoints, but none is whole; starting anew would silently lose training.
+            TornCheckpoint: All checkpoints are damaged; starting from scratch would silently lose training.
         """
         refused: list[str] = []
         for number in reversed(self.numbers()):
@@ -156,14 +156,14 @@ class CheckpointFolder:
         return self.path / f"{number:08d}"
 
     def _sweep(self) -> None:
-        """Remove what killed writers left behind; one run folder has one writer at a time."""
+        """Remove temporary files of killed writers; a run folder has one writer at a time."""
         if self.path.is_dir():
             for leftover in self.path.glob(".*.partial"):
                 _remove(leftover)
 
 
 def write_arrays(folder: Path, snapshot: Snapshot) -> None:
-    """Write arrays and columns as files of a folder."""
+    """Write arrays and columns as files in a folder."""
     for name, arrays in snapshot.arrays.items():
         values = {key: np.ascontiguousarray(array) for key, array in arrays.items()}
         save_file(values, folder / f"{name}.safetensors")
@@ -174,7 +174,7 @@ def write_arrays(folder: Path, snapshot: Snapshot) -> None:
 
 
 def read_arrays(folder: Path, names: Iterable[str], number: int, state: dict[str, Any]) -> Snapshot:
-    """What checked files of a folder hold; undoes `write_arrays`."""
+    """Read verified files of a folder, the inverse of `write_arrays`."""
     arrays: dict[str, Columns] = {}
     columns: dict[str, Columns] = {}
     parts: dict[str, dict[str, Columns]] = {}
@@ -194,7 +194,7 @@ def read_arrays(folder: Path, names: Iterable[str], number: int, state: dict[str
 
 
 def _map_array(path: Path) -> NDArray[Any]:
-    array: NDArray[Any] = np.lib.format.open_memmap(path, mode="r")  # of numbers, and never of an archive
+    array: NDArray[Any] = np.lib.format.open_memmap(path, mode="r")  # numeric arrays only, never an archive
     return array
 
 
@@ -210,7 +210,7 @@ def _is_name(name: str) -> bool:
 
 
 def _forget(place: Path) -> None:
-    """Remove a checkpoint, if there is one; killed meanwhile, it leaves no half of it under its name."""
+    """Remove a checkpoint, if it exists. If killed meanwhile, no incomplete checkpoint stays under its name."""
     if os.path.lexists(place):
         hidden = place.with_name(f".{place.name}.{os.getpid()}.old.partial")
         place.rename(hidden)

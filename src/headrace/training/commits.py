@@ -1,8 +1,8 @@
-"""What reaches the disk together: a checkpoint, and the output that it counts.
+"""Commits: a checkpoint, and the output that is committed with it.
 
-A checkpoint holds the parameters (dense ones, their optimizer, embedding tables) and the `TrainingState`. Output is
-written beside it: rejected rows, and the rows of each step. It is written right before the checkpoint that counts it.
-If a run is killed between the two, `RunFolder.rewind` moves the output aside on the next start.
+A checkpoint holds the parameters (dense parameters, their optimizer, embedding tables) and the `TrainingState`. Further
+output, rejected rows and the rows of each step, is written right before the checkpoint that commits it. If a run is
+killed between the two, `RunFolder.rewind` moves the output aside on the next start.
 """
 
 from __future__ import annotations
@@ -42,29 +42,29 @@ __all__ = [
 
 
 class UncommittedOutput:
-    """Rejected rows, and the rows each step trained on, that no checkpoint counts yet."""
+    """Output since the last checkpoint: rejected rows, and the rows that each step trained on."""
 
     def __init__(self, *, keeps_ledger: bool) -> None:
-        """Args: keeps_ledger: Whether to remember the row ids of each step."""
+        """Start empty; `keeps_ledger` says whether to keep the row ids of each step."""
         self._keeps_ledger = keeps_ledger
         self._rejects: list[pa.RecordBatch] = []
         self._steps: list[int] = []
         self._row_ids: list[pa.Array] = []
 
     def add_step(self, step: int, row_ids: Tensor) -> None:
-        """Remember the rows (int64 [B]) a step trained on."""
+        """Add the row ids (int64 [B]) that a step trained on."""
         if self._keeps_ledger:
             self._steps.append(step)
             self._row_ids.append(pa.array(row_ids.numpy()))
 
     def add_rejects(self, rejects: Sequence[pa.RecordBatch]) -> None:
-        """Remember rejected rows."""
+        """Add rejected rows."""
         self._rejects.extend(rejects)
 
     def write(self, run: RunFolder, number: int) -> None:
-        """Write all of it under the number of the checkpoint that is about to count it, and forget it.
+        """Write and clear the output, under the number of the next checkpoint, which commits it.
 
-        A kill before that checkpoint appears leaves files that `RunFolder.rewind` moves aside.
+        If the process is killed before that checkpoint is complete, `RunFolder.rewind` moves the files aside.
         """
         if self._rejects:
             write_rejects(run.quarantine, f"{number:08d}", self._rejects)
@@ -82,19 +82,19 @@ def commit(
     process_group: ProcessGroup,
     save_shards: Callable[[Path, int], object] | None = None,
 ) -> None:
-    """Write the next checkpoint, and before it the output that it counts; all trainers of the run call it together.
+    """Write the output since the last checkpoint, then the next checkpoint. A collective call of all trainers.
 
     Args:
-        state: How far the run is; counts of all trainers move to trainer 0.
-        components: Whose parameters are saved.
-        output: Of this trainer since the last checkpoint.
-        run: Where this trainer writes output.
-        checkpoints: Of the run; trainer 0 writes there.
+        state: Progress of the run; the counts of all trainers are moved to trainer 0.
+        components: The job's components, whose parameters are saved.
+        output: This trainer's output since the last checkpoint.
+        run: Folder for this trainer's output.
+        checkpoints: Checkpoint folder of the run, written by trainer 0.
         process_group: The trainers.
-        save_shards: Has shards write their parts of tables into a folder, as of a step.
+        save_shards: Makes the shards write their parts of tables into a folder, as of a step.
 
     Raises:
-        CheckpointError: The disk does not take it; the checkpoint before stays the newest.
+        CheckpointError: The checkpoint cannot be written; the previous one stays the newest.
     """
     state.checkpoint += 1
     output.write(run, state.checkpoint)
@@ -103,11 +103,11 @@ def commit(
         snapshot = take_snapshot(state, components.model, components.optimizer, components.shape)
         step = state.step
         checkpoints.save(snapshot, None if save_shards is None else lambda folder: save_shards(folder, step))
-    process_group.share(None)  # nobody pulls for the next step before shards have saved this one
+    process_group.share(None)  # no trainer may pull for the next step before shards have saved this one
 
 
 def newest_checkpoint(checkpoints: CheckpointFolder, process_group: ProcessGroup) -> tuple[Snapshot | None, list[str]]:
-    """The checkpoint that trainer 0 goes on from, and a line for each newer one that is damaged; for all trainers."""
+    """Trainer 0's newest valid checkpoint, with a line about each newer, damaged one, shared with all trainers."""
     if process_group.rank == 0:
         snapshot, refused = checkpoints.load_latest()
         process_group.share(None if snapshot is None else snapshot.number)
@@ -117,7 +117,7 @@ def newest_checkpoint(checkpoints: CheckpointFolder, process_group: ProcessGroup
 
 
 class _SavedState(BaseModel):
-    """`TrainingState` as a checkpoint holds it; see `docs/checkpoints.md`."""
+    """`TrainingState` in the checkpoint format; see `docs/checkpoints.md`."""
 
     shape: dict[str, Any]
     step: int = Field(ge=0)
@@ -148,13 +148,13 @@ def _with_table(feature: Any) -> Any:
 
 
 def take_snapshot(state: TrainingState, model: nn.Module, optimizer: torch.optim.Optimizer, shape: Any) -> Snapshot:
-    """Everything needed to go on, as a checkpoint holds it.
+    """Collect the contents of a checkpoint.
 
     Args:
-        state: How far the run is.
-        model: Its dense parameters and embedding tables are taken.
-        optimizer: Of the dense parameters.
-        shape: JSON-able description of the model; another one is refused by `restore`.
+        state: Progress of the run.
+        model: The model, with dense parameters and embedding tables.
+        optimizer: Optimizer of the dense parameters.
+        shape: JSON-able description of the model; `restore` refuses a different one.
     """
     metrics = {
         f"{part}.{name}.{key}": array
@@ -190,10 +190,10 @@ def parameters(model: nn.Module) -> tuple[Columns, dict[str, Columns]]:
 def restore(
     snapshot: Snapshot, state: TrainingState, model: nn.Module, optimizer: torch.optim.Optimizer | None, shape: Any
 ) -> None:
-    """Make state, model and optimizer what they were when the snapshot was taken.
+    """Restore state, model and optimizer from a snapshot.
 
     Raises:
-        CheckpointError: The checkpoint belongs to another model; the first difference is named with both sides.
+        CheckpointError: The checkpoint belongs to a different model; the message has the first difference.
     """
     try:
         values = _SavedState.model_validate(snapshot.state)
@@ -227,10 +227,10 @@ def restore(
 
 
 def load_parameters(snapshot: Snapshot, model: nn.Module) -> None:
-    """Make a model's dense parameters and tables those of a snapshot.
+    """Load a model's dense parameters and tables from a snapshot.
 
     Raises:
-        CheckpointError: They do not fit the model.
+        CheckpointError: The parameters do not fit the model.
     """
     dense = {name: torch.from_numpy(array.copy()) for name, array in snapshot.arrays.get("dense", {}).items()}
     try:
@@ -239,19 +239,19 @@ def load_parameters(snapshot: Snapshot, model: nn.Module) -> None:
         raise CheckpointError(f"dense parameters: {' '.join(str(error).split())}") from error
     missing = [name for name in _table_groups(model) if name not in snapshot.parts and name not in snapshot.columns]
     if missing:
-        raise CheckpointError(f"table group {missing[0]}: is missing")
+        raise CheckpointError(f"table group {missing[0]}: missing")
     for name, group in _table_groups(model).items():
         group.load_state_dict(join_parts(snapshot.parts[name]) if name in snapshot.parts else snapshot.columns[name])
 
 
 def _table_groups(model: nn.Module) -> dict[str, TableGroup]:
-    """The table groups in this process by name, which can name a folder."""
+    """The table groups in this process by name, which is valid as a folder name."""
     groups = {table_group_name(name): bags.table_group for name, bags in embedding_bags(model).items()}
     return {name: group for name, group in groups.items() if group is not None}
 
 
 def table_group_name(module: str) -> str:
-    """The name of the table group of an `EmbeddingBags`, by that of the module."""
+    """The name of the table group of an `EmbeddingBags`, derived from the module's name."""
     return module.replace(".", "-")
 
 

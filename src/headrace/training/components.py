@@ -1,4 +1,4 @@
-"""What a job is made of: its feature plan and its model, built from the job file."""
+"""`JobComponents`: the feature plan, model and optimizer of a job, built from the job file."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ __all__ = ["JobComponents", "build_components", "describe_model", "place_model",
 
 @dataclass(frozen=True)
 class JobComponents:
-    """The parts of a job.
+    """The components of a job.
 
     Attributes:
-        plan: Record batch -> `Batch`.
-        model: `Batch` -> logits float32 [B, L].
-        optimizer: Of the model's dense parameters.
+        plan: Feature plan: record batch -> `Batch`.
+        model: Model: `Batch` -> logits, float32 [B, L].
+        optimizer: Optimizer of the model's dense parameters.
         label_names: Names of the L labels.
-        shape: What decides the parameters' shapes and meaning, see `describe_model`.
+        shape: Description of the parameters' shapes and meaning, see `describe_model`.
     """
 
     plan: FeaturePlan
@@ -37,10 +37,10 @@ class JobComponents:
 
 
 def build_components(job: JobConfig) -> JobComponents:
-    """Build plan, model and optimizer; equal jobs give equal parameters.
+    """Build plan, model and optimizer; equal jobs give equal initial parameters.
 
     Raises:
-        ConfigError: Features, embeddings and model do not fit each other or the schema.
+        ConfigError: Features, embeddings, model and schema do not fit together.
     """
     schema = job.schema_of_logs
     for label in schema.labels:
@@ -65,12 +65,12 @@ def build_components(job: JobConfig) -> JobComponents:
 
 
 def place_model(model: nn.Module, device: Device) -> nn.Module:
-    """A model, its tables included, on the device; from then on it takes batches from the host. Returns it.
+    """Move a model, including its tables, to a device; it then accepts batches on the host. Returns the model.
 
-    Dense features are sent on as the model is called. Ids stay on the host, where they become rows.
+    Dense features are copied to the device when the model is called. Ids stay on the host, where rows are looked up.
 
     Raises:
-        ConfigError: There is no such device.
+        ConfigError: The device does not exist.
     """
     if device == "cpu":
         return model
@@ -80,7 +80,7 @@ def place_model(model: nn.Module, device: Device) -> nn.Module:
 
 
 def send_batches(model: nn.Module, device: torch.device) -> nn.Module:
-    """Have the dense features of each batch sent to the device as the model is called. Returns the model."""
+    """Make a model copy the dense features of each batch to the device when it is called. Returns the model."""
 
     def send(_: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
         batch: Batch = arguments[0]
@@ -91,10 +91,10 @@ def send_batches(model: nn.Module, device: torch.device) -> nn.Module:
 
 
 def describe_model(job: JobConfig, plan: FeaturePlan) -> dict[str, Any]:
-    """What must stay the same for learned parameters to mean the same, as JSON has it.
+    """Describe everything that learned parameters depend on, as JSON-able values.
 
-    That is: names and order of labels and features, what each feature is computed from and how, which table its ids
-    are looked up in, and the model. Learning rates, limits and checks may change.
+    This includes names and order of labels and features, how each feature is computed, the table of its ids, and the
+    model. Learning rates, limits and checks are not included and may change.
     """
     schema = job.schema_of_logs
     types: dict[str, str] = {column.name: column.type for column in schema.ids}

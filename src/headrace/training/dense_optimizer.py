@@ -1,4 +1,4 @@
-"""Optimizers of the dense parameters: torch's own, chosen in the job file."""
+"""Configs of the dense parameters' optimizers, which are torch's own."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ __all__ = [
 
 
 class DenseOptimizerConfig(NamedConfig):
-    """Base of the configs of dense optimizers; a job refers to your own by its import path, see `ModelConfig`."""
+    """Base class of dense optimizer configs; jobs refer to your own by its import path, see `ModelConfig`."""
 
     registry: ClassVar[Registry[type[DenseOptimizerConfig]]] = DENSE_OPTIMIZERS
 
     def make(self, parameters: Iterable[Tensor]) -> torch.optim.Optimizer:
-        """The torch optimizer over these parameters."""
+        """Create the torch optimizer for these parameters."""
         raise NotImplementedError(f"{type(self).__name__}.make")
 
 
@@ -45,7 +45,7 @@ class Adam(DenseOptimizerConfig):
     """Decoupled weight decay: each step subtracts this fraction of the weight, times the learning rate."""
 
     def make(self, parameters: Iterable[Tensor]) -> torch.optim.Optimizer:
-        """The torch optimizer."""
+        """Create the torch optimizer."""
         options: dict[str, Any] = {"lr": self.lr, "betas": self.betas, "eps": self.eps}
         return torch.optim.AdamW(parameters, weight_decay=self.weight_decay, fused=True, **options)
 
@@ -62,7 +62,7 @@ class SGD(DenseOptimizerConfig):
     """L2 penalty, added to the gradient."""
 
     def make(self, parameters: Iterable[Tensor]) -> torch.optim.Optimizer:
-        """The torch optimizer."""
+        """Create the torch optimizer."""
         return torch.optim.SGD(
             parameters, lr=self.lr, momentum=self.momentum, weight_decay=self.weight_decay, fused=True
         )
@@ -80,7 +80,7 @@ class Adagrad(DenseOptimizerConfig):
     """Initial value of accumulators; larger values make the first steps smaller."""
 
     def make(self, parameters: Iterable[Tensor]) -> torch.optim.Optimizer:
-        """The torch optimizer."""
+        """Create the torch optimizer."""
         return torch.optim.Adagrad(
             parameters,
             lr=self.lr,
@@ -91,9 +91,9 @@ class Adagrad(DenseOptimizerConfig):
 
 
 def clip_gradients(optimizer: torch.optim.Optimizer, parameters: list[Tensor], max_norm: float) -> None:
-    """See to it that the next step uses gradients of at most this norm, as `torch.nn.utils.clip_grad_norm_` does.
+    """Clip the gradients of the next step to this norm, like `torch.nn.utils.clip_grad_norm_`.
 
-    A fused optimizer divides by a scale in its own pass over the gradients, so none is made for clipping.
+    A fused optimizer divides by a scale in its own pass over the gradients, so clipping needs no extra pass.
     """
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     norm = torch.nn.utils.get_total_norm(gradients)
@@ -104,7 +104,7 @@ def clip_gradients(optimizer: torch.optim.Optimizer, parameters: list[Tensor], m
 
 
 def optimizer_arrays(optimizer: torch.optim.Optimizer) -> dict[str, NDArray[Any]]:
-    """The optimizer's state as arrays named `<parameter index>.<slot>`, for a checkpoint."""
+    """Convert the optimizer's state to arrays named `<parameter index>.<slot>`, for a checkpoint."""
     arrays = {}
     for index, slots in optimizer.state_dict()["state"].items():
         for name, value in slots.items():
@@ -114,7 +114,7 @@ def optimizer_arrays(optimizer: torch.optim.Optimizer) -> dict[str, NDArray[Any]
 
 
 def load_optimizer_arrays(optimizer: torch.optim.Optimizer, arrays: dict[str, NDArray[Any]]) -> None:
-    """Go on from state saved by `optimizer_arrays`; hyper-parameters stay those of the job."""
+    """Load state saved by `optimizer_arrays`; hyper-parameters are those of the job."""
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     state: dict[int, dict[str, Any]] = {}
     for key, array in arrays.items():

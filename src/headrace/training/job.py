@@ -133,14 +133,14 @@ class ClusterConfig(Config):
     """Maximum seconds that trainers wait for a lost shard, or for each other."""
 
     def security(self) -> ClientSecurity:
-        """Token and authority, read from their files."""
+        """The token and the certificate authority, read from their files."""
         authority = None if self.tls_authority is None else Path(self.tls_authority).read_bytes()
         return ClientSecurity(read_token(self.token_file), authority)
 
     def options(self) -> GroupOptions:
-        """As the client takes them."""
+        """The options of the shard client."""
         from headrace.embeddings.shards.group import GroupOptions
-        from headrace.embeddings.stores.remote import StoreOptions  # Arrow Flight, which few jobs need
+        from headrace.embeddings.stores.remote import StoreOptions  # loads Arrow Flight, which few jobs need
 
         staleness = None if self.staleness == "async" else self.staleness
         store = StoreOptions(self.rows, self.gradients, staleness)
@@ -150,7 +150,7 @@ class ClusterConfig(Config):
 class JobConfig(Config):
     """A job file.
 
-    As YAML, with every part but `run` and `data` optional::
+    As YAML (every section except `run` and `data` is optional)::
 
         run: runs/news
         data: {path: logs/, window: {kind: folder}, bad_rows: {policy: quarantine}}
@@ -162,14 +162,14 @@ class JobConfig(Config):
         training: {batch_size: 1024}
 
     Attributes:
-        run: Folder of the run; relative paths in a job file start at the file's folder.
+        run: Folder of the run; relative paths are relative to the job file's folder.
         data: The logs.
         pipeline: How batches are prepared.
-        features: The feature plan, see `headrace.features`; by default every column of the schema is used.
+        features: The feature plan, see `headrace.features`; by default it uses every column of the schema.
         embeddings: The embedding tables.
         model: The model.
         training: How to train it.
-        scheduler: How the parts of a step overlap.
+        scheduler: How the phases of a step overlap.
         cluster: The shards that hold the embeddings.
     """
 
@@ -185,19 +185,19 @@ class JobConfig(Config):
 
     @classmethod
     def from_file(cls, path: str | Path) -> Self:
-        """Read a job file; relative paths in it start at its folder, and its schema is read in.
+        """Read a job file and its schema, and resolve relative paths.
 
         Raises:
-            ConfigError: Names the file, the key, what was given and what was expected.
+            ConfigError: The file is invalid; names the file, the key, the given and the expected value.
         """
         return cls.from_dict(read_yaml(path), where=str(path)).resolve(Path(path).parent)
 
     def resolve(self, base: Path) -> Self:
-        """The same job with absolute paths and the schema in place.
+        """Return a copy of the job with absolute paths and the schema loaded.
 
         Raises:
-            ConfigError: A path is a URL where only local ones will do, the schema cannot be read, or the run or its
-                quarantine would lie in the logs.
+            ConfigError: A path is a URL where only local paths are allowed, the schema cannot be read, or the run or
+                its quarantine would be inside the logs.
         """
         data = self.data.model_copy(update={"path": logs_location(self.data.path, where="data.path", base=base)})
         if not isinstance(data.columns, Schema):
@@ -218,8 +218,8 @@ class JobConfig(Config):
 
     @property
     def schema_of_logs(self) -> Schema:
-        """The schema, once `resolve` has read it in."""
-        assert isinstance(self.data.columns, Schema), "resolve() comes first"
+        """The schema, after `resolve` has loaded it."""
+        assert isinstance(self.data.columns, Schema), "call resolve() first"
         return self.data.columns
 
 
@@ -237,7 +237,7 @@ def _schema_beside(logs: str) -> str:
 def _read_schema(place: str, logs: str) -> Schema:
     if Path(place).is_file():
         return Schema.from_yaml(place)
-    list_files(logs)  # raises if there are no logs either
+    list_files(logs)  # raises if there are no logs
     raise ConfigError(
         f"data.schema: {printable(place)}: no such file; write one with: "
         f"headrace inspect {quote(printable(logs))} --write-schema {quote(printable(place))}"

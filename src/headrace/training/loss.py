@@ -1,4 +1,4 @@
-"""Log loss of logits: its weighted mean and its gradient in one pass."""
+"""`log_loss`: weighted log loss of logits and its gradient in one pass."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def _log_loss(logits: Array, labels: Array, weights: Array, scale: float, grad: 
         weight = np.float64(weights[b]) if len(weights) else 1.0
         for label in range(num_labels):
             x, y = np.float64(logits[b, label]), np.float64(labels[b, label])
-            if y != y:  # NaN: the row lacks this label
+            if y != y:  # NaN: the row does not have this label
                 grad[b, label] = 0.0
                 continue
             if y < 0.0 or y > 1.0:
@@ -40,18 +40,18 @@ def _log_loss(logits: Array, labels: Array, weights: Array, scale: float, grad: 
 def log_loss(
     logits_BL: Tensor, labels_BL: Tensor, weights_B: Tensor | None, *, num_rows: int | None = None
 ) -> tuple[float, Tensor]:
-    """The mean over rows and labels of weight times log loss, and its gradient.
+    """Mean over rows and labels of weight times log loss, and its gradient.
 
     Args:
         logits_BL: float32.
-        labels_BL: float32, 0 or 1, or between; NaN where a row lacks the label: it counts as if its weight were 0.
+        labels_BL: float32, from 0 to 1; NaN where a row does not have the label, which counts as weight 0.
         weights_B: float32; None for ones. The mean divides by the number of rows, not by the sum of weights.
-        num_rows: Rows of the batch that these B rows are a part of; None for B. Losses and gradients of all parts add
-            up to those of the batch.
+        num_rows: Rows of the whole batch if these B rows are a micro-batch; None for B. Losses and gradients of all
+            micro-batches add up to those of the batch.
 
     Returns:
-        The loss, and float32 [B, L]: give it to `logits.backward`. No rows have a loss of NaN, and so have labels
-        that are not from 0 to 1.
+        The loss, and its gradient, float32 [B, L], the argument of `logits.backward`. The loss is NaN if there are no
+        rows or a label is outside [0, 1].
     """
     if not logits_BL.is_cpu or logits_BL.dtype != torch.float32 or not len(logits_BL):
         leaf = logits_BL.detach().requires_grad_()

@@ -1,4 +1,4 @@
-"""Metrics of predicted probabilities in constant memory: AUC, log loss, normalised entropy, calibration."""
+"""`BinaryMetrics`: AUC, log loss, normalised entropy and calibration in constant memory."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ MAX_LOGIT = 16.0
 
 @dataclass(frozen=True)
 class Scores:
-    """The metrics of one stretch of rows; NaN where they are not defined (no rows, or one class only).
+    """Metrics over some rows; NaN where undefined (no rows, or only one class).
 
     Attributes:
-        rows: Rows seen.
+        rows: Number of rows.
         auc: Area under the ROC curve.
-        auc_error: The true AUC lies within `auc +- auc_error`.
+        auc_error: Error bound: the exact AUC is within `auc +- auc_error`.
         log_loss: Mean negative log likelihood in nats.
         ne: Normalised entropy: log loss over the entropy of the label rate of the same rows (He et al., ADKDD 2014,
             section 2.1); below 1 is better than always predicting the label rate.
-        calibration: Mean prediction over label rate; 1 is perfect.
+        calibration: Mean prediction divided by label rate; 1 is perfect.
         label_rate: Weighted share of positive rows.
     """
 
@@ -43,16 +43,16 @@ class Scores:
 
 
 class BinaryMetrics:
-    """Accumulates scores for one binary label in constant memory (512 KiB), whatever the number of rows.
+    """Accumulates metrics of one binary label in constant memory (512 KiB).
 
     AUC counts rows in 32,768 bins of equal width in the logit. Pairs of a positive and a negative row in different bins
-    are ordered exactly, pairs in one bin count one half, so the error is at most half the share of pairs that fall
-    into one bin; `Scores.auc_error` is that bound for the rows seen.
+    are ordered exactly, and pairs in the same bin count one half. So the error is at most half the share of pairs in
+    the same bin; `Scores.auc_error` is this bound for the rows seen.
     """
 
     def __init__(self) -> None:
         self._bins: NDArray[np.float64] = np.zeros((2, NUM_BINS))
-        # rows, sum of weights, of weighted labels, of weighted predictions, of weighted loss
+        # rows, and sums of weights, weighted labels, weighted predictions and weighted loss
         self._sums: NDArray[np.float64] = np.zeros(5)
 
     def update(
@@ -62,7 +62,7 @@ class BinaryMetrics:
 
         Args:
             logits: float32 [B].
-            labels: float32 [B], 0 or 1; rows with NaN, which lack the label, are left out.
+            labels: float32 [B], 0 or 1; rows without the label (NaN) are ignored.
             weights: float32 [B] example weights, or None for all ones.
         """
         if weights is None:
@@ -70,7 +70,7 @@ class BinaryMetrics:
         _accumulate(logits, labels, weights, self._bins, self._sums)
 
     def merge(self, other: BinaryMetrics) -> None:
-        """Add the rows another instance has seen."""
+        """Add the rows of another instance."""
         self._bins += other._bins
         self._sums += other._sums
 
@@ -93,17 +93,18 @@ class BinaryMetrics:
         )
 
     def state_dict(self) -> dict[str, NDArray[np.float64]]:
-        """The counts, as arrays that a checkpoint can hold."""
+        """The counts as arrays, for a checkpoint."""
         return {"bins": self._bins.copy(), "sums": self._sums.copy()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from counts saved by `state_dict`."""
+        """Load counts saved by `state_dict`."""
         self._bins[:] = state["bins"]
         self._sums[:] = state["sums"]
 
 
 def _area(bins: NDArray[np.float64]) -> tuple[float, float]:
-    """AUC and its error bound from the weights of negatives (row 0) and positives (row 1) per bin, rising logits."""
+    """AUC and its error bound from the weights of negatives (row 0) and positives (row 1) per bin, by ascending
+    logit."""
     negatives, positives = bins
     pairs = negatives.sum() * positives.sum()
     if pairs == 0:
@@ -126,7 +127,7 @@ def _accumulate(
         logit, label, weight = float(logits[row]), float(labels[row]), float(weights[row])
         if label != label:
             continue
-        # A NaN compares false with everything; it must not become an index.
+        # NaN compares false with everything; it must not become an index.
         place = int(min(max((logit + MAX_LOGIT) * scale, 0.0), NUM_BINS - 1.0)) if logit == logit else 0
         bins[1 if label > 0.5 else 0, place] += weight
         # log(1 + exp(-|x|)) never overflows; the loss is softplus(x) - label * x.

@@ -1,4 +1,4 @@
-"""Which precision a model's matrix products take: what was asked for, or what a short measurement says."""
+"""Chooses the precision of a model's matrix products: as requested, or by a short measurement."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ __all__ = [
 AskedPrecision = Literal["auto", "fp32", "bf16"]
 
 WORTHWHILE = 1.3
-"""How many times as fast bf16 products must be: casts take some of it back, and bits that are lost stay lost."""
+"""Minimum speedup of bf16 products: casts cost some of it, and precision is lost."""
 SMALL_FLOP = 2e8
-"""Work of a forward pass, about a millisecond, below which products do not decide how long a step takes."""
+"""Work of a forward pass, about a millisecond, below which products do not determine the time of a step."""
 ROWS, ROUNDS = 512, 4
-"""Of the measurement: it takes 30 ms for the default DLRM, and at most `SECONDS`."""
+"""Rounds of the measurement, which takes 30 ms for the default DLRM, and at most `SECONDS`."""
 SECONDS = 0.15
 
 Shape = tuple[int, int]
@@ -37,12 +37,12 @@ Shape = tuple[int, int]
 
 @dataclass(frozen=True)
 class PrecisionChoice:
-    """A precision, and why.
+    """A chosen precision and the reason.
 
     Attributes:
-        precision: What products take.
-        reason: One line.
-        seconds: What a forward pass's products took in each precision; empty if nothing was measured.
+        precision: Precision of the products.
+        reason: The reason in one line.
+        seconds: Seconds of a forward pass's products in each precision; empty if not measured.
     """
 
     precision: Precision
@@ -51,33 +51,33 @@ class PrecisionChoice:
 
 
 def decide_precision(seconds: Mapping[str, float], flop: float) -> PrecisionChoice:
-    """Choose by what was measured.
+    """Choose a precision from measurements.
 
     Args:
-        seconds: Of the same products in "fp32" and in "bf16"; empty if there was no need to measure.
-        flop: Floating-point operations of the products in a forward pass over a batch.
+        seconds: Seconds of the same products in "fp32" and in "bf16"; empty if not measured.
+        flop: Floating-point operations of the products in a forward pass of a batch.
     """
     if flop < SMALL_FLOP:
-        return PrecisionChoice("fp32", f"fp32: {flop / 1e6:.0f} MFLOP in a forward pass are too few to matter")
+        return PrecisionChoice("fp32", f"fp32: the forward pass has only {flop / 1e6:.0f} MFLOP")
     if not seconds:
         return PrecisionChoice("fp32", "fp32: this processor has no bf16 products")
     ratio = seconds["fp32"] / seconds["bf16"]
     if ratio < WORTHWHILE:
-        reason = f"fp32: bf16 products are {ratio:.1f} times as fast, expected {WORTHWHILE} or more"
+        reason = f"fp32: bf16 products are {ratio:.1f}x as fast, expected at least {WORTHWHILE}x"
         return PrecisionChoice("fp32", reason, dict(seconds))
-    return PrecisionChoice("bf16", f"bf16: its products are {ratio:.1f} times as fast as in fp32", dict(seconds))
+    return PrecisionChoice("bf16", f"bf16: products are {ratio:.1f}x as fast as in fp32", dict(seconds))
 
 
 def choose_precision(model: nn.Module, num_rows: int, asked: AskedPrecision = "auto") -> PrecisionChoice:
-    """The precision for a model, measured at its layers' shapes where it is left to us.
+    """Choose the precision for a model; "auto" measures with the shapes of its layers.
 
     Args:
-        model: Its layers are looked at.
-        num_rows: Of a batch.
-        asked: What the job file says.
+        model: The model.
+        num_rows: Rows per batch.
+        asked: The setting of the job file.
     """
     if asked != "auto":
-        return PrecisionChoice(asked, f"{asked}: training.precision says so")
+        return PrecisionChoice(asked, f"{asked}: set by training.precision")
     shapes = layer_shapes(model)
     flop = sum(2.0 * num_rows * num_in * num_out for num_in, num_out in shapes)
     on_cpu = all(parameter.is_cpu for parameter in model.parameters())
@@ -86,16 +86,16 @@ def choose_precision(model: nn.Module, num_rows: int, asked: AskedPrecision = "a
 
 
 def layer_shapes(model: nn.Module) -> list[Shape]:
-    """(in, out) of the layers whose precision can be set."""
+    """Shapes (in, out) of the layers whose precision can be set."""
     stacks = [module for module in model.modules() if hasattr(module, "precision")]
     layers = [layer for stack in stacks for layer in stack.modules() if isinstance(layer, Linear)]
     return [(layer.in_features, layer.out_features) for layer in layers]
 
 
 def measure_products(shapes: Sequence[Shape], num_rows: int = ROWS) -> dict[str, float]:
-    """CPU seconds of the layers' products in each precision, on one thread: the least of a few rounds in turn.
+    """Measure the CPU seconds of the layers' products in each precision, on one thread, as the minimum of a few rounds.
 
-    CPU time of one thread is what other load on the machine disturbs least, so that equal machines choose alike.
+    Single-threaded CPU time is least affected by other load, so equal machines choose alike.
     """
     best = {name: [float("inf")] * len(shapes) for name in DTYPES}
     threads, began = torch.get_num_threads(), time.perf_counter()
@@ -106,7 +106,7 @@ def measure_products(shapes: Sequence[Shape], num_rows: int = ROWS) -> dict[str,
                 name: [(torch.ones(num_rows, i, dtype=d), torch.ones(o, i, dtype=d)) for i, o in shapes]
                 for name, d in DTYPES.items()
             }
-            for turn in range(1 + ROUNDS):  # the first warms up
+            for turn in range(1 + ROUNDS):  # the first round warms up
                 for name, pairs in operands.items():
                     for at, (x, weight) in enumerate(pairs):
                         start = time.thread_time()

@@ -1,7 +1,7 @@
-"""`ProcessGroup`: the trainers of one run; alone, or data-parallel over `torch.distributed`.
+"""`ProcessGroup`: the trainers of a run; a single process, or data-parallel over `torch.distributed`.
 
-Each trainer has the whole dense part and a slice of every global batch. Gradients are averaged over the rows of all
-trainers, so a step equals that of one process on the global batch, but for the order of sums.
+Each trainer has all dense parameters and a slice of every global batch. Gradients are averaged over the rows of all
+trainers, so a step equals that of one process on the global batch, except for the order of sums.
 """
 
 from __future__ import annotations
@@ -25,47 +25,47 @@ Float64s = NDArray[np.float64]
 
 
 class PeerLost(HeadraceError):
-    """Another trainer of the run is gone, or has gone back to the newest checkpoint."""
+    """Another trainer of the run has died, or has returned to the newest checkpoint."""
 
 
 class ProcessGroup(Protocol):
-    """The trainers of a run; every method is called by all of them, in the same order.
+    """The trainers of a run. All methods are collective: all trainers call them in the same order.
 
     Attributes:
-        rank: Number of this trainer; 0 writes what the run leaves behind.
-        size: How many there are.
+        rank: Rank of this trainer; trainer 0 writes the run's output.
+        size: Number of trainers.
     """
 
     rank: int
     size: int
 
     def average(self, parameters: Sequence[Tensor], num_rows: int, *, wants_stop: bool) -> bool:
-        """Make gradients those of the mean loss over all trainers' rows.
+        """Average the gradients over the rows of all trainers.
 
         Args:
-            parameters: Whose `grad` is of the mean loss over this trainer's rows.
-            num_rows: How many they are.
+            parameters: Parameters whose `grad` is of the mean loss over this trainer's rows.
+            num_rows: Number of this trainer's rows.
             wants_stop: Whether this trainer was asked to stop.
 
         Returns:
-            Whether any was.
+            Whether any trainer was asked to stop.
         """
 
     def total(self, arrays: Sequence[Float64s]) -> list[Float64s]:
-        """Sums over all trainers."""
+        """Sum arrays over all trainers."""
 
     def share(self, value: Any) -> Any:
-        """What trainer 0 gave, as JSON can hold it."""
+        """Broadcast trainer 0's value, which must be JSON-able."""
 
 
 class SingleProcess:
-    """One trainer."""
+    """A single trainer."""
 
     rank = 0
     size = 1
 
     def average(self, parameters: Sequence[Tensor], num_rows: int, *, wants_stop: bool) -> bool:
-        """See `ProcessGroup`: gradients stay as they are."""
+        """See `ProcessGroup`: gradients are unchanged."""
         return wants_stop
 
     def total(self, arrays: Sequence[Float64s]) -> list[Float64s]:
@@ -78,14 +78,14 @@ class SingleProcess:
 
 
 class DataParallel:
-    """Trainers joined by a process group of `torch.distributed`; any of its calls raises `PeerLost` if one is gone."""
+    """Trainers in a process group of `torch.distributed`; any call raises `PeerLost` if one has died."""
 
     def __init__(self) -> None:
         self.rank = dist.get_rank()
         self.size = dist.get_world_size()
 
     def average(self, parameters: Sequence[Tensor], num_rows: int, *, wants_stop: bool) -> bool:
-        """See `ProcessGroup`; all gradients travel in one message."""
+        """See `ProcessGroup`; all gradients are sent in one message."""
         grads = [parameter.grad for parameter in parameters]
         sizes = [parameter.numel() for parameter in parameters]
         flat = torch.zeros(sum(sizes) + 2)
@@ -124,5 +124,5 @@ class DataParallel:
 def _lost_peers() -> Iterator[None]:
     try:
         yield
-    except RuntimeError as error:  # what gloo raises when a connection closes or times out
+    except RuntimeError as error:  # raised by gloo when a connection closes or times out
         raise PeerLost(f"another trainer has died: {str(error).splitlines()[0]}") from error

@@ -1,4 +1,4 @@
-"""`StepRecorder`: the line of `metrics.jsonl` that every few steps share."""
+"""`StepRecorder`: sums up every few steps into one record of `metrics.jsonl`."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ __all__ = ["StepRecorder", "limiting_part"]
 
 
 RESOURCES_EVERY_S = 1.0
-"""CPUs and memory limits are looked up this often: it takes 0.9 ms."""
+"""Interval of reading CPU and memory limits, which takes 0.9 ms."""
 
 
 class StepRecorder:
-    """Sums up steps until they make one record."""
+    """Sums up steps into records."""
 
     def __init__(self, every_steps: int, plan: FeaturePlan | None = None, model: nn.Module | None = None) -> None:
-        """Begin.
+        """Start empty.
 
         Args:
-            every_steps: How many steps share a record.
-            plan: Tells what deduplication saved.
-            model: The same, of its towers.
+            every_steps: Steps per record.
+            plan: Feature plan, for the savings from deduplication.
+            model: Model, for the savings in its towers.
         """
         self.every_steps = every_steps
         self._plan = plan
@@ -49,7 +49,7 @@ class StepRecorder:
         self._clear()
 
     def watch(self, source: Source) -> None:
-        """Tell, from now on, what is read of this source, if it is files."""
+        """Record the bytes read from this source, if it reads files."""
         self._source = source if isinstance(source, ParquetSource) else None
         self._bytes_read = BytesRead()
 
@@ -65,12 +65,12 @@ class StepRecorder:
         return self._steps >= self.every_steps
 
     def add_seconds(self, part: str, seconds: float) -> None:
-        """Count time that belongs to no step, such as writing a checkpoint."""
+        """Count time outside of steps, such as writing a checkpoint."""
         self._seconds[part] = self._seconds.get(part, 0.0) + seconds
 
     @property
     def has_steps(self) -> bool:
-        """Whether steps were counted since the last record."""
+        """Whether steps were added since the last record."""
         return self._steps > 0
 
     @property
@@ -79,7 +79,7 @@ class StepRecorder:
         return self._loss / self._rows if self._rows else float("nan")
 
     def take(self, state: TrainingState, steps: StepRunner) -> dict[str, Any]:
-        """The record of the steps since the last one, which begins anew."""
+        """Return the record of the steps since the last one, and start the next."""
         now = time.perf_counter()
         counters = steps.counters(window_s=now - self._start_s)
         window = state.window.name if state.window else ""
@@ -137,11 +137,11 @@ class StepRecorder:
 
 
 def limiting_part(seconds: dict[str, float]) -> str:
-    """What the steps waited for most: "feeding" if it was for batches, else the longest part of the step."""
+    """The bottleneck of steps: "pipeline" if they mostly waited for batches, else the longest phase of the step."""
     if not seconds:
         return ""
     part = max(seconds, key=lambda name: seconds[name])
-    return "feeding" if part == "wait" else part
+    return "pipeline" if part == "wait" else part
 
 
 def _stage(reading: StageReading) -> dict[str, Any]:

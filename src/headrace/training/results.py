@@ -1,4 +1,4 @@
-"""What training gave: by window, and by call."""
+"""Results of training, by window and by call."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ class RunTotals:
 
 @dataclass(frozen=True)
 class WindowResult:
-    """What training on one window gave.
+    """The result of training on one window.
 
     Attributes:
-        name: Of the window.
-        rows: What became of its rows.
-        seconds: Time it took.
-        scores: By label; each row was predicted before it was trained on.
-        best_ne: The best normalised entropy any model can reach, where the logs come with it.
+        name: Name of the window.
+        rows: Statistics of its rows.
+        seconds: Training time.
+        scores: Metrics by label; each row was predicted before it was trained on.
+        best_ne: Best normalised entropy that any model can reach, if the logs include it.
         baseline_auc: AUC of the job's baseline feature; NaN without one.
         run: The whole run up to the end of this window; None if it is not known.
     """
@@ -58,21 +58,21 @@ class WindowResult:
 
     @property
     def rows_per_s(self) -> float:
-        """Rows used a second; 0 where no time has passed."""
+        """Rows used per second; 0 if no time has passed."""
         return self.rows.num_used / self.seconds if self.seconds else 0.0
 
     def summary(self) -> dict[str, float | int | None]:
-        """The numbers of a line about the window, those of its first label; None for what is not worth a word."""
+        """Values for a line about the window, with the metrics of its first label; None for values to omit."""
         scores = next(iter(self.scores.values()))
         bad = self.rows.num_bad or None
         return {"bad": bad, "loss": scores.log_loss, "AUC": scores.auc, "NE": scores.ne}
 
     def to_record(self, *, step: int, time_s: float) -> dict[str, Any]:
-        """The line of `metrics.jsonl` about the window; metrics of labels after the first are named `<metric>_<label>`.
+        """The record of the window in `metrics.jsonl`; metrics of further labels are named `<metric>_<label>`.
 
         Args:
-            step: Optimizer steps made by the run so far.
-            time_s: Seconds it has trained so far.
+            step: Total optimizer steps of the run so far.
+            time_s: Total training seconds of the run so far.
         """
         first, *others = self.scores
         record: dict[str, Any] = {
@@ -109,13 +109,13 @@ class WindowResult:
 
 @dataclass(frozen=True)
 class TrainResult:
-    """What a call of `Trainer.run` did.
+    """The result of a call of `Trainer.run`.
 
     Attributes:
-        windows: Those finished, in order.
-        step: Optimizer steps made by the run so far.
-        stopped: Whether it was asked to stop before it was done.
-        rest: One line on what is left to train on.
+        windows: Finished windows, in order.
+        step: Total optimizer steps of the run so far.
+        stopped: Whether it was asked to stop early.
+        rest: One line about the data left to train on.
     """
 
     windows: tuple[WindowResult, ...]

@@ -1,4 +1,4 @@
-"""A run folder: everything one run of a job leaves behind, consistent with its newest checkpoint."""
+"""`RunFolder`: the output of a run, consistent with its newest checkpoint."""
 
 from __future__ import annotations
 
@@ -53,27 +53,27 @@ def find_run(place: str | Path) -> Path:
 
 
 class RunFolder:
-    """One folder a run::
+    """The output folder of a run::
 
-        config.yaml               the job as resolved, defaults included
+        config.yaml               the resolved job, including defaults
         checkpoints/<number>/      see `CheckpointFolder`
-        metrics.jsonl             one line every few steps, one a window
-        decisions.jsonl           what was decided and why
-        quarantine/<number>.parquet   bad rows, counted by the checkpoint of that number
-        ledger/<number>.parquet       (step, row_id) of every row trained on, if the job asks for it
+        metrics.jsonl             one line every few steps, one per window
+        decisions.jsonl           automatic decisions and their reasons
+        quarantine/<number>.parquet   bad rows, committed with the checkpoint of that number
+        ledger/<number>.parquet       (step, row_id) of every row trained on, if enabled in the job
         report.html
-        rewound/                  output that a resume found to be newer than its checkpoint; safe to delete
+        rewound/                  output newer than the checkpoint that a run resumed from; safe to delete
 
     Files grow between checkpoints, so after a kill they may be ahead of the newest checkpoint. `rewind` moves aside
-    what that checkpoint does not count, so that nothing is listed twice when those steps are made again.
+    output that is newer than that checkpoint, so that nothing is listed twice when those steps are repeated.
     """
 
     def __init__(self, path: str | Path, *, quarantine: str | None = None) -> None:
-        """Name a run folder; it is made by `lock`.
+        """Define a run folder; `lock` creates it.
 
         Args:
             path: The folder.
-            quarantine: Another folder for quarantined rows.
+            quarantine: Separate folder for quarantined rows.
         """
         self.path = local_path(path, where="run")
         inside = self.path / "quarantine"
@@ -103,7 +103,7 @@ class RunFolder:
 
     @property
     def rewound(self) -> Path:
-        """Folder of what `rewind` moved aside."""
+        """Folder of output that `rewind` moved aside."""
         return self.path / "rewound"
 
     @property
@@ -111,11 +111,11 @@ class RunFolder:
         return self.quarantine / "_replayed"
 
     def lock(self) -> None:
-        """Make this process the run's only writer until `unlock`, or until it ends.
+        """Make this process the run's only writer until `unlock`, or until it exits.
 
         Raises:
-            ConfigError: If the folder cannot be made or written.
-            HeadraceError: If another process is writing to the run.
+            ConfigError: The folder cannot be created or written.
+            HeadraceError: Another process is writing to the run.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -143,10 +143,10 @@ class RunFolder:
             raise
 
     def _own_quarantine(self) -> None:
-        """Refuse the quarantine of another run: files are named by checkpoint, so two runs would lose each other's.
+        """Refuse the quarantine of another run, whose files would be overwritten because they are named by checkpoint.
 
-        A run is known by the id in its folder, or by where that folder is as seen from the quarantine: so either may
-        be moved, both may be moved together, and the run may be deleted and begun again.
+        A run is identified by the id in its folder, or by the folder's path relative to the quarantine. So either may
+        be moved, both may be moved together, and the run may be deleted and started again.
         """
         if self.quarantine.parent == self.path:
             return
@@ -166,7 +166,7 @@ class RunFolder:
             write_text(mark, f"{self._id()}\n{here}\n")
 
     def _id(self) -> str:
-        """What this run is known by, wherever it is moved."""
+        """The run's id, which stays the same if its folder is moved."""
         known = _read_text(self.path / ID_NAME)
         if known is None:
             known = uuid.uuid4().hex
@@ -187,13 +187,13 @@ class RunFolder:
         write_text(self.path / "config.yaml", text)
 
     def append_metrics(self, record: dict[str, Any]) -> None:
-        """Add one line to the metrics; its key "checkpoint" names the checkpoint that will count it."""
+        """Append a line to the metrics; its key "checkpoint" is the number of the checkpoint that will commit it."""
         if self._metrics is None:
             self._metrics = JsonlWriter(self.metrics)
         self._metrics.write(record)
 
     def read_metrics(self) -> list[dict[str, Any]]:
-        """All metric records; a last line cut short by a kill is left out.
+        """Read all metric records, except a last line truncated by a kill.
 
         Raises:
             DataError: Another line is damaged; `rewind` moves those aside.
@@ -201,10 +201,10 @@ class RunFolder:
         return list(read_jsonl(self.metrics)) if self.metrics.exists() else []
 
     def write_ledger(self, number: int, steps: list[int], row_ids: list[pa.Array]) -> None:
-        """Write which rows each step since the last checkpoint trained on.
+        """Write the rows that each step since the last checkpoint trained on.
 
         Args:
-            number: Of the checkpoint that counts these rows; names the file.
+            number: Number of the checkpoint that commits these rows; names the file.
             steps: One optimizer step per batch.
             row_ids: int64 arrays, one per batch.
         """
@@ -217,14 +217,15 @@ class RunFolder:
             pq.write_table(pa.table(columns, schema=LEDGER_SCHEMA), str(partial.absolute()), compression="zstd")
 
     def quarantined(self) -> list[Path]:
-        """Quarantine files that wait for a replay, oldest first."""
+        """Quarantine files that have not been replayed, oldest first."""
         return sorted(self.quarantine.glob("*.parquet"))
 
     def set_aside(self, names: tuple[str, ...]) -> None:
-        """Keep replayed quarantine files in `quarantine/_replayed`, where nothing reads them again, and only those.
+        """Move replayed quarantine files to `quarantine/_replayed`, and others back.
 
         Args:
-            names: Files the checkpoint counts as replayed; after going back to an older one, others wait again.
+            names: Files that the checkpoint counts as replayed; after a fallback to an older checkpoint, others are
+                pending again.
         """
         for path in self.quarantined():
             if path.name in names:
@@ -235,14 +236,14 @@ class RunFolder:
                 path.rename(self.quarantine / path.name)
 
     def rewind(self, number: int) -> list[str]:
-        """Move to `rewound` what checkpoint `number` and those before it do not count; nothing is deleted.
+        """Move output newer than checkpoint `number` to `rewound`, without deleting anything.
 
-        That is: files and checkpoints of higher numbers, lines of the metrics of such numbers, and damaged lines.
+        This includes files, checkpoints and metrics lines of higher numbers, and damaged metrics lines.
 
         Returns:
-            What was moved, by its place in the run.
+            Paths of the moved files, relative to the run.
         """
-        assert self._metrics is None, "rewind comes before the first line of this process"
+        assert self._metrics is None, "call rewind before the first line is written"
         aside = next(place for place in self._places_aside(number) if not place.exists())
         moved = []
         with writing(aside):
@@ -267,7 +268,7 @@ class RunFolder:
 
 
 def _numbered(folder: Path, ending: str, *, beyond: int) -> list[Path]:
-    """What in a folder is named by the number of a later checkpoint, in order."""
+    """Files in a folder that are named by the number of a later checkpoint, in order."""
     pattern = re.compile(r"([0-9]{8,})" + re.escape(ending))
     names = sorted(os.listdir(folder)) if folder.is_dir() else []
     found = [(pattern.fullmatch(name), name) for name in names]
@@ -283,7 +284,7 @@ def _is_counted_by(number: int) -> Callable[[dict[str, Any]], bool]:
 
 
 def _move_lines(path: Path, is_kept: Callable[[dict[str, Any]], bool], aside: Path) -> int:
-    """Move lines of a JSONL file that are damaged, or not to be kept, to another file; returns how many."""
+    """Move damaged lines and lines not to be kept from a JSONL file to another file; returns their number."""
     kept: list[bytes] = []
     others: list[bytes] = []
     for line in path.read_bytes().splitlines(keepends=True):
@@ -305,9 +306,9 @@ def _is_whole(line: bytes, is_kept: Callable[[dict[str, Any]], bool]) -> bool:
 
 
 def _read_owner(mark: Path) -> tuple[str, str]:
-    """Id and place of the run a quarantine belongs to."""
+    """Id and path of the run that a quarantine belongs to."""
     lines = [*mark.read_text(encoding="utf-8", errors="replace").splitlines(), "", ""]
-    place = lines[1] or lines[0]  # an older mark has the absolute place alone
+    place = lines[1] or lines[0]  # older marks have only the absolute path
     return lines[0], os.path.relpath(place, mark.parent.resolve()) if os.path.isabs(place) else place
 
 

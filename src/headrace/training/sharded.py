@@ -1,4 +1,4 @@
-"""`ShardedTables`: the embeddings of a run in shards, kept in step with its checkpoints."""
+"""`ShardedTables`: manages the shards of a run's embeddings consistently with its checkpoints."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ __all__ = ["ShardedTables", "run_name"]
 
 
 class ShardedTables:
-    """Calls to `end_window` and `save` come from all trainers; trainer 0 makes them.
+    """The sharded embeddings of a run. All trainers call `end_window` and `save`, and trainer 0 carries them out.
 
     Args:
-        job: Names the shards.
-        model: Whose embeddings are to live there.
+        job: The job, which has the addresses of the shards.
+        model: The model whose embeddings are in the shards.
         process_group: The trainers.
     """
 
@@ -39,7 +39,7 @@ class ShardedTables:
             raise ConfigError(f"cluster.traffic.{unknown[0]}: unknown, expected one of: {', '.join(sorted(names))}")
 
     def open(self, *, step: int, checkpoint: int | None) -> None:
-        """Begin a session from a checkpoint, or from first values; embeddings live in shards from now on."""
+        """Start a session from a checkpoint or from initial values; from then on embeddings are in the shards."""
         seed, config = self._job.training.seed, self._job.cluster
         table_groups = {name: TableGroupSpec(bags.tables, seed) for name, bags in self._bags.items()}
         traffic = {
@@ -62,13 +62,13 @@ class ShardedTables:
             bags.use_store(self._group.store(name))
 
     def end_window(self, step: int) -> None:
-        """Evict, once all trainers have made the window's last step."""
+        """Evict rows, after all trainers have made the window's last step."""
         if self._process_group.rank == 0:
             assert self._group is not None
             self._group.end_window(step)
 
     def save(self, folder: Path, step: int) -> None:
-        """Have each shard write its part into a checkpoint's temporary folder."""
+        """Make each shard write its part into a checkpoint's temporary folder."""
         assert self._group is not None
         self._group.save(folder.name, step)
 
@@ -80,5 +80,5 @@ class ShardedTables:
 
 
 def run_name(run: str) -> str:
-    """How shards know a run: the name of its folder, and a hash of where it is."""
+    """The name by which shards identify a run: its folder's name and a hash of its path."""
     return f"{Path(run).name}-{hashlib.sha256(str(Path(run).resolve()).encode()).hexdigest()[:8]}"

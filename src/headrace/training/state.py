@@ -1,4 +1,4 @@
-"""`TrainingState`: how far a run is, apart from the parameters; a checkpoint holds both."""
+"""`TrainingState`: the progress of a run; a checkpoint holds it with the parameters."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ __all__ = ["TrainingState"]
 
 @dataclass
 class TrainingState:
-    """How far a run is.
+    """The progress of a run.
 
     Attributes:
-        label_names: Names of the labels, which order the metrics.
+        label_names: Names of the labels, in the order of the metrics.
         checkpoint: Number of the newest checkpoint; 0 before the first.
-        step: Optimizer steps made.
-        precision: What matrix products take, once it is decided.
-        cursor: Which rows whole windows have used.
+        step: Number of optimizer steps.
+        precision: Precision of matrix products, once decided.
+        cursor: Rows used by finished windows.
         window: The window in progress, or None between windows.
-        position: Where in that window the next batch begins, see `BatchIterator.state_dict`; None at its start.
-        replayed: Quarantine files that were trained on after a fix.
-        rows: What became of all rows so far.
-        window_rows: The same for the window in progress.
+        position: Position of the next batch in that window, see `BatchIterator.state_dict`; None at its start.
+        replayed: Quarantine files that were replayed.
+        rows: Statistics of all rows so far.
+        window_rows: Statistics of the rows of the window in progress.
         seconds: Time spent training so far.
-        window_seconds: The same for the window in progress.
+        window_seconds: Time spent training on the window in progress.
         running: Metrics over all rows so far, one per label.
         in_window: Metrics over the window in progress, one per label.
         baseline: Metrics of the baseline feature over the window in progress, as if it were a logit of the first label.
@@ -60,24 +60,24 @@ class TrainingState:
         self.in_window = {name: BinaryMetrics() for name in self.label_names}
 
     def start_window(self, window: Window) -> None:
-        """Begin a window; `window` is None before."""
+        """Start a window; `window` must be None."""
         self.window = window
         self.start_stretch()
 
     def start_stretch(self) -> None:
-        """Begin to count a stretch of rows anew."""
+        """Reset the counts and metrics of the window in progress."""
         self.position = None
         self.window_rows, self.window_seconds = RowStats(), 0.0
         self.in_window = {name: BinaryMetrics() for name in self.label_names}
         self.baseline = BinaryMetrics()
 
     def finish_window(self) -> None:
-        """Count the window in progress as used."""
+        """Mark the window in progress as used."""
         assert self.window is not None
         self.cursor, self.window, self.position = self.window.cursor_after, None, None
 
     def count(self, rows: RowStats, seconds: float) -> None:
-        """Add what a step used."""
+        """Add the rows and the time of a step."""
         rows = rows.counts()
         self.rows += rows
         self.window_rows += rows
@@ -85,9 +85,9 @@ class TrainingState:
         self.window_seconds += seconds
 
     def gather(self, process_group: ProcessGroup) -> None:
-        """Move what all trainers have counted to trainer 0; the others begin anew.
+        """Sum the counts of all trainers on trainer 0, and reset them on the others.
 
-        Every trainer counts its own rows, so sums over trainers are those of all rows.
+        Each trainer counts only its own rows.
         """
         if process_group.size == 1:
             return
@@ -107,7 +107,7 @@ class TrainingState:
             metric.load_state_dict({"bins": totals[2 + 2 * place], "sums": totals[3 + 2 * place]})
 
     def forget_counts(self) -> None:
-        """Rows and metrics of nothing yet."""
+        """Reset all counts and metrics."""
         self.rows, self.window_rows, self.baseline = RowStats(), RowStats(), BinaryMetrics()
         self.running = {name: BinaryMetrics() for name in self.label_names}
         self.in_window = {name: BinaryMetrics() for name in self.label_names}

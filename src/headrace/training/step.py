@@ -1,4 +1,4 @@
-"""One training step: predict, then train, with the time of each part."""
+"""`TrainingStep`: one training step, which predicts and then trains, timing each phase."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ __all__ = ["StepResult", "TrainingStep"]
 
 @dataclass(frozen=True)
 class StepResult:
-    """The predictions of a step, made before it trained.
+    """Predictions of a step, made before training on the batch.
 
     Attributes:
-        logits: float32 [B, L], those that the loss was computed from, so metrics need no second pass.
-        loss: Weighted mean log loss over rows and labels; of a micro-batch, its share of that of the batch.
-        seconds: Wall time by part: forward, backward, push (of gradients to the embedding store), dense_optimizer;
-            under a scheduler also pull, the wait for rows from the store.
+        logits: float32 [B, L], from which the loss was computed, so metrics need no second pass.
+        loss: Weighted mean log loss over rows and labels; for a micro-batch, its share of the batch's loss.
+        seconds: Wall time by phase: forward, backward, push (of gradients to the embedding store), dense_optimizer;
+            with a scheduler also pull, the wait for rows from the store.
     """
 
     logits: NDArray[np.float32]
@@ -39,12 +39,12 @@ class StepResult:
 
 
 class TrainingStep:
-    """Predicts a batch with the parameters as they are, then trains on it.
+    """Predicts a batch with the current parameters, then trains on it.
 
-    Called as a whole, or phase by phase where a scheduler puts other work between them: `forward_backward`, `push`,
+    Call it as a whole, or phase by phase if a scheduler runs other work in between: `forward_backward`, `push`,
     `update`.
 
-    Because each row is predicted before any step has seen it, metrics over these predictions are those of a test set
+    Each row is predicted before any step trains on it, so metrics over these predictions are as good as on a test set
     (progressive validation: Blum, Kalai and Langford, COLT 1999).
     """
 
@@ -57,14 +57,15 @@ class TrainingStep:
         precision: AskedPrecision = "fp32",
         average: Callable[[Sequence[Tensor], int], None] | None = None,
     ) -> None:
-        """Prepare for batches.
+        """Prepare the step.
 
         Args:
-            model: Batch -> logits float32 [B, L].
-            optimizer: Of the dense parameters.
-            clip_grad_norm: Maximum norm of the dense gradient; None for no limit.
-            precision: Of matrix products; "auto" is decided at the first batch, see `choose_precision`.
-            average: Given the dense parameters and the rows of a batch, makes their gradients those of all trainers.
+            model: Batch -> logits, float32 [B, L].
+            optimizer: Optimizer of the dense parameters.
+            clip_grad_norm: Maximum norm of the dense gradients; None for no clipping.
+            precision: Precision of matrix products; "auto" is decided at the first batch, see `choose_precision`.
+            average: Averages the gradients of the dense parameters over all trainers, given the rows of this trainer's
+                batch.
         """
         self.model = model
         self.optimizer = optimizer
@@ -77,24 +78,26 @@ class TrainingStep:
         self._asked: AskedPrecision = precision
 
     def settle_precision(self, num_rows: int, kept: AskedPrecision | None = None) -> PrecisionChoice:
-        """Decide the precision of matrix products from now on.
+        """Decide the precision of matrix products.
 
         Args:
-            num_rows: Of a batch.
-            kept: The decision of an earlier part of the run under `auto`; None for none.
+            num_rows: Rows per batch.
+            kept: An earlier "auto" decision of the run, or None.
         """
         if self._asked == "auto" and kept is not None:
-            self.precision = PrecisionChoice("fp32" if kept == "fp32" else "bf16", f"{kept}: as the run began")
+            self.precision = PrecisionChoice(
+                "fp32" if kept == "fp32" else "bf16", f"{kept}: decided when the run started"
+            )
         else:
             self.precision = choose_precision(self.model, num_rows, self._asked)
         set_precision(self.model, self.precision.precision)
         return self.precision
 
     def __call__(self, batch: Batch) -> StepResult:
-        """Predict and train.
+        """Predict a batch and train on it.
 
         Raises:
-            HeadraceError: The loss is not finite; parameters are left as they were.
+            HeadraceError: The loss is not finite; parameters are unchanged.
         """
         result = self.forward_backward(batch)
         self.push()
@@ -102,17 +105,17 @@ class TrainingStep:
         return result
 
     def forward_backward(self, batch: Batch, num_rows: int | None = None) -> StepResult:
-        """The first phase: predict, and add to all gradients; `push` and `update` follow, and add their seconds.
+        """The first phase: predict and accumulate gradients; `push` and `update` follow and add their seconds.
 
-        Called once for each micro-batch of a batch, it accumulates: gradients are those of the whole batch, and the
-        losses of the results add up to its loss.
+        If called once per micro-batch, gradients accumulate to those of the whole batch, and the losses of the results
+        add up to its loss.
 
         Args:
-            batch: A batch, or a part of one.
-            num_rows: Rows of the whole batch; None if this is all of it.
+            batch: A batch or a micro-batch.
+            num_rows: Rows of the whole batch; None if this is the whole batch.
 
         Raises:
-            HeadraceError: The loss is not finite; parameters are left as they were.
+            HeadraceError: The loss is not finite; parameters are unchanged.
         """
         start = perf_counter()
         self._num_rows = len(batch) if num_rows is None else num_rows
@@ -139,13 +142,13 @@ class TrainingStep:
         return StepResult(logits.detach().cpu().numpy(), value, self._seconds)
 
     def push(self) -> None:
-        """The second phase: hand the gradients of rows to their stores."""
+        """The second phase: send the gradients of embedding rows to their stores."""
         start = perf_counter()
         apply_gradients(self.model, self._num_rows)
         self._seconds["push"] = perf_counter() - start
 
     def update(self) -> None:
-        """The last phase: step the dense optimizer."""
+        """The last phase: run the dense optimizer."""
         start = perf_counter()
         if self.average is not None:
             self.average(self._dense, self._num_rows)

@@ -1,4 +1,4 @@
-"""Compiles the kernels a training step uses, so that no job waits for it; they are kept on disk."""
+"""Compiles the kernels of training steps ahead of time, and caches them on disk."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ MODELS: tuple[ModelConfig, ...] = (DLRMConfig(), DCNv2Config(), DeepFMConfig(), 
 
 
 def warm_up_groups() -> dict[str, Callable[[], object]]:
-    """What there is to compile: functions that do it, by name; already compiled, each takes a moment."""
+    """Functions that compile kernels, by name; each is fast if the kernels are cached."""
     groups: dict[str, Callable[[], object]] = {"features": features.warmup}
     for optimizer, kind in itertools.zip_longest(OPTIMIZERS, KINDS, fillvalue="hashed"):
         groups[f"embeddings ({optimizer}, {kind})"] = partial(_train_once, optimizer, kind)
@@ -42,17 +42,17 @@ def warm_up_groups() -> dict[str, Callable[[], object]]:
 
 
 def compile_group(name: str) -> None:
-    """Compile one of `warm_up_groups`, in a process that may have nothing else to do."""
+    """Compile one of `warm_up_groups`, for use in a separate process."""
     warm_up_groups()[name]()
 
 
 def _score_once() -> None:
-    """Metrics of a batch."""
+    """Compute metrics of a batch."""
     BinaryMetrics().update(np.zeros(2, np.float32), np.zeros(2, np.float32))
 
 
 def _find_keys_once() -> None:
-    """Unique keys as a pipeline's worker finds them, on one thread."""
+    """Find unique keys like a pipeline worker, on one thread."""
 
     class Plan:
         def apply(self, batch: Batch) -> Batch:
@@ -66,7 +66,7 @@ def _find_keys_once() -> None:
 
 
 def _train_once(optimizer: str, kind: str) -> None:
-    """One step of a table group: every pooling, a new row, an update, a window's end, an eviction, a saved state."""
+    """One step of a table group: every pooling, a new row, an update, the end of a window, an eviction, a saved state."""
     use_threads(None)
     config = EmbeddingsConfig.from_dict(
         {
@@ -89,7 +89,7 @@ def _train_once(optimizer: str, kind: str) -> None:
 
 
 def _step_once(config: ModelConfig, precision: Precision) -> None:
-    """One step of a model, with weights and without."""
+    """Run one step of a model, with weights and without."""
     embeddings = EmbeddingsConfig.from_dict({"default": {"num_embeddings": 64}}, where="warm up")
     model = config.build(num_dense=2, sparse_keys=["id"], num_labels=1, embeddings=embeddings, seed=0)
     step = TrainingStep(model, torch.optim.SGD(model.parameters(), lr=0.1), precision=precision)

@@ -36,18 +36,18 @@ def without(kind: Kind) -> list[Node]:
         (lambda: [*AT_ONCE.build(STEP), Node(DENSE)], r"dense\(3\): built twice"),
         (
             lambda: [*AT_ONCE.build(STEP), Node(Operator(Kind.DENSE, 4))],
-            r"dense\(4\): not an operator of the step of batch 3",
+            r"dense\(4\): does not belong to the step of batch 3",
         ),
         (
             lambda: AT_ONCE.build(STEP)[1:],
-            "features: expected operators that have every feature group and every row once",
+            "features: expected operators that cover every feature group and every row exactly once",
         ),
-        (lambda: without(Kind.PULL), "pull: expected operators that have every"),
+        (lambda: without(Kind.PULL), "pull: expected operators that cover every"),
         (lambda: [*without(Kind.DENSE), Node(Operator(Kind.DENSE, 3, part=Part(0, 2)))], "dense: expected operators"),
         (lambda: without(Kind.PUSH), r"push\(3\): expected once"),
         (
             lambda: [*without(Kind.DENSE), Node(DENSE, (Start((Operator(Kind.PUSH, 3),)),))],
-            r"push\(3\), update\(3\), dense\(3\): can never start; they need operators that are not in the step",
+            r"push\(3\), update\(3\), dense\(3\): can never start, because they need each other or operators outside",
         ),
         (
             lambda: [*without(Kind.DENSE), Node(DENSE, (Start((Operator(Kind.DEFERRED_PULL, 3),)),))],

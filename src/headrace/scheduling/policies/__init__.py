@@ -1,4 +1,4 @@
-"""Scheduling policies; `headrace.registry.STEP_POLICIES` has their names."""
+"""Scheduling policies, registered by name in `headrace.registry.STEP_POLICIES`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The protocol of a scheduling policy: how it builds the operators of a step, and which feature operator runs next."""
+"""The protocol of scheduling policies, which build the operators of a step and choose the next feature operator."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ __all__ = ["Decision", "Policy", "PullStrategy", "SchedulerView", "StepContext",
 
 @dataclass(frozen=True)
 class StepContext:
-    """What the operators of a step are built from.
+    """The input for building the operators of a step.
 
     Attributes:
-        batch: Which batch.
-        num_groups: Parts into which features can be split; 1 for none.
-        store_waits: Whether the store holds a pull back until the push it must see is applied.
-        num_cores: Feature operators that may run at once.
-        costs: What operators took so far.
+        batch: Batch number.
+        num_groups: Number of feature groups; 1 if features are not split.
+        store_waits: Whether the store holds a pull back until the push it must include is applied.
+        num_cores: Number of feature operators that may run at once.
+        costs: Cost estimates of operators.
     """
 
     batch: int
@@ -36,8 +36,8 @@ class PullStrategy:
     """A way of building a step: how features are split, and when their rows are pulled.
 
     Attributes:
-        name: For people.
-        build: Gives all operators of a step but `read`. Equal contexts must give equal operators.
+        name: Name for messages.
+        build: Builds all operators of a step except `read`. Equal contexts must give equal operators.
     """
 
     name: str
@@ -46,11 +46,11 @@ class PullStrategy:
 
 @dataclass(frozen=True)
 class Decision:
-    """A feature operator to run, or nothing, and why.
+    """A feature operator to run, or None, with the reason.
 
     Attributes:
-        operator: None for nothing.
-        reason: Why this operator, or why nothing.
+        operator: The operator, or None to run nothing.
+        reason: The reason for this operator, or for none.
     """
 
     operator: Operator | None
@@ -58,12 +58,12 @@ class Decision:
 
 
 def nothing(reason: str) -> Decision:
-    """Run no operator, for this reason."""
+    """A decision to run no operator, with the reason."""
     return Decision(None, reason)
 
 
 class SchedulerView(Protocol):
-    """What a policy may look at; see `SchedulerState` for the meaning of each."""
+    """The scheduler state visible to policies; see `SchedulerState` for the members."""
 
     costs: Costs
     current: int
@@ -90,12 +90,13 @@ class SchedulerView(Protocol):
 
 
 class Policy(Protocol):
-    """Pure: everything it decides from is in the context or the view.
+    """A scheduling policy: a pure function of the context and the view.
 
     Attributes:
-        name: What a job file calls it.
-        num_ahead: Batches behind the next to train that may be read and worked on.
-        strategies: Ways of building a step, the plainest last. Several are tried on the job, and the fastest stays.
+        name: Name in job files.
+        num_ahead: Number of batches after the next one to train that may be read and processed.
+        strategies: Ways of building a step, the simplest last. If there are several, all are tried on the job, and the
+            fastest is kept.
     """
 
     @property
@@ -108,16 +109,16 @@ class Policy(Protocol):
     def strategies(self) -> Sequence[PullStrategy]: ...
 
     def num_workers(self, num_cores: int, free_cores: int) -> int:
-        """Feature operators that may run at once.
+        """Number of feature operators that may run at once.
 
         Args:
-            num_cores: All cores.
-            free_cores: Those that training work does not use now.
+            num_cores: Number of all cores.
+            free_cores: Number of cores that training work does not use now.
         """
 
     def choose(self, now: SchedulerView) -> Decision:
-        """The feature operator for a free processor, or nothing.
+        """Choose the feature operator for a free core, or none.
 
-        Called again until it says nothing or no processor is free. The batch `now.current` must get its features at
-        some time; operators that training work yields to run without being chosen.
+        Called repeatedly until it chooses none or no core is free. The batch `now.current` must get its features
+        eventually. Operators that training work yields to run without being chosen.
         """

@@ -1,4 +1,4 @@
-"""`batch_prefetch`: whole batches ahead on background threads that know nothing of the step, as tf.data does it."""
+"""`batch_prefetch`: prefetches whole batches on background threads, independently of the step, like tf.data."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ __all__ = ["BATCH_PREFETCH", "BatchPrefetch"]
 
 @dataclass(frozen=True)
 class BatchPrefetch:
-    """Up to `num_ahead` batches are made ready, `num_threads` at once, also while training work runs.
+    """Prepares up to `num_ahead` batches, `num_threads` at once, even while training work runs.
 
     Attributes:
-        num_ahead: Batches made ready ahead of the step.
-        num_threads: Batches in the making at once, each on one thread; 0 for one thread a core.
+        num_ahead: Number of batches to prefetch.
+        num_threads: Number of batches prepared at once, each on one thread; 0 for one thread per core.
     """
 
     name: str = "batch_prefetch"
@@ -38,7 +38,7 @@ class BatchPrefetch:
                 return nothing("the byte budget is used up")
             ahead = batch - now.current
             return Decision(operator, f"{ahead} ahead" if ahead else "the next to train")
-        return nothing("all batches ahead are done or in the making")
+        return nothing("all batches ahead are ready or in progress")
 
 
 BATCH_PREFETCH = BatchPrefetch()

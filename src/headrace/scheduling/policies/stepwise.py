@@ -1,8 +1,8 @@
-"""Policies that give the processor to training work first, and features the gaps: `serial` to `recs_early`.
+"""Policies that run training work first and features in the gaps: `serial` to `recs_early`.
 
-`intra`, `inter` and `recs` are our reading of RECS (SIGMOD-Companion 2025). In `recs_early`, the ids of later batches
-are known, so it is known which rows no push on its way touches: FEC (SIGMOD 2023) pre-fetches those, and Bagpipe (SOSP
-2023) delays the rest. Every row is read after its last update, so parameters are those of `serial`.
+`intra`, `inter` and `recs` implement RECS (SIGMOD-Companion 2025). In `recs_early`, the ids of later batches are known,
+and so are the rows that no push in flight touches: FEC (SIGMOD 2023) prefetches those, and Bagpipe (SOSP 2023) delays
+the rest. Every row is read after its last update, so parameters equal those of `serial`.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from headrace.scheduling.policies.strategies import AHEAD, AHEAD_BY_GROUP, AT_ON
 __all__ = ["INTER", "INTRA", "RECS", "RECS_EARLY", "SERIAL", "Rule", "StepwisePolicy"]
 
 Rule = Callable[[SchedulerView, int], Decision | None]
-"""Given the view and `num_ahead`; None leaves the decision to the next rule."""
+"""A function of the view and `num_ahead`; None leaves the decision to the next rule."""
 
 
 @dataclass(frozen=True)
 class StepwisePolicy:
-    """Feature operators run on cores that training work does not use, chosen by the first rule that decides.
+    """Runs feature operators on cores that training work does not use, chosen by the first rule that decides.
 
     Attributes:
         name: See `Policy`.
         num_ahead: See `Policy`.
         strategies: See `Policy`.
-        rules: The last one always decides.
+        rules: Rules in order; the last one always decides.
     """
 
     name: str
@@ -47,18 +47,18 @@ class StepwisePolicy:
 
 
 SERIAL = StepwisePolicy("serial", 1, (IN_GROUPS, AT_ONCE), (after_step_before, own_features_only))
-"""Features inside the step, then all pulls, dense work, push: the order of a TensorFlow training loop."""
+"""Features within the step, then all pulls, dense work and push, as in a TensorFlow training loop."""
 
 INTRA = StepwisePolicy("intra", 3, (IN_GROUPS, AT_ONCE), (own_features, run_ahead))
-"""Feature operators of later batches fill the processor's idle time while rows are on their way, as many as fit the
-predicted gap. RECS calls this intra-pipeline scheduling."""
+"""Feature operators of later batches use idle CPU time while rows are in flight, as many as fit the predicted gap. RECS
+calls this intra-pipeline scheduling."""
 
 INTER = StepwisePolicy("inter", 1, (BY_GROUP,), (after_step_before, own_features_only))
-"""Within a step, critical feature groups first, so that their pulls run while the others are computed. RECS calls this
-inter-pipeline scheduling."""
+"""Within a step, critical feature groups are computed first, so that their pulls overlap with computing the others.
+RECS calls this inter-pipeline scheduling."""
 
 RECS = StepwisePolicy("recs", 3, (AHEAD_BY_GROUP, AHEAD, AT_ONCE), (own_features, run_ahead))
-"""Both, in strict synchronous order."""
+"""`intra` and `inter` combined, in strict synchronous order."""
 
 RECS_EARLY = StepwisePolicy("recs_early", 3, (EARLY, AHEAD_BY_GROUP, AHEAD, AT_ONCE), (own_features, run_ahead))
-"""`recs`, and rows that no push on its way touches are pulled while the step before still computes."""
+"""`recs`, but rows that no push in flight touches are pulled while the previous step still computes."""

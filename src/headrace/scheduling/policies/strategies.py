@@ -1,7 +1,7 @@
-"""Ways of building a step: features at once or in groups; pulls in strict order, asked for ahead, or early.
+"""Strategies for building a step: features at once or in groups; pulls in strict order, sent ahead, or early.
 
-Each is a function from a `StepContext` to the operators of a step, put together from the pieces above them. A policy
-of your own may use the pieces, or write its operators down one by one.
+Each is a function from a `StepContext` to the operators of a step, composed of the building blocks above it. Your own
+policy may use the building blocks, or list its operators one by one.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ __all__ = [
 ]
 
 
-# Pieces
+# Building blocks
 
 
 def at_once(step: StepContext) -> Sequence[int]:
@@ -42,10 +42,10 @@ def at_once(step: StepContext) -> Sequence[int]:
 
 
 def critical_first(step: StepContext) -> Sequence[int]:
-    """Groups in the order that ends all pulls soonest: Johnson's rule on one core, longest path first on several.
+    """Groups in the order that finishes all pulls earliest: Johnson's rule on one core, longest path first on several.
 
-    A pull's seconds are its bytes at the rate of pushes, which are sent one at a time: pulls in flight together slow
-    each other down, and may wait in the store, so their own seconds say little.
+    The seconds of a pull are estimated from its bytes and the rate of pushes, which are sent one at a time. Measured
+    times of pulls are not useful, because concurrent pulls slow each other down and may wait in the store.
     """
     groups, costs = range(step.num_groups), step.costs
     cpu_s = [costs.seconds(Kind.FEATURES, group) for group in groups]
@@ -55,7 +55,7 @@ def critical_first(step: StepContext) -> Sequence[int]:
 
 
 def features(step: StepContext, groups: Sequence[int], parts: Sequence[Part] = (WHOLE,)) -> list[Node]:
-    """Feature operators, the first of which are to be computed first; policies choose when."""
+    """Feature operators in order of priority; policies choose when they run."""
     operators = [Operator(Kind.FEATURES, step.batch, group, part) for part in parts for group in groups]
     return [Node(operator, priority=place) for place, operator in enumerate(operators)]
 
@@ -66,7 +66,7 @@ def pulls(
     starts: Callable[[Operator], Sequence[Start]],
     parts: Sequence[Part] = (WHOLE,),
 ) -> list[Node]:
-    """Pulls of groups of features; `starts` says when each may start. Those that start together are one request."""
+    """Pulls of feature groups with given start conditions. Pulls that start together are sent as one request."""
     operators = [Operator(Kind.PULL, step.batch, group, part) for part in parts for group in groups]
     return [Node(operator, tuple(starts(operator)), place) for place, operator in enumerate(operators)]
 
@@ -75,61 +75,61 @@ def training(step: StepContext, *needs: Operator, parts: Sequence[Part] = (WHOLE
     """Dense work once all rows of its part have arrived, then push and update.
 
     Args:
-        step: Of which step.
-        needs: What dense work needs beside its pulls and the update before.
-        parts: Micro-batches, trained one after the other.
+        step: Context of the step.
+        needs: Needs of dense work in addition to its pulls and the previous update.
+        parts: Micro-batches, trained in order.
     """
     batch, gradients = step.batch, Start((Operator(Kind.DENSE, step.batch),), "its gradients are known")
     nodes = []
     for number, part in enumerate(parts):
         rows = (Operator(Kind.PULL, batch, part=part), Operator(Kind.UPDATE, batch - 1), *needs)
-        nodes.append(Node(Operator(Kind.DENSE, batch, part=part), (Start(rows, "all its rows are here"),), number))
+        nodes.append(Node(Operator(Kind.DENSE, batch, part=part), (Start(rows, "all its rows have arrived"),), number))
     push, update = Operator(Kind.PUSH, batch), Operator(Kind.UPDATE, batch)
     return [*nodes, Node(push, (gradients,)), Node(update, (gradients,), priority=len(parts))]
 
 
 def after_push(step: StepContext) -> Start:
-    """A pull starts once all keys of its batch are known and the push before is applied."""
+    """A pull starts once all keys of its batch are known and the previous push is applied."""
     needs = (Operator(Kind.FEATURES, step.batch), Operator(Kind.PUSH, step.batch - 1))
     return Start(needs, "its keys are known", after=step.batch - 1)
 
 
 def asked_ahead(step: StepContext) -> list[Start]:
-    """A pull starts once its keys are known, and the store waits for the push; not if the store cannot.
+    """A pull starts once its keys are known, and the store waits for the previous push, if it can.
 
-    Only for an update that is sure to come: else the store would hold the request until it gives up.
+    Only used if the update is certain to come; otherwise the store would hold the request until its timeout.
     """
     needs = (Operator(Kind.FEATURES, step.batch), Operator(Kind.REQUEST, step.batch - 1))
-    ahead = Start(needs, "its keys are known; answered when the push before is applied", after=step.batch - 1)
+    ahead = Start(needs, "its keys are known; answered when the previous push is applied", after=step.batch - 1)
     return [ahead] if step.store_waits else []
 
 
 def while_idle(step: StepContext, pull: Operator) -> list[Start]:
-    """A group's pull starts by itself if the link would rest otherwise; not where there is one group only."""
+    """A group's pull starts alone if the network is idle and there are several groups."""
     needs = (Operator(Kind.FEATURES, step.batch, pull.group, pull.part), Operator(Kind.PUSH, step.batch - 1))
-    alone = Start(needs, "its keys are known, and the link is idle", after=step.batch - 1, only_if_idle=True)
+    alone = Start(needs, "its keys are known, and the network is idle", after=step.batch - 1, only_if_idle=True)
     return [alone] if step.num_groups > 1 else []
 
 
 def early(step: StepContext) -> Start:
-    """A pull starts before the push on its way is applied, and leaves out the keys that the push touches."""
+    """A pull starts before the push in flight is applied, and skips the keys that the push touches."""
     batch = step.batch
     needs = (Operator(Kind.FEATURES, batch), Operator(Kind.FEATURES, batch - 1), Operator(Kind.PUSH, batch - 2))
-    reason = "its keys are known, and those of the push on its way"
+    reason = "its keys and those of the push in flight are known"
     return Start(needs, reason, after=batch - 2, defers=True)
 
 
 def deferred_pull(step: StepContext, group: int) -> Node:
-    """What an early pull left out, which is known once it has arrived.
+    """The keys that an early pull skipped, which are known once it has arrived.
 
-    Asked for ahead it follows all early pulls: held back by the store, it must not be in their way.
+    If sent ahead, it follows all early pulls, so that it does not block them while the store holds it back.
     """
     batch = step.batch
     pull, push = Operator(Kind.PULL, batch, group), Operator(Kind.PUSH, batch - 1)
-    starts = [Start((pull, push), "the push before is applied", after=batch - 1)]
+    starts = [Start((pull, push), "the previous push is applied", after=batch - 1)]
     if step.store_waits:
         needs = (Operator(Kind.PULL, batch), Operator(Kind.REQUEST, batch - 1))
-        starts.append(Start(needs, "answered when the push before is applied", after=batch - 1))
+        starts.append(Start(needs, "answered when the previous push is applied", after=batch - 1))
     return Node(Operator(Kind.DEFERRED_PULL, batch, group), tuple(starts))
 
 
@@ -166,7 +166,7 @@ def _ahead_by_group(step: StepContext) -> list[Node]:
 
 
 def early_pulls(step: StepContext, groups: Sequence[int]) -> list[Node]:
-    """Dense work waits for the features of the next batch: without them its early pull cannot run under that work."""
+    """Dense work waits for the features of the next batch, whose early pull can then overlap with it."""
     dense, *rest = training(step, Operator(Kind.DEFERRED_PULL, step.batch))
     dense = Node(dense.operator, dense.starts, yields_to=(Operator(Kind.FEATURES, step.batch + 1),))
     starts = [after_push(step), early(step)]
@@ -183,10 +183,10 @@ AT_ONCE = PullStrategy("features at once", _strict_at_once)
 IN_GROUPS = PullStrategy("in groups", _strict_in_groups)
 """Features are computed by group and pulled together."""
 BY_GROUP = PullStrategy("by group", _strict_by_group)
-"""As `IN_GROUPS`, critical groups first, and a group is pulled alone where the link would rest otherwise."""
-AHEAD = PullStrategy("features at once, asked ahead", _ahead_at_once)
-"""As `AT_ONCE`, and pulls are sent before the push they must see is applied, to a store that holds them back."""
-AHEAD_BY_GROUP = PullStrategy("by group, asked ahead", _ahead_by_group)
+"""Like `IN_GROUPS`, critical groups first; a group is pulled alone if the network is idle."""
+AHEAD = PullStrategy("features at once, sent ahead", _ahead_at_once)
+"""Like `AT_ONCE`, but pulls are sent before the push they must include is applied, and the store holds them back."""
+AHEAD_BY_GROUP = PullStrategy("by group, sent ahead", _ahead_by_group)
 """Both."""
 EARLY = PullStrategy("features at once, early pulls", _early_at_once)
-"""As `AT_ONCE`, and rows that no push on its way touches are pulled before that push is applied."""
+"""Like `AT_ONCE`, but rows that no push in flight touches are pulled before that push is applied."""
