@@ -1,4 +1,4 @@
-"""Interaction logs at rest: their schema, reading and writing them, windows, bad rows."""
+"""Interaction logs: schema, reading and writing, windows, bad rows."""
 
 from headrace.logs.arrow_source import ArrowSource
 from headrace.logs.checks import BadRowPolicy, ErrorBudget

@@ -1,4 +1,4 @@
-"""`ArrowSource`: rows of a table in memory, with the same checks as rows of files."""
+"""`ArrowSource`: the rows of an Arrow table, with the same checks as rows of files."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ __all__ = ["ArrowSource"]
 class ArrowSource:
     """The rows of an Arrow table; implements `headrace.logs.source.Source`.
 
-    A split is a stretch of at most `max_rows_per_batch` rows, and one batch.
+    A split is a range of at most `max_rows_per_batch` rows, read as one batch.
 
     Args:
         table: The rows.
         schema: The schema of the log.
-        columns: Columns to deliver (and check), of those in the schema; None for all of them.
-        policy: What to do with bad rows.
-        max_rows_per_batch: Rows of a split.
-        name: What errors and rejects call the table.
+        columns: Schema columns to read and check; None for all.
+        policy: How to handle bad rows.
+        max_rows_per_batch: Maximum rows per split.
+        name: Name of the table in errors and rejects.
         file_number: Number of the table in derived row ids.
 
     Raises:
         DataError: The table lacks a column.
-        ConfigError: A column asked for is not in the schema, or the timestamp is read and counts another unit.
+        ConfigError: A requested column is not in the schema, or the timestamp is read and has a different unit.
     """
 
     def __init__(
@@ -69,23 +69,23 @@ class ArrowSource:
 
     @property
     def output_schema(self) -> pa.Schema:
-        """Names and types of the batches: the columns asked for, then `ROW_ID`."""
+        """Names and types of the batches' columns: the requested columns, then `ROW_ID`."""
         return self._checker.output_schema
 
     def __len__(self) -> int:
         return -(-int(self._table.num_rows) // self._max_rows)
 
     def describe(self, split: int) -> str:
-        """The table and the rows of a split."""
+        """Describe a split: the table and its rows."""
         start = split * self._max_rows
         return f"{self._name}, rows {start} to {start + self.num_rows(split)}"
 
     def locate(self, row_id: int) -> str:
-        """The row of a derived row id, for error texts; only the id where the schema has a row id column."""
+        """Describe the row of a derived row id, for error messages; only the id if the schema has a row id column."""
         return f"row id {row_id}" if self._has_row_id else f"{self._name}, row {split_row_id(row_id)[1]}"
 
     def num_rows(self, split: int) -> int:
-        """Rows of a split."""
+        """Number of rows of a split."""
         return int(min(self._max_rows, self._table.num_rows - split * self._max_rows))
 
     def estimate_bytes(self, split: int) -> int:
@@ -93,7 +93,7 @@ class ArrowSource:
         return int(self._slice(split, self._checker.inputs).nbytes)
 
     def read(self, split: int) -> Iterator[SourceBatch]:
-        """Yield the one batch of a split.
+        """Yield the single batch of a split.
 
         Raises:
             DataError: A row is bad and the policy is "fail".

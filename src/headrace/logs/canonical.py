@@ -1,4 +1,4 @@
-"""One form for each kind of value, whatever Arrow type wraps it: what every cast starts from.
+"""Canonical forms of Arrow columns, from which all casts start.
 
 =========================================================  ==========================================================
 stored as                                                  becomes
@@ -11,7 +11,7 @@ half floats                                                float32
 decimals of 32 or 64 bits                                  decimal128 of the same precision and scale
 =========================================================  ==========================================================
 
-Integers, floats, booleans, times and lists are canonical already; elements of lists are looked at when lists are cast.
+Integers, floats, booleans, times and lists are already canonical; elements of lists are handled when lists are cast.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ class Canonical(NamedTuple):
     """A column in canonical form.
 
     Attributes:
-        values: The column, null where a value is bad.
-        bad: The rows without a readable value, or None for none.
+        values: The column, with null for bad values.
+        bad: Rows with unreadable values, or None if there are none.
     """
 
     values: pa.Array
@@ -57,7 +57,7 @@ class Canonical(NamedTuple):
 
 
 def canonical(array: pa.Array) -> Canonical:
-    """The canonical form of a column; the array itself, without a copy, where it is canonical already."""
+    """Convert a column to canonical form; returns the array itself if it is already canonical."""
     kind = array.type
     if pt.is_primitive(kind):
         return Canonical(array.cast(pa.float32()) if pt.is_float16(kind) else array)
@@ -77,7 +77,7 @@ def canonical(array: pa.Array) -> Canonical:
 
 
 def canonical_type(kind: pa.DataType) -> pa.DataType:
-    """The type `canonical` gives for a column of some type, `string` for all texts."""
+    """The type that `canonical` returns for a column type, with `string` for all texts."""
     if isinstance(kind, pa.BaseExtensionType):
         return pa.string() if _is_uuid(kind) else canonical_type(pa.bool_() if _is_bool8(kind) else kind.storage_type)
     if pt.is_dictionary(kind) or pt.is_run_end_encoded(kind):
@@ -108,19 +108,19 @@ def mask_of(array: pa.BooleanArray) -> Mask:
 
 
 def either(one: Mask | None, other: Mask | None) -> Mask | None:
-    """The rows in any of two masks, where None is a mask without rows."""
+    """The union of two masks, where None is an empty mask."""
     if one is None or other is None:
         return other if one is None else one
     return one | other
 
 
 def list_lengths(lists: pa.Array) -> npt.NDArray[np.int64]:
-    """Elements of each list; 0 for null."""
+    """Number of elements of each list; 0 for null."""
     return np.asarray(pc.list_value_length(lists).fill_null(0).to_numpy(zero_copy_only=False), dtype=np.int64)
 
 
 def rows_with(lists: pa.Array, elements: Mask) -> Mask:
-    """The rows that hold any of the given elements, which are counted over all lists."""
+    """The rows that contain any of the given elements; elements are indexed over all lists."""
     rows = np.repeat(np.arange(len(lists)), list_lengths(lists))
     mask = np.zeros(len(lists), dtype=np.bool_)
     mask[rows[elements]] = True
@@ -150,9 +150,9 @@ def _storage(array: pa.ExtensionArray) -> Canonical:
 
 
 def _spread(values: pa.Array, rows: pa.Array) -> Canonical:
-    """Values that several rows share, made canonical once and then given to each row."""
+    """Make shared values canonical once, then expand them to rows."""
     unique, bad = canonical(values)
-    if is_list(unique.type):  # Arrow cannot take lists of elements that it cannot take
+    if is_list(unique.type):  # Arrow's take does not support lists of unsupported elements
         unique, bad_elements = _lists_of_canonical(unique)
         bad = either(bad, bad_elements)
     spread = unique.take(rows)
@@ -200,12 +200,12 @@ def _offsets(text: pa.Array) -> npt.NDArray[np.int32] | npt.NDArray[np.int64]:
 
 
 def _not_utf8(text: pa.Array, offsets: npt.NDArray[Any]) -> Mask | None:
-    """The rows that are not UTF-8: Parquet does not check what files say is text."""
+    """The rows that are not valid UTF-8, which Parquet does not check."""
     start, stop = int(offsets[0]), int(offsets[-1])
     data = text.buffers()[2]
     if start == stop or data is None:
         return None
-    # ASCII, which most ids and numbers are, is told ten times as fast as Arrow validates UTF-8.
+    # Most ids and numbers are ASCII, which is detected ten times as fast as Arrow validates UTF-8.
     if np.frombuffer(data, dtype=np.uint8)[start:stop].max() < 0x80:
         return None
     try:

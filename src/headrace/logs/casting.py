@@ -1,4 +1,4 @@
-"""Casting Arrow columns so that one unreadable value costs one row, not the column."""
+"""Casts Arrow columns such that an unreadable value invalidates only its row, not the column."""
 
 from __future__ import annotations
 
@@ -25,13 +25,12 @@ _INT64_MAX = np.iinfo(np.int64).max
 def cast_rows(array: pa.Array, target: pa.DataType) -> tuple[pa.Array, Mask | None]:
     """Cast a column of any Arrow type, see `headrace.logs.canonical`, to int64, floats or string.
 
-    Empty text is null, text around a number may have spaces, and NaN is null unless floats are wanted. Whole numbers
-    from 2^63 to 2^64 - 1 keep their bits when they become int64, however they are stored: ids are names, and hashes
-    fill all 64.
+    Empty text is null, numbers in text may be surrounded by spaces, and NaN is null unless the target is float.
+    Integers from 2^63 to 2^64 - 1 keep their bits when cast to int64, however they are stored, because ids are often
+    64-bit hashes.
 
     Returns:
-        The column with `target` as its type, null where a value could not be cast, and the rows where that happened,
-        or None for none.
+        The column with type `target`, with null where a value could not be cast, and a mask of those rows, or None.
     """
     if array.type.equals(target) and not is_text(target):  # most columns of most logs
         return array, None
@@ -48,7 +47,7 @@ def cast_lists(array: pa.Array, item: pa.DataType) -> tuple[pa.Array, Mask | Non
         if pt.is_null(array.type):
             return array.cast(target), bad
         return pa.nulls(len(array), target), either(bad, mask_of(array.is_valid()))
-    # List views go the long way round: Arrow 26 loses elements when it casts them to lists.
+    # List views take a detour, because Arrow 26 loses elements when it casts them to lists.
     is_view = pt.is_list_view(array.type) or pt.is_large_list_view(array.type)
     if array.type.value_type.equals(item) and not is_view and not is_text(item):
         return (array if array.type.equals(target) else array.cast(target)), bad
@@ -67,9 +66,8 @@ def cast_lists(array: pa.Array, item: pa.DataType) -> tuple[pa.Array, Mask | Non
 def cast_times(array: pa.Array, unit: str) -> tuple[pa.Array, Mask | None]:
     """Cast a column of times to int64 ticks of `unit` since 1970-01-01 UTC; see `cast_rows`.
 
-    Takes integers and decimals (ticks already), floats (ticks), timestamps, dates, and strings of ISO 8601 times (UTC
-    unless they say otherwise) or of numbers. What lies between two ticks is rounded down; a time that int64 cannot hold
-    is bad.
+    Accepts integers, decimals and floats (as ticks), timestamps, dates, and strings of ISO 8601 times (UTC by default)
+    or numbers. Fractions of a tick are rounded down; a time that does not fit into int64 is bad.
     """
     array, bad = canonical(array)
     ticks, unreadable = _cast_canonical_times(array, unit)
@@ -77,7 +75,7 @@ def cast_times(array: pa.Array, unit: str) -> tuple[pa.Array, Mask | None]:
 
 
 def to_time_us(ticks: pa.Array, unit: str) -> npt.NDArray[np.int64]:
-    """Ticks as microseconds, rounded down and clipped to what int64 holds; 0 where null."""
+    """Convert ticks to microseconds, rounded down and clipped to int64; 0 for null."""
     values = _filled(ticks)
     if unit == "ns":
         return values // 1_000
@@ -91,7 +89,7 @@ def _cast_canonical(array: pa.Array, target: pa.DataType) -> tuple[pa.Array, Mas
     if kind.equals(target):
         return array, None
     if pt.is_integer(kind) and (pt.is_floating(target) or (pt.is_uint64(kind) and pt.is_int64(target))):
-        return array.cast(target, safe=False), None  # rounds where a float cannot hold the integer
+        return array.cast(target, safe=False), None  # rounds integers that a float cannot represent
     if pt.is_floating(kind) and not pt.is_floating(target):
         return _floats_to_text(array) if is_text(target) else _floats_to_integers(array)
     if pt.is_date(kind) and pt.is_integer(target):
@@ -125,7 +123,7 @@ def _cast_canonical_times(array: pa.Array, unit: str) -> tuple[pa.Array, Mask | 
 
 
 def _rescaled(ticks: pa.Array, given_per_s: int, wanted_per_s: int) -> tuple[pa.Array, Mask | None]:
-    """Ticks of one unit as ticks of another."""
+    """Convert ticks from one unit to another."""
     if given_per_s == wanted_per_s:
         return ticks, None
     values = _filled(ticks)
@@ -148,7 +146,7 @@ def _filled(ticks: pa.Array) -> npt.NDArray[np.int64]:
 
 
 def _floats_to_integers(array: pa.Array, *, stop: float = 2.0**64) -> tuple[pa.Array, Mask | None]:
-    """Whole floats below `stop` as int64, those from 2^63 on with the bits of a uint64."""
+    """Convert whole floats below `stop` to int64, from 2^63 on with the bits of a uint64."""
     values = array.cast(pa.float64()).to_numpy(zero_copy_only=False)  # null becomes NaN
     is_whole = (np.trunc(values) == values) & (values >= -(2.0**63)) & (values < stop)
     is_high = is_whole & (values >= 2.0**63)
@@ -160,7 +158,7 @@ def _floats_to_integers(array: pa.Array, *, stop: float = 2.0**64) -> tuple[pa.A
 
 
 def _floats_to_text(array: pa.Array) -> tuple[pa.Array, Mask | None]:
-    """Floats as text: whole ones as the integers they are, NaN as null; infinities have none."""
+    """Convert floats to text: whole numbers without a fraction, NaN as null; infinities are bad."""
     whole, _ = _floats_to_integers(array, stop=2.0**63)
     finite = pc.is_finite(array)
     text = pc.if_else(whole.is_valid(), whole.cast(pa.string()), array.cast(pa.string()))
@@ -180,7 +178,7 @@ def _cast_to(target: pa.DataType) -> Cast:
 
 
 def _to_int64(part: pa.Array) -> pa.Array:
-    """Text or decimals as int64, or all of them as uint64 with its bits kept."""
+    """Convert text or decimals to int64, or else all of them to uint64 with the same bits."""
     return _first_that_reads(part, (_cast_to(pa.int64()), lambda high: high.cast(pa.uint64()).cast(pa.int64(), False)))
 
 
@@ -194,7 +192,7 @@ def _first_that_reads(part: pa.Array, casts: Sequence[Cast]) -> pa.Array:
 
 
 def _cast_what_can_be(array: pa.Array, target: pa.DataType, cast: Cast) -> tuple[pa.Array, Mask | None]:
-    """Cast in halves, and halves of the halves that fail, down to the values that cannot be cast."""
+    """Cast by bisection, down to the values that cannot be cast."""
     parts: list[pa.Array] = []
     bad: list[int] = []
     stack = [(0, len(array))]
@@ -215,9 +213,8 @@ def _cast_what_can_be(array: pa.Array, target: pa.DataType, cast: Cast) -> tuple
 
 
 def _parse_times(text: pa.Array, unit: str) -> pa.Array:
-    """Parse strings that are all written alike; raises `pa.ArrowInvalid` where they are not."""
-    # Digits of a second that are finer than `unit` are read as far as microseconds hold them: nanoseconds would only
-    # reach from 1677 to 2262.
+    """Parse strings that all have the same format; raises `pa.ArrowInvalid` otherwise."""
+    # Fractional digits finer than `unit` are read up to microseconds, because nanoseconds only cover 1677 to 2262.
     fine, num_digits = ("ns", 9) if unit == "ns" else ("us", 6)
     pattern, kept = rf"(\.[0-9]{{{num_digits}}})[0-9]+", r"\1"
 

@@ -1,4 +1,4 @@
-"""Bad rows: what is done with them, how many are allowed, and the check that splits a raw batch into good and bad."""
+"""Bad rows: the policy, the error budget, and the checks that split raw batches into good and bad rows."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from headrace.messages import one_line, shorten_list
 __all__ = ["BadRowPolicy", "ErrorBudget", "Problem", "RowChecker", "RowOrigin", "check_names", "columns_asked"]
 
 Problem = tuple[Mask, str, str | Callable[[int], str]]
-"""Rows of a raw batch that are bad, the column, and the reason: one text, or a text for each row."""
+"""Mask of bad rows of a raw batch, the column, and the reason: one text, or one per row."""
 
 
 class BadRowPolicy(Config):
@@ -46,14 +46,14 @@ class BadRowPolicy(Config):
 
 
 class ErrorBudget:
-    """Counts bad rows as batches are delivered, and stops a job that has too many of them.
+    """Counts bad rows as batches are delivered, and stops a job with too many.
 
-    Fed at delivery and not where rows are read, it trips at the same row however many readers run ahead.
+    Rows are counted at delivery and not when read, so a job stops at the same row regardless of read-ahead.
 
     Args:
-        policy: Gives the share allowed.
-        num_read: Rows read so far, for instance as a checkpoint says.
-        num_bad: How many of them were bad.
+        policy: Policy with the allowed ratio.
+        num_read: Rows read so far, for instance according to a checkpoint.
+        num_bad: Bad rows among them.
     """
 
     def __init__(self, policy: BadRowPolicy, *, num_read: int = 0, num_bad: int = 0) -> None:
@@ -62,10 +62,10 @@ class ErrorBudget:
         self.num_bad = num_bad
 
     def add(self, *, num_read: int, num_bad: int) -> None:
-        """Count rows.
+        """Add counts of rows.
 
         Raises:
-            ErrorBudgetExceeded: More are bad than allowed.
+            ErrorBudgetExceeded: There are more bad rows than allowed.
         """
         self.num_read += num_read
         self.num_bad += num_bad
@@ -79,13 +79,13 @@ class ErrorBudget:
 
 @dataclass(frozen=True)
 class RowOrigin:
-    """Where the rows of a raw batch come from.
+    """The origin of the rows of a raw batch.
 
     Attributes:
-        file: The file, one for all rows or one for each.
-        row_group: The row group in it, one for all rows or one for each.
-        rows: int64, each row's position in its file.
-        row_ids: int64, each row's id if the schema has no row id column.
+        file: The file, one for all rows or one per row.
+        row_group: The row group, one for all rows or one per row.
+        rows: int64, position of each row in its file.
+        row_ids: int64, id of each row, if the schema has no row id column.
     """
 
     file: str | Sequence[str]
@@ -101,19 +101,19 @@ class RowOrigin:
 
 
 class RowChecker:
-    """Splits raw batches into good rows in fixed types, and bad rows with their reasons; thread-safe.
+    """Splits raw batches into good rows with fixed types, and bad rows with reasons. Thread-safe.
 
     Args:
         schema: The schema of the log.
-        columns: Columns to check and deliver; a column that is not read is not checked.
-        policy: What to do with bad rows.
-        stored: Types of the columns in the log (its first file).
-        groups: Features by the group column of the raw batches that holds them, for groups see
-            `headrace.logs.groups`; a value that several rows share is checked once.
+        columns: Columns to check and return; other columns are not checked.
+        policy: How to handle bad rows.
+        stored: Types of the columns in the log (in its first file).
+        groups: Features by the group column of the raw batches that holds them, see `headrace.logs.groups`; shared
+            values are checked once.
 
     Attributes:
-        inputs: Columns a raw batch must have, by itself or in a group: those delivered, and the schema's row id.
-        output_schema: Of the batches delivered: the columns in the order given, group columns in the place of their
+        inputs: Columns that raw batches must have, plain or in a group: the returned columns and the schema's row id.
+        output_schema: Schema of the returned batches: the columns in the order given, group columns in place of their
             first feature, and `ROW_ID`.
     """
 
@@ -160,11 +160,11 @@ class RowChecker:
         """Check a raw batch.
 
         Args:
-            raw: Rows with (at least) the `inputs`, features of groups in their group columns.
-            origin: Where they come from.
-            rest_of: Gives the columns that were not read of the rows in a mask, for the quarantine; see
+            raw: Rows with at least the `inputs`, with grouped features in group columns.
+            origin: Origin of the rows.
+            rest_of: Returns the columns that were not read, for the rows in a mask, for the quarantine; see
                 `headrace.logs.raw_rows.values_at`.
-            known: Problems that the reader has found; their columns must be in `raw`.
+            known: Problems that the reader has found already; their columns must be in `raw`.
 
         Raises:
             DataError: A row is bad and the policy is "fail".
@@ -179,7 +179,7 @@ class RowChecker:
         for ids, weights in self._weighted:
             differ = self._lengths(ids, values, groups) != self._lengths(weights, values, groups)
             if differ.any():
-                problems.append((differ, weights, f"not as many weights as ids in {ids}"))
+                problems.append((differ, weights, f"more or fewer weights than ids in {ids}"))
         for name, group in groups.items():
             values[name] = group_array({feature: values[feature] for feature in self._groups[name]}, group.inverse)
         row_ids = pa.array(origin.row_ids) if self._row_id is None else values[self._row_id]
@@ -189,7 +189,7 @@ class RowChecker:
         return self._split(raw, origin, rest_of, problems, good)
 
     def _lengths(self, name: str, values: Mapping[str, pa.Array], groups: Mapping[str, Group]) -> npt.NDArray[np.int64]:
-        """int64 [rows], elements of each row's list."""
+        """int64 [rows], list length of each row."""
         lengths = list_lengths(values[name])
         home = self._homes.get(name)
         return lengths if home is None else lengths[groups[home].inverse]
@@ -232,7 +232,7 @@ class RowChecker:
 
 
 def _named(problem: Problem, row: int) -> tuple[str, str]:
-    """The column of a problem, and the reason for one row."""
+    """The column of a problem and its reason for one row."""
     _, name, reason = problem
     return name, reason if isinstance(reason, str) else reason(row)
 
@@ -240,10 +240,10 @@ def _named(problem: Problem, row: int) -> tuple[str, str]:
 def columns_asked(
     schema: Schema, columns: Sequence[str] | None, policy: BadRowPolicy | None, *, where: str
 ) -> tuple[str, ...]:
-    """The columns that a source is to deliver: those named, else all of the schema.
+    """Validate the requested columns of a source; None means all columns of the schema.
 
     Raises:
-        ConfigError: An argument has another type, or a column is not in the schema.
+        ConfigError: An argument has the wrong type, or a column is not in the schema.
     """
     expect(schema, Schema, where=f"{where}: schema", expected="a Schema")
     expect(policy, (BadRowPolicy, type(None)), where=f"{where}: bad_rows", expected="a BadRowPolicy")
@@ -255,10 +255,10 @@ def columns_asked(
 
 
 def check_names(schema: Schema, columns: Sequence[str]) -> None:
-    """Check that columns asked for are columns of the schema, and that it names none that batches have themselves.
+    """Check that requested columns are in the schema, and that the schema uses no reserved names.
 
     Raises:
-        ConfigError: Names those that are not, or the reserved one.
+        ConfigError: A column is unknown or reserved; the message names it.
     """
     reserved = [name for name in schema.columns if is_reserved(name)]
     if reserved:

@@ -1,4 +1,4 @@
-"""The type that holds a column which several files store as different types, and the values widened to it.
+"""The common type of a column that files store with different types, and widening of values to it.
 
 =============================  ===================================================================================
 stored as                      common type
@@ -42,7 +42,7 @@ INTEGER_DIGITS = {8: 3, 16: 5, 32: 10, 64: 20}
 
 
 def normal_type(kind: pa.DataType) -> pa.DataType:
-    """The type a column is worked with: dictionaries as their values, large types and views as the plain ones."""
+    """Normalise a type: dictionaries to their values, large types and views to the plain ones."""
     if pt.is_dictionary(kind):
         return normal_type(kind.value_type)
     if is_list(kind):
@@ -61,7 +61,7 @@ def normal_type(kind: pa.DataType) -> pa.DataType:
 
 
 def common_type(kinds: Iterable[pa.DataType]) -> pa.DataType | None:
-    """The narrowest type that holds the values of columns of all these types, or None if there is none.
+    """The narrowest type that can represent the values of all these types, or None.
 
     Args:
         kinds: At least one type; their order does not matter.
@@ -70,12 +70,12 @@ def common_type(kinds: Iterable[pa.DataType]) -> pa.DataType | None:
 
 
 def widen(array: pa.Array, kind: pa.DataType) -> pa.Array:
-    """A column in a common type of it and others.
+    """Cast a column to a common type.
 
     Raises:
-        pa.ArrowInvalid: The type cannot hold a value exactly (an integer beyond 2^53 as float64, a year beyond what
-            nanoseconds reach).
-        pa.ArrowNotImplementedError: The type is not a common type of the column's.
+        pa.ArrowInvalid: The type cannot represent a value exactly (an integer beyond 2^53 as float64, a year outside
+            the range of nanoseconds).
+        pa.ArrowNotImplementedError: The type is not a common type for the column.
     """
     if array.type.equals(kind):
         return array
@@ -110,7 +110,7 @@ def _as_text(array: pa.Array) -> pa.Array:
     if pt.is_boolean(kind):
         array = array.cast(pa.int8())
     elif pt.is_floating(kind):
-        array = array.cast(pa.float64())  # digits of what is stored, not of the shortest float of 32 bits
+        array = array.cast(pa.float64())  # the digits of the stored value, not of the shortest float32
     elif _is_bytes(normal_type(kind)):
         return array.cast(pa.binary())
     return array.cast(pa.string())
@@ -200,7 +200,7 @@ def _time_of_day(unit: str) -> pa.DataType:
 
 
 def _digits(kind: pa.DataType) -> tuple[int, int]:
-    """Digits before and after the point."""
+    """Digits before and after the decimal point."""
     return (INTEGER_DIGITS[kind.bit_width], 0) if pt.is_integer(kind) else (kind.precision - kind.scale, kind.scale)
 
 

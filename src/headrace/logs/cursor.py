@@ -1,4 +1,4 @@
-"""`Cursor`: exactly which rows of a log have been used, as plain data that lies in the checkpoint."""
+"""`Cursor`: which rows of a log have been used, as plain data in the checkpoint."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ __all__ = ["Cursor", "FileInfo", "FileUse", "Selection", "TimeRange", "TimeSlot"
 VERSION = 3
 
 TimeRange = tuple[int | None, int | None]
-"""Start (included) and stop (excluded) in microseconds since 1970-01-01 UTC; None is open. A range without a start also
-takes the rows that have no readable time, or one that is not plausible: each row must belong to some window, the bad
-ones too."""
+"""Start (inclusive) and stop (exclusive) in microseconds since 1970-01-01 UTC; None means unbounded. A range without a
+start also includes rows whose time is unreadable or implausible, because each row must belong to a window, even bad
+ones."""
 
 TimeSpan = tuple[int, int]
-"""Two times in microseconds since 1970-01-01 UTC, the first not after the second."""
+"""First and last time in microseconds since 1970-01-01 UTC."""
 
 
 class TimeSlot(NamedTuple):
-    """The rows of a file in one slot of time, as long as a window.
+    """The rows of a file in one time slot, which has the length of a window.
 
     Attributes:
-        start_us: Where the slot starts, in microseconds since 1970-01-01 UTC.
+        start_us: Start of the slot, in microseconds since 1970-01-01 UTC.
         last_us: Latest time of the rows.
-        num_rows: How many there are.
-        row_groups: Row groups that they lie in.
+        num_rows: Number of rows.
+        row_groups: Row groups that contain the rows.
     """
 
     start_us: int
@@ -40,14 +40,14 @@ class TimeSlot(NamedTuple):
 
 @dataclass(frozen=True)
 class FileInfo:
-    """A log file and what its footer says.
+    """A log file and the contents of its footer.
 
     Attributes:
-        file: The file as it was listed.
-        num_rows: Its rows.
-        fingerprint: Digest of its Parquet footer and of samples of its data: another content has another fingerprint.
-        time_slots: For windows by time, the slots of the rows not used yet, in order of time; empty otherwise.
-        untimed_groups: For windows by time, row groups with rows whose time cannot be read (or is not plausible).
+        file: The file as listed.
+        num_rows: Number of rows.
+        fingerprint: Digest of its Parquet footer and of samples of its data, which identifies the content.
+        time_slots: For windows by time, the time slots of unused rows, in order; empty otherwise.
+        untimed_groups: For windows by time, row groups with rows whose time is unreadable or implausible.
     """
 
     file: LogFile
@@ -59,18 +59,18 @@ class FileInfo:
 
 @dataclass(frozen=True)
 class FileUse:
-    """What the cursor remembers of a file of which rows have been used.
+    """The cursor's record of a file with used rows.
 
     Attributes:
-        number: The file's number in derived row ids; given once, in the order of first use.
+        number: The file's number in derived row ids, assigned at first use.
         size_bytes: Size when it was used.
-        version: The file system's word for its last change then.
-        fingerprint: Its fingerprint then.
-        num_rows: Rows in it.
-        rows_used: How many of them are used: the first so many, or with windows by time those before `used_until_us`.
-        used_until_us: Windows by time: rows before this time (and those without one) are used.
-        plausible_us: Windows by time: start and stop of the times that counted as plausible when it was first used; its
-            rows outside of them were used as bad ones then. None for all times.
+        version: Time of its last change, or etag, when it was used.
+        fingerprint: Its fingerprint when it was used.
+        num_rows: Number of rows.
+        rows_used: Number of used rows: the first ones, or with windows by time those before `used_until_us`.
+        used_until_us: Windows by time: rows before this time, and rows without a time, are used.
+        plausible_us: Windows by time: range of plausible times when the file was first used; rows outside of it counted
+            as bad rows. None for all times.
     """
 
     number: int
@@ -84,20 +84,20 @@ class FileUse:
 
     @property
     def is_done(self) -> bool:
-        """Whether every row is used."""
+        """Whether all rows are used."""
         return self.rows_used >= self.num_rows
 
 
 @dataclass(frozen=True)
 class Cursor:
-    """What has been used so far; a new one has used nothing.
+    """The rows of a log that have been used; a new cursor has used none.
 
     Attributes:
-        files: What was used of each file, by the file's name in the log.
-        windows: Names of the windows used, in order.
-        by_time: Whether windows were cut by time (then files may be used up to a time, else up to a row).
-        used_until_us: Windows by time: where the next window starts.
-        times_us: Windows by time: first and last time of the rows used, without times that are not plausible.
+        files: Use of each file, by the file's name in the log.
+        windows: Names of the used windows, in order.
+        by_time: Whether windows are by time; then files are used up to a time, otherwise up to a row.
+        used_until_us: Windows by time: start of the next window.
+        times_us: Windows by time: first and last plausible time of the used rows.
     """
 
     files: Mapping[str, FileUse] = field(default_factory=dict)
@@ -108,7 +108,7 @@ class Cursor:
 
     @property
     def num_rows_used(self) -> int:
-        """Rows of the log used so far, good and bad."""
+        """Number of rows used so far, good and bad."""
         return sum(use.rows_used for use in self.files.values())
 
     def to_dict(self) -> dict[str, Any]:
@@ -124,15 +124,15 @@ class Cursor:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Cursor:
-        """Undo `to_dict`.
+        """Load the result of `to_dict`.
 
         Raises:
-            VersionMismatch: Another version wrote it.
+            VersionMismatch: It was written by a different version.
             CheckpointError: It is not a cursor.
         """
         version = values.get("version")
         if version != VERSION:
-            raise VersionMismatch(f"window cursor: saved with version {version}, this code reads version {VERSION}")
+            raise VersionMismatch(f"window cursor: saved with version {version}, expected {VERSION}")
         try:
             return cls(
                 files={name: _use_from(use) for name, use in values["files"].items()},
@@ -145,10 +145,10 @@ class Cursor:
             raise CheckpointError(f"window cursor: saved values are invalid: {error!r}") from error
 
     def check_unchanged(self, infos: Iterable[FileInfo]) -> None:
-        """Check that files of which rows were used are still what they were.
+        """Check that files with used rows have not changed.
 
         Raises:
-            DataError: A file changed; prints what it was and what it is.
+            DataError: A file changed; the message describes it before and now.
         """
         for info in infos:
             use = self.files.get(info.file.name)
@@ -159,28 +159,28 @@ class Cursor:
             if was != now:
                 raise DataError(
                     f"{info.file.path}: changed since {use.rows_used:,} of its rows were used: it was "
-                    f"{_describe(*was)}, it is {_describe(*now)}; put new rows into new files"
+                    f"{_describe(*was)}, now it is {_describe(*now)}; put new rows into new files"
                 )
 
     def is_done(self, name: str) -> bool:
-        """Whether every row of a file is used."""
+        """Whether all rows of a file are used."""
         return name in self.files and self.files[name].is_done
 
 
 @dataclass(frozen=True)
 class Selection:
-    """Rows of one file: those of a row range that also lie in a time range.
+    """Rows of one file, selected by row range and time range.
 
     Attributes:
         file: The file.
-        file_number: Its number in derived row ids.
-        start_row: First row in the file.
-        stop_row: Row after the last.
+        file_number: Number of the file in derived row ids.
+        start_row: First row.
+        stop_row: End of the row range (exclusive).
         time_range_us: See `TimeRange`; None for all times.
-        num_rows: Rows selected, good and bad; `stop_row - start_row` when there is no time range.
-        row_groups: The row groups that hold them, as the plan found; None for all in the row range.
-        plausible_us: Start and stop of the plausible times; rows outside of them are bad, and belong to the selection
-            without a start. None for all times.
+        num_rows: Number of selected rows, good and bad; `stop_row - start_row` without a time range.
+        row_groups: Row groups that contain the rows; None for all in the row range.
+        plausible_us: Range of plausible times; rows outside of it are bad, and belong to the selection without a start.
+            None for all times.
     """
 
     file: LogFile
@@ -195,17 +195,17 @@ class Selection:
 
 @dataclass(frozen=True, eq=False)
 class Window:
-    """The slice of a log that one increment of training uses.
+    """A slice of a log, used in one increment of training.
 
     Attributes:
-        name: Unique in a cursor, for instance "hour=12".
+        name: Name, unique within a cursor, for instance "hour=12".
         selections: The rows, in order.
-        before: The cursor this window was planned after, or the window planned before this one. Cursors are put
-            together when they are asked for: a plan of thousands of windows would otherwise hold thousands of copies.
-        uses: What is used of the files selected, once the window has been.
-        by_time: Whether it was cut by time.
-        used_until_us: Where the next window by time starts.
-        times_us: First and last time of the rows used once the window has been; see `Cursor`.
+        before: The cursor that this window was planned from, or the previously planned window. Cursors are computed on
+            demand, because a plan of thousands of windows would otherwise hold thousands of copies.
+        uses: Use of the selected files after the window.
+        by_time: Whether it is a window by time.
+        used_until_us: Start of the next window by time.
+        times_us: First and last time of used rows after the window; see `Cursor`.
     """
 
     name: str
@@ -218,17 +218,17 @@ class Window:
 
     @property
     def num_rows(self) -> int:
-        """Rows of the window, good and bad."""
+        """Number of rows, good and bad."""
         return sum(selection.num_rows for selection in self.selections)
 
     @property
     def cursor_before(self) -> Cursor:
-        """What has been used when the window starts."""
+        """The cursor at the start of the window."""
         return self.before if isinstance(self.before, Cursor) else self.before.cursor_after
 
     @property
     def cursor_after(self) -> Cursor:
-        """What has been used once all rows of the window have been."""
+        """The cursor at the end of the window."""
         windows = [self]
         while isinstance(windows[-1].before, Window):
             windows.append(windows[-1].before)
@@ -240,7 +240,7 @@ class Window:
         return Cursor(files, base.windows + names, self.by_time, self.used_until_us, self.times_us)
 
     def to_dict(self) -> dict[str, Any]:
-        """The window as JSON-able values, for a checkpoint in the middle of it."""
+        """The window as JSON-able values, for a checkpoint inside the window."""
         return {
             "name": self.name,
             "selections": [asdict(selection) for selection in self.selections],
@@ -253,10 +253,10 @@ class Window:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Window:
-        """Undo `to_dict`, also after a trip through JSON.
+        """Load the result of `to_dict`, possibly stored as JSON.
 
         Raises:
-            CheckpointError: It is not a window, or another version wrote it.
+            CheckpointError: It is not a window, or was written by a different version.
         """
         try:
             return cls(

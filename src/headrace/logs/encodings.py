@@ -1,4 +1,4 @@
-"""Chooses the Parquet encoding of each leaf column by writing a sample of it in every way that readers know."""
+"""Chooses the Parquet encoding of each leaf column by encoding a sample with every widely supported encoding."""
 
 from __future__ import annotations
 
@@ -18,34 +18,34 @@ COMPRESSION = "zstd"
 DICTIONARY = "DICTIONARY"
 
 SLACK = 1.02
-"""An encoding is passed over for an earlier one of `_candidates` unless it saves this much: those decode faster."""
+"""Minimum savings over an earlier one of `_candidates`, which decodes faster."""
 
 MAX_VALUES = 1 << 20
 
 
 def choose_encodings(sample: pa.RecordBatch) -> dict[str, str]:
-    """The encoding that makes each leaf column smallest once compressed.
+    """Choose the encoding with the smallest compressed size for each leaf column.
 
     Args:
-        sample: About a row group of the file to be written.
+        sample: Rows of about one row group of the file.
 
     Returns:
-        Name of the encoding by the leaf's path; for `writer_options`.
+        Encoding names by leaf path, for `writer_options`.
     """
     return fitting_encodings({}, sample)
 
 
 def fitting_encodings(known: Mapping[str, str], sample: pa.RecordBatch) -> dict[str, str]:
-    """Encodings that were chosen before, where the types of the columns still take them; others are chosen.
+    """Reuse previously chosen encodings that suit the column types, and choose the others.
 
     Args:
-        known: Name of the encoding by the leaf's path.
+        known: Encoding names by leaf path.
         sample: See `choose_encodings`.
     """
     chosen: dict[str, str] = {}
     for path, values in leaf_values(sample):
         candidates = _candidates(values.type)
-        if path in chosen:  # a dot in a name: two leaves are written as one path, and any type takes this
+        if path in chosen:  # a dot in a name can give two leaves the same path; this encoding suits any type
             chosen[path] = DICTIONARY
         elif known.get(path) in candidates:
             chosen[path] = known[path]
@@ -57,7 +57,7 @@ def fitting_encodings(known: Mapping[str, str], sample: pa.RecordBatch) -> dict[
 
 
 def writer_options(encodings: Mapping[str, str]) -> dict[str, Any]:
-    """Arguments of `pyarrow.parquet.ParquetWriter` that use the encodings, and the compression of every log."""
+    """Arguments of `pyarrow.parquet.ParquetWriter` for the encodings and the standard compression."""
     return {
         "compression": COMPRESSION,
         "use_dictionary": [path for path, name in encodings.items() if name == DICTIONARY],
@@ -67,7 +67,7 @@ def writer_options(encodings: Mapping[str, str]) -> dict[str, Any]:
 
 
 def leaf_values(batch: pa.RecordBatch) -> Iterator[tuple[str, pa.Array]]:
-    """Path and values of each leaf column that Parquet makes of a batch."""
+    """Yield the path and values of each Parquet leaf column of a batch."""
     for field, column in zip(batch.schema, batch.columns, strict=True):
         yield from _leaves(field.name, column)
 
@@ -86,7 +86,7 @@ def _leaves(path: str, array: pa.Array) -> Iterator[tuple[str, pa.Array]]:
 
 
 def _candidates(kind: pa.DataType) -> tuple[str, ...]:
-    """Encodings of a type, those that decode fastest first."""
+    """Encodings of a type, fastest to decode first."""
     if pt.is_boolean(kind) or pt.is_null(kind):
         return ("PLAIN",)
     if pt.is_integer(kind) or pt.is_timestamp(kind) or pt.is_date(kind) or pt.is_time(kind):

@@ -1,4 +1,4 @@
-"""What a file is that cannot be read as Parquet, and what an error of the decoder means: the cause and the way on."""
+"""Explains files that are not readable Parquet, and decoder errors, with a remedy."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import pyarrow as pa
 __all__ = ["HEAD_BYTES", "describe_error", "describe_file"]
 
 HEAD_BYTES = 512
-"""Bytes from the start of a file that tell its kind."""
+"""Number of bytes from the start of a file needed to detect its format."""
 
 PARQUET, ENCRYPTED = b"PAR1", b"PARE"
 
@@ -21,17 +21,17 @@ BEGINNINGS = (
     (b"ORC", "an ORC file; write it as Parquet"),
     (b"Obj\x01", "an Avro file; write it as Parquet"),
     (b"SQLite format 3", "an SQLite database; write its table as Parquet"),
-    (b"version https://git-lfs", "a pointer of Git LFS; fetch the file with git lfs pull"),
+    (b"version https://git-lfs", "a Git LFS pointer; fetch the file with git lfs pull"),
 )
 
 
 def describe_file(head: bytes, tail: bytes, size: int) -> str:
-    """Why a file without a Parquet footer cannot be read.
+    """Explain why a file without a Parquet footer cannot be read.
 
     Args:
-        head: Its first bytes, up to `HEAD_BYTES`.
-        tail: Its last four bytes.
-        size: Of the file.
+        head: First bytes of the file, up to `HEAD_BYTES`.
+        tail: Last four bytes of the file.
+        size: Size of the file.
     """
     if size == 0:
         return "not a Parquet file: it is empty"
@@ -39,8 +39,8 @@ def describe_file(head: bytes, tail: bytes, size: int) -> str:
         return "an encrypted Parquet file, which headrace does not read; write it without encryption"
     if head.startswith(PARQUET):
         return (
-            f"not a whole Parquet file: it starts as one and ends in {tail!r}, expected a footer and {PARQUET!r}; "
-            f"its writer may not have finished, or it was cut off"
+            f"incomplete Parquet file: it ends with {tail!r}, expected a footer and {PARQUET!r}; "
+            f"its writer may not have finished, or it was truncated"
         )
     for beginning, what in BEGINNINGS:
         if head.startswith(beginning):
@@ -49,18 +49,18 @@ def describe_file(head: bytes, tail: bytes, size: int) -> str:
 
 
 def describe_error(error: BaseException) -> str:
-    """What an error while a row group was decoded means."""
+    """Explain an error raised while decoding a row group."""
     text = " ".join(str(error).split())
     lower = text.lower()
     if "decrypt" in lower or "encrypt" in lower:
         return f"has encrypted columns, which headrace does not read; write the file without encryption ({text})"
     if "cannot contain more than" in lower or "capacity" in lower or isinstance(error, pa.ArrowCapacityError):
-        return f"holds more in one column than Arrow decodes at once; write smaller row groups ({text})"
+        return f"has too much data in one column for Arrow to decode at once; write smaller row groups ({text})"
     if isinstance(error, pa.ArrowNotImplementedError):
-        return f"uses a feature of Parquet that the installed pyarrow {pa.__version__} does not read ({text})"
+        return f"uses a Parquet feature that the installed pyarrow {pa.__version__} does not support ({text})"
     if isinstance(error, OSError) and error.errno is not None:
         return f"cannot be read: {text}"
-    return f"cannot be decoded, the file is damaged: {text}"
+    return f"cannot be decoded, because the file is damaged: {text}"
 
 
 def _describe_text(head: bytes) -> str:

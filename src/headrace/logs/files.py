@@ -1,4 +1,4 @@
-"""Which files a log consists of: local paths and URLs, folders, hive partitions and globs, always in the same order."""
+"""Lists the files of a log from local paths, URLs, folders, hive partitions and globs, in a fixed order."""
 
 from __future__ import annotations
 
@@ -41,10 +41,10 @@ __all__ = [
 ]
 
 HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
-"""The value hive writes into a folder's name for a null."""
+"""The folder name value that hive uses for null."""
 
 MAX_NAMED = 10
-"""Entries left out that a note names; the others are counted."""
+"""Maximum skipped entries named in a note; further ones are counted."""
 
 _MAGIC = re.compile(r"[*?\[]")
 
@@ -54,12 +54,11 @@ class LogFile:
     """One file of a log.
 
     Attributes:
-        path: Where it lies: an absolute local path or a URL.
-        size_bytes: Its size when it was listed.
+        path: Absolute local path or URL.
+        size_bytes: Size when listed.
         partition: (key, value) of each folder named `key=value`, outermost first.
-        name: The path below the folder that was listed; what a window cursor knows the file by, so that a log that
-            is moved as a whole stays the same log.
-        version: What the file system says about the file's last change (time or etag), or "" where it says nothing.
+        name: Path relative to the listed folder. Cursors identify files by this name, so a log can be moved as a whole.
+        version: Time of the last change, or etag, from the file system; "" if unknown.
     """
 
     path: str
@@ -74,7 +73,7 @@ class LogFile:
 
     @property
     def shown_path(self) -> str:
-        """The path as valid text, see `printable`."""
+        """The path as printable text, see `printable`."""
         return printable(self.path)
 
     @property
@@ -85,11 +84,11 @@ class LogFile:
 
 @dataclass(frozen=True)
 class Listing:
-    """The files of a log, and what lies between them.
+    """The files of a log, and notes on other entries.
 
     Attributes:
-        files: In natural order of their names (`hour=2` before `hour=10`).
-        notes: Lines for the user on entries that are not read.
+        files: Files in natural order of their names (`hour=2` before `hour=10`).
+        notes: Lines for the user about entries that are not read.
     """
 
     files: tuple[LogFile, ...]
@@ -97,20 +96,20 @@ class Listing:
 
 
 def list_log(location: str | Path, *, suffixes: tuple[str, ...] = SUFFIXES) -> Listing:
-    """The files of a log, in natural order of their names, and notes on entries that are not read.
+    """List the files of a log in natural order of their names, with notes on entries that are not read.
 
-    Links are followed; a file that several names lead to is taken once.
+    Links are followed; a file with several names is listed once.
 
     Args:
-        location: A file, a folder (searched with all its subfolders), a glob, or the URL of one of these for any file
-            system fsspec knows (`s3://bucket/logs`, `memory://logs/*.parquet`). A path that exists is never a glob.
-        suffixes: Endings, in small letters, of the files taken from folders. Files and folders whose name starts with
-            a dot or an underscore are hidden: they belong to the program that writes the log.
+        location: A file, a folder (searched recursively), a glob, or the URL of one of these on any fsspec file system
+            (`s3://bucket/logs`, `memory://logs/*.parquet`). An existing path is never interpreted as a glob.
+        suffixes: Lower-case suffixes of the files to list in folders. Files and folders whose names start with a dot or
+            an underscore are hidden, because they belong to the log's writer.
 
     Raises:
-        ConfigError: There is no such path, no file in it, it is a table of a format that cannot be read file by file
-            (Delta, Iceberg, Hudi), or the package its protocol needs is not installed.
-        DataError: A folder may not be read.
+        ConfigError: The path does not exist or contains no log files, it is a Delta, Iceberg or Hudi table, which
+            cannot be read file by file, or a package for its protocol is not installed.
+        DataError: A folder is not readable.
     """
     filesystem, path = _resolve(location)
     text = os.fspath(location)
@@ -143,12 +142,12 @@ def list_log(location: str | Path, *, suffixes: tuple[str, ...] = SUFFIXES) -> L
 
 
 def list_files(location: str | Path, *, suffixes: tuple[str, ...] = SUFFIXES) -> list[LogFile]:
-    """The files of a log without the notes; see `list_log`."""
+    """List the files of a log without notes; see `list_log`."""
     return list(list_log(location, suffixes=suffixes).files)
 
 
 def schema_beside(location: str) -> Path | None:
-    """Where importers and `headrace inspect --write-schema` put the schema of local logs; None for others."""
+    """The path where importers and `headrace inspect --write-schema` write the schema of a local log; None for URLs."""
     folder = local_logs(location)
     if folder is None:
         return None
@@ -158,15 +157,15 @@ def schema_beside(location: str) -> Path | None:
 
 
 def printable(text: str) -> str:
-    """A path as text that any terminal and file takes: bytes of it that are not UTF-8 are escaped."""
+    """A path as printable text, with bytes that are not UTF-8 escaped."""
     return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def open_log_file(path: str) -> pa.NativeFile:
-    """Open a file that `list_files` found, for random access; close it after use.
+    """Open a listed file for random access; close it after use.
 
     Raises:
-        DataError: The file is gone or may not be read.
+        DataError: The file no longer exists or is not readable.
     """
     try:
         if "://" not in path:
@@ -180,18 +179,18 @@ def open_log_file(path: str) -> pa.NativeFile:
 
 
 def partition_of(path: str) -> tuple[tuple[str, str], ...]:
-    """The (key, value) pairs of the folders of a path that are named `key=value`, outermost first."""
+    """The (key, value) pairs of a path's `key=value` folders, outermost first."""
     pairs = (folder.partition("=") for folder in path.split("/")[:-1])
     return tuple((unquote(key), unquote(value)) for key, equals, value in pairs if equals and key)
 
 
 def natural_key(name: str) -> tuple[tuple[tuple[int, int, str], ...], str]:
-    """A sort key that compares runs of digits as numbers and folders level by level; ties are broken by the text."""
+    """A natural sort key: compares runs of digits as numbers, folders level by level, and ties by the text."""
     parts: list[tuple[int, int, str]] = []
     for level in name.split("/"):
         runs = re.findall(r"[0-9]+|[^0-9]+", level)
         parts += [(1, int(run), "") if run[0] in "0123456789" else (2, 0, run) for run in runs]
-        parts.append((0, 0, ""))  # a folder's own files and shorter names come first
+        parts.append((0, 0, ""))  # a folder's own files and shorter names sort first
     return tuple(parts), name
 
 
@@ -212,7 +211,7 @@ def _exists(filesystem: Any, path: str) -> bool:
 
 
 def _escape_what_exists(filesystem: Any, pattern: str) -> tuple[str, str]:
-    """The pattern, its existing folders taken literally (`a[1]/*.parquet`), and the folder that it starts from."""
+    """The pattern with its existing folders escaped (`a[1]/*.parquet`), and its root folder."""
     levels = pattern.split("/")
     first = next(place for place, level in enumerate(levels) if _MAGIC.search(level))
     literal = range(first + 1, len(levels))

@@ -1,4 +1,4 @@
-"""What a folder of a log holds: each entry is a log file, hidden by its name, or left out with a reason."""
+"""Searches the folders of a log: each entry is a log file, hidden by its name, or skipped with a reason."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ __all__ = [
 ]
 
 SUFFIXES = (".parquet", ".parq", ".pq")
-"""Endings of the files taken from a folder, in any case; a file or glob named outright may end as it likes."""
+"""Suffixes of log files in folders, case-insensitive; explicitly given files and globs may have any suffix."""
 
 OWN_NAMES = frozenset({"schema.yaml", "teacher.json"})
-"""Files that headrace itself puts beside logs."""
+"""Files that headrace itself writes next to logs."""
 
 COMPRESSED = (".gz", ".bz2", ".xz", ".zst", ".lz4", ".snappy", ".zip")
 
@@ -36,17 +36,17 @@ TABLES = {
     ".hoodie": ("a Hudi table", "spark.read.format('hudi').load(PATH)"),
     "metadata": ("an Iceberg table", "pyiceberg's table.scan().to_arrow_batch_reader()"),
 }
-"""Folders in which table formats note which of the files beside them count, with a reader of that format."""
+"""Metadata folders of table formats, with the format and a way to read it."""
 
 
 @dataclass(frozen=True)
 class Stat:
-    """What is known of an entry without opening it.
+    """File system metadata of an entry.
 
     Attributes:
-        size_bytes: Its size.
-        version: What the file system says about its last change, or "" where it says nothing.
-        identity: Device and inode of a local file, the same under each of its names; None where unknown.
+        size_bytes: Size.
+        version: Time of the last change, or etag; "" if unknown.
+        identity: Device and inode of a local file, the same for all of its names; None if unknown.
     """
 
     size_bytes: int
@@ -56,28 +56,28 @@ class Stat:
 
 @dataclass
 class Found:
-    """What a search found.
+    """The result of a search.
 
     Attributes:
-        files: Log files by their paths.
-        left_out: Entries that are neither taken nor hidden, by their paths, with the reason in parentheses or "".
+        files: Log files by path.
+        left_out: Skipped entries that are not hidden, by path, with the reason in parentheses or "".
     """
 
     files: dict[str, Stat] = field(default_factory=dict)
     left_out: dict[str, str] = field(default_factory=dict)
 
     def add(self, path: str, name: str, found: Stat, suffixes: tuple[str, ...]) -> None:
-        """Take a file if its name ends like a log file's."""
+        """Add a file if it has a suffix of log files."""
         lower = name.lower()
         if lower.endswith(suffixes):
             self.files[path] = found
         elif name not in OWN_NAMES:
             whole, ending = os.path.splitext(lower)
             is_compressed = ending in COMPRESSED and whole.endswith(suffixes)
-            self.left_out[path] = " (compressed as a whole; decompress it)" if is_compressed else ""
+            self.left_out[path] = " (compressed; decompress it)" if is_compressed else ""
 
     def keep_one_name_each(self, root: str) -> None:
-        """Leave out all names but one of a file that links give several; the one with the fewest links in it stays."""
+        """Keep one name of each file that links give several names: the one with the fewest links in its path."""
         names: dict[tuple[int, int], list[str]] = {}
         for path, known in sorted(self.files.items()):
             if known.identity is not None:
@@ -91,11 +91,11 @@ class Found:
 
 
 def search_local(folder: str, suffixes: tuple[str, ...]) -> Found:
-    """Search a local folder and its subfolders, through links too.
+    """Search a local folder recursively, following links.
 
     Raises:
-        ConfigError: It is part of a table that is not to be read file by file.
-        DataError: A folder may not be read.
+        ConfigError: It is part of a table that cannot be read file by file.
+        DataError: A folder is not readable.
     """
     found = Found()
     _search(folder, (), found, suffixes)
@@ -103,15 +103,15 @@ def search_local(folder: str, suffixes: tuple[str, ...]) -> Found:
 
 
 def local_stat(path: str) -> Stat:
-    """What is known of a local file, behind links."""
+    """Metadata of a local file, following links."""
     return _stat_of(os.stat(path))
 
 
 def search_remote(filesystem: Any, folder: str, suffixes: tuple[str, ...]) -> Found:
-    """Search a folder of an fsspec file system and its subfolders.
+    """Search a folder of an fsspec file system recursively.
 
     Raises:
-        ConfigError: It is part of a table that is not to be read file by file.
+        ConfigError: It is part of a table that cannot be read file by file.
     """
     found = Found()
     entries: Mapping[str, Mapping[str, Any]] = filesystem.find(folder, detail=True)
@@ -127,24 +127,24 @@ def search_remote(filesystem: Any, folder: str, suffixes: tuple[str, ...]) -> Fo
 
 
 def remote_stat(info: Mapping[str, Any]) -> Stat:
-    """What an fsspec file system tells of a file."""
+    """Metadata of a file on an fsspec file system."""
     return Stat(int(info.get("size") or 0), next(_versions(info), ""))
 
 
 def is_hidden(path: str, root: str) -> bool:
-    """Whether a name below the root starts with a dot or an underscore: such names belong to the log's writer."""
+    """Whether a name below the root starts with a dot or an underscore, which belongs to the log's writer."""
     return any(part.startswith((".", "_")) for part in path.removeprefix(root).split("/"))
 
 
 def refuse_tables(folder: str, list_names: Callable[[str], Iterable[str]]) -> None:
-    """Refuse a folder that lies in a table whose metadata decides which files count.
+    """Refuse a folder inside a table whose metadata determines which files are valid.
 
     Args:
-        folder: The folder; those above it are looked at too.
-        list_names: Gives the names in a folder, none if there is no such folder.
+        folder: The folder; its parents are checked too.
+        list_names: Lists the names in a folder, empty if it does not exist.
 
     Raises:
-        ConfigError: Names the table and a way to read it.
+        ConfigError: It is in a table; the message suggests a way to read it.
     """
     while True:
         for name in TABLES:
@@ -158,7 +158,7 @@ def refuse_tables(folder: str, list_names: Callable[[str], Iterable[str]]) -> No
 
 
 def local_names(folder: str) -> list[str]:
-    """The names in a local folder; none if there is no such folder, or it may not be read."""
+    """The names in a local folder, empty if it does not exist or is not readable."""
     try:
         return os.listdir(folder)
     except OSError:
@@ -183,10 +183,10 @@ def _search(folder: str, above: tuple[tuple[int, int], ...], found: Found, suffi
         except OSError as error:
             if entry.is_symlink():
                 found.left_out[entry.path] = f" (broken link: {error.strerror})"
-            continue  # or it was removed in this moment
+            continue  # or it was removed just now
         if stat.S_ISDIR(what.st_mode):
             if (what.st_dev, what.st_ino) in above:
-                found.left_out[entry.path] = " (a link to a folder that it lies in)"
+                found.left_out[entry.path] = " (a link to one of its parent folders)"
             else:
                 _search(entry.path, above, found, suffixes)
         elif stat.S_ISREG(what.st_mode):
@@ -201,14 +201,14 @@ def _num_links(path: str) -> int:
 
 
 def _stat_of(what: os.stat_result) -> Stat:
-    # The time of the last change of the inode cannot be set back, as that of the content can (cp -p, rsync -t).
+    # ctime, because mtime can be set back (cp -p, rsync -t).
     return Stat(what.st_size, f"{what.st_mtime_ns}-{what.st_ctime_ns}", (what.st_dev, what.st_ino))
 
 
 def _marks_table(name: str, inside: Iterable[str]) -> bool:
-    """Whether a folder of this name, with these names in it, is where a table format keeps its log."""
+    """Whether a folder with this name and contents is the metadata folder of a table format."""
     names = list(inside)
-    if name == "metadata":  # a name others use too
+    if name == "metadata":  # a name that others use too
         return any(n.endswith(".metadata.json") or n == "version-hint.text" for n in names)
     return bool(names)
 
@@ -216,7 +216,7 @@ def _marks_table(name: str, inside: Iterable[str]) -> bool:
 def _table_error(folder: str, name: str) -> ConfigError:
     what, reader = TABLES[name]
     return ConfigError(
-        f"{folder}: is {what}, whose {name} decides which files and rows count; headrace reads plain Parquet only: "
+        f"{folder}: is {what}, whose {name} decides which files and rows are valid; headrace reads plain Parquet only: "
         f"write the rows to a folder first, for instance with {reader.replace('PATH', repr(folder))}"
     )
 

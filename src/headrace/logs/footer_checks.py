@@ -1,4 +1,4 @@
-"""What a Parquet footer says, checked against itself and against the file before any of it is trusted."""
+"""Checks of Parquet footers for consistency, before their contents are trusted."""
 
 from __future__ import annotations
 
@@ -23,14 +23,15 @@ __all__ = ["check_chunks", "check_codecs", "check_metadata", "check_schema", "is
 MAGIC = b"PAR1"
 
 SEAL = b"headrace-seal-1\n"
-"""Before the footer of a file that headrace wrote: these bytes, then the footer's digest. Parquet readers find footers
-from the end of the file and data by offsets, so they pass over it; and unlike a value in the footer, it covers all."""
+"""Magic bytes before the footer of files written by headrace, followed by the footer's digest. Parquet readers locate
+footers from the end of the file and data by offsets, so they ignore it. Unlike a value in the footer, the digest covers
+the whole footer."""
 
 DIGEST_BYTES = 16
 
 
 def seal_footer(path: str | Path) -> None:
-    """Put a digest of a finished file's footer before it, and bring the file to disk."""
+    """Insert a digest before a finished file's footer, and flush the file to disk."""
     with open(path, "r+b") as file:
         size = file.seek(0, os.SEEK_END)
         file.seek(size - 8)
@@ -44,35 +45,35 @@ def seal_footer(path: str | Path) -> None:
 
 
 def is_sealed(before: bytes, footer: bytes, *, where: str) -> bool:
-    """Whether a footer carries its digest.
+    """Whether a footer has a valid digest.
 
     Args:
-        before: The bytes before the footer, at least those of `SEAL` and a digest, if the file has so many.
-        footer: Its bytes.
-        where: Names the file in the error.
+        before: Bytes before the footer, enough for `SEAL` and a digest if the file is long enough.
+        footer: Bytes of the footer.
+        where: Name of the file in error messages.
 
     Raises:
-        DataError: The digest is that of another footer.
+        DataError: The digest does not match the footer.
     """
     end = len(before) - DIGEST_BYTES
     if before[max(end - len(SEAL), 0) : end] != SEAL:
         return False
     was, now = before[end:].hex(), _digest(footer).hex()
     if was != now:
-        raise DataError(f"{where}: its Parquet footer is damaged: its digest is {now}, {was} was written with it")
+        raise DataError(f"{where}: its Parquet footer is damaged: its digest is {now}, expected {was}")
     return True
 
 
 def check_metadata(metadata: pq.FileMetaData, footer_start: int, *, where: str) -> None:
-    """Check the numbers of a footer: rows of row groups and columns add up, and column chunks lie apart in the file.
+    """Check the numbers in a footer: row counts add up, and column chunks do not overlap.
 
     Args:
-        metadata: The footer, parsed.
-        footer_start: Where it starts in the file.
-        where: Names the file in the error.
+        metadata: The parsed footer.
+        footer_start: Offset of the footer in the file.
+        where: Name of the file in error messages.
 
     Raises:
-        DataError: Names the first contradiction.
+        DataError: The footer is inconsistent; the message names the first contradiction.
     """
     num_rows = 0
     spans = []
@@ -88,7 +89,7 @@ def check_metadata(metadata: pq.FileMetaData, footer_start: int, *, where: str) 
         for leaf in range(metadata.num_columns):
             chunk = group.column(leaf)
             span = _span(chunk, group.num_rows, is_flat[leaf], f"{where}, row group {number}")
-            if group.num_rows:  # writers leave the offsets of row groups without rows at 0
+            if group.num_rows:  # writers set the offsets of empty row groups to 0
                 spans.append(span)
     if num_rows != metadata.num_rows:
         raise _damaged(where, f"its row groups have {num_rows} rows, the file {metadata.num_rows}")
@@ -98,10 +99,10 @@ def check_metadata(metadata: pq.FileMetaData, footer_start: int, *, where: str) 
 
 
 def check_schema(metadata: pq.FileMetaData, *, where: str) -> None:
-    """Check the Parquet schema of a file against the Arrow schema that its writer put beside it, if there is one.
+    """Check the Parquet schema of a file against its stored Arrow schema, if there is one.
 
     Raises:
-        DataError: Names a column that differs.
+        DataError: A column differs; the message names it.
     """
     text = (metadata.metadata or {}).get(b"ARROW:schema")
     if text is None:
@@ -135,9 +136,9 @@ def _span(chunk: pq.ColumnChunkMetaData, num_rows: int, is_flat: bool, where: st
 
 
 class _NoData(io.RawIOBase):
-    """A file of which nothing can be read."""
+    """A file without data."""
 
-    MESSAGE = "no data is read to check a footer"
+    MESSAGE = "checking a footer reads no data"
 
     def __init__(self, size: int) -> None:
         self._size, self._position = size, 0
@@ -160,18 +161,18 @@ class _NoData(io.RawIOBase):
 
 
 def check_chunks(metadata: pq.FileMetaData, size: int, *, where: str) -> None:
-    """Let Arrow look at each column chunk's metadata.
+    """Make Arrow validate the metadata of each column chunk.
 
-    Asked for a chunk by Python, it ends the process if the chunk's metadata contradicts the schema; when it reads row
-    groups, it raises. So it is made to read all of them from a file without data, which ends after the metadata.
+    Accessing a chunk from Python aborts the process if its metadata contradicts the schema, but reading row groups
+    raises an error. So this reads all row groups from a file without data, which stops after the metadata.
 
     Args:
-        metadata: The footer, parsed.
-        size: Of the file, in bytes.
-        where: Names the file in the error.
+        metadata: The parsed footer.
+        size: Size of the file in bytes.
+        where: Name of the file in error messages.
 
     Raises:
-        DataError: Arrow refuses a chunk.
+        DataError: Arrow rejects a chunk.
     """
     if not metadata.num_row_groups or not metadata.num_columns:
         return
@@ -184,13 +185,13 @@ def check_chunks(metadata: pq.FileMetaData, size: int, *, where: str) -> None:
 
 
 def check_codecs(metadata: pq.FileMetaData, row_group: int, leaves: Iterable[int], *, where: str) -> None:
-    """Check that columns without compression are as large as their pages.
+    """Check that the sizes of uncompressed columns are equal.
 
-    A decoder that is told so would take compressed bytes for values. Ask only for columns that were decoded: Arrow ends
-    the process when it is asked for the name of a codec that it does not know.
+    Otherwise a decoder would interpret compressed bytes as values. Use this only for columns that were decoded, because
+    Arrow aborts the process when asked for the name of an unknown codec.
 
     Raises:
-        DataError: Names the column.
+        DataError: The sizes differ; the message names the column.
     """
     group = metadata.row_group(row_group)
     for leaf in leaves:
@@ -212,7 +213,7 @@ def _check_spans(spans: np.ndarray[tuple[int, ...], np.dtype[np.int64]], footer_
 
 
 def _check_names(metadata: pq.FileMetaData, where: str) -> None:
-    """Names and physical types are in the schema and once more in each column chunk."""
+    """Check that names and physical types in the schema match those in the column chunks."""
     group = metadata.row_group(0)
     for leaf in range(metadata.num_columns):
         chunk, column = group.column(leaf), metadata.schema.column(leaf)
@@ -222,12 +223,12 @@ def _check_names(metadata: pq.FileMetaData, where: str) -> None:
 
 
 def _is_in_ns(kind: pa.DataType) -> bool:
-    """Whether a type is of times in nanoseconds, which writers make coarser, but never other times finer to."""
+    """Whether a type is a time in nanoseconds, which writers may convert to a coarser unit (never the reverse)."""
     return bool(pt.is_timestamp(kind) and kind.unit == "ns")
 
 
 def _kind(kind: pa.DataType) -> object:
-    """What both schemas must agree on: writers may store lists, texts and times of several forms in one."""
+    """The kind on which both schemas must agree, because writers may normalise forms of lists, texts and times."""
     if isinstance(kind, pa.BaseExtensionType):
         return _kind(kind.storage_type)
     if pt.is_dictionary(kind):

@@ -1,4 +1,4 @@
-"""Parquet footers of log files: read once, checked, and damage reported with its place."""
+"""Reads and checks Parquet footers of log files, and reports damage with its location."""
 
 from __future__ import annotations
 
@@ -36,38 +36,38 @@ __all__ = [
 ]
 
 BUFFER_BYTES = 256 << 10
-"""Bytes read ahead of each column; whole column chunks are never read into memory at once."""
+"""Read buffer per column; column chunks are never read into memory as a whole."""
 
 ALL_BUFFERS_BYTES = 64 << 20
-"""Of all columns read at once, about."""
+"""Approximate total of the read buffers of all columns."""
 
 MAGIC = b"PAR1"
 
 SAMPLE_BYTES = 16 << 10
-"""Of each sample of data in a fingerprint; small files are covered whole."""
+"""Size of each data sample in a fingerprint; small files are covered completely."""
 
 INT96_UNIT = "us"
-"""What timestamps of the old kind INT96 (Spark, Impala, Hive) are read as: in nanoseconds, which is what Arrow takes by
-default, the year 9999 silently becomes 1816. What a schema that asks for nanoseconds cannot hold is a bad row then."""
+"""Unit for reading old INT96 timestamps (Spark, Impala, Hive). In nanoseconds, Arrow's default, the year 9999 silently
+becomes 1816. If the schema's unit is nanoseconds, times that do not fit become bad rows."""
 
 
 @dataclass(frozen=True, eq=False)
 class Footer:
-    """What a Parquet file says about itself.
+    """The footer of a Parquet log file.
 
     Attributes:
         file: The file.
         metadata: Row groups, column chunks and statistics.
-        schema: Arrow types of the columns of the log; of a nested file, those that its sessions hold. Columns that
-            share their name with another one are left out: they cannot be asked for.
-        fingerprint: Digest of the footer's bytes and of samples of the data, from its middle and its end: footers of
-            equal schemas, sizes and statistics may belong to different rows.
-        layout: Of a clustered log; None for others.
-        row_bytes_on_disk: Of a clustered log: compressed bytes a row of each column in the log it was made of. Empty
-            for others, and where an earlier version clustered it.
-        is_sealed: Whether the footer carries its digest, as those of files written by headrace do: then its statistics
-            are what was written.
-        repeated: Names that more than one column has.
+        schema: Arrow types of the log's columns; for a nested file, of the columns inside its sessions. Columns with
+            duplicate names are omitted, because they cannot be selected.
+        fingerprint: Digest of the footer's bytes and of data samples from the middle and the end, because files with
+            different rows may have equal schemas, sizes and statistics.
+        layout: Layout of a clustered log; None for others.
+        row_bytes_on_disk: For a clustered log, compressed bytes per row of each column in the original log. Empty for
+            others, and for files of earlier versions.
+        is_sealed: Whether the footer has a valid digest, as in files written by headrace, so that its statistics can be
+            trusted.
+        repeated: Names of more than one column.
     """
 
     file: LogFile
@@ -81,24 +81,24 @@ class Footer:
 
     @property
     def is_nested(self) -> bool:
-        """Whether a row of the file is a session; rows of the log are its impressions."""
+        """Whether a row of the file is a session, whose impressions are the rows of the log."""
         return self.layout is not None and self.layout.kind == "nested"
 
     @cached_property
     def num_rows(self) -> int:
-        """Rows of the log in the file."""
+        """Number of log rows in the file."""
         return sum(self.group_rows(number) for number in range(self.metadata.num_row_groups))
 
     def group_rows(self, row_group: int) -> int:
-        """Rows of the log in a row group."""
+        """Number of log rows in a row group."""
         group = self.metadata.row_group(row_group)
         if not self.is_nested:
             return int(group.num_rows)
-        # Every session has impressions, so the entries of any of their columns are counted in the footer.
+        # Every session has impressions, so the footer's value count of any of their columns is the number of rows.
         return int(group.column(self._impression_leaf).num_values)
 
     def compressed_bytes(self, row_groups: Iterable[int]) -> dict[str, int]:
-        """Bytes that each column of the log takes in some row groups."""
+        """Compressed bytes of each log column in some row groups."""
         groups = [self.metadata.row_group(row_group) for row_group in row_groups]
         return {
             name: sum(int(group.column(leaf).total_compressed_size) for group in groups for leaf in leaves)
@@ -106,14 +106,14 @@ class Footer:
         }
 
     def has_column(self, name: str) -> bool:
-        """Whether the file has a column, itself or by its partition folders."""
+        """Whether a column is in the file or in its partition folders."""
         return name in self._types or any(key == name for key, _ in self.file.partition)
 
     def check_columns(self, names: Sequence[str], *, in_folders: bool = True) -> None:
-        """Check that the file has these columns, itself or (unless told otherwise) by its partition folders.
+        """Check that the columns are in the file or (with `in_folders`) in its partition folders.
 
         Raises:
-            DataError: Names the missing ones and those there are, or the one that several columns have as their name.
+            DataError: Columns are missing or have duplicate names; the message names them.
         """
         for name in self.repeated:
             if name in names:
@@ -124,7 +124,7 @@ class Footer:
             raise DataError(f"{self.file.path}: no column {shorten_list(missing)}; the file has {shorten_list(there)}")
 
     def stored_type(self, name: str) -> pa.DataType:
-        """Type of a column; partition columns are strings."""
+        """Stored type of a column; partition columns are strings."""
         return self._types.get(name, pa.string())
 
     @cached_property
@@ -133,7 +133,7 @@ class Footer:
 
     @cached_property
     def leaves(self) -> dict[str, list[int]]:
-        """For each column, the numbers of the column chunks (in each row group) that hold it."""
+        """For each column, the indices of its column chunks within a row group."""
         leaves: dict[str, list[int]] = {}
         if self.is_nested:
             assert self.layout is not None
@@ -146,7 +146,7 @@ class Footer:
                 prefixes = leaf_paths(self.layout, [name], always_impressions=False)
                 leaves[name] = [number for prefix in prefixes for number in below.get(prefix, ())]
             return leaves
-        # By position: names may hold dots, or occur twice.
+        # By position, because names may contain dots or be duplicated.
         first = 0
         for column in self.metadata.schema.to_arrow_schema():
             count = _num_leaves(column.type)
@@ -162,7 +162,7 @@ class Footer:
         before = takewhile(lambda field: field.name != layout.impressions, self.metadata.schema.to_arrow_schema())
         first = sum(_num_leaves(field.type) for field in before)
         leaves = range(first, self.metadata.num_columns)
-        # Not one inside a list of its own: of these the elements are counted.
+        # Not a leaf inside another list, whose elements would be counted.
         return next(n for n in leaves if self.metadata.schema.column(n).max_repetition_level == 1)
 
 
@@ -170,7 +170,7 @@ def read_footer(file: LogFile) -> Footer:
     """Read and check the footer of a file.
 
     Raises:
-        DataError: The file is gone, cut off, or not Parquet.
+        DataError: The file does not exist, is truncated, or is not Parquet.
     """
     with open_log_file(file.path) as handle:
         size = handle.size()
@@ -208,11 +208,11 @@ def read_footer(file: LogFile) -> Footer:
 
 @contextmanager
 def open_parquet(footer: Footer, *, num_columns: int = 1) -> Iterator[pq.ParquetFile]:
-    """Open a file for reading row groups with little memory, without reading its footer again.
+    """Open a file for reading row groups with little memory, reusing its footer.
 
     Args:
-        footer: Of the file.
-        num_columns: Columns that will be read at once; beyond 256, each has a smaller buffer.
+        footer: Footer of the file.
+        num_columns: Number of columns to read at once; with more than 256, each has a smaller buffer.
     """
     with open_log_file(footer.file.path) as handle:
         with _reading(footer.file.path):
@@ -230,10 +230,10 @@ def open_parquet(footer: Footer, *, num_columns: int = 1) -> Iterator[pq.Parquet
 def iter_plain(
     footer: Footer, parquet: pq.ParquetFile, row_group: int, names: list[str], batch_rows: int
 ) -> Iterator[pa.RecordBatch]:
-    """Some columns of a row group as rows of the log, whatever the layout, in batches of about `batch_rows` rows.
+    """Yield columns of a row group as plain log rows, for any layout, in batches of about `batch_rows` rows.
 
     Raises:
-        DataError: The row group cannot be decoded, or has another number of rows than its footer says; names it.
+        DataError: The row group cannot be decoded, or its number of rows differs from the footer.
     """
     if not footer.is_nested:
         leaves = [leaf for name in names for leaf in footer.leaves[name]]
@@ -252,7 +252,7 @@ def iter_plain(
 def iter_groups(
     footer: Footer, parquet: pq.ParquetFile, row_groups: Sequence[int], names: list[str], batch_rows: int
 ) -> Iterator[pa.RecordBatch]:
-    """As `iter_plain`, of several row groups that follow each other; batches of small ones are joined."""
+    """Like `iter_plain`, for consecutive row groups; small ones are joined into batches."""
     if footer.is_nested or len(row_groups) == 1:
         for row_group in row_groups:
             yield from iter_plain(footer, parquet, row_group, names, batch_rows)
@@ -276,9 +276,9 @@ def iter_groups(
 def iter_nested(
     footer: Footer, parquet: pq.ParquetFile, row_group: int, names: list[str], batch_rows: int
 ) -> Iterator[NestedRows]:
-    """Sessions of a row group of a nested file, as many at a time as have `batch_rows` impressions on average.
+    """Yield sessions of a row group of a nested file, in batches of about `batch_rows` impressions on average.
 
-    How they are cut does not depend on the columns.
+    The batch boundaries do not depend on the columns.
     """
     assert footer.layout is not None
     sessions, rows = footer.metadata.row_group(row_group).num_rows, footer.group_rows(row_group)
@@ -298,7 +298,7 @@ def iter_nested(
 
 
 def _whole(batches: Iterator[pa.RecordBatch], footer: Footer, row_group: int) -> Iterator[pa.RecordBatch]:
-    """The batches of a row group; at their end their rows are compared with the footer's count."""
+    """Yield the batches of a row group, and finally compare their rows with the footer's count."""
     decoded, expected = 0, footer.metadata.row_group(row_group).num_rows
     for batch in _decoded(batches, footer, row_group):
         decoded += batch.num_rows
@@ -314,9 +314,9 @@ def _wrong_count(footer: Footer, row_group: int, decoded: int, expected: int) ->
 
 
 def _decoded(batches: Iterator[pa.RecordBatch], footer: Footer, row_group: int) -> Iterator[pa.RecordBatch]:
-    """Batches as Arrow decodes them, its errors with their place.
+    """Yield batches decoded by Arrow, adding the location to errors.
 
-    Errors of the code that uses the batches do not pass through here: only what Arrow raises is the file's fault.
+    Errors of code that uses the batches are not affected, only those raised by Arrow.
     """
     with _reading(f"{footer.file.path}, row group {row_group}"):
         yield from batches
@@ -333,9 +333,10 @@ def _reading(place: str) -> Iterator[None]:
 
 
 def time_bounds(footer: Footer, row_group: int, clock: TimestampColumn) -> tuple[int, int] | None:
-    """First and last time in a row group, in microseconds; None if the footer does not tell, or rows have no time.
+    """First and last time in a row group, in microseconds; None if the footer does not have them, or rows have no time.
 
-    Only a footer with a digest is believed: one flipped bit in a statistic would move rows to another window unseen.
+    Only footers with a digest are trusted, because a flipped bit in a statistic would silently move rows to another
+    window.
     """
     if not footer.is_sealed or clock.name not in footer.schema.names:
         return None
@@ -348,7 +349,7 @@ def time_bounds(footer: Footer, row_group: int, clock: TimestampColumn) -> tuple
         return None
     raw = pa.array([statistics.min_raw, statistics.max_raw], pa.int64())
     ticks, _ = cast_times(raw.cast(kind) if pt.is_timestamp(kind) else raw, clock.unit)
-    if ticks.null_count:  # beyond what the unit holds: such rows have no readable time
+    if ticks.null_count:  # out of range of the unit: such rows have no readable time
         return None
     first, last = to_time_us(ticks, clock.unit).tolist()
     return first, last
@@ -360,11 +361,11 @@ def _row_bytes_on_disk(metadata: pq.FileMetaData) -> dict[str, float]:
         values = {} if text is None else json.loads(text)["row_bytes_on_disk"]
         return {str(name): float(num_bytes) for name, num_bytes in values.items()}
     except (ValueError, TypeError, LookupError, AttributeError):
-        return {}  # it is for reports only
+        return {}  # only needed for reports
 
 
 def _num_leaves(kind: pa.DataType) -> int:
-    """Column chunks that hold a column of a type."""
+    """Number of column chunks of a column of a type."""
     if isinstance(kind, pa.BaseExtensionType):
         return _num_leaves(kind.storage_type)
     if pt.is_nested(kind):

@@ -1,4 +1,4 @@
-"""Taking rows of Arrow arrays by position, also of lists that overlap in one shared buffer."""
+"""Takes rows of Arrow arrays by position, including overlapping lists in a shared buffer."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ _MAX_LIST_ELEMENTS = 2**31 - 1
 
 
 class ListParts(NamedTuple):
-    """Where each list of a column lies; row i is `values[starts[i] : starts[i] + lengths[i]]`.
+    """The positions of a column's lists; row i is `values[starts[i] : starts[i] + lengths[i]]`.
 
     Attributes:
         starts: Int[rows].
         lengths: Int[rows]; 0 for null.
-        values: The buffer that all lists lie in; lists may overlap, and not all of it need be used.
+        values: The buffer of all lists, which may overlap and leave parts unused.
         valid: Bool[rows], or None if no list is null.
     """
 
@@ -45,12 +45,12 @@ def is_list_view(kind: pa.DataType) -> bool:
 
 
 def expanded_type(kind: pa.DataType) -> pa.DataType:
-    """The type `gather` gives for a column: lists become `list`, all others stay."""
+    """The type that `gather` returns for a column: lists become `list`, all others are unchanged."""
     return pa.list_(kind.value_type) if is_list(kind) else kind
 
 
 def list_parts(array: pa.Array) -> ListParts:
-    """Starts, lengths and buffer of a column of lists of any kind, without a copy of the elements."""
+    """Starts, lengths and buffer of any list column, without copying the elements."""
     valid = None
     if array.null_count:
         valid = np.asarray(array.is_valid().to_numpy(zero_copy_only=False), dtype=np.bool_)
@@ -66,11 +66,11 @@ def list_parts(array: pa.Array) -> ListParts:
 
 
 def gather(array: pa.Array, rows: Ints) -> pa.Array:
-    """The given rows of an array, in the order given; lists of any kind become `list`.
+    """Take rows of an array in the given order; lists of any kind become `list`.
 
     Args:
         array: Any Arrow array.
-        rows: Int[n], positions in it.
+        rows: Int[n], positions in the array.
 
     Raises:
         pa.ArrowInvalid: The lists have 2^31 elements or more.
@@ -99,9 +99,9 @@ def gather(array: pa.Array, rows: Ints) -> pa.Array:
 
 
 def primitive_view(array: pa.Array) -> npt.NDArray[np.generic] | None:
-    """The values of an array of numbers without nulls as numpy integers of the same width, without a copy; else None.
+    """View numbers without nulls as numpy integers of the same width, without a copy; None for other arrays.
 
-    Bits, not numbers: floats are seen as integers, so that one kernel serves them all and NaN stays what it is.
+    Floats are viewed as integers, so that a single kernel suffices and NaN keeps its bits.
     """
     kind = array.type
     if array.null_count or not pt.is_primitive(kind) or pt.is_boolean(kind) or kind.bit_width > 64:
@@ -114,7 +114,7 @@ def primitive_view(array: pa.Array) -> npt.NDArray[np.generic] | None:
 
 
 def _from_view(values: npt.NDArray[np.generic], kind: pa.DataType) -> pa.Array:
-    """The array whose `primitive_view` the values are."""
+    """The inverse of `primitive_view`."""
     return pa.Array.from_buffers(kind, len(values), [None, pa.py_buffer(np.ascontiguousarray(values))])
 
 

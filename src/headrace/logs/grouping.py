@@ -1,4 +1,4 @@
-"""Which features a nested file gives as group columns, and the record batch that has them."""
+"""Chooses the features of a nested file to read as group columns, and builds record batches with them."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from headrace.logs.schema import Schema
 __all__ = ["Groups", "choose_groups", "grouped_batch"]
 
 Groups = Mapping[int, tuple[str, ...]]
-"""Features by the number of their group: 0 for the columns of the session, 1 + n for the runs with number n."""
+"""Features by group number: 0 for session columns, 1 + n for the runs with number n."""
 
 
 def choose_groups(layout: Layout, schema: Schema, columns: Sequence[str]) -> dict[int, tuple[str, ...]]:
-    """The groups worth keeping for the columns that are read; the other columns are expanded at once.
+    """Choose the groups that pay off among the columns to read; other columns are expanded immediately.
 
-    Labels, weights, times and ids of rows and sessions are always plain.
+    Labels, weights, timestamps, row ids and session ids are always plain.
 
     Args:
-        layout: Of the log; nested.
-        schema: Of the log.
-        columns: Columns to deliver.
+        layout: Layout of the log, nested.
+        schema: Schema of the log.
+        columns: Columns to read.
     """
     features = {column.name for column in schema.dense} | {column.name for column in schema.ids}
     features |= {name for column in schema.id_lists for name in (column.name, column.weights) if name is not None}
@@ -42,7 +42,7 @@ def choose_groups(layout: Layout, schema: Schema, columns: Sequence[str]) -> dic
 
 
 def grouped_batch(rows: NestedRows, groups: Groups, plain: Sequence[str]) -> pa.RecordBatch:
-    """The impressions of some sessions as a batch: a group column for each group, and plain columns."""
+    """Convert sessions to a batch of impressions, with a group column per group and plain columns."""
     arrays: dict[str, pa.Array] = {}
     for number, members in groups.items():
         if number == 0:

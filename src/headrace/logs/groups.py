@@ -1,16 +1,16 @@
-"""Group columns of record batches: features that repeat together, each distinct value once, and which row has which.
+"""Group columns of record batches: features that repeat together, stored as unique rows and an inverse lookup.
 
 A group column is called `__group_<number>` and is a dictionary array over structs::
 
     __group_0: dictionary<int32, struct<age: float, history: list_view<int64>>>
 
-        dictionary (unique rows)                 indices (one a row)
+        dictionary (unique rows)     indices (one per row)
         0: {age: 31, history: [5, 6, 7]}         [0, 0, 0, 1, 1]
         1: {age: 31, history: [6, 7, 8]}
 
-Arrow's dictionary array *is* unique rows plus `inverse_lookup` (RecD, MLSys 2023, section 4): taking, filtering and
-slicing rows touch four bytes a row, and `expand` gives the plain columns. Lists that only shift are a `list_view`:
-overlapping slices of one buffer (here [5, 6, 7, 8]). Indices are never null, nor are the structs; features may be.
+Arrow's dictionary array *is* unique rows plus `inverse_lookup` (RecD, MLSys 2023, section 4). Taking, filtering and
+slicing rows touches only four bytes per row, and `expand` converts to plain columns. Lists that only shift are a
+`list_view`: overlapping slices of one buffer (here [5, 6, 7, 8]). Indices and structs are never null; features may be.
 """
 
 from __future__ import annotations
@@ -44,17 +44,17 @@ __all__ = [
 ]
 
 GROUP_PREFIX = "__group_"
-"""What names of group columns begin with; no column of a log may."""
+"""Prefix of group column names, reserved in logs."""
 
 Inverse = npt.NDArray[np.int32]
 
 
 class Group(NamedTuple):
-    """The parts of a group column.
+    """The contents of a group column.
 
     Attributes:
         unique: Struct array of the unique rows; see `feature`.
-        inverse: int32 [rows], which unique row each row has.
+        inverse: int32 [rows], the unique row of each row.
     """
 
     unique: pa.StructArray
@@ -66,27 +66,27 @@ class Group(NamedTuple):
         return tuple(field.name for field in self.unique.type)
 
     def feature(self, name: str) -> pa.Array:
-        """Values of one feature in the unique rows; lists may be a `list_view`."""
+        """Values of a feature in the unique rows; lists may be a `list_view`."""
         return self.unique.field(name)
 
 
 def is_group(name: str) -> bool:
-    """Whether a column of this name is a group column."""
+    """Whether this is the name of a group column."""
     return name.startswith(GROUP_PREFIX)
 
 
 def group_name(number: int) -> str:
-    """Name of the group column with a number."""
+    """Name of group column `number`."""
     return f"{GROUP_PREFIX}{number}"
 
 
 def has_groups(schema: pa.Schema) -> bool:
-    """Whether batches of this schema have group columns."""
+    """Whether a schema has group columns."""
     return any(is_group(name) for name in schema.names)
 
 
 def find_group(schema: pa.Schema, feature: str) -> str | None:
-    """Name of the group column that holds a feature, or None if it is a plain column or not there."""
+    """Name of the group column that contains a feature, or None if it is a plain column or missing."""
     for field in schema:
         if is_group(field.name) and field.type.value_type.get_field_index(feature) >= 0:
             return str(field.name)
@@ -94,12 +94,12 @@ def find_group(schema: pa.Schema, feature: str) -> str | None:
 
 
 def feature_names(schema: pa.Schema) -> tuple[str, ...]:
-    """Names of the plain columns that `expand` gives: those of a group in the place of their group."""
+    """Names of the columns after `expand`: features replace their group column."""
     return tuple(expanded_schema(schema).names)
 
 
 def expanded_schema(schema: pa.Schema) -> pa.Schema:
-    """The schema that `expand` gives."""
+    """The schema after `expand`."""
     fields: list[pa.Field] = []
     for field in schema:
         if is_group(field.name):
@@ -110,27 +110,27 @@ def expanded_schema(schema: pa.Schema) -> pa.Schema:
 
 
 def group_array(features: Mapping[str, pa.Array], inverse: Inverse) -> pa.DictionaryArray:
-    """A group column.
+    """Create a group column.
 
     Args:
-        features: Values of each feature in the unique rows, all of one length.
-        inverse: int32 [rows], which unique row each row has; trusted to lie within them.
+        features: Values of each feature in the unique rows, all of equal length.
+        inverse: int32 [rows], the unique row of each row; not checked.
     """
     unique = pa.StructArray.from_arrays(list(features.values()), names=list(features))
     return pa.DictionaryArray.from_arrays(pa.array(inverse, pa.int32()), unique, safe=False)
 
 
 def group_of(column: pa.DictionaryArray) -> Group:
-    """The parts of a group column, without a copy."""
+    """The contents of a group column, without a copy."""
     return Group(column.dictionary, column.indices.to_numpy(zero_copy_only=True))
 
 
 def expand(batch: pa.RecordBatch, columns: Sequence[str] | None = None) -> pa.RecordBatch:
-    """The plain rows of a batch; the batch itself if it has no group and all of its columns are wanted.
+    """Expand a batch to plain rows; returns the batch itself if it has no groups and all columns are requested.
 
     Args:
         batch: Rows with or without group columns.
-        columns: Names of plain columns and of features, in the order wanted; None for all as they stand.
+        columns: Names of plain columns and features, in order; None for all in their current order.
 
     Raises:
         KeyError: A column is neither in the batch nor in one of its groups.
@@ -156,11 +156,11 @@ def expand(batch: pa.RecordBatch, columns: Sequence[str] | None = None) -> pa.Re
 
 
 def concat(batches: Sequence[pa.RecordBatch]) -> pa.RecordBatch:
-    """The rows of several batches of one schema, one behind the other, as one batch.
+    """Concatenate batches of the same schema.
 
-    Arrow cannot unify dictionaries of structs. Dictionaries are put one behind the other and indices moved; those that
-    are the same object in memory (slices of one batch) are taken once. Follow with `compact` where only few rows of
-    each batch are left.
+    Arrow cannot unify dictionaries of structs, so dictionaries are concatenated and indices shifted; dictionaries that
+    are the same memory (slices of one batch) are used once. Call `compact` afterwards if only a few rows of each batch
+    are left.
     """
     if len(batches) == 1:
         return batches[0]
@@ -177,10 +177,9 @@ def concat(batches: Sequence[pa.RecordBatch]) -> pa.RecordBatch:
 
 
 def compact(batch: pa.RecordBatch) -> pa.RecordBatch:
-    """The same rows without the unique rows (and elements of shared buffers) that none of them has.
+    """Remove unused unique rows and unused elements of shared buffers.
 
-    Unique rows are put in the order of their first use. A group all of whose unique rows are used in that order is left
-    as it is.
+    Unique rows are ordered by first use. A group whose unique rows are all used in that order is unchanged.
     """
     if not has_groups(batch.schema):
         return batch
@@ -192,7 +191,7 @@ def compact(batch: pa.RecordBatch) -> pa.RecordBatch:
 
 
 def num_bytes(batch: pa.RecordBatch) -> int:
-    """Bytes that the rows of a batch really hold: of a dictionary, only the unique rows they have; see `compact`."""
+    """Bytes of the rows of a batch, counting only used unique rows of dictionaries; see `compact`."""
     total = 0
     for name, column in zip(batch.schema.names, batch.columns, strict=True):
         if not is_group(name):
@@ -222,7 +221,7 @@ def _concat_groups(columns: Sequence[pa.DictionaryArray]) -> pa.DictionaryArray:
 
 
 def _identity(unique: pa.StructArray) -> tuple[object, ...]:
-    """Equal for two arrays only if they are the same memory (while both are alive)."""
+    """A key that is equal for two live arrays only if they are the same memory."""
     addresses = [None if buffer is None else (buffer.address, buffer.size) for buffer in unique.buffers()]
     return (unique.offset, len(unique), *addresses)
 
@@ -244,7 +243,7 @@ def _compact_group(column: pa.DictionaryArray) -> pa.DictionaryArray:
 
 
 def _used_rows(group: Group) -> tuple[Inverse, Inverse]:
-    """Unique rows in order of first use, and the indices into these."""
+    """Used unique rows in order of first use, and indices into them."""
     used = np.empty(min(len(group.unique), len(group.inverse)), dtype=np.int32)
     inverse = np.empty(len(group.inverse), dtype=np.int32)
     count = _find_used(group.inverse, len(group.unique), used, inverse)
@@ -252,7 +251,7 @@ def _used_rows(group: Group) -> tuple[Inverse, Inverse]:
 
 
 def _compact_views(views: pa.Array, used: Inverse) -> pa.Array:
-    """The used rows of a list view, over a buffer of only the elements that lie in one of them."""
+    """The used rows of a list view, over a buffer of only their elements."""
     starts, lengths, values, valid = list_parts(views)
     spans = _spans(starts[used].astype(np.int64), lengths[used].astype(np.int64))
     kept = pa.LargeListViewArray.from_arrays(spans.first, spans.lengths, values)
@@ -266,7 +265,7 @@ def _compact_views(views: pa.Array, used: Inverse) -> pa.Array:
 
 
 class _Spans(NamedTuple):
-    """Stretches of a buffer that slices cover: `first` and `lengths` of each, and where in them each slice starts."""
+    """Ranges of a buffer that slices cover: `first` and `lengths` of each, and the start of each slice in them."""
 
     first: npt.NDArray[np.int64]
     lengths: npt.NDArray[np.int64]
@@ -282,7 +281,7 @@ def _spans(starts: npt.NDArray[np.int64], lengths: npt.NDArray[np.int64]) -> _Sp
 
 
 def _bytes_of(values: pa.Array, rows: Inverse) -> int:
-    """Bytes of some rows of an array: of views, of the elements that lie in one of them."""
+    """Bytes of some rows of an array; for views, of the elements that they cover."""
     kind = values.type
     if is_list(kind):
         starts, lengths, elements, _ = list_parts(values)
@@ -319,9 +318,9 @@ def _merge_spans(
     span_lengths: npt.NDArray[np.int64],
     moved: npt.NDArray[np.int64],
 ) -> int:
-    """Merge slices, in order of their starts, into stretches; slices of no elements lie nowhere."""
+    """Merge slices, in order of their starts, into ranges; empty slices are ignored."""
     count = 0
-    kept = 0  # elements of the stretches before the current one
+    kept = 0  # elements of the ranges before the current one
     for i in order:
         start, stop = starts[i], starts[i] + lengths[i]
         if lengths[i] == 0:

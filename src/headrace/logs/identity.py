@@ -1,4 +1,4 @@
-"""Files are known by their content: which ones a cursor has used under other names, which are copies or merged."""
+"""Identifies files by content: used files with new names, duplicates and merged files."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ __all__ = ["Recognized", "note_names", "recognize", "relocate"]
 MAX_NAMED = 5
 
 MAX_RUNS_OF = 64
-"""Files of a folder that are gone, among which runs of files are added up: of more, sums match by chance."""
+"""Maximum missing files per folder among which sums of rows are matched; with more, sums match by chance."""
 
 
 @dataclass(frozen=True)
 class Recognized:
-    """A log as a cursor knows it.
+    """A log matched with a cursor.
 
     Attributes:
-        infos: The files, without copies.
-        cursor: With the names that used files have now.
-        notes: Lines for the user on files with other names, and on copies.
+        infos: The files, without duplicates.
+        cursor: The cursor with the current names of used files.
+        notes: Lines for the user about renamed files and duplicates.
     """
 
     infos: tuple[FileInfo, ...]
@@ -34,19 +34,19 @@ class Recognized:
 
 
 def recognize(infos: Iterable[FileInfo], cursor: Cursor, merged: Literal["refuse", "used", "new"]) -> Recognized:
-    """Find the files of a cursor in a log.
+    """Match the files of a log with a cursor.
 
-    A file is the same if its size and fingerprint are, whatever it is called now: a log may be renamed, moved, or read
-    from a folder above or below. Of files with the same content one counts.
+    Files are identified by size and fingerprint, not by name, so a log may be renamed, moved, or read from a parent or
+    child folder. Of files with the same content only one is used.
 
     Args:
-        infos: The files at hand.
-        cursor: What has been used.
-        merged: What to do with a new file that has as many rows as several used ones that are gone: refuse it, count
-            its rows as used, or use it as new.
+        infos: The current files.
+        cursor: The cursor.
+        merged: How to handle a new file with as many rows as several used files that are gone: refuse it, count its
+            rows as used, or use it as new.
 
     Raises:
-        DataError: A file seems to be several used ones merged, and `merged` is "refuse".
+        DataError: A file seems to consist of several merged used files, and `merged` is "refuse".
     """
     files = sorted(infos, key=lambda info: natural_key(info.file.name))
     present = {info.file.name: info for info in files}
@@ -65,18 +65,18 @@ def recognize(infos: Iterable[FileInfo], cursor: Cursor, merged: Literal["refuse
     new = [info for info in infos if info.file.name not in uses and info.num_rows]
     gone = {name: use for name, use in uses.items() if name not in present and use.rows_used and use.num_rows}
     notes = note_names("files used before under other names", moves.items(), "was")
-    notes += note_names("copies of other files, not used again", copies, "as")
+    notes += note_names("duplicates of other files, not used again", copies, "as")
     if merged != "new" and (union := _merged(new, gone)) is not None:
         if merged == "refuse":
             raise _merged_error(*union)
         cursor = _count_as_used(cursor, union[0])
         names = ", ".join(printable(info.file.name) for info in union[0][:MAX_NAMED])
-        notes.append(f"counted as used, because they have the rows of files that are gone: {names}")
+        notes.append(f"counted as used, because they contain the rows of files that are gone: {names}")
     return Recognized(tuple(infos), cursor, tuple(notes))
 
 
 def relocate(window: Window, infos: Iterable[FileInfo]) -> Window:
-    """A window that was planned earlier, with its files where they lie now."""
+    """Update a previously planned window to the current locations of its files."""
     places = {_content(info): info.file for info in infos}
     paths = {file.path for file in places.values()}
     selections = []
@@ -96,7 +96,7 @@ def _content(file: FileInfo | FileUse) -> tuple[str, int, int]:
 def _without_copies(
     files: Sequence[FileInfo], uses: Mapping[str, FileUse]
 ) -> tuple[list[FileInfo], list[tuple[str, str]]]:
-    """The files, one of each content, and (name of the one that counts, name of the copy)."""
+    """The files without duplicates, and pairs (name of the used file, name of the duplicate)."""
     first: dict[tuple[str, int, int], str] = {_content(use): name for name, use in uses.items()}
     kept, copies = [], []
     for info in files:
@@ -109,7 +109,7 @@ def _without_copies(
 
 
 def _merged(new: Sequence[FileInfo], gone: Mapping[str, FileUse]) -> tuple[list[FileInfo], list[str]] | None:
-    """New files that have exactly the rows of several used files that are gone, and the names of those."""
+    """New files with exactly as many rows as several used files that are gone, and the names of those."""
     if len(gone) < 2 or not new:
         return None
     of_folder: dict[str, list[str]] = {}
@@ -132,7 +132,7 @@ def _merged(new: Sequence[FileInfo], gone: Mapping[str, FileUse]) -> tuple[list[
 
 
 def _runs(names: Sequence[str]) -> Iterator[list[str]]:
-    """Two and more files that follow each other."""
+    """Yield runs of two or more consecutive files."""
     if len(names) <= MAX_RUNS_OF:
         for start in range(len(names)):
             for stop in range(start + 2, len(names) + 1):
@@ -160,7 +160,7 @@ def _merged_error(infos: Sequence[FileInfo], names: Sequence[str]) -> DataError:
 
 
 def note_names(what: str, pairs: Iterable[tuple[str, str]], word: str) -> list[str]:
-    """A note on files with two names, (of before, of now); none for no files."""
+    """A note about files given as pairs (old name, new name); empty if there are none."""
     named = [f"{printable(now)} ({word} {printable(before)})" for before, now in pairs]
     if not named:
         return []

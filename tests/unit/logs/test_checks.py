@@ -114,7 +114,7 @@ def test_weights_are_compared_with_ids_only_where_both_are_read() -> None:
     table = pa.table({"click": [0], "ids": [[1, 2]], "w": [[1.0]]})
     schema = Schema.from_dict(CLICK | {"id_lists": [{"name": "ids", "weights": "w"}]}, where="schema")
     assert next(ArrowSource(table, schema, columns=["ids"]).read(0)).rows.num_rows == 1
-    with pytest.raises(DataError, match=r"table, row group 0, row 0, column w: not as many weights as ids in ids"):
+    with pytest.raises(DataError, match=r"table, row group 0, row 0, column w: more or fewer weights than ids in ids"):
         next(ArrowSource(table, schema).read(0))
 
 

@@ -48,5 +48,5 @@ def test_errors_of_the_decoder_are_told_by_their_cause() -> None:
     assert "does not read" in describe_error(pa.ArrowNotImplementedError("Support for codec 'lzo' not built"))
     assert "damaged" not in describe_error(PermissionError(13, "Permission denied"))
     assert describe_error(OSError("Unexpected end of\nstream")) == (
-        "cannot be decoded, the file is damaged: Unexpected end of stream"
+        "cannot be decoded, because the file is damaged: Unexpected end of stream"
     )

@@ -142,7 +142,7 @@ def test_every_entry_is_taken_hidden_or_named_with_the_reason(tmp_path: Path) ->
     listing = list_log(tmp_path)
     assert names(list(listing.files)) == ["a.parquet", "b.PARQUET", "day=1/c.Pq"]
     assert listing.notes == (
-        f"{tmp_path}: 5 entries are not read: 000000_0, day=1/g.parquet.gz (compressed as a whole; "
+        f"{tmp_path}: 5 entries are not read: 000000_0, day=1/g.parquet.gz (compressed; "
         "decompress it), h.csv, i.parquet (not a regular file), j.parquet (broken link: No such file or directory)"
         "; log files end in .parquet, .parq, .pq",
     )
@@ -173,7 +173,7 @@ def test_linked_folders_and_files_are_taken_once(tmp_path: Path) -> None:
     assert names(list(listing.files)) == ["day=1/a.parquet", "day=1/b.parquet", "day=2/a.parquet"]
     (note,) = listing.notes
     assert "current/a.parquet (the same file as day=1/a.parquet)" in note
-    assert "day=1/up (a link to a folder that it lies in)" in note
+    assert "day=1/up (a link to one of its parent folders)" in note
     assert "day=1/z.parquet (the same file as day=1/a.parquet)" in note
 
 

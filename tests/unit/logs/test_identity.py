@@ -96,7 +96,7 @@ def test_a_copy_counts_once_and_is_named(logs: Path, when: str) -> None:
     copy.write_bytes((logs / "day=1/a.parquet").read_bytes())
     users, cursor, notes = use(logs, cursor)
     assert users == ([] if when == "later" else list(range(70)))
-    assert notes == ("copies of other files, not used again: day=3/b.parquet (as day=1/a.parquet)",)
+    assert notes == ("duplicates of other files, not used again: day=3/b.parquet (as day=1/a.parquet)",)
     assert cursor.num_rows_used == 70
 
 
@@ -145,7 +145,7 @@ def test_used_files_that_were_merged_are_refused_with_the_ways_on(logs: Path, in
         use(logs, cursor)
     users, _, notes = use(logs, cursor, merged="used")
     assert users == []
-    assert "counted as used, because they have the rows of files that are gone" in notes[0]
+    assert "counted as used, because they contain the rows of files that are gone" in notes[0]
     assert len(use(logs, cursor, merged="new")[0]) == (95 if into == "all.parquet" else 65)
 
 

@@ -83,7 +83,7 @@ PLANTS: dict[str, tuple[str, pa.DataType, Any, str]] = {
         "strengths",
         pa.list_(pa.float32()),
         [1.0] * 3,
-        "not as many weights as ids in history",
+        "more or fewer weights than ids in history",
     ),
     "NaN weight in a list": ("strengths", pa.list_(pa.float64()), [math.nan], "null, NaN or infinite inside the list"),
     "weight negative": ("importance", pa.float32(), -0.5, "weight is not a finite number >= 0"),
@@ -202,7 +202,7 @@ def broken_footer(path: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (cut_off, "not a whole Parquet file"),
+        (cut_off, "incomplete Parquet file"),
         (empty, "not a Parquet file: it is empty"),
         (not_parquet, "not a Parquet file"),
         (broken_footer, "its Parquet footer cannot be read"),
@@ -235,7 +235,9 @@ def test_a_damaged_page_is_named_with_file_and_row_group(tmp_path: Path, checksu
     path.write_bytes(bytes(data))
     source = ParquetSource(select_files(list_files(path)), SCHEMA, max_rows_per_batch=ROWS_PER_GROUP)
     assert [sum(batch.num_read for batch in source.read(split)) for split in (0, 1, 3)] == [10, 10, 10]
-    with pytest.raises(DataError, match=r"a\.parquet, row group 2: cannot be decoded, the file is damaged") as caught:
+    with pytest.raises(
+        DataError, match=r"a\.parquet, row group 2: cannot be decoded, because the file is damaged"
+    ) as caught:
         list(source.read(2))
     assert "\n" not in str(caught.value)
 

@@ -255,7 +255,7 @@ def test_cursor_and_window_survive_json_and_other_versions_are_refused() -> None
         assert (again.cursor_before, again.cursor_after) == (window.cursor_before, window.cursor_after)
         assert Cursor.from_dict(again.cursor_after.to_dict()) == window.cursor_after
     values = windows[0].cursor_after.to_dict()
-    with pytest.raises(VersionMismatch, match="saved with version 4, this code reads version 3"):
+    with pytest.raises(VersionMismatch, match="saved with version 4, expected 3"):
         Cursor.from_dict({**values, "version": 4})
     with pytest.raises(CheckpointError, match="window cursor: saved values are invalid"):
         Cursor.from_dict({"version": 3})

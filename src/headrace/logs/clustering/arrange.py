@@ -1,4 +1,4 @@
-"""Puts rows in a given order in bounded memory: in one piece if they fit, else through temporary files."""
+"""Sorts rows into a given order in bounded memory, using temporary files if needed."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ from headrace.logs.gathering import gather
 __all__ = ["Arranger"]
 
 FLUSH_BYTES = 8 << 20
-"""A part's rows are written once there are so many: small enough for hundreds of parts, large enough for disks."""
+"""Bytes of a partition buffered before writing: small enough for hundreds of partitions, large enough for disks."""
 
 
 class Arranger:
-    """Takes rows with their destinations in any order, and gives them back in the order of these.
+    """Takes rows with their destinations in any order, and returns them in the order of the destinations.
 
-    The destinations are split into as many parts of equal size as memory asks for; each part's rows are appended to a
-    temporary file, which is read and sorted on its own in the end.
+    Destinations are split into equal parts, as many as the memory budget requires. The rows of each part are appended
+    to a temporary file, which is finally read and sorted.
 
     Args:
-        schema: Of the rows.
-        num_rows: Rows in all; destinations are 0 to num_rows - 1, each once.
-        row_bytes: Bytes of a row in memory, about.
-        memory_bytes: Of what is held at a time, about.
-        folder: For temporary files.
+        schema: Arrow schema of the rows.
+        num_rows: Total rows; destinations are 0 to num_rows - 1, each once.
+        row_bytes: Approximate bytes per row in memory.
+        memory_bytes: Approximate memory budget.
+        folder: Folder for temporary files.
     """
 
     def __init__(self, schema: pa.Schema, *, num_rows: int, row_bytes: float, memory_bytes: int, folder: Path) -> None:
-        # Sorting a part holds it twice, and while it is used up a third time.
+        # Sorting a part holds it twice, and a third time while it is consumed.
         num_parts = max(1, int(np.ceil(num_rows * row_bytes * 3 / memory_bytes)))
         self.rows_per_part = max(1, -(-num_rows // num_parts))
         self.num_parts = max(1, -(-num_rows // self.rows_per_part))
@@ -49,7 +49,7 @@ class Arranger:
         self._files: dict[int, tuple[pa.NativeFile, pa.RecordBatchWriter]] = {}
 
     def add(self, rows: pa.RecordBatch, destinations: npt.NDArray[np.int64]) -> None:
-        """Take rows in."""
+        """Add rows."""
         rows = pa.RecordBatch.from_arrays([*rows.columns, pa.array(destinations)], schema=self._schema)
         if self.num_parts == 1:
             self._held[0].append(rows)
@@ -69,7 +69,7 @@ class Arranger:
             self._flush(int(self._bytes.argmax()))
 
     def arranged(self) -> Iterator[pa.RecordBatch]:
-        """The rows in order, a part at a time; once, when all have been added."""
+        """Yield the rows in order, one part at a time; call it once, after all rows were added."""
         for part in range(self.num_parts):
             if part in self._files:
                 self._flush(part)
@@ -93,7 +93,7 @@ class Arranger:
     def close(self) -> None:
         """Remove temporary files."""
         for part, (sink, writer) in self._files.items():
-            with suppress(OSError, pa.ArrowException):  # a disk that did not take it does not take its end either
+            with suppress(OSError, pa.ArrowException):  # if writing failed, closing may fail too
                 writer.close()
                 sink.close()
             self._path(part).unlink(missing_ok=True)
@@ -111,7 +111,7 @@ class Arranger:
         destinations = np.concatenate([batch.column(batch.num_columns - 1).to_numpy() for batch in batches])
         order = np.argsort(destinations, kind="stable")
         columns = []
-        for index in range(len(self._schema) - 1):  # a column at a time: only one is held twice
+        for index in range(len(self._schema) - 1):  # column by column, so that only one column is held twice
             column = pa.concat_arrays([batch.column(index) for batch in batches])
             columns.append(gather(column, order))
         return pa.RecordBatch.from_arrays(columns, names=self._schema.names[:-1])

@@ -1,4 +1,4 @@
-"""A checksum of a multiset of rows: equal for the same rows in any order, different when a value moves or changes."""
+"""An order-independent checksum of rows that detects moved or changed values."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ Hashes = npt.NDArray[np.uint64]
 
 @dataclass
 class RowSums:
-    """Sums over rows: how many, their checksum, and the sum of each label.
+    """Sums over rows: number of rows, checksum, and the sum of each label.
 
     Attributes:
-        labels: Columns to sum up.
+        labels: Label columns to sum up.
         num_rows: Rows added.
         checksum: Sum of the rows' 64-bit hashes, modulo 2^64. A row's hash depends on every value and its column.
-        label_sums: Sum of each label that is a number.
+        label_sums: Sum of each numeric label.
     """
 
     labels: Sequence[str] = ()
@@ -36,7 +36,7 @@ class RowSums:
     label_sums: dict[str, float] = field(default_factory=dict)
 
     def add(self, rows: pa.RecordBatch) -> None:
-        """Take rows in; columns must always stand in the same order."""
+        """Add rows, whose columns must always be in the same order."""
         totals = np.full(rows.num_rows, NULL_HASH)
         for column in rows.columns:
             _fold(totals, _hash(column))
@@ -49,13 +49,13 @@ class RowSums:
                 self.label_sums[name] = self.label_sums.get(name, 0.0) + float(np.nansum(values))
 
     def describe(self) -> str:
-        """One line for people."""
+        """A one-line summary."""
         rates = [f"{name} rate {total / max(self.num_rows, 1):.6f}" for name, total in self.label_sums.items()]
         return ", ".join([f"{self.num_rows:,} rows", f"checksum {self.checksum:016x}", *rates])
 
 
 def _hash(array: pa.Array) -> Hashes:
-    """A hash of each value of any type; structs and maps by their parts."""
+    """A hash of each value, of any type; nested types by their children."""
     hashes = hash_column(array)
     if hashes is not None:
         return hashes
@@ -63,7 +63,7 @@ def _hash(array: pa.Array) -> Hashes:
     if pt.is_struct(array.type):
         for child in array.flatten():
             _fold(hashes, _hash(child))
-    else:  # lists of nested values, maps, unions: rare, so by way of their text
+    else:  # lists of nested values, maps, unions: rare, so hashed as text
         _fold(hashes, _hash(pa.array([repr(value) for value in array.to_pylist()], pa.string())))
     if array.null_count:
         hashes[array.is_null().to_numpy(zero_copy_only=False)] = NULL_HASH
@@ -72,6 +72,6 @@ def _hash(array: pa.Array) -> Hashes:
 
 @kernel()
 def _fold(totals: Hashes, hashes: Hashes) -> None:
-    """Mix a column into the hashes of rows; the order of columns counts."""
+    """Mix a column into the row hashes; the order of columns matters."""
     for i in range(len(totals)):
         totals[i] = derive(totals[i] * np.uint64(0xD6E8FEB86659FD93), int(hashes[i]))

@@ -1,4 +1,4 @@
-"""`cluster_log`: a copy of a log in which the rows of a session lie side by side, each distinct value once."""
+"""`cluster_log`: writes a copy of a log clustered by session, with repeated values stored once."""
 
 from __future__ import annotations
 
@@ -37,17 +37,17 @@ SCHEMA_NAME = "schema.yaml"
 
 @dataclass(frozen=True)
 class ClusteredWindow:
-    """One file that was written.
+    """A clustered file that was written.
 
     Attributes:
-        name: Of the window.
-        path: The file.
-        num_rows_read: Rows of the log in the window, before sampling.
+        name: Name of the window.
+        path: Path of the file.
+        num_rows_read: Rows of the window in the log, before sampling.
         num_sessions: Sessions written.
         bytes_read: Size of the window's files.
         bytes_written: Size of the file.
-        before: Sums of the rows as they were read, those of the sample.
-        after: Sums of the rows as they were read back from the file.
+        before: Sums of the (sampled) rows as read from the log.
+        after: Sums of the rows as read back from the file.
     """
 
     name: str
@@ -62,13 +62,13 @@ class ClusteredWindow:
 
 @dataclass(frozen=True)
 class ClusteredLog:
-    """What `cluster_log` did.
+    """The result of `cluster_log`.
 
     Attributes:
-        folder: Of the clustered log, with its `schema.yaml`.
-        windows: What was written now.
-        num_kept: Files of the log that an earlier run had done.
-        layout: Of the log; None if there was never a row.
+        folder: Folder of the clustered log, with its `schema.yaml`.
+        windows: Files written by this call.
+        num_kept: Files of the log that an earlier run had clustered.
+        layout: Layout of the clustered log; None if it has no rows.
     """
 
     folder: Path
@@ -86,24 +86,24 @@ def cluster_log(
     on_rows: Callable[[int], None] | None = None,
     on_message: Callable[[str], None] | None = None,
 ) -> ClusteredLog:
-    """Write a session-clustered copy of a log; run again, it adds what is new.
+    """Write a session-clustered copy of a log, or add new data to an existing one.
 
-    Each window becomes one file, which appears whole and only after it was read back and held the same rows: their
-    checksums over all columns are compared. Rows keep their ids: of the schema's row id column, or in a new column
-    `original_row` the ids that the log's own files give.
+    Each window becomes one file, which is published atomically after verification: it is read back, and checksums over
+    all columns are compared. Rows keep their ids: those of the schema's row id column, or else the ids derived from the
+    log's own files, in a new column `original_row`.
 
     Args:
         location: The log.
-        folder: Local folder of the copy; new, empty, or of an earlier run with the same settings.
-        schema: Of the log.
-        config: How to cluster.
-        on_rows: Called with the number of rows just arranged, and again with those just verified.
-        on_message: Called with a line on copies of files and on each column that cannot be copied, before any row is.
+        folder: Local output folder; new, empty, or from an earlier run with the same settings.
+        schema: Schema of the log.
+        config: Settings.
+        on_rows: Called with the number of rows just clustered, and again with those just verified.
+        on_message: Called at the start with lines about duplicate files and columns that cannot be copied.
 
     Raises:
-        ConfigError: Session, window or folder do not fit the log, the folder lies in the log or holds other files, or
-            an earlier run had other settings.
-        DataError: A file is damaged or changed, or what was written is not what was read.
+        ConfigError: Session, window or folder do not fit the log, the folder is inside the log or contains other files,
+            or an earlier run had different settings.
+        DataError: A file is damaged or changed, or verification failed.
         MissingExtra: DuckDB is not installed.
     """
     expect(schema, Schema, where="cluster_log: schema", expected="a Schema")
@@ -124,7 +124,7 @@ def cluster_log(
     units, copies = plan_units(files, done, folder, by_file=config.window == "file")
     if done.layout is not None:
         columns = replace(columns, session=done.layout.session)
-    messages = note_names("copies of other files, not clustered again", copies, "as")
+    messages = note_names("duplicates of other files, not clustered again", copies, "as")
     stored = pa.schema([])
     if units:
         footers = [footer for unit in units for _, footer in unit.footers]
@@ -138,7 +138,7 @@ def cluster_log(
     is_new = not folder.exists()
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    for left in folder.glob(".clustering-*"):  # of a run that was killed
+    for left in folder.glob(".clustering-*"):  # from a killed run
         shutil.rmtree(left, ignore_errors=True)
     layout = done.layout
     windows = []
@@ -168,7 +168,7 @@ def _cluster_unit(
     scratch: Path,
     on_rows: Callable[[int], None] | None,
 ) -> tuple[ClusteredWindow | None, Layout | None]:
-    """One window; none where the sample has none of its sessions."""
+    """Cluster one window; returns None if the sample has none of its sessions."""
     gap_us = None if config.user is None else int(config.gap_s * 1_000_000)
     payload = PayloadReader(unit.footers, columns, stored, max_bytes=config.memory_bytes // 16)
     before = RowSums(columns.labels)
@@ -191,9 +191,9 @@ def _cluster_unit(
                     on_rows(rows.num_rows)
             order.close()
             if config.sample == 1.0 and before.num_rows != unit.num_rows:
-                raise DataError(f"{unit.name}: {before.num_rows:,} rows were read, its files have {unit.num_rows:,}")
+                raise DataError(f"{unit.name}: read {before.num_rows:,} rows, but its files have {unit.num_rows:,}")
             with ClusteredFile(unit.path, config, columns, layout) as file:
-                # Row groups small enough that a few of them, being put together and written, fit as well.
+                # Row groups small enough that a few of them fit into memory while being built and written.
                 limit = max(1, int(config.memory_bytes / 8 / payload.row_bytes))
                 for sessions in SessionRows(min(config.rows_per_group, limit)).cut(arranger.arranged()):
                     file.write(sessions)
@@ -226,14 +226,14 @@ def _cluster_unit(
 
 
 def _remove_empty(folder: Path, stop: Path) -> None:
-    """Remove folders that nothing was written to, up to but without `stop`."""
+    """Remove empty folders, up to but excluding `stop`."""
     while folder != stop and folder.is_dir() and not any(folder.iterdir()):
         folder.rmdir()
         folder = folder.parent
 
 
 def _row_bytes_on_disk(footers: Sequence[Footer]) -> dict[str, float]:
-    """Compressed bytes a row that each column takes in some files: what reading them without clustering would cost."""
+    """Compressed bytes per row of each column in the original files, the cost of reading them without clustering."""
     num_rows = max(1, sum(footer.num_rows for footer in footers))
     sizes: dict[str, int] = {}
     for footer in footers:
@@ -253,5 +253,5 @@ def _read_back(file: ClusteredFile, columns: LogColumns, on_rows: Callable[[int]
 
 
 def _write_schema(path: Path, schema: Schema, layout: Layout) -> None:
-    note = f"# Clustered by session ({layout.session}), layout {layout.kind}; rows keep the ids they had.\n"
+    note = f"# Clustered by session ({layout.session}), layout {layout.kind}; rows keep their ids.\n"
     write_text(path, note + schema.to_yaml())

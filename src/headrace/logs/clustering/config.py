@@ -1,4 +1,4 @@
-"""What `cluster_log` may be told: layout, what a session is, windows, sampling, memory."""
+"""`ClusterConfig`: settings of `cluster_log`: layout, sessions, windows, sampling, memory."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ class ClusterConfig(Config):
     Attributes:
         layout: "clustered": one row per impression, sessions adjacent. "nested": one row per session.
         session: Column with the session id; None for the schema's.
-        user: Without a session column: column with the user id, from which sessions are derived. Rows of a user are
-            one session as long as consecutive rows are at most `gap_s` apart.
+        user: Column with the user id, from which sessions are derived if there is no session column. Consecutive rows
+            of a user belong to one session if they are at most `gap_s` apart.
         gap_s: Inactivity gap in seconds that starts a new session, see `user`.
         window: Boundaries that sessions never cross: "folder", "file", or "time" (slots of `every_s` seconds, inside
             each folder). Use the job's `window.kind`.
         every_s: Seconds per slot.
-        sample: Fraction of sessions to keep; whole sessions, chosen by the hash of their id.
+        sample: Fraction of sessions to keep, chosen by the hash of their id.
         seed: Seed of the sample.
         memory_bytes: Memory budget, excluding about 400 MB for Python with all libraries loaded.
         rows_per_group: Rows per row group; fewer if they would take more than an eighth of the memory. Sessions are
-            not split unless they are longer than `max_session_rows`.
+            split only if they are longer than `max_session_rows`.
         max_session_rows: Maximum rows of a session that are stored together; longer sessions continue in the next row.
     """
 

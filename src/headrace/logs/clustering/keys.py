@@ -1,4 +1,4 @@
-"""The order of a clustered log: keys of all rows sorted by DuckDB in bounded memory, beside the rows themselves."""
+"""`RowOrder`: the order of a clustered log, from sort keys of all rows, sorted by DuckDB in bounded memory."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ __all__ = ["KEY_SCHEMA", "RowOrder", "read_keys"]
 BATCH_ROWS = 65_536
 
 KEY_SCHEMA = pa.schema([("row_id", pa.int64()), ("session", pa.uint64()), ("time", pa.int64()), ("slot", pa.int64())])
-"""What a row is sorted by: its slot of time, its session (or user) hashed, its time in microseconds, its place."""
+"""Sort keys of a row: its time slot, the hash of its session (or user), its time in microseconds, its position."""
 
 _FIRST_TIME = np.iinfo(np.int64).min
 
 _BY_COLUMN = "SELECT row_id, session, time, slot, row_id AS name FROM keys"
 
-# A user's rows, cut where a gap is too long; a session is called by the id of its first row.
+# Split a user's rows at long gaps; a session is named by the id of its first row.
 _BY_GAP = """
 SELECT row_id, hash(session, number) AS session, time, slot,
     first_value(row_id) OVER (PARTITION BY session, number ORDER BY time, row_id) AS name
@@ -49,7 +49,7 @@ FROM (
 )
 """
 
-# Sessions in the order of their first row: the file stays as near to the order of time as sessions allow.
+# Sessions in order of their first row, which keeps the file as close to time order as sessions allow.
 _ORDER = """
 CREATE TABLE ordered AS
 SELECT sessions.* FROM sessions
@@ -59,17 +59,17 @@ ORDER BY slot, start, session, time, row_id
 
 
 class RowOrder:
-    """Where each row of a window goes: sessions adjacent, in order of time inside.
+    """The destination of each row of a window: sessions adjacent, each in time order.
 
     Args:
         keys: Batches with `KEY_SCHEMA`, in order of `row_id`.
-        gap_us: Cut each user's rows at gaps longer than this; None where `session` is one already.
-        memory_bytes: DuckDB's limit; beyond it, it uses the folder.
-        folder: For DuckDB's temporary files.
+        gap_us: Gap that starts a new session of a user; None if `session` is a session id.
+        memory_bytes: DuckDB's memory limit, beyond which it uses the folder.
+        folder: Folder for DuckDB's temporary files.
 
     Raises:
         MissingExtra: DuckDB is not installed.
-        StorageError: There is no room for temporary files.
+        StorageError: There is no space for temporary files.
     """
 
     def __init__(self, keys: Iterator[pa.RecordBatch], *, gap_us: int | None, memory_bytes: int, folder: Path) -> None:
@@ -86,7 +86,7 @@ class RowOrder:
         self._connection: Any = duckdb.connect(config=limits)
         try:
             self._run("CREATE TABLE keys (row_id BIGINT, session UBIGINT, time BIGINT, slot BIGINT)")
-            for batch in keys:  # one by one: DuckDB would wrap the errors of what it reads from a stream
+            for batch in keys:  # one by one, because DuckDB would wrap errors raised by a stream
                 self._connection.register("batch", pa.Table.from_batches([batch]))
                 self._run("INSERT INTO keys SELECT * FROM batch")
                 self._connection.unregister("batch")
@@ -102,18 +102,19 @@ class RowOrder:
             raise
 
     def destinations(self) -> Iterator[pa.RecordBatch]:
-        """Batches of `row_id` (rising), `destination` (0, 1, ...), `session` (unlike its neighbours') and `name`."""
+        """Yield `row_id` (ascending), `destination` (0, 1, ...), `session` (different from its neighbours) and
+        `name`."""
         query = "SELECT row_id, rowid AS destination, session, name FROM ordered ORDER BY row_id"
         with writing(self._folder):
             found = self._connection.sql(query)
-            # DuckDB 1 calls it otherwise.
+            # The method has a different name in DuckDB 1.
             to_reader = found.to_arrow_reader if hasattr(found, "to_arrow_reader") else found.fetch_arrow_reader
             reader = to_reader(BATCH_ROWS)
         while (batch := self._next(reader)) is not None:
             yield batch
 
     def close(self) -> None:
-        """Give back memory and temporary files."""
+        """Release memory and temporary files."""
         self._connection.close()
 
     def __enter__(self) -> Self:
@@ -125,7 +126,7 @@ class RowOrder:
         self.close()
 
     def _run(self, query: str) -> None:
-        with writing(self._folder):  # the only thing that can fail is the room for temporary files
+        with writing(self._folder):  # only running out of space for temporary files can fail
             self._connection.execute(query)
 
     def _next(self, reader: Any) -> pa.RecordBatch | None:
@@ -136,16 +137,16 @@ class RowOrder:
 def read_keys(
     footers: Sequence[tuple[int, Footer]], schema: Schema, key: pa.Field, config: ClusterConfig
 ) -> Iterator[pa.RecordBatch]:
-    """The keys of all rows of some files whose sessions are in the sample.
+    """Yield the sort keys of all rows whose sessions are in the sample.
 
     Args:
         footers: Files with their numbers, in order.
-        schema: Of the log; without a timestamp rows keep the order of their files.
-        key: Column that names the session, or the user, with the common type of all files.
-        config: Gives sample and slots.
+        schema: Schema of the log; without a timestamp rows keep the file order.
+        key: Session or user column, with the common type of all files.
+        config: Settings of sample and time slots.
 
     Raises:
-        DataError: A file is damaged, or holds a key that the type cannot hold.
+        DataError: A file is damaged, or has a key that the common type cannot represent.
     """
     clock = schema.timestamp
     names = list(dict.fromkeys([key.name, *([clock.name] if clock is not None else [])]))
@@ -191,7 +192,7 @@ def _name_sessions(
     sessions: npt.NDArray[np.uint64],
     kept: npt.NDArray[np.bool_],
 ) -> None:
-    """Draw the sample by session, then tell slots apart; a row without a session is a session of its own."""
+    """Select the sample by session, then distinguish slots; a row without a session is a session of its own."""
     for i in range(len(hashes)):
         name = hashes[i]
         if name == NULL_HASH:

@@ -1,4 +1,4 @@
-"""Writes the rows of sessions as one Parquet file, in either layout, which appears whole when it has been verified."""
+"""Writes clustered sessions to a Parquet file in either layout, published atomically after verification."""
 
 from __future__ import annotations
 
@@ -30,18 +30,18 @@ from headrace.logs.nested.layout import LAYOUT_KEY, SOURCES_KEY, Layout
 __all__ = ["ClusteredFile", "SessionRows", "Sessions"]
 
 SAMPLE_ROWS = 32_768
-"""Rows that a layout is chosen from, as far as they fit in an eighth of the memory."""
+"""Rows from which a layout is chosen, if they fit into an eighth of the memory."""
 
 READ_ROWS = 2048
-"""Rows read back at a time."""
+"""Rows per batch when reading back."""
 
 
 class Sessions(NamedTuple):
-    """Rows of a row group.
+    """The rows of a row group.
 
     Attributes:
-        rows: Sessions adjacent, in order of time.
-        is_new: bool [rows], true for the first row of each session.
+        rows: Rows with sessions adjacent, each in time order.
+        is_new: bool [rows], True for the first row of each session.
     """
 
     rows: pa.RecordBatch
@@ -49,10 +49,10 @@ class Sessions(NamedTuple):
 
 
 class SessionRows:
-    """Cuts arranged rows into row groups that end where sessions end.
+    """Cuts sorted rows into row groups that end at session boundaries.
 
     Args:
-        rows_per_group: Rows of a group; one session may have more, then it is cut.
+        rows_per_group: Rows per group; longer sessions are split.
     """
 
     def __init__(self, rows_per_group: int) -> None:
@@ -60,7 +60,7 @@ class SessionRows:
         self._last: int | None = None
 
     def cut(self, batches: Iterator[pa.RecordBatch]) -> Iterator[Sessions]:
-        """Row groups of the batches."""
+        """Yield the row groups of the batches."""
         held: list[pa.RecordBatch] = []
         num_held = 0
         for batch in batches:
@@ -79,7 +79,7 @@ class SessionRows:
             yield self._make(pa.concat_batches(held))
 
     def _last_border(self, rows: pa.RecordBatch) -> int:
-        """Rows of the group: up to where the last session begins, or all that fit if it is a single one."""
+        """Rows of the group: up to the start of the last session, or all that fit if there is only one."""
         numbers = rows.column(rows.num_columns - 1).to_numpy()
         borders = np.flatnonzero(numbers[1:] != numbers[:-1]) + 1
         return int(borders[-1]) if len(borders) else self._rows_per_group
@@ -94,16 +94,16 @@ class SessionRows:
 
 
 class ClusteredFile:
-    """A file of a clustered log while it is written.
+    """A file of a clustered log being written.
 
     Args:
-        path: Where it appears.
+        path: Final path.
         config: Layout and sizes.
-        columns: The parts columns play.
-        layout: Of the log, if it has one already; else it is chosen from the first rows.
+        columns: Roles of the columns.
+        layout: Layout of the log, if it has one; else it is chosen from the first rows.
 
     Attributes:
-        layout: Of the log; there once the file is finished.
+        layout: Layout of the log, available once the file is finished.
 
     """
 
@@ -136,7 +136,7 @@ class ClusteredFile:
             self._begin()
 
     def finish(self, sources: Mapping[str, Any]) -> None:
-        """Close the file, with a note of where its rows come from; it does not appear yet."""
+        """Close the file, with metadata about the origin of its rows; it is not published yet."""
         if self._writer is None:
             self._begin()
         assert self._writer is not None
@@ -147,14 +147,14 @@ class ClusteredFile:
             seal_footer(self._staging)
 
     def read_back(self) -> Iterator[pa.RecordBatch]:
-        """All rows as they are in the finished file."""
+        """Yield all rows of the finished file."""
         footer = read_footer(LogFile(str(self._staging), self._staging.stat().st_size))
         for row_group in range(footer.metadata.num_row_groups):
             with open_parquet(footer) as parquet:
                 yield from iter_plain(footer, parquet, row_group, list(self.layout.columns), READ_ROWS)
 
     def publish(self) -> None:
-        """Let the finished file appear."""
+        """Publish the finished file."""
         with writing(self._path):
             os.replace(self._staging, self._path)
 
@@ -167,12 +167,12 @@ class ClusteredFile:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         if self._writer is not None:
-            with suppress(OSError, pa.ArrowException):  # it is thrown away
+            with suppress(OSError, pa.ArrowException):  # it is discarded anyway
                 self._writer.close()
         self._staging.unlink(missing_ok=True)
 
     def _begin(self) -> None:
-        """Choose the layout, and write what it was chosen from."""
+        """Choose the layout, and write the sample rows."""
         if not self._sample:
             raise DataError(f"{self._path}: no rows to write")
         sample, self._sample = self._sample, []
@@ -184,7 +184,7 @@ class ClusteredFile:
             self.layout = layout.model_copy(update={"encodings": encodings})
         schema = first.schema.with_metadata({LAYOUT_KEY: self.layout.model_dump_json()})
         with writing(self._path):
-            # An absolute path: PyArrow takes a relative one with a colon for a URL.
+            # PyArrow would interpret a relative path with a colon as a URL.
             place = str(self._staging.absolute())
             self._writer = pq.ParquetWriter(place, schema, **writer_options(encodings))
         for sessions in sample:

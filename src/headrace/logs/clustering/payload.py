@@ -1,4 +1,4 @@
-"""Reads the rows to be clustered: all columns of all files of a window, in one set of types, with ids and places."""
+"""Reads the rows to cluster: all columns of a window's files, with common types, ids and destinations."""
 
 from __future__ import annotations
 
@@ -21,24 +21,24 @@ from headrace.messages import one_line
 __all__ = ["LogColumns", "PayloadReader", "widened"]
 
 FOUND_SESSION = "session"
-"""Column with the sessions found by gaps: the id of the first row of each."""
+"""Column of sessions derived from gaps: the id of the session's first row."""
 
 SESSION_NUMBER = "__session"
-"""Last column of arranged rows, by position: tells sessions apart; not written."""
+"""Last column of sorted rows, which distinguishes sessions; it is not written."""
 
 PROBE_ROWS = 256
 
 
 @dataclass(frozen=True)
 class LogColumns:
-    """The parts that columns play in clustering.
+    """Roles of columns in clustering.
 
     Attributes:
-        schema: Of the log.
-        key: Column that names the session, or the user whose sessions are found.
-        session: Column of the clustered log that names the session.
-        adds_session: Whether that column is made here.
-        adds_row_id: Whether the column `original_row` is.
+        schema: Schema of the log.
+        key: Session column, or user column from which sessions are derived.
+        session: Session column of the clustered log.
+        adds_session: Whether clustering adds that column.
+        adds_row_id: Whether clustering adds the column `original_row`.
         labels: Label columns.
     """
 
@@ -51,10 +51,10 @@ class LogColumns:
 
     @classmethod
     def of(cls, schema: Schema, config: ClusterConfig) -> Self:
-        """Find the session.
+        """Determine the session.
 
         Raises:
-            ConfigError: There is none.
+            ConfigError: There is no session.
         """
         session = config.session or schema.session_id
         labels = tuple(label.name for label in schema.labels)
@@ -70,17 +70,17 @@ class LogColumns:
 
     @property
     def apart(self) -> tuple[str, ...]:
-        """Columns that belong to one row whatever their values."""
+        """Columns that always belong to a single row."""
         schema = self.schema
         clock = None if schema.timestamp is None else schema.timestamp.name
         names = [*self.labels, clock, schema.weight, schema.row_id, ORIGINAL_ROW]
         return tuple(name for name in names if name is not None)
 
     def beside(self, names: Sequence[str]) -> Self:
-        """The same parts in a log of the given columns: a session that is found gets a name that none of them has.
+        """The same roles for a log with the given columns; derived sessions get an unused column name.
 
         Raises:
-            ConfigError: Columns that are needed are missing, or one has the name of the row ids to be added.
+            ConfigError: Required columns are missing, or one has the name of the row id column to add.
         """
         session = self.session
         while self.adds_session and session in names:
@@ -93,22 +93,22 @@ class LogColumns:
         return replace(self, session=session)
 
     def output_schema_of(self, schema: Schema) -> Schema:
-        """The schema of the clustered log: that of the log, whose row ids readers find in any layout."""
+        """The schema of the clustered log, which is the log's: readers find row ids in any layout."""
         return schema.model_copy(update={"session_id": self.session})
 
 
 class PayloadReader:
-    """All columns of some files, in their order, with the row's id and session where these are not columns already.
+    """Reads all columns of some files in order, adding row ids and sessions if they are not columns.
 
     Args:
         footers: Files with their numbers.
-        columns: The parts they play.
-        stored: Columns of the log to read, each with the common type of all files; null where a file lacks one.
-        max_bytes: Of a batch, about.
+        columns: Roles of the columns.
+        stored: Columns of the log to read, each with the common type of all files; null where a file lacks it.
+        max_bytes: Approximate bytes per batch.
 
     Attributes:
-        schema: Of the batches: the columns of the log, those added, and last `SESSION_NUMBER`.
-        row_bytes: Bytes of a row in memory, by the first rows and by what the footers say.
+        schema: Schema of the batches: the columns of the log, added columns, and last `SESSION_NUMBER`.
+        row_bytes: Bytes per row in memory, estimated from the first rows and the footers.
     """
 
     def __init__(
@@ -125,10 +125,10 @@ class PayloadReader:
         self._batch_rows = int(max(1, min(65_536, max_bytes / self.row_bytes)))
 
     def read(self, destinations: Iterator[pa.RecordBatch]) -> Iterator[tuple[pa.RecordBatch, npt.NDArray[np.int64]]]:
-        """Batches of the rows that have a destination, with it.
+        """Yield batches of the rows that have a destination, with their destinations.
 
         Args:
-            destinations: From `RowOrder.destinations`.
+            destinations: Result of `RowOrder.destinations`.
         """
         places = _Places(destinations)
         for number, footer in self._footers:
@@ -144,7 +144,7 @@ class PayloadReader:
                             yield self._complete(batch, start, found, where), found.column("destination").to_numpy()
 
     def _names_in(self, footer: Footer) -> list[str]:
-        """Columns to read of a file; at least one, which counts the rows."""
+        """Columns to read from a file; at least one, to count the rows."""
         there = set(footer.schema.names)
         return [name for name in self._stored.names if name in there]
 
@@ -166,7 +166,7 @@ class PayloadReader:
         return pa.RecordBatch.from_arrays([*arrays, found.column("session")], schema=self.schema)
 
     def _probe(self) -> float:
-        """Bytes of a row, by the first ones."""
+        """Bytes per row, measured on the first rows."""
         footer = self._footers[0][1]
         for row_group in range(min(1, footer.metadata.num_row_groups)):
             with open_parquet(footer) as parquet:
@@ -176,14 +176,14 @@ class PayloadReader:
 
 
 class _Places:
-    """A stream of destinations, taken as far as the rows read."""
+    """A stream of destinations, consumed along with the rows read."""
 
     def __init__(self, batches: Iterator[pa.RecordBatch]) -> None:
         self._batches = batches
         self._held: list[pa.RecordBatch] = []
 
     def take(self, stop: int) -> pa.RecordBatch:
-        """Those of rows with ids below `stop` that have not been taken."""
+        """Take the remaining destinations of rows with ids below `stop`."""
         while not self._held or self._held[-1].column("row_id")[-1].as_py() < stop - 1:
             batch = next(self._batches, None)
             if batch is None:
@@ -199,22 +199,22 @@ class _Places:
 
 
 def widened(array: pa.Array, field: pa.Field, where: str) -> pa.Array:
-    """A column in the type that holds it in all files.
+    """Cast a column to its common type in all files.
 
     Raises:
-        DataError: The type cannot hold a value; names the place.
+        DataError: The type cannot represent a value; the message names the place.
     """
     try:
         return widen(array, field.type)
     except pa.ArrowException as error:
         raise DataError(
-            f"{where}: column {one_line(field.name)} is stored as {array.type}, in other files as other types; "
-            f"{field.type}, which would hold them all, cannot hold a value of it ({error}); rewrite them as one type"
+            f"{where}: column {one_line(field.name)} is stored as {array.type}, and as other types in other files; "
+            f"{field.type}, the common type, cannot represent a value of it ({error}); rewrite the files with one type"
         ) from error
 
 
 def _footer_bytes(footer: Footer) -> float:
-    """Bytes of a row in memory by a file's footer: numbers take what their type does, however well they were packed."""
+    """Bytes per row in memory according to a file's footer, with numbers at the size of their type."""
     total = 0
     for row_group in range(footer.metadata.num_row_groups):
         group = footer.metadata.row_group(row_group)

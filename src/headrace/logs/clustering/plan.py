@@ -1,4 +1,4 @@
-"""Which columns of a log a clustered copy has, and as which types: decided from footers, before a row is read."""
+"""Plans the columns and types of a clustered copy from footers, before reading rows."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ class ColumnPlan(NamedTuple):
     """The columns of a clustered copy.
 
     Attributes:
-        columns: The parts they play.
-        stored: The columns copied, in their order, with the common types of all files.
-        notes: One line on each column that is not copied.
+        columns: Roles of the columns.
+        stored: Columns to copy, in order, with the common types of all files.
+        notes: One line about each column that is not copied.
     """
 
     columns: LogColumns
@@ -37,17 +37,17 @@ class ColumnPlan(NamedTuple):
 def plan_columns(
     footers: Sequence[Footer], columns: LogColumns, *, done: StoredColumns, layout: Layout | None
 ) -> ColumnPlan:
-    """Plan the columns of a copy; columns that neither the schema nor an option names may be missing from files.
+    """Plan the columns of a copy; only columns named by the schema or an option must be in all files.
 
     Args:
         footers: Files to cluster, at least one.
-        columns: The parts that schema and options give to columns.
-        done: Columns of the files that earlier runs wrote.
-        layout: Of these; None if there are none.
+        columns: Roles of columns by schema and options.
+        done: Columns of files written by earlier runs.
+        layout: Layout of those files, or None.
 
     Raises:
-        ConfigError: The session is not a column or cannot be one, or a column has the name of one to be added.
-        DataError: A file lacks a column that is named, or columns are not those of the copy so far.
+        ConfigError: The session column is missing or unsuitable, or a column has the name of one to add.
+        DataError: A file lacks a required column, or the columns differ from those of the copy so far.
     """
     found = StoredColumns.of(footers)
     if columns.key not in found.names:
@@ -63,7 +63,7 @@ def plan_columns(
             raise DataError(types.left_out[name])
     names = types.joined.names
     if columns.adds_row_id and ORIGINAL_ROW in names and all(footer.layout is not None for footer in footers):
-        columns = replace(columns, adds_row_id=False)  # clustered before: rows keep the ids they have
+        columns = replace(columns, adds_row_id=False)  # already clustered: rows keep their ids
     columns = columns.beside(names)
     if layout is not None:
         names = _names_so_far(layout, columns, names)
@@ -76,7 +76,7 @@ def plan_columns(
 
 
 def _names_so_far(layout: Layout, columns: LogColumns, names: Sequence[str]) -> list[str]:
-    """The columns of the copy so far, less those that clustering adds."""
+    """The columns of the copy so far, without those that clustering adds."""
     added = {columns.session} if columns.adds_session else set()
     added |= {ORIGINAL_ROW} if columns.adds_row_id else set()
     before = [name for name in layout.columns if name not in added]

@@ -1,4 +1,4 @@
-"""What is to be clustered: windows of the log, less the files that an earlier run has done."""
+"""Determines the windows to cluster, without files that an earlier run has clustered."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ class Origin:
     """A file of the log that has been clustered.
 
     Attributes:
-        name: Below the folder of the log.
+        name: Path relative to the folder of the log.
         fingerprint: Digest of its footer.
-        num_rows: Rows in it.
-        number: In the ids of its rows.
+        num_rows: Number of rows.
+        number: File number in row ids.
     """
 
     name: str
@@ -39,14 +39,14 @@ class Origin:
 
 @dataclass(frozen=True)
 class Done:
-    """What earlier runs have done.
+    """The result of earlier runs.
 
     Attributes:
-        origins: Files whose rows are there, by name.
-        layout: Of the files there; None if there are none.
-        settings: What must not change between runs.
-        paths: Of the files there.
-        columns: Of the files there.
+        origins: Clustered files of the log, by name.
+        layout: Layout of the output files, or None if there are none.
+        settings: Settings that must not change between runs.
+        paths: Paths of the output files.
+        columns: Columns of the output files.
     """
 
     origins: Mapping[str, Origin]
@@ -57,7 +57,7 @@ class Done:
 
     @property
     def next_number(self) -> int:
-        """Number of the next file."""
+        """Number for the next file."""
         return 1 + max((origin.number for origin in self.origins.values()), default=-1)
 
 
@@ -66,9 +66,9 @@ class Unit:
     """Rows that are sorted together.
 
     Attributes:
-        name: Of the window, for people.
+        name: Name of the window, for messages.
         footers: Files with their numbers, in order.
-        path: File to write.
+        path: Output file.
     """
 
     name: str
@@ -77,7 +77,7 @@ class Unit:
 
     @property
     def num_rows(self) -> int:
-        """Rows of the files."""
+        """Total rows of the files."""
         return sum(footer.num_rows for _, footer in self.footers)
 
     def origins(self) -> list[dict[str, Any]]:
@@ -89,10 +89,10 @@ class Unit:
 
 
 def find_done(folder: Path) -> Done:
-    """Look at what lies in the folder of a clustered log.
+    """Read the state of a clustered log's folder.
 
     Raises:
-        ConfigError: A file there was not written by `cluster_log`.
+        ConfigError: It contains a file that `cluster_log` did not write.
     """
     origins: dict[str, Origin] = {}
     layout: Layout | None = None
@@ -100,7 +100,7 @@ def find_done(folder: Path) -> Done:
     paths = set()
     columns = StoredColumns({}, {})
     if folder.exists() and not folder.is_dir():
-        raise ConfigError(f"{folder}: is a file, expected an output folder")
+        raise ConfigError(f"{folder}: given a file, expected an output folder")
     visible = [path for path in folder.rglob("*") if path.is_file() and not is_hidden(str(path), str(folder))]
     if any(path.suffix.lower() in SUFFIXES for path in visible):
         for file in list_files(folder):
@@ -116,26 +116,26 @@ def find_done(folder: Path) -> Done:
             paths.add(Path(file.path))
             columns = StoredColumns.of([footer]).also(columns) if columns.columns else StoredColumns.of([footer])
     elif visible:
-        raise ConfigError(f"{folder}: holds {visible[0].name}, not written by cluster; choose a new or empty folder")
+        raise ConfigError(f"{folder}: contains {visible[0].name}, not written by cluster; choose a new or empty folder")
     return Done(origins, layout, settings, frozenset(paths), columns)
 
 
 def plan_units(
     files: Sequence[LogFile], done: Done, folder: Path, *, by_file: bool
 ) -> tuple[list[Unit], list[tuple[str, str]]]:
-    """The windows to cluster, in order; files that are done are left out, and so are copies of files.
+    """Plan the windows to cluster, in order, without finished files and duplicates.
 
-    A file that arrives in a window already done becomes a file of its own beside the window's, as for the reader it is
-    a late window.
+    A file that arrives in a finished window is clustered to a separate file, because for the reader it is a late
+    window.
 
     Args:
-        files: Of the log.
-        done: From earlier runs.
-        folder: To write to.
-        by_file: Whether each file is a window; else each folder.
+        files: Files of the log.
+        done: Result of earlier runs.
+        folder: Output folder.
+        by_file: Whether each file is a window, instead of each folder.
 
     Returns:
-        The windows, and of copies of files the names (of the file that counts, of the copy).
+        The windows, and the names of duplicates as pairs (file that is used, duplicate).
 
     Raises:
         DataError: A file changed after it was clustered.
@@ -148,7 +148,7 @@ def plan_units(
     for file in files:
         footer = read_footer(file)
         content = (footer.fingerprint, footer.num_rows)
-        if (name := known.get(content)) is not None:  # done, under this name or another
+        if (name := known.get(content)) is not None:  # clustered already, under this or another name
             if name != file.name and name in present:
                 copies.append((name, file.name))
             continue
@@ -156,7 +156,7 @@ def plan_units(
         if before is not None:
             raise DataError(
                 f"{file.path}: changed since it was clustered: it had {before.num_rows} rows (fingerprint "
-                f"{before.fingerprint}), it has {content[1]} ({content[0]}); put new rows into new files"
+                f"{before.fingerprint}), now it has {content[1]} ({content[0]}); put new rows into new files"
             )
         if footer.num_rows:
             known[content] = file.name
@@ -176,9 +176,9 @@ def _free_path(folder: Path, taken: Collection[Path]) -> Path:
 
 
 def _path_of_file(source: Path, taken: Collection[Path]) -> Path:
-    """Where the copy of a file goes: under its name, and one that no other file of the log has."""
+    """Output path of a file: its own name, or a unique one."""
     stem = source.stem if source.suffix.lower() in SUFFIXES else source.name
-    stem = stem.lstrip("._") or "part"  # a file named outright may have a name that readers of folders skip
+    stem = stem.lstrip("._") or "part"  # an explicitly given file may have a name that readers of folders skip
     names = chain([f"{stem}.parquet"], (f"{stem}-{n}.parquet" for n in count(1)))
     return next(path for name in names if not _is_taken(path := source.with_name(name), taken))
 

@@ -1,4 +1,4 @@
-"""Synthetic logs with sessions, skew, drift and a planted teacher, so that the best reachable score is known."""
+"""Generates synthetic logs with sessions, skew, drift and a planted teacher, whose best reachable score is known."""
 
 from headrace.logs.generate.bounds import read_bounds
 from headrace.logs.generate.presets import PRESETS

@@ -1,4 +1,4 @@
-"""The best score any model can reach on a generated log, read back by those who train on it."""
+"""Reads the best score that any model can reach on a generated log."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ __all__ = ["read_bounds"]
 
 
 def read_bounds(location: str | Path) -> dict[str, float]:
-    """Best reachable normalised entropy by window ("window=000"); empty for logs that were not generated.
+    """The best reachable normalised entropy by window ("window=000"); empty for logs that were not generated.
 
     Args:
         location: The folder of the log, as given to `list_files`.
 
     Raises:
-        DataError: The file that holds them is damaged.
+        DataError: The file with the bounds is damaged.
     """
     path = Path(location) / TEACHER_NAME
     if "://" in str(location) or not path.is_file():
@@ -27,4 +27,4 @@ def read_bounds(location: str | Path) -> dict[str, float]:
         windows = json.loads(path.read_text(encoding="utf-8"))["windows"]
         return {f"window={bound['window']:03d}": float(bound["best_normalized_entropy"]) for bound in windows}
     except (ValueError, TypeError, KeyError, RecursionError) as error:
-        raise DataError(f"{path}: is damaged and can be deleted: {error!r}") from error
+        raise DataError(f"{path}: damaged, and can be deleted: {error!r}") from error

@@ -1,4 +1,4 @@
-"""The feature columns of synthetic rows, a column at a time, each adding its share to the teacher's logit."""
+"""Generates feature columns of synthetic rows; each adds its contribution to the teacher's logit."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ Bits = npt.NDArray[np.uint64]
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 
-# Keys of a user's list that are no position in it.
+# Keys of a user's list other than positions.
 _LENGTH, _ROUND = 1 << 40, (1 << 40) + 1
 _RENEWED = 1 << 41
 
 
 class Era(NamedTuple):
-    """What changes from window to window.
+    """Parameters that vary by window.
 
     Attributes:
         window: Number of the window.
@@ -54,7 +54,7 @@ class Era(NamedTuple):
 
 @kernel()
 def hidden_effect(salt: np.uint64, which: int, era: Era) -> float:
-    """The effect of one id, mean 0 and variance 1: drawn from its hash, and anew when its turn to drift comes."""
+    """The effect of an id, with mean 0 and variance 1, drawn from its hash, and redrawn when the id drifts."""
     key = derive(salt, which)
     turn = int(np.floor(era.window * era.drift_ratio + uniform(key)))
     return gaussian(derive(key, turn))
@@ -62,7 +62,7 @@ def hidden_effect(salt: np.uint64, which: int, era: Era) -> float:
 
 @kernel()
 def id_alive(salt: np.uint64, slot: int, size: int, window: int, new_ids_ratio: float) -> int:
-    """The id that holds a slot of a column in a window; each slot gets a new one after 1 / new_ids_ratio windows."""
+    """The id in a slot of a column in a window; each slot gets a new id after 1 / new_ids_ratio windows."""
     return slot + size * int(np.floor(window * new_ids_ratio + uniform(derive(salt, slot))))
 
 
@@ -77,17 +77,17 @@ def advance_versions(
     versions: npt.NDArray[np.int32],
     renewals: npt.NDArray[np.int32],
 ) -> None:
-    """Count how often each group of user-side columns has changed in its session; rows must come in order of time.
+    """Count how often each group of user-side columns has changed in its session; rows must be in time order.
 
     Args:
         row_keys: u64[N].
         session: i64[N].
-        position: i64[N], within the session.
-        change_ratios: f64[G], probability of a change from one row to the next.
-        renewal_ratio: Share of the changes that bring lists that are wholly new.
-        state: i32[sessions, G, 2], changes and renewals so far; kept between calls.
-        versions: i32[G, N], written: changes.
-        renewals: i32[G, N], written.
+        position: i64[N], position within the session.
+        change_ratios: f64[G], probability of a change from row to row.
+        renewal_ratio: Share of changes that bring entirely new lists.
+        state: i32[sessions, G, 2], changes and renewals so far, kept between calls.
+        versions: i32[G, N], output: changes.
+        renewals: i32[G, N], output: renewals.
     """
     for i in range(len(session)):
         for g in range(versions.shape[0]):
@@ -102,7 +102,7 @@ def advance_versions(
 def fill_replaced_ids(
     salt: np.uint64, slots: Ints, size: int, era: Era, weight: float, ids: Ints, logit: Floats
 ) -> None:
-    """Users or items: ids of the drawn slots."""
+    """Fill a column of users or items with the ids of the drawn slots."""
     for i in range(len(slots)):
         ids[i] = id_alive(salt, slots[i], size, era.window, era.new_ids_ratio)
         logit[i] += weight * hidden_effect(salt, ids[i], era)
@@ -112,7 +112,7 @@ def fill_replaced_ids(
 def user_side_keys(
     salt: np.uint64, user_ids: Ints, session_keys: Bits, versions: npt.NDArray[np.int32], keys: Bits
 ) -> None:
-    """Keys to draw a user-side column from: the user's by nature until it first changes in a session."""
+    """Keys for drawing a user-side column: the user's key until the column first changes in a session."""
     for i in range(len(user_ids)):
         if versions[i] == 0:
             keys[i] = derive(derive(salt, user_ids[i]), 1)
@@ -138,7 +138,7 @@ def derive_rows(session_keys: Bits, position: Ints, row_keys: Bits) -> None:
 def fill_drawn_ids(
     keys: Bits, popularity: Popularity, column: int, salt: np.uint64, era: Era, weight: float, ids: Ints, logit: Floats
 ) -> None:
-    """Segments or categories: a fixed set of ids, drawn by popularity."""
+    """Fill a column of segments or categories: a fixed set of ids, drawn by popularity."""
     for i in range(len(keys)):
         ids[i] = draw_slot(popularity, column, keys[i])
         logit[i] += weight * hidden_effect(salt, ids[i], era)
@@ -146,9 +146,10 @@ def fill_drawn_ids(
 
 @kernel()
 def fill_dense(keys: Bits, column: int, weight: float, values: npt.NDArray[np.float32], logit: Floats) -> None:
-    """A dense column: even ones near normal, odd ones counts with a long tail whose log1p is near normal.
+    """Fill a dense column: even columns are nearly normal, odd ones are long-tailed counts whose log1p is nearly
+    normal.
 
-    The teacher uses what the log shows: x, or log1p(x) - 2; in every fourth column its square.
+    The teacher uses the visible value: x, or log1p(x) - 2; in every fourth column its square.
     """
     for i in range(len(keys)):
         x = gaussian(keys[i])
@@ -184,19 +185,19 @@ def fill_lists(
     logit: Floats,
     pooled: Floats,
 ) -> None:
-    """An id list: a stretch of the endless sequence of ids the user meets, newest last.
+    """Fill an id list: a slice of the infinite sequence of ids that the user sees, newest last.
 
-    Position n of a user's sequence is a function of user and n alone, so a list that moved on by one has dropped its
-    oldest id and gained a newer one, and nothing needs to be remembered between rows. A renewed list is a stretch of
-    another sequence, of its session's own.
+    Position n of a user's sequence is a function of only the user and n. So a list that shifts by one drops its oldest
+    id and gains a newer one, without state between rows. A renewed list is a slice of a different sequence, specific to
+    its session.
 
     Args:
-        shift: i64[N], how many ids the user had met when the session began.
-        versions: i32[N], how many more since.
-        renewals: i32[N], how often the list was renewed in its session.
-        offsets: i32[N + 1], written.
-        values: i64[at least N * max_length], written up to offsets[N].
-        pooled: f64[N], written: the sum of the ids' effects over sqrt(mean length).
+        shift: i64[N], number of ids that the user had seen before the session.
+        versions: i32[N], number of further ids since then.
+        renewals: i32[N], number of renewals of the list in its session.
+        offsets: i32[N + 1], output.
+        values: i64[at least N * max_length], output up to offsets[N].
+        pooled: f64[N], output: the sum of the ids' effects divided by sqrt(mean length).
     """
     size = popularity.start[item_column + 1] - popularity.start[item_column]
     scale = 1.0 / np.sqrt(max(mean_length, 1.0))
@@ -205,7 +206,7 @@ def fill_lists(
     for i in range(len(user_ids)):
         user_key = derive(salt, user_ids[i])
         length = 0
-        if mean_length > 0.0:  # an exponential rounded at random keeps the mean
+        if mean_length > 0.0:  # rounding an exponential at random keeps the mean
             u = 1.0 - uniform(derive(user_key, _LENGTH))
             length = min(max_length, int(np.floor(-np.log(u) * mean_length + uniform(derive(user_key, _ROUND)))))
         stop = shift[i] + versions[i] + max_length
@@ -234,7 +235,7 @@ def fill_item_lists(
     offsets: npt.NDArray[np.int32],
     values: Ints,
 ) -> None:
-    """An id list drawn anew in every row; it says nothing about the label."""
+    """Fill an id list that is drawn anew in every row and independent of the label."""
     at = 0
     offsets[0] = 0
     for i in range(len(row_keys)):
@@ -251,7 +252,7 @@ def fill_item_lists(
 def add_cross(
     left_salt: np.uint64, left: Ints, right_salt: np.uint64, right: Ints, era: Era, weight: float, logit: Floats
 ) -> None:
-    """The product of two ids' hidden vectors of two dimensions: what a dot-interaction layer can find."""
+    """Add the dot product of two ids' hidden two-dimensional vectors, which a dot-interaction layer can learn."""
     for i in range(len(left)):
         for d in range(2):
             a = hidden_effect(derive(left_salt, 50 + d), left[i], era)
@@ -260,21 +261,21 @@ def add_cross(
 
 @kernel()
 def add_product(values: Floats, salt: np.uint64, ids: Ints, era: Era, weight: float, logit: Floats) -> None:
-    """A number times an id's hidden effect."""
+    """Add the product of a number and an id's hidden effect."""
     for i in range(len(ids)):
         logit[i] += weight * values[i] * hidden_effect(derive(salt, 60), ids[i], era)
 
 
 @kernel()
 def draw_slots(keys: Bits, what: int, popularity: Popularity, column: int, slots: Ints) -> None:
-    """A slot of the column for each key."""
+    """Draw a slot of the column for each key."""
     for i in range(len(keys)):
         slots[i] = draw_slot(popularity, column, derive(keys[i], what))
 
 
 @kernel()
 def draw_labels(row_keys: Bits, probability: Floats, labels: npt.NDArray[np.int8]) -> None:
-    """One Bernoulli draw a row."""
+    """Draw a Bernoulli label for each row."""
     for i in range(len(row_keys)):
         labels[i] = uniform(derive(row_keys[i], 99)) < probability[i]
 
@@ -283,7 +284,7 @@ def draw_labels(row_keys: Bits, probability: Floats, labels: npt.NDArray[np.int8
 def count_shifts(
     salt: np.uint64, users: Ints, start_ratio: Floats, shifts_per_window: int, window: int, shift: Ints
 ) -> None:
-    """How many ids each session's user has met when it begins: evenly over time, each user at a phase of their own."""
+    """Number of ids that each session's user has seen at its start, growing evenly over time with a phase per user."""
     for i in range(len(users)):
         phase = uniform(derive(mix(salt), users[i]))
         shift[i] = np.int64(np.floor((window + start_ratio[i] - phase) * shifts_per_window))

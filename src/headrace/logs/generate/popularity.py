@@ -1,4 +1,4 @@
-"""How popular each id of a column is: Zipf-distributed draws at one look-up each."""
+"""Zipf-distributed popularity of ids, with draws in a single lookup."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ __all__ = ["Popularity", "draw_slot", "zipf_popularity"]
 
 
 class Popularity(NamedTuple):
-    """Alias tables of several columns, one behind the other: a draw costs one look-up whatever the skew.
+    """Concatenated alias tables of several columns; a draw takes one lookup for any skew.
 
-    Column c owns the entries `start[c]:start[c + 1]`. Walker's method: pick an entry uniformly, keep it with
+    Column c has the entries `start[c]:start[c + 1]`. Walker's method: pick an entry uniformly, keep it with
     `keep[entry]`, else take `other[entry]`.
 
     Attributes:
@@ -32,7 +32,7 @@ class Popularity(NamedTuple):
 
 @kernel()
 def draw_slot(popularity: Popularity, column: int, bits: np.uint64) -> int:
-    """A slot of the column, drawn by its popularity."""
+    """Draw a slot of the column by popularity."""
     start = popularity.start[column]
     size = popularity.start[column + 1] - start
     # The upper half picks the entry, the lower half decides whether to keep it.
@@ -43,9 +43,9 @@ def draw_slot(popularity: Popularity, column: int, bits: np.uint64) -> int:
 
 
 def zipf_popularity(columns: list[tuple[int, float]], seed: int) -> Popularity:
-    """Alias tables for (cardinality, Zipf exponent) of each column.
+    """Build alias tables from the (cardinality, Zipf exponent) of each column.
 
-    Which slot is popular is decided by the seed, so neighbouring slots have unrelated popularity, as ids in logs do.
+    The seed determines which slots are popular, so neighbouring slots have unrelated popularity, like ids in logs.
     """
     start = np.zeros(len(columns) + 1, np.int64)
     start[1:] = np.cumsum([size for size, _ in columns])
@@ -70,7 +70,7 @@ def _fill_keys(seed: np.uint64, column: int, keys: npt.NDArray[np.uint64]) -> No
 
 @kernel()
 def _build_alias(scaled: npt.NDArray[np.float64], keep: npt.NDArray[np.float32], other: npt.NDArray[np.int32]) -> None:
-    """Vose's construction; `scaled` has mean 1 and is used up."""
+    """Vose's construction; `scaled` has mean 1 and is overwritten."""
     size = len(scaled)
     stack = np.empty(size, np.int32)  # small ones grow from the front, large ones from the back
     num_small, num_large = 0, 0

@@ -1,4 +1,4 @@
-"""Configs of synthetic logs after published ones: sessions, duplication and columns of production recommenders."""
+"""Presets of synthetic logs with published statistics of production recommenders: sessions, duplication, columns."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from typing import Any
 
 __all__ = ["PRESETS"]
 
-# RecD (MLSys 2023, section 3): 16.5 rows a session in an hourly partition, and rows interleaved by time so that a batch
-# of 4096 holds 1.15 rows of a session; 82 % of the bytes repeat exactly, 89 % counting lists that only shift. Which
-# columns change together is not published; these come in blocks, as features of one upstream job do.
+# RecD (MLSys 2023, section 3): 16.5 rows per session in an hourly partition, interleaved by time so that a batch of
+# 4096 has 1.15 rows per session; 82 % of bytes repeat exactly, 89 % including lists that only shift. It is not
+# published which columns change together; here they come in blocks, like features of one upstream job.
 _SESSIONS: Mapping[str, Any] = {
     "rows": 100_000,
     "windows": 1,
@@ -60,5 +60,5 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
     },
 }
 """`rm1`: history-heavy, 20 histories of mean length 60 (some to 500), 6 short item lists, 20 dense. `mixed`: 42 id
-lists and 504 dense, as RM2 and RM3 (DPP, ISCA 2022). `control`: sessions in which everything but the user always
+lists and 504 dense, as RM2 and RM3 (DPP, ISCA 2022). `control`: sessions in which everything except the user always
 changes."""

@@ -1,4 +1,4 @@
-"""Puts the rows of one window together: sessions in order of time, then their columns, then labels by the teacher."""
+"""Generates the rows of a window: sessions in time order, then their columns, then labels by the teacher."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ __all__ = ["GeneratedRows", "Generator"]
 
 CHUNK_ROWS = 65_536
 CHUNK_LIST_BYTES = 64 << 20
-"""Upper bound of one id list's buffer; rows per chunk shrink where lists may be very long."""
+"""Maximum size of an id list's buffer; chunks have fewer rows if lists may be very long."""
 
 PILOT_ROWS = 65_536
-"""Rows of the first window the teacher is calibrated on."""
+"""Rows of the first window on which the teacher is calibrated."""
 
-# What a key is derived for; see `draws.derive`.
+# Purposes of derived keys; see `derive`.
 _WINDOWS, _USER, _ITEM, _SEGMENTS, _CATEGORIES, _DENSE, _LISTS, _ITEM_LISTS = range(8)
 
 
 @dataclass(frozen=True)
 class GeneratedRows:
-    """A stretch of rows with the truth behind them.
+    """Generated rows with their true probabilities.
 
     Attributes:
-        batch: The rows as they stand in the log.
+        batch: The rows of the log.
         probability: f64[rows], the true probability of a click.
     """
 
@@ -43,10 +43,10 @@ class GeneratedRows:
 
 
 class Generator:
-    """Makes any window of a synthetic log, in order of time and in bounded memory: about 100 bytes a row of the window.
+    """Generates any window of a synthetic log, in time order and bounded memory: about 100 bytes per row of the window.
 
     Args:
-        config: What to make; it alone decides every value.
+        config: The configuration, which alone determines every value.
     """
 
     def __init__(self, config: GenerateConfig) -> None:
@@ -58,12 +58,12 @@ class Generator:
         self._popularity = zipf_popularity(sizes, config.seed)
         self._chunk_rows = max(1, min(CHUNK_ROWS, CHUNK_LIST_BYTES // (8 * config.list_max_length)))
         self._change_ratios = np.array(config.change_ratios)
-        self._groups = config.change_groups  # of each segment, dense column and list of the user side, in this order
+        self._groups = config.change_groups  # of user-side segments, dense columns and lists, in this order
         self.arrow_schema = _arrow_schema(config)
         self.calibration = self._calibrate()
 
     def window(self, window: int) -> Iterator[GeneratedRows]:
-        """The rows of one window in order of time."""
+        """Yield the rows of one window in time order."""
         work = _Window(self.config, window, self._sub(_WINDOWS, window))
         first_row = self.config.window_first_row(window)
         for start in range(0, len(work.sessions.session), self._chunk_rows):
@@ -88,7 +88,7 @@ class Generator:
         return calibrate(raw, signal=self.config.signal, label_rate=self.config.label_rate)
 
     def _features(self, work: _Window, chunk: _Chunk) -> list[npt.NDArray[np.generic] | pa.Array]:
-        """The feature columns in schema order; adds the raw logit to the chunk."""
+        """The feature columns in schema order; also computes the chunk's raw logit."""
         config, weights, popularity, era = self.config, self._weights, self._popularity, work.era
         num_segments = len(config.user_segments)
         fill.advance_versions(
@@ -167,7 +167,7 @@ class Generator:
         out: list[npt.NDArray[np.generic] | pa.Array] = []
         for c in range(config.id_lists):
             salt = self._sub(_LISTS, c)
-            # The first list shares its ids with the item column; the others have ids of their own.
+            # The first list shares its ids with the item column; the others have their own ids.
             item_salt = self._sub(_ITEM) if c == 0 else salt
             group = self._groups[len(config.user_segments) + config.user_dense + c]
             offsets = np.empty(chunk.rows + 1, np.int32)
@@ -196,7 +196,7 @@ class Generator:
                 fill.add_product(
                     pooled, np.uint64(category_salt), categories, work.era, weights.list_category, chunk.logit
                 )
-            # A copy: Arrow would keep pointing into the buffer that the next list is written to.
+            # A copy, because the next list reuses the buffer.
             out.append(pa.ListArray.from_arrays(offsets, pa.array(values[: offsets[-1]].copy())))
         for c in range(config.item_lists):
             offsets = np.empty(chunk.rows + 1, np.int32)
@@ -212,7 +212,7 @@ class Generator:
 
 
 class _Window:
-    """What is known of a window before its rows have features: sessions, users, changes so far."""
+    """The state of a window before features are generated: sessions, users, changes so far."""
 
     def __init__(self, config: GenerateConfig, window: int, key: np.uint64) -> None:
         self.config = config
@@ -223,14 +223,14 @@ class _Window:
         self._shifts: dict[int, npt.NDArray[np.int64]] = {}
 
     def user_slots(self, popularity: Popularity) -> npt.NDArray[np.int64]:
-        """i64[sessions], which user each session is of."""
+        """i64[sessions], the user slot of each session."""
         if self._user_slots is None:
             self._user_slots = np.empty(len(self.sessions.keys), np.int64)
             fill.draw_slots(self.sessions.keys, 97, popularity, 0, self._user_slots)
         return self._user_slots
 
     def shifts(self, *, users_of_sessions: npt.NDArray[np.int64], salt: np.uint64) -> npt.NDArray[np.int64]:
-        """i64[sessions], how many ids of the list with this salt the user has met when the session begins."""
+        """i64[sessions], ids of the list with this salt that the user has seen before the session."""
         if int(salt) not in self._shifts:
             sessions, config = self.sessions, self.config
             start_ratio = np.empty(len(sessions.keys))
@@ -245,7 +245,7 @@ class _Window:
 
 
 class _Chunk:
-    """Rows `start:stop` of a window and the buffers their columns are computed in."""
+    """Rows `start:stop` of a window, and buffers for their columns."""
 
     def __init__(self, work: _Window, start: int, stop: int) -> None:
         sessions = work.sessions

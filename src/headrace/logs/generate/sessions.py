@@ -1,4 +1,4 @@
-"""When each row of a window happens and to which session it belongs: visits of users, interleaved by time."""
+"""Generates the times and sessions of a window's rows: user visits, interleaved by time."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ _LENGTH, _START, _GAP = 1, 2, 3
 
 @dataclass(frozen=True)
 class WindowSessions:
-    """The rows of one window in order of time, before they have features.
+    """The rows of one window in time order, before features are generated.
 
     Attributes:
         session: i64[rows], number of the session within the window.
         position: i64[rows], number of the row within its session.
-        time_ms: i64[rows], never decreasing; rows of a session in order of position.
-        keys: u64[sessions], from which everything about a session is drawn.
+        time_ms: i64[rows], non-decreasing; rows of a session are in order of position.
+        keys: u64[sessions], random keys of the sessions.
     """
 
     session: npt.NDArray[np.int64]
@@ -34,7 +34,7 @@ class WindowSessions:
 
 
 def lay_out_sessions(config: GenerateConfig, window: int, window_key: np.uint64) -> WindowSessions:
-    """Fill a window with sessions, the last one cut short, and sort their rows by time."""
+    """Fill a window with sessions, truncating the last one, and sort their rows by time."""
     rows = config.window_rows(window)
     session, position = np.empty(rows, np.int64), np.empty(rows, np.int64)
     time_ms = np.empty(rows, np.int64)
@@ -69,14 +69,14 @@ def _fill(
     time_ms: npt.NDArray[np.int64],
     keys: npt.NDArray[np.uint64],
 ) -> int:
-    """Lay sessions one behind the other; return how many there are."""
+    """Generate consecutive sessions; returns their number."""
     rows = len(session)
     row, num_sessions = 0, 0
     while row < rows:
         key = derive(window_key, num_sessions)
         keys[num_sessions] = key
         length = 1
-        if mean_rows > 1.0:  # geometric on 1, 2, ... by inverting its distribution function
+        if mean_rows > 1.0:  # geometric on 1, 2, ... by inverse transform sampling
             u = 1.0 - uniform(derive(key, _LENGTH))
             length += int(np.floor(np.log(u) / np.log(1.0 - 1.0 / mean_rows)))
         length = min(length, rows - row)
@@ -96,7 +96,7 @@ def _fill(
             session[row + j] = num_sessions
             position[row + j] = j
             time_ms[row + j] = np.int64(at)
-        # A session stays inside its window. Squeezed times keep their order; equal ones are told apart by position.
+        # A session stays inside its window. Compressed times keep their order; ties are broken by position.
         squeeze = 1.0 if at < window_ms else (window_ms - 1.0) / at
         begin = start_ms + np.int64(uniform(derive(key, _START)) * (window_ms - at * squeeze))
         for j in range(length):

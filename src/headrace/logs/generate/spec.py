@@ -1,4 +1,4 @@
-"""What a synthetic log looks like: size, sessions, columns, skew, drift, and how much of the label can be learned."""
+"""`GenerateConfig`: size, sessions, columns, skew, drift and label signal of a synthetic log."""
 
 from __future__ import annotations
 
@@ -16,47 +16,49 @@ Ratio = Annotated[float, Field(ge=0, le=1)]
 
 
 class GenerateConfig(Config):
-    """A synthetic log; the same values always give the same rows, and every window can be made on its own.
+    """Configuration of a synthetic log. Equal configs give equal rows, and every window can be generated separately.
 
-    A session is one user's visit: rows of the session carry the same user, the user's segments, dense values and id
-    lists (which change now and then), and a new item each. With the defaults a DLRM gets most of the way to the best
-    reachable normalised entropy (about 0.85) in 300,000 rows.
+    A session is one user's visit. Its rows have the same user, the user's segments, dense values and id lists (which
+    change occasionally), and a new item each. With the defaults, a DLRM comes close to the best reachable normalised
+    entropy (about 0.85) within 300,000 rows.
 
     Attributes:
-        rows: Rows of all windows together.
-        windows: Folders the rows are split into, evenly.
-        seed: Decides every value.
-        start_ms: When the first window starts, milliseconds since 1970-01-01 UTC.
-        window_seconds: How long a window lasts.
+        rows: Total rows of all windows.
+        windows: Number of windows, one folder each, with equal numbers of rows.
+        seed: Random seed.
+        start_ms: Start of the first window, in milliseconds since 1970-01-01 UTC.
+        window_seconds: Seconds per window.
         rows_per_session: Mean of the geometric number of rows in a session.
-        row_gap_seconds: Mean time between two rows of a session; shortened where a session would outlast its window.
-        session_spread: "visit": the rows of a session follow each other, `row_gap_seconds` apart; "window": they lie
-            anywhere in the window, as those of a log do whose sessions are as long as its partitions.
-        change_ratio: Probability that a user-side column (segment, dense, list) differs from the session's row before.
-        change_ratio_to: Let the columns differ in it, evenly from `change_ratio` to this one; None for all alike.
-        dense_together: Neighbouring user-side dense columns that change in the same rows.
-        lists_together: Neighbouring user-side lists that change in the same rows.
-        users: Users alive at a time.
-        items: Items alive at a time.
-        user_segments: Number of values of each further user-side id column.
-        item_categories: Number of values of each further item-side id column; a function of the item.
-        user_dense: Dense user-side columns.
-        item_dense: Dense columns that differ in every row.
-        id_lists: Id lists of the user side. The first holds items; each grows by appending an id and dropping the
-            oldest.
-        list_mean_length: Mean length of a list before the cap; a user's lists keep their length.
+        row_gap_seconds: Mean seconds between rows of a session; reduced if a session would exceed its window.
+        session_spread: "visit": consecutive rows of a session are `row_gap_seconds` apart; "window": they are anywhere
+            in the window, as in logs whose sessions are as long as their partitions.
+        change_ratio: Probability that a user-side column (segment, dense, list) differs from the session's previous
+            row.
+        change_ratio_to: Vary the probability evenly over columns, from `change_ratio` to this value; None for equal
+            values.
+        dense_together: Number of neighbouring user-side dense columns that change in the same rows.
+        lists_together: Number of neighbouring user-side lists that change in the same rows.
+        users: Active users at any time.
+        items: Active items at any time.
+        user_segments: Cardinality of each further user-side id column.
+        item_categories: Cardinality of each further item-side id column, which is a function of the item.
+        user_dense: Number of user-side dense columns.
+        item_dense: Number of dense columns that differ in every row.
+        id_lists: Number of user-side id lists. The first contains items; lists shift by appending an id and dropping
+            the oldest.
+        list_mean_length: Mean list length before the maximum is applied; a user's lists keep their length.
         list_max_length: Maximum list length.
-        list_renewal_ratio: Share of the changes within a session that bring a wholly new list instead.
-        list_shifts_per_window: Ids a user's lists gain in a window, beside the changes within sessions.
-        item_lists: Id lists that differ in every row.
-        item_list_mean_length: Mean length of these.
-        zipf: Exponent of the popularity of items, segments and categories; 0 is uniform.
-        user_zipf: Exponent of the activity of users.
-        new_ids_ratio: Share of users and items that are replaced by new ones from one window to the next.
-        drift_ratio: Share of the teacher's hidden effects that are drawn anew from one window to the next.
-        label_rate: Share of clicks aimed at; windows differ a little.
-        signal: Standard deviation of the teacher's logit. 0 leaves nothing to learn; 1.15 puts the best reachable
-            normalised entropy near 0.85 at a label rate of 0.25.
+        list_renewal_ratio: Share of changes within a session that bring an entirely new list.
+        list_shifts_per_window: Ids that a user's lists gain per window, in addition to changes within sessions.
+        item_lists: Number of id lists that differ in every row.
+        item_list_mean_length: Mean length of those lists.
+        zipf: Zipf exponent of the popularity of items, segments and categories; 0 is uniform.
+        user_zipf: Zipf exponent of user activity.
+        new_ids_ratio: Share of users and items replaced in each window.
+        drift_ratio: Share of the teacher's hidden effects redrawn in each window.
+        label_rate: Target share of clicks; windows differ slightly.
+        signal: Standard deviation of the teacher's logit. With 0 there is nothing to learn; with 1.15 the best
+            reachable normalised entropy is about 0.85 at a label rate of 0.25.
     """
 
     rows: int = Field(default=300_000, ge=1)
@@ -98,11 +100,11 @@ class GenerateConfig(Config):
         return self
 
     def window_rows(self, window: int) -> int:
-        """Rows of one window; the first windows take what does not divide evenly."""
+        """Number of rows of a window; the first windows get the remainder."""
         return self.rows // self.windows + (window < self.rows % self.windows)
 
     def window_first_row(self, window: int) -> int:
-        """Id of a window's first row."""
+        """Row number of a window's first row."""
         return window * (self.rows // self.windows) + min(window, self.rows % self.windows)
 
     @property
@@ -114,7 +116,7 @@ class GenerateConfig(Config):
 
     @property
     def dense_names(self) -> tuple[str, ...]:
-        """Dense columns: the user side, then the item side. In each, every second one is a count with a long tail."""
+        """Dense columns: the user side, then the item side. In each, every second one is a long-tailed count."""
         return tuple(f"user_x{c}" for c in range(self.user_dense)) + tuple(f"item_x{c}" for c in range(self.item_dense))
 
     @property
@@ -125,7 +127,7 @@ class GenerateConfig(Config):
 
     @property
     def change_groups(self) -> tuple[int, ...]:
-        """For each user-side column that may change (segments, dense, lists), which ones it changes together with."""
+        """Change group of each user-side column that may change (segments, dense, lists)."""
         first_dense = len(self.user_segments)
         first_list = first_dense + -(-self.user_dense // self.dense_together)
         dense = (first_dense + c // self.dense_together for c in range(self.user_dense))
@@ -134,10 +136,10 @@ class GenerateConfig(Config):
 
     @property
     def change_ratios(self) -> tuple[float, ...]:
-        """How probable a change is from row to row, for each group of `change_groups`."""
+        """Probability of a change from row to row, for each group of `change_groups`."""
         count = max(self.change_groups) + 1
         first, last = self.change_ratio, self.change_ratio if self.change_ratio_to is None else self.change_ratio_to
-        # Every kind of column gets the whole range: neighbours in this order are spread far apart by the golden ratio.
+        # The golden ratio spreads neighbours apart, so that every kind of column covers the whole range.
         shares = [0.5 if count == 1 else (group * 0.6180339887498949) % 1.0 for group in range(count)]
         return tuple(first + (last - first) * share for share in shares)
 

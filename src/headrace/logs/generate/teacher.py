@@ -1,4 +1,4 @@
-"""The planted teacher: what the hidden effects weigh, and the best any model can reach on its labels."""
+"""The planted teacher: weights of hidden effects, and the best score that any model can reach on its labels."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ __all__ = ["BoundMeter", "Calibration", "TeacherWeights", "WindowBound", "calibr
 
 Floats = npt.NDArray[np.float64]
 
-# Shares of the logit's variance. What is seen often (segments, categories, dense values) carries most, so that most of
-# it can be learned within a few hundred thousand rows; what only long training can find (single users) carries little.
+# Shares of the logit's variance. Frequent values (segments, categories, dense values) have most of it, so that most can
+# be learned within a few hundred thousand rows; effects that need long training (single users) have little.
 _SHARES = {"user": 0.03, "segments": 0.22, "item": 0.12, "categories": 0.2, "dense": 0.22, "lists": 0.08}
 _CROSS_SHARES = {"segment_category": 0.08, "list_category": 0.02, "dense_category": 0.03}
 
 _NUM_BINS = 8192
-"""Bins of the probability for the best AUC; the error is below the share of pairs that fall into one bin."""
+"""Probability bins for the best AUC; the error is below the share of pairs in the same bin."""
 
 
 @dataclass(frozen=True)
 class TeacherWeights:
-    """Weights of the (unit variance) hidden effects, before calibration.
+    """Weights of the unit-variance hidden effects, before calibration.
 
     Attributes:
-        user, item: Of the two id columns whose ids come and go.
-        segments, categories, dense, lists: One weight a column.
-        segment_category, list_category, dense_category: Of the products.
+        user, item: Weights of the two id columns whose ids are replaced over time.
+        segments, categories, dense, lists: One weight per column.
+        segment_category, list_category, dense_category: Weights of the products.
     """
 
     user: float
@@ -45,7 +45,7 @@ class TeacherWeights:
 
     @classmethod
     def of(cls, config: GenerateConfig) -> TeacherWeights:
-        """Each group's share of the variance, spread evenly over its columns."""
+        """Spread each group's share of the variance evenly over its columns."""
         num_dense = config.user_dense + config.item_dense
 
         def spread(group: str, columns: int) -> Floats:
@@ -64,14 +64,14 @@ class TeacherWeights:
 
 @dataclass(frozen=True)
 class Calibration:
-    """Turns the raw sum of effects into a logit: `scale * raw + intercept`."""
+    """Converts the raw sum of effects to a logit: `scale * raw + intercept`."""
 
     scale: float
     intercept: float
 
 
 def calibrate(raw: Floats, *, signal: float, label_rate: float) -> Calibration:
-    """Scale and intercept that give a sample of raw logits the wanted spread and mean probability."""
+    """Find scale and intercept that give a sample of raw logits the target spread and mean probability."""
     spread = float(raw.std())
     scale = signal / spread if spread > 0 else 0.0
     low, high = -60.0, 60.0
@@ -85,21 +85,21 @@ def calibrate(raw: Floats, *, signal: float, label_rate: float) -> Calibration:
 
 
 def click_probability(raw: Floats, calibration: Calibration) -> Floats:
-    """The true probability of a click for each row."""
+    """The true click probability of each row."""
     logit = np.clip(calibration.scale * raw + calibration.intercept, -30.0, 30.0)
     return np.asarray(1.0 / (1.0 + np.exp(-logit)))
 
 
 @dataclass(frozen=True)
 class WindowBound:
-    """The best that can be expected of any model on one window.
+    """The best expected score of any model on one window.
 
     Attributes:
         window: Number of the window.
-        rows: Rows in it.
-        label_rate: Share of clicks drawn.
-        best_log_loss: Mean entropy of the true probabilities, nats per row.
-        best_normalized_entropy: That over the entropy of the mean probability.
+        rows: Number of rows.
+        label_rate: Share of clicks.
+        best_log_loss: Mean entropy of the true probabilities, in nats per row.
+        best_normalized_entropy: `best_log_loss` divided by the entropy of the mean probability.
         best_auc: Expected AUC of ranking by the true probability.
     """
 
@@ -116,7 +116,7 @@ class WindowBound:
 
 
 class BoundMeter:
-    """Collects the true probabilities and labels of a window in constant memory."""
+    """Accumulates true probabilities and labels of a window in constant memory."""
 
     def __init__(self, window: int) -> None:
         self._window = window
@@ -128,7 +128,7 @@ class BoundMeter:
         self._count = np.zeros(_NUM_BINS)
 
     def add(self, probability: Floats, labels: npt.NDArray[np.int8]) -> None:
-        """Count rows with these true probabilities."""
+        """Add rows with these true probabilities."""
         self._rows += len(probability)
         self._clicks += int(labels.sum())
         self._probability += float(probability.sum())
@@ -138,7 +138,7 @@ class BoundMeter:
         self._positive += np.bincount(bins, weights=probability, minlength=_NUM_BINS)
 
     def result(self) -> WindowBound:
-        """The bound of what was added."""
+        """The bound for the rows added."""
         rows = max(self._rows, 1)
         base = float(_entropy(np.array([self._probability / rows]))[0])
         best = self._entropy / rows

@@ -1,4 +1,4 @@
-"""Writes a synthetic log: a folder a window, the schema, and what the best model could reach on it."""
+"""Writes a synthetic log: one folder per window, the schema, and the best reachable scores."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ SCHEMA_NAME = "schema.yaml"
 
 @dataclass(frozen=True)
 class GeneratedLog:
-    """What `generate_logs` wrote.
+    """The result of `generate_logs`.
 
     Attributes:
-        folder: Holds `window=000/`, ..., `schema.yaml` and `teacher.json`.
-        bounds: The best any model can reach, per window.
+        folder: Folder with `window=000/`, ..., `schema.yaml` and `teacher.json`.
+        bounds: Best reachable scores, per window.
     """
 
     folder: Path
@@ -36,7 +36,7 @@ class GeneratedLog:
 
     @property
     def num_rows(self) -> int:
-        """Rows of all windows."""
+        """Total rows of all windows."""
         return sum(bound.rows for bound in self.bounds)
 
 
@@ -46,15 +46,15 @@ def generate_logs(
     *,
     on_rows: Callable[[int], None] | None = None,
 ) -> GeneratedLog:
-    """Write a synthetic log; each window's folder appears whole, and `teacher.json` last.
+    """Write a synthetic log. Each window's folder is published atomically, and `teacher.json` is written last.
 
     Args:
-        config: What to make.
-        folder: A folder that does not exist or is empty.
+        config: Configuration of the log.
+        folder: Output folder; must be new or empty.
         on_rows: Called with the number of rows just written.
 
     Raises:
-        ConfigError: The folder holds files already.
+        ConfigError: The folder is not empty.
     """
     folder = local_path(folder, where="OUT")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -80,7 +80,7 @@ def generate_logs(
 
 
 def generate_window(config: GenerateConfig, window: int) -> Iterator[GeneratedRows]:
-    """The rows of one window with the true probabilities, without writing anything."""
+    """Generate the rows of one window with their true probabilities, without writing."""
     yield from Generator(config).window(window)
 
 

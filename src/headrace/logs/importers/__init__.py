@@ -1,4 +1,4 @@
-"""Imports logs of other shapes: CSV, JSON lines, Criteo's text, and logs of clicks in hourly files."""
+"""Imports logs in other formats: CSV, JSON lines, Criteo's text, and click logs in hourly files."""
 
 from headrace.logs.importers.clicks import ClicksConfig, ClicksImport, import_clicks
 from headrace.logs.importers.criteo import CriteoConfig, CriteoImport, criteo_schema, import_criteo

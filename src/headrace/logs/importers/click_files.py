@@ -1,4 +1,4 @@
-"""The hourly CSV files of a click log, in order, from a folder or straight from a (compressed) tar archive."""
+"""Reads the hourly CSV files of a click log in order, from a folder or a (compressed) tar archive."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ class ClickFile:
     """One hourly file.
 
     Attributes:
-        number: Its place in the order of files, from 0.
-        name: For error texts and to recognise it again.
-        content: The CSV text.
-        bytes_read: Bytes of the input read up to the end of this file (compressed ones, for an archive).
+        number: Position in the order of files, from 0.
+        name: Name, for error messages and to recognise the file.
+        content: CSV text.
+        bytes_read: Bytes of the input read up to the end of this file (compressed bytes for an archive).
     """
 
     number: int
@@ -37,13 +37,13 @@ class ClickFile:
 
 
 def iterate_click_files(path: Path) -> Iterator[ClickFile]:
-    """Yield the `.csv` files of a folder or tar archive in the order of their names, one in memory at a time.
+    """Yield the `.csv` files of a folder or tar archive in order of their names, one in memory at a time.
 
-    Numbers in names count as numbers: `hour_9.csv` comes before `hour_10.csv`.
+    Names are in natural order: `hour_9.csv` comes before `hour_10.csv`.
 
     Raises:
-        ConfigError: There is nothing at the path, or no CSV file in it.
-        DataError: An archive is damaged or does not hold its files in the order of their names.
+        ConfigError: The path does not exist or contains no CSV file.
+        DataError: An archive is damaged, or its files are not in order of their names.
     """
     found = False
     for file in _from_folder(path) if path.is_dir() else _from_archive(path):
@@ -54,24 +54,25 @@ def iterate_click_files(path: Path) -> Iterator[ClickFile]:
 
 
 def total_bytes(path: Path) -> int:
-    """What `ClickFile.bytes_read` comes to at the end (an archive may end in a few bytes more)."""
+    """The final value of `ClickFile.bytes_read` (an archive may have a few more bytes)."""
     if path.is_dir():
         return sum(file.stat().st_size for file in path.glob("*.csv"))
     return path.stat().st_size if path.is_file() else 0
 
 
 def read_clicks(file: ClickFile, columns: Sequence[str], where: Path) -> dict[str, npt.NDArray[np.int64]]:
-    """The named columns of an hourly file as int64, in file order.
+    """Read columns of an hourly file as int64, in file order.
 
     Raises:
-        DataError: A column is missing, or a value is missing or no integer; names the file, and the row where known.
+        DataError: A column is missing, or a value is missing or not an integer; the message names the file, and the row
+            if known.
     """
     options = pa_csv.ConvertOptions(
         include_columns=list(columns), column_types={name: pa.int64() for name in columns}, null_values=[""]
     )
     at = f"{where}: {file.name}"
     try:
-        # One block: a file is an hour. Threads would only compete with the writer.
+        # A file is a single block, because threads would only compete with the writer.
         read = pa_csv.ReadOptions(use_threads=False, block_size=max(file.content.size, 1 << 16))
         table = pa_csv.read_csv(pa.BufferReader(file.content), read_options=read, convert_options=options)
     except (pa.ArrowInvalid, pa.ArrowKeyError, KeyError) as error:
@@ -115,5 +116,5 @@ def _from_archive(path: Path) -> Iterator[ClickFile]:
                     last, number = member.name, number + 1
         except tarfile.TarError as error:
             raise DataError(f"{path}: not a readable tar archive: {error}") from error
-        while stream.read(1 << 20):  # to the end, where the checksum is: an archive cut short ends too early
+        while stream.read(1 << 20):  # to the end, so that a truncated archive is detected
             pass

@@ -1,6 +1,6 @@
-"""What earlier clicks say about a click: the user's history, the session's items, the last hour's counts, candidates.
+"""Features of a click from earlier clicks: the user's history, the session's items, last hour's counts, candidates.
 
-Nothing here looks ahead: histories and counts hold only clicks strictly before the click they describe.
+There is no look-ahead: histories and counts contain only clicks strictly before the click.
 """
 
 from __future__ import annotations
@@ -21,15 +21,16 @@ Ints = npt.NDArray[np.int64]
 Numbers = npt.NDArray[np.int32]
 
 LATE_HOURS = 24
-"""How far before the latest start of a file another may start. Where an hour has hardly any sessions its first click
-may come hours late, so files do not start strictly one after the other; counts of the last hour stay exact."""
+"""Maximum hours by which a file may start before the latest start so far. If an hour has few sessions, its first click
+may be hours late, so files do not start strictly in order; counts of the last hour stay exact."""
 
 DRAWS = 64
-"""An item with nine in ten clicks of an hour is drawn so often in a row once in a thousand times."""
+"""Maximum consecutive draws of the clicked item. An item with 90 % of an hour's clicks is drawn this often in a row
+once in a thousand times."""
 
 SPARE_HISTORY = 14
-"""Places of a user's history beyond those shown. A session that runs on past its file leaves clicks that lie in the
-future of the next file's; up to this many of them cost a history nothing, with more it is shorter, never wrong."""
+"""Extra capacity of a user's history. A session that extends past its file leaves clicks in the future of the next
+file's clicks. Up to this many do not affect a history; with more it is shorter, but never wrong."""
 
 
 @dataclass(frozen=True)
@@ -47,14 +48,14 @@ class JaggedIds:
 
 @dataclass(frozen=True)
 class Candidates:
-    """The items shown at each click: the clicked one among the negatives.
+    """The items shown at each click: the clicked item among negatives.
 
     Attributes:
-        click: i64[rows], number of the click in the hour; never decreasing.
-        slot: i64[rows], 0..negatives, place among the click's candidates.
+        click: i64[rows], index of the click in the hour; non-decreasing.
+        slot: i64[rows], 0..negatives, position among the click's candidates.
         label: i8[rows], 1 for the clicked item.
         item: i64[rows], item id.
-        last_hour: i64[rows], clicks on the item in the hour before the click, without the one it was drawn by.
+        last_hour: i64[rows], clicks on the item in the hour before the click, without the click that it was drawn from.
     """
 
     click: Ints
@@ -65,14 +66,14 @@ class Candidates:
 
 
 class ClickState:
-    """Everything remembered from hour to hour: a function of the clicks taken in so far, so it can be rebuilt.
+    """The state between hours, a function of the clicks added so far, so that it can be rebuilt.
 
-    Call `start_hour` for each hour in turn; `session_items` and `candidates` then tell about the clicks of that hour.
-    An hour may start up to `LATE_HOURS` before the latest start so far.
+    Call `start_hour` for each hour in order; `session_items` and `candidates` then refer to the clicks of that hour. An
+    hour may start up to `LATE_HOURS` before the latest start so far.
 
     Args:
-        history_length: Most items in a history.
-        ticks_per_hour: Units of the timestamps in an hour.
+        history_length: Maximum items in a history.
+        ticks_per_hour: Timestamp ticks per hour.
     """
 
     def __init__(self, *, history_length: int, ticks_per_hour: int) -> None:
@@ -90,11 +91,11 @@ class ClickState:
 
     @property
     def has_pool(self) -> bool:
-        """Whether an hour with clicks came before the present one, to draw negatives from."""
+        """Whether there was an earlier hour with clicks, from which negatives can be drawn."""
         return len(self._pool) > 0
 
     def start_hour(self, times: Ints, users: Ints, items: Ints) -> JaggedIds:
-        """Take in the clicks of an hour, in order of time; return each one's history, oldest first."""
+        """Add the clicks of an hour, in time order; returns the history of each, oldest first."""
         if len(self._numbers):
             self._pool = np.sort(self._numbers)
         if len(times) == 0:
@@ -127,7 +128,7 @@ class ClickState:
         return JaggedIds(offsets, self._items.ids[values[: offsets[-1]]])
 
     def session_items(self, sessions: Ints) -> JaggedIds:
-        """The items each click's session clicked before it in this hour, oldest first."""
+        """The items clicked earlier in this hour in each click's session, oldest first."""
         order = np.argsort(sessions, kind="stable")
         first = np.empty(len(order), np.int64)
         offsets = np.zeros(len(order) + 1, np.int32)
@@ -138,12 +139,12 @@ class ClickState:
         return JaggedIds(offsets, self._items.ids[values])
 
     def candidates(self, negatives: int, hour_key: np.uint64, *, uniform: bool = False) -> Candidates:
-        """Draw negatives from the clicks of the 60 minutes before, and put the clicked item anywhere among them.
+        """Draw negatives from the clicks of the previous 60 minutes, and insert the clicked item at a random position.
 
         Args:
-            negatives: How many for each click.
-            hour_key: Decides the draws.
-            uniform: Whether to draw from the items of the 24 hours before instead, each as likely as any other.
+            negatives: Number of negatives per click.
+            hour_key: Random key of the hour.
+            uniform: Whether to draw uniformly from the items of the previous 24 hours instead.
         """
         rows = len(self._times) * (negatives + 1)
         click, slot = np.empty(rows, np.int64), np.empty(rows, np.int64)
@@ -194,7 +195,7 @@ def _roll_histories(
     offsets: Numbers,
     values: Numbers,
 ) -> None:
-    """Write each click's history, then add the click to it; a history is kept in order of time."""
+    """Write each click's history, then add the click to it, in time order."""
     width = history_items.shape[1]
     at = 0
     for i in range(len(times)):
@@ -208,12 +209,12 @@ def _roll_histories(
             at += 1
         offsets[i + 1] = at
 
-        place = stop  # behind clicks at the same moment
+        place = stop  # after clicks at the same time
         while place < size and history_times[user, place] == times[i]:
             place += 1
         if size == width:
             if place == 0:
-                continue  # older than everything remembered
+                continue  # older than all stored clicks
             for k in range(place - 1):
                 history_items[user, k] = history_items[user, k + 1]
                 history_times[user, k] = history_times[user, k + 1]
@@ -229,7 +230,8 @@ def _roll_histories(
 
 @kernel()
 def _count_earlier(sessions: Ints, times: Ints, order: Ints, first: Ints, offsets: Numbers) -> None:
-    """For each click: where its session starts in `order`, and (in `offsets[click + 1]`) how many are earlier."""
+    """For each click: the start of its session in `order`, and (in `offsets[click + 1]`) the number of earlier
+    clicks."""
     start, earlier = 0, 0
     for p in range(len(order)):
         i = order[p]
@@ -269,23 +271,24 @@ def _draw_candidates(
     item: Numbers,
     last_hour: Ints,
 ) -> int:
-    """Fill the rows of each click; return how many there are.
+    """Fill the rows of each click; returns the number of rows.
 
-    A negative is one of the clicks that counts are of, those of the hour before, on another item. From an older stretch
-    it would have fewer clicks in that hour than the clicked item, and the count would tell them apart. It is left out
-    of its own count, as the clicked item's click is: no negative had a count of 0 otherwise. Where that hour holds no
-    other item, the pool is drawn from; where that does not either, the click stands alone.
+    A negative is drawn from the clicks that are counted, those of the previous hour, on another item. If drawn from an
+    older period it would have fewer clicks in that hour than the clicked item, and the count would reveal the label.
+    Its own click is excluded from its count, like the clicked item's click, because otherwise no negative would have a
+    count of 0. If that hour has no other item, the pool is used; if the pool has none either, the click has no
+    negatives.
 
     Args:
-        uniform: Whether to draw from the items clicked in the day before, each alike, and from those of the pool.
-        counts: i64[items], zeros: clicks of the hour before by item.
-        of_day: i64[items], zeros: the same of the day before.
-        distinct: i32[items], to be filled: the items with clicks in that day ...
-        places: i32[items], ... and where each of them stands in it.
+        uniform: Whether to draw uniformly from the items clicked in the previous day and from those of the pool.
+        counts: i64[items], initially zero: clicks of the previous hour by item.
+        of_day: i64[items], initially zero: clicks of the previous day by item.
+        distinct: i32[items], output: the items with clicks in that day ...
+        places: i32[items], output: ... and the position of each in `distinct`.
     """
     row, oldest, oldest_of_day, newest, num_distinct = 0, 0, 0, 0, 0
     for i in range(len(times)):
-        while recent_times[newest] < times[i]:  # ends at the latest at click i itself
+        while recent_times[newest] < times[i]:  # ends at click i itself at the latest
             entering = recent_items[newest]
             if of_day[entering] == 0:
                 distinct[num_distinct], places[entering] = entering, num_distinct
@@ -336,18 +339,18 @@ def _draw_candidates(
 
 @kernel()
 def _below(random: np.uint64, bound: int) -> Any:
-    """A random number as one of 0..bound - 1."""
+    """Map a random number to 0..bound - 1."""
     return np.int64((random >> np.uint64(32)) * np.uint64(bound) >> np.uint64(32))
 
 
 @kernel()
 def _draw_click(key: np.uint64, items: Numbers, clicked: int) -> Any:
-    """The item of a click drawn uniformly among those on other items than the one clicked, of which there is one."""
+    """The item of a uniformly drawn click on another item than the clicked one; there must be one."""
     pick = 0
     for attempt in range(DRAWS):
         pick = _below(derive(key, attempt), len(items))
         if items[pick] != clicked:
             return items[pick]
-    while items[pick] == clicked:  # hardly anything else was clicked: the next other one
+    while items[pick] == clicked:  # hardly anything else was clicked: take the next other one
         pick = (pick + 1) % len(items)
     return items[pick]

@@ -1,4 +1,5 @@
-"""`import_clicks`: from clicks in hourly files to impressions with seeded negatives, a Parquet folder an hour."""
+"""`import_clicks`: converts clicks in hourly files to impressions with sampled negatives, one Parquet folder per
+hour."""
 
 from __future__ import annotations
 
@@ -33,13 +34,13 @@ MARKER_KIND = "clicks import"
 
 
 class ClicksConfig(Config):
-    """How to read and convert a click log. All columns that are read hold integers.
+    """How to read and convert a click log. All columns read must contain integers.
 
     Attributes:
         user, session, item: Names of the id columns in the CSV files.
-        timestamp: Name of the column with the time of the click.
+        timestamp: Name of the click time column.
         unit: Unit of the timestamps, counted from 1970-01-01 UTC.
-        context: Name in the impressions -> name in the CSV files, for context columns.
+        context: Context columns: name in the impressions -> name in the CSV files.
         negatives: Negatives (items not clicked) per click.
         negatives_by: "popularity": drawn from the clicks of the previous hour; "uniform": from the items of the
             previous day.
@@ -92,14 +93,14 @@ class ClicksConfig(Config):
 
 @dataclass(frozen=True)
 class ClicksImport:
-    """What `import_clicks` did.
+    """The result of `import_clicks`.
 
     Attributes:
-        hours: Hourly files that became a folder, finished earlier or now.
-        hours_kept: Those of them that an earlier call had finished.
-        hours_skipped: Files that make no rows: without clicks, or with nothing before them to draw negatives from.
+        hours: Hourly files converted to a folder, now or earlier.
+        hours_kept: Hours that an earlier call had finished.
+        hours_skipped: Files without rows, because they have no clicks or no earlier clicks to draw negatives from.
         clicks: Clicks read.
-        rows: Impressions in the folder.
+        rows: Impressions in the output folder.
     """
 
     hours: int
@@ -116,20 +117,20 @@ def import_clicks(
     *,
     on_hour: Callable[[int, ClicksImport], None] | None = None,
 ) -> ClicksImport:
-    """Turn a click log into impressions; see `docs/importing.md` for what each column means.
+    """Convert a click log to impressions; see `docs/importing.md` for the columns.
 
-    May be killed at any moment and called again: hours that are finished are kept, and the result is the same as if
-    nothing had happened. What earlier clicks say about later ones is rebuilt by reading their files again.
+    It may be killed at any time and called again: finished hours are kept, and the result is the same. The state from
+    earlier clicks is rebuilt by reading their files again.
 
     Args:
         path: A folder of hourly CSV files, or a tar archive of them (gzip, bzip2 or xz, read as a stream).
-        out: Folder for `hour=000/`, `hour=001/`, ... and `schema.yaml`.
+        out: Output folder for `hour=000/`, `hour=001/`, ... and `schema.yaml`.
         config: Column names and options; the defaults fit the hourly news log of Globo.com.
-        on_hour: Called after each file with the bytes of input read so far and what was done so far.
+        on_hour: Called after each file with the bytes of input read and the result so far.
 
     Raises:
-        ConfigError: No such input, or `out` holds something else or was begun with other options.
-        DataError: A file is not as described; names it, and the row and column where known.
+        ConfigError: The input does not exist, or `out` contains other files or was started with different options.
+        DataError: A file is invalid; the message names it, and the row and column if known.
     """
     config = config or ClicksConfig()
     path, out = local_path(path, where="PATH"), local_path(out, where="OUT")
@@ -143,7 +144,7 @@ def import_clicks(
 
 
 class _Importer:
-    """Takes hourly files in order; knows what is on disk already."""
+    """Imports hourly files in order, skipping finished ones."""
 
     def __init__(self, config: ClicksConfig, path: Path, out: Path) -> None:
         self._config, self._path, self._out = config, path, out
@@ -157,7 +158,7 @@ class _Importer:
         self._prepare_folder()
 
     def take(self, file: ClickFile) -> None:
-        """Bring one hour to disk, unless it is there, and remember its clicks."""
+        """Write one hour, unless it is finished, and add its clicks to the state."""
         config, done = self._config, self.done
         wanted = (config.timestamp, config.user, config.session, config.item, *config.context.values())
         columns = read_clicks(file, tuple(dict.fromkeys(wanted)), self._path)
@@ -242,7 +243,7 @@ class _Importer:
         return pa.RecordBatch.from_arrays([pa.array(arrays[name]) for name in self._schema.names], schema=self._schema)
 
     def _check_order(self, file: ClickFile, times: npt.NDArray[np.int64]) -> None:
-        """Counts of the last hour need files in order of time; a file's first click says where it stands."""
+        """Check that files are in time order by their first clicks, because counts of the last hour depend on it."""
         if len(times) == 0:
             return
         if times[0] < self._latest_start - LATE_HOURS * TICKS_PER_HOUR[self._config.unit]:
@@ -254,7 +255,7 @@ class _Importer:
             self._latest_start, self._latest_name = int(times[0]), file.name
 
     def _prepare_folder(self) -> None:
-        """Leave the schema in the folder; refuse one that is not ours."""
+        """Write the schema to the folder; refuses a folder of other origin."""
         schema_path = self._out / "schema.yaml"
         text = self._config.log_schema().to_yaml()
         if self._out.exists() and (not self._out.is_dir() or (any(self._out.iterdir()) and not schema_path.is_file())):
@@ -267,10 +268,10 @@ class _Importer:
 
 
 def _finished_rows(folder: Path, marker: dict[str, Any]) -> int | None:
-    """Rows of an hour finished before, or None.
+    """Number of rows of a finished hour, or None.
 
     Raises:
-        ConfigError: The folder was made from another file or with other options.
+        ConfigError: The folder was made from another file or with different options.
     """
     if not folder.exists():
         return None
@@ -283,7 +284,7 @@ def _finished_rows(folder: Path, marker: dict[str, Any]) -> int | None:
 
 
 def _first_difference(was: Any, now: Any) -> tuple[Any, Any]:
-    """Of two configs only the first key that differs."""
+    """The first key that differs between two configs."""
     if isinstance(was, dict) and isinstance(now, dict):
         for key in now:
             if was.get(key) != now[key]:

@@ -1,4 +1,4 @@
-"""Reads a file or a pipe as a stream, whether it is compressed, in a tar archive, or neither."""
+"""Reads a file or pipe as a stream, optionally compressed or in a tar archive."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from headrace.messages import shorten_list
 __all__ = ["open_stream", "open_text", "readable_input"]
 
 _REFUSED = {b"PK\x03\x04": "zip", b"\x28\xb5\x2f\xfd": "Zstandard", b"7z\xbc\xaf": "7-Zip", b"\x04\x22\x4d\x18": "LZ4"}
-"""First bytes of what the standard library cannot read as a stream, or not at all."""
+"""First bytes of formats that the standard library cannot read as a stream."""
 
 _TAR_BLOCK = 512
 _TAR_MAGIC = slice(257, 262)
 
 
 class _Peeked(io.RawIOBase):
-    """A stream of which the first bytes have been looked at; tells how many were read, which pipes do not."""
+    """A stream whose first bytes were peeked at, and that counts the bytes read, which pipes do not."""
 
     def __init__(self, stream: Any, num_bytes: int) -> None:
         self._stream = stream
@@ -51,17 +51,18 @@ class _Peeked(io.RawIOBase):
 
 
 def readable_input(path: Path) -> bool:
-    """Whether a path is a file, or a pipe or device such as /dev/stdin."""
+    """Whether a path is a file, a pipe, or a device such as /dev/stdin."""
     return path.exists() and not path.is_dir()
 
 
 @contextmanager
 def open_stream(path: Path) -> Iterator[tuple[IO[bytes], IO[bytes]]]:
-    """The content of a plain, gzip, bzip2 or xz file or pipe (told by its first bytes), and what tells its position.
+    """Open a plain, gzip, bzip2 or xz file or pipe, detected by its first bytes; yields the content, and the raw stream
+    for its position.
 
     Raises:
-        DataError: Inside the `with`, where the compressed data is damaged or ends too early.
-        ConfigError: It is compressed in another way.
+        DataError: Inside the `with` block: the compressed data is damaged or truncated.
+        ConfigError: The compression is not supported.
     """
     with path.open("rb") as file:
         raw = _Peeked(file, 6)
@@ -76,14 +77,14 @@ def open_stream(path: Path) -> Iterator[tuple[IO[bytes], IO[bytes]]]:
 
 @contextmanager
 def open_text(path: Path, member: str) -> Iterator[tuple[IO[bytes], IO[bytes], str]]:
-    """The text of a file or pipe as `open_stream` gives it, or of one file in a tar archive; and its name in there.
+    """Open a text file or pipe like `open_stream`, or a file in a tar archive; also yields its name in the archive.
 
     Args:
-        path: Of the file, archive or pipe.
-        member: File to read in an archive, in whatever folder.
+        path: Path of the file, archive or pipe.
+        member: File name to read from an archive, in any folder.
 
     Raises:
-        DataError: As for `open_stream`; or an archive without that file, or one that ends too early.
+        DataError: As for `open_stream`, or the archive is truncated or does not contain that file.
     """
     with open_stream(path) as (stream, raw):
         unpacked = _Peeked(stream, _TAR_BLOCK)

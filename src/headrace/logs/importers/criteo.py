@@ -1,4 +1,4 @@
-"""`import_criteo`: from Criteo's 40-column text (plain or compressed) to Parquet, in file order and bounded memory."""
+"""`import_criteo`: converts Criteo's 40-column text to Parquet, in file order and bounded memory."""
 
 from __future__ import annotations
 
@@ -26,13 +26,14 @@ from headrace.paths import local_path
 __all__ = ["CriteoConfig", "CriteoImport", "criteo_schema", "import_criteo"]
 
 BLOCK_BYTES = 4 << 20
-"""Text parsed at a time; with the columns made of it about five times as much memory."""
+"""Bytes of text parsed at once; with its columns it takes about five times as much memory."""
 
 ARCHIVE_MEMBER = "train.txt"
-"""File of the archive that Kaggle gave out (readme.txt, test.txt, train.txt): the only one with labels."""
+"""The only file with labels in Kaggle's archive (readme.txt, test.txt, train.txt)."""
 
 MAX_LINE_BYTES = 1 << 20
-"""A longer line means the file is something else; without this an unbroken file would be read whole."""
+"""A longer line means that the file has another format; without this limit a file without newlines would be read
+completely."""
 
 
 class CriteoConfig(Config):
@@ -57,16 +58,16 @@ class CriteoConfig(Config):
 
 @dataclass(frozen=True)
 class CriteoImport:
-    """What `import_criteo` did; lines = rows + dropped + quarantined.
+    """The result of `import_criteo`; lines = rows + dropped + quarantined.
 
     Attributes:
         lines: Lines read.
         rows: Rows written.
-        dropped: Bad lines left out.
-        quarantined: Bad lines in the quarantine.
+        dropped: Bad lines dropped.
+        quarantined: Bad lines quarantined.
         files: The Parquet files.
-        quarantine: Folder of the bad lines, or None if there are none.
-        member: Name of the file that was read in a tar archive, "" for others.
+        quarantine: Folder of quarantined lines, or None if there are none.
+        member: Name of the file read from a tar archive, or "".
     """
 
     lines: int
@@ -95,19 +96,20 @@ def import_criteo(
     *,
     on_block: Callable[[int, int], None] | None = None,
 ) -> CriteoImport:
-    """Turn a Criteo text file into a Parquet folder, which appears whole when all lines are read.
+    """Convert a Criteo text file to a Parquet folder, published atomically when all lines are read.
 
     Args:
-        path: Text without a header, plain or compressed: label, 13 integers, 26 ids of 8 hex digits, by tabs. May be a
-            pipe, or a tar archive with a file `train.txt`. Empty lines at its end are no lines.
-        out: Folder for the Parquet files and `schema.yaml`; new or empty. Bad lines, if they are quarantined, go to
-            a folder beside it, `NAME-quarantine`.
-        config: Policies; the defaults when None.
-        on_block: Called after each block with the bytes of the file read so far and the rows so far.
+        path: Tab-separated text without a header, plain or compressed: label, 13 integers, 26 ids of 8 hex digits. May
+            be a pipe, or a tar archive with a file `train.txt`. Empty lines at the end are ignored.
+        out: Output folder for the Parquet files and `schema.yaml`; new or empty. Quarantined lines are written to a
+            folder next to it, `NAME-quarantine`.
+        config: Settings; None for the defaults.
+        on_block: Called after each block with the bytes and rows read so far.
 
     Raises:
-        ConfigError: No such file, or a folder that holds files.
-        DataError: A bad line under "fail": file, line, column, given, expected. Or no text at all.
+        ConfigError: The file does not exist, or the output folder is not empty.
+        DataError: The file is empty, or has a bad line under "fail"; the message has file, line, column, given and
+            expected value.
     """
     config = config or CriteoConfig()
     path, out = local_path(path, where="PATH"), local_path(out, where="OUT")
@@ -135,7 +137,7 @@ def import_criteo(
 
 
 class _Import:
-    """Takes parsed lines in file order to the writers."""
+    """Writes parsed lines in file order."""
 
     def __init__(
         self, path: Path, out: Path, quarantine: Path, config: CriteoConfig, cuts: list[int], stack: ExitStack
@@ -151,13 +153,13 @@ class _Import:
         self.member = ""
 
     def take(self, parsed: ParsedLines) -> None:
-        """Write the good lines; treat the bad ones as the policy says."""
+        """Write the good lines, and handle bad ones according to the policy."""
         if parsed.bad:
             self._take_bad(parsed.bad)
         table = _to_table(parsed, self.lines)
         written = 0
         while self._cuts and self._cuts[0] < self.lines + parsed.num_lines:
-            # The row that starts a new file: the first good line at or behind the cut.
+            # The row that starts a new file: the first good line at or after the cut.
             cut = int(np.searchsorted(parsed.lines, self._cuts.pop(0) - self.lines))
             self._writer.write(table.slice(written, cut - written))
             self._writer.start_file()
@@ -167,7 +169,7 @@ class _Import:
         self.rows += table.num_rows
 
     def result(self) -> CriteoImport:
-        """The account of it all."""
+        """The final result."""
         quarantined = self.num_bad if self._config.bad_lines == "quarantine" else 0
         return CriteoImport(
             lines=self.lines,
@@ -228,7 +230,7 @@ def _count_lines(path: Path) -> int:
 
 
 class _Block(NamedTuple):
-    """Whole lines, the bytes of the file read so far, and the file of the archive they come from."""
+    """Complete lines, the bytes of the file read so far, and the name of the file in the archive."""
 
     text: bytes
     bytes_read: int
@@ -236,7 +238,7 @@ class _Block(NamedTuple):
 
 
 def _read_blocks(path: Path) -> Iterator[_Block]:
-    """Yield stretches of whole lines, the last one ended if it was not; empty lines at the end are left out."""
+    """Yield blocks of complete lines, adding a missing final newline; empty lines at the end are ignored."""
     with open_text(path, ARCHIVE_MEMBER) as (stream, raw, member):
         rest = b""
         while chunk := stream.read(BLOCK_BYTES):
@@ -245,7 +247,7 @@ def _read_blocks(path: Path) -> Iterator[_Block]:
             if len(text) - stop > MAX_LINE_BYTES:
                 raise DataError(f"{path}: a line of over {MAX_LINE_BYTES:,} bytes, expected Criteo's text")
             filled = len(text[:stop].rstrip(b"\r\n"))
-            stop = text.find(b"\n", filled) + 1 if filled else 0  # empty lines behind it may be the end
+            stop = text.find(b"\n", filled) + 1 if filled else 0  # empty lines after it may be the end
             rest = text[stop:]
             if stop:
                 yield _Block(text[:stop], raw.tell(), member)

@@ -1,4 +1,4 @@
-"""Parses Criteo's tab-separated lines in one pass over the bytes, and locates each mistake."""
+"""Parses Criteo's tab-separated lines in one pass over the bytes, and locates errors."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ NUM_COLUMNS = 1 + NUM_INTEGERS + NUM_IDS
 
 _TAB, _NEWLINE, _RETURN, _MINUS = b"\t\n\r-"
 _HEX_DIGITS = np.full(256, 16, np.uint8)
-"""Value of each character as a hex digit, 16 for others."""
+"""Hex digit value of each character, 16 for others."""
 _HEX_DIGITS[list(b"0123456789abcdef")] = np.arange(16)
 _HEX_DIGITS[list(b"ABCDEF")] = np.arange(10, 16)
 _WRONG_COUNT, _NOT_LABEL, _NOT_INTEGER, _TOO_LARGE, _NOT_HEX = 1, 2, 3, 4, 5
@@ -24,13 +24,13 @@ _WRONG_COUNT, _NOT_LABEL, _NOT_INTEGER, _TOO_LARGE, _NOT_HEX = 1, 2, 3, 4, 5
 
 @dataclass(frozen=True)
 class BadLine:
-    """A line that is not as it should be.
+    """An invalid line.
 
     Attributes:
-        line: Its number among the lines parsed, from 0.
-        column: Name of the column, or None where their number is wrong.
-        reason: What was given and what was expected.
-        text: The line.
+        line: Index among the parsed lines.
+        column: Name of the column, or None if the number of columns is wrong.
+        reason: The given and the expected value.
+        text: Text of the line.
     """
 
     line: int
@@ -41,14 +41,14 @@ class BadLine:
 
 @dataclass(frozen=True)
 class ParsedLines:
-    """The good lines, and what is wrong with the others.
+    """Parsed good lines, and errors of bad lines.
 
     Attributes:
-        num_lines: Good and bad.
-        lines: i64[N], number of each good line among the lines parsed.
-        values: i64[40, N], a row per column of the file; 0 where empty.
-        given: bool[40, N], False where empty.
-        bad: In order of lines.
+        num_lines: Number of lines, good and bad.
+        lines: i64[N], index of each good line among the parsed lines.
+        values: i64[40, N], one row per column of the file; 0 for empty values.
+        given: bool[40, N], False for empty values.
+        bad: Bad lines in order.
     """
 
     num_lines: int
@@ -66,11 +66,11 @@ def column_name(column: int) -> str:
 
 
 def parse_lines(text: bytes) -> ParsedLines:
-    """Parse whole lines, each ended by a newline (or carriage return and newline)."""
+    """Parse complete lines, each terminated by a newline (or carriage return and newline)."""
     num_lines = text.count(b"\n")
     lines = np.empty(num_lines, np.int64)
     values, given = np.empty((NUM_COLUMNS, num_lines), np.int64), np.empty((NUM_COLUMNS, num_lines), np.bool_)
-    wrong = np.empty((num_lines, 5), np.int64)  # line, where it starts, where it stops, column, what is wrong
+    wrong = np.empty((num_lines, 5), np.int64)  # line, start, stop, column, kind of error
     good, bad = _parse(np.frombuffer(text, np.uint8), _HEX_DIGITS, lines, values, given, wrong)
     mistakes = tuple(_describe(text, *(int(value) for value in mistake)) for mistake in wrong[:bad])
     return ParsedLines(num_lines, lines[:good], values[:, :good], given[:, :good], mistakes)
@@ -99,7 +99,7 @@ def _parse(
     given: npt.NDArray[np.bool_],
     wrong: npt.NDArray[np.int64],
 ) -> tuple[int, int]:
-    """Fill the arrays; return the number of good and of bad lines. A bad line's column is the first that is wrong."""
+    """Fill the arrays; returns the numbers of good and bad lines. A bad line's column is the first invalid one."""
     good, bad, line, start = 0, 0, 0, 0
     while start < len(data):
         at, column, mistake, mistake_column = start, 0, 0, 0
@@ -150,7 +150,7 @@ def _parse_integer(data: npt.NDArray[np.uint8], begin: int, end: int) -> tuple[i
         digit = int(np.int64(data[at])) - 48
         if digit < 0 or digit > 9:
             return 0, _NOT_INTEGER
-        if value < 1 << 40:  # what is longer is too large anyway, and must not wrap round
+        if value < 1 << 40:  # longer numbers are too large anyway, and must not overflow
             value = value * 10 + digit
     value = -value if negative else value
     return (0, _TOO_LARGE) if value < -(1 << 31) or value >= 1 << 31 else (value, 0)
@@ -164,7 +164,7 @@ def _parse_hex(data: npt.NDArray[np.uint8], begin: int, end: int, hex_digits: np
         return 0, _NOT_HEX
     value, seen = 0, 0
     for k in range(8):
-        # A table instead of comparisons: whether a digit is a letter is a coin toss to the branch predictor.
+        # A table instead of comparisons, because branches on digit or letter are unpredictable.
         digit = int(np.int64(hex_digits[data[begin + k]]))
         seen |= digit
         value = value << 4 | digit

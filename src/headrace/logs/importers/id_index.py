@@ -1,4 +1,4 @@
-"""Dense numbers for ids: a hash table in Numba that gives each new id the next number."""
+"""`IdIndex`: a Numba hash table that numbers ids consecutively."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ __all__ = ["IdIndex"]
 
 
 class IdIndex:
-    """Numbers ids 0, 1, 2, ... in the order in which they are first seen."""
+    """Numbers ids 0, 1, 2, ... in order of first occurrence."""
 
     def __init__(self) -> None:
-        self._table = np.zeros(1 << 12, np.int32)  # number + 1; 0 is free; open addressing, at most half full
+        self._table = np.zeros(1 << 12, np.int32)  # number + 1; 0 means free; open addressing, at most half full
         self._ids = np.empty(1 << 11, np.int64)
         self._size = 0
 
     def __len__(self) -> int:
-        """Ids seen."""
+        """Number of distinct ids."""
         return self._size
 
     @property
@@ -29,7 +29,7 @@ class IdIndex:
         return self._ids[: self._size]
 
     def add(self, ids: npt.NDArray[np.int64]) -> npt.NDArray[np.int32]:
-        """i32[N], the number of each id; ids not seen before get new ones."""
+        """i32[N], the number of each id; new ids get new numbers."""
         while (self._size + len(ids)) > len(self._ids):
             self._grow()
         numbers = np.empty(len(ids), np.int32)

@@ -1,4 +1,4 @@
-"""Looking at a log before training on it: schema, skew, duplication within sessions, row groups, bad rows."""
+"""Inspects a log before training: schema, skew, duplication within sessions, row groups, bad rows."""
 
 from headrace.logs.inspection.bad_rows import BadRows
 from headrace.logs.inspection.grouping import FoundGroup, GroupSample

@@ -1,4 +1,4 @@
-"""Counting the bad rows of a log by column and reason, without stopping at them."""
+"""Counts the bad rows of a log by column and reason, without stopping."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ Rows = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class BadRows:
-    """Rows that are bad for one reason; a row that is bad for several counts for the first.
+    """Bad rows with the same reason; a row with several problems counts for the first.
 
     Attributes:
         column: The column.
         reason: What is wrong.
-        count: Rows.
-        file: Where the first one lies.
-        row_group: In that file.
-        row: From the start of that file.
-        given: The value there, shortened.
+        count: Number of rows.
+        file: File of the first bad row.
+        row_group: Row group of the first bad row.
+        row: Position of the first bad row in its file.
+        given: Its value, shortened.
     """
 
     column: str
@@ -42,15 +42,15 @@ class BadRows:
     given: str
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain values."""
+        """The attributes as plain values."""
         return dict(vars(self))
 
 
 class RowChecks:
-    """Applies the checks of a schema to raw batches and counts what they find."""
+    """Applies the checks of a schema to raw batches and counts bad rows."""
 
     def __init__(self, schema: Schema, stored: pa.Schema) -> None:
-        """Args: schema: What the rows should be. stored: Types of the columns in the log."""
+        """Check rows by `schema`; `stored` has the column types in the log."""
         self._checks: dict[str, ColumnCheck] = {
             name: column_check(schema, name, stored.field(name).type)[1]
             for name in schema.columns
@@ -61,17 +61,17 @@ class RowChecks:
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """Columns that are checked."""
+        """Columns to check."""
         return tuple(self._checks)
 
     @property
     def together(self) -> dict[str, str]:
-        """Columns that are checked together with another one."""
+        """Columns to check together with another one."""
         return {ids: str(weights) for ids, weights in self._weighted}
 
     @property
     def found(self) -> list[BadRows]:
-        """Bad rows so far, the most frequent first."""
+        """Bad rows so far, most frequent first."""
         return sorted(self._found.values(), key=lambda bad: (-bad.count, bad.column, bad.reason))
 
     @property
@@ -80,7 +80,7 @@ class RowChecks:
         return sum(bad.count for bad in self._found.values())
 
     def check_column(self, name: str, array: pa.Array) -> Checked:
-        """Check one column of a batch; any thread may."""
+        """Check a column of a batch. Thread-safe."""
         return self._checks[name](array)
 
     def add(
@@ -97,11 +97,11 @@ class RowChecks:
 
         Args:
             raw: The batch.
-            checked: What `check_column` said about each of some columns.
-            counted: bool [rows], which rows are bad already because of other columns; updated.
-            file: Where the batch lies.
-            group_ends: int64 [row groups], rows of the file up to the end of each row group.
-            first_row: Of the batch, from the start of the file.
+            checked: Results of `check_column` by column.
+            counted: bool [rows], rows that are already bad because of other columns; updated.
+            file: File of the batch.
+            group_ends: int64 [row groups], cumulative number of rows at the end of each row group.
+            first_row: Position of the batch in the file.
         """
         problems: list[tuple[str, str, Mask]] = [
             (name, reason, mask) for name, result in checked.items() for mask, reason in result.problems
@@ -111,7 +111,7 @@ class RowChecks:
                 continue
             differ = lengths_differ(checked[ids].values, checked[str(weights)].values)
             if differ is not None:
-                problems.append((str(weights), f"not as many weights as ids in {ids}", differ))
+                problems.append((str(weights), f"more or fewer weights than ids in {ids}", differ))
         for column, reason, mask in problems:
             fresh = mask & ~counted
             count = int(np.count_nonzero(fresh))

@@ -1,4 +1,4 @@
-"""Blocks of columns: a wide log is read a block at a time, so memory does not grow with its number of columns."""
+"""Splits wide logs into blocks of columns, so that memory does not grow with the number of columns."""
 
 from __future__ import annotations
 
@@ -14,27 +14,27 @@ from headrace.logs.footers import Footer, iter_groups, open_parquet
 __all__ = ["Span", "group_ends", "iter_batches", "rows_of_sample", "spans_of", "split_columns"]
 
 BLOCK_COLUMNS = 128
-"""Columns read side by side. Until it is read, each holds a page, a dictionary and a buffer: 0.2 MiB as a rule, at most
+"""Columns per block. While it is read, each column holds a page, a dictionary and a buffer: typically 0.2 MiB, at most
 about 3 MiB."""
 
 BATCH_ROWS = 32_768
-"""Enough to keep kernels busy; of wide rows a batch has fewer, see `BATCH_BYTES`."""
+"""Rows per batch, enough to keep kernels busy; batches of wide rows have fewer, see `BATCH_BYTES`."""
 
 BATCH_BYTES = 64 << 20
-"""Of a batch and what is computed from it, about."""
+"""Approximate bytes of a batch and the arrays computed from it."""
 
 SAMPLE_BATCHES = 4
 
 Span = tuple[list[int], int, int]
-"""Row groups that follow each other, their first row in the file, and the row after their last."""
+"""Consecutive row groups, their first row in the file, and the end of their rows."""
 
 
 def split_columns(names: Sequence[str], together: Mapping[str, str]) -> list[list[str]]:
-    """Blocks of columns, in order.
+    """Split columns into blocks, in order.
 
     Args:
-        names: Of the columns.
-        together: Columns that must be in one block with another one.
+        names: Column names.
+        together: Columns that must be in the same block as another one.
     """
     blocks: list[list[str]] = [[]]
     for name in names:
@@ -48,11 +48,12 @@ def split_columns(names: Sequence[str], together: Mapping[str, str]) -> list[lis
 
 
 def spans_of(footer: Footer, num_columns: int) -> Iterator[Span]:
-    """The row groups of a file: large ones alone, small ones with their neighbours, since opening costs milliseconds.
+    """Yield the row groups of a file: large ones alone, small ones with their neighbours, because opening takes
+    milliseconds.
 
     Args:
-        footer: Of the file.
-        num_columns: Of the log.
+        footer: Footer of the file.
+        num_columns: Number of columns of the log.
     """
     max_rows = _batch_rows(footer, num_columns)
     held: list[int] = []
@@ -71,20 +72,20 @@ def spans_of(footer: Footer, num_columns: int) -> Iterator[Span]:
 def iter_batches(
     footer: Footer, span: Span, stored: pa.Schema, num_columns: int, report_damage: Callable[[int, str], None]
 ) -> Iterator[tuple[int, pa.RecordBatch]]:
-    """Yield (first row in the file, batch) with some columns as the file stores them; null where it lacks one.
+    """Yield (first row in the file, batch) with columns as stored; null for missing columns.
 
     Args:
-        footer: Of the file.
-        span: Row groups of it.
+        footer: Footer of the file.
+        span: Row groups to read.
         stored: The columns, with their common types.
-        num_columns: Of the log.
-        report_damage: Told of each row group that cannot be decoded, and why; its rows from there on are left out.
+        num_columns: Number of columns of the log.
+        report_damage: Called with each row group that cannot be decoded and the reason; its remaining rows are skipped.
     """
     there = set(footer.schema.names)
     names = [name for name in stored.names if name in there] or footer.schema.names[:1]
     batch_rows = _batch_rows(footer, num_columns)
     row_groups, start, _ = span
-    # Small ones are read whole before any is passed on, and one by one if one is damaged: it costs none of the others.
+    # Small row groups are read completely first, and one by one if one is damaged, so that the others are not lost.
     with open_parquet(footer, num_columns=len(names)) as parquet:
         if len(row_groups) > 1:
             try:
@@ -108,18 +109,18 @@ def iter_batches(
 
 
 def rows_of_sample(footer: Footer, num_columns: int) -> int:
-    """Rows from which a schema is guessed first."""
+    """Number of rows for the first guess of a schema."""
     return SAMPLE_BATCHES * _batch_rows(footer, num_columns)
 
 
 def group_ends(footer: Footer) -> npt.NDArray[np.int64]:
-    """int64 [row groups], rows of the log in the file up to the end of each."""
+    """int64 [row groups], cumulative number of log rows at the end of each row group."""
     counts = [footer.group_rows(number) for number in range(footer.metadata.num_row_groups)]
     return np.cumsum(counts, dtype=np.int64)
 
 
 def _batch_rows(footer: Footer, num_columns: int) -> int:
-    """Rows of which the values of a block, with a hash of each in two arrays, fit in `BATCH_BYTES`."""
+    """Number of rows whose values in a block, with two arrays of hashes, fit into `BATCH_BYTES`."""
     sizes = [footer.metadata.row_group(n).total_byte_size for n in range(min(footer.metadata.num_row_groups, 100))]
     num_rows = sum(footer.group_rows(number) for number in range(len(sizes)))
     row_bytes = 2 * sum(sizes) / max(1, num_rows) + 24 * num_columns

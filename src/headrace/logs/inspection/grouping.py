@@ -1,4 +1,4 @@
-"""Which columns change together within sessions, and what keeping each group's values once would save."""
+"""Finds columns that change together within sessions, and estimates the savings of storing them once."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ __all__ = ["BATCH_ROWS", "FoundGroup", "GroupSample", "found_groups"]
 MAX_BYTES = 64 << 20
 
 BATCH_ROWS = 4096
-"""Rows of the batch that sessions are counted in, in the order of the log."""
+"""Rows per batch, in log order, for counting rows per session."""
 
 MAX_BATCHES = 64
 
 
 @dataclass(frozen=True)
 class FoundGroup:
-    """Columns that change together, by the model of `headrace.logs.break_even`.
+    """Columns that change together, evaluated by the model of `headrace.logs.break_even`.
 
     Attributes:
-        columns: Their names.
-        duplication: Share of the rows with a previous row in their session that repeat all of them.
-        row_bytes: Bytes of their values in a row.
-        factor: Rows per distinct value with the rows of a session side by side.
-        batch_factor: Rows per distinct value in a batch of 4096 rows in the order of the log.
+        columns: Column names.
+        duplication: Share of rows that repeat all values of their session's previous row, among rows that have one.
+        row_bytes: Bytes per row of their values.
+        factor: Rows per distinct value if the rows of a session are adjacent.
+        batch_factor: Rows per distinct value in a batch of 4096 rows in log order.
     """
 
     columns: tuple[str, ...]
@@ -42,12 +42,12 @@ class FoundGroup:
 
     @property
     def saved_bytes(self) -> float:
-        """Bytes a row saved in memory; may be negative."""
+        """Bytes saved per row in memory; may be negative."""
         return saved_bytes(self.factor, self.row_bytes)
 
     @property
     def pays(self) -> bool:
-        """Whether the reader of a nested log keeps it as a group."""
+        """Whether the reader of a nested log would keep it as a group."""
         return pays(self.factor, self.row_bytes)
 
     def to_dict(self) -> dict[str, Any]:
@@ -56,26 +56,26 @@ class FoundGroup:
 
 
 class GroupSample:
-    """Hashes of whole sessions, drawn by the hash of their name, as many as fit in 64 MiB.
+    """Hashes of a sample of whole sessions, chosen by the hash of their id, in at most 64 MiB.
 
     Args:
-        names: Columns that are compared.
-        max_bytes: Of the sample.
-        num_columns: Columns of all samples of the log, if it is read in blocks: samples with the same number that see
-            the same rows draw the same ones.
+        names: Columns to compare.
+        max_bytes: Maximum bytes of the sample.
+        num_columns: Total columns of all samples of the log, if it is read in blocks. Samples with the same total that
+            see the same rows choose the same sessions.
     """
 
     def __init__(self, names: Sequence[str], *, max_bytes: int = MAX_BYTES, num_columns: int | None = None) -> None:
         self._names = tuple(names)
         width = len(names) if num_columns is None else num_columns
-        self._max_rows = max(1, max_bytes // (16 * (width + 1)))  # held twice while it is thinned out
+        self._max_rows = max(1, max_bytes // (16 * (width + 1)))  # held twice while it is reduced
         self._mask = np.uint64(0)
         self._parts: list[tuple[Hashes, Hashes]] = []
         self._num_rows = 0
         self._batches: list[float] = []
 
     def add(self, sessions: Hashes, values: Hashes) -> None:
-        """Take in rows in the order of the log; see `SessionTracker.add`."""
+        """Add rows in log order; see `SessionTracker.add`."""
         for start in range(0, len(sessions) - BATCH_ROWS + 1, BATCH_ROWS):
             if len(self._batches) < MAX_BATCHES:
                 batch = sessions[start : start + BATCH_ROWS]
@@ -89,7 +89,7 @@ class GroupSample:
 
     @property
     def batch_rows_per_session(self) -> float | None:
-        """Rows of a session in a batch of 4096 rows in the order of the log; None for smaller logs."""
+        """Mean rows per session in a batch of 4096 rows in log order; None for smaller logs."""
         return float(np.mean(self._batches)) if self._batches else None
 
     def groups(self, widths: Mapping[str, float], *, without: Sequence[str]) -> list[FoundGroup]:
@@ -103,11 +103,11 @@ class GroupSample:
             self._num_rows += int(kept.sum())
 
     def changes(self) -> ColumnChanges | None:
-        """In which rows of the sample each column changes; None where no session has two rows."""
+        """The rows of the sample in which each column changes; None if no session has two rows."""
         if not self._parts or not self._names:
             return None
         sessions = np.concatenate([part[0] for part in self._parts])
-        order = np.argsort(sessions, kind="stable")  # rows of a session stay in the order of the log
+        order = np.argsort(sessions, kind="stable")  # rows of a session stay in log order
         following = np.diff(sessions[order]) == 0
         num_pairs = int(following.sum())
         if not num_pairs:
@@ -126,13 +126,13 @@ class GroupSample:
 def found_groups(
     samples: Sequence[GroupSample], widths: Mapping[str, float], *, without: Sequence[str]
 ) -> list[FoundGroup]:
-    """Groups that the nested layout would make of the columns of some samples, the largest savings first.
+    """Find the groups that the nested layout would make of the samples' columns, largest savings first.
 
     Args:
-        samples: Of the blocks of columns of a log. Those that saw other rows than the first, as the blocks of damaged
-            row groups do, are left out.
-        widths: Bytes of each column's value in a row.
-        without: Columns that belong to one row whatever their values.
+        samples: Samples of the column blocks of a log. Samples with other rows than the first, because of damaged row
+            groups, are ignored.
+        widths: Bytes per row of each column.
+        without: Columns that always belong to a single row.
     """
     parts = [changes for sample in samples if (changes := sample.changes()) is not None]
     parts = [part for part in parts if part[3:] == parts[0][3:]]

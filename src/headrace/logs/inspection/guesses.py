@@ -1,4 +1,4 @@
-"""Guessing which part each column of a log plays, from its name, type and statistics, with the reason for each."""
+"""Guesses the role of each column of a log from its name, type and statistics, with reasons."""
 
 from __future__ import annotations
 
@@ -45,23 +45,23 @@ ROW_NAMES = frozenset({"row", "row id", "event id", "impression id", "request id
 WEIGHT_NAMES = frozenset({"weight", "sample weight", "example weight", "importance", "importance weight"})
 
 EPOCH_RANGE_S = (946_684_800, 4_102_444_800)
-"""Seconds of the years 2000 to 2100: whole numbers around it, in one of the units, look like times."""
+"""Seconds of the years 2000 to 2100: integers in this range, in one of the units, look like times."""
 UNITS = {"s": 1, "ms": 1_000, "us": 1_000_000, "ns": 1_000_000_000}
 
 MIN_ROWS_FOR_UNIQUE = 1_000
-"""In fewer rows a useful column may have another value in each by chance."""
+"""With fewer rows, a useful column may have all distinct values by chance."""
 
 
 @dataclass(frozen=True)
 class Guess:
-    """The part a column seems to play.
+    """The guessed role of a column.
 
     Attributes:
-        name: Of the column.
-        part: Its part in the schema, or "ignored".
-        reason: What speaks for it.
+        name: Name of the column.
+        part: Its role in the schema, or "ignored".
+        reason: The reason for the guess.
         options: Options of the column in the schema.
-        is_sure: Whether it goes before a guess that is not, where only one column can play the part.
+        is_sure: Whether it has precedence over unsure guesses, for roles that only one column can have.
     """
 
     name: str
@@ -72,26 +72,26 @@ class Guess:
 
 
 FRAME_INDEX = re.compile(r"__index_level_\d+__|Unnamed: \d+.*|")
-"""Names that pandas gives to the index of a DataFrame, in Parquet and in CSV."""
+"""Names that pandas gives to a DataFrame's index in Parquet and CSV files."""
 
 SINGLE_PARTS: tuple[Part, ...] = ("timestamp", "session_id", "row_id", "weight")
 
 
 def guess_parts(profiles: Sequence[ColumnProfile]) -> list[Guess]:
-    """A guess for each column, in their order.
+    """Guess the role of each column.
 
-    Columns compete for the parts that only one can play (timestamp, session id, row id, weight): the first wins.
-    Without a column named like a label, the first that holds just 0 and 1 is taken for it.
+    The first column wins a role that only one can have (timestamp, session id, row id, weight). If no column is named
+    like a label, the first one with only 0 and 1 is the label.
     """
     lists = {profile.name: profile for profile in profiles if profile.kind in ("list of int", "list of string")}
     guesses = [_guess(profile, lists) for profile in profiles]
     for part in SINGLE_PARTS:
         rivals = [guess for guess in guesses if guess.part == part]
         for winner in [*(guess for guess in rivals if guess.is_sure), *rivals][:1]:
-            reason = f"another {part}: {winner.name} is taken"
+            reason = f"another {part}: {winner.name} is used"
             guesses = [Guess(g.name, "ignored", reason) if g in rivals and g is not winner else g for g in guesses]
     if not any(guess.part == "label" for guess in guesses):
-        reason = "no column is named like a label; the first with just 0 and 1"
+        reason = "no column is named like a label; first column with only 0 and 1"
         for index, (guess, profile) in enumerate(zip(guesses, profiles, strict=True)):
             if guess.part == "dense" and _is_binary(profile) and profile.ids.num_distinct() > 1:
                 guesses[index] = Guess(guess.name, "label", reason)
@@ -100,14 +100,14 @@ def guess_parts(profiles: Sequence[ColumnProfile]) -> list[Guess]:
 
 
 def make_schema(guesses: Iterable[Guess], *, where: str) -> Schema:
-    """The schema that guesses amount to.
+    """Make a schema from guesses.
 
     Args:
-        guesses: Of all columns.
-        where: The log, named in the error.
+        guesses: Guesses of all columns.
+        where: Name of the log in error messages.
 
     Raises:
-        ConfigError: If no column looks like a label.
+        ConfigError: No column looks like a label.
     """
     guesses = list(guesses)
     weights = {dict(guess.options)["of"]: guess.name for guess in guesses if guess.part == "id_weights"}
@@ -136,7 +136,7 @@ def make_schema(guesses: Iterable[Guess], *, where: str) -> Schema:
 
 
 def parts_of_schema(schema: Schema, names: Iterable[str]) -> list[Guess]:
-    """The parts that a schema gives to columns."""
+    """The roles that a schema assigns to columns."""
     parts: dict[str, Part] = {column.name: "label" for column in schema.labels}
     parts |= {column.name: "dense" for column in schema.dense}
     parts |= {column.name: "id" for column in schema.ids}
@@ -150,7 +150,8 @@ def parts_of_schema(schema: Schema, names: Iterable[str]) -> list[Guess]:
     )
     parts |= {name: part for name, part in singles if name is not None}
     return [
-        Guess(name, parts.get(name, "ignored"), "in the schema" if name in parts else "not in it") for name in names
+        Guess(name, parts.get(name, "ignored"), "in the schema" if name in parts else "not in the schema")
+        for name in names
     ]
 
 
@@ -163,17 +164,17 @@ def words_of(name: str) -> list[str]:
 def _guess(profile: ColumnProfile, lists: dict[str, ColumnProfile]) -> Guess:
     name, words = profile.name, words_of(profile.name)
     if is_reserved(name):
-        return Guess(name, "ignored", "a name that headrace itself uses: rename it to read it")
+        return Guess(name, "ignored", "reserved name; rename the column to use it")
     if FRAME_INDEX.fullmatch(name) or (name in ("index", "level_0") and _is_counter(profile)):
-        return Guess(name, "ignored", "the row's number in a DataFrame")
+        return Guess(name, "ignored", "row number of a DataFrame")
     if profile.num_nulls > profile.num_rows / 2 and any(_is_bytes(kind) for kind in profile.types):
-        return Guess(name, "ignored", f"type {profile.types[0]}, bytes that are not text")
+        return Guess(name, "ignored", f"type {profile.types[0]}, binary data that is not text")
     if profile.num_values == 0:
         return Guess(name, "ignored", "only nulls")
     if profile.is_list:
         return _guess_list(profile, lists)
     if profile.kind == "other":
-        return Guess(name, "ignored", f"type {profile.types[0]} is no number, text or list")
+        return Guess(name, "ignored", f"type {profile.types[0]} is not a number, text or list")
     time = _guess_time(profile, words)
     if time is not None:
         return time
@@ -186,16 +187,16 @@ def _guess(profile: ColumnProfile, lists: dict[str, ColumnProfile]) -> Guess:
         and not (COUNTING_WORDS | DENSE_WORDS | {"id"}) & set(words)
     ):
         if _is_binary(profile):
-            return Guess(name, "label", f"named like a label, holds 0 and 1{_stray(profile)}")
+            return Guess(name, "label", f"named like a label, with 0 and 1{_stray(profile)}")
         if words in (["label"], ["target"], ["y"]):
-            return Guess(name, "label", "named like a label, holds other numbers than 0 and 1", (("allowed", None),))
+            return Guess(name, "label", "named like a label, with numbers other than 0 and 1", (("allowed", None),))
     if profile.kind in ("int", "float") and " ".join(words) in WEIGHT_NAMES and float(profile.min or 0) >= 0:
-        return Guess(name, "weight", "named like the weight of a row, never negative")
+        return Guess(name, "weight", "named like an example weight, never negative")
     if _is_unique(profile) and profile.kind in ("int", "string"):
         if profile.kind == "int" and not profile.num_nulls and " ".join(words) in ROW_NAMES:
-            return Guess(name, "row_id", "named like the id of a row, another in each")
+            return Guess(name, "row_id", "named like a row id, different in every row")
         if profile.kind == "string" or words[-1:] == ["id"]:
-            return Guess(name, "ignored", "another value in each row: nothing to learn from")
+            return Guess(name, "ignored", "different in every row, so there is nothing to learn")
     if profile.kind == "string":
         return Guess(name, "id", "text", (("type", "string"),))
     return _guess_number(profile, words)
@@ -209,9 +210,9 @@ def _guess_list(profile: ColumnProfile, lists: dict[str, ColumnProfile]) -> Gues
     if profile.num_null_elements > profile.ids.num_values:
         return Guess(profile.name, "ignored", f"type {profile.types[0]}, most elements are null or not text")
     if profile.kind == "list of int":
-        return Guess(profile.name, "id_list", "lists of whole numbers")
+        return Guess(profile.name, "id_list", "lists of integers")
     if profile.kind == "list of string":
-        return Guess(profile.name, "id_list", "lists of texts", (("type", "string"),))
+        return Guess(profile.name, "id_list", "lists of strings", (("type", "string"),))
     return Guess(profile.name, "ignored", f"lists of {profile.kind.removeprefix('list of ')} are not ids")
 
 
@@ -225,7 +226,7 @@ def _guess_time(profile: ColumnProfile, words: Sequence[str]) -> Guess | None:
     if profile.kind not in ("int", "float") or not profile.is_whole or profile.mean is None:
         return None
     if _is_calendar(profile):
-        return Guess(profile.name, "ignored", "numbers like yyyymmddHHMMSS, not a count of time: store a timestamp")
+        return Guess(profile.name, "ignored", "numbers like yyyymmddHHMMSS, which have no time unit; store a timestamp")
     for unit, ticks in UNITS.items():
         if EPOCH_RANGE_S[0] * ticks <= profile.mean <= EPOCH_RANGE_S[1] * ticks:
             options = (("unit", unit),)
@@ -239,7 +240,7 @@ def _guess_time(profile: ColumnProfile, words: Sequence[str]) -> Guess | None:
 
 
 def _is_calendar(profile: ColumnProfile) -> bool:
-    """Whether numbers are digits of dates; those of days alone only where the name says so."""
+    """Whether numbers are digits of dates; for dates without a time only if the name suggests it."""
     ends = [profile.min or 0, profile.max or 0]
     return is_calendar(ends) and (max(ends) >= 10**8 or bool(TIME_WORDS & set(words_of(profile.name))))
 
@@ -248,16 +249,16 @@ def _guess_number(profile: ColumnProfile, words: Sequence[str]) -> Guess:
     name, named = profile.name, set(words)
     constant = "; always the same value" if profile.ids.num_distinct() == 1 else ""
     if profile.kind == "float":
-        if profile.is_whole and named & SURE_ID_WORDS:  # whole numbers with nulls, written through pandas
-            return Guess(name, "id", f"named like an id, whole numbers stored as floats{constant}")
+        if profile.is_whole and named & SURE_ID_WORDS:  # integers with nulls, written by pandas
+            return Guess(name, "id", f"named like an id, integers stored as floats{constant}")
         return Guess(name, "dense", f"numbers{constant}")
     if profile.kind == "bool":
         return Guess(name, "dense", f"true or false{constant}")
     largest = max(abs(profile.min or 0), abs(profile.max or 0))
     if _is_binary(profile):
         return Guess(name, "dense", f"only 0 and 1{constant}")
-    # The last word that says something decides: an "age group" is a group, an "item price" a price.
-    if "last" in words[1:]:  # "clicks_last_hour" is a count, the "last_item" an item
+    # The last meaningful word decides: an "age group" is a group, an "item price" a price.
+    if "last" in words[1:]:  # "clicks_last_hour" is a count, "last_item" an item
         return Guess(name, "dense", f"named like a number{constant}")
     telling = [word for word in words if word in DENSE_WORDS | ID_WORDS]
     if not named & SURE_ID_WORDS and (named & COUNTING_WORDS or (telling[-1:] and telling[-1] in DENSE_WORDS)):
@@ -265,17 +266,17 @@ def _guess_number(profile: ColumnProfile, words: Sequence[str]) -> Guess:
     if telling:
         return Guess(name, "id", f"named like an id{constant}")
     if profile.is_dictionary:
-        return Guess(name, "id", f"stored as codes of a dictionary{constant}")
+        return Guess(name, "id", f"dictionary-encoded{constant}")
     if largest >= 2**31:
-        return Guess(name, "id", f"whole numbers beyond 32 bits, like hashes{constant}")
+        return Guess(name, "id", f"integers of more than 32 bits, like hashes{constant}")
     distinct = profile.ids.num_distinct()
     if distinct >= 100 and float(profile.min or 0) >= 0 and largest < 1.5 * distinct:
-        return Guess(name, "id", "whole numbers from 0 on with hardly a gap, like codes")
-    return Guess(name, "dense", f"whole numbers{constant}")
+        return Guess(name, "id", "consecutive integers from 0 with few gaps, like codes")
+    return Guess(name, "dense", f"integers{constant}")
 
 
 def _is_binary(profile: ColumnProfile) -> bool:
-    """Whether a column holds 0 and 1, but for a few strays that the bad-row checks will name."""
+    """Whether a column contains only 0 and 1, except for a few values that the bad-row checks will report."""
     if profile.kind not in ("bool", "int", "float") or not profile.num_values:
         return False
     return profile.num_zero_or_one >= 0.99 * profile.num_values
@@ -283,11 +284,11 @@ def _is_binary(profile: ColumnProfile) -> bool:
 
 def _stray(profile: ColumnProfile) -> str:
     others = profile.num_values - profile.num_zero_or_one
-    return f" (but for {others:,} rows)" if others else ""
+    return f" (except in {others:,} rows)" if others else ""
 
 
 def _is_counter(profile: ColumnProfile) -> bool:
-    """Whether a column counts rows, perhaps anew in each file."""
+    """Whether a column counts rows, possibly restarting in each file."""
     return profile.kind == "int" and profile.min in (0, 1) and profile.num_backward <= 0.01 * profile.num_values
 
 

@@ -1,4 +1,4 @@
-"""64-bit hashes of Arrow columns: equal values have equal hashes, so counting and comparing need no types."""
+"""64-bit hashes of Arrow columns, for counting and comparing values of any type."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["NULL_HASH", "Hashes", "hash_column", "hash_integers", "integers_of",
 Hashes = npt.NDArray[np.uint64]
 
 NULL_HASH = np.uint64(0x9E3779B97F4A7C15)
-"""Stands for null where rows are compared."""
+"""Hash of null."""
 
 _M1 = np.uint64(0xBF58476D1CE4E5B9)
 _M2 = np.uint64(0x94D049BB133111EB)
@@ -24,15 +24,15 @@ _M2 = np.uint64(0x94D049BB133111EB)
 def hash_column(array: pa.Array) -> Hashes | None:
     """A hash of each value, `NULL_HASH` for null.
 
-    Numbers are hashed one to one, so only texts and lists can collide (with 10 million different ones: once in
-    400,000 columns). A whole number has the hash of the integer, also where it is stored as a float, as ids with nulls
-    are by pandas. (Numbers below 1e-307 share theirs with integers.)
+    Hashes of numbers are unique, so only strings and lists can collide (with 10 million distinct values: once in
+    400,000 columns). An integral number has the hash of the integer even if stored as a float, as pandas stores ids
+    with nulls. (Numbers below 1e-307 share hashes with integers.)
 
     Args:
-        array: Any column of numbers, texts, times, or lists of these.
+        array: A column of numbers, strings, times, or lists of these.
 
     Returns:
-        uint64, one for each row; None for types without a hash (structs, maps, unions).
+        uint64, one per row; None for types without a hash (structs, maps, unions).
     """
     if isinstance(array, pa.ExtensionArray):
         return hash_column(array.storage)
@@ -115,7 +115,7 @@ def _is_bytes(kind: pa.DataType) -> bool:
 
 @kernel()
 def _mix(values: Hashes) -> Hashes:
-    # The finaliser of splitmix64: one to one on 64 bits, and every bit of the result depends on every bit given.
+    # The finaliser of splitmix64: bijective on 64 bits, and every output bit depends on every input bit.
     result = np.empty_like(values)
     for index in range(len(values)):
         x = values[index] + NULL_HASH
@@ -129,7 +129,7 @@ def _mix(values: Hashes) -> Hashes:
 def _hash_bytes(offsets: npt.NDArray[np.int64], data: npt.NDArray[np.uint8]) -> Hashes:
     result = np.empty(len(offsets) - 1, dtype=np.uint64)
     for row in range(len(result)):
-        x = (np.uint64(offsets[row + 1] - offsets[row]) + NULL_HASH) * _M2  # far from every first word
+        x = (np.uint64(offsets[row + 1] - offsets[row]) + NULL_HASH) * _M2  # distinguishes lengths
         position = offsets[row]
         while position < offsets[row + 1]:
             word = np.uint64(0)

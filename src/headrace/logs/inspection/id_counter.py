@@ -1,15 +1,17 @@
-"""`IdCounter`: how many different ids a stream holds and how uneven their use is, in a few megabytes.
+"""`IdCounter`: counts the distinct ids of a stream and their skew, in a few megabytes.
 
-It counts exactly as long as its table can hold every id. Beyond that it keeps two kinds of ids:
+It counts exactly as long as all ids fit into its table. Beyond that it keeps two kinds of ids:
 
-- a *sample of the ids*, not of the rows: those whose hash begins with so many zeros (Wegman's adaptive sampling). Each
-  is counted from its first occurrence on, so its count is exact; when there are too many, one more zero is asked for,
-  which halves them. With 32,768 to 65,536 in the sample the number of different ids is estimated with a standard error
-  of at most 0.55 %. (A HyperLogLog would need 16 KiB for 0.8 %, but cannot say how often ids occur.)
-- the *frequent ids*, as in lossy counting: whenever the table is full, the least frequent ids outside the sample go.
+- a *sample of the ids*, not of the rows: those whose hash starts with a number of zeros (Wegman's adaptive sampling).
+  Each is counted from its first occurrence on, so its count is exact. When there are too many, one more zero is
+  required, which halves the sample. With 32,768 to 65,536 ids in the sample, the number of distinct ids is estimated
+  with a standard error of at most 0.55 %. (A HyperLogLog would need 16 KiB for 0.8 %, but does not count occurrences of
+  ids.)
+- the *frequent ids*, as in lossy counting: whenever the table is full, the least frequent ids outside the sample are
+  dropped.
 
-The share of the top 1 % takes the frequent ids as they are and lets the sampled ones stand for all others. Its error is
-measured by the tests: below 0.02 for Zipf-distributed ids, 2 million of them, and below 0.003 for even ones.
+The share of the top 1 % uses the frequent ids directly and the sampled ids as representatives of all others. Tests
+measure its error: below 0.02 for 2 million Zipf-distributed ids, and below 0.003 for uniform ids.
 """
 
 from __future__ import annotations
@@ -25,30 +27,31 @@ from headrace.logs.inspection.hashing import Hashes
 __all__ = ["FIRST_SLOTS", "MAX_SLOTS", "IdCounter", "slots_for"]
 
 MAX_SLOTS = 1 << 18
-"""Of 16 bytes: 4 MiB a column, which a core's second-level cache holds in part; see the error above for its size."""
+"""Slots of 16 bytes: 4 MiB per column, part of which fits into a core's second-level cache. The errors above are for
+this size."""
 FIRST_SLOTS = 1 << 10
 MAX_LOAD = 0.7
 
 
 MAX_BYTES = 160 << 20
-"""Of the counters of all columns: enough for 40 columns with `MAX_SLOTS`."""
+"""Total bytes of the counters of all columns, enough for 40 columns with `MAX_SLOTS`."""
 
 
 def slots_for(num_columns: int) -> int:
-    """Slots of each counter so that those of all columns fit in 160 MiB; of 3,000 columns the error is 6.2 %."""
+    """Slots per counter such that all counters fit into 160 MiB; with 3,000 columns the error is 6.2 %."""
     slots = MAX_BYTES // (16 * max(1, num_columns))
     return min(MAX_SLOTS, max(FIRST_SLOTS, 1 << (slots.bit_length() - 1)))
 
 
 class IdCounter:
-    """Counts different ids and their occurrences in bounded memory; see the module for how, and how well.
+    """Counts distinct ids and their occurrences in bounded memory; see the module docstring for method and errors.
 
     Attributes:
-        num_values: Ids counted, repeats included.
+        num_values: Ids counted, including repeats.
     """
 
     def __init__(self, max_slots: int = MAX_SLOTS) -> None:
-        """Args: max_slots: A power of two; the table never grows beyond."""
+        """Create a counter whose table has at most `max_slots` slots, a power of two."""
         self._max_slots = max_slots
         self._keys = np.zeros(min(FIRST_SLOTS, max_slots), dtype=np.uint64)
         self._counts = np.zeros(len(self._keys), dtype=np.int64)
@@ -59,11 +62,11 @@ class IdCounter:
 
     @property
     def is_exact(self) -> bool:
-        """Whether every id was counted."""
+        """Whether counts are exact."""
         return self._level == 0
 
     def add(self, hashes: Hashes) -> None:
-        """Count ids, given by hashes that differ where the ids differ."""
+        """Add ids, given by their hashes."""
         self.num_values += len(hashes)
         done = 0
         while done < len(hashes):
@@ -73,24 +76,24 @@ class IdCounter:
                 self._make_room()
 
     def num_distinct(self) -> float:
-        """Different ids: exact, or estimated with a standard error of at most 0.55 % (with `MAX_SLOTS`)."""
+        """Number of distinct ids: exact, or estimated with a standard error of at most 0.55 % (with `MAX_SLOTS`)."""
         if self.is_exact:
             return float(self._used)
         keys, _ = self._entries()
         return float(self._is_sampled(keys).sum()) * 2.0**self._level
 
     def top_share(self, ratio: float = 0.01) -> float:
-        """Share of all occurrences that falls on the most frequent ids.
+        """Share of the most frequent ids in all occurrences.
 
         Args:
-            ratio: Of the different ids, rounded up to a whole number of them.
+            ratio: Fraction of the distinct ids, rounded up to a whole number.
         """
         if not self.num_values:
             return 0.0
         keys, counts = self._entries()
         weights = np.ones(len(keys))
         if not self.is_exact:
-            # An id that occurred more often than was ever lost is in the table; of the others the sample tells.
+            # An id that occurred more often than any dropped one is in the table; the sample represents the others.
             sampled, frequent = self._is_sampled(keys), counts > self._lost
             weights[sampled & ~frequent] = 2.0**self._level
             keep = sampled | frequent
@@ -103,7 +106,7 @@ class IdCounter:
         return min(1.0, float((taken * counts).sum()) / self.num_values)
 
     def hashes(self) -> Hashes:
-        """The hashes of all ids counted so far, if it `is_exact`."""
+        """The hashes of all distinct ids so far, if `is_exact`."""
         return self._entries()[0]
 
     @property
@@ -138,7 +141,7 @@ class IdCounter:
         _insert(keys, counts, self._keys, self._counts)
 
     def _forget(self, keys: Hashes, counts: npt.NDArray[np.int64]) -> tuple[Hashes, npt.NDArray[np.int64]]:
-        """Drop the least frequent ids outside the sample, so that a quarter of the slots is free again."""
+        """Drop the least frequent ids outside the sample, to free a quarter of the slots."""
         room = self._max_slots // 4
         while self._level == 0 or self._is_sampled(keys).sum() > room:
             self._level += 1

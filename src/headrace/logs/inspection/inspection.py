@@ -1,4 +1,4 @@
-"""Inspecting a log: one streaming pass that profiles columns, sessions, row groups and bad rows in bounded memory."""
+"""`inspect_log`: profiles columns, sessions, row groups and bad rows in one streaming pass with bounded memory."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ from headrace.resources import effective_cpus
 __all__ = ["LARGE_ROW_GROUP_BYTES", "Inspection", "RowGroup", "inspect_log"]
 
 LARGE_ROW_GROUP_BYTES = 512 << 20
-"""Readers work by row group: larger ones cost memory, and leave fewer to share among workers."""
+"""Readers work by row group: larger row groups take more memory, and leave fewer to distribute over workers."""
 
 
 @dataclass(frozen=True)
 class RowGroup:
-    """One row group of a file; bytes before compression."""
+    """A row group of a file, with its uncompressed bytes."""
 
     file: str
     number: int
@@ -48,28 +48,28 @@ class RowGroup:
 
 @dataclass(frozen=True)
 class Inspection:
-    """What was found in a log.
+    """The result of inspecting a log.
 
     Attributes:
         location: The log.
-        num_files: Files in it.
-        size_bytes: Of the files.
-        profiles: Of all columns, in the order of the files.
-        guesses: The part of each column.
-        schema: The schema given, or the one guessed; None if no column looks like a label.
+        num_files: Number of files.
+        size_bytes: Total size of the files.
+        profiles: Profiles of all columns, in file order.
+        guesses: Guessed role of each column.
+        schema: The given or the guessed schema; None if no column looks like a label.
         sessions: Rows per session; None without a session column.
-        duplication: For each column compared, share of rows that repeat their session's previous row.
-        groups: Columns that change together, and what keeping each group's values once would save.
-        batch_rows_per_session: Rows of a session in a batch of 4096 rows in the order of the log; None if unknown.
-        layout: Of a clustered log; None for others.
+        duplication: Share of rows that repeat their session's previous row, for each compared column.
+        groups: Columns that change together, with the savings of storing them once.
+        batch_rows_per_session: Mean rows per session in a batch of 4096 rows in log order; None if unknown.
+        layout: Layout of a clustered log; None for others.
         overlaps: Pairs of id columns that have many ids in common.
-        row_groups: All of them.
-        bad_rows: By column and reason.
-        num_bad: Rows that are bad for any reason.
-        damaged: Row groups that cannot be decoded, each with the reason.
-        partitions: Names of the folders' partition keys.
-        left_out: Columns that were not looked at, with the reason: those that share their name, or have types in
-            several files that no type holds.
+        row_groups: All row groups.
+        bad_rows: Bad rows by column and reason.
+        num_bad: Total number of bad rows.
+        damaged: Row groups that cannot be decoded, with reasons.
+        partitions: Names of partition keys in folder names.
+        left_out: Columns that were not inspected, with reasons: duplicate names, or types in several files without a
+            common type.
     """
 
     location: str
@@ -93,7 +93,7 @@ class Inspection:
 
     @property
     def num_rows(self) -> int:
-        """Rows that were read."""
+        """Number of rows read."""
         return self.profiles[0].num_rows if self.profiles else 0
 
     @property
@@ -110,7 +110,7 @@ class Inspection:
 
     @property
     def duplicate_bytes_ratio(self) -> float | None:
-        """Share of all bytes in memory that repeat the session's previous row; None without sessions."""
+        """Share of bytes in memory that repeat the session's previous row; None without sessions."""
         if self.sessions is None or not self.duplication:
             return None
         widths = {profile.name: profile.row_bytes for profile in self.profiles}
@@ -120,11 +120,11 @@ class Inspection:
 
     @property
     def large_row_groups(self) -> list[RowGroup]:
-        """Row groups above `LARGE_ROW_GROUP_BYTES`."""
+        """Row groups larger than `LARGE_ROW_GROUP_BYTES`."""
         return [group for group in self.row_groups if group.num_bytes > LARGE_ROW_GROUP_BYTES]
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything as plain values, for JSON."""
+        """All results as JSON-able values."""
         columns = {}
         for profile, guess in zip(self.profiles, self.guesses, strict=True):
             columns[profile.name] = profile.to_dict() | {"part": guess.part, "reason": guess.reason}
@@ -162,20 +162,20 @@ class Inspection:
 
 
 def inspect_log(location: str | Path, *, schema: Schema | None = None, num_threads: int | None = None) -> Inspection:
-    """Read a log once and tell what is in it; shows progress on standard error if that takes long.
+    """Inspect a log in one pass; shows progress on standard error if it takes long.
 
-    Without a schema its first rows are read to guess one, so that sessions and bad rows can be looked at in the same
-    pass; where all rows lead to another guess, the pass is made once more. Memory stays bounded: a few MiB a column, at
-    most 160 MiB, 128 MiB for sessions, and one batch of at most 128 columns.
+    Without a schema, the first rows are read to guess one, so that sessions and bad rows can be counted in the same
+    pass. If all rows lead to a different guess, the pass is repeated. Memory is bounded: a few MiB per column, at most
+    160 MiB; 128 MiB for sessions; and one batch of at most 128 columns.
 
     Args:
         location: A file, folder, glob or URL of Parquet files.
-        schema: What the log should be; guessed when None.
-        num_threads: Threads that work on columns side by side; the effective CPUs when None.
+        schema: Schema of the log; None to guess it.
+        num_threads: Number of threads that process columns in parallel; None for the effective CPUs.
 
     Raises:
-        ConfigError: There is nothing at the location, or no rows; or the schema's timestamp counts another unit.
-        DataError: A file is not Parquet, or lacks a column of the schema given.
+        ConfigError: The location does not exist or has no rows, or the schema's timestamp has a different unit.
+        DataError: A file is not Parquet, or lacks a column of the given schema.
     """
     expect(schema, (Schema, type(None)), where="inspect_log: schema", expected="a Schema")
     is_given = schema is not None
@@ -223,7 +223,7 @@ def inspect_log(location: str | Path, *, schema: Schema | None = None, num_threa
 
 
 def _guess_from_sample(footers: Sequence[Footer], columns: StoredColumns, where: str) -> Schema | None:
-    """A schema from the first rows of a log, as many as in a few batches."""
+    """Guess a schema from the first rows of a log."""
     profiles = {profile.name: profile for profile in make_profiles(columns)}
     stored = columns.joined
     for names in split_columns(stored.names, {}):
@@ -252,7 +252,7 @@ def _guess(profiles: Sequence[ColumnProfile], footers: Sequence[Footer], where: 
 
 
 def _guesses(profiles: Sequence[ColumnProfile], footers: Sequence[Footer]) -> list[Guess]:
-    """The parts of columns; a timestamp that training would refuse is none."""
+    """Guess the roles of columns, ignoring a timestamp that training would refuse."""
     guesses = guess_parts(profiles)
     for number, guess in enumerate(guesses):
         if guess.part == "timestamp":

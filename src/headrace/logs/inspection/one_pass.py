@@ -1,4 +1,4 @@
-"""One pass over a log: profiles of columns, sessions and bad rows, a block of columns after the other."""
+"""One pass over a log, block by block of columns: profiles, sessions and bad rows."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ __all__ = ["Pass", "make_profiles", "widened"]
 
 @dataclass
 class _Block:
-    """Columns that are read side by side, and what is found in them.
+    """Columns that are read together, and their results.
 
     Attributes:
-        stored: The columns, and that of the session.
-        profiles: Of the columns.
-        compared: Columns that are compared within sessions.
-        sessions: Compares them; None without a session column.
-        sample: Of them; None without a session column.
+        stored: The columns, and the session column.
+        profiles: Profiles of the columns.
+        compared: Columns to compare within sessions.
+        sessions: Compares them within sessions; None without a session column.
+        sample: Sample of sessions; None without a session column.
     """
 
     stored: pa.Schema
@@ -55,9 +55,9 @@ class Pass:
     """One pass over all rows of some files.
 
     Attributes:
-        profiles: Of all columns.
-        checks: Bad rows by a schema; None without one.
-        damaged: What is wrong with row groups that cannot be decoded, by file and number.
+        profiles: Profiles of all columns.
+        checks: Checks for bad rows; None without a schema.
+        damaged: Errors of row groups that cannot be decoded, by file and row group.
     """
 
     def __init__(
@@ -104,7 +104,7 @@ class Pass:
         return self
 
     def duplication(self) -> dict[str, float]:
-        """For each column compared, share of rows that repeat their session's previous row."""
+        """Share of rows that repeat their session's previous row, for each compared column."""
         found: dict[str, float] = {}
         for block in self._blocks:
             if block.sessions is not None and block.sessions.num_following:
@@ -128,7 +128,7 @@ class Pass:
         if self._session is None:
             return _Block(pa.schema([stored.field(name) for name in names]), profiles, [], None, None)
         compared = [name for name in names if _has_hash(stored.field(name).type) and name != self._session]
-        # Sessions are counted by the first block alone.
+        # Only the first block counts sessions.
         slots = MAX_SLOTS if number == 0 else FIRST_SLOTS
         sessions = SessionTracker(len(compared), max_bytes=SESSION_BYTES // num_blocks, max_slots=slots)
         sample = GroupSample(compared, num_columns=self._num_columns)
@@ -136,7 +136,7 @@ class Pass:
         return _Block(pa.schema([stored.field(name) for name in with_session]), profiles, compared, sessions, sample)
 
     def _add_damage(self, path: str, row_group: int, damage: str) -> None:
-        self.damaged.setdefault((path, row_group), damage)  # several blocks of columns may find it
+        self.damaged.setdefault((path, row_group), damage)  # several blocks may find the same damage
 
     def _add(
         self,
@@ -170,7 +170,7 @@ class Pass:
             block.sample.add(sessions, values)
 
     def _session_hashes(self, batch: pa.RecordBatch) -> Hashes:
-        """Hashes of the session column, as its profile computes them."""
+        """Hashes of the session column, computed by its profile."""
         profile = next(profile for profile in self.profiles if profile.name == self._session)
         hashes = hash_column(canonical(widened(batch.column(profile.name), profile.type)).values)
         assert hashes is not None, f"{profile.name} names sessions, so it has hashes"
@@ -178,7 +178,7 @@ class Pass:
 
 
 def widened(array: pa.Array, kind: pa.DataType) -> pa.Array:
-    """A column in the common type of all files, null where that cannot hold a value."""
+    """Cast a column to the common type of all files, with null for values that do not fit."""
     try:
         return widen(array, kind)
     except pa.ArrowException:
@@ -186,7 +186,7 @@ def widened(array: pa.Array, kind: pa.DataType) -> pa.Array:
 
 
 def make_profiles(columns: StoredColumns) -> list[ColumnProfile]:
-    """Empty profiles of all columns, whose counters share their memory."""
+    """Create empty profiles of all columns, whose counters share a memory budget."""
     stored = columns.joined
     slots = slots_for(len(stored))
     return [

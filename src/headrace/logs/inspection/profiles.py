@@ -1,4 +1,4 @@
-"""What a column of a log holds, gathered batch by batch in bounded memory."""
+"""`ColumnProfile`: statistics of a column, accumulated batch by batch in bounded memory."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ TEXTS_LOOKED_AT = 1_000
 """Of each batch, to tell numerals from other texts."""
 
 MAX_LENGTH = 1 << 16
-"""Longer lists count as this long in the percentiles (not in mean and maximum)."""
+"""Maximum list length in percentiles (not in mean and maximum)."""
 
 
 def kind_of(kind: pa.DataType) -> str:
-    """What a type is for a log: "bool", "int", "float", "string", "time", "list of ..." or "other"."""
+    """The kind of a type: "bool", "int", "float", "string", "time", "list of ..." or "other"."""
     kind = canonical_type(kind)
     if is_list(kind):
         return f"list of {kind_of(kind.value_type)}"
@@ -42,28 +42,29 @@ def kind_of(kind: pa.DataType) -> str:
 
 
 class ColumnProfile:
-    """Statistics of one column; batches must come in the order of the log.
+    """Statistics of one column; batches must be added in log order.
 
     Attributes:
-        name: Of the column.
-        types: Arrow types of the files, in order; more than one means that files disagree.
+        name: Name of the column.
+        types: Arrow types in the files, in order; several if files differ.
         type: The common type of all files.
-        kind: See `kind_of`; of the common type.
-        num_rows: Rows seen, nulls included.
-        num_nulls: Null rows.
-        ids: Counts the different values; of lists, their elements.
-        num_null_elements: Elements of lists that are null, or bytes that are not text.
-        num_not_finite: NaNs and infinities.
-        num_zero_or_one: Values that are 0 or 1.
-        num_backward: Values smaller than the one before: 0 if the column is sorted.
-        is_whole: Whether all numbers are whole.
-        is_numeral: Whether all texts, or texts in lists, are made of digits; the first of each batch are looked at.
+        kind: Kind of the common type, see `kind_of`.
+        num_rows: Number of rows, including nulls.
+        num_nulls: Number of null rows.
+        ids: Counter of distinct values, or for lists of their elements.
+        num_null_elements: Number of list elements that are null or not valid text.
+        num_not_finite: Number of NaNs and infinities.
+        num_zero_or_one: Number of values that are 0 or 1.
+        num_backward: Number of values smaller than the previous one; 0 if the column is sorted.
+        is_whole: Whether all numbers are integers.
+        is_numeral: Whether all strings consist of digits, also those in lists; checks the first ones of each batch.
     """
 
     def __init__(
         self, name: str, kind: pa.DataType, *, types: Iterable[pa.DataType] = (), max_slots: int = MAX_SLOTS
     ) -> None:
-        """Args: kind: The common type. types: Those of the files. max_slots: Of the counter of ids."""
+        """Start empty, for a column with common type `kind` and file types `types`; `max_slots` limits the id
+        counter."""
         self.name = name
         self.types = tuple(types) or (kind,)
         self.type = kind
@@ -87,10 +88,10 @@ class ColumnProfile:
         self._max_length = 0
 
     def update(self, array: pa.Array) -> Hashes | None:
-        """Take in the column of the next rows, in the common type.
+        """Add the next rows of the column, in the common type.
 
         Returns:
-            Its hashes, or None for types that have none.
+            Hashes of the values, or None for types without hashes.
         """
         array = canonical(array).values
         self.num_rows += len(array)
@@ -108,48 +109,48 @@ class ColumnProfile:
 
     @property
     def num_values(self) -> int:
-        """Rows that are not null."""
+        """Number of non-null rows."""
         return self.num_rows - self.num_nulls
 
     @property
     def null_ratio(self) -> float:
-        """Share of null rows."""
+        """Fraction of null rows."""
         return self.num_nulls / self.num_rows if self.num_rows else 0.0
 
     @property
     def mean(self) -> float | None:
-        """Mean of the finite numbers; of a label its rate."""
+        """Mean of the finite numbers; for a label, its rate."""
         return self._sum / self._num_summed if self._num_summed else None
 
     @property
     def is_list(self) -> bool:
-        """Whether the column holds lists."""
+        """Whether the column contains lists."""
         return self.kind.startswith("list of ")
 
     @property
     def mean_length(self) -> float:
-        """Mean length of the lists that are not null."""
+        """Mean length of non-null lists."""
         return self.ids.num_values / self.num_values if self.num_values else 0.0
 
     @property
     def row_bytes(self) -> float:
-        """Bytes of a row's value in memory, on average; texts count as 16."""
+        """Mean bytes per row in memory; strings count as 16."""
         item = canonical_type(self.type.value_type if self.is_list else self.type)
         width = item.bit_width / 8 if pt.is_primitive(item) else 16.0
         return self.ids.num_values / max(self.num_rows, 1) * width + 4.0 if self.is_list else width
 
     @property
     def max_length(self) -> int:
-        """Length of the longest list."""
+        """Maximum list length."""
         return self._max_length
 
     def percentile_length(self, percent: float) -> int:
-        """Length that at most `100 - percent` percent of the lists exceed."""
+        """Percentile of list lengths."""
         total = np.cumsum(self._lengths)
         return int(np.searchsorted(total, percent / 100 * total[-1])) if len(total) and total[-1] else 0
 
     def to_dict(self) -> dict[str, Any]:
-        """The statistics as plain values."""
+        """The statistics as JSON-able values."""
         result: dict[str, Any] = {
             "type": " / ".join(map(str, self.types)),
             "kind": self.kind,
@@ -228,7 +229,7 @@ class ColumnProfile:
 
 
 def _as_number(array: pa.Array) -> pa.Array:
-    """A column of decimals as integers, or as floats where it has fractions or does not fit."""
+    """Convert decimals to integers, or to floats if they have fractions or do not fit."""
     try:
         return array.cast(pa.int64())
     except pa.ArrowInvalid:

@@ -1,4 +1,4 @@
-"""A guessed schema as YAML for people: columns without options by their bare name, the reasons as comments."""
+"""Writes a guessed schema as readable YAML, with reasons as comments."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ __all__ = ["schema_to_yaml"]
 
 
 def schema_to_yaml(schema: Schema, guesses: Iterable[Guess]) -> str:
-    """The schema as a file that `Schema.from_yaml` reads back to the same.
+    """Format a schema as YAML that `Schema.from_yaml` reads.
 
     Args:
-        schema: What to write.
-        guesses: Their reasons are put in front as comments, also those of columns that are left out.
+        schema: The schema.
+        guesses: Guesses of all columns, whose reasons are added as comments at the top.
     """
     values = schema.model_dump(mode="json", exclude_defaults=True)
     plain = {key: _short(value) for key, value in values.items()}
-    lines = ["# Guessed by headrace inspect; correct what is wrong. Columns not named here are not read."]
+    lines = ["# Guessed by headrace inspect; correct it if needed. Columns not named here are not read."]
     lines += [f"#   {one_line(guess.name)}: {guess.part}, {guess.reason}" for guess in guesses]
     text = yaml.safe_dump({"version": 1} | plain, sort_keys=False, default_flow_style=None, allow_unicode=True)
     return "\n".join(lines) + "\n" + text

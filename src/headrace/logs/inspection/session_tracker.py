@@ -1,4 +1,4 @@
-"""`SessionTracker`: rows per session and how often a value repeats the session's previous row, in bounded memory."""
+"""`SessionTracker`: counts rows per session and values that repeat the session's previous row, in bounded memory."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from headrace.logs.inspection.id_counter import MAX_SLOTS, IdCounter
 __all__ = ["MAX_BYTES", "SessionTracker"]
 
 WAYS = 8
-"""Sessions whose hashes may share a place; the one idle for longest makes room."""
+"""Sessions per hash bucket; the least recently seen one is replaced."""
 
 MAX_BYTES = 64 << 20
 MAX_LENGTH = 1 << 16
-"""Longer sessions count as this long in the percentiles (not in the maximum)."""
+"""Maximum session length in percentiles (not in the maximum)."""
 
 Counts = npt.NDArray[np.int64]
 
 
 class SessionTracker:
-    """Remembers the last row of each session, whether sessions lie one after another or mixed.
+    """Keeps the last row of each session, whether sessions are contiguous or interleaved.
 
-    It holds as many sessions as fit in 64 MiB (about 30,000 for 150 columns, 130,000 for 30). A session that comes
-    back after so many others were seen counts as a new one; `num_split` tells how many did.
+    It keeps as many sessions as fit into 64 MiB (about 30,000 for 150 columns, 130,000 for 30). A session that returns
+    after that many others counts as a new one; `num_split` counts these.
     """
 
     def __init__(self, num_columns: int, *, max_bytes: int = MAX_BYTES, max_slots: int = MAX_SLOTS) -> None:
-        """Args: num_columns: Columns compared. max_bytes: Of the table of sessions. max_slots: To count them in."""
+        """Compare `num_columns` columns, with a session table of `max_bytes` and an id counter of `max_slots`."""
         sets = max(1, max_bytes // (WAYS * 8 * (num_columns + 3)))
         num_slots = WAYS * (1 << (sets.bit_length() - 1))
         self._sessions = np.zeros(num_slots, dtype=np.uint64)
@@ -42,10 +42,10 @@ class SessionTracker:
         self._distinct = IdCounter(max_slots)
 
     def add(self, sessions: Hashes, values: Hashes) -> None:
-        """Take in rows, in the order of the log.
+        """Add rows in log order.
 
         Args:
-            sessions: [rows], hash of each row's session; rows without one (`NULL_HASH`) are left out.
+            sessions: [rows], hash of each row's session; rows without one (`NULL_HASH`) are ignored.
             values: [rows, columns], hash of each value.
         """
         self._distinct.add(sessions[sessions != NULL_HASH])
@@ -63,48 +63,49 @@ class SessionTracker:
 
     @property
     def num_sessions(self) -> float:
-        """Different sessions; estimated where they are very many, see `IdCounter`."""
+        """Number of distinct sessions; estimated if there are very many, see `IdCounter`."""
         return self._distinct.num_distinct()
 
     @property
     def is_exact(self) -> bool:
-        """Whether `num_sessions` is counted, not estimated."""
+        """Whether `num_sessions` is exact."""
         return self._distinct.is_exact
 
     @property
     def num_rows(self) -> int:
-        """Rows that have a session."""
+        """Number of rows with a session."""
         return self._distinct.num_values
 
     @property
     def num_following(self) -> int:
-        """Rows that have a previous row in their session."""
+        """Number of rows with a previous row in their session."""
         return int(self._state[1])
 
     @property
     def num_returns(self) -> int:
-        """Rows whose session was left for another one in between: 0 where sessions lie one after another."""
+        """Number of rows whose session was interrupted by another; 0 if sessions are contiguous."""
         return int(self._state[2])
 
     @property
     def num_split(self) -> int:
-        """Sessions counted more than once because they came back too late; about, where sessions are very many."""
+        """Number of sessions counted again because they returned too late; approximate if there are very many
+        sessions."""
         return max(0, round(float(self._lengths_histogram().sum()) - self.num_sessions))
 
     def duplication(self) -> npt.NDArray[np.float64]:
-        """For each column, the share of rows that repeat it, of those with a previous row in their session."""
+        """Share of rows that repeat each column, among rows with a previous row in their session."""
         return self._repeats / max(1, self.num_following)
 
     def mean_rows(self) -> float:
-        """Rows per session."""
+        """Mean rows per session."""
         return self.num_rows / max(1.0, self.num_sessions)
 
     def max_rows(self) -> int:
-        """Rows of the longest session (or of its longest part, where it was split)."""
+        """Rows of the longest session, or of its longest part if it was split."""
         return int(max(self._state[3], self._lengths.max()))
 
     def percentile_rows(self, percent: float) -> int:
-        """Rows of the session that at most `100 - percent` percent of the sessions are longer than."""
+        """Percentile of rows per session."""
         total = np.cumsum(self._lengths_histogram())
         return int(np.searchsorted(total, percent / 100 * total[-1]))
 
@@ -125,7 +126,7 @@ def _track(
     repeats: Counts,
     state: Counts,
 ) -> None:
-    """state: [rows so far, rows with a previous one, returns, longest finished session]."""
+    """Update `state`: [rows, rows with a previous one, returns, longest finished session]."""
     num_sets = np.uint64(len(lengths) // WAYS)
     for row in range(len(sessions)):
         session = sessions[row]

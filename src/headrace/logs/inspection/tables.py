@@ -1,4 +1,4 @@
-"""An inspection as tables for a terminal of 100 to 120 columns, plain when piped."""
+"""Prints an inspection as tables, for terminals of 100 to 120 columns and for pipes."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ from headrace.resources import format_bytes
 __all__ = ["print_inspection"]
 
 MAX_LINES = 12
-"""Of each list of warnings; how many more there are is said."""
+"""Maximum lines of each list of warnings; the number of further ones is shown."""
 
 MAX_GROUPS = 24
 MAX_NAMES = 6
-"""Groups, and names of each, that are printed."""
+"""Maximum groups to print, and names per group."""
 
 
 def print_inspection(inspection: Inspection, console: Console) -> None:
-    """Print what was found: columns, labels, sessions, row groups, bad rows, and the reasons of the guesses."""
+    """Print an inspection: columns, labels, sessions, row groups, bad rows, and the reasons of the guesses."""
     for part in _parts(inspection, is_terminal=console.is_terminal):
         console.print(part)
         console.print()
@@ -72,7 +72,7 @@ def _summary(inspection: Inspection) -> Text:
 def _columns_table(inspection: Inspection, style: box.Box) -> Table:
     table = Table(box=style, pad_edge=False, padding=(0, 1))
     table.add_column("column", overflow="fold", min_width=8)
-    table.add_column("part", no_wrap=True)
+    table.add_column("role", no_wrap=True)
     table.add_column("type", overflow="fold", min_width=6)
     for title in ("null", "distinct", "top 1 %"):
         table.add_column(title, justify="right", no_wrap=True)
@@ -111,7 +111,7 @@ def _values(profile: ColumnProfile, part: Part) -> str:
     if profile.min is None or profile.max is None:
         return ""
     text = f"{_number(profile.min)} to {_number(profile.max)}"
-    if part not in ("id", "session_id", "row_id"):  # the mean of ids says nothing
+    if part not in ("id", "session_id", "row_id"):  # the mean of ids is meaningless
         text += f", mean {_number(profile.mean or 0.0)}"
     return text + (f", {profile.num_not_finite:,} not finite" if profile.num_not_finite else "")
 
@@ -123,7 +123,7 @@ def _times(profile: ColumnProfile, inspection: Inspection) -> str:
         return ""
     try:
         ends = [datetime.fromtimestamp(end / TICKS_PER_S[unit], UTC) for end in (profile.min, profile.max)]
-    except (ValueError, OverflowError, OSError):  # bad rows may hold anything
+    except (ValueError, OverflowError, OSError):  # bad rows may have any value
         return f"{profile.min} to {profile.max}"
     return f"{ends[0]:%Y-%m-%d %H:%M:%S} to {ends[1]:%Y-%m-%d %H:%M:%S} UTC"
 
@@ -145,20 +145,20 @@ def _percent(ratio: float) -> str:
 def _session_lines(sessions: SessionTracker, name: str | None) -> list[str]:
     count = sessions.num_sessions
     lines = [
-        f"session {name}: {_count(count, is_exact=sessions.is_exact)} sessions, rows each: "
+        f"session {name}: {_count(count, is_exact=sessions.is_exact)} sessions, rows per session: "
         f"mean {sessions.mean_rows():.2f}, p50 {sessions.percentile_rows(50)}, p99 {sessions.percentile_rows(99)}, "
         f"max {sessions.max_rows():,}",
-        "repeats: share of the rows with a previous row in their session whose value is that row's "
-        f"({sessions.num_following:,} rows have one)",
+        "repeats: share of rows with the same value as the previous row of their session "
+        f"(of {sessions.num_following:,} rows that have one)",
     ]
     if sessions.num_returns == 0:
-        lines.append("the rows of each session lie one after another")
+        lines.append("the rows of each session are adjacent")
     else:
         share = sessions.num_returns / max(1, sessions.num_following)
-        lines.append(f"sessions are mixed: {_percent(share)} of the rows that follow lie behind rows of other sessions")
+        lines.append(f"sessions are interleaved: {_percent(share)} of these rows come after rows of other sessions")
     if sessions.num_split > 0.01 * count:
         lines.append(
-            f"about {sessions.num_split:,} times a session came back too late to be known: counted as new there"
+            f"about {sessions.num_split:,} sessions returned too late to be recognised, and were counted again"
         )
     return lines
 
@@ -167,7 +167,7 @@ def _order_line(profile: ColumnProfile) -> str:
     if profile.num_backward == 0:
         return f"timestamp {profile.name}: in order"
     share = profile.num_backward / max(1, profile.num_values)
-    return f"timestamp {profile.name}: not in order, {_percent(share)} of the rows are earlier than the row before"
+    return f"timestamp {profile.name}: not in order, {_percent(share)} of the rows are earlier than the previous row"
 
 
 def _row_group_lines(inspection: Inspection) -> RenderableType:
@@ -176,15 +176,15 @@ def _row_group_lines(inspection: Inspection) -> RenderableType:
     sizes = np.array([group.num_bytes for group in groups] or [0])
     lines = [
         Text(
-            f"row groups: {len(groups):,}; rows: median {np.median(rows):,.0f}, max {rows.max():,}; before "
-            f"compression: median {format_bytes(float(np.median(sizes)))}, max {format_bytes(float(sizes.max()))}"
+            f"row groups: {len(groups):,}; rows: median {np.median(rows):,.0f}, max {rows.max():,}; "
+            f"uncompressed: median {format_bytes(float(np.median(sizes)))}, max {format_bytes(float(sizes.max()))}"
         )
     ]
     large = inspection.large_row_groups
     for group in large[:MAX_LINES]:
         where = f"{group.file}, row group {group.number}"
-        text = f"warning: {where}: {format_bytes(group.num_bytes)} before compression, above "
-        lines.append(Text(f"{text}{format_bytes(LARGE_ROW_GROUP_BYTES)}; write smaller ones", style="yellow"))
+        text = f"warning: {where}: {format_bytes(group.num_bytes)} uncompressed, above "
+        lines.append(Text(f"{text}{format_bytes(LARGE_ROW_GROUP_BYTES)}; write smaller row groups", style="yellow"))
     if len(large) > MAX_LINES:
         lines.append(Text(f"... and {len(large) - MAX_LINES:,} more", style="yellow"))
     return Group(*lines)
@@ -192,16 +192,16 @@ def _row_group_lines(inspection: Inspection) -> RenderableType:
 
 def _groups(inspection: Inspection, style: box.Box) -> Iterator[RenderableType]:
     if inspection.layout is not None:
-        clustered = {"clustered": "rows of a session side by side", "nested": "one row a session"}
+        clustered = {"clustered": "rows of a session are adjacent", "nested": "one row per session"}
         yield Text(f"layout: {inspection.layout.kind}, {clustered[inspection.layout.kind]}")
     if not inspection.groups:
         return
     share = inspection.duplicate_bytes_ratio
     in_batch = inspection.batch_rows_per_session
-    title = "what changes together within sessions"
+    title = "columns that change together within sessions"
     table = Table(box=style, pad_edge=False, padding=(0, 1), title=title, title_justify="left")
     table.add_column("columns", overflow="fold", min_width=16)
-    for name in ("repeats", "bytes a row", "rows per value", "in a batch", "saved a row", "group"):
+    for name in ("repeats", "bytes/row", "rows per value", "in a batch", "saved/row", "group"):
         table.add_column(name, justify="right", no_wrap=True)
     for group in inspection.groups[:MAX_GROUPS]:
         table.add_row(
@@ -217,9 +217,9 @@ def _groups(inspection: Inspection, style: box.Box) -> Iterator[RenderableType]:
         table.add_row(f"... and {len(inspection.groups) - MAX_GROUPS:,} more groups", *[""] * 6)
     yield table
     if share is not None:
-        yield Text(f"{_percent(share)} of all bytes in memory repeat the row before in the session")
+        yield Text(f"{_percent(share)} of all bytes in memory repeat the previous row of the session")
     if in_batch is not None:
-        yield Text(f"rows of a session in a batch of 4,096 as the log lies: {in_batch:.3g}")
+        yield Text(f"rows per session in a batch of 4,096 in log order: {in_batch:.3g}")
     yield Text(f"predicted for headrace cluster: {inspection.clustering_gain:.2f}x fewer bytes in memory")
 
 
@@ -281,7 +281,7 @@ def _bad_rows(inspection: Inspection, style: box.Box) -> Iterator[RenderableType
     table.add_column("column", overflow="fold")
     table.add_column("reason", overflow="fold")
     table.add_column("rows", justify="right", no_wrap=True)
-    table.add_column("the first: file, row group, row", overflow="fold")
+    table.add_column("first occurrence: file, row group, row", overflow="fold")
     table.add_column("given", overflow="fold", max_width=24)
     for bad in inspection.bad_rows:
         place = f"{bad.file}, {bad.row_group}, {bad.row:,}"
@@ -291,9 +291,9 @@ def _bad_rows(inspection: Inspection, style: box.Box) -> Iterator[RenderableType
 
 
 def _reasons_table(guesses: tuple[Guess, ...], style: box.Box) -> RenderableType:
-    table = Table(box=style, pad_edge=False, title="why these parts", title_justify="left")
-    for title in ("part", "because", "columns"):
-        table.add_column(title, overflow="fold", no_wrap=title == "part")
+    table = Table(box=style, pad_edge=False, title="reasons for these roles", title_justify="left")
+    for title in ("role", "reason", "columns"):
+        table.add_column(title, overflow="fold", no_wrap=title == "role")
     together: dict[tuple[str, str], list[str]] = {}
     for guess in guesses:
         together.setdefault((guess.part, guess.reason), []).append(guess.name)

@@ -314,7 +314,7 @@ def test_copies_of_files_are_named_and_not_clustered_again(log: Path, tmp_path: 
     for num_kept in (0, 3):
         said: list[str] = []
         done = cluster_log(log, tmp_path / "out", SCHEMA, ClusterConfig(**SMALL), on_message=said.append)
-        assert said == ["copies of other files, not clustered again: hour=2/z.parquet (as hour=1/a.parquet)"]
+        assert said == ["duplicates of other files, not clustered again: hour=2/z.parquet (as hour=1/a.parquet)"]
         assert (sum(window.num_rows_read for window in done.windows), done.num_kept) == (
             0 if num_kept else 360,
             num_kept,
