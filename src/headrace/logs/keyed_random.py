@@ -1,4 +1,4 @@
-"""Random draws that are functions of a key (seed, hour, row, ...), so that nothing is remembered to repeat one."""
+"""Stateless random draws: functions of a key (seed, hour, row, ...), which makes them repeatable."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def mix(key: np.uint64) -> np.uint64:
 
 @kernel()
 def derive(key: np.uint64, what: int) -> np.uint64:
-    """The key of one thing below another: `derive(session, row)`, `derive(row, column)`."""
+    """Derive a sub-key: `derive(session, row)`, `derive(row, column)`."""
     return mix(key + np.uint64(what) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(0x632BE59BD9B4E019))
 
 
@@ -31,7 +31,7 @@ def uniform(bits: np.uint64) -> float:
 
 @kernel()
 def gaussian(bits: np.uint64) -> float:
-    """A number with mean 0 and variance 1, near normal: the sum of the four 16-bit parts."""
+    """A nearly normal number with mean 0 and variance 1, from the sum of four 16-bit parts."""
     mask = np.uint64(0xFFFF)
     total = np.int64(bits & mask) + np.int64((bits >> np.uint64(16)) & mask)
     total += np.int64((bits >> np.uint64(32)) & mask) + np.int64(bits >> np.uint64(48))

@@ -1,4 +1,4 @@
-"""What window planning must know of the files: read from footers, and from the timestamp column where need be."""
+"""Reads file metadata for window planning, from footers and if needed from the timestamp column."""
 
 from __future__ import annotations
 
@@ -25,21 +25,21 @@ from headrace.messages import shorten_list
 __all__ = ["NewWindows", "find_windows", "read_infos"]
 
 NUM_CONNECTIONS = 16
-"""Footers of remote files read at once: each costs two or three round trips and next to no work."""
+"""Remote footers read concurrently; each takes two or three round trips and hardly any CPU."""
 
 
 BATCH_ROWS = 65_536
-"""Times read at once."""
+"""Timestamps per batch."""
 
 
 @dataclass(frozen=True)
 class NewWindows:
-    """The windows to use next, and in words what was left.
+    """The next windows, and a summary of the remaining data.
 
     Attributes:
-        windows: In the order in which they must be used.
-        rest: One line on the rows that none of them uses ("nothing new: ...").
-        notes: Lines for the user on what was noticed in the log, such as entries that are not read.
+        windows: Windows, in the order of use.
+        rest: One line about rows that no window uses ("nothing new: ...").
+        notes: Lines for the user about the log, such as entries that are not read.
         infos: The files of the log.
     """
 
@@ -58,10 +58,10 @@ def find_windows(
     until: str | None = None,
     limit: int | None = None,
 ) -> NewWindows:
-    """List a log, look at what is new in it, and plan the next windows; see `plan_windows`.
+    """List a log, find new data, and plan the next windows; see `plan_windows`.
 
     Raises:
-        ConfigError: Nothing is there, or the schema, the config and the cursor do not go together.
+        ConfigError: The log does not exist, or the schema, the config and the cursor do not fit together.
         DataError: A file is damaged, or changed after rows of it were used.
     """
     expect(schema, Schema, where="find_windows: schema", expected="a Schema")
@@ -75,14 +75,14 @@ def find_windows(
 
 
 def read_infos(files: Iterable[LogFile], schema: Schema, cursor: Cursor, config: WindowConfig) -> list[FileInfo]:
-    """What `plan_windows` needs to know of each file; copies of other files are left out.
+    """Read the metadata that `plan_windows` needs of each file, without duplicate files.
 
-    A file that is used up and unchanged, as its size and the file system's word for its last change tell, is not
-    opened. Of a new file the footer is read; with windows by time the timestamp column too, but only in row groups
-    that the footer does not place in one window.
+    Used files that are unchanged according to size and modification time are not opened. For new files the footer is
+    read; with windows by time also the timestamp column, but only in row groups that may span several windows according
+    to the footer.
 
     Raises:
-        ConfigError: Windows by time are wanted, and the schema has no timestamp, or another unit than the log.
+        ConfigError: Windows are by time, and the schema has no timestamp, or a different unit than the log.
         DataError: A file is damaged, or lacks the timestamp.
     """
     return list(_read_log(files, schema, cursor, config).infos)
@@ -107,7 +107,7 @@ def _read_log(files: Iterable[LogFile], schema: Schema, cursor: Cursor, config: 
 
 
 def _read_info(file: LogFile, *, cursor: Cursor) -> tuple[FileInfo, Footer | None]:
-    """What a file is, and its footer unless it is used up and need not be opened."""
+    """A file's metadata, and its footer unless the file is used and unchanged."""
     use = cursor.files.get(file.name)
     if use is not None and use.is_done and _is_untouched(file, use):
         return FileInfo(file, use.num_rows, use.fingerprint), None
@@ -118,7 +118,7 @@ def _read_info(file: LogFile, *, cursor: Cursor) -> tuple[FileInfo, Footer | Non
 def _with_times(
     info: FileInfo, footer: Footer | None, *, clock: TimestampColumn, cursor: Cursor, every_us: int
 ) -> FileInfo:
-    """A file with the times of its rows that are not used."""
+    """Add the times of unused rows to a file's metadata."""
     file, use = info.file, cursor.files.get(info.file.name)
     if footer is None or (use is not None and use.is_done):
         return info
@@ -136,7 +136,7 @@ def _is_untouched(file: LogFile, use: FileUse) -> bool:
 def _find_slots(
     footer: Footer, clock: TimestampColumn, every_us: int, use: FileUse | None
 ) -> tuple[tuple[TimeSlot, ...], tuple[int, ...]]:
-    """Time slots of the rows that are not used, in order, and the row groups with rows whose time cannot be read."""
+    """Time slots of unused rows, in order, and row groups with rows whose time is unreadable."""
     found: dict[int, TimeSlot] = {}
     untimed = []
     for row_group in range(footer.metadata.num_row_groups):
@@ -165,7 +165,7 @@ def _find_slots(
 
 
 def _unused(times: npt.NDArray[np.int64], use: FileUse | None) -> npt.NDArray[np.bool_]:
-    """Which times of a file are not used."""
+    """Mask of unused times of a file."""
     unused = np.ones(len(times), dtype=np.bool_)
     if use is not None and use.used_until_us is not None:
         unused &= times >= use.used_until_us
@@ -179,7 +179,7 @@ def _are_unused(bounds: tuple[int, int], use: FileUse | None) -> bool:
 
 
 def _read_times(footer: Footer, row_group: int, clock: TimestampColumn) -> npt.NDArray[np.int64]:
-    """The readable times of a row group, in microseconds."""
+    """Read the valid times of a row group, in microseconds."""
     found = [np.zeros(0, dtype=np.int64)]
     with open_parquet(footer) as parquet:
         for batch in iter_plain(footer, parquet, row_group, [clock.name], BATCH_ROWS):

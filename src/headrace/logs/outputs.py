@@ -1,4 +1,4 @@
-"""Where a command may write: never into or over the logs that it reads."""
+"""`check_output`: prevents commands from writing into or over the logs that they read."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ def check_output(output: str | Path, location: str | Path, *, what: str) -> None
 
     Args:
         output: The file or folder to write.
-        location: Of the log: file, folder, glob or URL. It need not exist.
-        what: Names the output in the error.
+        location: Location of the log: file, folder, glob or URL. It need not exist.
+        what: Name of the output in error messages.
 
     Raises:
-        ConfigError: It is part of the log, or no local path; names both.
+        ConfigError: The output is part of the log, or not a local path; the message names both.
     """
     log = local_logs(location)
     if log is None:
@@ -43,7 +43,7 @@ def check_output(output: str | Path, location: str | Path, *, what: str) -> None
 
 
 def _places(log: str) -> Iterator[str]:
-    """The log itself, or its glob and what that finds, and all that is linked into it; behind links."""
+    """Resolved paths of the log: itself, or its glob and matches, and everything linked into it."""
     if os.path.lexists(log) or re.search(r"[*?\[]", log) is None:
         yield os.path.realpath(log)
         yield from _linked(log)
@@ -55,7 +55,7 @@ def _places(log: str) -> Iterator[str]:
 
 
 def _linked(folder: str) -> Iterator[str]:
-    """What the links in a folder and its subfolders lead to; hidden entries are not part of a log."""
+    """Yield the targets of links in a folder and its subfolders, except hidden ones."""
     seen: set[str] = set()
     folders = [folder]
     while folders:
@@ -65,7 +65,7 @@ def _linked(folder: str) -> Iterator[str]:
         seen.add(place)
         try:
             entries = list(os.scandir(folder))
-        except OSError:  # reading the log will report it
+        except OSError:  # reported when the log is read
             continue
         for entry in entries:
             if entry.name.startswith((".", "_")):
@@ -81,7 +81,7 @@ def _ends(folder: str) -> list[int]:
 
 
 def _takes(place: str, target: str) -> bool:
-    """Whether a reader of a place (a file, folder or glob) would read what is written to a target."""
+    """Whether a reader of a location (file, folder or glob) would read the target."""
     if target == place:
         return True
     match = None if os.path.lexists(place) else re.search(r"[*?\[]", place)

@@ -1,4 +1,4 @@
-"""`ParquetSource`: reads the rows of a window from Parquet files, row group by row group, in bounded memory."""
+"""`ParquetSource`: reads the rows of a window from Parquet files by row group, in bounded memory."""
 
 from __future__ import annotations
 
@@ -35,12 +35,11 @@ __all__ = ["BytesRead", "ParquetSource", "select_files"]
 
 @dataclass(frozen=True)
 class BytesRead:
-    """Compressed bytes of files.
+    """Compressed bytes read from files.
 
     Attributes:
-        num_bytes: Read.
-        num_plain_bytes: That the same columns of the same rows took before they were clustered, as far as that is
-            known; else those read.
+        num_bytes: Bytes read.
+        num_plain_bytes: Bytes of the same columns and rows before clustering, if known; else the bytes read.
     """
 
     num_bytes: float = 0.0
@@ -54,32 +53,32 @@ class BytesRead:
 
 
 class ParquetSource:
-    """The rows that selections take from Parquet files; implements `headrace.logs.source.Source`.
+    """Selected rows of Parquet files; implements `headrace.logs.source.Source`.
 
-    The layout of the files is found out from themselves. Those of a nested log (one row a session) come as they lie:
-    features that repeat together as group columns, see `headrace.logs.groups`; rows are impressions everywhere.
+    The layout is detected from the files. Nested logs (one row per session) are read without expansion: features that
+    repeat together are group columns, see `headrace.logs.groups`. Rows are always impressions.
 
-    A split is the part of a row group that a selection takes; small ones that follow each other are one split. It is
-    decoded in batches of at most `max_rows_per_batch` rows, and only the columns needed are: memory does not grow with
-    files or row groups. Columns a file lacks may come from its partition folders (`hour=12`). Batches have the schema
-    `output_schema`: fixed types, see `headrace.logs.columns.column_check`. Any thread may read any split, and a split
-    is always read the same way.
+    A split is the selected part of a row group; consecutive small ones are joined. It is decoded in batches of at most
+    `max_rows_per_batch` rows with only the required columns, so memory does not grow with files or row groups. Columns
+    missing from a file may come from its partition folders (`hour=12`). Batches have the schema `output_schema` with
+    fixed types, see `headrace.logs.columns.column_check`. Any thread may read any split, and a split is always read the
+    same way.
 
     Args:
-        selections: What to read, normally `Window.selections`; for whole files see `select_files`.
+        selections: Selections to read, normally `Window.selections`; for whole files see `select_files`.
         schema: The schema of the log.
-        columns: Columns to deliver (and check), of those in the schema; None for all of them.
-        policy: What to do with bad rows.
-        optional: Columns to leave out where a file lacks them.
-        max_rows_per_batch: Rows of the largest batch.
+        columns: Schema columns to read and check; None for all.
+        policy: How to handle bad rows.
+        optional: Columns that may be missing from files.
+        max_rows_per_batch: Maximum rows per batch.
 
     Attributes:
-        row_ids: Where the ids of rows come from.
+        row_ids: Source of the row ids.
 
     Raises:
-        DataError: A file is not readable Parquet, lacks a column, has fewer rows than selected, or its layout is not
-            that of the others.
-        ConfigError: A column asked for is not in the schema, or the timestamp is read and counts another unit.
+        DataError: A file is not readable Parquet, lacks a column, has fewer rows than selected, or has a different
+            layout than the others.
+        ConfigError: A requested column is not in the schema, or the timestamp is read and has a different unit.
     """
 
     def __init__(
@@ -123,34 +122,35 @@ class ParquetSource:
 
     @property
     def output_schema(self) -> pa.Schema:
-        """Names and types of the batches: the columns asked for, then `ROW_ID`."""
+        """Names and types of the batches' columns: the requested columns, then `ROW_ID`."""
         return self._checker.output_schema
 
     def __len__(self) -> int:
         return len(self._splits)
 
     def describe(self, split: int) -> str:
-        """The file and row group of a split."""
+        """Describe a split: its file and row group."""
         return self._splits[split].place
 
     def locate(self, row_id: int) -> str:
-        """The file and row of a derived row id, for error texts; only the id where the schema has a row id column."""
+        """Describe the file and row of a derived row id, for error messages; only the id if the schema has a row id
+        column."""
         return self.row_ids.locate(row_id)
 
     def num_rows(self, split: int) -> int:
-        """Rows of a split, before any are left out for their time or as bad."""
+        """Number of rows of a split, including rows outside the time range and bad rows."""
         part = self._splits[split]
         return part.stop - part.start
 
     def estimate_bytes(self, split: int) -> int:
-        """Bytes of the largest batch of a split in Arrow, about: from the footer, nothing is read."""
+        """Estimate the Arrow bytes of a split's largest batch from the footer, without reading data."""
         part = self._splits[split]
         leaves = [leaf for name in self._needed for leaf in part.footer.leaves.get(name, ())]
         total = num_rows = 0
         for number in part.row_groups:
             group = part.footer.metadata.row_group(number)
             for chunk in map(group.column, leaves):
-                # Numbers take 8 bytes each once decoded, however well they were packed; strings at least offsets.
+                # Decoded numbers take 8 bytes each, and strings at least their offsets.
                 total += max(chunk.total_uncompressed_size, 8 * chunk.num_values)
             num_rows += part.footer.group_rows(number)
         return int(total * min(self.num_rows(split), self._max_rows) // max(num_rows, 1))
@@ -159,7 +159,7 @@ class ParquetSource:
         """Yield the batches of one split, in order.
 
         Raises:
-            DataError: The row group is damaged, or a row is bad and the policy is "fail"; names the place.
+            DataError: The row group is damaged, or a row is bad and the policy is "fail"; the message names the place.
         """
         part = self._splits[split]
         for start, raw in self._batches(part, self._needed, self._groups):
@@ -170,12 +170,12 @@ class ParquetSource:
 
     @property
     def bytes_read(self) -> BytesRead:
-        """Of the splits that were read to their end."""
+        """Bytes of all completely read splits."""
         with self._read_lock:
             return self._bytes_read
 
     def _bytes_of(self, part: RowGroupSplit) -> BytesRead:
-        """Of the columns read, the share of the row groups that a split is; from footers, nothing is read."""
+        """Bytes of a split's columns, in proportion to its row groups, computed from footers."""
         stored, before = part.footer.compressed_bytes(part.row_groups), part.footer.row_bytes_on_disk
         num_rows, all_rows = part.stop - part.start, sum(map(part.footer.group_rows, part.row_groups))
         row_bytes = {name: stored.get(name, 0) / all_rows for name in self._needed}
@@ -185,7 +185,7 @@ class ParquetSource:
     def _batches(
         self, part: RowGroupSplit, names: Sequence[str], groups: Groups | None = None
     ) -> Iterator[tuple[int, pa.RecordBatch]]:
-        """Batches of a split with the row of the group each starts at; cut the same way whatever the columns."""
+        """Yield batches of a split with their start rows; the boundaries do not depend on the columns."""
         file_names = part.footer.schema.names
         grouped = {name for members in (groups or {}).values() for name in members}
         there = set(file_names)
@@ -211,7 +211,7 @@ class ParquetSource:
     def _decode(
         self, part: RowGroupSplit, parquet: pq.ParquetFile, names: list[str], groups: Groups
     ) -> Iterator[pa.RecordBatch]:
-        """The rows of the row groups from the first on, some of their columns in groups."""
+        """Decode the rows of the row groups, with some columns in groups."""
         if len(part.row_groups) > 1:
             yield from decode_together(part, parquet, names, self._max_rows)
             return
@@ -240,7 +240,7 @@ class ParquetSource:
         return self._checker.check(raw, origin, lambda bad: self._rest_of(part, within[bad]), problems)
 
     def _rest_of(self, part: RowGroupSplit, wanted: npt.NDArray[np.int64]) -> dict[str, list[Any]]:
-        """The columns of the schema that are not read, of some rows of a split; for the quarantine only."""
+        """The schema columns that are not read, for some rows of a split; only for the quarantine."""
         there = [*part.footer.schema.names, *(key for key, _ in part.footer.file.partition)]
         names = [name for name in self._schema.columns if name in there and name not in self._needed]
         found: dict[str, list[Any]] = {name: [] for name in names}
@@ -254,7 +254,7 @@ class ParquetSource:
 
 
 def select_files(files: Iterable[LogFile]) -> list[Selection]:
-    """Selections of whole files, numbered in the order given; for a pass that keeps no cursor.
+    """Select whole files, numbered in the order given, for a pass without a cursor.
 
     Raises:
         DataError: A file is not readable Parquet.
@@ -267,17 +267,18 @@ def select_files(files: Iterable[LogFile]) -> list[Selection]:
 
 
 def _stored_schema(schema: Schema, footers: Sequence[Footer]) -> pa.Schema:
-    """Common types of the columns in all files; columns a file lacks are strings there, as partition values are."""
+    """Common types of the columns in all files; columns missing from a file are strings there, like partition
+    values."""
     fields = []
     for name in schema.columns:
         kinds = list(dict.fromkeys(footer.stored_type(name) for footer in footers)) or [pa.string()]
-        # Without a common type the rows of some files are bad, whichever is taken.
+        # Without a common type, rows of some files are bad for any choice.
         fields.append((name, common_type(kinds) or next(kind for kind in kinds if not pt.is_null(kind))))
     return pa.schema(fields)
 
 
 def _check_layouts(footers: Sequence[Footer]) -> None:
-    """Refuse nested files beside those of another layout."""
+    """Refuse to mix nested files with files of another layout."""
     nested = [footer for footer in footers if footer.is_nested]
     for footer in footers if nested else ():
         if not footer.is_nested or footer.layout != nested[0].layout:
@@ -288,7 +289,7 @@ def _check_layouts(footers: Sequence[Footer]) -> None:
 
 
 def _common_groups(first: Footer | None, schema: Schema, columns: Sequence[str]) -> Groups:
-    """Groups of nested files; none for other layouts."""
+    """Groups of nested files; empty for other layouts."""
     if first is None or not first.is_nested:
         return {}
     assert first.layout is not None
@@ -301,14 +302,14 @@ def _constant(value: str, num_rows: int) -> pa.Array:
 
 
 class _Times(NamedTuple):
-    """The times of some rows, as a selection with a time range sees them.
+    """The times of some rows, evaluated for a selection with a time range.
 
     Attributes:
-        inside: Bool[rows], those selected.
-        time_us: int64[rows], in microseconds; 0 where unreadable.
+        inside: Bool[rows], selected rows.
+        time_us: int64[rows], times in microseconds; 0 if unreadable.
         unreadable: Bool[rows].
-        far: Bool[rows], those outside of the plausible times.
-        plausible_us: These times, or None for all.
+        far: Bool[rows], rows outside of the plausible times.
+        plausible_us: Range of plausible times, or None for all.
     """
 
     inside: Mask
@@ -319,7 +320,7 @@ class _Times(NamedTuple):
 
     @classmethod
     def of(cls, column: pa.Array, clock: TimestampColumn, selection: Selection) -> _Times:
-        """Look at the times of a batch; those that tell no window belong to the selection without a start."""
+        """Evaluate the times of a batch; rows without a usable time belong to the selection without a start."""
         assert selection.time_range_us is not None
         ticks, _ = cast_times(column, clock.unit)
         time_us = to_time_us(ticks, clock.unit)
@@ -337,7 +338,7 @@ class _Times(NamedTuple):
         return cls(np.where(unreadable | far, start_us is None, inside), time_us, unreadable, far, plausible)
 
     def problems(self, name: str, *, is_checked: bool) -> tuple[Problem, ...]:
-        """What is wrong with the times of the rows inside; unreadable ones where the column is not checked anyhow."""
+        """Problems with the times of selected rows; unreadable times only if the column is not checked otherwise."""
         far, unreadable, time_us = self.far[self.inside], self.unreadable[self.inside], self.time_us[self.inside]
         found: list[Problem] = []
         if self.plausible_us is not None and far.any():

@@ -1,4 +1,4 @@
-"""Any Arrow column as values that JSON has; never raises, because what cannot be shown must not cost a row."""
+"""Converts any Arrow column to JSON-able values; never raises, so that no row is lost."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ Values = list[Any]
 
 
 def plain_values(array: pa.Array) -> Values:
-    """The values of a column as None, bool, int, finite float, str, list or dict.
+    """Convert a column to values of type None, bool, int, finite float, str, list or dict.
 
-    Infinities, NaN, times, decimals and UUIDs become text. So do bytes; those that are not UTF-8 become the lone
-    surrogates U+DC80 to U+DCFF, as in Python's file names, so that `text.encode("utf-8", "surrogateescape")` gives them
-    back. What has no form of its own is shown as Python shows it, or else by its type.
+    Infinities, NaN, times, decimals and UUIDs become text. Bytes also become text; bytes that are not UTF-8 become lone
+    surrogates U+DC80 to U+DCFF, as in Python's file names, so that `text.encode("utf-8", "surrogateescape")` restores
+    them. Other values become their Python representation, or else the name of their type.
     """
     try:
         return _converter(array.type)(array)
-    except Exception:  # any type, any value: of Arrow's conversions to Python, several raise for values out of range
+    except Exception:  # several of Arrow's conversions to Python raise for values out of range
         return [_shown_value(array, row) for row in range(len(array))]
 
 
@@ -119,7 +119,7 @@ def _shown_value(array: pa.Array, row: int) -> Any:
 
 
 def _plain(value: Any) -> Any:
-    """A Python value that Arrow made as one that JSON has."""
+    """Convert a Python value from Arrow to a JSON-able value."""
     if value is None or isinstance(value, (bool, int, str)):
         return value
     if isinstance(value, float):

@@ -1,4 +1,4 @@
-"""Which times of a log are plausible: those near what most rows say, so that one wrong clock decides nothing."""
+"""Determines the plausible times of a log from the majority of rows, so that wrong clocks have no effect."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ from headrace.logs.cursor import FileInfo, TimeSlot, TimeSpan
 __all__ = ["US_PER_S", "leave_out_far", "plausible_times", "time_text"]
 
 MIN_ROWS = 10
-"""Rows of a file that can speak for themselves; files with fewer are taken together."""
+"""Minimum rows of a file to be evaluated by itself; smaller files are combined."""
 
 REACH = 10
-"""How many times the length of the middle half the tails may be long: public logs that grew over decades have 6."""
+"""Maximum length of the tails, as a multiple of the middle half; public logs that grew over decades have 6."""
 
 BELIEF = 10
-"""A file most rows of which are this many times farther away than a single row may be is one with a wrong clock."""
+"""A file has a wrong clock if most of its rows are farther away than this multiple of the distance allowed for a
+row."""
 
 US_PER_S = 1_000_000
 
@@ -27,28 +28,28 @@ US_PER_S = 1_000_000
 def plausible_times(
     files: Iterable[FileInfo], used: TimeSpan | None, *, every_us: int, max_distance_us: int
 ) -> TimeSpan | None:
-    """The times that rows of new files may have: from the first up to, but without, the second.
+    """The range of plausible times for rows of new files: start (inclusive) and stop (exclusive).
 
-    Most rows of a file are right, so its middle half (from the first to the third quartile) tells where the file lies.
-    Times may be `max_distance_us` before or after it, or ten times its length for logs of years. What is plausible for
-    one file, or near the rows used before, is plausible for all. A file whose middle half lies ten times that far from
-    the rest of the log has no say.
+    Most rows of a file have correct times, so its middle half (from the first to the third quartile) locates the file.
+    Times may be `max_distance_us` before or after it, or ten times its length for logs of years. Times that are
+    plausible for one file, or near previously used rows, are plausible for all. A file whose middle half is ten times
+    that far from the rest of the log is ignored.
 
     Args:
-        files: Files of which no row has been used.
-        used: First and last time of the rows used before; None for none.
+        files: Files without used rows.
+        used: First and last time of previously used rows, or None.
         every_us: Length of a time slot.
         max_distance_us: See above.
 
     Returns:
-        Multiples of `every_us`; None if no row of the files has a time.
+        Multiples of `every_us`; None if no row has a time.
     """
     counts = [slots for info in files if (slots := info.time_slots)]
     if not counts:
         return None
     everything = [slot for slots in counts for slot in slots]
     log = _middle(everything) if used is None else used
-    reach = REACH * (log[1] - log[0]) if used is None else 0  # what was used has its tails already
+    reach = REACH * (log[1] - log[0]) if used is None else 0  # used rows include the tails already
     believed = _around(log, max(BELIEF * max_distance_us, reach), every_us)
     many = [slots for slots in counts if _num_rows(slots) >= MIN_ROWS]
     few = [slot for slots in counts if _num_rows(slots) < MIN_ROWS for slot in slots]
@@ -63,7 +64,7 @@ def plausible_times(
 
 
 def leave_out_far(info: FileInfo, plausible: TimeSpan) -> FileInfo:
-    """A file of which only the rows with plausible times have a time; the others count as rows without one."""
+    """Remove implausible times from a file's metadata; their rows count as rows without a time."""
     kept = tuple(slot for slot in info.time_slots if plausible[0] <= slot.start_us < plausible[1])
     if len(kept) == len(info.time_slots):
         return info
@@ -72,15 +73,15 @@ def leave_out_far(info: FileInfo, plausible: TimeSpan) -> FileInfo:
 
 
 def time_text(time_us: int) -> str:
-    """A time as ISO 8601 text in UTC, without microseconds where there are none."""
+    """Format a time as ISO 8601 in UTC, without zero microseconds."""
     try:
         return f"{(datetime(1970, 1, 1) + timedelta(microseconds=time_us)).isoformat()}Z"
-    except OverflowError:  # a time that no calendar has
+    except OverflowError:  # outside the calendar's range
         return f"{time_us // US_PER_S} s since 1970"
 
 
 def _middle(slots: Sequence[TimeSlot]) -> TimeSpan:
-    """Starts of the slots that hold the first and the third quartile of the rows; the outer ones of one or two rows."""
+    """Starts of the slots with the first and third quartiles of the rows; the outermost slots for one or two rows."""
     ordered = sorted(slots)
     until = list(accumulate(slot.num_rows for slot in ordered))
     last = until[-1] - 1
@@ -89,7 +90,7 @@ def _middle(slots: Sequence[TimeSlot]) -> TimeSpan:
 
 
 def _around(times: TimeSpan, distance_us: int, every_us: int) -> TimeSpan:
-    """Times up to a distance away, in whole slots."""
+    """Extend a time range by a distance, to whole slots."""
     return (times[0] - distance_us) // every_us * every_us, -(-(times[1] + distance_us + 1) // every_us) * every_us
 
 

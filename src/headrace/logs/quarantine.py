@@ -1,4 +1,4 @@
-"""The quarantine: bad rows kept as Parquet with their place and reason, and read as a source again after a fix."""
+"""The quarantine: stores bad rows as Parquet with location and reason, and replays them after a fix."""
 
 from __future__ import annotations
 
@@ -26,27 +26,28 @@ from headrace.messages import shorten_list
 __all__ = ["ReplaySource", "read_rejects", "replay_source", "write_rejects"]
 
 READ_ROWS = 8_192
-"""Rows decoded at a time where all are read."""
+"""Rows per batch when reading a whole quarantine."""
 
 PLACE_AND_ROW = ["file", "row_group", "row", "raw"]
-"""Columns that rows are replayed from."""
+"""Columns needed to replay rows."""
 
 BYTES_PER_VALUE = 16
-"""Arrow bytes a value decoded from JSON takes, about; only the pipeline's account of memory rests on it."""
+"""Approximate Arrow bytes per value decoded from JSON, for the pipeline's memory estimate."""
 
 
 def write_rejects(folder: str | Path, name: str, rejects: Sequence[pa.RecordBatch]) -> Path | None:
-    """Write bad rows to `folder/name.parquet`, which appears by one rename.
+    """Write bad rows to `folder/name.parquet`, atomically.
 
-    The name is the caller's, so that a run that is killed and repeats itself writes the same rows to the same file.
+    The caller chooses the name, so that a killed run that repeats its steps writes the same rows to the same file.
 
     Args:
-        folder: The quarantine; made if needed.
-        name: Of the file, without its ending.
-        rejects: Batches with `REJECT_SCHEMA`. Without a row nothing is written, and an older file of this name goes.
+        folder: The quarantine folder, created if needed.
+        name: Name of the file without its suffix.
+        rejects: Batches with `REJECT_SCHEMA`. If there are no rows, nothing is written, and an existing file of this
+            name is removed.
 
     Returns:
-        The file, or None if there were no rows.
+        Path of the file, or None if there were no rows.
     """
     path = Path(folder) / f"{name}.parquet"
     table = pa.Table.from_batches(rejects, REJECT_SCHEMA)
@@ -61,10 +62,10 @@ def write_rejects(folder: str | Path, name: str, rejects: Sequence[pa.RecordBatc
 
 
 def read_rejects(path: str | Path) -> pa.Table:
-    """All rows of a quarantine (a folder or one of its files), in natural order of the files; see `REJECT_SCHEMA`.
+    """Read all rows of a quarantine (a folder or one of its files), in natural order of the files; see `REJECT_SCHEMA`.
 
     Raises:
-        ConfigError: There is no such quarantine.
+        ConfigError: The quarantine does not exist.
         DataError: A file is not a quarantine file.
     """
     batches = [
@@ -81,19 +82,19 @@ def replay_source(
     policy: BadRowPolicy | None = None,
     max_rows_per_batch: int = 8_192,
 ) -> ReplaySource:
-    """The rows of a quarantine as a source again, after the schema was corrected or the files were edited.
+    """Create a source that replays quarantined rows, after the schema was corrected or the files were edited.
 
-    Rows keep their ids. A row that is still bad is rejected again, with its old place and its new reason.
+    Rows keep their ids. Rows that are still bad are rejected again, with their old location and new reason.
 
     Args:
         path: A quarantine folder, or one of its files.
         schema: The (corrected) schema of the log.
-        columns: Columns to deliver, of those in the schema; None for all of them.
-        policy: What to do with rows that are still bad.
-        max_rows_per_batch: Rows of the largest batch.
+        columns: Schema columns to read; None for all.
+        policy: How to handle rows that are still bad.
+        max_rows_per_batch: Maximum rows per batch.
 
     Raises:
-        ConfigError: There is no such quarantine, or a column is not in the schema.
+        ConfigError: The quarantine does not exist, or a column is not in the schema.
         DataError: A file is not a quarantine file.
     """
     footers = [_checked_footer(file) for file in list_files(path)]
@@ -101,7 +102,7 @@ def replay_source(
 
 
 class ReplaySource:
-    """Rows of quarantine files; implements `headrace.logs.source.Source`, a split is a file. See `replay_source`."""
+    """Quarantined rows, one split per file; implements `headrace.logs.source.Source`. See `replay_source`."""
 
     def __init__(
         self,
@@ -129,15 +130,15 @@ class ReplaySource:
         return len(self._footers)
 
     def describe(self, split: int) -> str:
-        """The quarantine file of a split."""
+        """Describe a split: its quarantine file."""
         return str(self._footers[split].file.path)
 
     def num_rows(self, split: int) -> int:
-        """Rows of a split."""
+        """Number of rows of a split."""
         return int(self._footers[split].metadata.num_rows)
 
     def estimate_bytes(self, split: int) -> int:
-        """Bytes of the largest batch of a split, about."""
+        """Estimate the bytes of a split's largest batch."""
         return min(self.num_rows(split), self._max_rows) * len(self._schema.columns) * BYTES_PER_VALUE
 
     def read(self, split: int) -> Iterator[SourceBatch]:
@@ -165,7 +166,7 @@ class ReplaySource:
                 yield self._check(raw, origin, places)
 
     def _check(self, raw: pa.RecordBatch, origin: RowOrigin, places: pa.RecordBatch) -> SourceBatch:
-        """Check parsed rows; those that are still bad keep the text they had, also of columns no schema names."""
+        """Check parsed rows; rows that are still bad keep their text, including columns outside of the schema."""
         masks: list[Mask] = []
 
         def rest_of(bad: Mask) -> dict[str, list[Any]]:
@@ -180,7 +181,7 @@ class ReplaySource:
         return replace(batch, rejects=batch.rejects.set_column(column, REJECT_SCHEMA.field(column), texts))
 
     def _reject(self, split: int, rejects: pa.RecordBatch) -> SourceBatch:
-        """A batch without good rows, of rows whose JSON cannot be read."""
+        """Create a batch of rejects for rows whose JSON cannot be parsed."""
         reason = f"not a JSON object with an integer {ROW_ID}"
         if self._policy == "fail":
             first = rejects.slice(0, 1).to_pylist()[0]
@@ -197,7 +198,7 @@ class ReplaySource:
         return SourceBatch(batch, rejects.num_rows, rejects=pa.RecordBatch.from_pydict(columns, schema=REJECT_SCHEMA))
 
     def _first_types(self) -> pa.Schema:
-        """Types in the first row; JSON does not tell more."""
+        """Column types of the first row, the best that JSON allows."""
         for footer in self._footers:
             for rejects in _batches(footer, PLACE_AND_ROW, 1):
                 row = parse_row(rejects.column("raw")[0].as_py())
@@ -207,7 +208,7 @@ class ReplaySource:
 
 
 def _batches(footer: Footer, names: list[str], batch_rows: int) -> Iterator[pa.RecordBatch]:
-    """Columns of a quarantine file with their types in `REJECT_SCHEMA`, whatever types an editor left them."""
+    """Yield columns of a quarantine file, cast to `REJECT_SCHEMA` because editors may change types."""
     schema = pa.schema([REJECT_SCHEMA.field(name) for name in names], REJECT_SCHEMA.metadata)
     for row_group in range(footer.metadata.num_row_groups):
         with open_parquet(footer) as parquet:

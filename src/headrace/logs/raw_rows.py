@@ -1,4 +1,4 @@
-"""Raw rows as JSON: what a quarantine keeps of a bad row, and how it becomes a row again."""
+"""Encodes raw rows as JSON for the quarantine, and decodes them."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from headrace.logs.source import ROW_ID
 __all__ = ["decode_rows", "encode_rows", "parse_row", "shown", "values_at"]
 
 MAX_SHOWN = 80
-"""Characters of a bad value that an error shows."""
+"""Maximum characters of a bad value in error messages."""
 
 
 def values_at(batch: pa.RecordBatch, rows: npt.NDArray[np.int64]) -> dict[str, list[Any]]:
-    """The values that some rows of a batch have in each column, as `headrace.logs.plain_values` gives them."""
+    """The values of some rows of a batch by column, converted by `headrace.logs.plain_values`."""
     return {name: _values_at(column, rows) for name, column in zip(batch.schema.names, batch.columns, strict=True)}
 
 
 def encode_rows(columns: Mapping[str, Sequence[Any]], row_ids: npt.NDArray[np.int64]) -> list[str]:
-    """Each row as a JSON object of its columns and its row id, which `decode_rows` and the checks after it read back.
+    """Encode each row as a JSON object of its columns and row id, which `decode_rows` reads.
 
-    Bytes that are not UTF-8 are escapes such as `\\udce9`, and the same bytes again when they are read.
+    Bytes that are not UTF-8 become escapes such as `\\udce9`, and are restored when decoded.
 
     Args:
-        columns: From `values_at`.
+        columns: Result of `values_at`.
         row_ids: int64 [rows].
     """
     rows = zip(*columns.values(), row_ids.tolist(), strict=True)
@@ -39,13 +39,13 @@ def encode_rows(columns: Mapping[str, Sequence[Any]], row_ids: npt.NDArray[np.in
 
 
 def shown(value: pa.Array) -> str:
-    """A column of one row as a short text for an error: its JSON, cut where it is long."""
+    """Format a single value for an error message: its JSON, truncated."""
     text = _to_json(plain_values(value)[0])
     return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}..."
 
 
 def parse_row(text: str | None) -> dict[str, Any] | None:
-    """The values of one row as `encode_rows` wrote it, or None if it is not a JSON object with a row id."""
+    """Parse a row written by `encode_rows`; returns None if it is not a JSON object with a row id."""
     try:
         row = json.loads(text or "")
     except (ValueError, RecursionError):
@@ -57,13 +57,13 @@ def parse_row(text: str | None) -> dict[str, Any] | None:
 def decode_rows(
     rows: Iterable[Mapping[str, Any]], names: Sequence[str]
 ) -> Iterator[tuple[pa.RecordBatch, npt.NDArray[np.int64]]]:
-    """Parsed rows as batches in the same order, with their row ids.
+    """Convert parsed rows to batches in the same order, with row ids.
 
-    The values of a column of bad rows may be of several types, so a batch ends where the types change.
+    A column of bad rows may have values of several types, so a batch ends where the types change.
 
     Args:
-        rows: From `parse_row`.
-        names: Columns to make; null where a row has no such key.
+        rows: Results of `parse_row`.
+        names: Columns to create; null where a row has no such key.
     """
     run: list[Mapping[str, Any]] = []
     kinds = [""] * len(names)
@@ -83,7 +83,7 @@ def _to_json(value: Any) -> str:
     text = json.dumps(value, ensure_ascii=False, allow_nan=False)
     try:
         text.encode()
-    except UnicodeEncodeError:  # surrogates, which stand for bytes that are not UTF-8
+    except UnicodeEncodeError:  # surrogates that represent bytes that are not UTF-8
         return json.dumps(value, allow_nan=False)
     return text
 
@@ -91,13 +91,13 @@ def _to_json(value: Any) -> str:
 def _values_at(column: pa.Array, rows: npt.NDArray[np.int64]) -> list[Any]:
     try:
         taken = column.take(pa.array(rows))
-    except (pa.ArrowNotImplementedError, pa.ArrowInvalid):  # views, runs, and lists of these
+    except (pa.ArrowNotImplementedError, pa.ArrowInvalid):  # views, run-end encoded arrays, and lists of these
         return [plain_values(column.slice(row, 1))[0] for row in rows.tolist()]
     return plain_values(taken)
 
 
 def _kind_of(value: Any) -> str:
-    """The type a value asks of its column: "" fits any; "list" any list."""
+    """The column type that a value requires: "" for any; "list" for any list."""
     if value is None:
         return ""
     if isinstance(value, list):
@@ -111,7 +111,7 @@ def _kind_of(value: Any) -> str:
 
 
 def _merge(one: str, other: str) -> str | None:
-    """The kind of a column that holds both, or None if none can."""
+    """The kind of a column that can hold both, or None."""
     for narrow, wide in ((one, other), (other, one)):
         if narrow == wide or not narrow or (narrow == "list" and wide.startswith("list")):
             return wide
@@ -153,12 +153,12 @@ def _make_array(values: list[Any], kind: str) -> pa.Array:
     try:
         return pa.array(texts, pa.string())
     except UnicodeEncodeError:
-        # The bytes the row had, which are no more UTF-8 now than they were then.
+        # The original bytes of the row, which are not UTF-8.
         return pa.array([None if text is None else _to_bytes(text) for text in texts], pa.binary())
 
 
 def _to_bytes(text: str) -> bytes:
     try:
         return text.encode("utf-8", "surrogateescape")
-    except UnicodeEncodeError:  # an escape that somebody wrote by hand
+    except UnicodeEncodeError:  # an escape written by hand
         return text.encode("utf-8", "surrogatepass")

@@ -1,4 +1,4 @@
-"""Where the ids of rows come from: a column of the log, a column of its clustered copy, or file and position."""
+"""`RowIds`: the source of row ids: a column of the log, a column of its clustered copy, or file and position."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ __all__ = ["RowIds"]
 
 @dataclass(frozen=True)
 class RowIds:
-    """How the rows of some files are told apart; the same for all of them.
+    """How rows of some files are identified.
 
-    A row has one id in every layout of its log. A log with a row id column keeps it when it is clustered; the copy of
-    a log without one has a column with the ids that the log's own files give.
+    A row has the same id in every layout of its log. Clustering keeps a row id column; for a log without one, it adds a
+    column with the ids derived from the original files.
 
     Attributes:
-        schema: Of the log; its `row_id` is None where the files have no such column.
-        column: Column of a clustered copy with the ids its rows had in the log; None where the schema names the ids
-            or file and position give them.
-        files: Names of files by their numbers in the ids: those read, or those that were clustered.
+        schema: Schema of the log; its `row_id` is None if the files have no such column.
+        column: Column of a clustered copy with the original ids; None if ids come from the schema's column or from file
+            and position.
+        files: Names of the (original) files by their numbers in the ids.
     """
 
     schema: Schema
@@ -40,17 +40,17 @@ class RowIds:
 
     @classmethod
     def of(cls, footers: Mapping[int, Footer], schema: Schema, *, optional: Collection[str] = ()) -> Self:
-        """Find out from the files.
+        """Determine the source of ids from the files.
 
         Args:
-            footers: Of the files, by number.
-            schema: Of the log.
-            optional: Columns that files may lack, perhaps the schema's row id.
+            footers: Footers of the files, by number.
+            schema: Schema of the log.
+            optional: Columns that may be missing, possibly the schema's row id.
 
         Raises:
-            DataError: Some files have the ids of another log's rows, others do not.
+            DataError: Only some of the files are clustered copies.
         """
-        # Schemas that name the column of a clustered copy are read, too: the plain log has the same ids without it.
+        # A schema may also name the column of a clustered copy; the plain log has the same ids without it.
         replaceable = schema.row_id == ORIGINAL_ROW or schema.row_id in optional
         name = schema.row_id
         if name is not None and (not replaceable or all(footer.has_column(name) for footer in footers.values())):
@@ -69,22 +69,22 @@ class RowIds:
 
     @property
     def are_places(self) -> bool:
-        """Whether an id is made of a file's number and the position in that file."""
+        """Whether an id consists of a file number and a position in that file."""
         return self.schema.row_id is None
 
     def take(
         self, rows: pa.RecordBatch, file_number: int, positions: npt.NDArray[np.int64], *, where: str
     ) -> npt.NDArray[np.int64]:
-        """int64 [rows], the ids of some rows of a file, unless the schema names their column.
+        """The ids of rows of a file, int64 [rows], unless the schema names their column.
 
         Args:
-            rows: With the column of a clustered copy.
-            file_number: Of the file.
-            positions: int64 [rows], in the file.
-            where: Names the place in errors.
+            rows: Rows with the id column of a clustered copy.
+            file_number: Number of the file.
+            positions: int64 [rows], positions in the file.
+            where: Location for error messages.
 
         Raises:
-            DataError: The column of a clustered copy holds something else.
+            DataError: The column of a clustered copy is not int64 or has nulls.
         """
         if self.column is None:
             return positions | np.int64(file_number << FILE_ROW_BITS)
@@ -96,14 +96,14 @@ class RowIds:
         return np.asarray(ids, dtype=np.int64)
 
     def locate(self, row_id: int) -> str:
-        """The file and row of an id, for error texts; only the id where it is not a place."""
+        """Describe the file and row of an id, for error messages; only the id if it is not derived from a position."""
         number, row = split_row_id(row_id)
         if not self.are_places or number not in self.files:
             return f"row id {row_id}"
         return f"{self.files[number]}, row {row}"
 
     def places(self, row_ids: npt.NDArray[np.int64]) -> tuple[pa.DictionaryArray, pa.Array]:
-        """Names of the files that ids tell, and the rows in them."""
+        """File names and row positions of ids."""
         numbers, rows = split_row_id(row_ids)
         known = np.array(sorted(self.files), dtype=np.int64)
         missing = ~np.isin(numbers, known)
@@ -113,11 +113,12 @@ class RowIds:
 
 
 def _is_copy(footer: Footer) -> bool:
-    """Whether rows of a file have the ids of another: the schema of a log never names a column that clustering adds."""
+    """Whether a file is a clustered copy with original ids; a log's schema never names a column that clustering
+    adds."""
     return footer.layout is not None and ORIGINAL_ROW in footer.layout.columns
 
 
 def _sources_of(footer: Footer) -> dict[int, str]:
-    """Files whose rows a clustered file holds, by their numbers in the ids."""
+    """Original files of a clustered file, by number."""
     text = (footer.metadata.metadata or {}).get(SOURCES_KEY)
     return {} if text is None else {file["number"]: file["name"] for file in json.loads(text)["files"]}

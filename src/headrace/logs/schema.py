@@ -1,4 +1,4 @@
-"""The schema of an interaction log: which column plays which part."""
+"""`Schema`: the schema of an interaction log, which assigns a role to each column."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["DenseColumn", "IdColumn", "IdListColumn", "LabelColumn", "Schema", "
 class LabelColumn(Config):
     """A training target; rows with a null or a value that is not allowed are bad.
 
-    With `allowed: null`, a row with a null label is trained on for its other labels only.
+    With `allowed: null`, a row with a null label is used only for its other labels.
     """
 
     name: str
@@ -69,12 +69,12 @@ class TimestampColumn(Config):
 
 
 def is_reserved(name: str) -> bool:
-    """Whether batches have columns of their own by this name."""
+    """Whether a column name is reserved for batches."""
     return name == ROW_ID or name.startswith(GROUP_PREFIX)
 
 
 def _short_form(value: object) -> object:
-    """Lets a column be written as its bare name where no option is needed."""
+    """Allow a column without options to be given by its name."""
     return {"name": value} if isinstance(value, str) else value
 
 
@@ -127,7 +127,7 @@ class Schema(Config):
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """Names of all columns the schema reads, each once."""
+        """Distinct names of all columns of the schema."""
         extra = [c.weights for c in self.id_lists] + [self.weight, self.session_id, self.row_id]
         names = [column.name for column in self._parts()] + [name for name in extra if name is not None]
         return tuple(dict.fromkeys(names))

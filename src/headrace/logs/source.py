@@ -1,4 +1,4 @@
-"""`Source`: a log as splits, and what reading one yields: batches of good rows, with the bad ones beside them."""
+"""`Source`: a log as a sequence of splits, which are read as batches of good rows with rejects."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ __all__ = [
 ]
 
 ROW_ID = "__row_id"
-"""Name of the int64 column that says which row of the logs a row is; user functions keep it."""
+"""Name of the int64 column with row ids; user functions must keep it."""
 
 ORIGINAL_ROW = "original_row"
-"""Column of a clustered log with the ids its rows had in the log they come from, where that has no row id column."""
+"""Column of a clustered log with original row ids, if the original log has no row id column."""
 
 Ids = TypeVar("Ids", int, npt.NDArray[np.int64])
 
 FILE_ROW_BITS = 36
-"""Bits of a derived row id that count rows inside a file: 68 billion rows a file, 134 million files."""
+"""Bits of a derived row id for the row within a file: 68 billion rows per file, 134 million files."""
 
 REJECT_SCHEMA = pa.schema(
     [
@@ -43,16 +43,16 @@ REJECT_SCHEMA = pa.schema(
     ],
     metadata={"headrace": "rejects", "version": "1"},
 )
-"""Columns of a quarantine file; `row` counts from the start of the file, `raw` is the row as JSON."""
+"""Columns of a quarantine file; `row` is the position in the file, `raw` is the row as JSON."""
 
 
 @dataclass(frozen=True)
 class SourceBatch:
-    """Good rows of one stretch of a log, in file order.
+    """Good rows of a part of a log, in file order, with counts of bad rows.
 
     Attributes:
-        rows: The good rows: the columns asked for, and `ROW_ID`.
-        num_read: Rows looked at, good and bad.
+        rows: Good rows, with the requested columns and `ROW_ID`.
+        num_read: Rows read, good and bad.
         rejects: Bad rows to quarantine, with `REJECT_SCHEMA`, or None.
         num_dropped: Bad rows dropped; num_read = good + dropped + rejected.
     """
@@ -64,14 +64,14 @@ class SourceBatch:
 
     @property
     def num_quarantined(self) -> int:
-        """Bad rows to quarantine."""
+        """Number of bad rows to quarantine."""
         return 0 if self.rejects is None else int(self.rejects.num_rows)
 
 
 class Source(Protocol):
-    """Where a pipeline reads from: a fixed sequence of splits, each yielding batches of rows in a fixed order.
+    """The input of a pipeline: a fixed sequence of splits, each yielding batches of rows in a fixed order.
 
-    Any split may be read at any time by any thread, several times; the same split always yields the same batches.
+    Any thread may read any split at any time, repeatedly; a split always yields the same batches.
     """
 
     def __len__(self) -> int:
@@ -79,19 +79,19 @@ class Source(Protocol):
         ...
 
     def read(self, split: int) -> Iterator[SourceBatch]:
-        """Yield the batches of one split in order, each small enough to hold in memory."""
+        """Yield the batches of a split in order, each small enough to fit into memory."""
         ...
 
     def describe(self, split: int) -> str:
-        """Where the split lies, for error texts: "logs/a.parquet, row group 3"."""
+        """Describe the location of a split, for error messages: "logs/a.parquet, row group 3"."""
         ...
 
 
 def make_row_id(file_number: int, row: int) -> int:
-    """The id of a row known by its file's number and its position in that file."""
+    """Derive a row id from a file number and a position in that file."""
     return (file_number << FILE_ROW_BITS) | row
 
 
 def split_row_id(row_id: Ids) -> tuple[Ids, Ids]:
-    """The file number and the row in that file, of one id or an int64 array of them; undoes `make_row_id`."""
+    """Split a row id, or an int64 array of ids, into file number and position, the inverse of `make_row_id`."""
     return row_id >> FILE_ROW_BITS, row_id & ((1 << FILE_ROW_BITS) - 1)

@@ -1,4 +1,4 @@
-"""What a source reads at once: the selected part of a row group, or of small row groups that follow each other."""
+"""Splits of a Parquet source: the selected part of a row group, or of consecutive small row groups."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ __all__ = ["RowGroupSplit", "decode_together", "splits_of"]
 
 JOINED_ROWS = 1024
 JOINED_BYTES = 1 << 20
-"""Of row groups that follow each other and are read together: each read costs a millisecond, however little it reads.
-(A log of 20,000 row groups of one row: 22 s of CPU time one by one, 1.2 s together.)"""
+"""Maximum consecutive row groups read together. Each read takes a millisecond, regardless of size. (A log of 20,000 row
+groups of one row: 22 s of CPU time one by one, 1.2 s together.)"""
 
 
 @dataclass(frozen=True)
 class RowGroupSplit:
-    """The part of a row group that a selection takes, or of small ones that follow each other.
+    """The selected part of a row group, or of consecutive small row groups.
 
     Attributes:
-        row_groups: Their numbers.
-        group_start: Row of the file that the first of them starts with.
-        start: First row, counted from there.
-        stop: Row after the last, counted from there.
+        row_groups: Numbers of the row groups.
+        group_start: First row of the first row group, within the file.
+        start: First selected row, relative to `group_start`.
+        stop: End of the selected rows, relative to `group_start`.
     """
 
     selection: Selection
@@ -42,12 +42,12 @@ class RowGroupSplit:
 
     @property
     def place(self) -> str:
-        """The file and row groups, for error texts."""
+        """The file and row groups, for error messages."""
         first, last = self.row_groups[0], self.row_groups[-1]
         return f"{self.footer.file.path}, row group{f' {first}' if first == last else f's {first} to {last}'}"
 
     def row_groups_of(self, rows: npt.NDArray[np.int64]) -> int | list[int]:
-        """The row group of each of some rows, or of all of them if there is but one."""
+        """The row group of each row, or of all rows if there is only one."""
         if len(self.row_groups) == 1:
             return self.row_groups[0]
         ends = np.cumsum([self.footer.group_rows(row_group) for row_group in self.row_groups])
@@ -56,12 +56,12 @@ class RowGroupSplit:
 
 
 def splits_of(selection: Selection, footer: Footer, max_rows: int) -> Iterator[RowGroupSplit]:
-    """The splits of a selection, in order.
+    """Yield the splits of a selection, in order.
 
     Args:
         selection: Rows of a file.
-        footer: Of the file.
-        max_rows: Most rows of small row groups that become one split.
+        footer: Footer of the file.
+        max_rows: Maximum rows of joined small row groups.
 
     Raises:
         DataError: The file has fewer rows than selected.
@@ -72,14 +72,14 @@ def splits_of(selection: Selection, footer: Footer, max_rows: int) -> Iterator[R
 def decode_together(
     part: RowGroupSplit, parquet: pq.ParquetFile, names: list[str], max_rows: int
 ) -> list[pa.RecordBatch]:
-    """All rows of several small row groups as one batch; where that fails, the damaged one is found one by one."""
+    """Decode several small row groups as one batch; if that fails, decode them one by one to find the damaged one."""
     batches: list[pa.RecordBatch] = []
     try:
         batches = list(iter_groups(part.footer, parquet, part.row_groups, names, max_rows))
     except DataError:
         for row_group in part.row_groups:
             batches += iter_plain(part.footer, parquet, row_group, names, max_rows)
-    # Batches must be cut the same way each time, also where chunks of a type are never joined by the decoder.
+    # Batch boundaries must be deterministic, even for types whose chunks the decoder does not join.
     return batches if len(batches) == 1 else pa.Table.from_batches(batches).combine_chunks().to_batches()
 
 
@@ -101,7 +101,7 @@ def _splits_by_group(selection: Selection, footer: Footer) -> Iterator[RowGroupS
 
 
 def _joined(splits: Iterable[RowGroupSplit], max_rows: int) -> Iterator[RowGroupSplit]:
-    """The splits, those of small row groups of a plain file that follow each other as one."""
+    """Join splits of consecutive small row groups of a plain file."""
     held: RowGroupSplit | None = None
     num_bytes = 0
     for split in splits:

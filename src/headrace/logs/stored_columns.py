@@ -1,4 +1,4 @@
-"""The columns of a log over all of its files: which there are, as which types, and the type that holds them all."""
+"""`StoredColumns`: the columns of a log over all files, with their stored types and common type."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ class StoredColumn:
     """A column of a log.
 
     Attributes:
-        name: Of the column.
-        files: The first file of each type it is stored as, in the order of the files.
+        name: Name of the column.
+        files: First file of each stored type, in file order.
     """
 
     name: str
@@ -31,16 +31,16 @@ class StoredColumn:
 
     @cached_property
     def kind(self) -> pa.DataType | None:
-        """The common type of all files; None if there is none, see `headrace.logs.common_types`."""
+        """The common type of all files, see `headrace.logs.common_types`; None if there is none."""
         return common_type(self.files)
 
     def conflict(self) -> str:
-        """One line on types that have no common type, naming a file of each."""
+        """A line about types without a common type, naming a file of each."""
         pairs = combinations(self.files.items(), 2)
         (one, path), (other, other_path) = next(pair for pair in pairs if common_type([pair[0][0], pair[1][0]]) is None)
         return (
             f"{other_path}: column {one_line(self.name)} is stored as {other}, but as {one} in {path}; "
-            f"rewrite one of them, no type holds both"
+            f"rewrite one of them, because there is no common type"
         )
 
 
@@ -49,8 +49,8 @@ class StoredColumns:
     """The columns of a log.
 
     Attributes:
-        columns: By name, in the order of the files.
-        repeated: The first file in which several columns have the name, by name; these are not in `columns`.
+        columns: Columns by name, in file order.
+        repeated: Duplicate names, with the first file that has them; these are not in `columns`.
     """
 
     columns: Mapping[str, StoredColumn]
@@ -58,7 +58,7 @@ class StoredColumns:
 
     @classmethod
     def of(cls, footers: Iterable[Footer]) -> Self:
-        """Those of some files; looks at footers only."""
+        """Collect the columns of some files, from their footers."""
         found: dict[str, dict[pa.DataType, str]] = {}
         repeated: dict[str, str] = {}
         before: pa.Schema | None = None
@@ -66,7 +66,7 @@ class StoredColumns:
             for name in footer.repeated:
                 repeated.setdefault(name, footer.file.path)
             if before is not None and footer.schema.equals(before):
-                continue  # as most files of most logs
+                continue  # the usual case
             before = footer.schema
             for field in footer.schema:
                 found.setdefault(field.name, {}).setdefault(field.type, footer.file.path)
@@ -74,7 +74,7 @@ class StoredColumns:
         return cls(columns, repeated)
 
     def also(self, others: StoredColumns) -> StoredColumns:
-        """These columns, with the types they have in other files too."""
+        """Add the types that these columns have in other files."""
         repeated = {**self.repeated, **{n: path for n, path in others.repeated.items() if n in self.columns}}
         columns = {
             name: StoredColumn(name, {**(others.columns[name].files if name in others.columns else {}), **column.files})
@@ -85,17 +85,17 @@ class StoredColumns:
 
     @property
     def names(self) -> frozenset[str]:
-        """All names, those of several columns too."""
+        """All names, including duplicates."""
         return frozenset(self.columns) | frozenset(self.repeated)
 
     @cached_property
     def joined(self) -> pa.Schema:
-        """The columns that have a common type, each with it."""
+        """The columns with a common type."""
         return pa.schema([(column.name, column.kind) for column in self.columns.values() if column.kind is not None])
 
     @cached_property
     def left_out(self) -> dict[str, str]:
-        """Why columns are not in `joined`, by name."""
+        """Reasons why columns are not in `joined`, by name."""
         reasons = {
             name: f"{path}: more than one column is named {one_line(name)}" for name, path in self.repeated.items()
         }

@@ -1,4 +1,4 @@
-"""Whether a column of numbers counts time in the unit that a schema says: else every hour and every window is wrong."""
+"""Checks that a numeric timestamp column has the schema's unit; otherwise all hours and windows would be wrong."""
 
 from __future__ import annotations
 
@@ -21,13 +21,14 @@ from headrace.logs.schema import TimestampColumn
 __all__ = ["check_column_unit", "check_log_unit", "check_unit", "has_unit", "is_calendar"]
 
 NUM_SAMPLES = 3
-"""Row groups that are looked at, from the first to the last file: most of their times must be wrong."""
+"""Row groups to sample, from the first to the last file; most of their times must be wrong."""
 
 SAMPLE_ROWS = 65_536
-"""Of each."""
+"""Times per sampled row group."""
 
 KNOWN_YEARS_S = (631_152_000, 4_102_444_800)
-"""Seconds of the years 1990 to 2100: what is outside of them in one unit and inside in another has the other."""
+"""Seconds of the years 1990 to 2100. Times outside of this range in one unit and inside in another have the other
+unit."""
 
 _CALENDAR = re.compile(
     r"(19|20)\d\d(0[1-9]|1[0-2])(0[1-9]|[12]\d|3[01])"  # yyyymmdd
@@ -36,26 +37,27 @@ _CALENDAR = re.compile(
 
 
 def is_calendar(numbers: Sequence[float]) -> bool:
-    """Whether all numbers are digits of dates, from yyyymmdd to yyyymmddHHMMSS and milliseconds, equally many."""
+    """Whether all numbers are digits of dates with the same length, from yyyymmdd to yyyymmddHHMMSS and
+    milliseconds."""
     texts = [str(int(number)) for number in numbers]
     return len({len(text) for text in texts}) == 1 and all(map(_CALENDAR.fullmatch, texts))
 
 
 def check_unit(ticks: Sequence[int], name: str, unit: str) -> None:
-    """Check that a column of numbers counts the unit that the schema says.
+    """Check that a numeric timestamp column has the schema's unit.
 
     Args:
-        ticks: Some of them, from which the outliers were removed.
-        name: Of the column.
-        unit: Of the schema.
+        ticks: Sampled values without outliers.
+        name: Name of the column.
+        unit: Unit in the schema.
 
     Raises:
-        ConfigError: They are digits of dates, or lie in the years 1990 to 2100 with another unit, and not with this
-            one; names it.
+        ConfigError: The values are digits of dates, or are in the years 1990 to 2100 only with another unit, which the
+            message names.
     """
     if is_calendar(ticks):
         raise ConfigError(
-            f"schema: timestamp {name}: the log's times, such as {min(ticks)}, are digits of dates and count no unit; "
+            f"schema: timestamp {name}: the log's times, such as {min(ticks)}, are digits of dates without a unit; "
             f"store timestamps or ISO 8601 text"
         )
 
@@ -64,8 +66,8 @@ def check_unit(ticks: Sequence[int], name: str, unit: str) -> None:
         found = time_text(min(ticks) * US_PER_S // TICKS_PER_S[unit])
         expected = time_text(min(ticks) * US_PER_S // TICKS_PER_S[likely[0]])
         raise ConfigError(
-            f"schema: timestamp {name}: unit: given {unit}, but the log's times, such as {min(ticks)}, would be of "
-            f"{found}; expected {likely[0]}, with which they are of {expected}"
+            f"schema: timestamp {name}: unit: given {unit}, but then the log's times, such as {min(ticks)}, would be "
+            f"{found}; expected {likely[0]}, with which they are {expected}"
         )
 
 
@@ -75,7 +77,7 @@ def _are_of_known_years(ticks: Sequence[int], unit: str) -> bool:
 
 
 def check_log_unit(footers: Sequence[Footer], clock: TimestampColumn) -> None:
-    """Check the unit of some files by the middle half of the times in a few of their row groups.
+    """Check the unit in some files, using the middle half of the times in a few row groups.
 
     Raises:
         ConfigError: See `check_unit`.
@@ -91,7 +93,7 @@ def check_log_unit(footers: Sequence[Footer], clock: TimestampColumn) -> None:
 
 
 def check_column_unit(column: pa.Array, clock: TimestampColumn) -> None:
-    """Check the unit of a column by the middle half of its times; raises as `check_unit`."""
+    """Check the unit of a column, using the middle half of its times; raises like `check_unit`."""
     if not has_unit(column.type):
         _check_middle(cast_times(column, clock.unit)[0].drop_null().to_numpy(), clock)
 
@@ -103,20 +105,20 @@ def _check_middle(ticks: npt.NDArray[np.int64], clock: TimestampColumn) -> None:
 
 
 def has_unit(kind: pa.DataType) -> bool:
-    """Whether values of a type are times by themselves, not numbers or texts that may be ones."""
+    """Whether a type is a time type with a unit of its own."""
     kind = canonical_type(kind)
     return not (pt.is_integer(kind) or pt.is_floating(kind) or pt.is_decimal(kind) or is_text(kind))
 
 
 def _sample(footer: Footer, clock: TimestampColumn) -> npt.NDArray[np.int64]:
-    """Times in the first row group that has rows, or only the first and last of them if these are beyond doubt."""
+    """Sample times of the first non-empty row group, or only its first and last time if these are conclusive."""
     row_group = next(n for n in range(footer.metadata.num_row_groups) if footer.group_rows(n))
-    # Statistics may be damaged: they can spare a look at the data, but only the data decides that a log is refused.
+    # Statistics may be damaged: they can avoid reading the data, but only the data can cause a refusal.
     bounds = _bounds(footer, row_group, clock)
     if len(bounds) and _are_of_known_years(bounds.tolist(), clock.unit) and not is_calendar(bounds.tolist()):
         return bounds
     found = [np.zeros(0, dtype=np.int64)]
-    with suppress(DataError):  # told where the rows are read
+    with suppress(DataError):  # reported when the rows are read
         found += list(_read_ticks(footer, row_group, clock))
     return np.concatenate(found)
 

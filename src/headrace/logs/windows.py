@@ -1,4 +1,4 @@
-"""Which rows the next windows consist of: plain decisions over what the log holds and what the cursor has used."""
+"""Plans the next windows from the log's files and the cursor, as pure functions."""
 
 from __future__ import annotations
 
@@ -22,16 +22,15 @@ __all__ = ["WindowConfig", "describe_rest", "parse_time_us", "plan_windows"]
 US_PER_S = 1_000_000
 
 TOP_FOLDER = "top-folder"
-"""Name of the window of files that lie in no folder of the log."""
+"""Name of the window of files in the log's root folder."""
 
 WATERMARK_RATIO = 0.01
-"""A window by time is over once as many rows lie past its end, as a share of its own: so a single row with a wrong
-clock does not end windows that are half there, and in steady traffic 1 % of a window's length shows that it is over."""
+"""A window by time is complete once this share of its number of rows is past its end. So a single row with a wrong
+clock does not end an incomplete window, and with steady traffic a window is complete after 1 % of its length."""
 
 WATERMARK_ROWS = 3
-"""Rows that must lie beyond a slot of time without any before one of them counts. Windows of fewer than 100 rows would
-otherwise be over with the first clock that is days off. Of 50 rows of which each has a wrong clock with a chance of
-1 %, three or more have one in 1 % of all cases."""
+"""Minimum rows past the end of a window. Windows of fewer than 100 rows would otherwise be ended by a single wrong
+clock. Of 50 rows that each have a wrong clock with a probability of 1 %, three or more have one in 1 % of cases."""
 
 
 class WindowConfig(Config):
@@ -75,22 +74,22 @@ def plan_windows(
     until: str | None = None,
     limit: int | None = None,
 ) -> list[Window]:
-    """The next windows, in the order in which they must be used; empty if nothing is new.
+    """Plan the next windows, in order of use; empty if there is no new data.
 
-    A file that arrives in a folder already used becomes a late window of its own (`hour=12+late1`). With windows by
-    time, rows that arrive after their time has passed belong to the next window.
+    A file that arrives in a used folder becomes a separate late window (`hour=12+late1`). With windows by time, late
+    rows belong to the next window.
 
     Args:
-        infos: The files at hand; see `headrace.logs.metadata.read_infos`.
-        cursor: What has been used.
-        config: How to cut.
-        until: The last window wanted: a folder or file name, a number of rows in all, or a time (ISO 8601, UTC unless
-            it says otherwise) at which the last window may end.
-        limit: At most so many windows.
+        infos: The current files; see `headrace.logs.metadata.read_infos`.
+        cursor: The cursor.
+        config: Window settings.
+        until: The last window to use: a folder or file name, a total number of rows, or a time (ISO 8601, UTC by
+            default) at which the last window may end.
+        limit: Maximum number of windows.
 
     Raises:
         DataError: A file changed after rows of it were used.
-        ConfigError: `until` cannot be understood, or windows by time and others are mixed in one cursor.
+        ConfigError: `until` is invalid, or the cursor has windows of another kind (by time or by position).
     """
     files = sorted(infos, key=lambda info: natural_key(info.file.name))
     by_time = config.kind == "time"
@@ -107,7 +106,7 @@ def plan_windows(
 
 
 def describe_rest(infos: Iterable[FileInfo], cursor: Cursor, config: WindowConfig) -> str:
-    """One line on the rows a cursor has not used, for a run that finds no (further) window."""
+    """A line about unused rows, for a run that finds no (further) window."""
     progress = _Progress(cursor, cursor.by_time)
     unused = {info.file.name: info.num_rows - progress.rows_used(info) for info in infos}
     num_rows, num_files = sum(unused.values()), sum(1 for rows in unused.values() if rows)
@@ -116,16 +115,16 @@ def describe_rest(infos: Iterable[FileInfo], cursor: Cursor, config: WindowConfi
     is_are = "is" if num_rows == 1 else "are"
     rest = f"{count_of(num_rows, 'row')} in {count_of(num_files, 'file')} {is_are} not used"
     if config.include_incomplete or config.kind in ("folder", "file"):
-        return f"{rest}: beyond the limit asked for"
-    until = f"there are {config.num_rows:,}" if config.kind == "rows" else "a later row shows that their time is over"
-    return f"{rest}: a window waits until {until} (include_incomplete uses it now), or lies beyond the limit asked for"
+        return f"{rest}: beyond the requested limit"
+    until = f"there are {config.num_rows:,}" if config.kind == "rows" else "later rows show that it is complete"
+    return f"{rest}: a window waits until {until} (include_incomplete uses it now), or is beyond the requested limit"
 
 
 def parse_time_us(text: str) -> int:
-    """Microseconds since 1970-01-01 UTC of an ISO 8601 time; UTC unless it names another offset.
+    """Parse an ISO 8601 time, UTC by default, to microseconds since 1970-01-01 UTC.
 
     Raises:
-        ConfigError: It is not a time.
+        ConfigError: The text is not a time.
     """
     try:
         time = datetime.fromisoformat(text)
@@ -137,7 +136,7 @@ def parse_time_us(text: str) -> int:
 
 
 class _Part(NamedTuple):
-    """What a window takes of a file."""
+    """A window's part of a file."""
 
     info: FileInfo
     start_row: int
@@ -149,13 +148,13 @@ class _Part(NamedTuple):
 
 
 class _Progress:
-    """A cursor while windows are being planned: what was used before and what the windows planned so far will use."""
+    """The cursor during planning: rows used before, and rows of the windows planned so far."""
 
     def __init__(self, cursor: Cursor, by_time: bool) -> None:
         self.uses = dict(cursor.files)
         self.used_until_us = cursor.used_until_us
         self.times_us = cursor.times_us
-        self.plausible_us: TimeSpan | None = None  # of files of which no row was used
+        self.plausible_us: TimeSpan | None = None  # of files without used rows
         self.num_rows_used = cursor.num_rows_used
         self._names = set(cursor.windows)
         self._last: Cursor | Window = cursor
@@ -172,7 +171,7 @@ class _Progress:
         return [info for info in files if self.rows_used(info) < info.num_rows]
 
     def add(self, title: str, parts: Iterable[_Part]) -> Window:
-        """Make a window of parts of files and count their rows as used."""
+        """Create a window from parts of files, and mark their rows as used."""
         own: dict[str, FileUse] = {}
         selections = []
         for part in parts:
@@ -206,7 +205,7 @@ class _Progress:
         return self._last
 
     def rest_of(self, info: FileInfo, stop_row: int | None = None) -> _Part:
-        """A file's unused rows, up to the given one."""
+        """A file's unused rows, up to a given row."""
         start_row, stop_row = self.rows_used(info), info.num_rows if stop_row is None else stop_row
         return _Part(info, start_row, stop_row, None, stop_row - start_row)
 
@@ -226,7 +225,7 @@ def _cut_by_file(files: Sequence[FileInfo], progress: _Progress, config: WindowC
 
 def _cut_by_rows(files: Sequence[FileInfo], progress: _Progress, config: WindowConfig) -> Iterator[Window]:
     assert config.num_rows is not None
-    # Files already begun come first: so at most one file is begun at a time, whatever arrives before it in the order.
+    # Partially used files come first, so that at most one file is partially used, whatever arrives before it.
     order = sorted(progress.unused(files), key=progress.is_fresh)
     taken: list[_Part] = []
     missing = config.num_rows
@@ -255,7 +254,7 @@ def _cut_by_time(files: Sequence[FileInfo], progress: _Progress, config: WindowC
             if not config.include_incomplete:
                 return
             if last_us is None or stop_us is None or last_us < stop_us:
-                # Time moves no further than the rows do: what still arrives of this slot is its second half, not late.
+                # The time advances only to the last row, so that later rows of this slot are not late.
                 stops = (progress.used_until_us, None if last_us is None else last_us + 1)
                 stop_us = max((time for time in stops if time is not None), default=None)
         parts = [part for info in pending if (part := _up_to_time(info, stop_us, progress)) is not None]
@@ -266,10 +265,11 @@ def _cut_by_time(files: Sequence[FileInfo], progress: _Progress, config: WindowC
 
 
 def _with_plausible_times(pending: Sequence[FileInfo], progress: _Progress, config: WindowConfig) -> list[FileInfo]:
-    """The files, new ones without their rows whose times are far from the log's: those have no say in any window.
+    """Remove implausible times from new files, so that they do not affect any window.
 
-    Such a row belongs to its file's first window, as one without a time does, and is bad there. Where it is decided, it
-    is noted in the cursor, so that each row of a file is judged alike, whatever arrives between its windows.
+    A row with an implausible time belongs to its file's first window, like a row without a time, and is bad there. The
+    decision is stored in the cursor, so that all rows of a file are treated alike, whatever arrives between its
+    windows.
     """
     if config.max_distance_s is None or config.every_s is None:
         return list(pending)
@@ -285,7 +285,7 @@ def _with_plausible_times(pending: Sequence[FileInfo], progress: _Progress, conf
 
 
 def _is_over(pending: Sequence[FileInfo], used_until_us: int | None, stop_us: int, every_us: int) -> bool:
-    """Whether enough rows lie past the end of a window; see `WATERMARK_RATIO` and `WATERMARK_ROWS`."""
+    """Whether enough rows are past the end of a window; see `WATERMARK_RATIO` and `WATERMARK_ROWS`."""
     slots = sorted((slot.start_us, slot.num_rows) for info in pending for slot in info.time_slots)
     left = sum(num_rows for _, num_rows in slots)
     before = after = 0
@@ -303,7 +303,7 @@ def _is_over(pending: Sequence[FileInfo], used_until_us: int | None, stop_us: in
 
 
 def _earliest_us(pending: Sequence[FileInfo], used_until_us: int | None) -> int | None:
-    """Where the next window starts: at the earliest unused row, but never before the last window's end."""
+    """Start of the next window: the earliest unused row, but not before the end of the last window."""
     times = [info.time_slots[0].start_us for info in pending if info.time_slots]
     if used_until_us is not None:
         return max(used_until_us, min(times, default=used_until_us))
@@ -311,12 +311,12 @@ def _earliest_us(pending: Sequence[FileInfo], used_until_us: int | None) -> int 
 
 
 def _up_to_time(info: FileInfo, stop_us: int | None, progress: _Progress) -> _Part | None:
-    """A file's unused rows before a time; None if there are none."""
+    """A file's unused rows before a time, or None if there are none."""
     slots = [slot for slot in info.time_slots if stop_us is None or slot.start_us < stop_us]
     num_rows = sum(slot.num_rows for slot in slots)
     row_groups = {group for slot in slots for group in slot.row_groups}
     use = progress.uses.get(info.file.name)
-    if use is None:  # rows without a readable, plausible time go with the file's first window
+    if use is None:  # rows without a readable, plausible time belong to the file's first window
         num_rows += info.num_rows - sum(slot.num_rows for slot in info.time_slots)
         row_groups.update(info.untimed_groups)
     if num_rows == 0:
@@ -342,7 +342,7 @@ def _rows_name(progress: _Progress, num_rows: int) -> str:
 
 
 def _until_test(config: WindowConfig, until: str | None, rows_before: int) -> Callable[[Window], bool]:
-    """Whether a window still belongs to those asked for."""
+    """Make a test for whether a window is among those requested."""
     if until is None:
         return lambda window: True
     if config.kind == "time":

@@ -1,4 +1,4 @@
-"""`ParquetLogWriter`: writes one folder of a log in bounded memory, and shows it to readers only when it is whole."""
+"""`ParquetLogWriter`: writes one folder of a log in bounded memory, published atomically."""
 
 from __future__ import annotations
 
@@ -24,43 +24,43 @@ from headrace.paths import local_path
 __all__ = ["MARKER_NAME", "ParquetLogWriter", "partition_folder", "read_marker"]
 
 MARKER_NAME = "_headrace.json"
-"""Name of the marker a finished folder may carry; readers of logs skip it, as any name with an underscore."""
+"""Name of the optional marker file of a finished folder; readers skip it, like any name that starts with an
+underscore."""
 
 MAX_GROUP_BYTES = 128 << 20
-"""A row group is closed at this many Arrow bytes even when it has fewer rows than asked for, so that a reader that
-decodes one row group a thread stays far below a gigabyte."""
+"""Maximum Arrow bytes of a row group, so that a reader that decodes one row group per thread stays far below a
+gigabyte."""
 
 
 class ParquetLogWriter:
-    """Writes record batches as Parquet files of one folder; the folder appears, whole, when the writer closes.
+    """Writes record batches to Parquet files in one folder, which is published atomically when the writer is closed.
 
-    Files are written in a hidden folder beside the target (`.NAME.writing`), which is renamed on `close`. A killed
-    writer leaves only that hidden folder, and the next writer of the same target removes it. At most one row group is
-    held in memory. One writer per folder at a time; not thread-safe::
+    Files are written to a hidden folder next to the target (`.NAME.writing`), which is renamed on `close`. A killed
+    writer leaves only that hidden folder, which the next writer of the same target removes. At most one row group is
+    held in memory. Only one writer per folder; not thread-safe::
 
         with ParquetLogWriter("logs", schema=schema, partition=[("hour", "12")]) as writer:   # logs/hour=12/
             for batch in batches:
                 writer.write(batch)
 
     Args:
-        folder: Local folder to write.
-        schema: Columns of the files. Batches are put in this order and cast safely to these types.
-        rows_per_group: Rows in a row group; the unit readers work on in parallel.
-        rows_per_file: Start a new file after so many rows, or None for one file.
+        folder: Local output folder.
+        schema: Columns of the files. Batches are reordered and safely cast to it.
+        rows_per_group: Rows per row group, the unit of parallel reading.
+        rows_per_file: Rows per file; None for a single file.
         partition: (key, value) pairs appended to `folder` as hive partition folders.
-        if_exists: "error" refuses a folder that holds anything; "append" adds files beside those there, numbered
-            after them.
-        marker: JSON-able values kept in the finished folder (see `read_marker`), so that an importer which is run
-            again can tell what is done already.
+        if_exists: "error" refuses a non-empty folder; "append" adds files, numbered after the existing ones.
+        marker: JSON-able values stored in the finished folder (see `read_marker`), so that a repeated import can detect
+            finished folders.
         compression: Parquet codec.
 
     Attributes:
-        folder: The folder that appears, partition included.
-        num_rows: Rows written so far.
+        folder: The final folder, including the partition.
+        num_rows: Number of rows written so far.
 
     Raises:
-        FileExistsError: The folder holds files and `if_exists` is "error".
-        StorageError: It cannot be written, then or later; what was written is thrown away.
+        FileExistsError: The folder is not empty and `if_exists` is "error".
+        StorageError: The folder cannot be written, now or later; written data is discarded.
     """
 
     def __init__(
@@ -105,11 +105,11 @@ class ParquetLogWriter:
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """The files written so far, at the paths they have once the writer is closed."""
+        """The files written so far, with their final paths."""
         return tuple(self.folder / name for name in self._names)
 
     def write(self, rows: pa.RecordBatch | pa.Table) -> None:
-        """Add rows; a full row group goes to disk before this returns.
+        """Add rows; full row groups are written before this returns.
 
         Raises:
             DataError: A column of the schema is missing, or cannot be cast without loss.
@@ -130,13 +130,13 @@ class ParquetLogWriter:
                     self._flush_group()
 
     def start_file(self) -> None:
-        """Let the rows written after this go to a new file (none is started while there are no rows for it)."""
+        """Start a new file for the following rows; no empty file is created."""
         if self._pending:
             self._flush_group()
         self._finish_file()
 
     def close(self) -> None:
-        """Write what is pending and let the folder appear; calling it again does nothing."""
+        """Write pending rows and publish the folder. Idempotent."""
         if self._closed:
             return
         try:
@@ -154,12 +154,12 @@ class ParquetLogWriter:
         self._closed = True
 
     def abort(self) -> None:
-        """Throw away what was written; nothing appears."""
+        """Discard everything; nothing is published."""
         if self._closed:
             return
         self._closed = True
         if self._file is not None:
-            with suppress(OSError, pa.ArrowException):  # what the disk did not take is thrown away
+            with suppress(OSError, pa.ArrowException):  # discarded anyway
                 self._file.close()
         shutil.rmtree(self._staging, ignore_errors=True)
 
@@ -190,7 +190,7 @@ class ParquetLogWriter:
             raise DataError(f"{self.folder}: rows to write do not fit the schema: {error}") from error
 
     def _room(self) -> int:
-        """Rows that still fit into the row group being collected."""
+        """Number of rows that still fit into the current row group."""
         room = self._rows_per_group - self._pending_rows
         if self._rows_per_file is not None:
             room = min(room, self._rows_per_file - self._file_rows - self._pending_rows)
@@ -203,7 +203,7 @@ class ParquetLogWriter:
                 name = f"part-{self._next_number:05d}.parquet"
                 self._next_number += 1
                 self._names.append(name)
-                # An absolute path: PyArrow takes a relative one with a colon for a URL.
+                # PyArrow would interpret a relative path with a colon as a URL.
                 place = str(self._staging / name)
                 options = {"compression": self._compression, "write_page_checksum": True}
                 self._file = pq.ParquetWriter(place, self._schema, **options)
@@ -232,7 +232,7 @@ class ParquetLogWriter:
 
 
 def partition_folder(folder: str | Path, partition: Sequence[tuple[str, str]]) -> Path:
-    """The folder of a hive partition: `("hour", "12")` below `logs` is `logs/hour=12`."""
+    """The folder of a hive partition: `("hour", "12")` in `logs` is `logs/hour=12`."""
     path = Path(folder)
     for key, value in partition:
         path = path / f"{quote(str(key), safe=' ')}={quote(str(value), safe=' ')}"
@@ -240,7 +240,7 @@ def partition_folder(folder: str | Path, partition: Sequence[tuple[str, str]]) -
 
 
 def read_marker(folder: str | Path) -> dict[str, Any] | None:
-    """The values a finished `ParquetLogWriter` left in a folder, or None if there are none."""
+    """Read the marker values of a finished folder, or None if there are none."""
     path = Path(folder) / MARKER_NAME
     if not path.is_file():
         return None

@@ -153,7 +153,7 @@ def test_windows_of_time_wait_for_a_later_row() -> None:
         (None, 300 * US),
     ]
     infos = [timed(n, t, after(windows)) for n, t in times.items()]
-    assert "until a later row shows that their time is over" in describe_rest(infos, after(windows), TIME)
+    assert "until later rows show that it is complete" in describe_rest(infos, after(windows), TIME)
 
 
 def test_one_row_from_the_future_does_not_end_a_window_that_is_half_there() -> None:

@@ -1,1 +1,1 @@
-"""The nested layout: one row a session, values that repeat stored once, lists that shift as slices of a union."""
+"""The nested layout: one row per session, repeated values stored once, shifting lists as slices of a union."""

@@ -1,4 +1,4 @@
-"""Rows of sessions become rows of a nested file: values once, runs, slices of unions, impressions."""
+"""Builds rows of a nested file from rows of sessions: session values, runs, slices of unions, impressions."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ Mask = npt.NDArray[np.bool_]
 
 
 class RunStarts(NamedTuple):
-    """Where the runs of a group begin.
+    """The starts of a group's runs.
 
     Attributes:
-        rows: int64 [runs], the first row of each.
-        offsets: int64 [sessions + 1], the first run of each session.
+        rows: int64 [runs], first row of each run.
+        offsets: int64 [sessions + 1], first run of each session.
     """
 
     rows: Ints
@@ -32,15 +32,15 @@ class RunStarts(NamedTuple):
 
 
 def build_nested(rows: pa.RecordBatch, starts: Ints, layout: Layout) -> pa.RecordBatch:
-    """Make the nested rows of a stretch of a clustered log.
+    """Build nested rows from rows of a clustered log.
 
     Args:
-        rows: Rows with sessions adjacent, in order of time.
-        starts: int64, first row of each session; the first is 0. See `session_starts`.
-        layout: Which columns go where.
+        rows: Rows with sessions adjacent, each in time order.
+        starts: int64, first row of each nested row, starting with 0; see `session_starts`.
+        layout: Layout of the columns.
 
     Returns:
-        Rows with `nested_schema`, one for each start.
+        Rows with `nested_schema`, one per start.
     """
     schema = nested_schema(rows.schema, layout)
     arrays: dict[str, pa.Array] = {name: gather(rows.column(name), starts) for name in layout.session_columns}
@@ -71,14 +71,14 @@ def build_nested(rows: pa.RecordBatch, starts: Ints, layout: Layout) -> pa.Recor
 
 
 def session_starts(rows: pa.RecordBatch, new_session: Mask, layout: Layout, *, max_rows: int) -> Ints:
-    """First row of each nested row: where a session begins, where one of the columns that are one value for the whole
-    session changes all the same, and after `max_rows` rows, so that a session of any length has its place.
+    """First row of each nested row: at the start of a session, where a session-constant column changes unexpectedly,
+    and after `max_rows` rows, so that sessions may have any length.
 
     Args:
         rows: Rows with sessions adjacent.
-        new_session: bool [rows], true for the first row of each session, and for the first row.
-        layout: Names the session's columns.
-        max_rows: Rows of the longest nested row.
+        new_session: bool [rows], True for the first row of each session, and for row 0.
+        layout: Layout with the session columns.
+        max_rows: Maximum rows per nested row.
     """
     begins = new_session.copy()
     begins[0] = True
@@ -104,5 +104,5 @@ def _run_starts(columns: list[pa.Array], starts: Ints) -> RunStarts:
 
 
 def _plain(column: pa.Array) -> pa.Array:
-    """A column whose buffers begin at its first row: structs do not take sliced children everywhere."""
+    """Copy a column if it is sliced, because structs do not support sliced children everywhere."""
     return gather(column, np.arange(len(column))) if column.offset else column

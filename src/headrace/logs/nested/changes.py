@@ -1,4 +1,4 @@
-"""Where a column changes from one row to the next, for values and lists of any type Arrow can compare."""
+"""Finds where a column changes from row to row, for values and lists of any comparable Arrow type."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Mask = npt.NDArray[np.bool_]
 
 
 def can_compare(kind: pa.DataType) -> bool:
-    """Whether `changed` takes a column of this type: anything but structs, maps, unions, and lists of lists."""
+    """Whether `changed` supports a type: anything except structs, maps, unions, and lists of lists."""
     kind = _storage(kind)
     if is_list(kind):
         return not pt.is_nested(_storage(kind.value_type))
@@ -25,7 +25,7 @@ def can_compare(kind: pa.DataType) -> bool:
 
 
 def changed(array: pa.Array) -> Mask:
-    """Whether each row but the first differs from the row before it; null equals null, NaN the same NaN.
+    """Whether each row except the first differs from the previous one; nulls are equal, and so are identical NaNs.
 
     Returns:
         bool [rows - 1].
@@ -42,7 +42,7 @@ def changed(array: pa.Array) -> Mask:
 
 
 def codes_of(array: pa.Array) -> npt.NDArray[np.generic]:
-    """Integers that are equal exactly where the values are; for numbers without nulls their bits, without a copy."""
+    """Integers that are equal exactly if the values are; for numbers without nulls their bits, without a copy."""
     if isinstance(array, pa.ExtensionArray):
         return codes_of(array.storage)
     view = primitive_view(array)
@@ -50,7 +50,7 @@ def codes_of(array: pa.Array) -> npt.NDArray[np.generic]:
         return view
     if pt.is_null(array.type):
         return np.zeros(len(array), dtype=np.int32)
-    if pt.is_floating(array.type):  # as bits: NaN equals itself, and -0.0 is not 0.0
+    if pt.is_floating(array.type):  # as bits: NaN equals itself, and -0.0 differs from 0.0
         width = array.type.bit_width
         array = array.view(pa.int16() if width == 16 else pa.int32() if width == 32 else pa.int64())
     elif pt.is_decimal32(array.type) or pt.is_decimal64(array.type):  # Arrow 26 cannot encode these

@@ -1,4 +1,4 @@
-"""Chooses the layout of a clustered log from a sample: which columns change together, and which way lists grow."""
+"""Chooses the layout of a clustered log from a sample: columns that change together, and how lists grow."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ from headrace.logs.nested.unions import make_unions
 __all__ = ["ColumnChanges", "choose_layout", "column_changes", "find_groups", "row_bytes"]
 
 RUN_BYTES = 2.0
-"""Bytes a run of its own costs in a file beside its values: where it begins, once compressed (about)."""
+"""Approximate compressed bytes per run in a file in addition to its values, for its start."""
 
 GROUP_BYTES = 0.25
-"""Bytes a row that runs must save against a plain column: they are one more column to decode."""
+"""Minimum bytes per row that runs must save over a plain column, because they are an additional column to decode."""
 
 Words = npt.NDArray[np.uint64]
 
 
 class ColumnChanges(NamedTuple):
-    """In which rows of a sample each column changes.
+    """The rows of a sample in which each column changes.
 
     Attributes:
         names: Columns that can be compared.
-        words: uint64 [columns, words], one bit for each row with a previous row in its session.
-        counts: int64 [columns], changes.
+        words: uint64 [columns, words], one bit per row with a previous row in its session.
+        counts: int64 [columns], number of changes.
         num_sessions: Sessions in the sample.
         num_rows: Rows in the sample.
     """
@@ -46,11 +46,11 @@ class ColumnChanges(NamedTuple):
 
     @property
     def num_pairs(self) -> int:
-        """Rows that have a previous row in their session."""
+        """Number of rows with a previous row in their session."""
         return self.num_rows - self.num_sessions
 
     def factor(self, changes: int) -> float:
-        """Rows per unique row of something that changes so often."""
+        """Rows per unique row for this number of changes."""
         return self.num_rows / (self.num_sessions + changes)
 
 
@@ -65,11 +65,11 @@ def choose_layout(
     """Choose the layout of a log.
 
     Args:
-        kind: Of layout.
-        rows: A sample, sessions adjacent.
-        new_session: bool [rows], true for the first row of each session.
-        session: Column that names the session.
-        apart: Columns that belong to a single row whatever their values (labels, times, ids of rows).
+        kind: Kind of layout.
+        rows: A sample with sessions adjacent.
+        new_session: bool [rows], True for the first row of each session.
+        session: Session id column.
+        apart: Columns that always belong to a single row (labels, times, row ids).
     """
     num_sessions = int(new_session.sum())
     widths = {name: row_bytes(rows.column(name)) for name in rows.schema.names}
@@ -85,7 +85,8 @@ def choose_layout(
         return layout
     changes = column_changes(rows, new_session, without=(*apart, session))
     constant = {name for name, count in zip(changes.names, changes.counts, strict=True) if count == 0}
-    # Lists stay in runs even where they never change in the sample: a union takes a change, a session column does not.
+    # Lists use runs even if they never change in the sample, because a union allows changes and a session column does
+    # not.
     of_session = [name for name in rows.schema.names if name in constant and not is_list(rows.schema.field(name).type)]
     if changes.num_pairs == 0:
         of_session = []
@@ -101,7 +102,7 @@ def choose_layout(
 def column_changes(
     rows: pa.RecordBatch, new_session: npt.NDArray[np.bool_], *, without: Sequence[str] = ()
 ) -> ColumnChanges:
-    """Find where columns change within sessions; columns that cannot be compared are left out."""
+    """Find where columns change within sessions; columns that cannot be compared are ignored."""
     names = [field.name for field in rows.schema if field.name not in without and can_compare(field.type)]
     following = ~new_session[1:]
     num_pairs = int(following.sum())
@@ -116,15 +117,15 @@ def column_changes(
 def find_groups(
     changes: ColumnChanges, widths: Mapping[str, float], *, without: Sequence[str] = ()
 ) -> list[tuple[tuple[str, ...], float]]:
-    """Which columns to keep as groups of runs, each with its rows per run; columns in none are not worth it.
+    """Choose the groups of columns to store as runs, each with its rows per run; other columns do not pay off.
 
-    Columns whose factor is below break-even are left out. Of the rest, those that change in the same rows are one
-    group; groups are then joined, the best pair first, as long as that makes bytes in memory and file fewer.
+    Columns below break-even are dropped. Remaining columns that change in the same rows form one group. Then groups are
+    merged, best pair first, as long as that reduces bytes in memory and file.
 
     Args:
-        changes: Where columns change.
-        widths: Bytes of each column's value in a row.
-        without: Columns that have their place already.
+        changes: Changes of the columns.
+        widths: Bytes per row of each column.
+        without: Columns that are placed already.
     """
     groups: dict[bytes, list[int]] = {}
     for index, name in enumerate(changes.names):
@@ -141,7 +142,7 @@ def find_groups(
     joined: dict[int, list[int]] = {}
     for group, parent in zip(members, parents.tolist(), strict=True):
         joined.setdefault(parent, []).extend(group)
-    counts = _count_bits(words)  # of the joined groups, at their parents
+    counts = _count_bits(words)  # of merged groups, at their parents
     return [
         (tuple(changes.names[i] for i in sorted(group)), changes.factor(int(counts[parent])))
         for parent, group in joined.items()
@@ -149,7 +150,7 @@ def find_groups(
 
 
 def row_bytes(array: pa.Array) -> float:
-    """Mean bytes of a row's value in memory."""
+    """Mean bytes per row in memory."""
     if not len(array):
         return 0.0
     if is_list(array.type):
@@ -171,7 +172,7 @@ def _grows_at_front(lists: pa.Array, starts: npt.NDArray[np.int64]) -> bool:
 
 @kernel()
 def _cost(unique_ratio: float, width: float) -> float:
-    """Bytes a row of a group in memory, and of its runs in the file."""
+    """Bytes per row of a group in memory, plus its runs in the file."""
     return unique_ratio * (width + RUN_BYTES) + INVERSE_BYTES
 
 
@@ -204,7 +205,7 @@ def _count_either(words: Words, one: int, other: int) -> int:
 def _join_groups(
     words: Words, widths: npt.NDArray[np.float64], num_sessions: int, num_rows: int
 ) -> npt.NDArray[np.int64]:
-    """Join pairs while that makes bytes fewer; words of a joined group are put at its parent's place."""
+    """Merge pairs of groups while that reduces bytes; the words of a merged group are stored at its parent."""
     n = words.shape[0]
     parents = np.arange(n)
     alive = np.ones(n, np.bool_)

@@ -1,4 +1,4 @@
-"""Rows of a nested file become a record batch with group columns: unique rows and inverse as they lie in the file."""
+"""Decodes rows of a nested file to columns, with unique rows and inverse directly from the file."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ Ints = npt.NDArray[np.int32] | npt.NDArray[np.int64]
 
 
 class NestedRows:
-    """Some sessions of a nested file, with the columns that were read; nothing is copied until it is asked for.
+    """Sessions of a nested file with the columns that were read. Columns are decoded on demand.
 
     Args:
-        batch: Sessions as they were read, with the impressions (of any column).
-        layout: Of the file.
+        batch: Sessions as read, with at least one impression column.
+        layout: Layout of the file.
     """
 
     def __init__(self, batch: pa.RecordBatch, layout: Layout) -> None:
@@ -41,24 +41,24 @@ class NestedRows:
 
     @property
     def session_lengths(self) -> npt.NDArray[np.int32]:
-        """int32 [sessions], impressions of each."""
+        """int32 [sessions], number of impressions per session."""
         lengths: npt.NDArray[np.int32] = np.diff(self._offsets)
         return lengths
 
     def impression_column(self, name: str) -> pa.Array:
-        """A column that lies in the impressions."""
+        """A column stored in the impressions."""
         return self._impressions.field(name).slice(self._first, self.num_rows)
 
     def session_column(self, name: str) -> pa.Array:
-        """A column with one value a session; its rows are found by `session_inverse`."""
+        """A column with one value per session; `session_inverse` maps rows to sessions."""
         return self._batch.column(name)
 
     def session_inverse(self) -> npt.NDArray[np.int32]:
-        """int32 [impressions], the session of each."""
+        """int32 [impressions], session of each impression."""
         return np.repeat(np.arange(self._batch.num_rows, dtype=np.int32), self.session_lengths)
 
     def run_inverse(self, number: int) -> npt.NDArray[np.int32]:
-        """int32 [impressions], the run of each, in the group of runs with this number."""
+        """int32 [impressions], run of each impression in runs `number`."""
         runs = self._batch.column(self._layout.runs_name(number))
         offsets = runs.offsets.to_numpy()
         inverse = np.empty(self.num_rows, dtype=np.int32)
@@ -66,7 +66,7 @@ class NestedRows:
         return inverse
 
     def run_column(self, number: int, name: str) -> pa.Array:
-        """Values of a column in the runs; lists as a `list_view` (int32 offsets) of the unions."""
+        """Values of a column in runs `number`; lists as a `list_view` (int32 offsets) of the unions."""
         runs = self._batch.column(self._layout.runs_name(number))
         offsets = runs.offsets.to_numpy()
         first, num_runs = int(offsets[0]), int(offsets[-1] - offsets[0])
@@ -77,17 +77,17 @@ class NestedRows:
         starts = values.field("start").fill_null(0).to_numpy()
         lengths = values.field("length").fill_null(0).to_numpy()
         views = np.repeat(unions.offsets.to_numpy()[:-1], np.diff(offsets)) + starts
-        # A slice outside its union would read another session's ids, or memory that is not ours.
+        # A slice outside its union would read another session's ids, or invalid memory.
         union_ends = np.repeat(unions.offsets.to_numpy()[1:], np.diff(offsets))
         if (lengths < 0).any() or (starts < 0).any() or (views + lengths > union_ends).any():
-            raise pa.ArrowInvalid(f"{self._layout.runs_name(number)}: slices of {name} lie outside their union")
+            raise pa.ArrowInvalid(f"{self._layout.runs_name(number)}: slices of {name} are outside their union")
         mask = values.is_null() if values.null_count else None
         return pa.ListViewArray.from_arrays(
             pa.array(views.astype(np.int32)), pa.array(lengths), unions.values, mask=mask
         )
 
     def plain_column(self, name: str) -> pa.Array:
-        """A column of the log, one value an impression, wherever it lies."""
+        """A column of the log with one value per impression, wherever it is stored."""
         if name in self._layout.session_columns:
             return gather(self.session_column(name), self.session_inverse())
         for number, runs in enumerate(self._layout.runs):
@@ -96,18 +96,18 @@ class NestedRows:
         return self.impression_column(name)
 
     def plain(self, names: Sequence[str]) -> pa.RecordBatch:
-        """Columns of the log, one row an impression."""
+        """Columns of the log with one row per impression."""
         return pa.RecordBatch.from_arrays([self.plain_column(name) for name in names], names=list(names))
 
 
 def leaf_paths(layout: Layout, names: Collection[str], *, always_impressions: bool = True) -> list[str]:
-    """What must be read of a nested file for some columns of the log: prefixes of the paths of its leaf columns.
+    """The leaf columns of a nested file to read for some columns of the log, as path prefixes.
 
     Args:
-        layout: Of the file.
+        layout: Layout of the file.
         names: Columns of the log.
-        always_impressions: Whether to take some column of the impressions if none of the names is: how many
-            impressions a session has is told by them only.
+        always_impressions: Whether to read some impression column even if none is named, because only these tell the
+            number of impressions per session.
     """
     names = set(names)
     inside = [name for name in layout.impression_columns if name in names]
@@ -121,7 +121,7 @@ def leaf_paths(layout: Layout, names: Collection[str], *, always_impressions: bo
             runs_name = layout.runs_name(number)
             paths.append(f"{runs_name}.list.element.{layout.first}")
             paths += [f"{runs_name}.list.element.{name}" for name in wanted]
-            paths += wanted  # the unions of lists; a number has no column of its own
+            paths += wanted  # the unions of lists; numbers have no separate column
     return paths
 
 
@@ -129,7 +129,8 @@ def leaf_paths(layout: Layout, names: Collection[str], *, always_impressions: bo
 def _expand_runs(
     run_offsets: Ints, first: npt.NDArray[np.int32], row_offsets: Ints, inverse: npt.NDArray[np.int32]
 ) -> None:
-    """Number each row's run, counted from the first run of the batch; rows before a session's first run have it too."""
+    """Compute each row's run, counted from the first run of the batch; rows before a session's first run belong to
+    it."""
     base_run = run_offsets[0]
     base_row = np.int64(row_offsets[0])
     for s in range(len(run_offsets) - 1):

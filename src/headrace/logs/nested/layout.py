@@ -1,4 +1,4 @@
-"""How the files of a clustered log are laid out: written into each file's metadata, read back by the reader."""
+"""`Layout`: the layout of a clustered log, stored in each file's metadata."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from headrace.logs.gathering import is_list
 __all__ = ["LAYOUT_KEY", "SOURCES_KEY", "Layout", "Runs", "free_prefix", "nested_schema", "plain_schema"]
 
 LAYOUT_KEY = b"headrace.layout"
-"""Key of the layout, as JSON, in a Parquet file's metadata."""
+"""Metadata key of the layout, as JSON, in a Parquet file."""
 
 SOURCES_KEY = b"headrace.sources"
-"""Key, in a clustered file's metadata, of the files its rows come from and of what they added up to."""
+"""Metadata key of a clustered file's source files and checksums."""
 
 SLICE = pa.struct([pa.field("start", pa.int32()), pa.field("length", pa.int32())])
-"""A list's place in the session's union of it."""
+"""A list's position in the session's union."""
 
 
 class Runs(Config):
-    """Columns that change together, stored as runs: a value, and the position of the first impression that has it.
+    """Columns that change together, stored as runs: a value, and the position of its first impression.
 
     Attributes:
-        columns: Their names.
-        rows_per_run: Rows that share a value, on average, in the sample the layout was chosen from.
+        columns: Column names.
+        rows_per_run: Mean rows per run in the sample from which the layout was chosen.
     """
 
     columns: tuple[str, ...] = Field(min_length=1)
@@ -39,20 +39,20 @@ class Runs(Config):
 
 
 class Layout(Config):
-    """The layout of a clustered log; the same in all of its files.
+    """The layout of a clustered log, which is the same in all of its files.
 
     Attributes:
-        version: Of this format.
-        kind: "clustered": one row an impression, sessions adjacent. "nested": one row a session.
-        session: Column that names the session.
+        version: Version of the format.
+        kind: "clustered": one row per impression, sessions adjacent. "nested": one row per session.
+        session: Session id column.
         columns: All columns of the log, in order.
-        session_columns: Nested: columns that are one value for the whole session.
-        runs: Nested: columns in runs; those in neither lie in the impressions.
-        newest_first: Lists in runs whose newest element comes first.
-        rows_per_session: Mean in the sample.
-        row_bytes: Bytes in memory of each column's value in a row, mean of the sample.
-        encodings: Parquet encoding of each leaf column, by its path; "DICTIONARY" for dictionary encoding.
-        prefix: Nested: what the names of the layout's own columns begin with, so that no column of the log has one.
+        session_columns: Nested: columns with one value per session.
+        runs: Nested: columns in runs. Columns that are neither session columns nor in runs are in the impressions.
+        newest_first: Lists in runs whose newest element is first.
+        rows_per_session: Mean rows per session in the sample.
+        row_bytes: Mean bytes per row of each column in memory, in the sample.
+        encodings: Parquet encoding of each leaf column by path; "DICTIONARY" for dictionary encoding.
+        prefix: Nested: prefix of the layout's own columns, chosen to avoid conflicts with columns of the log.
     """
 
     version: Literal[1] = 1
@@ -69,30 +69,30 @@ class Layout(Config):
 
     @property
     def impressions(self) -> str:
-        """Nested: column with what differs from row to row: a list of structs, one a row of the log."""
+        """Nested: column of the impressions: a list of structs, one per row of the log."""
         return f"{self.prefix}impressions"
 
     @property
     def first(self) -> str:
-        """Nested: field of runs with the position of the first impression that has the run's value."""
+        """Nested: field of runs with the position of the run's first impression."""
         return f"{self.prefix}first"
 
     def runs_name(self, number: int) -> str:
-        """Nested: column that holds a group of runs."""
+        """Nested: column of runs `number`."""
         return f"{self.prefix}runs_{number}"
 
     @property
     def impression_columns(self) -> tuple[str, ...]:
-        """Nested: columns that lie in the impressions."""
+        """Nested: columns stored in the impressions."""
         elsewhere = {*self.session_columns, *(name for runs in self.runs for name in runs.columns)}
         return tuple(name for name in self.columns if name not in elsewhere)
 
     @classmethod
     def from_metadata(cls, metadata: Mapping[bytes, bytes] | None, *, where: str) -> Self | None:
-        """The layout noted in a file's metadata, or None if there is none.
+        """Load the layout from a file's metadata, or None if there is none.
 
         Raises:
-            DataError: What is noted is not a layout that this version reads.
+            DataError: The layout is invalid or of an unsupported version.
         """
         text = (metadata or {}).get(LAYOUT_KEY)
         if text is None:
@@ -106,7 +106,7 @@ class Layout(Config):
 
 
 def free_prefix(columns: Iterable[str]) -> str:
-    """The shortest prefix for the layout's own columns that gives none of them the name of a column of the log."""
+    """The shortest prefix of the layout's own columns without conflicts with columns of the log."""
     names = set(columns)
     prefix = ""
     while any(re.fullmatch(f"{prefix}(impressions|first|runs_[0-9]+)", name) for name in names):
@@ -115,7 +115,7 @@ def free_prefix(columns: Iterable[str]) -> str:
 
 
 def nested_schema(plain: pa.Schema, layout: Layout) -> pa.Schema:
-    """Columns of a nested file, for a log of the given columns."""
+    """The schema of a nested file for a log with the given columns."""
     fields = [pa.field(name, plain.field(name).type) for name in layout.session_columns]
     for number, runs in enumerate(layout.runs):
         inner = [pa.field(layout.first, pa.int32(), nullable=False)]
@@ -137,7 +137,7 @@ def nested_schema(plain: pa.Schema, layout: Layout) -> pa.Schema:
 
 
 def plain_schema(nested: pa.Schema, layout: Layout) -> pa.Schema:
-    """Columns of the log that a nested file holds; undoes `nested_schema`."""
+    """The log's schema of a nested file, the inverse of `nested_schema`."""
     types = {name: nested.field(name).type for name in layout.session_columns}
     for field in nested.field(layout.impressions).type.value_type:
         types[field.name] = field.type

@@ -1,13 +1,13 @@
-"""Lists that shift, stored once: a session's lists become slices of one union.
+"""Unions: the shifting lists of a session, stored once as slices of one list.
 
-A history that gains its newest id and loses its oldest from one row to the next (newest last)::
+A history that gains a new id and loses its oldest from row to row (newest last)::
 
     row 0   [5, 6, 7]                   union    [5, 6, 7, 8, 9]
     row 1      [6, 7, 8]                start      0, 1, 2
     row 2         [7, 8, 9]             length     3, 3, 3
 
-A list that has nothing in common with the end of the union is put behind it whole. With the newest id first the same is
-done from the last row to the first.
+A list that does not overlap with the end of the union is appended completely. With the newest id first, rows are
+processed from last to first.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Unions(NamedTuple):
 
     Attributes:
         values: `list` array with the union of each session.
-        starts: int32 [lists], where each list starts in its session's union; 0 for an empty one.
+        starts: int32 [lists], start of each list in its session's union; 0 for an empty list.
         lengths: int32 [lists].
         valid: bool [lists], or None if no list is null.
     """
@@ -47,9 +47,9 @@ def make_unions(lists: pa.Array, session_offsets: npt.NDArray[np.int64], *, newe
     """Find the union of each session's lists.
 
     Args:
-        lists: List array; those of a session lie one behind the other, in order of time.
-        session_offsets: int64 [sessions + 1], where each session's lists begin.
-        newest_first: Whether lists grow at their front.
+        lists: List array; lists of a session are consecutive and in time order.
+        session_offsets: int64 [sessions + 1], start of each session's lists.
+        newest_first: Whether lists grow at the front.
     """
     starts, lengths, elements, valid = list_parts(lists)
     positions = np.empty(int(lengths.sum()), dtype=np.int64)
@@ -73,12 +73,12 @@ def _find_unions(
     union_offsets: npt.NDArray[np.int32],
     slice_starts: npt.NDArray[np.int32],
 ) -> int:
-    """Write where each union's elements lie in `codes`; return how many there are."""
+    """Write the positions in `codes` of each union's elements; returns their number."""
     end = 0
     union_offsets[0] = 0
     for s in range(len(session_offsets) - 1):
         begin = end
-        before = end  # where the list before starts: nothing in front of it is looked at
+        before = end  # start of the previous list: earlier elements are not considered
         for k in range(session_offsets[s + 1] - session_offsets[s]):
             i = session_offsets[s + 1] - 1 - k if newest_first else session_offsets[s] + k
             length, start = int(lengths[i]), int(starts[i])

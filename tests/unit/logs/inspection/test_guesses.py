@@ -77,7 +77,7 @@ def test_a_label_with_a_few_strays_is_still_a_label_of_zero_and_one() -> None:
     strays[:3] = 7
     guess = guesses_of({"click": strays})["click"]
     assert guess.part == "label"
-    assert guess.reason.endswith("(but for 3 rows)")
+    assert guess.reason.endswith("(except in 3 rows)")
     assert dict(guess.options) == {}
 
 
@@ -89,7 +89,7 @@ def test_without_a_name_the_first_column_of_zeros_and_ones_is_the_label() -> Non
 def test_a_named_timestamp_goes_before_numbers_that_look_like_times() -> None:
     guesses = guesses_of({"begin": TIMES_S * 1000, "timestamp": TIMES_S * 1000, "click": BINARY})
     assert guesses["timestamp"].part == "timestamp"
-    assert guesses["begin"] == Guess("begin", "ignored", "another timestamp: timestamp is taken")
+    assert guesses["begin"] == Guess("begin", "ignored", "another timestamp: timestamp is used")
 
 
 def test_the_guesses_make_a_schema_that_reads_back_from_yaml(tmp_path: object) -> None:

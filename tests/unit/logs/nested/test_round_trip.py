@@ -86,7 +86,7 @@ def test_slices_that_leave_their_union_are_refused() -> None:
     damaged = nested.set_column(
         nested.schema.get_field_index("newest"), "newest", pa.array([u[1:] for u in unions], pa.list_(pa.int64()))
     )
-    with pytest.raises(pa.ArrowInvalid, match="slices of newest lie outside their union"):
+    with pytest.raises(pa.ArrowInvalid, match="slices of newest are outside their union"):
         NestedRows(damaged, layout).plain(["newest"])
 
 
