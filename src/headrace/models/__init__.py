@@ -1,4 +1,4 @@
-"""Models for click-through and conversion rates over `Batch`, each to be read beside its paper."""
+"""Models of click-through and conversion rates on `Batch`, each implementing a paper."""
 
 from headrace.models.base import ModelConfig
 from headrace.models.dcnv2 import DCNv2, DCNv2Config

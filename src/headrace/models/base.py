@@ -1,4 +1,4 @@
-"""`ModelConfig`: what every model's config has, and what a model of your own needs to be named in a job file."""
+"""`ModelConfig`: base class of model configs, including your own."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ __all__ = ["ModelConfig"]
 
 
 class ModelConfig(NamedConfig):
-    """Base of the configs of models.
+    """Base class of model configs.
 
-    A job file names a model of your own by the place of its config::
+    A job file refers to your own model by the import path of its config::
 
         model: {kind: my_package.two_towers:TwoTowersConfig, embedding_dim: 32}
     """
@@ -36,14 +36,15 @@ class ModelConfig(NamedConfig):
         embeddings: EmbeddingsConfig,
         seed: int,
     ) -> nn.Module:
-        """A model whose `forward(batch)` gives logits float32 [B, num_labels]; equal arguments give equal parameters.
+        """Build a model whose `forward(batch)` returns logits, float32 [B, num_labels]. Equal arguments give equal
+        parameters.
 
         Args:
-            num_dense: Dense features N.
+            num_dense: Number of dense features N.
             sparse_keys: Names of the sparse features F.
-            num_labels: Labels L.
-            embeddings: How ids become rows, for the model's `EmbeddingBags`.
-            seed: Of all first values.
+            num_labels: Number of labels L.
+            embeddings: Configuration of the model's `EmbeddingBags`.
+            seed: Seed of all initial values.
 
         Raises:
             ConfigError: `embeddings` names a feature or table that does not exist, or there are no sparse features.

@@ -2,8 +2,8 @@
 
     x_{l+1} = x0 * (W_l x_l + b_l) + x_l          W_l = U_l V_l with a rank, else full
 
-Each layer is its products and one pass over their result. Wang et al., "DCN V2: Improved Deep & Cross Network", 2021.
-Legend: B rows, X features.
+Each layer consists of its matrix products and one pass over their result. Wang et al., "DCN V2: Improved Deep & Cross
+Network", 2021. Legend: B rows, X features.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ __all__ = ["CrossNetwork"]
 
 Array = npt.NDArray[Any]
 Factors = tuple[Tensor, ...]
-"""Weights of a layer in the order in which x meets them: (W,) or (V, U)."""
+"""Weights of a layer in order of application: (W,) or (V, U)."""
 
 
 @kernel(parallel=True, fastmath=True)
@@ -52,7 +52,7 @@ def _backward(
     for chunk in numba.prange(chunks):
         part = np.zeros(width, np.float32)
         for b in range(chunk * num_rows // chunks, (chunk + 1) * num_rows // chunks):
-            # A loop an array that is written: with more, LLVM gives up telling which might overlap.
+            # One loop per output array: with more, LLVM cannot prove that they do not overlap.
             grad_row, x0_row, u_row = grad[b], x0[b], u[b]
             x0_grad_row, u_grad_row, below_row = x0_grad[b], u_grad[b], below[b]
             for n in range(width):
@@ -93,7 +93,7 @@ class _FusedCross(torch.autograd.Function):
         stride = 2 * depth + 1
         layers = [saved[at : at + stride] for at in range(0, len(saved), stride)]
         grad = empty(x0.shape, x0.dtype).copy_(grad)
-        below = empty(x0.shape, x0.dtype).zero_()  # the gradient of x_l by way of W_l, not yet in `grad`
+        below = empty(x0.shape, x0.dtype).zero_()  # the gradient of x_l through W_l, not yet added to `grad`
         x0_grad = empty(x0.shape, x0.dtype).zero_()
         chunks = num_chunks(x0.numel())
         gradients: list[Tensor] = []
@@ -118,10 +118,10 @@ class _FusedCross(torch.autograd.Function):
 
 
 class CrossNetwork(nn.Module):
-    """Cross layers: [B, X] -> [B, X]; layer l adds crosses of order l + 1.
+    """Cross layers: [B, X] -> [B, X]; layer l adds feature crosses of order l + 1.
 
     Attributes:
-        precision: What its products take; see `headrace.models.layers.set_precision`.
+        precision: Precision of its products; see `headrace.models.layers.set_precision`.
     """
 
     precision: Precision = "fp32"
@@ -131,7 +131,7 @@ class CrossNetwork(nn.Module):
         self.layers = nn.ModuleList(_cross_matrix(num_features, rank, generator) for _ in range(num_layers))
 
     def forward(self, x0_BX: Tensor) -> Tensor:
-        """See the class; float32 or bfloat16 as the precision says."""
+        """Apply the layers; returns float32 or bfloat16 according to `precision`."""
         layers: list[list[Any]] = [
             list(layer) if isinstance(layer, nn.Sequential) else [layer] for layer in self.layers
         ]

@@ -1,4 +1,4 @@
-"""DCN-v2: explicit feature crosses of growing order beside (or below) a deep network.
+"""DCN-v2: explicit feature crosses of increasing order, parallel to (or below) a deep network.
 
 Wang et al., "DCN V2: Improved Deep & Cross Network", 2021.
 
@@ -48,15 +48,15 @@ class DCNv2Config(ModelConfig):
 
 
 class DCNv2(nn.Module):
-    """Deep and cross network, version 2.
+    """Deep and cross network, version 2 (DCN-v2).
 
     Args:
-        config: Sizes.
-        num_dense: Dense features N.
+        config: Sizes of the layers.
+        num_dense: Number of dense features N.
         sparse_keys: Names of the sparse features F.
-        num_labels: Labels L.
-        embeddings: How ids become rows.
-        seed: Of all first values.
+        num_labels: Number of labels L.
+        embeddings: Configuration of the embedding tables.
+        seed: Seed of all initial values.
     """
 
     def __init__(
@@ -79,7 +79,7 @@ class DCNv2(nn.Module):
         self.head = linear(config.deep[-1] + (num_features if self.is_parallel else 0), num_labels, generator)
 
     def forward(self, batch: Batch) -> Tensor:
-        """Logits float32 [B, L]."""
+        """Compute logits, float32 [B, L]."""
         emb_BFD = self.embeddings(batch)
         x0_BX = join_fields(batch.dense, emb_BFD, self.deep.dtype)
         cross_BX = self.cross(x0_BX)

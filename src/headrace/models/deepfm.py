@@ -1,13 +1,13 @@
-"""DeepFM: a factorisation machine and a deep network on the same embeddings, their logits added.
+"""DeepFM: a factorisation machine and a deep network on the same embeddings, whose logits are added.
 
 Guo et al., "DeepFM: A Factorization-Machine based Neural Network for CTR Prediction", 2017.
 
-    first order     w_i x_i over all features          one number per id, in a table of its own
+    first order     w_i x_i over all features          one number per id, in a separate table
     second order    <v_i, v_j> x_i x_j over all pairs  = 1/2 ((sum v)^2 - sum v^2), summed over D
     deep            MLP([dense_BN, emb_BFD flattened])
 
 Legend: B rows, N dense features, F sparse features, G = N + F fields, D embedding dimension, L labels. With several
-labels the second-order term is shared; first order and deep network have an output for each.
+labels the second-order term is shared; the first-order term and the deep network have one output per label.
 """
 
 from __future__ import annotations
@@ -41,15 +41,15 @@ class DeepFMConfig(ModelConfig):
 
 
 class DeepFM(nn.Module):
-    """Factorisation machine plus deep network.
+    """Factorisation machine plus deep network (DeepFM).
 
     Args:
-        config: Sizes.
-        num_dense: Dense features N.
+        config: Sizes of the layers.
+        num_dense: Number of dense features N.
         sparse_keys: Names of the sparse features F.
-        num_labels: Labels L.
-        embeddings: How ids become rows, for vectors and first-order weights alike.
-        seed: Of all first values.
+        num_labels: Number of labels L.
+        embeddings: Configuration of the embedding tables, for vectors and first-order weights.
+        seed: Seed of all initial values.
     """
 
     def __init__(
@@ -67,13 +67,13 @@ class DeepFM(nn.Module):
         self.embeddings = EmbeddingBags(embeddings, sparse_keys, dim, seed=seed)
         self.first_order = EmbeddingBags(embeddings.first_order(), sparse_keys, num_labels, seed=seed)
         self.first_order_dense = linear(num_dense, num_labels, generator)
-        # A dense feature is a field too: its value times a vector of its own.
+        # A dense feature is also a field: its value times a learned vector.
         self.dense_vectors_ND = nn.Parameter(torch.empty(num_dense, dim).normal_(0, 0.01, generator=generator))
         self.deep = mlp(num_dense + len(sparse_keys) * dim, config.deep, generator)
         self.head = linear(config.deep[-1], num_labels, generator)
 
     def forward(self, batch: Batch) -> Tensor:
-        """Logits float32 [B, L]."""
+        """Compute logits, float32 [B, L]."""
         emb_BFD = self.embeddings(batch)
         first_BL = self.first_order(batch).sum(1) + self.first_order_dense(batch.dense)
         x_BX, second_B = join_fields_with_fm(batch.dense, emb_BFD, self.dense_vectors_ND, self.deep.dtype)

@@ -1,4 +1,4 @@
-"""DIN: each history is summed by how much its ids matter for the candidate, then an MLP.
+"""DIN: attention of the candidate over each history, then an MLP.
 
 Zhou et al., "Deep Interest Network for Click-Through Rate Prediction", 2018.
 
@@ -48,15 +48,16 @@ class DINConfig(ModelConfig):
 
 
 class DIN(nn.Module):
-    """Deep interest network. What of the attention depends on histories alone is computed once per unique history.
+    """Deep interest network (DIN). Attention terms that depend only on the history are computed once per unique
+    history.
 
     Args:
-        config: Sizes, and which feature attends to which.
-        num_dense: Dense features N.
+        config: Sizes of the layers, and pairs of history and candidate.
+        num_dense: Number of dense features N.
         sparse_keys: Names of the sparse features F.
-        num_labels: Labels L.
-        embeddings: How ids become rows.
-        seed: Of all first values.
+        num_labels: Number of labels L.
+        embeddings: Configuration of the embedding tables.
+        seed: Seed of all initial values.
 
     Raises:
         ConfigError: `histories` names a feature that does not exist.
@@ -88,7 +89,7 @@ class DIN(nn.Module):
         self.head = linear(config.deep[-1], num_labels, generator)
 
     def forward(self, batch: Batch) -> Tensor:
-        """Logits float32 [B, L]."""
+        """Compute logits, float32 [B, L]."""
         bags = self.embeddings
         lookup = bags.lookup(batch)
         pooled_BFD = pool_expanded(bags, lookup, self.pooled)

@@ -47,18 +47,18 @@ class DLRMConfig(ModelConfig):
 
 
 class DLRM(nn.Module):
-    """Deep learning recommendation model. Without dense features there is no bottom MLP.
+    """Deep learning recommendation model (DLRM). Without dense features there is no bottom MLP.
 
     Args:
-        config: Sizes.
-        num_dense: Dense features N.
+        config: Sizes of the layers.
+        num_dense: Number of dense features N.
         sparse_keys: Names of the sparse features F.
-        num_labels: Labels L.
-        embeddings: How ids become rows.
-        seed: Of all first values.
+        num_labels: Number of labels L.
+        embeddings: Configuration of the embedding tables.
+        seed: Seed of all initial values.
 
     Raises:
-        ConfigError: The only feature is one of ids: without a pair, nothing of it would reach the top MLP.
+        ConfigError: There is only one feature, a sparse one: without a pair, it would not reach the top MLP.
     """
 
     def __init__(
@@ -87,7 +87,7 @@ class DLRM(nn.Module):
         self.encoded = None if config.encoder is None else EncodedFeatures(config.encoder, self.embeddings, generator)
 
     def forward(self, batch: Batch) -> Tensor:
-        """Logits float32 [B, L]."""
+        """Compute logits, float32 [B, L]."""
         bags = self.embeddings
         emb_BFD = bags(batch) if self.encoded is None else self.encoded(bags, batch)
         x_BD = None if self.bottom is None else self.bottom(batch.dense)

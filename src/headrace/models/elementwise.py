@@ -1,4 +1,4 @@
-"""What happens between matrix products, one pass each: bias and ReLU, its mask with the sum of columns, casts."""
+"""Fused elementwise operations between matrix products: bias with ReLU, ReLU mask with column sums, casts."""
 
 from __future__ import annotations
 
@@ -44,14 +44,14 @@ def _mask_relu(grad: Array, y: Array, sums: Array, chunks: int) -> None:
 
 
 def add_bias_relu(y_BN: Tensor, bias_N: Tensor) -> None:
-    """y = max(y + bias, 0), in place; y float32 or bfloat16, the bias float32."""
+    """Compute y = max(y + bias, 0) in place; y is float32 or bfloat16, the bias float32."""
     _add_bias_relu(array_of(y_BN), array_of(bias_N), num_chunks(y_BN.numel()))
 
 
 def mask_relu(grad_BN: Tensor, y_BN: Tensor) -> Tensor:
-    """Make the gradient after a ReLU that gave y the one before it, in place; returns its sum of columns.
+    """Apply the backward of a ReLU with output y to a gradient in place; returns the column sums.
 
-    Sums are float32 [N], made a thread's rows at a time: the same for the same number of threads.
+    Sums are float32 [N], computed per thread, so they are deterministic for a given number of threads.
     """
     chunks = num_chunks(y_BN.numel())
     sums = np.empty((chunks, y_BN.shape[1]), np.float32)
@@ -60,5 +60,5 @@ def mask_relu(grad_BN: Tensor, y_BN: Tensor) -> Tensor:
 
 
 def cast(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """x in `dtype`, in memory of the step before; itself if it has it."""
+    """Cast x to `dtype` in pooled memory; returns x itself if it already has this dtype."""
     return x if x.dtype == dtype else empty(x.shape, dtype).copy_(x)

@@ -1,4 +1,4 @@
-"""Embeddings of a batch of which some features are encoded as sequences instead of pooled.
+"""`EncodedFeatures`: embeddings of a batch in which some features are encoded as sequences instead of pooled.
 
 Legend: B rows, F features, D embedding dimension.
 """
@@ -21,17 +21,17 @@ __all__ = ["EncodedFeatures"]
 
 
 class EncodedFeatures(nn.Module):
-    """What `EmbeddingBags` gives, with a transformer encoder in the place of pooling for some features.
+    """Embeddings like those of `EmbeddingBags`, with a transformer encoder instead of pooling for some features.
 
-    The encoder runs once per unique history of the batch; its result is expanded last.
+    The encoder runs once per unique history of the batch, and its result is expanded last.
 
     Args:
-        config: Which features, and the encoder's sizes.
-        bags: The embeddings, not a part of this module.
-        generator: Of first values.
+        config: Encoded features, and sizes of the encoder.
+        bags: The embeddings, which are not registered in this module.
+        generator: Random generator of initial values.
 
     Raises:
-        ConfigError: A feature is not in `bags`, or the dimension cannot be divided among the heads.
+        ConfigError: A feature is not in `bags`, or the dimension is not divisible by the number of heads.
     """
 
     def __init__(self, config: HistoryEncoderConfig, bags: EmbeddingBags, generator: torch.Generator) -> None:
@@ -53,7 +53,7 @@ class EncodedFeatures(nn.Module):
         self._order = [names.index(name) for name in bags.feature_names]
 
     def forward(self, bags: EmbeddingBags, batch: Batch) -> Tensor:
-        """float32 [B, F, D], features in the order of `bags`."""
+        """Compute float32 [B, F, D], with features in the order of `bags`."""
         lookup = bags.lookup(batch)
         pooled = [pool_expanded(bags, lookup, self._pooled)] if self._pooled else []
         parts = [bags.sequence(lookup, name) for name in self.names]

@@ -1,9 +1,9 @@
-"""Dense features and embeddings side by side, as a deep network reads them, and the factorisation machine over them.
+"""Concatenation of dense features and embeddings as network input, and the factorisation machine on them.
 
     x_BX = [dense_BN | emb_BFD flattened]
     fm_B = sum over pairs i < j of <v_i, v_j> = 1/2 (|sum v|^2 - sum |v|^2)      v = dense_n vectors_n, emb_f
 
-The gradient of the embeddings by way of both is written once. Rendle, "Factorization Machines", 2010, lemma 3.1.
+The embeddings' gradient through both is computed in one pass. Rendle, "Factorization Machines", 2010, lemma 3.1.
 Legend: B rows, N dense features, F sparse features, D dimension, X = N + F D.
 """
 
@@ -117,12 +117,12 @@ class _JoinFields(torch.autograd.Function):
 
 
 def join_fields(dense_BN: Tensor, emb_BFD: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Dense features and embeddings side by side.
+    """Concatenate dense features and embeddings.
 
     Args:
         dense_BN: float32.
         emb_BFD: float32.
-        dtype: Of the result: what the network above computes in.
+        dtype: Dtype of the result, that of the following network.
 
     Returns:
         [B, N + F D].
@@ -135,13 +135,13 @@ def join_fields(dense_BN: Tensor, emb_BFD: Tensor, dtype: torch.dtype = torch.fl
 def join_fields_with_fm(
     dense_BN: Tensor, emb_BFD: Tensor, vectors_ND: Tensor, dtype: torch.dtype = torch.float32
 ) -> tuple[Tensor, Tensor]:
-    """`join_fields`, and the factorisation machine's sum over pairs.
+    """`join_fields`, plus the factorisation machine's sum over pairs.
 
     Args:
         dense_BN: float32.
         emb_BFD: float32.
         vectors_ND: float32, the vector of each dense feature.
-        dtype: Of the first result.
+        dtype: Dtype of the first result.
 
     Returns:
         [B, N + F D], and float32 [B].

@@ -1,9 +1,9 @@
-"""A linear layer to a few numbers, such as logits, over one or more inputs that lie apart.
+"""A linear layer with few outputs, such as logits, on one or more separate inputs.
 
     y_BL = sum over parts p of x_p W_p^T, + b
 
-A GEMM of one column cannot use the processor's lanes along it; here they run along the inputs. Numbers are multiplied
-and summed in float32 whatever the inputs hold, so logits keep all their bits next to bfloat16 layers.
+A GEMM with one column cannot be vectorised along it; here the loops vectorise along the inputs. Products and sums are
+float32 for any input dtype, so logits keep full precision after bfloat16 layers.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ class _FusedHead(torch.autograd.Function):
 
 
 def fused_head(parts: Sequence[Tensor], weight_LK: Tensor, bias_L: Tensor) -> Tensor:
-    """The layer over the parts of its input side by side.
+    """Apply the layer to the concatenation of the parts.
 
     Args:
         parts: Each [B, width], float32 or bfloat16; widths add up to K.
@@ -98,6 +98,6 @@ def fused_head(parts: Sequence[Tensor], weight_LK: Tensor, bias_L: Tensor) -> Te
 
 
 def _columns(weight: Tensor, parts: Sequence[Tensor]) -> list[Array]:
-    """The weight's columns for each part, contiguous."""
+    """The weight columns of each part, contiguous."""
     pieces = torch.split(weight.detach(), [part.shape[1] for part in parts], dim=1)
     return [piece.contiguous().numpy() for piece in pieces]

@@ -2,9 +2,9 @@
 
     h_0 = x,  h_l = max(h_{l-1} W_l^T + b_l, 0)
 
-Forward makes one product and one pass over its result for each layer; backward one pass (mask, and the sum that is the
-bias's gradient) and two products. Nothing is cast twice, and activations lie in memory of the step before. In bfloat16
-products take bfloat16 and sum in float32; weights and biases stay float32, and so do their gradients.
+Forward does one product and one pass over its result per layer; backward does one pass (mask and bias gradient) and two
+products. Nothing is cast twice, and activations use pooled memory. With bfloat16, products take bfloat16 and accumulate
+in float32; weights, biases and their gradients stay float32.
 """
 
 from __future__ import annotations
@@ -41,7 +41,9 @@ class _FusedMLP(torch.autograd.Function):
         num_layers = len(ctx.saved_tensors) // 2
         activations, weights = ctx.saved_tensors[: num_layers + 1], ctx.saved_tensors[num_layers + 1 :]
         gradients: list[Tensor | None] = []
-        x_grad: Tensor | None = empty(grad.shape, grad.dtype).copy_(grad)  # autograd may give its one to others too
+        x_grad: Tensor | None = empty(grad.shape, grad.dtype).copy_(
+            grad
+        )  # autograd may also pass its own gradient to others
         with full_rate():
             for layer in reversed(range(num_layers)):
                 masked = x_grad
@@ -56,12 +58,12 @@ class _FusedMLP(torch.autograd.Function):
 
 
 def fused_mlp(x_BN: Tensor, weights: Sequence[Tensor], parameters: Sequence[Tensor]) -> Tensor:
-    """Apply the stack.
+    """Apply the layers.
 
     Args:
         x_BN: float32 or bfloat16.
-        weights: The layers' weights in the dtype to compute in; the layers' own for float32.
-        parameters: weight_1, bias_1, weight_2, ...: float32, what gradients are for.
+        weights: Weights of the layers in the compute dtype; the parameters themselves for float32.
+        parameters: weight_1, bias_1, weight_2, ...: the float32 parameters that receive gradients.
 
     Returns:
         [B, width of the last layer] in the dtype of `weights`.
@@ -70,6 +72,6 @@ def fused_mlp(x_BN: Tensor, weights: Sequence[Tensor], parameters: Sequence[Tens
 
 
 def weight_gradient(grad_BN: Tensor, x_BK: Tensor) -> Tensor:
-    """grad^T x as float32 [N, K]; sums over the batch are float32, also for bfloat16 arguments."""
+    """Compute grad^T x as float32 [N, K]; sums over the batch are float32, even for bfloat16 arguments."""
     out = torch.empty(grad_BN.shape[1], x_BK.shape[1], dtype=x_BK.dtype)
     return torch.mm(grad_BN.t(), x_BK, out=out).float()

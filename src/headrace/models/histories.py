@@ -1,4 +1,4 @@
-"""Id lists as sequences: lists of similar length side by side, and an encoder that turns each list into one vector.
+"""Transformer encoding of id lists: bucketing by length, and an encoder that turns each list into one vector.
 
 Legend: n ids, V lists (of all encoded features), B rows, D embedding dimension, L longest list of a bucket, H heads.
 """
@@ -22,10 +22,10 @@ __all__ = ["Bucket", "HistoryEncoder", "HistoryEncoderConfig", "length_buckets"]
 
 Int64s = npt.NDArray[np.int64]
 
-MAX_PADDED = 1.15  # padded over real places of a bucket, unless it is tiny
+MAX_PADDED = 1.15  # padded over real positions of a bucket, unless it is tiny
 SMALL_BUCKET = 1024
 LARGE_BUCKET = 32_768
-"""Places of a bucket: large enough for full speed, small enough that its activations stay in the cache."""
+"""Positions per bucket: large enough for full speed, small enough that activations stay in the cache."""
 
 
 class HistoryEncoderConfig(Config):
@@ -48,8 +48,8 @@ class Bucket:
     """Lists of similar length.
 
     Attributes:
-        lists: int64 [b], their numbers.
-        length: The longest, L.
+        lists: int64 [b], indices of the lists.
+        length: Maximum length L.
     """
 
     lists: Int64s
@@ -57,7 +57,7 @@ class Bucket:
 
 
 def length_buckets(lengths: Int64s) -> Iterator[Bucket]:
-    """Buckets of the lists that are not empty, shortest first, with little padding in each.
+    """Group the non-empty lists into buckets with little padding, shortest first.
 
     Args:
         lengths: int64 [V].
@@ -68,7 +68,7 @@ def length_buckets(lengths: Int64s) -> Iterator[Bucket]:
     totals = np.concatenate([[0], np.cumsum(sizes)])
     first = 0
     while first < len(order):
-        # In ascending order a bucket is as long as its last list: all its ends at once.
+        # In ascending order, a bucket's length is that of its last list.
         ends = np.arange(first + 1, len(order) + 1)
         padded = sizes[first:] * (ends - first)
         real = totals[first + 1 :] - totals[first]
@@ -79,15 +79,15 @@ def length_buckets(lengths: Int64s) -> Iterator[Bucket]:
 
 
 class HistoryEncoder(nn.Module):
-    """Lists of embeddings in, one vector per list out; a list without ids gives zeros.
+    """Encodes lists of embeddings to one vector per list; an empty list gives zeros.
 
     Pre-norm transformer layers as in Xiong et al., "On Layer Normalization in the Transformer Architecture", 2020, over
     click histories as in Chen et al., "Behavior Sequence Transformer", 2019.
 
     Args:
-        config: Sizes.
-        embedding_dim: D.
-        generator: Of first values.
+        config: Sizes of the layers.
+        embedding_dim: Dimension D.
+        generator: Random generator of initial values.
     """
 
     def __init__(self, config: HistoryEncoderConfig, embedding_dim: int, generator: torch.Generator) -> None:
@@ -101,11 +101,11 @@ class HistoryEncoder(nn.Module):
         )
 
     def forward(self, parts: Sequence[tuple[Tensor, Tensor]]) -> list[Tensor]:
-        """Encode.
+        """Encode the lists of all features.
 
         Args:
-            parts: For each feature of the config: the rows of its ids [n_f, D] one list after the other, and where
-                each list begins, int64 [V_f + 1].
+            parts: For each feature of the config, the embeddings of its concatenated lists [n_f, D], and the start of
+                each list, int64 [V_f + 1].
 
         Returns:
             [V_f, D] for each feature.
@@ -129,7 +129,7 @@ class HistoryEncoder(nn.Module):
         return len(self.layers) * (one_id * lengths_V + 4 * dim * lengths_V**2)
 
     def _encode(self, rows_ND: Tensor, starts: Int64s, lengths: Int64s, bucket: Bucket) -> Tensor:
-        """The vectors [b, D] of a bucket's lists."""
+        """Encode the lists of a bucket to [b, D]."""
         sizes, steps = lengths[bucket.lists][:, None], np.arange(bucket.length)
         index_bL = starts[bucket.lists][:, None] + np.minimum(steps, sizes - 1)
         x_bLD = rows_ND[torch.from_numpy(index_bL)]
@@ -144,7 +144,7 @@ class HistoryEncoder(nn.Module):
 
 
 class EncoderLayer(nn.Module):
-    """Self-attention and a feed-forward part, each behind a layer norm and beside a short cut."""
+    """Self-attention and a feed-forward network, each with pre-norm and a residual connection."""
 
     def __init__(self, dim: int, num_heads: int, feedforward: int, generator: torch.Generator) -> None:
         super().__init__()
@@ -155,7 +155,7 @@ class EncoderLayer(nn.Module):
         self.up, self.down = linear(dim, feedforward, generator), linear(feedforward, dim, generator)
 
     def forward(self, x_bLD: Tensor, mask_bL: Tensor | None) -> Tensor:
-        """[b, L, D] to [b, L, D]; places outside the mask are not attended to, and what they become says nothing."""
+        """Map [b, L, D] to [b, L, D]; masked positions are not attended to, and their outputs are meaningless."""
         b, length, dim = x_bLD.shape
         qkv = self.qkv(self._normed(self.attention_norm, x_bLD))
         q, k, v = qkv.view(b, length, 3, self.num_heads, dim // self.num_heads).permute(2, 0, 3, 1, 4)

@@ -1,10 +1,9 @@
-"""Dot products of all pairs of vectors, written beside the dense vector as the top MLP reads them; one pass each way.
+"""Dot products of all pairs of vectors, concatenated with the dense vector for the top MLP; one pass each way.
 
     x_BD, emb_BFD  ->  out_BK = [x | <v_i, v_j> for i > j]       v = [x, emb_0, emb_1, ...]
 
-No [B, G, G] matrix of products is made, nothing is gathered or concatenated: a row's vectors lie in the nearest cache
-while its pairs are computed. Legend: B rows, F sparse features, D dimension, G vectors, P = G (G - 1) / 2 pairs,
-K = D + P (P without x).
+There is no [B, G, G] matrix, gather or concatenation: a row's vectors stay in the nearest cache while its pairs are
+computed. Legend: B rows, F sparse features, D dimension, G vectors, P = G (G - 1) / 2 pairs, K = D + P (P without x).
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ def _forward(x: Array, emb: Array, num_emb: int, dim: int, out: Array, num_chunk
     padded, stride = (num_vectors + 19) // 16 * 16, (dim + 15) // 16 * 16
     for chunk in numba.prange(num_chunks):
         vectors = np.zeros(padded * stride, np.float32)
-        by_number = np.zeros(stride * padded, np.float32)  # number d of all vectors side by side
+        by_number = np.zeros(stride * padded, np.float32)  # component d of all vectors, contiguous
         products = np.zeros(width + 8 * padded, np.float32)
         for b in range(chunk * num_rows // num_chunks, (chunk + 1) * num_rows // num_chunks):
             for d in range(at_dots):
@@ -49,7 +48,7 @@ def _forward(x: Array, emb: Array, num_emb: int, dim: int, out: Array, num_chunk
             for i in range(0, num_vectors, 4):
                 places = (at, at + i, at + 2 * i + 1, at + 3 * i + 3)
                 for j in range((i + 2) // 16 * 16, -1, -16):
-                    # What a row writes beyond its own pairs is overwritten by the rows after it.
+                    # Values that a row writes beyond its own pairs are overwritten by the following rows.
                     at_j = (places[0] + j, places[1] + j, places[2] + j, places[3] + j)
                     tile_product(vectors, i * stride, stride, 1, by_number, j, padded, dim, products, at_j)
                 at += 4 * i + 6
@@ -125,15 +124,15 @@ class _DotInteraction(torch.autograd.Function):
 
 
 def dot_interaction(x_BD: Tensor | None, emb_BFD: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """The dense vector and the dot products of all pairs of different vectors, row by row of the lower triangle.
+    """Concatenate the dense vector and the dot products of all pairs of vectors, by rows of the lower triangle.
 
     Args:
-        x_BD: The dense vector, float32 or bfloat16; None for none.
+        x_BD: The dense vector, float32 or bfloat16, or None.
         emb_BFD: Pooled embeddings, float32.
-        dtype: Of the result: what the MLP above computes in. The products themselves are made in float32.
+        dtype: Dtype of the result, that of the following MLP. Dot products are computed in float32.
 
     Returns:
-        [B, K], see the module.
+        [B, K], see the module docstring.
     """
     if not runs_compiled(emb_BFD, *(() if x_BD is None else (x_BD,))):
         return plain_dot_interaction(x_BD, emb_BFD).to(dtype)
@@ -142,7 +141,7 @@ def dot_interaction(x_BD: Tensor | None, emb_BFD: Tensor, dtype: torch.dtype = t
 
 
 def plain_dot_interaction(x_BD: Tensor | None, emb_BFD: Tensor) -> Tensor:
-    """The same in plain torch, for any device and while torch traces a model."""
+    """`dot_interaction` in plain torch, for other devices and for tracing."""
     vectors_BGD = emb_BFD if x_BD is None else torch.cat([x_BD[:, None].to(emb_BFD.dtype), emb_BFD], dim=1)
     num_vectors = vectors_BGD.shape[1]
     i, j = torch.tril_indices(num_vectors, num_vectors, offset=-1, device=emb_BFD.device)

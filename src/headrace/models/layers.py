@@ -1,4 +1,4 @@
-"""Dense layers with first values from a generator of their own, so that a model depends on its seed alone."""
+"""Dense layers whose initial values come from a given generator, so that a model depends only on its seed."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from headrace.models.products import DTYPES, Precision
 __all__ = ["MLP", "Linear", "linear", "mlp", "seeded", "set_precision"]
 
 MOST_HEAD_OUTPUTS = 8
-"""Up to so many outputs a layer runs as a head: beyond, a matrix product is faster."""
+"""Maximum outputs of a layer that runs as a fused head; with more, a matrix product is faster."""
 
 
 def seeded(seed: int) -> torch.Generator:
-    """A generator that no other part of the program draws from."""
+    """Create a separate seeded generator."""
     return torch.Generator().manual_seed(seed)
 
 
 class Linear(nn.Linear):
-    """A linear layer that does not draw its first values from the global generator, and can be had in bfloat16."""
+    """A linear layer that does not use the global generator for initial values, and can compute in bfloat16."""
 
     def reset_parameters(self) -> None:
-        """Does nothing: `linear` fills the layer."""
+        """Do nothing, because `linear` initialises the layer."""
 
     def forward(self, *parts: Tensor) -> Tensor:
-        """float32 [..., out] of an input, or of parts [B, width] of it that belong side by side."""
+        """Apply the layer to an input, or to the concatenation of parts [B, width]; returns float32 [..., out]."""
         is_head = self.out_features <= MOST_HEAD_OUTPUTS and self.bias is not None
         if is_head and all(x.dim() == 2 for x in parts) and runs_compiled(self.weight, *parts):
             return fused_head(parts, self.weight, self.bias)
@@ -38,10 +38,10 @@ class Linear(nn.Linear):
         return super().forward(x.to(self.weight.dtype))
 
     def weight_as(self, dtype: torch.dtype) -> Tensor:
-        """The weight without gradient, in a type to compute in.
+        """The detached weight in a compute dtype.
 
-        Cast anew by every forward pass: fused optimizers change weights without counting up their version, so a copy
-        that is kept cannot know that it is old.
+        It is cast in every forward pass: fused optimizers change weights without incrementing their version, so a
+        cached copy could not detect that it is outdated.
         """
         return self.weight.detach().to(dtype)
 
@@ -50,18 +50,18 @@ class MLP(nn.Sequential):
     """Linear layers, each followed by a ReLU.
 
     Attributes:
-        precision: What its products take; see `set_precision`.
+        precision: Precision of its products; see `set_precision`.
     """
 
     precision: Precision = "fp32"
 
     @property
     def dtype(self) -> torch.dtype:
-        """What it computes in, and so the cheapest to give it."""
+        """The compute dtype, and so the cheapest input dtype."""
         return DTYPES[self.precision]
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, width of the last layer], float32 or bfloat16 as the precision says."""
+        """Apply the layers; returns [B, width of the last layer], float32 or bfloat16 according to `precision`."""
         layers = [layer for layer in self if isinstance(layer, Linear)]
         if not layers:
             return x
@@ -73,7 +73,7 @@ class MLP(nn.Sequential):
 
 
 def linear(num_in: int, num_out: int, generator: torch.Generator, *, bias: bool = True) -> Linear:
-    """A linear layer that begins as in the DLRM code: weights N(0, 2 / (in + out)), bias N(0, 1 / out)."""
+    """Create a linear layer initialised as in the DLRM code: weights N(0, 2 / (in + out)), bias N(0, 1 / out)."""
     layer = Linear(num_in, num_out, bias=bias)
     with torch.no_grad():
         layer.weight.normal_(0.0, (2.0 / (num_in + num_out)) ** 0.5, generator=generator)
@@ -83,7 +83,7 @@ def linear(num_in: int, num_out: int, generator: torch.Generator, *, bias: bool 
 
 
 def mlp(num_in: int, widths: Sequence[int], generator: torch.Generator) -> MLP:
-    """Linear layers of the given widths, each followed by a ReLU."""
+    """Create linear layers of the given widths, each followed by a ReLU."""
     layers: list[nn.Module] = []
     for width in widths:
         layers += [linear(num_in, width, generator), nn.ReLU()]
@@ -92,7 +92,7 @@ def mlp(num_in: int, widths: Sequence[int], generator: torch.Generator) -> MLP:
 
 
 def set_precision(model: nn.Module, precision: Precision) -> None:
-    """What the matrix products of a model's layers take, from its next forward pass on; parameters stay float32."""
+    """Set the precision of a model's matrix products, from its next forward pass on; parameters stay float32."""
     for module in model.modules():
         if hasattr(module, "precision"):
             setattr(module, "precision", precision)  # noqa: B010  # a layer of any class

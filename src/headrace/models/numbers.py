@@ -1,6 +1,6 @@
-"""float32 and bfloat16 in compiled loops: one kernel for both, computing in float32 and storing what its array holds.
+"""float32 and bfloat16 in compiled loops: kernels that compute in float32 and store the dtype of their array.
 
-Numba has no bfloat16. A kernel gets such a tensor as uint16, the upper halves of float32 numbers.
+Numba has no bfloat16, so kernels receive such tensors as uint16, the upper halves of float32 numbers.
 """
 
 from __future__ import annotations
@@ -22,24 +22,25 @@ __all__ = ["array_of", "load", "num_chunks", "runs_compiled", "store"]
 _numba: Any = extending
 
 SMALL_WORK = 1 << 15
-"""Numbers below which one thread is done before others have woken up."""
+"""Number of elements below which one thread finishes before others have woken up."""
 
 
 def array_of(tensor: Tensor) -> npt.NDArray[Any]:
-    """A tensor as kernels take it, without a copy: float32, or uint16 for bfloat16."""
+    """View a tensor as a kernel argument without a copy: float32, or uint16 for bfloat16."""
     tensor = tensor.detach()
     return (tensor.view(torch.uint16) if tensor.dtype == torch.bfloat16 else tensor).numpy()
 
 
 def num_chunks(num_numbers: int) -> int:
-    """Into how many parts a kernel divides its rows: one a thread, or one if there is little to do."""
+    """Number of chunks of a kernel's rows: one per thread, or one if there is little work."""
     return 1 if num_numbers < SMALL_WORK else int(numba.get_num_threads())
 
 
 def runs_compiled(*tensors: Tensor) -> bool:
-    """Whether compiled kernels may work on these tensors; else plain torch does.
+    """Whether compiled kernels can process these tensors; otherwise plain torch is used.
 
-    That is so on other devices, in float64, under `torch.autocast`, and while torch traces a model to export it.
+    Plain torch is used on other devices, for float64, under `torch.autocast`, and while torch traces a model for
+    export.
     """
     return (
         all(t.is_cpu and t.dtype in (torch.float32, torch.bfloat16) and t.numel() for t in tensors)
@@ -65,17 +66,17 @@ def _from_bits(typing_context: Any, bits: Any) -> Any:
 
 
 def load(number: Any) -> Any:
-    """In a kernel: an element of an array as float32."""
+    """In a kernel: load an array element as float32."""
     raise TypeError("only for compiled code")
 
 
 def store(array: Any, value: Any) -> Any:
-    """In a kernel: a float32 as `array` holds it: as it is, or rounded to bfloat16, ties to even."""
+    """In a kernel: convert a float32 to the dtype of `array`, unchanged or rounded to bfloat16 (ties to even)."""
     raise TypeError("only for compiled code")
 
 
 @_numba.overload(load, inline="always")
-def _load(number):  # type: ignore[no-untyped-def]  # Numba compares signatures, annotations included
+def _load(number):  # type: ignore[no-untyped-def]  # Numba compares signatures, including annotations
     if isinstance(number, types.Float):
         return lambda number: number
     return lambda number: _from_bits(np.uint32(number) << np.uint32(16))

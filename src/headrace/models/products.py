@@ -1,9 +1,9 @@
-"""Matrix products in float32 or bfloat16, at the rate the processor has for them.
+"""Matrix products in float32 or bfloat16, at the processor's full rate.
 
-torch gives float32 products to MKL, which on processors of other makers than Intel does not use all lanes: 110
-GFLOP/s a core where oneDNN, in the same wheel, reaches 250 (AMD EPYC of the Zen 5 generation). torch offers oneDNN for
-them under a switch meant for bfloat16 inside; where the processor has no matrix tiles (AMX), oneDNN computes in full
-float32 even so. That is checked with numbers that bfloat16 cannot hold before it is relied upon.
+torch uses MKL for float32 products, which does not use the full vector width on non-Intel processors: 110 GFLOP/s per
+core, where oneDNN in the same wheel reaches 250 (AMD EPYC, Zen 5). torch offers oneDNN for them with a switch meant to
+allow bfloat16 internally; on processors without matrix tiles (AMX), oneDNN still computes in full float32. This is
+verified with numbers that bfloat16 cannot represent.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from torch import Tensor
 __all__ = ["DTYPES", "Precision", "full_rate", "has_bf16_products", "is_full_rate_exact"]
 
 Precision = Literal["fp32", "bf16"]
-"""What matrix products take: float32, or bfloat16 with sums in float32."""
+"""Precision of matrix products: float32, or bfloat16 with float32 sums."""
 
-_mkldnn: Any = torch.backends.mkldnn  # without types
+_mkldnn: Any = torch.backends.mkldnn  # untyped
 
 DTYPES: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 def has_bf16_products() -> bool:
-    """Whether the processor has instructions for bfloat16 products.
+    """Whether the processor has bfloat16 product instructions.
 
-    oneDNN says yes wherever it can emulate them, which on an x86 processor with AVX512 alone is five times slower than
-    float32.
+    oneDNN reports support even if it only emulates them, which on an x86 processor with only AVX512 is five times
+    slower than float32.
     """
     if platform.machine().lower() in ("x86_64", "amd64"):
         return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
@@ -41,9 +41,9 @@ def has_bf16_products() -> bool:
 
 @contextmanager
 def full_rate() -> Iterator[None]:
-    """Let oneDNN make the float32 products of a block, if it makes them exactly.
+    """Use oneDNN for float32 products within this context, if it computes them exactly.
 
-    The switch is of the whole process. Products that other threads make meanwhile are as exact.
+    The switch affects the whole process; products of other threads are equally exact.
     """
     if not is_full_rate_exact():
         yield
@@ -58,7 +58,7 @@ def full_rate() -> Iterator[None]:
 
 @functools.cache
 def is_full_rate_exact() -> bool:
-    """Whether this processor has wide float32 units, and oneDNN's products keep all bits of their inputs."""
+    """Whether this processor has wide float32 units and oneDNN's products keep full input precision."""
     if not _mkldnn.is_available() or torch.backends.cpu.get_cpu_capability() != "AVX512":
         return False
     if torch.cpu._is_amx_tile_supported():
@@ -73,7 +73,7 @@ def is_full_rate_exact() -> bool:
 
 
 def _keeps_bits(rows: int, depth: int, columns: int) -> bool:
-    exact = 1 + 2.0**-12  # bfloat16 has 8 bits: it would be 1
+    exact = 1 + 2.0**-12  # with bfloat16's 8 bits it would be 1
     a, b = torch.zeros(rows, depth), torch.zeros(depth, columns)
     a[:, 3] = exact
     b[3] = 1.0

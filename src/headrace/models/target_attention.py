@@ -1,14 +1,15 @@
-"""Target attention: how much each id of a history matters for the candidate of a row.
+"""Target attention: weights each id of a history by its relevance to the row's candidate.
 
 Zhou et al., "Deep Interest Network for Click-Through Rate Prediction", 2018 (section 4.3): an MLP scores every pair of
-history id e and candidate t, and the history becomes the sum of its ids' vectors by score, without a softmax. The code
-that came with the paper feeds the MLP [t, e, t - e, t * e]. Its first layer is linear, so it falls into three parts:
+history id e and candidate t, and the history becomes the sum of its ids' vectors weighted by score, without a softmax.
+In the paper's code the input of the MLP is [t, e, t - e, t * e]. Its first layer is linear, so it splits into three
+terms:
 
     W [t, e, t - e, t * e] = (W1 + W3) t + (W2 - W3) e + W4 (t * e)
                              once a row    once an id of    once a pair
                                            a unique list
 
-and only the last one depends on both: this is where histories shared between rows are saved.
+Only the last one depends on both, so sharing histories between rows saves the second.
 
 Legend: B rows, U unique lists, n ids of all unique lists, P pairs of a row and an id of its list, D dimension, W width.
 """
@@ -28,12 +29,12 @@ __all__ = ["TargetAttention"]
 
 
 class TargetAttention(nn.Module):
-    """One vector per row from the row's history and its candidate.
+    """Computes one vector per row from its history and its candidate.
 
     Args:
-        dim: D.
+        dim: Dimension D.
         widths: Hidden widths of the scoring MLP.
-        generator: Of first values.
+        generator: Random generator of initial values.
     """
 
     def __init__(self, dim: int, widths: Sequence[int], generator: torch.Generator) -> None:
@@ -48,16 +49,16 @@ class TargetAttention(nn.Module):
         self._deeper = 2 * sum(before * after for before, after in pairwise((*widths, 1)))
 
     def forward(self, rows_ND: Tensor, offsets: Tensor, inverse: Tensor | None, target_BD: Tensor) -> Tensor:
-        """Attend.
+        """Apply the attention.
 
         Args:
-            rows_ND: The ids' embeddings, one unique list after the other.
-            offsets: int64 [U + 1], where each list begins.
-            inverse: int32 [B], the list of each row; None if row b has list b.
-            target_BD: The candidates' embeddings.
+            rows_ND: Embeddings of the ids of all unique lists, concatenated.
+            offsets: int64 [U + 1], start of each list.
+            inverse: int32 [B], list of each row; None if row b has list b.
+            target_BD: Embeddings of the candidates.
 
         Returns:
-            [B, D]; zeros for a row whose list is empty.
+            [B, D]; zeros for rows with empty lists.
         """
         pair_rows, pair_ids = pairs(offsets, inverse)
         pair_flop, row_flop = (self._first + self._deeper) * len(pair_rows), self._first * len(target_BD)
@@ -72,7 +73,7 @@ class TargetAttention(nn.Module):
 
 
 def pairs(offsets: Tensor, inverse: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Every row with every id of its list: row numbers int64 [P], ascending, and positions of ids int64 [P]."""
+    """All pairs of a row and an id of its list: row numbers, int64 [P], ascending, and positions of ids, int64 [P]."""
     starts, lengths = offsets[:-1], offsets[1:] - offsets[:-1]
     if inverse is not None:
         starts, lengths = starts[inverse], lengths[inverse]

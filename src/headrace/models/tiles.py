@@ -1,7 +1,7 @@
-"""A tile of a small matrix product in registers, for kernels whose matrices are too small for a GEMM library.
+"""Register tiles of small matrix products, for kernels whose matrices are too small for a GEMM library.
 
-LLVM keeps the sums in vector registers, which it does not for loops over arrays that might overlap; for the same reason
-there is a copy for runs of a few numbers.
+LLVM keeps these sums in vector registers, which it does not do in loops over possibly overlapping arrays. The copy
+function for short runs exists for the same reason.
 """
 
 from __future__ import annotations
@@ -64,29 +64,29 @@ def _signature(a: Any, b: Any, c: Any) -> Any:
 
 @_numba.intrinsic
 def tile_product(typing_context, a, a_at, a_row, a_step, b, b_at, b_step, depth, c, c_at):  # type: ignore[no-untyped-def]
-    """In a kernel: 4 rows of A times 16 columns of B, over `depth`, into 4 places of C.
+    """In a kernel: multiply 4 rows of A with 16 columns of B over `depth`, and write to 4 positions of C.
 
-    All arrays are float32, one-dimensional and contiguous; nothing is checked.
+    All arrays are float32, one-dimensional and contiguous. Arguments are not checked.
 
     Args:
-        typing_context: Numba's.
-        a: Element (i, d) of A lies at `a_at + i * a_row + d * a_step`.
+        typing_context: Numba's typing context.
+        a: Element (i, d) of A is at `a_at + i * a_row + d * a_step`.
         a_at: See `a`.
         a_row: See `a`.
         a_step: See `a`.
-        b: The 16 numbers of row d of B begin at `b_at + d * b_step`.
+        b: The 16 numbers of row d of B start at `b_at + d * b_step`.
         b_at: See `b`.
         b_step: See `b`.
         depth: Columns of A and rows of B.
-        c: Written.
-        c_at: Tuple: where in `c` the 16 numbers of each of the 4 rows go, one row after the other.
+        c: Output.
+        c_at: Tuple of the positions in `c` of the 16 numbers of each of the 4 rows.
     """
     return _signature(a, b, c), lambda *arguments: _code(*arguments, adds=False)
 
 
 @_numba.intrinsic
 def tile_add(typing_context, a, a_at, a_row, a_step, b, b_at, b_step, depth, c, c_at):  # type: ignore[no-untyped-def]
-    """As `tile_product`, added to what the places hold."""
+    """Like `tile_product`, adding to the existing values."""
     return _signature(a, b, c), lambda *arguments: _code(*arguments, adds=True)
 
 
@@ -94,7 +94,7 @@ def tile_add(typing_context, a, a_at, a_row, a_step, b, b_at, b_step, depth, c, 
 def copy_numbers(typing_context, source, source_at, target, target_at, count):  # type: ignore[no-untyped-def]
     """In a kernel: `target[target_at:][:count] = source[source_at:][:count]`, for few numbers.
 
-    Both are float32, one-dimensional and contiguous; nothing is checked.
+    Both are float32, one-dimensional and contiguous. Arguments are not checked.
     """
 
     def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -130,7 +130,8 @@ def copy_numbers(typing_context, source, source_at, target, target_at, count):  
 def transpose_tile(typing_context, source, source_at, source_step, target, target_at, target_step):  # type: ignore[no-untyped-def]
     """In a kernel: `target[i][j] = source[j][i]` for 16 rows of 16 numbers, in registers.
 
-    Both are float32, one-dimensional and contiguous; rows begin every `step` numbers from `at`; nothing is checked.
+    Both are float32, one-dimensional and contiguous; rows start every `step` numbers from `at`. Arguments are not
+    checked.
     """
 
     def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -153,7 +154,7 @@ def transpose_tile(typing_context, source, source_at, source_step, target, targe
             builder.load(place(source, signature.args[0], source_at, source_step, row), align=4)
             for row in range(TILE_COLUMNS)
         ]
-        for _ in range(4):  # a perfect shuffle of rows and lanes; log2(16) of them exchange the two
+        for _ in range(4):  # a perfect shuffle of rows and lanes; log2(16) of them transpose
             rows = [builder.shuffle_vector(rows[row], rows[row + half], mask) for row in range(half) for mask in masks]
         for row, vector in enumerate(rows):
             builder.store(vector, place(target, signature.args[3], target_at, target_step, row), align=4)

@@ -1,8 +1,8 @@
-"""What is computed once per unique row of a batch, and its expansion to all rows, which comes last.
+"""Computation on unique rows of a batch, and expansion to all rows as the last step.
 
-A module that works row by row on a group of features (an encoder of histories, an attention's keys) runs on the unique
-rows of an inverse-keyed group; `expand` then gives each row of the batch its own. A plain group has no `inverse` and
-every row is unique, so models are written once. After RecD (arXiv 2211.05239), "deduplicated compute".
+A module that processes a group of features row by row (a history encoder, an attention's keys) runs on the unique rows
+of an inverse-keyed group; `expand` then maps the result to all rows. A plain group has no `inverse`, and every row
+counts as unique, so models need only one implementation. After RecD (arXiv 2211.05239), "deduplicated compute".
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ __all__ = ["expand", "pool_expanded"]
 
 
 def expand(unique_UX: Tensor, inverse: Tensor | None) -> Tensor:
-    """Rows of the batch from unique rows; differentiable, the backward is a sum per unique row in the order of rows.
+    """Expand unique rows to the rows of the batch. Differentiable; the backward sums per unique row, in row order.
 
     Args:
-        unique_UX: [U, ...], on the CPU float32 for the ordered sum.
-        inverse: int32 [B], which unique row each row of the batch has; None if each row has its own.
+        unique_UX: [U, ...]; float32 on the CPU, for the ordered sum.
+        inverse: int32 [B], unique row of each row of the batch; None if each row has its own.
 
     Returns:
         [B, ...].
@@ -38,7 +38,7 @@ def expand(unique_UX: Tensor, inverse: Tensor | None) -> Tensor:
 
 
 def pool_expanded(bags: EmbeddingBags, lookup: Lookup, features: Sequence[str]) -> Tensor:
-    """Pooled embeddings float32 [B, F, dim] of some features, in their order."""
+    """Pooled embeddings of some features, in their order, float32 [B, F, dim]."""
     groups = bags.pool_unique(lookup, features)
     parts = [expand(group.pooled, group.inverse) for group in groups]
     names = [name for group in groups for name in group.feature_names]

@@ -1,8 +1,8 @@
-"""Wide & Deep: a linear model that memorises and a deep network that generalises, their logits added.
+"""Wide & Deep: a linear model that memorises and a deep network that generalises, whose logits are added.
 
 Cheng et al., "Wide & Deep Learning for Recommender Systems", 2016.
 
-    wide    one weight per id (a table of its own) and per dense feature; crosses are features the logs bring along
+    wide    one weight per id (in a separate table) and per dense feature; crosses must be features of the logs
     deep    MLP([dense_BN, emb_BFD flattened])
 
 Legend: B rows, N dense features, F sparse features, D embedding dimension, L labels.
@@ -38,15 +38,15 @@ class WideDeepConfig(ModelConfig):
 
 
 class WideDeep(nn.Module):
-    """Linear model plus deep network.
+    """Linear model plus deep network (Wide & Deep).
 
     Args:
-        config: Sizes.
-        num_dense: Dense features N.
+        config: Sizes of the layers.
+        num_dense: Number of dense features N.
         sparse_keys: Names of the sparse features F.
-        num_labels: Labels L.
-        embeddings: How ids become rows, for vectors and wide weights alike.
-        seed: Of all first values.
+        num_labels: Number of labels L.
+        embeddings: Configuration of the embedding tables, for vectors and wide weights.
+        seed: Seed of all initial values.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class WideDeep(nn.Module):
         self.head = linear(config.deep[-1], num_labels, generator)
 
     def forward(self, batch: Batch) -> Tensor:
-        """Logits float32 [B, L]."""
+        """Compute logits, float32 [B, L]."""
         emb_BFD = self.embeddings(batch)
         wide_BL = self.wide(batch).sum(1) + self.wide_dense(batch.dense)
         deep_BL = self.head(self.deep(join_fields(batch.dense, emb_BFD, self.deep.dtype)))

@@ -1,8 +1,8 @@
-"""How many CPUs and how much memory this process may really use, now.
+"""The CPUs and memory that this process may currently use.
 
 A container with two CPUs on a machine with 64 still reads 64 from `os.cpu_count()`, and a process in a 4 GiB cgroup
-still reads 256 GiB from `/proc/meminfo`. Both lead to too many threads and to the out-of-memory killer. So every limit
-that can apply is read, all are kept (`headrace doctor` prints them), and the smallest counts.
+still reads 256 GiB from `/proc/meminfo`. Both lead to too many threads and to the out-of-memory killer. So all limits
+are read (`headrace doctor` prints them), and the smallest one applies.
 """
 
 from headrace.resources.cpus import CpuLimit, Cpus, effective_cpus, queued_s

@@ -1,4 +1,4 @@
-"""The number of CPUs this process may use: the smallest of all limits that apply."""
+"""The number of CPUs that this process may use: the smallest of all limits."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from headrace.resources.system import System
 __all__ = ["CpuLimit", "Cpus", "effective_cpus", "queued_s"]
 
 OWN_VARIABLE = "HEADRACE_CPUS"
-"""Set by a user who wants fewer CPUs used than there are; a wrong value is an error, not a hint to skip."""
+"""Set by users to limit CPUs; an invalid value is an error, not ignored."""
 
 HINTS = {
     "SLURM_CPUS_PER_TASK": "Slurm, CPUs of this task",
     "SLURM_CPUS_ON_NODE": "Slurm, CPUs of the job on this node",
     "KUBERNETES_CPU_LIMIT": "Kubernetes, limits.cpu through the downward API",
 }
-"""Variables that schedulers set; Kubernetes has none of its own, map `resourceFieldRef: limits.cpu` to this one."""
+"""Variables of schedulers. Kubernetes has none; map `resourceFieldRef: limits.cpu` to this one."""
 
 
 @dataclass(frozen=True)
 class CpuLimit:
-    """One limit on CPUs: what sets it, to how many, and where that was read."""
+    """A limit on CPUs: what sets it, the number of CPUs, and where it was read."""
 
     what: str
     count: float
@@ -33,11 +33,11 @@ class CpuLimit:
 
 @dataclass(frozen=True)
 class Cpus:
-    """CPUs this process may use now.
+    """The CPUs that this process may use now.
 
     Attributes:
-        count: The smallest limit; a cgroup's quota may make it a fraction.
-        sources: Every limit found, the machine's own count first.
+        count: The smallest limit; cgroup quotas may be fractional.
+        sources: All limits found, starting with the machine's CPUs.
     """
 
     count: float
@@ -45,23 +45,23 @@ class Cpus:
 
     @property
     def limiting(self) -> CpuLimit:
-        """The limit that gives `count`."""
+        """The smallest limit."""
         return min(self.sources, key=lambda limit: limit.count)
 
     @property
     def num_threads(self) -> int:
-        """Threads that can run at once: the whole CPUs in `count`, at least one."""
+        """Number of threads that can run at once: `count` rounded down, at least 1."""
         return max(1, math.floor(self.count + 1e-6))
 
 
 def queued_s(thread: int | None = None) -> float:
-    """Seconds a thread has been ready to run without a CPU, since it began; costs some 20 us.
+    """Seconds that a thread has been runnable without a CPU since it started; takes about 20 us.
 
     Args:
-        thread: Its native id, of a thread of this process; the calling thread when None.
+        thread: Native id of a thread of this process; None for the calling thread.
 
     Returns:
-        0 where the system does not say, or the thread has ended.
+        The seconds; 0 if the system does not report them or the thread has ended.
     """
     path = "/proc/thread-self/schedstat" if thread is None else f"/proc/self/task/{thread}/schedstat"
     try:
@@ -72,13 +72,14 @@ def queued_s(thread: int | None = None) -> float:
 
 
 def effective_cpus(system: System | None = None) -> Cpus:
-    """The CPUs this process may use now: the smallest of machine, affinity, cpuset, cgroup quotas and hints.
+    """Determine the CPUs that this process may use now: the smallest of machine, affinity, cpuset, cgroup quotas and
+    hints.
 
     Args:
-        system: Where to read; the real machine when None.
+        system: Source of the limits; None for the real machine.
 
     Raises:
-        ConfigError: If the variable HEADRACE_CPUS holds no positive number.
+        ConfigError: HEADRACE_CPUS is not a positive number.
     """
     sources = tuple(_limits(system or System()))
     return Cpus(count=min(limit.count for limit in sources), sources=sources)
@@ -99,7 +100,7 @@ def _limits(system: System) -> Iterator[CpuLimit]:
 
 
 def _cpusets(system: System) -> Iterator[CpuLimit]:
-    # A cpuset's effective CPUs are within its parent's, so the first folder that tells is enough.
+    # A cpuset's effective CPUs are a subset of its parent's, so the first folder that has them is enough.
     names = {1: ("cpuset.effective_cpus", "cpuset.cpus"), 2: ("cpuset.cpus.effective", "cpuset.cpus")}
     for version, folder in system.cgroup_folders("cpuset"):
         for name in names[version]:
@@ -117,7 +118,7 @@ def _quotas(system: System) -> Iterator[CpuLimit]:
         else:
             where = folder / "cpu.cfs_quota_us"
             words = [(system.read(where) or "").strip(), (system.read(folder / "cpu.cfs_period_us") or "").strip()]
-        # No quota reads "max" (version 2) or -1 (version 1).
+        # No quota is "max" (version 2) or -1 (version 1).
         if len(words) == 2 and words[0].isdigit() and words[1].isdigit() and int(words[0]) > 0 < int(words[1]):
             yield CpuLimit(f"cgroup v{version} quota", int(words[0]) / int(words[1]), str(where))
 
@@ -136,7 +137,7 @@ def _variables(system: System) -> Iterator[CpuLimit]:
 
 
 def _parse_cpus(text: str) -> float | None:
-    """A positive number of CPUs, also in Kubernetes' thousandths ("1500m"); None if the text is none."""
+    """Parse a positive number of CPUs, also in Kubernetes' thousandths ("1500m"); None if invalid."""
     milli = text.strip().endswith("m")
     try:
         count = float(text.strip().removesuffix("m")) / (1000 if milli else 1)
@@ -146,7 +147,7 @@ def _parse_cpus(text: str) -> float | None:
 
 
 def _count_cpu_list(text: str) -> int:
-    """Number of CPUs in a kernel list such as "0-3,8"; 0 if it is empty or no such list."""
+    """Number of CPUs in a kernel list such as "0-3,8"; 0 if it is empty or invalid."""
     count = 0
     for part in text.strip().split(","):
         first, _, last = part.partition("-")

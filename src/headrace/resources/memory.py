@@ -1,4 +1,4 @@
-"""The memory this process may use: the smallest of all limits that apply, and what is left under each."""
+"""The memory that this process may use: the smallest of all limits, and the memory left under each."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ __all__ = [
 ]
 
 OWN_VARIABLE = "HEADRACE_MEMORY"
-"""Set by a user who wants less memory used than there is, as "4GiB"."""
+"""Set by users to limit memory, as "4GiB"."""
 
 NO_LIMIT_BYTES = 1 << 60
-"""Version 1 of cgroups writes "no limit" as the largest page-aligned int64; nothing real is above an exbibyte."""
+"""cgroups version 1 represents "no limit" by the largest page-aligned int64; no real limit is above an exbibyte."""
 
 
 @dataclass(frozen=True)
 class MemoryLimit:
-    """One limit on memory.
+    """A limit on memory.
 
     Attributes:
-        what: What sets it.
+        what: What sets the limit.
         limit_bytes: The limit.
-        used_bytes: What counts against it now, without file cache that the kernel gives back when asked.
+        used_bytes: Memory that counts against it now, without reclaimable file cache.
         where: Where it was read.
     """
 
@@ -47,16 +47,16 @@ class MemoryLimit:
 
     @property
     def available_bytes(self) -> int:
-        """What may still be taken under this limit."""
+        """Memory that may still be allocated under this limit."""
         return max(0, self.limit_bytes - self.used_bytes)
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Memory this process may use now.
+    """The memory that this process may use now.
 
     Attributes:
-        sources: Every limit found, the machine's own memory first.
+        sources: All limits found, starting with the machine's memory.
     """
 
     sources: tuple[MemoryLimit, ...]
@@ -73,34 +73,34 @@ class Memory:
 
     @property
     def used_bytes(self) -> int:
-        """What counts against the smallest limit."""
+        """Memory that counts against the smallest limit."""
         return self.limiting.used_bytes
 
     @property
     def tightest(self) -> MemoryLimit:
-        """The limit that leaves least."""
+        """The limit with the least memory left."""
         return min(self.sources, key=lambda source: source.available_bytes)
 
     @property
     def available_bytes(self) -> int:
-        """What may still be taken: the least that any limit leaves, which need not be the smallest limit."""
+        """Memory that may still be allocated: the minimum over all limits, not necessarily under the smallest one."""
         return self.tightest.available_bytes
 
 
 def effective_memory(system: System | None = None) -> Memory:
-    """The memory this process may use now: the smallest of machine, cgroup limits up the tree, rlimits and hints.
+    """Determine the memory that this process may use now: the smallest of machine, cgroup limits, rlimits and hints.
 
     Args:
-        system: Where to read; the real machine when None.
+        system: Source of the limits; None for the real machine.
 
     Raises:
-        ConfigError: If the variable HEADRACE_MEMORY holds no size.
+        ConfigError: HEADRACE_MEMORY is not a valid size.
     """
     return Memory(tuple(_limits(system or System())))
 
 
 def resident_bytes() -> int:
-    """Memory of this process now."""
+    """Current memory of this process."""
     try:
         with open("/proc/self/statm", encoding="ascii") as file:
             return int(file.read().split()[1]) * mmap.PAGESIZE
@@ -111,7 +111,7 @@ def resident_bytes() -> int:
 
 
 def peak_bytes() -> int:
-    """The most memory this process ever had."""
+    """Peak memory of this process."""
     import resource
 
     unit = 1 if sys.platform == "darwin" else 1024
@@ -119,16 +119,16 @@ def peak_bytes() -> int:
 
 
 def free_unused_memory() -> None:
-    """Give freed memory back to the system, of which allocators keep up to 64 MiB for each thread, to use it again."""
+    """Return freed memory to the system, of which allocators keep up to 64 MiB per thread."""
     if "pyarrow" in sys.modules:
         sys.modules["pyarrow"].default_memory_pool().release_unused()
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # of glibc
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc only
     if trim is not None:
         trim(0)
 
 
 def read_again(limit: MemoryLimit, system: System | None = None) -> MemoryLimit:
-    """The same limit with its use of this moment: one or two small files, where `effective_memory` reads a dozen."""
+    """Update the use of a limit, reading one or two small files, where `effective_memory` reads a dozen."""
     system = system or System()
     if limit.what == "machine":
         return _physical(system)
@@ -161,7 +161,8 @@ def _limits(system: System) -> Iterator[MemoryLimit]:
 
 
 def _resident_bytes(system: System) -> int:
-    """Of this process and of all it has started; what several share is counted once (PSS), where the kernel tells."""
+    """Resident memory of this process and its descendants, counting shared pages once (PSS) if the kernel reports
+    it."""
     total, waiting = 0, ["self"]
     for process in waiting:
         for thread in system.names(f"/proc/{process}/task"):
@@ -175,7 +176,7 @@ def _resident_bytes(system: System) -> int:
 def _physical(system: System) -> MemoryLimit:
     fields = system.read_fields("/proc/meminfo")
     if "MemTotal" in fields:
-        # MemAvailable is the kernel's own estimate with the cache it would give back (Linux 3.14 and later).
+        # MemAvailable is the kernel's estimate including reclaimable cache (Linux 3.14 and later).
         available = fields.get("MemAvailable", fields.get("MemFree", 0))
         return MemoryLimit("machine", fields["MemTotal"], fields["MemTotal"] - available, "/proc/meminfo")
     import psutil  # not Linux
@@ -185,7 +186,7 @@ def _physical(system: System) -> MemoryLimit:
 
 
 def _cgroup_limits(system: System, version: int, folder: PurePosixPath) -> Iterator[MemoryLimit]:
-    # Above memory.high a cgroup is not killed but slowed down without mercy: for us both are limits.
+    # Above memory.high a cgroup is not killed but throttled heavily, so both are limits.
     limits = ("memory.max", "memory.high") if version == 2 else ("memory.limit_in_bytes",)
     for name in limits:
         text = (system.read(folder / name) or "").strip()
@@ -201,7 +202,7 @@ def _cgroup_used(system: System, version: int, folder: PurePosixPath) -> int:
 
 
 def _reclaimable_bytes(system: System, version: int, folder: PurePosixPath) -> int:
-    """File cache the kernel takes back before it kills: clean pages of both lists (tmpfs is in neither), slab."""
+    """Reclaimable file cache: clean pages of both lists (tmpfs is in neither) and slab."""
     fields = system.read_fields(folder / "memory.stat")
     prefix, dirty = ("", "file_dirty") if version == 2 else ("total_", "total_dirty")
     cache = fields.get(f"{prefix}inactive_file", 0) + fields.get(f"{prefix}active_file", 0)
@@ -211,7 +212,7 @@ def _reclaimable_bytes(system: System, version: int, folder: PurePosixPath) -> i
 def _hints(system: System) -> Iterator[tuple[str, int, str]]:
     def megabytes(name: str) -> int | None:
         text = system.environment.get(name, "")
-        return int(text) << 20 if text.isdigit() and int(text) > 0 else None  # Slurm writes 0 for "all of the node"
+        return int(text) << 20 if text.isdigit() and int(text) > 0 else None  # 0 means "all of the node" in Slurm
 
     node = megabytes("SLURM_MEM_PER_NODE")
     if node is not None:

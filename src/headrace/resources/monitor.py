@@ -1,4 +1,4 @@
-"""Noticing that the machine was resized under a running job."""
+"""`ResourceMonitor`: detects that the machine was resized while a job runs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["ResourceChange", "ResourceMonitor", "Resources", "compare", "effecti
 
 @dataclass(frozen=True)
 class Resources:
-    """CPUs and memory at one moment."""
+    """CPUs and memory at one point in time."""
 
     cpus: Cpus
     memory: Memory
@@ -23,7 +23,7 @@ class Resources:
 
 @dataclass(frozen=True)
 class ResourceChange:
-    """A resize: what was, what is, and one line that says why it counts as one."""
+    """A resize: resources before and after, and the reason in one line."""
 
     before: Resources
     after: Resources
@@ -31,13 +31,13 @@ class ResourceChange:
 
 
 def effective_resources(system: System | None = None) -> Resources:
-    """CPUs and memory this process may use now; see `effective_cpus` and `effective_memory`."""
+    """CPUs and memory that this process may use now; see `effective_cpus` and `effective_memory`."""
     system = system or System()
     return Resources(cpus=effective_cpus(system), memory=effective_memory(system))
 
 
 def compare(before: Resources, after: Resources) -> ResourceChange | None:
-    """The resize between two moments, or None: only limits count, for use changes all the time."""
+    """Compare resources; returns the resize, or None. Only limits are compared, because use changes all the time."""
     reasons = []
     if before.cpus.count != after.cpus.count:
         limit = after.cpus.limiting
@@ -49,23 +49,23 @@ def compare(before: Resources, after: Resources) -> ResourceChange | None:
 
 
 class ResourceMonitor:
-    """Remembers the last limits seen and tells when they change.
+    """Remembers the last limits and reports changes.
 
-    It has no thread and no clock: whoever has a loop calls `poll` in it, every second or so (a poll reads about a
-    dozen small kernel files; 0.9 ms measured on a slow virtual machine).
+    It has no thread or clock: call `poll` in a loop, about every second (a poll reads about a dozen small kernel files,
+    in 0.9 ms on a slow virtual machine).
     """
 
     def __init__(self, read: Callable[[], Resources] = effective_resources) -> None:
-        """Args: read: Gives the resources now."""
+        """Read resources with `read`."""
         self._read = read
         self._last = read()
 
     @property
     def resources(self) -> Resources:
-        """What the last poll saw."""
+        """The resources at the last poll."""
         return self._last
 
     def poll(self) -> ResourceChange | None:
-        """Read again; the change since the last call, or None."""
+        """Read the resources; returns the change since the last call, or None."""
         before, self._last = self._last, self._read()
         return compare(before, self._last)

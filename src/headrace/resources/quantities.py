@@ -1,4 +1,4 @@
-"""Sizes in bytes as people write them: "4GiB", "512 MB", "1.5g"."""
+"""Parses and formats sizes in bytes: "4GiB", "512 MB", "1.5g"."""
 
 import math
 import re
@@ -12,17 +12,17 @@ _PATTERN = re.compile(r"\s*(?P<number>\d+(\.\d*)?|\.\d+)\s*(?P<prefix>[kmgtp]?)(
 
 
 def parse_bytes(size: int | float | str, *, where: str = "size") -> int:
-    """The number of bytes that a size stands for.
+    """Parse a size to bytes.
 
-    `KiB, MiB, ...` and the bare letters `k, m, ...` are powers of 1024 (as for cgroups and Kubernetes' `Ki`); `kB, MB,
+    `KiB, MiB, ...` and single letters `k, m, ...` are powers of 1024 (as in cgroups and Kubernetes' `Ki`); `kB, MB,
     ...` are powers of 1000.
 
     Args:
         size: A number of bytes, or text such as "4GiB".
-        where: What the size is for; named in the error.
+        where: Name of the size in error messages.
 
     Raises:
-        ConfigError: If it is no size, or is negative.
+        ConfigError: It is not a size, or is negative.
     """
     if isinstance(size, int | float) and not isinstance(size, bool) and math.isfinite(size) and size >= 0:
         return int(size)
@@ -34,7 +34,7 @@ def parse_bytes(size: int | float | str, *, where: str = "size") -> int:
 
 
 def format_bytes(num_bytes: float) -> str:
-    """A size for people, in powers of 1024: 1536 becomes "1.5 KiB"."""
+    """Format a size in powers of 1024: 1536 becomes "1.5 KiB"."""
     value = float(num_bytes)
     unit = _UNITS[0]
     for unit in _UNITS:

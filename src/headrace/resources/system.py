@@ -1,4 +1,4 @@
-"""Where the operating system says what this process may use: /proc, /sys, the environment, rlimits."""
+"""`System`: reads resource limits from /proc, /sys, the environment and rlimits."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["System"]
 
 
 def _affinity() -> int | None:
-    # Of the process (its main thread): the calling thread may have been pinned by a library.
+    # Of the main thread, because a library may have pinned the calling thread.
     try:
         return len(os.sched_getaffinity(os.getpid()))
     except (AttributeError, OSError):  # not Linux, or refused by a sandbox
@@ -30,14 +30,14 @@ def _rlimits() -> dict[str, int]:
 
 @dataclass(frozen=True)
 class System:
-    """Reads the operating system; every source can be replaced, so tests describe a machine as a folder.
+    """Access to the operating system, with replaceable sources, so that tests can describe a machine as a folder.
 
     Attributes:
-        root: Where /proc and /sys lie.
-        environment: Variables of the process.
-        affinity: CPUs the scheduler may place this process on; None where the system does not tell.
-        rlimits: Soft limits in bytes that are set, by their name in the module `resource`.
-        cpu_count: CPUs of the machine where /sys does not tell.
+        root: Folder that contains /proc and /sys.
+        environment: Environment variables.
+        affinity: Number of CPUs in the process's affinity mask; None if unknown.
+        rlimits: Soft limits in bytes, by their name in the module `resource`.
+        cpu_count: CPUs of the machine, if /sys does not have them.
     """
 
     root: Path = Path("/")
@@ -47,21 +47,21 @@ class System:
     cpu_count: Callable[[], int | None] = os.cpu_count
 
     def read(self, path: str | PurePosixPath) -> str | None:
-        """Text of a file named as on a real machine ("/proc/meminfo"), or None if it cannot be read."""
+        """Read a file by its path on a real machine ("/proc/meminfo"); None if it cannot be read."""
         try:
             return (self.root / str(path).lstrip("/")).read_text(encoding="utf-8", errors="replace")
         except OSError:
             return None
 
     def names(self, path: str | PurePosixPath) -> list[str]:
-        """The names in a folder named as on a real machine; none if it cannot be read."""
+        """List a folder by its path on a real machine; empty if it cannot be read."""
         try:
             return os.listdir(self.root / str(path).lstrip("/"))
         except OSError:
             return []
 
     def read_fields(self, path: str | PurePosixPath) -> dict[str, int]:
-        """The numbers of a file with lines like "MemTotal: 16 kB" or "inactive_file 4096"; kB become bytes."""
+        """Parse a file with lines like "MemTotal: 16 kB" or "inactive_file 4096"; kB are converted to bytes."""
         fields = {}
         for line in (self.read(path) or "").splitlines():
             words = line.replace(":", " ").split()
@@ -70,10 +70,10 @@ class System:
         return fields
 
     def cgroup_folders(self, controller: str) -> Iterator[tuple[int, PurePosixPath]]:
-        """The cgroups this process is in for a controller, from its own up to the root that is visible.
+        """Yield the cgroup folders of this process for a controller, from its own to the visible root.
 
         Yields:
-            The version of the hierarchy (1 or 2) and the folder; a limit in any of the folders applies.
+            The version of the hierarchy (1 or 2) and the folder; limits in all folders apply.
         """
         mounts = list(self._cgroup_mounts())
         for line in (self.read("/proc/self/cgroup") or "").splitlines():
@@ -103,10 +103,10 @@ def _unescaped(path: str) -> PurePosixPath:
 
 
 def _below(mount_root: PurePosixPath, path: str) -> PurePosixPath:
-    """Where the cgroup lies below its mount point.
+    """The path of the cgroup relative to its mount point.
 
-    In a container without a cgroup namespace, /proc/self/cgroup names the cgroup as the host sees it, and only the
-    container's own part is mounted: then the mount point itself is the cgroup (or is as near as can be seen).
+    In a container without a cgroup namespace, /proc/self/cgroup has the host's path, and only the container's own
+    subtree is mounted. Then the mount point itself is the (nearest visible) cgroup.
     """
     try:
         below = PurePosixPath(path).relative_to(mount_root)

@@ -1,4 +1,4 @@
-"""Tensors of a batch: id lists without padding, plain or with repeated rows stored once, and the batch and its keys."""
+"""Batches of tensors: id lists without padding, plain or deduplicated, and unique keys."""
 
 from headrace.tensors.batch import Batch
 from headrace.tensors.inverse_keyed_jagged import InverseKeyedJaggedTensor

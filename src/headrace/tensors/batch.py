@@ -1,4 +1,4 @@
-"""`Batch`: what one training step reads."""
+"""`Batch`: the input of a training step."""
 
 from __future__ import annotations
 
@@ -20,20 +20,19 @@ MAX_GROUPS_SHOWN = 3
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """Tensors of B rows, ready for a training step, and the unique keys of their ids.
+    """Tensors of B rows, ready for a training step, with the unique keys of their ids.
 
-    Keys are found once, normally by the workers of a pipeline (`headrace.embeddings.KeyedPlan`), and stay with the
-    batch wherever it goes. A model asks for them with `keys_of`; a batch without them finds them then, and keeps them.
+    Unique keys are computed once, normally by pipeline workers (`headrace.embeddings.KeyedPlan`), and stay with the
+    batch. Models get them with `keys_of`, which computes and caches them if the batch does not have them.
 
     Attributes:
         dense: float32 [B, D], columns in the order of the feature plan.
-        sparse: Groups of id-list features. Features that do not repeat from row to row sit in one
-            `KeyedJaggedTensor`; each group that repeats together is an `InverseKeyedJaggedTensor` of its own.
+        sparse: Groups of id-list features. Features that do not repeat from row to row share one `KeyedJaggedTensor`;
+            each group of features that repeat together is a separate `InverseKeyedJaggedTensor`.
         labels: float32 [B, L], columns in the order of the schema.
         weights: float32 [B] example weights, or None for all ones.
-        row_ids: int64 [B], which rows of the logs these are; what exactly-once is counted in.
-        unique_keys: The unique keys found so far, by what found them; in several parts where features were computed in
-            groups.
+        row_ids: int64 [B], ids of the log rows, with which exactly-once processing is verified.
+        unique_keys: Unique keys computed so far, by finder; in several parts if features were computed in groups.
     """
 
     dense: Tensor
@@ -42,11 +41,11 @@ class Batch:
     row_ids: Tensor
     weights: Tensor | None = None
     unique_keys: dict[KeyFinder, tuple[BatchKeys, ...]] = field(default_factory=dict)
-    _keyed: tuple[Group, ...] | None = field(default=None, kw_only=True)  # the groups that `unique_keys` are of
+    _keyed: tuple[Group, ...] | None = field(default=None, kw_only=True)  # the groups to which `unique_keys` belong
 
     def __post_init__(self) -> None:
         if self._keyed is not None and self._keyed is not self.sparse:
-            object.__setattr__(self, "unique_keys", {})  # `dataclasses.replace` with other ids
+            object.__setattr__(self, "unique_keys", {})  # after `dataclasses.replace` with other ids
         object.__setattr__(self, "_keyed", self.sparse)
 
     def __len__(self) -> int:
@@ -73,11 +72,11 @@ class Batch:
         return tuple(key for group in self.sparse for key in group.keys)
 
     def keys_of(self, finder: KeyFinder) -> tuple[BatchKeys, ...]:
-        """The unique keys of all features of a finder; found now, and kept, if nobody has found them before.
+        """The unique keys of all features of a finder, computed and cached if needed.
 
         Raises:
             ConfigError: The batch lacks a feature.
-            DataError: An id can be no row of its table.
+            DataError: An id is out of range of its table.
         """
         parts = self.unique_keys.get(finder, ())
         if sum(len(part.feature_names) for part in parts) < len(finder.feature_names):
@@ -85,18 +84,18 @@ class Batch:
         return parts
 
     def with_keys(self, finders: Iterable[KeyFinder]) -> Batch:
-        """The same batch with the unique keys of those features of each finder that it has.
+        """A copy of the batch with unique keys, for each finder's features that the batch has.
 
         Raises:
-            DataError: An id can be no row of its table.
+            DataError: An id is out of range of its table.
         """
         return replace(self, unique_keys=_find(finders, self.sparse))
 
     @classmethod
     def join(cls, parts: Sequence[Batch]) -> Batch:
-        """One batch of feature groups of the same rows, computed apart: no feature is in two of them.
+        """Join batches with different features of the same rows into one.
 
-        All but ids and their keys is taken from the first.
+        Everything except ids and their keys is taken from the first.
         """
         keys: dict[KeyFinder, tuple[BatchKeys, ...]] = {}
         for part in parts:
@@ -106,17 +105,17 @@ class Batch:
         return replace(parts[0], sparse=sparse, unique_keys=keys, _keyed=sparse)
 
     def expand(self) -> Batch:
-        """The same batch with every group as a plain `KeyedJaggedTensor`: what a batch without deduplication is."""
+        """A copy of the batch with every group as a plain `KeyedJaggedTensor`, as without deduplication."""
         return self._with_sparse(
             tuple(g.expand() if isinstance(g, InverseKeyedJaggedTensor) else g for g in self.sparse)
         )
 
     def slice(self, start: int, stop: int) -> Batch:
-        """Rows `start` to `stop`."""
+        """A batch of rows `start` to `stop`."""
         return self.take(torch.arange(len(self))[start:stop])
 
     def take(self, rows: Tensor) -> Batch:
-        """Some rows, int64 [n] on the host, in any order."""
+        """A batch of the given rows, int64 [n] on the host, in any order."""
         where = rows.to(self.dense.device)
         return replace(
             self._with_sparse(tuple(_take(group, where) for group in self.sparse)),
@@ -127,11 +126,11 @@ class Batch:
         )
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Batch:
-        """The same batch on another device; row ids and unique keys stay on the host."""
+        """Copy the batch to a device; row ids and unique keys stay on the host."""
         return self._map(lambda part: part.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> Batch:
-        """The same batch in page-locked host memory; row ids and unique keys stay where they are."""
+        """Copy the batch to page-locked host memory; row ids and unique keys are not copied."""
         return self._map(lambda part: part.pin_memory())
 
     def _map(self, change: Callable[[Any], Any]) -> Batch:
@@ -146,7 +145,7 @@ class Batch:
         )
 
     def _with_sparse(self, sparse: tuple[Group, ...]) -> Batch:
-        """The same batch with other ids, and the unique keys of those."""
+        """A copy of the batch with other ids and their unique keys."""
         return replace(self, sparse=sparse, unique_keys=_find(self.unique_keys, sparse), _keyed=sparse)
 
 

@@ -1,4 +1,4 @@
-"""`InverseKeyedJaggedTensor`: id lists of features that repeat together, each distinct row stored once."""
+"""`InverseKeyedJaggedTensor`: deduplicated id lists of features that repeat together."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ __all__ = ["InverseKeyedJaggedTensor"]
 
 @dataclass(frozen=True, eq=False)
 class InverseKeyedJaggedTensor:
-    """Id lists of a group of features, of which only the unique rows are stored, and which row of the batch has which.
+    """Deduplicated id lists of a group of features: the unique rows, and an inverse lookup from rows to unique rows.
 
-    Two features, four rows, of which the first three are of one session (features down, batch across)::
+    For example, two features and four rows, of which the first three belong to one session (features down, batch
+    across)::
 
                      row 0      row 1      row 2      row 3
         watched   [10, 11]   [10, 11]   [10, 11]       [12]
         liked         [7]        [7]         []         [7]
 
-    Rows 0 and 1 are equal in both features; row 2 is not, because one feature of the group changed. So the batch of
-    B = 4 rows has U = 3 unique ones::
+    Rows 0 and 1 are equal in both features; row 2 differs in one. So the batch of B = 4 rows has U = 3 unique rows::
 
         keys           = ("watched", "liked")
         values         = [10, 11, 10, 11, 12, 7, 7]   int64 [N]
@@ -37,8 +37,8 @@ class InverseKeyedJaggedTensor:
         offsets        = [ 0,  2,  4,  5, 6, 6, 7]    int64 [F * U + 1]
         inverse_lookup = [ 0,  0,  1,  2]             int32 [B]
 
-    Histories that only shift (append the newest, drop the oldest) overlap; then rows are slices of one buffer, and
-    `starts` takes the place of `offsets`::
+    Histories that only shift (append the newest, drop the oldest) overlap. Then rows are slices of one buffer, with
+    `starts` instead of `offsets`::
 
         history   [1, 2, 3]   [2, 3, 4]   [3, 4]      three unique rows
 
@@ -50,16 +50,16 @@ class InverseKeyedJaggedTensor:
         keys: Feature names, F of them, all different.
         values: int64 [N], the ids.
         lengths: int32 [F * U], ids per feature and unique row.
-        offsets: int64 [F * U + 1], cumulated lengths; None where `starts` says where lists lie.
-        inverse_lookup: int32 [B]: row i of the batch is unique row `inverse_lookup[i]`. A unique row that no row of
-            the batch has is allowed (after `rows`); `compact` drops it.
-        unique_stride: Unique rows U.
+        offsets: int64 [F * U + 1], cumulative lengths; None if there are `starts`.
+        inverse_lookup: int32 [B]: row i of the batch is unique row `inverse_lookup[i]`. Unused unique rows are allowed
+            (after `rows`); `compact` drops them.
+        unique_stride: Number of unique rows U.
         weights: float32 [N] or None, one weight per id.
-        starts: int64 [F * U] or None: where each list starts in `values`; lists may overlap.
+        starts: int64 [F * U] or None: start of each list in `values`; lists may overlap.
 
-    Construction trusts its inputs; `headrace.tensors.validate` checks them at the border. Instances are not mutated and
-    may be shared between threads. The name and `inverse_lookup` are those of RecD (arXiv 2211.05239, section on the
-    IKJT); slices of a shared buffer are what it names as an extension.
+    The constructor does not check its arguments; use `headrace.tensors.validate`. Instances are never mutated and may
+    be shared between threads. The name and `inverse_lookup` are from RecD (arXiv 2211.05239, section on the IKJT),
+    which mentions slices of a shared buffer as an extension.
     """
 
     keys: tuple[str, ...]
@@ -75,12 +75,13 @@ class InverseKeyedJaggedTensor:
     def from_keyed_jagged(
         cls, tensor: KeyedJaggedTensor, *, order: Literal["any", "adjacent"] = "any"
     ) -> InverseKeyedJaggedTensor:
-        """Find the unique rows of a plain tensor on the CPU, in the order in which they first occur.
+        """Deduplicate a plain tensor on the CPU, with unique rows in order of first occurrence.
 
         Args:
-            tensor: Whose features become one group: rows are equal if all their lists are, weights included.
-            order: "any" hashes rows; "adjacent" compares each with the one before it only, which is several times
-                faster and finds all there is to find where equal rows are neighbours, as in session order.
+            tensor: The tensor, whose features become one group. Rows are equal if all their lists are, including
+                weights.
+            order: "any" hashes rows; "adjacent" only compares each row with the previous one, which is several times
+                faster, and equivalent if equal rows are adjacent, as in session order.
         """
         inverse = torch.empty(tensor.stride, dtype=torch.int32)
         first_rows = torch.empty(tensor.stride, dtype=torch.int64)
@@ -99,7 +100,7 @@ class InverseKeyedJaggedTensor:
 
     @classmethod
     def of_unique(cls, unique: KeyedJaggedTensor, inverse_lookup: Tensor) -> InverseKeyedJaggedTensor:
-        """From unique rows as a plain tensor, sharing its memory, and int32 [B]: which row of the batch has which."""
+        """Create from unique rows as a plain tensor, sharing its memory, and int32 [B], the unique row of each row."""
         return cls(
             unique.keys, unique.values, unique.lengths, unique.offsets, inverse_lookup, unique.stride, unique.weights
         )
@@ -110,7 +111,7 @@ class InverseKeyedJaggedTensor:
 
     @property
     def stride(self) -> int:
-        """Rows B in the batch."""
+        """Number of rows B in the batch."""
         return int(self.inverse_lookup.numel())
 
     @property
@@ -124,11 +125,11 @@ class InverseKeyedJaggedTensor:
         return _gather(self, self._starts, every)
 
     def expand(self) -> KeyedJaggedTensor:
-        """The plain tensor of B rows: exactly what it would be without deduplication."""
+        """The plain tensor of B rows, as without deduplication."""
         return _gather(self, self._starts, self.inverse_lookup)
 
     def __getitem__(self, key: str) -> InverseKeyedJaggedTensor:
-        """The part of one feature, sharing memory with this one."""
+        """The tensor of one feature, sharing memory."""
         index = self.keys.index(key)
         start, stop = index * self.unique_stride, (index + 1) * self.unique_stride
         lengths, inverse, unique = self.lengths[start:stop], self.inverse_lookup, self.unique_stride
@@ -141,23 +142,23 @@ class InverseKeyedJaggedTensor:
         return InverseKeyedJaggedTensor((key,), self.values[first:last], lengths, offsets, inverse, unique, weights)
 
     def rows(self, start: int, stop: int) -> InverseKeyedJaggedTensor:
-        """Rows `start` to `stop` of the batch, sharing memory: all unique rows stay, see `compact`."""
+        """Rows `start` to `stop` of the batch, sharing memory and keeping all unique rows; see `compact`."""
         part = self.inverse_lookup[start:stop]
         return InverseKeyedJaggedTensor(
             self.keys, self.values, self.lengths, self.offsets, part, self.unique_stride, self.weights, self.starts
         )
 
     def compact(self) -> InverseKeyedJaggedTensor:
-        """Without unique rows that no row of the batch has; slices of a shared buffer become lists of their own."""
+        """Remove unused unique rows; slices of a shared buffer become separate lists."""
         used, inverse = torch.unique(self.inverse_lookup, return_inverse=True)
         return InverseKeyedJaggedTensor.of_unique(_gather(self, self._starts, used), inverse.to(torch.int32))
 
     @classmethod
     def concat(cls, parts: Sequence[InverseKeyedJaggedTensor]) -> InverseKeyedJaggedTensor:
-        """Batches of the same keys one after the other; equal unique rows of two parts stay two.
+        """Concatenate batches with the same keys; equal unique rows of different parts are not merged.
 
         Raises:
-            ValueError: If there are no parts, or keys or the presence of weights differ.
+            ValueError: There are no parts, or keys or the presence of weights differ.
         """
         _check_alike(parts)
         first, num_keys = parts[0], len(parts[0].keys)
@@ -191,18 +192,18 @@ class InverseKeyedJaggedTensor:
         return sum(part.numel() * part.element_size() for part in parts if part is not None)
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> InverseKeyedJaggedTensor:
-        """The same tensor on another device."""
+        """Copy the tensor to a device."""
         return self._map(lambda part: part.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> InverseKeyedJaggedTensor:
-        """The same tensor in page-locked host memory."""
+        """Copy the tensor to page-locked host memory."""
         return self._map(lambda part: part.pin_memory())
 
     def to_torchrec(self) -> Any:
-        """The same data as TorchRec's variable-batch `KeyedJaggedTensor`: U rows per key, and inverse indices [F, B].
+        """Convert to TorchRec's variable-batch `KeyedJaggedTensor`: U rows per key, and inverse indices [F, B].
 
         Raises:
-            MissingExtra: If torchrec is not installed.
+            MissingExtra: torchrec is not installed.
         """
         try:
             from torchrec.sparse.jagged_tensor import KeyedJaggedTensor as TorchRecTensor
@@ -221,9 +222,10 @@ class InverseKeyedJaggedTensor:
 
     @classmethod
     def from_torchrec(cls, tensor: Any) -> tuple[InverseKeyedJaggedTensor, ...]:
-        """The groups in a variable-batch `torchrec.KeyedJaggedTensor`: neighbouring keys with the same inverse indices.
+        """Convert a variable-batch `torchrec.KeyedJaggedTensor` to groups of neighbouring keys with equal inverse
+        indices.
 
-        TorchRec keeps inverse indices for each key; keys that share them become one group.
+        TorchRec stores inverse indices per key; keys that share them become one group.
         """
         names = list(tensor.keys())
         by_name = dict(zip(*tensor.inverse_indices(), strict=True))
@@ -251,7 +253,7 @@ class InverseKeyedJaggedTensor:
 
     @property
     def _starts(self) -> Tensor:
-        """Where each list starts, in either form."""
+        """Start of each list, in either form."""
         if self.starts is not None:
             return self.starts
         assert self.offsets is not None, "an IKJT has offsets or starts"
@@ -274,7 +276,7 @@ class InverseKeyedJaggedTensor:
 
 
 def _gather(tensor: KeyedJaggedTensor | InverseKeyedJaggedTensor, starts: Tensor, rows: Tensor) -> KeyedJaggedTensor:
-    """Some rows of the lists that start at `starts`, as a plain tensor without gaps."""
+    """Gather rows of the lists that start at `starts` to a plain tensor without gaps."""
     if tensor.values.device.type != "cpu":
         return _gather_on_device(tensor, starts, rows)
     num_keys, num_rows = len(tensor.keys), rows.numel()
@@ -301,7 +303,7 @@ def _gather(tensor: KeyedJaggedTensor | InverseKeyedJaggedTensor, starts: Tensor
 def _gather_on_device(
     tensor: KeyedJaggedTensor | InverseKeyedJaggedTensor, starts: Tensor, rows: Tensor
 ) -> KeyedJaggedTensor:
-    """The same with torch operations, for tensors that are not on the CPU."""
+    """`_gather` with torch operations, for tensors that are not on the CPU."""
     num_keys = len(tensor.keys)
     lengths = tensor.lengths.view(num_keys, -1).index_select(1, rows).reshape(-1)
     begin = starts.view(num_keys, -1).index_select(1, rows).reshape(-1)

@@ -1,7 +1,7 @@
-"""The id lists of some features of a batch as flat arrays, whether groups are plain or hold each distinct row once.
+"""The id lists of some features of a batch as flat arrays, for plain and deduplicated groups.
 
 Legend: N ids, B rows, F features, U unique rows, D dimension; a *bag* is the id list of one feature and one row, or of
-one feature and one unique row where the group is inverse-keyed: it is pooled once, however many rows have it.
+one feature and one unique row of an inverse-keyed group: it is pooled once, regardless of how many rows share it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from headrace.tensors.keyed_jagged import KeyedJaggedTensor
 __all__ = ["BagGroup", "Group", "JaggedIds", "collect_ids"]
 
 Group = KeyedJaggedTensor | InverseKeyedJaggedTensor
-"""What a batch's `sparse` holds."""
+"""An element of `Batch.sparse`."""
 
 Float32s = npt.NDArray[np.float32]
 Int64s = npt.NDArray[np.int64]
@@ -38,9 +38,9 @@ class BagGroup:
     """Features that are pooled together.
 
     Attributes:
-        features: int64, their numbers in the `JaggedIds`.
-        num_bags: Bags of each: B, or U where `inverse` is given.
-        inverse: int32 [B], which unique row each row of the batch is; None for a plain group.
+        features: int64, numbers of the features in the `JaggedIds`.
+        num_bags: Bags per feature: B, or U if there is an `inverse`.
+        inverse: int32 [B], unique row of each row of the batch; None for a plain group.
     """
 
     features: Int64s
@@ -50,21 +50,21 @@ class BagGroup:
 
 @dataclass(frozen=True, eq=False)
 class JaggedIds:
-    """The ids of some features, numbered in an order of their own.
+    """The ids of some features, which are numbered in the requested order.
 
     Attributes:
-        values: int64 [N], the ids; some may belong to no bag.
+        values: int64 [N], the ids; some may not belong to any bag.
         weights: float32 [N], or [0] for all ones.
-        multiplicities: int32 [N], how many rows of the batch have the id at a position; [0] for all ones.
-        firsts: int64 [bags], where each bag begins in `values`; bags of inverse-keyed groups may overlap.
-        lasts: int64 [bags], where each ends.
-        bag_starts: int64 [F], the first bag of each feature; its others follow.
-        num_bags: int64 [F].
-        value_firsts: int64 [F], where the ids of each feature begin.
-        value_lasts: int64 [F], where they end; no two features share a position.
-        groups: Which features share rows.
-        stride: Rows B.
-        num_bytes: Bytes of the arrays that are not memory of the batch.
+        multiplicities: int32 [N], number of batch rows with the id at each position; [0] for all ones.
+        firsts: int64 [bags], start of each bag in `values`; bags of inverse-keyed groups may overlap.
+        lasts: int64 [bags], end of each bag.
+        bag_starts: int64 [F], first bag of each feature, followed by its others.
+        num_bags: int64 [F], number of bags of each feature.
+        value_firsts: int64 [F], start of the ids of each feature.
+        value_lasts: int64 [F], end of the ids of each feature; features do not share positions.
+        groups: Groups of features that share rows.
+        stride: Number of rows B.
+        num_bytes: Bytes of the arrays that do not share memory with the batch.
     """
 
     values: Int64s
@@ -81,7 +81,7 @@ class JaggedIds:
     num_bytes: int = 0
 
     def place_of(self, position: int, feature: int) -> int:
-        """The first row of the batch that has the id at a position of a feature's values."""
+        """The first batch row with the id at a position of a feature's values."""
         group = next(group for group in self.groups if feature in group.features)
         bags = slice(int(self.bag_starts[feature]), int(self.bag_starts[feature]) + group.num_bags)
         bag = int(np.argmax((self.firsts[bags] <= position) & (position < self.lasts[bags])))
@@ -90,7 +90,7 @@ class JaggedIds:
 
 @dataclass(frozen=True, eq=False)
 class _Part:
-    """One group of the batch, its wanted columns, not yet beside the others."""
+    """The requested columns of one group, before concatenation."""
 
     values: Int64s
     weights: Float32s | None
@@ -104,7 +104,7 @@ class _Part:
 
 
 def collect_ids(sparse: Sequence[Group], feature_names: Sequence[str]) -> JaggedIds:
-    """The ids of some features of a batch. Arrays are shared with the batch where one group has all features.
+    """Collect the ids of some features of a batch. Arrays are shared with the batch if a single group has all features.
 
     Raises:
         ConfigError: A feature is not in the batch.
@@ -157,7 +157,7 @@ def _inverse_part(group: InverseKeyedJaggedTensor, columns: Int64s) -> _Part:
     if group.starts is not None:
         bounds = _used_ranges(group, columns)
         order = np.argsort(bounds[0])
-        if (bounds[0][order][1:] < bounds[1][order][:-1]).any():  # features share positions: lists of their own
+        if (bounds[0][order][1:] < bounds[1][order][:-1]).any():  # features share positions: separate their lists
             return _inverse_part(InverseKeyedJaggedTensor.of_unique(group.unique, group.inverse_lookup), columns)
         firsts = group.starts.numpy()
         lasts = firsts + group.lengths.numpy()
@@ -168,7 +168,7 @@ def _inverse_part(group: InverseKeyedJaggedTensor, columns: Int64s) -> _Part:
         firsts, lasts = offsets[:-1], offsets[1:]
     inverse = np.ascontiguousarray(group.inverse_lookup.numpy(), dtype=np.int32)
     times = np.bincount(inverse, minlength=group.unique_stride).astype(np.int32)
-    if not times.all():  # rows that no row of the batch has count as empty: their ids were not seen
+    if not times.all():  # unused unique rows count as empty, because their ids do not occur
         lasts = np.where(np.tile(times == 0, len(group.keys)), firsts, lasts)
     multiplicities = np.zeros(len(group.values) + 1, dtype=np.int32)
     _count_rows(firsts, lasts, columns, times, multiplicities)
@@ -186,8 +186,8 @@ def _inverse_part(group: InverseKeyedJaggedTensor, columns: Int64s) -> _Part:
 
 
 def _used_ranges(group: InverseKeyedJaggedTensor, columns: Int64s) -> tuple[Int64s, Int64s]:
-    """Where the lists of each wanted column lie in a buffer of overlapping lists: from the first to past the last."""
-    assert group.starts is not None, "only for lists that say where they start"
+    """The range of each requested column in a buffer of overlapping lists."""
+    assert group.starts is not None, "only for lists with starts"
     starts = group.starts.numpy().reshape(len(group.keys), -1)[columns]
     lengths = group.lengths.numpy().reshape(len(group.keys), -1)[columns].astype(np.int64)
     size = len(group.values)
@@ -197,7 +197,7 @@ def _used_ranges(group: InverseKeyedJaggedTensor, columns: Int64s) -> tuple[Int6
 
 @kernel()
 def _count_rows(firsts: Int64s, lasts: Int64s, columns: Int64s, times: Int32s, out: Int32s) -> None:
-    """out[i] = how many rows have position i: differences at both ends of each list, then a running sum."""
+    """out[i] = number of rows with position i, from differences at both ends of each list and a running sum."""
     num_unique = len(times)
     for column in columns:
         for u in range(num_unique):
@@ -210,7 +210,7 @@ def _count_rows(firsts: Int64s, lasts: Int64s, columns: Int64s, times: Int32s, o
 
 
 def _is_of(sparse: Sequence[Group], array: npt.NDArray[Any]) -> bool:
-    """Whether an array is memory of the batch."""
+    """Whether an array shares memory with the batch."""
     tensors = [t for group in sparse for t in (group.values, group.weights, group.offsets) if t is not None]
     tensors += [
         group.starts for group in sparse if isinstance(group, InverseKeyedJaggedTensor) and group.starts is not None
@@ -225,7 +225,7 @@ def _concat(arrays: Sequence[npt.NDArray[Scalar]]) -> npt.NDArray[Scalar]:
 def _filled(
     arrays: Sequence[npt.NDArray[Scalar] | None], parts: Sequence[_Part], absent: npt.NDArray[Scalar]
 ) -> npt.NDArray[Scalar]:
-    """The arrays one after the other, ones where a part has none; `absent` where none has."""
+    """Concatenate arrays, with ones for parts without an array; `absent` if no part has one."""
     if all(array is None for array in arrays):
         return absent
     filled = [

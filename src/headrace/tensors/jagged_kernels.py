@@ -1,4 +1,4 @@
-"""Loops over rows of jagged tensors: find equal rows, gather rows; legend: F keys, B rows, U unique rows, N ids."""
+"""Kernels for rows of jagged tensors: find equal rows, gather rows. Legend: F keys, B rows, U unique rows, N ids."""
 
 from typing import Any
 
@@ -32,7 +32,7 @@ def _hash_row(values: Any, weights: Any, starts: Any, lengths: Any, num_keys: in
 def _are_equal(
     values: Any, weights: Any, starts: Any, lengths: Any, num_keys: int, stride: int, one: int, other: int
 ) -> Any:
-    """Whether two rows have the same lists under all keys; weights are compared bit for bit."""
+    """Whether two rows have equal lists for all keys; weights are compared bit by bit."""
     for key in range(num_keys):
         if lengths[key * stride + one] != lengths[key * stride + other]:
             return False
@@ -59,7 +59,7 @@ def find_equal_rows(
     inverse: Any,
     first_rows: Any,
 ) -> Any:
-    """Number equal rows alike, in the order in which they first occur.
+    """Number the distinct rows in order of first occurrence.
 
     Args:
         values: int64 [N], the ids.
@@ -67,9 +67,9 @@ def find_equal_rows(
         starts: int64 [F * B].
         lengths: int32 [F * B].
         num_keys: F.
-        neighbours_only: Compare each row with the one before it only: no hashing, for rows in session order.
-        inverse: int32 [B], written: number of the unique row.
-        first_rows: int64 [B], its first U entries are written: where each unique row first occurs.
+        neighbours_only: Only compare each row with the previous one, without hashing, for rows in session order.
+        inverse: int32 [B], output: unique row of each row.
+        first_rows: int64 [B], output in its first U entries: first row of each unique row.
 
     Returns:
         U, the number of unique rows.
@@ -107,7 +107,7 @@ def find_equal_rows(
 
 @kernel()
 def count_selected(lengths: Any, num_keys: int, rows: Any) -> Any:
-    """Ids that `select_rows` writes."""
+    """Number of ids that `select_rows` writes."""
     stride, total = lengths.size // max(1, num_keys), 0
     for key in range(num_keys):
         for row in range(rows.size):
@@ -128,19 +128,19 @@ def select_rows(
     out_lengths: Any,
     out_offsets: Any,
 ) -> None:
-    """Gather rows of a jagged tensor into one without gaps or overlaps: RecD's jagged index select.
+    """Gather rows of a jagged tensor without gaps or overlaps: RecD's jagged index select.
 
     Args:
         values: int64 [N].
         weights: float32 [N], or [0] for none.
-        starts: int64 [F * U], where each list starts.
+        starts: int64 [F * U], start of each list.
         lengths: int32 [F * U].
         num_keys: F.
-        rows: Integers [B]: which row each row of the result is.
-        out_values: int64, as many as `count_selected` says, written.
-        out_weights: float32, as many where there are weights, else [0]; written.
-        out_lengths: int32 [F * B], written.
-        out_offsets: int64 [F * B + 1], written.
+        rows: Integers [B]: source row of each row of the result.
+        out_values: int64 [`count_selected`], output.
+        out_weights: float32, the same size if there are weights, else [0]; output.
+        out_lengths: int32 [F * B], output.
+        out_offsets: int64 [F * B + 1], output.
     """
     stride, num_rows = lengths.size // max(1, num_keys), rows.size
     out_offsets[0] = 0

@@ -20,13 +20,13 @@ MAX_KEYS_SHOWN = 4
 class KeyedJaggedTensor:
     """Id lists of several features (keys) for a batch of rows, stored feature by feature.
 
-    Two features, three rows (features down, batch across)::
+    For example, two features and three rows (features down, batch across)::
 
                     row 0      row 1    row 2
         clicked   [10, 11]      []       [12]
         category     [7]        [8]     [9, 9]
 
-    is stored as::
+    are stored as::
 
         keys    = ("clicked", "category")
         values  = [10, 11, 12, 7, 8, 9, 9]      int64 [N]
@@ -38,12 +38,12 @@ class KeyedJaggedTensor:
         keys: Feature names, F of them, all different.
         values: int64 [N], the ids.
         lengths: int32 [F * B], ids per feature and row.
-        offsets: int64 [F * B + 1], cumulated lengths; `offsets[f * B + b]` is where row b of feature f starts.
+        offsets: int64 [F * B + 1], cumulative lengths; row b of feature f starts at `offsets[f * B + b]`.
         weights: float32 [N] or None, one weight per id.
-        stride: Rows B in the batch.
+        stride: Number of rows B in the batch.
 
-    Construction trusts its inputs; `headrace.tensors.validate` checks them at the border. Instances are not mutated
-    and may be shared between threads. Vocabulary follows `torchrec.sparse.jagged_tensor.KeyedJaggedTensor`.
+    The constructor does not check its arguments; use `headrace.tensors.validate`. Instances are never mutated and may
+    be shared between threads. Names follow `torchrec.sparse.jagged_tensor.KeyedJaggedTensor`.
     """
 
     keys: tuple[str, ...]
@@ -57,7 +57,7 @@ class KeyedJaggedTensor:
     def from_lengths(
         cls, keys: Sequence[str], values: Tensor, lengths: Tensor, weights: Tensor | None = None
     ) -> KeyedJaggedTensor:
-        """Build from ids and lengths; the stride is `len(lengths) / len(keys)`."""
+        """Create from ids and lengths; the stride is `len(lengths) / len(keys)`."""
         offsets = torch.zeros(lengths.numel() + 1, dtype=torch.int64, device=lengths.device)
         torch.cumsum(lengths, 0, out=offsets[1:])
         stride = lengths.numel() // len(keys) if keys else 0
@@ -65,7 +65,7 @@ class KeyedJaggedTensor:
 
     @classmethod
     def from_lists(cls, lists: dict[str, Sequence[Sequence[int]]]) -> KeyedJaggedTensor:
-        """Build from Python lists, one list of ids per feature and row; for tests and examples."""
+        """Create from Python lists, one list of ids per feature and row; for tests and examples."""
         lengths = [len(ids) for rows in lists.values() for ids in rows]
         values = [value for rows in lists.values() for ids in rows for value in ids]
         return cls.from_lengths(
@@ -73,7 +73,7 @@ class KeyedJaggedTensor:
         )
 
     def __getitem__(self, key: str) -> KeyedJaggedTensor:
-        """The part of one feature, sharing memory with this one."""
+        """The tensor of one feature, sharing memory."""
         index = self.keys.index(key)
         start, stop = index * self.stride, (index + 1) * self.stride
         first, last = int(self.offsets[start]), int(self.offsets[stop])
@@ -105,11 +105,11 @@ class KeyedJaggedTensor:
         return sum(part.numel() * part.element_size() for part in parts)
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> KeyedJaggedTensor:
-        """The same tensor on another device."""
+        """Copy the tensor to a device."""
         return self._map(lambda part: part.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> KeyedJaggedTensor:
-        """The same tensor in page-locked host memory."""
+        """Copy the tensor to page-locked host memory."""
         return self._map(lambda part: part.pin_memory())
 
     def _map(self, change: Any) -> KeyedJaggedTensor:
@@ -119,10 +119,10 @@ class KeyedJaggedTensor:
         )
 
     def to_torchrec(self) -> Any:
-        """The same data as a `torchrec.KeyedJaggedTensor`, sharing memory.
+        """Convert to a `torchrec.KeyedJaggedTensor`, sharing memory.
 
         Raises:
-            MissingExtra: If torchrec is not installed.
+            MissingExtra: torchrec is not installed.
         """
         try:
             from torchrec.sparse.jagged_tensor import KeyedJaggedTensor as TorchRecTensor
@@ -134,7 +134,7 @@ class KeyedJaggedTensor:
 
     @classmethod
     def from_torchrec(cls, tensor: Any) -> KeyedJaggedTensor:
-        """The data of a `torchrec.KeyedJaggedTensor`, sharing memory where dtypes agree."""
+        """Convert a `torchrec.KeyedJaggedTensor`, sharing memory if dtypes are equal."""
         weights = tensor.weights_or_none()
         return cls(
             tuple(tensor.keys()),
@@ -147,7 +147,7 @@ class KeyedJaggedTensor:
 
 
 def keys_shown(keys: tuple[str, ...]) -> str:
-    """The number of features and the first of their names, for a `repr`."""
+    """The number of features and their first names, for a `repr`."""
     more = len(keys) - MAX_KEYS_SHOWN
     names = ", ".join(keys[:MAX_KEYS_SHOWN]) + (f", and {more} more" if more > 0 else "")
     return f"{len(keys)} feature{'' if len(keys) == 1 else 's'}: {names}"

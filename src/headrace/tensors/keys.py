@@ -27,13 +27,13 @@ Int32s = npt.NDArray[np.int32]
 
 @dataclass(eq=False)
 class Keys:
-    """Unique keys: what a store is asked for.
+    """Unique keys of a batch: the argument of reads and updates of an embedding store.
 
     Attributes:
         tables: int32 [U], the number of each key's table, ascending.
         ids: int64 [U], different within a table. In a direct or hashed table this is the row within the table, in a
             collisionless table the id itself.
-        counts: int32 [U], how often the key occurs in the batch; zeros where no update follows.
+        counts: int32 [U], occurrences of each key in the batch; zeros if no update follows.
     """
 
     tables: Int32s
@@ -49,24 +49,24 @@ class Keys:
         return self.tables.nbytes + self.ids.nbytes + self.counts.nbytes
 
     def take(self, places: Int64s) -> Keys:
-        """Some of them."""
+        """The keys at some positions."""
         return Keys(self.tables[places], self.ids[places], self.counts[places])
 
     def unseen(self) -> Keys:
-        """The same keys, to be read without an update."""
+        """The same keys with zero counts, for reads without an update."""
         return Keys(self.tables, self.ids, np.zeros(len(self.ids), dtype=np.int32))
 
 
 @dataclass(frozen=True, eq=False)
 class BatchKeys:
-    """The unique keys of some features of a batch. Arrays are on the host, wherever the batch is.
+    """The unique keys of some features of a batch. Arrays are always on the host.
 
     Attributes:
-        feature_names: The features, F of them; they are numbered in this order.
-        ids: Their ids.
+        feature_names: Names of the F features, which are numbered in this order.
+        ids: Ids of the features.
         keys: The unique keys, U of them, grouped by table, and within a table in the order of first occurrence
             (feature by feature, row by row).
-        inverse: int32 [N], the key of each id that a row of the batch has; undefined for others.
+        inverse: int32 [N], key of each id that occurs in the batch; undefined for others.
         key_starts: int64 [T + 1], where each table's keys begin.
     """
 
@@ -78,30 +78,30 @@ class BatchKeys:
 
     @property
     def num_bytes(self) -> int:
-        """Bytes held beside the batch's own tensors."""
+        """Bytes that do not share memory with the batch."""
         return self.ids.num_bytes + self.keys.num_bytes + self.inverse.nbytes + self.key_starts.nbytes
 
 
 class KeyFinder(Protocol):
-    """Finds the unique keys of a batch: an immutable, hashable value, of which equal ones find equal keys.
+    """Finds the unique keys of a batch. An immutable, hashable value; equal finders find equal keys.
 
-    `headrace.embeddings.KeyLayout` is one; `EmbeddingBags.key_layout` is that of a module.
+    Implemented by `headrace.embeddings.KeyLayout`; `EmbeddingBags.key_layout` is the layout of a module.
 
     Attributes:
-        feature_names: The features whose ids it knows.
+        feature_names: Names of the supported features.
     """
 
     @property
     def feature_names(self) -> tuple[str, ...]: ...
 
     def find(self, sparse: Sequence[Group], feature_names: tuple[str, ...]) -> BatchKeys:
-        """The unique keys of some of its features.
+        """Find the unique keys of some of the features.
 
         Args:
-            sparse: Groups of a batch, which may hold other features, too.
-            feature_names: In the order of the attribute.
+            sparse: Groups of a batch, which may have other features too.
+            feature_names: Features, in the order of the attribute.
 
         Raises:
             ConfigError: A feature is not in the batch.
-            DataError: An id can be no row of its table.
+            DataError: An id is out of range of its table.
         """

@@ -1,4 +1,4 @@
-"""Checks of tensors at the border: hot paths trust their inputs, these functions do not."""
+"""Validation of tensors, for use at API boundaries; hot paths trust their inputs."""
 
 import torch
 from torch import Tensor
@@ -15,8 +15,8 @@ def validate(tensor: KeyedJaggedTensor | InverseKeyedJaggedTensor) -> None:
     """Check that a jagged tensor is consistent.
 
     Raises:
-        TypeError: A part has the wrong dtype.
-        ValueError: Keys repeat, or sizes, lengths and offsets disagree; names both sides.
+        TypeError: A tensor has the wrong dtype.
+        ValueError: Keys are duplicated, or sizes, lengths and offsets are inconsistent; the message has both values.
     """
     _expect_dtype("values", tensor.values, torch.int64)
     _expect_dtype("lengths", tensor.lengths, torch.int32)
@@ -84,11 +84,11 @@ def _check_inverse(tensor: InverseKeyedJaggedTensor) -> None:
 
 
 def validate_batch(batch: Batch) -> None:
-    """Check that all parts of a batch have the same number of rows and the right dtypes.
+    """Check that all tensors of a batch have the same number of rows and the right dtypes.
 
     Raises:
-        TypeError: A part has the wrong dtype.
-        ValueError: Parts disagree in their number of rows, or a feature occurs twice.
+        TypeError: A tensor has the wrong dtype.
+        ValueError: Numbers of rows differ, or a feature occurs twice.
     """
     rows = len(batch)
     _expect_dtype("row_ids", batch.row_ids, torch.int64)

@@ -1,1 +1,1 @@
-"""Helpers for tests of headrace and of code that builds on it."""
+"""Test helpers, for headrace and for code that uses it."""

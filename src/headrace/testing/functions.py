@@ -1,4 +1,4 @@
-"""User functions for tests of worker processes: importable by name, and badly behaved on demand."""
+"""User functions for tests of worker processes, including misbehaving ones."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def same(rows: pa.RecordBatch) -> pa.RecordBatch:
 
 
 def hold_gil(rows: pa.RecordBatch) -> pa.RecordBatch:
-    """Plain Python that holds the interpreter's lock."""
+    """Plain Python that holds the GIL."""
     total = 0
     for value in rows.column("value").to_pylist():
         total += int(value) % 7
@@ -44,18 +44,18 @@ def hold_gil(rows: pa.RecordBatch) -> pa.RecordBatch:
 
 
 def keep_even(rows: pa.RecordBatch) -> list[bool]:
-    """Every other row."""
+    """Keeps every other row."""
     return [value % 2 == 0 for value in rows.column("value").to_pylist()]
 
 
 def add_noise(rows: pa.RecordBatch, rng: np.random.Generator) -> pa.RecordBatch:
-    """Random numbers of the element's own generator."""
+    """Adds random numbers of the element's generator."""
     values = rows.column("value").to_numpy() + rng.random(rows.num_rows)
     return rows.set_column(rows.schema.get_field_index("value"), "value", pa.array(values))
 
 
 def add_process(rows: pa.RecordBatch) -> pa.RecordBatch:
-    """A column with the id of the process that ran this."""
+    """Adds a column with the id of the executing process."""
     return rows.append_column("pid", pa.array([os.getpid()] * rows.num_rows))
 
 
@@ -64,18 +64,18 @@ def _seen(rows: pa.RecordBatch, value: object) -> pa.RecordBatch:
 
 
 def see_parent(rows: pa.RecordBatch) -> pa.RecordBatch:
-    """A column "seen": the id of the process that started the one that ran this."""
+    """Adds a column "seen" with the parent process id of the executing process."""
     return _seen(rows, os.getppid())
 
 
 def see_surroundings(rows: pa.RecordBatch) -> pa.RecordBatch:
-    """A column "seen": folder, a variable, the first import path, CPUs, and threads of OpenMP."""
+    """Adds a column "seen" with working folder, a variable, first import path, CPUs, and OpenMP threads."""
     cpus, threads = sorted(os.sched_getaffinity(0)), os.environ.get("OMP_NUM_THREADS")
     return _seen(rows, f"{os.getcwd()} {os.environ.get('HEADRACE_TEST_WORKER')} {sys.path[0]} {cpus} {threads}")
 
 
 def draw(rows: pa.RecordBatch) -> pa.RecordBatch:
-    """A column "seen": a number of numpy's global generator."""
+    """Adds a column "seen" with a number of numpy's global generator."""
     return _seen(rows, float(np.random.random()))
 
 
@@ -87,14 +87,14 @@ def fail_on_fifty(rows: pa.RecordBatch) -> pa.RecordBatch:
 
 
 def kill_itself(rows: pa.RecordBatch) -> pa.RecordBatch:
-    """Dies on the row with value 50, each time."""
+    """Kills its process on the row with value 50, every time."""
     if 50.0 in rows.column("value").to_pylist():
         os.kill(os.getpid(), signal.SIGKILL)
     return rows
 
 
 def kill_itself_once(rows: pa.RecordBatch, *, flag: str) -> pa.RecordBatch:
-    """Dies on the row with value 50, unless the file `flag` says that it did."""
+    """Kills its process on the row with value 50, unless the file `flag` exists, which it creates."""
     if 50.0 in rows.column("value").to_pylist() and not Path(flag).exists():
         Path(flag).touch()
         os.kill(os.getpid(), signal.SIGKILL)
@@ -102,7 +102,7 @@ def kill_itself_once(rows: pa.RecordBatch, *, flag: str) -> pa.RecordBatch:
 
 
 def never_return(rows: pa.RecordBatch, *, flag: str | None = None) -> pa.RecordBatch:
-    """Makes the file `flag`, and sleeps for an hour."""
+    """Creates the file `flag` and sleeps for an hour."""
     if flag is not None:
         Path(flag).touch()
     time.sleep(3600)
@@ -110,9 +110,9 @@ def never_return(rows: pa.RecordBatch, *, flag: str | None = None) -> pa.RecordB
 
 
 class SlowToImport:
-    """A function that all workers but the first are not done loading until `flag` exists.
+    """A function that all workers except the first cannot finish loading until `flag` exists.
 
-    Each worker that loads it makes a file "loading-PID" beside the flag.
+    Each worker that loads it creates a file "loading-PID" next to the flag.
     """
 
     def __init__(self, flag: str) -> None:
@@ -136,7 +136,7 @@ def _load_slowly(flag: str) -> SlowToImport:
 
 
 class DiesOnImport:
-    """A function whose worker ends while it loads it."""
+    """A function whose worker dies while loading it."""
 
     def __call__(self, rows: pa.RecordBatch) -> pa.RecordBatch:
         """Never called."""
@@ -147,7 +147,7 @@ class DiesOnImport:
 
 
 def allocate(rows: pa.RecordBatch, *, row_bytes: int) -> pa.RecordBatch:
-    """Adds `row_bytes` bytes to each row, and uses twice as much while it does."""
+    """Adds `row_bytes` bytes to each row, using twice as much memory meanwhile."""
     padding = np.ones(rows.num_rows * row_bytes * 2, dtype=np.uint8)[: rows.num_rows * row_bytes].copy()
     array = pa.FixedSizeBinaryArray.from_buffers(pa.binary(row_bytes), rows.num_rows, [None, pa.py_buffer(padding)])
     return rows.append_column("padding", array)

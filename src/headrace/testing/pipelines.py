@@ -1,4 +1,4 @@
-"""Tools to test pipelines: a source with everything that makes life hard, and checks of the pipeline's promises."""
+"""Helpers for pipeline tests: a source with all difficult cases, and checks of pipeline guarantees."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ __all__ = ["SyntheticSource", "assert_resumes_everywhere", "batches_of", "rows_o
 
 @dataclass(frozen=True)
 class SyntheticSource:
-    """Splits with batches of given sizes; some rows are bad, some batches have no good row, some splits no batch.
+    """A source with batches of given sizes, including bad rows, batches without good rows and splits without batches.
 
-    Row ids are those of a log with one file a split. The column `value` (float64) counts all rows.
+    Row ids are those of a log with one file per split. The column `value` (float64) counts all rows.
 
     Attributes:
         batches: For each split, for each batch, (good rows, rows to quarantine, rows dropped).
@@ -30,7 +30,7 @@ class SyntheticSource:
 
     @classmethod
     def random(cls, seed: int, *, num_splits: int = 6, max_batches: int = 4, max_rows: int = 40) -> SyntheticSource:
-        """A source of random shape."""
+        """Create a source with a random shape."""
         rng = np.random.default_rng(seed)
         return cls(
             [
@@ -47,7 +47,7 @@ class SyntheticSource:
 
     @property
     def num_rows(self) -> int:
-        """All rows, good and bad."""
+        """Number of rows, good and bad."""
         return sum(sum(batch) for split in self.batches for batch in split)
 
     @property
@@ -56,7 +56,7 @@ class SyntheticSource:
         return sum(batch[1] for split in self.batches for batch in split)
 
     def read(self, split: int) -> Iterator[SourceBatch]:
-        """Batches of a split; in each the good rows come first."""
+        """Yield the batches of a split; in each the good rows come first."""
         first = sum(sum(batch) for before in self.batches[:split] for batch in before)
         row = 0
         for good, rejected, dropped in self.batches[split]:
@@ -78,7 +78,7 @@ class SyntheticSource:
             row += good + rejected + dropped
 
     def describe(self, split: int) -> str:
-        """Like a row group."""
+        """Describe a split like a row group."""
         return f"file {split}, row group 0"
 
 
@@ -102,16 +102,16 @@ def assert_resumes_everywhere(
     then: Mapping[str, Any],
     expected: Sequence[Sequence[int]] | None = None,
 ) -> None:
-    """Stop a pipeline before its first batch, behind each batch and at the end, resume it each time, and compare.
+    """Stop a pipeline at the start, after each batch and at the end, resume it each time, and compare.
 
     Args:
         pipe: The pipeline.
-        first: Options of `open` until the stop.
-        then: Options of `open` afterwards, for instance with another number of workers.
-        expected: Row ids of all batches; None for those of an inline pass.
+        first: Options of `open` before the stop.
+        then: Options of `open` after the stop, for instance with a different number of workers.
+        expected: Row ids of all batches; None to use those of an inline pass.
 
     Raises:
-        AssertionError: Batches or row counts of the two parts together are not those of one pass.
+        AssertionError: Batches or row counts differ from those of a single pass.
     """
     expected = batches_of(pipe, executor="inline") if expected is None else expected
     whole = _row_stats_of(pipe.open(executor="inline"))
@@ -136,7 +136,7 @@ def _row_stats_of(batches: BatchIterator) -> RowStats:
 
 
 def _key(*parts: RowStats) -> tuple[Any, ...]:
-    """What two ways of reading the same rows must agree in."""
+    """The values that must be equal for two ways of reading the same rows."""
     rejects = Counter(
         (row["file"], row["row"], row["reason"])
         for part in parts

@@ -1,4 +1,4 @@
-"""Waiting for processes to end, whoever their parent is by then."""
+"""Waits for processes to end, regardless of their parent."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ __all__ = ["still_running"]
 def still_running(
     processes: Iterable[psutil.Process], after: Callable[[], object], *, timeout_s: float = 120.0
 ) -> list[list[str]]:
-    """Do something, wait until all processes have ended, and return the commands of those that have not.
+    """Call `after`, wait until all processes have ended, and return the commands of those still running.
 
-    A process has ended once it is a zombie. Orphans belong to the init process, and in many containers that is a
-    program that never reaps them, so waiting until they are gone (`psutil.wait_procs`) may take forever.
+    A zombie counts as ended. Orphans are reparented to the init process, which in many containers never reaps them, so
+    waiting until they are gone (`psutil.wait_procs`) may take forever.
 
     Args:
-        processes: Any processes, children or not. Those that have ended already are fine.
-        after: Called once every process can be waited for.
-        timeout_s: Seconds after which a process counts as still running; it is then killed.
+        processes: Any processes, children or not, running or ended.
+        after: Called once all processes can be awaited.
+        timeout_s: Seconds after which remaining processes are killed.
 
     Raises:
-        AttributeError: Not on Linux, which alone has `os.pidfd_open`.
+        AttributeError: Not on Linux, because `os.pidfd_open` is missing.
     """
     commands: dict[int, list[str]] = {}
     poll = select.poll()
@@ -40,7 +40,7 @@ def still_running(
             commands[file] = []
             with suppress(psutil.Error):  # a zombie by now
                 commands[file] = process.cmdline()
-            commands[file] = commands[file] or [f"process {process.pid}"]  # empty while it is being started
+            commands[file] = commands[file] or [f"process {process.pid}"]  # empty while it is starting
             poll.register(file, select.POLLIN)
         after()
         left = dict(commands)

@@ -1,4 +1,4 @@
-"""Rows of sessions, plain or with what repeats in group columns: the same rows in two forms."""
+"""`SessionSource`: rows of sessions, with plain columns or group columns."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ _HISTORY = 8
 
 @dataclass(frozen=True)
 class SessionSource:
-    """Sessions of 1 to 9 rows side by side; `age` and `user` never change in one, `history` shifts with each third row.
+    """Adjacent sessions of 1 to 9 rows; `age` and `user` are constant, `history` shifts with every third row.
 
-    `click` depends on whether the item is near the user's, so there is something to learn.
+    `click` depends on whether the item is close to the user's, so there is something to learn.
 
     Attributes:
-        num_splits: Splits, of two batches each.
-        sessions_per_batch: Sessions of a batch.
-        nested: Whether what repeats comes in two group columns: age, user and session; history.
-        seed: Of all values.
+        num_splits: Number of splits, with two batches each.
+        sessions_per_batch: Sessions per batch.
+        nested: Whether repeated features are in two group columns: age, user and session; history.
+        seed: Random seed.
     """
 
     num_splits: int = 3
@@ -51,7 +51,7 @@ class SessionSource:
         return self.num_splits
 
     def read(self, split: int) -> Iterator[SourceBatch]:
-        """The two batches of a split."""
+        """Yield the two batches of a split."""
         first_row = 0
         for number in range(2):
             rows = self._rows(split, number, first_row)
@@ -67,7 +67,7 @@ class SessionSource:
         sizes = rng.integers(1, 10, self.sessions_per_batch)
         session = np.repeat(np.arange(self.sessions_per_batch, dtype=np.int32), sizes)
         within = np.arange(len(session)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-        ends = np.cumsum((sizes + 2) // 3)  # distinct histories of a session
+        ends = np.cumsum((sizes + 2) // 3)  # distinct histories per session
         version = (ends - (sizes + 2) // 3)[session] + within // 3
         user = rng.integers(0, 50, self.sessions_per_batch)
         shown = rng.integers(0, 50, len(session))
@@ -90,7 +90,7 @@ class SessionSource:
         )
 
     def _histories(self, rng: np.random.Generator, sizes: npt.NDArray[np.int64]) -> pa.Array:
-        """Slices of one buffer, each session's own stretch of it."""
+        """Histories as slices of one buffer, with a range per session."""
         starts: list[int] = []
         stretch = 0
         for number in (sizes + 2) // 3:
@@ -102,6 +102,6 @@ class SessionSource:
 
 
 def has_even_sum(rows: pa.RecordBatch) -> npt.NDArray[np.bool_]:
-    """A predicate that worker processes import; it wants plain columns."""
+    """A predicate on plain columns that worker processes can import."""
     total = np.asarray(rows.column("item"), np.int64) + np.asarray(rows.column("user"), np.int64)
     return np.asarray(total % 2 == 0, np.bool_)

@@ -1,8 +1,7 @@
-"""`VirtualEngine`: the engine's own rules on a virtual clock, so that rates can be tested without measuring time.
+"""`VirtualEngine`: the engine's scheduling rules on a virtual clock, to test rates without measuring time.
 
-`PipelineState` decides what starts, as in a running pipeline; here events of a simulated machine carry it out instead
-of threads. So a test can compare what the simulator or a policy expects with what the engine would do, exactly, on a
-machine of any load.
+`PipelineState` decides which work starts, as in a running pipeline, but simulated events replace the threads. So tests
+can compare the expectations of a simulator or policy with the engine's behaviour exactly, on a machine under any load.
 """
 
 from __future__ import annotations
@@ -32,23 +31,23 @@ from headrace.tuning.space import Space, workers_of
 __all__ = ["VirtualEngine"]
 
 SOURCE = StageSpec(name="source", cpu_s=1e-6)
-"""Reading takes next to nothing, so the stages of the spec decide."""
+"""Reading takes hardly any time, so that the spec's stages determine the rate."""
 ELEMENT_BYTES = 1000
 
 
 class VirtualEngine:
-    """A pipeline of the engine with service times of a spec, whose stages take and give one element each.
+    """An engine pipeline with the service times of a spec, whose stages map one element to one.
 
-    It is a `Job`: a policy can drive it. Times are constant, whatever `StageSpec.distribution` says.
+    It is a `Job`, so a policy can drive it. Times are constant, regardless of `StageSpec.distribution`.
 
     Attributes:
         cpus: CPUs of the machine; may be changed between runs.
         time_s: The virtual clock.
-        taken: Number of the split of every element the consumer took, in the order it took them.
+        taken: Split number of each element that the consumer took, in order.
     """
 
     def __init__(self, spec: PipelineSpec, cpus: int, *, num_splits: int = 1 << 20) -> None:
-        """A pipeline at rest at time 0, one worker a stage."""
+        """Create an idle pipeline at time 0 with one worker per stage."""
         self.cpus, self.time_s = cpus, 0.0
         self.taken: list[int] = []
         self._spec, self._num_splits = spec, num_splits
@@ -67,7 +66,7 @@ class VirtualEngine:
         self._tunables = build_tunables(self._state, 1 << 40, setattr)
         self._events: list[tuple[float, int, Callable[[], None]]] = []
         self._number = count()
-        self._line: deque[Work] = deque()  # of those that wait for a CPU
+        self._line: deque[Work] = deque()  # waiting for a CPU
         self._cpus_busy = 0
         self._consumer_since, self._consumer_busy = 0.0, False
         self._observed_s = 0.0
@@ -76,18 +75,18 @@ class VirtualEngine:
 
     @property
     def space(self) -> Space:
-        """Workers of the spec's stages, prefetch, and the threads they share."""
+        """Workers of the spec's stages, prefetch, and shared threads."""
         stages = {workers_of(stage.name) for stage in self._spec.stages}
         knobs = Space.from_tunables(self._tunables.values()).knobs
         return Space(tuple(knob for knob in knobs if knob.name in stages or knob.stage is None))
 
     def apply(self, values: Mapping[str, int]) -> None:
-        """Set tunables, by name."""
+        """Set tunables by name."""
         for name, value in values.items():
             self._tunables[name].set(value)
 
     def observe(self) -> Observation:
-        """The window since the last call, without the source."""
+        """Measure the window since the last call, without the source."""
         window_s, self._observed_s = self.time_s - self._observed_s, self.time_s
         values = {name: tunable.value for name, tunable in self._tunables.items()}
         seen = observation_of(
@@ -102,7 +101,7 @@ class VirtualEngine:
     # ---- as a pipeline
 
     def counters(self, window_s: float) -> PipelineCounters:
-        """What the stages did over about the last seconds."""
+        """Counters of the stages over about the last `window_s` seconds."""
         lanes = self._state.lanes
         now = {
             lane.name: GroupNow(lane.name, self._state.limit(index), lane.num_running, lane.queue_depth)
@@ -111,11 +110,11 @@ class VirtualEngine:
         return PipelineCounters(*self._recorder.read(window_s, now))
 
     def set_workers(self, stage: str, workers: int) -> None:
-        """Elements of a stage that may be worked on at once."""
+        """Set the maximum elements of a stage processed at once."""
         self._tunables[workers_of(stage)].set(workers)
 
     def run(self, duration_s: float) -> int:
-        """Let virtual time pass; returns the elements the consumer took meanwhile."""
+        """Advance the virtual time; returns the number of elements that the consumer took."""
         until, before = self.time_s + duration_s, len(self.taken)
         self._start_what_can()
         while self._events and self._events[0][0] <= until:
@@ -127,7 +126,7 @@ class VirtualEngine:
         return len(self.taken) - before
 
     def close(self) -> None:
-        """Nothing runs outside of `run`."""
+        """Do nothing: the engine only runs in `run`."""
 
     def _pass_to(self, time: float) -> None:
         passed, self.time_s = time - self.time_s, time
@@ -138,7 +137,7 @@ class VirtualEngine:
         heapq.heappush(self._events, (self.time_s + seconds, next(self._number), happen))
 
     def _start_what_can(self) -> None:
-        """The consumer first, then the engine's choice of work, then CPUs in the order they were asked for."""
+        """Start the consumer first, then the engine's choice of work, then grant CPUs in order of request."""
         while not self._consumer_busy and (element := self._state.take()) is not None:
             self._consume(element)
         while (work := self._state.next_work(self.time_s)) is not None:
@@ -150,7 +149,7 @@ class VirtualEngine:
 
     def _finish(self, work: Work) -> None:
         self._cpus_busy -= 1
-        if work.lane == 0 and work.source_batch == 0:  # a split is one element; the read after it finds its end
+        if work.lane == 0 and work.source_batch == 0:  # a split is one element; the next read finds its end
             before, after = Position(work.split, 0), Position(work.split, 1)
             work.element = Element(None, 1, (work.split, 0), before, after, splits=(work.split,))
         self._state.finished(work, num_bytes=ELEMENT_BYTES if work.element is not None else 0)
@@ -174,7 +173,7 @@ class VirtualEngine:
 
 
 class _Machine:
-    """The parts of `Resources` that an observation reads."""
+    """The attributes of `Resources` that an observation reads."""
 
     def __init__(self, cpus: int) -> None:
         self.count = float(cpus)
