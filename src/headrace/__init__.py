@@ -1,13 +1,14 @@
-"""headrace keeps recommendation models fed: logs in, features, one pass over what is new, a better model out.
+"""headrace trains recommendation models incrementally: it reads new logs, computes features, and makes one training
+pass.
 
-Names and subpackages are loaded when they are first used, so `import headrace` is cheap::
+Names and subpackages are loaded on first use, so `import headrace` is cheap::
 
     import headrace as hr
 
     hr.read_parquet, hr.Schema, hr.FeaturePlan      logs to batches
     hr.EmbeddingBags, hr.DLRM, hr.apply_gradients   a model and its embeddings
     hr.JobConfig, hr.Trainer                        a whole job
-    hr.errors.HeadraceError                         what goes wrong
+    hr.errors.HeadraceError                         the errors to catch
 """
 
 import os
@@ -70,8 +71,8 @@ if TYPE_CHECKING:
     from headrace.training import load_optimizer_arrays as load_optimizer_arrays
     from headrace.training import optimizer_arrays as optimizer_arrays
 
-# Idle OpenMP threads (torch's and Numba's, two pools) must sleep, not spin: spinning takes the cores from the
-# pipeline's workers. Measured on 2 busy cores: 3 s a window instead of 23 s. OpenMP reads this when torch is loaded.
+# Idle OpenMP threads (torch and Numba have two pools) must sleep, not spin, because spinning takes cores from the
+# pipeline's workers. Measured on 2 busy cores: 3 s per window instead of 23 s. OpenMP reads this when torch is loaded.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 _SUBPACKAGES = (
@@ -120,7 +121,7 @@ _NAMES = {
         "optimizer_arrays",
     ),
 }
-"""Which subpackage each name of the top comes from."""
+"""The subpackage of each top-level name."""
 
 _HOMES = {name: f"headrace.{subpackage}" for subpackage, names in _NAMES.items() for name in names}
 
@@ -182,7 +183,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Load a public name or subpackage when it is first used."""
+    """Load a public name or subpackage on first use."""
     if name in _SUBPACKAGES:
         return import_module(f"headrace.{name}")
     if name in _HOMES:

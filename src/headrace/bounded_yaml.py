@@ -1,9 +1,8 @@
-"""`BoundedLoader`: plain YAML values, read as they are written, without files too large or too deep to read.
+"""`BoundedLoader`: loads plain YAML literally, and refuses files that are too large or too deep.
 
-YAML 1.1 changes values silently: of two equal keys the last one wins, `no` is false, `010` is 8, `1:30` is 90 and
-`2024-01-01` is a date. Here equal keys and numbers that begin with 0 are refused; of the rest, as in YAML 1.2, only
-`true` and `false` are Boolean, and what looks like a time or a date is text. Fields of a config that are Boolean still
-accept `yes`, `no`, `on` and `off`.
+YAML 1.1 silently changes values: of two equal keys the last one wins, `no` is false, `010` is 8, `1:30` is 90 and
+`2024-01-01` is a date. This loader refuses duplicate keys and numbers with a leading 0. As in YAML 1.2, only `true` and
+`false` are Boolean, and times and dates are text. Boolean config fields still accept `yes`, `no`, `on` and `off`.
 """
 
 from __future__ import annotations
@@ -16,10 +15,10 @@ import yaml
 __all__ = ["AmbiguousYAML", "BoundedLoader"]
 
 MAX_DEPTH = 64
-"""Nesting; PyYAML recurses, and a job or schema needs six levels."""
+"""Maximum nesting depth, because PyYAML recurses; a job or schema needs six levels."""
 
 MAX_ALIASED_VALUES = 100_000
-"""Values of a file with every alias written out. Nine lines of aliases of aliases stand for a billion values."""
+"""Maximum values of a file with all aliases expanded. Nine lines of nested aliases can expand to a billion values."""
 
 
 TAG = "tag:yaml.org,2002:"
@@ -30,18 +29,19 @@ PLAIN = {
         r"^(?:[-+]?(?:[0-9][0-9_]*\.[0-9_]*|\.[0-9][0-9_]*)(?:[eE][-+][0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$"
     ),
 }
-"""What is not text although it has no quotes: less than in PyYAML, so all text that it writes is read as text."""
+"""Patterns of unquoted values that are not text. There are fewer than in PyYAML, so text that it writes is read as
+text."""
 TEXT = (f"{TAG}timestamp", f"{TAG}value")
-"""What PyYAML takes for dates, and for a value by default (`=`), is text."""
+"""Values that PyYAML interprets as dates, or as a default value (`=`), are text."""
 BEGINS_WITH_0 = re.compile(r"[-+]?0[0-9_]+")
 
 
 class AmbiguousYAML(yaml.MarkedYAMLError):
-    """Valid YAML of which readers may understand different things."""
+    """Valid YAML that may be misunderstood."""
 
 
 class BoundedLoader(yaml.SafeLoader):
-    """PyYAML's safe loader, bounded and literal; refuses as for a mistake in YAML."""
+    """PyYAML's safe loader, with limits and literal values; violations are reported as YAML errors."""
 
     yaml_implicit_resolvers = {  # noqa: RUF012 (as PyYAML declares it)
         first: [(tag, PLAIN.get(tag, pattern)) for tag, pattern in resolvers if tag not in TEXT]
@@ -51,8 +51,8 @@ class BoundedLoader(yaml.SafeLoader):
     def __init__(self, stream: Any) -> None:
         super().__init__(stream)
         self._depth = 0
-        self._num_values = 0  # composed so far, aliases written out
-        self._sizes: dict[int, int] = {}  # id of a finished node -> its values, aliases written out
+        self._num_values = 0  # composed so far, with aliases expanded
+        self._sizes: dict[int, int] = {}  # id of a finished node -> its values, with aliases expanded
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         """See PyYAML; called for each node of the document."""
@@ -79,7 +79,7 @@ class BoundedLoader(yaml.SafeLoader):
         if node.tag == f"{TAG}int" and BEGINS_WITH_0.fullmatch(node.value):
             bare = node.value.replace("_", "").lstrip("+-0") or "0"
             raise AmbiguousYAML(
-                problem=f"given {node.value}, expected a number that does not begin with 0: write {bare} for a decimal "
+                problem=f"given {node.value}, expected a number without a leading 0: write {bare} for a decimal "
                 f"number, or '{node.value}' in quotes for text",
                 problem_mark=node.start_mark,
             )
@@ -91,7 +91,7 @@ class BoundedLoader(yaml.SafeLoader):
         marks: dict[Any, yaml.Mark] = {}
         for key, _ in node.value:
             if not isinstance(key, yaml.ScalarNode):
-                continue  # refused by PyYAML: a key must be hashable
+                continue  # refused by PyYAML, because keys must be hashable
             mark = marks.setdefault((key.tag, key.value), key.start_mark)
             if mark is not key.start_mark:
                 problem = f"the key {key.value!r} is given twice, first on line {mark.line + 1}"

@@ -1,4 +1,4 @@
-"""How hot loops are compiled: Numba without the GIL, cached on disk, with C semantics for division."""
+"""`kernel`: compiles hot loops with Numba, without the GIL, cached on disk, and with C semantics for division."""
 
 from __future__ import annotations
 
@@ -30,20 +30,20 @@ R = TypeVar("R")
 def kernel(
     *, parallel: bool = False, fastmath: bool = False, inline: bool = False
 ) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """A decorator that compiles a function of arrays and scalars on its first call.
+    """Decorator that compiles a function of arrays and scalars on its first call.
 
-    The result releases the GIL while it runs and is kept on disk, so a later process loads it instead of compiling.
-    What is kept is used only while neither the kernel's file nor that of a kernel it calls has changed. A function
-    may close over kernels, and over nothing else; each one made from such a template needs a `__qualname__` of its own.
+    The compiled function releases the GIL and is cached on disk, so later processes load it instead of compiling. The
+    cache is valid only while the source files of the kernel and of the kernels it calls are unchanged. A function may
+    only close over kernels; each function made from such a template needs a unique `__qualname__`.
 
     Args:
-        parallel: Let `numba.prange` loops use Numba's threads.
-        fastmath: Allow reassociation of floating-point sums. Leave it off where results must match bit for bit.
-        inline: Put the function's body into the kernels that call it. LLVM does so by itself only with small ones, and
-            a call that passes several arrays costs as much as the update of a row.
+        parallel: Whether `numba.prange` loops use Numba's threads.
+        fastmath: Whether floating-point sums may be reassociated. Leave it off if results must be bit-identical.
+        inline: Whether the function is always inlined into the kernels that call it. LLVM inlines only small functions
+            by itself, and a call that passes several arrays costs as much as the update of a row.
 
     Raises:
-        ConfigError: NUMBA_DISABLE_JIT is set. In plain Python integers do not wrap around, so results would differ.
+        ConfigError: NUMBA_DISABLE_JIT is set. Python integers do not overflow, so results would differ.
     """
 
     if numba.config.DISABLE_JIT:  # type: ignore[attr-defined]
@@ -65,63 +65,63 @@ def kernel(
 
 
 class KernelLocator(SourceFileLocator):  # type: ignore[misc]
-    """Tells Numba where the code of a kernel is kept; see `kernel_folders`."""
+    """Tells Numba where compiled kernels are cached; see `kernel_folders`."""
 
     def __init__(self, function: FunctionType, file: str) -> None:
         self._py_file, self._lineno = file, function.__code__.co_firstlineno
         self.folders = kernel_folders(Path(file).resolve().parent)
 
     def get_cache_path(self) -> str:
-        """Where code is written."""
+        """The folder to which code is written."""
         return str(self.folders.kept or "")
 
     def ensure_cache_path(self) -> None:
-        """It was made when it was chosen."""
+        """Do nothing: the folder was created when it was chosen."""
 
     @classmethod
     def from_function(cls, py_func: FunctionType, py_file: str) -> KernelLocator:
-        """For a kernel."""
+        """Create a locator for a kernel."""
         return cls(py_func, py_file)
 
 
 class KernelCacheImpl(CompileResultCacheImpl):  # type: ignore[misc]
-    """What Numba asks about the code of a kernel."""
+    """Numba's cache interface for kernels."""
 
     _locator_classes = (KernelLocator,)
 
 
 class KernelCache(FunctionCache):  # type: ignore[misc]
-    """The code of one kernel for all its signatures, where it is kept and where it was shipped."""
+    """The compiled code of one kernel for all signatures, in the cache and in the installation."""
 
     _impl_class = KernelCacheImpl
 
     def __init__(self, function: Callable[..., Any]) -> None:
         super().__init__(function)
         folders, name = self._impl.locator.folders, self._impl.filename_base
-        # Numba looks at the kernel's own file only, and would call code compiled from what a callee once was.
+        # Numba only checks the kernel's own file, and would use code compiled with an outdated callee.
         stamp = source_stamp(cast(FunctionType, function))
         kept, shipped = (each and KernelFile(str(each), name, stamp) for each in (folders.kept, folders.shipped))
         self._cache_file = KernelFiles(kept, shipped)
 
     def _index_key(self, sig: Any, codegen: Any) -> Any:
-        # Numba would add the pickled closure. Kernels in it pickle differently in each process; `source_stamp` covers
-        # their code, and functions made from one template have names of their own.
+        # Numba would add the pickled closure. Kernels in it pickle differently in each process. `source_stamp` covers
+        # their code, and functions made from one template have unique names.
         return sig, codegen.magic_tuple(), hashlib.sha256(self._py_func.__code__.co_code).hexdigest()
 
 
 class KernelFiles:
-    """What is kept of one kernel, and what was shipped of it. Without a folder, code lives as long as the process."""
+    """The cached and the shipped code of one kernel. Without a folder, code lives as long as the process."""
 
     def __init__(self, kept: KernelFile | None, shipped: KernelFile | None) -> None:
         self._kept, self._shipped = kept, shipped
 
     def save(self, key: Any, data: Any) -> None:
-        """Keep the code of a signature, if there is room for it."""
+        """Save the code of a signature, if there is a folder for it."""
         if self._kept is not None:
             self._kept.save(key, data)
 
     def load(self, key: Any) -> Any:
-        """The code of a signature; None if there is none that is as new as its sources."""
+        """Load the code of a signature; None if there is none that matches its sources."""
         data = None
         with suppress(OSError):
             data = None if self._kept is None else self._kept.load(key)
@@ -132,14 +132,14 @@ class KernelFiles:
 
 
 class KernelFile(IndexDataCacheFile):  # type: ignore[misc]
-    """What is kept of one kernel: an index of signatures, and a file of code for each.
+    """The cache of one kernel: an index of signatures, and a code file for each.
 
-    Several processes may compile at once. Numba's own class lets one name the other's code in the index, and names code
-    there before it is written; here one process at a time reads or writes, and code is written first.
+    Several processes may compile at once. Numba's own class lets one process refer to another's code in the index, and
+    adds code to the index before it is written. Here a lock serialises reads and writes, and code is written first.
     """
 
     def save(self, key: Any, data: Any) -> None:
-        """Keep the code of a signature; on a full disk this process uses it, and the next one compiles anew."""
+        """Save the code of a signature; if the disk is full, only this process uses it."""
         with suppress(OSError), self._locked():
             kept = self._load_index()
             numbered = (self._data_name(number) for number in range(1, len(kept) + 2))
@@ -148,12 +148,12 @@ class KernelFile(IndexDataCacheFile):  # type: ignore[misc]
             self._save_index({**kept, key: name})
 
     def load(self, key: Any) -> Any:
-        """The code of a signature; None if there is none that is as new as its sources."""
+        """Load the code of a signature; None if there is none that matches its sources."""
         with self._locked():
             return super().load(key)
 
     def load_unlocked(self, key: Any) -> Any:
-        """The same, from a folder in which no lock can be made."""
+        """Load without a lock, from a folder in which none can be created."""
         return super().load(key)
 
     @contextmanager
@@ -164,9 +164,9 @@ class KernelFile(IndexDataCacheFile):  # type: ignore[misc]
 
 
 def source_stamp(function: FunctionType) -> tuple[tuple[str, str], ...]:
-    """Name and digest of each file that holds the function or a kernel it calls.
+    """Name and digest of each source file of the function and of the kernels it calls.
 
-    Times of change would not do: copies and container images lose them.
+    Modification times are not reliable, because copies and container images lose them.
     """
     files = {f.__code__.co_filename for f in _with_callees(function, set())}
     return tuple((os.path.basename(f), _digest(f, os.stat(f).st_mtime_ns, os.stat(f).st_size)) for f in sorted(files))

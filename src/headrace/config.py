@@ -1,4 +1,4 @@
-"""Configs read from YAML: checked once, with one clear line for each mistake."""
+"""`Config`: base class of configs, validated with one clear line per error."""
 
 import inspect
 import os
@@ -19,7 +19,7 @@ __all__ = ["Config", "first_mistake", "read_yaml"]
 
 
 class Config(BaseModel):
-    """Base of every config: keyword-only, frozen, unknown keys refused."""
+    """Base class of all configs: keyword-only, frozen, without unknown keys."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -34,19 +34,19 @@ class Config(BaseModel):
             except ValidationError as error:
                 raise ConfigError(f"{name}: {first_mistake(error, type(self))}") from error
 
-        # Else Pydantic would call it for nested configs as well, and the path to the mistake would be lost.
+        # Otherwise Pydantic would call it for nested configs too, and the path to the error would be lost.
         __init__.__pydantic_base_init__ = True
 
     @classmethod
     def from_dict(cls, values: object, *, where: str) -> Self:
-        """Check plain values.
+        """Create a config from plain values.
 
         Args:
-            values: What YAML gave, normally a dict.
-            where: The file (or argument) named in the error.
+            values: Values from YAML, normally a dict.
+            where: File or argument name in error messages.
 
         Raises:
-            ConfigError: Names the file, the key, what was given and what was expected.
+            ConfigError: A value is invalid; names the file, the key, the given and the expected value.
         """
         if not isinstance(values, dict):
             raise ConfigError(f"{where}: given {type(values).__name__}, expected a mapping of keys to values")
@@ -57,17 +57,17 @@ class Config(BaseModel):
 
     @classmethod
     def variant(cls, kind: object) -> "type[Config] | None":
-        """The config of a kind, where this is the base of several; else None."""
+        """The config class of a kind, if this is a base class of several kinds; else None."""
         return None
 
     @classmethod
     def variants(cls) -> "list[type[Config]]":
-        """The configs of all kinds that have names, where this is the base of several."""
+        """The config classes of all named kinds, if this is a base class of several kinds."""
         return []
 
     @classmethod
     def from_yaml(cls, path: str | Path) -> Self:
-        """Read and check a YAML file; see `from_dict`."""
+        """Read a YAML file; see `from_dict`."""
         return cls.from_dict(read_yaml(path), where=str(path))
 
     def to_yaml(self) -> str:
@@ -76,10 +76,10 @@ class Config(BaseModel):
 
 
 def read_yaml(path: str | Path) -> Any:
-    """The plain values in a YAML file.
+    """Read the plain values of a YAML file.
 
     Raises:
-        ConfigError: The file is missing, is not YAML, or gives a key twice; names the line.
+        ConfigError: The file is missing, is not YAML, or has duplicate keys; names the line.
     """
     expect(path, (str, os.PathLike), where="YAML file", expected="a path")
     path = Path(path)
@@ -95,10 +95,10 @@ def read_yaml(path: str | Path) -> Any:
 
 
 def first_mistake(error: ValidationError, config: type[Config]) -> str:
-    """One line about what pydantic found in a config.
+    """Format a pydantic validation error as one line.
 
-    Names all unknown keys, each with the key most like it: a misspelt key is often missing as well, and the typo is
-    the mistake. Else the first finding: key, given, expected, and how many more there are.
+    Lists all unknown keys, each with the most similar key, because a misspelt key is often reported as missing too.
+    Otherwise formats the first error: key, given and expected value, and the number of further errors.
     """
     details = error.errors(include_url=False)
     unknown = [each["loc"] for each in details if each["type"] == "extra_forbidden"]
@@ -131,9 +131,9 @@ def _unknown_key(config: type[Config], loc: Sequence[int | str]) -> str:
 
 
 def _places(annotation: Any, loc: Sequence[int | str], path: str = "") -> Iterator[tuple[str, list[str]]]:
-    """The path to a place in nested configs, as a user writes it, and the keys allowed there.
+    """The path of a location in nested configs, as written by users, and the keys allowed there.
 
-    Pydantic's `loc` has parts that are not in the file: the class, or the kind, of a config that is one of several.
+    Pydantic's `loc` also contains the class or kind of a config that is one of several.
     """
     if inspect.isclass(annotation) and issubclass(annotation, Config):
         chosen = annotation.variant(loc[0]) if loc else None

@@ -1,8 +1,8 @@
 """The errors that a caller may want to catch.
 
 HeadraceError
-├── ConfigError          a job file, schema or argument is wrong (also a ValueError)
-├── DataError            the logs are not what the schema says (also a ValueError)
+├── ConfigError          a job file, schema or argument is invalid (also a ValueError)
+├── DataError            the logs violate the schema or are damaged (also a ValueError)
 │   └── ErrorBudgetExceeded   more bad rows than the job allows
 ├── PipelineError        a stage failed; names the stage, file, row group and rows
 ├── CheckpointError      a checkpoint cannot be used
@@ -83,16 +83,16 @@ class MissingExtra(HeadraceError, ImportError):
 
 
 def expect(value: object, kinds: type | tuple[type, ...], *, where: str, expected: str) -> None:
-    """Refuse an argument of the wrong type before it causes an error elsewhere.
+    """Check the type of an argument.
 
     Args:
-        value: What was given.
-        kinds: Types that it may have.
-        where: Function and argument.
-        expected: What they are, in words.
+        value: The argument.
+        kinds: Allowed types.
+        where: Names of function and argument.
+        expected: The allowed types, in words.
 
     Raises:
-        ConfigError: It has none of the types.
+        ConfigError: The argument has none of the types.
     """
     if not isinstance(value, kinds):
         raise ConfigError(f"{where}: given {type(value).__name__}, expected {expected}")

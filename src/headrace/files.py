@@ -1,4 +1,4 @@
-"""Writing files: whole or not at all, and one clear line when the system refuses."""
+"""Writes files atomically, with one-line errors."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from headrace.errors import HeadraceError, StorageError
 __all__ = ["flush", "new_file", "new_folder", "write_array", "write_text", "writing"]
 
 _LIBRARIES = ("pyarrow", "safetensors", "safetensors_rust", "duckdb", "_duckdb")
-"""Their errors wrap those of the system; most are no `OSError`."""
+"""Libraries whose errors wrap system errors, mostly not as `OSError`."""
 
 _OS_ERROR = re.compile(r"(?:os error|errno) (\d+)", re.IGNORECASE)
 
 
 @contextmanager
 def writing(path: str | os.PathLike[str], error: type[HeadraceError] = StorageError) -> Iterator[None]:
-    """While inside, an error of the system, or of a library that passes one on, becomes one line that names a path.
+    """Convert system errors, including those wrapped by libraries, to a one-line error with a path.
 
     Args:
-        path: What is written.
+        path: The path being written.
         error: Class of the error to raise.
     """
     try:
@@ -44,12 +44,12 @@ def writing(path: str | os.PathLike[str], error: type[HeadraceError] = StorageEr
 
 @contextmanager
 def new_file(path: str | os.PathLike[str], error: type[HeadraceError] = StorageError) -> Iterator[Path]:
-    """Yield a hidden path beside a file; what was written there is flushed and takes the file's place at the end.
+    """Yield a hidden path next to a file, which is flushed and renamed to the file at the end.
 
-    On an error nothing is left behind, and a file that was there before stays as it was.
+    After an error nothing is left behind, and an existing file is unchanged.
 
     Raises:
-        StorageError: The system refused.
+        StorageError: The file cannot be written.
     """
     path = Path(path)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
@@ -65,7 +65,7 @@ def new_file(path: str | os.PathLike[str], error: type[HeadraceError] = StorageE
 
 @contextmanager
 def new_folder(path: str | os.PathLike[str], error: type[HeadraceError] = StorageError) -> Iterator[Path]:
-    """As `new_file`, with a folder that does not exist yet."""
+    """Like `new_file`, for a folder that does not exist yet."""
     path = Path(path)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     with writing(path, error):
@@ -84,7 +84,7 @@ def new_folder(path: str | os.PathLike[str], error: type[HeadraceError] = Storag
 
 
 def write_text(path: str | os.PathLike[str], text: str, error: type[HeadraceError] = StorageError) -> None:
-    """Write a text file, in UTF-8, that appears whole or not at all."""
+    """Write a UTF-8 text file atomically."""
     with new_file(path, error) as partial:
         partial.write_text(text, encoding="utf-8")
 
@@ -93,15 +93,17 @@ def write_array(path: Path, array: NDArray[Any]) -> None:
     """Write an `.npy` file of numbers.
 
     Raises:
-        OSError: The system refused; `np.save` would not say why.
+        OSError: The file cannot be written; unlike with `np.save`, the error has the reason.
     """
     with path.open("wb") as file:
-        sink: Any = SimpleNamespace(write=file.write)  # NumPy writes to real files by itself, and loses the reason
+        sink: Any = SimpleNamespace(
+            write=file.write
+        )  # NumPy writes directly to real files, and loses the reason of errors
         np.lib.format.write_array(sink, array, allow_pickle=False)
 
 
 def flush(path: Path) -> None:
-    """Wait until a file, or the names in a folder, are on the disk."""
+    """Flush a file or a folder to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -110,7 +112,7 @@ def flush(path: Path) -> None:
 
 
 def _reason(error: BaseException) -> str:
-    """What the system says, also where a library has put it into words of its own."""
+    """The system's reason of an error, even if a library rephrased it."""
     if isinstance(error, OSError) and error.errno:
         return os.strerror(error.errno)
     text = " ".join(str(error).split())

@@ -1,7 +1,7 @@
-"""Where compiled kernels are kept: beside their source, else in a folder of the user's own.
+"""Folders of compiled kernels: next to their source, or in a folder of the user.
 
-Code is loaded from these folders. So one outside the installation is used only if it belongs to this user and nobody
-else may write to it.
+Code is loaded from these folders. So a folder outside of the installation is used only if it belongs to this user and
+no one else can write to it.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from pathlib import Path
 __all__ = ["CACHE_VARIABLE", "KernelFolders", "is_writable", "kernel_folders"]
 
 CACHE_VARIABLE = "HEADRACE_CACHE"
-"""Names the folder for what headrace keeps between runs, in place of all others."""
+"""Environment variable with the folder of headrace's caches, which overrides the default."""
 
 
 class KernelFolders:
-    """Folders of the kernels of one source folder.
+    """Kernel folders of one source folder.
 
     Attributes:
-        kept: Where new code is written and looked for first; None if nothing can be written.
-        shipped: Where code may have been put with the installation, which cannot be written to; None if that is `kept`.
+        kept: Folder for new code, searched first; None if no folder is writable.
+        shipped: Read-only folder with code from the installation; None if that is `kept`.
     """
 
     def __init__(self, kept: Path | None, shipped: Path | None) -> None:
@@ -36,12 +36,12 @@ class KernelFolders:
 
 @cache
 def kernel_folders(source: Path) -> KernelFolders:
-    """The folders for kernels whose source files lie in a folder."""
+    """The kernel folders for source files in a folder."""
     beside = source / "__pycache__"
     chosen = os.environ.get(CACHE_VARIABLE) or os.environ.get("NUMBA_CACHE_DIR")
     if not chosen and is_writable(beside):
         return KernelFolders(beside, None)
-    name = f"{source.name}_{hashlib.sha256(os.fsencode(source)).hexdigest()[:16]}"  # of this installation
+    name = f"{source.name}_{hashlib.sha256(os.fsencode(source)).hexdigest()[:16]}"  # unique per installation
     for folder in [Path(chosen).expanduser()] if chosen else _of_user():
         kept = folder / "kernels" / name
         if _is_own(folder, kept):
@@ -52,14 +52,14 @@ def kernel_folders(source: Path) -> KernelFolders:
 def _of_user() -> Iterator[Path]:
     if os.environ.get("XDG_CACHE_HOME"):
         yield Path(os.environ["XDG_CACHE_HOME"]) / "headrace"
-    with suppress(RuntimeError):  # no home is known
+    with suppress(RuntimeError):  # the home folder is unknown
         yield Path("~/.cache/headrace").expanduser()
-    with suppress(FileNotFoundError):  # no folder for temporary files can be written to
+    with suppress(FileNotFoundError):  # no temporary folder is writable
         yield Path(tempfile.gettempdir()) / f"headrace-{os.getuid()}"
 
 
 def is_writable(folder: Path) -> bool:
-    """Whether files can be made in a folder, which is made if it is missing."""
+    """Whether files can be created in a folder, which is created if missing."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
@@ -69,7 +69,7 @@ def is_writable(folder: Path) -> bool:
 
 
 def _is_own(folder: Path, kept: Path) -> bool:
-    """Whether only this user may write to a folder in another, both of which are made if they are missing."""
+    """Whether only this user can write to a folder and its parent, which are created if missing."""
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         for each in (folder, kept.parent, kept):

@@ -1,4 +1,4 @@
-"""Manifests: what belongs to a folder, with checksums over every file and over the manifest itself."""
+"""`Manifest`: lists the files of a folder, with checksums of every file and of the manifest itself."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ __all__ = ["MANIFEST", "FileEntry", "Manifest", "file_checksum", "open_regular"]
 MANIFEST = "manifest.json"
 
 OWN_KEYS = ("format", "version", "files")
-"""Keys of a manifest that are not its owner's; its checksum is another."""
+"""Reserved keys of a manifest, in addition to its checksum."""
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _DAMAGED = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENXIO, errno.ENAMETOOLONG, errno.EIO}
-"""What opening or reading a lost, replaced or unreadable file gives; other errors are no reason to call it torn."""
+"""Error codes of missing, replaced or unreadable files; other errors do not mean that a checkpoint is torn."""
 
 
 def _relative(name: str) -> str:
@@ -55,13 +55,13 @@ class FileEntry(_Part):
 
 
 class Manifest(_Part):
-    """What belongs to a folder.
+    """The manifest of a folder.
 
     Attributes:
-        format: What kind of folder it is.
-        version: Of the format.
-        files: Each file by its path below the folder.
-        content: All other keys: what the folder's owner keeps with them, as JSON has it.
+        format: Format of the folder.
+        version: Version of the format.
+        files: Files by path relative to the folder.
+        content: Other keys, with JSON-able values of the folder's owner.
     """
 
     format: str
@@ -71,26 +71,26 @@ class Manifest(_Part):
 
     @classmethod
     def write(cls, folder: Path, kind: str, version: int, content: Mapping[str, Any]) -> None:
-        """List all files of a folder in its `manifest.json`, and flush everything to disk."""
+        """Write `manifest.json` with all files of a folder, and flush everything to disk."""
         files = {}
         for path in sorted(path for path in folder.rglob("*") if path.is_file()):
             name = path.relative_to(folder).as_posix()
             files[name] = {"bytes": path.stat().st_size, "sha256": file_checksum(path)}
             flush(path)
         values = {"format": kind, "version": version, **content, "files": files}
-        values = json.loads(json.dumps(values))  # as it will be read: tuples become lists, keys strings
+        values = json.loads(json.dumps(values))  # as it will be read: tuples become lists, and keys strings
         write_text(folder / MANIFEST, json.dumps(values | {"sha256": _digest(values)}, indent=1))
         for parent in {(folder / name).parent for name in files} | {folder}:
             flush(parent)
 
     @classmethod
     def read(cls, folder: Path, kind: str, version: int) -> Self:
-        """Read and check the manifest of a folder; its files are not looked at.
+        """Read and check the manifest of a folder, but not its files.
 
         Raises:
-            TornCheckpoint: It is missing, damaged, or not a manifest.
-            VersionMismatch: It is whole, and of another format or version.
-            CheckpointError: It may not be read.
+            TornCheckpoint: The manifest is missing, damaged or invalid.
+            VersionMismatch: The manifest is valid, but has a different format or version.
+            CheckpointError: The manifest is not readable.
         """
         path = folder / MANIFEST
         values = _read_json(path)
@@ -112,11 +112,11 @@ class Manifest(_Part):
             raise TornCheckpoint(f"{path}: {key}: {first['msg']}") from error
 
     def check_files(self, folder: Path) -> None:
-        """Compare every file with its size and checksum; files that are not listed do not matter.
+        """Check the size and checksum of every listed file; other files are ignored.
 
         Raises:
-            TornCheckpoint: One is missing or different; names both sides.
-            CheckpointError: One may not be read.
+            TornCheckpoint: A file is missing or different; the message has both values.
+            CheckpointError: A file is not readable.
         """
         for name, expected in self.files.items():
             path = folder / name
@@ -133,14 +133,14 @@ class Manifest(_Part):
 
 
 def open_regular(path: Path, expected: str = "expected a file") -> BufferedReader:
-    """Open a file to read, and nothing else: never waits for the other end of a pipe.
+    """Open a regular file for reading; never blocks on a pipe.
 
     Raises:
-        TornCheckpoint: It is missing, or not a regular file.
-        CheckpointError: It may not be read.
+        TornCheckpoint: The file is missing, or not a regular file.
+        CheckpointError: The manifest is not readable.
     """
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # not inheritable, as all that Python opens
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # not inheritable, like all files opened by Python
     except OSError as error:
         raise _unreadable(path, error, expected) from error
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
@@ -159,7 +159,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     with open_regular(path) as file:
         try:
             values = json.loads(file.read().decode())
-            _digest(values)  # what is nested too deeply fails here, if not above
+            _digest(values)  # too deep nesting fails here, if not above
         except OSError as error:
             raise _unreadable(path, error) from error
         except (ValueError, RecursionError) as error:
@@ -170,7 +170,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _digest(values: Any) -> str:
-    """SHA-256 of what a manifest says, however it is laid out."""
+    """SHA-256 of the contents of a manifest, independent of formatting."""
     return hashlib.sha256(json.dumps(values, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 

@@ -1,4 +1,4 @@
-"""Parts of messages: lists that stay short, names that stay on their line, counts with the right noun, valid JSON."""
+"""Helpers for messages: short lists, single-line names, counts with nouns, valid JSON."""
 
 from __future__ import annotations
 
@@ -10,29 +10,29 @@ from typing import Any
 __all__ = ["MAX_CHARACTERS", "count_of", "one_line", "shorten", "shorten_list", "to_json"]
 
 MAX_CHARACTERS = 400
-"""Of a list in a message, about: some forty names of columns."""
+"""Approximate maximum length of a list in a message: about forty column names."""
 
 MAX_NAME = 120
-"""Characters of one name or value."""
+"""Maximum characters of a name or value."""
 
 
 def one_line(name: str) -> str:
-    """A name as one word of a message: as it is, or as a JSON string if it is empty or holds control characters."""
+    """Format a name for a message: unchanged, or as a JSON string if it is empty or has control characters."""
     text = name if name and name.isprintable() else json.dumps(name)
     return shorten(text)
 
 
 def shorten(text: str, limit: int = MAX_NAME) -> str:
-    """A text of at most `limit` characters; what is left out is replaced by three dots."""
+    """Truncate a text to `limit` characters, ending with three dots."""
     return text if len(text) <= limit else f"{text[: limit - 3]}..."
 
 
 def shorten_list(names: Iterable[object], *, limit: int = MAX_CHARACTERS) -> str:
-    """Names with commas between them; those beyond `limit` characters are only counted.
+    """Join names with commas; names beyond `limit` characters are only counted.
 
     Args:
-        names: What to list, as it should be shown.
-        limit: Characters of the list; the first name is always shown.
+        names: Names to list.
+        limit: Maximum characters of the list; the first name is always shown.
     """
     words = [one_line(str(name)) for name in names]
     length = 0
@@ -44,23 +44,23 @@ def shorten_list(names: Iterable[object], *, limit: int = MAX_CHARACTERS) -> str
 
 
 def count_of(count: int, noun: str) -> str:
-    """ "1 file", "1,234 files"; the plural takes an s."""
+    """ "1 file", "1,234 files"; the plural ends with s."""
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 def to_json(values: Any, *, indent: int | None = None) -> str:
-    """Values as JSON that any parser accepts: NaN and infinities, which JSON does not have, are null.
+    """Serialise values as valid JSON, with null for NaN and infinities.
 
     Args:
-        values: Dicts, lists, numbers, texts, and arrays and scalars of NumPy and torch; other objects become text.
-        indent: Spaces of a level; None for one line without spaces.
+        values: Dicts, lists, numbers, strings, and arrays and scalars of NumPy and torch; other objects become strings.
+        indent: Spaces per level; None for a single line without spaces.
     """
     separators = (",", ":") if indent is None else None
     return json.dumps(_plain(values), indent=indent, separators=separators, allow_nan=False)
 
 
 def _plain(value: Any) -> Any:
-    """A value as Python's own numbers, texts, lists and dicts."""
+    """Convert a value to Python numbers, strings, lists and dicts."""
     if value is None or isinstance(value, bool | str):
         return value
     if isinstance(value, float):

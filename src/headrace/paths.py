@@ -1,4 +1,4 @@
-"""Paths as people write them: `~` is expanded, `file://` is local, and other URLs are refused."""
+"""Parses paths given by users: `~` is expanded, `file://` is local, and other URLs are refused."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from headrace.errors import ConfigError, expect
 __all__ = ["local_logs", "local_path", "logs_location"]
 
 _URL = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]+):/(?P<slash>/?)(?P<rest>.*)", re.DOTALL)
-"""A scheme has two letters or more. One slash is enough: `pathlib` makes `s3:/bucket` of `s3://bucket`."""
+"""A scheme has at least two letters. One slash is enough, because `pathlib` turns `s3://bucket` into `s3:/bucket`."""
 
 _LOCAL_SCHEMES = ("file", "local")
 
 
 def local_path(given: str | os.PathLike[str], *, where: str, base: Path | None = None) -> Path:
-    """The local file or folder that someone means.
+    """Parse a local path.
 
     Args:
-        given: A path or a `file://` URL. `~` and `~user` at its start are expanded.
-        where: The key or argument that holds it, for the error.
-        base: Folder that relative paths start at; None leaves them relative.
+        given: A path or a `file://` URL. A leading `~` or `~user` is expanded.
+        where: Key or argument name in error messages.
+        base: Folder for relative paths; None leaves them relative.
 
     Raises:
-        ConfigError: It is empty, a URL of another kind, or names a home folder that does not exist.
+        ConfigError: The path is empty, another kind of URL, or has an unknown home folder.
     """
     expect(given, (str, os.PathLike), where=where, expected="a path")
     text = os.fspath(given)
@@ -44,22 +44,22 @@ def local_path(given: str | os.PathLike[str], *, where: str, base: Path | None =
 
 
 def logs_location(given: str, *, where: str, base: Path) -> str:
-    """Where logs are: a URL of any file system but the local one as it is, anything else as an absolute path."""
+    """Parse the location of logs: remote URLs are unchanged, anything else becomes an absolute path."""
     return _remote_url(given) or str(local_path(given, where=where, base=base).resolve())
 
 
 def local_logs(location: str | os.PathLike[str]) -> Path | None:
-    """Path of logs on this machine, which may be a glob; None if they are on another file system.
+    """Path of local logs, which may be a glob; None if they are on a remote file system.
 
     Raises:
-        ConfigError: As `local_path` does.
+        ConfigError: As for `local_path`.
     """
     expect(location, (str, os.PathLike), where="logs", expected="a path, a glob or a URL")
     return None if _remote_url(os.fspath(location)) else local_path(location, where="logs")
 
 
 def _remote_url(text: str) -> str | None:
-    """The URL, of any file system but the local one, that a text is; None if it is a local path."""
+    """The text if it is a URL of a remote file system, else None."""
     url = _URL.fullmatch(text)
     if url is None:
         return text if "://" in text else None  # fsspec's chains, such as simplecache::s3://bucket

@@ -1,8 +1,8 @@
-"""Everything a job file can name: one registry per key, all of them listed here.
+"""Registries of everything that job files can refer to by name, one per key.
 
-An entry is built in, registered by a program (`MODELS.register("mine", MyConfig)`), or named by where it is:
-`kind: my_package.my_models:MyConfig`. Built-in entries are imported when they are first asked for, so that this module
-can name things of every package while imports keep pointing one way.
+An entry is built in, registered by a program (`MODELS.register("mine", MyConfig)`), or referred to by import path:
+`kind: my_package.my_models:MyConfig`. Built-in entries are imported on first use, so that this module can list entries
+of all packages without circular imports.
 """
 
 from __future__ import annotations
@@ -37,35 +37,35 @@ Thing = TypeVar("Thing")
 
 
 class Registry(Mapping[str, Thing]):
-    """What one key of a job file can name."""
+    """The entries that one key of a job file can refer to."""
 
     def __init__(self, what: str, builtin: Mapping[str, str] | None = None) -> None:
-        """Make a registry.
+        """Create a registry.
 
         Args:
-            what: What an entry is, for errors: "model".
-            builtin: "module:attribute" by name.
+            what: Kind of the entries, for error messages: "model".
+            builtin: Import paths "module:attribute" of built-in entries, by name.
         """
         self.what = what
         self._entries: dict[str, Thing | str] = dict(builtin or {})
 
     def __iter__(self) -> Iterator[str]:
-        """Names, those built in first."""
+        """Iterate over names, built-in ones first."""
         return iter(self._entries)
 
     def __len__(self) -> int:
-        """How many have names."""
+        """Number of named entries."""
         return len(self._entries)
 
     def __contains__(self, name: object) -> bool:
-        """Whether an entry has this name; imports nothing."""
+        """Whether there is an entry with this name, without importing it."""
         return name in self._entries
 
     def register(self, name: str, thing: Thing) -> None:
-        """Make a thing known by a name; the same thing may be registered again.
+        """Register an entry; repeating an identical registration is allowed.
 
         Raises:
-            ConfigError: Another has that name, or the name has a colon, which stands for an import.
+            ConfigError: A different entry has that name, or the name contains a colon, which means an import path.
         """
         if ":" in name:
             raise ConfigError(f"{self.what}: given the name {name!r}, expected one without a colon")
@@ -75,18 +75,18 @@ class Registry(Mapping[str, Thing]):
         self._entries[name] = thing
 
     def unregister(self, name: str) -> None:
-        """Forget a name that was registered.
+        """Remove a registered entry.
 
         Raises:
-            KeyError: There is none of that name.
+            KeyError: There is no entry with that name.
         """
         del self._entries[name]
 
     def __getitem__(self, name: str) -> Thing:
-        """The entry of a name.
+        """Look up an entry.
 
         Raises:
-            KeyError: There is none of that name.
+            KeyError: There is no entry with that name.
         """
         entry = self._entries[name]
         if isinstance(entry, str):
@@ -94,14 +94,14 @@ class Registry(Mapping[str, Thing]):
         return entry
 
     def find(self, name: str, *, where: str) -> Thing:
-        """The entry of a name, or what "package.module:name" names.
+        """Look up an entry by name, or import "package.module:name".
 
         Args:
-            name: As the job file has it.
-            where: The key in the job file, for errors.
+            name: Name in the job file.
+            where: Key in the job file, for error messages.
 
         Raises:
-            ConfigError: There is none of that name, or it cannot be imported.
+            ConfigError: There is no entry with that name, or it cannot be imported.
         """
         if ":" in name:
             thing: Thing = load_object(name, where=where)
@@ -111,7 +111,7 @@ class Registry(Mapping[str, Thing]):
         return self[name]
 
     def expected(self, given: object) -> str:
-        """What an error says was expected in the place of a name that is not known."""
+        """The expected values, for the error about an unknown name."""
         near = get_close_matches(str(given), list(self), n=1)
         hint = f" (did you mean {near[0]}?)" if near else ""
         return f"one of {shorten_list([*self, 'package.module:name'])}{hint}"
@@ -127,11 +127,12 @@ def _qualified(thing: object) -> str:
 
 
 PROVIDERS = {"tuner": "headrace.tuning.opening:open_tuner"}
-"""What a package needs of one above it, as "module:attribute"; it declares a protocol for it."""
+"""Implementations from higher-level packages, as "module:attribute"; lower-level packages declare protocols for
+them."""
 
 
 def provider(name: str) -> Any:
-    """The object behind a name of `PROVIDERS`."""
+    """Import an object of `PROVIDERS` by name."""
     return _load(PROVIDERS[name])
 
 
@@ -145,7 +146,7 @@ MODELS: Registry[Any] = Registry(
         "din": "headrace.models.din:DINConfig",
     },
 )
-"""Of `model.kind`: subclasses of `headrace.models.ModelConfig`."""
+"""Entries of `model.kind`: subclasses of `headrace.models.ModelConfig`."""
 
 DENSE_OPTIMIZERS: Registry[Any] = Registry(
     "optimizer",
@@ -155,7 +156,7 @@ DENSE_OPTIMIZERS: Registry[Any] = Registry(
         "adagrad": "headrace.training.dense_optimizer:Adagrad",
     },
 )
-"""Of `training.dense_optimizer.kind`: subclasses of `headrace.training.DenseOptimizerConfig`."""
+"""Entries of `training.dense_optimizer.kind`: subclasses of `headrace.training.DenseOptimizerConfig`."""
 
 SPARSE_OPTIMIZERS: Registry[Any] = Registry(
     "optimizer",
@@ -167,7 +168,7 @@ SPARSE_OPTIMIZERS: Registry[Any] = Registry(
         "ftrl": "headrace.embeddings.optimizers.ftrl:FTRLConfig",
     },
 )
-"""Of `embeddings.default.optimizer.kind`: subclasses of `headrace.embeddings.SparseOptimizerConfig`."""
+"""Entries of `embeddings.default.optimizer.kind`: subclasses of `headrace.embeddings.SparseOptimizerConfig`."""
 
 STEP_POLICIES: Registry[Any] = Registry(
     "policy",
@@ -180,10 +181,11 @@ STEP_POLICIES: Registry[Any] = Registry(
         "recs_early": "headrace.scheduling.policies:RECS_EARLY",
     },
 )
-"""Of `scheduler.policy`: objects as `headrace.scheduling.Policy` describes them."""
+"""Entries of `scheduler.policy`: implementations of `headrace.scheduling.Policy`."""
 
 OPERATORS: Registry[Any] = Registry("operator")
-"""Of `features`: subclasses of `headrace.features.Operator`; those built in are registered where they are defined."""
+"""Entries of `features`: subclasses of `headrace.features.Operator`; built-in ones are registered where they are
+defined."""
 
 TUNERS: Registry[Any] = Registry(
     "tuner",
@@ -200,23 +202,23 @@ TUNERS: Registry[Any] = Registry(
         "intune_published": "headrace.tuning.policies.intune:published",
     },
 )
-"""Of `pipeline.tuner`: what makes a policy when it is called without arguments. The oracle is missing, because it has
-to be told the truth."""
+"""Entries of `pipeline.tuner`: factories of policies without arguments. The oracle is not listed, because it needs the
+true pipeline."""
 
 
 class OneOf:
-    """Marks a text field that holds the name of an entry of a registry: `Annotated[str, OneOf(TUNERS, "none")]`."""
+    """Annotation for string fields with the name of a registry entry: `Annotated[str, OneOf(TUNERS, "none")]`."""
 
     def __init__(self, registry: Registry[Any], *others: str) -> None:
-        """Args: registry: Holds the entries. others: Names with a meaning of their own."""
+        """Allow entries of `registry`, and the special names `others`."""
         self.registry, self.others = registry, others
 
     def names(self) -> list[str]:
-        """What may be given, but for the user's own."""
+        """The allowed names, without import paths."""
         return [*self.others, *self.registry]
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        """A text that is checked."""
+        """The schema of a validated string."""
         return core_schema.no_info_after_validator_function(self._check, handler(source))
 
     def _check(self, name: str) -> str:
@@ -226,10 +228,10 @@ class OneOf:
 
 
 class NamedConfig(Config):
-    """A config of which there are several kinds, told apart by `kind`, the name of an entry of a registry.
+    """A config with several kinds, selected by `kind`, the name of a registry entry.
 
-    A base class such as `ModelConfig` sets `registry`. A field of that type takes a mapping with any `kind`; a user's
-    own kind is a subclass that leaves `kind` as it is here.
+    A base class such as `ModelConfig` sets `registry`. A field of that type accepts a mapping with any `kind`. Your own
+    kind is a subclass that does not override `kind`.
     """
 
     registry: ClassVar[Registry[Any]]
@@ -239,7 +241,7 @@ class NamedConfig(Config):
 
     @classmethod
     def variant(cls, kind: object) -> type[Config] | None:
-        """The config of a kind; None if this is no base class, or there is none."""
+        """The config class of a kind; None if this is not a base class or the kind does not exist."""
         if "registry" not in cls.__dict__ or not isinstance(kind, str):
             return None
         try:
@@ -250,12 +252,12 @@ class NamedConfig(Config):
 
     @classmethod
     def variants(cls) -> list[type[Config]]:
-        """Those that have names; none unless this is a base class."""
+        """The named config classes; empty unless this is a base class."""
         return [cls.registry[name] for name in cls.registry] if "registry" in cls.__dict__ else []
 
     @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        """Of a base class: any of its kinds."""
+        """The schema of a base class accepts any of its kinds."""
         if "registry" in cls.__dict__:
             return core_schema.no_info_plain_validator_function(cls._of_any_kind)
         return handler(source)
@@ -292,7 +294,7 @@ def _found(registry: Registry[Any], name: object) -> Any:
 
 
 def _nested(cls: type, found: list[tuple[str, str, tuple[int | str, ...], Any]]) -> ValidationError:
-    """Findings (type, message, place, input) inside a value, as pydantic reports them."""
+    """Make a pydantic error from findings (type, message, location, input)."""
     lines = [
         InitErrorDetails(type=PydanticCustomError(kind, "{text}", {"text": text}), loc=loc, input=given)
         for kind, text, loc, given in found

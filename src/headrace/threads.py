@@ -1,8 +1,8 @@
-"""The thread plan: torch, Numba, Arrow and the pipeline's workers share the effective CPUs.
+"""The thread plan, which divides the effective CPUs among torch, Numba, Arrow and pipeline workers.
 
-A step and the pipeline take turns on the CPUs far more than they compete: while the step waits for a batch its threads
-sleep, and while batches are ready the workers do. So the step may use every CPU, each worker is one thread and no more,
-and Arrow's own pool gets only what workers leave.
+The training step and the pipeline mostly take turns on the CPUs: while the step waits for a batch its threads sleep,
+and while batches are ready the workers sleep. So the step may use all CPUs, each worker is a single thread, and Arrow's
+pool gets only the CPUs that workers leave free.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ __all__ = ["ThreadPlan", "Threads", "plan_threads", "use_threads"]
 
 @dataclass(frozen=True)
 class ThreadPlan:
-    """How many threads each part of the process uses.
+    """Numbers of threads in the process.
 
     Attributes:
-        step: torch's and Numba's, which take turns within a training step.
-        workers: Of the pipeline, one thread each.
-        arrow: Of Arrow's own pool, for user functions that let Arrow be parallel.
-        reason: One line: why so many.
+        step: Threads of torch and Numba, which take turns within a training step.
+        workers: Pipeline workers, one thread each.
+        arrow: Threads of Arrow's pool, for user functions that use parallel Arrow operations.
+        reason: The reason in one line.
     """
 
     step: int
@@ -37,31 +37,31 @@ class ThreadPlan:
 
 
 def plan_threads(cpus: float, *, step_threads: int | None = None, workers: int = 0) -> ThreadPlan:
-    """Decide the threads of each part.
+    """Decide the numbers of threads.
 
-    The step's threads decide the order of sums in matrix products, and so the last bits of the parameters. Therefore
-    they follow from CPUs and job file alone, never from what the tuner does to the workers.
+    The step's threads determine the order of sums in matrix products, and so the last bits of the parameters. So they
+    depend only on CPUs and job file, never on the tuner's number of workers.
 
     Args:
         cpus: Effective CPUs, see `headrace.resources.effective_cpus`.
-        step_threads: What the job file asks for; None for the CPUs, rounded down.
-        workers: Workers the pipeline has now.
+        step_threads: Setting of the job file; None for the CPUs, rounded down.
+        workers: Current number of pipeline workers.
     """
     whole = max(1, int(cpus))
     arrow = max(1, whole - workers)
     if step_threads is None:
-        reason = f"the step takes the {cpus:g} effective CPUs"
+        reason = f"the step uses the {cpus:g} effective CPUs"
     elif step_threads > whole:
-        reason = f"training.threads: {step_threads}, but only {cpus:g} effective CPUs: they will wait for each other"
+        reason = f"training.threads: {step_threads}, but only {cpus:g} effective CPUs: threads will wait for each other"
     else:
         reason = f"training.threads: {step_threads} of {cpus:g} effective CPUs"
     if workers:
-        reason += f"; {workers} workers use what it leaves idle, Arrow's pool has {arrow}"
+        reason += f"; {workers} workers use its idle time, Arrow's pool has {arrow}"
     return ThreadPlan(step_threads or whole, workers, arrow, reason)
 
 
 def apply_plan(plan: ThreadPlan) -> None:
-    """Make the calling thread's torch and Numba, and the process's Arrow, use the threads of a plan."""
+    """Apply a plan to torch and Numba in the calling thread, and to Arrow in the process."""
     torch.set_num_threads(plan.step)
     numba.set_num_threads(min(plan.step, numba.config.NUMBA_NUM_THREADS))  # type: ignore[attr-defined]
     pa.set_cpu_count(plan.arrow)
@@ -71,10 +71,10 @@ def use_threads(num_threads: int | None) -> int:
     """Plan and apply the threads of a training step without a pipeline.
 
     Args:
-        num_threads: Threads, or None for the effective CPUs of this process (rounded down, at least 1).
+        num_threads: Number of threads; None for the effective CPUs of this process (rounded down, at least 1).
 
     Returns:
-        The number of threads the step now uses.
+        The number of threads of the step.
     """
     plan = plan_threads(effective_cpus().count, step_threads=num_threads)
     apply_plan(plan)
@@ -82,13 +82,13 @@ def use_threads(num_threads: int | None) -> int:
 
 
 class Threads:
-    """Keeps a running job at its plan while CPUs and workers change.
+    """Updates the thread plan of a running job when CPUs or workers change.
 
-    It has no thread of its own: the training loop calls `update` between steps, because Numba's and torch's numbers
-    belong to the thread that calls them.
+    It has no thread of its own: the training loop calls `update` between steps, because settings of Numba and torch
+    apply to the calling thread.
 
     Attributes:
-        plan: In force, or None before the first `update`.
+        plan: The current plan, or None before the first `update`.
     """
 
     def __init__(
@@ -98,21 +98,21 @@ class Threads:
         cpus: Callable[[], float] = lambda: effective_cpus().count,
         apply: Callable[[ThreadPlan], None] = apply_plan,
     ) -> None:
-        """Remember what is asked for.
+        """Store the settings.
 
         Args:
             step_threads: Threads of a step; None for the CPUs.
             cpus: Reads the effective CPUs.
-            apply: Carries a plan out.
+            apply: Applies a plan.
         """
         self.plan: ThreadPlan | None = None
         self._step_threads, self._cpus, self._apply = step_threads, cpus, apply
 
     def update(self, workers: int = 0) -> ThreadPlan | None:
-        """Plan anew; a plan that differs is applied and returned, else None.
+        """Plan again; applies and returns a changed plan, else returns None.
 
         Args:
-            workers: Workers the pipeline has now.
+            workers: Current number of pipeline workers.
         """
         plan = plan_threads(self._cpus(), step_threads=self._step_threads, workers=workers)
         if self.plan is not None and (plan.step, plan.arrow) == (self.plan.step, self.plan.arrow):

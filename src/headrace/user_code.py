@@ -1,4 +1,4 @@
-"""`load_object`: what a job file names as "package.module:name", imported from the user's own code."""
+"""`load_object`: imports user code that a job file refers to as "package.module:name"."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ _may_import: ContextVar[bool] = ContextVar("may_import", default=True)
 
 @contextmanager
 def no_imports() -> Iterator[None]:
-    """Within this, names find only modules that the program has imported already: a file somebody else wrote, such as
-    an export, must not choose which code runs."""
+    """Within this context, names only resolve to already imported modules, because an untrusted file, such as an
+    export, must not choose which code runs."""
     token = _may_import.set(False)
     try:
         yield
@@ -32,16 +32,17 @@ def no_imports() -> Iterator[None]:
 
 
 def load_object(name: str, *, where: str) -> Any:
-    """What "package.module:name" names.
+    """Import the object "package.module:name".
 
-    The working folder is searched too, after everything that is installed: a file there never replaces a library.
+    The working folder is searched last, so that a file there never replaces an installed library.
 
     Args:
         name: Module and attribute.
-        where: The key in the job file, for errors.
+        where: Key in the job file, for error messages.
 
     Raises:
-        ConfigError: There is no such module or attribute, or importing it fails; names the module and its file.
+        ConfigError: The module or attribute does not exist, or importing it fails; the message names the module and its
+            file.
     """
     module_name, _, attribute = name.partition(":")
     if not module_name or not attribute:
@@ -55,10 +56,10 @@ def load_object(name: str, *, where: str) -> Any:
 
 
 def load_function(name: str, *, where: str = "pipeline") -> Callable[..., Any]:
-    """A user's function from "package.module:function"; see `load_object`.
+    """Import a user function "package.module:function"; see `load_object`.
 
     Raises:
-        ConfigError: As `load_object`, or it is not a function.
+        ConfigError: As for `load_object`, or the object is not a function.
     """
     function = load_object(name, where=where)
     if not callable(function):
@@ -91,12 +92,12 @@ def _import(module_name: str, *, where: str) -> ModuleType:
 def _file_of(module_name: str) -> str:
     try:
         spec = importlib.util.find_spec(module_name)
-    except Exception:  # importing the package around it failed
+    except Exception:  # importing its parent package failed
         spec = importlib.util.find_spec(module_name.partition(".")[0])
     return (None if spec is None else spec.origin) or "no file"
 
 
 def _place(error: Exception) -> str:
-    """Where it was raised; a SyntaxError's text says so itself."""
+    """The location where an error was raised; a SyntaxError's text already contains it."""
     frame = traceback.extract_tb(error.__traceback__)[-1]
     return "" if frame.filename.startswith("<") else f" ({frame.filename} line {frame.lineno})"

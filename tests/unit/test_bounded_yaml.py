@@ -79,7 +79,7 @@ def test_a_key_that_is_given_twice_is_refused_with_both_lines(
 
 @pytest.mark.parametrize("text", ["010", "-007", "0_1", "09", "00"])
 def test_a_number_that_begins_with_0_is_refused(tmp_path: Path, text: str) -> None:
-    with pytest.raises(ConfigError, match=rf"line 2: given {text}, expected a number that does not begin with 0"):
+    with pytest.raises(ConfigError, match=rf"line 2: given {text}, expected a number without a leading 0"):
         read(tmp_path, f"run: a\nworkers: {text}\n")
 
 

@@ -35,10 +35,10 @@ def test_arrow_and_workers_together_never_have_more_threads_than_cpus() -> None:
 
 def test_reason_names_what_was_asked_for_and_what_there_is() -> None:
     assert plan_threads(2, step_threads=6).reason == (
-        "training.threads: 6, but only 2 effective CPUs: they will wait for each other"
+        "training.threads: 6, but only 2 effective CPUs: threads will wait for each other"
     )
     assert plan_threads(2, workers=3).reason == (
-        "the step takes the 2 effective CPUs; 3 workers use what it leaves idle, Arrow's pool has 1"
+        "the step uses the 2 effective CPUs; 3 workers use its idle time, Arrow's pool has 1"
     )
 
 

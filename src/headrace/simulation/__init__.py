@@ -1,4 +1,4 @@
-"""A pipeline on a virtual clock: where policies are compared and learners trained in seconds, not hours."""
+"""Simulates pipelines on a virtual clock, to compare policies and train learners in seconds instead of hours."""
 
 from headrace.simulation.calibrate import calibrate
 from headrace.simulation.published import LATENCY_SPLIT, PUBLISHED_CPUS, published_machine, published_pipeline

@@ -1,4 +1,4 @@
-"""`calibrate`: a simulated pipeline that behaves like one whose counters were recorded."""
+"""`calibrate`: creates a simulated pipeline from the recorded counters of a real one."""
 
 from __future__ import annotations
 
@@ -13,23 +13,24 @@ from headrace.simulation.spec import PipelineSpec, StageSpec
 __all__ = ["calibrate"]
 
 ENGINE_AHEAD = 2
-"""Elements a stage of the engine may finish ahead beside those its workers are busy with (`AHEAD` in its state)."""
+"""Elements that an engine stage may finish ahead, in addition to those in progress (`AHEAD` in its state)."""
 
 
 def calibrate(
     counters: PipelineCounters, *, num_prefetch: int = 2, cpu_s: Mapping[str, float] | None = None
 ) -> PipelineSpec:
-    """A pipeline with the mean times, sizes and batch ratios of a recorded window.
+    """Create a pipeline with the mean times, sizes and batch ratios of a recorded window.
 
-    Record it while no CPU is short: waiting for a CPU cannot be told from waiting for storage by the counters.
+    Record the window while CPUs are free, because counters cannot distinguish waiting for a CPU from waiting for
+    storage.
 
     Args:
-        counters: A window in which every stage finished some elements; the longer, the better.
-        num_prefetch: The pipeline's tunable of that name.
-        cpu_s: CPU seconds in the window by stage, where the thread CPU clock does not tell them (emulation).
+        counters: Counters of a window in which every stage finished elements; longer windows are better.
+        num_prefetch: Value of the pipeline's prefetch tunable.
+        cpu_s: CPU seconds in the window by stage, if the thread CPU clock does not measure them (emulation).
 
     Raises:
-        ConfigError: A stage finished nothing, or nothing was delivered.
+        ConfigError: A stage finished no elements, or none was delivered.
     """
     groups = [(name, list(readings)) for name, readings in groupby(counters.stages.values(), lambda each: each.group)]
     idle = [name for name, readings in groups if readings[-1].num_elements == 0]
@@ -43,7 +44,7 @@ def calibrate(
         cpu = sum((cpu_s or {}).get(each.name, each.cpu_s) for each in readings) / last.num_elements
         wall = sum(each.wall_s for each in readings) / last.num_elements
         taken, given = (1, 1) if index == 0 else _ratio(groups[index - 1][1][-1], last)
-        if given > 1:  # the stage before gives several elements at once
+        if given > 1:  # the previous stage outputs several elements at once
             stages[-1] = replace(stages[-1], num_outputs=given)
         stages.append(
             StageSpec(
@@ -60,6 +61,6 @@ def calibrate(
 
 
 def _ratio(before: StageReading, after: StageReading) -> tuple[int, int]:
-    """Elements taken for one service, and elements given by one service before: one of them is 1."""
+    """Elements per service, and elements per service of the previous stage; one of them is 1."""
     ratio = before.num_elements / after.num_elements
     return (round(ratio), 1) if ratio >= 1.5 else (1, max(1, round(1 / ratio)))

@@ -1,4 +1,5 @@
-"""The compiled event loop of the simulator: services start when input, output slot, memory and CPU allow it."""
+"""The compiled event loop of the simulator: services start when input, an output slot, memory and a CPU are
+available."""
 
 from __future__ import annotations
 
@@ -12,7 +13,7 @@ __all__ = ["advance", "pause_until", "start_what_can"]
 
 CONSUMER_DONE = -1
 WAKE = -2
-# A reservation follows the largest recent output and forgets it by this share a service (half after 700 of them).
+# A reservation follows the largest recent output, which decays by this share per service (half after 700).
 ESTIMATE_DECAY = 0.999
 
 
@@ -29,7 +30,7 @@ def _uniform(state: State) -> float:
 
 @kernel()
 def _draw(state: State, mean: float, distribution: int, spread: float) -> float:
-    """A sample with the given mean; see `Distribution`."""
+    """Draw a sample with the given mean; see `Distribution`."""
     if mean <= 0.0 or distribution == 0:
         return mean
     if distribution == 1:
@@ -51,7 +52,7 @@ def _push(state: State, time: float, what: int) -> None:
     here = size
     while here > 0:
         parent = (here - 1) >> 1
-        if times[parent] <= time:  # of equal times the older goes first
+        if times[parent] <= time:  # ties: older first
             break
         times[here], orders[here], whats[here] = times[parent], orders[parent], whats[parent]
         here = parent
@@ -60,7 +61,7 @@ def _push(state: State, time: float, what: int) -> None:
 
 @kernel()
 def _pop(state: State) -> int:
-    """Take the earliest event off the heap."""
+    """Pop the earliest event from the heap."""
     times, orders, whats = state.heap_times, state.heap_order, state.heap_what
     what = whats[0]
     state.total[s.HEAP_SIZE] -= 1
@@ -86,14 +87,14 @@ def _pop(state: State) -> int:
 
 @kernel()
 def _available(state: State, stage: int) -> int:
-    """Elements a stage has ready for the next one."""
+    """Number of elements ready for the next stage."""
     counts = state.counts[stage]
     return int(counts[s.IN_ORDER] * int(state.params[stage, s.NUM_OUT]) - counts[s.TAKEN])
 
 
 @kernel()
 def _account(state: State, stage: int) -> None:
-    """Bring a stage's waiting sums up to now; called before anything they depend on changes."""
+    """Update a stage's waiting sums to the current time; called before any change that affects them."""
     sums, counts = state.sums[stage], state.counts[stage]
     elapsed = state.clock[s.NOW] - sums[s.SINCE]
     sums[s.SINCE] = state.clock[s.NOW]
@@ -104,7 +105,7 @@ def _account(state: State, stage: int) -> None:
 
 @kernel()
 def _take(state: State, stage: int, num_elements: int) -> float:
-    """Take ready elements; the bytes they hold."""
+    """Take ready elements; returns their bytes."""
     _account(state, stage)
     num_out = int(state.params[stage, s.NUM_OUT])
     held = 0.0
@@ -117,7 +118,7 @@ def _take(state: State, stage: int, num_elements: int) -> float:
 
 @kernel()
 def _must_go_on(state: State, stage: int) -> bool:
-    """Whether nothing further down can move unless this stage does, so memory may not stop it."""
+    """Whether later stages cannot continue unless this one does, so that memory must not block it."""
     num_stages = state.counts.shape[0]
     for later in range(stage + 1, num_stages):
         if state.counts[later, s.BUSY] > 0 or _available(state, later - 1) >= int(state.params[later, s.NUM_IN]):
@@ -127,7 +128,7 @@ def _must_go_on(state: State, stage: int) -> bool:
 
 @kernel()
 def _moved_on(state: State, stage: int) -> int:
-    """Services whose elements have left a stage, in order, for the room in front of the next one's workers."""
+    """Number of services whose elements have moved on, in order, to the queue of the next stage."""
     counts, num_out = state.counts[stage], int(state.params[stage, s.NUM_OUT])
     room = 0
     if stage + 1 < state.counts.shape[0]:
@@ -157,7 +158,7 @@ def _why_blocked(state: State, stage: int) -> int:
 
 @kernel()
 def _scale(state: State, stage: int) -> float:
-    """Drift of the mean service time at this moment; as `StageSpec.scale_at`."""
+    """Current drift factor of the mean service time, as in `StageSpec.scale_at`."""
     row, now = state.params[stage], state.clock[s.NOW]
     if now < row[s.DRIFT_START]:
         return 1.0
@@ -178,7 +179,7 @@ def _charge(state: State, num_bytes: float) -> None:
 
 @kernel()
 def _begin(state: State, stage: int) -> None:
-    """Start one service: take its input, reserve its output, then block or wait for a CPU."""
+    """Start a service: take its input, reserve its output, then block or wait for a CPU."""
     row, now = state.params[stage], state.clock[s.NOW]
     in_bytes = _take(state, stage - 1, int(row[s.NUM_IN])) if stage > 0 else 0.0
     state.total[s.NUM_FREE] -= 1
@@ -213,7 +214,7 @@ def _join_line(state: State, service: int) -> None:
 
 @kernel()
 def _grant_cpus(state: State) -> None:
-    """Give free CPUs to the services that wait for one, first come first served."""
+    """Grant free CPUs to waiting services in order of request."""
     total = state.total
     while total[s.CPUS_BUSY] < total[s.CPUS] and total[s.LINE_HEAD] < total[s.LINE_TAIL]:
         service = state.line[total[s.LINE_HEAD] % s.MAX_RECORDS]
@@ -230,7 +231,7 @@ def _grant_cpus(state: State) -> None:
 
 @kernel()
 def _finish(state: State, service: int) -> None:
-    """End of a service: free worker, CPU and input, charge the output, pass on what is now in order."""
+    """Finish a service: free its worker, CPU and input, charge its output, and pass on elements in order."""
     now, total = state.clock[s.NOW], state.total
     stage, number = state.rows[service, 0], state.rows[service, 1]
     row, counts, sums, times = state.params[stage], state.counts[stage], state.sums[stage], state.times[service]
@@ -246,7 +247,7 @@ def _finish(state: State, service: int) -> None:
     sums[s.SUM_BYTES] += size
     sums[s.ESTIMATE] = max(sums[s.ESTIMATE] * ESTIMATE_DECAY, size + row[s.SCRATCH])
     state.clock[s.RESERVED] -= times[s.CHARGED]
-    _charge(state, size)  # before the input is freed: both exist at this moment
+    _charge(state, size)  # before the input is freed, because both exist now
     state.clock[s.LIVE_BYTES] -= times[s.IN_BYTES] + row[s.SCRATCH]
     state.sizes[stage, number % s.RING] = size
     state.done[stage, number % s.RING] = True
@@ -258,10 +259,10 @@ def _finish(state: State, service: int) -> None:
 
 @kernel()
 def _feed_consumer(state: State) -> None:
-    """Hand the idle consumer an element if there is one."""
+    """Give the idle consumer an element if there is one."""
     last = state.counts.shape[0] - 1
     clock, total = state.clock, state.total
-    # A consumer that takes no time takes all there is: the loop ends when nothing is left.
+    # A consumer without service time takes all elements at once.
     while total[s.CONSUMER_BUSY] == 0 and _available(state, last) > 0:
         clock[s.CONSUMER_WAIT_S] += clock[s.NOW] - clock[s.CONSUMER_SINCE]
         clock[s.CONSUMER_SINCE] = clock[s.NOW]
@@ -278,7 +279,7 @@ def _feed_consumer(state: State) -> None:
 
 @kernel()
 def start_what_can(state: State) -> None:
-    """Start all that can start now: the consumer first, then stages from the last to the first."""
+    """Start everything that can start now: the consumer first, then stages from last to first."""
     _feed_consumer(state)
     for stage in range(state.counts.shape[0] - 1, -1, -1):
         _account(state, stage)
@@ -294,14 +295,14 @@ def start_what_can(state: State) -> None:
 
 @kernel()
 def pause_until(state: State, time: float) -> None:
-    """Let the source start nothing before a moment (a job that is being relaunched)."""
+    """Block the source until a time (a job being relaunched)."""
     state.clock[s.PAUSED_UNTIL] = time
     _push(state, time, WAKE)
 
 
 @kernel()
 def advance(state: State, until: float) -> None:
-    """Carry out events up to a moment, or until memory runs out; the clock ends there."""
+    """Process events up to a time, or until memory runs out, and set the clock."""
     clock, total = state.clock, state.total
     start_what_can(state)
     while total[s.HEAP_SIZE] > 0 and state.heap_times[0] <= until and not total[s.OUT_OF_MEMORY]:

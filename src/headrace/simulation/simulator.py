@@ -1,4 +1,4 @@
-"""`PipelineSimulator`: a pipeline on a virtual clock; workers, buffers, CPUs and memory change while it runs."""
+"""`PipelineSimulator`: simulates a pipeline on a virtual clock, with changing workers, buffers, CPUs and memory."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ __all__ = ["PipelineSimulator", "SimulatedStage", "SimulatedTotals"]
 
 @dataclass(frozen=True)
 class SimulatedStage:
-    """What a stage has done since the beginning, and how it stands now.
+    """Totals of a stage since the start, and its current state.
 
     Attributes:
         services: Finished services.
         busy_s: CPU seconds spent.
-        blocked_s: Seconds in blocking input or output, without a CPU.
-        wall_s: Seconds from start to end of services, the wait for a CPU included.
-        wait_input_s: Worker seconds without an element to work on.
-        wait_output_s: Worker seconds without a free place for a result.
-        wait_memory_s: Worker seconds without a reservation in the ledger.
-        wait_thread_s: Worker seconds in which all threads were busy elsewhere.
-        bytes_out: Bytes given.
-        queue_s: Integral over time of the elements ready for the next stage.
+        blocked_s: Seconds blocked on I/O, without a CPU.
+        wall_s: Wall seconds of services, including the wait for a CPU.
+        wait_input_s: Worker seconds spent waiting for input.
+        wait_output_s: Worker seconds without a free output slot.
+        wait_memory_s: Worker seconds spent waiting for memory.
+        wait_thread_s: Worker seconds in which all threads were busy with other stages.
+        bytes_out: Output bytes.
+        queue_s: Time integral of the number of elements ready for the next stage.
         queue_depth: Elements ready for the next stage now.
-        workers: Workers now.
-        buffer: Finished elements it may keep beside those being worked on.
+        workers: Current number of workers.
+        buffer: Finished elements that it may hold, in addition to those in progress.
     """
 
     services: int
@@ -53,16 +53,16 @@ class SimulatedStage:
 
 @dataclass(frozen=True)
 class SimulatedTotals:
-    """The whole pipeline since the beginning.
+    """Totals of the pipeline since the start.
 
     Attributes:
         time_s: The virtual clock.
-        delivered: Elements the consumer took.
-        consumer_s: Seconds the consumer worked.
+        delivered: Elements that the consumer took.
+        consumer_s: Seconds the consumer was busy.
         starved_s: Seconds the consumer waited.
-        live_bytes: Memory in use now.
-        peak_bytes: Most memory that was ever in use.
-        stages: Each stage, from the source on.
+        live_bytes: Current memory use.
+        peak_bytes: Peak memory use.
+        stages: Totals of each stage, starting with the source.
     """
 
     time_s: float
@@ -75,14 +75,14 @@ class SimulatedTotals:
 
 
 class PipelineSimulator:
-    """A pipeline on a machine. The same spec, machine, seed and calls give the same run.
+    """A simulated pipeline on a machine. Equal specs, machines, seeds and calls give equal runs.
 
-    CPUs are given to services first come, first served; a service that runs when CPUs are taken away keeps its own
-    until it ends. Elements leave each stage in the order in which they entered it.
+    CPUs are granted to services in order of request. If CPUs are removed, running services keep theirs until they end.
+    Elements leave each stage in the order in which they entered.
     """
 
     def __init__(self, spec: PipelineSpec, machine: Machine, *, seed: int = 0) -> None:
-        """A pipeline at rest at time 0, one worker a stage."""
+        """Create an idle pipeline at time 0 with one worker per stage."""
         self.spec = spec
         self.machine = machine
         self._state = new_state(spec, seed)
@@ -96,34 +96,34 @@ class PipelineSimulator:
 
     @property
     def out_of_memory(self) -> bool:
-        """Whether memory was exceeded; the pipeline then stands still until it is relaunched."""
+        """Whether memory was exceeded; then the pipeline stops until it is relaunched."""
         return bool(self._state.total[s.OUT_OF_MEMORY])
 
     def set_workers(self, stage: str, workers: int) -> None:
-        """Change the workers of a stage; those above the new number end with the service they are on."""
+        """Change the workers of a stage; surplus workers end after their current service."""
         spec = self.spec.stages[self._stage(stage)]
         if not 1 <= workers <= spec.max_workers:
             raise ConfigError(f"stage {stage!r}: given {workers} workers, expected 1 to {spec.max_workers}")
-        # The wait sums need no care here: `advance` brings them up to the clock before it returns.
+        # The wait sums are current, because `advance` updates them before it returns.
         self._state.counts[self._stage(stage), s.WORKERS] = workers
 
     def set_buffer(self, stage: str, elements: int) -> None:
-        """Change how many finished elements a stage keeps beside those being worked on."""
+        """Change how many finished elements a stage may hold, in addition to those in progress."""
         if not 0 <= elements < s.RING:
             raise ConfigError(f"stage {stage!r}: given a buffer of {elements}, expected 0 to {s.RING - 1}")
         self._state.counts[self._stage(stage), s.BUFFER] = elements
 
     def set_threads(self, threads: int) -> None:
-        """Limit the services under way in all stages together; those nearest the consumer start first."""
+        """Limit the total number of running services; services nearest the consumer start first."""
         if not 1 <= threads <= s.MAX_RECORDS:
             raise ConfigError(f"given {threads} threads, expected 1 to {s.MAX_RECORDS}")
         self._state.total[s.THREADS] = threads
 
     def run(self, duration_s: float) -> int:
-        """Let time pass; ends early if memory runs out.
+        """Advance the time; ends early if memory runs out.
 
         Returns:
-            Elements delivered to the consumer in this time.
+            Number of elements delivered to the consumer.
         """
         before, until = int(self._state.total[s.DELIVERED]), self.time_s + duration_s
         while self.time_s < until and not self.out_of_memory:
@@ -133,7 +133,7 @@ class PipelineSimulator:
         return int(self._state.total[s.DELIVERED]) - before
 
     def relaunch(self, downtime_s: float) -> None:
-        """Stop the job and start it again: work in flight is done anew, and nothing starts for a while."""
+        """Stop and restart the job: work in flight is repeated after the downtime."""
         state = self._state
         state.counts[:, [s.BUSY, s.ACTIVE, s.STARTED, s.IN_ORDER, s.TAKEN, s.BLOCKED]] = 0
         state.done[:] = False
@@ -147,7 +147,7 @@ class PipelineSimulator:
         pause_until(state, self.time_s + downtime_s)
 
     def totals(self) -> SimulatedTotals:
-        """What has been done since the beginning, also across relaunches."""
+        """Totals since the start, across relaunches."""
         state, clock = self._state, self._state.clock
         stages = [
             SimulatedStage(

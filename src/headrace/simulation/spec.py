@@ -1,4 +1,4 @@
-"""What a simulated pipeline and its machine are made of: plain data, checked when it is made."""
+"""Specifications of simulated pipelines and machines, as validated plain data."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ __all__ = ["Distribution", "Drift", "Machine", "MachinePhase", "PipelineSpec", "
 
 
 class Distribution(IntEnum):
-    """How a stage's service times and output sizes spread around their mean; `spread` is the parameter."""
+    """Distribution of a stage's service times and output sizes around their mean, with parameter `spread`."""
 
     CONSTANT = 0
-    """Always the mean; `spread` is not used."""
+    """Constant; `spread` is not used."""
     EXPONENTIAL = 1
-    """Memoryless; `spread` is not used."""
+    """Exponential; `spread` is not used."""
     LOGNORMAL = 2
     """`spread` is the coefficient of variation (standard deviation / mean)."""
     PARETO = 3
@@ -28,9 +28,9 @@ class Distribution(IntEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class Drift:
-    """A change of the mean service time: from 1 to `factor` times, linearly between two moments.
+    """A change of the mean service time: from a factor of 1 to `factor`, linearly between two times.
 
-    A step is a drift that starts and ends at the same moment.
+    A step change starts and ends at the same time.
     """
 
     factor: float
@@ -44,28 +44,28 @@ class Drift:
 
 @dataclass(frozen=True, kw_only=True)
 class StageSpec:
-    """One stage.
+    """Specification of one stage.
 
-    A *service* takes `num_inputs` elements from the stage before, first waits `io_s` without holding a CPU, then holds
-    one CPU for `cpu_s`, and gives `num_outputs` elements, in order.
+    A *service* takes `num_inputs` elements from the previous stage, first blocks for `io_s` without a CPU, then holds
+    one CPU for `cpu_s`, and outputs `num_outputs` elements in order.
 
     Attributes:
         name: Unique in the pipeline.
-        cpu_s: Mean CPU seconds of a service with one worker busy.
-        io_s: Mean seconds of blocking input or output in a service.
-        distribution: Of `cpu_s` and `io_s`.
+        cpu_s: Mean CPU seconds per service with one busy worker.
+        io_s: Mean seconds per service blocked on I/O.
+        distribution: Distribution of `cpu_s` and `io_s`.
         spread: See `Distribution`.
         contention: `a` in the concave rate k / (cpu_s * (1 + a * (k - 1))) of k workers on the CPU at once.
-        max_workers: 1 makes the stage sequential.
-        num_inputs: Elements taken by a service (a batch size); not used by the first stage.
-        num_outputs: Elements given by a service.
-        buffer: Services a stage may have finished ahead, beside those its workers are busy with. Elements leave it in
-            order, for the room in front of the next stage's workers (one more than these).
-        output_bytes: Mean size of what one service gives.
-        bytes_distribution: Of `output_bytes`.
+        max_workers: Maximum workers; 1 for a sequential stage.
+        num_inputs: Input elements per service (a batch size); not used by the first stage.
+        num_outputs: Output elements per service.
+        buffer: Services that a stage may finish ahead, in addition to those in progress. Elements leave in order, to
+            the queue of the next stage's workers (one more than their number).
+        output_bytes: Mean output bytes per service.
+        bytes_distribution: Distribution of `output_bytes`.
         bytes_spread: See `Distribution`.
         scratch_bytes: Extra memory of a service while it runs.
-        drift: Change of `cpu_s` and `io_s` over time.
+        drift: Changes of `cpu_s` and `io_s` over time.
     """
 
     name: str
@@ -103,7 +103,7 @@ class StageSpec:
         return self.max_workers == 1
 
     def scale_at(self, time_s: float) -> float:
-        """Factor on the mean service time at a moment."""
+        """Factor on the mean service time at a given time."""
         if self.drift is None or time_s < self.drift.start_s:
             return 1.0
         if time_s >= self.drift.end_s:
@@ -114,15 +114,15 @@ class StageSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class PipelineSpec:
-    """A chain of stages and the consumer at its end.
+    """Specification of a chain of stages and its consumer.
 
     Attributes:
-        stages: From the source to the consumer.
-        consumer_s: Mean seconds the consumer works on an element before it asks for the next.
-        consumer_distribution: Of `consumer_s`.
+        stages: Stages in order, from source to consumer.
+        consumer_s: Mean seconds that the consumer works on an element.
+        consumer_distribution: Distribution of `consumer_s`.
         consumer_spread: See `Distribution`.
-        base_bytes: Memory the process uses beside the elements.
-        ledger_bytes: Budget of elements in flight: a service starts only with a reservation. None: no ledger.
+        base_bytes: Memory of the process without elements.
+        ledger_bytes: Memory budget of elements in flight: a service starts only with a reservation. None for no ledger.
     """
 
     stages: tuple[StageSpec, ...]
@@ -140,7 +140,7 @@ class PipelineSpec:
             raise ConfigError(f"pipeline: given consumer_s {self.consumer_s}, expected at least 0")
 
     def visit_ratios(self) -> list[float]:
-        """Services of each stage for one element at the consumer, from the batch ratios."""
+        """Services of each stage per delivered element, from the batch ratios."""
         ratios, visits = [], 1.0
         for stage in reversed(self.stages):
             visits /= stage.num_outputs
@@ -149,13 +149,13 @@ class PipelineSpec:
         return ratios[::-1]
 
     def with_ledger(self, ledger_bytes: float | None) -> Self:
-        """The same pipeline under another budget."""
+        """A copy of the pipeline with a different memory budget."""
         return replace(self, ledger_bytes=ledger_bytes)
 
 
 @dataclass(frozen=True, kw_only=True)
 class MachinePhase:
-    """CPUs and memory from a moment on."""
+    """CPUs and memory from a given time on."""
 
     start_s: float
     cpus: int
@@ -177,7 +177,7 @@ class Machine:
 
     @classmethod
     def fixed(cls, cpus: int, memory_bytes: float = math.inf) -> Self:
-        """A machine that does not change."""
+        """A machine with constant resources."""
         return cls(phases=(MachinePhase(start_s=0.0, cpus=cpus, memory_bytes=memory_bytes),))
 
     @classmethod
@@ -187,5 +187,5 @@ class Machine:
         return cls(phases=tuple(phases))
 
     def at(self, time_s: float) -> MachinePhase:
-        """The phase in force at a moment; a new one counts from its first instant."""
+        """The phase at a given time; a phase includes its start."""
         return [phase for phase in self.phases if phase.start_s <= time_s][-1]
