@@ -1,24 +1,24 @@
-"""Deduplication from file to checkpoint: storage, reading with features, training steps and whole jobs.
+"""Deduplication from files to checkpoint: storage, reading with features, training steps and whole jobs.
 
-Generated logs have the published statistics of RecD (16.5 rows a session, spread over an hourly partition; the notes of
-the report say how many of them a batch of 4096 rows in time order holds, 1.15 in the published, larger one): `rm1` has
-20 long histories, `mixed` 42 id lists and 504 numbers, in `control` nothing repeats. The real news log is what it is.
-Every log is there in time order (zstd, as any writer makes it), clustered (sessions adjacent), and nested (a row a
-session, each distinct value once).
+Generated logs have the statistics published in RecD: 16.5 rows per session, spread over an hourly partition. The notes
+of the report state how many rows of a session are in a batch of 4096 rows in time order; in RecD's larger logs it is
+1.15. `rm1` has 20 long histories, `mixed` has 42 id lists and 504 numbers, and in `control` nothing repeats. The news
+log is real. Every log exists in time order (zstd, as an ordinary writer stores it), clustered (sessions adjacent), and
+nested (one row per session, each distinct value stored once).
 
-The plain arm reads time order without deduplication: what a pipeline does that knows nothing of sessions. It is ours in
-all else: the same kernels, and for encoded histories the same encoder, which pads lists of similar length together (by
-15 % at most) and uses torch's fused attention. Steps are also measured on clustered batches that were expanded, so that
-what deduplication gives is told apart from what the order of rows gives. At equal memory, batches of the
-deduplicated arm grow until a step takes as much memory as a plain one at its number of rows.
+The plain arm reads time order without deduplication, like a pipeline without knowledge of sessions. Otherwise it is
+headrace too: it uses the same kernels, and for encoded histories the same encoder, which pads lists of similar length
+together (by at most 15 %) and uses torch's fused attention. Steps are also measured on clustered batches that were
+expanded, to separate the effect of deduplication from that of the row order. At equal memory, batches of the
+deduplicated arm grow until a step takes as much memory as a plain step.
 
-Whole jobs run over smaller logs of the same statistics, since a plain pass over encoded histories makes some 200 rows a
-second on two cores: there a batch in time order holds more rows of a session, which helps the plain arm's caches if
-anything. Logs are kept in the temporary folder between runs.
+Whole jobs run on smaller logs with the same statistics, because a plain pass over encoded histories reaches only about
+200 rows per second on two cores. In smaller logs a batch in time order has more rows per session, which can only help
+the plain arm's caches. Logs are kept in the temporary folder between runs.
 
-Losses of whole jobs show that clustered and nested rows train the same model. They are not comparable with time order:
-over six steps without a warm-up of the learning rate, batches in time order update many rows that the next batch reads.
-What order does to quality is measured over long passes by `dedup_quality.py`.
+The losses of whole jobs show that clustered and nested rows train the same model. They are not comparable with time
+order: over six steps without learning rate warm-up, batches in time order update many rows that the next batch reads.
+`dedup_quality.py` measures the effect of row order on quality over long passes.
 """
 
 from __future__ import annotations
@@ -51,9 +51,9 @@ from headrace.training import Trainer
 PLAIN = "time order, plain"
 MODELS = {"dlrm": "DLRM", "encoder": "DLRM over encoded histories"}
 STEP_ROWS = {"dlrm": 4096, "encoder": 1024}
-"""Rows of a step; a plain step over encoded histories takes gigabytes, and seconds. Quick ones have an eighth."""
+"""Rows per step; a plain step over encoded histories takes gigabytes, and seconds. Quick runs use an eighth."""
 JOB_ROWS = {"dlrm": 24_576, "encoder": 6144}
-"""Rows of a whole job over a generated log: some seconds a pass, for the encoder half a minute."""
+"""Rows of a whole job on a generated log: some seconds per pass, or half a minute for the encoder."""
 JOB_ROUNDS = 3
 GENERATED = ("rm1", "mixed", "control")
 ROWS = "rows per second"
@@ -62,7 +62,7 @@ SAMPLES = "samples per second"
 
 @dataclass(frozen=True)
 class Goal:
-    """Ours over the plain arm: the ratio of a case, for one arm."""
+    """Minimum ratio of an arm to the plain arm in a case."""
 
     case: str
     arm: str
@@ -87,7 +87,7 @@ GOALS = (
 
 
 def storage(report: harness.Report, name: str, logs: DedupLogs) -> None:
-    """Bytes a row of each layout."""
+    """Bytes per row of each layout."""
     case = f"{name}: storage"
     arms = dict(zip(LAYOUTS, (PLAIN, "clustered", "nested"), strict=True))
     for layout, arm in arms.items():
@@ -96,7 +96,7 @@ def storage(report: harness.Report, name: str, logs: DedupLogs) -> None:
 
 
 def reading(report: harness.Report, name: str, logs: DedupLogs, rounds: int, seconds: float) -> None:
-    """Passes over all rows, from asking for the iterator to the last batch of tensors."""
+    """Passes over all rows, from creating the iterator to the last batch of tensors."""
     case = f"{name}: reading and features"
     arms = {
         PLAIN: ("time", "off"),
@@ -112,7 +112,7 @@ def reading(report: harness.Report, name: str, logs: DedupLogs, rounds: int, sec
 
 
 def reader(logs: DedupLogs, layout: str, dedup: str) -> Callable[[], None]:
-    """A pass that counts rows."""
+    """A pass that checks the number of rows."""
     schema = logs.schema(layout)
     plan = FeaturePlan.from_config(features(schema, dedup), schema)
     columns = [name for name in plan.columns if name != ROW_ID]
@@ -129,7 +129,7 @@ def reader(logs: DedupLogs, layout: str, dedup: str) -> Callable[[], None]:
 def steps(
     report: harness.Report, name: str, logs: DedupLogs, model: str, rounds: int, seconds: float, *, quick: bool
 ) -> None:
-    """Steps on ready batches, at equal rows and at equal memory."""
+    """Steps on batches in memory, at equal rows and at equal memory."""
     case = f"{name}: steps of {MODELS[model]}"
     size = STEP_ROWS[model] // (8 if quick else 1)
     base = {"folder": str(logs.folder), "model": model, "batch_size": size, "expanded": False}
@@ -159,7 +159,7 @@ def steps(
 
 
 def fitting(settings: dict[str, Any], limit: int) -> int:
-    """The largest batch, doubled from ours, whose step takes no more memory than the limit."""
+    """The largest batch size, by doubling, whose step takes no more memory than the limit."""
     first = size = settings["batch_size"]
     while size < 8 * first:
         with Process("dedup.steps", json.dumps(settings | {"batch_size": 2 * size})) as child:
@@ -171,7 +171,7 @@ def fitting(settings: dict[str, Any], limit: int) -> int:
 
 
 def jobs(report: harness.Report, name: str, logs: DedupLogs, model: str) -> None:
-    """Whole jobs, from files to a written checkpoint; what they compile, steps and reading have compiled before."""
+    """Whole jobs, from files to a written checkpoint; their kernels were compiled by the previous cases."""
     case = f"{name}: whole jobs, {MODELS[model]}"
     arms = {PLAIN: ("time", "off"), "clustered": ("clustered", "auto"), "nested": ("nested", "auto")}
     losses: dict[str, list[float]] = {arm: [] for arm in arms}
@@ -204,14 +204,14 @@ def jobs(report: harness.Report, name: str, logs: DedupLogs, model: str) -> None
 
 
 def against(report: harness.Report, case: str, metric: str, *, lower_is_better: bool = False) -> None:
-    """Ratios of every arm to the plain one."""
+    """Add the ratio of every arm to the plain arm."""
     for arm in dict.fromkeys(row.arm for row in report.rows if row.case == case):
         if arm != PLAIN:
             report.compare(case, arm, metric, against=[PLAIN], lower_is_better=lower_is_better)
 
 
 def goals(report: harness.Report) -> list[dict[str, object]]:
-    """What should be reached, and is."""
+    """The goals and the results."""
     found: list[dict[str, object]] = []
     for goal in GOALS:
         values = [r.value for r in report.ratios if (r.case, r.ours) == (goal.case, goal.arm)]
@@ -223,7 +223,7 @@ def goals(report: harness.Report) -> list[dict[str, object]]:
 
 
 def measure(report: harness.Report, name: str, logs: DedupLogs, options: argparse.Namespace) -> None:
-    """All cases of one log."""
+    """Measure all cases of one log."""
     rounds, seconds = (3, 4.0) if options.quick else (15, options.seconds)
     report.notes[f"{name}: rows of a session in a batch in time order"] = round(rows_of_a_session(logs, BATCH_SIZE), 2)
     say(f"{name}: storage, reading and features")
@@ -243,7 +243,7 @@ def say(text: str) -> None:
 
 
 def wanted_logs(options: argparse.Namespace) -> dict[str, int]:
-    """Generated logs to measure, and their rows."""
+    """Generated logs to measure, with their rows."""
     rows = options.rows or (6_000 if options.quick else 100_000)
     names = ("rm1",) if options.quick else GENERATED
     return {name: rows for name in names if options.log is None or name in options.log.split(",")}
@@ -256,7 +256,7 @@ def main() -> None:
     if not options.quick and not options.without_jobs:
         sizes += [(name, JOB_ROWS["dlrm"]) for name in logs if name != "control"]
         sizes += [("rm1", JOB_ROWS["encoder"])] if "rm1" in logs else []
-    say("logs: made where they are not there from an earlier run")
+    say("logs: created unless kept from an earlier run")
     generate(sizes)
     report = harness.Report("bench_dedup", notes={"rows": max(logs.values(), default=0), "rows of jobs": JOB_ROWS})
     use = harness.CpuUse()
@@ -267,7 +267,7 @@ def main() -> None:
         if (data / "globo").is_dir():
             measure(report, "news", news(data), options)
         else:
-            say("skipped: the news log: HEADRACE_DATA names no folder that has it")
+            say("skipped: the news log: not found in HEADRACE_DATA")
     report.notes["cpus_of_others"] = round(use.elapsed()[1], 2)
     report.notes["goals"] = goals(report)
     report.finish(options)

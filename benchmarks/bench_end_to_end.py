@@ -1,10 +1,10 @@
-"""Whole incremental jobs, from Parquet on disk to a written checkpoint: ours, and the peers' best loaders and steps.
+"""Whole incremental jobs, from Parquet files to a written checkpoint: headrace, and the peers' best loaders and steps.
 
-A DLRM (26 tables of 1,009 to 1,000,003 rows x 16, bottom 512-256-16, top 512-256-1, batches of 4096) goes once over
-logs in Criteo's shape. Every arm runs in a process of its own, which has made one job before the first that counts; a
-job begins with nothing and ends when parameters and optimizer state are on disk, synced. The loss is the mean over all
-rows, each predicted before it is trained on: arms train the same model on the same rows, so it must agree. Each round
-has first values of its own, by a seed; libraries draw them from the same distributions, but not the same numbers.
+A DLRM (26 tables of 1,009 to 1,000,003 rows x 16, bottom 512-256-16, top 512-256-1, batches of 4096) makes one pass
+over logs in Criteo's format. Every arm runs in its own process, which runs one job before the first measured one. A job
+starts from scratch and ends when parameters and optimizer state are synced to disk. The loss is the mean over all rows,
+each predicted before it is trained on. Arms train the same model on the same rows, so their losses must agree. Each
+round has different initial values, from a seed; libraries draw from the same distributions, but not the same numbers.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def main() -> None:
             if options.quick and not arm.quick:
                 continue
             if arm.takes_bf16 and not has_bf16_products():
-                report.notes["left out"] = "arms in bf16, which this processor can only emulate"
+                report.notes["left out"] = "arms in bf16, which this processor only emulates"
                 continue
             if importlib.util.find_spec(arm.package) is None:
                 print(f"skipped: {name}: {arm.package} is not installed", file=sys.stderr)

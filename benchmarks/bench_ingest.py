@@ -1,13 +1,14 @@
-"""Loaders from Parquet in Criteo's shape to ready batches of 4096: headrace and six peers, in turn, rows per second.
+"""Loaders from Parquet in Criteo's format to batches of 4096 tensors: headrace and six peers in turn, in rows per
+second.
 
-26 id columns are brought into the ranges of their tables, 13 dense columns are filled and go through log1p; see
-`peers/work.py`. Every arm runs in a process of its own, which does nothing while it is not its turn. Before anything
-is timed, each makes one pass in which all its batches are compared with ours. A sample is one pass over all files, from
-asking for the iterator to the last batch, in a process that has made a pass before. Ray is started anew for each
-sample, as its servers are never quite idle, and makes a pass before the timed one each time.
+26 id columns are mapped to the ranges of their tables, and 13 dense columns are filled and transformed with log1p; see
+`peers/work.py`. Every arm runs in its own process, which is idle while it is not its turn. Before timing, each arm
+makes one pass in which all its batches are compared with headrace's. A sample is one pass over all files, from creating
+the iterator to the last batch, in a process that has made a pass before. Ray is restarted for each sample, because its
+servers are never completely idle, and makes a pass before each timed one.
 
-Each peer is measured with its best settings found and with its usual ones. The limit is what threads reach that only
-decode the same columns with pyarrow.
+Each peer is measured with its usual settings and with the best ones found. The machine limit is the rate of threads
+that only decode the same columns with pyarrow.
 """
 
 from __future__ import annotations
@@ -30,20 +31,20 @@ FRESH_ROUNDS = 3
 GOAL = 1.8
 DECODE_GOAL = 0.85
 DENSE_TOLERANCE = 1e-5
-"""Between sums of dense numbers: the libraries' float32 log1p differ in the last place."""
+"""Tolerance between sums of dense numbers, because the libraries' float32 log1p differ in the last place."""
 
 
 class Different(Exception):
-    """An arm's batches are not ours."""
+    """An arm's batches differ from headrace's."""
 
 
 class Runner:
     """Runs the arms of one case.
 
     Args:
-        logs: What they read.
-        op: What they do with ids.
-        arms: Ours first: what it delivers is what all must deliver.
+        logs: The logs to read.
+        op: The operation on ids.
+        arms: The arms, starting with headrace, whose batches are the reference.
     """
 
     def __init__(self, logs: Logs, op: IdOp, arms: Sequence[Arm]) -> None:
@@ -70,7 +71,7 @@ class Runner:
         self._arms = [arm for arm in arms if arm.name in self._samples]
 
     def run(self, rounds: int, seconds: float) -> dict[str, list[tuple[float, float]]]:
-        """Time all arms in turn; returns pairs of rows per second and CPU microseconds a row."""
+        """Time all arms in turn; returns pairs of rows per second and CPU microseconds per row."""
         harness.interleave(
             {arm.name: self._turn(arm, rounds) for arm in self._arms}, rounds=rounds, seconds=seconds, warm_up=0
         )
@@ -92,7 +93,7 @@ class Runner:
         return turn
 
     def _check(self, arm: Arm, process: Process) -> None:
-        """Compare all batches of an arm with those of the first one, in whatever order they come."""
+        """Compare all batches of an arm with those of the first one, in any order."""
         if arm.name in {each.name for each in DECODE}:
             process.ask("time")
             return
@@ -109,7 +110,7 @@ class Runner:
 
 
 def measure(report: harness.Report, case: str, runner: Runner, rounds: int, seconds: float) -> None:
-    """One case: samples of all arms, ratios to ours, and our share of the decode limit."""
+    """Measure one case: samples of all arms, headrace's ratios, and its share of the decode limit."""
     samples = runner.run(rounds, seconds)
     limits = {arm.name for arm in DECODE}
     for name, pairs in samples.items():
@@ -124,7 +125,7 @@ def measure(report: harness.Report, case: str, runner: Runner, rounds: int, seco
 
 
 def goals(report: harness.Report, case: str) -> list[dict[str, object]]:
-    """What ours should reach in a case, and does."""
+    """The goals of a case and the results."""
     peers = [r for r in report.ratios if r.case == case and not r.against.startswith("headrace")]
     best = min(peers, key=lambda ratio: ratio.value, default=None)
     limit = next(limit for limit in report.limits if limit.case == case and limit.what == DECODE[0].name)
@@ -161,7 +162,7 @@ def main() -> None:
 
 
 def _timed(process: Process) -> tuple[float, float]:
-    """One pass: rows per second, and CPU microseconds a row of the process and all it has started."""
+    """Time one pass: rows per second, and CPU microseconds per row of the process and its descendants."""
     before = _cpu_seconds(process.pid)
     answer = process.ask("time")
     used = _cpu_seconds(process.pid) - before

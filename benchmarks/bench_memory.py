@@ -1,9 +1,8 @@
-"""Memory of loaders at equal work: the peak of all their processes while they make one pass, and of our ledger.
+"""Memory of loaders at equal work: the peak of all their processes during one pass, and of headrace's ledger.
 
-The work and the loaders are those of `bench_ingest.py`, each in a process of its own. Memory is the sum over the
-process and all it has started of what the system calls PSS, in which memory that several processes share is counted
-once; it is looked at 50 times a second, less what the process had before its first batch (libraries, and with Ray its
-servers). The peak of the resident memory of the main process, which the system keeps exactly, stands beside it.
+The work and the loaders are those of `bench_ingest.py`, each in its own process. Memory is the sum of PSS over the
+process and its descendants, which counts shared memory once. It is sampled 50 times per second, minus the memory before
+the first batch (libraries, and Ray's servers). The exact peak of the main process's resident memory is shown too.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ CASES = dict.fromkeys((PASS, LEDGER), "taken by a pass") | dict.fromkeys((TOTAL,
 
 
 class PeakMemory:
-    """Watches a process and its children in a thread; a context manager."""
+    """Context manager that samples the memory of a process and its children in a thread."""
 
     def __init__(self, pid: int) -> None:
         self._root = psutil.Process(pid)
@@ -60,7 +59,7 @@ class PeakMemory:
 
 
 def measure(arm: Arm, logs: Logs) -> dict[str, float]:
-    """One pass in a new process; MiB."""
+    """Run one pass in a new process; returns MiB."""
     with loader_process(arm, logs, "modulo") as process:
         process.wait_ready()
         with PeakMemory(process.pid) as memory:
@@ -77,7 +76,7 @@ def measure(arm: Arm, logs: Logs) -> dict[str, float]:
 
 
 def run(report: harness.Report, arms: Sequence[Arm], logs: Logs, rounds: int) -> None:
-    """All arms in turn, in new processes."""
+    """Run all arms in turn, in new processes."""
     found: dict[str, list[dict[str, float]]] = {arm.name: [] for arm in arms if not missing(arm)}
     for arm in arms:
         if missing(arm):
@@ -100,7 +99,7 @@ def run(report: harness.Report, arms: Sequence[Arm], logs: Logs, rounds: int) ->
 def main() -> None:
     options = harness.options("bench_memory", __doc__, rows=0, folder=None)
     logs = make_logs(options.rows or (262_144 if options.quick else 1_048_576), options.folder)
-    # TFRecords hold fewer rows than the logs, so that is not equal work.
+    # TFRecords have fewer rows than the logs, so the work would not be equal.
     arms = [arm for arm in (*OURS, *LOADERS) if arm.all_rows and (arm.quick or not options.quick)]
     report = harness.Report("bench_memory")
     run(report, arms, logs, 1 if options.quick else 2)

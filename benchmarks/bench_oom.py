@@ -1,9 +1,9 @@
-"""Pipelines in small cgroups: how many runs the kernel's out-of-memory killer ends.
+"""Pipelines in small cgroups: the number of runs killed by the kernel's out-of-memory killer.
 
-What is hard on memory at once: 8 workers, a map that makes each row 2 kB larger and takes twice that while it works, a
-shuffle over 20,000 rows, 100 batches ahead, and a limit that little more than the libraries fits in. A run counts as
-killed when the kernel ended any of its processes; one that lives must deliver all rows. The second arm is the same
-engine without its look at the memory before work is started, with all that it has besides: ledger and watchdog.
+The pipeline combines everything that is hard on memory: 8 workers, a map that adds 2 kB per row and takes twice that
+meanwhile, a shuffle over 20,000 rows, 100 prefetched batches, and a limit hardly larger than the libraries. A run
+counts as killed if the kernel killed any of its processes; a surviving run must deliver all rows. The second arm is the
+same engine with ledger and watchdog, but without the headroom check before work is started.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ MIB = 1 << 20
 
 
 def run_pipeline(executor: str, arm: str, cgroup: Cgroup, sender: Any) -> None:
-    """One pass inside the group, in a process of its own; sends the rows delivered."""
+    """Run one pass inside the group, in its own process; sends the number of rows delivered."""
     cgroup.enter()
     from headrace.pipeline import from_source
     from headrace.pipeline.engine.headroom import Headroom
@@ -40,7 +40,7 @@ def run_pipeline(executor: str, arm: str, cgroup: Cgroup, sender: Any) -> None:
 
 
 def run_once(executor: str, arm: str, root: Any) -> tuple[bool, float]:
-    """Whether the kernel killed a process of the run, and the peak of the group's memory in MiB."""
+    """Run once; returns whether the kernel killed a process, and the group's peak memory in MiB."""
     context = multiprocessing.get_context("spawn")
     with Cgroup.make(root) as cgroup:
         cgroup.limit_memory(LIMIT_BYTES[executor])
@@ -70,7 +70,7 @@ def main() -> None:
     report = harness.Report("bench_oom")
     root = controller("memory")
     if root is None:
-        raise SystemExit("no cgroup with a memory limit can be made here")
+        raise SystemExit("cannot create a cgroup with a memory limit here")
     for executor, limit_bytes in LIMIT_BYTES.items():
         case = f"{executor} executor, {limit_bytes >> 20} MiB"
         runs = {arm: partial(run_once, executor, arm, root) for arm in (OURS, WITHOUT)}

@@ -1,8 +1,8 @@
-"""What the engine itself costs: microseconds for each element and stage, with stages that do nothing.
+"""Overhead of the engine: microseconds per element and stage, with stages that do nothing.
 
-The same elements of 16 rows go through 1 and through 5 stages, each run by threads on its own; the difference, over 4,
-is the cost of handing an element to one more stage. Stages that need no threads of their own are run together in one
-call ("joined"), which costs less. Beside it torchdata's nodes and tf.data, whose stages are handed the same batches.
+The same elements of 16 rows pass through 1 and through 5 stages, each with its own threads. The difference divided by 4
+is the cost of handing an element to one more stage. Stages without their own threads are fused into one call
+("joined"), which costs less. torchdata's nodes and tf.data are measured with the same batches.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def same(rows: Any) -> Any:
 
 
 def seconds(iterate: Callable[[], Any]) -> float:
-    """Time of a pass over all elements."""
+    """Time one pass over all elements."""
     begin = time.perf_counter()
     for _ in iterate():
         pass
@@ -39,7 +39,7 @@ def seconds(iterate: Callable[[], Any]) -> float:
 
 
 def headrace(table: pa.Table, stages: int, *, alone: bool, **options: Any) -> Callable[[], Iterator[Any]]:
-    """Our engine; `alone`: each stage has a limit of workers of its own, so that none are joined."""
+    """headrace's engine; with `alone`, each stage has its own worker limit, so that none are joined."""
     pipe = from_source(TableSource(table, split_rows=ROWS))
     for number in range(stages):
         pipe = pipe.map(same, name=f"stage{number}")
@@ -55,7 +55,7 @@ def headrace(table: pa.Table, stages: int, *, alone: bool, **options: Any) -> Ca
 
 
 def torchdata_nodes(table: pa.Table, stages: int, workers: int) -> Callable[[], Iterator[Any]]:
-    """torchdata's parallel mapper, with threads."""
+    """torchdata's parallel mapper with threads."""
     import torchdata.nodes as tn
 
     node: Any = tn.IterableWrapper(table.to_batches(max_chunksize=ROWS))
@@ -66,7 +66,7 @@ def torchdata_nodes(table: pa.Table, stages: int, workers: int) -> Callable[[], 
 
 
 def tf_data(table: pa.Table, stages: int, workers: int) -> Callable[[], Iterator[Any]]:
-    """tf.data's map with parallel calls; its elements are tensors of as many numbers, its stages are graphs."""
+    """tf.data's map with parallel calls; elements are tensors with as many numbers, stages are graphs."""
     import tensorflow as tf
 
     data = tf.data.Dataset.from_tensor_slices(np.arange(table.num_rows).reshape(-1, ROWS))
@@ -94,7 +94,7 @@ def main() -> None:
 
     def cost(make: Callable[[int], Callable[[], Iterator[Any]]]) -> Callable[[], float]:
         few, many = make(FEW), make(MANY)
-        # Below the noise a difference may be negative; a sample must not be.
+        # Within noise a difference may be negative, but a sample must not be.
         return lambda: max(1e-9, (seconds(many) - seconds(few)) / (MANY - FEW) / elements)
 
     report = harness.Report("bench_overhead")
@@ -106,7 +106,7 @@ def main() -> None:
     report.compare("stages that do nothing", ours, METRIC, lower_is_better=True)
     reached = report.median("stages that do nothing", ours, METRIC)
     goal = {
-        "what": "an element costs less than this for each stage, with threads",
+        "what": "cost per element and stage, with threads",
         "wanted": f"{GOAL_US:.0f} us",
         "reached": f"{reached:.0f} us",
         "met": reached < GOAL_US,

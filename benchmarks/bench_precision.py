@@ -1,8 +1,8 @@
-"""The quality of bf16 matrix products beside fp32: log loss over one pass, three seeds, real and generated logs.
+"""Quality of bf16 matrix products compared with fp32: log loss over one pass, three seeds, real and generated logs.
 
-Each row is predicted before it is trained on, so the log loss of a pass is that of unseen rows. The same seed gives
-both precisions the same first values and the same order of rows; what counts is the difference between them.
-The real log is Criteo's sample (only where `HEADRACE_DATA` names a folder that has it), as the recipe trains it.
+Each row is predicted before it is trained on, so the log loss of a pass is measured on unseen rows. The same seed gives
+both precisions the same initial values and the same row order; the result is the difference between them. The real log
+is Criteo's sample (if it is in the folder `HEADRACE_DATA`), trained with the recipe.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ MakeJob = Callable[[Path, Path], JobConfig]
 
 
 def generated_job(logs: Path, run: Path) -> JobConfig:
-    """DLRM with the default features, large enough that most time is in matrix products."""
+    """A DLRM with default features, large enough that matrix products take most of the time."""
     values = {
         "run": str(run),
         "data": {"path": str(logs)},
@@ -56,7 +56,7 @@ def one_pass(make: MakeJob, logs: Path, precision: str, seed: int) -> tuple[floa
 
 
 def measure(report: harness.Report, case: str, make: MakeJob, logs: Path) -> None:
-    """Both precisions, seed by seed."""
+    """Measure both precisions, seed by seed."""
     found: dict[str, list[tuple[float, float]]] = {"headrace, fp32": [], "headrace, bf16": []}
     for seed in SEEDS:
         for arm, passes in found.items():
@@ -84,14 +84,14 @@ def main() -> None:
     options = harness.options("bench_precision", __doc__)
     report = harness.Report("bench_precision")
     if not has_bf16_products():
-        report.notes["bf16"] = "emulated: this processor has no such products, so there are no rows per second"
+        report.notes["bf16"] = "emulated: this processor has no bf16 products, so rows per second are not shown"
     with tempfile.TemporaryDirectory(prefix="headrace-bench-") as folder:
         data = Path(os.environ.get("HEADRACE_DATA", "")) / "criteo" / "criteo_kaggle_137139.tsv.gz"
         if "HEADRACE_DATA" in os.environ and data.exists() and not options.quick:
             import_criteo(data, Path(folder) / "criteo", CriteoConfig(parts=4))
             measure(report, "Criteo's sample, 137,139 rows", criteo_job, Path(folder) / "criteo")
         elif not options.quick:
-            print("skipped: Criteo's sample: HEADRACE_DATA names no folder that has it", file=sys.stderr)
+            print("skipped: Criteo's sample: not found in HEADRACE_DATA", file=sys.stderr)
         num_rows = 100_000 if options.quick else 2_000_000
         generate_logs(GenerateConfig(rows=num_rows, windows=4), Path(folder) / "logs")
         measure(report, f"generated, {num_rows:,} rows", generated_job, Path(folder) / "logs")

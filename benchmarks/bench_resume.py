@@ -1,9 +1,9 @@
-"""Snapshots: what `state_dict()` costs, and how long a stopped reader takes to go on in the middle of an epoch.
+"""Snapshots: the cost of `state_dict()`, and the time to resume a stopped reader in the middle of an epoch.
 
-Resuming is timed from making the reader anew to its first batch, which is checked to be the right one: the next batch
-behind half of the epoch. Fast-forwarding reads and throws away the first half instead, as a loader must that has no
-state. Peers that keep a state: torchdata's nodes (a row group is their unit, as in `bench_ingest.py`),
-`StatefulDataLoader`, and streamed Hugging Face datasets.
+Resuming is timed from creating the reader to its first batch, which is verified to be the next one after half of the
+epoch. Fast-forwarding instead reads and discards the first half, as a loader without state must. Peers with state are
+torchdata's nodes (with row groups as units, as in `bench_ingest.py`), `StatefulDataLoader`, and streamed Hugging Face
+datasets.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ class Reader:
     """A loader that can be stopped and resumed.
 
     Args:
-        start: Makes an iterator of batches; given a state, from there.
-        state: The state of an iterator; None for loaders that have none.
-        key: What tells a batch from others.
+        start: Creates an iterator of batches, optionally from a state.
+        state: Returns the state of an iterator; None for loaders without state.
+        key: Returns the identity of a batch.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class Reader:
         self.saved: Any = None
 
     def save(self, batches: int) -> tuple[Any, list[float]]:
-        """Read so many batches and save; returns the key of the next batch, and seconds of some snapshots."""
+        """Read batches and save the state; returns the key of the next batch, and seconds of some snapshots."""
         iterator = self.start(None)
         for _ in itertools.islice(iterator, batches):
             pass
@@ -68,7 +68,7 @@ class Reader:
         return expected, seconds
 
     def resume(self, expected: Any) -> float:
-        """Seconds from making the reader to the first batch."""
+        """Seconds from creating the reader to the first batch."""
         begin = time.perf_counter()
         iterator = self.start(self.saved)
         for _ in range(self.skip):
@@ -76,13 +76,13 @@ class Reader:
         batch = next(iterator)
         seconds = time.perf_counter() - begin
         if self.key(batch) != expected:
-            raise SystemExit("a resumed reader went on at another batch")
+            raise SystemExit("a resumed reader continued at a different batch")
         _close(iterator)
         return seconds
 
 
 def headrace(pipe: Pipeline, *, skip: int = 0, **options: Any) -> Reader:
-    """Our pipeline, resumed from its state, or fast-forwarded by `skip` batches."""
+    """headrace's pipeline, resumed from its state, or fast-forwarded by `skip` batches."""
 
     def start(state: Any) -> Iterator[Any]:
         return pipe.open(**options, state=None if skip else state)
@@ -91,16 +91,16 @@ def headrace(pipe: Pipeline, *, skip: int = 0, **options: Any) -> Reader:
 
 
 def dataloader(logs: Logs, skip: int) -> Reader:
-    """A plain DataLoader of batches, which has no state."""
+    """A plain DataLoader of batches, without state."""
     make = torch_loaders.dataloader(logs, "modulo", workers=0)
     return Reader(lambda _: make(), None, _key, skip=skip)
 
 
 def stateful_dataloader(logs: Logs) -> Reader:
-    """torchdata's `StatefulDataLoader` over a dataset without a state of its own: it fast-forwards by itself."""
+    """torchdata's `StatefulDataLoader` over a dataset without state, which it fast-forwards."""
     from torchdata.stateful_dataloader import StatefulDataLoader
 
-    logging.getLogger("torchdata").setLevel(logging.ERROR)  # it warns about what is measured here
+    logging.getLogger("torchdata").setLevel(logging.ERROR)  # it warns about the behaviour that is measured here
     current: list[Any] = []
 
     def start(state: Any) -> Iterator[Any]:
@@ -144,7 +144,7 @@ def huggingface(logs: Logs) -> Reader:
 def main() -> None:
     options = harness.options("bench_resume", __doc__, rows=0, folder=None)
     logs = make_logs(options.rows or (262_144 if options.quick else 1_048_576), options.folder)
-    half = logs.num_rows // BATCH_SIZE // 2 + 5  # not at the beginning of a row group
+    half = logs.num_rows // BATCH_SIZE // 2 + 5  # not at the start of a row group
     schema = Schema.from_dict(SCHEMA, where="benchmark")
     plan = FeaturePlan.from_config(config("modulo"), schema)
     plain = read_parquet(str(logs.folder), schema).batch(BATCH_SIZE).transform(plan)
@@ -173,7 +173,7 @@ def main() -> None:
 
 
 def measure(report: harness.Report, case: str, readers: dict[str, Reader], half: int, seconds: float) -> None:
-    """Save once with each reader, then resume all in turn."""
+    """Save the state of each reader once, then resume all in turn."""
     arms: dict[str, Callable[[], float]] = {}
     for name, reader in readers.items():
         expected, snapshots = reader.save(half)

@@ -1,11 +1,11 @@
-"""Scheduling policies over a shaped link: step time, idle processor, hidden communication, and the bounds.
+"""Scheduling policies on a shaped network link: step time, idle CPU time, hidden communication, and bounds.
 
-Trainer and shard are processes in two network namespaces, each pinned to a core, with `tc tbf` on the veth between them
-(root and iproute2 needed; without, a relay in user space holds bytes back, which costs processor time of its own).
-Policies take turns in one trainer process. `serial` is TensorFlow's step order; `batch_prefetch` is tf.data's way, with
-its best depth and number of threads of those tried. Peers bring their own processes to the same link.
+Trainer and shard are processes in two network namespaces, each pinned to a core, with `tc tbf` on the veth between
+them. This needs root and iproute2; otherwise a user-space relay delays bytes, which takes CPU time of its own. Policies
+take turns in one trainer process. `serial` has TensorFlow's step order; `batch_prefetch` works like tf.data, with the
+best depth and number of threads of those tried. Peers run their own processes on the same link.
 
-The bounds come from the parts that `serial` was measured to have: F features, P pull, M dense, U push.
+The bounds are computed from the measured phases of `serial`: F features, P pull, M dense, U push.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ from schedule.workloads import NAMES
 from headrace.scheduling.bounds import StepParts
 
 HERE = Path(__file__).resolve().parent
-UNCOUNTED = 12  # steps of a run that the trainer does not count, on average of the policies
-NUM_BEST = 2  # settings of batch_prefetch that take part after the first round, which all take part in
+UNCOUNTED = 12  # uncounted steps per run of the trainer, averaged over policies
+NUM_BEST = 2  # settings of batch_prefetch kept after the first round
 RATES = (0.1, 0.3, 1.0, 10.0, None)
 MS = 1e3
 PATIENCE_S = 120.0
 
 
 class Child:
-    """A process that answers one line of JSON with another."""
+    """A process that answers each line of JSON with another."""
 
     def __init__(self, command: list[str], environment: dict[str, str] | None = None) -> None:
         self._process = subprocess.Popen(
@@ -46,7 +46,7 @@ class Child:
         )
 
     def tell(self, command: dict[str, Any]) -> None:
-        """Send a command that has no answer."""
+        """Send a command without an answer."""
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps(command) + "\n")
         self._process.stdin.flush()
@@ -57,18 +57,18 @@ class Child:
         return json.loads(self.line())  # type: ignore[no-any-return]
 
     def line(self) -> str:
-        """The next line it prints."""
+        """Read the next line of its output."""
         assert self._process.stdout is not None
-        # Each question has one line for an answer, so nothing can lie in the buffer already.
+        # Each command has a one-line answer, so the buffer is empty here.
         if not select.select([self._process.stdout], [], [], PATIENCE_S)[0]:
-            raise SystemExit(f"a process of the benchmark was silent for {PATIENCE_S:g} s")
+            raise SystemExit(f"a benchmark process did not answer within {PATIENCE_S:g} s")
         line = self._process.stdout.readline()
         if not line:
-            raise SystemExit(f"a process of the benchmark ended with {self._process.wait()}")
+            raise SystemExit(f"a benchmark process ended with {self._process.wait()}")
         return line
 
     def kill(self) -> None:
-        """End it, if it has no end of its own."""
+        """Kill the process."""
         self._process.kill()
         self._process.wait()
 
@@ -84,7 +84,7 @@ class Child:
 
 
 def arms(quick: bool) -> dict[str, dict[str, Any]]:
-    """Policies by the name of their arm."""
+    """Policies by arm name."""
     found: dict[str, dict[str, Any]] = {"serial": {"policy": "serial"}}
     for ahead in (2,) if quick else (1, 2, 4):
         for threads in (1,) if quick else (1, 2):
@@ -96,7 +96,7 @@ def arms(quick: bool) -> dict[str, dict[str, Any]]:
 
 
 def measure(trainer: Child, case: str, quick: bool, seconds: float) -> dict[str, list[dict[str, Any]]]:
-    """Samples of every arm of a case, in turn, until the time is used up; of batch_prefetch the best settings only."""
+    """Sample every arm of a case in turn until the time is used up; of batch_prefetch only the best settings."""
     policies = arms(quick)
     samples: dict[str, list[dict[str, Any]]] = {name: [] for name in policies}
     first = trainer.ask({"do": "run", "case": "", **policies["serial"], "steps": 4})
@@ -114,7 +114,7 @@ def measure(trainer: Child, case: str, quick: bool, seconds: float) -> dict[str,
 
 
 def report_case(report: harness.Report, case: str, samples: dict[str, list[dict[str, Any]]]) -> None:
-    """Rows, ratios and bounds of one workload on one link."""
+    """Report rows, ratios and bounds of one workload on one link."""
 
     def median(arm: str, key: str) -> float:
         return statistics.median(sample[key] for sample in samples[arm])
@@ -127,7 +127,7 @@ def report_case(report: harness.Report, case: str, samples: dict[str, list[dict[
     parts = StepParts(
         *(median("serial", key) for key in ("features_s", "pull_s", "dense_s", "push_s")), deferred_ratio=deferred
     )
-    # Of those measured in every round: the machine's speed changes from round to round, and one sample may be lucky.
+    # Of those measured in every round, because the machine's speed varies and a single sample may be lucky.
     every = [arm for arm in samples if arm.startswith("batch_prefetch") and len(samples[arm]) == len(samples["serial"])]
     best = min(every, key=lambda arm: median(arm, "step_s"))
     for ours in ("recs", "recs_early"):
@@ -142,7 +142,7 @@ def report_case(report: harness.Report, case: str, samples: dict[str, list[dict[
         ("early bound max(F + M, P + U)", parts.early_s, "recs_early"),
         (f"exact early bound, {deferred:.0%} of keys deferred", parts.early_exact_s, "recs_early"),
     ):
-        # As a share of what is reached: a step at its bound has 100 %.
+        # As a share of the step time: a step at its bound has 100 %.
         report.limits.append(harness.Limit(case, f"{what}; {arm}", MS * value, "ms", value / median(arm, "step_s")))
     shares = {"F": parts.features_s, "P": parts.pull_s, "M": parts.dense_s, "U": parts.push_s}
     report.notes[case] = {name: f"{MS * value:.1f} ms" for name, value in shares.items()} | {
@@ -155,7 +155,7 @@ def report_case(report: harness.Report, case: str, samples: dict[str, list[dict[
 
 
 def in_process(report: harness.Report, trainer: Child, quick: bool) -> None:
-    """What the scheduler costs where there is nothing to hide."""
+    """Measure the cost of the scheduler when there is nothing to hide."""
     for workload in NAMES[:1] if quick else NAMES:
         print(f"{workload}, rows in this process", file=sys.stderr, flush=True)
         trainer.ask({"do": "load", "workload": workload, "address": "", "quick": quick})
@@ -169,12 +169,12 @@ def in_process(report: harness.Report, trainer: Child, quick: bool) -> None:
 
 
 def name_of(rate: float | None) -> str:
-    """How a link is named."""
+    """Name of a link."""
     return "unshaped" if rate is None else f"{rate:g} Gb/s"
 
 
 def delayed(report: harness.Report, link: Link, trainer: Child, address: str, quick: bool, seconds: float) -> None:
-    """Latency beside bandwidth: a relay in the shard's place holds every message back, each way."""
+    """Measure latency instead of bandwidth: a relay in place of the shard delays every message, each way."""
     workload = NAMES[2]
     for latency_ms in (1.0,) if quick else (1.0, 5.0):
         relay = [sys.executable, "-m", "schedule.relay", "--to", address, "--listen", link.shard_host]
@@ -185,13 +185,13 @@ def delayed(report: harness.Report, link: Link, trainer: Child, address: str, qu
             trainer.ask({"do": "run", "case": "", "policy": "recs", "steps": 12})
             case = f"{workload}, {latency_ms:g} ms each way"
             report_case(report, case, measure(trainer, case, quick, seconds))
-            trainer.ask({"do": "load", "workload": workload, "address": "", "quick": quick})  # ends its streams
+            trainer.ask({"do": "load", "workload": workload, "address": "", "quick": quick})  # closes its streams
         finally:
             child.kill()
 
 
 def at_the_barrier(report: harness.Report, quick: bool) -> None:
-    """What a background thread does to matrix products on two real cores, without any network."""
+    """Measure the effect of a background thread on matrix products on two cores, without a network."""
     case = "two cores, no network"
     if len(os.sched_getaffinity(0)) < barrier.CORES:
         report.notes[case] = "skipped: one core"
@@ -249,7 +249,7 @@ def main() -> None:
                         to = f"127.0.0.1:{int(child.line())}"
                     if rate == rates[0] or not link.is_real:
                         trainer.ask({"do": "load", "workload": workload, "address": to, "quick": quick})
-                        # Rows are made, kernels loaded.
+                        # Creates rows and loads kernels.
                         trainer.ask({"do": "run", "case": "", "policy": "recs", "steps": 12})
                     link.set_rate(rate)
                     case = f"{workload}, {name_of(rate)}"

@@ -1,9 +1,10 @@
-"""One training step of four models on a CPU: ours, plain PyTorch, torchrec on FBGEMM and Keras, samples per second.
+"""One training step of four models on a CPU: headrace, plain PyTorch, torchrec on FBGEMM, and Keras, in samples per
+second.
 
-Batches are ready in memory: no reading, no features. Ids follow a Zipf distribution; rows learn by Adagrad (row-wise
-where the library has it), the dense part by Adagrad. Every arm runs in a process of its own, which does nothing while
-it is not its turn; a sample is a run of steps over the same 16 batches. The loss after the same number of steps is
-shown beside the rate. The limit is the roofline of `roofline.py`, measured in the same run.
+Batches are ready in memory, without reading or features. Ids follow a Zipf distribution. Rows use Adagrad (row-wise if
+the library has it), dense parameters Adagrad. Every arm runs in its own process, which is idle while it is not its
+turn. A sample is a run of steps over the same 16 batches. The loss after the same number of steps is shown with the
+rate. The machine limit is the roofline of `roofline.py`, measured in the same run.
 """
 
 from __future__ import annotations
@@ -47,11 +48,11 @@ SWEEP = {
     "tables of 8.3 GB": Shape(num_embeddings=5_000_000),
 }
 SWEEP_PEERS = ("torch, one table", "torchrec, FBGEMM", "Keras")
-"""In the precision that this processor is faster in."""
+"""Measured in the precision that is faster on this processor."""
 
 
 def measure(report: harness.Report, case: str, shape: Shape, arms: Sequence[StepArm], seconds: float) -> None:
-    """One case: all arms in turn, ratios to our first arm, and the roofline."""
+    """Measure one case: all arms in turn, headrace's ratios, and the roofline."""
     bound = bound_of(shape)
     steps = max(4, min(NUM_BATCHES, NUM_BATCHES * 4096 // shape.batch_size))
     run = one_by_one if shape.table_bytes > MAX_BYTES_SIDE_BY_SIDE else side_by_side
@@ -71,7 +72,7 @@ def measure(report: harness.Report, case: str, shape: Shape, arms: Sequence[Step
 def side_by_side(
     case: str, shape: Shape, arms: Sequence[StepArm], steps: int, seconds: float
 ) -> dict[str, list[dict[str, float]]]:
-    """All processes alive, in turn."""
+    """Run all arms in turn, with all processes alive."""
     answers: dict[str, list[dict[str, float]]] = {}
     with ExitStack() as stack:
         processes: dict[str, Process] = {}
@@ -95,7 +96,7 @@ def side_by_side(
 def one_by_one(
     case: str, shape: Shape, arms: Sequence[StepArm], steps: int, seconds: float
 ) -> dict[str, list[dict[str, float]]]:
-    """Tables too large to be in memory several times: a process at a time, each arm twice."""
+    """Run one process at a time, each arm twice, for tables too large to be in memory several times."""
     answers: dict[str, list[dict[str, float]]] = {}
     for arm in track_progress([*arms, *arms], case, unit="arms"):
         try:
@@ -109,7 +110,7 @@ def one_by_one(
 
 
 def able(arms: Sequence[StepArm], shape: Shape) -> list[StepArm]:
-    """Those that are installed and can do it."""
+    """The arms that are installed and support the shape."""
     found = []
     for arm in arms:
         if importlib.util.find_spec(arm.package) is None:
@@ -120,7 +121,7 @@ def able(arms: Sequence[StepArm], shape: Shape) -> list[StepArm]:
 
 
 def goals(report: harness.Report) -> list[dict[str, object]]:
-    """What ours should reach on the standard step, and does."""
+    """The goals on the standard step and the results."""
     ratios = {r.against: r.value for r in report.ratios if r.case == STANDARD and not r.against.startswith("headrace")}
     share = next(limit.share for limit in report.limits if limit.case == STANDARD)
     best = min(ratios, key=lambda name: ratios[name])

@@ -1,4 +1,4 @@
-"""Tuning policies: simulated, calibrated, on emulated CPUs, on real work, and where memory is short.
+"""Tuning policies: simulated, calibrated, on emulated CPUs, on real work, and with little memory.
 
     python benchmarks/bench_tuning.py --quick         # a little of everything
     python benchmarks/bench_tuning.py --simulated     # a virtual clock; see tuning_simulated.py
@@ -7,7 +7,7 @@
     python benchmarks/bench_tuning.py --real          # real work and peers; see tuning_real.py (.peers/bin/python)
     python benchmarks/bench_tuning.py --oom           # real memory in a cgroup; see tuning_oom.py
 
-Without a mode all of them. Modes are never mixed in one table. What one mode found is kept by its own name, for
+Without a mode, all modes run. Modes are never mixed in one table. Results of a mode are stored under its own name, for
 instance `--emulated --json benchmarks/results/tuning_emulated.json`.
 """
 
@@ -23,7 +23,7 @@ MODES = ("simulated", "calibration", "emulated", "real", "oom")
 
 
 def main() -> None:
-    """Run the modes asked for, or all."""
+    """Run the requested modes, or all."""
     options = harness.options("bench_tuning", __doc__, **dict.fromkeys(MODES, False))
     asked = [mode for mode in MODES if getattr(options, mode)] or list(MODES)
     report = harness.Report(f"tuning_{asked[0]}" if len(asked) == 1 else "bench_tuning")

@@ -1,15 +1,16 @@
-"""Whether batches of whole sessions, which are correlated, cost accuracy: AUC and normalised entropy, arm by arm.
+"""Effect of batches of whole sessions, which are correlated, on accuracy: AUC and normalised entropy by row order.
 
-All arms train on the same rows, window by window, but for the last window. Two scores: on the last window, which is the
-same rows in time order for all arms ("held out"); and over the windows trained on, each row predicted before it is used
-("before use"), where time order has seen earlier rows of a row's session and batches of whole sessions have not:
+All arms train on the same rows, window by window, except the last window. There are two scores. "Held out" is on the
+last window, with the same rows in time order for all arms. "Before use" is on the training windows, with each row
+predicted before it is used; there, time order has seen earlier rows of a row's session, and batches of whole sessions
+have not. The arms are:
 
-- time order: rows as they came, the order a job without clustering trains in
-- rows shuffled: each row by itself in blocks of 50,000
-- sessions in order: the clustered log as it lies, no shuffle
+- time order: rows as logged, the order of a job without clustering
+- rows shuffled: single rows in blocks of 50,000
+- sessions in order: the clustered log, without shuffling
 - sessions shuffled: whole sessions in blocks of 50,000
 
-Seeds change the first values of the model, and the shuffles.
+Seeds change the initial values of the model and the shuffles.
 
     .venv/bin/python benchmarks/dedup_quality.py
     .venv/bin/python benchmarks/dedup_quality.py --log logs/ --hours 24    # yours: its first 24 folders
@@ -89,7 +90,7 @@ def _job(logs: Path, run: Path, schema: Path, shuffle: str | None, seed: int) ->
 
 
 def _scores(job: JobConfig, num_windows: int, held_out: str) -> dict[str, float]:
-    """AUC and normalised entropy of the held-out window, and of the others, each weighted by its rows."""
+    """AUC and normalised entropy of the held-out window, and of the others, weighted by rows."""
     results = Trainer(job).run(windows=num_windows).windows
     rows = sum(result.rows.num_used for result in results)
     (last,) = Scorer(job).evaluate(held_out).values()
@@ -101,7 +102,7 @@ def _scores(job: JobConfig, num_windows: int, held_out: str) -> dict[str, float]
 
 
 def _say(report: harness.Report, case: str) -> None:
-    """How far each arm is from time order, beside how far seeds are from each other."""
+    """Print each arm's difference from time order, and the spread of seeds."""
     for metric in dict.fromkeys(row.metric for row in report.rows):
         rows = {row.arm: row for row in report.rows if row.metric == metric}
         noise = max(row.p90 - row.p10 for row in rows.values())

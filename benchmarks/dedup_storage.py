@@ -1,14 +1,14 @@
-"""Bytes of a log on disk, layout by layout: what the order of rows, encodings, and storing values once each give.
+"""Bytes of a log on disk by layout: the effects of row order, encodings, and storing values once.
 
-All arms hold the same rows with the same compressor (zstd, level 1) in row groups of 8192 rows:
+All arms have the same rows with the same compressor (zstd, level 1) in row groups of 8192 rows:
 
-- time order: as any writer makes it, Parquet's default encodings
-- time order, encodings: each column in the encoding that suits it
-- clustered, default encodings: rows of a session adjacent, nothing else
+- time order: as an ordinary writer stores it, with Parquet's default encodings
+- time order, encodings: each column with its best encoding
+- clustered, default encodings: only with the rows of a session adjacent
 - clustered and nested: as `headrace cluster` writes them
 
-The limit is the entropy of the ids that a nested file holds, drawn uniformly from five million: what no encoding that
-does not know the generator gets below.
+The limit is the entropy of the ids in a nested file, drawn uniformly from five million: a lower bound for any encoding
+without knowledge of the generator.
 
     .venv/bin/python benchmarks/dedup_storage.py --log logs/       # a log of yours instead of the generated ones
 """
@@ -35,7 +35,7 @@ PLAIN = "time order"
 
 
 def main() -> None:
-    """Measure generated logs, or one of the user's."""
+    """Measure generated logs, or a user's log."""
     options = harness.options("dedup_storage", __doc__, log="", rows=100_000)
     report = harness.Report("dedup_storage")
     rows = 20_000 if options.quick else options.rows
@@ -54,7 +54,7 @@ def main() -> None:
 
 
 def measure(report: harness.Report, case: str, log: Path, scratch: Path, *, uniform_ids: int | None = None) -> None:
-    """Write a log in all ways, and add the sizes."""
+    """Write a log in all layouts, and add the sizes."""
     schema = Schema.from_yaml(log / "schema.yaml")
     folders = {}
     for layout in ("clustered", "nested"):
@@ -92,7 +92,7 @@ def num_bytes(folder: Path) -> int:
 
 
 def rewrite(log: Path, path: Path, *, encodings: bool) -> int:
-    """Bytes of a log's rows, in its order, in one file with the default or with chosen encodings."""
+    """Bytes of a log's rows, in the same order, in one file with default or chosen encodings."""
     writer: pq.ParquetWriter | None = None
     held: list[pa.RecordBatch] = []
     for file in list_files(log):

@@ -1,7 +1,7 @@
-"""The feature workloads in numpy, torch, polars, pyarrow.compute and TensorFlow, each at its best that we found.
+"""The feature workloads in numpy, torch, polars, pyarrow.compute and TensorFlow, each in its fastest form found.
 
-Every peer is a function of (record batch, work) that returns a function without arguments; what can be prepared once
-(borders, constants, output buffers where the library can write into them) is prepared outside of the timed part.
+Every peer is a function of (record batch, work) that returns a function without arguments. Everything that can be
+prepared once (borders, constants, output buffers if supported) is prepared outside of the timed part.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class BucketSpec:
 
 @dataclass(frozen=True)
 class Work:
-    """What is to be done with a batch."""
+    """The work to do on a batch."""
 
     dense: tuple[str, ...]
     hashes: tuple[HashSpec, ...]
@@ -51,7 +51,7 @@ class Work:
 
 
 def with_numpy(batch: pa.RecordBatch, work: Work) -> Callable[[], Result]:
-    """In-place ufuncs on one column at a time, so that a column stays in the second-level cache."""
+    """In-place ufuncs, one column at a time, so that a column stays in the second-level cache."""
 
     def run() -> Result:
         columns = [_filled(batch, name) for name in work.dense]
@@ -76,7 +76,7 @@ def with_numpy(batch: pa.RecordBatch, work: Work) -> Callable[[], Result]:
 
 
 def with_torch(batch: pa.RecordBatch, work: Work) -> Callable[[], Result]:
-    """In-place tensor operations on one column at a time; `remainder` floors as SigridHash does."""
+    """In-place tensor operations, one column at a time; `remainder` floors like SigridHash."""
     import torch
 
     borders = [torch.from_numpy(bucket.borders.astype(np.float32)) for bucket in work.buckets]
@@ -106,7 +106,7 @@ def with_torch(batch: pa.RecordBatch, work: Work) -> Callable[[], Result]:
 
 
 def with_polars(batch: pa.RecordBatch, work: Work) -> Callable[[], Result]:
-    """One lazy query of expressions; ids go through polars' own hash."""
+    """One lazy query of expressions; ids use polars' own hash."""
     import polars as pl
 
     frame = pl.from_arrow(batch)
@@ -136,7 +136,7 @@ def with_polars(batch: pa.RecordBatch, work: Work) -> Callable[[], Result]:
 
 
 def with_pyarrow(batch: pa.RecordBatch, work: Work) -> Callable[[], Result]:
-    """Compute functions; there is no Bucketize among them, so that is numpy's."""
+    """Compute functions; Bucketize uses numpy, because pyarrow has none."""
 
     def run() -> Result:
         filled = {name: pc.fill_null(batch.column(name), 0) for name in work.dense}
@@ -197,13 +197,13 @@ PEERS: dict[str, tuple[str, Callable[[pa.RecordBatch, Work], Callable[[], Result
 
 
 def _filled(batch: pa.RecordBatch, name: str) -> np.ndarray:
-    """A column with 0 for null; faster in Arrow than any way of getting the nulls into numpy or torch."""
+    """A column with 0 for null; this is faster in Arrow than passing nulls to numpy or torch."""
     array: np.ndarray = pc.fill_null(batch.column(name), 0).to_numpy()
     return array
 
 
 def _ids(column: pa.Array) -> tuple[np.ndarray, np.ndarray]:
-    """The ids of a column without nulls, and how many each row has, without copying the ids."""
+    """The ids of a column without nulls, and the number per row, without copying the ids."""
     if pa.types.is_list(column.type):
         offsets = np.frombuffer(column.buffers()[1], np.int32, len(column) + 1, column.offset * 4)
         return column.flatten().to_numpy(), np.diff(offsets)
@@ -217,7 +217,7 @@ def _numpy_offsets(lengths: np.ndarray) -> np.ndarray:
 
 
 def _numpy_hash(ids: np.ndarray, range_: int, salt: int) -> np.ndarray:
-    """SigridHash, with two buffers and everything in place."""
+    """SigridHash, in place with two buffers."""
     key = ids.astype(np.uint64)
     other = key << np.uint64(21)
     np.invert(key, out=key)
@@ -240,7 +240,7 @@ def _numpy_hash(ids: np.ndarray, range_: int, salt: int) -> np.ndarray:
 
 
 def _torch_hash(ids: Any, range_: int, salt: int) -> Any:
-    """SigridHash on int64; a logical shift is an arithmetic one and a mask."""
+    """SigridHash on int64; a logical shift is an arithmetic shift and a mask."""
     key = ~ids + (ids << 21)
     key ^= (key >> 24) & ((1 << 40) - 1)
     key = key + (key << 3) + (key << 8)
@@ -258,7 +258,7 @@ def _torch_hash(ids: Any, range_: int, salt: int) -> Any:
 
 
 def _pyarrow_hash(ids: pa.Array, range_: int, salt: int) -> np.ndarray:
-    """SigridHash with wrapping arithmetic; without a modulo, that is a division, a product and a difference."""
+    """SigridHash with wrapping arithmetic; modulo is a division, a product and a difference."""
     key = ids.view(pa.uint64())
 
     def word(number: int) -> pa.Scalar:

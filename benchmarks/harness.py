@@ -1,4 +1,4 @@
-"""What all benchmarks share: arms run in turn, medians with their spread, one JSON shape, the table on the screen.
+"""The benchmark harness: interleaved arms, medians with spread, a common JSON format, and tables.
 
 A benchmark is a script with two options, `--quick` (under a minute on 2 cores) and `--json PATH`::
 
@@ -43,7 +43,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Row:
-    """One arm of one case: the median of `n` samples and their 10th and 90th percentile."""
+    """Result of one arm of one case: the median of `n` samples with 10th and 90th percentiles."""
 
     case: str
     arm: str
@@ -57,7 +57,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Ratio:
-    """How many times better ours is than another arm; above 1 ours is better."""
+    """Ratio of headrace to another arm; above 1 headrace is better."""
 
     case: str
     ours: str
@@ -67,7 +67,7 @@ class Ratio:
 
 @dataclass(frozen=True)
 class Limit:
-    """What the machine itself can do, in the unit of the case, and the share of it that ours reaches."""
+    """A limit of the machine, in the unit of the case, and the share that headrace reaches."""
 
     case: str
     what: str
@@ -78,7 +78,7 @@ class Limit:
 
 @dataclass
 class Report:
-    """Collects results, prints them and writes them as JSON."""
+    """Collects results, prints them, and writes them as JSON."""
 
     benchmark: str
     rows: list[Row] = field(default_factory=list)
@@ -94,13 +94,13 @@ class Report:
         return row
 
     def median(self, case: str, arm: str, metric: str) -> float:
-        """The median of an arm that has been added."""
+        """The median of an added arm."""
         return next(r.median for r in self.rows if (r.case, r.arm, r.metric) == (case, arm, metric))
 
     def compare(
         self, case: str, ours: str, metric: str, *, against: Sequence[str] | None = None, lower_is_better: bool = False
     ) -> None:
-        """Add the ratio of our median to that of other arms (all of the case unless named)."""
+        """Add the ratios of headrace's median to those of other arms (all arms of the case unless named)."""
         mine = self.median(case, ours, metric)
         for row in self.rows:
             if row.case != case or row.metric != metric or row.arm == ours or (against and row.arm not in against):
@@ -109,11 +109,11 @@ class Report:
             self.ratios.append(Ratio(case, ours, row.arm, value))
 
     def limit(self, case: str, what: str, value: float, unit: str, *, reached: float) -> None:
-        """Add a limit of the machine and how much of it ours reaches."""
+        """Add a limit of the machine and the value that headrace reaches."""
         self.limits.append(Limit(case, what, value, unit, reached / value))
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values in the shape all benchmarks share."""
+        """The results in the common JSON format."""
         return {
             "benchmark": self.benchmark,
             "date": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -125,7 +125,7 @@ class Report:
         }
 
     def finish(self, options: argparse.Namespace) -> None:
-        """Print the tables and write the JSON file if one was asked for."""
+        """Print the tables, and write the JSON file if requested."""
         self.print()
         if options.json is not None:
             path = Path(options.json)
@@ -150,7 +150,7 @@ class Report:
             )
         if self.limits:
             _print_table(
-                ["case", "limit of the machine", "value", "unit", "share"],
+                ["case", "machine limit", "value", "unit", "share"],
                 [[m.case, m.what, _short(m.value), m.unit, f"{m.share:.0%}"] for m in self.limits],
             )
 
@@ -163,22 +163,22 @@ def interleave(
     warm_up: int = 1,
     what: str | None = None,
 ) -> dict[str, list[float]]:
-    """Run all arms in turn (A B C A B C ...) so that drift of the machine meets them alike.
+    """Run all arms in turn (A B C A B C ...), so that drift of the machine affects them equally.
 
-    Beyond two seconds it shows on standard error how far it is, between samples.
+    After two seconds it shows progress on standard error, between samples.
 
     Args:
-        arms: Name to a function without arguments; its wall time is the sample, unless it returns a float, which then
-            is the sample (for arms that time only part of what they do).
-        rounds: Samples of each arm.
+        arms: Functions without arguments by name. The sample is the wall time, unless the function returns a float,
+            which is then the sample (for arms that time only part of their work).
+        rounds: Samples per arm.
         seconds: Stop after this long, but not before three rounds.
-        warm_up: Rounds before the first that counts, for compilation and caches.
-        what: Names it where it shows how far it is; the script's name when None.
+        warm_up: Uncounted rounds at the start, for compilation and caches.
+        what: Name in the progress display; None for the script's name.
 
     Returns:
         Samples of each arm.
     """
-    from headrace.observe.progress import Progress  # not before `single_threaded`
+    from headrace.observe.progress import Progress  # imported after `single_threaded`
 
     samples: dict[str, list[float]] = {name: [] for name in arms}
     total = (warm_up + rounds) * len(arms) if seconds is None else None
@@ -200,16 +200,16 @@ def interleave(
 
 
 class CpuUse:
-    """CPUs used since it was made: by this process, and by everything else on the machine.
+    """CPUs used since creation, by this process and by everything else on the machine.
 
-    A benchmark that needs several cores says nothing while others use them; this tells. Linux only, else zeros.
+    A benchmark that needs several cores is not meaningful while others use them. Linux only; zeros elsewhere.
     """
 
     def __init__(self) -> None:
         self._start = self._read()
 
     def elapsed(self) -> tuple[float, float]:
-        """CPUs on average: (this process and its ended children, everything else)."""
+        """Mean CPUs used: (this process and its ended children, everything else)."""
         wall, mine, busy = (now - then for now, then in zip(self._read(), self._start, strict=True))
         return mine / wall, max(0.0, busy - mine) / wall
 
@@ -219,12 +219,12 @@ class CpuUse:
         busy = 0.0
         if Path("/proc/stat").exists():
             ticks = [int(field) for field in Path("/proc/stat").read_text().splitlines()[0].split()[1:9]]
-            busy = (sum(ticks) - ticks[3] - ticks[4]) / os.sysconf("SC_CLK_TCK")  # all but idle and waiting for disks
+            busy = (sum(ticks) - ticks[3] - ticks[4]) / os.sysconf("SC_CLK_TCK")  # everything except idle and iowait
         return time.perf_counter(), sum(times[:4]), busy
 
 
 def options(name: str, description: str | None, **flags: Any) -> argparse.Namespace:
-    """The command line of a benchmark; `flags` are further options: default values by name; False makes a switch."""
+    """Parse the command line of a benchmark; `flags` are further options with default values, False for a switch."""
     parser = argparse.ArgumentParser(name, description=(description or "").split("\n")[0])
     parser.add_argument("--quick", action="store_true", help="smaller, under a minute on 2 cores")
     parser.add_argument("--json", metavar="PATH", help="write the results there")
@@ -238,9 +238,9 @@ def options(name: str, description: str | None, **flags: Any) -> argparse.Namesp
 
 
 def single_threaded() -> None:
-    """Hold every library in this process to one thread; call it before importing them.
+    """Limit every library in this process to one thread; call it before importing them.
 
-    Arms that use several threads start them themselves.
+    Arms with several threads start them themselves.
     """
     names = ("OMP", "MKL", "OPENBLAS", "NUMBA", "NUMEXPR", "POLARS", "VECLIB")
     for name in names:
@@ -250,7 +250,7 @@ def single_threaded() -> None:
 
 
 def machine() -> dict[str, Any]:
-    """The machine's shape and the versions of what was measured."""
+    """The machine, and the versions of the measured libraries."""
     packages = (
         "headrace",
         "torch",
@@ -281,7 +281,7 @@ def machine() -> dict[str, Any]:
 
 
 def copy_gib_per_s(num_bytes: int = 64 << 20, rounds: int = 10) -> float:
-    """GiB per second that one thread copies between two buffers too large for the caches, each byte counted once."""
+    """Single-threaded copy rate in GiB/s between buffers larger than the caches, counting each byte once."""
     import numpy as np
 
     source, target = np.ones(num_bytes, np.uint8), np.zeros(num_bytes, np.uint8)
@@ -290,7 +290,7 @@ def copy_gib_per_s(num_bytes: int = 64 << 20, rounds: int = 10) -> float:
 
 
 def _percentiles(samples: Sequence[float]) -> tuple[float, float, float]:
-    """10th, 50th and 90th percentile; of fewer than three samples the lowest, the median and the highest."""
+    """10th, 50th and 90th percentiles; for fewer than three samples the minimum, median and maximum."""
     if not samples:
         raise ValueError("no samples, expected at least one")
     if len(samples) < 3:
@@ -309,7 +309,7 @@ def _cpu_name() -> str:
 
 
 def _short(number: float) -> str:
-    """Three or four significant digits, thousands separated."""
+    """Format with three or four significant digits and thousands separators."""
     if number and abs(number) < 0.01:
         return f"{number:.2e}"
     return f"{number:,.0f}" if abs(number) >= 1000 else f"{number:.4g}"

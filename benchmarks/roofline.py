@@ -1,11 +1,11 @@
-"""The least time that this machine needs for a training step: its own rates, measured, times the work of the step.
+"""A lower bound on the time of a training step on this machine, from measured rates and the work of the step.
 
-    matrix products   every layer forward, by input and by weight, at exactly the layer's shape, best of several
+    matrix products   every layer forward, by input and by weight, with the layer's exact shape, best of several
     rows              a random row per id (lookup), and one read and written per unique id (update)
     copies            pooled embeddings written and read in the forward and in the backward pass
 
-Nothing overlaps with anything, and what is left out (activations, interaction, loss, dense optimizer) costs nothing: a
-bound, not an estimate.
+Nothing overlaps, and other work (activations, interaction, loss, dense optimizer) is free: it is a bound, not an
+estimate.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ __all__ = ["Bound", "bound_of"]
 
 @dataclass(frozen=True)
 class Bound:
-    """The bound of a step, and the rates it is made of.
+    """The bound of a step, and the rates that it is computed from.
 
     Attributes:
-        seconds: Of a step.
-        dtype: Of the matrix products that were faster.
-        gflops: Of a step.
-        gemm_gflop_per_s: Of the matrix products, over all layers.
-        row_ns: A random row read.
-        copy_gib_per_s: Bytes read and as many written.
+        seconds: Seconds per step.
+        dtype: The faster dtype of matrix products.
+        gflops: GFLOP per step.
+        gemm_gflop_per_s: Rate of the matrix products over all layers.
+        row_ns: Nanoseconds per random row read.
+        copy_gib_per_s: Copy rate; bytes read, and as many written.
     """
 
     seconds: float
@@ -57,7 +57,7 @@ def layers(shape: Shape) -> Iterator[tuple[int, int]]:
 
 
 def bound_of(shape: Shape) -> Bound:
-    """Measure the machine with the shape's threads; takes seconds."""
+    """Measure the machine with the shape's threads; takes some seconds."""
     torch.set_num_threads(shape.threads)
     size = shape.batch_size
     gflops = sum(6e-9 * size * num_in * num_out for num_in, num_out in layers(shape))
@@ -83,7 +83,7 @@ def _layer_seconds(size: int, num_in: int, num_out: int, dtype: torch.dtype) -> 
 
 
 def _row_seconds(shape: Shape) -> float:
-    """Of one random row of a table as large as all of the shape's (2 GiB at most), in parallel."""
+    """Seconds per random row of a table as large as all of the shape's tables (at most 2 GiB), in parallel."""
     num_rows = min(shape.num_tables * shape.num_embeddings, (2 << 30) // (4 * shape.embedding_dim))
     table = torch.ones(num_rows, shape.embedding_dim)
     ids = torch.randint(0, num_rows, (shape.batch_size * shape.num_tables,))

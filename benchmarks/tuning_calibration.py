@@ -1,8 +1,8 @@
-"""What the simulator predicts after a recorded second, against what the engine then does; and what a tuner costs.
+"""Simulator predictions from a recorded second compared with the engine's rate; and the cost of a tuner.
 
-The engine runs on virtual CPUs (`tuning_emulated.py`), recorded three times with one worker a stage and a CPU for each,
-and then with the workers and CPUs of the case. Sleeps are longer than asked for by what else the machine does; both
-sides are compared at the same length of sleeps. The goal is a prediction within 15 % of the engine.
+The engine runs on virtual CPUs (`tuning_emulated.py`), recorded three times with one worker per stage and one CPU each,
+and then with the workers and CPUs of the case. Other load on the machine lengthens sleeps, so both sides are compared
+with the same length of sleeps. The goal is a prediction within 15 % of the engine.
 """
 
 from __future__ import annotations

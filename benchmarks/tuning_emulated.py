@@ -1,18 +1,19 @@
 """Tuning policies on the real engine with *emulated* CPUs, on InTune's pipeline and machine (arXiv 2308.08500).
 
-A stage holds one of C virtual CPUs while it sleeps its service time (5 ms and more); threads, queues, order and
-counters are the engine's own. CPUs go 32-64-128-64-32 as published, and so do the shares of the latency: load 14,
-batch 28, shuffle 11.7, user function 42.3, prefetch 4 %. Variants have half of the CPUs and the same shares. Several
-arms run side by side, each in a process of its own: they sleep. But not more than these cores can wake up in time: with
-9 arms at 128 CPUs on 2 cores the oracle itself delivered 69 % of what its virtual CPUs allow, with 4 it is 97 %; the
-limit printed with each case tells.
+A stage sleeps for its service time (5 ms and more) while holding one of C virtual CPUs; threads, queues, order and
+counters are those of the engine. The schedule of CPUs is 32-64-128-64-32 as published, and so are the latency shares:
+load 14, batch 28, shuffle 11.7, user function 42.3, prefetch 4 %. Variants have half of the CPUs and the same shares.
+Several arms run in parallel, each in its own process, because they sleep; but only as many as these cores can wake up
+in time. With 9 arms at 128 CPUs on 2 cores the oracle itself delivered 69 % of what its virtual CPUs allow, with 4 arms
+97 %; the limit is printed with each case.
 
-- `x one_per_stage`: batches delivered, over those of one worker a stage.
-- `share of the oracle`: over those of the best setting for each phase, found with the true service times.
-- recovery: seconds from a resize until four ticks in a row reach 95 % of the oracle's own rate in that phase; the whole
-  phase where that never happens.
+- `x one_per_stage`: batches delivered, relative to one worker per stage.
+- `share of the oracle`: batches delivered, relative to the best setting for each phase, found with the true service
+  times.
+- recovery: seconds from a resize until four consecutive ticks reach 95 % of the oracle's rate in that phase; the whole
+  phase if that never happens.
 
-The adaptive baselines are relaunched at each resize, at the cost of a tenth of a phase.
+The adaptive baselines are relaunched at each resize, which costs a tenth of a phase.
 """
 
 from __future__ import annotations

@@ -96,9 +96,7 @@ def write_array(path: Path, array: NDArray[Any]) -> None:
         OSError: The file cannot be written; unlike with `np.save`, the error has the reason.
     """
     with path.open("wb") as file:
-        sink: Any = SimpleNamespace(
-            write=file.write
-        )  # NumPy writes directly to real files, and loses the reason of errors
+        sink: Any = SimpleNamespace(write=file.write)  # with real files, NumPy loses the reason of errors
         np.lib.format.write_array(sink, array, allow_pickle=False)
 
 

@@ -41,9 +41,7 @@ class _FusedMLP(torch.autograd.Function):
         num_layers = len(ctx.saved_tensors) // 2
         activations, weights = ctx.saved_tensors[: num_layers + 1], ctx.saved_tensors[num_layers + 1 :]
         gradients: list[Tensor | None] = []
-        x_grad: Tensor | None = empty(grad.shape, grad.dtype).copy_(
-            grad
-        )  # autograd may also pass its own gradient to others
+        x_grad: Tensor | None = empty(grad.shape, grad.dtype).copy_(grad)  # autograd may also pass it to others
         with full_rate():
             for layer in reversed(range(num_layers)):
                 masked = x_grad
