@@ -52,7 +52,9 @@ def summary(results: list[dict[str, Any]]) -> str:
         for result in results
         for goal in result.get("notes", {}).get("goals", ())
     ]
-    text = "## Wins and losses\n\n" + table(["benchmark", "case", "headrace is", "strongest peer", "headrace vs. peer"], rows)
+    text = "## Wins and losses\n\n" + table(
+        ["benchmark", "case", "headrace is", "strongest peer", "headrace vs. peer"], rows
+    )
     if goals:
         text += "\n## Goals\n\n" + table(["benchmark", "goal", "target", "reached", "met"], goals)
     return text

@@ -61,7 +61,7 @@ def test_a_change_that_hurts_is_undone_and_then_there_is_a_pause() -> None:
     assert not guard.check(seen(60, workers=16), NOTHING).values
     undone = guard.check(seen(60, workers=16), NOTHING)
     assert undone.values == {"map.workers": 8}
-    assert undone.reason == "rate fell from 100 to 60 a second: undone"
+    assert undone.reason == "rate fell from 100 to 60 per second: undone"
     assert not guard.check(seen(100), ask(map_workers=16)).values
 
 
