@@ -53,7 +53,7 @@ class Plumber:
     def decide(self, observation: Observation) -> Proposal:
         """Continue the trace, or set the solution once."""
         if self._done:
-            return Proposal(reason="the linear program is solved only once")
+            return Proposal(reason="workers are assigned only once")
         self._means.add(observation)
         self._visits.add(observation)
         elapsed = observation.time_s - self._began_s
