@@ -68,7 +68,7 @@ def test_a_csv_file_becomes_a_trained_model_in_two_commands(tmp_path: Path) -> N
     assert trained[-1] == f"report: {tmp_path / 'run' / 'report.html'}"
     reported = headrace("report", tmp_path / "job.yaml")
     assert [line.split() for line in reported if line.startswith("whole run")] == [whole]
-    assert any(line.startswith("part of the step") for line in headrace("explain", tmp_path / "job.yaml"))
+    assert any(line.startswith("phase of the step") for line in headrace("explain", tmp_path / "job.yaml"))
 
 
 def test_two_jobs_on_one_log_are_compared_and_a_poor_one_is_named(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ KINDS = {
     b"<!DOCTYPE html><html><body>404</body></html>": "is HTML or XML",
     gzip.compress(b"user,item\n" * 9, mtime=0): "compressed with gzip",
     b"ORC" + bytes(40): "an ORC file",
-    b"PAR1" + bytes(40): "its writer may not have finished, or it was cut off",
+    b"PAR1" + bytes(40): "its writer may not have finished, or it was truncated",
     b"PAR1" + bytes(40) + b"PARE": "an encrypted Parquet file",
     bytes(range(40)): "starts with",
 }
@@ -34,7 +34,7 @@ def test_a_file_that_is_not_parquet_is_told_by_what_it_is(tmp_path: Path, data: 
     with pytest.raises(DataError, match=KINDS[data]) as caught:
         read_footer(LogFile(str(path), len(data)))
     assert str(path) in str(caught.value)
-    assert ("cut off" in str(caught.value)) == (KINDS[data].endswith("cut off"))
+    assert ("truncated" in str(caught.value)) == (KINDS[data].endswith("truncated"))
 
 
 def test_a_whole_file_is_read(tmp_path: Path) -> None:
@@ -45,7 +45,7 @@ def test_a_whole_file_is_read(tmp_path: Path) -> None:
 def test_errors_of_the_decoder_are_told_by_their_cause() -> None:
     assert "encrypted columns" in describe_error(OSError("Cannot decrypt ColumnMetadata"))
     assert "smaller row groups" in describe_error(pa.ArrowCapacityError("array cannot contain more than 2147483646"))
-    assert "does not read" in describe_error(pa.ArrowNotImplementedError("Support for codec 'lzo' not built"))
+    assert "does not support" in describe_error(pa.ArrowNotImplementedError("Support for codec 'lzo' not built"))
     assert "damaged" not in describe_error(PermissionError(13, "Permission denied"))
     assert describe_error(OSError("Unexpected end of\nstream")) == (
         "cannot be decoded, because the file is damaged: Unexpected end of stream"

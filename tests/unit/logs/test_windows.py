@@ -196,7 +196,7 @@ def test_a_file_that_changed_after_use_is_refused_with_both_sides() -> None:
         plan_windows([info("a", 6)], cursor, FILES)
     assert str(caught.value) == (
         "/logs/a: changed since 7 of its rows were used: it was 56 bytes with 7 rows (fingerprint print-7), "
-        "it is 48 bytes with 6 rows (fingerprint print-6); put new rows into new files"
+        "now it is 48 bytes with 6 rows (fingerprint print-6); put new rows into new files"
     )
     same_size = replace(info("a", 7), fingerprint="other")
     with pytest.raises(DataError, match="fingerprint other"):

@@ -255,7 +255,7 @@ def test_other_names_beside_checkpoints_do_not_matter(tmp_path: Path) -> None:
 
 def test_a_broken_link_in_place_of_the_folder_does_not_begin_a_new_run(tmp_path: Path) -> None:
     (tmp_path / "checkpoints").symlink_to(tmp_path / "not mounted")
-    with pytest.raises(CheckpointError, match="checkpoints: is not a folder"):
+    with pytest.raises(CheckpointError, match="checkpoints: not a folder"):
         CheckpointFolder(tmp_path / "checkpoints").load_latest()
 
 

@@ -94,7 +94,7 @@ def test_features_that_dominate_a_scheduled_job_are_its_limit(monkeypatch: pytes
     assert found.rate_per_s == pytest.approx(1 / 9)
     assert "limit: " in str(found)
     assert "at stage features" in str(found)
-    assert found.help.endswith("set by the job: scheduler.threads")
+    assert found.help.endswith("fixed by the job: scheduler.threads")
 
 
 def test_dense_work_that_dominates_a_scheduled_job_is_its_limit(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> None:

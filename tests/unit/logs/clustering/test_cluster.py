@@ -302,9 +302,9 @@ def test_a_copy_within_the_log_or_beside_other_files_is_refused(log: Path, tmp_p
     (tmp_path / "notes.txt").write_text("mine")
     (tmp_path / "other").mkdir()
     (tmp_path / "other/schema.yaml").write_text("mine")
-    with pytest.raises(ConfigError, match=r"holds schema\.yaml, not written by cluster"):
+    with pytest.raises(ConfigError, match=r"contains schema\.yaml, not written by cluster"):
         cluster_log(log, tmp_path / "other", SCHEMA, ClusterConfig(**SMALL))
-    with pytest.raises(ConfigError, match="is a file, expected an output folder"):
+    with pytest.raises(ConfigError, match="given a file, expected an output folder"):
         cluster_log(log, tmp_path / "notes.txt", SCHEMA, ClusterConfig(**SMALL))
     assert (tmp_path / "other/schema.yaml").read_text() == "mine"
 

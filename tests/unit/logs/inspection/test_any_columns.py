@@ -251,7 +251,7 @@ def test_a_schema_beside_the_log_is_used_unless_one_is_to_be_written(tmp_path: P
     (log / "schema.yaml").write_text("labels: [click]\n")
     _, text, said = command(str(log))
     assert f"checked against {log}/schema.yaml" in said
-    assert "not in it" in text
+    assert "not in the schema" in text
     command(str(log), "--write-schema", str(tmp_path / "new.yaml"))
     assert "item" in (tmp_path / "new.yaml").read_text()
 
