@@ -263,7 +263,9 @@ def test_a_log_in_another_unit_than_the_schema_says_is_refused(
 ) -> None:
     wrong = Schema.from_dict({"labels": ["click"], "timestamp": {"name": "time", "unit": unit}}, where="schema")
     write(tmp_path / "a.parquet", [START + place for place in range(20)] + [0, IN_2100])
-    with pytest.raises(ConfigError, match=f"unit: given {unit}, .* would be {given}T.*; expected {expected}, with which"):
+    with pytest.raises(
+        ConfigError, match=f"unit: given {unit}, .* would be {given}T.*; expected {expected}, with which"
+    ):
         find_windows(tmp_path, wrong, Cursor(), HOURLY)
 
 

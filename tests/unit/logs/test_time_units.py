@@ -31,7 +31,9 @@ def test_a_unit_that_puts_the_log_in_other_centuries_is_refused_with_the_likely_
 ) -> None:
     with pytest.raises(ConfigError) as caught:
         check_unit([START * factor, (START + DAY) * factor], "time", unit)
-    assert str(caught.value).startswith(f"schema: timestamp time: unit: given {unit}, but then the log's times, such as ")
+    assert str(caught.value).startswith(
+        f"schema: timestamp time: unit: given {unit}, but then the log's times, such as "
+    )
     assert str(caught.value).endswith(f"; expected {likely}, with which they are 2024-01-01T00:00:00Z")
 
 
