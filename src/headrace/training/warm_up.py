@@ -66,7 +66,7 @@ def _find_keys_once() -> None:
 
 
 def _train_once(optimizer: str, kind: str) -> None:
-    """One step of a table group: every pooling, a new row, an update, the end of a window, an eviction, a saved state."""
+    """Run one step of a table group: every pooling, a new row, an update, a window end, an eviction, a saved state."""
     use_threads(None)
     config = EmbeddingsConfig.from_dict(
         {
