@@ -1,4 +1,4 @@
-"""Embeddings: ids to rows, rows to pooled vectors, gradients back into the rows that occurred."""
+"""Embedding tables: lookup of rows by id, pooling, and sparse updates."""
 
 from headrace.embeddings.bags import (
     EmbeddingBags,

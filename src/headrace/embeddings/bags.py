@@ -1,4 +1,4 @@
-"""`EmbeddingBags`: the id lists of a batch in, one pooled embedding per row and feature out."""
+"""`EmbeddingBags`: a module that pools the embeddings of a batch's id lists, one vector per row and feature."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ POOLINGS = {"sum": POOL_SUM, "mean": POOL_MEAN, "max": POOL_MAX}
 
 
 class UniquePooled(NamedTuple):
-    """Pooled embeddings of one group of a batch, once per unique row.
+    """Pooled embeddings of one group of a batch, computed once per unique row.
 
     Attributes:
-        feature_names: Features of the group, F_g of them, in the module's order.
+        feature_names: Names of the group's F_g features, in the module's order.
         pooled: float32 [U, F_g, dim], differentiable.
-        inverse: int32 [B], which unique row each row of the batch has; None for a plain group, where U is B.
+        inverse: int32 [B], the unique row of each row of the batch; None for a plain group, where U is B.
     """
 
     feature_names: tuple[str, ...]
@@ -46,31 +46,32 @@ class UniquePooled(NamedTuple):
 
 
 class EmbeddingBags(nn.Module):
-    """Embeddings of several id-list features, pooled per row; rows live in a store, not in `parameters()`.
+    """Pooled embeddings of several id-list features. Rows are kept in a store, not in `parameters()`.
 
-    In a training loop of your own::
+    In your own training loop::
 
         emb_BFD = bags(batch)               # float32 [B, F, dim]
         loss.backward()
-        bags.apply_gradients()              # duplicates merged, one optimizer pass over the rows that occurred
+        bags.apply_gradients()     # merges duplicates and updates the rows of the batch once
 
-    The batch owns its unique keys. `pipe.transform(KeyedPlan(plan, key_layouts(model)))` has the pipeline's workers
-    find them; else they are found here, once for all modules with an equal `key_layout`.
+    A batch keeps its unique keys. `pipe.transform(KeyedPlan(plan, key_layouts(model)))` finds them in the pipeline's
+    workers; otherwise the first lookup finds them, once for all modules with an equal `key_layout`.
 
-    A forward pass changes no row. `apply_gradients` counts ids, gives rows to new ones and updates rows;
-    in `eval()` or under `torch.no_grad()` ids without a row read zeros.
+    A forward pass changes no rows. `apply_gradients` counts ids, allocates rows for new ids and updates rows. In
+    `eval()` or under `torch.no_grad()`, ids without a row read zeros.
 
     Args:
-        config: Tables, with their features, pooling and optimizers: a list with one config each, or the section of a
-            job file, which has a default for tables that it does not name.
-        feature_names: Features F, in the order of the output. The batch may hold more. None for those of the tables.
-        embedding_dim: Floats per row; None for the tables'.
-        seed: Of first values and hashes.
-        store: Where rows live; None for this process.
+        config: The tables, with their features, pooling and optimizers: a list of table configs, or the `embeddings`
+            section of a job file, which has defaults for tables that it does not name.
+        feature_names: Names of the F features, in the order of the output. The batch may have more features. None for
+            the features of the tables.
+        embedding_dim: Dimension of rows; None for that of the tables.
+        seed: Seed of initial values and hashes.
+        store: Store that keeps the rows; None to keep them in this process.
 
     Attributes:
-        tables: A complete config each, in the order in which `Keys` number them.
-        key_layout: How ids become keys; what a batch is asked for.
+        tables: Complete configs of the tables, in the order in which `Keys` number them.
+        key_layout: How ids become keys; argument of `Batch.keys_for`.
     """
 
     def __init__(
@@ -116,14 +117,14 @@ class EmbeddingBags(nn.Module):
 
     @property
     def table_group(self) -> TableGroup | None:
-        """The tables in this process, made when they are first needed; None with a store of another kind."""
+        """The tables in this process, created on first use; None with another kind of store."""
         if self._table_group is None and self._is_local:
             self._table_group = TableGroup(self.tables, seed=self._seed)
         return self._table_group
 
     @property
     def store(self) -> EmbeddingStore:
-        """Where rows live. What is assigned stands in front of the store before, which keeps the rows."""
+        """The store of the rows. An assigned store is used in place of the previous one, which still keeps the rows."""
         if self._store is None:
             assert self.table_group is not None
             self._store = LocalStore(self.table_group)
@@ -134,15 +135,15 @@ class EmbeddingBags(nn.Module):
         self._store = store
 
     def use_store(self, store: EmbeddingStore) -> None:
-        """Rows live there from now on; tables in this process are forgotten, or never made."""
+        """Keep rows in another store from now on. Tables in this process are discarded."""
         self._store, self._table_group, self._is_local = store, None, False
 
     def place_on(self, device: torch.device | str | None, memory: Memory | None = None) -> Self:
-        """Compute with torch's operations on a device, and move the rows; `model.to(device)` does this for a GPU.
+        """Compute on a device with torch operations, and move the rows; `model.to(device)` does this for a GPU.
 
         Args:
-            device: Any that torch has; None for the host and its own kernels.
-            memory: Where rows live, see `EmbeddingsConfig.memory`; None for what the config says.
+            device: A torch device; None for the CPU kernels of headrace.
+            memory: Where rows are kept, see `EmbeddingsConfig.memory`; None for the config's value.
         """
         self._device = None if device is None else torch.device(device)
         self._backend = choose_backend(self._device)
@@ -158,7 +159,7 @@ class EmbeddingBags(nn.Module):
         return self
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        """What `to`, `cuda` and `cpu` of a model call."""
+        """Called by `to`, `cuda` and `cpu` of a model."""
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         device = fn(torch.empty(0)).device
         if device.type == "meta" or device == self._device:
@@ -172,16 +173,16 @@ class EmbeddingBags(nn.Module):
         return self.pool(self.lookup(batch), out)
 
     def lookup(self, batch: Batch | Sequence[Group]) -> Lookup:
-        """Ask the store for the rows of a batch's unique keys, without waiting for them.
+        """Request the rows of a batch's unique keys from the store, without waiting for them.
 
-        Ids of inverse-keyed groups are looked up once per unique row, but counted as often as rows have them.
+        Ids of inverse-keyed groups are looked up once per unique row, but counted once per row of the batch.
 
         Args:
-            batch: With its unique keys, or without: then they are found now, and the batch keeps them. Of groups alone
-                they are found each time.
+            batch: A batch, whose unique keys are found now if it does not have them yet, and kept; or a list of groups,
+                whose keys are found at each call.
 
         Raises:
-            DataError: An id is out of range in a direct table; names feature, id and range.
+            DataError: An id is out of range in a direct table; the text names feature, id and range.
             ConfigError: A feature is not in the batch, or has weights but max pooling.
         """
         if isinstance(batch, Batch):
@@ -206,9 +207,9 @@ class EmbeddingBags(nn.Module):
         """Pooled embeddings float32 [B, F, dim], features in the module's order.
 
         Args:
-            lookup: Of this module.
-            out: Where to write: float32 [B, F, dim] on the CPU, the last dimension contiguous, such as a part of a
-                buffer for a model's interaction. The result shares its memory.
+            lookup: A lookup by this module.
+            out: Output tensor, float32 [B, F, dim] on the CPU with a contiguous last dimension, for instance a slice of
+                the buffer for a model's interaction. The result shares its memory.
 
         Raises:
             ValueError: `out` does not fit.
@@ -217,13 +218,13 @@ class EmbeddingBags(nn.Module):
         return self._backend.pool(lookup.parts, shape, out)
 
     def pool_unique(self, lookup: Lookup, features: Sequence[str] | None = None) -> list[UniquePooled]:
-        """Pooled embeddings of each group of the batch, once per unique row, for models that work on unique rows.
+        """Pooled embeddings of each group of the batch, once per unique row, for models that compute on unique rows.
 
-        What is computed from `pooled` row by row is expanded by `index_select(0, inverse)` at the end.
+        Expand results that are computed row by row from `pooled` with `index_select(0, inverse)`.
 
         Args:
-            lookup: Of this module.
-            features: Only these; None for all.
+            lookup: A lookup by this module.
+            features: Names of the features to pool; None for all.
         """
         return [
             UniquePooled(
@@ -237,10 +238,10 @@ class EmbeddingBags(nn.Module):
         ]
 
     def sequence(self, lookup: Lookup, feature_name: str) -> tuple[Tensor, Tensor]:
-        """Rows of a feature's ids one by one, for models that attend over a list.
+        """Unpooled rows of a feature's ids, for models that attend over a list.
 
-        In an inverse-keyed group these are the lists of the unique rows; `lookup.inverse_lookup(feature_name)` says
-        which of them each row of the batch has.
+        In an inverse-keyed group these are the lists of the unique rows; `lookup.inverse_lookup(feature_name)` maps
+        rows of the batch to unique rows.
 
         Returns:
             float32 [n, dim] for the n ids of the feature, and offsets int64 [B + 1], or [U + 1], into them.
@@ -251,12 +252,13 @@ class EmbeddingBags(nn.Module):
         return self._backend.sequence(*lookup.part_of(feature_name))
 
     def apply_gradients(self, num_rows: int | None = None) -> None:
-        """Update rows with the gradients of all forward passes since the last call, as one step.
+        """Update rows with the gradients of all forward passes since the last call, in one step.
 
-        Passes without a backward are dropped: their ids do not count as seen.
+        Forward passes without a backward pass are dropped; their ids do not count as seen.
 
         Args:
-            num_rows: Rows the gradients are of, see `EmbeddingStore.update`; None for those of one forward pass.
+            num_rows: Number of rows behind the gradients, see `EmbeddingStore.update`; None for the rows of one forward
+                pass.
         """
         pending, self._pending = self._pending, []
         used = [lookup for lookup in pending if any(part.grad is not None for part in lookup.parts)]
@@ -270,15 +272,15 @@ class EmbeddingBags(nn.Module):
             self.store.update(keys, gradients, num_rows=num_rows or used[0].stride).result()
 
     def drop_gradients(self) -> None:
-        """Forget forward passes whose gradients are not wanted (a skipped step)."""
+        """Discard forward passes without applying their gradients, to skip a step."""
         self._pending = []
 
     def extra_repr(self) -> str:
-        """What `print(model)` shows."""
+        """Shown by `print(model)`."""
         return f"features={len(self.feature_names)}, tables={len(self.tables)}, dim={self.embedding_dim}"
 
     def _feature_set(self, names: tuple[str, ...]) -> FeatureSet:
-        """Features whose keys were found together; the same object for the same names."""
+        """Features whose keys were found together; cached by names."""
         if names not in self._feature_sets:
             positions = np.array([self.feature_names.index(name) for name in names], dtype=np.int64)
             layout = self.key_layout.of(names)
@@ -289,10 +291,10 @@ class EmbeddingBags(nn.Module):
 def _of_tables(
     tables: Sequence[TableConfig], feature_names: Sequence[str] | None, embedding_dim: int | None
 ) -> tuple[EmbeddingsConfig, Sequence[str], int | None]:
-    """The arguments of `EmbeddingBags` from a config for each table.
+    """Derive the arguments of `EmbeddingBags` from a list of table configs.
 
     Raises:
-        ConfigError: A table has no name, or the name of another one.
+        ConfigError: A table has no name, or two have the same name.
     """
     names = names_of_tables(tables)
     config = EmbeddingsConfig(
@@ -304,16 +306,16 @@ def _of_tables(
 
 
 def embedding_bags(model: nn.Module) -> dict[str, EmbeddingBags]:
-    """All `EmbeddingBags` in a model, by their name in it: the part of its state that `parameters()` does not hold."""
+    """All `EmbeddingBags` in a model by module name. Their rows are the state that `parameters()` does not hold."""
     return {name: module for name, module in model.named_modules() if isinstance(module, EmbeddingBags)}
 
 
 def key_layouts(model: nn.Module) -> tuple[KeyLayout, ...]:
-    """How ids become keys in the modules of a model; once where several are equal."""
+    """The distinct key layouts of the `EmbeddingBags` in a model."""
     return tuple(dict.fromkeys(bags.key_layout for bags in embedding_bags(model).values()))
 
 
 def apply_gradients(model: nn.Module, num_rows: int | None = None) -> None:
-    """`apply_gradients` of all `EmbeddingBags` in a model."""
+    """Call `apply_gradients` of all `EmbeddingBags` in a model."""
     for bags in embedding_bags(model).values():
         bags.apply_gradients(num_rows)

@@ -1,4 +1,4 @@
-"""How ids become rows and how rows learn: a config for each table, and a default for all."""
+"""Configuration of embedding tables: a config per table, and defaults for all."""
 
 from __future__ import annotations
 
@@ -54,12 +54,12 @@ class TableConfig(Config):
     """Optimizer of rows; one kind for all tables, whose parameters can differ. Its state is always fp32."""
 
     def pooling_of(self, feature_name: str) -> Pooling:
-        """Pooling of one of its features."""
+        """Pooling of a feature of this table."""
         return self.pooling.get(feature_name, "sum") if isinstance(self.pooling, dict) else self.pooling
 
     @property
     def scale(self) -> float:
-        """`init_scale`, or the default in its place."""
+        """`init_scale`, or its default value."""
         return self.num_embeddings**-0.5 if self.init_scale is None else self.init_scale
 
     @model_validator(mode="after")
@@ -70,10 +70,10 @@ class TableConfig(Config):
 
 
 def names_of_tables(tables: Sequence[TableConfig]) -> list[str]:
-    """The names of the tables of a group.
+    """Names of the tables in a group.
 
     Raises:
-        ConfigError: There are no tables, one has no name, or two have the same.
+        ConfigError: There are no tables, one has no name, or two have the same name.
     """
     names = [table.name for table in tables]
     if not names:
@@ -87,7 +87,7 @@ def names_of_tables(tables: Sequence[TableConfig]) -> list[str]:
 
 
 def dim_of_tables(tables: Sequence[TableConfig]) -> int:
-    """The one dimension of the tables of a group.
+    """The common dimension of the tables in a group.
 
     Raises:
         ConfigError: As for `names_of_tables`, or dimensions are missing or differ.
@@ -174,11 +174,11 @@ class EmbeddingsConfig(Config):
         """The tables of some features, each with its name, dimension and features, in the order of the features.
 
         Args:
-            feature_names: Of a model.
-            embedding_dim: Its numbers per row; None to leave each table's as it is.
+            feature_names: Features of a model.
+            embedding_dim: Dimension of the model's rows; None to keep each table's own.
 
         Raises:
-            ConfigError: `tables` configures a name that nothing uses, or another dimension.
+            ConfigError: `tables` configures a table that no feature uses, or a different dimension.
         """
         table_of = {feature: name for name, table in self.tables.items() for feature in table.feature_names}
         used: dict[str, list[str]] = {}
@@ -204,7 +204,7 @@ class EmbeddingsConfig(Config):
         )
 
     def first_order(self) -> EmbeddingsConfig:
-        """The same tables for weights of one number per id, which begin at zero as a linear model's do."""
+        """The same tables with dimension 1 and zero initial values, for the weights of a linear model."""
         zero = {"init_scale": 0.0, "embedding_dim": None}
         tables = {name: table.model_copy(update=zero) for name, table in self.tables.items()}
         return self.model_copy(update={"default": self.default.model_copy(update=zero), "tables": tables})
@@ -217,7 +217,7 @@ def _refuse_unknown(key: str, given: Iterable[str], known: Iterable[str]) -> Non
 
 
 def _from_spaces_and_features(values: dict[str, Any]) -> dict[str, Any]:
-    """The keys `spaces` and `features`, which `tables` replaces, are accepted until the next version."""
+    """Accepts the deprecated keys `spaces` and `features`, which `tables` replaces, until the next version."""
     spaces, features = values.get("spaces", {}), values.get("features", {})
     parts = (spaces, features, *(features.values() if isinstance(features, dict) else ()))
     if not {"spaces", "features"} & values.keys() or "tables" in values or not all(isinstance(p, dict) for p in parts):

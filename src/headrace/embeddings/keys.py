@@ -1,4 +1,4 @@
-"""How the ids of a batch become keys of tables: `KeyLayout`, and `KeyedPlan`, whose batches own their unique keys."""
+"""`KeyLayout` maps ids of a batch to keys of tables; `KeyedPlan` finds the unique keys in the pipeline."""
 
 from __future__ import annotations
 
@@ -20,17 +20,18 @@ __all__ = ["KeyLayout", "KeyedPlan", "Keys"]
 
 @dataclass(frozen=True)
 class KeyLayout:
-    """Which table each feature's ids are in, and how they become keys there; a `KeyFinder`.
+    """A `KeyFinder`: which table each feature uses, and how ids become keys of that table.
 
-    What unique keys do not depend on (dimension, optimizer, first values) is no part of it. So layouts of modules over
-    the same features, such as the vectors and the weights of DeepFM, are equal, and their keys are found once.
+    It does not include properties that unique keys do not depend on (dimension, optimizer, initial values). So layouts
+    of modules over the same features, such as the vectors and the weights of DeepFM, are equal, and their keys are
+    found once.
 
     Attributes:
-        feature_names: F of them.
-        tables: The number of each feature's table.
-        kinds: Of each table: DIRECT, HASHED or EXACT.
-        sizes: Rows of each direct or hashed table, else 0.
-        salts: Of each hashed table, else 0.
+        feature_names: Names of the F features.
+        tables: Table number of each feature.
+        kinds: Kind of each table: DIRECT, HASHED or EXACT.
+        sizes: Number of rows of each direct or hashed table; 0 for other tables.
+        salts: Salt of each hashed table; 0 for other tables.
     """
 
     feature_names: tuple[str, ...]
@@ -40,7 +41,7 @@ class KeyLayout:
     salts: tuple[int, ...]
 
     def of(self, feature_names: tuple[str, ...]) -> TableLayout:
-        """Some features, numbered on their own in the given order."""
+        """The layout of some features, numbered in the given order."""
         return _table_layout(self, feature_names)
 
     def find(self, sparse: Sequence[Group], feature_names: tuple[str, ...]) -> BatchKeys:
@@ -77,11 +78,11 @@ def _table_layout(layout: KeyLayout, feature_names: tuple[str, ...]) -> TableLay
 
 
 class KeyedPlan:
-    """A feature plan whose batches own their unique keys: for `Pipeline.transform`, so that workers find them.
+    """A feature plan that also finds the unique keys of its batches, for `Pipeline.transform`.
 
     Args:
-        plan: Has `apply(record_batch) -> Batch`.
-        layouts: Of the modules that will ask, see `EmbeddingBags.key_layout` and `key_layouts`.
+        plan: A plan with a method `apply(record_batch) -> Batch`.
+        layouts: Key layouts of the modules, see `EmbeddingBags.key_layout` and `key_layouts`.
     """
 
     def __init__(self, plan: Any, layouts: Iterable[KeyLayout]) -> None:
@@ -89,7 +90,7 @@ class KeyedPlan:
         self.layouts = tuple(dict.fromkeys(layouts))
 
     def apply(self, rows: Any) -> Any:
-        """A batch of tensors with its unique keys, by one thread."""
+        """Convert rows to a batch with its unique keys, in one thread."""
         batch = self.plan.apply(rows)
         num_threads = numba.get_num_threads()
         numba.set_num_threads(1)

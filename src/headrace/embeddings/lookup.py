@@ -1,4 +1,4 @@
-"""`Lookup`: the unique keys of a batch in one module, and their rows, on the way."""
+"""`Lookup`: the unique keys of a batch in one module, and a pending read of their rows."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ Int64s = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, eq=False)
 class FeatureSet:
-    """Some features of a module, numbered on their own; in the order of the module.
+    """A subset of a module's features, in the module's order.
 
     Attributes:
-        names: F of them.
-        positions: int64 [F], their numbers in the module.
-        layout: Which of them are in which table.
-        poolings: int64 [F].
+        names: Names of the F features.
+        positions: int64 [F], position of each feature in the module.
+        layout: Which features are in which table.
+        poolings: int64 [F], pooling of each feature.
     """
 
     names: tuple[str, ...]
@@ -42,16 +42,15 @@ class FeatureSet:
 
 @dataclass(eq=False)
 class LookupPart:
-    """Some features of a lookup: those whose keys were found together.
+    """The features of a lookup whose keys were found together.
 
     Attributes:
-        features: Which they are.
-        found: Their ids and unique keys, which the batch owns.
-        reading: The rows float32 [U, dim], an array, or a tensor on a device; `reading.done()` says whether they are
-            here.
-        requires_grad: Whether gradients are to be collected.
-        gradient: Of the unique keys, duplicates merged, float32 [U, dim]; None before a backward.
-        device: Where models compute; None for the host, without torch's own operations.
+        features: The features.
+        found: Ids and unique keys of the features, owned by the batch.
+        reading: Future of the rows, float32 [U, dim]: an array, or a tensor on a device.
+        requires_grad: Whether gradients are collected.
+        gradient: Gradients of the unique keys with duplicates merged, float32 [U, dim]; None before a backward pass.
+        device: Device that the model computes on; None for the CPU kernels of headrace.
     """
 
     features: FeatureSet
@@ -63,12 +62,12 @@ class LookupPart:
     _leaf: Tensor | None = None
 
     def rows(self) -> Float32s:
-        """The rows of the unique keys, float32 [U, dim]; waits until they are here."""
+        """The rows of the unique keys, float32 [U, dim]; waits for the read."""
         rows: Float32s = self.reading.result()
         return rows
 
     def leaf(self) -> Tensor:
-        """Rows on a device as a leaf of the autograd graph, float32 [U, dim]; waits until they are here."""
+        """Rows on a device as a leaf of the autograd graph, float32 [U, dim]; waits for the read."""
         if self._leaf is None:
             rows = self.reading.result()
             rows = rows if isinstance(rows, Tensor) else torch.from_numpy(rows)
@@ -77,24 +76,24 @@ class LookupPart:
 
     @property
     def grad(self) -> Any:
-        """The gradients of the unique keys so far, an array, or a tensor on the device; None without a backward."""
+        """The gradients of the unique keys so far: an array, or a tensor on the device; None before a backward pass."""
         return self.gradient if self._leaf is None else self._leaf.grad
 
     def add_gradient(self, gradient: Float32s) -> None:
-        """What one operation's backward gives, float32 [U, dim]; the array is the lookup's from now on."""
+        """Add the gradient of one operation, float32 [U, dim], and take ownership of the array."""
         if self.gradient is None:
             self.gradient = gradient
         else:
             self.gradient += gradient
 
     def groups(self, names: Sequence[str] | None = None) -> list[BagGroup]:
-        """Features that are pooled together, by their numbers in this part; only those named, if any are."""
+        """Groups of features that are pooled together, by feature number in this part; `names` selects features."""
         if names is None:
             return list(self.found.ids.groups)
         return _chosen_groups(self.found.ids.groups, self._numbers(names))
 
     def layout(self, names: Sequence[str] | None = None) -> TableLayout:
-        """Which features are in which table; only those named, if any are."""
+        """Which features are in which table; `names` selects features."""
         return self.features.layout if names is None else _chosen_layout(self.features.layout, self._numbers(names))
 
     def _numbers(self, names: Sequence[str]) -> tuple[int, ...]:
@@ -113,24 +112,24 @@ def _chosen_layout(layout: TableLayout, numbers: tuple[int, ...]) -> TableLayout
 
 @dataclass(eq=False)
 class Lookup:
-    """What one forward pass needs of the embeddings of a batch, and nothing of the model.
+    """The unique keys of a batch in one module, and their rows, for one forward pass.
 
-    A module looks up all its features at once: each key is read once and has one gradient, whatever a model then does
-    with the features.
+    A module looks up all its features at once, so that each key is read once and has one gradient, however a model uses
+    the features.
 
     Attributes:
-        parts: Together they have every feature of the module once; no two share a key.
+        parts: Parts of the lookup. Each feature of the module is in one part, and no two parts share a key.
     """
 
     parts: tuple[LookupPart, ...]
 
     @property
     def stride(self) -> int:
-        """Rows B of the batch."""
+        """Number of rows B in the batch."""
         return self.parts[0].found.ids.stride
 
     def part_of(self, feature_name: str) -> tuple[LookupPart, int]:
-        """The part in which a feature is, and its number there.
+        """The part that contains a feature, and the feature's number in it.
 
         Raises:
             KeyError: The module has no such feature.
@@ -142,7 +141,7 @@ class Lookup:
         raise KeyError(f"feature {feature_name}: not in this lookup, which has: {', '.join(names)}")
 
     def inverse_lookup(self, feature_name: str) -> Tensor | None:
-        """Which unique row each row of the batch has in a feature, int32 [B]; None if every row has its own."""
+        """The unique row of each row of the batch in a feature, int32 [B]; None if every row is unique."""
         part, number = self.part_of(feature_name)
         inverse = next(group for group in part.found.ids.groups if number in group.features).inverse
         return None if inverse is None else torch.from_numpy(inverse)

@@ -1,1 +1,1 @@
-"""Where rows live, behind one contract: in this process or in shards."""
+"""Embedding stores: one interface to rows in this process or in shards."""

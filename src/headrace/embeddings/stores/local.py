@@ -1,4 +1,4 @@
-"""Where rows live: four calls, so that a model does not know whether its rows are in this process or elsewhere."""
+"""`EmbeddingStore`: the interface that hides from models whether rows are in this process or in shards."""
 
 from __future__ import annotations
 
@@ -19,58 +19,59 @@ Float32s = npt.NDArray[np.float32]
 
 
 class EmbeddingStore(Protocol):
-    """Rows by unique (table, id). Tables are numbered in the order of the job's config, the same for everyone.
+    """Rows by unique (table, id). Tables are numbered in the order of the job's config in all processes.
 
     Attributes:
-        step: The last update that was handed in.
+        step: Number of the last requested update.
     """
 
     @property
     def step(self) -> int: ...
 
     def read(self, keys: Keys, *, after: int | None = None) -> Future[Float32s]:
-        """Rows float32 [U, dim] of unique keys, a copy, as an update of the same keys will find them.
+        """Read a copy of the rows of unique keys, float32 [U, dim], as the next update of these keys finds them.
 
-        Has no effect, ever: a read may be repeated, early, cached or dropped.
+        Reads have no side effects: a read may be repeated, early, cached or dropped.
 
         Args:
-            keys: Unique within the call; `keys.counts` are those of the update that follows, zeros if none does.
-            after: The step whose updates the rows must have; None for `step`, the last one handed in. A caller that
-                knows that later steps do not touch these keys may ask for less, and wait less.
+            keys: Keys, unique within the call; `keys.counts` are the counts of the update that follows, or zeros.
+            after: The rows must include the updates up to this step; None for `step`, the last requested one. If later
+                steps do not change these keys, an earlier step shortens the wait.
         """
 
     def update(self, keys: Keys, gradients: Float32s, *, num_rows: int = 1) -> Future[None]:
-        """Make step `step` + 1: count ids, give rows to those seen often enough, optimize.
+        """Apply step `step` + 1: count ids, allocate rows for ids seen often enough, and run the optimizer.
 
         Args:
-            keys: Unique within the call; `keys.counts` is how often each was seen in the batch.
-            gradients: float32 [U, dim], summed per key; the optimizer lives beside the rows.
-            num_rows: Rows of the batch. Where several trainers make a step, gradients are averaged over all their rows.
+            keys: Keys, unique within the call; `keys.counts` are their occurrences in the batch.
+            gradients: float32 [U, dim], summed per key. The optimizer runs where the rows are.
+            num_rows: Rows of the batch. With several trainers, the gradients of a step are averaged over the rows of
+                all.
         """
 
     def evict(self, keys: Keys) -> Future[int]:
-        """Forget some ids after the step handed in last and before the next: they begin anew when they are next seen.
+        """Evict some ids between the last requested step and the next; they start anew when they are next seen.
 
-        See `TableGroup.evict`. A read that is handed in later finds them forgotten, whether or not the future was
-        waited for; what was read before is out of date for these ids. Where several trainers make a step, each calls
-        this after the same step, with the ids that it wants forgotten, perhaps none; their union is forgotten.
+        See `TableGroup.evict`. Later reads find the ids evicted, even without waiting for the future; rows of these ids
+        that were read before are outdated. With several trainers, each calls this after the same step, with the ids
+        that it evicts, possibly none; the union is evicted.
 
         Args:
-            keys: Unique within the call, tables ascending; `keys.counts` are not looked at.
+            keys: Keys, unique within the call, with tables ascending; `keys.counts` are ignored.
 
         Returns:
-            How many rows were freed, or became as they began.
+            Number of rows that were freed or reset to their initial values.
         """
 
     def changes(self, since: int = 0) -> Iterator[RowBlock]:
-        """What changed after a version, consistent at one later version; see `TableGroup.changes`."""
+        """Rows that changed after a version, as of one later version; see `TableGroup.changes`."""
 
     def acknowledge(self, consumer: str, version: int) -> None:
-        """A consumer of changes has everything up to a version, or joins there; see `TableGroup.acknowledge`."""
+        """Record that a consumer of changes has all of them up to a version; see `TableGroup.acknowledge`."""
 
 
 class LocalStore:
-    """Rows in this process: calls do their work at once and return a finished future."""
+    """Store of rows in this process: calls run immediately and return a finished future."""
 
     def __init__(self, table_group: TableGroup) -> None:
         self.table_group = table_group
@@ -81,7 +82,7 @@ class LocalStore:
         return self.table_group.step
 
     def read(self, keys: Keys, *, after: int | None = None) -> Future[Float32s]:
-        """See `EmbeddingStore.read`; the rows have the updates of all steps."""
+        """See `EmbeddingStore.read`; the rows include the updates of all steps."""
         rows: Future[Float32s] = Future()
         rows.set_result(self.table_group.read(keys))
         return rows

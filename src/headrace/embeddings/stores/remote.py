@@ -1,4 +1,4 @@
-"""`RemoteStore`: an `EmbeddingStore` whose rows live in shards, all of them asked at once, on other threads."""
+"""`RemoteStore`: an `EmbeddingStore` with rows in shards, which are called in parallel on background threads."""
 
 from __future__ import annotations
 
@@ -43,13 +43,13 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class StoreOptions:
-    """How rows travel, and how old they may be.
+    """Precision and staleness of a remote store.
 
     Attributes:
         rows: Precision of read rows.
         gradients: Precision of updated gradients.
-        staleness: A read sees all steps but the last `staleness`; 0 is synchronous, None never waits.
-        connections: Reads of one table group on their way to one shard at once; more wait here, in order.
+        staleness: Number of recent steps that a read may miss; 0 is synchronous, None never waits.
+        connections: Maximum number of parallel reads of one table group from one shard; more are queued in order.
     """
 
     rows: Precision = "fp32"
@@ -60,18 +60,18 @@ class StoreOptions:
 
 @dataclass(frozen=True)
 class StoreCounters:
-    """What a store has done; times are sums, of calls that may have run side by side.
+    """Counters of a store; times are sums over calls, which may have run in parallel.
 
     Attributes:
-        reads: Calls of `read`.
-        updates: Calls of `update`.
-        keys: Keys read.
-        bytes_sent: Arrays sent: ids and counts, gradients.
-        bytes_received: Rows received.
-        read_s: From a call of `read` until its rows were there.
-        update_s: From a call of `update` until all shards had it.
-        held_s: Of those, how long the last shard held requests back for other trainers' steps.
-        retries: Requests sent again.
+        reads: Number of `read` calls.
+        updates: Number of `update` calls.
+        keys: Number of keys read.
+        bytes_sent: Bytes of arrays sent: ids, counts and gradients.
+        bytes_received: Bytes of rows received.
+        read_s: Time from a call of `read` until its rows arrived.
+        update_s: Time from a call of `update` until all shards confirmed it.
+        held_s: Part of these times during which the last shard held requests back for other trainers' steps.
+        retries: Number of requests sent again.
     """
 
     reads: int = 0
@@ -86,21 +86,21 @@ class StoreCounters:
 
 
 class RemoteStore:
-    """See `EmbeddingStore`; made by `ShardGroup.store`. Thread-safe, but updates count as steps in the order of calls.
+    """An `EmbeddingStore` in shards, created by `ShardGroup.store`. Thread-safe; updates become steps in call order.
 
     Args:
-        table_group: Its name.
-        clients: All shards.
-        plan: Who owns what.
-        spec: What it is.
-        session: From `ShardGroup`.
+        table_group: Name of the table group.
+        clients: Clients of all shards.
+        plan: Assignment of ids to shards.
+        spec: Specification of the table group.
+        session: Session of the `ShardGroup`.
         trainer: Number of this trainer.
-        client: A random name of this process, as in `open`.
-        step: The last step that is made.
+        client: Random name of this process, as in `open`.
+        step: Number of the last applied step.
         options: Precision, staleness, connections.
 
     Attributes:
-        step: The last step that was handed in.
+        step: Number of the last requested step.
     """
 
     def __init__(
@@ -140,13 +140,15 @@ class RemoteStore:
         ]  # one: steps stay in order
 
     def read(self, keys: Keys, *, after: int | None = None) -> Future[Float32s]:
-        """Rows float32 [U, dim] of unique keys, see `EmbeddingStore.read`.
+        """Read the rows of unique keys, float32 [U, dim], see `EmbeddingStore.read`.
 
         Args:
-            keys: Unique within the call, tables ascending; with the counts of the update that follows, or zeros.
-            after: The step whose updates the rows must have; None for the last one handed in, less the staleness.
+            keys: Keys, unique within the call, with tables ascending and the counts of the update that follows, or
+                zeros.
+            after: The rows must include the updates up to this step; None for the last requested step minus the
+                staleness.
 
-        The future fails with `ShardLost` if a shard is gone, and with `ShardError` if it refuses.
+        The future fails with `ShardLost` if a shard is gone, and with `ShardError` if a shard refuses the request.
         """
         start = perf_counter()
         if after is None:
@@ -171,14 +173,14 @@ class RemoteStore:
             self._count(parts, perf_counter() - start, read=keys)
             return out
 
-        # A shard without any of the keys has nothing to say, and is not asked.
+        # Shards without any of the keys are not called.
         shards = [s for s in range(self._plan.num_shards) if routes is None or routes.starts[s] < routes.starts[s + 1]]
         return _gather(self._readers, shards if len(keys) else [], read_part, finish)
 
     def update(self, keys: Keys, gradients: Float32s, *, num_rows: int = 1) -> Future[None]:
-        """Make the next step, see `EmbeddingStore.update`; done when all shards have it.
+        """Apply the next step, see `EmbeddingStore.update`; the future is done when all shards confirmed it.
 
-        A later read sees it, whether or not this future was waited for. All shards are told of every step, also those
+        Later reads see the step even without waiting for the future. Every step goes to all shards, including those
         that own none of the keys.
         """
         start = perf_counter()
@@ -203,9 +205,10 @@ class RemoteStore:
         return _gather(self._updaters, list(range(self._plan.num_shards)), update_part, finish)
 
     def evict(self, keys: Keys) -> Future[int]:
-        """Forget some ids between two steps, see `EmbeddingStore.evict`; done when all shards have forgotten them.
+        """Evict some ids between two steps, see `EmbeddingStore.evict`; the future is done when all shards confirmed
+        it.
 
-        All shards are told, also those that own none of the keys: they keep the same version.
+        The call goes to all shards, including those that own none of the keys, so that all keep the same version.
         """
         with self._lock:
             self._num_evictions += 1
@@ -222,20 +225,21 @@ class RemoteStore:
         def finish(parts: list[tuple[ReplyHeader, int, int]]) -> int:
             return sum(reply.freed for reply, _, _ in parts)
 
-        # In the threads of updates, so that it reaches each shard between two of them.
+        # Runs in the threads of updates, so that it reaches each shard between two updates.
         self._evicting = _gather(self._updaters, list(range(self._plan.num_shards)), evict_part, finish)
         return self._evicting
 
     def finish_evicting(self) -> None:
-        """Wait until what was handed in to be forgotten is forgotten, by all trainers and in all shards."""
+        """Wait until all requested evictions are done, by all trainers and in all shards."""
         if self._evicting is not None:
             self._evicting.result()
 
     def changes(self, since: int = 0) -> Iterator[RowBlock]:
-        """See `EmbeddingStore.changes`: the blocks of all shards, as they are once the last step is applied.
+        """See `EmbeddingStore.changes`: the blocks of all shards after the last step.
 
         Raises:
-            ShardError: Other trainers went on meanwhile, or what changed since then is not known any more.
+            ShardError: Other trainers applied steps meanwhile, or the changes since that version are no longer
+                recorded.
         """
         self.finish_evicting()
         stream = self._read_header
@@ -250,29 +254,29 @@ class RemoteStore:
                 yield block
 
     def acknowledge(self, consumer: str, version: int) -> None:
-        """A consumer of changes has everything up to a version; see `TableGroup.acknowledge`."""
+        """Record that a consumer of changes has all of them up to a version; see `TableGroup.acknowledge`."""
         stream = self._read_header
         values = {"session": stream.session, "table_group": self._table_group, "consumer": consumer, "version": version}
         for client in self._clients:
             client.act("acknowledge", {**values, "client": stream.client})
 
     def counters(self) -> StoreCounters:
-        """What it has done so far."""
+        """Counters so far."""
         with self._lock:
             return replace(self._counters, retries=sum(client.retries for client in self._clients))
 
     def keys_by_table(self) -> Int64s:
-        """Keys read so far in each table, int64 [T]: the traffic that `make_plan` asks for."""
+        """Number of keys read so far in each table, int64 [T]: the traffic argument of `make_plan`."""
         with self._lock:
             return self._keys_by_table.copy()
 
     def close(self) -> None:
-        """End its threads, once what was asked for is done."""
+        """Finish pending calls and stop the threads."""
         for pool in (*self._readers, *self._updaters):
             pool.shutdown()
 
     def _route(self, keys: Keys) -> Routes | None:
-        """Which keys go where; None if there is one shard."""
+        """Assign keys to shards; None if there is only one shard."""
         return None if self._plan.num_shards == 1 else self._plan.route(keys)
 
     def _keys_per_table(self, keys: Keys) -> list[int]:
@@ -300,7 +304,7 @@ class RemoteStore:
 
 
 class _Gathered(Generic[Result]):
-    """A future that is done when its parts are, or when one has failed; others then write into what nobody reads."""
+    """A future that is done when all its parts are done or one fails; the other parts then write to unused memory."""
 
     def __init__(self, num_parts: int, finish: Callable[[list[tuple[ReplyHeader, int, int]]], Result]) -> None:
         self.future: Future[Result] = Future()
@@ -311,7 +315,7 @@ class _Gathered(Generic[Result]):
         self._left = num_parts
 
     def run(self, part: Callable[[int], tuple[ReplyHeader, int, int]], shard: int) -> None:
-        """Do a part; whoever is last finishes."""
+        """Run a part; the last one also calls `finish`."""
         try:
             done = part(shard)
         except BaseException as error:
