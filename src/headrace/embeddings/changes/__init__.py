@@ -1,1 +1,1 @@
-"""What changed in a table group since a version, and how it travels."""
+"""Change tracking: which rows of a table group changed since a version, and their format on the network."""

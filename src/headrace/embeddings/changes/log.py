@@ -1,7 +1,7 @@
-"""What changed in a table group, for consumers that copy it: delta checkpoints, replicas, resident sets.
+"""Change log of a table group, for consumers that copy it: delta checkpoints, replicas, resident sets.
 
-Every row carries the version of the group that changed it last, so "what changed since version v" needs no mark per
-consumer. A log of the rows of each version finds them without a look at the others::
+Every row has the version of the group that changed it last, so finding the changes since a version needs no flags per
+consumer. A log of the rows of each version finds them without scanning the other rows::
 
     version     1          2          3
     rows      4 7 9       7 8        4 8        rows now: 4 -> 3, 7 -> 2, 8 -> 3, 9 -> 1
@@ -23,10 +23,10 @@ import numpy.typing as npt
 __all__ = ["BLOCK_ROWS", "ChangeLog", "RowBlock"]
 
 BLOCK_ROWS = 1 << 16
-"""Rows of a block: 4 MiB of weights at dim 16, small beside a batch and large beside the cost of a call."""
+"""Rows per block: 4 MiB of weights at dim 16, small compared with a batch, large compared with the cost of a call."""
 
 COMPACT_ABOVE = 1 << 16
-"""Entries below which the log is not compacted."""
+"""The log is not compacted below this number of entries."""
 
 Int64s = npt.NDArray[np.int64]
 Int32s = npt.NDArray[np.int32]
@@ -35,14 +35,14 @@ Columns = dict[str, npt.NDArray[Any]]
 
 @dataclass(frozen=True, eq=False)
 class RowBlock:
-    """Some changed ids of a table group, all as they are at one version.
+    """A block of changed ids of a table group, consistent at one version.
 
-    Tombstones, ids that lost their rows, come in blocks of their own before all others: an id that got a row again
-    follows with it. Otherwise each id occurs once.
+    Tombstones (ids that lost their rows) are in separate blocks before all others; an id that has a row again also
+    follows in a later block. Otherwise each id occurs once.
 
     Attributes:
-        version: The version of the group they are consistent at.
-        tables: int32 [R], the number of each id's table.
+        version: Version of the table group.
+        tables: int32 [R], table number of each id.
         ids: int64 [R].
         columns: `weights` [R, dim], `slot.NAME` [R, width], `version` int64 [R], `frequency` int32 [R]; empty in a
             block of tombstones.
@@ -55,18 +55,19 @@ class RowBlock:
 
     @property
     def is_tombstones(self) -> bool:
-        """Whether these ids have no row any more."""
+        """Whether these ids no longer have rows."""
         return not self.columns
 
 
 @dataclass
 class ChangeLog:
-    """Rows by the version that changed them, and ids that lost theirs, as far back as the oldest cursor.
+    """Changed rows and evicted ids by version, back to the oldest cursor.
 
     Attributes:
-        cursors: Consumer -> the version up to which it has everything, safely.
-        rows_from: Rows changed after this version are in the log; before it only their versions tell.
-        removed_from: Ids evicted after this version are in the log; before it nobody can tell.
+        cursors: For each consumer, the version up to which it has safely stored all changes.
+        rows_from: Rows changed after this version are in the log; earlier changes are found by scanning the rows'
+            versions.
+        removed_from: Ids evicted after this version are in the log; earlier evictions are unknown.
     """
 
     cursors: dict[str, int] = field(default_factory=dict)
@@ -78,12 +79,12 @@ class ChangeLog:
     _num_compacted: int = 0
 
     def record(self, version: int, rows: Int64s, versions: Int64s) -> None:
-        """Note rows [U] that a version changed.
+        """Record the rows [U] changed by a version.
 
         Args:
-            version: Of the group, after the change.
-            rows: Different from each other where they are not 0, which stands for none.
-            versions: int64 [capacity], the version of every row now.
+            version: Version of the group after the change.
+            rows: Row numbers, unique except for 0, which means no row.
+            versions: int64 [capacity], current version of every row.
         """
         if not self.cursors:
             self.rows_from = version
@@ -96,21 +97,21 @@ class ChangeLog:
             self._num_entries = self._num_compacted = sum(len(rows) for _, rows in self._changed)
 
     def record_removed(self, version: int, tables: Int32s, ids: Int64s) -> None:
-        """Note ids [E] that lost their rows in a version."""
+        """Record the ids [E] that lost their rows in a version."""
         if not self.cursors:
             self.removed_from = version
         elif len(ids):
             self._removed.append((version, tables, ids))
 
     def rows_since(self, since: int, versions: Int64s) -> Int64s | None:
-        """Rows changed after a version, each once, ascending; None if the log does not go back so far."""
+        """Rows changed after a version, unique and ascending; None if the log does not go back that far."""
         if since < self.rows_from:
             return None
         found = [rows[versions[rows] == version] for version, rows in self._changed if version > since]
         return np.sort(np.concatenate(found)) if found else np.empty(0, dtype=np.int64)
 
     def removed_since(self, since: int) -> tuple[Int32s, Int64s] | None:
-        """Tables and ids [E] that lost their rows after a version; None if that is not known any more."""
+        """Tables and ids [E] that lost their rows after a version; None if the log does not go back that far."""
         if since < self.removed_from:
             return None
         after = [(tables, ids) for version, tables, ids in self._removed if version > since]
@@ -121,7 +122,7 @@ class ChangeLog:
         return pairs[0].astype(np.int32), pairs[1].copy()
 
     def acknowledge(self, consumer: str, version: int) -> None:
-        """A consumer has everything up to a version; one that was not known joins there."""
+        """Record that a consumer has all changes up to a version; a new consumer starts at that version."""
         self.cursors[consumer] = version
         oldest = min(self.cursors.values())
         self._changed = [entry for entry in self._changed if entry[0] > oldest]
@@ -130,14 +131,14 @@ class ChangeLog:
         self.rows_from, self.removed_from = max(self.rows_from, oldest), max(self.removed_from, oldest)
 
     def renumber(self, kept: Int64s) -> None:
-        """Rows have moved: row `kept[i]`, ascending, is row i now; others are gone."""
+        """Renumber rows after a compaction: row `kept[i]`, ascending, is now row i; all others are gone."""
         for place, (version, rows) in enumerate(self._changed):
             moved = np.minimum(np.searchsorted(kept, rows), len(kept) - 1)
             self._changed[place] = version, moved[kept[moved] == rows]
         self._num_entries = sum(len(rows) for _, rows in self._changed)
 
     def columns(self) -> Columns:
-        """What a saved table group keeps of it: `removed.version`, `.tables` and `.ids` of evicted ids."""
+        """Columns for a saved table group: `removed.version`, `.tables` and `.ids` of evicted ids."""
         versions = [np.full(len(ids), version, dtype=np.int64) for version, _, ids in self._removed]
         return {
             "removed.version": np.concatenate([np.empty(0, np.int64), *versions]),
@@ -147,7 +148,7 @@ class ChangeLog:
 
     @classmethod
     def restored(cls, version: int, cursors: Mapping[str, int], removed_from: int, state: Columns) -> ChangeLog:
-        """The log of a table group that was loaded at a version; `state` has the columns that `columns` gave."""
+        """The log of a table group loaded at a version; `state` has the columns returned by `columns`."""
         log = cls(dict(cursors), rows_from=version, removed_from=removed_from)
         versions = state["removed.version"]
         for each in np.unique(versions).tolist():

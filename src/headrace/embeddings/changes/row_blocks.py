@@ -1,14 +1,14 @@
-"""Blocks of changed rows as Arrow record batches, as they travel from a shard to a consumer of changes.
+"""Blocks of changed rows as Arrow record batches, for sending them from a shard to a consumer.
 
-    table       int32, the number of the id's table
+    table    int32, table number of the id
     id          int64
     weights     fixed_size_binary: D float32, or the D uint16 of bf16 and fp16 rows, little-endian
     slot.NAME   fixed_size_binary: the optimizer's state, float32
     version     int64
     frequency   int32
 
-Columns after `id` are null in a block of tombstones. The field's metadata names the numbers' type; the batch's says the
-version of the table group.
+Columns after `id` are null in a block of tombstones. The metadata of a field names its element type; the metadata of
+the batch holds the version of the table group.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ __all__ = ["block_schema", "pack_block", "unpack_block"]
 
 
 def block_schema(columns: dict[str, npt.NDArray[Any]]) -> pa.Schema:
-    """The schema of blocks with such columns: [R] or [R, width], of any dtype and R."""
+    """The schema of blocks with these columns: [R] or [R, width], of any dtype and R."""
     fields = [pa.field("table", pa.int32()), pa.field("id", pa.int64())]
     for name, column in columns.items():
         is_plain = column.ndim == 1
@@ -36,7 +36,7 @@ def block_schema(columns: dict[str, npt.NDArray[Any]]) -> pa.Schema:
 
 
 def pack_block(block: RowBlock, schema: pa.Schema) -> tuple[pa.RecordBatch, bytes]:
-    """A block as a record batch and its metadata, sharing memory."""
+    """Convert a block to a record batch and its metadata, without copying."""
     num_rows = len(block.ids)
     columns = [pa.array(block.tables), pa.array(block.ids)]
     for field in list(schema)[2:]:
@@ -51,7 +51,7 @@ def pack_block(block: RowBlock, schema: pa.Schema) -> tuple[pa.RecordBatch, byte
 
 
 def unpack_block(batch: pa.RecordBatch, metadata: bytes) -> RowBlock:
-    """The block of a record batch and its metadata, sharing memory."""
+    """Convert a record batch and its metadata to a block, without copying."""
     about = json.loads(metadata)
     tables, ids = batch.column("table").to_numpy(), batch.column("id").to_numpy()
     columns: dict[str, npt.NDArray[Any]] = {}

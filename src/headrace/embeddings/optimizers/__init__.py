@@ -1,4 +1,4 @@
-"""Sparse optimizers: merged gradients in, unique rows updated in place."""
+"""Sparse optimizers: in-place updates of unique rows from merged gradients."""
 
 from collections.abc import Sequence
 
@@ -28,7 +28,7 @@ __all__ = [
 
 
 def build_optimizer(configs: Sequence[SparseOptimizerConfig], embedding_dim: int) -> SparseOptimizer:
-    """The optimizer of a table group, from one config per table, all of one kind."""
+    """Create the optimizer of a table group from one config per table, all of one kind."""
     kinds = {config.kind for config in configs}
     assert len(kinds) == 1, f"tables of one group share the kind of optimizer, given {sorted(kinds)}"
     return configs[0].build(configs, embedding_dim)

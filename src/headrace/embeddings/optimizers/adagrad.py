@@ -43,13 +43,13 @@ def _update_row(w: Float32s, g: Float32s, states: Float32s, row: int, numbers: F
     for d in range(len(w)):
         accumulator = states[row, d] + g[d] * g[d]
         states[row, d] = accumulator
-        # An element that never had a gradient has nothing to divide by, also with eps = 0.
+        # Elements without any gradient so far must not divide by zero when eps = 0.
         if accumulator > 0:
             w[d] -= lr * g[d] / (np.sqrt(accumulator) + eps)
 
 
 class Adagrad(SparseOptimizer):
-    """See `SparseOptimizer`; the same numbers as `torch.optim.Adagrad` with sparse gradients."""
+    """Adagrad; results equal those of `torch.optim.Adagrad` with sparse gradients."""
 
     kind = "adagrad"
     slots = (Slot("accumulator", initial="initial_accumulator"),)

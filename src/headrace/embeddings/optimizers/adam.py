@@ -1,10 +1,10 @@
-"""Lazy Adam: moments change only for rows with a gradient, the bias correction counts all steps.
+"""Lazy Adam: moments change only for rows with a gradient; the bias correction counts all steps.
 
     m  = beta1 * m + (1 - beta1) * g
     v  = beta2 * v + (1 - beta2) * g ** 2
     w -= lr * sqrt(1 - beta2 ** step) / (1 - beta1 ** step) * m / (sqrt(v) + eps)
 
-As `torch.optim.SparseAdam`.
+This is the algorithm of `torch.optim.SparseAdam`.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def _update_row(w: Float32s, g: Float32s, states: Float32s, row: int, numbers: F
 
 
 class Adam(SparseOptimizer):
-    """See `SparseOptimizer`."""
+    """Lazy Adam."""
 
     kind = "adam"
     slots = (Slot("first_moment"), Slot("second_moment"))
@@ -63,7 +63,7 @@ class Adam(SparseOptimizer):
 
     @staticmethod
     def numbers(config: AdamConfig, step: int) -> tuple[float, ...]:
-        """See `SparseOptimizer.numbers`; the rate has the bias correction of the step."""
+        """See `SparseOptimizer.numbers`; the learning rate includes the step's bias correction."""
         correction = math.sqrt(1 - config.beta2**step) / (1 - config.beta1**step)
         return config.lr * correction, config.eps, config.beta1, config.beta2
 

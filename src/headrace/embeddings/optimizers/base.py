@@ -1,7 +1,7 @@
-"""What a sparse optimizer is: an update rule for one row, applied to unique rows in place; all else is shared.
+"""Base of sparse optimizers, which apply an update rule in place to unique rows; everything but the rule is shared.
 
-A file of an optimizer holds its hyper-parameters, its state per row, and its rule twice: for a compiled loop over rows
-in host memory, and in torch for rows on a device. Both get the gradient as the update sees it (clipped, with L2) and
+Each optimizer has a file with its hyper-parameters, its state per row, and its rule in two forms: for a compiled loop
+over rows in host memory, and in torch for rows on a device. Both receive the gradient after clipping and L2, and
 weights after decoupled decay.
 """
 
@@ -31,11 +31,11 @@ Int32s = npt.NDArray[np.int32]
 Rows = npt.NDArray[Any]
 Seeds = npt.NDArray[np.uint64]
 
-CHUNK = 256  # rows a thread takes at a time
+CHUNK = 256  # rows per task of a thread
 
 
 class SparseOptimizerConfig(NamedConfig):
-    """Settings that all optimizers of rows share. A job can name your own by its place, as it can a model."""
+    """Settings common to all sparse optimizers. A job can use your own optimizer by its import path, as with models."""
 
     registry: ClassVar[Registry[type[SparseOptimizerConfig]]] = SPARSE_OPTIMIZERS
 
@@ -48,22 +48,21 @@ class SparseOptimizerConfig(NamedConfig):
 
     @classmethod
     def build(cls, configs: Sequence[Any], embedding_dim: int) -> SparseOptimizer:
-        """The optimizer of tables of one dimension.
+        """Create the optimizer for tables of one dimension.
 
         Args:
-            configs: Of each table, all of this kind.
-            embedding_dim: Numbers D of a row.
+             configs: Configs of the tables, all of this kind. embedding_dim: Dimension D of rows.
         """
         raise NotImplementedError(f"{cls.__name__}.build")
 
 
 class Slot(NamedTuple):
-    """One kind of state that an optimizer keeps per row.
+    """State that an optimizer keeps per row.
 
     Attributes:
-        name: Also in checkpoints.
-        per_element: Whether each element of a row has its own; else one number per row.
-        initial: The hyper-parameter that a new row's state is filled with; None for zero.
+        name: Name, also used in checkpoints.
+        per_element: Whether there is a value per element of a row, rather than one per row.
+        initial: Name of the hyper-parameter that is the initial value; None for zero.
     """
 
     name: str
@@ -72,14 +71,14 @@ class Slot(NamedTuple):
 
 
 class Rounding(NamedTuple):
-    """How updated rows are stored: random bits are a function of (seed, step, table, id, position) only.
+    """Stochastic rounding of updated rows; random bits are a function of (seed, step, table, id, position) only.
 
-    So they do not depend on where a row lies, in which shard, or in which order ids were admitted.
+    So they do not depend on a row's number, its shard, or the order in which ids were admitted.
 
     Attributes:
         row_format: FP32, BF16 or FP16.
-        seed: Random, of this step of the table group.
-        table_seeds: uint64 [T].
+        seed: Seed of this step of the table group.
+        table_seeds: uint64 [T], seed of each table.
     """
 
     row_format: int
@@ -88,29 +87,28 @@ class Rounding(NamedTuple):
 
     @classmethod
     def of(cls, row_format: str, seed: int, step: int, table_seeds: Seeds) -> Rounding:
-        """For a step of a table group."""
+        """The rounding for a step of a table group."""
         mixed = mix64(np.uint64(seed & (2**64 - 1)) ^ mix64(np.uint64(step)))
         return cls(FORMATS[row_format], np.uint64(mixed), table_seeds)
 
 
 class SparseOptimizer:
-    """Applies gradients to the rows of one table group; hyper-parameters may differ from table to table.
+    """Applies gradients to the rows of one table group; hyper-parameters may differ between tables.
 
-    Subclasses set `kind` (its name in configs and checkpoints), `slots`, and the three parts of the rule.
+    Subclasses define `kind` (the name in configs and checkpoints), `slots`, and the three parts of the update rule.
 
     Args:
-        configs: Of each table, all of this kind.
-        embedding_dim: Numbers D of a row.
+         configs: Configs of the tables, all of this kind. embedding_dim: Dimension D of rows.
 
     Attributes:
-        state_width: Floats W of state per row, all slots one after the other.
-        initial_state: float32 [T, W], what a new row's state is.
+        state_width: Number W of state floats per row, all slots concatenated.
+        initial_state: float32 [T, W], initial state of a row in each table.
     """
 
     kind: ClassVar[str]
     slots: ClassVar[tuple[Slot, ...]] = ()
     update: ClassVar[Callable[..., None]]
-    """A compiled loop from `row_kernel`."""
+    """The compiled loop, made by `row_kernel`."""
 
     def __init__(self, configs: Sequence[Any], embedding_dim: int) -> None:
         self._configs = tuple(configs)
@@ -128,18 +126,17 @@ class SparseOptimizer:
 
     @staticmethod
     def numbers(config: Any, step: int) -> tuple[float, ...]:
-        """The hyper-parameters that both forms of the rule get, from one table's config, at a step from 1 on."""
+        """The hyper-parameters passed to both forms of the rule, from one table's config; steps count from 1."""
         raise NotImplementedError
 
     @staticmethod
     def update_tensors(w: Tensor, g: Tensor, state: Tensor, *numbers: Tensor) -> tuple[Tensor, Tensor]:
-        """The rule in torch.
+        """The update rule in torch.
 
         Args:
-            w: float32 [U, D], rows.
-            g: float32 [U, D], gradients.
-            state: float32 [U, W].
-            numbers: float32 [U, 1] each.
+            w: Rows, float32 [U, D].
+            g: Gradients, float32 [U, D]. state: Optimizer state, float32 [U, W].
+            numbers: Hyper-parameters of each row's table, float32 [U, 1] each.
 
         Returns:
             Rows and state after the update.
@@ -147,7 +144,7 @@ class SparseOptimizer:
         raise NotImplementedError
 
     def slots_of(self, state: Any) -> dict[str, Any]:
-        """State [R, W] as one view [R, width] per slot."""
+        """Split state [R, W] into one view [R, width] per slot."""
         return {name: state[:, columns] for name, columns in self._columns.items()}
 
     def apply(
@@ -164,27 +161,26 @@ class SparseOptimizer:
         """Update rows in place; the result does not depend on the number of threads.
 
         Args:
-            weights: [rows of the group, D], float32 or as `rounding` says.
-            state: float32 [rows of the group, W].
-            rows: int64 [U], different from each other where they are not 0; row 0 is left alone.
-            tables: int32 [U].
-            ids: int64 [U].
-            gradients: float32 [U, D], already summed over duplicates.
-            step: 1 for the first call.
-            rounding: How the updated weights are stored.
+            weights: Rows of the group, [capacity, D], in the storage dtype of `rounding`.
+            state: Optimizer state of the group, float32 [capacity, W].
+            rows: Row numbers, int64 [U], unique except for 0; row 0 is not changed.
+            tables: Table of each row, int32 [U].
+            ids: Id of each row, int64 [U].
+            gradients: Gradients with duplicates summed, float32 [U, D].
+            step: Number of the step, from 1.
+            rounding: Rounding of updated weights.
         """
         numbers = self._numbers(step)
         type(self).update(weights, state, rows, tables, ids, gradients, self._shared, numbers, *rounding)
 
     def updated(self, w: Tensor, g: Tensor, state: Tensor, tables: Tensor, step: int) -> tuple[Tensor, Tensor]:
-        """Rows and state after one step, in torch, on the device of `w`; the numbers of `apply` up to rounding.
+        """Compute rows and state after one step in torch, on the device of `w`; equal to `apply` up to rounding.
 
         Args:
-            w: float32 [U, D], the rows.
-            g: float32 [U, D], their gradients.
-            state: float32 [U, W].
-            tables: int64 [U].
-            step: 1 for the first.
+            w: Rows, float32 [U, D].
+            g: Gradients, float32 [U, D]. state: Optimizer state, float32 [U, W].
+            tables: Table of each row, int64 [U].
+            step: Number of the step, from 1.
         """
 
         def columns(numbers: Float32s) -> list[Tensor]:
@@ -202,11 +198,12 @@ class SparseOptimizer:
 
 
 def row_kernel(update_row: Callable[..., None]) -> Callable[..., None]:
-    """The compiled loop of `SparseOptimizer.apply` around a rule.
+    """Compile the loop of `SparseOptimizer.apply` for an update rule.
 
     Args:
-        update_row: An inline kernel that changes a row and its state: (w float32 [D], g float32 [D], states
-            float32 [rows, W], row, numbers float32 [T, N], table). Arrays and places, as a view for each row costs 5 %.
+        update_row: An inline kernel that updates a row and its state: (w float32 [D], g float32 [D], states float32
+            [rows, W], row, numbers float32 [T, N], table). It takes arrays and indices, because a view per row costs 5
+            %.
     """
 
     def apply_to_rows(
@@ -246,13 +243,13 @@ def row_kernel(update_row: Callable[..., None]) -> Callable[..., None]:
                 else:
                     round_row(weights, row, row_format, w, bits, seed, key_stream(table_seeds[table], ids[u]))
 
-    # Code on disk is named after the function.
+    # The compilation cache is keyed by the function's name.
     apply_to_rows.__name__ = apply_to_rows.__qualname__ = f"apply_{update_row.__module__.rpartition('.')[2]}"
     return kernel(parallel=True)(apply_to_rows)
 
 
 def _shared_numbers(config: Any) -> tuple[float, float, float]:
-    """L2, learning rate times decoupled decay, maximum norm of a gradient (0 for no limit)."""
+    """L2, learning rate times decoupled decay, maximum gradient norm (0 for no limit)."""
     is_l2 = config.weight_decay_mode == "l2"
     decay = config.weight_decay
     return decay if is_l2 else 0.0, 0.0 if is_l2 else config.lr * decay, config.clip_row_norm or 0.0
@@ -260,7 +257,7 @@ def _shared_numbers(config: Any) -> tuple[float, float, float]:
 
 @kernel(inline=True)
 def _take_gradient(gradients: Float32s, u: int, w: Float32s, shared: Float32s, table: int, out: Float32s) -> None:
-    """The gradient of key u as the update sees it, float32 [D]: clipped, plus L2 of `w`; then `w` decays."""
+    """Clip the gradient of key u, add L2 of `w`, write it to `out` float32 [D], then apply decoupled decay to `w`."""
     decay, decoupled, max_norm = shared[table, 0], shared[table, 1], shared[table, 2]
     scale = np.float32(1.0)
     if max_norm > 0:

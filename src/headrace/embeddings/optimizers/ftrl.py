@@ -1,4 +1,4 @@
-"""FTRL-Proximal: follow the regularized leader, with a learning rate per element and L1 that gives exact zeros.
+"""FTRL-Proximal: follow the regularized leader, with a learning rate per element, and L1 for exact zeros.
 
     sigma = (sqrt(n + g ** 2) - sqrt(n)) / lr
     z    += g - sigma * w
@@ -6,9 +6,9 @@
     w     = 0                                                       where |z| <= l1
             -(z - sign(z) * l1) / ((beta + sqrt(n)) / lr + l2)      elsewhere
 
-McMahan et al., "Ad Click Prediction: a View from the Trenches", KDD 2013, Algorithm 1 (its alpha is `lr`). There rows
-begin at zero. A row that begins elsewhere gets, at its first update, the z of which its first values are the solution,
-so that it moves from where it began.
+McMahan et al., "Ad Click Prediction: a View from the Trenches", KDD 2013, Algorithm 1 (its alpha is `lr`). In the
+paper, rows start at zero. For a row with other initial values, the first update sets z so that the initial values are
+its solution; the row then moves from there.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def _update_row(w: Float32s, g: Float32s, states: Float32s, row: int, numbers: F
     )
     linear, accumulators = states[row, : len(w)], states[row, len(w) :]
     for d in range(len(w)):
-        n, z, x = accumulators[d], linear[d], w[d]  # read here and not in a branch, so that the loop is vectorized
+        n, z, x = accumulators[d], linear[d], w[d]  # read outside of branches, so that the loop is vectorized
         if z == 0 and n == initial and x != 0:  # the first update
             z = -x * ((beta + np.sqrt(n)) / lr + l2) - np.copysign(l1, x)
         root = np.sqrt(n + g[d] * g[d])
@@ -70,7 +70,7 @@ def _update_row(w: Float32s, g: Float32s, states: Float32s, row: int, numbers: F
 
 
 class FTRL(SparseOptimizer):
-    """See `SparseOptimizer`."""
+    """FTRL-Proximal."""
 
     kind = "ftrl"
     slots = (Slot("linear"), Slot("accumulator", initial="initial_accumulator"))

@@ -3,7 +3,8 @@
     accumulator += mean(g ** 2)
     w           -= lr * g / (sqrt(accumulator) + eps)
 
-As FBGEMM's `EXACT_ROWWISE_ADAGRAD` and TorchRec's `RowWiseAdagrad`: nearly Adagrad's quality for 1/dim of its memory.
+This is FBGEMM's `EXACT_ROWWISE_ADAGRAD` and TorchRec's `RowWiseAdagrad`. Its quality is close to Adagrad's, with 1/dim
+of the state.
 """
 
 from __future__ import annotations
@@ -48,14 +49,14 @@ def _update_row(w: Float32s, g: Float32s, states: Float32s, row: int, numbers: F
         squares += g[d] * g[d]
     accumulator = states[row, 0] + squares / np.float32(dim)
     states[row, 0] = accumulator
-    # A row that never had a gradient has nothing to divide by, also with eps = 0.
+    # Rows without any gradient so far must not divide by zero when eps = 0.
     rate = lr / (np.sqrt(accumulator) + eps) if accumulator > 0 else np.float32(0.0)
     for d in range(dim):
         w[d] -= rate * g[d]
 
 
 class RowWiseAdagrad(SparseOptimizer):
-    """See `SparseOptimizer`."""
+    """Row-wise Adagrad."""
 
     kind = "rowwise_adagrad"
     slots = (Slot("accumulator", per_element=False, initial="initial_accumulator"),)

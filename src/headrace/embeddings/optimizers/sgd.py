@@ -1,4 +1,4 @@
-"""SGD on the rows that have a gradient: `w -= lr * (g + weight_decay * w)`."""
+"""SGD for rows with a gradient: `w -= lr * (g + weight_decay * w)`."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def _update_row(w: Float32s, g: Float32s, states: Float32s, row: int, numbers: F
 
 
 class SGD(SparseOptimizer):
-    """See `SparseOptimizer`; the same numbers as `torch.optim.SGD` where every row has a gradient."""
+    """SGD; results equal those of `torch.optim.SGD` if every row has a gradient."""
 
     kind = "sgd"
     update = row_kernel(_update_row)

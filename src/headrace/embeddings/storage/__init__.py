@@ -1,1 +1,1 @@
-"""Where the rows of tables are stored: formats and media."""
+"""Storage of rows: formats and media."""

@@ -1,9 +1,9 @@
-"""`DeviceStorage`: rows and optimizer state as tensors on a device, or in pinned host memory beside it.
+"""`DeviceStorage`: rows and optimizer state as tensors on a device or in pinned host memory.
 
-Ids become rows on the host, where batches come from; what moves to the device in a step is one row number per unique
-key. First values are computed on the host and copied, when a row is first read or updated. The numbers are those of
-`HostStorage` up to the rounding of sums and roots; where a device adds in any order (`index_add` on CUDA), runs may
-differ in the last bits.
+The host maps ids to rows, because batches are made there; a step copies one row number per unique key to the device.
+Initial values are computed on the host and copied when a row is first read or updated. Results equal those of
+`HostStorage` up to rounding of sums and square roots; if a device adds in arbitrary order (`index_add` on CUDA), runs
+may differ in the last bits.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ from headrace.embeddings.storage.row_formats import TENSOR_DTYPES, as_tensor
 __all__ = ["DeviceStorage", "Memory"]
 
 Memory = Literal["device", "host"]
-"""Where rows live when a model is on a device: there, or in the host's page-locked memory."""
+"""Where rows are kept for a model on a device: in device memory, or in pinned host memory."""
 
 Int64s = npt.NDArray[np.int64]
 
 
 class DeviceStorage:
-    """See `RowStorage`; `gather` gives a tensor and `update` takes one.
+    """A `RowStorage` on a device; `gather` returns a tensor and `update` takes one.
 
     Args:
-        layout: What rows are.
-        capacity: Rows there is room for at first.
-        device: Where models compute; any that torch has, "cpu" included.
-        memory: Where rows live.
+        layout: Layout of rows.
+        capacity: Initial capacity in rows.
+        device: Device that the model computes on; any torch device, including "cpu".
+        memory: Where rows are kept.
 
     Attributes:
         weights: [capacity, D] in the storage dtype of the tables.
@@ -55,7 +55,7 @@ class DeviceStorage:
 
     @classmethod
     def on(cls, device: torch.device | str, memory: Memory = "device") -> MakeStorage:
-        """Makes storages on a device."""
+        """Return a function that creates storages on a device."""
         return partial(cls, device=device, memory=memory)
 
     @property
@@ -84,7 +84,7 @@ class DeviceStorage:
         self._put(rows, as_tensor(first, self._layout.row_format), torch.from_numpy(state))
 
     def update(self, rows: Int64s, keys: Keys, gradients: Any, *, step: int) -> None:
-        """See `RowStorage.update`; gradients may be an array as well."""
+        """See `RowStorage.update`; gradients may also be an array."""
         if isinstance(gradients, np.ndarray):
             gradients = torch.from_numpy(gradients)
         keep = np.flatnonzero(rows)
@@ -126,7 +126,7 @@ class DeviceStorage:
         return self.weights
 
     def _take(self, tensor: Tensor, rows: Int64s) -> Tensor:
-        """A copy of some rows on the device."""
+        """Copy some rows to the device."""
         return tensor.index_select(0, torch.from_numpy(rows).to(self._home)).to(self.device)
 
     def _put(self, rows: Int64s, weights: Tensor, state: Tensor) -> None:

@@ -1,4 +1,4 @@
-"""Stochastic rounding in plain torch: the same bits from the same numbers as `row_formats`, on any device."""
+"""Stochastic rounding in torch, bit-identical to `row_formats` on any device."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ NARROW = 2.0**-112
 
 
 def _signed(value: int) -> int:
-    """A uint64 as the int64 of the same bits: torch multiplies and adds int64 modulo 2^64."""
+    """Reinterpret a uint64 as int64, because torch multiplies and adds int64 modulo 2^64."""
     return value - 2**64 if value >= 2**63 else value
 
 
 def _shifted(x: Tensor, bits: int) -> Tensor:
-    """int64 shifted right, zeros coming in."""
+    """Logical right shift of int64."""
     return (x >> bits) & ((1 << (64 - bits)) - 1)
 
 
@@ -29,7 +29,7 @@ def mix64(x: Tensor) -> Tensor:
 
 
 def _chances(counters_U: Tensor, dim: int, seed: int) -> Tensor:
-    """16 random bits per number, int32 [U, dim]: a 64-bit state serves four numbers."""
+    """16 random bits per number, int32 [U, dim]; a 64-bit state is used for four numbers."""
     state_U = mix64(counters_U * _signed(GOLDEN) + _signed(seed))
     firsts = torch.arange(0, dim, 4, device=counters_U.device)
     bits = mix64(state_U[:, None] + (firsts + 1) * _signed(GOLDEN))
@@ -39,13 +39,13 @@ def _chances(counters_U: Tensor, dim: int, seed: int) -> Tensor:
 
 
 def rounded(values_UD: Tensor, counters_U: Tensor, row_format: str, seed: int) -> Tensor:
-    """float32 [U, dim] in a format of rows.
+    """Round float32 [U, dim] to a row format.
 
     Args:
-        values_UD: The numbers.
-        counters_U: int64 [U], the random stream of each row; see `row_formats.round_row`.
+        values_UD: Values to round.
+        counters_U: int64 [U], random stream of each row; see `row_formats.round_row`.
         row_format: fp32, bf16 or fp16.
-        seed: Of the step, a uint64.
+        seed: Seed of the step, a uint64.
     """
     if row_format == "fp32":
         return values_UD
@@ -54,7 +54,7 @@ def rounded(values_UD: Tensor, counters_U: Tensor, row_format: str, seed: int) -
         bits = values_UD.contiguous().view(torch.int32)
         exponent = 0x7F800000
         up = bits + chance
-        kept = torch.where((up & exponent) == exponent, bits, up)  # never from finite to infinite, nor out of it
+        kept = torch.where((up & exponent) == exponent, bits, up)  # finite values stay finite, infinite ones infinite
         return (kept & -65536).view(torch.float32).to(torch.bfloat16)
     narrowed = (values_UD.abs() * NARROW).view(torch.int32)
     half = ((narrowed + (chance & 0x1FFF)) >> 13).clamp(max=0x7BFF)

@@ -1,4 +1,4 @@
-"""First values of embedding rows: a function of (seed, table, id) only, never of the order in which ids arrive."""
+"""Initial values of embedding rows: a function of (seed, table, id) only, independent of the order of ids."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from headrace.embeddings.storage.row_formats import FORMATS, FP32, RowFormat, as
 
 __all__ = ["FirstValues", "fill_row", "fill_rows"]
 
-CHUNK = 512  # rows a thread takes at a time
+CHUNK = 512  # rows per task of a thread
 
 Float32s = npt.NDArray[np.float32]
 Uint32s = npt.NDArray[np.uint32]
@@ -26,17 +26,17 @@ Rows = npt.NDArray[Any]
 
 
 class FirstValues:
-    """What rows hold before they are updated: uniform in `[-scale, scale)`, drawn from (seed, table, id).
+    """Initial values of rows: uniform in `[-scale, scale)`, a function of (seed, table, id).
 
     Args:
-        names: Of the tables.
-        scales: Of each table.
-        row_format: Storage dtype of rows, whose rounding is part of a first value.
-        seed: Of the tables.
+        names: Names of the tables.
+        scales: Scale of each table.
+        row_format: Storage dtype of rows; initial values are rounded to it.
+        seed: Seed of the tables.
 
     Attributes:
-        seeds: uint64 [T].
-        scales: float32 [T].
+        seeds: uint64 [T], seed of each table.
+        scales: float32 [T], scale of each table.
     """
 
     def __init__(self, names: Sequence[str], scales: Sequence[float], row_format: RowFormat, *, seed: int) -> None:
@@ -45,18 +45,18 @@ class FirstValues:
         self.row_format: RowFormat = row_format
 
     def stored(self, keys: Keys, embedding_dim: int) -> Rows:
-        """As rows are stored, [U, D]."""
+        """Initial values in the storage dtype, [U, D]."""
         stored = np.empty((len(keys), embedding_dim), dtype=storage_dtype(self.row_format))
         self.write(stored, np.arange(len(keys)), keys)
         return stored
 
     def widened(self, keys: Keys, embedding_dim: int) -> Float32s:
-        """As rows are read, float32 [U, D]."""
+        """Initial values as float32 [U, D]."""
         values: Float32s = as_tensor(self.stored(keys, embedding_dim), self.row_format).float().numpy()
         return values
 
     def write(self, weights: Rows, rows: Int64s, keys: Keys) -> None:
-        """Into rows [U] of an array."""
+        """Write initial values into rows [U] of an array."""
         fill_rows(weights, rows, keys.tables, keys.ids, self.seeds, self.scales, FORMATS[self.row_format])
 
 
@@ -71,9 +71,9 @@ def fill_row(
     values: Float32s,
     bits: Uint32s,
 ) -> None:
-    """First values of a key in row `row`.
+    """Write the initial values of a key into row `row`.
 
-    `values`, float32 [D], is room for a row, `bits` the same as uint32.
+    `values` float32 [D] is scratch memory for a row; `bits` is a uint32 view of it.
     """
     state = mix64(table_seed ^ mix64(np.uint64(key)))
     for d in range(len(values)):
@@ -96,7 +96,7 @@ def fill_rows(
     scales: Float32s,
     row_format: int = FP32,
 ) -> None:
-    """The given rows [U], each from its own (table, id)."""
+    """Fill the given rows [U], each from its (table, id)."""
     for chunk in numba.prange((len(rows) + CHUNK - 1) // CHUNK):
         values = np.empty(weights.shape[1], dtype=np.float32)
         bits = values.view(np.uint32)

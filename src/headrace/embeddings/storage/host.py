@@ -1,4 +1,4 @@
-"""`HostStorage`: rows and optimizer state as arrays in this process's memory, worked on by compiled loops."""
+"""`HostStorage`: rows and optimizer state as arrays in this process, processed by compiled loops."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from headrace.embeddings.storage.row_formats import FORMATS, FP32, as_tensor, st
 __all__ = ["HostStorage", "gather_rows"]
 
 LINE_BYTES = 64
-CHUNK = 512  # rows a thread takes at a time
+CHUNK = 512  # rows per task of a thread
 
 Rows = npt.NDArray[Any]
 Float32s = npt.NDArray[np.float32]
@@ -31,11 +31,11 @@ Int32s = npt.NDArray[np.int32]
 
 
 class HostStorage:
-    """See `RowStorage`.
+    """A `RowStorage` in host memory.
 
     Args:
-        layout: What rows are.
-        capacity: Rows there is room for at first. Memory that is never written takes no space.
+        layout: Layout of rows.
+        capacity: Initial capacity in rows. The operating system allocates pages when they are first written.
 
     Attributes:
         weights: [capacity, D], float32, or the uint16 of bf16 and fp16 rows; see `row_formats`.
@@ -109,7 +109,7 @@ def gather_rows(
     row_format: int,
     out: Float32s,
 ) -> None:
-    """Copies rows [U] to `out` float32 [U, D], first values where a row is `NEW`."""
+    """Copy rows [U] to `out` float32 [U, D]; initial values where a row is `NEW`."""
     dim = weights.shape[1]
     weights_at = weights.ctypes.data
     for chunk in numba.prange((len(rows) + CHUNK - 1) // CHUNK):
@@ -119,7 +119,7 @@ def gather_rows(
         for u in range(chunk * CHUNK, min((chunk + 1) * CHUNK, len(rows))):
             prefetch_row(weights_at, dim * weights.itemsize, rows, u)
             row, table = rows[u], tables[u]
-            if row == NEW:  # by way of the storage format, whose rounding is part of a first value
+            if row == NEW:  # computed in the storage format, because initial values are rounded to it
                 fill_row(stored, 0, ids[u], table_seeds[table], scales[table], row_format, values, bits)
                 if row_format != FP32:
                     widen_row(stored, 0, row_format, values, bits)
@@ -135,7 +135,7 @@ def gather_rows(
 
 
 def _aligned(shape: tuple[int, ...], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
-    """Zeros that begin at a cache line, so that a row of 16 floats is one line and not parts of two."""
+    """Zeros aligned to a cache line, so that a row of 16 floats is in one line."""
     num_bytes = math.prod(shape) * dtype.itemsize
     raw = np.zeros(num_bytes + LINE_BYTES, dtype=np.uint8)
     begin = -raw.ctypes.data % LINE_BYTES

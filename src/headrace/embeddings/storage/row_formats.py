@@ -1,16 +1,16 @@
-"""How rows are kept: fp32, or bf16 or fp16 in half the memory, written with stochastic rounding.
+"""Storage formats of rows: fp32, or bf16 and fp16 with half the memory and stochastic rounding.
 
-Sums of small updates stand still in 16 bits if each is rounded to nearest; rounded up or down at random, in proportion
-to the distance, they are right on average (Zhang, Yang and Yuen, "Training with low-precision embedding tables", 2018).
-The random bits are a function of (seed, step, table, id, position) only: the same for any number of threads and shards,
-in any order of admission, and after a resume.
+Rounded to nearest, small updates are lost in 16 bits. Rounded up or down at random, with probabilities by distance,
+they are right on average (Zhang, Yang and Yuen, "Training with low-precision embedding tables", 2018). The random bits
+are a function of (seed, step, table, id, position) only, so they are the same for any number of threads and shards, in
+any order of admission, and after a resume.
 
 | format | bits kept of fp32's 24 | greatest number | smallest step |
 |---|---|---|---|
 | bf16 | 8 | 3.4e38 | 1.2e-38 (normal) |
 | fp16 | 11 | 65504, beyond it is clamped | 6e-8 |
 
-bf16 and fp16 rows are stored as the uint16 of their bits; kernels widen a row to fp32 where they read it.
+bf16 and fp16 rows are stored as uint16 bit patterns; kernels widen a row to fp32 when they read it.
 """
 
 from __future__ import annotations
@@ -57,30 +57,30 @@ WIDEN, NARROW = np.float32(2.0**112), np.float32(2.0**-112)
 
 
 def storage_dtype(row_format: str) -> type[np.float32] | type[np.uint16]:
-    """What an array of rows of a format holds."""
+    """NumPy dtype of rows in a format."""
     return np.float32 if row_format == "fp32" else np.uint16
 
 
 def as_tensor(rows: Rows, row_format: str) -> Tensor:
-    """Rows as a tensor of their real type, sharing memory."""
+    """View rows as a tensor of their format's dtype."""
     return torch.from_numpy(rows).view(TENSOR_DTYPES[row_format])
 
 
 @register_jitable(inline="always")
 def nearest_bf16(bits: Any) -> Any:
-    """In a kernel: the uint16 of a number rounded to nearest, ties to even, from its uint32.
+    """In a kernel: round fp32 bits, uint32, to the nearest bf16 bits, uint16, ties to even.
 
-    A NaN whose lower half is empty stays one, and so do all that processors make.
+    A NaN stays a NaN if its lower 16 bits are zero, as in all NaNs that processors produce.
     """
     return np.uint16((bits + U32(0x7FFF) + ((bits >> U32(16)) & U32(1))) >> U32(16))
 
 
 @kernel()
 def widen_row(weights: Rows, row: int, row_format: int, out: Float32s, bits: Uint32s) -> None:
-    """A row of bf16 or fp16 as float32 [dim].
+    """Widen a bf16 or fp16 row to float32 [dim].
 
-    Kernels copy fp32 rows themselves: a call costs as much as a row. For the same reason `bits`, which is
-    `out.view(np.uint32)`, is made once for many rows.
+    Kernels copy fp32 rows themselves, because a call costs as much as a row. For the same reason `bits`, which is
+    `out.view(np.uint32)`, is created once for many rows.
     """
     if row_format == BF16:
         for d in range(len(out)):
@@ -97,16 +97,16 @@ def widen_row(weights: Rows, row: int, row_format: int, out: Float32s, bits: Uin
 def round_row(
     weights: Rows, row: int, row_format: int, values: Float32s, bits: Uint32s, seed: np.uint64, counter: int | np.uint64
 ) -> None:
-    """Float32 [dim] into a row of bf16 or fp16; `values` is used up.
+    """Round float32 [dim] into a bf16 or fp16 row; overwrites `values`.
 
     Args:
-        weights: All rows.
-        row: Which one.
+        weights: Array of all rows.
+        row: Number of the row.
         row_format: BF16 or FP16.
-        values: The numbers.
+        values: Values to round.
         bits: `values.view(np.uint32)`.
-        seed: Of the random bits: a well-mixed number that depends on the table group and the step.
-        counter: Which of the seed's streams: a number that depends on the row's key.
+        seed: Seed of the random bits, a well-mixed function of table group and step.
+        counter: Random stream within the seed, a function of the row's key.
     """
     state = mix64(seed + U64(counter) * GOLDEN)
     random = U64(0)
@@ -125,9 +125,9 @@ def round_row(
 
 @kernel()
 def _to_bf16(bits: np.uint32, chance: np.uint32) -> np.uint32:
-    """The upper half, one more with the probability that the lower half says; never from finite to infinite."""
+    """The upper half, incremented with a probability given by the lower half; finite values stay finite."""
     exponent = U32(0x7F800000)
-    if bits & exponent == exponent:  # infinite, or no number: that must stay so
+    if bits & exponent == exponent:  # infinities and NaNs stay so
         return U32((bits >> U32(16)) | (U32(1) if bits & U32(0x7FFFFF) != U32(0) else U32(0)))
     sum_ = U32(bits + chance)
     return U32((bits if sum_ & exponent == exponent else sum_) >> U32(16))
@@ -135,7 +135,7 @@ def _to_bf16(bits: np.uint32, chance: np.uint32) -> np.uint32:
 
 @kernel()
 def _to_fp16(narrowed: np.uint32, chance: np.uint32) -> np.uint32:
-    """From the bits of |x| 2^-112, rounded by 13 random bits, at most 65504 (0x7BFF); no number stays none."""
+    """Round the bits of |x| 2^-112 with 13 random bits, clamped to 65504 (0x7BFF); NaNs stay NaNs."""
     if narrowed > U32(0x7F800000):
         return U32(0x7E00)
     return U32(min(U32(narrowed + chance) >> U32(13), U32(0x7BFF)))

@@ -1,1 +1,1 @@
-"""Tables: from an id to its row, when rows are given and taken, and what a saved table group holds."""
+"""Embedding tables: index of rows by id, admission, eviction, and saved state."""

@@ -1,7 +1,7 @@
 """`RowMetadata`: a record per row of when it was last updated and how often its id was seen.
 
-A row whose version is 0 was never updated: it is initialized lazily, by its first update, and reads its first value
-until then. So a new group of millions of rows costs nothing, and such a row need not be stored, sent or looked for.
+A row with version 0 was never updated. Its first update initializes it; until then it reads its initial value. So
+creating a group of millions of rows costs nothing, and these rows are not saved, sent or searched.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from headrace.embeddings.ops.prefetch import prefetch_row
 __all__ = ["RECORD", "RowMetadata"]
 
 RECORD = np.dtype([("version", np.int64), ("frequency", np.int32)], align=True)
-"""Per row: the version of the group that updated it last (0: never), and how often its id was seen in training."""
+"""Per row: the version of the group that last updated it (0: never), and how often its id was seen in training."""
 
-CHUNK = 512  # rows a thread takes at a time
+CHUNK = 512  # rows per task of a thread
 
 Records = npt.NDArray[np.void]
 Bools = npt.NDArray[np.bool_]
@@ -29,7 +29,7 @@ Int32s = npt.NDArray[np.int32]
 
 
 class RowMetadata:
-    """Records of rows 0 to `capacity` - 1; that of row 0 stays empty. Not thread-safe.
+    """Metadata of rows 0 to `capacity` - 1; the record of row 0 stays empty. Not thread-safe.
 
     Attributes:
         records: `RECORD` [capacity].
@@ -44,45 +44,45 @@ class RowMetadata:
         return self.records["version"]
 
     def new_rows(self, rows: Int64s) -> Int64s:
-        """Places in `rows` [U] of those that were never updated, row 0 left out."""
+        """Positions in `rows` [U] of rows that were never updated, except row 0."""
         is_new = np.empty(len(rows), dtype=np.bool_)
         _find_new(self.records, rows, is_new)
         return np.flatnonzero(is_new)
 
     def updated_rows(self) -> Int64s:
-        """Rows that were ever updated, ascending."""
+        """Rows that were updated at least once, ascending."""
         updated = np.empty(len(self.records), dtype=np.bool_)
         _find_updated(self.records, updated)
         return np.flatnonzero(updated)
 
     def mark_updated(self, rows: Int64s, counts: Int32s, *, version: int) -> Int64s:
-        """Note an update of ids seen `counts` times; rows [U] are unique, except for 0, which stands for no row.
+        """Record an update of ids seen `counts` times; rows [U] are unique, except for 0, which means no row.
 
-        One pass over the records: each is a cache miss in a large table.
+        Makes one pass over the records, because each is a cache miss in a large table.
 
         Returns:
-            Places in `rows` of those that were never updated before.
+            Positions in `rows` of rows that were never updated before.
         """
         was_new = np.empty(len(rows), dtype=np.bool_)
         _mark_updated(self.records, rows, counts, version, was_new)
         return np.flatnonzero(was_new)
 
     def clear(self, rows: Int64s) -> None:
-        """Make rows as if they had never been updated."""
+        """Reset rows to never updated."""
         self.records[rows] = np.zeros(1, dtype=RECORD)
 
     def columns(self, rows: Int64s) -> dict[str, npt.NDArray[Any]]:
-        """`version` int64 [R] and `frequency` int32 [R] of rows, copies."""
+        """Copies of `version` int64 [R] and `frequency` int32 [R] of rows."""
         records = self.records[rows]
         return {name: np.ascontiguousarray(records[name]) for name in RECORD.names or ()}
 
     def set_columns(self, rows: Int64s, columns: dict[str, npt.NDArray[Any]]) -> None:
-        """The opposite of `columns`."""
+        """Inverse of `columns`."""
         for name in RECORD.names or ():
             self.records[name][rows] = columns[name]
 
     def grow(self, capacity: int) -> None:
-        """Make room for more rows."""
+        """Increase the capacity."""
         self.records = np.concatenate([self.records, np.zeros(capacity - len(self.records), dtype=RECORD)])
 
     def compact(self, rows: Int64s, capacity: int) -> None:

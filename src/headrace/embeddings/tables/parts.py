@@ -1,6 +1,6 @@
-"""Parts of a sharded table group as raw columns: taken apart, and put together for one process.
+"""Splits and joins the parts of a sharded table group, as raw columns.
 
-A part has the columns of `tables.state` but `rows`: where a row lies is the business of who loads it.
+A part has the columns of `tables.state` except `rows`, because the loading group numbers rows itself.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ NOT_OF_ROWS = ("pending.", "removed.")  # columns of ids without a row
 
 
 def to_part(state: Columns, header: TableGroupHeader) -> Columns:
-    """The state of a shard's group as a part of the whole group, whose header is given."""
+    """Convert the state of a shard's group to a part of the whole group, which has the given header."""
     return {name: column for name, column in state.items() if name not in NOT_PER_ROW} | {"header": header.to_column()}
 
 
 def owned_state(parts: Sequence[Columns], plan: ShardingPlan, shard: int, header: TableGroupHeader) -> Columns:
-    """What a shard owns of a saved group, as the state of its own group, whose header is given."""
+    """Select a shard's share of a saved group, as the state of the shard's group, which has the given header."""
     state = _concat([_select(part, plan, shard) for part in _agreeing(parts)])
     state["rows"] = np.arange(FIRST_ROW, FIRST_ROW + len(state["ids"]), dtype=np.int64)
     state["header"] = header.to_column()
@@ -35,10 +35,10 @@ def owned_state(parts: Sequence[Columns], plan: ShardingPlan, shard: int, header
 
 
 def join_parts(parts: Sequence[Columns]) -> Columns:
-    """The state of the group in one process; the same for any number of parts.
+    """Join parts to the state of a group in one process; the result is the same for any number of parts.
 
     Raises:
-        CheckpointError: The parts are not of one step.
+        CheckpointError: The parts were saved at different steps.
     """
     parts = _agreeing([upgraded(part) for part in parts])
     header, state = TableGroupHeader.read(parts[0]), _concat(parts)
@@ -46,7 +46,7 @@ def join_parts(parts: Sequence[Columns]) -> Columns:
     sizes = np.array([table["num_embeddings"] for table in header.tables], dtype=np.int64)
     ends = FIRST_ROW + np.cumsum(np.where(is_fixed, sizes, 0))
     tables, ids = state["tables"], state["ids"]
-    order = np.lexsort((ids, tables, ~is_fixed[tables]))  # rows of direct and hashed tables lie before all others
+    order = np.lexsort((ids, tables, ~is_fixed[tables]))  # rows of direct and hashed tables come before all others
     state = {name: column if name.startswith(NOT_OF_ROWS) else column[order] for name, column in state.items()}
     tables, ids = state["tables"], state["ids"]
     num_fixed = int(is_fixed[tables].sum())

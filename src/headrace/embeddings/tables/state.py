@@ -1,15 +1,15 @@
-"""A table group as named raw columns, for checkpoints: only rows that differ from a new group.
+"""State of a table group as named raw columns, for checkpoints; contains only rows that differ from a new group.
 
     header              uint8, JSON: format version, tables, dimension, seed, step, version, window starts, cursors
-    rows                int64 [R], ascending: where each row lies in its storage
-    tables, ids         int32, int64 [R]: whose it is (an id in a direct or hashed table is the row within the table)
-    weights             [R, dim]: float32, or uint16, the bits of bf16 or fp16 rows
+    rows    int64 [R], ascending: row numbers in the storage
+    tables, ids   int32, int64 [R]: key of each row (an id in a direct or hashed table is the row within the table)
+    weights    [R, dim]: float32, or uint16 bits of bf16 or fp16 rows
     slot.NAME           float32 [R, width] for each slot of the optimizer
     version, frequency  int64, int32 [R]
     pending.tables, pending.ids, pending.sightings, pending.last_seen       ids that are not admitted yet
-    removed.version, removed.tables, removed.ids       ids that lost their rows, as far back as the oldest cursor
+    removed.version, removed.tables, removed.ids    ids that lost their rows, back to the oldest cursor
 
-Arrays are contiguous and in the machine's (little-endian) order.
+Arrays are contiguous, in the machine's (little-endian) byte order.
 """
 
 from __future__ import annotations
@@ -35,16 +35,16 @@ PENDING = ("tables", "ids", "sightings", "last_seen")
 
 @dataclass(frozen=True)
 class TableGroupHeader:
-    """What must agree between a saved table group and the one that loads it, and its clocks.
+    """Properties that a saved table group and the loading group must share, and the group's counters.
 
     Attributes:
-        tables: What decides where rows are and what they begin with; learning rates may change between jobs.
-        embedding_dim: Of rows.
-        seed: Of first values.
-        step: Updates made.
-        version: Changes made, see `TableGroup`.
-        window_starts: Versions at which the windows still of interest began.
-        cursors: Consumers of changes, and the version each has.
+        tables: Settings that determine row numbers and initial values; learning rates may change between jobs.
+        embedding_dim: Dimension of rows.
+        seed: Seed of initial values.
+        step: Number of updates.
+        version: Number of changes, see `TableGroup`.
+        window_starts: Start versions of the recent windows.
+        cursors: Version of each consumer of changes.
         removed_from: See `ChangeLog`.
     """
 
@@ -60,7 +60,7 @@ class TableGroupHeader:
 
     @classmethod
     def of(cls, tables: Sequence[TableConfig], seed: int) -> TableGroupHeader:
-        """Of a new group."""
+        """The header of a new group."""
         described = [
             {
                 "name": table.name,
@@ -79,7 +79,7 @@ class TableGroupHeader:
         """The header of a state.
 
         Raises:
-            VersionMismatch: Of another format.
+            VersionMismatch: The state has a different format.
         """
         values = json.loads(state["header"].tobytes())
         if values.get("format_version") != FORMAT_VERSION:
@@ -89,14 +89,15 @@ class TableGroupHeader:
         return cls(**values)
 
     def to_column(self) -> npt.NDArray[np.uint8]:
-        """As JSON bytes."""
+        """The header as JSON bytes."""
         return _json_column(asdict(self))
 
     def check(self, group: TableGroupHeader) -> None:
-        """Refuse to be loaded into a group that would read it differently.
+        """Check that this state can be loaded into a group.
 
         Raises:
-            CheckpointError: Names the first difference, saved and configured.
+            CheckpointError: The group differs; the text names the first difference, with the saved and the configured
+                value.
         """
         pairs: list[tuple[str, object, object]] = [
             ("embedding_dim", self.embedding_dim, group.embedding_dim),
@@ -111,7 +112,7 @@ class TableGroupHeader:
 
 
 def upgraded(state: Columns) -> Columns:
-    """A saved state in the current format. Format 2 is read too: it differs in names, and calls tables spaces."""
+    """Convert a saved state to the current format. Format 2 is also accepted; it differs in names only."""
     header = json.loads(state["header"].tobytes())
     if header.get("format_version") != 2:
         return state
@@ -125,10 +126,10 @@ def _json_column(values: Mapping[str, Any]) -> npt.NDArray[np.uint8]:
 
 
 def pending_columns(pending: IdHistory) -> Columns:
-    """Ids that are not admitted yet, as columns."""
+    """Convert ids that are not admitted yet to columns."""
     return {f"pending.{name}": getattr(pending, name) for name in PENDING}
 
 
 def pending_of(state: Columns) -> IdHistory:
-    """The opposite of `pending_columns`."""
+    """Inverse of `pending_columns`."""
     return IdHistory(**{name: state[f"pending.{name}"] for name in PENDING})

@@ -1,4 +1,4 @@
-"""`TableGroup`: tables of one embedding dimension: index, storage, metadata and optimizer, looked up in one pass."""
+"""`TableGroup`: the embedding tables of one dimension, with index, storage, metadata and optimizer."""
 
 from __future__ import annotations
 
@@ -29,40 +29,41 @@ Int64s = npt.NDArray[np.int64]
 Int32s = npt.NDArray[np.int32]
 
 MAX_CONSUMERS = 1_000
-"""Of changes; each costs a name, but a shard must not be filled with names."""
+"""Maximum number of consumers of changes, so that clients cannot fill a shard's memory with names."""
 
-GROWTH = 1.5  # the copies of growing rows cost at most three times what is in them, over their life
+GROWTH = 1.5  # in total, copies made by growing are at most three times the size of the rows
 SHRINK_ABOVE = 1 << 12
-"""Free rows below which memory is not given back."""
+"""Memory is not released below this number of free rows."""
 
 
 class TableGroup:
-    """Embedding tables of one dimension in one storage. Loops inside use all of Numba's threads.
+    """Embedding tables of one dimension in one storage. Compiled loops use all Numba threads.
 
-    `read` has no effect, so it may be repeated, done early or dropped, and several threads may read at once; `update`,
-    `evict`, `end_window` and `load_state_dict` need the group to themselves.
+    `read` has no side effects: it may be repeated, called early or dropped, and several threads may read at once.
+    `update`, `evict`, `end_window` and `load_state_dict` must not run in parallel with other calls.
 
-    An id of a collisionless table without a row (not yet admitted, evicted, or never seen) reads zeros. Rows of
-    direct and hashed tables always exist and read their first value until they are updated.
+    An id of a collisionless table without a row (not yet admitted, evicted, or never seen) reads zeros. Rows of direct
+    and hashed tables always exist and read their initial value until they are updated.
 
     Args:
-        tables: With different names, one dimension, one kind of optimizer and one format of rows. `Keys` number them in
-            this order.
-        seed: Of first values and hashes. First values depend on (seed, table's name, id) only.
-        make_storage: Where rows are kept.
+        tables: Configs with unique names, one dimension, one kind of optimizer and one row format. `Keys` number the
+            tables in this order.
+        seed: Seed of initial values and hashes. Initial values depend on (seed, table name, id) only.
+        make_storage: Creates the storage of the rows.
 
     Raises:
         ConfigError: Two tables have the same name, or dimensions differ.
 
     Attributes:
-        tables: As given.
-        embedding_dim: Floats per row.
-        step: Updates so far.
-        version: Changes so far: updates, evictions and ends of windows. Each row has the version that changed it last.
-        index: Which key has which row.
-        storage: The rows.
-        metadata: When each row was updated.
-        changelog: Which rows changed at which version, for the consumers that joined it.
+        tables: Configs of the tables.
+        embedding_dim: Dimension of rows.
+        step: Number of updates so far.
+        version: Number of changes so far: updates, evictions and window ends. Each row has the version that last
+            changed it.
+        index: Index of rows by key.
+        storage: Storage of the rows.
+        metadata: Last update of each row.
+        changelog: Rows changed by each version, for registered consumers.
     """
 
     def __init__(
@@ -94,11 +95,11 @@ class TableGroup:
         self.metadata = RowMetadata(capacity)
         self.changelog = ChangeLog()
         self.step = self.version = 0
-        self._window_starts: list[int] = [0]  # the version at which each window still of interest began
+        self._window_starts: list[int] = [0]  # start versions of the recent windows
 
     @property
     def num_rows(self) -> int:
-        """Rows in use: all of direct and hashed tables, and those that collisionless ids hold."""
+        """Rows in use: all rows of direct and hashed tables, and the allocated rows of collisionless tables."""
         return self.index.num_rows
 
     @property
@@ -108,28 +109,29 @@ class TableGroup:
 
     @property
     def weights(self) -> Tensor:
-        """All rows [capacity, dim] as stored, to look at; first values are written for it, which may take a second."""
+        """All rows [capacity, dim] as stored, for inspection. Writes missing initial values, which may take a
+        second."""
         rows = np.arange(1, self.index.num_fixed)
         new = rows[self.metadata.new_rows(rows)]
         self.storage.initialize(new, _unseen(*self.index.owners(new)))
         return self.storage.view()
 
     def read(self, keys: Keys) -> Any:
-        """Rows float32 [U, dim] of unique keys, a copy: what an update of the same keys will find.
+        """Read a copy of the rows of unique keys, float32 [U, dim], as the next update of these keys finds them.
 
         Args:
-            keys: Unique keys; ids of direct and hashed tables are in range. `counts` are the sightings that the update
-                will bring, zeros if none follows: an id that it admits reads its first value, any other one without a
-                row reads zeros.
+            keys: Unique keys; ids of direct and hashed tables must be in range. `counts` are the counts of the update
+                that follows, or zeros. An id that this update admits reads its initial value; other ids without a row
+                read zeros.
         """
         return self.storage.gather(self.index.find(keys, self.metadata.records), keys)
 
     def update(self, keys: Keys, gradients: Any) -> None:
-        """One step: count sightings, give rows to ids that are admitted, and optimize.
+        """Apply one step: count ids, allocate rows for admitted ids, and run the optimizer.
 
         Args:
-            keys: Unique keys, with their sightings.
-            gradients: float32 [U, dim]; those of ids that stay without a row are left out.
+            keys: Unique keys, with their counts.
+            gradients: float32 [U, dim]; ignored for ids without a row.
         """
         self.step += 1
         self.version += 1
@@ -143,10 +145,10 @@ class TableGroup:
         self.changelog.record(self.version, rows, self.metadata.versions)
 
     def end_window(self) -> int:
-        """Note that a window has ended, and evict the ids that retention policies give up.
+        """Mark the end of a window, and evict ids according to the tables' retention settings.
 
         Returns:
-            How many rows were freed.
+            Number of rows freed.
         """
         self._window_starts.append(self.version)
         oldest = max((policy.num_windows for policy in self._retention), default=0)
@@ -155,31 +157,31 @@ class TableGroup:
         return self._evict(self._expired()) if self._retention else 0
 
     def evict(self, keys: Keys) -> int:
-        """Forget some ids at any step: they begin anew when they are next seen, from their first values.
+        """Evict some ids; they start anew, from their initial values, when they are next seen.
 
-        Ids of direct and hashed tables read their first values from now on, those of collisionless tables have no row
-        and no sightings. Consumers of changes get tombstones. Memory is given back once most rows are free.
+        Ids of direct and hashed tables are reset to their initial values; ids of collisionless tables lose their row
+        and their counts. Consumers of changes get tombstones. Memory is released once most rows are free.
 
         Args:
-            keys: Unique keys; those that were never updated are left out.
+            keys: Unique keys; keys that were never updated are ignored.
 
         Returns:
-            How many rows were freed, or became as they began.
+            Number of rows that were freed or reset.
         """
         self.version += 1
         return self._evict(keys)
 
     def changes(self, since: int = 0) -> Iterator[RowBlock]:
-        """What changed after a version: rows as they are now, and ids that lost theirs.
+        """Changes after a version: current values of changed rows, and evicted ids.
 
-        Costs as much as there is to tell, once a consumer has joined with `acknowledge`. Blocks are copies;
-        the group must not change until the last one is taken.
+        The cost is proportional to the number of changes once a consumer has registered with `acknowledge`. Blocks are
+        copies; the group must not change until the last block is taken.
 
         Args:
-            since: The version the consumer has; 0 for all rows that are not as they began.
+            since: Version that the consumer has; 0 for all rows that differ from their initial values.
 
         Raises:
-            HeadraceError: What was evicted after `since` is not known any more; read everything (`since=0`) instead.
+            HeadraceError: Evictions after `since` are no longer recorded; read everything (`since=0`) instead.
         """
         version = self.version
         removed = (np.empty(0, np.int32), np.empty(0, np.int64)) if since == 0 else self.changelog.removed_since(since)
@@ -205,10 +207,10 @@ class TableGroup:
             yield RowBlock(version, *self.index.owners(part), self._row_columns(part))
 
     def acknowledge(self, consumer: str, version: int) -> None:
-        """A consumer of changes has everything up to a version, safely; one that is new joins there.
+        """Record that a consumer has stored all changes up to a version; a new consumer is registered at that version.
 
         Raises:
-            HeadraceError: The group has not had that version yet, or there are too many consumers.
+            HeadraceError: The group has not reached that version yet, or there are too many consumers.
         """
         cursors = self.changelog.cursors
         if not 0 <= version <= self.version:
@@ -220,7 +222,7 @@ class TableGroup:
         self.changelog.acknowledge(consumer, version)
 
     def state_dict(self) -> Columns:
-        """Raw columns (copies) of what differs from a new group; see `tables.state` for the format."""
+        """Copies of the raw columns of rows that differ from a new group; see `tables.state` for the format."""
         rows = self.metadata.updated_rows()
         tables, ids = self.index.owners(rows)
         return {
@@ -234,13 +236,13 @@ class TableGroup:
         }
 
     def load_state_dict(self, state: Columns) -> None:
-        """Become the group that `state_dict()` was taken from; training goes on bit for bit the same.
+        """Load a state from `state_dict()`; training continues bit-identically.
 
-        Consumers of changes are those of the saved group.
+        Consumers of changes are restored from the saved group.
 
         Raises:
-            VersionMismatch: The state is of another format.
-            CheckpointError: It was saved with other tables, dimension or seed; both sides are in the text.
+            VersionMismatch: The state has a different format.
+            CheckpointError: The state was saved with different tables, dimension or seed; the text names both.
         """
         state = upgraded(state)
         saved = TableGroupHeader.read(state)
@@ -256,13 +258,13 @@ class TableGroup:
         self.step, self.version, self._window_starts = saved.step, saved.version, list(saved.window_starts)
 
     def moved_to(self, make_storage: MakeStorage) -> TableGroup:
-        """The same tables in another storage; this one is not used any more."""
+        """Move the tables to another storage; this group must not be used afterwards."""
         moved = TableGroup(self.tables, seed=self.seed, make_storage=make_storage)
         moved.load_state_dict(self.state_dict())
         return moved
 
     def _reserve(self, num_rows: int) -> None:
-        """Make room for rows up to `num_rows`."""
+        """Ensure capacity for `num_rows` rows."""
         if num_rows <= self.storage.capacity:
             return
         capacity = max(num_rows, int(self.storage.capacity * GROWTH))
@@ -270,7 +272,7 @@ class TableGroup:
         self.metadata.grow(capacity)
 
     def _expired(self) -> Keys:
-        """The ids of collisionless tables that retention policies give up, with and without a row."""
+        """Ids of collisionless tables, with and without a row, that retention settings evict."""
         rows = self.metadata.updated_rows()
         rows = rows[rows >= self.index.num_fixed]
         records, pending = self.metadata.records[rows], self.index.pending()
@@ -298,7 +300,7 @@ class TableGroup:
         return len(gone)
 
     def _compact(self) -> None:
-        """Move rows of collisionless tables together, and give back memory."""
+        """Move rows of collisionless tables together, and release memory."""
         num_fixed, held = self.index.num_fixed, self.index.compact()
         capacity = max(num_fixed + self._first_room, int((num_fixed + len(held)) * GROWTH))
         kept = np.concatenate([np.arange(num_fixed), held])
@@ -307,7 +309,7 @@ class TableGroup:
         self.changelog.renumber(kept)
 
     def _row_columns(self, rows: Int64s) -> Columns:
-        """Weights, optimizer state and metadata of some rows [R], as copies."""
+        """Copies of weights, optimizer state and metadata of some rows [R]."""
         return {**self.storage.columns(rows), **self.metadata.columns(rows)}
 
     def _header(self) -> TableGroupHeader:
