@@ -51,7 +51,7 @@ def without(kind: Kind) -> list[Node]:
         ),
         (
             lambda: [*without(Kind.DENSE), Node(DENSE, (Start((Operator(Kind.DEFERRED_PULL, 3),)),))],
-            r"dense\(3\): can never start;",
+            r"dense\(3\): can never start,",
         ),
     ],
 )
