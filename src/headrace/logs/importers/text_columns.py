@@ -94,6 +94,11 @@ class TextColumn:
         return _ARROW[self.kind]
 
     @property
+    def sql_type(self) -> str:
+        """Its type in DuckDB."""
+        return _SQL[self.kind]
+
+    @property
     def expected(self) -> str:
         """What a value should have been, for error texts."""
         lists = {"integers": "integers", "numbers": "numbers", "texts": "texts"}

@@ -193,6 +193,16 @@ class TextReader:
         """The same as plain values, of queries that find few."""
         return [row for batch in self.batches(query, path) for row in batch.to_pylist()]
 
+    def mistake(self, query: str) -> str | None:
+        """What is wrong with a query, on one line; None if nothing is."""
+        import duckdb
+
+        try:
+            self.connection.sql(query).fetchall()
+        except duckdb.Error as error:
+            return shorten(" ".join(str(error).split()), 300)
+        return None
+
     def rejects(self, table: str, path: Path, *, has_header: bool) -> list[Reject]:
         """Lines that could not be split, in order, once all rows of the file have been read."""
         query = f"SELECT line, error_type, error_message, csv_line FROM {table} ORDER BY line, column_idx"

@@ -127,9 +127,21 @@ def plan_import(kind: Kind, reader: TextReader, files: Sequence[LogFile], config
         if column.separator not in ("", JSON)
     ]
     if config.label is not None:
+        _check_label(plan, config.label, reader)
         used = f"; left out {shorten_list(plan.in_label)}, which tells it" if plan.in_label else ""
         plan.notes.append(f"{LABEL}: {config.label}{used}")
     return plan
+
+
+def _check_label(plan: TextPlan, label: str, reader: TextReader) -> None:
+    """Refuse a condition that is no SQL, or names other columns, before anything is read."""
+    columns = ", ".join(
+        f'NULL::{column.sql_type} AS "{column.name}"' for column in plan.columns if column.name in label
+    )
+    mistake = reader.mistake(f"SELECT ({label})::BOOLEAN FROM (SELECT {columns or '1'})")
+    if mistake is not None:
+        what = mistake.partition(" LINE 1")[0]
+        raise ConfigError(f"label: given {label!r}, expected a condition on {shorten_list(plan.names)}: {what}")
 
 
 def _look_at_csv(plan: TextPlan, files: Sequence[LogFile], config: TextConfig) -> None:

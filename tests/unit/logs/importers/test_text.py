@@ -178,8 +178,10 @@ def test_a_condition_becomes_the_label_and_takes_its_columns_away(tmp_path: Path
     done, table = imported(path, tmp_path / "out", label="rating >= 4")
     assert table.to_pylist() == [{"user": 1, "label": 1}, {"user": 2, "label": 0}, {"user": 3, "label": None}]
     assert "label: rating >= 4; left out rating, which tells it" in done.notes
-    with pytest.raises(DataError, match=r"cannot be read: .*ratng"):
-        imported(path, tmp_path / "more", label="ratng >= 4")
+    for label in ("ratng >= 4", "rating >=", "rating like 4 or"):
+        with pytest.raises(ConfigError, match=f"label: given '{label}', expected a condition on user, rating: "):
+            imported(path, tmp_path / "more", label=label)
+    assert not (tmp_path / "more").exists()
 
 
 def test_files_keep_their_folders_and_their_order(tmp_path: Path) -> None:
