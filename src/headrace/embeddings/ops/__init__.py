@@ -1,1 +1,1 @@
-"""The operations of a look-up: unique keys, pooling, segment sums of gradients."""
+"""Operations of a lookup: unique keys, pooling, segment sums of gradients."""

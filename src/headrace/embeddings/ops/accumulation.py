@@ -1,4 +1,4 @@
-"""Keys and gradients of several lookups as one: what one push of accumulated micro-batches or feature groups sends."""
+"""Merges keys and gradients of several lookups, such as micro-batches or feature groups, for one push."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def _square_rows(gradients: Float32s, out: npt.NDArray[np.float64]) -> None:
 
 
 def clip_norm(gradients: Gradients, max_norm: float) -> None:
-    """Scales gradients float32 [U, D] in place so that their L2 norm, over all of them, is at most `max_norm`."""
+    """Scale gradients float32 [U, D] in place so that their overall L2 norm is at most `max_norm`."""
     if isinstance(gradients, Tensor):
         gradients *= (max_norm / gradients.double().norm()).clamp(max=1.0).float()
         return
@@ -56,9 +56,9 @@ def clip_norm(gradients: Gradients, max_norm: float) -> None:
 
 
 def merge_keys(parts: Sequence[KeyGradients]) -> KeyGradients:
-    """Unique keys of several parts and the sums of their gradients, each sum in the order of the parts.
+    """Merge the keys of several parts and sum their gradients, in the order of the parts.
 
-    A part's keys come grouped by table, ascending; so do those of the result.
+    Keys of each part, and of the result, are grouped by table in ascending order.
     """
     if len(parts) == 1:
         return parts[0]
@@ -73,11 +73,11 @@ def merge_keys(parts: Sequence[KeyGradients]) -> KeyGradients:
     shape = len(keys), first.shape[1]
     gradients: Gradients = np.zeros(shape, np.float32) if isinstance(first, np.ndarray) else first.new_zeros(shape)
     keys.counts[:] = 0
-    taken = ids.value_firsts.copy()  # up to where each table's ids have been used by the parts before
+    taken = ids.value_firsts.copy()  # end of the ids of each table that previous parts used
     for (part, gradient), bound in zip(parts, bounds, strict=True):
         lengths = np.diff(bound)
         places = np.repeat(taken - bound[:-1], lengths) + np.arange(len(part))
-        where = unique.inverse[places]  # each once, so that torch adds in the order of the parts, too
+        where = unique.inverse[places]  # unique, so that torch also adds in the order of the parts
         keys.counts[where] += part.counts
         if isinstance(gradients, np.ndarray):
             _add_rows(gradient, where, gradients)
@@ -88,7 +88,7 @@ def merge_keys(parts: Sequence[KeyGradients]) -> KeyGradients:
 
 
 def _share_no_table(parts: Sequence[KeyGradients]) -> bool:
-    """Whether every table occurs in one part only, as between the feature groups of one batch."""
+    """Whether every table occurs in one part only, as with the feature groups of a batch."""
     seen: set[int] = set()
     for keys, _ in parts:
         tables = set(keys.tables[np.flatnonzero(np.diff(keys.tables, prepend=-1))].tolist())
@@ -99,9 +99,9 @@ def _share_no_table(parts: Sequence[KeyGradients]) -> bool:
 
 
 def _side_by_side(parts: Sequence[KeyGradients]) -> KeyGradients:
-    """The parts in one, if they share no table, so that no two keys are equal and nothing is to be summed.
+    """Concatenate parts that share no table, so that no two keys are equal.
 
-    The search for equal keys takes about twenty times as long as these copies.
+    Searching for equal keys takes about twenty times as long as these copies.
     """
     runs: list[tuple[int, int, int, int]] = []  # table, part, from, to
     for number, (keys, _) in enumerate(parts):
@@ -123,7 +123,7 @@ def _side_by_side(parts: Sequence[KeyGradients]) -> KeyGradients:
 
 
 def _of_tables(parts: Sequence[KeyGradients], bounds: Sequence[Int64s], num_tables: int) -> JaggedIds:
-    """The ids of all parts, table by table; to the search for unique ones a table is a feature."""
+    """The ids of all parts, table by table, with each table as a feature of the search for unique ids."""
     values = [
         keys.ids[bound[table] : bound[table + 1]]
         for table in range(num_tables)

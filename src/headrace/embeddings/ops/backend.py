@@ -1,4 +1,4 @@
-"""Operations on the rows of a lookup, one backend per device; a module chooses its backend once, when it is placed."""
+"""Operations on the rows of a lookup, with a backend per device. Placing a module on a device sets its backend."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ __all__ = ["LookupBackend", "choose_backend"]
 
 
 class LookupBackend(Protocol):
-    """Pools and gathers rows, as operations of the autograd graph."""
+    """Differentiable pooling and gathering of rows."""
 
     def pool(self, parts: Sequence[LookupPart], shape: tuple[int, int, int], out: Tensor | None) -> Tensor:
-        """Pooled bags of parts that together have every feature.
+        """Pool the bags of parts that together have every feature.
 
         Args:
-            parts: Of one lookup.
-            shape: [B, F, D] of the result.
-            out: Where to write; None for new memory.
+            parts: Parts of one lookup.
+            shape: Shape [B, F, D] of the result.
+            out: Output tensor; None to allocate one.
 
         Raises:
             ValueError: `out` does not fit.
@@ -39,11 +39,11 @@ class LookupBackend(Protocol):
         """Pooled bags of some features of a part, once per unique row, float32 [V, F_g, D] for each group."""
 
     def sequence(self, part: LookupPart, feature: int) -> tuple[Tensor, Tensor]:
-        """Rows of a feature's ids one by one, float32 [n, D], and offsets int64 [bags + 1]."""
+        """Unpooled rows of a feature's ids, float32 [n, D], and offsets int64 [bags + 1]."""
 
 
 class _HostBackend:
-    """Compiled loops over arrays in host memory, whose backward merges duplicates."""
+    """Compiled loops over arrays in host memory; their backward passes merge duplicates."""
 
     def pool(self, parts: Sequence[LookupPart], shape: tuple[int, int, int], out: Tensor | None) -> Tensor:
         if out is None:
@@ -63,7 +63,7 @@ class _HostBackend:
 
 
 class _TorchBackend:
-    """Torch's own operations, on any device that torch has."""
+    """Torch operations, on any torch device."""
 
     def pool(self, parts: Sequence[LookupPart], shape: tuple[int, int, int], out: Tensor | None) -> Tensor:
         pooled = pool_rows_on_device(parts)
@@ -77,5 +77,5 @@ class _TorchBackend:
 
 
 def choose_backend(device: torch.device | None) -> LookupBackend:
-    """The backend of a device; None for the host and its compiled loops."""
+    """The backend for a device; None for compiled loops on the host."""
     return _HostBackend() if device is None else _TorchBackend()

@@ -1,4 +1,4 @@
-"""Pooling in plain torch, for rows on a device: the same bags as `pooling`, the gradient by torch's own autograd.
+"""Pooling with torch operations, for rows on a device. Same results as `pooling`, with gradients by torch's autograd.
 
 Legend: B rows, F features, U unique keys, V unique rows of a group, D dimension.
 """
@@ -52,7 +52,7 @@ def pool_unique_rows_on_device(part: LookupPart, names: Sequence[str] | None = N
 
 
 def gather_sequence_on_device(part: LookupPart, feature: int) -> tuple[Tensor, Tensor]:
-    """The rows of a feature's ids one by one, float32 [n, D], and offsets int64 [bags + 1], on the device."""
+    """Unpooled rows of a feature's ids, float32 [n, D], and offsets int64 [bags + 1], on the device."""
     positions, offsets = bag_positions(part.found.ids, np.array([feature]))
     rows = part.leaf()
     keys = torch.from_numpy(part.found.inverse[positions]).to(rows.device)
@@ -60,7 +60,7 @@ def gather_sequence_on_device(part: LookupPart, feature: int) -> tuple[Tensor, T
 
 
 def _pool(part: LookupPart, features: Int64s, num_bags: int, pooling: int) -> Tensor:
-    """Features pooled in the same way, float32 [features, bags of each, D]."""
+    """Pool features that have the same pooling, float32 [features, bags of each, D]."""
     ids, rows = part.found.ids, part.leaf()
     positions, offsets = bag_positions(ids, features)
     keys = torch.from_numpy(part.found.inverse[positions]).to(rows.device)
@@ -69,7 +69,7 @@ def _pool(part: LookupPart, features: Int64s, num_bags: int, pooling: int) -> Te
         pooled = embedding_bag(keys, rows, starts.to(keys.dtype), mode=MODES[pooling], include_last_offset=True)
     else:
         weights = torch.from_numpy(ids.weights[positions]).to(rows.device)
-        if pooling == POOL_MEAN:  # of the number of ids, not of their weights
+        if pooling == POOL_MEAN:  # divided by the number of ids, not by the sum of weights
             lengths = starts.diff()
             weights = weights / lengths.repeat_interleave(lengths)
         pooled = embedding_bag(

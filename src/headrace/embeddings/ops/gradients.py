@@ -1,11 +1,11 @@
-"""Gradients of bags and sequences, summed per unique key in an order that no number of threads can change.
+"""Gradients of bags and sequences, summed per unique key in an order that does not depend on the number of threads.
 
 Legend: N ids, B rows, F features, U unique keys, V unique rows of a group, D dimension.
 
-Rows of an inverse-keyed group are summed into its unique rows first. Then a thread takes the bags of a table in the
-order of the batch and adds their gradients to accumulators, one per key, that stay in its cache: two nanoseconds for 16
-floats. Sorting occurrences by key first, so that each key is summed in registers, took longer (a random write per id,
-and the gradients read out of order).
+Rows of an inverse-keyed group are first summed into its unique rows. Then a thread processes the bags of a table in
+batch order and adds their gradients to accumulators, one per key, that stay in its cache: two nanoseconds per 16
+floats. Sorting occurrences by key first, to sum each key in registers, was slower (it needs a random write per id and
+reads gradients out of order).
 """
 
 from __future__ import annotations
@@ -30,21 +30,21 @@ POOL_SUM, POOL_MEAN, POOL_MAX = 0, 1, 2
 Float32s = npt.NDArray[np.float32]
 Int64s = npt.NDArray[np.int64]
 Int32s = npt.NDArray[np.int32]
-AHEAD = 16  # bags; their gradients lie apart, and a processor does not foresee strides beyond a page
-U64 = np.uint64  # flat positions are unsigned: Numba need not ask whether to count them from the end
+AHEAD = 16  # bags; hardware prefetchers do not follow strides larger than a page
+U64 = np.uint64  # unsigned positions, so that Numba does not check for negative indices
 
 
 @dataclass(frozen=True, eq=False)
 class BagGradients:
-    """Where the gradient of each bag is: that of bag k of feature f begins at `bases[f] + k * strides[f]`.
+    """Locations of bag gradients: the gradient of bag k of feature f starts at `bases[f] + k * strides[f]`.
 
     Attributes:
-        rows: float32, for features of plain groups, any memory in which gradients of rows lie.
-        unique_rows: float32, for features of inverse-keyed groups.
-        is_unique: bool [F], in which of both a feature is.
-        bases: int64 [F].
-        strides: int64 [F].
-        dim: D.
+        rows: float32, gradients of rows, for features of plain groups.
+        unique_rows: float32, gradients of unique rows, for features of inverse-keyed groups.
+        is_unique: bool [F], whether a feature is in `unique_rows`.
+        bases: int64 [F], position of each feature's first bag.
+        strides: int64 [F], distance between bags of a feature.
+        dim: Dimension D.
     """
 
     rows: Float32s
@@ -56,9 +56,9 @@ class BagGradients:
 
 
 def flat(array: Float32s) -> tuple[Float32s, int, int]:
-    """An array [rows, columns, D] as one run of floats, and how many floats rows and columns are apart.
+    """View an array [rows, columns, D] as flat floats; also returns the strides of rows and columns in floats.
 
-    D must be contiguous; rows and columns may lie in a larger buffer.
+    D must be contiguous; rows and columns may be part of a larger buffer.
     """
     assert array.dtype == np.float32, f"expected float32, given {array.dtype}"
     if array.size == 0:
@@ -73,7 +73,7 @@ def flat(array: Float32s) -> tuple[Float32s, int, int]:
 
 @kernel()
 def _rows_by_unique(inverse: Int32s, num_unique: int) -> tuple[Int64s, Int32s]:
-    """Rows in the order of their unique row (a counting sort, so ascending within one), and where each begins."""
+    """Rows sorted by unique row (a counting sort, so ascending within each), and the start of each unique row."""
     starts = np.zeros(num_unique + 1, dtype=np.int64)
     for b in range(len(inverse)):
         starts[inverse[b] + 1] += 1
@@ -101,13 +101,13 @@ def _sum_rows(
 
 
 def sum_unique_rows(grads: Float32s, positions: Int64s, inverse: Int32s, out: Float32s) -> None:
-    """Sums gradients of rows into those of unique rows, each in the order of the rows.
+    """Sum gradients of rows into gradients of unique rows, in the order of rows.
 
     Args:
-        grads: float32 [B, columns, D].
-        positions: int64 [features of the group], their columns.
-        inverse: int32 [B].
-        out: float32 [V, features of the group, D], written.
+        grads: Gradients of rows, float32 [B, columns, D].
+        positions: Columns of the group's features, int64 [features of the group].
+        inverse: Unique row of each row, int32 [B].
+        out: Output, float32 [V, features of the group, D].
     """
     starts, order = _rows_by_unique(inverse, out.shape[0])
     _sum_rows(*flat(grads), positions, starts, order, out)
@@ -222,14 +222,14 @@ def _sum_bags(
 
 
 def sum_bags(layout: TableLayout, poolings: Int64s, found: BatchKeys, grads: BagGradients, winners: Int32s) -> Float32s:
-    """The gradients float32 [U, D] of unique keys: of all bags each is in, feature by feature, in the order of bags.
+    """Sum the gradients of all bags per unique key, float32 [U, D], feature by feature in the order of bags.
 
     Args:
-        layout: The features whose bags were pooled, by table.
-        poolings: int64 [F].
-        found: Ids and unique keys of these features, and perhaps others, whose gradients are zeros.
-        grads: Of the bags.
-        winners: int32 [bags, D], positions of the ids that max pooling chose, or -1; [0, D] without max pooling.
+        layout: The pooled features, by table.
+        poolings: Pooling of each feature, int64 [F].
+        found: Ids and unique keys of these features, and possibly of others, whose gradients are zero.
+        grads: Gradients of the bags.
+        winners: int32 [bags, D], positions of the ids selected by max pooling, or -1; [0, D] without max pooling.
     """
     ids = found.ids
     out: Float32s = empty((len(found.keys), grads.dim)).numpy()
@@ -268,12 +268,12 @@ def _sum_sequence(grads: Float32s, keys: Int32s, num_parts: int, out: Float32s) 
 
 
 def sum_sequence(grads: Float32s, keys: Int32s, num_keys: int) -> Float32s:
-    """Gradients float32 [U, D] of unique keys from those of ids taken one by one.
+    """Sum gradients of unpooled ids per unique key, float32 [U, D].
 
     Args:
-        grads: float32 [n, D], contiguous.
-        keys: int32 [n], the key of each.
-        num_keys: U.
+        grads: Gradients of ids, float32 [n, D], contiguous.
+        keys: Key of each id, int32 [n].
+        num_keys: Number U of keys.
     """
     out = np.zeros((num_keys, grads.shape[1]), dtype=np.float32)
     _sum_sequence(grads, keys, numba.get_num_threads(), out)

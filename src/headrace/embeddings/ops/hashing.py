@@ -1,4 +1,4 @@
-"""64-bit mixing, ranges by multiply-shift, and seeds from names: the only source of chance in embeddings."""
+"""64-bit mixing, range reduction by multiply-shift, and seeds from names: all randomness of embeddings."""
 
 import hashlib
 
@@ -22,7 +22,7 @@ def mix64(x: np.uint64) -> np.uint64:
 
 @kernel()
 def multiply_shift(x: np.uint64, size: np.uint64) -> np.uint64:
-    """Maps a well-mixed uint64 evenly into `[0, size)`: the high half of the 128-bit product, without a division."""
+    """Map a well-mixed uint64 evenly into `[0, size)`: the high half of the 128-bit product, without a division."""
     low_mask = U64(0xFFFFFFFF)
     x_low, x_high = x & low_mask, x >> U64(32)
     s_low, s_high = size & low_mask, size >> U64(32)
@@ -33,7 +33,7 @@ def multiply_shift(x: np.uint64, size: np.uint64) -> np.uint64:
 
 @kernel()
 def key_stream(table_seed: np.uint64, key: int) -> np.uint64:
-    """A stream of random numbers of its own for each (seed, table, id)."""
+    """Random stream of a (seed, table, id)."""
     return mix64(table_seed ^ mix64(U64(key)))
 
 
@@ -41,7 +41,7 @@ def key_stream(table_seed: np.uint64, key: int) -> np.uint64:
 def key_streams(
     table_seeds: npt.NDArray[np.uint64], tables: npt.NDArray[np.int32], ids: npt.NDArray[np.int64]
 ) -> npt.NDArray[np.int64]:
-    """`key_stream` of several keys, the bits as int64 [U]."""
+    """`key_stream` of several keys, as int64 [U] bits."""
     streams = np.empty(len(ids), dtype=np.int64)
     for u in range(len(ids)):
         streams[u] = np.int64(key_stream(table_seeds[tables[u]], ids[u]))

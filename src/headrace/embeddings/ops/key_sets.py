@@ -1,4 +1,4 @@
-"""An index of keys: where keys of one lookup are among those of another, and whether one comes twice."""
+"""Hash index of keys, to find the keys of one lookup among those of another, and to find duplicates."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ Int32s = npt.NDArray[np.int32]
 
 @kernel()
 def key_slot(slots: Int32s, tables: Int32s, ids: Int64s, table: int, key: int) -> int:
-    """Where a key is in an index of the keys `tables`, `ids`, by linear probing, or the free slot where it belongs.
+    """The slot of a key in an index of the keys `tables`, `ids`, by linear probing; a free slot if it is missing.
 
-    `slots` holds places of keys, -1 where it is free. It has a power of two slots, at most half of them in use.
+    `slots` holds positions of keys, -1 for free slots. Its size is a power of two, and at most half of it is used.
     """
     mask = len(slots) - 1
     slot = np.int64(mix64(np.uint64(key) ^ (np.uint64(table) << np.uint64(40)))) & mask
@@ -32,7 +32,7 @@ def key_slot(slots: Int32s, tables: Int32s, ids: Int64s, table: int, key: int) -
 
 @kernel()
 def empty_slots(num_keys: int) -> Int32s:
-    """Room for an index of so many keys."""
+    """Empty slots for an index of `num_keys` keys."""
     num_slots = 16
     while num_slots < 2 * num_keys:
         num_slots *= 2
@@ -50,7 +50,7 @@ def _find(tables: Int32s, ids: Int64s, other_tables: Int32s, other_ids: Int64s, 
 
 @kernel()
 def first_repeated_key(tables: Int32s, ids: Int64s) -> int:
-    """The first key that came before, or -1."""
+    """Position of the first key that repeats an earlier one, or -1."""
     slots = empty_slots(len(ids))
     for u in range(len(ids)):
         slot = key_slot(slots, tables, ids, tables[u], ids[u])
@@ -61,12 +61,12 @@ def first_repeated_key(tables: Int32s, ids: Int64s) -> int:
 
 
 def find_keys(keys: Keys, others: Keys) -> Int64s:
-    """The place of each key among the others, -1 where it is not, int64 [U]; both unique in themselves."""
+    """Position of each key among the others, int64 [U], -1 if missing. Both sets have unique keys."""
     places = np.empty(len(keys), dtype=np.int64)
     _find(keys.tables, keys.ids, others.tables, others.ids, places)
     return places
 
 
 def keys_in(keys: Keys, others: Keys) -> npt.NDArray[np.bool_]:
-    """For each key whether it is among the others, bool [U]; both unique in themselves."""
+    """Whether each key is among the others, bool [U]. Both sets have unique keys."""
     return find_keys(keys, others) >= 0

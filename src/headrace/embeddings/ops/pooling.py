@@ -1,9 +1,9 @@
-"""Pooling of unique rows into bags, as operations of the autograd graph.
+"""Differentiable pooling of unique rows into bags.
 
 Legend: N ids, B rows, F features, U unique keys, V unique rows of a group, D dimension.
 
-The rows themselves are no tensors of the graph, because their gradient is sparse: an operation's backward hands it to
-the part of the lookup, and an empty tensor, the anchor, is there so that the graph leads to it.
+The rows are not tensors of the autograd graph, because their gradient is sparse: the backward of an operation passes it
+to the part of the lookup. An empty tensor, the anchor, makes autograd call this backward.
 """
 
 from __future__ import annotations
@@ -57,13 +57,13 @@ def _pool(
     column_stride: int,
     columns: Int64s,
 ) -> None:
-    """Sums or means of rows [U, D], in the order of each list; bags of max features become zeros."""
+    """Sum or average rows [U, D] in the order of each list; writes zeros for bags of max features."""
     dim = rows.shape[1]
     for block in numba.prange((num_bags + BLOCK - 1) // BLOCK):
         for f in range(len(bag_starts)):
             for k in range(block * BLOCK, min((block + 1) * BLOCK, num_bags)):
                 target = targets[k] if len(targets) > 0 else k
-                if target < 0:  # a unique row that no row has
+                if target < 0:  # a unique row that does not occur in the batch
                     continue
                 first, last = firsts[bag_starts[f] + k], lasts[bag_starts[f] + k]
                 at = U64(target * row_stride + columns[f] * column_stride)
@@ -99,7 +99,7 @@ def _pool_max(
     columns: Int64s,
     winners: Int32s,
 ) -> None:
-    """Element-wise maxima of the bags of max features, and the positions of the ids they come from, or -1."""
+    """Element-wise maxima of the bags of max features, and the positions of the selected ids, or -1."""
     dim = rows.shape[1]
     for k in numba.prange(num_bags):
         target = targets[k] if len(targets) > 0 else k
@@ -122,7 +122,7 @@ def _pool_max(
 def _repeat_rows(
     inverse: Int32s, targets: Int64s, columns: Int64s, out: Float32s, row_stride: int, column_stride: int, dim: int
 ) -> None:
-    """Each row's features from the row in which its unique row was pooled."""
+    """Copy each row's features from the row for which its unique row was pooled."""
     for b in numba.prange(len(inverse)):
         source = targets[inverse[b]]
         if source == b:
@@ -136,7 +136,7 @@ def _repeat_rows(
 
 @kernel()
 def _first_rows(inverse: Int32s, num_unique: int) -> Int64s:
-    """The first row that has each unique row, -1 where none has."""
+    """The first row of each unique row, -1 if it does not occur."""
     found = np.full(num_unique, -1, dtype=np.int64)
     for b in range(len(inverse) - 1, -1, -1):
         found[inverse[b]] = b
@@ -145,7 +145,7 @@ def _first_rows(inverse: Int32s, num_unique: int) -> Int64s:
 
 @kernel()
 def _positions(firsts: Int64s, lasts: Int64s) -> tuple[Int64s, Int64s]:
-    """Positions of all ids of some bags, bag by bag, and where each bag begins among them."""
+    """Positions of all ids of some bags, bag by bag, and the start of each bag."""
     offsets = np.zeros(len(firsts) + 1, dtype=np.int64)
     for k in range(len(firsts)):
         offsets[k + 1] = offsets[k] + lasts[k] - firsts[k]
@@ -159,7 +159,7 @@ def _positions(firsts: Int64s, lasts: Int64s) -> tuple[Int64s, Int64s]:
 def _pool_group(
     part: LookupPart, bags: BagGroup, targets: Int64s, columns: Int64s, out: Float32s, winners: Int32s
 ) -> None:
-    """Pools the bags of one group of a part into rows `targets` and some columns of out [rows, columns, D]."""
+    """Pool the bags of one group of a part into rows `targets` and some columns of `out` [rows, columns, D]."""
     ids = part.found.ids
     where = (part.rows(), part.found.inverse, ids.firsts, ids.lasts, ids.bag_starts[bags.features], bags.num_bags)
     poolings = part.features.poolings[bags.features]
@@ -175,7 +175,7 @@ def _winners(part: LookupPart, dim: int) -> Int32s:
 
 
 class _PoolRows(torch.autograd.Function):
-    """One output for all parts of a lookup, so that its gradient can be read where it lies."""
+    """One output for all parts of a lookup, so that its gradient can be read without a copy."""
 
     @staticmethod
     def forward(ctx: Any, anchor: Tensor, parts: Sequence[LookupPart], out_BFD: Float32s) -> Tensor:
@@ -248,7 +248,7 @@ class _GatherSequence(torch.autograd.Function):
 
 
 def pool_rows(parts: Sequence[LookupPart], out: Tensor) -> Tensor:
-    """Pools the bags of all parts of a lookup into `out`, float32 [B, F, D], D contiguous.
+    """Pool the bags of all parts of a lookup into `out`, float32 [B, F, D], D contiguous.
 
     The result shares the memory of `out` and is differentiable. Each part writes the columns of its features. An
     empty list gives zeros. Sums run in the order of each list.
@@ -264,7 +264,7 @@ def pool_unique_rows(part: LookupPart, names: Sequence[str] | None = None) -> tu
 
 
 def gather_sequence(part: LookupPart, feature: int) -> tuple[Tensor, Tensor]:
-    """The rows of a feature's ids one by one, float32 [n, D], differentiable, and offsets int64 [bags + 1]."""
+    """Unpooled rows of a feature's ids, float32 [n, D], differentiable, and offsets int64 [bags + 1]."""
     positions, offsets = bag_positions(part.found.ids, np.array([feature]))
     keys = part.found.inverse[positions]
     rows: Tensor = _GatherSequence.apply(_anchor([part]), part, keys)  # type: ignore[no-untyped-call]
@@ -282,7 +282,7 @@ def _anchor(parts: Sequence[LookupPart]) -> Tensor:
 
 
 def _readable(grads: Tensor) -> Float32s:
-    """Gradients [B, F, D] without a copy if D is contiguous and nothing is expanded backwards."""
+    """Gradients [B, F, D], without a copy if D is contiguous and strides are not negative."""
     array: Float32s = grads.numpy()
     if array.shape[2] > 1 and array.strides[2] != 4:
         array = np.ascontiguousarray(array)
@@ -290,7 +290,7 @@ def _readable(grads: Tensor) -> Float32s:
 
 
 def _bag_gradients(part: LookupPart, grads_BFD: Float32s) -> BagGradients:
-    """Where the gradients of a part's bags are, those of unique rows summed up."""
+    """Locations of the gradients of a part's bags, after summing those of unique rows."""
     rows, row_stride, column_stride = flat(grads_BFD)
     dim, positions = grads_BFD.shape[2], part.features.positions
     is_unique = np.zeros(len(positions), dtype=bool)

@@ -1,6 +1,7 @@
-"""Which thread does what: tables dealt out by cost, the keys of a large one split between threads.
+"""Assigns tables to threads by cost; the keys of a large table may be split between threads.
 
-A split changes who does a key's sum, never its order, so results do not depend on the number of threads.
+A split changes which thread sums a key, but not the order of the sum, so results do not depend on the number of
+threads.
 """
 
 from __future__ import annotations
@@ -17,11 +18,11 @@ __all__ = ["Tasks", "deal_tasks"]
 
 Int64s = npt.NDArray[np.int64]
 
-SLACK = 0.1  # a table may be this share of a thread's work too large before it is split: each part reads all its ids
+SLACK = 0.1  # a table is split if it exceeds a thread's work by this share, because each part reads all its ids
 
 
 class Tasks(NamedTuple):
-    """Task t does keys `part[t]`, `part[t] + num_parts[t]`, ... of table `table[t]`.
+    """Task t processes the keys `part[t]`, `part[t] + num_parts[t]`, ... of table `table[t]`.
 
     Attributes:
         starts: int64 [threads + 1]; thread i has the tasks from `starts[i]` to `starts[i + 1]`.
@@ -50,7 +51,7 @@ def _deal(costs: Int64s, num_threads: int, split: bool) -> tuple[Int64s, Int64s,
         for p in range(parts[n]):
             table[t], part[t], task_costs[t] = n, p, costs[n] / parts[n]
             t += 1
-    # The largest first, each to the thread with the least work so far.
+    # Longest processing time first: each table goes to the thread with the least work so far.
     thread, work = np.empty(num_tasks, dtype=np.int64), np.zeros(num_threads, dtype=np.float64)
     for t in np.argsort(-task_costs, kind="mergesort"):
         thread[t] = np.argmin(work)
@@ -61,10 +62,10 @@ def _deal(costs: Int64s, num_threads: int, split: bool) -> tuple[Int64s, Int64s,
 
 
 def deal_tasks(costs: Int64s, *, split: bool) -> Tasks:
-    """Deals out tables to Numba's threads.
+    """Assign tables to Numba threads.
 
     Args:
-        costs: int64 [T], the work of each table in any unit.
-        split: Whether the keys of one table may go to several threads.
+        costs: int64 [T], cost of each table in any unit.
+        split: Whether the keys of one table may be split between threads.
     """
     return Tasks(*_deal(costs, numba.get_num_threads(), split))

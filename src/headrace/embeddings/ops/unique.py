@@ -1,10 +1,10 @@
-"""From the ids of a batch to unique keys: one fused pass over all features and tables.
+"""Finds the unique keys of a batch in one fused pass over all features and tables.
 
 Legend: N ids, F features, T tables, U unique keys.
 
-Keys come grouped by table and, inside a table, in the order of first occurrence (feature by feature, row by row), so
-they depend on the batch alone. Each table has a small hash table that stays in cache. A thread that may use others
-(`numba.get_num_threads`) works on several tables in parallel, a pipeline's worker on one after the other.
+Keys are grouped by table and, within a table, in the order of first occurrence (feature by feature, row by row), so
+they depend on the batch alone. Each table has a small hash table that stays in cache. With several Numba threads
+(`numba.get_num_threads`), tables are processed in parallel; workers of a pipeline have one thread.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ Int32s = npt.NDArray[np.int32]
 
 @dataclass(frozen=True, eq=False)
 class TableLayout:
-    """What the fused pass needs to know about tables and their features, as arrays.
+    """Tables and their features as arrays, for the fused pass.
 
     Attributes:
-        kinds: int64 [T], DIRECT, HASHED or EXACT.
-        sizes: int64 [T], rows of direct and hashed tables.
-        salts: uint64 [T], of hashed tables.
+        kinds: int64 [T], kind of each table: DIRECT, HASHED or EXACT.
+        sizes: int64 [T], number of rows of direct and hashed tables.
+        salts: uint64 [T], salt of each hashed table.
         feature_starts: int64 [T + 1]; table t has the features `features[feature_starts[t]:feature_starts[t + 1]]`.
         features: int64 [F], feature numbers grouped by table.
     """
@@ -51,7 +51,7 @@ class TableLayout:
     features: Int64s
 
     def only(self, numbers: Sequence[int]) -> TableLayout:
-        """Some of the features, which keep their numbers."""
+        """The layout of some of the features, which keep their numbers."""
         wanted = np.isin(self.features, numbers)
         before = np.concatenate([[0], np.cumsum(wanted)]).astype(np.int64)
         return TableLayout(self.kinds, self.sizes, self.salts, before[self.feature_starts], self.features[wanted])
@@ -63,10 +63,10 @@ class UniqueIds:
 
     Attributes:
         keys: The unique keys.
-        inverse: int32 [N], the key of each id that a row of the batch has; undefined for others.
+        inverse: int32 [N], key of each id that occurs in the batch; undefined for others.
         key_starts: int64 [T + 1], where each table's keys begin.
         bad_value: Position of an id that is out of range in a direct table, or -1.
-        bad_table: Its table, where there is one.
+        bad_table: Table of this id, if there is one.
     """
 
     keys: Keys
@@ -77,7 +77,7 @@ class UniqueIds:
 
 
 class _Search(NamedTuple):
-    """What the search reads and writes. Table t writes its keys from `id_starts[t]` on, and finds them by
+    """Arrays of the search. Table t writes its keys from `id_starts[t]`, and finds them by
     `slots[slot_starts[t]:slot_starts[t + 1]]`: where there is a slot for each row of the table, a row is its own slot,
     else slots are those of a hash table."""
 
@@ -102,7 +102,7 @@ class _Search(NamedTuple):
 
 @kernel()
 def _search_table(t: int, search: _Search) -> None:
-    """Finds the unique keys of one table."""
+    """Find the unique keys of one table."""
     search.bad_values[t] = -1
     first, first_slot = search.id_starts[t], search.slot_starts[t]
     slots, ids, counts = search.slots, search.ids, search.counts
@@ -116,7 +116,7 @@ def _search_table(t: int, search: _Search) -> None:
         f = search.features[j]
         for i in range(search.value_firsts[f], search.value_lasts[f]):
             count = search.multiplicities[i] if has_multiplicities else np.int32(1)
-            if count == 0:  # in a gap between lists, or in a list that no row has
+            if count == 0:  # in a gap between lists, or in a list that does not occur
                 search.inverse[i] = -1
                 continue
             key = search.values[i]
@@ -143,7 +143,7 @@ def _search_table(t: int, search: _Search) -> None:
 
 @kernel()
 def _close_gap(t: int, search: _Search, key_starts: Int64s, tables: Int32s, ids: Int64s, counts: Int32s) -> None:
-    """Moves a table's keys next to the previous table's, and makes `inverse` count over all tables."""
+    """Move a table's keys next to those of the previous table, and shift `inverse` to count over all tables."""
     start, source = key_starts[t], search.id_starts[t]
     for u in range(key_starts[t + 1] - start):
         tables[start + u] = t
@@ -181,7 +181,7 @@ def _close_in_parallel(search: _Search, key_starts: Int64s, tables: Int32s, ids:
 
 
 def unique_keys(layout: TableLayout, ids: JaggedIds) -> UniqueIds:
-    """The unique keys of some ids."""
+    """Find the unique keys of some ids."""
     num_values = (ids.value_lasts - ids.value_firsts)[layout.features]
     id_starts = _starts(np.concatenate([[0], np.cumsum(num_values)])[layout.feature_starts])
     slot_starts = _starts(np.concatenate([[0], np.cumsum(_num_slots(layout, np.diff(id_starts)))]))
@@ -216,9 +216,9 @@ def unique_keys(layout: TableLayout, ids: JaggedIds) -> UniqueIds:
 
 
 def _num_slots(layout: TableLayout, num_values: Int64s) -> Int64s:
-    """Of each table: one a row where that is no more than a hash table for so many ids takes.
+    """Number of slots per table: one per row, if a hash table for the ids would not be smaller.
 
-    A hash table is at most half full, and a power of two, so that a mask finds the slot.
+    A hash table is at most half full, and its size is a power of two, so that a mask finds the slot.
     """
     hashed = _starts(2 ** np.ceil(np.log2(2 * np.maximum(num_values, 1))))
     has_rows = (layout.kinds != EXACT) & (layout.sizes <= hashed)

@@ -1,1 +1,1 @@
-"""Parts of tables in other processes: the service, its clients, and the protocol between them."""
+"""Sharded embedding tables: shard servers, their clients, and the protocol."""

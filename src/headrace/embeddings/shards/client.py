@@ -1,4 +1,4 @@
-"""`ShardClient`: one shard seen from a trainer: pooled streams, deadlines, and retries that change nothing twice."""
+"""`ShardClient`: a trainer's connection to one shard, with pooled streams, deadlines and idempotent retries."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from headrace.errors import CheckpointError, HeadraceError, ShardError, ShardLos
 
 __all__ = ["Answer", "ShardClient"]
 
-FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.02, 1.0  # between attempts, doubled each time
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.02, 1.0  # between attempts; doubled after each
 
 Answer = tuple[pa.RecordBatch | None, ReplyHeader]
 
@@ -28,7 +28,7 @@ ERRORS = {error.__name__: error for error in (ShardError, ShardLost, CheckpointE
 
 
 class _Stream:
-    """One open exchange; one request at a time."""
+    """An open Flight exchange that carries one request at a time."""
 
     def __init__(self, client: Any, options: Any, header: StreamHeader, schema: pa.Schema) -> None:
         descriptor = fl.FlightDescriptor.for_command(header.to_json())
@@ -42,41 +42,41 @@ class _Stream:
             self._writer.write_with_metadata(batch, metadata)
             chunk = self._reader.read_chunk()
         except (pa.ArrowException, StopIteration, OSError) as error:
-            # A stream that the other side ended tells why only when it is closed.
+            # If the server ended a stream, its error is only available after closing the stream.
             if not self.is_late:
                 self._writer.close()
             raise fl.FlightUnavailableError("the stream ended") from error
         return chunk.data, ReplyHeader.from_json(chunk.app_metadata)
 
     def expire(self) -> None:
-        """End it from another thread, while `ask` waits."""
+        """Cancel the stream from another thread while `ask` waits."""
         self.is_late = True
         self._reader.cancel()
 
     def close(self) -> None:
-        """End it."""
+        """Close the stream."""
         with suppress(pa.ArrowException, OSError):
             self._writer.close()
 
     def drop(self) -> None:
-        """Forget it, whatever state it is in."""
+        """Discard the stream in any state."""
         with suppress(pa.ArrowException, OSError):
             self._reader.cancel()
         self.close()
 
 
 class ShardClient:
-    """Thread-safe; as many requests at once as there are callers, each on a stream of its own, which is kept for later.
+    """Client of one shard. Thread-safe: each concurrent request uses its own stream; idle streams are pooled.
 
     Args:
-        number: Of the shard.
-        address: "host:port".
+        number: Number of the shard.
+        address: Address, "host:port".
         security: Token and certificate authority.
-        timeout_s: How long the shard may take for one answer, waiting for other trainers included.
-        retry_s: How long to try again when the connection breaks.
+        timeout_s: Maximum time for one answer, including waiting for other trainers.
+        retry_s: Maximum time for retries after the connection breaks.
 
     Attributes:
-        retries: Requests that were sent again.
+        retries: Number of requests sent again.
     """
 
     def __init__(
@@ -99,17 +99,17 @@ class ShardClient:
         self._watch = _Watch()
 
     def ask(self, header: StreamHeader, schema: pa.Schema, batch: pa.RecordBatch, metadata: bytes) -> Answer:
-        """Send a request, again if the connection breaks; the shard recognises repetitions.
+        """Send a request, and retry it if the connection breaks; the shard recognizes repeated requests.
 
         Raises:
-            ShardError: The shard refused it.
-            ShardLost: The shard cannot be reached, is silent, or does not know this session.
+            ShardError: The shard refused the request.
+            ShardLost: The shard cannot be reached, does not answer, or does not know this session.
         """
         answer: Answer = self._retry(lambda: self._ask_once(header, schema, batch, metadata))
         return answer
 
     def act(self, kind: str, values: dict[str, Any], *, timeout_s: float | None = None) -> Any:
-        """An action, see `shard_service.ACTIONS`; errors as for `ask`."""
+        """Call an action, see `service.ACTIONS`; errors as for `ask`."""
         options = fl.FlightCallOptions(headers=self._headers, timeout=timeout_s or self._timeout_s)
 
         def once() -> Any:
@@ -120,9 +120,9 @@ class ShardClient:
         return self._retry(once)
 
     def get(self, values: dict[str, Any]) -> Iterator[tuple[pa.RecordBatch, bytes]]:
-        """Record batches and their metadata of a ticket; errors as for `ask`.
+        """Stream the record batches and metadata of a ticket; errors as for `ask`.
 
-        It is asked for again if the connection breaks before the first batch, and fails if it breaks later.
+        Retries if the connection breaks before the first batch, and fails if it breaks later.
         """
         ticket, options = fl.Ticket(json.dumps(values).encode()), fl.FlightCallOptions(headers=self._headers)
 
@@ -139,7 +139,7 @@ class ShardClient:
                 raise self._named(error) from error
 
     def close(self) -> None:
-        """End all streams; requests that wait for an answer fail with `ShardLost`."""
+        """Close all streams; pending requests fail with `ShardLost`."""
         self._watch.close()
         with self._lock:
             idle, self._idle = self._idle, {}
@@ -194,14 +194,14 @@ class ShardClient:
                 raise self._named(error) from error
 
     def _named(self, error: pa.ArrowException) -> HeadraceError:
-        """The error of a call as the caller sees it."""
+        """Convert the error of a call to one of headrace's errors."""
         if isinstance(error, BROKEN):
             return ShardLost(f"{self.name}: cannot be reached: {_first_line(error)}")
         kind = ERRORS.get(bytes(getattr(error, "extra_info", b"") or b"").decode(), ShardError)
         return kind(f"{self.name}: {_first_line(error)}")
 
     def _forget_idle(self) -> None:
-        """Streams of a broken connection are broken too."""
+        """Discard idle streams, because the streams of a broken connection are broken too."""
         with self._lock:
             idle, self._idle = self._idle, {}
         for streams in idle.values():
@@ -210,7 +210,7 @@ class ShardClient:
 
 
 class _Watch:
-    """One thread that calls what is overdue; all wait about equally long, so a new one is never the first due."""
+    """A thread that calls functions at their deadlines. All waits are about equally long, so deadlines are in order."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
@@ -220,7 +220,7 @@ class _Watch:
         self.is_closed = False
 
     def add(self, deadline: float, call: Callable[[], None]) -> int:
-        """Call it at a time of the monotonic clock, unless it is removed before."""
+        """Call a function at a time of the monotonic clock, unless it is removed before."""
         with self._changed:
             self._next += 1
             self._marks[self._next] = deadline, call
@@ -232,12 +232,12 @@ class _Watch:
             return self._next
 
     def remove(self, mark: int) -> None:
-        """It is done."""
+        """Remove a function, because its request is done."""
         with self._changed:
             self._marks.pop(mark, None)
 
     def close(self) -> None:
-        """Call all that is watched, and end the thread."""
+        """Call all watched functions, and stop the thread."""
         with self._changed:
             self.is_closed = True
             self._changed.notify_all()
@@ -263,6 +263,6 @@ class _Watch:
 
 
 def _first_line(error: Exception) -> str:
-    """What the shard said, without what gRPC adds."""
+    """The shard's error message without gRPC's additions."""
     text = str(error).split(". gRPC client debug context")[0].split("\n")[0]
     return text.removeprefix("Flight error: ").split(". Detail: ")[0]

@@ -1,4 +1,4 @@
-"""`ShardGroup`: all shards of a training, seen from one trainer: opens the session, gives out stores, saves."""
+"""`ShardGroup`: a trainer's connection to all shards, with their session, stores and checkpoints."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from headrace.errors import ConfigError, ShardLost
 
 __all__ = ["GroupOptions", "ShardGroup", "wait_for_shards"]
 
-POLL_S = 0.2  # between looks whether a lost shard is back
+POLL_S = 0.2  # interval of checks whether a lost shard is back
 
 
 @dataclass(frozen=True)
 class GroupOptions:
-    """How to deal with shards.
+    """Options of a `ShardGroup`.
 
     Attributes:
-        plan: Row-wise or table-wise, see `make_plan`.
-        store: Of every table group's store.
+        plan: Kind of sharding plan, row-wise or table-wise, see `make_plan`.
+        store: Options of the table groups' stores.
         security: Token and certificate authority.
-        timeout_s: How long a shard may take for one answer, waiting for other trainers included.
-        retry_s: How long to try again when a connection breaks, before the shard counts as lost.
+        timeout_s: Maximum time for one answer of a shard, including waiting for other trainers.
+        retry_s: Maximum time for retries after a connection breaks, before the shard counts as lost.
     """
 
     plan: PlanKind = "row_wise"
@@ -42,31 +42,31 @@ class GroupOptions:
 
 
 class ShardGroup:
-    """A session with all shards. A context manager; leaving it closes the connections, shards go on serving.
+    """A session with all shards. A context manager: leaving it closes the connections; the shards keep serving.
 
-    Left without an error, updates on their way are waited for.
+    Leaving it without an error waits for pending updates.
 
-    In a loop of your own, with rows of `bags` in two shards::
+    In your own training loop, with the rows of `bags` in two shards::
 
         table_groups = {"embeddings": TableGroupSpec(bags.tables, seed)}
         with ShardGroup(["127.0.0.1:9001", "127.0.0.1:9002"], table_groups) as group:
             bags.use_store(group.store("embeddings"))
 
     Args:
-        addresses: "host:port" of each shard; their order is part of the plan.
-        table_groups: Name -> what it is.
+        addresses: Address "host:port" of each shard; their order is part of the sharding plan.
+        table_groups: Specification of each table group by name.
         trainer: Number of this trainer.
         num_trainers: Trainers that share the session.
-        session: The same for all trainers, another for every start; may be left out by a single trainer.
-        run: Which training this is; shards that serve another one at the moment refuse.
-        step: The last step that is made.
-        checkpoint: Checkpoint to begin from; None for first values.
-        traffic: By table group and table, see `make_plan`.
-        options: See `GroupOptions`.
+        session: Session name, equal for all trainers and different for every start; optional with a single trainer.
+        run: Identifier of the run; shards that currently serve another run refuse.
+        step: Number of the last applied step.
+        checkpoint: Checkpoint to start from; None to start from initial values.
+        traffic: Traffic by table group and table, see `make_plan`.
+        options: Options, see `GroupOptions`.
 
     Raises:
-        ConfigError: The arguments do not fit each other.
-        ShardError: A shard refused.
+        ConfigError: Arguments are inconsistent.
+        ShardError: A shard refused the request.
         ShardLost: A shard cannot be reached.
     """
 
@@ -92,7 +92,7 @@ class ShardGroup:
         self.session = session or uuid.uuid4().hex
         self.num_trainers = num_trainers
         self._windows = 0
-        self._client = uuid.uuid4().hex  # to shards, this process and no other is this trainer
+        self._client = uuid.uuid4().hex  # identifies this process to shards
         security = options.security
         self._clients = [
             ShardClient(n, address, security=security, timeout_s=options.timeout_s, retry_s=options.retry_s)
@@ -147,13 +147,13 @@ class ShardGroup:
         return dict(self._stores)
 
     def end_window(self, step: int) -> int:
-        """Evict ids not seen for long, in all shards; one trainer calls this for all.
+        """End a window in all shards, which evicts ids by retention settings; called by one trainer.
 
         Args:
-            step: The window's last step.
+            step: Last step of the window.
 
         Returns:
-            How many rows were freed.
+            Number of rows freed.
         """
         self._finish_evicting()
         self._windows += 1
@@ -161,14 +161,14 @@ class ShardGroup:
         return sum(answer["freed"] for answer in self._each(lambda _, client: client.act("end_window", request)))
 
     def save(self, folder: str, step: int) -> list[str]:
-        """Have every shard write its part into a checkpoint's temporary folder; one trainer calls this for all.
+        """Make every shard write its part into a checkpoint's temporary folder; called by one trainer.
 
         Args:
-            folder: Its name within the folder of checkpoints, which shards see too.
-            step: The step the checkpoint is of; no trainer hands in a later one meanwhile.
+            folder: Name of this folder within the checkpoint folder, which shards can access too.
+            step: Step of the checkpoint; no trainer may request a later step meanwhile.
 
         Returns:
-            The files written, relative to the folder.
+            Paths of the files written, relative to the folder.
         """
         self._finish_evicting()
         request = {"session": self.session, "folder": folder, "step": step, "client": self._client}
@@ -176,14 +176,14 @@ class ShardGroup:
         return [file for answer in answers for file in answer["files"]]
 
     def status(self) -> list[dict[str, Any]]:
-        """What each shard serves."""
+        """Status of each shard."""
         return self._each(lambda _, client: client.act("status", {}))
 
     def close(self, *, wait: bool = True) -> None:
         """Close all connections.
 
         Args:
-            wait: For reads and updates on their way; else they fail.
+            wait: Whether to wait for pending reads and updates; otherwise they fail.
         """
         if wait:
             self._end_threads()
@@ -207,7 +207,7 @@ class ShardGroup:
         self.close(wait=error is None)
 
     def _each(self, call: Callable[[int, ShardClient], Any]) -> list[Any]:
-        """Call all shards at once; the first error is raised when all have answered."""
+        """Call all shards in parallel; raises the first error once all have answered."""
         futures = [self._pool.submit(call, shard, client) for shard, client in enumerate(self._clients)]
         errors = [error for error in (future.exception() for future in futures) if error is not None]
         if errors:
@@ -225,13 +225,13 @@ def wait_for_shards(
     """Wait until all shards answer.
 
     Args:
-        addresses: Of the shards.
+        addresses: Addresses of the shards.
         security: Token and certificate authority.
-        wait_s: How long.
-        on_message: Told once of each shard that has to be waited for, and when it is back.
+        wait_s: Maximum waiting time in seconds.
+        on_message: Called once when a shard must be waited for, and once when it is back.
 
     Raises:
-        ShardLost: One is still silent; names it.
+        ShardLost: A shard does not answer; the text names it.
     """
     deadline = time.monotonic() + wait_s
     for number, address in enumerate(addresses):

@@ -1,4 +1,4 @@
-"""`SessionMembers`: which client is which trainer of a session, so that nobody else speaks in its place."""
+"""`SessionMembers`: which client is which trainer of a session, so that no other client can act as a trainer."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from headrace.errors import ShardError
 __all__ = ["Seat", "SessionMembers"]
 
 MAX_UNNUMBERED = 64
-"""Clients that have joined and not yet said which trainer they are; older ones are forgotten."""
+"""Maximum number of clients that joined without a trainer number; older ones are dropped."""
 
 
 @dataclass
@@ -17,9 +17,9 @@ class Seat:
     """One trainer of a session.
 
     Attributes:
-        client: The process that has it.
-        num_streams: Streams it has open.
-        has_had_streams: Whether it ever had one.
+        client: Client process of the trainer.
+        num_streams: Number of open streams.
+        has_had_streams: Whether a stream was ever open.
     """
 
     client: str
@@ -28,19 +28,19 @@ class Seat:
 
     @property
     def is_left(self) -> bool:
-        """Whether its client has gone: closed all streams, or died."""
+        """Whether the client has closed all streams or died."""
         return self.has_had_streams and self.num_streams == 0
 
 
 @dataclass
 class SessionMembers:
-    """The clients of one session; no threads, no clocks.
+    """The clients of one session. Uses no threads or clocks.
 
-    A trainer's number belongs to the first client that takes it. Another one gets it once all streams of the first are
-    closed, as the system does for a process that dies.
+    A trainer number belongs to the first client that takes it. Another client can take it once all streams of the first
+    are closed, which the operating system does for a process that dies.
 
     Attributes:
-        num_trainers: Trainers, numbered from 0.
+        num_trainers: Number of trainers, which are numbered from 0.
     """
 
     num_trainers: int
@@ -49,14 +49,14 @@ class SessionMembers:
 
     @property
     def num_streams(self) -> int:
-        """Streams that trainers have open."""
+        """Number of open streams."""
         return sum(seat.num_streams for seat in self._seats.values())
 
     def join(self, client: str, trainer: int | None) -> None:
-        """A client has opened the session.
+        """Add a client that opened the session.
 
         Raises:
-            ShardError: Another client is this trainer.
+             ShardError: The trainer number is taken by another client.
         """
         if trainer is not None:
             self._take(client, trainer)
@@ -66,10 +66,10 @@ class SessionMembers:
             del self._unnumbered[next(iter(self._unnumbered))]
 
     def enter(self, client: str, trainer: int) -> Seat:
-        """A client opens a stream as a trainer; to be followed by `leave`.
+        """Register a stream that a client opens as a trainer; call `leave` when it ends.
 
         Raises:
-            ShardError: There is no such trainer, or another client is this trainer.
+            ShardError: The trainer number is out of range or taken by another client.
         """
         seat = self._take(client, trainer)
         seat.num_streams += 1
@@ -77,11 +77,11 @@ class SessionMembers:
         return seat
 
     def leave(self, seat: Seat) -> None:
-        """A stream has ended."""
+        """Unregister a stream that ended."""
         seat.num_streams -= 1
 
     def check(self, client: str, what: str) -> None:
-        """Refuse what only members may ask for.
+        """Check that a client is a member.
 
         Raises:
             ShardError: The client has not joined.

@@ -1,4 +1,4 @@
-"""Merges the updates of several trainers into unique keys and one gradient each, in trainer order."""
+"""Merges the updates of several trainers into unique keys with one gradient each, in trainer order."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ Int32s = npt.NDArray[np.int32]
 
 @dataclass(frozen=True, eq=False)
 class TrainerUpdate:
-    """What one trainer updates in one step.
+    """A trainer's update in one step.
 
     Attributes:
         keys: Unique keys.
-        gradients: float32 [U, dim], of the mean loss over the trainer's rows.
-        num_rows: Rows of the trainer's batch.
+        gradients: float32 [U, dim], gradients of the mean loss over the trainer's rows.
+        num_rows: Number of rows in the trainer's batch.
     """
 
     keys: Keys
@@ -35,10 +35,10 @@ class TrainerUpdate:
 
 
 def merge_updates(updates: Sequence[TrainerUpdate]) -> tuple[Keys, Float32s]:
-    """Unique keys and their gradients of the mean loss over all trainers' rows.
+    """Merge updates into unique keys and their gradients of the mean loss over all trainers' rows.
 
-    A mean over all rows is the mean of the trainers' means, weighted by their rows; sums run in trainer order, so they
-    do not depend on who came first. One update is returned as it is.
+    The mean over all rows is the mean of the trainers' means, weighted by their rows. Sums are in trainer order, so
+    they do not depend on arrival order. A single update is returned unchanged.
     """
     if len(updates) == 1:
         return updates[0].keys, updates[0].gradients
@@ -58,7 +58,7 @@ def merge_updates(updates: Sequence[TrainerUpdate]) -> tuple[Keys, Float32s]:
 
 
 def join_keys(parts: Sequence[Keys]) -> Keys:
-    """The keys of several trainers, each once; their counts are zeros. Those of one are returned as they are."""
+    """The union of the keys of several trainers, with zero counts. A single part is returned unchanged."""
     if len(parts) == 1:
         return parts[0]
     pairs = np.unique(np.concatenate([np.stack([keys.tables, keys.ids]) for keys in parts], axis=1), axis=1)

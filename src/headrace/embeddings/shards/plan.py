@@ -1,4 +1,4 @@
-"""Who owns a key: a pure function of (table, id) and a `ShardingPlan`, the same in every trainer and shard."""
+"""`ShardingPlan` assigns keys to shards: a pure function of (table, id), equal in every trainer and shard."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from headrace.errors import ConfigError
 __all__ = ["ROW_WISE", "PlanKind", "Routes", "ShardingPlan", "make_plan"]
 
 ROW_WISE = -1
-"""In place of a table's owner: its ids are spread over all shards."""
+"""Owner of a table whose ids are spread over all shards."""
 
 PlanKind = Literal["row_wise", "table_wise"]
 
@@ -29,11 +29,11 @@ Int32s = npt.NDArray[np.int32]
 
 @dataclass(frozen=True)
 class ShardingPlan:
-    """Which shard has which keys of one table group.
+    """Assignment of the keys of one table group to shards.
 
     Attributes:
-        num_shards: Shards, numbered from 0.
-        owners: For each table the shard that has all of it, or `ROW_WISE`: id by id, by a hash of (table, id).
+        num_shards: Number of shards, which are numbered from 0.
+        owners: For each table, the shard with the whole table, or `ROW_WISE` to assign ids by a hash of (table, id).
     """
 
     num_shards: int
@@ -53,7 +53,7 @@ class ShardingPlan:
         return owners
 
     def route(self, keys: Keys) -> Routes:
-        """Keys shard by shard; within a shard they keep their order."""
+        """Group keys by shard; within a shard they keep their order."""
         owners = self.owners_of(keys.tables, keys.ids)
         starts = np.zeros(self.num_shards + 1, dtype=np.int64)
         order = np.empty(len(keys), dtype=np.int64)
@@ -61,13 +61,13 @@ class ShardingPlan:
         return Routes(starts, order)
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON can hold it."""
+        """JSON-able values."""
         return {"num_shards": self.num_shards, "owners": list(self.owners)}
 
 
 @dataclass(frozen=True, eq=False)
 class Routes:
-    """Which keys of a call go to which shard.
+    """Assignment of the keys of one call to shards.
 
     Attributes:
         starts: int64 [shards + 1]; shard s gets the keys `order[starts[s]:starts[s + 1]]`.
@@ -89,21 +89,21 @@ def make_plan(
     kind: PlanKind = "row_wise",
     traffic: Mapping[str, float] | None = None,
 ) -> ShardingPlan:
-    """A plan for a table group.
+    """Make the sharding plan of a table group.
 
-    Row-wise spreads every table, so that load is even whatever the ids are, and every request goes to every shard.
-    Table-wise keeps a table together where that leaves shards balanced: tables are given out from the heaviest on, each
-    to the shard that is then least loaded (Graham's longest-processing-time rule), where a load is the greater of two
-    shares, that of rows and that of traffic. A table that alone is more than a fair share of either stays row-wise.
+    A row-wise plan spreads every table over all shards: the load is even for any ids, but every request goes to every
+    shard. A table-wise plan keeps tables together if shards stay balanced: starting with the heaviest, each table goes
+    to the least loaded shard (Graham's longest-processing-time rule). A load is the greater of two shares, of rows and
+    of traffic. A table with more than a fair share of either stays row-wise.
 
     Args:
-        tables: Of the group, in its order.
-        num_shards: Shards.
+        tables: Tables of the group, in order.
+        num_shards: Number of shards.
         kind: Row-wise or table-wise.
-        traffic: Unique keys per batch by table, as `RemoteStore.counters` measures them; None: the same for all.
+        traffic: Unique keys per batch by table name, see `RemoteStore.keys_by_table`; None for equal traffic.
 
     Raises:
-        ConfigError: `traffic` names no table.
+        ConfigError: `traffic` names an unknown table.
     """
     if kind == "row_wise" or num_shards == 1:
         return ShardingPlan(num_shards, (ROW_WISE,) * len(tables))
@@ -135,7 +135,7 @@ def _find_owners(tables: Int32s, ids: Int64s, table_owners: Int64s, num_shards: 
     for u in range(len(ids)):
         owner = table_owners[tables[u]]
         if owner < 0:
-            # Another constant than the directories use: a shard's keys must still look random to its own hash table.
+            # This constant differs from the index's, so that a shard's keys still look random to its own hash table.
             salt = mix64(np.uint64(tables[u]) + np.uint64(0xA0761D6478BD642F))
             owner = np.int64(multiply_shift(mix64(np.uint64(ids[u]) ^ salt), np.uint64(num_shards)))
         owners[u] = owner

@@ -1,4 +1,4 @@
-"""How rows and gradients travel: fp32, or bf16 or int8 with a stated error.
+"""Network encoding of rows and gradients: fp32, or bf16 and int8 with bounded errors.
 
 | precision | bytes of a row of D numbers | greatest error of a number x |
 |---|---|---|
@@ -36,15 +36,15 @@ def row_bytes(precision: Precision, dim: int) -> int:
 
 
 def encode(rows: Float32s, places: Int64s | None, precision: Precision) -> tuple[Bytes, Float32s]:
-    """Rows as bytes.
+    """Encode rows as bytes.
 
     Args:
-        rows: float32 [R, dim], contiguous.
-        places: int64 [U], which of them; None for all, which for fp32 shares their memory.
-        precision: How.
+        rows: Rows, float32 [R, dim], contiguous.
+        places: Positions of the rows to encode, int64 [U]; None for all (for fp32 without a copy).
+        precision: Precision of the encoding.
 
     Returns:
-        uint8 [U, row_bytes], and for int8 the scales float32 [U], else [0].
+        uint8 [U, row_bytes], and scales float32 [U] for int8, [0] otherwise.
     """
     num_rows, dim = (len(rows) if places is None else len(places)), rows.shape[1]
     none = np.empty(0, dtype=np.float32)
@@ -65,7 +65,7 @@ def encode(rows: Float32s, places: Int64s | None, precision: Precision) -> tuple
 
 
 def decode(data: Bytes, scales: Float32s, places: Int64s | None, precision: Precision, out: Float32s) -> None:
-    """Write encoded rows into rows `places` of float32 `out`, or into all in turn; see `encode`."""
+    """Decode rows into the rows `places` of float32 `out`, or into all rows in order; see `encode`."""
     if precision == "fp32" and places is None:
         out[:] = data.view(np.float32)
         return
@@ -98,7 +98,7 @@ def _to_bf16(bits: Uint32s, places: Int64s, out: Uint16s) -> None:
     for u in range(len(places)):
         for d in range(bits.shape[1]):
             x = bits[places[u], d]
-            if (x & np.uint32(0x7FFFFFFF)) > np.uint32(0x7F800000):  # rounding could make an infinity of a NaN
+            if (x & np.uint32(0x7FFFFFFF)) > np.uint32(0x7F800000):  # rounding could turn a NaN into an infinity
                 out[u, d] = np.uint16((x >> np.uint32(16)) | np.uint32(0x40))
             else:
                 out[u, d] = nearest_bf16(x)

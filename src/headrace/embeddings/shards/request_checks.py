@@ -1,4 +1,4 @@
-"""What the columns of a request must be: ids with a row, counts, finite gradients."""
+"""Checks the columns of a request: ids in range, counts, finite gradients."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ Int32s = npt.NDArray[np.int32]
 
 
 def check_keys(keys: Keys, spec: TableGroupSpec) -> None:
-    """Refuse keys that nobody can have met.
+    """Check the keys of a request.
 
     Raises:
-        ShardError: An id of a direct or hashed table is out of its range, a count is negative, or a key comes
-            twice; names the field, id and table.
+        ShardError: An id of a direct or hashed table is out of range, a count is negative, or a key is duplicated; the
+            text names field, id and table.
     """
     bad = first_bad_key(keys.tables, keys.ids, keys.counts, spec.sizes)
     if bad >= 0:
@@ -37,10 +37,10 @@ def check_keys(keys: Keys, spec: TableGroupSpec) -> None:
 
 
 def check_gradients(keys: Keys, gradients: Float32s, spec: TableGroupSpec) -> None:
-    """Refuse gradients float32 [U, dim] that would spoil rows for good.
+    """Check that gradients float32 [U, dim] are finite, because others would destroy rows.
 
     Raises:
-        ShardError: One is infinite or NaN; names table and id.
+        ShardError: A gradient is infinite or NaN; the text names table and id.
     """
     bad = first_row_not_finite(gradients.view(np.uint32))
     if bad >= 0:
@@ -56,7 +56,7 @@ def _table(keys: Keys, place: int, spec: TableGroupSpec) -> str:
 
 @kernel()
 def first_bad_key(tables: Int32s, ids: Int64s, counts: Int32s, sizes: Int64s) -> int:
-    """The first key with a negative count, or an id out of its table's range (sizes [T], 0 for any id), or -1."""
+    """The first key with a negative count or an id out of its table's range (sizes [T], 0 for any id), or -1."""
     for u in range(len(ids)):
         size = sizes[tables[u]]
         if counts[u] < 0 or (size > 0 and not 0 <= ids[u] < size):
@@ -66,7 +66,7 @@ def first_bad_key(tables: Int32s, ids: Int64s, counts: Int32s, sizes: Int64s) ->
 
 @kernel()
 def first_row_not_finite(bits: npt.NDArray[np.uint32]) -> int:
-    """The first row of float32 [U, dim], given as its bits, with an infinity or NaN, or -1."""
+    """The first row of float32 [U, dim], given as uint32 bits, that contains an infinity or NaN, or -1."""
     exponent = np.uint32(0x7F800000)
     for u in range(len(bits)):
         largest = np.uint32(0)

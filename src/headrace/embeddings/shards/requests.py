@@ -1,4 +1,4 @@
-"""Bodies of a shard's actions: parsed into checked types, with bounds on every number before anything is made of it."""
+"""Request bodies of a shard's actions, parsed into checked types with bounds on every number."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ __all__ = [
 ]
 
 PROTOCOL = 3
-"""Of streams and of `open`. Versions 1 and 2 did not say theirs in `open`."""
+"""Protocol version of streams and of `open`. Versions 1 and 2 did not send it in `open`."""
 
 MAX_BODY_BYTES = 16 << 20
-"""Of one action or header; 10,000 tables take 4 MB."""
+"""Maximum size of an action's body or a header; 10,000 tables take 4 MB."""
 
 MAX_TRAINERS = 4_096
 MAX_SHARDS = 4_096
@@ -46,15 +46,15 @@ MAX_TABLES = 10_000
 """Of one table group."""
 MAX_DIM = 8_192
 MAX_ROWS = 1 << 40
-"""Of one table, in all shards. A shard makes room for rows when their ids come."""
+"""Maximum number of rows of one table, in all shards. A shard allocates rows when their ids arrive."""
 MAX_COUNT = (1 << 31) - 1
-"""Sightings and windows, which are kept as int32."""
+"""Maximum of counts and windows, which are stored as int32."""
 MAX_STEP = (1 << 53) - 1
-"""The largest whole number that JSON of every language keeps."""
+"""The largest integer that is exact in JSON of every language."""
 MAX_CHECKPOINT = 99_999_999
-"""Names of checkpoints have eight digits."""
+"""Maximum checkpoint number; checkpoint names have eight digits."""
 MAX_LINE = 400
-"""Characters of an error: it may quote what was sent."""
+"""Maximum number of characters in an error, which may quote the request."""
 
 Step = Annotated[int, Field(ge=0, le=MAX_STEP)]
 Name = Annotated[str, Field(min_length=1, max_length=300, pattern=r"^[^\x00-\x1f\x7f]+$")]
@@ -66,23 +66,22 @@ class _Body(BaseModel):
 
     @classmethod
     def from_json(cls, action: str, data: bytes) -> Self:
-        """Check a body.
+        """Parse and check a body.
 
         Raises:
-            ShardError: Names the action, the field, what was given and what was expected.
+            ShardError: The body is invalid; the text names the action, the field, the given and the expected value.
         """
         body: Self = parse(action, data, cls.model_validate_json)
         return body
 
 
 class EndWindowRequest(_Body):
-    """All trainers have made a window's last step.
+    """Request to end a window, after all trainers applied its last step.
 
     Attributes:
-        session: As in `open`.
-        window: Windows ended in this session, this one included.
-        step: The window's last step.
-        client: Who asks, as in `open`.
+         session: Session, as in `open`.
+        window: Number of windows ended in this session, including this one.
+        step: Last step of the window. client: Client, as in `open`.
     """
 
     session: Name
@@ -92,13 +91,12 @@ class EndWindowRequest(_Body):
 
 
 class SaveRequest(_Body):
-    """Write a part of a checkpoint.
+    """Request to write a part of a checkpoint.
 
     Attributes:
-        session: As in `open`.
+         session: Session, as in `open`.
         folder: Name of the checkpoint's temporary folder.
-        step: The step the checkpoint is of.
-        client: Who asks, as in `open`.
+        step: Step of the checkpoint. client: Client, as in `open`.
     """
 
     session: Name
@@ -111,11 +109,10 @@ class ChangesRequest(_Body):
     """The ticket of a stream of changes.
 
     Attributes:
-        session: As in `open`.
+         session: Session, as in `open`.
         table_group: Name of the table group.
         since: Version the consumer has; 0 for all rows.
-        step: The step they are consistent at.
-        client: Who asks, as in `open`.
+        step: Step at which the changes are consistent. client: Client, as in `open`.
     """
 
     session: Name
@@ -126,14 +123,13 @@ class ChangesRequest(_Body):
 
 
 class AcknowledgeRequest(_Body):
-    """A consumer of changes has everything up to a version.
+    """Notice that a consumer of changes has all of them up to a version.
 
     Attributes:
-        session: As in `open`.
+         session: Session, as in `open`.
         table_group: Name of the table group.
-        consumer: Its name.
-        version: What it has.
-        client: Who asks, as in `open`.
+        consumer: Name of the consumer.
+        version: Version that it has. client: Client, as in `open`.
     """
 
     session: Name
@@ -144,7 +140,7 @@ class AcknowledgeRequest(_Body):
 
 
 class _Table(_Body):
-    """A `TableConfig`; all else of it is checked by that."""
+    """A `TableConfig`, which checks everything else."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -186,20 +182,20 @@ class _OpenBody(_Body):
 
 @dataclass(frozen=True)
 class OpenRequest:
-    """What a trainer asks for when it begins.
+    """A trainer's request to open a session.
 
     Attributes:
-        run: Which training this is, such as a hash of the run's folder; another run may not take over a busy shard.
-        session: Of this stretch of training; the same for all its trainers.
-        shard: Which shard of the plan this one is.
-        num_trainers: Trainers of the session.
-        table_groups: Name -> `TableGroupSpec` and `ShardingPlan`.
-        step: The last step that is made.
-        checkpoint: Number of the checkpoint to begin from; None for first values.
-        merged: Whether pushes of a step are merged (synchronous) or applied as they come.
-        trainer: Number of the trainer that asks; None if it does not yet say.
-        client: A random name of the process that asks, which no other knows; None for the connection's address.
-        protocol: `PROTOCOL`.
+        run: Identifier of the run, such as a hash of its folder; another run cannot take over a busy shard.
+        session: Name of the session, equal for all its trainers.
+        shard: Number of this shard in the plan.
+        num_trainers: Number of trainers in the session.
+        table_groups: `TableGroupSpec` and `ShardingPlan` of each table group by name.
+        step: Number of the last applied step.
+        checkpoint: Number of the checkpoint to start from; None to start from initial values.
+        merged: Whether updates of a step are merged (synchronous) or applied as they arrive.
+        trainer: Number of the trainer; None if not known yet.
+        client: Random secret name of the client process; None to use the connection's address.
+        protocol: Protocol version, `PROTOCOL`.
     """
 
     run: str
@@ -215,7 +211,7 @@ class OpenRequest:
     protocol: int = PROTOCOL
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON can hold it."""
+        """JSON-able values."""
         groups = {
             name: {"spec": spec.to_dict(), "plan": plan.to_dict()} for name, (spec, plan) in self.table_groups.items()
         }
@@ -223,10 +219,10 @@ class OpenRequest:
 
     @classmethod
     def from_json(cls, data: bytes) -> OpenRequest:
-        """From `to_dict`, as JSON.
+        """Parse `to_dict` as JSON.
 
         Raises:
-            ShardError: Names the field, what was given and what was expected.
+            ShardError: The body is invalid; the text names the field, the given and the expected value.
         """
         check_protocol("open", data)
         body = _OpenBody.from_json("open", data)
@@ -240,17 +236,17 @@ class OpenRequest:
         return cls(**fields | {"table_groups": groups})
 
     def training(self) -> dict[str, Any]:
-        """`to_dict` of what all trainers of a session have in common."""
+        """The part of `to_dict` that is equal for all trainers of a session."""
         values = self.to_dict()
         return {name: value for name, value in values.items() if name not in ("trainer", "client")}
 
     def checksum(self) -> str:
-        """The same for all trainers that mean the same training."""
+        """Checksum of `training`, equal for all trainers of the same session."""
         return hashlib.sha256(json.dumps(self.training(), sort_keys=True).encode()).hexdigest()
 
 
 class _Versioned(BaseModel):
-    """What a message of any version says of it."""
+    """The version field of a message of any version."""
 
     model_config = ConfigDict(extra="ignore", frozen=True, strict=True)
 
@@ -258,10 +254,10 @@ class _Versioned(BaseModel):
 
 
 def check_protocol(what: str, data: bytes) -> None:
-    """Refuse another version of the protocol for that alone: its fields may have other names.
+    """Check the protocol version before anything else, because fields may have other names in other versions.
 
     Raises:
-        ShardError: Names both versions; or it is not JSON.
+        ShardError: The version differs (the text names both), or the data is not JSON.
     """
     given = parse(what, data, _Versioned.model_validate_json).protocol
     if given != PROTOCOL:
@@ -270,22 +266,22 @@ def check_protocol(what: str, data: bytes) -> None:
 
 
 def parse(what: str, data: bytes, read: Any) -> Any:
-    """Checked values from JSON.
+    """Parse and check JSON.
 
     Args:
-        what: Named in an error.
-        data: What was sent.
-        read: Pydantic's `validate_json` of the type.
+        what: Name for errors.
+        data: The received bytes.
+        read: Pydantic's `validate_json` for the type.
 
     Raises:
-        ShardError: One line: what, the field, given, expected.
+        ShardError: The data is invalid; one line with `what`, the field, the given and the expected value.
     """
     if len(data) > MAX_BODY_BYTES:
         raise ShardError(f"{what}: given {len(data)} bytes, expected at most {MAX_BODY_BYTES}")
     try:
         return read(data)
     except ValidationError as error:
-        # What is unknown comes first: a misspelt key is missing, too.
+        # Unknown keys first, because a misspelled key is also reported as missing.
         mistakes = sorted(error.errors(include_url=False), key=lambda mistake: mistake["type"] not in UNKNOWN)
         line = f"{what}: {_describe(mistakes[0], data)}"
     raise ShardError(line[:MAX_LINE])

@@ -1,4 +1,4 @@
-"""Who may talk to a shard: loopback by default; beyond it a token and TLS, on both sides."""
+"""Access to shards: loopback by default; other addresses need a token and TLS on both sides."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from headrace.errors import ConfigError
 __all__ = ["TOKEN_VARIABLE", "ClientSecurity", "ServerSecurity", "is_loopback", "read_token", "split_address"]
 
 TOKEN_VARIABLE = "HEADRACE_SHARD_TOKEN"
-"""Where the token is taken from if no file is named."""
+"""Environment variable with the token, used if no file is given."""
 
 SHORTEST_TOKEN = 16
 
@@ -25,12 +25,12 @@ TOKEN = re.compile(r"[!-~]+")
 
 @dataclass(frozen=True)
 class ServerSecurity:
-    """What a shard asks of those who connect.
+    """Security settings of a shard.
 
     Attributes:
-        token: Sent by clients with every call; None for none.
+        token: Token that clients must send with every call; None for no token.
         certificate: PEM of the TLS certificate chain; None for no TLS.
-        key: PEM of its private key.
+        key: PEM of the private key.
     """
 
     token: str | None = field(default=None, repr=False)
@@ -38,10 +38,10 @@ class ServerSecurity:
     key: bytes | None = field(default=None, repr=False)
 
     def check(self, host: str) -> None:
-        """Refuse to listen beyond this machine without both.
+        """Check that an address other than loopback has a token and TLS.
 
         Raises:
-            ConfigError: Says what is missing, or why certificate and key cannot be used.
+            ConfigError: Token or TLS is missing, or certificate and key cannot be used.
         """
         if (self.certificate is None) != (self.key is None):
             raise ConfigError("TLS: given one of certificate and key, expected both: --tls-cert FILE --tls-key FILE")
@@ -56,27 +56,27 @@ class ServerSecurity:
             _check_key_pair(self.certificate, self.key)
 
     def accepts(self, authorization: str) -> bool:
-        """Whether a call with this header may pass; takes the same time for any wrong token."""
+        """Whether a call with this header is authorized; compares in constant time."""
         return self.token is None or hmac.compare_digest(authorization.encode(), f"Bearer {self.token}".encode())
 
 
 @dataclass(frozen=True)
 class ClientSecurity:
-    """What a trainer shows to shards, and asks of them.
+    """Security settings of a trainer.
 
     Attributes:
-        token: The shards' token.
-        authority: PEM of the certificate that shards' certificates are checked against; None for no TLS.
+        token: Token of the shards.
+        authority: PEM of the certificate authority for the shards' certificates; None for no TLS.
     """
 
     token: str | None = field(default=None, repr=False)
     authority: bytes | None = None
 
     def check(self, host: str) -> None:
-        """Refuse to send a token or rows beyond this machine in the clear.
+        """Check that a token and rows are not sent unencrypted to other machines.
 
         Raises:
-            ConfigError: Says what is missing, or why the authority cannot be used.
+            ConfigError: Token or authority is missing, or the authority cannot be used.
         """
         if self.authority is not None:
             _check_authority(self.authority)
@@ -85,10 +85,10 @@ class ClientSecurity:
 
 
 def split_address(address: str) -> tuple[str, int]:
-    """Host and port of "host:port"; an IPv6 host in brackets.
+    """Split "host:port" into host and port; IPv6 hosts are in brackets.
 
     Raises:
-        ConfigError: It is not of that form.
+        ConfigError: The address has a different form.
     """
     host, _, port = address.rpartition(":")
     if not host or not port.isdigit() or int(port) > 65535:
@@ -97,7 +97,7 @@ def split_address(address: str) -> tuple[str, int]:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether a host name or address is this machine only."""
+    """Whether a host name or address is a loopback address."""
     if host == "localhost":
         return True
     try:
@@ -107,10 +107,10 @@ def is_loopback(host: str) -> bool:
 
 
 def read_token(path: str | Path | None) -> str | None:
-    """The token in a file, or in the environment; None if there is neither.
+    """Read the token from a file or the environment; None if there is neither.
 
     Raises:
-        ConfigError: It is too short to keep anyone out, or cannot travel in a header.
+        ConfigError: The token is too short, or cannot be sent in a header.
     """
     where = path or TOKEN_VARIABLE
     try:
@@ -126,14 +126,14 @@ def read_token(path: str | Path | None) -> str | None:
 
 
 def _check_key_pair(certificate: bytes, key: bytes) -> None:
-    """gRPC tells only its log what is wrong with them."""
+    """Check certificate and key, because gRPC reports errors only in its log."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    with tempfile.TemporaryDirectory() as private:  # OpenSSL wants files; the folder is for this user only
+    with tempfile.TemporaryDirectory() as private:  # OpenSSL needs files; only this user can read the folder
         paths = Path(private) / "certificate.pem", Path(private) / "key.pem"
         for path, data in zip(paths, (certificate, key), strict=True):
             path.write_bytes(data)
         try:
-            context.load_cert_chain(*paths, password="")  # a key with a password is refused, not asked for
+            context.load_cert_chain(*paths, password="")  # refuses a key with a password instead of prompting for it
         except (ssl.SSLError, ValueError) as error:
             raise ConfigError(
                 f"TLS: certificate and key cannot be used ({_reason(error)}), expected --tls-cert with a PEM "

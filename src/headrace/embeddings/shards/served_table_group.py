@@ -1,4 +1,4 @@
-"""`ServedTableGroup`: a shard's part of a table group: reads wait for steps, updates of several trainers are merged."""
+"""`ServedTableGroup`: a shard's part of a table group. Reads wait for steps; updates of several trainers are merged."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ Float32s = npt.NDArray[np.float32]
 
 @dataclass
 class TableGroupCounts:
-    """What a table group of a shard has done since the session began.
+    """Counters of a shard's table group since the session began.
 
     Attributes:
-        reads: Reads answered.
-        updates: Updates taken, repeated ones left out.
-        keys: Keys read.
-        held_s: How long reads and updates waited for other trainers, in all.
+        reads: Number of reads answered.
+        updates: Number of updates received, without repeated ones.
+        keys: Number of keys read.
+        held_s: Total time in seconds that reads and updates waited for other trainers.
     """
 
     reads: int = 0
@@ -45,14 +45,14 @@ class TableGroupCounts:
 
 
 class ServedTableGroup:
-    """Thread-safe. One lock guards the group; encoding and the network are outside of it.
+    """A shard's part of a table group. Thread-safe: one lock guards the rows, but not encoding and network transfers.
 
     Args:
-        name: Of the table group.
-        spec: Of the whole group.
-        rows: This shard's part of it.
-        merger: Which trainers there are, and how far they are.
-        hold_s: How long a request may wait for other trainers.
+        name: Name of the table group.
+        spec: Specification of the whole group.
+        rows: This shard's rows.
+        merger: The trainers and their progress.
+        hold_s: Maximum time that a request may wait for other trainers.
     """
 
     def __init__(
@@ -68,18 +68,19 @@ class ServedTableGroup:
         self._closed_because: str | None = None
         self._windows = 0
         self._evictions: StepMerger[Keys] = StepMerger(merger.num_trainers, merger.merged, what="eviction")
-        self._freed = 0  # rows, by the newest eviction
+        self._freed = 0  # rows freed by the newest eviction
 
     @property
     def applied(self) -> int:
-        """The last step that is applied."""
+        """Number of the last applied step."""
         return self._merger.applied
 
     def read(self, keys: Keys, *, trainer: int, after: int) -> tuple[Float32s, float]:
-        """Rows float32 [U, dim], and how long the request was held, in seconds.
+        """Read rows float32 [U, dim]; also returns how long the request waited, in seconds.
 
         Raises:
-            ShardError: Ids are out of range, the trainer is unknown, or others did not make a step in time; names them.
+            ShardError: Ids are out of range, the trainer is unknown, or other trainers (named in the text) were too
+                late.
         """
         check_keys(keys, self.spec)
         with self._changed:
@@ -91,16 +92,16 @@ class ServedTableGroup:
         return rows, held_s
 
     def update(self, update: TrainerUpdate, *, trainer: int, step: int) -> float:
-        """Take a trainer's part of a step, and make the steps that are due; returns how long it was held, in seconds.
+        """Receive a trainer's update and apply the steps that are complete; returns the waiting time in seconds.
 
         Raises:
-            ShardError: As for `read`; or it is not the trainer's next step.
+            ShardError: As for `read`; or the step is not the trainer's next one.
         """
         check_keys(update.keys, self.spec)
         check_gradients(update.keys, update.gradients, self.spec)
         with self._changed:
             merger = self._merger
-            merger.check_step(trainer, step)  # else it would be held for a step that cannot come
+            merger.check_step(trainer, step)  # otherwise it would wait for a step that cannot come
             behind = step - merger.max_ahead
             held_s = self._wait(lambda: merger.may_update(step), behind, f"update of trainer {trainer}")
             decision = merger.update(trainer, step, update)
@@ -112,19 +113,19 @@ class ServedTableGroup:
         return held_s
 
     def evict(self, keys: Keys, *, trainer: int, number: int, step: int) -> tuple[int, float]:
-        """Take a trainer's part of an eviction; once all have come, forget the ids of all, see `TableGroup.evict`.
+        """Receive a trainer's part of an eviction; evicts the union once all parts arrived, see `TableGroup.evict`.
 
         Args:
             keys: Unique keys.
-            trainer: Whose part it is.
-            number: Evictions of the trainer in this session, this one included.
-            step: The step after which it is due; the trainer's next update comes later.
+            trainer: Number of the trainer.
+            number: Number of evictions of the trainer in this session, including this one.
+            step: Step after which it is due; the trainer's next update comes later.
 
         Returns:
-            How many rows were freed, and how long it was held, in seconds.
+            Number of rows freed, and the waiting time in seconds.
 
         Raises:
-            ShardError: As for `read`; or it is not the trainer's next eviction, or the step after it is made already.
+            ShardError: As for `read`; or it is not the trainer's next eviction, or the next step is already applied.
         """
         check_keys(keys, self.spec)
         with self._changed:
@@ -140,17 +141,17 @@ class ServedTableGroup:
             return self._freed, held_s
 
     def end_window(self, window: int, step: int) -> int:
-        """Evict, see `TableGroup.end_window`; a repeated call for a window does nothing.
+        """End a window, see `TableGroup.end_window`; a repeated call for the same window does nothing.
 
         Args:
-            window: Windows ended in this session, this one included.
-            step: Its last step.
+            window: Number of windows ended in this session, including this one.
+            step: Last step of the window.
 
         Returns:
-            How many rows were freed.
+            Number of rows freed.
 
         Raises:
-            ShardError: Windows are left out.
+            ShardError: A window was skipped.
         """
         with self._changed:
             self._wait(lambda: self._merger.may_read(step), step, f"end of window {window}")
@@ -162,37 +163,37 @@ class ServedTableGroup:
             return self.rows.end_window()
 
     def part(self, step: int) -> Columns:
-        """This shard's part of the group as it is once `step` is applied.
+        """This shard's part of the group after `step`.
 
         Raises:
-            ShardError: Trainers are already further.
+            ShardError: A later step is already applied.
         """
         with self._at(step, "checkpoint"):
             return part_of(self.rows, self.spec)
 
     def changes(self, since: int, step: int) -> list[RowBlock]:
-        """What changed in this part of the group after a version, as it is once `step` is applied; copies.
+        """Copies of the changes in this part of the group after a version, as of `step`.
 
         Raises:
-            ShardError: Trainers are already further, or what changed since then is not known any more.
+            ShardError: A later step is already applied, or the changes since that version are no longer recorded.
         """
         with self._at(step, "changes"):
             return list(self.rows.changes(since))
 
     def acknowledge(self, consumer: str, version: int) -> None:
-        """A consumer of changes has everything up to a version; one that was not known joins there."""
+        """Record that a consumer has all changes up to a version; a new consumer is registered at that version."""
         with self._changed:
             self.rows.acknowledge(consumer, version)
 
     def close(self, because: str) -> None:
-        """Send away whoever waits, and whoever comes."""
+        """Refuse all pending and later requests."""
         with self._changed:
             self._closed_because = because
             self._changed.notify_all()
 
     @contextmanager
     def _at(self, step: int, what: str) -> Iterator[None]:
-        """Hold the group once a step is applied and before the next."""
+        """Hold the lock after a step is applied and before the next."""
         with self._changed:
             self._wait(lambda: self._merger.may_read(step), step, what)
             self._check_at(step, what)
@@ -211,17 +212,17 @@ class ServedTableGroup:
         merger: StepMerger[Any] | None = None,
         held_s: float = 0.0,
     ) -> float:
-        """Wait with the lock held for a step of a merger, by default that of updates.
+        """Wait, with the lock held, for a step of a merger, by default the merger of updates.
 
         Args:
-            ready: Whether to go on.
-            step: Of the merger, named if it does not come in time.
-            what: Who waits.
-            merger: Whose step it is.
-            held_s: How long the request has waited before.
+            ready: Returns whether the wait is over.
+            step: Step of the merger, for the error.
+            what: Description of the request, for the error.
+            merger: Merger of the step.
+            held_s: Time that the request has waited before, in seconds.
 
         Returns:
-            How long it has waited, in seconds.
+            Total waiting time in seconds.
         """
         start = time.perf_counter()
         is_ready = self._changed.wait_for(lambda: self._closed_because is not None or ready(), self._hold_s - held_s)

@@ -46,31 +46,32 @@ __all__ = ["ACTIONS", "ShardServer"]
 
 ACTIONS = {
     "open": "Begin or join a session",
-    "end_window": "Evict ids not seen for long",
+    "end_window": "End a window and evict ids by retention settings",
     "save": "Write this shard's part of a checkpoint",
-    "acknowledge": "A consumer of changes has everything up to a version",
-    "status": "What is served",
+    "acknowledge": "Record that a consumer has all changes up to a version",
+    "status": "Status of the shard",
 }
 
 MAX_KEYS = 4_000_000
-"""Keys of one request: with 64-byte rows 288 MB, far more than a batch has."""
+"""Maximum number of keys in a request: 288 MB with 64-byte rows, far more than a batch has."""
 
 
 class ShardServer(fl.FlightServerBase):  # type: ignore[misc]
-    """Answers reads, updates and evictions on streams, one request after the other on each, and actions for all else.
+    """A Flight server for one shard. Streams carry reads, updates and evictions, in order; actions carry everything
+    else.
 
-    A request that cannot be answered ends its own stream with a line that says why; the server goes on.
+    An invalid request ends its stream with a one-line error; the server continues.
 
     Args:
-        shard: What it serves.
-        listen: "host:port"; port 0 for any free one, see the attribute `port`.
-        security: Who may connect.
-        threads: Of the kernels of one request.
-        max_keys: Keys of one request.
+        shard: Shard to serve.
+        listen: Address "host:port"; port 0 for any free port, see the attribute `port`.
+        security: Security settings.
+        threads: Number of threads for the kernels of a request.
+        max_keys: Maximum number of keys in a request.
 
     Raises:
-        ConfigError: The address reaches beyond this machine without token and TLS, certificate and key cannot be
-            used, or the address is taken.
+        ConfigError: An address other than loopback lacks token or TLS, certificate and key cannot be used, or the
+            address is in use.
     """
 
     def __init__(
@@ -98,11 +99,11 @@ class ShardServer(fl.FlightServerBase):  # type: ignore[misc]
             raise ConfigError(f"--listen {listen}: cannot listen on this address; is the port in use?") from error
 
     def do_exchange(self, context: Any, descriptor: Any, reader: Any, writer: Any) -> None:
-        """A stream of reads, updates or evictions, for as long as the trainer keeps it open."""
+        """Serve a stream of reads, updates or evictions until the trainer closes it."""
         with _as_flight_errors():
             header = StreamHeader.from_json(descriptor.command)
             call, precision = header.check()
-            numba.set_num_threads(self._threads)  # holds for this thread only
+            numba.set_num_threads(self._threads)  # applies to this thread only
             client = header.client or context.peer()
             with self._shard.stream(header.session, header.table_group, header.trainer, client) as served:
                 if call == "read":
@@ -113,17 +114,17 @@ class ShardServer(fl.FlightServerBase):  # type: ignore[misc]
                     self._serve_evictions(served, header.trainer, reader, writer)
 
     def do_action(self, context: Any, action: Any) -> list[Any]:
-        """One of `ACTIONS`; body and answer are JSON."""
+        """Run one of `ACTIONS`; body and answer are JSON."""
         with _as_flight_errors():
             answer = self._act(action.type, action.body.to_pybytes(), context.peer())
             return [fl.Result(pa.py_buffer(json.dumps(answer).encode()))]
 
     def list_actions(self, context: Any) -> list[tuple[str, str]]:
-        """Names and meanings."""
+        """Names and descriptions of actions."""
         return list(ACTIONS.items())
 
     def do_get(self, context: Any, ticket: Any) -> Any:
-        """What changed in this shard's part of a table group after a version, as blocks of rows."""
+        """Stream the changes in this shard's part of a table group after a version, as blocks of rows."""
         with _as_flight_errors():
             asked = ChangesRequest.from_json("changes", ticket.ticket)
             blocks = self._shard.changes(asked.session, asked.table_group, asked.since, asked.step, asked.client)
@@ -131,7 +132,7 @@ class ShardServer(fl.FlightServerBase):  # type: ignore[misc]
             return fl.GeneratorStream(schema, (pack_block(block, schema) for block in blocks))
 
     def do_put(self, context: Any, descriptor: Any, reader: Any, writer: Any) -> None:
-        """Not a call of the protocol."""
+        """Not part of the protocol; always refused."""
         raise _flight_error(ShardError("do_put: a shard takes no tables; update with do_exchange"))
 
     def _act(self, kind: str, body: bytes, peer: str) -> Any:
@@ -202,7 +203,7 @@ class ShardServer(fl.FlightServerBase):  # type: ignore[misc]
                 raise ShardError("request: expected a record batch with a header in its metadata")
             if chunk.data.num_rows > self._max_keys:
                 raise ShardError(f"request: {chunk.data.num_rows} keys, expected at most {self._max_keys}")
-            chunk.data.validate()  # a column may say that it is longer than its bytes
+            chunk.data.validate()  # the declared length of a column may exceed its bytes
             if any(column.null_count for column in chunk.data.columns):
                 raise ShardError("request: contains nulls, expected none")
             yield chunk.data, chunk.app_metadata
@@ -219,7 +220,7 @@ class _TokenCheck(fl.ServerMiddlewareFactory):  # type: ignore[misc]
 
 @contextmanager
 def _as_flight_errors() -> Iterator[None]:
-    """Every error becomes one line for the client. What was not foreseen ends its request, not the shard."""
+    """Convert every error to one line for the client. Unexpected errors end the request, not the shard."""
     try:
         yield
     except HeadraceError as error:
@@ -232,7 +233,7 @@ def _as_flight_errors() -> Iterator[None]:
 
 
 def _flight_error(error: HeadraceError) -> fl.FlightError:
-    """Carries the kind of error beside its line."""
+    """A Flight error with the kind of error and its line."""
     return fl.FlightServerError(str(error), extra_info=type(error).__name__.encode())
 
 

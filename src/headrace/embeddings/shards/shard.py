@@ -1,7 +1,7 @@
-"""`Shard`: the table groups one process owns, and the training they belong to; knows nothing of the network.
+"""`Shard`: the table groups of one shard process, and their session; independent of the network.
 
-A *session* is one stretch of training: it begins at a checkpoint (or at first values) and ends when another begins. A
-shard that was killed has none; trainers then begin a new one from their newest checkpoint.
+A *session* is a period of training that starts at a checkpoint (or at initial values) and ends when another session
+starts. A restarted shard has no session; trainers then open a new one from their newest checkpoint.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ PARTIAL = re.compile(r"\.[0-9]{8}\.[0-9]+\.partial")
 
 
 class Shard:
-    """Thread-safe.
+    """The table groups of one shard process. Thread-safe.
 
     Args:
-        checkpoints: Folder of the run's checkpoints as this process sees it; without it there are none.
-        expected: Table groups this shard will serve, from a job file; another request is refused.
-        hold_s: How long a request may wait for other trainers.
+        checkpoints: Checkpoint folder of the run, as a path on this machine; None for no checkpoints.
+        expected: Table groups that this shard serves, from a job file; requests for others are refused.
+        hold_s: Maximum time that a request may wait for other trainers.
     """
 
     def __init__(
@@ -58,18 +58,18 @@ class Shard:
         self._saving = threading.Lock()
 
     def open(self, request: OpenRequest, client: str) -> dict[str, Any]:
-        """Begin a session, or join the one there is.
+        """Start a session, or join the current one.
 
         Args:
-            request: What the trainer asks for.
-            client: Who asks: the same in all calls of one process, and nobody else's.
+            request: Request of the trainer.
+            client: Unique name of the client process, equal in all its calls.
 
         Returns:
-            `rows`: rows of all table groups; `joined`: whether the session was there before.
+            `rows`: number of rows of all table groups; `joined`: whether the session existed before.
 
         Raises:
-            ShardError: It does not agree with the other trainers' request or the shard's job file, the shard is busy
-                with another run, or another client is this trainer.
+            ShardError: The request differs from those of other trainers or from the shard's job file, the shard is busy
+                with another run, or the trainer number is taken.
             CheckpointError: The checkpoint cannot be used.
         """
         with self._lock:
@@ -89,11 +89,11 @@ class Shard:
 
     @contextmanager
     def stream(self, session: str, table_group: str, trainer: int, client: str) -> Iterator[ServedTableGroup]:
-        """A table group, for as long as a trainer is connected to it.
+        """Context of a trainer's stream to a table group.
 
         Raises:
-            ShardLost: The session is not the one there is.
-            ShardError: There is no such table group or trainer, or another client is this trainer.
+             ShardLost: The session is not the current one.
+            ShardError: The table group or trainer does not exist, or the trainer number is taken by another client.
         """
         with self._lock:
             served, members = self._find(session, table_group), self._members
@@ -105,29 +105,30 @@ class Shard:
                 members.leave(seat)
 
     def end_window(self, session: str, window: int, step: int, client: str) -> int:
-        """`ServedTableGroup.end_window` of all table groups; returns how many rows were freed."""
+        """Call `ServedTableGroup.end_window` of all table groups; returns the number of rows freed."""
         with self._lock:
             groups = self._of_session(session)
             self._members.check(client, "end_window")
         return sum(group.end_window(window, step) for group in groups.values())
 
     def save(self, session: str, folder: str, step: int, client: str) -> list[str]:
-        """Write this shard's part of all table groups into a checkpoint that is being written.
+        """Write this shard's part of all table groups into an incomplete checkpoint.
 
-        A repeated call, whose first answer was lost, writes the same bytes again.
+        A repeated call writes the same bytes again, in case the first answer was lost.
 
         Args:
-            session: As in `open`.
-            folder: Name of the checkpoint's temporary folder in the folder of checkpoints.
-            step: The step it is consistent at.
-            client: As in `open`.
+            session: Session, as in `open`.
+            folder: Name of the checkpoint's temporary folder within the checkpoint folder.
+            step: Step of the checkpoint.
+            client: Client, as in `open`.
 
         Returns:
-            The files written, relative to `folder`.
+            Paths of the files written, relative to `folder`.
 
         Raises:
-            ShardError: The folder is not such a one, the step has passed, or the client is no trainer of the session.
-            CheckpointError: It cannot be written.
+            ShardError: The folder is not a temporary checkpoint folder, a later step is applied, or the client is not a
+                trainer of the session.
+            CheckpointError: The files cannot be written.
         """
         with self._lock:
             groups, request = self._of_session(session), self._request
@@ -162,7 +163,7 @@ class Shard:
         served.acknowledge(consumer, version)
 
     def status(self) -> dict[str, Any]:
-        """What it serves, as JSON can hold it."""
+        """Status as JSON-able values."""
         with self._lock:
             request, groups = self._request, dict(self._served)
             streams = self._members.num_streams
@@ -186,7 +187,7 @@ class Shard:
         }
 
     def _check(self, request: OpenRequest, now: OpenRequest | None) -> None:
-        """Refuse a new session that this shard cannot or should not serve."""
+        """Check that this shard can serve a new session."""
         if now is not None and now.run != request.run and self._members.num_streams:
             raise ShardError(
                 f"busy with run {now.run} with {now.num_trainers} trainers; stop that run, or use another shard"
@@ -206,7 +207,7 @@ class Shard:
         return ServedTableGroup(name, spec, rows, merger, hold_s=self._hold_s)
 
     def _read_parts(self, name: str, checkpoint: int) -> list[Columns]:
-        """The parts of a saved table group, or the one state of a group that was in one process."""
+        """The parts of a saved table group, or the state of a group saved by one process."""
         if self.checkpoints is None:
             raise CheckpointError("this shard has no folder of checkpoints; start it with --checkpoints DIR or a job")
         folder = self.checkpoints / f"{checkpoint:08d}" / "tables" / name
@@ -237,12 +238,12 @@ class Shard:
 
 
 def part_folder(checkpoint: Path, table_group: str, shard: int, num_shards: int) -> Path:
-    """Where a shard's part of a table group lies in a checkpoint."""
+    """Folder of a shard's part of a table group in a checkpoint."""
     return checkpoint / "tables" / table_group / f"shard-{shard:04d}-of-{num_shards:04d}"
 
 
 def _write_columns(columns: Columns, place: Path) -> list[Path]:
-    """One file a column, each appearing whole: a repeated save may overtake one that is still writing."""
+    """Write one file per column, atomically, because a repeated save may run in parallel with the first."""
     place.mkdir(parents=True, exist_ok=True)
     for column, array in columns.items():
         unfinished = place / f"{column}.npy.writing"
@@ -253,7 +254,7 @@ def _write_columns(columns: Columns, place: Path) -> list[Path]:
 
 
 def _check_same(ours: OpenRequest, theirs: OpenRequest) -> None:
-    """Refuse a trainer that means another training under the same session."""
+    """Check that a trainer's request agrees with the session's."""
     if ours.checksum() == theirs.checksum():
         return
     key, first, this = _first_difference(ours.training(), theirs.training())
@@ -261,7 +262,7 @@ def _check_same(ours: OpenRequest, theirs: OpenRequest) -> None:
 
 
 def _first_difference(a: Any, b: Any, path: str = "") -> tuple[str, str, str]:
-    """Path and both values of what differs, as deep as both have it."""
+    """Path and values of the first difference, as deep as possible."""
     if isinstance(a, dict) and isinstance(b, dict):
         keys = dict.fromkeys([*a, *b])
     elif isinstance(a, list) and isinstance(b, list) and len(a) == len(b):

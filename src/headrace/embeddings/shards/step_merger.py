@@ -1,4 +1,4 @@
-"""`StepMerger`: decides when the parts of a step are applied and which reads may be answered; no threads, no clocks.
+"""`StepMerger` decides when the parts of a step are applied and which reads may be answered. Uses no threads or clocks.
 
 A synchronous step, two trainers::
 
@@ -6,7 +6,7 @@ A synchronous step, two trainers::
     trainer 1   read(after 0) ───────────── update 1 ─┐ │                            │
     shard                                             └─┴─ both merged, 1 is applied ┘
 
-Every trainer hands in its part of every step once, in order, also of a step in which it has no key of this shard.
+Every trainer sends its part of every step once, in order, even if the part has no keys of this shard.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ Part = TypeVar("Part")
 
 @dataclass(frozen=True)
 class Decision(Generic[Part]):
-    """What to do with a trainer's part of a step.
+    """Decision on a trainer's part of a step.
 
     Attributes:
-        steps: Steps to make now, in this order; each is the parts to merge, in trainer order.
-        repeated: It had come before: nothing is to be done.
+        steps: Steps to apply now, in order; each is a list of parts to merge, in trainer order.
+        repeated: Whether the part was received before, so that nothing is to be done.
     """
 
     steps: tuple[tuple[Part, ...], ...] = ()
@@ -36,15 +36,15 @@ class Decision(Generic[Part]):
 
 @dataclass
 class StepMerger(Generic[Part]):
-    """How far the trainers of one table group are.
+    """Progress of the trainers of one table group.
 
     Attributes:
-        num_trainers: Trainers, numbered from 0.
-        merged: Whether the parts of a step wait for each other and count as one update; False applies each as it comes
-            and holds no read.
-        applied: The last step that is applied, of all trainers.
-        max_ahead: A trainer may be at most so many steps ahead of `applied`; bounds what is kept waiting.
-        what: What is counted, for messages: evictions of a session are merged as steps are.
+        num_trainers: Number of trainers, which are numbered from 0.
+        merged: Whether the parts of a step wait for each other and count as one update. If False, each part is applied
+            on arrival and reads never wait.
+        applied: Number of the last step applied for all trainers.
+        max_ahead: Maximum number of steps that a trainer may be ahead of `applied`; bounds the waiting parts.
+        what: Name of what is counted, for messages; evictions are merged like steps.
     """
 
     num_trainers: int
@@ -52,30 +52,30 @@ class StepMerger(Generic[Part]):
     applied: int = 0
     max_ahead: int = 8
     what: str = "step"
-    _steps: list[int] = field(init=False)  # the last step of each trainer
+    _steps: list[int] = field(init=False)  # last step of each trainer
     _waiting: dict[int, dict[int, Part]] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         self._steps = [self.applied] * self.num_trainers
 
     def check_trainer(self, trainer: int) -> None:
-        """Refuse a number that no trainer has.
+        """Check a trainer number.
 
         Raises:
-            ShardError: Names the trainer and the range.
+            ShardError: The number is out of range.
         """
         if not 0 <= trainer < self.num_trainers:
             raise ShardError(f"trainer {trainer}: expected 0 <= trainer < {self.num_trainers}")
 
     def may_update(self, step: int) -> bool:
-        """Whether a part of this step may come in now; else it has to wait for other trainers."""
+        """Whether a part of this step can be received now; otherwise it waits for other trainers."""
         return not self.merged or step <= self.applied + self.max_ahead
 
     def check_step(self, trainer: int, step: int) -> None:
-        """Refuse a step that is neither the trainer's next nor one that came before.
+        """Check that a step is the trainer's next one or a repeated one.
 
         Raises:
-            ShardError: Names both steps.
+            ShardError: It is neither; the text names both steps.
         """
         self.check_trainer(trainer)
         expected = self._steps[trainer] + 1
@@ -83,10 +83,10 @@ class StepMerger(Generic[Part]):
             raise ShardError(f"trainer {trainer}: given {self.what} {step}, expected {self.what} {expected}")
 
     def update(self, trainer: int, step: int, part: Part) -> Decision[Part]:
-        """A trainer's part of a step has come in, `may_update` being true.
+        """Add a trainer's part of a step; `may_update` must be true.
 
         Raises:
-            ShardError: It is not the trainer's next step; nothing has changed.
+            ShardError: The step is not the trainer's next one; nothing has changed.
         """
         self.check_step(trainer, step)
         if step <= self._steps[trainer]:
@@ -104,9 +104,9 @@ class StepMerger(Generic[Part]):
         return Decision(tuple(steps))
 
     def may_read(self, after: int) -> bool:
-        """Whether a read that has to see a step may be answered now."""
+        """Whether a read that must include a step may be answered now."""
         return not self.merged or self.applied >= after
 
     def missing(self, step: int) -> list[int]:
-        """Trainers whose part of a step has not come."""
+        """Trainers whose part of a step has not arrived."""
         return [trainer for trainer, last in enumerate(self._steps) if last < step]

@@ -1,8 +1,8 @@
-"""One shard's part of a table group, with rows only for keys it owns and has seen.
+"""One shard's part of a table group, with rows only for keys that it owns and has seen.
 
-Inside, every table is collisionless: a row is made when a key is first trained on, with the value it would begin with
-anywhere, since that depends on (seed, table, id) alone. So a shard needs memory for its own keys only, whatever the
-kind of the table, and any plan can be changed into any other.
+Internally every table is collisionless: a row is created when its key is first trained on, with an initial value that
+depends on (seed, table, id) only. So a shard needs memory for its own keys only, for any kind of table, and plans can
+be changed freely.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ from headrace.embeddings.tables.table_group import TableGroup
 __all__ = ["TableGroupSpec", "load_part", "make_part", "part_of"]
 
 FIRST_ROOM = 1 << 14
-"""Rows of a table there is room for at first; arrays grow by half, so a small start costs little."""
+"""Initial capacity per table in rows; arrays grow by half, so a small start costs little."""
 
 FIRST_BYTES = 1 << 28
-"""Of the whole group at first: a request with many tables or wide rows must not fill the memory by itself."""
+"""Maximum initial memory of a group, so that a request with many tables or wide rows cannot exhaust memory."""
 
 
 @dataclass(frozen=True)
 class TableGroupSpec:
-    """What a table group is, wherever its rows live.
+    """Specification of a table group.
 
     Attributes:
-        tables: With different names and one dimension; `Keys` number them in this order.
-        seed: Of first values.
+        tables: Configs with unique names and one dimension; `Keys` number the tables in this order.
+        seed: Seed of initial values.
 
     Raises:
         ConfigError: Two tables have the same name, or dimensions differ.
@@ -52,36 +52,34 @@ class TableGroupSpec:
 
     @property
     def embedding_dim(self) -> int:
-        """Numbers per row."""
+        """Dimension of rows."""
         return dim_of_tables(self.tables)
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON can hold it."""
+        """JSON-able values."""
         return {"tables": [table.model_dump(mode="json") for table in self.tables], "seed": self.seed}
 
     @property
     def reads_have_counts(self) -> bool:
-        """Whether sightings travel with reads: where ids are admitted at once, it is enough that they were seen."""
+        """Whether reads send counts. If ids are admitted at once, it is enough to know that they were seen."""
         return any(table.admission_count > 1 for table in self.tables)
 
     @cached_property
     def sizes(self) -> npt.NDArray[np.int64]:
-        """Of each table the ids there are, int64 [T]; 0 for any."""
+        """Number of valid ids of each table, int64 [T]; 0 for any id."""
         sizes = [0 if table.kind == "collisionless" else table.num_embeddings for table in self.tables]
         return np.array(sizes, dtype=np.int64)
 
     def header(self) -> TableGroupHeader:
-        """The header of the new group in one process."""
+        """The header of a new group in one process."""
         return TableGroupHeader.of(self.tables, self.seed)
 
 
 def make_part(spec: TableGroupSpec, plan: ShardingPlan, shard: int) -> TableGroup:
-    """The rows of a shard, none yet.
+    """Create the empty rows of a shard.
 
     Args:
-        spec: Of the whole group.
-        plan: Who owns what.
-        shard: This shard's number.
+         spec: Specification of the whole group. plan: Assignment of keys to shards. shard: Number of this shard.
     """
     widest = 12 * spec.embedding_dim + RECORD.itemsize  # a row in fp32 and the two slots of Adam
     most = min(FIRST_ROOM, max(1, FIRST_BYTES // (widest * len(spec.tables))))
@@ -100,23 +98,21 @@ def make_part(spec: TableGroupSpec, plan: ShardingPlan, shard: int) -> TableGrou
 
 
 def part_of(rows: TableGroup, spec: TableGroupSpec) -> Columns:
-    """A shard's part of the group as raw columns; see `tables.parts`."""
+    """Convert the rows of a shard to a part of the group, as raw columns; see `tables.parts`."""
     state = rows.state_dict()
     return to_part(state, replace(TableGroupHeader.read(state), tables=spec.header().tables))
 
 
 def load_part(rows: TableGroup, parts: Sequence[Columns], spec: TableGroupSpec, plan: ShardingPlan, shard: int) -> None:
-    """Make the rows of a shard its part of a saved table group.
+    """Load a shard's part of a saved table group.
 
     Args:
-        rows: From `make_part` with the same arguments.
-        parts: Of any number of shards, or the one state of a group in one process.
-        spec: Of the whole group.
-        plan: Who owns what.
-        shard: This shard's number.
+        rows: Result of `make_part` with the same arguments.
+        parts: Parts of any number of shards, or the state of a group in one process. spec: Specification of the whole
+         group. plan: Assignment of keys to shards. shard: Number of this shard.
 
     Raises:
-        CheckpointError: It was saved with other tables, dimension or seed; both sides are in the text.
+        CheckpointError: The group was saved with different tables, dimension or seed; the text names both.
     """
     parts = [upgraded(part) for part in parts]
     headers = [TableGroupHeader.read(part) for part in parts]

@@ -1,4 +1,4 @@
-"""Compiles the kernels of shards and of those who speak to them; ids from the network are read-only, another type."""
+"""Compiles the kernels of shards and their clients; arrays from the network are read-only, which is another type."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ DIM = 8
 
 
 def warm_up_shard(optimizer: str) -> None:
-    """A read and an update of two trainers, as they arrive from the network, in every precision."""
+    """Run a read and an update of two trainers, as they arrive from the network, in every precision."""
     values = {
         "name": "warm up",
         "num_embeddings": 64,

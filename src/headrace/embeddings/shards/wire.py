@@ -1,4 +1,4 @@
-"""What trainers and shards say to each other: Arrow schemas and JSON headers; see `docs/shard-protocol.md`."""
+"""Messages between trainers and shards: Arrow schemas and JSON headers; see `docs/shard-protocol.md`."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ __all__ = [
 ]
 
 MAX_BATCH_ROWS = (1 << 31) - 1
-"""Rows of one trainer's batch."""
+"""Maximum number of rows in a trainer's batch."""
 
 CHECKED = ConfigDict(strict=True, extra="forbid")
 
@@ -60,18 +60,18 @@ Bytes = npt.NDArray[np.uint8]
 
 
 class _Header:
-    """Plain values that travel as JSON."""
+    """Base of headers, sent as JSON."""
 
     def to_json(self) -> bytes:
-        """As bytes."""
+        """Encode as JSON bytes."""
         return json.dumps(asdict(self), separators=(",", ":")).encode()  # type: ignore[call-overload]
 
     @classmethod
     def from_json(cls, data: Any) -> Self:
-        """From `to_json`.
+        """Decode `to_json`.
 
         Raises:
-            ShardError: It is not one of these; names the first field that is wrong.
+            ShardError: The data is invalid; the text names the first wrong field.
         """
         header: Self = parse(cls.__name__, _bytes_of(data), _reader(cls))  # type: ignore[arg-type]
         return header
@@ -88,16 +88,16 @@ def _reader(header: type) -> Callable[[bytes], Any]:
 
 @dataclass(frozen=True, config=CHECKED)
 class StreamHeader(_Header):
-    """The command that opens a stream of reads, updates or evictions.
+    """Header that opens a stream of reads, updates or evictions.
 
     Attributes:
-        protocol: `PROTOCOL`.
+        protocol: Protocol version, `PROTOCOL`.
         call: "read", "update" or "evict".
-        session: From the answer to `open`.
+        session: Session, from the answer to `open`.
         table_group: Name of the table group.
         trainer: Number of the trainer.
-        precision: How rows (read) or gradients (update) travel; of no meaning for evictions.
-        client: A random name of the process that asks, which no other knows; None for the connection's address.
+        precision: Precision of rows (read) or gradients (update); ignored for evictions.
+        client: Random secret name of the client process; None to use the connection's address.
     """
 
     protocol: int
@@ -110,15 +110,15 @@ class StreamHeader(_Header):
 
     @classmethod
     def from_json(cls, data: Any) -> Self:
-        """See `_Header.from_json`; another version is refused for that alone."""
+        """See `_Header.from_json`; checks the protocol version first."""
         check_protocol(cls.__name__, _bytes_of(data))
         return super().from_json(data)
 
     def check(self) -> tuple[Call, Precision]:
-        """Call and precision, checked.
+        """Check and return call and precision.
 
         Raises:
-            ShardError: Another call or precision.
+            ShardError: The call or the precision is unknown.
         """
         if self.call not in get_args(Call):
             raise ShardError(f"call {shorten(repr(self.call))}: expected one of: {', '.join(get_args(Call))}")
@@ -129,12 +129,12 @@ class StreamHeader(_Header):
 
 @dataclass(frozen=True, config=CHECKED)
 class ReadHeader(_Header):
-    """Goes with the ids of a read.
+    """Header of a read, sent with its ids.
 
     Attributes:
-        after: The step that must be applied before.
-        seen: Whether an update of these keys follows; says so where ids travel without their sightings.
-        keys_per_table: Keys of each table, tables in order.
+        after: Step that must be applied before the read.
+        seen: Whether an update of these keys follows; used if ids are sent without counts. keys_per_table: Number of
+         keys of each table, in table order.
     """
 
     after: Annotated[int, Field(ge=-MAX_STEP, le=MAX_STEP)]
@@ -144,12 +144,11 @@ class ReadHeader(_Header):
 
 @dataclass(frozen=True, config=CHECKED)
 class UpdateHeader(_Header):
-    """Goes with the gradients of an update.
+    """Header of an update, sent with its gradients.
 
     Attributes:
         step: Number of the step.
-        num_rows: Rows of the trainer's batch.
-        keys_per_table: Keys of each table, tables in order.
+        num_rows: Number of rows in the trainer's batch. keys_per_table: Number of keys of each table, in table order.
     """
 
     step: Annotated[int, Field(ge=1, le=MAX_STEP)]
@@ -159,12 +158,12 @@ class UpdateHeader(_Header):
 
 @dataclass(frozen=True, config=CHECKED)
 class EvictHeader(_Header):
-    """Goes with the ids of an eviction.
+    """Header of an eviction, sent with its ids.
 
     Attributes:
-        step: The step after which it is due, before the next.
-        number: Evictions of this trainer in the session, this one included.
-        keys_per_table: Keys of each table, tables in order.
+        step: Step after which the eviction is due, before the next.
+        number: Number of evictions of this trainer in the session, including this one. keys_per_table: Number of keys
+         of each table, in table order.
     """
 
     step: Annotated[int, Field(ge=0, le=MAX_STEP)]
@@ -174,13 +173,13 @@ class EvictHeader(_Header):
 
 @dataclass(frozen=True, config=CHECKED)
 class ReplyHeader(_Header):
-    """Goes with every answer.
+    """Header of every answer.
 
     Attributes:
-        held_us: How long the request waited for other trainers, microseconds.
-        work_us: How long it was worked on.
-        applied: The last step that is applied.
-        freed: Rows that an eviction freed.
+        held_us: Time that the request waited for other trainers, in microseconds.
+        work_us: Processing time in microseconds.
+        applied: Number of the last applied step.
+        freed: Number of rows freed by an eviction.
     """
 
     held_us: Step
@@ -200,23 +199,23 @@ def rows_schema(precision: Precision, dim: int) -> pa.Schema:
 
 
 def read_schema(*, with_counts: bool) -> pa.Schema:
-    """Schema of the ids of a read; with their sightings where tables admit ids at the second or later."""
+    """Schema of the ids of a read, with counts if tables admit ids at a later occurrence than the first."""
     return pa.schema([ID, COUNT] if with_counts else [ID])
 
 
 def update_schema(precision: Precision, dim: int) -> pa.Schema:
-    """Schema of ids, sightings and gradients of an update."""
+    """Schema of ids, counts and gradients of an update."""
     return pa.schema([ID, COUNT, *rows_schema(precision, dim)])
 
 
 def pack_ids(keys: Keys, *, with_counts: bool) -> pa.RecordBatch:
-    """The ids of a read, sharing memory."""
+    """Pack the ids of a read, without copying."""
     columns = [pa.array(keys.ids), pa.array(keys.counts)]
     return pa.RecordBatch.from_arrays(columns[: 1 + with_counts], schema=read_schema(with_counts=with_counts))
 
 
 def pack_rows(keys: Keys | None, data: Bytes, scales: Float32s, schema: pa.Schema) -> pa.RecordBatch:
-    """Encoded rows (uint8 [U, bytes]), behind their keys in an update, sharing memory."""
+    """Pack encoded rows (uint8 [U, bytes]), after their keys in an update, without copying."""
     width = schema.field("row").type
     columns = [] if keys is None else [pa.array(keys.ids), pa.array(keys.counts)]
     columns.append(pa.Array.from_buffers(width, len(data), [None, pa.py_buffer(np.ascontiguousarray(data))]))
@@ -226,16 +225,16 @@ def pack_rows(keys: Keys | None, data: Bytes, scales: Float32s, schema: pa.Schem
 
 
 def read_keys(batch: pa.RecordBatch, keys_per_table: Sequence[int], num_tables: int, *, seen: bool = True) -> Keys:
-    """Keys of a request whose schema has been checked, sharing memory.
+    """Unpack the keys of a request whose schema has been checked, without copying.
 
     Args:
-        batch: Ids, and perhaps their sightings.
-        keys_per_table: Keys of each table.
-        num_tables: Tables of the group.
-        seen: Whether ids without sightings were seen, once each.
+        batch: Ids, and optionally their counts.
+        keys_per_table: Number of keys of each table.
+        num_tables: Number of tables in the group.
+        seen: Whether ids without counts count as seen once.
 
     Raises:
-        ShardError: The sizes do not fit the ids.
+        ShardError: The numbers do not match the ids.
     """
     sizes = np.array(keys_per_table, dtype=np.int64)
     if len(sizes) != num_tables or int(sizes.sum()) != batch.num_rows:
@@ -251,7 +250,7 @@ def read_keys(batch: pa.RecordBatch, keys_per_table: Sequence[int], num_tables: 
 
 
 def read_rows(batch: pa.RecordBatch) -> tuple[Bytes, Float32s]:
-    """Encoded rows uint8 [U, bytes] and scales, sharing memory."""
+    """Unpack encoded rows uint8 [U, bytes] and scales, without copying."""
     column = batch.column("row")
     width = column.type.byte_width
     data = np.frombuffer(column.buffers()[1], dtype=np.uint8, count=len(column) * width, offset=column.offset * width)
