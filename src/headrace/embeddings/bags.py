@@ -71,7 +71,7 @@ class EmbeddingBags(nn.Module):
 
     Attributes:
         tables: Complete configs of the tables, in the order in which `Keys` number them.
-        key_layout: How ids become keys; argument of `Batch.keys_for`.
+        key_layout: How ids become keys; argument of `Batch.keys_of`.
     """
 
     def __init__(
