@@ -214,7 +214,7 @@ def job_notes(found: Inspection, *, path: str) -> list[str]:
         "Rows are not in order of time: metrics then tell less about later rows. Sort the log by "
         f"{one_line(profile.name)} if you can."
         for profile in times
-        if profile.num_backward > 0.01 * profile.num_values
+        if found.layout is None and profile.num_backward > 0.01 * profile.num_values
     ]
     long = [
         profile.name

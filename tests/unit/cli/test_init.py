@@ -156,6 +156,23 @@ def test_logs_of_text_in_a_folder_called_logs_go_to_another_one(tmp_path: Path) 
     assert values(tmp_path / "job.yaml")["data"]["path"] == "logs-parquet"
 
 
+def test_clustered_logs_are_shuffled_by_session(logs: Path, tmp_path: Path) -> None:
+    run("inspect", logs, "--write-schema", tmp_path / "schema.yaml")
+    plain = run("init", logs, "--out", tmp_path / "plain").stdout
+    assert "headrace cluster" in plain, "sessions repeat their values"
+    run("cluster", logs, tmp_path / "clustered", "--schema", tmp_path / "schema.yaml")
+    printed = run(
+        "init", tmp_path / "clustered", "--out", tmp_path / "job", "--schema", tmp_path / "schema.yaml"
+    ).stdout
+    assert values(tmp_path / "job" / "job.yaml")["pipeline"]["shuffle"] == {
+        "num_rows": 50_000,
+        "seed": 7,
+        "by": "session",
+    }
+    assert "headrace cluster" not in printed
+    assert "order of time" not in printed, "sessions are together on purpose"
+
+
 def test_without_a_label_it_says_what_to_do(tmp_path: Path) -> None:
     pq.write_table(pa.table({"user_id": [1, 2, 3], "price": [0.5, 1.5, 2.5]}), tmp_path / "a.parquet")
     with pytest.raises(ConfigError, match=r"no column looks like a label .*: give its name in a schema with --schema"):
