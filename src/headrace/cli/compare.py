@@ -1,4 +1,4 @@
-"""`headrace compare`: two runs beside each other."""
+"""`headrace compare`: compares two runs."""
 
 from __future__ import annotations
 

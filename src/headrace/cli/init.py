@@ -1,4 +1,4 @@
-"""`headrace init`: a schema and a job file for a log, in one go."""
+"""`headrace init`: writes a schema and a job file for a log."""
 
 from __future__ import annotations
 

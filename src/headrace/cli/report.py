@@ -1,4 +1,4 @@
-"""`headrace report`: the report of a run, once more."""
+"""`headrace report`: writes the report of a run again."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Alarms about a run whose model is worse than none: worse than the label rate, or than the baseline feature.
+"""Alarms about a model that is worse than a constant prediction of the label rate, or than the baseline feature.
 
-Each comes with what is likely behind it, as far as the numbers of the windows tell, and what to change.
+Each alarm has a likely reason, derived from the metrics of the windows, and a suggested change.
 """
 
 from __future__ import annotations
@@ -15,31 +15,31 @@ from headrace.observe.run_data import RunData, WindowSpan
 __all__ = ["Alarm", "find_alarms"]
 
 MARGIN = 0.01
-"""Of normalised entropy above 1, which noise alone can bring."""
+"""Margin of normalised entropy above 1 that noise can explain."""
 
 AUC_MARGIN = 0.005
 
 FEW_STEPS = 200
-"""Before so many steps a model has hardly moved from where it began."""
+"""Number of steps below which a model has hardly been trained."""
 
 CHANCE = 0.52
 """AUC below which a model ranks no better than by chance."""
 
 OFF = 1.15
-"""Mean prediction over label rate, or the inverse, from which on the level of predictions is wrong."""
+"""Ratio of mean prediction and label rate (or its inverse) above which the level of predictions is wrong."""
 
 RATE_JUMP = 2.0
-"""Label rates of two windows, the one over the other."""
+"""Ratio of the label rates of two windows above which the label rate changes."""
 
 
 @dataclass(frozen=True)
 class Alarm:
-    """What is wrong with a run.
+    """A problem of a run.
 
     Attributes:
-        what: What was found.
-        reason: What is likely behind it.
-        help: What to change.
+        what: Description of the problem.
+        reason: Likely reason.
+        help: Suggested change.
     """
 
     what: str
@@ -51,7 +51,7 @@ class Alarm:
 
 
 def find_alarms(run: RunData) -> list[Alarm]:
-    """The alarms about a run with at least one finished window, the worst first; empty if all is well."""
+    """Find the alarms about a run with at least one finished window, the worst first; empty if there are none."""
     whole = run.whole()
     if whole is None:
         return []
@@ -71,7 +71,7 @@ def find_alarms(run: RunData) -> list[Alarm]:
 
 
 def _worse_than_rate(run: RunData, worse: Sequence[WindowSpan]) -> tuple[str, str]:
-    """What is likely behind a normalised entropy above 1, and what to change."""
+    """Likely reason and suggested change for a normalised entropy above 1."""
     steps, batch_size = _num_steps(run), run.job_value("training", "batch_size")
     smaller = f"a smaller training.batch_size (now {batch_size})" if batch_size else "a smaller training.batch_size"
     if steps < FEW_STEPS:
@@ -98,7 +98,7 @@ def _worse_than_rate(run: RunData, worse: Sequence[WindowSpan]) -> tuple[str, st
             f"the label rate changes from window to window, between {min(rates):.2%} and {max(rates):.2%}",
             "pipeline.shuffle, if the log is sorted by its label; else features that tell the time, such as the hour",
         )
-    later = [span for span in worse if span is not run.windows[0]] or worse  # the first one begins anywhere
+    later = [span for span in worse if span is not run.windows[0]] or worse  # the first window starts untrained
     calibrations = [c for span in later if (c := span.value("calibration")) > 0]
     if calibrations and max(max(calibrations), 1 / min(calibrations)) > OFF:
         off = max(calibrations, key=lambda c: abs(math.log(c)))
@@ -114,7 +114,7 @@ def _worse_than_rate(run: RunData, worse: Sequence[WindowSpan]) -> tuple[str, st
 
 
 def _worse_than_baseline(run: RunData, name: str) -> tuple[str, str]:
-    """What is likely behind an AUC below the baseline's, and what to change."""
+    """Likely reason and suggested change for an AUC below the baseline's."""
     steps = _num_steps(run)
     if steps < FEW_STEPS:
         return f"the model made only {steps:,.0f} steps", "a smaller training.batch_size, or a log with more rows"

@@ -1,4 +1,4 @@
-"""Two runs beside each other: the settings in which they differ, and their windows."""
+"""Compares two runs: settings that differ, and metrics by window."""
 
 from __future__ import annotations
 
@@ -14,16 +14,17 @@ __all__ = ["Comparison", "compare_runs"]
 WHOLE = "whole run"
 
 NOT_COMPARED = ("run",)
-"""Settings that say nothing about what was trained."""
+"""Settings that do not affect training."""
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """What differs between two runs.
+    """A comparison of two runs.
 
     Attributes:
-        settings: Key of the job, and its values in the first and the second run as text; "-" where it is missing.
-        windows: Name of a window, and that window of each run; None where a run lacks it.
+        settings: Keys of the job that differ, with their values in the first and the second run as text; "-" if
+            missing.
+        windows: Window names, with this window of each run; None if a run does not have it.
         whole: Both runs over all rows; None before the first window.
     """
 
@@ -32,12 +33,12 @@ class Comparison:
     whole: tuple[WholeRun | None, WholeRun | None]
 
     def window_rows(self) -> list[list[str]]:
-        """One row a window, and one for all: name, then rows, AUC, NE and rows/s of the first and the second run."""
+        """One row per window, and one for all: name, then rows, AUC, NE and rows/s of the first and the second run."""
         rows = [[name, *_cells(first, second)] for name, first, second in self.windows]
         return [*rows, [WHOLE, *_cells(*self.whole)]] if all(self.whole) else rows
 
     def verdict(self) -> str:
-        """One line on how the second run differs from the first, over all rows."""
+        """One line that compares the second run with the first, over all rows."""
         first, second = self.whole
         if first is None or second is None:
             return "a run without a finished window cannot be compared"
@@ -65,7 +66,7 @@ class Comparison:
 
 
 def compare_runs(first: RunData, second: RunData) -> Comparison:
-    """Put two runs beside each other; windows are matched by their names."""
+    """Compare two runs; windows are matched by name."""
     a, b = first.settings(), second.settings()
     keys = [key for key in dict.fromkeys([*a, *b]) if key not in NOT_COMPARED]
     settings = [(key, _text(a, key), _text(b, key)) for key in keys if a.get(key) != b.get(key)]

@@ -40,14 +40,14 @@ class WindowSpan:
 
 @dataclass(frozen=True)
 class WholeRun:
-    """A run over all rows of its finished windows; NaN for what is not known.
+    """Totals and metrics of a run over all rows of its finished windows; NaN if unknown.
 
     Attributes:
-        rows: Rows used.
-        bad: Bad rows.
-        seconds: Time it has trained.
-        auc, log_loss, ne, calibration: Of predictions made before training on the rows, over all rows.
-        is_mean: Whether the metrics are means of the windows, weighted by their rows: of runs by an older version.
+        rows: Number of rows used.
+        bad: Number of bad rows.
+        seconds: Training time in seconds.
+        auc, log_loss, ne, calibration: Metrics of predictions made before training on each row, over all rows.
+        is_mean: Whether the metrics are row-weighted means of the windows, as for runs by older versions.
     """
 
     rows: float
@@ -61,7 +61,7 @@ class WholeRun:
 
     @property
     def rows_per_s(self) -> float:
-        """Rows used a second."""
+        """Rows used per second."""
         return self.rows / self.seconds if self.seconds > 0 else math.nan
 
 
@@ -140,7 +140,7 @@ class RunData:
         return list(dict.fromkeys(found))
 
     def whole(self) -> WholeRun | None:
-        """The run over all rows of its finished windows; None before the first."""
+        """The run over all rows of its finished windows; None before the first window ends."""
         if not self.windows:
             return None
         names = ("auc", "log_loss", "ne", "calibration")
@@ -157,14 +157,14 @@ class RunData:
         return WholeRun(**sums, **means, is_mean=True)
 
     def mean_of_windows(self, key: str) -> float:
-        """The mean of a metric over the windows that have it, by their rows."""
+        """The row-weighted mean of a metric over the windows that have it."""
         found = [(span.value(key), max(span.value("rows"), 1.0)) for span in self.windows]
         found = [(value, rows) for value, rows in found if math.isfinite(value) and math.isfinite(rows)]
         total = sum(rows for _, rows in found)
         return sum(value * rows for value, rows in found) / total if found else math.nan
 
     def settings(self) -> dict[str, Any]:
-        """The values of the job by their dotted keys, lists whole; empty if the job is not known."""
+        """The values of the job by dotted keys, without splitting lists; empty if the job is unknown."""
         try:
             values: Any = yaml.load(self.config, BoundedLoader)
         except yaml.YAMLError:

@@ -20,7 +20,7 @@ from headrace.tensors import Batch
 __all__ = ["BatchFeatures", "LiveBatch"]
 
 BYTES_PER_KEY = 16
-"""Of table, id and count, beside the row."""
+"""Bytes of table, id and count, in addition to the row."""
 
 
 @dataclass

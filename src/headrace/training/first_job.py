@@ -1,6 +1,6 @@
-"""The first job file of a log: choices that follow from what an inspection found, each with its reason as a comment.
+"""Writes a first job file for an inspected log, with the reason for each choice as a comment.
 
-Only what the log decides is written; everything else keeps its default, see `docs/job-file.md`.
+Contains only choices that depend on the log; everything else keeps its default, see `docs/job-file.md`.
 """
 
 from __future__ import annotations
@@ -20,38 +20,38 @@ from headrace.training.job import JobConfig
 __all__ = ["Choice", "choose_job", "job_notes", "job_to_yaml"]
 
 NUM_WINDOWS = 10
-"""Windows that a log without folders is cut into: enough to see how metrics develop."""
+"""Number of windows for a log without folders, enough to see how metrics develop."""
 
 MIN_WINDOW_ROWS = 1_000
-"""Metrics of fewer rows say little."""
+"""Minimum number of rows per window; metrics of fewer rows are too noisy."""
 
 MAX_FILES = 1_000
-"""Of a log whose files are windows."""
+"""Maximum number of windows for a log whose files are windows."""
 
 NUM_STEPS = 500
-"""Steps that a pass should have at least: each is one chance to learn."""
+"""Minimum number of steps of a pass."""
 
 BATCH_SIZES = (64, 1024)
-"""Smallest and largest: smaller ones cost much time per row, larger ones do not save any on a CPU."""
+"""Minimum and maximum batch size: smaller batches take more time per row, larger ones save no time on a CPU."""
 
 HASHED_ROWS = 100_000
-"""Rows of a table by default. A column with half as many ids has one in three of them share its row with another."""
+"""Default number of rows of a table. With half as many ids, one in three shares its row with another id."""
 
 MAX_ROWS_AT_START = 1 << 20
 """Of a collisionless table, which grows."""
 
 FULL_RANK_WIDTH = 512
-"""Numbers of all features side by side up to which cross layers have full matrices, which grow with its square."""
+"""Maximum input width for cross layers with full matrices, which grow with its square."""
 
 CROSS_RANK = 128
 
 EMBEDDING_DIM = 16
 
 MAX_LIST_LENGTH = 50
-"""Ids of a list that are used by default."""
+"""Default number of ids used per list."""
 
 WIDTH = 110
-"""Characters of a line of comments."""
+"""Maximum length of comment lines."""
 
 
 @dataclass(frozen=True)
@@ -59,9 +59,9 @@ class Choice:
     """One value of a job file.
 
     Attributes:
-        key: Where it stands, such as ("data", "window").
-        value: What is written.
-        reason: Why.
+        key: Key path, such as ("data", "window").
+        value: The value.
+        reason: Reason for the value.
     """
 
     key: tuple[str, ...]
@@ -73,13 +73,13 @@ class Choice:
 
 
 def choose_job(found: Inspection, *, path: str, schema: str, run: str = "run") -> list[Choice]:
-    """The values of a job that trains on an inspected log.
+    """Choose the values of a job that trains on an inspected log.
 
     Args:
-        found: What `inspect_log` found; it has a schema.
-        path: Of the log, as the job file names it.
-        schema: Of the schema file, as the job file names it.
-        run: Folder of the run, as the job file names it.
+        found: Result of `inspect_log`, with a schema.
+        path: Path of the log, as in the job file.
+        schema: Path of the schema file, as in the job file.
+        run: Folder of the run, as in the job file.
     """
     assert found.schema is not None, "without a label there is nothing to train on"
     choices = [
@@ -98,10 +98,10 @@ def choose_job(found: Inspection, *, path: str, schema: str, run: str = "run") -
 
 
 def job_to_yaml(choices: Sequence[Choice], *, title: str, notes: Sequence[str] = ()) -> str:
-    """A job file: each value below its reason.
+    """Format a job file, with each value below its reason.
 
     Args:
-        choices: See `choose_job`; those with the same first key come together.
+        choices: Choices, see `choose_job`; choices with the same first key must be adjacent.
         title: First line, a comment.
         notes: More comments, at the end.
     """
@@ -195,11 +195,11 @@ def _batch_size(found: Inspection) -> Choice:
 
 
 def job_notes(found: Inspection, *, path: str) -> list[str]:
-    """What a user should know of a log before training on it, beside the choices of the job.
+    """Notes on a log for the user, in addition to the choices of the job.
 
     Args:
-        found: What `inspect_log` found.
-        path: Of the log, as the user named it.
+        found: Result of `inspect_log`.
+        path: Path of the log, as given by the user.
     """
     assert found.schema is not None
     notes = []
@@ -240,7 +240,7 @@ def _nested(choices: Sequence[Choice]) -> dict[str, Any]:
 
 
 def _section(choices: Sequence[Choice], level: int) -> Iterator[str]:
-    """The lines of choices that agree in the first `level` keys."""
+    """The lines of choices that share the first `level` keys."""
     indent = "  " * level
     for key in dict.fromkeys(choice.key[level] for choice in choices):
         below = [choice for choice in choices if choice.key[level] == key]
@@ -272,7 +272,7 @@ def _flow(value: Any) -> str:
 
 
 def _round(number: float) -> Any:
-    """One significant digit of a share, two of a count."""
+    """Round a share to one significant digit, a count to two."""
     if number < 1:
         return float(f"{number:.1g}")
     return round(float(f"{number:.2g}"))

@@ -11,17 +11,17 @@ from headrace.training.metrics import Scores
 __all__ = ["RunTotals", "TrainResult", "WindowResult"]
 
 RUN_METRICS = ("auc", "log_loss", "ne", "calibration")
-"""Of all labels, in the records of windows."""
+"""Metrics of all labels in the records of windows."""
 
 
 @dataclass(frozen=True)
 class RunTotals:
-    """What a run gave over all of its rows so far, since it began.
+    """Totals of a run over all of its rows so far.
 
     Attributes:
-        rows: What became of its rows.
-        seconds: Time it has trained.
-        scores: By label; each row was predicted before it was trained on.
+        rows: Statistics of its rows.
+        seconds: Training time in seconds.
+        scores: Metrics by label; each row was predicted before it was trained on.
     """
 
     rows: RowStats
@@ -30,7 +30,7 @@ class RunTotals:
 
     @property
     def rows_per_s(self) -> float:
-        """Rows used a second; 0 where no time has passed."""
+        """Rows used per second; 0 if no time has passed."""
         return self.rows.num_used / self.seconds if self.seconds else 0.0
 
 
@@ -45,7 +45,7 @@ class WindowResult:
         scores: Metrics by label; each row was predicted before it was trained on.
         best_ne: Best normalised entropy that any model can reach, if the logs include it.
         baseline_auc: AUC of the job's baseline feature; NaN without one.
-        run: The whole run up to the end of this window; None if it is not known.
+        run: The whole run up to the end of this window; None if unknown.
     """
 
     name: str

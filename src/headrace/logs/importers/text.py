@@ -1,4 +1,4 @@
-"""`import_text`: CSV and JSON lines to Parquet; DuckDB reads them, types are guessed, lists in texts are split."""
+"""`import_text` converts CSV and JSON lines to Parquet. DuckDB reads them, types are guessed, and lists are split."""
 
 from __future__ import annotations
 
@@ -36,15 +36,15 @@ __all__ = ["TextImport", "import_text", "text_kind"]
 
 @dataclass
 class TextImport:
-    """What `import_text` did.
+    """The result of `import_text`.
 
     Attributes:
-        columns: The columns, and what they hold.
-        rows: Rows written.
-        num_bad: Bad lines, dropped or quarantined.
-        files: The Parquet files.
+        columns: The columns and their types.
+        rows: Number of rows written.
+        num_bad: Number of bad lines, dropped or quarantined.
+        files: The Parquet files written.
         quarantine: Folder of the bad lines; None if there are none.
-        notes: Lines for the user: what was guessed, what was left out.
+        notes: Lines for the user on guesses and omitted columns.
     """
 
     columns: tuple[TextColumn, ...] = ()
@@ -56,9 +56,9 @@ class TextImport:
 
 
 def text_kind(location: str | Path) -> Kind | None:
-    """What text logs there are at a path, by the endings of their names.
+    """The kind of text logs at a path, by file extensions.
 
-    None if there are Parquet files (texts beside them may say what they hold), no files, or it is a URL.
+    None if there are Parquet files (text files next to them may be documentation), no files, or if it is a URL.
     """
     for suffixes, kind in ((PARQUET, None), *((names, kind) for kind, names in SUFFIXES.items())):
         try:
@@ -78,21 +78,22 @@ def import_text(
     *,
     on_rows: Callable[[int], None] = lambda rows: None,
 ) -> TextImport:
-    """Turn CSV files or JSON lines into a Parquet folder, which appears whole when all lines are read.
+    """Convert CSV files or JSON lines to a Parquet folder, which appears only when all lines have been converted.
 
-    Each file becomes a Parquet file, in the same folder below `out`, in natural order of the names.
+    Each file becomes a Parquet file at the same path below `out`, in natural order of names.
 
     Args:
         kind: "csv" (also with tabs or semicolons), or "jsonl": one JSON object per line.
         path: A file, folder or glob; files may be compressed with gzip or zstd.
-        out: Folder for the Parquet files; must not exist. Bad lines, if they are quarantined, go to a folder beside
-            it, `NAME-quarantine`.
-        config: Options; the defaults when None.
+        out: Folder for the Parquet files; must not exist. Quarantined bad lines go to a folder next to it,
+            `NAME-quarantine`.
+        config: Options; None for the defaults.
         on_rows: Called with the number of rows of each batch.
 
     Raises:
-        ConfigError: No such files, a folder that exists already, or an option that does not fit the columns.
-        DataError: A bad line under "fail": file, row, column, given, expected.
+        ConfigError: There are no such files, the folder already exists, or an option does not match the columns.
+        DataError: A line is bad and the policy is "fail"; the text names file, row, column, the given and the expected
+            value.
         MissingExtra: DuckDB is not installed.
     """
     config = config or TextConfig()
@@ -136,7 +137,7 @@ def import_text(
 
 
 class _Quarantine:
-    """Writes bad rows to a folder, which appears only if there are any."""
+    """Writes bad rows to a folder, which is created only if there are any."""
 
     def __init__(self, folder: Path, stack: ExitStack) -> None:
         self._folder, self._stack = folder, stack
@@ -152,9 +153,9 @@ class _Quarantine:
 def _rows(
     reader: TextReader, plan: TextPlan, file: LogFile, *, is_strict: bool
 ) -> Iterator[tuple[pa.Table, list[Reject]]]:
-    """The good rows of a file in order, batch by batch, and the bad ones among them."""
+    """Read the valid rows of a file in order, batch by batch, with the bad rows between them."""
     path, columns, layout = Path(file.path), plan.columns, plan.layouts[file.path]
-    # Names of our own begin with two underscores, so that a condition can name the columns.
+    # Internal names start with two underscores, so that a condition can use the names of columns.
     texts = [f"NULLIF({layout.texts(column.name)}, '') AS __t{n}" for n, column in enumerate(columns)]
     values = [f"{column.value(f'__t{n}')} AS __v{n}" for n, column in enumerate(columns)]
     wrong = " ".join(

@@ -1,8 +1,8 @@
-"""What the columns of a text log hold (numbers, times, lists in a text): guessed from samples, and read by SQL.
+"""Column types of text logs (numbers, times, lists in strings): guessed from samples, and converted with SQL.
 
-Text logs come as columns of texts. The first rows decide what each column holds: the first of the kinds below that fits
-at least 99 % of its values. From then on a value that does not fit is a mistake of its row, not another type of its
-column, so one stray value neither turns a column of numbers into texts nor is read as something else.
+Text logs are read as columns of strings. The first rows decide the type of each column: the first of the kinds below
+that matches at least 99 % of its values. Any other value is then an error of its row, so a single stray value does not
+turn a column of numbers into strings.
 
 | kind | values | in Parquet |
 |---|---|---|
@@ -31,13 +31,13 @@ Kind = Literal["integer", "unsigned", "number", "boolean", "time", "integers", "
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
 MIN_FIT = 0.99
-"""Share of the values that have to fit; the others are mistakes."""
+"""Minimum share of values that match a kind; the others are errors."""
 
 MIN_LISTS = 0.1
-"""Share of the texts that hold a separator, from which on they are lists."""
+"""Minimum share of strings with a separator for a column of lists."""
 
 JSON = "json"
-"""Stands for a separator where lists are JSON arrays."""
+"""Separator value for lists that are JSON arrays."""
 
 _INTEGER = r"[+-]?[0-9]{1,19}"
 _NUMBER = r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?"
@@ -48,7 +48,7 @@ _WORD = re.compile(r"[\w.:+/-]+")
 _CODE = re.compile(r"[A-Za-z]{0,3}-?[0-9]+")
 
 SEPARATORS = {"|": re.compile(r"\S(.*\S)?"), ";": _WORD, ",": _WORD, "^": _WORD, " ": _CODE}
-"""Separators of lists, and what lies between them: titles and addresses have commas, spaces and semicolons, too."""
+"""Separators of lists, and patterns of elements, because titles and addresses also contain these characters."""
 
 _ARROW: dict[Kind, pa.DataType] = {
     "integer": pa.int64(),
@@ -79,9 +79,9 @@ class TextColumn:
     """A column of a text log.
 
     Attributes:
-        name: Its name.
-        kind: What it holds.
-        separator: Of the elements of a list in a text; "json" for JSON arrays.
+        name: Name of the column.
+        kind: Kind of its values.
+        separator: Separator of list elements; "json" for JSON arrays.
     """
 
     name: str
@@ -90,17 +90,17 @@ class TextColumn:
 
     @property
     def type(self) -> pa.DataType:
-        """Its type in Parquet."""
+        """Type in Parquet."""
         return _ARROW[self.kind]
 
     @property
     def sql_type(self) -> str:
-        """Its type in DuckDB."""
+        """Type in DuckDB."""
         return _SQL[self.kind]
 
     @property
     def expected(self) -> str:
-        """What a value should have been, for error texts."""
+        """The expected value, for errors."""
         lists = {"integers": "integers", "numbers": "numbers", "texts": "texts"}
         if self.kind in lists:
             between = "a JSON array of" if self.separator == JSON else f"a list, separated by {self.separator!r}, of"
@@ -109,7 +109,7 @@ class TextColumn:
         return what.get(self.kind, "true or false" if self.kind == "boolean" else "a time such as 2024-01-31 12:00:00")
 
     def fits(self, text: str) -> str:
-        """SQL: whether a text is a value of this kind; `text` is SQL and not null."""
+        """SQL for whether a string is a value of this kind; `text` is SQL and not null."""
         if self.kind == "text" or (self.kind == "texts" and self.separator != JSON):
             return "true"
         if self.kind == "time":
@@ -128,11 +128,11 @@ class TextColumn:
         return f"{fits} AND NOT regexp_full_match(trim({text}), {quoted(_LONG)})" if self.kind == "number" else fits
 
     def _trimmed(self, text: str) -> str:
-        """SQL: a text without separators at its ends, which stand for no element."""
+        """SQL for a string without leading and trailing separators."""
         return text if self.separator == JSON else f"trim({text}, {quoted(self.separator)})"
 
     def value(self, text: str) -> str:
-        """SQL: the value of a text; null where it does not fit."""
+        """SQL for the value of a string; null if it does not match."""
         if self.kind == "text":
             return text
         if self.kind == "texts" and self.separator == JSON:
@@ -145,12 +145,12 @@ class TextColumn:
 def guess_column(
     name: str, texts: Sequence[str], shares: dict[Kind, float], *, is_json_list: bool = False
 ) -> TextColumn:
-    """What a column holds.
+    """Guess the kind of a column.
 
     Args:
-        name: Of the column.
+        name: Name of the column.
         texts: Some of its values, not null.
-        shares: Of all values in the sample that are not null, how many fit each of the kinds that are no lists.
+        shares: Share of the sample's non-null values that match each kind other than lists.
         is_json_list: Whether the values are JSON arrays.
     """
     if is_json_list:
@@ -168,12 +168,12 @@ def guess_column(
 
 
 def quoted(text: str) -> str:
-    """A text in SQL."""
+    """A string as an SQL literal."""
     return "'" + text.replace("'", "''") + "'"
 
 
 def _separator(texts: Sequence[str]) -> str | None:
-    """What separates the elements in texts that are lists; None if they are no lists."""
+    """The separator of list elements; None if the strings are not lists."""
     found: Counter[str] = Counter()
     for separator, item in SEPARATORS.items():
         lists = [text for text in texts if separator in text]

@@ -1,4 +1,4 @@
-"""Text logs read by DuckDB as columns of texts: CSV with any separator, and JSON lines."""
+"""Reads text logs with DuckDB as columns of strings: CSV with any separator, and JSON lines."""
 
 from __future__ import annotations
 
@@ -37,34 +37,34 @@ SUFFIXES: dict[Kind, tuple[str, ...]] = {
     "csv": tuple(f"{name}{packed}" for packed in ("", ".gz", ".zst") for name in (".csv", ".tsv", ".txt", ".dat")),
     "jsonl": tuple(f"{name}{packed}" for packed in ("", ".gz", ".zst") for name in (".jsonl", ".ndjson", ".json")),
 }
-"""Endings of the files taken from a folder, in any case."""
+"""File extensions read from a folder, in upper or lower case."""
 
 DELIMITERS = (",", "\t", ";", "|", "::")
 
 NULLS = ("", "NULL", "null", "\\N", "NA", "N/A", "NaN", "nan", "None")
-"""Texts that stand for no value."""
+"""Strings that mean a missing value."""
 
 MAX_LINE_BYTES = 4 << 20
 
 MAX_DEPTH = 3
-"""Of objects in JSON whose values become columns of their own."""
+"""Maximum nesting of JSON objects whose values become columns."""
 
 BATCH_ROWS = 16_384
 
 STOP, SKIP = "", "skip"
-"""What to do with lines that cannot be split into columns."""
+"""How to handle lines that cannot be split into columns."""
 
 _NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 
 
 @dataclass(frozen=True)
 class CSVLayout:
-    """How a CSV file is laid out.
+    """Layout of a CSV file.
 
     Attributes:
-        names: Of its columns.
-        delimiter: Between them.
-        has_header: Whether the first line has the names.
+        names: Names of the columns.
+        delimiter: Separator of columns.
+        has_header: Whether the first line has column names.
     """
 
     names: tuple[str, ...]
@@ -72,23 +72,23 @@ class CSVLayout:
     has_header: bool
 
     def texts(self, name: str) -> str:
-        """SQL: the texts of a column; NULL for one that the file lacks."""
+        """SQL for the strings of a column; NULL if the file does not have it."""
         return f"x{self.names.index(name)}" if name in self.names else "NULL::VARCHAR"
 
     def raw(self) -> str:
-        """SQL: a row as JSON."""
+        """SQL for a row as JSON."""
         return f"to_json({{{', '.join(f'{quoted(name)}: x{n}' for n, name in enumerate(self.names))}}})::VARCHAR"
 
     def mistake(self) -> str:
-        """SQL: what is wrong with a row as a whole; null if nothing is."""
+        """SQL for the error of a row as a whole; null if there is none."""
         return "NULL"
 
     def scan(self, path: Path, bad_lines: str) -> str:
-        """SQL: the table of a file's rows.
+        """SQL for the table of a file's rows.
 
         Args:
-            path: Of the file.
-            bad_lines: Name for a table of the lines that cannot be split; `STOP` at the first, or `SKIP` them.
+             path: Path of the file.
+            bad_lines: Name for a table of lines that cannot be split; `STOP` at the first, or `SKIP` them.
         """
         columns = ", ".join(f"'x{n}': 'VARCHAR'" for n in range(len(self.names)))
         return (
@@ -100,11 +100,11 @@ class CSVLayout:
 
 @dataclass(frozen=True)
 class JSONLayout:
-    """Where the columns of JSON lines lie.
+    """Layout of JSON lines.
 
     Attributes:
-        paths: Of each column, by its name: the keys that lead to it.
-        lists: Columns that hold arrays.
+        paths: Key path of each column by name.
+        lists: Columns that contain arrays.
     """
 
     paths: dict[str, tuple[str, ...]]
@@ -112,23 +112,23 @@ class JSONLayout:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Of the columns."""
+        """Names of the columns."""
         return tuple(self.paths)
 
     def texts(self, name: str) -> str:
-        """SQL: the texts of a column."""
+        """SQL for the strings of a column."""
         return f"x[{self.names.index(name) + 1}]"
 
     def raw(self) -> str:
-        """SQL: a row as JSON."""
+        """SQL for a row as JSON."""
         return "line"
 
     def mistake(self) -> str:
-        """SQL: what is wrong with a row as a whole; null if nothing is."""
+        """SQL for the error of a row as a whole; null if there is none."""
         return "CASE WHEN kind IS DISTINCT FROM 'OBJECT' THEN 'not a JSON object' END"
 
     def scan(self, path: Path, bad_lines: str) -> str:
-        """SQL: the table of a file's rows; `bad_lines` as for CSV, here those that are too long or not UTF-8."""
+        """SQL for the table of a file's rows; `bad_lines` as for CSV, for lines that are too long or not UTF-8."""
         paths = ", ".join(quoted("$" + "".join(f'."{key}"' for key in keys)) for keys in self.paths.values())
         whole = "CASE WHEN json_valid(line) THEN line END"
         return (
@@ -139,13 +139,13 @@ class JSONLayout:
 
 @dataclass(frozen=True)
 class Reject:
-    """A row that is not as it should be.
+    """A bad row.
 
     Attributes:
-        row: Its number in the file, from 0, a header not counted.
-        column: The column; None where the line as a whole is wrong.
-        reason: What was given, and what was expected.
-        raw: The row, as JSON.
+        row: Number of the row in the file, from 0, without the header.
+        column: The bad column; None if the line as a whole is bad.
+        reason: The given and the expected value.
+        raw: The row as JSON.
     """
 
     row: int
@@ -156,7 +156,7 @@ class Reject:
 
 @dataclass
 class TextReader:
-    """A connection to DuckDB that reads text logs in bounded memory; use it in a `with`."""
+    """A DuckDB connection that reads text logs in bounded memory; a context manager."""
 
     memory: str = "1GiB"
     connection: Any = field(init=False, default=None)
@@ -174,27 +174,27 @@ class TextReader:
         self.connection.close()
 
     def batches(self, query: str, path: Path) -> Iterator[pa.RecordBatch]:
-        """The rows that a query finds, in order.
+        """Run a query and return its rows in order.
 
         Raises:
-            DataError: A line of the file cannot be split into columns; names it.
+            DataError: A line of the file cannot be split into columns; the text names it.
         """
         import duckdb
 
         try:
             found = self.connection.sql(query)
-            # DuckDB 1 calls it otherwise.
+            # DuckDB 1 has a different name for it.
             to_reader = found.to_arrow_reader if hasattr(found, "to_arrow_reader") else found.fetch_arrow_reader
             yield from to_reader(BATCH_ROWS)
         except (duckdb.Error, pa.ArrowException) as error:
             raise DataError(f"{path}: {_mistake(str(error))}") from error
 
     def rows(self, query: str, path: Path) -> list[dict[str, Any]]:
-        """The same as plain values, of queries that find few."""
+        """The same as plain values, for queries with few rows."""
         return [row for batch in self.batches(query, path) for row in batch.to_pylist()]
 
     def mistake(self, query: str) -> str | None:
-        """What is wrong with a query, on one line; None if nothing is."""
+        """The error of a query on one line; None if it is valid."""
         import duckdb
 
         try:
@@ -216,15 +216,16 @@ class TextReader:
 
 
 def csv_layout(path: Path, *, delimiter: str | None, has_header: bool | None, names: Sequence[str] = ()) -> CSVLayout:
-    """How a CSV file is laid out, as its first line tells where it is not given.
+    """Determine the layout of a CSV file from its first line, as far as it is not given.
 
-    The separator is the most frequent one of comma, tab, semicolon, bar and two colons. A first line without numbers,
-    in which no name is empty or comes twice, is a header; without one, columns are called column1, column2, and so on.
-    With names given there is no header, unless `has_header` says so.
+    The separator is the most frequent one of comma, tab, semicolon, bar and two colons. A first line without numbers
+    and without empty or duplicate names is a header; without a header, columns are called column1, column2, and so on.
+    If names are given there is no header, unless `has_header` is true.
 
     Raises:
         DataError: The file is empty.
-        ConfigError: It has a header in which a name is empty or comes twice, or another number of columns than names.
+        ConfigError: The header has an empty or duplicate name, or the number of columns differs from the number of
+            names.
     """
     line = _first_line(path)
     if not line.strip():
@@ -250,12 +251,12 @@ def csv_layout(path: Path, *, delimiter: str | None, has_header: bool | None, na
 
 
 def json_layout(lines: Sequence[str]) -> tuple[JSONLayout, dict[str, str]]:
-    """Where the columns of JSON lines lie, and those left out with the reason.
+    """Determine the layout of JSON lines; also returns omitted columns with reasons.
 
     The values of an object become columns: {"user": {"id": 7}} has a column user_id.
 
     Args:
-        lines: The first lines; keys that only come later are not read.
+        lines: The first lines; keys that occur only later are ignored.
     """
     paths: dict[str, tuple[str, ...]] = {}
     lists: set[str] = set()
@@ -288,7 +289,7 @@ def json_layout(lines: Sequence[str]) -> tuple[JSONLayout, dict[str, str]]:
 
 
 def lines_query(path: Path, limit: int) -> str:
-    """SQL: the first lines of a file, as `line`."""
+    """SQL for the first lines of a file, as `line`."""
     return f"SELECT line FROM {_lines(path, SKIP)} WHERE trim(line) <> '' LIMIT {limit}"
 
 
@@ -308,7 +309,7 @@ def _lines(path: Path, bad_lines: str) -> str:
 
 
 def _first_line(path: Path) -> str:
-    """The first line of a file, without the mark that some programs put before UTF-8."""
+    """The first line of a file, without a UTF-8 byte order mark."""
     if path.suffix.lower() == ".zst":
         with pa.input_stream(str(path), compression="zstd") as stream:
             return bytes(stream.read(MAX_LINE_BYTES)).split(b"\n")[0].decode("utf-8-sig", errors="replace")
@@ -317,7 +318,7 @@ def _first_line(path: Path) -> str:
 
 
 def _mistake(text: str) -> str:
-    """The line and the reason in what DuckDB says about a file."""
+    """Line and reason from a DuckDB error."""
     line = re.search(r"CSV Error on Line: ([0-9]+)", text)
     if line is None:
         return f"cannot be read: {shorten(' '.join(text.split()), 300)}"

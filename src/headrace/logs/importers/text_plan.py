@@ -1,4 +1,4 @@
-"""What is in text logs, before they are read: how each file is laid out, and what its columns hold."""
+"""Plans the import of text logs: the layout of each file, and the types of columns."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ from headrace.messages import shorten_list
 __all__ = ["LABEL", "TextConfig", "TextPlan", "plan_import"]
 
 SAMPLE_ROWS = 20_000
-"""From the start of a file, to guess types from; types looked for take a second for 40 columns."""
+"""Rows from the start of a file used to guess types, which takes a second for 40 columns."""
 
 SAMPLE_FILES = 5
-"""Files that types are guessed from, spread over all of them."""
+"""Number of files used to guess types, spread over all files."""
 
 LIST_ROWS = 1_000
-"""Rows that tell lists in texts."""
+"""Rows used to detect lists in strings."""
 
 LABEL = "label"
 
@@ -46,18 +46,18 @@ class TextConfig(Config):
     """How to read CSV files or JSON lines."""
 
     delimiter: str | None = Field(default=None, min_length=1, max_length=4)
-    """Separator of the columns of CSV; None for the most frequent one of comma, tab, semicolon, bar and two colons."""
+    """Separator of CSV columns; None for the most frequent one of comma, tab, semicolon, bar and two colons."""
     header: bool | None = None
-    """Whether the first line of CSV holds the names; None to tell by what it holds."""
+    """Whether the first line of CSV contains column names; None to detect it."""
     names: tuple[str, ...] = ()
-    """Names of the columns of CSV, for files without a header."""
+    """Names of CSV columns, for files without a header."""
     types: dict[str, ColumnKind] = Field(default_factory=dict)
-    """What some columns hold, instead of what is guessed."""
+    """Types of some columns, instead of guessed ones."""
     lists: dict[str, str] = Field(default_factory=dict)
-    """Separator of the elements in some columns of texts, instead of what is guessed; "" for no list."""
+    """Separators of list elements in some columns, instead of guessed ones; "" for no list."""
     label: str | None = None
-    """SQL condition on the columns, such as "rating >= 4". It is written to the column `label` as 0 and 1, and the
-    columns in it are left out, as they give the label away."""
+    """SQL condition on the columns, such as "rating >= 4". Its value is written to the column `label` as 0 or 1. Its
+    columns are omitted, because they determine the label."""
     bad_lines: Literal["fail", "drop", "quarantine"] = "fail"
     """"fail" at the first bad line, "drop" bad lines, or "quarantine" them next to the output."""
     rows_per_file: int | None = Field(default=None, ge=1)
@@ -66,13 +66,13 @@ class TextConfig(Config):
 
 @dataclass
 class TextPlan:
-    """How some text logs are read.
+    """Plan for reading text logs.
 
     Attributes:
-        layouts: Of each file, by its path.
-        columns: Of all files.
-        label: See `TextConfig`.
-        notes: Lines for the user: what was guessed, what is left out.
+        layouts: Layout of each file by path.
+        columns: Columns of all files.
+        label: Condition for the label, see `TextConfig`.
+        notes: Lines for the user on guesses and omitted columns.
     """
 
     layouts: dict[str, CSVLayout | JSONLayout] = field(default_factory=dict)
@@ -82,27 +82,27 @@ class TextPlan:
 
     @property
     def names(self) -> list[str]:
-        """Of the columns."""
+        """Names of the columns."""
         return [column.name for column in self.columns]
 
     @property
     def in_label(self) -> list[str]:
-        """Columns that the label is made of."""
+        """Columns in the condition of the label."""
         return _columns_in(self.label, self.names)
 
     @property
     def schema(self) -> pa.Schema:
-        """What is written."""
+        """Schema of the Parquet files."""
         fields = [pa.field(column.name, column.type) for column in self.columns if column.name not in self.in_label]
         return pa.schema(fields if self.label is None else [*fields, pa.field(LABEL, pa.int8())])
 
 
 def plan_import(kind: Kind, reader: TextReader, files: Sequence[LogFile], config: TextConfig) -> TextPlan:
-    """Look at the first lines of some files.
+    """Make a plan from the first lines of some files.
 
     Raises:
-        ConfigError: An option does not fit the columns.
-        DataError: A file cannot be understood.
+        ConfigError: An option does not match the columns.
+        DataError: A file cannot be parsed.
     """
     plan = TextPlan(label=config.label)
     step = max(1, -(-len(files) // SAMPLE_FILES))
@@ -134,7 +134,7 @@ def plan_import(kind: Kind, reader: TextReader, files: Sequence[LogFile], config
 
 
 def _check_label(plan: TextPlan, label: str, reader: TextReader) -> None:
-    """Refuse a condition that is no SQL, or names other columns, before anything is read."""
+    """Check that a condition is valid SQL on the columns, before reading."""
     columns = ", ".join(
         f'NULL::{column.sql_type} AS "{column.name}"' for column in plan.columns if column.name in label
     )
@@ -166,14 +166,14 @@ def _look_at_json(plan: TextPlan, files: Sequence[LogFile], lines: Sequence[str]
 def _guess(
     reader: TextReader, files: Sequence[Path], layouts: dict[str, CSVLayout | JSONLayout], names: Sequence[str]
 ) -> Iterator[TextColumn]:
-    """What each column holds, by the first rows of some files."""
+    """Guess the type of each column from the first rows of some files."""
     kinds: tuple[ColumnKind, ...] = ("integer", "unsigned", "number", "boolean", "time")
     counts: dict[str, dict[str, int]] = {name: dict.fromkeys(("all", *kinds), 0) for name in names}
     texts: dict[str, list[str]] = {name: [] for name in names}
     for path in files:
         layout = layouts[str(path)]
         first = ", ".join(f"{layout.texts(name)} AS t{n}" for n, name in enumerate(names))
-        # What cannot be split into columns is left out here, and reported when the rows are read.
+        # Lines that cannot be split into columns are skipped here, and reported when rows are read.
         sample = f"FROM (SELECT {first} FROM {layout.scan(path, SKIP)} LIMIT {SAMPLE_ROWS})"
         fits = [
             f"count(t{n}) AS all{n}, "
@@ -197,7 +197,7 @@ def _guess(
 
 
 def _chosen(guess: TextColumn, config: TextConfig) -> TextColumn:
-    """A column as it was guessed, or as the config has it."""
+    """A column as guessed or as configured."""
     name = guess.name
     kind = config.types.get(name, guess.kind)
     separator = config.lists.get(name, guess.separator)
@@ -214,6 +214,6 @@ def _chosen(guess: TextColumn, config: TextConfig) -> TextColumn:
 
 
 def _columns_in(expression: str | None, names: Sequence[str]) -> list[str]:
-    """Columns that a SQL expression names."""
+    """Columns named in an SQL expression."""
     words = {a or b for a, b in re.findall(r'"([^"]+)"|(\w+)', expression or "")}
     return [name for name in names if name in words]

@@ -1,18 +1,19 @@
-"""Columns that hold the same ids (an item, the items clicked before), so that they can share an embedding table.
+"""Finds columns that contain the same ids (an item, the items clicked before) and can share an embedding table.
 
-Equal values alone say little: codes from 0 on overlap with any other such codes. Two columns hold the same ids if at
-least half of the ids of one occur in the other, and one of these speaks for it:
+Equal values are not sufficient: codes that start at 0 overlap with any other such codes. Two columns contain the same
+ids if at least half of the ids of one occur in the other, and one of these is evidence for it:
 
-- *values*: far fewer of the ids next to them (one more, one less, ...) occur in the other. Among codes without gaps
-  those occur just as well; texts other than numerals have no neighbours, so equal ones are enough;
-- *counts*: ids that are frequent in one are frequent in the other, more than the ids next to them (not where a column
-  has a mere number for a name, such as C14: it may hold anything, and was perhaps drawn like another);
-- *names*: both are called after the same thing, or one is a list called just "history" and there is one item column.
+- *values*: far fewer of the adjacent ids (plus one, minus one, ...) occur in the other. With codes without gaps,
+  adjacent ids occur equally often. Strings other than numerals have no adjacent values, so equal ones are sufficient;
+- *counts*: ids that are frequent in one are frequent in the other, more than adjacent ids (not used if a column is only
+  numbered, such as C14, because it may contain anything);
+- *names*: both have the same subject, or one is a list called just "history" and there is one item column.
 
-Columns of fewer than 50 ids (an hour, a kind of device) need no table in common: each id has many rows to learn from.
+Columns with fewer than 50 ids (an hour, a kind of device) need no common table, because each id has many rows to learn
+from.
 
-The ids are those that the counters of the columns have kept, see `IdCounter`: all of them, or a sample by hash, the
-same in every column. So nothing is read again, and no more memory is needed.
+The ids are those kept by the counters of the columns, see `IdCounter`: all ids, or a sample by hash, which is the same
+in every column. So nothing is read again, and no more memory is needed.
 """
 
 from __future__ import annotations
@@ -33,34 +34,34 @@ from headrace.logs.inspection.profiles import ColumnProfile
 __all__ = ["Overlap", "find_overlaps", "shared_tables"]
 
 MIN_IDS = 50
-"""Of the column with fewer ids."""
+"""Minimum number of ids of the smaller column."""
 
 MIN_SAMPLED = 25
-"""Ids in the sample of the smaller column; fewer say nothing."""
+"""Minimum number of sampled ids of the smaller column."""
 
 MIN_RATIO = 0.5
-"""Of the ids of the smaller column that occur in the larger one."""
+"""Minimum share of the smaller column's ids that occur in the larger one."""
 
 MIN_RATIO_BY_NAME = 0.9
-"""Where only one of two names says what the ids are."""
+"""Minimum share if only one of the two names identifies the ids."""
 
 MIN_ABOVE_CHANCE = 0.3
-"""How much more of the ids occur in the other column than of those next to them: three standard errors for 50 ids."""
+"""Minimum excess of the share of common ids over that of adjacent ids: three standard errors for 50 ids."""
 
 NUM_NEIGHBOURS = 8
-"""On each side of an id."""
+"""Number of adjacent ids on each side of an id."""
 
 MAX_COMPARED = 4_096
-"""Ids of the smaller column that are looked up in the larger one."""
+"""Maximum number of ids of the smaller column that are looked up in the larger one."""
 
 MAX_COLUMNS = 256
-"""Columns compared, those with most ids; each with each other takes seconds."""
+"""Maximum number of columns compared, those with most ids; comparing all pairs takes seconds."""
 
 LIST_WORDS = word_set(
     "history hist list seq sequence recent past last prev previous earlier clicked clicks click viewed views view "
     "watched bought purchased liked rated visited seen session user positive pos"
 )
-"""Words in the name of a list that do not say what its ids are."""
+"""Words in the name of a list that do not identify its ids."""
 
 NO_NAME_WORDS = word_set("id ids uid uuid key hash code idx index candidate target current first next")
 
@@ -77,12 +78,12 @@ class Overlap:
     """Two columns with many ids in common.
 
     Attributes:
-        columns: The one with fewer ids, and the other.
-        num_ids: Different ids of the first; estimated where there are very many.
-        ratio: Share of them that the second one holds, too.
-        chance: The same share of the ids next to them; None for texts, which have none.
-        evidence: What says that they are the same ids; None if nothing does.
-        reason: The same in words.
+        columns: The column with fewer ids, and the other column.
+        num_ids: Number of distinct ids of the first column; estimated if there are very many.
+        ratio: Share of these ids that also occur in the second column.
+        chance: The same share for adjacent ids; None for strings, which have no adjacent values.
+        evidence: Evidence that the ids are the same; None if there is none.
+        reason: The evidence in words.
     """
 
     columns: tuple[str, str]
@@ -111,17 +112,17 @@ class _Column:
     counts: Counts
 
     def at_level(self, level: int) -> tuple[Hashes, Counts]:
-        """Those whose hash begins with at least so many zeros."""
+        """The ids whose hash starts with at least `level` zeros."""
         stop = len(self.hashes) if not level else int(np.searchsorted(self.hashes, np.uint64(1 << (64 - level))))
         return self.hashes[:stop], self.counts[:stop]
 
 
 def find_overlaps(profiles: Sequence[ColumnProfile], guesses: Sequence[Guess]) -> list[Overlap]:
-    """Pairs of id columns of which one holds at least half of the other's ids, in the order of the columns.
+    """Find pairs of id columns in which at least half of one column's ids occur in the other, in column order.
 
     Args:
-        profiles: Of all columns.
-        guesses: Their parts; ids and lists of ids are compared, those of the same type.
+        profiles: Profiles of all columns.
+        guesses: Roles of the columns; ids and lists of ids of the same type are compared.
     """
     columns = [
         _column(profile)
@@ -138,11 +139,11 @@ def find_overlaps(profiles: Sequence[ColumnProfile], guesses: Sequence[Guess]) -
 
 
 def shared_tables(overlaps: Sequence[Overlap], order: Sequence[str]) -> list[tuple[str, ...]]:
-    """Columns that should share an embedding table, by table; those that share with none are left out.
+    """Groups of columns that should share an embedding table; other columns are omitted.
 
     Args:
-        overlaps: See `find_overlaps`.
-        order: Names of all columns, which orders those of a table.
+        overlaps: Result of `find_overlaps`.
+        order: Names of all columns, which determine the order within a group.
     """
     table_of: dict[str, set[str]] = {}
     for overlap in overlaps:
@@ -169,7 +170,7 @@ def _column(profile: ColumnProfile) -> _Column:
 
 
 def _compare(a: _Column, b: _Column, items: Sequence[str]) -> Overlap | None:
-    """How two columns overlap; None where they hardly do, or their samples are too small to tell."""
+    """The overlap of two columns; None if it is too small, or their samples are."""
     level = max(a.level, b.level)
     first, second = (a, b) if a.num_ids <= b.num_ids else (b, a)
     (ids, counts), (others, other_counts) = first.at_level(level), second.at_level(level)
@@ -204,15 +205,15 @@ def _compare(a: _Column, b: _Column, items: Sequence[str]) -> Overlap | None:
 
 
 def _look_up(ids: Hashes, others: Hashes) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.bool_]]:
-    """Where ids lie among others, which are sorted, and whether they are there."""
+    """Positions of ids among others, which are sorted, and whether they are present."""
     places = np.minimum(np.searchsorted(others, ids), len(others) - 1)
     return places, others[places] == ids
 
 
 def _neighbours(ids: Hashes, others: Hashes, level: int) -> tuple[Hashes, npt.NDArray[np.intp]]:
-    """Hashes of the integers next to some ids, as far as they would be in the sample, and the id that each is next to.
+    """Hashes of the integers adjacent to some ids that would be in the sample, with the id of each.
 
-    Next to each other are numbers at the greatest distance that divides all distances: codes may go up by tens.
+    Adjacent numbers differ by the greatest common divisor of all differences, because codes may be multiples of ten.
     """
     numbers, of = integers_of(ids), np.arange(len(ids))
     values = np.sort(np.concatenate([numbers, integers_of(others)]))
@@ -229,7 +230,7 @@ def _neighbours(ids: Hashes, others: Hashes, level: int) -> tuple[Hashes, npt.ND
 
 
 def _correlation(a: Counts, b: Counts) -> float:
-    """Of the logarithms of counts; 0 where there is none to speak of."""
+    """Correlation of the logarithms of counts; 0 if it is undefined."""
     if len(a) < MIN_SAMPLED:
         return 0.0
     x, y = np.log(a), np.log(b)
@@ -239,11 +240,11 @@ def _correlation(a: Counts, b: Counts) -> float:
 
 
 def _common_thing(a: _Column, b: _Column, ratio: float, items: Sequence[str]) -> str | None:
-    """What two columns are both named after, as "item" for item_id and last_items; None if there is no such thing."""
+    """The common subject of two column names, for instance "item" for item_id and last_items; None if there is none."""
     things = [_thing(column.name, is_list=column.is_list) for column in (a, b)]
     if things[0] and things[0] == things[1]:
         return things[0]
-    # A list called "history" holds items, if it is clear which column has them.
+    # A list called "history" contains items, if only one column can be the item column.
     lists = [column for column, thing in zip((a, b), things, strict=True) if column.is_list and thing == ""]
     singles = [column.name for column in (a, b) if not column.is_list]
     if len(lists) == 1 and len(singles) == 1 and singles[0] in items and ratio >= MIN_RATIO_BY_NAME:
@@ -252,7 +253,7 @@ def _common_thing(a: _Column, b: _Column, ratio: float, items: Sequence[str]) ->
 
 
 def _thing(name: str, *, is_list: bool) -> str | None:
-    """The last word that says what the ids of a column are; "" if no word does, None for numbered names such as C14."""
+    """The last word that identifies the ids of a column; "" if there is none, None for numbered names such as C14."""
     if _is_numbered(name):
         return None
     words = list(_plain_words(name))

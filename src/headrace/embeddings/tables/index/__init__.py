@@ -1,4 +1,4 @@
-"""From an id to the row that holds its embedding: direct, hashed, or exact and growing."""
+"""Index from ids to embedding rows: direct, hashed, or collisionless and growing."""
 
 from headrace.embeddings.tables.index.direct import is_row
 from headrace.embeddings.tables.index.hashed import hashed_row

@@ -1,4 +1,4 @@
-"""Direct: an id is the number of its row already; it is checked, never trusted."""
+"""Direct tables: the id is the row number, after a range check."""
 
 from headrace.compiling import kernel
 
@@ -7,5 +7,5 @@ __all__ = ["is_row"]
 
 @kernel()
 def is_row(key: int, size: int) -> bool:
-    """Whether an id may be used as a row of a table of `size` rows."""
+    """Whether an id is a valid row of a table with `size` rows."""
     return 0 <= key < size

@@ -1,4 +1,4 @@
-"""Hashed: an id is mixed with its table's salt and scaled into the table's rows; ids may share a row."""
+"""Hashed tables: the id is hashed with the table's salt and scaled to the number of rows; ids may share a row."""
 
 import numpy as np
 
@@ -10,5 +10,5 @@ __all__ = ["hashed_row"]
 
 @kernel()
 def hashed_row(key: int, salt: np.uint64, size: int) -> np.int64:
-    """The row of an id, in `[0, size)`; even over rows for any set of ids, sizes beyond 2^32 included."""
+    """The row of an id, in `[0, size)`; evenly distributed for any set of ids, also for sizes beyond 2^32."""
     return np.int64(multiply_shift(mix64(np.uint64(key) ^ salt), np.uint64(size)))

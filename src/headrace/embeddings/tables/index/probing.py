@@ -1,14 +1,14 @@
-"""Open addressing from (table, id), compared exactly, to a row: compiled loops over the entries of a `RowIndex`.
+"""Open addressing hash table from (table, id) to rows: compiled loops over the entries of a `RowIndex`.
 
-An entry is four int64 in one half of a cache line, so that a probe costs one cache miss:
+An entry is four int64 in half a cache line, so that a probe costs one cache miss:
 
     ID         the id
-    TABLE      its table, EMPTY where the slot is free
+    TABLE   its table, EMPTY if the slot is free
     ROW        its row, or PENDING (0, the group's zero row) until the id is admitted
     SIGHTINGS  how often a pending id has been seen
 
-Probing is linear. An entry that is removed pulls those behind it forward, so there are no tombstones and probe lengths
-do not grow with age.
+Probing is linear. Removing an entry shifts later entries back, so there are no tombstones, and probe lengths do not
+grow over time.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ EMPTY = -1
 ENTRY_BYTES = 32
 PENDING = 0
 AHEAD = 8  # keys; as in `ops.prefetch`
-CHUNK = 512  # keys a thread takes at a time
+CHUNK = 512  # keys per task of a thread
 
 Entries = npt.NDArray[np.int64]
 Records = npt.NDArray[np.void]
@@ -43,13 +43,13 @@ Int32s = npt.NDArray[np.int32]
 
 @kernel()
 def _home(entries: Entries, table: int, key: int) -> int:
-    """The slot at which probing for (table, id) begins."""
+    """The first slot to probe for (table, id)."""
     return np.int64(mix64(mix64(np.uint64(key)) + np.uint64(table))) & (len(entries) - 1)  # type: ignore[return-value]
 
 
 @kernel()
 def probe(entries: Entries, table: int, key: int) -> int:
-    """The slot of (table, id), or of the empty slot where it belongs."""
+    """The slot of (table, id), or the empty slot for it."""
     slot = _home(entries, table, key)
     while entries[slot, TABLE] != EMPTY and not (entries[slot, ID] == key and entries[slot, TABLE] == table):
         slot = (slot + 1) & (len(entries) - 1)
@@ -58,7 +58,7 @@ def probe(entries: Entries, table: int, key: int) -> int:
 
 @kernel(parallel=True)
 def resolve(tables: Int32s, ids: Int64s, first_rows: Int64s, entries: Entries, rows: Int64s) -> None:
-    """Rows of keys [U], PENDING for those without one."""
+    """Find the rows of keys [U]; PENDING for keys without a row."""
     for u in numba.prange(len(ids)):
         table = tables[u]
         if first_rows[table] >= 0:
@@ -70,7 +70,7 @@ def resolve(tables: Int32s, ids: Int64s, first_rows: Int64s, entries: Entries, r
 
 @cache
 def find_kernel(is_admitted: Callable[..., bool]) -> Callable[..., None]:
-    """The loop of `RowIndex.find`, with a rule of admission."""
+    """Compile the loop of `RowIndex.find` for an admission rule."""
 
     def find(
         tables: Int32s,
@@ -109,7 +109,7 @@ def find_kernel(is_admitted: Callable[..., bool]) -> Callable[..., None]:
 
 @cache
 def admit_kernel(is_admitted: Callable[..., bool]) -> Callable[..., tuple[int, int, int, int]]:
-    """The loop of `RowIndex.admit`, with a rule of admission: (new entries, admitted ids, free rows, next row)."""
+    """Compile the loop of `RowIndex.admit` for an admission rule: (new entries, admitted ids, free rows, next row)."""
 
     def admit(
         entries: Entries,
@@ -154,7 +154,7 @@ def admit_kernel(is_admitted: Callable[..., bool]) -> Callable[..., tuple[int, i
 
 @kernel()
 def copy_entries(old: Entries, old_seen: Int64s, new: Entries, new_seen: Int64s) -> None:
-    """All entries into an empty hash table of another size."""
+    """Copy all entries into an empty hash table of another size."""
     for slot in range(len(old)):
         if old[slot, TABLE] != EMPTY:
             target = probe(new, old[slot, TABLE], old[slot, ID])
@@ -166,7 +166,7 @@ def copy_entries(old: Entries, old_seen: Int64s, new: Entries, new_seen: Int64s)
 def insert(
     entries: Entries, pending_seen: Int64s, tables: Int32s, ids: Int64s, rows: Int64s, sightings: Int64s, seen: Int64s
 ) -> None:
-    """New entries of keys [K], or new values of those there are."""
+    """Insert or overwrite the entries of keys [K]."""
     for i in range(len(ids)):
         slot = probe(entries, tables[i], ids[i])
         entries[slot, ID], entries[slot, TABLE] = ids[i], tables[i]
@@ -176,7 +176,7 @@ def insert(
 
 @kernel()
 def remove(entries: Entries, pending_seen: Int64s, tables: Int32s, ids: Int64s) -> int:
-    """Removes the entries of keys [K] (Knuth, The Art of Computer Programming 3, 6.4, R); how many there were."""
+    """Remove the entries of keys [K] (Knuth, The Art of Computer Programming 3, 6.4, R); returns their number."""
     mask = len(entries) - 1
     num_removed = 0
     for i in range(len(ids)):
@@ -187,7 +187,7 @@ def remove(entries: Entries, pending_seen: Int64s, tables: Int32s, ids: Int64s) 
         slot = (hole + 1) & mask
         while entries[slot, TABLE] != EMPTY:
             home = _home(entries, entries[slot, TABLE], entries[slot, ID])
-            if (slot - home) & mask >= (slot - hole) & mask:  # its home is not behind the hole
+            if (slot - home) & mask >= (slot - hole) & mask:  # its home is not after the hole
                 entries[hole] = entries[slot]
                 pending_seen[hole] = pending_seen[slot]
                 hole = slot
@@ -197,7 +197,7 @@ def remove(entries: Entries, pending_seen: Int64s, tables: Int32s, ids: Int64s) 
 
 
 def _named(function: Callable[..., Any], rule: Callable[..., bool], *, parallel: bool = False) -> Callable[..., Any]:
-    """A kernel made from a template; code on disk is named after it and its rule."""
+    """A kernel made from a template; the compilation cache is keyed by the names of the template and the rule."""
     rule_name = rule.__module__.rpartition(".")[2]
     function.__name__ = function.__qualname__ = f"{function.__name__}_with_{rule_name}"
     return kernel(parallel=parallel)(function)

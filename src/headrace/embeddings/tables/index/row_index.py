@@ -1,8 +1,8 @@
-"""`RowIndex`: from a key to its row and back, for all tables of a group.
+"""`RowIndex`: maps keys to rows and rows to keys, for all tables of a group.
 
-row 0                   zeros, never updated; what an id without a row reads
-rows 1 .. num_fixed     direct and hashed tables, one after the other
-rows from num_fixed     collisionless tables, given to ids as they are admitted
+row 0       zeros, never updated; read by ids without a row
+rows 1 .. num_fixed  direct and hashed tables, in order
+rows from num_fixed  collisionless tables, allocated when ids are admitted
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from headrace.embeddings.tables.lifecycle.policies import AdmissionPolicy, IdHis
 __all__ = ["RowIndex"]
 
 MAX_LOAD = 0.5  # linear probing: about 1.5 probes for a hit, 2.5 for a miss
-MIN_LOAD = MAX_LOAD / 8  # below it the hash table is rebuilt smaller
+MIN_LOAD = MAX_LOAD / 8  # below this load the hash table is rebuilt smaller
 
 Entries = npt.NDArray[np.int64]
 Records = npt.NDArray[np.void]
@@ -39,18 +39,18 @@ Int32s = npt.NDArray[np.int32]
 
 
 class RowIndex:
-    """For the same calls it gives the same rows. Not thread-safe, except that several threads may `find` at once.
+    """Index of rows by key. Deterministic. Not thread-safe, except that several threads may `find` at once.
 
     Args:
-        sizes: int64 [T], rows of direct and hashed tables, whose ids are rows within the table; -1 for collisionless
-            ones.
-        admission: When ids of collisionless tables get a row.
-        capacity: How many collisionless ids to make room for at first.
+        sizes: int64 [T], number of rows of direct and hashed tables, whose ids are rows within the table; -1 for
+            collisionless tables.
+        admission: Admission policy of collisionless tables.
+        capacity: Initial capacity for ids of collisionless tables.
 
     Attributes:
-        first_rows: int64 [T], where each direct or hashed table begins; -1 for collisionless ones.
-        num_fixed: Row 0 and the rows of all direct and hashed tables.
-        next_row: One more than the highest row that an id has or had.
+        first_rows: int64 [T], first row of each direct or hashed table; -1 for collisionless tables.
+        num_fixed: Number of rows of all direct and hashed tables, plus row 0.
+        next_row: The highest row ever allocated, plus one.
     """
 
     def __init__(self, sizes: Int64s, admission: AdmissionPolicy, *, capacity: int) -> None:
@@ -64,7 +64,7 @@ class RowIndex:
         self.clear(capacity)
 
     def clear(self, capacity: int) -> None:
-        """Forget all ids."""
+        """Remove all ids."""
         self.entries, self._pending_seen = _empty_entries(capacity)
         self.num_entries = 0
         self.next_row = self.num_fixed
@@ -74,17 +74,17 @@ class RowIndex:
 
     @property
     def num_rows(self) -> int:
-        """Rows in use: all of direct and hashed tables, and those that collisionless ids have."""
+        """Rows in use: all rows of direct and hashed tables, and allocated rows of collisionless tables."""
         return self.next_row - 1 - len(self._free_rows)
 
     @property
     def num_free(self) -> int:
-        """Rows below `next_row` that no id has."""
+        """Number of free rows below `next_row`."""
         return len(self._free_rows)
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of its arrays."""
+        """Size of the arrays in bytes."""
         arrays = self.entries, self._pending_seen, self._tables, self._ids, self._free_rows
         return sum(array.nbytes for array in arrays)
 
@@ -95,26 +95,26 @@ class RowIndex:
         return rows
 
     def find(self, keys: Keys, records: Records) -> Int64s:
-        """Rows int64 [U] as an update of the same keys, with their counts, will find or make them; makes none.
+        """Predict the rows int64 [U] after an update of the same keys with their counts, without changing the index.
 
         Args:
             keys: Unique keys.
             records: Metadata of all rows.
 
         Returns:
-            A row; `NEW` for one that was never updated, or that the update makes; 0 for an id that stays without.
+            Row numbers; `NEW` for rows that were never updated or that the update allocates; 0 for ids without a row.
         """
         rows = np.empty(len(keys), dtype=np.int64)
         self._find(keys.tables, keys.ids, keys.counts, self.first_rows, records, self._numbers, self.entries, rows)
         return rows
 
     def admit(self, keys: Keys, rows: Int64s, *, version: int) -> None:
-        """Count sightings of keys for which `resolve` found no row, and give rows to those admitted, in their order.
+        """Count keys for which `resolve` found no row, and allocate rows for admitted keys, in order.
 
         Args:
             keys: Unique keys.
             rows: int64 [U] from `resolve`; filled in for admitted keys.
-            version: Of the table group, remembered as when a pending id was last seen.
+            version: Version of the table group, stored as the last time that a pending id was seen.
         """
         num_missing = len(rows) - int(np.count_nonzero(rows))
         if num_missing == 0:
@@ -142,7 +142,7 @@ class RowIndex:
         self._own(rows[admitted], keys.tables[admitted], keys.ids[admitted])
 
     def remove(self, keys: Keys) -> None:
-        """Forget ids [K] of collisionless tables, with and without a row; their rows are free."""
+        """Remove ids [K] of collisionless tables, with and without a row, and free their rows."""
         rows = self.resolve(keys)
         rows = rows[rows != PENDING]
         self.num_entries -= remove(self.entries, self._pending_seen, keys.tables, keys.ids)
@@ -153,7 +153,7 @@ class RowIndex:
             self._rebuild(2 * self.num_entries)
 
     def owners(self, rows: Int64s) -> tuple[Int32s, Int64s]:
-        """The (table, id) of rows; in direct and hashed tables the id is the row within the table. (-1, 0) if free."""
+        """The (table, id) of rows, (-1, 0) if free; in direct and hashed tables the id is the row within the table."""
         tables, ids = np.empty(len(rows), dtype=np.int32), np.empty(len(rows), dtype=np.int64)
         is_fixed = rows < self.num_fixed
         fixed_tables = np.flatnonzero(self.first_rows >= 0)
@@ -165,7 +165,7 @@ class RowIndex:
         return tables, ids
 
     def pending(self) -> IdHistory:
-        """Ids that have been seen but have no row yet, in the order of (table, id)."""
+        """Ids that were seen but not admitted yet, ordered by (table, id)."""
         where = np.flatnonzero((self.entries[:, TABLE] != EMPTY) & (self.entries[:, ROW] == PENDING))
         found = self.entries[where]
         order = np.lexsort((found[:, ID], found[:, TABLE]))
@@ -177,9 +177,9 @@ class RowIndex:
         )
 
     def restore(self, rows: Int64s, tables: Int32s, ids: Int64s, pending: IdHistory) -> None:
-        """Become the index in which ids [L] have rows, and `pending` is what `pending()` gave.
+        """Restore an index from the rows of ids [L] and the result of `pending()`.
 
-        Rows below the highest that nobody has are free.
+        Unused rows below the highest one are free.
         """
         num_entries = len(rows) + len(pending.ids)
         self.clear(2 * num_entries)
@@ -193,11 +193,10 @@ class RowIndex:
         self._free_rows = np.ascontiguousarray(free[::-1]) + self.num_fixed
 
     def compact(self) -> Int64s:
-        """Give ids new rows, in the order of the old ones, so that none is free.
+        """Renumber the rows of collisionless tables in order, so that none is free.
 
         Returns:
-            int64, the old rows from `num_fixed` on that are in use, ascending; number i of them becomes row
-            `num_fixed` + i.
+            int64, the old rows in use from `num_fixed` on, ascending; the i-th one becomes row `num_fixed` + i.
         """
         held = np.flatnonzero(self._tables[: self.next_row - self.num_fixed] >= 0)
         self._tables, self._ids = self._tables[held], self._ids[held]
@@ -226,7 +225,8 @@ class RowIndex:
 
 
 def _empty_entries(num_ids: int) -> tuple[Entries, Int64s]:
-    """A hash table with room for `num_ids` at the highest load: a power of two slots, so that a mask finds the slot."""
+    """An empty hash table for `num_ids` ids at the maximum load; its size is a power of two, so that a mask finds
+    slots."""
     num_slots = 1 << max(6, int(np.ceil(num_ids / MAX_LOAD)) - 1).bit_length()
     entries: Entries = np.empty((num_slots, 4), dtype=np.int64)
     entries[:, TABLE] = EMPTY

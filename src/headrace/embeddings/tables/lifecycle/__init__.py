@@ -1,4 +1,4 @@
-"""The life of a row: when an id gets one, and when it loses it. One file a policy; `policies` says what they are."""
+"""Admission and retention policies of ids, one file per policy; `policies` defines the interfaces."""
 
 from collections.abc import Sequence
 
@@ -24,6 +24,6 @@ def admission_of(configs: Sequence[TableConfig]) -> AdmissionPolicy:
 
 
 def retention_of(configs: Sequence[TableConfig]) -> list[RetentionPolicy]:
-    """The retention policies of a table group; none keeps all ids."""
+    """The retention policies of a table group; an empty list keeps all ids."""
     evict_after = [config.evict_after for config in configs]
     return [WindowRetention(evict_after)] if any(evict_after) else []

@@ -1,6 +1,6 @@
-"""Admission by count: an id gets a row at a given sighting (Monolith 2022, section 2.2.1; HugeCTR and XDL do the same).
+"""Admission by count: an id gets a row at a given occurrence (Monolith 2022, section 2.2.1; also HugeCTR and XDL).
 
-With a count of 0 every id has a row, so that one never trained on reads its first value.
+With a count of 0 every id has a row, so that ids never trained on read their initial value.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ def _is_admitted(sightings: int, table: int, key: int, numbers: Int64s) -> bool:
 
 
 class CountAdmission:
-    """See `AdmissionPolicy`.
+    """An `AdmissionPolicy` by count.
 
     Args:
-        counts: Of each table, the sighting at which an id gets its row.
+        counts: For each table, the occurrence at which an id gets its row.
     """
 
     is_admitted = staticmethod(_is_admitted)

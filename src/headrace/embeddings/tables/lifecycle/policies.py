@@ -1,7 +1,7 @@
-"""What policies of a row's life are: admission says when an id gets a row, retention when it loses it.
+"""Interfaces of admission policies, which decide when an id gets a row, and retention policies, when it loses it.
 
-Policies decide for all tables of a group at once, and see nothing but what is kept of each id, which does not depend on
-where its row lies. So shards decide alike, however many there are.
+Policies decide for all tables of a group at once, from metadata of ids that does not depend on row numbers. So
+decisions are the same for any number of shards.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ __all__ = ["AdmissionPolicy", "IdHistory", "RetentionPolicy"]
 
 
 class AdmissionPolicy(Protocol):
-    """When ids of collisionless tables get a row, as a rule that compiled loops over ids call.
+    """Decides when ids of collisionless tables get a row, as a function that compiled loops call.
 
     Attributes:
-        is_admitted: A kernel of (sightings so far, table, id, numbers) that says whether the id has a row from now on.
-            It may not turn from true to false as sightings grow.
-        numbers: int64 [T, N], what the rule needs to know of each table.
+        is_admitted: A kernel of (count so far, table, id, numbers) that returns whether the id is admitted. It must be
+            monotone in the count.
+        numbers: int64 [T, N], parameters of the rule for each table.
     """
 
     is_admitted: Callable[..., bool]
@@ -31,13 +31,13 @@ class AdmissionPolicy(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class IdHistory:
-    """What is kept of some ids [R] of collisionless tables, with or without a row.
+    """Metadata of some ids [R] of collisionless tables, with or without a row.
 
     Attributes:
-        tables: int32 [R].
+        tables: int32 [R], table of each id.
         ids: int64 [R].
-        last_seen: int64 [R], the version of the table group that saw each last.
-        sightings: int64 [R], how often each was seen.
+        last_seen: int64 [R], version of the table group when each id was last seen.
+        sightings: int64 [R], number of occurrences of each id.
     """
 
     tables: npt.NDArray[np.int32]
@@ -47,19 +47,18 @@ class IdHistory:
 
 
 class RetentionPolicy(Protocol):
-    """Which ids are forgotten, with their rows.
+    """Decides which ids are evicted, with their rows.
 
     Attributes:
-        num_windows: Windows back that it looks.
+        num_windows: Number of recent windows that the policy uses.
     """
 
     num_windows: int
 
     def expired(self, history: IdHistory, window_starts: Sequence[int]) -> npt.NDArray[np.bool_]:
-        """Which ids to forget, bool [R].
+        """Whether to evict each id, bool [R].
 
         Args:
-            history: Of all ids.
-            window_starts: Versions at which windows began, the latest last, as far back as the policies of the group
-                look.
+            history: Metadata of all ids.
+            window_starts: Start versions of the recent windows, in order, as many as the policies of the group use.
         """
