@@ -1,11 +1,11 @@
-"""Tuning policies in a cgroup with a memory limit, fed with elements whose size bursts: which runs are killed.
+"""Tuning policies in a cgroup with a memory limit and bursts of large elements: which runs are killed.
 
-The real engine, and the kernel's own out-of-memory killer. Elements of 1.5 MB really lie in memory; now and then some
-in a row are 6 times as large, as where a few users have long histories. Stages sleep, so memory is the only limit. A
-run fails when its process is killed. Every policy runs
+Uses the real engine and the kernel's out-of-memory killer. Elements of 1.5 MB are actually allocated; from time to time
+several in a row are 6 times as large, as with users who have long histories. Stages sleep, so memory is the only limit.
+A run fails when its process is killed. Every policy runs
 
-- *without ledger*: the engine neither counts bytes nor watches the limit, as tf.data and most loaders do not; and
-- ours and tf.data's once more *with the engine's ledger*, as the engine always runs.
+- *without ledger*: the engine neither counts bytes nor observes the limit, like tf.data and most loaders; and
+- for headrace's and tf.data's policies also *with the engine's ledger*, which the engine normally uses.
 
 InTune reports 8 % of runs lost for AUTOTUNE, none for itself.
 """

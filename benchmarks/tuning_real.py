@@ -1,11 +1,12 @@
-"""Tuning on *real* work and real CPUs, which are taken away and given back: ours, tf.data's AUTOTUNE, and DataLoader.
+"""Tuning with *real* work and a changing number of real CPUs: headrace, tf.data's AUTOTUNE, and DataLoader.
 
-An element is read through an fsspec filesystem that delays each read by 30 ms, decompressed, worked on by a user
-function in Python, turned into features and trained on; see `tuning_work.py`. Nobody sets a number for ours. tf.data
-has AUTOTUNE everywhere; DataLoader its default and several numbers of workers, of which the best is the peer that a
-patient human would reach. CPUs go 1-2-1 by affinity, and by the quota of a cgroup where one can be made (which a
-library that only counts CPUs does not see). Arms run in turn, each in a process of its own; all must deliver the same
-bytes. A short job has two CPUs all the time, and beside `auto` what a patient human would set for it.
+An element is read through an fsspec filesystem that delays each read by 30 ms, decompressed, processed by a user
+function in Python, converted to features and trained on; see `tuning_work.py`. headrace runs without any manual
+setting. tf.data uses AUTOTUNE everywhere; DataLoader runs with its default and several numbers of workers, of which the
+best is what a patient human would find. The number of CPUs goes 1-2-1 by affinity, and by the quota of a cgroup if one
+can be created (which a library that only counts CPUs does not see). Arms run in turn, each in a separate process; all
+must deliver the same bytes. A short job has two CPUs all the time, and also runs with the setting that a patient human
+would choose.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ gigabyte."""
 def warmup() -> None:
     """Compile the kernels and store them on disk, so that later starts only load them.
 
-    They are stored beside the package, or if that is read-only, in HEADRACE_CACHE or the user's cache folder
+    They are stored next to the package, or if that is read-only, in HEADRACE_CACHE or the user's cache folder
     (XDG_CACHE_HOME, ~/.cache).
 
     Example: headrace warmup

@@ -230,7 +230,7 @@ def _overlaps(inspection: Inspection, style: box.Box) -> Iterator[RenderableType
         table = Table(box=style, pad_edge=False, padding=(0, 1), title="columns of the same ids", title_justify="left")
         for name in ("ids of", "found in"):
             table.add_column(name, overflow="fold", min_width=8)
-        for name in ("ids", "share", "ids beside"):
+        for name in ("ids", "share", "nearby ids"):
             table.add_column(name, justify="right", no_wrap=True)
         table.add_column("because", overflow="fold")
         for overlap in same[:MAX_GROUPS]:
