@@ -19,7 +19,7 @@ from headrace.observe.report import write_report
 from headrace.tensors import Batch
 from headrace.training import BinaryMetrics, JobConfig, Scores, Trainer
 from headrace.training.components import build_components
-from headrace.training.feed import decide_groups, open_batches, source_columns
+from headrace.training.feed import PlannedSources, open_batches, source_columns
 
 BORDERS = [-1, 0, 1, 2, 3, 4, 5, 7, 9, 12, 16, 22, 30, 45, 70, 110, 200, 400, 1000, 3000, 10000, 30000]
 """About logarithmic, finer where most of Criteo's counts lie."""
@@ -104,7 +104,7 @@ def hashed_rows(config: JobConfig, windows: int) -> Rows:
     for file in list_files(config.data.path)[:windows]:
         columns = source_columns(config, plan)
         source = ParquetSource(select_files([file]), config.schema_of_logs, columns=columns)
-        with open_batches(config, decide_groups(config, plan, source), source) as batches:
+        with open_batches(config, PlannedSources(config, plan, [lambda source=source: source])) as batches:
             rows[file.name] = list(hashed(batches))
     return rows
 

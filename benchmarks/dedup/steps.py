@@ -24,7 +24,7 @@ from headrace.logs.files import list_files
 from headrace.tensors import Batch, InverseKeyedJaggedTensor, KeyedJaggedTensor
 from headrace.threads import use_threads
 from headrace.training.components import build_components
-from headrace.training.feed import decide_groups, open_batches, source_columns
+from headrace.training.feed import PlannedSources, open_batches, source_columns
 from headrace.training.step import TrainingStep
 
 NUM_BATCHES = 4
@@ -60,9 +60,8 @@ def ready_batches(settings: dict[str, Any]) -> tuple[list[Batch], TrainingStep]:
         config.schema_of_logs,
         columns=source_columns(config, parts.plan),
     )
-    plan = decide_groups(config, parts.plan, source)
     batches: list[Batch] = []
-    with open_batches(config, plan, source) as delivered:
+    with open_batches(config, PlannedSources(config, parts.plan, [lambda: source])) as delivered:
         for batch in delivered:
             batches.append(expanded(batch) if settings["expanded"] else batch)
             if len(batches) == NUM_BATCHES:

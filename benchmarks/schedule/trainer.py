@@ -48,13 +48,15 @@ WARM_UP = 6  # steps of a run that do not count: estimates settle
 class Rows:
     """Batches of rows in memory, round and round; stands where a pipeline would, and costs nothing."""
 
+    segment = 0
+
     def __init__(self, batches: list[Any], count: int) -> None:
         self._batches = batches
         self._next, self._count = 0, count
 
-    def __next__(self) -> Any:
+    def next_in_segment(self) -> Any | None:
         if self._next == self._count:
-            raise StopIteration
+            return None
         self._next += 1
         return self._batches[self._next % len(self._batches)]
 
@@ -114,14 +116,15 @@ class Trainer:
         tried = place in self._selectors
         selector = make_selector(policy, num_groups=num_groups, store_waits=self.is_remote)
         selector = self._selectors.setdefault(place, selector)
-        state = SchedulerState(num_groups, policy, num_cores=1, store_waits=self.is_remote, selector=selector)
+        selectors = {num_groups: selector}
+        state = SchedulerState(policy, num_cores=1, store_waits=self.is_remote, selectors=selectors)
         trace, steps = Trace(command["steps"]), command["steps"]
         selector.begin()
         warm_up = WARM_UP if tried else max(WARM_UP, selector.num_steps)
         batches = Rows(self.batches, warm_up + steps + 1)
         deferred = []
         with (
-            TrainingWork(batches, self.groups, self.model, self.step) as work,  # type: ignore[arg-type]
+            TrainingWork(batches, lambda segment: self.groups, self.model, self.step) as work,  # type: ignore[arg-type]
             StepRuntime(work, state, trace=trace, is_inline=not self.is_remote) as runtime,
         ):
             for _ in range(warm_up):

@@ -13,7 +13,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "unit" / "scheduling"))
 
-from small_job import Phases, parameters, plan_and_model, raw_batches, rows, tables_of, train_plainly
+from small_job import Phases, embeddings, parameters, plan_and_model, raw_batches, rows, tables_of, train_plainly
 from torch import nn
 
 from headrace.embeddings import embedding_bags
@@ -22,6 +22,7 @@ from headrace.embeddings.shards.service import ShardServer
 from headrace.embeddings.shards.shard import Shard
 from headrace.embeddings.shards.table_group import TableGroupSpec
 from headrace.errors import HeadraceError
+from headrace.pipeline import TableSource, from_sources
 from headrace.registry import STEP_POLICIES
 from headrace.scheduling.feature_groups import group_features
 from headrace.scheduling.policies import RECS_EARLY
@@ -43,14 +44,14 @@ def addresses() -> Iterator[list[str]]:
 
 
 @contextmanager
-def in_shards(model: nn.Module, addresses: list[str]) -> Iterator[None]:
+def in_shards(model: nn.Module, addresses: list[str]) -> Iterator[ShardGroup]:
     modules = embedding_bags(model)
     seeds = {"wide": 3, "deep": 4}
     table_groups = {name: TableGroupSpec(bags.tables, seeds[name]) for name, bags in modules.items()}
     with ShardGroup(addresses, table_groups) as group:
         for name, bags in modules.items():
             bags.use_store(group.store(name))
-        yield
+        yield group
 
 
 def train(addresses: list[str], name: str, *, verify: bool = False) -> tuple[list[float], dict[str, Any]]:
@@ -58,10 +59,10 @@ def train(addresses: list[str], name: str, *, verify: bool = False) -> tuple[lis
     groups = group_features(plan, lambda feature: tables_of(model, feature), max_groups=4)
     losses = []
     with in_shards(model, addresses):
-        state = SchedulerState(len(groups), STEP_POLICIES[name], num_cores=2, store_waits=True)
+        state = SchedulerState(STEP_POLICIES[name], num_cores=2, store_waits=True)
         with (
             raw_batches(rows(NUM_ROWS)) as batches,
-            TrainingWork(batches, groups, model, Phases(model), verify=verify) as work,
+            TrainingWork(batches, lambda segment: groups, model, Phases(model), verify=verify) as work,
             StepRuntime(work, state) as steps,
         ):
             while (trained := steps.step()) is not None:
@@ -82,6 +83,47 @@ def test_parameters_equal_those_of_one_process(
     assert losses == plain[0]
     for key, value in found.items():
         np.testing.assert_array_equal(value, plain[1][key], err_msg=key)
+
+
+TABLES = [rows(64 * 4 + 9), rows(64 * 3, seed=1), rows(64 * 2 + 1, seed=2)]
+
+
+@pytest.mark.parametrize("name", sorted(STEP_POLICIES))
+def test_the_end_of_a_window_comes_between_the_updates_before_and_the_reads_behind(
+    addresses: list[str], name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("small_job.EMBEDDINGS", embeddings(evict_after=1))
+    plan, model = plan_and_model()
+    phases, num_freed = Phases(model), 0
+    for table in TABLES:
+        for batch in raw_batches(table):
+            phases.forward_backward(plan.apply(batch), batch.num_rows)
+            phases.push()
+            phases.update()
+        for bags in embedding_bags(model).values():
+            assert bags.table_group is not None
+            num_freed += bags.table_group.end_window()
+    assert num_freed > 0
+    expected = parameters(model)
+
+    plan, model = plan_and_model()
+    groups = group_features(plan, lambda feature: tables_of(model, feature), max_groups=4)
+    pipe = from_sources([TableSource(table) for table in TABLES]).batch(64).prefetch(4)
+    num_steps = 0
+    with in_shards(model, addresses) as group:
+        state = SchedulerState(STEP_POLICIES[name], num_cores=2, store_waits=True, num_segments=len(TABLES))
+        with (
+            pipe.open(workers=1) as batches,
+            TrainingWork(batches, lambda segment: groups, model, Phases(model), verify=True) as work,
+            StepRuntime(work, state) as steps,
+        ):
+            for _ in TABLES:
+                while steps.step() is not None:
+                    num_steps += 1
+                group.end_window(num_steps)
+        found = parameters(model)
+    for key, value in found.items():
+        np.testing.assert_array_equal(value, expected[key], err_msg=key)
 
 
 @pytest.mark.parametrize("name", ["recs", "recs_early"])

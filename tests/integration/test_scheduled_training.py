@@ -115,7 +115,7 @@ def test_verify_passes_on_a_whole_job(folder: Path) -> None:
 
 def test_pipeline_and_steps_share_the_memory_budget_of_the_job(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     budgets: dict[str, int] = {}
-    begin, take = SchedulerState.__init__, BatchIterator.__next__
+    begin, take = SchedulerState.__init__, BatchIterator.next_in_segment
 
     def watch_state(self: SchedulerState, *arguments: Any, **options: Any) -> None:
         begin(self, *arguments, **options)
@@ -126,7 +126,7 @@ def test_pipeline_and_steps_share_the_memory_budget_of_the_job(folder: Path, mon
         return take(self)
 
     monkeypatch.setattr(SchedulerState, "__init__", watch_state)
-    monkeypatch.setattr(BatchIterator, "__next__", watch_batches)
+    monkeypatch.setattr(BatchIterator, "next_in_segment", watch_batches)
     train(folder, "budgets", "recs")
     assert budgets == {"steps": 16 << 20, "pipeline": 48 << 20}
     train(folder, "alone", "auto")

@@ -17,6 +17,7 @@ __all__ = [
     "ROW_ID",
     "Source",
     "SourceBatch",
+    "Sources",
     "make_row_id",
     "split_row_id",
 ]
@@ -84,6 +85,21 @@ class Source(Protocol):
 
     def describe(self, split: int) -> str:
         """Describe the location of a split, for error messages: "logs/a.parquet, row group 3"."""
+        ...
+
+
+class Sources(Protocol):
+    """Sources that a pipeline reads one after the other; a tuple of them is the plain case.
+
+    Each is asked for when its turn comes near, by any thread, so an implementation may open it as late as that.
+    """
+
+    def __len__(self) -> int:
+        """How many there are."""
+        ...
+
+    def __getitem__(self, segment: int, /) -> Source:
+        """The source of that number, always the same."""
         ...
 
 

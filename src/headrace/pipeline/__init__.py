@@ -5,7 +5,7 @@ from headrace.pipeline.engine.batch_iterator import BatchIterator, Peek
 from headrace.pipeline.engine.counters import ConsumerReading, PipelineCounters, StageReading
 from headrace.pipeline.engine.tuners import Tunable
 from headrace.pipeline.pipeline import Pipeline
-from headrace.pipeline.reading import from_iterable, from_source, read_arrow, read_parquet
+from headrace.pipeline.reading import from_iterable, from_source, from_sources, read_arrow, read_parquet
 from headrace.pipeline.row_stats import RowStats
 from headrace.pipeline.sources import IterableSource, TableSource, to_record_batch
 
@@ -25,6 +25,7 @@ __all__ = [
     "from_iterable",
     "from_ray",
     "from_source",
+    "from_sources",
     "from_tfdata",
     "read_arrow",
     "read_parquet",

@@ -1,4 +1,4 @@
-"""`LogicalPlan`: a pipeline as frozen data, a source followed by stages, which the engine runs."""
+"""`LogicalPlan`: a pipeline as frozen data, sources followed by stages, which the engine runs."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from headrace.errors import ConfigError
-from headrace.logs import Source
+from headrace.logs.source import Sources
 from headrace.pipeline.transformations.transformation import Transformation
 
 __all__ = ["Executor", "LogicalPlan", "Stage"]
@@ -46,25 +46,28 @@ class Stage:
 
 @dataclass(frozen=True)
 class LogicalPlan:
-    """A source followed by stages.
+    """One or several sources, read one after the other, followed by stages.
+
+    Each source is a *segment* of the stream. Batches never contain rows of two segments, and shuffle blocks, batch
+    numbers and random numbers start again with each, so the batches of a segment are those of a pipeline over its
+    source alone.
 
     Attributes:
-        source: Where rows are read from.
+        sources: Where rows are read from, at least one.
         stages: Stages in data order.
         num_prefetch: Batches to prepare ahead of the consumer.
         session: Session id column, if known.
     """
 
-    source: Source
+    sources: Sources
     stages: tuple[Stage, ...] = ()
     num_prefetch: int = 2
     session: str | None = None
 
-    @property
-    def signature(self) -> tuple[str, ...]:
-        """The stages that determine row order; a saved position is valid only for an equal signature."""
+    def signature(self, segment: int = 0) -> tuple[str, ...]:
+        """The stages that determine row order in a segment; a saved position is valid only for an equal signature."""
         stages = (stage.transformation.signature for stage in self.stages)
-        return (f"source of {len(self.source)} items", *(part for part in stages if part))
+        return (f"source of {len(self.sources[segment])} items", *(part for part in stages if part))
 
     @property
     def num_rebatches(self) -> int:

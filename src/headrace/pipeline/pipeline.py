@@ -20,7 +20,7 @@ from headrace.pipeline.transformations.filter import Filter
 from headrace.pipeline.transformations.map import Map
 from headrace.pipeline.transformations.shuffle import Shuffle
 from headrace.pipeline.transformations.to_device import ToDevice
-from headrace.pipeline.transformations.transform import Plan, Transform
+from headrace.pipeline.transformations.transform import Plan, SegmentPlans, Transform
 from headrace.pipeline.transformations.transformation import BadRows, Transformation, expect_count
 
 if TYPE_CHECKING:
@@ -31,12 +31,12 @@ __all__ = ["Pipeline"]
 
 @dataclass(frozen=True)
 class Pipeline:
-    """A source followed by stages. Immutable: each method returns a new pipeline.
+    """Sources followed by stages. Immutable: each method returns a new pipeline.
 
-    The sequence of batches is a function of (source, seeds, epoch) alone; see `open`.
+    The sequence of batches is a function of (sources, seeds, epoch) alone; see `open`.
 
     Attributes:
-        plan: The source and the stages, as data.
+        plan: The sources and the stages, as data.
     """
 
     plan: LogicalPlan
@@ -119,9 +119,22 @@ class Pipeline:
         return self._add(BatchRows(size, drop_last), name=name)
 
     def transform(
-        self, plan: Plan, *, bad_rows: BadRows = "fail", timeout_s: float | None = None, name: str = ""
+        self,
+        plan: Plan | SegmentPlans,
+        *,
+        bad_rows: BadRows = "fail",
+        timeout_s: float | None = None,
+        name: str = "",
     ) -> Pipeline:
-        """Turn each record batch into tensors with a feature plan; `bad_rows` works as for `map`."""
+        """Turn each record batch into tensors with a feature plan; `bad_rows` works as for `map`.
+
+        Args:
+            plan: Has `apply(record_batch)`, such as `headrace.features.FeaturePlan`; or `plan_of(segment)`, which
+                returns a plan for each source of the pipeline.
+            bad_rows: As for `map`.
+            timeout_s: As for `map`.
+            name: Name of the stage; "transform" if empty.
+        """
         return self._add(Transform(plan, bad_rows), timeout_s=timeout_s, name=name)
 
     def prefetch(self, num_batches: int) -> Pipeline:

@@ -1,4 +1,4 @@
-"""Functions that create pipelines: `read_parquet`, `read_arrow`, `from_iterable`, `from_source`."""
+"""Functions that create pipelines: `read_parquet`, `read_arrow`, `from_iterable`, `from_source`, `from_sources`."""
 
 from __future__ import annotations
 
@@ -11,16 +11,30 @@ import pyarrow as pa
 
 from headrace.errors import ConfigError, expect
 from headrace.logs import ArrowSource, BadRowPolicy, ParquetSource, Schema, Source, list_log, select_files
+from headrace.logs.source import Sources
 from headrace.pipeline.logical_plan import LogicalPlan
 from headrace.pipeline.pipeline import Pipeline
 from headrace.pipeline.sources import IterableSource, TableSource
 
-__all__ = ["from_iterable", "from_source", "read_arrow", "read_parquet"]
+__all__ = ["from_iterable", "from_source", "from_sources", "read_arrow", "read_parquet"]
 
 
 def from_source(source: Source) -> Pipeline:
     """A pipeline that reads a `Source`."""
-    return Pipeline(LogicalPlan(source))
+    return from_sources((source,))
+
+
+def from_sources(sources: Sources) -> Pipeline:
+    """A pipeline that reads several sources one after the other, each a segment of its own; see `LogicalPlan`.
+
+    `BatchIterator.next_in_segment` tells where one ends.
+
+    Args:
+        sources: At least one.
+    """
+    if not len(sources):
+        raise ConfigError("from_sources: given no sources, expected at least one")
+    return Pipeline(LogicalPlan(sources))
 
 
 def read_parquet(
@@ -52,7 +66,7 @@ def read_parquet(
     files = [file for listing in listings for file in listing.files]
     expect(bad_rows, (BadRowPolicy, type(None)), where="read_parquet: bad_rows", expected="a BadRowPolicy")
     source = ParquetSource(select_files(files), schema, columns=columns, policy=bad_rows)
-    return Pipeline(LogicalPlan(source, session=schema.session_id))
+    return Pipeline(LogicalPlan((source,), session=schema.session_id))
 
 
 def read_arrow(
@@ -69,7 +83,7 @@ def read_arrow(
     schema = None if schema is None else _schema_of("read_arrow", schema)
     if schema is None:
         return from_source(TableSource(table))
-    return Pipeline(LogicalPlan(ArrowSource(table, schema, policy=bad_rows), session=schema.session_id))
+    return Pipeline(LogicalPlan((ArrowSource(table, schema, policy=bad_rows),), session=schema.session_id))
 
 
 def from_iterable(batches: Iterable[Any] | Callable[[], Iterable[Any]], *, columns: Sequence[str] = ()) -> Pipeline:

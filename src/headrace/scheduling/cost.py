@@ -1,4 +1,4 @@
-"""Moving estimates of operators' seconds and bytes, and the byte budget."""
+"""Estimates of operators' seconds and bytes, and the byte budget."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Costs:
     that pushes and pulls leave for other work.
 
     Attributes:
-        num_groups: Number of feature groups.
+        num_groups: Number of feature groups of these steps.
         gap_s: Length of the gap.
     """
 
@@ -61,12 +61,14 @@ class Costs:
         self.gap_s = MovingEstimate()
         self._seconds: dict[Place, MovingEstimate] = {}
         self._bytes: dict[Place, MovingEstimate] = {}
+        self._most_bytes: dict[Place, RecentMax] = {}
 
     def learn(self, operator: Operator, seconds: float, num_bytes: int) -> None:
         """Record the cost of an operator."""
         place = operator.kind, operator.group, operator.part
         self._seconds.setdefault(place, MovingEstimate()).add(seconds)
         self._bytes.setdefault(place, MovingEstimate()).add(float(num_bytes))
+        self._most_bytes.setdefault(place, RecentMax()).add(num_bytes)
 
     def seconds(self, kind: Kind, group: int = ALL_GROUPS, part: Part = WHOLE) -> float:
         """Estimated seconds of an operator; 0 before one has run."""
@@ -78,51 +80,44 @@ class Costs:
         estimate = self._bytes.get((kind, group, part))
         return 0 if estimate is None else int(estimate.value)
 
+    def most_bytes(self, operator: Operator) -> int | None:
+        """Bytes to reserve for an operator; None where nothing like it has run.
+
+        Where steps were split in another way until now: as much as all operators of its kind that are known, once these
+        have every group and row.
+        """
+        alike = self._most_bytes.get((operator.kind, operator.group, operator.part))
+        if alike is not None:
+            return int(alike.value * MARGIN)
+        known = [place for place in self._most_bytes if place[0] is operator.kind]
+        covered = sum(Fraction(self.num_groups if group == ALL_GROUPS else 1, part.of) for _, group, part in known)
+        if covered < self.num_groups:
+            return None
+        return int(sum(self._most_bytes[place].value for place in known) * MARGIN)
+
 
 class ByteBudget:
-    """Byte budget of batches between reading and training: reserved before an operator runs, corrected afterwards.
+    """Byte budget of batches between reading and training: reserved before an operator runs, released afterwards.
 
     Attributes:
         ledger: Bytes in use and reserved.
     """
 
-    def __init__(self, budget_bytes: int, num_groups: int) -> None:
-        """Start empty, with a maximum of `budget_bytes` and `num_groups` feature groups."""
+    def __init__(self, budget_bytes: int) -> None:
+        """Start empty, with a maximum of `budget_bytes`."""
         self.ledger = Ledger(budget_bytes)
-        self._num_groups = num_groups
-        self._recent: dict[Place, RecentMax] = {}
         self._reserved: dict[Operator, int] = {}
 
-    def fits(self, operator: Operator) -> bool:
+    def fits(self, operator: Operator, costs: Costs) -> bool:
         """Whether an operator's bytes fit. Operators that have never run fit only for the next batch to train."""
-        expected = self._expected(operator)
+        expected = costs.most_bytes(operator)
         return expected is not None and self.ledger.fits(expected)
 
-    def reserve(self, operator: Operator) -> None:
+    def reserve(self, operator: Operator, costs: Costs) -> None:
         """Reserve bytes for an operator that starts."""
-        self._reserved[operator] = self._expected(operator) or 0
+        self._reserved[operator] = costs.most_bytes(operator) or 0
         self.ledger.add(self._reserved[operator])
 
     def give_back(self, operator: Operator) -> None:
         """Free the bytes reserved for an operator, if any."""
         self.ledger.add(-self._reserved.pop(operator, 0))
-
-    def settle(self, operator: Operator, num_bytes: int) -> None:
-        """Release a finished operator's reservation, and learn its bytes, which the caller then charges."""
-        self.give_back(operator)
-        self._recent.setdefault((operator.kind, operator.group, operator.part), RecentMax()).add(num_bytes)
-
-    def _expected(self, operator: Operator) -> int | None:
-        """Bytes to reserve; None if no similar operator has run.
-
-        If steps were split differently so far, this is the sum of all known operators of its kind, once they cover
-        every group and row.
-        """
-        alike = self._recent.get((operator.kind, operator.group, operator.part))
-        if alike is not None:
-            return int(alike.value * MARGIN)
-        known = [place for place in self._recent if place[0] is operator.kind]
-        covered = sum(Fraction(self._num_groups if group == ALL_GROUPS else 1, part.of) for _, group, part in known)
-        if covered < self._num_groups:
-            return None
-        return int(sum(self._recent[place].value for place in known) * MARGIN)

@@ -12,12 +12,24 @@ Here b is a batch number in training order, and g and h are feature groups. A po
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from fractions import Fraction
 from typing import NamedTuple
 
-__all__ = ["ALL_GROUPS", "WHOLE", "Kind", "Lane", "Node", "Operator", "Part", "Start", "check_step", "matches"]
+__all__ = [
+    "ALL_GROUPS",
+    "WHOLE",
+    "Kind",
+    "Lane",
+    "Node",
+    "Operator",
+    "Part",
+    "Start",
+    "check_step",
+    "hold_transfers",
+    "matches",
+]
 
 ALL_GROUPS = -1
 """All feature groups of a batch. In a need: operators of any group."""
@@ -156,6 +168,16 @@ class Node:
     starts: tuple[Start, ...] = (Start(),)
     priority: int = 0
     yields_to: tuple[Operator, ...] = ()
+
+
+def hold_transfers(nodes: Iterable[Node], need: Operator) -> list[Node]:
+    """The same operators, whose transfers need one more operator, whatever else they wait for."""
+    return [
+        replace(node, starts=tuple(replace(start, needs=(*start.needs, need)) for start in node.starts))
+        if node.operator.kind.lane is Lane.NETWORK
+        else node
+        for node in nodes
+    ]
 
 
 def check_step(nodes: Sequence[Node], batch: int, num_groups: int) -> None:

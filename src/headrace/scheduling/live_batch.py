@@ -13,6 +13,7 @@ import pyarrow as pa
 from headrace.embeddings import Keys
 from headrace.embeddings.ops.key_sets import find_keys
 from headrace.pipeline import RowStats
+from headrace.scheduling.feature_groups import FeatureGroups
 from headrace.scheduling.graph import Operator, Part
 from headrace.scheduling.store import PendingRead
 from headrace.tensors import Batch
@@ -40,6 +41,7 @@ class LiveBatch:
         num_rows: Number of rows.
         row_stats: Statistics of the rows read for it.
         position: Pipeline position of the next batch.
+        groups: The feature groups of its segment.
         features: Computed features, by group and part.
         computed: Number of groups computed, counting parts in proportion.
         features_cpu_s: CPU seconds of all feature computation.
@@ -53,6 +55,7 @@ class LiveBatch:
     num_rows: int
     row_stats: RowStats
     position: dict[str, Any]
+    groups: FeatureGroups
     features: dict[tuple[int, Part], BatchFeatures] = field(default_factory=dict)
     computed: Fraction = Fraction(0)
     features_cpu_s: float = 0.0

@@ -21,7 +21,7 @@ from typing import Any, Protocol
 
 import numba
 
-from headrace.scheduling.events import BatchRead, Event, Finished, NoMoreRows, Run, StepRequested
+from headrace.scheduling.events import BatchRead, Event, Finished, OperatorFailed, Run, SegmentRead, StepRequested
 from headrace.scheduling.graph import Kind, Lane, Operator
 from headrace.scheduling.state import SchedulerState
 from headrace.scheduling.trace import Span, Trace
@@ -35,8 +35,11 @@ Done = Callable[[BaseException | None], None]
 class Work(Protocol):
     """What the operators of a step do; each is called by one thread at a time, as the graph allows."""
 
-    def read(self, batch: int) -> int | None:
-        """Take the rows of the next batch; returns their bytes, None if there are no more."""
+    def read(self, batch: int) -> tuple[int, int] | None:
+        """Take the rows of the next batch; returns their bytes, and into how many groups its features can be split.
+
+        None at the end of a segment; the call after that goes on with the next one, and no call follows the last.
+        """
 
     def features(self, operator: Operator) -> int:
         """Compute features and their unique keys; returns their bytes."""
@@ -61,7 +64,11 @@ class Work(Protocol):
 
 
 class StepRuntime:
-    """Trains batch after batch in the caller's thread, everything else in threads of its own; a context manager."""
+    """Trains batch after batch in the caller's thread, everything else in threads of its own; a context manager.
+
+    Batches of later segments are read and computed ahead like others. If that fails, the error is raised when the batch
+    is the next to train: so a segment is trained to its end, whatever is wrong with the next one.
+    """
 
     def __init__(
         self, work: Work, state: SchedulerState, *, trace: Trace | None = None, is_inline: bool = False
@@ -84,8 +91,9 @@ class StepRuntime:
         if is_inline:
             self._lanes[Lane.CPU] = self._lanes[Lane.TRAINER]
         self._failure: BaseException | None = None
+        self._failed_ahead: dict[tuple[int, int], BaseException] = {}  # by segment and batch
         self._in_flight = 0
-        self._step = 0
+        self._step = self._segment = 0
         self._result: Any = None
         names = [] if is_inline else ["reader", *(f"cpu {number}" for number in range(state.num_cores))]
         self._threads = [threading.Thread(target=self._loop, args=(name,), name=f"headrace-{name}") for name in names]
@@ -100,31 +108,29 @@ class StepRuntime:
         self.close()
 
     def step(self) -> Any | None:
-        """Train the next batch.
+        """Train the next batch of the segment.
 
         Returns:
-            The result of `Work.update`; None if there is no further batch, and all pushes are applied.
+            The result of `Work.update`; None if there is no further batch, and all pushes are applied. The call after
+            that goes on with the next segment, whose rows are pulled from then on.
 
         Raises:
             BaseException: The error of an operator.
         """
-        step = self._step
         self._raise_failure()
-        self._post(StepRequested(step, perf_counter()))
-        while True:
+        self._post(StepRequested(self._step, perf_counter(), self._segment))
+        while not self._is_over():
             run = self._next_run()
             self._raise_failure()
-            if run is None:  # something to look at: the end, or a push applied
-                with self._lock:
-                    if self.state.is_over and self.state.current == step:
-                        return None
-                continue
+            if run is None:
+                continue  # something to look at: the end of the segment
             self._carry_out(run, "trainer")
             if run.operator.kind is Kind.UPDATE:
-                break
-        self._step += 1
-        result, self._result = self._result, None
-        return result
+                self._step += 1
+                result, self._result = self._result, None
+                return result
+        self._segment += 1
+        return None
 
     def settle(self) -> None:
         """Wait until the updates of all steps so far are applied.
@@ -134,7 +140,8 @@ class StepRuntime:
         """
         with self._changed:
             self._changed.wait_for(lambda: self.state.is_applied(self._step - 1) or self._failure is not None)
-        self._raise_failure()
+        if self._failure is not None:
+            raise self._failure
 
     def close(self) -> None:
         """Stop all threads; transfers on their way come to their end."""
@@ -144,6 +151,10 @@ class StepRuntime:
             thread.join()
         with self._changed:
             self._changed.wait_for(lambda: self._in_flight == 0, timeout=60.0)
+
+    def _is_over(self) -> bool:
+        with self._lock:
+            return self.state.is_over
 
     def _next_run(self) -> Run | None:
         """What the caller's thread does next; rows are read when there is nothing else to do, as in a plain loop."""
@@ -156,13 +167,21 @@ class StepRuntime:
         return self._lanes[Lane.TRAINER].get()
 
     def _raise_failure(self) -> None:
-        if self._failure is not None:
-            raise self._failure
+        failed = self._failure or self._failed_ahead.get((self._segment, self._step))
+        if failed is not None:
+            raise failed
 
     def _fail(self, error: BaseException) -> None:
         with self._changed:
             self._failure = self._failure or error
             self._changed.notify_all()
+        self._lanes[Lane.TRAINER].put(None)
+
+    def _fail_ahead(self, operator: Operator, error: Exception) -> None:
+        """Keep the error for the time when its batch is the next to train; everything before it goes on."""
+        with self._lock:
+            self._failed_ahead.setdefault((self.state.segment_of(operator.batch), operator.batch), error)
+        self._post(OperatorFailed(operator, perf_counter()))
         self._lanes[Lane.TRAINER].put(None)
 
     def _loop(self, name: str) -> None:
@@ -177,11 +196,12 @@ class StepRuntime:
         with self._changed:
             if self._failure is not None:
                 return
+            was_over = self.state.is_over
             runs = self.state.handle(*events)
-            over = self.state.is_over
+            is_over = self.state.is_over
             self._in_flight += sum(run.operator.kind.lane is Lane.NETWORK for run in runs)
             self._changed.notify_all()
-        if over:
+        if is_over and not was_over:
             self._lanes[Lane.TRAINER].put(None)
         for run in runs:
             if run.operator.kind.lane is not Lane.NETWORK:
@@ -191,15 +211,15 @@ class StepRuntime:
 
     def _carry_out(self, run: Run, name: str) -> None:
         operator, start = run.operator, perf_counter()
-        work, num_bytes = self._work, 0
+        work, num_bytes, num_groups = self._work, 0, 0
         try:
             match operator.kind:
                 case Kind.READ:
                     read = work.read(operator.batch)
                     if read is None:
-                        self._post(NoMoreRows(perf_counter()))
+                        self._post(SegmentRead(perf_counter()))
                         return
-                    num_bytes = read
+                    num_bytes, num_groups = read
                 case Kind.FEATURES:
                     num_bytes = work.features(operator)
                 case Kind.DENSE:
@@ -207,6 +227,9 @@ class StepRuntime:
                 case _:
                     self._result = work.update(operator.batch)
         except BaseException as error:
+            if operator.kind in (Kind.READ, Kind.FEATURES) and isinstance(error, Exception):
+                self._fail_ahead(operator, error)
+                return
             self._fail(error)
             if name == "trainer":
                 raise
@@ -214,7 +237,7 @@ class StepRuntime:
         end = perf_counter()
         self.trace.add(Span(operator, name, start, end, run.reason, num_bytes))
         if operator.kind is Kind.READ:
-            self._post(BatchRead(num_bytes, end - start, end))
+            self._post(BatchRead(num_bytes, end - start, end, num_groups))
         else:
             self._post(Finished(operator, end - start, num_bytes, end))
 

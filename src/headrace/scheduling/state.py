@@ -1,21 +1,26 @@
 """The state machine of scheduled steps: events in, instructions out, each with its reason. No threads, no clock.
 
 The driver reports what happened (`BatchRead`, `Finished`, ...) with the time, and carries out every `Run` it gets back.
+Batches come in segments, and the caller has something to do between two of them; that this is done, it says by asking
+for the first batch of the next segment.
 What may run follows from the operators that the policy built for each step; what does run, from the resources:
 
 - the network carries every transfer that may start;
 - the trainer's thread runs one operator at a time, of batches that the caller has asked for;
 - feature operators run on the cores that the policy gives them, and the policy chooses which;
-- work on later batches begins only if its bytes fit the budget; the next batch to train always goes on.
+- work on later batches begins only if its bytes fit the budget; the next batch to train always goes on;
+- nothing is transferred for a segment before the caller is in it. Its rows are read and its features computed before.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 from headrace.scheduling.cost import ByteBudget, Costs
-from headrace.scheduling.events import BatchRead, Event, Finished, NoMoreRows, Run, StepRequested
-from headrace.scheduling.graph import Kind, Lane, Node, Operator, Start
+from headrace.scheduling.events import BatchRead, Event, Finished, OperatorFailed, Run, SegmentRead, StepRequested
+from headrace.scheduling.graph import Kind, Lane, Node, Operator, Start, hold_transfers
 from headrace.scheduling.policies.base import Decision, Policy, StepContext
 from headrace.scheduling.progress import StepProgress
 from headrace.scheduling.selection import StrategySelector, make_selector
@@ -29,55 +34,80 @@ CPU_BOUND_RATIO = 0.95
 """Feature work this near the length of the gap fills it: estimates are no better than that."""
 
 
+@dataclass(frozen=True)
+class _Experience:
+    """What is known of steps whose features can be split into so many groups."""
+
+    costs: Costs
+    selector: StrategySelector
+
+
+@dataclass
+class _Live:
+    """A batch that is read and not yet trained."""
+
+    segment: int
+    costs: Costs
+    num_bytes: int = 0
+
+
 class SchedulerState:
     """Decides what runs when. Not thread-safe: the driver holds a lock.
 
     Attributes:
         policy: Builds steps, and decides which features run next.
-        num_groups: Parts into which features can be split.
         num_cores: Feature operators that may run at once while no training work does.
         spare_cores: The same while training work runs: cores that dense operators leave free.
         store_waits: Whether the store holds a pull back until the push it must see is applied.
         bytes: Those of batches that are read and not yet trained.
-        costs: What operators took.
         current: The next batch to train, or the one in training.
         idle_reason: Why processors without work have none.
     """
 
     def __init__(
         self,
-        num_groups: int,
         policy: Policy,
         *,
         num_cores: int = 1,
         spare_cores: int = 0,
         store_waits: bool = False,
         budget_bytes: int = 1 << 62,
-        selector: StrategySelector | None = None,
+        num_segments: int = 1,
+        selectors: Mapping[int, StrategySelector] | None = None,
     ) -> None:
-        """Nothing is read yet; `selector` is what an earlier run of the same job has found out about strategies."""
+        """Nothing is read yet.
+
+        Args:
+            policy: See the attribute.
+            num_cores: See the attribute.
+            spare_cores: See the attribute.
+            store_waits: See the attribute.
+            budget_bytes: Of batches that are read and not yet trained.
+            num_segments: How many segments the batches come in.
+            selectors: What an earlier run of the same job has found out about strategies, by number of feature groups.
+        """
         self.policy = policy
-        self.num_groups = num_groups
         self.num_cores = num_cores
         self.spare_cores = spare_cores
         self.store_waits = store_waits
-        self.bytes = ByteBudget(budget_bytes, num_groups)
-        self.costs = Costs(num_groups)
+        self.bytes = ByteBudget(budget_bytes)
         self.current = 0
         self.idle_reason = ""
         self.now_s = 0.0
         self._progress = StepProgress()
-        self._charged_bytes: dict[int, int] = {}
+        self._asked = StepRequested(-1, 0.0)  # the newest request
+        self._num_segments = num_segments
+        self._segment = self._segment_start = 0  # that is being read, and its first batch
+        self._live: dict[int, _Live] = {}
         self._next_read = 0
-        self._reading = self._ended = False
+        self._reading = False
         self._trainer_busy = False
         self._running: list[Operator] = []  # feature operators at work
         self._features: Sequence[Operator] = ()  # of the newest step
         self._gap_start_s: float | None = None
         self._step_end_s: float | None = None
-        self._selector = selector or make_selector(
-            policy, num_groups=num_groups, store_waits=store_waits, num_cores=num_cores
-        )
+        self._experience = {number: _Experience(Costs(number), known) for number, known in (selectors or {}).items()}
+        self._newest_costs = Costs(1)
 
     # What happened
 
@@ -92,28 +122,71 @@ class SchedulerState:
         match event:
             case BatchRead():
                 self._read(event)
-            case NoMoreRows():
-                self._reading, self._ended = False, True
+            case SegmentRead():
+                self._reading = False
                 self.bytes.give_back(Operator(Kind.READ, self._next_read))
+                self._segment, self._segment_start = self._segment + 1, self._next_read
             case StepRequested():
-                self._progress.request(event.batch)
+                self._request(event)
             case Finished():
                 self._finish(event)
+            case OperatorFailed():
+                self.bytes.give_back(event.operator)
+                if event.operator.kind is Kind.FEATURES:
+                    self._running.remove(event.operator)
+
+    def segment_of(self, batch: int) -> int:
+        """The segment of a batch that is not trained yet, or that is read next."""
+        live = self._live.get(batch)
+        return self._segment if live is None else live.segment
 
     @property
     def is_over(self) -> bool:
-        """Whether every batch there is was trained and applied."""
-        return self._ended and self._progress.is_empty
+        """Whether the caller asks for a batch of a segment that has none any more, and all updates are applied."""
+        asked = self._asked
+        return (
+            asked.segment < self._segment
+            and asked.batch == self.current
+            and asked.segment < self.segment_of(asked.batch)
+            and self.is_applied(asked.batch - 1)
+        )
+
+    def _request(self, event: StepRequested) -> None:
+        if event.segment > self._asked.segment:  # what the caller did meanwhile is no part of a step
+            self._gap_start_s = self._step_end_s = None
+            for known in self._experience.values():
+                known.selector.begin()
+        self._asked = event
+        self._grant()
+
+    def _grant(self) -> None:
+        """Let the request count once its batch is known to be of the caller's segment."""
+        live = self._live.get(self._asked.batch)
+        if live is not None and live.segment == self._asked.segment:
+            self._progress.request(self._asked.batch)
 
     def _read(self, event: BatchRead) -> None:
-        batch = self._next_read
+        batch, known = self._next_read, self._known(event.num_groups)
         self._reading = False
         self._next_read += 1
-        self._charged_bytes[batch] = 0
-        step = StepContext(batch, self.num_groups, self.store_waits, self.num_cores, self.costs)
-        self._progress.add(batch, self._selector.strategy.build(step))
+        self._newest_costs = known.costs
+        self._live[batch] = _Live(self._segment, known.costs)
+        self._grant()
+        step = StepContext(batch, event.num_groups, self.store_waits, self.num_cores, known.costs)
+        nodes = known.selector.strategy.build(step)
+        if self._progress.requested < self._segment_start:
+            nodes = hold_transfers(nodes, Operator(Kind.REQUEST, self._segment_start))
+        self._progress.add(batch, nodes)
         self._features = self._progress.operators(Kind.FEATURES, batch)
         self._settle(Operator(Kind.READ, batch), event.seconds, event.num_bytes)
+
+    def _known(self, num_groups: int) -> _Experience:
+        if num_groups not in self._experience:
+            selector = make_selector(
+                self.policy, num_groups=num_groups, store_waits=self.store_waits, num_cores=self.num_cores
+            )
+            self._experience[num_groups] = _Experience(Costs(num_groups), selector)
+        return self._experience[num_groups]
 
     def _finish(self, event: Finished) -> None:
         operator = event.operator
@@ -135,21 +208,32 @@ class SchedulerState:
 
     def _end_batch(self, number: int) -> None:
         assert number == self.current, f"update of batch {number} while {self.current} is in training"
-        self.bytes.ledger.add(-self._charged_bytes.pop(number))
+        live = self._live.pop(number)
+        self.bytes.ledger.add(-live.num_bytes)
         self.current += 1
         if self._step_end_s is not None:
-            self._selector.learn(self.now_s - self._step_end_s)
+            self._experience[live.costs.num_groups].selector.learn(self.now_s - self._step_end_s)
         self._step_end_s = self.now_s
 
     def _settle(self, operator: Operator, seconds: float, num_bytes: int) -> None:
         """Put what an operator really took in place of what was expected."""
-        self.costs.learn(operator, seconds, num_bytes)
-        self.bytes.settle(operator, num_bytes)
-        if operator.kind in KEPT and operator.batch in self._charged_bytes:
-            self._charged_bytes[operator.batch] += num_bytes
+        self._costs_of(operator.batch).learn(operator, seconds, num_bytes)
+        self.bytes.give_back(operator)
+        live = self._live.get(operator.batch)
+        if operator.kind in KEPT and live is not None:
+            live.num_bytes += num_bytes
             self.bytes.ledger.add(num_bytes)
 
+    def _costs_of(self, batch: int) -> Costs:
+        live = self._live.get(batch)
+        return self._newest_costs if live is None else live.costs
+
     # What policies may ask
+
+    @property
+    def costs(self) -> Costs:
+        """What operators took in steps like that of the next batch to train."""
+        return self._costs_of(self.current)
 
     @property
     def training_first(self) -> bool:
@@ -160,7 +244,9 @@ class SchedulerState:
 
     @property
     def gap_left_s(self) -> float:
-        """Predicted seconds until training work is ready."""
+        """Predicted seconds until training work is ready; infinite while the caller is between two segments."""
+        if self.is_over:
+            return math.inf
         if self._gap_start_s is None:
             return 0.0
         return self._gap_start_s + self.costs.gap_s.value - self.now_s
@@ -172,8 +258,9 @@ class SchedulerState:
         Then it is never right to leave a processor idle: the work must be done anyway, and nothing else waits longer.
         (With the features inside the gap, the gap is as long as they are.)
         """
-        features_s = sum(self.costs.seconds(kind, group, part) for kind, _, group, part in self._features)
-        return features_s / self.num_cores >= CPU_BOUND_RATIO * self.costs.gap_s.value
+        costs = self._newest_costs
+        features_s = sum(costs.seconds(kind, group, part) for kind, _, group, part in self._features)
+        return features_s / self.num_cores >= CPU_BOUND_RATIO * costs.gap_s.value
 
     @property
     def last_read(self) -> int:
@@ -194,7 +281,7 @@ class SchedulerState:
 
     def fits(self, operator: Operator) -> bool:
         """Whether the bytes of an operator fit the budget."""
-        return operator.batch == self.current or self.bytes.fits(operator)
+        return operator.batch == self.current or self.bytes.fits(operator, self._costs_of(operator.batch))
 
     # What is to be done
 
@@ -242,12 +329,12 @@ class SchedulerState:
     def _reads(self) -> Iterator[Run]:
         ahead = self._next_read - self.current
         operator = Operator(Kind.READ, self._next_read)
-        if self._reading or self._ended or ahead > self.policy.num_ahead:
+        if self._reading or self._segment == self._num_segments or ahead > self.policy.num_ahead:
             return
-        if ahead > 0 and not self.bytes.fits(operator):
+        if ahead > 0 and not self.bytes.fits(operator, self._newest_costs):
             return
         self._reading = True
-        self.bytes.reserve(operator)
+        self.bytes.reserve(operator, self._newest_costs)
         yield Run(operator, "the next to train" if ahead == 0 else f"{ahead} ahead, within the budget")
 
     def _feature_work(self) -> Iterator[Run]:
@@ -279,4 +366,4 @@ class SchedulerState:
     def _begin(self, operator: Operator) -> None:
         self._progress.begin(operator)
         if operator.kind in KEPT:
-            self.bytes.reserve(operator)
+            self.bytes.reserve(operator, self._costs_of(operator.batch))

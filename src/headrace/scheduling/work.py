@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from fractions import Fraction
@@ -68,14 +69,13 @@ class TrainingWork:
     """Carries out operators for `StepRuntime`; a context manager that stands between embeddings and their stores.
 
     Attributes:
-        rest: What became of rows behind the last batch, once the pipeline has ended.
         deferred_ratio: Share of the newest early pull that had to wait for the push before it.
     """
 
     def __init__(
         self,
         batches: BatchIterator,
-        groups: FeatureGroups,
+        groups_of: Callable[[int], FeatureGroups],
         model: nn.Module,
         phases: Phases,
         *,
@@ -86,23 +86,23 @@ class TrainingWork:
 
         Args:
             batches: Of rows: a pipeline without `transform`.
-            groups: Features, see `group_features`.
+            groups_of: The features of each segment of the pipeline, see `group_features`; asked for each batch.
             model: Holds the `EmbeddingBags`.
             phases: Its training step.
             stage: Counts the feature work, see `BatchIterator.add_stage`.
             verify: Read every row once more right before it is used, and fail if it differs: twice the traffic, and
                 proof that no pull ran ahead of a push.
         """
-        self.rest: tuple[RowStats, dict[str, Any]] | None = None
         self.deferred_ratio = 0.0
         self._batches = batches
-        self._groups = groups
+        self._groups_of = groups_of
         self._bags = list(embedding_bags(model).values())
         self._phases = phases
         self._stage = stage
         self._lock = threading.Lock()
         self._verify = verify
         self._live: dict[int, LiveBatch] = {}
+        self._ends: deque[tuple[RowStats, dict[str, Any]]] = deque()  # of segments that were read
         self._stores: list[StepStore] = []
         self._stack = ExitStack()
         self._layouts = key_layouts(model)
@@ -121,17 +121,22 @@ class TrainingWork:
             bags.drop_gradients()
         self._stack.close()
 
-    def read(self, batch: int) -> int | None:
+    def read(self, batch: int) -> tuple[int, int] | None:
         """See `Work`."""
-        rows = next(self._batches, None)
+        rows = self._batches.next_in_segment()
         row_stats, position = self._batches.take_row_stats(), self._batches.state_dict()
         if rows is None:
-            self.rest = row_stats, position
+            self._ends.append((row_stats, position))
             return None
         if self._stage is not None:
             self._stage.arrived()
-        self._live[batch] = LiveBatch(rows, rows.num_rows, row_stats, position)
-        return int(rows.nbytes)
+        groups = self._groups_of(self._batches.segment)
+        self._live[batch] = LiveBatch(rows, rows.num_rows, row_stats, position, groups)
+        return int(rows.nbytes), len(groups)
+
+    def end_segment(self) -> tuple[RowStats, dict[str, Any]]:
+        """What became of rows behind the last batch of the segment that was trained, and the position at its end."""
+        return self._ends.popleft()
 
     def features(self, operator: Operator) -> int:
         """See `Work`: the plan of the group over the rows of the part, and their unique keys."""
@@ -141,14 +146,14 @@ class TrainingWork:
         places, num_bytes = part.rows(live.num_rows), 0
         if len(places):
             rows = live.rows if part == WHOLE else live.rows.slice(places.start, len(places))
-            batch = self._groups.of(group).plan.apply(rows).with_keys(self._layouts)
+            batch = live.groups.of(group).plan.apply(rows).with_keys(self._layouts)
             live.features[group, part] = BatchFeatures(batch, self._prepare(batch))
             num_bytes = batch.num_bytes
         with self._lock:  # groups of a batch may be computed side by side
-            live.computed += Fraction(len(self._groups) if group == ALL_GROUPS else 1, part.of)
+            live.computed += Fraction(len(live.groups) if group == ALL_GROUPS else 1, part.of)
             live.features_cpu_s += thread_time() - begin_cpu_s
             live.features_s += perf_counter() - begin_s
-            if live.computed == len(self._groups):
+            if live.computed == len(live.groups):
                 self._end_features(live)
         return num_bytes
 

@@ -25,7 +25,7 @@ from headrace.threads import use_threads
 from headrace.training.checkpoint import CheckpointFolder
 from headrace.training.commits import restore
 from headrace.training.components import JobComponents, build_components
-from headrace.training.feed import decide_groups, open_batches, source_columns
+from headrace.training.feed import PlannedSources, open_batches, source_columns
 from headrace.training.job import JobConfig
 from headrace.training.metrics import BinaryMetrics, Scores
 from headrace.training.run_folder import RunFolder
@@ -151,10 +151,10 @@ class Scorer:
         budget = ErrorBudget(self.job.data.bad_rows)
         self.rows = RowStats()
         total = sum(source.num_rows(split) for split in range(len(source)))
-        plan, layouts = decide_groups(self.job, plan, source, shuffled=False), key_layouts(self.components.model)
+        sources = PlannedSources(self.job, plan, [lambda: source], shuffled=False)
         with (
             Progress(what, total=total) as progress,
-            open_batches(self.job, plan, source, shuffled=False, layouts=layouts) as batches,
+            open_batches(self.job, sources, layouts=key_layouts(self.components.model)) as batches,
         ):
             batch: Batch | None
             while (batch := next(batches, None)) is not None:

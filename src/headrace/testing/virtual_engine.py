@@ -139,7 +139,8 @@ class VirtualEngine:
     def _start_what_can(self) -> None:
         """Start the consumer first, then the engine's choice of work, then grant CPUs in order of request."""
         while not self._consumer_busy and (element := self._state.take()) is not None:
-            self._consume(element)
+            if not element.ends_segment:
+                self._consume(element)
         while (work := self._state.next_work(self.time_s)) is not None:
             self._after(self._stages[work.lane].io_s, lambda work=work: self._line.append(work))  # type: ignore[misc]
         while self._line and self._cpus_busy < self.cpus:

@@ -1,47 +1,133 @@
-"""Opens the pipeline of a job over a window: rows of the log in, batches out."""
+"""What a job reads: its windows, as segments of one pipeline: rows of the log in, batches out."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 
 from headrace.embeddings import KeyedPlan, KeyLayout
 from headrace.errors import ConfigError, HeadraceError
 from headrace.features import FeaturePlan
+from headrace.logs import ParquetSource, Window, find_windows
+from headrace.logs.identity import relocate
 from headrace.logs.source import ROW_ID, Source
 from headrace.observe.decisions import DecisionLog
-from headrace.pipeline import BatchIterator, Pipeline, from_source
+from headrace.pipeline import BatchIterator, Pipeline, from_sources
 from headrace.pipeline.engine.options import memory_budget
 from headrace.training.job import JobConfig
+from headrace.training.process_group import ProcessGroup
+from headrace.training.state import TrainingState
 from headrace.user_code import load_function
 
-__all__ = ["build_pipeline", "decide_groups", "open_batches", "source_columns", "step_budget"]
+__all__ = [
+    "PlannedSources",
+    "build_pipeline",
+    "decide_groups",
+    "find_new_windows",
+    "open_batches",
+    "read_window",
+    "source_columns",
+    "step_budget",
+]
 
 STEP_SHARE = 0.25
 """Of a job's memory budget, where a scheduler computes features: it holds a few batches and their rows, the pipeline
 holds shuffle blocks and what is read ahead."""
 
 
+class _Opened(NamedTuple):
+    source: Source
+    plan: FeaturePlan
+
+
+class PlannedSources:
+    """What a job reads, window by window, and the feature plan for the rows of each. Thread-safe.
+
+    A source is opened when it is first asked for; then the grouping of its plan is decided, on its first rows. So the
+    plan of a window depends on the rows of that window alone: it is the same in every run over it, resumed or not.
+
+    Attributes:
+        shuffled: Whether rows are shuffled if the job says so; scoring keeps the order of the log.
+    """
+
+    def __init__(
+        self, job: JobConfig, plan: FeaturePlan, sources: Sequence[Callable[[], Source]], *, shuffled: bool = True
+    ) -> None:
+        """Nothing is opened yet.
+
+        Args:
+            job: The job.
+            plan: Its feature plan.
+            sources: Open a source each.
+            shuffled: See the attribute.
+        """
+        self._job = job
+        self._plan = plan
+        self._sources = sources
+        self.shuffled = shuffled
+        self._lock = threading.Lock()
+        self._opened: dict[int, _Opened] = {}
+
+    def __len__(self) -> int:
+        return len(self._sources)
+
+    def __getitem__(self, segment: int) -> Source:
+        """The source of a window.
+
+        Raises:
+            HeadraceError: Its logs cannot be used.
+        """
+        return self._open(segment).source
+
+    def plan_of(self, segment: int) -> FeaturePlan:
+        """The plan for the rows of a window."""
+        return self._open(segment).plan
+
+    def close(self, segment: int) -> None:
+        """Forget a source that will not be read any more."""
+        self._opened.pop(segment, None)
+
+    def _open(self, segment: int) -> _Opened:
+        if (opened := self._opened.get(segment)) is None:  # the lock is held while another one is opened
+            with self._lock:
+                if (opened := self._opened.get(segment)) is None:
+                    source = self._sources[segment]()
+                    plan = decide_groups(self._job, self._plan, source, shuffled=self.shuffled)
+                    opened = self._opened[segment] = _Opened(source, plan)
+        return opened
+
+
+class _KeyedPlans:
+    """The plan of each window, whose batches own their unique keys; see `SegmentPlans`."""
+
+    def __init__(self, sources: PlannedSources, layouts: Sequence[KeyLayout]) -> None:
+        self._sources = sources
+        self._layouts = layouts
+        self._latest: KeyedPlan | None = None
+
+    def plan_of(self, segment: int) -> KeyedPlan:
+        plan, latest = self._sources.plan_of(segment), self._latest
+        if latest is None or latest.plan is not plan:
+            latest = self._latest = KeyedPlan(plan, self._layouts)
+        return latest
+
+
 def open_batches(
     job: JobConfig,
-    plan: FeaturePlan,
-    source: Source,
+    sources: PlannedSources,
     *,
     state: Mapping[str, Any] | None = None,
-    shuffled: bool = True,
     transformed: bool = True,
     layouts: Sequence[KeyLayout] = (),
     decisions: DecisionLog | None = None,
     rank: int = 0,
     num_ranks: int = 1,
 ) -> BatchIterator:
-    """Start the pipeline a job file describes, over one source; see `build_pipeline` and `Pipeline.open`.
-
-    The plan is used unchanged; call `decide_groups` first.
-    """
-    pipe = build_pipeline(job, plan, source, shuffled=shuffled, transformed=transformed, layouts=layouts)
+    """Start the pipeline a job file describes; see `build_pipeline` and `Pipeline.open`."""
+    pipe = build_pipeline(job, sources, transformed=transformed, layouts=layouts)
     options = job.pipeline
     budget = memory_budget(options.memory)
     return pipe.open(
@@ -62,38 +148,80 @@ def step_budget(job: JobConfig) -> int:
 
 
 def build_pipeline(
-    job: JobConfig,
-    plan: FeaturePlan,
-    source: Source,
-    *,
-    shuffled: bool = True,
-    transformed: bool = True,
-    layouts: Sequence[KeyLayout] = (),
+    job: JobConfig, sources: PlannedSources, *, transformed: bool = True, layouts: Sequence[KeyLayout] = ()
 ) -> Pipeline:
-    """The pipeline a job file describes, over one source.
+    """The pipeline a job file describes; each source is a segment of it.
 
     Args:
         job: The job.
-        plan: Its feature plan.
-        source: What to read.
-        shuffled: Whether to shuffle if the job says so; scoring keeps the order of the log.
+        sources: What to read.
         transformed: Whether batches are of tensors; a scheduler takes rows, and computes features itself.
         layouts: Of the model's embeddings: unique keys of tensors are found by the workers, too.
     """
-    pipe = from_source(source)
+    pipe = from_sources(sources)
     for name in job.pipeline.map:
         pipe = pipe.map(load_function(name))
     for name in job.pipeline.filter:
         pipe = pipe.filter(load_function(name))
-    if shuffled and job.pipeline.shuffle is not None:
+    if sources.shuffled and job.pipeline.shuffle is not None:
         shuffle, session = job.pipeline.shuffle, job.schema_of_logs.session_id
         if shuffle.by == "session" and session is None:
             raise ConfigError("pipeline.shuffle.by: given session, but the schema has no session_id")
         pipe = pipe.shuffle(num_rows=shuffle.num_rows, seed=shuffle.seed, by=shuffle.by, session=session)
     pipe = pipe.batch(job.training.batch_size)
     if transformed:
-        pipe = pipe.transform(KeyedPlan(plan, layouts))
+        pipe = pipe.transform(_KeyedPlans(sources, layouts))
     return pipe.prefetch(job.pipeline.prefetch)
+
+
+def find_new_windows(
+    job: JobConfig,
+    state: TrainingState,
+    process_group: ProcessGroup,
+    *,
+    until: str | None,
+    limit: int | None,
+    on_message: Callable[[str], None],
+) -> tuple[list[Window], str]:
+    """The windows to train on, and a line on what is left; trainer 0 looks, so that all have the same.
+
+    Args:
+        job: Names the logs.
+        state: What is used; a window in progress comes first.
+        process_group: The trainers.
+        until: The last window wanted, see `headrace.logs.plan_windows`.
+        limit: At most so many; None for all.
+        on_message: Given notes on the logs.
+    """
+    started = [] if state.window is None else [state.window]
+    found: tuple[list[dict[str, Any]], str] | None = None
+    if process_group.rank == 0:
+        new = find_windows(
+            job.data.path,
+            job.schema_of_logs,
+            started[0].cursor_after if started else state.cursor,
+            job.data.window,
+            until=until,
+            limit=None if limit is None else max(0, limit - len(started)),
+        )
+        for note in new.notes:
+            on_message(note)
+        ahead = [*(relocate(window, new.infos) for window in started), *new.windows]
+        if process_group.size == 1:
+            return ahead, new.rest
+        found = [window.to_dict() for window in ahead], new.rest
+    windows, rest = process_group.share(found)
+    return [Window.from_dict(window) for window in windows], rest
+
+
+def read_window(job: JobConfig, plan: FeaturePlan, window: Window) -> Source:
+    """The rows of a window, with the columns that a job needs.
+
+    Raises:
+        HeadraceError: The files cannot be used.
+    """
+    columns = source_columns(job, plan)
+    return ParquetSource(window.selections, job.schema_of_logs, columns=columns, policy=job.data.bad_rows)
 
 
 def source_columns(job: JobConfig, plan: FeaturePlan, *, shuffled: bool = True) -> tuple[str, ...]:
@@ -105,24 +233,16 @@ def source_columns(job: JobConfig, plan: FeaturePlan, *, shuffled: bool = True) 
     return tuple(dict.fromkeys([*(name for name in plan.columns if name != ROW_ID), *extra]))
 
 
-def decide_groups(
-    job: JobConfig, plan: FeaturePlan, source: Source, *, shuffled: bool = True, decisions: DecisionLog | None = None
-) -> FeaturePlan:
+def decide_groups(job: JobConfig, plan: FeaturePlan, source: Source, *, shuffled: bool = True) -> FeaturePlan:
     """The plan, with its grouping decided on the first rows of the source: the same in every run over it."""
     if plan.dedup != "auto":
         return plan
     if shuffled and job.pipeline.shuffle is not None and job.pipeline.shuffle.by == "row":
-        plan = plan.keep_plain(
+        return plan.keep_plain(
             "rows are shuffled one by one, so equal ones do not stay together; see pipeline.shuffle.by"
         )
-    else:
-        sample = _first_rows(source)
-        if sample is None:
-            return plan
-        plan = plan.decide(sample)
-    if decisions is not None and plan.grouping is not None:
-        decisions.record("features", {}, f"deduplication: {plan.grouping.reason}")
-    return plan
+    sample = _first_rows(source)
+    return plan if sample is None else plan.decide(sample)
 
 
 def _first_rows(source: Source) -> pa.RecordBatch | None:

@@ -1,10 +1,11 @@
-"""The steps of a window, one after the other: a plain loop over ready batches, or under a scheduler."""
+"""The steps of a job, window by window: a plain loop over ready batches, or under a scheduler."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from time import perf_counter
 from typing import Any, Protocol
@@ -12,23 +13,36 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from headrace.embeddings import LocalStore, embedding_bags
+from headrace.embeddings import LocalStore, embedding_bags, key_layouts
 from headrace.features import FeaturePlan
+from headrace.observe.decisions import DecisionLog
 from headrace.observe.timeline import SCHEDULE_FILE
 from headrace.pipeline import BatchIterator, PipelineCounters, RowStats
 from headrace.pipeline.engine.downstream import DownstreamStage
+from headrace.pipeline.engine.explanation import Explanation
+from headrace.pipeline.engine.position import in_first_segment
 from headrace.resources import effective_cpus
 from headrace.scheduling.config import SchedulerConfig
 from headrace.scheduling.feature_groups import MAX_GROUPS, FeatureGroups, group_features
 from headrace.scheduling.policies import BatchPrefetch, Policy
 from headrace.scheduling.runtime import StepRuntime
-from headrace.scheduling.selection import StrategySelector, make_selector
 from headrace.scheduling.state import SchedulerState
 from headrace.scheduling.work import Trained, TrainingWork
 from headrace.tensors import Batch
+from headrace.training.feed import PlannedSources, open_batches, step_budget
+from headrace.training.job import JobConfig
+from headrace.training.process_group import ProcessGroup
 from headrace.training.step import StepResult, TrainingStep
 
-__all__ = ["FEATURES", "PlainStepRunner", "ScheduledStepRunner", "Scheduling", "StepOutput", "StepRunner"]
+__all__ = [
+    "FEATURES",
+    "PlainStepRunner",
+    "ScheduledStepRunner",
+    "Scheduling",
+    "StepOutput",
+    "StepRunner",
+    "open_steps",
+]
 
 
 FEATURES = "features"
@@ -57,7 +71,7 @@ class StepRunner(Protocol):
     """Runs training steps, and accounts for the rows of those that were run."""
 
     def run_step(self) -> StepOutput | None:
-        """Run the next step; None if there is none."""
+        """Run the next step of the window; None at its end. The call after that goes on with the next window."""
         ...
 
     def settle(self) -> None:
@@ -69,26 +83,53 @@ class StepRunner(Protocol):
         ...
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the batch after the last one trained on begins."""
+        """Where in its window the batch after the last one trained on begins."""
         ...
 
     def counters(self, window_s: float) -> PipelineCounters:
         """See `BatchIterator`."""
         ...
 
+    def restart_counters(self) -> None:
+        """See `BatchIterator`."""
+        ...
 
-class PlainStepRunner:
+    def explain(self) -> Explanation:
+        """See `BatchIterator`."""
+        ...
+
+
+class _CountedSteps:
+    """The part of `StepRunner` that tells how fast it goes."""
+
+    def __init__(self, batches: BatchIterator) -> None:
+        self._batches = batches
+
+    def counters(self, window_s: float) -> PipelineCounters:
+        """See `StepRunner`."""
+        return self._batches.counters(window_s)
+
+    def restart_counters(self) -> None:
+        """See `StepRunner`."""
+        self._batches.restart_counters()
+
+    def explain(self) -> Explanation:
+        """See `StepRunner`."""
+        return self._batches.explain()
+
+
+class PlainStepRunner(_CountedSteps):
     """One batch after the other as the pipeline makes them ready."""
 
     def __init__(self, batches: BatchIterator, step: TrainingStep) -> None:
         """Args: batches: Ready to train on. step: Trains."""
-        self._batches = batches
+        super().__init__(batches)
         self._step = step
 
     def run_step(self) -> StepOutput | None:
         """See `StepRunner`."""
         asked = perf_counter()
-        batch: Batch | None = next(self._batches, None)
+        batch: Batch | None = self._batches.next_in_segment()
         if batch is None:
             return None
         wait_s = perf_counter() - asked
@@ -103,21 +144,23 @@ class PlainStepRunner:
 
     def state_dict(self) -> dict[str, Any]:
         """See `StepRunner`."""
-        return self._batches.state_dict()
-
-    def counters(self, window_s: float) -> PipelineCounters:
-        """See `StepRunner`."""
-        return self._batches.counters(window_s)
+        return in_first_segment(self._batches.state_dict())
 
 
-class ScheduledStepRunner:
+class ScheduledStepRunner(_CountedSteps):
     """Steps under a scheduler; the pipeline delivers rows, and the scheduler computes their features."""
 
     def __init__(
-        self, batches: BatchIterator, work: TrainingWork, runtime: StepRuntime, stage: DownstreamStage
+        self,
+        batches: BatchIterator,
+        work: TrainingWork,
+        runtime: StepRuntime,
+        stage: DownstreamStage,
+        write_trace: Callable[[], None],
     ) -> None:
         """Use `Scheduling.open`."""
-        self._batches = batches
+        super().__init__(batches)
+        self._write_trace = write_trace
         self._stage = stage
         self._left_s = perf_counter()
         self._work = work
@@ -130,8 +173,8 @@ class ScheduledStepRunner:
         asked = perf_counter()
         trained: Trained | None = self._runtime.step()
         if trained is None:
-            if self._work.rest is not None:  # rows lost behind the last good one
-                self._row_stats, self._position = self._work.rest
+            self._row_stats, self._position = self._work.end_segment()  # rows lost behind the last good one
+            self._write_trace()
             return None
         self._row_stats, self._position = trained.row_stats, trained.position
         wait_s = max(0.0, trained.computed_s - asked)
@@ -141,6 +184,11 @@ class ScheduledStepRunner:
         left_s, self._left_s = self._left_s, perf_counter()
         self._stage.delivered(output.num_rows, wait_s, max(0.0, self._left_s - left_s - wait_s))
         return output
+
+    def restart_counters(self) -> None:
+        """See `StepRunner`."""
+        super().restart_counters()
+        self._left_s = perf_counter()
 
     def settle(self) -> None:
         """See `StepRunner`."""
@@ -153,11 +201,46 @@ class ScheduledStepRunner:
 
     def state_dict(self) -> dict[str, Any]:
         """See `StepRunner`."""
-        return self._position
+        return in_first_segment(self._position)
 
-    def counters(self, window_s: float) -> PipelineCounters:
-        """See `StepRunner`."""
-        return self._batches.counters(window_s)
+
+@contextmanager
+def open_steps(
+    job: JobConfig,
+    sources: PlannedSources,
+    step: TrainingStep,
+    *,
+    position: Mapping[str, Any] | None,
+    process_group: ProcessGroup,
+    decisions: DecisionLog,
+    folder: Path,
+) -> Iterator[StepRunner]:
+    """The steps of a job over its sources, one segment after the other: a plain loop, or under its scheduler.
+
+    Args:
+        job: The job.
+        sources: What it reads.
+        step: Trains; its model's stores are as they will be in training.
+        position: In the first source, see `BatchIterator.state_dict`; None for its start.
+        process_group: The trainers that share the rows.
+        decisions: Where the pipeline writes what it decides.
+        folder: Where a scheduler leaves the trace of the latest steps.
+    """
+    scheduling = Scheduling(job.scheduler, step.model)
+    with (
+        open_batches(
+            job,
+            sources,
+            state=position,
+            transformed=scheduling.policy is None,
+            layouts=key_layouts(step.model),
+            decisions=decisions,
+            rank=process_group.rank,
+            num_ranks=process_group.size,
+        ) as batches,
+        scheduling.open(batches, step, sources.plan_of, folder=folder, budget_bytes=step_budget(job)) as steps,
+    ):
+        yield steps
 
 
 def choose_policy(config: SchedulerConfig, model: nn.Module) -> Policy | None:
@@ -185,7 +268,7 @@ def _is_local(model: nn.Module) -> list[bool]:
 
 
 class Scheduling:
-    """A job's scheduler from window to window: it keeps what it has learned about the job.
+    """A job's scheduler, or its plain loop.
 
     Attributes:
         policy: None for the plain loop.
@@ -201,58 +284,63 @@ class Scheduling:
         self.policy = choose_policy(config, model)
         self._config = config
         self._model = model
-        self._selector: StrategySelector | None = None
 
     @contextmanager
     def open(
         self,
         batches: BatchIterator,
         step: TrainingStep,
-        plan: FeaturePlan,
+        plan_of: Callable[[int], FeaturePlan],
         *,
         budget_bytes: int,
         folder: Path | None = None,
-    ) -> Iterator[ScheduledStepRunner]:
-        """Steps under the policy, until the context ends.
+    ) -> Iterator[StepRunner]:
+        """Steps until the context ends: under the policy if there is one.
 
         Args:
-            batches: Of rows, see `open_batches`.
+            batches: Of rows under a policy, else of tensors; see `open_batches`.
             step: Trains.
-            plan: Computes the features, with its grouping decided for these rows.
+            plan_of: Computes the features of each segment's rows, with its grouping decided for them.
             folder: Where to leave the trace of the latest steps; None for nowhere.
             budget_bytes: Of batches between reading and training.
         """
-        assert self.policy is not None, "the plain loop has no scheduler"
+        if self.policy is None:
+            yield PlainStepRunner(batches, step)
+            return
         config, model, policy = self._config, self._model, self.policy
         store_waits = not any(_is_local(model))
-        groups = feature_groups(plan, model, self._max_groups(plan, store_waits))
         num_cores = config.threads or max(1, int(effective_cpus().count))
-        selector = make_selector(policy, num_groups=len(groups), store_waits=store_waits, num_cores=num_cores)
-        if self._selector is None or self._selector.strategies != selector.strategies:
-            self._selector = selector
-        self._selector.begin()
         spare_cores = max(0, num_cores - torch.get_num_threads())
         state = SchedulerState(
-            len(groups),
             policy,
             num_cores=num_cores,
             spare_cores=spare_cores,
             store_waits=store_waits,
             budget_bytes=budget_bytes,
-            selector=self._selector,
+            num_segments=batches.num_segments,
         )
         prefetches = isinstance(policy, BatchPrefetch)  # asked for by name, competing threads and all
-        nothing_overlaps = not store_waits and len(groups) == 1 and spare_cores == 0 and not prefetches
+        has_groups = self._most_groups(store_waits) > 1
+        nothing_overlaps = not store_waits and not has_groups and spare_cores == 0 and not prefetches
         stage = batches.add_stage(FEATURES, num_cores)
+
+        @lru_cache(maxsize=2)
+        def groups_of(segment: int) -> FeatureGroups:
+            plan = plan_of(segment)
+            return feature_groups(plan, model, self._max_groups(plan, store_waits))
+
+        def write_trace() -> None:
+            if folder is not None:
+                runtime.trace.write(folder / SCHEDULE_FILE, policy.name)
+
         with (
-            TrainingWork(batches, groups, model, step, stage=stage, verify=config.verify) as work,
+            TrainingWork(batches, groups_of, model, step, stage=stage, verify=config.verify) as work,
             StepRuntime(work, state, is_inline=nothing_overlaps) as runtime,
         ):
             try:
-                yield ScheduledStepRunner(batches, work, runtime, stage)
+                yield ScheduledStepRunner(batches, work, runtime, stage, write_trace)
             finally:
-                if folder is not None:
-                    runtime.trace.write(folder / SCHEDULE_FILE, policy.name)
+                write_trace()
 
     def _max_groups(self, plan: FeaturePlan, store_waits: bool) -> int:
         """Parts of the plan. One where it looks for equal rows: parts would find others than the whole does.
@@ -261,4 +349,7 @@ class Scheduling:
         """
         if plan.grouping is None or plan.grouping.groups:
             return 1
+        return self._most_groups(store_waits)
+
+    def _most_groups(self, store_waits: bool) -> int:
         return self._config.max_groups or (MAX_GROUPS if store_waits else 1)

@@ -1,29 +1,29 @@
-"""The main job: one pass over what is new since the last checkpoint, window by window."""
+"""The main job: one pass over what is new since the last checkpoint, window by window, as one stream of batches."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 from torch import Tensor
 
-from headrace.embeddings import embedding_bags, key_layouts
+from headrace.embeddings import embedding_bags
 from headrace.errors import ConfigError, HeadraceError
-from headrace.logs import BadRowPolicy, ErrorBudget, ParquetSource, Source, Window, find_windows, replay_source
+from headrace.logs import BadRowPolicy, ErrorBudget, Window, replay_source
 from headrace.logs.generate import read_bounds
-from headrace.logs.identity import relocate
 from headrace.observe.decisions import DecisionLog
 from headrace.observe.progress import Progress
 from headrace.observe.tensorboard import TensorBoard
-from headrace.pipeline import BatchIterator, RowStats
+from headrace.pipeline import RowStats
 from headrace.threads import Threads
 from headrace.training.checkpoint import CheckpointFolder
 from headrace.training.commits import UncommittedOutput, commit, newest_checkpoint, restore
 from headrace.training.components import build_components
-from headrace.training.feed import decide_groups, open_batches, source_columns, step_budget
+from headrace.training.feed import PlannedSources, find_new_windows, read_window, source_columns
 from headrace.training.job import JobConfig
 from headrace.training.process_group import ProcessGroup, SingleProcess
 from headrace.training.records import StepRecorder
@@ -32,7 +32,7 @@ from headrace.training.run_folder import RunFolder
 from headrace.training.sharded import ShardedTables
 from headrace.training.state import TrainingState
 from headrace.training.step import TrainingStep
-from headrace.training.stepping import FEATURES, PlainStepRunner, Scheduling, StepOutput, StepRunner
+from headrace.training.stepping import FEATURES, StepOutput, StepRunner, open_steps
 
 __all__ = ["Trainer"]
 
@@ -79,7 +79,6 @@ class Trainer:
         self.components = build_components(job)
         self.state = TrainingState(self.components.label_names)
         self._checkpoints = CheckpointFolder(main.checkpoints, keep=job.training.keep_checkpoints)
-        self._scheduling: Scheduling | None = None  # chosen where stores are as in training
         self._shards = ShardedTables(job, self.components.model, self._process_group) if job.cluster.shards else None
         self._step = TrainingStep(
             self.components.model,
@@ -115,15 +114,13 @@ class Trainer:
             HeadraceError: The logs, the job or a checkpoint cannot be used, or another process writes to this run.
         """
         with self._resumed():
-            found, rest = self._find_windows(windows, until)
-            for window in found:
-                result = self._train_window(window)
-                if result is None:
-                    return TrainResult(tuple(self.finished), self.state.step, True, f"stopped in window {window.name}")
-                self.finished.append(result)
-                if self._process_group.rank == 0:
-                    self._on_window(result)
-            return TrainResult(tuple(self.finished), self.state.step, False, rest)
+            found, rest = find_new_windows(
+                self.job, self.state, self._process_group, until=until, limit=windows, on_message=self._on_message
+            )
+            stopped_in = self._train_windows(found) if found else None
+            if stopped_in is not None:
+                rest = f"stopped in window {stopped_in.name}"
+            return TrainResult(tuple(self.finished), self.state.step, stopped_in is not None, rest)
 
     def replay(self) -> WindowResult | None:
         """Train on the quarantined rows once more, after the job's schema or the quarantine files were corrected.
@@ -152,8 +149,13 @@ class Trainer:
             num_rows = sum(source.num_rows(split) for split in range(len(source)))
             self.state.start_stretch()
             every_row = self.job.data.bad_rows.model_copy(update={"max_ratio": 1.0})  # may still be bad: all were
-            with Progress(f"replay of {len(files)} files", total=num_rows) as progress:
-                if not self._train_on(source, progress, allowed=every_row, every=None):
+            sources = PlannedSources(self.job, self.components.plan, [lambda: source])
+            with (
+                self._open(sources) as steps,
+                Progress(f"replay of {len(files)} files", total=num_rows) as progress,
+            ):
+                self._watch(sources, 0)
+                if not self._train_on(steps, progress, allowed=every_row, every=None):
                     raise HeadraceError("stopped; the replay was discarded")
             self.state.rows += RowStats(num_quarantined=-num_rows)  # they were counted when first read
             self.state.replayed += tuple(path.name for path in files)
@@ -161,20 +163,30 @@ class Trainer:
             self.run_folder.set_aside(self.state.replayed)
             return self._result("replay", None)
 
-    def _train_window(self, window: Window) -> WindowResult | None:
+    def _train_windows(self, windows: Sequence[Window]) -> Window | None:
+        """Train on windows one after the other, as segments of one stream; the one it was asked to stop in, if any."""
+        job, plan = self.job, self.components.plan
+        sources = PlannedSources(job, plan, [partial(read_window, job, plan, window) for window in windows])
+        with self._open(sources) as steps:
+            for number, window in enumerate(windows):
+                self._watch(sources, number)
+                result = self._train_window(window, steps)
+                if result is None:
+                    return window
+                sources.close(number)
+                self.finished.append(result)
+                if self._process_group.rank == 0:
+                    self._on_window(result)
+        return None
+
+    def _train_window(self, window: Window, steps: StepRunner) -> WindowResult | None:
         """Train on a window, or on the rest of it; None if asked to stop before its end."""
         state = self.state
         if state.window is None:
             state.start_window(window)
-        source = ParquetSource(
-            window.selections,
-            self.job.schema_of_logs,
-            columns=source_columns(self.job, self.components.plan),
-            policy=self.job.data.bad_rows,
-        )
         with Progress(f"train {window.name}", total=window.num_rows, always_ends=True) as progress:
             every = self.job.training.checkpoint_every_steps
-            if not self._train_on(source, progress, allowed=self.job.data.bad_rows, every=every):
+            if not self._train_on(steps, progress, allowed=self.job.data.bad_rows, every=every):
                 self._commit()
                 return None
             state.gather(self._process_group)
@@ -192,80 +204,80 @@ class Trainer:
             self._commit()
         return result
 
-    def _train_on(self, source: Source, progress: Progress, *, allowed: BadRowPolicy, every: int | None) -> bool:
-        """The loop: train on a source from the state's position on; False if asked to stop before its end.
+    def _train_on(self, steps: StepRunner, progress: Progress, *, allowed: BadRowPolicy, every: int | None) -> bool:
+        """The loop: train to the end of the window; False if asked to stop before.
 
         Args:
-            source: The rows.
+            steps: Those of the window come next.
             progress: Follows the rows read.
             allowed: How many of them may be bad.
             every: Steps between checkpoints; None for none.
         """
         state, finished = self.state, False
-        self._recorder.watch(source)
+        steps.restart_counters()
         budget = ErrorBudget(allowed, num_read=state.window_rows.num_read, num_bad=state.window_rows.num_bad)
-        with self._open(source) as (batches, steps):
-            progress.update(state.window_rows.num_read)
-            while not self._should_stop():
-                asked = time.perf_counter()
-                is_due = every is not None and (state.step + 1) % every == 0
+        progress.update(state.window_rows.num_read)
+        while not self._should_stop():
+            asked = time.perf_counter()
+            is_due = every is not None and (state.step + 1) % every == 0
 
-                # Predict, then train. Batches were prepared ahead by the pipeline, or by the scheduler.
-                output = steps.run_step()
-                if output is None:
-                    finished = True
-                    break
-                state.step += 1
+            # Predict, then train. Batches were prepared ahead by the pipeline, or by the scheduler.
+            output = steps.run_step()
+            if output is None:
+                finished = True
+                break
+            state.step += 1
 
-                # Score the predictions, and count the rows: what a checkpoint from here on holds.
-                self._score(output)
-                self._count(steps, budget, seconds=time.perf_counter() - asked)
+            # Score the predictions, and count the rows: what a checkpoint from here on holds.
+            self._score(output)
+            self._count(steps, budget, seconds=time.perf_counter() - asked)
 
-                # Report, every few steps.
-                columns: dict[str, Any] | None = None
-                if self._recorder.add(output):
-                    record = self._recorder.take(state, steps)
-                    self._record(record)
-                    self._replan(steps)
-                    columns = {"loss": record["loss"], "AUC": record["auc"], "limited by": record["limiting"]}
-                progress.update(state.window_rows.num_read, columns)
+            # Report, every few steps.
+            columns: dict[str, Any] | None = None
+            if self._recorder.add(output):
+                record = self._recorder.take(state, steps)
+                self._record(record)
+                self._replan(steps)
+                columns = {"loss": record["loss"], "AUC": record["auc"], "limited by": record["limiting"]}
+            progress.update(state.window_rows.num_read, columns)
 
-                # Commit, where a checkpoint inside the window is due.
-                if is_due:
-                    steps.settle()
-                    self._commit()
-            if finished:
-                self._count(steps, budget, seconds=0.0)  # bad rows behind the last good one
-            else:
+            # Commit, where a checkpoint inside the window is due.
+            if is_due:
                 steps.settle()
-                progress.stop()
-            if self._recorder.has_steps:
-                self._record(self._recorder.take(state, steps))
-            self._explain(progress.what, batches)
+                self._commit()
+        if finished:
+            self._count(steps, budget, seconds=0.0)  # bad rows behind the last good one
+        else:
+            steps.settle()
+            progress.stop()
+        if self._recorder.has_steps:
+            self._record(self._recorder.take(state, steps))
+        self._explain(progress.what, steps)
         return finished
 
-    @contextmanager
-    def _open(self, source: Source) -> Iterator[tuple[BatchIterator, StepRunner]]:
-        """The pipeline over a source, and the steps behind it: under a scheduler where the job has one."""
-        if self._scheduling is None:
-            self._scheduling = Scheduling(self.job.scheduler, self.components.model)
-        scheduling = self._scheduling
-        options: dict[str, Any] = {"state": self.state.position, "decisions": self._decisions}
-        options |= {"rank": self._process_group.rank, "num_ranks": self._process_group.size}
-        options |= {"transformed": scheduling.policy is None, "layouts": key_layouts(self.components.model)}
-        plan = decide_groups(self.job, self.components.plan, source, decisions=self._decisions)
-        with open_batches(self.job, plan, source, **options) as batches:
-            if scheduling.policy is None:
-                yield batches, PlainStepRunner(batches, self._step)
-                return
-            budget = step_budget(self.job)
-            with scheduling.open(batches, self._step, plan, folder=self.run_folder.path, budget_bytes=budget) as steps:
-                yield batches, steps
+    def _open(self, sources: PlannedSources) -> AbstractContextManager[StepRunner]:
+        """Steps over some sources, from the state's position in the first one on."""
+        return open_steps(
+            self.job,
+            sources,
+            self._step,
+            position=self.state.position,
+            process_group=self._process_group,
+            decisions=self._decisions,
+            folder=self.run_folder.path,
+        )
 
-    def _explain(self, what: str, batches: BatchIterator) -> None:
+    def _watch(self, sources: PlannedSources, number: int) -> None:
+        """Follow the reading of a source, and write down how its features are grouped."""
+        self._recorder.watch(sources[number])
+        plan = sources.plan_of(number)
+        if plan.dedup == "auto" and plan.grouping is not None:
+            self._decisions.record("features", {}, f"deduplication: {plan.grouping.reason}")
+
+    def _explain(self, what: str, steps: StepRunner) -> None:
         """Write down what limited the pipeline, if it ran long enough to tell."""
         try:
-            found = batches.explain()
+            found = steps.explain()
         except ConfigError:
             return
         self._decisions.record(
@@ -377,25 +389,3 @@ class Trainer:
             messages.append(f"moved output newer than the checkpoint to {self.run_folder.rewound}: {what}")
         self.run_folder.write_config(self.job.to_yaml())
         return messages
-
-    def _find_windows(self, limit: int | None, until: str | None) -> tuple[list[Window], str]:
-        """The windows to train on, and a line on what is left; trainer 0 looks, so that all have the same."""
-        started = [] if self.state.window is None else [self.state.window]
-        found: tuple[list[dict[str, Any]], str] | None = None
-        if self._process_group.rank == 0:
-            new = find_windows(
-                self.job.data.path,
-                self.job.schema_of_logs,
-                started[0].cursor_after if started else self.state.cursor,
-                self.job.data.window,
-                until=until,
-                limit=None if limit is None else max(0, limit - len(started)),
-            )
-            for note in new.notes:
-                self._on_message(note)
-            ahead = [*(relocate(window, new.infos) for window in started), *new.windows]
-            if self._process_group.size == 1:
-                return ahead, new.rest
-            found = [window.to_dict() for window in ahead], new.rest
-        windows, rest = self._process_group.share(found)
-        return [Window.from_dict(window) for window in windows], rest

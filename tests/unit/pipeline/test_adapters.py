@@ -75,8 +75,8 @@ class ArrowDataset:
 def test_rows_of_a_hugging_face_dataset_are_read_by_number(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "datasets", ModuleType("datasets"))
     pipe = from_huggingface(ArrowDataset(10), split_rows=4)
-    assert len(pipe.plan.source) == 3
-    assert pipe.plan.source.describe(2) == "datasets.Dataset, rows 8 to 9"
+    assert len(pipe.plan.sources[0]) == 3
+    assert pipe.plan.sources[0].describe(2) == "datasets.Dataset, rows 8 to 9"
     assert batches_of(pipe.batch(3), workers=2) == [[0, 1, 2], [3, 4, 5], [6, 7, 8], [9]]
     assert_resumes_everywhere(pipe.batch(3), first={"workers": 1}, then={"workers": 2})
 

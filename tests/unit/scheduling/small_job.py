@@ -54,21 +54,23 @@ FEATURES = {
         "bucket": {"from": "age", "ops": [{"bucketize": [1, 2, 4]}]},
     },
 }
-EMBEDDINGS = EmbeddingsConfig.from_dict(
-    {
-        "default": {"kind": "hashed", "num_embeddings": 300, "optimizer": {"kind": "adam", "lr": 0.05}},
-        "tables": {
-            "items": {
-                "feature_names": ["item", "history"],
-                "pooling": {"history": "mean"},
-                "kind": "collisionless",
-                "num_embeddings": 64,
-                "admission_count": 2,
-            }
-        },
-    },
-    where="embeddings",
-)
+
+
+def embeddings(**of_items: Any) -> EmbeddingsConfig:
+    """A table of each kind."""
+    items = {
+        "feature_names": ["item", "history"],
+        "pooling": {"history": "mean"},
+        "kind": "collisionless",
+        "num_embeddings": 64,
+        "admission_count": 2,
+        **of_items,
+    }
+    default = {"kind": "hashed", "num_embeddings": 300, "optimizer": {"kind": "adam", "lr": 0.05}}
+    return EmbeddingsConfig.from_dict({"default": default, "tables": {"items": items}}, where="embeddings")
+
+
+EMBEDDINGS = embeddings()
 
 
 def rows(num_rows: int, seed: int = 0) -> pa.Table:
@@ -193,8 +195,8 @@ def train_scheduled(
     losses, deferred = [], 0.0
     with (
         raw_batches(table) as batches,
-        TrainingWork(batches, groups, model, Phases(model), verify=verify) as work,
-        StepRuntime(work, SchedulerState(len(groups), policy, num_cores=2), is_inline=is_inline) as steps,
+        TrainingWork(batches, lambda segment: groups, model, Phases(model), verify=verify) as work,
+        StepRuntime(work, SchedulerState(policy, num_cores=2), is_inline=is_inline) as steps,
     ):
         while (trained := steps.step()) is not None:
             losses.append(sum(loss for _, loss in trained.parts))

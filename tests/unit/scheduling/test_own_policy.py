@@ -118,8 +118,8 @@ def train(policy: Policy, model: nn.Module, plan: FeaturePlan, table: pa.Table, 
         bags.store = store
     with (
         raw_batches(table, NUM_ROWS) as batches,
-        TrainingWork(batches, groups, model, phases) as work,
-        StepRuntime(work, SchedulerState(len(groups), policy, num_cores=2)) as steps,
+        TrainingWork(batches, lambda segment: groups, model, phases) as work,
+        StepRuntime(work, SchedulerState(policy, num_cores=2)) as steps,
     ):
         while (trained := steps.step()) is not None:
             losses.append(sum(loss for _, loss in trained.parts))
@@ -194,8 +194,8 @@ def test_a_pull_that_does_not_wait_for_the_keys_of_all_parts_is_refused() -> Non
     groups = group_features(plan, lambda name: tables_of(model, name), max_groups=1)
     with (
         raw_batches(rows(NUM_ROWS)) as batches,
-        TrainingWork(batches, groups, model, Phases(model)) as work,
-        StepRuntime(work, SchedulerState(1, policy), is_inline=True) as steps,
+        TrainingWork(batches, lambda segment: groups, model, Phases(model)) as work,
+        StepRuntime(work, SchedulerState(policy), is_inline=True) as steps,
         pytest.raises(ValueError, match=r"pull\(0, 0, part 1 of 2\): started before the features of all parts"),
     ):
         steps.step()

@@ -20,12 +20,22 @@ from headrace.scheduling.state import SchedulerState
 class Notes:
     """Work that writes down what was asked of it; transfers end in a thread of their own, or when told to."""
 
-    def __init__(self, num_batches: int, *, fail_at: str = "", held_back: bool = False) -> None:
+    def __init__(
+        self,
+        num_batches: int,
+        *,
+        ends: Sequence[int] = (),
+        fail_at: str = "",
+        held_back: bool = False,
+        num_groups: int = 2,
+    ) -> None:
         self.num_batches = num_batches
+        self.ends = list(ends)  # segments end before these batches, the last one at the end of all
         self.lines: list[str] = []
         self.waiting: list[Done] = []
         self.trainer = threading.get_ident()
         self._noted = threading.Condition()
+        self.num_groups = num_groups
         self._fail_at = fail_at
         self._held_back = held_back
 
@@ -40,9 +50,12 @@ class Notes:
         with self._noted:
             self._noted.wait_for(lambda: line in self.lines)
 
-    def read(self, batch: int) -> int | None:
+    def read(self, batch: int) -> tuple[int, int] | None:
+        if self.ends and batch == self.ends[0]:
+            self.note(f"end {self.ends.pop(0)}")
+            return None
         self.note(f"read {batch}")
-        return 10 if batch < self.num_batches else None
+        return (10, self.num_groups) if batch < self.num_batches else None
 
     def features(self, operator: Operator) -> int:
         self.note(f"features {operator.batch} {operator.group}")
@@ -77,12 +90,13 @@ class Notes:
         return f"result {batch}"
 
 
-def runtime(work: Notes, name: str = "recs", num_groups: int = 2) -> StepRuntime:
-    return StepRuntime(work, SchedulerState(num_groups, STEP_POLICIES[name], num_cores=2))
+def runtime(work: Notes, name: str = "recs") -> StepRuntime:
+    return StepRuntime(work, SchedulerState(STEP_POLICIES[name], num_cores=2, num_segments=len(work.ends) + 1))
 
 
 def inline(work: Notes, name: str = "recs") -> StepRuntime:
-    return StepRuntime(work, SchedulerState(1, STEP_POLICIES[name], num_cores=1), is_inline=True)
+    state = SchedulerState(STEP_POLICIES[name], num_cores=1, num_segments=len(work.ends) + 1)
+    return StepRuntime(work, state, is_inline=True)
 
 
 def train_all(steps: StepRuntime) -> None:
@@ -146,7 +160,7 @@ def test_after_an_ordinary_step_rows_of_the_next_batch_are_asked_for() -> None:
 
 
 def test_the_trace_keeps_whole_steps_and_only_the_latest() -> None:
-    with StepRuntime(Notes(20), SchedulerState(2, replace(RECS, strategies=(BY_GROUP,)), num_cores=2)) as steps:
+    with StepRuntime(Notes(20), SchedulerState(replace(RECS, strategies=(BY_GROUP,)), num_cores=2)) as steps:
         train_all(steps)
         spans = steps.trace.spans()
     assert {span.operator.batch for span in spans} == set(range(12, 20))
@@ -159,14 +173,17 @@ def test_the_trace_keeps_whole_steps_and_only_the_latest() -> None:
 
 
 class InlineNotes(Notes):
-    """Everything is the caller's."""
+    """Everything is the caller's, and features are in one group."""
+
+    def __init__(self, num_batches: int, *, ends: Sequence[int] = (), fail_at: str = "") -> None:
+        super().__init__(num_batches, ends=ends, fail_at=fail_at, num_groups=1)
 
     def features(self, operator: Operator) -> int:
         self.note(f"features {operator.batch} {operator.group}")
         assert threading.get_ident() == self.trainer
         return 10
 
-    def read(self, batch: int) -> int | None:
+    def read(self, batch: int) -> tuple[int, int] | None:
         assert threading.get_ident() == self.trainer
         return super().read(batch)
 
@@ -194,3 +211,55 @@ def test_an_inline_runtime_trains_what_it_has_before_it_reads_on() -> None:
 def test_what_an_operator_raises_inline_reaches_the_caller(place: str) -> None:
     with inline(InlineNotes(6, fail_at=place)) as steps, pytest.raises(ValueError, match=f"planted at {place}"):
         train_all(steps)
+
+
+@pytest.mark.parametrize("open_runtime", [runtime, inline])
+@pytest.mark.parametrize("name", sorted(STEP_POLICIES))
+def test_each_segment_ends_by_itself_and_nothing_is_pulled_for_the_next_before(name: str, open_runtime: Any) -> None:
+    work = (Notes if open_runtime is runtime else InlineNotes)(6, ends=[0, 2, 2, 5])
+    found: list[list[Any]] = []
+    with open_runtime(work, name) as steps:
+        for segment in range(5):
+            found.append([])
+            while (result := steps.step()) is not None:
+                found[-1].append(result)
+            steps.settle()
+            work.note(f"segment {segment}")
+    assert found == [[], ["result 0", "result 1"], [], ["result 2", "result 3", "result 4"], ["result 5"]]
+    for segment, batches in enumerate([[], [0, 1], [], [2, 3, 4], [5]]):
+        for batch in batches:
+            place = work.lines.index(f"segment {segment}")
+            before = work.lines.index(f"segment {segment - 1}")
+            of_batch = [
+                n
+                for n, line in enumerate(work.lines)
+                if line.split()[:2] in (["pull", str(batch)], ["push", str(batch)])
+            ]
+            assert before < min(of_batch)
+            assert max(of_batch) < place
+
+
+def test_features_of_the_next_segment_are_computed_before_it_is_asked_for() -> None:
+    work = Notes(4, ends=[2])
+    with runtime(work) as steps:
+        assert [steps.step() for _ in range(3)] == ["result 0", "result 1", None]
+        work.wait_for("features 3 1")
+        assert not any(line.startswith("pull 2") for line in work.lines)
+        assert steps.step() == "result 2"
+
+
+@pytest.mark.parametrize("place", ["read 2", "features 2 0", "features 3 0"])
+@pytest.mark.parametrize("open_runtime", [runtime, inline])
+def test_what_fails_in_the_next_segment_leaves_this_one_whole(open_runtime: Any, place: str) -> None:
+    work = (Notes if open_runtime is runtime else InlineNotes)(6, ends=[2], fail_at=place)
+    with open_runtime(work) as steps:
+        assert [steps.step() for _ in range(2)] == ["result 0", "result 1"]
+        if open_runtime is runtime and place != "features 3 0":  # which may have to wait until the segment has ended
+            work.wait_for(place)
+        assert steps.step() is None
+        steps.settle()
+        if place == "features 3 0":
+            assert steps.step() == "result 2"
+        for _ in range(2):
+            with pytest.raises(ValueError, match=f"planted at {place}"):
+                steps.step()

@@ -10,9 +10,18 @@ from hypothesis import strategies as st
 from virtual_step import VirtualRun, VirtualStep
 
 from headrace.registry import STEP_POLICIES
-from headrace.scheduling.events import BatchRead, Finished, StepRequested
+from headrace.scheduling.events import BatchRead, Finished, OperatorFailed, StepRequested
 from headrace.scheduling.graph import ALL_GROUPS, Kind, Operator
-from headrace.scheduling.policies import INTER, INTRA, RECS, RECS_EARLY, SERIAL, BatchPrefetch, PullStrategy
+from headrace.scheduling.policies import (
+    INTER,
+    INTRA,
+    RECS,
+    RECS_EARLY,
+    SERIAL,
+    BatchPrefetch,
+    PullStrategy,
+    StepwisePolicy,
+)
 from headrace.scheduling.policies.strategies import AHEAD, AT_ONCE, BY_GROUP, EARLY
 from headrace.scheduling.selection import WARM_UP_STEPS
 from headrace.scheduling.state import SchedulerState
@@ -140,7 +149,7 @@ def test_a_small_budget_means_less_run_ahead() -> None:
 
 @pytest.mark.parametrize("strategy", [AHEAD, EARLY])
 def test_no_rows_are_asked_for_that_only_an_update_which_may_never_come_could_free(strategy: PullStrategy) -> None:
-    state = SchedulerState(1, replace(RECS_EARLY, strategies=(strategy,)), store_waits=True)
+    state = SchedulerState(replace(RECS_EARLY, strategies=(strategy,)), store_waits=True)
     sees: list[int] = []  # for each request for rows, the batch whose update it waits for
     runs = state.handle(StepRequested(0, 0.0))  # and no other: the caller stops after this step
     while runs:
@@ -149,12 +158,88 @@ def test_no_rows_are_asked_for_that_only_an_update_which_may_never_come_could_fr
         if kind in (Kind.PULL, Kind.DEFERRED_PULL):
             sees.append(run.after)
         if kind is Kind.READ:
-            runs += state.handle(BatchRead(1, 0.0, 0.0))
+            runs += state.handle(BatchRead(1, 0.0, 0.0, 1))
         elif kind is not Kind.FEATURES or batch < 4:
             runs += state.handle(Finished(run.operator, 0.0, 1, 0.0))
     assert state.current == 1
     assert 0 in sees, "rows of the next batch are asked for"
     assert max(sees) == 0
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    steps(),
+    st.sampled_from(sorted(STEP_POLICIES)),
+    st.lists(st.integers(0, 5), min_size=2, max_size=5),
+    st.integers(1, 3),
+    st.booleans(),
+    st.data(),
+)
+def test_nothing_is_transferred_for_a_segment_before_the_one_before_it_is_ended(
+    step: VirtualStep, name: str, segments: list[int], num_cores: int, store_waits: bool, data: st.DataObject
+) -> None:
+    unsplit = tuple(data.draw(st.sets(st.integers(0, len(segments) - 1))))
+    num_batches = sum(segments)
+    run = VirtualRun(
+        step,
+        STEP_POLICIES[name],
+        num_batches,
+        num_cores=num_cores,
+        store_waits=store_waits,
+        segments=tuple(segments),
+        unsplit=unsplit,
+    ).run()  # inputs are checked inside, the end of the segment before among them
+    assert [operator.batch for operator, _ in run.begins(Kind.DENSE)] == list(range(num_batches))
+    ends = [operator.batch for operator, _ in run.begins(Kind.REQUEST)]
+    assert ends == [sum(segments[: number + 1]) for number in range(len(segments) - 1)]
+    for operator, begin, end in run.spans:
+        if operator.kind is Kind.REQUEST:
+            trained = {op.batch for op, _, done in run.spans if op.kind in (Kind.PUSH, Kind.UPDATE) and done <= begin}
+            assert trained >= set(range(operator.batch)), "the segment ends when its updates are applied"
+            assert not any(op.kind in (Kind.PULL, Kind.PUSH) for op, b, e in run.spans if b < end and e > begin)
+    assert run.state.is_over
+    assert run.state.bytes.ledger.used_bytes == 0
+
+
+@pytest.mark.parametrize("policy", [INTRA, RECS, RECS_EARLY])
+def test_features_of_the_next_segment_are_computed_while_one_ends(policy: StepwisePolicy) -> None:
+    run = VirtualRun(fine(2.0, 2.0, 6.0, 2.0), policy, 12, segments=(8, 4), end_s=20.0).run()
+    (border,) = [(begin, end) for operator, begin, end in run.spans if operator.kind is Kind.REQUEST]
+    ready = {op.batch for op, _, end in run.spans if op.kind is Kind.FEATURES and op.batch >= 8 and end <= border[1]}
+    assert ready == {8, 9, 10, 11}
+    ends = {operator.batch: end for operator, _, end in run.spans if operator.kind is Kind.UPDATE}
+    assert ends[8] - border[1] == pytest.approx(2.0 + 6.0), "pull and dense work alone"
+
+
+def test_what_a_caller_does_between_segments_is_part_of_no_step() -> None:
+    step = fine(2.0, 4.0, 6.0, 2.0)
+    run = VirtualRun(step, RECS, 12, segments=(6, 6), end_s=1e6).run()
+    assert run.state.costs.gap_s.value < 100.0
+
+
+def test_steps_split_in_another_way_are_known_apart() -> None:
+    run = VirtualRun(fine(2.0, 4.0, 6.0, 2.0), RECS, 48, segments=(16, 16, 16), unsplit=(1,)).run()
+    seconds = {op.batch: end - begin for op, begin, end in run.spans if op == Operator(Kind.FEATURES, op.batch, 0)}
+    assert run.state.costs.seconds(Kind.FEATURES, 0) < 1.0
+    assert seconds[20] >= 2.0
+
+
+def test_a_failure_ahead_stops_nothing_before_it() -> None:
+    state = SchedulerState(RECS, num_cores=1)
+    runs, trained = state.handle(StepRequested(0, 0.0)), []
+    while runs:
+        run = runs.pop(0)
+        operator = run.operator
+        if operator.kind is Kind.READ:
+            runs += state.handle(BatchRead(1, 0.0, 0.0, 1))
+        elif operator == Operator(Kind.FEATURES, 2, 0):
+            runs += state.handle(OperatorFailed(operator, 0.0))
+        else:
+            runs += state.handle(Finished(operator, 0.0, 1, 0.0))
+        if operator.kind is Kind.UPDATE:
+            trained.append(operator.batch)
+            runs += state.handle(StepRequested(state.current, 0.0))
+    assert trained == [0, 1]
 
 
 def test_an_early_pull_is_followed_by_what_it_left_out() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -23,8 +23,9 @@ from small_job import (
 )
 from torch import nn
 
-from headrace.embeddings import embedding_bags
+from headrace.embeddings import Keys, embedding_bags
 from headrace.errors import DataError, HeadraceError
+from headrace.pipeline import TableSource, from_sources
 from headrace.registry import STEP_POLICIES
 from headrace.scheduling.feature_groups import group_features
 from headrace.scheduling.graph import ALL_GROUPS
@@ -130,8 +131,8 @@ def train_slowly(
     with (
         slow(model, forgets_updates=forgets_updates),
         raw_batches(rows(num_rows)) as batches,
-        TrainingWork(batches, groups, model, Phases(model), verify=verify) as work,
-        StepRuntime(work, SchedulerState(len(groups), policy, num_cores=2)) as steps,
+        TrainingWork(batches, lambda segment: groups, model, Phases(model), verify=verify) as work,
+        StepRuntime(work, SchedulerState(policy, num_cores=2)) as steps,
     ):
         while (trained := steps.step()) is not None:
             losses.append(sum(loss for _, loss in trained.parts))
@@ -148,6 +149,63 @@ def test_parameters_stay_equal_when_transfers_take_their_time(
     assert_equal(found, plain[1])
     assert (max(deferred) > 0) == (name == "recs_early")
     assert max(deferred) < 1
+
+
+TABLES = [rows(64 * 5 + 9), rows(64 * 3, seed=1), rows(10, seed=2), rows(64 * 2 + 1, seed=3)]
+
+
+def forget_some(model: nn.Module) -> None:
+    """What may happen between two segments: many rows begin anew."""
+    for bags in embedding_bags(model).values():
+        assert bags.table_group is not None
+        spaces = np.repeat(np.arange(len(bags.tables), dtype=np.int32), 200)
+        ids = np.tile(np.arange(200), len(bags.tables))
+        bags.table_group.evict(Keys(spaces, ids, np.zeros(len(ids), np.int32)))
+
+
+@pytest.fixture(scope="module")
+def plain_segments() -> tuple[list[list[float]], dict[str, Any]]:
+    plan, model = plan_and_model()
+    phases, losses = Phases(model), []
+    for table in TABLES:
+        losses.append([])
+        for batch in raw_batches(table):
+            losses[-1].append(phases.forward_backward(plan.apply(batch), batch.num_rows))
+            phases.push()
+            phases.update()
+        forget_some(model)
+    return losses, parameters(model)
+
+
+@pytest.mark.parametrize("is_slow", [False, True])
+@pytest.mark.parametrize("name", sorted(STEP_POLICIES))
+def test_rows_that_are_forgotten_between_segments_are_read_anew(
+    name: str, is_slow: bool, plain_segments: tuple[list[list[float]], dict[str, Any]]
+) -> None:
+    plan, model = plan_and_model()
+    split, whole = (group_features(plan, lambda feature: tables_of(model, feature), max_groups=n) for n in (4, 1))
+    pipe = from_sources([TableSource(table) for table in TABLES]).batch(64).prefetch(4)
+    losses: list[list[float]] = []
+    stats: list[int] = []
+    with (
+        slow(model) if is_slow else nullcontext(),
+        pipe.open(workers=1) as batches,
+        TrainingWork(batches, [split, whole, split, split].__getitem__, model, Phases(model), verify=True) as work,
+        StepRuntime(work, SchedulerState(STEP_POLICIES[name], num_cores=2, num_segments=len(TABLES))) as steps,
+    ):
+        for _ in TABLES:
+            losses.append([])
+            stats.append(0)
+            while (trained := steps.step()) is not None:
+                losses[-1].append(sum(loss for _, loss in trained.parts))
+                stats[-1] += trained.row_stats.num_used
+            end, position = work.end_segment()
+            assert end.num_read == 0
+            assert position.get("segment", 0) == len(losses) - 1
+            forget_some(model)
+    assert losses == plain_segments[0]
+    assert_equal(parameters(model), plain_segments[1])
+    assert stats == [table.num_rows for table in TABLES]
 
 
 @pytest.mark.parametrize("strategies", [(BY_GROUP, EARLY), (EARLY, IN_GROUPS), (EARLY_IN_GROUPS, EARLY)])
@@ -197,15 +255,14 @@ def test_accounts_and_tokens_are_those_of_the_batch_that_trained() -> None:
     groups = group_features(plan, lambda name: tables_of(model, name))
     with (
         raw_batches(table) as batches,
-        TrainingWork(batches, groups, model, Phases(model)) as work,
-        StepRuntime(work, SchedulerState(len(groups), RECS, num_cores=1)) as steps,
+        TrainingWork(batches, lambda segment: groups, model, Phases(model)) as work,
+        StepRuntime(work, SchedulerState(RECS, num_cores=1)) as steps,
     ):
         trained = [steps.step() for _ in range(5)]
         assert steps.step() is None
     assert [one.position for one in trained] == tokens
     assert [one.row_stats.num_used for one in trained] == [64] * 5
-    assert work.rest is not None
-    assert work.rest[0].num_used == 0
+    assert work.end_segment()[0].num_used == 0
 
 
 def test_a_feature_that_cannot_be_computed_stops_training_with_its_error() -> None:
@@ -215,8 +272,8 @@ def test_a_feature_that_cannot_be_computed_stops_training_with_its_error() -> No
     store = model.deep.store
     with (
         raw_batches(table) as batches,
-        TrainingWork(batches, groups, model, Phases(model)) as work,
-        StepRuntime(work, SchedulerState(len(groups), RECS, num_cores=1)) as steps,
+        TrainingWork(batches, lambda segment: groups, model, Phases(model)) as work,
+        StepRuntime(work, SchedulerState(RECS, num_cores=1)) as steps,
         pytest.raises(DataError, match="history"),
     ):
         steps.step()

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from headrace.scheduling.bounds import StepParts
-from headrace.scheduling.events import BatchRead, Event, Finished, NoMoreRows, Run, StepRequested
+from headrace.scheduling.events import BatchRead, Event, Finished, Run, SegmentRead, StepRequested
 from headrace.scheduling.graph import ALL_GROUPS, Kind, Operator
 from headrace.scheduling.policies import Policy
 from headrace.scheduling.state import SchedulerState
@@ -68,6 +68,9 @@ class VirtualRun:
     The link serves one transfer at a time, in the order sent. What must never happen raises.
 
     Attributes:
+        segments: Batches of each segment; all batches are one if there are none.
+        unsplit: Segments whose features cannot be split.
+        end_s: What the caller does between two segments, on no core.
         now_s: The clock.
         spans: Operator, begin and end, in the order of their ends.
         longest_wait_s: Most seconds training work shared the cores with feature work begun before it.
@@ -80,6 +83,9 @@ class VirtualRun:
     spare_cores: int = 0
     store_waits: bool = False
     budget_bytes: int = 1 << 62
+    segments: tuple[int, ...] = ()
+    unsplit: tuple[int, ...] = ()
+    end_s: float = 5.0
     now_s: float = 0.0
     spans: list[tuple[Operator, float, float]] = field(default_factory=list)
     idle_core_s: float = 0.0
@@ -88,13 +94,17 @@ class VirtualRun:
     def __post_init__(self) -> None:
         groups = len(self.step.features_s)
         self.state = SchedulerState(
-            groups,
             self.policy,
             num_cores=self.num_cores,
             spare_cores=self.spare_cores,
             store_waits=self.store_waits,
             budget_bytes=self.budget_bytes,
+            num_segments=max(len(self.segments), 1),
         )
+        self.segments = self.segments or (self.num_batches,)
+        assert sum(self.segments) == self.num_batches
+        self._segment = self._read_segment = 0
+        self._border: _Work | None = None
         self._groups = groups
         self._cpu: list[_Work] = []
         self._trainer: list[_Work] = []
@@ -108,12 +118,26 @@ class VirtualRun:
     def run(self) -> VirtualRun:
         """To the end of the last batch."""
         self._tell(self._want())
-        while self._trained < self.num_batches or self._link or self._pending:
+        while self._goes_on() or self._pending:
             while self._pending:
                 self._tell(self._pending.pop(0))
-            if self._trained < self.num_batches or self._link:
+            if self._border is None and self._segment + 1 < len(self.segments) and self.state.is_over:
+                assert not self._link, "a transfer at the end of a segment"
+                self._border = _Work(Operator(Kind.REQUEST, self._trained), self.end_s, self.now_s)
+            if self._goes_on():
                 self._advance()
         return self
+
+    def _goes_on(self) -> bool:
+        return self._trained < self.num_batches or bool(self._link) or self._segment + 1 < len(self.segments)
+
+    def segment_of(self, batch: int) -> int:
+        """The segment of a batch."""
+        return next(number for number in range(len(self.segments)) if batch < sum(self.segments[: number + 1]))
+
+    def first_of(self, batch: int) -> int:
+        """The first batch of its segment."""
+        return sum(self.segments[: self.segment_of(batch)])
 
     @property
     def step_s(self) -> float:
@@ -126,7 +150,7 @@ class VirtualRun:
         return sorted(((op, begin) for op, begin, _ in self.spans if op.kind is kind), key=lambda pair: pair[1])
 
     def _want(self) -> StepRequested:
-        return StepRequested(self._trained, self.now_s)
+        return StepRequested(self._trained, self.now_s, self._segment)
 
     def _tell(self, event: Event) -> None:
         for run in self.state.handle(event):
@@ -148,25 +172,25 @@ class VirtualRun:
         assert not missing, f"{operator} before {', '.join(map(str, missing))}"
         match operator.kind:
             case Kind.READ:
-                rest = self.num_batches - operator.batch
-                self._pending.append(
-                    BatchRead(self.step.read_bytes, 0.0, self.now_s) if rest > 0 else NoMoreRows(self.now_s)
-                )
-                if rest > 0:
+                if operator.batch < sum(self.segments[: self._read_segment + 1]):
+                    num_groups = self._num_groups(operator.batch)
+                    self._pending.append(BatchRead(self.step.read_bytes, 0.0, self.now_s, num_groups))
                     self._done.add(operator)
+                else:
+                    self._pending.append(SegmentRead(self.now_s))
+                    self._read_segment += 1
             case Kind.FEATURES:
                 if operator.group == ALL_GROUPS:
                     self._joint.add(operator.batch)
-                self._start(self._cpu, operator, self.step.features_of(operator.group))
+                self._start(self._cpu, operator, self.step.features_of(self._group_of(operator)))
             case Kind.PULL:
                 if run.defers:
                     self._early.add(operator)
                 share = 1 - self.step.deferred_ratio if run.defers and operator.batch > 0 else 1.0
-                self._start(self._link, operator, share * self.step.pull_of(operator.group), run.after)
+                self._start(self._link, operator, share * self.step.pull_of(self._group_of(operator)), run.after)
             case Kind.DEFERRED_PULL:
-                self._start(
-                    self._link, operator, self.step.deferred_ratio * self.step.pull_of(operator.group), run.after
-                )
+                pull_s = self.step.pull_of(self._group_of(operator))
+                self._start(self._link, operator, self.step.deferred_ratio * pull_s, run.after)
             case Kind.PUSH:
                 self._start(self._link, operator, self.step.push_s)
             case Kind.DENSE | Kind.UPDATE:
@@ -181,7 +205,13 @@ class VirtualRun:
 
     def groups_of(self, batch: int) -> Sequence[int]:
         """How the features of a batch were split."""
-        return (ALL_GROUPS,) if batch in self._joint else range(self._groups)
+        return (ALL_GROUPS,) if batch in self._joint else range(self._num_groups(batch))
+
+    def _num_groups(self, batch: int) -> int:
+        return 1 if self.segment_of(batch) in self.unsplit else self._groups
+
+    def _group_of(self, operator: Operator) -> int:
+        return ALL_GROUPS if self._num_groups(operator.batch) == 1 else operator.group
 
     def _needs(self, operator: Operator, *, early: bool) -> Iterator[Operator]:
         """What a step's dependencies say, written down once more and independently of the state machine."""
@@ -190,6 +220,8 @@ class VirtualRun:
             yield Operator(Kind.READ, batch)
         elif kind is Kind.PULL:
             yield Operator(Kind.FEATURES, batch, group)
+            if self.first_of(batch):
+                yield Operator(Kind.REQUEST, self.first_of(batch))  # what is due between segments is done
             if early:
                 yield from (Operator(Kind.FEATURES, batch - 1, other) for other in self.groups_of(batch - 1) if batch)
             last_push = batch - 2 if early else batch - 1
@@ -209,7 +241,7 @@ class VirtualRun:
             yield Operator(Kind.DENSE, batch)
 
     def _advance(self) -> None:
-        rates = self._rates()
+        rates = self._rates() + ([] if self._border is None else [(self._border, 1.0)])
         assert rates, f"nothing runs at {self.now_s}: {self.state.idle_reason}"
         seconds = min(work.left_s / rate for work, rate in rates)
         self.now_s += seconds
@@ -245,13 +277,20 @@ class VirtualRun:
 
     def _end(self, work: _Work) -> None:
         operator = work.operator
+        if work is self._border:
+            self._border = None
+            self._done.add(operator)
+            self.spans.append((operator, work.began_s, self.now_s))
+            self._segment += 1
+            self._pending.append(self._want())
+            return
         for lane in (self._cpu, self._trainer, self._link):
             if work in lane:
                 lane.remove(work)
         self._done.add(operator)
         self.spans.append((operator, work.began_s, self.now_s))
         num_bytes = self.step.group_bytes if operator.kind in (Kind.FEATURES, Kind.PULL, Kind.PUSH) else 0
-        if operator.group == ALL_GROUPS and operator.kind in (Kind.FEATURES, Kind.PULL):
+        if self._group_of(operator) == ALL_GROUPS and operator.kind in (Kind.FEATURES, Kind.PULL):
             num_bytes *= self._groups
         self._pending.append(Finished(operator, self.now_s - work.began_s, num_bytes, self.now_s))
         if operator.kind is Kind.UPDATE:

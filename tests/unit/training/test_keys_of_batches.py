@@ -16,7 +16,7 @@ from headrace.logs import Schema
 from headrace.pipeline import read_arrow
 from headrace.testing.sessions import SESSION_SCHEMA, SessionSource
 from headrace.training.components import build_components
-from headrace.training.feed import build_pipeline, decide_groups
+from headrace.training.feed import PlannedSources, build_pipeline
 from headrace.training.job import JobConfig
 from headrace.training.step import TrainingStep
 
@@ -55,10 +55,10 @@ def test_a_step_uses_the_keys_of_its_batch_and_finds_none(name: str, monkeypatch
     tables = []
     for by_workers in (True, False):
         components = build_components(job)
-        plan = decide_groups(job, components.plan, source)
+        sources = PlannedSources(job, components.plan, [lambda: source])
         layouts = key_layouts(components.model)
         assert len(layouts) == 1, "modules over the same features share their keys"
-        with build_pipeline(job, plan, source, layouts=layouts).open(executor="inline") as opened:
+        with build_pipeline(job, sources, layouts=layouts).open(executor="inline") as opened:
             batches = list(opened)
         assert all(set(batch.unique_keys) == set(layouts) for batch in batches)
         step = TrainingStep(components.model, components.optimizer)

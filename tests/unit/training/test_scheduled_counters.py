@@ -73,7 +73,7 @@ def job(
     scheduling = Scheduling(SchedulerConfig(policy="recs", threads=1), model)
     with (
         read_arrow(table).batch(BATCH_SIZE).open(executor="inline", tuner="none") as batches,
-        scheduling.open(batches, step, plan, budget_bytes=1 << 30) as steps,
+        scheduling.open(batches, step, lambda segment: plan, budget_bytes=1 << 30) as steps,
     ):
         yield batches, steps
 

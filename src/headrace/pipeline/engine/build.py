@@ -33,10 +33,12 @@ def build_state(
     """Build empty lanes for a pipeline that starts at a position."""
     source = SourceLane(
         options.stage_workers.get("source"),
-        len(plan.source),
+        len(plan.sources[position.segment]),
         position.split,
         position.source_batch,
-        first_bytes=first_bytes(plan.source, position.split),
+        segment=position.segment,
+        num_segments=len(plan.sources),
+        first_bytes=first_bytes(plan.sources[position.segment], position.split),
     )
     lanes = []
     num_rebatches = 0

@@ -192,6 +192,10 @@ class Recorder:
             self._copies.append((now, self._copy()))
             self._next_copy = now + SNAPSHOT_EVERY_S
 
+    def restart(self) -> None:
+        """Have a window without limit begin now."""
+        self._first = (self.clock(), self._copy())
+
     def delivered(self, num_rows: int, wait_s: float, busy_s: float) -> None:
         """Count a batch that the consumer took after waiting `wait_s`, having been busy elsewhere for `busy_s`."""
         self.consumer.num_batches += 1
@@ -205,8 +209,8 @@ class Recorder:
         """Read the window: seconds covered, counters of the stages and of the consumer.
 
         Args:
-            window_s: Approximate length of the window, a minute at most; infinity for everything since the pipeline was
-                opened.
+            window_s: Approximate length of the window, a minute at most; infinity for everything since `restart`, or
+                since the pipeline was opened.
             groups: Current workers and queues.
         """
         now = self.clock()

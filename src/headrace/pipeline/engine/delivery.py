@@ -14,7 +14,7 @@ from typing import Any
 import pyarrow as pa
 
 from headrace.errors import HeadraceError, PipelineError
-from headrace.logs.source import REJECT_SCHEMA, Source, SourceBatch, split_row_id
+from headrace.logs.source import REJECT_SCHEMA, Source, SourceBatch, Sources, split_row_id
 from headrace.pipeline.engine.element import Element
 from headrace.pipeline.engine.options import StageGroup
 from headrace.pipeline.engine.position import Position
@@ -26,6 +26,7 @@ __all__ = [
     "apply_result",
     "describe_element",
     "element_of",
+    "open_source",
     "pipeline_error",
     "source_error",
     "stack_of",
@@ -36,8 +37,8 @@ NUM_NAMED = 5
 """Maximum number of rows or splits named in an error message."""
 
 
-def element_of(batch: SourceBatch, split: int, number: int) -> Element:
-    """Make an element from source batch `number` of a split."""
+def element_of(batch: SourceBatch, place: Position) -> Element:
+    """Make an element from the source batch at a position."""
     losses = RowStats(num_dropped=batch.num_dropped) if batch.num_dropped else NO_ROWS
     if batch.num_quarantined:
         assert batch.rejects is not None
@@ -45,11 +46,11 @@ def element_of(batch: SourceBatch, split: int, number: int) -> Element:
     return Element(
         payload=batch.rows if batch.rows.num_rows else None,
         num_rows=batch.rows.num_rows,
-        key=(split, number),
-        before=Position(split, number),
-        after=Position(split, number + 1),
+        key=(place.split, place.source_batch),
+        before=place,
+        after=Position(place.split, place.source_batch + 1, segment=place.segment),
         losses=losses,
-        splits=(split,),
+        splits=(place.split,),
         num_bytes=int(batch.rows.nbytes),
     )
 
@@ -80,6 +81,20 @@ def pipeline_error(fault: StageFault, stages: Sequence[Stage], element: Element,
     if fault.traceback:
         error.add_note(fault.traceback.rstrip())
     return error
+
+
+def open_source(sources: Sources, segment: int) -> Source:
+    """The source of a segment, which may be opened now.
+
+    Raises:
+        HeadraceError: It cannot be opened.
+    """
+    try:
+        return sources[segment]
+    except HeadraceError:
+        raise
+    except Exception as error:
+        raise PipelineError(f"stage source: {type(error).__name__}: {error}; while segment {segment} opened") from error
 
 
 def source_error(error: Exception, source: Source, split: int) -> HeadraceError:

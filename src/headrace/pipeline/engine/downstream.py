@@ -23,6 +23,8 @@ class _Counted(Protocol):
 
     def counters(self, window_s: float) -> PipelineCounters: ...
 
+    def restart_counters(self) -> None: ...
+
 
 class DownstreamStage:
     """Counters of a stage that the consumer runs itself, and of the consumer after it. Thread-safe.
@@ -66,6 +68,11 @@ class DownstreamStage:
             self._recorder.delivered(num_rows, wait_s, busy_s)
             self._recorder.tick(self._clock())
 
+    def restart_counters(self) -> None:
+        """Have counters of all time begin now."""
+        with self._lock:
+            self._recorder.restart()
+
     @property
     def tunable(self) -> Tunable:
         """The number of workers, as a tunable with a single allowed value."""
@@ -106,6 +113,12 @@ class CountedPipeline:
             return self._feed.tunables
         tunable = self.downstream.tunable
         return MappingProxyType({**self._feed.tunables, tunable.name: tunable})
+
+    def restart_counters(self) -> None:
+        """Have counters of all time begin now."""
+        self._feed.restart_counters()
+        if self.downstream is not None:
+            self.downstream.restart_counters()
 
     def counters(self, window_s: float) -> PipelineCounters:
         """Counters of all stages over a recent window."""

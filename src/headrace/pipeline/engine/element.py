@@ -36,9 +36,10 @@ class Element:
         before: Position from which this element and all later ones can be rebuilt.
         after: Position from which the next element and all later ones can be rebuilt.
         losses: Counts of lost rows that are reported together with this element.
-        splits: Source splits that its rows come from, for error messages.
+        splits: Splits of the segment's source that its rows come from, for error messages.
         num_bytes: Bytes of the payload, as charged to the ledger.
         holds: Shared charges of other elements whose memory the payload still points into.
+        ends_segment: Whether it is the marker that ends a segment; it has no rows.
     """
 
     payload: Any
@@ -50,6 +51,12 @@ class Element:
     splits: tuple[int, ...] = ()
     num_bytes: int = 0
     holds: tuple[Hold, ...] = ()
+    ends_segment: bool = False
+
+    @property
+    def segment(self) -> int:
+        """The segment it belongs to."""
+        return self.before.segment
 
     def release(self) -> None:
         """Release all charges held for the payload."""

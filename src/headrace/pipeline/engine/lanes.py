@@ -3,7 +3,7 @@
 An element waits in a lane, is worked on, and keeps its place in the order until everything before it has left::
 
     lane        waiting         slots: in work (w) or done (d)
-    source      splits 7, 8 ..  [split 5: d d w]  [split 6: d w]
+    source      splits 7, 8 ..  [split 5: d d w]  [split 6: d w]       (then the end of the segment, and the next one)
     map         e9              e8:w  e7:d  e6:w        <- e7 is done, but e6 goes first
     batch       e5              e4:d                     -> next lane or consumer
 
@@ -22,18 +22,23 @@ from headrace.pipeline.engine.headroom import WorkerMemory
 from headrace.pipeline.engine.ledger import Estimator, RecentMax
 from headrace.pipeline.engine.rebatcher import Rebatcher
 
-__all__ = ["Lane", "StageLane", "Work"]
+__all__ = ["OPEN", "Lane", "StageLane", "Work"]
+
+OPEN = -1
+"""In the place of a split: open the segment's source, to learn how many splits it has."""
 
 
 @dataclass(slots=True, eq=False)
 class Work:
-    """One call of a worker: read the next batch of a split, or run a group of stages on an element.
+    """One call of a worker: open a source or read the next batch of a split, or run a group of stages on an element.
 
     Attributes:
         lane: Position of the lane.
         element: The element to work on, then the result; None for a read that is not done.
-        split: Split to read, for the source lane.
+        split: Split to read, for the source lane; `OPEN` for none yet.
         source_batch: Batch of it.
+        segment: Whose split it is.
+        num_splits: Of a segment that was opened.
         num_bytes_in: Bytes of the element before it is worked on.
         reserved_bytes: Reserved in the ledger until it is done.
         growth_bytes: By how much the process may grow until then.
@@ -44,8 +49,10 @@ class Work:
 
     lane: int
     element: Element | None
-    split: int = -1
+    split: int = OPEN
     source_batch: int = 0
+    segment: int = 0
+    num_splits: int = 0
     num_bytes_in: int = 0
     reserved_bytes: int = 0
     growth_bytes: float = 0.0
@@ -174,14 +181,6 @@ class StageLane:
         if element.num_rows:
             self._largest_input.add(element.num_bytes * self.rebatcher.num_rows / element.num_rows)
         self.waiting.extend(self.rebatcher.feed(element))
-
-    def end_input(self, *, failed: bool) -> None:
-        """No more elements will come; what is left in the rebatcher follows, unless the stream broke off."""
-        if self.input_ended:
-            return
-        self.input_ended = True
-        if self.rebatcher is not None and not failed:
-            self.waiting.extend(self.rebatcher.finish())
 
     def start(self, work: Work) -> None:
         """Move the first waiting element into work."""

@@ -8,7 +8,8 @@ batch)::
      "epoch": 0,
      "position": [{"item": 12, "piece": 0},          # of the source: the next source batch to read
                   {"rows": 1312, "index": 3},        # of the shuffle: rows of that batch used already, next block
-                  {"rows": 40960, "index": 79}]}     # of the batch stage: rows of that block used already, next batch
+                  {"rows": 40960, "index": 79}],     # of the batch stage: rows of that block used already, next batch
+     "segment": 2}                                   # the source they are in; left out for the first
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typing import Any
 
 from headrace.errors import CheckpointError, VersionMismatch
 
-__all__ = ["STATE_VERSION", "Position", "load_state", "make_state"]
+__all__ = ["STATE_VERSION", "Position", "in_first_segment", "load_state", "make_state", "saved_segment"]
 
 STATE_VERSION = 1
 
@@ -33,20 +34,22 @@ class Position:
         source_batch: Source batches of it to leave out.
         rebatches: For each rebatcher passed, from the source on: rows of its first input to leave out, and the number
             of its next output.
+        segment: The source they are in, counted from 0.
     """
 
     split: int
     source_batch: int
     rebatches: tuple[tuple[int, int], ...] = ()
+    segment: int = 0
 
     @classmethod
-    def start(cls, num_rebatches: int) -> Position:
-        """The beginning of a stream behind some rebatchers."""
-        return cls(0, 0, ((0, 0),) * num_rebatches)
+    def start(cls, num_rebatches: int, segment: int = 0) -> Position:
+        """The beginning of a segment behind some rebatchers."""
+        return cls(0, 0, ((0, 0),) * num_rebatches, segment)
 
     def before(self, rebatch: int) -> Position:
         """The same position in the stream in front of a rebatcher, which is the one of that number."""
-        return Position(self.split, self.source_batch, self.rebatches[:rebatch])
+        return Position(self.split, self.source_batch, self.rebatches[:rebatch], self.segment)
 
     def behind(self, used_rows: int, index: int) -> Position:
         """A position behind one more rebatcher, whose next output is `index` and begins with this position's element.
@@ -55,18 +58,36 @@ class Position:
             used_rows: Rows of that element that earlier outputs have used.
             index: Number of the next output.
         """
-        return Position(self.split, self.source_batch, (*self.rebatches, (used_rows, index)))
+        return Position(self.split, self.source_batch, (*self.rebatches, (used_rows, index)), self.segment)
 
 
 def make_state(stages: Sequence[str], epoch: int, position: Position) -> dict[str, Any]:
     """The state as it is saved."""
     rebatches = [{"rows": rows, "index": index} for rows, index in position.rebatches]
-    return {
+    state = {
         "version": STATE_VERSION,
         "stages": list(stages),
         "epoch": epoch,
         "position": [{"item": position.split, "piece": position.source_batch}, *rebatches],
     }
+    return {**state, "segment": position.segment} if position.segment else state
+
+
+def in_first_segment(state: Mapping[str, Any]) -> dict[str, Any]:
+    """The same place for a pipeline whose first source is that of the state's segment."""
+    return {key: value for key, value in state.items() if key != "segment"}
+
+
+def saved_segment(state: Mapping[str, Any], num_segments: int) -> int:
+    """The segment of a saved state.
+
+    Raises:
+        CheckpointError: The pipeline has no such segment.
+    """
+    segment = state.get("segment", 0) if isinstance(state, Mapping) else 0
+    if not isinstance(segment, int) or not 0 <= segment < num_segments:
+        raise CheckpointError(f"pipeline state: of segment {segment!r}, but the pipeline has {num_segments} sources")
+    return segment
 
 
 def load_state(state: Mapping[str, Any], stages: Sequence[str]) -> tuple[int, Position]:
@@ -74,7 +95,7 @@ def load_state(state: Mapping[str, Any], stages: Sequence[str]) -> tuple[int, Po
 
     Args:
         state: From `make_state`.
-        stages: Those of the pipeline that is to continue.
+        stages: Those of the pipeline that is to continue, in the segment of the state.
 
     Raises:
         VersionMismatch: Saved by another version of the format.
@@ -91,6 +112,7 @@ def load_state(state: Mapping[str, Any], stages: Sequence[str]) -> tuple[int, Po
     try:
         first, *rest = state["position"]
         rebatches = tuple((int(part["rows"]), int(part["index"])) for part in rest)
-        return int(state["epoch"]), Position(int(first["item"]), int(first["piece"]), rebatches)
+        position = Position(int(first["item"]), int(first["piece"]), rebatches, int(state.get("segment", 0)))
+        return int(state["epoch"]), position
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"pipeline state: not readable: {error!r}") from error

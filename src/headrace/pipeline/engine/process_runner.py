@@ -13,7 +13,7 @@ from functools import partial
 import pyarrow as pa
 
 from headrace.errors import PipelineError
-from headrace.logs.source import Source
+from headrace.logs.source import Sources
 from headrace.pipeline.engine.decisions import Decisions
 from headrace.pipeline.engine.delivery import apply_result, describe_element, pipeline_error, stuck_error
 from headrace.pipeline.engine.element import Element
@@ -34,7 +34,7 @@ class ProcessRunner:
     def __init__(
         self,
         group: StageGroup,
-        source: Source,
+        sources: Sources,
         epoch: int,
         decisions: Decisions,
         limit: Callable[[], int],
@@ -46,7 +46,7 @@ class ProcessRunner:
             ConfigError: A function cannot be sent to a worker process.
         """
         self._group = group
-        self._source = source
+        self._sources = sources
         self._epoch = epoch
         self._decisions = decisions
         self._memory = memory
@@ -63,10 +63,10 @@ class ProcessRunner:
         """Process the element in a worker process; see `Runner`."""
         if not element.num_rows:
             return tuple(StageUse(0.0, 0.0, 0, 0, 0) for _ in self._group.stages)
-        result = self._call(element)
+        result, source = self._call(element), self._sources[element.segment]
         if isinstance(result, StageFault):
-            raise pipeline_error(result, self._group.stages, element, self._source)
-        apply_result(element, result, self._group.stages, self._source)
+            raise pipeline_error(result, self._group.stages, element, source)
+        apply_result(element, result, self._group.stages, source)
         return result.uses
 
     def close(self) -> None:
@@ -89,7 +89,7 @@ class ProcessRunner:
             except TimeoutError:
                 stack = worker.stack()
                 self._pool.end(worker, grace_s=0.0)
-                raise stuck_error(self._group, element, self._source, stack) from None
+                raise stuck_error(self._group, element, self._sources[element.segment], stack) from None
             except BaseException:
                 self._pool.end(worker, grace_s=0.0)
                 raise
@@ -100,16 +100,17 @@ class ProcessRunner:
             assert isinstance(result, ChainResult)
             self._memory.learn(before_bytes, peak_bytes, result.num_bytes)
             return _with_payload(result, rows)
-        raise PipelineError(
-            f"stage {self._group.name}: its worker process died twice on {describe_element(element, self._source)}"
-        )
+        raise PipelineError(f"stage {self._group.name}: its worker process died twice on {self._describe(element)}")
+
+    def _describe(self, element: Element) -> str:
+        return describe_element(element, self._sources[element.segment])
 
     def _report_death(self, worker: WorkerProcess, element: Element, attempt: int) -> None:
         how = self._pool.end(worker)
         if self._pool.is_closed:
             raise PipelineError(f"stage {self._group.name}: closed")
         again = "retried in another worker" if attempt == 0 else "not retried"
-        what = f"{describe_element(element, self._source)} is {again}"
+        what = f"{self._describe(element)} is {again}"
         self._record(worker.pid, f"worker process {worker.pid} {how}; {what}")
 
     def _record(self, pid: int, reason: str) -> None:

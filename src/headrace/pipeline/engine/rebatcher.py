@@ -11,6 +11,9 @@ Two source batches of 5 rows, regrouped by 4 (`|` is where the output elements e
     after       (a, 4)                (b, 3)     end
 
 `after` is the position a resume starts from: read source batch a again, skip four of its rows.
+
+Behind the marker that ends a segment everything begins anew: no output has rows of two segments, and outputs are
+numbered from 0 again.
 """
 
 from __future__ import annotations
@@ -40,7 +43,7 @@ class _Part:
 
 
 class Rebatcher:
-    """Feed elements in order, get regrouped ones back; `finish` gives the rest.
+    """Feed elements in order, get regrouped ones back; the marker that ends a segment brings the rest.
 
     Each output carries the losses of the elements whose last row it uses, so every loss is counted with exactly one
     output, also over a resume in the middle of an element, and never before the good rows around it: an error budget
@@ -64,7 +67,6 @@ class Rebatcher:
         self._num_rows = 0
         self._losses = NO_ROWS
         self._before = before.behind(skip_rows, index)
-        self._end = before
 
     @property
     def num_rows(self) -> int:
@@ -83,6 +85,8 @@ class Rebatcher:
 
     def feed(self, element: Element) -> list[Element]:
         """Add an element; return the elements it completes, which may be none or many."""
+        if element.ends_segment:
+            return self._end_segment(element)
         outputs = []
         position = self._skip_rows
         self._skip_rows = 0
@@ -98,24 +102,30 @@ class Rebatcher:
                 self._lose(element.losses)
             if self._num_rows == needed:
                 outputs.append(self._emit(element.after if at_end else element.before, 0 if at_end else stop))
-        self._end = element.after
         element.release()
         return outputs
 
-    def finish(self) -> list[Element]:
-        """Give what is left at the end of the stream.
+    def _end_segment(self, marker: Element) -> list[Element]:
+        """Give what is left at the end of a segment and the marker behind it, and begin the next segment.
 
         The rest is kept if every rank gets at least one row of it, so all ranks make the same number of steps; rows
-        that are not kept count as dropped. Losses behind the last row come as an element without rows.
+        that are not kept count as dropped. Losses behind the last row come with the marker.
         """
+        outputs = []
+        self._lose(marker.losses)
         if self._num_rows >= self._spec.num_ranks and self._num_rows and not self._spec.drop_last:
-            return [self._emit(self._end, 0)]
+            outputs.append(self._emit(marker.after, 0))
         if self._num_rows:
             self._lose(RowStats(num_dropped=self._num_rows))
         for part in self._parts:
             part.release()
         self._parts, self._num_rows = [], 0
-        return [] if self._losses is NO_ROWS else [self._emit(self._end, 0)]
+        end = self._emit(marker.after, 0)
+        end.ends_segment = True
+        marker.release()
+        self._index, self._skip_rows = 0, 0
+        self._before = Position.start(len(end.after.rebatches), marker.segment + 1)
+        return [*outputs, end]
 
     def _lose(self, losses: RowStats) -> None:
         if self._spec.rank == 0:

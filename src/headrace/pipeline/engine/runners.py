@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
-from headrace.logs.source import Source
+from headrace.logs.source import Sources
 from headrace.pipeline.engine.decisions import Decisions
 from headrace.pipeline.engine.delivery import apply_result, pipeline_error
 from headrace.pipeline.engine.element import Element
@@ -35,21 +35,21 @@ class Runner(Protocol):
 class ThreadRunner:
     """Runs the stages in the calling thread."""
 
-    def __init__(self, group: StageGroup, source: Source, epoch: int) -> None:
-        """Prepare."""
+    def __init__(self, group: StageGroup, sources: Sources, epoch: int) -> None:
+        """Prepare; the arguments are those of `make_runner`."""
         self._stages = group.stages
-        self._transformations = [stage.transformation for stage in group.stages]
-        self._source = source
+        self._sources = sources
         self._epoch = epoch
 
     def run(self, element: Element) -> tuple[StageUse, ...]:
         """Process the element in this thread."""
-        seed = (self._epoch, *element.key)
+        seed, source = (self._epoch, *element.key), self._sources[element.segment]
+        transformations = [stage.transformation.of_segment(element.segment) for stage in self._stages]
         try:
-            result = run_chain(self._transformations, element.payload, element.num_rows, element.num_bytes, seed)
+            result = run_chain(transformations, element.payload, element.num_rows, element.num_bytes, seed)
         except StageFault as fault:
-            raise pipeline_error(fault, self._stages, element, self._source) from fault.__cause__
-        apply_result(element, result, self._stages, self._source)
+            raise pipeline_error(fault, self._stages, element, source) from fault.__cause__
+        apply_result(element, result, self._stages, source)
         return result.uses
 
     def close(self) -> None:
@@ -58,7 +58,7 @@ class ThreadRunner:
 
 def make_runner(
     group: StageGroup,
-    source: Source,
+    sources: Sources,
     epoch: int,
     decisions: Decisions,
     limit: Callable[[], int],
@@ -68,7 +68,7 @@ def make_runner(
 
     Args:
         group: The stages.
-        source: Describes the location of rows in error messages.
+        sources: Sources of the segments; they describe the location of rows in error messages.
         epoch: Epoch, part of all seeds.
         decisions: Records replaced processes.
         limit: Returns the current maximum of elements processed at once.
@@ -78,7 +78,7 @@ def make_runner(
         ConfigError: A function cannot be sent to a worker process.
     """
     if group.executor == "thread":
-        return ThreadRunner(group, source, epoch)
+        return ThreadRunner(group, sources, epoch)
     from headrace.pipeline.engine.process_runner import ProcessRunner  # imported only where needed: it is Unix-only
 
-    return ProcessRunner(group, source, epoch, decisions, limit, memory or WorkerMemory())
+    return ProcessRunner(group, sources, epoch, decisions, limit, memory or WorkerMemory())

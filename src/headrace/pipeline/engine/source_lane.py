@@ -7,17 +7,25 @@ from dataclasses import dataclass, field
 
 from headrace.pipeline.engine.element import Element
 from headrace.pipeline.engine.headroom import WorkerMemory
-from headrace.pipeline.engine.lanes import Work
+from headrace.pipeline.engine.lanes import OPEN, Work
 from headrace.pipeline.engine.ledger import Estimator
+from headrace.pipeline.engine.position import Position
 
 __all__ = ["SourceLane"]
+
+MAX_SEGMENTS = 4
+"""Segments that may be in the lane at once. What an open source holds (footers of files, a plan) is in no ledger, and
+small segments would be opened by the hundred."""
+
+Place = tuple[int, int]
+"""Segment and split."""
 
 
 @dataclass(slots=True, eq=False)
 class _Split:
-    """A split that is being read."""
+    """A split that is being read; or, behind the splits of a segment, its end."""
 
-    number: int
+    place: Place
     next_batch: int = 0
     running: bool = False
     batches: deque[Element] = field(default_factory=deque)
@@ -25,27 +33,53 @@ class _Split:
 
 
 class SourceLane:
-    """Splits of the source, several read at once, whose batches leave in order."""
+    """Splits of the source, several read at once, whose batches leave in order.
+
+    A source may have several segments. Behind the batches of each comes a marker, which says that the segment ends. The
+    next segment is opened once all splits of the one before it are being read.
+    """
 
     in_threads = True
     workers: WorkerMemory | None = None
 
     def __init__(
-        self, own_limit: int | None, num_splits: int, first_split: int, first_batch: int, *, first_bytes: int = 0
+        self,
+        own_limit: int | None,
+        num_splits: int,
+        first_split: int,
+        first_batch: int,
+        *,
+        segment: int = 0,
+        num_segments: int = 1,
+        first_bytes: int = 0,
     ) -> None:
-        """Start at a batch of an split; `first_bytes` is how large a batch is thought to be before one is read."""
+        """Start at a batch of a split.
+
+        Args:
+            own_limit: Splits read at once, or None for as many as there are threads.
+            num_splits: Of the segment to start in.
+            first_split: Where to start.
+            first_batch: Batches of that split to leave out.
+            segment: Whose split that is.
+            num_segments: All segments.
+            first_bytes: How large a batch is thought to be before one is read.
+        """
         self.name = "source"
         self.own_limit = own_limit
         self.num_running = 0
         self.estimator = Estimator()
-        self._num_splits = num_splits
+        self._num_segments = num_segments
+        self._segment = segment  # whose splits are begun, or that is to be opened next
+        self._num_splits: int | None = num_splits  # of it; None until it is open
+        self._is_opening = False
         self._next_split = first_split
         self._first_batch = first_batch
         self._splits: deque[_Split] = deque()  # hundreds, where splits are small and much is read ahead
-        self._by_number: dict[int, _Split] = {}
-        self._open: dict[int, _Split] = {}  # those with more to read, in order
+        self._by_place: dict[Place, _Split] = {}
+        self._open: dict[Place, _Split] = {}  # those with more to read, in order
         self.ahead_bytes = 0
         self._first_bytes = first_bytes
+        self._end_segment()
 
     @property
     def need_bytes(self) -> int:
@@ -53,7 +87,10 @@ class SourceLane:
 
     @property
     def queue_depth(self) -> int:
-        return self._num_splits - self._next_split
+        """Splits that nobody reads yet, those of segments that are not open counted as one."""
+        if self._num_splits is None:
+            return self._num_segments - self._segment
+        return self._num_splits - self._next_split + self._num_segments - self._segment - 1
 
     @property
     def is_empty(self) -> bool:
@@ -62,7 +99,7 @@ class SourceLane:
     @property
     def has_ended(self) -> bool:
         self._drop_read_splits()
-        return not self._splits and self._next_split >= self._num_splits
+        return not self._splits and self._all_begun
 
     @property
     def num_ready(self) -> int:
@@ -70,11 +107,21 @@ class SourceLane:
         return len(self._splits[0].batches) if self._splits else 0
 
     def candidates(self, limit: int) -> list[Work]:
-        """Reads that could be started, in order of the splits: the next batch of each split nobody reads right now."""
+        """Reads that could be started, in order of the splits: the next batch of each split nobody reads right now.
+
+        Where all splits of a segment are being read, opening the next one is such a read.
+        """
         self._drop_read_splits()
-        found = [Work(0, None, split.number, split.next_batch) for split in self._open.values() if not split.running]
-        if len(self._open) < limit and self._next_split < self._num_splits:
-            found.append(Work(0, None, self._next_split, self._first_batch))
+        found = [
+            Work(0, None, split.place[1], split.next_batch, split.place[0])
+            for split in self._open.values()
+            if not split.running
+        ]
+        if self._num_splits is not None:
+            if len(self._open) < limit:
+                found.append(Work(0, None, self._next_split, self._first_batch, self._segment))
+        elif not self._all_begun and not self._is_opening and self._segment - self._first_segment < MAX_SEGMENTS:
+            found.append(Work(0, None, OPEN, segment=self._segment))
         return found
 
     def is_first(self, work: Work) -> bool:
@@ -82,41 +129,45 @@ class SourceLane:
         self._drop_read_splits()
         if not self._splits:
             return True
-        return self._splits[0].number == work.split and not self._splits[0].batches
+        return self._splits[0].place == (work.segment, work.split) and not self._splits[0].batches
 
     def is_head_split(self, work: Work) -> bool:
         """Whether the read belongs to the first split whose batches have not all left."""
-        return not self._splits or self._splits[0].number == work.split
+        return not self._splits or self._splits[0].place == (work.segment, work.split)
 
     def start(self, work: Work) -> None:
         """Mark the batch as being read."""
-        if work.split == self._next_split:
-            split = _Split(work.split, work.source_batch)
-            self._splits.append(split)
-            self._by_number[work.split] = self._open[work.split] = split
+        self.num_running += 1
+        if work.split == OPEN:
+            self._is_opening = True
+            return
+        place = work.segment, work.split
+        if place not in self._by_place:
+            self._add(_Split(place, work.source_batch))
+            self._open[place] = self._by_place[place]
             self._next_split += 1
             self._first_batch = 0
-        self._by_number[work.split].running = True
-        self.num_running += 1
+            self._end_segment()
+        self._by_place[place].running = True
 
     def finish(self, work: Work) -> None:
         """Take in the batch that was read; a work without an element is the end of its split."""
-        split = self._by_number[work.split]
+        if work.split == OPEN:
+            self._opened(work)
+            return
+        place = work.segment, work.split
+        split = self._by_place[place]
         split.running = False
         if work.failure is not None:
             split.failure = work.failure
-            del self._open[work.split]
+            del self._open[place]
         elif work.element is None:
-            del self._open[work.split]
+            del self._open[place]
         else:
             split.next_batch += 1
             split.batches.append(work.element)
             self.ahead_bytes += work.element.num_bytes
             self.estimator.learn(1, work.element.num_bytes)
-
-    def holds(self, work: Work) -> bool:
-        """Whether the split is still of interest."""
-        return work.split in self._by_number
 
     def head_is_done(self) -> bool:
         self._drop_read_splits()
@@ -136,12 +187,12 @@ class SourceLane:
         found: list[Element] = []
         for split in self._splits:
             found += split.batches
-            if split.number in self._open or split.failure is not None:
+            if split.place in self._open or split.failure is not None:
                 break
         return found
 
     def ends_after(self, num_elements: int) -> bool:
-        is_read = self._next_split >= self._num_splits and not self._open
+        is_read = self._all_begun and not self._open
         has_failed = any(split.failure is not None for split in self._splits)
         return is_read and not has_failed and sum(len(split.batches) for split in self._splits) == num_elements
 
@@ -149,12 +200,47 @@ class SourceLane:
         for split in self._splits:
             for element in split.batches:
                 element.release()
-        for splits in (self._splits, self._by_number, self._open):
+        for splits in (self._splits, self._by_place, self._open):
             splits.clear()
-        self._next_split = self._num_splits
+        self._end_source()
+
+    @property
+    def _all_begun(self) -> bool:
+        """Whether the splits of all segments are being read, or were."""
+        return self._segment == self._num_segments
+
+    @property
+    def _first_segment(self) -> int:
+        return self._splits[0].place[0] if self._splits else self._segment
+
+    def _opened(self, work: Work) -> None:
+        self._is_opening = False
+        if work.failure is None:
+            self._num_splits = work.num_splits
+            self._end_segment()
+        else:
+            self._add(_Split((work.segment, OPEN), failure=work.failure))
+            self._end_source()
+
+    def _add(self, split: _Split) -> None:
+        self._splits.append(split)
+        self._by_place[split.place] = split
+
+    def _end_segment(self) -> None:
+        """If all splits of the segment are begun, its end follows them, and the next one is to be opened."""
+        if self._num_splits is None or self._next_split < self._num_splits:
+            return
+        end = Position(self._num_splits, 0, segment=self._segment)
+        marker = Element(None, 0, (end.split, 0), end, end, ends_segment=True)
+        self._add(_Split((self._segment, end.split), batches=deque([marker])))
+        self._segment += 1
+        self._num_splits, self._next_split, self._first_batch = None, 0, 0
+
+    def _end_source(self) -> None:
+        self._segment, self._num_splits = self._num_segments, None
 
     def _drop_read_splits(self) -> None:
         while self._splits and not (
-            self._splits[0].number in self._open or self._splits[0].batches or self._splits[0].failure
+            self._splits[0].place in self._open or self._splits[0].batches or self._splits[0].failure
         ):
-            del self._by_number[self._splits.popleft().number]
+            del self._by_place[self._splits.popleft().place]

@@ -315,8 +315,7 @@ class PipelineState:
                     self._break_off(index, failure)
                     break
                 behind.feed(lane.pop())
-            if lane.has_ended and not behind.input_ended:
-                behind.end_input(failed=self._breakage is not None)
+            behind.input_ended |= lane.has_ended
 
     def _break_off(self, index: int, failure: BaseException) -> None:
         """End the stream at a failed element: earlier elements are still delivered, later ones dropped."""
@@ -324,4 +323,4 @@ class PipelineState:
         for lane in self.lanes[: index + 1]:
             lane.clear()
         self._num_cancelled = index + 1
-        self._stages[index].end_input(failed=True)
+        self._stages[index].input_ended = True

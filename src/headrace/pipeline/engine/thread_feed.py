@@ -19,10 +19,10 @@ from headrace.logs.source import SourceBatch
 from headrace.pipeline.engine.build import build_state, build_tunables, first_bytes
 from headrace.pipeline.engine.counters import GroupNow, PipelineCounters, Recorder, count_waits
 from headrace.pipeline.engine.decisions import Decisions
-from headrace.pipeline.engine.delivery import element_of, source_error, stack_of, stuck_error
+from headrace.pipeline.engine.delivery import element_of, open_source, source_error, stack_of, stuck_error
 from headrace.pipeline.engine.element import Element
 from headrace.pipeline.engine.headroom import check_floor
-from headrace.pipeline.engine.lanes import Work
+from headrace.pipeline.engine.lanes import OPEN, Work
 from headrace.pipeline.engine.options import OpenOptions, make_groups
 from headrace.pipeline.engine.position import Position
 from headrace.pipeline.engine.runners import make_runner
@@ -63,7 +63,7 @@ class ThreadFeed:
         self, plan: LogicalPlan, options: OpenOptions, epoch: int, position: Position, decisions: Decisions
     ) -> None:
         """Prepare lanes and runners without starting anything."""
-        self._source = plan.source
+        self._sources = plan.sources
         self._groups = make_groups(plan, options)
         self._stage_names = [("source",), *(tuple(stage.name for stage in group.stages) for group in self._groups)]
         self._lock = threading.RLock()  # re-entrant: garbage collection may call close() in a thread that holds it
@@ -72,8 +72,8 @@ class ThreadFeed:
         self._threads: set[threading.Thread] = set()
         self._stuck: set[threading.Thread] = set()
         self._running: dict[threading.Thread, Work] = {}
-        self._readers: dict[int, Iterator[SourceBatch]] = {}
-        self._first = (position.split, position.source_batch)
+        self._readers: dict[tuple[int, int], Iterator[SourceBatch]] = {}
+        self._first = position
         self._num_idle = 0
         self._mean_work_s = 1.0
         self._consumer_waits = False
@@ -81,13 +81,15 @@ class ThreadFeed:
         self._sampled_s = time.monotonic()
         self.recorder = Recorder(["source", *(stage.name for stage in plan.stages)], time.monotonic)
         uses_processes = any(group.executor == "process" for group in self._groups)
-        element_bytes = first_bytes(plan.source, position.split)
+        first_source = plan.sources[position.segment]
+        self._reads_storage = reads_storage(first_source)
+        element_bytes = first_bytes(first_source, position.split)
         check_floor(options.memory, interpreter_bytes(), element_bytes, uses_processes=uses_processes)
         self._watchdog = MemoryWatchdog(decisions, self._sampled_s, tightest=options.memory.tightest)
         self._wants_look = True
         self._state = build_state(plan, self._groups, options, position, decisions)
         self._runners = [
-            make_runner(group, plan.source, epoch, decisions, partial(self._state.limit, number), lane.workers)
+            make_runner(group, plan.sources, epoch, decisions, partial(self._state.limit, number), lane.workers)
             for number, (group, lane) in enumerate(zip(self._groups, self._state.lanes[1:], strict=True), start=1)
         ]
         self.tunables: Mapping[str, Tunable] = build_tunables(self._state, options.memory.limit_bytes, self._change)
@@ -143,8 +145,13 @@ class ThreadFeed:
                 num_threads=state.num_workers,
                 process_groups=tuple(group.name for group in self._groups if group.executor == "process"),
                 process_cpu_s=self.recorder.process_cpu_s(window_s),
-                reads_storage=reads_storage(self._source),
+                reads_storage=self._reads_storage,
             )
+
+    def restart_counters(self) -> None:
+        """Have `counters` of all time begin now."""
+        with self._lock:
+            self.recorder.restart()
 
     def close(self) -> None:
         """Stop all workers and wait for busy ones, up to a time limit."""
@@ -237,24 +244,30 @@ class ThreadFeed:
             if work.lane == 0:
                 return self._read(work)
             assert work.element is not None
-            return self._runners[work.lane - 1].run(work.element)
+            return () if work.element.ends_segment else self._runners[work.lane - 1].run(work.element)
         except Exception as error:
-            work.failure = source_error(error, self._source, work.split) if work.lane == 0 else error
+            work.failure = error
+            if work.lane == 0 and work.split != OPEN:
+                work.failure = source_error(error, self._sources[work.segment], work.split)
             if work.failure is not error:
                 work.failure.__cause__ = error
         return ()
 
     def _read(self, work: Work) -> tuple[StageUse, ...]:
+        if work.split == OPEN:
+            work.num_splits = len(open_source(self._sources, work.segment))
+            return ()
         wall, cpu = time.perf_counter(), time.thread_time()
-        reader = self._readers.get(work.split)
+        place = work.segment, work.split
+        reader = self._readers.get(place)
         if reader is None:
-            skip = self._first[1] if work.split == self._first[0] else 0
-            reader = self._readers[work.split] = islice(self._source.read(work.split), skip, None)
+            skip = self._first.source_batch if place == (self._first.segment, self._first.split) else 0
+            reader = self._readers[place] = islice(self._sources[work.segment].read(work.split), skip, None)
         batch = next(reader, None)
         if batch is None:
-            self._readers.pop(work.split, None)
+            self._readers.pop(place, None)
             return ()
-        work.element = element_of(batch, work.split, work.source_batch)
+        work.element = element_of(batch, Position(work.split, work.source_batch, segment=work.segment))
         num_rows, num_bytes = work.element.num_rows, work.element.num_bytes
         return (StageUse(time.thread_time() - cpu, time.perf_counter() - wall, batch.num_read, num_rows, num_bytes),)
 
@@ -317,7 +330,7 @@ class ThreadFeed:
                 continue
             if now - work.started_s > group.timeout_s and work.element is not None:
                 self._stuck.add(thread)
-                error = stuck_error(group, work.element, self._source, stack_of(thread))
+                error = stuck_error(group, work.element, self._sources[work.element.segment], stack_of(thread))
                 self._state.failure = error
                 self._state.stop()
                 raise error

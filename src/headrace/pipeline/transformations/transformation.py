@@ -37,6 +37,10 @@ class Transformation(ABC):
     def __call__(self, payload: Any, seed: tuple[int, ...]) -> Any:
         """Return the new payload. Random numbers may depend only on `seed`, which is (epoch, key of the element)."""
 
+    def of_segment(self, segment: int) -> Transformation:
+        """What is done to the elements of a segment of the stream; never asked of one that worker processes run."""
+        return self
+
     @property
     def rebatch(self) -> Rebatch | None:
         """How to regroup rows before it; None leaves elements as they are."""

@@ -65,8 +65,10 @@ def nothing(reason: str) -> Decision:
 class SchedulerView(Protocol):
     """The scheduler state visible to policies; see `SchedulerState` for the members."""
 
-    costs: Costs
     current: int
+
+    @property
+    def costs(self) -> Costs: ...
 
     @property
     def training_first(self) -> bool: ...

@@ -5,6 +5,8 @@ A rule returns a decision, or None to leave it to the next rule.
 
 from __future__ import annotations
 
+import math
+
 from headrace.scheduling.policies.base import Decision, SchedulerView, nothing
 
 __all__ = ["after_step_before", "own_features", "own_features_only", "run_ahead"]
@@ -44,6 +46,8 @@ def run_ahead(now: SchedulerView, num_ahead: int) -> Decision:
             return Decision(operator, "a core is not used by training work")
         if now.cpu_bound:
             return Decision(operator, "feature computation is the bottleneck, so no core stays idle")
+        if now.gap_left_s == math.inf:
+            return Decision(operator, "the trainer is between two segments")
         seconds, left = now.costs.seconds(operator.kind, operator.group, operator.part), now.gap_left_s
         if seconds > left + SLACK_RATIO * now.costs.gap_s.value:
             return nothing(f"the next operator takes {seconds * 1e3:.1f} ms, {left * 1e3:.1f} ms of the gap are left")

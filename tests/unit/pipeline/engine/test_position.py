@@ -6,7 +6,7 @@ import pytest
 
 from headrace.errors import CheckpointError, VersionMismatch
 from headrace.pipeline import from_source
-from headrace.pipeline.engine.position import Position, load_state, make_state
+from headrace.pipeline.engine.position import Position, in_first_segment, load_state, make_state, saved_segment
 from headrace.testing.pipelines import SyntheticSource
 
 STAGES = ("source of 3 items", "batch")
@@ -33,6 +33,17 @@ def test_a_state_survives_json() -> None:
     assert len(json.dumps(state)) < 300
 
 
+def test_a_state_names_its_segment_unless_it_is_the_first() -> None:
+    first, later = Position(1, 2, ((4, 5),)), Position(1, 2, ((4, 5),), segment=3)
+    state = make_state(STAGES, 0, later)
+    assert load_state(json.loads(json.dumps(state)), STAGES) == (0, later)
+    assert "segment" not in make_state(STAGES, 0, first)
+    assert in_first_segment(state) == make_state(STAGES, 0, first)
+    assert saved_segment(state, 4) == 3
+    with pytest.raises(CheckpointError, match="of segment 3, but the pipeline has 3 sources"):
+        saved_segment(state, 3)
+
+
 def test_the_state_of_another_pipeline_is_refused_with_both_sides_in_the_text() -> None:
     state = make_state(STAGES, 0, Position(0, 0, ((0, 0),)))
     with pytest.raises(
@@ -55,9 +66,9 @@ def test_an_unreadable_state_is_refused() -> None:
 def test_what_decides_the_order_belongs_to_the_signature_and_the_batch_size_does_not() -> None:
     source = SyntheticSource([[(10, 0, 0)]])
     pipe = from_source(source)
-    assert pipe.batch(3).plan.signature == pipe.batch(4).plan.signature
-    assert pipe.shuffle(num_rows=5, seed=1).plan.signature != pipe.shuffle(num_rows=5, seed=2).plan.signature
-    assert pipe.shuffle(num_rows=5).plan.signature != pipe.shuffle(num_rows=6).plan.signature
+    assert pipe.batch(3).plan.signature() == pipe.batch(4).plan.signature()
+    assert pipe.shuffle(num_rows=5, seed=1).plan.signature() != pipe.shuffle(num_rows=5, seed=2).plan.signature()
+    assert pipe.shuffle(num_rows=5).plan.signature() != pipe.shuffle(num_rows=6).plan.signature()
 
 
 def test_a_batch_size_may_change_on_resume() -> None:

@@ -28,11 +28,17 @@ def elements(sizes: list[tuple[int, int]]) -> list[Element]:
     return found
 
 
+def end_of(num_elements: int, segment: int = 0) -> Element:
+    """The marker behind the last of so many elements."""
+    place = Position(0, num_elements, segment=segment)
+    return Element(None, 0, (num_elements,), place, place, ends_segment=True)
+
+
 def regroup(sizes: list[tuple[int, int]], spec: Rebatch, after: Position | None = None) -> list[Element]:
     after = after or Position.start(1)
     rebatcher = Rebatcher(spec, after.before(0), *after.rebatches[0])
-    outputs = [output for element in elements(sizes)[after.source_batch :] for output in rebatcher.feed(element)]
-    return outputs + rebatcher.finish()
+    inputs = [*elements(sizes)[after.source_batch :], end_of(len(sizes))]
+    return [output for element in inputs for output in rebatcher.feed(element)]
 
 
 def rows(outputs: list[Element]) -> list[list[int]]:
@@ -63,7 +69,7 @@ def test_losses_are_counted_once_and_leftovers_count_as_dropped(
 
 def test_losses_come_with_the_last_row_of_their_element_and_not_before_the_good_rows_around_them() -> None:
     outputs = regroup([(10, 3), (0, 1), (5, 2)], Rebatch(4))
-    assert [output.losses.num_dropped for output in outputs] == [0, 0, 4, 2]
+    assert [output.losses.num_dropped for output in outputs] == [0, 0, 4, 2, 0]
 
 
 @given(SIZES, st.integers(1, 9))
@@ -71,7 +77,8 @@ def test_the_stream_goes_on_behind_every_output_with_each_loss_counted_once(
     sizes: list[tuple[int, int]], num_rows: int
 ) -> None:
     outputs = regroup(sizes, Rebatch(num_rows))
-    for number, output in enumerate(outputs, start=1):
+    assert [output.ends_segment for output in outputs] == [False] * (len(outputs) - 1) + [True]
+    for number, output in enumerate(outputs[:-1], start=1):
         rest = regroup(sizes, Rebatch(num_rows), output.after)
         assert rows(rest) == rows(outputs[number:])
         assert [each.key for each in rest] == [each.key for each in outputs[number:]]
@@ -126,11 +133,34 @@ def test_memory_is_held_as_long_as_an_output_points_into_it_and_no_longer(spec: 
         element.holds = (hold,)
         holds.append(hold)
         outputs += rebatcher.feed(element)
-    outputs += rebatcher.finish()
+    outputs += rebatcher.feed(end_of(4))
     assert sum(hold.num_owners for hold in holds) == sum(len(output.payload or []) for output in outputs)
     for output in outputs:
         output.release()
     assert [hold.num_owners for hold in holds] == [0, 0, 0, 0]
+
+
+@given(st.lists(SIZES, min_size=1, max_size=4), st.integers(1, 5), st.integers(1, 3), st.booleans())
+def test_behind_the_end_of_a_segment_everything_begins_anew(
+    segments: list[list[tuple[int, int]]], num_rows: int, num_ranks: int, drop_last: bool
+) -> None:
+    spec = Rebatch(num_rows, drop_last, num_ranks, rank=num_ranks - 1)
+    rebatcher = Rebatcher(spec, Position(0, 0))
+    for segment, sizes in enumerate(segments):
+        inputs = [*elements(sizes), end_of(len(sizes))]
+        for element in inputs:
+            element.before, element.after = (
+                Position(0, place.source_batch, segment=segment) for place in (element.before, element.after)
+            )
+        outputs = [output for element in inputs for output in rebatcher.feed(element)]
+        alone = regroup(sizes, spec)
+        assert rows(outputs) == rows(alone)
+        assert [output.key for output in outputs] == [output.key for output in alone]
+        assert [output.losses for output in outputs] == [output.losses for output in alone]
+        assert {place.segment for output in outputs for place in (output.before, output.after)} == {segment}
+        assert [(output.after.source_batch, output.after.rebatches) for output in outputs] == [
+            (output.after.source_batch, output.after.rebatches) for output in alone
+        ]
 
 
 def test_splits_of_an_element_are_listed_once_in_order() -> None:

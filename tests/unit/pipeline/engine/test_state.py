@@ -2,6 +2,7 @@
 
 import random
 from collections import deque
+from collections.abc import Sequence
 
 import pytest
 from hypothesis import given, settings
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 
 from headrace.pipeline.engine.element import Element
 from headrace.pipeline.engine.headroom import MemoryLook
-from headrace.pipeline.engine.lanes import StageLane, Work
+from headrace.pipeline.engine.lanes import OPEN, StageLane, Work
 from headrace.pipeline.engine.ledger import Ledger
 from headrace.pipeline.engine.position import Position
 from headrace.pipeline.engine.rebatcher import Rebatcher
@@ -32,8 +33,9 @@ class World:
         num_workers: int = 2,
         prefetch: int = 2,
         ratio: float = 1.0,
+        more: Sequence[list[list[int]]] = (),
     ) -> None:
-        self.batches = batches
+        self.segments = [batches, *more]
         self.ratio = ratio
         self.reports: list[str] = []
         rebatcher = Rebatcher(Rebatch(cut), Position(0, 0)) if cut else None
@@ -42,7 +44,7 @@ class World:
             StageLane("last", None, rebatcher=rebatcher, in_threads=True, copies=0),
         ]
         self.state = PipelineState(
-            SourceLane(None, len(batches), 0, 0),
+            SourceLane(None, len(batches), 0, 0, num_segments=len(self.segments)),
             lanes,
             Ledger(budget),
             num_workers=num_workers,
@@ -52,6 +54,7 @@ class World:
         )
         self.running: deque[Work] = deque()
         self.taken: list[tuple[int, ...]] = []
+        self.ends: list[int] = []
         self.limit: int | None = None
 
     def look(self) -> None:
@@ -75,14 +78,15 @@ class World:
         num_bytes = 0
         if failure is not None:
             work.failure = failure
+        elif work.split == OPEN and work.lane == 0:
+            work.num_splits = len(self.segments[work.segment])
         elif work.lane == 0:
-            sizes = self.batches[work.split]
+            sizes = self.segments[work.segment][work.split]
             if work.source_batch < len(sizes):
                 rows = sizes[work.source_batch]
                 key = (work.split, work.source_batch)
-                work.element = Element(
-                    object(), rows, key, Position(*key), Position(key[0], key[1] + 1), splits=(work.split,)
-                )
+                before, after = (Position(*key, segment=work.segment), Position(key[0], key[1] + 1, (), work.segment))
+                work.element = Element(object(), rows, key, before, after, splits=(work.split,))
                 num_bytes = rows * KIB
         else:
             num_bytes = int(work.num_bytes_in * self.ratio)
@@ -90,7 +94,11 @@ class World:
 
     def take(self) -> bool:
         element = self.state.take()
-        if element is not None:
+        if element is not None and element.ends_segment:
+            assert element.segment == len(self.ends)
+            self.ends.append(len(self.taken))
+        elif element is not None:
+            assert element.segment == len(self.ends)
             self.taken.append(element.key)
         return element is not None
 
@@ -129,6 +137,21 @@ def test_cut_streams_lose_nothing_and_give_all_memory_back(
     world.run(random.Random(seed), resize=resize)
     num_rows = sum(sum(sizes) for sizes in batches)
     assert [key[0] for key in world.taken] == list(range(-(-num_rows // cut)))
+    while world.running:
+        world.finish()
+    assert world.state.ledger.used_bytes == 0
+
+
+@given(st.lists(BATCHES, min_size=1, max_size=6), st.integers(1, 30), st.integers(0, 2**32), st.booleans())
+def test_segments_follow_each_other_and_each_begins_anew(
+    segments: list[list[list[int]]], cut: int, seed: int, resize: bool
+) -> None:
+    rng = random.Random(seed)
+    world = World(segments[0], more=segments[1:], cut=cut, budget=rng.choice([1, 100, 1000]) * KIB)
+    world.run(rng, resize=resize)
+    sizes = [-(-sum(sum(sizes) for sizes in batches) // cut) for batches in segments]
+    assert [key[0] for key in world.taken] == [number for size in sizes for number in range(size)]
+    assert world.ends == [sum(sizes[: number + 1]) for number in range(len(sizes))]
     while world.running:
         world.finish()
     assert world.state.ledger.used_bytes == 0

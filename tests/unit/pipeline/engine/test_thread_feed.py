@@ -111,7 +111,7 @@ def test_looking_ahead_changes_nothing_and_shows_the_batches_that_come(seed: int
                 seen.append(rows_of(batch))
                 ahead = list(peek.batches[1:])
             assert seen == expected
-            assert batches.peek(1) == ((), True)
+            assert batches.peek(1) == ((), (), True)
 
 
 @settings(max_examples=6, deadline=None)

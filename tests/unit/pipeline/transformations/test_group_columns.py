@@ -129,7 +129,7 @@ def test_a_schema_says_which_column_tells_sessions_apart() -> None:
     table = pa.Table.from_batches([batch.rows.drop_columns([ROW_ID]) for batch in SessionSource().read(0)])
     pipe = read_arrow(table, SESSION_SCHEMA).shuffle(num_rows=20, by="session")
     assert pipe.plan.stages[0].transformation.session == "session"  # type: ignore[attr-defined]
-    assert pipe.plan.signature[1] == "shuffle 20 rows seed 0 by session"
+    assert pipe.plan.signature()[1] == "shuffle 20 rows seed 0 by session"
 
 
 def test_a_slice_is_charged_for_the_unique_rows_it_has_not_for_those_of_its_source_batch() -> None:

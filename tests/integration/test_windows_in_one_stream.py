@@ -1,0 +1,188 @@
+"""The windows of a run follow each other in one stream, and give what runs of one window each give, bit for bit."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from headrace.errors import HeadraceError
+from headrace.logs.generate import GenerateConfig, generate_logs
+from headrace.pipeline import BatchIterator
+from headrace.training import CheckpointFolder, JobConfig, Trainer, TrainResult
+from headrace.training.trainer import Trainer as TrainerOfModule
+
+NUM_WINDOWS = 5
+ONLY_BAD = 2
+"""A window of which no row is good."""
+MEMORY = "256MiB"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Logs of five windows with some bad rows in each."""
+    folder = tmp_path_factory.mktemp("windows")
+    generate_logs(GenerateConfig(rows=3000, windows=NUM_WINDOWS, users=100, items=80, seed=5), folder / "logs")
+    for number, window in enumerate(windows_of(folder / "logs")):
+        for path in sorted(window.glob("*.parquet")):
+            table = pq.read_table(path)
+            label = table.column("click").to_numpy().copy()
+            label[:: 1 if number == ONLY_BAD else 97] = 7
+            place = table.schema.get_field_index("click")
+            pq.write_table(table.set_column(place, "click", pa.array(label)), path, row_group_size=150)
+    return folder
+
+
+def windows_of(logs: Path) -> list[Path]:
+    return sorted({path.parent for path in logs.rglob("*.parquet")})
+
+
+def job_of(folder: Path, run: str, logs: str = "logs", **parts: Any) -> JobConfig:
+    job: dict[str, Any] = {
+        "run": run,
+        "data": {"path": logs, "bad_rows": {"policy": "quarantine", "max_ratio": 1.0}},
+        "pipeline": {"tuner": "none", "memory": MEMORY, "workers": 2, **parts.pop("pipeline", {})},
+        "embeddings": {"default": {"kind": "collisionless", "num_embeddings": 64, "evict_after": 1}},
+        "model": {"kind": "dlrm", "embedding_dim": 4, "bottom": [8], "top": [8]},
+        "training": {"batch_size": 64, "threads": 1, "row_ledger": True, "checkpoint_every_steps": 4},
+        **parts,
+    }
+    return JobConfig.from_dict(job, where="job").resolve(folder)
+
+
+def outcome(run: Path, results: list[TrainResult]) -> dict[str, Any]:
+    """Everything a run leaves that does not depend on how long it took."""
+    checkpoints = CheckpointFolder(run / "checkpoints")
+    snapshot = checkpoints.load(checkpoints.numbers()[-1])
+    found: dict[str, Any] = {
+        f"{group}.{name}": array for group, of in snapshot.arrays.items() for name, array in of.items()
+    }
+    for table, columns in snapshot.columns.items():
+        order = np.lexsort((columns["ids"], columns["tables"]))
+        for name in ("tables", "ids", "weights", "slot.accumulator", "frequency", "version"):
+            found[f"{table}.{name}"] = np.asarray(columns[name])[order]
+    found["checkpoint"] = snapshot.number
+    found["state"] = {name: value for name, value in snapshot.state.items() if "seconds" not in name}
+    for kind in ("ledger", "quarantine"):
+        found[kind] = {path.name: pq.read_table(path).to_pylist() for path in sorted((run / kind).glob("*.parquet"))}
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    names = ("window", "step", "rows", "read", "filtered", "quarantined", "auc", "log_loss", "ne", "checkpoint")
+    found["windows"] = [[line[name] for name in names] for line in lines if line["kind"] == "window"]
+    found["results"] = [(window.name, window.rows, window.scores) for result in results for window in result.windows]
+    return found
+
+
+def assert_same(left: dict[str, Any], right: dict[str, Any]) -> None:
+    assert left.keys() == right.keys()
+    for name, value in left.items():
+        if isinstance(value, np.ndarray):
+            np.testing.assert_array_equal(value, right[name], err_msg=name)
+        else:
+            assert repr(value) == repr(right[name]), name  # of scores that are not a number, too
+
+
+KINDS: dict[str, dict[str, Any]] = {
+    "in order": {},
+    "shuffled by row": {"pipeline": {"shuffle": {"num_rows": 250, "seed": 3}}},
+    "shuffled by session": {"pipeline": {"shuffle": {"num_rows": 250, "seed": 3, "by": "session"}}},
+    "in this thread": {"pipeline": {"executor": "inline", "shuffle": {"num_rows": 250, "seed": 3}}},
+    "in processes": {"pipeline": {"executor": "process", "map": ["headrace.testing.functions:same"], "prefetch": 8}},
+    "recs": {"scheduler": {"policy": "recs", "max_groups": 4}},
+    "recs_early": {"scheduler": {"policy": "recs_early", "max_groups": 4, "verify": True}},
+    "recs in this thread": {"scheduler": {"policy": "recs", "max_groups": 1, "threads": 1}},
+}
+
+
+@pytest.mark.parametrize("kind", list(KINDS))
+def test_one_run_over_all_windows_is_a_run_over_each(folder: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    apart = [Trainer(job_of(folder, f"{kind} apart", **KINDS[kind])).run(windows=1) for _ in range(NUM_WINDOWS)]
+    expected = outcome(folder / f"{kind} apart", apart)
+    assert [len(result.windows) for result in apart] == [1] * NUM_WINDOWS
+    assert expected["results"][ONLY_BAD][1].num_used == 0
+
+    opened = []
+    begin = BatchIterator.__init__
+    monkeypatch.setattr(BatchIterator, "__init__", lambda self, *given: opened.append(self) or begin(self, *given))  # type: ignore[func-returns-value]
+    whole = Trainer(job_of(folder, f"{kind} whole", **KINDS[kind])).run()
+    assert len(opened) == 1, "one pipeline for all windows"
+    assert opened[0].num_segments == NUM_WINDOWS
+    assert_same(outcome(folder / f"{kind} whole", [whole]), expected)
+
+
+@pytest.mark.parametrize("kind", ["shuffled by row", "recs_early"])
+def test_a_job_that_is_stopped_at_any_step_goes_on_exactly(folder: Path, kind: str) -> None:
+    whole = Trainer(job_of(folder, f"{kind} not stopped", **KINDS[kind])).run()
+    expected = outcome(folder / f"{kind} not stopped", [whole])
+    parts = {"ledger", "quarantine"}
+    for stop_at in range(1, whole.step, 5):
+        run = f"{kind} stopped at {stop_at}"
+        asked = 0
+
+        def should_stop() -> bool:
+            nonlocal asked
+            asked += 1
+            return asked > stop_at  # noqa: B023
+
+        first = Trainer(job_of(folder, run, **KINDS[kind]), should_stop=should_stop).run()
+        assert first.stopped
+        rest = Trainer(job_of(folder, run, **KINDS[kind])).run()
+        found = outcome(folder / run, [first, rest])
+        for part in parts:  # files are numbered by checkpoints, of which there is one more
+            rows = [[row for file in each[part].values() for row in file] for each in (found, expected)]
+            assert rows[0] == rows[1]
+        left_out = {*parts, "checkpoint", "windows"}
+        assert_same(*({name: each[name] for name in each.keys() - left_out} for each in (found, expected)))
+
+
+@pytest.mark.parametrize("kind", ["in order", "recs", "recs in this thread"])
+def test_a_window_that_cannot_be_read_leaves_those_before_it_whole(
+    folder: Path, tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logs = tmp_path / "logs"
+    for path in (folder / "logs").rglob("*"):
+        if path.is_file():
+            copy = logs / path.relative_to(folder / "logs")
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            copy.write_bytes(path.read_bytes())
+    damaged = sorted(windows_of(logs)[1].glob("*.parquet"))[0]
+    job = job_of(tmp_path, "run", **{**KINDS[kind], "training": {"batch_size": 64, "threads": 1}})
+    find = TrainerOfModule._train_windows
+
+    def damage_first(self: Trainer, windows: Any) -> Any:
+        data = bytearray(damaged.read_bytes())
+        data[4:2000] = bytes(1996)  # pages, not the footer: the window can be opened
+        damaged.write_bytes(data)
+        return find(self, windows)
+
+    monkeypatch.setattr(TrainerOfModule, "_train_windows", damage_first)
+    trainer = Trainer(job)
+    with pytest.raises(HeadraceError, match=damaged.name):
+        trainer.run()
+    assert [window.name for window in trainer.finished] == [windows_of(logs)[0].name]
+    checkpoints = CheckpointFolder(tmp_path / "run" / "checkpoints")
+    assert len(checkpoints.load(checkpoints.numbers()[-1]).state["cursor"]["windows"]) == 1
+
+
+def test_batches_of_the_next_window_are_seen_with_their_keys_before_this_one_ends(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[int, int, int]] = []
+    take = BatchIterator.next_in_segment
+
+    def look_first(self: BatchIterator) -> Any:
+        peek = self.peek(4)
+        for batch, segment in zip(peek.batches, peek.segments, strict=True):
+            (keys,) = {len(part.keys) for found in batch.unique_keys.values() for part in found}
+            seen.append((self.segment, segment, keys))
+        return take(self)
+
+    monkeypatch.setattr(BatchIterator, "next_in_segment", look_first)
+    pipeline = {"prefetch": 8, "workers": 1}
+    Trainer(job_of(folder, "looking", pipeline=pipeline)).run()
+    assert any(ahead > now for now, ahead, _ in seen)
+    assert all(keys > 0 for _, _, keys in seen)
