@@ -20,7 +20,7 @@ PASSES = 2
 """Trials per strategy, in turns, because the speed of a shared machine varies."""
 
 WARM_UP_STEPS = 10
-"""Steps at the start of a window that belong to no trial, because batches are not prefetched yet."""
+"""Steps at the start of a window that belong to no trial, because rows of its first batches are not pulled ahead."""
 
 EVERY_STEPS = 512
 """Steps until all strategies are tried again; at most one step in ten runs a slower strategy."""
