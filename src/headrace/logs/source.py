@@ -89,17 +89,17 @@ class Source(Protocol):
 
 
 class Sources(Protocol):
-    """Sources that a pipeline reads one after the other; a tuple of them is the plain case.
+    """A sequence of sources that a pipeline reads in order, for instance a tuple.
 
     Each is asked for when its turn comes near, by any thread, so an implementation may open it as late as that.
     """
 
     def __len__(self) -> int:
-        """How many there are."""
+        """Number of sources."""
         ...
 
     def __getitem__(self, segment: int, /) -> Source:
-        """The source of that number, always the same."""
+        """Source number `segment`; always the same object."""
         ...
 
 

@@ -1,4 +1,4 @@
-"""`LogicalPlan`: a pipeline as frozen data, sources followed by stages, which the engine runs."""
+"""`LogicalPlan`: the definition of a pipeline, sources followed by stages, as immutable data for the engine."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class LogicalPlan:
-    """One or several sources, read one after the other, followed by stages.
+    """One or several sources, read in order, followed by stages.
 
     Each source is a *segment* of the stream. Batches never contain rows of two segments, and shuffle blocks, batch
     numbers and random numbers start again with each, so the batches of a segment are those of a pipeline over its

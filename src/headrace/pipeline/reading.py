@@ -25,7 +25,7 @@ def from_source(source: Source) -> Pipeline:
 
 
 def from_sources(sources: Sources) -> Pipeline:
-    """A pipeline that reads several sources one after the other, each a segment of its own; see `LogicalPlan`.
+    """A pipeline that reads several sources in order, each as a separate segment; see `LogicalPlan`.
 
     `BatchIterator.next_in_segment` tells where one ends.
 

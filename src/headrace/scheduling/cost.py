@@ -81,7 +81,7 @@ class Costs:
         return 0 if estimate is None else int(estimate.value)
 
     def most_bytes(self, operator: Operator) -> int | None:
-        """Bytes to reserve for an operator; None where nothing like it has run.
+        """Bytes to reserve for an operator; None if no similar operator has run.
 
         Where steps were split in another way until now: as much as all operators of its kind that are known, once these
         have every group and row.

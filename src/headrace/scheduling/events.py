@@ -1,4 +1,4 @@
-"""The events that a scheduler takes, and the instructions that it answers with."""
+"""Events passed to a scheduler, and the instructions that it returns."""
 
 from __future__ import annotations
 
@@ -11,13 +11,11 @@ __all__ = ["BatchRead", "Event", "Finished", "OperatorFailed", "Run", "SegmentRe
 
 @dataclass(frozen=True)
 class BatchRead:
-    """The rows of the batch that was being read have arrived.
+    """The rows of the next batch were read.
 
     Attributes:
-        num_bytes: Bytes of the rows.
-        seconds: How long it took.
-        at_s: When.
-        num_groups: Parts into which the features of the batch can be split.
+        num_bytes: Size of the rows in bytes. seconds: Duration in seconds. at_s: Time of the event.
+        num_groups: Number of feature groups of the batch.
     """
 
     num_bytes: int
@@ -28,20 +26,19 @@ class BatchRead:
 
 @dataclass(frozen=True)
 class SegmentRead:
-    """There was no further batch to read in the segment."""
+    """The segment has no further batches to read."""
 
     at_s: float
 
 
 @dataclass(frozen=True)
 class Finished:
-    """An operator is done.
+    """An operator has finished.
 
     Attributes:
-        operator: Which.
-        seconds: How long it took.
-        num_bytes: Bytes it produced; of kinds in `KEPT` they stay in memory until the batch is trained.
-        at_s: When.
+         operator: The operator. seconds: Duration in seconds.
+        num_bytes: Bytes of its result; results of kinds in `KEPT` stay in memory until the batch is trained. at_s: Time
+         of the event.
     """
 
     operator: Operator
@@ -52,7 +49,7 @@ class Finished:
 
 @dataclass(frozen=True)
 class OperatorFailed:
-    """A read or a feature operator has failed: its batch cannot be trained, those before it can."""
+    """A read or a feature operator has failed: its batch cannot be trained, but earlier batches can."""
 
     operator: Operator
     at_s: float
@@ -60,12 +57,11 @@ class OperatorFailed:
 
 @dataclass(frozen=True)
 class StepRequested:
-    """The caller wants a batch trained, if it is of the segment the caller is in.
+    """The caller requests to train a batch, if it is in the caller's segment.
 
     Attributes:
-        batch: Operators of the trainer's thread may run up to this batch.
-        at_s: When.
-        segment: That of the caller: what is due at the ends of those before it is done.
+        batch: Operators of the trainer's thread may run up to this batch. at_s: Time of the event.
+        segment: Segment of the caller; all work at the ends of earlier segments is done.
     """
 
     batch: int
@@ -78,13 +74,13 @@ Event = BatchRead | SegmentRead | Finished | OperatorFailed | StepRequested
 
 @dataclass(frozen=True)
 class Run:
-    """An instruction: carry out this operator.
+    """Instruction to run an operator.
 
     Attributes:
-        operator: Which.
-        reason: Why now.
-        after: For a pull: the batch whose push its rows must have seen.
-        defers: For a pull: leave out keys of the batch before.
+         operator: The operator.
+        reason: Reason for running it now.
+        after: For a pull: the batch whose push its rows must include.
+        defers: For a pull: whether to skip keys of the previous batch.
     """
 
     operator: Operator

@@ -171,7 +171,7 @@ class Node:
 
 
 def hold_transfers(nodes: Iterable[Node], need: Operator) -> list[Node]:
-    """The same operators, whose transfers need one more operator, whatever else they wait for."""
+    """The same operators, with transfers that also depend on one more operator."""
     return [
         replace(node, starts=tuple(replace(start, needs=(*start.needs, need)) for start in node.starts))
         if node.operator.kind.lane is Lane.NETWORK

@@ -1,14 +1,14 @@
-"""`StepRuntime`: thin threads that carry out the decisions of `SchedulerState`.
+"""`StepRuntime`: threads that execute the decisions of `SchedulerState`.
 
     caller's thread   dense(b) push(b)* update(b)             dense(b+1) ...
     cpu threads                         features(b+2, g) ...
     reader thread     read(b+3)
     the store's own                     pull(b+1, g) ...
 
-Sending a pull or a push costs little and is done by the thread that reported the event it waited for (*).
+Sending a pull or a push is cheap, and is done by the thread that reported the event it waited for (*).
 
-Where nothing can overlap (rows in this process, one feature group, no core to spare), the caller's thread does it all:
-handing work from thread to thread and back would cost a millisecond a step and hide nothing.
+If nothing can overlap (rows in this process, one feature group, no spare core), the caller's thread does everything:
+hand-overs between threads would cost a millisecond per step and hide nothing.
 """
 
 from __future__ import annotations
@@ -29,57 +29,57 @@ from headrace.scheduling.trace import Span, Trace
 __all__ = ["StepRuntime", "Work"]
 
 Done = Callable[[BaseException | None], None]
-"""Called once when a transfer is over, with what went wrong."""
+"""Called once when a transfer ends, with its error or None."""
 
 
 class Work(Protocol):
-    """What the operators of a step do; each is called by one thread at a time, as the graph allows."""
+    """Implementation of the operators of a step. The graph ensures that only one thread at a time calls an operator."""
 
     def read(self, batch: int) -> tuple[int, int] | None:
-        """Take the rows of the next batch; returns their bytes, and into how many groups its features can be split.
+        """Read the rows of the next batch; returns their bytes, and the number of feature groups.
 
-        None at the end of a segment; the call after that goes on with the next one, and no call follows the last.
+        Returns None at the end of a segment; the next call then continues with the next segment, if there is one.
         """
 
     def features(self, operator: Operator) -> int:
         """Compute features and their unique keys; returns their bytes."""
 
     def pull(self, operators: Sequence[Operator], after: int, defers: bool, done: Done) -> Sequence[int]:
-        """Read the rows of some groups and parts of a batch as one request; returns the bytes of each.
+        """Pull the rows of some groups and parts of a batch in one request; returns the bytes of each.
 
-        Rows are as the push of batch `after` left them; with `defers`, keys that the batch before touches are left out.
+        Rows include the push of batch `after`; with `defers`, keys that the previous batch updates are skipped.
         """
 
     def deferred_pull(self, operators: Sequence[Operator], after: int, done: Done) -> Sequence[int]:
-        """Read the keys that pulls left out, likewise."""
+        """Pull the keys that early pulls skipped, in the same way."""
 
     def dense(self, operator: Operator) -> int:
-        """Forward and backward pass of a batch or a part of it; returns bytes."""
+        """Run the forward and backward pass of a batch or a part of it; returns bytes."""
 
     def push(self, batch: int, done: Done) -> int:
         """Send the gradients of the batch's keys; returns their bytes."""
 
     def update(self, batch: int) -> Any:
-        """Step the dense optimizer; returns the result of `StepRuntime.step`, and forgets the batch."""
+        """Step the dense optimizer and release the batch; returns the result of `StepRuntime.step`."""
 
 
 class StepRuntime:
-    """Trains batch after batch in the caller's thread, everything else in threads of its own; a context manager.
+    """Trains batches in the caller's thread, and does everything else in background threads. A context manager.
 
-    Batches of later segments are read and computed ahead like others. If that fails, the error is raised when the batch
-    is the next to train: so a segment is trained to its end, whatever is wrong with the next one.
+    Batches of later segments are also read and computed ahead. If that fails, the error is raised when the batch is the
+    next to train, so errors in the next segment do not affect the current one.
     """
 
     def __init__(
         self, work: Work, state: SchedulerState, *, trace: Trace | None = None, is_inline: bool = False
     ) -> None:
-        """Start the threads; nothing is read before the first `step`.
+        """Start the threads; reading starts with the first `step`.
 
         Args:
-            work: What operators do.
-            state: Decides.
-            trace: Keeps what ran when.
-            is_inline: Whether `step` does everything in the caller's thread, for work that cannot overlap anyway.
+            work: Implementation of the operators.
+            state: State machine that makes the decisions.
+            trace: Trace of operators and times.
+            is_inline: Whether `step` does everything in the caller's thread, because work cannot overlap anyway.
         """
         self.state = state
         self.trace = Trace() if trace is None else trace
@@ -111,8 +111,8 @@ class StepRuntime:
         """Train the next batch of the segment.
 
         Returns:
-            The result of `Work.update`; None if there is no further batch, and all pushes are applied. The call after
-            that goes on with the next segment, whose rows are pulled from then on.
+            The result of `Work.update`; None at the end of the segment, when all pushes are applied. The next call then
+            continues with the next segment, whose rows are pulled only from then on.
 
         Raises:
             BaseException: The error of an operator.
@@ -123,7 +123,7 @@ class StepRuntime:
             run = self._next_run()
             self._raise_failure()
             if run is None:
-                continue  # something to look at: the end of the segment
+                continue  # handle the end of the segment
             self._carry_out(run, "trainer")
             if run.operator.kind is Kind.UPDATE:
                 self._step += 1
@@ -144,7 +144,7 @@ class StepRuntime:
             raise self._failure
 
     def close(self) -> None:
-        """Stop all threads; transfers on their way come to their end."""
+        """Stop all threads, and wait for pending transfers."""
         for number in range(len(self._threads)):
             self._lanes[Lane.READER if number == 0 else Lane.CPU].put(None)
         for thread in self._threads:
@@ -157,7 +157,7 @@ class StepRuntime:
             return self.state.is_over
 
     def _next_run(self) -> Run | None:
-        """What the caller's thread does next; rows are read when there is nothing else to do, as in a plain loop."""
+        """The caller's thread's next operator; it reads rows if there is nothing else to do, as in a plain loop."""
         if self._is_inline:
             for lane in (Lane.TRAINER, Lane.READER):
                 try:
@@ -178,21 +178,21 @@ class StepRuntime:
         self._lanes[Lane.TRAINER].put(None)
 
     def _fail_ahead(self, operator: Operator, error: Exception) -> None:
-        """Keep the error for the time when its batch is the next to train; everything before it goes on."""
+        """Keep the error until its batch is the next to train; earlier batches continue."""
         with self._lock:
             self._failed_ahead.setdefault((self.state.segment_of(operator.batch), operator.batch), error)
         self._post(OperatorFailed(operator, perf_counter()))
         self._lanes[Lane.TRAINER].put(None)
 
     def _loop(self, name: str) -> None:
-        numba.set_num_threads(1)  # one operator, one core: parallel kernels would take the others' cores
+        numba.set_num_threads(1)  # one core per operator; parallel kernels would use other operators' cores
         lane = self._lanes[Lane.READER if name == "reader" else Lane.CPU]
         while (run := lane.get()) is not None:
             if self._failure is None:
                 self._carry_out(run, name)
 
     def _post(self, *events: Event) -> None:
-        """Tell the state machine, and hand on or carry out what it wants."""
+        """Pass events to the state machine, and queue or execute its decisions."""
         with self._changed:
             if self._failure is not None:
                 return
@@ -242,7 +242,7 @@ class StepRuntime:
             self._post(Finished(operator, end - start, num_bytes, end))
 
     def _send(self, runs: Sequence[Run]) -> None:
-        """Send one request for operators that go together."""
+        """Send one request for a group of operators."""
         run, start = runs[0], perf_counter()
         operators = [each.operator for each in runs]
         kind, batch = run.operator.kind, run.operator.batch
@@ -261,7 +261,7 @@ class StepRuntime:
                 self._in_flight -= len(runs)
                 self._changed.notify_all()
 
-        arrived = _Arrival(done)  # an answer may be here before the call that asked for it returns
+        arrived = _Arrival(done)  # the answer may arrive before the call that requested it returns
         try:
             if kind is Kind.PUSH:
                 sizes.append(self._work.push(batch, arrived))
@@ -275,7 +275,7 @@ class StepRuntime:
 
 
 class _Arrival:
-    """A callback that is carried out once, and not before `release`."""
+    """A callback that runs once, and not before `release`."""
 
     def __init__(self, callback: Done) -> None:
         self._callback = callback
@@ -300,7 +300,7 @@ class _Arrival:
 
 
 def _transfers(runs: Sequence[Run]) -> Iterator[list[Run]]:
-    """Network operators, those that one request can carry together."""
+    """Group the network operators that fit into one request."""
     together: dict[tuple[Kind, int, int, bool], list[Run]] = {}
     for run in runs:
         if run.operator.kind.lane is Lane.NETWORK:

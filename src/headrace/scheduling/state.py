@@ -1,15 +1,15 @@
-"""The state machine of scheduled steps: events in, instructions out, each with its reason. No threads, no clock.
+"""State machine of scheduled steps: it turns events into instructions with reasons, without threads or clocks.
 
-The driver reports what happened (`BatchRead`, `Finished`, ...) with the time, and carries out every `Run` it gets back.
-Batches come in segments, and the caller has something to do between two of them; that this is done, it says by asking
-for the first batch of the next segment.
-What may run follows from the operators that the policy built for each step; what does run, from the resources:
+The driver reports events (`BatchRead`, `Finished`, ...) with times, and executes every returned `Run`. Batches come in
+segments, and the caller does other work between two segments. It signals the end of this work by requesting the first
+batch of the next segment. The operators that the policy built for each step determine what may run; resources determine
+what does run:
 
 - the network carries every transfer that may start;
 - the trainer's thread runs one operator at a time, of batches that the caller has asked for;
-- feature operators run on the cores that the policy gives them, and the policy chooses which;
-- work on later batches begins only if its bytes fit the budget; the next batch to train always goes on;
-- nothing is transferred for a segment before the caller is in it. Its rows are read and its features computed before.
+- feature operators run on the cores assigned by the policy, which also chooses their order;
+- work on later batches starts only if its bytes fit the budget; the next batch to train always proceeds;
+- transfers for a segment start once the caller is in it; its rows may be read and its features computed before.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ from headrace.scheduling.selection import StrategySelector, make_selector
 __all__ = ["SchedulerState"]
 
 KEPT = {Kind.READ, Kind.FEATURES, Kind.PULL}
-"""Operators whose bytes count against the budget."""
+"""Operators whose bytes count toward the budget."""
 
 CPU_BOUND_RATIO = 0.95
-"""Feature work this near the length of the gap fills it: estimates are no better than that."""
+"""Feature work counts as filling the gap within this factor, the precision of estimates."""
 
 
 @dataclass(frozen=True)
 class _Experience:
-    """What is known of steps whose features can be split into so many groups."""
+    """Measurements of steps with a given number of feature groups."""
 
     costs: Costs
     selector: StrategySelector
@@ -44,7 +44,7 @@ class _Experience:
 
 @dataclass
 class _Live:
-    """A batch that is read and not yet trained."""
+    """A batch that was read but not trained yet."""
 
     segment: int
     costs: Costs
@@ -52,16 +52,16 @@ class _Live:
 
 
 class SchedulerState:
-    """Decides what runs when. Not thread-safe: the driver holds a lock.
+    """Decides which operators run when. Not thread-safe; the driver holds a lock.
 
     Attributes:
         policy: Builds steps, and decides which features run next.
-        num_cores: Feature operators that may run at once while no training work does.
-        spare_cores: The same while training work runs: cores that dense operators leave free.
-        store_waits: Whether the store holds a pull back until the push it must see is applied.
-        bytes: Those of batches that are read and not yet trained.
+        num_cores: Maximum number of concurrent feature operators while no training work runs.
+        spare_cores: The same while training work runs; the cores that dense operators do not use.
+        store_waits: Whether the store delays a pull until the push that it must include is applied.
+        bytes: Bytes of batches that were read but not trained yet.
         current: The next batch to train, or the one in training.
-        idle_reason: Why processors without work have none.
+        idle_reason: Reason why idle cores have no work.
     """
 
     def __init__(
@@ -75,16 +75,16 @@ class SchedulerState:
         num_segments: int = 1,
         selectors: Mapping[int, StrategySelector] | None = None,
     ) -> None:
-        """Nothing is read yet.
+        """Start before the first batch.
 
         Args:
             policy: See the attribute.
             num_cores: See the attribute.
             spare_cores: See the attribute.
             store_waits: See the attribute.
-            budget_bytes: Of batches that are read and not yet trained.
-            num_segments: How many segments the batches come in.
-            selectors: What an earlier run of the same job has found out about strategies, by number of feature groups.
+            budget_bytes: Memory budget for batches that were read but not trained yet.
+            num_segments: Number of segments.
+            selectors: Measurements of strategies from an earlier run of the same job, by number of feature groups.
         """
         self.policy = policy
         self.num_cores = num_cores
@@ -97,22 +97,22 @@ class SchedulerState:
         self._progress = StepProgress()
         self._asked = StepRequested(-1, 0.0)  # the newest request
         self._num_segments = num_segments
-        self._segment = self._segment_start = 0  # that is being read, and its first batch
+        self._segment = self._segment_start = 0  # the segment being read, and its first batch
         self._live: dict[int, _Live] = {}
         self._next_read = 0
         self._reading = False
         self._trainer_busy = False
-        self._running: list[Operator] = []  # feature operators at work
+        self._running: list[Operator] = []  # running feature operators
         self._features: Sequence[Operator] = ()  # of the newest step
         self._gap_start_s: float | None = None
         self._step_end_s: float | None = None
         self._experience = {number: _Experience(Costs(number), known) for number, known in (selectors or {}).items()}
         self._newest_costs = Costs(1)
 
-    # What happened
+    # Events
 
     def handle(self, *events: Event) -> list[Run]:
-        """Take note of events that came together; returns what is to be done now, in this order."""
+        """Process concurrent events; returns the instructions to execute now, in order."""
         for event in events:
             self._note(event)
         return list(self._decide())
@@ -136,13 +136,13 @@ class SchedulerState:
                     self._running.remove(event.operator)
 
     def segment_of(self, batch: int) -> int:
-        """The segment of a batch that is not trained yet, or that is read next."""
+        """The segment of a batch that is not trained yet, or is read next."""
         live = self._live.get(batch)
         return self._segment if live is None else live.segment
 
     @property
     def is_over(self) -> bool:
-        """Whether the caller asks for a batch of a segment that has none any more, and all updates are applied."""
+        """Whether the caller requests a batch of a segment without further batches, and all updates are applied."""
         asked = self._asked
         return (
             asked.segment < self._segment
@@ -152,7 +152,7 @@ class SchedulerState:
         )
 
     def _request(self, event: StepRequested) -> None:
-        if event.segment > self._asked.segment:  # what the caller did meanwhile is no part of a step
+        if event.segment > self._asked.segment:  # the caller's work in between is not part of a step
             self._gap_start_s = self._step_end_s = None
             for known in self._experience.values():
                 known.selector.begin()
@@ -160,7 +160,7 @@ class SchedulerState:
         self._grant()
 
     def _grant(self) -> None:
-        """Let the request count once its batch is known to be of the caller's segment."""
+        """Accept the request once its batch is known to be in the caller's segment."""
         live = self._live.get(self._asked.batch)
         if live is not None and live.segment == self._asked.segment:
             self._progress.request(self._asked.batch)
@@ -216,7 +216,7 @@ class SchedulerState:
         self._step_end_s = self.now_s
 
     def _settle(self, operator: Operator, seconds: float, num_bytes: int) -> None:
-        """Put what an operator really took in place of what was expected."""
+        """Replace an operator's expected cost by the measured one."""
         self._costs_of(operator.batch).learn(operator, seconds, num_bytes)
         self.bytes.give_back(operator)
         live = self._live.get(operator.batch)
@@ -228,23 +228,23 @@ class SchedulerState:
         live = self._live.get(batch)
         return self._newest_costs if live is None else live.costs
 
-    # What policies may ask
+    # For policies
 
     @property
     def costs(self) -> Costs:
-        """What operators took in steps like that of the next batch to train."""
+        """Measured costs of operators in steps like that of the next batch to train."""
         return self._costs_of(self.current)
 
     @property
     def training_first(self) -> bool:
-        """Whether training work runs, or could."""
+        """Whether training work runs or could run."""
         if self._trainer_busy:
             return True
         return self._progress.requested >= self.current and self._next_training() is not None
 
     @property
     def gap_left_s(self) -> float:
-        """Predicted seconds until training work is ready; infinite while the caller is between two segments."""
+        """Predicted time in seconds until training work is ready; infinite while the caller is between two segments."""
         if self.is_over:
             return math.inf
         if self._gap_start_s is None:
@@ -253,10 +253,10 @@ class SchedulerState:
 
     @property
     def cpu_bound(self) -> bool:
-        """Whether feature work of a step takes at least as long as the gap it could hide in.
+        """Whether the feature work of a step takes at least as long as the gap in which it could be hidden.
 
-        Then it is never right to leave a processor idle: the work must be done anyway, and nothing else waits longer.
-        (With the features inside the gap, the gap is as long as they are.)
+        Then cores should never be idle, because the work must be done anyway and nothing else takes longer. (If
+        features run inside the gap, the gap is as long as they are.)
         """
         costs = self._newest_costs
         features_s = sum(costs.seconds(kind, group, part) for kind, _, group, part in self._features)
@@ -264,7 +264,7 @@ class SchedulerState:
 
     @property
     def last_read(self) -> int:
-        """The newest batch whose rows are here."""
+        """The newest batch whose rows have been read."""
         return self._next_read - 1
 
     def is_applied(self, batch: int) -> bool:
@@ -272,18 +272,19 @@ class SchedulerState:
         return self._progress.is_done(Operator(Kind.PUSH, batch))
 
     def is_running(self, batch: int) -> bool:
-        """Whether a feature operator of a batch is at work."""
+        """Whether a feature operator of a batch is running."""
         return any(operator.batch == batch for operator in self._running)
 
     def next_features(self, batch: int) -> Operator | None:
-        """The first feature operator of a batch, by priority, that may start; None if there is none, or no rows."""
+        """The first feature operator of a batch, by priority, that may start; None if there is none or rows are
+        missing."""
         return self._progress.next_ready(Kind.FEATURES, batch)
 
     def fits(self, operator: Operator) -> bool:
         """Whether the bytes of an operator fit the budget."""
         return operator.batch == self.current or self.bytes.fits(operator, self._costs_of(operator.batch))
 
-    # What is to be done
+    # Instructions
 
     def _decide(self) -> Iterator[Run]:
         yield from self._transfers()
@@ -315,7 +316,7 @@ class SchedulerState:
             yield Run(node.operator, start.reason)
 
     def _next_training(self, kind: Kind | None = None) -> tuple[Node, Start] | None:
-        """The operator for the trainer's thread, if it may start: it yields to features that run, or can."""
+        """The operator for the trainer's thread, if it may start; it yields to features that run or can run."""
         ready = self._progress.ready(Lane.TRAINER)
         if not ready:
             return None
@@ -354,12 +355,13 @@ class SchedulerState:
             yield Run(decision.operator, decision.reason)
 
     def _awaited_features(self) -> Operator | None:
-        """The first feature operator that may start and fits, of those that training work yields to; None for none."""
+        """The first feature operator that training work yields to and that may start and fits; None if there is
+        none."""
         needs = (need for node in self._progress.waiting_nodes(self.current) for need in node.yields_to)
         return next((operator for need in needs if (operator := self._able(need)) is not None), None)
 
     def _able(self, need: Operator) -> Operator | None:
-        """A feature operator of those that a need covers that may start now."""
+        """A feature operator covered by a dependency that may start now."""
         operator = self._progress.next_ready(Kind.FEATURES, need.batch) if need.kind is Kind.FEATURES else None
         return operator if operator is not None and self.fits(operator) else None
 

@@ -1,4 +1,4 @@
-"""`TrainingWork`: what the operators of a training step do, with real plans, embeddings and a model."""
+"""`TrainingWork` implements the operators of a training step with feature plans, embeddings and a model."""
 
 from __future__ import annotations
 
@@ -28,19 +28,19 @@ __all__ = ["Phases", "Trained", "TrainingWork"]
 
 
 class Phases(Protocol):
-    """A training step in three calls, made one after the other by one thread."""
+    """A training step in three calls, made in order by one thread."""
 
     def forward_backward(self, batch: Batch, num_rows: int) -> Any:
-        """Predict, and add to all gradients.
+        """Run the forward and backward pass, and accumulate gradients.
 
         Args:
-            batch: A whole batch, or a part of one; the calls for the parts of a batch follow each other.
-            num_rows: Rows of the whole batch: the loss is a mean over these, so that the losses and gradients of all
+            batch: A whole batch or a part of one; the parts of a batch are passed in consecutive calls.
+            num_rows: Number of rows in the whole batch. The loss is divided by it, so that losses and gradients of all
                 parts add up to those of the batch.
         """
 
     def push(self) -> None:
-        """Hand the gradients of rows to their stores."""
+        """Send the gradients of embedding rows to their stores."""
 
     def update(self) -> None:
         """Step the dense optimizer."""
@@ -51,11 +51,11 @@ class Trained:
     """A batch after its step.
 
     Attributes:
-        parts: The batch and the result of `Phases.forward_backward`; several where it was trained in micro-batches.
-        row_stats: What became of the rows it took.
-        position: Where in the pipeline the batch after it begins.
-        computed_s: When its last features were there, on the clock of `time.perf_counter`.
-        dense_s: When its dense work began.
+        parts: The batch and the result of `Phases.forward_backward`; several pairs if it was split into micro-batches.
+        row_stats: Row statistics of the batch.
+        position: Position of the next batch in the pipeline.
+        computed_s: Time when its features were complete, by `time.perf_counter`.
+        dense_s: Start time of its dense work, by `time.perf_counter`.
     """
 
     parts: tuple[tuple[Batch, Any], ...]
@@ -66,10 +66,10 @@ class Trained:
 
 
 class TrainingWork:
-    """Carries out operators for `StepRuntime`; a context manager that stands between embeddings and their stores.
+    """Implements the operators for `StepRuntime`. A context manager that wraps the stores of the embeddings.
 
     Attributes:
-        deferred_ratio: Share of the newest early pull that had to wait for the push before it.
+        deferred_ratio: Share of keys of the newest early pull that had to wait for the previous push.
     """
 
     def __init__(
@@ -82,16 +82,16 @@ class TrainingWork:
         stage: DownstreamStage | None = None,
         verify: bool = False,
     ) -> None:
-        """Prepare.
+        """Wrap the stores of a model.
 
         Args:
-            batches: Of rows: a pipeline without `transform`.
-            groups_of: The features of each segment of the pipeline, see `group_features`; asked for each batch.
-            model: Holds the `EmbeddingBags`.
-            phases: Its training step.
-            stage: Counts the feature work, see `BatchIterator.add_stage`.
-            verify: Read every row once more right before it is used, and fail if it differs: twice the traffic, and
-                proof that no pull ran ahead of a push.
+            batches: Batches of rows, from a pipeline without `transform`.
+            groups_of: Returns the feature groups of a segment, see `group_features`; called for each batch.
+            model: Model with the `EmbeddingBags`.
+            phases: Training step of the model.
+            stage: Stage that counts the feature work, see `BatchIterator.add_stage`.
+            verify: Whether to read every row again right before its use and compare, which doubles traffic and checks
+                that no pull missed a push.
         """
         self.deferred_ratio = 0.0
         self._batches = batches
@@ -102,7 +102,7 @@ class TrainingWork:
         self._lock = threading.Lock()
         self._verify = verify
         self._live: dict[int, LiveBatch] = {}
-        self._ends: deque[tuple[RowStats, dict[str, Any]]] = deque()  # of segments that were read
+        self._ends: deque[tuple[RowStats, dict[str, Any]]] = deque()  # ends of segments that were read
         self._stores: list[StepStore] = []
         self._stack = ExitStack()
         self._layouts = key_layouts(model)
@@ -135,11 +135,11 @@ class TrainingWork:
         return int(rows.nbytes), len(groups)
 
     def end_segment(self) -> tuple[RowStats, dict[str, Any]]:
-        """What became of rows behind the last batch of the segment that was trained, and the position at its end."""
+        """Row statistics after the last batch of the trained segment, and the position at its end."""
         return self._ends.popleft()
 
     def features(self, operator: Operator) -> int:
-        """See `Work`: the plan of the group over the rows of the part, and their unique keys."""
+        """See `Work`; computes the group's features for the rows of the part, and finds their unique keys."""
         live, (_, _, group, part) = self._live[operator.batch], operator
         begin_s, begin_cpu_s = perf_counter(), thread_time()
         assert live.rows is not None
@@ -149,7 +149,7 @@ class TrainingWork:
             batch = live.groups.of(group).plan.apply(rows).with_keys(self._layouts)
             live.features[group, part] = BatchFeatures(batch, self._prepare(batch))
             num_bytes = batch.num_bytes
-        with self._lock:  # groups of a batch may be computed side by side
+        with self._lock:  # groups of a batch may be computed in parallel
             live.computed += Fraction(len(live.groups) if group == ALL_GROUPS else 1, part.of)
             live.features_cpu_s += thread_time() - begin_cpu_s
             live.features_s += perf_counter() - begin_s
@@ -158,7 +158,7 @@ class TrainingWork:
         return num_bytes
 
     def _end_features(self, live: LiveBatch) -> None:
-        """All features of a batch are there."""
+        """Called when all features of a batch are computed."""
         rows, live.rows, live.computed_s = live.rows, None, perf_counter()
         if self._stage is not None and rows is not None:
             num_bytes = sum(features.batch.num_bytes for features in live.features.values() if features.batch)
@@ -190,7 +190,7 @@ class TrainingWork:
         return [live.num_bytes([operator]) for operator in operators]
 
     def _touched(self, batch: int, read: PendingRead) -> list[Keys]:
-        """What a batch's push updates in the store of a read; that batch may be grouped in another way."""
+        """Keys that a batch's push updates in the store of a read; the batch may have different feature groups."""
         of_batch = (other for features in self._live[batch].features.values() for other in features.reads)
         return [other.keys for other in of_batch if other.store is read.store]
 
@@ -198,7 +198,7 @@ class TrainingWork:
         """See `Work`."""
         reads = self._live[operators[0].batch].reads(operators)
         self._send([(part, (read, read.deferred)) for part, read in reads], after, done)
-        return [0 for _ in operators]  # counted with the early pull
+        return [0 for _ in operators]  # already counted with the early pull
 
     def dense(self, operator: Operator) -> int:
         """See `Work`."""
@@ -234,7 +234,7 @@ class TrainingWork:
         """See `Work`."""
         self._phases.update()
         live = self._live[batch]
-        self._live.pop(batch - 1, None)  # the keys of this one are still compared with those of the next
+        self._live.pop(batch - 1, None)  # this batch's keys are still compared with those of the next
         trained = Trained(tuple(live.trained), live.row_stats, live.position, live.computed_s, live.dense_s)
         live.trained = []
         for features in live.features.values():
@@ -244,9 +244,9 @@ class TrainingWork:
         return trained
 
     def _send(self, selections: Sequence[tuple[Part, Selection]], after: int, done: Done) -> None:
-        """One request to each store and for each part, whose keys may be those of another part.
+        """Send one request per store and part; the keys of a part may be those of another part.
 
-        Tables in this process are asked read by read, which costs no joining.
+        Tables in this process are read one request at a time, without joining keys.
         """
         requests: list[list[Selection]] = []
         for store in self._stores:
@@ -262,7 +262,7 @@ class TrainingWork:
 
 
 class _Countdown:
-    """Calls `done` when all of several transfers are over, at once if there are none."""
+    """Calls `done` when several transfers have ended, or at once if there are none."""
 
     def __init__(self, count: int, done: Done) -> None:
         self._left = count

@@ -1,4 +1,4 @@
-"""What a job reads: its windows, as segments of one pipeline: rows of the log in, batches out."""
+"""Opens the data of a job: its windows, as segments of one pipeline that makes batches from log rows."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ __all__ = [
 ]
 
 STEP_SHARE = 0.25
-"""Of a job's memory budget, where a scheduler computes features: it holds a few batches and their rows, the pipeline
-holds shuffle blocks and what is read ahead."""
+"""Scheduler's share of a job's memory budget, if it computes features: it holds a few batches and their rows; the
+pipeline holds shuffle blocks and read-ahead."""
 
 
 class _Opened(NamedTuple):
@@ -44,24 +44,24 @@ class _Opened(NamedTuple):
 
 
 class PlannedSources:
-    """What a job reads, window by window, and the feature plan for the rows of each. Thread-safe.
+    """The sources of a job, one per window, and the feature plan for each. Thread-safe.
 
-    A source is opened when it is first asked for; then the grouping of its plan is decided, on its first rows. So the
-    plan of a window depends on the rows of that window alone: it is the same in every run over it, resumed or not.
+    A source is opened on first use, and the grouping of its plan is then decided on its first rows. So the plan of a
+    window depends only on its rows, and is the same in every run, resumed or not.
 
     Attributes:
-        shuffled: Whether rows are shuffled if the job says so; scoring keeps the order of the log.
+        shuffled: Whether to shuffle rows as the job says; scoring keeps the log's order.
     """
 
     def __init__(
         self, job: JobConfig, plan: FeaturePlan, sources: Sequence[Callable[[], Source]], *, shuffled: bool = True
     ) -> None:
-        """Nothing is opened yet.
+        """Create the sources without opening them.
 
         Args:
             job: The job.
-            plan: Its feature plan.
-            sources: Open a source each.
+            plan: The job's feature plan.
+            sources: Functions that open the sources.
             shuffled: See the attribute.
         """
         self._job = job
@@ -78,7 +78,7 @@ class PlannedSources:
         """The source of a window.
 
         Raises:
-            HeadraceError: Its logs cannot be used.
+            HeadraceError: The logs cannot be used.
         """
         return self._open(segment).source
 
@@ -87,11 +87,11 @@ class PlannedSources:
         return self._open(segment).plan
 
     def close(self, segment: int) -> None:
-        """Forget a source that will not be read any more."""
+        """Release a source that will not be read again."""
         self._opened.pop(segment, None)
 
     def _open(self, segment: int) -> _Opened:
-        if (opened := self._opened.get(segment)) is None:  # the lock is held while another one is opened
+        if (opened := self._opened.get(segment)) is None:  # the lock is held while a source is opened
             with self._lock:
                 if (opened := self._opened.get(segment)) is None:
                     source = self._sources[segment]()
@@ -101,7 +101,7 @@ class PlannedSources:
 
 
 class _KeyedPlans:
-    """The plan of each window, whose batches own their unique keys; see `SegmentPlans`."""
+    """The plan of each window, which also finds unique keys; see `SegmentPlans`."""
 
     def __init__(self, sources: PlannedSources, layouts: Sequence[KeyLayout]) -> None:
         self._sources = sources
@@ -126,7 +126,7 @@ def open_batches(
     rank: int = 0,
     num_ranks: int = 1,
 ) -> BatchIterator:
-    """Start the pipeline a job file describes; see `build_pipeline` and `Pipeline.open`."""
+    """Start the pipeline of a job; see `build_pipeline` and `Pipeline.open`."""
     pipe = build_pipeline(job, sources, transformed=transformed, layouts=layouts)
     options = job.pipeline
     budget = memory_budget(options.memory)
@@ -143,20 +143,20 @@ def open_batches(
 
 
 def step_budget(job: JobConfig) -> int:
-    """Of a job's memory budget, what a scheduler has for batches between reading and training."""
+    """The scheduler's part of a job's memory budget, for batches between reading and training."""
     return int(memory_budget(job.pipeline.memory) * STEP_SHARE)
 
 
 def build_pipeline(
     job: JobConfig, sources: PlannedSources, *, transformed: bool = True, layouts: Sequence[KeyLayout] = ()
 ) -> Pipeline:
-    """The pipeline a job file describes; each source is a segment of it.
+    """Build the pipeline of a job; each source is a segment of it.
 
     Args:
         job: The job.
-        sources: What to read.
-        transformed: Whether batches are of tensors; a scheduler takes rows, and computes features itself.
-        layouts: Of the model's embeddings: unique keys of tensors are found by the workers, too.
+        sources: Sources to read.
+        transformed: Whether batches are tensors; a scheduler takes rows, and computes features itself.
+        layouts: Key layouts of the model's embeddings, for which workers also find the unique keys.
     """
     pipe = from_sources(sources)
     for name in job.pipeline.map:
@@ -183,15 +183,15 @@ def find_new_windows(
     limit: int | None,
     on_message: Callable[[str], None],
 ) -> tuple[list[Window], str]:
-    """The windows to train on, and a line on what is left; trainer 0 looks, so that all have the same.
+    """Find the windows to train on, and describe the data left; trainer 0 searches for all.
 
     Args:
-        job: Names the logs.
-        state: What is used; a window in progress comes first.
+        job: The job, with the location of the logs.
+        state: State of the run, with the cursor; a window in progress comes first.
         process_group: The trainers.
-        until: The last window wanted, see `headrace.logs.plan_windows`.
-        limit: At most so many; None for all.
-        on_message: Given notes on the logs.
+        until: Last window to train on, see `headrace.logs.plan_windows`.
+        limit: Maximum number of windows; None for all.
+        on_message: Called with notes on the logs.
     """
     started = [] if state.window is None else [state.window]
     found: tuple[list[dict[str, Any]], str] | None = None
@@ -215,7 +215,7 @@ def find_new_windows(
 
 
 def read_window(job: JobConfig, plan: FeaturePlan, window: Window) -> Source:
-    """The rows of a window, with the columns that a job needs.
+    """A source of a window's rows, with the columns that a job needs.
 
     Raises:
         HeadraceError: The files cannot be used.
@@ -225,7 +225,7 @@ def read_window(job: JobConfig, plan: FeaturePlan, window: Window) -> Source:
 
 
 def source_columns(job: JobConfig, plan: FeaturePlan, *, shuffled: bool = True) -> tuple[str, ...]:
-    """Columns to read: those of the plan, and all of the schema's where user functions might look at them."""
+    """Columns to read: those of the plan, or all columns of the schema if user functions may use them."""
     if job.pipeline.map or job.pipeline.filter:
         return job.schema_of_logs.columns
     shuffle, session = job.pipeline.shuffle if shuffled else None, job.schema_of_logs.session_id
@@ -234,7 +234,7 @@ def source_columns(job: JobConfig, plan: FeaturePlan, *, shuffled: bool = True) 
 
 
 def decide_groups(job: JobConfig, plan: FeaturePlan, source: Source, *, shuffled: bool = True) -> FeaturePlan:
-    """The plan, with its grouping decided on the first rows of the source: the same in every run over it."""
+    """The plan with its grouping decided on the first rows of the source; the same in every run."""
     if plan.dedup != "auto":
         return plan
     if shuffled and job.pipeline.shuffle is not None and job.pipeline.shuffle.by == "row":
@@ -246,7 +246,7 @@ def decide_groups(job: JobConfig, plan: FeaturePlan, source: Source, *, shuffled
 
 
 def _first_rows(source: Source) -> pa.RecordBatch | None:
-    """The first good rows of a source; None if there are none, or a bad one that the pipeline will tell of."""
+    """The first valid rows of a source; None if there are none, or if there is an error, which the pipeline reports."""
     try:
         batches = (batch for split in range(len(source)) for batch in source.read(split))
         return next((batch.rows for batch in batches if batch.rows.num_rows), None)

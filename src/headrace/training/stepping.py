@@ -1,4 +1,4 @@
-"""The steps of a job, window by window: a plain loop over ready batches, or under a scheduler."""
+"""Runs the steps of a job, window by window, in a plain loop or with a scheduler."""
 
 from __future__ import annotations
 
@@ -46,16 +46,16 @@ __all__ = [
 
 
 FEATURES = "features"
-"""Stage of the feature work under a scheduler, behind the stages of the pipeline."""
+"""Name of the stage of a scheduler's feature work, after the stages of the pipeline."""
 
 
 @dataclass(frozen=True)
 class StepOutput:
-    """A finished step.
+    """Output of a finished step.
 
     Attributes:
-        parts: The batch it trained on, and its predictions and times; several pairs if it was split into micro-batches.
-        wait_s: How long it waited for the batch's features.
+        parts: The batch, and its predictions and times; several pairs if it was split into micro-batches.
+        wait_s: Time that the step waited for the batch's features, in seconds.
     """
 
     parts: tuple[tuple[Batch, StepResult], ...]
@@ -63,27 +63,27 @@ class StepOutput:
 
     @property
     def num_rows(self) -> int:
-        """Rows of the batch."""
+        """Number of rows in the batch."""
         return sum(len(batch) for batch, _ in self.parts)
 
 
 class StepRunner(Protocol):
-    """Runs training steps, and accounts for the rows of those that were run."""
+    """Runs training steps, and counts the rows of the steps."""
 
     def run_step(self) -> StepOutput | None:
-        """Run the next step of the window; None at its end. The call after that goes on with the next window."""
+        """Run the next step of the window; None at its end. The next call then continues with the next window."""
         ...
 
     def settle(self) -> None:
-        """Wait until the updates of all steps so far are applied, as state that is saved must have them."""
+        """Wait until the updates of all steps so far are applied, for instance before a checkpoint."""
         ...
 
     def take_row_stats(self) -> RowStats:
-        """See `BatchIterator`: of the batches trained on."""
+        """See `BatchIterator.take_row_stats`; for the batches trained on."""
         ...
 
     def state_dict(self) -> dict[str, Any]:
-        """Where in its window the batch after the last one trained on begins."""
+        """Position of the next batch to train on within its window."""
         ...
 
     def counters(self, window_s: float) -> PipelineCounters:
@@ -100,7 +100,7 @@ class StepRunner(Protocol):
 
 
 class _CountedSteps:
-    """The part of `StepRunner` that tells how fast it goes."""
+    """The counters of a `StepRunner`."""
 
     def __init__(self, batches: BatchIterator) -> None:
         self._batches = batches
@@ -119,10 +119,10 @@ class _CountedSteps:
 
 
 class PlainStepRunner(_CountedSteps):
-    """One batch after the other as the pipeline makes them ready."""
+    """A `StepRunner` that trains on the pipeline's batches in a plain loop."""
 
     def __init__(self, batches: BatchIterator, step: TrainingStep) -> None:
-        """Args: batches: Ready to train on. step: Trains."""
+        """Args: batches: Batches of tensors. step: The training step."""
         super().__init__(batches)
         self._step = step
 
@@ -136,7 +136,7 @@ class PlainStepRunner(_CountedSteps):
         return StepOutput(((batch, self._step(batch)),), wait_s)
 
     def settle(self) -> None:
-        """See `StepRunner`: a plain step waits for its update."""
+        """See `StepRunner`; a plain step already waits for its update."""
 
     def take_row_stats(self) -> RowStats:
         """See `StepRunner`."""
@@ -148,7 +148,7 @@ class PlainStepRunner(_CountedSteps):
 
 
 class ScheduledStepRunner(_CountedSteps):
-    """Steps under a scheduler; the pipeline delivers rows, and the scheduler computes their features."""
+    """A `StepRunner` with a scheduler, which computes the features of the pipeline's rows."""
 
     def __init__(
         self,
@@ -173,7 +173,7 @@ class ScheduledStepRunner(_CountedSteps):
         asked = perf_counter()
         trained: Trained | None = self._runtime.step()
         if trained is None:
-            self._row_stats, self._position = self._work.end_segment()  # rows lost behind the last good one
+            self._row_stats, self._position = self._work.end_segment()  # includes rows lost after the last good one
             self._write_trace()
             return None
         self._row_stats, self._position = trained.row_stats, trained.position
@@ -215,16 +215,16 @@ def open_steps(
     decisions: DecisionLog,
     folder: Path,
 ) -> Iterator[StepRunner]:
-    """The steps of a job over its sources, one segment after the other: a plain loop, or under its scheduler.
+    """Open the steps of a job over its sources, one segment after the other, in a plain loop or with its scheduler.
 
     Args:
         job: The job.
-        sources: What it reads.
-        step: Trains; its model's stores are as they will be in training.
-        position: In the first source, see `BatchIterator.state_dict`; None for its start.
-        process_group: The trainers that share the rows.
-        decisions: Where the pipeline writes what it decides.
-        folder: Where a scheduler leaves the trace of the latest steps.
+        sources: Sources to read.
+        step: The training step; the stores of its model must be in place.
+        position: Position in the first source, see `BatchIterator.state_dict`; None for its start.
+        process_group: The trainers of the run.
+        decisions: Log for the pipeline's decisions.
+        folder: Folder for the scheduler's trace of recent steps.
     """
     scheduling = Scheduling(job.scheduler, step.model)
     with (
@@ -244,14 +244,14 @@ def open_steps(
 
 
 def choose_policy(config: SchedulerConfig, model: nn.Module) -> Policy | None:
-    """The scheduling policy of a job for this model and this process; None for the plain loop."""
+    """The scheduling policy of a job for a model in this process; None for the plain loop."""
     distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
     alone = not distributed or torch.distributed.get_world_size() == 1
     return config.choose(remote=not all(_is_local(model)), alone=alone)
 
 
 def feature_groups(plan: FeaturePlan, model: nn.Module, max_groups: int) -> FeatureGroups:
-    """The feature groups of a job, closed under the tables of all its modules."""
+    """The feature groups of a job, in which features that share a table in any module stay together."""
     table_of = {
         name: {feature: table.name for table in bags.tables for feature in table.feature_names}
         for name, bags in embedding_bags(model).items()
@@ -271,15 +271,15 @@ class Scheduling:
     """A job's scheduler, or its plain loop.
 
     Attributes:
-        policy: None for the plain loop.
+        policy: Scheduling policy; None for the plain loop.
     """
 
     def __init__(self, config: SchedulerConfig, model: nn.Module) -> None:
         """Choose a policy.
 
         Args:
-            config: The job's section.
-            model: Of the job; its stores as they will be in training.
+            config: The `scheduler` section of the job.
+            model: Model of the job; its stores must be in place.
         """
         self.policy = choose_policy(config, model)
         self._config = config
@@ -295,14 +295,14 @@ class Scheduling:
         budget_bytes: int,
         folder: Path | None = None,
     ) -> Iterator[StepRunner]:
-        """Steps until the context ends: under the policy if there is one.
+        """Context with the steps, run with the policy if there is one.
 
         Args:
-            batches: Of rows under a policy, else of tensors; see `open_batches`.
-            step: Trains.
-            plan_of: Computes the features of each segment's rows, with its grouping decided for them.
-            folder: Where to leave the trace of the latest steps; None for nowhere.
-            budget_bytes: Of batches between reading and training.
+            batches: Batches of rows with a policy, or of tensors without; see `open_batches`.
+            step: The training step.
+            plan_of: Returns the feature plan of a segment, with its grouping decided.
+            folder: Folder for the trace of recent steps; None for no trace.
+            budget_bytes: Memory budget for batches between reading and training.
         """
         if self.policy is None:
             yield PlainStepRunner(batches, step)
@@ -319,7 +319,7 @@ class Scheduling:
             budget_bytes=budget_bytes,
             num_segments=batches.num_segments,
         )
-        prefetches = isinstance(policy, BatchPrefetch)  # asked for by name, competing threads and all
+        prefetches = isinstance(policy, BatchPrefetch)  # requested by name, so competing threads are accepted
         has_groups = self._most_groups(store_waits) > 1
         nothing_overlaps = not store_waits and not has_groups and spare_cores == 0 and not prefetches
         stage = batches.add_stage(FEATURES, num_cores)
@@ -343,9 +343,10 @@ class Scheduling:
                 write_trace()
 
     def _max_groups(self, plan: FeaturePlan, store_waits: bool) -> int:
-        """Parts of the plan. One where it looks for equal rows: parts would find others than the whole does.
+        """Maximum number of feature groups. One if the plan searches equal rows, because groups would find different
+        ones.
 
-        Gradients of equal rows are summed first, so the bits of parameters would depend on which way was faster.
+        Gradients of equal rows are summed first, so the bits of parameters would depend on which strategy is faster.
         """
         if plan.grouping is None or plan.grouping.groups:
             return 1

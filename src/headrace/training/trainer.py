@@ -1,4 +1,4 @@
-"""The main job: one pass over what is new since the last checkpoint, window by window, as one stream of batches."""
+"""`Trainer`: one pass over the new rows since the last checkpoint, window by window, as one stream of batches."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ __all__ = ["Trainer"]
 
 
 class Trainer:
-    """Trains a job over the windows that are new, one pass each, and leaves a checkpoint after each.
+    """Trains a job on new windows, one pass over each, and writes a checkpoint after each window.
 
-    What happens between two checkpoints reaches the disk with the later one, which counts it. So a run that is killed
-    anywhere and started again makes the same steps on the same rows as one that was not.
+    Results, rejected rows and counts are committed together with a checkpoint. So a run that is killed and started
+    again makes the same steps on the same rows as an uninterrupted one.
     """
 
     def __init__(
@@ -53,18 +53,18 @@ class Trainer:
         on_window: Callable[[WindowResult], None] = lambda result: None,
         process_group: ProcessGroup | None = None,
     ) -> None:
-        """Build plan and model; nothing is read yet.
+        """Build plan and model, without reading data.
 
         Args:
-            job: The job, resolved.
-            should_stop: Asked after each step; once true, training ends with a checkpoint.
-            on_message: Called with lines for the user: what is resumed, which checkpoint was damaged.
-            on_window: Given what each window gave as soon as its checkpoint is written; trainer 0 only.
-            process_group: The trainers that share the run; None for a single one. Trainer 0 writes to the run's folder,
-                the others to `trainers/<rank>` in it.
+            job: The resolved job.
+            should_stop: Called after each step; training stops with a checkpoint once it returns True.
+            on_message: Called with lines for the user, for instance on resuming or on a damaged checkpoint.
+            on_window: Called with the result of each window once its checkpoint is written; trainer 0 only.
+            process_group: The trainers of the run; None for a single one. Trainer 0 writes to the run's folder, the
+                others to `trainers/<rank>` in it.
 
         Raises:
-            ConfigError: Several trainers, but no shards that hold the embeddings for all of them.
+            ConfigError: There are several trainers, but no shards for their embeddings.
         """
         self.job = job
         self._process_group = process_group or SingleProcess()
@@ -88,7 +88,7 @@ class Trainer:
             average=self._average if self._process_group.size > 1 else None,
         )
         self._wants_stop = should_stop
-        self._stopping = False  # what all trainers agreed on with their last step
+        self._stopping = False  # agreed on by all trainers with their last step
         self._on_message, self._on_window = on_message, on_window
         self._threads = Threads(job.training.threads)
         self._recorder = StepRecorder(job.training.log_every_steps, self.components.plan, self.components.model)
@@ -100,15 +100,15 @@ class Trainer:
 
     @property
     def rank(self) -> int:
-        """Number of this trainer among those of the run."""
+        """Rank of this trainer in the run."""
         return self._process_group.rank
 
     def run(self, *, windows: int | None = None, until: str | None = None) -> TrainResult:
-        """Train on the windows that are new.
+        """Train on new windows.
 
         Args:
-            windows: At most so many; None for all.
-            until: The last one wanted, see `headrace.logs.plan_windows`.
+            windows: Maximum number of windows; None for all.
+            until: Last window to train on, see `headrace.logs.plan_windows`.
 
         Raises:
             HeadraceError: The logs, the job or a checkpoint cannot be used, or another process writes to this run.
@@ -123,16 +123,16 @@ class Trainer:
             return TrainResult(tuple(self.finished), self.state.step, stopped_in is not None, rest)
 
     def replay(self) -> WindowResult | None:
-        """Train on the quarantined rows once more, after the job's schema or the quarantine files were corrected.
+        """Train on quarantined rows after the job's schema or the quarantine files were corrected.
 
-        Rows that are good now move from the count of quarantined rows to that of used ones; those that are still bad
-        follow the job's policy again. Counted as a whole with one checkpoint, or not at all.
+        Rows that are now valid are counted as used instead of quarantined; the job's policy is applied again to rows
+        that are still bad. The replay is committed as a whole with one checkpoint, or discarded.
 
         Returns:
-            What it gave; None if the quarantine is empty.
+            The result; None if the quarantine is empty.
 
         Raises:
-            HeadraceError: As for `run`; or a window is in progress; or it was asked to stop, and nothing was kept.
+            HeadraceError: As for `run`; or a window is in progress; or the replay was stopped and discarded.
         """
         with self._resumed():
             if self.state.window is not None:
@@ -148,7 +148,7 @@ class Trainer:
             )
             num_rows = sum(source.num_rows(split) for split in range(len(source)))
             self.state.start_stretch()
-            every_row = self.job.data.bad_rows.model_copy(update={"max_ratio": 1.0})  # may still be bad: all were
+            every_row = self.job.data.bad_rows.model_copy(update={"max_ratio": 1.0})  # all rows may still be bad
             sources = PlannedSources(self.job, self.components.plan, [lambda: source])
             with (
                 self._open(sources) as steps,
@@ -164,7 +164,8 @@ class Trainer:
             return self._result("replay", None)
 
     def _train_windows(self, windows: Sequence[Window]) -> Window | None:
-        """Train on windows one after the other, as segments of one stream; the one it was asked to stop in, if any."""
+        """Train on windows in order, as segments of one stream; returns the window in which training was stopped, if
+        any."""
         job, plan = self.job, self.components.plan
         sources = PlannedSources(job, plan, [partial(read_window, job, plan, window) for window in windows])
         with self._open(sources) as steps:
@@ -180,7 +181,7 @@ class Trainer:
         return None
 
     def _train_window(self, window: Window, steps: StepRunner) -> WindowResult | None:
-        """Train on a window, or on the rest of it; None if asked to stop before its end."""
+        """Train on a window, or on the rest of it; returns None if stopped before its end."""
         state = self.state
         if state.window is None:
             state.start_window(window)
@@ -194,7 +195,7 @@ class Trainer:
             if self._process_group.rank == 0:
                 self._record(result.to_record(step=state.step, time_s=state.seconds))
                 progress.finish(result.rows.num_used, result.seconds, result.summary())
-            # Ids not seen for long lose their rows, and the window counts as used.
+            # Evict ids, and mark the window as used.
             for bags in embedding_bags(self.components.model).values():
                 if bags.table_group is not None:
                     bags.table_group.end_window()
@@ -205,13 +206,13 @@ class Trainer:
         return result
 
     def _train_on(self, steps: StepRunner, progress: Progress, *, allowed: BadRowPolicy, every: int | None) -> bool:
-        """The loop: train to the end of the window; False if asked to stop before.
+        """The training loop, until the end of the window; returns False if stopped before.
 
         Args:
-            steps: Those of the window come next.
-            progress: Follows the rows read.
-            allowed: How many of them may be bad.
-            every: Steps between checkpoints; None for none.
+            steps: Runs the steps of the window.
+            progress: Progress bar of rows read.
+            allowed: Policy for bad rows.
+            every: Steps between checkpoints; None for no checkpoints.
         """
         state, finished = self.state, False
         steps.restart_counters()
@@ -221,18 +222,18 @@ class Trainer:
             asked = time.perf_counter()
             is_due = every is not None and (state.step + 1) % every == 0
 
-            # Predict, then train. Batches were prepared ahead by the pipeline, or by the scheduler.
+            # Predict, then train. The pipeline or the scheduler has prepared the batches.
             output = steps.run_step()
             if output is None:
                 finished = True
                 break
             state.step += 1
 
-            # Score the predictions, and count the rows: what a checkpoint from here on holds.
+            # Score the predictions and count the rows; later checkpoints include both.
             self._score(output)
             self._count(steps, budget, seconds=time.perf_counter() - asked)
 
-            # Report, every few steps.
+            # Report every few steps.
             columns: dict[str, Any] | None = None
             if self._recorder.add(output):
                 record = self._recorder.take(state, steps)
@@ -241,12 +242,12 @@ class Trainer:
                 columns = {"loss": record["loss"], "AUC": record["auc"], "limited by": record["limiting"]}
             progress.update(state.window_rows.num_read, columns)
 
-            # Commit, where a checkpoint inside the window is due.
+            # Commit if a checkpoint within the window is due.
             if is_due:
                 steps.settle()
                 self._commit()
         if finished:
-            self._count(steps, budget, seconds=0.0)  # bad rows behind the last good one
+            self._count(steps, budget, seconds=0.0)  # bad rows after the last good one
         else:
             steps.settle()
             progress.stop()
@@ -256,7 +257,7 @@ class Trainer:
         return finished
 
     def _open(self, sources: PlannedSources) -> AbstractContextManager[StepRunner]:
-        """Steps over some sources, from the state's position in the first one on."""
+        """Open the steps over some sources, from the state's position in the first one."""
         return open_steps(
             self.job,
             sources,
@@ -268,14 +269,14 @@ class Trainer:
         )
 
     def _watch(self, sources: PlannedSources, number: int) -> None:
-        """Follow the reading of a source, and write down how its features are grouped."""
+        """Report progress of reading a source, and record how its features are grouped."""
         self._recorder.watch(sources[number])
         plan = sources.plan_of(number)
         if plan.dedup == "auto" and plan.grouping is not None:
             self._decisions.record("features", {}, f"deduplication: {plan.grouping.reason}")
 
     def _explain(self, what: str, steps: StepRunner) -> None:
-        """Write down what limited the pipeline, if it ran long enough to tell."""
+        """Record what limited the pipeline, if it ran long enough."""
         try:
             found = steps.explain()
         except ConfigError:
@@ -293,7 +294,7 @@ class Trainer:
         return WindowResult(name, state.window_rows, state.window_seconds, scores, best_ne, baseline_auc, run)
 
     def _score(self, output: StepOutput) -> None:
-        """Take in the predictions that a step made before it trained."""
+        """Add the predictions that a step made before training."""
         for batch, result in output.parts:
             labels, weights = batch.labels.numpy(), None if batch.weights is None else batch.weights.numpy()
             self.state.update_metrics(result.logits, labels, weights)
@@ -302,19 +303,19 @@ class Trainer:
             self._uncommitted.add_step(self.state.step, batch.row_ids)
 
     def _count(self, steps: StepRunner, budget: ErrorBudget, *, seconds: float) -> None:
-        """Count what was trained on, and where the next batch begins."""
+        """Count the rows trained on, and store the position of the next batch."""
         rows = steps.take_row_stats()
         budget.add(
             num_read=rows.num_read + (self._process_group.size - 1) * rows.num_used, num_bad=rows.num_bad
-        )  # trainer 0 has all bad ones
+        )  # trainer 0 has all bad rows
         self.state.count(rows, seconds)
         self.state.position = steps.state_dict()
         self._uncommitted.add_rejects(rows.rejects)
 
     def _replan(self, steps: StepRunner) -> None:
-        """Follow a resize of the machine, or of the pipeline, with the threads of this process."""
+        """Adjust the threads of this process to a resize of the machine or of the pipeline."""
         stages = steps.counters(window_s=1.0).stages.values()
-        workers = {stage.group: stage.num_workers for stage in stages if stage.name != FEATURES}  # those yield to steps
+        workers = {stage.group: stage.num_workers for stage in stages if stage.name != FEATURES}  # FEATURES yields
         plan = self._threads.update(sum(workers.values()))
         if plan is not None:
             self._decisions.record("threads", {}, plan.reason, asdict(plan))
@@ -324,7 +325,7 @@ class Trainer:
         self._tensorboard.write(record)
 
     def _commit(self) -> None:
-        """Commit a checkpoint, see `commit`; its time is told with the next steps."""
+        """Commit a checkpoint, see `commit`; its time is reported with the next steps."""
         start = time.perf_counter()
         commit(
             self.state,
@@ -338,7 +339,7 @@ class Trainer:
         self._recorder.add_seconds("checkpoint", time.perf_counter() - start)
 
     def _average(self, parameters: Sequence[Tensor], num_rows: int) -> None:
-        """Gradients, and the wish to stop, of all trainers."""
+        """Average the gradients of all trainers, and share requests to stop."""
         self._stopping = self._process_group.average(parameters, num_rows, wants_stop=self._wants_stop())
 
     def _should_stop(self) -> bool:
@@ -346,7 +347,7 @@ class Trainer:
 
     @contextmanager
     def _resumed(self) -> Iterator[None]:
-        """Hold the run, at the state of its newest whole checkpoint."""
+        """Lock the run, and resume from its newest complete checkpoint."""
         self.run_folder.lock()
         is_done = False
         try:
@@ -368,7 +369,7 @@ class Trainer:
             self.run_folder.unlock()
 
     def _resume(self) -> list[str]:
-        """Go on from the newest whole checkpoint, and move aside what it does not count; says what was done."""
+        """Resume from the newest complete checkpoint, and move newer output aside; returns messages for the user."""
         self._threads.update()
         snapshot, messages = newest_checkpoint(self._checkpoints, self._process_group)
         if self._shards is not None:
@@ -377,9 +378,9 @@ class Trainer:
         if snapshot is not None:
             restore(snapshot, self.state, self.components.model, self.components.optimizer, self.components.shape)
             if self._process_group.rank:
-                self.state.forget_counts()  # they are those of all trainers, and trainer 0 has them
+                self.state.forget_counts()  # trainer 0 has the counts of all trainers
             where = f", in window {self.state.window.name}" if self.state.window else ""
-            messages.append(f"going on from checkpoint {self.state.checkpoint}, step {self.state.step}{where}")
+            messages.append(f"resuming from checkpoint {self.state.checkpoint}, step {self.state.step}{where}")
         precision = self._step.settle_precision(self.job.training.batch_size, self.state.precision)
         self.state.precision = precision.precision
         removed = self.run_folder.rewind(self.state.checkpoint)

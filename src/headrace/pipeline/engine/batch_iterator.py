@@ -1,4 +1,4 @@
-"""`BatchIterator`: what `Pipeline.open` returns: batches, the state behind each of them, and what became of rows."""
+"""`BatchIterator`, returned by `Pipeline.open`: batches, the state after each batch, and row statistics."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ __all__ = ["BatchIterator", "Feed", "Peek"]
 
 
 class Feed(Protocol):
-    """What runs the stages: hands out elements in order, until None."""
+    """Runs the stages, and returns elements in order, then None."""
 
     recorder: Recorder
     tunables: Mapping[str, Tunable]
@@ -42,12 +42,12 @@ class Feed(Protocol):
 
 
 class Peek(NamedTuple):
-    """Batches that are ready and not delivered yet.
+    """Batches that are ready but not delivered yet.
 
     Attributes:
-        batches: In the order in which they will be delivered.
-        segments: The segment of each, counted from 0.
-        is_all: Whether no batch comes behind them.
+        batches: The batches, in delivery order.
+        segments: Segment of each batch, from 0.
+        is_all: Whether these are the last batches.
     """
 
     batches: tuple[Any, ...]
@@ -56,10 +56,10 @@ class Peek(NamedTuple):
 
 
 class BatchIterator:
-    """Iterates over the batches of a pipeline, each exactly once over any number of stops and resumes.
+    """Iterates over the batches of a pipeline, each exactly once across any number of resumes.
 
-    A context manager; leaving it stops all workers. Not to be shared between threads, except for `counters`,
-    `tunables`, `explain` and `close`.
+    A context manager; leaving it stops all workers. Not thread-safe, except for `counters`, `tunables`, `explain` and
+    `close`.
     """
 
     def __init__(self, plan: LogicalPlan, options: OpenOptions, state: Mapping[str, Any] | None = None) -> None:
@@ -80,7 +80,7 @@ class BatchIterator:
         return self
 
     def __next__(self) -> Any:
-        """The next batch, once it is ready, of this segment or a later one.
+        """Wait for and return the next batch, of this segment or a later one.
 
         Raises:
             PipelineError: A stage failed on an element of this batch.
@@ -91,9 +91,9 @@ class BatchIterator:
         raise StopIteration
 
     def next_in_segment(self) -> Any | None:
-        """The next batch of the segment, once it is ready; None at its end.
+        """Wait for and return the next batch of the segment; None at its end.
 
-        The call after that goes on with the next segment. Behind the last one it is always None.
+        The next call then continues with the next segment. After the last segment, all calls return None.
 
         Raises:
             PipelineError: A stage failed on an element of this batch.
@@ -103,42 +103,42 @@ class BatchIterator:
 
     @property
     def segment(self) -> int:
-        """The segment of the last batch, or that whose end was told last, counted from 0."""
+        """The segment of the last batch or of the last end of a segment, from 0."""
         return self._position.segment
 
     @property
     def num_segments(self) -> int:
-        """How many segments there are."""
+        """Number of segments."""
         return len(self._plan.sources)
 
     def peek(self, num_batches: int) -> Peek:
-        """The next batches, as far as they are ready, without taking them: to plan for the keys they bring.
+        """Return the next batches that are ready, without taking them, for instance to prefetch their keys.
 
-        They may be of later segments than the next batch.
+        They may belong to later segments than the next batch.
 
-        Changes nothing: positions, counters and the order of batches are as if it was not called, and the bytes of a
-        batch stay charged until it is delivered. At most the batches of `prefetch`, and those just made, can be ready;
-        with `executor="inline"` none is.
+        Has no side effects: positions, counters and the order of batches do not change, and a batch stays in the memory
+        budget until it is delivered. At most the batches of `prefetch`, and those just completed, are ready; none with
+        `executor="inline"`.
 
         Args:
-            num_batches: At most so many.
+            num_batches: Maximum number of batches.
         """
         elements, is_all = self._feed.peek(num_batches)
         payloads, segments = (element.payload for element in elements), (element.segment for element in elements)
         return Peek(tuple(payloads), tuple(segments), is_all)
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the next batch begins, as a small JSON-able dict; give it to `open(state=...)` to go on there.
+        """Position of the next batch, as a small JSON-able dict; pass it to `open(state=...)` to resume there.
 
-        At the end of a segment it is that end: going on from there, the segment gives nothing but its end.
+        At the end of a segment, resuming from the state yields no more batches of that segment, only its end.
         """
         return make_state(self._plan.signature(self.segment), self._epoch, self._position)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a saved state; what was made ready is thrown away, what was not yet accounted for is forgotten.
+        """Continue from a saved state. Ready batches and pending row statistics are discarded.
 
         Raises:
-            CheckpointError: The state was saved by another pipeline.
+            CheckpointError: The state was saved by a different pipeline.
         """
         epoch, position = self._load(state)
         self.close()
@@ -147,52 +147,52 @@ class BatchIterator:
         self._start()
 
     def take_row_stats(self) -> RowStats:
-        """What became of the rows of the batches delivered since the last call, with the rejected ones."""
+        """Row statistics of the batches delivered since the last call, including rejected rows."""
         stats, self._row_stats = self._row_stats, NO_ROWS
         return stats
 
     def add_stage(self, name: str, num_workers: int) -> DownstreamStage:
-        """Count work that the caller does on each batch as a stage behind the others; see `DownstreamStage`.
+        """Add a stage that counts the caller's work on each batch; see `DownstreamStage`.
 
-        Call it before the first batch is taken. From then on the caller also reports when it has used a batch.
+        Call it before taking the first batch. The caller must then also report when it has used a batch.
         """
         self._counted.downstream = DownstreamStage(name, num_workers)
         return self._counted.downstream
 
     def counters(self, window_s: float = 5.0) -> PipelineCounters:
-        """What the stages did over about the last `window_s` seconds: a minute at most, or infinity for all of them."""
+        """Counters of the stages over about the last `window_s` seconds, at most 60, or infinity for the whole time."""
         return self._counted.counters(window_s)
 
     def restart_counters(self) -> None:
-        """From now on, `explain` and `counters` of all seconds are about what follows."""
+        """Restart the period that `explain` and `counters(inf)` cover."""
         self._counted.restart_counters()
         self._left = time.perf_counter()
 
     @property
     def tunables(self) -> Mapping[str, Tunable]:
-        """Everything that may be changed while it runs, by name."""
+        """Settings that can be changed while the pipeline runs, by name."""
         return self._counted.tunables
 
     @property
     def decisions(self) -> list[Decision]:
-        """What the pipeline decided by itself (workers replaced, prefetch shed, ...), with reasons; oldest first."""
+        """Automatic decisions of the pipeline (workers replaced, prefetch reduced, ...) with reasons, oldest first."""
         return self._decisions.list()
 
     def explain(self) -> Explanation:
-        """What limits the pipeline, why, what would help, and what the tuner did; printed, it is a few lines.
+        """Explain what limits the pipeline, why, what would help, and what the tuner did. `str()` gives a few lines.
 
         Raises:
-            ConfigError: Not every stage has finished something yet.
+            ConfigError: Some stage has not finished any element yet.
         """
         return self._tuner.explain()
 
     @property
     def epoch(self) -> int:
-        """The epoch this iterator reads."""
+        """The epoch of this iterator."""
         return self._epoch
 
     def close(self) -> None:
-        """Stop all workers and give all memory back; safe to call twice."""
+        """Stop all workers and release memory; safe to call twice."""
         self._closer()
 
     def __enter__(self) -> Self:
@@ -211,12 +211,12 @@ class BatchIterator:
             self._feed = ThreadFeed(self._plan, self._options, self._epoch, self._position, self._decisions)
         self._counted = CountedPipeline(self._feed)
         self._tuner = LateTuner(self._options.tuner, self._counted, self._decisions)
-        # Also runs when the iterator is forgotten, and before the interpreter ends.
+        # Also runs when the iterator is garbage collected, and before the interpreter exits.
         self._closer = weakref.finalize(self, _close, self._tuner, self._feed)
         self._left = time.perf_counter()
 
     def _take(self) -> Element | None:
-        """The next element that is a batch, or ends a segment; None at the end of all."""
+        """The next element that is a batch or the end of a segment; None after the last segment."""
         asked, left = time.perf_counter(), self._left
         self._tuner.begin()
         while (element := self._feed.take()) is not None:
@@ -236,7 +236,7 @@ class BatchIterator:
         return element
 
     def _deliver(self, num_rows: int) -> None:
-        """Move the position behind the last element taken, and account for all taken since the last delivery."""
+        """Move the position past the last element taken, and count all rows taken since the last delivery."""
         if self._after is None:
             return
         self._position = self._after

@@ -193,7 +193,7 @@ class Recorder:
             self._next_copy = now + SNAPSHOT_EVERY_S
 
     def restart(self) -> None:
-        """Have a window without limit begin now."""
+        """Restart the period of unlimited windows."""
         self._first = (self.clock(), self._copy())
 
     def delivered(self, num_rows: int, wait_s: float, busy_s: float) -> None:

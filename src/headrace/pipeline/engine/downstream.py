@@ -69,7 +69,7 @@ class DownstreamStage:
             self._recorder.tick(self._clock())
 
     def restart_counters(self) -> None:
-        """Have counters of all time begin now."""
+        """Restart the period of counters over the whole time."""
         with self._lock:
             self._recorder.restart()
 
@@ -115,7 +115,7 @@ class CountedPipeline:
         return MappingProxyType({**self._feed.tunables, tunable.name: tunable})
 
     def restart_counters(self) -> None:
-        """Have counters of all time begin now."""
+        """Restart the period of counters over the whole time."""
         self._feed.restart_counters()
         if self.downstream is not None:
             self.downstream.restart_counters()

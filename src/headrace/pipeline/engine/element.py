@@ -55,7 +55,7 @@ class Element:
 
     @property
     def segment(self) -> int:
-        """The segment it belongs to."""
+        """The segment of the element."""
         return self.before.segment
 
     def release(self) -> None:

@@ -63,7 +63,7 @@ class InlineFeed:
         )
 
     def restart_counters(self) -> None:
-        """Have `counters` of all time begin now."""
+        """Restart the period of counters over the whole time."""
         self.recorder.restart()
 
     def close(self) -> None:
@@ -71,7 +71,7 @@ class InlineFeed:
         self._stream = iter(())
 
     def _connect(self, position: Position) -> Iterator[Element]:
-        """All stages behind each other."""
+        """Chain all stages."""
         stream = self._read(position)
         num_rebatches = 0
         for group in self._groups:
@@ -83,7 +83,7 @@ class InlineFeed:
         return stream
 
     def _read(self, first: Position) -> Iterator[Element]:
-        """The elements of all segments, and the marker behind each."""
+        """The elements of all segments, with a marker after each segment."""
         for segment in range(first.segment, len(self._sources)):
             begin = first if segment == first.segment else Position(0, 0, segment=segment)
             source = open_source(self._sources, segment)
@@ -93,7 +93,7 @@ class InlineFeed:
             yield Element(None, 0, (end.split, 0), end, end, ends_segment=True)
 
     def _read_split(self, source: Source, place: Position) -> Iterator[Element]:
-        """The elements of a split, from a place in it on."""
+        """The elements of a split, from a position in it."""
         batches = islice(source.read(place.split), place.source_batch, None)
         for number in count(place.source_batch):
             wall, cpu = time.perf_counter(), time.thread_time()

@@ -1,13 +1,13 @@
 """Lanes: the queues of a running pipeline, one for the source and one for each group of stages.
 
-An element waits in a lane, is worked on, and keeps its place in the order until everything before it has left::
+An element waits in a lane, is processed, and leaves after all elements before it have left::
 
-    lane        waiting         slots: in work (w) or done (d)
+    lane  waiting   slots: in work (w) or done (d)
     source      splits 7, 8 ..  [split 5: d d w]  [split 6: d w]       (then the end of the segment, and the next one)
     map         e9              e8:w  e7:d  e6:w        <- e7 is done, but e6 goes first
     batch       e5              e4:d                     -> next lane or consumer
 
-Plain data without locks; `state.py` decides what is started.
+Plain data without locks; `state.py` decides which work starts.
 """
 
 from __future__ import annotations
@@ -25,26 +25,26 @@ from headrace.pipeline.engine.rebatcher import Rebatcher
 __all__ = ["OPEN", "Lane", "StageLane", "Work"]
 
 OPEN = -1
-"""In the place of a split: open the segment's source, to learn how many splits it has."""
+"""Used instead of a split number for opening the segment's source, which gives the number of splits."""
 
 
 @dataclass(slots=True, eq=False)
 class Work:
-    """One call of a worker: open a source or read the next batch of a split, or run a group of stages on an element.
+    """One call of a worker: open a source, read the next batch of a split, or run a group of stages on an element.
 
     Attributes:
         lane: Position of the lane.
-        element: The element to work on, then the result; None for a read that is not done.
+        element: The element to process, then the result; None for an unfinished read.
         split: Split to read, for the source lane; `OPEN` for none yet.
-        source_batch: Batch of it.
-        segment: Whose split it is.
-        num_splits: Of a segment that was opened.
-        num_bytes_in: Bytes of the element before it is worked on.
-        reserved_bytes: Reserved in the ledger until it is done.
-        growth_bytes: By how much the process may grow until then.
-        started_s: When it was started.
-        done: Whether it is.
-        failure: What went wrong.
+        source_batch: Number of the batch within the split.
+        segment: Segment of the split.
+        num_splits: Number of splits of an opened segment.
+        num_bytes_in: Bytes of the element before processing.
+        reserved_bytes: Bytes reserved in the memory budget until the work is done.
+        growth_bytes: Expected growth of the process's memory until then.
+        started_s: Start time.
+        done: Whether the work is done.
+        failure: Error of the work.
     """
 
     lane: int
@@ -62,15 +62,15 @@ class Work:
 
 
 class Lane(Protocol):
-    """What both kinds of lanes have.
+    """Common interface of lanes.
 
     Attributes:
-        name: Of the group.
-        own_limit: Elements worked on at once, or None for as many as there are threads.
-        num_running: Elements being worked on.
-        in_threads: Whether the work occupies a thread's CPU; work of other processes does not.
-        estimator: Predicts the bytes of results.
-        workers: What worker processes take; None if threads do the work.
+        name: Name of the group of stages. own_limit: Maximum number of elements processed at once; None for the number
+         of threads.
+        num_running: Number of elements being processed.
+        in_threads: Whether the work uses CPU of a thread of this process, not of a worker process.
+        estimator: Predicts the size of results.
+        workers: Limits of worker processes; None if threads do the work.
     """
 
     name: str
@@ -82,22 +82,22 @@ class Lane(Protocol):
 
     @property
     def need_bytes(self) -> int:
-        """Bytes that must be free for the lane's next result: its reservation, and the input that is still to come."""
+        """Bytes that must be free for the lane's next result: its reservation, and the input that is still missing."""
         ...
 
     @property
     def queue_depth(self) -> int:
-        """Elements that wait in front of the workers."""
+        """Number of elements waiting for workers."""
         ...
 
     @property
     def is_empty(self) -> bool:
-        """Whether no element is in it."""
+        """Whether the lane has no elements."""
         ...
 
     @property
     def has_ended(self) -> bool:
-        """Whether no element is in it and none will come."""
+        """Whether the lane has no elements and will not receive any."""
         ...
 
     def head_is_done(self) -> bool:
@@ -105,40 +105,40 @@ class Lane(Protocol):
         ...
 
     def head_failure(self) -> BaseException | None:
-        """What went wrong with the next element in order."""
+        """The error of the next element in order, if any."""
         ...
 
     def pop(self) -> Element:
-        """The next element in order."""
+        """Remove and return the next element in order."""
         ...
 
     def ready(self) -> list[Element]:
-        """Elements that can leave now, in order; they stay."""
+        """Elements that can leave now, in order, without removing them."""
         ...
 
     def ends_after(self, num_elements: int) -> bool:
-        """Whether so many elements are all that will ever leave."""
+        """Whether only `num_elements` more elements will leave."""
         ...
 
     def clear(self) -> None:
-        """Drop everything, and accept no more."""
+        """Drop all elements, and accept no more."""
         ...
 
 
 class StageLane:
-    """Elements in front of, in and behind the workers of a group of stages."""
+    """Elements waiting for, in, and finished by the workers of a group of stages."""
 
     def __init__(
         self, name: str, own_limit: int | None, *, rebatcher: Rebatcher | None, in_threads: bool, copies: float
     ) -> None:
-        """An empty lane.
+        """Create an empty lane.
 
         Args:
-            name: Of the group.
-            own_limit: Elements worked on at once, or None for as many as there are threads.
-            rebatcher: Regroups the stream that enters.
+            name: Name of the group of stages. own_limit: Maximum number of elements processed at once; None for the
+             number of threads.
+            rebatcher: Regroups the incoming stream.
             in_threads: Whether threads of this process do the work.
-            copies: Copies of an element's bytes that its work needs beside the result.
+            copies: Number of copies of an element that its processing needs in addition to the result.
         """
         self.name = name
         self.own_limit = own_limit
@@ -173,7 +173,7 @@ class StageLane:
         return self.input_ended and not self.waiting and not self.slots
 
     def feed(self, element: Element) -> None:
-        """Let an element in."""
+        """Add an element."""
         if self.rebatcher is None:
             self._largest_input.add(element.num_bytes)
             self.waiting.append(element)
@@ -183,7 +183,7 @@ class StageLane:
         self.waiting.extend(self.rebatcher.feed(element))
 
     def start(self, work: Work) -> None:
-        """Move the first waiting element into work."""
+        """Start processing the first waiting element."""
         work.element = self.waiting.popleft()
         self.slots.append(work)
         self.num_running += 1

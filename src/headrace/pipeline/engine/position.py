@@ -1,7 +1,6 @@
-"""`Position`: a place in the stream from which everything behind it can be rebuilt; and the saved state that holds it.
+"""`Position`: a position in a stream from which the rest can be recomputed; and its saved state.
 
-A saved state is a small JSON-able dict. It holds no data (`item` and `piece` are its words for the split and the source
-batch)::
+A saved state is a small JSON-able dict without data (its keys `item` and `piece` are the split and the source batch)::
 
     {"version": 1,
      "stages": ["source of 40 items", "shuffle 200000 rows seed 7", "batch"],
@@ -9,7 +8,7 @@ batch)::
      "position": [{"item": 12, "piece": 0},          # of the source: the next source batch to read
                   {"rows": 1312, "index": 3},        # of the shuffle: rows of that batch used already, next block
                   {"rows": 40960, "index": 79}],     # of the batch stage: rows of that block used already, next batch
-     "segment": 2}                                   # the source they are in; left out for the first
+     "segment": 2}           # number of the source; omitted for the first
 """
 
 from __future__ import annotations
@@ -27,14 +26,14 @@ STATE_VERSION = 1
 
 @dataclass(frozen=True, slots=True)
 class Position:
-    """Where a stream begins.
+    """The start of a stream.
 
     Attributes:
         split: First split to read.
-        source_batch: Source batches of it to leave out.
-        rebatches: For each rebatcher passed, from the source on: rows of its first input to leave out, and the number
-            of its next output.
-        segment: The source they are in, counted from 0.
+        source_batch: Number of its source batches to skip.
+        rebatches: For each rebatcher, from the source on: rows of its first input to skip, and the number of its next
+            output.
+        segment: Number of the source, from 0.
     """
 
     split: int
@@ -44,25 +43,25 @@ class Position:
 
     @classmethod
     def start(cls, num_rebatches: int, segment: int = 0) -> Position:
-        """The beginning of a segment behind some rebatchers."""
+        """The start of a segment after `num_rebatches` rebatchers."""
         return cls(0, 0, ((0, 0),) * num_rebatches, segment)
 
     def before(self, rebatch: int) -> Position:
-        """The same position in the stream in front of a rebatcher, which is the one of that number."""
+        """The same position in the input stream of rebatcher number `rebatch`."""
         return Position(self.split, self.source_batch, self.rebatches[:rebatch], self.segment)
 
     def behind(self, used_rows: int, index: int) -> Position:
-        """A position behind one more rebatcher, whose next output is `index` and begins with this position's element.
+        """The position after one more rebatcher, whose next output is `index` and starts in this position's element.
 
         Args:
-            used_rows: Rows of that element that earlier outputs have used.
+            used_rows: Number of rows of that element used by earlier outputs.
             index: Number of the next output.
         """
         return Position(self.split, self.source_batch, (*self.rebatches, (used_rows, index)), self.segment)
 
 
 def make_state(stages: Sequence[str], epoch: int, position: Position) -> dict[str, Any]:
-    """The state as it is saved."""
+    """Make a saved state."""
     rebatches = [{"rows": rows, "index": index} for rows, index in position.rebatches]
     state = {
         "version": STATE_VERSION,
@@ -74,7 +73,7 @@ def make_state(stages: Sequence[str], epoch: int, position: Position) -> dict[st
 
 
 def in_first_segment(state: Mapping[str, Any]) -> dict[str, Any]:
-    """The same place for a pipeline whose first source is that of the state's segment."""
+    """The same position for a pipeline whose first source is that of the state's segment."""
     return {key: value for key, value in state.items() if key != "segment"}
 
 
@@ -91,15 +90,15 @@ def saved_segment(state: Mapping[str, Any], num_segments: int) -> int:
 
 
 def load_state(state: Mapping[str, Any], stages: Sequence[str]) -> tuple[int, Position]:
-    """Epoch and position of a saved state.
+    """Load epoch and position from a saved state.
 
     Args:
-        state: From `make_state`.
-        stages: Those of the pipeline that is to continue, in the segment of the state.
+        state: A state from `make_state`.
+        stages: Stages of the pipeline, in the segment of the state.
 
     Raises:
-        VersionMismatch: Saved by another version of the format.
-        CheckpointError: Saved by a pipeline of other stages (both are printed), or not a state.
+        VersionMismatch: The state has a different format version.
+        CheckpointError: The state was saved by a pipeline with other stages (the text lists both), or is not a state.
     """
     version = state.get("version") if isinstance(state, Mapping) else None
     if version != STATE_VERSION:

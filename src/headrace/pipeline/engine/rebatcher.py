@@ -1,18 +1,18 @@
-"""`Rebatcher`: regroups a stream of elements into elements of an exact number of rows, without touching the rows.
+"""`Rebatcher`: regroups a stream of elements into elements with an exact number of rows, without copying rows.
 
-Nothing else is not one element in, one element out. Batching gathers slices of rows and then joins them, shuffling
-gathers blocks and then permutes each; workers join and permute, gathering itself is cheap and sequential. It is plain
-data in, plain data out: no threads, no clocks, no Arrow calls.
+All other stages make one output per input. Batching gathers slices of rows and then joins them; shuffling gathers
+blocks and then permutes each. Workers join and permute; gathering is cheap and sequential. It uses no threads, clocks
+or Arrow calls.
 
-Two source batches of 5 rows, regrouped by 4 (`|` is where the output elements end)::
+Two source batches of 5 rows, regrouped by 4 (`|` marks the ends of outputs)::
 
     inputs     [a0 a1 a2 a3 a4]  [b0 b1 b2 b3 b4]
     outputs     a0 a1 a2 a3 | a4   b0 b1 b2 | b3 b4
     after       (a, 4)                (b, 3)     end
 
-`after` is the position a resume starts from: read source batch a again, skip four of its rows.
+`after` is the position to resume from: read source batch a again, and skip four of its rows.
 
-Behind the marker that ends a segment everything begins anew: no output has rows of two segments, and outputs are
+After the marker that ends a segment, regrouping starts anew: no output has rows of two segments, and outputs are
 numbered from 0 again.
 """
 
@@ -30,7 +30,7 @@ __all__ = ["Rebatcher"]
 
 @dataclass(slots=True)
 class _Part:
-    """Some rows of a fed element, waiting for the output they belong to."""
+    """Some rows of an input element, waiting for their output."""
 
     rows: RowSlice
     num_bytes: int
@@ -43,21 +43,21 @@ class _Part:
 
 
 class Rebatcher:
-    """Feed elements in order, get regrouped ones back; the marker that ends a segment brings the rest.
+    """Regroups elements that are fed in order; the marker that ends a segment returns the rest.
 
-    Each output carries the losses of the elements whose last row it uses, so every loss is counted with exactly one
-    output, also over a resume in the middle of an element, and never before the good rows around it: an error budget
-    must not see the bad rows of a large source batch beside the first batch of its good ones. Losses of all ranks'
-    inputs go to rank 0.
+    Each output has the losses (bad rows) of the input elements whose last row it uses. So every loss is counted with
+    exactly one output, also after a resume in the middle of an element, and not before the good rows around it: the
+    error budget must not compare all bad rows of a large source batch with only the first batch of its good rows.
+    Losses of all ranks' inputs go to rank 0.
     """
 
     def __init__(self, spec: Rebatch, before: Position, skip_rows: int = 0, index: int = 0) -> None:
-        """Start a stream, or resume one.
+        """Start or resume a stream.
 
         Args:
             spec: How to regroup.
-            before: Position of the stream in front of it, where the first element fed begins.
-            skip_rows: Rows of that element used already.
+            before: Position of the first input element in the input stream.
+            skip_rows: Number of rows of that element that were already used.
             index: Number of the next output.
         """
         self._spec = spec
@@ -70,21 +70,21 @@ class Rebatcher:
 
     @property
     def num_rows(self) -> int:
-        """Rows of an output, of this rank."""
+        """Number of rows of an output of this rank."""
         return self._spec.num_rows
 
     @property
     def num_ranks(self) -> int:
-        """Ranks whose rows are gathered."""
+        """Number of ranks whose rows are gathered."""
         return self._spec.num_ranks
 
     @property
     def filled_ratio(self) -> float:
-        """Which part of the rows of the next output is there."""
+        """Share of the next output's rows that has been gathered."""
         return self._num_rows / (self._spec.num_rows * self._spec.num_ranks)
 
     def feed(self, element: Element) -> list[Element]:
-        """Add an element; return the elements it completes, which may be none or many."""
+        """Add an element; returns the outputs that it completes, if any."""
         if element.ends_segment:
             return self._end_segment(element)
         outputs = []
@@ -106,10 +106,10 @@ class Rebatcher:
         return outputs
 
     def _end_segment(self, marker: Element) -> list[Element]:
-        """Give what is left at the end of a segment and the marker behind it, and begin the next segment.
+        """Return the rest of a segment and its marker, and start the next segment.
 
-        The rest is kept if every rank gets at least one row of it, so all ranks make the same number of steps; rows
-        that are not kept count as dropped. Losses behind the last row come with the marker.
+        The rest is kept if every rank gets at least one of its rows, so that all ranks make the same number of steps;
+        otherwise its rows count as dropped. The marker has the losses after the last row.
         """
         outputs = []
         self._lose(marker.losses)
@@ -139,7 +139,7 @@ class Rebatcher:
             hold.share()
 
     def _emit(self, upstream: Position, used_rows: int) -> Element:
-        """An element of the rows gathered; `upstream` and `used_rows` say where the next one begins."""
+        """Make an element of the gathered rows; `upstream` and `used_rows` are the start of the next one."""
         after = upstream.behind(used_rows, self._index + 1)
         parts = self._own_parts()
         output = Element(
@@ -159,7 +159,7 @@ class Rebatcher:
         return output
 
     def _own_parts(self) -> list[_Part]:
-        """The slice of the gathered rows that belongs to this rank; what the other ranks use is let go."""
+        """This rank's slice of the gathered rows; rows of other ranks are released."""
         rank, num_ranks = self._spec.rank, self._spec.num_ranks
         if num_ranks == 1:
             return self._parts

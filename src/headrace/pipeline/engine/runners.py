@@ -36,7 +36,7 @@ class ThreadRunner:
     """Runs the stages in the calling thread."""
 
     def __init__(self, group: StageGroup, sources: Sources, epoch: int) -> None:
-        """Prepare; the arguments are those of `make_runner`."""
+        """Create the runner; the arguments are those of `make_runner`."""
         self._stages = group.stages
         self._sources = sources
         self._epoch = epoch

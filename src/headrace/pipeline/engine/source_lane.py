@@ -1,4 +1,4 @@
-"""`SourceLane`: splits of the source, several of them read at once, whose batches leave in order."""
+"""`SourceLane`: reads several splits of the source at once, and returns their batches in order."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from headrace.pipeline.engine.position import Position
 __all__ = ["SourceLane"]
 
 MAX_SEGMENTS = 4
-"""Segments that may be in the lane at once. What an open source holds (footers of files, a plan) is in no ledger, and
+"""Maximum number of open segments. The memory of open sources (file footers, a plan) is not in the memory budget, and
 small segments would be opened by the hundred."""
 
 Place = tuple[int, int]
-"""Segment and split."""
+"""Segment and split number."""
 
 
 @dataclass(slots=True, eq=False)
 class _Split:
-    """A split that is being read; or, behind the splits of a segment, its end."""
+    """A split that is being read; or, after the splits of a segment, the end of the segment."""
 
     place: Place
     next_batch: int = 0
@@ -33,10 +33,10 @@ class _Split:
 
 
 class SourceLane:
-    """Splits of the source, several read at once, whose batches leave in order.
+    """Reads several splits of the source at once, and returns their batches in order.
 
-    A source may have several segments. Behind the batches of each comes a marker, which says that the segment ends. The
-    next segment is opened once all splits of the one before it are being read.
+    A source may have several segments. A marker follows the batches of each segment. The next segment is opened once
+    all splits of the previous one are being read.
     """
 
     in_threads = True
@@ -56,27 +56,27 @@ class SourceLane:
         """Start at a batch of a split.
 
         Args:
-            own_limit: Splits read at once, or None for as many as there are threads.
-            num_splits: Of the segment to start in.
-            first_split: Where to start.
-            first_batch: Batches of that split to leave out.
-            segment: Whose split that is.
-            num_segments: All segments.
-            first_bytes: How large a batch is thought to be before one is read.
+            own_limit: Maximum number of splits read at once; None for the number of threads.
+            num_splits: Number of splits of the first segment.
+            first_split: First split to read.
+            first_batch: Number of batches of that split to skip.
+            segment: Segment of that split.
+            num_segments: Total number of segments.
+            first_bytes: Assumed size of a batch before one is read.
         """
         self.name = "source"
         self.own_limit = own_limit
         self.num_running = 0
         self.estimator = Estimator()
         self._num_segments = num_segments
-        self._segment = segment  # whose splits are begun, or that is to be opened next
-        self._num_splits: int | None = num_splits  # of it; None until it is open
+        self._segment = segment  # whose splits are being started, or which is opened next
+        self._num_splits: int | None = num_splits  # of the segment; None until it is open
         self._is_opening = False
         self._next_split = first_split
         self._first_batch = first_batch
-        self._splits: deque[_Split] = deque()  # hundreds, where splits are small and much is read ahead
+        self._splits: deque[_Split] = deque()  # hundreds, if splits are small and read-ahead is large
         self._by_place: dict[Place, _Split] = {}
-        self._open: dict[Place, _Split] = {}  # those with more to read, in order
+        self._open: dict[Place, _Split] = {}  # splits with more to read, in order
         self.ahead_bytes = 0
         self._first_bytes = first_bytes
         self._end_segment()
@@ -87,7 +87,7 @@ class SourceLane:
 
     @property
     def queue_depth(self) -> int:
-        """Splits that nobody reads yet, those of segments that are not open counted as one."""
+        """Number of splits not being read yet; a segment that is not open counts as one."""
         if self._num_splits is None:
             return self._num_segments - self._segment
         return self._num_splits - self._next_split + self._num_segments - self._segment - 1
@@ -103,13 +103,13 @@ class SourceLane:
 
     @property
     def num_ready(self) -> int:
-        """Pieces of the first split that are ready to leave."""
+        """Number of batches of the first split that are ready to leave."""
         return len(self._splits[0].batches) if self._splits else 0
 
     def candidates(self, limit: int) -> list[Work]:
-        """Reads that could be started, in order of the splits: the next batch of each split nobody reads right now.
+        """Reads that could start, in the order of splits: the next batch of each split without a running read.
 
-        Where all splits of a segment are being read, opening the next one is such a read.
+        If all splits of a segment are being read, opening the next segment is also a read.
         """
         self._drop_read_splits()
         found = [
@@ -125,7 +125,7 @@ class SourceLane:
         return found
 
     def is_first(self, work: Work) -> bool:
-        """Whether everything waits for this read."""
+        """Whether all other work waits for this read."""
         self._drop_read_splits()
         if not self._splits:
             return True
@@ -151,7 +151,7 @@ class SourceLane:
         self._by_place[place].running = True
 
     def finish(self, work: Work) -> None:
-        """Take in the batch that was read; a work without an element is the end of its split."""
+        """Add a batch that was read; a work without an element is the end of its split."""
         if work.split == OPEN:
             self._opened(work)
             return
@@ -206,7 +206,7 @@ class SourceLane:
 
     @property
     def _all_begun(self) -> bool:
-        """Whether the splits of all segments are being read, or were."""
+        """Whether all splits of all segments were started."""
         return self._segment == self._num_segments
 
     @property
@@ -227,7 +227,7 @@ class SourceLane:
         self._by_place[split.place] = split
 
     def _end_segment(self) -> None:
-        """If all splits of the segment are begun, its end follows them, and the next one is to be opened."""
+        """If all splits of the segment were started, add its end, and open the next segment."""
         if self._num_splits is None or self._next_split < self._num_splits:
             return
         end = Position(self._num_splits, 0, segment=self._segment)

@@ -149,7 +149,7 @@ class ThreadFeed:
             )
 
     def restart_counters(self) -> None:
-        """Have `counters` of all time begin now."""
+        """Restart the period of counters over the whole time."""
         with self._lock:
             self.recorder.restart()
 

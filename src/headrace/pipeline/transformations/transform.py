@@ -25,10 +25,10 @@ class Plan(Protocol):
 
 
 class SegmentPlans(Protocol):
-    """Plans that differ from segment to segment of a stream; see `from_sources`."""
+    """A feature plan for each segment of a stream; see `from_sources`."""
 
     def plan_of(self, segment: int) -> Plan:
-        """The plan for the rows of a segment, which is being read; called by several threads at once."""
+        """The plan for the rows of a segment that is being read; must be thread-safe."""
         ...
 
 

@@ -38,7 +38,7 @@ class Transformation(ABC):
         """Return the new payload. Random numbers may depend only on `seed`, which is (epoch, key of the element)."""
 
     def of_segment(self, segment: int) -> Transformation:
-        """What is done to the elements of a segment of the stream; never asked of one that worker processes run."""
+        """The transformation for the elements of a segment; not called for transformations in worker processes."""
         return self
 
     @property
