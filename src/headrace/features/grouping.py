@@ -50,7 +50,7 @@ class ColumnUse:
     """Measurements of one column over B rows.
 
     Attributes:
-        name: Of the column.
+        name: Name of the column.
         changed: Bool [B], whether a row differs from the previous one; True for the first.
         bytes_per_row: Bytes read and written without deduplication: `8 l + 4` for ids, 8 for a number.
         kept_bytes_per_row: Bytes written for every row even with deduplication: 0 for ids, 4 for a number.

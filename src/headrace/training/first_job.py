@@ -38,7 +38,7 @@ HASHED_ROWS = 100_000
 """Default number of rows of a table. With half as many ids, one in three shares its row with another id."""
 
 MAX_ROWS_AT_START = 1 << 20
-"""Of a collisionless table, which grows."""
+"""Initial capacity of a collisionless table, which grows."""
 
 FULL_RANK_WIDTH = 512
 """Maximum input width for cross layers with full matrices, which grow with its square."""

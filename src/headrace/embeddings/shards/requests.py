@@ -43,7 +43,7 @@ MAX_TRAINERS = 4_096
 MAX_SHARDS = 4_096
 MAX_TABLE_GROUPS = 64
 MAX_TABLES = 10_000
-"""Of one table group."""
+"""Maximum number of tables in a table group."""
 MAX_DIM = 8_192
 MAX_ROWS = 1 << 40
 """Maximum number of rows of one table, in all shards. A shard allocates rows when their ids arrive."""

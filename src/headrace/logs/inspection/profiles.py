@@ -18,7 +18,7 @@ from headrace.logs.inspection.id_counter import MAX_SLOTS, IdCounter
 __all__ = ["ColumnProfile", "kind_of"]
 
 TEXTS_LOOKED_AT = 1_000
-"""Of each batch, to tell numerals from other texts."""
+"""Strings of each batch that are checked for being numerals."""
 
 MAX_LENGTH = 1 << 16
 """Maximum list length in percentiles (not in mean and maximum)."""
