@@ -23,7 +23,7 @@ from headrace.embeddings import EmbeddingBags, EmbeddingsConfig
 from headrace.models.base import ModelConfig
 from headrace.models.cross import CrossNetwork
 from headrace.models.fields import join_fields
-from headrace.models.layers import linear, mlp, seeded
+from headrace.models.layers import head, mlp, seeded
 from headrace.tensors import Batch
 
 __all__ = ["CrossNetwork", "DCNv2", "DCNv2Config"]
@@ -76,7 +76,7 @@ class DCNv2(nn.Module):
         self.cross = CrossNetwork(num_features, config.num_cross_layers, config.cross_rank, generator)
         self.deep = mlp(num_features, config.deep, generator)
         self.is_parallel = config.structure == "parallel"
-        self.head = linear(config.deep[-1] + (num_features if self.is_parallel else 0), num_labels, generator)
+        self.head = head(config.deep[-1] + (num_features if self.is_parallel else 0), num_labels, generator)
 
     def forward(self, batch: Batch) -> Tensor:
         """Compute logits, float32 [B, L]."""

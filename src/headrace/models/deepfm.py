@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from headrace.embeddings import EmbeddingBags, EmbeddingsConfig
 from headrace.models.base import ModelConfig
 from headrace.models.fields import join_fields_with_fm
-from headrace.models.layers import linear, mlp, seeded
+from headrace.models.layers import head, mlp, seeded
 from headrace.tensors import Batch
 
 __all__ = ["DeepFM", "DeepFMConfig"]
@@ -66,11 +66,11 @@ class DeepFM(nn.Module):
         generator, dim = seeded(seed), config.embedding_dim
         self.embeddings = EmbeddingBags(embeddings, sparse_keys, dim, seed=seed)
         self.first_order = EmbeddingBags(embeddings.first_order(), sparse_keys, num_labels, seed=seed)
-        self.first_order_dense = linear(num_dense, num_labels, generator)
+        self.first_order_dense = head(num_dense, num_labels, generator)
         # A dense feature is also a field: its value times a learned vector.
         self.dense_vectors_ND = nn.Parameter(torch.empty(num_dense, dim).normal_(0, 0.01, generator=generator))
         self.deep = mlp(num_dense + len(sparse_keys) * dim, config.deep, generator)
-        self.head = linear(config.deep[-1], num_labels, generator)
+        self.head = head(config.deep[-1], num_labels, generator)
 
     def forward(self, batch: Batch) -> Tensor:
         """Compute logits, float32 [B, L]."""

@@ -23,7 +23,7 @@ from headrace.embeddings import EmbeddingBags, EmbeddingsConfig
 from headrace.errors import ConfigError
 from headrace.messages import shorten_list
 from headrace.models.base import ModelConfig
-from headrace.models.layers import linear, mlp, seeded
+from headrace.models.layers import head, mlp, seeded
 from headrace.models.target_attention import TargetAttention
 from headrace.models.unique_rows import pool_expanded
 from headrace.tensors import Batch
@@ -86,7 +86,7 @@ class DIN(nn.Module):
         self.pooled = tuple(name for name in sparse_keys if name not in config.histories)
         self.attention = nn.ModuleList(TargetAttention(dim, config.attention, generator) for _ in config.histories)
         self.deep = mlp(num_dense + len(sparse_keys) * dim, config.deep, generator)
-        self.head = linear(config.deep[-1], num_labels, generator)
+        self.head = head(config.deep[-1], num_labels, generator)
 
     def forward(self, batch: Batch) -> Tensor:
         """Compute logits, float32 [B, L]."""

@@ -24,7 +24,7 @@ from headrace.models.base import ModelConfig
 from headrace.models.encoded_features import EncodedFeatures
 from headrace.models.histories import HistoryEncoderConfig
 from headrace.models.interaction import dot_interaction
-from headrace.models.layers import linear, mlp, seeded
+from headrace.models.layers import head, mlp, seeded
 from headrace.tensors import Batch
 
 __all__ = ["DLRM", "DLRMConfig"]
@@ -83,7 +83,7 @@ class DLRM(nn.Module):
         num_vectors = len(sparse_keys) + (1 if num_dense else 0)
         num_pairs = num_vectors * (num_vectors - 1) // 2
         self.top = mlp(num_pairs + (dim if num_dense else 0), config.top, generator)
-        self.head = linear(config.top[-1], num_labels, generator)
+        self.head = head(config.top[-1], num_labels, generator)
         self.encoded = None if config.encoder is None else EncodedFeatures(config.encoder, self.embeddings, generator)
 
     def forward(self, batch: Batch) -> Tensor:

@@ -12,7 +12,7 @@ from headrace.models.fused_mlp import fused_mlp
 from headrace.models.numbers import runs_compiled
 from headrace.models.products import DTYPES, Precision
 
-__all__ = ["MLP", "Linear", "linear", "mlp", "seeded", "set_precision"]
+__all__ = ["MLP", "Linear", "head", "linear", "mlp", "seeded", "set_precision"]
 
 MOST_HEAD_OUTPUTS = 8
 """Maximum outputs of a layer that runs as a fused head; with more, a matrix product is faster."""
@@ -79,6 +79,19 @@ def linear(num_in: int, num_out: int, generator: torch.Generator, *, bias: bool 
         layer.weight.normal_(0.0, (2.0 / (num_in + num_out)) ** 0.5, generator=generator)
         if bias:
             layer.bias.normal_(0.0, num_out**-0.5, generator=generator)
+    return layer
+
+
+def head(num_in: int, num_labels: int, generator: torch.Generator) -> Linear:
+    """The last layer of a model: no bias, and weights of a tenth of those of `linear`.
+
+    So a new model predicts nearly the same for all rows. What random layers say of a row is noise, and costs most where
+    positives are rare.
+    """
+    layer = linear(num_in, num_labels, generator)
+    with torch.no_grad():
+        layer.weight *= 0.1
+        layer.bias.zero_()
     return layer
 
 

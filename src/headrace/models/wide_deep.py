@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from headrace.embeddings import EmbeddingBags, EmbeddingsConfig
 from headrace.models.base import ModelConfig
 from headrace.models.fields import join_fields
-from headrace.models.layers import linear, mlp, seeded
+from headrace.models.layers import head, mlp, seeded
 from headrace.tensors import Batch
 
 __all__ = ["WideDeep", "WideDeepConfig"]
@@ -63,9 +63,9 @@ class WideDeep(nn.Module):
         generator, dim = seeded(seed), config.embedding_dim
         self.embeddings = EmbeddingBags(embeddings, sparse_keys, dim, seed=seed)
         self.wide = EmbeddingBags(embeddings.first_order(), sparse_keys, num_labels, seed=seed)
-        self.wide_dense = linear(num_dense, num_labels, generator)
+        self.wide_dense = head(num_dense, num_labels, generator)
         self.deep = mlp(num_dense + len(sparse_keys) * dim, config.deep, generator)
-        self.head = linear(config.deep[-1], num_labels, generator)
+        self.head = head(config.deep[-1], num_labels, generator)
 
     def forward(self, batch: Batch) -> Tensor:
         """Compute logits, float32 [B, L]."""

@@ -8,10 +8,12 @@ from headrace.pipeline.pipeline import Pipeline
 from headrace.pipeline.reading import from_iterable, from_source, from_sources, read_arrow, read_parquet
 from headrace.pipeline.row_stats import RowStats
 from headrace.pipeline.sources import IterableSource, TableSource, to_record_batch
+from headrace.pipeline.transformations.slices import GrowingSize
 
 __all__ = [
     "BatchIterator",
     "ConsumerReading",
+    "GrowingSize",
     "IterableSource",
     "Peek",
     "Pipeline",

@@ -19,6 +19,7 @@ from headrace.pipeline.transformations.batch import BatchRows
 from headrace.pipeline.transformations.filter import Filter
 from headrace.pipeline.transformations.map import Map
 from headrace.pipeline.transformations.shuffle import Shuffle
+from headrace.pipeline.transformations.slices import GrowingSize
 from headrace.pipeline.transformations.to_device import ToDevice
 from headrace.pipeline.transformations.transform import Plan, SegmentPlans, Transform
 from headrace.pipeline.transformations.transformation import BadRows, Transformation, expect_count
@@ -114,8 +115,11 @@ class Pipeline:
         """
         return self._add(Shuffle.make(num_rows, seed, by, session, self.plan.session), name=name)
 
-    def batch(self, size: int, *, drop_last: bool = False, name: str = "") -> Pipeline:
-        """Regroup rows into batches of exactly `size` rows; the last one may be smaller, or is dropped and counted."""
+    def batch(self, size: int | GrowingSize, *, drop_last: bool = False, name: str = "") -> Pipeline:
+        """Regroup rows into batches of exactly `size` rows; the last one may be smaller, or is dropped and counted.
+
+        With a `GrowingSize`, batches start small and grow with the number of rows before them.
+        """
         return self._add(BatchRows(size, drop_last), name=name)
 
     def transform(

@@ -22,6 +22,7 @@ from headrace.paths import local_path
 from headrace.pipeline import BatchIterator, RowStats
 from headrace.tensors import Batch
 from headrace.threads import use_threads
+from headrace.training.batch_size import largest_batch
 from headrace.training.checkpoint import CheckpointFolder
 from headrace.training.commits import restore
 from headrace.training.components import JobComponents, build_components
@@ -151,7 +152,8 @@ class Scorer:
         budget = ErrorBudget(self.job.data.bad_rows)
         self.rows = RowStats()
         total = sum(source.num_rows(split) for split in range(len(source)))
-        sources = PlannedSources(self.job, plan, [lambda: source], shuffled=False)
+        batch_size = largest_batch(self.job.training.batch_size)
+        sources = PlannedSources(self.job, plan, [lambda: source], batch_size=batch_size, shuffled=False)
         with (
             Progress(what, total=total) as progress,
             open_batches(self.job, sources, layouts=key_layouts(self.components.model)) as batches,

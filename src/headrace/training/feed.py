@@ -15,8 +15,9 @@ from headrace.logs import ParquetSource, Window, find_windows
 from headrace.logs.identity import relocate
 from headrace.logs.source import ROW_ID, Source
 from headrace.observe.decisions import DecisionLog
-from headrace.pipeline import BatchIterator, Pipeline, from_sources
+from headrace.pipeline import BatchIterator, GrowingSize, Pipeline, from_sources
 from headrace.pipeline.engine.options import memory_budget
+from headrace.tensors import Batch
 from headrace.training.job import JobConfig
 from headrace.training.process_group import ProcessGroup
 from headrace.training.state import TrainingState
@@ -27,6 +28,7 @@ __all__ = [
     "build_pipeline",
     "decide_groups",
     "find_new_windows",
+    "first_batch",
     "open_batches",
     "read_window",
     "source_columns",
@@ -50,11 +52,18 @@ class PlannedSources:
     window depends only on its rows, and is the same in every run, resumed or not.
 
     Attributes:
+        batch_size: Rows per batch.
         shuffled: Whether to shuffle rows as the job says; scoring keeps the log's order.
     """
 
     def __init__(
-        self, job: JobConfig, plan: FeaturePlan, sources: Sequence[Callable[[], Source]], *, shuffled: bool = True
+        self,
+        job: JobConfig,
+        plan: FeaturePlan,
+        sources: Sequence[Callable[[], Source]],
+        *,
+        batch_size: int | GrowingSize,
+        shuffled: bool = True,
     ) -> None:
         """Create the sources without opening them.
 
@@ -62,11 +71,13 @@ class PlannedSources:
             job: The job.
             plan: The job's feature plan.
             sources: Functions that open the sources.
+            batch_size: See the attribute.
             shuffled: See the attribute.
         """
         self._job = job
         self._plan = plan
         self._sources = sources
+        self.batch_size = batch_size
         self.shuffled = shuffled
         self._lock = threading.Lock()
         self._opened: dict[int, _Opened] = {}
@@ -158,20 +169,38 @@ def build_pipeline(
         transformed: Whether batches are tensors; a scheduler takes rows, and computes features itself.
         layouts: Key layouts of the model's embeddings, for which workers also find the unique keys.
     """
-    pipe = from_sources(sources)
-    for name in job.pipeline.map:
-        pipe = pipe.map(load_function(name))
-    for name in job.pipeline.filter:
-        pipe = pipe.filter(load_function(name))
+    pipe = _read(job, sources)
     if sources.shuffled and job.pipeline.shuffle is not None:
         shuffle, session = job.pipeline.shuffle, job.schema_of_logs.session_id
         if shuffle.by == "session" and session is None:
             raise ConfigError("pipeline.shuffle.by: given session, but the schema has no session_id")
         pipe = pipe.shuffle(num_rows=shuffle.num_rows, seed=shuffle.seed, by=shuffle.by, session=session)
-    pipe = pipe.batch(job.training.batch_size)
+    pipe = pipe.batch(sources.batch_size)
     if transformed:
         pipe = pipe.transform(_KeyedPlans(sources, layouts))
     return pipe.prefetch(job.pipeline.prefetch)
+
+
+def first_batch(job: JobConfig, sources: PlannedSources, num_rows: int) -> Batch | None:
+    """The features of the first rows of the log, not shuffled; None if there are none.
+
+    Args:
+        job: The job.
+        sources: What it reads.
+        num_rows: At most so many rows.
+    """
+    with _read(job, sources).batch(num_rows).transform(sources).open(executor="inline") as batches:
+        return next(batches, None)
+
+
+def _read(job: JobConfig, sources: PlannedSources) -> Pipeline:
+    """Rows as the user's functions leave them."""
+    pipe = from_sources(sources)
+    for name in job.pipeline.map:
+        pipe = pipe.map(load_function(name))
+    for name in job.pipeline.filter:
+        pipe = pipe.filter(load_function(name))
+    return pipe
 
 
 def find_new_windows(

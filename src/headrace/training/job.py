@@ -20,6 +20,7 @@ from headrace.models import DLRMConfig, ModelConfig
 from headrace.paths import local_path, logs_location
 from headrace.registry import TUNERS, OneOf
 from headrace.scheduling.config import SchedulerConfig
+from headrace.training.batch_size import AskedBatchSize
 from headrace.training.dense_optimizer import Adam, DenseOptimizerConfig
 from headrace.training.precision import AskedPrecision
 
@@ -81,8 +82,8 @@ Device = Literal["cpu", "cuda"]
 class TrainingConfig(Config):
     """How to train on each window."""
 
-    batch_size: int = Field(default=1024, ge=1)
-    """Rows per step."""
+    batch_size: AskedBatchSize = Field(default="auto", ge=1)
+    """Rows per step; `auto` begins with 128 and goes to 1,024 as the log grows."""
     seed: int = 0
     """Seed of all initial values and hashes."""
     dense_optimizer: DenseOptimizerConfig = Adam()

@@ -9,6 +9,8 @@ from dataclasses import asdict
 from functools import partial
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from headrace.embeddings import embedding_bags
@@ -18,13 +20,15 @@ from headrace.logs.generate import read_bounds
 from headrace.observe.decisions import DecisionLog
 from headrace.observe.progress import Progress
 from headrace.observe.tensorboard import TensorBoard
-from headrace.pipeline import RowStats
+from headrace.pipeline import GrowingSize, RowStats
 from headrace.threads import Threads
+from headrace.training.batch_size import batch_sizes, largest_batch, smallest_batch
 from headrace.training.checkpoint import CheckpointFolder
 from headrace.training.commits import UncommittedOutput, commit, newest_checkpoint, restore
 from headrace.training.components import build_components
-from headrace.training.feed import PlannedSources, find_new_windows, read_window, source_columns
+from headrace.training.feed import PlannedSources, find_new_windows, first_batch, read_window, source_columns
 from headrace.training.job import JobConfig
+from headrace.training.label_rate import first_logits, set_output_bias, without_start
 from headrace.training.process_group import ProcessGroup, SingleProcess
 from headrace.training.records import StepRecorder
 from headrace.training.results import RunTotals, TrainResult, WindowResult
@@ -96,6 +100,7 @@ class Trainer:
         baseline = job.training.baseline
         self._baseline = None if baseline is None else self.components.plan.dense_names.index(baseline)
         self._bounds = read_bounds(job.data.path)
+        self._start: NDArray[np.float64] | None = None  # the logits that the model started from, if this run set them
         self.finished: list[WindowResult] = []
 
     @property
@@ -149,7 +154,9 @@ class Trainer:
             num_rows = sum(source.num_rows(split) for split in range(len(source)))
             self.state.start_stretch()
             every_row = self.job.data.bad_rows.model_copy(update={"max_ratio": 1.0})  # all rows may still be bad
-            sources = PlannedSources(self.job, self.components.plan, [lambda: source])
+            sources = PlannedSources(
+                self.job, self.components.plan, [lambda: source], batch_size=self._batch_sizes([num_rows])
+            )
             with (
                 self._open(sources) as steps,
                 Progress(f"replay of {len(files)} files", total=num_rows) as progress,
@@ -167,7 +174,14 @@ class Trainer:
         """Train on windows in order, as segments of one stream; returns the window in which training was stopped, if
         any."""
         job, plan = self.job, self.components.plan
-        sources = PlannedSources(job, plan, [partial(read_window, job, plan, window) for window in windows])
+        sources = PlannedSources(
+            job,
+            plan,
+            [partial(read_window, job, plan, window) for window in windows],
+            batch_size=self._batch_sizes([window.num_rows for window in windows]),
+        )
+        if self.state.step == 0:
+            self._start_at_label_rate(sources)
         with self._open(sources) as steps:
             for number, window in enumerate(windows):
                 self._watch(sources, number)
@@ -268,6 +282,24 @@ class Trainer:
             folder=self.run_folder.path,
         )
 
+    def _batch_sizes(self, num_rows: Sequence[int]) -> int | GrowingSize:
+        """Rows of the batches of windows with these rows; trainer 0 has the counts of all trainers."""
+        read, in_window = self.state.rows.num_read, self.state.window_rows.num_read
+        before = self._process_group.share(read - in_window if self.state.window else read)
+        return batch_sizes(self.job.training.batch_size, before, num_rows)
+
+    def _start_at_label_rate(self, sources: PlannedSources) -> None:
+        """Have the untrained model predict the label rate of the first rows."""
+        batch = first_batch(self.job, sources, smallest_batch(self.job.training.batch_size))
+        if batch is None or not set_output_bias(self.components.model, first_logits(batch)):
+            return
+        self._start = first_logits(batch)
+        rates = zip(self.components.label_names, 1 / (1 + np.exp(-self._start)), strict=True)
+        told = ", ".join(f"{name} {rate:.4g}" for name, rate in rates)
+        self._decisions.record(
+            "training", {}, f"the model's output starts at the label rate of the first {len(batch)} rows: {told}"
+        )
+
     def _watch(self, sources: PlannedSources, number: int) -> None:
         """Report progress of reading a source, and record how its features are grouped."""
         self._recorder.watch(sources[number])
@@ -297,7 +329,10 @@ class Trainer:
         """Add the predictions that a step made before training."""
         for batch, result in output.parts:
             labels, weights = batch.labels.numpy(), None if batch.weights is None else batch.weights.numpy()
-            self.state.update_metrics(result.logits, labels, weights)
+            logits = result.logits
+            if self._start is not None and self.state.step == 1:
+                logits = without_start(logits, self._start, batch)
+            self.state.update_metrics(logits, labels, weights)
             if self._baseline is not None:
                 self.state.baseline.update(batch.dense.numpy()[:, self._baseline], labels[:, 0], weights)
             self._uncommitted.add_step(self.state.step, batch.row_ids)
@@ -380,8 +415,9 @@ class Trainer:
             if self._process_group.rank:
                 self.state.forget_counts()  # trainer 0 has the counts of all trainers
             where = f", in window {self.state.window.name}" if self.state.window else ""
-            messages.append(f"resuming from checkpoint {self.state.checkpoint}, step {self.state.step}{where}")
-        precision = self._step.settle_precision(self.job.training.batch_size, self.state.precision)
+            # Scripts look for "going on from checkpoint".
+            messages.append(f"going on from checkpoint {self.state.checkpoint}, step {self.state.step}{where}")
+        precision = self._step.settle_precision(largest_batch(self.job.training.batch_size), self.state.precision)
         self.state.precision = precision.precision
         removed = self.run_folder.rewind(self.state.checkpoint)
         self.run_folder.set_aside(self.state.replayed)

@@ -49,6 +49,9 @@ class Rebatcher:
     exactly one output, also after a resume in the middle of an element, and not before the good rows around it: the
     error budget must not compare all bad rows of a large source batch with only the first batch of its good rows.
     Losses of all ranks' inputs go to rank 0.
+
+    Attributes:
+        num_rows: Rows of this rank in the next output.
     """
 
     def __init__(self, spec: Rebatch, before: Position, skip_rows: int = 0, index: int = 0) -> None:
@@ -67,11 +70,8 @@ class Rebatcher:
         self._num_rows = 0
         self._losses = NO_ROWS
         self._before = before.behind(skip_rows, index)
-
-    @property
-    def num_rows(self) -> int:
-        """Number of rows of an output of this rank."""
-        return self._spec.num_rows
+        self._sizes = spec.sizes(before.segment, index)
+        self.num_rows = next(self._sizes)
 
     @property
     def num_ranks(self) -> int:
@@ -81,7 +81,7 @@ class Rebatcher:
     @property
     def filled_ratio(self) -> float:
         """Share of the next output's rows that has been gathered."""
-        return self._num_rows / (self._spec.num_rows * self._spec.num_ranks)
+        return self._num_rows / (self.num_rows * self._spec.num_ranks)
 
     def feed(self, element: Element) -> list[Element]:
         """Add an element; returns the outputs that it completes, if any."""
@@ -92,8 +92,8 @@ class Rebatcher:
         self._skip_rows = 0
         if not element.num_rows:
             self._lose(element.losses)
-        needed = self._spec.num_rows * self._spec.num_ranks
         while position < element.num_rows:
+            needed = self.num_rows * self._spec.num_ranks
             stop = min(element.num_rows, position + needed - self._num_rows)
             self._add(element, position, stop)
             position = stop
@@ -102,6 +102,7 @@ class Rebatcher:
                 self._lose(element.losses)
             if self._num_rows == needed:
                 outputs.append(self._emit(element.after if at_end else element.before, 0 if at_end else stop))
+                self.num_rows = next(self._sizes)
         element.release()
         return outputs
 
@@ -125,6 +126,8 @@ class Rebatcher:
         marker.release()
         self._index, self._skip_rows = 0, 0
         self._before = Position.start(len(end.after.rebatches), marker.segment + 1)
+        self._sizes = self._spec.sizes(marker.segment + 1, 0)
+        self.num_rows = next(self._sizes)
         return [*outputs, end]
 
     def _lose(self, losses: RowStats) -> None:

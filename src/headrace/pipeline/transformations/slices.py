@@ -6,7 +6,9 @@ then workers join the slices of an element.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import repeat
 
 import numpy as np
 import pyarrow as pa
@@ -15,7 +17,43 @@ from headrace.errors import PipelineError
 from headrace.logs import groups
 from headrace.messages import shorten_list
 
-__all__ = ["Rebatch", "RowSlice", "narrowed", "same_schema", "slices_of"]
+__all__ = ["GrowingSize", "Rebatch", "RowSlice", "narrowed", "same_schema", "slices_of"]
+
+
+@dataclass(frozen=True)
+class GrowingSize:
+    """A batch size that grows with the number of rows before the batch: the largest power of two of at most 1 /
+    `rows_per_row` of them, within limits.
+
+    The sizes of a segment's batches depend on the rows before the segment alone, so they are the same in every run.
+
+    Attributes:
+        smallest: Rows of the first batches.
+        largest: Rows of a batch at most.
+        rows_per_row: Rows that come before a batch for each row of it.
+        rows_before: Rows before the first segment.
+        segment_rows: Rows of each segment.
+    """
+
+    smallest: int
+    largest: int
+    rows_per_row: int
+    rows_before: int = 0
+    segment_rows: tuple[int, ...] = ()
+
+    def after(self, num_rows: int) -> int:
+        """The size of the batch behind some rows."""
+        share = num_rows // self.rows_per_row
+        return min(self.largest, max(self.smallest, 1 << max(0, share.bit_length() - 1)))
+
+    def sizes(self, segment: int, index: int) -> Iterator[int]:
+        """The sizes of a segment's batches, from number `index` on."""
+        num_rows = self.rows_before + sum(self.segment_rows[:segment])
+        while (size := self.after(num_rows)) < self.largest:
+            if index <= 0:
+                yield size
+            index, num_rows = index - 1, num_rows + size
+        yield from repeat(self.largest)
 
 
 @dataclass(frozen=True)
@@ -30,10 +68,14 @@ class Rebatch:
         rank: Index of this rank's slice.
     """
 
-    num_rows: int
+    num_rows: int | GrowingSize
     drop_last: bool = False
     num_ranks: int = 1
     rank: int = 0
+
+    def sizes(self, segment: int, index: int) -> Iterator[int]:
+        """Rows of the elements of a segment, from number `index` on, of one rank."""
+        return repeat(self.num_rows) if isinstance(self.num_rows, int) else self.num_rows.sizes(segment, index)
 
 
 @dataclass(frozen=True, slots=True)
