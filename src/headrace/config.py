@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Self, Union, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 
 from headrace.bounded_yaml import AmbiguousYAML, BoundedLoader
 from headrace.errors import ConfigError, expect
@@ -92,6 +92,21 @@ def read_yaml(path: str | Path) -> Any:
         line = f" line {mark.line + 1}:" if mark else ""
         what = "" if isinstance(error, AmbiguousYAML) else " not YAML:"
         raise ConfigError(f"{path}:{line}{what} {getattr(error, 'problem', None) or error}") from error
+
+
+def whole_number_or(word: str, *, at_least: int) -> BeforeValidator:
+    """Checks a setting that is a whole number or one word: `Annotated[int | Literal["auto"], whole_number_or(...)]`.
+
+    A bound in `Field` would be compared with the word as well.
+    """
+
+    def check(value: Any) -> Any:
+        is_number = isinstance(value, int) and not isinstance(value, bool) and value >= at_least
+        if is_number or value == word:
+            return value
+        raise ValueError(f"a whole number of at least {at_least}, or {word}")
+
+    return BeforeValidator(check)
 
 
 def first_mistake(error: ValidationError, config: type[Config]) -> str:

@@ -15,12 +15,14 @@ from headrace.errors import HeadraceError
 from headrace.logs.generate import GenerateConfig, generate_logs
 from headrace.pipeline import BatchIterator
 from headrace.training import CheckpointFolder, JobConfig, Trainer, TrainResult
+from headrace.training.feed import open_batches
 from headrace.training.trainer import Trainer as TrainerOfModule
 
 NUM_WINDOWS = 5
 ONLY_BAD = 2
 """A window of which no row is good."""
 MEMORY = "256MiB"
+TRAINING = {"batch_size": 64, "threads": 1, "row_ledger": True, "checkpoint_every_steps": 4}
 
 
 @pytest.fixture(scope="module")
@@ -38,6 +40,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(autouse=True)
+def growth(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Batches that grow several times within a window or two of these logs."""
+    for name, value in {"SMALLEST_BATCH": 16, "LARGEST_BATCH": 128, "ROWS_PER_ROW": 8}.items():
+        monkeypatch.setattr(f"headrace.training.batch_size.{name}", value)
+
+
 def windows_of(logs: Path) -> list[Path]:
     return sorted({path.parent for path in logs.rglob("*.parquet")})
 
@@ -49,7 +58,7 @@ def job_of(folder: Path, run: str, logs: str = "logs", **parts: Any) -> JobConfi
         "pipeline": {"tuner": "none", "memory": MEMORY, "workers": 2, **parts.pop("pipeline", {})},
         "embeddings": {"default": {"kind": "collisionless", "num_embeddings": 64, "evict_after": 1}},
         "model": {"kind": "dlrm", "embedding_dim": 4, "bottom": [8], "top": [8]},
-        "training": {"batch_size": 64, "threads": 1, "row_ledger": True, "checkpoint_every_steps": 4},
+        "training": TRAINING,
         **parts,
     }
     return JobConfig.from_dict(job, where="job").resolve(folder)
@@ -90,6 +99,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "in order": {},
     "shuffled by row": {"pipeline": {"shuffle": {"num_rows": 250, "seed": 3}}},
     "shuffled by session": {"pipeline": {"shuffle": {"num_rows": 250, "seed": 3, "by": "session"}}},
+    "growing batches": {"training": {**TRAINING, "batch_size": "auto"}},
     "in this thread": {"pipeline": {"executor": "inline", "shuffle": {"num_rows": 250, "seed": 3}}},
     "in processes": {"pipeline": {"executor": "process", "map": ["headrace.testing.functions:same"], "prefetch": 8}},
     "recs": {"scheduler": {"policy": "recs", "max_groups": 4}},
@@ -105,16 +115,20 @@ def test_one_run_over_all_windows_is_a_run_over_each(folder: Path, kind: str, mo
     assert [len(result.windows) for result in apart] == [1] * NUM_WINDOWS
     assert expected["results"][ONLY_BAD][1].num_used == 0
 
-    opened = []
-    begin = BatchIterator.__init__
-    monkeypatch.setattr(BatchIterator, "__init__", lambda self, *given: opened.append(self) or begin(self, *given))  # type: ignore[func-returns-value]
+    opened: list[BatchIterator] = []
+
+    def open_and_note(*given: Any, **options: Any) -> BatchIterator:
+        opened.append(open_batches(*given, **options))
+        return opened[-1]
+
+    monkeypatch.setattr("headrace.training.stepping.open_batches", open_and_note)
     whole = Trainer(job_of(folder, f"{kind} whole", **KINDS[kind])).run()
     assert len(opened) == 1, "one pipeline for all windows"
     assert opened[0].num_segments == NUM_WINDOWS
     assert_same(outcome(folder / f"{kind} whole", [whole]), expected)
 
 
-@pytest.mark.parametrize("kind", ["shuffled by row", "recs_early"])
+@pytest.mark.parametrize("kind", ["shuffled by row", "growing batches", "recs_early"])
 def test_a_job_that_is_stopped_at_any_step_goes_on_exactly(folder: Path, kind: str) -> None:
     whole = Trainer(job_of(folder, f"{kind} not stopped", **KINDS[kind])).run()
     expected = outcome(folder / f"{kind} not stopped", [whole])

@@ -7,13 +7,14 @@ larger batches cost no quality and are faster. The measurements are in `docs/des
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Annotated, Literal
 
+from headrace.config import whole_number_or
 from headrace.pipeline import GrowingSize
 
 __all__ = ["AskedBatchSize", "batch_sizes", "largest_batch", "smallest_batch"]
 
-AskedBatchSize = int | Literal["auto"]
+AskedBatchSize = Annotated[int | Literal["auto"], whole_number_or("auto", at_least=1)]
 
 SMALLEST_BATCH = 128
 LARGEST_BATCH = 1024

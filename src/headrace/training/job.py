@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import Field
 
-from headrace.config import Config, read_yaml
+from headrace.config import Config, read_yaml, whole_number_or
 from headrace.embeddings import EmbeddingsConfig
 from headrace.embeddings.shards.plan import PlanKind
 from headrace.embeddings.shards.precision import Precision
@@ -82,7 +82,7 @@ Device = Literal["cpu", "cuda"]
 class TrainingConfig(Config):
     """How to train on each window."""
 
-    batch_size: AskedBatchSize = Field(default="auto", ge=1)
+    batch_size: AskedBatchSize = "auto"
     """Rows per step; `auto` begins with 128 and goes to 1,024 as the log grows."""
     seed: int = 0
     """Seed of all initial values and hashes."""
@@ -122,7 +122,7 @@ class ClusterConfig(Config):
     """Precision of rows on the wire: fp32, bf16 (error 2^-8 of each number) or int8 (1/254 of the row's maximum)."""
     gradients: Precision = "fp32"
     """Precision of gradients on the wire."""
-    staleness: int | Literal["async"] = Field(default=0, ge=0)
+    staleness: Annotated[int | Literal["async"], whole_number_or("async", at_least=0)] = 0
     """Steps that a pull can miss: 0 is synchronous; "async" applies gradients as they arrive and never waits."""
     token_file: str | None = None
     """File with the shards' token; None for the environment variable HEADRACE_SHARD_TOKEN, if set."""

@@ -55,12 +55,15 @@ def without_start(logits: NDArray[np.float32], start: Floats, batch: Batch) -> N
 
 
 def _sums(batch: Batch) -> tuple[Floats, Floats]:
-    """Weights [B + 1, 1] and weighted labels [B + 1, L] of the rows before each row, and of all."""
+    """Weights and weighted labels [B + 1, L] of the rows before each row, and of all; missing labels do not count."""
     labels = batch.labels.numpy().astype(np.float64)
     weights = np.ones(len(labels)) if batch.weights is None else batch.weights.numpy().astype(np.float64)
-    columns = np.concatenate([weights[:, None], weights[:, None] * labels], axis=1)
-    sums = np.concatenate([np.zeros((1, columns.shape[1])), np.cumsum(columns, axis=0)])
-    return sums[:, :1], sums[:, 1:]
+    known = weights[:, None] * np.isfinite(labels)
+    return _running_sums(known), _running_sums(known * np.clip(np.nan_to_num(labels), 0, 1))
+
+
+def _running_sums(values: Floats) -> Floats:
+    return np.concatenate([np.zeros((1, values.shape[1])), np.cumsum(values, axis=0)])
 
 
 def _logits(weights: Floats, positives: Floats) -> Floats:

@@ -55,7 +55,7 @@ def test_a_step_uses_the_keys_of_its_batch_and_finds_none(name: str, monkeypatch
     tables = []
     for by_workers in (True, False):
         components = build_components(job)
-        sources = PlannedSources(job, components.plan, [lambda: source])
+        sources = PlannedSources(job, components.plan, [lambda: source], batch_size=256)
         layouts = key_layouts(components.model)
         assert len(layouts) == 1, "modules over the same features share their keys"
         with build_pipeline(job, sources, layouts=layouts).open(executor="inline") as opened:

@@ -11,7 +11,7 @@ from headrace.pipeline.engine.element import Element, merge_splits
 from headrace.pipeline.engine.position import Position
 from headrace.pipeline.engine.rebatcher import Rebatcher
 from headrace.pipeline.row_stats import NO_ROWS, RowStats
-from headrace.pipeline.transformations.slices import Rebatch
+from headrace.pipeline.transformations.slices import GrowingSize, Rebatch
 
 SIZES = st.lists(st.tuples(st.integers(0, 12), st.integers(0, 2)), max_size=12)
 
@@ -54,6 +54,34 @@ def test_every_output_but_the_last_has_exactly_the_rows_asked_for(sizes: list[tu
     found = rows(regroup(sizes, Rebatch(num_rows)))
     assert [row for part in found for row in part] == list(range(sum(size for size, _ in sizes)))
     assert all(len(part) == num_rows for part in found[:-1])
+
+
+@pytest.mark.parametrize(
+    ("rows_before", "expected"),
+    [(0, [2, 2, 2, 2, 4, 4, 8, 8, 8]), (11, [4, 4, 8, 8, 8]), (1000, [8, 8, 8, 8, 8])],
+)
+def test_growing_outputs_have_a_power_of_two_of_at_most_a_share_of_the_rows_before(
+    rows_before: int, expected: list[int]
+) -> None:
+    spec = Rebatch(GrowingSize(2, 8, 2, rows_before))
+    assert [len(part) for part in rows(regroup([(3, 0)] * 14, spec))][: len(expected)] == expected
+
+
+def test_outputs_of_a_later_segment_grow_with_the_rows_of_those_before_it() -> None:
+    rebatcher = Rebatcher(Rebatch(GrowingSize(1, 8, 2, 0, (9, 3, 0))), Position(0, 0))
+    segments = [[*elements([(num_rows, 0)]), end_of(1, segment)] for segment, num_rows in enumerate((9, 3, 9))]
+    found = [[output.num_rows for each in segment for output in rebatcher.feed(each)] for segment in segments]
+    assert found == [[1, 1, 1, 1, 2, 2, 1, 0], [3, 0], [4, 5, 0]]
+
+
+@given(SIZES, st.integers(0, 30), st.integers(1, 3))
+def test_a_resume_behind_any_growing_output_gives_the_rest(
+    sizes: list[tuple[int, int]], rows_before: int, rows_per_row: int
+) -> None:
+    spec = Rebatch(GrowingSize(1, 16, rows_per_row, rows_before))
+    outputs = regroup(sizes, spec)
+    for number, output in enumerate(outputs[:-1], 1):
+        assert rows(regroup(sizes, spec, output.after)) == rows(outputs[number:])
 
 
 @given(SIZES, st.integers(1, 9), st.booleans())
