@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 import pytest
 from pydantic import BeforeValidator, Field, model_validator
 
-from headrace.config import Config, read_yaml
+from headrace.config import Config, read_yaml, whole_number_or
 from headrace.errors import ConfigError
 
 
@@ -89,3 +89,19 @@ def test_all_unknown_keys_are_named_with_the_keys_most_like_them_before_what_is_
     assert str(caught.value) == (
         f"job.yaml: rat: {known} (did you mean rate?); rouds: {known} (did you mean rounds?); other: {known}"
     )
+
+
+class Worded(Config):
+    size: Annotated[int | Literal["auto"], whole_number_or("auto", at_least=1)] = "auto"
+
+
+@pytest.mark.parametrize("value", ["auto", 1, 4096])
+def test_a_number_or_a_word_is_taken_as_given(value: object) -> None:
+    assert Worded.from_dict({"size": value}, where="job").size == value
+
+
+@pytest.mark.parametrize("value", [0, "Auto", 1.5, True, None, "12"])
+def test_anything_but_the_number_or_the_word_is_one_line(value: object) -> None:
+    with pytest.raises(ConfigError) as caught:
+        Worded.from_dict({"size": value}, where="job")
+    assert str(caught.value) == f"job: size: given {value!r}, expected: a whole number of at least 1, or auto"
