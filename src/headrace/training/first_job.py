@@ -28,12 +28,6 @@ MIN_WINDOW_ROWS = 1_000
 MAX_FILES = 1_000
 """Maximum number of windows for a log whose files are windows."""
 
-NUM_STEPS = 500
-"""Minimum number of steps of a pass."""
-
-BATCH_SIZES = (64, 1024)
-"""Minimum and maximum batch size: smaller batches take more time per row, larger ones save no time on a CPU."""
-
 HASHED_ROWS = 100_000
 """Default number of rows of a table. With half as many ids, one in three shares its row with another id."""
 
@@ -91,7 +85,7 @@ def choose_job(found: Inspection, *, path: str, schema: str, run: str = "run") -
         *_shuffle(found),
         *_tables(found, found.schema),
         _model(found.schema),
-        _batch_size(found),
+        Choice(("training", "batch_size"), "auto", "Small batches at first, larger ones as more rows have been seen."),
     ]
     JobConfig.from_dict(_nested(choices), where="the job")  # a mistake here is ours
     return choices
@@ -181,17 +175,6 @@ def _model(schema: Schema) -> Choice:
         value["cross_rank"] = CROSS_RANK
         reason += f" With {width:,} numbers a row, full matrices would cost too much time."
     return Choice(("model",), value, reason)
-
-
-def _batch_size(found: Inspection) -> Choice:
-    smallest, largest = BATCH_SIZES
-    size = 1 << max(0, (found.num_rows // NUM_STEPS).bit_length() - 1)
-    size = min(largest, max(smallest, size))
-    steps = -(-found.num_rows // size)
-    reason = f"{count_of(steps, 'step')} over this log."
-    if size < largest:
-        reason += " Fewer rows need smaller batches, or the model makes too few steps; larger ones train faster."
-    return Choice(("training", "batch_size"), size, reason)
 
 
 def job_notes(found: Inspection, *, path: str) -> list[str]:
