@@ -78,7 +78,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert "window=000" in first.out
     assert "3,000 rows in 1 file are not used" in first.out
     second = headrace("train", folder / "job.yaml", "--until", "window=001")
-    assert "resuming from checkpoint 1" in second.out
+    assert "going on from checkpoint 1" in second.out
     assert "nothing new: all rows of 2 files are used" in second.out
     assert f"report: {folder / 'run' / 'report.html'}" in second.out
     return folder
@@ -185,14 +185,14 @@ def test_a_torn_checkpoint_is_refused_and_the_one_before_is_used_and_both_are_sa
     outcome = headrace("train", copy / "job.yaml")
     assert outcome.out.splitlines()[:2] == [
         refused,
-        f"resuming from checkpoint 1, step {json.loads(found.out)['step']}",
+        f"going on from checkpoint 1, step {json.loads(found.out)['step']}",
     ]
     assert "window=001" in outcome.out
     reasons = [json.loads(line)["reason"] for line in (copy / "run" / "decisions.jsonl").read_text().splitlines()]
     assert refused in reasons
     ids = trained_row_ids(copy / "run")
     assert len(set(ids)) == len(ids) == 6_000 - long_histories(copy)
-    assert headrace("train", copy / "job.yaml").out.startswith("resuming from checkpoint 2")
+    assert headrace("train", copy / "job.yaml").out.startswith("going on from checkpoint 2")
 
     for number in (1, 2):
         (copy / "run" / "checkpoints" / f"{number:08d}" / "manifest.json").unlink()
