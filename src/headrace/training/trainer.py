@@ -290,11 +290,15 @@ class Trainer:
 
     def _start_at_label_rate(self, sources: PlannedSources) -> None:
         """Have the untrained model predict the label rate of the first rows."""
-        batch = first_batch(self.job, sources, smallest_batch(self.job.training.batch_size))
-        if batch is None or not set_output_bias(self.components.model, first_logits(batch)):
-            return
-        self._start = first_logits(batch)
-        rates = zip(self.components.label_names, 1 / (1 + np.exp(-self._start)), strict=True)
+        num_rows = smallest_batch(self.job.training.batch_size) * self._process_group.size
+        batch = first_batch(self.job, sources, num_rows)
+        if batch is None:
+            return  # no window has a good row
+        start = first_logits(batch)
+        if not set_output_bias(self.components.model, start):
+            return  # a model of the user's own without a `head`
+        self._start = start
+        rates = zip(self.components.label_names, 1 / (1 + np.exp(-start)), strict=True)
         told = ", ".join(f"{name} {rate:.4g}" for name, rate in rates)
         self._decisions.record(
             "training", {}, f"the model's output starts at the label rate of the first {len(batch)} rows: {told}"
