@@ -18,6 +18,7 @@ from headrace.logs.importers import CriteoConfig, import_criteo
 from headrace.observe.report import write_report
 from headrace.tensors import Batch
 from headrace.training import BinaryMetrics, JobConfig, Scores, Trainer
+from headrace.training.batch_size import largest_batch
 from headrace.training.components import build_components
 from headrace.training.feed import PlannedSources, open_batches, source_columns
 
@@ -104,7 +105,9 @@ def hashed_rows(config: JobConfig, windows: int) -> Rows:
     for file in list_files(config.data.path)[:windows]:
         columns = source_columns(config, plan)
         source = ParquetSource(select_files([file]), config.schema_of_logs, columns=columns)
-        with open_batches(config, PlannedSources(config, plan, [lambda source=source: source])) as batches:
+        batch_size = largest_batch(config.training.batch_size)
+        sources = PlannedSources(config, plan, [lambda source=source: source], batch_size=batch_size)
+        with open_batches(config, sources) as batches:
             rows[file.name] = list(hashed(batches))
     return rows
 

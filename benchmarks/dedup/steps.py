@@ -23,6 +23,7 @@ from headrace.logs import ParquetSource, select_files
 from headrace.logs.files import list_files
 from headrace.tensors import Batch, InverseKeyedJaggedTensor, KeyedJaggedTensor
 from headrace.threads import use_threads
+from headrace.training.batch_size import largest_batch
 from headrace.training.components import build_components
 from headrace.training.feed import PlannedSources, open_batches, source_columns
 from headrace.training.step import TrainingStep
@@ -61,7 +62,8 @@ def ready_batches(settings: dict[str, Any]) -> tuple[list[Batch], TrainingStep]:
         columns=source_columns(config, parts.plan),
     )
     batches: list[Batch] = []
-    with open_batches(config, PlannedSources(config, parts.plan, [lambda: source])) as delivered:
+    batch_size = largest_batch(config.training.batch_size)
+    with open_batches(config, PlannedSources(config, parts.plan, [lambda: source], batch_size=batch_size)) as delivered:
         for batch in delivered:
             batches.append(expanded(batch) if settings["expanded"] else batch)
             if len(batches) == NUM_BATCHES:

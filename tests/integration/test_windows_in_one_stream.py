@@ -133,7 +133,7 @@ def test_a_job_that_is_stopped_at_any_step_goes_on_exactly(folder: Path, kind: s
     whole = Trainer(job_of(folder, f"{kind} not stopped", **KINDS[kind])).run()
     expected = outcome(folder / f"{kind} not stopped", [whole])
     parts = {"ledger", "quarantine"}
-    for stop_at in range(1, whole.step, 5):
+    for stop_at in range(1, whole.step, 7):
         run = f"{kind} stopped at {stop_at}"
         asked = 0
 

@@ -123,7 +123,7 @@ def test_a_plain_loop_passes_over_the_ends_of_segments() -> None:
             assert next(batches, None) is None
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=5, deadline=None)
 @given(st.integers(0, 10**6), st.integers(1, 3))
 def test_a_stop_behind_any_batch_of_any_segment_loses_nothing(seed: int, workers: int) -> None:
     sources = sources_of(seed, 3)
