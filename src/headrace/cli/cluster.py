@@ -42,6 +42,7 @@ def cluster(
     from headrace.logs import Schema, check_output, list_log, schema_beside
     from headrace.logs.clustering import ClusterConfig, cluster_log
     from headrace.logs.footers import read_footer
+    from headrace.messages import count_of
     from headrace.observe.progress import Progress
     from headrace.resources.quantities import format_bytes, parse_bytes
 
@@ -87,9 +88,9 @@ def cluster(
             f"{result.name}: {result.before.describe()}, verified; {result.num_sessions:,} sessions, "
             f"{format_bytes(result.bytes_read)} -> {format_bytes(result.bytes_written)} ({ratio:.2f}x)"
         )
-    kept = f", {done.num_kept} files already done" if done.num_kept else ""
+    kept = f", {count_of(done.num_kept, 'file')} already done" if done.num_kept else ""
     rows = sum(result.before.num_rows for result in done.windows)
-    typer.echo(f"{rows:,} rows in {len(done.windows)} windows, layout {layout}: {out}{kept}")
+    typer.echo(f"{rows:,} rows in {count_of(len(done.windows), 'window')}, layout {layout}: {out}{kept}")
 
 
 def parse_duration(text: str, where: str) -> float:

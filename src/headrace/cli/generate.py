@@ -52,6 +52,7 @@ def generate(
     from headrace.config import read_yaml
     from headrace.errors import ConfigError
     from headrace.logs.generate import PRESETS, GenerateConfig, generate_logs
+    from headrace.messages import count_of
     from headrace.observe.progress import Progress
 
     values = read_yaml(config) if config is not None else {}
@@ -70,4 +71,4 @@ def generate(
             f"normalised entropy {bound.best_normalized_entropy:.4f}, log loss {bound.best_log_loss:.4f}, "
             f"AUC {bound.best_auc:.4f}"
         )
-    typer.echo(f"{log.num_rows:,} rows in {len(log.bounds)} windows: {log.folder}")
+    typer.echo(f"{log.num_rows:,} rows in {count_of(len(log.bounds), 'window')}: {log.folder}")

@@ -164,7 +164,7 @@ def criteo(
     if done.quarantine is not None:
         bad.append(f"{done.quarantined:,} bad lines in {done.quarantine}")
     source = [f"read from {done.member} in {path}"] if done.member else []
-    typer.echo(", ".join([f"{done.rows:,} rows in {len(done.files)} files: {out}", *source, *bad]))
+    typer.echo(", ".join([f"{done.rows:,} rows in {count_of(len(done.files), 'file')}: {out}", *source, *bad]))
 
 
 @app.command()

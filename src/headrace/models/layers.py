@@ -83,14 +83,14 @@ def linear(num_in: int, num_out: int, generator: torch.Generator, *, bias: bool 
 
 
 def head(num_in: int, num_labels: int, generator: torch.Generator) -> Linear:
-    """The last layer of a model: no bias, and weights of a tenth of those of `linear`.
+    """The last layer of a model: no bias, and weights of 0.3 times those of `linear`.
 
     So a new model predicts nearly the same for all rows. What random layers say of a row is noise, and costs most where
     positives are rare.
     """
     layer = linear(num_in, num_labels, generator)
     with torch.no_grad():
-        layer.weight *= 0.1
+        layer.weight *= 0.3
         layer.bias.zero_()
     return layer
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from headrace.files import write_text
+from headrace.messages import count_of
 from headrace.observe.alarms import find_alarms
 from headrace.observe.deduplication import deduplication_rows
 from headrace.observe.panels import (
@@ -296,7 +297,8 @@ def _window_table(run: RunData) -> str:
     table = f'<table class="log windows">{head}<tbody>{"".join(body)}</tbody></table>'
     if len(windows) <= 24:
         return f'<div class="card scroll">{table}</div>'
-    return f'<details class="card"><summary>{len(windows)} windows</summary><div class="scroll">{table}</div></details>'
+    summary = count_of(len(windows), "window")
+    return f'<details class="card"><summary>{summary}</summary><div class="scroll">{table}</div></details>'
 
 
 def _deduplication(run: RunData) -> str:

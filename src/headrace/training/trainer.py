@@ -17,6 +17,7 @@ from headrace.embeddings import embedding_bags
 from headrace.errors import ConfigError, HeadraceError
 from headrace.logs import BadRowPolicy, ErrorBudget, Window, replay_source
 from headrace.logs.generate import read_bounds
+from headrace.messages import count_of
 from headrace.observe.decisions import DecisionLog
 from headrace.observe.progress import Progress
 from headrace.observe.tensorboard import TensorBoard
@@ -159,7 +160,7 @@ class Trainer:
             )
             with (
                 self._open(sources) as steps,
-                Progress(f"replay of {len(files)} files", total=num_rows) as progress,
+                Progress(f"replay of {count_of(len(files), 'file')}", total=num_rows) as progress,
             ):
                 self._watch(sources, 0)
                 if not self._train_on(steps, progress, allowed=every_row, every=None):

@@ -48,9 +48,9 @@ def test_each_window_is_printed_with_its_checksum_and_label_rate(log: Path, tmp_
     lines = run("cluster", log, tmp_path / "out", "--layout", "clustered").stdout.splitlines()
     assert lines[0].startswith("hour=1: 300 rows, checksum ")
     assert "click rate 0.500000, verified; 20 sessions, " in lines[0]
-    assert lines[1] == f"300 rows in 1 windows, layout clustered: {tmp_path / 'out'}"
+    assert lines[1] == f"300 rows in 1 window, layout clustered: {tmp_path / 'out'}"
     again = run("cluster", log, tmp_path / "out", "--layout", "clustered").stdout
-    assert again == f"0 rows in 0 windows, layout clustered: {tmp_path / 'out'}, 1 files already done\n"
+    assert again == f"0 rows in 0 windows, layout clustered: {tmp_path / 'out'}, 1 file already done\n"
 
 
 def test_sessions_of_users_and_samples_are_asked_for_by_options(log: Path, tmp_path: Path) -> None:
