@@ -14,7 +14,9 @@ class BatchRead:
     """The rows of the next batch were read.
 
     Attributes:
-        num_bytes: Size of the rows in bytes. seconds: Duration in seconds. at_s: Time of the event.
+        num_bytes: Size of the rows in bytes.
+        seconds: Duration in seconds.
+        at_s: Time of the event.
         num_groups: Number of feature groups of the batch.
     """
 
@@ -36,9 +38,10 @@ class Finished:
     """An operator has finished.
 
     Attributes:
-         operator: The operator. seconds: Duration in seconds.
-        num_bytes: Bytes of its result; results of kinds in `KEPT` stay in memory until the batch is trained. at_s: Time
-         of the event.
+        operator: The operator.
+        seconds: Duration in seconds.
+        num_bytes: Bytes of its result; results of kinds in `KEPT` stay in memory until the batch is trained.
+        at_s: Time of the event.
     """
 
     operator: Operator
@@ -60,7 +63,8 @@ class StepRequested:
     """The caller requests to train a batch, if it is in the caller's segment.
 
     Attributes:
-        batch: Operators of the trainer's thread may run up to this batch. at_s: Time of the event.
+        batch: Operators of the trainer's thread may run up to this batch.
+        at_s: Time of the event.
         segment: Segment of the caller; all work at the ends of earlier segments is done.
     """
 
@@ -77,7 +81,7 @@ class Run:
     """Instruction to run an operator.
 
     Attributes:
-         operator: The operator.
+        operator: The operator.
         reason: Reason for running it now.
         after: For a pull: the batch whose push its rows must include.
         defers: For a pull: whether to skip keys of the previous batch.

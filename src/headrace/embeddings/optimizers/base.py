@@ -51,7 +51,8 @@ class SparseOptimizerConfig(NamedConfig):
         """Create the optimizer for tables of one dimension.
 
         Args:
-             configs: Configs of the tables, all of this kind. embedding_dim: Dimension D of rows.
+            configs: Configs of the tables, all of this kind.
+            embedding_dim: Dimension D of rows.
         """
         raise NotImplementedError(f"{cls.__name__}.build")
 
@@ -98,7 +99,8 @@ class SparseOptimizer:
     Subclasses define `kind` (the name in configs and checkpoints), `slots`, and the three parts of the update rule.
 
     Args:
-         configs: Configs of the tables, all of this kind. embedding_dim: Dimension D of rows.
+        configs: Configs of the tables, all of this kind.
+        embedding_dim: Dimension D of rows.
 
     Attributes:
         state_width: Number W of state floats per row, all slots concatenated.
@@ -135,7 +137,8 @@ class SparseOptimizer:
 
         Args:
             w: Rows, float32 [U, D].
-            g: Gradients, float32 [U, D]. state: Optimizer state, float32 [U, W].
+            g: Gradients, float32 [U, D].
+            state: Optimizer state, float32 [U, W].
             numbers: Hyper-parameters of each row's table, float32 [U, 1] each.
 
         Returns:
@@ -178,7 +181,8 @@ class SparseOptimizer:
 
         Args:
             w: Rows, float32 [U, D].
-            g: Gradients, float32 [U, D]. state: Optimizer state, float32 [U, W].
+            g: Gradients, float32 [U, D].
+            state: Optimizer state, float32 [U, W].
             tables: Table of each row, int64 [U].
             step: Number of the step, from 1.
         """

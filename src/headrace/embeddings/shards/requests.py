@@ -79,9 +79,10 @@ class EndWindowRequest(_Body):
     """Request to end a window, after all trainers applied its last step.
 
     Attributes:
-         session: Session, as in `open`.
+        session: Session, as in `open`.
         window: Number of windows ended in this session, including this one.
-        step: Last step of the window. client: Client, as in `open`.
+        step: Last step of the window.
+        client: Client, as in `open`.
     """
 
     session: Name
@@ -94,9 +95,10 @@ class SaveRequest(_Body):
     """Request to write a part of a checkpoint.
 
     Attributes:
-         session: Session, as in `open`.
+        session: Session, as in `open`.
         folder: Name of the checkpoint's temporary folder.
-        step: Step of the checkpoint. client: Client, as in `open`.
+        step: Step of the checkpoint.
+        client: Client, as in `open`.
     """
 
     session: Name
@@ -109,10 +111,11 @@ class ChangesRequest(_Body):
     """The ticket of a stream of changes.
 
     Attributes:
-         session: Session, as in `open`.
+        session: Session, as in `open`.
         table_group: Name of the table group.
         since: Version the consumer has; 0 for all rows.
-        step: Step at which the changes are consistent. client: Client, as in `open`.
+        step: Step at which the changes are consistent.
+        client: Client, as in `open`.
     """
 
     session: Name
@@ -126,10 +129,11 @@ class AcknowledgeRequest(_Body):
     """Notice that a consumer of changes has all of them up to a version.
 
     Attributes:
-         session: Session, as in `open`.
+        session: Session, as in `open`.
         table_group: Name of the table group.
         consumer: Name of the consumer.
-        version: Version that it has. client: Client, as in `open`.
+        version: Version that it has.
+        client: Client, as in `open`.
     """
 
     session: Name

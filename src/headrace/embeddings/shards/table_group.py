@@ -79,7 +79,9 @@ def make_part(spec: TableGroupSpec, plan: ShardingPlan, shard: int) -> TableGrou
     """Create the empty rows of a shard.
 
     Args:
-         spec: Specification of the whole group. plan: Assignment of keys to shards. shard: Number of this shard.
+        spec: Specification of the whole group.
+        plan: Assignment of keys to shards.
+        shard: Number of this shard.
     """
     widest = 12 * spec.embedding_dim + RECORD.itemsize  # a row in fp32 and the two slots of Adam
     most = min(FIRST_ROOM, max(1, FIRST_BYTES // (widest * len(spec.tables))))
@@ -108,8 +110,10 @@ def load_part(rows: TableGroup, parts: Sequence[Columns], spec: TableGroupSpec, 
 
     Args:
         rows: Result of `make_part` with the same arguments.
-        parts: Parts of any number of shards, or the state of a group in one process. spec: Specification of the whole
-         group. plan: Assignment of keys to shards. shard: Number of this shard.
+        parts: Parts of any number of shards, or the state of a group in one process.
+        spec: Specification of the whole group.
+        plan: Assignment of keys to shards.
+        shard: Number of this shard.
 
     Raises:
         CheckpointError: The group was saved with different tables, dimension or seed; the text names both.

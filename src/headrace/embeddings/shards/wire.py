@@ -133,8 +133,8 @@ class ReadHeader(_Header):
 
     Attributes:
         after: Step that must be applied before the read.
-        seen: Whether an update of these keys follows; used if ids are sent without counts. keys_per_table: Number of
-         keys of each table, in table order.
+        seen: Whether an update of these keys follows; used if ids are sent without counts.
+        keys_per_table: Number of keys of each table, in table order.
     """
 
     after: Annotated[int, Field(ge=-MAX_STEP, le=MAX_STEP)]
@@ -148,7 +148,8 @@ class UpdateHeader(_Header):
 
     Attributes:
         step: Number of the step.
-        num_rows: Number of rows in the trainer's batch. keys_per_table: Number of keys of each table, in table order.
+        num_rows: Number of rows in the trainer's batch.
+        keys_per_table: Number of keys of each table, in table order.
     """
 
     step: Annotated[int, Field(ge=1, le=MAX_STEP)]
@@ -162,8 +163,8 @@ class EvictHeader(_Header):
 
     Attributes:
         step: Step after which the eviction is due, before the next.
-        number: Number of evictions of this trainer in the session, including this one. keys_per_table: Number of keys
-         of each table, in table order.
+        number: Number of evictions of this trainer in the session, including this one.
+        keys_per_table: Number of keys of each table, in table order.
     """
 
     step: Annotated[int, Field(ge=0, le=MAX_STEP)]

@@ -87,7 +87,7 @@ class CSVLayout:
         """SQL for the table of a file's rows.
 
         Args:
-             path: Path of the file.
+            path: Path of the file.
             bad_lines: Name for a table of lines that cannot be split; `STOP` at the first, or `SKIP` them.
         """
         columns = ", ".join(f"'x{n}': 'VARCHAR'" for n in range(len(self.names)))

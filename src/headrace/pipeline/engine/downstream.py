@@ -42,7 +42,8 @@ class DownstreamStage:
 
         Args:
             name: Name of the stage.
-            num_workers: Threads that it may use. clock: Returns monotonic seconds; None for `time.monotonic`.
+            num_workers: Threads that it may use.
+            clock: Returns monotonic seconds; None for `time.monotonic`.
         """
         self.name = name
         self.num_workers = num_workers

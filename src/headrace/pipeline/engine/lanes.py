@@ -65,8 +65,8 @@ class Lane(Protocol):
     """Common interface of lanes.
 
     Attributes:
-        name: Name of the group of stages. own_limit: Maximum number of elements processed at once; None for the number
-         of threads.
+        name: Name of the group of stages.
+        own_limit: Maximum number of elements processed at once; None for the number of threads.
         num_running: Number of elements being processed.
         in_threads: Whether the work uses CPU of a thread of this process, not of a worker process.
         estimator: Predicts the size of results.
@@ -134,8 +134,8 @@ class StageLane:
         """Create an empty lane.
 
         Args:
-            name: Name of the group of stages. own_limit: Maximum number of elements processed at once; None for the
-             number of threads.
+            name: Name of the group of stages.
+            own_limit: Maximum number of elements processed at once; None for the number of threads.
             rebatcher: Regroups the incoming stream.
             in_threads: Whether threads of this process do the work.
             copies: Number of copies of an element that its processing needs in addition to the result.

@@ -22,10 +22,10 @@ __all__ = ["GrowingSize", "Rebatch", "RowSlice", "narrowed", "same_schema", "sli
 
 @dataclass(frozen=True)
 class GrowingSize:
-    """A batch size that grows with the number of rows before the batch: the largest power of two of at most 1 /
-    `rows_per_row` of them, within limits.
+    """A batch size that grows with the number of rows before the batch.
 
-    The sizes of a segment's batches depend on the rows before the segment alone, so they are the same in every run.
+    It is the largest power of two of at most 1 / `rows_per_row` of these rows, within limits. The sizes of a segment's
+    batches depend only on the rows before the segment, so they are the same in every run.
 
     Attributes:
         smallest: Rows of the first batches.
