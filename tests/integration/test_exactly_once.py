@@ -10,13 +10,12 @@ from contextlib import closing
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from saved_runs import newest_snapshot, parameters
 
 from headrace.logs.generate import GenerateConfig, generate_logs
-from headrace.training import CheckpointFolder
 
 JOB = """\
 run: {run}
@@ -122,18 +121,6 @@ def plant_bad_labels(logs: Path) -> None:
         pq.write_table(table.set_column(place, "click", pa.array(label)), path, row_group_size=2000)
 
 
-def parameters(run: Path) -> dict[str, npt.NDArray[np.generic]]:
-    """Dense parameters, and table columns in the order of (table, id): rows may lie elsewhere after a restart."""
-    folder = CheckpointFolder(run / "checkpoints")
-    snapshot = folder.load(folder.numbers()[-1])
-    found = {f"{group}.{name}": array for group, of in snapshot.arrays.items() for name, array in of.items()}
-    for table, columns in snapshot.columns.items():
-        order = np.lexsort((columns["ids"], columns["tables"]))
-        for name in ("tables", "ids", "weights", "slot.accumulator", "frequency", "version"):
-            found[f"{table}.{name}"] = np.asarray(columns[name])[order]
-    return found
-
-
 def trained_rows(run: Path) -> pa.Table:
     return pa.concat_tables(pq.read_table(path) for path in sorted((run / "ledger").glob("*.parquet")))
 
@@ -154,7 +141,7 @@ def test_kills_at_any_step_or_change_of_a_file_change_nothing(trainings: Trainin
         assert ended == -signal.SIGKILL, trainings.log("killed").read_text()
     assert trainings.run("killed") == 0, trainings.log("killed").read_text()
 
-    expected, found = parameters(folder / "once"), parameters(folder / "killed")
+    expected, found = (parameters(newest_snapshot(run)) for run in (folder / "once", folder / "killed"))
     assert expected.keys() == found.keys()
     for name in expected:
         np.testing.assert_array_equal(found[name], expected[name], err_msg=name)
@@ -176,6 +163,7 @@ def test_an_interrupt_ends_with_a_checkpoint_and_the_rest_follows(trainings: Tra
     status = trainings.run("interrupted", event="os.rename", number=2, sent=signal.SIGINT)
     assert status == 130, trainings.log("interrupted").read_text()
     assert trainings.run("interrupted") == 0
-    expected, found = parameters(trainings.folder / "once"), parameters(trainings.folder / "interrupted")
+    runs = trainings.folder / "once", trainings.folder / "interrupted"
+    expected, found = (parameters(newest_snapshot(run)) for run in runs)
     for name in expected:
         np.testing.assert_array_equal(found[name], expected[name], err_msg=name)

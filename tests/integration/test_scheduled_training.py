@@ -10,13 +10,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from saved_runs import newest_snapshot, parameters
 
 from headrace.errors import ConfigError
 from headrace.logs.generate import GenerateConfig, generate_logs
 from headrace.pipeline import BatchIterator
 from headrace.registry import STEP_POLICIES
 from headrace.scheduling.state import SchedulerState
-from headrace.training import CheckpointFolder, JobConfig, Trainer, TrainResult
+from headrace.training import JobConfig, Trainer, TrainResult
 
 NUM_ROWS = 3000
 
@@ -66,15 +67,7 @@ def train(folder: Path, run: str, scheduler: Any, stop_at: int | None = None) ->
 
 
 def state(run: Path) -> dict[str, Any]:
-    checkpoints = CheckpointFolder(run / "checkpoints")
-    snapshot = checkpoints.load(checkpoints.numbers()[-1])
-    found: dict[str, Any] = {
-        f"{group}.{name}": array for group, of in snapshot.arrays.items() for name, array in of.items()
-    }
-    for table, columns in snapshot.columns.items():
-        order = np.lexsort((columns["ids"], columns["tables"]))
-        for name in ("tables", "ids", "weights", "slot.accumulator", "frequency"):
-            found[f"{table}.{name}"] = np.asarray(columns[name])[order]
+    found: dict[str, Any] = parameters(newest_snapshot(run))
     for kind in ("ledger", "quarantine"):
         tables = [pq.read_table(path) for path in sorted((run / kind).glob("*.parquet"))]
         found[kind] = pa.concat_tables(tables).to_pylist()

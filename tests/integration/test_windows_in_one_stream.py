@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from saved_runs import newest_snapshot, parameters
 
 from headrace.errors import HeadraceError
 from headrace.logs.generate import GenerateConfig, generate_logs
@@ -66,15 +67,8 @@ def job_of(folder: Path, run: str, logs: str = "logs", **parts: Any) -> JobConfi
 
 def outcome(run: Path, results: list[TrainResult]) -> dict[str, Any]:
     """Everything a run leaves that does not depend on how long it took."""
-    checkpoints = CheckpointFolder(run / "checkpoints")
-    snapshot = checkpoints.load(checkpoints.numbers()[-1])
-    found: dict[str, Any] = {
-        f"{group}.{name}": array for group, of in snapshot.arrays.items() for name, array in of.items()
-    }
-    for table, columns in snapshot.columns.items():
-        order = np.lexsort((columns["ids"], columns["tables"]))
-        for name in ("tables", "ids", "weights", "slot.accumulator", "frequency", "version"):
-            found[f"{table}.{name}"] = np.asarray(columns[name])[order]
+    snapshot = newest_snapshot(run)
+    found: dict[str, Any] = parameters(snapshot)
     found["checkpoint"] = snapshot.number
     found["state"] = {name: value for name, value in snapshot.state.items() if "seconds" not in name}
     for kind in ("ledger", "quarantine"):
