@@ -75,8 +75,8 @@ def csv(
         delimiter={"tab": "\t", "\\t": "\t"}.get(delimiter or "", delimiter),
         header=header,
         names=names.split(",") if names else (),
-        types=_pairs(types, "--type"),
-        lists=_pairs(lists, "--list"),
+        types=types,
+        lists=lists,
         label=label,
         bad_lines=bad_lines,
         rows_per_file=rows_per_file,
@@ -98,21 +98,23 @@ def jsonl(
     Example: headrace import jsonl clicks.jsonl.gz logs
     """
     _import_text(
-        "jsonl",
-        path,
-        out,
-        types=_pairs(types, "--type"),
-        lists=_pairs(lists, "--list"),
-        label=label,
-        bad_lines=bad_lines,
-        rows_per_file=rows_per_file,
+        "jsonl", path, out, types=types, lists=lists, label=label, bad_lines=bad_lines, rows_per_file=rows_per_file
     )
 
 
-def _import_text(kind: Literal["csv", "jsonl"], path: Path, out: Path, **options: Any) -> None:
+def _import_text(
+    kind: Literal["csv", "jsonl"],
+    path: Path,
+    out: Path,
+    *,
+    types: list[str] | None,
+    lists: list[str] | None,
+    **options: Any,
+) -> None:
     from headrace.logs.importers import TextConfig, import_text
     from headrace.observe.progress import Progress
 
+    options |= {"types": _pairs(types, "--type"), "lists": _pairs(lists, "--list")}
     config = TextConfig.from_dict(options, where=f"import {kind}")
     with Progress("import") as progress:
         done = import_text(kind, path, out, config, on_rows=progress.advance)

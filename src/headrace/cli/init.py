@@ -39,7 +39,7 @@ def init(
 
     from headrace.errors import ConfigError
     from headrace.files import write_text, writing
-    from headrace.logs import Schema, check_output, list_log, schema_beside
+    from headrace.logs import Schema, check_output, list_log
     from headrace.logs.files import printable
     from headrace.logs.importers import text_kind
     from headrace.logs.inspection import inspect_log, schema_to_yaml
@@ -59,13 +59,7 @@ def init(
     for note in list_log(path).notes:
         typer.echo(note, err=True)
     check_output(job_path, path, what="job.yaml")
-    beside = schema_beside(path)
-    if schema is None and beside is not None and beside.is_file() and beside.resolve() != schema_path.resolve():
-        schema = beside
-    if schema is None and schema_path.exists() and not force:
-        raise ConfigError(
-            f"{schema_path}: exists already; --force overwrites it, --schema {quote(str(schema_path))} uses it"
-        )
+    schema = schema or _schema_beside(path, schema_path, force=force)
     found = inspect_log(path, schema=None if schema is None else Schema.from_yaml(schema))
     if found.schema is None:
         raise ConfigError(
@@ -102,6 +96,25 @@ def init(
     for note in notes:
         typer.echo(note)
     typer.echo(f"next: headrace train {quote(str(job_path))}")
+
+
+def _schema_beside(path: str, written: Path, *, force: bool) -> Path | None:
+    """The schema in the log's folder; None if there is none, so that one is guessed and written.
+
+    Raises:
+        ConfigError: There is a file where it would be written, which is not to be overwritten.
+    """
+    from shlex import quote
+
+    from headrace.errors import ConfigError
+    from headrace.logs import schema_beside
+
+    beside = schema_beside(path)
+    if beside is not None and beside.is_file() and beside.resolve() != written.resolve():
+        return beside
+    if written.exists() and not force:
+        raise ConfigError(f"{written}: exists already; --force overwrites it, --schema {quote(str(written))} uses it")
+    return None
 
 
 def _columns(found: Any) -> Any:

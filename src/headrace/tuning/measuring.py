@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from headrace.tuning.observation import Observation
-from headrace.tuning.rates import StageRate
 from headrace.tuning.space import Space, workers_of
 
 __all__ = ["LifelongMeans", "StageMeans", "max_workers"]
@@ -52,13 +51,6 @@ class LifelongMeans:
     def complete(self) -> bool:
         """Whether every stage has finished an element and the consumer has received one."""
         return self.delivered > 0 and all(means.services > 0 for means in self.stages.values())
-
-    def cpu_rates(self, space: Space) -> list[StageRate]:
-        """Each stage's needs per delivered element, from the CPU clock alone and linear, as in Plumber."""
-        return [
-            StageRate(name, cpu_s=max(means.busy_s, 1e-9) / self.delivered, max_workers=max_workers(space, name))
-            for name, means in self.stages.items()
-        ]
 
 
 def max_workers(space: Space, stage: str) -> int:
