@@ -62,7 +62,13 @@ SAMPLES = "samples per second"
 
 @dataclass(frozen=True)
 class Goal:
-    """Minimum ratio of an arm to the plain arm in a case."""
+    """Minimum ratio of an arm to the plain arm.
+
+    Attributes:
+        case: Name of the case.
+        arm: Name of the arm.
+        wanted: Minimum ratio.
+    """
 
     case: str
     arm: str
@@ -87,7 +93,7 @@ GOALS = (
 
 
 def storage(report: harness.Report, name: str, logs: DedupLogs) -> None:
-    """Bytes per row of each layout."""
+    """Report the bytes per row of each layout."""
     case = f"{name}: storage"
     arms = dict(zip(LAYOUTS, (PLAIN, "clustered", "nested"), strict=True))
     for layout, arm in arms.items():
@@ -96,7 +102,7 @@ def storage(report: harness.Report, name: str, logs: DedupLogs) -> None:
 
 
 def reading(report: harness.Report, name: str, logs: DedupLogs, rounds: int, seconds: float) -> None:
-    """Passes over all rows, from creating the iterator to the last batch of tensors."""
+    """Measure passes over all rows, from creating the iterator to the last batch of tensors."""
     case = f"{name}: reading and features"
     arms = {
         PLAIN: ("time", "off"),
@@ -112,7 +118,7 @@ def reading(report: harness.Report, name: str, logs: DedupLogs, rounds: int, sec
 
 
 def reader(logs: DedupLogs, layout: str, dedup: str) -> Callable[[], None]:
-    """A pass that checks the number of rows."""
+    """Return a function that makes a pass and checks the number of rows."""
     schema = logs.schema(layout)
     plan = FeaturePlan.from_config(features(schema, dedup), schema)
     columns = [name for name in plan.columns if name != ROW_ID]
@@ -129,7 +135,7 @@ def reader(logs: DedupLogs, layout: str, dedup: str) -> Callable[[], None]:
 def steps(
     report: harness.Report, name: str, logs: DedupLogs, model: str, rounds: int, seconds: float, *, quick: bool
 ) -> None:
-    """Steps on batches in memory, at equal rows and at equal memory."""
+    """Measure steps on batches in memory, at equal batch size and at equal memory."""
     case = f"{name}: steps of {MODELS[model]}"
     size = STEP_ROWS[model] // (8 if quick else 1)
     base = {"folder": str(logs.folder), "model": model, "batch_size": size, "expanded": False}
@@ -159,7 +165,7 @@ def steps(
 
 
 def fitting(settings: dict[str, Any], limit: int) -> int:
-    """The largest batch size, by doubling, whose step takes no more memory than the limit."""
+    """Return the largest batch size, found by doubling, whose step takes at most `limit` bytes of memory."""
     first = size = settings["batch_size"]
     while size < 8 * first:
         with Process("dedup.steps", json.dumps(settings | {"batch_size": 2 * size})) as child:
@@ -171,7 +177,7 @@ def fitting(settings: dict[str, Any], limit: int) -> int:
 
 
 def jobs(report: harness.Report, name: str, logs: DedupLogs, model: str) -> None:
-    """Whole jobs, from files to a written checkpoint; their kernels were compiled by the previous cases."""
+    """Measure whole jobs, from files to a written checkpoint; earlier cases have compiled their kernels."""
     case = f"{name}: whole jobs, {MODELS[model]}"
     arms = {PLAIN: ("time", "off"), "clustered": ("clustered", "auto"), "nested": ("nested", "auto")}
     losses: dict[str, list[float]] = {arm: [] for arm in arms}
@@ -211,7 +217,7 @@ def against(report: harness.Report, case: str, metric: str, *, lower_is_better: 
 
 
 def goals(report: harness.Report) -> list[dict[str, object]]:
-    """The goals and the results."""
+    """Return the goals of the measured cases and whether they are met."""
     found: list[dict[str, object]] = []
     for goal in GOALS:
         values = [r.value for r in report.ratios if (r.case, r.ours) == (goal.case, goal.arm)]
@@ -238,18 +244,19 @@ def measure(report: harness.Report, name: str, logs: DedupLogs, options: argpars
 
 
 def say(text: str) -> None:
-    """Progress."""
+    """Print a line of progress to standard error."""
     print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
 
 
 def wanted_logs(options: argparse.Namespace) -> dict[str, int]:
-    """Generated logs to measure, with their rows."""
+    """Return the generated logs to measure, with their number of rows."""
     rows = options.rows or (6_000 if options.quick else 100_000)
     names = ("rm1",) if options.quick else GENERATED
     return {name: rows for name in names if options.log is None or name in options.log.split(",")}
 
 
 def main() -> None:
+    """Generate the logs, measure all cases, and write the report."""
     options = harness.options("bench_dedup", __doc__, rows=0, seconds=30.0, log=None, without_jobs=False)
     logs = wanted_logs(options)
     sizes = [*logs.items()]

@@ -28,6 +28,7 @@ GOAL = 3.0
 
 
 def main() -> None:
+    """Run one job per arm unmeasured, then measure all arms in turn, and write the report."""
     options = harness.options("bench_end_to_end", __doc__, rows=0, rounds=0)
     logs = make_logs(options.rows or (131_072 if options.quick else 1_048_576))
     report = harness.Report("bench_end_to_end", notes={"rows": logs.num_rows})

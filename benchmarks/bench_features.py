@@ -39,8 +39,8 @@ BATCH_SIZE = 8192
 MAX_OTHER_CPUS = 0.1
 """If other processes use more CPU than this, the measured scaling is not meaningful.
 
-On two cores, one busy thread of another session takes a whole core, because Linux divides CPUs between sessions first
-(`sched_autogroup`). Then two threads run exactly as fast as one.
+On two cores, one busy thread of another login session takes a whole core, because Linux divides CPUs between sessions
+first (`sched_autogroup`). Then two threads are exactly as fast as one.
 """
 
 METRIC = "rows per second and core"
@@ -55,7 +55,13 @@ SHAPES = {
 
 @dataclass(frozen=True)
 class Case:
-    """A workload: the rows, headrace's plan, and the work for peers."""
+    """A workload.
+
+    Attributes:
+        batch: Rows of one batch.
+        plan: headrace's feature plan.
+        work: The same work, as the peers read it.
+    """
 
     batch: pa.RecordBatch
     plan: FeaturePlan
@@ -90,7 +96,7 @@ def make_case(dense: int, ids: int, lists: int, generated: int, borders: int, *,
 
 
 def make_plan(work: peers.Work) -> FeaturePlan:
-    """headrace's plan for a workload, as in a job file."""
+    """Return headrace's plan for a workload, configured as in a job file."""
     schema = {
         "labels": ["label"],
         "dense": list(work.dense),
@@ -109,7 +115,7 @@ def make_plan(work: peers.Work) -> FeaturePlan:
 
 
 def arms_of(case: Case) -> dict[str, Callable[[], Any]]:
-    """All available arms, each producing dense, values, lengths and offsets."""
+    """Return the available arms, each of which produces dense, values, lengths and offsets."""
     arms: dict[str, Callable[[], Any]] = {"headrace": lambda: case.plan.apply(case.batch)}
     for name, (package, make) in peers.PEERS.items():
         if importlib.util.find_spec(package) is None:
@@ -135,7 +141,7 @@ def check(case: Case, arms: dict[str, Callable[[], Any]]) -> None:
 
 
 def two_threads(case: Case, repeats: int) -> float:
-    """Seconds per batch when two threads apply the plan at the same time."""
+    """Return the seconds per batch when two threads apply the plan at the same time."""
     barrier = threading.Barrier(3)
 
     def work() -> None:
@@ -154,7 +160,7 @@ def two_threads(case: Case, repeats: int) -> float:
 
 
 def one_thread(case: Case, repeats: int) -> float:
-    """Seconds per batch when one thread applies the plan as often as each thread of `two_threads`."""
+    """Return the seconds per batch when one thread applies the plan as often as each thread of `two_threads`."""
     start = time.perf_counter()
     for _ in range(repeats):
         case.plan.apply(case.batch)
@@ -185,7 +191,7 @@ def measure(report: harness.Report, name: str, seconds: float) -> None:
 
 
 def add_limit(report: harness.Report, name: str, case: Case) -> None:
-    """Compare with only copying the bytes that must be read and written once."""
+    """Compare with a plain copy of the bytes that must be read and written once."""
     result = case.plan.apply(case.batch)
     num_bytes = case.batch.nbytes + result.num_bytes
     per_row = report.median(name, "headrace", METRIC) * num_bytes / BATCH_SIZE / 2**30
@@ -194,6 +200,7 @@ def add_limit(report: harness.Report, name: str, case: Case) -> None:
 
 
 def main() -> None:
+    """Measure all workloads, and write the report."""
     options = harness.options("bench_features", __doc__)
     torch.set_num_threads(1)
     print(f"kernels ready in {warmup():.1f} s")

@@ -1,11 +1,10 @@
-"""Loaders from Parquet in Criteo's format to batches of 4096 tensors: headrace and six peers in turn, in rows per
-second.
+"""Loaders from Parquet in Criteo's format to batches of tensors: headrace and six peers in turn, in rows per second.
 
-26 id columns are mapped to the ranges of their tables, and 13 dense columns are filled and transformed with log1p; see
-`peers/work.py`. Every arm runs in its own process, which is idle while it is not its turn. Before timing, each arm
-makes one pass in which all its batches are compared with headrace's. A sample is one pass over all files, from creating
-the iterator to the last batch, in a process that has made a pass before. Ray is restarted for each sample, because its
-servers are never completely idle, and makes a pass before each timed one.
+Batches have 4096 rows. 26 id columns are mapped to the ranges of their tables, and 13 dense columns are filled and
+transformed with log1p; see `peers/work.py`. Every arm runs in its own process, which is idle while it is not its turn.
+Before timing, each arm makes one pass in which all its batches are compared with headrace's. A sample is one pass over
+all files, from creating the iterator to the last batch, in a process that has made a pass before. Ray is restarted for
+each sample, because its servers are never completely idle, and makes a pass before each timed one.
 
 Each peer is measured with its usual settings and with the best ones found. The machine limit is the rate of threads
 that only decode the same columns with pyarrow.
@@ -34,7 +33,7 @@ DENSE_TOLERANCE = 1e-5
 """Tolerance between sums of dense numbers, because the libraries' float32 log1p differ in the last place."""
 
 
-class Different(Exception):
+class BatchMismatch(Exception):
     """An arm's batches differ from headrace's."""
 
 
@@ -101,12 +100,12 @@ class Runner:
         if not self._expected:
             self._expected = found
         if not found or (arm.all_rows and len(found) != len(self._expected)):
-            raise Different(f"{arm.name}: {len(found)} different batches, expected {len(self._expected)}")
+            raise BatchMismatch(f"{arm.name}: {len(found)} different batches, expected {len(self._expected)}")
         for key, dense in found.items():
             if key not in self._expected:
-                raise Different(f"{arm.name}: ids or labels of a batch differ from ours")
+                raise BatchMismatch(f"{arm.name}: ids or labels of a batch differ from ours")
             if abs(dense - self._expected[key]) > DENSE_TOLERANCE * abs(dense):
-                raise Different(f"{arm.name}: dense numbers of a batch differ: {dense}, ours {self._expected[key]}")
+                raise BatchMismatch(f"{arm.name}: dense numbers of a batch differ: {dense}, ours {self._expected[key]}")
 
 
 def measure(report: harness.Report, case: str, runner: Runner, rounds: int, seconds: float) -> None:
@@ -125,7 +124,7 @@ def measure(report: harness.Report, case: str, runner: Runner, rounds: int, seco
 
 
 def goals(report: harness.Report, case: str) -> list[dict[str, object]]:
-    """The goals of a case and the results."""
+    """Return the goals of a case and whether they are met."""
     peers = [r for r in report.ratios if r.case == case and not r.against.startswith("headrace")]
     best = min(peers, key=lambda ratio: ratio.value, default=None)
     limit = next(limit for limit in report.limits if limit.case == case and limit.what == DECODE[0].name)
@@ -144,6 +143,7 @@ def goals(report: harness.Report, case: str) -> list[dict[str, object]]:
 
 
 def main() -> None:
+    """Measure all cases, and write the report."""
     options = harness.options("bench_ingest", __doc__, rows=0, rounds=0, folder=None)
     quick = options.quick
     logs = make_logs(options.rows or (262_144 if quick else 1_048_576), options.folder)
@@ -170,6 +170,7 @@ def _timed(process: Process) -> tuple[float, float]:
 
 
 def _cpu_seconds(pid: int) -> float:
+    """Return the CPU seconds used so far by a process and its living descendants."""
     root = psutil.Process(pid)
     total = 0.0
     for process in (root, *root.children(recursive=True)):

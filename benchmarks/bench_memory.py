@@ -59,7 +59,7 @@ class PeakMemory:
 
 
 def measure(arm: Arm, logs: Logs) -> dict[str, float]:
-    """Run one pass in a new process; returns MiB."""
+    """Run one pass in a new process; return the MiB of each metric."""
     with loader_process(arm, logs, "modulo") as process:
         process.wait_ready()
         with PeakMemory(process.pid) as memory:
@@ -97,6 +97,7 @@ def run(report: harness.Report, arms: Sequence[Arm], logs: Logs, rounds: int) ->
 
 
 def main() -> None:
+    """Measure all arms, and write the report."""
     options = harness.options("bench_memory", __doc__, rows=0, folder=None)
     logs = make_logs(options.rows or (262_144 if options.quick else 1_048_576), options.folder)
     # TFRecords have fewer rows than the logs, so the work would not be equal.

@@ -18,13 +18,13 @@ from tuning_cgroups import Cgroup, controller
 
 LIMIT_BYTES = {"thread": 400 << 20, "process": 500 << 20}
 OURS, WITHOUT = "headrace", "headrace, without headroom"
-NUM_ITEMS, ROWS_OF_PIECES, ROW_BYTES, SHUFFLE_ROWS, BATCH_SIZE = 40, (1000, 3000, 2000), 2000, 20_000, 2000
-PATIENCE_S = 300.0
+NUM_ITEMS, ROWS_PER_BATCH, ROW_BYTES, SHUFFLE_ROWS, BATCH_SIZE = 40, (1000, 3000, 2000), 2000, 20_000, 2000
+TIMEOUT_S = 300.0
 MIB = 1 << 20
 
 
 def run_pipeline(executor: str, arm: str, cgroup: Cgroup, sender: Any) -> None:
-    """Run one pass inside the group, in its own process; sends the number of rows delivered."""
+    """Run one pass inside the group and send the number of rows delivered; runs in a separate process."""
     cgroup.enter()
     from headrace.pipeline import from_source
     from headrace.pipeline.engine.headroom import Headroom
@@ -33,14 +33,14 @@ def run_pipeline(executor: str, arm: str, cgroup: Cgroup, sender: Any) -> None:
 
     if arm == WITHOUT:
         Headroom.fits = lambda self, growth_bytes: True  # type: ignore[method-assign]
-    source = SyntheticSource([[(num_rows, 0, 0) for num_rows in ROWS_OF_PIECES]] * NUM_ITEMS)
+    source = SyntheticSource([[(num_rows, 0, 0) for num_rows in ROWS_PER_BATCH]] * NUM_ITEMS)
     pipeline = from_source(source).map(partial(allocate, row_bytes=ROW_BYTES)).shuffle(num_rows=SHUFFLE_ROWS)
     with pipeline.batch(BATCH_SIZE).prefetch(100).open(workers=8, executor=executor) as batches:
         sender.send(sum(batch.num_rows for batch in batches))
 
 
 def run_once(executor: str, arm: str, root: Any) -> tuple[bool, float]:
-    """Run once; returns whether the kernel killed a process, and the group's peak memory in MiB."""
+    """Run once; return whether the kernel killed a process, and the group's peak memory in MiB."""
     context = multiprocessing.get_context("spawn")
     with Cgroup.make(root) as cgroup:
         cgroup.limit_memory(LIMIT_BYTES[executor])
@@ -49,22 +49,25 @@ def run_once(executor: str, arm: str, root: Any) -> tuple[bool, float]:
         child.start()
         sender.close()
         try:
-            num_rows = receiver.recv() if receiver.poll(PATIENCE_S) else None
+            num_rows = receiver.recv() if receiver.poll(TIMEOUT_S) else None
         except EOFError:
             num_rows = None
         finally:
             if child.exitcode is None and not cgroup.num_killed():
-                child.join(PATIENCE_S)
+                child.join(TIMEOUT_S)
             child.kill()
             child.join()
             receiver.close()
         killed = cgroup.num_killed() > 0
-        if not killed and num_rows != NUM_ITEMS * sum(ROWS_OF_PIECES):
-            raise RuntimeError(f"{executor}, {arm}: {num_rows} rows and exit code {child.exitcode} of a run that lived")
+        if not killed and num_rows != NUM_ITEMS * sum(ROWS_PER_BATCH):
+            raise RuntimeError(
+                f"{executor}, {arm}: {num_rows} rows and exit code {child.exitcode} of a run that was not killed"
+            )
         return killed, cgroup.peak_bytes() / MIB
 
 
 def main() -> None:
+    """Count the killed runs with both executors, and write the report."""
     options = harness.options("bench_oom", __doc__, runs=0)
     num_runs = options.runs or (2 if options.quick else 50)
     report = harness.Report("bench_oom")

@@ -1,8 +1,8 @@
 """Overhead of the engine: microseconds per element and stage, with stages that do nothing.
 
 The same elements of 16 rows pass through 1 and through 5 stages, each with its own threads. The difference divided by 4
-is the cost of handing an element to one more stage. Stages without their own threads are fused into one call
-("joined"), which costs less. torchdata's nodes and tf.data are measured with the same batches.
+is the cost of passing an element to one more stage. Stages without their own threads are fused into one call ("joined"
+below), which costs less. torchdata's nodes and tf.data are measured with the same batches.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def seconds(iterate: Callable[[], Any]) -> float:
 
 
 def headrace(table: pa.Table, stages: int, *, alone: bool, **options: Any) -> Callable[[], Iterator[Any]]:
-    """headrace's engine; with `alone`, each stage has its own worker limit, so that none are joined."""
+    """Run stages in headrace; with `alone`, each stage has its own number of workers, so that none are fused."""
     pipe = from_source(TableSource(table, split_rows=ROWS))
     for number in range(stages):
         pipe = pipe.map(same, name=f"stage{number}")
@@ -55,7 +55,7 @@ def headrace(table: pa.Table, stages: int, *, alone: bool, **options: Any) -> Ca
 
 
 def torchdata_nodes(table: pa.Table, stages: int, workers: int) -> Callable[[], Iterator[Any]]:
-    """torchdata's parallel mapper with threads."""
+    """Run stages as torchdata's `ParallelMapper` nodes with threads."""
     import torchdata.nodes as tn
 
     node: Any = tn.IterableWrapper(table.to_batches(max_chunksize=ROWS))
@@ -66,7 +66,7 @@ def torchdata_nodes(table: pa.Table, stages: int, workers: int) -> Callable[[], 
 
 
 def tf_data(table: pa.Table, stages: int, workers: int) -> Callable[[], Iterator[Any]]:
-    """tf.data's map with parallel calls; elements are tensors with as many numbers, stages are graphs."""
+    """Run stages as tf.data's `map` with parallel calls; elements are tensors of 16 numbers, stages are graphs."""
     import tensorflow as tf
 
     data = tf.data.Dataset.from_tensor_slices(np.arange(table.num_rows).reshape(-1, ROWS))
@@ -76,6 +76,7 @@ def tf_data(table: pa.Table, stages: int, workers: int) -> Callable[[], Iterator
 
 
 def main() -> None:
+    """Measure all arms in turn, and write the report."""
     options = harness.options("bench_overhead", __doc__)
     elements = 1_000 if options.quick else 4_000
     numbers = np.arange(elements * ROWS)

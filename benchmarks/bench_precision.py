@@ -32,7 +32,7 @@ MakeJob = Callable[[Path, Path], JobConfig]
 
 
 def generated_job(logs: Path, run: Path) -> JobConfig:
-    """A DLRM with default features, large enough that matrix products take most of the time."""
+    """Return a job of a DLRM that is large enough that matrix products take most of the time."""
     values = {
         "run": str(run),
         "data": {"path": str(logs)},
@@ -43,7 +43,7 @@ def generated_job(logs: Path, run: Path) -> JobConfig:
 
 
 def one_pass(make: MakeJob, logs: Path, precision: str, seed: int) -> tuple[float, float]:
-    """Log loss over all rows and rows per second."""
+    """Train one pass, and return the log loss over all rows and the rows per second."""
     with tempfile.TemporaryDirectory(prefix="headrace-bench-") as folder:
         job = make(logs, Path(folder) / "run")
         training = job.training.model_copy(update={"precision": precision, "seed": seed})
@@ -81,6 +81,7 @@ def measure(report: harness.Report, case: str, make: MakeJob, logs: Path) -> Non
 
 
 def main() -> None:
+    """Measure the real and the generated log, and write the report."""
     options = harness.options("bench_precision", __doc__)
     report = harness.Report("bench_precision")
     if not has_bf16_products():

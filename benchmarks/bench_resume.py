@@ -38,7 +38,8 @@ class Reader:
     Args:
         start: Creates an iterator of batches, optionally from a state.
         state: Returns the state of an iterator; None for loaders without state.
-        key: Returns the identity of a batch.
+        key: Returns a value that identifies a batch.
+        skip: Number of batches to read and discard when resuming; 0 for loaders that resume from a state.
     """
 
     def __init__(
@@ -53,7 +54,7 @@ class Reader:
         self.saved: Any = None
 
     def save(self, batches: int) -> tuple[Any, list[float]]:
-        """Read batches and save the state; returns the key of the next batch, and seconds of some snapshots."""
+        """Read batches and save the state; return the key of the next batch, and the seconds of several snapshots."""
         iterator = self.start(None)
         for _ in itertools.islice(iterator, batches):
             pass
@@ -68,7 +69,7 @@ class Reader:
         return expected, seconds
 
     def resume(self, expected: Any) -> float:
-        """Seconds from creating the reader to the first batch."""
+        """Resume, check the first batch, and return the seconds from creating the reader until it was delivered."""
         begin = time.perf_counter()
         iterator = self.start(self.saved)
         for _ in range(self.skip):
@@ -82,7 +83,7 @@ class Reader:
 
 
 def headrace(pipe: Pipeline, *, skip: int = 0, **options: Any) -> Reader:
-    """headrace's pipeline, resumed from its state, or fast-forwarded by `skip` batches."""
+    """Return a reader of headrace's pipeline, resumed from its state or fast-forwarded by `skip` batches."""
 
     def start(state: Any) -> Iterator[Any]:
         return pipe.open(**options, state=None if skip else state)
@@ -91,13 +92,13 @@ def headrace(pipe: Pipeline, *, skip: int = 0, **options: Any) -> Reader:
 
 
 def dataloader(logs: Logs, skip: int) -> Reader:
-    """A plain DataLoader of batches, without state."""
+    """Return a reader of a plain DataLoader, which has no state."""
     make = torch_loaders.dataloader(logs, "modulo", workers=0)
     return Reader(lambda _: make(), None, _key, skip=skip)
 
 
 def stateful_dataloader(logs: Logs) -> Reader:
-    """torchdata's `StatefulDataLoader` over a dataset without state, which it fast-forwards."""
+    """Return a reader of torchdata's `StatefulDataLoader`, which fast-forwards datasets without state."""
     from torchdata.stateful_dataloader import StatefulDataLoader
 
     logging.getLogger("torchdata").setLevel(logging.ERROR)  # it warns about the behaviour that is measured here
@@ -114,7 +115,7 @@ def stateful_dataloader(logs: Logs) -> Reader:
 
 
 def torchdata_nodes(logs: Logs) -> Reader:
-    """torchdata's nodes."""
+    """Return a reader of torchdata's nodes."""
     current: list[Any] = []
 
     def start(state: Any) -> Iterator[Any]:
@@ -128,7 +129,7 @@ def torchdata_nodes(logs: Logs) -> Reader:
 
 
 def huggingface(logs: Logs) -> Reader:
-    """A streamed dataset in Arrow format."""
+    """Return a reader of a streamed Hugging Face dataset in Arrow format."""
     current: list[Any] = []
 
     def start(state: Any) -> Iterator[Any]:
@@ -142,6 +143,7 @@ def huggingface(logs: Logs) -> Reader:
 
 
 def main() -> None:
+    """Measure all readers, and write the report."""
     options = harness.options("bench_resume", __doc__, rows=0, folder=None)
     logs = make_logs(options.rows or (262_144 if options.quick else 1_048_576), options.folder)
     half = logs.num_rows // BATCH_SIZE // 2 + 5  # not at the start of a row group

@@ -34,7 +34,7 @@ UNCOUNTED = 12  # uncounted steps per run of the trainer, averaged over policies
 NUM_BEST = 2  # settings of batch_prefetch kept after the first round
 RATES = (0.1, 0.3, 1.0, 10.0, None)
 MS = 1e3
-PATIENCE_S = 120.0
+TIMEOUT_S = 120.0
 
 
 class Child:
@@ -60,8 +60,8 @@ class Child:
         """Read the next line of its output."""
         assert self._process.stdout is not None
         # Each command has a one-line answer, so the buffer is empty here.
-        if not select.select([self._process.stdout], [], [], PATIENCE_S)[0]:
-            raise SystemExit(f"a benchmark process did not answer within {PATIENCE_S:g} s")
+        if not select.select([self._process.stdout], [], [], TIMEOUT_S)[0]:
+            raise SystemExit(f"a benchmark process did not answer within {TIMEOUT_S:g} s")
         line = self._process.stdout.readline()
         if not line:
             raise SystemExit(f"a benchmark process ended with {self._process.wait()}")
@@ -84,7 +84,7 @@ class Child:
 
 
 def arms(quick: bool) -> dict[str, dict[str, Any]]:
-    """Policies by arm name."""
+    """Return the settings of each arm's policy."""
     found: dict[str, dict[str, Any]] = {"serial": {"policy": "serial"}}
     for ahead in (2,) if quick else (1, 2, 4):
         for threads in (1,) if quick else (1, 2):
@@ -96,7 +96,7 @@ def arms(quick: bool) -> dict[str, dict[str, Any]]:
 
 
 def measure(trainer: Child, case: str, quick: bool, seconds: float) -> dict[str, list[dict[str, Any]]]:
-    """Sample every arm of a case in turn until the time is used up; of batch_prefetch only the best settings."""
+    """Measure every arm of a case in turn, for about `seconds`; of batch_prefetch, only the best settings stay."""
     policies = arms(quick)
     samples: dict[str, list[dict[str, Any]]] = {name: [] for name in policies}
     first = trainer.ask({"do": "run", "case": "", **policies["serial"], "steps": 4})
@@ -119,15 +119,15 @@ def report_case(report: harness.Report, case: str, samples: dict[str, list[dict[
     def median(arm: str, key: str) -> float:
         return statistics.median(sample[key] for sample in samples[arm])
 
-    for arm, of in samples.items():
-        report.add(case, arm, "step", "ms", [MS * sample["step_s"] for sample in of])
-        report.add(case, arm, "processor idle", "ratio", [sample["idle_ratio"] for sample in of])
-        report.add(case, arm, "communication hidden", "ratio", [sample["hidden_ratio"] for sample in of])
+    for arm, runs in samples.items():
+        report.add(case, arm, "step", "ms", [MS * sample["step_s"] for sample in runs])
+        report.add(case, arm, "processor idle", "ratio", [sample["idle_ratio"] for sample in runs])
+        report.add(case, arm, "communication hidden", "ratio", [sample["hidden_ratio"] for sample in runs])
     deferred = median("recs_early", "deferred_ratio")
     parts = StepParts(
         *(median("serial", key) for key in ("features_s", "pull_s", "dense_s", "push_s")), deferred_ratio=deferred
     )
-    # Of those measured in every round, because the machine's speed varies and a single sample may be lucky.
+    # Only settings measured in every round count: the speed of the machine varies, and one sample may be lucky.
     every = [arm for arm in samples if arm.startswith("batch_prefetch") and len(samples[arm]) == len(samples["serial"])]
     best = min(every, key=lambda arm: median(arm, "step_s"))
     for ours in ("recs", "recs_early"):
@@ -169,12 +169,12 @@ def in_process(report: harness.Report, trainer: Child, quick: bool) -> None:
 
 
 def name_of(rate: float | None) -> str:
-    """Name of a link."""
+    """Return the name of a link with this bandwidth."""
     return "unshaped" if rate is None else f"{rate:g} Gb/s"
 
 
 def delayed(report: harness.Report, link: Link, trainer: Child, address: str, quick: bool, seconds: float) -> None:
-    """Measure latency instead of bandwidth: a relay in place of the shard delays every message, each way."""
+    """Measure the effect of latency: a relay in front of the shard delays every message, in both directions."""
     workload = NAMES[2]
     for latency_ms in (1.0,) if quick else (1.0, 5.0):
         relay = [sys.executable, "-m", "schedule.relay", "--to", address, "--listen", link.shard_host]
@@ -199,10 +199,10 @@ def at_the_barrier(report: harness.Report, quick: bool) -> None:
     child = Child([sys.executable, "-m", "schedule.barrier", "20" if quick else "150"])
     samples = json.loads(child.line())
     child.close()
-    for name, of in samples.items():
-        report.add(case, name, "step", "ms", [MS * seconds for seconds in of["step"]])
+    for name, seconds in samples.items():
+        report.add(case, name, "step", "ms", [MS * each for each in seconds["step"]])
         if name != barrier.FEATURES:
-            report.add(case, name, "dense work", "ms", [MS * seconds for seconds in of["dense"]])
+            report.add(case, name, "dense work", "ms", [MS * each for each in seconds["dense"]])
     report.compare(case, barrier.AFTER, "step", against=[barrier.BESIDE], lower_is_better=True)
     dense, features = (report.median(case, name, "step") for name in (barrier.ALONE, barrier.FEATURES))
     bound = dense + features / barrier.CORES
@@ -211,7 +211,7 @@ def at_the_barrier(report: harness.Report, quick: bool) -> None:
 
 
 def main() -> None:
-    """Measure, print, write."""
+    """Measure all workloads on all links, and write the report."""
     options = harness.options("bench_schedule.py", __doc__, seconds=480.0, peers="auto")
     report = harness.Report("bench_schedule")
     quick = options.quick

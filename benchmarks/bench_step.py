@@ -1,5 +1,4 @@
-"""One training step of four models on a CPU: headrace, plain PyTorch, torchrec on FBGEMM, and Keras, in samples per
-second.
+"""One training step of four models on a CPU: headrace, PyTorch, torchrec on FBGEMM and Keras, in samples per second.
 
 Batches are ready in memory, without reading or features. Ids follow a Zipf distribution. Rows use Adagrad (row-wise if
 the library has it), dense parameters Adagrad. Every arm runs in its own process, which is idle while it is not its
@@ -16,7 +15,7 @@ from contextlib import ExitStack
 
 import harness
 from peers.processes import ArmFailed, Process
-from peers.step_arms import FACEBOOK, OURS, PEERS, StepArm
+from peers.step_arms import DLRM_CODE, OURS, PEERS, StepArm
 from peers.step_work import NUM_BATCHES, Shape
 from roofline import bound_of
 
@@ -25,7 +24,7 @@ from headrace.observe.progress import track_progress
 
 METRIC = "samples per second"
 LOSS = "loss after the same steps"
-GOAL_PEER, GOAL_FACEBOOK, GOAL_ROOF = 3.0, 6.0, 0.45
+GOAL_PEER, GOAL_DLRM_CODE, GOAL_ROOF = 3.0, 6.0, 0.45
 STANDARD = "DLRM"
 MAX_BYTES_SIDE_BY_SIDE = 1 << 30
 
@@ -48,7 +47,7 @@ SWEEP = {
     "tables of 8.3 GB": Shape(num_embeddings=5_000_000),
 }
 SWEEP_PEERS = ("torch, one table", "torchrec, FBGEMM", "Keras")
-"""Measured in the precision that is faster on this processor."""
+"""Prefixes of the peers in the sweep, measured in the precision that is faster on this processor."""
 
 
 def measure(report: harness.Report, case: str, shape: Shape, arms: Sequence[StepArm], seconds: float) -> None:
@@ -109,8 +108,8 @@ def one_by_one(
     return answers
 
 
-def able(arms: Sequence[StepArm], shape: Shape) -> list[StepArm]:
-    """The arms that are installed and support the shape."""
+def available(arms: Sequence[StepArm], shape: Shape) -> list[StepArm]:
+    """Return the arms that are installed and support the shape."""
     found = []
     for arm in arms:
         if importlib.util.find_spec(arm.package) is None:
@@ -121,19 +120,20 @@ def able(arms: Sequence[StepArm], shape: Shape) -> list[StepArm]:
 
 
 def goals(report: harness.Report) -> list[dict[str, object]]:
-    """The goals on the standard step and the results."""
+    """Return the goals of the standard step and whether they are met."""
     ratios = {r.against: r.value for r in report.ratios if r.case == STANDARD and not r.against.startswith("headrace")}
     share = next(limit.share for limit in report.limits if limit.case == STANDARD)
     best = min(ratios, key=lambda name: ratios[name])
     wanted = [
         (f"{STANDARD}: times the best peer ({best})", GOAL_PEER, ratios[best]),
-        (f"{STANDARD}: times {FACEBOOK}", GOAL_FACEBOOK, ratios[FACEBOOK]),
+        (f"{STANDARD}: times {DLRM_CODE}", GOAL_DLRM_CODE, ratios[DLRM_CODE]),
         (f"{STANDARD}: share of the roofline", GOAL_ROOF, share),
     ]
     return [{"what": w, "wanted": f"{g:g}", "reached": f"{v:.2f}", "met": v >= g} for w, g, v in wanted]
 
 
 def main() -> None:
+    """Measure all models and the sweep, and write the report."""
     options = harness.options("bench_step", __doc__, case=None)
     report = harness.Report("bench_step")
     use = harness.CpuUse()
@@ -150,7 +150,7 @@ def main() -> None:
             peers = [arm for arm in peers if not arm.settings.get("compiled")]
         ours = OURS if case in MODELS else OURS[:1]
         seconds = 15.0 if options.quick else 20.0 if case in MODELS else 5.0
-        measure(report, case, shape, able((*ours, *peers), shape), seconds)
+        measure(report, case, shape, available((*ours, *peers), shape), seconds)
     report.notes["cpus_of_others"] = round(use.elapsed()[1], 2)
     if any(row.case == STANDARD for row in report.rows):
         report.notes["goals"] = goals(report)

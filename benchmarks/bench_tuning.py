@@ -1,6 +1,6 @@
 """Tuning policies: simulated, calibrated, on emulated CPUs, on real work, and with little memory.
 
-    python benchmarks/bench_tuning.py --quick         # a little of everything
+    python benchmarks/bench_tuning.py --quick         # all modes, with fewer and shorter runs
     python benchmarks/bench_tuning.py --simulated     # a virtual clock; see tuning_simulated.py
     python benchmarks/bench_tuning.py --calibration   # the simulator against the engine; see tuning_calibration.py
     python benchmarks/bench_tuning.py --emulated      # the real engine on virtual CPUs; see tuning_emulated.py
@@ -25,9 +25,9 @@ MODES = ("simulated", "calibration", "emulated", "real", "oom")
 def main() -> None:
     """Run the requested modes, or all."""
     options = harness.options("bench_tuning", __doc__, **dict.fromkeys(MODES, False))
-    asked = [mode for mode in MODES if getattr(options, mode)] or list(MODES)
-    report = harness.Report(f"tuning_{asked[0]}" if len(asked) == 1 else "bench_tuning")
-    for mode in asked:
+    modes = [mode for mode in MODES if getattr(options, mode)] or list(MODES)
+    report = harness.Report(f"tuning_{modes[0]}" if len(modes) == 1 else "bench_tuning")
+    for mode in modes:
         import_module(f"tuning_{mode}").run(report, options.quick)
     report.finish(options)
 

@@ -66,7 +66,7 @@ def main() -> None:
         for arm, found in scores.items():
             for metric, values in found.items():
                 report.add(case, arm, metric, "", values)
-        _say(report, case)
+        _print_differences(report, case)
     report.finish(options)
 
 
@@ -90,7 +90,7 @@ def _job(logs: Path, run: Path, schema: Path, shuffle: str | None, seed: int) ->
 
 
 def _scores(job: JobConfig, num_windows: int, held_out: str) -> dict[str, float]:
-    """AUC and normalised entropy of the held-out window, and of the others, weighted by rows."""
+    """Train, and return AUC and normalised entropy of the held-out window and of the others, weighted by rows."""
     results = Trainer(job).run(windows=num_windows).windows
     rows = sum(result.rows.num_used for result in results)
     (last,) = Scorer(job).evaluate(held_out).values()
@@ -101,8 +101,8 @@ def _scores(job: JobConfig, num_windows: int, held_out: str) -> dict[str, float]
     return found
 
 
-def _say(report: harness.Report, case: str) -> None:
-    """Print each arm's difference from time order, and the spread of seeds."""
+def _print_differences(report: harness.Report, case: str) -> None:
+    """Print the difference of each arm from time order, and the spread of seeds."""
     for metric in dict.fromkeys(row.metric for row in report.rows):
         rows = {row.arm: row for row in report.rows if row.metric == metric}
         noise = max(row.p90 - row.p10 for row in rows.values())

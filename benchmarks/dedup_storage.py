@@ -87,12 +87,12 @@ def measure(report: harness.Report, case: str, log: Path, scratch: Path, *, unif
 
 
 def num_bytes(folder: Path) -> int:
-    """Bytes of the Parquet files of a log."""
+    """Return the total size of the Parquet files of a log."""
     return sum(file.size_bytes for file in list_files(folder))
 
 
 def rewrite(log: Path, path: Path, *, encodings: bool) -> int:
-    """Bytes of a log's rows, in the same order, in one file with default or chosen encodings."""
+    """Write a log's rows in the same order to one file, with default or chosen encodings, and return its size."""
     writer: pq.ParquetWriter | None = None
     held: list[pa.RecordBatch] = []
     for file in list_files(log):

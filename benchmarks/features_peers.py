@@ -1,7 +1,7 @@
-"""The feature workloads in numpy, torch, polars, pyarrow.compute and TensorFlow, each in its fastest form found.
+"""The feature workloads in numpy, torch, polars, pyarrow.compute and TensorFlow, each in the fastest form found.
 
-Every peer is a function of (record batch, work) that returns a function without arguments. Everything that can be
-prepared once (borders, constants, output buffers if supported) is prepared outside of the timed part.
+Every peer is a function of (record batch, work) that returns a function without arguments, which is timed. Everything
+that can be prepared once (borders, constants, output buffers if supported) is prepared before.
 """
 
 from __future__ import annotations
@@ -42,7 +42,14 @@ class BucketSpec:
 
 @dataclass(frozen=True)
 class Work:
-    """The work to do on a batch."""
+    """The features to compute from a batch.
+
+    Attributes:
+        dense: Names of dense columns.
+        hashes: Columns of ids, and how to hash them.
+        buckets: Features generated from dense columns.
+        lists: Whether ids come in lists; otherwise there is one per row.
+    """
 
     dense: tuple[str, ...]
     hashes: tuple[HashSpec, ...]
@@ -51,7 +58,7 @@ class Work:
 
 
 def with_numpy(batch: pa.RecordBatch, work: Work) -> Callable[[], Result]:
-    """In-place ufuncs, one column at a time, so that a column stays in the second-level cache."""
+    """Use in-place ufuncs, one column at a time, so that a column stays in the L2 cache."""
 
     def run() -> Result:
         columns = [_filled(batch, name) for name in work.dense]
@@ -76,7 +83,7 @@ def with_numpy(batch: pa.RecordBatch, work: Work) -> Callable[[], Result]:
 
 
 def with_torch(batch: pa.RecordBatch, work: Work) -> Callable[[], Result]:
-    """In-place tensor operations, one column at a time; `remainder` floors like SigridHash."""
+    """Use in-place tensor operations, one column at a time; `remainder` rounds down, like SigridHash."""
     import torch
 
     borders = [torch.from_numpy(bucket.borders.astype(np.float32)) for bucket in work.buckets]
@@ -106,7 +113,7 @@ def with_torch(batch: pa.RecordBatch, work: Work) -> Callable[[], Result]:
 
 
 def with_polars(batch: pa.RecordBatch, work: Work) -> Callable[[], Result]:
-    """One lazy query of expressions; ids use polars' own hash."""
+    """Use lazy queries of expressions; ids are hashed with polars' own hash."""
     import polars as pl
 
     frame = pl.from_arrow(batch)
@@ -136,7 +143,7 @@ def with_polars(batch: pa.RecordBatch, work: Work) -> Callable[[], Result]:
 
 
 def with_pyarrow(batch: pa.RecordBatch, work: Work) -> Callable[[], Result]:
-    """Compute functions; Bucketize uses numpy, because pyarrow has none."""
+    """Use compute functions; Bucketize uses numpy, because pyarrow does not have it."""
 
     def run() -> Result:
         filled = {name: pc.fill_null(batch.column(name), 0) for name in work.dense}
@@ -159,7 +166,7 @@ def with_pyarrow(batch: pa.RecordBatch, work: Work) -> Callable[[], Result]:
 
 
 def with_tensorflow(batch: pa.RecordBatch, work: Work) -> Callable[[], Result]:
-    """One `tf.function` over all columns."""
+    """Use one `tf.function` over all columns."""
     import tensorflow as tf
 
     tf.config.threading.set_intra_op_parallelism_threads(1)
@@ -197,13 +204,13 @@ PEERS: dict[str, tuple[str, Callable[[pa.RecordBatch, Work], Callable[[], Result
 
 
 def _filled(batch: pa.RecordBatch, name: str) -> np.ndarray:
-    """A column with 0 for null; this is faster in Arrow than passing nulls to numpy or torch."""
+    """Return a column with 0 for null; this is faster in Arrow than passing nulls to numpy or torch."""
     array: np.ndarray = pc.fill_null(batch.column(name), 0).to_numpy()
     return array
 
 
 def _ids(column: pa.Array) -> tuple[np.ndarray, np.ndarray]:
-    """The ids of a column without nulls, and the number per row, without copying the ids."""
+    """Return the ids of a column without nulls (not copied), and the number of ids per row."""
     if pa.types.is_list(column.type):
         offsets = np.frombuffer(column.buffers()[1], np.int32, len(column) + 1, column.offset * 4)
         return column.flatten().to_numpy(), np.diff(offsets)
@@ -217,7 +224,7 @@ def _numpy_offsets(lengths: np.ndarray) -> np.ndarray:
 
 
 def _numpy_hash(ids: np.ndarray, range_: int, salt: int) -> np.ndarray:
-    """SigridHash, in place with two buffers."""
+    """Apply SigridHash in place, with two buffers."""
     key = ids.astype(np.uint64)
     other = key << np.uint64(21)
     np.invert(key, out=key)
@@ -240,7 +247,7 @@ def _numpy_hash(ids: np.ndarray, range_: int, salt: int) -> np.ndarray:
 
 
 def _torch_hash(ids: Any, range_: int, salt: int) -> Any:
-    """SigridHash on int64; a logical shift is an arithmetic shift and a mask."""
+    """Apply SigridHash to int64; a logical shift is an arithmetic shift and a mask."""
     key = ~ids + (ids << 21)
     key ^= (key >> 24) & ((1 << 40) - 1)
     key = key + (key << 3) + (key << 8)
@@ -258,7 +265,7 @@ def _torch_hash(ids: Any, range_: int, salt: int) -> Any:
 
 
 def _pyarrow_hash(ids: pa.Array, range_: int, salt: int) -> np.ndarray:
-    """SigridHash with wrapping arithmetic; modulo is a division, a product and a difference."""
+    """Apply SigridHash with wrapping arithmetic; modulo is a division, a product and a difference."""
     key = ids.view(pa.uint64())
 
     def word(number: int) -> pa.Scalar:
@@ -280,7 +287,7 @@ def _pyarrow_hash(ids: pa.Array, range_: int, salt: int) -> np.ndarray:
 
 
 def _tensorflow_hash(tf: Any, ids: Any, range_: int, salt: int) -> Any:
-    """SigridHash on uint64."""
+    """Apply SigridHash to uint64."""
     bits = tf.bitwise
 
     def word(number: int) -> Any:

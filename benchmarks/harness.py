@@ -57,7 +57,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Ratio:
-    """Ratio of headrace to another arm; above 1 headrace is better."""
+    """Ratio of headrace to another arm; above 1, headrace is better."""
 
     case: str
     ours: str
@@ -67,7 +67,7 @@ class Ratio:
 
 @dataclass(frozen=True)
 class Limit:
-    """A limit of the machine, in the unit of the case, and the share that headrace reaches."""
+    """A limit of the machine, and the share of it that headrace reaches."""
 
     case: str
     what: str
@@ -87,14 +87,14 @@ class Report:
     notes: dict[str, Any] = field(default_factory=dict)
 
     def add(self, case: str, arm: str, metric: str, unit: str, samples: Sequence[float]) -> Row:
-        """Add the samples of one arm."""
+        """Add the samples of one arm, and return their row."""
         low, middle, high = _percentiles(samples)
         row = Row(case, arm, metric, unit, middle, low, high, len(samples))
         self.rows.append(row)
         return row
 
     def median(self, case: str, arm: str, metric: str) -> float:
-        """The median of an added arm."""
+        """Return the median of an arm that was added before."""
         return next(r.median for r in self.rows if (r.case, r.arm, r.metric) == (case, arm, metric))
 
     def compare(
@@ -113,7 +113,7 @@ class Report:
         self.limits.append(Limit(case, what, value, unit, reached / value))
 
     def to_json(self) -> dict[str, Any]:
-        """The results in the common JSON format."""
+        """Return the results in the common JSON format."""
         return {
             "benchmark": self.benchmark,
             "date": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -209,7 +209,7 @@ class CpuUse:
         self._start = self._read()
 
     def elapsed(self) -> tuple[float, float]:
-        """Mean CPUs used: (this process and its ended children, everything else)."""
+        """Return the mean number of CPUs used by (this process and its ended children, everything else)."""
         wall, mine, busy = (now - then for now, then in zip(self._read(), self._start, strict=True))
         return mine / wall, max(0.0, busy - mine) / wall
 
@@ -250,7 +250,7 @@ def single_threaded() -> None:
 
 
 def machine() -> dict[str, Any]:
-    """The machine, and the versions of the measured libraries."""
+    """Describe the machine, and list the versions of the measured libraries."""
     packages = (
         "headrace",
         "torch",
@@ -281,7 +281,7 @@ def machine() -> dict[str, Any]:
 
 
 def copy_gib_per_s(num_bytes: int = 64 << 20, rounds: int = 10) -> float:
-    """Single-threaded copy rate in GiB/s between buffers larger than the caches, counting each byte once."""
+    """Measure the copy rate of one thread in GiB/s, with buffers larger than the caches; each byte counts once."""
     import numpy as np
 
     source, target = np.ones(num_bytes, np.uint8), np.zeros(num_bytes, np.uint8)
@@ -290,7 +290,7 @@ def copy_gib_per_s(num_bytes: int = 64 << 20, rounds: int = 10) -> float:
 
 
 def _percentiles(samples: Sequence[float]) -> tuple[float, float, float]:
-    """10th, 50th and 90th percentiles; for fewer than three samples the minimum, median and maximum."""
+    """Return the 10th, 50th and 90th percentiles; for fewer than three samples the minimum, median and maximum."""
     if not samples:
         raise ValueError("no samples, expected at least one")
     if len(samples) < 3:

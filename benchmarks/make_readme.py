@@ -28,6 +28,7 @@ the tables also include the rows where it is not.
 
 
 def main() -> None:
+    """Write the page."""
     results = [json.loads(path.read_text(encoding="utf-8")) for path in sorted((FOLDER / "results").glob("*.json"))]
     parts = [HEAD, summary(results)]
     parts += [section(result) for result in results]
@@ -36,7 +37,7 @@ def main() -> None:
 
 
 def summary(results: list[dict[str, Any]]) -> str:
-    """One line per case, with the strongest peer."""
+    """Return the table of cases with their strongest peers, and the table of goals."""
     rows = []
     for result in results:
         for case in dict.fromkeys(ratio["case"] for ratio in result["ratios"]):
@@ -61,7 +62,7 @@ def summary(results: list[dict[str, Any]]) -> str:
 
 
 def section(result: dict[str, Any]) -> str:
-    """One benchmark: description, machine, and all rows."""
+    """Return the section of one benchmark: description, machine, and all rows."""
     name = result["benchmark"]
     lines = [f"## {name}\n", documentation(name), machine_line(result), ""]
     notes = {key: value for key, value in result.get("notes", {}).items() if key != "goals"}
@@ -77,7 +78,7 @@ def section(result: dict[str, Any]) -> str:
 
 
 def case_table(result: dict[str, Any], case: str) -> str:
-    """A table with one row per arm, one column per metric, and ratios in the last column."""
+    """Return a table with one row per arm, one column per metric, and ratios in the last column."""
     rows = [row for row in result["rows"] if row["case"] == case]
     metrics = list(dict.fromkeys((row["metric"], row["unit"]) for row in rows))
     ratios: dict[str, list[str]] = {}
@@ -95,13 +96,13 @@ def case_table(result: dict[str, Any], case: str) -> str:
 
 
 def documentation(name: str) -> str:
-    """The docstring of the benchmark script."""
+    """Return the docstring of the script of a benchmark."""
     path = FOLDER / f"{name}.py"
     return (ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "") + "\n" if path.exists() else ""
 
 
 def machine_line(result: dict[str, Any]) -> str:
-    """Date, machine and versions."""
+    """Return a line with date, machine and versions."""
     machine = result["machine"]
     versions = ", ".join(f"{package} {version}" for package, version in machine["versions"].items())
     return (
@@ -112,7 +113,7 @@ def machine_line(result: dict[str, Any]) -> str:
 
 
 def spread(row: dict[str, Any]) -> str:
-    """The median, with percentiles if there are several samples."""
+    """Format the median, with percentiles if there are several samples."""
     if row["n"] == 1:
         return number(row["median"])
     return f"{number(row['median'])} ({number(row['p10'])} to {number(row['p90'])})"

@@ -1,11 +1,11 @@
-"""A lower bound on the time of a training step on this machine, from measured rates and the work of the step.
+"""A lower bound on the time of a training step on this machine: the work of the step over measured rates.
 
-    matrix products   every layer forward, by input and by weight, with the layer's exact shape, best of several
-    rows              a random row per id (lookup), and one read and written per unique id (update)
-    copies            pooled embeddings written and read in the forward and in the backward pass
+    matrix products   per layer: forward pass, gradient of the input, gradient of the weights (best of several runs)
+    rows              one random read per id (lookup), and one read and one write per unique id (update)
+    copies            pooled embeddings, written and read in the forward and in the backward pass
 
-Nothing overlaps, and other work (activations, interaction, loss, dense optimizer) is free: it is a bound, not an
-estimate.
+These parts are assumed not to overlap. Other work (activations, interaction, loss, dense optimizer) counts as free, so
+the result is a bound, not an estimate.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ __all__ = ["Bound", "bound_of"]
 
 @dataclass(frozen=True)
 class Bound:
-    """The bound of a step, and the rates that it is computed from.
+    """A lower bound on the time of a step, and the rates it is computed from.
 
     Attributes:
-        seconds: Seconds per step.
-        dtype: The faster dtype of matrix products.
-        gflops: GFLOP per step.
-        gemm_gflop_per_s: Rate of the matrix products over all layers.
-        row_ns: Nanoseconds per random row read.
-        copy_gib_per_s: Copy rate; bytes read, and as many written.
+        seconds: Lower bound of the seconds per step.
+        dtype: The dtype in which matrix products are faster, which the bound uses.
+        gflops: GFLOP of the matrix products of one step.
+        gemm_gflop_per_s: Rate of the matrix products, over all layers.
+        row_ns: Nanoseconds to read a random row.
+        copy_gib_per_s: Copy rate, counting each copied byte once.
     """
 
     seconds: float
@@ -44,7 +44,7 @@ class Bound:
 
 
 def layers(shape: Shape) -> Iterator[tuple[int, int]]:
-    """(inputs, outputs) of every linear layer."""
+    """Yield (inputs, outputs) of every linear layer of the model."""
     flat = shape.num_dense + shape.num_tables * shape.embedding_dim
     widths = [flat, *shape.top, 1]
     if shape.model == "dlrm":
@@ -57,7 +57,7 @@ def layers(shape: Shape) -> Iterator[tuple[int, int]]:
 
 
 def bound_of(shape: Shape) -> Bound:
-    """Measure the machine with the shape's threads; takes some seconds."""
+    """Measure the machine, with as many threads as the shape has, and return the bound; takes some seconds."""
     torch.set_num_threads(shape.threads)
     size = shape.batch_size
     gflops = sum(6e-9 * size * num_in * num_out for num_in, num_out in layers(shape))
@@ -83,7 +83,7 @@ def _layer_seconds(size: int, num_in: int, num_out: int, dtype: torch.dtype) -> 
 
 
 def _row_seconds(shape: Shape) -> float:
-    """Seconds per random row of a table as large as all of the shape's tables (at most 2 GiB), in parallel."""
+    """Measure seconds per random row, read in parallel from a table as large as all tables together (at most 2 GiB)."""
     num_rows = min(shape.num_tables * shape.num_embeddings, (2 << 30) // (4 * shape.embedding_dim))
     table = torch.ones(num_rows, shape.embedding_dim)
     ids = torch.randint(0, num_rows, (shape.batch_size * shape.num_tables,))
@@ -97,6 +97,7 @@ def _copy_bytes_per_s(num_bytes: int) -> float:
 
 
 def _best(run: Callable[[], object], rounds: int = 15) -> float:
+    """Return the seconds of the fastest of several runs."""
     samples = []
     for _ in range(rounds):
         begin = time.perf_counter()

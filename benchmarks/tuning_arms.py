@@ -1,4 +1,4 @@
-"""What the modes of `bench_tuning.py` share: pipelines and policies by name, and arms in processes of their own."""
+"""Shared by the modes of `bench_tuning.py`: pipelines and policies by name, and arms in separate processes."""
 
 from __future__ import annotations
 
@@ -40,14 +40,22 @@ BASELINES = (
     "one_per_stage", "even", "autotune", "autotune_hill_climb", "autotune_adaptive", "plumber", "plumber_adaptive",
 )  # fmt: skip
 RESTART_SHARE = 0.1
-"""Of a phase, lost by a relaunch (checkpoint, stop, start, fill again) or a failure; InTune gives no number."""
+"""Share of a phase that is lost by a failure, or by a relaunch (checkpoint, stop, start, fill the pipeline again).
+
+The InTune paper gives no number."""
 
 
 def make(name: str, spec: PipelineSpec, seed: int = 0, *, phase_s: float = 300.0) -> Policy:
-    """A policy by its name; agents with a seed.
+    """Create the policy with this name.
 
-    The tuners' own times (a minute of tracing, a minute between optimisations) are for phases of minutes; where phases
-    are shorter they are shortened likewise, so that nobody is held back by the length of the benchmark.
+    The durations built into some policies (a minute of tracing, a minute between optimizations) suit phases of five
+    minutes. They are scaled down with `phase_s`, so that short phases do not put these policies at a disadvantage.
+
+    Args:
+        name: A registered tuner, an agent of `intune_arms`, or "oracle".
+        spec: The pipeline to tune, which only the oracle knows.
+        seed: Seed of an agent.
+        phase_s: Seconds between two resizes of the machine.
     """
     agents, scale = intune_arms(), min(phase_s / 300.0, 1.0)
     plumber = functools.partial(Plumber, 60.0 * scale, max(10, round(100 * scale)))
@@ -65,7 +73,7 @@ def make(name: str, spec: PipelineSpec, seed: int = 0, *, phase_s: float = 300.0
 
 
 def intune_arms() -> dict[str, dict[str, Any]]:
-    """Agents by name: with and without our counters of each stage, one head a stage and one for all combinations."""
+    """Return settings of InTune's agent by arm: with or without headrace's counters, factored or joint actions."""
 
     def arm(view: Literal["published", "stages"], heads: Literal["joint", "factored"]) -> dict[str, Any]:
         return {"view": view, "heads": heads}
@@ -79,7 +87,7 @@ def intune_arms() -> dict[str, dict[str, Any]]:
 
 
 def length_cases(seconds: float) -> dict[str, PipelineSpec]:
-    """Pipelines of 3 to 7 stages; the published one has 5."""
+    """Return pipelines of 3, 4, 6 and 7 stages; the published one has 5."""
     return {
         f"{length} stages": PipelineSpec(
             stages=tuple(StageSpec(name=f"stage{i}", cpu_s=s * seconds) for i, s in enumerate(latency_split(length)))
@@ -89,13 +97,16 @@ def length_cases(seconds: float) -> dict[str, PipelineSpec]:
 
 
 def without_user_function(seconds: float) -> PipelineSpec:
-    """The published pipeline without its user function."""
+    """Return the published pipeline without its user function."""
     plain = {name: share for name, share in LATENCY_SPLIT.items() if name != "map"}
     return PipelineSpec(stages=tuple(StageSpec(name=name, cpu_s=share * seconds) for name, share in plain.items()))
 
 
 def hard_cases(seconds: float, schedule_s: float) -> dict[str, PipelineSpec]:
-    """What no constant split is enough for: a heavy tail, drift in the middle of the schedule, reads that block."""
+    """Return pipelines that a fixed split of the CPUs cannot serve well.
+
+    They have a heavy-tailed user function, service times that drift in the middle of the schedule, or blocking reads.
+    """
     middle = schedule_s / 2
     return {
         "heavy-tailed user function": published_pipeline(
@@ -107,17 +118,23 @@ def hard_cases(seconds: float, schedule_s: float) -> dict[str, PipelineSpec]:
 
 
 def add_goal(report: harness.Report, what: str, wanted: str, reached: str, *, met: bool) -> None:
-    """A goal, for the table of goals."""
+    """Add a goal to the report's table of goals."""
     report.notes.setdefault("goals", []).append({"what": what, "wanted": wanted, "reached": reached, "met": met})
 
 
 def fork_all(arms: Mapping[K, Callable[[], Any]], *, at_once: int, timeout_s: float = 600.0) -> dict[K, Any]:
-    """Run arms in forked processes, several at a time, and gather what they return.
+    """Run arms in forked processes, several at a time, and return their results by arm.
 
-    A fork costs no imports, and what an arm leaves behind ends with its process. The parent must have no threads.
+    A forked process need not import anything, and anything that an arm leaves behind ends with its process. The parent
+    must not have threads.
+
+    Args:
+        arms: Functions without arguments by arm.
+        at_once: Maximum number of arms that run at the same time.
+        timeout_s: Maximum seconds during which no arm finishes.
 
     Raises:
-        RuntimeError: An arm raised; the message is its traceback.
+        RuntimeError: An arm raised an exception (the message contains its traceback), was killed, or timed out.
     """
     context, results = multiprocessing.get_context("fork"), {}
     waiting, running = list(arms.items()), {}

@@ -1,8 +1,9 @@
-"""Simulator predictions from a recorded second compared with the engine's rate; and the cost of a tuner.
+"""Rates that the simulator predicts from one recorded second, compared with the engine's; and the CPU use of a tuner.
 
-The engine runs on virtual CPUs (`tuning_emulated.py`), recorded three times with one worker per stage and one CPU each,
-and then with the workers and CPUs of the case. Other load on the machine lengthens sleeps, so both sides are compared
-with the same length of sleeps. The goal is a prediction within 15 % of the engine.
+The engine runs on virtual CPUs (see `tuning_emulated.py`). It is recorded three times with one worker and one CPU per
+stage, and then measured with the workers and CPUs of the case. Other load on the machine lengthens the sleeps that
+stand for work, so predictions are corrected by the measured length of sleeps. The goal is a prediction within 15 % of
+the engine.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ METRIC = "batches a second"
 
 
 def stages(*times: tuple[float, float]) -> PipelineSpec:
-    """A pipeline from (CPU seconds, blocking seconds) of its stages."""
+    """Return a pipeline whose stages take these (CPU seconds, blocking seconds)."""
     return PipelineSpec(stages=tuple(StageSpec(name=f"s{i}", cpu_s=cpu, io_s=io) for i, (cpu, io) in enumerate(times)))
 
 
@@ -41,7 +42,7 @@ CASES: dict[str, tuple[PipelineSpec, list[int], int]] = {
 
 
 def run(report: harness.Report, quick: bool) -> None:
-    """Add the calibration of every case, and the CPU time of a tuner."""
+    """Compare simulator and engine in every case, and measure the CPU time of a tuner."""
     rounds = 1 if quick else 5
     errors = []
     for case, (spec, workers, cpus) in CASES.items():
@@ -67,7 +68,7 @@ def run(report: harness.Report, quick: bool) -> None:
 
 
 def predicted_and_measured(spec: PipelineSpec, workers: list[int], cpus: int) -> tuple[float, float]:
-    """Batches a second of the calibrated simulator and of the engine, with the same workers and CPUs."""
+    """Return batches per second of the calibrated simulator and of the engine, with the same workers and CPUs."""
     emulated = EmulatedCpus(len(spec.stages))
     with open_emulated(emulated_pipeline(spec, emulated, 10_000)) as batches:
 
@@ -80,7 +81,7 @@ def predicted_and_measured(spec: PipelineSpec, workers: list[int], cpus: int) ->
             return times
 
         def watch(seconds: float) -> tuple[PipelineCounters, dict[str, float], float, list[float]]:
-            """Counters, seconds CPUs were held, by how much sleeps were longer than asked for, deliveries."""
+            """Return counters, seconds that each stage held a CPU, how much longer sleeps took, and delivery times."""
             before = emulated.busy_s()
             times = consume(seconds)
             busy = {name: after - before.get(name, 0.0) for name, after in emulated.busy_s().items()}
@@ -107,19 +108,19 @@ def predicted_and_measured(spec: PipelineSpec, workers: list[int], cpus: int) ->
 
 
 def slower(spec: PipelineSpec, factor: float) -> PipelineSpec:
-    """The same pipeline where everything takes longer."""
+    """Return the same pipeline with all times multiplied by the factor."""
     longer = tuple(replace(each, cpu_s=each.cpu_s * factor, io_s=each.io_s * factor) for each in spec.stages)
     return replace(spec, stages=longer, consumer_s=spec.consumer_s * factor)
 
 
 def rate_of(times: list[float]) -> float:
-    """Deliveries a second, from when each came: the median over stretches of a third, so one pause counts little."""
+    """Return deliveries per second: the median over stretches of a third of the time, so one pause hardly matters."""
     stretch = len(times) // 3
     return statistics.median(stretch / (end - start) for start, end in zip(times, times[stretch:], strict=False))
 
 
 def tuner_cpu_ratio(seconds: float) -> float:
-    """CPU seconds a tuner takes for each second of a running pipeline."""
+    """Return the CPU seconds that a tuner takes per second of a running pipeline."""
     spec: Any = published_pipeline(0.3)
     cpus = EmulatedCpus(8)
     with (

@@ -1,4 +1,4 @@
-"""Control groups of the kernel, version 1 or 2, in which a benchmark limits memory or CPUs; where they can be made."""
+"""Linux control groups (version 1 or 2), with which benchmarks limit the memory or the CPUs of processes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ CPU_PERIOD_US = 100_000
 
 
 def controller(name: str) -> Path | None:
-    """The folder below which groups with this controller ("memory", "cpu") can be made; None if nowhere."""
+    """Return the folder in which groups with this controller ("memory", "cpu") can be created, or None."""
     for root in (ROOT / name, ROOT / "cpu,cpuacct" if name == "cpu" else ROOT, ROOT):
         try:
             if (root / "cgroup.subtree_control").exists():
@@ -34,24 +34,24 @@ def controller(name: str) -> Path | None:
 
 @dataclass(frozen=True)
 class Cgroup:
-    """A group; `folder` is where the kernel shows it."""
+    """A control group; `folder` is its folder below /sys/fs/cgroup."""
 
     folder: Path
 
     @classmethod
     @contextlib.contextmanager
     def make(cls, root: Path) -> Iterator[Cgroup]:
-        """A new group below a folder, removed at the end; its processes must have ended by then.
+        """Create a group below a folder and remove it at the end, when all of its processes must have ended.
 
         Raises:
-            OSError: It cannot be made.
+            OSError: The group cannot be created.
         """
         folder = root / f"headrace-{uuid.uuid4().hex[:8]}"
         folder.mkdir()
         try:
             yield cls(folder)
         finally:
-            for _ in range(50):  # the kernel takes a moment to let go of a process that has ended
+            for _ in range(50):  # a process that has ended stays in its group for a moment
                 try:
                     folder.rmdir()
                     break
@@ -59,7 +59,7 @@ class Cgroup:
                     time.sleep(0.02)
 
     def limit_memory(self, num_bytes: int) -> None:
-        """No more than this, and no swap."""
+        """Limit the memory of the group, and forbid swap."""
         first = self.folder / "memory.limit_in_bytes"
         (first if first.exists() else self.folder / "memory.max").write_text(str(num_bytes))
         for name, value in (("memory.memsw.limit_in_bytes", str(num_bytes)), ("memory.swap.max", "0")):
@@ -68,7 +68,7 @@ class Cgroup:
                     (self.folder / name).write_text(value)
 
     def limit_cpus(self, cpus: float) -> None:
-        """A quota of so many CPUs."""
+        """Limit the group to this number of CPUs, by quota."""
         quota = round(cpus * CPU_PERIOD_US)
         if (self.folder / "cpu.max").exists():
             (self.folder / "cpu.max").write_text(f"{quota} {CPU_PERIOD_US}")
@@ -77,22 +77,22 @@ class Cgroup:
             (self.folder / "cpu.cfs_quota_us").write_text(str(quota))
 
     def enter(self) -> None:
-        """Put this process into the group."""
+        """Move this process into the group."""
         (self.folder / "cgroup.procs").write_text(str(os.getpid()))
 
     def used_bytes(self) -> int:
-        """Memory of the processes in it now, as the kernel counts it."""
+        """Return the memory that the group uses now, as the kernel counts it."""
         first = self.folder / "memory.usage_in_bytes"
         return int((first if first.exists() else self.folder / "memory.current").read_text())
 
     def peak_bytes(self) -> int:
-        """The most it ever used, with file cache; 0 where the kernel does not tell (version 2 before Linux 5.19)."""
+        """Return the peak memory of the group with file cache; 0 if unknown (version 2 before Linux 5.19)."""
         first = self.folder / "memory.max_usage_in_bytes"
         file = first if first.exists() else self.folder / "memory.peak"
         return int(file.read_text()) if file.exists() else 0
 
     def num_killed(self) -> int:
-        """Processes of it that the kernel has killed for lack of memory."""
+        """Return how many of the group's processes the out-of-memory killer has killed."""
         first = self.folder / "memory.oom_control"
         lines = (first if first.exists() else self.folder / "memory.events").read_text().splitlines()
         return int(dict(line.split() for line in lines)["oom_kill"])

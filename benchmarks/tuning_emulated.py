@@ -1,11 +1,11 @@
 """Tuning policies on the real engine with *emulated* CPUs, on InTune's pipeline and machine (arXiv 2308.08500).
 
 A stage sleeps for its service time (5 ms and more) while holding one of C virtual CPUs; threads, queues, order and
-counters are those of the engine. The schedule of CPUs is 32-64-128-64-32 as published, and so are the latency shares:
-load 14, batch 28, shuffle 11.7, user function 42.3, prefetch 4 %. Variants have half of the CPUs and the same shares.
-Several arms run in parallel, each in its own process, because they sleep; but only as many as these cores can wake up
-in time. With 9 arms at 128 CPUs on 2 cores the oracle itself delivered 69 % of what its virtual CPUs allow, with 4 arms
-97 %; the limit is printed with each case.
+counters are those of the engine. The number of CPUs is 32-64-128-64-32, as published, and so are the latency shares:
+load 14 %, batch 28 %, shuffle 11.7 %, user function 42.3 %, prefetch 4 %. Variants have half of the CPUs and the same
+shares. Arms mostly sleep, so several of them run in parallel, each in its own process, but only as many as the real
+cores can wake up in time: with 9 arms at 128 CPUs on 2 cores, even the oracle delivered only 69 % of what its virtual
+CPUs allow; with 4 arms, 97 %. This share is printed with each case.
 
 - `x one_per_stage`: batches delivered, relative to one worker per stage.
 - `share of the oracle`: batches delivered, relative to the best setting for each phase, found with the true service
@@ -41,18 +41,23 @@ __all__ = ["run"]
 SHARE, OVER_ONE = "share of the oracle", "x one_per_stage"
 TO_95, WORST_95 = "recovery, median", "recovery, worst"
 SEEDS = {"intune": 5, "intune_published": 2}
-"""Of the agents: with our counters, which must beat what does not learn, and with the six published factors alone."""
-IN_VARIANTS = (
+"""Seeds of the agents: with headrace's counters (a goal depends on it), and with the six published factors alone."""
+VARIANT_ARMS = (
     arms.OURS, "one_per_stage", "even", "autotune", "autotune_adaptive", "plumber_adaptive", "intune", "oracle",
 )  # fmt: skip
-
-
-IN_HARD = (arms.OURS, "one_per_stage", "autotune_adaptive", "oracle")
+HARD_ARMS = (arms.OURS, "one_per_stage", "autotune_adaptive", "oracle")
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """CPUs by phase, seconds of a phase, of a decision's window, and of a tick in which deliveries are counted."""
+    """Number of CPUs over time, and how often the policy decides.
+
+    Attributes:
+        cpus: Number of CPUs in each phase.
+        phase_s: Seconds per phase.
+        window_s: Seconds between two decisions of the policy.
+        tick_s: Seconds per tick, for which deliveries are counted.
+    """
 
     cpus: tuple[int, ...]
     phase_s: float
@@ -61,7 +66,7 @@ class Schedule:
 
     @property
     def seconds(self) -> float:
-        """Of all phases."""
+        """Seconds of all phases together."""
         return self.phase_s * len(self.cpus)
 
 
@@ -69,14 +74,14 @@ FULL = Schedule((32, 64, 128, 64, 32), 12.0, 1.0, 0.5)
 VARIANT = Schedule((16, 32, 64, 32, 16), 6.0, 1.0, 0.5)
 HARD = Schedule((16, 32, 64, 32, 16), 12.0, 1.0, 0.5)
 FAST_ENOUGH = 0.9
-"""A case in which the oracle itself falls below this share of what its virtual CPUs allow is shown, but not judged."""
+"""If the oracle reaches less than this share of what its virtual CPUs allow, a case is shown without goals."""
 RATE_PER_CORE = 128.0
-"""Elements a second of all arms that run side by side, for each core, at most."""
+"""Maximum elements per second and real core, over all arms that run in parallel."""
 QUICK = Schedule((8, 16, 32, 16, 8), 1.5, 0.25, 0.25)
 
 
 def run(report: harness.Report, quick: bool) -> None:
-    """The published case with every policy, then the variants."""
+    """Measure the published case with every policy, and then the variants with some of them."""
     use = harness.CpuUse()
     if quick:
         names = [arms.OURS, "one_per_stage", "even", "autotune", "autotune_adaptive", "intune", "oracle"]
@@ -84,14 +89,14 @@ def run(report: harness.Report, quick: bool) -> None:
     else:
         measure_published(report)
         for case, spec in variants(1.0).items():
-            measure(report, {case: (spec, list(IN_VARIANTS))}, VARIANT)
+            measure(report, {case: (spec, list(VARIANT_ARMS))}, VARIANT)
         hard = arms.hard_cases(0.5, HARD.seconds)
-        measure(report, {f"emulated, {case}": (spec, list(IN_HARD)) for case, spec in hard.items()}, HARD)
+        measure(report, {f"emulated, {case}": (spec, list(HARD_ARMS)) for case, spec in hard.items()}, HARD)
     report.notes["cpus used by the emulated runs"], report.notes["cpus used by others meanwhile"] = use.elapsed()
 
 
 def variants(seconds: float) -> dict[str, PipelineSpec]:
-    """Other pipelines on the same machine."""
+    """Return other pipelines by case, for the same kind of machine."""
     batches = {
         f"batches {word} as large": published_pipeline(f * seconds) for word, f in (("half", 0.5), ("twice", 2.0))
     }
@@ -104,14 +109,14 @@ def variants(seconds: float) -> dict[str, PipelineSpec]:
 
 
 def measure(report: harness.Report, cases: dict[str, tuple[PipelineSpec, list[str]]], schedule: Schedule) -> None:
-    """All arms of some cases, several at the same time."""
+    """Measure all arms of these cases, several at a time, and add them to the report."""
     runs = {
         (case, name): functools.partial(run_arm, name, spec, schedule)
         for case, (spec, names) in cases.items()
         for name in names
     }
     for spec, _ in cases.values():
-        solve(spec, schedule)
+        precompute_oracle(spec, schedule)
     counted = arms.fork_all(
         runs, at_once=at_once([spec for spec, _ in cases.values()], schedule), timeout_s=2 * schedule.seconds + 60
     )
@@ -128,13 +133,13 @@ def measure(report: harness.Report, cases: dict[str, tuple[PipelineSpec, list[st
 
 
 def at_once(specs: Iterable[PipelineSpec], schedule: Schedule) -> int:
-    """Arms that may run side by side, so that these cores can wake up all their sleepers in time."""
+    """Return how many arms can run in parallel before the real cores wake up their sleeping stages too late."""
     rate = max(max(schedule.cpus) / sum(stage.cpu_s for stage in spec.stages) for spec in specs)
     return max(1, int(RATE_PER_CORE * len(os.sched_getaffinity(0)) / rate))
 
 
 def add_limit(report: harness.Report, case: str, spec: PipelineSpec, oracle: Sequence[int], schedule: Schedule) -> bool:
-    """What the virtual CPUs allow, and the oracle's share of it; says whether the real cores were fast enough."""
+    """Report what the virtual CPUs allow and the oracle's share of it; return whether the real cores kept up."""
     starts = [i * schedule.phase_s for i in range(len(schedule.cpus))]
     rates = [best_setting(spec, n, start)[1] for n, start in zip(schedule.cpus, starts, strict=True)]
     report.limit(
@@ -148,16 +153,16 @@ def add_limit(report: harness.Report, case: str, spec: PipelineSpec, oracle: Seq
 
 
 def add_goals(report: harness.Report, case: str) -> None:
-    """Ours near the oracle, and soon after each resize."""
+    """Add the goals of `auto`: its share of the oracle, and its recovery after a resize."""
     share, worst = (report.median(case, arms.OURS, metric) for metric in (SHARE, WORST_95))
     arms.add_goal(report, f"{case}: share of the oracle", "0.97", f"{share:.3f}", met=share >= 0.97)
     arms.add_goal(report, f"{case}: at 95 % of the oracle after a resize", "5 s", f"{worst:.1f} s", met=worst <= 5)
 
 
 def measure_published(report: harness.Report) -> None:
-    """Every policy on the published case; InTune's agents with several seeds each."""
+    """Measure every policy on the published case; InTune's agents with several seeds each."""
     case, spec = "emulated, published", published_pipeline(1.0)
-    solve(spec, FULL)
+    precompute_oracle(spec, FULL)
     keys = [(name, 0) for name in (arms.OURS, *arms.BASELINES, "oracle")]
     keys += [(name, seed) for name, num_seeds in SEEDS.items() for seed in range(num_seeds)]
     runs = {(name, seed): functools.partial(run_arm, name, spec, FULL, seed) for name, seed in keys}
@@ -175,15 +180,15 @@ def measure_published(report: harness.Report) -> None:
 
 
 def add_learner_goals(report: harness.Report, case: str) -> None:
-    """InTune's agent with our counters is better than what does not learn."""
+    """Add the goals of InTune's agent with headrace's counters: to beat the policies that do not learn."""
     learnt = report.median(case, "intune", SHARE)
     for other in ("even", "autotune"):
         value = learnt / report.median(case, other, SHARE)
         arms.add_goal(report, f"{case}: intune over {other}", "> 1x", f"{value:.2f}x", met=value > 1)
 
 
-def solve(spec: PipelineSpec, schedule: Schedule) -> None:
-    """Let the oracle think beforehand: its answers are remembered, and arms are forks of this process."""
+def precompute_oracle(spec: PipelineSpec, schedule: Schedule) -> None:
+    """Compute the oracle's settings now: they are cached, and arms are forks of this process, so they find them."""
     for cpus in sorted(set(schedule.cpus)):
         for moment in (0.0, schedule.seconds):
             best_setting(spec, cpus, moment)
@@ -192,7 +197,7 @@ def solve(spec: PipelineSpec, schedule: Schedule) -> None:
 def add(
     report: harness.Report, case: str, name: str, runs: list[list[int]], oracles: list[list[int]], schedule: Schedule
 ) -> None:
-    """Share of the oracle, and recovery after each resize."""
+    """Report the share of the oracle, and the recovery after each resize."""
     report.add(case, name, SHARE, "", [sum(mine) / sum(best) for mine, best in zip(runs, oracles, strict=True)])
     times = [
         seconds
@@ -204,14 +209,17 @@ def add(
 
 
 def phase_rates(per_tick: Sequence[int], schedule: Schedule) -> list[float]:
-    """The oracle's rate in each phase, once the phase's start is over."""
+    """Return the oracle's rate in each phase, without the first two fifths of the phase."""
     size = round(schedule.phase_s / schedule.tick_s)
     settled = [per_tick[i * size + size * 2 // 5 : (i + 1) * size] for i in range(len(schedule.cpus))]
     return [sum(ticks) / (len(ticks) * schedule.tick_s) for ticks in settled]
 
 
 def recovery(per_tick: Sequence[int], rates: Sequence[float], schedule: Schedule) -> list[float]:
-    """Seconds from the start of each phase to the end of the first of four ticks that reach 95 % on average."""
+    """Return, for each phase, the seconds until four consecutive ticks reach 95 % of its rate on average.
+
+    The end of the first of these ticks counts; a phase without them counts as a whole.
+    """
     size, times = round(schedule.phase_s / schedule.tick_s), []
     for phase, rate in enumerate(rates):
         ticks = per_tick[phase * size : (phase + 1) * size]
@@ -222,7 +230,7 @@ def recovery(per_tick: Sequence[int], rates: Sequence[float], schedule: Schedule
 
 
 class Consumer:
-    """A thread that takes batches as fast as they come, and counts them by tick."""
+    """A thread that takes batches as fast as they are delivered, and counts them by tick."""
 
     def __init__(self, batches: BatchIterator, per_tick: list[int], began: float, tick_s: float) -> None:
         self._batches, self._per_tick, self._began, self._tick_s = batches, per_tick, began, tick_s
@@ -231,7 +239,7 @@ class Consumer:
         self._thread.start()
 
     def stop(self) -> None:
-        """After the batch it waits for."""
+        """Stop the thread and close the batches."""
         self._stop = True
         self._batches.close()
         self._thread.join()
@@ -249,7 +257,7 @@ class Consumer:
 
 
 def run_arm(name: str, spec: PipelineSpec, schedule: Schedule, seed: int = 0) -> list[int]:
-    """Batches delivered in each tick; ours goes through the guard, as in production."""
+    """Run one arm over the schedule and return the batches delivered in each tick; `auto` is guarded, as in use."""
     cpus = EmulatedCpus(schedule.cpus[0])
     pipeline = emulated_pipeline(spec, cpus, 1_000_000)
     per_tick = [0] * round(schedule.seconds / schedule.tick_s)
@@ -265,7 +273,7 @@ def run_arm(name: str, spec: PipelineSpec, schedule: Schedule, seed: int = 0) ->
     for step in range(1, round(schedule.seconds / schedule.window_s)):
         time.sleep(max(0.0, began + step * schedule.window_s - time.monotonic()))
         cpus.resize(schedule.cpus[int(step * schedule.window_s / schedule.phase_s)])
-        # A relaunched job counts its seconds anew; the policy's clock goes on.
+        # A relaunched job counts its seconds from 0, but the policy's clock continues.
         seen = replace(job.observe(), time_s=time.monotonic() - began)
         if seen.window_s <= 0:
             continue
@@ -285,7 +293,7 @@ def run_arm(name: str, spec: PipelineSpec, schedule: Schedule, seed: int = 0) ->
 
 
 def launch(pipeline: object, state: object) -> BatchIterator:
-    """Open the pipeline; threads are no limit for policies that do not set them."""
+    """Open the pipeline with the maximum of threads, because most policies set only the workers of stages."""
     batches = open_emulated(pipeline, state)  # type: ignore[arg-type]
     batches.tunables[THREADS].set(batches.tunables[THREADS].max)
     return batches

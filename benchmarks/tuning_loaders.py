@@ -1,7 +1,8 @@
-"""One loader of `bench_tuning.py --real` in a process of its own: `python tuning_loaders.py ARM FOLDER SECONDS`.
+"""One loader of `bench_tuning.py --real` in a separate process: `python tuning_loaders.py ARM FOLDER SECONDS`.
 
-It says "ready" when the first batch has been trained on, waits for a line, and then trains for so many seconds. At the
-end it writes JSON: batches in each half second, a checksum of the first batches, and our tuner's share of a CPU.
+The process trains on the first batches, prints "ready", waits for a line of input, and then trains for this many
+seconds. At the end it prints JSON: the batches of each half second, a checksum of the first batches, and the CPU use of
+headrace's tuner.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ CHECKED = 8
 
 
 def headrace(folder: str, stack: ExitStack, *, by_hand: bool = False) -> Iterator[bytes]:
-    """Ours as it comes, `tuner="auto"` and nothing set, or with everything set and no tuner."""
+    """Read with headrace: as it comes (`tuner="auto"`), or with all workers set by hand and no tuner."""
     import pyarrow as pa
 
     from headrace.logs.source import ROW_ID, SourceBatch
@@ -61,7 +62,7 @@ def headrace(folder: str, stack: ExitStack, *, by_hand: bool = False) -> Iterato
 
 
 def apply(function: Any, rows: Any) -> Any:
-    """A function of bytes on a row."""
+    """Apply a function of bytes to the value of a single row."""
     import pyarrow as pa
 
     result = function(rows["value"][0].as_buffer().to_pybytes())
@@ -71,7 +72,7 @@ def apply(function: Any, rows: Any) -> Any:
 
 
 def tf_data(folder: str, stack: ExitStack) -> Iterator[bytes]:
-    """tf.data with AUTOTUNE everywhere; Python functions run as it runs them, in its own process."""
+    """Read with tf.data and AUTOTUNE everywhere; Python functions run in its process, through `tf.numpy_function`."""
     import tensorflow as tf
 
     def wrap(function: Any) -> Any:
@@ -86,14 +87,14 @@ def tf_data(folder: str, stack: ExitStack) -> Iterator[bytes]:
 
 
 def data_loader(folder: str, stack: ExitStack, *, workers: int) -> Iterator[bytes]:
-    """A DataLoader whose worker processes do everything."""
+    """Read with a DataLoader whose worker processes run all stages."""
     from torch.utils.data import DataLoader
 
-    yield from DataLoader(Everything(folder), batch_size=None, num_workers=workers)  # type: ignore[arg-type]
+    yield from DataLoader(AllStagesDataset(folder), batch_size=None, num_workers=workers)  # type: ignore[arg-type]
 
 
-class Everything:
-    """All stages of an element at once, as a map-style dataset."""
+class AllStagesDataset:
+    """A map-style dataset that runs all stages of an element at once."""
 
     def __init__(self, folder: str) -> None:
         self._folder = folder
@@ -106,7 +107,7 @@ class Everything:
 
 
 BY_HAND = {"source": 4, "decode": 1, "user_function": 2, "features": 1}
-"""For two CPUs: reads that wait are four at a time, the function that holds the GIL has a process for each CPU."""
+"""Workers for two CPUs: four slow reads at a time, and one process per CPU for the function that holds the GIL."""
 
 LOADERS: dict[str, Any] = {
     "headrace, auto": headrace,
@@ -119,13 +120,13 @@ PACKAGES = {"tf.data, AUTOTUNE": "tensorflow"}
 
 
 def cpu_of_tuner() -> float:
-    """CPU seconds of our tuner's thread, 0 where there is none."""
+    """Return the CPU seconds of the thread of headrace's tuner, or 0 without a tuner."""
     tuners = {thread.native_id for thread in threading.enumerate() if thread.name == "headrace-tuner"}
     return sum(thread.user_time + thread.system_time for thread in psutil.Process().threads() if thread.id in tuners)
 
 
 def main() -> None:
-    """Train as told."""
+    """Train with the loader that the command line names."""
     arm, folder, seconds = sys.argv[1], sys.argv[2], float(sys.argv[3])
     trainer, check = work.Trainer(), 0
     per_tick = np.zeros(round(seconds / TICK_S), np.int64)

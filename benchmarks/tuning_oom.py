@@ -1,13 +1,12 @@
 """Tuning policies in a cgroup with a memory limit and bursts of large elements: which runs are killed.
 
 Uses the real engine and the kernel's out-of-memory killer. Elements of 1.5 MB are actually allocated; from time to time
-several in a row are 6 times as large, as with users who have long histories. Stages sleep, so memory is the only limit.
-A run fails when its process is killed. Every policy runs
+several in a row are 6 times as large, like the rows of users with long histories. Stages sleep, so memory is the only
+limit. A run fails when its process is killed. Every policy runs *without the ledger*: the engine neither counts bytes
+nor observes the limit, like tf.data and most loaders. The policies of headrace and tf.data also run *with the engine's
+ledger*, which the engine normally uses.
 
-- *without ledger*: the engine neither counts bytes nor observes the limit, like tf.data and most loaders; and
-- for headrace's and tf.data's policies also *with the engine's ledger*, which the engine normally uses.
-
-InTune reports 8 % of runs lost for AUTOTUNE, none for itself.
+The InTune paper reports that AUTOTUNE lost 8 % of its runs, and InTune none.
 """
 
 from __future__ import annotations
@@ -45,7 +44,7 @@ __all__ = ["run"]
 LIMIT_BYTES = 320 << 20
 MEAN_BYTES, BURST_FACTOR, BURST_EVERY, BURST_LENGTH = 1.5e6, 6.0, 60, 12
 STAGES = {"read": 0.02, "decode": 0.05, "features": 0.03}
-"""Seconds of a service, slept."""
+"""Seconds that each stage sleeps per element."""
 CONSUMER_S = 0.02
 CPUS = 16
 RUN_S, WINDOW_S = 2.5, 0.25
@@ -55,7 +54,7 @@ FAILED = "runs killed"
 
 @dataclass(frozen=True)
 class Elements:
-    """A source of so many elements of one row."""
+    """A source of `count` elements with one row each."""
 
     count: int
 
@@ -63,16 +62,16 @@ class Elements:
         return self.count
 
     def read(self, split: int) -> Iterator[SourceBatch]:
-        """One row."""
+        """Yield the row of an element."""
         yield SourceBatch(pa.record_batch({ROW_ID: pa.array([split], pa.int64())}), num_read=1)
 
     def describe(self, split: int) -> str:
-        """Its number."""
+        """Describe an element by its number."""
         return f"element {split}"
 
 
 def make_element(seed: int, seconds: float, rows: pa.RecordBatch) -> pa.RecordBatch:
-    """A row whose one value is as large as its element happens to be; the memory is really touched."""
+    """Sleep, and return a row whose value has the random size of its element; all of its memory is written to."""
     item = int(rows[ROW_ID][0].as_py())
     time.sleep(seconds)
     random = np.random.default_rng((seed, item))
@@ -84,7 +83,7 @@ def make_element(seed: int, seconds: float, rows: pa.RecordBatch) -> pa.RecordBa
 
 
 def bursty_pipeline(seed: int) -> Pipeline:
-    """Each stage makes a new element of the same size, as decoding and transforming do."""
+    """Return a pipeline whose stages each create a new element of the same size, as decoding and transforming do."""
     pipeline = from_source(Elements(1_000_000))
     for name, seconds in STAGES.items():
         pipeline = pipeline.map(functools.partial(make_element, seed, seconds), name=name)
@@ -92,7 +91,7 @@ def bursty_pipeline(seed: int) -> Pipeline:
 
 
 class LimitedJob(LiveJob):
-    """A live job on so many CPUs, whose memory is what its cgroup counts (a forked process shares pages)."""
+    """A live job with a fixed number of CPUs and the memory of its cgroup (a forked process shares pages)."""
 
     def __init__(self, batches: Any, cgroup: Cgroup) -> None:
         super().__init__(batches)
@@ -100,11 +99,11 @@ class LimitedJob(LiveJob):
 
     @property
     def space(self) -> Space:
-        """Without the engine's own budgets, and without the source, which has nothing to do."""
+        """Tunables, except budgets in bytes and those of the source, which does no work."""
         return Space(tuple(k for k in super().space.knobs if k.unit != "bytes" and k.stage in (None, *STAGES)))
 
     def observe(self) -> Observation:
-        """With the CPUs of the case; sleeping counts as work."""
+        """Observe the job, with the CPUs of the case; sleeping counts as work."""
         seen = super().observe()
         stages = tuple(replace(stage, busy_s=stage.wall_s) for stage in seen.stages if stage.name != "source")
         return replace(
@@ -118,7 +117,7 @@ class LimitedJob(LiveJob):
 
 
 def run_once(name: str, seed: int, ledger: bool, cgroup: Cgroup) -> int:
-    """Batches delivered by one short run inside the group."""
+    """Run a policy for a short time inside the group, and return the number of batches delivered."""
     cgroup.enter()
     if not ledger:
         MemoryWatchdog.poll = lambda self: Pressure.NONE  # type: ignore[method-assign]
@@ -146,7 +145,7 @@ def run_once(name: str, seed: int, ledger: bool, cgroup: Cgroup) -> int:
 
 
 def run(report: harness.Report, quick: bool) -> None:
-    """Short runs of every policy; says so where no group with a memory limit can be made."""
+    """Measure short runs of every policy, unless no group with a memory limit can be created here."""
     root = controller("memory")
     if root is None:
         report.notes["memory test"] = "skipped: no cgroup with a memory limit can be made here"
@@ -170,7 +169,7 @@ def run(report: harness.Report, quick: bool) -> None:
 
 
 def run_all(waiting: list[Any], root: Any, *, at_once: int = 6) -> dict[Any, int | None]:
-    """What each run delivered; None for those whose process was killed."""
+    """Return the number of batches that each run delivered; None if its process was killed."""
     context, outcomes, running = multiprocessing.get_context("fork"), {}, {}
     waiting, shown = list(waiting), time.monotonic()
     while waiting or running:

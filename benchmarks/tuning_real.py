@@ -2,11 +2,11 @@
 
 An element is read through an fsspec filesystem that delays each read by 30 ms, decompressed, processed by a user
 function in Python, converted to features and trained on; see `tuning_work.py`. headrace runs without any manual
-setting. tf.data uses AUTOTUNE everywhere; DataLoader runs with its default and several numbers of workers, of which the
-best is what a patient human would find. The number of CPUs goes 1-2-1 by affinity, and by the quota of a cgroup if one
-can be created (which a library that only counts CPUs does not see). Arms run in turn, each in a separate process; all
-must deliver the same bytes. A short job has two CPUs all the time, and also runs with the setting that a patient human
-would choose.
+setting. tf.data uses AUTOTUNE everywhere. DataLoader runs with its default and with several numbers of workers; the
+best of these is what manual tuning would find. The number of CPUs changes from 1 to 2 and back, by affinity, and by the
+quota of a cgroup if one can be created (a library that only counts CPUs does not notice a quota). Arms run in turn,
+each in a separate process; all must deliver the same bytes. A short job has two CPUs all the time, and also runs with
+workers set by hand.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ SHORT_S, SHORT_ROUNDS = 12.0, 3
 
 
 def run(report: harness.Report, quick: bool) -> None:
-    """The cases this machine allows."""
+    """Measure the cases that this machine supports."""
     use = harness.CpuUse()
     available = sorted(os.sched_getaffinity(0))
     if len(available) < max(CPUS):
@@ -80,19 +80,19 @@ def measure(
     rounds: int,
     root: Path | None,
 ) -> None:
-    """All arms in turn, several times."""
+    """Measure all arms of a case in turn, several times; `root` is where cgroups with a CPU quota are created."""
     rates: dict[str, list[float]] = {arm: [] for arm in arms}
     checks, tuner_cpu = set(), []
     for number in range(rounds):
         for arm in arms:
-            with machine(root, cpus[0]) as (enter, resize):
+            with limited_cpus(root, cpus[0]) as (enter, resize):
                 answer = train(arm, folder, cpus, phase_s, enter, resize)
             checks.add(answer["check"])
             rates[arm].append(sum(answer["per_tick"]) / (len(cpus) * phase_s))
             if arm == OURS:
                 tuner_cpu.append(100 * answer["tuner_cpu"])
-            told = f"{case}, round {number + 1}/{rounds}: {arm} {rates[arm][-1]:.1f} a second"
-            print(told, file=sys.stderr, flush=True)
+            progress = f"{case}, round {number + 1}/{rounds}: {arm} {rates[arm][-1]:.1f} per second"
+            print(progress, file=sys.stderr, flush=True)
     if len(checks) > 1:
         raise RuntimeError(f"{case}: arms delivered different bytes: {checks}")
     for arm in arms:
@@ -111,7 +111,7 @@ def measure(
 
 
 def cpu_bound(folder: str, cpus: tuple[int, ...]) -> float:
-    """Batches a second if the CPUs did nothing but the work itself, as CPUs are on average."""
+    """Return batches per second if the CPUs (their mean over the phases) did only the work itself, without a loader."""
     trainer, compressed = work.Trainer(), [Path(folder, f"{i}.z").read_bytes() for i in range(work.NUM_FILES)]
     best = min(
         timed(lambda c=c: trainer.step(work.features(work.user_function(work.decode(c))))) for c in compressed * 2
@@ -120,15 +120,20 @@ def cpu_bound(folder: str, cpus: tuple[int, ...]) -> float:
 
 
 def timed(run: Callable[[], object]) -> float:
-    """CPU seconds of this thread."""
+    """Run a function and return the CPU seconds that it took in this thread."""
     began = time.thread_time()
     run()
     return time.thread_time() - began
 
 
 @contextlib.contextmanager
-def machine(root: Path | None, first: int) -> Iterator[tuple[Callable[[int], None], Callable[[int, int], None]]]:
-    """How a process enters the machine of a case, and how its CPUs are changed."""
+def limited_cpus(root: Path | None, first: int) -> Iterator[tuple[Callable[[int], None], Callable[[int, int], None]]]:
+    """Limit processes to a number of CPUs, by affinity (if `root` is None) or by the quota of a new cgroup.
+
+    Yields:
+        A function that puts a process under the limit, given its pid, and one that changes the number of CPUs, given
+        the pid and the number.
+    """
     if root is None:
         yield lambda pid: set_affinity(pid, first), set_affinity
         return
@@ -141,7 +146,7 @@ def machine(root: Path | None, first: int) -> Iterator[tuple[Callable[[int], Non
 
 
 def set_affinity(pid: int, count: int) -> None:
-    """Give a process, its threads and its children the first so many CPUs of this process."""
+    """Bind a process, its threads and its children to the first `count` CPUs of this process."""
     cpus = sorted(os.sched_getaffinity(0))[:count]
     with contextlib.suppress(psutil.NoSuchProcess):
         for process in (psutil.Process(pid), *psutil.Process(pid).children(recursive=True)):
@@ -158,7 +163,7 @@ def train(
     enter: Callable[[int], None],
     resize: Callable[[int, int], None],
 ) -> dict[str, Any]:
-    """What the arm's process says after a run over all phases; see `tuning_loaders`."""
+    """Run an arm's process over all phases and return the JSON that it prints; see `tuning_loaders`."""
     here = Path(__file__).parent
     errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 (closed below)
     child = subprocess.Popen(
@@ -167,7 +172,7 @@ def train(
         stdout=subprocess.PIPE,
         stderr=errors,
         text=True,
-        start_new_session=True,  # so that what it leaves behind can be ended with it
+        start_new_session=True,  # so that processes it leaves behind can be killed with it
         env={**os.environ, "PYTHONPATH": str(here), "TF_CPP_MIN_LOG_LEVEL": "3"},
     )
     assert child.stdin is not None

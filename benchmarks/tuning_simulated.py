@@ -1,10 +1,11 @@
 """Tuning policies in the *simulator*, on InTune's pipeline and machine (arXiv 2308.08500): 32-64-128-64-32 CPUs.
 
-A virtual clock: phases of 5 minutes take seconds. Every policy on pipelines of 3 to 7 stages, without a user function,
-with a heavy tail, drift, contention, blocking reads and bursty memory. Elements delivered are given as a share of the
-oracle, which knows the true service times and tries settings; `bound` is what the CPUs allow if no worker ever idles.
-The adaptive baselines pay a tenth of a phase for each relaunch, and everyone as much for running out of memory. Cases
-of constant service times are the same for every seed; agents have 5 seeds everywhere, the heavy tail for all.
+The clock is virtual, so phases of 5 minutes take seconds. Every policy runs on pipelines of 3 to 7 stages, one without
+a user function, and ones with a heavy tail, drift, contention, blocking reads and bursty memory. Elements delivered are
+reported as a share of the oracle's, which knows the true service times and tries settings; `bound` is what the CPUs
+allow if no worker is ever idle. A relaunch of an adaptive baseline, or running out of memory, costs a tenth of a phase.
+Cases with constant service times are the same for every seed; agents have 5 seeds in every case, and all policies do in
+the case with the heavy tail.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ SECONDS, PHASE_S, TICK_S, SEEDS = 2.0, 300.0, 1.0, 5
 
 
 def cases(seconds: float, schedule_s: float) -> dict[str, PipelineSpec]:
-    """Pipelines by name; the first is the published one."""
+    """Return the pipelines by case; the first is the published one."""
     return {
         "published": published_pipeline(seconds),
         **arms.hard_cases(seconds, schedule_s),
@@ -48,7 +49,7 @@ def cases(seconds: float, schedule_s: float) -> dict[str, PipelineSpec]:
 
 
 def run(report: harness.Report, quick: bool) -> None:
-    """Every policy on every pipeline, two at a time."""
+    """Measure every policy on every pipeline, two at a time."""
     phase_s, seconds = (60.0, SECONDS) if quick else (PHASE_S, SECONDS)
     specs = cases(seconds, 5 * phase_s)
     if quick:
@@ -68,7 +69,7 @@ def run(report: harness.Report, quick: bool) -> None:
 
 
 def names_of(spec: PipelineSpec, quick: bool) -> list[str]:
-    """Every policy; agents for all combinations at once only for 5 stages, of which there are 3125."""
+    """Return the policies of a case; agents with joint actions only for 5 stages (3125 combinations)."""
     if quick:
         return [arms.OURS, "even", "autotune", "autotune_adaptive", "intune", "oracle"]
     agents = [name for name, arm in arms.intune_arms().items() if arm["heads"] == "factored" or len(spec.stages) == 5]
@@ -76,13 +77,13 @@ def names_of(spec: PipelineSpec, quick: bool) -> list[str]:
 
 
 def run_seeds(name: str, spec: PipelineSpec, phase_s: float, seeds: int) -> list[Trial]:
-    """A policy's trials; one where nothing is random."""
+    """Run a policy with every seed, or once if nothing is random."""
     random = name.startswith("intune") or any(each.distribution is not Distribution.CONSTANT for each in spec.stages)
     return [trial(name, spec, phase_s, seed) for seed in range(seeds if random else 1)]
 
 
 def trial(name: str, spec: PipelineSpec, phase_s: float, seed: int) -> Trial:
-    """One run over the schedule."""
+    """Run a policy once over the schedule."""
     return run_trial(
         lambda: arms.make(name, spec, seed, phase_s=phase_s),
         spec,
@@ -95,7 +96,7 @@ def trial(name: str, spec: PipelineSpec, phase_s: float, seed: int) -> Trial:
 
 
 def add(report: harness.Report, case: str, spec: PipelineSpec, phase_s: float, trials: dict[str, list[Trial]]) -> None:
-    """Shares of the oracle and recovery."""
+    """Report the shares of the oracle and the recovery of all policies, and the goals."""
     machine = published_machine(phase_s)
     best = [best_setting(spec, p.cpus, p.start_s)[1] for p in machine.phases]
     oracle = statistics.median(each.delivered for each in trials["oracle"])
@@ -112,7 +113,7 @@ def add(report: harness.Report, case: str, spec: PipelineSpec, phase_s: float, t
 
 
 def add_goals(report: harness.Report, case: str) -> None:
-    """Ours near the oracle and soon after each resize; InTune's agent better than what does not learn."""
+    """Add the goals: `auto` near the oracle and soon after each resize; InTune's agent ahead of simpler policies."""
     share, worst = (report.median(case, arms.OURS, metric) for metric in (SHARE, WORST_95))
     arms.add_goal(report, f"{case}: share of the oracle", "0.97", f"{share:.3f}", met=share >= 0.97)
     arms.add_goal(report, f"{case}: at 95 % of the oracle after a resize", "5 s", f"{worst:.1f} s", met=worst <= 5)
@@ -123,9 +124,10 @@ def add_goals(report: harness.Report, case: str) -> None:
 
 
 def run_memory(report: harness.Report, quick: bool) -> None:
-    """Bursty elements on a machine whose memory a careless setting exceeds: failures by policy.
+    """Measure how often each policy runs out of memory, with bursty elements and a tight memory limit.
 
-    Policies are compared without a ledger; the engine's own, which admits work by its bytes, is an arm of its own.
+    Policies are compared without a ledger. A further arm is `auto` with the engine's ledger, which admits work by its
+    bytes.
     """
     case, seeds = "simulated, bursty memory", 3 if quick else 50
     bursty: dict[str, Any] = {"output_bytes": 10e6, "bytes_distribution": Distribution.LOGNORMAL, "bytes_spread": 1.0}

@@ -1,7 +1,8 @@
-"""The real work of `bench_tuning.py --real`: delayed reads, decompression, a user function in Python, a trainer.
+"""The work of `bench_tuning.py --real`: delayed reads, decompression, a user function in Python, and a trainer.
 
-An element is a file of 512 samples. Reading waits for a distant store, decoding and features run in C without the GIL,
-the user function is plain Python and holds it. Functions take and give bytes, so every loader can call them.
+An element is a file of 512 samples. Reading is delayed as if the store were remote. Decoding and features run in C
+without the GIL; the user function is plain Python and holds it. All functions take and return bytes, so that every
+loader can call them.
 """
 
 from __future__ import annotations
@@ -25,18 +26,18 @@ USER_STEPS = 30_000
 
 
 class DelayedFileSystem(LocalFileSystem):  # type: ignore[misc]
-    """Local files, each read of which takes as long as from a store in another building."""
+    """Local files, each read of which is delayed by `READ_S`, as from a remote store."""
 
     cachable = False
 
     def cat_file(self, path: str, start: int | None = None, end: int | None = None, **kwargs: Any) -> bytes:
-        """The bytes of a file, later."""
+        """Return the bytes of a file after the delay."""
         time.sleep(READ_S)
         return Path(path).read_bytes()
 
 
 def prepare(folder: Path) -> None:
-    """Write the files."""
+    """Write the compressed files of all elements."""
     random = np.random.default_rng(0)
     for number in range(NUM_FILES):
         values = random.integers(0, 64, (SAMPLES, COLUMNS)).astype(np.float32)
@@ -44,7 +45,7 @@ def prepare(folder: Path) -> None:
 
 
 def temporary() -> tempfile.TemporaryDirectory[str]:
-    """A folder in memory, where there is one: disks are not the subject."""
+    """Return a temporary folder, in memory if possible, so that disks have no effect."""
     shared = Path("/dev/shm")
     return tempfile.TemporaryDirectory(dir=shared if shared.is_dir() else None)
 
@@ -55,17 +56,17 @@ def _files() -> DelayedFileSystem:
 
 
 def read(folder: str, number: int) -> bytes:
-    """A compressed file of the store."""
+    """Read the compressed file of an element."""
     return bytes(_files().cat_file(f"{folder}/{number % NUM_FILES}.z"))
 
 
 def decode(compressed: bytes) -> bytes:
-    """Its values."""
+    """Decompress a file: float32 [SAMPLES, COLUMNS] as bytes."""
     return zlib.decompress(compressed)
 
 
 def user_function(values: bytes) -> bytes:
-    """What users write: a loop in Python. It changes one value, so that nobody can leave it out."""
+    """Run a loop in plain Python, like many user functions; it changes one value, so no loader can skip it."""
     total = 0
     for i in range(USER_STEPS):
         total = (total * 31 + values[(i * 4 + 3) % len(values)]) & 0xFFFF
@@ -73,14 +74,14 @@ def user_function(values: bytes) -> bytes:
 
 
 def features(values: bytes) -> bytes:
-    """Logarithms, clipped and centred."""
+    """Return the clipped logarithms of the values, less their mean in each row."""
     array = np.frombuffer(values, np.float32).reshape(SAMPLES, COLUMNS)
     array = np.clip(np.log1p(array), 0.0, 8.0)
     return np.ascontiguousarray(array - array.mean(axis=1, keepdims=True)).tobytes()
 
 
 class Trainer:
-    """Takes a batch and computes for a few milliseconds on one thread."""
+    """A small model that takes a few milliseconds per batch on one thread."""
 
     def __init__(self) -> None:
         import torch
@@ -92,6 +93,6 @@ class Trainer:
         self._second = torch.rand(256, 1, generator=generator)
 
     def step(self, batch: bytes) -> float:
-        """The sum of a small model's outputs."""
+        """Run the model and return the sum of its outputs."""
         x = self._torch.frombuffer(bytearray(batch), dtype=self._torch.float32).view(SAMPLES, COLUMNS)
         return float((self._torch.relu(x @ self._first) @ self._second).sum())

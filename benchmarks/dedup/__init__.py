@@ -1,1 +1,1 @@
-"""Deduplication, measured from file to tower: logs, jobs and arms of `bench_dedup.py`."""
+"""Logs, jobs and training steps of `bench_dedup.py`."""

@@ -1,4 +1,4 @@
-"""The jobs: features of RecD's preprocessing (hash, cut, clamp, log), and three models on top."""
+"""Jobs of `bench_dedup.py`: features like RecD's preprocessing (hash, truncate, clamp, log) and two models."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ DIM = 16
 
 
 def features(schema: Schema, dedup: str) -> dict[str, Any]:
-    """Numbers are filled, limited and go through log1p; lists are cut; ids are hashed into the range of their table."""
+    """Return the section `features` of a job: log1p of dense columns, and hashed ids of lists of at most 200."""
     hashed = {"hash": {"range": RANGE}}
     sparse: dict[str, Any] = {column.name: [hashed] for column in schema.ids}
     sparse |= {column.name: [{"first_x": 200}, hashed] for column in schema.id_lists}
@@ -25,15 +25,15 @@ def features(schema: Schema, dedup: str) -> dict[str, Any]:
 
 
 def job(path: Path, schema: Schema, run: Path, *, model: str, dedup: str, batch_size: int = BATCH_SIZE) -> JobConfig:
-    """A job over a log in any layout.
+    """Return a job on a log in any layout.
 
     Args:
-        path: The log.
-        schema: Of the log.
+        path: Folder of the log.
+        schema: Schema of the log.
         run: Folder of the run.
-        model: "dlrm" (sums), or "encoder": histories go through a transformer.
-        dedup: As `features.dedup`.
-        batch_size: Rows of a step.
+        model: "dlrm", which sums histories, or "encoder", which encodes them with a transformer.
+        dedup: Value of `features.dedup`: "auto" or "off".
+        batch_size: Rows per step.
     """
     config: dict[str, Any] = {"kind": "dlrm", "embedding_dim": DIM, "bottom": [512, 256], "top": [512, 256]}
     if model == "encoder":

@@ -1,4 +1,4 @@
-"""The logs: with the published statistics, in time order and clustered by session; kept between runs."""
+"""Logs of `bench_dedup.py`: with the published statistics, in all three layouts; kept between runs."""
 
 from __future__ import annotations
 
@@ -32,35 +32,35 @@ class DedupLogs:
     """The same rows in three layouts.
 
     Attributes:
-        folder: Holds a folder for each layout.
-        num_rows: Rows of each.
+        folder: Folder with one subfolder per layout.
+        num_rows: Number of rows, the same in all layouts.
     """
 
     folder: Path
     num_rows: int
 
     def path(self, layout: str) -> Path:
-        """Folder of a layout."""
+        """Return the folder of a layout."""
         return self.folder / layout
 
     def schema(self, layout: str) -> Schema:
-        """Schema of a layout."""
+        """Return the schema of a layout."""
         return Schema.from_yaml(self.path(layout) / "schema.yaml")
 
     def num_bytes(self, layout: str) -> int:
-        """Bytes of the Parquet files."""
+        """Return the total size of the Parquet files of a layout."""
         return sum(path.stat().st_size for path in self.path(layout).rglob("*.parquet"))
 
 
 def generate(sizes: Sequence[tuple[str, int]]) -> None:
-    """Make the logs of these presets and numbers of rows that are not there yet, two at a time."""
+    """Generate the logs of these (preset, number of rows) that do not exist yet, two at a time."""
     with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as pool:
         for made in [pool.submit(generated, preset, num_rows) for preset, num_rows in sizes]:
             made.result()
 
 
 def rows_of_a_session(logs: DedupLogs, batch_rows: int) -> float:
-    """Rows of a session that a batch in time order holds: rows over distinct sessions, mean of the whole batches."""
+    """Return the mean rows per session within a batch in time order, over all complete batches."""
     schema = logs.schema("time")
     files = sorted((logs.folder / "time").rglob("*.parquet"))
     sessions = np.concatenate([pq.read_table(file, columns=[schema.session_id]).column(0).to_numpy() for file in files])
@@ -70,7 +70,7 @@ def rows_of_a_session(logs: DedupLogs, batch_rows: int) -> float:
 
 
 def generated(preset: str, num_rows: int) -> DedupLogs:
-    """A preset of `headrace generate`."""
+    """Return the log of a preset of `headrace generate`, which is generated unless it exists."""
     target = Path(tempfile.gettempdir()) / f"headrace-bench-dedup-v{VERSION}-{preset}-{num_rows}"
     if not target.exists():
         part = target.with_name(f"{target.name}.{os.getpid()}")
@@ -82,7 +82,7 @@ def generated(preset: str, num_rows: int) -> DedupLogs:
 
 
 def news(data: Path) -> DedupLogs:
-    """Hours of the real news log, as the recipe imports them."""
+    """Return some hours of the real news log, imported as in the recipe."""
     target = Path(tempfile.gettempdir()) / f"headrace-bench-dedup-v{VERSION}-news"
     if not target.exists():
         part = target.with_name(f"{target.name}.{os.getpid()}")

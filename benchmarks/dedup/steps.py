@@ -1,9 +1,10 @@
-"""Training steps on batches that are ready in memory: `python -m dedup.steps JSON`, told what to do by its input.
+"""The process of an arm that makes training steps on batches in memory: `python -m dedup.steps JSON`.
 
-The JSON says which log and layout, model, deduplication, rows of a batch and whether batches are expanded. Lines:
+The JSON has the folder of the log, the layout, the model, the deduplication, the batch size, and whether batches are
+expanded. The process reads commands from standard input, one per line, and answers each with a line of JSON:
 
-    time N      N steps: {"seconds" a step, "loss"}
-    memory      {"peak_bytes": peak of resident memory over that before the first step}
+    time N      make N steps: {"seconds", "loss"}, the seconds per step and the loss of the last step
+    memory      {"peak_bytes"}, the peak of resident memory minus that before the first step
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ NUM_BATCHES = 4
 
 
 def expanded(batch: Batch) -> Batch:
-    """The same batch without deduplication: one plain group of all features."""
+    """Return the same batch without deduplication: one plain group with all features."""
     groups = [group.expand() if isinstance(group, InverseKeyedJaggedTensor) else group for group in batch.sparse]
     keys = [key for group in groups for key in group.keys]
     values, lengths = torch.cat([g.values for g in groups]), torch.cat([g.lengths for g in groups])
@@ -40,7 +41,7 @@ def expanded(batch: Batch) -> Batch:
 
 
 def ready_batches(settings: dict[str, Any]) -> tuple[list[Batch], TrainingStep]:
-    """Batches from the log, and the step of a new model."""
+    """Read `NUM_BATCHES` batches from the log, and return them with the training step of a new model."""
     from dedup.jobs import job
     from dedup.logs import DedupLogs
 
@@ -72,18 +73,19 @@ def ready_batches(settings: dict[str, Any]) -> tuple[list[Batch], TrainingStep]:
 
 
 def resident(name: str) -> int:
-    """VmRSS or VmHWM of this process, bytes."""
+    """Return VmRSS (resident memory) or VmHWM (its peak) of this process, in bytes."""
     lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     return next(int(line.split()[1]) << 10 for line in lines if line.startswith(name))
 
 
 def main() -> None:
+    """Train as requested until the input ends."""
     settings = json.loads(sys.argv[1])
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     batches, step = ready_batches(settings)
     turn = cycle(batches)
-    Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
     before = resident("VmRSS")
 
     def answer(value: Any) -> None:
@@ -98,7 +100,9 @@ def main() -> None:
         count = int(line.split()[1])
         begin = time.perf_counter()
         for _ in range(count):
-            loss = step(replace(next(turn), unique_keys={})).loss  # each step finds the keys of its own batch
+            loss = step(
+                replace(next(turn), unique_keys={})
+            ).loss  # batches are reused, but each step must find their keys
         answer({"seconds": (time.perf_counter() - begin) / count, "loss": loss})
 
 

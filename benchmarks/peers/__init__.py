@@ -1,1 +1,1 @@
-"""Loaders that are compared: the work they all do, the logs they read, and how they run in processes of their own."""
+"""Peers of the benchmarks of loaders, training steps and whole jobs: common work and logs, arms and their processes."""

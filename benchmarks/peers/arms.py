@@ -1,4 +1,4 @@
-"""The arms of the loader benchmarks by name: which loader, with which settings."""
+"""The arms of the loader benchmarks by name: a loader and its settings each."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ class Arm:
     """A loader with its settings.
 
     Attributes:
-        name: As shown.
-        module: Of this package.
-        function: Makes it.
-        settings: Arguments of the function.
-        package: That must be installed.
-        hashes: Whether it can do SigridHash.
-        quick: Whether it takes part with `--quick`.
+        name: Name shown in tables.
+        module: Module of this package with the loader.
+        function: Function of the module that creates the loader.
+        settings: Keyword arguments of the function.
+        package: Package that must be installed.
+        hashes: Whether the loader supports SigridHash.
+        quick: Whether the arm is measured with `--quick`.
         fresh: Whether each sample needs a new process.
-        all_rows: Whether it reads all rows; slow ones read one row group.
+        all_rows: Whether the loader reads all rows; slow ones read one row group.
     """
 
     name: str
@@ -39,7 +39,7 @@ class Arm:
     all_rows: bool = True
 
     def make(self, logs: Logs, op: IdOp) -> Any:
-        """A function that starts a pass and returns its batches."""
+        """Create the loader, and return a function that starts a pass and returns its batches."""
         return getattr(import_module(f"peers.{self.module}"), self.function)(logs, op, **self.settings)
 
 
@@ -75,7 +75,7 @@ LOADERS = (
     Arm("polars, streaming engine", "frames", "polars_frame", {"streaming": True}, "polars", hashes=False),
     Arm("polars, file by file", "frames", "polars_frame", {"streaming": False}, "polars", hashes=False, quick=False),
 )
-"""The peers, each with settings that suit it and with usual ones."""
+"""The peers, each with its best and with its usual settings."""
 
 BY_ROW = (
     Arm("datasets, streamed, torch format", "frames", "huggingface_torch", {}, "datasets", all_rows=False),
@@ -91,17 +91,17 @@ BY_ROW = (
         for workers in (0, 1, 2)
     ),
 )
-"""Peers used as most tutorials do; slow, so they read fewer rows."""
+"""Peers as most tutorials use them; they are slow, so they read fewer rows."""
 
 PREPARED = (
     Arm("headrace, 2 workers, Arrow file", "ours", "arrow", {"workers": 2}),
     Arm("datasets, its Arrow files", "frames", "huggingface", {"streaming": False, "rows": 4096}, "datasets"),
 )
-"""Loaders of uncompressed Arrow files that were written beforehand: nothing is decoded."""
+"""Loaders of uncompressed Arrow files that were written beforehand, so that nothing is decoded."""
 
 ARMS = {arm.name: arm for arm in (*OURS, *DECODE, *LOADERS, *BY_ROW, *PREPARED)}
 
 
 def missing(arm: Arm) -> bool:
-    """Whether the arm's library is not installed."""
+    """Return whether the package of an arm is not installed."""
     return util.find_spec(arm.package) is None

@@ -1,10 +1,12 @@
-"""One arm in a process of its own: `python -m peers.child ARM FOLDER ROWS OP`, told what to do by lines on its input.
+"""The process of one arm of the loader benchmarks: `python -m peers.child ARM FOLDER ROWS OP`.
 
-    time        a pass, timed: {"seconds", "rows", "cpu_s"}
-    digest      a pass, with the fingerprint of every batch: {"digests"}
-    memory      what this process has used: {"peak_rss_bytes", "ledger_peak_bytes"}
+The process reads commands from standard input, one per line, and answers each with a line of JSON:
 
-Answers are lines of JSON. A pass is timed from asking for the iterator until its last batch was handed over.
+    time        time a pass: {"seconds", "rows", "cpu_s"}
+    digest      make a pass, and compute a fingerprint of every batch: {"digests"}
+    memory      report the memory that this process has used: {"peak_rss_bytes", "ledger_peak_bytes"}
+
+A pass is timed from creating the iterator until its last batch is delivered.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ __all__ = ["main"]
 
 
 def timed_pass(start: Any) -> dict[str, float]:
-    """One pass in which the consumer only counts rows."""
+    """Time a pass in which the consumer only counts rows."""
     rows = 0
     cpu, begin = time.process_time(), time.perf_counter()
     for batch in start():
@@ -35,12 +37,12 @@ def timed_pass(start: Any) -> dict[str, float]:
 
 
 def digests(start: Any) -> dict[str, Any]:
-    """One pass in which the consumer reads every batch."""
+    """Make a pass and return the fingerprints of its batches."""
     return {"digests": [digest(batch) for batch in start() if isinstance(batch, Batch)]}
 
 
 def memory() -> dict[str, int]:
-    """Peak resident memory of this process, and the largest ledger peak if it is ours."""
+    """Return the peak resident memory of this process and, for headrace, the largest peak of its ledgers."""
     status = Path("/proc/self/status").read_text(encoding="utf-8")
     peak = next(int(line.split()[1]) << 10 for line in status.splitlines() if line.startswith("VmHWM"))
     ours = sys.modules.get("peers.ours")
@@ -48,8 +50,9 @@ def memory() -> dict[str, int]:
 
 
 def main() -> None:
+    """Create the loader, and answer commands until the input ends."""
     arm, folder, num_rows, op = sys.argv[1:]
-    # Libraries may print: answers go to the real output, everything else to the error output.
+    # Libraries may print, so only answers go to standard output; everything else goes to standard error.
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     start = ARMS[arm].make(Logs(Path(folder), int(num_rows)), op)

@@ -1,9 +1,9 @@
-"""The logs that loaders read: in Criteo's shape, the same for the same size, written once and kept.
+"""Synthetic logs in Criteo's format for the loader benchmarks; they depend only on the size, and are kept between runs.
 
-Cardinalities and shares of nulls are those of Criteo's logs. Ids are drawn from Zipf's law with exponent 1 and mixed,
-so that they look like the 32-bit hashes in Criteo's logs; counts are long-tailed; labels depend on both. Parquet is
-compressed with zstd, with row groups of 131,072 rows, two to a file. A row takes about as many bytes (54 and 48), and
-as long to decode (192 and 189 ns), as one of Criteo's written in the same way.
+Cardinalities and shares of nulls are those of Criteo's logs. Ids follow a Zipf distribution with exponent 1 and are
+hashed, so that they look like the 32-bit hashes in Criteo's logs; counts are long-tailed; labels depend on both. Each
+Parquet file (zstd) has two row groups of 131,072 rows. A row takes about as many bytes (54 against 48), and as long to
+decode (192 against 189 ns), as a row of Criteo's logs written in the same way.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ CARDINALITIES = (
     27, 14992, 5461306, 10, 5652, 2173, 4, 7046547, 18, 15, 286181, 105, 142572,
 )  # fmt: skip
 TFRECORD_ROWS = 131_072
-"""TFRecords are written row by row in Python, so there are fewer rows of them."""
+"""Rows in the TFRecord files; fewer than in Parquet, because they are written row by row in Python."""
 
 
 @dataclass(frozen=True)
@@ -41,8 +41,8 @@ class Logs:
     """A folder of logs.
 
     Attributes:
-        folder: Where they lie.
-        num_rows: How many there are.
+        folder: Folder of the Parquet files.
+        num_rows: Number of rows.
     """
 
     folder: Path
@@ -50,22 +50,22 @@ class Logs:
 
     @property
     def files(self) -> list[str]:
-        """Parquet files, in order."""
+        """Paths of the Parquet files, in order."""
         return [str(path) for path in sorted(self.folder.glob("*.parquet"))]
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of the Parquet files."""
+        """Total size of the Parquet files in bytes."""
         return sum(os.path.getsize(file) for file in self.files)
 
     @property
     def row_groups(self) -> list[tuple[str, int]]:
-        """File and number of each row group, in order."""
+        """(file, number) of each row group, in order."""
         return [(file, group) for file in self.files for group in range(pq.ParquetFile(file).num_row_groups)]
 
     @property
     def arrow_file(self) -> str:
-        """The same rows as one uncompressed Arrow IPC file, written when first asked for."""
+        """Path of an uncompressed Arrow IPC file with the same rows, written at first use."""
         path = self.folder / "rows.arrow"
         if not path.exists():
             part = path.with_suffix(f".{os.getpid()}")
@@ -80,7 +80,7 @@ class Logs:
 
 
 def make_logs(num_rows: int, folder: str | None = None) -> Logs:
-    """Logs of so many rows, below `folder` or in the system's folder for temporary files."""
+    """Write logs of `num_rows` rows below `folder` (default: the temporary folder), unless they exist already."""
     base = Path(folder or tempfile.gettempdir())
     target = base / f"headrace-bench-logs-v{VERSION}-{num_rows}"
     if not target.exists():
@@ -116,11 +116,11 @@ def _row_groups(file: int, num_rows: int) -> Iterator[pa.Table]:
 
 
 def tfrecord_file(logs: Logs, *, packed: bool) -> str:
-    """The first rows as TFRecords of `tf.train.Example`, written when first asked for.
+    """Return a file with the first rows as TFRecords of `tf.train.Example`, written at first use.
 
     Args:
-        logs: The rows.
-        packed: Three features (dense, ids, label) instead of one for each column.
+        logs: Logs whose first rows are converted.
+        packed: Whether an example has three features (dense, ids, label) instead of one per column.
     """
     import tensorflow as tf
 

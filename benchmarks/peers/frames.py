@@ -1,4 +1,4 @@
-"""Ray Data, Hugging Face datasets and polars."""
+"""Loader arms of Ray Data, Hugging Face datasets and polars."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ __all__ = ["huggingface", "huggingface_torch", "load_dataset", "polars_frame", "
 
 
 def ray_data(logs: Logs, op: IdOp, *, in_tasks: bool) -> Callable[[], Iterator[Batch]]:
-    """Ray Data on as many CPUs as there are.
+    """Read with Ray Data on all CPUs.
 
     Args:
-        logs: What to read.
-        op: What to do with ids.
-        in_tasks: The work is done in Ray's tasks (`map_batches`), which give tensors; else in the consumer, which takes
-            record batches.
+        logs: Logs to read.
+        op: Operation on ids.
+        in_tasks: Whether the work is done in Ray's tasks (`map_batches`), which return tensors. Otherwise, it is done
+            in the consumer, which receives record batches.
     """
     os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
     import ray
@@ -62,17 +62,17 @@ def ray_data(logs: Logs, op: IdOp, *, in_tasks: bool) -> Callable[[], Iterator[B
 
 
 def huggingface(logs: Logs, op: IdOp, *, streaming: bool, rows: int) -> Callable[[], Iterator[Batch]]:
-    """Hugging Face datasets in Arrow format, with the work in torch.
+    """Read with Hugging Face datasets in Arrow format, with the work in torch.
 
     Args:
-        logs: What to read.
-        op: What to do with ids.
-        streaming: Reads Parquet; else the uncompressed Arrow files that the library wrote beforehand.
-        rows: Rows taken at once, cut into batches afterwards.
+        logs: Logs to read.
+        op: Operation on ids.
+        streaming: Whether Parquet is read; otherwise, the uncompressed Arrow files that the library wrote beforehand.
+        rows: Rows requested at a time, which are then sliced into batches.
     """
     import torch
 
-    torch.set_num_threads(1)  # more threads than one for operations this small wait for each other
+    torch.set_num_threads(1)  # with operations this small, several threads would mostly wait for each other
     data = load_dataset(logs, streaming).with_format("arrow")
 
     def run() -> Iterator[Batch]:
@@ -85,7 +85,7 @@ def huggingface(logs: Logs, op: IdOp, *, streaming: bool, rows: int) -> Callable
 
 
 def huggingface_torch(logs: Logs, op: IdOp) -> Callable[[], Iterator[Batch]]:
-    """Hugging Face datasets streamed in torch format, the way its documentation shows first; one row group of rows."""
+    """Stream one row group with Hugging Face datasets in torch format, which its documentation shows first."""
     import torch
 
     data = load_dataset(logs, streaming=True).with_format("torch")
@@ -101,12 +101,12 @@ def huggingface_torch(logs: Logs, op: IdOp) -> Callable[[], Iterator[Batch]]:
 
 
 def polars_frame(logs: Logs, op: IdOp, *, streaming: bool) -> Callable[[], Iterator[Batch]]:
-    """polars, whose threads decode and do the work as expressions; batches become tensors in the consumer.
+    """Read with polars, which decodes and works in its own threads; the consumer converts batches to tensors.
 
     Args:
-        logs: What to read.
-        op: What to do with ids: "modulo" only, as it has no SigridHash.
-        streaming: `collect_batches` of a lazy query; else `read_parquet` file by file.
+        logs: Logs to read.
+        op: Operation on ids; only "modulo", because polars has no SigridHash.
+        streaming: Whether to use `collect_batches` of a lazy query; otherwise, `read_parquet` file by file.
     """
     import polars as pl
     import torch
@@ -142,7 +142,7 @@ def polars_frame(logs: Logs, op: IdOp, *, streaming: bool) -> Callable[[], Itera
 
 
 def load_dataset(logs: Logs, streaming: bool) -> Any:
-    """A dataset that reads Parquet as it goes, or one of Arrow files written the first time, beside the logs."""
+    """Open the logs as a streamed dataset, or as Arrow files that the library writes beside the logs at first use."""
     os.environ["HF_DATASETS_OFFLINE"] = "1"
     os.environ["HF_HOME"] = str(logs.folder / "huggingface")
     import datasets

@@ -1,11 +1,13 @@
-"""Whole jobs: Parquet on disk in, a written checkpoint out, by the libraries' loaders and steps.
+"""The arms of the end-to-end benchmark, and their processes: whole jobs, from Parquet files to a written checkpoint.
 
-`python -m peers.job_arms ARM FOLDER ROWS SHAPE`, then lines on its input:
+`python -m peers.job_arms ARM FOLDER ROWS SHAPE` runs one arm. It reads commands from standard input, one per line, and
+answers each with a line of JSON:
 
-    time SEED   a job from nothing, with first values by a seed: {"seconds", "rows", "loss", "checkpoint_bytes"}
+    time SEED   run a job from scratch, with initial values of this seed:
+                {"seconds", "rows", "loss", "checkpoint_bytes"}
 
-A job builds its model, goes once over the logs, trains on every row and writes parameters and optimizer state to disk
-(with fsync). Its loss is the mean over all rows of the loss before each step: no row was seen before it is predicted.
+A job builds its model, trains on every row of the logs once, and writes parameters and optimizer state to disk (with
+fsync). The loss is the mean over all rows, each predicted before it is trained on.
 """
 
 from __future__ import annotations
@@ -36,14 +38,14 @@ SHAPE = Shape(sizes=RANGES)
 
 @dataclass(frozen=True)
 class JobArm:
-    """A loader with a step.
+    """A loader and a training step.
 
     Attributes:
-        name: As shown.
-        package: That must be installed.
-        loader: Module and function of this package that read, and their settings; None for our own job.
-        step: Module of this package that trains, and its settings.
-        quick: Whether it takes part with `--quick`.
+        name: Name shown in tables.
+        package: Package that must be installed.
+        loader: Module and function of this package that create the loader, and settings; None for a job of headrace.
+        step: Module of this package with the training step, and settings.
+        quick: Whether the arm is measured with `--quick`.
     """
 
     name: str
@@ -54,7 +56,7 @@ class JobArm:
 
     @property
     def takes_bf16(self) -> bool:
-        """Whether its products are of bfloat16."""
+        """Whether matrix products are in bfloat16."""
         return bool(self.step[1].get("bf16"))
 
 
@@ -136,7 +138,7 @@ JOBS = {
 
 
 def peer_job(arm: JobArm, logs: Logs, shape: Shape, target: Path) -> tuple[float, int]:
-    """One pass with a peer's loader and step; returns the mean loss and the rows."""
+    """Run a job with a peer's loader and step; return the mean loss and the number of rows."""
     assert arm.loader is not None
     module, function, settings = arm.loader
     start: Callable[[], Any] = getattr(import_module(f"peers.{module}"), function)(logs, "modulo", **settings)
@@ -159,7 +161,7 @@ def peer_job(arm: JobArm, logs: Logs, shape: Shape, target: Path) -> tuple[float
 
 
 def our_job(logs: Logs, shape: Shape, target: Path) -> tuple[float, int]:
-    """The same with a job file; checkpoints are atomic, with checksums."""
+    """Run the same job with headrace, whose checkpoints are atomic and have checksums."""
     from headrace.training import JobConfig, Trainer
     from peers.step_ours import model_config, tables
 
@@ -184,11 +186,12 @@ def our_job(logs: Logs, shape: Shape, target: Path) -> tuple[float, int]:
 
 
 def main() -> None:
+    """Run jobs as requested until the input ends."""
     name, folder, num_rows, text = sys.argv[1:]
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # libraries may print
+    os.dup2(2, 1)  # libraries may print, so only answers go to standard output
     if name.startswith("tf.data"):
-        import_module("peers.step_keras").use_threads(2)  # before its loader
+        import_module("peers.step_keras").use_threads(2)  # must precede the operations of its loader
     arm, logs, shape = JOBS[name], Logs(Path(folder), int(num_rows)), Shape.from_json(text)
 
     def job(seed: int) -> dict[str, float]:

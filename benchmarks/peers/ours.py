@@ -1,4 +1,4 @@
-"""headrace as an arm, and the limit beside it: threads that only decode the same columns."""
+"""Loader arms of headrace, and the limit of the machine: threads that only decode the same columns."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from peers.work import COLUMNS, IDS, SCHEMA, Batch, IdOp, config
 __all__ = ["arrow", "decode", "parquet"]
 
 PEAKS: list[int] = []
-"""Peak of the ledger of each pass of this process."""
+"""Peak bytes of the ledger, for each pass of this process."""
 
 
 def parquet(logs: Logs, op: IdOp, *, workers: int) -> Callable[[], Iterator[Batch]]:
-    """Parquet through `read_parquet`; 0 workers: inline, in the consumer's thread."""
+    """Read Parquet files with `read_parquet`; 0 workers mean inline, in the consumer's thread."""
     from headrace.logs import Schema
     from headrace.pipeline import read_parquet
 
@@ -28,7 +28,7 @@ def parquet(logs: Logs, op: IdOp, *, workers: int) -> Callable[[], Iterator[Batc
 
 
 def arrow(logs: Logs, op: IdOp, *, workers: int) -> Callable[[], Iterator[Batch]]:
-    """A memory-mapped Arrow file through `read_arrow`, checked as logs are."""
+    """Read a memory-mapped Arrow file with `read_arrow`, which checks rows as it does for logs."""
     from headrace.logs import Schema
     from headrace.pipeline import read_arrow
 
@@ -41,7 +41,7 @@ def _opened(read: Callable[[], Any], schema: Any, op: IdOp, workers: int) -> Cal
     from headrace.features import FeaturePlan, warmup
     from peers.work import BATCH_SIZE
 
-    warmup()  # as `headrace warmup` or the first run of a job does: kernels are loaded before the first pass
+    warmup()  # like `headrace warmup` or the first run of a job: loads kernels before the first pass
 
     plan = FeaturePlan.from_config(config(op), schema)
     options = {"executor": "inline"} if workers == 0 else {"workers": workers}
@@ -50,7 +50,7 @@ def _opened(read: Callable[[], Any], schema: Any, op: IdOp, workers: int) -> Cal
         with read().batch(BATCH_SIZE).transform(plan).open(**options) as batches:
             for batch in batches:
                 (sparse,) = batch.sparse
-                # Every id has its place: values in the order of features are [26, B].
+                # Each feature has one id per row, so the values, in the order of features, are [26, B].
                 yield Batch(batch.dense, sparse.values.view(len(IDS), -1), batch.labels[:, 0])
             PEAKS.append(batches.counters().peak_bytes)
 
@@ -58,7 +58,7 @@ def _opened(read: Callable[[], Any], schema: Any, op: IdOp, workers: int) -> Cal
 
 
 def decode(logs: Logs, op: IdOp, *, threads: int) -> Callable[[], Iterator[int]]:
-    """No loader: threads that decode the same columns with pyarrow, row group by row group; yields rows."""
+    """Decode the same columns with pyarrow in threads, row group by row group; yields the number of rows at the end."""
 
     def run() -> Iterator[int]:
         todo = iter(logs.row_groups)

@@ -1,4 +1,4 @@
-"""`Process`: an arm that runs in a process of its own, seen from the benchmark."""
+"""`Process`: starts an arm in a separate process, sends it commands, and returns its answers."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ PASS_TIMEOUT_S = 300.0
 
 
 class ArmFailed(Exception):
-    """An arm's process ended or did not answer; says the end of what it printed."""
+    """The process of an arm ended or did not answer in time; the message is the last line of its standard error."""
 
 
 class Process:
-    """An arm's process; idle between questions, so that arms can be measured in turn."""
+    """The process of an arm; idle between commands, so that arms can be measured in turn."""
 
     def __init__(self, module: str, *arguments: str) -> None:
         """Start `python -m module arguments`, without waiting until it is ready."""
-        # An arm decides itself how OpenMP's threads wait; a headrace imported here has set it for this process.
+        # Importing headrace here has set how OpenMP threads wait; each arm must decide this for itself.
         environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 (closed in close)
         self._ready = False
@@ -46,36 +46,36 @@ class Process:
 
     @property
     def pid(self) -> int:
-        """Of the process."""
+        """Process id."""
         return self._child.pid
 
-    def ask(self, question: str) -> dict[str, Any]:
-        """Send a line, wait for the answer.
+    def ask(self, command: str) -> dict[str, Any]:
+        """Send a command (one line) and return the answer.
 
         Raises:
-            ArmFailed: It did not come.
+            ArmFailed: The process ended or did not answer in time.
         """
         self.wait_ready()
         assert self._child.stdin is not None
         try:
-            self._child.stdin.write(f"{question}\n".encode())
+            self._child.stdin.write(f"{command}\n".encode())
             self._child.stdin.flush()
         except BrokenPipeError:
-            raise ArmFailed(self._last_words()) from None
+            raise ArmFailed(self._last_error_line()) from None
         return self._answer(PASS_TIMEOUT_S)
 
     def wait_ready(self) -> None:
-        """Wait until it has imported its library.
+        """Wait until the process has imported its library and can take commands.
 
         Raises:
-            ArmFailed: It could not.
+            ArmFailed: The process ended or did not get ready in time.
         """
         if not self._ready:
             self._answer(START_TIMEOUT_S)
             self._ready = True
 
     def close(self) -> None:
-        """End it."""
+        """Close the input of the process and wait until it ends; kill it if it does not."""
         assert self._child.stdin is not None
         assert self._child.stdout is not None
         self._child.stdin.close()
@@ -99,16 +99,16 @@ class Process:
         ready, _, _ = select.select([self._child.stdout], [], [], max(0.0, deadline - time.monotonic()))
         line = self._child.stdout.readline() if ready else b""
         if not line:
-            raise ArmFailed(self._last_words() if ready else f"no answer within {timeout_s:.0f} s")
+            raise ArmFailed(self._last_error_line() if ready else f"no answer within {timeout_s:.0f} s")
         answer: dict[str, Any] = json.loads(line)
         return answer
 
-    def _last_words(self) -> str:
+    def _last_error_line(self) -> str:
         self._errors.seek(0)
         lines = self._errors.read().decode("utf-8", errors="replace").strip().splitlines()
-        return lines[-1] if lines else "it ended without a word"
+        return lines[-1] if lines else "the process ended without a message"
 
 
 def loader_process(arm: Arm, logs: Logs, op: IdOp) -> Process:
-    """The process of an arm of the loader benchmarks."""
+    """Start the process of an arm of the loader benchmarks."""
     return Process("peers.child", arm.name, str(logs.folder), str(logs.num_rows), op)

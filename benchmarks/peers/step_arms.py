@@ -1,8 +1,9 @@
-"""The arms of the step benchmark by name, and the process each runs in.
+"""The arms of the step benchmark, and their processes.
 
-`python -m peers.step_arms ARM SHAPE`, told what to do by lines on its input; answers are lines of JSON:
+`python -m peers.step_arms ARM SHAPE` runs one arm. It reads commands from standard input, one per line, and answers
+each with a line of JSON:
 
-    time N      N steps: {"seconds", "loss"} with seconds a step and the loss of the last one
+    time N      make N steps: {"seconds", "loss"}, the seconds per step and the loss of the last step
 """
 
 from __future__ import annotations
@@ -23,15 +24,15 @@ __all__ = ["ARMS", "OURS", "PEERS", "StepArm"]
 
 @dataclass(frozen=True)
 class StepArm:
-    """Code that trains, with its settings.
+    """A training step and its settings.
 
     Attributes:
-        name: As shown.
-        module: Of this package.
-        settings: Arguments of its `make`.
-        package: That must be installed.
-        quick: Whether it takes part with `--quick`.
-        bags: Whether it can do bags of several ids.
+        name: Name shown in tables.
+        module: Module of this package with the training step.
+        settings: Keyword arguments of the module's `make`.
+        package: Package that must be installed.
+        quick: Whether the arm is measured with `--quick`.
+        bags: Whether the arm supports features with several ids per row.
     """
 
     name: str
@@ -46,9 +47,9 @@ OURS = (
     StepArm("headrace, auto", "step_ours", {"precision": "auto"}),
     StepArm("headrace, fp32", "step_ours", {"precision": "fp32"}),
 )
-FACEBOOK = "torch, a table a feature, fp32"
+DLRM_CODE = "torch, a table a feature, fp32"
 PEERS = (
-    StepArm(FACEBOOK, "step_torch", {"embeddings": "tables", "bf16": False}),
+    StepArm(DLRM_CODE, "step_torch", {"embeddings": "tables", "bf16": False}),
     StepArm("torch, a table a feature, bf16", "step_torch", {"embeddings": "tables", "bf16": True}),
     StepArm("torch, one table, fp32", "step_torch", {"embeddings": "one_table", "bf16": False}, quick=False),
     StepArm("torch, one table, bf16", "step_torch", {"embeddings": "one_table", "bf16": True}),
@@ -75,13 +76,14 @@ ARMS = {arm.name: arm for arm in (*OURS, *PEERS)}
 
 
 def main() -> None:
+    """Train as requested until the input ends."""
     name, text = sys.argv[1:]
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # libraries may print
+    os.dup2(2, 1)  # libraries may print, so only answers go to standard output
     arm = ARMS[name]
     shape = Shape.from_json(text)
     code = import_module(f"peers.{arm.module}").make(shape, **arm.settings)
-    turn = cycle([code.prepare(raw) for raw in shape.batches()])
+    batches = cycle([code.prepare(raw) for raw in shape.batches()])
 
     def answer(value: Any) -> None:
         answers.write(json.dumps(value) + "\n")
@@ -92,7 +94,7 @@ def main() -> None:
         count = int(line.split()[1])
         begin = time.perf_counter()
         for _ in range(count):
-            loss = code.run(next(turn))
+            loss = code.run(next(batches))
         answer({"seconds": (time.perf_counter() - begin) / count, "loss": loss})
 
 

@@ -1,6 +1,6 @@
-"""The models in TensorFlow: Keras layers, one `tf.function` a step, Keras' Adagrad; one table for all features.
+"""The training step in TensorFlow: Keras layers and Adagrad, one `tf.function` per step, one table for all features.
 
-`separate` tables, one `tf.Variable` a feature, are what most code has; one table with moved ids is faster here.
+Most public code has one `tf.Variable` per feature; a single table, in which ids are offset by feature, is faster here.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ LR = 0.01
 
 
 def make(shape: Shape, *, bf16: bool, jit: bool = False) -> StepCode:
-    """The model with its optimizers; single ids only."""
+    """Create the model and its optimizers; features must have one id per row."""
     import keras
     import tensorflow as tf
 
@@ -40,7 +40,7 @@ def make(shape: Shape, *, bf16: bool, jit: bool = False) -> StepCode:
 
     @tf.function(jit_compile=False)
     def update(table: Any, sums: Any, ids: Any, grads: Any) -> None:
-        """Row-wise Adagrad over the rows that occurred, duplicates merged."""
+        """Update the rows that occurred with row-wise Adagrad, after merging duplicates."""
         unique, place = tf.unique(ids)
         merged = tf.math.unsorted_segment_sum(grads, place, tf.size(unique))
         total = tf.gather(sums, unique) + tf.reduce_mean(tf.square(merged), 1)
@@ -79,7 +79,7 @@ def make(shape: Shape, *, bf16: bool, jit: bool = False) -> StepCode:
 
 @lru_cache
 def use_threads(num_threads: int) -> None:
-    """Once: TensorFlow cannot change its threads after its first operation."""
+    """Set the number of threads, once: TensorFlow cannot change it after its first operation."""
     import tensorflow as tf
 
     tf.config.threading.set_intra_op_parallelism_threads(num_threads)
@@ -87,13 +87,13 @@ def use_threads(num_threads: int) -> None:
 
 
 def linear(keras: Any, width: int, activation: str | None = None) -> Any:
-    """A layer that begins as in the DLRM code, so that all arms learn alike."""
+    """Create a linear layer with the initial values of the DLRM code, so that all arms learn alike."""
     begin = keras.initializers.RandomNormal(stddev=width**-0.5)
     return keras.layers.Dense(width, activation, kernel_initializer="glorot_normal", bias_initializer=begin)
 
 
 def build(keras: Any, shape: Shape) -> Any:
-    """Dense and embedded inputs to logits."""
+    """Build the Keras model that maps dense features and embeddings to logits."""
     layers, ops = keras.layers, keras.ops
     dense = layers.Input((shape.num_dense,))
     emb = layers.Input((shape.num_tables, shape.embedding_dim))

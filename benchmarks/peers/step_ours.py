@@ -1,4 +1,4 @@
-"""Our arms of the step benchmark: model, tables and `TrainingStep` as `headrace train` uses them."""
+"""The training step of headrace: model, tables and `TrainingStep`, as `headrace train` uses them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __all__ = ["make"]
 
 
 def model_config(shape: Shape) -> ModelConfig:
-    """The model's section of a job file."""
+    """Return the section `model` of a job file."""
     dim = shape.embedding_dim
     if shape.model == "dlrm":
         return DLRMConfig(embedding_dim=dim, bottom=shape.bottom, top=shape.top)
@@ -32,14 +32,14 @@ def model_config(shape: Shape) -> ModelConfig:
 
 
 def tables(shape: Shape) -> dict[str, Any]:
-    """The embeddings' section of a job file: a table a feature, ids are its rows."""
+    """Return the section `embeddings` of a job file: one table per feature, whose rows are indexed by id."""
     default = {"kind": "direct", "optimizer": {"kind": "rowwise_adagrad", "lr": 0.01}}
     sizes = zip(shape.names, shape.table_rows, strict=True)
     return {"default": default, "tables": {name: {"num_embeddings": num_rows} for name, num_rows in sizes}}
 
 
 def make(shape: Shape, *, precision: AskedPrecision) -> StepCode:
-    """The model with its optimizers."""
+    """Create the model and its optimizers."""
     use_threads(shape.threads)
     model = model_config(shape).build(
         num_dense=shape.num_dense,
@@ -59,5 +59,5 @@ def make(shape: Shape, *, precision: AskedPrecision) -> StepCode:
         labels = torch.from_numpy(raw.labels)[:, None]
         return Batch(torch.from_numpy(raw.dense), (group,), labels, torch.arange(num_rows))
 
-    # Batches are used again and again; each step finds the unique keys of its own, as the first on a batch does.
+    # Batches are reused, so their keys are cleared: every step has to find them, as on a new batch.
     return StepCode(prepare, lambda batch: step(replace(batch, unique_keys={})).loss)

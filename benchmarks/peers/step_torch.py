@@ -1,9 +1,9 @@
-"""The models in plain PyTorch, as their public code has them, over several kinds of embeddings.
+"""The training step in PyTorch: models as in their public code, with three kinds of embeddings.
 
-- `tables`: an `nn.EmbeddingBag(sparse=True)` a feature and `torch.optim.Adagrad`, as facebookresearch/dlrm.
-- `one_table`: the same with all features in one `EmbeddingBag`, ids moved by the table's first row.
-- `fbgemm`: FBGEMM's table-batched embeddings on the CPU with exact row-wise Adagrad in their backward, what torchrec's
-  sharded modules run on; interaction and towers are torchrec's own modules.
+- `tables`: one `nn.EmbeddingBag(sparse=True)` per feature and `torch.optim.Adagrad`, as in facebookresearch/dlrm.
+- `one_table`: the same with all features in one `EmbeddingBag`, where ids are offset by the first row of their table.
+- `fbgemm`: FBGEMM's table-batched embeddings on the CPU, with exact row-wise Adagrad in the backward pass; torchrec's
+  sharded modules use them too. For DLRM, interaction and MLPs are torchrec's own modules.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ LR = 0.01
 
 
 class Tables(nn.Module):
-    """One `EmbeddingBag` a feature."""
+    """One `EmbeddingBag` per feature."""
 
     def __init__(self, shape: Shape) -> None:
         super().__init__()
@@ -92,7 +92,7 @@ class Fbgemm(nn.Module):
 
 
 def bag(shape: Shape, tables: Sequence[int]) -> nn.EmbeddingBag:
-    """Tables of so many rows one behind the other, sum-pooled, which begin as in the DLRM code."""
+    """Create a sum-pooled `EmbeddingBag` of several tables in a row, with the initial values of the DLRM code."""
     made = nn.EmbeddingBag(sum(tables), shape.embedding_dim, mode="sum", sparse=True)
     for weights, num_rows in zip(made.weight.detach().split(list(tables)), tables, strict=True):
         weights.uniform_(-(num_rows**-0.5), num_rows**-0.5)
@@ -100,7 +100,7 @@ def bag(shape: Shape, tables: Sequence[int]) -> nn.EmbeddingBag:
 
 
 def mlp(num_in: int, widths: tuple[int, ...]) -> nn.Sequential:
-    """Linear layers, each followed by a ReLU."""
+    """Create linear layers, each followed by a ReLU."""
     layers: list[nn.Module] = []
     for width in widths:
         layers += [nn.Linear(num_in, width), nn.ReLU()]
@@ -108,15 +108,15 @@ def mlp(num_in: int, widths: tuple[int, ...]) -> nn.Sequential:
     return nn.Sequential(*layers)
 
 
-def begin(module: nn.Module) -> None:
-    """First values of linear layers as in the DLRM code, so that all arms learn alike."""
+def init_linear(module: nn.Module) -> None:
+    """Initialize a linear layer as in the DLRM code, so that all arms learn alike."""
     if isinstance(module, nn.Linear):
         nn.init.normal_(module.weight, 0, (2 / sum(module.weight.shape)) ** 0.5)
         nn.init.normal_(module.bias, 0, module.out_features**-0.5)
 
 
 class DLRM(nn.Module):
-    """Interaction as in facebookresearch/dlrm."""
+    """DLRM with the dot interaction of facebookresearch/dlrm."""
 
     def __init__(self, shape: Shape) -> None:
         super().__init__()
@@ -135,7 +135,7 @@ class DLRM(nn.Module):
 
 
 class TorchRecDLRM(nn.Module):
-    """torchrec's dense, interaction and over arches."""
+    """DLRM from torchrec's `DenseArch`, `InteractionArch` and `OverArch`."""
 
     def __init__(self, shape: Shape) -> None:
         super().__init__()
@@ -153,7 +153,7 @@ class TorchRecDLRM(nn.Module):
 
 
 class DCNv2(nn.Module):
-    """Three full cross layers beside a deep network."""
+    """DCN-v2: three full-rank cross layers in parallel with a deep network."""
 
     def __init__(self, shape: Shape) -> None:
         super().__init__()
@@ -171,7 +171,7 @@ class DCNv2(nn.Module):
 
 
 class WideDeep(nn.Module):
-    """The deep part and the wide part's dense weights; its weights per id are a table of dimension 1."""
+    """Wide & Deep: the deep network and the wide part, whose weights per id (`first`) are a table of dimension 1."""
 
     def __init__(self, shape: Shape) -> None:
         super().__init__()
@@ -184,7 +184,7 @@ class WideDeep(nn.Module):
 
 
 class DeepFM(WideDeep):
-    """The same with the second-order term of a factorisation machine."""
+    """DeepFM: the same, plus the second-order term of a factorization machine."""
 
     def __init__(self, shape: Shape) -> None:
         super().__init__(shape)
@@ -201,18 +201,18 @@ MODELS = {"dlrm": DLRM, "dcnv2": DCNv2, "deepfm": DeepFM, "wide_deep": WideDeep}
 
 
 def make(shape: Shape, *, embeddings: str, bf16: bool, compiled: bool = False) -> StepCode:
-    """The model with its optimizers."""
+    """Create the model and its optimizers."""
     torch.set_num_threads(shape.threads)
     torch.manual_seed(shape.seed)
     groups = [EMBEDDINGS[embeddings](shape)]
     if shape.model in ("deepfm", "wide_deep"):
         from dataclasses import replace
 
-        # FBGEMM's rows are of four numbers at least; the other three of a first-order weight are never read.
+        # FBGEMM needs at least four numbers per row; three of those of a first-order weight are never read.
         dim = 4 if embeddings == "fbgemm" else 1
         groups.append(EMBEDDINGS[embeddings](replace(shape, embedding_dim=dim)))
     model = TorchRecDLRM(shape) if (shape.model, embeddings) == ("dlrm", "fbgemm") else MODELS[shape.model](shape)
-    model.apply(begin)
+    model.apply(init_linear)
     dense_optimizer = torch.optim.Adagrad(model.parameters(), **DENSE_ADAGRAD)
     forward = torch.compile(model) if compiled else model
     rows = [p for group in groups for p in group.parameters()] if embeddings != "fbgemm" else []

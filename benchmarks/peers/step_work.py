@@ -1,4 +1,4 @@
-"""What every arm of the step benchmark trains: the shape of the model, its first values, its batches."""
+"""Shared by the arms of the step benchmark: the shape of the model, the batches, and the interface of an arm."""
 
 from __future__ import annotations
 
@@ -14,17 +14,20 @@ __all__ = ["DENSE_ADAGRAD", "RawBatch", "Shape", "StepCode"]
 
 NUM_BATCHES = 16
 DENSE_ADAGRAD = {"lr": 0.01, "initial_accumulator_value": 0.1}
-"""Of the dense parameters, in every arm. From 0 the first update moves each weight by the whole learning rate, and the
-loss of the second step, ten times that of others, would say more about first values than about training."""
+"""Adagrad of the dense parameters, in every arm.
+
+With an accumulator that starts at 0, the first update changes each weight by the whole learning rate. The loss of the
+second step is then ten times that of later ones, and would reflect initial values more than training.
+"""
 
 
 @dataclass(frozen=True)
 class RawBatch:
-    """A batch as plain arrays.
+    """A batch of B rows as NumPy arrays, with D dense features and F sparse features that have N ids in all.
 
     Attributes:
         dense: float32 [B, D].
-        ids: int64 [N], feature by feature.
+        ids: int64 [N], in the order of features and then rows.
         offsets: int64 [F * B + 1].
         labels: float32 [B].
     """
@@ -36,12 +39,12 @@ class RawBatch:
 
 
 class StepCode(NamedTuple):
-    """A model that trains, as an arm gives it.
+    """The training step of an arm.
 
     Attributes:
-        prepare: What the library wants of a batch; not part of the step.
-        run: Trains on a prepared batch and returns the loss before it.
-        save: Writes parameters and optimizer state to a path; None for ours, whose jobs write checkpoints themselves.
+        prepare: Converts a batch to the library's tensors; not part of the timed step.
+        run: Trains on a prepared batch, and returns its loss before the update.
+        save: Writes parameters and optimizer state to a path; None for headrace, whose jobs write checkpoints.
     """
 
     prepare: Callable[[RawBatch], Any]
@@ -51,22 +54,23 @@ class StepCode(NamedTuple):
 
 @dataclass(frozen=True)
 class Shape:
-    """A model and its data; the defaults are a DLRM in the shape of the Criteo logs.
+    """A model and its data; the defaults are a DLRM on data in Criteo's format.
 
     Attributes:
         model: dlrm, dcnv2, deepfm or wide_deep.
-        batch_size: Rows B of a step.
-        num_tables: Tables, one a feature.
-        num_embeddings: Rows of each table, unless `sizes` gives them table by table.
-        embedding_dim: Numbers of a row.
-        num_dense: Dense features.
+        batch_size: Rows per step.
+        num_tables: Number of tables, one per sparse feature.
+        num_embeddings: Rows of each table, unless `sizes` sets them per table.
+        embedding_dim: Numbers per embedding row.
+        num_dense: Number of dense features.
         bottom: Hidden widths of DLRM's bottom MLP.
         top: Hidden widths of the top MLP, or of the deep network.
-        zipf: Exponent of the ids' distribution; 0 is uniform.
-        mean_length: Mean ids of a bag: 1 for single ids, else lengths are uniform in [0, 2 * mean].
-        threads: Threads of the step.
-        seed: Of values and batches.
-        sizes: Rows of each table.
+        zipf: Exponent of the Zipf distribution of ids; 0 is uniform.
+        mean_length: Mean number of ids per row and feature. If it is 1, every row has one id; otherwise lengths are
+            uniform in [0, 2 * mean].
+        threads: Number of threads of the step.
+        seed: Seed of initial values and batches.
+        sizes: Rows per table, or empty for tables of `num_embeddings` rows.
     """
 
     model: str = "dlrm"
@@ -84,18 +88,18 @@ class Shape:
     sizes: tuple[int, ...] = ()
 
     def to_json(self) -> str:
-        """One line for a process's command line."""
+        """Return the shape as one line of JSON, for the command line of a process."""
         return json.dumps(asdict(self))
 
     @classmethod
     def from_json(cls, text: str) -> Self:
-        """See `to_json`."""
+        """Return the shape that `to_json` has written."""
         values = json.loads(text)
         return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
 
     @property
     def names(self) -> list[str]:
-        """Of the sparse features."""
+        """Names of the sparse features."""
         return [f"id_{at}" for at in range(self.num_tables)]
 
     @property
@@ -105,7 +109,7 @@ class Shape:
 
     @property
     def first_rows(self) -> NDArray[np.int64]:
-        """Where each table begins when all lie one behind the other."""
+        """First row of each table when all tables are concatenated."""
         return np.concatenate([[0], np.cumsum(self.table_rows)])[:-1]
 
     @property
@@ -114,7 +118,7 @@ class Shape:
         return sum(self.table_rows) * self.embedding_dim * 4
 
     def batches(self) -> Iterator[RawBatch]:
-        """The batches that all arms go through again and again."""
+        """Yield the `NUM_BATCHES` batches that all arms train on, repeatedly."""
         rng = np.random.default_rng(self.seed)
         weights = rng.normal(size=self.num_dense)
         for _ in range(NUM_BATCHES):
@@ -127,7 +131,7 @@ class Shape:
             yield RawBatch(dense, self._ids(rng, int(offsets[-1])), offsets, labels)
 
     def _ids(self, rng: np.random.Generator, count: int) -> NDArray[np.int64]:
-        """Zipf by inversion of the continuous distribution, then ranks are strewn over the table."""
+        """Draw ranks by inverting the continuous Zipf distribution, and scatter them over the table."""
         n, u = self.num_embeddings, rng.random(count)
         if self.zipf == 0:
             rank = u * n

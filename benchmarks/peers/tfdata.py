@@ -1,6 +1,6 @@
-"""tf.data: a generator over pyarrow, and TFRecords; parallelism and prefetch by AUTOTUNE.
+"""Loader arms of tf.data: a generator over pyarrow, and TFRecords; AUTOTUNE sets parallelism and prefetching.
 
-TFRecords hold fewer rows than the Parquet files, see `peers.data`; rates are per row.
+TFRecord files have fewer rows than the Parquet files (see `peers.data`), which rates per row take into account.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ __all__ = ["from_generator", "tfrecord"]
 
 
 def from_generator(logs: Logs, op: IdOp, *, rows: int) -> Callable[[], Iterator[Batch]]:
-    """pyarrow decodes and stacks columns, the work is done in parallel calls of a TensorFlow graph.
+    """Decode and stack columns with pyarrow, and do the work in parallel calls of a TensorFlow graph.
 
     Args:
-        logs: What to read.
-        op: What to do with ids.
-        rows: Rows the generator yields at once: of one batch, or of several that the graph cuts.
+        logs: Logs to read.
+        op: Operation on ids.
+        rows: Rows per element of the generator, which become one batch.
     """
     import tensorflow as tf
 
@@ -47,13 +47,13 @@ def from_generator(logs: Logs, op: IdOp, *, rows: int) -> Callable[[], Iterator[
 
 
 def tfrecord(logs: Logs, op: IdOp, *, vectorised: bool) -> Callable[[], Iterator[Batch]]:
-    """TFRecords of `tf.train.Example`.
+    """Read TFRecords of `tf.train.Example`.
 
     Args:
-        logs: What to read.
-        op: What to do with ids.
-        vectorised: Three features an example, batched before they are parsed; else one feature a column, parsed one
-            example at a time and batched afterwards, as most tutorials do.
+        logs: Logs to read.
+        op: Operation on ids.
+        vectorised: Whether examples have three features and are batched before they are parsed. Otherwise, they have
+            one feature per column, are parsed one at a time and batched afterwards, as in most tutorials.
     """
     import tensorflow as tf
 

@@ -1,4 +1,4 @@
-"""`torch.utils.data.DataLoader`, batch by batch and row by row, and torchdata's nodes."""
+"""Loader arms of `torch.utils.data.DataLoader`, batch by batch and row by row, and of torchdata's nodes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["Batches", "dataloader", "nodes", "nodes_loader"]
 
 
 class Batches(IterableDataset[Any]):
-    """Batches made of record batches; each worker reads its own row groups."""
+    """A dataset of batches; each worker reads its own row groups."""
 
     def __init__(self, logs: Logs, op: IdOp) -> None:
         self.row_groups = logs.row_groups
@@ -32,7 +32,7 @@ class Batches(IterableDataset[Any]):
 
 
 class Rows(Batches):
-    """The same, one row at a time, for the loader to collate; numbers go through numpy a batch at a time."""
+    """A dataset of rows, which the loader collates; the work is still done on whole batches, in numpy."""
 
     def __init__(self, logs: Logs, op: IdOp) -> None:
         super().__init__(logs, op)
@@ -51,14 +51,15 @@ class Rows(Batches):
 def dataloader(
     logs: Logs, op: IdOp, *, workers: int, by_row: bool = False, torch_threads: int | None = None
 ) -> Callable[[], Iterator[Batch]]:
-    """A DataLoader with its default settings, but workers that stay alive between passes.
+    """Read with a DataLoader with default settings, except that workers stay alive between passes.
 
     Args:
-        logs: What to read; row by row only the first row group, as it is slow.
-        op: What to do with ids.
-        workers: Processes; 0 for the consumer's own.
-        by_row: The dataset yields rows and the loader makes batches of them; else it yields batches.
-        torch_threads: Of the consumer's process; torch's default is one for each CPU. Workers have one.
+        logs: Logs to read; with `by_row` only the first row group, because this is slow.
+        op: Operation on ids.
+        workers: Number of worker processes; with 0, the consumer's process does the work.
+        by_row: Whether the dataset yields rows, which the loader collates into batches; otherwise it yields batches.
+        torch_threads: Number of torch's threads in the consumer's process; None for torch's default, one per CPU.
+            Workers have one.
     """
     if torch_threads is not None:
         torch.set_num_threads(torch_threads)
@@ -68,13 +69,13 @@ def dataloader(
 
 
 def nodes(logs: Logs, op: IdOp, *, workers: int) -> Callable[[], Iterator[Batch]]:
-    """torchdata's nodes: row groups, read and worked on in threads, taken apart into batches."""
+    """Read with torchdata's nodes: threads turn row groups into lists of batches, which are then unbatched."""
     loader = nodes_loader(logs, op, workers=workers)
     return lambda: (Batch(*batch) for batch in loader)
 
 
 def nodes_loader(logs: Logs, op: IdOp, *, workers: int) -> Any:
-    """The loader of `nodes`, which has a state."""
+    """Return the loader of `nodes`, which has a `state_dict`."""
     import torchdata.nodes as tn
 
     def read(item: tuple[str, int]) -> list[Any]:
@@ -85,5 +86,5 @@ def nodes_loader(logs: Logs, op: IdOp, *, workers: int) -> Any:
 
     source = tn.IterableWrapper(logs.row_groups)
     mapped = tn.ParallelMapper(source, read, num_workers=workers, max_concurrent=workers)
-    torch.set_num_threads(1)  # each of its threads would start threads of its own: slower
+    torch.set_num_threads(1)  # otherwise each mapper thread would start further threads, which is slower
     return tn.Loader(tn.Prefetcher(tn.Unbatcher(mapped), prefetch_factor=2))

@@ -1,10 +1,11 @@
-"""The work every loader does: logs in Criteo's shape in, batches of 4096 out; in numpy, torch and TensorFlow.
+"""The work that every loader does, in numpy, torch and TensorFlow: from rows in Criteo's format to batches of 4096.
 
-A ready batch is `(dense, ids, labels)`: float32 [B, 13], int64 [26, B] or [B, 26], float32 [B]. Dense numbers are
-filled with 0 where null and go through log1p; ids are brought into the range of their table, by the operation named:
+A finished batch is `(dense, ids, labels)`: float32 [B, 13], int64 [26, B] or [B, 26], float32 [B]. Nulls of dense
+columns become 0, and dense values are transformed with log1p. Ids are mapped to the range of their table by one of two
+operations:
 
-- "modulo": the remainder; the ids of Criteo's logs are hashes already, so this is what its training scripts do.
-- "hash": SigridHash, for ids that are not, as Meta's feature pipelines do.
+- "modulo" takes the remainder. Ids of Criteo's logs are already hashes, so training scripts for them do this.
+- "hash" is SigridHash, which Meta's feature pipelines apply to ids that are not hashes.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ FACTOR = 0x9DDFEA08EB382D69
 
 
 class Batch(NamedTuple):
-    """What an arm gives for each batch; arrays of numpy, torch or TensorFlow."""
+    """A finished batch of an arm; arrays of numpy, torch or TensorFlow."""
 
     dense: Any
     ids: Any
@@ -39,7 +40,7 @@ class Batch(NamedTuple):
 
 
 def config(op: IdOp) -> dict[str, Any]:
-    """The same work as the `features:` section of a job file."""
+    """Return the same work as the section `features` of a job file."""
     if op == "modulo":
         sparse = {name: [{"positive_modulus": RANGES[at]}] for at, name in enumerate(IDS)}
     else:
@@ -48,14 +49,14 @@ def config(op: IdOp) -> dict[str, Any]:
 
 
 def numpy_batch(rows: pa.RecordBatch, op: IdOp) -> Batch:
-    """All of the work in numpy, written into each array once."""
+    """Do all of the work in numpy, in place where possible."""
     dense, ids, labels = raw_arrays(rows)
     np.log1p(dense, out=dense)
     return Batch(dense.T, numpy_ids(ids, op), labels)
 
 
 def raw_arrays(rows: pa.RecordBatch) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Dense [13, B] with nulls filled, ids [26, B] and labels [B]; copied, so they may be changed."""
+    """Return dense [13, B] with nulls filled, ids [26, B] and labels [B]; dense and ids are copies."""
     dense = np.empty((len(DENSE), rows.num_rows), np.float32)
     for at, name in enumerate(DENSE):
         dense[at] = pc.fill_null(rows.column(name), 0).to_numpy()
@@ -66,7 +67,7 @@ def raw_arrays(rows: pa.RecordBatch) -> tuple[np.ndarray, np.ndarray, np.ndarray
 
 
 def numpy_ids(ids: np.ndarray, op: IdOp) -> np.ndarray:
-    """Ids [26, B] in their ranges; in place."""
+    """Map ids [26, B] to their ranges, in place."""
     for at in range(len(IDS)):
         if op == "hash":
             _numpy_mix(ids[at].view(np.uint64), at)
@@ -75,7 +76,7 @@ def numpy_ids(ids: np.ndarray, op: IdOp) -> np.ndarray:
 
 
 def torch_batch(rows: pa.RecordBatch, op: IdOp) -> Batch:
-    """All of the work in torch, in place where that is possible."""
+    """Do all of the work in torch, in place where possible."""
     import torch
 
     dense, ids, labels = raw_arrays(rows)
@@ -85,12 +86,12 @@ def torch_batch(rows: pa.RecordBatch, op: IdOp) -> Batch:
 
 
 def torch_ids(ids: Any, op: IdOp) -> Any:
-    """Ids [26, B] of a torch tensor in their ranges."""
+    """Map ids [26, B], a torch tensor, to their ranges."""
     import torch
 
     if op == "hash":
         key = ~ids + (ids << 21)
-        key ^= (key >> 24) & ((1 << 40) - 1)  # a logical shift is an arithmetic one and a mask
+        key ^= (key >> 24) & ((1 << 40) - 1)  # a logical shift is an arithmetic shift and a mask
         key = key + (key << 3) + (key << 8)
         key ^= (key >> 14) & ((1 << 50) - 1)
         key = key + (key << 2) + (key << 4)
@@ -105,7 +106,7 @@ def torch_ids(ids: Any, op: IdOp) -> Any:
 
 
 def tensorflow_ids(ids: Any, op: IdOp) -> Any:
-    """Ids [26, B] of a TensorFlow tensor in their ranges."""
+    """Map ids [26, B], a TensorFlow tensor, to their ranges."""
     import tensorflow as tf
 
     if op == "hash":
@@ -128,13 +129,13 @@ def tensorflow_ids(ids: Any, op: IdOp) -> Any:
 
 
 def slices(rows: pa.RecordBatch, size: int = BATCH_SIZE) -> Iterator[pa.RecordBatch]:
-    """Consecutive rows in batches, without a copy."""
+    """Yield slices of `size` consecutive rows, without copying."""
     for start in range(0, rows.num_rows, size):
         yield rows.slice(start, size)
 
 
 def digest(batch: Batch) -> tuple[tuple[int, int, int], float]:
-    """A fingerprint of a batch: exact sums of ids and labels, and a sum of the dense numbers for comparing nearly.
+    """Return a fingerprint of a batch: exact sums of ids and labels, and a sum of dense values, to compare nearly.
 
     It depends on which value belongs to which row and feature, but not on the layout of the arrays.
     """
@@ -149,7 +150,7 @@ def digest(batch: Batch) -> tuple[tuple[int, int, int], float]:
 
 
 def _numpy_mix(key: np.ndarray, salt: int) -> None:
-    """The mixing of SigridHash, with two buffers and everything in place."""
+    """Apply the mixing of SigridHash in place, with two buffers."""
     other = key << np.uint64(21)
     np.invert(key, out=key)
     key += other

@@ -1,1 +1,1 @@
-"""What `bench_schedule.py` is made of: workloads, links between namespaces, the processes at both ends, peers."""
+"""Parts of `bench_schedule.py`: workloads, the network link, processes at both of its ends, goals and peers."""

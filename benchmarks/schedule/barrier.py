@@ -1,9 +1,9 @@
-"""Features beside dense work on two cores: `python -m schedule.barrier STEPS`, one line of JSON.
+"""Features next to dense work on two cores, without a network: `python -m schedule.barrier STEPS` prints JSON.
 
-A parallel matrix product ends when its slowest thread does, so a background thread on one of its cores makes the others
-wait at the barrier. Here each step has dense work (an MLP forward and backward, on two threads) and the features of the
-next batch, in two orders: features on a thread beside the dense work, as plain prefetching has it, and features after
-it, on both cores, as at an operator's border. The work is the same; nothing waits for a network.
+A parallel matrix product ends when its slowest thread does, so a background thread on one of its cores makes the other
+threads wait at the barrier. Here each step has dense work (forward and backward pass of an MLP, on two threads) and
+computes the features of the next batch, in two orders: on a background thread during the dense work, as with plain
+prefetching, or after it on both cores, as the scheduler does. The total work is the same.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ FEATURE_ROWS = 1024
 
 
 class Step:
-    """The two kinds of work."""
+    """A step: dense work and the features of a batch, alone or in either order."""
 
     def __init__(self) -> None:
         use_threads(CORES)
@@ -46,31 +46,32 @@ class Step:
         self._threads = ThreadPoolExecutor(CORES)
 
     def dense(self) -> float:
-        """Forward and backward; the seconds it took."""
+        """Make a forward and a backward pass, and return the seconds they took."""
         began = time.perf_counter()
         self._model.zero_grad()
         self._model(self._input).mean().backward()
         return time.perf_counter() - began
 
     def features(self) -> None:
-        """Of one batch, on the calling thread."""
+        """Compute the features of one batch on the calling thread."""
         self._plan.apply(self._whole)
 
     def beside(self) -> float:
-        """Both at the same time."""
+        """Do both at the same time, and return the seconds of the dense work."""
         waiting = self._threads.submit(self.features)
         seconds = self.dense()
         waiting.result()
         return seconds
 
     def after(self) -> float:
-        """One after the other, each on both cores."""
+        """Do one after the other, each on both cores, and return the seconds of the dense work."""
         seconds = self.dense()
         list(self._threads.map(self._plan.apply, self._halves))
         return seconds
 
 
 def main() -> None:
+    """Time all arms in turn, and print the samples."""
     steps, step = int(sys.argv[1]), Step()
     work: dict[str, Callable[[], float | None]] = {
         ALONE: step.dense,

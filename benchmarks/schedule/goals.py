@@ -1,4 +1,4 @@
-"""What the scheduler should reach, case by case, and what its bounds allow there."""
+"""Goals of the scheduler in each case, and whether its bounds allow them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ EARLY_OVER_PREFETCH = 1.36
 SHARE_OF_BOUND = 0.9
 NEVER_BELOW = 0.98
 OVER_TENSORFLOW = 2.0
-COMMUNICATION = (0.25, 0.6)  # shares of the serial step between which `recs` has something to hide, and room to
+COMMUNICATION = (0.25, 0.6)  # range of shares of the serial step in which `recs` can hide much of it
 EARLY_COMMUNICATION = 0.4
 FEATURE_HEAVY = ("rm2", "industrial")
 
@@ -23,12 +23,12 @@ Goal = dict[str, Any]
 
 
 def goals_of_case(case: str, parts: StepParts, step_s: Mapping[str, float]) -> list[Goal]:
-    """Goals that apply to one workload on one link.
+    """Return the goals that apply to one workload on one link.
 
     Args:
-        case: Its name begins with the workload's.
-        parts: What `serial` was measured to be made of.
-        step_s: Median seconds of a step under "serial", "batch_prefetch" (at its best), "recs" and "recs_early".
+        case: Name of the case, which starts with that of the workload.
+        parts: Measured phases of a step under `serial`.
+        step_s: Median seconds per step under "serial", "batch_prefetch" (its best setting), "recs" and "recs_early".
     """
     serial, prefetch, recs, early = (step_s[name] for name in ("serial", "batch_prefetch", "recs", "recs_early"))
     strict, exact = parts.strict_s, parts.early_exact_s
@@ -53,13 +53,13 @@ def goals_of_case(case: str, parts: StepParts, step_s: Mapping[str, float]) -> l
 
 
 def goals_of_peers(case: str, step_s: Mapping[str, float]) -> list[Goal]:
-    """The goal against TensorFlow, where it was measured; `step_s` is by arm."""
+    """Return the goal against TensorFlow, if it was measured, given the median seconds per step of each arm."""
     theirs = [seconds for name, seconds in step_s.items() if name.startswith("tensorflow")]
     return [_goal(f"{case}: recs over TensorFlow", OVER_TENSORFLOW, theirs[0] / step_s["recs"])] if theirs else []
 
 
 def _goal(what: str, wanted: float, reached: float, bound: float | None = None) -> Goal:
-    """A line of the table; a bound below what is wanted is named, for then no scheduler of this kind could reach it."""
+    """Return a row of the table of goals; it shows the bound if that makes the goal impossible."""
     impossible = bound is not None and bound < wanted
-    said = f"{wanted:g} (the bound is {bound:.2f})" if impossible else f"{wanted:g}"
-    return {"what": what, "wanted": said, "reached": f"{reached:.2f}", "met": reached >= wanted}
+    target = f"{wanted:g} (the bound is {bound:.2f})" if impossible else f"{wanted:g}"
+    return {"what": what, "wanted": target, "reached": f"{reached:.2f}", "met": reached >= wanted}

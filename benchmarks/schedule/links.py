@@ -1,9 +1,9 @@
-"""A link between trainer and shards: two network namespaces and a token bucket, or a relay where that needs root.
+"""The link between trainer and shard: two network namespaces and a token bucket, or a relay where root is missing.
 
     namespace A: trainer, core 0 ── veth, tc tbf each way ── namespace B: shard, core 1
 
-Both ends have addresses of the loopback range, for they are on one machine and shards ask for TLS beyond it; without
-TLS the measured bytes are those of the rows.
+Both ends have addresses in the loopback range, because shards require TLS for others. Without TLS, the measured bytes
+are those of the rows.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ DEVICES = (f"hr{os.getpid()}a", f"hr{os.getpid()}b")
 
 
 def can_make_namespaces() -> str:
-    """Why namespaces cannot be made; empty if they can."""
+    """Return why namespaces cannot be created, or an empty string if they can."""
     if not sys.platform.startswith("linux"):
         return "needs Linux"
     if os.geteuid() != 0:
@@ -33,10 +33,10 @@ def can_make_namespaces() -> str:
 
 
 class Link:
-    """Runs processes at both ends of a link and sets its bandwidth; a context manager that takes everything down."""
+    """A link that runs processes at both ends and limits the bandwidth; a context manager that removes everything."""
 
     def __init__(self) -> None:
-        """Decide how; `is_real` says whether it is namespaces."""
+        """Decide between namespaces (`is_real`) and a relay."""
         self.why_not = can_make_namespaces()
         self.is_real = not self.why_not
         self.rate_mbit: float | None = None
@@ -53,13 +53,13 @@ class Link:
             for name, device, host in zip(NAMES, DEVICES, HOSTS, strict=True):
                 _run("ip", "link", "set", device, "netns", name)
                 for place in ("all", device):
-                    _inside(name, "sysctl", "-qw", f"net.ipv4.conf.{place}.route_localnet=1")
-                # Loopback itself keeps one address only: it would take all of 127.0.0.0/8 for its own.
-                _inside(name, "ip", "link", "set", "lo", "up")
-                _inside(name, "ip", "addr", "del", "127.0.0.1/8", "dev", "lo")
-                _inside(name, "ip", "addr", "add", "127.0.0.1/32", "dev", "lo")
-                _inside(name, "ip", "link", "set", device, "up")
-                _inside(name, "ip", "addr", "add", f"{host}/24", "dev", device)
+                    _run_in_namespace(name, "sysctl", "-qw", f"net.ipv4.conf.{place}.route_localnet=1")
+                # Loopback keeps only one address; otherwise it would claim all of 127.0.0.0/8.
+                _run_in_namespace(name, "ip", "link", "set", "lo", "up")
+                _run_in_namespace(name, "ip", "addr", "del", "127.0.0.1/8", "dev", "lo")
+                _run_in_namespace(name, "ip", "addr", "add", "127.0.0.1/32", "dev", "lo")
+                _run_in_namespace(name, "ip", "link", "set", device, "up")
+                _run_in_namespace(name, "ip", "addr", "add", f"{host}/24", "dev", device)
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -67,36 +67,36 @@ class Link:
 
     @property
     def shard_host(self) -> str:
-        """Where shards listen."""
+        """Address at which shards listen."""
         return HOSTS[1] if self.is_real else "127.0.0.1"
 
     def core(self, end: int) -> int:
-        """The core of an end: 0 the trainer's, 1 the shards'."""
+        """Return the CPU core of an end: 0 is the trainer's, 1 the shard's."""
         cores = sorted(os.sched_getaffinity(0))
         return cores[end % len(cores)]
 
     def command(self, end: int, command: list[str], *, pinned: bool = True) -> list[str]:
-        """A command that runs at an end, on its core unless it sees to that itself."""
+        """Return a command that runs at an end, pinned to its core unless the process does this itself."""
         if pinned and shutil.which("taskset"):
             command = ["taskset", "-c", str(self.core(end)), *command]
         return ["ip", "netns", "exec", NAMES[end], *command] if self.is_real else command
 
     def set_rate(self, gbit: float | None) -> None:
-        """Bandwidth each way; None for no limit. Not for a link that is not real, see `relay`."""
+        """Limit the bandwidth in each direction (None removes the limit); without namespaces, `relay` must do this."""
         self.rate_mbit = None if gbit is None else gbit * 1000
         if not self.is_real:
             return
         for name, device in zip(NAMES, DEVICES, strict=True):
             with suppress(subprocess.CalledProcessError):
-                _inside(name, "tc", "qdisc", "del", "dev", device, "root")
+                _run_in_namespace(name, "tc", "qdisc", "del", "dev", device, "root")
             if gbit is not None:
-                # A bucket of 2 ms, at least two of the largest packets a veth carries.
+                # The bucket holds 2 ms of data, but at least two of the largest packets of a veth.
                 burst = max(131_072, int(gbit * 1e9 / 8 * 0.002))
                 limit = ["rate", f"{gbit * 1000:g}mbit", "burst", str(burst), "limit", "16000000"]
-                _inside(name, "tc", "qdisc", "add", "dev", device, "root", "tbf", *limit)
+                _run_in_namespace(name, "tc", "qdisc", "add", "dev", device, "root", "tbf", *limit)
 
 
-def _inside(name: str, *command: str) -> None:
+def _run_in_namespace(name: str, *command: str) -> None:
     _run("ip", "netns", "exec", name, *command)
 
 

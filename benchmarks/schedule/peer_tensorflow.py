@@ -1,10 +1,10 @@
-"""TensorFlow's way: `ParameterServerStrategy`, one worker, one server, `tf.data` with AUTOTUNE; the Criteo-shaped DLRM.
+"""TensorFlow as a peer: a DLRM on Criteo's format with `ParameterServerStrategy`, one worker, one server and `tf.data`.
 
     python -m schedule.peer_tensorflow ps|worker|chief CLUSTER_JSON CORE
 
-The chief also drives the steps. Ids are made unique before rows are asked for, so that rows travel once. A process pins
-itself to its core only once its pools stand: started on one core, TensorFlow makes pools of one thread, and its first
-step waits for itself.
+The chief also drives the steps. Ids are deduplicated before rows are requested, so each row is transferred once. A
+process pins itself to its core only after its thread pools have been created: on a single core, TensorFlow creates
+pools of one thread, and the first step deadlocks.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ MAX_ROWS = 1_000_000
 
 
 def main() -> None:
-    """Serve, or train and answer."""
+    """Serve, or as the chief train as requested until the input ends."""
     role, cluster = sys.argv[1], tf.train.ClusterSpec(json.loads(sys.argv[2]))
     tf.config.threading.set_inter_op_parallelism_threads(8)
     tf.config.threading.set_intra_op_parallelism_threads(1)
@@ -38,7 +38,7 @@ def main() -> None:
         sys.stdout.write("ready\n")
         sys.stdout.flush()
         sys.stdin.read()
-        os._exit(0)  # the server has no other end
+        os._exit(0)  # the server cannot be stopped in another way
     resolver = tf.distribute.cluster_resolver.SimpleClusterResolver(cluster, rpc_layer="grpc")
     strategy = tf.distribute.experimental.ParameterServerStrategy(resolver)
     coordinator = tf.distribute.coordinator.ClusterCoordinator(strategy)
@@ -51,7 +51,7 @@ def main() -> None:
         coordinator.join()
         pin(int(sys.argv[3]))
         start = time.perf_counter()
-        for _ in range(steps):  # synchronous: the next begins when the gradients are applied
+        for _ in range(steps):  # synchronous: a step starts when the gradients of the previous one are applied
             coordinator.schedule(step, args=(rows,))
             coordinator.join()
         sys.stdout.write(json.dumps({"step_s": (time.perf_counter() - start) / steps}) + "\n")
@@ -60,14 +60,14 @@ def main() -> None:
 
 
 def pin(core: int) -> None:
-    """Hold all threads of this process to one core; those they start follow."""
+    """Pin all threads of this process, and those they start later, to one core."""
     for thread in os.listdir("/proc/self/task"):
         with contextlib.suppress(ProcessLookupError):
             os.sched_setaffinity(int(thread), {core})
 
 
 def build(strategy: Any) -> tuple[Any, Any]:
-    """A step on one batch, and the function that makes the dataset."""
+    """Return the training step, and the function that creates the dataset."""
     work = make_workload("criteo")
     dense_names = [name for name in work.schema["dense"] if name.startswith("i")]
     id_names = work.schema["ids"]

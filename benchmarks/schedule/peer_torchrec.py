@@ -1,9 +1,9 @@
-"""torchrec's way: `DistributedModelParallel` on gloo, two ranks, plain and with `TrainPipelineSparseDist`.
+"""torchrec as a peer: `DistributedModelParallel` on gloo with two ranks, plain and with `TrainPipelineSparseDist`.
 
     python -m schedule.peer_torchrec RANK HOST:PORT
 
-Each rank holds half of the tables (row-wise) and trains half of the Criteo-shaped batch; features are ready tensors, so
-feature work, which torchrec leaves to others, is not in its step.
+The two ranks share the tables (table-wise) and each batch in Criteo's format. Features are computed beforehand, because
+torchrec does not compute features; a step therefore contains no feature work.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ MAX_ROWS = 1_000_000
 
 
 def main() -> None:
-    """Join, then train and answer (rank 0 speaks; the other follows)."""
+    """Join the process group, and train as requested; rank 0 reads the requests and answers them."""
     rank = int(sys.argv[1])
     dist.init_process_group("gloo", init_method=f"tcp://{sys.argv[2]}", rank=rank, world_size=2)
     batches, model = build(rank)
     optimizer = dense_optimizer(model)
-    _, piped = build(rank)  # a model of its own: the pipeline rewrites it
+    _, piped = build(rank)  # a separate model, because the pipeline rewrites it
     pipeline = TrainPipelineSparseDist(piped, dense_optimizer(piped), torch.device("cpu"))
-    stream = endless(batches)
+    stream = repeat_forever(batches)
     for line in sys.stdin if rank == 0 else iter(int, 1):
         command = [json.loads(line) if rank == 0 else None]  # type: ignore[arg-type]
         dist.broadcast_object_list(command, src=0)
@@ -61,32 +61,32 @@ def main() -> None:
         if rank == 0:
             sys.stdout.write(json.dumps({"step_s": (time.perf_counter() - start) / command[0]["steps"]}) + "\n")
             sys.stdout.flush()
-    os._exit(0)  # gloo's threads have no other end
+    os._exit(0)  # gloo's threads cannot be stopped in another way
 
 
 def dense_optimizer(model: Any) -> torch.optim.Optimizer:
-    """For all but the embeddings, which learn in their backward."""
+    """Create the optimizer of all parameters but the embeddings, which are updated in the backward pass."""
     return torch.optim.SGD(
         [p for n, p in model.named_parameters() if "embedding" not in n and p.requires_grad], lr=0.01
     )
 
 
 def plain(model: Any, optimizer: Any, batch: Any) -> None:
-    """One step without a pipeline."""
+    """Make one step without a pipeline."""
     optimizer.zero_grad()
     loss, _ = model(batch)
     loss.backward()
     optimizer.step()
 
 
-def endless(batches: list[Any]) -> Iterator[Any]:
-    """Round and round."""
+def repeat_forever(batches: list[Any]) -> Iterator[Any]:
+    """Yield the batches again and again."""
     while True:
         yield from batches
 
 
 def build(rank: int) -> tuple[list[Any], Any]:
-    """This rank's halves of the batches, and its part of the model."""
+    """Return this rank's halves of the batches, and its part of the model."""
     work = make_workload("criteo")
     dense_names = [name for name in work.schema["dense"] if name.startswith("i")]
     id_names = work.schema["ids"]
@@ -117,7 +117,7 @@ def build(rank: int) -> tuple[list[Any], Any]:
     train: nn.Module = DLRMTrain(dlrm)
     fused = {"optimizer": EmbOptimType.EXACT_ROWWISE_ADAGRAD, "learning_rate": 0.01}
     sharders: list[Any] = [EmbeddingBagCollectionSharder(fused_params=fused)]
-    # Table-wise: with row-wise sharding gloo lacks a collective it needs for uneven tables.
+    # Table-wise, because gloo lacks a collective that row-wise sharding of uneven tables needs.
     limits = {config.name: ParameterConstraints(sharding_types=["table_wise"]) for config in tables}
     planner = EmbeddingShardingPlanner(topology=Topology(world_size=2, compute_device="cpu"), constraints=limits)
     plan = planner.collective_plan(train, sharders, dist.group.WORLD)

@@ -1,4 +1,4 @@
-"""Runs the peers over the same link, in turn with the scheduler's best policies, on the Criteo-shaped workload."""
+"""Runs TensorFlow and torchrec over the same link, in turn with headrace, on the workload `criteo`."""
 
 from __future__ import annotations
 
@@ -26,7 +26,16 @@ PYTHON = Path(__file__).resolve().parents[2] / ".peers" / "bin" / "python"
 def run_peers(
     report: harness.Report, link: Link, child: Callable[..., Any], quick: bool, trainer: Any, address: str
 ) -> None:
-    """Measure every peer that can be started, and ours again beside it; says in the notes which could not."""
+    """Measure the peers that can be started, in turn with headrace's policies; notes name those that cannot.
+
+    Args:
+        report: Report to add results to.
+        link: Link between the two ends.
+        child: Class of a process that answers lines of JSON (`bench_schedule.Child`).
+        quick: Whether to measure fewer rounds, without a bandwidth limit.
+        trainer: Process of headrace's trainer.
+        address: Address of headrace's shard.
+    """
     if not PYTHON.exists():
         report.notes["peers"] = "not installed: make peers"
         return

@@ -1,4 +1,4 @@
-"""A relay in user space that holds messages back: added latency, and bandwidth where `tc` cannot be used.
+"""A relay in user space that delays messages: it adds latency, and limits bandwidth where `tc` cannot be used.
 
 python -m schedule.relay --to HOST:PORT --rate-mbit 300 --latency-ms 0.5
 """
@@ -14,13 +14,14 @@ CHUNK = 1 << 16
 
 
 class Bucket:
-    """A token bucket shared by all connections in one direction; a message may leave when its bytes are paid for."""
+    """A token bucket shared by all connections in one direction, with 2 ms of unused bandwidth saved up at most."""
 
     def __init__(self, bytes_per_s: float | None) -> None:
         self._bytes_per_s = bytes_per_s
         self._free_at = 0.0
 
     def leaves_at(self, num_bytes: int, now: float) -> float:
+        """Return the time at which a message of this size can be sent, and reserve the bandwidth."""
         if self._bytes_per_s is None:
             return now
         self._free_at = max(self._free_at, now - 0.002) + num_bytes / self._bytes_per_s
@@ -28,7 +29,7 @@ class Bucket:
 
 
 async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, bucket: Bucket, latency_s: float) -> None:
-    """Move bytes one way, each chunk no earlier than bucket and latency allow; order is kept."""
+    """Forward bytes in one direction, in order, each chunk as soon as bucket and latency allow."""
     loop = asyncio.get_running_loop()
     queue: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue(maxsize=256)
 
@@ -53,7 +54,7 @@ async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, bucke
 
 
 async def serve(options: argparse.Namespace) -> None:
-    """Accept and relay until killed."""
+    """Accept connections and relay them until killed."""
     host, _, port = options.to.rpartition(":")
     rate = None if not options.rate_mbit else options.rate_mbit * 1e6 / 8
     up, down = Bucket(rate), Bucket(rate)

@@ -1,4 +1,4 @@
-"""A shard of the scheduler's benchmark: prints its port, and serves until its input closes."""
+"""The shard of `bench_schedule.py`: prints its port, and serves until its input ends."""
 
 from __future__ import annotations
 

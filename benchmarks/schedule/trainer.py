@@ -1,7 +1,9 @@
-"""The trainer of the scheduler's benchmark: makes steps as it is told on its input, and answers with what they took.
+"""The trainer of `bench_schedule.py`: makes training steps as requested, and measures them.
 
-{"do": "load", "workload": "rm2", "address": "127.9.0.2:4711", "quick": false}
-{"do": "run", "policy": "batch_prefetch", "num_ahead": 2, "num_threads": 1, "steps": 12}
+It reads commands from standard input, one line of JSON each, and answers with a line of JSON:
+
+    {"do": "load", "workload": "rm2", "address": "127.9.0.2:4711", "quick": false}
+    {"do": "run", "case": "rm2, 1 Gb/s", "policy": "batch_prefetch", "num_ahead": 2, "num_threads": 1, "steps": 12}
 """
 
 from __future__ import annotations
@@ -42,11 +44,11 @@ from headrace.training.dense_optimizer import Adam  # noqa: E402
 from headrace.training.step import TrainingStep  # noqa: E402
 from schedule.workloads import make_workload  # noqa: E402
 
-WARM_UP = 6  # steps of a run that do not count: estimates settle
+WARM_UP = 6  # uncounted steps per run, in which the cost estimates settle
 
 
-class Rows:
-    """Batches of rows in memory, round and round; stands where a pipeline would, and costs nothing."""
+class RepeatedBatches:
+    """A free replacement for a pipeline: yields record batches in memory, repeatedly, `count` in all."""
 
     segment = 0
 
@@ -68,7 +70,7 @@ class Rows:
 
 
 class Trainer:
-    """One workload in memory, connected to a shard or with rows in this process."""
+    """The trainer of one workload, whose embedding rows are in a shard (if there is an address) or in this process."""
 
     def __init__(self, command: dict[str, Any]) -> None:
         work = make_workload(command["workload"], quick=command["quick"])
@@ -107,11 +109,11 @@ class Trainer:
         self._selectors: dict[tuple[str, str], StrategySelector] = {}
 
     def run(self, command: dict[str, Any]) -> dict[str, Any]:
-        """Make steps under a policy; what they took."""
+        """Make steps under a policy, and return their mean times and ratios."""
         policy = STEP_POLICIES[command["policy"]]
         if isinstance(policy, BatchPrefetch):
             policy = replace(policy, num_ahead=command["num_ahead"], num_threads=command["num_threads"])
-        # As over the windows of a job, what was found out about a case stays.
+        # Measurements of strategies are kept per case, as a job keeps them over its windows.
         place, num_groups = (command["case"], command["policy"]), len(self.groups)
         tried = place in self._selectors
         selector = make_selector(policy, num_groups=num_groups, store_waits=self.is_remote)
@@ -121,7 +123,7 @@ class Trainer:
         trace, steps = Trace(command["steps"]), command["steps"]
         selector.begin()
         warm_up = WARM_UP if tried else max(WARM_UP, selector.num_steps)
-        batches = Rows(self.batches, warm_up + steps + 1)
+        batches = RepeatedBatches(self.batches, warm_up + steps + 1)
         deferred = []
         with (
             TrainingWork(batches, lambda segment: self.groups, self.model, self.step) as work,  # type: ignore[arg-type]
@@ -145,7 +147,7 @@ class Trainer:
         }
 
     def plain(self, steps: int) -> dict[str, Any]:
-        """A plain loop: features and step one after the other, without a scheduler."""
+        """Make steps in a plain loop (features, then the step) without a scheduler, and return their mean time."""
         total = 0.0
         for number in range(WARM_UP + steps):
             start = time.perf_counter()
@@ -158,7 +160,7 @@ class Trainer:
 
 
 def parts(spans: list[Span], steps: int) -> dict[str, float]:
-    """Seconds a step of each part, and the share of communication during which the processor worked."""
+    """Return the seconds per step of each phase, bytes per step, and the share of communication hidden behind work."""
 
     def of(*kinds: Kind) -> list[tuple[float, float]]:
         return [(span.start_s, span.end_s) for span in spans if span.operator.kind in kinds]
@@ -179,7 +181,7 @@ Intervals = list[tuple[float, float]]
 
 
 def union(intervals: Intervals) -> Intervals:
-    """Intervals that do not overlap and cover the same."""
+    """Merge overlapping intervals."""
     merged: Intervals = []
     for start, end in sorted(intervals):
         if merged and start <= merged[-1][1]:
@@ -190,14 +192,17 @@ def union(intervals: Intervals) -> Intervals:
 
 
 def length(intervals: Intervals) -> float:
+    """Return the total length of intervals that do not overlap."""
     return sum(end - start for start, end in intervals)
 
 
 def overlap(left: Intervals, right: Intervals) -> float:
+    """Return the total length that both sets of merged intervals cover."""
     return length(left) + length(right) - length(union([*left, *right]))
 
 
 def main() -> None:
+    """Execute commands until the input ends."""
     trainer: Trainer | None = None
     for line in sys.stdin:
         command = json.loads(line)

@@ -1,4 +1,4 @@
-"""Workloads of the scheduler's benchmark: rows in memory, a feature plan and a model each."""
+"""Workloads of `bench_schedule.py`; each has rows in memory, a feature plan and a model."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ import pyarrow as pa
 __all__ = ["NAMES", "Workload", "make_workload"]
 
 NAMES = ("criteo", "rm2", "industrial")
-NUM_BATCHES = 24  # different ones; a run goes round
-SKEW = 1.05  # exponent of the Zipf law of ids, about that of Criteo's large features
+NUM_BATCHES = 24  # distinct batches, which a run repeats
+SKEW = 1.05  # Zipf exponent of ids, about that of Criteo's large features
 
 
 @dataclass(frozen=True)
 class Workload:
-    """One model on one shape of rows.
+    """A model and the rows it is trained on.
 
     Attributes:
-        name: Of the workload.
-        batch_size: Rows of a step.
-        embedding_dim: Numbers of a row.
-        schema: As `Schema.from_dict` reads it.
-        features: As `FeaturePlan.from_config` reads it.
-        model: As `ModelConfig` reads it.
-        table: The rows.
+        name: Name of the workload.
+        batch_size: Rows per step.
+        embedding_dim: Numbers per embedding row.
+        schema: Schema, as for `Schema.from_dict`.
+        features: Features, as for `FeaturePlan.from_config`.
+        model: Model, as for `ModelConfig`.
+        table: Rows of all batches.
     """
 
     name: str
@@ -39,12 +39,12 @@ class Workload:
 
 
 def make_workload(name: str, *, quick: bool = False) -> Workload:
-    """A workload by name, the same in every process."""
+    """Create a workload by name; it is the same in every process."""
     return {"criteo": _criteo, "rm2": _rm2, "industrial": _industrial}[name](8 if quick else NUM_BATCHES)
 
 
 def _criteo(num_batches: int) -> Workload:
-    """13 numbers and 26 single ids, as in Criteo's logs, with the operators of TorchArrow's RM1 recipe."""
+    """13 dense columns and 26 single ids, as in Criteo's logs, with the operators of TorchArrow's RM1 recipe."""
     batch_size = 1024
     rng = np.random.default_rng(1)
     num_rows = batch_size * num_batches
@@ -60,7 +60,7 @@ def _criteo(num_batches: int) -> Workload:
 
 
 def _rm2(num_batches: int) -> Workload:
-    """504 numbers and 42 lists of 20 ids, as in Meta's RM2, and crosses of lists: feature work is the larger part."""
+    """504 dense columns and 42 lists of 20 ids, as in Meta's RM2, and crosses of lists: mostly feature work."""
     batch_size = 256
     rng = np.random.default_rng(2)
     num_rows = batch_size * num_batches
@@ -77,7 +77,7 @@ def _rm2(num_batches: int) -> Workload:
 
 
 def _industrial(num_batches: int) -> Workload:
-    """Ten groups of unequal feature cost and embedding bytes: some all computation, some all communication."""
+    """Feature groups of unequal cost: some consist almost only of computation, others only of communication."""
     batch_size = 256
     rng = np.random.default_rng(3)
     num_rows = batch_size * num_batches
@@ -101,13 +101,13 @@ def _industrial(num_batches: int) -> Workload:
 
 
 def _cross(size: int, count: int) -> list[Any]:
-    """All pairs of two lists' ids, hashed twice; the first few are looked up."""
+    """Return operators that hash all pairs of ids of two lists twice; the first `count` are looked up."""
     hashes = [{"hash": {"range": 1_000_000}}, {"hash": {"range": size, "salt": 1}}]
     return [{"cartesian": 1024}, *hashes, {"first_x": count}]
 
 
 def _grams(length: int, size: int, count: int) -> list[Any]:
-    """All runs of ids, likewise."""
+    """Return operators that do the same with all runs of `length` ids."""
     hashes = [{"hash": {"range": 1_000_000}}, {"hash": {"range": size, "salt": 1}}]
     return [{"ngram": length}, *hashes, {"first_x": count}]
 
@@ -136,7 +136,7 @@ def _workload(
 
 
 def _ids(rng: np.random.Generator, num_ids: int, size: int) -> Any:
-    """Ids under a Zipf law over `size` values, most frequent ones first."""
+    """Draw ids from 0 to `size` - 1 from a Zipf distribution, in which smaller ids are more frequent."""
     return np.minimum(_zipf(rng, num_ids, size).astype(np.int64), size) - 1
 
 
