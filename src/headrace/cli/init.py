@@ -84,7 +84,9 @@ def init(
     ]
     choices = choose_job(found, path=relative[0], schema=relative[1])
     notes = job_notes(found, path=printable(path))
-    rest = "All other values are defaults, see docs/job-file.md. Without features, every column of the schema is one."
+    rest = (
+        "All other values are defaults, see docs/job-file.md. Without a section `features`, every column is a feature."
+    )
     text = job_to_yaml(
         choices, title="Written by headrace init. Train with: headrace train job.yaml", notes=[*notes, rest]
     )

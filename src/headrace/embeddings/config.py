@@ -162,7 +162,7 @@ class EmbeddingsConfig(Config):
     @model_validator(mode="after")
     def _a_feature_is_in_one_table(self) -> Self:
         if self.default.feature_names:
-            raise ValueError(f"default.feature_names: given {self.default.feature_names[0]}, expected in a table")
+            raise ValueError(f"default.feature_names: given {self.default.feature_names[0]}, expected only in tables")
         table_of: dict[str, str] = {}
         for name, table in self.tables.items():
             for feature in table.feature_names:

@@ -77,12 +77,12 @@ def _worse_than_rate(run: RunData, worse: Sequence[WindowSpan]) -> tuple[str, st
     if steps < FEW_STEPS:
         return (
             f"the model made only {steps:,.0f} steps",
-            f"{smaller} gives more of them; a log with more rows, too",
+            f"{smaller} gives more of them, and so does a log with more rows",
         )
     if run.mean_of_windows("auc") < CHANCE:
         return (
-            "predictions rank no better than by chance, so the features say little about the label, or not as they are "
-            "read",
+            "predictions rank no better than by chance: the features say little about the label, or columns have wrong "
+            "roles",
             "check the roles of the columns with headrace inspect: ids must be ids, not numbers, and the label the "
             "right column",
         )
@@ -90,13 +90,13 @@ def _worse_than_rate(run: RunData, worse: Sequence[WindowSpan]) -> tuple[str, st
     if list(worse) == first and len(first) < len(run.windows):
         return (
             "the model had just begun: later windows are better",
-            f"nothing, if later windows count; else {smaller}, or learning rates that are higher or lower by three",
+            f"nothing, if later windows count; otherwise {smaller}, or learning rates three times as high or low",
         )
     rates = [rate for span in run.windows if (rate := span.value("label_rate")) > 0]
     if rates and max(rates) > RATE_JUMP * min(rates):
         return (
             f"the label rate changes from window to window, between {min(rates):.2%} and {max(rates):.2%}",
-            "pipeline.shuffle, if the log is sorted by its label; else features that tell the time, such as the hour",
+            "pipeline.shuffle, if the log is sorted by its label; otherwise features of the time, such as the hour",
         )
     later = [span for span in worse if span is not run.windows[0]] or worse  # the first window starts untrained
     calibrations = [c for span in later if (c := span.value("calibration")) > 0]
@@ -104,10 +104,10 @@ def _worse_than_rate(run: RunData, worse: Sequence[WindowSpan]) -> tuple[str, st
         off = max(calibrations, key=lambda c: abs(math.log(c)))
         return (
             f"predictions are {off:.2f} times the label rate",
-            "lower embeddings.default.optimizer.lr and training.dense_optimizer.lr by three: they overshoot",
+            "lower embeddings.default.optimizer.lr and training.dense_optimizer.lr to a third: they overshoot",
         )
     return (
-        "the model ranks, but is too sure of rare ids: it learns them by heart",
+        "the model ranks, but is too sure of rare ids: it memorizes them",
         "admission_count: 3 for collisionless tables, a smaller model.embedding_dim, a lower "
         "embeddings.default.optimizer.lr",
     )
@@ -122,8 +122,8 @@ def _worse_than_baseline(run: RunData, name: str) -> tuple[str, str]:
     if len(run.windows) > 1 and last.value("auc") >= last.value("baseline_auc"):
         return "the model had just begun: the last window is ahead", "nothing, if later windows count"
     return (
-        f"the model does not see {name} as it is ranked by, or is too small a part of its features",
-        f"features.dense.{name} with log1p and clipping; model.kind: dcnv2, which has numbers in its products",
+        f"{name} is not a feature in the form in which it ranks, or it is lost among the other features",
+        f"features.dense.{name} with log1p and clipping; model.kind: dcnv2, whose products include dense features",
     )
 
 

@@ -107,7 +107,9 @@ def export_model(
         with torch.inference_mode():
             gaps = [float((exported(batch) - scorer.components.model(batch)).abs().max()) for batch in sample]
         if not max(gaps) <= 1e-5:
-            raise HeadraceError(f"{out}: the export's logits differ by {max(gaps):.3g} from the model's, expected 1e-5")
+            raise HeadraceError(
+                f"{out}: the export's logits differ by {max(gaps):.3g} from the model's, expected at most 1e-5"
+            )
     return max(gaps)
 
 

@@ -90,7 +90,9 @@ class StageSpec:
         if self.cpu_s + self.io_s <= 0:
             raise ConfigError(f"stage {self.name!r}: given cpu_s 0 and io_s 0, expected a service that takes time")
         if min(self.max_workers, self.num_inputs, self.num_outputs) < 1 or self.buffer < 0:
-            raise ConfigError(f"stage {self.name!r}: workers, inputs and outputs are at least 1, buffer at least 0")
+            raise ConfigError(
+                f"stage {self.name!r}: expected workers, inputs and outputs of at least 1, and a buffer of at least 0"
+            )
         for distribution, spread in ((self.distribution, self.spread), (self.bytes_distribution, self.bytes_spread)):
             if distribution is Distribution.PARETO and spread <= 1:
                 raise ConfigError(f"stage {self.name!r}: given tail index {spread}, expected > 1 (else no mean exists)")

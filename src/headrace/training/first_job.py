@@ -79,7 +79,7 @@ def choose_job(found: Inspection, *, path: str, schema: str, run: str = "run") -
     choices = [
         Choice(("run",), run, "Checkpoints, metrics and the report go here."),
         Choice(("data", "path"), path, f"{found.num_rows:,} rows in {count_of(found.num_files, 'file')}."),
-        Choice(("data", "schema"), schema, "What each column is for; correct there what was guessed wrong."),
+        Choice(("data", "schema"), schema, "Has the role of each column; correct wrong guesses there."),
         _window(found),
         *_bad_rows(found),
         *_shuffle(found),
@@ -116,10 +116,10 @@ def _window(found: Inspection) -> Choice:
     if 1 < found.num_files <= MAX_FILES and mean_rows >= MIN_WINDOW_ROWS:
         return Choice(key, {"kind": "file"}, f"One window for each of {found.num_files} files: {why}.")
     if found.num_rows < 2 * MIN_WINDOW_ROWS:
-        return Choice(key, {"kind": "folder"}, "One window for all rows: they are few.")
+        return Choice(key, {"kind": "folder"}, "One window for all rows, because there are few.")
     rows = max(MIN_WINDOW_ROWS, _round(found.num_rows / NUM_WINDOWS))
     value = {"kind": "rows", "num_rows": rows, "include_incomplete": True}
-    return Choice(key, value, f"A window for every {rows:,} rows, as the log has one folder: {why}.")
+    return Choice(key, value, f"A window for every {rows:,} rows, because the log has one folder: {why}.")
 
 
 def _bad_rows(found: Inspection) -> Iterator[Choice]:
@@ -155,13 +155,11 @@ def _tables(found: Inspection, schema: Schema) -> Iterator[Choice]:
             pooled = [column for column in columns if column in lists]
             if pooled:
                 table["pooling"] = dict.fromkeys(pooled, "mean")
-            reasons.append(f"{shorten_list(columns)} hold the same ids: what is learned of one helps the others.")
+            reasons.append(f"{shorten_list(columns)} hold the same ids: in one table, they learn from each other.")
         if num_ids > HASHED_ROWS // 2:
             rows = min(MAX_ROWS_AT_START, 1 << (num_ids - 1).bit_length())
             table |= {"kind": "collisionless", "num_embeddings": rows}
-            reasons.append(
-                f"About {_round(num_ids):,} ids: each gets a row of its own, where hashed ones would collide."
-            )
+            reasons.append(f"About {_round(num_ids):,} ids: each gets its own row, because hashed ids would collide.")
         if table:
             yield Choice(("embeddings", "tables", name), table, " ".join(reasons))
 
@@ -170,10 +168,10 @@ def _model(schema: Schema) -> Choice:
     num_ids = len(schema.ids) + len(schema.id_lists)
     width = len(schema.dense) + num_ids * EMBEDDING_DIM
     value: dict[str, Any] = {"kind": "dcnv2", "embedding_dim": EMBEDDING_DIM}
-    reason = "Learns products of all features, numbers among them."
+    reason = "Learns products of all features, including dense ones."
     if width > FULL_RANK_WIDTH:
         value["cross_rank"] = CROSS_RANK
-        reason += f" With {width:,} numbers a row, full matrices would cost too much time."
+        reason += f" With {width:,} numbers per row, full-rank cross layers would take too long."
     return Choice(("model",), value, reason)
 
 
@@ -194,7 +192,7 @@ def job_notes(found: Inspection, *, path: str) -> list[str]:
     clock = found.schema.timestamp
     times = [profile for profile in found.profiles if clock is not None and profile.name == clock.name]
     notes += [
-        "Rows are not in order of time: metrics then tell less about later rows. Sort the log by "
+        "Rows are not in order of time, so metrics say less about how the model predicts later rows. Sort the log by "
         f"{one_line(profile.name)} if you can."
         for profile in times
         if found.layout is None and profile.num_backward > 0.01 * profile.num_values
@@ -206,8 +204,8 @@ def job_notes(found: Inspection, *, path: str) -> list[str]:
     ]
     if long:
         notes.append(
-            f"Of each list the first {MAX_LIST_LENGTH} ids are used; more than 1 % of {shorten_list(long)} are longer. "
-            "If the newest ids come last, list the features and take the last ones."
+            f"Only the first {MAX_LIST_LENGTH} ids of a list are used, but more than 1 % of the lists in "
+            f"{shorten_list(long)} are longer. To use more, list the features with a larger first_x."
         )
     return notes
 
