@@ -77,8 +77,10 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert first.code == 0, first.err
     assert "window=000" in first.out
     assert "3,000 rows in 1 file are not used" in first.out
+    assert "default training.precision: " in first.out
     second = headrace("train", folder / "job.yaml", "--until", "window=001")
     assert "going on from checkpoint 1" in second.out
+    assert "default " not in second.out  # said once
     assert "nothing new: all rows of 2 files are used" in second.out
     assert f"report: {folder / 'run' / 'report.html'}" in second.out
     return folder

@@ -25,6 +25,7 @@ from headrace.pipeline import GrowingSize, RowStats
 from headrace.threads import Threads
 from headrace.training.batch_size import batch_sizes, largest_batch, smallest_batch
 from headrace.training.checkpoint import CheckpointFolder
+from headrace.training.choices import describe_choices
 from headrace.training.commits import UncommittedOutput, commit, newest_checkpoint, restore
 from headrace.training.components import build_components
 from headrace.training.feed import PlannedSources, find_new_windows, first_batch, read_window, source_columns
@@ -424,6 +425,8 @@ class Trainer:
             messages.append(f"going on from checkpoint {self.state.checkpoint}, step {self.state.step}{where}")
         precision = self._step.settle_precision(largest_batch(self.job.training.batch_size), self.state.precision)
         self.state.precision = precision.precision
+        if snapshot is None and self.rank == 0:
+            messages += describe_choices(self.job, self.components.plan, precision)
         removed = self.run_folder.rewind(self.state.checkpoint)
         self.run_folder.set_aside(self.state.replayed)
         if removed:
