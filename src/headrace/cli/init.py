@@ -42,7 +42,7 @@ def init(
     from headrace.logs import Schema, check_output, list_log
     from headrace.logs.files import printable
     from headrace.logs.importers import text_kind
-    from headrace.logs.inspection import inspect_log, schema_to_yaml
+    from headrace.logs.inspection import inspect_log, rank_numbers, schema_to_yaml
     from headrace.messages import count_of
     from headrace.paths import local_logs, local_path
     from headrace.training.first_job import choose_job, job_notes, job_to_yaml
@@ -82,8 +82,9 @@ def init(
         path if logs is None else os.path.relpath(logs, out),
         os.path.relpath(schema_path if schema is None else schema, out),
     ]
-    choices = choose_job(found, path=relative[0], schema=relative[1])
-    notes = job_notes(found, path=printable(path))
+    rankings = rank_numbers(path, found.schema)
+    choices = choose_job(found, path=relative[0], schema=relative[1], rankings=rankings)
+    notes = job_notes(found, path=printable(path), rankings=rankings)
     rest = (
         "All other values are defaults, see docs/job-file.md. Without a section `features`, every column is a feature."
     )

@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from headrace.logs.inspection import Inspection
+from headrace.logs.inspection import Inspection, Ranking
 from headrace.logs.schema import Schema
 from headrace.messages import count_of, one_line, shorten_list
 from headrace.training.job import JobConfig
@@ -41,6 +41,12 @@ CROSS_RANK = 128
 
 EMBEDDING_DIM = 16
 
+BASELINE_AUC = 0.55
+"""Minimum AUC of a number alone to be shown beside the model's."""
+
+LEAK_AUC = 0.95
+"""AUC of a number alone (or of its negative) above which it probably follows from the label."""
+
 MAX_LIST_LENGTH = 50
 """Default number of ids used per list."""
 
@@ -66,7 +72,9 @@ class Choice:
         return f"{'.'.join(self.key)}: {_flow(self.value)}"
 
 
-def choose_job(found: Inspection, *, path: str, schema: str, run: str = "run") -> list[Choice]:
+def choose_job(
+    found: Inspection, *, path: str, schema: str, run: str = "run", rankings: Sequence[Ranking] = ()
+) -> list[Choice]:
     """Choose the values of a job that trains on an inspected log.
 
     Args:
@@ -74,6 +82,7 @@ def choose_job(found: Inspection, *, path: str, schema: str, run: str = "run") -
         path: Path of the log, as in the job file.
         schema: Path of the schema file, as in the job file.
         run: Folder of the run, as in the job file.
+        rankings: Result of `rank_numbers`, for the baseline.
     """
     assert found.schema is not None, "without a label there is nothing to train on"
     choices = [
@@ -86,6 +95,7 @@ def choose_job(found: Inspection, *, path: str, schema: str, run: str = "run") -
         *_tables(found, found.schema),
         _model(found.schema),
         Choice(("training", "batch_size"), "auto", "Small batches at first, larger ones as more rows have been seen."),
+        *_baseline(rankings),
     ]
     JobConfig.from_dict(_nested(choices), where="the job")  # a mistake here is ours
     return choices
@@ -175,15 +185,29 @@ def _model(schema: Schema) -> Choice:
     return Choice(("model",), value, reason)
 
 
-def job_notes(found: Inspection, *, path: str) -> list[str]:
+def _baseline(rankings: Sequence[Ranking]) -> Iterator[Choice]:
+    able = [ranking for ranking in rankings if BASELINE_AUC <= ranking.auc < LEAK_AUC]
+    if able:
+        best = max(able, key=lambda ranking: ranking.auc)
+        reason = f"The number that ranks best alone, with AUC {best.auc:.3f} on {best.num_rows:,} rows."
+        yield Choice(("training", "baseline"), best.column, f"{reason} Tables show it next to the model.")
+
+
+def job_notes(found: Inspection, *, path: str, rankings: Sequence[Ranking] = ()) -> list[str]:
     """Notes on a log for the user, in addition to the choices of the job.
 
     Args:
         found: Result of `inspect_log`.
         path: Path of the log, as given by the user.
+        rankings: Result of `rank_numbers`, for columns that give the label away.
     """
     assert found.schema is not None
-    notes = []
+    notes = [
+        f"{one_line(ranking.column)} alone tells the label (AUC {ranking.auc:.3f}): is it known before the label is? "
+        "If not, remove it from the schema."
+        for ranking in rankings
+        if max(ranking.auc, 1 - ranking.auc) >= LEAK_AUC
+    ]
     if found.layout is None and found.groups and found.clustering_gain > 1.2:
         notes.append(
             f"Rows of a session repeat their values. headrace cluster {path} CLUSTERED would store them once, "

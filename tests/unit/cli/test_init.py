@@ -220,3 +220,22 @@ def test_names_of_any_kind_stay_in_their_comments(tmp_path: Path) -> None:
     job = values(tmp_path / "job" / "job.yaml")
     assert job["run"] == "run"
     JobConfig.from_file(tmp_path / "job" / "job.yaml")
+
+
+def test_the_best_number_is_the_baseline_and_one_that_gives_the_label_away_is_named(tmp_path: Path) -> None:
+    rng = np.random.default_rng(4)
+    click = rng.random(3_000) < 0.3
+    table = pa.table(
+        {
+            "user_id": rng.integers(0, 100, 3_000),
+            "click": click.astype(np.int8),
+            "views": rng.poisson(3 + 2 * click).astype(np.float32),
+            "price": rng.random(3_000),
+            "paid": np.where(click, 7.5, 0.0),
+        }
+    )
+    (tmp_path / "logs").mkdir()
+    pq.write_table(table, tmp_path / "logs" / "a.parquet")
+    result = run("init", tmp_path / "logs", "--out", tmp_path)
+    assert values(tmp_path / "job.yaml")["training"] == {"batch_size": "auto", "baseline": "views"}
+    assert "paid alone tells the label (AUC 1.000): is it known before the label is?" in result.stdout

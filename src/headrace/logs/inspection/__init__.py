@@ -7,6 +7,7 @@ from headrace.logs.inspection.id_counter import IdCounter
 from headrace.logs.inspection.inspection import Inspection, RowGroup, inspect_log
 from headrace.logs.inspection.overlap import Overlap, find_overlaps, shared_tables
 from headrace.logs.inspection.profiles import ColumnProfile
+from headrace.logs.inspection.ranking import Ranking, rank_numbers
 from headrace.logs.inspection.schema_yaml import schema_to_yaml
 from headrace.logs.inspection.session_tracker import SessionTracker
 from headrace.logs.inspection.tables import print_inspection
@@ -20,6 +21,7 @@ __all__ = [
     "IdCounter",
     "Inspection",
     "Overlap",
+    "Ranking",
     "RowGroup",
     "SessionTracker",
     "find_overlaps",
@@ -27,6 +29,7 @@ __all__ = [
     "inspect_log",
     "make_schema",
     "print_inspection",
+    "rank_numbers",
     "schema_to_yaml",
     "shared_tables",
 ]
