@@ -83,7 +83,7 @@ class Runner:
                 self._samples[arm.name].append(_timed(self._processes[arm.name]))
             elif len(self._samples[arm.name]) < min(rounds, FRESH_ROUNDS):
                 try:
-                    with Process(arm, self._logs, self._op) as process:
+                    with loader_process(arm, self._logs, self._op) as process:
                         self._check(arm, process)
                         self._samples[arm.name].append(_timed(process))
                 except ArmFailed as error:

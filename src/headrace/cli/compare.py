@@ -12,7 +12,7 @@ HEADER = ["window", *(f"{name} {run}" for name in ("rows", "AUC", "NE", "rows/s"
 
 def compare(
     first: Annotated[Path, typer.Argument(help="Run folder or job file.")],
-    second: Annotated[Path, typer.Argument(help="Another one.")],
+    second: Annotated[Path, typer.Argument(help="Another run, to compare with the first.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")] = False,
 ) -> None:
     """Compare two runs: settings that differ, and the metrics and speed of each window and of all rows.

@@ -28,7 +28,7 @@ Lists = Annotated[
     list[str] | None,
     Option(
         "--list",
-        help="COLUMN=SEPARATOR, once per column: split its texts there; COLUMN= for a column that is no list.",
+        help="COLUMN=SEPARATOR, once per column: split its texts there; COLUMN= for a column that is not a list.",
         show_default=False,
     ),
 ]
@@ -53,7 +53,7 @@ def csv(
     delimiter: Annotated[str | None, Option(help="Separator of columns. By default, the most frequent one.")] = None,
     header: Annotated[
         bool | None,
-        Option("--header/--no-header", help="Whether the first line has the names. By default, if it holds no number."),
+        Option("--header/--no-header", help="Whether the first line holds the column names. By default, it does if none of its values is a number."),
     ] = None,
     names: Annotated[
         str | None, Option(help="Names of the columns, with commas between them, for files without a header.")

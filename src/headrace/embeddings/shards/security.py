@@ -119,7 +119,7 @@ def read_token(path: str | Path | None) -> str | None:
         raise ConfigError(f"{where}: not text, expected a token in one line") from error
     token = None if token is None else token.strip()
     if token is not None and len(token) < SHORTEST_TOKEN:
-        raise ConfigError(f"{where}: a token of {len(token)} characters, expected {SHORTEST_TOKEN}")
+        raise ConfigError(f"{where}: a token of {len(token)} characters, expected at least {SHORTEST_TOKEN}")
     if token is not None and not TOKEN.fullmatch(token):
         raise ConfigError(f"{where}: expected a token of printable ASCII characters without spaces, in one line")
     return token

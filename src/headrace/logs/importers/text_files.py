@@ -244,7 +244,7 @@ def csv_layout(path: Path, *, delimiter: str | None, has_header: bool | None, na
     if has_header is None:
         has_header = whole and not any(_NUMBER.fullmatch(name) for name in names)
     elif has_header and not whole:
-        raise ConfigError(f"{path}: a name in the header is empty or comes twice; rename it, or give names")
+        raise ConfigError(f"{path}: a name in the header is empty or occurs twice; rename it, or give the names")
     if not has_header:
         names = [f"column{number}" for number in range(1, len(names) + 1)]
     return CSVLayout(tuple(names), delimiter, has_header)

@@ -248,7 +248,7 @@ def _overlaps(inspection: Inspection, style: box.Box) -> Iterator[RenderableType
         yield Text(f"one embedding table for {_some_names(columns)} (headrace init writes it to the job file)")
     if others:
         pairs = "1 pair of columns overlaps" if others == 1 else f"{others:,} pairs of columns overlap"
-        yield Text(f"{pairs} by chance, as codes from 0 on do: no table in common (--json lists them)")
+        yield Text(f"{pairs} by chance, as ids numbered from 0 do: no shared table (--json lists them)")
 
 
 def _some_names(names: tuple[str, ...]) -> str:

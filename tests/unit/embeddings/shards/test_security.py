@@ -36,7 +36,7 @@ def test_a_token_comes_from_a_file_or_the_environment_and_is_not_short(
     (tmp_path / "token").write_text("a" * 20 + "\n")
     assert read_token(tmp_path / "token") == "a" * 20
     monkeypatch.setenv(TOKEN_VARIABLE, "short")
-    with pytest.raises(ConfigError, match=f"{TOKEN_VARIABLE}: a token of 5 characters, expected 16"):
+    with pytest.raises(ConfigError, match=f"{TOKEN_VARIABLE}: a token of 5 characters, expected at least 16"):
         read_token(None)
 
 

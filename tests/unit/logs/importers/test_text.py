@@ -93,7 +93,7 @@ def test_without_a_header_columns_are_numbered(tmp_path: Path) -> None:
     assert named.to_pylist() == [{"who": "x", "label": 1}, {"who": "y", "label": 0}]
     with pytest.raises(ConfigError, match="given 3 names, expected 2, one for each column"):
         imported(path, tmp_path / "wrong", names=("a", "b", "c"))
-    with pytest.raises(ConfigError, match="a name in the header is empty or comes twice"):
+    with pytest.raises(ConfigError, match="a name in the header is empty or occurs twice"):
         imported(write(tmp_path / "c.csv", "x,x\n1,2\n"), tmp_path / "twice", header=True)
 
 

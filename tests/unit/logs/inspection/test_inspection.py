@@ -288,4 +288,4 @@ def test_columns_of_the_same_ids_are_printed_and_others_counted(tmp_path: Path) 
     text = printed(found, 120)
     assert "columns of the same ids" in text
     assert "one embedding table for item_id, history (headrace init writes it to the job file)" in text
-    assert "1 pair of columns overlaps by chance, as codes from 0 on do" in text
+    assert "1 pair of columns overlaps by chance, as ids numbered from 0 do" in text
