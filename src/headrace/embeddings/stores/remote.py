@@ -160,8 +160,7 @@ class RemoteStore:
         def read_part(shard: int) -> tuple[ReplyHeader, int, int]:
             if evicting is not None:
                 evicting.result()
-            places = None if routes is None else routes.of(shard)
-            part = keys if places is None else keys.take(places)
+            places, part = _part_of(keys, routes, shard)
             header = ReadHeader(after, seen, self._keys_per_table(part))
             request = pack_ids(part, with_counts=self._reads_have_counts)
             rows, reply = self._clients[shard].ask(self._read_header, self._read_schema, request, header.to_json())
@@ -190,8 +189,7 @@ class RemoteStore:
         routes = self._route(keys)
 
         def update_part(shard: int) -> tuple[ReplyHeader, int, int]:
-            places = None if routes is None else routes.of(shard)
-            part = keys if places is None else keys.take(places)
+            places, part = _part_of(keys, routes, shard)
             header = UpdateHeader(step, num_rows, self._keys_per_table(part))
             data, scales = encode(gradients, places, self._options.gradients)
             request = pack_rows(part, data, scales, self._update_schema)
@@ -216,7 +214,7 @@ class RemoteStore:
         routes = self._route(keys)
 
         def evict_part(shard: int) -> tuple[ReplyHeader, int, int]:
-            part = keys if routes is None else keys.take(routes.of(shard))
+            _, part = _part_of(keys, routes, shard)
             header = EvictHeader(step, number, self._keys_per_table(part))
             request = pack_ids(part, with_counts=False)
             _, reply = self._clients[shard].ask(self._evict_header, request.schema, request, header.to_json())
@@ -301,6 +299,14 @@ class RemoteStore:
                     common, reads=was.reads + 1, keys=was.keys + len(read), read_s=was.read_s + seconds
                 )
                 self._keys_by_table += self._keys_per_table(read)
+
+
+def _part_of(keys: Keys, routes: Routes | None, shard: int) -> tuple[Int64s | None, Keys]:
+    """A shard's part of some keys, with their places; None for all places."""
+    if routes is None:
+        return None, keys
+    places = routes.of(shard)
+    return places, keys.take(places)
 
 
 class _Gathered(Generic[Result]):
