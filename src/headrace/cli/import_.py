@@ -53,7 +53,10 @@ def csv(
     delimiter: Annotated[str | None, Option(help="Separator of columns. By default, the most frequent one.")] = None,
     header: Annotated[
         bool | None,
-        Option("--header/--no-header", help="Whether the first line holds the column names. By default, it does if none of its values is a number."),
+        Option(
+            "--header/--no-header",
+            help="Whether the first line holds the column names. By default, it does if none of its values is a number.",
+        ),
     ] = None,
     names: Annotated[
         str | None, Option(help="Names of the columns, with commas between them, for files without a header.")

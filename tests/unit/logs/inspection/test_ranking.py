@@ -15,7 +15,9 @@ from headrace.logs.clustering import cluster_log
 from headrace.logs.inspection import rank_numbers
 from headrace.logs.inspection.ranking import area_under_curve
 
-SCHEMA = Schema.from_dict({"labels": ["click"], "dense": ["good", "noise", "leak"], "session_id": "session"}, where="test")
+SCHEMA = Schema.from_dict(
+    {"labels": ["click"], "dense": ["good", "noise", "leak"], "session_id": "session"}, where="test"
+)
 
 
 def write_log(path: Path, rows: int = 4_000) -> dict[str, np.ndarray]:
