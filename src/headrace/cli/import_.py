@@ -55,7 +55,7 @@ def csv(
         bool | None,
         Option(
             "--header/--no-header",
-            help="Whether the first line holds the column names. By default, it does if none of its values is a number.",
+            help="Whether the first line holds column names. By default, if none of its values is a number.",
         ),
     ] = None,
     names: Annotated[

@@ -70,7 +70,7 @@ def test_a_log_gets_a_schema_and_a_job_with_reasons(logs: Path, tmp_path: Path) 
         },
         "embeddings": {"tables": {"item": {"feature_names": ["item", "history"], "pooling": {"history": "mean"}}}},
         "model": {"kind": "dcnv2", "embedding_dim": 16},
-        "training": {"batch_size": "auto"},
+        "training": {"batch_size": "auto", "baseline": "user_x0"},
     }
     lines = [line.strip() for line in (tmp_path / "job.yaml").read_text().splitlines()]
     for number, line in enumerate(lines):
