@@ -14,8 +14,15 @@ from headrace.observe.run_data import RunData, WindowSpan
 
 __all__ = ["Alarm", "find_alarms"]
 
-MARGIN = 0.01
-"""Margin of normalised entropy above 1 that noise can explain."""
+NUM_ERRORS = 3.0
+"""Standard errors of normalised entropy above 1 that noise can explain. If the truth is 1, one window in 700 exceeds
+them."""
+
+UNKNOWN = 0.01
+"""Margin for records without a label rate."""
+
+NEGLIGIBLE = 0.001
+"""Normalised entropy above 1 that does not matter, however many rows show it."""
 
 AUC_MARGIN = 0.005
 
@@ -56,11 +63,13 @@ def find_alarms(run: RunData) -> list[Alarm]:
     if whole is None:
         return []
     alarms = []
-    worse = [span for span in run.windows if span.value("ne") > 1 + MARGIN]
-    if worse:
+    rate = run.mean_of_windows("label_rate")
+    is_worse = whole.ne > 1 + _margin(whole.rows, rate, whole.ne_error)
+    worse = [span for span in run.windows if _is_worse(span)]
+    if is_worse or worse:
         names = shorten_list([span.name for span in worse], limit=100)
-        where = f"NE {whole.ne:.4f} over all rows" if whole.ne > 1 + MARGIN else f"NE above 1 in {names}"
-        reason, what = _worse_than_rate(run, worse)
+        where = f"NE {whole.ne:.4f} over all rows" if is_worse else f"NE above 1 in {names}"
+        reason, what = _worse_than_rate(run, worse or run.windows)
         alarms.append(Alarm(f"{where}: worse than always predicting the label rate", reason, what))
     auc, baseline = run.mean_of_windows("auc"), run.mean_of_windows("baseline_auc")
     if baseline > 0.5 and auc < baseline - AUC_MARGIN:
@@ -68,6 +77,27 @@ def find_alarms(run: RunData) -> list[Alarm]:
         reason, what = _worse_than_baseline(run, name)
         alarms.append(Alarm(f"AUC {auc:.4f}, below that of {name} alone, {baseline:.4f}", reason, what))
     return alarms
+
+
+def _is_worse(span: WindowSpan) -> bool:
+    """Whether a window's normalised entropy is above 1 by more than noise."""
+    margin = _margin(span.value("rows"), span.value("label_rate"), span.value("ne_error"))
+    return span.value("ne") > 1 + margin
+
+
+def _margin(rows: float, label_rate: float, ne_error: float) -> float:
+    """Normalised entropy above 1 that noise can explain.
+
+    Runs by older versions have no standard error. Predictions that differ from the label rate by a little noise, and
+    reach a normalised entropy of 1 + x, have one of sqrt(2x / (rows * entropy)); most others have a larger one. So x is
+    below `NUM_ERRORS` of them if it is below 2 NUM_ERRORS^2 / (rows * entropy).
+    """
+    if math.isnan(ne_error):
+        if not (0 < label_rate < 1 and rows > 0):
+            return UNKNOWN
+        entropy = -label_rate * math.log(label_rate) - (1 - label_rate) * math.log(1 - label_rate)
+        return max(NEGLIGIBLE, 2 * NUM_ERRORS**2 / (rows * entropy))
+    return max(NEGLIGIBLE, NUM_ERRORS * ne_error)
 
 
 def _worse_than_rate(run: RunData, worse: Sequence[WindowSpan]) -> tuple[str, str]:

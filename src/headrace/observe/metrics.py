@@ -126,6 +126,7 @@ for _name, _unit, _kind, _description in (
     ("dedup.num_flop", "FLOP", Kind.WINDOWED, "Operations of towers over histories in forward passes."),
     ("dedup.num_plain_flop", "FLOP", Kind.WINDOWED, "The same operations if every row had its own history."),
     ("log_loss", "nats", Kind.GAUGE, "Log loss over the window."),
+    ("ne_error", "", Kind.GAUGE, "Standard error of `ne` over the window, if rows are independent."),
     ("calibration", "", Kind.GAUGE, "Sum of predictions over sum of labels in the window; 1 is best."),
     ("best_ne", "", Kind.GAUGE, "Normalised entropy of the best possible model, if known."),
     ("baseline_auc", "", Kind.GAUGE, "Area under the ROC curve of the baseline feature, if one is set."),
@@ -141,6 +142,7 @@ for _name, _unit, _kind, _description in (
     ("run.auc", "", Kind.GAUGE, "Area under the ROC curve over all rows since the run began."),
     ("run.log_loss", "nats", Kind.GAUGE, "Log loss over all rows since the run began."),
     ("run.ne", "", Kind.GAUGE, "Normalised entropy over all rows since the run began."),
+    ("run.ne_error", "", Kind.GAUGE, "Standard error of `run.ne`, if rows are independent."),
     ("run.calibration", "", Kind.GAUGE, "Sum of predictions over sum of labels since the run began."),
 ):
     METRICS.declare(_name, unit=_unit, kind=_kind, description=_description)

@@ -47,6 +47,7 @@ class WholeRun:
         bad: Number of bad rows.
         seconds: Training time in seconds.
         auc, log_loss, ne, calibration: Metrics of predictions made before training on each row, over all rows.
+        ne_error: Standard error of `ne`; NaN for runs by older versions.
         is_mean: Whether the metrics are row-weighted means of the windows, as for runs by older versions.
     """
 
@@ -57,6 +58,7 @@ class WholeRun:
     log_loss: float
     ne: float
     calibration: float
+    ne_error: float = math.nan
     is_mean: bool = False
 
     @property
@@ -146,7 +148,8 @@ class RunData:
         names = ("auc", "log_loss", "ne", "calibration")
         found = self.windows[-1].record.get("run")
         if isinstance(found, Mapping):
-            numbers: dict[str, Any] = {name: _number(found.get(name)) for name in ("rows", "bad", "seconds", *names)}
+            keys = ("rows", "bad", "seconds", *names, "ne_error")
+            numbers: dict[str, Any] = {name: _number(found.get(name)) for name in keys}
             return WholeRun(**numbers)
         means: dict[str, Any] = {name: self.mean_of_windows(name) for name in names}
         counts = {"rows": ("rows",), "bad": ("dropped", "quarantined"), "seconds": ("seconds",)}

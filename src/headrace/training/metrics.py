@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -31,6 +32,7 @@ class Scores:
             section 2.1); below 1 is better than always predicting the label rate.
         calibration: Mean prediction divided by label rate; 1 is perfect.
         label_rate: Weighted share of positive rows.
+        ne_error: Standard error of `ne` if rows are independent, see `BinaryMetrics`.
     """
 
     rows: int
@@ -40,6 +42,7 @@ class Scores:
     ne: float
     calibration: float
     label_rate: float
+    ne_error: float = math.nan
 
 
 class BinaryMetrics:
@@ -48,6 +51,10 @@ class BinaryMetrics:
     AUC counts rows in 32,768 bins of equal width in the logit. Pairs of a positive and a negative row in different bins
     are ordered exactly, and pairs in the same bin count one half. So the error is at most half the share of pairs in
     the same bin; `Scores.auc_error` is this bound for the rows seen.
+
+    Normalised entropy is a ratio of two means over the same rows: of their losses, and of what the label rate loses on
+    them. `Scores.ne_error` is the standard error of such a ratio (the delta method, as in Cochran, *Sampling
+    Techniques*, 1977, section 2.11), computed from the bins. Rows count alike in it, whatever their weights.
     """
 
     def __init__(self) -> None:
@@ -90,6 +97,7 @@ class BinaryMetrics:
             ne=loss / weight / entropy,
             calibration=predicted / positives if positives > 0 else math.nan,
             label_rate=rate,
+            ne_error=_ne_error(self._bins, rows),
         )
 
     def state_dict(self) -> dict[str, NDArray[np.float64]]:
@@ -112,6 +120,26 @@ def _area(bins: NDArray[np.float64]) -> tuple[float, float]:
     below = np.cumsum(negatives) - negatives
     tied = float(positives @ negatives)
     return float((positives @ below + 0.5 * tied) / pairs), 0.5 * tied / float(pairs)
+
+
+def _ne_error(bins: NDArray[np.float64], rows: float) -> float:
+    """Standard error of the normalised entropy of a number of rows, from their weights per bin."""
+    of_class = bins.sum(axis=1, keepdims=True)
+    weight = float(of_class.sum())
+    if not of_class.all():
+        return math.nan
+    losses, losses_of_rate = _losses_of_bins(), -np.log(of_class / weight)
+    entropy = float((of_class * losses_of_rate).sum()) / weight
+    ne = float((bins * losses).sum()) / weight / entropy
+    variance = float((bins * (losses - ne * losses_of_rate) ** 2).sum()) / weight
+    return math.sqrt(variance / rows) / entropy
+
+
+@cache
+def _losses_of_bins() -> NDArray[np.float64]:
+    """Log loss of a negative (row 0) and a positive (row 1) in the middle of each bin."""
+    logits = (np.arange(NUM_BINS) + 0.5) * (2 * MAX_LOGIT / NUM_BINS) - MAX_LOGIT
+    return np.logaddexp(0.0, np.stack([logits, -logits]))
 
 
 @kernel()

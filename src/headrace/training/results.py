@@ -10,7 +10,7 @@ from headrace.training.metrics import Scores
 
 __all__ = ["RunTotals", "TrainResult", "WindowResult"]
 
-RUN_METRICS = ("auc", "log_loss", "ne", "calibration")
+RUN_METRICS = ("auc", "log_loss", "ne", "ne_error", "calibration")
 """Metrics of all labels in the records of windows."""
 
 
@@ -85,6 +85,7 @@ class WindowResult:
             "auc": self.scores[first].auc,
             "log_loss": self.scores[first].log_loss,
             "ne": self.scores[first].ne,
+            "ne_error": self.scores[first].ne_error,
             "calibration": self.scores[first].calibration,
             "label_rate": self.scores[first].label_rate,
             "best_ne": self.best_ne,

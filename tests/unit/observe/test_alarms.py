@@ -9,7 +9,7 @@ import pytest
 from headrace.observe.alarms import Alarm, find_alarms
 from headrace.observe.run_data import RunData
 
-GOOD = {"rows": 1000, "auc": 0.7, "log_loss": 0.5, "ne": 0.9, "calibration": 1.0, "label_rate": 0.25, "step": 1000}
+GOOD = {"rows": 100_000, "auc": 0.7, "log_loss": 0.5, "ne": 0.9, "calibration": 1.0, "label_rate": 0.25, "step": 1000}
 
 
 def alarms(
@@ -22,7 +22,7 @@ def alarms(
 
 
 def test_a_good_run_has_none(tmp_path: Path) -> None:
-    assert alarms(tmp_path, {}, {"ne": 1.009}) == []
+    assert alarms(tmp_path, {}, {"ne": 1.0009}) == []
     assert alarms(tmp_path) == []
 
 
@@ -57,6 +57,42 @@ def test_the_reason_follows_from_the_windows(
 def test_windows_over_the_label_rate_are_named_if_the_run_as_a_whole_is_not(tmp_path: Path) -> None:
     (alarm,) = alarms(tmp_path, {}, {"ne": 1.05}, {}, {"ne": 1.03})
     assert alarm.what == "NE above 1 in hour=1, hour=3: worse than always predicting the label rate"
+
+
+RARE = {"label_rate": 0.0272}
+
+
+@pytest.mark.parametrize(
+    ("window", "is_worse"),
+    [
+        # 68 of 2,500 rows are positive: by chance, one NE in thirty is above 1.02.
+        (RARE | {"rows": 2_500, "ne": 1.02, "ne_error": 0.011}, False),
+        (RARE | {"rows": 2_500, "ne": 1.04, "ne_error": 0.011}, True),
+        (RARE | {"rows": 367_650, "ne": 1.02, "ne_error": 0.0032}, True),  # 10,000 positives
+        (RARE | {"rows": 367_650, "ne": 1.005, "ne_error": 0.0032}, False),
+        ({"rows": 10**9, "ne": 1.0009, "ne_error": 1e-6}, False),
+        ({"rows": 10**9, "ne": 1.0011, "ne_error": 1e-6}, True),
+        # Runs by older versions have no standard error.
+        (RARE | {"rows": 2_500, "ne": 1.02}, False),
+        (RARE | {"rows": 2_500, "ne": 1.1}, True),
+        (RARE | {"rows": 367_650, "ne": 1.02}, True),
+        ({"ne": 1.009, "label_rate": None}, False),
+        ({"ne": 1.011, "label_rate": None}, True),
+    ],
+)
+def test_an_entropy_above_one_is_named_if_noise_cannot_explain_it(
+    tmp_path: Path, window: dict[str, Any], is_worse: bool
+) -> None:
+    run = {"run": GOOD | window | {"bad": 0, "seconds": 1.0}} if "ne_error" in window else {}
+    assert bool(alarms(tmp_path, window | run)) == is_worse
+
+
+def test_many_windows_that_noise_can_explain_are_named_together(tmp_path: Path) -> None:
+    window = RARE | {"rows": 2_500, "ne": 1.02, "ne_error": 0.011}
+    whole = {"rows": 100_000, "bad": 0, "seconds": 1.0, "auc": 0.6, "log_loss": 0.1, "calibration": 1.0}
+    assert alarms(tmp_path, window, window | {"run": whole | {"ne": 1.004, "ne_error": 0.0017}}) == []
+    (alarm,) = alarms(tmp_path, window, window | {"run": whole | {"ne": 1.02, "ne_error": 0.0017}})
+    assert alarm.what.startswith("NE 1.0200 over all rows")
 
 
 def test_a_baseline_that_ranks_better_is_named(tmp_path: Path) -> None:

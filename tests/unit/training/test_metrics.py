@@ -50,6 +50,48 @@ def test_log_loss_entropy_and_calibration_match_their_definitions() -> None:
     assert scores.calibration == pytest.approx(p.mean() / rate, rel=1e-6)
 
 
+def exact_ne_error(logits: np.ndarray, labels: np.ndarray) -> float:
+    """The delta method for a ratio of two means, from the losses of the rows themselves."""
+    x, y = logits.astype(np.float64), labels.astype(np.float64)
+    losses = np.logaddexp(0, np.where(y == 1, -x, x))
+    of_rate = -np.log(np.where(y == 1, y.mean(), 1 - y.mean()))
+    residuals = losses - losses.mean() / of_rate.mean() * of_rate
+    return float(residuals.std() / of_rate.mean() / math.sqrt(len(y)))
+
+
+@pytest.mark.parametrize("spread", [0.01, 0.5, 3.0])
+def test_the_standard_error_of_the_entropy_is_that_of_the_rows(spread: float) -> None:
+    logits, labels = sample(6, 4000, spread)
+    metrics = BinaryMetrics()
+    metrics.update(logits, labels)
+    assert metrics.compute().ne_error == pytest.approx(exact_ne_error(logits, labels), rel=0.01)
+    weighted = BinaryMetrics()
+    weighted.update(logits, labels, np.full(4000, 3.0, np.float32))
+    assert weighted.compute().ne_error == pytest.approx(metrics.compute().ne_error)
+
+
+def test_the_standard_error_is_the_spread_over_many_samples() -> None:
+    rng = np.random.default_rng(7)
+    found = []
+    for _ in range(300):
+        logits = rng.normal(-3.5, 1.0, 1000).astype(np.float32)
+        labels = (rng.random(1000) < 1 / (1 + np.exp(-logits))).astype(np.float32)
+        metrics = BinaryMetrics()
+        metrics.update(logits, labels)
+        found.append(metrics.compute())
+    errors = np.array([scores.ne_error for scores in found])
+    assert np.std([scores.ne for scores in found]) == pytest.approx(errors.mean(), rel=0.15)
+
+
+def test_the_label_rate_as_prediction_has_no_error() -> None:
+    metrics = BinaryMetrics()
+    labels = np.repeat(np.array([0, 1], np.float32), [900, 100])
+    metrics.update(np.full(1000, -math.log(9), np.float32), labels)
+    scores = metrics.compute()
+    assert scores.ne == pytest.approx(1.0)
+    assert scores.ne_error < 1e-4
+
+
 def test_a_weight_of_two_counts_like_the_row_twice() -> None:
     logits, labels = sample(3, 300)
     weights = np.random.default_rng(0).integers(0, 4, 300).astype(np.float32)
@@ -72,6 +114,7 @@ def test_one_class_alone_has_no_auc() -> None:
     metrics = BinaryMetrics()
     metrics.update(np.zeros(3, np.float32), np.ones(3, np.float32))
     assert math.isnan(metrics.compute().auc)
+    assert math.isnan(metrics.compute().ne_error)
     assert math.isnan(BinaryMetrics().compute().log_loss)
 
 
