@@ -26,7 +26,14 @@ def init(
     ] = None,
     label: Annotated[
         str | None,
-        typer.Option(help="CSV, TSV, JSON lines: condition such as 'rating >= 4' that becomes the label."),
+        typer.Option(
+            help="Column of 0 and 1 that is the label, instead of a guess. CSV, TSV, JSON lines: also a condition such "
+            "as 'rating >= 4', which becomes the label."
+        ),
+    ] = None,
+    ignore: Annotated[
+        list[str] | None,
+        typer.Option(metavar="COLUMN", help="Column to leave out of the schema; repeat the option for several."),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite job.yaml and schema.yaml.")] = False,
 ) -> None:
@@ -35,14 +42,15 @@ def init(
     Example: headrace init logs
     """
     import os
+    import shutil
     from shlex import quote
 
     from headrace.errors import ConfigError
     from headrace.files import write_text, writing
-    from headrace.logs import Schema, check_output, list_log
+    from headrace.logs import check_output, list_log
     from headrace.logs.files import printable
-    from headrace.logs.importers import text_kind
-    from headrace.logs.inspection import inspect_log, rank_numbers, schema_to_yaml
+    from headrace.logs.importers import LABEL, text_kind
+    from headrace.logs.inspection import rank_numbers, schema_to_yaml
     from headrace.messages import count_of
     from headrace.paths import local_logs, local_path
     from headrace.training.first_job import choose_job, job_notes, job_to_yaml
@@ -52,20 +60,21 @@ def init(
     if job_path.exists() and not force:
         raise ConfigError(f"{job_path}: exists already; --force overwrites it, or choose another folder with --out")
     kind = text_kind(path)
+    is_condition = kind is not None and label is not None and not label.isidentifier()
     if kind is not None:
-        path = _convert(kind, path, label, out)
-    elif label is not None:
-        raise ConfigError("--label: only for CSV, TSV and JSON lines; name the label of Parquet logs in a schema")
+        _refuse_roles(schema, None if is_condition else label, ignore)
+        path = _convert(kind, path, label if is_condition else None, out)
     for note in list_log(path).notes:
         typer.echo(note, err=True)
     check_output(job_path, path, what="job.yaml")
     schema = schema or _schema_beside(path, schema_path, force=force)
-    found = inspect_log(path, schema=None if schema is None else Schema.from_yaml(schema))
-    if found.schema is None:
-        raise ConfigError(
-            f"{printable(path)}: no column looks like a label (0 and 1): give its name in a schema with --schema"
-            + ("" if kind is None else ", or make one of other columns with --label 'rating >= 4'")
-        )
+    _refuse_roles(schema, None if is_condition else label, ignore)
+    try:
+        found = _inspect(path, schema, LABEL if is_condition else label, ignore or [])
+    except ConfigError:
+        if kind is not None:
+            shutil.rmtree(path)  # the same command with another label converts the log again
+        raise
     rates = [f"{p.name} {p.mean:.4f}" for p, g in _columns(found) if g.part == "label" and p.mean is not None]
     typer.echo(f"{printable(path)}: {found.num_rows:,} rows, label rate: {', '.join(rates)}")
     with writing(out):
@@ -120,12 +129,47 @@ def _schema_beside(path: str, written: Path, *, force: bool) -> Path | None:
     return None
 
 
+def _refuse_roles(schema: Path | None, label: str | None, ignore: list[str] | None) -> None:
+    """Refuse options that say the role of columns beside a schema, which does.
+
+    Raises:
+        ConfigError: There are such options, and a schema.
+    """
+    from headrace.errors import ConfigError
+
+    if schema is not None and (label is not None or ignore):
+        option = "--ignore" if label is None else "--label"
+        raise ConfigError(f"{option}: the schema {schema} says the role of each column; change it there")
+
+
+def _inspect(path: str, schema: Path | None, label: str | None, ignore: list[str]) -> Any:
+    """Inspect a Parquet log with a schema, or with what is known of its columns.
+
+    Raises:
+        ConfigError: It has no label, or other columns than the given ones.
+    """
+    from headrace.errors import ConfigError
+    from headrace.logs import Schema
+    from headrace.logs.files import printable
+    from headrace.logs.inspection import inspect_log
+
+    if schema is not None:
+        return inspect_log(path, schema=Schema.from_yaml(schema))
+    found = inspect_log(path, label=label, ignore=ignore)
+    if found.schema is None:
+        raise ConfigError(
+            f"{printable(path)}: no column looks like a label (0 and 1): name it with --label, write a schema and give "
+            "it with --schema, or make a label of other columns of CSV and JSON lines with --label 'rating >= 4'"
+        )
+    return found
+
+
 def _columns(found: Any) -> Any:
     return zip(found.profiles, found.guesses, strict=True)
 
 
 def _convert(kind: Any, path: str, label: str | None, out: Path) -> str:
-    """Convert a text log to a folder in `out`, and say what was read how."""
+    """Convert a text log to a folder in `out`, and say what was read how; `label` is a condition for the label."""
     from shlex import quote
 
     from headrace.errors import ConfigError

@@ -175,13 +175,56 @@ def test_clustered_logs_are_shuffled_by_session(logs: Path, tmp_path: Path) -> N
 
 def test_without_a_label_it_says_what_to_do(tmp_path: Path) -> None:
     pq.write_table(pa.table({"user_id": [1, 2, 3], "price": [0.5, 1.5, 2.5]}), tmp_path / "a.parquet")
-    with pytest.raises(ConfigError, match=r"no column looks like a label .*: give its name in a schema with --schema"):
+    with pytest.raises(ConfigError, match=r"no column looks like a label .*: name it with --label, .* with --schema"):
         run("init", tmp_path / "a.parquet", "--out", tmp_path / "job")
     (tmp_path / "b.csv").write_text("user,rating\n1,5\n2,3\n")
-    with pytest.raises(ConfigError, match="or make one of other columns with --label"):
+    with pytest.raises(ConfigError, match="or make a label of other columns of CSV and JSON lines with --label"):
         run("init", tmp_path / "b.csv", "--out", tmp_path / "job")
-    with pytest.raises(ConfigError, match="--label: only for CSV, TSV and JSON lines"):
+    with pytest.raises(ConfigError, match=r"label: given 'price > 1', expected one of the columns: user_id, price"):
         run("init", tmp_path / "a.parquet", "--out", tmp_path / "job", "--label", "price > 1")
+
+
+def test_the_label_and_columns_to_ignore_can_be_given(tmp_path: Path) -> None:
+    rows = np.arange(1_200)
+    columns = {"click": rows % 2, "bought": rows % 4 == 0, "fold": rows % 5, "user_id": rows % 90, "rating": rows % 6}
+    pq.write_table(pa.table(columns), tmp_path / "a.parquet")
+
+    def parts(*options: str) -> dict[str, Any]:
+        run("init", tmp_path / "a.parquet", "--out", tmp_path / "job", "--force", *options)
+        schema = Schema.from_yaml(tmp_path / "job" / "schema.yaml")
+        return {"labels": [c.name for c in schema.labels], "dense": [c.name for c in schema.dense]}
+
+    assert parts() == {"labels": ["click"], "dense": ["bought", "fold", "rating"]}
+    assert parts("--label", "bought", "--ignore", "fold") == {"labels": ["bought"], "dense": ["rating"]}
+    written = (tmp_path / "job" / "schema.yaml").read_text()
+    assert "#   bought: label, the label, as given" in written
+    assert "#   click: ignored, looks like a label too, and may tell the given one, bought" in written
+    assert "#   fold: ignored, to be ignored, as given" in written
+    for options, message in (
+        (["--label", "rating"], r"label: given 'rating', which has values from 0 to 5; expected a column of 0 and 1"),
+        (
+            ["--label", "sold"],
+            r"label: given 'sold', expected one of the columns: click, bought, fold, user_id",
+        ),
+        (["--ignore", "x"], r"ignore: given 'x', expected one of the columns: click"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            parts(*options)
+    (tmp_path / "mine.yaml").write_text("labels: [click]\nids: [user_id]\n")
+    for option in ("--label", "--ignore"):
+        with pytest.raises(ConfigError, match=rf"{option}: the schema .*mine.yaml says the role of each column"):
+            parts(option, "click", "--schema", str(tmp_path / "mine.yaml"))
+
+
+def test_a_column_of_a_csv_file_can_be_the_label(tmp_path: Path) -> None:
+    rows = "".join(f"{n % 90},{n % 2},{n % 3}\n" for n in range(600))
+    (tmp_path / "a.csv").write_text("user,shown,grade\n" + rows)
+    with pytest.raises(ConfigError, match=r"label: given 'grade', which has values from 0 to 2; .* 'rating >= 4'"):
+        run("init", tmp_path / "a.csv", "--out", tmp_path / "job", "--label", "grade")
+    run("init", tmp_path / "a.csv", "--out", tmp_path / "job", "--label", "shown", "--ignore", "grade")
+    schema = Schema.from_yaml(tmp_path / "job" / "schema.yaml")
+    assert [column.name for column in schema.labels] == ["shown"]
+    assert schema.columns == ("shown", "user")
 
 
 def test_bad_rows_are_quarantined_and_many_ids_get_rows_of_their_own(tmp_path: Path) -> None:

@@ -40,6 +40,7 @@ LIST_ROWS = 1_000
 """Rows used to detect lists in strings."""
 
 LABEL = "label"
+"""Column for the value of `TextConfig.label`."""
 
 
 class TextConfig(Config):

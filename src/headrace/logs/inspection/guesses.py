@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -77,14 +77,34 @@ FRAME_INDEX = re.compile(r"__index_level_\d+__|Unnamed: \d+.*|")
 SINGLE_PARTS: tuple[Part, ...] = ("timestamp", "session_id", "row_id", "weight")
 
 
-def guess_parts(profiles: Sequence[ColumnProfile]) -> list[Guess]:
+def guess_parts(
+    profiles: Sequence[ColumnProfile], *, label: str | None = None, ignore: Collection[str] = ()
+) -> list[Guess]:
     """Guess the role of each column.
 
     The first column wins a role that only one can have (timestamp, session id, row id, weight). If no column is named
     like a label, the first one with only 0 and 1 is the label.
+
+    Args:
+        profiles: Profiles of all columns.
+        label: The column that is the label; columns that look like other labels are then ignored, as they may tell it.
+            None to guess the labels.
+        ignore: Columns that have no role.
+
+    Raises:
+        ConfigError: `label` has other values than 0 and 1.
     """
     lists = {profile.name: profile for profile in profiles if profile.kind in ("list of int", "list of string")}
-    guesses = [_guess(profile, lists) for profile in profiles]
+    guesses = []
+    for profile in profiles:
+        guess = _guess(profile, lists)
+        if profile.name == label:
+            guess = _given_label(profile)
+        elif profile.name in ignore:
+            guess = Guess(profile.name, "ignored", "to be ignored, as given")
+        elif label is not None and guess.part == "label":
+            guess = Guess(profile.name, "ignored", f"looks like a label too, and may tell the given one, {label}")
+        guesses.append(guess)
     for part in SINGLE_PARTS:
         rivals = [guess for guess in guesses if guess.part == part]
         for winner in [*(guess for guess in rivals if guess.is_sure), *rivals][:1]:
@@ -159,6 +179,23 @@ def words_of(name: str) -> list[str]:
     """The words in a column's name: "userId" and "user_id" give ["user", "id"], "C14" gives ["c"]."""
     parts = re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[0-9]+", name)
     return [part.lower() for part in parts if not part.isdigit()]
+
+
+def _given_label(profile: ColumnProfile) -> Guess:
+    """The role of a column that the user says is the label.
+
+    Raises:
+        ConfigError: It has other values than 0 and 1.
+    """
+    if profile.num_values and not _is_binary(profile):
+        values = f"type {profile.types[0]}"
+        if profile.min is not None and profile.max is not None:
+            values = f"values from {profile.min:g} to {profile.max:g}"
+        raise ConfigError(
+            f"label: given {profile.name!r}, which has {values}; expected a column of 0 and 1 (of CSV and JSON lines, "
+            "a condition such as 'rating >= 4' makes one)"
+        )
+    return Guess(profile.name, "label", f"the label, as given{_stray(profile)}")
 
 
 def _guess(profile: ColumnProfile, lists: dict[str, ColumnProfile]) -> Guess:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from headrace.logs.nested.layout import Layout
 from headrace.logs.schema import Schema, TimestampColumn
 from headrace.logs.stored_columns import StoredColumns
 from headrace.logs.time_units import check_log_unit
-from headrace.messages import count_of
+from headrace.messages import count_of, shorten_list
 from headrace.resources import effective_cpus
 
 __all__ = ["LARGE_ROW_GROUP_BYTES", "Inspection", "RowGroup", "inspect_log"]
@@ -161,7 +162,14 @@ class Inspection:
         }
 
 
-def inspect_log(location: str | Path, *, schema: Schema | None = None, num_threads: int | None = None) -> Inspection:
+def inspect_log(
+    location: str | Path,
+    *,
+    schema: Schema | None = None,
+    label: str | None = None,
+    ignore: Collection[str] = (),
+    num_threads: int | None = None,
+) -> Inspection:
     """Inspect a log in one pass; shows progress on standard error if it takes long.
 
     Without a schema, the first rows are read to guess one, so that sessions and bad rows can be counted in the same
@@ -171,10 +179,13 @@ def inspect_log(location: str | Path, *, schema: Schema | None = None, num_threa
     Args:
         location: A file, folder, glob or URL of Parquet files.
         schema: Schema of the log; None to guess it.
+        label: Column that is the label, without a schema; None to guess the labels.
+        ignore: Columns without a role in the guessed schema.
         num_threads: Number of threads that process columns in parallel; None for the effective CPUs.
 
     Raises:
-        ConfigError: The location does not exist or has no rows, or the schema's timestamp has a different unit.
+        ConfigError: The location does not exist or has no rows, the schema's timestamp has a different unit, `label` or
+            `ignore` names a column that the log does not have, or the label has other values than 0 and 1.
         DataError: A file is not Parquet, or lacks a column of the given schema.
     """
     expect(schema, (Schema, type(None)), where="inspect_log: schema", expected="a Schema")
@@ -190,16 +201,22 @@ def inspect_log(location: str | Path, *, schema: Schema | None = None, num_threa
     stored = columns.joined
     if not len(stored) or not sum(footer.num_rows for footer in footers):
         raise ConfigError(f"{location}: {count_of(len(files), 'file')} without rows, nothing to inspect")
+    for option, names in (("label", [] if label is None else [label]), ("ignore", ignore)):
+        if unknown := [name for name in names if name not in stored.names]:
+            raise ConfigError(
+                f"{option}: given {unknown[0]!r}, expected one of the columns: {shorten_list(stored.names)}"
+            )
+    guess_roles = partial(_guesses, footers=footers, label=label, ignore=ignore)
     with ThreadPoolExecutor(num_threads or effective_cpus().num_threads, thread_name_prefix="inspect") as pool:
-        guess = None if is_given else _guess_from_sample(footers, columns, str(location))
+        guess = None if is_given else _guess_from_sample(footers, columns, guess_roles, str(location))
         result = Pass(footers, columns, schema if is_given else guess, pool).run()
         if not is_given:
-            schema = _guess(result.profiles, footers, str(location))
+            schema = _schema_of(guess_roles(result.profiles), str(location))
             if schema != guess:
                 del result
                 result = Pass(footers, columns, schema, pool).run()
     given = parts_of_schema(schema, stored.names) if is_given and schema is not None else None
-    guesses = given or _guesses(result.profiles, footers)
+    guesses = given or guess_roles(result.profiles)
     return Inspection(
         location=str(location),
         num_files=len(files),
@@ -222,7 +239,12 @@ def inspect_log(location: str | Path, *, schema: Schema | None = None, num_threa
     )
 
 
-def _guess_from_sample(footers: Sequence[Footer], columns: StoredColumns, where: str) -> Schema | None:
+def _guess_from_sample(
+    footers: Sequence[Footer],
+    columns: StoredColumns,
+    guess_roles: Callable[[Sequence[ColumnProfile]], list[Guess]],
+    where: str,
+) -> Schema | None:
     """Guess a schema from the first rows of a log."""
     profiles = {profile.name: profile for profile in make_profiles(columns)}
     stored = columns.joined
@@ -241,19 +263,20 @@ def _guess_from_sample(footers: Sequence[Footer], columns: StoredColumns, where:
                     profile = profiles[name]
                     profile.update(widened(batch.column(name).slice(0, wanted), profile.type))
                 wanted -= batch.num_rows
-    return _guess(list(profiles.values()), footers, where)
+    return _schema_of(guess_roles(list(profiles.values())), where)
 
 
-def _guess(profiles: Sequence[ColumnProfile], footers: Sequence[Footer], where: str) -> Schema | None:
-    guesses = _guesses(profiles, footers)
+def _schema_of(guesses: Sequence[Guess], where: str) -> Schema | None:
     if not any(guess.part == "label" for guess in guesses):
         return None
     return make_schema(guesses, where=where)
 
 
-def _guesses(profiles: Sequence[ColumnProfile], footers: Sequence[Footer]) -> list[Guess]:
+def _guesses(
+    profiles: Sequence[ColumnProfile], *, footers: Sequence[Footer], label: str | None, ignore: Collection[str]
+) -> list[Guess]:
     """Guess the roles of columns, ignoring a timestamp that training would refuse."""
-    guesses = guess_parts(profiles)
+    guesses = guess_parts(profiles, label=label, ignore=ignore)
     for number, guess in enumerate(guesses):
         if guess.part == "timestamp":
             try:
