@@ -34,10 +34,12 @@ HASHED_ROWS = 100_000
 MAX_ROWS_AT_START = 1 << 20
 """Initial capacity of a collisionless table, which grows."""
 
-FULL_RANK_WIDTH = 512
-"""Maximum input width for cross layers with full matrices, which grow with its square."""
+NUM_CROSS_LAYERS = 2
 
-CROSS_RANK = 128
+CROSS_RANK, WIDE_CROSS_RANK = 64, 128
+"""Ranks of cross layers, for inputs of at most `WIDE` numbers and for wider ones."""
+
+WIDE = 512
 
 EMBEDDING_DIM = 16
 
@@ -177,11 +179,14 @@ def _tables(found: Inspection, schema: Schema) -> Iterator[Choice]:
 def _model(schema: Schema) -> Choice:
     num_ids = len(schema.ids) + len(schema.id_lists)
     width = len(schema.dense) + num_ids * EMBEDDING_DIM
-    value: dict[str, Any] = {"kind": "dcnv2", "embedding_dim": EMBEDDING_DIM}
-    reason = "Learns products of all features, including dense ones."
-    if width > FULL_RANK_WIDTH:
-        value["cross_rank"] = CROSS_RANK
-        reason += f" With {width:,} numbers per row, full-rank cross layers would take too long."
+    rank = CROSS_RANK if width <= WIDE else WIDE_CROSS_RANK
+    value = {
+        "kind": "dcnv2",
+        "embedding_dim": EMBEDDING_DIM,
+        "num_cross_layers": NUM_CROSS_LAYERS,
+        "cross_rank": rank,
+    }
+    reason = f"Learns products of all features, including dense ones; rank {rank} costs less than full matrices."
     return Choice(("model",), value, reason)
 
 

@@ -69,7 +69,7 @@ def test_a_log_gets_a_schema_and_a_job_with_reasons(logs: Path, tmp_path: Path) 
             "window": {"kind": "folder"},
         },
         "embeddings": {"tables": {"item": {"feature_names": ["item", "history"], "pooling": {"history": "mean"}}}},
-        "model": {"kind": "dcnv2", "embedding_dim": 16},
+        "model": {"kind": "dcnv2", "embedding_dim": 16, "num_cross_layers": 2, "cross_rank": 64},
         "training": {"batch_size": "auto", "baseline": "user_x0"},
     }
     lines = [line.strip() for line in (tmp_path / "job.yaml").read_text().splitlines()]
