@@ -21,11 +21,11 @@ def describe_choices(job: JobConfig, plan: FeaturePlan, precision: PrecisionChoi
     """
     lines = []
     if job.features is None:
-        dense, sparse = (count_of(len(names), "feature") for names in (plan.dense_names, plan.sparse_keys))
-        lines.append(f"features: all columns of the schema, as {dense} of numbers and {sparse} of ids")
+        num_dense, sparse = len(plan.dense_names), count_of(len(plan.sparse_keys), "sparse feature")
+        lines.append(f"features: all columns of the schema, as {num_dense:,} dense and {sparse}")
     if not {"default", "tables"} & job.embeddings.model_fields_set:
         tables = job.embeddings.default
-        lines.append(f"embeddings: a {tables.kind} table of {tables.num_embeddings:,} rows per feature of ids")
+        lines.append(f"embeddings: a {tables.kind} table of {tables.num_embeddings:,} rows per sparse feature")
     if "model" not in job.model_fields_set:
         lines.append(f"model: {job.model.kind}, whose steps are the fastest; headrace init chooses one for the log")
     if job.training.batch_size == "auto":

@@ -23,7 +23,7 @@ def test_each_open_setting_has_a_line_with_its_value_and_reason() -> None:
         "default features", "default embeddings", "default model", "default training.batch_size",
         "default training.precision",
     ]  # fmt: skip
-    assert "1 feature of numbers and 2 features of ids" in described()[0]
+    assert "1 dense and 2 sparse features" in described()[0]
 
 
 def test_what_the_job_file_says_is_not_repeated() -> None:
