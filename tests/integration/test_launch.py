@@ -144,6 +144,26 @@ def test_a_run_that_loses_a_shard_ends_with_the_same_bits_and_is_scored_by_one_p
     assert scores[0] == scores[1]
 
 
+def test_features_change_in_shards_as_in_one_process(
+    folder: Path, shards: list[ShardServer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    features = [
+        "{sparse: {user: [], item: [], segment_0: []}}",
+        "{dense: {item_x0: []}, sparse: {history: [], item: [], user: []}}",
+    ]
+    for run, counts in {"changed": (0, 0), "changed in shards": (2, 3)}.items():
+        for count, plan in zip(counts, features, strict=True):
+            write_job(folder, run, 64)
+            with (folder / f"{run}.yaml").open("a") as file:
+                file.write(f"features: {plan}\n")
+            start_shards(shards, folder / run / "checkpoints", count, monkeypatch)
+            train_job(JobConfig.from_file(folder / f"{run}.yaml"), windows=1, change_features=plan != features[0])
+    expected, found = parameters(folder / "changed"), parameters(folder / "changed in shards")
+    assert expected.keys() == found.keys()
+    assert {name for name in expected if not np.array_equal(expected[name], found[name])} == set()
+    assert {"embeddings.weights", "bottom.0.weight"} <= {name.removeprefix("dense.") for name in found}
+
+
 def test_two_trainers_and_two_shards_one_of_them_killed_equal_one_process(folder: Path) -> None:
     write_job(folder, "launched", 32)
     command = [sys.executable, "-m", "headrace", "launch", str(folder / "launched.yaml"), "--trainers=2", "--shards=2"]

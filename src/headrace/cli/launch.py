@@ -15,6 +15,9 @@ def launch(
     max_restarts: Annotated[int, typer.Option(min=0, help="Maximum number of shard restarts, in total.")] = 3,
     windows: Annotated[int | None, typer.Option(min=1, help="Maximum number of windows to train on.")] = None,
     until: Annotated[str | None, typer.Option(help="Last window to train on, as for headrace train.")] = None,
+    change_features: Annotated[
+        bool, typer.Option("--change-features", help="Change the features of the run, as for headrace train.")
+    ] = False,
 ) -> None:
     """Train a job with several processes on this machine.
 
@@ -33,6 +36,7 @@ def launch(
     if trainers > 1 and shards == 0:
         raise ConfigError(f"--shards 0 with --trainers {trainers}: expected at least one shard, to hold the embeddings")
     arguments = [f"--windows={windows}"] * (windows is not None) + [f"--until={until}"] * (until is not None)
+    arguments += ["--change-features"] * change_features
     options = LaunchOptions(trainers, shards, max_restarts, tuple(arguments))
     run = Path(JobConfig.from_file(job).run)
     with stop_on_signals() as stop:

@@ -15,6 +15,10 @@ def train(
     until: Annotated[
         str | None, typer.Option(help="Last window to train on: a folder or file name, a number of rows, or a time.")
     ] = None,
+    change_features: Annotated[
+        bool,
+        typer.Option("--change-features", help="Add to or remove from the run the features that the job has or lacks."),
+    ] = False,
 ) -> None:
     """Make one training pass over the rows added since the last checkpoint.
 
@@ -22,6 +26,9 @@ def train(
     checkpoint; after a kill, the same command resumes from the last checkpoint. A run that ends with an error
     still prints its table of windows and writes its report. Under headrace launch or torchrun, this process is one
     of several trainers.
+
+    With --change-features, a run continues with the features of the job if its checkpoint has others. What was
+    learned about features in both is kept; the output says what begins anew and what is dropped.
 
     Example: headrace train job.yaml --windows 3
     """
@@ -38,6 +45,7 @@ def train(
                 config,
                 windows=windows,
                 until=until,
+                change_features=change_features,
                 should_stop=lambda: stop.asked,
                 on_message=typer.echo,
                 on_window=results.add,

@@ -39,6 +39,7 @@ def train_job(
     *,
     windows: int | None = None,
     until: str | None = None,
+    change_features: bool = False,
     should_stop: Callable[[], bool] = lambda: False,
     on_message: Callable[[str], None] = lambda line: None,
     on_window: Callable[[WindowResult], None] = lambda result: None,
@@ -52,6 +53,7 @@ def train_job(
         job: The resolved job.
         windows: Maximum number of windows; None for all.
         until: The last window to train on.
+        change_features: Whether the run may continue with other features, as for `Trainer`.
         should_stop: Called after each step; training stops if it returns True in any trainer.
         on_message: Called with lines for the user.
         on_window: Called with the result of each window, as for `Trainer`.
@@ -71,7 +73,12 @@ def train_job(
         try:
             with rendezvous.round() as group:
                 trainer = Trainer(
-                    job, should_stop=should_stop, on_message=on_message, on_window=on_window, process_group=group
+                    job,
+                    should_stop=should_stop,
+                    on_message=on_message,
+                    on_window=on_window,
+                    process_group=group,
+                    change_features=change_features,
                 )
                 result = trainer.run(windows=left, until=until)
                 group.share(None)  # leaving before the others have finished would look like a failure

@@ -5,6 +5,7 @@ from headrace.models.dcnv2 import DCNv2, DCNv2Config
 from headrace.models.deepfm import DeepFM, DeepFMConfig
 from headrace.models.din import DIN, DINConfig
 from headrace.models.dlrm import DLRM, DLRMConfig
+from headrace.models.feature_axes import FeatureAxis
 from headrace.models.histories import HistoryEncoderConfig
 from headrace.models.wide_deep import WideDeep, WideDeepConfig
 
@@ -17,6 +18,7 @@ __all__ = [
     "DLRMConfig",
     "DeepFM",
     "DeepFMConfig",
+    "FeatureAxis",
     "HistoryEncoderConfig",
     "ModelConfig",
     "WideDeep",

@@ -9,6 +9,7 @@ from pydantic import Field
 from torch import nn
 
 from headrace.embeddings import EmbeddingsConfig
+from headrace.models.feature_axes import FeatureAxes
 from headrace.registry import MODELS, NamedConfig, Registry
 
 __all__ = ["ModelConfig"]
@@ -50,3 +51,18 @@ class ModelConfig(NamedConfig):
             ConfigError: `embeddings` names a feature or table that does not exist, or there are no sparse features.
         """
         raise NotImplementedError(f"{type(self).__name__}.build")
+
+    def feature_axes(self, *, dense_names: Sequence[str], sparse_keys: Sequence[str]) -> FeatureAxes | None:
+        """Which entries of the model's parameters belong to which features, see `FeatureAxis`.
+
+        With it, `headrace train --change-features` keeps the weights of features that stay. Parameters without an
+        entry have the same shape and meaning for any features.
+
+        Args:
+            dense_names: Names of the dense features N.
+            sparse_keys: Names of the sparse features F.
+
+        Returns:
+            Axes by the parameter's name; None if unknown: the dense layers begin anew when features change.
+        """
+        return None

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from headrace.embeddings import EmbeddingBags, EmbeddingsConfig
 from headrace.models.base import ModelConfig
 from headrace.models.cross import CrossNetwork
+from headrace.models.feature_axes import FeatureAxes, FeatureAxis, embedding_entries, inputs, outputs
 from headrace.models.fields import join_fields
 from headrace.models.layers import head, mlp, seeded
 from headrace.tensors import Batch
@@ -45,6 +46,20 @@ class DCNv2Config(ModelConfig):
     def build(self, **sizes: Any) -> DCNv2:
         """See `ModelConfig.build`."""
         return DCNv2(self, **sizes)
+
+    def feature_axes(self, *, dense_names: Sequence[str], sparse_keys: Sequence[str]) -> FeatureAxes:
+        """See `ModelConfig.feature_axes`. The cross layers have an output for each of their inputs."""
+        fields = [*dense_names, *embedding_entries(sparse_keys, self.embedding_dim)]
+        axes: dict[str, tuple[FeatureAxis, ...]] = {"deep.0.weight": inputs(fields)}
+        for layer in (f"cross.layers.{number}" for number in range(self.num_cross_layers)):
+            if self.cross_rank is None:
+                axes |= {f"{layer}.weight": outputs(fields) + inputs(fields), f"{layer}.bias": outputs(fields)}
+            else:
+                axes |= {f"{layer}.0.weight": inputs(fields)}
+                axes |= {f"{layer}.1.weight": outputs(fields), f"{layer}.1.bias": outputs(fields)}
+        if self.structure == "parallel":
+            axes["head.weight"] = inputs([*fields, *range(self.deep[-1])])
+        return axes
 
 
 class DCNv2(nn.Module):

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from headrace.embeddings import EmbeddingBags, EmbeddingsConfig
 from headrace.models.base import ModelConfig
+from headrace.models.feature_axes import FeatureAxes, FeatureAxis, embedding_entries, inputs
 from headrace.models.fields import join_fields_with_fm
 from headrace.models.layers import head, mlp, seeded
 from headrace.tensors import Batch
@@ -38,6 +39,14 @@ class DeepFMConfig(ModelConfig):
     def build(self, **sizes: Any) -> DeepFM:
         """See `ModelConfig.build`."""
         return DeepFM(self, **sizes)
+
+    def feature_axes(self, *, dense_names: Sequence[str], sparse_keys: Sequence[str]) -> FeatureAxes:
+        """See `ModelConfig.feature_axes`."""
+        return {
+            "first_order_dense.weight": inputs(dense_names),
+            "dense_vectors_ND": (FeatureAxis(0, dense_names),),
+            "deep.0.weight": inputs([*dense_names, *embedding_entries(sparse_keys, self.embedding_dim)]),
+        }
 
 
 class DeepFM(nn.Module):

@@ -23,6 +23,7 @@ from headrace.embeddings import EmbeddingBags, EmbeddingsConfig
 from headrace.errors import ConfigError
 from headrace.messages import shorten_list
 from headrace.models.base import ModelConfig
+from headrace.models.feature_axes import FeatureAxes, embedding_entries, inputs
 from headrace.models.layers import head, mlp, seeded
 from headrace.models.target_attention import TargetAttention
 from headrace.models.unique_rows import pool_expanded
@@ -45,6 +46,12 @@ class DINConfig(ModelConfig):
     def build(self, **sizes: Any) -> DIN:
         """See `ModelConfig.build`."""
         return DIN(self, **sizes)
+
+    def feature_axes(self, *, dense_names: Sequence[str], sparse_keys: Sequence[str]) -> FeatureAxes:
+        """See `ModelConfig.feature_axes`. Interests follow the pooled features, in the order of `histories`."""
+        pooled = [key for key in sparse_keys if key not in self.histories]
+        vectors = embedding_entries([*pooled, *self.histories], self.embedding_dim)
+        return {"deep.0.weight": inputs([*dense_names, *vectors])}
 
 
 class DIN(nn.Module):

@@ -22,6 +22,7 @@ from headrace.embeddings import EmbeddingBags, EmbeddingsConfig
 from headrace.errors import ConfigError
 from headrace.models.base import ModelConfig
 from headrace.models.encoded_features import EncodedFeatures
+from headrace.models.feature_axes import FeatureAxes, inputs
 from headrace.models.histories import HistoryEncoderConfig
 from headrace.models.interaction import dot_interaction
 from headrace.models.layers import head, mlp, seeded
@@ -44,6 +45,14 @@ class DLRMConfig(ModelConfig):
     def build(self, **sizes: Any) -> DLRM:
         """See `ModelConfig.build`."""
         return DLRM(self, **sizes)
+
+    def feature_axes(self, *, dense_names: Sequence[str], sparse_keys: Sequence[str]) -> FeatureAxes:
+        """See `ModelConfig.feature_axes`. A column of the top MLP belongs to a pair; None is the dense vector."""
+        vectors = [None, *sparse_keys] if dense_names else [*sparse_keys]
+        pairs = [frozenset((vectors[i], vectors[j])) for i in range(len(vectors)) for j in range(i)]
+        if not dense_names:
+            return {"top.0.weight": inputs(pairs)}
+        return {"bottom.0.weight": inputs(dense_names), "top.0.weight": inputs([*range(self.embedding_dim), *pairs])}
 
 
 class DLRM(nn.Module):

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from headrace.embeddings import EmbeddingBags, EmbeddingsConfig
 from headrace.models.base import ModelConfig
+from headrace.models.feature_axes import FeatureAxes, embedding_entries, inputs
 from headrace.models.fields import join_fields
 from headrace.models.layers import head, mlp, seeded
 from headrace.tensors import Batch
@@ -35,6 +36,13 @@ class WideDeepConfig(ModelConfig):
     def build(self, **sizes: Any) -> WideDeep:
         """See `ModelConfig.build`."""
         return WideDeep(self, **sizes)
+
+    def feature_axes(self, *, dense_names: Sequence[str], sparse_keys: Sequence[str]) -> FeatureAxes:
+        """See `ModelConfig.feature_axes`."""
+        return {
+            "wide_dense.weight": inputs(dense_names),
+            "deep.0.weight": inputs([*dense_names, *embedding_entries(sparse_keys, self.embedding_dim)]),
+        }
 
 
 class WideDeep(nn.Module):

@@ -26,16 +26,20 @@ from headrace.pipeline import RowStats
 from headrace.training.checkpoint import CheckpointFolder, Snapshot
 from headrace.training.components import JobComponents
 from headrace.training.dense_optimizer import load_optimizer_arrays, optimizer_arrays
+from headrace.training.feature_changes import FeatureChanges
 from headrace.training.process_group import ProcessGroup
 from headrace.training.run_folder import RunFolder
 from headrace.training.state import TrainingState
 
 __all__ = [
+    "SavedState",
     "UncommittedOutput",
     "commit",
+    "dense_parameters",
     "load_parameters",
     "newest_checkpoint",
     "parameters",
+    "read_state",
     "restore",
     "take_snapshot",
 ]
@@ -116,7 +120,7 @@ def newest_checkpoint(checkpoints: CheckpointFolder, process_group: ProcessGroup
     return None if number is None else checkpoints.load(number), []
 
 
-class _SavedState(BaseModel):
+class SavedState(BaseModel):
     """`TrainingState` in the checkpoint format; see `docs/checkpoints.md`."""
 
     shape: dict[str, Any]
@@ -183,8 +187,26 @@ def take_snapshot(state: TrainingState, model: nn.Module, optimizer: torch.optim
 
 def parameters(model: nn.Module) -> tuple[Columns, dict[str, Columns]]:
     """The dense parameters by name, and the columns of each table group in this process."""
-    dense = {name: value.detach().cpu().numpy() for name, value in model.state_dict().items()}
-    return dense, {name: group.state_dict() for name, group in _table_groups(model).items()}
+    return dense_parameters(model), {name: group.state_dict() for name, group in _table_groups(model).items()}
+
+
+def dense_parameters(model: nn.Module) -> Columns:
+    """The dense parameters and buffers by name."""
+    return {name: value.detach().cpu().numpy() for name, value in model.state_dict().items()}
+
+
+def read_state(snapshot: Snapshot) -> SavedState:
+    """The values of a snapshot's state.
+
+    Raises:
+        CheckpointError: One is missing or has another type; the message names it.
+    """
+    try:
+        return SavedState.model_validate(snapshot.state)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        key = ".".join(str(part) for part in first["loc"])
+        raise CheckpointError(f"checkpoint {snapshot.number}: state.{key}: {first['msg']}") from error
 
 
 def restore(
@@ -193,21 +215,13 @@ def restore(
     """Restore state, model and optimizer from a snapshot.
 
     Raises:
-        CheckpointError: The checkpoint belongs to a different model; the message has the first difference.
+        CheckpointError: The checkpoint belongs to a different model, or has other features; the message has the first
+            difference, or the features.
     """
-    try:
-        values = _SavedState.model_validate(snapshot.state)
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        key = ".".join(str(part) for part in first["loc"])
-        raise CheckpointError(f"checkpoint {snapshot.number}: state.{key}: {first['msg']}") from error
-    difference = _first_difference(values.shape, shape)
-    if difference:
-        key, was, now = difference
-        raise CheckpointError(
-            f"checkpoint {snapshot.number} belongs to another model: {key} was {was}, is now {now}; "
-            "use a different run folder, or change it back"
-        )
+    values = read_state(snapshot)
+    changes = FeatureChanges.between(values.shape, shape, checkpoint=snapshot.number)
+    if changes is not None:
+        raise CheckpointError(changes.refusal(snapshot.number))
     state.checkpoint, state.step = snapshot.number, values.step
     state.precision = values.precision
     state.cursor = Cursor.from_dict(values.cursor)
@@ -253,16 +267,3 @@ def _table_groups(model: nn.Module) -> dict[str, TableGroup]:
 def table_group_name(module: str) -> str:
     """The name of the table group of an `EmbeddingBags`, derived from the module's name."""
     return module.replace(".", "-")
-
-
-def _first_difference(was: Any, now: Any, key: str = "") -> tuple[str, str, str] | None:
-    if isinstance(was, dict) and isinstance(now, dict):
-        for name in list(was) + [name for name in now if name not in was]:
-            inner = f"{key}.{name}" if key else name
-            if name not in was or name not in now:
-                return inner, repr(was.get(name, "absent")), repr(now.get(name, "absent"))
-            found = _first_difference(was[name], now[name], inner)
-            if found:
-                return found
-        return None
-    return None if was == now else (key, repr(was), repr(now))

@@ -14,11 +14,17 @@ from torch import Tensor
 from headrace.registry import DENSE_OPTIMIZERS, NamedConfig, Registry
 
 __all__ = [
+    "STEP",
     "DenseOptimizerConfig",
     "clip_gradients",
+    "initial_slot",
     "load_optimizer_arrays",
     "optimizer_arrays",
+    "slots_of",
 ]
+
+STEP = "step"
+"""Slot of torch's optimizers with the number of steps of a parameter; all others have the parameter's shape."""
 
 
 class DenseOptimizerConfig(NamedConfig):
@@ -119,6 +125,30 @@ def load_optimizer_arrays(optimizer: torch.optim.Optimizer, arrays: dict[str, ND
     state: dict[int, dict[str, Any]] = {}
     for key, array in arrays.items():
         index, name = key.split(".", 1)
-        shape = parameters[int(index)].shape if name != "step" else torch.Size(())
+        shape = parameters[int(index)].shape if name != STEP else torch.Size(())
         state.setdefault(int(index), {})[name] = torch.from_numpy(array.copy()).reshape(shape)
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def slots_of(arrays: dict[str, NDArray[Any]], index: int | None) -> dict[str, NDArray[Any]]:
+    """The slots of one parameter by name, from `optimizer_arrays`; none for None."""
+    start = f"{index}."
+    return {name.removeprefix(start): array for name, array in arrays.items() if name.startswith(start)}
+
+
+def initial_slot(name: str, saved: NDArray[Any], shape: tuple[int, ...], fresh: NDArray[Any] | None) -> NDArray[Any]:
+    """Values of a slot for entries that a trained parameter gains.
+
+    They are those of a new optimizer, except for Adam's second moment, which starts at the mean of the other entries:
+    Adam corrects it for the steps of the parameter as a whole, so if it started at zero, new entries would move at up
+    to seven times the learning rate.
+
+    Args:
+        name: Name of the slot.
+        saved: The slot before.
+        shape: Shape of the parameter now.
+        fresh: The slot of a new optimizer; None for zeros.
+    """
+    if name == "exp_avg_sq":
+        return np.full(shape, saved.mean(), saved.dtype)
+    return np.zeros(shape, saved.dtype) if fresh is None else fresh.reshape(shape)

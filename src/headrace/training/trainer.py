@@ -24,6 +24,7 @@ from headrace.observe.tensorboard import TensorBoard
 from headrace.pipeline import GrowingSize, RowStats
 from headrace.threads import Threads
 from headrace.training.batch_size import batch_sizes, largest_batch, smallest_batch
+from headrace.training.change_features import Change, with_job_features
 from headrace.training.checkpoint import CheckpointFolder
 from headrace.training.choices import describe_choices
 from headrace.training.commits import UncommittedOutput, commit, newest_checkpoint, restore
@@ -58,6 +59,7 @@ class Trainer:
         on_message: Callable[[str], None] = lambda line: None,
         on_window: Callable[[WindowResult], None] = lambda result: None,
         process_group: ProcessGroup | None = None,
+        change_features: bool = False,
     ) -> None:
         """Build plan and model, without reading data.
 
@@ -68,6 +70,8 @@ class Trainer:
             on_window: Called with the result of each window once its checkpoint is written; trainer 0 only.
             process_group: The trainers of the run; None for a single one. Trainer 0 writes to the run's folder, the
                 others to `trainers/<rank>` in it.
+            change_features: Whether to continue a run whose checkpoint has other features than the job; see
+                `headrace.training.change_features`. Otherwise the checkpoint is refused.
 
         Raises:
             ConfigError: There are several trainers, but no shards for their embeddings.
@@ -93,9 +97,11 @@ class Trainer:
             precision=job.training.precision,
             average=self._average if self._process_group.size > 1 else None,
         )
+        self._may_change_features = change_features
         self._wants_stop = should_stop
         self._stopping = False  # agreed on by all trainers with their last step
         self._on_message, self._on_window = on_message, on_window
+        self._told: list[tuple[str, Change]] = []  # on resuming, before there is a log of decisions
         self._threads = Threads(job.training.threads)
         self._recorder = StepRecorder(job.training.log_every_steps, self.components.plan, self.components.model)
         self._uncommitted = UncommittedOutput(keeps_ledger=job.training.row_ledger)
@@ -392,14 +398,13 @@ class Trainer:
         self.run_folder.lock()
         is_done = False
         try:
-            messages = self._resume()
+            self._resume()
             with (
                 DecisionLog(self.run_folder.decisions, start_s=self.state.seconds) as self._decisions,
                 TensorBoard(self.run_folder.path / "tensorboard") as self._tensorboard,
             ):
-                for message in messages:
-                    self._decisions.record("training", {}, message)
-                    self._on_message(message)
+                for message, change in self._told:
+                    self._decisions.record("training", change, message)
                 if self._step.precision is not None:
                     self._decisions.record("precision", {}, f"matrix products in {self._step.precision.reason}")
                 yield
@@ -409,10 +414,29 @@ class Trainer:
                 self._shards.close(wait=is_done)
             self.run_folder.unlock()
 
-    def _resume(self) -> list[str]:
-        """Resume from the newest complete checkpoint, and move newer output aside; returns messages for the user."""
+    def _tell(self, message: str, change: Change | None = None) -> None:
+        """Tell the user, and keep the message for the log of decisions."""
+        self._on_message(message)
+        self._told.append((message, change or {}))
+
+    def _resume(self) -> None:
+        """Resume from the newest complete checkpoint, and move newer output aside."""
         self._threads.update()
-        snapshot, messages = newest_checkpoint(self._checkpoints, self._process_group)
+        self._told.clear()
+        snapshot, refused = newest_checkpoint(self._checkpoints, self._process_group)
+        for line in refused:
+            self._tell(line)
+        if snapshot is not None:
+            snapshot = with_job_features(
+                snapshot,
+                self.job,
+                self.components,
+                may_change=self._may_change_features,
+                run=self.run_folder,
+                checkpoints=self._checkpoints,
+                process_group=self._process_group,
+                tell=self._tell,
+            )
         if self._shards is not None:
             step, number = (0, None) if snapshot is None else (snapshot.state["step"], snapshot.number)
             self._shards.open(step=step, checkpoint=number)
@@ -422,15 +446,15 @@ class Trainer:
                 self.state.forget_counts()  # trainer 0 has the counts of all trainers
             where = f", in window {self.state.window.name}" if self.state.window else ""
             # Scripts look for "going on from checkpoint".
-            messages.append(f"going on from checkpoint {self.state.checkpoint}, step {self.state.step}{where}")
+            self._tell(f"going on from checkpoint {self.state.checkpoint}, step {self.state.step}{where}")
         precision = self._step.settle_precision(largest_batch(self.job.training.batch_size), self.state.precision)
         self.state.precision = precision.precision
         if snapshot is None and self.rank == 0:
-            messages += describe_choices(self.job, self.components.plan, precision)
+            for line in describe_choices(self.job, self.components.plan, precision):
+                self._tell(line)
         removed = self.run_folder.rewind(self.state.checkpoint)
         self.run_folder.set_aside(self.state.replayed)
         if removed:
             what = ", ".join(removed)
-            messages.append(f"moved output newer than the checkpoint to {self.run_folder.rewound}: {what}")
+            self._tell(f"moved output newer than the checkpoint to {self.run_folder.rewound}: {what}")
         self.run_folder.write_config(self.job.to_yaml())
-        return messages

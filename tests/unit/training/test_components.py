@@ -79,9 +79,8 @@ def saved() -> Snapshot:
         ),
         ("features/sparse/history/ops", [{"first_x": 10}], "features.sparse.history.operators was [{'first_x'"),
         ("features/sparse/hour/ops", [{"positive_modulus": 25}], "features.sparse.hour.operators was [{"),
-        ("features/sparse/history/weights", None, "order.sparse was ['user', 'item', 'hour', 'history'], is now"),
+        ("features/sparse/history/weights", None, "features.sparse.history.weights was 'scores', is now None"),
         ("features/dense/price", {"from": "age", "ops": ["log1p"]}, "features.dense.price.columns.price was 'number'"),
-        ("features/dense/age", [], "order.dense was ['price'], is now ['price', 'age']"),
         (
             "embeddings/tables",
             {"user": {"feature_names": ["history"]}},
@@ -97,6 +96,20 @@ def test_what_changes_the_meaning_of_parameters_is_refused_with_both_sides(path:
     with pytest.raises(CheckpointError, match=r"^checkpoint 1 belongs to another model: ") as caught:
         restore(saved(), TrainingState(("click",)), now.model, now.optimizer, now.shape)
     assert said in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "said"),
+    [
+        ("features/dense", {"price": [{"fill": 0}, "log1p"], "age": []}, "added dense age"),
+        ("features/dense", {"age": []}, "added dense age; removed dense price"),
+        ("features/sparse/day", {"from": "time", "ops": [{"positive_modulus": 7}]}, "added sparse day"),
+    ],
+)
+def test_other_features_are_refused_with_their_names(path: str, value: Any, said: str) -> None:
+    now = built(path, value)
+    with pytest.raises(CheckpointError, match=rf"^checkpoint 1 has other features than the job \({said}\); "):
+        restore(saved(), TrainingState(("click",)), now.model, now.optimizer, now.shape)
 
 
 @pytest.mark.parametrize(

@@ -1,13 +1,16 @@
 """Dense optimizers go on from a checkpoint exactly where they stopped."""
 
+import numpy as np
 import pytest
 import torch
 from pydantic import TypeAdapter
 
 from headrace.training.dense_optimizer import (
     DenseOptimizerConfig,
+    initial_slot,
     load_optimizer_arrays,
     optimizer_arrays,
+    slots_of,
 )
 
 CONFIGS = [
@@ -39,3 +42,28 @@ def test_training_in_two_parts_equals_training_in_one(values: dict[str, object])
     load_optimizer_arrays(resumed, optimizer_arrays(optimizer))
     descend(second, resumed, range(3, 6))
     assert torch.equal(second, whole)
+
+
+@pytest.mark.parametrize("values", CONFIGS, ids=str)
+def test_entries_that_a_trained_parameter_gains_do_not_move_faster_than_new_ones(values: dict[str, object]) -> None:
+    config = TypeAdapter(DenseOptimizerConfig).validate_python(values)
+    trained, grown, new = (torch.nn.Parameter(torch.zeros(size)) for size in (1, 2, 1))
+    optimizer, resumed, first = (config.make([parameter]) for parameter in (trained, grown, new))
+
+    def step_of_last(parameter: torch.Tensor, optimizer: torch.optim.Optimizer) -> float:
+        before = float(parameter.detach()[-1])
+        parameter.grad = torch.ones_like(parameter)
+        optimizer.step()
+        return abs(float(parameter.detach()[-1]) - before)
+
+    fresh = slots_of(optimizer_arrays(first), 0)
+    for _ in range(500):
+        step_of_last(trained, optimizer)
+    slots = slots_of(optimizer_arrays(optimizer), 0)
+    arrays = {
+        f"0.{name}": slot if name == "step" else np.concatenate([slot, initial_slot(name, slot, (1,), fresh.get(name))])
+        for name, slot in slots.items()
+    }
+    load_optimizer_arrays(resumed, arrays)
+    for _ in range(50):
+        assert step_of_last(grown, resumed) <= 1.01 * step_of_last(new, first)

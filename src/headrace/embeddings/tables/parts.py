@@ -1,11 +1,13 @@
-"""Splits and joins the parts of a sharded table group, as raw columns.
+"""Splits and joins the parts of a sharded table group, and moves saved rows to a group of other tables, as raw columns.
 
 A part has the columns of `tables.state` except `rows`, because the loading group numbers rows itself.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +16,7 @@ from headrace.embeddings.shards.plan import ShardingPlan
 from headrace.embeddings.tables.state import Columns, TableGroupHeader, upgraded
 from headrace.errors import CheckpointError
 
-__all__ = ["join_parts", "owned_state", "to_part"]
+__all__ = ["header_with_tables", "join_parts", "owned_state", "rows_of_tables", "to_part", "with_tables"]
 
 FIRST_ROW = 1  # row 0 of a group is the zero row
 NOT_PER_ROW = ("header", "rows")
@@ -42,19 +44,93 @@ def join_parts(parts: Sequence[Columns]) -> Columns:
     """
     parts = _agreeing([upgraded(part) for part in parts])
     header, state = TableGroupHeader.read(parts[0]), _concat(parts)
+    order, rows = _row_numbers(header, state["tables"], state["ids"])
+    state = {name: column if name.startswith(NOT_OF_ROWS) else column[order] for name, column in state.items()}
+    return state | {"rows": rows, "header": header.to_column()}
+
+
+def header_with_tables(state: Columns, group: TableGroupHeader) -> TableGroupHeader | None:
+    """The header of a saved group, or of a part of one, once it has the tables of another group.
+
+    Tables are numbered anew, so the change is a version of its own, across which consumers of changes cannot continue:
+    they read everything again.
+
+    Args:
+        state: The saved columns.
+        group: Header of a new group with the other tables.
+
+    Returns:
+        The header; None if the saved group has these tables already.
+
+    Raises:
+        CheckpointError: The dimension, the seed, or a table that both have differs.
+    """
+    saved = TableGroupHeader.read(upgraded(state))
+    known = {table["name"]: table for table in saved.tables}
+    tables = [known.get(table["name"], table) for table in group.tables]
+    version = saved.version + 1
+    header = replace(saved, tables=tables, version=version, cursors={}, removed_from=version)
+    header.check(group)
+    return None if tables == saved.tables else header
+
+
+def with_tables(state: Columns, header: TableGroupHeader) -> Iterator[tuple[str, npt.NDArray[Any]]]:
+    """The columns of a saved group, or of a part of one, for a group of other tables, one after the other.
+
+    Tables of the same name keep rows, optimizer state, metadata and ids that are not admitted yet. Rows of other tables
+    are left out, and new tables have none.
+
+    Args:
+        state: The saved columns.
+        header: Result of `header_with_tables`.
+    """
+    state = upgraded(state)
+    places_now = {table["name"]: number for number, table in enumerate(header.tables)}
+    saved = TableGroupHeader.read(state).tables
+    numbers = np.array([places_now.get(table["name"], -1) for table in saved], dtype=np.int32)
+    yield "header", header.to_column()
+    tables, pending = numbers[state["tables"]], numbers[state["pending.tables"]]
+    kept = np.flatnonzero(tables >= 0)
+    if "rows" in state:
+        order, rows = _row_numbers(header, tables[kept], np.asarray(state["ids"])[kept])
+        kept = kept[order]
+        yield "rows", rows
+    waiting = np.flatnonzero(pending >= 0)
+    waiting = waiting[np.lexsort((np.asarray(state["pending.ids"])[waiting], pending[waiting]))]
+    places = {"": kept, "pending.": waiting, "removed.": np.empty(0, dtype=np.int64)}
+    for name, column in state.items():
+        if name not in NOT_PER_ROW:
+            column = numbers[column] if name in ("tables", "pending.tables") else column
+            yield name, np.asarray(column[places[_prefix(name)]])
+
+
+def rows_of_tables(state: Columns) -> dict[str, int]:
+    """Number of saved rows of each table of a group, or of a part of one."""
+    state = upgraded(state)
+    header = TableGroupHeader.read(state)
+    counts = np.bincount(state["tables"], minlength=len(header.tables))
+    return {table["name"]: int(count) for table, count in zip(header.tables, counts, strict=True)}
+
+
+def _row_numbers(
+    header: TableGroupHeader, tables: npt.NDArray[np.int32], ids: npt.NDArray[np.int64]
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """The order of keys [R] in a group in one process, and their rows, ascending."""
     is_fixed = np.array([table["kind"] != "collisionless" for table in header.tables])
     sizes = np.array([table["num_embeddings"] for table in header.tables], dtype=np.int64)
     ends = FIRST_ROW + np.cumsum(np.where(is_fixed, sizes, 0))
-    tables, ids = state["tables"], state["ids"]
     order = np.lexsort((ids, tables, ~is_fixed[tables]))  # rows of direct and hashed tables come before all others
-    state = {name: column if name.startswith(NOT_OF_ROWS) else column[order] for name, column in state.items()}
-    tables, ids = state["tables"], state["ids"]
+    tables, ids = tables[order], ids[order]
     num_fixed = int(is_fixed[tables].sum())
-    state["rows"] = np.empty(len(ids), dtype=np.int64)
-    state["rows"][:num_fixed] = (ends - sizes)[tables[:num_fixed]] + ids[:num_fixed]
-    state["rows"][num_fixed:] = int(ends[-1]) + np.arange(len(ids) - num_fixed)
-    state["header"] = header.to_column()
-    return state
+    rows = np.empty(len(ids), dtype=np.int64)
+    rows[:num_fixed] = (ends - sizes)[tables[:num_fixed]] + ids[:num_fixed]
+    rows[num_fixed:] = int(ends[-1]) + np.arange(len(ids) - num_fixed)
+    return order, rows
+
+
+def _prefix(name: str) -> str:
+    """The kind of a column: of rows (empty), of pending ids, or of evicted ids."""
+    return next((prefix for prefix in NOT_OF_ROWS if name.startswith(prefix)), "")
 
 
 def _agreeing(parts: Sequence[Columns]) -> Sequence[Columns]:
@@ -72,11 +148,7 @@ def _select(part: Columns, plan: ShardingPlan, shard: int) -> Columns:
         return np.flatnonzero(owners == shard)
 
     places = {prefix: mine(part[f"{prefix}tables"], part[f"{prefix}ids"]) for prefix in ("", *NOT_OF_ROWS)}
-    return {
-        name: np.asarray(column[places[next((p for p in NOT_OF_ROWS if name.startswith(p)), "")]])
-        for name, column in part.items()
-        if name not in NOT_PER_ROW
-    }
+    return {name: np.asarray(column[places[_prefix(name)]]) for name, column in part.items() if name not in NOT_PER_ROW}
 
 
 def _concat(parts: Sequence[Columns]) -> Columns:
