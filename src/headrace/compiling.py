@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
-from types import FunctionType
+from types import FunctionType, ModuleType
 from typing import Any, ParamSpec, TypeVar, cast
 
 import numba
@@ -96,12 +96,26 @@ class KernelCache(FunctionCache):  # type: ignore[misc]
     _impl_class = KernelCacheImpl
 
     def __init__(self, function: Callable[..., Any]) -> None:
+        self._function = cast(FunctionType, function)
+        self._files: KernelFiles | None = None
+        file = self._function.__code__.co_filename
+        _defined[file] = _digest_now(file)
         super().__init__(function)
-        folders, name = self._impl.locator.folders, self._impl.filename_base
-        # Numba only checks the kernel's own file, and would use code compiled with an outdated callee.
-        stamp = source_stamp(cast(FunctionType, function))
-        kept, shipped = (each and KernelFile(str(each), name, stamp) for each in (folders.kept, folders.shipped))
-        self._cache_file = KernelFiles(kept, shipped)
+
+    @property
+    def _cache_file(self) -> KernelFiles:
+        # Numba only checks the kernel's own file, and would use code compiled with an outdated callee. Callees can be
+        # defined below the kernel, so they are known only when it is called.
+        if self._files is None:
+            folders, name = self._impl.locator.folders, self._impl.filename_base
+            stamp = source_stamp(self._function)
+            kept, shipped = (each and KernelFile(str(each), name, stamp) for each in (folders.kept, folders.shipped))
+            self._files = KernelFiles(kept, shipped)
+        return self._files
+
+    @_cache_file.setter
+    def _cache_file(self, files: Any) -> None:
+        """Ignore what Numba sets."""
 
     def _index_key(self, sig: Any, codegen: Any) -> Any:
         # Numba would add the pickled closure. Kernels in it pickle differently in each process. `source_stamp` covers
@@ -169,7 +183,16 @@ def source_stamp(function: FunctionType) -> tuple[tuple[str, str], ...]:
     Modification times are not reliable, because copies and container images lose them.
     """
     files = {f.__code__.co_filename for f in _with_callees(function, set())}
-    return tuple((os.path.basename(f), _digest(f, os.stat(f).st_mtime_ns, os.stat(f).st_size)) for f in sorted(files))
+    return tuple((os.path.basename(f), _defined.get(f) or _digest_now(f)) for f in sorted(files))
+
+
+_defined: dict[str, str] = {}
+"""Digests of source files when their kernels were defined: what is compiled, even if a file has changed since."""
+
+
+def _digest_now(path: str) -> str:
+    status = os.stat(path)
+    return _digest(path, status.st_mtime_ns, status.st_size)
 
 
 @lru_cache(maxsize=1024)
@@ -180,7 +203,9 @@ def _digest(path: str, changed_ns: int, num_bytes: int) -> str:
 def _with_callees(function: FunctionType, seen: set[str]) -> Iterator[FunctionType]:
     seen.add(function.__qualname__ + function.__module__)
     yield function
-    used = [function.__globals__.get(name) for name in function.__code__.co_names]
+    names = function.__code__.co_names
+    used = [function.__globals__.get(name) for name in names]
+    used += [getattr(module, name, None) for module in used if isinstance(module, ModuleType) for name in names]
     used += [cell.cell_contents for cell in function.__closure__ or ()]
     for each in used:
         callee = getattr(each, "py_func", None)

@@ -70,6 +70,24 @@ def test_kernels_that_call_each_other_are_named_once(tmp_path: Path) -> None:
     assert [name for name, _ in source_stamp(module.f.py_func)] == ["loop.py"]
 
 
+def test_callees_defined_later_and_those_named_with_their_module_are_part_of_the_stamp(tmp_path: Path) -> None:
+    inner = _module(tmp_path / "inner.py", "def twice(x): return 2 * x\n")
+    inner.twice = numba.njit(inner.twice)
+    source = "def eight(x): return 2 * four(x)\ndef four(x): return inner.twice(inner.twice(x))\n"
+    outer = _module(tmp_path / "outer.py", source, inner=inner)
+    four = vars(outer).pop("four")
+    cache = KernelCache(outer.eight)
+    outer.four = numba.njit(four)
+    assert [name for name, _ in cache._cache_file._kept._source_stamp] == ["inner.py", "outer.py"]
+
+
+def test_the_stamp_is_that_of_the_source_that_was_defined(tmp_path: Path) -> None:
+    module = _module(tmp_path / "loop.py", "def f(x): return x\n")
+    cache, before = KernelCache(module.f), source_stamp(module.f)
+    (tmp_path / "loop.py").write_text("def f(x): return x + 1\n")
+    assert cache._cache_file._kept._source_stamp == before
+
+
 def test_two_processes_that_keep_code_at_once_keep_both(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     one, other = KernelFile(str(tmp_path), "f", "stamp"), KernelFile(str(tmp_path), "f", "stamp")
     save_data = one._save_data
