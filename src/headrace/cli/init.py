@@ -94,17 +94,20 @@ def init(
     rankings = rank_numbers(path, found.schema)
     choices = choose_job(found, path=relative[0], schema=relative[1], rankings=rankings)
     notes = job_notes(found, path=printable(path), rankings=rankings)
-    rest = (
-        "All other values are defaults, see docs/job-file.md. Without a section `features`, every column is a feature."
-    )
+    numbers = [choice for choice in choices if choice.key[:2] == ("features", "dense")]
+    rest = "All other values are defaults, see docs/job-file.md."
+    rest += "" if numbers else " Without a section `features`, every column is a feature."
     text = job_to_yaml(
         choices, title="Written by headrace init. Train with: headrace train job.yaml", notes=[*notes, rest]
     )
     write_text(job_path, text)
     typer.echo(f"wrote {job_path}:")
     for choice in choices:
-        typer.echo(f"  {choice}")
-        typer.echo(f"      {choice.reason}")
+        if choice not in numbers:
+            typer.echo(f"  {choice}")
+            typer.echo(f"      {choice.reason}")
+    if numbers:
+        typer.echo(f"  features.dense: {count_of(len(numbers), 'feature')}; the reason for each is in the file")
     for note in notes:
         typer.echo(note)
     typer.echo(f"next: headrace train {quote(str(job_path))}")

@@ -64,19 +64,30 @@ def default_specs(schema: Schema) -> tuple[FeatureSpec, ...]:
 
 
 def read_specs(config: Any, schema: Schema) -> tuple[FeatureSpec, ...]:
-    """Parse the `features:` section of a job file; returns dense features first, in the order given.
+    """Parse the `features:` section of a job file.
+
+    Returns:
+        Dense features first, in the order given. With `others: default`, the default features of each section that are
+        not listed by name follow the listed ones.
 
     Raises:
         ConfigError: Names the feature, operator and key, what was given and what was expected.
     """
     section = _mapping(config, "features", "dense and sparse")
-    unknown = sorted(str(key) for key in section if key not in ("dense", "sparse"))
+    unknown = sorted(str(key) for key in section if key not in ("dense", "sparse", "others"))
     if unknown:
-        raise ConfigError(f"features.{unknown[0]}: unknown key, expected dense, sparse or dedup")
+        raise ConfigError(f"features.{unknown[0]}: unknown key, expected dense, sparse, others or dedup")
+    if section.get("others", "default") != "default":
+        raise ConfigError(
+            f"features.others: given {shorten(repr(section['others']))}, expected default: every column of the schema "
+            "that is not listed is a feature, too"
+        )
+    others = default_specs(schema) if "others" in section else ()
     specs = []
     for name in ("dense", "sparse"):
         features = _mapping(section.get(name) or {}, f"features.{name}", "feature names to operators")
         specs += [_read_spec(str(key), name, value, schema) for key, value in features.items()]
+        specs += [spec for spec in others if spec.section == name and spec.name not in features]
     if not specs:
         raise ConfigError("features: no features, expected at least one under dense or sparse")
     return tuple(specs)

@@ -15,6 +15,7 @@ import yaml
 from headrace.logs.inspection import Inspection, Ranking
 from headrace.logs.schema import Schema
 from headrace.messages import count_of, one_line, shorten_list
+from headrace.training.first_features import number_features
 from headrace.training.job import JobConfig
 
 __all__ = ["Choice", "choose_job", "job_notes", "job_to_yaml"]
@@ -94,6 +95,7 @@ def choose_job(
         _window(found),
         *_bad_rows(found),
         *_shuffle(found),
+        *_features(found, found.schema),
         *_tables(found, found.schema),
         _model(found.schema),
         Choice(("training", "batch_size"), "auto", "Small batches at first, larger ones as more rows have been seen."),
@@ -149,6 +151,14 @@ def _shuffle(found: Inspection) -> Iterator[Choice]:
     if found.layout is not None:
         value = {"num_rows": 50_000, "seed": 7, "by": "session"}
         yield Choice(("pipeline", "shuffle"), value, "Rows of a session are adjacent; batches should mix sessions.")
+
+
+def _features(found: Inspection, schema: Schema) -> Iterator[Choice]:
+    numbers = list(number_features(found, schema))
+    if numbers:
+        yield Choice(("features", "others"), "default", "Columns that are not listed here are features, too.")
+    for name, value, reason in numbers:
+        yield Choice(("features", "dense", name), value, reason)
 
 
 def _tables(found: Inspection, schema: Schema) -> Iterator[Choice]:

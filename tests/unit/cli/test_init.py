@@ -61,6 +61,9 @@ def click_log(path: Path, rows: int = 4_000) -> Path:
 def test_a_log_gets_a_schema_and_a_job_with_reasons(logs: Path, tmp_path: Path) -> None:
     result = run("init", logs, "--out", tmp_path)
     job = values(tmp_path / "job.yaml")
+    features = job.pop("features")
+    assert features["others"] == "default"
+    assert all(ops[0] == "log1p" and [*ops[1]] == ["standardize"] for ops in features["dense"].values())
     assert job == {
         "run": "run",
         "data": {

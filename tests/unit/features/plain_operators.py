@@ -104,6 +104,10 @@ def fill(value: float) -> Callable[[float | None], float]:
     return lambda x: value if x is None or math.isnan(x) else x
 
 
+def is_null(x: float | None) -> float:
+    return float(x is None or math.isnan(x))
+
+
 def maybe(function: Callable[[float], float | None]) -> Callable[[float | None], float | None]:
     """Null and NaN stay null."""
     return lambda x: None if x is None or math.isnan(x) else function(x)

@@ -32,7 +32,12 @@ SCHEMA = Schema.from_dict(
 )
 PLAN = FeaturePlan.from_config(
     {
-        "dense": {"price": ["log1p"], "hour": {"from": "time", "ops": ["local_hour", {"cast": "number"}]}},
+        "dense": {
+            "price": ["log1p"],
+            "no_price": {"from": "price", "ops": ["is_null"]},
+            "price_in_tens": {"from": "price", "ops": [{"standardize": {"mean": 5, "std": 10}}]},
+            "hour": {"from": "time", "ops": ["local_hour", {"cast": "number"}]},
+        },
         "sparse": {
             **dict.fromkeys(("user", "country", "history", "tags", "time", "session")),
             "scores": [{"bucketize": [0.1, 2.0**24, 2.0**30]}],  # borders that float32 moves values across

@@ -59,6 +59,35 @@ def test_fill_replaces_null_and_nan(drawn: Drawn, value: float) -> None:
 
 
 @EXAMPLES
+@given(columns("number"))
+def test_is_null_tells_null_and_nan_from_numbers(drawn: Drawn) -> None:
+    expect_numbers(drawn, ["is_null"], plain.is_null)
+    expect_numbers(drawn, [{"clamp": {"min": 1, "max": 1}}, "is_null", {"standardize": {"mean": 1, "std": 2}}],
+                   lambda x: (plain.is_null(x) - 1) / 2)  # fmt: skip
+
+
+@EXAMPLES
+@given(columns("id"))
+def test_is_null_tells_rows_without_an_id(drawn: Drawn) -> None:
+    assert apply("dense", "id", drawn, ["is_null"]) == [float(row is None) for row in drawn.rows]
+
+
+@EXAMPLES
+@given(columns("number"), st.sampled_from([0.0, -3.5, 2020.0]), st.sampled_from([0.25, 1.0, 1e4]))
+def test_standardize_keeps_null(drawn: Drawn, mean: float, std: float) -> None:
+    expected = [0.0 if row is None or math.isnan(row) else (float(row) - mean) / std for row in drawn.rows]
+    got = apply("dense", "number", drawn, [{"standardize": {"mean": mean, "std": std}}])
+    assert got == pytest.approx(expected, rel=1e-5, abs=1e-3)
+
+
+def test_standardize_tells_large_numbers_apart() -> None:
+    years = Drawn(pa.array([2019, 2020, 2024], pa.int16()), [])
+    assert apply("dense", "number", years, [{"standardize": {"mean": 2020, "std": 2}}]) == [-0.5, 0.0, 2.0]
+    seconds = Drawn(pa.array([1_700_000_000, 1_700_000_007], pa.int64()), [])
+    assert apply("dense", "number", seconds, [{"standardize": {"mean": 1.7e9, "std": 7}}]) == [0.0, 1.0]
+
+
+@EXAMPLES
 @given(columns("number"), st.floats(-100, 0), st.floats(0, 100))
 def test_clamp_limits_numbers(drawn: Drawn, low: float, high: float) -> None:
     expect_numbers(drawn, [{"clamp": {"min": low, "max": high}}], plain.maybe(lambda x: min(max(x, low), high)))

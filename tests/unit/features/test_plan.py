@@ -98,6 +98,18 @@ def test_the_default_plan_takes_every_column_by_its_part() -> None:
     assert batch.sparse[0].to_lists()["item"] == [[1], [16], []]
 
 
+def test_columns_that_are_not_listed_keep_their_default() -> None:
+    assert FeaturePlan.from_config({"others": "default"}, SCHEMA).specs == FeaturePlan.default(SCHEMA).specs
+    listed = {"dense": {"age": ["is_null"], "no_price": {"from": "price", "ops": ["is_null"]}}}
+    plan = FeaturePlan.from_config({**listed, "others": "default", "dedup": "off"}, SCHEMA)
+    assert plan.dense_names == ("age", "no_price", "price")
+    alone = FeaturePlan.from_config(listed, SCHEMA).specs
+    rest = [spec for spec in FeaturePlan.default(SCHEMA).specs if spec.name != "age"]
+    assert plan.specs == (*alone, *rest)
+    assert validate_batch(plan.apply(rows())) is None
+    assert plan.dedup == "off"
+
+
 def test_default_lists_are_cut_after_fifty_ids() -> None:
     schema = Schema.from_dict({"labels": ["y"], "id_lists": ["h"]}, where="schema")
     batch = FeaturePlan.default(schema).apply(pa.record_batch({"y": [1.0], "h": [list(range(60))]}))
@@ -198,7 +210,12 @@ def test_a_missing_column_is_named() -> None:
     [
         ([], "features: given list, expected a mapping of dense and sparse"),
         ({}, "features: no features, expected at least one under dense or sparse"),
-        ({"dens": {}}, "features.dens: unknown key, expected dense, sparse or dedup"),
+        ({"dens": {}}, "features.dens: unknown key, expected dense, sparse, others or dedup"),
+        ({"others": "all"}, "features.others: given 'all', expected default: every column of the schema that is not"),
+        (
+            {"dense": {"age": [{"standardize": {"std": 0}}]}},
+            "features.dense.age, operator 1 (standardize): std: given 0, expected: ",
+        ),
         ({"dense": {"age": "log1p"}}, "features.dense.age: given 'log1p', expected a list of operators"),
         (
             {"dense": {"age": {"fill": 0}}},

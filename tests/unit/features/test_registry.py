@@ -13,8 +13,8 @@ SIXTEEN = (
 )
 
 
-def test_all_operators_of_the_study_and_three_more_are_there() -> None:
-    assert set(operators()) == {*SIXTEEN.split(), "fill", "log1p", "cast"}
+def test_all_operators_of_the_study_and_five_more_are_there() -> None:
+    assert set(operators()) == {*SIXTEEN.split(), "fill", "is_null", "standardize", "log1p", "cast"}
 
 
 def test_the_page_shows_the_operators_as_they_are_declared() -> None:

@@ -50,6 +50,7 @@ def job_of(model: dict[str, Any], logs: Path, folder: Path) -> JobConfig:
             "run": str(folder / "run"),
             "data": {"path": str(logs)},
             "pipeline": {"executor": "inline", "tuner": "none"},
+            "features": {"dense": {"no_item": {"from": "item", "ops": ["is_null"]}}, "others": "default"},
             "embeddings": {
                 "default": {"kind": "collisionless", "num_embeddings": 64},
                 "tables": {"items": {"feature_names": ["item", history]}},

@@ -22,6 +22,7 @@ __all__ = [
     "FILL_IDS",
     "FIRST_X",
     "HASH",
+    "IS_NULL",
     "LOCAL_HOUR",
     "LOG1P",
     "LOGIT",
@@ -30,6 +31,7 @@ __all__ = [
     "NUMBER_BITS",
     "SAMPLE",
     "SAMPLE_NUMBERS",
+    "STANDARDIZE",
     "TO_ID",
     "TO_NUMBER",
     "run",
@@ -44,6 +46,8 @@ BLOCK = 1024
     LOG1P,
     BOX_COX,
     LOGIT,
+    IS_NULL,
+    STANDARDIZE,
     BUCKETIZE,
     TO_ID,
     NUMBER_BITS,
@@ -58,7 +62,7 @@ BLOCK = 1024
     FIRST_X,
     ENUMERATE,
     SAMPLE,
-) = range(19)
+) = range(21)
 
 _FIRST_ON_IDS = TO_NUMBER
 _FIRST_ON_LISTS = FIRST_X
@@ -78,6 +82,10 @@ def _run_on_numbers(op: Any, integers: Any, floats: Any, block: Any, keep: Any, 
         numbers.box_cox(block, count, floats[op[3]])
     elif code == LOGIT:
         numbers.logit(block, count, floats[op[3]])
+    elif code == IS_NULL:
+        numbers.is_null(block, count)
+    elif code == STANDARDIZE:
+        numbers.standardize(block, count, floats[op[3]], floats[op[3] + 1])
     elif code == BUCKETIZE:
         borders = floats[op[3] + 2 : op[3] + op[4]]
         starts = integers[op[5] : op[5] + op[6]].view(np.int32)[: op[2]]

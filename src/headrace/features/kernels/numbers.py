@@ -6,7 +6,7 @@ import numpy as np
 
 from headrace.compiling import kernel
 
-__all__ = ["box_cox", "clamp", "fill", "log1p", "logit"]
+__all__ = ["box_cox", "clamp", "fill", "is_null", "log1p", "logit", "standardize"]
 
 _MANTISSA_32 = np.int32(23)
 _ROOT_HALF_32 = np.int32(0x3F3504F3)  # the bits of sqrt(0.5), where the mantissa's range is centred on 1
@@ -20,6 +20,22 @@ def fill(block: Any, count: int, value: float) -> None:
     for index in range(count):
         number = block[index]
         block[index] = number if number == number else replacement
+
+
+@kernel()
+def is_null(block: Any, count: int) -> None:
+    """1 for NaN, else 0."""
+    for index in range(count):
+        number = block[index]
+        block[index] = 0.0 if number == number else 1.0
+
+
+@kernel()
+def standardize(block: Any, count: int, mean: float, std: float) -> None:
+    """(x - mean) / std; NaN stays."""
+    centre, width = block.dtype.type(mean), block.dtype.type(std)
+    for index in range(count):
+        block[index] = (block[index] - centre) / width
 
 
 @kernel()

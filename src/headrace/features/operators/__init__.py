@@ -8,7 +8,18 @@ from headrace.features.operators.ids import (
 )
 from headrace.features.operators.joins import Cartesian, IdListTransform, NGram
 from headrace.features.operators.lists import Enumerate, FirstX, Sampling
-from headrace.features.operators.numbers import BoxCox, Bucketize, Cast, Clamp, Fill, Log1p, Logit, OneHot
+from headrace.features.operators.numbers import (
+    BoxCox,
+    Bucketize,
+    Cast,
+    Clamp,
+    Fill,
+    IsNull,
+    Log1p,
+    Logit,
+    OneHot,
+    Standardize,
+)
 from headrace.features.operators.scores import ComputeScore
 
 __all__ = [
@@ -23,6 +34,7 @@ __all__ = [
     "FirstX",
     "Hash",
     "IdListTransform",
+    "IsNull",
     "LocalHour",
     "Log1p",
     "Logit",
@@ -31,4 +43,5 @@ __all__ = [
     "OneHot",
     "PositiveModulus",
     "Sampling",
+    "Standardize",
 ]

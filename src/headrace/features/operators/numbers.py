@@ -1,4 +1,5 @@
-"""Operators on numbers: fill, clamp, log1p, box_cox, logit, bucketize, one_hot, and cast between numbers and ids."""
+"""Operators on numbers: fill, is_null, clamp, standardize, log1p, box_cox, logit, bucketize, one_hot, and cast between
+numbers and ids."""
 
 from __future__ import annotations
 
@@ -17,7 +18,19 @@ from headrace.features.operator import FusedOperator, Kind
 from headrace.features.program import ProgramBuilder
 from headrace.features.registry import register
 
-__all__ = ["BoxCox", "Bucketize", "Cast", "Clamp", "Fill", "Log1p", "Logit", "OneHot", "bucket_table"]
+__all__ = [
+    "BoxCox",
+    "Bucketize",
+    "Cast",
+    "Clamp",
+    "Fill",
+    "IsNull",
+    "Log1p",
+    "Logit",
+    "OneHot",
+    "Standardize",
+    "bucket_table",
+]
 
 NUMBERS = (Kind.NUMBER, Kind.NUMBERS)
 ANY = tuple(Kind)
@@ -55,6 +68,26 @@ class Fill(FusedOperator):
 
 
 @register
+class IsNull(FusedOperator):
+    """1 for null and NaN, else 0: a feature that tells a missing number from 0.
+
+    For a column of ids, 1 in rows without an id.
+    """
+
+    name: ClassVar[str] = "is_null"
+    takes: ClassVar[tuple[Kind, ...]] = (Kind.NUMBER, Kind.NUMBERS, Kind.ID)
+    purpose: ClassVar[str] = "1 for null and NaN, else 0"
+
+    def returns(self, kinds: Sequence[Kind]) -> Kind:
+        return kinds[0].with_numbers()
+
+    def emit(self, program: ProgramBuilder, kind: Kind) -> None:
+        if kind is Kind.ID:
+            program.add(interpret.TO_NUMBER)
+        program.add(interpret.IS_NULL)
+
+
+@register
 class Clamp(FusedOperator):
     """Clamps values to [min, max]; null stays null."""
 
@@ -78,6 +111,23 @@ class Clamp(FusedOperator):
             program.add(interpret.CLAMP_IDS, low, high)
         else:
             program.add(interpret.CLAMP, floats=[self.min, self.max])
+
+
+@register
+class Standardize(FusedOperator):
+    """(x - mean) / std, with constants from the job file, so that a row has the same value in every run; null stays
+    null, which is the mean in `Batch.dense`.
+    """
+
+    name: ClassVar[str] = "standardize"
+    takes: ClassVar[tuple[Kind, ...]] = NUMBERS
+    purpose: ClassVar[str] = "(x - `mean`) / `std`"
+
+    mean: FiniteFloat = 0.0
+    std: Annotated[FiniteFloat, Field(gt=0)]
+
+    def emit(self, program: ProgramBuilder, kind: Kind) -> None:
+        program.add(interpret.STANDARDIZE, floats=[self.mean, self.std])
 
 
 @register

@@ -5,6 +5,7 @@ from headrace.logs.inspection.grouping import FoundGroup, GroupSample
 from headrace.logs.inspection.guesses import Guess, guess_parts, make_schema
 from headrace.logs.inspection.id_counter import IdCounter
 from headrace.logs.inspection.inspection import Inspection, RowGroup, inspect_log
+from headrace.logs.inspection.number_sketch import NumberSketch
 from headrace.logs.inspection.overlap import Overlap, find_overlaps, shared_tables
 from headrace.logs.inspection.profiles import ColumnProfile
 from headrace.logs.inspection.ranking import Ranking, rank_numbers
@@ -20,6 +21,7 @@ __all__ = [
     "Guess",
     "IdCounter",
     "Inspection",
+    "NumberSketch",
     "Overlap",
     "Ranking",
     "RowGroup",

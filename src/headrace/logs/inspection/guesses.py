@@ -48,6 +48,9 @@ EPOCH_RANGE_S = (946_684_800, 4_102_444_800)
 """Seconds of the years 2000 to 2100: integers in this range, in one of the units, look like times."""
 UNITS = {"s": 1, "ms": 1_000, "us": 1_000_000, "ns": 1_000_000_000}
 
+MAX_ODD_RATIO = 0.001
+"""Share of NaN and infinite numbers above which they are missing values rather than bad rows."""
+
 MIN_ROWS_FOR_UNIQUE = 1_000
 """With fewer rows, a useful column may have all distinct values by chance."""
 
@@ -288,6 +291,9 @@ def _guess_number(profile: ColumnProfile, words: Sequence[str]) -> Guess:
     if profile.kind == "float":
         if profile.is_whole and named & SURE_ID_WORDS:  # integers with nulls, written by pandas
             return Guess(name, "id", f"named like an id, integers stored as floats{constant}")
+        odd = profile.num_not_finite / profile.num_values
+        if odd > MAX_ODD_RATIO:
+            return Guess(name, "dense", f"numbers; {odd:.1%} are NaN or infinite, so missing", (("nan", "allow"),))
         return Guess(name, "dense", f"numbers{constant}")
     if profile.kind == "bool":
         return Guess(name, "dense", f"true or false{constant}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -14,6 +15,7 @@ import pyarrow.types as pt
 from headrace.logs.canonical import canonical, canonical_type
 from headrace.logs.inspection.hashing import Hashes, hash_column, is_list
 from headrace.logs.inspection.id_counter import MAX_SLOTS, IdCounter
+from headrace.logs.inspection.number_sketch import NumberSketch
 
 __all__ = ["ColumnProfile", "kind_of"]
 
@@ -52,6 +54,7 @@ class ColumnProfile:
         num_rows: Number of rows, including nulls.
         num_nulls: Number of null rows.
         ids: Counter of distinct values, or for lists of their elements.
+        numbers: Distribution of the finite numbers; empty for other kinds than int and float.
         num_null_elements: Number of list elements that are null or not valid text.
         num_not_finite: Number of NaNs and infinities.
         num_zero_or_one: Number of values that are 0 or 1.
@@ -73,6 +76,7 @@ class ColumnProfile:
         self.num_rows = 0
         self.num_nulls = 0
         self.ids = IdCounter(max_slots)
+        self.numbers = NumberSketch()
         self.num_null_elements = 0
         self.num_not_finite = 0
         self.num_zero_or_one = 0
@@ -83,6 +87,8 @@ class ColumnProfile:
         self.max: float | int | None = None
         self._sum = 0.0
         self._num_summed = 0
+        self._num_logs = 0
+        self._mean_log = self._squares_log = 0.0  # the squares are of distances from the mean
         self._last: float | None = None
         self._lengths = np.zeros(0, dtype=np.int64)
         self._max_length = 0
@@ -121,6 +127,11 @@ class ColumnProfile:
     def mean(self) -> float | None:
         """Mean of the finite numbers; for a label, its rate."""
         return self._sum / self._num_summed if self._num_summed else None
+
+    @property
+    def log_moments(self) -> tuple[float, float]:
+        """Mean and standard deviation of sign(x) log(1 + |x|) of the finite numbers x, as of the operator `log1p`."""
+        return self._mean_log, math.sqrt(self._squares_log / max(1, self._num_logs))
 
     @property
     def is_list(self) -> bool:
@@ -202,8 +213,20 @@ class ColumnProfile:
         self.num_backward += int(np.count_nonzero(numbers[1:] < numbers[:-1]))
         self.num_backward += int(self._last is not None and numbers[0] < self._last)
         self._last = numbers[-1]
+        if self.kind in ("int", "float"):
+            self.numbers.add(numbers)
+            self._add_logs(numbers.astype(np.float64))
         if self.is_whole and pt.is_floating(array.type):
             self.is_whole = bool((np.floor(numbers) == numbers).all())
+
+    def _add_logs(self, numbers: npt.NDArray[np.float64]) -> None:
+        """Add to the moments of logs (Chan, Golub and LeVeque, 1979: nothing cancels where the mean is large)."""
+        logs = np.copysign(np.log1p(np.abs(numbers)), numbers)
+        mean, total = float(logs.mean()), self._num_logs + len(logs)
+        self._squares_log += float(np.square(logs - mean).sum())
+        self._squares_log += (mean - self._mean_log) ** 2 * len(logs) * self._num_logs / total
+        self._mean_log += (mean - self._mean_log) * len(logs) / total
+        self._num_logs = total
 
     def _look_for_numerals(self, array: pa.Array) -> None:
         texts = array.slice(0, TEXTS_LOOKED_AT)

@@ -23,6 +23,15 @@ def test_numbers_are_summed_up_over_batches() -> None:
     assert profile.ids.num_distinct() == 4
 
 
+def test_moments_of_logs_are_those_of_all_batches() -> None:
+    numbers = [-3.0, 0.0, 1e9, None, 2.5, 2.5]
+    logs = [-np.log(4), 0, np.log1p(1e9), np.log(3.5), np.log(3.5)]
+    profile = profile_of(pa.array(numbers[:2]), pa.array(numbers[2:5]), pa.array([None], pa.float64()), pa.array([2.5]))
+    assert profile.log_moments == pytest.approx((np.mean(logs), np.std(logs)))
+    years = profile_of(pa.array([2023] * 10_000), pa.array([2024] * 10_000))
+    assert years.log_moments[1] == pytest.approx((np.log1p(2024) - np.log1p(2023)) / 2)
+
+
 def test_values_that_are_not_finite_are_counted_apart() -> None:
     profile = profile_of(pa.array([1.0, float("nan"), float("inf"), 2.0, None]), pa.array([float("nan")]))
     assert (profile.num_not_finite, profile.mean, profile.max) == (3, 1.5, 2.0)
