@@ -23,16 +23,17 @@ types: $(VENV)/.installed-test
 
 install: $(VENV)/.installed
 
-# constraints.txt pins the CPU build of torch and the versions that were tested.
+# constraints.txt pins the CPU build of torch and the versions that were tested. Modules are compiled when first imported:
+# only a few of the installed ones ever are.
 $(VENV)/.installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "headrace needs Python 3.11 or newer, this is " + sys.version.split()[0] + "; try: make PYTHON=python3.12")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install -qq --disable-pip-version-check -c constraints.txt -e '.[lake]'
+	$(BIN)/pip install -qq --no-compile --disable-pip-version-check -c constraints.txt -e '.[lake]'
 	$(BIN)/headrace warmup
 	touch $@
 
 $(VENV)/.installed-test: $(VENV)/.installed
-	$(BIN)/pip install -qq --disable-pip-version-check -c constraints.txt -e '.[test,observe]'
+	$(BIN)/pip install -qq --no-compile --disable-pip-version-check -c constraints.txt -e '.[test,observe]'
 	touch $@
 
 # The libraries that benchmarks compare with, in an environment of their own.
