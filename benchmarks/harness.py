@@ -128,10 +128,14 @@ class Report:
         """Print the tables, and write the JSON file if requested."""
         self.print()
         if options.json is not None:
-            path = Path(options.json)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps(self.to_json(), indent=1) + "\n", encoding="utf-8")
-            print(f"\nwritten: {path}")
+            self.write(options.json)
+            print(f"\nwritten: {options.json}")
+
+    def write(self, file: str) -> None:
+        """Write the results as JSON."""
+        path = Path(file)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(self.to_json(), indent=1) + "\n", encoding="utf-8")
 
     def print(self) -> None:
         """Print rows, ratios and limits as tables."""
@@ -262,6 +266,8 @@ def machine() -> dict[str, Any]:
         "ray",
         "datasets",
         "torchdata",
+        "lightgbm",
+        "torch-rechub",
     )
     versions = {}
     for package in packages:

@@ -47,7 +47,7 @@ def summary(results: list[dict[str, Any]]) -> str:
             nearest = min(ratios, key=lambda ratio: ratio["value"])
             lost = [ratio for ratio in ratios if ratio["value"] < 1]
             verdict = f"**behind {len(lost)} of {len(ratios)}**" if lost else f"ahead of all {len(ratios)}"
-            rows.append([result["benchmark"], case, verdict, nearest["against"], f"{nearest['value']:.2f}x"])
+            rows.append([result["benchmark"], case, verdict, nearest["against"], times(nearest["value"])])
     goals = [
         [result["benchmark"], goal["what"], goal["wanted"], goal["reached"], "yes" if goal["met"] else "**no**"]
         for result in results
@@ -84,7 +84,7 @@ def case_table(result: dict[str, Any], case: str) -> str:
     ratios: dict[str, list[str]] = {}
     for ratio in result["ratios"]:
         if ratio["case"] == case:
-            ratios.setdefault(ratio["against"], []).append(f"{ratio['value']:.2f}x")
+            ratios.setdefault(ratio["against"], []).append(times(ratio["value"]))
     cells = []
     for arm in dict.fromkeys(row["arm"] for row in rows):
         line = [arm]
@@ -124,6 +124,11 @@ def note(value: Any) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{key} {number(each)}" for key, each in value.items())
     return number(value)
+
+
+def times(ratio: float) -> str:
+    """Format a ratio, with three decimals where two would hide which side is ahead."""
+    return f"{ratio:.3f}x" if 0.95 < ratio < 1.05 else f"{ratio:.2f}x"
 
 
 def number(value: Any) -> str:

@@ -49,7 +49,7 @@ class Process:
         """Process id."""
         return self._child.pid
 
-    def ask(self, command: str) -> dict[str, Any]:
+    def ask(self, command: str, timeout_s: float = PASS_TIMEOUT_S) -> dict[str, Any]:
         """Send a command (one line) and return the answer.
 
         Raises:
@@ -62,7 +62,7 @@ class Process:
             self._child.stdin.flush()
         except BrokenPipeError:
             raise ArmFailed(self._last_error_line()) from None
-        return self._answer(PASS_TIMEOUT_S)
+        return self._answer(timeout_s)
 
     def wait_ready(self) -> None:
         """Wait until the process has imported its library and can take commands.
