@@ -92,7 +92,7 @@ def case_table(result: dict[str, Any], case: str) -> str:
             found = [row for row in rows if row["arm"] == arm and row["metric"] == metric]
             line.append(spread(found[0]) if found else "")
         cells.append([*line, ", ".join(ratios.get(arm, ()))])
-    return table(["arm", *(f"{metric} ({unit})" for metric, unit in metrics), "headrace vs. arm"], cells)
+    return table(["arm", *(f"{metric} ({unit})" if unit else metric for metric, unit in metrics), "headrace vs. arm"], cells)
 
 
 def documentation(name: str) -> str:

@@ -111,7 +111,7 @@ def run(asked: dict[str, Any]) -> dict[str, Any]:
         rates = RATES if arm.name == BEST_OF_RATES else (DEFAULT_RATE,)
         found = {rate: score(learn(columns, rate), columns.labels) for rate in rates}
         best = min(found, key=lambda rate: found[rate]["ne"][0])
-        scores, seconds, note = found[best], time.perf_counter() - begin, f"rate {best}"
+        scores, seconds, note = found[best], time.perf_counter() - begin, f"rate {best}" if len(found) > 1 else ""
     else:
         module = import_module("quality.trees" if arm.package == "lightgbm" else "quality.rechub")
         scores = score(module.predict_then_learn(columns, seed, **arm.settings), columns.labels)

@@ -3,9 +3,9 @@
 Models, dimension 16 and features are those of the library's example for Criteo: numbers scaled to 0..1 and bucketed as
 well; towers of 256 and 128 with a dropout of 0.2, three cross layers. Batches have 256 rows, as in its README, or 16,
 the default of its loader, which is better on short logs and too slow for long ones. Adam with a rate of 0.001 is the
-trainer's default. Lists are averaged, and share the table of the column that holds the same
-ids. The library needs the ids and the range of every number beforehand, so it is told those of the whole log. Each
-batch is predicted, then trained on, once.
+trainer's default. Lists are averaged, and share the table of the column that holds the same ids. The library needs the
+ids and the range of every number beforehand, so it is told those of the whole log. Each batch is predicted, then
+trained on, once.
 """
 
 from __future__ import annotations
