@@ -92,7 +92,8 @@ def case_table(result: dict[str, Any], case: str) -> str:
             found = [row for row in rows if row["arm"] == arm and row["metric"] == metric]
             line.append(spread(found[0]) if found else "")
         cells.append([*line, ", ".join(ratios.get(arm, ()))])
-    return table(["arm", *(f"{metric} ({unit})" if unit else metric for metric, unit in metrics), "headrace vs. arm"], cells)
+    columns = [f"{metric} ({unit})" if unit else metric for metric, unit in metrics]
+    return table(["arm", *columns, "headrace vs. arm"], cells)
 
 
 def documentation(name: str) -> str:
