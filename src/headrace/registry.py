@@ -22,6 +22,7 @@ from headrace.user_code import load_object
 
 __all__ = [
     "DENSE_OPTIMIZERS",
+    "LEARNING_RATE_SCHEDULES",
     "MODELS",
     "OPERATORS",
     "SPARSE_OPTIMIZERS",
@@ -157,6 +158,18 @@ DENSE_OPTIMIZERS: Registry[Any] = Registry(
     },
 )
 """Entries of `training.dense_optimizer.kind`: subclasses of `headrace.training.DenseOptimizerConfig`."""
+
+LEARNING_RATE_SCHEDULES: Registry[Any] = Registry(
+    "schedule",
+    {
+        "constant": "headrace.training.learning_rate:Constant",
+        "inverse_square_root": "headrace.training.learning_rate:InverseSquareRoot",
+        "step_decay": "headrace.training.learning_rate:StepDecay",
+        "cosine": "headrace.training.learning_rate:Cosine",
+    },
+)
+"""Entries of `training.learning_rate_schedule.kind`: subclasses of
+`headrace.training.LearningRateScheduleConfig`."""
 
 SPARSE_OPTIMIZERS: Registry[Any] = Registry(
     "optimizer",

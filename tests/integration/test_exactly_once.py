@@ -24,7 +24,9 @@ pipeline: {{shuffle: {{num_rows: 1500, seed: 3}}, workers: {workers}}}
 embeddings:
   default: {{kind: collisionless, num_embeddings: 64, optimizer: {{kind: rowwise_adagrad, lr: 0.05}}}}
 model: {{kind: dlrm, embedding_dim: 8, bottom: [16], top: [32]}}
-training: {{batch_size: 64, threads: 1, row_ledger: true, checkpoint_every_steps: 7, log_every_steps: 5}}
+training:
+  {{batch_size: 64, threads: 1, row_ledger: true, checkpoint_every_steps: 7, log_every_steps: 5,
+    learning_rate_schedule: {{kind: cosine, cycle_rows: 1000, warm_up_rows: 500}}}}
 """
 
 CHILD = """

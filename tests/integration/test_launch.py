@@ -40,6 +40,7 @@ embeddings:
 model: {{kind: dlrm, embedding_dim: 8, bottom: [16], top: [16]}}
 training:
   {{batch_size: {batch}, threads: 1, row_ledger: true, checkpoint_every_steps: 10,
+    learning_rate_schedule: {{kind: step_decay, every_rows: 900, warm_up_rows: 500}},
     dense_optimizer: {{kind: sgd, lr: 0.05}}}}
 """
 ROWS = 4_050  # the last batch of a window is not full, nor even

@@ -51,6 +51,7 @@ def train(folder: Path, run: str, scheduler: Any, stop_at: int | None = None) ->
                 "row_ledger": True,
                 "checkpoint_every_steps": 7,
                 "log_every_steps": 5,
+                "learning_rate_schedule": {"kind": "cosine", "cycle_rows": 1000},
             },
             "scheduler": scheduler,
         },

@@ -23,7 +23,13 @@ NUM_WINDOWS = 5
 ONLY_BAD = 2
 """A window of which no row is good."""
 MEMORY = "256MiB"
-TRAINING = {"batch_size": 64, "threads": 1, "row_ledger": True, "checkpoint_every_steps": 4}
+TRAINING = {
+    "batch_size": 64,
+    "threads": 1,
+    "row_ledger": True,
+    "checkpoint_every_steps": 4,
+    "learning_rate_schedule": {"kind": "inverse_square_root", "after_rows": 300, "warm_up_rows": 300},
+}
 
 
 @pytest.fixture(scope="module")

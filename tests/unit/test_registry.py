@@ -54,7 +54,12 @@ def own_shape(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]
     sys.modules.pop("own_shapes", None)
 
 
-CONFIGS = [registry.MODELS, registry.DENSE_OPTIMIZERS, registry.SPARSE_OPTIMIZERS]
+CONFIGS = [
+    registry.MODELS,
+    registry.DENSE_OPTIMIZERS,
+    registry.SPARSE_OPTIMIZERS,
+    registry.LEARNING_RATE_SCHEDULES,
+]
 
 
 @pytest.mark.parametrize("names", [registry.TUNERS, registry.STEP_POLICIES])

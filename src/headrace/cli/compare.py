@@ -7,8 +7,6 @@ from typing import Annotated
 
 import typer
 
-HEADER = ["window", *(f"{name} {run}" for name in ("rows", "AUC", "NE", "rows/s") for run in (1, 2))]
-
 
 def compare(
     first: Annotated[Path, typer.Argument(help="Run folder or job file.")],
@@ -37,5 +35,5 @@ def compare(
         typer.echo("the settings are the same\n")
     rows = found.window_rows()
     total = rows.pop() if all(found.whole) else None
-    typer.echo(text_table(HEADER, rows, total))
+    typer.echo(text_table(found.header(), rows, total))
     typer.echo(f"\n{found.verdict()}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -29,7 +28,7 @@ def evaluate(
     scores = scorer.evaluate(logs)
     if as_json:
         values = {"checkpoint": scorer.checkpoint, "step": scorer.step, "rows": scorer.rows.to_dict()}
-        typer.echo(to_json(values | {"labels": {name: dataclasses.asdict(s) for name, s in scores.items()}}))
+        typer.echo(to_json(values | {"labels": {name: s.to_dict() for name, s in scores.items()}}))
     else:
         left_out = f"; {scorer.rows.num_bad:,} bad rows skipped" if scorer.rows.num_bad else ""
         typer.echo(f"checkpoint {scorer.checkpoint}, after {scorer.step:,} steps{left_out}")

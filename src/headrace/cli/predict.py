@@ -17,7 +17,7 @@ def predict(
 ) -> None:
     """Score logs with a checkpoint and write one row per prediction: row id, file, row, p_LABEL.
 
-    The logs do not need labels.
+    The logs do not need labels. A label that is a number is predicted as pred_LABEL.
 
     Example: headrace predict job.yaml logs/hour=13 scores.parquet
     """

@@ -5,10 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 
+from headrace.observe.metrics import BINARY_COLUMNS, REGRESSION_COLUMNS
 from headrace.observe.run_data import RunData
 from headrace.training import Scores, WindowResult
 
 __all__ = ["WindowTable", "run_cells", "run_table", "scores_table", "text_table", "window_table"]
+
+QualityColumns = tuple[tuple[str, str, str], ...]
+"""Metric, title and format of columns."""
 
 USUAL_WIDTHS = (16, 11, 5, 9, 6, 8, 6, 7, 12)
 """Minimum column widths of the window table, whose later lines are not known yet."""
@@ -30,7 +34,8 @@ def window_table(windows: Sequence[WindowResult]) -> str:
     compared = any(not math.isnan(window.baseline_auc) for window in windows)
     rows = [_window_cells(window, bounded=bounded, compared=compared) for window in windows]
     total = run_cells(windows[-1], columns=len(rows[0])) if windows else None
-    return text_table(_window_header(bounded=bounded, compared=compared), rows, total)
+    header = _window_header(_columns_of(windows[-1]) if windows else BINARY_COLUMNS, bounded=bounded, compared=compared)
+    return text_table(header, rows, total)
 
 
 def run_table(run: RunData) -> str:
@@ -40,11 +45,13 @@ def run_table(run: RunData) -> str:
         return ""
     bounded = math.isfinite(run.mean_of_windows("best_ne"))
     compared = math.isfinite(run.mean_of_windows("baseline_auc"))
-    keys = ["auc", "log_loss", "ne", *["best_ne"] * bounded, *["baseline_auc"] * compared]
+    extra = [("best_ne", ".4f")] * bounded + [("baseline_auc", ".4f")] * compared
+    keys, formats = zip(*((key, form) for key, _, form in run.quality_columns), *extra, strict=True)
 
     def cells(name: str, rows: float, bad: float, rows_per_s: float, metrics: Iterable[float]) -> list[str]:
         counts = [f"{value:,.0f}" if math.isfinite(value) else "-" for value in (rows, bad, rows_per_s)]
-        return [name, *counts, *(f"{value:.4f}" if math.isfinite(value) else "" for value in metrics)]
+        shown = zip(metrics, formats, strict=True)
+        return [name, *counts, *(f"{value:{form}}" if math.isfinite(value) else "" for value, form in shown)]
 
     lines = []
     for span in run.windows:
@@ -56,7 +63,7 @@ def run_table(run: RunData) -> str:
         name = "mean of windows" if whole.is_mean else "whole run"
         metrics = [getattr(whole, key, math.nan) for key in keys]
         total = cells(name, whole.rows, whole.bad, whole.rows_per_s, metrics)
-    return text_table(_window_header(bounded=bounded, compared=compared), lines, total)
+    return text_table(_window_header(run.quality_columns, bounded=bounded, compared=compared), lines, total)
 
 
 class WindowTable:
@@ -74,7 +81,7 @@ class WindowTable:
         is_first = not self._widths
         if is_first:
             self._bounded, self._compared = window.best_ne is not None, not math.isnan(window.baseline_auc)
-        header = _window_header(bounded=self._bounded, compared=self._compared)
+        header = _window_header(_columns_of(window), bounded=self._bounded, compared=self._compared)
         cells = _window_cells(window, bounded=self._bounded, compared=self._compared)
         before = self._widths or [max(len(title), width) for title, width in zip(header, USUAL_WIDTHS, strict=False)]
         self._widths = [max(len(cell), width) for cell, width in zip(cells, before, strict=True)]
@@ -98,15 +105,21 @@ def run_cells(last: WindowResult, *, columns: int) -> list[str] | None:
         f"{run.rows.num_used:,}",
         f"{run.rows.num_bad:,}",
         f"{run.rows_per_s:,.0f}",
-        f"{scores.auc:.4f}",
-        f"{scores.log_loss:.4f}",
-        f"{scores.ne:.4f}",
+        *_score_cells(scores),
     ]
     return cells + [""] * (columns - len(cells))
 
 
-def _window_header(*, bounded: bool, compared: bool) -> list[str]:
-    header = ["window", "rows", "bad", "rows/s", "AUC", "log loss", "NE"]
+def _columns_of(window: WindowResult) -> QualityColumns:
+    return next(iter(window.scores.values())).columns
+
+
+def _score_cells(scores: Scores) -> list[str]:
+    return [f"{getattr(scores, name):{form}}" for name, _, form in scores.columns]
+
+
+def _window_header(columns: QualityColumns, *, bounded: bool, compared: bool) -> list[str]:
+    header = ["window", "rows", "bad", "rows/s", *(title for _, title, _ in columns)]
     return header + ["best NE"] * bounded + ["baseline AUC"] * compared
 
 
@@ -119,9 +132,7 @@ def _window_cells(window: WindowResult, *, bounded: bool, compared: bool) -> lis
         f"{window.rows.num_used:,}",
         f"{window.rows.num_bad:,}",
         f"{window.rows_per_s:,.0f}",
-        f"{scores.auc:.4f}",
-        f"{scores.log_loss:.4f}",
-        f"{scores.ne:.4f}",
+        *_score_cells(scores),
         *extra,
     ]
 
@@ -139,18 +150,22 @@ def _rule(widths: Sequence[int]) -> str:
 
 
 def scores_table(scores: dict[str, Scores]) -> str:
-    """A table with one line per label."""
-    header = ["label", "rows", "rate", "AUC", "log loss", "NE", "calibration"]
-    rows = [
-        [
-            name,
-            f"{s.rows:,}",
-            f"{s.label_rate:.4f}",
-            f"{s.auc:.4f}",
-            f"{s.log_loss:.4f}",
-            f"{s.ne:.4f}",
-            f"{s.calibration:.4f}",
+    """A table with one line per label; binary labels and numbers have a table each."""
+    clicks = {name: s for name, s in scores.items() if not s.is_regression}
+    numbers = {name: s for name, s in scores.items() if s.is_regression}
+    tables = []
+    if clicks:
+        header = ["label", "rows", "rate", *(title for _, title, _ in BINARY_COLUMNS), "calibration"]
+        rows = [
+            [name, f"{s.rows:,}", f"{s.label_rate:.4f}", *_score_cells(s), f"{s.calibration:.4f}"]
+            for name, s in clicks.items()
         ]
-        for name, s in scores.items()
-    ]
-    return text_table(header, rows)
+        tables.append(text_table(header, rows))
+    if numbers:
+        header = ["label", "rows", "mean", *(title for _, title, _ in REGRESSION_COLUMNS), "bias"]
+        rows = [
+            [name, f"{s.rows:,}", f"{s.label_mean:.5g}", *_score_cells(s), f"{s.bias:.3g}"]
+            for name, s in numbers.items()
+        ]
+        tables.append(text_table(header, rows))
+    return "\n\n".join(tables)

@@ -251,7 +251,7 @@ class EmbeddingBags(nn.Module):
         """
         return self._backend.sequence(*lookup.part_of(feature_name))
 
-    def apply_gradients(self, num_rows: int | None = None) -> None:
+    def apply_gradients(self, num_rows: int | None = None, *, lr_factor: float = 1.0) -> None:
         """Update rows with the gradients of all forward passes since the last call, in one step.
 
         Forward passes without a backward pass are dropped; their ids do not count as seen.
@@ -259,6 +259,7 @@ class EmbeddingBags(nn.Module):
         Args:
             num_rows: Number of rows behind the gradients, see `EmbeddingStore.update`; None for the rows of one forward
                 pass.
+            lr_factor: Factor of the learning rates in this step, for instance from a schedule.
         """
         pending, self._pending = self._pending, []
         used = [lookup for lookup in pending if any(part.grad is not None for part in lookup.parts)]
@@ -269,7 +270,8 @@ class EmbeddingBags(nn.Module):
                 clip_norm(gradients, self.config.clip_grad_norm)
             if isinstance(gradients, Tensor) and (self.table_group is None or self.table_group.storage.device is None):
                 gradients = gradients.cpu().numpy()
-            self.store.update(keys, gradients, num_rows=num_rows or used[0].stride).result()
+            num_rows = num_rows or used[0].stride
+            self.store.update(keys, gradients, num_rows=num_rows, lr_factor=lr_factor).result()
 
     def drop_gradients(self) -> None:
         """Discard forward passes without applying their gradients, to skip a step."""
@@ -315,7 +317,7 @@ def key_layouts(model: nn.Module) -> tuple[KeyLayout, ...]:
     return tuple(dict.fromkeys(bags.key_layout for bags in embedding_bags(model).values()))
 
 
-def apply_gradients(model: nn.Module, num_rows: int | None = None) -> None:
+def apply_gradients(model: nn.Module, num_rows: int | None = None, *, lr_factor: float = 1.0) -> None:
     """Call `apply_gradients` of all `EmbeddingBags` in a model."""
     for bags in embedding_bags(model).values():
-        bags.apply_gradients(num_rows)
+        bags.apply_gradients(num_rows, lr_factor=lr_factor)

@@ -1,4 +1,4 @@
-"""Alarms about a model that is worse than a constant prediction of the label rate, or than the baseline feature.
+"""Alarms about a model that is worse than a constant prediction of the label rate or mean, or than the baseline.
 
 Each alarm has a likely reason, derived from the metrics of the windows, and a suggested change.
 """
@@ -6,11 +6,11 @@ Each alarm has a likely reason, derived from the metrics of the windows, and a s
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from headrace.messages import shorten_list
-from headrace.observe.run_data import RunData, WindowSpan
+from headrace.observe.run_data import RunData, WholeRun, WindowSpan
 
 __all__ = ["Alarm", "find_alarms"]
 
@@ -19,7 +19,7 @@ NUM_ERRORS = 3.0
 them."""
 
 UNKNOWN = 0.01
-"""Margin for records without a label rate."""
+"""Margin for records without a label rate, and of relative squared error."""
 
 NEGLIGIBLE = 0.001
 """Normalised entropy above 1 that does not matter, however many rows show it."""
@@ -62,7 +62,16 @@ def find_alarms(run: RunData) -> list[Alarm]:
     whole = run.whole()
     if whole is None:
         return []
-    alarms = []
+    alarms = list(_worse_than_the_mean(run, whole) if run.is_regression else _worse_than_the_rate(run, whole))
+    auc, baseline = run.mean_of_windows("auc"), run.mean_of_windows("baseline_auc")
+    if baseline > 0.5 and auc < baseline - AUC_MARGIN:
+        name = run.job_value("training", "baseline") or "the baseline"
+        reason, what = _worse_than_baseline(run, name)
+        alarms.append(Alarm(f"AUC {auc:.4f}, below that of {name} alone, {baseline:.4f}", reason, what))
+    return alarms
+
+
+def _worse_than_the_rate(run: RunData, whole: WholeRun) -> Iterator[Alarm]:
     rate = run.mean_of_windows("label_rate")
     is_worse = whole.ne > 1 + _margin(whole.rows, rate, whole.ne_error)
     worse = [span for span in run.windows if _is_worse(span)]
@@ -70,13 +79,18 @@ def find_alarms(run: RunData) -> list[Alarm]:
         names = shorten_list([span.name for span in worse], limit=100)
         where = f"NE {whole.ne:.4f} over all rows" if is_worse else f"NE above 1 in {names}"
         reason, what = _worse_than_rate(run, worse or run.windows)
-        alarms.append(Alarm(f"{where}: worse than always predicting the label rate", reason, what))
-    auc, baseline = run.mean_of_windows("auc"), run.mean_of_windows("baseline_auc")
-    if baseline > 0.5 and auc < baseline - AUC_MARGIN:
-        name = run.job_value("training", "baseline") or "the baseline"
-        reason, what = _worse_than_baseline(run, name)
-        alarms.append(Alarm(f"AUC {auc:.4f}, below that of {name} alone, {baseline:.4f}", reason, what))
-    return alarms
+        yield Alarm(f"{where}: worse than always predicting the label rate", reason, what)
+
+
+def _worse_than_the_mean(run: RunData, whole: WholeRun) -> Iterator[Alarm]:
+    is_worse = whole.relative_mse > 1 + UNKNOWN
+    worse = [span for span in run.windows if span.value("relative_mse") > 1 + UNKNOWN]
+    if is_worse or worse:
+        names = shorten_list([span.name for span in worse], limit=100)
+        over_all = f"relative MSE {whole.relative_mse:.4f} over all rows"
+        where = over_all if is_worse else f"relative MSE above 1 in {names}"
+        reason, what = _worse_than_mean(run, worse or run.windows)
+        yield Alarm(f"{where}: worse than always predicting the label mean", reason, what)
 
 
 def _is_worse(span: WindowSpan) -> bool:
@@ -102,13 +116,8 @@ def _margin(rows: float, label_rate: float, ne_error: float) -> float:
 
 def _worse_than_rate(run: RunData, worse: Sequence[WindowSpan]) -> tuple[str, str]:
     """Likely reason and suggested change for a normalised entropy above 1."""
-    steps, batch_size = _num_steps(run), run.job_value("training", "batch_size")
-    smaller = f"a smaller training.batch_size (now {batch_size})" if batch_size else "a smaller training.batch_size"
-    if steps < FEW_STEPS:
-        return (
-            f"the model made only {steps:,.0f} steps",
-            f"{smaller} gives more of them, and so does a log with more rows",
-        )
+    if (few := _few_steps(run)) is not None:
+        return few
     if run.mean_of_windows("auc") < CHANCE:
         return (
             "predictions rank no better than by chance: the features say little about the label, or columns have wrong "
@@ -116,12 +125,8 @@ def _worse_than_rate(run: RunData, worse: Sequence[WindowSpan]) -> tuple[str, st
             "check the roles of the columns with headrace inspect: ids must be ids, not numbers, and the label the "
             "right column",
         )
-    first = list(run.windows[: len(worse)])
-    if list(worse) == first and len(first) < len(run.windows):
-        return (
-            "the model had just begun: later windows are better",
-            f"nothing, if later windows count; otherwise {smaller}, or learning rates three times as high or low",
-        )
+    if (begun := _just_begun(run, worse)) is not None:
+        return begun
     rates = [rate for span in run.windows if (rate := span.value("label_rate")) > 0]
     if rates and max(rates) > RATE_JUMP * min(rates):
         return (
@@ -141,6 +146,51 @@ def _worse_than_rate(run: RunData, worse: Sequence[WindowSpan]) -> tuple[str, st
         "admission_count: 3 for collisionless tables, a smaller model.embedding_dim, a lower "
         "embeddings.default.optimizer.lr",
     )
+
+
+def _worse_than_mean(run: RunData, worse: Sequence[WindowSpan]) -> tuple[str, str]:
+    """Likely reason and suggested change for a relative squared error above 1."""
+    if (known := _few_steps(run) or _just_begun(run, worse)) is not None:
+        return known
+    means = [mean for span in run.windows if math.isfinite(mean := span.value("label_mean"))]
+    if means and min(means) > 0 and max(means) > RATE_JUMP * min(means):
+        return (
+            f"the label mean changes from window to window, between {min(means):.4g} and {max(means):.4g}",
+            "pipeline.shuffle, if the log is sorted by its label; otherwise features of the time, such as the hour",
+        )
+    return (
+        "the model follows single rows: a few labels are very large, or rare ids are memorized",
+        "log1p or clipping of the label in pipeline.map, if it has a heavy tail; learning rates a third as high; "
+        "admission_count: 3 for collisionless tables",
+    )
+
+
+def _few_steps(run: RunData) -> tuple[str, str] | None:
+    """Reason and change if the model has hardly been trained."""
+    steps = _num_steps(run)
+    if steps >= FEW_STEPS:
+        return None
+    return (
+        f"the model made only {steps:,.0f} steps",
+        f"{_smaller_batches(run)} gives more of them, and so does a log with more rows",
+    )
+
+
+def _just_begun(run: RunData, worse: Sequence[WindowSpan]) -> tuple[str, str] | None:
+    """Reason and change if only the first windows are worse."""
+    first = list(run.windows[: len(worse)])
+    if list(worse) != first or len(first) == len(run.windows):
+        return None
+    return (
+        "the model had just begun: later windows are better",
+        f"nothing, if later windows count; otherwise {_smaller_batches(run)}, or learning rates three times as high or "
+        "low",
+    )
+
+
+def _smaller_batches(run: RunData) -> str:
+    batch_size = run.job_value("training", "batch_size")
+    return f"a smaller training.batch_size (now {batch_size})" if batch_size else "a smaller training.batch_size"
 
 
 def _worse_than_baseline(run: RunData, name: str) -> tuple[str, str]:

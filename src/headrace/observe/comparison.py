@@ -7,11 +7,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from headrace.messages import shorten, to_json
+from headrace.observe.metrics import BINARY_COLUMNS, REGRESSION_COLUMNS
 from headrace.observe.run_data import RunData, WholeRun, WindowSpan
 
 __all__ = ["Comparison", "compare_runs"]
 
 WHOLE = "whole run"
+
+BINARY = ("auc", "log_loss", "ne", "calibration")
 
 NOT_COMPARED = ("run",)
 """Settings that do not affect training."""
@@ -26,16 +29,31 @@ class Comparison:
             missing.
         windows: Window names, with this window of each run; None if a run does not have it.
         whole: Both runs over all rows; None before the first window.
+        is_regression: Whether the first label of both runs is a number.
     """
 
     settings: list[tuple[str, str, str]]
     windows: list[tuple[str, WindowSpan | None, WindowSpan | None]]
     whole: tuple[WholeRun | None, WholeRun | None]
+    is_regression: bool = False
+
+    @property
+    def _metrics(self) -> tuple[tuple[str, str, str], ...]:
+        """The metrics about quality in tables: name, title and format."""
+        wanted = ("rmse", "relative_mse") if self.is_regression else ("auc", "ne")
+        columns = REGRESSION_COLUMNS if self.is_regression else BINARY_COLUMNS
+        return tuple(column for column in columns if column[0] in wanted)
+
+    def header(self) -> list[str]:
+        """Titles of the columns of `window_rows`."""
+        titles = ["rows", *(title for _, title, _ in self._metrics), "rows/s"]
+        return ["window", *(f"{title} {run}" for title in titles for run in (1, 2))]
 
     def window_rows(self) -> list[list[str]]:
-        """One row per window, and one for all: name, then rows, AUC, NE and rows/s of the first and the second run."""
-        rows = [[name, *_cells(first, second)] for name, first, second in self.windows]
-        return [*rows, [WHOLE, *_cells(*self.whole)]] if all(self.whole) else rows
+        """One row per window, and one for all: name, then rows, two metrics and rows/s of the first and the second
+        run."""
+        rows = [[name, *self._cells(first, second)] for name, first, second in self.windows]
+        return [*rows, [WHOLE, *self._cells(*self.whole)]] if all(self.whole) else rows
 
     def verdict(self) -> str:
         """One line that compares the second run with the first, over all rows."""
@@ -44,14 +62,18 @@ class Comparison:
             return "a run without a finished window cannot be compared"
         if first.rows != second.rows:
             return f"not the same rows: {first.rows:,.0f} and {second.rows:,.0f}; compare windows that both have"
-        changes = [_change("NE", second.ne - first.ne), _change("AUC", second.auc - first.auc)]
+        changes = [
+            _change(title, getattr(second, name) - getattr(first, name), form)
+            for name, title, form in reversed(self._metrics)
+        ]
         speed = second.rows_per_s / first.rows_per_s
         changes += [f"{speed:.2f}x the rows/s"] if math.isfinite(speed) else []
         return f"run 2 against run 1, over all rows: {', '.join(changes)}"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
-        names = ("rows", "auc", "log_loss", "ne", "calibration", "rows_per_s")
+        metrics = ("rmse", "mae", "relative_mse", "bias") if self.is_regression else BINARY
+        names = ("rows", *metrics, "rows_per_s")
 
         def values(one: WindowSpan | WholeRun | None) -> dict[str, float] | None:
             if one is None:
@@ -64,6 +86,14 @@ class Comparison:
             "whole_run": [values(run) for run in self.whole],
         }
 
+    def _cells(self, first: WindowSpan | WholeRun | None, second: WindowSpan | WholeRun | None) -> list[str]:
+        def cell(one: WindowSpan | WholeRun | None, name: str, form: str) -> str:
+            value = math.nan if one is None else one.value(name) if isinstance(one, WindowSpan) else getattr(one, name)
+            return f"{value:{form}}" if math.isfinite(value) else "-"
+
+        names = [("rows", ",.0f"), *((name, form) for name, _, form in self._metrics), ("rows_per_s", ",.0f")]
+        return [cell(one, name, form) for name, form in names for one in (first, second)]
+
 
 def compare_runs(first: RunData, second: RunData) -> Comparison:
     """Compare two runs; windows are matched by name."""
@@ -72,7 +102,8 @@ def compare_runs(first: RunData, second: RunData) -> Comparison:
     settings = [(key, _text(a, key), _text(b, key)) for key in keys if a.get(key) != b.get(key)]
     in_first, in_second = ({span.name: span for span in run.windows} for run in (first, second))
     windows = [(name, in_first.get(name), in_second.get(name)) for name in dict.fromkeys([*in_first, *in_second])]
-    return Comparison(settings, windows, (first.whole(), second.whole()))
+    is_regression = first.is_regression and second.is_regression
+    return Comparison(settings, windows, (first.whole(), second.whole()), is_regression)
 
 
 def _text(settings: dict[str, Any], key: str) -> str:
@@ -82,18 +113,9 @@ def _text(settings: dict[str, Any], key: str) -> str:
     return shorten(value if isinstance(value, str) else to_json(value), 60)
 
 
-def _cells(first: WindowSpan | WholeRun | None, second: WindowSpan | WholeRun | None) -> list[str]:
-    def cell(one: WindowSpan | WholeRun | None, name: str, digits: int) -> str:
-        value = math.nan if one is None else one.value(name) if isinstance(one, WindowSpan) else getattr(one, name)
-        return f"{value:,.{digits}f}" if math.isfinite(value) else "-"
-
-    names = (("rows", 0), ("auc", 4), ("ne", 4), ("rows_per_s", 0))
-    return [cell(one, name, digits) for name, digits in names for one in (first, second)]
-
-
-def _change(name: str, change: float) -> str:
+def _change(name: str, change: float, form: str) -> str:
     if not math.isfinite(change):
         return f"{name} not known"
-    if abs(change) < 5e-5:
+    if abs(change) < (5e-5 if form == ".4f" else 1e-12):
         return f"{name} the same"
-    return f"{name} {abs(change):.4f} {'higher' if change > 0 else 'lower'}"
+    return f"{name} {abs(change):{form}} {'higher' if change > 0 else 'lower'}"

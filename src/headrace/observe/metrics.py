@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 
-__all__ = ["METRICS", "Kind", "Metric", "MetricRegistry"]
+__all__ = ["BINARY_COLUMNS", "METRICS", "REGRESSION_COLUMNS", "Kind", "Metric", "MetricRegistry"]
 
 
 class Kind(StrEnum):
@@ -69,6 +69,12 @@ class MetricRegistry:
         return "\n".join(["| metric | unit | kind | meaning |", "|---|---|---|---|", *rows])
 
 
+BINARY_COLUMNS = (("auc", "AUC", ".4f"), ("log_loss", "log loss", ".4f"), ("ne", "NE", ".4f"))
+"""Columns of tables of results whose first label is binary: metric, title and format."""
+
+REGRESSION_COLUMNS = (("rmse", "RMSE", ".5g"), ("mae", "MAE", ".5g"), ("relative_mse", "relative MSE", ".4f"))
+"""The columns if the first label is a number."""
+
 METRICS = MetricRegistry()
 """Metrics in a run's `metrics.jsonl`. A dot means nesting: `seconds.wait` is `{"seconds": {"wait": ...}}`."""
 
@@ -76,7 +82,7 @@ for _name, _unit, _kind, _description in (
     ("time_s", "s", Kind.COUNTER, "Time spent training since the run began."),
     ("step", "steps", Kind.COUNTER, "Number of optimizer steps."),
     ("rows", "rows", Kind.COUNTER, "Rows used: since the run began in step records, in the window in window records."),
-    ("loss", "nats", Kind.GAUGE, "Mean log loss of the rows since the previous record."),
+    ("loss", "nats", Kind.GAUGE, "Mean loss of the rows since the previous record, over all labels."),
     ("auc", "", Kind.GAUGE, "Area under the ROC curve in the window (so far), for predictions made before training."),
     (
         "ne",
@@ -84,6 +90,14 @@ for _name, _unit, _kind, _description in (
         Kind.GAUGE,
         "Normalised entropy in the window (so far): log loss divided by that of predicting the mean.",
     ),
+    ("rmse", "", Kind.GAUGE, "Root mean squared error in the window (so far), if the first label is a number."),
+    (
+        "relative_mse",
+        "",
+        Kind.GAUGE,
+        "Mean squared error in the window (so far), divided by that of predicting the mean.",
+    ),
+    ("lr_factor", "", Kind.GAUGE, "Factor of the learning rates, with `training.learning_rate_schedule`."),
     ("rows_per_s", "rows/s", Kind.GAUGE, "Rows used per second since the previous record."),
     ("seconds.wait", "s", Kind.WINDOWED, "Trainer waiting for a batch."),
     (
@@ -128,6 +142,8 @@ for _name, _unit, _kind, _description in (
     ("log_loss", "nats", Kind.GAUGE, "Log loss over the window."),
     ("ne_error", "", Kind.GAUGE, "Standard error of `ne` over the window, if rows are independent."),
     ("calibration", "", Kind.GAUGE, "Sum of predictions over sum of labels in the window; 1 is best."),
+    ("mae", "", Kind.GAUGE, "Mean absolute error in the window."),
+    ("bias", "", Kind.GAUGE, "Mean prediction minus mean label in the window."),
     ("best_ne", "", Kind.GAUGE, "Normalised entropy of the best possible model, if known."),
     ("baseline_auc", "", Kind.GAUGE, "Area under the ROC curve of the baseline feature, if one is set."),
     ("read", "rows", Kind.GAUGE, "Rows read in the window: used + filtered + dropped + quarantined."),
@@ -136,6 +152,7 @@ for _name, _unit, _kind, _description in (
     ("quarantined", "rows", Kind.GAUGE, "Bad rows quarantined in the window."),
     ("seconds", "s", Kind.GAUGE, "Time spent on the window, in window records."),
     ("label_rate", "", Kind.GAUGE, "Share of positive rows in the window."),
+    ("label_mean", "", Kind.GAUGE, "Mean of a label that is a number in the window."),
     ("run.rows", "rows", Kind.COUNTER, "Rows used since the run began, in window records."),
     ("run.bad", "rows", Kind.COUNTER, "Bad rows since the run began."),
     ("run.seconds", "s", Kind.COUNTER, "Time spent training since the run began."),
@@ -144,5 +161,9 @@ for _name, _unit, _kind, _description in (
     ("run.ne", "", Kind.GAUGE, "Normalised entropy over all rows since the run began."),
     ("run.ne_error", "", Kind.GAUGE, "Standard error of `run.ne`, if rows are independent."),
     ("run.calibration", "", Kind.GAUGE, "Sum of predictions over sum of labels since the run began."),
+    ("run.rmse", "", Kind.GAUGE, "Root mean squared error over all rows since the run began."),
+    ("run.mae", "", Kind.GAUGE, "Mean absolute error over all rows since the run began."),
+    ("run.relative_mse", "", Kind.GAUGE, "Mean squared error over that of predicting the mean, since the run began."),
+    ("run.bias", "", Kind.GAUGE, "Mean prediction minus mean label since the run began."),
 ):
     METRICS.declare(_name, unit=_unit, kind=_kind, description=_description)

@@ -31,7 +31,7 @@ NUM_DECISION_MARKS = 60
 
 
 def quality_plots(run: RunData) -> Iterator[Plot]:
-    """Model quality over rows: AUC, normalised entropy, loss, calibration."""
+    """Model quality over rows: AUC, normalised entropy, errors, loss, calibration, and factors of learning rates."""
     borders = tuple(Mark(span.last_row, span.name) for span in run.windows)
     marks = borders if len(borders) <= NUM_WINDOW_MARKS else ()
 
@@ -46,14 +46,26 @@ def quality_plots(run: RunData) -> Iterator[Plot]:
     levels = _levels(run, ("ne", "of the window", "green", False), ("best_ne", "best reachable", "warm", True))
     if ne or levels:
         yield plot("Normalised entropy", "1 means always predicting the mean; lower is better", ne, levels, "metric")
+    relative = _known(Series("so far in the window", run.column("relative_mse"), "blue"))
+    levels = _levels(run, ("relative_mse", "of the window", "green", False))
+    if relative or levels:
+        yield plot("Relative squared error", "1 means always predicting the mean", relative, levels, "metric")
+    rmse = _known(Series("so far in the window", run.column("rmse"), "blue"))
+    levels = _levels(run, ("rmse", "of the window", "green", False))
+    if rmse or levels:
+        yield plot("Root mean squared error", "in the unit of the label", rmse, levels, "number")
     loss = _known(Series("training", run.column("loss"), "blue"))
     levels = _levels(run, ("log_loss", "of the window", "green", False))
     if loss or levels:
-        yield plot("Log loss", "nats a row", loss, levels, "metric")
+        title, note = ("Loss", "mean over labels") if run.is_regression else ("Log loss", "nats a row")
+        yield plot(title, note, loss, levels, "metric")
     levels = _levels(run, ("calibration", "of the window", "green", False))
     if levels:
         ideal = Level("ideal", ((0.0, run.windows[-1].last_row, 1.0),), "warm", dashed=True)
         yield plot("Calibration", "predicted over actual positives", (), (*levels, ideal), "metric")
+    rates = _known(Series("all rates", run.column("lr_factor"), "blue"))
+    if rates:
+        yield plot("Learning rates", "times those of the job", rates, (), "metric")
 
 
 def speed_plots(run: RunData) -> Iterator[Plot]:

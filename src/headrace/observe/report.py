@@ -157,6 +157,11 @@ def _tiles(run: RunData) -> str:
         best = _over_run(run, "best_ne")
         note = f"best {best:.4f}" if math.isfinite(best) else "lower is better"
         tiles.append(_tile(f"NE{over}", f"{ne:.4f}", note))
+    rmse, relative = _over_run(run, "rmse"), _over_run(run, "relative_mse")
+    if math.isfinite(rmse):
+        tiles.append(_tile(f"RMSE{over}", f"{rmse:.5g}", "before training on the rows"))
+    if math.isfinite(relative):
+        tiles.append(_tile(f"Relative MSE{over}", f"{relative:.4f}", "1 is always predicting the mean"))
     rates = run.column("rows_per_s")
     if np.isfinite(rates).any():
         low, middle, high = np.nanpercentile(rates, [10, 50, 90])
@@ -262,6 +267,9 @@ def _window_table(run: RunData) -> str:
     def metric(value: float) -> str:
         return f"{value:.4f}"
 
+    def number(value: float) -> str:
+        return f"{value:.5g}"
+
     columns = [
         ("rows", "rows", count),
         ("seconds", "time", format_duration),
@@ -272,6 +280,10 @@ def _window_table(run: RunData) -> str:
         ("ne", "NE", metric),
         ("best_ne", "best NE", metric),
         ("calibration", "calibration", metric),
+        ("rmse", "RMSE", number),
+        ("mae", "MAE", number),
+        ("relative_mse", "relative MSE", metric),
+        ("bias", "bias", number),
         ("read", "read", count),
         ("filtered", "filtered", count),
         ("dropped", "dropped", count),

@@ -17,6 +17,7 @@ from headrace.bounded_yaml import BoundedLoader
 from headrace.errors import ConfigError
 from headrace.observe.decisions import Decision, read_decisions
 from headrace.observe.jsonl import read_jsonl
+from headrace.observe.metrics import BINARY_COLUMNS, REGRESSION_COLUMNS
 from headrace.observe.timeline import read_schedule
 
 __all__ = ["Floats", "RunData", "WholeRun", "WindowSpan"]
@@ -48,6 +49,7 @@ class WholeRun:
         seconds: Training time in seconds.
         auc, log_loss, ne, calibration: Metrics of predictions made before training on each row, over all rows.
         ne_error: Standard error of `ne`; NaN for runs by older versions.
+        rmse, mae, relative_mse, bias: The same for a label that is a number.
         is_mean: Whether the metrics are row-weighted means of the windows, as for runs by older versions.
     """
 
@@ -60,6 +62,10 @@ class WholeRun:
     calibration: float
     ne_error: float = math.nan
     is_mean: bool = False
+    rmse: float = math.nan
+    mae: float = math.nan
+    relative_mse: float = math.nan
+    bias: float = math.nan
 
     @property
     def rows_per_s(self) -> float:
@@ -132,6 +138,16 @@ class RunData:
     def __len__(self) -> int:
         return len(self.rows)
 
+    @property
+    def is_regression(self) -> bool:
+        """Whether the first label is a number."""
+        return any("relative_mse" in span.record for span in self.windows) or "relative_mse" in self.columns
+
+    @property
+    def quality_columns(self) -> tuple[tuple[str, str, str], ...]:
+        """Metric, title and format of the columns about quality in tables of windows."""
+        return REGRESSION_COLUMNS if self.is_regression else BINARY_COLUMNS
+
     def column(self, name: str) -> Floats:
         """A column of the step records; all NaN if it does not exist."""
         return self.columns.get(name, np.full(len(self), np.nan))
@@ -145,7 +161,7 @@ class RunData:
         """The run over all rows of its finished windows; None before the first window ends."""
         if not self.windows:
             return None
-        names = ("auc", "log_loss", "ne", "calibration")
+        names = ("auc", "log_loss", "ne", "calibration", "rmse", "mae", "relative_mse", "bias")
         found = self.windows[-1].record.get("run")
         if isinstance(found, Mapping):
             keys = ("rows", "bad", "seconds", *names, "ne_error")

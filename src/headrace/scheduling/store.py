@@ -140,10 +140,10 @@ class StepStore:
         with self._lock:
             return self.store.read(keys)
 
-    def update(self, keys: Keys, gradients: Float32s, *, num_rows: int = 1) -> Future[None]:
+    def update(self, keys: Keys, gradients: Float32s, *, num_rows: int = 1, lr_factor: float = 1.0) -> Future[None]:
         """See `EmbeddingStore.update`; the returned future is already done; wait for `updating` instead."""
         with self._lock:
-            self.updating = self.store.update(keys, gradients, num_rows=num_rows)
+            self.updating = self.store.update(keys, gradients, num_rows=num_rows, lr_factor=lr_factor)
         self.num_updates += 1
         sent: Future[None] = Future()
         sent.set_result(None)

@@ -58,10 +58,11 @@ class ExportedModel:
         load_parameters(read_arrays(folder, [name for name in manifest.files if name != JOB], 0, {}), components.model)
         self.plan = components.plan
         self.label_names = components.label_names
+        self.is_regression = components.is_regression
         self._model = components.model.eval()
 
     def __call__(self, batch: Batch) -> Tensor:
-        """Compute logits, float32 [B, L]."""
+        """Compute float32 [B, L]: logits, or predicted values of the labels for which `is_regression` is true."""
         with torch.inference_mode():
             logits: Tensor = self._model(batch)
         return logits

@@ -28,7 +28,7 @@ from headrace.training.commits import restore
 from headrace.training.components import JobComponents, build_components
 from headrace.training.feed import PlannedSources, open_batches, source_columns
 from headrace.training.job import JobConfig
-from headrace.training.metrics import BinaryMetrics, Scores
+from headrace.training.metrics import Scores, metrics_of
 from headrace.training.run_folder import RunFolder
 from headrace.training.state import TrainingState
 
@@ -67,7 +67,7 @@ class Scorer:
             on_message(f"refused a checkpoint, falling back to the previous one: {line}")
         if snapshot is None:
             raise CheckpointError(f"{folder.path}: no checkpoint yet; train first: headrace train JOB")
-        state = TrainingState(self.components.label_names)
+        state = TrainingState(self.components.label_names, self.components.is_regression)
         restore(snapshot, state, self.components.model, None, self.components.shape)
         self.checkpoint, self.step = snapshot.number, state.step
         self.rows = RowStats()
@@ -76,7 +76,8 @@ class Scorer:
 
     def evaluate(self, path: str) -> dict[str, Scores]:
         """Compute metrics over all rows of the logs at `path`, by label."""
-        metrics = {name: BinaryMetrics() for name in self.components.label_names}
+        kinds = zip(self.components.label_names, self.components.is_regression, strict=True)
+        metrics = {name: metrics_of(is_regression) for name, is_regression in kinds}
         for batch, logits in self.score(self.list_logs(path), "evaluate"):
             weights = None if batch.weights is None else batch.weights.numpy()
             for place, name in enumerate(metrics):
@@ -87,8 +88,8 @@ class Scorer:
         """Write a prediction for each row of the logs at `path`, which need no labels; returns their number.
 
         The Parquet file `out` has the columns `row_id`, `file` and `row` (only `row_id` if the logs have the schema's
-        row id column), and a float32 probability `p_<label>` for each label. For a clustered copy, file and row refer
-        to the original log. The file is written atomically.
+        row id column), and for each label a float32 probability `p_<label>`, or the predicted number `pred_<label>`.
+        For a clustered copy, file and row refer to the original log. The file is written atomically.
         """
         out = local_path(out, where="OUT")
         if out.is_dir():
@@ -104,7 +105,8 @@ class Scorer:
             out.parent.mkdir(parents=True, exist_ok=True)
         with new_file(out) as partial, pq.ParquetWriter(str(partial.absolute()), schema, compression="zstd") as writer:
             for batch, logits in self._score(source, "predict", plan):
-                writer.write_batch(_predictions(batch, logits, source.row_ids, schema))
+                predicted = _predicted(logits, self.components.is_regression)
+                writer.write_batch(_rows_of(batch, predicted, source.row_ids, schema))
         return self.rows.num_used
 
     def list_logs(self, path: str) -> list[LogFile]:
@@ -117,7 +119,7 @@ class Scorer:
     def score(
         self, files: Sequence[LogFile], what: str, plan: FeaturePlan | None = None
     ) -> Generator[tuple[Batch, NDArray[np.float32]], None, None]:
-        """Yield batches of the logs in file order, with their logits, float32 [B, L].
+        """Yield batches of the logs in file order, with the model's outputs, float32 [B, L].
 
         The logs may have a different layout than the training logs, and need neither row ids nor sessions unless these
         are features.
@@ -176,12 +178,24 @@ class Scorer:
         fields = [pa.field("row_id", pa.int64())]
         if row_ids.are_places:
             fields += [pa.field("file", pa.dictionary(pa.int32(), pa.string())), pa.field("row", pa.int64())]
-        return pa.schema(fields + [pa.field(f"p_{name}", pa.float32()) for name in self.components.label_names])
+        kinds = zip(self.components.label_names, self.components.is_regression, strict=True)
+        names = [f"pred_{name}" if is_regression else f"p_{name}" for name, is_regression in kinds]
+        return pa.schema(fields + [pa.field(name, pa.float32()) for name in names])
 
 
-def _predictions(batch: Batch, logits: NDArray[np.float32], row_ids: RowIds, schema: pa.Schema) -> pa.RecordBatch:
+def _predicted(outputs: NDArray[np.float32], is_regression: Sequence[bool]) -> list[NDArray[np.float32]]:
+    """Probabilities of binary labels, and values of numbers, float32 [B] each."""
+    values = outputs.astype(np.float64)
+    columns = [
+        column if number else 1.0 / (1.0 + np.exp(-column))
+        for column, number in zip(values.T, is_regression, strict=True)
+    ]
+    return [column.astype(np.float32) for column in columns]
+
+
+def _rows_of(
+    batch: Batch, predicted: Sequence[NDArray[np.float32]], row_ids: RowIds, schema: pa.Schema
+) -> pa.RecordBatch:
     ids = batch.row_ids.numpy()
     columns = [pa.array(ids), *(row_ids.places(ids) if row_ids.are_places else ())]
-    probabilities = 1.0 / (1.0 + np.exp(-logits.astype(np.float64)))
-    columns += [pa.array(part.astype(np.float32)) for part in probabilities.T]
-    return pa.RecordBatch.from_arrays(columns, schema=schema)
+    return pa.RecordBatch.from_arrays([*columns, *map(pa.array, predicted)], schema=schema)

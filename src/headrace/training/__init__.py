@@ -3,7 +3,8 @@
 from headrace.training.checkpoint import CheckpointFolder, Snapshot
 from headrace.training.dense_optimizer import load_optimizer_arrays, optimizer_arrays
 from headrace.training.job import JobConfig
-from headrace.training.metrics import BinaryMetrics, Scores
+from headrace.training.learning_rate import LearningRateScheduleConfig
+from headrace.training.metrics import BinaryMetrics, RegressionMetrics, Scores
 from headrace.training.results import RunTotals, TrainResult, WindowResult
 from headrace.training.run_folder import RunFolder
 from headrace.training.step import StepResult, TrainingStep
@@ -13,6 +14,8 @@ __all__ = [
     "BinaryMetrics",
     "CheckpointFolder",
     "JobConfig",
+    "LearningRateScheduleConfig",
+    "RegressionMetrics",
     "RunFolder",
     "RunTotals",
     "Scores",

@@ -18,6 +18,7 @@ from headrace.training.components import JobComponents
 from headrace.training.dense_optimizer import STEP, initial_slot, optimizer_arrays, slots_of
 from headrace.training.feature_changes import FeatureChanges
 from headrace.training.job import JobConfig
+from headrace.training.label_units import LABEL_BUFFERS
 
 __all__ = ["DenseState", "carry_over_dense"]
 
@@ -74,13 +75,11 @@ def _axes(job: JobConfig, names: Mapping[str, tuple[str, ...]]) -> FeatureAxes |
 
 
 def _begun_anew(job: JobConfig, components: JobComponents, saved: Columns, initial: Columns) -> DenseState:
-    keeps_bias = (
-        OUTPUT_BIAS in saved and OUTPUT_BIAS in initial and saved[OUTPUT_BIAS].shape == initial[OUTPUT_BIAS].shape
-    )
-    bias = {OUTPUT_BIAS: saved[OUTPUT_BIAS]} if keeps_bias else {}
-    unless = f" except for {OUTPUT_BIAS}, the label rate" if keeps_bias else ""
+    names = [name for name in (OUTPUT_BIAS, *LABEL_BUFFERS) if name in saved and name in initial]
+    kept = {name: saved[name] for name in names if saved[name].shape == initial[name].shape}
+    unless = f" except for {OUTPUT_BIAS}, the label rate" if OUTPUT_BIAS in kept else ""
     told = f"dense layers: begin anew{unless}, because model {job.model.kind} does not say what its weights belong to"
-    return DenseState(initial | bias, optimizer_arrays(components.optimizer), told)
+    return DenseState(initial | kept, optimizer_arrays(components.optimizer), told)
 
 
 def _carried(name: str, saved: Columns, initial: Array, was: FeatureAxes, now: FeatureAxes) -> Array:

@@ -126,6 +126,7 @@ class SavedState(BaseModel):
     shape: dict[str, Any]
     step: int = Field(ge=0)
     precision: Precision | None
+    learning_rate_schedule: dict[str, Any] | None = None
     cursor: dict[str, Any]
     window: dict[str, Any] | None
     token: dict[str, Any] | None
@@ -171,6 +172,7 @@ def take_snapshot(state: TrainingState, model: nn.Module, optimizer: torch.optim
         "shape": shape,
         "step": state.step,
         "precision": state.precision,
+        "learning_rate_schedule": state.schedule,
         "cursor": state.cursor.to_dict(),
         "window": None if state.window is None else state.window.to_dict(),
         "token": state.position,
@@ -223,7 +225,7 @@ def restore(
     if changes is not None:
         raise CheckpointError(changes.refusal(snapshot.number))
     state.checkpoint, state.step = snapshot.number, values.step
-    state.precision = values.precision
+    state.precision, state.schedule = values.precision, values.learning_rate_schedule
     state.cursor = Cursor.from_dict(values.cursor)
     state.window = None if values.window is None else Window.from_dict(values.window)
     state.position = values.token
@@ -233,7 +235,7 @@ def restore(
     saved = snapshot.arrays["metrics"]
     for part, of_label in (("running", state.running), ("in_window", state.in_window)):
         for name, metric in of_label.items():
-            metric.load_state_dict({key: saved[f"{part}.{name}.{key}"] for key in ("bins", "sums")})
+            metric.load_state_dict({key: saved[f"{part}.{name}.{key}"] for key in metric.state_dict()})
     state.baseline.load_state_dict({key: saved[f"baseline.{key}"] for key in ("bins", "sums")})
     load_parameters(snapshot, model)
     if optimizer is not None:

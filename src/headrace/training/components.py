@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from headrace.errors import ConfigError
 from headrace.features import FeaturePlan
 from headrace.messages import shorten_list
 from headrace.tensors import Batch
 from headrace.training.job import Device, JobConfig
+from headrace.training.label_units import label_units, predict_in_units
+from headrace.training.loss import LabelLoss
 
 __all__ = ["JobComponents", "build_components", "describe_model", "place_model", "send_batches"]
 
@@ -23,16 +26,20 @@ class JobComponents:
 
     Attributes:
         plan: Feature plan: record batch -> `Batch`.
-        model: Model: `Batch` -> logits, float32 [B, L].
+        model: Model: `Batch` -> float32 [B, L], logits of binary labels and the values of numbers.
         optimizer: Optimizer of the model's dense parameters.
+        loss: Loss of the labels.
         label_names: Names of the L labels.
+        is_regression: Which of the labels are numbers.
         shape: Description of the parameters' shapes and meaning, see `describe_model`.
     """
 
     plan: FeaturePlan
     model: nn.Module
     optimizer: torch.optim.Optimizer
+    loss: LabelLoss
     label_names: tuple[str, ...]
+    is_regression: tuple[bool, ...]
     shape: dict[str, Any]
 
 
@@ -43,12 +50,9 @@ def build_components(job: JobConfig) -> JobComponents:
         ConfigError: Features, embeddings, model and schema do not fit together.
     """
     schema = job.schema_of_logs
-    for label in schema.labels:
-        if label.allowed is not None and not all(0.0 <= value <= 1.0 for value in label.allowed):
-            values = shorten_list(f"{value:g}" for value in label.allowed)
-            raise ConfigError(f"schema: label {label.name}: allowed {values}, training expects numbers from 0 to 1")
     plan = FeaturePlan.default(schema) if job.features is None else FeaturePlan.from_config(job.features, schema)
     labels = tuple(label.name for label in schema.labels)
+    is_regression = tuple(label.is_regression for label in schema.labels)
     model = job.model.build(
         num_dense=len(plan.dense_names),
         sparse_keys=plan.sparse_keys,
@@ -56,12 +60,48 @@ def build_components(job: JobConfig) -> JobComponents:
         embeddings=job.embeddings,
         seed=job.training.seed,
     )
+    if any(is_regression):
+        predict_in_units(model, is_regression)
     model = place_model(model, job.training.device)
     baseline = job.training.baseline
+    if baseline is not None and is_regression[0]:
+        raise ConfigError(f"training.baseline: ranks a label of clicks, but the first label, {labels[0]}, is a number")
     if baseline is not None and baseline not in plan.dense_names:
         raise ConfigError(f"training.baseline: given {baseline}, expected one of: {shorten_list(plan.dense_names)}")
     optimizer = job.training.dense_optimizer.make(model.parameters())
-    return JobComponents(plan, model, optimizer, labels, describe_model(job, plan))
+    if job.training.learning_rate_schedule is not None:
+        _check_rates(job, plan)
+    units = label_units(model) if any(is_regression) else None
+    loss = LabelLoss(_label_weights(job.training.label_weights, labels), units)
+    return JobComponents(plan, model, optimizer, loss, labels, is_regression, describe_model(job, plan))
+
+
+def _check_rates(job: JobConfig, plan: FeaturePlan) -> None:
+    """Check that a schedule can change the learning rates of all tables.
+
+    Raises:
+        ConfigError: The optimizer of a table refuses; names the table and the reason.
+    """
+    for table in job.embeddings.tables_of(plan.sparse_keys):
+        try:
+            table.optimizer.with_lr_factor(1.0)
+        except ConfigError as error:
+            raise ConfigError(f"training.learning_rate_schedule: table {table.name}: {error}") from error
+
+
+def _label_weights(given: Mapping[str, float], labels: Sequence[str]) -> Tensor | None:
+    """float64 [L], the weight of each label in the loss; None if the job gives none.
+
+    Raises:
+        ConfigError: A name is not that of a label, or all weights are 0.
+    """
+    unknown = [name for name in given if name not in labels]
+    if unknown:
+        raise ConfigError(f"training.label_weights.{unknown[0]}: unknown, expected one of: {shorten_list(labels)}")
+    weights = [given.get(label, 1.0) for label in labels]
+    if not any(weights):
+        raise ConfigError("training.label_weights: all labels have weight 0, expected one above 0")
+    return torch.tensor(weights, dtype=torch.float64) if given else None
 
 
 def place_model(model: nn.Module, device: Device) -> nn.Module:
@@ -111,8 +151,10 @@ def describe_model(job: JobConfig, plan: FeaturePlan) -> dict[str, Any]:
     for table in job.embeddings.tables_of(plan.sparse_keys):
         for key in table.feature_names:
             features["sparse"][key] |= {"table": table.name, "pooling": table.pooling_of(key)}
+    regression = [label.name for label in schema.labels if label.is_regression]
     return {
         "labels": [label.name for label in schema.labels],
+        **({"regression": regression} if regression else {}),
         "order": {"dense": list(plan.dense_names), "sparse": list(plan.sparse_keys)},
         "features": features,
         "model": job.model.model_dump(mode="json"),

@@ -22,6 +22,7 @@ from headrace.registry import TUNERS, OneOf
 from headrace.scheduling.config import SchedulerConfig
 from headrace.training.batch_size import AskedBatchSize
 from headrace.training.dense_optimizer import Adam, DenseOptimizerConfig
+from headrace.training.learning_rate import LearningRateScheduleConfig
 from headrace.training.precision import AskedPrecision
 
 if TYPE_CHECKING:
@@ -88,6 +89,8 @@ class TrainingConfig(Config):
     """Seed of all initial values and hashes."""
     dense_optimizer: DenseOptimizerConfig = Adam()
     """Optimizer of all parameters except embeddings."""
+    learning_rate_schedule: LearningRateScheduleConfig | None = None
+    """Factor of the learning rates of dense parameters and embeddings, by rows trained on; None for constant rates."""
     clip_grad_norm: float | None = Field(default=None, gt=0)
     """Maximum gradient norm of the dense parameters; None for no clipping."""
     precision: AskedPrecision = "auto"
@@ -103,6 +106,8 @@ class TrainingConfig(Config):
     """Number of newest checkpoints to keep; at least two, so that there is a fallback if one is damaged."""
     log_every_steps: int = Field(default=20, ge=1)
     """Steps per line of metrics."""
+    label_weights: dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]] = Field(default_factory=dict)
+    """Weights of labels in the loss, by name; labels left out have weight 1. Metrics are not weighted."""
     baseline: str | None = None
     """A dense feature, such as an item's clicks in the last hour, whose AUC is shown next to the model's."""
     row_ledger: bool = False

@@ -1,27 +1,32 @@
-"""`BinaryMetrics`: AUC, log loss, normalised entropy and calibration in constant memory."""
+"""Metrics of labels in constant memory: `BinaryMetrics` of clicks, `RegressionMetrics` of numbers."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from headrace.compiling import kernel
+from headrace.observe.metrics import BINARY_COLUMNS, REGRESSION_COLUMNS
 
-__all__ = ["BinaryMetrics", "Scores"]
+__all__ = ["BinaryMetrics", "LabelMetrics", "RegressionMetrics", "Scores", "metrics_of"]
 
 NUM_BINS = 1 << 15
 MAX_LOGIT = 16.0
 """Logits beyond +-16 (probabilities within 1.2e-7 of 0 or 1) share the outermost bins."""
 
 
+BINARY = ("auc", "log_loss", "ne", "ne_error", "calibration")
+REGRESSION = ("rmse", "mae", "relative_mse", "bias")
+
+
 @dataclass(frozen=True)
 class Scores:
-    """Metrics over some rows; NaN where undefined (no rows, or only one class).
+    """Metrics over some rows; NaN where undefined: no rows, only one class, or a label of the other kind.
 
     Attributes:
         rows: Number of rows.
@@ -33,6 +38,13 @@ class Scores:
         calibration: Mean prediction divided by label rate; 1 is perfect.
         label_rate: Weighted share of positive rows.
         ne_error: Standard error of `ne` if rows are independent, see `BinaryMetrics`.
+        rmse: Root of the mean squared error of a number, in its unit.
+        mae: Mean absolute error.
+        relative_mse: Mean squared error over the variance of the same rows' labels (1 - R^2); below 1 is better than
+            always predicting the mean.
+        bias: Mean prediction minus mean label.
+        label_mean: Weighted mean of the label.
+        is_regression: Whether the label is a number.
     """
 
     rows: int
@@ -43,6 +55,64 @@ class Scores:
     calibration: float
     label_rate: float
     ne_error: float = math.nan
+    rmse: float = math.nan
+    mae: float = math.nan
+    relative_mse: float = math.nan
+    bias: float = math.nan
+    label_mean: float = math.nan
+    is_regression: bool = False
+
+    @property
+    def columns(self) -> tuple[tuple[str, str, str], ...]:
+        """Metric, title and format of the columns that tables of results have for this kind of label."""
+        return REGRESSION_COLUMNS if self.is_regression else BINARY_COLUMNS
+
+    def metrics(self) -> dict[str, float]:
+        """The metrics of this kind of label by name, as in `metrics.jsonl`."""
+        return {name: getattr(self, name) for name in (REGRESSION if self.is_regression else BINARY)}
+
+    def level(self) -> dict[str, float]:
+        """The rate or mean of the label by name, as in `metrics.jsonl`."""
+        return {"label_mean": self.label_mean} if self.is_regression else {"label_rate": self.label_rate}
+
+    def to_dict(self) -> dict[str, Any]:
+        """All values of this kind of label, for JSON."""
+        error = {} if self.is_regression else {"auc_error": self.auc_error}
+        return {"rows": self.rows, **self.metrics(), **error, **self.level()}
+
+
+class LabelMetrics(Protocol):
+    """Accumulates the metrics of one label."""
+
+    def update(
+        self, outputs: NDArray[np.float32], labels: NDArray[np.float32], weights: NDArray[np.float32] | None = None, /
+    ) -> None:
+        """Add rows.
+
+        Args:
+            outputs: float32 [B], logits or predicted values.
+            labels: float32 [B]; rows without the label (NaN) are ignored.
+            weights: float32 [B] example weights, or None for all ones.
+        """
+
+    def merge(self, other: Any, /) -> None:
+        """Add the rows of another instance."""
+
+    def compute(self) -> Scores:
+        """The metrics of all rows so far."""
+        ...
+
+    def state_dict(self) -> dict[str, NDArray[np.float64]]:
+        """The sums as arrays, which add up over trainers; for a checkpoint."""
+        ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Load the result of `state_dict`."""
+
+
+def metrics_of(is_regression: bool) -> LabelMetrics:
+    """New metrics for a label of this kind."""
+    return RegressionMetrics() if is_regression else BinaryMetrics()
 
 
 class BinaryMetrics:
@@ -107,6 +177,62 @@ class BinaryMetrics:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Load counts saved by `state_dict`."""
         self._bins[:] = state["bins"]
+        self._sums[:] = state["sums"]
+
+
+class RegressionMetrics:
+    """Accumulates metrics of one label that is a number, as sums."""
+
+    def __init__(self) -> None:
+        # rows, and sums of weights, weighted labels, their squares, predictions, absolute errors and squared errors
+        self._sums: NDArray[np.float64] = np.zeros(7)
+
+    def update(
+        self, outputs: NDArray[np.float32], labels: NDArray[np.float32], weights: NDArray[np.float32] | None = None
+    ) -> None:
+        """Add rows.
+
+        Args:
+            outputs: float32 [B], predicted values; rows without one (NaN) are ignored.
+            labels: float32 [B]; rows without the label (NaN) are ignored.
+            weights: float32 [B] example weights, or None for all ones.
+        """
+        known = ~(np.isnan(outputs) | np.isnan(labels))
+        predicted, actual = outputs[known].astype(np.float64), labels[known].astype(np.float64)
+        w = np.ones(len(actual)) if weights is None else weights[known].astype(np.float64)
+        errors = predicted - actual
+        sums = [w.sum(), w @ actual, w @ actual**2, w @ predicted, w @ np.abs(errors), w @ errors**2]
+        self._sums += np.array([len(actual), *sums])
+
+    def merge(self, other: RegressionMetrics) -> None:
+        """Add the rows of another instance."""
+        self._sums += other._sums
+
+    def compute(self) -> Scores:
+        """The metrics of all rows so far."""
+        rows, weight, *sums = self._sums.tolist()
+        nothing = (math.nan,) * 6
+        if weight <= 0:
+            return Scores(int(rows), *nothing, is_regression=True)
+        label, squares, predicted, absolute, squared = (value / weight for value in sums)
+        variance = squares - label**2
+        return Scores(
+            int(rows),
+            *nothing,
+            rmse=math.sqrt(squared),
+            mae=absolute,
+            relative_mse=squared / variance if variance > 0 else math.nan,
+            bias=predicted - label,
+            label_mean=label,
+            is_regression=True,
+        )
+
+    def state_dict(self) -> dict[str, NDArray[np.float64]]:
+        """The sums as an array, for a checkpoint."""
+        return {"sums": self._sums.copy()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Load sums saved by `state_dict`."""
         self._sums[:] = state["sums"]
 
 

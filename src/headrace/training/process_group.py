@@ -39,7 +39,7 @@ class ProcessGroup(Protocol):
     rank: int
     size: int
 
-    def average(self, parameters: Sequence[Tensor], num_rows: int, *, wants_stop: bool) -> bool:
+    def average(self, parameters: Sequence[Tensor], num_rows: int, *, wants_stop: bool) -> tuple[bool, int]:
         """Average the gradients over the rows of all trainers.
 
         Args:
@@ -48,7 +48,7 @@ class ProcessGroup(Protocol):
             wants_stop: Whether this trainer was asked to stop.
 
         Returns:
-            Whether any trainer was asked to stop.
+            Whether any trainer was asked to stop, and the number of rows of all trainers.
         """
 
     def total(self, arrays: Sequence[Float64s]) -> list[Float64s]:
@@ -64,9 +64,9 @@ class SingleProcess:
     rank = 0
     size = 1
 
-    def average(self, parameters: Sequence[Tensor], num_rows: int, *, wants_stop: bool) -> bool:
+    def average(self, parameters: Sequence[Tensor], num_rows: int, *, wants_stop: bool) -> tuple[bool, int]:
         """See `ProcessGroup`: gradients are unchanged."""
-        return wants_stop
+        return wants_stop, num_rows
 
     def total(self, arrays: Sequence[Float64s]) -> list[Float64s]:
         """See `ProcessGroup`."""
@@ -84,7 +84,7 @@ class DataParallel:
         self.rank = dist.get_rank()
         self.size = dist.get_world_size()
 
-    def average(self, parameters: Sequence[Tensor], num_rows: int, *, wants_stop: bool) -> bool:
+    def average(self, parameters: Sequence[Tensor], num_rows: int, *, wants_stop: bool) -> tuple[bool, int]:
         """See `ProcessGroup`; all gradients are sent in one message."""
         grads = [parameter.grad for parameter in parameters]
         sizes = [parameter.numel() for parameter in parameters]
@@ -99,7 +99,7 @@ class DataParallel:
         flat[:-2] /= flat[-2].clone()
         for parameter, view in zip(parameters, views, strict=True):
             parameter.grad = view.view_as(parameter)
-        return bool(flat[-1] > 0)
+        return bool(flat[-1] > 0), int(flat[-2])  # exact below 2^24 rows
 
     def total(self, arrays: Sequence[Float64s]) -> list[Float64s]:
         """See `ProcessGroup`."""

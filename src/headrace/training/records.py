@@ -16,30 +16,43 @@ from headrace.models.tower_work import TowerWork, tower_work
 from headrace.pipeline import StageReading
 from headrace.resources import ResourceMonitor
 from headrace.training.state import TrainingState
+from headrace.training.step import TrainingStep
 from headrace.training.stepping import StepOutput, StepRunner
 
-__all__ = ["StepRecorder", "limiting_part"]
+__all__ = ["StepRecorder", "limiting_part", "progress_columns"]
 
 
 RESOURCES_EVERY_S = 1.0
 """Interval of reading CPU and memory limits, which takes 0.9 ms."""
 
 
+STEP_METRICS = {False: ("auc", "ne"), True: ("rmse", "relative_mse")}
+"""Metrics of the first label in records of steps, by whether it is a number."""
+
+
 class StepRecorder:
     """Sums up steps into records."""
 
-    def __init__(self, every_steps: int, plan: FeaturePlan | None = None, model: nn.Module | None = None) -> None:
+    def __init__(
+        self,
+        every_steps: int,
+        plan: FeaturePlan | None = None,
+        model: nn.Module | None = None,
+        step: TrainingStep | None = None,
+    ) -> None:
         """Start empty.
 
         Args:
             every_steps: Steps per record.
             plan: Feature plan, for the savings from deduplication.
             model: Model, for the savings in its towers.
+            step: Training step, for the factor of its learning-rate schedule.
         """
         self.every_steps = every_steps
         self._plan = plan
         self._savings = Savings()
         self._model = model
+        self._step = step
         self._work = TowerWork()
         self._source: ParquetSource | None = None
         self._bytes_read = BytesRead()
@@ -75,7 +88,7 @@ class StepRecorder:
 
     @property
     def loss(self) -> float:
-        """Mean log loss of the rows since the last record."""
+        """Mean loss of the rows since the last record."""
         return self._loss / self._rows if self._rows else float("nan")
 
     def take(self, state: TrainingState, steps: StepRunner) -> dict[str, Any]:
@@ -95,8 +108,7 @@ class StepRecorder:
             "rows": state.rows.num_used,
             "window": window,
             "loss": self.loss,
-            "auc": scores.auc,
-            "ne": scores.ne,
+            **{name: getattr(scores, name) for name in STEP_METRICS[scores.is_regression]},
             "rows_per_s": self._rows / (now - self._start_s),
             "seconds": self._seconds,
             "stages": {name: _stage(reading) for name, reading in counters.stages.items()},
@@ -108,6 +120,8 @@ class StepRecorder:
             "memory_bytes": self._process.memory_info().rss,
             "memory_limit_bytes": resources.memory.limit_bytes,
         }
+        if self._step is not None and self._step.schedule is not None:
+            record["lr_factor"] = self._step.lr_factor
         if self._plan is not None:
             savings = self._plan.savings
             record["dedup"] = asdict(savings - self._savings)
@@ -134,6 +148,12 @@ class StepRecorder:
         self._steps = self._rows = 0
         self._loss = 0.0
         self._seconds: dict[str, float] = {}
+
+
+def progress_columns(record: dict[str, Any]) -> dict[str, Any]:
+    """Columns of the progress bar from a record of steps."""
+    quality = {"AUC": record["auc"]} if "auc" in record else {"RMSE": record["rmse"]}
+    return {"loss": record["loss"], **quality, "limited by": record["limiting"]}
 
 
 def limiting_part(seconds: dict[str, float]) -> str:

@@ -10,9 +10,6 @@ from headrace.training.metrics import Scores
 
 __all__ = ["RunTotals", "TrainResult", "WindowResult"]
 
-RUN_METRICS = ("auc", "log_loss", "ne", "ne_error", "calibration")
-"""Metrics of all labels in the records of windows."""
-
 
 @dataclass(frozen=True)
 class RunTotals:
@@ -65,6 +62,8 @@ class WindowResult:
         """Values for a line about the window, with the metrics of its first label; None for values to omit."""
         scores = next(iter(self.scores.values()))
         bad = self.rows.num_bad or None
+        if scores.is_regression:
+            return {"bad": bad, **{title: getattr(scores, name) for name, title, _ in scores.columns}}
         return {"bad": bad, "loss": scores.log_loss, "AUC": scores.auc, "NE": scores.ne}
 
     def to_record(self, *, step: int, time_s: float) -> dict[str, Any]:
@@ -82,12 +81,8 @@ class WindowResult:
             "rows": self.rows.num_used,
             "seconds": self.seconds,
             "rows_per_s": self.rows_per_s if self.seconds else None,
-            "auc": self.scores[first].auc,
-            "log_loss": self.scores[first].log_loss,
-            "ne": self.scores[first].ne,
-            "ne_error": self.scores[first].ne_error,
-            "calibration": self.scores[first].calibration,
-            "label_rate": self.scores[first].label_rate,
+            **self.scores[first].metrics(),
+            **self.scores[first].level(),
             "best_ne": self.best_ne,
             "baseline_auc": self.baseline_auc,
             "read": self.rows.num_read,
@@ -97,13 +92,13 @@ class WindowResult:
             "time_s": time_s,
         }
         for label in others:
-            record |= {f"{metric}_{label}": getattr(self.scores[label], metric) for metric in RUN_METRICS}
+            record |= {f"{metric}_{label}": value for metric, value in self.scores[label].metrics().items()}
         if self.run is not None:
             run: dict[str, Any] = {"rows": self.run.rows.num_used, "bad": self.run.rows.num_bad}
             run["seconds"] = self.run.seconds
             for label, scores in self.run.scores.items():
                 ending = "" if label == first else f"_{label}"
-                run |= {f"{metric}{ending}": getattr(scores, metric) for metric in RUN_METRICS}
+                run |= {f"{metric}{ending}": value for metric, value in scores.metrics().items()}
             record["run"] = run
         return record
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from headrace.logs import Cursor, Window
 from headrace.models.products import Precision
 from headrace.pipeline import RowStats
-from headrace.training.metrics import BinaryMetrics
+from headrace.training.metrics import BinaryMetrics, LabelMetrics, metrics_of
 from headrace.training.process_group import ProcessGroup
 
 __all__ = ["TrainingState"]
@@ -23,9 +23,11 @@ class TrainingState:
 
     Attributes:
         label_names: Names of the labels, in the order of the metrics.
+        is_regression: Which of the labels are numbers; empty if none is.
         checkpoint: Number of the newest checkpoint; 0 before the first.
         step: Number of optimizer steps.
         precision: Precision of matrix products, once decided.
+        schedule: The learning-rate schedule as plain values; None without one.
         cursor: Rows used by finished windows.
         window: The window in progress, or None between windows.
         position: Position of the next batch in that window, see `BatchIterator.state_dict`; None at its start.
@@ -40,9 +42,11 @@ class TrainingState:
     """
 
     label_names: tuple[str, ...]
+    is_regression: tuple[bool, ...] = ()
     checkpoint: int = 0
     step: int = 0
     precision: Precision | None = None
+    schedule: dict[str, Any] | None = None
     cursor: Cursor = field(default_factory=Cursor)
     window: Window | None = None
     position: dict[str, Any] | None = None
@@ -51,13 +55,13 @@ class TrainingState:
     window_rows: RowStats = field(default_factory=RowStats)
     seconds: float = 0.0
     window_seconds: float = 0.0
-    running: dict[str, BinaryMetrics] = field(default_factory=dict)
-    in_window: dict[str, BinaryMetrics] = field(default_factory=dict)
+    running: dict[str, LabelMetrics] = field(default_factory=dict)
+    in_window: dict[str, LabelMetrics] = field(default_factory=dict)
     baseline: BinaryMetrics = field(default_factory=BinaryMetrics)
 
     def __post_init__(self) -> None:
-        self.running = {name: BinaryMetrics() for name in self.label_names}
-        self.in_window = {name: BinaryMetrics() for name in self.label_names}
+        self.running = self._new_metrics()
+        self.in_window = self._new_metrics()
 
     def start_window(self, window: Window) -> None:
         """Start a window; `window` must be None."""
@@ -68,7 +72,7 @@ class TrainingState:
         """Reset the counts and metrics of the window in progress."""
         self.position = None
         self.window_rows, self.window_seconds = RowStats(), 0.0
-        self.in_window = {name: BinaryMetrics() for name in self.label_names}
+        self.in_window = self._new_metrics()
         self.baseline = BinaryMetrics()
 
     def finish_window(self) -> None:
@@ -94,7 +98,7 @@ class TrainingState:
         metrics = [*self.running.values(), *self.in_window.values(), self.baseline]
         states = [metric.state_dict() for metric in metrics]
         counts = [np.array([*rows.to_dict().values()], np.float64) for rows in (self.rows, self.window_rows)]
-        arrays = [state[key] for state in states for key in ("bins", "sums")]
+        arrays = [array for state in states for array in state.values()]
         totals = process_group.total([*counts, *arrays])
         if process_group.rank:
             self.forget_counts()
@@ -103,14 +107,19 @@ class TrainingState:
             RowStats.from_dict(dict(zip(rows.to_dict(), total, strict=True)))
             for rows, total in zip((self.rows, self.window_rows), totals, strict=False)
         )
-        for place, metric in enumerate(metrics):
-            metric.load_state_dict({"bins": totals[2 + 2 * place], "sums": totals[3 + 2 * place]})
+        sums = iter(totals[2:])
+        for metric, state in zip(metrics, states, strict=True):
+            metric.load_state_dict({key: next(sums) for key in state})
 
     def forget_counts(self) -> None:
         """Reset all counts and metrics."""
         self.rows, self.window_rows, self.baseline = RowStats(), RowStats(), BinaryMetrics()
-        self.running = {name: BinaryMetrics() for name in self.label_names}
-        self.in_window = {name: BinaryMetrics() for name in self.label_names}
+        self.running = self._new_metrics()
+        self.in_window = self._new_metrics()
+
+    def _new_metrics(self) -> dict[str, LabelMetrics]:
+        numbers = self.is_regression or (False,) * len(self.label_names)
+        return {name: metrics_of(number) for name, number in zip(self.label_names, numbers, strict=True)}
 
     def update_metrics(
         self, logits: NDArray[np.float32], labels: NDArray[np.float32], weights: NDArray[np.float32] | None

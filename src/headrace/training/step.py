@@ -16,7 +16,8 @@ from headrace.errors import HeadraceError
 from headrace.models.layers import set_precision
 from headrace.tensors import Batch
 from headrace.training.dense_optimizer import clip_gradients
-from headrace.training.loss import log_loss
+from headrace.training.learning_rate import LearningRateScheduleConfig
+from headrace.training.loss import LabelLoss
 from headrace.training.precision import AskedPrecision, PrecisionChoice, choose_precision
 
 __all__ = ["StepResult", "TrainingStep"]
@@ -28,7 +29,7 @@ class StepResult:
 
     Attributes:
         logits: float32 [B, L], from which the loss was computed, so metrics need no second pass.
-        loss: Weighted mean log loss over rows and labels; for a micro-batch, its share of the batch's loss.
+        loss: Weighted mean loss over rows and labels; for a micro-batch, its share of the batch's loss.
         seconds: Wall time by phase: forward, backward, push (of gradients to the embedding store), dense_optimizer;
             with a scheduler also pull, the wait for rows from the store.
     """
@@ -46,6 +47,9 @@ class TrainingStep:
 
     Each row is predicted before any step trains on it, so metrics over these predictions are as good as on a test set
     (progressive validation: Blum, Kalai and Langford, COLT 1999).
+
+    Attributes:
+        num_rows: Rows that all trainers have trained on before the next step; a resumed run sets it.
     """
 
     def __init__(
@@ -53,29 +57,42 @@ class TrainingStep:
         model: nn.Module,
         optimizer: torch.optim.Optimizer,
         *,
+        loss: LabelLoss | None = None,
         clip_grad_norm: float | None = None,
         precision: AskedPrecision = "fp32",
-        average: Callable[[Sequence[Tensor], int], None] | None = None,
+        schedule: LearningRateScheduleConfig | None = None,
+        average: Callable[[Sequence[Tensor], int], int] | None = None,
     ) -> None:
         """Prepare the step.
 
         Args:
             model: Batch -> logits, float32 [B, L].
             optimizer: Optimizer of the dense parameters.
+            loss: Loss of the labels; None for the log loss of all.
             clip_grad_norm: Maximum norm of the dense gradients; None for no clipping.
             precision: Precision of matrix products; "auto" is decided at the first batch, see `choose_precision`.
+            schedule: Factor of all learning rates, dense and sparse; None for constant rates.
             average: Averages the gradients of the dense parameters over all trainers, given the rows of this trainer's
-                batch.
+                batch; returns the rows of all.
         """
         self.model = model
         self.optimizer = optimizer
+        self.loss = loss or LabelLoss()
         self.clip_grad_norm = clip_grad_norm
         self.precision: PrecisionChoice | None = None
         self.average = average
+        self.schedule = schedule
+        self.num_rows = 0
+        self._rates = [group["lr"] for group in optimizer.param_groups] if schedule is not None else []
         self._dense = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         self._seconds: dict[str, float] = {}
-        self._num_rows = 0
+        self._num_rows = 0  # of the batch
         self._asked: AskedPrecision = precision
+
+    @property
+    def lr_factor(self) -> float:
+        """Factor of the learning rates in the next step."""
+        return 1.0 if self.schedule is None else self.schedule.factor(self.num_rows)
 
     def settle_precision(self, num_rows: int, kept: AskedPrecision | None = None) -> PrecisionChoice:
         """Decide the precision of matrix products.
@@ -124,17 +141,17 @@ class TrainingStep:
         logits = self.model(batch)
         where = logits.device
         weights = None if batch.weights is None else batch.weights.to(where)
-        value, gradient = log_loss(logits, batch.labels.to(where), weights, num_rows=self._num_rows)
+        value, gradient = self.loss(logits, batch.labels.to(where), weights, num_rows=self._num_rows)
         forward = perf_counter()
         if not np.isfinite(value):
             for bags in embedding_bags(self.model).values():
                 bags.drop_gradients()
             self.optimizer.zero_grad()
-            outside = batch.labels[(batch.labels < 0) | (batch.labels > 1)]
-            if len(outside):
+            impossible = self.loss.impossible(batch.labels)
+            if len(impossible):
                 raise HeadraceError(
-                    f"a label is {outside[0]:g}, expected a number from 0 to 1, because models predict probabilities; "
-                    "convert it in pipeline.map or in the logs"
+                    f"a label is {impossible[0]:g}, expected a number from 0 to 1, because it is binary and models "
+                    "predict its probability; give it kind: regression in the schema, or convert it in pipeline.map"
                 )
             raise HeadraceError(f"the loss is {value}; lower the learning rates, or clip_grad_norm, and train again")
         logits.backward(gradient)
@@ -144,16 +161,20 @@ class TrainingStep:
     def push(self) -> None:
         """The second phase: send the gradients of embedding rows to their stores."""
         start = perf_counter()
-        apply_gradients(self.model, self._num_rows)
+        apply_gradients(self.model, self._num_rows, lr_factor=self.lr_factor)
         self._seconds["push"] = perf_counter() - start
 
     def update(self) -> None:
         """The last phase: run the dense optimizer."""
         start = perf_counter()
+        num_rows = self._num_rows
         if self.average is not None:
-            self.average(self._dense, self._num_rows)
+            num_rows = self.average(self._dense, num_rows)
+        for group, rate in zip(self.optimizer.param_groups, self._rates, strict=False):
+            group["lr"] = rate * self.lr_factor
         if self.clip_grad_norm is not None:
             clip_gradients(self.optimizer, self._dense, self.clip_grad_norm)
         self.optimizer.step()
         self.optimizer.zero_grad()
+        self.num_rows += num_rows
         self._seconds["dense_optimizer"] = perf_counter() - start

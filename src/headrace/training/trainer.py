@@ -9,8 +9,6 @@ from dataclasses import asdict
 from functools import partial
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
 from torch import Tensor
 
 from headrace.embeddings import embedding_bags
@@ -31,9 +29,10 @@ from headrace.training.commits import UncommittedOutput, commit, newest_checkpoi
 from headrace.training.components import build_components
 from headrace.training.feed import PlannedSources, find_new_windows, first_batch, read_window, source_columns
 from headrace.training.job import JobConfig
-from headrace.training.label_rate import first_logits, set_output_bias, without_start
+from headrace.training.label_rate import LabelStart, start_at_labels
+from headrace.training.learning_rate import schedule_messages
 from headrace.training.process_group import ProcessGroup, SingleProcess
-from headrace.training.records import StepRecorder
+from headrace.training.records import StepRecorder, progress_columns
 from headrace.training.results import RunTotals, TrainResult, WindowResult
 from headrace.training.run_folder import RunFolder
 from headrace.training.sharded import ShardedTables
@@ -87,14 +86,16 @@ class Trainer:
                 "start them with: headrace launch"
             )
         self.components = build_components(job)
-        self.state = TrainingState(self.components.label_names)
+        self.state = TrainingState(self.components.label_names, self.components.is_regression)
         self._checkpoints = CheckpointFolder(main.checkpoints, keep=job.training.keep_checkpoints)
         self._shards = ShardedTables(job, self.components.model, self._process_group) if job.cluster.shards else None
         self._step = TrainingStep(
             self.components.model,
             self.components.optimizer,
+            loss=self.components.loss,
             clip_grad_norm=job.training.clip_grad_norm,
             precision=job.training.precision,
+            schedule=job.training.learning_rate_schedule,
             average=self._average if self._process_group.size > 1 else None,
         )
         self._may_change_features = change_features
@@ -103,12 +104,14 @@ class Trainer:
         self._on_message, self._on_window = on_message, on_window
         self._told: list[tuple[str, Change]] = []  # on resuming, before there is a log of decisions
         self._threads = Threads(job.training.threads)
-        self._recorder = StepRecorder(job.training.log_every_steps, self.components.plan, self.components.model)
+        self._recorder = StepRecorder(
+            job.training.log_every_steps, self.components.plan, self.components.model, self._step
+        )
         self._uncommitted = UncommittedOutput(keeps_ledger=job.training.row_ledger)
         baseline = job.training.baseline
         self._baseline = None if baseline is None else self.components.plan.dense_names.index(baseline)
         self._bounds = read_bounds(job.data.path)
-        self._start: NDArray[np.float64] | None = None  # the logits that the model started from, if this run set them
+        self._start: LabelStart | None = None  # what the model started from, if this process set it
         self.finished: list[WindowResult] = []
 
     @property
@@ -261,7 +264,7 @@ class Trainer:
                 record = self._recorder.take(state, steps)
                 self._record(record)
                 self._replan(steps)
-                columns = {"loss": record["loss"], "AUC": record["auc"], "limited by": record["limiting"]}
+                columns = progress_columns(record)
             progress.update(state.window_rows.num_read, columns)
 
             # Commit if a checkpoint within the window is due.
@@ -297,20 +300,19 @@ class Trainer:
         return batch_sizes(self.job.training.batch_size, before, num_rows)
 
     def _start_at_label_rate(self, sources: PlannedSources) -> None:
-        """Have the untrained model predict the label rate of the first rows."""
+        """Have the untrained model predict the rates and means of the labels in the first rows."""
         num_rows = smallest_batch(self.job.training.batch_size) * self._process_group.size
         batch = first_batch(self.job, sources, num_rows)
         if batch is None:
             return  # no window has a good row
-        start = first_logits(batch)
-        if not set_output_bias(self.components.model, start):
+        self._start = start_at_labels(self.components.model, batch, self.components.is_regression)
+        if self._start is None:
             return  # a model of the user's own without a `head`
-        self._start = start
-        rates = zip(self.components.label_names, 1 / (1 + np.exp(-start)), strict=True)
-        told = ", ".join(f"{name} {rate:.4g}" for name, rate in rates)
-        self._decisions.record(
-            "training", {}, f"the model's output starts at the label rate of the first {len(batch)} rows: {told}"
-        )
+        doubts = self._start.doubts(self.job.schema_of_logs.labels)
+        for line in [*self._start.messages(self.components.label_names), *doubts]:
+            self._decisions.record("training", {}, line)
+        for line in doubts:
+            self._on_message(line)
 
     def _watch(self, sources: PlannedSources, number: int) -> None:
         """Report progress of reading a source, and record how its features are grouped."""
@@ -343,7 +345,7 @@ class Trainer:
             labels, weights = batch.labels.numpy(), None if batch.weights is None else batch.weights.numpy()
             logits = result.logits
             if self._start is not None and self.state.step == 1:
-                logits = without_start(logits, self._start, batch)
+                logits = self._start.removed_from(logits, batch)
             self.state.update_metrics(logits, labels, weights)
             if self._baseline is not None:
                 self.state.baseline.update(batch.dense.numpy()[:, self._baseline], labels[:, 0], weights)
@@ -385,9 +387,10 @@ class Trainer:
         )
         self._recorder.add_seconds("checkpoint", time.perf_counter() - start)
 
-    def _average(self, parameters: Sequence[Tensor], num_rows: int) -> None:
-        """Average the gradients of all trainers, and share requests to stop."""
-        self._stopping = self._process_group.average(parameters, num_rows, wants_stop=self._wants_stop())
+    def _average(self, parameters: Sequence[Tensor], num_rows: int) -> int:
+        """Average the gradients of all trainers, and share requests to stop; returns the rows of all."""
+        self._stopping, num_rows = self._process_group.average(parameters, num_rows, wants_stop=self._wants_stop())
+        return num_rows
 
     def _should_stop(self) -> bool:
         return self._wants_stop() if self._process_group.size == 1 else self._stopping
@@ -447,6 +450,11 @@ class Trainer:
             where = f", in window {self.state.window.name}" if self.state.window else ""
             # Scripts look for "going on from checkpoint".
             self._tell(f"going on from checkpoint {self.state.checkpoint}, step {self.state.step}{where}")
+        self._step.num_rows = self._process_group.share(self.state.rows.num_used)
+        schedule = self.job.training.learning_rate_schedule
+        for line in schedule_messages(schedule, self.state.schedule, self._step.num_rows):
+            self._tell(line)
+        self.state.schedule = None if schedule is None else schedule.model_dump(mode="json")
         precision = self._step.settle_precision(largest_batch(self.job.training.batch_size), self.state.precision)
         self.state.precision = precision.precision
         if snapshot is None and self.rank == 0:

@@ -146,6 +146,21 @@ def test_staleness_lets_reads_run_ahead_by_that_many_steps(serve: Serve) -> None
         read(store, keys)
 
 
+@pytest.mark.parametrize("merged", [True, False])
+def test_a_shard_applies_a_step_with_the_factor_of_its_learning_rate(serve: Serve, merged: bool) -> None:
+    rng = np.random.default_rng(3)
+    options = GroupOptions(store=StoreOptions(staleness=0 if merged else None))
+    with ShardGroup([serve(), serve()], GROUPS, options=options) as group:
+        store, local, plain = group.store("t"), *(LocalStore(TableGroup(TABLES, seed=3)) for _ in range(2))
+        for factor in (1.0, 0.5, 0.0, 2.0):
+            keys, gradients = batch(rng)
+            for each in (store, local):
+                each.update(keys, gradients, lr_factor=factor).result()
+            plain.update(keys, gradients)
+        assert (read(store, all_keys()) == read(local, all_keys())).all()
+        assert (read(store, all_keys()) != read(plain, all_keys())).any()
+
+
 def test_asynchronous_trainers_never_wait(serve: Serve) -> None:
     keys, gradients = batch(np.random.default_rng(2))
     options = GroupOptions(store=StoreOptions(staleness=None))

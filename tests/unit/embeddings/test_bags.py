@@ -269,10 +269,12 @@ def test_any_store_may_hold_the_rows() -> None:
             self.calls.append(("read", keys.ids.tolist(), keys.counts.tolist()))
             return self.local.read(keys, after=after)
 
-        def update(self, keys: Keys, gradients: np.ndarray, *, num_rows: int = 1) -> Future[None]:
+        def update(
+            self, keys: Keys, gradients: np.ndarray, *, num_rows: int = 1, lr_factor: float = 1.0
+        ) -> Future[None]:
             self.calls.append(("update", keys.ids.tolist(), gradients[:, 0].tolist()))
             keys.resolved = None  # a store may not count on what it noted
-            return self.local.update(keys, gradients, num_rows=num_rows)
+            return self.local.update(keys, gradients, num_rows=num_rows, lr_factor=lr_factor)
 
     store = Recording()
     remote, local = EmbeddingBags(settings_, ["a"], 4, seed=1, store=store), EmbeddingBags(settings_, ["a"], 4, seed=1)

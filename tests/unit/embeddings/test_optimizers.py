@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from headrace.embeddings import AdagradConfig, AdamConfig, FTRLConfig, RowWiseAdagradConfig, SGDConfig
 from headrace.embeddings.optimizers import Rounding, SparseOptimizer, build_optimizer
+from headrace.errors import ConfigError
 
 CAPACITY = 9
 FP32 = Rounding.of("fp32", 0, 0, np.zeros(2, np.uint64))
@@ -100,9 +101,10 @@ def apply(
     *,
     step: int = 1,
     table: int = 0,
+    lr_factor: float = 1.0,
 ) -> None:
     tables = np.full(len(rows), table, dtype=np.int32)
-    optimizer.apply(weights, state, rows, tables, rows, gradients, step, FP32)
+    optimizer.apply(weights, state, rows, tables, rows, gradients, step, FP32, lr_factor=lr_factor)
 
 
 def steps(dim: int, seed: int, num_steps: int = 4) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -255,3 +257,24 @@ def test_ftrl_makes_elements_with_little_evidence_exactly_zero() -> None:
     apply(optimizer, weights, state, rows, np.array([[0.5, -0.9, 1.5, -2.0]], dtype=np.float32))
     assert (weights[3, :2] == 0).all()
     assert weights[3, 2] < 0 < weights[3, 3]
+
+
+@pytest.mark.parametrize("config", CONFIGS[:-1], ids=lambda config: config.kind)
+def test_a_factor_of_a_step_is_that_of_its_learning_rate(config: Any) -> None:
+    config = config.model_copy(update={"weight_decay": 0.25, "weight_decay_mode": "decoupled"})
+    rows, gradients = np.array([2, 5]), np.random.default_rng(0).normal(size=(2, 4)).astype(np.float32)
+    found = []
+    for each, factor in ((config, 0.5), (config.model_copy(update={"lr": 0.5 * config.lr}), 1.0), (config, 1.0)):
+        optimizer, weights, state = fresh(each, 4, 0)
+        w, s, tables = torch.from_numpy(weights[rows]), torch.from_numpy(state[rows]), torch.zeros(2, dtype=torch.int64)
+        on_device, _ = optimizer.updated(w, torch.from_numpy(gradients), s, tables, 3, lr_factor=factor)
+        apply(optimizer, weights, state, rows, gradients, step=3, lr_factor=factor)
+        torch.testing.assert_close(on_device, torch.from_numpy(weights[rows]))
+        found.append(weights)
+    np.testing.assert_array_equal(found[0], found[1])
+    assert (found[0][rows] != found[2][rows]).all()
+
+
+def test_ftrl_refuses_a_factor() -> None:
+    with pytest.raises(ConfigError, match=r"optimizer ftrl: .* they would jump with it"):
+        FTRLConfig().with_lr_factor(0.5)

@@ -102,3 +102,27 @@ def test_a_baseline_that_ranks_better_is_named(tmp_path: Path) -> None:
     (alarm,) = alarms(tmp_path, {"auc": 0.5, "baseline_auc": 0.65}, {"auc": 0.7, "baseline_auc": 0.65})
     assert alarm.reason == "the model had just begun: the last window is ahead"
     assert alarms(tmp_path, {"auc": 0.45, "ne": 0.99, "baseline_auc": 0.48}) == [], "no baseline worth the name"
+
+
+NUMBER = {"rows": 1000, "rmse": 1.1, "mae": 0.9, "relative_mse": 0.9, "bias": 0.0, "label_mean": 3.5, "step": 1000}
+
+
+@pytest.mark.parametrize(
+    ("windows", "reason", "help_"),
+    [
+        ([{"relative_mse": 1.2, "step": 40}], "the model made only 40 steps", "a smaller training.batch_size"),
+        ([{"relative_mse": 1.05}, {}, {}], "the model had just begun", "nothing, if later windows count"),
+        ([{}, {"relative_mse": 1.2, "label_mean": 9.0}], "the label mean changes", "pipeline.shuffle"),
+        ([{"relative_mse": 1.2}], "a few labels are very large", "log1p or clipping of the label"),
+    ],
+)
+def test_a_number_predicted_worse_than_by_its_mean_is_named(
+    tmp_path: Path, windows: list[dict[str, Any]], reason: str, help_: str
+) -> None:
+    records = [{"kind": "window", "window": f"hour={n}", **NUMBER, **window} for n, window in enumerate(windows)]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    (alarm,) = find_alarms(RunData.read(tmp_path))
+    assert alarm.what.startswith("relative MSE ")
+    assert alarm.what.endswith(": worse than always predicting the label mean")
+    assert reason in alarm.reason
+    assert help_ in alarm.help

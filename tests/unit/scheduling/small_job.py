@@ -148,14 +148,18 @@ class SlowStore:
         self.queue.append(lambda: read.set_result(self.store.read(keys, after=after).result()))
         return read
 
-    def update(self, keys: Keys, gradients: npt.NDArray[np.float32], *, num_rows: int = 1) -> Future[None]:
+    def update(
+        self, keys: Keys, gradients: npt.NDArray[np.float32], *, num_rows: int = 1, lr_factor: float = 1.0
+    ) -> Future[None]:
         updated: Future[None] = Future()
         if self._forgets_updates:  # says that it is applied before it is
-            self.queue.append(lambda: self.store.update(keys, gradients, num_rows=num_rows))
+            self.queue.append(lambda: self.store.update(keys, gradients, num_rows=num_rows, lr_factor=lr_factor))
             updated.set_result(None)
         else:
             self.queue.append(
-                lambda: updated.set_result(self.store.update(keys, gradients, num_rows=num_rows).result())
+                lambda: updated.set_result(
+                    self.store.update(keys, gradients, num_rows=num_rows, lr_factor=lr_factor).result()
+                )
             )
         return updated
 

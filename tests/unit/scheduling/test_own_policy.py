@@ -85,9 +85,11 @@ class Recorded(SlowStore):
     def read(self, keys: Keys, *, after: int | None = None) -> Any:
         return self.store.read(keys, after=after)
 
-    def update(self, keys: Keys, gradients: npt.NDArray[np.float32], *, num_rows: int = 1) -> Any:
+    def update(
+        self, keys: Keys, gradients: npt.NDArray[np.float32], *, num_rows: int = 1, lr_factor: float = 1.0
+    ) -> Any:
         self.updates.append((keys, gradients.copy()))
-        return self.store.update(keys, gradients, num_rows=num_rows)
+        return self.store.update(keys, gradients, num_rows=num_rows, lr_factor=lr_factor)
 
 
 @dataclass

@@ -24,7 +24,7 @@ def write_job(folder: Path, run: str, buys: list[float | None]) -> JobConfig:
     }
     (folder / f"logs-{run}").mkdir()
     pq.write_table(pa.table(columns), folder / f"logs-{run}" / "a.parquet")
-    schema = "{labels: [click, {name: buy, allowed: null}], ids: [item], dense: [price]}"
+    schema = "{labels: [click, {name: buy, allowed: null, kind: binary}], ids: [item], dense: [price]}"
     (folder / f"{run}.yaml").write_text(
         f"run: {run}\ndata: {{path: logs-{run}, schema: {schema}}}\n"
         "pipeline: {workers: 1, tuner: none, executor: inline}\n"

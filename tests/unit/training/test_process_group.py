@@ -55,4 +55,4 @@ def test_alone_nothing_moves() -> None:
     state.gather(SingleProcess())
     assert state.rows.num_used == 30
     assert SingleProcess().share({"a": 1}) == {"a": 1}
-    assert SingleProcess().average([], 3, wants_stop=True)
+    assert SingleProcess().average([], 3, wants_stop=True) == (True, 3)

@@ -8,7 +8,7 @@ weights after decoupled decay.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple, Self
 
 import numba
 import numpy as np
@@ -21,6 +21,7 @@ from headrace.compiling import kernel
 from headrace.embeddings.ops.hashing import key_stream, mix64
 from headrace.embeddings.ops.prefetch import prefetch_row
 from headrace.embeddings.storage.row_formats import FORMATS, FP32, round_row, widen_row
+from headrace.errors import ConfigError
 from headrace.registry import SPARSE_OPTIMIZERS, NamedConfig, Registry
 
 __all__ = ["Rounding", "Slot", "SparseOptimizer", "SparseOptimizerConfig", "row_kernel"]
@@ -55,6 +56,17 @@ class SparseOptimizerConfig(NamedConfig):
             embedding_dim: Dimension D of rows.
         """
         raise NotImplementedError(f"{cls.__name__}.build")
+
+    def with_lr_factor(self, factor: float) -> Self:
+        """A copy with `factor` times the learning rate, for a step of a learning-rate schedule.
+
+        Raises:
+            ConfigError: The rate of this optimizer cannot change from step to step.
+        """
+        rate = dict(self).get("lr")
+        if rate is None:
+            raise ConfigError(f"optimizer {self.kind}: has no lr, expected one with a learning-rate schedule")
+        return self.model_copy(update={"lr": rate * factor})
 
 
 class Slot(NamedTuple):
@@ -114,7 +126,6 @@ class SparseOptimizer:
 
     def __init__(self, configs: Sequence[Any], embedding_dim: int) -> None:
         self._configs = tuple(configs)
-        self._shared = np.array([_shared_numbers(config) for config in configs], dtype=np.float32).reshape(-1, 3)
         widths = [embedding_dim if slot.per_element else 1 for slot in self.slots]
         ends = np.cumsum(widths, dtype=np.int64).tolist()
         self.state_width = int(sum(widths))
@@ -160,6 +171,8 @@ class SparseOptimizer:
         gradients: Float32s,
         step: int,
         rounding: Rounding,
+        *,
+        lr_factor: float = 1.0,
     ) -> None:
         """Update rows in place; the result does not depend on the number of threads.
 
@@ -172,11 +185,14 @@ class SparseOptimizer:
             gradients: Gradients with duplicates summed, float32 [U, D].
             step: Number of the step, from 1.
             rounding: Rounding of updated weights.
+            lr_factor: Factor of the learning rates in this step.
         """
-        numbers = self._numbers(step)
-        type(self).update(weights, state, rows, tables, ids, gradients, self._shared, numbers, *rounding)
+        shared, numbers = self._numbers(step, lr_factor)
+        type(self).update(weights, state, rows, tables, ids, gradients, shared, numbers, *rounding)
 
-    def updated(self, w: Tensor, g: Tensor, state: Tensor, tables: Tensor, step: int) -> tuple[Tensor, Tensor]:
+    def updated(
+        self, w: Tensor, g: Tensor, state: Tensor, tables: Tensor, step: int, *, lr_factor: float = 1.0
+    ) -> tuple[Tensor, Tensor]:
         """Compute rows and state after one step in torch, on the device of `w`; equal to `apply` up to rounding.
 
         Args:
@@ -185,20 +201,27 @@ class SparseOptimizer:
             state: Optimizer state, float32 [U, W].
             tables: Table of each row, int64 [U].
             step: Number of the step, from 1.
+            lr_factor: Factor of the learning rates in this step.
         """
 
         def columns(numbers: Float32s) -> list[Tensor]:
             return list(torch.split(torch.from_numpy(numbers).to(w.device)[tables], 1, dim=1))
 
-        decay, decoupled, max_norm = columns(self._shared)
+        shared, numbers = self._numbers(step, lr_factor)
+        decay, decoupled, max_norm = columns(shared)
         norm = g.norm(dim=1, keepdim=True)
         g = torch.where((max_norm > 0) & (norm > max_norm), g * (max_norm / norm), g)
         g = g + decay * w
         w = w - decoupled * w
-        return self.update_tensors(w, g, state, *columns(self._numbers(step)))
+        return self.update_tensors(w, g, state, *columns(numbers))
 
-    def _numbers(self, step: int) -> Float32s:
-        return np.array([self.numbers(config, step) for config in self._configs], dtype=np.float32)
+    def _numbers(self, step: int, lr_factor: float) -> tuple[Float32s, Float32s]:
+        """Hyper-parameters of each table in a step: those that all optimizers share [T, 3], and those of the rule."""
+        configs = self._configs
+        if lr_factor != 1.0:
+            configs = tuple(config.with_lr_factor(lr_factor) for config in configs)
+        shared = np.array([_shared_numbers(config) for config in configs], dtype=np.float32).reshape(-1, 3)
+        return shared, np.array([self.numbers(config, step) for config in configs], dtype=np.float32)
 
 
 def row_kernel(update_row: Callable[..., None]) -> Callable[..., None]:

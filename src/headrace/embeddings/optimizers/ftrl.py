@@ -14,7 +14,7 @@ its solution; the row then moves from there.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import numpy as np
 import torch
@@ -23,6 +23,7 @@ from torch import Tensor
 
 from headrace.compiling import kernel
 from headrace.embeddings.optimizers.base import Float32s, Slot, SparseOptimizer, SparseOptimizerConfig, row_kernel
+from headrace.errors import ConfigError
 
 __all__ = ["FTRL", "FTRLConfig"]
 
@@ -46,6 +47,17 @@ class FTRLConfig(SparseOptimizerConfig):
     def build(cls, configs: Sequence[Any], embedding_dim: int) -> FTRL:
         """See `SparseOptimizerConfig.build`."""
         return FTRL(configs, embedding_dim)
+
+    def with_lr_factor(self, factor: float) -> Self:
+        """See `SparseOptimizerConfig.with_lr_factor`; a row is its state divided by sqrt(n) / lr, so it would jump.
+
+        Raises:
+            ConfigError: Always.
+        """
+        raise ConfigError(
+            f"optimizer {self.kind}: rows are computed anew from all gradients with the current learning rate, so they "
+            "would jump with it; expected another optimizer with a learning-rate schedule"
+        )
 
 
 @kernel(inline=True)

@@ -27,11 +27,13 @@ class TrainerUpdate:
         keys: Unique keys.
         gradients: float32 [U, dim], gradients of the mean loss over the trainer's rows.
         num_rows: Number of rows in the trainer's batch.
+        lr_factor: Factor of the learning rates in this step.
     """
 
     keys: Keys
     gradients: Float32s
     num_rows: int
+    lr_factor: float = 1.0
 
 
 def merge_updates(updates: Sequence[TrainerUpdate]) -> tuple[Keys, Float32s]:

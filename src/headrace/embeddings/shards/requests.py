@@ -33,8 +33,9 @@ __all__ = [
     "parse",
 ]
 
-PROTOCOL = 3
-"""Protocol version of streams and of `open`. Versions 1 and 2 did not send it in `open`."""
+PROTOCOL = 4
+"""Protocol version of streams and of `open`. Versions 1 and 2 did not send it in `open`; version 3 had no
+`lr_factor` in updates."""
 
 MAX_BODY_BYTES = 16 << 20
 """Maximum size of an action's body or a header; 10,000 tables take 4 MB."""

@@ -181,7 +181,8 @@ class ShardServer(fl.FlightServerBase):  # type: ignore[misc]
             keys = read_keys(batch, header.keys_per_table, len(served.spec.tables))
             gradients = np.empty((len(keys), dim), dtype=np.float32)
             decode(*read_rows(batch), None, precision, gradients)
-            held_s = served.update(TrainerUpdate(keys, gradients, header.num_rows), trainer=trainer, step=header.step)
+            update = TrainerUpdate(keys, gradients, header.num_rows, header.lr_factor)
+            held_s = served.update(update, trainer=trainer, step=header.step)
             writer.write_metadata(pa.py_buffer(_reply(start, held_s, served)))
 
     def _serve_evictions(self, served: ServedTableGroup, trainer: int, reader: Any, writer: Any) -> None:

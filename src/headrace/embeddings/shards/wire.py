@@ -150,11 +150,13 @@ class UpdateHeader(_Header):
         step: Number of the step.
         num_rows: Number of rows in the trainer's batch.
         keys_per_table: Number of keys of each table, in table order.
+        lr_factor: Factor of the learning rates in this step; the shard uses trainer 0's.
     """
 
     step: Annotated[int, Field(ge=1, le=MAX_STEP)]
     num_rows: Annotated[int, Field(ge=0, le=MAX_BATCH_ROWS)]
     keys_per_table: KeysPerTable
+    lr_factor: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
 
 
 @dataclass(frozen=True, config=CHECKED)

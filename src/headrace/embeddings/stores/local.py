@@ -39,7 +39,7 @@ class EmbeddingStore(Protocol):
                 steps do not change these keys, an earlier step shortens the wait.
         """
 
-    def update(self, keys: Keys, gradients: Float32s, *, num_rows: int = 1) -> Future[None]:
+    def update(self, keys: Keys, gradients: Float32s, *, num_rows: int = 1, lr_factor: float = 1.0) -> Future[None]:
         """Apply step `step` + 1: count ids, allocate rows for ids seen often enough, and run the optimizer.
 
         Args:
@@ -47,6 +47,7 @@ class EmbeddingStore(Protocol):
             gradients: float32 [U, dim], summed per key. The optimizer runs where the rows are.
             num_rows: Rows of the batch. With several trainers, the gradients of a step are averaged over the rows of
                 all.
+            lr_factor: Factor of the learning rates in this step; the same for all trainers.
         """
 
     def evict(self, keys: Keys) -> Future[int]:
@@ -87,9 +88,9 @@ class LocalStore:
         rows.set_result(self.table_group.read(keys))
         return rows
 
-    def update(self, keys: Keys, gradients: Float32s, *, num_rows: int = 1) -> Future[None]:
+    def update(self, keys: Keys, gradients: Float32s, *, num_rows: int = 1, lr_factor: float = 1.0) -> Future[None]:
         """See `EmbeddingStore.update`."""
-        self.table_group.update(keys, gradients)
+        self.table_group.update(keys, gradients, lr_factor=lr_factor)
         updated: Future[None] = Future()
         updated.set_result(None)
         return updated

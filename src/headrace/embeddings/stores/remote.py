@@ -176,7 +176,7 @@ class RemoteStore:
         shards = [s for s in range(self._plan.num_shards) if routes is None or routes.starts[s] < routes.starts[s + 1]]
         return _gather(self._readers, shards if len(keys) else [], read_part, finish)
 
-    def update(self, keys: Keys, gradients: Float32s, *, num_rows: int = 1) -> Future[None]:
+    def update(self, keys: Keys, gradients: Float32s, *, num_rows: int = 1, lr_factor: float = 1.0) -> Future[None]:
         """Apply the next step, see `EmbeddingStore.update`; the future is done when all shards confirmed it.
 
         Later reads see the step even without waiting for the future. Every step goes to all shards, including those
@@ -190,7 +190,7 @@ class RemoteStore:
 
         def update_part(shard: int) -> tuple[ReplyHeader, int, int]:
             places, part = _part_of(keys, routes, shard)
-            header = UpdateHeader(step, num_rows, self._keys_per_table(part))
+            header = UpdateHeader(step, num_rows, self._keys_per_table(part), lr_factor)
             data, scales = encode(gradients, places, self._options.gradients)
             request = pack_rows(part, data, scales, self._update_schema)
             _, reply = self._clients[shard].ask(self._update_header, self._update_schema, request, header.to_json())

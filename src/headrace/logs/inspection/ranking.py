@@ -49,11 +49,12 @@ def rank_numbers(location: str | Path, schema: Schema, *, max_rows: int = MAX_RO
 
     Args:
         location: A file, folder, glob or URL of Parquet files.
-        schema: Schema of the log; its first label is ranked, rows above 0.5 as positive.
+        schema: Schema of the log; its first label is ranked, rows above 0.5 as positive. A label that is a number has
+            no ranking.
         max_rows: Maximum rows to read.
     """
     label, names = schema.labels[0].name, [column.name for column in schema.dense]
-    if not names:
+    if not names or schema.labels[0].is_regression:
         return []
     policy = BadRowPolicy(policy="drop")
     source = ParquetSource(select_files(list_files(location)), schema, columns=[label, *names], policy=policy)

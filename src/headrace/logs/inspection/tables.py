@@ -43,8 +43,12 @@ def _parts(inspection: Inspection, *, is_terminal: bool) -> Iterator[RenderableT
     yield _summary(inspection)
     yield _columns_table(inspection, style)
     labels = [p for p, g in zip(inspection.profiles, inspection.guesses, strict=True) if g.part == "label"]
+    schema = inspection.schema
+    numbers = {label.name for label in schema.labels if label.is_regression} if schema is not None else set()
     lines = [
-        f"label {one_line(p.name)}: rate {p.mean:.4f} of {p.num_values:,} rows" for p in labels if p.mean is not None
+        f"label {one_line(p.name)}: {'mean' if p.name in numbers else 'rate'} {p.mean:.4f} of {p.num_values:,} rows"
+        for p in labels
+        if p.mean is not None
     ]
     if inspection.sessions is not None:
         lines += _session_lines(inspection.sessions, inspection.schema.session_id if inspection.schema else None)

@@ -44,6 +44,12 @@ def pairs_in_order(values: np.ndarray, click: np.ndarray) -> float:
     return float((difference > 0).mean() + 0.5 * (difference == 0).mean())
 
 
+def test_a_label_that_is_a_number_has_no_ranking(tmp_path: Path) -> None:
+    write_log(tmp_path / "a.parquet", rows=100)
+    number = {"labels": [{"name": "click", "allowed": None}], "dense": ["good"]}
+    assert rank_numbers(tmp_path, Schema.from_dict(number, where="test")) == []
+
+
 def test_each_number_has_the_share_of_pairs_in_the_right_order(tmp_path: Path) -> None:
     columns = write_log(tmp_path / "a.parquet")
     found = rank_numbers(tmp_path, SCHEMA)
