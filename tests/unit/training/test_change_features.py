@@ -22,6 +22,7 @@ from headrace.cli.app import app
 from headrace.cluster.launcher import LaunchOptions
 from headrace.embeddings import EmbeddingBags, embedding_bags
 from headrace.errors import CheckpointError, ConfigError
+from headrace.logs import Schema
 from headrace.logs.generate import GenerateConfig, generate_logs
 from headrace.models import FeatureAxis, ModelConfig
 from headrace.observe.decisions import read_decisions
@@ -357,6 +358,22 @@ def test_a_model_that_does_not_describe_its_weights_begins_them_anew_but_keeps_t
     assert optimizer_arrays(after.optimizer) == {}
     groups = [next(iter(embedding_bags(each.model).values())).table_group for each in (before, after)]
     assert rows_of(groups[0], "item") == rows_of(groups[1], "item") != {}
+
+
+def test_a_model_that_begins_anew_keeps_the_units_of_labels_that_are_numbers(tmp_path: Path) -> None:
+    def with_number(job: JobConfig) -> JobConfig:
+        labels = [{"name": label.name, "allowed": None} for label in job.schema_of_logs.labels]
+        schema = Schema.from_dict({**job.schema_of_logs.model_dump(), "labels": labels}, where="test")
+        return job.model_copy(update={"data": job.data.model_copy(update={"columns": schema})})
+
+    own = PlainConfig(kind="own", embedding_dim=4)
+    before = build_components(with_number(with_model(own, BASE)))
+    before.model.get_buffer("label_mean").fill_(30.0)
+    before.model.get_buffer("label_unit").fill_(5.0)
+    train(before, range(2))
+    after, _ = change(saved(before), with_number(with_model(own, MORE["ids"])), tmp_path)
+    assert {float(value) for value in after.model.get_buffer("label_mean")} == {30.0}
+    assert {float(value) for value in after.model.get_buffer("label_unit")} == {5.0}
 
 
 def test_a_model_of_the_users_own_that_describes_its_weights_keeps_them(tmp_path: Path) -> None:
