@@ -24,6 +24,9 @@ OUTSIDE = 0.001
 FAR = 10.0
 """How many times the bound the farthest value is if values are clamped: errors and codes, not just large values."""
 
+WIDEST = 2.0
+"""Maximum standard deviation."""
+
 MAX_DEVIATIONS = 5.0
 """Standard deviations between the mean and a bound, at most; a rare 1 among zeros would be many more."""
 
@@ -31,8 +34,8 @@ MAX_DEVIATIONS = 5.0
 def number_features(found: Inspection, schema: Schema) -> Iterator[tuple[str, Any, str]]:
     """Choose features of the dense columns, for `features.dense` of a job file.
 
-    Numbers become `log1p` of themselves, with mean 0 and standard deviation 1, so that a missing one counts as the
-    mean. If many are missing, another feature says which.
+    Numbers become `log1p` of themselves, with mean 0, so that a missing one counts as the mean. Their standard
+    deviation becomes 1, or stays if it is between 1 and `WIDEST`. If many are missing, another feature says which.
 
     Args:
         found: Result of `inspect_log`.
@@ -73,6 +76,7 @@ def _operators(profile: ColumnProfile) -> tuple[list[Any], str]:
         ends = far.get("min", -math.inf), far.get("max", math.inf)
         mean, std = profile.numbers.moments(lambda values: _log1ps(np.clip(values, *ends)))
     std = max(std, (_log1p(high) - mean) / MAX_DEVIATIONS, (mean - _log1p(low)) / MAX_DEVIATIONS)
+    std = min(std, max(1.0, std / WIDEST))  # wide numbers stay wide: narrower ones are learned more slowly
     operators: list[Any] = [{"clamp": far}] if far else []
     operators.append("log1p")
     if std > 1e-6:  # else all values are the same
