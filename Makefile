@@ -11,7 +11,9 @@ export HEADRACE_DATA ?= $(if $(wildcard ../shared/data),$(abspath ../shared/data
 demo: $(VENV)/.installed
 	$(BIN)/headrace demo
 
+# Tests start hundreds of processes, which compile every module again where Python may not write bytecode.
 test: $(VENV)/.installed-test lint types
+	$(BIN)/python -m compileall -q src
 	$(BIN)/pytest -n 2 --durations=10
 
 lint: $(VENV)/.installed-test
@@ -23,17 +25,17 @@ types: $(VENV)/.installed-test
 
 install: $(VENV)/.installed
 
-# constraints.txt pins the CPU build of torch and the versions that were tested. Modules are compiled when first imported:
-# only a few of the installed ones ever are.
+# constraints.txt pins the CPU build of torch and the versions that were tested.
 $(VENV)/.installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "headrace needs Python 3.11 or newer, this is " + sys.version.split()[0] + "; try: make PYTHON=python3.12")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install -qq --no-compile --disable-pip-version-check -c constraints.txt -e '.[lake]'
+	$(BIN)/pip install -qq --disable-pip-version-check -c constraints.txt -e '.[lake]'
+	$(BIN)/python -m compileall -q src
 	$(BIN)/headrace warmup
 	touch $@
 
 $(VENV)/.installed-test: $(VENV)/.installed
-	$(BIN)/pip install -qq --no-compile --disable-pip-version-check -c constraints.txt -e '.[test,observe]'
+	$(BIN)/pip install -qq --disable-pip-version-check -c constraints.txt -e '.[test,observe]'
 	touch $@
 
 # The libraries that benchmarks compare with, in an environment of their own.
