@@ -1,10 +1,11 @@
-"""Writes files atomically, with one-line errors."""
+"""Writes files atomically, with one-line errors; maps arrays."""
 
 from __future__ import annotations
 
 import os
 import re
 import shutil
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,12 +17,29 @@ from numpy.typing import NDArray
 
 from headrace.errors import HeadraceError, StorageError
 
-__all__ = ["flush", "new_file", "new_folder", "write_array", "write_text", "writing"]
+__all__ = ["flush", "map_array", "new_file", "new_folder", "write_array", "write_text", "writing"]
 
 _LIBRARIES = ("pyarrow", "safetensors", "safetensors_rust", "duckdb", "_duckdb")
 """Libraries whose errors wrap system errors, mostly not as `OSError`."""
 
 _OS_ERROR = re.compile(r"(?:os error|errno) (\d+)", re.IGNORECASE)
+
+
+_parsing = threading.Lock()
+
+
+def map_array(path: Path) -> NDArray[Any]:
+    """Map a `.npy` file into memory, read-only; numeric arrays only, never an archive. Thread-safe.
+
+    NumPy parses the header of the file with `ast`, which raises SystemError in Python 3.11 if two threads are in it.
+
+    Raises:
+        OSError: The file cannot be read.
+        ValueError: It is not a `.npy` file, or not of numbers.
+    """
+    with _parsing:
+        array: NDArray[Any] = np.lib.format.open_memmap(path, mode="r")
+    return array
 
 
 @contextmanager

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import resource
 import shutil
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -15,7 +17,7 @@ import pytest
 from safetensors import SafetensorError
 
 from headrace.errors import CheckpointError, ConfigError, HeadraceError, StorageError
-from headrace.files import new_file, new_folder, write_text, writing
+from headrace.files import map_array, new_file, new_folder, write_text, writing
 from headrace.logs import Schema
 from headrace.logs.clustering import ClusterConfig, cluster_log
 from headrace.logs.clustering.arrange import Arranger
@@ -223,3 +225,24 @@ def test_a_file_and_a_folder_appear_whole_or_not_at_all(tmp_path: Path) -> None:
     with new_folder(tmp_path / "b") as folder:
         pq.write_table(pa.table({"x": [1]}), folder / "x")
     assert sorted(everything_in(tmp_path)) == ["a", "b", "b/x"]
+
+
+def test_headers_of_arrays_are_parsed_by_one_thread_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, busy, overlaps, plain = tmp_path / "a.npy", threading.Lock(), [], np.lib.format.open_memmap
+    np.save(path, np.arange(3))
+
+    def watched(*args: object, **options: object) -> np.ndarray:
+        if not busy.acquire(blocking=False):
+            overlaps.append(1)
+            return plain(*args, **options)  # type: ignore[arg-type]
+        try:
+            threading.Event().wait(0.001)  # lets the others in, if they may
+            return plain(*args, **options)  # type: ignore[arg-type]
+        finally:
+            busy.release()
+
+    monkeypatch.setattr(np.lib.format, "open_memmap", watched)
+    with ThreadPoolExecutor(4) as pool:
+        arrays = list(pool.map(lambda _: map_array(path), range(40)))
+    assert not overlaps
+    assert all(array.tolist() == [0, 1, 2] for array in arrays)

@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from headrace.errors import CheckpointError, TornCheckpoint
-from headrace.files import flush, write_array, writing
+from headrace.files import flush, map_array, write_array, writing
 from headrace.manifest import Manifest
 from headrace.messages import shorten_list
 from headrace.paths import local_path
@@ -183,19 +183,14 @@ def read_arrays(folder: Path, names: Iterable[str], number: int, state: dict[str
         if found := _GROUP.fullmatch(name):
             arrays[found["group"]] = _load(path, load_file)
         elif found := _COLUMN.fullmatch(name):
-            columns.setdefault(found["group"], {})[found["column"]] = _load(path, _map_array)
+            columns.setdefault(found["group"], {})[found["column"]] = _load(path, map_array)
         elif found := _PART.fullmatch(name):
             of_group = parts.setdefault(found["group"], {})
-            of_group.setdefault(found["part"], {})[found["column"]] = _load(path, _map_array)
+            of_group.setdefault(found["part"], {})[found["column"]] = _load(path, map_array)
         else:
             raise TornCheckpoint(f"{path}: has no arrays, expected .safetensors or .npy")
     in_order = {group: [of_group[part] for part in sorted(of_group)] for group, of_group in parts.items()}
     return Snapshot(number, state, arrays, columns, in_order)
-
-
-def _map_array(path: Path) -> NDArray[Any]:
-    array: NDArray[Any] = np.lib.format.open_memmap(path, mode="r")  # numeric arrays only, never an archive
-    return array
 
 
 def _load(path: Path, load: Callable[[Path], T]) -> T:

@@ -14,8 +14,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from headrace.embeddings.changes.log import RowBlock
 from headrace.embeddings.shards.members import SessionMembers
 from headrace.embeddings.shards.merging import TrainerUpdate
@@ -25,7 +23,7 @@ from headrace.embeddings.shards.step_merger import StepMerger
 from headrace.embeddings.shards.table_group import TableGroupSpec, load_part, make_part
 from headrace.embeddings.tables.state import Columns
 from headrace.errors import CheckpointError, ShardError, ShardLost
-from headrace.files import flush, write_array, writing
+from headrace.files import flush, map_array, write_array, writing
 
 __all__ = ["Shard", "part_folder"]
 
@@ -213,10 +211,7 @@ class Shard:
         folder = self.checkpoints / f"{checkpoint:08d}" / "tables" / name
         folders = sorted(path for path in folder.glob("shard-*-of-*") if path.is_dir()) or [folder]
         try:
-            parts = [
-                {path.stem: np.load(path, mmap_mode="r", allow_pickle=False) for path in sorted(place.glob("*.npy"))}
-                for place in folders
-            ]
+            parts = [{path.stem: map_array(path) for path in sorted(place.glob("*.npy"))} for place in folders]
         except (OSError, ValueError) as error:
             raise CheckpointError(f"{folder}: cannot be read: {error}") from error
         if not parts[0]:
