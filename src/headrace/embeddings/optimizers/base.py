@@ -126,6 +126,7 @@ class SparseOptimizer:
 
     def __init__(self, configs: Sequence[Any], embedding_dim: int) -> None:
         self._configs = tuple(configs)
+        self._shared = _shared_numbers(configs)
         widths = [embedding_dim if slot.per_element else 1 for slot in self.slots]
         ends = np.cumsum(widths, dtype=np.int64).tolist()
         self.state_width = int(sum(widths))
@@ -217,10 +218,10 @@ class SparseOptimizer:
 
     def _numbers(self, step: int, lr_factor: float) -> tuple[Float32s, Float32s]:
         """Hyper-parameters of each table in a step: those that all optimizers share [T, 3], and those of the rule."""
-        configs = self._configs
+        configs, shared = self._configs, self._shared
         if lr_factor != 1.0:
             configs = tuple(config.with_lr_factor(lr_factor) for config in configs)
-        shared = np.array([_shared_numbers(config) for config in configs], dtype=np.float32).reshape(-1, 3)
+            shared = _shared_numbers(configs)
         return shared, np.array([self.numbers(config, step) for config in configs], dtype=np.float32)
 
 
@@ -275,11 +276,15 @@ def row_kernel(update_row: Callable[..., None]) -> Callable[..., None]:
     return kernel(parallel=True)(apply_to_rows)
 
 
-def _shared_numbers(config: Any) -> tuple[float, float, float]:
-    """L2, learning rate times decoupled decay, maximum gradient norm (0 for no limit)."""
-    is_l2 = config.weight_decay_mode == "l2"
-    decay = config.weight_decay
-    return decay if is_l2 else 0.0, 0.0 if is_l2 else config.lr * decay, config.clip_row_norm or 0.0
+def _shared_numbers(configs: Sequence[Any]) -> Float32s:
+    """L2, learning rate times decoupled decay, and maximum gradient norm (0 for no limit) of each table, [T, 3]."""
+
+    def of(config: Any) -> tuple[float, float, float]:
+        is_l2 = config.weight_decay_mode == "l2"
+        decay = config.weight_decay
+        return decay if is_l2 else 0.0, 0.0 if is_l2 else config.lr * decay, config.clip_row_norm or 0.0
+
+    return np.array([of(config) for config in configs], dtype=np.float32).reshape(-1, 3)
 
 
 @kernel(inline=True)
