@@ -13,6 +13,7 @@ ORDER = [
     "errors",
     "bounded_yaml",
     "messages",
+    "auc",
     "paths",
     "files",
     "manifest",

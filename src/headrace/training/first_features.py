@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from headrace.logs.inspection import ColumnProfile, Inspection
+from headrace.logs.inspection.number_sketch import signed_log1p
 from headrace.logs.schema import Schema
 from headrace.messages import one_line
 
@@ -64,9 +64,9 @@ def _operators(profile: ColumnProfile) -> tuple[list[Any], str]:
     low, high = profile.numbers.bounds(OUTSIDE, OUTSIDE)
     low, high = max(low, lowest), min(high, highest)
     far: dict[str, float] = {}
-    if _log1p(low) - _log1p(lowest) > math.log(FAR):
+    if signed_log1p(low) - signed_log1p(lowest) > math.log(FAR):
         far["min"] = _rounded(low, math.floor)
-    if _log1p(highest) - _log1p(high) > math.log(FAR):
+    if signed_log1p(highest) - signed_log1p(high) > math.log(FAR):
         far["max"] = _rounded(high, math.ceil)
     reason = f"Nine tenths of the values are {_range(*profile.numbers.bounds(0.05, 0.05))}."
     mean, std = profile.log_moments
@@ -74,22 +74,15 @@ def _operators(profile: ColumnProfile) -> tuple[list[Any], str]:
         farthest = max(lowest, highest, key=abs)
         reason = f"All but {2 * OUTSIDE:.1%} of the values are {_range(low, high)}, the farthest is {farthest:g}."
         ends = far.get("min", -math.inf), far.get("max", math.inf)
-        mean, std = profile.numbers.moments(lambda values: _log1ps(np.clip(values, *ends)))
-    std = max(std, (_log1p(high) - mean) / MAX_DEVIATIONS, (mean - _log1p(low)) / MAX_DEVIATIONS)
+        mean, std = profile.numbers.moments(lambda values: signed_log1p(np.clip(values, *ends)))
+    farthest_logs = signed_log1p([low, high])
+    std = max(std, float(np.abs(farthest_logs - mean).max()) / MAX_DEVIATIONS)
     std = min(std, max(1.0, std / WIDEST))  # wide numbers stay wide: narrower ones are learned more slowly
     operators: list[Any] = [{"clamp": far}] if far else []
     operators.append("log1p")
     if std > 1e-6:  # else all values are the same
         operators.append({"standardize": {"mean": float(f"{mean:.6g}"), "std": float(f"{std:.3g}")}})
     return operators, reason
-
-
-def _log1ps(numbers: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    return np.copysign(np.log1p(np.abs(numbers)), numbers)
-
-
-def _log1p(number: float) -> float:
-    return math.copysign(math.log1p(abs(number)), number)
 
 
 def _range(low: float, high: float) -> str:

@@ -10,18 +10,15 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from headrace.auc import area_under_curve
 from headrace.compiling import kernel
-from headrace.observe.metrics import BINARY_COLUMNS, REGRESSION_COLUMNS
+from headrace.observe.metrics import BINARY_METRICS, REGRESSION_METRICS, QualityColumn, quality_columns
 
 __all__ = ["BinaryMetrics", "LabelMetrics", "RegressionMetrics", "Scores", "metrics_of"]
 
 NUM_BINS = 1 << 15
 MAX_LOGIT = 16.0
 """Logits beyond +-16 (probabilities within 1.2e-7 of 0 or 1) share the outermost bins."""
-
-
-BINARY = ("auc", "log_loss", "ne", "ne_error", "calibration")
-REGRESSION = ("rmse", "mae", "relative_mse", "bias")
 
 
 @dataclass(frozen=True)
@@ -63,13 +60,14 @@ class Scores:
     is_regression: bool = False
 
     @property
-    def columns(self) -> tuple[tuple[str, str, str], ...]:
-        """Metric, title and format of the columns that tables of results have for this kind of label."""
-        return REGRESSION_COLUMNS if self.is_regression else BINARY_COLUMNS
+    def columns(self) -> tuple[QualityColumn, ...]:
+        """The columns that tables of results have for this kind of label."""
+        return quality_columns(self.is_regression)
 
     def metrics(self) -> dict[str, float]:
         """The metrics of this kind of label by name, as in `metrics.jsonl`."""
-        return {name: getattr(self, name) for name in (REGRESSION if self.is_regression else BINARY)}
+        names = REGRESSION_METRICS if self.is_regression else (*BINARY_METRICS, "ne_error")
+        return {name: getattr(self, name) for name in names}
 
     def level(self) -> dict[str, float]:
         """The rate or mean of the label by name, as in `metrics.jsonl`."""
@@ -158,11 +156,11 @@ class BinaryMetrics:
             return Scores(int(rows), *(math.nan,) * 6)
         rate = positives / weight
         entropy = -rate * math.log(rate) - (1 - rate) * math.log(1 - rate) if 0 < rate < 1 else math.nan
-        auc, auc_error = _area(self._bins)
+        auc, tied = area_under_curve(*self._bins)
         return Scores(
             rows=int(rows),
             auc=auc,
-            auc_error=auc_error,
+            auc_error=0.5 * tied,
             log_loss=loss / weight,
             ne=loss / weight / entropy,
             calibration=predicted / positives if positives > 0 else math.nan,
@@ -234,18 +232,6 @@ class RegressionMetrics:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Load sums saved by `state_dict`."""
         self._sums[:] = state["sums"]
-
-
-def _area(bins: NDArray[np.float64]) -> tuple[float, float]:
-    """AUC and its error bound from the weights of negatives (row 0) and positives (row 1) per bin, by ascending
-    logit."""
-    negatives, positives = bins
-    pairs = negatives.sum() * positives.sum()
-    if pairs == 0:
-        return math.nan, math.nan
-    below = np.cumsum(negatives) - negatives
-    tied = float(positives @ negatives)
-    return float((positives @ below + 0.5 * tied) / pairs), 0.5 * tied / float(pairs)
 
 
 def _ne_error(bins: NDArray[np.float64], rows: float) -> float:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from headrace.auc import area_under_curve
 from headrace.logs.generate.spec import GenerateConfig
 
 __all__ = ["BoundMeter", "Calibration", "TeacherWeights", "WindowBound", "calibrate", "click_probability"]
@@ -142,17 +144,14 @@ class BoundMeter:
         rows = max(self._rows, 1)
         base = float(_entropy(np.array([self._probability / rows]))[0])
         best = self._entropy / rows
-        negative = self._count - self._positive
-        below = np.cumsum(negative) - negative
-        pairs = float(self._positive.sum() * negative.sum())
-        wins = float((self._positive * (below + negative / 2)).sum())
+        auc, _ = area_under_curve(self._count - self._positive, self._positive)
         return WindowBound(
             window=self._window,
             rows=self._rows,
             label_rate=self._clicks / rows,
             best_log_loss=best,
             best_normalized_entropy=best / base if base > 0 else 1.0,
-            best_auc=wins / pairs if pairs > 0 else 0.5,
+            best_auc=auc if math.isfinite(auc) else 0.5,
         )
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["NumberSketch"]
+__all__ = ["NumberSketch", "signed_log1p"]
 
 Floats = npt.NDArray[np.float64]
 
@@ -22,6 +22,11 @@ SHIFT = 18
 
 LAST = int(np.array(np.finfo(np.float32).max).view(np.int32)) >> SHIFT
 """Number of the last bucket; those of negative numbers are negative."""
+
+
+def signed_log1p(numbers: npt.ArrayLike) -> Floats:
+    """sign(x) log(1 + |x|), as of the operator `log1p`."""
+    return np.copysign(np.log1p(np.abs(numbers)), numbers)
 
 
 class NumberSketch:

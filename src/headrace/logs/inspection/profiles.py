@@ -15,7 +15,7 @@ import pyarrow.types as pt
 from headrace.logs.canonical import canonical, canonical_type
 from headrace.logs.inspection.hashing import Hashes, hash_column, is_list
 from headrace.logs.inspection.id_counter import MAX_SLOTS, IdCounter
-from headrace.logs.inspection.number_sketch import NumberSketch
+from headrace.logs.inspection.number_sketch import NumberSketch, signed_log1p
 
 __all__ = ["ColumnProfile", "kind_of"]
 
@@ -130,7 +130,7 @@ class ColumnProfile:
 
     @property
     def log_moments(self) -> tuple[float, float]:
-        """Mean and standard deviation of sign(x) log(1 + |x|) of the finite numbers x, as of the operator `log1p`."""
+        """Mean and standard deviation of `signed_log1p` of the finite numbers."""
         return self._mean_log, math.sqrt(self._squares_log / max(1, self._num_logs))
 
     @property
@@ -221,7 +221,7 @@ class ColumnProfile:
 
     def _add_logs(self, numbers: npt.NDArray[np.float64]) -> None:
         """Add to the moments of logs (Chan, Golub and LeVeque, 1979: nothing cancels where the mean is large)."""
-        logs = np.copysign(np.log1p(np.abs(numbers)), numbers)
+        logs = signed_log1p(numbers)
         mean, total = float(logs.mean()), self._num_logs + len(logs)
         self._squares_log += float(np.square(logs - mean).sum())
         self._squares_log += (mean - self._mean_log) ** 2 * len(logs) * self._num_logs / total

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from headrace.auc import area_under_curve
 from headrace.errors import DataError
 from headrace.logs.checks import BadRowPolicy
 from headrace.logs.files import list_files
@@ -17,7 +17,7 @@ from headrace.logs.groups import expand
 from headrace.logs.parquet_source import ParquetSource, select_files
 from headrace.logs.schema import Schema
 
-__all__ = ["Ranking", "area_under_curve", "rank_numbers"]
+__all__ = ["Ranking", "rank_numbers"]
 
 MAX_ROWS = 100_000
 MIN_SPLIT_ROWS = 4_096
@@ -64,29 +64,14 @@ def rank_numbers(location: str | Path, schema: Schema, *, max_rows: int = MAX_RO
     rows = np.concatenate(blocks)
     rows = np.nan_to_num(rows[~np.isnan(rows[:, 0])])  # rows without the label have no rank
     is_positive = rows[:, 0] > 0.5
-    return [
-        Ranking(name, area_under_curve(rows[:, number], is_positive), len(rows)) for number, name in enumerate(names, 1)
-    ]
+    return [Ranking(name, _auc(rows[:, number], is_positive), len(rows)) for number, name in enumerate(names, 1)]
 
 
-def area_under_curve(values: Float64s, is_positive: npt.NDArray[np.bool_]) -> float:
-    """Share of (positive, negative) pairs of rows in ascending order of values, equal values counting one half.
-
-    Args:
-        values: float64 [N].
-        is_positive: bool [N].
-
-    Returns:
-        The area under the ROC curve; NaN if there are no pairs.
-    """
-    _, place = np.unique(values, return_inverse=True)
-    positives = np.bincount(place, is_positive.astype(np.float64))
-    negatives = np.bincount(place, ~is_positive)
-    pairs = positives.sum() * negatives.sum()
-    if pairs == 0:
-        return math.nan
-    below = np.cumsum(negatives) - negatives
-    return float(positives @ (below + 0.5 * negatives) / pairs)
+def _auc(values: Float64s, is_positive: npt.NDArray[np.bool_]) -> float:
+    """Area under the ROC curve of ranking rows by ascending values."""
+    distinct, place = np.unique(values, return_inverse=True)
+    negatives, positives = (np.bincount(place[rows], minlength=len(distinct)) for rows in (~is_positive, is_positive))
+    return area_under_curve(negatives.astype(np.float64), positives.astype(np.float64))[0]
 
 
 def _spread(sizes: list[int], max_rows: int) -> Iterator[tuple[int, int]]:

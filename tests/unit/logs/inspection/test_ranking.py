@@ -10,10 +10,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from headrace.auc import area_under_curve
 from headrace.logs import Schema
 from headrace.logs.clustering import cluster_log
 from headrace.logs.inspection import rank_numbers
-from headrace.logs.inspection.ranking import area_under_curve
 
 SCHEMA = Schema.from_dict(
     {"labels": ["click"], "dense": ["good", "noise", "leak"], "session_id": "session"}, where="test"
@@ -83,4 +83,4 @@ def test_without_numbers_or_with_one_kind_of_label_there_is_no_rank(tmp_path: Pa
     (found,) = rank_numbers(tmp_path, Schema.from_dict({"labels": ["click"], "dense": ["good"]}, where="test"))
     assert math.isnan(found.auc)
     assert rank_numbers(tmp_path, Schema.from_dict({"labels": ["click"]}, where="test")) == []
-    assert math.isnan(area_under_curve(np.zeros(0), np.zeros(0, dtype=bool)))
+    assert math.isnan(area_under_curve(np.zeros(0), np.zeros(0))[0])
