@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 
-from headrace.observe.metrics import BINARY_COLUMNS, REGRESSION_COLUMNS
+from headrace.observe.metrics import QualityColumn, quality_columns
 from headrace.observe.run_data import RunData
 from headrace.training import Scores, WindowResult
 
 __all__ = ["WindowTable", "run_cells", "run_table", "scores_table", "text_table", "window_table"]
 
-QualityColumns = tuple[tuple[str, str, str], ...]
-"""Metric, title and format of columns."""
+RATE, CALIBRATION = ("label_rate", "rate", ".4f"), ("calibration", "calibration", ".4f")
+MEAN, BIAS = ("label_mean", "mean", ".5g"), ("bias", "bias", ".3g")
 
 USUAL_WIDTHS = (16, 11, 5, 9, 6, 8, 6, 7, 12)
 """Minimum column widths of the window table, whose later lines are not known yet."""
@@ -34,7 +34,9 @@ def window_table(windows: Sequence[WindowResult]) -> str:
     compared = any(not math.isnan(window.baseline_auc) for window in windows)
     rows = [_window_cells(window, bounded=bounded, compared=compared) for window in windows]
     total = run_cells(windows[-1], columns=len(rows[0])) if windows else None
-    header = _window_header(_columns_of(windows[-1]) if windows else BINARY_COLUMNS, bounded=bounded, compared=compared)
+    header = _window_header(
+        _columns_of(windows[-1]) if windows else quality_columns(False), bounded=bounded, compared=compared
+    )
     return text_table(header, rows, total)
 
 
@@ -105,20 +107,20 @@ def run_cells(last: WindowResult, *, columns: int) -> list[str] | None:
         f"{run.rows.num_used:,}",
         f"{run.rows.num_bad:,}",
         f"{run.rows_per_s:,.0f}",
-        *_score_cells(scores),
+        *_cells(scores, scores.columns),
     ]
     return cells + [""] * (columns - len(cells))
 
 
-def _columns_of(window: WindowResult) -> QualityColumns:
+def _columns_of(window: WindowResult) -> tuple[QualityColumn, ...]:
     return next(iter(window.scores.values())).columns
 
 
-def _score_cells(scores: Scores) -> list[str]:
-    return [f"{getattr(scores, name):{form}}" for name, _, form in scores.columns]
+def _cells(scores: Scores, columns: Iterable[QualityColumn]) -> list[str]:
+    return [f"{getattr(scores, name):{form}}" for name, _, form in columns]
 
 
-def _window_header(columns: QualityColumns, *, bounded: bool, compared: bool) -> list[str]:
+def _window_header(columns: Sequence[QualityColumn], *, bounded: bool, compared: bool) -> list[str]:
     header = ["window", "rows", "bad", "rows/s", *(title for _, title, _ in columns)]
     return header + ["best NE"] * bounded + ["baseline AUC"] * compared
 
@@ -132,7 +134,7 @@ def _window_cells(window: WindowResult, *, bounded: bool, compared: bool) -> lis
         f"{window.rows.num_used:,}",
         f"{window.rows.num_bad:,}",
         f"{window.rows_per_s:,.0f}",
-        *_score_cells(scores),
+        *_cells(scores, scores.columns),
         *extra,
     ]
 
@@ -151,21 +153,15 @@ def _rule(widths: Sequence[int]) -> str:
 
 def scores_table(scores: dict[str, Scores]) -> str:
     """A table with one line per label; binary labels and numbers have a table each."""
-    clicks = {name: s for name, s in scores.items() if not s.is_regression}
-    numbers = {name: s for name, s in scores.items() if s.is_regression}
     tables = []
-    if clicks:
-        header = ["label", "rows", "rate", *(title for _, title, _ in BINARY_COLUMNS), "calibration"]
+    for is_regression, level, last in ((False, RATE, CALIBRATION), (True, MEAN, BIAS)):
+        columns = (level, *quality_columns(is_regression), last)
+        header = ["label", "rows", *(title for _, title, _ in columns)]
         rows = [
-            [name, f"{s.rows:,}", f"{s.label_rate:.4f}", *_score_cells(s), f"{s.calibration:.4f}"]
-            for name, s in clicks.items()
+            [name, f"{of.rows:,}", *_cells(of, columns)]
+            for name, of in scores.items()
+            if of.is_regression == is_regression
         ]
-        tables.append(text_table(header, rows))
-    if numbers:
-        header = ["label", "rows", "mean", *(title for _, title, _ in REGRESSION_COLUMNS), "bias"]
-        rows = [
-            [name, f"{s.rows:,}", f"{s.label_mean:.5g}", *_score_cells(s), f"{s.bias:.3g}"]
-            for name, s in numbers.items()
-        ]
-        tables.append(text_table(header, rows))
+        if rows:
+            tables.append(text_table(header, rows))
     return "\n\n".join(tables)

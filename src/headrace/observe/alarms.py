@@ -62,7 +62,7 @@ def find_alarms(run: RunData) -> list[Alarm]:
     whole = run.whole()
     if whole is None:
         return []
-    alarms = list(_worse_than_the_mean(run, whole) if run.is_regression else _worse_than_the_rate(run, whole))
+    alarms = list(_worse_than_constant(run, whole))
     auc, baseline = run.mean_of_windows("auc"), run.mean_of_windows("baseline_auc")
     if baseline > 0.5 and auc < baseline - AUC_MARGIN:
         name = run.job_value("training", "baseline") or "the baseline"
@@ -71,36 +71,28 @@ def find_alarms(run: RunData) -> list[Alarm]:
     return alarms
 
 
-def _worse_than_the_rate(run: RunData, whole: WholeRun) -> Iterator[Alarm]:
-    rate = run.mean_of_windows("label_rate")
-    is_worse = whole.ne > 1 + _margin(whole.rows, rate, whole.ne_error)
-    worse = [span for span in run.windows if _is_worse(span)]
+def _worse_than_constant(run: RunData, whole: WholeRun) -> Iterator[Alarm]:
+    """An alarm if the model is worse than always predicting the label's rate or mean, over all rows or in a window."""
+    if run.is_regression:
+        metric, title, constant, explain = "relative_mse", "relative MSE", "mean", _worse_than_mean
+    else:
+        metric, title, constant, explain = "ne", "NE", "rate", _worse_than_rate
+    value = getattr(whole, metric)
+    is_worse = value > 1 + _margin(whole.rows, run.mean_of_windows("label_rate"), whole.ne_error)
+    worse = [
+        span
+        for span in run.windows
+        if span.value(metric) > 1 + _margin(*(span.value(name) for name in ("rows", "label_rate", "ne_error")))
+    ]
     if is_worse or worse:
         names = shorten_list([span.name for span in worse], limit=100)
-        where = f"NE {whole.ne:.4f} over all rows" if is_worse else f"NE above 1 in {names}"
-        reason, what = _worse_than_rate(run, worse or run.windows)
-        yield Alarm(f"{where}: worse than always predicting the label rate", reason, what)
-
-
-def _worse_than_the_mean(run: RunData, whole: WholeRun) -> Iterator[Alarm]:
-    is_worse = whole.relative_mse > 1 + UNKNOWN
-    worse = [span for span in run.windows if span.value("relative_mse") > 1 + UNKNOWN]
-    if is_worse or worse:
-        names = shorten_list([span.name for span in worse], limit=100)
-        over_all = f"relative MSE {whole.relative_mse:.4f} over all rows"
-        where = over_all if is_worse else f"relative MSE above 1 in {names}"
-        reason, what = _worse_than_mean(run, worse or run.windows)
-        yield Alarm(f"{where}: worse than always predicting the label mean", reason, what)
-
-
-def _is_worse(span: WindowSpan) -> bool:
-    """Whether a window's normalised entropy is above 1 by more than noise."""
-    margin = _margin(span.value("rows"), span.value("label_rate"), span.value("ne_error"))
-    return span.value("ne") > 1 + margin
+        where = f"{title} {value:.4f} over all rows" if is_worse else f"{title} above 1 in {names}"
+        reason, what = explain(run, worse or run.windows)
+        yield Alarm(f"{where}: worse than always predicting the label {constant}", reason, what)
 
 
 def _margin(rows: float, label_rate: float, ne_error: float) -> float:
-    """Normalised entropy above 1 that noise can explain.
+    """Normalised entropy above 1 that noise can explain, or relative squared error, which has no label rate.
 
     Runs by older versions have no standard error. Predictions that differ from the label rate by a little noise, and
     reach a normalised entropy of 1 + x, have one of sqrt(2x / (rows * entropy)); most others have a larger one. So x is

@@ -7,14 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from headrace.messages import shorten, to_json
-from headrace.observe.metrics import BINARY_COLUMNS, REGRESSION_COLUMNS
+from headrace.observe.metrics import BINARY_METRICS, REGRESSION_METRICS, QualityColumn, quality_columns
 from headrace.observe.run_data import RunData, WholeRun, WindowSpan
 
 __all__ = ["Comparison", "compare_runs"]
 
 WHOLE = "whole run"
-
-BINARY = ("auc", "log_loss", "ne", "calibration")
 
 NOT_COMPARED = ("run",)
 """Settings that do not affect training."""
@@ -38,11 +36,10 @@ class Comparison:
     is_regression: bool = False
 
     @property
-    def _metrics(self) -> tuple[tuple[str, str, str], ...]:
-        """The metrics about quality in tables: name, title and format."""
-        wanted = ("rmse", "relative_mse") if self.is_regression else ("auc", "ne")
-        columns = REGRESSION_COLUMNS if self.is_regression else BINARY_COLUMNS
-        return tuple(column for column in columns if column[0] in wanted)
+    def _metrics(self) -> tuple[QualityColumn, ...]:
+        """The columns about quality: the first and the last of those of one run."""
+        first, *_, last = quality_columns(self.is_regression)
+        return first, last
 
     def header(self) -> list[str]:
         """Titles of the columns of `window_rows`."""
@@ -72,8 +69,7 @@ class Comparison:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
-        metrics = ("rmse", "mae", "relative_mse", "bias") if self.is_regression else BINARY
-        names = ("rows", *metrics, "rows_per_s")
+        names = ("rows", *(REGRESSION_METRICS if self.is_regression else BINARY_METRICS), "rows_per_s")
 
         def values(one: WindowSpan | WholeRun | None) -> dict[str, float] | None:
             if one is None:

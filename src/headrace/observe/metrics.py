@@ -9,7 +9,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 
-__all__ = ["BINARY_COLUMNS", "METRICS", "REGRESSION_COLUMNS", "Kind", "Metric", "MetricRegistry"]
+__all__ = [
+    "BINARY_METRICS",
+    "METRICS",
+    "REGRESSION_METRICS",
+    "Kind",
+    "Metric",
+    "MetricRegistry",
+    "QualityColumn",
+    "quality_columns",
+]
 
 
 class Kind(StrEnum):
@@ -69,11 +78,22 @@ class MetricRegistry:
         return "\n".join(["| metric | unit | kind | meaning |", "|---|---|---|---|", *rows])
 
 
-BINARY_COLUMNS = (("auc", "AUC", ".4f"), ("log_loss", "log loss", ".4f"), ("ne", "NE", ".4f"))
-"""Columns of tables of results whose first label is binary: metric, title and format."""
+BINARY_METRICS = ("auc", "log_loss", "ne", "calibration")
+"""Metrics of a binary label."""
 
-REGRESSION_COLUMNS = (("rmse", "RMSE", ".5g"), ("mae", "MAE", ".5g"), ("relative_mse", "relative MSE", ".4f"))
-"""The columns if the first label is a number."""
+REGRESSION_METRICS = ("rmse", "mae", "relative_mse", "bias")
+"""Metrics of a label that is a number."""
+
+QualityColumn = tuple[str, str, str]
+"""Metric, title and format of a column in tables of results."""
+
+
+def quality_columns(is_regression: bool) -> tuple[QualityColumn, ...]:
+    """Columns of tables of results for a label that is a number, or for a binary one."""
+    if is_regression:
+        return ("rmse", "RMSE", ".5g"), ("mae", "MAE", ".5g"), ("relative_mse", "relative MSE", ".4f")
+    return ("auc", "AUC", ".4f"), ("log_loss", "log loss", ".4f"), ("ne", "NE", ".4f")
+
 
 METRICS = MetricRegistry()
 """Metrics in a run's `metrics.jsonl`. A dot means nesting: `seconds.wait` is `{"seconds": {"wait": ...}}`."""

@@ -17,7 +17,7 @@ from headrace.bounded_yaml import BoundedLoader
 from headrace.errors import ConfigError
 from headrace.observe.decisions import Decision, read_decisions
 from headrace.observe.jsonl import read_jsonl
-from headrace.observe.metrics import BINARY_COLUMNS, REGRESSION_COLUMNS
+from headrace.observe.metrics import BINARY_METRICS, REGRESSION_METRICS, QualityColumn, quality_columns
 from headrace.observe.timeline import read_schedule
 
 __all__ = ["Floats", "RunData", "WholeRun", "WindowSpan"]
@@ -144,9 +144,9 @@ class RunData:
         return any("relative_mse" in span.record for span in self.windows) or "relative_mse" in self.columns
 
     @property
-    def quality_columns(self) -> tuple[tuple[str, str, str], ...]:
-        """Metric, title and format of the columns about quality in tables of windows."""
-        return REGRESSION_COLUMNS if self.is_regression else BINARY_COLUMNS
+    def quality_columns(self) -> tuple[QualityColumn, ...]:
+        """The columns about quality in tables of windows."""
+        return quality_columns(self.is_regression)
 
     def column(self, name: str) -> Floats:
         """A column of the step records; all NaN if it does not exist."""
@@ -161,7 +161,7 @@ class RunData:
         """The run over all rows of its finished windows; None before the first window ends."""
         if not self.windows:
             return None
-        names = ("auc", "log_loss", "ne", "calibration", "rmse", "mae", "relative_mse", "bias")
+        names = (*BINARY_METRICS, *REGRESSION_METRICS)
         found = self.windows[-1].record.get("run")
         if isinstance(found, Mapping):
             keys = ("rows", "bad", "seconds", *names, "ne_error")
