@@ -50,8 +50,7 @@ def init(
     from headrace.logs import check_output, list_log
     from headrace.logs.files import printable
     from headrace.logs.importers import LABEL, text_kind
-    from headrace.logs.inspection import rank_numbers, schema_to_yaml
-    from headrace.messages import count_of
+    from headrace.logs.inspection import rank_numbers
     from headrace.paths import local_logs, local_path
     from headrace.training.first_job import choose_job, job_notes, job_to_yaml
 
@@ -75,32 +74,50 @@ def init(
         if kind is not None:
             shutil.rmtree(path)  # the same command with another label converts the log again
         raise
-    rates = [f"{p.name} {p.mean:.4f}" for p, g in _columns(found) if g.part == "label" and p.mean is not None]
-    typer.echo(f"{printable(path)}: {found.num_rows:,} rows, label rate: {', '.join(rates)}")
     with writing(out):
         out.mkdir(parents=True, exist_ok=True)
-    if schema is None:
-        write_text(schema_path, schema_to_yaml(found.schema, found.guesses))
-        parts = (found.schema.ids, "id"), (found.schema.id_lists, "id list"), (found.schema.dense, "number")
-        counts = ", ".join(count_of(len(columns), noun) for columns, noun in parts)
-        typer.echo(f"wrote {schema_path}: {counts}; the reason for each is in it")
-    else:
-        typer.echo(f"schema: {schema}")
-    logs = local_logs(path)
-    relative = [
-        path if logs is None else os.path.relpath(logs, out),
-        os.path.relpath(schema_path if schema is None else schema, out),
-    ]
+    _write_schema(found, schema, schema_path, printable(path))
+    logs, schema = local_logs(path), schema or schema_path
     rankings = rank_numbers(path, found.schema)
-    choices = choose_job(found, path=relative[0], schema=relative[1], rankings=rankings)
-    notes = job_notes(found, path=printable(path), rankings=rankings)
-    numbers = [choice for choice in choices if choice.key[:2] == ("features", "dense")]
-    rest = "All other values are defaults, see docs/job-file.md."
-    rest += "" if numbers else " Without a section `features`, every column is a feature."
-    text = job_to_yaml(
-        choices, title="Written by headrace init. Train with: headrace train job.yaml", notes=[*notes, rest]
+    choices = choose_job(
+        found,
+        path=path if logs is None else os.path.relpath(logs, out),
+        schema=os.path.relpath(schema, out),
+        rankings=rankings,
     )
-    write_text(job_path, text)
+    notes = job_notes(found, path=printable(path), rankings=rankings)
+    rest = "All other values are defaults, see docs/job-file.md."
+    if not any(choice.key[0] == "features" for choice in choices):
+        rest += " Without a section `features`, every column is a feature."
+    title = "Written by headrace init. Train with: headrace train job.yaml"
+    write_text(job_path, job_to_yaml(choices, title=title, notes=[*notes, rest]))
+    _show(job_path, choices, notes)
+    typer.echo(f"next: headrace train {quote(str(job_path))}")
+
+
+def _write_schema(found: Any, given: Path | None, written: Path, where: str) -> None:
+    """Write the schema of an inspected log unless it was given, and say what it is."""
+    from headrace.files import write_text
+    from headrace.logs.inspection import schema_to_yaml
+    from headrace.messages import count_of
+
+    columns = zip(found.profiles, found.guesses, strict=True)
+    rates = [f"{p.name} {p.mean:.4f}" for p, guess in columns if guess.part == "label" and p.mean is not None]
+    typer.echo(f"{where}: {found.num_rows:,} rows, label rate: {', '.join(rates)}")
+    if given is not None:
+        typer.echo(f"schema: {given}")
+        return
+    write_text(written, schema_to_yaml(found.schema, found.guesses))
+    parts = (found.schema.ids, "id"), (found.schema.id_lists, "id list"), (found.schema.dense, "number")
+    counts = ", ".join(count_of(len(columns), noun) for columns, noun in parts)
+    typer.echo(f"wrote {written}: {counts}; the reason for each is in it")
+
+
+def _show(job_path: Path, choices: Any, notes: list[str]) -> None:
+    """Show the choices of a job file that was written, and notes on the log; numbers as features are only counted."""
+    from headrace.messages import count_of
+
+    numbers = [choice for choice in choices if choice.key[:2] == ("features", "dense")]
     typer.echo(f"wrote {job_path}:")
     for choice in choices:
         if choice not in numbers:
@@ -110,7 +127,6 @@ def init(
         typer.echo(f"  features.dense: {count_of(len(numbers), 'feature')}; the reason for each is in the file")
     for note in notes:
         typer.echo(note)
-    typer.echo(f"next: headrace train {quote(str(job_path))}")
 
 
 def _schema_beside(path: str, written: Path, *, force: bool) -> Path | None:
@@ -165,10 +181,6 @@ def _inspect(path: str, schema: Path | None, label: str | None, ignore: list[str
             "it with --schema, or make a label of other columns of CSV and JSON lines with --label 'rating >= 4'"
         )
     return found
-
-
-def _columns(found: Any) -> Any:
-    return zip(found.profiles, found.guesses, strict=True)
 
 
 def _convert(kind: Any, path: str, label: str | None, out: Path) -> str:

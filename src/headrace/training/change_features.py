@@ -81,9 +81,8 @@ def with_job_features(
     tell(_told_of_tables(snapshot, changes), {})
     tell(dense.told, {})
 
-    removed = run.rewind(snapshot.number)
-    if removed:
-        tell(f"moved output newer than the checkpoint to {run.rewound}: {', '.join(removed)}", {})
+    if moved := run.rewind(snapshot.number):
+        tell(run.describe_rewound(moved), {})
     process_group.total([np.zeros(1)])  # no trainer has output left that the new checkpoint would seem to commit
     if process_group.rank == 0:
         arrays = snapshot.arrays | {"dense": dense.parameters, "optimizer": dense.optimizer}

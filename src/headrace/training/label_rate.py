@@ -22,7 +22,7 @@ from torch import nn
 from headrace.logs import LabelColumn
 from headrace.messages import shorten_list
 from headrace.tensors import Batch
-from headrace.training.label_units import set_label_units
+from headrace.training.label_units import known_labels, set_label_units
 
 __all__ = ["LabelStart", "first_logits", "set_output_bias", "start_at_labels", "without_start"]
 
@@ -146,11 +146,8 @@ def _sums(batch: Batch, *, clip: bool = True) -> tuple[Floats, Floats]:
         batch: The rows.
         clip: Whether labels are clipped to 0 and 1.
     """
-    labels = batch.labels.numpy().astype(np.float64)
-    weights = np.ones(len(labels)) if batch.weights is None else batch.weights.numpy().astype(np.float64)
-    known = weights[:, None] * np.isfinite(labels)
-    labels = np.nan_to_num(labels)
-    return _running_sums(known), _running_sums(known * (np.clip(labels, 0, 1) if clip else labels))
+    labels, weights = known_labels(batch)
+    return _running_sums(weights), _running_sums(weights * (np.clip(labels, 0, 1) if clip else labels))
 
 
 def _running_sums(values: Floats) -> Floats:

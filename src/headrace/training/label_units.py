@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from headrace.tensors import Batch
 
-__all__ = ["LABEL_BUFFERS", "label_units", "predict_in_units", "set_label_units"]
+__all__ = ["LABEL_BUFFERS", "known_labels", "label_units", "predict_in_units", "set_label_units"]
 
 MEAN, UNIT = "label_mean", "label_unit"
 LABEL_BUFFERS = (MEAN, UNIT)
@@ -49,19 +49,23 @@ def label_units(model: nn.Module) -> Tensor:
     return model.get_buffer(UNIT)
 
 
+def known_labels(batch: Batch) -> tuple[Floats, Floats]:
+    """The labels of a batch, and their weights, float64 [B, L] each; a missing label is 0, with weight 0."""
+    labels = batch.labels.numpy().astype(np.float64)
+    weights = np.ones(len(labels)) if batch.weights is None else batch.weights.numpy().astype(np.float64)
+    return np.nan_to_num(labels), weights[:, None] * np.isfinite(labels)
+
+
 def set_label_units(model: nn.Module, batch: Batch) -> tuple[Floats, Floats]:
     """Set mean and unit of a model's labels to the weighted mean and standard deviation of a batch.
 
     Returns:
         The means and the units, float64 [L]. A label that is the same in all rows, or missing in all, has the unit 1.
     """
-    labels = batch.labels.numpy().astype(np.float64)
-    weights = np.ones(len(labels)) if batch.weights is None else batch.weights.numpy().astype(np.float64)
-    known_BL = weights[:, None] * np.isfinite(labels)
-    total = np.maximum(known_BL.sum(axis=0), np.finfo(np.float64).tiny)
-    labels = np.nan_to_num(labels)
-    means = (known_BL * labels).sum(axis=0) / total
-    units = np.sqrt((known_BL * (labels - means) ** 2).sum(axis=0) / total).astype(np.float32)
+    labels_BL, weights_BL = known_labels(batch)
+    total = np.maximum(weights_BL.sum(axis=0), np.finfo(np.float64).tiny)
+    means = (weights_BL * labels_BL).sum(axis=0) / total
+    units = np.sqrt((weights_BL * (labels_BL - means) ** 2).sum(axis=0) / total).astype(np.float32)
     units = np.where(units > 0, units, np.float32(1.0)).astype(np.float64)
     with torch.no_grad():
         is_regression = label_units(model) > 0

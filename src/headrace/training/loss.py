@@ -13,14 +13,17 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 from headrace.compiling import kernel
 
-__all__ = ["LabelLoss", "training_loss"]
+__all__ = ["LabelLoss"]
 
 Array = npt.NDArray[Any]
 
 
 @dataclass(frozen=True, eq=False)
 class LabelLoss:
-    """The loss of L labels, see `training_loss`.
+    """Mean over rows and labels of weight times loss, and its gradient.
+
+    The loss is the log loss of a logit, or the square of an error in a label's unit, such as its standard deviation;
+    so labels in seconds and in hours are trained alike.
 
     Attributes:
         weights: float64 [L], weight of each label; None for ones.
@@ -33,15 +36,37 @@ class LabelLoss:
     def __call__(
         self, outputs_BL: Tensor, labels_BL: Tensor, weights_B: Tensor | None, *, num_rows: int | None = None
     ) -> tuple[float, Tensor]:
-        """See `training_loss`."""
-        return training_loss(
-            outputs_BL,
-            labels_BL,
-            weights_B,
-            num_rows=num_rows,
-            label_weights_L=self.weights,
-            units_L=self.units,
+        """Compute the loss of a batch.
+
+        Args:
+            outputs_BL: float32, logits and predicted values.
+            labels_BL: float32, from 0 to 1 for a label with log loss; NaN where a row does not have the label, which
+                counts as weight 0.
+            weights_B: float32; None for ones. The mean divides by the number of rows, not by the sum of weights.
+            num_rows: Rows of the whole batch if these B rows are a micro-batch; None for B. Losses and gradients of all
+                micro-batches add up to those of the batch.
+
+        Returns:
+            The loss, and its gradient, float32 [B, L], the argument of `outputs.backward`. The loss is NaN if there are
+            no rows or a label is outside [0, 1].
+        """
+        num_labels = outputs_BL.shape[1]
+        weights_L = torch.ones(num_labels, dtype=torch.float64) if self.weights is None else self.weights
+        units_L = torch.zeros(num_labels, dtype=torch.float64) if self.units is None else self.units
+        if not outputs_BL.is_cpu or outputs_BL.dtype != torch.float32 or not len(outputs_BL):
+            return _by_torch(outputs_BL, labels_BL, weights_B, num_rows, weights_L, units_L)
+        grad = torch.empty(outputs_BL.shape)
+        scale = 1.0 / ((len(outputs_BL) if num_rows is None else num_rows) * num_labels)
+        value = _label_loss(
+            outputs_BL.detach().contiguous().numpy(),
+            labels_BL.numpy(),
+            np.empty(0, np.float32) if weights_B is None else weights_B.numpy(),
+            weights_L.double().cpu().numpy(),
+            units_L.double().cpu().numpy(),
+            scale,
+            grad.numpy(),
         )
+        return value, grad
 
     def impossible(self, labels_BL: Tensor) -> Tensor:
         """The values of labels for which there is no loss: those with log loss that are not from 0 to 1."""
@@ -77,56 +102,6 @@ def _label_loss(
             total += weight * (max(x, 0.0) - x * y + np.log1p(shrunk))
             grad[b, label] = weight * (probability - y) * scale
     return float(total * scale)
-
-
-def training_loss(
-    outputs_BL: Tensor,
-    labels_BL: Tensor,
-    weights_B: Tensor | None,
-    *,
-    num_rows: int | None = None,
-    label_weights_L: Tensor | None = None,
-    units_L: Tensor | None = None,
-) -> tuple[float, Tensor]:
-    """Mean over rows and labels of weight times loss, and its gradient.
-
-    The loss is the log loss of a logit, or the square of an error in a label's unit, such as its standard deviation;
-    so labels in seconds and in hours are trained alike.
-
-    Args:
-        outputs_BL: float32, logits and predicted values.
-        labels_BL: float32, from 0 to 1 for a label with log loss; NaN where a row does not have the label, which counts
-            as weight 0.
-        weights_B: float32; None for ones. The mean divides by the number of rows, not by the sum of weights.
-        num_rows: Rows of the whole batch if these B rows are a micro-batch; None for B. Losses and gradients of all
-            micro-batches add up to those of the batch.
-        label_weights_L: Weight of each label; None for ones.
-        units_L: Unit of each label's squared error, 0 for a label with log loss; None if all have log loss.
-
-    Returns:
-        The loss, and its gradient, float32 [B, L], the argument of `outputs.backward`. The loss is NaN if there are no
-        rows or a label is outside [0, 1].
-    """
-    num_labels = outputs_BL.shape[1]
-    weights_L = torch.ones(num_labels, dtype=torch.float64) if label_weights_L is None else label_weights_L
-    units = torch.zeros(num_labels, dtype=torch.float64) if units_L is None else units_L
-    if not outputs_BL.is_cpu or outputs_BL.dtype != torch.float32 or not len(outputs_BL):
-        return _by_torch(outputs_BL, labels_BL, weights_B, num_rows, weights_L, units)
-    grad = torch.empty(outputs_BL.shape)
-    scale = 1.0 / ((len(outputs_BL) if num_rows is None else num_rows) * num_labels)
-    no_weights = np.empty(0, np.float32)
-    weights_array = no_weights if weights_B is None else weights_B.numpy()
-    outputs = outputs_BL.detach().contiguous().numpy()
-    value = _label_loss(
-        outputs,
-        labels_BL.numpy(),
-        weights_array,
-        weights_L.double().cpu().numpy(),
-        units.double().cpu().numpy(),
-        scale,
-        grad.numpy(),
-    )
-    return value, grad
 
 
 def _by_torch(

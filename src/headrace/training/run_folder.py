@@ -8,7 +8,7 @@ import os
 import re
 import shutil
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import count
 from pathlib import Path
 from typing import IO, Any
@@ -234,6 +234,10 @@ class RunFolder:
         for path in self._replayed.glob("*.parquet"):
             if path.name not in names:
                 path.rename(self.quarantine / path.name)
+
+    def describe_rewound(self, moved: Sequence[str]) -> str:
+        """A line for the user about the files that `rewind` moved."""
+        return f"moved output newer than the checkpoint to {self.rewound}: {', '.join(moved)}"
 
     def rewind(self, number: int) -> list[str]:
         """Move output newer than checkpoint `number` to `rewound`, without deleting anything.

@@ -460,9 +460,8 @@ class Trainer:
         if snapshot is None and self.rank == 0:
             for line in describe_choices(self.job, self.components.plan, precision):
                 self._tell(line)
-        removed = self.run_folder.rewind(self.state.checkpoint)
+        moved = self.run_folder.rewind(self.state.checkpoint)
         self.run_folder.set_aside(self.state.replayed)
-        if removed:
-            what = ", ".join(removed)
-            self._tell(f"moved output newer than the checkpoint to {self.run_folder.rewound}: {what}")
+        if moved:
+            self._tell(self.run_folder.describe_rewound(moved))
         self.run_folder.write_config(self.job.to_yaml())
