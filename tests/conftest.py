@@ -115,3 +115,17 @@ def unit_tests_stay_inside(request: pytest.FixtureRequest, monkeypatch: pytest.M
     monkeypatch.setattr(socket.socket, "connect", refuse("use the network"))
     monkeypatch.setattr(socket.socket, "bind", refuse("use the network"))
     monkeypatch.setattr(time, "sleep", refuse("sleep"))
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """One Numba and one torch thread; what was before comes back."""
+    import numba
+    import torch
+
+    before = numba.get_num_threads(), torch.get_num_threads()
+    numba.set_num_threads(1)
+    torch.set_num_threads(1)
+    yield
+    numba.set_num_threads(before[0])
+    torch.set_num_threads(before[1])

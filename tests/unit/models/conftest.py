@@ -1,8 +1,5 @@
 """A small batch with two dense and three sparse features, and one thread: it is too small for more."""
 
-from collections.abc import Iterator
-
-import numba
 import pytest
 import torch
 
@@ -13,14 +10,8 @@ NUM_ROWS = 12
 
 
 @pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """One Numba and one torch thread; what was before comes back."""
-    before = numba.get_num_threads(), torch.get_num_threads()
-    numba.set_num_threads(1)
-    torch.set_num_threads(1)
-    yield
-    numba.set_num_threads(before[0])
-    torch.set_num_threads(before[1])
+def every_test_has_one_thread(one_thread: None) -> None:
+    """See `one_thread`."""
 
 
 @pytest.fixture

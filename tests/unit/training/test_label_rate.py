@@ -7,20 +7,10 @@ import math
 import numpy as np
 import pytest
 import torch
+from small_batches import batch_of
 from torch import nn
 
-from headrace.tensors import Batch
 from headrace.training.label_rate import first_logits, set_output_bias, without_start
-
-
-def batch_of(labels: list[list[float]], weights: list[float] | None = None) -> Batch:
-    return Batch(
-        dense=torch.zeros(len(labels), 0),
-        sparse=(),
-        labels=torch.tensor(labels),
-        row_ids=torch.arange(len(labels)),
-        weights=None if weights is None else torch.tensor(weights),
-    )
 
 
 def sigmoid(x: object) -> np.ndarray:

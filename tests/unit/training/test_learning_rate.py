@@ -15,14 +15,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from small_batches import make_batch, make_model
 
-from headrace.embeddings import EmbeddingsConfig
 from headrace.errors import ConfigError
-from headrace.models import DLRM, DLRMConfig
+from headrace.models import DLRM
 from headrace.observe.report import render_report
 from headrace.observe.run_data import RunData
 from headrace.registry import LEARNING_RATE_SCHEDULES
-from headrace.tensors import Batch, KeyedJaggedTensor
 from headrace.training import LearningRateScheduleConfig, Trainer, TrainingStep
 from headrace.training.components import build_components
 from headrace.training.job import JobConfig, TrainingConfig
@@ -102,24 +101,6 @@ def test_a_schedule_of_ones_own_is_named_by_its_place_and_a_factor_that_is_none_
     assert schedule.factor(100) == pytest.approx(0.5 * 0.55)
     with pytest.raises(ConfigError, match=r"own_schedules:Halves gives nan after 1,000 rows, expected a number >= 0"):
         schedule.factor(1000)
-
-
-def make_model(optimizer: dict[str, Any]) -> DLRM:
-    table = {"kind": "hashed", "num_embeddings": 50, "optimizer": optimizer}
-    embeddings = EmbeddingsConfig.from_dict({"default": table}, where="test")
-    config = DLRMConfig(embedding_dim=4, bottom=(8,), top=(16,))
-    return DLRM(config, num_dense=2, sparse_keys=["user", "item"], num_labels=1, embeddings=embeddings, seed=0)
-
-
-def make_batch(seed: int, num_rows: int = 24) -> Batch:
-    generator = torch.Generator().manual_seed(seed)
-    ids = {name: [[(row * 7 + seed) % size] for row in range(num_rows)] for name, size in (("user", 9), ("item", 5))}
-    return Batch(
-        dense=torch.randn(num_rows, 2, generator=generator),
-        sparse=(KeyedJaggedTensor.from_lists(ids),),
-        labels=torch.randint(0, 2, (num_rows, 1), generator=generator).float(),
-        row_ids=torch.arange(num_rows),
-    )
 
 
 def parameters(model: DLRM) -> list[torch.Tensor]:

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
+from small_batches import batch_of
 from torch import nn
 
 from headrace.cli.tables import run_table, scores_table, window_table
@@ -22,7 +23,6 @@ from headrace.observe.comparison import compare_runs
 from headrace.observe.report import render_report
 from headrace.observe.run_data import RunData
 from headrace.scoring import ExportedModel, Scorer, export_model
-from headrace.tensors import Batch
 from headrace.training import JobConfig, RegressionMetrics, Trainer, TrainResult
 from headrace.training.components import build_components
 from headrace.training.label_rate import start_at_labels
@@ -31,16 +31,6 @@ from headrace.training.label_units import label_units, predict_in_units, set_lab
 ROWS = 3000
 NAN = math.nan
 RATING = {"name": "rating", "allowed": None}
-
-
-def batch_of(labels: list[list[float]], weights: list[float] | None = None) -> Batch:
-    return Batch(
-        dense=torch.zeros(len(labels), 0),
-        sparse=(),
-        labels=torch.tensor(labels),
-        row_ids=torch.arange(len(labels)),
-        weights=None if weights is None else torch.tensor(weights),
-    )
 
 
 class Head(nn.Module):

@@ -2,36 +2,20 @@
 
 import copy
 import resource
+from functools import partial
 
 import pytest
+import small_batches
 import torch
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from headrace.embeddings import EmbeddingsConfig
 from headrace.errors import HeadraceError
-from headrace.models import DLRM, DLRMConfig
-from headrace.tensors import Batch, KeyedJaggedTensor
+from headrace.models import DLRM
 from headrace.training.dense_optimizer import SGD, Adagrad, Adam, clip_gradients
 from headrace.training.step import TrainingStep
 
-
-def make_model(bottom: tuple[int, ...] = (8,), top: tuple[int, ...] = (16,)) -> DLRM:
-    table = {"kind": "hashed", "num_embeddings": 50, "optimizer": {"kind": "sgd", "lr": 0.1}}
-    embeddings = EmbeddingsConfig.from_dict({"default": table}, where="test")
-    config = DLRMConfig(embedding_dim=4, bottom=bottom, top=top)
-    return DLRM(config, num_dense=2, sparse_keys=["user", "item"], num_labels=2, embeddings=embeddings, seed=0)
-
-
-def make_batch(seed: int, num_rows: int = 24) -> Batch:
-    generator = torch.Generator().manual_seed(seed)
-    ids = {name: [[(row * 7 + seed) % size] for row in range(num_rows)] for name, size in (("user", 9), ("item", 5))}
-    return Batch(
-        dense=torch.randn(num_rows, 2, generator=generator),
-        sparse=(KeyedJaggedTensor.from_lists(ids),),
-        labels=torch.randint(0, 2, (num_rows, 2), generator=generator).float(),
-        row_ids=torch.arange(num_rows),
-        weights=torch.rand(num_rows, generator=generator),
-    )
+make_model = partial(small_batches.make_model, {"kind": "sgd", "lr": 0.1}, num_labels=2)
+make_batch = partial(small_batches.make_batch, num_labels=2, has_weights=True)
 
 
 def parameters(model: DLRM) -> list[torch.Tensor]:
@@ -95,7 +79,7 @@ def test_a_loss_that_is_no_number_leaves_parameters_as_they_were() -> None:
 
 
 def test_a_step_after_the_first_ones_asks_the_kernel_for_no_memory() -> None:
-    model = make_model((256,), (256, 256))
+    model = make_model(bottom=(256,), top=(256, 256))
     step, batch = TrainingStep(model, sgd(model)), make_batch(0, num_rows=2048)
     for _ in range(6):
         step(batch)
