@@ -10,7 +10,6 @@ expanded. The process reads commands from standard input, one per line, and answ
 from __future__ import annotations
 
 import json
-import os
 import sys
 import time
 from dataclasses import replace
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peers.answers import open_answers
 
 from headrace.logs import ParquetSource, select_files
 from headrace.logs.files import list_files
@@ -81,16 +81,11 @@ def resident(name: str) -> int:
 def main() -> None:
     """Train as requested until the input ends."""
     settings = json.loads(sys.argv[1])
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
+    answer = open_answers()
     batches, step = ready_batches(settings)
     turn = cycle(batches)
     Path("/proc/self/clear_refs").write_text("5")  # resets the peak
     before = resident("VmRSS")
-
-    def answer(value: Any) -> None:
-        answers.write(json.dumps(value) + "\n")
-        answers.flush()
 
     answer({"ready": True})
     for line in sys.stdin:

@@ -11,8 +11,6 @@ A pass is timed from creating the iterator until its last batch is delivered.
 
 from __future__ import annotations
 
-import json
-import os
 import sys
 import time
 from pathlib import Path
@@ -20,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from peers.answers import open_answers
 from peers.arms import ARMS
 from peers.data import Logs
 from peers.work import Batch, digest
@@ -52,15 +51,9 @@ def memory() -> dict[str, int]:
 def main() -> None:
     """Create the loader, and answer commands until the input ends."""
     arm, folder, num_rows, op = sys.argv[1:]
-    # Libraries may print, so only answers go to standard output; everything else goes to standard error.
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
+    answer = open_answers()
     start = ARMS[arm].make(Logs(Path(folder), int(num_rows)), op)
     commands = {"time": lambda: timed_pass(start), "digest": lambda: digests(start), "memory": memory}
-
-    def answer(value: Any) -> None:
-        answers.write(json.dumps(value) + "\n")
-        answers.flush()
 
     answer({"ready": True, "numpy": np.__version__})
     for line in sys.stdin:

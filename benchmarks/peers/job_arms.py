@@ -13,7 +13,6 @@ fsync). The loss is the mean over all rows, each predicted before it is trained 
 from __future__ import annotations
 
 import gc
-import json
 import os
 import shutil
 import sys
@@ -27,6 +26,7 @@ from typing import Any
 
 import numpy as np
 
+from peers.answers import open_answers
 from peers.data import Logs
 from peers.step_work import DENSE_ADAGRAD, RawBatch, Shape
 from peers.work import RANGES, SCHEMA, config
@@ -188,8 +188,7 @@ def our_job(logs: Logs, shape: Shape, target: Path) -> tuple[float, int]:
 def main() -> None:
     """Run jobs as requested until the input ends."""
     name, folder, num_rows, text = sys.argv[1:]
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # libraries may print, so only answers go to standard output
+    answer = open_answers()
     if name.startswith("tf.data"):
         import_module("peers.step_keras").use_threads(2)  # must precede the operations of its loader
     arm, logs, shape = JOBS[name], Logs(Path(folder), int(num_rows)), Shape.from_json(text)
@@ -204,10 +203,6 @@ def main() -> None:
         shutil.rmtree(target)
         gc.collect()
         return {"seconds": seconds, "rows": rows, "loss": loss, "checkpoint_bytes": written}
-
-    def answer(value: Any) -> None:
-        answers.write(json.dumps(value) + "\n")
-        answers.flush()
 
     answer({"ready": True})
     for line in sys.stdin:

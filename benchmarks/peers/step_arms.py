@@ -8,8 +8,6 @@ each with a line of JSON:
 
 from __future__ import annotations
 
-import json
-import os
 import sys
 import time
 from dataclasses import dataclass, field
@@ -17,6 +15,7 @@ from importlib import import_module
 from itertools import cycle
 from typing import Any
 
+from peers.answers import open_answers
 from peers.step_work import Shape
 
 __all__ = ["ARMS", "OURS", "PEERS", "StepArm"]
@@ -78,16 +77,11 @@ ARMS = {arm.name: arm for arm in (*OURS, *PEERS)}
 def main() -> None:
     """Train as requested until the input ends."""
     name, text = sys.argv[1:]
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # libraries may print, so only answers go to standard output
+    answer = open_answers()
     arm = ARMS[name]
     shape = Shape.from_json(text)
     code = import_module(f"peers.{arm.module}").make(shape, **arm.settings)
     batches = cycle([code.prepare(raw) for raw in shape.batches()])
-
-    def answer(value: Any) -> None:
-        answers.write(json.dumps(value) + "\n")
-        answers.flush()
 
     answer({"ready": True})
     for line in sys.stdin:

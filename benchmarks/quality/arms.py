@@ -9,7 +9,6 @@ Every library has a process of its own, as each decides for itself how its threa
 from __future__ import annotations
 
 import json
-import os
 import sys
 import tempfile
 import time
@@ -21,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from peers.answers import open_answers
 
 from headrace.training import Trainer
 from quality import ours
@@ -120,13 +120,7 @@ def run(asked: dict[str, Any]) -> dict[str, Any]:
 
 
 def main() -> None:
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # libraries may print
-
-    def answer(value: Any) -> None:
-        answers.write(json.dumps(value) + "\n")
-        answers.flush()
-
+    answer = open_answers()
     answer({"ready": True})
     for line in sys.stdin:
         try:
