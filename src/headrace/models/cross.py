@@ -63,7 +63,8 @@ def _backward(
                 u_grad_row[n] = store(u_grad_row, load(grad_row[n]) * load(x0_row[n]))
             for n in range(width):
                 part[n] += load(u_grad_row[n])
-        sums[chunk, :] = part
+        for n in range(width):
+            sums[chunk, n] = part[n]
 
 
 class _FusedCross(torch.autograd.Function):

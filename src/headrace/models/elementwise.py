@@ -40,7 +40,8 @@ def _mask_relu(grad: Array, y: Array, sums: Array, chunks: int) -> None:
                 number = load(grad_row[n]) if load(y_row[n]) > 0 else np.float32(0.0)
                 grad_row[n] = store(grad_row, number)
                 part[n] += number
-        sums[chunk, :] = part
+        for n in range(width):
+            sums[chunk, n] = part[n]
 
 
 def add_bias_relu(y_BN: Tensor, bias_N: Tensor) -> None:

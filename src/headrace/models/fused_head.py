@@ -56,7 +56,9 @@ def _backward(x: Array, weight: Array, grad: Array, x_grad: Array, weight_grads:
                     x_sums[k] += g * weights[k]
             for k in range(width):
                 x_grad_row[k] = store(x_grad_row, x_sums[k])
-        weight_grads[chunk] = sums
+        for label in range(len(weight)):  # an array assignment takes seconds to compile
+            for k in range(width):
+                weight_grads[chunk, label, k] = sums[label, k]
 
 
 class _FusedHead(torch.autograd.Function):

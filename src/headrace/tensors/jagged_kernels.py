@@ -152,7 +152,8 @@ def select_rows(
             for index in range(length):
                 out_values[np.uint64(at + index)] = values[np.uint64(start + index)]
             if weights.size:
-                out_weights[at : at + length] = weights[start : start + length]
+                for index in range(length):
+                    out_weights[np.uint64(at + index)] = weights[np.uint64(start + index)]
             at += length
             out_lengths[key * num_rows + row] = length
             out_offsets[key * num_rows + row + 1] = at

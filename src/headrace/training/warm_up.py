@@ -32,10 +32,9 @@ def warm_up_groups() -> dict[str, Callable[[], object]]:
     groups: dict[str, Callable[[], object]] = {"features": features.warmup}
     for optimizer, kind in itertools.zip_longest(OPTIMIZERS, KINDS, fillvalue="hashed"):
         groups[f"embeddings ({optimizer}, {kind})"] = partial(_train_once, optimizer, kind)
-    for config, precision in itertools.product(MODELS, get_args(Precision)):
-        groups[f"model ({config.kind}, {precision})"] = partial(_step_once, config, precision)
-    for optimizer in OPTIMIZERS:
-        groups[f"shards ({optimizer})"] = partial(warm_up_shard, optimizer)
+    for config in MODELS:
+        groups[f"model ({config.kind})"] = partial(_step_in_each_precision, config)
+    groups["shards"] = warm_up_shard
     groups["keys"] = _find_keys_once
     groups["metrics"] = _score_once
     return groups
@@ -88,8 +87,13 @@ def _train_once(optimizer: str, kind: str) -> None:
     EmbeddingBags(config, names, 8, seed=0).table_group.load_state_dict(bags.table_group.state_dict())  # type: ignore[union-attr]
 
 
+def _step_in_each_precision(config: ModelConfig) -> None:
+    """Run steps of a model in each precision, with weights and without; precisions share kernels."""
+    for precision in get_args(Precision):
+        _step_once(config, precision)
+
+
 def _step_once(config: ModelConfig, precision: Precision) -> None:
-    """Run one step of a model, with weights and without."""
     embeddings = EmbeddingsConfig.from_dict({"default": {"num_embeddings": 64}}, where="warm up")
     model = config.build(num_dense=2, sparse_keys=["id"], num_labels=1, embeddings=embeddings, seed=0)
     step = TrainingStep(model, torch.optim.SGD(model.parameters(), lr=0.1), precision=precision)

@@ -1,4 +1,4 @@
-"""Compiles the kernels of shards and their clients; arrays from the network are read-only, which is another type."""
+"""Compiles the kernels of shards and their clients; optimizers' kernels are those of a table group in one process."""
 
 from __future__ import annotations
 
@@ -18,15 +18,9 @@ __all__ = ["warm_up_shard"]
 DIM = 8
 
 
-def warm_up_shard(optimizer: str) -> None:
+def warm_up_shard() -> None:
     """Run a read and an update of two trainers, as they arrive from the network, in every precision."""
-    values = {
-        "name": "warm up",
-        "num_embeddings": 64,
-        "embedding_dim": DIM,
-        "optimizer": {"kind": optimizer, "lr": 0.1},
-    }
-    tables = [TableConfig.from_dict(values, where="warm up")]
+    tables = [TableConfig(name="warm up", num_embeddings=64, embedding_dim=DIM)]
     spec, plan = TableGroupSpec(tables, seed=0), make_plan(tables, 1)
     group = make_part(spec, plan, 0)
     sent = Keys(np.zeros(4, np.int32), np.arange(4), np.ones(4, np.int32))

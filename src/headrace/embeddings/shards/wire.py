@@ -228,7 +228,10 @@ def pack_rows(keys: Keys | None, data: Bytes, scales: Float32s, schema: pa.Schem
 
 
 def read_keys(batch: pa.RecordBatch, keys_per_table: Sequence[int], num_tables: int, *, seen: bool = True) -> Keys:
-    """Unpack the keys of a request whose schema has been checked, without copying.
+    """Unpack the keys of a request whose schema has been checked.
+
+    Ids and counts are copied, because Arrow's memory is read-only: numba compiles another variant of every kernel for
+    read-only arrays.
 
     Args:
         batch: Ids, and optionally their counts.
@@ -246,9 +249,9 @@ def read_keys(batch: pa.RecordBatch, keys_per_table: Sequence[int], num_tables: 
             f"expected {num_tables} tables and {batch.num_rows} keys"
         )
     tables = np.repeat(np.arange(num_tables, dtype=np.int32), sizes)
-    ids = batch.column("id").to_numpy()
+    ids = batch.column("id").to_numpy().copy()
     has_counts = "count" in batch.schema.names
-    counts = batch.column("count").to_numpy() if has_counts else np.full(len(ids), int(seen), dtype=np.int32)
+    counts = batch.column("count").to_numpy().copy() if has_counts else np.full(len(ids), int(seen), dtype=np.int32)
     return Keys(tables, ids, counts)
 
 

@@ -162,10 +162,12 @@ def _write(
             )
             continue
         count, total = _merge(source, chain_limit(source, chain), at, places, mine, spans)
-        view[:] = source
+        for column in range(WIDTH):  # an array assignment would take three seconds to compile
+            view[column] = source[column]
         view[SHAPE], view[ROW_OFFSET], view[ROW_VALIDITY] = VIEW64, 0, 0
         view[LIST_OFFSETS], view[LIST_SIZES] = spans[0].ctypes.data, spans[1].ctypes.data
-        chain_of_view[:] = chain
+        for column in range(chain.size):
+            chain_of_view[column] = chain[column]
         chain_of_view[_START], chain_of_view[_LIMIT] = first_op(source, chain), 1 << 62
         stop = write_feature(
             view,

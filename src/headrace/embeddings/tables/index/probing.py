@@ -56,6 +56,13 @@ def probe(entries: Entries, table: int, key: int) -> int:
     return slot
 
 
+@kernel()
+def _copy_entry(source: Entries, slot: int, target: Entries, place: int) -> None:
+    """Copy a slot; an assignment of rows would take seconds to compile."""
+    for column in range(ENTRY_BYTES // 8):
+        target[place, column] = source[slot, column]
+
+
 @kernel(parallel=True)
 def resolve(tables: Int32s, ids: Int64s, first_rows: Int64s, entries: Entries, rows: Int64s) -> None:
     """Find the rows of keys [U]; PENDING for keys without a row."""
@@ -158,7 +165,7 @@ def copy_entries(old: Entries, old_seen: Int64s, new: Entries, new_seen: Int64s)
     for slot in range(len(old)):
         if old[slot, TABLE] != EMPTY:
             target = probe(new, old[slot, TABLE], old[slot, ID])
-            new[target] = old[slot]
+            _copy_entry(old, slot, new, target)
             new_seen[target] = old_seen[slot]
 
 
@@ -188,7 +195,7 @@ def remove(entries: Entries, pending_seen: Int64s, tables: Int32s, ids: Int64s) 
         while entries[slot, TABLE] != EMPTY:
             home = _home(entries, entries[slot, TABLE], entries[slot, ID])
             if (slot - home) & mask >= (slot - hole) & mask:  # its home is not after the hole
-                entries[hole] = entries[slot]
+                _copy_entry(entries, slot, entries, hole)
                 pending_seen[hole] = pending_seen[slot]
                 hole = slot
             slot = (slot + 1) & mask
