@@ -25,6 +25,7 @@ __all__ = [
     "LEARNING_RATE_SCHEDULES",
     "MODELS",
     "OPERATORS",
+    "PLACEMENT_POLICIES",
     "SPARSE_OPTIMIZERS",
     "STEP_POLICIES",
     "TUNERS",
@@ -199,6 +200,27 @@ STEP_POLICIES: Registry[Any] = Registry(
 OPERATORS: Registry[Any] = Registry("operator")
 """Entries of `features`: subclasses of `headrace.features.Operator`; built-in ones are registered where they are
 defined."""
+
+PLACEMENT_POLICIES: Registry[Any] = Registry(
+    "policy",
+    {
+        "none": "headrace.placement.replay.policies.none:NoCache",
+        "lru": "headrace.placement.replay.policies.lru:LRU",
+        "belady": "headrace.placement.replay.policies.belady:Belady",
+        "bagpipe": "headrace.placement.replay.policies.bagpipe:Bagpipe",
+        "herald": "headrace.placement.replay.policies.herald:Herald",
+        "fae": "headrace.placement.replay.policies.fae:FAE",
+        "het_0": "headrace.placement.replay.policies.het:HET0",
+        "het_5": "headrace.placement.replay.policies.het:HET5",
+        "het_100": "headrace.placement.replay.policies.het:HET100",
+        "het_gmp": "headrace.placement.replay.policies.het_gmp:HETGMP",
+        "fec": "headrace.placement.replay.policies.fec:FEC",
+        "hotline": "headrace.placement.replay.policies.hotline:Hotline",
+        "lookahead": "headrace.placement.replay.policies.lookahead:Lookahead",
+        "lookahead_placed": "headrace.placement.replay.policies.lookahead:PlacedLookahead",
+    },
+)
+"""Policies of `headrace placement`: subclasses of `headrace.placement.replay.PlacementPolicy`."""
 
 TUNERS: Registry[Any] = Registry(
     "tuner",

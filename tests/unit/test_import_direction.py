@@ -34,6 +34,7 @@ ORDER = [
     "simulation",
     "tuning",
     "embeddings",
+    "placement",
     "models",
     "scheduling",
     "training",

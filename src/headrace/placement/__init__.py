@@ -1,0 +1,1 @@
+"""Placement: which rows a trainer keeps, and when they move."""
