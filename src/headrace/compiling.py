@@ -64,6 +64,13 @@ def kernel(
     return decorate
 
 
+def kernel_of_rule(function: Callable[P, R], rule: Callable[..., Any], *, parallel: bool = False) -> Callable[P, R]:
+    """A kernel made from a template that calls a rule, itself a kernel; cached under the names of both."""
+    name = f"{function.__name__}_with_{rule.__module__.rpartition('.')[2]}"
+    function.__name__ = function.__qualname__ = name
+    return kernel(parallel=parallel)(function)
+
+
 class KernelLocator(SourceFileLocator):  # type: ignore[misc]
     """Tells Numba where compiled kernels are cached; see `kernel_folders`."""
 

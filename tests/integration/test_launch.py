@@ -42,7 +42,9 @@ training:
   {{batch_size: {batch}, threads: 1, row_ledger: true, checkpoint_every_steps: 10,
     learning_rate_schedule: {{kind: step_decay, every_rows: 900, warm_up_rows: 500}},
     dense_optimizer: {{kind: sgd, lr: 0.05}}}}
+placement: {placement}
 """
+PLACEMENTS = {"none": "none", "default": "auto", "small": "{memory: 60KiB, window: 3, verify: true}"}
 ROWS = 4_050  # the last batch of a window is not full, nor even
 
 
@@ -55,8 +57,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def write_job(folder: Path, run: str, batch: int) -> JobConfig:
-    (folder / f"{run}.yaml").write_text(JOB.format(run=run, batch=batch))
+def write_job(folder: Path, run: str, batch: int, placement: str = "auto") -> JobConfig:
+    (folder / f"{run}.yaml").write_text(JOB.format(run=run, batch=batch, placement=placement))
     return JobConfig.from_file(folder / f"{run}.yaml")
 
 
@@ -94,11 +96,13 @@ def start_shards(servers: list[ShardServer], checkpoints: Path, count: int, monk
     monkeypatch.setenv(SHARDS_VARIABLE, ",".join(f"127.0.0.1:{server.port}" for server in servers))
 
 
+@pytest.mark.parametrize("placement", PLACEMENTS)
 def test_checkpoints_move_between_one_process_and_any_number_of_shards_bit_for_bit(
-    folder: Path, shards: list[ShardServer], monkeypatch: pytest.MonkeyPatch
+    folder: Path, placement: str, shards: list[ShardServer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    job = write_job(folder, "moved", 64)
-    checkpoints = folder / "moved" / "checkpoints"
+    run = f"moved {placement}"
+    job = write_job(folder, run, 64, PLACEMENTS[placement])
+    checkpoints = folder / run / "checkpoints"
     stops = iter([25, 12, 14])  # steps: in one process, in two shards, in three, in one process again
     for count in (0, 2, 3):
         start_shards(shards, checkpoints, count, monkeypatch)
@@ -113,15 +117,17 @@ def test_checkpoints_move_between_one_process_and_any_number_of_shards_bit_for_b
         assert result.stopped
     monkeypatch.delenv(SHARDS_VARIABLE)
     train_job(job)
-    expected, found = parameters(folder / "once"), parameters(folder / "moved")
+    expected, found = parameters(folder / "once"), parameters(folder / run)
     assert {name for name in expected if not np.array_equal(expected[name], found[name])} == set()
 
 
+@pytest.mark.parametrize("placement", PLACEMENTS)
 def test_a_run_that_loses_a_shard_ends_with_the_same_bits_and_is_scored_by_one_process(
-    folder: Path, shards: list[ShardServer], monkeypatch: pytest.MonkeyPatch
+    folder: Path, placement: str, shards: list[ShardServer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    job = write_job(folder, "lossy", 64)
-    start_shards(shards, folder / "lossy" / "checkpoints", 2, monkeypatch)
+    run = f"lossy {placement}"
+    job = write_job(folder, run, 64, PLACEMENTS[placement])
+    start_shards(shards, folder / run / "checkpoints", 2, monkeypatch)
     said: list[str] = []
     steps = 0
 
@@ -137,10 +143,10 @@ def test_a_run_that_loses_a_shard_ends_with_the_same_bits_and_is_scored_by_one_p
     _, result = train_job(job, should_stop=forget_at_step_37, on_message=said.append)
     assert len(result.windows) == 2
     assert any("shard 1 (127.0.0.1" in line and "returning to the newest checkpoint" in line for line in said)
-    expected, found = parameters(folder / "once"), parameters(folder / "lossy")
+    expected, found = parameters(folder / "once"), parameters(folder / run)
     assert {name for name in expected if not np.array_equal(expected[name], found[name])} == set()
     scores = [
-        Scorer(JobConfig.from_file(folder / f"{run}.yaml")).evaluate(str(folder / "logs")) for run in ("once", "lossy")
+        Scorer(JobConfig.from_file(folder / f"{run}.yaml")).evaluate(str(folder / "logs")) for run in ("once", run)
     ]
     assert scores[0] == scores[1]
 

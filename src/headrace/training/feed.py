@@ -133,12 +133,13 @@ def open_batches(
     state: Mapping[str, Any] | None = None,
     transformed: bool = True,
     layouts: Sequence[KeyLayout] = (),
+    window: int = 0,
     decisions: DecisionLog | None = None,
     rank: int = 0,
     num_ranks: int = 1,
 ) -> BatchIterator:
     """Start the pipeline of a job; see `build_pipeline` and `Pipeline.open`."""
-    pipe = build_pipeline(job, sources, transformed=transformed, layouts=layouts)
+    pipe = build_pipeline(job, sources, transformed=transformed, layouts=layouts, window=window)
     options = job.pipeline
     budget = memory_budget(options.memory)
     return pipe.open(
@@ -159,7 +160,12 @@ def step_budget(job: JobConfig) -> int:
 
 
 def build_pipeline(
-    job: JobConfig, sources: PlannedSources, *, transformed: bool = True, layouts: Sequence[KeyLayout] = ()
+    job: JobConfig,
+    sources: PlannedSources,
+    *,
+    transformed: bool = True,
+    layouts: Sequence[KeyLayout] = (),
+    window: int = 0,
 ) -> Pipeline:
     """Build the pipeline of a job; each source is a segment of it.
 
@@ -168,6 +174,7 @@ def build_pipeline(
         sources: Sources to read.
         transformed: Whether batches are tensors; a scheduler takes rows, and computes features itself.
         layouts: Key layouts of the model's embeddings, for which workers also find the unique keys.
+        window: Batches to prepare ahead at least, so that their keys are known.
     """
     pipe = _read(job, sources)
     if sources.shuffled and job.pipeline.shuffle is not None:
@@ -178,7 +185,7 @@ def build_pipeline(
     pipe = pipe.batch(sources.batch_size)
     if transformed:
         pipe = pipe.transform(_KeyedPlans(sources, layouts))
-    return pipe.prefetch(job.pipeline.prefetch)
+    return pipe.prefetch(max(job.pipeline.prefetch, window))
 
 
 def first_batch(job: JobConfig, sources: PlannedSources, num_rows: int) -> Batch | None:

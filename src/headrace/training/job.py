@@ -18,6 +18,7 @@ from headrace.logs import BadRowPolicy, Schema, WindowConfig, check_output, list
 from headrace.logs.files import printable
 from headrace.models import DLRMConfig, ModelConfig
 from headrace.paths import local_path, logs_location
+from headrace.placement.config import PlacementConfig
 from headrace.registry import TUNERS, OneOf
 from headrace.scheduling.config import SchedulerConfig
 from headrace.training.batch_size import AskedBatchSize
@@ -176,6 +177,7 @@ class JobConfig(Config):
         model: The model.
         training: How to train it.
         scheduler: How the phases of a step overlap.
+        placement: Where the rows of shards are while they are trained.
         cluster: The shards that hold the embeddings.
     """
 
@@ -187,6 +189,7 @@ class JobConfig(Config):
     model: ModelConfig = DLRMConfig()
     training: TrainingConfig = TrainingConfig()
     scheduler: SchedulerConfig = SchedulerConfig()
+    placement: PlacementConfig = PlacementConfig()
     cluster: ClusterConfig = ClusterConfig()
 
     @classmethod

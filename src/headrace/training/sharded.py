@@ -11,12 +11,17 @@ from torch import nn
 from headrace.embeddings import embedding_bags
 from headrace.embeddings.shards.group import ShardGroup
 from headrace.embeddings.shards.table_group import TableGroupSpec
+from headrace.embeddings.tables.seen_keys import SeenKeys
 from headrace.errors import ConfigError
+from headrace.placement.resident_store import ResidencyCounters, ResidentStore
 from headrace.training.commits import table_group_name
 from headrace.training.job import JobConfig
 from headrace.training.process_group import ProcessGroup
 
-__all__ = ["ShardedTables", "run_name"]
+__all__ = ["ShardedTables", "keeps_rows", "run_name"]
+
+MIN_SEEN_BYTES, SEEN_SHARE = 1 << 16, 16
+"""Part of the memory of resident rows that the set of keys known to the shards takes in addition: one in 16."""
 
 
 class ShardedTables:
@@ -33,6 +38,7 @@ class ShardedTables:
         self._process_group = process_group
         self._bags = {table_group_name(name): bags for name, bags in embedding_bags(model).items()}
         self._group: ShardGroup | None = None
+        self._resident: dict[str, ResidentStore] = {}
         names = {table.name for bags in self._bags.values() for table in bags.tables}
         unknown = [name for name in job.cluster.traffic if name not in names]
         if unknown:
@@ -58,25 +64,85 @@ class ShardedTables:
             traffic=traffic if config.traffic else None,
             options=config.options(),
         )
+        self._resident = self._keep_rows(self._group) if self.keeps_rows else {}
         for name, bags in self._bags.items():
-            bags.use_store(self._group.store(name))
+            bags.use_store(self._resident.get(name) or self._group.store(name))
+
+    @property
+    def keeps_rows(self) -> bool:
+        """Whether this trainer keeps the rows that it trains, by the job's `placement`.
+
+        Raises:
+            ConfigError: The job asks for it, but it is not possible; the text has the reason.
+        """
+        return keeps_rows(self._job, num_trainers=self._process_group.size)
 
     def end_window(self, step: int) -> None:
         """Evict rows, after all trainers have made the window's last step."""
         if self._process_group.rank == 0:
             assert self._group is not None
+            self._return_rows()
             self._group.end_window(step)
+            for store in self._resident.values():
+                store.end_window()
 
     def save(self, folder: Path, step: int) -> None:
         """Make each shard write its part into a checkpoint's temporary folder."""
         assert self._group is not None
+        self._return_rows()
         self._group.save(folder.name, step)
+
+    def counters(self) -> dict[str, ResidencyCounters]:
+        """Counters of the rows that this trainer keeps, by table group."""
+        return {name: store.counters for name, store in self._resident.items()}
+
+    def _keep_rows(self, group: ShardGroup) -> dict[str, ResidentStore]:
+        placement = self._job.placement
+        stores = {}
+        for name, state in group.table_groups.items():
+            remote, seen_bytes = group.store(name), max(MIN_SEEN_BYTES, placement.memory_bytes // SEEN_SHARE)
+            stores[name] = ResidentStore(
+                remote,
+                memory_bytes=placement.memory_bytes,
+                version=state.version,
+                window_starts=state.window_starts,
+                seen=remote.seen_keys(seen_bytes) if state.num_ids else SeenKeys(seen_bytes),
+                verify=placement.verify,
+            )
+        return stores
+
+    def _return_rows(self) -> None:
+        for store in self._resident.values():
+            store.flush()
 
     def close(self, *, wait: bool) -> None:
         """Close the connections."""
         if self._group is not None:
             self._group.close(wait=wait)
             self._group = None
+
+
+def keeps_rows(job: JobConfig, *, num_trainers: int) -> bool:
+    """Whether the only trainer of a job keeps the rows of its shards while it trains them.
+
+    Raises:
+        ConfigError: The job asks for it, but it is not possible; the text has the reason.
+    """
+    placement, cluster, scheduler = job.placement, job.cluster, job.scheduler
+    if placement.policy == "none" or not cluster.shards:
+        return False
+    obstacles = {
+        f"{num_trainers} trainers": num_trainers > 1,
+        f"cluster.staleness: {cluster.staleness}": cluster.staleness != 0,
+        f"cluster.rows: {cluster.rows}": cluster.rows != "fp32",
+        f"cluster.gradients: {cluster.gradients}": cluster.gradients != "fp32",
+        f"scheduler.policy: {scheduler.policy}": scheduler.policy != "auto",
+        f"training.device: {job.training.device}": job.training.device != "cpu",
+    }
+    found = [obstacle for obstacle, is_there in obstacles.items() if is_there]
+    if found and placement.policy == "lookahead":
+        raise ConfigError(f"placement.policy: given lookahead, which is not possible with {found[0]}; expected none")
+    return not found
 
 
 def run_name(run: str) -> str:

@@ -21,6 +21,8 @@ from headrace.pipeline import BatchIterator, PipelineCounters, RowStats
 from headrace.pipeline.engine.downstream import DownstreamStage
 from headrace.pipeline.engine.explanation import Explanation
 from headrace.pipeline.engine.position import in_first_segment
+from headrace.placement.lookahead import Lookahead
+from headrace.placement.resident_store import ResidentStore
 from headrace.resources import effective_cpus
 from headrace.scheduling.config import SchedulerConfig
 from headrace.scheduling.feature_groups import MAX_GROUPS, FeatureGroups, group_features
@@ -121,10 +123,17 @@ class _CountedSteps:
 class PlainStepRunner(_CountedSteps):
     """A `StepRunner` that trains on the pipeline's batches in a plain loop."""
 
-    def __init__(self, batches: BatchIterator, step: TrainingStep) -> None:
-        """Args: batches: Batches of tensors. step: The training step."""
+    def __init__(self, batches: BatchIterator, step: TrainingStep, lookahead: Lookahead | None = None) -> None:
+        """Create the runner.
+
+        Args:
+            batches: Batches of tensors.
+            step: The training step.
+            lookahead: Announces the keys of later batches; None if no store needs them.
+        """
         super().__init__(batches)
         self._step = step
+        self._lookahead = lookahead
 
     def run_step(self) -> StepOutput | None:
         """See `StepRunner`."""
@@ -133,7 +142,10 @@ class PlainStepRunner(_CountedSteps):
         if batch is None:
             return None
         wait_s = perf_counter() - asked
-        return StepOutput(((batch, self._step(batch)),), wait_s)
+        if self._lookahead is None:
+            return StepOutput(((batch, self._step(batch)),), wait_s)
+        with self._lookahead.training(batch, self._batches.peek(self._lookahead.window).batches):
+            return StepOutput(((batch, self._step(batch)),), wait_s)
 
     def settle(self) -> None:
         """See `StepRunner`; a plain step already waits for its update."""
@@ -226,7 +238,7 @@ def open_steps(
         decisions: Log for the pipeline's decisions.
         folder: Folder for the scheduler's trace of recent steps.
     """
-    scheduling = Scheduling(job.scheduler, step.model)
+    scheduling = Scheduling(job.scheduler, step.model, window=job.placement.window)
     with (
         open_batches(
             job,
@@ -234,6 +246,7 @@ def open_steps(
             state=position,
             transformed=scheduling.policy is None,
             layouts=key_layouts(step.model),
+            window=0 if scheduling.lookahead is None else scheduling.lookahead.window,
             decisions=decisions,
             rank=process_group.rank,
             num_ranks=process_group.size,
@@ -245,6 +258,8 @@ def open_steps(
 
 def choose_policy(config: SchedulerConfig, model: nn.Module) -> Policy | None:
     """The scheduling policy of a job for a model in this process; None for the plain loop."""
+    if _is_resident(model):
+        return None  # rows are here before their batch is, so there is nothing to overlap
     distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
     alone = not distributed or torch.distributed.get_world_size() == 1
     return config.choose(remote=not all(_is_local(model)), alone=alone)
@@ -267,21 +282,28 @@ def _is_local(model: nn.Module) -> list[bool]:
     return [isinstance(bags.store, LocalStore) for bags in embedding_bags(model).values()]
 
 
+def _is_resident(model: nn.Module) -> bool:
+    return any(isinstance(bags.store, ResidentStore) for bags in embedding_bags(model).values())
+
+
 class Scheduling:
     """A job's scheduler, or its plain loop.
 
     Attributes:
         policy: Scheduling policy; None for the plain loop.
+        lookahead: Announces keys of later batches, if rows are kept in this process; otherwise None.
     """
 
-    def __init__(self, config: SchedulerConfig, model: nn.Module) -> None:
+    def __init__(self, config: SchedulerConfig, model: nn.Module, *, window: int = 1) -> None:
         """Choose a policy.
 
         Args:
             config: The `scheduler` section of the job.
             model: Model of the job; its stores must be in place.
+            window: Batches whose keys are announced ahead.
         """
         self.policy = choose_policy(config, model)
+        self.lookahead = Lookahead(list(embedding_bags(model).values()), window) if _is_resident(model) else None
         self._config = config
         self._model = model
 
@@ -305,7 +327,7 @@ class Scheduling:
             budget_bytes: Memory budget for batches between reading and training.
         """
         if self.policy is None:
-            yield PlainStepRunner(batches, step)
+            yield PlainStepRunner(batches, step, self.lookahead)
             return
         config, model, policy = self._config, self._model, self.policy
         store_waits = not any(_is_local(model))

@@ -33,10 +33,19 @@ def serve() -> Iterator[Serve]:
     with ExitStack() as stack:
 
         def start(
-            *, security: ServerSecurity | None = None, max_keys: int = 1000, hold_s: float = 20.0, port: int = 0
+            *,
+            security: ServerSecurity | None = None,
+            max_keys: int = 1000,
+            hold_s: float = 20.0,
+            port: int = 0,
+            checkpoints: Path | None = None,
         ) -> str:
             server = ShardServer(
-                Shard(hold_s=hold_s), f"127.0.0.1:{port}", security=security, max_keys=max_keys, threads=1
+                Shard(hold_s=hold_s, checkpoints=checkpoints),
+                f"127.0.0.1:{port}",
+                security=security,
+                max_keys=max_keys,
+                threads=1,
             )
             stack.callback(server.shutdown)
             return f"127.0.0.1:{server.port}"

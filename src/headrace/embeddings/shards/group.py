@@ -17,7 +17,7 @@ from headrace.embeddings.shards.table_group import TableGroupSpec
 from headrace.embeddings.stores.remote import RemoteStore, StoreOptions
 from headrace.errors import ConfigError, ShardLost
 
-__all__ = ["GroupOptions", "ShardGroup", "wait_for_shards"]
+__all__ = ["GroupOptions", "ShardGroup", "TableGroupState", "wait_for_shards"]
 
 POLL_S = 0.2  # interval of checks whether a lost shard is back
 
@@ -39,6 +39,21 @@ class GroupOptions:
     security: ClientSecurity = field(default_factory=ClientSecurity)
     timeout_s: float = 150.0
     retry_s: float = 2.0
+
+
+@dataclass(frozen=True)
+class TableGroupState:
+    """A table group at the start of a session.
+
+    Attributes:
+        version: Its version.
+        window_starts: Start versions of its recent windows.
+        num_ids: Number of ids in all shards that have a row or wait for one.
+    """
+
+    version: int
+    window_starts: tuple[int, ...]
+    num_ids: int
 
 
 class ShardGroup:
@@ -68,6 +83,9 @@ class ShardGroup:
         ConfigError: Arguments are inconsistent.
         ShardError: A shard refused the request.
         ShardLost: A shard cannot be reached.
+
+    Attributes:
+        table_groups: State of each table group when the session was opened.
     """
 
     def __init__(
@@ -120,10 +138,18 @@ class ShardGroup:
                 ).to_dict()
                 for shard in range(len(addresses))
             ]
-            self._each(lambda shard, client: client.act("open", requests[shard]))
+            opened = self._each(lambda shard, client: client.act("open", requests[shard]))
         except BaseException:
             self.close()
             raise
+        self.table_groups: dict[str, TableGroupState] = {
+            name: TableGroupState(
+                version=opened[0]["table_groups"][name]["version"],
+                window_starts=tuple(opened[0]["table_groups"][name]["window_starts"]),
+                num_ids=sum(answer["table_groups"][name]["rows"] for answer in opened),
+            )
+            for name in plans
+        }
         for name, (spec, plan) in plans.items():
             self._stores[name] = RemoteStore(
                 name,

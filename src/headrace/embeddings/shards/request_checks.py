@@ -9,9 +9,10 @@ from headrace.compiling import kernel
 from headrace.embeddings.keys import Keys
 from headrace.embeddings.ops.key_sets import first_repeated_key
 from headrace.embeddings.shards.table_group import TableGroupSpec
+from headrace.embeddings.tables.key_states import KeyStates
 from headrace.errors import ShardError
 
-__all__ = ["check_gradients", "check_keys", "first_bad_key", "first_row_not_finite"]
+__all__ = ["check_gradients", "check_keys", "check_states", "first_bad_key", "first_row_not_finite"]
 
 Float32s = npt.NDArray[np.float32]
 Int64s = npt.NDArray[np.int64]
@@ -48,6 +49,31 @@ def check_gradients(keys: Keys, gradients: Float32s, spec: TableGroupSpec) -> No
             f"gradients: given infinity or NaN for id {keys.ids[bad]} of {_table(keys, bad, spec)}, "
             "expected finite numbers"
         )
+
+
+def check_states(keys: Keys, states: KeyStates, spec: TableGroupSpec, *, version: int) -> None:
+    """Check the states of keys that a trainer returns, because wrong ones would destroy rows.
+
+    Raises:
+        ShardError: A version, a count or a position is out of range, or a number is infinite or NaN; the text names it,
+            and table and id where it has one.
+    """
+    for name, places in (("places", states.places), ("waiting", states.waiting)):
+        if len(places) and not (places[0] >= 0 and places[-1] < len(keys) and (np.diff(places) > 0).all()):
+            raise ShardError(f"{name}: expected ascending positions of {len(keys)} keys")
+    for name, versions in (("version", states.columns["version"]), ("last_seen", states.last_seen)):
+        if len(versions) and not (versions.min() >= 1 and versions.max() <= version):
+            raise ShardError(f"{name}: given {versions.min()} to {versions.max()}, expected 1 to {version}")
+    for name, counts in (("frequency", states.columns["frequency"]), ("sightings", states.sightings)):
+        if len(counts) and counts.min() < 0:
+            raise ShardError(f"{name}: given {counts.min()}, expected 0 or more")
+    for name, column in states.columns.items():
+        if column.dtype == np.float32 and not np.isfinite(column).all():
+            place = int(states.places[np.argmin(np.isfinite(column).all(axis=1))])
+            raise ShardError(
+                f"{name}: given infinity or NaN for id {keys.ids[place]} of {_table(keys, place, spec)}, "
+                "expected finite numbers"
+            )
 
 
 def _table(keys: Keys, place: int, spec: TableGroupSpec) -> str:

@@ -7,7 +7,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -27,15 +27,17 @@ __all__ = [
     "Name",
     "OpenRequest",
     "SaveRequest",
+    "SeenKeysRequest",
     "Step",
+    "Ticket",
     "Trainer",
     "check_protocol",
     "parse",
 ]
 
-PROTOCOL = 4
+PROTOCOL = 5
 """Protocol version of streams and of `open`. Versions 1 and 2 did not send it in `open`; version 3 had no
-`lr_factor` in updates."""
+`lr_factor` in updates; version 4 had no `fetch` and `put`."""
 
 MAX_BODY_BYTES = 16 << 20
 """Maximum size of an action's body or a header; 10,000 tables take 4 MB."""
@@ -54,6 +56,8 @@ MAX_STEP = (1 << 53) - 1
 """The largest integer that is exact in JSON of every language."""
 MAX_CHECKPOINT = 99_999_999
 """Maximum checkpoint number; checkpoint names have eight digits."""
+MAX_SEEN_BYTES = 1 << 30
+"""Maximum size of a set of keys."""
 MAX_LINE = 400
 """Maximum number of characters in an error, which may quote the request."""
 
@@ -112,6 +116,7 @@ class ChangesRequest(_Body):
     """The ticket of a stream of changes.
 
     Attributes:
+        what: "changes".
         session: Session, as in `open`.
         table_group: Name of the table group.
         since: Version the consumer has; 0 for all rows.
@@ -119,11 +124,38 @@ class ChangesRequest(_Body):
         client: Client, as in `open`.
     """
 
+    what: Literal["changes"]
     session: Name
     table_group: Name
     since: Step
     step: Step
     client: Name
+
+
+class SeenKeysRequest(_Body):
+    """The ticket of the set of keys that have a state in a shard.
+
+    Attributes:
+        what: "seen_keys".
+        session: Session, as in `open`.
+        table_group: Name of the table group.
+        num_bytes: Size of the set.
+        client: Client, as in `open`.
+    """
+
+    what: Literal["seen_keys"]
+    session: Name
+    table_group: Name
+    num_bytes: Annotated[int, Field(ge=64, le=MAX_SEEN_BYTES)]
+    client: Name
+
+
+class Ticket(BaseModel):
+    """The field of a ticket that says what is asked for."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True, strict=True)
+
+    what: Literal["changes", "seen_keys"]
 
 
 class AcknowledgeRequest(_Body):

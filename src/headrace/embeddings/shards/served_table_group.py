@@ -15,9 +15,11 @@ import numpy.typing as npt
 from headrace.embeddings.changes.log import RowBlock
 from headrace.embeddings.keys import Keys
 from headrace.embeddings.shards.merging import TrainerUpdate, join_keys, merge_updates
-from headrace.embeddings.shards.request_checks import check_gradients, check_keys
+from headrace.embeddings.shards.request_checks import check_gradients, check_keys, check_states
 from headrace.embeddings.shards.step_merger import StepMerger
 from headrace.embeddings.shards.table_group import TableGroupSpec, part_of
+from headrace.embeddings.tables.key_states import KeyStates
+from headrace.embeddings.tables.seen_keys import SeenKeys
 from headrace.embeddings.tables.state import Columns
 from headrace.embeddings.tables.table_group import TableGroup
 from headrace.errors import ShardError, ShardLost
@@ -139,6 +141,41 @@ class ServedTableGroup:
                 self._changed.notify_all()
             held_s = self._wait(lambda: evictions.may_read(number), number, what, merger=evictions, held_s=held_s)
             return self._freed, held_s
+
+    def fetch(self, keys: Keys, *, trainer: int) -> KeyStates:
+        """The states of keys that the only trainer is going to train on itself.
+
+        Raises:
+            ShardError: Ids are out of range, or the trainer is unknown.
+        """
+        check_keys(keys, self.spec)
+        with self._changed:
+            self._merger.check_trainer(trainer)
+            return self.rows.states(keys)
+
+    def put(self, keys: Keys, states: KeyStates, *, trainer: int, step: int, version: int) -> None:
+        """Take back the states of keys from the only trainer, which has made all steps up to one.
+
+        A repeated call sets the same states again.
+
+        Raises:
+            ShardError: Ids are out of range, states are not plausible, there are several trainers, or a later step is
+                already applied.
+        """
+        check_keys(keys, self.spec)
+        check_states(keys, states, self.spec, version=version)
+        with self._changed:
+            self._merger.skip_to(trainer, step)
+            self.rows.set_states(keys, states, step=step, version=version)
+            self._changed.notify_all()
+
+    def seen_keys(self, num_bytes: int) -> SeenKeys:
+        """The keys that have a state here, as a compact set."""
+        with self._changed:
+            keys = self.rows.index.keys()
+        seen = SeenKeys(num_bytes)
+        seen.add(keys)
+        return seen
 
     def end_window(self, window: int, step: int) -> int:
         """End a window, see `TableGroup.end_window`; a repeated call for the same window does nothing.

@@ -23,16 +23,23 @@ from headrace.embeddings.shards.requests import (
     EndWindowRequest,
     OpenRequest,
     SaveRequest,
+    SeenKeysRequest,
+    Ticket,
+    parse,
 )
 from headrace.embeddings.shards.security import ServerSecurity, split_address
 from headrace.embeddings.shards.served_table_group import ServedTableGroup
 from headrace.embeddings.shards.shard import Shard
+from headrace.embeddings.shards.state_wire import StateWire
 from headrace.embeddings.shards.wire import (
     EvictHeader,
+    FetchHeader,
+    PutHeader,
     ReadHeader,
     ReplyHeader,
     StreamHeader,
     UpdateHeader,
+    keys_of,
     pack_rows,
     read_keys,
     read_rows,
@@ -57,8 +64,8 @@ MAX_KEYS = 4_000_000
 
 
 class ShardServer(fl.FlightServerBase):  # type: ignore[misc]
-    """A Flight server for one shard. Streams carry reads, updates and evictions, in order; actions carry everything
-    else.
+    """A Flight server for one shard. Streams carry reads, updates, evictions and moves of rows, in order; actions
+    carry everything else.
 
     An invalid request ends its stream with a one-line error; the server continues.
 
@@ -99,7 +106,7 @@ class ShardServer(fl.FlightServerBase):  # type: ignore[misc]
             raise ConfigError(f"--listen {listen}: cannot listen on this address; is the port in use?") from error
 
     def do_exchange(self, context: Any, descriptor: Any, reader: Any, writer: Any) -> None:
-        """Serve a stream of reads, updates or evictions until the trainer closes it."""
+        """Serve a stream of requests of one kind until the trainer closes it."""
         with _as_flight_errors():
             header = StreamHeader.from_json(descriptor.command)
             call, precision = header.check()
@@ -110,8 +117,12 @@ class ShardServer(fl.FlightServerBase):  # type: ignore[misc]
                     self._serve_reads(served, header.trainer, precision, reader, writer)
                 elif call == "update":
                     self._serve_updates(served, header.trainer, precision, reader, writer)
-                else:
+                elif call == "evict":
                     self._serve_evictions(served, header.trainer, reader, writer)
+                elif call == "fetch":
+                    self._serve_fetches(served, header.trainer, reader, writer)
+                else:
+                    self._serve_puts(served, header.trainer, reader, writer)
 
     def do_action(self, context: Any, action: Any) -> list[Any]:
         """Run one of `ACTIONS`; body and answer are JSON."""
@@ -124,12 +135,20 @@ class ShardServer(fl.FlightServerBase):  # type: ignore[misc]
         return list(ACTIONS.items())
 
     def do_get(self, context: Any, ticket: Any) -> Any:
-        """Stream the changes in this shard's part of a table group after a version, as blocks of rows."""
+        """Stream the changes in this shard's part of a table group after a version, as blocks of rows, or the set of
+        the keys that have a state here, as one block."""
         with _as_flight_errors():
+            if parse("ticket", ticket.ticket, Ticket.model_validate_json).what == "seen_keys":
+                return self._seen_keys(SeenKeysRequest.from_json("seen_keys", ticket.ticket))
             asked = ChangesRequest.from_json("changes", ticket.ticket)
             blocks = self._shard.changes(asked.session, asked.table_group, asked.since, asked.step, asked.client)
             schema = block_schema(next((block.columns for block in blocks if not block.is_tombstones), {}))
             return fl.GeneratorStream(schema, (pack_block(block, schema) for block in blocks))
+
+    def _seen_keys(self, asked: SeenKeysRequest) -> Any:
+        seen = self._shard.seen_keys(asked.session, asked.table_group, asked.num_bytes, asked.client)
+        batch = pa.record_batch({"words": pa.array(seen.blocks.reshape(-1))})
+        return fl.GeneratorStream(batch.schema, [(batch, b"{}")])
 
     def do_put(self, context: Any, descriptor: Any, reader: Any, writer: Any) -> None:
         """Not part of the protocol; always refused."""
@@ -194,6 +213,29 @@ class ShardServer(fl.FlightServerBase):  # type: ignore[misc]
             freed, held_s = served.evict(keys, trainer=trainer, number=header.number, step=header.step)
             writer.write_metadata(pa.py_buffer(_reply(start, held_s, served, freed=freed)))
 
+    def _serve_fetches(self, served: ServedTableGroup, trainer: int, reader: Any, writer: Any) -> None:
+        wire = StateWire(served.spec)
+        _check_schema(reader.schema, read_schema(with_counts=False))
+        writer.begin(wire.schema(with_ids=False))
+        for batch, metadata in self._requests(reader):
+            start = perf_counter()
+            header = FetchHeader.from_json(metadata)
+            keys = read_keys(batch, header.keys_per_table, len(served.spec.tables), seen=False)
+            answer = wire.pack(served.fetch(keys, trainer=trainer))
+            writer.write_with_metadata(answer, _reply(start, 0.0, served))
+
+    def _serve_puts(self, served: ServedTableGroup, trainer: int, reader: Any, writer: Any) -> None:
+        wire = StateWire(served.spec)
+        _check_schema(reader.schema, wire.schema(with_ids=True))
+        for batch, metadata in self._requests(reader):
+            start = perf_counter()
+            header = PutHeader.from_json(metadata)
+            ids, states = wire.unpack(batch)
+            self._check_num_keys(len(ids))
+            keys = keys_of(ids, header.keys_per_table, len(served.spec.tables))
+            served.put(keys, states, trainer=trainer, step=header.step, version=header.version)
+            writer.write_metadata(pa.py_buffer(_reply(start, 0.0, served)))
+
     def _requests(self, reader: Any) -> Iterator[tuple[pa.RecordBatch, Any]]:
         while True:
             try:
@@ -202,12 +244,15 @@ class ShardServer(fl.FlightServerBase):  # type: ignore[misc]
                 return
             if chunk.data is None or chunk.app_metadata is None:
                 raise ShardError("request: expected a record batch with a header in its metadata")
-            if chunk.data.num_rows > self._max_keys:
-                raise ShardError(f"request: {chunk.data.num_rows} keys, expected at most {self._max_keys}")
+            self._check_num_keys(chunk.data.num_rows)
             chunk.data.validate()  # the declared length of a column may exceed its bytes
             if any(column.null_count for column in chunk.data.columns):
                 raise ShardError("request: contains nulls, expected none")
             yield chunk.data, chunk.app_metadata
+
+    def _check_num_keys(self, num_keys: int) -> None:
+        if num_keys > self._max_keys:
+            raise ShardError(f"request: {num_keys} keys, expected at most {self._max_keys}")
 
 
 class _TokenCheck(fl.ServerMiddlewareFactory):  # type: ignore[misc]

@@ -21,6 +21,7 @@ from headrace.embeddings.shards.requests import OpenRequest
 from headrace.embeddings.shards.served_table_group import ServedTableGroup
 from headrace.embeddings.shards.step_merger import StepMerger
 from headrace.embeddings.shards.table_group import TableGroupSpec, load_part, make_part
+from headrace.embeddings.tables.seen_keys import SeenKeys
 from headrace.embeddings.tables.state import Columns
 from headrace.errors import CheckpointError, ShardError, ShardLost
 from headrace.files import flush, map_array, write_array, writing
@@ -63,7 +64,9 @@ class Shard:
             client: Unique name of the client process, equal in all its calls.
 
         Returns:
-            `rows`: number of rows of all table groups; `joined`: whether the session existed before.
+            `rows`: number of rows of all table groups; `joined`: whether the session existed before; `table_groups`:
+            for each, its `version`, `window_starts`, the start versions of recent windows, and `rows`, the number of
+            ids with a row or waiting for one.
 
         Raises:
             ShardError: The request differs from those of other trainers or from the shard's job file, the shard is busy
@@ -83,7 +86,18 @@ class Shard:
                 self._request, self._served = request, served
                 self._members = SessionMembers(request.num_trainers)
             self._members.join(client, request.trainer)
-            return {"rows": sum(group.rows.num_rows for group in self._served.values()), "joined": joined}
+            return {
+                "rows": sum(group.rows.num_rows for group in self._served.values()),
+                "joined": joined,
+                "table_groups": {
+                    name: {
+                        "version": group.rows.version,
+                        "window_starts": group.rows.window_starts,
+                        "rows": group.rows.index.num_entries,
+                    }
+                    for name, group in self._served.items()
+                },
+            }
 
     @contextmanager
     def stream(self, session: str, table_group: str, trainer: int, client: str) -> Iterator[ServedTableGroup]:
@@ -152,6 +166,13 @@ class Shard:
             served = self._find(session, table_group)
             self._members.check(client, "changes")
         return served.changes(since, step)
+
+    def seen_keys(self, session: str, table_group: str, num_bytes: int, client: str) -> SeenKeys:
+        """`ServedTableGroup.seen_keys` of a table group, for clients of the session."""
+        with self._lock:
+            served = self._find(session, table_group)
+            self._members.check(client, "seen_keys")
+        return served.seen_keys(num_bytes)
 
     def acknowledge(self, session: str, table_group: str, consumer: str, version: int, client: str) -> None:
         """`ServedTableGroup.acknowledge` of a table group, for clients of the session."""

@@ -103,6 +103,19 @@ class StepMerger(Generic[Part]):
             steps.append(tuple(parts[t] for t in range(self.num_trainers)))
         return Decision(tuple(steps))
 
+    def skip_to(self, trainer: int, step: int) -> None:
+        """Count all steps up to one as applied, because the only trainer has made them itself.
+
+        Raises:
+            ShardError: There are several trainers, or a later step is already applied.
+        """
+        self.check_trainer(trainer)
+        if self.num_trainers > 1:
+            raise ShardError(f"trainer {trainer}: keeps rows, expected a session with one trainer only")
+        if step < self.applied:
+            raise ShardError(f"trainer {trainer}: given {self.what} {step}, expected {self.applied} or later")
+        self.applied = self._steps[trainer] = step
+
     def may_read(self, after: int) -> bool:
         """Whether a read that must include a step may be answered now."""
         return not self.merged or self.applied >= after

@@ -22,7 +22,7 @@ from headrace.embeddings.tables.parts import owned_state, to_part
 from headrace.embeddings.tables.state import Columns, TableGroupHeader, upgraded
 from headrace.embeddings.tables.table_group import TableGroup
 
-__all__ = ["TableGroupSpec", "load_part", "make_part", "part_of"]
+__all__ = ["TableGroupSpec", "collisionless_tables", "load_part", "make_part", "part_of"]
 
 FIRST_ROOM = 1 << 14
 """Initial capacity per table in rows; arrays grow by half, so a small start costs little."""
@@ -86,17 +86,24 @@ def make_part(spec: TableGroupSpec, plan: ShardingPlan, shard: int) -> TableGrou
     widest = 12 * spec.embedding_dim + RECORD.itemsize  # a row in fp32 and the two slots of Adam
     most = min(FIRST_ROOM, max(1, FIRST_BYTES // (widest * len(spec.tables))))
     here = [
+        table.model_copy(update={"num_embeddings": min(-(-table.num_embeddings // plan.num_shards), most)})
+        for table in collisionless_tables(spec)
+    ]
+    return TableGroup(here, seed=spec.seed)
+
+
+def collisionless_tables(spec: TableGroupSpec) -> list[TableConfig]:
+    """The tables as they are kept outside of one process: every row is created when its key is first trained on."""
+    return [
         table.model_copy(
             update={
                 "kind": "collisionless",
                 "admission_count": table.admission_count if table.kind == "collisionless" else 0,
-                "num_embeddings": min(-(-table.num_embeddings // plan.num_shards), most),
                 "init_scale": table.scale,
             }
         )
         for table in spec.tables
     ]
-    return TableGroup(here, seed=spec.seed)
 
 
 def part_of(rows: TableGroup, spec: TableGroupSpec) -> Columns:

@@ -32,10 +32,13 @@ from headrace.messages import shorten
 __all__ = [
     "PROTOCOL",
     "EvictHeader",
+    "FetchHeader",
+    "PutHeader",
     "ReadHeader",
     "ReplyHeader",
     "StreamHeader",
     "UpdateHeader",
+    "keys_of",
     "pack_ids",
     "pack_rows",
     "read_keys",
@@ -53,7 +56,7 @@ CHECKED = ConfigDict(strict=True, extra="forbid")
 KeysPerTable = Annotated[list[Annotated[int, Field(ge=0, lt=1 << 31)]], Field(max_length=MAX_TABLES)]
 """Keys of each table."""
 
-Call = Literal["read", "update", "evict"]
+Call = Literal["read", "update", "evict", "fetch", "put"]
 Float32s = npt.NDArray[np.float32]
 Int64s = npt.NDArray[np.int64]
 Bytes = npt.NDArray[np.uint8]
@@ -88,15 +91,15 @@ def _reader(header: type) -> Callable[[bytes], Any]:
 
 @dataclass(frozen=True, config=CHECKED)
 class StreamHeader(_Header):
-    """Header that opens a stream of reads, updates or evictions.
+    """Header that opens a stream of requests of one kind.
 
     Attributes:
         protocol: Protocol version, `PROTOCOL`.
-        call: "read", "update" or "evict".
+        call: "read", "update", "evict", "fetch" or "put".
         session: Session, from the answer to `open`.
         table_group: Name of the table group.
         trainer: Number of the trainer.
-        precision: Precision of rows (read) or gradients (update); ignored for evictions.
+        precision: Precision of rows (read) or gradients (update); ignored by other calls.
         client: Random secret name of the client process; None to use the connection's address.
     """
 
@@ -175,6 +178,32 @@ class EvictHeader(_Header):
 
 
 @dataclass(frozen=True, config=CHECKED)
+class FetchHeader(_Header):
+    """Header of a request for the states of keys, sent with their ids.
+
+    Attributes:
+        keys_per_table: Number of keys of each table, in table order.
+    """
+
+    keys_per_table: KeysPerTable
+
+
+@dataclass(frozen=True, config=CHECKED)
+class PutHeader(_Header):
+    """Header of the states of keys that a trainer has trained on and returns.
+
+    Attributes:
+        step: Last step that the trainer has made; earlier updates of these keys are in their states.
+        version: Version of the table group after this step.
+        keys_per_table: Number of keys of each table, in table order.
+    """
+
+    step: Step
+    version: Step
+    keys_per_table: KeysPerTable
+
+
+@dataclass(frozen=True, config=CHECKED)
 class ReplyHeader(_Header):
     """Header of every answer.
 
@@ -242,17 +271,32 @@ def read_keys(batch: pa.RecordBatch, keys_per_table: Sequence[int], num_tables: 
     Raises:
         ShardError: The numbers do not match the ids.
     """
-    sizes = np.array(keys_per_table, dtype=np.int64)
-    if len(sizes) != num_tables or int(sizes.sum()) != batch.num_rows:
-        raise ShardError(
-            f"keys_per_table: {len(sizes)} tables with {int(sizes.sum())} keys in all, "
-            f"expected {num_tables} tables and {batch.num_rows} keys"
-        )
-    tables = np.repeat(np.arange(num_tables, dtype=np.int32), sizes)
     ids = batch.column("id").to_numpy().copy()
     has_counts = "count" in batch.schema.names
     counts = batch.column("count").to_numpy().copy() if has_counts else np.full(len(ids), int(seen), dtype=np.int32)
-    return Keys(tables, ids, counts)
+    return keys_of(ids, keys_per_table, num_tables, counts)
+
+
+def keys_of(ids: Int64s, keys_per_table: Sequence[int], num_tables: int, counts: Any = None) -> Keys:
+    """Keys of ids in table order.
+
+    Args:
+        ids: int64 [U].
+        keys_per_table: Number of keys of each table.
+        num_tables: Number of tables in the group.
+        counts: int32 [U]; None for zeros.
+
+    Raises:
+        ShardError: The numbers do not match the ids.
+    """
+    sizes = np.array(keys_per_table, dtype=np.int64)
+    if len(sizes) != num_tables or int(sizes.sum()) != len(ids):
+        raise ShardError(
+            f"keys_per_table: {len(sizes)} tables with {int(sizes.sum())} keys in all, "
+            f"expected {num_tables} tables and {len(ids)} keys"
+        )
+    tables = np.repeat(np.arange(num_tables, dtype=np.int32), sizes)
+    return Keys(tables, ids, np.zeros(len(ids), dtype=np.int32) if counts is None else counts)
 
 
 def read_rows(batch: pa.RecordBatch) -> tuple[Bytes, Float32s]:

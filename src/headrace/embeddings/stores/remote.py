@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from time import perf_counter
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -18,10 +18,13 @@ from headrace.embeddings.keys import Keys
 from headrace.embeddings.shards.client import ShardClient
 from headrace.embeddings.shards.plan import Routes, ShardingPlan
 from headrace.embeddings.shards.precision import Precision, decode, encode
+from headrace.embeddings.shards.state_wire import StateWire
 from headrace.embeddings.shards.table_group import TableGroupSpec
 from headrace.embeddings.shards.wire import (
     PROTOCOL,
     EvictHeader,
+    FetchHeader,
+    PutHeader,
     ReadHeader,
     ReplyHeader,
     StreamHeader,
@@ -32,6 +35,8 @@ from headrace.embeddings.shards.wire import (
     read_schema,
     update_schema,
 )
+from headrace.embeddings.tables.key_states import KeyStates
+from headrace.embeddings.tables.seen_keys import SeenKeys
 from headrace.errors import ShardError
 
 __all__ = ["RemoteStore", "StoreCounters", "StoreOptions"]
@@ -100,6 +105,7 @@ class RemoteStore:
         options: Precision, staleness, connections.
 
     Attributes:
+        spec: As given.
         step: Number of the last requested step.
     """
 
@@ -116,6 +122,7 @@ class RemoteStore:
         step: int,
         options: StoreOptions,
     ) -> None:
+        self.spec = spec
         self.step = step
         self._clients = clients
         self._plan = plan
@@ -127,12 +134,16 @@ class RemoteStore:
         self._read_header = header
         self._update_header = replace(header, call="update", precision=options.gradients)
         self._evict_header = replace(header, call="evict")
+        self._fetch_header = replace(header, call="fetch")
+        self._put_header = replace(header, call="put")
         self._read_schema = read_schema(with_counts=spec.reads_have_counts)
         self._update_schema = update_schema(options.gradients, spec.embedding_dim)
         self._lock = threading.Lock()
         self._counters = StoreCounters()
         self._num_evictions = 0
         self._evicting: Future[int] | None = None  # the newest
+        self._putting: Future[None] | None = None  # the newest
+        self._wire = StateWire(spec)
         self._keys_by_table = np.zeros(len(plan.owners), dtype=np.int64)
         self._readers = [ThreadPoolExecutor(options.connections, f"read-{s}") for s in range(plan.num_shards)]
         self._updaters = [
@@ -172,9 +183,7 @@ class RemoteStore:
             self._count(parts, perf_counter() - start, read=keys)
             return out
 
-        # Shards without any of the keys are not called.
-        shards = [s for s in range(self._plan.num_shards) if routes is None or routes.starts[s] < routes.starts[s + 1]]
-        return _gather(self._readers, shards if len(keys) else [], read_part, finish)
+        return _gather(self._readers, self._shards_of(keys, routes), read_part, finish)
 
     def update(self, keys: Keys, gradients: Float32s, *, num_rows: int = 1, lr_factor: float = 1.0) -> Future[None]:
         """Apply the next step, see `EmbeddingStore.update`; the future is done when all shards confirmed it.
@@ -227,6 +236,72 @@ class RemoteStore:
         self._evicting = _gather(self._updaters, list(range(self._plan.num_shards)), evict_part, finish)
         return self._evicting
 
+    def fetch(self, keys: Keys) -> Future[list[tuple[Int64s, KeyStates]]]:
+        """Fetch the states of keys that this process, the only trainer, is going to train on itself.
+
+        They include all states that were put before, and all evictions.
+
+        Args:
+            keys: Keys, unique within the call, with tables ascending; `keys.counts` are ignored.
+
+        Returns:
+            For each shard, the positions in `keys` that it owns, and their states.
+        """
+        start = perf_counter()
+        routes, before = self._route(keys), (self._putting, self._evicting)
+        found: list[tuple[Int64s, KeyStates]] = []
+
+        def fetch_part(shard: int) -> tuple[ReplyHeader, int, int]:
+            for call in before:
+                if call is not None:
+                    call.result()
+            places, part = _part_of(keys, routes, shard)
+            header = FetchHeader(self._keys_per_table(part))
+            request = pack_ids(part, with_counts=False)
+            answer, reply = self._clients[shard].ask(self._fetch_header, request.schema, request, header.to_json())
+            assert answer is not None
+            _, states = self._wire.unpack(answer)
+            found.append((np.arange(len(keys)) if places is None else places, states))
+            return reply, request.nbytes, answer.nbytes
+
+        def finish(parts: list[tuple[ReplyHeader, int, int]]) -> list[tuple[Int64s, KeyStates]]:
+            self._count(parts, perf_counter() - start, read=keys)
+            return found
+
+        return _gather(self._readers, self._shards_of(keys, routes), fetch_part, finish)
+
+    def put(self, keys: Keys, states: KeyStates, *, step: int, version: int) -> Future[None]:
+        """Return the states of keys to their shards, after this process, the only trainer, made all steps up to one.
+
+        The call goes to all shards, including those that own none of the keys, so that all are at the same version.
+        Later fetches include it, even without waiting for the future.
+
+        Args:
+            keys: Keys, unique within the call, with tables ascending; `keys.counts` are ignored.
+            states: Their states.
+            step: Number of the last step.
+            version: Version of the table group after it.
+        """
+        start = perf_counter()
+        with self._lock:
+            self.step = step
+        routes = self._route(keys)
+
+        def put_part(shard: int) -> tuple[ReplyHeader, int, int]:
+            places, part = _part_of(keys, routes, shard)
+            mine = states if places is None else states.take(places, len(keys))
+            header = PutHeader(step, version, self._keys_per_table(part))
+            request = self._wire.pack(mine, part.ids)
+            _, reply = self._clients[shard].ask(self._put_header, request.schema, request, header.to_json())
+            return reply, request.nbytes, 0
+
+        def finish(parts: list[tuple[ReplyHeader, int, int]]) -> None:
+            self._count(parts, perf_counter() - start, read=None)
+
+        # Runs in the threads of updates, so that it reaches each shard in order.
+        self._putting = _gather(self._updaters, list(range(self._plan.num_shards)), put_part, finish)
+        return self._putting
+
     def finish_evicting(self) -> None:
         """Wait until all requested evictions are done, by all trainers and in all shards."""
         if self._evicting is not None:
@@ -241,7 +316,8 @@ class RemoteStore:
         """
         self.finish_evicting()
         stream = self._read_header
-        asked = {"session": stream.session, "table_group": self._table_group, "since": since, "step": self.step}
+        asked: dict[str, Any] = {"what": "changes", "session": stream.session, "table_group": self._table_group}
+        asked |= {"since": since, "step": self.step}
         versions = set()
         for client in self._clients:
             for batch, metadata in client.get({**asked, "client": stream.client}):
@@ -250,6 +326,18 @@ class RemoteStore:
                 if len(versions) > 1:
                     raise ShardError(f"changes: shards are at versions {sorted(versions)}, expected one version")
                 yield block
+
+    def seen_keys(self, num_bytes: int) -> SeenKeys:
+        """The keys that have a state in a shard, as a compact set."""
+        stream, seen = self._read_header, SeenKeys(num_bytes)
+        asked = {"what": "seen_keys", "session": stream.session, "table_group": self._table_group}
+        for client in self._clients:
+            parts = [
+                batch.column("words").to_numpy()
+                for batch, _ in client.get({**asked, "num_bytes": num_bytes, "client": stream.client})
+            ]
+            seen.merge(np.concatenate(parts).reshape(seen.blocks.shape))
+        return seen
 
     def acknowledge(self, consumer: str, version: int) -> None:
         """Record that a consumer of changes has all of them up to a version; see `TableGroup.acknowledge`."""
@@ -276,6 +364,12 @@ class RemoteStore:
     def _route(self, keys: Keys) -> Routes | None:
         """Assign keys to shards; None if there is only one shard."""
         return None if self._plan.num_shards == 1 else self._plan.route(keys)
+
+    def _shards_of(self, keys: Keys, routes: Routes | None) -> list[int]:
+        """The shards that own any of the keys."""
+        if not len(keys):
+            return []
+        return [s for s in range(self._plan.num_shards) if routes is None or routes.starts[s] < routes.starts[s + 1]]
 
     def _keys_per_table(self, keys: Keys) -> list[int]:
         sizes: list[int] = np.bincount(keys.tables, minlength=len(self._plan.owners)).tolist()

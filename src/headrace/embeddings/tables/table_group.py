@@ -18,12 +18,13 @@ from headrace.embeddings.storage.first_values import FirstValues
 from headrace.embeddings.storage.host import HostStorage
 from headrace.embeddings.storage.protocol import MakeStorage, RowLayout, RowStorage
 from headrace.embeddings.tables.index.row_index import RowIndex
+from headrace.embeddings.tables.key_states import KeyStates
 from headrace.embeddings.tables.lifecycle import IdHistory, admission_of, retention_of
 from headrace.embeddings.tables.metadata import RowMetadata
 from headrace.embeddings.tables.state import Columns, TableGroupHeader, pending_columns, pending_of, upgraded
 from headrace.errors import HeadraceError
 
-__all__ = ["TableGroup"]
+__all__ = ["TableGroup", "row_layout"]
 
 Int64s = npt.NDArray[np.int64]
 Int32s = npt.NDArray[np.int32]
@@ -78,12 +79,10 @@ class TableGroup:
         self.seed = seed
         is_fixed = np.array([table.kind != "collisionless" for table in tables])
         sizes = np.array([table.num_embeddings for table in tables], dtype=np.int64)
-        optimizer = build_optimizer([table.optimizer for table in tables], self.embedding_dim)
-        names, scales = [table.name for table in tables], [table.scale for table in tables]
-        first = FirstValues(names, scales, tables[0].rows, seed=seed)
-        self._layout = RowLayout(self.embedding_dim, optimizer, first, seed)
+        self._layout = row_layout(tables, seed)
         self._make_storage = make_storage
         self._retention = retention_of(tables)
+        self._may_wait = any(table.admission_count > 1 for table in tables)
         self._first_room = int(sizes[~is_fixed].sum())
         self.index = RowIndex(np.where(is_fixed, sizes, -1), admission_of(tables), capacity=self._first_room)
         self._clear()
@@ -106,6 +105,11 @@ class TableGroup:
     def num_bytes(self) -> int:
         """Bytes of rows, optimizer state, metadata and index."""
         return self.storage.num_bytes + self.metadata.records.nbytes + self.index.num_bytes
+
+    @property
+    def window_starts(self) -> list[int]:
+        """Start versions of the recent windows that the retention policies need."""
+        return list(self._window_starts)
 
     @property
     def weights(self) -> Tensor:
@@ -222,6 +226,40 @@ class TableGroup:
             raise HeadraceError(f"acknowledge: consumer: given a new one, expected at most {MAX_CONSUMERS} consumers")
         self.changelog.acknowledge(consumer, version)
 
+    def start_at(self, *, step: int, version: int, window_starts: Sequence[int]) -> None:
+        """Continue the numbers of another group, whose rows come later, see `set_states`."""
+        self.step, self.version, self._window_starts = step, version, list(window_starts)
+
+    def states(self, keys: Keys) -> KeyStates:
+        """Copies of the rows and counts of some unique keys, for another group that goes on with them.
+
+        All tables must be collisionless.
+        """
+        rows = self.index.resolve(keys)
+        places = np.flatnonzero(self.metadata.versions[rows])
+        nothing = np.empty(0, dtype=np.int64)
+        waiting, sightings, last_seen = nothing, nothing, nothing
+        if self._may_wait:
+            sightings, last_seen = self.index.waiting(keys)
+            waiting = np.flatnonzero(sightings)
+            sightings, last_seen = sightings[waiting], last_seen[waiting]
+        return KeyStates(places, self._row_columns(rows[places]), waiting, sightings, last_seen)
+
+    def set_states(self, keys: Keys, states: KeyStates, *, step: int, version: int) -> None:
+        """Take over the rows and counts of some unique keys from a group that has gone on to a step and a version.
+
+        All tables must be collisionless. Keys that have no state there keep theirs here.
+        """
+        self.step, self.version = step, version
+        with_row, versions = keys.take(states.places), states.columns["version"]
+        rows = self.index.allocate(with_row)
+        self._reserve(self.index.next_row)
+        self.storage.set_columns(rows, states.columns)
+        self.metadata.set_columns(rows, states.columns)
+        self.index.set_waiting(keys.take(states.waiting), states.sightings, states.last_seen)
+        for each in np.unique(versions).tolist() if self.changelog.cursors else [version]:
+            self.changelog.record(each, rows[versions == each], self.metadata.versions)
+
     def state_dict(self) -> Columns:
         """Copies of the raw columns of rows that differ from a new group; see `tables.state` for the format."""
         rows = self.metadata.updated_rows()
@@ -322,6 +360,18 @@ class TableGroup:
             cursors=dict(self.changelog.cursors),
             removed_from=self.changelog.removed_from,
         )
+
+
+def row_layout(tables: Sequence[TableConfig], seed: int) -> RowLayout:
+    """Layout of the rows of a table group.
+
+    Raises:
+        ConfigError: Two tables have the same name, or dimensions differ.
+    """
+    dim = dim_of_tables(tables)
+    optimizer = build_optimizer([table.optimizer for table in tables], dim)
+    names, scales = [table.name for table in tables], [table.scale for table in tables]
+    return RowLayout(dim, optimizer, FirstValues(names, scales, tables[0].rows, seed=seed), seed)
 
 
 def _unseen(tables: Int32s, ids: Int64s) -> Keys:

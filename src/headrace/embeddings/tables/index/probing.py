@@ -15,13 +15,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
-from typing import Any
 
 import numba
 import numpy as np
 import numpy.typing as npt
 
-from headrace.compiling import kernel
+from headrace.compiling import kernel, kernel_of_rule
 from headrace.embeddings.ops.hashing import mix64
 from headrace.embeddings.ops.prefetch import prefetch
 from headrace.embeddings.storage.protocol import NEW
@@ -111,7 +110,7 @@ def find_kernel(is_admitted: Callable[..., bool]) -> Callable[..., None]:
                     row = NEW
                 rows[u] = row
 
-    return _named(find, is_admitted, parallel=True)
+    return kernel_of_rule(find, is_admitted, parallel=True)
 
 
 @cache
@@ -156,7 +155,7 @@ def admit_kernel(is_admitted: Callable[..., bool]) -> Callable[..., tuple[int, i
                 num_admitted += 1
         return num_new, num_admitted, num_free, next_row
 
-    return _named(admit, is_admitted)
+    return kernel_of_rule(admit, is_admitted)
 
 
 @kernel()
@@ -172,13 +171,28 @@ def copy_entries(old: Entries, old_seen: Int64s, new: Entries, new_seen: Int64s)
 @kernel()
 def insert(
     entries: Entries, pending_seen: Int64s, tables: Int32s, ids: Int64s, rows: Int64s, sightings: Int64s, seen: Int64s
-) -> None:
-    """Insert or overwrite the entries of keys [K]."""
+) -> int:
+    """Insert or overwrite the entries of keys [K]; returns the number of new ones."""
+    num_new = 0
     for i in range(len(ids)):
         slot = probe(entries, tables[i], ids[i])
+        num_new += entries[slot, TABLE] == EMPTY
         entries[slot, ID], entries[slot, TABLE] = ids[i], tables[i]
         entries[slot, ROW], entries[slot, SIGHTINGS] = rows[i], sightings[i]
         pending_seen[slot] = seen[i]
+    return num_new
+
+
+@kernel(parallel=True)
+def find_waiting(
+    tables: Int32s, ids: Int64s, entries: Entries, pending_seen: Int64s, sightings: Int64s, seen: Int64s
+) -> None:
+    """Find the counts [U] of keys that wait for a row, and when they were last seen; zeros for other keys."""
+    for u in numba.prange(len(ids)):
+        slot = probe(entries, tables[u], ids[u])
+        is_waiting = entries[slot, TABLE] != EMPTY and entries[slot, ROW] == PENDING
+        sightings[u] = entries[slot, SIGHTINGS] if is_waiting else 0
+        seen[u] = pending_seen[slot] if is_waiting else 0
 
 
 @kernel()
@@ -201,10 +215,3 @@ def remove(entries: Entries, pending_seen: Int64s, tables: Int32s, ids: Int64s) 
             slot = (slot + 1) & mask
         entries[hole, TABLE] = EMPTY
     return num_removed
-
-
-def _named(function: Callable[..., Any], rule: Callable[..., bool], *, parallel: bool = False) -> Callable[..., Any]:
-    """A kernel made from a template; the compilation cache is keyed by the names of the template and the rule."""
-    rule_name = rule.__module__.rpartition(".")[2]
-    function.__name__ = function.__qualname__ = f"{function.__name__}_with_{rule_name}"
-    return kernel(parallel=parallel)(function)

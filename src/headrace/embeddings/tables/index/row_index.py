@@ -21,6 +21,7 @@ from headrace.embeddings.tables.index.probing import (
     admit_kernel,
     copy_entries,
     find_kernel,
+    find_waiting,
     insert,
     remove,
     resolve,
@@ -116,11 +117,31 @@ class RowIndex:
             rows: int64 [U] from `resolve`; filled in for admitted keys.
             version: Version of the table group, stored as the last time that a pending id was seen.
         """
+        self._admit_by(self._numbers, keys, rows, version)
+
+    def allocate(self, keys: Keys) -> Int64s:
+        """Rows int64 [K] of keys of collisionless tables; keys without a row get one, however often they were seen."""
+        rows = self.resolve(keys)
+        self._admit_by(np.zeros_like(self._numbers), keys, rows, 0)
+        return rows
+
+    def set_waiting(self, keys: Keys, sightings: Int64s, last_seen: Int64s) -> None:
+        """Set how often keys [K] without a row were seen, and when last."""
+        self._make_room(len(keys))
+        rows = np.full(len(keys), PENDING, dtype=np.int64)
+        self.num_entries += insert(self.entries, self._pending_seen, keys.tables, keys.ids, rows, sightings, last_seen)
+
+    def waiting(self, keys: Keys) -> tuple[Int64s, Int64s]:
+        """How often keys [K] were seen that wait for a row, and when last: two int64 [K], zeros for other keys."""
+        sightings, seen = np.empty(len(keys), dtype=np.int64), np.empty(len(keys), dtype=np.int64)
+        find_waiting(keys.tables, keys.ids, self.entries, self._pending_seen, sightings, seen)
+        return sightings, seen
+
+    def _admit_by(self, numbers: Int64s, keys: Keys, rows: Int64s, version: int) -> None:
         num_missing = len(rows) - int(np.count_nonzero(rows))
         if num_missing == 0:
             return
-        if self.num_entries + num_missing > MAX_LOAD * len(self.entries):
-            self._rebuild(2 * (self.num_entries + num_missing))
+        self._make_room(num_missing)
         places = np.empty(num_missing, dtype=np.int64)
         num_new, num_admitted, num_free, self.next_row = self._admit(
             self.entries,
@@ -128,7 +149,7 @@ class RowIndex:
             keys.tables,
             keys.ids,
             keys.counts,
-            self._numbers,
+            numbers,
             version,
             self._free_rows,
             len(self._free_rows),
@@ -176,6 +197,11 @@ class RowIndex:
             found[order, SIGHTINGS],
         )
 
+    def keys(self) -> Keys:
+        """All keys of collisionless tables, with and without a row, in no particular order."""
+        found = self.entries[self.entries[:, TABLE] != EMPTY]
+        return Keys(found[:, TABLE].astype(np.int32), found[:, ID].copy(), np.zeros(len(found), dtype=np.int32))
+
     def restore(self, rows: Int64s, tables: Int32s, ids: Int64s, pending: IdHistory) -> None:
         """Restore an index from the rows of ids [L] and the result of `pending()`.
 
@@ -205,6 +231,11 @@ class RowIndex:
         nothing = np.zeros(len(held), dtype=np.int64)
         self._insert(self._tables, self._ids, np.arange(self.num_fixed, self.next_row), nothing, nothing)
         return held + self.num_fixed
+
+    def _make_room(self, num_new: int) -> None:
+        """Ensure that the hash table has room for some more entries."""
+        if self.num_entries + num_new > MAX_LOAD * len(self.entries):
+            self._rebuild(2 * (self.num_entries + num_new))
 
     def _insert(self, tables: Int32s, ids: Int64s, rows: Int64s, sightings: Int64s, seen: Int64s) -> None:
         insert(self.entries, self._pending_seen, tables, ids, rows, sightings, seen)

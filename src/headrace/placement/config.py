@@ -1,0 +1,51 @@
+"""The `placement:` section of a job file."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from headrace.config import Config
+from headrace.resources.quantities import parse_bytes
+
+__all__ = ["PlacementConfig"]
+
+
+class PlacementConfig(Config):
+    """Where the rows of shards are while they are trained. Results do not depend on it.
+
+    As YAML, a policy alone is just its name::
+
+        placement: none
+        placement: {policy: lookahead, memory: 2GiB}
+    """
+
+    policy: Literal["auto", "none", "lookahead"] = "auto"
+    """`lookahead` fetches a row once, trains it in the trainer, and returns it when its room is needed or a checkpoint
+    is due; `none` reads and updates rows in the shards in every step. auto is `lookahead` with shards, one trainer, and
+    everything else at its default: `scheduler`, and in `cluster`, precisions and staleness."""
+    memory: str = "512MiB"
+    """Memory for resident rows, with optimizer state and index, per table group."""
+    window: int = Field(default=32, ge=1)
+    """Batches whose keys are looked at ahead, if the pipeline's memory holds so many."""
+
+    verify: bool = False
+    """Train every row a second time without placement, in the trainer's memory, and compare what is read and what is
+    returned."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _a_name_is_a_policy(cls, values: Any) -> Any:
+        return {"policy": values} if isinstance(values, str) else values
+
+    @field_validator("memory")
+    @classmethod
+    def _is_a_size(cls, value: str) -> str:
+        parse_bytes(value, where="placement.memory")
+        return value
+
+    @property
+    def memory_bytes(self) -> int:
+        """Memory in bytes."""
+        return parse_bytes(self.memory)

@@ -1,0 +1,220 @@
+"""A trainer that keeps rows while it trains them has the bits of one that reads and updates shards in every step."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from served_tables import DIRECT, EXACT, HASHED, Serve, batch
+
+from headrace.embeddings import Keys, LocalStore, TableGroup
+from headrace.embeddings.optimizers import AdamConfig, FTRLConfig
+from headrace.embeddings.shards.group import ShardGroup
+from headrace.embeddings.shards.table_group import TableGroupSpec
+from headrace.embeddings.tables.seen_keys import SeenKeys
+from headrace.errors import HeadraceError, ShardError
+from headrace.placement.resident_store import ResidentStore
+
+Change = dict[str, Any]
+
+CASES: dict[str, Change] = {
+    "plain": {},
+    "bf16": {"rows": "bf16"},
+    "adam": {"optimizer": AdamConfig(lr=0.01)},
+    "ftrl": {"optimizer": FTRLConfig(lr=0.1)},
+    "admission": {"admission_count": 3},
+    "retention": {"evict_after": 1},
+    "admission and retention": {"admission_count": 3, "evict_after": 2},
+}
+
+
+def spec_of(change: Change) -> TableGroupSpec:
+    every = {name: value for name, value in change.items() if name in ("rows", "optimizer")}
+    tables = [table.model_copy(update=every) for table in (HASHED, EXACT, DIRECT)]
+    tables[1] = tables[1].model_copy(update=change)
+    return TableGroupSpec(tables, seed=3)
+
+
+def resident(group: ShardGroup, *, num_rows: int, verify: bool = False) -> ResidentStore:
+    """A store for some rows, which may be far less than the tables have."""
+    state, remote = group.table_groups["t"], group.store("t")
+    store = ResidentStore(
+        remote,
+        memory_bytes=0,
+        version=state.version,
+        window_starts=state.window_starts,
+        seen=remote.seen_keys(1 << 10) if state.num_ids else SeenKeys(1 << 10),
+        verify=verify,
+    )
+    store._residency.capacity = num_rows
+    store._rows.grow(num_rows)
+    return store
+
+
+def contents(blocks: Any) -> dict[tuple[int, int], list[float]]:
+    return {
+        pair: [float(number) for column in block.columns.values() for number in np.atleast_1d(column[place])]
+        for block in blocks
+        if not block.is_tombstones
+        for place, pair in enumerate(zip(block.tables.tolist(), block.ids.tolist(), strict=True))
+    }
+
+
+Work = tuple[Keys, npt.NDArray[np.float32]]
+
+
+def train(store: ResidentStore, local: LocalStore, work: list[Work], *, ahead: int) -> None:
+    """Make steps with both stores, whose reads must agree; `ahead` batches are announced early."""
+    waiting: deque[Keys] = deque()
+    for number, (keys, gradients) in enumerate(work):
+        for later, _ in work[number + len(waiting) : number + ahead]:
+            store.announce(later)
+            waiting.append(later)
+        store.prepare()
+        assert (store.read(keys).result() == local.read(keys).result()).all()
+        lr_factor = 1.0 if store.remote.spec.tables[0].optimizer.kind == "ftrl" else 0.5
+        store.update(keys, gradients, lr_factor=lr_factor)
+        local.update(keys, gradients, lr_factor=lr_factor)
+        if waiting:
+            waiting.popleft()
+            store.finish()
+
+
+@pytest.mark.parametrize("ahead", [0, 1, 5])
+@pytest.mark.parametrize("num_rows", [40, 90, 1000])
+@pytest.mark.parametrize("case", CASES)
+def test_kept_rows_have_the_bits_of_one_process(serve: Serve, case: str, num_rows: int, ahead: int) -> None:
+    spec, rng = spec_of(CASES[case]), np.random.default_rng(0)
+    local = LocalStore(TableGroup(spec.tables, seed=spec.seed))
+    with ShardGroup([serve() for _ in range(2)], {"t": spec}) as group:
+        store = resident(group, num_rows=num_rows)
+        for _ in range(4):
+            train(store, local, [batch(rng) for _ in range(6)], ahead=ahead)
+            evicted = batch(rng, 20)[0].unseen()
+            assert store.evict(evicted).result() == local.evict(evicted).result()
+            train(store, local, [batch(rng) for _ in range(3)], ahead=ahead)
+            store.flush()
+            assert group.end_window(store.step) == local.table_group.end_window()
+            store.end_window()
+        assert store.version == local.table_group.version
+        assert contents(store.changes(0)) == contents(local.changes(0))
+        if num_rows == 1000:
+            assert store.counters.fetched < store.counters.keys / 3
+
+
+def test_reads_without_an_update_have_the_newest_rows(serve: Serve) -> None:
+    spec, rng = spec_of({}), np.random.default_rng(1)
+    local = LocalStore(TableGroup(spec.tables, seed=spec.seed))
+    with ShardGroup([serve(), serve()], {"t": spec}) as group:
+        store = resident(group, num_rows=50)
+        for _ in range(10):
+            train(store, local, [batch(rng) for _ in range(2)], ahead=2)
+            keys = batch(rng)[0].unseen()
+            assert (store.read(keys).result() == local.read(keys).result()).all()
+
+
+def test_a_change_of_a_row_that_was_here_before_is_not_lost(serve: Serve) -> None:
+    """Rows come and go: the second return has the training of the first stay and of the second."""
+    spec, rng = spec_of({}), np.random.default_rng(2)
+    local = LocalStore(TableGroup(spec.tables, seed=spec.seed))
+    with ShardGroup([serve()], {"t": spec}) as group:
+        store = resident(group, num_rows=45)
+        store.acknowledge("copy", 0)
+        local.acknowledge("copy", 0)
+        train(store, local, [batch(rng) for _ in range(20)], ahead=3)
+        assert store.counters.returned > 45
+        assert contents(store.changes(0)) == contents(local.changes(0))
+        since = store.version
+        store.acknowledge("copy", since)
+        local.acknowledge("copy", since)
+        train(store, local, [batch(rng) for _ in range(3)], ahead=3)
+        assert contents(store.changes(since)) == contents(local.changes(since))
+
+
+def test_a_new_session_goes_on_with_the_returned_rows(serve: Serve, tmp_path: Any) -> None:
+    spec, rng = spec_of({"admission_count": 3}), np.random.default_rng(3)
+    local = LocalStore(TableGroup(spec.tables, seed=spec.seed))
+    address = serve(checkpoints=tmp_path)
+    with ShardGroup([address], {"t": spec}) as group:
+        store = resident(group, num_rows=1000)
+        train(store, local, [batch(rng) for _ in range(5)], ahead=2)
+        store.flush()
+        (tmp_path / ".00000001.1.partial").mkdir()
+        group.save(".00000001.1.partial", store.step)
+        (tmp_path / ".00000001.1.partial").rename(tmp_path / "00000001")
+    with ShardGroup([address], {"t": spec}, step=store.step, checkpoint=1) as group:
+        store = resident(group, num_rows=1000)
+        assert (store.step, store.version) == (5, 5)
+        train(store, local, [batch(rng) for _ in range(5)], ahead=2)
+        assert contents(store.changes(0)) == contents(local.changes(0))
+
+
+def test_several_trainers_cannot_keep_rows(serve: Serve) -> None:
+    spec = spec_of({})
+    with ShardGroup([serve()], {"t": spec}, trainer=0, num_trainers=2, session="s") as group:
+        store = resident(group, num_rows=100)
+        keys, gradients = batch(np.random.default_rng(0))
+        store.update(keys, gradients)
+        with pytest.raises(ShardError, match="expected a session with one trainer only"):
+            store.flush()
+
+
+def test_a_resumed_session_knows_the_keys_that_were_never_trained(serve: Serve, tmp_path: Any) -> None:
+    spec = spec_of({})
+    address = serve(checkpoints=tmp_path)
+    trained = Keys(np.ones(50, np.int32), np.arange(50), np.ones(50, np.int32))
+    with ShardGroup([address], {"t": spec}) as group:
+        store = resident(group, num_rows=100)
+        store.update(trained, np.ones((50, 4), np.float32))
+        store.flush()
+        (tmp_path / ".00000001.1.partial").mkdir()
+        group.save(".00000001.1.partial", store.step)
+        (tmp_path / ".00000001.1.partial").rename(tmp_path / "00000001")
+    both = Keys(np.ones(100, np.int32), np.arange(100), np.ones(100, np.int32))
+    with ShardGroup([address], {"t": spec}, step=1, checkpoint=1) as group:
+        store = resident(group, num_rows=100)
+        store.update(both, np.ones((100, 4), np.float32))
+        assert 50 <= store.counters.fetched < 60
+        assert store.counters.new == 100 - store.counters.fetched
+
+
+@pytest.mark.parametrize("case", ["plain", "admission and retention"])
+def test_verification_finds_nothing_where_nothing_is_wrong(serve: Serve, case: str) -> None:
+    spec, rng = spec_of(CASES[case]), np.random.default_rng(4)
+    local = LocalStore(TableGroup(spec.tables, seed=spec.seed))
+    with ShardGroup([serve(), serve()], {"t": spec}) as group:
+        store = resident(group, num_rows=45, verify=True)
+        for _ in range(3):
+            train(store, local, [batch(rng) for _ in range(6)], ahead=3)
+            evicted = batch(rng, 20)[0].unseen()
+            store.evict(evicted)
+            local.evict(evicted)
+            store.flush()
+            group.end_window(store.step)
+            store.end_window()
+            local.table_group.end_window()
+
+
+def test_verification_finds_a_stale_row(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows that leave are not put back, so the shard has old ones."""
+    rng = np.random.default_rng(5)
+    with ShardGroup([serve()], {"t": spec_of({})}) as group:
+        store = resident(group, num_rows=45, verify=True)
+        monkeypatch.setattr(store, "_put", lambda rows, keys: store._seen.add(keys))
+        local = LocalStore(TableGroup(store.remote.spec.tables, seed=3))
+        work = [batch(rng) for _ in range(20)]
+        with pytest.raises(HeadraceError, match=r"placement.verify: .* rows are not those .* table .*, id \d+"):
+            train(store, local, work, ahead=0)
+
+
+def test_verification_finds_a_lost_return(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    with ShardGroup([serve()], {"t": spec_of({})}) as group:
+        store = resident(group, num_rows=1000, verify=True)
+        keys, gradients = batch(np.random.default_rng(6))
+        store.update(keys, gradients)
+        store._rows.is_changed[store._residency.find(keys)[7]] = False
+        with pytest.raises(HeadraceError, match=r"placement.verify: 1 changes are not in their shard, the first of"):
+            store.flush()
