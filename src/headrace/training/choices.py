@@ -11,13 +11,16 @@ from headrace.training.precision import PrecisionChoice
 __all__ = ["describe_choices"]
 
 
-def describe_choices(job: JobConfig, plan: FeaturePlan, precision: PrecisionChoice) -> list[str]:
+def describe_choices(
+    job: JobConfig, plan: FeaturePlan, precision: PrecisionChoice, placement: str | None = None
+) -> list[str]:
     """Describe the choices that a job file leaves to headrace, one line per choice, with the reason.
 
     Args:
         job: The job.
         plan: Its feature plan.
         precision: The precision of its matrix products.
+        placement: Where the rows of its shards are, with the reason; None without shards.
     """
     lines = []
     if job.features is None:
@@ -35,4 +38,6 @@ def describe_choices(job: JobConfig, plan: FeaturePlan, precision: PrecisionChoi
         )
     if job.training.precision == "auto":
         lines.append(f"training.precision: {precision.reason}")
+    if placement is not None and job.placement.policy == "auto":
+        lines.append(f"placement.policy: {placement}")
     return [f"default {line}" for line in lines]

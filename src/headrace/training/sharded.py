@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import uuid
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from torch import nn
@@ -13,12 +14,13 @@ from headrace.embeddings.shards.group import ShardGroup
 from headrace.embeddings.shards.table_group import TableGroupSpec
 from headrace.embeddings.tables.seen_keys import SeenKeys
 from headrace.errors import ConfigError
-from headrace.placement.resident_store import ResidencyCounters, ResidentStore
+from headrace.placement.resident_store import ResidentStore
+from headrace.resources import format_bytes
 from headrace.training.commits import table_group_name
 from headrace.training.job import JobConfig
 from headrace.training.process_group import ProcessGroup
 
-__all__ = ["ShardedTables", "keeps_rows", "run_name"]
+__all__ = ["PlacementChoice", "ShardedTables", "choose_placement", "run_name"]
 
 MIN_SEEN_BYTES, SEEN_SHARE = 1 << 16, 16
 """Part of the memory of resident rows that the set of keys known to the shards takes in addition: one in 16."""
@@ -39,6 +41,8 @@ class ShardedTables:
         self._bags = {table_group_name(name): bags for name, bags in embedding_bags(model).items()}
         self._group: ShardGroup | None = None
         self._resident: dict[str, ResidentStore] = {}
+        self._moved = _Moved()
+        self.placement = choose_placement(job, num_trainers=process_group.size)
         names = {table.name for bags in self._bags.values() for table in bags.tables}
         unknown = [name for name in job.cluster.traffic if name not in names]
         if unknown:
@@ -64,18 +68,10 @@ class ShardedTables:
             traffic=traffic if config.traffic else None,
             options=config.options(),
         )
-        self._resident = self._keep_rows(self._group) if self.keeps_rows else {}
+        self._resident = self._keep_rows(self._group) if self.placement.keeps_rows else {}
+        self._moved = self._moved_so_far()
         for name, bags in self._bags.items():
             bags.use_store(self._resident.get(name) or self._group.store(name))
-
-    @property
-    def keeps_rows(self) -> bool:
-        """Whether this trainer keeps the rows that it trains, by the job's `placement`.
-
-        Raises:
-            ConfigError: The job asks for it, but it is not possible; the text has the reason.
-        """
-        return keeps_rows(self._job, num_trainers=self._process_group.size)
 
     def end_window(self, step: int) -> None:
         """Evict rows, after all trainers have made the window's last step."""
@@ -92,9 +88,34 @@ class ShardedTables:
         self._return_rows()
         self._group.save(folder.name, step)
 
-    def counters(self) -> dict[str, ResidencyCounters]:
-        """Counters of the rows that this trainer keeps, by table group."""
-        return {name: store.counters for name, store in self._resident.items()}
+    def describe_moves(self) -> tuple[str, dict[str, int]] | None:
+        """What moved since the last call, as text and numbers; None if this trainer keeps no rows."""
+        before, self._moved = self._moved, self._moved_so_far()
+        moved = self._moved.minus(before)
+        if not moved.keys:
+            return None
+        text = (
+            f"{moved.resident / moved.keys:.1%} of the rows that steps used were here, "
+            f"{moved.new / moved.keys:.1%} were new; {format_bytes(moved.num_bytes)} moved, where reads and updates in "
+            f"every step move {format_bytes(moved.bytes_without)}; up to {moved.peak_rows:,} rows were kept"
+        )
+        return text, asdict(moved)
+
+    def _moved_so_far(self) -> _Moved:
+        total = _Moved()
+        for store in self._resident.values():
+            sent, kept = store.remote.counters(), store.counters
+            # Read: an id of 8 bytes, and a row of 4 D; update: id and count of 12 bytes, and a gradient of 4 D.
+            bytes_without = kept.keys * (20 + 8 * store.remote.spec.embedding_dim)
+            total = _Moved(
+                total.keys + kept.keys,
+                total.resident + kept.resident,
+                total.new + kept.new,
+                total.num_bytes + sent.bytes_sent + sent.bytes_received,
+                total.bytes_without + bytes_without,
+                total.peak_rows + kept.peak_rows,
+            )
+        return total
 
     def _keep_rows(self, group: ShardGroup) -> dict[str, ResidentStore]:
         placement = self._job.placement
@@ -122,27 +143,58 @@ class ShardedTables:
             self._group = None
 
 
-def keeps_rows(job: JobConfig, *, num_trainers: int) -> bool:
-    """Whether the only trainer of a job keeps the rows of its shards while it trains them.
+def choose_placement(job: JobConfig, *, num_trainers: int) -> PlacementChoice:
+    """Choose where the rows of a job's shards are while they are trained.
 
     Raises:
-        ConfigError: The job asks for it, but it is not possible; the text has the reason.
+        ConfigError: The job asks for a placement that is not possible; the text has the reason.
     """
     placement, cluster, scheduler = job.placement, job.cluster, job.scheduler
-    if placement.policy == "none" or not cluster.shards:
-        return False
     obstacles = {
-        f"{num_trainers} trainers": num_trainers > 1,
-        f"cluster.staleness: {cluster.staleness}": cluster.staleness != 0,
-        f"cluster.rows: {cluster.rows}": cluster.rows != "fp32",
-        f"cluster.gradients: {cluster.gradients}": cluster.gradients != "fp32",
-        f"scheduler.policy: {scheduler.policy}": scheduler.policy != "auto",
-        f"training.device: {job.training.device}": job.training.device != "cpu",
+        "rows are in this process": not cluster.shards,
+        "there are several trainers": num_trainers > 1,
+        f"cluster.staleness is {cluster.staleness}": cluster.staleness != 0,
+        f"cluster.rows is {cluster.rows}": cluster.rows != "fp32",
+        f"cluster.gradients is {cluster.gradients}": cluster.gradients != "fp32",
+        f"scheduler.policy is {scheduler.policy}": scheduler.policy != "auto",
+        f"training.device is {job.training.device}": job.training.device != "cpu",
     }
     found = [obstacle for obstacle, is_there in obstacles.items() if is_there]
-    if found and placement.policy == "lookahead":
-        raise ConfigError(f"placement.policy: given lookahead, which is not possible with {found[0]}; expected none")
-    return not found
+    if placement.policy == "lookahead" and found and cluster.shards:
+        raise ConfigError(f"placement.policy: given lookahead, expected none, because {found[0]}")
+    if placement.policy == "none" or found:
+        return PlacementChoice(False, f"none: {found[0] if found else 'as the job says'}")
+    return PlacementChoice(True, f"lookahead: the only trainer keeps up to {placement.memory} of rows per table group")
+
+
+@dataclass(frozen=True)
+class PlacementChoice:
+    """Where the rows of shards are while they are trained.
+
+    Attributes:
+        keeps_rows: Whether the trainer keeps them.
+        reason: The policy, and the reason for it.
+    """
+
+    keeps_rows: bool
+    reason: str
+
+
+@dataclass(frozen=True)
+class _Moved:
+    """Keys that steps used, those whose rows were here or new, bytes moved with and without placement, rows kept."""
+
+    keys: int = 0
+    resident: int = 0
+    new: int = 0
+    num_bytes: int = 0
+    bytes_without: int = 0
+    peak_rows: int = 0
+
+    def minus(self, earlier: _Moved) -> _Moved:
+        """What was added since an earlier time; `peak_rows` is that of the whole time."""
+        mine, other = asdict(self), asdict(earlier)
+        return _Moved(**{name: mine[name] - other[name] for name in mine} | {"peak_rows": self.peak_rows})
 
 
 def run_name(run: str) -> str:

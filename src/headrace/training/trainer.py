@@ -226,6 +226,8 @@ class Trainer:
                     bags.table_group.end_window()
             if self._shards is not None:
                 self._shards.end_window(state.step)
+                if (moved := self._shards.describe_moves()) is not None:
+                    self._decisions.record("placement", {}, moved[0], moved[1])
             state.finish_window()
             self._commit()
         return result
@@ -458,7 +460,8 @@ class Trainer:
         precision = self._step.settle_precision(largest_batch(self.job.training.batch_size), self.state.precision)
         self.state.precision = precision.precision
         if snapshot is None and self.rank == 0:
-            for line in describe_choices(self.job, self.components.plan, precision):
+            placement = None if self._shards is None else self._shards.placement.reason
+            for line in describe_choices(self.job, self.components.plan, precision, placement):
                 self._tell(line)
         moved = self.run_folder.rewind(self.state.checkpoint)
         self.run_folder.set_aside(self.state.replayed)

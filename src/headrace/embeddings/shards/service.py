@@ -30,7 +30,7 @@ from headrace.embeddings.shards.requests import (
 from headrace.embeddings.shards.security import ServerSecurity, split_address
 from headrace.embeddings.shards.served_table_group import ServedTableGroup
 from headrace.embeddings.shards.shard import Shard
-from headrace.embeddings.shards.state_wire import StateWire
+from headrace.embeddings.shards.state_wire import IDS_SCHEMA, StateWire, unpack_ids_only
 from headrace.embeddings.shards.wire import (
     EvictHeader,
     FetchHeader,
@@ -215,13 +215,16 @@ class ShardServer(fl.FlightServerBase):  # type: ignore[misc]
 
     def _serve_fetches(self, served: ServedTableGroup, trainer: int, reader: Any, writer: Any) -> None:
         wire = StateWire(served.spec)
-        _check_schema(reader.schema, read_schema(with_counts=False))
+        _check_schema(reader.schema, IDS_SCHEMA)
         writer.begin(wire.schema(with_ids=False))
         for batch, metadata in self._requests(reader):
             start = perf_counter()
             header = FetchHeader.from_json(metadata)
-            keys = read_keys(batch, header.keys_per_table, len(served.spec.tables), seen=False)
-            answer = wire.pack(served.fetch(keys, trainer=trainer))
+            num_keys = sum(header.keys_per_table)
+            self._check_num_keys(num_keys)
+            ids = unpack_ids_only(batch, num_keys)
+            keys = keys_of(ids, header.keys_per_table, len(served.spec.tables))
+            answer = wire.pack(served.fetch(keys, trainer=trainer), len(keys))
             writer.write_with_metadata(answer, _reply(start, 0.0, served))
 
     def _serve_puts(self, served: ServedTableGroup, trainer: int, reader: Any, writer: Any) -> None:
@@ -230,8 +233,9 @@ class ShardServer(fl.FlightServerBase):  # type: ignore[misc]
         for batch, metadata in self._requests(reader):
             start = perf_counter()
             header = PutHeader.from_json(metadata)
-            ids, states = wire.unpack(batch)
-            self._check_num_keys(len(ids))
+            num_keys = sum(header.keys_per_table)
+            self._check_num_keys(num_keys)
+            ids, states = wire.unpack(batch, num_keys)
             keys = keys_of(ids, header.keys_per_table, len(served.spec.tables))
             served.put(keys, states, trainer=trainer, step=header.step, version=header.version)
             writer.write_metadata(pa.py_buffer(_reply(start, 0.0, served)))

@@ -18,7 +18,7 @@ from headrace.embeddings.keys import Keys
 from headrace.embeddings.shards.client import ShardClient
 from headrace.embeddings.shards.plan import Routes, ShardingPlan
 from headrace.embeddings.shards.precision import Precision, decode, encode
-from headrace.embeddings.shards.state_wire import StateWire
+from headrace.embeddings.shards.state_wire import StateWire, pack_ids_only
 from headrace.embeddings.shards.table_group import TableGroupSpec
 from headrace.embeddings.shards.wire import (
     PROTOCOL,
@@ -257,10 +257,10 @@ class RemoteStore:
                     call.result()
             places, part = _part_of(keys, routes, shard)
             header = FetchHeader(self._keys_per_table(part))
-            request = pack_ids(part, with_counts=False)
+            request = pack_ids_only(part.ids)
             answer, reply = self._clients[shard].ask(self._fetch_header, request.schema, request, header.to_json())
             assert answer is not None
-            _, states = self._wire.unpack(answer)
+            _, states = self._wire.unpack(answer, len(part))
             found.append((np.arange(len(keys)) if places is None else places, states))
             return reply, request.nbytes, answer.nbytes
 
@@ -291,7 +291,7 @@ class RemoteStore:
             places, part = _part_of(keys, routes, shard)
             mine = states if places is None else states.take(places, len(keys))
             header = PutHeader(step, version, self._keys_per_table(part))
-            request = self._wire.pack(mine, part.ids)
+            request = self._wire.pack(mine, len(part), part.ids)
             _, reply = self._clients[shard].ask(self._put_header, request.schema, request, header.to_json())
             return reply, request.nbytes, 0
 

@@ -1,0 +1,114 @@
+"""`Residency` against a plain model: the rows of a batch are resident, and the rows that leave are used last."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from headrace.embeddings import Keys
+from headrace.placement.residency import Residency
+
+Pair = tuple[int, int]
+FAR = 10**9
+
+
+def keys_of(pairs: list[Pair]) -> Keys:
+    pairs = sorted(pairs)
+    return Keys(
+        np.array([table for table, _ in pairs], dtype=np.int32),
+        np.array([key for _, key in pairs], dtype=np.int64),
+        np.ones(len(pairs), dtype=np.int32),
+    )
+
+
+def pairs_of(keys: Keys) -> list[Pair]:
+    return list(zip(keys.tables.tolist(), keys.ids.tolist(), strict=True))
+
+
+def random_batches(rng: np.random.Generator, count: int, size: int) -> list[list[Pair]]:
+    """Skewed keys of two tables that drift."""
+    return [
+        sorted({(int(rng.integers(2)), int(rng.zipf(1.3) % 50 + number // 7)) for _ in range(size)})
+        for number in range(count)
+    ]
+
+
+@pytest.mark.parametrize("ahead", [1, 3, 12])
+@pytest.mark.parametrize("capacity", [10, 25, 40, 400])
+@pytest.mark.parametrize("seed", range(4))
+def test_rows_leave_in_the_order_of_their_next_use(seed: int, capacity: int, ahead: int) -> None:
+    batches = random_batches(np.random.default_rng(seed), 80, 14)
+    residency = Residency(2, capacity)
+    resident: dict[Pair, int] = {}  # row of each key
+    last_use: dict[Pair, int] = {}
+    placed = 0
+    for now, batch in enumerate(batches):
+        known = min(now + ahead, len(batches))
+        for number in range(residency.num_announced, known):
+            assert residency.announce(keys_of(batches[number])) == number
+        placed = max(placed, now)
+        while placed < min(known, now + 3):
+            missing = [pair for pair in batches[placed] if pair not in resident]
+            protected = {pair for number in range(now, placed + 1) for pair in batches[number]}
+            uses = {
+                pair: next((n for n in range(placed + 1, known) if pair in batches[n]), FAR)
+                for pair in resident
+                if pair not in protected
+            }
+            rank = {pair: (-use, last_use[pair] if use == FAR else 0) for pair, use in uses.items()}
+            order = sorted(uses, key=rank.__getitem__)
+            needed = max(0, len(resident) + len(missing) - residency.capacity)
+            placing = residency.place(placed)
+            if needed > len(order):
+                if placed > now:
+                    assert placing is None
+                    break
+                needed = len(order)  # the next batch has room anyway
+            assert placing is not None
+            assert [batches[placed][place] for place in placing.places] == missing
+            left = pairs_of(placing.left)
+            assert Counter(map(rank.__getitem__, left)) == Counter(map(rank.__getitem__, order[:needed]))
+            assert [resident.pop(pair) for pair in left] == placing.leaving.tolist()
+            assert not set(placing.rows.tolist()) & set(resident.values())
+            resident |= dict(zip(missing, placing.rows.tolist(), strict=True))
+            assert len(resident) == residency.num_resident <= residency.capacity
+            placed += 1
+        assert residency.rows_of(now).tolist() == [resident[pair] for pair in batch]
+        rows, keys = residency.resident()
+        assert dict(zip(pairs_of(keys), rows.tolist(), strict=True)) == resident
+        assert (np.diff(keys.tables) >= 0).all()
+        residency.finish()
+        last_use |= dict.fromkeys(batch, now)
+    assert residency.capacity == max(capacity, *map(len, batches))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_keys_that_were_not_announced_get_rows_and_take_none_from_the_next_batch(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    batches, others = random_batches(rng, 60, 10), random_batches(rng, 60, 8)
+    residency = Residency(2, 20)
+    for now, (batch, other) in enumerate(zip(batches, others, strict=True)):
+        for number in range(residency.num_announced, min(now + 4, len(batches))):
+            residency.announce(keys_of(batches[number]))
+        assert residency.place(now) is not None
+        residency.adopt(keys_of(other))
+        assert (residency.find(keys_of(other)) > 0).all()
+        assert (residency.rows_of(now) > 0).all()
+        rows, keys = residency.resident()
+        assert len(set(rows.tolist())) == len(set(pairs_of(keys))) == residency.num_resident
+        residency.finish()
+
+
+def test_the_cost_of_keys_that_leave_and_return_is_bounded() -> None:
+    """Entries of keys that are neither resident nor announced are reused, so memory does not grow with the log."""
+    residency = Residency(1, 100)
+    for number in range(2_000):
+        first = 50 * number
+        residency.announce(keys_of([(0, key) for key in range(first, first + 50)]))
+        residency.place(number)
+        residency.finish()
+    assert residency.num_resident == 100
+    assert residency.num_bytes < 5_000_000
+    assert residency._index.next_row < 400
