@@ -11,10 +11,12 @@ import numpy as np
 import torch
 
 import headrace.features as features
-from headrace.embeddings import EmbeddingBags, EmbeddingsConfig, KeyedPlan, Keys
+from headrace.embeddings import EmbeddingBags, EmbeddingsConfig, KeyedPlan, Keys, TableConfig
 from headrace.embeddings.shards.warm_up import warm_up_shard
 from headrace.models import DCNv2Config, DeepFMConfig, DLRMConfig, ModelConfig, WideDeepConfig
 from headrace.models.products import Precision
+from headrace.placement.residency import Residency
+from headrace.placement.resident_rows import ResidentRows
 from headrace.tensors import Batch, KeyedJaggedTensor
 from headrace.threads import use_threads
 from headrace.training.metrics import BinaryMetrics
@@ -36,6 +38,7 @@ def warm_up_groups() -> dict[str, Callable[[], object]]:
         groups[f"model ({config.kind})"] = partial(_step_in_each_precision, config)
     groups["shards"] = warm_up_shard
     groups["keys"] = _find_keys_once
+    groups["placement"] = _keep_rows_once
     groups["metrics"] = _score_once
     return groups
 
@@ -62,6 +65,20 @@ def _find_keys_once() -> None:
         torch.ones(2, 0), (KeyedJaggedTensor.from_lists({"id": [[1], [2]]}),), torch.ones(2, 0), torch.arange(2)
     )
     KeyedPlan(Plan(), [bags.key_layout]).apply(batch)
+
+
+def _keep_rows_once() -> None:
+    """Read and update kept rows, of tables with and without admission."""
+    for admission_count in (1, 2):
+        table = TableConfig(name="warm up", kind="collisionless", embedding_dim=8, admission_count=admission_count)
+        residency, rows = Residency(1, 8), ResidentRows([table], 0, 8)
+        keys = Keys(np.zeros(4, np.int32), np.arange(4), np.ones(4, np.int32))
+        residency.announce(keys)
+        residency.place(0)
+        for step in (1, 2):
+            rows.read(residency.rows_of(0), keys)
+            gradients = np.zeros((4, 8), np.float32)
+            rows.update(residency.rows_of(0), keys, gradients, step=step, version=step, lr_factor=1.0)
 
 
 def _train_once(optimizer: str, kind: str) -> None:

@@ -89,7 +89,7 @@ def test_keys_that_were_not_announced_get_rows_and_take_none_from_the_next_batch
     rng = np.random.default_rng(seed)
     batches, others = random_batches(rng, 60, 10), random_batches(rng, 60, 8)
     residency = Residency(2, 20)
-    for now, (batch, other) in enumerate(zip(batches, others, strict=True)):
+    for now, (_, other) in enumerate(zip(batches, others, strict=True)):
         for number in range(residency.num_announced, min(now + 4, len(batches))):
             residency.announce(keys_of(batches[number]))
         assert residency.place(now) is not None

@@ -9,9 +9,20 @@ from headrace.embeddings.keys import Keys
 from headrace.embeddings.shards.merging import TrainerUpdate, merge_updates
 from headrace.embeddings.shards.plan import make_plan
 from headrace.embeddings.shards.precision import PRECISIONS, decode, encode
-from headrace.embeddings.shards.request_checks import check_gradients, check_keys
+from headrace.embeddings.shards.request_checks import check_gradients, check_keys, check_states
+from headrace.embeddings.shards.state_wire import StateWire, pack_ids_only, unpack_ids_only
 from headrace.embeddings.shards.table_group import TableGroupSpec, load_part, make_part, part_of
-from headrace.embeddings.shards.wire import pack_ids, pack_rows, read_keys, read_rows, read_schema, update_schema
+from headrace.embeddings.shards.wire import (
+    keys_of,
+    pack_ids,
+    pack_rows,
+    read_keys,
+    read_rows,
+    read_schema,
+    update_schema,
+)
+from headrace.embeddings.tables.seen_keys import SeenKeys
+from headrace.embeddings.tables.table_group import TableGroup
 
 __all__ = ["warm_up_shard"]
 
@@ -41,3 +52,21 @@ def warm_up_shard() -> None:
         group.update(update.keys, update.gradients)
         group.update(*merge_updates([update, update]))
     load_part(group, [part_of(group, spec)], spec, plan, 0)
+    _move_states(group, spec, sent)
+
+
+def _move_states(group: TableGroup, spec: TableGroupSpec, sent: Keys) -> None:
+    """Fetch the states of keys, and put them back, as they arrive from the network."""
+    ids = unpack_ids_only(pack_ids_only(sent.ids), len(sent))
+    wire, keys = StateWire(spec), keys_of(ids, [len(ids)], 1)
+    check_keys(keys, spec)
+    answer = wire.pack(group.states(keys), len(keys), keys.ids)
+    ids, states = wire.unpack(answer, len(keys))
+    keys = keys_of(ids, [len(ids)], 1)
+    check_states(keys, states, spec, version=group.version)
+    group.set_states(keys, states, step=group.step, version=group.version)
+    group.index.waiting(keys)
+    group.index.set_waiting(keys.take(states.waiting), states.sightings, states.last_seen)
+    seen = SeenKeys(64)
+    seen.add(group.index.keys())
+    seen.contains(keys)
