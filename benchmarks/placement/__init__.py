@@ -1,0 +1,1 @@
+"""The processes and logs of `bench_placement.py`."""
