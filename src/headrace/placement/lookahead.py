@@ -27,17 +27,20 @@ class Lookahead:
         self._ahead: deque[Batch] = deque()
 
     @contextmanager
-    def training(self, batch: Batch, ready: Sequence[Batch]) -> Iterator[None]:
+    def training(self, batch: Batch, ready: Sequence[Batch], *, num_left: int | None = None) -> Iterator[None]:
         """Context of the step of a batch. Announces later batches, and starts to fetch what the next ones need.
 
         Args:
             batch: The batch after the last one.
             ready: The batches after it that are ready, in order.
+            num_left: How many of them belong to the same window, if its end is known.
         """
         for each in [batch, *ready][len(self._ahead) :]:
             self._announce(each)
         for _, store in self._stores:
             store.prepare()
+            if num_left is not None:
+                store.end_after(1 + num_left)
         yield
         self._ahead.popleft()
         for _, store in self._stores:

@@ -166,19 +166,24 @@ class Residency:
         self._use(entries)
         return Placing(places, rows, rows_left, left)
 
-    def finish(self) -> None:
-        """Record that the next batch is trained."""
+    def finish(self) -> Int64s:
+        """Record that the next batch is trained; returns the batch that uses each of its keys next, or `NEVER`."""
         done = self._announced.popleft()
         first = done.start - self._base
         after = self._batch_after[first : first + len(done.entries)]
         self._next_use[done.entries] = after
         self._use(done.entries)
         self._num_trained = done.batch + 1
+        return after.copy()
 
-    def resident(self) -> tuple[Int64s, Keys]:
-        """All resident rows int64 [R], and their keys, with tables ascending."""
+    def resident(self, *, unused_until: int = -1) -> tuple[Int64s, Keys]:
+        """Resident rows int64 [R], and their keys, with tables ascending.
+
+        Args:
+            unused_until: Leaves out the rows that announced batches up to this one use.
+        """
         entries = np.flatnonzero(self._row[: self._index.next_row])
-        return self._in_order(entries)
+        return self._in_order(entries[self._next_use[entries] > unused_until])
 
     def find(self, keys: Keys) -> Int64s:
         """Rows int64 [U] of any unique keys; 0 where a key is not resident."""

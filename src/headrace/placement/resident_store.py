@@ -85,6 +85,38 @@ class _Arriving:
     states: States
 
 
+@dataclass(eq=False)
+class _End:
+    """The last batch before a flush, and changed rows that are not used until then.
+
+    Attributes:
+        batch: Number of the batch.
+        rows: int64 [R].
+        keys: Their keys.
+    """
+
+    batch: int
+    rows: Int64s
+    keys: Keys
+
+    def add(self, rows: Int64s, keys: Keys) -> None:
+        """Add rows that became unused."""
+        self.rows = np.concatenate([self.rows, rows])
+        self.keys = Keys(
+            np.concatenate([self.keys.tables, keys.tables]),
+            np.concatenate([self.keys.ids, keys.ids]),
+            np.concatenate([self.keys.counts, keys.counts]),
+        )
+
+    def take_part(self, num_batches: int) -> tuple[Int64s, Keys]:
+        """Take a part of the rows, so that all are taken in this batch and `num_batches` later ones."""
+        count = -(-len(self.rows) // (num_batches + 1))
+        part, keys = self.rows[:count], self.keys.take(np.arange(count))
+        order = np.argsort(keys.tables.astype(np.int16), kind="stable")
+        self.rows, self.keys = self.rows[count:], self.keys.take(np.arange(count, len(self.rows)))
+        return part[order], keys.take(order)
+
+
 class ResidentStore:
     """The rows of one table group that its only trainer uses. Not thread-safe; transfers run in other threads.
 
@@ -127,6 +159,7 @@ class ResidentStore:
         self._batches: dict[Keys, int] = {}  # announced, in order, by identity, because a batch owns its keys
         self._arriving: deque[_Arriving] = deque()
         self._returning: Future[None] | None = None
+        self._end: _End | None = None
         self._counters = ResidencyCounters()
         self._verification = (
             Verification(remote, version=version, window_starts=self._window_starts) if verify else None
@@ -161,12 +194,30 @@ class ResidentStore:
             self._num_placed += 1
             self._move(keys, placing, batch)
 
+    def end_after(self, num_batches: int) -> None:
+        """Tell how many announced batches come before the next `flush`, so that it has little left to do.
+
+        From then on, rows that none of them uses again are put back in each step, in equal parts.
+        """
+        batch = self._residency.num_trained + num_batches - 1
+        if self._end is None or self._end.batch != batch:
+            rows, keys = self._residency.resident(unused_until=batch)
+            self._end = _End(batch, *self._changed(rows, keys))
+
     def finish(self) -> None:
         """Record that the next announced batch is trained, or skipped."""
-        self._residency.finish()
-        del self._batches[next(iter(self._batches))]
+        keys, batch = next(iter(self._batches.items()))
+        rows = None if self._end is None else self._residency.rows_of(batch)
+        next_uses = self._residency.finish()
+        del self._batches[keys]
         self._num_placed = max(self._num_placed, self._residency.num_trained)
         self._count(steps=1)
+        if self._end is not None and rows is not None:
+            unused = np.flatnonzero(next_uses > self._end.batch)
+            self._end.add(*self._changed(rows[unused], keys.take(unused)))
+            rows, keys = self._end.take_part(self._end.batch - batch)
+            is_here = np.flatnonzero(self._residency.find(keys) == rows)  # some may have left, and been put back
+            self._put(rows[is_here], keys.take(is_here))
 
     def read(self, keys: Keys, *, after: int | None = None) -> Future[Float32s]:
         """See `EmbeddingStore.read`; rows include the updates of all steps."""
@@ -194,8 +245,8 @@ class ResidentStore:
     def flush(self) -> None:
         """Put all changed rows back, and wait until the shards have them; they also stay here."""
         self._receive()
-        rows, keys = self._residency.resident()
-        self._put(rows, keys, even_if_none=True)
+        self._end = None
+        self._put(*self._residency.resident(), even_if_none=True)
         assert self._returning is not None
         self._returning.result()
         if self._verification is not None:
@@ -282,11 +333,15 @@ class ResidentStore:
             for places, states in arrived.states.result():
                 self._rows.set_states(arrived.rows[places], states)
 
+    def _changed(self, rows: Int64s, keys: Keys) -> tuple[Int64s, Keys]:
+        """Those of some rows, and their keys, that were changed since they came or were put back."""
+        changed = np.flatnonzero(self._rows.is_changed[rows])
+        return rows[changed], keys.take(changed)
+
     def _put(self, rows: Int64s, keys: Keys, *, even_if_none: bool = False) -> None:
         """Put changed rows back into their shards, without waiting."""
-        changed = np.flatnonzero(self._rows.is_changed[rows])
-        if len(changed) or even_if_none:
-            rows, keys = rows[changed], keys.take(changed)
+        rows, keys = self._changed(rows, keys)
+        if len(rows) or even_if_none:
             states = self._rows.states(rows)
             self._returning = self._remote.put(keys, states, step=self.step, version=self.version)
             self._rows.is_changed[rows] = False

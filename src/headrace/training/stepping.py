@@ -144,7 +144,10 @@ class PlainStepRunner(_CountedSteps):
         wait_s = perf_counter() - asked
         if self._lookahead is None:
             return StepOutput(((batch, self._step(batch)),), wait_s)
-        with self._lookahead.training(batch, self._batches.peek(self._lookahead.window).batches):
+        ready = self._batches.peek(self._lookahead.window)
+        num_left = ready.segments.count(self._batches.segment)
+        knows_end = ready.is_all or num_left < len(ready.segments)
+        with self._lookahead.training(batch, ready.batches, num_left=num_left if knows_end else None):
             return StepOutput(((batch, self._step(batch)),), wait_s)
 
     def settle(self) -> None:

@@ -74,6 +74,8 @@ def train(store: ResidentStore, local: LocalStore, work: list[Work], *, ahead: i
             store.announce(later)
             waiting.append(later)
         store.prepare()
+        if waiting and number + len(waiting) == len(work):
+            store.end_after(len(waiting))
         assert (store.read(keys).result() == local.read(keys).result()).all()
         lr_factor = 1.0 if store.remote.spec.tables[0].optimizer.kind == "ftrl" else 0.5
         store.update(keys, gradients, lr_factor=lr_factor)
@@ -218,3 +220,17 @@ def test_verification_finds_a_lost_return(serve: Serve, monkeypatch: pytest.Monk
         store._rows.is_changed[store._residency.find(keys)[7]] = False
         with pytest.raises(HeadraceError, match=r"placement.verify: 1 changes are not in their shard, the first of"):
             store.flush()
+
+
+def test_changed_rows_return_before_the_end_is_reached(serve: Serve) -> None:
+    """Once the last batch is known, most rows are back when it is trained, and each goes back once."""
+    spec, rng = spec_of({}), np.random.default_rng(7)
+    local = LocalStore(TableGroup(spec.tables, seed=spec.seed))
+    with ShardGroup([serve(), serve()], {"t": spec}) as group:
+        store = resident(group, num_rows=1000)
+        work = [batch(rng, 12) for _ in range(12)]
+        train(store, local, work, ahead=12)
+        distinct = {pair for keys, _ in work for pair in zip(keys.tables.tolist(), keys.ids.tolist(), strict=True)}
+        assert store.counters.returned == len(distinct)
+        assert contents(store.changes(0)) == contents(local.changes(0))
+        assert store.counters.returned == len(distinct)
