@@ -28,7 +28,8 @@ class SchedulerConfig(Config):
     """
 
     policy: Annotated[str, OneOf(STEP_POLICIES, "auto")] = "auto"
-    """auto is `recs` if rows live in remote shards, otherwise a plain loop behind the pipeline, without a scheduler."""
+    """auto is `recs` if rows live in remote shards and stay there, see `placement`; otherwise a plain loop behind the
+    pipeline, without a scheduler."""
     batches_ahead: int | None = Field(default=None, ge=0)
     """Batches after the next one whose features can be computed ahead; None for the policy's default."""
     threads: int | None = Field(default=None, ge=1)

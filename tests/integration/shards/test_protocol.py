@@ -161,7 +161,7 @@ def test_a_malformed_request_gets_a_clear_error_and_the_shard_goes_on(serve: Ser
     [
         (b"\x80\x04garbage", "StreamHeader: given"),
         (b"[1]", "StreamHeader: given list, expected a JSON object"),
-        (StreamHeader(99, "read", "s", "t", 0, "fp32").to_json(), "protocol 99: this shard uses 4"),
+        (StreamHeader(99, "read", "s", "t", 0, "fp32").to_json(), "protocol 99: this shard uses 5"),
         (StreamHeader(PROTOCOL, "drop", "s", "t", 0, "fp32").to_json(), "call 'drop': expected one of: read"),
         (StreamHeader(PROTOCOL, "read", "s", "t", 0, "fp8").to_json(), "precision 'fp8': expected one of"),
         (StreamHeader(PROTOCOL, "read", "s", "u", 0, "fp32").to_json(), "table group 'u': expected one of: t"),
@@ -178,7 +178,7 @@ def test_a_garbage_command_is_refused(serve: Serve, command: bytes, message: str
         with pytest.raises(fl.FlightError) as error:
             writer.close()
         assert message in str(error.value)
-        with pytest.raises(fl.FlightError, match=r"changes: given .* expected JSON"):
+        with pytest.raises(fl.FlightError, match=r"ticket: given .* expected JSON"):
             client.do_get(fl.Ticket(b"\x80garbage")).read_all()
         for body, text in (
             (b"{", "open: given b'{', expected JSON"),
