@@ -22,6 +22,7 @@ from headrace.cli.import_ import app as import_app
 from headrace.cli.init import init
 from headrace.cli.inspect import inspect
 from headrace.cli.launch import launch
+from headrace.cli.placement import placement
 from headrace.cli.predict import predict
 from headrace.cli.replay import replay
 from headrace.cli.report import report
@@ -49,6 +50,7 @@ AFTER_IMPORT: Commands = (
     report,
     compare,
     explain,
+    placement,
     evaluate,
     predict,
     replay,

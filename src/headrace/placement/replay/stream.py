@@ -112,6 +112,32 @@ class RowStream:
         """Samples of each batch, for `RowStream.of`."""
         return [(batch.starts, batch.values) for batch in self.batches]
 
+    def of_trainer(self, trainer: int, num_trainers: int) -> RowStream:
+        """The stream of one trainer that gets an equal slice of every batch."""
+        share = self.num_samples // num_trainers
+        first, last = trainer * share, (trainer + 1) * share
+        slices = (
+            (
+                batch.starts[first : last + 1] - batch.starts[first],
+                batch.values[batch.starts[first] : batch.starts[last]],
+            )
+            for batch in self.batches
+        )
+        return RowStream.of(slices, self.num_rows)
+
+    def resident_rows(self, window: int) -> Int64s:
+        """int64 [batches], the rows of each batch, and those that were used before and are again in the window.
+
+        A cache of so many rows misses none that the window could have kept.
+        """
+        change = np.zeros(len(self) + 1, dtype=np.int64)
+        for batch in self.batches:  # between two uses at most `window` batches apart, a row waits
+            ends = batch.next_use[batch.next_use <= batch.number + window]
+            change[batch.number + 1] += len(ends)
+            change -= np.bincount(ends, minlength=len(self) + 1)
+        own = np.array([len(batch.rows) for batch in self.batches], dtype=np.int64)
+        return np.cumsum(change)[:-1] + own
+
     def distinct_rows(self, num_batches: int) -> Int64s:
         """int64, the number of distinct rows in each range of `num_batches` adjacent batches (at least one range)."""
         num_batches = min(num_batches, len(self))
