@@ -44,6 +44,11 @@ WIDE = 512
 
 EMBEDDING_DIM = 16
 
+EMBEDDING_OPTIMIZER = {"kind": "rowwise_adagrad", "lr": 0.1, "initial_accumulator": 0.003, "reduction": "sum"}
+"""`docs/design/0014-defaults.md` has the measurements; they are for embeddings and layers together."""
+
+DENSE_OPTIMIZER = {"kind": "adam", "lr": 0.002}
+
 BASELINE_AUC = 0.55
 """Minimum AUC of a number alone to be shown beside the model's."""
 
@@ -96,9 +101,15 @@ def choose_job(
         *_bad_rows(found),
         *_shuffle(found),
         *_features(found, found.schema),
+        Choice(
+            ("embeddings", "default", "optimizer"),
+            EMBEDDING_OPTIMIZER,
+            "An id's first rows move it little, and a row counts the same in small and large batches.",
+        ),
         *_tables(found, found.schema),
         _model(found.schema),
         Choice(("training", "batch_size"), "auto", "Small batches at first, larger ones as more rows have been seen."),
+        Choice(("training", "dense_optimizer"), DENSE_OPTIMIZER, "A new model has few steps to learn its layers in."),
         *_baseline(rankings),
     ]
     JobConfig.from_dict(_nested(choices), where="the job")  # a mistake here is ours

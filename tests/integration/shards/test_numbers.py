@@ -52,8 +52,11 @@ def test_optimizers_that_count_steps_count_them_in_shards_without_keys_too(serve
         assert (read(store, every) == read(local, every)).all()
 
 
-def test_several_trainers_equal_one_process_on_the_same_global_batches(serve: Serve) -> None:
-    local = LocalStore(TableGroup(TABLES, seed=3))
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_several_trainers_equal_one_process_on_the_same_global_batches(serve: Serve, reduction: str) -> None:
+    settings = {"reduction": reduction, "initial_accumulator": 1.0}  # from 0, Adagrad depends on no scale of gradients
+    tables = [table.model_copy(update={"optimizer": table.optimizer.model_copy(update=settings)}) for table in TABLES]
+    groups, local = {"t": TableGroupSpec(tables, 3)}, LocalStore(TableGroup(tables, seed=3))
     addresses = [serve(), serve()]
     rows = (5, 3)
     rng = np.random.default_rng(1)
@@ -61,7 +64,7 @@ def test_several_trainers_equal_one_process_on_the_same_global_batches(serve: Se
     found: list[list[npt.NDArray[np.float32]]] = [[], []]
 
     def train(trainer: int) -> None:
-        with ShardGroup(addresses, GROUPS, trainer=trainer, num_trainers=2, session="s") as group:
+        with ShardGroup(addresses, groups, trainer=trainer, num_trainers=2, session="s") as group:
             store = group.store("t")
             for step in steps:
                 keys, gradients = step[trainer]
@@ -82,7 +85,7 @@ def test_several_trainers_equal_one_process_on_the_same_global_batches(serve: Se
                 total[pair] = total.get(pair, np.zeros(4)) + gradient * rows[trainer] / sum(rows)
         pairs = np.array(list(total))
         keys = Keys(pairs[:, 0].astype(np.int32), pairs[:, 1].astype(np.int64), np.ones(len(pairs), np.int32))
-        local.update(keys, np.stack(list(total.values())).astype(np.float32))
+        local.update(keys, np.stack(list(total.values())).astype(np.float32), num_rows=sum(rows))
     final = read(local, all_keys())
     np.testing.assert_allclose(found[0][-1], final, rtol=1e-6, atol=1e-7)
     assert (found[0][-1] == found[1][-1]).all()

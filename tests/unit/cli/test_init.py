@@ -15,6 +15,7 @@ from headrace.errors import ConfigError
 from headrace.logs import Schema
 from headrace.logs.generate import GenerateConfig, generate_logs
 from headrace.training import JobConfig
+from headrace.training.first_job import DENSE_OPTIMIZER, EMBEDDING_OPTIMIZER
 
 
 def run(*arguments: object) -> Result:
@@ -71,9 +72,12 @@ def test_a_log_gets_a_schema_and_a_job_with_reasons(logs: Path, tmp_path: Path) 
             "schema": "schema.yaml",
             "window": {"kind": "folder"},
         },
-        "embeddings": {"tables": {"item": {"feature_names": ["item", "history"], "pooling": {"history": "mean"}}}},
+        "embeddings": {
+            "default": {"optimizer": EMBEDDING_OPTIMIZER},
+            "tables": {"item": {"feature_names": ["item", "history"], "pooling": {"history": "mean"}}},
+        },
         "model": {"kind": "dcnv2", "embedding_dim": 16, "num_cross_layers": 2, "cross_rank": 64},
-        "training": {"batch_size": "auto", "baseline": "user_x0"},
+        "training": {"batch_size": "auto", "dense_optimizer": DENSE_OPTIMIZER, "baseline": "user_x0"},
     }
     lines = [line.strip() for line in (tmp_path / "job.yaml").read_text().splitlines()]
     for number, line in enumerate(lines):
@@ -117,7 +121,7 @@ def test_nothing_is_overwritten_unless_asked(tmp_path: Path) -> None:
     (tmp_path / "schema.yaml").write_text("labels: [click]\nids: [user_id]\n")
     run("init", log, "--out", tmp_path, "--schema", tmp_path / "schema.yaml")
     assert Schema.from_yaml(tmp_path / "schema.yaml").columns == ("click", "user_id")
-    assert "embeddings" not in values(tmp_path / "job.yaml"), "the schema does not read the history"
+    assert "tables" not in values(tmp_path / "job.yaml")["embeddings"], "the schema does not read the history"
     run("init", log, "--out", tmp_path, "--force")
     assert len(Schema.from_yaml(tmp_path / "schema.yaml").columns) == 6
 
@@ -283,5 +287,5 @@ def test_the_best_number_is_the_baseline_and_one_that_gives_the_label_away_is_na
     (tmp_path / "logs").mkdir()
     pq.write_table(table, tmp_path / "logs" / "a.parquet")
     result = run("init", tmp_path / "logs", "--out", tmp_path)
-    assert values(tmp_path / "job.yaml")["training"] == {"batch_size": "auto", "baseline": "views"}
+    assert values(tmp_path / "job.yaml")["training"]["baseline"] == "views"
     assert "paid alone tells the label (AUC 1.000): is it known before the label is?" in result.stdout

@@ -18,6 +18,8 @@ from headrace.embeddings import (
     KeyedPlan,
     Keys,
     LocalStore,
+    RowWiseAdagradConfig,
+    TableConfig,
     TableGroup,
     apply_gradients,
     embedding_bags,
@@ -284,6 +286,21 @@ def test_any_store_may_hold_the_rows() -> None:
     assert store.calls == [("read", [5, 6], [2, 1]), ("update", [5, 6], [2.0, 1.0])]
     assert remote.table_group is None
     torch.testing.assert_close(remote((jagged(lists),)), local((jagged(lists),)))
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_with_sum_the_size_of_its_batch_does_not_change_what_a_row_teaches(reduction: str) -> None:
+    optimizer = RowWiseAdagradConfig(lr=0.1, initial_accumulator=0.01, reduction=reduction)
+    table = TableConfig(name="a", num_embeddings=50, kind="direct", optimizer=optimizer)
+    found = []
+    for others in ([], [[2], [3], [4]]):
+        bags = EmbeddingBags(EmbeddingsConfig(tables={"a": table}), ["a"], 4, seed=1)
+        for _ in range(2):
+            batch = [[1], *others]
+            (bags((jagged({"a": batch}),)) - 1.0).square().sum(dim=(1, 2)).mean().backward()
+            bags.apply_gradients()
+        found.append(bags((jagged({"a": [[1]]}),)).detach())
+    assert torch.allclose(*found) == (reduction == "sum")
 
 
 def test_bags_are_found_in_a_model_and_updated_together() -> None:

@@ -101,10 +101,12 @@ def apply(
     *,
     step: int = 1,
     table: int = 0,
+    num_rows: int = 1,
     lr_factor: float = 1.0,
 ) -> None:
     tables = np.full(len(rows), table, dtype=np.int32)
-    optimizer.apply(weights, state, rows, tables, rows, gradients, step, FP32, lr_factor=lr_factor)
+    factors = {"num_rows": num_rows, "lr_factor": lr_factor}
+    optimizer.apply(weights, state, rows, tables, rows, gradients, step, FP32, **factors)
 
 
 def steps(dim: int, seed: int, num_steps: int = 4) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -273,6 +275,26 @@ def test_a_factor_of_a_step_is_that_of_its_learning_rate(config: Any) -> None:
         found.append(weights)
     np.testing.assert_array_equal(found[0], found[1])
     assert (found[0][rows] != found[2][rows]).all()
+
+
+@BY_KIND
+@pytest.mark.parametrize("more", [{}, {"clip_row_norm": 0.7, "weight_decay": 0.2}], ids=["plain", "clipped"])
+def test_with_sum_a_step_is_that_of_the_summed_loss(config: Any, more: dict[str, Any]) -> None:
+    config = config.model_copy(update=more)
+    rows, gradients = np.array([2, 5]), np.random.default_rng(0).normal(size=(2, 4)).astype(np.float32)
+    gradients[1] *= 0.1  # its norm is below the maximum until it is multiplied
+    summed = config.model_copy(update={"reduction": "sum"})
+    found = []
+    for each, gradient, num_rows in ((summed, gradients, 8), (config, 8 * gradients, 1), (config, gradients, 8)):
+        optimizer, weights, state = fresh(each, 4, 0)
+        w, s, tables = torch.from_numpy(weights[rows]), torch.from_numpy(state[rows]), torch.zeros(2, dtype=torch.int64)
+        on_device, _ = optimizer.updated(w, torch.from_numpy(gradient), s, tables, 1, num_rows=num_rows)
+        apply(optimizer, weights, state, rows, gradient, num_rows=num_rows)
+        torch.testing.assert_close(on_device, torch.from_numpy(weights[rows]), rtol=1e-5, atol=1e-6)
+        found.append((weights, state))
+    for mine, expected in zip(found[0], found[1], strict=True):
+        np.testing.assert_array_equal(mine, expected)  # 8 is a power of two, so products are exact
+    assert (found[0][0][rows] != found[2][0][rows]).any(axis=1).all()
 
 
 def test_ftrl_refuses_a_factor() -> None:

@@ -46,6 +46,9 @@ class SparseOptimizerConfig(NamedConfig):
     """l2: weight_decay * w is added to the gradient. decoupled: w -= lr * weight_decay * w, apart from the update."""
     clip_row_norm: float | None = Field(default=None, gt=0)
     """Maximum gradient norm of a row (L2, duplicates merged); larger gradients are scaled down. None for no limit."""
+    reduction: Literal["mean", "sum"] = "mean"
+    """The loss whose gradient updates a row, and fills its state: the mean over the rows of the batch, or their sum.
+    With sum, what a row of the log adds to an accumulator does not depend on the size of its batch."""
 
     @classmethod
     def build(cls, configs: Sequence[Any], embedding_dim: int) -> SparseOptimizer:
@@ -127,6 +130,7 @@ class SparseOptimizer:
     def __init__(self, configs: Sequence[Any], embedding_dim: int) -> None:
         self._configs = tuple(configs)
         self._shared = _shared_numbers(configs)
+        self._sums = np.array([config.reduction == "sum" for config in configs])
         widths = [embedding_dim if slot.per_element else 1 for slot in self.slots]
         ends = np.cumsum(widths, dtype=np.int64).tolist()
         self.state_width = int(sum(widths))
@@ -173,6 +177,7 @@ class SparseOptimizer:
         step: int,
         rounding: Rounding,
         *,
+        num_rows: int = 1,
         lr_factor: float = 1.0,
     ) -> None:
         """Update rows in place; the result does not depend on the number of threads.
@@ -186,13 +191,22 @@ class SparseOptimizer:
             gradients: Gradients with duplicates summed, float32 [U, D].
             step: Number of the step, from 1.
             rounding: Rounding of updated weights.
+            num_rows: Rows of the batch, of all trainers.
             lr_factor: Factor of the learning rates in this step.
         """
-        shared, numbers = self._numbers(step, lr_factor)
+        shared, numbers = self._numbers(step, num_rows, lr_factor)
         type(self).update(weights, state, rows, tables, ids, gradients, shared, numbers, *rounding)
 
     def updated(
-        self, w: Tensor, g: Tensor, state: Tensor, tables: Tensor, step: int, *, lr_factor: float = 1.0
+        self,
+        w: Tensor,
+        g: Tensor,
+        state: Tensor,
+        tables: Tensor,
+        step: int,
+        *,
+        num_rows: int = 1,
+        lr_factor: float = 1.0,
     ) -> tuple[Tensor, Tensor]:
         """Compute rows and state after one step in torch, on the device of `w`; equal to `apply` up to rounding.
 
@@ -202,26 +216,31 @@ class SparseOptimizer:
             state: Optimizer state, float32 [U, W].
             tables: Table of each row, int64 [U].
             step: Number of the step, from 1.
+            num_rows: Rows of the batch, of all trainers.
             lr_factor: Factor of the learning rates in this step.
         """
 
         def columns(numbers: Float32s) -> list[Tensor]:
             return list(torch.split(torch.from_numpy(numbers).to(w.device)[tables], 1, dim=1))
 
-        shared, numbers = self._numbers(step, lr_factor)
-        decay, decoupled, max_norm = columns(shared)
+        shared, numbers = self._numbers(step, num_rows, lr_factor)
+        decay, decoupled, max_norm, scale = columns(shared)
+        g = scale * g
         norm = g.norm(dim=1, keepdim=True)
         g = torch.where((max_norm > 0) & (norm > max_norm), g * (max_norm / norm), g)
         g = g + decay * w
         w = w - decoupled * w
         return self.update_tensors(w, g, state, *columns(numbers))
 
-    def _numbers(self, step: int, lr_factor: float) -> tuple[Float32s, Float32s]:
-        """Hyper-parameters of each table in a step: those that all optimizers share [T, 3], and those of the rule."""
+    def _numbers(self, step: int, num_rows: int, lr_factor: float) -> tuple[Float32s, Float32s]:
+        """Hyper-parameters of each table in a step: those that all optimizers share [T, 4], and those of the rule."""
         configs, shared = self._configs, self._shared
         if lr_factor != 1.0:
             configs = tuple(config.with_lr_factor(lr_factor) for config in configs)
             shared = _shared_numbers(configs)
+        if self._sums.any():
+            shared = shared.copy()
+            shared[self._sums, 3] = num_rows
         return shared, np.array([self.numbers(config, step) for config in configs], dtype=np.float32)
 
 
@@ -277,26 +296,27 @@ def row_kernel(update_row: Callable[..., None]) -> Callable[..., None]:
 
 
 def _shared_numbers(configs: Sequence[Any]) -> Float32s:
-    """L2, learning rate times decoupled decay, and maximum gradient norm (0 for no limit) of each table, [T, 3]."""
+    """Numbers of each table [T, 4]: L2, learning rate times decoupled decay, maximum gradient norm (0 for no limit),
+    and factor of the gradient."""
 
-    def of(config: Any) -> tuple[float, float, float]:
+    def of(config: Any) -> tuple[float, float, float, float]:
         is_l2 = config.weight_decay_mode == "l2"
         decay = config.weight_decay
-        return decay if is_l2 else 0.0, 0.0 if is_l2 else config.lr * decay, config.clip_row_norm or 0.0
+        return decay if is_l2 else 0.0, 0.0 if is_l2 else config.lr * decay, config.clip_row_norm or 0.0, 1.0
 
-    return np.array([of(config) for config in configs], dtype=np.float32).reshape(-1, 3)
+    return np.array([of(config) for config in configs], dtype=np.float32).reshape(-1, 4)
 
 
 @kernel(inline=True)
 def _take_gradient(gradients: Float32s, u: int, w: Float32s, shared: Float32s, table: int, out: Float32s) -> None:
-    """Clip the gradient of key u, add L2 of `w`, write it to `out` float32 [D], then apply decoupled decay to `w`."""
-    decay, decoupled, max_norm = shared[table, 0], shared[table, 1], shared[table, 2]
-    scale = np.float32(1.0)
+    """Scale and clip the gradient of key u, add L2 of `w`, write it to `out` float32 [D], then apply decoupled decay to
+    `w`."""
+    decay, decoupled, max_norm, scale = shared[table, 0], shared[table, 1], shared[table, 2], shared[table, 3]
     if max_norm > 0:
         squares = np.float32(0.0)
         for d in range(len(out)):
             squares += gradients[u, d] * gradients[u, d]
-        if squares > max_norm * max_norm:
+        if scale * scale * squares > max_norm * max_norm:
             scale = max_norm / np.sqrt(squares)
     for d in range(len(out)):
         out[d] = scale * gradients[u, d] + decay * w[d]

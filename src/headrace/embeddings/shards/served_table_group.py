@@ -109,7 +109,8 @@ class ServedTableGroup:
             decision = merger.update(trainer, step, update)
             self.counts.updates += not decision.repeated
             for parts in decision.steps:
-                self.rows.update(*merge_updates(parts), lr_factor=parts[0].lr_factor)
+                num_rows = sum(part.num_rows for part in parts)
+                self.rows.update(*merge_updates(parts), num_rows=num_rows, lr_factor=parts[0].lr_factor)
             if decision.steps:
                 self._changed.notify_all()
         return held_s

@@ -83,7 +83,9 @@ class DeviceStorage:
         state = self._layout.optimizer.initial_state[keys.tables]
         self._put(rows, as_tensor(first, self._layout.row_format), torch.from_numpy(state))
 
-    def update(self, rows: Int64s, keys: Keys, gradients: Any, *, step: int, lr_factor: float = 1.0) -> None:
+    def update(
+        self, rows: Int64s, keys: Keys, gradients: Any, *, step: int, num_rows: int = 1, lr_factor: float = 1.0
+    ) -> None:
         """See `RowStorage.update`; gradients may also be an array."""
         if isinstance(gradients, np.ndarray):
             gradients = torch.from_numpy(gradients)
@@ -95,7 +97,9 @@ class DeviceStorage:
         weights, state = self._take(self.weights, rows).float(), self._take(self.state, rows)
         tables = torch.from_numpy(keys.tables.astype(np.int64)).to(self.device)
         optimizer = self._layout.optimizer
-        weights, state = optimizer.updated(weights, gradients, state, tables, step, lr_factor=lr_factor)
+        weights, state = optimizer.updated(
+            weights, gradients, state, tables, step, num_rows=num_rows, lr_factor=lr_factor
+        )
         rounding = self._layout.rounding(step)
         streams = torch.from_numpy(key_streams(rounding.table_seeds, keys.tables, keys.ids)).to(self.device)
         self._put(rows, rounded(weights, streams, self._layout.row_format, int(rounding.seed)), state)

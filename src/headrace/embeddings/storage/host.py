@@ -71,11 +71,13 @@ class HostStorage:
         self._layout.first_values.write(self.weights, rows, keys)
         self.state[rows] = self._layout.optimizer.initial_state[keys.tables]
 
-    def update(self, rows: Int64s, keys: Keys, gradients: Float32s, *, step: int, lr_factor: float = 1.0) -> None:
+    def update(
+        self, rows: Int64s, keys: Keys, gradients: Float32s, *, step: int, num_rows: int = 1, lr_factor: float = 1.0
+    ) -> None:
         """See `RowStorage.update`."""
         optimizer, rounding = self._layout.optimizer, self._layout.rounding(step)
-        where = (rows, keys.tables, keys.ids)
-        optimizer.apply(self.weights, self.state, *where, gradients, step, rounding, lr_factor=lr_factor)
+        where = (self.weights, self.state, rows, keys.tables, keys.ids)
+        optimizer.apply(*where, gradients, step, rounding, num_rows=num_rows, lr_factor=lr_factor)
 
     def columns(self, rows: Int64s) -> dict[str, npt.NDArray[Any]]:
         """See `RowStorage.columns`."""

@@ -90,7 +90,9 @@ class RowStorage(Protocol):
     def initialize(self, rows: Int64s, keys: Keys) -> None:
         """Write initial values and initial optimizer state of keys [U] into rows [U]."""
 
-    def update(self, rows: Int64s, keys: Keys, gradients: Any, *, step: int, lr_factor: float = 1.0) -> None:
+    def update(
+        self, rows: Int64s, keys: Keys, gradients: Any, *, step: int, num_rows: int = 1, lr_factor: float = 1.0
+    ) -> None:
         """Run one optimizer step in place.
 
         Args:
@@ -98,6 +100,7 @@ class RowStorage(Protocol):
             keys: Unique keys.
             gradients: float32 [U, D], of the type returned by `gather`.
             step: Number of steps of the table group, including this one.
+            num_rows: Rows of the batch, of all trainers.
             lr_factor: Factor of the learning rates in this step.
         """
 

@@ -46,7 +46,7 @@ class EmbeddingStore(Protocol):
             keys: Keys, unique within the call; `keys.counts` are their occurrences in the batch.
             gradients: float32 [U, dim], summed per key. The optimizer runs where the rows are.
             num_rows: Rows of the batch. With several trainers, the gradients of a step are averaged over the rows of
-                all.
+                all. Optimizers with `reduction: sum` multiply by them.
             lr_factor: Factor of the learning rates in this step; the same for all trainers.
         """
 
@@ -90,7 +90,7 @@ class LocalStore:
 
     def update(self, keys: Keys, gradients: Float32s, *, num_rows: int = 1, lr_factor: float = 1.0) -> Future[None]:
         """See `EmbeddingStore.update`."""
-        self.table_group.update(keys, gradients, lr_factor=lr_factor)
+        self.table_group.update(keys, gradients, num_rows=num_rows, lr_factor=lr_factor)
         updated: Future[None] = Future()
         updated.set_result(None)
         return updated

@@ -68,6 +68,7 @@ class TableGroupHeader:
                 "num_embeddings": table.num_embeddings,
                 "init_scale": table.scale,
                 "optimizer": table.optimizer.kind,
+                "reduction": table.optimizer.reduction,
                 "rows": table.rows,
             }
             for table in tables
@@ -86,6 +87,7 @@ class TableGroupHeader:
             raise VersionMismatch(
                 f"table group: saved in format {values.get('format_version')}, expected {FORMAT_VERSION} or 2"
             )
+        values["tables"] = [{"reduction": "mean"} | table for table in values["tables"]]  # earlier states have none
         return cls(**values)
 
     def to_column(self) -> npt.NDArray[np.uint8]:

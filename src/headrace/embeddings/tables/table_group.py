@@ -130,12 +130,13 @@ class TableGroup:
         """
         return self.storage.gather(self.index.find(keys, self.metadata.records), keys)
 
-    def update(self, keys: Keys, gradients: Any, *, lr_factor: float = 1.0) -> None:
+    def update(self, keys: Keys, gradients: Any, *, num_rows: int = 1, lr_factor: float = 1.0) -> None:
         """Apply one step: count ids, allocate rows for admitted ids, and run the optimizer.
 
         Args:
             keys: Unique keys, with their counts.
-            gradients: float32 [U, dim]; ignored for ids without a row.
+            gradients: float32 [U, dim], of the mean loss of the batch; ignored for ids without a row.
+            num_rows: Rows of the batch, of all trainers; used by optimizers with `reduction: sum`.
             lr_factor: Factor of the learning rates in this step.
         """
         self.step += 1
@@ -146,7 +147,7 @@ class TableGroup:
         new = self.metadata.mark_updated(rows, keys.counts, version=self.version)
         if len(new):
             self.storage.initialize(rows[new], keys.take(new))
-        self.storage.update(rows, keys, gradients, step=self.step, lr_factor=lr_factor)
+        self.storage.update(rows, keys, gradients, step=self.step, num_rows=num_rows, lr_factor=lr_factor)
         self.changelog.record(self.version, rows, self.metadata.versions)
 
     def end_window(self) -> int:

@@ -108,12 +108,27 @@ def test_learning_rates_may_change_between_jobs() -> None:
             TableGroup(tables(SGDConfig()), seed=3),
             "country.optimizer was saved as rowwise_adagrad, but the job says sgd",
         ),
+        (
+            TableGroup(tables(RowWiseAdagradConfig(reduction="sum")), seed=3),
+            "country.reduction was saved as mean, but the job says sum",
+        ),
     ],
 )
 def test_a_state_of_another_table_is_refused_with_both_sides(other: TableGroup, text: str) -> None:
     state = TableGroup(tables(), seed=3).state_dict()
     with pytest.raises(CheckpointError, match=f"^table group: {text}"):
         other.load_state_dict(state)
+
+
+def test_a_state_without_a_reduction_is_one_of_means() -> None:
+    saved, loaded = TableGroup(tables(), seed=3), TableGroup(tables(), seed=3)
+    train(saved, range(25))
+    state = saved.state_dict()
+    header = json.loads(state["header"].tobytes())
+    for table in header["tables"]:
+        del table["reduction"]
+    loaded.load_state_dict(state | {"header": np.frombuffer(json.dumps(header).encode(), np.uint8)})
+    assert_same(loaded.state_dict(), saved.state_dict())
 
 
 def test_a_state_of_format_2_which_calls_tables_spaces_is_read() -> None:
