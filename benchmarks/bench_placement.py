@@ -35,8 +35,8 @@ WINDOWS = ("first window", "next window")
 RATES: tuple[float | None, ...] = (0.1, 0.3, 1.0, None)
 ROUNDS, ROUNDS_QUICK = 3, 1
 ROWS, ROWS_QUICK = 137_138, 20_000
-ROW_BYTES_MARGIN = 400
-"""Memory per row to keep, at least what `ResidentStore` counts for rows of dimension 16."""
+BYTES_BESIDE_ROW = 100
+"""Bytes that `ResidentStore` counts for a row beside its weights."""
 
 GOAL_BYTES, GOAL_STEP, GOAL_NEVER_BELOW, GOAL_BOUND = 3.0, 1.5, 0.98, 0.9
 MOSTLY_COMMUNICATION = 0.65
@@ -98,7 +98,8 @@ class Measurement:
         command = {"run": str(self._run), "log": str(self._log), "address": address, "job": {**self._shared, **job}}
         windows: list[dict[str, Any]] = self._trainer.ask(command)["windows"]
         if arm == OURS:
-            self._tight = f"{max(each['kept_rows'] for each in windows) * ROW_BYTES_MARGIN // 10}"
+            row_bytes = 4 * self._shared["model"]["embedding_dim"] + BYTES_BESIDE_ROW
+            self._tight = f"{max(each['kept_rows'] for each in windows) * row_bytes // 10}"
         return windows
 
 

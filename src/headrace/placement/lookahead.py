@@ -36,6 +36,8 @@ class Lookahead:
             num_left: How many of them belong to the same window, if its end is known.
         """
         for each in [batch, *ready][len(self._ahead) :]:
+            if self._ahead and not all(store.has_room for _, store in self._stores):
+                break
             self._announce(each)
         for _, store in self._stores:
             store.prepare()

@@ -23,15 +23,11 @@ import numpy.typing as npt
 
 from headrace.compiling import kernel
 from headrace.embeddings.keys import Keys
-from headrace.embeddings.tables.index.row_index import RowIndex
-from headrace.embeddings.tables.lifecycle import CountAdmission
+from headrace.placement.key_entries import NEVER, KeyEntries
 
-__all__ = ["NEVER", "Placing", "Residency"]
+__all__ = ["Placing", "Residency"]
 
-NEVER = np.int64(2**63 - 1)
-"""Next use of a row that no announced batch uses."""
-
-FIRST_ENTRIES = 1 << 14
+FIRST_PLACES = 1 << 14
 
 Int64s = npt.NDArray[np.int64]
 Int32s = npt.NDArray[np.int32]
@@ -59,7 +55,7 @@ class _Announced:
     """An announced batch: its number, its entries [U], and the position of the first among those of all batches."""
 
     batch: int
-    entries: Int64s
+    entries: Int32s
     start: int
 
 
@@ -69,7 +65,6 @@ class Residency:
     Batches are announced in order, placed in order, and trained in order.
 
     Args:
-        num_tables: Number of tables.
         capacity: Maximum number of resident rows.
 
     Attributes:
@@ -77,22 +72,15 @@ class Residency:
         num_resident: Number of resident rows.
     """
 
-    def __init__(self, num_tables: int, capacity: int) -> None:
+    def __init__(self, capacity: int) -> None:
         self.capacity = capacity
         self.num_resident = 0
-        # An entry is a key that is resident or that an announced batch uses. Entries are the rows of this index.
-        self._index = RowIndex(np.full(num_tables, -1), CountAdmission([0] * num_tables), capacity=FIRST_ENTRIES)
-        self._row = np.zeros(FIRST_ENTRIES, dtype=np.int32)  # of each entry; 0 if it is not resident
-        self._next_use = np.full(FIRST_ENTRIES, NEVER)
-        self._last_use = np.full(FIRST_ENTRIES, -1)  # time of its last use, see `_clock`
-        self._last_place = np.full(FIRST_ENTRIES, -1)  # its newest position among the keys of all batches
+        self._entries = KeyEntries()  # of keys that are resident or that an announced batch uses
         # For each key of each announced batch, the batch that uses it next. Positions count from the first batch on.
-        self._batch_after = np.empty(FIRST_ENTRIES, dtype=np.int64)
+        self._batch_after = np.empty(FIRST_PLACES, dtype=np.int32)
         self._base = self._end = 0  # positions of the first and after the last element
         self._announced: deque[_Announced] = deque()
-        self._idle: deque[tuple[int, Int64s]] = (
-            deque()
-        )  # by time of last use: entries that no announced batch used then
+        self._idle: deque[tuple[int, Int32s]] = deque()  # by time of last use: entries not used again as far as known
         self._free = np.empty(0, dtype=np.int64)  # rows that were used before
         self._num_rows = 0  # rows ever used
         self._num_announced = self._num_trained = 0
@@ -109,19 +97,24 @@ class Residency:
         return self._num_trained
 
     @property
+    def num_keys(self) -> int:
+        """Number of keys that are resident, or that an announced batch uses."""
+        return self._entries.num_entries
+
+    @property
     def num_bytes(self) -> int:
-        """Bytes of the index and of the entries."""
-        arrays = self._row, self._next_use, self._last_use, self._last_place, self._batch_after, self._free
-        return self._index.num_bytes + sum(array.nbytes for array in arrays)
+        """Bytes of all arrays."""
+        idle = sum(entries.nbytes for _, entries in self._idle)
+        announced = sum(each.entries.nbytes for each in self._announced)
+        return self._entries.num_bytes + self._batch_after.nbytes + self._free.nbytes + idle + announced
 
     def announce(self, keys: Keys) -> int:
         """Announce the unique keys of the batch after the last announced one; returns its number."""
         batch, start = self._num_announced, self._end
-        entries = self._index.resolve(keys)
-        self._index.admit(keys, entries, version=1)
-        self._reserve(self._index.next_row, start + len(keys))
+        entries = self._entries.add(keys)
+        self._reserve_places(start + len(keys))
         first = self._announced[0].start if self._announced else start
-        _announce(entries, batch, start, first, self._base, self._next_use, self._last_place, self._batch_after)
+        _announce(entries, batch, start, first, self._base, self._entries.records, self._batch_after)
         self._announced.append(_Announced(batch, entries, start))
         self._end, self._num_announced = start + len(keys), batch + 1
         return batch
@@ -151,9 +144,7 @@ class Residency:
 
         Rows that the next batch needs stay; if necessary, there are more rows than the capacity.
         """
-        entries = self._index.resolve(keys)
-        self._index.admit(keys, entries, version=1)
-        self._reserve(self._index.next_row, self._end)
+        entries = self._entries.add(keys)
         places = np.flatnonzero(self._row[entries] == 0)
         next_uses = self._next_use[entries]
         self._next_use[entries] = self._num_trained  # so that none of them leaves
@@ -166,7 +157,7 @@ class Residency:
         self._use(entries)
         return Placing(places, rows, rows_left, left)
 
-    def finish(self) -> Int64s:
+    def finish(self) -> Int32s:
         """Record that the next batch is trained; returns the batch that uses each of its keys next, or `NEVER`."""
         done = self._announced.popleft()
         first = done.start - self._base
@@ -182,14 +173,14 @@ class Residency:
         Args:
             unused_until: Leaves out the rows that announced batches up to this one use.
         """
-        entries = np.flatnonzero(self._row[: self._index.next_row])
+        entries = self._entries.resident()
         return self._in_order(entries[self._next_use[entries] > unused_until])
 
     def find(self, keys: Keys) -> Int64s:
         """Rows int64 [U] of any unique keys; 0 where a key is not resident."""
-        return self._row[self._index.resolve(keys)].astype(np.int64)
+        return self._row[self._entries.find(keys)].astype(np.int64)
 
-    def _use(self, entries: Int64s) -> None:
+    def _use(self, entries: Int32s) -> None:
         """Record a use of entries now, after which some may not be used again for as long as is known."""
         self._clock += 1
         self._last_use[entries] = self._clock
@@ -197,12 +188,24 @@ class Residency:
         if len(idle):
             self._idle.append((self._clock, idle))
 
+    @property
+    def _row(self) -> Int32s:
+        return self._entries.column("row")
+
+    @property
+    def _next_use(self) -> Int32s:
+        return self._entries.column("next_use")
+
+    @property
+    def _last_use(self) -> Int32s:
+        return self._entries.column("last_use")
+
     def _find(self, batch: int) -> _Announced:
         return self._announced[batch - self._num_trained]
 
-    def _choose(self, num_rows: int, batch: int) -> Int64s | None:
+    def _choose(self, num_rows: int, batch: int) -> Int32s | None:
         """Entries whose rows leave, so that `num_rows` become free for a batch; None if there are too few."""
-        chosen: list[Int64s] = []
+        chosen: list[Int32s] = []
         num_idle_batches = 0  # whose entries all leave
         for place, (used, entries) in enumerate(self._idle):
             if num_rows <= 0:
@@ -224,9 +227,9 @@ class Residency:
             self.capacity += num_rows
         for _ in range(num_idle_batches):
             self._idle.popleft()
-        return np.concatenate([np.empty(0, dtype=np.int64), *chosen])
+        return np.concatenate([np.empty(0, dtype=np.int32), *chosen])
 
-    def _remove(self, entries: Int64s) -> tuple[Keys, Int64s]:
+    def _remove(self, entries: Int32s) -> tuple[Keys, Int64s]:
         """Free the rows of entries; returns keys and rows, with tables ascending."""
         rows, keys = self._in_order(entries)
         self._row[entries] = 0
@@ -234,8 +237,7 @@ class Residency:
         self._free = np.concatenate([self._free, rows])
         unused = entries[self._next_use[entries] == NEVER]
         if len(unused):
-            self._last_place[unused] = self._last_use[unused] = -1
-            self._index.remove(self._keys_of(unused))
+            self._entries.remove(unused)
         return keys, rows
 
     def _take_rows(self, num_rows: int) -> Int64s:
@@ -246,41 +248,30 @@ class Residency:
         self.num_resident += num_rows
         return np.concatenate([freed, np.arange(first, self._num_rows + 1)])
 
-    def _in_order(self, entries: Int64s) -> tuple[Int64s, Keys]:
-        keys = self._keys_of(entries)
+    def _in_order(self, entries: Int32s) -> tuple[Int64s, Keys]:
+        keys = self._entries.keys_of(entries)
         order = np.argsort(keys.tables.astype(np.int16), kind="stable")  # 16 bits use a radix sort
         return self._row[entries[order]].astype(np.int64), keys.take(order)
 
-    def _keys_of(self, entries: Int64s) -> Keys:
-        tables, ids = self._index.owners(entries)
-        return Keys(tables, ids, np.zeros(len(ids), dtype=np.int32))
-
-    def _reserve(self, num_entries: int, end: int) -> None:
-        """Ensure room for entries, and for the keys of announced batches up to a position."""
-        if num_entries > len(self._row):
-            more = max(num_entries, 2 * len(self._row)) - len(self._row)
-            self._row = np.concatenate([self._row, np.zeros(more, dtype=np.int32)])
-            self._next_use = np.concatenate([self._next_use, np.full(more, NEVER)])
-            self._last_use = np.concatenate([self._last_use, np.full(more, -1)])
-            self._last_place = np.concatenate([self._last_place, np.full(more, -1)])
+    def _reserve_places(self, end: int) -> None:
+        """Ensure room for the keys of announced batches up to a position."""
         if end - self._base > len(self._batch_after):
             first = self._announced[0].start if self._announced else self._end
             kept = self._batch_after[first - self._base : self._end - self._base]
-            self._batch_after = np.empty(max(len(self._batch_after), 2 * (end - first)), dtype=np.int64)
+            self._batch_after = np.empty(max(len(self._batch_after), 2 * (end - first)), dtype=np.int32)
             self._batch_after[: len(kept)] = kept
             self._base = first
 
 
 @kernel()
 def _announce(
-    entries: Int64s,
+    entries: Int32s,
     batch: int,
     start: int,
     first: int,
     base: int,
-    next_use: Int64s,
-    last_place: Int64s,
-    batch_after: Int64s,
+    records: npt.NDArray[np.void],
+    batch_after: Int32s,
 ) -> None:
     """Record that a batch uses entries [U], which have the positions from `start` on.
 
@@ -290,15 +281,14 @@ def _announce(
         start: Position of its first key.
         first: Position of the first key of all batches that are not trained yet.
         base: Position of the first element of `batch_after`.
-        next_use: Of each entry.
-        last_place: Of each entry.
+        records: Of all entries.
         batch_after: Of each position.
     """
     for u in range(len(entries)):
-        entry = entries[u]
-        if last_place[entry] >= first:
-            batch_after[last_place[entry] - base] = batch
+        record = records[entries[u]]
+        if record.last_place >= first:
+            batch_after[record.last_place - base] = batch
         else:
-            next_use[entry] = batch
-        last_place[entry] = start + u
+            record.next_use = batch
+        record.last_place = start + u
         batch_after[start + u - base] = NEVER

@@ -39,8 +39,8 @@ AHEAD = 8
 """Maximum number of batches whose rows are fetched ahead: enough to hide a slow link, and few enough to leave room for
 other rows."""
 
-KEY_BYTES = 160
-"""Bytes of the planner per resident row: its entry, and its slots in a hash table that is a quarter to half full."""
+KEY_BYTES, KEYS_PER_ROW = 64, 1.25
+"""Bytes of the planner for each row that can be kept, if it has an entry for as many keys and a quarter more."""
 
 Float32s = npt.NDArray[np.float32]
 Int64s = npt.NDArray[np.int64]
@@ -125,7 +125,7 @@ class ResidentStore:
 
     Args:
         remote: Store of all rows.
-        memory_bytes: Memory for resident rows and their index. One batch always fits.
+        memory_bytes: Memory for resident rows, their index, and `seen`. One batch always fits.
         version: Version of the table group now.
         window_starts: Start versions of its recent windows.
         seen: The keys that may have a state in a shard.
@@ -148,11 +148,12 @@ class ResidentStore:
     ) -> None:
         spec = remote.spec
         tables = collisionless_tables(spec)
-        capacity = max(1, memory_bytes // (ResidentRows.row_bytes(tables, spec.seed) + KEY_BYTES))
+        row_bytes = ResidentRows.row_bytes(tables, spec.seed) + KEY_BYTES
+        capacity = max(1, (memory_bytes - seen.num_bytes) // row_bytes)
         self.step, self.version = remote.step, version
         self._remote, self._spec = remote, spec
         self._window_starts = list(window_starts)
-        self._residency = Residency(len(tables), capacity)
+        self._residency = Residency(capacity)
         self._rows = ResidentRows(tables, spec.seed, capacity)
         self._seen = seen
         self._num_placed = 0
@@ -179,6 +180,11 @@ class ResidentStore:
     def num_bytes(self) -> int:
         """Bytes of resident rows and of the planner."""
         return self._rows.num_bytes + self._residency.num_bytes + self._seen.num_bytes
+
+    @property
+    def has_room(self) -> bool:
+        """Whether another batch may be announced within the memory; the next one may in any case."""
+        return self._residency.num_keys < KEYS_PER_ROW * self._residency.capacity
 
     def announce(self, keys: Keys) -> None:
         """Announce the keys of the batch after the last announced one."""

@@ -23,7 +23,7 @@ from headrace.training.process_group import ProcessGroup
 __all__ = ["PlacementChoice", "ShardedTables", "choose_placement", "run_name"]
 
 MIN_SEEN_BYTES, SEEN_SHARE = 1 << 16, 16
-"""Part of the memory of resident rows that the set of keys known to the shards takes in addition: one in 16."""
+"""Part of the memory of resident rows that is for the set of keys known to the shards: one in 16."""
 
 
 class ShardedTables:

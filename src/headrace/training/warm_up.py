@@ -71,7 +71,7 @@ def _keep_rows_once() -> None:
     """Read and update kept rows, of tables with and without admission."""
     for admission_count in (1, 2):
         table = TableConfig(name="warm up", kind="collisionless", embedding_dim=8, admission_count=admission_count)
-        residency, rows = Residency(1, 8), ResidentRows([table], 0, 8)
+        residency, rows = Residency(8), ResidentRows([table], 0, 8)
         keys = Keys(np.zeros(4, np.int32), np.arange(4), np.ones(4, np.int32))
         residency.announce(keys)
         residency.place(0)

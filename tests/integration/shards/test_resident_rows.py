@@ -234,3 +234,24 @@ def test_changed_rows_return_before_the_end_is_reached(serve: Serve) -> None:
         assert store.counters.returned == len(distinct)
         assert contents(store.changes(0)) == contents(local.changes(0))
         assert store.counters.returned == len(distinct)
+
+
+def test_memory_stays_within_what_was_given(serve: Serve) -> None:
+    """Rows, optimizer state, index and the set of seen keys, while many more keys pass by than fit."""
+    table = EXACT.model_copy(update={"embedding_dim": 16})
+    memory_bytes, rng = 1 << 20, np.random.default_rng(8)
+    with ShardGroup([serve(max_keys=10_000)], {"t": TableGroupSpec([table], seed=0)}) as group:
+        seen = SeenKeys(memory_bytes // 16)
+        store = ResidentStore(group.store("t"), memory_bytes=memory_bytes, version=0, window_starts=[0], seen=seen)
+        largest = 0
+        for number in range(40):
+            ids = np.unique(np.concatenate([rng.zipf(1.2, 300) % 50_000, 100_000 + 1000 * number + np.arange(700)]))
+            keys = Keys(np.zeros(len(ids), np.int32), ids.astype(np.int64), np.ones(len(ids), np.int32))
+            store.announce(keys)
+            store.prepare()
+            store.update(keys, np.zeros((len(ids), 16), np.float32))
+            store.finish()
+            largest = max(largest, store.num_bytes)
+        assert store.counters.peak_rows > 5_000
+        assert store.counters.returned > 20_000
+        assert largest <= 1.02 * memory_bytes

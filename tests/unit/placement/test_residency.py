@@ -40,7 +40,7 @@ def random_batches(rng: np.random.Generator, count: int, size: int) -> list[list
 @pytest.mark.parametrize("seed", range(4))
 def test_rows_leave_in_the_order_of_their_next_use(seed: int, capacity: int, ahead: int) -> None:
     batches = random_batches(np.random.default_rng(seed), 80, 14)
-    residency = Residency(2, capacity)
+    residency = Residency(capacity)
     resident: dict[Pair, int] = {}  # row of each key
     last_use: dict[Pair, int] = {}
     placed = 0
@@ -88,7 +88,7 @@ def test_rows_leave_in_the_order_of_their_next_use(seed: int, capacity: int, ahe
 def test_keys_that_were_not_announced_get_rows_and_take_none_from_the_next_batch(seed: int) -> None:
     rng = np.random.default_rng(seed)
     batches, others = random_batches(rng, 60, 10), random_batches(rng, 60, 8)
-    residency = Residency(2, 20)
+    residency = Residency(20)
     for now, (_, other) in enumerate(zip(batches, others, strict=True)):
         for number in range(residency.num_announced, min(now + 4, len(batches))):
             residency.announce(keys_of(batches[number]))
@@ -103,12 +103,12 @@ def test_keys_that_were_not_announced_get_rows_and_take_none_from_the_next_batch
 
 def test_the_cost_of_keys_that_leave_and_return_is_bounded() -> None:
     """Entries of keys that are neither resident nor announced are reused, so memory does not grow with the log."""
-    residency = Residency(1, 100)
+    residency = Residency(100)
     for number in range(2_000):
         first = 50 * number
         residency.announce(keys_of([(0, key) for key in range(first, first + 50)]))
         residency.place(number)
         residency.finish()
     assert residency.num_resident == 100
-    assert residency.num_bytes < 5_000_000
-    assert residency._index.next_row < 400
+    assert residency.num_bytes < 500_000
+    assert residency._entries._next < 400

@@ -1,0 +1,204 @@
+"""`KeyEntries`: a hash table of keys in a few bytes each, which gives every key an entry number while it is in use.
+
+An entry is 32 bytes, and its slot in the hash table 4 bytes, at a load of at most 0.7. Entry numbers begin at 1 and are
+reused. Probing is linear; a removal shifts later slots back, so probe lengths do not grow over time.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from headrace.compiling import kernel
+from headrace.embeddings.keys import Keys
+from headrace.embeddings.ops.hashing import mix64
+from headrace.embeddings.ops.prefetch import prefetch
+
+__all__ = ["ENTRY", "NEVER", "KeyEntries"]
+
+NEVER = np.int32(2**31 - 1)
+"""Next use of a key that no announced batch uses."""
+
+ENTRY = np.dtype(
+    [
+        ("id", np.int64),
+        ("last_place", np.int64),
+        ("table", np.int32),
+        ("row", np.int32),
+        ("next_use", np.int32),
+        ("last_use", np.int32),
+    ],
+    align=True,
+)
+"""A key; the row where it is resident, or 0; the next batch that uses it; when it was last used; and its newest
+position among the keys of all announced batches, or -1."""
+
+MAX_LOAD = 0.7
+GROWTH = 1.25
+FIRST_ENTRIES = 1 << 12
+AHEAD = 8  # keys; as in `ops.prefetch`
+
+Entries = npt.NDArray[np.void]
+Int64s = npt.NDArray[np.int64]
+Int32s = npt.NDArray[np.int32]
+
+
+class KeyEntries:
+    """Entries of keys. Not thread-safe.
+
+    Attributes:
+        records: `ENTRY` [capacity]; the columns after the key are for the caller.
+    """
+
+    def __init__(self) -> None:
+        self.records: Entries = _empty(FIRST_ENTRIES)
+        self._slots: Int32s = np.zeros(2 * FIRST_ENTRIES, dtype=np.int32)
+        self._free: Int32s = np.empty(0, dtype=np.int32)
+        self._next = 1
+
+    @property
+    def num_entries(self) -> int:
+        """Number of keys."""
+        return self._next - 1 - len(self._free)
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all arrays."""
+        return self.records.nbytes + self._slots.nbytes + self._free.nbytes
+
+    def column(self, name: str) -> npt.NDArray[Any]:
+        """A column of `records`, as a view."""
+        return self.records[name]
+
+    def add(self, keys: Keys) -> Int32s:
+        """Entries int32 [U] of unique keys; keys that have none get one."""
+        self._reserve(len(keys))
+        entries = np.empty(len(keys), dtype=np.int32)
+        num_free, self._next = _add(
+            self._slots, self.records, keys.tables, keys.ids, self._free, len(self._free), self._next, entries
+        )
+        self._free = self._free[:num_free]
+        return entries
+
+    def find(self, keys: Keys) -> Int32s:
+        """Entries int32 [U] of keys; 0 for those that have none."""
+        entries = np.empty(len(keys), dtype=np.int32)
+        _find(self._slots, self.records, keys.tables, keys.ids, entries)
+        return entries
+
+    def remove(self, entries: Int32s) -> None:
+        """Remove keys by their entries [E]."""
+        _remove(self._slots, self.records, entries)
+        self._free = np.concatenate([self._free, entries])
+
+    def resident(self) -> Int32s:
+        """Entries int32 [R] of the keys with a row, ascending."""
+        return np.flatnonzero(self.records["row"][: self._next]).astype(np.int32)
+
+    def keys_of(self, entries: Int32s) -> Keys:
+        """Keys of entries [E], with zero counts."""
+        found = self.records[entries]
+        counts = np.zeros(len(entries), dtype=np.int32)
+        return Keys(np.ascontiguousarray(found["table"]), np.ascontiguousarray(found["id"]), counts)
+
+    def _reserve(self, num_new: int) -> None:
+        """Ensure room for some more keys."""
+        needed = self._next + max(0, num_new - len(self._free))
+        if needed > len(self.records):
+            grown = _empty(max(needed, int(GROWTH * len(self.records))))
+            grown[: len(self.records)] = self.records
+            self.records = grown
+        num_slots = len(self._slots)
+        while self.num_entries + num_new > MAX_LOAD * num_slots:
+            num_slots *= 2
+        if num_slots > len(self._slots):
+            slots = np.zeros(num_slots, dtype=np.int32)
+            _move_slots(self._slots, slots, self.records)
+            self._slots = slots
+
+
+def _empty(num_entries: int) -> Entries:
+    entries: Entries = np.zeros(num_entries, dtype=ENTRY)
+    entries["next_use"], entries["last_place"], entries["last_use"] = NEVER, -1, -1
+    return entries
+
+
+@kernel()
+def _home(table: int, key: int, num_slots: int) -> int:
+    """The first slot to probe for a key; the number of slots is a power of two."""
+    return np.int64(mix64(mix64(np.uint64(key)) + np.uint64(table))) & (num_slots - 1)  # type: ignore[return-value]
+
+
+@kernel()
+def _probe(slots: Int32s, records: Entries, table: int, key: int) -> int:
+    """The slot of a key, or the empty slot for it."""
+    slot = _home(table, key, len(slots))
+    while slots[slot] != 0:
+        record = records[slots[slot]]
+        if record.id == key and record.table == table:
+            break
+        slot = (slot + 1) & (len(slots) - 1)
+    return slot
+
+
+@kernel()
+def _add(
+    slots: Int32s,
+    records: Entries,
+    tables: Int32s,
+    ids: Int64s,
+    free: Int32s,
+    num_free: int,
+    next_entry: int,
+    entries: Int32s,
+) -> tuple[int, int]:
+    slots_at = slots.ctypes.data
+    for u in range(len(ids)):
+        if u + AHEAD < len(ids):
+            prefetch(slots_at + 4 * _home(tables[u + AHEAD], ids[u + AHEAD], len(slots)))
+        slot = _probe(slots, records, tables[u], ids[u])
+        if slots[slot] == 0:
+            if num_free > 0:
+                num_free -= 1
+                entry = free[num_free]
+            else:
+                entry = next_entry
+                next_entry += 1
+            slots[slot] = entry
+            records[entry].id, records[entry].table = ids[u], tables[u]
+        entries[u] = slots[slot]
+    return num_free, next_entry
+
+
+@kernel()
+def _find(slots: Int32s, records: Entries, tables: Int32s, ids: Int64s, entries: Int32s) -> None:
+    for u in range(len(ids)):
+        entries[u] = slots[_probe(slots, records, tables[u], ids[u])]
+
+
+@kernel()
+def _remove(slots: Int32s, records: Entries, entries: Int32s) -> None:
+    """Remove entries [E] (Knuth, The Art of Computer Programming 3, 6.4, R), and reset their records."""
+    mask = len(slots) - 1
+    for i in range(len(entries)):
+        record = records[entries[i]]
+        hole = _probe(slots, records, record.table, record.id)
+        slot = (hole + 1) & mask
+        while slots[slot] != 0:
+            home = _home(records[slots[slot]].table, records[slots[slot]].id, len(slots))
+            if (slot - home) & mask >= (slot - hole) & mask:  # its home is not after the hole
+                slots[hole] = slots[slot]
+                hole = slot
+            slot = (slot + 1) & mask
+        slots[hole] = 0
+        record.row, record.next_use, record.last_use, record.last_place = 0, NEVER, -1, -1
+
+
+@kernel()
+def _move_slots(old: Int32s, new: Int32s, records: Entries) -> None:
+    for slot in range(len(old)):
+        if old[slot] != 0:
+            record = records[old[slot]]
+            new[_probe(new, records, record.table, record.id)] = old[slot]
