@@ -98,7 +98,15 @@ class ResidentRows:
         return self._storage.gather(found, keys)
 
     def update(
-        self, rows: Int64s, keys: Keys, gradients: Float32s, *, step: int, version: int, lr_factor: float
+        self,
+        rows: Int64s,
+        keys: Keys,
+        gradients: Float32s,
+        *,
+        step: int,
+        version: int,
+        num_rows: int = 1,
+        lr_factor: float = 1.0,
     ) -> None:
         """Apply one step to the keys at rows [U]; see `TableGroup.update`."""
         self.is_changed[rows] = True
@@ -118,7 +126,7 @@ class ResidentRows:
         new = self._metadata.mark_updated(rows, keys.counts, version=version)
         if len(new):
             self._storage.initialize(rows[new], keys.take(new))
-        self._storage.update(rows, keys, gradients, step=step, lr_factor=lr_factor)
+        self._storage.update(rows, keys, gradients, step=step, num_rows=num_rows, lr_factor=lr_factor)
 
     def states(self, rows: Int64s) -> KeyStates:
         """Copies of the states of the keys at rows [K]."""

@@ -241,9 +241,11 @@ class ResidentStore:
         rows = self._rows_of_next(keys) if self._is_next(keys) else self._rows_of_others(keys)
         self.step += 1
         self.version += 1
-        self._rows.update(rows, keys, gradients, step=self.step, version=self.version, lr_factor=lr_factor)
+        self._rows.update(
+            rows, keys, gradients, step=self.step, version=self.version, num_rows=num_rows, lr_factor=lr_factor
+        )
         if self._verification is not None:
-            self._verification.update(keys, gradients, lr_factor=lr_factor)
+            self._verification.update(keys, gradients, num_rows=num_rows, lr_factor=lr_factor)
         updated: Future[None] = Future()
         updated.set_result(None)
         return updated

@@ -49,10 +49,10 @@ class Verification:
         if len(wrong):
             raise self._error(keys, wrong, f"{len(wrong)} of {len(keys)} rows are not those that serial steps read")
 
-    def update(self, keys: Keys, gradients: Float32s, *, lr_factor: float) -> None:
+    def update(self, keys: Keys, gradients: Float32s, *, num_rows: int, lr_factor: float) -> None:
         """Apply the next step."""
         self._meet(keys)
-        self._group.update(keys, gradients, lr_factor=lr_factor)
+        self._group.update(keys, gradients, num_rows=num_rows, lr_factor=lr_factor)
 
     def evict(self, keys: Keys) -> None:
         """Evict ids."""

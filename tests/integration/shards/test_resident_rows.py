@@ -10,7 +10,7 @@ import numpy.typing as npt
 import pytest
 from served_tables import DIRECT, EXACT, HASHED, Serve, batch
 
-from headrace.embeddings import Keys, LocalStore, TableGroup
+from headrace.embeddings import Keys, LocalStore, RowWiseAdagradConfig, TableGroup
 from headrace.embeddings.optimizers import AdamConfig, FTRLConfig
 from headrace.embeddings.shards.group import ShardGroup
 from headrace.embeddings.shards.table_group import TableGroupSpec
@@ -25,6 +25,7 @@ CASES: dict[str, Change] = {
     "bf16": {"rows": "bf16"},
     "adam": {"optimizer": AdamConfig(lr=0.01)},
     "ftrl": {"optimizer": FTRLConfig(lr=0.1)},
+    "sum": {"optimizer": RowWiseAdagradConfig(lr=0.1, reduction="sum")},
     "admission": {"admission_count": 3},
     "retention": {"evict_after": 1},
     "admission and retention": {"admission_count": 3, "evict_after": 2},
@@ -78,8 +79,8 @@ def train(store: ResidentStore, local: LocalStore, work: list[Work], *, ahead: i
             store.end_after(len(waiting))
         assert (store.read(keys).result() == local.read(keys).result()).all()
         lr_factor = 1.0 if store.remote.spec.tables[0].optimizer.kind == "ftrl" else 0.5
-        store.update(keys, gradients, lr_factor=lr_factor)
-        local.update(keys, gradients, lr_factor=lr_factor)
+        store.update(keys, gradients, num_rows=30 + number, lr_factor=lr_factor)
+        local.update(keys, gradients, num_rows=30 + number, lr_factor=lr_factor)
         if waiting:
             waiting.popleft()
             store.finish()
