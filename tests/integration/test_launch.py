@@ -151,6 +151,25 @@ def test_a_run_that_loses_a_shard_ends_with_the_same_bits_and_is_scored_by_one_p
     assert scores[0] == scores[1]
 
 
+def test_a_killed_trainer_and_killed_shards_give_the_same_bits(
+    folder: Path, shards: list[ShardServer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows that the trainer kept when it was killed are those of the newest checkpoint again."""
+    job = write_job(folder, "killed", 64)
+    start_shards(shards, folder / "killed" / "checkpoints", 2, monkeypatch)
+    command = [sys.executable, "-m", "headrace", "train", str(folder / "killed.yaml")]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        wait_for_the_first_checkpoint(process, folder / "killed" / "checkpoints")
+        process.kill()
+    start_shards(shards, folder / "killed" / "checkpoints", 2, monkeypatch)
+    said: list[str] = []
+    train_job(job, on_message=said.append)
+    assert any(line.startswith("going on from checkpoint") for line in said)
+    assert "default placement.policy: lookahead" in (folder / "killed" / "decisions.jsonl").read_text()
+    expected, found = parameters(folder / "once"), parameters(folder / "killed")
+    assert {name for name in expected if not np.array_equal(expected[name], found[name])} == set()
+
+
 def test_features_change_in_shards_as_in_one_process(
     folder: Path, shards: list[ShardServer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
