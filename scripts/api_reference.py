@@ -31,6 +31,7 @@ PACKAGES = (
     "tuning",
     "simulation",
     "embeddings",
+    "placement.replay",
     "models",
     "scheduling",
     "training",

@@ -73,7 +73,7 @@ def placement(
     row_bytes = rows.row_bytes.of(Kind.FETCH)
     capacities = [max(1, size // (1 if is_rows else row_bytes)) for size, is_rows in sizes] if sizes else [None]
     with Progress("replay", total=len(names) * len(capacities) * len(stream), unit="steps") as progress:
-        found = compare_policies(stream, names, setting, capacities, on_step=progress.advance)
+        found = compare_policies(stream, names, setting, capacities, on_step=progress.update)
     needs = cache_needs(stream, trainers, window, NUM_SIZES, geometric=True)
     typer.echo(_describe(rows, setting))
     typer.echo("\n" + _policy_table(found))
@@ -167,7 +167,7 @@ def _policy_table(found: Comparison) -> str:
             traffic.rows(Kind.WRITE_BACK),
         )
         share = traffic.critical_bytes() / traffic.bytes() if traffic.bytes() else 0.0
-        least = traffic.rows() / result.least_transfers
+        least = f"{traffic.rows() / result.least_transfers:.2f}" if result.least_transfers else "-"
         lines.append(
             [
                 result.policy + ("" if result.keeps_batches else " *"),
@@ -175,7 +175,7 @@ def _policy_table(found: Comparison) -> str:
                 format_bytes(traffic.bytes() / steps),
                 *(f"{count / steps:,.0f}" for count in counts),
                 f"{share:.0%}",
-                f"{least:.2f}",
+                least,
                 format_bytes(traffic.link_bytes() / steps),
                 f"{result.most_resident:,}",
                 format_bytes(traffic.final_bytes()),

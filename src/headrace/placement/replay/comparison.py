@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -69,7 +71,7 @@ def compare_policies(
     setting: Setting,
     capacities: Sequence[int | None] = (None,),
     *,
-    on_step: Callable[[], None] = lambda: None,
+    on_step: Callable[[int], None] = lambda num_steps: None,
 ) -> Comparison:
     """Replay policies.
 
@@ -78,25 +80,29 @@ def compare_policies(
         names: Names of policies, or import paths.
         setting: The setting, without a cache size.
         capacities: Rows of cache per trainer; None for no limit.
-        on_step: Called after every step of every policy.
+        on_step: Called with the number of steps done, of all replays together.
 
     Raises:
         ConfigError: A name is unknown, or no policy supports a setting.
     """
     found = Comparison([], [])
     policies = [PLACEMENT_POLICIES.find(name, where="--policy") for name in names]
-    for capacity in capacities:
-        for policy in policies:
-            try:
-                found.results.append(
-                    replay(stream, policy, replace(setting, capacity=capacity), on_step=lambda step: on_step())
-                )
-            except ConfigError as error:
-                if str(error) not in found.refusals:
-                    found.refusals.append(str(error))
+    for number, (capacity, policy) in enumerate(product(capacities, policies)):
+        num_done = number * len(stream)
+        try:
+            one = replace(setting, capacity=capacity)
+            found.results.append(replay(stream, policy, one, on_step=partial(_add_steps, on_step, num_done)))
+        except ConfigError as error:
+            if str(error) not in found.refusals:
+                found.refusals.append(str(error))
+        on_step(num_done + len(stream))
     if not found.results:
         raise ConfigError("; ".join(found.refusals))
     return found
+
+
+def _add_steps(on_step: Callable[[int], None], num_done: int, num_steps: int) -> None:
+    on_step(num_done + num_steps)
 
 
 def curve_sizes(stream: RowStream, num_sizes: int, *, geometric: bool) -> list[int]:

@@ -190,7 +190,10 @@ class _Replay:
         self._execute(now.number, plan.during, waits=False)
         for trainer, rows in enumerate(rows_of):
             self._copies.update(trainer, rows)
-        self._least += least_transfers([(now, self._last_readers[now.rows])])
+        last_readers = self._last_readers[now.rows]
+        self._least += least_transfers([(now, last_readers)])
+        if self._setting.from_scratch:  # rows that no one has trained do not move
+            self._least -= int(popcounts(now.readers[last_readers == 0]).sum())
         self._last_readers[now.rows] = now.readers
 
     def _execute(self, step: int, actions: Iterable[Action], *, waits: bool) -> None:
