@@ -102,6 +102,14 @@ def speed_plots(run: RunData) -> Iterator[Plot]:
             stacked=True,
         )
 
+    moved = _known(
+        Series("as it was", run.column("placement.num_bytes") / num_steps, "blue"),
+        Series("with reads and updates in every step", run.column("placement.num_plain_bytes") / num_steps, "grey"),
+    )
+    if moved:
+        title, note = "Moved between trainer and shards", "bytes per step, in both directions"
+        yield Plot(title, note, run.time_s, "time", moved, marks=marks, y_format="bytes", from_zero=True)
+
 
 def pipeline_plots(run: RunData) -> Iterator[Plot]:
     """Queues, bytes in flight and memory of the pipeline, over time."""

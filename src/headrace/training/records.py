@@ -9,11 +9,14 @@ from typing import Any
 import psutil
 from torch import nn
 
+from headrace.embeddings import embedding_bags
 from headrace.features import FeaturePlan, Savings
 from headrace.logs import ParquetSource, Source
 from headrace.logs.parquet_source import BytesRead
 from headrace.models.tower_work import TowerWork, tower_work
 from headrace.pipeline import StageReading
+from headrace.placement.moves import Moves
+from headrace.placement.resident_store import ResidentStore
 from headrace.resources import ResourceMonitor
 from headrace.training.state import TrainingState
 from headrace.training.step import TrainingStep
@@ -56,14 +59,19 @@ class StepRecorder:
         self._work = TowerWork()
         self._source: ParquetSource | None = None
         self._bytes_read = BytesRead()
+        self._stores: list[ResidentStore] = []
+        self._moves = Moves()
         self._start_s = time.perf_counter()
         self._process = psutil.Process()
         self._resources, self._looked_s = ResourceMonitor(), self._start_s
         self._clear()
 
     def watch(self, source: Source) -> None:
-        """Record the bytes read from this source, if it reads files."""
+        """Record the bytes read from this source, if it reads files, and the rows that move from now on."""
         self._source = source if isinstance(source, ParquetSource) else None
+        stores = [] if self._model is None else [bags.store for bags in embedding_bags(self._model).values()]
+        self._stores = [store for store in stores if isinstance(store, ResidentStore)]
+        self._moves = Moves.of(self._stores)
         self._bytes_read = BytesRead()
 
     def add(self, output: StepOutput) -> bool:
@@ -122,6 +130,10 @@ class StepRecorder:
         }
         if self._step is not None and self._step.schedule is not None:
             record["lr_factor"] = self._step.lr_factor
+        if self._stores:
+            moves = Moves.of(self._stores)
+            record["placement"] = asdict(moves - self._moves)
+            self._moves = moves
         if self._plan is not None:
             savings = self._plan.savings
             record["dedup"] = asdict(savings - self._savings)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import uuid
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from torch import nn
@@ -14,8 +14,8 @@ from headrace.embeddings.shards.group import ShardGroup
 from headrace.embeddings.shards.table_group import TableGroupSpec
 from headrace.embeddings.tables.seen_keys import SeenKeys
 from headrace.errors import ConfigError
+from headrace.placement.moves import Moves
 from headrace.placement.resident_store import ResidentStore
-from headrace.resources import format_bytes
 from headrace.training.commits import table_group_name
 from headrace.training.job import JobConfig
 from headrace.training.process_group import ProcessGroup
@@ -41,7 +41,7 @@ class ShardedTables:
         self._bags = {table_group_name(name): bags for name, bags in embedding_bags(model).items()}
         self._group: ShardGroup | None = None
         self._resident: dict[str, ResidentStore] = {}
-        self._moved = _Moved()
+        self._moves = Moves()
         self.placement = choose_placement(job, num_trainers=process_group.size)
         names = {table.name for bags in self._bags.values() for table in bags.tables}
         unknown = [name for name in job.cluster.traffic if name not in names]
@@ -69,7 +69,7 @@ class ShardedTables:
             options=config.options(),
         )
         self._resident = self._keep_rows(self._group) if self.placement.keeps_rows else {}
-        self._moved = self._moved_so_far()
+        self._moves = Moves.of(self._resident.values())
         for name, bags in self._bags.items():
             bags.use_store(self._resident.get(name) or self._group.store(name))
 
@@ -88,34 +88,17 @@ class ShardedTables:
         self._return_rows()
         self._group.save(folder.name, step)
 
-    def describe_moves(self) -> tuple[str, dict[str, int]] | None:
-        """What moved since the last call, as text and numbers; None if this trainer keeps no rows."""
-        before, self._moved = self._moved, self._moved_so_far()
-        moved = self._moved.minus(before)
-        if not moved.keys:
+    def take_moves(self) -> Moves | None:
+        """What moved since the last call, if this trainer keeps rows; otherwise None."""
+        if not self._resident:
             return None
-        text = (
-            f"{moved.resident / moved.keys:.1%} of the rows that steps used were here, "
-            f"{moved.new / moved.keys:.1%} were new; {format_bytes(moved.num_bytes)} moved, where reads and updates in "
-            f"every step move {format_bytes(moved.bytes_without)}; up to {moved.peak_rows:,} rows were kept"
-        )
-        return text, asdict(moved)
+        before, self._moves = self._moves, Moves.of(self._resident.values())
+        return self._moves - before
 
-    def _moved_so_far(self) -> _Moved:
-        total = _Moved()
-        for store in self._resident.values():
-            sent, kept = store.remote.counters(), store.counters
-            # Read: an id of 8 bytes, and a row of 4 D; update: id and count of 12 bytes, and a gradient of 4 D.
-            bytes_without = kept.keys * (20 + 8 * store.remote.spec.embedding_dim)
-            total = _Moved(
-                total.keys + kept.keys,
-                total.resident + kept.resident,
-                total.new + kept.new,
-                total.num_bytes + sent.bytes_sent + sent.bytes_received,
-                total.bytes_without + bytes_without,
-                total.peak_rows + kept.peak_rows,
-            )
-        return total
+    @property
+    def num_kept_rows(self) -> int:
+        """Largest number of rows that this trainer has kept."""
+        return sum(store.counters.peak_rows for store in self._resident.values())
 
     def _keep_rows(self, group: ShardGroup) -> dict[str, ResidentStore]:
         placement = self._job.placement
@@ -178,23 +161,6 @@ class PlacementChoice:
 
     keeps_rows: bool
     reason: str
-
-
-@dataclass(frozen=True)
-class _Moved:
-    """Keys that steps used, those whose rows were here or new, bytes moved with and without placement, rows kept."""
-
-    keys: int = 0
-    resident: int = 0
-    new: int = 0
-    num_bytes: int = 0
-    bytes_without: int = 0
-    peak_rows: int = 0
-
-    def minus(self, earlier: _Moved) -> _Moved:
-        """What was added since an earlier time; `peak_rows` is that of the whole time."""
-        mine, other = asdict(self), asdict(earlier)
-        return _Moved(**{name: mine[name] - other[name] for name in mine} | {"peak_rows": self.peak_rows})
 
 
 def run_name(run: str) -> str:

@@ -226,8 +226,9 @@ class Trainer:
                     bags.table_group.end_window()
             if self._shards is not None:
                 self._shards.end_window(state.step)
-                if (moved := self._shards.describe_moves()) is not None:
-                    self._decisions.record("placement", {}, moved[0], moved[1])
+                if (moves := self._shards.take_moves()) is not None:
+                    kept = f"up to {self._shards.num_kept_rows:,} rows were kept"
+                    self._decisions.record("placement", {}, f"{moves}; {kept}", asdict(moves))
             state.finish_window()
             self._commit()
         return result
