@@ -23,8 +23,9 @@ GRID: dict[str, tuple[Any, ...]] = {
     "model": ("dlrm", "dcnv2", "deepfm"),
     "embedding_dim": (8, 16, 32),
     "batch_size": ("auto", 128, 256, 512, 1024),
-    "embedding_lr": (0.01, 0.03, 0.05, 0.1),
-    "dense_lr": (0.0003, 0.001, 0.003),
+    "embedding_lr": (0.03, 0.05, 0.1, 0.2),
+    "initial_accumulator": (0.0, 0.003, 0.03),
+    "dense_lr": (0.0005, 0.001, 0.002, 0.004),
 }
 
 
@@ -45,12 +46,13 @@ def job_of_init(job_file: Path, run: Path, seed: int, change: dict[str, Any] | N
     training["seed"] = seed
     if change is not None:
         model = {"kind": change["model"], "embedding_dim": change["embedding_dim"]}
-        rank = values.get("model", {}).get("cross_rank")
-        values["model"] = model | ({"cross_rank": rank} if rank and change["model"] == "dcnv2" else {})
+        proposed = values["model"]
+        values["model"] = (proposed if proposed["kind"] == change["model"] else {}) | model
         training["batch_size"] = change["batch_size"]
         training["dense_optimizer"] = {"kind": "adam", "lr": change["dense_lr"]}
         default = values.setdefault("embeddings", {}).setdefault("default", {})
-        default["optimizer"] = {"kind": "rowwise_adagrad", "lr": change["embedding_lr"]}
+        rates = {"lr": change["embedding_lr"], "initial_accumulator": change["initial_accumulator"]}
+        default["optimizer"] = default["optimizer"] | rates
     return JobConfig.from_dict(values, where=str(job_file)).resolve(job_file.parent)
 
 

@@ -18,6 +18,7 @@ from headrace.pipeline import BatchIterator
 from headrace.registry import STEP_POLICIES
 from headrace.scheduling.state import SchedulerState
 from headrace.training import JobConfig, Trainer, TrainResult
+from headrace.training.first_job import EMBEDDING_OPTIMIZER, LINEAR_OPTIMIZER
 
 NUM_ROWS = 3000
 
@@ -43,8 +44,16 @@ def train(folder: Path, run: str, scheduler: Any, stop_at: int | None = None) ->
             "run": run,
             "data": {"path": "logs", "bad_rows": {"policy": "quarantine", "max_ratio": 0.5}},
             "pipeline": {"shuffle": {"num_rows": 700, "seed": 3}, "tuner": "none", "memory": "64MiB"},
-            "embeddings": {"default": {"kind": "collisionless", "num_embeddings": 64, "admission_count": 2}},
-            "model": {"kind": "dlrm", "embedding_dim": 4, "bottom": [8], "top": [8]},
+            "embeddings": {
+                "default": {
+                    "kind": "collisionless",
+                    "num_embeddings": 64,
+                    "admission_count": 2,
+                    "optimizer": EMBEDDING_OPTIMIZER,
+                },
+                "linear_optimizer": LINEAR_OPTIMIZER,
+            },
+            "model": {"kind": "dcnv2", "embedding_dim": 4, "cross_rank": 2, "deep": [8], "linear": True},
             "training": {
                 "batch_size": 64,
                 "threads": 1,

@@ -119,6 +119,7 @@ class EmbeddingsConfig(Config):
     Attributes:
         default: Defaults for every table.
         tables: Settings by table name; keys left out are inherited from `default`.
+        linear_optimizer: Optimizer of the weights of linear models, one per id; None for that of each table.
         clip_grad_norm: Maximum gradient norm per step (L2 over all rows, duplicates merged); larger gradients are
             scaled down. None for no limit.
         memory: Where rows live if the model is on a GPU: in GPU memory, or in pinned host memory. No effect on a CPU.
@@ -126,6 +127,7 @@ class EmbeddingsConfig(Config):
 
     default: TableConfig = TableConfig()
     tables: dict[str, TableConfig] = Field(default_factory=dict)
+    linear_optimizer: SparseOptimizerConfig | None = None
     clip_grad_norm: float | None = Field(default=None, gt=0)
     memory: Literal["device", "host"] = "device"
 
@@ -204,8 +206,11 @@ class EmbeddingsConfig(Config):
         )
 
     def first_order(self) -> EmbeddingsConfig:
-        """The same tables with dimension 1 and zero initial values, for the weights of a linear model."""
-        zero = {"init_scale": 0.0, "embedding_dim": None}
+        """The same tables with dimension 1, zero initial values and `linear_optimizer`, for the weights of a linear
+        model."""
+        zero: dict[str, Any] = {"init_scale": 0.0, "embedding_dim": None}
+        if self.linear_optimizer is not None:
+            zero["optimizer"] = self.linear_optimizer
         tables = {name: table.model_copy(update=zero) for name, table in self.tables.items()}
         return self.model_copy(update={"default": self.default.model_copy(update=zero), "tables": tables})
 

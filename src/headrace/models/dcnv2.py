@@ -1,12 +1,14 @@
-"""DCN-v2: explicit feature crosses of increasing order, parallel to (or below) a deep network.
+"""DCN-v2: explicit feature crosses of increasing order, parallel to (or below) a deep network, and maybe a linear part.
 
-Wang et al., "DCN V2: Improved Deep & Cross Network", 2021.
+Wang et al., "DCN V2: Improved Deep & Cross Network", 2021. The linear part is that of Cheng et al., "Wide & Deep
+Learning for Recommender Systems", 2016, section 3.1, without crosses.
 
     x0_BX = [dense_BN, emb_BFD flattened]
     x_{l+1} = x0 * (W_l x_l + b_l) + x_l          W_l = U_l V_l with a rank, else full
 
     parallel:   logits = head([cross(x0), deep(x0)])
     stacked:    logits = head(deep(cross(x0)))
+    linear:     logits += sum over the ids of a row of one weight each
 
 Legend: B rows, N dense features, F sparse features, D embedding dimension, X = N + F D, L labels.
 """
@@ -42,6 +44,8 @@ class DCNv2Config(ModelConfig):
     """Widths of the deep network."""
     structure: Literal["parallel", "stacked"] = "parallel"
     """Whether the deep network is parallel to the cross layers, or stacked on top of them."""
+    linear: bool = False
+    """Whether to add one weight per id and label to the logits; `embeddings.linear_optimizer` trains them."""
 
     def build(self, **sizes: Any) -> DCNv2:
         """See `ModelConfig.build`."""
@@ -88,6 +92,9 @@ class DCNv2(nn.Module):
         generator = seeded(seed)
         num_features = num_dense + len(sparse_keys) * config.embedding_dim
         self.embeddings = EmbeddingBags(embeddings, sparse_keys, config.embedding_dim, seed=seed)
+        self.linear = None
+        if config.linear:
+            self.linear = EmbeddingBags(embeddings.first_order(), sparse_keys, num_labels, seed=seed)
         self.cross = CrossNetwork(num_features, config.num_cross_layers, config.cross_rank, generator)
         self.deep = mlp(num_features, config.deep, generator)
         self.is_parallel = config.structure == "parallel"
@@ -98,6 +105,6 @@ class DCNv2(nn.Module):
         emb_BFD = self.embeddings(batch)
         x0_BX = join_fields(batch.dense, emb_BFD, self.deep.dtype)
         cross_BX = self.cross(x0_BX)
-        if self.is_parallel:
-            return self.head(cross_BX, self.deep(x0_BX))  # type: ignore[no-any-return]
-        return self.head(self.deep(cross_BX))  # type: ignore[no-any-return]
+        parts = (cross_BX, self.deep(x0_BX)) if self.is_parallel else (self.deep(cross_BX),)
+        logits_BL: Tensor = self.head(*parts)
+        return logits_BL if self.linear is None else logits_BL + self.linear(batch).sum(1)

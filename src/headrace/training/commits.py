@@ -145,6 +145,14 @@ class SavedState(BaseModel):
                 return shape | {"features": others | {"sparse": renamed}}
         return shape
 
+    @field_validator("shape")
+    @classmethod
+    def _earlier_models_have_no_linear_part(cls, shape: dict[str, Any]) -> dict[str, Any]:
+        match shape:
+            case {"model": {"kind": "dcnv2", **others}}:
+                return shape | {"model": {"kind": "dcnv2", "linear": False, **others}}
+        return shape
+
 
 def _with_table(feature: Any) -> Any:
     if not isinstance(feature, dict):

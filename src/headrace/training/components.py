@@ -82,11 +82,14 @@ def _check_rates(job: JobConfig, plan: FeaturePlan) -> None:
     Raises:
         ConfigError: The optimizer of a table refuses; names the table and the reason.
     """
-    for table in job.embeddings.tables_of(plan.sparse_keys):
+    optimizers = {f"table {table.name}": table.optimizer for table in job.embeddings.tables_of(plan.sparse_keys)}
+    if job.embeddings.linear_optimizer is not None:
+        optimizers["embeddings.linear_optimizer"] = job.embeddings.linear_optimizer
+    for name, optimizer in optimizers.items():
         try:
-            table.optimizer.with_lr_factor(1.0)
+            optimizer.with_lr_factor(1.0)
         except ConfigError as error:
-            raise ConfigError(f"training.learning_rate_schedule: table {table.name}: {error}") from error
+            raise ConfigError(f"training.learning_rate_schedule: {name}: {error}") from error
 
 
 def _label_weights(given: Mapping[str, float], labels: Sequence[str]) -> Tensor | None:

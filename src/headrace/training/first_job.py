@@ -47,6 +47,9 @@ EMBEDDING_DIM = 16
 EMBEDDING_OPTIMIZER = {"kind": "rowwise_adagrad", "lr": 0.1, "initial_accumulator": 0.003, "reduction": "sum"}
 """`docs/design/0014-defaults.md` has the measurements; they are for embeddings and layers together."""
 
+LINEAR_OPTIMIZER = {"kind": "adagrad", "lr": 0.03, "eps": 1.0, "reduction": "sum"}
+"""As McMahan et al., "Ad Click Prediction: a View from the Trenches", 2013, section 3.1, without regularization."""
+
 DENSE_OPTIMIZER = {"kind": "adam", "lr": 0.002}
 
 BASELINE_AUC = 0.55
@@ -105,6 +108,11 @@ def choose_job(
             ("embeddings", "default", "optimizer"),
             EMBEDDING_OPTIMIZER,
             "An id's first rows move it little, and a row counts the same in small and large batches.",
+        ),
+        Choice(
+            ("embeddings", "linear_optimizer"),
+            LINEAR_OPTIMIZER,
+            "Trains the one weight per id that the model adds to its other layers.",
         ),
         *_tables(found, found.schema),
         _model(found.schema),
@@ -206,8 +214,12 @@ def _model(schema: Schema) -> Choice:
         "embedding_dim": EMBEDDING_DIM,
         "num_cross_layers": NUM_CROSS_LAYERS,
         "cross_rank": rank,
+        "linear": True,
     }
-    reason = f"Learns products of all features, including dense ones; rank {rank} costs less than full matrices."
+    reason = (
+        f"Learns products of all features, including dense ones; rank {rank} costs less than full matrices. The linear "
+        "part learns from the first rows."
+    )
     return Choice(("model",), value, reason)
 
 

@@ -15,7 +15,7 @@ from headrace.errors import ConfigError
 from headrace.logs import Schema
 from headrace.logs.generate import GenerateConfig, generate_logs
 from headrace.training import JobConfig
-from headrace.training.first_job import DENSE_OPTIMIZER, EMBEDDING_OPTIMIZER
+from headrace.training.first_job import DENSE_OPTIMIZER, EMBEDDING_OPTIMIZER, LINEAR_OPTIMIZER
 
 
 def run(*arguments: object) -> Result:
@@ -74,9 +74,10 @@ def test_a_log_gets_a_schema_and_a_job_with_reasons(logs: Path, tmp_path: Path) 
         },
         "embeddings": {
             "default": {"optimizer": EMBEDDING_OPTIMIZER},
+            "linear_optimizer": LINEAR_OPTIMIZER,
             "tables": {"item": {"feature_names": ["item", "history"], "pooling": {"history": "mean"}}},
         },
-        "model": {"kind": "dcnv2", "embedding_dim": 16, "num_cross_layers": 2, "cross_rank": 64},
+        "model": {"kind": "dcnv2", "embedding_dim": 16, "num_cross_layers": 2, "cross_rank": 64, "linear": True},
         "training": {"batch_size": "auto", "dense_optimizer": DENSE_OPTIMIZER, "baseline": "user_x0"},
     }
     lines = [line.strip() for line in (tmp_path / "job.yaml").read_text().splitlines()]

@@ -3,7 +3,7 @@ from typing import Any
 import pytest
 import torch
 
-from headrace.embeddings import EmbeddingBags, EmbeddingsConfig, TableConfig
+from headrace.embeddings import AdagradConfig, EmbeddingBags, EmbeddingsConfig, TableConfig
 from headrace.errors import ConfigError
 from headrace.tensors import KeyedJaggedTensor
 
@@ -105,6 +105,13 @@ def test_first_order_weights_begin_at_zero_in_every_table() -> None:
     assert config.default.scale == 0.0
     assert config.tables["a"].scale == 0.0
     assert config.tables["a"].num_embeddings == 5
+
+
+def test_first_order_weights_have_the_optimizer_of_their_table_or_one_of_their_own() -> None:
+    values = {"tables": {"a": {"optimizer": {"lr": 0.5}}}}
+    assert parsed(**values).first_order().tables["a"].optimizer.model_dump()["lr"] == 0.5
+    config = parsed(**values, linear_optimizer={"kind": "adagrad", "lr": 0.25}).first_order()
+    assert config.default.optimizer == config.tables["a"].optimizer == AdagradConfig(lr=0.25)
 
 
 @pytest.mark.parametrize(

@@ -25,13 +25,16 @@ CONFIGS = [
     DLRMConfig(embedding_dim=4, bottom=(8,), top=(16, 8)),
     DCNv2Config(embedding_dim=4, num_cross_layers=2, deep=(8,)),
     DCNv2Config(embedding_dim=4, cross_rank=3, deep=(8,), structure="stacked"),
+    DCNv2Config(embedding_dim=4, deep=(8,), linear=True),
     DeepFMConfig(embedding_dim=4, deep=(8, 8)),
     WideDeepConfig(embedding_dim=4, deep=(8,)),
     DINConfig(kind="din", embedding_dim=4, histories={"history": "item"}, attention=(8, 4), deep=(8,)),
     DLRMConfig(embedding_dim=4, bottom=(8,), top=(16, 8), encoder=HistoryEncoderConfig(features=("history",))),
 ]
 EVERY = pytest.mark.parametrize(
-    "config", CONFIGS, ids=["dlrm", "dcnv2", "dcnv2-stacked-low-rank", "deepfm", "wide_deep", "din", "dlrm-encoder"]
+    "config",
+    CONFIGS,
+    ids=["dlrm", "dcnv2", "dcnv2-stacked-low-rank", "dcnv2-linear", "deepfm", "wide_deep", "din", "dlrm-encoder"],
 )
 
 

@@ -24,6 +24,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "dlrm with an encoder": {"kind": "dlrm", "bottom": [8], "top": [8], "encoder": {"features": ["history"]}},
     "dcnv2": {"kind": "dcnv2", "deep": [8]},
     "dcnv2, stacked": {"kind": "dcnv2", "deep": [8], "cross_rank": 2, "structure": "stacked"},
+    "dcnv2, with a linear part": {"kind": "dcnv2", "deep": [8], "linear": True},
     "deepfm": {"kind": "deepfm", "deep": [8]},
     "wide_deep": {"kind": "wide_deep", "deep": [8]},
     "din": {"kind": "din", "histories": {"history": "item"}, "attention": [8], "deep": [8]},

@@ -42,6 +42,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "dlrm-encoder": {"kind": "dlrm", "bottom": [8], "top": [8], "encoder": {"features": ["history"]}},
     "dcnv2": {"kind": "dcnv2", "deep": [8], "num_cross_layers": 2},
     "dcnv2-stacked-low-rank": {"kind": "dcnv2", "deep": [8], "structure": "stacked", "cross_rank": 2},
+    "dcnv2-linear": {"kind": "dcnv2", "deep": [8], "num_cross_layers": 2, "linear": True},
     "deepfm": {"kind": "deepfm", "deep": [8]},
     "wide_deep": {"kind": "wide_deep", "deep": [8]},
     "din": {"kind": "din", "histories": {"history": "item"}, "attention": [4], "deep": [8]},
@@ -59,7 +60,7 @@ MORE: dict[str, Features] = {
 FEWER = {"no dense features": ((), BASE[1], BASE[2])}
 MOVED: Features = (("age", "price"), ("history", "user", "item"), ("history",))
 CHANGED_TABLES = ("shop", "tags")
-SHARES_WEIGHTS = ("deepfm", "wide_deep")
+SHARES_WEIGHTS = ("dcnv2-linear", "deepfm", "wide_deep")
 """Models with a linear weight per id, which a feature takes over from the table that it joins."""
 
 

@@ -137,6 +137,15 @@ def test_a_checkpoint_that_calls_the_table_of_a_feature_its_space_is_read() -> N
     restore(earlier, TrainingState(("click",)), now.model, now.optimizer, now.shape)
 
 
+def test_a_checkpoint_of_dcnv2_from_before_it_had_a_linear_part_is_read() -> None:
+    now = built("model", {"kind": "dcnv2", "embedding_dim": 4, "deep": [8]})
+    snapshot = take_snapshot(TrainingState(("click",), checkpoint=1), now.model, now.optimizer, now.shape)
+    shape = copy.deepcopy(snapshot.state["shape"])
+    del shape["model"]["linear"]
+    earlier = Snapshot(1, snapshot.state | {"shape": shape}, snapshot.arrays, snapshot.columns)
+    restore(earlier, TrainingState(("click",)), now.model, now.optimizer, now.shape)
+
+
 @pytest.mark.parametrize(
     ("key", "value"), [("step", -1), ("cursor", None), ("rows", []), ("seconds", "x"), ("shape", 1)]
 )

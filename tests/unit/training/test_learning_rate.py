@@ -175,7 +175,10 @@ def test_an_optimizer_whose_rate_cannot_change_is_refused_with_a_schedule() -> N
     }
     build_components(JobConfig.from_dict(job, where="test"))
     job["training"] = {"learning_rate_schedule": {"kind": "constant"}}
-    with pytest.raises(ConfigError, match=r"optimizer ftrl: rows .* expected another optimizer with a learning-rate"):
+    with pytest.raises(ConfigError, match=r"table item: optimizer ftrl: rows .* expected another optimizer with a"):
+        build_components(JobConfig.from_dict(job, where="test"))
+    job["embeddings"] = {"linear_optimizer": {"kind": "ftrl"}}
+    with pytest.raises(ConfigError, match=r"embeddings.linear_optimizer: optimizer ftrl: rows .* expected another"):
         build_components(JobConfig.from_dict(job, where="test"))
 
 
