@@ -60,14 +60,14 @@ def train(command: dict[str, Any]) -> dict[str, Any]:
         returns_s, cpu_s = RETURNS.seconds, time.process_time()
         with redirect_stdout(sys.stderr):
             (window,) = trainer.run(windows=1).windows
-        steps, kept_rows, num_bytes = trainer.state.step, 0, 0
+        steps, kept_rows, sent, received = trainer.state.step, 0, 0, 0
         for bags in embedding_bags(trainer.components.model).values():
             remote = bags.store.remote if isinstance(bags.store, ResidentStore) else bags.store
             if isinstance(bags.store, ResidentStore):
                 kept_rows += bags.store.counters.peak_rows
             if command["address"]:
                 counters = remote.counters()  # type: ignore[attr-defined]
-                num_bytes += counters.bytes_sent + counters.bytes_received
+                sent, received = sent + counters.bytes_sent, received + counters.bytes_received
         steps -= sum(answer["steps"] for answer in answers)
         returns_s = RETURNS.seconds - returns_s
         (score,) = list(window.scores.values())[:1]
@@ -77,7 +77,8 @@ def train(command: dict[str, Any]) -> dict[str, Any]:
                 "step_s": (window.seconds + returns_s) / steps,
                 "returns_s": returns_s / steps,
                 "cpu_s": (time.process_time() - cpu_s) / steps,
-                "bytes": num_bytes / steps,
+                "bytes": (sent + received) / steps,
+                "most_bytes": max(sent, received) / steps,
                 "kept_rows": kept_rows,
                 "loss": score.log_loss,
             }
