@@ -39,6 +39,9 @@ AHEAD = 8
 """Maximum number of batches whose rows are fetched ahead: enough to hide a slow link, and few enough to leave room for
 other rows."""
 
+MAX_PUTS = 8
+"""Maximum number of puts on their way, so that a slow link holds training up instead of filling memory."""
+
 KEY_BYTES, KEYS_PER_ROW = 64, 1.25
 """Bytes of the planner for each row that can be kept, if it has an entry for as many keys and a quarter more."""
 
@@ -159,7 +162,7 @@ class ResidentStore:
         self._num_placed = 0
         self._batches: dict[Keys, int] = {}  # announced, in order, by identity, because a batch owns its keys
         self._arriving: deque[_Arriving] = deque()
-        self._returning: Future[None] | None = None
+        self._returning: deque[Future[None]] = deque()
         self._end: _End | None = None
         self._counters = ResidencyCounters()
         self._verification = (
@@ -255,8 +258,7 @@ class ResidentStore:
         self._receive()
         self._end = None
         self._put(*self._residency.resident(), even_if_none=True)
-        assert self._returning is not None
-        self._returning.result()
+        self._wait_for_puts(0)
         if self._verification is not None:
             self._verification.check_returned()
 
@@ -314,8 +316,7 @@ class ResidentStore:
         here, elsewhere = np.flatnonzero(rows), np.flatnonzero(rows == 0)
         if not len(elsewhere):
             return self._rows.read(rows, keys)
-        if self._returning is not None:
-            self._returning.result()
+        self._wait_for_puts(0)
         out = np.empty((len(keys), self._spec.embedding_dim), dtype=np.float32)
         out[here] = self._rows.read(rows[here], keys.take(here))
         out[elsewhere] = self._remote.read(keys.take(elsewhere), after=0).result()
@@ -350,11 +351,17 @@ class ResidentStore:
         """Put changed rows back into their shards, without waiting."""
         rows, keys = self._changed(rows, keys)
         if len(rows) or even_if_none:
+            self._wait_for_puts(MAX_PUTS - 1)
             states = self._rows.states(rows)
-            self._returning = self._remote.put(keys, states, step=self.step, version=self.version)
+            self._returning.append(self._remote.put(keys, states, step=self.step, version=self.version))
             self._rows.is_changed[rows] = False
             self._seen.add(keys)
             self._count(returned=len(rows))
+
+    def _wait_for_puts(self, most: int) -> None:
+        """Wait until at most so many puts are on their way; raises the error of any that failed."""
+        while self._returning and (len(self._returning) > most or self._returning[0].done()):
+            self._returning.popleft().result()
 
     def _count(self, **more: int) -> None:
         was = self._counters

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections import deque
+from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Any
 
 import numpy as np
@@ -15,8 +17,8 @@ from headrace.embeddings.optimizers import AdamConfig, FTRLConfig
 from headrace.embeddings.shards.group import ShardGroup
 from headrace.embeddings.shards.table_group import TableGroupSpec
 from headrace.embeddings.tables.seen_keys import SeenKeys
-from headrace.errors import HeadraceError, ShardError
-from headrace.placement.resident_store import ResidentStore
+from headrace.errors import HeadraceError, ShardError, ShardLost
+from headrace.placement.resident_store import MAX_PUTS, ResidentStore
 
 Change = dict[str, Any]
 
@@ -256,3 +258,47 @@ def test_memory_stays_within_what_was_given(serve: Serve) -> None:
         assert store.counters.peak_rows > 5_000
         assert store.counters.returned > 20_000
         assert largest <= 1.02 * memory_bytes
+
+
+def test_a_return_that_failed_is_not_forgotten(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The link comes back, and later returns succeed; the flush must fail, or the checkpoint would have old rows."""
+    rng = np.random.default_rng(9)
+    with ShardGroup([serve()], {"t": spec_of({})}) as group:
+        store = resident(group, num_rows=1000)
+        keys, gradients = batch(rng)
+        store.update(keys, gradients)
+        with monkeypatch.context() as broken:
+            broken.setattr(group._clients[0], "ask", lambda *_: (_ for _ in ()).throw(ShardLost("shard 0: cut off")))
+            store._put(store._residency.find(keys), keys)
+            wait(store._returning)
+        with pytest.raises(ShardLost, match="cut off"):
+            store.flush()
+
+
+def test_a_slow_link_holds_training_up(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows that leave wait in memory until they are sent, so only a few returns may be on their way."""
+    rng, pending = np.random.default_rng(10), []
+    with ShardGroup([serve()], {"t": spec_of({})}) as group:
+        store = resident(group, num_rows=45)
+        original = store.remote.put
+
+        def put(*args: Any, **named: Any) -> Any:
+            pending.append(sum(not each.done() for each in store._returning))
+            time.sleep(0.001)
+            return original(*args, **named)
+
+        monkeypatch.setattr(store.remote, "put", put)
+        monkeypatch.setattr(store.remote, "_updaters", [ThreadPoolExecutor(1)])
+        slow = store.remote._updaters[0].submit
+        monkeypatch.setattr(store.remote._updaters[0], "submit", lambda run, *rest: slow(_slowly, run, *rest))
+        for _ in range(40):
+            keys, gradients = batch(rng)
+            store.update(keys, gradients)
+        store.flush()
+    assert len(pending) > 30
+    assert max(pending) < MAX_PUTS
+
+
+def _slowly(run: Any, *rest: Any) -> None:
+    time.sleep(0.02)
+    run(*rest)
