@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -180,6 +182,23 @@ def test_a_window_that_cannot_be_read_leaves_those_before_it_whole(
     assert [window.name for window in trainer.finished] == [windows_of(logs)[0].name]
     checkpoints = CheckpointFolder(tmp_path / "run" / "checkpoints")
     assert len(checkpoints.load(checkpoints.numbers()[-1]).state["cursor"]["windows"]) == 1
+
+
+@pytest.mark.parametrize("kind", ["in order", "in this thread", "recs", "recs in this thread"])
+def test_a_run_that_has_ended_frees_its_memory_without_the_garbage_collector(folder: Path, kind: str) -> None:
+    """Many runs in one process would otherwise keep the buffers of each until the collector looks at old objects."""
+    trainer = Trainer(job_of(folder, f"{kind} freed", **KINDS[kind]))
+    parts = {"trainer": trainer, "plan": trainer.components.plan, "model": trainer.components.model}
+    kept = {name: weakref.ref(part) for name, part in parts.items()}
+    del parts
+    gc.collect()
+    gc.disable()
+    try:
+        trainer.run()
+        del trainer
+        assert [name for name, part in kept.items() if part() is not None] == []
+    finally:
+        gc.enable()
 
 
 def test_batches_of_the_next_window_are_seen_with_their_keys_before_this_one_ends(

@@ -182,6 +182,9 @@ def check_chunks(metadata: pq.FileMetaData, size: int, *, where: str) -> None:
     except (OSError, pa.ArrowException) as error:
         if _NoData.MESSAGE not in str(error):
             raise _damaged(where, " ".join(str(error).split())) from error
+        # Arrow never frees the error of a file in Python. Its traceback would keep the frames of all callers, and what
+        # they refer to, such as a whole run with its tables.
+        error.__traceback__ = None
 
 
 def check_codecs(metadata: pq.FileMetaData, row_group: int, leaves: Iterable[int], *, where: str) -> None:

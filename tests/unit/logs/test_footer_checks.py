@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import weakref
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -100,6 +101,22 @@ def test_a_chunk_that_contradicts_the_schema_is_refused_before_anything_asks_for
         check_chunks(pq.read_metadata(path), path.stat().st_size, where="log")
     with pytest.raises(DataError, match=r"a\.parquet: its Parquet footer is damaged: Definition level histogram"):
         read_footer(file(path))
+
+
+def test_a_check_keeps_nothing_of_its_callers(tmp_path: Path) -> None:
+    """Arrow keeps the error of a file without data, whose traceback would keep a run with its tables."""
+    path = tmp_path / "log.parquet"
+    pq.write_table(pa.table({"a": [1, 2]}), path)
+
+    class Tables:
+        pass
+
+    def run() -> weakref.ref[Tables]:
+        tables = Tables()
+        check_chunks(pq.read_metadata(path), path.stat().st_size, where="log")
+        return weakref.ref(tables)
+
+    assert run()() is None
 
 
 def test_columns_that_share_a_name_are_left_out_and_named_when_asked_for(tmp_path: Path) -> None:

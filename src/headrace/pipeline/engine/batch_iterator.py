@@ -28,7 +28,9 @@ class Feed(Protocol):
     """Runs the stages, and returns elements in order, then None."""
 
     recorder: Recorder
-    tunables: Mapping[str, Tunable]
+
+    @property
+    def tunables(self) -> Mapping[str, Tunable]: ...
 
     def take(self) -> Element | None: ...
 

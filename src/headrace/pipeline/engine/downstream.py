@@ -19,7 +19,8 @@ __all__ = ["CountedPipeline", "DownstreamStage"]
 class _Counted(Protocol):
     """A feed with counters and tunables."""
 
-    tunables: Mapping[str, Tunable]
+    @property
+    def tunables(self) -> Mapping[str, Tunable]: ...
 
     def counters(self, window_s: float) -> PipelineCounters: ...
 

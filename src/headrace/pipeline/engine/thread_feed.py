@@ -92,7 +92,16 @@ class ThreadFeed:
             make_runner(group, plan.sources, epoch, decisions, partial(self._state.limit, number), lane.workers)
             for number, (group, lane) in enumerate(zip(self._groups, self._state.lanes[1:], strict=True), start=1)
         ]
-        self.tunables: Mapping[str, Tunable] = build_tunables(self._state, options.memory.limit_bytes, self._change)
+        self._limit_bytes = options.memory.limit_bytes
+
+    @property
+    def tunables(self) -> Mapping[str, Tunable]:
+        """Settings that may change, by name.
+
+        They are not kept: they refer to this feed, and a cycle would hold the buffers of its batches until garbage is
+        next collected.
+        """
+        return build_tunables(self._state, self._limit_bytes, self._change)
 
     # ---- the consumer's side
 
