@@ -132,7 +132,9 @@ class _Replay:
             assert now is not None
             is_last = number + 1 == len(self._stream)
             following = None if is_last else self._step_rows(self._stream.batches[number + 1])
-            plan = self._policy.plan(Knowledge(now, following, self._entering(number)))
+            entering = self._entering(number)
+            sees_end = self._num_entered == len(self._stream)
+            plan = self._policy.plan(Knowledge(now, following, entering, sees_end))
             if following is not None:
                 self._policy.arrange(following)
             self._step(now, plan)

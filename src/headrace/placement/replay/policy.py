@@ -79,11 +79,13 @@ class Knowledge:
         next: The next step; None after the last one.
         entering: Batches that have entered the window since the last call, the oldest first. The window ends
             `Setting.window` batches after the next step.
+        sees_end: Whether the window reaches the end of the stream, so rows without a use in it are not used again.
     """
 
     now: StepRows
     next: StepRows | None
     entering: Sequence[GlobalBatch]
+    sees_end: bool
 
 
 class PlacementPolicy:

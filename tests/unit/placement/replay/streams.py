@@ -49,6 +49,7 @@ def settings_of_streams(draw: st.DrawFn) -> tuple[RowStream, int, int, int | Non
         draw(st.integers(1, 4)),
         draw(st.sampled_from([3, 10, 40, 200])),
     )
-    least = max(len(batch.rows) for batch in stream.batches)
+    slices = [stream.of_trainer(trainer, trainers) for trainer in range(trainers)]
+    least = max(len(batch.rows) for own in slices for batch in own.batches)
     capacity = draw(st.one_of(st.none(), st.integers(least, least + 20)))
     return stream, trainers, draw(st.integers(1, 6)), capacity

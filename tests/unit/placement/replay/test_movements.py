@@ -64,17 +64,33 @@ def test_lookahead_keeps_what_is_used_next() -> None:
 
 def test_lookahead_hands_over_directly() -> None:
     # Row 0: fetched, handed over, copied to the other reader, and its gradient sent to the next reader: all of them
-    # right after an update. Rows 1, 2 and 3: the latter two are fetched ahead.
+    # right after an update. Rows 2 and 3 have no other use: read ahead, and their gradients sent.
     result = counted("lookahead", PASSED_ON, trainers=2)
-    assert result == {"fetch": (2, 2), "hand_over": (2, 0), "gradient": (1, 0), "write_back": (0, 4)}
+    assert result == {
+        "fetch": (2, 0), "read": (0, 2), "hand_over": (2, 0), "gradient": (1, 2), "write_back": (0, 2)
+    }  # fmt: skip
+
+
+def test_lookahead_keeps_rows_without_a_known_use_unless_it_sees_the_end() -> None:
+    batches = [[[0]], [[1]], [[2]], [[3]], [[1]]]
+    # With a window of one batch, rows 1 and 2 have no known other use, but stay. Row 3 comes when the end is in sight.
+    assert counted("lookahead", batches, window=1)["fetch"] == (1, 2)
+    assert counted("lookahead", batches, window=4)["fetch"] == (1, 1)
 
 
 def test_lookahead_moves_rows_that_rest_while_a_step_computes() -> None:
     # Row 0 rests during step 1, so its gradient and its hand-over to trainer 2 need no step to wait.
     batches = [[[0], [0], [1]], [[2], [3], [4]], [[5], [6], [0]]]
     result = counted("lookahead", batches, trainers=3)
-    assert result["gradient"] == (0, 1)
+    assert result["gradient"] == (0, 1 + 5)  # with those of rows 2 to 6, which have one use
     assert result["hand_over"] == (0, 1)
+
+
+def test_lookahead_passes_rows_through_the_shards_if_trainers_have_no_room_to_swap_them() -> None:
+    batches = [[[0, 1], [2, 3]], [[2, 3], [0, 1]], [[0, 1], [2, 3]]]
+    assert counted("lookahead", batches, trainers=2)["hand_over"] == (8, 0)
+    result = counted("lookahead", batches, trainers=2, capacity=2)
+    assert result == {"fetch": (4 + 8, 0), "write_back": (8, 4)}
 
 
 def test_lookahead_reduces_rows_of_all_trainers_together() -> None:
@@ -88,7 +104,7 @@ def test_lookahead_places_samples_where_their_rows_are() -> None:
     batches = [[[0, 1], [2, 3]], [[2, 3], [0, 1]], [[3, 4], [1, 5]]]
     unplaced, placed = (counted(name, batches, trainers=2) for name in ("lookahead", "lookahead_placed"))
     assert unplaced["hand_over"] == (4 + 0, 0)  # in the last step both rows are where they were
-    assert placed == {"fetch": (4, 2), "write_back": (0, 6)}
+    assert placed == {"fetch": (4, 0), "read": (0, 2), "gradient": (0, 2), "write_back": (0, 4)}
 
 
 def test_bagpipe_replicates_rows_with_a_later_use() -> None:
@@ -123,6 +139,12 @@ def test_herald_pushes_rows_with_several_writers_for_every_later_reader() -> Non
     # Both trainers update row 0; only trainer 0 reads it next, and has to pull it, because it misses an update.
     result = counted("herald", [[[0], [0]], [[0], [1]]], trainers=2)
     assert result == {"fetch": (4, 0), "gradient": (2, 0), "write_back": (0, 2)}
+
+
+def test_herald_does_not_count_copies_that_miss_an_update() -> None:
+    # Trainers 0 and 1 both update rows 0 and 1, so their copies are outdated, and row 5 at trainer 2 decides.
+    batches = [[[0, 1], [0, 1], [5]], [[0, 1, 5], [7], [8]]]
+    assert counted("herald", batches, trainers=3)["fetch"] == (2 + 2 + 1 + 2 + 1 + 1, 0)
 
 
 def test_het_pulls_a_row_that_is_more_than_its_bound_behind() -> None:

@@ -10,6 +10,7 @@ from streams import random_stream, run, settings_of_streams
 
 from headrace.errors import ConfigError
 from headrace.placement.replay import Kind, ReplayResult, RowStream, Setting
+from headrace.placement.replay.policies import het_gmp
 from headrace.placement.replay.policies.hot_tier import HotTier
 from headrace.registry import PLACEMENT_POLICIES
 
@@ -17,10 +18,11 @@ EXACT = [name for name in PLACEMENT_POLICIES if name not in ("het_5", "het_100")
 
 
 @pytest.fixture(autouse=True, scope="module")
-def _tiers_are_chosen_often() -> Any:
-    before, HotTier.period = HotTier.period, 2
-    yield
-    HotTier.period = before
+def _tiers_are_chosen_often_and_half_of_the_remote_rows_have_mirrors() -> Any:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(HotTier, "period", 2)
+        patch.setattr(het_gmp, "MIRROR_RATIO", 0.5)
+        yield
 
 
 def replayed(name: str, stream: RowStream, trainers: int, window: int, capacity: int | None) -> ReplayResult | None:

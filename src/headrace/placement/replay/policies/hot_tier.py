@@ -111,15 +111,16 @@ class HotTier(PlacementPolicy):
         return [*actions, *(Move(Kind.FETCH, SHARD, trainer, coming) for trainer in self.setting.trainers)]
 
     def _shrink(self, now: StepRows) -> list[Action]:
-        """Make room for the cold rows of a step, with the least used rows of the tier that the step does not read."""
-        excess = self._num_hot() + max(len(self._cold(now, trainer)) for trainer in self.setting.trainers)
-        excess -= self._capacity()
-        if excess <= 0:
-            return []
-        tier = np.flatnonzero(self._is_hot).astype(np.int32)
-        unused = tier[~np.isin(tier, now.rows)]
-        leaving = lowest(unused, self._uses[unused], excess)
-        return self._change(tier[~np.isin(tier, leaving)])
+        """Make room for the cold rows of each trainer, with the least used rows of the tier that it does not read."""
+        actions: list[Action] = []
+        for trainer in self.setting.trainers:
+            excess = self._num_hot() + len(self._cold(now, trainer)) - self._capacity()
+            if excess > 0:
+                tier = np.flatnonzero(self._is_hot).astype(np.int32)
+                unread = tier[~np.isin(tier, now.of(trainer))]
+                leaving = lowest(unread, self._uses[unread], excess)
+                actions += self._change(tier[~np.isin(tier, leaving)])
+        return actions
 
     def _num_unsent(self, now: StepRows) -> int:
         """Most rows of a trainer whose gradients of the previous step could leave while this step runs."""

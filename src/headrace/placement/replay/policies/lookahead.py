@@ -55,8 +55,9 @@ class Lookahead(PlacementPolicy):
     - Rows are written back when their room is needed. Those used farthest in the future leave first, and among those
       without a use in the window the least recently used (Belady's rule within the window). A row that several
       trainers hold costs no write-back: its gradients go to one of them.
-    - A fetched row that would leave right after its use is not kept: its values are read and its gradient is sent, as
-      without a cache, which is cheaper than fetching and writing back row and optimizer state.
+    - A fetched row that would leave right after its use, or that is known to have no other, is not kept: its values are
+      read and its gradient is sent, as without a cache, which is cheaper than fetching and writing back row and
+      optimizer state.
     """
 
     name = "lookahead"
@@ -75,7 +76,7 @@ class Lookahead(PlacementPolicy):
 
     def arrange(self, step: StepRows) -> None:
         if step.number == 0:
-            self._critical = [*self._prepare(None, step), *self._critical]
+            self._critical = [*self._prepare(None, step, sees_end=False), *self._critical]
 
     def plan(self, known: Knowledge) -> Plan:
         for batch in known.entering:
@@ -83,7 +84,7 @@ class Lookahead(PlacementPolicy):
                 unknown = batch.rows[self._next_use[batch.rows] == NEVER]
                 self._next_use[unknown] = batch.number
         before, self._critical = self._critical, []
-        during = [] if known.next is None else self._prepare(known.now, known.next)
+        during = [] if known.next is None else self._prepare(known.now, known.next, sees_end=known.sees_end)
         return Plan(before, during)
 
     def finish(self) -> Sequence[Action]:
@@ -92,7 +93,7 @@ class Lookahead(PlacementPolicy):
             actions += self._evict(trainer, np.flatnonzero(held_by(self._holders, trainer)).astype(np.int32))
         return actions
 
-    def _prepare(self, now: StepRows | None, step: StepRows) -> list[Action]:
+    def _prepare(self, now: StepRows | None, step: StepRows, *, sees_end: bool) -> list[Action]:
         """Plan how the rows of the next step arrive. Returns what moves early, and keeps the rest for its begin."""
         actions = self._send_read_only(self._read_before)
         self._read_before = [NO_ROWS] * self.setting.num_trainers
@@ -101,6 +102,8 @@ class Lookahead(PlacementPolicy):
         is_late = (holders != 0) & (self._last_use[step.rows] == (-1 if now is None else now.number))
         is_busy = self._busy(now, step)
         is_read_only = self._not_worth_keeping(step, holders, is_busy)
+        if sees_end:
+            is_read_only |= (holders == 0) & (step.next_use == NEVER)
         arrivals = _Arrivals(step, holders, routes, is_late, is_read_only)
         for trainer in self.setting.trainers:
             actions += self._make_room(trainer, arrivals, is_busy)
