@@ -76,6 +76,7 @@ def test_a_job_is_read_with_its_features_and_tables(logs: Path, tmp_path: Path) 
     ("arguments", "text"),
     [
         (("--policy", "lokahead"), "--policy: given policy 'lokahead', expected one of"),
+        (("--policy", "os:getcwd"), "--policy: given os:getcwd, expected a subclass of"),
         (("--cache", "0"), "--cache: given 0, expected at least one row"),
         (("--cache", "many"), "--cache: given 'many', expected bytes or a size"),
         (("--cache", "3", "--batch-size", "64"), "cache: given 3 rows, expected at least"),

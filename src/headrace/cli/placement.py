@@ -57,13 +57,13 @@ def placement(
     from headrace.observe.progress import Progress
     from headrace.paths import local_path
     from headrace.placement.replay import Kind, Setting
-    from headrace.placement.replay.comparison import cache_needs, compare_policies, default_policies
+    from headrace.placement.replay.comparison import cache_needs, compare_policies, default_policies, find_policy
     from headrace.registry import PLACEMENT_POLICIES
 
     names = policy or default_policies(trainers)
     names = list(PLACEMENT_POLICIES) if names == ["all"] else names
     for name in names:
-        PLACEMENT_POLICIES.find(name, where="--policy")
+        find_policy(name)
     sizes = [_size_of(size) for size in cache or ()]
     rows = _read(_job_of(path, embedding_dim), trainers * batch_size, steps)
     stream = rows.stream

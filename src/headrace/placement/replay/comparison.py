@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 
 from headrace.errors import ConfigError
+from headrace.placement.replay.copies import InvalidPlan
 from headrace.placement.replay.engine import ReplayResult, replay
 from headrace.placement.replay.miss_ratio import MissCurve, miss_curve
-from headrace.placement.replay.policy import Setting
+from headrace.placement.replay.policy import PlacementPolicy, Setting
 from headrace.placement.replay.stream import RowStream
 from headrace.registry import PLACEMENT_POLICIES
 
@@ -24,6 +25,7 @@ __all__ = [
     "compare_policies",
     "curve_sizes",
     "default_policies",
+    "find_policy",
     "result_values",
 ]
 
@@ -65,6 +67,18 @@ def default_policies(num_trainers: int) -> list[str]:
     return ["none", "lru", "bagpipe", "herald", "lookahead", "lookahead_placed"]
 
 
+def find_policy(name: str) -> type[PlacementPolicy]:
+    """The class of a policy, by name or import path.
+
+    Raises:
+        ConfigError: There is no such policy.
+    """
+    policy = PLACEMENT_POLICIES.find(name, where="--policy")
+    if not (isinstance(policy, type) and issubclass(policy, PlacementPolicy)):
+        raise ConfigError(f"--policy: given {name}, expected a subclass of headrace.placement.replay.PlacementPolicy")
+    return policy
+
+
 def compare_policies(
     stream: RowStream,
     names: Sequence[str],
@@ -83,11 +97,11 @@ def compare_policies(
         on_step: Called with the number of steps done, of all replays together.
 
     Raises:
-        ConfigError: A name is unknown, or no policy supports a setting.
+        ConfigError: A name is unknown, no policy supports a setting, or a policy plans something impossible.
     """
     found = Comparison([], [])
-    policies = [PLACEMENT_POLICIES.find(name, where="--policy") for name in names]
-    for number, (capacity, policy) in enumerate(product(capacities, policies)):
+    policies = {name: find_policy(name) for name in names}
+    for number, (capacity, (name, policy)) in enumerate(product(capacities, policies.items())):
         num_done = number * len(stream)
         try:
             one = replace(setting, capacity=capacity)
@@ -95,6 +109,8 @@ def compare_policies(
         except ConfigError as error:
             if str(error) not in found.refusals:
                 found.refusals.append(str(error))
+        except InvalidPlan as error:
+            raise ConfigError(f"--policy {name}: planned what cannot be done: {error}") from error
         on_step(num_done + len(stream))
     if not found.results:
         raise ConfigError("; ".join(found.refusals))
