@@ -5,16 +5,19 @@ BIN    := $(VENV)/bin
 # Real logs for tests and recipes; what needs them skips, saying so, where they are absent.
 export HEADRACE_DATA ?= $(if $(wildcard ../shared/data),$(abspath ../shared/data))
 
+# Modules are compiled when first imported, also where the environment says otherwise: tests start hundreds of processes.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: demo test lint types install peers clean clean-kernels
 .DELETE_ON_ERROR:
 
-demo: $(VENV)/.installed
+demo: $(VENV)/.kernels
 	$(BIN)/headrace demo
 
-# Tests start hundreds of processes, which compile every module again where Python may not write bytecode.
-test: $(VENV)/.installed-test lint types
-	$(BIN)/python -m compileall -q src
-	$(BIN)/pytest -n 2 --durations=10
+# Types are checked while kernels compile, as neither keeps two cores busy to its end.
+test: $(VENV)/.installed-test
+	$(MAKE) --jobs=2 $(VENV)/.kernels lint types
+	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder --durations=10
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .
@@ -23,19 +26,26 @@ lint: $(VENV)/.installed-test
 types: $(VENV)/.installed-test
 	$(BIN)/mypy
 
-install: $(VENV)/.installed
+install: $(VENV)/.kernels
 
-# constraints.txt pins the CPU build of torch and the versions that were tested.
-$(VENV)/.installed: pyproject.toml constraints.txt
+$(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "headrace needs Python 3.11 or newer, this is " + sys.version.split()[0] + "; try: make PYTHON=python3.12")'
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install -qq --disable-pip-version-check -c constraints.txt -e '.[lake]'
-	$(BIN)/python -m compileall -q src
-	$(BIN)/headrace warmup
+	$(PYTHON) -m venv $(VENV)
+
+# constraints.txt pins the CPU build of torch and the versions that were tested. Most modules are never imported, so pip
+# compiles none.
+PIP_INSTALL := $(BIN)/pip install -qq --no-compile --disable-pip-version-check -c constraints.txt
+
+$(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP_INSTALL) -e '.[lake]'
 	touch $@
 
-$(VENV)/.installed-test: $(VENV)/.installed
-	$(BIN)/pip install -qq --disable-pip-version-check -c constraints.txt -e '.[test,observe]'
+$(VENV)/.installed-test: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP_INSTALL) -e '.[lake,observe,test]'
+	touch $(VENV)/.installed $@
+
+$(VENV)/.kernels: $(VENV)/.installed
+	$(BIN)/headrace warmup
 	touch $@
 
 # The libraries that benchmarks compare with, in an environment of their own.
@@ -45,6 +55,7 @@ peers:
 # Compiled kernels renew themselves when a source changes; this frees their space.
 clean-kernels:
 	find src -name '*.nb[ic]' -delete
+	rm -f $(VENV)/.kernels
 
 clean: clean-kernels
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache demo-run

@@ -158,23 +158,27 @@ def test_auto_reaches_97_percent_of_the_oracle_and_recovers_within_5_seconds() -
 
 
 @pytest.mark.parametrize(
-    "options",
+    ("options", "least"),
     [
-        {"map": {"contention": 0.02}},
-        {"load": {"io_s": 0.5}},
-        {"shuffle": {"max_workers": 1}},
-        {"map": {"drift": Drift(factor=2.5, start_s=50, end_s=50)}},
-        {"map": {"distribution": Distribution.LOGNORMAL, "spread": 2.0}},
+        ({"map": {"contention": 0.02}}, 0.97),
+        ({"load": {"io_s": 0.5}}, 0.97),
+        ({"shuffle": {"max_workers": 1}}, 0.97),
+        ({"map": {"drift": Drift(factor=2.5, start_s=50, end_s=50)}}, 0.97),
+        ({"map": {"distribution": Distribution.LOGNORMAL, "spread": 2.0}}, 1.0),
     ],
     ids=["contention", "blocking", "sequential", "drift", "heavy tail"],
 )
-def test_auto_reaches_the_oracle_on_harder_pipelines(options: dict[str, dict[str, object]]) -> None:
+def test_auto_reaches_the_oracle_on_harder_pipelines(
+    options: dict[str, dict[str, object]], least: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Of random times, one trial per setting instead of four makes this oracle 2 % worse, and five times faster.
+    monkeypatch.setattr("headrace.tuning.policies.oracle.RANDOM_TRIALS", 1)
     spec = published_pipeline(0.5, **options)
     ours, best = (
         run_trial(make, spec, published_machine(20.0), duration_s=100, restart_s=3).delivered
         for make in (Auto, lambda: Oracle(spec))
     )
-    assert ours >= 0.97 * best
+    assert ours >= least * best
 
 
 def test_auto_uses_no_more_than_the_consumer_needs() -> None:

@@ -126,10 +126,11 @@ def test_a_plain_loop_passes_over_the_ends_of_segments() -> None:
 @settings(max_examples=5, deadline=None)
 @given(st.integers(0, 10**6), st.integers(1, 3))
 def test_a_stop_behind_any_batch_of_any_segment_loses_nothing(seed: int, workers: int) -> None:
-    sources = sources_of(seed, 3)
+    sources, rng = sources_of(seed, 3), random.Random(seed)
     expected = read_all(shaped(sources, seed), executor="inline")
     for segment, (rows, counts, rejects) in enumerate(expected):
-        for stop in range(len(rows) + 2):  # the last time behind the end that was told
+        ends = [0, 1, len(rows), len(rows) + 1]  # the last one behind the end that was told
+        for stop in sorted({*ends, *rng.sample(range(len(rows) + 2), min(4, len(rows) + 2))}):
             with shaped(sources, seed).open(workers=workers) as batches:
                 for _ in range(segment):
                     read_segment(batches)
