@@ -4,7 +4,7 @@ import ast
 import runpy
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,7 +12,9 @@ from typing import Any
 import pytest
 import yaml
 
+from headrace.features import operators
 from headrace.logs.generate import GenerateConfig, generate_logs
+from headrace.registry import OPERATORS
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 Load = Callable[[str], Any]
@@ -23,6 +25,15 @@ def logs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("examples") / "logs"
     generate_logs(GenerateConfig(rows=9_000, windows=3, users=300, items=100, seed=5), folder)
     return folder
+
+
+@pytest.fixture(autouse=True)
+def operators_of_examples_are_forgotten() -> Iterator[None]:
+    """Other tests of this process know headrace's own operators."""
+    before = set(operators())
+    yield
+    for name in set(operators()) - before:
+        OPERATORS.unregister(name)
 
 
 @pytest.fixture
