@@ -31,6 +31,7 @@ training:
 
 CHILD = """
 import os, signal, sys, threading
+import torch._dynamo  # optimizers import it, which takes each fork a second
 from headrace.cli import main
 from headrace.training.trainer import Trainer
 
