@@ -135,8 +135,8 @@ def _worse_than_rate(run: RunData, worse: Sequence[WindowSpan]) -> tuple[str, st
         )
     return (
         "the model ranks, but is too sure of rare ids: it memorizes them",
-        "admission_count: 3 for collisionless tables, a smaller model.embedding_dim, a lower "
-        "embeddings.default.optimizer.lr",
+        "embeddings.default.optimizer: {kind: rowwise_adagrad, lr: 0.1, initial_accumulator: 0.003, reduction: sum}, "
+        "as headrace init writes it, so that an id's first rows move it little; if the job has that, half its lr",
     )
 
 
@@ -152,8 +152,7 @@ def _worse_than_mean(run: RunData, worse: Sequence[WindowSpan]) -> tuple[str, st
         )
     return (
         "the model follows single rows: a few labels are very large, or rare ids are memorized",
-        "log1p or clipping of the label in pipeline.map, if it has a heavy tail; learning rates a third as high; "
-        "admission_count: 3 for collisionless tables",
+        "log1p or clipping of the label in pipeline.map, if it has a heavy tail; learning rates a third as high",
     )
 
 

@@ -1,13 +1,17 @@
 """Alarms: a model worse than the label rate or than the baseline is named, with a likely reason and what to change."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
+from headrace.embeddings import RowWiseAdagradConfig
 from headrace.observe.alarms import Alarm, find_alarms
 from headrace.observe.run_data import RunData
+from headrace.training.first_job import EMBEDDING_OPTIMIZER
 
 GOOD = {"rows": 100_000, "auc": 0.7, "log_loss": 0.5, "ne": 0.9, "calibration": 1.0, "label_rate": 0.25, "step": 1000}
 
@@ -43,7 +47,7 @@ def test_a_run_over_the_label_rate_is_named_with_its_normalised_entropy(tmp_path
         ([{"ne": 1.2, "calibration": 1.4}], "predictions are 1.40 times the label rate", "lower embeddings.default"),
         ([{"ne": 1.2, "calibration": 0.5}], "predictions are 0.50 times the label rate", "lower embeddings.default"),
         ([{"ne": 1.02, "auc": 0.505}], "rank no better than by chance", "headrace inspect"),
-        ([{"ne": 1.2}], "too sure of rare ids", "admission_count"),
+        ([{"ne": 1.2}], "too sure of rare ids", "embeddings.default.optimizer: {kind: rowwise_adagrad"),
     ],
 )
 def test_the_reason_follows_from_the_windows(
@@ -52,6 +56,13 @@ def test_the_reason_follows_from_the_windows(
     (alarm,) = alarms(tmp_path, *windows)
     assert reason in alarm.reason
     assert help_ in alarm.help
+
+
+def test_the_optimizer_to_change_to_is_that_of_a_first_job(tmp_path: Path) -> None:
+    (alarm,) = alarms(tmp_path, {"ne": 1.2})
+    (optimizer,) = re.findall(r"embeddings\.default\.optimizer: ({.*?})", alarm.help)
+    assert yaml.safe_load(optimizer) == EMBEDDING_OPTIMIZER
+    assert RowWiseAdagradConfig.from_dict(yaml.safe_load(optimizer), where="advice").lr == 0.1
 
 
 def test_windows_over_the_label_rate_are_named_if_the_run_as_a_whole_is_not(tmp_path: Path) -> None:
