@@ -27,8 +27,8 @@ def init(
     label: Annotated[
         str | None,
         typer.Option(
-            help="Column of 0 and 1 that is the label, instead of a guess. CSV, TSV, JSON lines: also a condition such "
-            "as 'rating >= 4', which becomes the label."
+            help="Column that is the label, instead of a guess: of 0 and 1, or of numbers to predict. CSV, TSV, JSON "
+            "lines: also a condition such as 'rating >= 4', which becomes the label."
         ),
     ] = None,
     ignore: Annotated[
@@ -101,9 +101,18 @@ def _write_schema(found: Any, given: Path | None, written: Path, where: str) -> 
     from headrace.logs.inspection import schema_to_yaml
     from headrace.messages import count_of
 
-    columns = zip(found.profiles, found.guesses, strict=True)
-    rates = [f"{p.name} {p.mean:.4f}" for p, guess in columns if guess.part == "label" and p.mean is not None]
-    typer.echo(f"{where}: {found.num_rows:,} rows, label rate: {', '.join(rates)}")
+    means = {profile.name: profile.mean for profile in found.profiles if profile.mean is not None}
+    labels = [label for label in found.schema.labels if label.name in means]
+    levels = [
+        f"label {'mean' if label.is_regression else 'rate'}: {label.name} {means[label.name]:.4f}" for label in labels
+    ]
+    typer.echo(", ".join([f"{where}: {found.num_rows:,} rows", *levels]))
+    for label in labels:
+        if label.is_regression:
+            typer.echo(
+                f"{label.name} has values other than 0 and 1, so it is a number: a regression with squared error. For "
+                f"clicks, make a label of 0 and 1, for instance of {label.name} >= {means[label.name]:.3g}"
+            )
     if given is not None:
         typer.echo(f"schema: {given}")
         return

@@ -14,7 +14,7 @@ from headrace.cli.app import app
 from headrace.errors import ConfigError
 from headrace.logs import Schema
 from headrace.logs.generate import GenerateConfig, generate_logs
-from headrace.training import JobConfig
+from headrace.training import JobConfig, Trainer
 from headrace.training.first_job import DENSE_OPTIMIZER, EMBEDDING_OPTIMIZER, LINEAR_OPTIMIZER
 
 
@@ -209,7 +209,6 @@ def test_the_label_and_columns_to_ignore_can_be_given(tmp_path: Path) -> None:
     assert "#   click: ignored, looks like a label too, and may tell the given one, bought" in written
     assert "#   fold: ignored, to be ignored, as given" in written
     for options, message in (
-        (["--label", "rating"], r"label: given 'rating', which has values from 0 to 5; expected a column of 0 and 1"),
         (
             ["--label", "sold"],
             r"label: given 'sold', expected one of the columns: click, bought, fold, user_id",
@@ -224,11 +223,29 @@ def test_the_label_and_columns_to_ignore_can_be_given(tmp_path: Path) -> None:
             parts(option, "click", "--schema", str(tmp_path / "mine.yaml"))
 
 
+@pytest.mark.parametrize("ratings", [np.arange(1_200) % 6, (np.arange(1_200) % 90) / 7 - 3])
+def test_a_number_can_be_the_label_and_is_learned_by_regression(tmp_path: Path, ratings: Any) -> None:
+    rows = np.arange(1_200)
+    columns = {"click": rows % 2, "user_id": rows % 90, "price": rows % 7 / 2, "rating": ratings}
+    pq.write_table(pa.table(columns), tmp_path / "a.parquet")
+    out = run("init", tmp_path / "a.parquet", "--out", tmp_path / "job", "--label", "rating").output
+    assert f"1,200 rows, label mean: rating {ratings.mean():.4f}\n" in out
+    assert "rating has values other than 0 and 1, so it is a number: a regression with squared error." in out
+    job = JobConfig.from_file(tmp_path / "job" / "job.yaml")
+    (label,) = job.schema_of_logs.labels
+    assert (label.name, label.is_regression) == ("rating", True)
+    assert "click" not in job.schema_of_logs.columns
+    result = Trainer(job).run()
+    assert result.windows[-1].rows.num_used == 1_200
+    assert result.windows[-1].scores["rating"].relative_mse < 1
+
+
 def test_a_column_of_a_csv_file_can_be_the_label(tmp_path: Path) -> None:
     rows = "".join(f"{n % 90},{n % 2},{n % 3}\n" for n in range(600))
     (tmp_path / "a.csv").write_text("user,shown,grade\n" + rows)
-    with pytest.raises(ConfigError, match=r"label: given 'grade', which has values from 0 to 2; .* 'rating >= 4'"):
-        run("init", tmp_path / "a.csv", "--out", tmp_path / "job", "--label", "grade")
+    (tmp_path / "b.csv").write_text("user,grade\n1,good\n2,bad\n")
+    with pytest.raises(ConfigError, match=r"label: given 'grade', which has type string; .* 'rating >= 4'"):
+        run("init", tmp_path / "b.csv", "--out", tmp_path / "job", "--label", "grade")
     run("init", tmp_path / "a.csv", "--out", tmp_path / "job", "--label", "shown", "--ignore", "grade")
     schema = Schema.from_yaml(tmp_path / "job" / "schema.yaml")
     assert [column.name for column in schema.labels] == ["shown"]

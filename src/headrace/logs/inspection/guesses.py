@@ -95,7 +95,7 @@ def guess_parts(
         ignore: Columns that have no role.
 
     Raises:
-        ConfigError: `label` has other values than 0 and 1.
+        ConfigError: `label` is not a column of numbers.
     """
     lists = {profile.name: profile for profile in profiles if profile.kind in ("list of int", "list of string")}
     guesses = []
@@ -185,20 +185,20 @@ def words_of(name: str) -> list[str]:
 
 
 def _given_label(profile: ColumnProfile) -> Guess:
-    """The role of a column that the user says is the label.
+    """The role of a column that the user says is the label: of clicks if it has only 0 and 1, otherwise a number.
 
     Raises:
-        ConfigError: It has other values than 0 and 1.
+        ConfigError: It is not a number.
     """
-    if profile.num_values and not _is_binary(profile):
-        values = f"type {profile.types[0]}"
-        if profile.min is not None and profile.max is not None:
-            values = f"values from {profile.min:g} to {profile.max:g}"
+    if not profile.num_values or _is_binary(profile):
+        return Guess(profile.name, "label", f"the label, as given{_stray(profile)}")
+    if profile.kind not in ("int", "float") or profile.min is None or profile.max is None:
         raise ConfigError(
-            f"label: given {profile.name!r}, which has {values}; expected a column of 0 and 1 (of CSV and JSON lines, "
-            "a condition such as 'rating >= 4' makes one)"
+            f"label: given {profile.name!r}, which has type {profile.types[0]}; expected a column of numbers (of CSV "
+            "and JSON lines, a condition such as 'rating >= 4' makes one)"
         )
-    return Guess(profile.name, "label", f"the label, as given{_stray(profile)}")
+    reason = f"the label, as given; its values from {profile.min:g} to {profile.max:g} are learned as numbers"
+    return Guess(profile.name, "label", reason, (("allowed", None),))
 
 
 def _guess(profile: ColumnProfile, lists: dict[str, ColumnProfile]) -> Guess:

@@ -185,7 +185,7 @@ def inspect_log(
 
     Raises:
         ConfigError: The location does not exist or has no rows, the schema's timestamp has a different unit, `label` or
-            `ignore` names a column that the log does not have, or the label has other values than 0 and 1.
+            `ignore` names a column that the log does not have, or the label is not a number.
         DataError: A file is not Parquet, or lacks a column of the given schema.
     """
     expect(schema, (Schema, type(None)), where="inspect_log: schema", expected="a Schema")
