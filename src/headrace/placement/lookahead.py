@@ -41,7 +41,7 @@ class Lookahead:
             self._announce(each)
         for _, store in self._stores:
             store.prepare()
-            if num_left is not None:
+            if num_left is not None and len(self._ahead) > num_left:
                 store.end_after(1 + num_left)
         yield
         self._ahead.popleft()

@@ -225,8 +225,9 @@ class ResidentStore:
             unused = np.flatnonzero(next_uses > self._end.batch)
             self._end.add(*self._changed(rows[unused], keys.take(unused)))
             rows, keys = self._end.take_part(self._end.batch - batch)
-            is_here = np.flatnonzero(self._residency.find(keys) == rows)  # some may have left, and been put back
-            self._put(rows[is_here], keys.take(is_here))
+            _, first = np.unique(rows, return_index=True)  # some may have been used again
+            first = np.sort(first[self._residency.find(keys.take(first)) == rows[first]])  # and some have left
+            self._put(rows[first], keys.take(first))
 
     def read(self, keys: Keys, *, after: int | None = None) -> Future[Float32s]:
         """See `EmbeddingStore.read`; rows include the updates of all steps."""

@@ -302,3 +302,21 @@ def test_a_slow_link_holds_training_up(serve: Serve, monkeypatch: pytest.MonkeyP
 def _slowly(run: Any, *rest: Any) -> None:
     time.sleep(0.02)
     run(*rest)
+
+
+def test_rows_that_are_used_again_before_the_end_return_again(serve: Serve) -> None:
+    """With little memory, not all batches before the end are announced, so rows that seemed done are used again."""
+    spec, rng = spec_of({}), np.random.default_rng(11)
+    local = LocalStore(TableGroup(spec.tables, seed=spec.seed))
+    with ShardGroup([serve(), serve()], {"t": spec}) as group:
+        store = resident(group, num_rows=1000)
+        for number in range(20):
+            keys, gradients = batch(rng)
+            store.announce(keys)
+            store.prepare()
+            store.end_after(20 - number)
+            assert (store.read(keys).result() == local.read(keys).result()).all()
+            store.update(keys, gradients)
+            local.update(keys, gradients)
+            store.finish()
+        assert contents(store.changes(0)) == contents(local.changes(0))
