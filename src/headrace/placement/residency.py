@@ -52,11 +52,13 @@ class Placing:
 
 @dataclass(eq=False)
 class _Announced:
-    """An announced batch: its number, its entries [U], and the position of the first among those of all batches."""
+    """An announced batch: its number, its entries [U], the position of the first among those of all batches, and its
+    rows int64 [U] once they have a place, which they keep until it is trained."""
 
     batch: int
     entries: Int32s
     start: int
+    rows: Int64s | None = None
 
 
 class Residency:
@@ -121,7 +123,8 @@ class Residency:
 
     def rows_of(self, batch: int) -> Int64s:
         """Rows int64 [U] of the keys of an announced batch; 0 where a key is not resident."""
-        return self._row[self._find(batch).entries].astype(np.int64)
+        announced = self._find(batch)
+        return self._row[announced.entries].astype(np.int64) if announced.rows is None else announced.rows
 
     def place(self, batch: int) -> Placing | None:
         """Make all rows resident that an announced batch needs.
@@ -129,7 +132,8 @@ class Residency:
         Rows that earlier batches need stay. Returns None if there is no room for the others before those batches are
         trained. The next batch to train gets room in any case, if necessary beyond the capacity.
         """
-        entries = self._find(batch).entries
+        announced = self._find(batch)
+        entries = announced.entries
         places = np.flatnonzero(self._row[entries] == 0)
         leaving = self._choose(len(places) - (self.capacity - self.num_resident), batch)
         if leaving is None:
@@ -137,6 +141,7 @@ class Residency:
         left, rows_left = self._remove(leaving)
         rows = self._take_rows(len(places))
         self._row[entries[places]] = rows
+        announced.rows = self._row[entries].astype(np.int64)
         return Placing(places, rows, rows_left, left)
 
     def adopt(self, keys: Keys) -> Placing:
@@ -157,24 +162,39 @@ class Residency:
         self._use(entries)
         return Placing(places, rows, rows_left, left)
 
-    def finish(self) -> Int32s:
-        """Record that the next batch is trained; returns the batch that uses each of its keys next, or `NEVER`."""
-        done = self._announced.popleft()
-        first = done.start - self._base
-        after = self._batch_after[first : first + len(done.entries)]
-        self._next_use[done.entries] = after
-        self._use(done.entries)
-        self._num_trained = done.batch + 1
-        return after.copy()
-
-    def resident(self, *, unused_until: int = -1) -> tuple[Int64s, Keys]:
-        """Resident rows int64 [R], and their keys, with tables ascending.
+    def finish(self, end: int = -1) -> Int32s:
+        """Record that the next batch is trained.
 
         Args:
-            unused_until: Leaves out the rows that announced batches up to this one use.
+            end: An announced batch; -1 for none.
+
+        Returns:
+            Entries of the batch's keys that no announced batch up to `end` uses again; none without `end`.
         """
+        done = self._announced.popleft()
+        first = done.start - self._base
+        self._clock += 1
+        idle, unused = np.empty_like(done.entries), np.empty_like(done.entries)
+        num_idle, num_unused = _finish(
+            done.entries, self._batch_after[first:], self._entries.records, self._clock, end, idle, unused
+        )
+        if num_idle:
+            self._idle.append((self._clock, idle[:num_idle].copy()))
+        self._num_trained = done.batch + 1
+        return unused[:num_unused]
+
+    def unused_until(self, end: int) -> Int32s:
+        """Entries of resident rows that no announced batch up to `end` uses; -1 for all."""
         entries = self._entries.resident()
-        return self._in_order(entries[self._next_use[entries] > unused_until])
+        return entries[self._next_use[entries] > end]
+
+    def located(self, entries: Int32s) -> tuple[Int64s, Keys]:
+        """Rows int64 [R] and keys of those of some entries that are resident, with tables ascending."""
+        return self._in_order(entries[self._row[entries] > 0])
+
+    def resident(self) -> tuple[Int64s, Keys]:
+        """All resident rows int64 [R], and their keys, with tables ascending."""
+        return self._in_order(self._entries.resident())
 
     def find(self, keys: Keys) -> Int64s:
         """Rows int64 [U] of any unique keys; 0 where a key is not resident."""
@@ -292,3 +312,32 @@ def _announce(
             record.next_use = batch
         record.last_place = start + u
         batch_after[start + u - base] = NEVER
+
+
+@kernel()
+def _finish(
+    entries: Int32s,
+    batch_after: Int32s,
+    records: npt.NDArray[np.void],
+    clock: int,
+    end: int,
+    idle: Int32s,
+    unused: Int32s,
+) -> tuple[int, int]:
+    """Record a use of entries [U] whose next uses begin `batch_after`.
+
+    Returns:
+        Numbers of entries written to `idle`, which no announced batch uses, and to `unused`, which no batch up to `end`
+        uses.
+    """
+    num_idle, num_unused = 0, 0
+    for u in range(len(entries)):
+        entry, after = entries[u], batch_after[u]
+        records[entry].next_use, records[entry].last_use = after, clock
+        if after == NEVER:
+            idle[num_idle] = entry
+            num_idle += 1
+        if 0 <= end < after:
+            unused[num_unused] = entry
+            num_unused += 1
+    return num_idle, num_unused

@@ -139,8 +139,7 @@ class ResidentRows:
         return KeyStates(places, columns, waiting, self._sightings[rows[waiting]], self._last_seen[rows[waiting]])
 
     def set_states(self, rows: Int64s, states: KeyStates) -> None:
-        """Inverse of `states`; the other rows of these have no state."""
-        self.clear(rows)
+        """Inverse of `states` for rows that are clear."""
         here = rows[states.places]
         self._storage.set_columns(here, states.columns)
         self._metadata.set_columns(here, states.columns)

@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import islice
 
 import numpy as np
@@ -46,6 +46,7 @@ KEY_BYTES, KEYS_PER_ROW = 64, 1.25
 """Bytes of the planner for each row that can be kept, if it has an entry for as many keys and a quarter more."""
 
 Float32s = npt.NDArray[np.float32]
+Int32s = npt.NDArray[np.int32]
 Int64s = npt.NDArray[np.int64]
 States = Future[list[tuple[Int64s, KeyStates]]]
 
@@ -90,34 +91,33 @@ class _Arriving:
 
 @dataclass(eq=False)
 class _End:
-    """The last batch before a flush, and changed rows that are not used until then.
+    """The last batch before a flush, and entries of rows that are not used until then, to be put back.
 
     Attributes:
         batch: Number of the batch.
-        rows: int64 [R].
-        keys: Their keys.
     """
 
     batch: int
-    rows: Int64s
-    keys: Keys
+    _parts: deque[Int32s] = field(default_factory=deque)
+    _num_entries: int = 0
 
-    def add(self, rows: Int64s, keys: Keys) -> None:
-        """Add rows that became unused."""
-        self.rows = np.concatenate([self.rows, rows])
-        self.keys = Keys(
-            np.concatenate([self.keys.tables, keys.tables]),
-            np.concatenate([self.keys.ids, keys.ids]),
-            np.concatenate([self.keys.counts, keys.counts]),
-        )
+    def add(self, entries: Int32s) -> None:
+        """Add entries that became unused."""
+        self._parts.append(entries)
+        self._num_entries += len(entries)
 
-    def take_part(self, num_batches: int) -> tuple[Int64s, Keys]:
-        """Take a part of the rows, so that all are taken in this batch and `num_batches` later ones."""
-        count = -(-len(self.rows) // (num_batches + 1))
-        part, keys = self.rows[:count], self.keys.take(np.arange(count))
-        order = np.argsort(keys.tables.astype(np.int16), kind="stable")
-        self.rows, self.keys = self.rows[count:], self.keys.take(np.arange(count, len(self.rows)))
-        return part[order], keys.take(order)
+    def take(self, num_batches: int) -> Int32s:
+        """Take a part of the entries, so that all are taken in this batch and `num_batches` later ones."""
+        left = -(-self._num_entries // (num_batches + 1))
+        self._num_entries -= left
+        taken = [np.empty(0, dtype=np.int32)]
+        while left > 0:
+            part = self._parts.popleft()
+            taken.append(part[:left])
+            if len(part) > left:
+                self._parts.appendleft(part[left:])
+            left -= len(taken[-1])
+        return np.unique(np.concatenate(taken))  # some may have been used again, and added again
 
 
 class ResidentStore:
@@ -210,24 +210,18 @@ class ResidentStore:
         """
         batch = self._residency.num_trained + num_batches - 1
         if self._end is None or self._end.batch != batch:
-            rows, keys = self._residency.resident(unused_until=batch)
-            self._end = _End(batch, *self._changed(rows, keys))
+            self._end = _End(batch)
+            self._end.add(self._residency.unused_until(batch))
 
     def finish(self) -> None:
         """Record that the next announced batch is trained, or skipped."""
-        keys, batch = next(iter(self._batches.items()))
-        rows = None if self._end is None else self._residency.rows_of(batch)
-        next_uses = self._residency.finish()
-        del self._batches[keys]
+        batch = self._batches.pop(next(iter(self._batches)))
+        unused = self._residency.finish(-1 if self._end is None else self._end.batch)
         self._num_placed = max(self._num_placed, self._residency.num_trained)
         self._count(steps=1)
-        if self._end is not None and rows is not None:
-            unused = np.flatnonzero(next_uses > self._end.batch)
-            self._end.add(*self._changed(rows[unused], keys.take(unused)))
-            rows, keys = self._end.take_part(self._end.batch - batch)
-            _, first = np.unique(rows, return_index=True)  # some may have been used again
-            first = np.sort(first[self._residency.find(keys.take(first)) == rows[first]])  # and some have left
-            self._put(rows[first], keys.take(first))
+        if self._end is not None:
+            self._end.add(unused)
+            self._put(*self._residency.located(self._end.take(self._end.batch - batch)))
 
     def read(self, keys: Keys, *, after: int | None = None) -> Future[Float32s]:
         """See `EmbeddingStore.read`; rows include the updates of all steps."""
@@ -343,14 +337,11 @@ class ResidentStore:
             for places, states in arrived.states.result():
                 self._rows.set_states(arrived.rows[places], states)
 
-    def _changed(self, rows: Int64s, keys: Keys) -> tuple[Int64s, Keys]:
-        """Those of some rows, and their keys, that were changed since they came or were put back."""
-        changed = np.flatnonzero(self._rows.is_changed[rows])
-        return rows[changed], keys.take(changed)
-
     def _put(self, rows: Int64s, keys: Keys, *, even_if_none: bool = False) -> None:
-        """Put changed rows back into their shards, without waiting."""
-        rows, keys = self._changed(rows, keys)
+        """Put those of some rows back into their shards that were changed since they came or were put back, without
+        waiting."""
+        changed = np.flatnonzero(self._rows.is_changed[rows])
+        rows, keys = rows[changed], keys.take(changed)
         if len(rows) or even_if_none:
             self._wait_for_puts(MAX_PUTS - 1)
             states = self._rows.states(rows)

@@ -22,7 +22,7 @@ from headrace.training.process_group import ProcessGroup
 
 __all__ = ["PlacementChoice", "ShardedTables", "choose_placement", "run_name"]
 
-MIN_SEEN_BYTES, SEEN_SHARE = 1 << 16, 16
+MIN_SEEN_BYTES, SEEN_ID_BYTES, SEEN_SHARE = 1 << 16, 8, 16
 """Part of the memory of resident rows that is for the set of keys known to the shards: one in 16."""
 
 
@@ -105,6 +105,8 @@ class ShardedTables:
         stores = {}
         for name, state in group.table_groups.items():
             remote, seen_bytes = group.store(name), max(MIN_SEEN_BYTES, placement.memory_bytes // SEEN_SHARE)
+            if state.num_ids:  # the shards send it
+                seen_bytes = min(seen_bytes, MIN_SEEN_BYTES + SEEN_ID_BYTES * state.num_ids)
             stores[name] = ResidentStore(
                 remote,
                 memory_bytes=placement.memory_bytes,
