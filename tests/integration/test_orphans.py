@@ -7,13 +7,16 @@ import select
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 
+from headrace.cluster.private_folder import private_folder
 from headrace.logs.generate import GenerateConfig, generate_logs
 from headrace.testing.processes import still_running
 
@@ -56,10 +59,10 @@ if __name__ == "__main__":
 
 @contextmanager
 def program(command: list[str], folder: Path) -> Iterator[subprocess.Popen[str]]:
-    """A program whose lines can be read; killed at the end."""
-    process = subprocess.Popen(
-        command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
-    )
+    """A program whose lines can be read, and whose temporary files lie in its folder; killed at the end."""
+    pipes: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    environment = {**os.environ, "TMPDIR": str(folder)}
+    process = subprocess.Popen(command, cwd=folder, env=environment, start_new_session=True, **pipes)
     try:
         yield process
     finally:
@@ -77,7 +80,9 @@ def wait_until(happened: Callable[[], bool], process: subprocess.Popen[str]) -> 
         assert process.poll() is None
 
 
-def test_trainers_and_shards_end_when_their_launcher_is_killed(tmp_path: Path) -> None:
+def test_trainers_and_shards_end_when_their_launcher_is_killed_and_the_next_one_cleans_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     generate_logs(GenerateConfig(rows=20_000, windows=1, users=300, items=200, seed=5), tmp_path / "logs")
     (tmp_path / "job.yaml").write_text(JOB)
     command = [sys.executable, "-m", "headrace", "launch", "job.yaml", "--trainers=2", "--shards=2"]
@@ -88,6 +93,10 @@ def test_trainers_and_shards_end_when_their_launcher_is_killed(tmp_path: Path) -
             child.suspend()  # the kernel ends them: nothing they do themselves, such as ending a job, counts
         assert len(children) == 4
         assert still_running(children, launcher.kill) == []
+    (left,) = tmp_path.glob("headrace-launch-*")
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with private_folder():  # as the next launcher
+        assert not left.exists()
 
 
 @pytest.mark.parametrize("forks", [False, True])

@@ -7,7 +7,6 @@ import secrets
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -15,6 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from headrace.cluster.private_folder import private_folder
 from headrace.cluster.rendezvous import RENDEZVOUS_VARIABLE
 from headrace.cluster.shards import READY
 from headrace.cluster.training import SHARDS_VARIABLE
@@ -148,7 +148,7 @@ def launch(
         for number in range(options.shards)
     ]
     trainers: list[_Process] = []
-    with tempfile.TemporaryDirectory(prefix="headrace-launch-") as private:
+    with private_folder() as private:
         try:
             for shard in shards:
                 shard.start()
@@ -207,9 +207,9 @@ def _shard_command(run: Path, listen: str) -> list[str]:
     return [*HEADRACE, "shard", "--listen", listen, "--checkpoints", checkpoints]
 
 
-def _meeting(shards: list[str], num_trainers: int, private: str) -> dict[str, str]:
+def _meeting(shards: list[str], num_trainers: int, private: Path) -> dict[str, str]:
     """Environment variables through which trainers find shards and each other."""
-    meeting = {"WORLD_SIZE": str(num_trainers), RENDEZVOUS_VARIABLE: str(Path(private) / "trainers")}
+    meeting = {"WORLD_SIZE": str(num_trainers), RENDEZVOUS_VARIABLE: str(private / "trainers")}
     return meeting | ({SHARDS_VARIABLE: ",".join(shards)} if shards else {})
 
 
