@@ -9,7 +9,7 @@ from headrace.observe.metrics import QualityColumn, quality_columns
 from headrace.observe.run_data import RunData
 from headrace.training import Scores, WindowResult
 
-__all__ = ["WindowTable", "run_cells", "run_table", "scores_table", "text_table", "window_table"]
+__all__ = ["WindowTable", "run_table", "scores_table", "text_table", "window_table"]
 
 RATE, CALIBRATION = ("label_rate", "rate", ".4f"), ("calibration", "calibration", ".4f")
 MEAN, BIAS = ("label_mean", "mean", ".5g"), ("bias", "bias", ".3g")
@@ -33,7 +33,7 @@ def window_table(windows: Sequence[WindowResult]) -> str:
     bounded = any(window.best_ne is not None for window in windows)
     compared = any(not math.isnan(window.baseline_auc) for window in windows)
     rows = [_window_cells(window, bounded=bounded, compared=compared) for window in windows]
-    total = run_cells(windows[-1], columns=len(rows[0])) if windows else None
+    total = _run_cells(windows[-1], bounded=bounded, compared=compared) if windows else None
     header = _window_header(
         _columns_of(windows[-1]) if windows else quality_columns(False), bounded=bounded, compared=compared
     )
@@ -92,24 +92,25 @@ class WindowTable:
 
     def total(self, last: WindowResult) -> list[str]:
         """The lines that close the table, after its last window; none if the run has no other rows."""
-        cells = run_cells(last, columns=len(self._widths))
+        cells = _run_cells(last, bounded=self._bounded, compared=self._compared)
         return [] if cells is None else [_rule(self._widths), _line(cells, self._widths)]
 
 
-def run_cells(last: WindowResult, *, columns: int) -> list[str] | None:
+def _run_cells(last: WindowResult, *, bounded: bool, compared: bool) -> list[str] | None:
     """The line of a whole run up to the end of its last window; None if that is all there is."""
     run = last.run
     if run is None or run.rows.num_used == last.rows.num_used:
         return None
     scores = next(iter(run.scores.values()))
-    cells = [
+    return [
         "whole run",
         f"{run.rows.num_used:,}",
         f"{run.rows.num_bad:,}",
         f"{run.rows_per_s:,.0f}",
         *_cells(scores, scores.columns),
+        *[""] * bounded,
+        *["" if math.isnan(run.baseline_auc) else f"{run.baseline_auc:.4f}"] * compared,
     ]
-    return cells + [""] * (columns - len(cells))
 
 
 def _columns_of(window: WindowResult) -> tuple[QualityColumn, ...]:

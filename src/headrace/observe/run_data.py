@@ -50,6 +50,7 @@ class WholeRun:
         auc, log_loss, ne, calibration: Metrics of predictions made before training on each row, over all rows.
         ne_error: Standard error of `ne`; NaN for runs by older versions.
         rmse, mae, relative_mse, bias: The same for a label that is a number.
+        baseline_auc: AUC of the baseline feature.
         is_mean: Whether the metrics are row-weighted means of the windows, as for runs by older versions.
     """
 
@@ -66,6 +67,7 @@ class WholeRun:
     mae: float = math.nan
     relative_mse: float = math.nan
     bias: float = math.nan
+    baseline_auc: float = math.nan
 
     @property
     def rows_per_s(self) -> float:
@@ -164,10 +166,10 @@ class RunData:
         names = (*BINARY_METRICS, *REGRESSION_METRICS)
         found = self.windows[-1].record.get("run")
         if isinstance(found, Mapping):
-            keys = ("rows", "bad", "seconds", *names, "ne_error")
+            keys = ("rows", "bad", "seconds", *names, "ne_error", "baseline_auc")
             numbers: dict[str, Any] = {name: _number(found.get(name)) for name in keys}
             return WholeRun(**numbers)
-        means: dict[str, Any] = {name: self.mean_of_windows(name) for name in names}
+        means: dict[str, Any] = {name: self.mean_of_windows(name) for name in (*names, "baseline_auc")}
         counts = {"rows": ("rows",), "bad": ("dropped", "quarantined"), "seconds": ("seconds",)}
         sums: dict[str, Any] = {
             name: sum(value for span in self.windows for key in keys if math.isfinite(value := span.value(key)))

@@ -176,6 +176,9 @@ def take_snapshot(state: TrainingState, model: nn.Module, optimizer: torch.optim
         for key, array in metric.state_dict().items()
     }
     metrics |= {f"baseline.{key}": array for key, array in state.baseline.state_dict().items()}
+    if state.running_baseline is not None:
+        of_run = state.running_baseline.state_dict()
+        metrics |= {f"running_baseline.{state.baseline_name}.{key}": array for key, array in of_run.items()}
     values = {
         "shape": shape,
         "step": state.step,
@@ -245,6 +248,11 @@ def restore(
         for name, metric in of_label.items():
             metric.load_state_dict({key: saved[f"{part}.{name}.{key}"] for key in metric.state_dict()})
     state.baseline.load_state_dict({key: saved[f"baseline.{key}"] for key in ("bins", "sums")})
+    of_run = {key: saved.get(f"running_baseline.{state.baseline_name}.{key}") for key in ("bins", "sums")}
+    if state.running_baseline is None or any(array is None for array in of_run.values()):
+        state.running_baseline = None
+    else:
+        state.running_baseline.load_state_dict(of_run)
     load_parameters(snapshot, model)
     if optimizer is not None:
         load_optimizer_arrays(optimizer, snapshot.arrays.get("optimizer", {}))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,11 +20,13 @@ class RunTotals:
         rows: Statistics of its rows.
         seconds: Training time in seconds.
         scores: Metrics by label; each row was predicted before it was trained on.
+        baseline_auc: AUC of the job's baseline feature; NaN without one, or if earlier rows had another one.
     """
 
     rows: RowStats
     seconds: float
     scores: dict[str, Scores]
+    baseline_auc: float = math.nan
 
     @property
     def rows_per_s(self) -> float:
@@ -95,7 +98,7 @@ class WindowResult:
             record |= {f"{metric}_{label}": value for metric, value in self.scores[label].metrics().items()}
         if self.run is not None:
             run: dict[str, Any] = {"rows": self.run.rows.num_used, "bad": self.run.rows.num_bad}
-            run["seconds"] = self.run.seconds
+            run |= {"seconds": self.run.seconds, "baseline_auc": self.run.baseline_auc}
             for label, scores in self.run.scores.items():
                 ending = "" if label == first else f"_{label}"
                 run |= {f"{metric}{ending}": value for metric, value in scores.metrics().items()}

@@ -39,6 +39,9 @@ class TrainingState:
         running: Metrics over all rows so far, one per label.
         in_window: Metrics over the window in progress, one per label.
         baseline: Metrics of the baseline feature over the window in progress, as if it were a logit of the first label.
+        baseline_name: The baseline feature; None without one.
+        running_baseline: Metrics of that feature over all rows so far; None if they are not known of all rows, because
+            earlier ones had another baseline.
     """
 
     label_names: tuple[str, ...]
@@ -58,10 +61,13 @@ class TrainingState:
     running: dict[str, LabelMetrics] = field(default_factory=dict)
     in_window: dict[str, LabelMetrics] = field(default_factory=dict)
     baseline: BinaryMetrics = field(default_factory=BinaryMetrics)
+    baseline_name: str | None = None
+    running_baseline: BinaryMetrics | None = field(init=False)
 
     def __post_init__(self) -> None:
         self.running = self._new_metrics()
         self.in_window = self._new_metrics()
+        self.running_baseline = None if self.baseline_name is None else BinaryMetrics()
 
     def start_window(self, window: Window) -> None:
         """Start a window; `window` must be None."""
@@ -96,6 +102,7 @@ class TrainingState:
         if process_group.size == 1:
             return
         metrics = [*self.running.values(), *self.in_window.values(), self.baseline]
+        metrics += [] if self.running_baseline is None else [self.running_baseline]
         states = [metric.state_dict() for metric in metrics]
         counts = [np.array([*rows.to_dict().values()], np.float64) for rows in (self.rows, self.window_rows)]
         arrays = [array for state in states for array in state.values()]
@@ -114,6 +121,7 @@ class TrainingState:
     def forget_counts(self) -> None:
         """Reset all counts and metrics."""
         self.rows, self.window_rows, self.baseline = RowStats(), RowStats(), BinaryMetrics()
+        self.running_baseline = None if self.running_baseline is None else BinaryMetrics()
         self.running = self._new_metrics()
         self.in_window = self._new_metrics()
 
@@ -128,3 +136,11 @@ class TrainingState:
         for place, name in enumerate(self.label_names):
             for metrics in (self.running[name], self.in_window[name]):
                 metrics.update(logits[:, place], labels[:, place], weights)
+
+    def update_baseline(
+        self, values: NDArray[np.float32], labels: NDArray[np.float32], weights: NDArray[np.float32] | None
+    ) -> None:
+        """Add a batch of the baseline feature and of the first label: float32 [B] each, weights float32 [B] or None."""
+        for metrics in (self.baseline, self.running_baseline):
+            if metrics is not None:
+                metrics.update(values, labels, weights)

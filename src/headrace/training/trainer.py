@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -86,7 +87,9 @@ class Trainer:
                 "start them with: headrace launch"
             )
         self.components = build_components(job)
-        self.state = TrainingState(self.components.label_names, self.components.is_regression)
+        self.state = TrainingState(
+            self.components.label_names, self.components.is_regression, baseline_name=job.training.baseline
+        )
         self._checkpoints = CheckpointFolder(main.checkpoints, keep=job.training.keep_checkpoints)
         self._shards = ShardedTables(job, self.components.model, self._process_group) if job.cluster.shards else None
         self._step = TrainingStep(
@@ -339,7 +342,8 @@ class Trainer:
         scores = {label: metrics.compute() for label, metrics in state.in_window.items()}
         baseline_auc = state.baseline.compute().auc
         running = {label: metrics.compute() for label, metrics in state.running.items()}
-        run = RunTotals(state.rows, state.seconds, running)
+        known = state.running_baseline
+        run = RunTotals(state.rows, state.seconds, running, math.nan if known is None else known.compute().auc)
         return WindowResult(name, state.window_rows, state.window_seconds, scores, best_ne, baseline_auc, run)
 
     def _score(self, output: StepOutput) -> None:
@@ -351,7 +355,7 @@ class Trainer:
                 logits = self._start.removed_from(logits, batch)
             self.state.update_metrics(logits, labels, weights)
             if self._baseline is not None:
-                self.state.baseline.update(batch.dense.numpy()[:, self._baseline], labels[:, 0], weights)
+                self.state.update_baseline(batch.dense.numpy()[:, self._baseline], labels[:, 0], weights)
             self._uncommitted.add_step(self.state.step, batch.row_ids)
 
     def _count(self, steps: StepRunner, budget: ErrorBudget, *, seconds: float) -> None:

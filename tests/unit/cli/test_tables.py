@@ -84,6 +84,11 @@ def test_the_whole_run_closes_the_table_unless_it_is_that_one_window() -> None:
     table = WindowTable()
     streamed = [*table.lines(first), *table.lines(last), *table.total(last)]
     assert streamed[-1].split() == line.split()
+    first, last = (replace(each, baseline_auc=0.65) for each in (first, last))
+    last = replace(last, run=replace(totals, baseline_auc=0.61))
+    *_, line = window_table([first, last]).splitlines()
+    assert line.split() == ["whole", "run", "2,400", "68", "600", "0.7000", "0.5000", "0.9000", "0.6100"]
+    assert line.endswith("0.6100"), "below the last column, as the best NE of all rows is not known"
     alone = replace(first, run=RunTotals(first.rows, 2.0, first.scores))
     assert len(window_table([alone]).splitlines()) == 3
     table.lines(alone)
@@ -91,7 +96,7 @@ def test_the_whole_run_closes_the_table_unless_it_is_that_one_window() -> None:
 
 
 def test_the_table_of_a_run_folder_is_that_of_its_windows(tmp_path: Path) -> None:
-    totals = RunTotals(RowStats(num_used=2400, num_dropped=68), 4.0, {"click": replace(SCORES, auc=0.7)})
+    totals = RunTotals(RowStats(num_used=2400, num_dropped=68), 4.0, {"click": replace(SCORES, auc=0.7)}, 0.58)
     windows = [window(baseline_auc=0.6), replace(window(baseline_auc=0.6), name="hour=2", run=totals)]
     records = [one.to_record(step=1, time_s=1.0) for one in windows]
     (tmp_path / "metrics.jsonl").write_text("".join(to_json(record) + "\n" for record in records))

@@ -27,9 +27,10 @@ class Two(SingleProcess):
 
 
 def state_with(rows: int, seed: int) -> TrainingState:
-    state, rng = TrainingState(("click",)), np.random.default_rng(seed)
+    state, rng = TrainingState(("click",), baseline_name="age"), np.random.default_rng(seed)
     logits, labels = rng.normal(size=(rows, 1)), rng.integers(0, 2, (rows, 1))
     state.update_metrics(logits.astype(np.float32), labels.astype(np.float32), None)
+    state.update_baseline(logits[:, 0].astype(np.float32), labels[:, 0].astype(np.float32), None)
     state.count(RowStats(num_used=rows), 1.0)
     return state
 
@@ -39,13 +40,16 @@ def test_trainer_0_has_the_sum_and_the_others_begin_anew() -> None:
     other = state_with(20, 2)
     both.running["click"].merge(other.running["click"])
     counts = [np.array([20, 20, 0, 0, 0.0])] * 2
-    for metric in (other.running["click"], other.in_window["click"], other.baseline):
+    assert other.running_baseline is not None
+    for metric in (other.running["click"], other.in_window["click"], other.baseline, other.running_baseline):
         counts += metric.state_dict().values()
     first, second = state_with(30, 1), state_with(20, 2)
     first.gather(Two(0, counts))
     second.gather(Two(1, counts))
     assert first.rows == RowStats(num_used=50)
     assert first.running["click"].compute() == both.running["click"].compute()
+    assert first.running_baseline is not None
+    assert first.running_baseline.compute() == both.running["click"].compute()
     assert second.rows == RowStats()
     assert second.running["click"].compute().rows == 0
 
