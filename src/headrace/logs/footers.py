@@ -43,6 +43,7 @@ ALL_BUFFERS_BYTES = 64 << 20
 
 MAGIC = b"PAR1"
 
+MAX_CHECKED = 10_000  # footers
 SAMPLE_BYTES = 16 << 10
 """Size of each data sample in a fingerprint; small files are covered completely."""
 
@@ -166,6 +167,10 @@ class Footer:
         return next(n for n in leaves if self.metadata.schema.column(n).max_repetition_level == 1)
 
 
+_checked: set[tuple[bytes, int]] = set()
+"""Hashes of footers that passed the checks, with the sizes of their files: a job reads each footer several times."""
+
+
 def read_footer(file: LogFile) -> Footer:
     """Read and check the footer of a file.
 
@@ -189,10 +194,14 @@ def read_footer(file: LogFile) -> Footer:
         fingerprint = hashlib.blake2b(tail + handle.read(SAMPLE_BYTES), digest_size=12).hexdigest()
         try:
             parquet = pq.ParquetFile(handle, pre_buffer=False, coerce_int96_timestamp_unit=INT96_UNIT)
-            if not is_whole:
+            checked = hashlib.blake2b(raw, digest_size=16).digest(), size
+            if not is_whole and checked not in _checked:
                 check_chunks(parquet.metadata, size, where=file.path)
                 check_metadata(parquet.metadata, start, where=file.path)
                 check_schema(parquet.metadata, where=file.path)
+                if len(_checked) >= MAX_CHECKED:
+                    _checked.clear()
+                _checked.add(checked)
             schema = parquet.schema_arrow
             layout = Layout.from_metadata(schema.metadata, where=file.path)
             if layout is not None and layout.kind == "nested":
