@@ -6,7 +6,7 @@ nothing in the trainer, and with a shard that has the rows of the first one. Arm
 of all changed rows at the end of the window, and losses must be the same for all arms.
 
 - rows in this process: no shard; what `lookahead` could reach at best
-- serial, batch_prefetch, recs, recs_early: rows are read and updated in the shard in every step, `placement: none`
+- serial, recs, recs_early: rows are read and updated in the shard in every step, `placement: none`
 - lookahead: rows stay in the trainer, `placement: lookahead`; also with a tenth of the memory that its rows need
 
 Logs: `criteo` is the public sample of 137,139 rows, `news` the first hours of the Globo.com log with histories, and
@@ -32,10 +32,12 @@ from schedule.links import Link
 NONE = "none"
 OURS, TIGHT, LOCAL = "lookahead", "lookahead, a tenth of the memory", "rows in this process"
 WINDOWS = ("first window", "next window")
-RATES: tuple[float | None, ...] = (0.1, 0.3, 1.0, None)
-MAIN_LOGS, OTHER_RATES = ("criteo", "zipf-1.05"), (0.3,)
-"""Logs that are measured at all rates, and the rates of the others."""
-ROUNDS, ROUNDS_QUICK = 3, 1
+RATES: tuple[float | None, ...] = (0.1, 1.0, None)
+MAIN_LOG, OTHER_RATES = "criteo", (0.3,)
+"""The log that is measured at all rates, and the rates of the others."""
+ROUNDS, OTHER_ROUNDS, ROUNDS_QUICK = 3, 2, 1
+WARM_UP = ("recs", "lookahead")
+"""Arms that run once, uncounted, in every trainer process: they load all kernels."""
 ROWS, ROWS_QUICK = 137_138, 20_000
 BYTES_BESIDE_ROW = 100
 """Bytes that `ResidentStore` counts for a row beside its weights."""
@@ -49,16 +51,12 @@ def arms(quick: bool) -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {
         LOCAL: {},
         "serial": {"scheduler": "serial", "placement": NONE},
-        "batch_prefetch, 2 ahead": {
-            "scheduler": {"policy": "batch_prefetch", "batches_ahead": 2, "threads": 1},
-            "placement": NONE,
-        },
         "recs": {"scheduler": "recs", "placement": NONE},
         "recs_early": {"scheduler": "recs_early", "placement": NONE},
         OURS: {"placement": {"policy": "lookahead", "memory": "2GiB"}},
         TIGHT: {"placement": {"policy": "lookahead"}},
     }
-    return {name: job for name, job in found.items() if not quick or name not in ("serial", "batch_prefetch, 2 ahead")}
+    return {name: job for name, job in found.items() if not quick or name != "serial"}
 
 
 def job_of(log: str, dim: int) -> dict[str, Any]:
@@ -161,10 +159,11 @@ def goal(what: str, wanted: float, reached: float, limit: float | None = None) -
 
 def main() -> None:
     """Measure all logs on all links, and write the report."""
-    options = harness.options("bench_placement.py", __doc__)
+    options = harness.options("bench_placement.py", __doc__, logs=",".join(LOGS))
     report = harness.Report("bench_placement")
     quick = options.quick
     cases = [("zipf-1.05", 16)] if quick else [*((log, 16) for log in LOGS), ("zipf-1.05", 64)]
+    cases = [case for case in cases if case[0] in options.logs.split(",")]
     begun = time.perf_counter()
     with Link() as link:
         report.notes["link"] = "network namespaces and tc tbf" if link.is_real else f"no limit: {link.why_not}"
@@ -176,13 +175,14 @@ def main() -> None:
                 except MissingLog as missing:
                     print(f"skipped: {missing}", file=sys.stderr)
                     continue
-                for arm, job in arms(quick).items():
-                    measurement.run(arm, job)  # loads kernels
-                rates = RATES if log in MAIN_LOGS and dim == 16 else OTHER_RATES
-                for rate in (1.0,) if quick else rates if link.is_real else (None,):
+                for arm in WARM_UP:
+                    measurement.run(arm, arms(quick)[arm])
+                is_main = log == MAIN_LOG
+                rounds = ROUNDS_QUICK if quick else ROUNDS if is_main else OTHER_ROUNDS
+                for rate in (1.0,) if quick else (RATES if is_main else OTHER_RATES) if link.is_real else (None,):
                     link.set_rate(rate)
                     samples: dict[str, list[list[dict[str, Any]]]] = {}
-                    for _ in range(ROUNDS_QUICK if quick else ROUNDS):
+                    for _ in range(rounds):
                         for arm, job in arms(quick).items():
                             samples.setdefault(arm, []).append(measurement.run(arm, job))
                     for number, window in enumerate(WINDOWS):
