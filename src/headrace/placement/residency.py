@@ -72,6 +72,7 @@ class Residency:
     Attributes:
         capacity: As given, or what a single batch needed, if that was more.
         num_resident: Number of resident rows.
+        num_trained: Number of batches trained so far.
     """
 
     def __init__(self, capacity: int) -> None:
@@ -85,18 +86,13 @@ class Residency:
         self._idle: deque[tuple[int, Int32s]] = deque()  # by time of last use: entries not used again as far as known
         self._free = np.empty(0, dtype=np.int64)  # rows that were used before
         self._num_rows = 0  # rows ever used
-        self._num_announced = self._num_trained = 0
+        self.num_trained = 0
         self._clock = 0  # number of trained batches and adopted keys
 
     @property
     def num_announced(self) -> int:
         """Number of batches announced so far."""
-        return self._num_announced
-
-    @property
-    def num_trained(self) -> int:
-        """Number of batches trained so far."""
-        return self._num_trained
+        return self.num_trained + len(self._announced)
 
     @property
     def num_keys(self) -> int:
@@ -112,13 +108,13 @@ class Residency:
 
     def announce(self, keys: Keys) -> int:
         """Announce the unique keys of the batch after the last announced one; returns its number."""
-        batch, start = self._num_announced, self._end
+        batch, start = self.num_announced, self._end
         entries = self._entries.add(keys)
         self._reserve_places(start + len(keys))
         first = self._announced[0].start if self._announced else start
         _announce(entries, batch, start, first, self._base, self._entries.records, self._batch_after)
         self._announced.append(_Announced(batch, entries, start))
-        self._end, self._num_announced = start + len(keys), batch + 1
+        self._end = start + len(keys)
         return batch
 
     def rows_of(self, batch: int) -> Int64s:
@@ -138,11 +134,9 @@ class Residency:
         leaving = self._choose(len(places) - (self.capacity - self.num_resident), batch)
         if leaving is None:
             return None
-        left, rows_left = self._remove(leaving)
-        rows = self._take_rows(len(places))
-        self._row[entries[places]] = rows
+        placing = self._exchange(leaving, entries, places)
         announced.rows = self._row[entries].astype(np.int64)
-        return Placing(places, rows, rows_left, left)
+        return placing
 
     def adopt(self, keys: Keys) -> Placing:
         """Make the rows of some keys resident that were not announced.
@@ -152,15 +146,12 @@ class Residency:
         entries = self._entries.add(keys)
         places = np.flatnonzero(self._row[entries] == 0)
         next_uses = self._next_use[entries]
-        self._next_use[entries] = self._num_trained  # so that none of them leaves
-        leaving = self._choose(len(places) - (self.capacity - self.num_resident), self._num_trained)
+        self._next_use[entries] = self.num_trained  # so that none of them leaves
+        leaving = self._choose(len(places) - (self.capacity - self.num_resident), self.num_trained)
         assert leaving is not None
-        self._next_use[entries] = next_uses
-        left, rows_left = self._remove(leaving)
-        rows = self._take_rows(len(places))
-        self._row[entries[places]] = rows
-        self._use(entries)
-        return Placing(places, rows, rows_left, left)
+        placing = self._exchange(leaving, entries, places)
+        self._use(entries, next_uses)
+        return placing
 
     def finish(self, end: int = -1) -> Int32s:
         """Record that the next batch is trained.
@@ -172,16 +163,8 @@ class Residency:
             Entries of the batch's keys that no announced batch up to `end` uses again; none without `end`.
         """
         done = self._announced.popleft()
-        first = done.start - self._base
-        self._clock += 1
-        idle, unused = np.empty_like(done.entries), np.empty_like(done.entries)
-        num_idle, num_unused = _finish(
-            done.entries, self._batch_after[first:], self._entries.records, self._clock, end, idle, unused
-        )
-        if num_idle:
-            self._idle.append((self._clock, idle[:num_idle].copy()))
-        self._num_trained = done.batch + 1
-        return unused[:num_unused]
+        self.num_trained += 1
+        return self._use(done.entries, self._batch_after[done.start - self._base :], end)
 
     def unused_until(self, end: int) -> Int32s:
         """Entries of resident rows that no announced batch up to `end` uses; -1 for all."""
@@ -200,13 +183,21 @@ class Residency:
         """Rows int64 [U] of any unique keys; 0 where a key is not resident."""
         return self._row[self._entries.find(keys)].astype(np.int64)
 
-    def _use(self, entries: Int32s) -> None:
-        """Record a use of entries now, after which some may not be used again for as long as is known."""
+    def _use(self, entries: Int32s, next_uses: Int32s, end: int = -1) -> Int32s:
+        """Record a use of entries [U] now, and their next uses, with which an array begins; see `finish`."""
         self._clock += 1
-        self._last_use[entries] = self._clock
-        idle = entries[self._next_use[entries] == NEVER]
-        if len(idle):
-            self._idle.append((self._clock, idle))
+        idle, unused = np.empty_like(entries), np.empty_like(entries)
+        num_idle, num_unused = _use(entries, next_uses, self._entries.records, self._clock, end, idle, unused)
+        if num_idle:
+            self._idle.append((self._clock, idle[:num_idle].copy()))
+        return unused[:num_unused]
+
+    def _exchange(self, leaving: Int32s, entries: Int32s, places: Int64s) -> Placing:
+        """Give rows to the entries at some places, after others have left."""
+        left, rows_left = self._remove(leaving)
+        rows = self._take_rows(len(places))
+        self._row[entries[places]] = rows
+        return Placing(places, rows, rows_left, left)
 
     @property
     def _row(self) -> Int32s:
@@ -221,7 +212,7 @@ class Residency:
         return self._entries.column("last_use")
 
     def _find(self, batch: int) -> _Announced:
-        return self._announced[batch - self._num_trained]
+        return self._announced[batch - self.num_trained]
 
     def _choose(self, num_rows: int, batch: int) -> Int32s | None:
         """Entries whose rows leave, so that `num_rows` become free for a batch; None if there are too few."""
@@ -242,7 +233,7 @@ class Residency:
             chosen.append(later.entries[is_last][:num_rows])
             num_rows -= len(chosen[-1])
         if num_rows > 0:
-            if batch > self._num_trained:
+            if batch > self.num_trained:
                 return None
             self.capacity += num_rows
         for _ in range(num_idle_batches):
@@ -315,16 +306,16 @@ def _announce(
 
 
 @kernel()
-def _finish(
+def _use(
     entries: Int32s,
-    batch_after: Int32s,
+    next_uses: Int32s,
     records: npt.NDArray[np.void],
     clock: int,
     end: int,
     idle: Int32s,
     unused: Int32s,
 ) -> tuple[int, int]:
-    """Record a use of entries [U] whose next uses begin `batch_after`.
+    """Record a use of entries [U] and their next uses.
 
     Returns:
         Numbers of entries written to `idle`, which no announced batch uses, and to `unused`, which no batch up to `end`
@@ -332,7 +323,7 @@ def _finish(
     """
     num_idle, num_unused = 0, 0
     for u in range(len(entries)):
-        entry, after = entries[u], batch_after[u]
+        entry, after = entries[u], next_uses[u]
         records[entry].next_use, records[entry].last_use = after, clock
         if after == NEVER:
             idle[num_idle] = entry

@@ -56,7 +56,6 @@ class ResidencyCounters:
     """Counters of a `ResidentStore`.
 
     Attributes:
-        steps: Number of steps.
         keys: Unique keys of all steps; each would be read and updated in its shard in every step.
         resident: Keys whose rows were here already.
         new: Keys that were never trained on before, and so not fetched.
@@ -65,7 +64,6 @@ class ResidencyCounters:
         peak_rows: Largest number of resident rows.
     """
 
-    steps: int = 0
     keys: int = 0
     resident: int = 0
     new: int = 0
@@ -218,7 +216,6 @@ class ResidentStore:
         batch = self._batches.pop(next(iter(self._batches)))
         unused = self._residency.finish(-1 if self._end is None else self._end.batch)
         self._num_placed = max(self._num_placed, self._residency.num_trained)
-        self._count(steps=1)
         if self._end is not None:
             self._end.add(unused)
             self._put(*self._residency.located(self._end.take(self._end.batch - batch)))

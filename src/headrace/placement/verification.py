@@ -10,11 +10,10 @@ import numpy.typing as npt
 from headrace.embeddings.keys import Keys
 from headrace.embeddings.shards.table_group import collisionless_tables
 from headrace.embeddings.stores.remote import RemoteStore
-from headrace.embeddings.tables.index.row_index import RowIndex
 from headrace.embeddings.tables.key_states import KeyStates
-from headrace.embeddings.tables.lifecycle import CountAdmission
 from headrace.embeddings.tables.table_group import TableGroup
 from headrace.errors import HeadraceError
+from headrace.placement.key_entries import KeyEntries
 
 __all__ = ["Verification"]
 
@@ -35,7 +34,7 @@ class Verification:
         self._remote = remote
         self._group = TableGroup(tables, seed=remote.spec.seed)
         self._group.start_at(step=remote.step, version=version, window_starts=window_starts)
-        self._known = RowIndex(np.full(len(tables), -1), CountAdmission([0] * len(tables)), capacity=1 << 14)
+        self._known = KeyEntries()
         self._compared_to(version)
 
     def check_read(self, keys: Keys, rows: Float32s) -> None:
@@ -85,10 +84,10 @@ class Verification:
 
     def _meet(self, keys: Keys) -> None:
         """Fetch the states of keys that were not seen before."""
-        new = keys.take(np.flatnonzero(self._known.resolve(keys) == 0))
+        new = keys.take(np.flatnonzero(self._known.find(keys) == 0))
         if not len(new):
             return
-        self._known.allocate(new)
+        self._known.add(new)
         for places, states in self._remote.fetch(new).result():
             step, version = self._group.step, self._group.version
             self._group.set_states(new.take(places), states, step=step, version=version)
