@@ -46,13 +46,13 @@ def init(
     from shlex import quote
 
     from headrace.errors import ConfigError
-    from headrace.files import write_text, writing
+    from headrace.files import writing
     from headrace.logs import check_output, list_log
     from headrace.logs.files import printable
     from headrace.logs.importers import LABEL, text_kind
     from headrace.logs.inspection import rank_numbers
     from headrace.paths import local_logs, local_path
-    from headrace.training.first_job import choose_job, job_notes, job_to_yaml
+    from headrace.training.first_job import choose_job, job_notes
 
     out = local_path(out, where="--out")
     job_path, schema_path = out / "job.yaml", out / "schema.yaml"
@@ -86,13 +86,20 @@ def init(
         rankings=rankings,
     )
     notes = job_notes(found, path=printable(path), rankings=rankings)
+    _write_job(job_path, choices, notes)
+    _show(job_path, choices, notes)
+    typer.echo(f"next: headrace train {quote(str(job_path))}")
+
+
+def _write_job(path: Path, choices: list[Any], notes: list[str]) -> None:
+    from headrace.files import write_text
+    from headrace.training.first_job import job_to_yaml
+
     rest = "All other values are defaults, see docs/job-file.md."
     if not any(choice.key[0] == "features" for choice in choices):
         rest += " Without a section `features`, every column is a feature."
     title = "Written by headrace init. Train with: headrace train job.yaml"
-    write_text(job_path, job_to_yaml(choices, title=title, notes=[*notes, rest]))
-    _show(job_path, choices, notes)
-    typer.echo(f"next: headrace train {quote(str(job_path))}")
+    write_text(path, job_to_yaml(choices, title=title, notes=[*notes, rest]))
 
 
 def _write_schema(found: Any, given: Path | None, written: Path, where: str) -> None:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 from torch import nn
 
-from headrace.embeddings import key_layouts
-from headrace.embeddings.bags import EmbeddingBags, embedding_bags
-from headrace.embeddings.optimizers import build_optimizer
+from headrace.embeddings import embedding_bags, key_layouts
 from headrace.embeddings.storage.row_formats import storage_dtype
+from headrace.embeddings.tables.table_group import row_layout
 from headrace.errors import ConfigError
 from headrace.logs import ErrorBudget, ParquetSource, list_log, select_files
 from headrace.observe.progress import Progress
@@ -114,10 +113,9 @@ class _WholeBatches:
 
 def row_bytes_of(model: nn.Module) -> RowBytes:
     """Bytes of a row and of its optimizer state, of all embedding modules together."""
-    modules: Sequence[EmbeddingBags] = list(embedding_bags(model).values())
     row = state = 0
-    for bags in modules:
-        optimizer = build_optimizer([table.optimizer for table in bags.tables], bags.embedding_dim)
-        row += bags.embedding_dim * np.dtype(storage_dtype(bags.tables[0].rows)).itemsize
-        state += optimizer.state_width * np.dtype(np.float32).itemsize
+    for bags in embedding_bags(model).values():
+        layout = row_layout(bags.tables, 0)
+        row += layout.embedding_dim * np.dtype(storage_dtype(layout.row_format)).itemsize
+        state += layout.optimizer.state_width * np.dtype(np.float32).itemsize
     return RowBytes(row, state)

@@ -162,24 +162,15 @@ class Shard:
 
     def changes(self, session: str, table_group: str, since: int, step: int, client: str) -> list[RowBlock]:
         """`ServedTableGroup.changes` of a table group, for clients of the session."""
-        with self._lock:
-            served = self._find(session, table_group)
-            self._members.check(client, "changes")
-        return served.changes(since, step)
+        return self._find_for(client, "changes", session, table_group).changes(since, step)
 
     def seen_keys(self, session: str, table_group: str, num_bytes: int, client: str) -> SeenKeys:
         """`ServedTableGroup.seen_keys` of a table group, for clients of the session."""
-        with self._lock:
-            served = self._find(session, table_group)
-            self._members.check(client, "seen_keys")
-        return served.seen_keys(num_bytes)
+        return self._find_for(client, "seen_keys", session, table_group).seen_keys(num_bytes)
 
     def acknowledge(self, session: str, table_group: str, consumer: str, version: int, client: str) -> None:
         """`ServedTableGroup.acknowledge` of a table group, for clients of the session."""
-        with self._lock:
-            served = self._find(session, table_group)
-            self._members.check(client, "acknowledge")
-        served.acknowledge(consumer, version)
+        self._find_for(client, "acknowledge", session, table_group).acknowledge(consumer, version)
 
     def status(self) -> dict[str, Any]:
         """Status as JSON-able values."""
@@ -245,6 +236,13 @@ class Shard:
         if self._request.session != session:
             raise ShardLost(f"serves another session, of run {self._request.run}")
         return self._served
+
+    def _find_for(self, client: str, call: str, session: str, table_group: str) -> ServedTableGroup:
+        """A table group, for a call that only clients of the session may make."""
+        with self._lock:
+            served = self._find(session, table_group)
+            self._members.check(client, call)
+        return served
 
     def _find(self, session: str, table_group: str) -> ServedTableGroup:
         groups = self._of_session(session)

@@ -30,20 +30,18 @@ class SeenKeys:
 
     Args:
         num_bytes: Memory; with 1.5 bytes per key, about 1 % of other keys are reported too.
+
+    Attributes:
+        blocks: uint64 [num_blocks, 8], the bits.
     """
 
     def __init__(self, num_bytes: int) -> None:
-        self._blocks: Uint64s = np.zeros((max(1, num_bytes * 8 // BLOCK_BITS), BLOCK_BITS // 64), dtype=np.uint64)
+        self.blocks: Uint64s = np.zeros((max(1, num_bytes * 8 // BLOCK_BITS), BLOCK_BITS // 64), dtype=np.uint64)
 
     @property
     def num_bytes(self) -> int:
         """Memory in bytes."""
-        return self._blocks.nbytes
-
-    @property
-    def blocks(self) -> Uint64s:
-        """The bits, uint64 [num_blocks, 8]."""
-        return self._blocks
+        return self.blocks.nbytes
 
     def merge(self, blocks: Uint64s) -> None:
         """Add the keys of another set, given by its bits.
@@ -51,18 +49,18 @@ class SeenKeys:
         Raises:
             ValueError: The other set has another size.
         """
-        if blocks.shape != self._blocks.shape:
-            raise ValueError(f"blocks: given {blocks.shape}, expected {self._blocks.shape}")
-        self._blocks |= blocks
+        if blocks.shape != self.blocks.shape:
+            raise ValueError(f"blocks: given {blocks.shape}, expected {self.blocks.shape}")
+        self.blocks |= blocks
 
     def add(self, keys: Keys) -> None:
         """Add keys."""
-        _add(self._blocks, keys.tables, keys.ids)
+        _add(self.blocks, keys.tables, keys.ids)
 
     def contains(self, keys: Keys) -> npt.NDArray[np.bool_]:
         """Whether each key may have been added, bool [U]."""
         found = np.empty(len(keys), dtype=np.bool_)
-        _contains(self._blocks, keys.tables, keys.ids, found)
+        _contains(self.blocks, keys.tables, keys.ids, found)
         return found
 
 
