@@ -48,6 +48,8 @@ def job_of_init(job_file: Path, run: Path, seed: int, change: dict[str, Any] | N
         model = {"kind": change["model"], "embedding_dim": change["embedding_dim"]}
         proposed = values["model"]
         values["model"] = (proposed if proposed["kind"] == change["model"] else {}) | model
+        if change["model"] == "dlrm":  # has no linear part
+            values.get("embeddings", {}).pop("linear_optimizer", None)
         training["batch_size"] = change["batch_size"]
         training["dense_optimizer"] = {"kind": "adam", "lr": change["dense_lr"]}
         default = values.setdefault("embeddings", {}).setdefault("default", {})

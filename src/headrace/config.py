@@ -70,6 +70,13 @@ class Config(BaseModel):
         """Read a YAML file; see `from_dict`."""
         return cls.from_dict(read_yaml(path), where=str(path))
 
+    def changed(self) -> dict[str, Any]:
+        """The fields whose value is not their default, by name. A field given its default value is not among them,
+        as a saved config gives all."""
+        fields = type(self).model_fields.items()
+        defaults = {name: field.get_default(call_default_factory=True) for name, field in fields}
+        return {name: getattr(self, name) for name in defaults if getattr(self, name) != defaults[name]}
+
     def to_yaml(self) -> str:
         """The resolved config as YAML, in declaration order, without keys left at None."""
         return yaml.safe_dump(self.model_dump(mode="json", exclude_none=True, by_alias=True), sort_keys=False)

@@ -105,3 +105,9 @@ def test_anything_but_the_number_or_the_word_is_one_line(value: object) -> None:
     with pytest.raises(ConfigError) as caught:
         Worded.from_dict({"size": value}, where="job")
     assert str(caught.value) == f"job: size: given {value!r}, expected: a whole number of at least 1, or auto"
+
+
+def test_changed_fields_are_those_with_other_values_than_their_defaults() -> None:
+    assert Job(model=Small(), models={}).changed() == {}
+    assert Large(kind="large", widths=(1,)).changed() == {"widths": (1,)}
+    assert Column(name="a").changed() == {"name": "a"}

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from headrace.config import Config
 from headrace.errors import ConfigError, DataError, ErrorBudgetExceeded, expect
@@ -43,6 +43,13 @@ class BadRowPolicy(Config):
     max_ratio: float = Field(default=0.01, ge=0.0, le=1.0)
     min_rows: int = Field(default=100, ge=1)
     path: str | None = None
+
+    @model_validator(mode="after")
+    def _limits_need_a_policy_that_goes_on(self) -> Self:
+        for key in {"max_ratio", "min_rows"} & self.changed().keys():
+            if self.policy == "fail":
+                raise ValueError(f"{key} is only for policies drop and quarantine, given policy fail")
+        return self
 
 
 class ErrorBudget:

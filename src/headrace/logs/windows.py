@@ -63,6 +63,9 @@ class WindowConfig(Config):
                 raise ValueError(f"windows of kind {kind} need {key}")
             if self.kind != kind and value is not None:
                 raise ValueError(f"{key} is only for windows of kind {kind}, given kind {self.kind}")
+        for key, kinds in (("include_incomplete", ("rows", "time")), ("max_distance_s", ("time",))):
+            if key in self.changed() and self.kind not in kinds:
+                raise ValueError(f"{key} is only for windows of kind {' or '.join(kinds)}, given kind {self.kind}")
         return self
 
 

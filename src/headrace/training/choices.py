@@ -1,4 +1,4 @@
-"""What a new run uses where its job file leaves a setting open, as lines for the user."""
+"""Lines for the user: what a run uses where its job file leaves a setting open, and which settings it does not use."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from headrace.training.batch_size import LARGEST_BATCH, SMALLEST_BATCH
 from headrace.training.job import JobConfig
 from headrace.training.precision import PrecisionChoice
 
-__all__ = ["describe_choices"]
+__all__ = ["describe_choices", "describe_unused"]
 
 
 def describe_choices(
@@ -41,3 +41,29 @@ def describe_choices(
     if placement is not None and job.placement.policy == "auto":
         lines.append(f"placement.policy: {placement}")
     return [f"default {line}" for line in lines]
+
+
+def describe_unused(job: JobConfig, *, keeps_rows: bool, has_scheduler: bool) -> list[str]:
+    """Describe the settings of a job file that have no effect on this run, one line per reason.
+
+    They are no mistakes: the same file has an effect with `headrace launch`, which adds shards.
+
+    Args:
+        job: The job.
+        keeps_rows: Whether rows of shards are kept where they are trained, see `PlacementConfig`.
+        has_scheduler: Whether a scheduler runs the steps, instead of the plain loop.
+    """
+    shards, functions = job.cluster.shards, job.pipeline.map or job.pipeline.filter
+    placement = [key for key, value in job.placement.changed().items() if (key, value) != ("policy", "none")]
+    lines = []
+    if not shards:
+        names = [f"cluster.{key}" for key in job.cluster.changed()] + [f"placement.{key}" for key in placement]
+        lines.append((names, "there are no shards; headrace launch starts some"))
+    elif not keeps_rows:
+        lines.append(([f"placement.{key}" for key in placement], "rows stay in the shards"))
+    if not has_scheduler:
+        names = [f"scheduler.{key}" for key in job.scheduler.changed()]
+        lines.append((names, "steps run without a scheduler; scheduler.policy can name one"))
+    if job.pipeline.executor == "process" and not functions:
+        lines.append((["pipeline.executor"], "there are no functions in pipeline.map or pipeline.filter"))
+    return [f"unused {', '.join(names)}: {reason}" for names, reason in lines if names]

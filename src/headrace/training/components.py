@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from headrace.embeddings import embedding_bags
 from headrace.errors import ConfigError
 from headrace.features import FeaturePlan
 from headrace.messages import shorten_list
@@ -60,6 +61,7 @@ def build_components(job: JobConfig) -> JobComponents:
         embeddings=job.embeddings,
         seed=job.training.seed,
     )
+    _check_linear_optimizer(job, model)
     if any(is_regression):
         predict_in_units(model, is_regression)
     model = place_model(model, job.training.device)
@@ -74,6 +76,22 @@ def build_components(job: JobConfig) -> JobComponents:
     units = label_units(model) if any(is_regression) else None
     loss = LabelLoss(_label_weights(job.training.label_weights, labels), units)
     return JobComponents(plan, model, optimizer, loss, labels, is_regression, describe_model(job, plan))
+
+
+def _check_linear_optimizer(job: JobConfig, model: nn.Module) -> None:
+    """Check that `embeddings.linear_optimizer`, if given, trains something.
+
+    Raises:
+        ConfigError: The model has no linear part.
+    """
+    given = job.embeddings.linear_optimizer
+    trained = (table.optimizer for bags in embedding_bags(model).values() for table in bags.tables)
+    # Identity, because the other tables may have an equal optimizer.
+    if given is not None and not any(optimizer is given for optimizer in trained):
+        raise ConfigError(
+            f"embeddings.linear_optimizer: given {given.kind}, but model {job.model.kind} has no linear part; "
+            "expected model deepfm, wide_deep, or dcnv2 with linear: true, or no linear_optimizer"
+        )
 
 
 def _check_rates(job: JobConfig, plan: FeaturePlan) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from headrace.config import Config, read_yaml, whole_number_or
 from headrace.embeddings import EmbeddingsConfig
@@ -138,6 +138,12 @@ class ClusterConfig(Config):
     """Maximum seconds for a response from a shard, including its wait for other trainers."""
     wait_s: float = Field(default=600.0, ge=0)
     """Maximum seconds that trainers wait for a lost shard, or for each other."""
+
+    @model_validator(mode="after")
+    def _traffic_needs_a_plan_that_uses_it(self) -> Self:
+        if self.traffic and self.plan != "table_wise":
+            raise ValueError(f"traffic is only for plan table_wise, given plan {self.plan}")
+        return self
 
     def security(self) -> ClientSecurity:
         """The token and the certificate authority, read from their files."""

@@ -8,9 +8,9 @@ resumed.
 from __future__ import annotations
 
 import math
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from headrace.errors import ConfigError
 from headrace.messages import to_json
@@ -33,6 +33,12 @@ class LearningRateScheduleConfig(NamedConfig):
     """Rows over which the factor grows linearly, as in Goyal et al., 2017; 0 for no warm-up."""
     warm_up_from: float = Field(default=0.1, gt=0, le=1)
     """Factor of the first step of a warm-up."""
+
+    @model_validator(mode="after")
+    def _a_first_factor_needs_a_warm_up(self) -> Self:
+        if "warm_up_from" in self.changed() and not self.warm_up_rows:
+            raise ValueError("warm_up_from is only for schedules with warm_up_rows, given none")
+        return self
 
     def factor(self, num_rows: int) -> float:
         """The factor of all learning rates in the step after `num_rows` rows.

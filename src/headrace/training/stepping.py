@@ -43,6 +43,7 @@ __all__ = [
     "Scheduling",
     "StepOutput",
     "StepRunner",
+    "choose_policy",
     "open_steps",
 ]
 

@@ -25,7 +25,7 @@ from headrace.threads import Threads
 from headrace.training.batch_size import batch_sizes, largest_batch, smallest_batch
 from headrace.training.change_features import Change, with_job_features
 from headrace.training.checkpoint import CheckpointFolder
-from headrace.training.choices import describe_choices
+from headrace.training.choices import describe_choices, describe_unused
 from headrace.training.commits import UncommittedOutput, commit, newest_checkpoint, restore
 from headrace.training.components import build_components
 from headrace.training.feed import PlannedSources, find_new_windows, first_batch, read_window, source_columns
@@ -39,7 +39,7 @@ from headrace.training.run_folder import RunFolder
 from headrace.training.sharded import ShardedTables
 from headrace.training.state import TrainingState
 from headrace.training.step import TrainingStep
-from headrace.training.stepping import FEATURES, StepOutput, StepRunner, open_steps
+from headrace.training.stepping import FEATURES, StepOutput, StepRunner, choose_policy, open_steps
 
 __all__ = ["Trainer"]
 
@@ -468,8 +468,16 @@ class Trainer:
             placement = None if self._shards is None else self._shards.placement.reason
             for line in describe_choices(self.job, self.components.plan, precision, placement):
                 self._tell(line)
+        for line in self._unused_settings() if self.rank == 0 else ():
+            self._tell(line)
         moved = self.run_folder.rewind(self.state.checkpoint)
         self.run_folder.set_aside(self.state.replayed)
         if moved:
             self._tell(self.run_folder.describe_rewound(moved))
         self.run_folder.write_config(self.job.to_yaml())
+
+    def _unused_settings(self) -> list[str]:
+        """Lines about settings of the job that have no effect, once stores are in place."""
+        keeps_rows = self._shards is not None and self._shards.placement.keeps_rows
+        policy = choose_policy(self.job.scheduler, self.components.model)
+        return describe_unused(self.job, keeps_rows=keeps_rows, has_scheduler=policy is not None)

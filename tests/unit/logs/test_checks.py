@@ -210,3 +210,10 @@ def test_the_budget_goes_on_from_saved_counts() -> None:
     ErrorBudget(policy, num_read=10, num_bad=1).add(num_read=1, num_bad=1)
     with pytest.raises(ErrorBudgetExceeded):
         ErrorBudget(policy, num_read=10, num_bad=2).add(num_read=1, num_bad=1)
+
+
+@pytest.mark.parametrize("limit", [{"max_ratio": 0.5}, {"min_rows": 5}])
+def test_limits_of_bad_rows_need_a_policy_that_goes_on(limit: dict[str, Any]) -> None:
+    BadRowPolicy(policy="drop", **limit)
+    with pytest.raises(ConfigError, match=r"is only for policies drop and quarantine, given policy fail"):
+        BadRowPolicy(**limit)

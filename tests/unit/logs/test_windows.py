@@ -237,6 +237,14 @@ def test_windows_by_time_and_by_position_do_not_mix() -> None:
     [
         ({"kind": "rows"}, "windows of kind rows need num_rows"),
         ({"kind": "time", "num_rows": 3}, "num_rows is only for windows of kind rows"),
+        (
+            {"include_incomplete": True},
+            "include_incomplete is only for windows of kind rows or time, given kind",
+        ),
+        (
+            {"kind": "rows", "num_rows": 3, "max_distance_s": None},
+            "max_distance_s is only for .* kind time, given kind",
+        ),
         ({"kind": "day"}, "windows.yaml: kind: given 'day', expected"),
     ],
 )

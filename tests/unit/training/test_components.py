@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from headrace.errors import CheckpointError
+from headrace.errors import CheckpointError, ConfigError
 from headrace.training.checkpoint import Snapshot
 from headrace.training.commits import restore, take_snapshot
 from headrace.training.components import JobComponents, build_components
@@ -154,3 +154,17 @@ def test_a_state_of_other_types_is_one_line(key: str, value: Any) -> None:
     wrong = Snapshot(1, snapshot.state | {key: value}, snapshot.arrays, snapshot.columns)
     with pytest.raises(CheckpointError, match=rf"^checkpoint 1: state.{key}: "):
         restore(wrong, TrainingState(("click",)), now.model, now.optimizer, now.shape)
+
+
+@pytest.mark.parametrize("model", [{"kind": "deepfm"}, {"kind": "wide_deep"}, {"kind": "dcnv2", "linear": True}])
+def test_a_linear_optimizer_is_for_models_with_a_linear_part(model: dict[str, Any]) -> None:
+    with_optimizer = {**JOB, "embeddings": {"linear_optimizer": {"kind": "rowwise_adagrad"}}}  # equal to the tables'
+    small = {"embedding_dim": 2, "deep": [2]}
+    build_components(JobConfig.from_dict({**with_optimizer, "model": model | small}, where="test"))
+    for other in ({"kind": "dcnv2"} | small, JOB["model"]):
+        with pytest.raises(ConfigError) as refused:
+            build_components(JobConfig.from_dict({**with_optimizer, "model": other}, where="test"))
+        assert str(refused.value) == (
+            f"embeddings.linear_optimizer: given rowwise_adagrad, but model {other['kind']} has no linear part; "
+            "expected model deepfm, wide_deep, or dcnv2 with linear: true, or no linear_optimizer"
+        )

@@ -177,7 +177,7 @@ def test_an_optimizer_whose_rate_cannot_change_is_refused_with_a_schedule() -> N
     job["training"] = {"learning_rate_schedule": {"kind": "constant"}}
     with pytest.raises(ConfigError, match=r"table item: optimizer ftrl: rows .* expected another optimizer with a"):
         build_components(JobConfig.from_dict(job, where="test"))
-    job["embeddings"] = {"linear_optimizer": {"kind": "ftrl"}}
+    job |= {"embeddings": {"linear_optimizer": {"kind": "ftrl"}}, "model": {"kind": "wide_deep", "deep": [8]}}
     with pytest.raises(ConfigError, match=r"embeddings.linear_optimizer: optimizer ftrl: rows .* expected another"):
         build_components(JobConfig.from_dict(job, where="test"))
 
@@ -230,3 +230,9 @@ def test_a_run_goes_on_at_the_rows_of_its_checkpoint_and_reports_the_factor(tmp_
     factors = [record.get("lr_factor") for record in records if record["kind"] == "step"]
     assert factors == [None, None, 0.5, 0.25, 0.25, 0.125]
     assert "Learning rates" in render_report(RunData.read(tmp_path / "run"), made="now")
+
+
+def test_a_first_factor_without_a_warm_up_is_refused() -> None:
+    Constant(kind="constant", warm_up_rows=10, warm_up_from=0.5)
+    with pytest.raises(ConfigError, match=r"warm_up_from is only for schedules with warm_up_rows, given none"):
+        Constant(kind="constant", warm_up_from=0.5)
