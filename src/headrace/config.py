@@ -9,7 +9,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Self, Union, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    SerializationInfo,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+)
 
 from headrace.bounded_yaml import AmbiguousYAML, BoundedLoader
 from headrace.errors import ConfigError, expect
@@ -77,8 +85,19 @@ class Config(BaseModel):
         defaults = {name: field.get_default(call_default_factory=True) for name, field in fields}
         return {name: getattr(self, name) for name in defaults if getattr(self, name) != defaults[name]}
 
+    @model_serializer(mode="wrap")
+    def _write_meaningful_nulls(self, write: SerializerFunctionWrapHandler, info: SerializationInfo) -> dict[str, Any]:
+        """Keep None with `exclude_none`, where the key left out would mean something else, its default."""
+        values: dict[str, Any] = write(self)
+        for name, value in self.changed().items() if info.exclude_none else ():
+            if value is None:
+                field = type(self).model_fields[name]
+                values.setdefault(field.alias if info.by_alias and field.alias else name, None)
+        return values
+
     def to_yaml(self) -> str:
-        """The resolved config as YAML, in declaration order, without keys left at None."""
+        """The resolved config as YAML, in declaration order, without keys whose default is None and that are left at
+        it."""
         return yaml.safe_dump(self.model_dump(mode="json", exclude_none=True, by_alias=True), sort_keys=False)
 
 

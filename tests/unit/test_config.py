@@ -111,3 +111,19 @@ def test_changed_fields_are_those_with_other_values_than_their_defaults() -> Non
     assert Job(model=Small(), models={}).changed() == {}
     assert Large(kind="large", widths=(1,)).changed() == {"widths": (1,)}
     assert Column(name="a").changed() == {"name": "a"}
+
+
+class Limits(Config):
+    limit: int | None = Field(default=3, alias="most")
+    unit: str | None = None
+
+
+class Limited(Config):
+    limits: tuple[Limits, ...] = (Limits(),)
+
+
+@pytest.mark.parametrize("given", [{}, {"most": None}, {"most": 3, "unit": "s"}])
+def test_a_saved_config_keeps_null_where_it_is_not_the_default(given: dict[str, object], tmp_path: Path) -> None:
+    config = Limited.from_dict({"limits": [given]}, where="test")
+    (tmp_path / "saved.yaml").write_text(config.to_yaml())
+    assert Limited.from_yaml(tmp_path / "saved.yaml") == config

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from headrace.config import Config
 from headrace.logs.groups import GROUP_PREFIX
@@ -36,11 +36,6 @@ class LabelColumn(Config):
         if self.kind is not None:
             return self.kind == "regression"
         return self.allowed is None or not all(0.0 <= value <= 1.0 for value in self.allowed)
-
-    @model_serializer(mode="wrap")
-    def _write_null(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        values: dict[str, Any] = write(self)
-        return values if self.allowed is not None else values | {"allowed": None}  # left out, it would mean 0 and 1
 
     @model_validator(mode="after")
     def _a_binary_label_is_from_0_to_1(self) -> Self:
