@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -53,8 +53,8 @@ class Savings:
         return self._joined(before, operator.sub)
 
     def _joined(self, other: Savings, join: Callable[[int, int], int]) -> Savings:
-        # Called per batch and feature group: `dataclasses.astuple` deep-copies every field, which takes 0.1 ms.
-        return Savings(*(join(getattr(self, name), getattr(other, name)) for name in _NAMES))
+        # Called several times per batch: `dataclasses.astuple` deep-copies every field, which takes 0.1 ms.
+        return Savings(*map(join, vars(self).values(), vars(other).values()))
 
     @property
     def values_factor(self) -> float:
@@ -65,9 +65,6 @@ class Savings:
     def ids_factor(self) -> float:
         """Ids of all rows per id written."""
         return self.num_plain_ids / self.num_ids if self.num_ids else 1.0
-
-
-_NAMES = tuple(each.name for each in fields(Savings))
 
 
 class Tally:

@@ -78,6 +78,8 @@ def canonical(array: pa.Array) -> Canonical:
 
 def canonical_type(kind: pa.DataType) -> pa.DataType:
     """The type that `canonical` returns for a column type, with `string` for all texts."""
+    if pt.is_primitive(kind) and not pt.is_float16(kind):
+        return kind
     if isinstance(kind, pa.BaseExtensionType):
         return pa.string() if _is_uuid(kind) else canonical_type(pa.bool_() if _is_bool8(kind) else kind.storage_type)
     if pt.is_dictionary(kind) or pt.is_run_end_encoded(kind):

@@ -43,6 +43,8 @@ INTEGER_DIGITS = {8: 3, 16: 5, 32: 10, 64: 20}
 
 def normal_type(kind: pa.DataType) -> pa.DataType:
     """Normalise a type: dictionaries to their values, large types and views to the plain ones."""
+    if pt.is_primitive(kind):
+        return kind
     if pt.is_dictionary(kind):
         return normal_type(kind.value_type)
     if is_list(kind):

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from headrace.errors import CheckpointError, DataError, VersionMismatch
 from headrace.logs.files import LogFile
+from headrace.logs.footers import Footer
 
 __all__ = ["Cursor", "FileInfo", "FileUse", "Selection", "TimeRange", "TimeSlot", "TimeSpan", "Window"]
 
@@ -181,6 +182,7 @@ class Selection:
         row_groups: Row groups that contain the rows; None for all in the row range.
         plausible_us: Range of plausible times; rows outside of it are bad, and belong to the selection without a start.
             None for all times.
+        footer: The file's footer if it was read already; then it is not read again.
     """
 
     file: LogFile
@@ -191,6 +193,7 @@ class Selection:
     num_rows: int
     row_groups: tuple[int, ...] | None = None
     plausible_us: TimeSpan | None = None
+    footer: Footer | None = field(default=None, repr=False, compare=False)
 
 
 @dataclass(frozen=True, eq=False)

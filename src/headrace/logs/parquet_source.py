@@ -94,7 +94,8 @@ class ParquetSource:
         columns = columns_asked(schema, columns, policy, where="ParquetSource")
         self._policy = BadRowPolicy() if policy is None else policy
         self._max_rows = max_rows_per_batch
-        footers = {s.file.path: read_footer(s.file) for s in {s.file.path: s for s in selections}.values()}
+        files = {s.file.path: s for s in selections}
+        footers = {path: s.footer or read_footer(s.file) for path, s in files.items()}
         _check_layouts(list(footers.values()))
         self.row_ids = RowIds.of({s.file_number: footers[s.file.path] for s in selections}, schema, optional=optional)
         left_out = {name for name in optional if not all(footer.has_column(name) for footer in footers.values())}
@@ -261,8 +262,8 @@ def select_files(files: Iterable[LogFile]) -> list[Selection]:
     """
     selections = []
     for number, file in enumerate(files):
-        num_rows = read_footer(file).num_rows
-        selections.append(Selection(file, number, 0, num_rows, None, num_rows))
+        footer = read_footer(file)
+        selections.append(Selection(file, number, 0, footer.num_rows, None, footer.num_rows, footer=footer))
     return selections
 
 

@@ -99,6 +99,8 @@ class System:
 
 
 def _unescaped(path: str) -> PurePosixPath:
+    if "\\" not in path:
+        return PurePosixPath(path)
     return PurePosixPath(re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), path))
 
 

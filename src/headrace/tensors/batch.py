@@ -63,7 +63,7 @@ class Batch:
     def num_bytes(self) -> int:
         """Bytes held by all tensors of the batch and its unique keys."""
         plain = [self.dense, self.labels, self.row_ids] + ([] if self.weights is None else [self.weights])
-        num_bytes = sum(t.numel() * t.element_size() for t in plain) + sum(group.num_bytes for group in self.sparse)
+        num_bytes = sum(tensor.nbytes for tensor in plain) + sum(group.num_bytes for group in self.sparse)
         return num_bytes + sum(part.num_bytes for parts in self.unique_keys.values() for part in parts)
 
     @property

@@ -189,7 +189,7 @@ class InverseKeyedJaggedTensor:
     def num_bytes(self) -> int:
         """Bytes held by the tensors."""
         parts = [self.values, self.lengths, self.offsets, self.starts, self.inverse_lookup, self.weights]
-        return sum(part.numel() * part.element_size() for part in parts if part is not None)
+        return sum(part.nbytes for part in parts if part is not None)
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> InverseKeyedJaggedTensor:
         """Copy the tensor to a device."""

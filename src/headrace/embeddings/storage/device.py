@@ -66,7 +66,7 @@ class DeviceStorage:
     @property
     def num_bytes(self) -> int:
         """See `RowStorage`."""
-        return sum(tensor.numel() * tensor.element_size() for tensor in (self.weights, self.state))
+        return sum(tensor.nbytes for tensor in (self.weights, self.state))
 
     def gather(self, rows: Int64s, keys: Keys) -> Tensor:
         """See `RowStorage.gather`."""

@@ -28,9 +28,15 @@ MAX_READ_AHEAD_BYTES = 256 << 20
 
 
 def build_state(
-    plan: LogicalPlan, groups: Sequence[StageGroup], options: OpenOptions, position: Position, decisions: Decisions
+    plan: LogicalPlan,
+    groups: Sequence[StageGroup],
+    options: OpenOptions,
+    position: Position,
+    decisions: Decisions,
+    *,
+    element_bytes: int,
 ) -> PipelineState:
-    """Build empty lanes for a pipeline that starts at a position."""
+    """Build empty lanes for a pipeline that starts at a position; `element_bytes` is what `first_bytes` returns."""
     source = SourceLane(
         options.stage_workers.get("source"),
         len(plan.sources[position.segment]),
@@ -38,7 +44,7 @@ def build_state(
         position.source_batch,
         segment=position.segment,
         num_segments=len(plan.sources),
-        first_bytes=first_bytes(plan.sources[position.segment], position.split),
+        first_bytes=element_bytes,
     )
     lanes = []
     num_rebatches = 0

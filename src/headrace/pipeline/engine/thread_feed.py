@@ -87,7 +87,7 @@ class ThreadFeed:
         check_floor(options.memory, interpreter_bytes(), element_bytes, uses_processes=uses_processes)
         self._watchdog = MemoryWatchdog(decisions, self._sampled_s, tightest=options.memory.tightest)
         self._wants_look = True
-        self._state = build_state(plan, self._groups, options, position, decisions)
+        self._state = build_state(plan, self._groups, options, position, decisions, element_bytes=element_bytes)
         self._runners = [
             make_runner(group, plan.sources, epoch, decisions, partial(self._state.limit, number), lane.workers)
             for number, (group, lane) in enumerate(zip(self._groups, self._state.lanes[1:], strict=True), start=1)

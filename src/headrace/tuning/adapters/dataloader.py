@@ -180,7 +180,7 @@ class _TimedCollate:
 
 def _num_bytes(batch: Any) -> int:
     if isinstance(batch, torch.Tensor):
-        return batch.numel() * batch.element_size()
+        return batch.nbytes
     if isinstance(batch, Mapping):
         return sum(map(_num_bytes, batch.values()))
     return sum(map(_num_bytes, batch)) if isinstance(batch, tuple | list) else 0
