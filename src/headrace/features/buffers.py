@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -32,14 +33,13 @@ class BufferPool:
 
     def __init__(self, max_free_bytes: int = 256 << 20) -> None:
         self.max_free_bytes = max_free_bytes
-        # Only append, remove and iteration over a copy: these are atomic, and safe in a finalizer that interrupts a
-        # call.
-        self._free: deque[NDArray[np.uint8]] = deque()
+        # Only append, remove, popleft and copy: these are atomic, and safe in a finalizer that interrupts a call.
+        self._free: deque[_Block] = deque()
 
     @property
     def free_bytes(self) -> int:
         """Bytes kept for reuse."""
-        return sum(block.nbytes for block in list(self._free))
+        return sum([block.num_bytes for block in self._free.copy()])
 
     def empty(self, shape: int | tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
         """An uninitialised array, like `numpy.empty`."""
@@ -50,54 +50,62 @@ class BufferPool:
             return np.empty(shape, dtype)
         return np.asarray(_Lease(self, self._take(num_bytes), sizes, dtype))
 
-    def take_back(self, block: NDArray[np.uint8]) -> None:
+    def take_back(self, block: _Block) -> None:
         """Keep a block for reuse, or free it."""
-        while self._free and self.free_bytes + block.nbytes > self.max_free_bytes:
+        while self._free and self.free_bytes + block.num_bytes > self.max_free_bytes:
             try:
                 self._free.popleft()
             except IndexError:
                 break
-        if block.nbytes <= self.max_free_bytes:
+        if block.num_bytes <= self.max_free_bytes:
             self._free.append(block)
 
-    def _take(self, num_bytes: int) -> NDArray[np.uint8]:
+    def _take(self, num_bytes: int) -> _Block:
         """Take a free block that is at most twice as large as needed, or allocate a new one with an eighth to spare.
 
         Batch sizes vary a little, and a block slightly too small could not be reused.
         """
-        for block in sorted(self._free.copy(), key=lambda block: block.nbytes):
-            if num_bytes <= block.nbytes <= 2 * num_bytes and self._remove(block):
-                return block
-        return np.empty(num_bytes + num_bytes // 8, np.uint8)
-
-    def _remove(self, wanted: NDArray[np.uint8]) -> bool:
-        """Remove a block from the free list; returns False if another thread took it first."""
-        for _ in range(len(self._free)):
+        fitting = [block for block in self._free.copy() if num_bytes <= block.num_bytes <= 2 * num_bytes]
+        for block in sorted(fitting, key=_NUM_BYTES):
             try:
-                block = self._free.popleft()
-            except IndexError:
-                return False
-            if block is wanted:
-                return True
-            self._free.append(block)
-        return False
+                self._free.remove(block)
+            except ValueError:  # another thread took it first
+                continue
+            return block
+        return _Block(np.empty(num_bytes + num_bytes // 8, np.uint8))
 
     def __reduce__(self) -> tuple[type[BufferPool], tuple[int]]:
         return BufferPool, (self.max_free_bytes,)
 
 
+class _Block:
+    """Memory of an array; equal only to itself.
+
+    Attributes:
+        memory: uint8 [num_bytes].
+        num_bytes: Its size.
+        address: Where it begins.
+    """
+
+    __slots__ = ("address", "memory", "num_bytes")
+
+    def __init__(self, memory: NDArray[np.uint8]) -> None:
+        self.memory, self.num_bytes, self.address = memory, memory.nbytes, memory.ctypes.data
+
+
+_NUM_BYTES = attrgetter("num_bytes")
+
+
 class _Lease:
     """Owner of an array's memory. numpy keeps it as the array's base, so it is freed with the last view."""
 
-    def __init__(
-        self, pool: BufferPool, block: NDArray[np.uint8], shape: tuple[int, ...], dtype: np.dtype[Any]
-    ) -> None:
+    def __init__(self, pool: BufferPool, block: _Block, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
         self._pool = pool
         self._block = block
         self.__array_interface__ = {
             "shape": shape,
             "typestr": dtype.str,
-            "data": (block.ctypes.data, False),
+            "data": (block.address, False),
             "version": 3,
         }
 

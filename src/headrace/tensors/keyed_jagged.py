@@ -102,7 +102,7 @@ class KeyedJaggedTensor:
     def num_bytes(self) -> int:
         """Bytes held by the tensors."""
         parts = [self.values, self.lengths, self.offsets] + ([] if self.weights is None else [self.weights])
-        return sum(part.nbytes for part in parts)
+        return sum([part.nbytes for part in parts])
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> KeyedJaggedTensor:
         """Copy the tensor to a device."""
