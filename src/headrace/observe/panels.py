@@ -107,7 +107,7 @@ def speed_plots(run: RunData) -> Iterator[Plot]:
         Series("with reads and updates in every step", run.column("placement.num_plain_bytes") / num_steps, "grey"),
     )
     if moved:
-        title, note = "Moved between trainer and shards", "bytes per step, in both directions"
+        title, note = "Moved between trainers and shards", "bytes per step of a trainer"
         yield Plot(title, note, run.time_s, "time", moved, marks=marks, y_format="bytes", from_zero=True)
 
 

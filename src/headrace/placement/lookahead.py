@@ -52,4 +52,4 @@ class Lookahead:
         self._ahead.append(batch)
         for layout, store in self._stores:
             (found,) = batch.keys_of(layout)
-            store.announce(found.keys)
+            store.announce(found.keys, len(batch))

@@ -1,4 +1,4 @@
-"""`Residency`: decides which rows a trainer keeps, when they come and which leave, from the keys of later batches.
+"""`Residency`: decides which rows trainers keep, when they come and which leave, from the keys of later batches.
 
 The next use of a row is known for all announced batches, so the row whose next use is farthest leaves first (Belady,
 "A study of replacement algorithms for a virtual-storage computer", 1966). Rows without a known next use leave before
@@ -9,6 +9,12 @@ all others, the least recently used first::
     place 8     c needs a place: e leaves, because no announced batch uses it
     place 9     d needs a place: none is left before batch 7 is trained, since a and b are used first
 
+With several trainers, each decides for all from the keys of all, and so decides as the others do. A row is kept by one
+trainer that reads it, its owner. If the owner does not read it in a batch, it moves to a trainer that does::
+
+    batch 7 of trainers 0, 1    a b, c      a: kept by 0    b: by 0    c: by 1
+    batch 8                     a, a b      a: stays at 0, which 1 reads and updates too    b: moves from 0 to 1
+
 The cost of each call is proportional to the keys of the batches that it looks at, never to the number of resident rows
 or of rows in the table. Decisions are pure: no values, threads or clocks are involved.
 """
@@ -16,6 +22,7 @@ or of rows in the table. Decisions are pure: no values, threads or clocks are in
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,69 +30,98 @@ import numpy.typing as npt
 
 from headrace.compiling import kernel
 from headrace.embeddings.keys import Keys
+from headrace.placement.joining import choose_owners, join_entries
 from headrace.placement.key_entries import NEVER, KeyEntries
 
-__all__ = ["Placing", "Residency"]
+__all__ = ["AnnouncedBatch", "Placing", "Residency"]
 
 FIRST_PLACES = 1 << 14
 
 Int64s = npt.NDArray[np.int64]
 Int32s = npt.NDArray[np.int32]
+Bools = npt.NDArray[np.bool_]
+
+NO_ROWS: Int64s = np.empty(0, dtype=np.int64)
 
 
 @dataclass(frozen=True, eq=False)
 class Placing:
-    """The rows that an announced batch needs and that were not resident.
+    """The rows that an announced batch needs and that were not where it needs them.
 
     Attributes:
         places: int64 [M], positions of their keys in the batch.
-        rows: int64 [M], the row that each gets, from 1 to the capacity.
-        leaving: int64 [V], rows that leave to make room, before they are given out again.
+        rows: int64 [M], the slot that each gets; with one trainer a row from 1 to the capacity.
+        came_from: int64 [M], the slot that each had at another trainer; 0 if it comes from the shards.
+        leaving: int64 [V], slots that are left to make room, before they are given out again.
         left: Keys [V] of the rows that leave, with tables ascending.
     """
 
     places: Int64s
     rows: Int64s
+    came_from: Int64s
     leaving: Int64s
     left: Keys
 
 
 @dataclass(eq=False)
-class _Announced:
-    """An announced batch: its number, its entries [U], the position of the first among those of all batches, and its
-    rows int64 [U] once they have a place, which they keep until it is trained."""
+class AnnouncedBatch:
+    """An announced batch, of all trainers.
+
+    Attributes:
+        batch: Its number.
+        entries: int32 [U], the entries of its distinct keys.
+        start: Position of the first among those of all batches.
+        places: For each trainer, the places of its keys among `entries`, int32 [U_r]; nothing with one trainer.
+        readers: int64 [U], the trainers that read each key, as bits; nothing with one trainer.
+        rows: int64 [U], slots once they have a place, which they keep until the batch is trained.
+        came_from: int64 [U], the slot of each at another trainer until it moves for this batch; otherwise 0.
+        is_late: bool [U], whether a row is not sent before the batch before is trained, because that one updates it,
+            because it comes from the shards, or because this batch was the next one when it got its places.
+    """
 
     batch: int
     entries: Int32s
     start: int
+    places: tuple[Int32s, ...] = ()
+    readers: Int64s | None = None
     rows: Int64s | None = None
+    came_from: Int64s | None = None
+    is_late: Bools | None = None
 
 
 class Residency:
-    """The resident rows of one trainer, numbered from 1 to the capacity.
+    """The resident rows of N trainers, which each numbers from 1 to the capacity.
+
+    Row r of trainer t is *slot* r N + t. With one trainer, rows and slots are the same.
 
     Batches are announced in order, placed in order, and trained in order.
 
     Args:
-        capacity: Maximum number of resident rows.
+        capacity: Maximum number of resident rows of a trainer.
+        num_trainers: Number of trainers N.
+        trainer: The trainer whose rows `located`, `resident` and `find` give; decisions do not depend on it.
 
     Attributes:
-        capacity: As given, or what a single batch needed, if that was more.
-        num_resident: Number of resident rows.
+        capacity: As given, or what a trainer needed for a single batch, if that was more.
         num_trained: Number of batches trained so far.
     """
 
-    def __init__(self, capacity: int) -> None:
+    def __init__(self, capacity: int, num_trainers: int = 1, trainer: int = 0) -> None:
         self.capacity = capacity
-        self.num_resident = 0
+        self.num_trainers = num_trainers
+        self.trainer = trainer
+        self._num_resident = [0] * num_trainers
         self._entries = KeyEntries()  # of keys that are resident or that an announced batch uses
         # For each key of each announced batch, the batch that uses it next. Positions count from the first batch on.
         self._batch_after = np.empty(FIRST_PLACES, dtype=np.int32)
         self._base = self._end = 0  # positions of the first and after the last element
-        self._announced: deque[_Announced] = deque()
-        self._idle: deque[tuple[int, Int32s]] = deque()  # by time of last use: entries not used again as far as known
-        self._free = np.empty(0, dtype=np.int64)  # rows that were used before
-        self._num_rows = 0  # rows ever used
+        self._announced: deque[AnnouncedBatch] = deque()
+        # For each trainer, by time of last use: entries of its rows that are not used again as far as known.
+        self._idle: list[deque[tuple[int, Int32s]]] = [deque() for _ in range(num_trainers)]
+        self._free = [NO_ROWS] * num_trainers  # rows that were used before
+        self._num_rows = [0] * num_trainers  # rows ever used
+        self._moving: deque[tuple[int, Int64s]] = deque()  # slots that become free once so many batches are trained
+        self._marks: Int32s = np.zeros(0, dtype=np.int32)
         self.num_trained = 0
         self._clock = 0  # number of trained batches and adopted keys
 
@@ -95,6 +131,11 @@ class Residency:
         return self.num_trained + len(self._announced)
 
     @property
+    def num_resident(self) -> int:
+        """Number of resident rows of `trainer`."""
+        return self._num_resident[self.trainer]
+
+    @property
     def num_keys(self) -> int:
         """Number of keys that are resident, or that an announced batch uses."""
         return self._entries.num_entries
@@ -102,52 +143,109 @@ class Residency:
     @property
     def num_bytes(self) -> int:
         """Bytes of all arrays."""
-        idle = sum(entries.nbytes for _, entries in self._idle)
-        announced = sum(each.entries.nbytes for each in self._announced)
-        return self._entries.num_bytes + self._batch_after.nbytes + self._free.nbytes + idle + announced
+        idle = sum(entries.nbytes for each in self._idle for _, entries in each)
+        announced = sum(_bytes_of(each) for each in self._announced)
+        free = sum(rows.nbytes for rows in self._free) + sum(slots.nbytes for _, slots in self._moving)
+        return self._entries.num_bytes + self._batch_after.nbytes + self._marks.nbytes + free + idle + announced
 
-    def announce(self, keys: Keys) -> int:
-        """Announce the unique keys of the batch after the last announced one; returns its number."""
+    def announce(self, *parts: Keys) -> int:
+        """Announce the keys of the batch after the last announced one; returns its number.
+
+        Args:
+            parts: For each trainer, its unique keys.
+        """
         batch, start = self.num_announced, self._end
-        entries = self._entries.add(keys)
-        self._reserve_places(start + len(keys))
+        found = [self._entries.add(keys) for keys in parts]
+        if self.num_trainers == 1:
+            announced = AnnouncedBatch(batch, found[0], start)
+        else:
+            if len(self._marks) < len(self._entries.records):
+                self._marks = np.zeros(len(self._entries.records), dtype=np.int32)
+            entries, places, readers = join_entries(found, self._marks)
+            announced = AnnouncedBatch(batch, entries, start, places, readers)
+        self._reserve_places(start + len(announced.entries))
         first = self._announced[0].start if self._announced else start
-        _announce(entries, batch, start, first, self._base, self._entries.records, self._batch_after)
-        self._announced.append(_Announced(batch, entries, start))
-        self._end = start + len(keys)
+        _announce(announced.entries, batch, start, first, self._base, self._entries.records, self._batch_after)
+        self._announced.append(announced)
+        self._end = start + len(announced.entries)
         return batch
 
+    def announced(self, batch: int) -> AnnouncedBatch:
+        """A batch that is announced and not yet trained."""
+        return self._find(batch)
+
     def rows_of(self, batch: int) -> Int64s:
-        """Rows int64 [U] of the keys of an announced batch; 0 where a key is not resident."""
+        """Slots int64 [U] of the keys of an announced batch; 0 where a key is not resident."""
         announced = self._find(batch)
         return self._row[announced.entries].astype(np.int64) if announced.rows is None else announced.rows
 
+    def keys_of(self, entries: Int32s) -> Keys:
+        """Keys of some entries, with zero counts."""
+        return self._entries.keys_of(entries)
+
     def place(self, batch: int) -> Placing | None:
-        """Make all rows resident that an announced batch needs.
+        """Make all rows resident that an announced batch needs, each at a trainer that reads it.
 
         Rows that earlier batches need stay. Returns None if there is no room for the others before those batches are
         trained. The next batch to train gets room in any case, if necessary beyond the capacity.
         """
         announced = self._find(batch)
+        if self.num_trainers > 1:
+            return self._place_shared(announced)
         entries = announced.entries
         places = np.flatnonzero(self._row[entries] == 0)
-        leaving = self._choose(len(places) - (self.capacity - self.num_resident), batch)
+        leaving = self._choose([len(places) - (self.capacity - self.num_resident)], batch)
         if leaving is None:
             return None
         placing = self._exchange(leaving, entries, places)
         announced.rows = self._row[entries].astype(np.int64)
         return placing
 
+    def _place_shared(self, announced: AnnouncedBatch) -> Placing | None:
+        """`place` with several trainers."""
+        batch, entries, num_trainers = announced.batch, announced.entries, self.num_trainers
+        assert announced.readers is not None
+        slots = self._row[entries].astype(np.int64)
+        ids = self._entries.column("id")[entries]
+        owners = choose_owners(slots, announced.readers, ids, num_trainers)
+        is_moving = (slots > 0) & (slots % num_trainers != owners)
+        places = np.flatnonzero((slots == 0) | is_moving)
+        arriving = np.bincount(owners[places], minlength=num_trainers).tolist()
+        needed = [new + here - self.capacity for new, here in zip(arriving, self._num_resident, strict=True)]
+        leaving = self._choose(needed, batch)
+        if leaving is None:
+            return None
+        announced.came_from = np.where(is_moving, slots, 0)
+        announced.is_late = self._is_used_before(announced) | (slots == 0)
+        placing = self._exchange(leaving, entries, places, owners[places], announced.came_from[places])
+        # The owners before send them before that many batches are trained.
+        self._moving.append((max(batch, self.num_trained + 1), slots[is_moving]))
+        announced.rows = self._row[entries].astype(np.int64)
+        return placing
+
+    def _is_used_before(self, announced: AnnouncedBatch) -> Bools:
+        """bool [U], whether the batch before an announced one uses each key too, or may do so."""
+        if announced.batch == self.num_trained:
+            return np.ones(len(announced.entries), dtype=np.bool_)
+        before = self._find(announced.batch - 1)
+        first = before.start - self._base
+        used_next = self._batch_after[first : first + len(before.entries)] == announced.batch
+        self._marks[before.entries[used_next]] = 1
+        is_used: Bools = self._marks[announced.entries] == 1
+        self._marks[before.entries] = 0
+        return is_used
+
     def adopt(self, keys: Keys) -> Placing:
-        """Make the rows of some keys resident that were not announced.
+        """Make the rows of some keys resident that were not announced; only with one trainer.
 
         Rows that the next batch needs stay; if necessary, there are more rows than the capacity.
         """
+        assert self.num_trainers == 1
         entries = self._entries.add(keys)
         places = np.flatnonzero(self._row[entries] == 0)
         next_uses = self._next_use[entries]
         self._next_use[entries] = self.num_trained  # so that none of them leaves
-        leaving = self._choose(len(places) - (self.capacity - self.num_resident), self.num_trained)
+        leaving = self._choose([len(places) - (self.capacity - self.num_resident)], self.num_trained)
         assert leaving is not None
         placing = self._exchange(leaving, entries, places)
         self._use(entries, next_uses)
@@ -164,6 +262,8 @@ class Residency:
         """
         done = self._announced.popleft()
         self.num_trained += 1
+        while self._moving and self._moving[0][0] <= self.num_trained:
+            self._release(self._moving.popleft()[1])
         return self._use(done.entries, self._batch_after[done.start - self._base :], end)
 
     def unused_until(self, end: int) -> Int32s:
@@ -173,31 +273,50 @@ class Residency:
 
     def located(self, entries: Int32s) -> tuple[Int64s, Keys]:
         """Rows int64 [R] and keys of those of some entries that are resident, with tables ascending."""
-        return self._in_order(entries[self._row[entries] > 0])
+        slots, keys = self._in_order(entries[self._is_at(entries, self.trainer)])
+        return slots // self.num_trainers, keys
 
     def resident(self) -> tuple[Int64s, Keys]:
         """All resident rows int64 [R], and their keys, with tables ascending."""
-        return self._in_order(self._entries.resident())
+        return self.located(self._entries.resident())
 
     def find(self, keys: Keys) -> Int64s:
         """Rows int64 [U] of any unique keys; 0 where a key is not resident."""
-        return self._row[self._entries.find(keys)].astype(np.int64)
+        entries = self._entries.find(keys)
+        return np.where(self._is_at(entries, self.trainer), self._row[entries].astype(np.int64) // self.num_trainers, 0)
+
+    def _is_at(self, entries: Int32s, trainer: int) -> Bools:
+        """bool [E], whether the rows of entries are resident at a trainer."""
+        slots = self._row[entries]
+        is_at: Bools = slots > 0
+        return is_at if self.num_trainers == 1 else is_at & (slots % self.num_trainers == trainer)
 
     def _use(self, entries: Int32s, next_uses: Int32s, end: int = -1) -> Int32s:
         """Record a use of entries [U] now, and their next uses, with which an array begins; see `finish`."""
         self._clock += 1
         idle, unused = np.empty_like(entries), np.empty_like(entries)
         num_idle, num_unused = _use(entries, next_uses, self._entries.records, self._clock, end, idle, unused)
-        if num_idle:
-            self._idle.append((self._clock, idle[:num_idle].copy()))
+        for trainer in range(self.num_trainers if num_idle else 0):
+            every = idle[:num_idle]
+            mine = every.copy() if self.num_trainers == 1 else every[self._is_at(every, trainer)]
+            if len(mine):
+                self._idle[trainer].append((self._clock, mine))
         return unused[:num_unused]
 
-    def _exchange(self, leaving: Int32s, entries: Int32s, places: Int64s) -> Placing:
-        """Give rows to the entries at some places, after others have left."""
-        left, rows_left = self._remove(leaving)
-        rows = self._take_rows(len(places))
-        self._row[entries[places]] = rows
-        return Placing(places, rows, rows_left, left)
+    def _exchange(
+        self, leaving: Int32s, entries: Int32s, places: Int64s, owners: Int64s = NO_ROWS, came_from: Int64s = NO_ROWS
+    ) -> Placing:
+        """Give slots of their owners to the entries at some places, after others have left."""
+        left, slots_left = self._remove(leaving)
+        if self.num_trainers == 1:
+            slots, came_from = self._take_rows(0, len(places)), np.zeros(len(places), dtype=np.int64)
+        else:
+            slots = np.empty(len(places), dtype=np.int64)
+            for trainer in range(self.num_trainers):
+                here = np.flatnonzero(owners == trainer)
+                slots[here] = self._take_rows(trainer, len(here)) * self.num_trainers + trainer
+        self._row[entries[places]] = slots
+        return Placing(places, slots, came_from, slots_left, left)
 
     @property
     def _row(self) -> Int32s:
@@ -211,53 +330,75 @@ class Residency:
     def _last_use(self) -> Int32s:
         return self._entries.column("last_use")
 
-    def _find(self, batch: int) -> _Announced:
+    def _find(self, batch: int) -> AnnouncedBatch:
         return self._announced[batch - self.num_trained]
 
-    def _choose(self, num_rows: int, batch: int) -> Int32s | None:
-        """Entries whose rows leave, so that `num_rows` become free for a batch; None if there are too few."""
+    def _choose(self, num_rows: Sequence[int], batch: int) -> Int32s | None:
+        """Entries whose rows leave, so that at each trainer `num_rows` become free for a batch; None if there are too
+        few."""
+        chosen: list[Int32s] = [np.empty(0, dtype=np.int32)]
+        num_idle_batches, missing = [], 0
+        for trainer, needed in enumerate(num_rows):
+            found, num_idle = self._choose_at(trainer, needed, batch)
+            chosen += found
+            num_idle_batches.append(num_idle)
+            missing = max(missing, needed - sum(map(len, found)))
+        if missing > 0:
+            if batch > self.num_trained:
+                return None
+            self.capacity += missing
+        for idle, num_idle in zip(self._idle, num_idle_batches, strict=True):
+            for _ in range(num_idle):
+                idle.popleft()
+        return np.concatenate(chosen)
+
+    def _choose_at(self, trainer: int, num_rows: int, batch: int) -> tuple[list[Int32s], int]:
+        """Entries of rows of a trainer that leave first, up to `num_rows`, and the number of idle batches of which all
+        entries leave."""
         chosen: list[Int32s] = []
-        num_idle_batches = 0  # whose entries all leave
-        for place, (used, entries) in enumerate(self._idle):
+        num_idle_batches = 0
+        idle = self._idle[trainer]
+        for place, (used, entries) in enumerate(idle):
             if num_rows <= 0:
                 break
-            is_idle = (self._last_use[entries] == used) & (self._next_use[entries] == NEVER) & (self._row[entries] > 0)
-            self._idle[place] = used, entries[is_idle]
+            is_idle = (self._last_use[entries] == used) & (self._next_use[entries] == NEVER)
+            is_idle &= self._is_at(entries, trainer)
+            idle[place] = used, entries[is_idle]
             chosen.append(entries[is_idle][:num_rows])
             num_rows -= len(chosen[-1])
             num_idle_batches += len(chosen[-1]) == np.count_nonzero(is_idle)
         for later in reversed(self._announced):
             if num_rows <= 0 or later.batch <= batch:
                 break
-            is_last = (self._next_use[later.entries] == later.batch) & (self._row[later.entries] > 0)
+            is_last = (self._next_use[later.entries] == later.batch) & self._is_at(later.entries, trainer)
             chosen.append(later.entries[is_last][:num_rows])
             num_rows -= len(chosen[-1])
-        if num_rows > 0:
-            if batch > self.num_trained:
-                return None
-            self.capacity += num_rows
-        for _ in range(num_idle_batches):
-            self._idle.popleft()
-        return np.concatenate([np.empty(0, dtype=np.int32), *chosen])
+        return chosen, num_idle_batches
 
     def _remove(self, entries: Int32s) -> tuple[Keys, Int64s]:
-        """Free the rows of entries; returns keys and rows, with tables ascending."""
-        rows, keys = self._in_order(entries)
+        """Free the slots of entries; returns keys and slots, with tables ascending."""
+        slots, keys = self._in_order(entries)
         self._row[entries] = 0
-        self.num_resident -= len(entries)
-        self._free = np.concatenate([self._free, rows])
+        self._release(slots)
         unused = entries[self._next_use[entries] == NEVER]
         if len(unused):
             self._entries.remove(unused)
-        return keys, rows
+        return keys, slots
 
-    def _take_rows(self, num_rows: int) -> Int64s:
-        num_freed = min(num_rows, len(self._free))
-        freed, self._free = np.split(self._free, [num_freed])
-        first = self._num_rows + 1
-        self._num_rows += num_rows - num_freed
-        self.num_resident += num_rows
-        return np.concatenate([freed, np.arange(first, self._num_rows + 1)])
+    def _release(self, slots: Int64s) -> None:
+        """Free slots for other rows."""
+        for trainer in range(self.num_trainers):
+            rows = slots if self.num_trainers == 1 else slots[slots % self.num_trainers == trainer] // self.num_trainers
+            self._num_resident[trainer] -= len(rows)
+            self._free[trainer] = np.concatenate([self._free[trainer], rows])
+
+    def _take_rows(self, trainer: int, num_rows: int) -> Int64s:
+        num_freed = min(num_rows, len(self._free[trainer]))
+        freed, self._free[trainer] = np.split(self._free[trainer], [num_freed])
+        first = self._num_rows[trainer] + 1
+        self._num_rows[trainer] += num_rows - num_freed
+        self._num_resident[trainer] += num_rows
+        return np.concatenate([freed, np.arange(first, self._num_rows[trainer] + 1)])
 
     def _in_order(self, entries: Int32s) -> tuple[Int64s, Keys]:
         keys = self._entries.keys_of(entries)
@@ -272,6 +413,11 @@ class Residency:
             self._batch_after = np.empty(max(len(self._batch_after), 2 * (end - first)), dtype=np.int32)
             self._batch_after[: len(kept)] = kept
             self._base = first
+
+
+def _bytes_of(announced: AnnouncedBatch) -> int:
+    arrays = announced.entries, announced.rows, announced.readers, announced.came_from, announced.is_late
+    return sum(each.nbytes for each in (*arrays, *announced.places) if each is not None)
 
 
 @kernel()

@@ -147,6 +147,32 @@ class ResidentRows:
             self._sightings[rows[states.waiting]] = states.sightings
             self._last_seen[rows[states.waiting]] = states.last_seen
 
+    @property
+    def packed_bytes(self) -> int:
+        """Bytes of a key in `packed`."""
+        return sum(column[:0].itemsize * int(np.prod(column.shape[1:])) for column in self._columns())
+
+    def packed(self, rows: Int64s) -> npt.NDArray[np.uint8]:
+        """Copies of the states of the keys at rows [K], uint8 [K packed_bytes]: column by column, equally long for all
+        keys, whether they have a row or not."""
+        columns = [np.ascontiguousarray(column[rows]) for column in self._columns()]
+        return np.concatenate([column.reshape(-1).view(np.uint8) for column in columns])
+
+    def set_packed(self, rows: Int64s, data: npt.NDArray[np.uint8]) -> None:
+        """Inverse of `packed`; the rows count as changed."""
+        first = 0
+        for column in self._columns():
+            last = first + len(rows) * column.itemsize * int(np.prod(column.shape[1:]))
+            column[rows] = data[first:last].copy().view(column.dtype).reshape(len(rows), *column.shape[1:])
+            first = last
+        self.is_changed[rows] = True
+
+    def _columns(self) -> list[npt.NDArray[Any]]:
+        """All that is known of a key, as views of columns [capacity + 1, ...]."""
+        records = self._metadata.records
+        columns = [self._storage.weights, self._storage.state, records["version"], records["frequency"]]
+        return [*columns, self._sightings, self._last_seen] if self._may_wait else columns
+
     def clear(self, rows: Int64s) -> None:
         """Forget the states at rows, as if their keys had never been trained on."""
         self._metadata.clear(rows)

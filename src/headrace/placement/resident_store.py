@@ -1,7 +1,8 @@
-"""`ResidentStore`: an `EmbeddingStore` that keeps the rows of the only trainer in its process while it uses them.
+"""`ResidentStore`: an `EmbeddingStore` that keeps rows in the trainers while they use them.
 
 A row comes from its shard once, with optimizer state and metadata, is trained here, and returns when its room is needed
-or a checkpoint is due. A row that was never trained on does not come at all::
+or a checkpoint is due. A row that was never trained on does not come at all. With several trainers, one of those that
+read a row keeps it, and exchanges values and gradients with the others, see `RowExchange`::
 
     announce(keys of batch b + n)   which rows will be needed?
     prepare()                       missing ones are fetched in the background; rows that leave are put back
@@ -9,6 +10,8 @@ or a checkpoint is due. A row that was never trained on does not come at all::
     update(keys of batch b)         in this process, with the kernels of the shard
     finish()                        batch b is trained; batch b + 1 is next
     flush()                         all changed rows are put back, before a checkpoint
+
+With several trainers, all call these methods in the same order.
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from itertools import islice
 
 import numpy as np
@@ -24,13 +27,18 @@ import numpy.typing as npt
 
 from headrace.embeddings.changes.log import RowBlock
 from headrace.embeddings.keys import Keys
+from headrace.embeddings.shards.merging import merge_updates
 from headrace.embeddings.shards.request_checks import check_gradients
 from headrace.embeddings.shards.table_group import collisionless_tables
 from headrace.embeddings.stores.remote import RemoteStore
 from headrace.embeddings.tables.key_states import KeyStates
 from headrace.embeddings.tables.seen_keys import SeenKeys
+from headrace.errors import HeadraceError
+from headrace.placement.peers import Peers
 from headrace.placement.residency import Placing, Residency
 from headrace.placement.resident_rows import ResidentRows
+from headrace.placement.returns import BeforeEnd, Returns
+from headrace.placement.row_exchange import ExchangedBytes, RowExchange
 from headrace.placement.verification import Verification
 
 __all__ = ["AHEAD", "ResidencyCounters", "ResidentStore"]
@@ -39,14 +47,11 @@ AHEAD = 8
 """Maximum number of batches whose rows are fetched ahead: enough to hide a slow link, and few enough to leave room for
 other rows."""
 
-MAX_PUTS = 8
-"""Maximum number of puts on their way, so that a slow link holds training up instead of filling memory."""
-
-KEY_BYTES, KEYS_PER_ROW = 64, 1.25
-"""Bytes of the planner for each row that can be kept, if it has an entry for as many keys and a quarter more."""
+KEY_BYTES, SHARED_KEY_BYTES, KEYS_PER_ROW = 64, 72, 1.25
+"""Bytes of the planner for each row that can be kept, with one trainer and with several, if it has an entry for as many
+keys and a quarter more."""
 
 Float32s = npt.NDArray[np.float32]
-Int32s = npt.NDArray[np.int32]
 Int64s = npt.NDArray[np.int64]
 States = Future[list[tuple[Int64s, KeyStates]]]
 
@@ -60,6 +65,8 @@ class ResidencyCounters:
         resident: Keys whose rows were here already.
         new: Keys that were never trained on before, and so not fetched.
         fetched: Keys asked for in a shard.
+        handed_over: Keys whose rows came from another trainer.
+        elsewhere: Keys whose rows another trainer keeps.
         returned: Rows put back to make room, or because a checkpoint was due.
         peak_rows: Largest number of resident rows.
     """
@@ -68,6 +75,8 @@ class ResidencyCounters:
     resident: int = 0
     new: int = 0
     fetched: int = 0
+    handed_over: int = 0
+    elsewhere: int = 0
     returned: int = 0
     peak_rows: int = 0
 
@@ -87,49 +96,19 @@ class _Arriving:
     states: States
 
 
-@dataclass(eq=False)
-class _End:
-    """The last batch before a flush, and entries of rows that are not used until then, to be put back.
-
-    Attributes:
-        batch: Number of the batch.
-    """
-
-    batch: int
-    _parts: deque[Int32s] = field(default_factory=deque)
-    _num_entries: int = 0
-
-    def add(self, entries: Int32s) -> None:
-        """Add entries that became unused."""
-        self._parts.append(entries)
-        self._num_entries += len(entries)
-
-    def take(self, num_batches: int) -> Int32s:
-        """Take a part of the entries, so that all are taken in this batch and `num_batches` later ones."""
-        left = -(-self._num_entries // (num_batches + 1))
-        self._num_entries -= left
-        taken = [np.empty(0, dtype=np.int32)]
-        while left > 0:
-            part = self._parts.popleft()
-            taken.append(part[:left])
-            if len(part) > left:
-                self._parts.appendleft(part[left:])
-            left -= len(taken[-1])
-        return np.unique(np.concatenate(taken))  # some may have been used again, and added again
-
-
 class ResidentStore:
-    """The rows of one table group that its only trainer uses. Not thread-safe; transfers run in other threads.
+    """The rows of one table group that a trainer keeps. Not thread-safe; transfers run in other threads.
 
-    Batches are trained in the order in which they are announced. Other keys may be read and updated at any time, but
-    their rows are then waited for.
+    Batches are trained in the order in which they are announced. With one trainer, other keys may be read and updated
+    at any time, but their rows are then waited for.
 
     Args:
         remote: Store of all rows.
         memory_bytes: Memory for resident rows, their index, and `seen`. One batch always fits.
         version: Version of the table group now.
         window_starts: Start versions of its recent windows.
-        seen: The keys that may have a state in a shard.
+        seen: The keys that may have a state in a shard; with several trainers, the same set at each.
+        peers: The trainers, if there are several.
         verify: Whether to compare all rows with those of serial steps, see `Verification`.
 
     Attributes:
@@ -145,23 +124,32 @@ class ResidentStore:
         version: int,
         window_starts: Sequence[int],
         seen: SeenKeys,
+        peers: Peers | None = None,
         verify: bool = False,
     ) -> None:
         spec = remote.spec
         tables = collisionless_tables(spec)
-        row_bytes = ResidentRows.row_bytes(tables, spec.seed) + KEY_BYTES
+        self._trainer, self._num_trainers = (0, 1) if peers is None else (peers.rank, peers.size)
+        key_bytes = KEY_BYTES if self._num_trainers == 1 else SHARED_KEY_BYTES * self._num_trainers
+        row_bytes = ResidentRows.row_bytes(tables, spec.seed) + key_bytes
         capacity = max(1, (memory_bytes - seen.num_bytes) // row_bytes)
         self.step, self.version = remote.step, version
         self._remote, self._spec = remote, spec
         self._window_starts = list(window_starts)
-        self._residency = Residency(capacity)
+        self._residency = Residency(capacity, self._num_trainers, self._trainer)
         self._rows = ResidentRows(tables, spec.seed, capacity)
+        self._exchange: RowExchange | None = None
+        if peers is not None and peers.size > 1:
+            sizes = {"embedding_dim": spec.embedding_dim, "num_tables": len(tables)}
+            self._exchange = RowExchange(peers, self._residency, self._rows, **sizes)
         self._seen = seen
         self._num_placed = 0
         self._batches: dict[Keys, int] = {}  # announced, in order, by identity, because a batch owns its keys
         self._arriving: deque[_Arriving] = deque()
-        self._returning: deque[Future[None]] = deque()
-        self._end: _End | None = None
+        self._returns = Returns(remote, self._rows)
+        self._marks = [0] * self._num_trainers  # how often each trainer has returned rows that the plan lets leave
+        self._ahead_of_plan: Future[None] | None = None  # the newest put of rows that stay
+        self._end: BeforeEnd | None = None
         self._counters = ResidencyCounters()
         self._verification = (
             Verification(remote, version=version, window_starts=self._window_starts) if verify else None
@@ -178,6 +166,11 @@ class ResidentStore:
         return self._counters
 
     @property
+    def exchanged(self) -> ExchangedBytes:
+        """Bytes sent to other trainers so far."""
+        return ExchangedBytes() if self._exchange is None else self._exchange.sent
+
+    @property
     def num_bytes(self) -> int:
         """Bytes of resident rows and of the planner."""
         return self._rows.num_bytes + self._residency.num_bytes + self._seen.num_bytes
@@ -185,14 +178,37 @@ class ResidentStore:
     @property
     def has_room(self) -> bool:
         """Whether another batch may be announced within the memory; the next one may in any case."""
-        return self._residency.num_keys < KEYS_PER_ROW * self._residency.capacity
+        residency, num_trainers = self._residency, self._num_trainers
+        told = islice(self._batches, residency.num_announced - residency.num_trained, None)
+        num_keys = residency.num_keys + num_trainers * sum(map(len, told))
+        return num_keys < KEYS_PER_ROW * residency.capacity * num_trainers
 
-    def announce(self, keys: Keys) -> None:
-        """Announce the keys of the batch after the last announced one."""
-        self._batches[keys] = self._residency.announce(keys)
+    def announce(self, keys: Keys, num_rows: int = 1) -> None:
+        """Announce the keys of the batch after the last announced one.
+
+        Args:
+            keys: Unique keys, with their counts.
+            num_rows: Number of rows of this trainer's batch, as given to `update`.
+        """
+        if self._exchange is None:
+            self._batches[keys] = self._residency.announce(keys)
+        else:
+            self._batches[keys] = self._residency.num_trained + len(self._batches)
+            self._exchange.add(keys, num_rows)
 
     def prepare(self) -> None:
-        """Fetch the rows of the next announced batches, as far as there is room; without waiting."""
+        """Fetch the rows of the next announced batches, as far as there is room.
+
+        With one trainer, this does not wait. Several wait until all have announced the next batch.
+        """
+        if self._exchange is not None:
+            self._exchange.learn()
+        self._place()
+        self._launch(self._residency.num_trained, late=True)
+        self._launch(self._residency.num_trained + 1, late=False)
+
+    def _place(self) -> None:
+        """Give places to the rows of the next announced batches, as far as there is room."""
         first, end = self._residency.num_trained, self._residency.num_announced
         for keys, batch in islice(self._batches.items(), self._num_placed - first, min(AHEAD, end - first)):
             placing = self._residency.place(batch)
@@ -208,22 +224,30 @@ class ResidentStore:
         """
         batch = self._residency.num_trained + num_batches - 1
         if self._end is None or self._end.batch != batch:
-            self._end = _End(batch)
+            self._end = BeforeEnd(batch)
             self._end.add(self._residency.unused_until(batch))
 
     def finish(self) -> None:
-        """Record that the next announced batch is trained, or skipped."""
+        """Record that the next announced batch is trained, or, with one trainer, skipped."""
         batch = self._batches.pop(next(iter(self._batches)))
+        if self._exchange is not None:
+            self._launch(batch + 1, late=True)
+            self._exchange.finish(batch)
         unused = self._residency.finish(-1 if self._end is None else self._end.batch)
         self._num_placed = max(self._num_placed, self._residency.num_trained)
         if self._end is not None:
             self._end.add(unused)
-            self._put(*self._residency.located(self._end.take(self._end.batch - batch)))
+            rows, keys = self._residency.located(self._end.take(self._end.batch - batch))
+            if self._put(rows, keys):
+                self._ahead_of_plan = self._returns.newest
 
     def read(self, keys: Keys, *, after: int | None = None) -> Future[Float32s]:
         """See `EmbeddingStore.read`; rows include the updates of all steps."""
         is_next = self._is_next(keys)
-        found = self._rows.read(self._rows_of_next(keys), keys) if is_next else self._read_anywhere(keys)
+        if self._exchange is not None:
+            found = self._read_shared(keys, self._exchange)
+        else:
+            found = self._rows.read(self._rows_of_next(keys), keys) if is_next else self._read_anywhere(keys)
         if self._verification is not None and keys.counts.any():
             self._verification.check_read(keys, found)
         rows: Future[Float32s] = Future()
@@ -233,14 +257,13 @@ class ResidentStore:
     def update(self, keys: Keys, gradients: Float32s, *, num_rows: int = 1, lr_factor: float = 1.0) -> Future[None]:
         """See `EmbeddingStore.update`."""
         check_gradients(keys, gradients, self._spec)
-        rows = self._rows_of_next(keys) if self._is_next(keys) else self._rows_of_others(keys)
-        self.step += 1
-        self.version += 1
-        self._rows.update(
-            rows, keys, gradients, step=self.step, version=self.version, num_rows=num_rows, lr_factor=lr_factor
-        )
-        if self._verification is not None:
-            self._verification.update(keys, gradients, num_rows=num_rows, lr_factor=lr_factor)
+        if self._exchange is not None:
+            self._update_shared(keys, gradients, num_rows, lr_factor, self._exchange)
+        else:
+            rows = self._rows_of_next(keys) if self._is_next(keys) else self._rows_of_others(keys)
+            self._update(rows, keys, gradients, num_rows, lr_factor)
+            if self._verification is not None:
+                self._verification.update(keys, gradients, num_rows=num_rows, lr_factor=lr_factor)
         updated: Future[None] = Future()
         updated.set_result(None)
         return updated
@@ -249,10 +272,11 @@ class ResidentStore:
         """Put all changed rows back, and wait until the shards have them; they also stay here."""
         self._receive()
         self._end = None
-        self._put(*self._residency.resident(), even_if_none=True)
-        self._wait_for_puts(0)
+        self._marks = [mark + 1 for mark in self._marks]
+        self._put(*self._here(), even_if_none=True)
+        self._returns.wait()
         if self._verification is not None:
-            self._verification.check_returned()
+            self._verification.check_returned(self._fetch_after())
 
     def end_window(self) -> None:
         """Evict from the resident rows what the end of a window evicts in the shards, after a `flush`."""
@@ -260,12 +284,16 @@ class ResidentStore:
         self._window_starts = [*self._window_starts, self.version][-(self._rows.num_windows + 1) :]
         self.version += 1
         if self._rows.has_retention:
-            self._rows.expire(*self._residency.resident(), self._window_starts)
+            self._rows.expire(*self._here(), self._window_starts)
+            if self._exchange is not None:
+                self._exchange.send_values_again()
         if self._verification is not None:
             self._verification.end_window()
 
     def evict(self, keys: Keys) -> Future[int]:
-        """See `EmbeddingStore.evict`."""
+        """See `EmbeddingStore.evict`; only with one trainer."""
+        if self._exchange is not None:
+            raise HeadraceError("evict: not possible while several trainers keep rows, expected placement none")
         self.flush()
         rows = self._residency.find(keys)
         self._rows.clear(rows[rows > 0])
@@ -275,7 +303,7 @@ class ResidentStore:
         return self._remote.evict(keys)
 
     def changes(self, since: int = 0) -> Iterator[RowBlock]:
-        """See `EmbeddingStore.changes`."""
+        """See `EmbeddingStore.changes`; with several trainers, all ask for changes at the same time."""
         self.flush()
         return self._remote.changes(since)
 
@@ -308,14 +336,76 @@ class ResidentStore:
         here, elsewhere = np.flatnonzero(rows), np.flatnonzero(rows == 0)
         if not len(elsewhere):
             return self._rows.read(rows, keys)
-        self._wait_for_puts(0)
+        self._returns.wait()
         out = np.empty((len(keys), self._spec.embedding_dim), dtype=np.float32)
         out[here] = self._rows.read(rows[here], keys.take(here))
         out[elsewhere] = self._remote.read(keys.take(elsewhere), after=0).result()
         return out
 
+    def _here(self) -> tuple[Int64s, Keys]:
+        """Rows int64 [R] that are here, also if they are going to move to another trainer, and their keys."""
+        rows, keys = self._residency.resident()
+        if self._exchange is None:
+            return rows, keys
+        moving, others = self._exchange.pending()
+        tables, ids = np.concatenate([keys.tables, others.tables]), np.concatenate([keys.ids, others.ids])
+        order = np.argsort(tables, kind="stable")
+        return np.concatenate([rows, moving])[order], Keys(tables, ids, np.zeros(len(ids), dtype=np.int32)).take(order)
+
+    def _read_shared(self, keys: Keys, exchange: RowExchange) -> Float32s:
+        """Rows of the next batch, kept here and by other trainers."""
+        batch = self._check_next(keys)
+        self._receive(batch)
+        if self._verification is not None:
+            self._verification.meet(*exchange.joint(batch).parts)
+        return exchange.read(batch)
+
+    def _update_shared(
+        self, keys: Keys, gradients: Float32s, num_rows: int, lr_factor: float, exchange: RowExchange
+    ) -> None:
+        """Exchange the gradients of the next batch, and update the rows that are kept here."""
+        batch = self._check_next(keys)
+        joint = exchange.joint(batch)
+        if num_rows != joint.num_rows[self._trainer]:
+            raise HeadraceError(f"update: given {num_rows} rows, expected {joint.num_rows[self._trainer]} as announced")
+        self._receive(batch)
+        merged = exchange.merge(batch, gradients)
+        self._update(merged.rows, merged.keys, merged.gradients, merged.num_rows, lr_factor)
+        if self._verification is not None:
+            every = merge_updates(exchange.gather(batch, gradients))
+            self._verification.update(*every, num_rows=merged.num_rows, lr_factor=lr_factor)
+        self._launch(batch + 1, late=True)
+
+    def _update(self, rows: Int64s, keys: Keys, gradients: Float32s, num_rows: int, lr_factor: float) -> None:
+        """Make the next step of the rows that are kept here."""
+        self.step += 1
+        self.version += 1
+        self._rows.update(
+            rows, keys, gradients, step=self.step, version=self.version, num_rows=num_rows, lr_factor=lr_factor
+        )
+
+    def _check_next(self, keys: Keys) -> int:
+        """The next batch, whose keys these must be; several trainers cannot read others."""
+        if not self._is_next(keys):
+            raise HeadraceError("read: keys that are not announced, or not next, expected those of the next batch")
+        return self._residency.num_trained
+
+    def _launch(self, batch: int, *, late: bool) -> None:
+        """Send other trainers what they need for a batch in a phase, if it has its places, and nothing was sent yet."""
+        if self._exchange is None or not self._exchange.can_launch(batch, late=late):
+            return
+        if late:
+            self._receive_fetched(batch)
+        if self._ahead_of_plan is not None and len(self._exchange.leaving(batch, late=late)):
+            self._ahead_of_plan.result()  # a later put by the next owner must not overtake it
+            self._ahead_of_plan = None
+        self._exchange.launch(batch, late=late)
+
     def _move(self, keys: Keys, placing: Placing, batch: int) -> None:
         """Put back the rows that leave for those of a batch, and fetch the latter."""
+        if self._exchange is not None:
+            self._move_shared(keys, placing, batch, self._exchange)
+            return
         self._put(placing.leaving, placing.left)
         self._rows.grow(self._residency.capacity)
         self._rows.clear(placing.rows)
@@ -327,30 +417,69 @@ class ResidentStore:
             keys=len(keys), resident=len(keys) - len(missing), new=len(missing) - len(maybe), fetched=len(maybe)
         )
 
+    def _move_shared(self, keys: Keys, placing: Placing, batch: int, exchange: RowExchange) -> None:
+        """`_move` with several trainers, for the part of this one."""
+        leaving = placing.leaving % self._num_trainers
+        for trainer in np.unique(leaving).tolist():
+            self._marks[trainer] += 1
+        mine = np.flatnonzero(leaving == self._trainer)
+        if len(mine):
+            self._put(placing.leaving[mine] // self._num_trainers, placing.left.take(mine), even_if_none=True)
+        self._rows.grow(self._residency.capacity)
+        announced = self._residency.announced(batch)
+        missing = placing.places[placing.came_from == 0]
+        is_new = np.zeros(len(announced.entries), dtype=np.bool_)
+        is_new[missing] = ~self._seen.contains(self._residency.keys_of(announced.entries[missing]))
+        self._seen.add(placing.left)  # by all trainers
+        exchange.set_new(batch, is_new)
+        assert announced.rows is not None
+        assert announced.came_from is not None
+        places = announced.places[self._trainer]
+        slots = announced.rows[places]
+        is_arriving = np.zeros(len(announced.entries), dtype=np.bool_)
+        is_arriving[placing.places] = True
+        is_mine = slots % self._num_trainers == self._trainer
+        is_mine_now = is_mine & is_arriving[places]
+        self._rows.clear(slots[is_mine_now] // self._num_trainers)
+        from_shard = is_mine_now & (announced.came_from[places] == 0)
+        fetched = np.flatnonzero(from_shard & ~is_new[places])
+        if len(fetched):
+            states = self._remote.fetch(keys.take(fetched), after=self._fetch_after())
+            self._arriving.append(_Arriving(batch, slots[fetched] // self._num_trainers, states))
+        self._count(
+            keys=len(keys),
+            resident=int(np.count_nonzero(is_mine & ~is_mine_now)),
+            new=int(np.count_nonzero(from_shard)) - len(fetched),
+            fetched=len(fetched),
+            handed_over=int(np.count_nonzero(is_mine_now & ~from_shard)),
+            elsewhere=int(np.count_nonzero(~is_mine)),
+        )
+
+    def _fetch_after(self) -> list[int]:
+        """The marks that a fetch waits for; nothing with one trainer, whose puts come before."""
+        return [] if self._exchange is None else list(self._marks)
+
     def _receive(self, batch: int | None = None) -> None:
         """Wait for the rows on their way to a batch and those before it, or for all, and keep them."""
+        self._receive_fetched(batch)
+        if self._exchange is not None:
+            self._exchange.receive(batch)
+
+    def _receive_fetched(self, batch: int | None = None) -> None:
+        """The same for the rows that come from the shards."""
         while self._arriving and (batch is None or self._arriving[0].batch <= batch):
             arrived = self._arriving.popleft()
             for places, states in arrived.states.result():
                 self._rows.set_states(arrived.rows[places], states)
 
-    def _put(self, rows: Int64s, keys: Keys, *, even_if_none: bool = False) -> None:
-        """Put those of some rows back into their shards that were changed since they came or were put back, without
-        waiting."""
-        changed = np.flatnonzero(self._rows.is_changed[rows])
-        rows, keys = rows[changed], keys.take(changed)
-        if len(rows) or even_if_none:
-            self._wait_for_puts(MAX_PUTS - 1)
-            states = self._rows.states(rows)
-            self._returning.append(self._remote.put(keys, states, step=self.step, version=self.version))
-            self._rows.is_changed[rows] = False
-            self._seen.add(keys)
-            self._count(returned=len(rows))
-
-    def _wait_for_puts(self, most: int) -> None:
-        """Wait until at most so many puts are on their way; raises the error of any that failed."""
-        while self._returning and (len(self._returning) > most or self._returning[0].done()):
-            self._returning.popleft().result()
+    def _put(self, rows: Int64s, keys: Keys, *, even_if_none: bool = False) -> bool:
+        """Put those of some rows back that were changed, see `Returns`; returns whether there are any."""
+        progress = {"step": self.step, "version": self.version, "mark": self._marks[self._trainer]}
+        returned = self._returns.put(rows, keys, **progress, even_if_none=even_if_none)
+        if self._exchange is None:  # otherwise all add what leaves, so that all know the same keys
+            self._seen.add(returned)
+        self._count(returned=len(returned))
+        return len(returned) > 0
 
     def _count(self, **more: int) -> None:
         was = self._counters

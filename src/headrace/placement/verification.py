@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -62,8 +63,19 @@ class Verification:
         """End a window."""
         self._group.end_window()
 
-    def check_returned(self) -> None:
+    def meet(self, *parts: Keys) -> None:
+        """Fetch the states of keys that were not seen before; with several trainers, those of all.
+
+        Every trainer meets the keys of a step before it sends its gradients, so none can have returned them.
+        """
+        for keys in parts:
+            self._meet(keys)
+
+    def check_returned(self, after: Sequence[int] = ()) -> None:
         """Compare the rows in the shards with serial ones, after all changed rows were returned.
+
+        Args:
+            after: The marks of the returns of all trainers, see `RemoteStore.fetch`.
 
         Raises:
             HeadraceError: A change was lost; the text names table and id.
@@ -72,7 +84,7 @@ class Verification:
             keys = Keys(block.tables, block.ids, np.zeros(len(block.ids), dtype=np.int32))
             keys = keys.take(np.argsort(keys.tables, kind="stable"))
             expected, lost = self._group.states(keys), np.zeros(len(keys), dtype=np.bool_)
-            for places, states in self._remote.fetch(keys).result():
+            for places, states in self._remote.fetch(keys, after=after).result():
                 lost[places] = _differ(states, expected.take(places, len(keys)), len(places))
             if lost.any():
                 raise self._error(keys, np.flatnonzero(lost), f"{lost.sum()} changes are not in their shard")

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from headrace.errors import HeadraceError
 
-__all__ = ["DataParallel", "PeerLost", "ProcessGroup", "SingleProcess"]
+__all__ = ["DataParallel", "PeerLost", "ProcessGroup", "SingleProcess", "lost_peers"]
 
 Float64s = NDArray[np.float64]
 
@@ -94,7 +94,7 @@ class DataParallel:
             if grad is not None:
                 torch.mul(grad.flatten(), num_rows, out=view)
         flat[-2], flat[-1] = num_rows, float(wants_stop)
-        with _lost_peers():
+        with lost_peers():
             dist.all_reduce(flat)
         flat[:-2] /= flat[-2].clone()
         for parameter, view in zip(parameters, views, strict=True):
@@ -104,7 +104,7 @@ class DataParallel:
     def total(self, arrays: Sequence[Float64s]) -> list[Float64s]:
         """See `ProcessGroup`."""
         flat = torch.from_numpy(np.concatenate([array.ravel() for array in arrays]))
-        with _lost_peers():
+        with lost_peers():
             dist.all_reduce(flat)
         parts = np.split(flat.numpy(), np.cumsum([array.size for array in arrays])[:-1])
         return [part.reshape(array.shape) for part, array in zip(parts, arrays, strict=True)]
@@ -113,7 +113,7 @@ class DataParallel:
         """See `ProcessGroup`."""
         data = np.frombuffer(json.dumps(value).encode(), dtype=np.uint8).copy() if self.rank == 0 else None
         size = torch.tensor([0 if data is None else len(data)])
-        with _lost_peers():
+        with lost_peers():
             dist.broadcast(size, 0)
             text = torch.empty(int(size), dtype=torch.uint8) if data is None else torch.from_numpy(data)
             dist.broadcast(text, 0)
@@ -121,7 +121,8 @@ class DataParallel:
 
 
 @contextmanager
-def _lost_peers() -> Iterator[None]:
+def lost_peers() -> Iterator[None]:
+    """Convert the errors of a broken connection to `PeerLost`."""
     try:
         yield
     except RuntimeError as error:  # raised by gloo when a connection closes or times out

@@ -11,13 +11,16 @@ from torch import nn
 
 from headrace.embeddings import embedding_bags
 from headrace.embeddings.shards.group import ShardGroup
+from headrace.embeddings.shards.security import is_loopback, split_address
 from headrace.embeddings.shards.table_group import TableGroupSpec
 from headrace.embeddings.tables.seen_keys import SeenKeys
 from headrace.errors import ConfigError
+from headrace.placement.joining import MAX_TRAINERS
 from headrace.placement.moves import Moves
 from headrace.placement.resident_store import ResidentStore
 from headrace.training.commits import table_group_name
 from headrace.training.job import JobConfig
+from headrace.training.peers import GlooConnections
 from headrace.training.process_group import ProcessGroup
 
 __all__ = ["PlacementChoice", "ShardedTables", "choose_placement", "run_name"]
@@ -27,7 +30,7 @@ MIN_SEEN_BYTES, SEEN_ID_BYTES, SEEN_SHARE = 1 << 16, 8, 16
 
 
 class ShardedTables:
-    """The sharded embeddings of a run. All trainers call `end_window` and `save`, and trainer 0 carries them out.
+    """The sharded embeddings of a run. All trainers call `end_window` and `return_rows`; trainer 0 calls `save`.
 
     Args:
         job: The job, which has the addresses of the shards.
@@ -41,6 +44,7 @@ class ShardedTables:
         self._bags = {table_group_name(name): bags for name, bags in embedding_bags(model).items()}
         self._group: ShardGroup | None = None
         self._resident: dict[str, ResidentStore] = {}
+        self._connections: GlooConnections | None = None
         self._moves = Moves()
         self.placement = choose_placement(job, num_trainers=process_group.size)
         names = {table.name for bags in self._bags.values() for table in bags.tables}
@@ -75,17 +79,23 @@ class ShardedTables:
 
     def end_window(self, step: int) -> None:
         """Evict rows, after all trainers have made the window's last step."""
+        assert self._group is not None
+        self.return_rows()
         if self._process_group.rank == 0:
-            assert self._group is not None
-            self._return_rows()
             self._group.end_window(step)
-            for store in self._resident.values():
-                store.end_window()
+        for store in self._resident.values():
+            store.end_window()
+        if self._resident:
+            self._process_group.share(None)  # no trainer may put rows of the next window before shards have ended this
+
+    def return_rows(self) -> None:
+        """Return the changed rows that this trainer keeps, before a checkpoint."""
+        for store in self._resident.values():
+            store.flush()
 
     def save(self, folder: Path, step: int) -> None:
-        """Make each shard write its part into a checkpoint's temporary folder."""
+        """Make each shard write its part into a checkpoint's temporary folder, once all trainers have returned rows."""
         assert self._group is not None
-        self._return_rows()
         self._group.save(folder.name, step)
 
     def take_moves(self) -> Moves | None:
@@ -102,8 +112,10 @@ class ShardedTables:
 
     def _keep_rows(self, group: ShardGroup) -> dict[str, ResidentStore]:
         placement = self._job.placement
+        if self._process_group.size > 1:
+            self._connections = GlooConnections(self._job.cluster.wait_s)
         stores = {}
-        for name, state in group.table_groups.items():
+        for number, (name, state) in enumerate(group.table_groups.items()):
             remote, seen_bytes = group.store(name), max(MIN_SEEN_BYTES, placement.memory_bytes // SEEN_SHARE)
             if state.num_ids:  # the shards send it
                 seen_bytes = min(seen_bytes, MIN_SEEN_BYTES + SEEN_ID_BYTES * state.num_ids)
@@ -113,16 +125,16 @@ class ShardedTables:
                 version=state.version,
                 window_starts=state.window_starts,
                 seen=remote.seen_keys(seen_bytes) if state.num_ids else SeenKeys(seen_bytes),
+                peers=self._connections and self._connections.peers(number, len(group.table_groups)),
                 verify=placement.verify,
             )
         return stores
 
-    def _return_rows(self) -> None:
-        for store in self._resident.values():
-            store.flush()
-
     def close(self, *, wait: bool) -> None:
         """Close the connections."""
+        if self._connections is not None:
+            self._connections.close()
+            self._connections = None
         if self._group is not None:
             self._group.close(wait=wait)
             self._group = None
@@ -135,9 +147,13 @@ def choose_placement(job: JobConfig, *, num_trainers: int) -> PlacementChoice:
         ConfigError: The job asks for a placement that is not possible; the text has the reason.
     """
     placement, cluster, scheduler = job.placement, job.cluster, job.scheduler
+    is_asked_for = placement.policy == "lookahead"
+    is_local = all(is_loopback(split_address(shard)[0]) for shard in cluster.shards)
     obstacles = {
         "rows are in this process": not cluster.shards,
-        "there are several trainers": num_trainers > 1,
+        "there are several trainers": num_trainers > 1 and not is_asked_for,
+        f"there are more than {MAX_TRAINERS} trainers": num_trainers > MAX_TRAINERS,
+        "trainers on several machines would exchange rows without encryption": num_trainers > 1 and not is_local,
         f"cluster.staleness is {cluster.staleness}": cluster.staleness != 0,
         f"cluster.rows is {cluster.rows}": cluster.rows != "fp32",
         f"cluster.gradients is {cluster.gradients}": cluster.gradients != "fp32",
@@ -149,7 +165,8 @@ def choose_placement(job: JobConfig, *, num_trainers: int) -> PlacementChoice:
         raise ConfigError(f"placement.policy: given lookahead, expected none, because {found[0]}")
     if placement.policy == "none" or found:
         return PlacementChoice(False, f"none: {found[0] if found else 'as the job says'}")
-    return PlacementChoice(True, f"lookahead: the only trainer keeps up to {placement.memory} of rows per table group")
+    keeper = "the only trainer" if num_trainers == 1 else "each trainer"
+    return PlacementChoice(True, f"lookahead: {keeper} keeps up to {placement.memory} of rows per table group")
 
 
 @dataclass(frozen=True)

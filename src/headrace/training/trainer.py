@@ -383,6 +383,8 @@ class Trainer:
     def _commit(self) -> None:
         """Commit a checkpoint, see `commit`; its time is reported with the next steps."""
         start = time.perf_counter()
+        if self._shards is not None:
+            self._shards.return_rows()
         commit(
             self.state,
             self.components,

@@ -12,6 +12,7 @@ import torch
 
 import headrace.features as features
 from headrace.embeddings import EmbeddingBags, EmbeddingsConfig, KeyedPlan, Keys, TableConfig
+from headrace.embeddings.shards.merging import PlacedUpdate, merge_placed
 from headrace.embeddings.shards.warm_up import warm_up_shard
 from headrace.models import DCNv2Config, DeepFMConfig, DLRMConfig, ModelConfig, WideDeepConfig
 from headrace.models.products import Precision
@@ -68,7 +69,7 @@ def _find_keys_once() -> None:
 
 
 def _keep_rows_once() -> None:
-    """Read and update kept rows, of tables with and without admission."""
+    """Read and update kept rows, of tables with and without admission, and plan and merge those of two trainers."""
     for admission_count in (1, 2):
         table = TableConfig(name="warm up", kind="collisionless", embedding_dim=8, admission_count=admission_count)
         residency, rows = Residency(8), ResidentRows([table], 0, 8)
@@ -79,6 +80,10 @@ def _keep_rows_once() -> None:
             rows.read(residency.rows_of(0), keys)
             gradients = np.zeros((4, 8), np.float32)
             rows.update(residency.rows_of(0), keys, gradients, step=step, version=step, lr_factor=1.0)
+    shared = Residency(8, 2)
+    shared.announce(keys, keys)
+    shared.place(0)
+    merge_placed([PlacedUpdate(np.arange(4), keys.counts, gradients, 1)] * 2, 4)
 
 
 def _train_once(optimizer: str, kind: str) -> None:

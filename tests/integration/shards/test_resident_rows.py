@@ -18,7 +18,8 @@ from headrace.embeddings.shards.group import ShardGroup
 from headrace.embeddings.shards.table_group import TableGroupSpec
 from headrace.embeddings.tables.seen_keys import SeenKeys
 from headrace.errors import HeadraceError, ShardError, ShardLost
-from headrace.placement.resident_store import MAX_PUTS, ResidentStore
+from headrace.placement.resident_store import ResidentStore
+from headrace.placement.returns import MAX_PUTS
 
 Change = dict[str, Any]
 
@@ -156,13 +157,18 @@ def test_a_new_session_goes_on_with_the_returned_rows(serve: Serve, tmp_path: An
         assert contents(store.changes(0)) == contents(local.changes(0))
 
 
-def test_several_trainers_cannot_keep_rows(serve: Serve) -> None:
-    spec = spec_of({})
-    with ShardGroup([serve()], {"t": spec}, trainer=0, num_trainers=2, session="s") as group:
+def test_one_trainer_cannot_keep_rows_while_another_sends_updates(serve: Serve) -> None:
+    spec, address = spec_of({}), serve()
+    keys, gradients = batch(np.random.default_rng(0))
+    session = {"num_trainers": 2, "session": "s"}
+    with (
+        ShardGroup([address], {"t": spec}, trainer=1, **session) as other,
+        ShardGroup([address], {"t": spec}, trainer=0, **session) as group,
+    ):
+        other.store("t").update(keys, gradients).result()
         store = resident(group, num_rows=100)
-        keys, gradients = batch(np.random.default_rng(0))
         store.update(keys, gradients)
-        with pytest.raises(ShardError, match="expected a session with one trainer only"):
+        with pytest.raises(ShardError, match="trainer 0: keeps rows, but others send their updates"):
             store.flush()
 
 
@@ -269,7 +275,7 @@ def test_a_return_that_failed_is_not_forgotten(serve: Serve, monkeypatch: pytest
         with monkeypatch.context() as broken:
             broken.setattr(group._clients[0], "ask", lambda *_: (_ for _ in ()).throw(ShardLost("shard 0: cut off")))
             store._put(store._residency.find(keys), keys)
-            wait(store._returning)
+            wait(store._returns._pending)
         with pytest.raises(ShardLost, match="cut off"):
             store.flush()
 
@@ -282,7 +288,7 @@ def test_a_slow_link_holds_training_up(serve: Serve, monkeypatch: pytest.MonkeyP
         original = store.remote.put
 
         def put(*args: Any, **named: Any) -> Any:
-            pending.append(sum(not each.done() for each in store._returning))
+            pending.append(sum(not each.done() for each in store._returns._pending))
             time.sleep(0.001)
             return original(*args, **named)
 

@@ -20,6 +20,7 @@ __all__ = [
     "MAX_LINE",
     "MAX_STEP",
     "MAX_TABLES",
+    "MAX_TRAINERS",
     "PROTOCOL",
     "AcknowledgeRequest",
     "ChangesRequest",
@@ -35,9 +36,9 @@ __all__ = [
     "parse",
 ]
 
-PROTOCOL = 5
+PROTOCOL = 6
 """Protocol version of streams and of `open`. Versions 1 and 2 did not send it in `open`; version 3 had no
-`lr_factor` in updates; version 4 had no `fetch` and `put`."""
+`lr_factor` in updates; version 4 had no `fetch` and `put`; in version 5 only a session with one trainer had them."""
 
 MAX_BODY_BYTES = 16 << 20
 """Maximum size of an action's body or a header; 10,000 tables take 4 MB."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +15,7 @@ import numpy.typing as npt
 from headrace.embeddings.changes.log import RowBlock
 from headrace.embeddings.keys import Keys
 from headrace.embeddings.shards.merging import TrainerUpdate, join_keys, merge_updates
+from headrace.embeddings.shards.put_order import PutOrder
 from headrace.embeddings.shards.request_checks import check_gradients, check_keys, check_states
 from headrace.embeddings.shards.step_merger import StepMerger
 from headrace.embeddings.shards.table_group import TableGroupSpec, part_of
@@ -65,6 +66,7 @@ class ServedTableGroup:
         self.rows = rows
         self.counts = TableGroupCounts()
         self._merger = merger
+        self._puts = PutOrder(merger.num_trainers)
         self._hold_s = hold_s
         self._changed = threading.Condition()
         self._closed_because: str | None = None
@@ -143,31 +145,48 @@ class ServedTableGroup:
             held_s = self._wait(lambda: evictions.may_read(number), number, what, merger=evictions, held_s=held_s)
             return self._freed, held_s
 
-    def fetch(self, keys: Keys, *, trainer: int) -> KeyStates:
-        """The states of keys that the only trainer is going to train on itself.
+    def fetch(self, keys: Keys, *, trainer: int, after: Sequence[int] = ()) -> tuple[KeyStates, float]:
+        """The states of keys that a trainer is going to train on itself, and the waiting time in seconds.
+
+        Args:
+            keys: Unique keys.
+            trainer: Number of the trainer.
+            after: For each trainer, the mark that its puts must have reached, see `PutOrder`.
 
         Raises:
-            ShardError: Ids are out of range, or the trainer is unknown.
+            ShardError: As for `read`.
         """
         check_keys(keys, self.spec)
         with self._changed:
             self._merger.check_trainer(trainer)
-            return self.rows.states(keys)
+            if len(after) not in (0, self._merger.num_trainers):
+                raise ShardError(f"after: given {len(after)} marks, expected {self._merger.num_trainers} or none")
+            what, puts = f"fetch of trainer {trainer}", self._puts
+            held_s = self._hold(
+                lambda: puts.may_fetch(after), lambda: ("puts up to", list(after), puts.missing(after)), what
+            )
+            return self.rows.states(keys), held_s
 
-    def put(self, keys: Keys, states: KeyStates, *, trainer: int, step: int, version: int) -> None:
-        """Take back the states of keys from the only trainer, which has made all steps up to one.
+    def put(
+        self, keys: Keys, states: KeyStates, *, trainer: int, step: int, version: int, number: int, mark: int
+    ) -> None:
+        """Take back the states of keys from a trainer that keeps rows, and has made all steps up to one.
 
-        A repeated call sets the same states again.
+        A repeated call does nothing: another trainer may have returned later states of the same keys meanwhile.
 
         Raises:
-            ShardError: Ids are out of range, states are not plausible, there are several trainers, or a later step is
-                already applied.
+            ShardError: Ids are out of range, states are not plausible, the trainer has already made a later step, or an
+                earlier put is missing.
         """
         check_keys(keys, self.spec)
         check_states(keys, states, self.spec, version=version)
         with self._changed:
+            self._merger.check_trainer(trainer)
+            if not self._puts.take(trainer, number, mark):
+                return
             self._merger.skip_to(trainer, step)
-            self.rows.set_states(keys, states, step=step, version=version)
+            rows = self.rows
+            rows.set_states(keys, states, step=max(step, rows.step), version=max(version, rows.version))
             self._changed.notify_all()
 
     def seen_keys(self, num_bytes: int) -> SeenKeys:
@@ -262,6 +281,28 @@ class ServedTableGroup:
         Returns:
             Total waiting time in seconds.
         """
+        waits_for = merger or self._merger
+        return self._hold(ready, lambda: (waits_for.what, step, waits_for.missing(step)), what, held_s=held_s)
+
+    def _hold(
+        self,
+        ready: Callable[[], bool],
+        awaited: Callable[[], tuple[str, object, list[int]]],
+        what: str,
+        *,
+        held_s: float = 0.0,
+    ) -> float:
+        """Wait, with the lock held, until something is ready.
+
+        Args:
+            ready: Returns whether the wait is over.
+            awaited: What is waited for, its number, and the trainers from which it is missing, for the error.
+            what: Description of the request, for the error.
+            held_s: Time that the request has waited before, in seconds.
+
+        Returns:
+            Total waiting time in seconds.
+        """
         start = time.perf_counter()
         is_ready = self._changed.wait_for(lambda: self._closed_because is not None or ready(), self._hold_s - held_s)
         waited_s = time.perf_counter() - start
@@ -269,10 +310,9 @@ class ServedTableGroup:
         if self._closed_because is not None:
             raise ShardLost(self._closed_because)
         if not is_ready:
-            merger = merger or self._merger
-            missing = ", ".join(map(str, merger.missing(step)))
+            name, number, trainers = awaited()
             raise ShardError(
-                f"table group {self.name}: {what} waited {self._hold_s:g} s for {merger.what} {step}, "
-                f"missing from trainers: {missing}"
+                f"table group {self.name}: {what} waited {self._hold_s:g} s for {name} {number}, "
+                f"missing from trainers: {', '.join(map(str, trainers))}"
             )
         return held_s + waited_s

@@ -224,8 +224,8 @@ class ShardServer(fl.FlightServerBase):  # type: ignore[misc]
             self._check_num_keys(num_keys)
             ids = unpack_ids_only(batch, num_keys)
             keys = keys_of(ids, header.keys_per_table, len(served.spec.tables))
-            answer = wire.pack(served.fetch(keys, trainer=trainer), len(keys))
-            writer.write_with_metadata(answer, _reply(start, 0.0, served))
+            states, held_s = served.fetch(keys, trainer=trainer, after=header.after)
+            writer.write_with_metadata(wire.pack(states, len(keys)), _reply(start, held_s, served))
 
     def _serve_puts(self, served: ServedTableGroup, trainer: int, reader: Any, writer: Any) -> None:
         wire = StateWire(served.spec)
@@ -237,7 +237,8 @@ class ShardServer(fl.FlightServerBase):  # type: ignore[misc]
             self._check_num_keys(num_keys)
             ids, states = wire.unpack(batch, num_keys)
             keys = keys_of(ids, header.keys_per_table, len(served.spec.tables))
-            served.put(keys, states, trainer=trainer, step=header.step, version=header.version)
+            progress = {"step": header.step, "version": header.version, "number": header.number, "mark": header.mark}
+            served.put(keys, states, trainer=trainer, **progress)
             writer.write_metadata(pa.py_buffer(_reply(start, 0.0, served)))
 
     def _requests(self, reader: Any) -> Iterator[tuple[pa.RecordBatch, Any]]:

@@ -54,6 +54,7 @@ class StepMerger(Generic[Part]):
     what: str = "step"
     _steps: list[int] = field(init=False)  # last step of each trainer
     _waiting: dict[int, dict[int, Part]] = field(init=False, default_factory=dict)
+    _has_skipped: bool = field(init=False, default=False)
 
     def __post_init__(self) -> None:
         self._steps = [self.applied] * self.num_trainers
@@ -86,9 +87,12 @@ class StepMerger(Generic[Part]):
         """Add a trainer's part of a step; `may_update` must be true.
 
         Raises:
-            ShardError: The step is not the trainer's next one; nothing has changed.
+            ShardError: The step is not the trainer's next one, or another trainer makes its steps itself; nothing has
+                changed.
         """
         self.check_step(trainer, step)
+        if self._has_skipped and self.num_trainers > 1:
+            raise ShardError(f"trainer {trainer}: sends {self.what} {step}, but others keep rows; expected all or none")
         if step <= self._steps[trainer]:
             return Decision(repeated=True)
         self._steps[trainer] = step
@@ -104,17 +108,21 @@ class StepMerger(Generic[Part]):
         return Decision(tuple(steps))
 
     def skip_to(self, trainer: int, step: int) -> None:
-        """Count all steps up to one as applied, because the only trainer has made them itself.
+        """Count all of a trainer's steps up to one as made, because it keeps rows and has trained them itself.
+
+        A step is applied once all trainers have made it.
 
         Raises:
-            ShardError: There are several trainers, or a later step is already applied.
+            ShardError: The trainer has already made a later step, or another one sends its steps to the shard.
         """
         self.check_trainer(trainer)
-        if self.num_trainers > 1:
-            raise ShardError(f"trainer {trainer}: keeps rows, expected a session with one trainer only")
-        if step < self.applied:
-            raise ShardError(f"trainer {trainer}: given {self.what} {step}, expected {self.applied} or later")
-        self.applied = self._steps[trainer] = step
+        if self._waiting:
+            raise ShardError(f"trainer {trainer}: keeps rows, but others send their updates; expected all or none")
+        if step < self._steps[trainer]:
+            raise ShardError(f"trainer {trainer}: given {self.what} {step}, expected {self._steps[trainer]} or later")
+        self._has_skipped = True
+        self._steps[trainer] = step
+        self.applied = min(self._steps)
 
     def may_read(self, after: int) -> bool:
         """Whether a read that must include a step may be answered now."""

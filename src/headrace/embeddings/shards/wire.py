@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, field
 from typing import Annotated, Any, Literal, Self, get_args
 
 import numpy as np
@@ -19,6 +19,7 @@ from headrace.embeddings.shards.precision import PRECISIONS, Precision, row_byte
 from headrace.embeddings.shards.requests import (
     MAX_STEP,
     MAX_TABLES,
+    MAX_TRAINERS,
     PROTOCOL,
     Name,
     Step,
@@ -183,9 +184,12 @@ class FetchHeader(_Header):
 
     Attributes:
         keys_per_table: Number of keys of each table, in table order.
+        after: For each trainer, the mark that its puts must have reached before the states are read; nothing to read
+            them at once.
     """
 
     keys_per_table: KeysPerTable
+    after: Annotated[list[Step], Field(max_length=MAX_TRAINERS)] = field(default_factory=list)
 
 
 @dataclass(frozen=True, config=CHECKED)
@@ -195,11 +199,15 @@ class PutHeader(_Header):
     Attributes:
         step: Last step that the trainer has made; earlier updates of these keys are in their states.
         version: Version of the table group after this step.
+        number: Number of puts of this trainer in the session, including this one.
+        mark: What fetches of other trainers wait for; it never decreases.
         keys_per_table: Number of keys of each table, in table order.
     """
 
     step: Step
     version: Step
+    number: Annotated[int, Field(ge=1, le=MAX_STEP)]
+    mark: Step
     keys_per_table: KeysPerTable
 
 

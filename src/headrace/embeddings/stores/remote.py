@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from time import perf_counter
@@ -73,6 +73,8 @@ class StoreCounters:
         keys: Number of keys read.
         bytes_sent: Bytes of arrays sent: ids, counts and gradients.
         bytes_received: Bytes of rows received.
+        bytes_fetched: Bytes of ids sent and states received by `fetch`.
+        bytes_put: Bytes of ids and states sent by `put`.
         read_s: Time from a call of `read` until its rows arrived.
         update_s: Time from a call of `update` until all shards confirmed it.
         held_s: Part of these times during which the last shard held requests back for other trainers' steps.
@@ -84,6 +86,8 @@ class StoreCounters:
     keys: int = 0
     bytes_sent: int = 0
     bytes_received: int = 0
+    bytes_fetched: int = 0
+    bytes_put: int = 0
     read_s: float = 0.0
     update_s: float = 0.0
     held_s: float = 0.0
@@ -140,7 +144,7 @@ class RemoteStore:
         self._update_schema = update_schema(options.gradients, spec.embedding_dim)
         self._lock = threading.Lock()
         self._counters = StoreCounters()
-        self._num_evictions = 0
+        self._num_evictions = self._num_puts = 0
         self._evicting: Future[int] | None = None  # the newest
         self._putting: Future[None] | None = None  # the newest
         self._wire = StateWire(spec)
@@ -236,13 +240,14 @@ class RemoteStore:
         self._evicting = _gather(self._updaters, list(range(self._plan.num_shards)), evict_part, finish)
         return self._evicting
 
-    def fetch(self, keys: Keys) -> Future[list[tuple[Int64s, KeyStates]]]:
-        """Fetch the states of keys that this process, the only trainer, is going to train on itself.
+    def fetch(self, keys: Keys, *, after: Sequence[int] = ()) -> Future[list[tuple[Int64s, KeyStates]]]:
+        """Fetch the states of keys that this trainer is going to train on itself.
 
-        They include all states that were put before, and all evictions.
+        They include all states that it put before, and all evictions.
 
         Args:
             keys: Keys, unique within the call, with tables ascending; `keys.counts` are ignored.
+            after: For each trainer, the mark that its puts must have reached.
 
         Returns:
             For each shard, the positions in `keys` that it owns, and their states.
@@ -250,13 +255,14 @@ class RemoteStore:
         start = perf_counter()
         routes, before = self._route(keys), (self._putting, self._evicting)
         found: list[tuple[Int64s, KeyStates]] = []
+        marks = list(after)
 
         def fetch_part(shard: int) -> tuple[ReplyHeader, int, int]:
             for call in before:
                 if call is not None:
                     call.result()
             places, part = _part_of(keys, routes, shard)
-            header = FetchHeader(self._keys_per_table(part))
+            header = FetchHeader(self._keys_per_table(part), marks)
             request = pack_ids_only(part.ids)
             answer, reply = self._clients[shard].ask(self._fetch_header, request.schema, request, header.to_json())
             assert answer is not None
@@ -265,13 +271,13 @@ class RemoteStore:
             return reply, request.nbytes, answer.nbytes
 
         def finish(parts: list[tuple[ReplyHeader, int, int]]) -> list[tuple[Int64s, KeyStates]]:
-            self._count(parts, perf_counter() - start, read=keys)
+            self._count(parts, perf_counter() - start, read=keys, kind="bytes_fetched")
             return found
 
         return _gather(self._readers, self._shards_of(keys, routes), fetch_part, finish)
 
-    def put(self, keys: Keys, states: KeyStates, *, step: int, version: int) -> Future[None]:
-        """Return the states of keys to their shards, after this process, the only trainer, made all steps up to one.
+    def put(self, keys: Keys, states: KeyStates, *, step: int, version: int, mark: int = 0) -> Future[None]:
+        """Return the states of keys to their shards, after this trainer made all steps up to one.
 
         The call goes to all shards, including those that own none of the keys, so that all are at the same version.
         Later fetches include it, even without waiting for the future.
@@ -281,22 +287,25 @@ class RemoteStore:
             states: Their states.
             step: Number of the last step.
             version: Version of the table group after it.
+            mark: What fetches of other trainers name in `after`; it never decreases.
         """
         start = perf_counter()
         with self._lock:
             self.step = step
+            self._num_puts += 1
+            number = self._num_puts
         routes = self._route(keys)
 
         def put_part(shard: int) -> tuple[ReplyHeader, int, int]:
             places, part = _part_of(keys, routes, shard)
             mine = states if places is None else states.take(places, len(keys))
-            header = PutHeader(step, version, self._keys_per_table(part))
+            header = PutHeader(step, version, number, mark, self._keys_per_table(part))
             request = self._wire.pack(mine, len(part), part.ids)
             _, reply = self._clients[shard].ask(self._put_header, request.schema, request, header.to_json())
             return reply, request.nbytes, 0
 
         def finish(parts: list[tuple[ReplyHeader, int, int]]) -> None:
-            self._count(parts, perf_counter() - start, read=None)
+            self._count(parts, perf_counter() - start, read=None, kind="bytes_put")
 
         # Runs in the threads of updates, so that it reaches each shard in order.
         self._putting = _gather(self._updaters, list(range(self._plan.num_shards)), put_part, finish)
@@ -375,7 +384,10 @@ class RemoteStore:
         sizes: list[int] = np.bincount(keys.tables, minlength=len(self._plan.owners)).tolist()
         return sizes
 
-    def _count(self, parts: list[tuple[ReplyHeader, int, int]], seconds: float, *, read: Keys | None) -> None:
+    def _count(
+        self, parts: list[tuple[ReplyHeader, int, int]], seconds: float, *, read: Keys | None, kind: str = ""
+    ) -> None:
+        """Count a finished call; the bytes of both directions also under the name of a counter, if given."""
         sent, received = sum(part[1] for part in parts), sum(part[2] for part in parts)
         held_s = max((part[0].held_us for part in parts), default=0) / 1e6
         with self._lock:
@@ -385,6 +397,7 @@ class RemoteStore:
                 bytes_sent=was.bytes_sent + sent,
                 bytes_received=was.bytes_received + received,
                 held_s=was.held_s + held_s,
+                **({kind: getattr(was, kind) + sent + received} if kind else {}),
             )
             if read is None:
                 self._counters = replace(common, updates=was.updates + 1, update_s=was.update_s + seconds)

@@ -59,3 +59,25 @@ def test_a_step_out_of_turn_or_of_an_unknown_trainer_changes_nothing() -> None:
     with pytest.raises(ShardError, match="trainer 2: expected 0 <= trainer < 2"):
         merger.update(2, 1, "x")
     assert merger.update(1, 1, "x").steps == ()
+
+
+def test_trainers_that_keep_rows_have_made_a_step_once_the_last_one_has() -> None:
+    merger: StepMerger[str] = StepMerger(2, applied=3)
+    merger.skip_to(0, 7)
+    assert merger.applied == 3
+    merger.skip_to(1, 5)
+    assert merger.applied == 5
+    assert merger.missing(7) == [1]
+    with pytest.raises(ShardError, match="trainer 0: given step 6, expected 7 or later"):
+        merger.skip_to(0, 6)
+
+
+def test_some_trainers_cannot_keep_rows_while_others_send_updates() -> None:
+    merger: StepMerger[str] = StepMerger(2)
+    merger.update(0, 1, "x")
+    with pytest.raises(ShardError, match="trainer 1: keeps rows, but others send their updates; expected all or none"):
+        merger.skip_to(1, 1)
+    merger = StepMerger(2)
+    merger.skip_to(0, 1)
+    with pytest.raises(ShardError, match="trainer 1: sends step 1, but others keep rows; expected all or none"):
+        merger.update(1, 1, "x")

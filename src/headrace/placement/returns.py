@@ -1,0 +1,101 @@
+"""`Returns`: puts changed rows back into their shards while training goes on."""
+
+from __future__ import annotations
+
+from collections import deque
+from concurrent.futures import Future
+
+import numpy as np
+import numpy.typing as npt
+
+from headrace.embeddings.keys import Keys
+from headrace.embeddings.stores.remote import RemoteStore
+from headrace.placement.resident_rows import ResidentRows
+
+__all__ = ["MAX_PUTS", "BeforeEnd", "Returns"]
+
+MAX_PUTS = 8
+"""Maximum number of puts on their way, so that a slow link holds training up instead of filling memory."""
+
+Int64s = npt.NDArray[np.int64]
+Int32s = npt.NDArray[np.int32]
+
+
+class Returns:
+    """The puts of one trainer.
+
+    Args:
+        remote: Where rows return to.
+        rows: The rows that are kept.
+    """
+
+    def __init__(self, remote: RemoteStore, rows: ResidentRows) -> None:
+        self._remote = remote
+        self._rows = rows
+        self._pending: deque[Future[None]] = deque()
+
+    @property
+    def newest(self) -> Future[None] | None:
+        """The newest put, if it is still waited for; those before it are done when it is."""
+        return self._pending[-1] if self._pending else None
+
+    def put(
+        self, rows: Int64s, keys: Keys, *, step: int, version: int, mark: int = 0, even_if_none: bool = False
+    ) -> Keys:
+        """Put those of some rows back that were changed since they came or were put back, without waiting.
+
+        Args:
+            rows: int64 [R], rows that are here.
+            keys: Their keys [R], with tables ascending.
+            step: Number of the last step.
+            version: Version of the table group.
+            mark: See `RemoteStore.put`.
+            even_if_none: Whether to tell the shards the step even if no row was changed.
+
+        Returns:
+            The keys of the changed rows.
+        """
+        changed = np.flatnonzero(self._rows.is_changed[rows])
+        rows, keys = rows[changed], keys.take(changed)
+        if len(rows) or even_if_none:
+            self.wait(MAX_PUTS - 1)
+            states = self._rows.states(rows)
+            self._pending.append(self._remote.put(keys, states, step=step, version=version, mark=mark))
+            self._rows.is_changed[rows] = False
+        return keys
+
+    def wait(self, most: int = 0) -> None:
+        """Wait until at most so many puts are on their way; raises the error of any that failed."""
+        while self._pending and (len(self._pending) > most or self._pending[0].done()):
+            self._pending.popleft().result()
+
+
+class BeforeEnd:
+    """The last batch before a flush, and entries of rows that are not used until then, to be put back.
+
+    Args:
+        batch: Number of the batch.
+    """
+
+    def __init__(self, batch: int) -> None:
+        self.batch = batch
+        self._parts: deque[Int32s] = deque()
+        self._num_entries = 0
+
+    def add(self, entries: Int32s) -> None:
+        """Add entries that became unused."""
+        self._parts.append(entries)
+        self._num_entries += len(entries)
+
+    def take(self, num_batches: int) -> Int32s:
+        """Take a part of the entries, so that all are taken in this batch and `num_batches` later ones."""
+        left = -(-self._num_entries // (num_batches + 1))
+        self._num_entries -= left
+        taken = [np.empty(0, dtype=np.int32)]
+        while left > 0:
+            part = self._parts.popleft()
+            taken.append(part[:left])
+            if len(part) > left:
+                self._parts.appendleft(part[left:])
+            left -= len(taken[-1])
+        return np.unique(np.concatenate(taken))  # some may have been used again, and added again

@@ -1,0 +1,88 @@
+"""Several trainers that keep rows end with the bits of trainers that read and update shards in every step, also if a
+shard and a trainer are killed, and if their number changes."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from contextlib import ExitStack
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+from test_launch import kill_a_shard, parameters, wait_for_the_first_checkpoint, write_job
+
+from headrace.logs.generate import GenerateConfig, generate_logs
+
+LOOKAHEAD = "{policy: lookahead, memory: 60KiB, window: 4, verify: true}"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("launched")
+    generate_logs(GenerateConfig(rows=2_050, windows=2, users=300, items=200, seed=5), folder / "logs")
+    return folder
+
+
+def command(folder: Path, run: str, trainers: int, *arguments: str) -> list[str]:
+    job = str(folder / f"{run}.yaml")
+    return [sys.executable, "-m", "headrace", "launch", job, f"--trainers={trainers}", "--shards=2", *arguments]
+
+
+def run_all(folder: Path, run: str, trainers: int, *arguments: str) -> None:
+    with (folder / f"{run}.log").open("a") as log:
+        code = subprocess.run(
+            command(folder, run, trainers, *arguments), stdout=log, stderr=log, check=False
+        ).returncode
+    assert code == 0, (folder / f"{run}.log").read_text()
+
+
+def assert_same(folder: Path, run: str, other: str) -> None:
+    expected, found = parameters(folder / run), parameters(folder / other)
+    assert expected.keys() == found.keys()
+    assert {name for name in expected if not np.array_equal(expected[name], found[name])} == set()
+
+
+@pytest.mark.slow
+def test_a_killed_shard_and_a_killed_trainer_change_no_bits(folder: Path) -> None:
+    write_job(folder, "plain", 32, "none")
+    run_all(folder, "plain", 2)
+    write_job(folder, "kept", 32, LOOKAHEAD)
+    with ExitStack() as stack:
+        log = stack.enter_context((folder / "kept.log").open("w"))
+        process = stack.enter_context(subprocess.Popen(command(folder, "kept", 2), stdout=log, stderr=log))
+        stack.callback(process.kill)
+        wait_for_the_first_checkpoint(process, folder / "kept" / "checkpoints")
+        kill_a_shard(process)
+        wait_for(process, folder / "kept.log", "going on from checkpoint")
+        kill_a_trainer(process)
+        assert process.wait() != 0
+    run_all(folder, "kept", 2)
+    text = (folder / "kept.log").read_text()
+    assert "shard-1 ended with code -9; restarting it" in text
+    assert "ended with code -9; stopping the others" in text
+    assert_same(folder, "plain", "kept")
+    decisions = (folder / "kept" / "decisions.jsonl").read_text()
+    assert "at another trainer" in decisions
+
+
+@pytest.mark.slow
+def test_the_number_of_trainers_changes_between_runs(folder: Path) -> None:
+    for run, placement in (("plain changed", "none"), ("kept changed", "{policy: lookahead}")):
+        write_job(folder, run, 24, placement)
+        run_all(folder, run, 2, "--windows=1")
+        run_all(folder, run, 3)
+    assert_same(folder, "plain changed", "kept changed")
+
+
+def wait_for(process: subprocess.Popen[bytes], log: Path, text: str) -> None:
+    while text not in log.read_text():
+        assert process.poll() is None
+        time.sleep(0.01)
+
+
+def kill_a_trainer(process: subprocess.Popen[bytes]) -> None:
+    trainers = [child for child in psutil.Process(process.pid).children() if "train" in child.cmdline()]
+    max(trainers, key=lambda child: child.pid).kill()

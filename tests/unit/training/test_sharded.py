@@ -1,0 +1,52 @@
+"""Where rows are kept: what a job asks for, and what is possible."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from headrace.errors import ConfigError
+from headrace.training import JobConfig
+from headrace.training.sharded import choose_placement
+
+HERE, THERE = ["127.0.0.1:1", "[::1]:2"], ["127.0.0.1:1", "10.0.0.2:2"]
+
+
+def job_of(placement: Any, shards: list[str], **cluster: Any) -> JobConfig:
+    values = {"run": "run", "data": {"path": "logs"}, "placement": placement}
+    return JobConfig.model_validate(values | {"cluster": {"shards": shards, **cluster}})
+
+
+@pytest.mark.parametrize(
+    ("placement", "shards", "num_trainers", "reason"),
+    [
+        ("auto", HERE, 1, "lookahead: the only trainer keeps up to 512MiB of rows per table group"),
+        ("auto", THERE, 1, "lookahead: the only trainer keeps up to 512MiB of rows per table group"),
+        ("auto", HERE, 2, "none: there are several trainers"),
+        ("auto", [], 1, "none: rows are in this process"),
+        ("none", HERE, 1, "none: as the job says"),
+        ("lookahead", HERE, 2, "lookahead: each trainer keeps up to 512MiB of rows per table group"),
+        ("lookahead", HERE, 62, "lookahead: each trainer keeps up to 512MiB of rows per table group"),
+    ],
+)
+def test_rows_are_kept_where_the_job_says(placement: str, shards: list[str], num_trainers: int, reason: str) -> None:
+    choice = choose_placement(job_of(placement, shards), num_trainers=num_trainers)
+    assert choice.reason.startswith(reason)
+    assert choice.keeps_rows == reason.startswith("lookahead")
+
+
+@pytest.mark.parametrize(
+    ("shards", "num_trainers", "cluster", "reason"),
+    [
+        (THERE, 2, {}, "trainers on several machines would exchange rows without encryption"),
+        (HERE, 63, {}, "there are more than 62 trainers"),
+        (HERE, 2, {"rows": "bf16"}, "cluster.rows is bf16"),
+        (HERE, 2, {"staleness": 1}, "cluster.staleness is 1"),
+    ],
+)
+def test_what_is_not_possible_is_refused(
+    shards: list[str], num_trainers: int, cluster: dict[str, Any], reason: str
+) -> None:
+    with pytest.raises(ConfigError, match=f"placement.policy: given lookahead, expected none, because {reason}"):
+        choose_placement(job_of("lookahead", shards, **cluster), num_trainers=num_trainers)
