@@ -75,8 +75,9 @@ class Measurement:
         self._processes: dict[str, Process] = {}
 
     def passes_of_a_log(self) -> int:
-        """Passes over each log, without those of the best point of the grid."""
-        return sum(self.seeds if arm.takes_seed else 1 for arm in self.arms) + len(self.points)
+        """Passes over each log; those of a grid's best point are done with all seeds."""
+        grid = len(self.points) + self.seeds if self.points else 0
+        return sum(self.seeds if arm.takes_seed else 1 for arm in self.arms) + grid
 
     def all_seeds(self, log: QualityLog, job: Path, arm: QualityArm, change: Any = None) -> list[Answer]:
         """One pass for each seed; none if the arm fails."""

@@ -60,6 +60,7 @@ def init(
         raise ConfigError(f"{job_path}: exists already; --force overwrites it, or choose another folder with --out")
     kind = text_kind(path)
     is_condition = kind is not None and label is not None and not label.isidentifier()
+    given = printable(path)
     if kind is not None:
         _refuse_roles(schema, None if is_condition else label, ignore)
         path = _convert(kind, path, label if is_condition else None, out)
@@ -69,7 +70,7 @@ def init(
     schema = schema or _schema_beside(path, schema_path, force=force)
     _refuse_roles(schema, None if is_condition else label, ignore)
     try:
-        found = _inspect(path, schema, LABEL if is_condition else label, ignore or [])
+        found = _inspect(path, schema, LABEL if is_condition else label, ignore or [], where=given)
     except ConfigError:
         if kind is not None:
             shutil.rmtree(path)  # the same command with another label converts the log again
@@ -125,12 +126,13 @@ def _write_schema(found: Any, given: Path | None, written: Path, where: str) -> 
         return
     write_text(written, schema_to_yaml(found.schema, found.guesses))
     parts = (found.schema.ids, "id"), (found.schema.id_lists, "id list"), (found.schema.dense, "number")
-    counts = ", ".join(count_of(len(columns), noun) for columns, noun in parts)
+    counts = ", ".join(count_of(len(columns), noun) for columns, noun in parts if columns)
     typer.echo(f"wrote {written}: {counts}; the reason for each is in it")
 
 
 def _show(job_path: Path, choices: Any, notes: list[str]) -> None:
     """Show the choices of a job file that was written, and notes on the log; numbers as features are only counted."""
+    from headrace.cli.tables import wrapped
     from headrace.messages import count_of
 
     numbers = [choice for choice in choices if choice.key[:2] == ("features", "dense")]
@@ -138,7 +140,7 @@ def _show(job_path: Path, choices: Any, notes: list[str]) -> None:
     for choice in choices:
         if choice not in numbers:
             typer.echo(f"  {choice}")
-            typer.echo(f"      {choice.reason}")
+            typer.echo(wrapped(choice.reason, indent=6))
     if numbers:
         typer.echo(f"  features.dense: {count_of(len(numbers), 'feature')}; the reason for each is in the file")
     for note in notes:
@@ -177,15 +179,14 @@ def _refuse_roles(schema: Path | None, label: str | None, ignore: list[str] | No
         raise ConfigError(f"{option}: the schema {schema} says the role of each column; change it there")
 
 
-def _inspect(path: str, schema: Path | None, label: str | None, ignore: list[str]) -> Any:
-    """Inspect a Parquet log with a schema, or with what is known of its columns.
+def _inspect(path: str, schema: Path | None, label: str | None, ignore: list[str], *, where: str) -> Any:
+    """Inspect a Parquet log with a schema, or with what is known of its columns; `where` is its name in errors.
 
     Raises:
         ConfigError: It has no label, or other columns than the given ones.
     """
     from headrace.errors import ConfigError
     from headrace.logs import Schema
-    from headrace.logs.files import printable
     from headrace.logs.inspection import inspect_log
 
     if schema is not None:
@@ -193,7 +194,7 @@ def _inspect(path: str, schema: Path | None, label: str | None, ignore: list[str
     found = inspect_log(path, label=label, ignore=ignore)
     if found.schema is None:
         raise ConfigError(
-            f"{printable(path)}: no column looks like a label (0 and 1): name it with --label, write a schema and give "
+            f"{where}: no column looks like a label (0 and 1): name it with --label, write a schema and give "
             "it with --schema, or make a label of other columns of CSV and JSON lines with --label 'rating >= 4'"
         )
     return found

@@ -3,19 +3,40 @@
 from __future__ import annotations
 
 import math
+import shutil
+import sys
+import textwrap
 from collections.abc import Iterable, Sequence
 
 from headrace.observe.metrics import QualityColumn, quality_columns
 from headrace.observe.run_data import RunData
 from headrace.training import Scores, WindowResult
 
-__all__ = ["WindowTable", "run_table", "scores_table", "text_table", "window_table"]
+__all__ = ["WindowTable", "run_table", "scores_table", "text_table", "window_table", "wrapped"]
 
 RATE, CALIBRATION = ("label_rate", "rate", ".4f"), ("calibration", "calibration", ".4f")
 MEAN, BIAS = ("label_mean", "mean", ".5g"), ("bias", "bias", ".3g")
 
-USUAL_WIDTHS = (16, 11, 5, 9, 6, 8, 6, 7, 12)
+USUAL_WIDTHS = (20, 11, 5, 9, 6, 8, 6, 7, 12)
 """Minimum column widths of the window table, whose later lines are not known yet."""
+
+
+def wrapped(text: str, *, indent: int = 0, width: int | None = None) -> str:
+    """A paragraph as lines with an indent: at most as wide as the terminal, or one line in pipes and log files.
+
+    Args:
+        text: The paragraph.
+        indent: Spaces before each line.
+        width: Characters per line; None for those of the terminal.
+    """
+    if width is None and sys.stdout.isatty():
+        width = shutil.get_terminal_size().columns
+    if width is None:
+        return " " * indent + text
+    spaces = " " * indent
+    return textwrap.fill(
+        text, width, initial_indent=spaces, subsequent_indent=spaces, break_long_words=False, break_on_hyphens=False
+    )
 
 
 def text_table(header: Sequence[str], rows: Iterable[Sequence[str]], total: Sequence[str] | None = None) -> str:

@@ -12,7 +12,7 @@ HEAD_BYTES = 512
 PARQUET, ENCRYPTED = b"PAR1", b"PARE"
 
 BEGINNINGS = (
-    (b"\x1f\x8b", "compressed with gzip; decompress it first"),
+    (b"\x1f\x8b", "compressed with gzip; decompress it first, or unpack it if it is a tar archive"),
     (b"BZh", "compressed with bzip2; decompress it first"),
     (b"\xfd7zXZ", "compressed with xz; decompress it first"),
     (b"\x28\xb5\x2f\xfd", "compressed with zstd; decompress it first"),

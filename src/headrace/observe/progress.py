@@ -23,6 +23,8 @@ LINE_EVERY_S = 10.0
 REFRESH_S = 0.1
 """Minimum interval of drawing a bar, which takes about a millisecond."""
 RATE_WINDOW_S = 10.0
+MIN_BAR = 4
+"""Characters of a bar beside a text that leaves no room for more."""
 
 
 class RateMeter:
@@ -99,7 +101,7 @@ class Progress:
         if self._console.is_terminal:
             self._bar = rich.progress.Progress(
                 rich.progress.TextColumn("[bold]{task.description}", table_column=Column(no_wrap=True)),
-                rich.progress.BarColumn(bar_width=20, table_column=Column(min_width=12)),
+                rich.progress.BarColumn(bar_width=20, table_column=Column(min_width=MIN_BAR)),
                 rich.progress.TextColumn("{task.fields[status]}"),
                 console=self._console,
                 auto_refresh=False,
@@ -168,7 +170,7 @@ class Progress:
     def _draw(self, now_s: float, end: str | None = None) -> None:
         if self._bar is not None:
             self._rows_per_s = self._rate.update(now_s, self.done)
-            status = Text("  ".join(self._parts(now_s, end)), no_wrap=True, overflow="ellipsis")
+            status = Text(self._fitting(self._parts(now_s, end)), no_wrap=True, overflow="ellipsis")
             completed = self.done if self._totals_s is None else self.total or self.done
             self._bar.update(self._task, completed=completed, total=self.total, status=status)
             self._bar.refresh()
@@ -177,6 +179,16 @@ class Progress:
         self._rows_per_s = self._rate.update(now_s, self.done)
         self._console.print(Text(f"{self.what}: " + "  ".join(self._parts(now_s, end))), soft_wrap=True)
         self._num_lines += 1
+
+    def _fitting(self, parts: list[str]) -> str:
+        """The text of a bar that fits on the terminal: without the last of the job's own columns if there are too many.
+        The time left, or taken, stays at the end."""
+        room = self._console.width - len(self.what) - MIN_BAR - 2  # a space on each side of the bar
+        spare = len(self._column_parts())
+        while spare and len("  ".join(parts)) > room:
+            spare -= 1
+            del parts[-2]
+        return "  ".join(parts)
 
     def _parts(self, now_s: float, end: str | None) -> list[str]:
         if end == "done" and self._totals_s is not None:

@@ -30,7 +30,7 @@ def test_where_output_streams_each_window_is_a_line_as_it_ends_and_none_comes_tw
     lines: list[str] = []
     results = RunResults(tmp_path, streams=True, echo=lambda text: lines.extend(text.splitlines()))
     results.add(window("hour=1"))
-    assert [line.split()[0] for line in lines] == ["window", "-" * 16, "hour=1"]
+    assert [line.split()[0] for line in lines] == ["window", "-" * 20, "hour=1"]
     results.add(window("hour=2"))
     assert lines[-1].split()[0] == "hour=2"
     record(tmp_path)

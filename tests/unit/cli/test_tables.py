@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from headrace.cli.tables import WindowTable, run_table, scores_table, text_table, window_table
+from headrace.cli.tables import WindowTable, run_table, scores_table, text_table, window_table, wrapped
 from headrace.messages import to_json
 from headrace.observe.run_data import RunData
 from headrace.pipeline import RowStats
@@ -104,3 +104,10 @@ def test_the_table_of_a_run_folder_is_that_of_its_windows(tmp_path: Path) -> Non
     assert [line.split() for line in lines] == [line.split() for line in window_table(windows).splitlines()]
     (tmp_path / "metrics.jsonl").write_text("")
     assert run_table(RunData.read(tmp_path)) == ""
+
+
+def test_paragraphs_are_wrapped_for_terminals_only() -> None:
+    text = "One window for each of 6 folders."
+    assert wrapped(text, indent=2) == "  One window for each of 6 folders."  # tests have no terminal
+    assert wrapped(text, indent=2, width=20) == "  One window for\n  each of 6 folders."
+    assert wrapped("/a/name-that-is-longer", width=8) == "/a/name-that-is-longer"

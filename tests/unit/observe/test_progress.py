@@ -114,6 +114,25 @@ def test_on_a_terminal_a_bar_is_drawn_with_the_columns() -> None:
     assert "30,000 of 30,000 rows  100%  1,000 rows/s  loss 0.5000  limiting read  done in 30 s" in last
 
 
+@pytest.mark.parametrize(
+    ("width", "text"),
+    [
+        (92, "4,550 rows  10,000 rows/s  loss 0.4726  AUC 0.6696  NE 0.9445  done in 0.5 s"),
+        (80, "4,550 rows  10,000 rows/s  loss 0.4726  AUC 0.6696  done in 0.5 s"),
+        (60, "4,550 rows  10,000 rows/s  done in 0.5 s"),
+    ],
+)
+def test_a_bar_leaves_out_columns_that_do_not_fit_and_never_its_end(width: int, text: str) -> None:
+    console, clock = Console(file=io.StringIO(), force_terminal=True, width=width), FakeClock()
+    with Progress("train h=1", total=4_550, console=console, clock=clock) as progress:
+        clock.now_s = 0.2
+        progress.update(4_000, {"loss": 0.5, "AUC": 0.6, "limited by": "wait"})
+        progress.finish(4_550, 0.455, {"loss": 0.4726, "AUC": 0.6696, "NE": 0.9445})
+    lines = text_of(console).replace("\r", "\n").rstrip().splitlines()
+    assert text in lines[-2]
+    assert any(line.rstrip("\x1b[0m ").endswith("ETA 0.0 s") for line in lines)
+
+
 def test_the_bar_is_drawn_at_most_ten_times_a_second() -> None:
     console, clock = Console(file=io.StringIO(), force_terminal=True, width=110), FakeClock()
     with Progress("train", console=console, clock=clock) as progress:

@@ -41,6 +41,8 @@ ID_WORDS = word_set(
 SURE_ID_WORDS = word_set("id ids uid uuid key hash")
 TIME_WORDS = word_set("time timestamp ts datetime date at ms epoch")
 SESSION_WORDS = word_set("session sess visit sid")
+BOUND_WORDS = word_set("start started begin end ended")
+"""Words beside those of a session that name a time of it and not an id."""
 ROW_NAMES = frozenset({"row", "row id", "event id", "impression id", "request id", "record id", "sample id", "log id"})
 WEIGHT_NAMES = frozenset({"weight", "sample weight", "example weight", "importance", "importance weight"})
 
@@ -272,7 +274,8 @@ def _guess_time(profile: ColumnProfile, words: Sequence[str]) -> Guess | None:
             options = (("unit", unit),)
             if named:
                 return Guess(profile.name, "timestamp", f"named like a time, counts {unit} since 1970", options)
-            if not set(words) & (ID_WORDS | SESSION_WORDS) and float(profile.min or 0) > 0.5 * profile.mean:
+            is_id = set(words) & ID_WORDS or (set(words) & SESSION_WORDS and not set(words) & BOUND_WORDS)
+            if not is_id and float(profile.min or 0) > 0.5 * profile.mean:
                 return Guess(profile.name, "timestamp", f"numbers like {unit} since 1970", options, is_sure=False)
     if words in (["timestamp"], ["ts"], ["event", "time"]):
         return Guess(profile.name, "timestamp", "named like a time; the unit is a guess", (("unit", "ms"),))

@@ -60,6 +60,8 @@ def guesses_of(columns: dict[str, object]) -> dict[str, Guess]:
         ("event_time", TIMES_S, "timestamp", "named like a time, counts s since 1970"),
         ("when", pa.array(TIMES_S).cast(pa.timestamp("s")), "timestamp", "type timestamp[s]"),
         ("session_id", HASHES, "session_id", "named like a session"),
+        ("session_key", TIMES_S * 1000, "session_id", "named like a session"),
+        ("session_start", TIMES_S * 1000, "timestamp", "numbers like ms since 1970"),
         ("session_length", SMALL, "dense", "named like a number"),
         ("row_id", np.arange(NUM_ROWS), "row_id", "different in every row"),
         ("event_id", [f"e{number}" for number in range(NUM_ROWS)], "ignored", "nothing to learn"),
@@ -90,6 +92,12 @@ def test_a_named_timestamp_goes_before_numbers_that_look_like_times() -> None:
     guesses = guesses_of({"begin": TIMES_S * 1000, "timestamp": TIMES_S * 1000, "click": BINARY})
     assert guesses["timestamp"].part == "timestamp"
     assert guesses["begin"] == Guess("begin", "ignored", "another timestamp: timestamp is used")
+
+
+def test_the_start_of_a_session_is_no_feature_beside_the_time_of_a_row() -> None:
+    guesses = guesses_of({"click": BINARY, "session_start": TIMES_S * 1000, "click_timestamp": TIMES_S * 1000})
+    assert guesses["click_timestamp"].part == "timestamp"
+    assert str(guesses["session_start"].reason) == "another timestamp: click_timestamp is used"
 
 
 def test_the_guesses_make_a_schema_that_reads_back_from_yaml(tmp_path: object) -> None:
