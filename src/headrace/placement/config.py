@@ -31,6 +31,10 @@ class PlacementConfig(Config):
     window: int = Field(default=32, ge=1)
     """Batches whose keys are looked at ahead, if the pipeline's memory holds so many."""
 
+    trusted_network: bool = False
+    """Whether several trainers may exchange rows between machines. As with the gradients of the dense part, nothing
+    encrypts them. Trainers on one machine, whose shards have loopback addresses, need no permission."""
+
     verify: bool = False
     """Train every row a second time without placement, in the trainer's memory, and compare what is read and what is
     returned."""

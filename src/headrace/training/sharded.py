@@ -153,7 +153,9 @@ def choose_placement(job: JobConfig, *, num_trainers: int) -> PlacementChoice:
         "rows are in this process": not cluster.shards,
         "there are several trainers": num_trainers > 1 and not is_asked_for,
         f"there are more than {MAX_TRAINERS} trainers": num_trainers > MAX_TRAINERS,
-        "trainers on several machines would exchange rows without encryption": num_trainers > 1 and not is_local,
+        "trainers would exchange rows between machines without encryption, see placement.trusted_network": (
+            num_trainers > 1 and not is_local and not placement.trusted_network
+        ),
         f"cluster.staleness is {cluster.staleness}": cluster.staleness != 0,
         f"cluster.rows is {cluster.rows}": cluster.rows != "fp32",
         f"cluster.gradients is {cluster.gradients}": cluster.gradients != "fp32",

@@ -10,6 +10,7 @@ from headrace.errors import ConfigError
 from headrace.training import JobConfig
 from headrace.training.sharded import choose_placement
 
+TRUSTED = {"policy": "lookahead", "trusted_network": True}
 HERE, THERE = ["127.0.0.1:1", "[::1]:2"], ["127.0.0.1:1", "10.0.0.2:2"]
 
 
@@ -27,10 +28,11 @@ def job_of(placement: Any, shards: list[str], **cluster: Any) -> JobConfig:
         ("auto", [], 1, "none: rows are in this process"),
         ("none", HERE, 1, "none: as the job says"),
         ("lookahead", HERE, 2, "lookahead: each trainer keeps up to 512MiB of rows per table group"),
+        (TRUSTED, THERE, 2, "lookahead: each trainer keeps up to 512MiB of rows per table group"),
         ("lookahead", HERE, 62, "lookahead: each trainer keeps up to 512MiB of rows per table group"),
     ],
 )
-def test_rows_are_kept_where_the_job_says(placement: str, shards: list[str], num_trainers: int, reason: str) -> None:
+def test_rows_are_kept_where_the_job_says(placement: Any, shards: list[str], num_trainers: int, reason: str) -> None:
     choice = choose_placement(job_of(placement, shards), num_trainers=num_trainers)
     assert choice.reason.startswith(reason)
     assert choice.keeps_rows == reason.startswith("lookahead")
@@ -39,7 +41,12 @@ def test_rows_are_kept_where_the_job_says(placement: str, shards: list[str], num
 @pytest.mark.parametrize(
     ("shards", "num_trainers", "cluster", "reason"),
     [
-        (THERE, 2, {}, "trainers on several machines would exchange rows without encryption"),
+        (
+            THERE,
+            2,
+            {},
+            "trainers would exchange rows between machines without encryption, see placement.trusted_network",
+        ),
         (HERE, 63, {}, "there are more than 62 trainers"),
         (HERE, 2, {"rows": "bf16"}, "cluster.rows is bf16"),
         (HERE, 2, {"staleness": 1}, "cluster.staleness is 1"),
