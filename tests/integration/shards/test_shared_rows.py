@@ -31,6 +31,8 @@ from headrace.placement.row_exchange import RowExchange
 
 Float32s = npt.NDArray[np.float32]
 
+A, B, C, D = ((1, number) for number in range(4))
+
 
 @dataclass(frozen=True, eq=False)
 class Step:
@@ -63,48 +65,53 @@ class Serial:
 
 
 class Trainer:
-    """A trainer that keeps rows."""
+    """A trainer that keeps rows, and makes some steps, of which it knows a few ahead."""
 
     def __init__(
-        self, group: ShardGroup, peers: QueuePeers, *, num_rows: int, ahead: int, lr_factor: float, verify: bool = False
+        self,
+        group: ShardGroup,
+        peers: QueuePeers,
+        steps: list[Step],
+        *,
+        num_rows: int,
+        ahead: int,
+        lr_factor: float = 0.5,
+        seen_bytes: int = 1 << 10,
+        verify: bool = False,
     ) -> None:
         state, remote = group.table_groups["t"], group.store("t")
-        seen = remote.seen_keys(1 << 10) if state.num_ids else SeenKeys(1 << 10)
-        window_starts = state.window_starts
         self.store = ResidentStore(
             remote,
             memory_bytes=0,
             version=state.version,
-            window_starts=window_starts,
-            seen=seen,
+            window_starts=state.window_starts,
+            seen=remote.seen_keys(seen_bytes) if state.num_ids else SeenKeys(seen_bytes),
             peers=peers,
             verify=verify,
         )
         self.store._residency.capacity = num_rows
         self.store._rows.grow(num_rows)
-        self._rank, self._ahead, self._lr_factor = peers.rank, ahead, lr_factor
-        self._announced = 0
-        self._trained = 0
+        self._mine = [(step.updates[peers.rank], step.reads[peers.rank]) for step in steps]
+        self._ahead, self._lr_factor = ahead, lr_factor
+        self._num_announced = self._num_trained = 0
 
-    def train(self, steps: list[Step], *, knows_end: bool = False) -> None:
-        first = self._trained
-        for number, step in enumerate(steps):
-            while self._announced <= self._trained or (
-                self._announced - first < len(steps) and self._announced <= self._trained + self._ahead
-            ):
-                later = steps[self._announced - first].updates[self._rank]
-                self.store.announce(later.keys, later.num_rows)
-                self._announced += 1
+    def train(self, num_steps: int, *, before_end: int | None = None) -> None:
+        """Make the next steps; rows return step by step before the end of a window, if it is known to be so far."""
+        end = self._num_trained + num_steps
+        while self._num_trained < end:
+            for update, _ in self._mine[self._num_announced : self._num_trained + 1 + self._ahead]:
+                self.store.announce(update.keys, update.num_rows)
+                self._num_announced += 1
             self.store.prepare()
-            if knows_end and self._announced - first == len(steps):
-                self.store.end_after(len(steps) - number)
-            mine = step.updates[self._rank]
-            found = self.store.read(mine.keys).result()
-            wrong = np.flatnonzero((found != step.reads[self._rank]).any(axis=1))
-            assert not len(wrong), f"trainer {self._rank}, step {self._trained}: {mine.keys.ids[wrong]}"
-            self.store.update(mine.keys, mine.gradients, num_rows=mine.num_rows, lr_factor=self._lr_factor)
+            if before_end is not None:
+                self.store.end_after(before_end + end - num_steps - self._num_trained)
+            update, expected = self._mine[self._num_trained]
+            found = self.store.read(update.keys).result()
+            wrong = np.flatnonzero((found != expected).any(axis=1))
+            assert not len(wrong), f"step {self._num_trained}: {update.keys.ids[wrong]}"
+            self.store.update(update.keys, update.gradients, num_rows=update.num_rows, lr_factor=self._lr_factor)
             self.store.finish()
-            self._trained += 1
+            self._num_trained += 1
 
 
 @pytest.mark.parametrize(("num_rows", "ahead"), [(1000, 0), (1000, 6), (25, 3), (1, 6)])
@@ -116,35 +123,37 @@ def test_rows_kept_by_several_trainers_have_the_bits_of_serial_steps(
     spec = spec_of(CASES[case])
     serial = Serial(spec, num_trainers, np.random.default_rng(num_rows + ahead))
     addresses = [serve() for _ in range(2)]
-    windows = []
+    steps, freed = [], []
     for _ in range(3):
-        steps = serial.steps(7)
-        windows.append((steps, serial.store.table_group.end_window()))
+        steps += serial.steps(7)
+        freed.append(serial.store.table_group.end_window())
     barrier = threading.Barrier(num_trainers, timeout=20)
 
     def train(rank: int, peers: QueuePeers) -> Any:
         numba.set_num_threads(1)
         with ShardGroup(addresses, {"t": spec}, trainer=rank, num_trainers=num_trainers, session="s") as group:
-            trainer = Trainer(group, peers, num_rows=num_rows, ahead=ahead, lr_factor=serial.lr_factor)
-            for number, (steps, freed) in enumerate(windows):
-                trainer.train(steps, knows_end=number % 2 == 0)
+            options = {"num_rows": num_rows, "ahead": ahead, "lr_factor": serial.lr_factor}
+            trainer = Trainer(group, peers, steps, **options)
+            for number, expected in enumerate(freed):
+                trainer.train(7, before_end=7 if number % 2 == 0 else None)
                 trainer.store.flush()
                 if rank == 0:
-                    assert group.end_window(trainer.store.step) == freed
+                    assert group.end_window(trainer.store.step) == expected
                 barrier.wait()
                 trainer.store.end_window()
             trainer.store.flush()
             barrier.wait()
             assert trainer.store.version == serial.store.table_group.version
-            return contents(group.store("t").changes(0)), trainer.store.counters
+            return contents(group.store("t").changes(0)), trainer.store.counters, trainer.store._seen.blocks
 
     results = run_trainers(num_trainers, train)
     expected = contents(serial.store.changes(0))
-    assert all(found == expected for found, _ in results)
-    assert sum(counters.handed_over for _, counters in results) > 0
-    assert sum(counters.elsewhere for _, counters in results) > 0
+    assert all(found == expected for found, _, _ in results)
+    assert all((seen == results[0][2]).all() for _, _, seen in results), "a false positive must be one for all"
+    assert sum(counters.handed_over for _, counters, _ in results) > 0
+    assert sum(counters.elsewhere for _, counters, _ in results) > 0
     if num_rows == 1000:
-        assert sum(counters.fetched for _, counters in results) == 0
+        assert sum(counters.fetched for _, counters, _ in results) == 0
 
 
 def in_session(addresses: list[str], spec: TableGroupSpec, rank: int, num_trainers: int, **options: Any) -> ShardGroup:
@@ -185,18 +194,18 @@ def test_verification_finds_stale_values_and_lost_rows(
 def train_verified(serve: Serve, change: dict[str, Any]) -> None:
     spec, addresses, barrier = spec_of(change), [serve(), serve()], threading.Barrier(2, timeout=20)
     serial = Serial(spec, 2, np.random.default_rng(4))
-    windows = []
+    steps = []
     for _ in range(3):
-        windows.append(serial.steps(6))
+        steps += serial.steps(6)
         serial.store.table_group.end_window()
 
     def train(rank: int, peers: QueuePeers) -> None:
         numba.set_num_threads(1)
         with in_session(addresses, spec, rank, 2) as group:
-            trainer = Trainer(group, peers, num_rows=25, ahead=3, lr_factor=serial.lr_factor, verify=True)
+            trainer = Trainer(group, peers, steps, num_rows=25, ahead=3, verify=True)
             try:
-                for steps in windows:
-                    trainer.train(steps)
+                for _ in range(3):
+                    trainer.train(6)
                     trainer.store.flush()
                     barrier.wait()
                     if rank == 0:
@@ -213,14 +222,12 @@ def train_verified(serve: Serve, change: dict[str, Any]) -> None:
 def test_bytes_of_each_kind_are_those_counted_by_hand(serve: Serve) -> None:
     """Rows have four numbers and one of optimizer state: 32 bytes with version and frequency."""
     spec, address = spec_of({}), serve()
-    a, b, c, d = ((1, number) for number in range(4))
-    steps = [([a, b], [b, c]), ([c], [a]), ([b], [b]), ([d], []), ([c], [])]
+    steps = [([A, B], [B, C]), ([C], [A]), ([B], [B]), ([D], []), ([C], [])]
 
     def train(rank: int, peers: QueuePeers) -> tuple[Moves, int]:
         numba.set_num_threads(1)
         with in_session([address], spec, rank, 2) as group:
-            trainer = Trainer(group, peers, num_rows=1000, ahead=0, lr_factor=1.0)
-            store = trainer.store
+            store = Trainer(group, peers, [], num_rows=1000, ahead=0).store
             for number, step in enumerate(steps):
                 pairs = np.array(step[rank], dtype=np.int64).reshape(-1, 2)
                 keys = Keys(pairs[:, 0].astype(np.int32), pairs[:, 1].copy(), np.ones(len(pairs), dtype=np.int32))
@@ -256,28 +263,95 @@ def test_bytes_of_each_kind_are_those_counted_by_hand(serve: Serve) -> None:
     assert (total.num_keys, total.num_new) == (sum(num_keys), 4)
 
 
-def test_a_fetch_waits_for_the_return_of_another_trainer(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Returns are slow, so a fetch that did not wait would find old rows."""
+def steps_of(pairs: list[list[list[tuple[int, int]]]], spec: TableGroupSpec) -> tuple[list[Step], LocalStore]:
+    """Steps in which trainers read these keys."""
+    local, steps = LocalStore(TableGroup(spec.tables, seed=spec.seed)), []
+    for parts in pairs:
+        updates = []
+        for part in parts:
+            table = np.array(part, dtype=np.int64).reshape(-1, 2)
+            keys = Keys(table[:, 0].astype(np.int32), table[:, 1].copy(), np.ones(len(part), dtype=np.int32))
+            updates.append(TrainerUpdate(keys, np.ones((len(part), 4), dtype=np.float32), 10))
+        reads = [local.read(update.keys).result() for update in updates]
+        local.update(*merge_updates(updates), num_rows=20, lr_factor=0.5)
+        steps.append(Step(updates, reads))
+    return steps, local
+
+
+def delay(monkeypatch: pytest.MonkeyPatch, call: str, trainer: int, seconds: float) -> None:
+    """Delay the calls of a trainer to shards."""
     original = ShardClient.ask
 
-    def slow(self: ShardClient, header: StreamHeader, *rest: Any) -> Any:
-        if header.call == "put":
-            time.sleep(0.02)
+    def ask(self: ShardClient, header: StreamHeader, *rest: Any) -> Any:
+        if (header.call, header.trainer) == (call, trainer):
+            time.sleep(seconds)
         return original(self, header, *rest)
 
-    monkeypatch.setattr(ShardClient, "ask", slow)
-    spec, addresses = spec_of({}), [serve(), serve()]
-    serial = Serial(spec, 2, np.random.default_rng(7))
-    steps = serial.steps(12)
+    monkeypatch.setattr(ShardClient, "ask", ask)
+
+
+def test_a_fetch_waits_for_the_return_of_another_trainer(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trainer 0 has room for one row, and returns a late, after trainer 1 asks for it."""
+    delay(monkeypatch, "put", 0, 0.5)
+    spec, address = spec_of({}), serve()
+    steps, _ = steps_of([[[A], []], [[D], []], [[], [A]]], spec)
 
     def train(rank: int, peers: QueuePeers) -> int:
         numba.set_num_threads(1)
-        with in_session(addresses, spec, rank, 2) as group:
-            trainer = Trainer(group, peers, num_rows=10, ahead=2, lr_factor=serial.lr_factor)
-            trainer.train(steps)
+        with in_session([address], spec, rank, 2) as group:
+            trainer = Trainer(group, peers, steps, num_rows=1, ahead=0)
+            trainer.train(3)
             return trainer.store.counters.fetched
 
-    assert sum(run_trainers(2, train)) > 20
+    assert run_trainers(2, train) == [0, 1]
+
+
+def test_a_late_return_does_not_overwrite_the_training_of_the_next_owner(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Trainer 0 returns a before the end of the window, but it is used again, by trainer 1, which returns it too."""
+    delay(monkeypatch, "put", 0, 0.5)
+    spec, address = spec_of({}), serve()
+    steps, local = steps_of([[[A], []], [[], [A]]], spec)
+    barrier = threading.Barrier(2, timeout=20)
+
+    def train(rank: int, peers: QueuePeers) -> Any:
+        numba.set_num_threads(1)
+        with in_session([address], spec, rank, 2) as group:
+            trainer = Trainer(group, peers, steps, num_rows=10, ahead=0)
+            trainer.train(2, before_end=2)
+            trainer.store.flush()
+            barrier.wait()
+            return contents(group.store("t").changes(0)), trainer.store.counters
+
+    (found, first), (_, second) = run_trainers(2, train)
+    assert (first.returned, second.returned, second.handed_over) == (1, 1, 1)
+    assert found == contents(local.changes(0))
+
+
+def test_values_sent_before_the_end_of_a_window_are_sent_again_if_rows_are_evicted(serve: Serve) -> None:
+    """Trainer 0 has a, and sends its value while the last step of the window computes, whose end evicts it."""
+    spec, address = spec_of({"evict_after": 1}), serve()
+    steps, _ = steps_of([[[A], []], [[D], []], [[A], [A]]], spec)
+    first = LocalStore(TableGroup(spec.tables, seed=spec.seed)).read(steps[0].updates[0].keys).result()
+    steps[2].reads[:] = [first, first]
+    barrier = threading.Barrier(2, timeout=20)
+
+    def train(rank: int, peers: QueuePeers) -> int:
+        numba.set_num_threads(1)
+        with in_session([address], spec, rank, 2) as group:
+            trainer = Trainer(group, peers, steps, num_rows=10, ahead=2)
+            for num_freed in (0, 1):
+                trainer.train(1)
+                trainer.store.flush()
+                if rank == 0:
+                    assert group.end_window(trainer.store.step) == num_freed
+                barrier.wait()
+                trainer.store.end_window()
+            trainer.train(1)
+            return trainer.store.exchanged.values
+
+    assert run_trainers(2, train) == [2 * 16, 0]
 
 
 def test_a_new_session_of_more_trainers_goes_on_with_the_returned_rows(serve: Serve, tmp_path: Any) -> None:
@@ -294,8 +368,8 @@ def test_a_new_session_of_more_trainers_goes_on_with_the_returned_rows(serve: Se
     def begin(rank: int, peers: QueuePeers) -> None:
         numba.set_num_threads(1)
         with in_session([address], spec, rank, 2) as group:
-            trainer = Trainer(group, peers, num_rows=1000, ahead=3, lr_factor=first.lr_factor)
-            trainer.train(before)
+            trainer = Trainer(group, peers, before, num_rows=1000, ahead=3)
+            trainer.train(6)
             trainer.store.flush()
             barrier.wait()
             if rank == 0:
@@ -307,8 +381,8 @@ def test_a_new_session_of_more_trainers_goes_on_with_the_returned_rows(serve: Se
         numba.set_num_threads(1)
         options = {"session": "t", "step": 6, "checkpoint": 1}
         with ShardGroup([address], {"t": spec}, trainer=rank, num_trainers=3, **options) as group:
-            trainer = Trainer(group, peers, num_rows=1000, ahead=3, lr_factor=second.lr_factor)
-            trainer.train(after)
+            trainer = Trainer(group, peers, after, num_rows=1000, ahead=3)
+            trainer.train(6)
             trainer.store.flush()
             return contents(group.store("t").changes(0)) if rank == 0 else trainer.store.counters.fetched
 
@@ -325,8 +399,8 @@ def test_keys_that_are_not_next_and_evictions_are_refused(serve: Serve) -> None:
     def train(rank: int, peers: QueuePeers) -> None:
         numba.set_num_threads(1)
         with in_session([address], spec, rank, 2) as group:
-            trainer = Trainer(group, peers, num_rows=1000, ahead=0, lr_factor=0.5)
-            trainer.train(steps)
+            trainer = Trainer(group, peers, steps, num_rows=1000, ahead=0)
+            trainer.train(1)
             keys = steps[0].updates[rank].keys
             with pytest.raises(HeadraceError, match="read: keys that are not announced, or not next"):
                 trainer.store.read(keys)
