@@ -51,6 +51,8 @@ def job_of_init(job_file: Path, run: Path, seed: int, change: dict[str, Any] | N
         if change["model"] == "dlrm":  # has no linear part
             values.get("embeddings", {}).pop("linear_optimizer", None)
         training["batch_size"] = change["batch_size"]
+        if change["batch_size"] != "auto":
+            training.pop("first_batch_size", None)
         training["dense_optimizer"] = {"kind": "adam", "lr": change["dense_lr"]}
         default = values.setdefault("embeddings", {}).setdefault("default", {})
         rates = {"lr": change["embedding_lr"], "initial_accumulator": change["initial_accumulator"]}

@@ -22,17 +22,21 @@ ROWS_PER_ROW = 32
 """Rows seen before a batch for each row of it, so about this many steps are made with each size."""
 
 
-def batch_sizes(asked: AskedBatchSize, rows_before: int, window_rows: Sequence[int]) -> int | GrowingSize:
+def batch_sizes(
+    asked: AskedBatchSize, first: int | None, rows_before: int, window_rows: Sequence[int]
+) -> int | GrowingSize:
     """Rows of the batches of some windows.
 
     Args:
-        asked: The job's setting.
+        asked: The job's `batch_size`.
+        first: Its `first_batch_size`.
         rows_before: Rows of the windows before them.
         window_rows: Rows of each.
     """
     if asked != "auto":
         return asked
-    return GrowingSize(SMALLEST_BATCH, LARGEST_BATCH, ROWS_PER_ROW, rows_before, tuple(window_rows))
+    smallest = smallest_batch(asked, first)
+    return GrowingSize(smallest, LARGEST_BATCH, ROWS_PER_ROW, rows_before, tuple(window_rows))
 
 
 def largest_batch(asked: AskedBatchSize) -> int:
@@ -40,6 +44,6 @@ def largest_batch(asked: AskedBatchSize) -> int:
     return LARGEST_BATCH if asked == "auto" else asked
 
 
-def smallest_batch(asked: AskedBatchSize) -> int:
+def smallest_batch(asked: AskedBatchSize, first: int | None) -> int:
     """Rows of the first batches."""
-    return SMALLEST_BATCH if asked == "auto" else asked
+    return first or SMALLEST_BATCH if asked == "auto" else asked

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from headrace.features import FeaturePlan
 from headrace.messages import count_of
-from headrace.training.batch_size import LARGEST_BATCH, SMALLEST_BATCH
+from headrace.training.batch_size import LARGEST_BATCH, smallest_batch
 from headrace.training.job import JobConfig
 from headrace.training.precision import PrecisionChoice
 
@@ -32,8 +32,9 @@ def describe_choices(
     if "model" not in job.model_fields_set:
         lines.append(f"model: {job.model.kind}, whose steps are the fastest; headrace init chooses one for the log")
     if job.training.batch_size == "auto":
+        first = smallest_batch(job.training.batch_size, job.training.first_batch_size)
         lines.append(
-            f"training.batch_size: {SMALLEST_BATCH} rows at first, so that a short log has enough steps; up to "
+            f"training.batch_size: {first} rows at first, so that a short log has enough steps; up to "
             f"{LARGEST_BATCH:,} as more rows have been seen"
         )
     if job.training.precision == "auto":

@@ -52,6 +52,10 @@ LINEAR_OPTIMIZER = {"kind": "adagrad", "lr": 0.03, "eps": 1.0, "reduction": "sum
 
 DENSE_OPTIMIZER = {"kind": "adam", "lr": 0.002}
 
+RARE_RATE, FIRST_BATCH_OF_RARE = 1 / 32, 256
+"""Label rate below which the default's first batches of 128 rows have fewer than four positives on average; NE is then
+up to 1.2 % lower with twice as many rows, see `docs/design/0014-defaults.md`."""
+
 BASELINE_AUC = 0.55
 """Minimum AUC of a number alone to be shown beside the model's."""
 
@@ -117,6 +121,7 @@ def choose_job(
         *_tables(found, found.schema),
         _model(found.schema),
         Choice(("training", "batch_size"), "auto", "Small batches at first, larger ones as more rows have been seen."),
+        *_first_batch(found, found.schema),
         Choice(("training", "dense_optimizer"), DENSE_OPTIMIZER, "A new model has few steps to learn its layers in."),
         *_baseline(rankings),
     ]
@@ -221,6 +226,18 @@ def _model(schema: Schema) -> Choice:
         "part learns from the first rows."
     )
     return Choice(("model",), value, reason)
+
+
+def _first_batch(found: Inspection, schema: Schema) -> Iterator[Choice]:
+    label = schema.labels[0]
+    rate = next((profile.mean for profile in found.profiles if profile.name == label.name), None)
+    if rate is None or label.is_regression:
+        return
+    rarer = min(rate, 1.0 - rate)
+    if 0 < rarer < RARE_RATE:
+        value = "positive" if rate < 0.5 else "negative"
+        reason = f"Only {rarer:.2%} of the labels are {value}; 128 rows, as usual, would hardly have any."
+        yield Choice(("training", "first_batch_size"), FIRST_BATCH_OF_RARE, reason)
 
 
 def _baseline(rankings: Sequence[Ranking]) -> Iterator[Choice]:

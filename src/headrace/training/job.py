@@ -21,7 +21,7 @@ from headrace.paths import local_path, logs_location
 from headrace.placement.config import PlacementConfig
 from headrace.registry import TUNERS, OneOf
 from headrace.scheduling.config import SchedulerConfig
-from headrace.training.batch_size import AskedBatchSize
+from headrace.training.batch_size import LARGEST_BATCH, AskedBatchSize
 from headrace.training.dense_optimizer import Adam, DenseOptimizerConfig
 from headrace.training.learning_rate import LearningRateScheduleConfig
 from headrace.training.precision import AskedPrecision
@@ -86,6 +86,8 @@ class TrainingConfig(Config):
 
     batch_size: AskedBatchSize = "auto"
     """Rows per step; `auto` begins with 128 and goes to 1,024 as the log grows."""
+    first_batch_size: int | None = Field(default=None, ge=1, le=LARGEST_BATCH)
+    """Rows of the first steps with `batch_size: auto`; None for 128."""
     seed: int = 0
     """Seed of all initial values and hashes."""
     dense_optimizer: DenseOptimizerConfig = Adam()
@@ -113,6 +115,12 @@ class TrainingConfig(Config):
     """A dense feature, such as an item's clicks in the last hour, whose AUC is shown next to the model's."""
     row_ledger: bool = False
     """Record which rows each step trained on."""
+
+    @model_validator(mode="after")
+    def _only_growing_batches_have_a_first_size(self) -> Self:
+        if self.first_batch_size is not None and self.batch_size != "auto":
+            raise ValueError(f"first_batch_size is only for batch_size auto, given batch_size {self.batch_size}")
+        return self
 
 
 class ClusterConfig(Config):

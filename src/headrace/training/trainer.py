@@ -303,11 +303,13 @@ class Trainer:
         """Rows of the batches of windows with these rows; trainer 0 has the counts of all trainers."""
         read, in_window = self.state.rows.num_read, self.state.window_rows.num_read
         before = self._process_group.share(read - in_window if self.state.window else read)
-        return batch_sizes(self.job.training.batch_size, before, num_rows)
+        training = self.job.training
+        return batch_sizes(training.batch_size, training.first_batch_size, before, num_rows)
 
     def _start_at_label_rate(self, sources: PlannedSources) -> None:
         """Have the untrained model predict the rates and means of the labels in the first rows."""
-        num_rows = smallest_batch(self.job.training.batch_size) * self._process_group.size
+        training = self.job.training
+        num_rows = smallest_batch(training.batch_size, training.first_batch_size) * self._process_group.size
         batch = first_batch(self.job, sources, num_rows)
         if batch is None:
             return  # no window has a good row

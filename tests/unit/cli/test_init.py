@@ -102,6 +102,23 @@ def test_one_file_becomes_windows_of_rows(tmp_path: Path) -> None:
     }
 
 
+@pytest.mark.parametrize(("rate", "rarer"), [(0.02, "Only 2.00% of the labels are positive;"), (0.98, "negative;")])
+def test_first_batches_are_larger_where_a_label_is_rare(rate: float, rarer: str, tmp_path: Path) -> None:
+    rows = np.arange(4_000)
+    rare = pa.table({"click": (rows % 100 < round(100 * rate)).astype(np.int64), "user_id": rows % 90})
+    pq.write_table(rare, tmp_path / "a.parquet")
+    run("init", tmp_path / "a.parquet", "--out", tmp_path)
+    assert values(tmp_path / "job.yaml")["training"]["first_batch_size"] == 256
+    assert rarer in (tmp_path / "job.yaml").read_text()
+
+
+def test_first_batches_are_the_usual_ones_where_no_label_is_rare(tmp_path: Path) -> None:
+    rows = np.arange(4_000)
+    pq.write_table(pa.table({"click": (rows % 20 == 0).astype(int), "user_id": rows % 90}), tmp_path / "a.parquet")
+    run("init", tmp_path / "a.parquet", "--out", tmp_path)
+    assert "first_batch_size" not in values(tmp_path / "job.yaml")["training"]
+
+
 def test_files_of_one_folder_become_windows(tmp_path: Path) -> None:
     for number in range(3):
         click_log(tmp_path / "logs" / f"{number}.parquet")
