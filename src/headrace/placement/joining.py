@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -10,7 +11,7 @@ import numpy.typing as npt
 from headrace.compiling import kernel
 from headrace.embeddings.ops.hashing import mix64
 
-__all__ = ["MAX_TRAINERS", "choose_owners", "join_entries"]
+__all__ = ["MAX_TRAINERS", "Prices", "choose_owners", "join_entries"]
 
 MAX_TRAINERS = 62
 """Maximum number of trainers that keep rows: the readers of a key are bits of an int64."""
@@ -41,19 +42,37 @@ def join_entries(parts: Sequence[Int32s], marks: Int32s) -> tuple[Int32s, tuple[
     return entries, tuple(places), readers
 
 
-def choose_owners(slots: Int64s, readers: Int64s, ids: Int64s, num_trainers: int) -> Int64s:
-    """The trainer that keeps each row of a step, int64 [U]: the one that has it, if it reads it, otherwise a reader.
+class Prices(NamedTuple):
+    """What it costs to have a row at one trainer and not at another.
 
-    Among several readers the id decides, so that they get equally many.
+    Attributes:
+        move_bytes: Bytes of a row with its state.
+        use_bytes: Bytes of a value and a gradient, for a step of a trainer that does not keep the row.
+    """
+
+    move_bytes: int
+    use_bytes: int
+
+
+def choose_owners(
+    slots: Int64s, readers: Int64s, next_readers: Int64s, ids: Int64s, num_trainers: int, prices: Prices
+) -> Int64s:
+    """The trainer that keeps each row of a step, int64 [U]: the cheapest for this step and the next one that uses it.
+
+    It is a reader, or the trainer that has the row. Among equally cheap ones, a reader that has the row comes before
+    another reader, and that one before a trainer that does not read it; among readers of rows in the shards, the id
+    decides, so that they get equally many.
 
     Args:
         slots: int64 [U], where each row is, see `Residency`; 0 in the shards.
         readers: int64 [U], the trainers that read it, as bits; at least one.
+        next_readers: int64 [U], those that read it in the next step that uses it; 0 if none is known.
         ids: int64 [U], the ids of the keys.
         num_trainers: Number of trainers.
+        prices: The price of a move and of a use.
     """
     owners = np.empty(len(slots), dtype=np.int64)
-    _choose_owners(slots, readers, ids, num_trainers, owners)
+    _choose_owners(slots, readers, next_readers, ids, num_trainers, prices.move_bytes, prices.use_bytes, owners)
     return owners
 
 
@@ -77,11 +96,34 @@ def _join(
 
 
 @kernel()
-def _choose_owners(slots: Int64s, readers: Int64s, ids: Int64s, num_trainers: int, owners: Int64s) -> None:
+def _choose_owners(
+    slots: Int64s,
+    readers: Int64s,
+    next_readers: Int64s,
+    ids: Int64s,
+    num_trainers: int,
+    move_bytes: int,
+    use_bytes: int,
+    owners: Int64s,
+) -> None:
+    back = min(move_bytes, use_bytes)  # if the next step is not the owner's
     for u in range(len(slots)):
-        trainer = slots[u] % num_trainers
+        holder = slots[u] % num_trainers
+        first = holder
         if slots[u] == 0:
-            trainer = np.int64(mix64(np.uint64(ids[u])) % np.uint64(num_trainers))
-        while not readers[u] >> trainer & 1:
-            trainer = (trainer + 1) % num_trainers
-        owners[u] = trainer
+            first = np.int64(mix64(np.uint64(ids[u])) % np.uint64(num_trainers))
+            holder = -1
+        least = np.int64(-1)
+        for turn in range(num_trainers):
+            trainer = (first + turn) % num_trainers
+            reads = readers[u] >> trainer & 1
+            if not reads and trainer != holder:
+                continue
+            price = np.int64(0) if reads else np.int64(use_bytes)
+            if holder not in (-1, trainer):
+                price += move_bytes
+            if next_readers[u] != 0 and not next_readers[u] >> trainer & 1:
+                price += back
+            price = 2 * price + (0 if reads else 1)  # a reader, if it costs no more
+            if least < 0 or price < least:
+                least, owners[u] = price, trainer

@@ -10,7 +10,8 @@ all others, the least recently used first::
     place 9     d needs a place: none is left before batch 7 is trained, since a and b are used first
 
 With several trainers, each decides for all from the keys of all, and so decides as the others do. A row is kept by one
-trainer that reads it, its owner. If the owner does not read it in a batch, it moves to a trainer that does::
+trainer, its owner. If the owner does not read it in a batch, it moves to a trainer that does, unless it costs less to
+send its value and a gradient::
 
     batch 7 of trainers 0, 1    a b, c      a: kept by 0    b: by 0    c: by 1
     batch 8                     a, a b      a: stays at 0, which 1 reads and updates too    b: moves from 0 to 1
@@ -24,13 +25,14 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from headrace.compiling import kernel
 from headrace.embeddings.keys import Keys
-from headrace.placement.joining import choose_owners, join_entries
+from headrace.placement.joining import Prices, choose_owners, join_entries
 from headrace.placement.key_entries import NEVER, KeyEntries
 
 __all__ = ["AnnouncedBatch", "Placing", "Residency"]
@@ -40,6 +42,8 @@ FIRST_PLACES = 1 << 14
 Int64s = npt.NDArray[np.int64]
 Int32s = npt.NDArray[np.int32]
 Bools = npt.NDArray[np.bool_]
+
+MOVES_ARE_CHEAP = Prices(move_bytes=1, use_bytes=2)
 
 NO_ROWS: Int64s = np.empty(0, dtype=np.int64)
 
@@ -100,20 +104,28 @@ class Residency:
         capacity: Maximum number of resident rows of a trainer.
         num_trainers: Number of trainers N.
         trainer: The trainer whose rows `located`, `resident` and `find` give; decisions do not depend on it.
+        prices: Price of a row that moves between trainers, and of one that is used by another trainer than its owner.
 
     Attributes:
         capacity: As given, or what a trainer needed for a single batch, if that was more.
         num_trained: Number of batches trained so far.
     """
 
-    def __init__(self, capacity: int, num_trainers: int = 1, trainer: int = 0) -> None:
+    def __init__(
+        self, capacity: int, num_trainers: int = 1, trainer: int = 0, prices: Prices = MOVES_ARE_CHEAP
+    ) -> None:
         self.capacity = capacity
+        self._prices = prices
         self.num_trainers = num_trainers
         self.trainer = trainer
         self._num_resident = [0] * num_trainers
         self._entries = KeyEntries()  # of keys that are resident or that an announced batch uses
         # For each key of each announced batch, the batch that uses it next. Positions count from the first batch on.
         self._batch_after = np.empty(FIRST_PLACES, dtype=np.int32)
+        # With several trainers, for the same positions, those that read it then, as bits.
+        bits = next(bits for bits in (8, 16, 32, 64) if num_trainers <= bits)
+        self._readers_after: npt.NDArray[np.unsignedinteger[Any]]
+        self._readers_after = np.empty(FIRST_PLACES if num_trainers > 1 else 0, dtype=f"uint{bits}")
         self._base = self._end = 0  # positions of the first and after the last element
         self._announced: deque[AnnouncedBatch] = deque()
         # For each trainer, by time of last use: entries of its rows that are not used again as far as known.
@@ -146,7 +158,8 @@ class Residency:
         idle = sum(entries.nbytes for each in self._idle for _, entries in each)
         announced = sum(_bytes_of(each) for each in self._announced)
         free = sum(rows.nbytes for rows in self._free) + sum(slots.nbytes for _, slots in self._moving)
-        return self._entries.num_bytes + self._batch_after.nbytes + self._marks.nbytes + free + idle + announced
+        ahead = self._batch_after.nbytes + self._readers_after.nbytes
+        return self._entries.num_bytes + ahead + self._marks.nbytes + free + idle + announced
 
     def announce(self, *parts: Keys) -> int:
         """Announce the keys of the batch after the last announced one; returns its number.
@@ -165,6 +178,9 @@ class Residency:
             announced = AnnouncedBatch(batch, entries, start, places, readers)
         self._reserve_places(start + len(announced.entries))
         first = self._announced[0].start if self._announced else start
+        if announced.readers is not None:
+            records, readers = self._entries.records, announced.readers
+            _announce_readers(announced.entries, readers, start, first, self._base, records, self._readers_after)
         _announce(announced.entries, batch, start, first, self._base, self._entries.records, self._batch_after)
         self._announced.append(announced)
         self._end = start + len(announced.entries)
@@ -184,7 +200,7 @@ class Residency:
         return self._entries.keys_of(entries)
 
     def place(self, batch: int) -> Placing | None:
-        """Make all rows resident that an announced batch needs, each at a trainer that reads it.
+        """Make all rows resident that an announced batch needs, each at one trainer.
 
         Rows that earlier batches need stay. Returns None if there is no room for the others before those batches are
         trained. The next batch to train gets room in any case, if necessary beyond the capacity.
@@ -207,7 +223,9 @@ class Residency:
         assert announced.readers is not None
         slots = self._row[entries].astype(np.int64)
         ids = self._entries.column("id")[entries]
-        owners = choose_owners(slots, announced.readers, ids, num_trainers)
+        first = announced.start - self._base
+        next_readers = self._readers_after[first : first + len(entries)].astype(np.int64)
+        owners = choose_owners(slots, announced.readers, next_readers, ids, num_trainers, self._prices)
         is_moving = (slots > 0) & (slots % num_trainers != owners)
         places = np.flatnonzero((slots == 0) | is_moving)
         arriving = np.bincount(owners[places], minlength=num_trainers).tolist()
@@ -412,6 +430,10 @@ class Residency:
             kept = self._batch_after[first - self._base : self._end - self._base]
             self._batch_after = np.empty(max(len(self._batch_after), 2 * (end - first)), dtype=np.int32)
             self._batch_after[: len(kept)] = kept
+            if self.num_trainers > 1:
+                readers = self._readers_after[first - self._base : self._end - self._base]
+                self._readers_after = np.empty(len(self._batch_after), dtype=readers.dtype)
+                self._readers_after[: len(readers)] = readers
             self._base = first
 
 
@@ -449,6 +471,24 @@ def _announce(
             record.next_use = batch
         record.last_place = start + u
         batch_after[start + u - base] = NEVER
+
+
+@kernel()
+def _announce_readers(
+    entries: Int32s,
+    readers: Int64s,
+    start: int,
+    first: int,
+    base: int,
+    records: npt.NDArray[np.void],
+    readers_after: npt.NDArray[np.unsignedinteger[Any]],
+) -> None:
+    """Record the readers [U] of a batch's entries where they were used before; called before `_announce`."""
+    for u in range(len(entries)):
+        record = records[entries[u]]
+        if record.last_place >= first:
+            readers_after[record.last_place - base] = readers[u]
+        readers_after[start + u - base] = 0
 
 
 @kernel()

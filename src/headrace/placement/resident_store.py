@@ -34,6 +34,7 @@ from headrace.embeddings.stores.remote import RemoteStore
 from headrace.embeddings.tables.key_states import KeyStates
 from headrace.embeddings.tables.seen_keys import SeenKeys
 from headrace.errors import HeadraceError
+from headrace.placement.joining import Prices
 from headrace.placement.peers import Peers
 from headrace.placement.residency import Placing, Residency
 from headrace.placement.resident_rows import ResidentRows
@@ -47,7 +48,7 @@ AHEAD = 8
 """Maximum number of batches whose rows are fetched ahead: enough to hide a slow link, and few enough to leave room for
 other rows."""
 
-KEY_BYTES, SHARED_KEY_BYTES, KEYS_PER_ROW = 64, 72, 1.25
+KEY_BYTES, SHARED_KEY_BYTES, KEYS_PER_ROW = 64, 76, 1.25
 """Bytes of the planner for each row that can be kept, with one trainer and with several, if it has an entry for as many
 keys and a quarter more."""
 
@@ -136,8 +137,9 @@ class ResidentStore:
         self.step, self.version = remote.step, version
         self._remote, self._spec = remote, spec
         self._window_starts = list(window_starts)
-        self._residency = Residency(capacity, self._num_trainers, self._trainer)
         self._rows = ResidentRows(tables, spec.seed, capacity)
+        prices = Prices(move_bytes=self._rows.packed_bytes, use_bytes=2 * 4 * spec.embedding_dim)
+        self._residency = Residency(capacity, self._num_trainers, self._trainer, prices)
         self._exchange: RowExchange | None = None
         if peers is not None and peers.size > 1:
             sizes = {"embedding_dim": spec.embedding_dim, "num_tables": len(tables)}

@@ -16,11 +16,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from headrace.embeddings import Keys
+from headrace.placement.joining import Prices
 from headrace.placement.residency import Placing, Residency
 from headrace.placement.transfers import gradients_to, hand_over, values_for
 
 Pair = tuple[int, int]
 Parts = list[list[Pair]]
+CHEAP_MOVES, CHEAP_USES = Prices(1, 2), Prices(100, 1)
+
 Fault = Literal["stale values", "lost hand-over", "lost return", "lost gradient"]
 
 
@@ -36,9 +39,9 @@ def pairs_of(keys: Keys) -> list[Pair]:
 class Trainers:
     """Trainers that keep rows, with numbers for rows."""
 
-    def __init__(self, num_trainers: int, capacity: int, fault: Fault | None = None) -> None:
+    def __init__(self, num_trainers: int, capacity: int, prices: Prices, fault: Fault | None = None) -> None:
         self.size, self.fault = num_trainers, fault
-        self.plans = [Residency(capacity, num_trainers, trainer) for trainer in range(num_trainers)]
+        self.plans = [Residency(capacity, num_trainers, trainer, prices) for trainer in range(num_trainers)]
         self.rows: list[dict[int, tuple[Pair, int | None]]] = [{} for _ in range(num_trainers)]
         self.shards: dict[Pair, int] = {}
         self.seen: set[Pair] = set()
@@ -174,7 +177,9 @@ class Trainers:
         return 0 if self.is_new[batch][position] else self.values.get((batch, trainer, place))
 
 
-def train(seed: int, num_trainers: int, capacity: int, ahead: int, fault: Fault | None = None) -> Trainers:
+def train(
+    seed: int, num_trainers: int, capacity: int, ahead: int, *, prices: Prices = CHEAP_MOVES, fault: Fault | None = None
+) -> Trainers:
     rng = np.random.default_rng(seed)
     batches = [
         [
@@ -183,7 +188,7 @@ def train(seed: int, num_trainers: int, capacity: int, ahead: int, fault: Fault 
         ]
         for number in range(40)
     ]
-    trainers = Trainers(num_trainers, capacity, fault)
+    trainers = Trainers(num_trainers, capacity, prices, fault)
     for now, parts in enumerate(batches):
         while trainers.plans[0].num_announced < min(now + ahead, len(batches)):
             trainers.announce(batches[trainers.plans[0].num_announced])
@@ -198,9 +203,12 @@ def train(seed: int, num_trainers: int, capacity: int, ahead: int, fault: Fault 
     num_trainers=st.integers(2, 4),
     capacity=st.sampled_from([1, 8, 15, 40, 200]),
     ahead=st.integers(1, 8),
+    move_bytes=st.integers(1, 40),
 )
-def test_every_read_has_all_updates_before_it(seed: int, num_trainers: int, capacity: int, ahead: int) -> None:
-    train(seed, num_trainers, capacity, ahead)
+def test_every_read_has_all_updates_before_it(
+    seed: int, num_trainers: int, capacity: int, ahead: int, move_bytes: int
+) -> None:
+    train(seed, num_trainers, capacity, ahead, prices=Prices(move_bytes, 16))
 
 
 def test_rows_move_in_every_way() -> None:
@@ -210,8 +218,28 @@ def test_rows_move_in_every_way() -> None:
     assert (+train(1, 3, 1000, 6).counts).keys() == {"values", "hand-overs", "gradients"}  # nothing through the shards
 
 
+def test_rows_move_if_that_costs_less() -> None:
+    """Two trainers use a row in turn, which is in no other's way."""
+    for num_uses, move_bytes, hand_overs in ((1, 15, 1), (1, 17, 0), (2, 31, 1), (2, 33, 0)):
+        trainers = Trainers(2, 10, Prices(move_bytes, 16))
+        batches: list[Parts] = [[[(0, 1)], []], *[[[], [(0, 1)]]] * num_uses]
+        for parts in batches:
+            trainers.announce(parts)
+        for parts in batches:
+            trainers.step(parts)
+        assert trainers.counts["hand-overs"] == hand_overs
+        assert trainers.counts["gradients"] == (0 if hand_overs else num_uses)
+
+
+def test_prices_decide_what_moves() -> None:
+    states, uses = (train(3, 3, 1000, 6, prices=prices).counts for prices in (CHEAP_MOVES, CHEAP_USES))
+    assert states["hand-overs"] > 50
+    assert uses["hand-overs"] == 0
+    assert uses["gradients"] > states["gradients"]
+
+
 @pytest.mark.parametrize("fault", ["stale values", "lost hand-over", "lost return", "lost gradient"])
 def test_the_model_finds_a_broken_plan(fault: Fault) -> None:
     train(2, 3, 12, 6)
     with pytest.raises(AssertionError):
-        train(2, 3, 12, 6, fault)
+        train(2, 3, 12, 6, fault=fault)
