@@ -7,9 +7,9 @@
     b       1           1, 2        0               0 -> 1: state; 0 -> 2: value; 2 -> 1: gradient
     c       2           2                           nothing
 
-A row that moves is sent to its readers by the trainer that has it, not by its next owner. A row whose owner does not read
-it, but keeps it for a later step, is like a for all its readers. A key that was never trained on has no value to send:
-each reader computes its first value.
+A row that moves is sent to its readers by the trainer that has it, not by its next owner. A row whose owner does not
+read it, but keeps it for a later step, is like a for all its readers. A key that was never trained on has no value to
+send: each reader computes its first value.
 """
 
 from __future__ import annotations
