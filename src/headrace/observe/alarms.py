@@ -63,7 +63,7 @@ def find_alarms(run: RunData) -> list[Alarm]:
     if whole is None:
         return []
     alarms = list(_worse_than_constant(run, whole))
-    auc, baseline = run.mean_of_windows("auc"), run.mean_of_windows("baseline_auc")
+    auc, baseline = run.auc_and_baseline()
     if baseline > 0.5 and auc < baseline - AUC_MARGIN:
         name = run.job_value("training", "baseline") or "the baseline"
         reason, what = _worse_than_baseline(run, name)

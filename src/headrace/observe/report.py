@@ -138,9 +138,9 @@ def _tiles(run: RunData) -> str:
         latest = last.value("auc") if last and several else math.nan
         note = f"last window {latest:.4f}" if math.isfinite(latest) else "before training on the rows"
         tiles.append(_tile(f"AUC{over}", f"{auc:.4f}", note))
-        baseline = _over_run(run, "baseline_auc")
+        model, baseline = run.auc_and_baseline() if run.windows else (auc, _over_run(run, "baseline_auc"))
         if math.isfinite(baseline):
-            above = run.mean_of_windows("auc") - baseline if run.windows else auc - baseline
+            above = model - baseline
             # A baseline that predicts worse than chance is not worth comparing with.
             note, mood = (f"model {above:+.4f}", _mood(above)) if baseline > CHANCE else ("no better than chance", "")
             tiles.append(_tile("Baseline AUC", f"{baseline:.4f}", note, mood))

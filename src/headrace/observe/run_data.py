@@ -184,6 +184,14 @@ class RunData:
         total = sum(rows for _, rows in found)
         return sum(value * rows for value, rows in found) / total if found else math.nan
 
+    def auc_and_baseline(self) -> tuple[float, float]:
+        """AUC of the model and of the baseline over all rows; means of the windows in runs by older versions, which
+        have no baseline over all rows. NaN without windows or without a baseline."""
+        whole = self.whole()
+        if whole is not None and math.isfinite(whole.baseline_auc):
+            return whole.auc, whole.baseline_auc
+        return self.mean_of_windows("auc"), self.mean_of_windows("baseline_auc")
+
     def settings(self) -> dict[str, Any]:
         """The values of the job by dotted keys, without splitting lists; empty if the job is unknown."""
         try:

@@ -15,6 +15,7 @@ import yaml
 from headrace.logs.inspection import Inspection, Ranking
 from headrace.logs.schema import Schema
 from headrace.messages import count_of, one_line, shorten_list
+from headrace.training.batch_size import SMALLEST_BATCH
 from headrace.training.first_features import number_features
 from headrace.training.job import JobConfig
 
@@ -236,7 +237,10 @@ def _first_batch(found: Inspection, schema: Schema) -> Iterator[Choice]:
     rarer = min(rate, 1.0 - rate)
     if 0 < rarer < RARE_RATE:
         value = "positive" if rate < 0.5 else "negative"
-        reason = f"Only {rarer:.2%} of the labels are {value}; 128 rows, as usual, would hardly have any."
+        reason = (
+            f"Only {rarer:.2%} of the labels are {value}: on average, the usual {SMALLEST_BATCH} rows would have "
+            f"{SMALLEST_BATCH * rarer:.1f} of them."
+        )
         yield Choice(("training", "first_batch_size"), FIRST_BATCH_OF_RARE, reason)
 
 

@@ -102,7 +102,7 @@ def test_one_file_becomes_windows_of_rows(tmp_path: Path) -> None:
     }
 
 
-@pytest.mark.parametrize(("rate", "rarer"), [(0.02, "Only 2.00% of the labels are positive;"), (0.98, "negative;")])
+@pytest.mark.parametrize(("rate", "rarer"), [(0.02, "Only 2.00% of the labels are positive"), (0.98, "are negative")])
 def test_first_batches_are_larger_where_a_label_is_rare(rate: float, rarer: str, tmp_path: Path) -> None:
     rows = np.arange(4_000)
     rare = pa.table({"click": (rows % 100 < round(100 * rate)).astype(np.int64), "user_id": rows % 90})

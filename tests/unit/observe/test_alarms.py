@@ -10,6 +10,7 @@ import yaml
 
 from headrace.embeddings import RowWiseAdagradConfig
 from headrace.observe.alarms import Alarm, find_alarms
+from headrace.observe.report import render_report
 from headrace.observe.run_data import RunData
 from headrace.training.first_job import EMBEDDING_OPTIMIZER
 
@@ -113,6 +114,15 @@ def test_a_baseline_that_ranks_better_is_named(tmp_path: Path) -> None:
     (alarm,) = alarms(tmp_path, {"auc": 0.5, "baseline_auc": 0.65}, {"auc": 0.7, "baseline_auc": 0.65})
     assert alarm.reason == "the model had just begun: the last window is ahead"
     assert alarms(tmp_path, {"auc": 0.45, "ne": 0.99, "baseline_auc": 0.48}) == [], "no baseline worth the name"
+
+
+def test_a_baseline_is_compared_over_all_rows_as_in_the_table(tmp_path: Path) -> None:
+    first, last = {"auc": 0.6, "baseline_auc": 0.62}, {"auc": 0.68, "baseline_auc": 0.66}
+    whole = GOOD | {"bad": 0, "seconds": 1.0, "auc": 0.61, "baseline_auc": 0.63}
+    (alarm,) = alarms(tmp_path, first, last | {"run": whole})
+    assert alarm.what == "AUC 0.6100, below that of clicks alone, 0.6300"
+    assert "model -0.0200" in render_report(RunData.read(tmp_path), made="now")
+    assert alarms(tmp_path, first, last | {"run": whole | {"baseline_auc": None}}) == []  # of an older version
 
 
 NUMBER = {"rows": 1000, "rmse": 1.1, "mae": 0.9, "relative_mse": 0.9, "bias": 0.0, "label_mean": 3.5, "step": 1000}
