@@ -22,13 +22,17 @@ import pytest
 
 from headrace.cluster import train_job
 from headrace.cluster.training import SHARDS_VARIABLE
+from headrace.embeddings import TableConfig
+from headrace.embeddings.shards.group import ShardGroup
 from headrace.embeddings.shards.security import TOKEN_VARIABLE
 from headrace.embeddings.shards.service import ShardServer
 from headrace.embeddings.shards.shard import Shard
+from headrace.embeddings.shards.table_group import TableGroupSpec
 from headrace.embeddings.tables.parts import join_parts
 from headrace.logs.generate import GenerateConfig, generate_logs
+from headrace.placement.links import seconds_per_row
 from headrace.scoring import Scorer
-from headrace.training import CheckpointFolder, JobConfig, Trainer
+from headrace.training import CheckpointFolder, JobConfig, Trainer, sharded
 
 JOB = """\
 run: {run}
@@ -44,7 +48,7 @@ training:
     dense_optimizer: {{kind: sgd, lr: 0.05}}}}
 placement: {placement}
 """
-PLACEMENTS = {"none": "none", "default": "auto", "small": "{memory: 60KiB, window: 3, verify: true}"}
+PLACEMENTS = {"none": "none", "lookahead": "lookahead", "small": "{memory: 60KiB, window: 3, verify: true}"}
 ROWS = 4_050  # the last batch of a window is not full, nor even
 
 
@@ -121,6 +125,37 @@ def test_checkpoints_move_between_one_process_and_any_number_of_shards_bit_for_b
     assert {name for name in expected if not np.array_equal(expected[name], found[name])} == set()
 
 
+@pytest.mark.parametrize(("row_us", "reason"), [(5.4, "lookahead: the only trainer"), (0.4, "none: reading a row")])
+def test_auto_keeps_rows_that_take_long_to_read(
+    folder: Path, row_us: float, reason: str, shards: list[ShardServer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = f"auto {row_us}"
+    job = write_job(folder, run, 64)
+    start_shards(shards, folder / run / "checkpoints", 2, monkeypatch)
+    monkeypatch.setattr(sharded, "seconds_per_row", lambda store: 1e-6 * row_us)
+    train_job(job)
+    decisions = (folder / run / "decisions.jsonl").read_text()
+    assert reason in decisions
+    assert ("rows that steps used were here" in decisions) == reason.startswith("lookahead")
+    expected, found = parameters(folder / "once"), parameters(folder / run)
+    assert {name for name in expected if not np.array_equal(expected[name], found[name])} == set()
+
+
+def test_measuring_the_links_changes_nothing_in_the_shards(
+    folder: Path, shards: list[ShardServer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start_shards(shards, folder / "measured" / "checkpoints", 2, monkeypatch)
+    tables = [
+        TableConfig(name="any", kind="collisionless", embedding_dim=4, admission_count=2),
+        TableConfig(name="three", kind="direct", num_embeddings=3, embedding_dim=4),
+    ]
+    addresses = os.environ[SHARDS_VARIABLE].split(",")
+    group = ShardGroup(addresses, {"group": TableGroupSpec(tables, 0)}, session="s", run="measured")
+    assert seconds_per_row(group.store("group")) > 0
+    assert [shard._shard._served["group"].group.num_ids for shard in shards] == [0, 0]
+    group.close(wait=True)
+
+
 @pytest.mark.parametrize("placement", PLACEMENTS)
 def test_a_run_that_loses_a_shard_ends_with_the_same_bits_and_is_scored_by_one_process(
     folder: Path, placement: str, shards: list[ShardServer], monkeypatch: pytest.MonkeyPatch
@@ -155,7 +190,7 @@ def test_a_killed_trainer_and_killed_shards_give_the_same_bits(
     folder: Path, shards: list[ShardServer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Rows that the trainer kept when it was killed are those of the newest checkpoint again."""
-    job = write_job(folder, "killed", 64)
+    job = write_job(folder, "killed", 64, "lookahead")
     start_shards(shards, folder / "killed" / "checkpoints", 2, monkeypatch)
     command = [sys.executable, "-m", "headrace", "train", str(folder / "killed.yaml")]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
@@ -165,7 +200,7 @@ def test_a_killed_trainer_and_killed_shards_give_the_same_bits(
     said: list[str] = []
     train_job(job, on_message=said.append)
     assert any(line.startswith("going on from checkpoint") for line in said)
-    assert "default placement.policy: lookahead" in (folder / "killed" / "decisions.jsonl").read_text()
+    assert "lookahead: the only trainer keeps" in (folder / "killed" / "decisions.jsonl").read_text()
     expected, found = parameters(folder / "once"), parameters(folder / "killed")
     assert {name for name in expected if not np.array_equal(expected[name], found[name])} == set()
 
@@ -179,7 +214,7 @@ def test_features_change_in_shards_as_in_one_process(
     ]
     for run, counts in {"changed": (0, 0), "changed in shards": (2, 3)}.items():
         for count, plan in zip(counts, features, strict=True):
-            write_job(folder, run, 64)
+            write_job(folder, run, 64, "lookahead")
             with (folder / f"{run}.yaml").open("a") as file:
                 file.write(f"features: {plan}\n")
             start_shards(shards, folder / run / "checkpoints", count, monkeypatch)

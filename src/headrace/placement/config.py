@@ -24,13 +24,12 @@ class PlacementConfig(Config):
     policy: Literal["auto", "none", "lookahead"] = "auto"
     """`lookahead` fetches a row once, trains it in a trainer, and returns it when its room is needed or a checkpoint is
     due; several trainers exchange rows. `none` reads and updates rows in the shards in every step. auto is `lookahead`
-    with shards, one trainer, and everything else at its default: `scheduler`, and in `cluster`, precisions and
-    staleness."""
+    with shards, one trainer, and everything else at its default (`scheduler`, and in `cluster`, precisions and
+    staleness), if reading rows from the shards takes longer than keeping them costs, which is measured at the start."""
     memory: str = "512MiB"
     """Memory for resident rows, with optimizer state and index, per table group and trainer."""
     window: int = Field(default=32, ge=1)
     """Batches whose keys are looked at ahead, if the pipeline's memory holds so many."""
-
     trusted_network: bool = False
     """Whether several trainers may exchange rows between machines. As with the gradients of the dense part, nothing
     encrypts them. Trainers on one machine, whose shards have loopback addresses, need no permission."""

@@ -16,6 +16,7 @@ from headrace.embeddings.shards.table_group import TableGroupSpec
 from headrace.embeddings.tables.seen_keys import SeenKeys
 from headrace.errors import ConfigError
 from headrace.placement.joining import MAX_TRAINERS
+from headrace.placement.links import is_worth_keeping, seconds_per_row
 from headrace.placement.moves import Moves
 from headrace.placement.resident_store import ResidentStore
 from headrace.training.commits import table_group_name
@@ -23,7 +24,7 @@ from headrace.training.job import JobConfig
 from headrace.training.peers import GlooConnections
 from headrace.training.process_group import ProcessGroup
 
-__all__ = ["PlacementChoice", "ShardedTables", "choose_placement", "run_name"]
+__all__ = ["PlacementChoice", "ShardedTables", "choose_placement", "run_name", "settle_placement"]
 
 MIN_SEEN_BYTES, SEEN_ID_BYTES, SEEN_SHARE = 1 << 16, 8, 16
 """Part of the memory of resident rows that is for the set of keys known to the shards: one in 16."""
@@ -72,6 +73,8 @@ class ShardedTables:
             traffic=traffic if config.traffic else None,
             options=config.options(),
         )
+        if self.placement.keeps_rows and self._job.placement.policy == "auto":
+            self.placement = settle_placement(self.placement, max(map(seconds_per_row, self._group.stores.values())))
         self._resident = self._keep_rows(self._group) if self.placement.keeps_rows else {}
         self._moves = Moves.of(self._resident.values())
         for name, bags in self._bags.items():
@@ -169,6 +172,14 @@ def choose_placement(job: JobConfig, *, num_trainers: int) -> PlacementChoice:
         return PlacementChoice(False, f"none: {found[0] if found else 'as the job says'}")
     keeper = "the only trainer" if num_trainers == 1 else "each trainer"
     return PlacementChoice(True, f"lookahead: {keeper} keeps up to {placement.memory} of rows per table group")
+
+
+def settle_placement(choice: PlacementChoice, row_s: float) -> PlacementChoice:
+    """Settle a choice of `auto` to keep rows by the time of reading a row from the shards, in seconds."""
+    reads = f"reading a row from the shards takes {1e6 * row_s:.2f} us"
+    if is_worth_keeping(row_s):
+        return PlacementChoice(True, f"{choice.reason}; {reads}")
+    return PlacementChoice(False, f"none: {reads}, so that keeping it in the trainer would cost more than it saves")
 
 
 @dataclass(frozen=True)

@@ -421,6 +421,8 @@ class Trainer:
                     self._decisions.record("training", change, message)
                 if self._step.precision is not None:
                     self._decisions.record("precision", {}, f"matrix products in {self._step.precision.reason}")
+                if self._shards is not None:
+                    self._decisions.record("placement", {}, self._shards.placement.reason)
                 yield
             is_done = True
         finally:

@@ -8,7 +8,7 @@ import pytest
 
 from headrace.errors import ConfigError
 from headrace.training import JobConfig
-from headrace.training.sharded import choose_placement
+from headrace.training.sharded import choose_placement, settle_placement
 
 TRUSTED = {"policy": "lookahead", "trusted_network": True}
 HERE, THERE = ["127.0.0.1:1", "[::1]:2"], ["127.0.0.1:1", "10.0.0.2:2"]
@@ -57,3 +57,12 @@ def test_what_is_not_possible_is_refused(
 ) -> None:
     with pytest.raises(ConfigError, match=f"placement.policy: given lookahead, expected none, because {reason}"):
         choose_placement(job_of("lookahead", shards, **cluster), num_trainers=num_trainers)
+
+
+def test_auto_keeps_rows_if_reading_them_takes_longer_than_keeping_them_costs() -> None:
+    choice = choose_placement(job_of("auto", HERE), num_trainers=1)
+    slow, fast = settle_placement(choice, 5.35e-6), settle_placement(choice, 0.38e-6)
+    assert slow.keeps_rows
+    assert slow.reason == f"{choice.reason}; reading a row from the shards takes 5.35 us"
+    assert not fast.keeps_rows
+    assert fast.reason.startswith("none: reading a row from the shards takes 0.38 us, so that keeping it")
