@@ -6,14 +6,16 @@ has told its part. A message also has the length of the sender's next one, so le
     round r     trainer 0   [length of 0's message r+1 | keys of its batches 7, 8]     then batch 7 is known, and
                 trainer 1   [length of 1's message r+1 | keys of its batch 7     ]     batch 8 when 1 has told it
 
-The keys of a batch, little-endian: int32 number of rows, bytes per id (4 or 8), bytes per count (1 or 4); int32 [T],
-the number of keys of each table; ids; counts.
+The keys of a batch, little-endian: int32 number of rows, bytes of an id, bytes of a count, number of counts; int32 [T],
+the number of keys of each table; ids, in as many bytes as the largest needs; one bit for each key, whether it occurs
+once; counts of the others.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -111,30 +113,47 @@ class KeyRounds:
 
 def pack_keys(keys: Keys, num_rows: int, num_tables: int) -> Bytes:
     """The bytes of a batch, uint8 [n]."""
-    ids_fit = not len(keys) or (keys.ids.min() >= -(1 << 31) and keys.ids.max() < 1 << 31)
-    counts_fit = not len(keys) or keys.counts.max() < 1 << 8
-    ids = keys.ids.astype("<i4" if ids_fit else "<i8")
-    counts = keys.counts.astype(np.uint8 if counts_fit else "<i4")
-    header = np.array([num_rows, ids.itemsize, counts.itemsize], dtype="<i4")
+    id_bytes = _bytes_of(keys.ids)
+    others = keys.counts[keys.counts != 1]
+    count_bytes = _bytes_of(others)
+    header = np.array([num_rows, id_bytes, count_bytes, len(others)], dtype="<i4")
     sizes = np.bincount(keys.tables, minlength=num_tables).astype("<i4")
-    return np.concatenate([each.view(np.uint8) for each in (header, sizes, ids, counts)])
+    ones = np.packbits(keys.counts == 1)
+    return np.concatenate(
+        [header.view(np.uint8), sizes.view(np.uint8), _low(keys.ids, id_bytes), ones, _low(others, count_bytes)]
+    )
 
 
 def unpack_keys(data: Bytes, num_tables: int) -> list[Part]:
     """The batches of a message: their keys and numbers of rows."""
     found, place = [], 0
 
-    def take(dtype: str, count: int) -> npt.NDArray[np.int64]:
+    def take(num_bytes: int, count: int) -> Int64s:
         nonlocal place
-        first, place = place, place + np.dtype(dtype).itemsize * count
-        taken: Int64s = np.frombuffer(data[first:place].tobytes(), dtype=dtype).astype(np.int64)
+        first, place = place, place + num_bytes * count
+        numbers = np.zeros((count, 8), dtype=np.uint8)
+        numbers[:, :num_bytes] = data[first:place].reshape(count, num_bytes)
+        taken: Int64s = numbers.reshape(-1).view("<i8")
         return taken
 
     while place < len(data):
-        num_rows, id_bytes, count_bytes = take("<i4", 3).tolist()
-        sizes = take("<i4", num_tables)
-        tables = np.repeat(np.arange(num_tables, dtype=np.int32), sizes)
-        ids = take(f"<i{id_bytes}", len(tables))
-        counts = take("u1" if count_bytes == 1 else "<i4", len(tables)).astype(np.int32)
+        num_rows, id_bytes, count_bytes, num_others = take(4, 4).tolist()
+        tables = np.repeat(np.arange(num_tables, dtype=np.int32), take(4, num_tables))
+        ids = take(id_bytes, len(tables))
+        ones = take(1, -(-len(tables) // 8)).astype(np.uint8)
+        counts = np.unpackbits(ones, count=len(tables)).astype(np.int32)
+        counts[counts == 0] = take(count_bytes, num_others)
         found.append((Keys(tables, ids, counts), num_rows))
     return found
+
+
+def _bytes_of(numbers: npt.NDArray[np.signedinteger[Any]]) -> int:
+    """Bytes that each of some numbers needs: from 1, or 8 if any is negative."""
+    if not len(numbers):
+        return 1
+    return 8 if numbers.min() < 0 else max(1, -(-int(numbers.max()).bit_length() // 8))
+
+
+def _low(numbers: npt.NDArray[np.signedinteger[Any]], num_bytes: int) -> Bytes:
+    """The low bytes of some numbers [n], uint8 [n num_bytes]."""
+    return numbers.astype("<i8").view(np.uint8).reshape(-1, 8)[:, :num_bytes].reshape(-1)

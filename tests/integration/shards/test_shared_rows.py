@@ -248,8 +248,9 @@ def test_bytes_of_each_kind_are_those_counted_by_hand(serve: Serve) -> None:
     total = first + second
     num_rounds = 3 * len(steps)  # with nothing announced ahead: its length, its keys, and the round that goes on
     num_keys = [sum(len(step[rank]) for step in steps) for rank in range(2)]
-    for moves, count in zip((first, second), num_keys, strict=True):
-        assert moves.num_key_bytes == 8 * num_rounds + len(steps) * (12 + 4 * 3) + 5 * count
+    for rank, moves in enumerate((first, second)):
+        sizes = [len(step[rank]) + (1 if step[rank] else 0) for step in steps]  # a byte for ids, a bit for counts
+        assert moves.num_key_bytes == 8 * num_rounds + len(steps) * (16 + 4 * 3) + sum(sizes)
     assert total.num_state_bytes == 2 * 32, "c and a change places"
     assert total.num_value_bytes == 16, "b in step 3"
     assert total.num_gradient_bytes == 2 * 16, "b in steps 1 and 3"

@@ -52,7 +52,7 @@ def assert_equal(keys: Keys, others: Keys) -> None:
         assert mine.tolist() == theirs.tolist()
 
 
-@pytest.mark.parametrize("shift", [0, -(1 << 40), 1 << 62])
+@pytest.mark.parametrize("shift", [0, 1 << 20, 1 << 31, -(1 << 40), 1 << 62])
 @pytest.mark.parametrize("most", [2, 1 << 20])
 @pytest.mark.parametrize("num_keys", [0, 1, 40])
 def test_keys_are_packed_and_unpacked(num_keys: int, most: int, shift: int) -> None:
@@ -65,9 +65,11 @@ def test_keys_are_packed_and_unpacked(num_keys: int, most: int, shift: int) -> N
         assert_equal(unpacked, keys)
 
 
-def test_small_ids_and_counts_take_five_bytes_a_key() -> None:
+def test_ids_take_the_bytes_of_the_largest_and_ones_a_bit() -> None:
     keys = random_keys(np.random.default_rng(0), 40)
-    assert len(pack_keys(keys, 7, NUM_TABLES)) == 12 + 4 * NUM_TABLES + 5 * 40
+    keys = Keys(keys.tables, keys.ids + (1 << 16), np.ones(40, dtype=np.int32))
+    keys.counts[7] = 300
+    assert len(pack_keys(keys, 7, NUM_TABLES)) == 16 + 4 * NUM_TABLES + 3 * 40 + 40 // 8 + 2
 
 
 @settings(max_examples=50)
