@@ -16,6 +16,9 @@ from test_launch import kill_a_shard, parameters, wait_for_the_first_checkpoint,
 
 from headrace.logs.generate import GenerateConfig, generate_logs
 
+DEEPFM = "{kind: deepfm, embedding_dim: 8}"
+"""A model with two table groups, whose messages are kept apart."""
+
 LOOKAHEAD = "{policy: lookahead, memory: 60KiB, window: 4, verify: true}"
 
 
@@ -72,6 +75,8 @@ def test_a_killed_shard_and_a_killed_trainer_change_no_bits(folder: Path) -> Non
 def test_the_number_of_trainers_changes_between_runs(folder: Path) -> None:
     for run, placement in (("plain changed", "none"), ("kept changed", "{policy: lookahead}")):
         write_job(folder, run, 24, placement)
+        job = folder / f"{run}.yaml"
+        job.write_text(job.read_text().replace("{kind: dlrm, embedding_dim: 8, bottom: [16], top: [16]}", DEEPFM))
         run_all(folder, run, 2, "--windows=1")
         run_all(folder, run, 3)
     assert_same(folder, "plain changed", "kept changed")

@@ -1,0 +1,119 @@
+"""Placement of rows with two trainers and one shard, through one shaped link: bytes and time per step.
+
+`headrace launch` runs all processes in a network namespace whose loopback interface has a token bucket, so everything
+shares one link: rows, gradients of rows and of the dense part, keys. Arms take turns, and train the first window of the
+public Criteo sample, of which losses must be the same.
+
+- none: rows are read and updated in the shard in every step, with the scheduler that a job has by default
+- lookahead: rows stay in the trainers, which exchange values, gradients and rows
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import harness
+import yaml
+from placement.logs import MissingLog, window_log
+from schedule.links import can_make_namespaces
+
+TRAINERS, BATCH_ROWS, DIM = 2, 1024, 16
+RATES: tuple[int | None, ...] = (100, 300, None)
+"""Megabits per second; None for no limit."""
+ROUNDS, ROWS, ROWS_QUICK = 3, 137_138, 20_000
+ARMS: dict[str, Any] = {"none": "none", "lookahead": {"policy": "lookahead", "memory": "2GiB"}}
+KINDS = ("fetched", "returned", "key", "state", "value", "gradient")
+SHAPE = "ip link set lo up && tc qdisc add dev lo root tbf rate {rate}mbit burst 64kb latency 200ms && exec {command}"
+
+
+def job_of(run: Path, log: Path, placement: Any) -> dict[str, Any]:
+    """A job of an arm."""
+    return {
+        "run": str(run),
+        "data": {"path": str(log)},
+        "placement": placement,
+        "training": {
+            "batch_size": BATCH_ROWS,
+            "threads": 1,
+            "precision": "fp32",
+            "dense_optimizer": {"kind": "adam"},
+            "log_every_steps": 10,
+        },
+        "pipeline": {"workers": 1, "tuner": "none"},
+        "embeddings": {"default": {"kind": "hashed", "num_embeddings": 1_000_000}},
+        "model": {"kind": "dlrm", "embedding_dim": DIM},
+    }
+
+
+def train(folder: Path, log: Path, placement: Any, rate: int | None) -> dict[str, Any]:
+    """Train the first window; returns seconds per step, loss, and bytes per step of each kind."""
+    run = folder / "run"
+    shutil.rmtree(run, ignore_errors=True)
+    (folder / "job.yaml").write_text(yaml.safe_dump(job_of(run, log, placement)))
+    command = [sys.executable, "-m", "headrace", "launch", str(folder / "job.yaml"), f"--trainers={TRAINERS}"]
+    command += ["--shards=1", "--windows=1"]
+    if rate is not None:
+        command = ["unshare", "-n", "sh", "-c", SHAPE.format(rate=rate, command=" ".join(command))]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"launch failed: {done.stdout[-2000:]}{done.stderr[-2000:]}")
+    moved: Counter[str] = Counter()
+    steps = []
+    for rank in range(TRAINERS):
+        path = run / ("" if rank == 0 else f"trainers/{rank}") / "metrics.jsonl"
+        records = [json.loads(line) for line in path.read_text().splitlines()]
+        found = [record for record in records if record["kind"] == "step"]
+        steps = steps or found
+        for record in found:
+            moved.update(record.get("placement", {}))
+    last = steps[-1]
+    return {"step_s": last["time_s"] / last["step"], "loss": last["loss"], "steps": last["step"], "moved": moved}
+
+
+def report_case(report: harness.Report, case: str, samples: dict[str, list[dict[str, Any]]]) -> None:
+    """Rows and ratios of a link."""
+    losses = {f"{run['loss']:.9g}" for runs in samples.values() for run in runs}
+    if len(losses) > 1:
+        raise SystemExit(f"{case}: arms have losses {sorted(losses)}, expected one")
+    for arm, runs in samples.items():
+        report.add(case, arm, "step", "ms", [1e3 * run["step_s"] for run in runs])
+    report.compare(case, "lookahead", "step", lower_is_better=True)
+    runs = samples["lookahead"]
+    plain = [run["moved"]["num_plain_bytes"] / run["steps"] / 1e6 for run in runs]
+    report.add(case, "none", "moved per step by both", "MB", plain)
+    for kind in ("", *(f"{kind}_" for kind in KINDS)):
+        name = f"{kind.removesuffix('_') or 'moved'} per step by both"
+        values = [run["moved"][f"num_{kind}bytes"] / run["steps"] / 1e6 for run in runs]
+        report.add(case, "lookahead", name, "MB", values)
+
+
+def main() -> None:
+    """Measure all links, and write the report."""
+    options = harness.options("bench_placement_trainers.py", __doc__)
+    report = harness.Report("bench_placement_trainers")
+    why_not = can_make_namespaces()
+    report.notes["link"] = f"no limit: {why_not}" if why_not else "loopback of a network namespace, tc tbf"
+    try:
+        log = window_log("criteo", ROWS_QUICK if options.quick else ROWS)
+    except MissingLog as missing:
+        raise SystemExit(f"skipped: {missing}") from missing
+    with tempfile.TemporaryDirectory(prefix="headrace-bench-") as name:
+        for rate in (None,) if options.quick or why_not else RATES:
+            samples: dict[str, list[dict[str, Any]]] = {arm: [] for arm in ARMS}
+            for _ in range(1 if options.quick else ROUNDS):
+                for arm, placement in ARMS.items():
+                    samples[arm].append(train(Path(name), log, placement, rate))
+            link = "unshaped" if rate is None else f"{rate / 1000:g} Gb/s"
+            report_case(report, f"criteo, dim {DIM}, {TRAINERS} trainers, {link}", samples)
+    report.finish(options)
+
+
+if __name__ == "__main__":
+    main()
