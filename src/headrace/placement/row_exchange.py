@@ -195,13 +195,17 @@ class RowExchange:
             self._send(batch, other, KINDS[late], np.concatenate([packed, values]))
 
     def send_values_again(self) -> None:
-        """Repeat the values that are already sent, because the end of a window has evicted some of the rows."""
+        """Repeat the values that are already sent, because the end of a window has evicted some of the rows.
+
+        The rows that have moved for these batches have arrived before, so their next owners send the values.
+        """
         for batch, known in self._batches.items():
             for late in known.launched:
                 for other in self._others():
                     self._expect(batch, other, None, late, AGAIN[late])
                 for other in self._others():
-                    self._send(batch, other, AGAIN[late], self._values_of(batch, other, late))
+                    values = self._values_of(batch, other, late, has_moved=True)
+                    self._send(batch, other, AGAIN[late], values)
 
     def receive(self, batch: int | None = None) -> None:
         """Wait for what is on its way for a batch and those before it, or for all, and keep it."""
@@ -292,14 +296,14 @@ class RowExchange:
     def _between(self, batch: int, source: int, target: int) -> tuple[AnnouncedBatch, int, int, int]:
         return self._residency.announced(batch), source, target, self._peers.size
 
-    def _values_between(self, batch: int, source: int, target: int, late: bool) -> Values:
-        is_new = self._batches[batch].is_new
+    def _values_between(self, batch: int, source: int, target: int, late: bool, has_moved: bool) -> Values:
+        is_new, announced = self._batches[batch].is_new, self._residency.announced(batch)
         assert is_new is not None
-        return values_for(self._residency.announced(batch), is_new, source, target, self._peers.size, late=late)
+        return values_for(announced, is_new, source, target, self._peers.size, late=late, has_moved=has_moved)
 
-    def _values_of(self, batch: int, reader: int, late: bool) -> Bytes:
+    def _values_of(self, batch: int, reader: int, late: bool, *, has_moved: bool = False) -> Bytes:
         """Values of rows that are here, as a reader's update finds them."""
-        values = self._values_between(batch, self._peers.rank, reader, late)
+        values = self._values_between(batch, self._peers.rank, reader, late, has_moved)
         if not len(values.rows):
             return np.empty(0, dtype=np.uint8)
         found = self._rows.read(values.rows, self._batches[batch].joint.parts[reader].take(values.places))
@@ -307,7 +311,7 @@ class RowExchange:
         return found.reshape(-1).view(np.uint8)
 
     def _expect(self, batch: int, source: int, states: HandOver | None, late: bool, kind: MessageKind) -> None:
-        values = self._values_between(batch, source, self._peers.rank, late)
+        values = self._values_between(batch, source, self._peers.rank, late, states is None)
         num_bytes = 4 * self._dim * len(values.places)
         num_bytes += 0 if states is None else self._rows.packed_bytes * len(states.after)
         if num_bytes:

@@ -71,7 +71,14 @@ def hand_over(batch: AnnouncedBatch, source: int, target: int, num_trainers: int
 
 
 def values_for(
-    batch: AnnouncedBatch, is_new: Bools, source: int, target: int, num_trainers: int, *, late: bool
+    batch: AnnouncedBatch,
+    is_new: Bools,
+    source: int,
+    target: int,
+    num_trainers: int,
+    *,
+    late: bool,
+    has_moved: bool = False,
 ) -> Values:
     """Rows that a trainer reads in a batch, but does not keep, and that another one sends it.
 
@@ -82,13 +89,14 @@ def values_for(
         target: The trainer that reads them.
         num_trainers: Number of trainers.
         late: As for `hand_over`.
+        has_moved: Whether rows that move are already at their next owner.
     """
     assert batch.rows is not None
     assert batch.came_from is not None
     assert batch.is_late is not None
     read = batch.places[target]
     owner, came_from = batch.rows[read], batch.came_from[read]
-    holder = np.where(came_from > 0, came_from, owner)
+    holder = np.where((came_from > 0) & (not has_moved), came_from, owner)
     is_sent = (owner % num_trainers != target) & (holder % num_trainers == source)
     places = np.flatnonzero(is_sent & ~is_new[read] & (batch.is_late[read] == late))
     return Values(places, holder[places] // num_trainers)

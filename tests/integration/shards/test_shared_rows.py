@@ -331,17 +331,22 @@ def test_a_late_return_does_not_overwrite_the_training_of_the_next_owner(
     assert found == contents(local.changes(0))
 
 
-def test_values_sent_before_the_end_of_a_window_are_sent_again_if_rows_are_evicted(serve: Serve) -> None:
-    """Trainer 0 has a, and sends its value while the last step of the window computes, whose end evicts it."""
+@pytest.mark.parametrize(("readers", "sent"), [((0, 1), [2 * 16, 0, 0]), ((1, 2), [16, 16, 0]), ((2, 1), [16, 16, 0])])
+def test_values_sent_before_the_end_of_a_window_are_sent_again_if_rows_are_evicted(
+    serve: Serve, readers: tuple[int, int], sent: list[int]
+) -> None:
+    """Trainer 0 has a, and sends its value while the last step of the window computes, whose end evicts it; also if it
+    hands it over."""
     spec, address = spec_of({"evict_after": 1}), serve()
-    steps, _ = steps_of([[[A], []], [[D], []], [[A], [A]]], spec)
+    last = [[A] if trainer in readers else [] for trainer in range(3)]
+    steps, _ = steps_of([[[A], [], []], [[D], [], []], last], spec)
     first = LocalStore(TableGroup(spec.tables, seed=spec.seed)).read(steps[0].updates[0].keys).result()
-    steps[2].reads[:] = [first, first]
-    barrier = threading.Barrier(2, timeout=20)
+    steps[2].reads[:] = [first[: len(part)] for part in last]
+    barrier = threading.Barrier(3, timeout=20)
 
     def train(rank: int, peers: QueuePeers) -> int:
         numba.set_num_threads(1)
-        with in_session([address], spec, rank, 2) as group:
+        with in_session([address], spec, rank, 3) as group:
             trainer = Trainer(group, peers, steps, num_rows=10, ahead=2)
             for num_freed in (0, 1):
                 trainer.train(1)
@@ -353,7 +358,7 @@ def test_values_sent_before_the_end_of_a_window_are_sent_again_if_rows_are_evict
             trainer.train(1)
             return trainer.store.exchanged.values
 
-    assert run_trainers(2, train) == [2 * 16, 0]
+    assert run_trainers(3, train) == sent
 
 
 def test_a_new_session_of_more_trainers_goes_on_with_the_returned_rows(serve: Serve, tmp_path: Any) -> None:
