@@ -76,6 +76,7 @@ def test_two_jobs_on_one_log_are_compared_and_a_poor_one_is_named(tmp_path: Path
     headrace("init", tmp_path / "logs", "--out", tmp_path)
     job = yaml.safe_load((tmp_path / "job.yaml").read_text())
     job |= {"run": "poor", "model": {"kind": "dlrm", "bottom": [8], "top": [8]}}
+    del job["embeddings"]["linear_optimizer"]  # DLRM has no linear part
     job["training"] = {"batch_size": 64, "dense_optimizer": {"kind": "adam", "lr": 0.5}}
     (tmp_path / "poor.yaml").write_text(yaml.safe_dump(job))
     headrace("train", tmp_path / "job.yaml")
