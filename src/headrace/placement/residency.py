@@ -292,7 +292,7 @@ class Residency:
     def located(self, entries: Int32s) -> tuple[Int64s, Keys]:
         """Rows int64 [R] and keys of those of some entries that are resident, with tables ascending."""
         slots, keys = self._in_order(entries[self._is_at(entries, self.trainer)])
-        return slots // self.num_trainers, keys
+        return self._rows_of(slots), keys
 
     def resident(self) -> tuple[Int64s, Keys]:
         """All resident rows int64 [R], and their keys, with tables ascending."""
@@ -301,7 +301,11 @@ class Residency:
     def find(self, keys: Keys) -> Int64s:
         """Rows int64 [U] of any unique keys; 0 where a key is not resident."""
         entries = self._entries.find(keys)
-        return np.where(self._is_at(entries, self.trainer), self._row[entries].astype(np.int64) // self.num_trainers, 0)
+        return np.where(self._is_at(entries, self.trainer), self._rows_of(self._row[entries].astype(np.int64)), 0)
+
+    def _rows_of(self, slots: Int64s) -> Int64s:
+        """The rows of slots at their trainers."""
+        return slots if self.num_trainers == 1 else slots // self.num_trainers
 
     def _is_at(self, entries: Int32s, trainer: int) -> Bools:
         """bool [E], whether the rows of entries are resident at a trainer."""
