@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import deque
 from datetime import timedelta
 from typing import Any
+from weakref import WeakSet
 
 import torch
 import torch.distributed as dist
@@ -35,6 +36,7 @@ class GlooConnections:
     def __init__(self, timeout_s: float) -> None:
         self.rank, self.size = dist.get_rank(), dist.get_world_size()
         self._sending: deque[tuple[Any, Tensor]] = deque()
+        self._due: WeakSet[_GlooReceipt] = WeakSet()
         with lost_peers():
             self._group: Any = dist.new_group(backend="gloo", timeout=timedelta(seconds=max(timeout_s, 1.0)))
 
@@ -54,17 +56,28 @@ class GlooConnections:
         """Start to receive bytes."""
         tensor = torch.empty(num_bytes, dtype=torch.uint8)
         with lost_peers():
-            return _GlooReceipt(dist.irecv(tensor, source, group=self._group, tag=tag), tensor)
+            receipt = _GlooReceipt(dist.irecv(tensor, source, group=self._group, tag=tag), tensor)
+        self._due.add(receipt)
+        return receipt
 
     def close(self) -> None:
-        """Let go of the connections, which end with the process group."""
+        """Let go of the connections, which end with the process group, so that the others notice that we left.
+
+        A receipt that nobody waits for any more would keep them open, and the others waiting.
+        """
         self._sending.clear()
+        for receipt in list(self._due):
+            receipt.drop()
         self._group = None
 
 
 class _GlooReceipt:
     def __init__(self, work: Any, tensor: Tensor) -> None:
         self._work, self._tensor = work, tensor
+
+    def drop(self) -> None:
+        """Stop waiting for the message."""
+        self._work = None
 
     def result(self) -> Bytes:
         """See `Receipt`."""
