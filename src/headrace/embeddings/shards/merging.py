@@ -104,35 +104,25 @@ def join_keys(parts: Sequence[Keys]) -> Keys:
 
 
 @kernel(inline=True)
-def _begin_key(
+def _merge_key(
     u: int,
     i: int,
+    is_first: bool,
     share: np.float32,
     from_counts: Int32s,
     from_gradients: Float32s,
     counts: Int32s,
     gradients: Float32s,
 ) -> None:
-    """Start the sum of key u with the part i of the first trainer that has it."""
-    counts[u] = from_counts[i]
-    for d in range(gradients.shape[1]):
-        gradients[u, d] = share * from_gradients[i, d]
-
-
-@kernel(inline=True)
-def _add_to_key(
-    u: int,
-    i: int,
-    share: np.float32,
-    from_counts: Int32s,
-    from_gradients: Float32s,
-    counts: Int32s,
-    gradients: Float32s,
-) -> None:
-    """Add the part i of the next trainer to the sum of key u."""
-    counts[u] += from_counts[i]
-    for d in range(gradients.shape[1]):
-        gradients[u, d] += share * from_gradients[i, d]
+    """Add the part i of a trainer to the sum of key u, or begin the sum with the first trainer that has the key."""
+    if is_first:
+        counts[u] = from_counts[i]
+        for d in range(gradients.shape[1]):
+            gradients[u, d] = share * from_gradients[i, d]
+    else:
+        counts[u] += from_counts[i]
+        for d in range(gradients.shape[1]):
+            gradients[u, d] += share * from_gradients[i, d]
 
 
 @kernel()
@@ -153,14 +143,13 @@ def _add(
         table, key = from_tables[i], from_ids[i]
         slot = key_slot(slots, tables, ids, table, key)
         u = int(slots[slot])
-        if u < 0:
+        is_first = u < 0
+        if is_first:
             u = used
             used += 1
             slots[slot] = u
             tables[u], ids[u] = table, key
-            _begin_key(u, i, share, from_counts, from_gradients, counts, gradients)
-        else:
-            _add_to_key(u, i, share, from_counts, from_gradients, counts, gradients)
+        _merge_key(u, i, is_first, share, from_counts, from_gradients, counts, gradients)
     return used
 
 
@@ -176,8 +165,5 @@ def _add_placed(
 ) -> None:
     for i in range(len(places)):
         u = places[i]
-        if is_begun[u]:
-            _add_to_key(u, i, share, from_counts, from_gradients, counts, gradients)
-        else:
-            is_begun[u] = True
-            _begin_key(u, i, share, from_counts, from_gradients, counts, gradients)
+        _merge_key(u, i, not is_begun[u], share, from_counts, from_gradients, counts, gradients)
+        is_begun[u] = True
