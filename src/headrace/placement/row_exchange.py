@@ -167,7 +167,7 @@ class RowExchange:
         return np.concatenate([np.empty(0, dtype=np.int64), *found])
 
     def pending(self) -> tuple[Int64s, Keys]:
-        """Rows that are still here, but already have places elsewhere, and their keys, with tables ascending."""
+        """Rows that are still here, but already have places elsewhere, and their keys, in any order."""
         rows, entries = [np.empty(0, dtype=np.int64)], [np.empty(0, dtype=np.int32)]
         for batch, known in self._batches.items():
             for late in (False, True):
@@ -177,9 +177,7 @@ class RowExchange:
                     moves = hand_over(*self._between(batch, self._peers.rank, other), late=late)
                     rows.append(moves.before)
                     entries.append(self._residency.announced(batch).entries[moves.places])
-        keys = self._residency.keys_of(np.concatenate(entries))
-        order = np.argsort(keys.tables, kind="stable")
-        return np.concatenate(rows)[order], keys.take(order)
+        return np.concatenate(rows), self._residency.keys_of(np.concatenate(entries))
 
     def launch(self, batch: int, *, late: bool) -> None:
         """Send the others the rows of a phase of a batch, and expect theirs."""

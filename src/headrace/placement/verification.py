@@ -44,19 +44,19 @@ class Verification:
         Raises:
             HeadraceError: A row is stale; the text names table and id.
         """
-        self._meet(keys)
+        self.meet(keys)
         wrong = np.flatnonzero((self._group.read(keys) != rows).any(axis=1))
         if len(wrong):
             raise self._error(keys, wrong, f"{len(wrong)} of {len(keys)} rows are not those that serial steps read")
 
     def update(self, keys: Keys, gradients: Float32s, *, num_rows: int, lr_factor: float) -> None:
         """Apply the next step."""
-        self._meet(keys)
+        self.meet(keys)
         self._group.update(keys, gradients, num_rows=num_rows, lr_factor=lr_factor)
 
     def evict(self, keys: Keys) -> None:
         """Evict ids."""
-        self._meet(keys)
+        self.meet(keys)
         self._group.evict(keys)
 
     def end_window(self) -> None:
@@ -69,7 +69,13 @@ class Verification:
         Every trainer meets the keys of a step before it sends its gradients, so none can have returned them.
         """
         for keys in parts:
-            self._meet(keys)
+            new = keys.take(np.flatnonzero(self._known.find(keys) == 0))
+            if not len(new):
+                continue
+            self._known.add(new)
+            for places, states in self._remote.fetch(new).result():
+                step, version = self._group.step, self._group.version
+                self._group.set_states(new.take(places), states, step=step, version=version)
 
     def check_returned(self, after: Sequence[int] = ()) -> None:
         """Compare the rows in the shards with serial ones, after all changed rows were returned.
@@ -93,16 +99,6 @@ class Verification:
     def _compared_to(self, version: int) -> None:
         self._returned = version
         self._group.acknowledge("returned", version)
-
-    def _meet(self, keys: Keys) -> None:
-        """Fetch the states of keys that were not seen before."""
-        new = keys.take(np.flatnonzero(self._known.find(keys) == 0))
-        if not len(new):
-            return
-        self._known.add(new)
-        for places, states in self._remote.fetch(new).result():
-            step, version = self._group.step, self._group.version
-            self._group.set_states(new.take(places), states, step=step, version=version)
 
     def _error(self, keys: Keys, places: npt.NDArray[np.int64], what: str) -> HeadraceError:
         table = self._group.tables[int(keys.tables[places[0]])].name
