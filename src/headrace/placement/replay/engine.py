@@ -18,11 +18,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from headrace.errors import ConfigError
+from headrace.placement.joining import MAX_TRAINERS
 from headrace.placement.replay.copies import Copies, InvalidPlan
 from headrace.placement.replay.movement import SHARD, Action, Drop, Move, Plan
 from headrace.placement.replay.policy import Knowledge, PlacementPolicy, Setting, StepRows
 from headrace.placement.replay.stream import (
-    MAX_TRAINERS,
     NEVER,
     GlobalBatch,
     Int8s,

@@ -17,18 +17,13 @@ import numpy.typing as npt
 
 from headrace.compiling import kernel
 from headrace.errors import ConfigError
+from headrace.placement.key_entries import NEVER
 
-__all__ = ["MAX_TRAINERS", "NEVER", "GlobalBatch", "RowStream", "Samples", "popcount", "popcounts", "readers_of"]
+__all__ = ["NEVER", "GlobalBatch", "RowStream", "Samples", "popcount", "popcounts", "readers_of"]
 
 Int8s = npt.NDArray[np.int8]
 Int32s = npt.NDArray[np.int32]
 Int64s = npt.NDArray[np.int64]
-
-NEVER = np.iinfo(np.int32).max
-"""Next use of a row that no later batch uses."""
-
-MAX_TRAINERS = 62
-"""Sets of trainers are bits of an int64."""
 
 Samples = tuple[Int64s, Int32s]
 """Samples of a batch: starts int64 [B + 1], and rows int32 [N], each row once per sample."""
