@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 import headrace
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "api.md"
@@ -79,7 +81,7 @@ def _entry(name: str, member: Any) -> str:
 
 def _doc_of(name: str, member: Any) -> str:
     if not (inspect.isclass(member) or callable(member)):
-        return f"`{name}` is a constant." if isinstance(member, str | int | float) else ""
+        return f"`{name}` is a constant." if isinstance(member, str | int | float | np.generic) else ""
     doc = inspect.getdoc(member) or ""
     if inspect.isclass(member) and "__init__" in vars(member):  # arguments may be described there
         arguments = inspect.getdoc(member.__init__) or ""

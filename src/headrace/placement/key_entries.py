@@ -16,7 +16,7 @@ from headrace.embeddings.keys import Keys
 from headrace.embeddings.ops.hashing import mix64
 from headrace.embeddings.ops.prefetch import prefetch
 
-__all__ = ["ENTRY", "NEVER", "KeyEntries"]
+__all__ = ["ENTRY", "NEVER", "Entries", "KeyEntries"]
 
 NEVER = np.int32(2**31 - 1)
 """Next use of a key that no announced batch uses."""

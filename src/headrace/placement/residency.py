@@ -25,7 +25,6 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -34,10 +33,9 @@ from headrace.compiling import kernel
 from headrace.embeddings.keys import Keys
 from headrace.placement.joining import Prices, choose_owners, join_entries
 from headrace.placement.key_entries import NEVER, KeyEntries
+from headrace.placement.next_uses import NextUses
 
 __all__ = ["AnnouncedBatch", "Placing", "Residency"]
-
-FIRST_PLACES = 1 << 14
 
 Int64s = npt.NDArray[np.int64]
 Int32s = npt.NDArray[np.int32]
@@ -120,13 +118,7 @@ class Residency:
         self.trainer = trainer
         self._num_resident = [0] * num_trainers
         self._entries = KeyEntries()  # of keys that are resident or that an announced batch uses
-        # For each key of each announced batch, the batch that uses it next. Positions count from the first batch on.
-        self._batch_after = np.empty(FIRST_PLACES, dtype=np.int32)
-        # With several trainers, for the same positions, those that read it then, as bits.
-        bits = next(bits for bits in (8, 16, 32, 64) if num_trainers <= bits)
-        self._readers_after: npt.NDArray[np.unsignedinteger[Any]]
-        self._readers_after = np.empty(FIRST_PLACES if num_trainers > 1 else 0, dtype=f"uint{bits}")
-        self._base = self._end = 0  # positions of the first and after the last element
+        self._uses_ahead = NextUses(num_trainers)
         self._announced: deque[AnnouncedBatch] = deque()
         # For each trainer, by time of last use: entries of its rows that are not used again as far as known.
         self._idle: list[deque[tuple[int, Int32s]]] = [deque() for _ in range(num_trainers)]
@@ -158,7 +150,7 @@ class Residency:
         idle = sum(entries.nbytes for each in self._idle for _, entries in each)
         announced = sum(_bytes_of(each) for each in self._announced)
         free = sum(rows.nbytes for rows in self._free) + sum(slots.nbytes for _, slots in self._moving)
-        ahead = self._batch_after.nbytes + self._readers_after.nbytes
+        ahead = self._uses_ahead.num_bytes
         return self._entries.num_bytes + ahead + self._marks.nbytes + free + idle + announced
 
     def announce(self, *parts: Keys) -> int:
@@ -167,7 +159,7 @@ class Residency:
         Args:
             parts: For each trainer, its unique keys.
         """
-        batch, start = self.num_announced, self._end
+        batch, start = self.num_announced, self._uses_ahead.end
         found = [self._entries.add(keys) for keys in parts]
         if self.num_trainers == 1:
             announced = AnnouncedBatch(batch, found[0], start)
@@ -176,14 +168,9 @@ class Residency:
                 self._marks = np.zeros(len(self._entries.records), dtype=np.int32)
             entries, places, readers = join_entries(found, self._marks)
             announced = AnnouncedBatch(batch, entries, start, places, readers)
-        self._reserve_places(start + len(announced.entries))
         first = self._announced[0].start if self._announced else start
-        if announced.readers is not None:
-            records, readers = self._entries.records, announced.readers
-            _announce_readers(announced.entries, readers, start, first, self._base, records, self._readers_after)
-        _announce(announced.entries, batch, start, first, self._base, self._entries.records, self._batch_after)
+        self._uses_ahead.announce(announced.entries, announced.readers, self._entries.records, batch=batch, first=first)
         self._announced.append(announced)
-        self._end = start + len(announced.entries)
         return batch
 
     def announced(self, batch: int) -> AnnouncedBatch:
@@ -223,8 +210,7 @@ class Residency:
         assert announced.readers is not None
         slots = self._row[entries].astype(np.int64)
         ids = self._entries.column("id")[entries]
-        first = announced.start - self._base
-        next_readers = self._readers_after[first : first + len(entries)].astype(np.int64)
+        next_readers = self._uses_ahead.readers(announced.start, len(entries))
         owners = choose_owners(slots, announced.readers, next_readers, ids, num_trainers, self._prices)
         is_moving = (slots > 0) & (slots % num_trainers != owners)
         places = np.flatnonzero((slots == 0) | is_moving)
@@ -246,8 +232,7 @@ class Residency:
         if announced.batch == self.num_trained:
             return np.ones(len(announced.entries), dtype=np.bool_)
         before = self._find(announced.batch - 1)
-        first = before.start - self._base
-        used_next = self._batch_after[first : first + len(before.entries)] == announced.batch
+        used_next = self._uses_ahead.batches(before.start, len(before.entries)) == announced.batch
         self._marks[before.entries[used_next]] = 1
         is_used: Bools = self._marks[announced.entries] == 1
         self._marks[before.entries] = 0
@@ -282,7 +267,7 @@ class Residency:
         self.num_trained += 1
         while self._moving and self._moving[0][0] <= self.num_trained:
             self._release(self._moving.popleft()[1])
-        return self._use(done.entries, self._batch_after[done.start - self._base :], end)
+        return self._use(done.entries, self._uses_ahead.batches(done.start, len(done.entries)), end)
 
     def unused_until(self, end: int) -> Int32s:
         """Entries of resident rows that no announced batch up to `end` uses; -1 for all."""
@@ -314,7 +299,7 @@ class Residency:
         return is_at if self.num_trainers == 1 else is_at & (slots % self.num_trainers == trainer)
 
     def _use(self, entries: Int32s, next_uses: Int32s, end: int = -1) -> Int32s:
-        """Record a use of entries [U] now, and their next uses, with which an array begins; see `finish`."""
+        """Record a use of entries [U] now, and their next uses; see `finish`."""
         self._clock += 1
         idle, unused = np.empty_like(entries), np.empty_like(entries)
         num_idle, num_unused = _use(entries, next_uses, self._entries.records, self._clock, end, idle, unused)
@@ -427,72 +412,10 @@ class Residency:
         order = np.argsort(keys.tables.astype(np.int16), kind="stable")  # 16 bits use a radix sort
         return self._row[entries[order]].astype(np.int64), keys.take(order)
 
-    def _reserve_places(self, end: int) -> None:
-        """Ensure room for the keys of announced batches up to a position."""
-        if end - self._base > len(self._batch_after):
-            first = self._announced[0].start if self._announced else self._end
-            kept = self._batch_after[first - self._base : self._end - self._base]
-            self._batch_after = np.empty(max(len(self._batch_after), 2 * (end - first)), dtype=np.int32)
-            self._batch_after[: len(kept)] = kept
-            if self.num_trainers > 1:
-                readers = self._readers_after[first - self._base : self._end - self._base]
-                self._readers_after = np.empty(len(self._batch_after), dtype=readers.dtype)
-                self._readers_after[: len(readers)] = readers
-            self._base = first
-
 
 def _bytes_of(announced: AnnouncedBatch) -> int:
     arrays = announced.entries, announced.rows, announced.readers, announced.came_from, announced.is_late
     return sum(each.nbytes for each in (*arrays, *announced.places) if each is not None)
-
-
-@kernel()
-def _announce(
-    entries: Int32s,
-    batch: int,
-    start: int,
-    first: int,
-    base: int,
-    records: npt.NDArray[np.void],
-    batch_after: Int32s,
-) -> None:
-    """Record that a batch uses entries [U], which have the positions from `start` on.
-
-    Args:
-        entries: Entries of the batch.
-        batch: Number of the batch.
-        start: Position of its first key.
-        first: Position of the first key of all batches that are not trained yet.
-        base: Position of the first element of `batch_after`.
-        records: Of all entries.
-        batch_after: Of each position.
-    """
-    for u in range(len(entries)):
-        record = records[entries[u]]
-        if record.last_place >= first:
-            batch_after[record.last_place - base] = batch
-        else:
-            record.next_use = batch
-        record.last_place = start + u
-        batch_after[start + u - base] = NEVER
-
-
-@kernel()
-def _announce_readers(
-    entries: Int32s,
-    readers: Int64s,
-    start: int,
-    first: int,
-    base: int,
-    records: npt.NDArray[np.void],
-    readers_after: npt.NDArray[np.unsignedinteger[Any]],
-) -> None:
-    """Record the readers [U] of a batch's entries where they were used before; called before `_announce`."""
-    for u in range(len(entries)):
-        record = records[entries[u]]
-        if record.last_place >= first:
-            readers_after[record.last_place - base] = readers[u]
-        readers_after[start + u - base] = 0
 
 
 @kernel()
