@@ -24,8 +24,9 @@ class PlacementConfig(Config):
     policy: Literal["auto", "none", "lookahead"] = "auto"
     """`lookahead` fetches a row once, trains it in a trainer, and returns it when its room is needed or a checkpoint is
     due; several trainers exchange rows. `none` reads and updates rows in the shards in every step. auto is `lookahead`
-    with shards, one trainer, and everything else at its default (`scheduler`, and in `cluster`, precisions and
-    staleness), if reading rows from the shards takes longer than keeping them costs, which is measured at the start."""
+    with shards and everything else at its default (`scheduler`, and in `cluster`, precisions and staleness), if reading
+    rows from the shards takes longer than keeping them costs, which is measured at the start. Between machines, several
+    trainers also need `trusted_network`."""
     memory: str = "512MiB"
     """Memory for resident rows, with optimizer state and index, per table group and trainer."""
     window: int = Field(default=32, ge=1)

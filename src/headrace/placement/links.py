@@ -10,21 +10,25 @@ from headrace.embeddings.keys import Keys
 from headrace.embeddings.shards.table_group import TableGroupSpec
 from headrace.embeddings.stores.remote import RemoteStore
 
-__all__ = ["KEEPING_S", "is_worth_keeping", "seconds_per_row"]
+__all__ = ["is_worth_keeping", "seconds_per_row"]
 
 KEEPING_S = 0.5e-6
 """Time to read a row from which on keeping it pays: about the processor time that the planner and the kernels need for
 it in each step. Measured on the public Criteo sample at dimension 16: keeping rows was slower than the best scheduler
 between two processes of one machine, where reading a row took 0.4 us, and faster at 1 Gb/s, where it took 0.64 us."""
 
+EXCHANGING_S = 1.0e-6
+"""The same for the planning of another trainer's rows, and for waiting for it. Measured with two trainers on the same
+sample: keeping rows was slower without a limit, and faster at 0.3 Gb/s, where reading a row takes 2 us."""
+
 READ_ROWS, READ_BYTES, NUM_READS = 8192, 1 << 20, 4
 """Rows of a measured read, so many that its fixed costs hardly count, but at most so many bytes; and the number of
 reads, of which the fastest counts."""
 
 
-def is_worth_keeping(row_s: float) -> bool:
-    """Whether rows that take so long to read, in seconds per row, are better kept in the trainer."""
-    return row_s > KEEPING_S
+def is_worth_keeping(row_s: float, *, num_trainers: int) -> bool:
+    """Whether rows that take so long to read, in seconds per row, are better kept in the trainers."""
+    return row_s > KEEPING_S + EXCHANGING_S * (num_trainers - 1)
 
 
 def seconds_per_row(store: RemoteStore) -> float:

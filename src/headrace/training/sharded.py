@@ -74,7 +74,7 @@ class ShardedTables:
             options=config.options(),
         )
         if self.placement.keeps_rows and self._job.placement.policy == "auto":
-            self.placement = settle_placement(self.placement, max(map(seconds_per_row, self._group.stores.values())))
+            self.placement = self._settle(self._group)
         self._resident = self._keep_rows(self._group) if self.placement.keeps_rows else {}
         self._moves = Moves.of(self._resident.values())
         for name, bags in self._bags.items():
@@ -113,6 +113,11 @@ class ShardedTables:
         """Largest number of rows that this trainer has kept."""
         return sum(store.counters.peak_rows for store in self._resident.values())
 
+    def _settle(self, group: ShardGroup) -> PlacementChoice:
+        """Settle a choice of `auto` by what trainer 0 measures while the others wait, so that all choose the same."""
+        row_s = max(map(seconds_per_row, group.stores.values())) if self._process_group.rank == 0 else None
+        return settle_placement(self.placement, self._process_group.share(row_s), num_trainers=self._process_group.size)
+
     def _keep_rows(self, group: ShardGroup) -> dict[str, ResidentStore]:
         placement = self._job.placement
         if self._process_group.size > 1:
@@ -150,11 +155,9 @@ def choose_placement(job: JobConfig, *, num_trainers: int) -> PlacementChoice:
         ConfigError: The job asks for a placement that is not possible; the text has the reason.
     """
     placement, cluster, scheduler = job.placement, job.cluster, job.scheduler
-    is_asked_for = placement.policy == "lookahead"
     is_local = all(is_loopback(split_address(shard)[0]) for shard in cluster.shards)
     obstacles = {
         "rows are in this process": not cluster.shards,
-        "there are several trainers": num_trainers > 1 and not is_asked_for,
         f"there are more than {MAX_TRAINERS} trainers": num_trainers > MAX_TRAINERS,
         "trainers would exchange rows between machines without encryption, see placement.trusted_network": (
             num_trainers > 1 and not is_local and not placement.trusted_network
@@ -174,12 +177,13 @@ def choose_placement(job: JobConfig, *, num_trainers: int) -> PlacementChoice:
     return PlacementChoice(True, f"lookahead: {keeper} keeps up to {placement.memory} of rows per table group")
 
 
-def settle_placement(choice: PlacementChoice, row_s: float) -> PlacementChoice:
+def settle_placement(choice: PlacementChoice, row_s: float, *, num_trainers: int) -> PlacementChoice:
     """Settle a choice of `auto` to keep rows by the time of reading a row from the shards, in seconds."""
     reads = f"reading a row from the shards takes {1e6 * row_s:.2f} us"
-    if is_worth_keeping(row_s):
+    if is_worth_keeping(row_s, num_trainers=num_trainers):
         return PlacementChoice(True, f"{choice.reason}; {reads}")
-    return PlacementChoice(False, f"none: {reads}, so that keeping it in the trainer would cost more than it saves")
+    keeping = "keeping it in the trainer" if num_trainers == 1 else f"exchanging it between {num_trainers} trainers"
+    return PlacementChoice(False, f"none: {reads}, so that {keeping} would cost more than it saves")
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,9 @@ def job_of(placement: Any, shards: list[str], **cluster: Any) -> JobConfig:
     [
         ("auto", HERE, 1, "lookahead: the only trainer keeps up to 512MiB of rows per table group"),
         ("auto", THERE, 1, "lookahead: the only trainer keeps up to 512MiB of rows per table group"),
-        ("auto", HERE, 2, "none: there are several trainers"),
+        ("auto", HERE, 2, "lookahead: each trainer keeps up to 512MiB of rows per table group"),
+        ("auto", THERE, 2, "none: trainers would exchange rows between machines without encryption"),
+        ({"trusted_network": True}, THERE, 2, "lookahead: each trainer keeps up to 512MiB of rows per table group"),
         ("auto", [], 1, "none: rows are in this process"),
         ("none", HERE, 1, "none: as the job says"),
         ("lookahead", HERE, 2, "lookahead: each trainer keeps up to 512MiB of rows per table group"),
@@ -59,10 +61,21 @@ def test_what_is_not_possible_is_refused(
         choose_placement(job_of("lookahead", shards, **cluster), num_trainers=num_trainers)
 
 
-def test_auto_keeps_rows_if_reading_them_takes_longer_than_keeping_them_costs() -> None:
-    choice = choose_placement(job_of("auto", HERE), num_trainers=1)
-    slow, fast = settle_placement(choice, 5.35e-6), settle_placement(choice, 0.38e-6)
+@pytest.mark.parametrize(
+    ("num_trainers", "slow_s", "fast_s", "keeping"),
+    [
+        (1, 0.64e-6, 0.38e-6, "keeping it in the trainer"),
+        (2, 2.0e-6, 0.64e-6, "exchanging it between 2 trainers"),
+        (3, 5.4e-6, 2.0e-6, "exchanging it between 3 trainers"),
+    ],
+)
+def test_auto_keeps_rows_if_reading_them_takes_longer_than_keeping_them_costs(
+    num_trainers: int, slow_s: float, fast_s: float, keeping: str
+) -> None:
+    choice = choose_placement(job_of("auto", HERE), num_trainers=num_trainers)
+    slow, fast = (settle_placement(choice, row_s, num_trainers=num_trainers) for row_s in (slow_s, fast_s))
     assert slow.keeps_rows
-    assert slow.reason == f"{choice.reason}; reading a row from the shards takes 5.35 us"
+    assert slow.reason == f"{choice.reason}; reading a row from the shards takes {1e6 * slow_s:.2f} us"
     assert not fast.keeps_rows
-    assert fast.reason.startswith("none: reading a row from the shards takes 0.38 us, so that keeping it")
+    reads = f"none: reading a row from the shards takes {1e6 * fast_s:.2f} us"
+    assert fast.reason == f"{reads}, so that {keeping} would cost more than it saves"
