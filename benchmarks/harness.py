@@ -268,6 +268,7 @@ def machine() -> dict[str, Any]:
         "torchdata",
         "lightgbm",
         "torch-rechub",
+        "torchrec",
     )
     versions = {}
     for package in packages:

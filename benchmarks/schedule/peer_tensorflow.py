@@ -1,6 +1,6 @@
 """TensorFlow as a peer: a DLRM on Criteo's format with `ParameterServerStrategy`, one worker, one server and `tf.data`.
 
-    python -m schedule.peer_tensorflow ps|worker|chief CLUSTER_JSON CORE
+    python -m schedule.peer_tensorflow ps|worker|chief CLUSTER_JSON CORE WORKLOAD
 
 The chief also drives the steps. Ids are deduplicated before rows are requested, so each row is transferred once. A
 process pins itself to its core only after its thread pools have been created: on a single core, TensorFlow creates
@@ -22,7 +22,7 @@ os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 import tensorflow as tf
 
-from schedule.workloads import make_workload
+from schedule.workloads import Workload, make_workload
 
 MAX_ROWS = 1_000_000
 
@@ -42,7 +42,7 @@ def main() -> None:
     resolver = tf.distribute.cluster_resolver.SimpleClusterResolver(cluster, rpc_layer="grpc")
     strategy = tf.distribute.experimental.ParameterServerStrategy(resolver)
     coordinator = tf.distribute.coordinator.ClusterCoordinator(strategy)
-    step, data = build(strategy)
+    step, data = build(strategy, make_workload(sys.argv[4]))
     rows = iter(coordinator.create_per_worker_dataset(data))
     for line in sys.stdin:
         steps = json.loads(line)["steps"]
@@ -66,14 +66,14 @@ def pin(core: int) -> None:
             os.sched_setaffinity(int(thread), {core})
 
 
-def build(strategy: Any) -> tuple[Any, Any]:
+def build(strategy: Any, work: Workload) -> tuple[Any, Any]:
     """Return the training step, and the function that creates the dataset."""
-    work = make_workload("criteo")
     dense_names = [name for name in work.schema["dense"] if name.startswith("i")]
     id_names = work.schema["ids"]
-    borders = [float(b) for b in work.features["sparse"]["b0"]["ops"][0]["bucketize"]]
+    borders = work.borders
+    bucket_names = dense_names if borders else []
     columns = {name: work.table.column(name).to_numpy() for name in ("label", *dense_names, *id_names)}
-    sizes = [min(MAX_ROWS, int(columns[name].max()) + 1) for name in id_names] + [len(borders) + 1] * len(dense_names)
+    sizes = [min(MAX_ROWS, int(columns[name].max()) + 1) for name in id_names] + [len(borders) + 1] * len(bucket_names)
     dim = work.embedding_dim
 
     def features(row: Any) -> Any:
@@ -81,7 +81,7 @@ def build(strategy: Any) -> tuple[Any, Any]:
         ids = [tf.math.floormod(row[name], sizes[at]) for at, name in enumerate(id_names)]
         ids += [
             tf.cast(tf.raw_ops.Bucketize(input=tf.cast(row[name], tf.float32), boundaries=borders), tf.int64)
-            for name in dense_names
+            for name in bucket_names
         ]
         return tf.stack(dense, 1), tf.stack(ids, 0), tf.cast(row["label"], tf.float32)
 
@@ -93,8 +93,8 @@ def build(strategy: Any) -> tuple[Any, Any]:
         tables = [tf.Variable(tf.random.uniform([size, dim], -0.01, 0.01)) for size in sizes]
         accumulators = [tf.Variable(tf.fill([size, dim], 0.1)) for size in sizes]
         pairs = (len(sizes) + 1) * len(sizes) // 2
-        bottom = _mlp([len(dense_names), 256, 64, dim])
-        top = _mlp([pairs + dim, 256, 128, 1])
+        bottom = _mlp([len(dense_names), *work.model["bottom"], dim])
+        top = _mlp([pairs + dim, *work.model["top"], 1])
     weights = [*bottom, *top]
     lower = [(i, j) for i in range(len(sizes) + 1) for j in range(i)]
     flat = tf.constant([i * (len(sizes) + 1) + j for i, j in lower])

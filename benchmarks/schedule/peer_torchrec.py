@@ -1,6 +1,6 @@
 """torchrec as a peer: `DistributedModelParallel` on gloo with two ranks, plain and with `TrainPipelineSparseDist`.
 
-    python -m schedule.peer_torchrec RANK HOST:PORT
+    python -m schedule.peer_torchrec RANK HOST:PORT WORKLOAD
 
 The two ranks share the tables (table-wise) and each batch in Criteo's format. Features are computed beforehand, because
 torchrec does not compute features; a step therefore contains no feature work.
@@ -31,7 +31,7 @@ from torchrec.distributed.planner import EmbeddingShardingPlanner, Topology  # n
 from torchrec.distributed.planner.types import ParameterConstraints  # noqa: E402
 from torchrec.models.dlrm import DLRM, DLRMTrain  # noqa: E402
 
-from schedule.workloads import make_workload  # noqa: E402
+from schedule.workloads import Workload, make_workload  # noqa: E402
 
 MAX_ROWS = 1_000_000
 
@@ -40,9 +40,10 @@ def main() -> None:
     """Join the process group, and train as requested; rank 0 reads the requests and answers them."""
     rank = int(sys.argv[1])
     dist.init_process_group("gloo", init_method=f"tcp://{sys.argv[2]}", rank=rank, world_size=2)
-    batches, model = build(rank)
+    work = make_workload(sys.argv[3])
+    batches, model = build(rank, work)
     optimizer = dense_optimizer(model)
-    _, piped = build(rank)  # a separate model, because the pipeline rewrites it
+    _, piped = build(rank, work)  # a separate model, because the pipeline rewrites it
     pipeline = TrainPipelineSparseDist(piped, dense_optimizer(piped), torch.device("cpu"))
     stream = repeat_forever(batches)
     for line in sys.stdin if rank == 0 else iter(int, 1):
@@ -85,17 +86,16 @@ def repeat_forever(batches: list[Any]) -> Iterator[Any]:
         yield from batches
 
 
-def build(rank: int) -> tuple[list[Any], Any]:
+def build(rank: int, work: Workload) -> tuple[list[Any], Any]:
     """Return this rank's halves of the batches, and its part of the model."""
-    work = make_workload("criteo")
     dense_names = [name for name in work.schema["dense"] if name.startswith("i")]
     id_names = work.schema["ids"]
-    borders = np.array(work.features["sparse"]["b0"]["ops"][0]["bucketize"])
+    bucket_names = dense_names if work.borders else []
     columns = {name: work.table.column(name).to_numpy() for name in ("label", *dense_names, *id_names)}
     dense = np.stack([np.log1p(columns[name]) for name in dense_names], 1).astype(np.float32)
     ids = [columns[name] % MAX_ROWS for name in id_names]
-    ids += [np.searchsorted(borders, columns[name]) for name in dense_names]
-    keys = [*id_names, *(f"b{n}" for n in range(len(dense_names)))]
+    ids += [np.searchsorted(work.borders, columns[name]) for name in bucket_names]
+    keys = [*id_names, *(f"b{n}" for n in range(len(bucket_names)))]
     sizes = [int(column.max()) + 1 for column in ids]
     half = work.batch_size // 2
     batches = []
@@ -113,7 +113,13 @@ def build(rank: int) -> tuple[list[Any], Any]:
         for key, size in zip(keys, sizes, strict=True)
     ]
     collection = torchrec.EmbeddingBagCollection(tables=tables, device=torch.device("meta"))
-    dlrm = DLRM(collection, len(dense_names), [256, 64, work.embedding_dim], [256, 128, 1], torch.device("cpu"))
+    dlrm = DLRM(
+        collection,
+        len(dense_names),
+        [*work.model["bottom"], work.embedding_dim],
+        [*work.model["top"], 1],
+        torch.device("cpu"),
+    )
     train: nn.Module = DLRMTrain(dlrm)
     fused = {"optimizer": EmbOptimType.EXACT_ROWWISE_ADAGRAD, "learning_rate": 0.01}
     sharders: list[Any] = [EmbeddingBagCollectionSharder(fused_params=fused)]

@@ -1,4 +1,4 @@
-"""Runs TensorFlow and torchrec over the same link, in turn with headrace, on the workload `criteo`."""
+"""Runs TensorFlow and torchrec over the same link, in turn with headrace."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import harness
 from schedule.goals import goals_of_peers
 from schedule.links import DEVICES, HOSTS, Link
 
-__all__ = ["run_peers"]
+__all__ = ["run_peers", "start_peers"]
 
 OURS = ("serial", "recs", "recs_early")
 PYTHON = Path(__file__).resolve().parents[2] / ".peers" / "bin" / "python"
@@ -41,15 +41,7 @@ def run_peers(
         return
     link.set_rate(None)
     with ExitStack() as stack:
-        asks: dict[str, Callable[[int], float]] = {}
-        for name, start in (("tensorflow", _tensorflow), ("torchrec", _torchrec)):
-            try:
-                found = start(link, child, stack)
-                for ask in found.values():
-                    ask(1)
-                asks |= found
-            except (OSError, SystemExit) as error:
-                report.notes[f"peer {name}"] = f"could not be started: {error}"
+        asks = start_peers(report, link, child, stack, "criteo")
         trainer.ask({"do": "load", "workload": "criteo", "address": address, "quick": quick})
         for policy in OURS:
             asks[policy] = lambda steps, policy=policy: trainer.ask(  # type: ignore[misc]
@@ -80,6 +72,30 @@ def run_peers(
         link.set_rate(None)
 
 
+def start_peers(
+    report: harness.Report, link: Link, child: Callable[..., Any], stack: ExitStack, workload: str
+) -> dict[str, Callable[[int], float]]:
+    """Start the peers; returns functions that make so many steps, and return the mean seconds of one.
+
+    Args:
+        report: Notes of it name the peers that cannot be started.
+        link: Link between the two ends.
+        child: Class of a process that answers lines of JSON (`bench_schedule.Child`).
+        stack: Ends the processes.
+        workload: Name of the workload, see `make_workload`.
+    """
+    asks: dict[str, Callable[[int], float]] = {}
+    for name, start in (("tensorflow", _tensorflow), ("torchrec", _torchrec)):
+        try:
+            found = start(link, child, stack, workload)
+            for ask in found.values():
+                ask(1)
+            asks |= found
+        except (OSError, SystemExit) as error:
+            report.notes[f"peer {name}"] = f"could not be started: {error}"
+    return asks
+
+
 def _environment(end: int) -> dict[str, str]:
     return os.environ | {
         "OMP_NUM_THREADS": "1",
@@ -99,12 +115,14 @@ def _hosts(link: Link) -> tuple[str, str]:
     return HOSTS if link.is_real else ("127.0.0.1", "127.0.0.1")
 
 
-def _tensorflow(link: Link, child: Callable[..., Any], stack: ExitStack) -> dict[str, Callable[[int], float]]:
+def _tensorflow(
+    link: Link, child: Callable[..., Any], stack: ExitStack, workload: str
+) -> dict[str, Callable[[int], float]]:
     here, there = _hosts(link)
     cluster = {"chief": [f"{here}:{_port()}"], "worker": [f"{here}:{_port()}"], "ps": [f"{there}:{_port()}"]}
     made = []
     for role, end in (("ps", 1), ("worker", 0), ("chief", 0)):
-        arguments = [role, json.dumps(cluster), str(link.core(end))]
+        arguments = [role, json.dumps(cluster), str(link.core(end)), workload]
         command = link.command(end, [str(PYTHON), "-m", "schedule.peer_tensorflow", *arguments], pinned=False)
         made.append(child(command, _environment(end)))
         stack.callback(made[-1].close)
@@ -113,14 +131,16 @@ def _tensorflow(link: Link, child: Callable[..., Any], stack: ExitStack) -> dict
     return {"tensorflow ParameterServerStrategy": lambda steps: float(made[-1].ask({"steps": steps})["step_s"])}
 
 
-def _torchrec(link: Link, child: Callable[..., Any], stack: ExitStack) -> dict[str, Callable[[int], float]]:
+def _torchrec(
+    link: Link, child: Callable[..., Any], stack: ExitStack, workload: str
+) -> dict[str, Callable[[int], float]]:
     address = f"{_hosts(link)[0]}:{_port()}"
     ranks = []
     for rank in (0, 1):
         environment = _environment(rank)
         if not link.is_real:
             environment.pop("GLOO_SOCKET_IFNAME")
-        command = link.command(rank, [str(PYTHON), "-m", "schedule.peer_torchrec", str(rank), address])
+        command = link.command(rank, [str(PYTHON), "-m", "schedule.peer_torchrec", str(rank), address, workload])
         ranks.append(child(command, environment))
         stack.callback(ranks[-1].close)
     stack.callback(lambda: ranks[0].tell({"arm": "end"}))

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 
-__all__ = ["NAMES", "Workload", "make_workload"]
+__all__ = ["NAMES", "Workload", "log_name", "make_workload"]
 
 NAMES = ("criteo", "rm2", "industrial")
 NUM_BATCHES = 24  # distinct batches, which a run repeats
@@ -37,9 +39,23 @@ class Workload:
     model: dict[str, Any]
     table: pa.Table
 
+    @property
+    def borders(self) -> list[float]:
+        """Borders of the buckets into which dense columns are cut for features of their own; none without them."""
+        buckets = self.features["sparse"].get("b0")
+        return [] if buckets is None else [float(border) for border in buckets["ops"][0]["bucketize"]]
+
+
+def log_name(folder: Path, batch_size: int, dim: int) -> str:
+    """The name of a workload that is the first file of a log in Criteo's format."""
+    return f"log:{batch_size}:{dim}:{folder}"
+
 
 def make_workload(name: str, *, quick: bool = False) -> Workload:
-    """Create a workload by name; it is the same in every process."""
+    """Create a workload by name (of `NAMES`, or a `log_name`); it is the same in every process."""
+    if name.startswith("log:"):
+        _, batch_size, dim, folder = name.split(":", 3)
+        return _of_log(Path(folder), int(batch_size), int(dim))
     return {"criteo": _criteo, "rm2": _rm2, "industrial": _industrial}[name](8 if quick else NUM_BATCHES)
 
 
@@ -98,6 +114,26 @@ def _industrial(num_batches: int) -> Workload:
     dense = {f"d{n}": [{"fill": 0}, "log1p"] for n in range(16)}
     features = {"dense": dense, "sparse": sparse}
     return _workload("industrial", batch_size, 32, columns, list(lists), features, num_rows, rng, lists)
+
+
+def _of_log(folder: Path, batch_size: int, dim: int) -> Workload:
+    """The rows of a log with dense columns I and columns of ids C; ids are numbered, so that tables are small."""
+    rows = pq.read_table(sorted(folder.glob("*.parquet"))[0])
+    dense = [name for name in rows.column_names if name.startswith("I")]
+    ids = [name for name in rows.column_names if name.startswith("C")]
+    columns = {f"i{n}": rows[name].fill_null(0).to_numpy().astype(np.float32) for n, name in enumerate(dense)}
+    columns = {name: np.maximum(values, 0) for name, values in columns.items()}
+    numbers = {f"c{n}": np.unique(rows[name].fill_null(0), return_inverse=True)[1] for n, name in enumerate(ids)}
+    label = rows["label"].to_numpy().astype(np.float32)
+    return Workload(
+        folder.name,
+        batch_size,
+        dim,
+        {"labels": ["label"], "dense": list(columns), "ids": list(numbers), "id_lists": []},
+        {"dense": {name: ["log1p"] for name in columns}, "sparse": {name: [] for name in numbers}},
+        {"kind": "dlrm", "embedding_dim": dim, "bottom": [512, 256], "top": [512, 256]},
+        pa.table({"label": label, **columns, **{name: each.astype(np.int64) for name, each in numbers.items()}}),
+    )
 
 
 def _cross(size: int, count: int) -> list[Any]:
