@@ -37,8 +37,9 @@ def launch(
         raise ConfigError(f"--shards 0 with --trainers {trainers}: expected at least one shard, to hold the embeddings")
     arguments = [f"--windows={windows}"] * (windows is not None) + [f"--until={until}"] * (until is not None)
     arguments += ["--change-features"] * change_features
-    options = LaunchOptions(trainers, shards, max_restarts, tuple(arguments))
-    run = Path(JobConfig.from_file(job).run)
+    config = JobConfig.from_file(job)
+    run = Path(config.run)
+    options = LaunchOptions(trainers, shards, max_restarts, tuple(arguments), config.embeddings.storage)
     with stop_on_signals() as stop:
         code = start(job, run, options, should_stop=lambda: stop.asked, on_message=typer.echo)
     if code:

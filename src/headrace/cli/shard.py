@@ -26,6 +26,11 @@ def shard(
     ] = None,
     tls_cert: Annotated[Path | None, typer.Option(help="PEM file with the TLS certificate.")] = None,
     tls_key: Annotated[Path | None, typer.Option(help="PEM file with its private key.")] = None,
+    storage: Annotated[
+        str | None,
+        typer.Option(help="Where rows are kept, as embeddings.storage.kind. By default, as in the job file."),
+    ] = None,
+    storage_path: Annotated[Path | None, typer.Option(help="Folder of its files, as embeddings.storage.path.")] = None,
 ) -> None:
     """Hold part of the embeddings for trainers in other processes.
 
@@ -37,12 +42,22 @@ def shard(
     """
     from headrace.cluster.shards import serve_shard
     from headrace.embeddings.shards.security import ServerSecurity, read_token
+    from headrace.embeddings.storage.config import StorageConfig
 
     security = ServerSecurity(
         token=read_token(token_file),
         certificate=None if tls_cert is None else tls_cert.read_bytes(),
         key=None if tls_key is None else tls_key.read_bytes(),
     )
+    given = {"kind": storage, "path": None if storage_path is None else str(storage_path.resolve())}
+    given = {name: value for name, value in given.items() if value is not None}
     serve_shard(
-        job, listen, checkpoints=checkpoints, threads=threads, hold_s=hold_s, security=security, on_message=typer.echo
+        job,
+        listen,
+        checkpoints=checkpoints,
+        threads=threads,
+        hold_s=hold_s,
+        security=security,
+        storage=StorageConfig.from_dict(given, where="--storage") if given else None,
+        on_message=typer.echo,
     )

@@ -19,6 +19,7 @@ from headrace.cluster.rendezvous import RENDEZVOUS_VARIABLE
 from headrace.cluster.shards import READY
 from headrace.cluster.training import SHARDS_VARIABLE
 from headrace.embeddings.shards.security import TOKEN_VARIABLE
+from headrace.embeddings.storage.config import StorageConfig
 from headrace.errors import HeadraceError
 from headrace.lifeline import LIFELINE_VARIABLE, Lifeline
 
@@ -43,12 +44,14 @@ class LaunchOptions:
         shards: Number of shard processes; at least one with several trainers.
         max_restarts: Maximum number of shard restarts, in total.
         arguments: Arguments of `headrace train` after the job file.
+        storage: Where the shards keep rows.
     """
 
     trainers: int = 1
     shards: int = 1
     max_restarts: int = 3
     arguments: tuple[str, ...] = ()
+    storage: StorageConfig = field(default_factory=StorageConfig)
 
 
 @dataclass
@@ -144,7 +147,7 @@ def launch(
     # Shards serve only this run's trainers. Other users can see command lines, but not the environment.
     environment = dict(os.environ) | {TOKEN_VARIABLE: secrets.token_urlsafe(32)}
     shards = [
-        _Process(f"shard-{number}", _shard_command(run, f"{LOOPBACK}:0"), environment, on_message)
+        _Process(f"shard-{number}", _shard_command(run, f"{LOOPBACK}:0", options.storage), environment, on_message)
         for number in range(options.shards)
     ]
     trainers: list[_Process] = []
@@ -153,7 +156,8 @@ def launch(
             for shard in shards:
                 shard.start()
             for shard in shards:
-                shard.command = _shard_command(run, shard.wait_for_address())  # restarts use the same address
+                # Restarts use the same address.
+                shard.command = _shard_command(run, shard.wait_for_address(), options.storage)
             meeting = _meeting([shard.address or "" for shard in shards], options.trainers, private)
             trainers = _trainers(job, environment | meeting, options, on_message)
             for trainer in trainers:
@@ -202,9 +206,11 @@ def _see_through(
         time.sleep(POLL_S)
 
 
-def _shard_command(run: Path, listen: str) -> list[str]:
-    checkpoints = str(run / "checkpoints")
-    return [*HEADRACE, "shard", "--listen", listen, "--checkpoints", checkpoints]
+def _shard_command(run: Path, listen: str, storage: StorageConfig) -> list[str]:
+    command = [*HEADRACE, "shard", "--listen", listen, "--checkpoints", str(run / "checkpoints")]
+    for name, value in storage.changed().items():
+        command += ["--storage" if name == "kind" else f"--storage-{name}", str(value)]
+    return command
 
 
 def _meeting(shards: list[str], num_trainers: int, private: Path) -> dict[str, str]:

@@ -14,6 +14,8 @@ from headrace.cluster.training import SHARDS_VARIABLE, train_job
 from headrace.embeddings.shards.security import TOKEN_VARIABLE, ServerSecurity
 from headrace.embeddings.shards.service import ShardServer
 from headrace.embeddings.shards.shard import Shard
+from headrace.embeddings.storage.choose import choose_storage
+from headrace.embeddings.storage.config import StorageConfig
 from headrace.errors import ConfigError, MissingExtra
 from headrace.training import JobConfig, RunFolder
 
@@ -25,9 +27,12 @@ LOOPBACK = "127.0.0.1"
 class ShardActor:
     """A shard that lives as long as the actor."""
 
-    def __init__(self, checkpoints: str, listens_beyond: bool, security: ServerSecurity) -> None:
+    def __init__(
+        self, checkpoints: str, listens_beyond: bool, security: ServerSecurity, storage: StorageConfig
+    ) -> None:
         host = _address() if listens_beyond else LOOPBACK
-        server = ShardServer(Shard(checkpoints=Path(checkpoints)), f"{host}:0", security=security)
+        shard = Shard(checkpoints=Path(checkpoints), make_storage=choose_storage(storage))
+        server = ShardServer(shard, f"{host}:0", security=security)
         self._server = server
         self._address = f"{host}:{server.port}"
 
@@ -101,9 +106,10 @@ def train_on_ray(
     security = security or ServerSecurity()
     if listens_beyond:
         security.check(_address())
-    checkpoints = str(RunFolder(JobConfig.from_file(job).run).checkpoints)
+    config = JobConfig.from_file(job)
+    checkpoints, storage = str(RunFolder(config.run).checkpoints), config.embeddings.storage
     holder, trainer = ray.remote(num_cpus=shard_cpus)(ShardActor), ray.remote(num_cpus=trainer_cpus)(TrainerActor)
-    holders = [holder.remote(checkpoints, listens_beyond, security) for _ in range(shards)]
+    holders = [holder.remote(checkpoints, listens_beyond, security, storage) for _ in range(shards)]
     workers = [trainer.remote() for _ in range(trainers)]
     try:
         addresses = ray.get([each.address.remote() for each in holders])

@@ -13,6 +13,8 @@ from headrace.embeddings.shards.security import ServerSecurity, split_address
 from headrace.embeddings.shards.service import ShardServer
 from headrace.embeddings.shards.shard import Shard
 from headrace.embeddings.shards.table_group import TableGroupSpec
+from headrace.embeddings.storage.choose import choose_storage
+from headrace.embeddings.storage.config import StorageConfig
 
 __all__ = ["READY", "serve_shard"]
 
@@ -28,6 +30,7 @@ def serve_shard(
     threads: int,
     hold_s: float,
     security: ServerSecurity,
+    storage: StorageConfig | None = None,
     on_message: Callable[[str], None],
 ) -> None:
     """Serve until SIGTERM, SIGINT or SIGHUP, then exit.
@@ -42,13 +45,15 @@ def serve_shard(
         threads: Threads per request.
         hold_s: Maximum seconds that a request waits for other trainers.
         security: Token and TLS settings.
+        storage: Where rows are; None for the job's choice, or memory without a job.
         on_message: Called with a line when the shard is ready.
     """
     expected = None
     if job is not None:
-        folder, expected = _read_job(job)
-        checkpoints = checkpoints or folder
-    shard = Shard(checkpoints=checkpoints, expected=expected, hold_s=hold_s)
+        folder, expected, of_job = _read_job(job)
+        checkpoints, storage = checkpoints or folder, storage or of_job
+    make_storage = choose_storage(storage or StorageConfig())
+    shard = Shard(checkpoints=checkpoints, expected=expected, hold_s=hold_s, make_storage=make_storage)
     stop = _stop_signals()
     server = ShardServer(shard, listen, security=security, threads=threads)
     host, _ = split_address(listen)
@@ -71,8 +76,8 @@ def _stop_signals() -> int:
     return stop
 
 
-def _read_job(path: Path) -> tuple[Path, dict[str, TableGroupSpec]]:
-    """A job's checkpoint folder and its table groups."""
+def _read_job(path: Path) -> tuple[Path, dict[str, TableGroupSpec], StorageConfig]:
+    """A job's checkpoint folder, its table groups, and where their rows are."""
     from headrace.embeddings import embedding_bags
     from headrace.training import JobConfig, RunFolder
     from headrace.training.commits import table_group_name
@@ -82,4 +87,4 @@ def _read_job(path: Path) -> tuple[Path, dict[str, TableGroupSpec]]:
     bags = embedding_bags(build_components(job).model)
     seed = job.training.seed
     table_groups = {table_group_name(name): TableGroupSpec(each.tables, seed) for name, each in bags.items()}
-    return RunFolder(job.run).checkpoints, table_groups
+    return RunFolder(job.run).checkpoints, table_groups, job.embeddings.storage

@@ -17,6 +17,7 @@ from headrace.embeddings.ops.backend import choose_backend
 from headrace.embeddings.ops.gradients import POOL_MAX, POOL_MEAN, POOL_SUM
 from headrace.embeddings.ops.hashing import name_seeds
 from headrace.embeddings.ops.unique import DIRECT, EXACT, HASHED
+from headrace.embeddings.storage.choose import choose_storage
 from headrace.embeddings.storage.device import DeviceStorage, Memory
 from headrace.embeddings.storage.host import HostStorage
 from headrace.embeddings.stores.local import EmbeddingStore, LocalStore
@@ -119,7 +120,8 @@ class EmbeddingBags(nn.Module):
     def table_group(self) -> TableGroup | None:
         """The tables in this process, created on first use; None with another kind of store."""
         if self._table_group is None and self._is_local:
-            self._table_group = TableGroup(self.tables, seed=self._seed)
+            make_storage = choose_storage(self.config.storage)
+            self._table_group = TableGroup(self.tables, seed=self._seed, make_storage=make_storage)
         return self._table_group
 
     @property
@@ -144,6 +146,9 @@ class EmbeddingBags(nn.Module):
         Args:
             device: A torch device; None for the CPU kernels of headrace.
             memory: Where rows are kept, see `EmbeddingsConfig.memory`; None for the config's value.
+
+        Raises:
+            ConfigError: Another store is in use, or rows are in a file.
         """
         self._device = None if device is None else torch.device(device)
         self._backend = choose_backend(self._device)
@@ -151,6 +156,11 @@ class EmbeddingBags(nn.Module):
             if not isinstance(self.store, LocalStore):
                 raise ConfigError("embeddings: rows cannot move while another store is in use")
             if self._device is not None:
+                if self.config.storage.kind != "memory":
+                    raise ConfigError(
+                        f"embeddings.storage.kind: given {self.config.storage.kind} for a model on {self._device}, "
+                        "expected memory; embeddings.memory: host keeps rows outside of the GPU"
+                    )
                 memory = memory or self.config.memory
                 self._table_group = self.table_group.moved_to(DeviceStorage.on(self._device, memory))
             elif self.table_group.storage.device is not None:

@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 
 from headrace.config import Config
 from headrace.embeddings.optimizers import RowWiseAdagradConfig, SparseOptimizerConfig
+from headrace.embeddings.storage.config import StorageConfig
 from headrace.embeddings.storage.row_formats import RowFormat
 from headrace.errors import ConfigError
 
@@ -123,6 +124,7 @@ class EmbeddingsConfig(Config):
         clip_grad_norm: Maximum gradient norm per step (L2 over all rows, duplicates merged); larger gradients are
             scaled down. None for no limit.
         memory: Where rows live if the model is on a GPU: in GPU memory, or in pinned host memory. No effect on a CPU.
+        storage: Where rows live if they do not fit into memory.
     """
 
     default: TableConfig = TableConfig()
@@ -130,6 +132,7 @@ class EmbeddingsConfig(Config):
     linear_optimizer: SparseOptimizerConfig | None = None
     clip_grad_norm: float | None = Field(default=None, gt=0)
     memory: Literal["device", "host"] = "device"
+    storage: StorageConfig = StorageConfig()
 
     @model_validator(mode="before")
     @classmethod

@@ -237,7 +237,13 @@ class JobConfig(Config):
         files = {name: getattr(self.cluster, name) for name in ("token_file", "tls_authority")}
         found = {name: _absolute(path, f"cluster.{name}", base) for name, path in files.items() if path is not None}
         cluster = self.cluster.model_copy(update=found)
-        return self.model_copy(update={"run": run, "data": data, "cluster": cluster})
+        embeddings = self.embeddings
+        storage = embeddings.storage
+        if storage.path is not None:
+            folder = _absolute(storage.path, "embeddings.storage.path", base)
+            embeddings = embeddings.model_copy(update={"storage": storage.model_copy(update={"path": folder})})
+        found_here = {"run": run, "data": data, "embeddings": embeddings, "cluster": cluster}
+        return self.model_copy(update=found_here)
 
     @property
     def schema_of_logs(self) -> Schema:

@@ -21,6 +21,8 @@ from headrace.embeddings.shards.requests import OpenRequest
 from headrace.embeddings.shards.served_table_group import ServedTableGroup
 from headrace.embeddings.shards.step_merger import StepMerger
 from headrace.embeddings.shards.table_group import TableGroupSpec, load_part, make_part
+from headrace.embeddings.storage.host import HostStorage
+from headrace.embeddings.storage.protocol import MakeStorage
 from headrace.embeddings.tables.seen_keys import SeenKeys
 from headrace.embeddings.tables.state import Columns
 from headrace.errors import CheckpointError, ShardError, ShardLost
@@ -38,6 +40,7 @@ class Shard:
         checkpoints: Checkpoint folder of the run, as a path on this machine; None for no checkpoints.
         expected: Table groups that this shard serves, from a job file; requests for others are refused.
         hold_s: Maximum time that a request may wait for other trainers.
+        make_storage: Creates the storage of each table group.
     """
 
     def __init__(
@@ -46,10 +49,12 @@ class Shard:
         checkpoints: Path | None = None,
         expected: Mapping[str, TableGroupSpec] | None = None,
         hold_s: float = 120.0,
+        make_storage: MakeStorage = HostStorage,
     ) -> None:
         self.checkpoints = checkpoints
         self._expected = expected
         self._hold_s = hold_s
+        self._make_storage = make_storage
         self._lock = threading.Lock()
         self._request: OpenRequest | None = None
         self._served: dict[str, ServedTableGroup] = {}
@@ -208,7 +213,7 @@ class Shard:
 
     def _make_group(self, name: str, request: OpenRequest) -> ServedTableGroup:
         spec, plan = request.table_groups[name]
-        rows = make_part(spec, plan, request.shard)
+        rows = make_part(spec, plan, request.shard, self._make_storage)
         if request.checkpoint is not None:
             load_part(rows, self._read_parts(name, request.checkpoint), spec, plan, request.shard)
         merger: StepMerger[TrainerUpdate] = StepMerger(

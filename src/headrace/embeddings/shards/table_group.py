@@ -17,6 +17,8 @@ import numpy.typing as npt
 
 from headrace.embeddings.config import TableConfig, dim_of_tables
 from headrace.embeddings.shards.plan import ShardingPlan
+from headrace.embeddings.storage.host import HostStorage
+from headrace.embeddings.storage.protocol import MakeStorage
 from headrace.embeddings.tables.metadata import RECORD
 from headrace.embeddings.tables.parts import owned_state, to_part
 from headrace.embeddings.tables.state import Columns, TableGroupHeader, upgraded
@@ -75,13 +77,16 @@ class TableGroupSpec:
         return TableGroupHeader.of(self.tables, self.seed)
 
 
-def make_part(spec: TableGroupSpec, plan: ShardingPlan, shard: int) -> TableGroup:
+def make_part(
+    spec: TableGroupSpec, plan: ShardingPlan, shard: int, make_storage: MakeStorage = HostStorage
+) -> TableGroup:
     """Create the empty rows of a shard.
 
     Args:
         spec: Specification of the whole group.
         plan: Assignment of keys to shards.
         shard: Number of this shard.
+        make_storage: Creates the storage of the rows.
     """
     widest = 12 * spec.embedding_dim + RECORD.itemsize  # a row in fp32 and the two slots of Adam
     most = min(FIRST_ROOM, max(1, FIRST_BYTES // (widest * len(spec.tables))))
@@ -89,7 +94,7 @@ def make_part(spec: TableGroupSpec, plan: ShardingPlan, shard: int) -> TableGrou
         table.model_copy(update={"num_embeddings": min(-(-table.num_embeddings // plan.num_shards), most)})
         for table in collisionless_tables(spec)
     ]
-    return TableGroup(here, seed=spec.seed)
+    return TableGroup(here, seed=spec.seed, make_storage=make_storage)
 
 
 def collisionless_tables(spec: TableGroupSpec) -> list[TableConfig]:

@@ -115,6 +115,13 @@ class DeviceStorage:
         weights = as_tensor(np.array(columns["weights"]), self._layout.row_format)
         self._put(rows, weights, torch.from_numpy(self._layout.state_of(columns, len(rows))))
 
+    def fastest_order(self, rows: Int64s) -> Int64s:
+        """See `RowStorage.fastest_order`."""
+        return rows
+
+    def discard(self, rows: Int64s) -> None:
+        """See `RowStorage.discard`; values of rows that are not in use do no harm."""
+
     def grow(self, capacity: int) -> None:
         """See `RowStorage.grow`."""
         self.weights, self.state = (self._resized(tensor, capacity) for tensor in (self.weights, self.state))

@@ -88,6 +88,13 @@ class HostStorage:
         self.weights[rows] = columns["weights"]
         self.state[rows] = self._layout.state_of(columns, len(rows))
 
+    def fastest_order(self, rows: Int64s) -> Int64s:
+        """See `RowStorage.fastest_order`."""
+        return rows
+
+    def discard(self, rows: Int64s) -> None:
+        """See `RowStorage.discard`; values of rows that are not in use do no harm."""
+
     def grow(self, capacity: int) -> None:
         """See `RowStorage.grow`."""
         self.weights, self.state = (_resized(array, capacity) for array in (self.weights, self.state))

@@ -110,6 +110,12 @@ class RowStorage(Protocol):
     def set_columns(self, rows: Int64s, columns: Columns) -> None:
         """Inverse of `columns`."""
 
+    def fastest_order(self, rows: Int64s) -> Int64s:
+        """Rows [R] in the order in which `columns` copies all of them fastest; the same order if it is none."""
+
+    def discard(self, rows: Int64s) -> None:
+        """Forget rows [R] whose ids were evicted; they are initialized before they are used again."""
+
     def grow(self, capacity: int) -> None:
         """Increase the capacity and keep the existing rows."""
 

@@ -263,7 +263,7 @@ class TableGroup:
 
     def state_dict(self) -> Columns:
         """Copies of the raw columns of rows that differ from a new group; see `tables.state` for the format."""
-        rows = self.metadata.updated_rows()
+        rows = self.storage.fastest_order(self.metadata.updated_rows())
         tables, ids = self.index.owners(rows)
         return {
             "header": self._header().to_column(),
@@ -332,6 +332,7 @@ class TableGroup:
         rows = self.index.resolve(keys)
         gone = np.flatnonzero(self.metadata.versions[rows])
         self.metadata.clear(rows[gone])
+        self.storage.discard(rows[gone])
         self.index.remove(keys.take(np.flatnonzero(self.index.first_rows[keys.tables] < 0)))
         self.changelog.record_removed(self.version, keys.tables[gone], keys.ids[gone])
         num_held = self.index.next_row - self.index.num_fixed - self.index.num_free

@@ -1,0 +1,33 @@
+"""Chooses the storage of a table group."""
+
+from __future__ import annotations
+
+from headrace.embeddings.storage.config import StorageConfig
+from headrace.embeddings.storage.host import HostStorage
+from headrace.embeddings.storage.mapped import MappedStorage
+from headrace.embeddings.storage.protocol import MakeStorage, RowLayout, RowStorage
+from headrace.embeddings.storage.row_formats import storage_dtype
+
+__all__ = ["choose_storage"]
+
+SMALL_ROW_BYTES = 32
+"""Smaller rows, such as the weights of a linear part, stay in memory: index and metadata take more."""
+
+
+def choose_storage(config: StorageConfig) -> MakeStorage:
+    """Return a function that creates the storage of a table group."""
+    if config.kind == "memory":
+        return HostStorage
+
+    def make(layout: RowLayout, capacity: int) -> RowStorage:
+        if row_bytes(layout) < SMALL_ROW_BYTES:
+            return HostStorage(layout, capacity)
+        assert config.path is not None
+        return MappedStorage(layout, capacity, folder=config.path)
+
+    return make
+
+
+def row_bytes(layout: RowLayout) -> int:
+    """Bytes of a row with its optimizer state."""
+    return layout.embedding_dim * storage_dtype(layout.row_format)().itemsize + 4 * layout.optimizer.state_width
