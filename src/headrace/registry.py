@@ -26,6 +26,7 @@ __all__ = [
     "MODELS",
     "OPERATORS",
     "PLACEMENT_POLICIES",
+    "RETENTION_POLICIES",
     "SPARSE_OPTIMIZERS",
     "STEP_POLICIES",
     "TUNERS",
@@ -221,6 +222,14 @@ PLACEMENT_POLICIES: Registry[Any] = Registry(
     },
 )
 """Policies of `headrace placement`: subclasses of `headrace.placement.replay.PlacementPolicy`."""
+
+RETENTION_POLICIES: Registry[Any] = Registry(
+    "policy",
+    {
+        "importance": "headrace.embeddings.tables.lifecycle.importance:ImportanceConfig",
+    },
+)
+"""Entries of `embeddings.retention.kind`: subclasses of `headrace.embeddings.RetentionConfig`."""
 
 TUNERS: Registry[Any] = Registry(
     "tuner",

@@ -8,6 +8,7 @@ from headrace.embeddings.bags import (
     embedding_bags,
     key_layouts,
 )
+from headrace.embeddings.budget import RetentionConfig
 from headrace.embeddings.config import EmbeddingsConfig, TableConfig
 from headrace.embeddings.keys import KeyedPlan, KeyLayout, Keys
 from headrace.embeddings.optimizers import (
@@ -33,6 +34,7 @@ __all__ = [
     "Keys",
     "LocalStore",
     "Lookup",
+    "RetentionConfig",
     "RowWiseAdagradConfig",
     "SGDConfig",
     "SparseOptimizerConfig",

@@ -21,6 +21,7 @@ from headrace.embeddings.storage.choose import choose_storage
 from headrace.embeddings.storage.device import DeviceStorage, Memory
 from headrace.embeddings.storage.host import HostStorage
 from headrace.embeddings.stores.local import EmbeddingStore, LocalStore
+from headrace.embeddings.tables.make_group import keyed_tables, make_table_group
 from headrace.embeddings.tables.table_group import TableGroup
 from headrace.errors import ConfigError
 from headrace.tensors import Batch, Group
@@ -94,7 +95,8 @@ class EmbeddingBags(nn.Module):
         self.config = config
         self.feature_names = tuple(feature_names)
         self.embedding_dim = embedding_dim
-        self.tables = tables = config.tables_of(feature_names, embedding_dim)
+        self._table_configs = config.tables_of(feature_names, embedding_dim)
+        self.tables = tables = keyed_tables(config, self._table_configs)
         table_of = {feature: number for number, table in enumerate(tables) for feature in table.feature_names}
         kinds = tuple(KINDS[table.kind] for table in tables)
         salts = name_seeds(seed, [table.name for table in tables], "hash").tolist()
@@ -121,7 +123,9 @@ class EmbeddingBags(nn.Module):
         """The tables in this process, created on first use; None with another kind of store."""
         if self._table_group is None and self._is_local:
             make_storage = choose_storage(self.config.storage)
-            self._table_group = TableGroup(self.tables, seed=self._seed, make_storage=make_storage)
+            self._table_group = make_table_group(
+                self.config, self._table_configs, seed=self._seed, make_storage=make_storage
+            )
         return self._table_group
 
     @property

@@ -10,6 +10,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, model_validator
 
 from headrace.config import Config
+from headrace.embeddings.budget import RetentionConfig, parse_budget
 from headrace.embeddings.optimizers import RowWiseAdagradConfig, SparseOptimizerConfig
 from headrace.embeddings.storage.config import StorageConfig
 from headrace.embeddings.storage.row_formats import RowFormat
@@ -123,6 +124,9 @@ class EmbeddingsConfig(Config):
         linear_optimizer: Optimizer of the weights of linear models, one per id; None for that of each table.
         clip_grad_norm: Maximum gradient norm per step (L2 over all rows, duplicates merged); larger gradients are
             scaled down. None for no limit.
+        budget: Maximum bytes of the tables of a dimension, with optimizer state, metadata and index: a size ("2GiB"),
+            or a part ("40%") of what `num_embeddings` rows of each table take. None for no limit.
+        retention: With a budget, which ids have rows; None for `importance`.
         memory: Where rows live if the model is on a GPU: in GPU memory, or in pinned host memory. No effect on a CPU.
         storage: Where rows live if they do not fit into memory.
     """
@@ -131,6 +135,8 @@ class EmbeddingsConfig(Config):
     tables: dict[str, TableConfig] = Field(default_factory=dict)
     linear_optimizer: SparseOptimizerConfig | None = None
     clip_grad_norm: float | None = Field(default=None, gt=0)
+    budget: str | None = None
+    retention: RetentionConfig | None = None
     memory: Literal["device", "host"] = "device"
     storage: StorageConfig = StorageConfig()
 
@@ -161,6 +167,23 @@ class EmbeddingsConfig(Config):
                 raise ValueError(
                     f"one storage dtype for all tables: tables.{name} has rows: {table.rows}, "
                     f"default has {self.default.rows}"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _a_budget_decides_who_has_rows(self) -> Self:
+        if self.budget is None:
+            if self.retention is not None:
+                raise ValueError(f"retention: given {self.retention.kind} without a budget, expected `budget` as well")
+            return self
+        parse_budget(self.budget, 1 << 40, where="budget")
+        if self.storage.kind != "memory":
+            raise ValueError(f"storage.kind: given {self.storage.kind} with a budget of bytes, expected memory")
+        for name, table in {"default": self.default, **self.tables}.items():
+            if table.admission_count > 1:
+                raise ValueError(
+                    f"{name}: given admission_count {table.admission_count} with a budget, expected none: "
+                    "ids get rows by their importance"
                 )
         return self
 

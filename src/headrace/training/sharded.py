@@ -37,9 +37,17 @@ class ShardedTables:
         job: The job, which has the addresses of the shards.
         model: The model whose embeddings are in the shards.
         process_group: The trainers.
+
+    Raises:
+        ConfigError: The job has a budget of rows, or traffic of unknown tables.
     """
 
     def __init__(self, job: JobConfig, model: nn.Module, process_group: ProcessGroup) -> None:
+        if job.embeddings.budget is not None:
+            raise ConfigError(
+                f"embeddings.budget: given {job.embeddings.budget} with shards, expected none: "
+                "rows under a budget live in the process that trains them"
+            )
         self._job = job
         self._process_group = process_group
         self._bags = {table_group_name(name): bags for name, bags in embedding_bags(model).items()}

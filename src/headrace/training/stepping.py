@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from headrace.embeddings import LocalStore, embedding_bags, key_layouts
+from headrace.errors import ConfigError
 from headrace.features import FeaturePlan
 from headrace.observe.decisions import DecisionLog
 from headrace.observe.timeline import SCHEDULE_FILE
@@ -261,12 +262,22 @@ def open_steps(
 
 
 def choose_policy(config: SchedulerConfig, model: nn.Module) -> Policy | None:
-    """The scheduling policy of a job for a model in this process; None for the plain loop."""
+    """The scheduling policy of a job for a model in this process; None for the plain loop.
+
+    Raises:
+        ConfigError: A policy that reads rows ahead, with a budget of rows.
+    """
     if _is_resident(model):
         return None  # rows are here before their batch is, so there is nothing to overlap
     distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
     alone = not distributed or torch.distributed.get_world_size() == 1
-    return config.choose(remote=not all(_is_local(model)), alone=alone)
+    policy = config.choose(remote=not all(_is_local(model)), alone=alone)
+    if config.policy not in ("auto", "serial") and any(bags.config.budget for bags in embedding_bags(model).values()):
+        raise ConfigError(
+            f"scheduler.policy: given {config.policy} with embeddings.budget, expected auto or serial: a step changes "
+            "rows of ids that are not in its batch, so rows cannot be read ahead"
+        )
+    return policy
 
 
 def feature_groups(plan: FeaturePlan, model: nn.Module, max_groups: int) -> FeatureGroups:

@@ -37,6 +37,7 @@ def warm_up_groups() -> dict[str, Callable[[], object]]:
         groups[f"embeddings ({optimizer}, {kind})"] = partial(_train_once, optimizer, kind)
     for config in MODELS:
         groups[f"model ({config.kind})"] = partial(_step_in_each_precision, config)
+    groups["embeddings (budget)"] = _train_under_a_budget_once
     groups["shards"] = warm_up_shard
     groups["keys"] = _find_keys_once
     groups["placement"] = _keep_rows_once
@@ -107,6 +108,20 @@ def _train_once(optimizer: str, kind: str) -> None:
     with torch.inference_mode():
         bags.eval()(batch)
     EmbeddingBags(config, names, 8, seed=0).table_group.load_state_dict(bags.table_group.state_dict())  # type: ignore[union-attr]
+
+
+def _train_under_a_budget_once() -> None:
+    """Run steps of a table group with fewer rows than ids, so that rows move, and load its state."""
+    use_threads(None)
+    config = EmbeddingsConfig.from_dict({"budget": "2KiB", "default": {"num_embeddings": 64}}, where="warm up")
+    bags = EmbeddingBags(config, ["id"], 8, seed=0)
+    assert bags.table_group is not None
+    for first in (0, 64, 64):
+        ids = KeyedJaggedTensor.from_lists({"id": [[first + each] for each in range(64)]})
+        bags((ids,)).sum().backward()
+        bags.apply_gradients()
+    bags.table_group.evict(Keys(np.zeros(1, np.int32), np.full(1, 64, np.int64), np.zeros(1, np.int32)))
+    EmbeddingBags(config, ["id"], 8, seed=0).table_group.load_state_dict(bags.table_group.state_dict())  # type: ignore[union-attr]
 
 
 def _step_in_each_precision(config: ModelConfig) -> None:

@@ -63,9 +63,11 @@ def header_with_tables(state: Columns, group: TableGroupHeader) -> TableGroupHea
         The header; None if the saved group has these tables already.
 
     Raises:
-        CheckpointError: The dimension, the seed, or a table that both have differs.
+        CheckpointError: The dimension, the seed, or a table that both have differs, or there is a budget.
     """
     saved = TableGroupHeader.read(upgraded(state))
+    if saved.retention or group.retention:
+        raise CheckpointError("table group: with embeddings.budget, expected the same features as in the checkpoint")
     known = {table["name"]: table for table in saved.tables}
     tables = [known.get(table["name"], table) for table in group.tables]
     version = saved.version + 1

@@ -46,6 +46,7 @@ class TableGroupHeader:
         window_starts: Start versions of the recent windows.
         cursors: Version of each consumer of changes.
         removed_from: See `ChangeLog`.
+        retention: Budget and retention policy; None without a budget.
     """
 
     tables: list[dict[str, Any]]
@@ -56,6 +57,7 @@ class TableGroupHeader:
     window_starts: Sequence[int] = (0,)
     cursors: Mapping[str, int] = field(default_factory=dict)
     removed_from: int = 0
+    retention: str | None = None
     format_version: int = FORMAT_VERSION
 
     @classmethod
@@ -104,6 +106,7 @@ class TableGroupHeader:
         pairs: list[tuple[str, object, object]] = [
             ("embedding_dim", self.embedding_dim, group.embedding_dim),
             ("seed", self.seed, group.seed),
+            ("embeddings.budget", self.retention or "none", group.retention or "none"),
             ("tables", [s["name"] for s in self.tables], [s["name"] for s in group.tables]),
         ]
         for mine, theirs in zip(self.tables, group.tables, strict=False):

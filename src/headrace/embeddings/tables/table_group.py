@@ -77,15 +77,17 @@ class TableGroup:
         self.tables = tuple(tables)
         self.embedding_dim = dim_of_tables(tables)
         self.seed = seed
-        is_fixed = np.array([table.kind != "collisionless" for table in tables])
-        sizes = np.array([table.num_embeddings for table in tables], dtype=np.int64)
         self._layout = row_layout(tables, seed)
         self._make_storage = make_storage
         self._retention = retention_of(tables)
         self._may_wait = any(table.admission_count > 1 for table in tables)
-        self._first_room = int(sizes[~is_fixed].sum())
-        self.index = RowIndex(np.where(is_fixed, sizes, -1), admission_of(tables), capacity=self._first_room)
+        self._first_room = sum(table.num_embeddings for table in tables if table.kind == "collisionless")
+        self.index: RowIndex = self._new_index()
         self._clear()
+
+    def _new_index(self) -> Any:
+        sizes = [-1 if table.kind == "collisionless" else table.num_embeddings for table in self.tables]
+        return RowIndex(np.array(sizes, dtype=np.int64), admission_of(self.tables), capacity=self._first_room)
 
     def _clear(self) -> None:
         capacity = self.index.num_fixed + self._first_room

@@ -1,0 +1,285 @@
+"""`BudgetedTableGroup`: embedding tables of one dimension that share a fixed number of bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numba
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor
+
+from headrace.compiling import kernel
+from headrace.embeddings.changes.log import ChangeLog
+from headrace.embeddings.config import TableConfig
+from headrace.embeddings.keys import Keys
+from headrace.embeddings.storage.protocol import NEW, MakeStorage, RowStorage
+from headrace.embeddings.tables.key_states import KeyStates
+from headrace.embeddings.tables.lifecycle.policies import IdHistory
+from headrace.embeddings.tables.lifecycle.row_retention import RowRetention, Swaps
+from headrace.embeddings.tables.metadata import RowMetadata
+from headrace.embeddings.tables.row_plan import RowPlan
+from headrace.embeddings.tables.shared_rows import SharedRows
+from headrace.embeddings.tables.state import Columns, TableGroupHeader, upgraded
+from headrace.embeddings.tables.table_group import TableGroup
+from headrace.errors import HeadraceError
+
+__all__ = ["SHARED", "BudgetedTableGroup"]
+
+SHARED = "/shared"
+"""Ends the name of the table of shared rows of another table."""
+Int64s = npt.NDArray[np.int64]
+Float32s = npt.NDArray[np.float32]
+
+
+class BudgetedTableGroup(TableGroup):
+    """A table group that never takes more bytes than a budget, from its first step on.
+
+    All arrays are allocated once. Ids of all tables compete for the rows; a retention policy decides. An id without a
+    row of its own reads and trains a shared row of its table, found by a hash, or reads zeros if there are none. Shared
+    rows of table t of T are, for consumers of changes, rows of table T + t.
+
+    `read` has no side effects, and several threads may read at once. An update changes rows of keys that are not part
+    of it: those that share a row with one of its keys, and those that lose their row.
+
+    Args:
+        tables: Configs with unique names and one dimension.
+        plan: Number of rows.
+        make_retention: Creates the retention policy, given the number of the first row of an id's own.
+        policy: Name of the retention policy.
+        seed: Seed of initial values and hashes.
+        make_storage: Creates the storage of the rows.
+
+    Attributes:
+        plan: Number of rows.
+        retention: Which ids have rows.
+        shared: The shared rows.
+    """
+
+    def __init__(
+        self,
+        tables: Sequence[TableConfig],
+        plan: RowPlan,
+        make_retention: Callable[[int], RowRetention],
+        *,
+        policy: str,
+        seed: int,
+        make_storage: MakeStorage,
+    ) -> None:
+        self.plan = plan
+        self.policy = policy
+        self.num_tables = len(tables)
+        self._make_retention = make_retention
+        super().__init__(_with_shared_tables(tables, plan), seed=seed, make_storage=make_storage)
+
+    def _new_index(self) -> Any:
+        names = [table.name for table in self.tables[: self.num_tables]]
+        self.shared = SharedRows(names, self.plan.num_shared, seed=self.seed)
+        self.retention = self._make_retention(1 + self.shared.num_rows)
+        return GroupIndex(self.retention, self.shared)
+
+    def _clear(self) -> None:
+        self.index = self._new_index()
+        capacity = 1 + self.shared.num_rows + self.plan.num_rows
+        self.storage: RowStorage = self._make_storage(self._layout, capacity)
+        self.metadata = RowMetadata(capacity)
+        self.changelog = ChangeLog()
+        self.step = self.version = 0
+        self._window_starts = [0]
+        assert self.num_bytes <= self.plan.budget_bytes, f"{self.num_bytes} bytes of {self.plan.budget_bytes}"
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of rows, optimizer state, metadata and index, at most the budget."""
+        return super().num_bytes + self.retention.num_bytes + self.shared.num_bytes
+
+    def read(self, keys: Keys) -> Any:
+        """See `TableGroup.read`; ids without a row of their own read their shared row."""
+        rows = self.index.resolve(keys)
+        if not self.shared.num_rows:
+            missing = np.flatnonzero((rows == 0) & (keys.counts > 0))
+            admitted = missing[self.retention.may_admit(keys.take(missing), rows[missing])]
+            rows[admitted] = NEW
+        located = self.shared.locate(keys, rows)
+        rows[self.metadata.new_rows(np.maximum(rows, 0))] = NEW
+        return self.storage.gather(rows, located)
+
+    def update(self, keys: Keys, gradients: Any, *, num_rows: int = 1, lr_factor: float = 1.0) -> None:
+        """See `TableGroup.update`. Gradients of ids that share a row are summed, in the order of the keys."""
+        self.step += 1
+        self.version += 1
+        own_rows = self.index.resolve(keys)
+        admitted = self.retention.admit(keys, own_rows)
+        if self.shared.num_rows:
+            self._start(own_rows[admitted], keys.take(admitted))
+        rows = own_rows.copy()
+        located, gradients_of_rows = self.shared.merge(self.shared.locate(keys, rows), rows, gradients)
+        new = self.metadata.mark_updated(rows, located.counts, version=self.version)
+        if len(new):
+            self.storage.initialize(rows[new], located.take(new))
+        self.storage.update(rows, located, gradients_of_rows, step=self.step, num_rows=num_rows, lr_factor=lr_factor)
+        norms = _norms_of(gradients)
+        swaps = self.retention.observe(keys, own_rows, norms, step=self.step, num_rows=num_rows)
+        self._apply(swaps, rows)
+
+    def states(self, keys: Keys) -> KeyStates:
+        """Refused: ids that share a row have no state of their own.
+
+        Raises:
+            HeadraceError: Always.
+        """
+        raise HeadraceError("table group: rows under a budget cannot be kept by trainers, expected placement none")
+
+    def set_states(self, keys: Keys, states: KeyStates, *, step: int, version: int) -> None:
+        """Refused, see `states`."""
+        self.states(keys)
+
+    def state_dict(self) -> Columns:
+        """See `TableGroup.state_dict`; also the state of the retention policy, as `retention.NAME`."""
+        return super().state_dict() | self.retention.columns()
+
+    def load_state_dict(self, state: Columns) -> None:
+        """See `TableGroup.load_state_dict`.
+
+        Raises:
+            VersionMismatch, CheckpointError: See `TableGroup.load_state_dict`; also if the state was saved with another
+                budget or policy.
+        """
+        saved = TableGroupHeader.read(upgraded(state))
+        saved.check(self._header())
+        self._clear()
+        rows = state["rows"]
+        own = np.flatnonzero(rows > self.shared.num_rows)
+        keys = Keys(state["tables"][own], state["ids"][own], np.zeros(len(own), dtype=np.int32))
+        self.retention.index.insert(keys, rows[own])
+        self.storage.set_columns(rows, state)
+        self.metadata.set_columns(rows, state)
+        self.retention.load(state)
+        self.changelog = ChangeLog.restored(saved.version, saved.cursors, saved.removed_from, state)
+        self.step, self.version, self._window_starts = saved.step, saved.version, list(saved.window_starts)
+
+    def moved_to(self, make_storage: MakeStorage) -> TableGroup:
+        """See `TableGroup.moved_to`."""
+        moved = BudgetedTableGroup(
+            self.tables[: self.num_tables],
+            self.plan,
+            self._make_retention,
+            policy=self.policy,
+            seed=self.seed,
+            make_storage=make_storage,
+        )
+        moved.load_state_dict(self.state_dict())
+        return moved
+
+    def _header(self) -> TableGroupHeader:
+        return replace(super()._header(), retention=f"{self.plan.budget_bytes} bytes, policy {self.policy}")
+
+    def _start(self, rows: Int64s, keys: Keys) -> None:
+        """Start rows [A] of newly admitted ids: from their shared rows, with optimizer state, or else from zero."""
+        sources = np.zeros(len(rows), dtype=np.int64)
+        located = self.shared.locate(keys, sources)
+        is_written = self.metadata.versions[sources] > 0  # never that of row 0
+        written, unwritten = np.flatnonzero(is_written), np.flatnonzero(~is_written)
+        if len(unwritten):
+            self.storage.initialize(rows[unwritten], located.take(unwritten))
+        if not self.shared.num_rows:
+            columns = self.storage.columns(rows)
+            self.storage.set_columns(rows, columns | {"weights": np.zeros_like(columns["weights"])})
+        elif len(written):
+            self.storage.set_columns(rows[written], self.storage.columns(sources[written]))
+        self.metadata.records["version"][rows] = self.version
+
+    def _apply(self, swaps: Swaps, updated: Int64s) -> None:
+        """Carry out swaps after an update of some rows [U], and record the changes."""
+        if len(swaps.freed_rows):
+            self.metadata.clear(swaps.freed_rows)
+            self.changelog.record_removed(self.version, swaps.evicted.tables, swaps.evicted.ids)
+        if len(swaps.rows):
+            self._start(swaps.rows, swaps.admitted)
+            updated = np.union1d(updated, swaps.rows)
+        self.changelog.record(self.version, updated, self.metadata.versions)
+
+    def _evict(self, keys: Keys) -> int:
+        rows = self.index.resolve(keys)
+        gone = np.flatnonzero(rows)
+        self.retention.release(rows[gone])
+        self.metadata.clear(rows[gone])
+        self.changelog.record_removed(self.version, keys.tables[gone], keys.ids[gone])
+        return len(gone)
+
+
+class GroupIndex:
+    """The index of a `BudgetedTableGroup`: rows of shared tables, then those of ids."""
+
+    def __init__(self, retention: RowRetention, shared: SharedRows) -> None:
+        self._rows, self._shared = retention.index, shared
+        self.num_fixed = 1 + shared.num_rows
+
+    @property
+    def num_rows(self) -> int:
+        """Rows in use, with all shared rows."""
+        return self._shared.num_rows + self._rows.num_rows
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of the index of ids."""
+        return self._rows.num_bytes
+
+    def resolve(self, keys: Keys) -> Int64s:
+        """Rows int64 [U] of the keys' own; 0 for keys without one."""
+        return self._rows.resolve(keys)
+
+    def owners(self, rows: Int64s) -> tuple[npt.NDArray[np.int32], Int64s]:
+        """The (table, id) of rows [R] except 0."""
+        tables, ids = np.empty(len(rows), dtype=np.int32), np.empty(len(rows), dtype=np.int64)
+        is_shared = rows < self.num_fixed
+        tables[is_shared], ids[is_shared] = self._shared.owners(rows[is_shared])
+        tables[~is_shared], ids[~is_shared] = self._rows.owners(rows[~is_shared])
+        return tables, ids
+
+    def pending(self) -> IdHistory:
+        """No ids: those without a row have no history."""
+        nothing = np.empty(0, dtype=np.int64)
+        return IdHistory(np.empty(0, dtype=np.int32), nothing, nothing, nothing)
+
+
+def _with_shared_tables(tables: Sequence[TableConfig], plan: RowPlan) -> list[TableConfig]:
+    """The tables, and one of shared rows for each."""
+    if not plan.num_shared.any():
+        return list(tables)
+    return [
+        *tables,
+        *(
+            table.model_copy(
+                update={
+                    "name": f"{table.name}{SHARED}",
+                    "kind": "direct",
+                    "num_embeddings": num_shared,
+                    "init_scale": table.scale,
+                    "evict_after": None,
+                }
+            )
+            for table, num_shared in zip(tables, plan.num_shared.tolist(), strict=True)
+        ),
+    ]
+
+
+def _norms_of(gradients: Any) -> Float32s:
+    """L2 norm of each gradient [U, D], float32 [U]."""
+    if isinstance(gradients, Tensor):
+        norms: Float32s = gradients.norm(dim=1).cpu().numpy()
+        return norms
+    norms = np.empty(len(gradients), dtype=np.float32)
+    _norms(gradients, norms)
+    return norms
+
+
+@kernel(parallel=True)
+def _norms(gradients: Float32s, out: Float32s) -> None:
+    for u in numba.prange(len(gradients)):
+        squares = np.float32(0.0)
+        for d in range(gradients.shape[1]):
+            squares += gradients[u, d] * gradients[u, d]
+        out[u] = np.sqrt(squares)

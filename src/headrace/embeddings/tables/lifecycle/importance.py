@@ -1,0 +1,393 @@
+"""Retention by importance, the default under a budget: rows go to the ids whose gradients are largest over time.
+
+The importance of an id is its frequency times its mean gradient norm, as in AdaEmbed (Lai et al., OSDI 2023, section
+4.1), decayed by a half-life. It is a by-product of the gradients that are pushed anyway. To compare ids of different
+tables, norms are divided by the mean norm per occurrence of the table. Importance of an id with a row is a float32; of
+ids without a row, a sketch keeps the most important in 6 bytes each::
+
+    bucket = 8 slots of (tag uint32, importance bf16); an id that is not in its bucket replaces the weakest slot with
+    probability new / (weakest + new) and gets their sum: randomized admission (Ben Basat et al., "Randomized admission
+    policy for efficient top-k and frequency estimation", INFOCOM 2017), whose estimates are right on average
+
+After an update, each important id without a row is compared with the least important of the next 64 rows; a hand moves
+over all rows in turn (as in the CLOCK algorithm). If the id is more important by a margin, the row is its own from now
+on. So swaps are spread over steps, and no step looks at all rows. The margin keeps two ids from taking turns.
+
+Decay costs nothing: increments grow by 2^(rows / half-life) instead (as in CAFE+, Liu et al., TOIS 2025, section 4),
+and all values are rescaled once in 32 half-lives.
+
+Unlike AdaEmbed, ids without a row read and train a shared row of their table, and an admitted id starts from it, with
+its optimizer state (as in CAFE, Zhang et al., SIGMOD 2024, section 3.3), and metadata of an id without a row takes 6
+bytes, not 12, and none in the tail.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import Field
+
+from headrace.compiling import kernel
+from headrace.embeddings.budget import RetentionConfig
+from headrace.embeddings.config import TableConfig
+from headrace.embeddings.keys import Keys
+from headrace.embeddings.ops.hashing import mix64, multiply_shift, unit_float
+from headrace.embeddings.storage.protocol import MakeStorage
+from headrace.embeddings.tables.budgeted_table_group import BudgetedTableGroup
+from headrace.embeddings.tables.index.bounded_index import BoundedIndex
+from headrace.embeddings.tables.lifecycle.row_retention import NO_SWAPS, Swaps
+from headrace.embeddings.tables.row_plan import RowPlan
+from headrace.embeddings.tables.table_group import TableGroup
+
+__all__ = ["ImportanceConfig", "ImportanceRetention"]
+
+SLOTS = 8
+"""Slots of a bucket; their tags are half a cache line."""
+SLOT_BYTES = 6
+IMPORTANCE_BYTES = 4
+
+EXAMINED = 64
+"""Rows that are compared with an id: four cache lines of importances."""
+SWAP_SHARE = 64
+"""At most one in this many rows moves per step, so that no step takes much longer than others."""
+MIN_SWAPS = 64
+
+REBASE_AT = 32.0
+"""Half-lives after which all values are rescaled; float32 and bf16 have room for 127."""
+
+Int64s = npt.NDArray[np.int64]
+Int32s = npt.NDArray[np.int32]
+Float32s = npt.NDArray[np.float32]
+Float64s = npt.NDArray[np.float64]
+Uint32s = npt.NDArray[np.uint32]
+Uint16s = npt.NDArray[np.uint16]
+
+
+class ImportanceConfig(RetentionConfig):
+    """Rows for the ids with the largest decayed sum of gradient norms; other ids share rows."""
+
+    kind: Literal["importance"] = "importance"
+    shared_ratio: float = Field(default=0.1, gt=0, lt=1)
+    """Part of the budget for shared rows."""
+    candidates_per_row: float = Field(default=1.0, gt=0)
+    """Ids without a row whose importance is tracked, per row; each takes 6 bytes."""
+    half_life_rows: float | None = Field(default=1_000_000, gt=0)
+    """Rows of the log after which importance counts half; None for no decay."""
+    margin: float = Field(default=0.2, ge=0)
+    """An id takes over a row if it is more important than the row's id by this part."""
+
+    def keyed(self, tables: Sequence[TableConfig], budget_bytes: int) -> tuple[TableConfig, ...]:
+        """See `RetentionConfig.keyed`."""
+        return tuple(
+            table.model_copy(update={"kind": "collisionless", "init_scale": table.scale})
+            if table.kind == "hashed"
+            else table
+            for table in tables
+        )
+
+    def build(
+        self, tables: Sequence[TableConfig], budget_bytes: int, *, seed: int, make_storage: MakeStorage
+    ) -> TableGroup:
+        """See `RetentionConfig.build`."""
+        plan = RowPlan.of(
+            tables,
+            budget_bytes,
+            shared_ratio=self.shared_ratio,
+            metadata_bytes=IMPORTANCE_BYTES + SLOT_BYTES * self.candidates_per_row,
+            bytes_per_table=32,
+        )
+
+        def make_retention(first_row: int) -> ImportanceRetention:
+            num_candidates = int(self.candidates_per_row * plan.num_rows)
+            return ImportanceRetention(self, len(tables), plan.num_rows, num_candidates, first_row=first_row, seed=seed)
+
+        return BudgetedTableGroup(tables, plan, make_retention, policy=self.kind, seed=seed, make_storage=make_storage)
+
+
+class ImportanceRetention:
+    """A `RowRetention` by importance.
+
+    Args:
+        config: Settings.
+        num_tables: Number of tables T.
+        num_rows: Number of rows K.
+        num_candidates: Number of ids without a row that are tracked; rounded down to whole buckets.
+        first_row: Number of the first row.
+        seed: Seed of the random decisions of the sketch.
+
+    Attributes:
+        importance: float32 [K] of the id of each row, in units that grow over time.
+        tags, values: uint32, uint16 [C], the sketch of ids without a row; tag 0 is a free slot.
+    """
+
+    def __init__(
+        self,
+        config: ImportanceConfig,
+        num_tables: int,
+        num_rows: int,
+        num_candidates: int,
+        *,
+        first_row: int,
+        seed: int,
+    ) -> None:
+        self._config = config
+        self._first_row, self._seed = first_row, seed
+        self.index = BoundedIndex(num_rows, first_row)
+        self.importance: Float32s = np.zeros(num_rows, dtype=np.float32)
+        num_slots = max(1, num_candidates // SLOTS) * SLOTS
+        self.tags: Uint32s = np.zeros(num_slots, dtype=np.uint32)
+        self.values: Uint16s = np.zeros(num_slots, dtype=np.uint16)
+        self._norms: Float64s = np.zeros((num_tables, 2), dtype=np.float64)  # decayed sums of norms and of occurrences
+        self._age = 0.0  # half-lives since the values were last rescaled
+        self._hand = 0  # the next place to examine
+        self._cut = 0.0  # running mean of the importance of the least important rows that were examined
+
+    @property
+    def num_bytes(self) -> int:
+        """See `RowRetention`."""
+        return sum(each.nbytes for each in (self.importance, self.tags, self.values, self._norms))
+
+    @property
+    def growth(self) -> float:
+        """How much more an occurrence counts now than when the values were last rescaled."""
+        return float(2.0**self._age)
+
+    def may_admit(self, keys: Keys, rows: Int64s) -> npt.NDArray[np.bool_]:
+        """See `RowRetention.may_admit`."""
+        return np.zeros(len(keys), dtype=np.bool_)  # ids without a row read shared rows
+
+    def admit(self, keys: Keys, rows: Int64s) -> Int64s:
+        """See `RowRetention.admit`: while rows are free, every id gets one."""
+        if not self.index.num_free:
+            return np.empty(0, dtype=np.int64)
+        places = np.flatnonzero((rows == 0) & (keys.counts > 0))[: self.index.num_free]
+        rows[places] = self.index.allocate(keys.take(places))
+        self.importance[rows[places] - self._first_row] = 0
+        return places
+
+    def observe(self, keys: Keys, rows: Int64s, norms: Float32s, *, step: int, num_rows: int) -> Swaps:
+        """See `RowRetention.observe`."""
+        wanted = np.empty(len(keys), dtype=np.float32)
+        _observe(
+            keys.tables,
+            keys.ids,
+            keys.counts,
+            norms,
+            rows,
+            self._first_row,
+            np.float32(self.growth),
+            np.uint64(mix64(np.uint64(self._seed & (2**64 - 1)) ^ mix64(np.uint64(step)))),
+            np.float32((1 + self._config.margin) * self._cut),
+            self._norms,
+            self.importance,
+            self.tags,
+            self.values,
+            wanted,
+        )
+        swaps = self._swap(keys, wanted) if not self.index.num_free else NO_SWAPS
+        self._grow_older(num_rows)
+        return swaps
+
+    def release(self, rows: Int64s) -> None:
+        """See `RowRetention.release`."""
+        self.index.release(rows)
+        self.importance[rows - self._first_row] = 0
+
+    def columns(self) -> dict[str, npt.NDArray[Any]]:
+        """See `RowRetention.columns`."""
+        return {
+            "retention.importance": self.importance.copy(),
+            "retention.tags": self.tags.copy(),
+            "retention.values": self.values.copy(),
+            "retention.norms": self._norms.copy(),
+            "retention.clock": np.array([self._age, self._hand, self._cut], dtype=np.float64),
+        }
+
+    def load(self, columns: Mapping[str, npt.NDArray[Any]]) -> None:
+        """See `RowRetention.load`."""
+        for name, array in (
+            ("importance", self.importance),
+            ("tags", self.tags),
+            ("values", self.values),
+            ("norms", self._norms),
+        ):
+            array[...] = columns[f"retention.{name}"]
+        age, hand, cut = columns["retention.clock"].tolist()
+        self._age, self._hand, self._cut = age, int(hand), cut
+
+    def _swap(self, keys: Keys, wanted: Float32s) -> Swaps:
+        """Give rows of less important ids to more important ones, the most important first."""
+        candidates = np.flatnonzero(wanted)
+        if not len(candidates):
+            return NO_SWAPS
+        candidates = candidates[np.argsort(-wanted[candidates], kind="stable")]
+        candidates = candidates[: max(MIN_SWAPS, len(self.importance) // SWAP_SHARE)]
+        places, freed = np.empty(len(candidates), dtype=np.int64), np.empty(len(candidates), dtype=np.float32)
+        self._hand, self._cut = _find_victims(
+            wanted[candidates],
+            np.float32(1 + self._config.margin),
+            self.importance,
+            self._hand,
+            self._cut,
+            places,
+            freed,
+        )
+        takes = np.flatnonzero(places >= 0)
+        if not len(takes):
+            return NO_SWAPS
+        rows, admitted = places[takes] + self._first_row, keys.take(candidates[takes])
+        tables, ids = self.index.owners(rows)
+        self.index.release(rows)
+        self.index.insert(admitted, rows)
+        _forget(self.tags, self.values, admitted.tables, admitted.ids)
+        _remember(self.tags, self.values, tables, ids, freed[takes])
+        return Swaps(rows, Keys(tables, ids, np.zeros(len(ids), dtype=np.int32)), rows, admitted)
+
+    def _grow_older(self, num_rows: int) -> None:
+        if self._config.half_life_rows is None:
+            return
+        self._age += num_rows / self._config.half_life_rows
+        if self._age < REBASE_AT:
+            return
+        factor = 2.0 ** -float(int(self._age))  # a power of two, so that no value is rounded
+        self._age -= int(self._age)
+        self.importance *= np.float32(factor)
+        self._norms *= factor
+        self._cut *= factor
+        _scale_values(self.values, np.float32(factor))
+
+
+@kernel()
+def _slot_of(tags: Uint32s, table: int, key: int) -> tuple[Any, Any]:
+    """The first slot of the bucket of an id, and its tag."""
+    hashed = mix64(mix64(np.uint64(key) ^ np.uint64(0xD1B54A32D192ED03)) + np.uint64(table))
+    bucket = np.int64(multiply_shift(hashed, np.uint64(len(tags) // SLOTS)))
+    tag = np.uint32(mix64(hashed) & np.uint64(0xFFFFFFFF))
+    return bucket * SLOTS, tag if tag != np.uint32(0) else np.uint32(1)
+
+
+@kernel()
+def _find(tags: Uint32s, values: Uint16s, first: int, tag: np.uint32) -> tuple[Any, bool]:
+    """The slot with a tag, or the weakest slot of the bucket; and whether the tag was found."""
+    weakest = np.int64(first)
+    for slot in range(first, first + SLOTS):
+        if tags[slot] == tag:
+            return np.int64(slot), True
+        if values[slot] < values[weakest]:  # positive bf16 numbers are ordered as their bits are
+            weakest = np.int64(slot)
+    return weakest, False
+
+
+@kernel()
+def _observe(
+    tables: Int32s,
+    ids: Int64s,
+    counts: Int32s,
+    norms: Float32s,
+    rows: Int64s,
+    first_row: int,
+    growth: np.float32,
+    seed: np.uint64,
+    cut: np.float32,
+    table_norms: Float64s,
+    importance: Float32s,
+    tags: Uint32s,
+    values: Uint16s,
+    wanted: Float32s,
+) -> None:
+    """Add to the importance of ids; `wanted` is that of ids without a row if above `cut`, otherwise 0."""
+    for u in range(len(ids)):
+        if np.isfinite(norms[u]):
+            table_norms[tables[u], 0] += np.float64(growth * norms[u])
+            table_norms[tables[u], 1] += np.float64(growth) * counts[u]
+    scratch = np.empty(1, dtype=np.float32)
+    bits = scratch.view(np.uint32)
+    for u in range(len(ids)):
+        wanted[u] = 0
+        mean = table_norms[tables[u], 0] / max(table_norms[tables[u], 1], 1e-300)
+        more = np.float32(growth * norms[u] / mean) if mean > 0 else np.float32(0.0)
+        if not 0 < more < np.inf:  # also if the gradient is not a number
+            continue
+        if rows[u] != 0:
+            importance[rows[u] - first_row] += more
+            continue
+        first, tag = _slot_of(tags, tables[u], ids[u])
+        slot, is_found = _find(tags, values, first, tag)
+        bits[0] = np.uint32(values[slot]) << np.uint32(16)
+        total = scratch[0] + more
+        random = mix64(seed + mix64(np.uint64(ids[u]) ^ (np.uint64(tables[u]) << np.uint64(40))))
+        if not is_found and unit_float(random, np.uint64(0)) * total >= more:
+            continue
+        scratch[0] = total
+        tags[slot] = tag
+        values[slot] = np.uint16((bits[0] + (np.uint32(random >> np.uint64(48)))) >> np.uint32(16))
+        if total > cut:
+            wanted[u] = total
+
+
+@kernel()
+def _find_victims(
+    wanted: Float32s,
+    margin: np.float32,
+    importance: Float32s,
+    hand: int,
+    cut: float,
+    places: Int64s,
+    freed: Float32s,
+) -> tuple[int, float]:
+    """For each candidate, the least important of the next rows if it is less important by the margin, otherwise -1.
+
+    Candidates are in descending order, so that no row is taken twice; `freed` is the importance of the ids that lose
+    their rows.
+    """
+    for i in range(len(wanted)):
+        least = hand
+        for _ in range(min(EXAMINED, len(importance))):
+            if importance[hand] < importance[least]:
+                least = hand
+            hand += 1
+            if hand == len(importance):
+                hand = 0
+        cut += 0.1 * (importance[least] - cut)
+        places[i] = -1
+        if wanted[i] > margin * importance[least]:
+            places[i], freed[i] = least, importance[least]
+            importance[least] = wanted[i]
+    return hand, cut
+
+
+@kernel()
+def _forget(tags: Uint32s, values: Uint16s, tables: Int32s, ids: Int64s) -> None:
+    """Take ids out of the sketch."""
+    for i in range(len(ids)):
+        first, tag = _slot_of(tags, tables[i], ids[i])
+        slot, is_found = _find(tags, values, first, tag)
+        if is_found:
+            tags[slot], values[slot] = np.uint32(0), np.uint16(0)
+
+
+@kernel()
+def _remember(tags: Uint32s, values: Uint16s, tables: Int32s, ids: Int64s, importance: Float32s) -> None:
+    """Put ids into the sketch that are more important than the weakest of their bucket."""
+    scratch = np.empty(1, dtype=np.float32)
+    bits = scratch.view(np.uint32)
+    for i in range(len(ids)):
+        first, tag = _slot_of(tags, tables[i], ids[i])
+        slot, is_found = _find(tags, values, first, tag)
+        scratch[0] = importance[i]
+        value = np.uint16(bits[0] >> np.uint32(16))
+        if is_found or value > values[slot]:
+            tags[slot], values[slot] = tag, value
+
+
+@kernel()
+def _scale_values(values: Uint16s, factor: np.float32) -> None:
+    scratch = np.empty(1, dtype=np.float32)
+    bits = scratch.view(np.uint32)
+    for slot in range(len(values)):
+        bits[0] = np.uint32(values[slot]) << np.uint32(16)
+        scratch[0] *= factor
+        values[slot] = np.uint16(bits[0] >> np.uint32(16))

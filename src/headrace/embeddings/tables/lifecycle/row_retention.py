@@ -1,0 +1,118 @@
+"""Interface of retention under a budget: which ids have rows, and when a row moves to another id."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from headrace.embeddings.keys import Keys
+
+__all__ = ["NO_SWAPS", "RowRetention", "Swaps"]
+
+Int64s = npt.NDArray[np.int64]
+Int32s = npt.NDArray[np.int32]
+Float32s = npt.NDArray[np.float32]
+Columns = Mapping[str, npt.NDArray[Any]]
+
+_NO_ROWS: Int64s = np.empty(0, dtype=np.int64)
+_NO_KEYS = Keys(np.empty(0, np.int32), np.empty(0, np.int64), np.empty(0, np.int32))
+
+
+@dataclass(frozen=True, eq=False)
+class Swaps:
+    """Rows that moved from ids to other ids.
+
+    Attributes:
+        freed_rows: int64 [E], rows that lost their id.
+        evicted: The ids [E] that had them.
+        rows: int64 [A], rows that have a new id; rows of `freed_rows` may be among them.
+        admitted: The ids [A] that have them now.
+    """
+
+    freed_rows: Int64s
+    evicted: Keys
+    rows: Int64s
+    admitted: Keys
+
+
+NO_SWAPS = Swaps(_NO_ROWS, _NO_KEYS, _NO_ROWS, _NO_KEYS)
+
+
+class RowIndexOfFixedSize(Protocol):
+    """A map between ids and a fixed number of rows, see `BoundedIndex`."""
+
+    @property
+    def num_rows(self) -> int:
+        """Rows in use."""
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of the map."""
+
+    def resolve(self, keys: Keys) -> Int64s:
+        """Rows int64 [U] of keys; 0 for keys without a row."""
+
+    def owners(self, rows: Int64s) -> tuple[Int32s, Int64s]:
+        """The (table, id) of rows [R]."""
+
+    def rows(self) -> Int64s:
+        """The rows in use, ascending."""
+
+    def insert(self, keys: Keys, rows: Int64s) -> None:
+        """Give free rows [U] to keys [U] that have none."""
+
+
+class RowRetention(Protocol):
+    """Decides which ids have rows. The table group keeps the rows, and starts those of newly admitted ids.
+
+    Decisions must be a function of the calls so far. Not thread-safe.
+    """
+
+    @property
+    def index(self) -> RowIndexOfFixedSize:
+        """Which id has which row."""
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all metadata of ids beside `index`."""
+
+    def may_admit(self, keys: Keys, rows: Int64s) -> npt.NDArray[np.bool_]:
+        """Whether each key [U] will get a free row in the update that follows, so that it reads its initial value.
+
+        Only asked for tables whose other ids read zeros.
+        """
+
+    def admit(self, keys: Keys, rows: Int64s) -> Int64s:
+        """Give free rows to keys before they are updated.
+
+        Args:
+            keys: Unique keys of an update.
+            rows: int64 [U], the keys' rows, 0 for none; filled in for keys that get one.
+
+        Returns:
+            Positions int64 [A] of these keys.
+        """
+
+    def observe(self, keys: Keys, rows: Int64s, norms: Float32s, *, step: int, num_rows: int) -> Swaps:
+        """Take note of an update, after it, and move rows.
+
+        Args:
+            keys: Unique keys, with their counts.
+            rows: int64 [U], the keys' rows in the update; 0 for keys without a row of their own.
+            norms: float32 [U], L2 norm of the gradient of each key.
+            step: Number of the step.
+            num_rows: Rows of the batch, of all trainers.
+        """
+
+    def release(self, rows: Int64s) -> None:
+        """Free rows [R] in use and forget their ids."""
+
+    def columns(self) -> dict[str, npt.NDArray[Any]]:
+        """State beside the index, for a checkpoint; names begin with `retention.`."""
+
+    def load(self, columns: Columns) -> None:
+        """Inverse of `columns`, after the rows were given to their ids."""

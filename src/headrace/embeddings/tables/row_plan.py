@@ -1,0 +1,93 @@
+"""`RowPlan`: how many rows of tables fit a budget of bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from headrace.embeddings.config import TableConfig, dim_of_tables
+from headrace.embeddings.optimizers import build_optimizer
+from headrace.embeddings.storage.row_formats import storage_dtype
+from headrace.embeddings.tables.index.bounded_index import num_bytes_of
+from headrace.embeddings.tables.metadata import RECORD
+from headrace.embeddings.tables.shared_rows import PLACE_BYTES, split_rows
+from headrace.errors import ConfigError
+
+__all__ = ["RowPlan", "bytes_per_row"]
+
+EVERY_GROUP_BYTES = 64
+"""Slots of the index and of policies that are rounded up."""
+
+Int64s = npt.NDArray[np.int64]
+
+
+def bytes_per_row(tables: Sequence[TableConfig]) -> int:
+    """Bytes of a row of some tables of one dimension, with optimizer state and metadata, without the index."""
+    dim = dim_of_tables(tables)
+    optimizer = build_optimizer([table.optimizer for table in tables], dim)
+    width = np.dtype(storage_dtype(tables[0].rows)).itemsize
+    return width * dim + 4 * optimizer.state_width + RECORD.itemsize
+
+
+@dataclass(frozen=True, eq=False)
+class RowPlan:
+    """How many rows fit a budget.
+
+    Attributes:
+        budget_bytes: The budget.
+        num_rows: Number of rows K that belong to one id each.
+        num_shared: int64 [T], number of shared rows of each table; 0 if ids without a row read zeros.
+    """
+
+    budget_bytes: int
+    num_rows: int
+    num_shared: Int64s
+
+    @classmethod
+    def of(
+        cls,
+        tables: Sequence[TableConfig],
+        budget_bytes: int,
+        *,
+        shared_ratio: float,
+        metadata_bytes: float,
+        bytes_per_table: int = 0,
+        index_bytes: Callable[[int], int] = num_bytes_of,
+    ) -> RowPlan:
+        """Divide a budget.
+
+        Args:
+            tables: The tables, of one dimension.
+            budget_bytes: The budget.
+            shared_ratio: Part of it for shared rows; 0 for none, otherwise each table has at least one.
+            metadata_bytes: Metadata of a policy per row, beside the index.
+            bytes_per_table: Metadata of a policy per table.
+            index_bytes: Bytes of the index of a number of rows.
+
+        Raises:
+            ConfigError: The budget is too small for a row; the text has the smallest possible one.
+        """
+        row_bytes = bytes_per_row(tables)
+        shared = np.zeros(len(tables), dtype=np.int64)
+        if shared_ratio:
+            total = int(shared_ratio * budget_bytes / (row_bytes + PLACE_BYTES))
+            shared = split_rows(total, [table.num_embeddings for table in tables])
+        fixed = EVERY_GROUP_BYTES + bytes_per_table * len(tables)
+        fixed += (1 + int(shared.sum())) * (row_bytes + PLACE_BYTES)  # with the zero row
+
+        def needed(num_rows: int) -> float:
+            return fixed + num_rows * (row_bytes + metadata_bytes) + index_bytes(num_rows)
+
+        low, high = 0, max(1, budget_bytes)  # most rows that fit, by bisection
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (middle, high) if needed(middle) <= budget_bytes else (low, middle)
+        if not low:
+            raise ConfigError(
+                f"embeddings.budget: given {budget_bytes} bytes for {len(tables)} tables, expected at least "
+                f"{int(needed(1)) + 1}"
+            )
+        return cls(budget_bytes, low, shared)
