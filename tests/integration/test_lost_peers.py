@@ -19,11 +19,13 @@ dist.init_process_group("gloo", store=store, rank=rank, world_size=2)
 connections = GlooConnections(300.0)
 receipt = connections.peers(0, 1).receive(1 - rank, 8, tag=1)  # of a message that is never sent
 if rank == 0:
+    store.wait(["receiving"])
     connections.close()
     dist.destroy_process_group()
     print("left", flush=True)
     sys.stdin.read()  # alive, and with its receipt, as a trainer that waits for a shard
 else:
+    store.set("receiving", "")
     try:
         receipt.result()
     except HeadraceError:
