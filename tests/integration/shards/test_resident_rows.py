@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import tracemalloc
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Any
@@ -248,21 +249,53 @@ def test_memory_stays_within_what_was_given(serve: Serve) -> None:
     """Rows, optimizer state, index and the set of seen keys, while many more keys pass by than fit."""
     table = EXACT.model_copy(update={"embedding_dim": 16})
     memory_bytes, rng = 1 << 20, np.random.default_rng(8)
+    largest = []
     with ShardGroup([serve(max_keys=10_000)], {"t": TableGroupSpec([table], seed=0)}) as group:
-        seen = SeenKeys(memory_bytes // 16)
-        store = ResidentStore(group.store("t"), memory_bytes=memory_bytes, version=0, window_starts=[0], seen=seen)
-        largest = 0
+        store = limited(group, memory_bytes)
         for number in range(40):
-            ids = np.unique(np.concatenate([rng.zipf(1.2, 300) % 50_000, 100_000 + 1000 * number + np.arange(700)]))
-            keys = Keys(np.zeros(len(ids), np.int32), ids.astype(np.int64), np.ones(len(ids), np.int32))
-            store.announce(keys)
-            store.prepare()
-            store.update(keys, np.zeros((len(ids), 16), np.float32))
-            store.finish()
-            largest = max(largest, store.num_bytes)
+            pass_by(store, rng, 300, 100_000 + 1000 * number + np.arange(700))
+            largest.append(store.num_bytes)
         assert store.counters.peak_rows > 5_000
         assert store.counters.returned > 20_000
-        assert largest <= 1.02 * memory_bytes
+        assert max(largest) <= 1.02 * memory_bytes
+
+
+def test_no_more_is_allocated_than_was_given(serve: Serve) -> None:
+    """Counts the arrays that really exist, all that placement has made, instead of asking it for its bytes."""
+    table = EXACT.model_copy(update={"embedding_dim": 16})
+    memory_bytes, rng = 2 << 20, np.random.default_rng(8)
+    arrays = tracemalloc.DomainFilter(True, np.lib.tracemalloc_domain)
+    in_placement = tracemalloc.Filter(True, "*/headrace/placement/*", all_frames=True)
+    with ShardGroup([serve(max_keys=10_000)], {"t": TableGroupSpec([table], seed=0)}) as group:
+        tracemalloc.start(10)
+        try:
+            store = limited(group, memory_bytes)
+            for number in range(15):
+                pass_by(store, rng, 1000, 100_000 + 2000 * number + np.arange(2000))
+            wait(store._returns._pending)  # what is on its way is not kept
+            found = tracemalloc.take_snapshot().filter_traces([arrays]).filter_traces([in_placement])
+        finally:
+            tracemalloc.stop()
+        assert store.counters.returned > 10_000
+        allocated = store._seen.num_bytes + sum(trace.size for trace in found.traces)
+        assert allocated <= 1.02 * memory_bytes
+        assert abs(allocated - store.num_bytes) <= 0.02 * memory_bytes
+
+
+def limited(group: ShardGroup, memory_bytes: int) -> ResidentStore:
+    """A store that may use so much memory."""
+    seen = SeenKeys(memory_bytes // 16)
+    return ResidentStore(group.store("t"), memory_bytes=memory_bytes, version=0, window_starts=[0], seen=seen)
+
+
+def pass_by(store: ResidentStore, rng: np.random.Generator, num_repeated: int, new: npt.NDArray[np.int64]) -> None:
+    """A step on some ids that come again and again, and on new ones."""
+    ids = np.unique(np.concatenate([rng.zipf(1.2, num_repeated) % 50_000, new])).astype(np.int64)
+    keys = Keys(np.zeros(len(ids), np.int32), ids, np.ones(len(ids), np.int32))
+    store.announce(keys)
+    store.prepare()
+    store.update(keys, np.zeros((len(ids), 16), np.float32))
+    store.finish()
 
 
 def test_a_return_that_failed_is_not_forgotten(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
