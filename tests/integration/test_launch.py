@@ -8,7 +8,6 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -82,15 +81,6 @@ def parameters(run: Path) -> dict[str, npt.NDArray[Any]]:
                 )
     found["rows"] = np.array(list(snapshot.state["rows"].values()))
     return found
-
-
-@pytest.fixture
-def shards(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[ShardServer]]:
-    """Two shards in this process, with the run `remote`'s checkpoints; a test may replace them."""
-    servers: list[ShardServer] = []
-    yield servers
-    for server in servers:
-        server.shutdown()
 
 
 def start_shards(servers: list[ShardServer], checkpoints: Path, count: int, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,9 +12,18 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
-from test_launch import kill_a_shard, parameters, wait_for_the_first_checkpoint, write_job
+from test_launch import (
+    kill_a_shard,
+    parameters,
+    start_shards,
+    wait_for_the_first_checkpoint,
+    write_job,
+)
 
+from headrace.cluster import train_job
+from headrace.embeddings.shards.service import ShardServer
 from headrace.logs.generate import GenerateConfig, generate_logs
+from headrace.training import JobConfig
 
 DEEPFM = "{kind: deepfm, embedding_dim: 8, deep: [16]}"
 """A model with two table groups, whose messages are kept apart."""
@@ -29,16 +38,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def command(folder: Path, run: str, trainers: int, *arguments: str) -> list[str]:
+def command(folder: Path, run: str, num_shards: int) -> list[str]:
+    """The command that trains the first window with two trainers."""
     job = str(folder / f"{run}.yaml")
-    return [sys.executable, "-m", "headrace", "launch", job, f"--trainers={trainers}", "--shards=2", *arguments]
+    return [sys.executable, "-m", "headrace", "launch", job, "--trainers=2", f"--shards={num_shards}", "--windows=1"]
 
 
-def run_all(folder: Path, run: str, trainers: int, *arguments: str) -> None:
+def launch(folder: Path, run: str, num_shards: int) -> None:
     with (folder / f"{run}.log").open("a") as log:
-        code = subprocess.run(
-            command(folder, run, trainers, *arguments), stdout=log, stderr=log, check=False
-        ).returncode
+        code = subprocess.run(command(folder, run, num_shards), stdout=log, stderr=log, check=False).returncode
     assert code == 0, (folder / f"{run}.log").read_text()
 
 
@@ -49,15 +57,16 @@ def assert_same(folder: Path, run: str, other: str) -> None:
 
 
 @pytest.mark.slow
-def test_a_killed_shard_a_killed_trainer_and_fewer_trainers_change_no_bits(folder: Path) -> None:
+def test_a_killed_shard_a_killed_trainer_and_fewer_trainers_change_no_bits(
+    folder: Path, shards: list[ShardServer], monkeypatch: pytest.MonkeyPatch
+) -> None:
     for run, placement in (("plain", "none"), ("kept", LOOKAHEAD)):
         write_job(folder, run, 32, placement)
         job = folder / f"{run}.yaml"
         job.write_text(job.read_text().replace("{kind: dlrm, embedding_dim: 8, bottom: [16], top: [16]}", DEEPFM))
     with ExitStack() as stack:
         log = stack.enter_context((folder / "kept.log").open("w"))
-        first = command(folder, "kept", 2, "--windows=1")
-        process = stack.enter_context(subprocess.Popen(first, stdout=log, stderr=log))
+        process = stack.enter_context(subprocess.Popen(command(folder, "kept", 2), stdout=log, stderr=log))
         stack.callback(process.kill)
         wait_for_the_first_checkpoint(process, folder / "kept" / "checkpoints")
         kill_a_shard(process)
@@ -67,9 +76,10 @@ def test_a_killed_shard_a_killed_trainer_and_fewer_trainers_change_no_bits(folde
     text = (folder / "kept.log").read_text()
     assert "shard-1 ended with code -9; restarting it" in text
     assert "ended with code -9; stopping the others" in text
-    for run in ("plain", "kept"):
-        run_all(folder, run, 2, "--windows=1")
-        run_all(folder, run, 1)
+    for run, count in (("plain", 1), ("kept", 2)):
+        launch(folder, run, count)
+        start_shards(shards, folder / run / "checkpoints", count, monkeypatch)
+        train_job(JobConfig.from_file(folder / f"{run}.yaml"))
     assert_same(folder, "plain", "kept")
     assert "at another trainer" in (folder / "kept" / "decisions.jsonl").read_text()
 
