@@ -227,6 +227,11 @@ RETENTION_POLICIES: Registry[Any] = Registry(
     "policy",
     {
         "importance": "headrace.embeddings.tables.lifecycle.importance:ImportanceConfig",
+        "adaembed": "headrace.embeddings.tables.lifecycle.adaembed:AdaEmbedConfig",
+        "cafe": "headrace.embeddings.tables.lifecycle.cafe:CafeConfig",
+        "frequency": "headrace.embeddings.tables.lifecycle.frequency:FrequencyConfig",
+        "hash": "headrace.embeddings.tables.lifecycle.hash:HashConfig",
+        "qr": "headrace.embeddings.tables.lifecycle.qr:QRConfig",
     },
 )
 """Entries of `embeddings.retention.kind`: subclasses of `headrace.embeddings.RetentionConfig`."""

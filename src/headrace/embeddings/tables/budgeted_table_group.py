@@ -153,10 +153,9 @@ class BudgetedTableGroup(TableGroup):
         rows = state["rows"]
         own = np.flatnonzero(rows > self.shared.num_rows)
         keys = Keys(state["tables"][own], state["ids"][own], np.zeros(len(own), dtype=np.int32))
-        self.retention.index.insert(keys, rows[own])
         self.storage.set_columns(rows, state)
         self.metadata.set_columns(rows, state)
-        self.retention.load(state)
+        self.retention.load(state, keys, rows[own])
         self.changelog = ChangeLog.restored(saved.version, saved.cursors, saved.removed_from, state)
         self.step, self.version, self._window_starts = saved.step, saved.version, list(saved.window_starts)
 

@@ -50,6 +50,11 @@ class BoundedIndex:
         self.num_free = num_rows
         self._next_free = 0  # no place below is free
 
+    def clear(self) -> None:
+        """Free all rows."""
+        self.tables[:], self.ids[:], self.slots[:] = -1, 0, 0
+        self.num_free, self._next_free = len(self.ids), 0
+
     @property
     def num_rows(self) -> int:
         """Number of rows in use."""

@@ -42,7 +42,7 @@ from headrace.embeddings.tables.lifecycle.row_retention import NO_SWAPS, Swaps
 from headrace.embeddings.tables.row_plan import RowPlan
 from headrace.embeddings.tables.table_group import TableGroup
 
-__all__ = ["ImportanceConfig", "ImportanceRetention"]
+__all__ = ["ImportanceConfig", "ImportanceRetention", "exact_ids"]
 
 SLOTS = 8
 """Slots of a bucket; their tags are half a cache line."""
@@ -81,12 +81,7 @@ class ImportanceConfig(RetentionConfig):
 
     def keyed(self, tables: Sequence[TableConfig], budget_bytes: int) -> tuple[TableConfig, ...]:
         """See `RetentionConfig.keyed`."""
-        return tuple(
-            table.model_copy(update={"kind": "collisionless", "init_scale": table.scale})
-            if table.kind == "hashed"
-            else table
-            for table in tables
-        )
+        return exact_ids(tables)
 
     def build(
         self, tables: Sequence[TableConfig], budget_bytes: int, *, seed: int, make_storage: MakeStorage
@@ -105,6 +100,16 @@ class ImportanceConfig(RetentionConfig):
             return ImportanceRetention(self, len(tables), plan.num_rows, num_candidates, first_row=first_row, seed=seed)
 
         return BudgetedTableGroup(tables, plan, make_retention, policy=self.kind, seed=seed, make_storage=make_storage)
+
+
+def exact_ids(tables: Sequence[TableConfig]) -> tuple[TableConfig, ...]:
+    """The tables with keys that are ids; those of hashed tables are not hashed."""
+    return tuple(
+        table.model_copy(update={"kind": "collisionless", "init_scale": table.scale})
+        if table.kind == "hashed"
+        else table
+        for table in tables
+    )
 
 
 class ImportanceRetention:
@@ -206,8 +211,9 @@ class ImportanceRetention:
             "retention.clock": np.array([self._age, self._hand, self._cut], dtype=np.float64),
         }
 
-    def load(self, columns: Mapping[str, npt.NDArray[Any]]) -> None:
+    def load(self, columns: Mapping[str, npt.NDArray[Any]], keys: Keys, rows: Int64s) -> None:
         """See `RowRetention.load`."""
+        self.index.insert(keys, rows)
         for name, array in (
             ("importance", self.importance),
             ("tags", self.tags),

@@ -62,9 +62,6 @@ class RowIndexOfFixedSize(Protocol):
     def rows(self) -> Int64s:
         """The rows in use, ascending."""
 
-    def insert(self, keys: Keys, rows: Int64s) -> None:
-        """Give free rows [U] to keys [U] that have none."""
-
 
 class RowRetention(Protocol):
     """Decides which ids have rows. The table group keeps the rows, and starts those of newly admitted ids.
@@ -114,5 +111,11 @@ class RowRetention(Protocol):
     def columns(self) -> dict[str, npt.NDArray[Any]]:
         """State beside the index, for a checkpoint; names begin with `retention.`."""
 
-    def load(self, columns: Columns) -> None:
-        """Inverse of `columns`, after the rows were given to their ids."""
+    def load(self, columns: Columns, keys: Keys, rows: Int64s) -> None:
+        """Inverse of `columns`, in a new policy.
+
+        Args:
+            columns: The saved columns.
+            keys: The ids that have rows and were updated.
+            rows: int64 [R], their rows.
+        """
