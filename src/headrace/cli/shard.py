@@ -30,6 +30,9 @@ def shard(
         str | None,
         typer.Option(help="Where rows are kept, as embeddings.storage.kind. By default, as in the job file."),
     ] = None,
+    storage_memory: Annotated[
+        str | None, typer.Option(help="Memory per table group, as embeddings.storage.memory.")
+    ] = None,
     storage_path: Annotated[Path | None, typer.Option(help="Folder of its files, as embeddings.storage.path.")] = None,
 ) -> None:
     """Hold part of the embeddings for trainers in other processes.
@@ -49,7 +52,11 @@ def shard(
         certificate=None if tls_cert is None else tls_cert.read_bytes(),
         key=None if tls_key is None else tls_key.read_bytes(),
     )
-    given = {"kind": storage, "path": None if storage_path is None else str(storage_path.resolve())}
+    given = {
+        "kind": storage,
+        "memory": storage_memory,
+        "path": None if storage_path is None else str(storage_path.resolve()),
+    }
     given = {name: value for name, value in given.items() if value is not None}
     serve_shard(
         job,

@@ -5,15 +5,17 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable
 from functools import partial
+from tempfile import TemporaryDirectory
 from typing import get_args
 
 import numpy as np
 import torch
 
 import headrace.features as features
-from headrace.embeddings import EmbeddingBags, EmbeddingsConfig, KeyedPlan, Keys, TableConfig
+from headrace.embeddings import EmbeddingBags, EmbeddingsConfig, KeyedPlan, Keys, TableConfig, TableGroup
 from headrace.embeddings.shards.merging import PlacedUpdate, merge_placed
 from headrace.embeddings.shards.warm_up import warm_up_shard
+from headrace.embeddings.storage.tiered import TieredStorage
 from headrace.models import DCNv2Config, DeepFMConfig, DLRMConfig, ModelConfig, WideDeepConfig
 from headrace.models.products import Precision
 from headrace.placement.residency import Residency
@@ -41,6 +43,7 @@ def warm_up_groups() -> dict[str, Callable[[], object]]:
     groups["shards"] = warm_up_shard
     groups["keys"] = _find_keys_once
     groups["placement"] = _keep_rows_once
+    groups["storage"] = _use_files_once
     groups["metrics"] = _score_once
     return groups
 
@@ -48,6 +51,17 @@ def warm_up_groups() -> dict[str, Callable[[], object]]:
 def compile_group(name: str) -> None:
     """Compile one of `warm_up_groups`, for use in a separate process."""
     warm_up_groups()[name]()
+
+
+def _use_files_once() -> None:
+    """Move rows of a table group to a file and back."""
+    table = TableConfig(name="warm up", num_embeddings=2_000, embedding_dim=8)
+    with TemporaryDirectory() as folder:
+        group = TableGroup([table], seed=0, make_storage=TieredStorage.within(folder, 40_000))
+        for first in [*range(0, 2_000, 100), 0]:
+            keys = Keys(np.zeros(100, np.int32), np.arange(first, first + 100), np.ones(100, np.int32))
+            group.read(keys)
+            group.update(keys, np.zeros((100, 8), np.float32))
 
 
 def _score_once() -> None:

@@ -14,8 +14,9 @@ from headrace.embeddings.storage.mapped import MappedStorage
 
 
 def test_launched_shards_get_the_settings_that_differ_from_the_defaults() -> None:
-    config = StorageConfig(kind="mapped", path="/fast")
-    assert _shard_command(Path("run"), "host:0", config)[-4:] == ["--storage", "mapped", "--storage-path", "/fast"]
+    config = StorageConfig(kind="tiered", memory="1GiB", path="/fast")
+    settings = ["--storage", "tiered", "--storage-memory", "1GiB", "--storage-path", "/fast"]
+    assert _shard_command(Path("run"), "host:0", config)[-6:] == settings
     assert "--storage" not in _shard_command(Path("run"), "host:0", StorageConfig())
 
 

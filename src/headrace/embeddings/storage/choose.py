@@ -7,6 +7,7 @@ from headrace.embeddings.storage.host import HostStorage
 from headrace.embeddings.storage.mapped import MappedStorage
 from headrace.embeddings.storage.protocol import MakeStorage, RowLayout, RowStorage
 from headrace.embeddings.storage.row_formats import storage_dtype
+from headrace.embeddings.storage.tiered import TieredStorage
 
 __all__ = ["choose_storage"]
 
@@ -23,7 +24,9 @@ def choose_storage(config: StorageConfig) -> MakeStorage:
         if row_bytes(layout) < SMALL_ROW_BYTES:
             return HostStorage(layout, capacity)
         assert config.path is not None
-        return MappedStorage(layout, capacity, folder=config.path)
+        if config.kind == "mapped":
+            return MappedStorage(layout, capacity, folder=config.path)
+        return TieredStorage(layout, capacity, folder=config.path, memory_bytes=config.memory_bytes)
 
     return make
 

@@ -19,7 +19,7 @@ from headrace.embeddings.storage.first_values import fill_row
 from headrace.embeddings.storage.protocol import NEW, RowLayout
 from headrace.embeddings.storage.row_formats import FORMATS, FP32, as_tensor, storage_dtype, widen_row
 
-__all__ = ["HostStorage", "gather_rows"]
+__all__ = ["HostStorage", "aligned_zeros", "gather_rows"]
 
 LINE_BYTES = 64
 CHUNK = 512  # rows per task of a thread
@@ -46,8 +46,8 @@ class HostStorage:
 
     def __init__(self, layout: RowLayout, capacity: int) -> None:
         self._layout = layout
-        self.weights: Rows = _aligned((capacity, layout.embedding_dim), np.dtype(storage_dtype(layout.row_format)))
-        self.state: Float32s = _aligned((capacity, layout.optimizer.state_width), np.dtype(np.float32))
+        self.weights: Rows = aligned_zeros((capacity, layout.embedding_dim), np.dtype(storage_dtype(layout.row_format)))
+        self.state: Float32s = aligned_zeros((capacity, layout.optimizer.state_width), np.dtype(np.float32))
 
     @property
     def capacity(self) -> int:
@@ -144,7 +144,7 @@ def gather_rows(
                     out[u, d] = values[d]
 
 
-def _aligned(shape: tuple[int, ...], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
+def aligned_zeros(shape: tuple[int, ...], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
     """Zeros aligned to a cache line, so that a row of 16 floats is in one line."""
     num_bytes = math.prod(shape) * dtype.itemsize
     raw = np.zeros(num_bytes + LINE_BYTES, dtype=np.uint8)
@@ -153,6 +153,6 @@ def _aligned(shape: tuple[int, ...], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
 
 
 def _resized(kept: npt.NDArray[Any], capacity: int) -> npt.NDArray[Any]:
-    resized = _aligned((capacity, *kept.shape[1:]), kept.dtype)
+    resized = aligned_zeros((capacity, *kept.shape[1:]), kept.dtype)
     resized[: len(kept)] = kept
     return resized

@@ -53,7 +53,10 @@ def test_copies_of_many_rows_are_in_files(tmp_path: Path, monkeypatch: pytest.Mo
     ("storage", "text"),
     [
         ({"kind": "mapped"}, "storage kind mapped needs a path"),
-        ({"kind": "memory", "path": "."}, "path is for storage kind mapped"),
+        ({"kind": "tiered", "path": "."}, "storage kind tiered needs memory"),
+        ({"kind": "memory", "path": "."}, "path is for storage kind mapped or tiered"),
+        ({"kind": "mapped", "path": ".", "memory": "1GiB"}, "memory is for storage kind tiered"),
+        ({"kind": "tiered", "path": ".", "memory": "much"}, "embeddings.storage.memory: given 'much'"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(storage: dict[str, str], text: str) -> None:

@@ -10,6 +10,7 @@ import pytest
 from headrace.embeddings import Keys, TableConfig, TableGroup
 from headrace.embeddings.storage.mapped import MappedStorage
 from headrace.embeddings.storage.protocol import MakeStorage
+from headrace.embeddings.storage.tiered import TieredStorage
 from headrace.registry import SPARSE_OPTIMIZERS
 
 DIM = 8
@@ -17,6 +18,7 @@ OPTIMIZERS = ("sgd", "rowwise_adagrad", "adagrad", "adam", "ftrl")
 
 STORAGES: dict[str, Callable[[Path], MakeStorage]] = {
     "mapped": MappedStorage.within,
+    "tiered": lambda folder: TieredStorage.within(folder, 100_000, segment_pages=4),
 }
 
 
