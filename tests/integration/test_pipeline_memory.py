@@ -1,16 +1,14 @@
 """Inside a cgroup with a memory limit, a pipeline whose functions allocate is not killed and keeps its budget."""
 
-import contextlib
 import json
 import os
-import select
 import subprocess
 import sys
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from cgroups import memory_cgroup
 
 LIMIT_BYTES = {"thread": 400 << 20, "process": 500 << 20}
 
@@ -36,44 +34,10 @@ print(json.dumps({"rows": rows, "peak": counters.peak_bytes, "budget": counters.
 """
 
 
-def _memory_controller() -> Path | None:
-    """The folder below which cgroups with a memory limit can be made, in either version."""
-    for root in (Path("/sys/fs/cgroup/memory"), Path("/sys/fs/cgroup")):
-        if (root / "memory.limit_in_bytes").exists() or "memory" in _words(root / "cgroup.subtree_control"):
-            return root
-    return None
-
-
-def _words(path: Path) -> list[str]:
-    try:
-        return path.read_text().split()
-    except OSError:
-        return []
-
-
 @pytest.fixture
 def cgroup(executor: str) -> Iterator[Path]:
-    root = _memory_controller()
-    if root is None:
-        pytest.skip("no cgroup memory controller that could be given to a child")
-    folder = root / f"headrace-{uuid.uuid4().hex[:8]}"
-    try:
-        folder.mkdir()
-        limit = "memory.limit_in_bytes" if (folder / "memory.limit_in_bytes").exists() else "memory.max"
-        (folder / limit).write_text(str(LIMIT_BYTES[executor]))
-        with contextlib.suppress(OSError):
-            (folder / "memory.swap.max").write_text("0")
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            folder.rmdir()
-        pytest.skip(f"cgroups with a memory limit cannot be made here: {error}")
-    yield folder
-    processes = folder / "cgroup.procs"
-    for _ in range(3000):  # the process that forks workers may end a moment after the one that started it
-        if not processes.read_text():
-            break
-        select.poll().poll(10)
-    folder.rmdir()
+    with memory_cgroup(LIMIT_BYTES[executor]) as folder:
+        yield folder
 
 
 @pytest.mark.parametrize("executor", ["thread", "process"])

@@ -109,6 +109,14 @@ def speed_plots(run: RunData) -> Iterator[Plot]:
     if moved:
         title, note = "Moved between trainers and shards", "bytes per step of a trainer"
         yield Plot(title, note, run.time_s, "time", moved, marks=marks, y_format="bytes", from_zero=True)
+    from_files = _known(
+        Series("used", run.column("storage.num_used_rows") / num_steps, "grey"),
+        Series("read from files", run.column("storage.num_read_rows") / num_steps, "blue"),
+        Series("read only when needed", run.column("storage.num_late_rows") / num_steps, "warm"),
+    )
+    if from_files:
+        title, note = "Rows from memory and from files", "rows per step"
+        yield Plot(title, note, run.time_s, "time", from_files, marks=marks, y_format="count", from_zero=True)
 
 
 def pipeline_plots(run: RunData) -> Iterator[Plot]:

@@ -10,6 +10,7 @@ import psutil
 from torch import nn
 
 from headrace.embeddings import embedding_bags
+from headrace.embeddings.storage.protocol import ReadAheadStorage, StorageCounters
 from headrace.features import FeaturePlan, Savings
 from headrace.logs import ParquetSource, Source
 from headrace.logs.parquet_source import BytesRead
@@ -61,6 +62,7 @@ class StepRecorder:
         self._bytes_read = BytesRead()
         self._stores: list[ResidentStore] = []
         self._moves = Moves()
+        self._storage = StorageCounters()
         self._start_s = time.perf_counter()
         self._process = psutil.Process()
         self._resources, self._looked_s = ResourceMonitor(), self._start_s
@@ -134,6 +136,11 @@ class StepRecorder:
             moves = Moves.of(self._stores)
             record["placement"] = asdict(moves - self._moves)
             self._moves = moves
+        storages = [] if self._model is None else _storages(self._model)
+        if storages:
+            total_storage = sum((each.counters for each in storages), StorageCounters())
+            record["storage"] = asdict(total_storage - self._storage)
+            self._storage = total_storage
         if self._plan is not None:
             savings = self._plan.savings
             record["dedup"] = asdict(savings - self._savings)
@@ -165,7 +172,18 @@ class StepRecorder:
 def progress_columns(record: dict[str, Any]) -> dict[str, Any]:
     """Columns of the progress bar from a record of steps."""
     quality = {"AUC": record["auc"]} if "auc" in record else {"RMSE": record["rmse"]}
-    return {"loss": record["loss"], **quality, "limited by": record["limiting"]}
+    storage = {}
+    if "storage" in record:
+        used, read = (record["storage"][name] for name in ("num_used_rows", "num_read_rows"))
+        storage = {"rows from memory": f"{1 - read / max(used, 1):.1%}"}
+    return {"loss": record["loss"], **quality, **storage, "limited by": record["limiting"]}
+
+
+def _storages(model: nn.Module) -> list[ReadAheadStorage]:
+    """The storages of a model in this process that have rows in files."""
+    groups = [bags.table_group for bags in embedding_bags(model).values()]
+    storages = [group.storage for group in groups if group is not None]
+    return [storage for storage in storages if isinstance(storage, ReadAheadStorage)]
 
 
 def limiting_part(seconds: dict[str, float]) -> str:

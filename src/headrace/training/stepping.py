@@ -23,6 +23,7 @@ from headrace.pipeline.engine.downstream import DownstreamStage
 from headrace.pipeline.engine.explanation import Explanation
 from headrace.pipeline.engine.position import in_first_segment
 from headrace.placement.lookahead import Lookahead
+from headrace.placement.read_ahead import ReadAhead
 from headrace.placement.resident_store import ResidentStore
 from headrace.resources import effective_cpus
 from headrace.scheduling.config import SchedulerConfig
@@ -125,13 +126,15 @@ class _CountedSteps:
 class PlainStepRunner(_CountedSteps):
     """A `StepRunner` that trains on the pipeline's batches in a plain loop."""
 
-    def __init__(self, batches: BatchIterator, step: TrainingStep, lookahead: Lookahead | None = None) -> None:
+    def __init__(
+        self, batches: BatchIterator, step: TrainingStep, lookahead: Lookahead | ReadAhead | None = None
+    ) -> None:
         """Create the runner.
 
         Args:
             batches: Batches of tensors.
             step: The training step.
-            lookahead: Announces the keys of later batches; None if no store needs them.
+            lookahead: Announces the keys of later batches; None if no store or storage needs them.
         """
         super().__init__(batches)
         self._step = step
@@ -267,7 +270,7 @@ def choose_policy(config: SchedulerConfig, model: nn.Module) -> Policy | None:
     Raises:
         ConfigError: A policy that reads rows ahead, with a budget of rows.
     """
-    if _is_resident(model):
+    if _is_resident(model) or _reads_ahead(model):
         return None  # rows are here before their batch is, so there is nothing to overlap
     distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
     alone = not distributed or torch.distributed.get_world_size() == 1
@@ -301,12 +304,17 @@ def _is_resident(model: nn.Module) -> bool:
     return any(isinstance(bags.store, ResidentStore) for bags in embedding_bags(model).values())
 
 
+def _reads_ahead(model: nn.Module) -> bool:
+    return bool(ReadAhead(list(embedding_bags(model).values()), 0))
+
+
 class Scheduling:
     """A job's scheduler, or its plain loop.
 
     Attributes:
         policy: Scheduling policy; None for the plain loop.
-        lookahead: Announces keys of later batches, if rows are kept in this process; otherwise None.
+        lookahead: Announces keys of later batches, if this process keeps rows of shards or has rows in files; otherwise
+            None.
     """
 
     def __init__(self, config: SchedulerConfig, model: nn.Module, *, window: int = 1) -> None:
@@ -318,7 +326,9 @@ class Scheduling:
             window: Batches whose keys are announced ahead.
         """
         self.policy = choose_policy(config, model)
-        self.lookahead = Lookahead(list(embedding_bags(model).values()), window) if _is_resident(model) else None
+        bags = list(embedding_bags(model).values())
+        resident = Lookahead(bags, window) if _is_resident(model) else None
+        self.lookahead: Lookahead | ReadAhead | None = resident or ReadAhead(bags, window) or None
         self._config = config
         self._model = model
 

@@ -89,6 +89,8 @@ class ServedTableGroup:
         check_keys(keys, self.spec)
         with self._changed:
             self._merger.check_trainer(trainer)
+            if not self._merger.may_read(after):
+                self.rows.announce(keys, ahead=max(0, after - self._merger.applied))  # files are read meanwhile
             held_s = self._wait(lambda: self._merger.may_read(after), after, f"read of trainer {trainer}")
             rows: Float32s = self.rows.read(keys)
             self.counts.reads += 1

@@ -7,8 +7,8 @@ function is called per row.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, Protocol
+from dataclasses import dataclass, fields
+from typing import Any, Protocol, Self, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +20,7 @@ from headrace.embeddings.optimizers.base import Rounding, SparseOptimizer
 from headrace.embeddings.storage.first_values import FirstValues
 from headrace.embeddings.storage.row_formats import RowFormat
 
-__all__ = ["NEW", "Columns", "MakeStorage", "RowLayout", "RowStorage"]
+__all__ = ["NEW", "Columns", "MakeStorage", "ReadAheadStorage", "RowLayout", "RowStorage", "StorageCounters"]
 
 NEW = -1
 """Row number of a row that is not written yet and reads the initial value of its key."""
@@ -63,6 +63,33 @@ class RowLayout:
         """Inverse of `slot_columns`: float32 [R, W]."""
         slots = [np.asarray(columns[f"slot.{slot.name}"]) for slot in self.optimizer.slots]
         return np.concatenate([np.empty((num_rows, 0), dtype=np.float32), *slots], axis=1)
+
+
+@dataclass(frozen=True)
+class StorageCounters:
+    """What a storage has done since it was created.
+
+    Attributes:
+        num_used_rows: Rows updated, once per step.
+        num_read_rows: Rows read from the file.
+        num_read_pages: Pages read for them and for compaction.
+        num_read_bytes: Bytes of these pages.
+        num_written_bytes: Bytes written.
+        num_late_rows: Rows that were read only when their step needed them.
+    """
+
+    num_used_rows: int = 0
+    num_read_rows: int = 0
+    num_read_pages: int = 0
+    num_read_bytes: int = 0
+    num_written_bytes: int = 0
+    num_late_rows: int = 0
+
+    def __sub__(self, before: Self) -> Self:
+        return type(self)(*(getattr(self, each.name) - getattr(before, each.name) for each in fields(self)))
+
+    def __add__(self, other: Self) -> Self:
+        return type(self)(*(getattr(self, each.name) + getattr(other, each.name) for each in fields(self)))
 
 
 class RowStorage(Protocol):
@@ -124,6 +151,26 @@ class RowStorage(Protocol):
 
     def view(self) -> Tensor:
         """All rows [capacity, D] in their storage dtype, sharing memory until the group grows or shrinks."""
+
+
+@runtime_checkable
+class ReadAheadStorage(RowStorage, Protocol):
+    """A storage that reads rows of later batches before they are needed."""
+
+    @property
+    def counters(self) -> StorageCounters:
+        """What the storage has done so far."""
+
+    def announce(self, rows: Int64s, *, ahead: int) -> bool:
+        """Start to bring the rows of a later batch to memory, as a hint that changes no result.
+
+        Args:
+            rows: Row numbers [U]; 0 is ignored.
+            ahead: Number of updates before that of the batch.
+
+        Returns:
+            False, without any reading, if there is no room before earlier batches are trained.
+        """
 
 
 MakeStorage = Callable[[RowLayout, int], RowStorage]

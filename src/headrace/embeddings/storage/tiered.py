@@ -15,10 +15,10 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -29,7 +29,7 @@ from headrace.embeddings.keys import Keys
 from headrace.embeddings.storage.host import aligned_zeros, gather_rows
 from headrace.embeddings.storage.mapped import BLOCK_ROWS, spilled_columns
 from headrace.embeddings.storage.page_file import PAGE_BYTES, PageFile, PageReading, empty_pages
-from headrace.embeddings.storage.protocol import Columns, MakeStorage, RowLayout
+from headrace.embeddings.storage.protocol import Columns, MakeStorage, RowLayout, StorageCounters
 from headrace.embeddings.storage.record_kernels import (
     NEVER,
     add_uses,
@@ -42,7 +42,7 @@ from headrace.embeddings.storage.row_formats import FORMATS, as_tensor, storage_
 from headrace.embeddings.storage.unnamed_files import MappedArray
 from headrace.errors import ConfigError
 
-__all__ = ["StorageCounters", "TieredStorage"]
+__all__ = ["TieredStorage"]
 
 HALF_LIFE = 8.0
 """In units of the rows in memory. Rows read, for Zipf exponents 0.9 to 1.2 with and without drift and a table of ten
@@ -71,33 +71,6 @@ Int64s = npt.NDArray[np.int64]
 Int32s = npt.NDArray[np.int32]
 Float32s = npt.NDArray[np.float32]
 Bytes = npt.NDArray[np.uint8]
-
-
-@dataclass(frozen=True)
-class StorageCounters:
-    """What a storage has done since it was created.
-
-    Attributes:
-        num_used_rows: Rows updated, once per step.
-        num_read_rows: Rows read from the file.
-        num_read_pages: Pages read for them and for compaction.
-        num_read_bytes: Bytes of these pages.
-        num_written_bytes: Bytes written.
-        num_late_rows: Rows that were read only when their step needed them.
-    """
-
-    num_used_rows: int = 0
-    num_read_rows: int = 0
-    num_read_pages: int = 0
-    num_read_bytes: int = 0
-    num_written_bytes: int = 0
-    num_late_rows: int = 0
-
-    def __sub__(self, before: Self) -> Self:
-        return type(self)(*(getattr(self, each.name) - getattr(before, each.name) for each in fields(self)))
-
-    def __add__(self, other: Self) -> Self:
-        return type(self)(*(getattr(self, each.name) + getattr(other, each.name) for each in fields(self)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -252,15 +225,7 @@ class TieredStorage:
             self._finish_fetches()
 
     def announce(self, rows: Int64s, *, ahead: int) -> bool:
-        """Start to read the rows of a later batch that are in the file.
-
-        Args:
-            rows: Row numbers [U]; 0 is ignored.
-            ahead: Number of updates before that of the batch.
-
-        Returns:
-            False, without any reading, if there is no room before earlier batches are trained.
-        """
+        """See `ReadAheadStorage.announce`."""
         with self._lock:
             self._finish_fetches()
             due = self._clock + 1 + ahead
@@ -401,7 +366,7 @@ class TieredStorage:
         """Start to read rows from the file; returns False if they need not come and there is no room for them, or for
         their pages."""
         n = self._file.per_page
-        if not must:
+        if not must and self._fetches:  # one batch may always be read ahead
             pages = np.unique((-2 - self._where[rows].astype(np.int64)) // n)
             if self._bytes_in_flight() + len(pages) * self._file.page_bytes > self._buffer_bytes:
                 return False

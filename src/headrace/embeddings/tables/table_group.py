@@ -16,7 +16,7 @@ from headrace.embeddings.keys import Keys
 from headrace.embeddings.optimizers import build_optimizer
 from headrace.embeddings.storage.first_values import FirstValues
 from headrace.embeddings.storage.host import HostStorage
-from headrace.embeddings.storage.protocol import MakeStorage, RowLayout, RowStorage
+from headrace.embeddings.storage.protocol import MakeStorage, ReadAheadStorage, RowLayout, RowStorage
 from headrace.embeddings.tables.index.row_index import RowIndex
 from headrace.embeddings.tables.key_states import KeyStates
 from headrace.embeddings.tables.lifecycle import IdHistory, admission_of, retention_of
@@ -151,6 +151,17 @@ class TableGroup:
             self.storage.initialize(rows[new], keys.take(new))
         self.storage.update(rows, keys, gradients, step=self.step, num_rows=num_rows, lr_factor=lr_factor)
         self.changelog.record(self.version, rows, self.metadata.versions)
+
+    @property
+    def reads_ahead(self) -> bool:
+        """Whether `announce` has an effect, because rows are in files."""
+        return isinstance(self.storage, ReadAheadStorage)
+
+    def announce(self, keys: Keys, *, ahead: int) -> bool:
+        """Start to bring the rows of a later batch to memory, see `ReadAheadStorage.announce`; changes no result."""
+        if not isinstance(self.storage, ReadAheadStorage):
+            return True
+        return self.storage.announce(self.index.resolve(keys), ahead=ahead)
 
     def end_window(self) -> int:
         """Mark the end of a window, and evict ids according to the tables' retention settings.
