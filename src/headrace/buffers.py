@@ -26,6 +26,7 @@ MAX_IDLE_TURNS = 512
 @dataclass(eq=False)
 class _Buffer:
     storage: torch.UntypedStorage
+    num_bytes: int
     idle_count: int
     last_turn: int
 
@@ -57,21 +58,24 @@ class BufferPool:
     @property
     def num_bytes(self) -> int:
         """Total bytes of all buffers, in use or idle."""
-        return sum(buffer.storage.nbytes() for buffer in self._buffers)
+        return sum(buffer.num_bytes for buffer in self._buffers)
 
     def _take(self, num_bytes: int) -> _Buffer:
         self._turn += 1
         # The most recently used one that fits, because it may still be in the cache.
         best: _Buffer | None = None
         for buffer in self._buffers:
-            fits = num_bytes <= buffer.storage.nbytes() <= 2 * num_bytes
-            if fits and (best is None or buffer.last_turn > best.last_turn) and buffer.is_idle:
+            if (
+                num_bytes <= buffer.num_bytes <= 2 * num_bytes
+                and (best is None or buffer.last_turn > best.last_turn)
+                and buffer.is_idle
+            ):
                 best = buffer
         if best is None:
             oldest = self._turn - MAX_IDLE_TURNS
             self._buffers = [b for b in self._buffers if b.last_turn >= oldest or not b.is_idle]
             storage = torch.UntypedStorage(_size_class(num_bytes))  # type: ignore[no-untyped-call]
-            best = _Buffer(storage, torch._C._storage_Use_Count(storage._cdata), self._turn)
+            best = _Buffer(storage, storage.nbytes(), torch._C._storage_Use_Count(storage._cdata), self._turn)
             self._buffers.append(best)
         best.last_turn = self._turn
         return best

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -47,7 +48,13 @@ training:
     dense_optimizer: {{kind: sgd, lr: 0.05}}}}
 placement: {placement}
 """
-PLACEMENTS = {"none": "none", "lookahead": "lookahead", "small": "{memory: 60KiB, window: 3, verify: true}"}
+PLACEMENTS = {
+    "none": "none",
+    "lookahead": "lookahead",
+    "small": "{memory: 60KiB, window: 3, verify: true}",
+}
+NO_WINDOW = {"no window": "{memory: 60KiB, window: 0, verify: true}"}
+MICRO_BATCHES = "{policy: lookahead, memory: 80KiB, window: 0, split: fewest_missing_first}"
 ROWS = 4_050  # the last batch of a window is not full, nor even
 
 
@@ -149,12 +156,12 @@ def test_measuring_the_links_changes_nothing_in_the_shards(
         group.close(wait=True)
 
 
-@pytest.mark.parametrize("placement", PLACEMENTS)
+@pytest.mark.parametrize("placement", PLACEMENTS | NO_WINDOW)
 def test_a_run_that_loses_a_shard_ends_with_the_same_bits_and_is_scored_by_one_process(
     folder: Path, placement: str, shards: list[ShardServer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = f"lossy {placement}"
-    job = write_job(folder, run, 64, PLACEMENTS[placement])
+    job = write_job(folder, run, 64, (PLACEMENTS | NO_WINDOW)[placement])
     start_shards(shards, folder / run / "checkpoints", 2, monkeypatch)
     said: list[str] = []
     steps = 0
@@ -177,6 +184,34 @@ def test_a_run_that_loses_a_shard_ends_with_the_same_bits_and_is_scored_by_one_p
         Scorer(JobConfig.from_file(folder / f"{run}.yaml")).evaluate(str(folder / "logs")) for run in ("once", run)
     ]
     assert scores[0] == scores[1]
+
+
+def test_a_run_in_micro_batches_that_loses_a_shard_trains_each_row_once_and_differs_by_rounding(
+    folder: Path, shards: list[ShardServer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = write_job(folder, "split", 64, MICRO_BATCHES)
+    start_shards(shards, folder / "split" / "checkpoints", 2, monkeypatch)
+    steps = 0
+
+    def lose_a_shard_at_step_37() -> bool:
+        nonlocal steps
+        steps += 1
+        if steps == 37:
+            for group in shards[1]._shard._served.values():
+                group.close("has no session, because it was started after training")
+            shards[1]._shard._request = None
+        return False
+
+    train_job(job, should_stop=lose_a_shard_at_step_37)
+    records = [json.loads(line) for line in (folder / "split" / "metrics.jsonl").read_text().splitlines()]
+    assert any(record.get("seconds", {}).get("pull", 0) > 0 for record in records)
+    assert sorted(ledger(folder / "split")) == sorted(ledger(folder / "once"))
+    expected, found = parameters(folder / "once"), parameters(folder / "split")
+    assert expected.keys() == found.keys()
+    assert any(not np.array_equal(expected[name], found[name]) for name in expected)
+    for name, values in expected.items():
+        scale = np.abs(values).max(initial=0)
+        np.testing.assert_allclose(found[name], values, rtol=0, atol=1e-5 * scale, err_msg=name)
 
 
 def test_a_killed_trainer_and_killed_shards_give_the_same_bits(

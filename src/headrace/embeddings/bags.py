@@ -279,7 +279,9 @@ class EmbeddingBags(nn.Module):
         used = [lookup for lookup in pending if any(part.grad is not None for part in lookup.parts)]
         parts = [part for lookup in used for part in lookup.parts if part.grad is not None]
         if parts:
-            keys, gradients = merge_keys([(part.found.keys, part.grad) for part in parts])
+            found = [part.found for part in parts]
+            keys_of_parts = [each.keys if each.is_counted else each.keys.unseen() for each in found]
+            keys, gradients = merge_keys([(keys, part.grad) for keys, part in zip(keys_of_parts, parts, strict=True)])
             if self.config.clip_grad_norm is not None:
                 clip_norm(gradients, self.config.clip_grad_norm)
             if isinstance(gradients, Tensor) and (self.table_group is None or self.table_group.storage.device is None):

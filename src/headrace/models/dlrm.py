@@ -98,6 +98,7 @@ class DLRM(nn.Module):
     def forward(self, batch: Batch) -> Tensor:
         """Compute logits, float32 [B, L]."""
         bags = self.embeddings
-        emb_BFD = bags(batch) if self.encoded is None else self.encoded(bags, batch)
-        x_BD = None if self.bottom is None else self.bottom(batch.dense)
+        lookup = bags.lookup(batch)
+        x_BD = None if self.bottom is None else self.bottom(batch.dense)  # rows may come meanwhile
+        emb_BFD = bags.pool(lookup) if self.encoded is None else self.encoded(bags, lookup)
         return self.head(self.top(dot_interaction(x_BD, emb_BFD, self.top.dtype)))  # type: ignore[no-any-return]

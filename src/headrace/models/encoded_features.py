@@ -9,13 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from headrace.embeddings import EmbeddingBags
+from headrace.embeddings import EmbeddingBags, Lookup
 from headrace.errors import ConfigError
 from headrace.messages import shorten_list
 from headrace.models.histories import HistoryEncoder, HistoryEncoderConfig
 from headrace.models.tower_work import TowerWork
 from headrace.models.unique_rows import expand, pool_expanded
-from headrace.tensors import Batch
 
 __all__ = ["EncodedFeatures"]
 
@@ -52,9 +51,8 @@ class EncodedFeatures(nn.Module):
         names = [*self._pooled, *self.names]
         self._order = [names.index(name) for name in bags.feature_names]
 
-    def forward(self, bags: EmbeddingBags, batch: Batch) -> Tensor:
+    def forward(self, bags: EmbeddingBags, lookup: Lookup) -> Tensor:
         """Compute float32 [B, F, D], with features in the order of `bags`."""
-        lookup = bags.lookup(batch)
         pooled = [pool_expanded(bags, lookup, self._pooled)] if self._pooled else []
         parts = [bags.sequence(lookup, name) for name in self.names]
         vectors = self.encoder(parts)

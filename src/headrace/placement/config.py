@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -29,8 +29,14 @@ class PlacementConfig(Config):
     trainers also need `trusted_network`."""
     memory: str = "512MiB"
     """Memory for resident rows, with optimizer state and index, per table group and trainer."""
-    window: int = Field(default=32, ge=1)
-    """Batches whose keys are looked at ahead, if the pipeline's memory holds so many."""
+    window: int = Field(default=32, ge=0)
+    """Batches whose keys are looked at ahead, if the pipeline's memory holds so many. 0 for none, with one trainer: a
+    step then waits for the rows that it misses, and those stay longest that are used most often."""
+    split: Literal["whole", "popular_first", "fewest_missing_first"] = "whole"
+    """How a step with `window: 0` splits its batch into micro-batches, to train some while rows of others are fetched:
+    not at all; rows of the batch that miss nothing first (Hotline); or up to four micro-batches, those that miss the
+    fewest first. Gradients are one update. A split changes parameters by the rounding of float32 sums, and `whole` not
+    at all."""
     trusted_network: bool = False
     """Whether several trainers may exchange rows between machines. As with the gradients of the dense part, nothing
     encrypts them. Trainers on one machine, whose shards have loopback addresses, need no permission."""
@@ -49,6 +55,12 @@ class PlacementConfig(Config):
     def _is_a_size(cls, value: str) -> str:
         parse_bytes(value, where="placement.memory")
         return value
+
+    @model_validator(mode="after")
+    def _a_split_needs_no_window(self) -> Self:
+        if self.split != "whole" and self.window:
+            raise ValueError(f"split {self.split} needs window 0, given window {self.window}")
+        return self
 
     @property
     def memory_bytes(self) -> int:

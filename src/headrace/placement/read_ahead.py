@@ -17,7 +17,12 @@ class ReadAhead:
     Args:
         bags: The embeddings of a model.
         window: Maximum number of batches that are announced ahead.
+
+    Attributes:
+        waits_s: Nothing, because reads of files are part of the forward pass; see `Lookahead`.
     """
+
+    waits_s: Sequence[float] = ()
 
     def __init__(self, bags: Sequence[EmbeddingBags], window: int) -> None:
         self.window = window
@@ -29,12 +34,12 @@ class ReadAhead:
         return bool(self._groups)
 
     @contextmanager
-    def training(self, batch: Batch, ready: Sequence[Batch], *, num_left: int | None = None) -> Iterator[None]:
+    def training(self, batch: Batch, ready: Sequence[Batch], *, num_left: int | None = None) -> Iterator[list[Batch]]:
         """Context of the step of a batch; see `Lookahead.training`."""
         batches = [batch, *ready]
         while self._num_announced < len(batches) and self._announce(batches[self._num_announced]):
             self._num_announced += 1
-        yield
+        yield [batch]
         self._num_announced = max(0, self._num_announced - 1)
 
     def _announce(self, batch: Batch) -> bool:

@@ -9,6 +9,11 @@ all others, the least recently used first::
     place 8     c needs a place: e leaves, because no announced batch uses it
     place 9     d needs a place: none is left before batch 7 is trained, since a and b are used first
 
+Where no later batch is ever announced, rows can instead leave by how often they were used: a row that was used in
+several batches since it came stays when its turn comes, and counts half as many uses from then on (generalised CLOCK:
+Smith, "Sequentiality and prefetching in database systems", 1978). So the rows that stay are learned from the keys, and
+learned anew as these change.
+
 With several trainers, each decides for all from the keys of all, and so decides as the others do. A row is kept by one
 trainer, its owner. If the owner does not read it in a batch, it moves to a trainer that does, unless it costs less to
 send its value and a gradient::
@@ -25,6 +30,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -35,7 +41,13 @@ from headrace.placement.joining import Prices, choose_owners, join_entries
 from headrace.placement.key_entries import NEVER, KeyEntries
 from headrace.placement.next_uses import NextUses
 
-__all__ = ["AnnouncedBatch", "Placing", "Residency"]
+__all__ = ["AnnouncedBatch", "Keeps", "Placing", "Residency"]
+
+Keeps = Literal["recent", "frequent"]
+"""Which of the rows without a known next use stay longest: the last used, or the most often used ones."""
+
+MAX_USES = 15
+"""Uses of a row that are counted at most, so that a row that is no longer used leaves after four turns."""
 
 Int64s = npt.NDArray[np.int64]
 Int32s = npt.NDArray[np.int32]
@@ -103,6 +115,7 @@ class Residency:
         num_trainers: Number of trainers N.
         trainer: The trainer whose rows `located`, `resident` and `find` give; decisions do not depend on it.
         prices: Price of a row that moves between trainers, and of one that is used by another trainer than its owner.
+        keeps: Which rows stay longest; "frequent" only with one trainer, that announces a batch when it trains it.
 
     Attributes:
         capacity: As given, or what a trainer needed for a single batch, if that was more.
@@ -110,9 +123,17 @@ class Residency:
     """
 
     def __init__(
-        self, capacity: int, num_trainers: int = 1, trainer: int = 0, prices: Prices = MOVES_ARE_CHEAP
+        self,
+        capacity: int,
+        num_trainers: int = 1,
+        trainer: int = 0,
+        prices: Prices = MOVES_ARE_CHEAP,
+        *,
+        keeps: Keeps = "recent",
     ) -> None:
+        assert keeps == "recent" or num_trainers == 1
         self.capacity = capacity
+        self._uses: npt.NDArray[np.uint8] | None = np.zeros(0, dtype=np.uint8) if keeps == "frequent" else None
         self._prices = prices
         self.num_trainers = num_trainers
         self.trainer = trainer
@@ -151,7 +172,8 @@ class Residency:
         announced = sum(_bytes_of(each) for each in self._announced)
         free = sum(rows.nbytes for rows in self._free) + sum(slots.nbytes for _, slots in self._moving)
         ahead = self._uses_ahead.num_bytes
-        return self._entries.num_bytes + ahead + self._marks.nbytes + free + idle + announced
+        uses = 0 if self._uses is None else self._uses.nbytes
+        return self._entries.num_bytes + ahead + self._marks.nbytes + free + idle + announced + uses
 
     def announce(self, *parts: Keys) -> int:
         """Announce the keys of the batch after the last announced one; returns its number.
@@ -161,6 +183,8 @@ class Residency:
         """
         batch, start = self.num_announced, self._uses_ahead.end
         found = [self._entries.add(keys) for keys in parts]
+        if self._uses is not None:
+            self._uses = _of_length(self._uses, len(self._entries.records))
         if self.num_trainers == 1:
             announced = AnnouncedBatch(batch, found[0], start)
         else:
@@ -301,6 +325,8 @@ class Residency:
     def _use(self, entries: Int32s, next_uses: Int32s, end: int = -1) -> Int32s:
         """Record a use of entries [U] now, and their next uses; see `finish`."""
         self._clock += 1
+        if self._uses is not None:
+            self._uses[entries] += self._uses[entries] < MAX_USES
         idle, unused = np.empty_like(entries), np.empty_like(entries)
         num_idle, num_unused = _use(entries, next_uses, self._entries.records, self._clock, end, idle, unused)
         for trainer in range(self.num_trainers if num_idle else 0):
@@ -323,6 +349,8 @@ class Residency:
                 here = np.flatnonzero(owners == trainer)
                 slots[here] = self._take_rows(trainer, len(here)) * self.num_trainers + trainer
         self._row[entries[places]] = slots
+        if self._uses is not None:
+            self._uses[entries[places]] = 0
         return Placing(places, slots, came_from, slots_left, left)
 
     @property
@@ -343,6 +371,8 @@ class Residency:
     def _choose(self, num_rows: Sequence[int], batch: int) -> Int32s | None:
         """Entries whose rows leave, so that at each trainer `num_rows` become free for a batch; None if there are too
         few."""
+        if self._uses is not None and batch == self.num_trained:
+            self._pass_over(num_rows[0], self._uses)
         chosen: list[Int32s] = [np.empty(0, dtype=np.int32)]
         num_idle_batches, missing = [], 0
         for trainer, needed in enumerate(num_rows):
@@ -358,6 +388,27 @@ class Residency:
             for _ in range(num_idle):
                 idle.popleft()
         return np.concatenate(chosen)
+
+    def _pass_over(self, num_rows: int, uses: npt.NDArray[np.uint8]) -> None:
+        """Let rows wait another turn that were used several times since they came, until `num_rows` others are first.
+
+        Each time, they count half as many uses, so that every row leaves in the end.
+        """
+        idle = self._idle[0]
+        first: list[tuple[int, Int32s]] = []
+        while num_rows > 0 and idle:
+            used, entries = idle.popleft()
+            entries = entries[(self._last_use[entries] == used) & (self._next_use[entries] == NEVER)]
+            is_frequent = uses[entries] > 1
+            frequent, others = entries[is_frequent], entries[~is_frequent]
+            if len(frequent):
+                uses[frequent] >>= 1
+                self._last_use[frequent] = self._clock
+                idle.append((self._clock, frequent))
+            if len(others):
+                first.append((used, others))
+                num_rows -= len(others)
+        idle.extendleft(reversed(first))
 
     def _choose_at(self, trainer: int, num_rows: int, batch: int) -> tuple[list[Int32s], int]:
         """Entries of rows of a trainer that leave first, up to `num_rows`, and the number of idle batches of which all
@@ -416,6 +467,12 @@ class Residency:
 def _bytes_of(announced: AnnouncedBatch) -> int:
     arrays = announced.entries, announced.rows, announced.readers, announced.came_from, announced.is_late
     return sum(each.nbytes for each in (*arrays, *announced.places) if each is not None)
+
+
+def _of_length(array: npt.NDArray[np.uint8], length: int) -> npt.NDArray[np.uint8]:
+    """An array that is at least so long, with zeros at the end."""
+    missing = length - len(array)
+    return array if missing <= 0 else np.concatenate([array, np.zeros(missing, dtype=np.uint8)])
 
 
 @kernel()

@@ -11,7 +11,12 @@ read a row keeps it, and exchanges values and gradients with the others, see `Ro
     finish()                        batch b is trained; batch b + 1 is next
     flush()                         all changed rows are put back, before a checkpoint
 
-With several trainers, all call these methods in the same order.
+With several trainers, all call these methods in the same order. A batch of the only trainer can also be read in parts,
+while the others are on their way, see `MicroBatches`::
+
+    place_next()                    instead of prepare(): which rows of batch b are missing?
+    fetch_next(parts)               they are fetched, part by part
+    train_part(j)                   read() now waits for parts 0 to j only
 """
 
 from __future__ import annotations
@@ -20,7 +25,9 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
+from time import perf_counter
 
 import numpy as np
 import numpy.typing as npt
@@ -35,8 +42,9 @@ from headrace.embeddings.tables.key_states import KeyStates
 from headrace.embeddings.tables.seen_keys import SeenKeys
 from headrace.errors import HeadraceError
 from headrace.placement.joining import Prices
+from headrace.placement.partial_read import LazyRows, PartialRead, ask_in_turn
 from headrace.placement.peers import Peers
-from headrace.placement.residency import Placing, Residency
+from headrace.placement.residency import Keeps, Placing, Residency
 from headrace.placement.resident_rows import ResidentRows
 from headrace.placement.returns import BeforeEnd, Returns
 from headrace.placement.row_exchange import ExchangedBytes, RowExchange
@@ -54,6 +62,7 @@ keys and a quarter more."""
 
 Float32s = npt.NDArray[np.float32]
 Int64s = npt.NDArray[np.int64]
+Bools = npt.NDArray[np.bool_]
 States = Future[list[tuple[Int64s, KeyStates]]]
 
 
@@ -110,11 +119,13 @@ class ResidentStore:
         window_starts: Start versions of its recent windows.
         seen: The keys that may have a state in a shard; with several trainers, the same set at each.
         peers: The trainers, if there are several.
+        keeps: See `Residency`.
         verify: Whether to compare all rows with those of serial steps, see `Verification`.
 
     Attributes:
         step: Number of the last step.
         version: Version of the table group.
+        waited_s: Seconds in which steps have waited for rows from the shards.
     """
 
     def __init__(
@@ -126,6 +137,7 @@ class ResidentStore:
         window_starts: Sequence[int],
         seen: SeenKeys,
         peers: Peers | None = None,
+        keeps: Keeps = "recent",
         verify: bool = False,
     ) -> None:
         spec = remote.spec
@@ -139,7 +151,7 @@ class ResidentStore:
         self._window_starts = list(window_starts)
         self._rows = ResidentRows(tables, spec.seed, capacity)
         prices = Prices(move_bytes=self._rows.packed_bytes, use_bytes=2 * 4 * spec.embedding_dim)
-        self._residency = Residency(capacity, self._num_trainers, self._trainer, prices)
+        self._residency = Residency(capacity, self._num_trainers, self._trainer, prices, keeps=keeps)
         self._exchange: RowExchange | None = None
         if peers is not None and peers.size > 1:
             sizes = {"embedding_dim": spec.embedding_dim, "num_tables": len(tables)}
@@ -148,6 +160,8 @@ class ResidentStore:
         self._num_placed = 0
         self._batches: dict[Keys, int] = {}  # announced, in order, by identity, because a batch owns its keys
         self._arriving: deque[_Arriving] = deque()
+        self._partial: PartialRead | None = None  # of the next batch, if it is read in parts
+        self.waited_s = 0.0
         self._returns = Returns(remote, self._rows)
         self._marks = [0] * self._num_trainers  # how often each trainer has returned rows that the plan lets leave
         self._ahead_of_plan: Future[None] | None = None  # the newest put of rows that stay
@@ -176,6 +190,11 @@ class ResidentStore:
     def num_bytes(self) -> int:
         """Bytes of resident rows and of the planner."""
         return self._rows.num_bytes + self._residency.num_bytes + self._seen.num_bytes
+
+    @property
+    def state_bytes(self) -> int:
+        """Bytes of a row on its way: its id and its state."""
+        return 8 + self._rows.packed_bytes
 
     @property
     def has_room(self) -> bool:
@@ -209,6 +228,46 @@ class ResidentStore:
         self._launch(self._residency.num_trained, late=True)
         self._launch(self._residency.num_trained + 1, late=False)
 
+    def place_next(self) -> Bools:
+        """Give places to the rows of the next announced batch; `fetch_next` then fetches them. Only with one trainer.
+
+        Returns:
+            bool [U], whether the row of each key must come from a shard.
+        """
+        assert self._exchange is None
+        batch, keys = self._residency.num_trained, next(iter(self._batches))
+        assert self._num_placed == batch, "no later batch has its places"
+        placing = self._residency.place(batch)
+        assert placing is not None, "the next batch always has room"
+        self._num_placed += 1
+        is_missing = np.zeros(len(keys), dtype=np.bool_)
+        is_missing[self._make_room(keys, placing)] = True
+        return is_missing
+
+    def fetch_next(self, parts: Sequence[Int64s]) -> None:
+        """Fetch the rows of the next batch after `place_next`, in parts that come one after the other.
+
+        Args:
+            parts: For each part, the positions of its keys, ascending; together those of all rows that must come.
+        """
+        batch, keys = self._residency.num_trained, next(iter(self._batches))
+        rows = self._residency.rows_of(batch)
+        answers = ask_in_turn(lambda places: self._remote.fetch(keys.take(places)), parts)
+        for places, states in zip(parts, answers, strict=True):
+            self._arriving.append(_Arriving(batch, rows[places], states))
+        if len(parts) > 1:
+            self._partial = PartialRead(
+                lambda places: self._rows.read(rows[places], keys.take(places)),
+                self._receive_one,
+                parts,
+                (len(keys), self._spec.embedding_dim),
+            )
+
+    def train_part(self, number: int) -> None:
+        """From now on, reads of the next batch wait for the rows of this part and those before it."""
+        if self._partial is not None:
+            self._partial.part = number
+
     def _place(self) -> None:
         """Give places to the rows of the next announced batches, as far as there is room."""
         first, end = self._residency.num_trained, self._residency.num_announced
@@ -232,6 +291,7 @@ class ResidentStore:
     def finish(self) -> None:
         """Record that the next announced batch is trained, or, with one trainer, skipped."""
         batch = self._batches.pop(next(iter(self._batches)))
+        self._partial = None
         if self._exchange is not None:
             self._launch(batch + 1, late=True)
             self._exchange.finish(batch)
@@ -245,13 +305,12 @@ class ResidentStore:
 
     def read(self, keys: Keys, *, after: int | None = None) -> Future[Float32s]:
         """See `EmbeddingStore.read`; rows include the updates of all steps."""
-        is_next = self._is_next(keys)
-        if self._exchange is not None:
-            found = self._read_shared(keys, self._exchange)
-        else:
-            found = self._rows.read(self._rows_of_next(keys), keys) if is_next else self._read_anywhere(keys)
-        if self._verification is not None and keys.counts.any():
-            self._verification.check_read(keys, found)
+        if self._partial is not None and self._is_next(keys):
+            return LazyRows(partial(self._read_part, self._partial))
+        if self._exchange is None and self._is_next(keys):
+            return LazyRows(partial(self._read_next, keys))
+        found = self._read_anywhere(keys) if self._exchange is None else self._read_shared(keys, self._exchange)
+        self._verify_read(keys, found)
         rows: Future[Float32s] = Future()
         rows.set_result(found)
         return rows
@@ -312,6 +371,23 @@ class ResidentStore:
     def acknowledge(self, consumer: str, version: int) -> None:
         """See `EmbeddingStore.acknowledge`."""
         self._remote.acknowledge(consumer, version)
+
+    def _read_part(self, read: PartialRead) -> Float32s:
+        """Rows of the next batch, as far as they are here; waits for those of the micro-batch that is trained."""
+        was_complete, rows = read.is_complete, read.rows()
+        if read.is_complete and not was_complete:
+            self._verify_read(next(iter(self._batches)), rows)
+        return rows
+
+    def _read_next(self, keys: Keys) -> Float32s:
+        """Rows of the next announced batch; waits for them."""
+        rows = self._rows.read(self._rows_of_next(keys), keys)
+        self._verify_read(keys, rows)
+        return rows
+
+    def _verify_read(self, keys: Keys, rows: Float32s) -> None:
+        if self._verification is not None and keys.counts.any():
+            self._verification.check_read(keys, rows)
 
     def _is_next(self, keys: Keys) -> bool:
         """Whether these are the keys of the next announced batch."""
@@ -408,16 +484,21 @@ class ResidentStore:
         if self._exchange is not None:
             self._move_shared(keys, placing, batch, self._exchange)
             return
+        places = self._make_room(keys, placing)
+        if len(places):
+            rows = placing.rows[np.searchsorted(placing.places, places)]
+            self._arriving.append(_Arriving(batch, rows, self._remote.fetch(keys.take(places))))
+
+    def _make_room(self, keys: Keys, placing: Placing) -> Int64s:
+        """Put back the rows that leave; returns the positions of the keys whose rows must come from the shards."""
         self._put(placing.leaving, placing.left)
         self._rows.grow(self._residency.capacity)
         self._rows.clear(placing.rows)
-        missing = keys.take(placing.places)
-        maybe = np.flatnonzero(self._seen.contains(missing))
-        if len(maybe):
-            self._arriving.append(_Arriving(batch, placing.rows[maybe], self._remote.fetch(missing.take(maybe))))
-        self._count(
-            keys=len(keys), resident=len(keys) - len(missing), new=len(missing) - len(maybe), fetched=len(maybe)
-        )
+        places = placing.places
+        fetched = places[self._seen.contains(keys.take(places))]
+        num_new, num_resident = len(places) - len(fetched), len(keys) - len(places)
+        self._count(keys=len(keys), resident=num_resident, new=num_new, fetched=len(fetched))
+        return fetched
 
     def _move_shared(self, keys: Keys, placing: Placing, batch: int, exchange: RowExchange) -> None:
         """`_move` with several trainers, for the part of this one."""
@@ -470,9 +551,15 @@ class ResidentStore:
     def _receive_fetched(self, batch: int | None = None) -> None:
         """The same for the rows that come from the shards."""
         while self._arriving and (batch is None or self._arriving[0].batch <= batch):
-            arrived = self._arriving.popleft()
-            for places, states in arrived.states.result():
-                self._rows.set_states(arrived.rows[places], states)
+            self._receive_one()
+
+    def _receive_one(self) -> None:
+        """Wait for the rows that were asked for first, and keep them."""
+        arrived, start = self._arriving.popleft(), perf_counter()
+        found = arrived.states.result()
+        self.waited_s += perf_counter() - start
+        for places, states in found:
+            self._rows.set_states(arrived.rows[places], states)
 
     def _put(self, rows: Int64s, keys: Keys, *, even_if_none: bool = False) -> bool:
         """Put those of some rows back that were changed, see `Returns`; returns whether there are any."""

@@ -125,6 +125,34 @@ class Batch:
             weights=None if self.weights is None else self.weights[where],
         )
 
+    def micro_batches(self, parts: Sequence[Tensor]) -> list[Batch]:
+        """Split into batches that are trained as one, with the unique keys of this batch, see `BatchKeys.split`.
+
+        Args:
+            parts: For each micro-batch, its rows int64 [n] on the host; each row is in one of them.
+        """
+        keys = {
+            finder: [found.split([rows.numpy() for rows in parts]) for found in every]
+            for finder, every in self.unique_keys.items()
+        }
+        batches = []
+        for number, rows in enumerate(parts):
+            sparse = tuple(_view(group, rows) for group in self.sparse)
+            of_part = {finder: tuple(found[number] for found in every) for finder, every in keys.items()}
+            batches.append(
+                replace(
+                    self,
+                    dense=self.dense[rows],
+                    sparse=sparse,
+                    labels=self.labels[rows],
+                    row_ids=self.row_ids[rows],
+                    weights=None if self.weights is None else self.weights[rows],
+                    unique_keys=of_part,
+                    _keyed=sparse,
+                )
+            )
+        return batches
+
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Batch:
         """Copy the batch to a device; row ids and unique keys stay on the host."""
         return self._map(lambda part: part.to(device, non_blocking=non_blocking))
@@ -153,6 +181,13 @@ def _take(group: Group, rows: Tensor) -> Group:
     if isinstance(group, InverseKeyedJaggedTensor):
         return replace(group, inverse_lookup=group.inverse_lookup[rows])
     return InverseKeyedJaggedTensor.of_unique(group, rows).expand()
+
+
+def _view(group: Group, rows: Tensor) -> Group:
+    """Some rows of a group, without copying its ids."""
+    if isinstance(group, InverseKeyedJaggedTensor):
+        return replace(group, inverse_lookup=group.inverse_lookup[rows])
+    return InverseKeyedJaggedTensor.of_unique(group, rows.to(torch.int32))
 
 
 def _find(finders: Iterable[KeyFinder], sparse: tuple[Group, ...]) -> dict[KeyFinder, tuple[BatchKeys, ...]]:

@@ -7,7 +7,7 @@ one feature and one unique row of an inverse-keyed group: it is pooled once, reg
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -86,6 +86,39 @@ class JaggedIds:
         bags = slice(int(self.bag_starts[feature]), int(self.bag_starts[feature]) + group.num_bags)
         bag = int(np.argmax((self.firsts[bags] <= position) & (position < self.lasts[bags])))
         return bag if group.inverse is None else int(np.argmax(group.inverse == bag))
+
+    def take(self, rows: Int64s) -> JaggedIds:
+        """The ids of some rows int64 [n] of the batch, at the same positions; only bags are copied.
+
+        Unique rows of an inverse-keyed group that are in none of these rows are empty.
+        """
+        firsts, lasts, groups = [], [], []
+        bag_starts, num_bags = np.empty((2, len(self.bag_starts)), dtype=np.int64)
+        end = 0
+        for group in self.groups:
+            where = np.arange(group.num_bags) if group.inverse is not None else rows
+            bags = self.bag_starts[group.features][:, None] + where
+            group_firsts, group_lasts = self.firsts[bags], self.lasts[bags]
+            inverse = None if group.inverse is None else group.inverse[rows]
+            if inverse is not None:
+                is_unused = np.bincount(inverse, minlength=group.num_bags) == 0
+                group_lasts[:, is_unused] = group_firsts[:, is_unused]
+            bag_starts[group.features] = end + np.arange(len(group.features)) * len(where)
+            num_bags[group.features] = len(where)
+            end += bags.size
+            firsts.append(group_firsts.reshape(-1))
+            lasts.append(group_lasts.reshape(-1))
+            groups.append(BagGroup(group.features, len(where), inverse))
+        return replace(
+            self,
+            firsts=_concat(firsts),
+            lasts=_concat(lasts),
+            bag_starts=bag_starts,
+            num_bags=num_bags,
+            groups=tuple(groups),
+            stride=len(rows),
+            num_bytes=16 * end,
+        )
 
 
 @dataclass(frozen=True, eq=False)

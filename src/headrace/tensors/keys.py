@@ -11,7 +11,7 @@ Two rows, features `item` and `history` share the table `items`, `user` has its 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -68,6 +68,8 @@ class BatchKeys:
             (feature by feature, row by row).
         inverse: int32 [N], key of each id that occurs in the batch; undefined for others.
         key_starts: int64 [T + 1], where each table's keys begin.
+        is_counted: Whether an update counts the keys; not by a micro-batch after the first, because the counts are
+            those in the whole batch.
     """
 
     feature_names: tuple[str, ...]
@@ -75,11 +77,23 @@ class BatchKeys:
     keys: Keys
     inverse: Int32s
     key_starts: Int64s
+    is_counted: bool = True
 
     @property
     def num_bytes(self) -> int:
         """Bytes that do not share memory with the batch."""
         return self.ids.num_bytes + self.keys.num_bytes + self.inverse.nbytes + self.key_starts.nbytes
+
+    def split(self, parts: Sequence[Int64s]) -> list[BatchKeys]:
+        """The keys of micro-batches: all keys of the batch, with their counts in it, which only the first brings.
+
+        Args:
+            parts: For each micro-batch, its rows int64 [n].
+        """
+        return [
+            replace(self, ids=self.ids.take(rows), is_counted=self.is_counted and number == 0)
+            for number, rows in enumerate(parts)
+        ]
 
 
 class KeyFinder(Protocol):

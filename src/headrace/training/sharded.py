@@ -142,6 +142,7 @@ class ShardedTables:
                 window_starts=state.window_starts,
                 seen=remote.seen_keys(seen_bytes) if state.num_ids else SeenKeys(seen_bytes),
                 peers=self._connections and self._connections.peers(number, len(group.table_groups)),
+                keeps="recent" if placement.window else "frequent",
                 verify=placement.verify,
             )
         return stores
@@ -167,6 +168,7 @@ def choose_placement(job: JobConfig, *, num_trainers: int) -> PlacementChoice:
     obstacles = {
         "rows are in this process": not cluster.shards,
         f"there are more than {MAX_TRAINERS} trainers": num_trainers > MAX_TRAINERS,
+        "placement.window is 0, and there are several trainers": num_trainers > 1 and not placement.window,
         "trainers would exchange rows between machines without encryption, see placement.trusted_network": (
             num_trainers > 1 and not is_local and not placement.trusted_network
         ),

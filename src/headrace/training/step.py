@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from time import perf_counter
 
@@ -31,7 +31,7 @@ class StepResult:
         logits: float32 [B, L], from which the loss was computed, so metrics need no second pass.
         loss: Weighted mean loss over rows and labels; for a micro-batch, its share of the batch's loss.
         seconds: Wall time by phase: forward, backward, push (of gradients to the embedding store), dense_optimizer;
-            with a scheduler also pull, the wait for rows from the store.
+            with a scheduler, or rows kept in the trainer, also pull, the wait for rows from the store.
     """
 
     logits: NDArray[np.float32]
@@ -116,10 +116,31 @@ class TrainingStep:
         Raises:
             HeadraceError: The loss is not finite; parameters are unchanged.
         """
-        result = self.forward_backward(batch)
+        ((_, result),) = self.train_parts([batch], len(batch))
+        return result
+
+    def train_parts(self, parts: Iterable[Batch], num_rows: int) -> tuple[tuple[Batch, StepResult], ...]:
+        """Predict the micro-batches of a batch and train on them, in one update.
+
+        Args:
+            parts: The micro-batches. Each is taken once those before it have their gradients.
+            num_rows: Number of rows of the batch.
+
+        Returns:
+            Each with its result; the times of push and update are in the last one.
+
+        Raises:
+            HeadraceError: The loss is not finite, or micro-batches have more or fewer rows than the batch; parameters
+                are unchanged.
+        """
+        trained = tuple((part, self.forward_backward(part, num_rows)) for part in parts)
+        num_trained = sum(len(part) for part, _ in trained)
+        if num_trained != num_rows:
+            self._drop_gradients()
+            raise HeadraceError(f"micro-batches have {num_trained:,} rows together, expected {num_rows:,}")
         self.push()
         self.update()
-        return result
+        return trained
 
     def forward_backward(self, batch: Batch, num_rows: int | None = None) -> StepResult:
         """The first phase: predict and accumulate gradients; `push` and `update` follow and add their seconds.
@@ -137,16 +158,14 @@ class TrainingStep:
         start = perf_counter()
         self._num_rows = len(batch) if num_rows is None else num_rows
         if self.precision is None:
-            self.settle_precision(len(batch))
+            self.settle_precision(self._num_rows)
         logits = self.model(batch)
         where = logits.device
         weights = None if batch.weights is None else batch.weights.to(where)
         value, gradient = self.loss(logits, batch.labels.to(where), weights, num_rows=self._num_rows)
         forward = perf_counter()
         if not np.isfinite(value):
-            for bags in embedding_bags(self.model).values():
-                bags.drop_gradients()
-            self.optimizer.zero_grad()
+            self._drop_gradients()
             impossible = self.loss.impossible(batch.labels)
             if len(impossible):
                 raise HeadraceError(
@@ -157,6 +176,11 @@ class TrainingStep:
         logits.backward(gradient)
         self._seconds = {"forward": forward - start, "backward": perf_counter() - forward}
         return StepResult(logits.detach().cpu().numpy(), value, self._seconds)
+
+    def _drop_gradients(self) -> None:
+        for bags in embedding_bags(self.model).values():
+            bags.drop_gradients()
+        self.optimizer.zero_grad()
 
     def push(self) -> None:
         """The second phase: send the gradients of embedding rows to their stores."""

@@ -23,6 +23,7 @@ from headrace.pipeline.engine.downstream import DownstreamStage
 from headrace.pipeline.engine.explanation import Explanation
 from headrace.pipeline.engine.position import in_first_segment
 from headrace.placement.lookahead import Lookahead
+from headrace.placement.micro_batches import SPLITS, Split
 from headrace.placement.read_ahead import ReadAhead
 from headrace.placement.resident_store import ResidentStore
 from headrace.resources import effective_cpus
@@ -152,8 +153,12 @@ class PlainStepRunner(_CountedSteps):
         ready = self._batches.peek(self._lookahead.window)
         num_left = ready.segments.count(self._batches.segment)
         knows_end = ready.is_all or num_left < len(ready.segments)
-        with self._lookahead.training(batch, ready.batches, num_left=num_left if knows_end else None):
-            return StepOutput(((batch, self._step(batch)),), wait_s)
+        with self._lookahead.training(batch, ready.batches, num_left=num_left if knows_end else None) as parts:
+            trained = self._step.train_parts(parts, len(batch))
+        for (_, result), pull_s in zip(trained, self._lookahead.waits_s, strict=False):
+            result.seconds["pull"] = pull_s
+            result.seconds["forward"] -= pull_s
+        return StepOutput(trained, wait_s)
 
     def settle(self) -> None:
         """See `StepRunner`; a plain step already waits for its update."""
@@ -246,7 +251,8 @@ def open_steps(
         decisions: Log for the pipeline's decisions.
         folder: Folder for the scheduler's trace of recent steps.
     """
-    scheduling = Scheduling(job.scheduler, step.model, window=job.placement.window)
+    split = SPLITS[job.placement.split]
+    scheduling = Scheduling(job.scheduler, step.model, window=job.placement.window, split=split)
     with (
         open_batches(
             job,
@@ -317,17 +323,20 @@ class Scheduling:
             None.
     """
 
-    def __init__(self, config: SchedulerConfig, model: nn.Module, *, window: int = 1) -> None:
+    def __init__(
+        self, config: SchedulerConfig, model: nn.Module, *, window: int = 1, split: Split | None = None
+    ) -> None:
         """Choose a policy.
 
         Args:
             config: The `scheduler` section of the job.
             model: Model of the job; its stores must be in place.
             window: Batches whose keys are announced ahead.
+            split: How batches are split if none is announced ahead; None for no split.
         """
         self.policy = choose_policy(config, model)
         bags = list(embedding_bags(model).values())
-        resident = Lookahead(bags, window) if _is_resident(model) else None
+        resident = Lookahead(bags, window, split) if _is_resident(model) else None
         self.lookahead: Lookahead | ReadAhead | None = resident or ReadAhead(bags, window) or None
         self._config = config
         self._model = model

@@ -18,6 +18,7 @@ from headrace.embeddings.shards.warm_up import warm_up_shard
 from headrace.embeddings.storage.tiered import TieredStorage
 from headrace.models import DCNv2Config, DeepFMConfig, DLRMConfig, ModelConfig, WideDeepConfig
 from headrace.models.products import Precision
+from headrace.placement.micro_batches import missing_of_rows, parts_of_keys
 from headrace.placement.residency import Residency
 from headrace.placement.resident_rows import ResidentRows
 from headrace.tensors import Batch, KeyedJaggedTensor
@@ -84,7 +85,8 @@ def _find_keys_once() -> None:
 
 
 def _keep_rows_once() -> None:
-    """Read and update kept rows, of tables with and without admission, and plan and merge those of two trainers."""
+    """Read and update kept rows, of tables with and without admission, split a batch by the rows that are missing, and
+    plan and merge the rows of two trainers."""
     for admission_count in (1, 2):
         table = TableConfig(name="warm up", kind="collisionless", embedding_dim=8, admission_count=admission_count)
         residency, rows = Residency(8), ResidentRows([table], 0, 8)
@@ -95,6 +97,12 @@ def _keep_rows_once() -> None:
             rows.read(residency.rows_of(0), keys)
             gradients = np.zeros((4, 8), np.float32)
             rows.update(residency.rows_of(0), keys, gradients, step=step, version=step, lr_factor=1.0)
+    ids = KeyedJaggedTensor.from_lists({"id": [[1], [2]]})
+    batch = Batch(torch.ones(2, 0), (ids,), torch.ones(2, 0), torch.arange(2))
+    found = EmbeddingBags(EmbeddingsConfig(), ["id"], 8, seed=0).key_layout.find(batch.sparse, ("id",))
+    is_missing = np.ones(2, np.bool_)
+    missing_of_rows(found, is_missing)
+    parts_of_keys(found.split([np.zeros(1, np.int64), np.ones(1, np.int64)]), is_missing)
     shared = Residency(8, 2)
     shared.announce(keys, keys)
     shared.place(0)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from headrace.embeddings import Keys
-from headrace.placement.residency import Residency
+from headrace.placement.residency import Keeps, Residency
 
 Pair = tuple[int, int]
 FAR = 10**9
@@ -112,3 +112,36 @@ def test_the_cost_of_keys_that_leave_and_return_is_bounded() -> None:
     assert residency.num_resident == 100
     assert residency.num_bytes < 500_000
     assert residency._entries._next < 400
+
+
+def hits(keeps: Keeps, batches: list[list[Pair]], capacity: int) -> list[int]:
+    """Number of keys of each batch that are resident when it is announced."""
+    residency, found = Residency(capacity, keeps=keeps), []
+    for number, batch in enumerate(batches):
+        residency.announce(keys_of(batch))
+        placing = residency.place(number)
+        assert placing is not None
+        found.append(len(batch) - len(placing.places))
+        residency.finish()
+        assert residency.num_resident <= residency.capacity == capacity
+        rows, keys = residency.resident()
+        assert len(set(rows.tolist())) == len(set(pairs_of(keys))) == residency.num_resident
+    return found
+
+
+def test_rows_that_are_used_often_stay_while_others_pass_by() -> None:
+    """Ten keys are used ten times, then not while twice as many keys pass by as there is room for, then again."""
+    passing = [[(1, 20 * number + key) for key in range(20)] for number in range(18)]
+    often = [(0, key) for key in range(10)]
+    batches = [often + part for part in passing[:10]] + passing[10:16] + [often + part for part in passing[16:]]
+    assert hits("frequent", batches, 55)[-2:] == [10, 10]
+    assert hits("recent", batches, 55)[-2:] == [0, 10]
+
+
+def test_rows_that_are_no_longer_used_leave_in_the_end() -> None:
+    """Thirty keys are used forty times, then thirty others; of these, all are resident after a few batches."""
+    old, new = ([(0, first + key) for key in range(30)] for first in (0, 1000))
+    batches = [part + [(1, 20 * number + key) for key in range(20)] for part in (old, new) for number in range(40)]
+    found = hits("frequent", batches, 60)
+    assert found[39] == 30
+    assert found[-1] == 30

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
 from headrace.errors import ConfigError
+from headrace.placement.config import PlacementConfig
+from headrace.placement.micro_batches import SPLITS
 from headrace.training import JobConfig
 from headrace.training.sharded import choose_placement, settle_placement
 
@@ -59,6 +61,23 @@ def test_what_is_not_possible_is_refused(
 ) -> None:
     with pytest.raises(ConfigError, match=f"placement.policy: given lookahead, expected none, because {reason}"):
         choose_placement(job_of("lookahead", shards, **cluster), num_trainers=num_trainers)
+
+
+def test_rows_without_a_window_are_kept_by_one_trainer() -> None:
+    job = job_of({"policy": "lookahead", "window": 0}, HERE)
+    assert choose_placement(job, num_trainers=1).keeps_rows
+    with pytest.raises(ConfigError, match=r"because placement\.window is 0, and there are several trainers"):
+        choose_placement(job, num_trainers=2)
+
+
+def test_batches_are_split_only_without_a_window() -> None:
+    job_of({"window": 0, "split": "popular_first"}, HERE)
+    with pytest.raises(ValueError, match="split popular_first needs window 0, given window 32"):
+        job_of({"split": "popular_first"}, HERE)
+
+
+def test_every_split_of_the_job_file_is_there() -> None:
+    assert set(get_args(PlacementConfig.model_fields["split"].annotation)) == set(SPLITS)
 
 
 @pytest.mark.parametrize(

@@ -62,6 +62,8 @@ def merge_keys(parts: Sequence[KeyGradients]) -> KeyGradients:
     """
     if len(parts) == 1:
         return parts[0]
+    if all(keys.ids is parts[0][0].ids and keys.tables is parts[0][0].tables for keys, _ in parts):
+        return _on_top(parts)
     if _share_no_table(parts) and isinstance(parts[0][1], np.ndarray):
         return _side_by_side(parts)
     num_tables = 1 + max((int(keys.tables[-1]) for keys, _ in parts if len(keys)), default=-1)
@@ -85,6 +87,16 @@ def merge_keys(parts: Sequence[KeyGradients]) -> KeyGradients:
             gradients.index_add_(0, torch.from_numpy(where).to(gradients.device), gradient)
         taken += lengths
     return keys, gradients
+
+
+def _on_top(parts: Sequence[KeyGradients]) -> KeyGradients:
+    """Sum parts with the same keys, such as those of `BatchKeys.split`; the result has the keys of the first if only
+    they have counts."""
+    (keys, gradients), *others = parts
+    for _, gradient in others:
+        gradients += gradient
+    more = [other.counts for other, _ in others if other.counts.any()]
+    return (Keys(keys.tables, keys.ids, sum(more, keys.counts)) if more else keys), gradients
 
 
 def _share_no_table(parts: Sequence[KeyGradients]) -> bool:
