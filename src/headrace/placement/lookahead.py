@@ -63,9 +63,9 @@ class Lookahead:
     def _timed(self, parts: Iterable[Batch]) -> Iterator[Batch]:
         """Micro-batches, each followed by its wait."""
         for part in parts:
-            before_s = sum(store.waited_s for _, store in self._stores)
+            before_s = sum(store.fetch_waited_s for _, store in self._stores)
             yield part
-            self.waits_s.append(sum(store.waited_s for _, store in self._stores) - before_s)
+            self.waits_s.append(sum(store.fetch_waited_s for _, store in self._stores) - before_s)
 
     def _announce(self, batch: Batch) -> None:
         self._ahead.append(batch)

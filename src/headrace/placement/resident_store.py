@@ -125,7 +125,7 @@ class ResidentStore:
     Attributes:
         step: Number of the last step.
         version: Version of the table group.
-        waited_s: Seconds in which steps have waited for rows from the shards.
+        fetch_waited_s: Seconds in which steps have waited for rows from the shards.
     """
 
     def __init__(
@@ -161,7 +161,7 @@ class ResidentStore:
         self._batches: dict[Keys, int] = {}  # announced, in order, by identity, because a batch owns its keys
         self._arriving: deque[_Arriving] = deque()
         self._partial: PartialRead | None = None  # of the next batch, if it is read in parts
-        self.waited_s = 0.0
+        self.fetch_waited_s = 0.0
         self._returns = Returns(remote, self._rows)
         self._marks = [0] * self._num_trainers  # how often each trainer has returned rows that the plan lets leave
         self._ahead_of_plan: Future[None] | None = None  # the newest put of rows that stay
@@ -190,6 +190,11 @@ class ResidentStore:
     def num_bytes(self) -> int:
         """Bytes of resident rows and of the planner."""
         return self._rows.num_bytes + self._residency.num_bytes + self._seen.num_bytes
+
+    @property
+    def waited_s(self) -> float:
+        """Seconds in which steps have waited for rows from the shards, and for the return of earlier rows."""
+        return self.fetch_waited_s + self._returns.waited_s
 
     @property
     def state_bytes(self) -> int:
@@ -252,7 +257,8 @@ class ResidentStore:
         """
         batch, keys = self._residency.num_trained, next(iter(self._batches))
         rows = self._residency.rows_of(batch)
-        answers = ask_in_turn(lambda places: self._remote.fetch(keys.take(places)), parts)
+        behind = self._returns.last_of(keys)
+        answers = ask_in_turn(lambda places: self._remote.fetch(keys.take(places), behind=behind), parts)
         for places, states in zip(parts, answers, strict=True):
             self._arriving.append(_Arriving(batch, rows[places], states))
         if len(parts) > 1:
@@ -487,7 +493,9 @@ class ResidentStore:
         places = self._make_room(keys, placing)
         if len(places):
             rows = placing.rows[np.searchsorted(placing.places, places)]
-            self._arriving.append(_Arriving(batch, rows, self._remote.fetch(keys.take(places))))
+            missing = keys.take(places)
+            states = self._remote.fetch(missing, behind=self._returns.last_of(missing))
+            self._arriving.append(_Arriving(batch, rows, states))
 
     def _make_room(self, keys: Keys, placing: Placing) -> Int64s:
         """Put back the rows that leave; returns the positions of the keys whose rows must come from the shards."""
@@ -527,7 +535,7 @@ class ResidentStore:
         from_shard = is_mine_now & (announced.came_from[places] == 0)
         fetched = np.flatnonzero(from_shard & ~is_new[places])
         if len(fetched):
-            states = self._remote.fetch(keys.take(fetched), after=self._fetch_after())
+            states = self._remote.fetch(keys.take(fetched), after=self._fetch_after(), behind=self._returns.newest)
             self._arriving.append(_Arriving(batch, slots[fetched] // self._num_trainers, states))
         self._count(
             keys=len(keys),
@@ -557,7 +565,7 @@ class ResidentStore:
         """Wait for the rows that were asked for first, and keep them."""
         arrived, start = self._arriving.popleft(), perf_counter()
         found = arrived.states.result()
-        self.waited_s += perf_counter() - start
+        self.fetch_waited_s += perf_counter() - start
         for places, states in found:
             self._rows.set_states(arrived.rows[places], states)
 

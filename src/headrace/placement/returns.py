@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections import deque
 from concurrent.futures import Future
+from time import perf_counter
 
 import numpy as np
 import numpy.typing as npt
 
 from headrace.embeddings.keys import Keys
+from headrace.embeddings.ops.key_sets import keys_in
 from headrace.embeddings.stores.remote import RemoteStore
 from headrace.placement.resident_rows import ResidentRows
 
@@ -27,17 +29,32 @@ class Returns:
     Args:
         remote: Where rows return to.
         rows: The rows that are kept.
+
+    Attributes:
+        waited_s: Seconds in which puts have waited for earlier ones.
     """
 
     def __init__(self, remote: RemoteStore, rows: ResidentRows) -> None:
         self._remote = remote
         self._rows = rows
-        self._pending: deque[Future[None]] = deque()
+        self.waited_s = 0.0
+        self._pending: deque[tuple[Future[None], Keys]] = deque()
 
     @property
     def newest(self) -> Future[None] | None:
         """The newest put, if it is still waited for; those before it are done when it is."""
-        return self._pending[-1] if self._pending else None
+        return self._pending[-1][0] if self._pending else None
+
+    def last_of(self, keys: Keys) -> Future[None] | None:
+        """The newest put that has any of some keys and is still on its way; a fetch of them must come after it.
+
+        Other fetches need not wait for puts, which take as long as the rows that leave, in the other direction.
+        """
+        for put, returned in reversed(self._pending):
+            is_back = put.done() and put.exception() is None
+            if not is_back and keys_in(keys, returned).any():
+                return put
+        return None
 
     def put(
         self, rows: Int64s, keys: Keys, *, step: int, version: int, mark: int = 0, even_if_none: bool = False
@@ -58,16 +75,18 @@ class Returns:
         changed = np.flatnonzero(self._rows.is_changed[rows])
         rows, keys = rows[changed], keys.take(changed)
         if len(rows) or even_if_none:
+            start = perf_counter()
             self.wait(MAX_PUTS - 1)
+            self.waited_s += perf_counter() - start
             states = self._rows.states(rows)
-            self._pending.append(self._remote.put(keys, states, step=step, version=version, mark=mark))
+            self._pending.append((self._remote.put(keys, states, step=step, version=version, mark=mark), keys))
             self._rows.is_changed[rows] = False
         return keys
 
     def wait(self, most: int = 0) -> None:
         """Wait until at most so many puts are on their way; raises the error of any that failed."""
-        while self._pending and (len(self._pending) > most or self._pending[0].done()):
-            self._pending.popleft().result()
+        while self._pending and (len(self._pending) > most or self._pending[0][0].done()):
+            self._pending.popleft()[0].result()
 
 
 class BeforeEnd:

@@ -308,9 +308,42 @@ def test_a_return_that_failed_is_not_forgotten(serve: Serve, monkeypatch: pytest
         with monkeypatch.context() as broken:
             broken.setattr(group._clients[0], "ask", lambda *_: (_ for _ in ()).throw(ShardLost("shard 0: cut off")))
             store._put(store._residency.find(keys), keys)
-            wait(store._returns._pending)
+            wait([put for put, _ in store._returns._pending])
         with pytest.raises(ShardLost, match="cut off"):
             store.flush()
+
+
+def test_rows_come_while_others_return_but_not_before_they_have_returned_themselves(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = spec_of({})
+    local = LocalStore(TableGroup(spec.tables, seed=spec.seed))
+    with ShardGroup([serve()], {"t": spec}) as group:
+        store = resident(group, num_rows=10)
+        parts = [
+            (
+                Keys(np.ones(10, np.int32), np.arange(10) + first, np.ones(10, np.int32)),
+                np.full((10, 4), first + 1.0, "f4"),
+            )
+            for first in (0, 10, 20)
+        ]
+        train(store, local, parts, ahead=1)  # rows of all three are in the shard, those of the last one here
+        store.flush()
+        held: list[Any] = []
+        pool = store.remote._updaters[0]
+        monkeypatch.setattr(pool, "submit", lambda *call, do=pool.submit: held.append((do, call)))
+        train(store, local, parts[2:], ahead=1)
+        train(store, local, parts[:1], ahead=1)  # the last ones leave, but nothing brings them to the shard yet
+        assert len(held) == 1
+        store.announce(parts[2][0])
+        store.prepare()  # asks for them again
+        coming = store._arriving[-1].states
+        time.sleep(0.05)
+        assert not coming.done()
+        monkeypatch.undo()
+        for do, call in held:
+            do(*call)
+        assert (store.read(parts[2][0]).result() == local.read(parts[2][0]).result()).all()
 
 
 def test_a_slow_link_holds_training_up(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -321,7 +354,7 @@ def test_a_slow_link_holds_training_up(serve: Serve, monkeypatch: pytest.MonkeyP
         original = store.remote.put
 
         def put(*args: Any, **named: Any) -> Any:
-            pending.append(sum(not each.done() for each in store._returns._pending))
+            pending.append(sum(not each.done() for each, _ in store._returns._pending))
             time.sleep(0.001)
             return original(*args, **named)
 

@@ -146,7 +146,6 @@ class RemoteStore:
         self._counters = StoreCounters()
         self._num_evictions = self._num_puts = 0
         self._evicting: Future[int] | None = None  # the newest
-        self._putting: Future[None] | None = None  # the newest
         self._wire = StateWire(spec)
         self._keys_by_table = np.zeros(len(plan.owners), dtype=np.int64)
         self._readers = [ThreadPoolExecutor(options.connections, f"read-{s}") for s in range(plan.num_shards)]
@@ -240,20 +239,23 @@ class RemoteStore:
         self._evicting = _gather(self._updaters, list(range(self._plan.num_shards)), evict_part, finish)
         return self._evicting
 
-    def fetch(self, keys: Keys, *, after: Sequence[int] = ()) -> Future[list[tuple[Int64s, KeyStates]]]:
+    def fetch(
+        self, keys: Keys, *, after: Sequence[int] = (), behind: Future[None] | None = None
+    ) -> Future[list[tuple[Int64s, KeyStates]]]:
         """Fetch the states of keys that this trainer is going to train on itself.
 
-        They include all states that it put before, and all evictions.
+        They include all states that it put up to `behind`, and all evictions.
 
         Args:
             keys: Keys, unique within the call, with tables ascending; `keys.counts` are ignored.
             after: For each trainer, the mark that its puts must have reached.
+            behind: The last put of any of these keys, which is waited for before they are asked for; None for none.
 
         Returns:
             For each shard, the positions in `keys` that it owns, and their states.
         """
         start = perf_counter()
-        routes, before = self._route(keys), (self._putting, self._evicting)
+        routes, before = self._route(keys), (behind, self._evicting)
         found: list[tuple[Int64s, KeyStates]] = []
         marks = list(after)
 
@@ -280,7 +282,7 @@ class RemoteStore:
         """Return the states of keys to their shards, after this trainer made all steps up to one.
 
         The call goes to all shards, including those that own none of the keys, so that all are at the same version.
-        Later fetches include it, even without waiting for the future.
+        A later fetch includes it only if it is told so, see there.
 
         Args:
             keys: Keys, unique within the call, with tables ascending; `keys.counts` are ignored.
@@ -308,8 +310,7 @@ class RemoteStore:
             self._count(parts, perf_counter() - start, read=None, kind="bytes_put")
 
         # Runs in the threads of updates, so that it reaches each shard in order.
-        self._putting = _gather(self._updaters, list(range(self._plan.num_shards)), put_part, finish)
-        return self._putting
+        return _gather(self._updaters, list(range(self._plan.num_shards)), put_part, finish)
 
     def finish_evicting(self) -> None:
         """Wait until all requested evictions are done, by all trainers and in all shards."""
