@@ -38,23 +38,21 @@ class Returns:
         self._remote = remote
         self._rows = rows
         self.waited_s = 0.0
-        self._pending: deque[tuple[Future[None], Keys]] = deque()
+        self._pending: deque[Future[None]] = deque()
+        self._keys: dict[Future[None], Keys] = {}  # of puts that are not confirmed, in order
 
     @property
     def newest(self) -> Future[None] | None:
         """The newest put, if it is still waited for; those before it are done when it is."""
-        return self._pending[-1][0] if self._pending else None
+        return self._pending[-1] if self._pending else None
 
     def last_of(self, keys: Keys) -> Future[None] | None:
         """The newest put that has any of some keys and is still on its way; a fetch of them must come after it.
 
         Other fetches need not wait for puts, which take as long as the rows that leave, in the other direction.
         """
-        for put, returned in reversed(self._pending):
-            is_back = put.done() and put.exception() is None
-            if not is_back and keys_in(keys, returned).any():
-                return put
-        return None
+        unconfirmed = list(self._keys.items())
+        return next((put for put, returned in reversed(unconfirmed) if keys_in(keys, returned).any()), None)
 
     def put(
         self, rows: Int64s, keys: Keys, *, step: int, version: int, mark: int = 0, even_if_none: bool = False
@@ -79,14 +77,22 @@ class Returns:
             self.wait(MAX_PUTS - 1)
             self.waited_s += perf_counter() - start
             states = self._rows.states(rows)
-            self._pending.append((self._remote.put(keys, states, step=step, version=version, mark=mark), keys))
+            put = self._remote.put(keys, states, step=step, version=version, mark=mark)
+            self._pending.append(put)
+            self._keys[put] = keys
+            put.add_done_callback(self._confirm)
             self._rows.is_changed[rows] = False
         return keys
 
     def wait(self, most: int = 0) -> None:
         """Wait until at most so many puts are on their way; raises the error of any that failed."""
-        while self._pending and (len(self._pending) > most or self._pending[0][0].done()):
-            self._pending.popleft()[0].result()
+        while self._pending and (len(self._pending) > most or self._pending[0].done()):
+            self._pending.popleft().result()
+
+    def _confirm(self, put: Future[None]) -> None:
+        """Called in another thread. A put that failed is never confirmed, so a fetch of its rows fails, too."""
+        if put.exception() is None:
+            self._keys.pop(put, None)
 
 
 class BeforeEnd:
