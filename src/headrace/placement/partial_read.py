@@ -76,12 +76,15 @@ class LazyRows(Future[Float32s]):
         return super().result()
 
 
-def ask_in_turn(ask: Callable[[Int64s], Future[list[Answer]]], parts: Sequence[Int64s]) -> list[Future[list[Answer]]]:
+def ask_in_turn(
+    ask: Callable[[Int64s], Future[list[Answer]]], parts: Sequence[Int64s], then: Callable[[], None] = lambda: None
+) -> list[Future[list[Answer]]]:
     """Ask for several parts, each once the one before has come, so that it has the link to itself.
 
     Args:
         ask: Asks for keys at some positions.
         parts: The positions of each part; nothing is asked for an empty one.
+        then: Called once, when the last answer has come or one has failed, and before its future is done.
 
     Returns:
         The future of each part. If one fails, so do those after it.
@@ -89,6 +92,7 @@ def ask_in_turn(ask: Callable[[Int64s], Future[list[Answer]]], parts: Sequence[I
     answers: list[Future[list[Answer]]] = [Future() for _ in parts]
 
     def fail(number: int, error: BaseException) -> None:
+        then()
         for answer in answers[number:]:
             answer.set_exception(error)
 
@@ -97,6 +101,7 @@ def ask_in_turn(ask: Callable[[Int64s], Future[list[Answer]]], parts: Sequence[I
             answers[number].set_result([])
             number += 1
         if number == len(parts):
+            then()
             return
 
         def came(answer: Future[list[Answer]]) -> None:

@@ -161,6 +161,7 @@ class ResidentStore:
         self._batches: dict[Keys, int] = {}  # announced, in order, by identity, because a batch owns its keys
         self._arriving: deque[_Arriving] = deque()
         self._partial: PartialRead | None = None  # of the next batch, if it is read in parts
+        self._fetched: Future[None] = Future()  # done when the last part is coming, and other requests may follow
         self.fetch_waited_s = 0.0
         self._returns = Returns(remote, self._rows)
         self._marks = [0] * self._num_trainers  # how often each trainer has returned rows that the plan lets leave
@@ -246,7 +247,8 @@ class ResidentStore:
         assert placing is not None, "the next batch always has room"
         self._num_placed += 1
         is_missing = np.zeros(len(keys), dtype=np.bool_)
-        is_missing[self._make_room(keys, placing)] = True
+        self._fetched = Future()
+        is_missing[self._make_room(keys, placing, self._fetched)] = True
         return is_missing
 
     def fetch_next(self, parts: Sequence[Int64s]) -> None:
@@ -258,7 +260,9 @@ class ResidentStore:
         batch, keys = self._residency.num_trained, next(iter(self._batches))
         rows = self._residency.rows_of(batch)
         behind = self._returns.last_of(keys)
-        answers = ask_in_turn(lambda places: self._remote.fetch(keys.take(places), behind=behind), parts)
+        fetched = self._fetched
+        fetch = lambda places: self._remote.fetch(keys.take(places), behind=behind)  # noqa: E731
+        answers = ask_in_turn(fetch, parts, lambda: fetched.set_result(None))
         for places, states in zip(parts, answers, strict=True):
             self._arriving.append(_Arriving(batch, rows[places], states))
         if len(parts) > 1:
@@ -497,9 +501,15 @@ class ResidentStore:
             states = self._remote.fetch(missing, behind=self._returns.last_of(missing))
             self._arriving.append(_Arriving(batch, rows, states))
 
-    def _make_room(self, keys: Keys, placing: Placing) -> Int64s:
-        """Put back the rows that leave; returns the positions of the keys whose rows must come from the shards."""
-        self._put(placing.leaving, placing.left)
+    def _make_room(self, keys: Keys, placing: Placing, after: Future[None] | None = None) -> Int64s:
+        """Put back the rows that leave; returns the positions of the keys whose rows must come from the shards.
+
+        Args:
+            keys: Keys of a batch.
+            placing: Their places.
+            after: What comes before the rows that leave, such as requests, which would wait behind them on the link.
+        """
+        self._put(placing.leaving, placing.left, after=after)
         self._rows.grow(self._residency.capacity)
         self._rows.clear(placing.rows)
         places = placing.places
@@ -569,10 +579,10 @@ class ResidentStore:
         for places, states in found:
             self._rows.set_states(arrived.rows[places], states)
 
-    def _put(self, rows: Int64s, keys: Keys, *, even_if_none: bool = False) -> bool:
+    def _put(self, rows: Int64s, keys: Keys, *, even_if_none: bool = False, after: Future[None] | None = None) -> bool:
         """Put those of some rows back that were changed, see `Returns`; returns whether there are any."""
         progress = {"step": self.step, "version": self.version, "mark": self._marks[self._trainer]}
-        returned = self._returns.put(rows, keys, **progress, even_if_none=even_if_none)
+        returned = self._returns.put(rows, keys, **progress, even_if_none=even_if_none, after=after)
         if self._exchange is None:  # otherwise all add what leaves, so that all know the same keys
             self._seen.add(returned)
         self._count(returned=len(returned))

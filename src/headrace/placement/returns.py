@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from concurrent.futures import Future
+from functools import partial
 from time import perf_counter
 
 import numpy as np
@@ -55,7 +57,15 @@ class Returns:
         return next((put for put, returned in reversed(unconfirmed) if keys_in(keys, returned).any()), None)
 
     def put(
-        self, rows: Int64s, keys: Keys, *, step: int, version: int, mark: int = 0, even_if_none: bool = False
+        self,
+        rows: Int64s,
+        keys: Keys,
+        *,
+        step: int,
+        version: int,
+        mark: int = 0,
+        even_if_none: bool = False,
+        after: Future[None] | None = None,
     ) -> Keys:
         """Put those of some rows back that were changed since they came or were put back, without waiting.
 
@@ -66,6 +76,8 @@ class Returns:
             version: Version of the table group.
             mark: See `RemoteStore.put`.
             even_if_none: Whether to tell the shards the step even if no row was changed.
+            after: What comes first on the link; the states are copied now in any case. It must be done before any later
+                put, so that shards see steps in order.
 
         Returns:
             The keys of the changed rows.
@@ -77,7 +89,8 @@ class Returns:
             self.wait(MAX_PUTS - 1)
             self.waited_s += perf_counter() - start
             states = self._rows.states(rows)
-            put = self._remote.put(keys, states, step=step, version=version, mark=mark)
+            send = partial(self._remote.put, keys, states, step=step, version=version, mark=mark)
+            put = send() if after is None else _later(send, after)
             self._pending.append(put)
             self._keys[put] = keys
             put.add_done_callback(self._confirm)
@@ -93,6 +106,27 @@ class Returns:
         """Called in another thread. A put that failed is never confirmed, so a fetch of its rows fails, too."""
         if put.exception() is None:
             self._keys.pop(put, None)
+
+
+def _later(send: Callable[[], Future[None]], after: Future[None]) -> Future[None]:
+    """Send something once something else is done, even if that failed."""
+    sent: Future[None] = Future()
+
+    def pass_on(done: Future[None]) -> None:
+        error = done.exception()
+        if error is None:
+            sent.set_result(None)
+        else:
+            sent.set_exception(error)
+
+    def start(_: Future[None]) -> None:
+        try:
+            send().add_done_callback(pass_on)
+        except Exception as error:
+            sent.set_exception(error)
+
+    after.add_done_callback(start)
+    return sent
 
 
 class BeforeEnd:

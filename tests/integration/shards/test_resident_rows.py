@@ -214,7 +214,7 @@ def test_verification_finds_a_stale_row(serve: Serve, monkeypatch: pytest.Monkey
     rng = np.random.default_rng(5)
     with ShardGroup([serve()], {"t": spec_of({})}) as group:
         store = resident(group, num_rows=45, verify=True)
-        monkeypatch.setattr(store, "_put", lambda rows, keys: store._seen.add(keys))
+        monkeypatch.setattr(store, "_put", lambda rows, keys, **_: store._seen.add(keys))
         local = LocalStore(TableGroup(store.remote.spec.tables, seed=3))
         work = [batch(rng) for _ in range(20)]
         with pytest.raises(HeadraceError, match=r"placement.verify: .* rows are not those .* table .*, id \d+"):

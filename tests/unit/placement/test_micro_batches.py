@@ -130,19 +130,42 @@ def test_parts_are_asked_for_one_after_the_other() -> None:
         asked.append((places.tolist(), Future()))
         return asked[-1][1]
 
-    first, empty, last, failed, after = ask_in_turn(ask, [np.array(part) for part in ([1, 4], [], [2], [3], [5])])
+    ended: list[bool] = []
+    parts = [np.array(part) for part in ([1, 4], [], [2], [3], [5])]
+    first, empty, last, failed, after = ask_in_turn(ask, parts, lambda: ended.append(failed.done()))
     assert [places for places, _ in asked] == [[1, 4]]
     asked[0][1].set_result([10])
     assert [places for places, _ in asked] == [[1, 4], [2]]
     assert (first.result(), empty.result()) == ([10], [])
     assert not last.done()
     asked[1][1].set_result([20])
+    assert ended == []
     asked[2][1].set_exception(OSError("gone"))
+    assert ended == [False]
     assert last.result() == [20]
     assert len(asked) == 3
     for future in (failed, after):
         with pytest.raises(OSError, match="gone"):
             future.result()
+
+
+def test_what_follows_the_last_part_comes_before_its_answer_is_known() -> None:
+    asked: list[Future[list[int]]] = []
+    ended: list[bool] = []
+
+    def ask(places: np.ndarray) -> Future[list[int]]:
+        asked.append(Future())
+        return asked[-1]
+
+    first, last, empty = ask_in_turn(
+        ask, [np.array([1]), np.array([2]), np.array([])], lambda: ended.append(last.done())
+    )
+    asked[0].set_result([])
+    assert (first.done(), ended) == (True, [])
+    asked[1].set_result([])
+    assert (last.done(), empty.done(), ended) == (True, True, [False])
+    assert ask_in_turn(ask, [np.array([])], lambda: ended.append(True))[0].result() == []
+    assert ended == [False, True]
 
 
 def test_rows_are_waited_for_when_their_part_is_trained() -> None:
