@@ -45,6 +45,9 @@ def explain(
     saved = deduplication_rows(data)
     if saved:
         typer.echo("\n" + text_table(["deduplication", "without", "with", "factor"], saved))
+    tables = _rows_of_tables(data)
+    if tables:
+        typer.echo("\n" + text_table(["table under the budget", "rows", "gained", "lost"], tables))
     found = [decision.snapshot for decision in data.decisions if decision.who == "explain"]
     if found:
         limit = limit_of_run(found) if "starved_s" in found[-1] else None  # older runs have no times
@@ -58,6 +61,17 @@ def explain(
         typer.echo(f"\ndecisions (newest {min(NUM_DECISIONS, len(decisions))} of {len(decisions)}):")
     for decision in decisions[-NUM_DECISIONS:]:
         typer.echo(f"{decision.time_s:8.1f} s  {decision}")
+
+
+def _rows_of_tables(data: Any) -> list[list[str]]:
+    """Rows of each table under a budget, and what it gained and lost in the latest process, by descending rows."""
+    tables = []
+    for name in data.names_below("budget"):
+        latest = [data.column(f"budget.{name}.{key}")[-1] for key in ("rows", "gained", "lost")]
+        if latest[0] == latest[0]:  # not NaN, as after a resume without a budget
+            tables.append((name, *(int(value) for value in latest)))
+    tables.sort(key=lambda table: -table[1])
+    return [[name, *(f"{value:,}" for value in values)] for name, *values in tables]
 
 
 def _write_trace(schedule: dict[str, Any] | None, run: Path, path: Path) -> None:

@@ -19,6 +19,9 @@ def inspect(
     write_schema: Annotated[
         Path | None, typer.Option("--write-schema", help="Guess a schema and write it as YAML to this file.")
     ] = None,
+    budget: Annotated[
+        bool, typer.Option("--budget", help="Also show what embedding tables of several sizes would hold.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")] = False,
 ) -> None:
     """Summarize a log: columns, skew, sessions, row groups, bad rows.
@@ -34,7 +37,7 @@ def inspect(
     from headrace.errors import ConfigError
     from headrace.files import write_text
     from headrace.logs import list_log, schema_beside
-    from headrace.logs.inspection import inspect_log, print_inspection, schema_to_yaml
+    from headrace.logs.inspection import inspect_log, print_budget_sizes, print_inspection, schema_to_yaml
     from headrace.logs.schema import Schema
     from headrace.messages import to_json
     from headrace.paths import local_path
@@ -54,7 +57,10 @@ def inspect(
         typer.echo(to_json(found.to_dict(), indent=2))
     else:
         # In a pipe, rich would use 80 columns, but the tables need 120.
-        print_inspection(found, Console(width=None if sys.stdout.isatty() else 120, highlight=False))
+        console = Console(width=None if sys.stdout.isatty() else 120, highlight=False)
+        print_inspection(found, console)
+        if budget:
+            print_budget_sizes(found, console)
     if write_schema is not None:
         if found.schema is None:
             raise ConfigError(f"{path}: no schema written, because no column looks like a label (0 and 1)")

@@ -66,6 +66,9 @@ def quality_plots(run: RunData) -> Iterator[Plot]:
     rates = _known(Series("all rates", run.column("lr_factor"), "blue"))
     if rates:
         yield plot("Learning rates", "times those of the job", rates, (), "metric")
+    rows = _rows_of_tables(run)
+    if rows:
+        yield plot("Rows under the budget", "by table, those with the most rows", rows, (), "count")
 
 
 def speed_plots(run: RunData) -> Iterator[Plot]:
@@ -210,6 +213,13 @@ def _stages(run: RunData, key: str) -> tuple[Series, ...]:
             for index, name in enumerate(names)
         )
     )
+
+
+def _rows_of_tables(run: RunData) -> tuple[Series, ...]:
+    """Rows of the tables that have the most in the latest record."""
+    columns = {name: run.column(f"budget.{name}.rows") for name in run.names_below("budget")}
+    most = sorted(columns, key=lambda name: -np.nan_to_num(columns[name][-1]))[: len(STAGE_COLORS)]
+    return _known(*(Series(name, columns[name], color) for name, color in zip(most, STAGE_COLORS, strict=False)))
 
 
 def _known(*series: Series) -> tuple[Series, ...]:

@@ -11,6 +11,7 @@ from torch import nn
 
 from headrace.embeddings import embedding_bags
 from headrace.embeddings.storage.protocol import ReadAheadStorage, StorageCounters
+from headrace.embeddings.tables.budgeted_table_group import BudgetedTableGroup
 from headrace.features import FeaturePlan, Savings
 from headrace.logs import ParquetSource, Source
 from headrace.logs.parquet_source import BytesRead
@@ -141,6 +142,8 @@ class StepRecorder:
             total_storage = sum((each.counters for each in storages), StorageCounters())
             record["storage"] = asdict(total_storage - self._storage)
             self._storage = total_storage
+        if self._model is not None:
+            record |= _budget(self._model)
         if self._plan is not None:
             savings = self._plan.savings
             record["dedup"] = asdict(savings - self._savings)
@@ -167,6 +170,20 @@ class StepRecorder:
         self._steps = self._rows = 0
         self._loss = 0.0
         self._seconds: dict[str, float] = {}
+
+
+def _budget(model: nn.Module) -> dict[str, Any]:
+    """Rows of each table under a budget, in the first group that has one; empty without a budget."""
+    groups = [bags.table_group for bags in embedding_bags(model).values() if bags.config.budget is not None]
+    for group in groups:
+        if isinstance(group, BudgetedTableGroup):
+            counts = zip(group.tables, group.rows_by_table().tolist(), group.gained, group.lost, strict=False)
+            tables = {
+                table.name: {"rows": rows, "gained": int(gained), "lost": int(lost)}
+                for table, rows, gained, lost in counts
+            }
+            return {"budget": tables}
+    return {}
 
 
 def progress_columns(record: dict[str, Any]) -> dict[str, Any]:

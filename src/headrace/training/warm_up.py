@@ -135,7 +135,10 @@ def _train_once(optimizer: str, kind: str) -> None:
 def _train_under_a_budget_once() -> None:
     """Run steps of a table group with fewer rows than ids, so that rows move, and load its state."""
     use_threads(None)
-    config = EmbeddingsConfig.from_dict({"budget": "2KiB", "default": {"num_embeddings": 64}}, where="warm up")
+    policy = {"kind": "importance", "admission": 0, "half_life_rows": 1}
+    config = EmbeddingsConfig.from_dict(
+        {"budget": "2KiB", "retention": policy, "default": {"num_embeddings": 64}}, where="warm up"
+    )
     bags = EmbeddingBags(config, ["id"], 8, seed=0)
     assert bags.table_group is not None
     for first in (0, 64, 64):

@@ -91,3 +91,16 @@ def test_a_run_is_found_by_its_folder_its_job_or_the_folder_of_its_job(tmp_path:
     (tmp_path / "schema.yaml").write_text("labels: [click]\n")
     with pytest.raises(ConfigError, match="has no key run, expected a run folder or a job file"):
         find_run(tmp_path / "schema.yaml")
+
+
+def test_explain_says_which_tables_gained_and_lost_rows_under_a_budget(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "a", batch_size=512, ne=0.9) / "run"
+    tables = {"user": {"rows": 10, "gained": 4010, "lost": 4000}, "item": {"rows": 2500, "gained": 2500, "lost": 0}}
+    record = {"kind": "step", "time_s": 1.0, "step": 1, "seconds": {"forward": 1.0}, "budget": tables}
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps(record) + "\n")
+    text = invoke("explain", run).stdout
+    lines = [line.split() for line in text.splitlines()]
+    item, user = lines.index(["item", "2,500", "2,500", "0"]), lines.index(["user", "10", "4,010", "4,000"])
+    assert item < user
+    assert "table under the budget" in text

@@ -309,3 +309,22 @@ def test_ticks_are_round(low: float, high: float, kind: str, texts: list[str]) -
     ticks = nice_ticks(low, high, 5, kind=kind)
     write = tick_writer(kind, ticks)
     assert [write(tick) for tick in ticks] == texts
+
+
+def write_budgeted_run(folder: Path) -> Path:
+    """A run whose tables are under a budget: rows move from users to items."""
+    write_run(folder, num_steps=40, num_windows=1)
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    for number, line in enumerate(each for each in lines if each["kind"] == "step"):
+        line["budget"] = {
+            "user": {"rows": 5_000 - 10 * number, "gained": 5_000, "lost": 10 * number},
+            "item": {"rows": 6_000 + 10 * number, "gained": 6_000 + 10 * number, "lost": 0},
+        }
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return folder
+
+
+def test_a_run_under_a_budget_shows_rows_by_table(tmp_path: Path) -> None:
+    page = report_of(write_budgeted_run(tmp_path / "run"))
+    assert titles_of(page) == [*TITLES[:4], "Rows under the budget", *TITLES[4:]]
+    assert page.index(">item<") < page.index(">user<")  # by descending rows

@@ -52,7 +52,7 @@ class Adagrad(SparseOptimizer):
     """Adagrad; results equal those of `torch.optim.Adagrad` with sparse gradients."""
 
     kind = "adagrad"
-    slots = (Slot("accumulator", initial="initial_accumulator"),)
+    slots = (Slot("accumulator", initial="initial_accumulator", is_sum=True),)
     update = row_kernel(_update_row)
 
     @staticmethod

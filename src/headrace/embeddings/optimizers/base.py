@@ -79,11 +79,13 @@ class Slot(NamedTuple):
         name: Name, also used in checkpoints.
         per_element: Whether there is a value per element of a row, rather than one per row.
         initial: Name of the hyper-parameter that is the initial value; None for zero.
+        is_sum: Whether it is a sum over the updates of a row, so that a part of the updates has a part of it.
     """
 
     name: str
     per_element: bool = True
     initial: str | None = None
+    is_sum: bool = False
 
 
 class Rounding(NamedTuple):

@@ -59,7 +59,7 @@ class RowWiseAdagrad(SparseOptimizer):
     """Row-wise Adagrad."""
 
     kind = "rowwise_adagrad"
-    slots = (Slot("accumulator", per_element=False, initial="initial_accumulator"),)
+    slots = (Slot("accumulator", per_element=False, initial="initial_accumulator", is_sum=True),)
     update = row_kernel(_update_row)
 
     @staticmethod

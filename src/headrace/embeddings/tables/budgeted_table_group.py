@@ -56,6 +56,7 @@ class BudgetedTableGroup(TableGroup):
         plan: Number of rows.
         retention: Which ids have rows.
         shared: The shared rows.
+        gained, lost: int64 [T], rows that ids of each table got and lost since this group was created.
     """
 
     def __init__(
@@ -73,11 +74,13 @@ class BudgetedTableGroup(TableGroup):
         self.num_tables = len(tables)
         self._make_retention = make_retention
         super().__init__(_with_shared_tables(tables, plan), seed=seed, make_storage=make_storage)
+        self._sums = {f"slot.{slot.name}" for slot in self._layout.optimizer.slots if slot.is_sum}
 
     def _new_index(self) -> Any:
         names = [table.name for table in self.tables[: self.num_tables]]
         self.shared = SharedRows(names, self.plan.num_shared, seed=self.seed)
         self.retention = self._make_retention(1 + self.shared.num_rows)
+        self.gained, self.lost = (np.zeros(self.num_tables, dtype=np.int64) for _ in range(2))
         return GroupIndex(self.retention, self.shared)
 
     def _clear(self) -> None:
@@ -93,7 +96,13 @@ class BudgetedTableGroup(TableGroup):
     @property
     def num_bytes(self) -> int:
         """Bytes of rows, optimizer state, metadata and index, at most the budget."""
-        return super().num_bytes + self.retention.num_bytes + self.shared.num_bytes
+        of_policy = self.retention.num_bytes + self.shared.num_bytes
+        return super().num_bytes + of_policy + self.gained.nbytes + self.lost.nbytes
+
+    def rows_by_table(self) -> Int64s:
+        """Number of rows that ids of each table have, int64 [T]."""
+        tables, _ = self.retention.index.owners(self.retention.index.rows())
+        return np.bincount(tables, minlength=self.num_tables)
 
     def read(self, keys: Keys) -> Any:
         """See `TableGroup.read`; ids without a row of their own read their shared row."""
@@ -112,8 +121,9 @@ class BudgetedTableGroup(TableGroup):
         self.version += 1
         own_rows = self.index.resolve(keys)
         admitted = self.retention.admit(keys, own_rows)
+        self._count(self.gained, keys.tables[admitted])
         if self.shared.num_rows:
-            self._start(own_rows[admitted], keys.take(admitted))
+            self._start(own_rows[admitted], keys.take(admitted), np.zeros(len(admitted), dtype=np.float32))
         rows = own_rows.copy()
         located, gradients_of_rows = self.shared.merge(self.shared.locate(keys, rows), rows, gradients)
         new = self.metadata.mark_updated(rows, located.counts, version=self.version)
@@ -175,8 +185,12 @@ class BudgetedTableGroup(TableGroup):
     def _header(self) -> TableGroupHeader:
         return replace(super()._header(), retention=f"{self.plan.budget_bytes} bytes, policy {self.policy}")
 
-    def _start(self, rows: Int64s, keys: Keys) -> None:
-        """Start rows [A] of newly admitted ids: from their shared rows, with optimizer state, or else from zero."""
+    def _start(self, rows: Int64s, keys: Keys, occurrences: Float32s) -> None:
+        """Start rows [A] of newly admitted ids: from their shared rows, with optimizer state, or else from zero.
+
+        The part of sums over updates that is due to other ids stays behind: with all of it, an Adagrad row that many
+        ids have trained would hardly learn any more.
+        """
         sources = np.zeros(len(rows), dtype=np.int64)
         located = self.shared.locate(keys, sources)
         is_written = self.metadata.versions[sources] > 0  # never that of row 0
@@ -187,22 +201,35 @@ class BudgetedTableGroup(TableGroup):
             columns = self.storage.columns(rows)
             self.storage.set_columns(rows, columns | {"weights": np.zeros_like(columns["weights"])})
         elif len(written):
-            self.storage.set_columns(rows[written], self.storage.columns(sources[written]))
+            columns, records = self.storage.columns(sources[written]), self.metadata.records[sources[written]]
+            # Gradients that point the same way add up: an id with a tenth of them has a hundredth of the squared sum.
+            shares = np.minimum(1, occurrences[written] / np.maximum(1, records["frequency"])).astype(np.float32) ** 2
+            initial = self._layout.optimizer.initial_state[keys.tables[written]]
+            for name, first in self._layout.slot_columns(initial).items():
+                if name in self._sums:
+                    columns[name] = first + shares[:, None] * (columns[name] - first)
+            self.storage.set_columns(rows[written], columns)
         self.metadata.records["version"][rows] = self.version
 
     def _apply(self, swaps: Swaps, updated: Int64s) -> None:
         """Carry out swaps after an update of some rows [U], and record the changes."""
+        self._count(self.lost, swaps.evicted.tables)
+        self._count(self.gained, swaps.admitted.tables)
         if len(swaps.freed_rows):
             self.metadata.clear(swaps.freed_rows)
             self.changelog.record_removed(self.version, swaps.evicted.tables, swaps.evicted.ids)
         if len(swaps.rows):
-            self._start(swaps.rows, swaps.admitted)
+            self._start(swaps.rows, swaps.admitted, swaps.occurrences)
             updated = np.union1d(updated, swaps.rows)
         self.changelog.record(self.version, updated, self.metadata.versions)
+
+    def _count(self, counters: Int64s, tables: npt.NDArray[np.int32]) -> None:
+        counters += np.bincount(tables, minlength=self.num_tables)
 
     def _evict(self, keys: Keys) -> int:
         rows = self.index.resolve(keys)
         gone = np.flatnonzero(rows)
+        self._count(self.lost, keys.tables[gone])
         self.retention.release(rows[gone])
         self.metadata.clear(rows[gone])
         self.changelog.record_removed(self.version, keys.tables[gone], keys.ids[gone])

@@ -20,6 +20,8 @@ __all__ = ["RowPlan", "bytes_per_row"]
 
 EVERY_GROUP_BYTES = 64
 """Slots of the index and of policies that are rounded up."""
+EVERY_TABLE_BYTES = 16
+"""Counters of rows that a table gained and lost."""
 
 Int64s = npt.NDArray[np.int64]
 
@@ -52,7 +54,7 @@ class RowPlan:
         tables: Sequence[TableConfig],
         budget_bytes: int,
         *,
-        shared_ratio: float,
+        shared_ratio: float | None,
         metadata_bytes: float,
         bytes_per_table: int = 0,
         index_bytes: Callable[[int], int] = num_bytes_of,
@@ -62,7 +64,7 @@ class RowPlan:
         Args:
             tables: The tables, of one dimension.
             budget_bytes: The budget.
-            shared_ratio: Part of it for shared rows; 0 for none, otherwise each table has at least one.
+            shared_ratio: Part of it for shared rows, of which each table has at least one; None for none.
             metadata_bytes: Metadata of a policy per row, beside the index.
             bytes_per_table: Metadata of a policy per table.
             index_bytes: Bytes of the index of a number of rows.
@@ -72,10 +74,10 @@ class RowPlan:
         """
         row_bytes = bytes_per_row(tables)
         shared = np.zeros(len(tables), dtype=np.int64)
-        if shared_ratio:
+        if shared_ratio is not None:
             total = int(shared_ratio * budget_bytes / (row_bytes + PLACE_BYTES))
             shared = split_rows(total, [table.num_embeddings for table in tables])
-        fixed = EVERY_GROUP_BYTES + bytes_per_table * len(tables)
+        fixed = EVERY_GROUP_BYTES + (EVERY_TABLE_BYTES + bytes_per_table) * len(tables)
         fixed += (1 + int(shared.sum())) * (row_bytes + PLACE_BYTES)  # with the zero row
 
         def needed(num_rows: int) -> float:

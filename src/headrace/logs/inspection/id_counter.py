@@ -90,6 +90,14 @@ class IdCounter:
         """
         if not self.num_values:
             return 0.0
+        counts, weights = self.most_frequent()
+        wanted = math.ceil(ratio * self.num_distinct() - 1e-9)
+        before = np.cumsum(weights) - weights
+        taken = np.clip(wanted - before, 0, weights)
+        return min(1.0, float((taken * counts).sum()) / self.num_values)
+
+    def most_frequent(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
+        """Occurrences of ids, in descending order, and for how many ids each entry stands; both [n]."""
         keys, counts = self._entries()
         weights = np.ones(len(keys))
         if not self.is_exact:
@@ -99,11 +107,7 @@ class IdCounter:
             keep = sampled | frequent
             counts, weights = counts[keep], weights[keep]
         order = np.argsort(-counts, kind="stable")
-        counts, weights = counts[order], weights[order]
-        wanted = math.ceil(ratio * self.num_distinct() - 1e-9)
-        before = np.cumsum(weights) - weights
-        taken = np.clip(wanted - before, 0, weights)
-        return min(1.0, float((taken * counts).sum()) / self.num_values)
+        return counts[order], weights[order]
 
     def hashes(self) -> Hashes:
         """The hashes of all distinct ids so far, if `is_exact`."""

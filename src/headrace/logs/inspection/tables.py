@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from headrace.logs.casting import TICKS_PER_S
+from headrace.logs.inspection.budget_sizes import budget_sizes
 from headrace.logs.inspection.guesses import Guess, Part
 from headrace.logs.inspection.inspection import LARGE_ROW_GROUP_BYTES, Inspection
 from headrace.logs.inspection.profiles import ColumnProfile
@@ -21,7 +22,7 @@ from headrace.messages import count_of, one_line, shorten_list
 from headrace.observe.progress import format_count
 from headrace.resources import format_bytes
 
-__all__ = ["print_inspection"]
+__all__ = ["print_budget_sizes", "print_inspection"]
 
 MAX_LINES = 12
 """Maximum lines of each list of warnings; the number of further ones is shown."""
@@ -63,6 +64,32 @@ def _parts(inspection: Inspection, *, is_terminal: bool) -> Iterator[RenderableT
     yield _reasons_table(inspection.guesses, style)
     if inspection.schema is None:
         yield Text("no column looks like a label, so there is no schema and rows were not checked", style="yellow")
+
+
+def print_budget_sizes(inspection: Inspection, console: Console) -> None:
+    """Print which part of the ids of a log tables under a budget would hold, for several sizes."""
+    found = [
+        profile
+        for profile, guess in zip(inspection.profiles, inspection.guesses, strict=True)
+        if guess.part in ("id", "id_list") and profile.ids.num_values
+    ]
+    if not found:
+        console.print("no columns of ids, so there is nothing to limit")
+        return
+    table = Table(box=box.SIMPLE_HEAD if console.is_terminal else box.ASCII2, pad_edge=False, padding=(0, 1))
+    for title in ("budget", "smaller", "ids with a row", "of all occurrences", "least covered"):
+        table.add_column(title, justify="right", no_wrap=True)
+    for size in budget_sizes([profile.ids for profile in found]):
+        least = min(range(len(found)), key=lambda number: size.shares[number])
+        table.add_row(
+            f"{100 / size.times_smaller:g}%",
+            f"{size.times_smaller}x",
+            f"{size.num_rows:,}",
+            _percent(size.share),
+            f"{one_line(found[least].name)} {_percent(size.shares[least])}",
+        )
+    console.print(table)
+    console.print("embeddings.budget takes the first column, with num_embeddings of each table its distinct ids.")
 
 
 def _summary(inspection: Inspection) -> Text:

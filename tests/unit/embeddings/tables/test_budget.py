@@ -17,7 +17,7 @@ DIM = 4
 
 
 def config_of(budget: str = "6KiB", **retention: Any) -> EmbeddingsConfig:
-    policy = {"kind": "importance", "half_life_rows": None, **retention}
+    policy = {"kind": "importance", "half_life_rows": None, "admission": 0, "shared_ratio": 0.1, **retention}
     optimizer = {"kind": "adagrad", "lr": 0.1}
     return EmbeddingsConfig.from_dict(
         {
@@ -172,6 +172,49 @@ def test_an_important_id_of_another_table_takes_a_row_over_with_its_shared_row_a
     np.testing.assert_allclose(group.storage.columns(row)["slot.accumulator"], 4)
 
 
+@pytest.mark.parametrize(("occurrences", "accumulator"), [(0.0, 0.0), (2.0, 0.5), (100.0, 8.0)])
+def test_an_admitted_id_takes_its_part_of_the_sums_of_its_shared_row(occurrences: float, accumulator: float) -> None:
+    group = group_of(config_of(margin=1e9))
+    full(group)
+    for _ in range(8):
+        train(group, keys(1, 777))
+    value = group.read(keys(1, 777))
+    row = group.retention.index.rows()[-1:]
+    group._start(row, keys(1, 777), np.array([occurrences], np.float32))
+    np.testing.assert_array_equal(group.storage.columns(row)["weights"], value)
+    np.testing.assert_allclose(group.storage.columns(row)["slot.accumulator"], accumulator)
+
+
+def test_an_id_that_takes_a_free_row_starts_from_its_shared_row() -> None:
+    group = group_of(config_of(margin=1e9))
+    ids = full(group)
+    for _ in range(8):
+        train(group, keys(1, 777))
+    before = group.read(keys(1, 777))
+    group.evict(keys(0, ids[5]))
+    np.testing.assert_array_equal(group.read(keys(1, 777)), before)
+    train(group, keys(1, 777))
+    row = group.retention.index.resolve(keys(1, 777))
+    assert row[0] > 0
+    np.testing.assert_allclose(group.storage.columns(row)["weights"], before - 0.1, rtol=1e-5)
+
+
+def test_an_id_gets_a_free_row_once_it_is_important() -> None:
+    group = group_of(config_of(admission=2.5, shared_ratio=0))
+    assert group.plan.num_shared.tolist() == [1, 1]
+    for _ in range(2):
+        train(group, keys(1, 777))
+        assert group.retention.index.num_rows == 0
+    train(group, keys(1, 777))
+    row = group.retention.index.resolve(keys(1, 777))
+    assert row[0] > 0
+    np.testing.assert_array_equal(group.storage.columns(row)["weights"], group.read(keys(1, 123_456)))
+    np.testing.assert_allclose(group.storage.columns(row)["slot.accumulator"], 3)  # nobody else trained the shared row
+    before = group.read(keys(1, 123_456))
+    train(group, keys(1, 777))
+    np.testing.assert_array_equal(group.read(keys(1, 123_456)), before)
+
+
 def test_a_copy_that_applies_changes_reads_what_the_group_reads() -> None:
     group, copy = group_of(), dict[tuple[int, int], np.ndarray]()
     group.acknowledge("copy", 0)
@@ -272,7 +315,11 @@ def test_evicted_ids_lose_their_rows_and_count_anew() -> None:
 
 def test_ids_not_seen_for_some_windows_give_their_rows_back() -> None:
     config = EmbeddingsConfig.from_dict(
-        {"budget": "6KiB", "default": {"kind": "collisionless", "evict_after": 1, "num_embeddings": 1000}},
+        {
+            "budget": "6KiB",
+            "retention": {"kind": "importance", "admission": 0},
+            "default": {"kind": "collisionless", "evict_after": 1, "num_embeddings": 1000},
+        },
         where="test",
     )
     group = group_of(config)
@@ -316,3 +363,14 @@ def test_a_module_with_a_budget_trains_ids_without_hashing_them() -> None:
     group = bags.table_group
     assert isinstance(group, BudgetedTableGroup)
     assert sorted(group.retention.index.owners(group.retention.index.rows())[1].tolist()) == [7, 2**40]
+
+
+def test_rows_that_tables_gain_and_lose_add_up() -> None:
+    group = group_of()
+    random_steps(group, range(40), drift=0)
+    group.evict(keys(0, *range(1, 20)))
+    random_steps(group, range(40, 60), drift=300)
+    rows = group.rows_by_table()
+    assert rows.sum() == group.retention.index.num_rows
+    assert (group.lost > 0).all()
+    np.testing.assert_array_equal(group.gained - group.lost, rows)

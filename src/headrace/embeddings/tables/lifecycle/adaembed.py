@@ -68,7 +68,9 @@ class AdaEmbedConfig(RetentionConfig):
         """See `RetentionConfig.build`."""
         sizes = np.array([table.num_embeddings for table in tables], dtype=np.int64)
         virtual_bytes = VIRTUAL_ROW_BYTES * int(sizes.sum())
-        plan = RowPlan.of(tables, budget_bytes, shared_ratio=0, metadata_bytes=0, index_bytes=lambda _: virtual_bytes)
+        plan = RowPlan.of(
+            tables, budget_bytes, shared_ratio=None, metadata_bytes=0, index_bytes=lambda _: virtual_bytes
+        )
 
         def make_retention(first_row: int) -> AdaEmbedRetention:
             return AdaEmbedRetention(self, sizes, plan.num_rows, first_row=first_row)
@@ -229,7 +231,7 @@ class AdaEmbedRetention:
         self.index.release(pruned)
         new = Keys(*self.index.owners_of_places(admitted), np.zeros(len(admitted), dtype=np.int32))
         self.index.insert(new, rows)
-        return Swaps(rows, evicted, rows, new)
+        return Swaps(rows, evicted, rows, new, np.zeros(len(new), dtype=np.float32))
 
 
 @kernel()

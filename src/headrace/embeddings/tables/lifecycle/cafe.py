@@ -10,7 +10,8 @@ and rows below it are freed in that step. Increments grow by 1 / (1 - 5e-7) in e
 others.
 
 Other ids share hashed rows, a part of the budget. Left out: a second hashed layer for medium ids. Added: an owner for
-each row (12 bytes), so that consumers of changes know whose row it is, and the optimizer state of the hashed row.
+each row (12 bytes), so that consumers of changes know whose row it is. As in the authors' code, optimizer state begins
+anew.
 """
 
 from __future__ import annotations
@@ -202,7 +203,13 @@ class CafeRetention:
         admitted = np.flatnonzero(places >= 0)
         if not len(freed) and not len(admitted):
             return NO_SWAPS
-        return Swaps(freed + sketch.first_row, evicted, places[admitted] + sketch.first_row, keys.take(admitted))
+        return Swaps(
+            freed + sketch.first_row,
+            evicted,
+            places[admitted] + sketch.first_row,
+            keys.take(admitted),
+            np.zeros(len(admitted), dtype=np.float32),
+        )
 
     def release(self, rows: Int64s) -> None:
         """See `RowRetention.release`."""

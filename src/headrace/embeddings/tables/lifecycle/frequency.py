@@ -47,7 +47,7 @@ class FrequencyConfig(RetentionConfig):
         self, tables: Sequence[TableConfig], budget_bytes: int, *, seed: int, make_storage: MakeStorage
     ) -> TableGroup:
         """See `RetentionConfig.build`."""
-        plan = RowPlan.of(tables, budget_bytes, shared_ratio=0, metadata_bytes=0)
+        plan = RowPlan.of(tables, budget_bytes, shared_ratio=None, metadata_bytes=0)
         keys = _most_frequent(self.counts, [table.name for table in tables], plan.num_rows)
 
         def make_retention(first_row: int) -> FrequencyRetention:

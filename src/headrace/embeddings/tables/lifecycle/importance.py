@@ -70,12 +70,15 @@ class ImportanceConfig(RetentionConfig):
     """Rows for the ids with the largest decayed sum of gradient norms; other ids share rows."""
 
     kind: Literal["importance"] = "importance"
-    shared_ratio: float = Field(default=0.1, gt=0, lt=1)
-    """Part of the budget for shared rows."""
+    shared_ratio: float = Field(default=0.0, ge=0, lt=1)
+    """Part of the budget for shared rows. Each table has at least one: what an unknown id of the table is like."""
     candidates_per_row: float = Field(default=1.0, gt=0)
     """Ids without a row whose importance is tracked, per row; each takes 6 bytes."""
     half_life_rows: float | None = Field(default=1_000_000, gt=0)
     """Rows of the log after which importance counts half; None for no decay."""
+    admission: float = Field(default=1.5, ge=0)
+    """Importance at which an id can get a row, in occurrences of mean gradient norm; with 0, free rows are given out at
+    first sight. Until then, an id trains its shared row."""
     margin: float = Field(default=0.2, ge=0)
     """An id takes over a row if it is more important than the row's id by this part."""
 
@@ -165,8 +168,8 @@ class ImportanceRetention:
         return np.zeros(len(keys), dtype=np.bool_)  # ids without a row read shared rows
 
     def admit(self, keys: Keys, rows: Int64s) -> Int64s:
-        """See `RowRetention.admit`: while rows are free, every id gets one."""
-        if not self.index.num_free:
+        """See `RowRetention.admit`: while rows are free, every id gets one, unless ids must be important first."""
+        if not self.index.num_free or self._config.admission > 0:
             return np.empty(0, dtype=np.int64)
         places = np.flatnonzero((rows == 0) & (keys.counts > 0))[: self.index.num_free]
         rows[places] = self.index.allocate(keys.take(places))
@@ -185,16 +188,20 @@ class ImportanceRetention:
             self._first_row,
             np.float32(self.growth),
             np.uint64(mix64(np.uint64(self._seed & (2**64 - 1)) ^ mix64(np.uint64(step)))),
-            np.float32((1 + self._config.margin) * self._cut),
+            np.float32(max(self._least_wanted(), self._config.admission * self.growth)),
             self._norms,
             self.importance,
             self.tags,
             self.values,
             wanted,
         )
-        swaps = self._swap(keys, wanted) if not self.index.num_free else NO_SWAPS
+        swaps = self._move(keys, wanted)
         self._grow_older(num_rows)
         return swaps
+
+    def _least_wanted(self) -> float:
+        """Importance below which an id has hardly a chance to take over a row; 0 while rows are free."""
+        return 0.0 if self.index.num_free else (1 + self._config.margin) * self._cut
 
     def release(self, rows: Int64s) -> None:
         """See `RowRetention.release`."""
@@ -224,33 +231,38 @@ class ImportanceRetention:
         age, hand, cut = columns["retention.clock"].tolist()
         self._age, self._hand, self._cut = age, int(hand), cut
 
-    def _swap(self, keys: Keys, wanted: Float32s) -> Swaps:
-        """Give rows of less important ids to more important ones, the most important first."""
+    def _move(self, keys: Keys, wanted: Float32s) -> Swaps:
+        """Give free rows, and rows of less important ids, to the most important ids that want one."""
         candidates = np.flatnonzero(wanted)
-        if not len(candidates):
-            return NO_SWAPS
         candidates = candidates[np.argsort(-wanted[candidates], kind="stable")]
-        candidates = candidates[: max(MIN_SWAPS, len(self.importance) // SWAP_SHARE)]
-        places, freed = np.empty(len(candidates), dtype=np.int64), np.empty(len(candidates), dtype=np.float32)
-        self._hand, self._cut = _find_victims(
-            wanted[candidates],
-            np.float32(1 + self._config.margin),
-            self.importance,
-            self._hand,
-            self._cut,
-            places,
-            freed,
-        )
+        num_free = self.index.num_free
+        first, others = candidates[:num_free], candidates[num_free:]
+        free = np.empty(0, dtype=np.int64)
+        if num_free and self._config.admission > 0:
+            free = self.index.allocate(keys.take(first))
+            self.importance[free - self._first_row] = wanted[first]
+        if num_free > len(first):
+            others = others[:0]
+        others = others[: max(MIN_SWAPS, len(self.importance) // SWAP_SHARE)]
+        places, freed = np.empty(len(others), dtype=np.int64), np.empty(len(others), dtype=np.float32)
+        if len(others):
+            margin = np.float32(1 + self._config.margin)
+            self._hand, self._cut = _find_victims(
+                wanted[others], margin, self.importance, self._hand, self._cut, places, freed
+            )
         takes = np.flatnonzero(places >= 0)
-        if not len(takes):
+        taken = places[takes] + self._first_row
+        tables, ids = self.index.owners(taken)
+        winners = np.concatenate([first[: len(free)], others[takes]])
+        if not len(winners):
             return NO_SWAPS
-        rows, admitted = places[takes] + self._first_row, keys.take(candidates[takes])
-        tables, ids = self.index.owners(rows)
-        self.index.release(rows)
-        self.index.insert(admitted, rows)
+        admitted, rows = keys.take(winners), np.concatenate([free, taken])
+        self.index.release(taken)
+        self.index.insert(keys.take(others[takes]), taken)
         _forget(self.tags, self.values, admitted.tables, admitted.ids)
         _remember(self.tags, self.values, tables, ids, freed[takes])
-        return Swaps(rows, Keys(tables, ids, np.zeros(len(ids), dtype=np.int32)), rows, admitted)
+        evicted = Keys(tables, ids, np.zeros(len(ids), dtype=np.int32))
+        return Swaps(taken, evicted, rows, admitted, (wanted[winners] / self.growth).astype(np.float32))
 
     def _grow_older(self, num_rows: int) -> None:
         if self._config.half_life_rows is None:

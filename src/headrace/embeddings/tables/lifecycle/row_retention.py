@@ -31,15 +31,18 @@ class Swaps:
         evicted: The ids [E] that had them.
         rows: int64 [A], rows that have a new id; rows of `freed_rows` may be among them.
         admitted: The ids [A] that have them now.
+        occurrences: float32 [A], about how often each of these occurred before. Optimizer state of the shared row that
+            is a sum over its updates is divided in this proportion.
     """
 
     freed_rows: Int64s
     evicted: Keys
     rows: Int64s
     admitted: Keys
+    occurrences: Float32s
 
 
-NO_SWAPS = Swaps(_NO_ROWS, _NO_KEYS, _NO_ROWS, _NO_KEYS)
+NO_SWAPS = Swaps(_NO_ROWS, _NO_KEYS, _NO_ROWS, _NO_KEYS, np.empty(0, dtype=np.float32))
 
 
 class RowIndexOfFixedSize(Protocol):

@@ -1,0 +1,1 @@
+"""Logs and passes of `bench_budget`."""
