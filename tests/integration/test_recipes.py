@@ -53,3 +53,12 @@ def test_news_rises_above_popularity_hour_after_hour(tmp_path: Path) -> None:
     assert all(window.scores["click"].auc > window.baseline_auc for window in outcome.windows)
     assert outcome.report.exists()
     sys.modules.pop("news")
+
+
+def test_large_tables_train_with_an_eighth_of_their_memory(tmp_path: Path) -> None:
+    import large_tables
+
+    outcome = large_tables.run(tmp_path, num_rows=60_000, memory="600KiB")
+    assert sum(window.rows.num_used for window in outcome.windows) == 60_000
+    assert outcome.table_bytes > 8 * (600 << 10)
+    assert 0.25 < outcome.from_memory < 1

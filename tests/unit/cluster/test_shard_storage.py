@@ -2,15 +2,18 @@
 
 from pathlib import Path
 
+import numpy as np
+
 from headrace.cluster.launcher import _shard_command
-from headrace.embeddings import TableConfig
+from headrace.embeddings import Keys, TableConfig
 from headrace.embeddings.shards.plan import make_plan
 from headrace.embeddings.shards.requests import OpenRequest
 from headrace.embeddings.shards.shard import Shard
-from headrace.embeddings.shards.table_group import TableGroupSpec
+from headrace.embeddings.shards.table_group import TableGroupSpec, make_part, part_of
 from headrace.embeddings.storage.choose import choose_storage
 from headrace.embeddings.storage.config import StorageConfig
 from headrace.embeddings.storage.mapped import MappedStorage
+from headrace.embeddings.storage.tiered import TieredStorage
 
 
 def test_launched_shards_get_the_settings_that_differ_from_the_defaults() -> None:
@@ -37,3 +40,23 @@ def test_a_shard_makes_the_storage_of_its_config_whatever_trainers_ask_for(tmp_p
     )
     shard.open(request, "client")
     assert isinstance(shard._served["g"].rows.storage, MappedStorage)
+
+
+def test_a_shard_with_rows_in_files_has_the_same_part(tmp_path: Path) -> None:
+    table = TableConfig(name="item", kind="hashed", num_embeddings=30_000, embedding_dim=8)
+    spec, plan = TableGroupSpec([table], 0), make_plan([table], 2)
+    shards = [make_part(spec, plan, 1), make_part(spec, plan, 1, TieredStorage.within(tmp_path, 60_000))]
+    rng = np.random.default_rng(0)
+    for _ in range(30):
+        ids = np.unique(rng.integers(0, 30_000, 400))
+        keys = Keys(np.zeros(len(ids), np.int32), ids, np.ones(len(ids), np.int32))
+        gradients = rng.normal(size=(len(ids), 8)).astype(np.float32)
+        for shard in shards:
+            shard.announce(keys, ahead=0)
+            shard.read(keys)
+            shard.update(keys, gradients)
+    in_memory, in_files = (part_of(shard, spec) for shard in shards)
+    assert shards[1].storage.counters.num_read_rows > 0  # type: ignore[attr-defined]
+    orders = [np.argsort(part["ids"]) for part in (in_memory, in_files)]
+    for name in ("ids", "weights", "slot.accumulator", "version"):
+        np.testing.assert_array_equal(in_memory[name][orders[0]], in_files[name][orders[1]])

@@ -366,7 +366,7 @@ class TieredStorage:
         """Start to read rows from the file; returns False if they need not come and there is no room for them, or for
         their pages."""
         n = self._file.per_page
-        if not must and self._fetches:  # one batch may always be read ahead
+        if not must and len(self._fetches) > 1:  # so that one is read while another is unpacked
             pages = np.unique((-2 - self._where[rows].astype(np.int64)) // n)
             if self._bytes_in_flight() + len(pages) * self._file.page_bytes > self._buffer_bytes:
                 return False
