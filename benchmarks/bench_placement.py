@@ -8,7 +8,8 @@ of all changed rows at the end of the window, and losses must be the same for al
 - rows in this process: no shard; what `lookahead` could reach at best
 - serial, recs, recs_early: rows are read and updated in the shard in every step, `placement: none`
 - lookahead: rows stay in the trainer, `placement: lookahead`; also with a tenth of the memory that its rows need
-- auto: the default, which measures how fast rows come, and is lookahead or recs
+- auto: the default, which measures how fast rows come before the first step, and then is lookahead or recs; where it is
+  compared with the best policy, its runs and those of the policy it chose count as one
 - rows in Redis: the same model in the same loop; a value holds a row and its optimizer state, and torch trains it
 - TensorFlow with `ParameterServerStrategy`, and torchrec with `DistributedModelParallel` on gloo, where each end of the
   link trains half of every batch: the same rows and layers, but no metrics and no return of rows, SGD for dense layers,
@@ -97,10 +98,10 @@ class Cell:
 
 
 CELLS = (
-    Cell("criteo", 16, {0.1: 2, 1.0: 3, None: 3}, (*MAIN[:-1], TIGHT, AUTO, REDIS), has_peers=True),
-    Cell("criteo", 64, {0.1: 1, None: 2}),
+    Cell("criteo", 64, {None: 2, 0.1: 1}, tuple(arm for arm in MAIN if arm != "recs")),
+    Cell("criteo", 16, {0.1: 2, 1.0: 2, None: 3}, (*MAIN[:-1], TIGHT, AUTO, REDIS), has_peers=True),
+    Cell("zipf-1.05", 16, {0.3: 2, None: 1}),
     Cell("news", 16, {0.3: 2, None: 2}),
-    Cell("zipf-1.05", 16, {0.3: 2, None: 2}),
 )
 QUICK = (Cell("zipf-1.05", 16, {1.0: 1}, tuple(arm for arm in MAIN if arm != "recs")),)
 
@@ -236,11 +237,10 @@ class CaseReport:
         best = min(policies, key=step_s.__getitem__)
         saved = self._bytes[SERIAL] / self._bytes[OURS]
         planner = statistics.median(run["planner_s"] / run["cpu_s"] for run in self._samples[OURS])
-        over_auto = min(step_s[best], step_s[OURS]) / step_s[AUTO]
         goals = [
             goal(f"{case}: bytes of none over lookahead", GOAL_BYTES, saved),
             goal(f"{case}: best other policy ({best}) over lookahead", GOAL_NEVER_BELOW, step_s[best] / step_s[OURS]),
-            goal(f"{case}: best policy over auto ({self._choice()})", GOAL_NEVER_BELOW, over_auto),
+            goal(f"{case}: best policy over auto ({self._choice()})", GOAL_NEVER_BELOW, self._best_over_auto()),
             goal(f"{case}: lookahead at its bound", GOAL_BOUND, bound_s / step_s[OURS]),
             goal(f"{case}: planner's share of the step's CPU", GOAL_PLANNER, planner, at_most=True),
         ]
@@ -251,6 +251,15 @@ class CaseReport:
             over_none, most = step_s[SERIAL] / step_s[OURS], 1 / (1 - self._share)
             goals.append(goal(f"{case}: serial over lookahead, as Bagpipe over no cache", BAGPIPE, over_none, most))
         self._report.notes.setdefault("goals", []).extend(goals)
+
+    def _best_over_auto(self) -> float:
+        """The step of the best policy over that of `auto`; the runs of `auto` count as runs of the policy it chose."""
+        runs = {arm: list(self._samples[arm]) for arm in (SERIAL, "recs", EARLY, OURS) if arm in self._samples}
+        chosen = self._choice()
+        if chosen in runs:
+            runs[chosen] += self._samples[AUTO]
+        step_s = {arm: statistics.median(run["step_s"] for run in found) for arm, found in runs.items()}
+        return min(step_s.values()) / step_s.get(chosen, self._step_s[AUTO])
 
     def _choice(self) -> str:
         """What `auto` is; it may differ by run if the link is at its threshold."""
@@ -324,7 +333,9 @@ def main() -> None:
         for cell in QUICK if options.quick else CELLS:
             if cell.log in options.logs.split(","):
                 measure(report, link, cell, ROWS_QUICK if options.quick else ROWS)
-    report.notes["seconds"] = round(time.perf_counter() - begun, 1)
+                report.notes["seconds"] = round(time.perf_counter() - begun, 1)
+                if options.json is not None:
+                    report.write(options.json)  # what there is so far, as all takes 25 minutes
     report.finish(options)
 
 

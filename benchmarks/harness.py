@@ -263,6 +263,7 @@ def machine() -> dict[str, Any]:
         "pyarrow",
         "polars",
         "tensorflow",
+        "tensorflow-cpu",
         "ray",
         "datasets",
         "torchdata",

@@ -48,11 +48,15 @@ Int32s = npt.NDArray[np.int32]
 class KeyEntries:
     """Entries of keys. Not thread-safe.
 
+    Args:
+        expected: Number of keys up to which memory doubles when there is no room; beyond it grows by a quarter.
+
     Attributes:
         records: `ENTRY` [capacity]; the columns after the key are for the caller.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, expected: int = 0) -> None:
+        self._expected = expected
         self.records: Entries = _empty(FIRST_ENTRIES)
         self._slots: Int32s = np.zeros(2 * FIRST_ENTRIES, dtype=np.int32)
         self._free: Int32s = np.empty(0, dtype=np.int32)
@@ -107,7 +111,8 @@ class KeyEntries:
         """Ensure room for some more keys."""
         needed = self._next + max(0, num_new - len(self._free))
         if needed > len(self.records):
-            grown = _empty(max(needed, int(GROWTH * len(self.records))))
+            size = len(self.records)
+            grown = _empty(max(needed, min(2 * size, max(self._expected, int(GROWTH * size)))))
             grown[: len(self.records)] = self.records
             self.records = grown
         num_slots = len(self._slots)

@@ -138,7 +138,7 @@ class Residency:
         self.num_trainers = num_trainers
         self.trainer = trainer
         self._num_resident = [0] * num_trainers
-        self._entries = KeyEntries()  # of keys that are resident or that an announced batch uses
+        self._entries = KeyEntries(capacity * num_trainers)  # of keys that are resident or that an announced batch uses
         self._uses_ahead = NextUses(num_trainers)
         self._announced: deque[AnnouncedBatch] = deque()
         # For each trainer, by time of last use: entries of its rows that are not used again as far as known.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 
 from headrace.embeddings import Keys
@@ -43,3 +45,13 @@ def test_an_entry_that_is_given_out_again_has_no_past() -> None:
     assert entries.records[again].tolist() == [(8, -1, 2, 0, int(NEVER), -1)]
     assert entries.keys_of(again).ids.tolist() == [8]
     assert entries.resident().tolist() == []
+
+
+def test_memory_doubles_only_up_to_the_expected_keys() -> None:
+    entries, sizes = KeyEntries(expected=20_000), []
+    for start in range(0, 40_000, 500):
+        entries.add(keys_of([(0, key) for key in range(start, start + 500)]))
+        sizes.append(len(entries.records))
+    sizes = list(dict.fromkeys(sizes))
+    assert sizes[:4] == [4096, 8192, 16_384, 20_480]
+    assert all(after <= 1.25 * before + 1 for before, after in itertools.pairwise(sizes[2:]))
