@@ -221,6 +221,28 @@ def test_work_that_misses_no_rows_is_done_while_they_are_fetched(serve: Serve, m
     assert len(trained) == 2
 
 
+def test_rows_that_leave_are_sent_after_all_requests_of_their_step(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise later requests would wait behind them on the link."""
+    calls: list[str] = []
+
+    def logged(name: str, do: Any) -> Any:
+        return lambda *given, **named: (calls.append(name), do(*given, **named))[1]
+
+    model = model_of("dlrm")
+    with kept_rows(serve, model, 120) as (store,):
+        for name in ("fetch", "put"):
+            monkeypatch.setattr(store.remote, name, logged(name, getattr(store.remote, name)))
+        monkeypatch.setattr(store, "place_next", logged("begin", store.place_next))
+        train(model, OURS)
+        monkeypatch.undo()
+    steps = " ".join(calls).split("begin")[1:]
+    assert len(steps) == NUM_STEPS
+    assert any(step.split() == ["fetch", "fetch", "put"] for step in steps)
+    assert all("put fetch" not in step for step in steps)
+
+
 def test_a_shard_that_is_lost_ends_the_step_at_the_rows_that_it_has(
     serve: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
