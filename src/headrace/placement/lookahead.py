@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 from headrace.embeddings import EmbeddingBags
-from headrace.placement.micro_batches import MicroBatches, Split
+from headrace.placement.micro_batches import MicroBatches, Split, whole
 from headrace.placement.resident_store import ResidentStore
 from headrace.tensors import Batch
 
@@ -20,17 +20,17 @@ class Lookahead:
     Args:
         bags: The embeddings of a model, of which some have a `ResidentStore`.
         window: Maximum number of batches that are announced ahead.
-        split: How batches are split if none is announced ahead; None for no split.
+        split: How batches are split if none is announced ahead.
 
     Attributes:
         waits_s: For each micro-batch of the newest step, the seconds for which it has waited for rows.
     """
 
-    def __init__(self, bags: Sequence[EmbeddingBags], window: int, split: Split | None = None) -> None:
+    def __init__(self, bags: Sequence[EmbeddingBags], window: int, split: Split = whole) -> None:
         self.window = window
         self._stores = [(each.key_layout, each.store) for each in bags if isinstance(each.store, ResidentStore)]
         self._ahead: deque[Batch] = deque()
-        self._micro_batches = None if split is None or window else MicroBatches(split, self._stores)
+        self._micro_batches = None if window else MicroBatches(split, self._stores)
         self.waits_s: list[float] = []
 
     @contextmanager

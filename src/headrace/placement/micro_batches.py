@@ -28,7 +28,7 @@ from headrace.embeddings.keys import KeyLayout
 from headrace.placement.resident_store import ResidentStore
 from headrace.tensors import Batch, BatchKeys
 
-__all__ = ["SPLITS", "FewestMissingFirst", "MicroBatches", "Split", "popular_first"]
+__all__ = ["SPLITS", "FewestMissingFirst", "MicroBatches", "Split", "popular_first", "whole"]
 
 MAX_PARTS = 4
 BYTES_PER_PART = 400_000
@@ -44,6 +44,11 @@ Split = Callable[[Float64s], Sequence[Int64s]]
 """A way to split a batch of B rows: given the bytes that each row misses, float64 [B], of which a key that k rows miss
 has 1/k in each, returns the rows of each micro-batch, in the order of training; each row is in one of them, and none is
 empty. It must depend on nothing else, so that a run can be repeated."""
+
+
+def whole(missing_B: Float64s) -> Sequence[Int64s]:
+    """All rows at once."""
+    return [np.arange(len(missing_B))]
 
 
 def popular_first(missing_B: Float64s) -> Sequence[Int64s]:
@@ -78,12 +83,12 @@ class FewestMissingFirst:
         return [np.sort(part) for part in (order[:first], *others) if len(part)]
 
 
-SPLITS: dict[str, Split | None] = {
-    "whole": None,
+SPLITS: dict[str, Split] = {
+    "whole": whole,
     "popular_first": popular_first,
     "fewest_missing_first": FewestMissingFirst(),
 }
-"""Ways to split a batch, by their names in `placement.split`; None for no split."""
+"""Ways to split a batch, by their names in `placement.split`."""
 
 
 class MicroBatches:

@@ -23,7 +23,7 @@ from headrace.pipeline.engine.downstream import DownstreamStage
 from headrace.pipeline.engine.explanation import Explanation
 from headrace.pipeline.engine.position import in_first_segment
 from headrace.placement.lookahead import Lookahead
-from headrace.placement.micro_batches import SPLITS, Split
+from headrace.placement.micro_batches import SPLITS, Split, whole
 from headrace.placement.read_ahead import ReadAhead
 from headrace.placement.resident_store import ResidentStore
 from headrace.resources import effective_cpus
@@ -323,16 +323,14 @@ class Scheduling:
             None.
     """
 
-    def __init__(
-        self, config: SchedulerConfig, model: nn.Module, *, window: int = 1, split: Split | None = None
-    ) -> None:
+    def __init__(self, config: SchedulerConfig, model: nn.Module, *, window: int = 1, split: Split = whole) -> None:
         """Choose a policy.
 
         Args:
             config: The `scheduler` section of the job.
             model: Model of the job; its stores must be in place.
             window: Batches whose keys are announced ahead.
-            split: How batches are split if none is announced ahead; None for no split.
+            split: How batches are split if none is announced ahead.
         """
         self.policy = choose_policy(config, model)
         bags = list(embedding_bags(model).values())

@@ -20,7 +20,7 @@ from headrace.embeddings.tables.seen_keys import SeenKeys
 from headrace.errors import HeadraceError, ShardLost
 from headrace.models import DCNv2Config, DeepFMConfig, DLRMConfig
 from headrace.placement.lookahead import Lookahead
-from headrace.placement.micro_batches import FewestMissingFirst, Split, popular_first
+from headrace.placement.micro_batches import FewestMissingFirst, Split, popular_first, whole
 from headrace.placement.resident_store import ResidentStore
 from headrace.tensors import Batch, InverseKeyedJaggedTensor, KeyedJaggedTensor
 from headrace.training.step import TrainingStep
@@ -31,7 +31,7 @@ ROUNDING = 1e-6
 spacing of float32."""
 
 OURS = FewestMissingFirst(bytes_per_part=400)
-POLICIES: dict[str, Split | None] = {"whole": None, "popular_first": popular_first, "fewest_missing_first": OURS}
+POLICIES: dict[str, Split] = {"whole": whole, "popular_first": popular_first, "fewest_missing_first": OURS}
 
 MODELS = {
     "dlrm": DLRMConfig(embedding_dim=4, bottom=(8,), top=(8,)),
@@ -88,7 +88,7 @@ def kept_rows(serve: Serve, model: nn.Module, num_rows: int, *, verify: bool = F
         yield [each.store for each in bags.values() if isinstance(each.store, ResidentStore)]
 
 
-def train(model: nn.Module, split: Split | None = None) -> tuple[list[float], list[int]]:
+def train(model: nn.Module, split: Split = whole) -> tuple[list[float], list[int]]:
     """Losses of all steps, and the number of micro-batches of each."""
     step = TrainingStep(model, torch.optim.SGD(model.parameters(), lr=0.1), precision="fp32")
     lookahead = Lookahead(list(embedding_bags(model).values()), 0, split)
