@@ -140,6 +140,8 @@ def main() -> None:
         for num_trainers in TRAINERS:
             plural = "s" if num_trainers > 1 else ""
             Matrix(report, f"{name}, {num_trainers} trainer{plural}", stream, num_trainers).run()
+            if options.json is not None:
+                report.write(options.json)  # what there is so far, as all takes half an hour
     report.finish(options)
 
 
