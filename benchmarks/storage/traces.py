@@ -56,7 +56,7 @@ def news_trace(num_log_rows: int, batch_size: int) -> Trace:
 
     folder = window_log("news", num_log_rows)
     job = {
-        "run": str(folder / "unused"),
+        "run": str(folder.parent / "unused"),
         "data": {"path": str(folder)},
         "embeddings": {"default": {"kind": "collisionless"}},
     }
