@@ -49,6 +49,7 @@ HALF_LIFE = 8.0
 times the memory: least at 8 or 32, up to 9 % more at 4, 16 to 47 % more at 0.5."""
 BUFFER_SHARE = 8
 """One part in this of the memory is for pages that are being read or written."""
+LEAST_BUFFER_BYTES = 1 << 20
 SLOT_BYTES = 16
 MIN_ROWS = 256
 RUN_BYTES = 4 << 20
@@ -121,8 +122,8 @@ class TieredStorage:
         self._layout, self._folder = layout, folder
         dtype = np.dtype(storage_dtype(layout.row_format))
         row_bytes = layout.embedding_dim * dtype.itemsize + 4 * layout.optimizer.state_width
-        self._buffer_bytes = memory_bytes // BUFFER_SHARE
-        self.num_slots = (memory_bytes - self._buffer_bytes) // (row_bytes + SLOT_BYTES)
+        self._buffer_bytes = max(LEAST_BUFFER_BYTES, memory_bytes // BUFFER_SHARE)
+        self.num_slots = (memory_bytes - memory_bytes // BUFFER_SHARE) // (row_bytes + SLOT_BYTES)
         if self.num_slots < MIN_ROWS:
             least = MIN_ROWS * (row_bytes + SLOT_BYTES) * BUFFER_SHARE // (BUFFER_SHARE - 1)
             raise ConfigError(
@@ -144,7 +145,8 @@ class TieredStorage:
         self._file = PageFile(folder, row_bytes, segment_pages=segment_pages)
         n = self._file.per_page
         self._run_rows = max(1, min(self.num_slots // RUNS, RUN_BYTES // self._file.page_bytes * n) // n) * n
-        self._part_rows = self.num_slots // 4  # a call is made in parts that are sure to fit
+        # A call is made in parts whose rows are sure to fit, and whose pages fit into the buffers.
+        self._part_rows = max(1, min(self.num_slots // 4, self._buffer_bytes // self._file.page_bytes))
         self._num_filled = 1  # slots that were ever used; slot 0 is the zero row
         self._freed: list[Int64s] = []
         self._num_free = self.num_slots - 1
@@ -366,7 +368,7 @@ class TieredStorage:
         """Start to read rows from the file; returns False if they need not come and there is no room for them, or for
         their pages."""
         n = self._file.per_page
-        if not must and len(self._fetches) > 1:  # so that one is read while another is unpacked
+        if not must:
             pages = np.unique((-2 - self._where[rows].astype(np.int64)) // n)
             if self._bytes_in_flight() + len(pages) * self._file.page_bytes > self._buffer_bytes:
                 return False
