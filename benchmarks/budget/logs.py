@@ -56,6 +56,10 @@ class BudgetLog:
         """Number of rows."""
         return sum(len(batch) for batch in self.batches)
 
+    def first(self, num_batches: int) -> BudgetLog:
+        """The log up to a batch."""
+        return replace(self, batches=self.batches[:num_batches])
+
     def fresh(self) -> list[Batch]:
         """The batches without keys that an earlier pass has found."""
         return [replace(batch, unique_keys={}) for batch in self.batches]

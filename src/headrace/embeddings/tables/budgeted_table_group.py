@@ -91,6 +91,7 @@ class BudgetedTableGroup(TableGroup):
         self.changelog = ChangeLog()
         self.step = self.version = 0
         self._window_starts = [0]
+        self._initialize_own()
         assert self.num_bytes <= self.plan.budget_bytes, f"{self.num_bytes} bytes of {self.plan.budget_bytes}"
 
     @property
@@ -106,14 +107,14 @@ class BudgetedTableGroup(TableGroup):
 
     def read(self, keys: Keys) -> Any:
         """See `TableGroup.read`; ids without a row of their own read their shared row."""
-        rows = self.index.resolve(keys)
-        if not self.shared.num_rows:
+        rows, num_new = self.retention.index.find(keys, self.shared, self.metadata.records)
+        if num_new:
+            keys = self.shared.locate(keys, np.where(rows == NEW, 0, rows))
+        elif not self.shared.num_rows:
             missing = np.flatnonzero((rows == 0) & (keys.counts > 0))
             admitted = missing[self.retention.may_admit(keys.take(missing), rows[missing])]
             rows[admitted] = NEW
-        located = self.shared.locate(keys, rows)
-        rows[self.metadata.new_rows(np.maximum(rows, 0))] = NEW
-        return self.storage.gather(rows, located)
+        return self.storage.gather(rows, keys)
 
     def update(self, keys: Keys, gradients: Any, *, num_rows: int = 1, lr_factor: float = 1.0) -> None:
         """See `TableGroup.update`. Gradients of ids that share a row are summed, in the order of the keys."""
@@ -166,6 +167,7 @@ class BudgetedTableGroup(TableGroup):
         self.storage.set_columns(rows, state)
         self.metadata.set_columns(rows, state)
         self.retention.load(state, keys, rows[own])
+        self._initialize_own()
         self.changelog = ChangeLog.restored(saved.version, saved.cursors, saved.removed_from, state)
         self.step, self.version, self._window_starts = saved.step, saved.version, list(saved.window_starts)
 
@@ -184,6 +186,13 @@ class BudgetedTableGroup(TableGroup):
 
     def _header(self) -> TableGroupHeader:
         return replace(super()._header(), retention=f"{self.plan.budget_bytes} bytes, policy {self.policy}")
+
+    def _initialize_own(self) -> None:
+        """Write initial values into rows that have an id and were never updated, as those of a fixed set of ids."""
+        rows = self.retention.index.rows()
+        rows = rows[self.metadata.versions[rows] == 0]
+        tables, ids = self.index.owners(rows)
+        self.storage.initialize(rows, Keys(tables, ids, np.zeros(len(ids), dtype=np.int32)))
 
     def _start(self, rows: Int64s, keys: Keys, occurrences: Float32s) -> None:
         """Start rows [A] of newly admitted ids: from their shared rows, with optimizer state, or else from zero.
@@ -232,6 +241,7 @@ class BudgetedTableGroup(TableGroup):
         self._count(self.lost, keys.tables[gone])
         self.retention.release(rows[gone])
         self.metadata.clear(rows[gone])
+        self._initialize_own()
         self.changelog.record_removed(self.version, keys.tables[gone], keys.ids[gone])
         return len(gone)
 

@@ -13,6 +13,7 @@ import torch
 from headrace.compiling import kernel
 from headrace.embeddings.keys import Keys
 from headrace.embeddings.ops.hashing import mix64, multiply_shift, name_seeds
+from headrace.embeddings.storage.protocol import NEW
 
 __all__ = ["PLACE_BYTES", "SharedRows", "split_rows"]
 
@@ -25,6 +26,7 @@ Float32s = npt.NDArray[np.float32]
 Int64s = npt.NDArray[np.int64]
 Int32s = npt.NDArray[np.int32]
 Uint64s = npt.NDArray[np.uint64]
+Records = npt.NDArray[np.void]
 
 
 class SharedRows:
@@ -49,7 +51,7 @@ class SharedRows:
         self.sizes: Int64s = sizes
         self.first_rows: Int64s = ends - sizes
         self.num_rows = int(sizes.sum())
-        self._salts: Uint64s = name_seeds(seed, list(names), "shared")
+        self.salts: Uint64s = name_seeds(seed, list(names), "shared")
         self._places: Int32s = np.zeros(1 + self.num_rows, dtype=np.int32)  # scratch of `merge`
 
     @property
@@ -62,6 +64,11 @@ class SharedRows:
         tables = np.searchsorted(self.first_rows + self.sizes, rows, side="right")
         return (tables + len(self.sizes)).astype(np.int32), rows - self.first_rows[tables]
 
+    def find(self, keys: Keys, rows: Int64s, records: Records) -> int:
+        """Fill in the shared rows of keys [U] whose row is 0, `NEW` for those that were never updated; returns their
+        number."""
+        return _find(keys.tables, keys.ids, self.first_rows, self.sizes, self.salts, records, rows)
+
     def locate(self, keys: Keys, rows: Int64s) -> Keys:
         """Fill in the shared rows of keys [U] whose row is 0.
 
@@ -73,7 +80,7 @@ class SharedRows:
             The keys of the rows: for a shared row its own key, see the class; the counts are those of `keys`.
         """
         tables, ids = np.empty(len(rows), dtype=np.int32), np.empty(len(rows), dtype=np.int64)
-        _locate(keys.tables, keys.ids, self.first_rows, self.sizes, self._salts, rows, tables, ids)
+        _locate(keys.tables, keys.ids, self.first_rows, self.sizes, self.salts, rows, tables, ids)
         return Keys(tables, ids, keys.counts)
 
     def merge(self, keys: Keys, rows: Int64s, gradients: Any) -> tuple[Keys, Any]:
@@ -111,6 +118,29 @@ def split_rows(total: int, weights: Sequence[float]) -> Int64s:
     return rows
 
 
+@kernel()
+def shared_row(table: int, key: int, first_rows: Int64s, sizes: Int64s, salts: Uint64s) -> int:
+    """The shared row of an id; 0 if its table has none."""
+    if sizes[table] == 0:
+        return np.int64(0)  # type: ignore[return-value]
+    hashed = mix64(np.uint64(key) ^ salts[table])
+    return first_rows[table] + np.int64(multiply_shift(hashed, np.uint64(sizes[table])))  # type: ignore[no-any-return]
+
+
+@kernel()
+def _find(
+    tables: Int32s, ids: Int64s, first_rows: Int64s, sizes: Int64s, salts: Uint64s, records: Records, rows: Int64s
+) -> int:
+    num_new = 0
+    for u in range(len(ids)):
+        if rows[u] == 0:
+            rows[u] = shared_row(tables[u], ids[u], first_rows, sizes, salts)
+            if rows[u] != 0 and records[rows[u]].version == 0:
+                rows[u] = NEW
+                num_new += 1
+    return num_new
+
+
 @kernel(parallel=True)
 def _locate(
     tables: Int32s,
@@ -128,10 +158,9 @@ def _locate(
             table = tables[u]
             row_tables[u], row_ids[u] = table, ids[u]
             if rows[u] == 0 and sizes[table] > 0:
-                hashed = mix64(np.uint64(ids[u]) ^ salts[table])
-                row_ids[u] = np.int64(multiply_shift(hashed, np.uint64(sizes[table])))
+                rows[u] = shared_row(table, ids[u], first_rows, sizes, salts)
+                row_ids[u] = rows[u] - first_rows[table]
                 row_tables[u] = num_tables + table
-                rows[u] = first_rows[table] + row_ids[u]
 
 
 @kernel()

@@ -17,6 +17,8 @@ import numpy.typing as npt
 from headrace.compiling import kernel
 from headrace.embeddings.keys import Keys
 from headrace.embeddings.ops.hashing import mix64, multiply_shift
+from headrace.embeddings.storage.protocol import NEW
+from headrace.embeddings.tables.shared_rows import SharedRows, shared_row
 
 __all__ = ["ROW_BYTES", "BoundedIndex", "num_bytes_of"]
 
@@ -28,6 +30,8 @@ CHUNK = 512  # keys per task of a thread
 
 Int64s = npt.NDArray[np.int64]
 Int32s = npt.NDArray[np.int32]
+Uint64s = npt.NDArray[np.uint64]
+Records = npt.NDArray[np.void]
 
 
 class BoundedIndex:
@@ -70,6 +74,24 @@ class BoundedIndex:
         rows = np.empty(len(keys), dtype=np.int64)
         _resolve(keys.tables, keys.ids, self.slots, self.tables, self.ids, self.first_row, rows)
         return rows
+
+    def find(self, keys: Keys, shared: SharedRows, records: Records) -> tuple[Int64s, int]:
+        """See `RowIndexOfFixedSize.find`, in one pass."""
+        rows = np.empty(len(keys), dtype=np.int64)
+        num_new = _find(
+            keys.tables,
+            keys.ids,
+            self.slots,
+            self.tables,
+            self.ids,
+            self.first_row,
+            shared.first_rows,
+            shared.sizes,
+            shared.salts,
+            records,
+            rows,
+        )
+        return rows, num_new
 
     def allocate(self, keys: Keys) -> Int64s:
         """Give free rows to keys [U] that have none, lowest rows first, in the order of the keys.
@@ -144,6 +166,36 @@ def _resolve(
         for u in range(chunk * CHUNK, min((chunk + 1) * CHUNK, len(ids))):
             place = slots[_probe(slots, row_tables, row_ids, tables[u], ids[u])]
             rows[u] = first_row + place - 1 if place != 0 else 0
+
+
+@kernel(parallel=True)
+def _find(
+    tables: Int32s,
+    ids: Int64s,
+    slots: Int32s,
+    row_tables: Int32s,
+    row_ids: Int64s,
+    first_row: int,
+    shared_firsts: Int64s,
+    shared_sizes: Int64s,
+    shared_salts: Uint64s,
+    records: Records,
+    rows: Int64s,
+) -> int:
+    num_new = 0
+    for chunk in numba.prange((len(ids) + CHUNK - 1) // CHUNK):
+        num_here = 0
+        for u in range(chunk * CHUNK, min((chunk + 1) * CHUNK, len(ids))):
+            place = slots[_probe(slots, row_tables, row_ids, tables[u], ids[u])]
+            if place != 0:
+                rows[u] = first_row + place - 1
+            else:
+                rows[u] = shared_row(tables[u], ids[u], shared_firsts, shared_sizes, shared_salts)
+                if rows[u] != 0 and records[rows[u]].version == 0:
+                    rows[u] = NEW
+                    num_here += 1
+        num_new += num_here
+    return num_new
 
 
 @kernel()

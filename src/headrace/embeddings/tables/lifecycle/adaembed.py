@@ -28,6 +28,7 @@ from headrace.embeddings.storage.protocol import MakeStorage
 from headrace.embeddings.tables.budgeted_table_group import BudgetedTableGroup
 from headrace.embeddings.tables.lifecycle.row_retention import NO_SWAPS, Swaps
 from headrace.embeddings.tables.row_plan import RowPlan
+from headrace.embeddings.tables.shared_rows import SharedRows
 from headrace.embeddings.tables.table_group import TableGroup
 
 __all__ = ["AdaEmbedConfig", "AdaEmbedRetention", "VirtualIndex"]
@@ -111,6 +112,11 @@ class VirtualIndex:
     def resolve(self, keys: Keys) -> Int64s:
         """Rows int64 [U] of keys; 0 for pruned ones."""
         return self.addresses[self.places(keys)]
+
+    def find(self, keys: Keys, shared: SharedRows, records: npt.NDArray[np.void]) -> tuple[Int64s, int]:
+        """See `RowIndexOfFixedSize.find`."""
+        rows = self.resolve(keys)
+        return rows, shared.find(keys, rows, records)
 
     def owners(self, rows: Int64s) -> tuple[Int32s, Int64s]:
         """The (table, virtual row) of rows [R]; looks at all addresses."""

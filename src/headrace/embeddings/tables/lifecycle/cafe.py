@@ -33,6 +33,7 @@ from headrace.embeddings.tables.budgeted_table_group import BudgetedTableGroup
 from headrace.embeddings.tables.lifecycle.importance import exact_ids
 from headrace.embeddings.tables.lifecycle.row_retention import NO_SWAPS, Swaps
 from headrace.embeddings.tables.row_plan import RowPlan
+from headrace.embeddings.tables.shared_rows import SharedRows
 from headrace.embeddings.tables.table_group import TableGroup
 
 __all__ = ["CafeConfig", "CafeRetention"]
@@ -134,6 +135,11 @@ class CafeSketch:
         rows = np.empty(len(keys), dtype=np.int64)
         _resolve(keys.tables, keys.ids, self.hot_tags, self.hot_places, self.tables, self.ids, self.first_row, rows)
         return rows
+
+    def find(self, keys: Keys, shared: SharedRows, records: npt.NDArray[np.void]) -> tuple[Int64s, int]:
+        """See `RowIndexOfFixedSize.find`."""
+        rows = self.resolve(keys)
+        return rows, shared.find(keys, rows, records)
 
     def owners(self, rows: Int64s) -> tuple[Int32s, Int64s]:
         """The (table, id) of rows [R]."""

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from headrace.embeddings.keys import Keys
+from headrace.embeddings.tables.shared_rows import SharedRows
 
 __all__ = ["NO_SWAPS", "RowRetention", "Swaps"]
 
@@ -58,6 +59,13 @@ class RowIndexOfFixedSize(Protocol):
 
     def resolve(self, keys: Keys) -> Int64s:
         """Rows int64 [U] of keys; 0 for keys without a row."""
+
+    def find(self, keys: Keys, shared: SharedRows, records: npt.NDArray[np.void]) -> tuple[Int64s, int]:
+        """Rows int64 [U] that keys read: their own, or shared ones; `NEW` for shared rows that were never updated.
+
+        Returns:
+            The rows, and how many are `NEW`.
+        """
 
     def owners(self, rows: Int64s) -> tuple[Int32s, Int64s]:
         """The (table, id) of rows [R]."""
