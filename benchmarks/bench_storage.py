@@ -144,11 +144,13 @@ def tables(arms: list[str], traces: dict[str, Any], folder: Path, root: Path) ->
                 process.join()
                 print(f"{arm}: ended with {process.exitcode} while it was filled", file=sys.stderr, flush=True)
                 del running[arm]
-        yield running
-        for ours, process, _ in running.values():
-            with contextlib.suppress(OSError):
-                ours.send(("end", "", 0.0))
-            process.join()
+        try:
+            yield running
+        finally:
+            for ours, process, _ in running.values():
+                with contextlib.suppress(OSError):
+                    ours.send(("end", "", 0.0))
+                process.join()
 
 
 def installed(arm: str) -> bool:
