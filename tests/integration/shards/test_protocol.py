@@ -62,6 +62,59 @@ def test_a_broken_connection_is_mended_and_nothing_is_counted_twice(
         assert status["table_groups"]["t"]["updates"] == 4
 
 
+def test_a_closed_connection_stays_closed_whatever_is_asked_meanwhile(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stream that nobody closes would keep its shard from ending."""
+    from headrace.embeddings.shards import client as shard_client
+
+    ask, close, streams = shard_client._Stream.ask, shard_client._Stream.close, []
+    group = ShardGroup([serve()], GROUPS)
+    client, store = group._clients[0], group.store("t")
+
+    def close_before_the_answer_is_used(self: shard_client._Stream, *arguments: object) -> object:
+        answer = ask(self, *arguments)  # type: ignore[arg-type]
+        streams.append(self)
+        client.close()
+        return answer
+
+    def count(self: shard_client._Stream) -> None:
+        streams.remove(self)
+        close(self)
+
+    with monkeypatch.context() as broken:
+        broken.setattr(shard_client._Stream, "ask", close_before_the_answer_is_used)
+        broken.setattr(shard_client._Stream, "close", count)
+        read(store, all_keys())
+        assert streams == []
+        with pytest.raises(ShardLost, match=r"shard 0 \(127\.0\.0\.1:\d+\): given up"):
+            read(store, all_keys())
+    with pytest.raises(ShardLost, match="given up"):
+        group.status()
+    group.close()
+
+
+def test_a_request_that_begins_while_its_connection_closes_is_given_up(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from headrace.embeddings.shards import client as shard_client
+    from headrace.embeddings.shards import served_table_group
+
+    release, add = threading.Event(), shard_client._Watch.add
+    monkeypatch.setattr(served_table_group.ServedTableGroup, "read", lambda *_, **__: release.wait())
+    group = ShardGroup([serve()], GROUPS)
+
+    def close_first(self: shard_client._Watch, *arguments: object) -> int:
+        group._clients[0].close()
+        return add(self, *arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(shard_client._Watch, "add", close_first)
+    with pytest.raises(ShardLost, match="given up"):
+        read(group.store("t"), all_keys())
+    release.set()
+    group.close()
+
+
 def test_a_silent_shard_is_reported_with_its_name(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     from headrace.embeddings.shards import served_table_group
 

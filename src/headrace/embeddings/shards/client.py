@@ -94,6 +94,7 @@ class ShardClient:
         headers = [] if security.token is None else [(b"authorization", f"Bearer {security.token}".encode())]
         self._headers = headers
         self._lock = threading.Lock()
+        self._is_closed = False
         self._client: Any = None
         self._idle: dict[StreamHeader, list[_Stream]] = {}
         self._watch = _Watch()
@@ -139,7 +140,9 @@ class ShardClient:
                 raise self._named(error) from error
 
     def close(self) -> None:
-        """Close all streams; pending requests fail with `ShardLost`."""
+        """Close all streams; pending and later requests fail with `ShardLost`."""
+        with self._lock:
+            self._is_closed = True
         self._watch.close()
         with self._lock:
             idle, self._idle = self._idle, {}
@@ -169,11 +172,17 @@ class ShardClient:
         finally:
             self._watch.remove(mark)
         with self._lock:
-            self._idle.setdefault(header, []).append(stream)
+            is_kept = not self._is_closed
+            if is_kept:
+                self._idle.setdefault(header, []).append(stream)
+        if not is_kept:
+            stream.close()
         return answer
 
     def _connection(self) -> Any:
         with self._lock:
+            if self._is_closed:
+                raise ShardLost(f"{self.name}: given up")
             if self._client is None:
                 self._client = fl.connect(self._location, tls_root_certs=self._authority)
             return self._client
@@ -220,8 +229,9 @@ class _Watch:
         self.is_closed = False
 
     def add(self, deadline: float, call: Callable[[], None]) -> int:
-        """Call a function at a time of the monotonic clock, unless it is removed before."""
+        """Call a function at a time of the monotonic clock, or now if closed, unless it is removed before."""
         with self._changed:
+            is_closed = self.is_closed
             self._next += 1
             self._marks[self._next] = deadline, call
             if self._thread is None and not self.is_closed:
@@ -229,7 +239,10 @@ class _Watch:
                 self._thread.start()
             elif len(self._marks) == 1:
                 self._changed.notify()
-            return self._next
+            mark = self._next
+        if is_closed:
+            call()
+        return mark
 
     def remove(self, mark: int) -> None:
         """Remove a function, because its request is done."""
