@@ -17,7 +17,7 @@ demo: $(VENV)/.kernels
 # Types are checked while kernels compile, as neither keeps two cores busy to its end.
 test: $(VENV)/.installed-test
 	$(MAKE) --jobs=2 $(VENV)/.kernels lint types
-	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder --durations=10
+	$(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder --durations=10
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .
