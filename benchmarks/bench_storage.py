@@ -200,6 +200,11 @@ def measure(
                 if cgroup is not None:
                     case = f"{num_rows:,} rows"
                     report.add(case, arm, "processes killed", "", [cgroup.num_killed()])
+                    if arm == TIERED:
+                        killed = cgroup.num_killed()
+                        report.notes.setdefault("goals", []).append(
+                            goal(f"{case}: processes killed", "0", killed, met=not killed)
+                        )
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -212,13 +217,29 @@ def _add(
         if rates:
             report.add(case, arm, RATE, "1/s", rates)
     report.add(case, PROBE, "random reads of 4 KiB", "1/s", probed)
+    if not samples.get(TIERED):
+        report.notes[case] = f"{TIERED} made no step: its process has ended"
+        return
     report.add(case, TIERED, READ, "rows", read)
     report.add(case, TIERED, NEEDED, "", least)
     report.compare(case, TIERED, RATE)
     reached = report.median(case, TIERED, RATE)
     reads = report.median(case, PROBE, "random reads of 4 KiB") / max(1e-9, report.median(case, TIERED, READ))
     memory = report.median(case, MEMORY, RATE)
-    report.limit(case, "the slower of memory and the disk", min(memory, reads), "1/s", reached=reached)
+    limit = min(memory, reads)
+    report.limit(case, "the slower of memory and the disk", limit, "1/s", reached=reached)
+    rows_read = report.median(case, TIERED, NEEDED)
+    goals = report.notes.setdefault("goals", [])
+    goals.append(goal(f"{case}: rows read over the least", "at most 1.05", rows_read, met=rows_read <= 1.05))
+    goals.append(goal(f"{case}: share of the limit", "0.8", reached / limit, met=reached >= 0.8 * limit))
+    for arm in [arm for arm, rates in samples.items() if rates and arm not in (TIERED, MEMORY)]:
+        wanted, ratio = 3 if arm == "mapped" else 5, reached / report.median(case, arm, RATE)
+        goals.append(goal(f"{case}: over {arm}", f"{wanted}x", ratio, met=ratio >= wanted))
+
+
+def goal(what: str, wanted: str, reached: float, *, met: bool) -> dict[str, Any]:
+    """A row of the table of goals."""
+    return {"what": what, "wanted": wanted, "reached": f"{reached:.2f}", "met": met}
 
 
 def main() -> None:
