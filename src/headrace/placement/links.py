@@ -19,7 +19,8 @@ between two processes of one machine, where reading a row took 0.4 us, and faste
 
 EXCHANGING_S = 1.0e-6
 """The same for the planning of another trainer's rows, and for waiting for it. Measured with two trainers on the same
-sample: keeping rows was slower at 1 Gb/s, where reading a row took 0.69 us, and faster at 0.3 Gb/s, where it took 1.86."""
+sample: keeping rows was slower at 1 Gb/s, where reading a row took 0.69 us, and faster at 0.3 Gb/s, where it took
+1.86."""
 
 READ_ROWS, READ_BYTES, NUM_READS = 8192, 1 << 20, 4
 """Rows of a measured read, so many that its fixed costs hardly count, but at most so many bytes; and the number of
