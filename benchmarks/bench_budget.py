@@ -161,7 +161,6 @@ def speed(report: harness.Report, log: BudgetLog, sizes: list[float], counts: Pa
 
 def goals(report: harness.Report, logs: list[str], sizes: list[float]) -> None:
     """What was to be reached, and what was."""
-    found = report.notes.setdefault("goals", [])
     rivals = [arm for arm in ARMS if arm not in (OURS, OURS_AT_ONCE)]
     for log in logs:
         best = 0
@@ -169,18 +168,14 @@ def goals(report: harness.Report, logs: list[str], sizes: list[float]) -> None:
             case = case_of(log, size)
             arms = {row.arm: row.median for row in report.rows if (row.case, row.metric) == (case, "log loss")}
             best += all(arms[OURS] <= arms[arm] for arm in rivals if arm in arms)
-        found.append(goal(f"{log}: sizes with the lowest log loss", f">= 4 of {len(sizes)}", best, best >= 4))
+        report.goal(f"{log}: sizes with the lowest log loss", f">= 4 of {len(sizes)}", f"{best}", met=best >= 4)
         small = [size for size in sizes if size >= SMALLER]
         if small:
             case = case_of(log, min(small))
             of_full = {row.metric: row.median for row in report.rows if (row.case, row.arm) == (case, FULL)}
             above, noise = -of_full["mean log loss above importance"], of_full.get("95 % interval, plus or minus", 0.0)
-            found.append(goal(f"{case}: log loss above full tables", f"<= noise {noise:.5f}", above, above <= noise))
-
-
-def goal(what: str, wanted: str, reached: float, met: bool) -> dict[str, Any]:
-    """A goal, as the README shows it."""
-    return {"what": what, "wanted": wanted, "reached": f"{reached:.5g}", "met": bool(met)}
+            wanted = f"<= noise {noise:.5f}"
+            report.goal(f"{case}: log loss above full tables", wanted, f"{above:.5g}", met=above <= noise)
 
 
 def main(options: argparse.Namespace) -> None:

@@ -99,14 +99,8 @@ def report_case(report: harness.Report, case: str, samples: dict[str, list[dict[
     report.compare(case, "lookahead", "step", against=["none"], lower_is_better=True)
     step_s = {arm: statistics.median(run["step_s"] for run in runs) for arm, runs in samples.items()}
     over_auto = min(step_s["none"], step_s["lookahead"]) / step_s["auto"]
-    report.notes.setdefault("goals", []).append(
-        {
-            "what": f"{case}: best policy over auto",
-            "wanted": f"{GOAL_NEVER_BELOW:g}",
-            "reached": f"{over_auto:.2f}",
-            "met": over_auto >= GOAL_NEVER_BELOW,
-        }
-    )
+    wanted = f"{GOAL_NEVER_BELOW:g}"
+    report.goal(f"{case}: best policy over auto", wanted, f"{over_auto:.2f}", met=over_auto >= GOAL_NEVER_BELOW)
     report.notes[case] = {"auto": samples["auto"][0]["choice"]}
     runs = samples["lookahead"]
     plain = [run["moved"]["num_plain_bytes"] / run["steps"] / 1e6 for run in runs]

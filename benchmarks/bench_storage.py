@@ -202,9 +202,7 @@ def measure(
                     report.add(case, arm, "processes killed", "", [cgroup.num_killed()])
                     if arm == TIERED:
                         killed = cgroup.num_killed()
-                        report.notes.setdefault("goals", []).append(
-                            goal(f"{case}: processes killed", "0", killed, met=not killed)
-                        )
+                        report.goal(f"{case}: processes killed", "0", f"{killed:.2f}", met=not killed)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -229,17 +227,11 @@ def _add(
     limit = min(memory, reads)
     report.limit(case, "the slower of memory and the disk", limit, "1/s", reached=reached)
     rows_read = report.median(case, TIERED, NEEDED)
-    goals = report.notes.setdefault("goals", [])
-    goals.append(goal(f"{case}: rows read over the least", "at most 1.05", rows_read, met=rows_read <= 1.05))
-    goals.append(goal(f"{case}: share of the limit", "0.8", reached / limit, met=reached >= 0.8 * limit))
+    report.goal(f"{case}: rows read over the least", "at most 1.05", f"{rows_read:.2f}", met=rows_read <= 1.05)
+    report.goal(f"{case}: share of the limit", "0.8", f"{reached / limit:.2f}", met=reached >= 0.8 * limit)
     for arm in [arm for arm, rates in samples.items() if rates and arm not in (TIERED, MEMORY)]:
         wanted, ratio = 3 if arm == "mapped" else 5, reached / report.median(case, arm, RATE)
-        goals.append(goal(f"{case}: over {arm}", f"{wanted}x", ratio, met=ratio >= wanted))
-
-
-def goal(what: str, wanted: str, reached: float, *, met: bool) -> dict[str, Any]:
-    """A row of the table of goals."""
-    return {"what": what, "wanted": wanted, "reached": f"{reached:.2f}", "met": met}
+        report.goal(f"{case}: over {arm}", f"{wanted}x", f"{ratio:.2f}", met=ratio >= wanted)
 
 
 def main() -> None:

@@ -97,6 +97,12 @@ class Report:
         """Return the median of an arm that was added before."""
         return next(r.median for r in self.rows if (r.case, r.arm, r.metric) == (case, arm, metric))
 
+    def goal(self, what: str, wanted: str, reached: str, *, met: bool) -> None:
+        """Add a row to the table of goals."""
+        self.notes.setdefault("goals", []).append(
+            {"what": what, "wanted": wanted, "reached": reached, "met": bool(met)}
+        )
+
     def compare(
         self, case: str, ours: str, metric: str, *, against: Sequence[str] | None = None, lower_is_better: bool = False
     ) -> None:

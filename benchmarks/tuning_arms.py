@@ -11,8 +11,6 @@ import traceback
 from collections.abc import Callable, Hashable, Mapping
 from typing import Any, Literal, TypeVar
 
-import harness
-
 from headrace.registry import TUNERS
 from headrace.simulation import LATENCY_SPLIT, Distribution, Drift, PipelineSpec, StageSpec, published_pipeline
 from headrace.tuning.episodes import latency_split
@@ -23,7 +21,6 @@ __all__ = [
     "BASELINES",
     "OURS",
     "RESTART_SHARE",
-    "add_goal",
     "fork_all",
     "hard_cases",
     "intune_arms",
@@ -115,11 +112,6 @@ def hard_cases(seconds: float, schedule_s: float) -> dict[str, PipelineSpec]:
         "drift in mid-run": published_pipeline(seconds, map={"drift": Drift(factor=2.5, start_s=middle, end_s=middle)}),
         "blocking reads": published_pipeline(seconds, load={"io_s": 2.0 * seconds}),
     }
-
-
-def add_goal(report: harness.Report, what: str, wanted: str, reached: str, *, met: bool) -> None:
-    """Add a goal to the report's table of goals."""
-    report.notes.setdefault("goals", []).append({"what": what, "wanted": wanted, "reached": reached, "met": met})
 
 
 def fork_all(arms: Mapping[K, Callable[[], Any]], *, at_once: int, timeout_s: float = 600.0) -> dict[K, Any]:

@@ -14,7 +14,6 @@ from dataclasses import replace
 from typing import Any
 
 import harness
-import tuning_arms as arms
 
 from headrace.pipeline import PipelineCounters
 from headrace.simulation import Machine, PipelineSimulator, PipelineSpec, StageSpec, calibrate, published_pipeline
@@ -52,8 +51,7 @@ def run(report: harness.Report, quick: bool) -> None:
         report.add(f"calibration: {case}", "engine", METRIC, "1/s", measured)
         errors.append(abs(statistics.median(p / m for p, m in found) - 1.0))
     worst = max(errors)
-    arms.add_goal(
-        report,
+    report.goal(
         "rates predicted from a recorded run are those of the engine",
         f"within {GOAL_ERROR:.0%}",
         f"{worst:.1%}",
@@ -62,9 +60,7 @@ def run(report: harness.Report, quick: bool) -> None:
     ratios = [tuner_cpu_ratio(4.0) for _ in range(rounds)]
     report.add("tuner", "auto", "CPU", "%", [100 * ratio for ratio in ratios])
     ratio = statistics.median(ratios)
-    arms.add_goal(
-        report, "CPU of a running tuner", f"below {GOAL_CPU_RATIO:.0%}", f"{ratio:.2%}", met=ratio < GOAL_CPU_RATIO
-    )
+    report.goal("CPU of a running tuner", f"below {GOAL_CPU_RATIO:.0%}", f"{ratio:.2%}", met=ratio < GOAL_CPU_RATIO)
 
 
 def predicted_and_measured(spec: PipelineSpec, workers: list[int], cpus: int) -> tuple[float, float]:

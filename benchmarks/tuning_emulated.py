@@ -155,8 +155,8 @@ def add_limit(report: harness.Report, case: str, spec: PipelineSpec, oracle: Seq
 def add_goals(report: harness.Report, case: str) -> None:
     """Add the goals of `auto`: its share of the oracle, and its recovery after a resize."""
     share, worst = (report.median(case, arms.OURS, metric) for metric in (SHARE, WORST_95))
-    arms.add_goal(report, f"{case}: share of the oracle", "0.97", f"{share:.3f}", met=share >= 0.97)
-    arms.add_goal(report, f"{case}: at 95 % of the oracle after a resize", "5 s", f"{worst:.1f} s", met=worst <= 5)
+    report.goal(f"{case}: share of the oracle", "0.97", f"{share:.3f}", met=share >= 0.97)
+    report.goal(f"{case}: at 95 % of the oracle after a resize", "5 s", f"{worst:.1f} s", met=worst <= 5)
 
 
 def measure_published(report: harness.Report) -> None:
@@ -184,7 +184,7 @@ def add_learner_goals(report: harness.Report, case: str) -> None:
     learnt = report.median(case, "intune", SHARE)
     for other in ("even", "autotune"):
         value = learnt / report.median(case, other, SHARE)
-        arms.add_goal(report, f"{case}: intune over {other}", "> 1x", f"{value:.2f}x", met=value > 1)
+        report.goal(f"{case}: intune over {other}", "> 1x", f"{value:.2f}x", met=value > 1)
 
 
 def precompute_oracle(spec: PipelineSpec, schedule: Schedule) -> None:

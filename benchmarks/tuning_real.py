@@ -28,7 +28,6 @@ import harness
 import psutil
 import tuning_loaders as loaders
 import tuning_work as work
-from tuning_arms import add_goal
 from tuning_cgroups import Cgroup, controller
 
 __all__ = ["run"]
@@ -102,9 +101,9 @@ def measure(
     nearest = min((ratio for ratio in report.ratios if ratio.case == case), key=lambda ratio: ratio.value)
     what = f"{case}: times the best peer ({nearest.against})"
     wanted = SHORT_SHARE if nearest.against == STATIC else 1.0
-    add_goal(report, what, f"{wanted:g}x", f"{nearest.value:.2f}x", met=nearest.value >= wanted)
+    report.goal(what, f"{wanted:g}x", f"{nearest.value:.2f}x", met=nearest.value >= wanted)
     highest = max(tuner_cpu)
-    add_goal(report, f"{case}: CPU of the tuner", "1 % of a core", f"{highest:.2f} %", met=highest < 1)
+    report.goal(f"{case}: CPU of the tuner", "1 % of a core", f"{highest:.2f} %", met=highest < 1)
     bound = cpu_bound(folder, cpus)
     reached = report.median(case, OURS, "batches trained")
     report.limit(case, "CPU time of stages and trainer, no loader at all", bound, "1/s", reached=reached)

@@ -115,12 +115,12 @@ def add(report: harness.Report, case: str, spec: PipelineSpec, phase_s: float, t
 def add_goals(report: harness.Report, case: str) -> None:
     """Add the goals: `auto` near the oracle and soon after each resize; InTune's agent ahead of simpler policies."""
     share, worst = (report.median(case, arms.OURS, metric) for metric in (SHARE, WORST_95))
-    arms.add_goal(report, f"{case}: share of the oracle", "0.97", f"{share:.3f}", met=share >= 0.97)
-    arms.add_goal(report, f"{case}: at 95 % of the oracle after a resize", "5 s", f"{worst:.1f} s", met=worst <= 5)
+    report.goal(f"{case}: share of the oracle", "0.97", f"{share:.3f}", met=share >= 0.97)
+    report.goal(f"{case}: at 95 % of the oracle after a resize", "5 s", f"{worst:.1f} s", met=worst <= 5)
     learnt = report.median(case, "intune", SHARE)
     for other in ("even", "autotune"):
         value = learnt / report.median(case, other, SHARE)
-        arms.add_goal(report, f"{case}: intune over {other}", "> 1x", f"{value:.2f}x", met=value > 1)
+        report.goal(f"{case}: intune over {other}", "> 1x", f"{value:.2f}x", met=value > 1)
 
 
 def run_memory(report: harness.Report, quick: bool) -> None:
