@@ -26,7 +26,7 @@ from headrace.embeddings.config import TableConfig
 from headrace.embeddings.keys import Keys
 from headrace.embeddings.storage.protocol import MakeStorage
 from headrace.embeddings.tables.budgeted_table_group import BudgetedTableGroup
-from headrace.embeddings.tables.lifecycle.row_retention import NO_SWAPS, Swaps
+from headrace.embeddings.tables.lifecycle.row_retention import NO_SWAPS, Swaps, bounded_ids
 from headrace.embeddings.tables.row_plan import RowPlan
 from headrace.embeddings.tables.shared_rows import SharedRows
 from headrace.embeddings.tables.table_group import TableGroup
@@ -56,12 +56,7 @@ class AdaEmbedConfig(RetentionConfig):
 
     def keyed(self, tables: Sequence[TableConfig], budget_bytes: int) -> tuple[TableConfig, ...]:
         """See `RetentionConfig.keyed`: ids become virtual rows."""
-        return tuple(
-            table
-            if table.kind == "direct"
-            else table.model_copy(update={"kind": "hashed", "init_scale": table.scale, "evict_after": None})
-            for table in tables
-        )
+        return bounded_ids(tables)
 
     def build(
         self, tables: Sequence[TableConfig], budget_bytes: int, *, seed: int, make_storage: MakeStorage

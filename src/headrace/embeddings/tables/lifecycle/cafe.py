@@ -30,8 +30,7 @@ from headrace.embeddings.keys import Keys
 from headrace.embeddings.ops.hashing import mix64, multiply_shift
 from headrace.embeddings.storage.protocol import MakeStorage
 from headrace.embeddings.tables.budgeted_table_group import BudgetedTableGroup
-from headrace.embeddings.tables.lifecycle.importance import exact_ids
-from headrace.embeddings.tables.lifecycle.row_retention import NO_SWAPS, Swaps
+from headrace.embeddings.tables.lifecycle.row_retention import NO_SWAPS, Swaps, exact_ids
 from headrace.embeddings.tables.row_plan import RowPlan
 from headrace.embeddings.tables.shared_rows import SharedRows
 from headrace.embeddings.tables.table_group import TableGroup

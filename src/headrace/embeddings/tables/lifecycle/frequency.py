@@ -20,8 +20,7 @@ from headrace.embeddings.keys import Keys
 from headrace.embeddings.storage.protocol import MakeStorage
 from headrace.embeddings.tables.budgeted_table_group import BudgetedTableGroup
 from headrace.embeddings.tables.index.bounded_index import BoundedIndex
-from headrace.embeddings.tables.lifecycle.importance import exact_ids
-from headrace.embeddings.tables.lifecycle.row_retention import NO_SWAPS, Swaps
+from headrace.embeddings.tables.lifecycle.row_retention import NO_SWAPS, Swaps, exact_ids
 from headrace.embeddings.tables.row_plan import RowPlan
 from headrace.embeddings.tables.table_group import TableGroup
 from headrace.errors import ConfigError

@@ -38,11 +38,11 @@ from headrace.embeddings.ops.hashing import mix64, multiply_shift, unit_float
 from headrace.embeddings.storage.protocol import MakeStorage
 from headrace.embeddings.tables.budgeted_table_group import BudgetedTableGroup
 from headrace.embeddings.tables.index.bounded_index import BoundedIndex
-from headrace.embeddings.tables.lifecycle.row_retention import NO_SWAPS, Swaps
+from headrace.embeddings.tables.lifecycle.row_retention import NO_SWAPS, Swaps, exact_ids
 from headrace.embeddings.tables.row_plan import RowPlan
 from headrace.embeddings.tables.table_group import TableGroup
 
-__all__ = ["ImportanceConfig", "ImportanceRetention", "exact_ids"]
+__all__ = ["ImportanceConfig", "ImportanceRetention"]
 
 SLOTS = 8
 """Slots of a bucket; their tags are half a cache line."""
@@ -103,16 +103,6 @@ class ImportanceConfig(RetentionConfig):
             return ImportanceRetention(self, len(tables), plan.num_rows, num_candidates, first_row=first_row, seed=seed)
 
         return BudgetedTableGroup(tables, plan, make_retention, policy=self.kind, seed=seed, make_storage=make_storage)
-
-
-def exact_ids(tables: Sequence[TableConfig]) -> tuple[TableConfig, ...]:
-    """The tables with keys that are ids; those of hashed tables are not hashed."""
-    return tuple(
-        table.model_copy(update={"kind": "collisionless", "init_scale": table.scale})
-        if table.kind == "hashed"
-        else table
-        for table in tables
-    )
 
 
 class ImportanceRetention:

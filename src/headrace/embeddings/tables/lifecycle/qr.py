@@ -22,6 +22,7 @@ from headrace.embeddings.config import TableConfig
 from headrace.embeddings.keys import Keys
 from headrace.embeddings.storage.protocol import MakeStorage
 from headrace.embeddings.tables.lifecycle.hash import INDEX_BYTES
+from headrace.embeddings.tables.lifecycle.row_retention import bounded_ids
 from headrace.embeddings.tables.row_plan import bytes_per_row
 from headrace.embeddings.tables.shared_rows import split_rows
 from headrace.embeddings.tables.state import TableGroupHeader
@@ -42,12 +43,7 @@ class QRConfig(RetentionConfig):
 
     def keyed(self, tables: Sequence[TableConfig], budget_bytes: int) -> tuple[TableConfig, ...]:
         """See `RetentionConfig.keyed`: ids are numbers below `num_embeddings`."""
-        return tuple(
-            table
-            if table.kind == "direct"
-            else table.model_copy(update={"kind": "hashed", "init_scale": table.scale, "evict_after": None})
-            for table in tables
-        )
+        return bounded_ids(tables)
 
     def build(
         self, tables: Sequence[TableConfig], budget_bytes: int, *, seed: int, make_storage: MakeStorage

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from headrace.embeddings.config import TableConfig
 from headrace.embeddings.keys import Keys
 from headrace.embeddings.tables.shared_rows import SharedRows
 
-__all__ = ["NO_SWAPS", "RowRetention", "Swaps"]
+__all__ = ["NO_SWAPS", "RowRetention", "Swaps", "bounded_ids", "exact_ids"]
 
 Int64s = npt.NDArray[np.int64]
 Int32s = npt.NDArray[np.int32]
@@ -130,3 +131,23 @@ class RowRetention(Protocol):
             keys: The ids that have rows and were updated.
             rows: int64 [R], their rows.
         """
+
+
+def exact_ids(tables: Sequence[TableConfig]) -> tuple[TableConfig, ...]:
+    """The tables with keys that are ids; those of hashed tables are not hashed."""
+    return tuple(
+        table.model_copy(update={"kind": "collisionless", "init_scale": table.scale})
+        if table.kind == "hashed"
+        else table
+        for table in tables
+    )
+
+
+def bounded_ids(tables: Sequence[TableConfig]) -> tuple[TableConfig, ...]:
+    """The tables with keys that are numbers below `num_embeddings`; ids of all but direct tables are hashed."""
+    return tuple(
+        table
+        if table.kind == "direct"
+        else table.model_copy(update={"kind": "hashed", "init_scale": table.scale, "evict_after": None})
+        for table in tables
+    )
