@@ -177,8 +177,6 @@ class EmbeddingsConfig(Config):
                 raise ValueError(f"retention: given {self.retention.kind} without a budget, expected `budget` as well")
             return self
         parse_budget(self.budget, 1 << 40, where="budget")
-        if self.storage.kind != "memory":
-            raise ValueError(f"storage.kind: given {self.storage.kind} with a budget of bytes, expected memory")
         for name, table in {"default": self.default, **self.tables}.items():
             if table.admission_count > 1:
                 raise ValueError(

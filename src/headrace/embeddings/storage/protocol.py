@@ -112,7 +112,7 @@ class RowStorage(Protocol):
         """Device of gathered rows and of gradients; None for NumPy arrays in host memory."""
 
     def gather(self, rows: Int64s, keys: Keys) -> Any:
-        """A copy of rows [U], float32 [U, D]; the initial value of the key where a row is `NEW`."""
+        """A copy of rows [U], float32 [U, D], which need not be unique; the initial value of the key for `NEW`."""
 
     def initialize(self, rows: Int64s, keys: Keys) -> None:
         """Write initial values and initial optimizer state of keys [U] into rows [U]."""

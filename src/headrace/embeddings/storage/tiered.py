@@ -330,6 +330,7 @@ class TieredStorage:
         due = np.maximum(self._due[here], self._clock + 1)
         missing = rows[slots < -1]
         if len(missing):
+            missing = np.unique(missing)  # ids may share a row
             self._due[here] = HELD
             self._num_late_rows += len(missing)
             self._fetch(missing, due=self._clock + 1, must=True)
@@ -346,6 +347,8 @@ class TieredStorage:
     def _take_slots(self, rows: Int64s) -> Int64s:
         """Slots for up to `_part_rows` rows whose values are going to be written."""
         found = self._find(rows)
+        if self._pending[found[found > 0]].any():
+            self._finish_fetches(wait=True)  # what a row was before must not arrive later
         self._forget(rows, found)
         self._due[found[found > 0]] = HELD
         new = rows[found <= 0]

@@ -19,8 +19,8 @@ from headrace.embeddings.storage.protocol import NEW, MakeStorage, RowStorage
 from headrace.embeddings.tables.key_states import KeyStates
 from headrace.embeddings.tables.lifecycle.policies import IdHistory
 from headrace.embeddings.tables.lifecycle.row_retention import RowRetention, Swaps
-from headrace.embeddings.tables.metadata import RowMetadata
-from headrace.embeddings.tables.row_plan import RowPlan
+from headrace.embeddings.tables.metadata import RECORD, RowMetadata
+from headrace.embeddings.tables.row_plan import RowPlan, bytes_per_row
 from headrace.embeddings.tables.shared_rows import SharedRows
 from headrace.embeddings.tables.state import Columns, TableGroupHeader, upgraded
 from headrace.embeddings.tables.table_group import TableGroup
@@ -73,6 +73,7 @@ class BudgetedTableGroup(TableGroup):
         self.policy = policy
         self.num_tables = len(tables)
         self._make_retention = make_retention
+        self._row_bytes = bytes_per_row(tables) - RECORD.itemsize
         super().__init__(_with_shared_tables(tables, plan), seed=seed, make_storage=make_storage)
         self._sums = {f"slot.{slot.name}" for slot in self._layout.optimizer.slots if slot.is_sum}
 
@@ -96,9 +97,10 @@ class BudgetedTableGroup(TableGroup):
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of rows, optimizer state, metadata and index, at most the budget."""
-        of_policy = self.retention.num_bytes + self.shared.num_bytes
-        return super().num_bytes + of_policy + self.gained.nbytes + self.lost.nbytes
+        """Bytes of rows, optimizer state, metadata and index, at most the budget, on whatever medium rows are."""
+        of_rows = self._row_bytes * len(self.metadata.records) + self.metadata.records.nbytes
+        of_ids = self.index.num_bytes + self.retention.num_bytes + self.shared.num_bytes
+        return of_rows + of_ids + self.gained.nbytes + self.lost.nbytes
 
     def rows_by_table(self) -> Int64s:
         """Number of rows that ids of each table have, int64 [T]."""
@@ -241,6 +243,7 @@ class BudgetedTableGroup(TableGroup):
         self._count(self.lost, keys.tables[gone])
         self.retention.release(rows[gone])
         self.metadata.clear(rows[gone])
+        self.storage.discard(rows[gone])
         self._initialize_own()
         self.changelog.record_removed(self.version, keys.tables[gone], keys.ids[gone])
         return len(gone)
