@@ -11,7 +11,7 @@ import numpy.typing as npt
 from headrace.compiling import kernel
 from headrace.embeddings.ops.hashing import mix64
 
-__all__ = ["MAX_TRAINERS", "Prices", "choose_owners", "join_entries"]
+__all__ = ["MAX_TRAINERS", "Prices", "choose_owners", "join_entries", "popcount"]
 
 MAX_TRAINERS = 62
 """Maximum number of trainers that keep rows: the readers of a key are bits of an int64."""
@@ -74,6 +74,16 @@ def choose_owners(
     owners = np.empty(len(slots), dtype=np.int64)
     _choose_owners(slots, readers, next_readers, ids, num_trainers, prices.move_bytes, prices.use_bytes, owners)
     return owners
+
+
+@kernel()
+def popcount(bits: int) -> int:
+    """Number of trainers in a set of them, as bits."""
+    count = 0
+    while bits:
+        bits &= bits - 1
+        count += 1
+    return count
 
 
 @kernel()

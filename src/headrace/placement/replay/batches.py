@@ -6,9 +6,9 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from headrace.compiling import kernel
-from headrace.placement.replay.stream import Int32s, Int64s, RowStream, Samples
-from headrace.tensors import Batch, BatchKeys, KeyFinder, Keys
+from headrace.placement.replay.stream import Int32s, RowStream, Samples
+from headrace.placement.samples.sample_keys import SampleKeys
+from headrace.tensors import Batch, KeyFinder, Keys
 
 __all__ = ["stream_of_batches"]
 
@@ -27,49 +27,12 @@ def stream_of_batches(batches: Iterable[Batch], finder: KeyFinder) -> RowStream:
     keys: list[Keys] = []
     for batch in batches:
         for found in batch.keys_of(finder)[:1]:
-            samples.append(_samples_of(found))
+            samples.append(SampleKeys.of(found).rows()[0])
             keys.append(found.keys)
     numbers, num_rows = _number(keys)
     return RowStream.of(
         ((starts, row_of[places]) for (starts, places), row_of in zip(samples, numbers, strict=True)), num_rows
     )
-
-
-def _samples_of(found: BatchKeys) -> Samples:
-    """For each sample, the positions of its keys in the batch, each once."""
-    ids = found.ids
-    bag_of = np.empty((len(found.feature_names), ids.stride), dtype=np.int64)
-    for group in ids.groups:
-        row = np.arange(ids.stride) if group.inverse is None else group.inverse
-        bag_of[group.features] = ids.bag_starts[group.features, None] + row
-    stamps = np.full(len(found.keys), -1, dtype=np.int64)
-    counts = np.zeros(ids.stride + 1, dtype=np.int64)
-    _collect(bag_of, ids.firsts, ids.lasts, found.inverse, stamps, counts, np.empty(0, dtype=np.int32))
-    starts = np.cumsum(counts)
-    places = np.empty(starts[-1], dtype=np.int32)
-    stamps[:] = -1
-    _collect(bag_of, ids.firsts, ids.lasts, found.inverse, stamps, counts, places)
-    return starts, places
-
-
-@kernel()
-def _collect(
-    bag_of: Int64s, firsts: Int64s, lasts: Int64s, inverse: Int32s, stamps: Int64s, counts: Int64s, places: Int32s
-) -> None:
-    """Count the different keys of each sample, or write them to `places` if it has elements."""
-    count = 0
-    for sample in range(bag_of.shape[1]):
-        before = count
-        for feature in range(bag_of.shape[0]):
-            bag = bag_of[feature, sample]
-            for place in range(firsts[bag], lasts[bag]):
-                key = inverse[place]
-                if stamps[key] != sample:
-                    stamps[key] = sample
-                    if len(places):
-                        places[count] = key
-                    count += 1
-        counts[sample + 1] = count - before
 
 
 def _number(keys: list[Keys]) -> tuple[list[Int32s], int]:

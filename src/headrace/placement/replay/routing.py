@@ -8,9 +8,10 @@ import numpy as np
 import numpy.typing as npt
 
 from headrace.compiling import kernel
+from headrace.placement.joining import popcount
 from headrace.placement.replay.movement import ALL, Action, Drop, Kind, Move, RowBytes
 from headrace.placement.replay.policy import held_by
-from headrace.placement.replay.stream import Int8s, Int32s, Int64s, popcount
+from headrace.placement.replay.stream import Int8s, Int32s, Int64s
 
 __all__ = ["Routes", "choose_routes", "route_moves"]
 

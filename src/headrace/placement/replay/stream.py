@@ -17,9 +17,10 @@ import numpy.typing as npt
 
 from headrace.compiling import kernel
 from headrace.errors import ConfigError
+from headrace.placement.joining import popcount
 from headrace.placement.key_entries import NEVER
 
-__all__ = ["NEVER", "GlobalBatch", "RowStream", "Samples", "popcount", "popcounts", "readers_of"]
+__all__ = ["NEVER", "GlobalBatch", "RowStream", "Samples", "popcounts", "readers_of"]
 
 Int8s = npt.NDArray[np.int8]
 Int32s = npt.NDArray[np.int32]
@@ -144,16 +145,6 @@ class RowStream:
             first_in_range[: batch.number + 1] += np.cumsum(np.bincount(begin, minlength=batch.number + 1))
             last_seen[batch.rows] = batch.number
         return first_in_range[: len(self) - num_batches + 1]
-
-
-@kernel()
-def popcount(bits: int) -> int:
-    """Number of trainers in a set."""
-    count = 0
-    while bits:
-        bits &= bits - 1
-        count += 1
-    return count
 
 
 @kernel()

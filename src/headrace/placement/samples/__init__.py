@@ -1,0 +1,1 @@
+"""Placement of samples: which trainer trains which sample of a global batch."""
