@@ -291,7 +291,8 @@ class ResidentStore:
     def end_after(self, num_batches: int) -> None:
         """Tell how many announced batches come before the next `flush`, so that it has little left to do.
 
-        From then on, rows that none of them uses again are put back in each step, in equal parts.
+        From then on, rows that none of them uses again are put back in each step, as many as fit in a put, because on a
+        slow link they take longer than the steps that are left.
         """
         batch = self._residency.num_trained + num_batches - 1
         if self._end is None or self._end.batch != batch:
@@ -309,8 +310,8 @@ class ResidentStore:
         self._num_placed = max(self._num_placed, self._residency.num_trained)
         if self._end is not None:
             self._end.add(unused)
-            rows, keys = self._residency.located(self._end.take(self._end.batch - batch))
-            if self._put(rows, keys):
+            rows, keys = self._residency.located(self._end.take(self._end.batch - batch, self._returns.max_rows))
+            if self._put(rows, keys, step=self.step - 1):  # the shards wait for a flush to have all of this step
                 self._ahead_of_plan = self._returns.newest
 
     def read(self, keys: Keys, *, after: int | None = None) -> Future[Float32s]:
@@ -507,7 +508,7 @@ class ResidentStore:
         Args:
             keys: Keys of a batch.
             placing: Their places.
-            after: What comes before the rows that leave, such as requests, which would wait behind them on the link.
+            after: What comes before the rows that leave: a fetch takes half as long again while they travel the other way.
         """
         self._put(placing.leaving, placing.left, after=after)
         self._rows.grow(self._residency.capacity)
@@ -579,9 +580,21 @@ class ResidentStore:
         for places, states in found:
             self._rows.set_states(arrived.rows[places], states)
 
-    def _put(self, rows: Int64s, keys: Keys, *, even_if_none: bool = False, after: Future[None] | None = None) -> bool:
+    def _put(
+        self,
+        rows: Int64s,
+        keys: Keys,
+        *,
+        step: int | None = None,
+        even_if_none: bool = False,
+        after: Future[None] | None = None,
+    ) -> bool:
         """Put those of some rows back that were changed, see `Returns`; returns whether there are any."""
-        progress = {"step": self.step, "version": self.version, "mark": self._marks[self._trainer]}
+        progress = {
+            "step": self.step if step is None else step,
+            "version": self.version,
+            "mark": self._marks[self._trainer],
+        }
         returned = self._returns.put(rows, keys, **progress, even_if_none=even_if_none, after=after)
         if self._exchange is None:  # otherwise all add what leaves, so that all know the same keys
             self._seen.add(returned)

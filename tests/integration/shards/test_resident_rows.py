@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import psutil
 import pytest
 from served_tables import DIRECT, EXACT, HASHED, Serve, batch
 
@@ -56,6 +57,7 @@ def resident(group: ShardGroup, *, num_rows: int, verify: bool = False) -> Resid
     )
     store._residency.capacity = num_rows
     store._rows.grow(num_rows)
+    store._returns.max_rows = 20  # so that many puts have several parts
     return store
 
 
@@ -303,6 +305,7 @@ def test_a_return_that_failed_is_not_forgotten(serve: Serve, monkeypatch: pytest
     rng = np.random.default_rng(9)
     with ShardGroup([serve()], {"t": spec_of({})}) as group:
         store = resident(group, num_rows=1000)
+        store._returns.max_rows = 1000
         keys, gradients = batch(rng)
         store.update(keys, gradients)
         with monkeypatch.context() as broken:
@@ -344,6 +347,26 @@ def test_rows_come_while_others_return_but_not_before_they_have_returned_themsel
         for do, call in held:
             do(*call)
         assert (store.read(parts[2][0]).result() == local.read(parts[2][0]).result()).all()
+
+
+def num_connections(address: str) -> int:
+    """Open connections of this process to an address."""
+    port = int(address.rpartition(":")[2])
+    open_ones = [each for each in psutil.Process().net_connections("tcp") if each.status == psutil.CONN_ESTABLISHED]
+    return sum(each.raddr.port == port for each in open_ones)
+
+
+def test_rows_return_on_a_connection_of_their_own(serve: Serve) -> None:
+    """On a slow link, requests would otherwise wait behind rows that were sent before them."""
+    address, keys = serve(), batch(np.random.default_rng(12))[0]
+    with ShardGroup([address], {"t": spec_of({})}) as group:
+        store = resident(group, num_rows=100)
+        store.remote.read(keys, after=0).result()
+        store.remote.fetch(keys).result()
+        assert num_connections(address) == 1
+        store.update(keys, np.ones((len(keys), 4), np.float32))
+        store.flush()
+        assert num_connections(address) == 2
 
 
 def test_a_slow_link_holds_training_up(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -91,6 +91,7 @@ class Trainer:
         )
         self.store._residency.capacity = num_rows
         self.store._rows.grow(num_rows)
+        self.store._returns.max_rows = 10  # so that many puts have several parts
         self._mine = [(step.updates[peers.rank], step.reads[peers.rank]) for step in steps]
         self._ahead, self._lr_factor = ahead, lr_factor
         self._num_announced = self._num_trained = 0

@@ -1,4 +1,4 @@
-"""`ShardClient`: a trainer's connection to one shard, with pooled streams, deadlines and idempotent retries."""
+"""`ShardClient`: a trainer's connections to one shard, with pooled streams, deadlines and idempotent retries."""
 
 from __future__ import annotations
 
@@ -21,6 +21,10 @@ __all__ = ["Answer", "ShardClient"]
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.02, 1.0  # between attempts; doubled after each
 
 Answer = tuple[pa.RecordBatch | None, ReplyHeader]
+
+BULK_CALLS = ("put",)
+"""Calls with a connection of their own: a put is as large as the rows that return, and what is sent after it on the
+same connection, such as a request for rows that a step waits for, would wait until it is through."""
 
 BROKEN = fl.FlightUnavailableError, fl.FlightCancelledError, fl.FlightTimedOutError
 
@@ -95,7 +99,7 @@ class ShardClient:
         self._headers = headers
         self._lock = threading.Lock()
         self._is_closed = False
-        self._client: Any = None
+        self._clients: dict[bool, Any] = {}  # by whether it is for bulk calls
         self._idle: dict[StreamHeader, list[_Stream]] = {}
         self._watch = _Watch()
 
@@ -146,11 +150,11 @@ class ShardClient:
         self._watch.close()
         with self._lock:
             idle, self._idle = self._idle, {}
-            client, self._client = self._client, None
+            clients, self._clients = self._clients, {}
         for streams in idle.values():
             for stream in streams:
                 stream.close()
-        if client is not None:
+        for client in clients.values():
             client.close()
 
     def _ask_once(self, header: StreamHeader, schema: pa.Schema, batch: pa.RecordBatch, metadata: bytes) -> Answer:
@@ -159,7 +163,7 @@ class ShardClient:
             stream = idle.pop() if idle else None
         if stream is None:
             options = fl.FlightCallOptions(headers=self._headers)
-            stream = _Stream(self._connection(), options, header, schema)
+            stream = _Stream(self._connection(is_bulk=header.call in BULK_CALLS), options, header, schema)
         mark = self._watch.add(time.monotonic() + self._timeout_s, stream.expire)
         try:
             answer = stream.ask(batch, metadata)
@@ -179,13 +183,13 @@ class ShardClient:
             stream.close()
         return answer
 
-    def _connection(self) -> Any:
+    def _connection(self, *, is_bulk: bool = False) -> Any:
         with self._lock:
             if self._is_closed:
                 raise ShardLost(f"{self.name}: given up")
-            if self._client is None:
-                self._client = fl.connect(self._location, tls_root_certs=self._authority)
-            return self._client
+            if is_bulk not in self._clients:
+                self._clients[is_bulk] = fl.connect(self._location, tls_root_certs=self._authority)
+            return self._clients[is_bulk]
 
     def _retry(self, once: Callable[[], Any]) -> Any:
         give_up, pause_s = time.monotonic() + self._retry_s, FIRST_PAUSE_S
