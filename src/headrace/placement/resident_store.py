@@ -508,7 +508,7 @@ class ResidentStore:
         Args:
             keys: Keys of a batch.
             placing: Their places.
-            after: What comes before the rows that leave: a fetch takes half as long again while they travel the other way.
+            after: What comes before the rows that leave: a fetch takes longer while they travel the other way.
         """
         self._put(placing.leaving, placing.left, after=after)
         self._rows.grow(self._residency.capacity)
