@@ -46,7 +46,9 @@ class PassResult:
     budget_bytes: int
 
 
-def one_pass(log: BudgetLog, retention: dict[str, Any] | None, ratio: float, seed: int) -> PassResult:
+def one_pass(
+    log: BudgetLog, retention: dict[str, Any] | None, ratio: float, seed: int, *, rows: str = "fp32"
+) -> PassResult:
     """Train a new model on a log.
 
     Args:
@@ -54,13 +56,14 @@ def one_pass(log: BudgetLog, retention: dict[str, Any] | None, ratio: float, see
         retention: The policy, as in a job file; None for tables with a row for every id.
         ratio: How many times smaller than full tables the budget is.
         seed: Seed of all initial values.
+        rows: Storage dtype of rows.
 
     Raises:
         ConfigError: The policy cannot keep to this budget.
     """
     tables = {name: {"num_embeddings": max(1, count)} for name, count in log.num_ids.items()}
     values: dict[str, Any] = {
-        "default": {"kind": "collisionless" if retention is None else "hashed", "optimizer": OPTIMIZER},
+        "default": {"kind": "collisionless" if retention is None else "hashed", "optimizer": OPTIMIZER, "rows": rows},
         "tables": tables,
     }
     if retention is not None:

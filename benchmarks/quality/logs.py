@@ -25,7 +25,7 @@ __all__ = ["LOGS", "MissingLog", "QualityLog", "make_log"]
 
 VERSION = 1
 CRITEO, CRITEO_ROWS = "criteo/criteo_kaggle_137139.tsv.gz", 137_139
-NEWS, NEWS_ROWS = "globo/clicks_hourly.tar.gz", 200_000
+NEWS, NEWS_ROWS, MOST_NEWS_ROWS = "globo/clicks_hourly.tar.gz", 200_000, 14_900_000
 GENERATED_ROWS = 50_000
 RARE_RATE = 0.026
 
@@ -39,7 +39,7 @@ LOGS = {
     "news": NEWS_ROWS,
     **dict.fromkeys(GENERATED, GENERATED_ROWS),
 }
-"""Maximum number of rows of each log."""
+"""Number of rows of each log; at most so many, but `MOST_NEWS_ROWS` of the news log."""
 
 
 class MissingLog(Exception):
@@ -80,12 +80,12 @@ def make_log(name: str, max_rows: int = 0) -> QualityLog:
 
     Args:
         name: Name in `LOGS`.
-        max_rows: Maximum number of rows, the first ones; 0 for all.
+        max_rows: Maximum number of rows, the first ones; 0 for those of `LOGS`.
 
     Raises:
         MissingLog: `HEADRACE_DATA` does not have it.
     """
-    num_rows = min(LOGS[name], max_rows or LOGS[name])
+    num_rows = min(MOST_NEWS_ROWS if name == "news" else LOGS[name], max_rows or LOGS[name])
     target = _kept(f"{name}-{num_rows}")
     if target.exists():
         return QualityLog(name, target)

@@ -50,8 +50,8 @@ class TableConfig(Config):
     init_scale: float | None = Field(default=None, ge=0)
     """Initial values are uniform in [-init_scale, init_scale); None is 1 / sqrt(num_embeddings), as in DLRM's code."""
     rows: RowFormat = "fp32"
-    """Storage dtype of rows: fp32, or bf16 or fp16 with stochastic rounding in half the memory; the same for all
-    tables."""
+    """Storage dtype of rows: fp32, or with stochastic rounding bf16 or fp16 in half the memory or int8 in about a
+    quarter, with a scale per row; the same for all tables."""
     optimizer: SparseOptimizerConfig = RowWiseAdagradConfig()
     """Optimizer of rows; one kind for all tables, whose parameters can differ. Its state is always fp32."""
 

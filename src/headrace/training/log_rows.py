@@ -9,7 +9,7 @@ import numpy as np
 from torch import nn
 
 from headrace.embeddings import embedding_bags, key_layouts
-from headrace.embeddings.storage.row_formats import storage_dtype
+from headrace.embeddings.storage.row_formats import stored_bytes
 from headrace.embeddings.tables.table_group import row_layout
 from headrace.errors import ConfigError
 from headrace.logs import ErrorBudget, ParquetSource, list_log, select_files
@@ -116,6 +116,6 @@ def row_bytes_of(model: nn.Module) -> RowBytes:
     row = state = 0
     for bags in embedding_bags(model).values():
         layout = row_layout(bags.tables, 0)
-        row += layout.embedding_dim * np.dtype(storage_dtype(layout.row_format)).itemsize
+        row += stored_bytes(layout.row_format, layout.embedding_dim)
         state += layout.optimizer.state_width * np.dtype(np.float32).itemsize
     return RowBytes(row, state)

@@ -28,6 +28,7 @@ Change = dict[str, Any]
 CASES: dict[str, Change] = {
     "plain": {},
     "bf16": {"rows": "bf16"},
+    "int8": {"rows": "int8"},
     "adam": {"optimizer": AdamConfig(lr=0.01)},
     "ftrl": {"optimizer": FTRLConfig(lr=0.1)},
     "sum": {"optimizer": RowWiseAdagradConfig(lr=0.1, reduction="sum")},

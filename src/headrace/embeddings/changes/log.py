@@ -44,8 +44,8 @@ class RowBlock:
         version: Version of the table group.
         tables: int32 [R], table number of each id.
         ids: int64 [R].
-        columns: `weights` [R, dim], `slot.NAME` [R, width], `version` int64 [R], `frequency` int32 [R]; empty in a
-            block of tombstones.
+        columns: `weights` [R, dim], of int8 rows [R, dim + 1], `slot.NAME` [R, width], `version` int64 [R], `frequency`
+            int32 [R]; empty in a block of tombstones.
     """
 
     version: int

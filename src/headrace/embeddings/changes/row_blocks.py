@@ -2,7 +2,7 @@
 
     table    int32, table number of the id
     id          int64
-    weights     fixed_size_binary: D float32, or the D uint16 of bf16 and fp16 rows, little-endian
+    weights     fixed_size_binary: D float32, the D uint16 of bf16 and fp16 rows, or D + 1 int8, little-endian
     slot.NAME   fixed_size_binary: the optimizer's state, float32
     version     int64
     frequency   int32

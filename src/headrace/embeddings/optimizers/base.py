@@ -94,7 +94,7 @@ class Rounding(NamedTuple):
     So they do not depend on a row's number, its shard, or the order in which ids were admitted.
 
     Attributes:
-        row_format: FP32, BF16 or FP16.
+        row_format: FP32, BF16, FP16 or INT8.
         seed: Seed of this step of the table group.
         table_seeds: uint64 [T], seed of each table.
     """
@@ -268,13 +268,13 @@ def row_kernel(update_row: Callable[..., None]) -> Callable[..., None]:
         seed: np.uint64,
         table_seeds: Seeds,
     ) -> None:
-        dim = weights.shape[1]
+        dim, width = gradients.shape[1], weights.shape[1]
         weights_at, states_at = weights.ctypes.data, states.ctypes.data
         for chunk in numba.prange((len(rows) + CHUNK - 1) // CHUNK):
             w, g = np.empty(dim, dtype=np.float32), np.empty(dim, dtype=np.float32)
             bits = w.view(np.uint32)
             for u in range(chunk * CHUNK, min((chunk + 1) * CHUNK, len(rows))):
-                prefetch_row(weights_at, dim * weights.itemsize, rows, u)
+                prefetch_row(weights_at, width * weights.itemsize, rows, u)
                 prefetch_row(states_at, states.shape[1] * states.itemsize, rows, u)
                 row, table = rows[u], tables[u]
                 if row == 0:

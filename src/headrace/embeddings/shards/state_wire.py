@@ -4,7 +4,7 @@ A batch has one row and a column of bytes for each array, because the arrays hav
 
     ids        int64, the keys' ids; only from the trainer, the shard's answer is about the ids asked for
     places     int32, positions of the keys that have a row; nothing if all have one
-    weights    D float32 a row, or the D uint16 of bf16 and fp16 rows
+    weights    D float32 a row, or the D uint16 of bf16 and fp16 rows, or the D + 1 int8 of int8 rows
     slot.NAME  float32, the optimizer's state
     version    int64
     frequency  int32
@@ -74,7 +74,7 @@ class StateWire:
     def fields(self) -> dict[str, tuple[Any, int]]:
         """Dtype and numbers per row of the columns of rows."""
         layout = row_layout(self.spec.tables, self.spec.seed)
-        weights = {"weights": (storage_dtype(layout.row_format), layout.embedding_dim)}
+        weights = {"weights": (storage_dtype(layout.row_format), layout.width)}
         slots = layout.slot_columns(np.empty((0, layout.optimizer.state_width), dtype=np.float32))
         return weights | {name: (np.float32, slot.shape[1]) for name, slot in slots.items()}
 

@@ -6,12 +6,11 @@ from headrace.embeddings.storage.config import StorageConfig
 from headrace.embeddings.storage.host import HostStorage
 from headrace.embeddings.storage.mapped import MappedStorage
 from headrace.embeddings.storage.protocol import MakeStorage, RowLayout, RowStorage
-from headrace.embeddings.storage.row_formats import storage_dtype
 from headrace.embeddings.storage.tiered import TieredStorage
 
 __all__ = ["choose_storage"]
 
-SMALL_ROW_BYTES = 32
+SMALL_ROW_BYTES = 16
 """Smaller rows, such as the weights of a linear part, stay in memory: index and metadata take more."""
 
 
@@ -21,7 +20,7 @@ def choose_storage(config: StorageConfig) -> MakeStorage:
         return HostStorage
 
     def make(layout: RowLayout, capacity: int) -> RowStorage:
-        if row_bytes(layout) < SMALL_ROW_BYTES:
+        if layout.row_bytes < SMALL_ROW_BYTES:
             return HostStorage(layout, capacity)
         assert config.path is not None
         if config.kind == "mapped":
@@ -29,8 +28,3 @@ def choose_storage(config: StorageConfig) -> MakeStorage:
         return TieredStorage(layout, capacity, folder=config.path, memory_bytes=config.memory_bytes)
 
     return make
-
-
-def row_bytes(layout: RowLayout) -> int:
-    """Bytes of a row with its optimizer state."""
-    return layout.embedding_dim * storage_dtype(layout.row_format)().itemsize + 4 * layout.optimizer.state_width

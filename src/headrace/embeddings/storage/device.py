@@ -21,7 +21,7 @@ from headrace.embeddings.keys import Keys
 from headrace.embeddings.ops.hashing import key_streams
 from headrace.embeddings.storage.device_rounding import rounded
 from headrace.embeddings.storage.protocol import NEW, MakeStorage, RowLayout
-from headrace.embeddings.storage.row_formats import TENSOR_DTYPES, as_tensor
+from headrace.embeddings.storage.row_formats import TENSOR_DTYPES, as_tensor, to_float32
 
 __all__ = ["DeviceStorage", "Memory"]
 
@@ -41,7 +41,7 @@ class DeviceStorage:
         memory: Where rows are kept.
 
     Attributes:
-        weights: [capacity, D] in the storage dtype of the tables.
+        weights: [capacity, D] in the storage dtype of the tables; int8 [capacity, D + 1].
         state: float32 [capacity, W].
     """
 
@@ -50,7 +50,7 @@ class DeviceStorage:
         self.device = torch.device(device)
         self._is_pinned = memory == "host" and self.device.type == "cuda"
         self._home = torch.device("cpu") if memory == "host" else self.device
-        self.weights = self._zeros((capacity, layout.embedding_dim), TENSOR_DTYPES[layout.row_format])
+        self.weights = self._zeros((capacity, layout.width), TENSOR_DTYPES[layout.row_format])
         self.state = self._zeros((capacity, layout.optimizer.state_width), torch.float32)
 
     @classmethod
@@ -70,7 +70,7 @@ class DeviceStorage:
 
     def gather(self, rows: Int64s, keys: Keys) -> Tensor:
         """See `RowStorage.gather`."""
-        values = self._take(self.weights, np.maximum(rows, 0)).float()
+        values = self._floats(np.maximum(rows, 0))
         new = np.flatnonzero(rows == NEW)
         if len(new):
             first = self._layout.first_values.widened(keys.take(new), self._layout.embedding_dim)
@@ -94,7 +94,7 @@ class DeviceStorage:
         gradients = gradients.to(self.device)
         if len(keep) < len(gradients):
             gradients = gradients.index_select(0, torch.from_numpy(keep).to(self.device))
-        weights, state = self._take(self.weights, rows).float(), self._take(self.state, rows)
+        weights, state = self._floats(rows), self._take(self.state, rows)
         tables = torch.from_numpy(keys.tables.astype(np.int64)).to(self.device)
         optimizer = self._layout.optimizer
         weights, state = optimizer.updated(
@@ -107,7 +107,7 @@ class DeviceStorage:
     def columns(self, rows: Int64s) -> dict[str, npt.NDArray[Any]]:
         """See `RowStorage.columns`."""
         weights, state = (self._take(tensor, rows).cpu() for tensor in (self.weights, self.state))
-        bits = weights if weights.dtype == torch.float32 else weights.view(torch.uint16)
+        bits = weights if weights.dtype.itemsize != 2 else weights.view(torch.uint16)
         return {"weights": bits.numpy(), **self._layout.slot_columns(state.numpy())}
 
     def set_columns(self, rows: Int64s, columns: Mapping[str, npt.NDArray[Any]]) -> None:
@@ -140,6 +140,10 @@ class DeviceStorage:
     def _take(self, tensor: Tensor, rows: Int64s) -> Tensor:
         """Copy some rows to the device."""
         return tensor.index_select(0, torch.from_numpy(rows).to(self._home)).to(self.device)
+
+    def _floats(self, rows: Int64s) -> Tensor:
+        """Copies of some rows as float32 [U, D] on the device."""
+        return to_float32(self._take(self.weights, rows), self._layout.row_format)
 
     def _put(self, rows: Int64s, weights: Tensor, state: Tensor) -> None:
         places = torch.from_numpy(rows).to(self._home)

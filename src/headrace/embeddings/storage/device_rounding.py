@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from headrace.embeddings.storage.row_formats import GREATEST_EXPONENT, LEAST_EXPONENT, NAN_EXPONENT
+
 __all__ = ["mix64", "rounded"]
 
 GOLDEN = 0x9E3779B97F4A7C15
@@ -44,7 +46,7 @@ def rounded(values_UD: Tensor, counters_U: Tensor, row_format: str, seed: int) -
     Args:
         values_UD: Values to round.
         counters_U: int64 [U], random stream of each row; see `row_formats.round_row`.
-        row_format: fp32, bf16 or fp16.
+        row_format: fp32, bf16, fp16 or int8.
         seed: Seed of the step, a uint64.
     """
     if row_format == "fp32":
@@ -56,8 +58,23 @@ def rounded(values_UD: Tensor, counters_U: Tensor, row_format: str, seed: int) -
         up = bits + chance
         kept = torch.where((up & exponent) == exponent, bits, up)  # finite values stay finite, infinite ones infinite
         return (kept & -65536).view(torch.float32).to(torch.bfloat16)
+    if row_format == "int8":
+        return _int8_rows(values_UD, chance)
     narrowed = (values_UD.abs() * NARROW).view(torch.int32)
     half = ((narrowed + (chance & 0x1FFF)) >> 13).clamp(max=0x7BFF)
     half = half | ((values_UD.contiguous().view(torch.int32) >> 16) & 0x8000)
     half = torch.where(half >= 0x8000, half - 0x10000, half).to(torch.int16).view(torch.float16)
     return torch.where(values_UD.isnan(), torch.full_like(half, torch.nan), half)
+
+
+def _int8_rows(values_UD: Tensor, chance_UD: Tensor) -> Tensor:
+    """int8 [U, dim + 1]: numbers, and the exponent of their scale."""
+    bits_U1 = (values_UD.contiguous().view(torch.int32) & 0x7FFFFFFF).amax(dim=1, keepdim=True)
+    exponents_U1 = (bits_U1 >> 23) - 133 + ((bits_U1 & 0x7FFFFF) > 0x7E0000).int()
+    exponents_U1 = exponents_U1.clamp(LEAST_EXPONENT, GREATEST_EXPONENT)
+    inverses_U1 = ((127 - exponents_U1) << 23).view(torch.float32)
+    numbers_UD = (values_UD * inverses_U1 + chance_UD * 2.0**-16).floor().clamp(-127, 127)
+    is_finite_U1 = bits_U1 < 0x7F800000
+    numbers_UD = torch.where(is_finite_U1, numbers_UD, torch.zeros_like(numbers_UD))
+    exponents_U1 = torch.where(is_finite_U1, exponents_U1, torch.full_like(exponents_U1, NAN_EXPONENT))
+    return torch.cat([numbers_UD.to(torch.int8), exponents_U1.to(torch.int8)], dim=1)

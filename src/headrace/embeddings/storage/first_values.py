@@ -12,7 +12,17 @@ import numpy.typing as npt
 from headrace.compiling import kernel
 from headrace.embeddings.keys import Keys
 from headrace.embeddings.ops.hashing import mix64, name_seeds, unit_float
-from headrace.embeddings.storage.row_formats import FORMATS, FP32, RowFormat, as_tensor, round_row, storage_dtype
+from headrace.embeddings.storage.row_formats import (
+    FORMATS,
+    FP32,
+    INT8,
+    RowFormat,
+    as_tensor,
+    round_row,
+    storage_dtype,
+    stored_width,
+    to_float32,
+)
 
 __all__ = ["FirstValues", "fill_row", "fill_rows"]
 
@@ -45,14 +55,16 @@ class FirstValues:
         self.row_format: RowFormat = row_format
 
     def stored(self, keys: Keys, embedding_dim: int) -> Rows:
-        """Initial values in the storage dtype, [U, D]."""
-        stored = np.empty((len(keys), embedding_dim), dtype=storage_dtype(self.row_format))
+        """Initial values in the storage dtype, [U, D]; int8 [U, D + 1]."""
+        width = stored_width(self.row_format, embedding_dim)
+        stored = np.empty((len(keys), width), dtype=storage_dtype(self.row_format))
         self.write(stored, np.arange(len(keys)), keys)
         return stored
 
     def widened(self, keys: Keys, embedding_dim: int) -> Float32s:
         """Initial values as float32 [U, D]."""
-        values: Float32s = as_tensor(self.stored(keys, embedding_dim), self.row_format).float().numpy()
+        stored = as_tensor(self.stored(keys, embedding_dim), self.row_format)
+        values: Float32s = to_float32(stored, self.row_format).numpy()
         return values
 
     def write(self, weights: Rows, rows: Int64s, keys: Keys) -> None:
@@ -98,7 +110,7 @@ def fill_rows(
 ) -> None:
     """Fill the given rows [U], each from its (table, id)."""
     for chunk in numba.prange((len(rows) + CHUNK - 1) // CHUNK):
-        values = np.empty(weights.shape[1], dtype=np.float32)
+        values = np.empty(weights.shape[1] - (1 if row_format == INT8 else 0), dtype=np.float32)
         bits = values.view(np.uint32)
         for u in range(chunk * CHUNK, min((chunk + 1) * CHUNK, len(rows))):
             table = tables[u]

@@ -38,7 +38,7 @@ class HostStorage:
         capacity: Initial capacity in rows. The operating system allocates pages when they are first written.
 
     Attributes:
-        weights: [capacity, D], float32, or the uint16 of bf16 and fp16 rows; see `row_formats`.
+        weights: [capacity, D], float32, or the uint16 of bf16 and fp16 rows; int8 [capacity, D + 1]. See `row_formats`.
         state: float32 [capacity, W].
     """
 
@@ -46,7 +46,7 @@ class HostStorage:
 
     def __init__(self, layout: RowLayout, capacity: int) -> None:
         self._layout = layout
-        self.weights: Rows = aligned_zeros((capacity, layout.embedding_dim), np.dtype(storage_dtype(layout.row_format)))
+        self.weights: Rows = aligned_zeros((capacity, layout.width), np.dtype(storage_dtype(layout.row_format)))
         self.state: Float32s = aligned_zeros((capacity, layout.optimizer.state_width), np.dtype(np.float32))
 
     @property
@@ -61,7 +61,7 @@ class HostStorage:
 
     def gather(self, rows: Int64s, keys: Keys) -> Float32s:
         """See `RowStorage.gather`."""
-        first, out = self._layout.first_values, empty((len(rows), self.weights.shape[1])).numpy()
+        first, out = self._layout.first_values, empty((len(rows), self._layout.embedding_dim)).numpy()
         row_format = FORMATS[first.row_format]
         gather_rows(self.weights, rows, keys.tables, keys.ids, first.seeds, first.scales, row_format, out)
         return out
@@ -120,14 +120,14 @@ def gather_rows(
     out: Float32s,
 ) -> None:
     """Copy rows [U] to `out` float32 [U, D]; initial values where a row is `NEW`."""
-    dim = weights.shape[1]
+    dim, width = out.shape[1], weights.shape[1]
     weights_at = weights.ctypes.data
     for chunk in numba.prange((len(rows) + CHUNK - 1) // CHUNK):
         values = np.empty(dim, dtype=np.float32)
         bits = values.view(np.uint32)
-        stored = np.empty((1, dim), dtype=weights.dtype)
+        stored = np.empty((1, width), dtype=weights.dtype)
         for u in range(chunk * CHUNK, min((chunk + 1) * CHUNK, len(rows))):
-            prefetch_row(weights_at, dim * weights.itemsize, rows, u)
+            prefetch_row(weights_at, width * weights.itemsize, rows, u)
             row, table = rows[u], tables[u]
             if row == NEW:  # computed in the storage format, because initial values are rounded to it
                 fill_row(stored, 0, ids[u], table_seeds[table], scales[table], row_format, values, bits)

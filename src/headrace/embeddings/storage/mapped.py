@@ -41,7 +41,7 @@ class MappedStorage(HostStorage):
 
     def __init__(self, layout: RowLayout, capacity: int, *, folder: str | Path) -> None:
         self._layout, self._folder = layout, folder
-        shapes = (capacity, layout.embedding_dim), (capacity, layout.optimizer.state_width)
+        shapes = (capacity, layout.width), (capacity, layout.optimizer.state_width)
         dtypes = storage_dtype(layout.row_format), np.float32
         self._mapped = [MappedArray(folder, *each, random=True) for each in zip(shapes, dtypes, strict=True)]
         self._show()

@@ -18,7 +18,7 @@ from torch import Tensor
 from headrace.embeddings.keys import Keys
 from headrace.embeddings.optimizers.base import Rounding, SparseOptimizer
 from headrace.embeddings.storage.first_values import FirstValues
-from headrace.embeddings.storage.row_formats import RowFormat
+from headrace.embeddings.storage.row_formats import RowFormat, stored_bytes, stored_width
 
 __all__ = ["NEW", "Columns", "MakeStorage", "ReadAheadStorage", "RowLayout", "RowStorage", "StorageCounters"]
 
@@ -37,7 +37,7 @@ class RowLayout:
         embedding_dim: Dimension D of rows.
         optimizer: Optimizer, with W state floats per row.
         first_values: Initial values of rows.
-        seed: Seed of the rounding of 16-bit rows.
+        seed: Seed of the rounding of 16-bit and 8-bit rows.
     """
 
     embedding_dim: int
@@ -49,6 +49,16 @@ class RowLayout:
     def row_format(self) -> RowFormat:
         """Storage dtype of rows."""
         return self.first_values.row_format
+
+    @property
+    def width(self) -> int:
+        """Stored numbers of a row: D, or D + 1 of int8 rows."""
+        return stored_width(self.row_format, self.embedding_dim)
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of a row with its optimizer state."""
+        return stored_bytes(self.row_format, self.embedding_dim) + 4 * self.optimizer.state_width
 
     def rounding(self, step: int) -> Rounding:
         """Rounding of rows at a step."""
@@ -150,7 +160,8 @@ class RowStorage(Protocol):
         """Keep rows [R], ascending, as rows 0 to R - 1, and free the memory of others."""
 
     def view(self) -> Tensor:
-        """All rows [capacity, D] in their storage dtype, sharing memory until the group grows or shrinks."""
+        """All rows [capacity, D] in their storage dtype, sharing memory until the group grows or shrinks; int8 rows
+        [capacity, D + 1] with their exponents."""
 
 
 @runtime_checkable

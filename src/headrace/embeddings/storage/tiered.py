@@ -103,7 +103,7 @@ class TieredStorage:
         ConfigError: The folder does not exist, cannot be written to, or memory is too small.
 
     Attributes:
-        weights: Weights in memory [num_slots, D], in the storage dtype.
+        weights: Weights in memory [num_slots, D], in the storage dtype; int8 [num_slots, D + 1].
         state: Optimizer state in memory, float32 [num_slots, W].
         num_slots: Rows that fit into memory, and the zero row.
     """
@@ -121,7 +121,7 @@ class TieredStorage:
     ) -> None:
         self._layout, self._folder = layout, folder
         dtype = np.dtype(storage_dtype(layout.row_format))
-        row_bytes = layout.embedding_dim * dtype.itemsize + 4 * layout.optimizer.state_width
+        row_bytes = layout.row_bytes
         self._buffer_bytes = max(LEAST_BUFFER_BYTES, memory_bytes // BUFFER_SHARE)
         self.num_slots = (memory_bytes - memory_bytes // BUFFER_SHARE) // (row_bytes + SLOT_BYTES)
         if self.num_slots < MIN_ROWS:
@@ -130,7 +130,7 @@ class TieredStorage:
                 f"embeddings.storage.memory: given {memory_bytes:,} bytes, expected at least {least:,} for {MIN_ROWS} "
                 f"rows of {row_bytes} bytes, and better room for the rows of many batches"
             )
-        self.weights = aligned_zeros((self.num_slots, layout.embedding_dim), dtype)
+        self.weights = aligned_zeros((self.num_slots, layout.width), dtype)
         self.state = aligned_zeros((self.num_slots, layout.optimizer.state_width), np.dtype(np.float32))
         self._weight_bytes = self.weights.view(np.uint8)
         self._state_bytes = self.state.view(np.uint8).reshape(self.num_slots, -1)
@@ -192,7 +192,7 @@ class TieredStorage:
 
     def gather(self, rows: Int64s, keys: Keys) -> Float32s:
         """See `RowStorage.gather`."""
-        first, out = self._layout.first_values, empty((len(rows), self.weights.shape[1])).numpy()
+        first, out = self._layout.first_values, empty((len(rows), self._layout.embedding_dim)).numpy()
         row_format = FORMATS[first.row_format]
         for part in self._parts(len(rows)):
             with self._lock:

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from headrace.embeddings.config import TableConfig, dim_of_tables
 from headrace.embeddings.optimizers import build_optimizer
-from headrace.embeddings.storage.row_formats import storage_dtype
+from headrace.embeddings.storage.row_formats import stored_bytes
 from headrace.embeddings.tables.index.bounded_index import num_bytes_of
 from headrace.embeddings.tables.metadata import RECORD
 from headrace.embeddings.tables.shared_rows import PLACE_BYTES, split_rows
@@ -30,8 +30,7 @@ def bytes_per_row(tables: Sequence[TableConfig]) -> int:
     """Bytes of a row of some tables of one dimension, with optimizer state and metadata, without the index."""
     dim = dim_of_tables(tables)
     optimizer = build_optimizer([table.optimizer for table in tables], dim)
-    width = np.dtype(storage_dtype(tables[0].rows)).itemsize
-    return width * dim + 4 * optimizer.state_width + RECORD.itemsize
+    return stored_bytes(tables[0].rows, dim) + 4 * optimizer.state_width + RECORD.itemsize
 
 
 @dataclass(frozen=True, eq=False)

@@ -3,7 +3,7 @@
     header              uint8, JSON: format version, tables, dimension, seed, step, version, window starts, cursors
     rows    int64 [R], ascending: row numbers in the storage
     tables, ids   int32, int64 [R]: key of each row (an id in a direct or hashed table is the row within the table)
-    weights    [R, dim]: float32, or uint16 bits of bf16 or fp16 rows
+    weights    [R, dim]: float32, or uint16 bits of bf16 or fp16 rows; int8 [R, dim + 1] with the exponents of int8 rows
     slot.NAME           float32 [R, width] for each slot of the optimizer
     version, frequency  int64, int32 [R]
     pending.tables, pending.ids, pending.sightings, pending.last_seen       ids that are not admitted yet

@@ -114,7 +114,7 @@ def test_a_shard_makes_rows_for_its_own_keys_only_when_they_are_trained() -> Non
     assert min(shard.num_rows for shard in sharded.shards) > 8
 
 
-@pytest.mark.parametrize("rows", ["bf16", "fp16"])
+@pytest.mark.parametrize("rows", ["bf16", "fp16", "int8"])
 def test_rows_kept_in_16_bits_begin_as_in_one_process(rows: str) -> None:
     values = {"name": "a", "embedding_dim": 3, "num_embeddings": 40, "rows": rows}
     tables = [TableConfig.from_dict(values, where="test")]
@@ -125,7 +125,7 @@ def test_rows_kept_in_16_bits_begin_as_in_one_process(rows: str) -> None:
     assert (shard.read(keys.unseen()) == expected).all()
 
 
-@pytest.mark.parametrize("rows", ["bf16", "fp16"])
+@pytest.mark.parametrize("rows", ["bf16", "fp16", "int8"])
 def test_rows_kept_in_16_bits_are_rounded_to_the_same_bits_in_any_shard_and_order_of_admission(rows: str) -> None:
     tables = [table.model_copy(update={"rows": rows}) for table in SPEC.tables]
     alone, reordered = (TableGroup(tables, seed=9) for _ in range(2))

@@ -10,7 +10,7 @@ from headrace.embeddings import EmbeddingBags, EmbeddingsConfig, Keys, TableConf
 from headrace.embeddings.storage.device import DeviceStorage
 from headrace.embeddings.storage.device_rounding import rounded
 from headrace.embeddings.storage.host import HostStorage
-from headrace.embeddings.storage.row_formats import FORMATS, as_tensor, round_row
+from headrace.embeddings.storage.row_formats import FORMATS, as_tensor, round_row, storage_dtype, stored_width
 from headrace.errors import ConfigError
 from headrace.tensors import InverseKeyedJaggedTensor, KeyedJaggedTensor
 
@@ -125,7 +125,7 @@ def test_a_long_gradient_of_a_step_is_scaled_on_a_device_too(device: str) -> Non
     assert_close(host, there, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("row_format", ["fp32", "bf16", "fp16"])
+@pytest.mark.parametrize("row_format", ["fp32", "bf16", "fp16", "int8"])
 def test_a_table_moves_to_a_device_and_back_without_a_change(device: str, memory: Any, row_format: str) -> None:
     bags = bags_of(rows=row_format)
     train(bags, range(4))
@@ -149,12 +149,15 @@ def test_a_table_moves_to_a_device_and_back_without_a_change(device: str, memory
         np.testing.assert_array_equal(bags.table_group.state_dict()[name], column, err_msg=name)
 
 
-@pytest.mark.parametrize("row_format", ["bf16", "fp16"])
+@pytest.mark.parametrize("row_format", ["bf16", "fp16", "int8"])
 def test_rounding_in_torch_gives_the_bits_of_the_hosts_kernel(device: str, row_format: str) -> None:
     rng = np.random.default_rng(0)
     values = (rng.normal(size=(50, 7)) * 10.0 ** rng.integers(-7, 6, size=(50, 7))).astype(np.float32)
     values[0, :4] = 0.0, -0.0, np.nan, 7e4
-    kept = np.zeros((50, 7), dtype=np.uint16)
+    values[2] = 0
+    values[3:6] = 0.1
+    values[3:6, 0] = 1.983, 127 / 64, 1.985  # greatest numbers just below and above the limit of a scale
+    kept = np.zeros((50, stored_width(row_format, 7)), dtype=storage_dtype(row_format))
     for row in range(50):
         used_up = values[row].copy()
         bits = used_up.view(np.uint32)
@@ -204,8 +207,8 @@ def test_training_on_the_host_never_starts_cuda(monkeypatch: pytest.MonkeyPatch)
     train(bags_of().place_on("cpu"), range(2))
 
 
-@pytest.mark.parametrize("row_format", ["bf16", "fp16"])
-def test_rows_of_16_bits_are_updated_to_the_bits_of_the_host(device: str, row_format: str) -> None:
+@pytest.mark.parametrize("row_format", ["bf16", "fp16", "int8"])
+def test_rounded_rows_are_updated_to_the_bits_of_the_host(device: str, row_format: str) -> None:
     values = {"name": "a", "embedding_dim": 6, "num_embeddings": 40, "rows": row_format}
     tables = [TableConfig.from_dict(values | {"optimizer": {"kind": "sgd", "lr": 0.5}}, where="test")]
     host, there = TableGroup(tables, seed=0), TableGroup(tables, seed=0, make_storage=DeviceStorage.on(device))

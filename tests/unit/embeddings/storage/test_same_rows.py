@@ -83,7 +83,13 @@ def check_equal(group: TableGroup, reference: TableGroup) -> None:
 
 
 @pytest.mark.parametrize(
-    ("optimizer", "rows"), [*((name, "fp32") for name in OPTIMIZERS), ("adam", "bf16"), ("rowwise_adagrad", "fp16")]
+    ("optimizer", "rows"),
+    [
+        *((name, "fp32") for name in OPTIMIZERS),
+        ("adam", "bf16"),
+        ("rowwise_adagrad", "fp16"),
+        ("rowwise_adagrad", "int8"),
+    ],
 )
 def test_training_gives_the_same_bits_as_in_memory(make_storage: MakeStorage, optimizer: str, rows: str) -> None:
     tables = tables_of(optimizer, rows, admission_count=2)

@@ -16,14 +16,14 @@ from headrace.tensors import KeyedJaggedTensor
 DIM = 4
 
 
-def config_of(budget: str = "6KiB", **retention: Any) -> EmbeddingsConfig:
+def config_of(budget: str = "6KiB", *, rows: str = "fp32", **retention: Any) -> EmbeddingsConfig:
     policy = {"kind": "importance", "half_life_rows": None, "admission": 0, "shared_ratio": 0.1, **retention}
     optimizer = {"kind": "adagrad", "lr": 0.1}
     return EmbeddingsConfig.from_dict(
         {
             "budget": budget,
             "retention": policy,
-            "default": {"num_embeddings": 1000, "optimizer": optimizer, "init_scale": 0.1},
+            "default": {"num_embeddings": 1000, "optimizer": optimizer, "init_scale": 0.1, "rows": rows},
         },
         where="test",
     )
@@ -273,14 +273,15 @@ def test_a_step_moves_a_bounded_number_of_rows() -> None:
     assert 0 < (held != now).sum() <= 4 * max(64, group.plan.num_rows // 64)
 
 
-@pytest.mark.parametrize("at", [1, 12, 25])
-def test_training_resumes_bit_for_bit(at: int) -> None:
-    once = group_of(config_of(half_life_rows=300))
+@pytest.mark.parametrize(("at", "rows"), [(1, "fp32"), (12, "int8"), (25, "fp32")])
+def test_training_resumes_bit_for_bit(at: int, rows: str) -> None:
+    config = config_of(half_life_rows=300, rows=rows)
+    once = group_of(config)
     once.acknowledge("copy", 0)
     random_steps(once, range(at), drift=0)
     saved = once.state_dict()
     random_steps(once, range(at, 40), drift=100)
-    again = group_of(config_of(half_life_rows=300))
+    again = group_of(config)
     again.load_state_dict(saved)
     assert_equal(again.state_dict(), saved)
     random_steps(again, range(at, 40), drift=100)

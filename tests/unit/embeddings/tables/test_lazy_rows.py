@@ -42,7 +42,7 @@ def test_a_new_table_writes_no_rows() -> None:
     assert not group_of().storage.weights.any()
 
 
-@pytest.mark.parametrize("rows", ["fp32", "bf16", "fp16"])
+@pytest.mark.parametrize("rows", ["fp32", "bf16", "fp16", "int8"])
 def test_rows_nobody_trained_on_read_as_those_of_a_table_that_wrote_them_all(rows: str) -> None:
     group, complete = group_of(rows=rows), group_of(rows=rows)
     assert complete.weights.any()  # writes them

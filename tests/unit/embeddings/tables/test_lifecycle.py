@@ -102,7 +102,7 @@ def test_consumers_are_told_of_evictions_at_any_step() -> None:
             assert copy == rows_of(group.state_dict())
 
 
-@pytest.mark.parametrize("rows", ["fp32", "bf16"])
+@pytest.mark.parametrize("rows", ["fp32", "bf16", "int8"])
 @pytest.mark.parametrize("num_shards", [1, 3])
 def test_evictions_in_mid_run_give_the_same_bits_in_shards_and_after_a_checkpoint(num_shards: int, rows: str) -> None:
     spec = TableGroupSpec(tables_of(admission_count=2, evict_after=1, rows=rows), seed=3)
