@@ -37,6 +37,10 @@ class PlacementConfig(Config):
     not at all; rows of the batch that miss nothing first (Hotline); or up to four micro-batches, those that miss the
     fewest first. Gradients are one update. A split changes parameters by the rounding of float32 sums, and `whole` not
     at all."""
+    samples: Literal["in_order", "by_cost"] = "in_order"
+    """Which of several trainers trains which sample of a global batch. `in_order`: each trains the samples that it has
+    read. `by_cost`: each trains those that use rows which it keeps, so that fewer rows move between trainers; samples
+    move instead. The global batch keeps its samples, and parameters change by the rounding of float32 sums."""
     trusted_network: bool = False
     """Whether several trainers may exchange rows between machines. As with the gradients of the dense part, nothing
     encrypts them. Trainers on one machine, whose shards have loopback addresses, need no permission."""
@@ -55,6 +59,12 @@ class PlacementConfig(Config):
     def _is_a_size(cls, value: str) -> str:
         parse_bytes(value, where="placement.memory")
         return value
+
+    @model_validator(mode="after")
+    def _samples_need_kept_rows(self) -> Self:
+        if self.samples != "in_order" and self.policy == "none":
+            raise ValueError(f"samples {self.samples} needs policy lookahead or auto, given policy none")
+        return self
 
     @model_validator(mode="after")
     def _a_split_needs_no_window(self) -> Self:

@@ -1,10 +1,10 @@
 """`KeyRounds`: tells all trainers the keys of all trainers' batches.
 
-Trainers take part in one round per step, so all learn the same at the same step. A batch is known once every trainer
-has told its part. A message also has the length of the sender's next one, so lengths are known in advance::
+Trainers take part in one round per step, see `MessageRounds`, so all learn the same at the same step. A batch is known
+once every trainer has told its part::
 
-    round r     trainer 0   [length of 0's message r+1 | keys of its batches 7, 8]     then batch 7 is known, and
-                trainer 1   [length of 1's message r+1 | keys of its batch 7     ]     batch 8 when 1 has told it
+    round r     trainer 0   [keys of its batches 7, 8]     then batch 7 is known, and
+                trainer 1   [keys of its batch 7     ]     batch 8 when 1 has told it
 
 The keys of a batch, little-endian: int32 number of rows, bytes of an id, bytes of a count, number of counts; int32 [T],
 the number of keys of each table; ids, in as many bytes as the largest needs; one bit for each key, whether it occurs
@@ -21,11 +21,10 @@ import numpy as np
 import numpy.typing as npt
 
 from headrace.embeddings.keys import Keys
-from headrace.placement.peers import Bytes, MessageKind, Peers, Receipt, tag_of
+from headrace.placement.message_rounds import MessageRounds
+from headrace.placement.peers import Bytes, MessageKind, Peers
 
 __all__ = ["JointBatch", "KeyRounds", "pack_keys", "unpack_keys"]
-
-HEADER_BYTES = 8
 
 Int64s = npt.NDArray[np.int64]
 
@@ -52,27 +51,25 @@ class KeyRounds:
     Args:
         peers: The trainers.
         num_tables: Number of tables T.
-
-    Attributes:
-        num_bytes: Bytes sent so far.
     """
 
     def __init__(self, peers: Peers, num_tables: int) -> None:
-        self.num_bytes = 0
-        self._peers = peers
+        self._rounds = MessageRounds(peers, MessageKind.KEYS)
+        self._rank = peers.rank
         self._num_tables = num_tables
-        self._number = 0
         self._new: list[Part] = []  # not in a message yet
         self._next: list[Part] = []  # in the message of the next round
-        self._message: Bytes = np.empty(0, dtype=np.uint8)  # of the next round
-        self._lengths = [0] * peers.size  # of the next messages
-        self._receipts: dict[int, Receipt] = {}
         self._told: list[deque[Part]] = [deque() for _ in range(peers.size)]  # by each trainer, of batches not known
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes sent so far."""
+        return self._rounds.num_bytes
 
     @property
     def is_running(self) -> bool:
         """Whether a round has started and is not finished."""
-        return bool(self._receipts)
+        return self._rounds.is_running
 
     def add(self, keys: Keys, num_rows: int) -> None:
         """Add the next batch of this trainer, with its number of rows."""
@@ -80,35 +77,20 @@ class KeyRounds:
 
     def start(self) -> None:
         """Start a round. All trainers start the same ones."""
-        assert not self._receipts
         following = np.concatenate([np.empty(0, np.uint8), *(pack_keys(*part, self._num_tables) for part in self._new)])
-        message = np.concatenate([np.array([len(following)], dtype="<i8").view(np.uint8), self._message])
-        self._message = following
-        self._told[self._peers.rank] += self._next
+        self._rounds.start(dict.fromkeys(self._rounds.others, following))
+        self._told[self._rank] += self._next
         self._next, self._new = self._new, []
-        tag, others = tag_of(self._number, MessageKind.KEYS), self._others()
-        self._number += 1
-        for other in others:
-            self._receipts[other] = self._peers.receive(other, HEADER_BYTES + self._lengths[other], tag=tag)
-        for other in others:
-            self._peers.send(other, message, tag=tag)
-        self.num_bytes += len(message) * len(others)
 
     def finish(self) -> list[JointBatch]:
         """Wait for the others' messages of the round; returns the batches that are known now, in order."""
-        for other, receipt in self._receipts.items():
-            message = receipt.result()
-            self._lengths[other] = int(message[:HEADER_BYTES].view("<i8")[0])
-            self._told[other] += unpack_keys(message[HEADER_BYTES:], self._num_tables)
-        self._receipts.clear()
+        for other, message in self._rounds.finish().items():
+            self._told[other] += unpack_keys(message, self._num_tables)
         known = []
         for _ in range(min(map(len, self._told))):
             parts = [told.popleft() for told in self._told]
             known.append(JointBatch(tuple(keys for keys, _ in parts), tuple(num_rows for _, num_rows in parts)))
         return known
-
-    def _others(self) -> list[int]:
-        return [trainer for trainer in range(self._peers.size) if trainer != self._peers.rank]
 
 
 def pack_keys(keys: Keys, num_rows: int, num_tables: int) -> Bytes:

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, fields
 
 from headrace.placement.resident_store import ResidentStore
+from headrace.placement.samples.sample_exchange import MovedSamples
 from headrace.resources import format_bytes
 
 __all__ = ["Moves"]
@@ -30,7 +31,10 @@ class Moves:
         num_state_bytes: Of these, states of rows handed over to other trainers.
         num_value_bytes: Of these, values of rows that other trainers read.
         num_gradient_bytes: Of these, gradients of rows that other trainers kept.
+        num_sample_bytes: Of these, samples that other trainers trained.
         num_plain_bytes: Bytes of reads and updates of all keys in every step.
+        num_placed_samples: Samples of which a trainer was chosen.
+        num_moved_samples: Of these, those of this trainer's batches that another one trained.
     """
 
     num_keys: int = 0
@@ -44,12 +48,23 @@ class Moves:
     num_state_bytes: int = 0
     num_value_bytes: int = 0
     num_gradient_bytes: int = 0
+    num_sample_bytes: int = 0
     num_plain_bytes: int = 0
+    num_placed_samples: int = 0
+    num_moved_samples: int = 0
 
     @classmethod
-    def of(cls, stores: Iterable[ResidentStore]) -> Moves:
-        """The moves of some stores so far."""
+    def of(cls, stores: Iterable[ResidentStore], samples: MovedSamples | None = None) -> Moves:
+        """The moves of some stores so far, and of samples, if they have moved."""
         total = cls()
+        if samples is not None:
+            total = cls(
+                num_bytes=samples.key_bytes + samples.sample_bytes,
+                num_key_bytes=samples.key_bytes,
+                num_sample_bytes=samples.sample_bytes,
+                num_placed_samples=samples.samples,
+                num_moved_samples=samples.moved,
+            )
         for store in stores:
             moved, kept, exchanged = store.remote.counters(), store.counters, store.exchanged
             total += cls(
@@ -78,7 +93,10 @@ class Moves:
         keys = max(self.num_keys, 1)
         moved, plain = format_bytes(self.num_bytes), format_bytes(self.num_plain_bytes)
         elsewhere = f", {self.num_elsewhere / keys:.1%} at another trainer" if self.num_elsewhere else ""
+        placed = self.num_moved_samples / self.num_placed_samples if self.num_placed_samples else 0.0
+        samples = f"; {placed:.1%} of the samples went to another trainer" if self.num_placed_samples else ""
         return (
             f"{self.num_resident / keys:.1%} of the rows that steps used were here{elsewhere}, "
             f"{self.num_new / keys:.1%} were new; {moved} moved, where reads and updates in every step move {plain}"
+            f"{samples}"
         )

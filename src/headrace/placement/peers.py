@@ -30,6 +30,7 @@ class MessageKind(IntEnum):
     EARLY_AGAIN = 4
     LATE_AGAIN = 5
     VERIFICATION = 6
+    SAMPLES = 7
 
 
 class Receipt(Protocol):

@@ -42,6 +42,7 @@ from headrace.embeddings.tables.key_states import KeyStates
 from headrace.embeddings.tables.seen_keys import SeenKeys
 from headrace.errors import HeadraceError
 from headrace.placement.joining import Prices
+from headrace.placement.key_rounds import JointBatch
 from headrace.placement.partial_read import LazyRows, PartialRead, ask_in_turn
 from headrace.placement.peers import Peers
 from headrace.placement.residency import Keeps, Placing, Residency
@@ -120,11 +121,14 @@ class ResidentStore:
         seen: The keys that may have a state in a shard; with several trainers, the same set at each.
         peers: The trainers, if there are several.
         keeps: See `Residency`.
+        tells_keys: Whether trainers tell each other the keys of their batches here; otherwise all of them call
+            `announce_joint` instead of `announce`.
         verify: Whether to compare all rows with those of serial steps, see `Verification`.
 
     Attributes:
         step: Number of the last step.
         version: Version of the table group.
+        prices: What it costs that a row moves between trainers, or is used by another than its owner.
         fetch_waited_s: Seconds in which steps have waited for rows from the shards.
     """
 
@@ -138,6 +142,7 @@ class ResidentStore:
         seen: SeenKeys,
         peers: Peers | None = None,
         keeps: Keeps = "recent",
+        tells_keys: bool = True,
         verify: bool = False,
     ) -> None:
         spec = remote.spec
@@ -150,12 +155,18 @@ class ResidentStore:
         self._remote, self._spec = remote, spec
         self._window_starts = list(window_starts)
         self._rows = ResidentRows(tables, spec.seed, capacity)
-        prices = Prices(move_bytes=self._rows.packed_bytes, use_bytes=2 * 4 * spec.embedding_dim)
-        self._residency = Residency(capacity, self._num_trainers, self._trainer, prices, keeps=keeps)
+        self.prices = Prices(move_bytes=self._rows.packed_bytes, use_bytes=2 * 4 * spec.embedding_dim)
+        self._residency = Residency(capacity, self._num_trainers, self._trainer, self.prices, keeps=keeps)
         self._exchange: RowExchange | None = None
         if peers is not None and peers.size > 1:
-            sizes = {"embedding_dim": spec.embedding_dim, "num_tables": len(tables)}
-            self._exchange = RowExchange(peers, self._residency, self._rows, **sizes)
+            self._exchange = RowExchange(
+                peers,
+                self._residency,
+                self._rows,
+                embedding_dim=spec.embedding_dim,
+                num_tables=len(tables),
+                tells_keys=tells_keys,
+            )
         self._seen = seen
         self._num_placed = 0
         self._batches: dict[Keys, int] = {}  # announced, in order, by identity, because a batch owns its keys
@@ -202,12 +213,15 @@ class ResidentStore:
         """Bytes of a row on its way: its id and its state."""
         return 8 + self._rows.packed_bytes
 
-    @property
-    def has_room(self) -> bool:
-        """Whether another batch may be announced within the memory; the next one may in any case."""
+    def has_room(self, num_told_keys: int = 0) -> bool:
+        """Whether another batch may be announced within the memory; the next one may in any case.
+
+        Args:
+            num_told_keys: Keys of batches that will be announced too.
+        """
         residency, num_trainers = self._residency, self._num_trainers
         told = islice(self._batches, residency.num_announced - residency.num_trained, None)
-        num_keys = residency.num_keys + num_trainers * sum(map(len, told))
+        num_keys = residency.num_keys + num_trainers * (num_told_keys + sum(map(len, told)))
         return num_keys < KEYS_PER_ROW * residency.capacity * num_trainers
 
     def announce(self, keys: Keys, num_rows: int = 1) -> None:
@@ -222,6 +236,11 @@ class ResidentStore:
         else:
             self._batches[keys] = self._residency.num_trained + len(self._batches)
             self._exchange.add(keys, num_rows)
+
+    def announce_joint(self, joint: JointBatch) -> None:
+        """Announce the batch after the last announced one, of which all trainers know the keys of all."""
+        assert self._exchange is not None
+        self._batches[joint.parts[self._trainer]] = self._exchange.announce(joint)
 
     def prepare(self) -> None:
         """Fetch the rows of the next announced batches, as far as there is room.

@@ -115,36 +115,54 @@ class RowExchange:
         rows: The rows of this trainer.
         embedding_dim: Numbers per row.
         num_tables: Number of tables.
+        tells_keys: Whether trainers tell each other their keys here; otherwise someone else does, and calls `announce`.
 
     Attributes:
         sent: Bytes sent so far.
     """
 
     def __init__(
-        self, peers: Peers, residency: Residency, rows: ResidentRows, *, embedding_dim: int, num_tables: int
+        self,
+        peers: Peers,
+        residency: Residency,
+        rows: ResidentRows,
+        *,
+        embedding_dim: int,
+        num_tables: int,
+        tells_keys: bool = True,
     ) -> None:
         self.sent = ExchangedBytes()
         self._peers = peers
         self._residency = residency
         self._rows = rows
         self._dim = embedding_dim
-        self._rounds = KeyRounds(peers, num_tables)
+        self._rounds = KeyRounds(peers, num_tables) if tells_keys else None
         self._batches: dict[int, _Batch] = {}
         self._due: deque[_Due] = deque()
 
     def add(self, keys: Keys, num_rows: int) -> None:
         """Tell the others the next batch of this trainer, from the next round on."""
+        assert self._rounds is not None
         self._rounds.add(keys, num_rows)
 
     def learn(self) -> None:
         """Announce the batches that all trainers have told; waits until the next one to train is among them."""
-        if self._rounds.is_running:
-            self._announce(self._rounds.finish())
-        while self._residency.num_announced == self._residency.num_trained:
+        if self._rounds is None:
+            return
+        known = self._rounds.finish() if self._rounds.is_running else []
+        while not known and self._residency.num_announced == self._residency.num_trained:
             self._rounds.start()
-            self._announce(self._rounds.finish())
+            known = self._rounds.finish()
+        for joint in known:
+            self.announce(joint)
         self._rounds.start()
         self.sent.keys = self._rounds.num_bytes
+
+    def announce(self, joint: JointBatch) -> int:
+        """Announce the next batch, whose keys all trainers know; returns its number."""
+        batch = self._residency.announce(*joint.parts)
+        self._batches[batch] = _Batch(joint)
+        return batch
 
     def joint(self, batch: int) -> JointBatch:
         """The keys of an announced batch."""
@@ -286,10 +304,6 @@ class RowExchange:
     def finish(self, batch: int) -> None:
         """Forget a batch that is trained."""
         del self._batches[batch]
-
-    def _announce(self, batches: list[JointBatch]) -> None:
-        for joint in batches:
-            self._batches[self._residency.announce(*joint.parts)] = _Batch(joint)
 
     def _between(self, batch: int, source: int, target: int) -> tuple[AnnouncedBatch, int, int, int]:
         return self._residency.announced(batch), source, target, self._peers.size

@@ -44,7 +44,7 @@ def describe_choices(
     return [f"default {line}" for line in lines]
 
 
-def describe_unused(job: JobConfig, *, keeps_rows: bool, has_scheduler: bool) -> list[str]:
+def describe_unused(job: JobConfig, *, keeps_rows: bool, has_scheduler: bool, num_trainers: int = 1) -> list[str]:
     """Describe the settings of a job file that have no effect on this run, one line per reason.
 
     They are no mistakes: the same file has an effect with `headrace launch`, which adds shards.
@@ -53,6 +53,7 @@ def describe_unused(job: JobConfig, *, keeps_rows: bool, has_scheduler: bool) ->
         job: The job.
         keeps_rows: Whether rows of shards are kept where they are trained, see `PlacementConfig`.
         has_scheduler: Whether a scheduler runs the steps, instead of the plain loop.
+        num_trainers: Number of trainers.
     """
     shards, functions = job.cluster.shards, job.pipeline.map or job.pipeline.filter
     placement = [key for key, value in job.placement.changed().items() if (key, value) != ("policy", "none")]
@@ -62,6 +63,8 @@ def describe_unused(job: JobConfig, *, keeps_rows: bool, has_scheduler: bool) ->
         lines.append((names, "there are no shards; headrace launch starts some"))
     elif not keeps_rows:
         lines.append(([f"placement.{key}" for key in placement], "rows stay in the shards"))
+    elif num_trainers == 1 and "samples" in placement:
+        lines.append((["placement.samples"], "there is one trainer; headrace launch --trainers starts more"))
     if not has_scheduler:
         names = [f"scheduler.{key}" for key in job.scheduler.changed()]
         lines.append((names, "steps run without a scheduler; scheduler.policy can name one"))

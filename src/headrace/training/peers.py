@@ -22,8 +22,8 @@ from headrace.training.process_group import lost_peers
 __all__ = ["GlooConnections", "GlooPeers"]
 
 MAX_SENDING = 32
-"""Messages per peer after which the oldest is waited for, so that its memory is released; a step has at most six, so it
-has arrived long before."""
+"""Messages per peer after which the oldest is waited for, so that its memory is released; a step has at most seven, so
+it has arrived long before."""
 
 
 class GlooConnections:

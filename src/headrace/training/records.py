@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
@@ -18,7 +19,6 @@ from headrace.logs.parquet_source import BytesRead
 from headrace.models.tower_work import TowerWork, tower_work
 from headrace.pipeline import StageReading
 from headrace.placement.moves import Moves
-from headrace.placement.resident_store import ResidentStore
 from headrace.resources import ResourceMonitor
 from headrace.training.state import TrainingState
 from headrace.training.step import TrainingStep
@@ -44,6 +44,7 @@ class StepRecorder:
         plan: FeaturePlan | None = None,
         model: nn.Module | None = None,
         step: TrainingStep | None = None,
+        moves: Callable[[], Moves | None] = lambda: None,
     ) -> None:
         """Start empty.
 
@@ -52,6 +53,7 @@ class StepRecorder:
             plan: Feature plan, for the savings from deduplication.
             model: Model, for the savings in its towers.
             step: Training step, for the factor of its learning-rate schedule.
+            moves: Returns what has moved so far, if this process keeps rows of shards; otherwise None.
         """
         self.every_steps = every_steps
         self._plan = plan
@@ -61,7 +63,7 @@ class StepRecorder:
         self._work = TowerWork()
         self._source: ParquetSource | None = None
         self._bytes_read = BytesRead()
-        self._stores: list[ResidentStore] = []
+        self._moves_so_far = moves
         self._moves = Moves()
         self._storage = StorageCounters()
         self._start_s = time.perf_counter()
@@ -72,9 +74,7 @@ class StepRecorder:
     def watch(self, source: Source) -> None:
         """Record the bytes read from this source, if it reads files, and the rows that move from now on."""
         self._source = source if isinstance(source, ParquetSource) else None
-        stores = [] if self._model is None else [bags.store for bags in embedding_bags(self._model).values()]
-        self._stores = [store for store in stores if isinstance(store, ResidentStore)]
-        self._moves = Moves.of(self._stores)
+        self._moves = self._moves_so_far() or Moves()
         self._bytes_read = BytesRead()
 
     def add(self, output: StepOutput) -> bool:
@@ -133,8 +133,7 @@ class StepRecorder:
         }
         if self._step is not None and self._step.schedule is not None:
             record["lr_factor"] = self._step.lr_factor
-        if self._stores:
-            moves = Moves.of(self._stores)
+        if (moves := self._moves_so_far()) is not None:
             record["placement"] = asdict(moves - self._moves)
             self._moves = moves
         storages = [] if self._model is None else _storages(self._model)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import uuid
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
 from torch import nn
 
-from headrace.embeddings import embedding_bags
+from headrace.embeddings import KeyLayout, embedding_bags
 from headrace.embeddings.shards.group import ShardGroup
 from headrace.embeddings.shards.security import is_loopback, split_address
 from headrace.embeddings.shards.table_group import TableGroupSpec
@@ -18,13 +21,21 @@ from headrace.errors import ConfigError
 from headrace.placement.joining import MAX_TRAINERS
 from headrace.placement.links import is_worth_keeping, seconds_per_row
 from headrace.placement.moves import Moves
+from headrace.placement.peers import Peers
 from headrace.placement.resident_store import ResidentStore
+from headrace.placement.samples.planning import KEY_BYTES, SamplePlanner, row_prices
+from headrace.placement.samples.sample_exchange import SampleExchange
 from headrace.training.commits import table_group_name
 from headrace.training.job import JobConfig
 from headrace.training.peers import GlooConnections
 from headrace.training.process_group import ProcessGroup
 
-__all__ = ["PlacementChoice", "ShardedTables", "choose_placement", "run_name", "settle_placement"]
+__all__ = ["PlacementChoice", "ShardedTables", "choose_placement", "exchange_of", "run_name", "settle_placement"]
+
+Int64s = npt.NDArray[np.int64]
+
+SAMPLES_SHARE = 16
+"""Part of the memory of resident rows that is for placing samples: one in 16."""
 
 MIN_SEEN_BYTES, SEEN_ID_BYTES, SEEN_SHARE = 1 << 16, 8, 16
 """Part of the memory of resident rows that is for the set of keys known to the shards: one in 16."""
@@ -37,6 +48,10 @@ class ShardedTables:
         job: The job, which has the addresses of the shards.
         model: The model whose embeddings are in the shards.
         process_group: The trainers.
+
+    Attributes:
+        placement: Where rows are while they are trained.
+        samples: Exchanges samples with other trainers, if the job says so; None before `open`.
 
     Raises:
         ConfigError: The job has a budget of rows, or traffic of unknown tables.
@@ -55,6 +70,7 @@ class ShardedTables:
         self._resident: dict[str, ResidentStore] = {}
         self._connections: GlooConnections | None = None
         self._moves = Moves()
+        self.samples: SampleExchange | None = None
         self.placement = choose_placement(job, num_trainers=process_group.size)
         names = {table.name for bags in self._bags.values() for table in bags.tables}
         unknown = [name for name in job.cluster.traffic if name not in names]
@@ -84,7 +100,7 @@ class ShardedTables:
         if self.placement.keeps_rows and self._job.placement.policy == "auto":
             self.placement = self._settle(self._group)
         self._resident = self._keep_rows(self._group) if self.placement.keeps_rows else {}
-        self._moves = Moves.of(self._resident.values())
+        self._moves = self.moves() or Moves()
         for name, bags in self._bags.items():
             bags.use_store(self._resident.get(name) or self._group.store(name))
 
@@ -111,10 +127,16 @@ class ShardedTables:
 
     def take_moves(self) -> Moves | None:
         """What moved since the last call, if this trainer keeps rows; otherwise None."""
+        if (moves := self.moves()) is None:
+            return None
+        before, self._moves = self._moves, moves
+        return moves - before
+
+    def moves(self) -> Moves | None:
+        """What has moved so far, if this trainer keeps rows; otherwise None."""
         if not self._resident:
             return None
-        before, self._moves = self._moves, Moves.of(self._resident.values())
-        return self._moves - before
+        return Moves.of(self._resident.values(), None if self.samples is None else self.samples.moved)
 
     @property
     def num_kept_rows(self) -> int:
@@ -127,24 +149,33 @@ class ShardedTables:
         return settle_placement(self.placement, self._process_group.share(row_s), num_trainers=self._process_group.size)
 
     def _keep_rows(self, group: ShardGroup) -> dict[str, ResidentStore]:
-        placement = self._job.placement
+        placement, count = self._job.placement, len(group.table_groups)
+        memory_bytes, places_samples = placement.memory_bytes, False
         if self._process_group.size > 1:
             self._connections = GlooConnections(self._job.cluster.wait_s)
+            places_samples = placement.samples == "by_cost"
+        samples_bytes = memory_bytes // SAMPLES_SHARE if places_samples else 0
+        memory_bytes -= samples_bytes
         stores = {}
         for number, (name, state) in enumerate(group.table_groups.items()):
-            remote, seen_bytes = group.store(name), max(MIN_SEEN_BYTES, placement.memory_bytes // SEEN_SHARE)
+            remote, seen_bytes = group.store(name), max(MIN_SEEN_BYTES, memory_bytes // SEEN_SHARE)
             if state.num_ids:  # the shards send it
                 seen_bytes = min(seen_bytes, MIN_SEEN_BYTES + SEEN_ID_BYTES * state.num_ids)
             stores[name] = ResidentStore(
                 remote,
-                memory_bytes=placement.memory_bytes,
+                memory_bytes=memory_bytes,
                 version=state.version,
                 window_starts=state.window_starts,
                 seen=remote.seen_keys(seen_bytes) if state.num_ids else SeenKeys(seen_bytes),
-                peers=self._connections and self._connections.peers(number, len(group.table_groups)),
+                peers=self._connections and self._connections.peers(number, count),
                 keeps="recent" if placement.window else "frequent",
+                tells_keys=not places_samples,
                 verify=placement.verify,
             )
+        if places_samples and self._connections is not None:
+            peers = self._connections.peers(0, count)
+            layouts = {name: bags.key_layout for name, bags in self._bags.items()}
+            self.samples = exchange_of(stores, layouts, peers, memory_bytes=samples_bytes * count)
         return stores
 
     def close(self, *, wait: bool) -> None:
@@ -155,6 +186,20 @@ class ShardedTables:
         if self._group is not None:
             self._group.close(wait=wait)
             self._group = None
+
+
+def exchange_of(
+    stores: Mapping[str, ResidentStore], layouts: Mapping[str, KeyLayout], peers: Peers, *, memory_bytes: int
+) -> SampleExchange:
+    """The exchange of samples for some stores by name, whose rows are priced together where layouts are equal."""
+    prices: dict[KeyLayout, Int64s] = {}
+    for name, store in stores.items():
+        price = row_prices(peers.size, *store.prices)
+        known = prices.get(layouts[name])
+        prices[layouts[name]] = price if known is None else known + price
+    max_keys = memory_bytes // (2 * KEY_BYTES * len(prices))  # the other half is for samples on their way
+    planner = SamplePlanner(list(prices.values()), max_keys)
+    return SampleExchange(peers, list(prices), planner, memory_bytes=memory_bytes)
 
 
 def choose_placement(job: JobConfig, *, num_trainers: int) -> PlacementChoice:

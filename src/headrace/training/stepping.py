@@ -26,6 +26,7 @@ from headrace.placement.lookahead import Lookahead
 from headrace.placement.micro_batches import SPLITS, Split, whole
 from headrace.placement.read_ahead import ReadAhead
 from headrace.placement.resident_store import ResidentStore
+from headrace.placement.samples.sample_exchange import SampleExchange
 from headrace.resources import effective_cpus
 from headrace.scheduling.config import SchedulerConfig
 from headrace.scheduling.feature_groups import MAX_GROUPS, FeatureGroups, group_features
@@ -239,6 +240,7 @@ def open_steps(
     process_group: ProcessGroup,
     decisions: DecisionLog,
     folder: Path,
+    samples: SampleExchange | None = None,
 ) -> Iterator[StepRunner]:
     """Open the steps of a job over its sources, one segment after the other, in a plain loop or with its scheduler.
 
@@ -250,9 +252,10 @@ def open_steps(
         process_group: The trainers of the run.
         decisions: Log for the pipeline's decisions.
         folder: Folder for the scheduler's trace of recent steps.
+        samples: Exchanges samples with other trainers; None to train each where it was read.
     """
     split = SPLITS[job.placement.split]
-    scheduling = Scheduling(job.scheduler, step.model, window=job.placement.window, split=split)
+    scheduling = Scheduling(job.scheduler, step.model, window=job.placement.window, split=split, samples=samples)
     with (
         open_batches(
             job,
@@ -323,7 +326,15 @@ class Scheduling:
             None.
     """
 
-    def __init__(self, config: SchedulerConfig, model: nn.Module, *, window: int = 1, split: Split = whole) -> None:
+    def __init__(
+        self,
+        config: SchedulerConfig,
+        model: nn.Module,
+        *,
+        window: int = 1,
+        split: Split = whole,
+        samples: SampleExchange | None = None,
+    ) -> None:
         """Choose a policy.
 
         Args:
@@ -331,10 +342,11 @@ class Scheduling:
             model: Model of the job; its stores must be in place.
             window: Batches whose keys are announced ahead.
             split: How batches are split if none is announced ahead.
+            samples: See `open_steps`.
         """
         self.policy = choose_policy(config, model)
         bags = list(embedding_bags(model).values())
-        resident = Lookahead(bags, window, split) if _is_resident(model) else None
+        resident = Lookahead(bags, window, split, samples) if _is_resident(model) else None
         self.lookahead: Lookahead | ReadAhead | None = resident or ReadAhead(bags, window) or None
         self._config = config
         self._model = model

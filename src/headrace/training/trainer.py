@@ -108,7 +108,11 @@ class Trainer:
         self._told: list[tuple[str, Change]] = []  # on resuming, before there is a log of decisions
         self._threads = Threads(job.training.threads)
         self._recorder = StepRecorder(
-            job.training.log_every_steps, self.components.plan, self.components.model, self._step
+            job.training.log_every_steps,
+            self.components.plan,
+            self.components.model,
+            self._step,
+            (lambda: None) if self._shards is None else self._shards.moves,
         )
         self._uncommitted = UncommittedOutput(keeps_ledger=job.training.row_ledger)
         baseline = job.training.baseline
@@ -297,6 +301,7 @@ class Trainer:
             process_group=self._process_group,
             decisions=self._decisions,
             folder=self.run_folder.path,
+            samples=None if self._shards is None else self._shards.samples,
         )
 
     def _batch_sizes(self, num_rows: Sequence[int]) -> int | GrowingSize:
@@ -486,4 +491,9 @@ class Trainer:
         """Lines about settings of the job that have no effect, once stores are in place."""
         keeps_rows = self._shards is not None and self._shards.placement.keeps_rows
         policy = choose_policy(self.job.scheduler, self.components.model)
-        return describe_unused(self.job, keeps_rows=keeps_rows, has_scheduler=policy is not None)
+        return describe_unused(
+            self.job,
+            keeps_rows=keeps_rows,
+            has_scheduler=policy is not None,
+            num_trainers=self._process_group.size,
+        )

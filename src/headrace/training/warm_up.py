@@ -21,7 +21,18 @@ from headrace.models.products import Precision
 from headrace.placement.micro_batches import missing_of_rows, parts_of_keys
 from headrace.placement.residency import Residency
 from headrace.placement.resident_rows import ResidentRows
-from headrace.tensors import Batch, KeyedJaggedTensor
+from headrace.placement.samples.packed_numbers import NumberReader
+from headrace.placement.samples.packed_samples import (
+    form_of,
+    join_samples,
+    pack_samples,
+    sample_bytes,
+    take_samples,
+    unpack_samples,
+)
+from headrace.placement.samples.planning import SamplePlanner, ToldBatch, row_prices
+from headrace.placement.samples.sample_keys import SampleKeys
+from headrace.tensors import Batch, InverseKeyedJaggedTensor, KeyedJaggedTensor
 from headrace.threads import use_threads
 from headrace.training.metrics import BinaryMetrics
 from headrace.training.step import TrainingStep
@@ -44,6 +55,7 @@ def warm_up_groups() -> dict[str, Callable[[], object]]:
     groups["shards"] = warm_up_shard
     groups["keys"] = _find_keys_once
     groups["placement"] = _keep_rows_once
+    groups["samples"] = _place_samples_once
     groups["storage"] = _use_files_once
     groups["metrics"] = _score_once
     return groups
@@ -107,6 +119,22 @@ def _keep_rows_once() -> None:
     shared.announce(keys, keys)
     shared.place(0)
     merge_placed([PlacedUpdate(np.arange(4), keys.counts, gradients, 1)] * 2, 4)
+
+
+def _place_samples_once() -> None:
+    """Plan batches of two and of three trainers, of which the first is forgotten, and send samples."""
+    ids = KeyedJaggedTensor.from_lists({"id": [[1, 1], [2], [3]]})
+    repeated = InverseKeyedJaggedTensor.of_unique(ids, torch.arange(3, dtype=torch.int32))
+    layout = EmbeddingBags(EmbeddingsConfig(), ["id"], 8, seed=0).key_layout
+    for num_trainers in (2, 3):
+        planner = SamplePlanner([row_prices(num_trainers, 1, 1)], max_keys=0)
+        for group in (ids, repeated):
+            batch = Batch(torch.ones(3, 1), (group,), torch.ones(3, 1), torch.arange(3))
+            keys = SampleKeys.of(batch.keys_of(layout)[0])
+            keys = SampleKeys.unpack(NumberReader(keys.pack(1)), 1, 3)
+            planner.plan([ToldBatch((keys,), sample_bytes(batch), form_of(batch))] * num_trainers)
+            sent = unpack_samples(pack_samples(take_samples(batch, np.arange(2))), batch)
+            join_samples([sent, sent])
 
 
 def _train_once(optimizer: str, kind: str) -> None:

@@ -43,10 +43,11 @@ FEATURES = ("item", "user", "history", "session")
 State = dict[str, npt.NDArray[np.float32]]
 
 
-def model_of(name: str) -> nn.Module:
+def model_of(name: str, *, waits: bool = True) -> nn.Module:
+    """A model; with `waits`, ids of one table wait for their third occurrence."""
     tables = {"kind": "collisionless", "num_embeddings": 4, "optimizer": {"kind": "rowwise_adagrad", "lr": 0.05}}
-    waits = {"history": {"admission_count": 3}}
-    embeddings = EmbeddingsConfig.from_dict({"default": tables, "tables": waits}, where="test")
+    of_history = {"history": {"admission_count": 3 if waits else 1}}
+    embeddings = EmbeddingsConfig.from_dict({"default": tables, "tables": of_history}, where="test")
     sizes: dict[str, Any] = {"num_dense": 3, "sparse_keys": FEATURES, "num_labels": 1}
     return MODELS[name].build(**sizes, embeddings=embeddings, seed=1)
 

@@ -71,6 +71,16 @@ def test_settings_of_shards_without_shards_are_named_as_unused() -> None:
     assert unused(cluster=there, placement={"verify": True}) == ["unused placement.verify: rows stay in the shards"]
 
 
+def test_one_trainer_has_no_other_to_give_samples_to() -> None:
+    job = {"run": "unused", "data": {"path": "unused", "schema": SCHEMA}, "cluster": {"shards": ["localhost:1"]}}
+    placed = JobConfig.from_dict({**job, "placement": {"samples": "by_cost"}}, where="test")
+    lines = [describe_unused(placed, keeps_rows=True, has_scheduler=False, num_trainers=size) for size in (1, 2)]
+    assert lines == [
+        ["unused placement.samples: there is one trainer; headrace launch --trainers starts more"],
+        [],
+    ]
+
+
 def test_settings_of_a_scheduler_without_one_are_named_as_unused() -> None:
     assert not unused(scheduler={"verify": True}, has_scheduler=True)
     assert unused(scheduler={"verify": True, "threads": 2}) == [

@@ -98,3 +98,11 @@ def test_auto_keeps_rows_if_reading_them_takes_longer_than_keeping_them_costs(
     assert not fast.keeps_rows
     reads = f"none: reading a row from the shards takes {1e6 * fast_s:.2f} us"
     assert fast.reason == f"{reads}, so that {keeping} would cost more than it saves"
+
+
+def test_samples_can_only_be_placed_where_rows_are_kept() -> None:
+    with pytest.raises(ConfigError, match=r"samples by_cost needs policy lookahead or auto, given policy none"):
+        JobConfig.from_dict(
+            {"run": "run", "data": {"path": "logs"}, "placement": {"policy": "none", "samples": "by_cost"}},
+            where="test",
+        )

@@ -13,12 +13,14 @@ from headrace.tensors import Batch, Group, InverseKeyedJaggedTensor, KeyedJagged
 TABLES = {"items": ["item", "history"], "users": ["user"]}
 
 
-def layout(kind: str = "collisionless") -> KeyLayout:
+def layout(tables: dict[str, list[str]] | None = None) -> KeyLayout:
+    """The layout of collisionless tables, given their features."""
+    tables = tables or TABLES
     config = {
-        "default": {"kind": kind},
-        "tables": {name: {"feature_names": features} for name, features in TABLES.items()},
+        "default": {"kind": "collisionless"},
+        "tables": {name: {"feature_names": features} for name, features in tables.items()},
     }
-    names = [feature for features in TABLES.values() for feature in features]
+    names = [feature for features in tables.values() for feature in features]
     return EmbeddingBags(EmbeddingsConfig.from_dict(config, where="test"), names, 4, seed=0).key_layout
 
 

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from batches import batch, layout, lists, random_batch, told
 
-from headrace.placement.samples.planning import SamplePlan, SamplePlanner, row_prices
+from headrace.placement.samples.planning import SamplePlan, SamplePlanner, ToldBatch, row_prices
+from headrace.placement.samples.sample_keys import SampleKeys
 from headrace.tensors import Batch, KeyedJaggedTensor
 
 MOVE, USE = 92, 128
@@ -90,3 +91,23 @@ def test_the_same_batches_have_the_same_plan() -> None:
     first, second = planner(3), planner(3)
     for each in parts:
         assert plan_of(first, each).assignment.tolist() == plan_of(second, each).assignment.tolist()
+
+
+def test_rows_of_several_layouts_are_priced_apart() -> None:
+    """A sample goes where its dearer row is."""
+    apart = [layout({"things": [name]}) for name in ("item", "user")]
+    for dearer, expected in ((0, [1, 0]), (1, [0, 1])):
+        prices = [row_prices(2, MOVE * (2 if number == dearer else 1), 2 * USE) for number in range(2)]
+        planning = SamplePlanner(prices, 1000)
+        for items_of, users_of, found in (([1, 2], [1, 2], [0, 1]), ([2, 1], [1, 2], expected)):
+            parts = []
+            for rank in range(2):
+                ids = {"item": [[items_of[rank]]], "history": [[]], "user": [[users_of[rank]]]}
+                part = batch(KeyedJaggedTensor.from_lists(ids))
+                keys = tuple(SampleKeys.of(part.keys_of(each)[0]) for each in apart)
+                parts.append(ToldBatch(keys, 0, 0))
+            plan = planning.plan(parts)
+            assert plan.assignment.tolist() == found
+        for number, column in enumerate((items_of, users_of)):
+            ids = [keys.ids.tolist() for keys in plan.keys[number]]
+            assert ids == [[column[plan.assignment.tolist().index(rank)]] for rank in range(2)]
