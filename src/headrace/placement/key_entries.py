@@ -15,8 +15,9 @@ from headrace.compiling import kernel
 from headrace.embeddings.keys import Keys
 from headrace.embeddings.ops.hashing import mix64
 from headrace.embeddings.ops.prefetch import prefetch
+from headrace.embeddings.storage.host import aligned_zeros
 
-__all__ = ["ENTRY", "NEVER", "Entries", "KeyEntries"]
+__all__ = ["ENTRY", "FIRST_ENTRIES", "NEVER", "Entries", "KeyEntries"]
 
 NEVER = np.int32(2**31 - 1)
 """Next use of a key that no announced batch uses."""
@@ -38,7 +39,7 @@ position among the keys of all announced batches, or -1."""
 MAX_LOAD = 0.7
 GROWTH = 1.25
 FIRST_ENTRIES = 1 << 12
-AHEAD = 8  # keys; as in `ops.prefetch`
+AHEAD = 8  # keys, as in `ops.prefetch`: slots are prefetched twice as far ahead as the records that they name
 
 Entries = npt.NDArray[np.void]
 Int64s = npt.NDArray[np.int64]
@@ -49,7 +50,8 @@ class KeyEntries:
     """Entries of keys. Not thread-safe.
 
     Args:
-        expected: Number of keys up to which memory doubles when there is no room; beyond it grows by a quarter.
+        expected: Number of keys up to which entries double and slots quadruple when there is no room; beyond it,
+            entries grow by a quarter, and slots double.
 
     Attributes:
         records: `ENTRY` [capacity]; the columns after the key are for the caller.
@@ -57,7 +59,9 @@ class KeyEntries:
 
     def __init__(self, expected: int = 0) -> None:
         self._expected = expected
-        self.records: Entries = _empty(FIRST_ENTRIES)
+        self._expected_slots = 1 << max(0, int(expected / MAX_LOAD).bit_length() - 1)
+        self.records: Entries = aligned_zeros((FIRST_ENTRIES,), ENTRY)
+        _clear(self.records[:1])
         self._slots: Int32s = np.zeros(2 * FIRST_ENTRIES, dtype=np.int32)
         self._free: Int32s = np.empty(0, dtype=np.int32)
         self._next = 1
@@ -99,44 +103,48 @@ class KeyEntries:
 
     def resident(self) -> Int32s:
         """Entries int32 [R] of the keys with a row, ascending."""
-        return np.flatnonzero(self.records["row"][: self._next]).astype(np.int32)
+        found = np.empty(self._next, dtype=np.int32)
+        return found[: _resident(self.records[: self._next], found)].copy()
 
     def keys_of(self, entries: Int32s) -> Keys:
         """Keys of entries [E], with zero counts."""
-        found = self.records[entries]
-        counts = np.zeros(len(entries), dtype=np.int32)
-        return Keys(np.ascontiguousarray(found["table"]), np.ascontiguousarray(found["id"]), counts)
+        tables, ids = np.empty(len(entries), dtype=np.int32), np.empty(len(entries), dtype=np.int64)
+        _keys_of(self.records, entries, tables, ids)
+        return Keys(tables, ids, np.zeros(len(entries), dtype=np.int32))
 
     def _reserve(self, num_new: int) -> None:
         """Ensure room for some more keys."""
         needed = self._next + max(0, num_new - len(self._free))
         if needed > len(self.records):
             size = len(self.records)
-            grown = _empty(max(needed, min(2 * size, max(self._expected, int(GROWTH * size)))))
-            grown[: len(self.records)] = self.records
+            num_entries = max(needed, min(2 * size, max(self._expected, int(GROWTH * size))))
+            grown: Entries = aligned_zeros((num_entries,), ENTRY)
+            grown[: self._next] = self.records[: self._next]
             self.records = grown
         num_slots = len(self._slots)
         while self.num_entries + num_new > MAX_LOAD * num_slots:
             num_slots *= 2
         if num_slots > len(self._slots):
+            num_slots = max(num_slots, min(4 * len(self._slots), self._expected_slots))
             slots = np.zeros(num_slots, dtype=np.int32)
             _move_slots(self._slots, slots, self.records)
             self._slots = slots
 
 
-def _empty(num_entries: int) -> Entries:
-    entries: Entries = np.zeros(num_entries, dtype=ENTRY)
-    entries["next_use"], entries["last_place"], entries["last_use"] = NEVER, -1, -1
-    return entries
-
-
 @kernel()
+def _clear(records: Entries) -> None:
+    """Reset all but the keys."""
+    for record in records:
+        record.row, record.next_use, record.last_use, record.last_place = 0, NEVER, -1, -1
+
+
+@kernel(inline=True)
 def _home(table: int, key: int, num_slots: int) -> int:
     """The first slot to probe for a key; the number of slots is a power of two."""
     return np.int64(mix64(mix64(np.uint64(key)) + np.uint64(table))) & (num_slots - 1)  # type: ignore[return-value]
 
 
-@kernel()
+@kernel(inline=True)
 def _probe(slots: Int32s, records: Entries, table: int, key: int) -> int:
     """The slot of a key, or the empty slot for it."""
     slot = _home(table, key, len(slots))
@@ -146,6 +154,33 @@ def _probe(slots: Int32s, records: Entries, table: int, key: int) -> int:
             break
         slot = (slot + 1) & (len(slots) - 1)
     return slot
+
+
+@kernel(inline=True)
+def _prefetch_key(slots: Int32s, records: Entries, tables: Int32s, ids: Int64s, u: int) -> None:
+    """Prefetch what the keys after number `u` need."""
+    slots_at, records_at = slots.ctypes.data, records.ctypes.data
+    later, soon = u + 2 * AHEAD, u + AHEAD
+    if later < len(ids):
+        prefetch(slots_at + 4 * _home(tables[later], ids[later], len(slots)))
+    if 0 <= soon < len(ids):
+        prefetch(records_at + 32 * slots[_home(tables[soon], ids[soon], len(slots))])
+
+
+@kernel()
+def _keys_of(records: Entries, entries: Int32s, tables: Int32s, ids: Int64s) -> None:
+    for e in range(len(entries)):
+        record = records[entries[e]]
+        tables[e], ids[e] = record.table, record.id
+
+
+@kernel()
+def _resident(records: Entries, found: Int32s) -> int:
+    num_found = 0
+    for entry in range(len(records)):
+        found[num_found] = entry
+        num_found += records[entry].row != 0
+    return num_found
 
 
 @kernel()
@@ -159,10 +194,10 @@ def _add(
     next_entry: int,
     entries: Int32s,
 ) -> tuple[int, int]:
-    slots_at = slots.ctypes.data
-    for u in range(len(ids)):
-        if u + AHEAD < len(ids):
-            prefetch(slots_at + 4 * _home(tables[u + AHEAD], ids[u + AHEAD], len(slots)))
+    for u in range(-2 * AHEAD, len(ids)):
+        _prefetch_key(slots, records, tables, ids, u)
+        if u < 0:
+            continue
         slot = _probe(slots, records, tables[u], ids[u])
         if slots[slot] == 0:
             if num_free > 0:
@@ -173,14 +208,17 @@ def _add(
                 next_entry += 1
             slots[slot] = entry
             records[entry].id, records[entry].table = ids[u], tables[u]
+            _clear(records[entry : entry + 1])
         entries[u] = slots[slot]
     return num_free, next_entry
 
 
 @kernel()
 def _find(slots: Int32s, records: Entries, tables: Int32s, ids: Int64s, entries: Int32s) -> None:
-    for u in range(len(ids)):
-        entries[u] = slots[_probe(slots, records, tables[u], ids[u])]
+    for u in range(-2 * AHEAD, len(ids)):
+        _prefetch_key(slots, records, tables, ids, u)
+        if u >= 0:
+            entries[u] = slots[_probe(slots, records, tables[u], ids[u])]
 
 
 @kernel()
@@ -198,12 +236,19 @@ def _remove(slots: Int32s, records: Entries, entries: Int32s) -> None:
                 hole = slot
             slot = (slot + 1) & mask
         slots[hole] = 0
-        record.row, record.next_use, record.last_use, record.last_place = 0, NEVER, -1, -1
+        _clear(records[entries[i] : entries[i] + 1])
 
 
 @kernel()
 def _move_slots(old: Int32s, new: Int32s, records: Entries) -> None:
+    """Insert all entries of a table into an empty one."""
+    records_at, mask = records.ctypes.data, len(new) - 1
     for slot in range(len(old)):
-        if old[slot] != 0:
-            record = records[old[slot]]
-            new[_probe(new, records, record.table, record.id)] = old[slot]
+        if slot + 4 * AHEAD < len(old):  # of which some are empty
+            prefetch(records_at + 32 * old[slot + 4 * AHEAD])
+        entry = old[slot]
+        if entry != 0:
+            home = _home(records[entry].table, records[entry].id, len(new))
+            while new[home] != 0:  # no key is there twice
+                home = (home + 1) & mask
+            new[home] = entry

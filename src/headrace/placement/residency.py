@@ -30,7 +30,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -303,16 +303,24 @@ class Residency:
         slots, keys = self._in_order(entries[self._is_at(entries, self.trainer)])
         return self._rows_of(slots), keys
 
-    def resident(self) -> tuple[Int64s, Keys]:
-        """All resident rows int64 [R], and their keys, with tables ascending."""
-        return self.located(self._entries.resident())
+    def resident(self, among: Bools | None = None) -> tuple[Int64s, Keys]:
+        """All resident rows int64 [R], and their keys, with tables ascending.
+
+        Args:
+            among: bool [capacity + 1], the rows that are asked for; all if not given.
+        """
+        entries = self._entries.resident()
+        if among is not None:
+            entries = entries[self._is_at(entries, self.trainer)]
+            entries = entries[among[self._rows_of(self._row[entries])]]
+        return self.located(entries)
 
     def find(self, keys: Keys) -> Int64s:
         """Rows int64 [U] of any unique keys; 0 where a key is not resident."""
         entries = self._entries.find(keys)
         return np.where(self._is_at(entries, self.trainer), self._rows_of(self._row[entries].astype(np.int64)), 0)
 
-    def _rows_of(self, slots: Int64s) -> Int64s:
+    def _rows_of(self, slots: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """The rows of slots at their trainers."""
         return slots if self.num_trainers == 1 else slots // self.num_trainers
 

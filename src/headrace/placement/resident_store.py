@@ -364,7 +364,7 @@ class ResidentStore:
         self._receive()
         self._end = None
         self._marks = [mark + 1 for mark in self._marks]
-        self._put(*self._here(), even_if_none=True)
+        self._put(*self._here(self._rows.is_changed), even_if_none=True)
         self._returns.wait()
         if self._verification is not None:
             self._verification.check_returned(self._fetch_after())
@@ -450,9 +450,10 @@ class ResidentStore:
         out[elsewhere] = self._remote.read(keys.take(elsewhere), after=0).result()
         return out
 
-    def _here(self) -> tuple[Int64s, Keys]:
-        """Rows int64 [R] that are here, also if they are going to move to another trainer, and their keys."""
-        rows, keys = self._residency.resident()
+    def _here(self, among: Bools | None = None) -> tuple[Int64s, Keys]:
+        """Rows int64 [R] that are here, also if they are going to move to another trainer, and their keys; see
+        `Residency.resident`."""
+        rows, keys = self._residency.resident(among)
         if self._exchange is None:
             return rows, keys
         moving, others = self._exchange.pending()

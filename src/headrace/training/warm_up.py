@@ -19,6 +19,7 @@ from headrace.embeddings.storage.tiered import TieredStorage
 from headrace.models import DCNv2Config, DeepFMConfig, DLRMConfig, ModelConfig, WideDeepConfig
 from headrace.models.products import Precision
 from headrace.placement.micro_batches import missing_of_rows, parts_of_keys
+from headrace.placement.key_entries import FIRST_ENTRIES, KeyEntries
 from headrace.placement.residency import Residency
 from headrace.placement.resident_rows import ResidentRows
 from headrace.placement.samples.packed_numbers import NumberReader
@@ -109,6 +110,11 @@ def _keep_rows_once() -> None:
             rows.read(residency.rows_of(0), keys)
             gradients = np.zeros((4, 8), np.float32)
             rows.update(residency.rows_of(0), keys, gradients, step=step, version=step, lr_factor=1.0)
+        residency.finish()
+        residency.resident()
+    entries, num_keys = KeyEntries(), FIRST_ENTRIES * 2  # so that it grows
+    many = Keys(np.zeros(num_keys, np.int32), np.arange(num_keys), np.ones(num_keys, np.int32))
+    entries.remove(entries.add(many))
     ids = KeyedJaggedTensor.from_lists({"id": [[1], [2]]})
     batch = Batch(torch.ones(2, 0), (ids,), torch.ones(2, 0), torch.arange(2))
     found = EmbeddingBags(EmbeddingsConfig(), ["id"], 8, seed=0).key_layout.find(batch.sparse, ("id",))
