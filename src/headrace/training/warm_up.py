@@ -18,8 +18,8 @@ from headrace.embeddings.shards.warm_up import warm_up_shard
 from headrace.embeddings.storage.tiered import TieredStorage
 from headrace.models import DCNv2Config, DeepFMConfig, DLRMConfig, ModelConfig, WideDeepConfig
 from headrace.models.products import Precision
-from headrace.placement.micro_batches import missing_of_rows, parts_of_keys
 from headrace.placement.key_entries import FIRST_ENTRIES, KeyEntries
+from headrace.placement.micro_batches import missing_of_rows, parts_of_keys
 from headrace.placement.residency import Residency
 from headrace.placement.resident_rows import ResidentRows
 from headrace.placement.samples.packed_numbers import NumberReader
