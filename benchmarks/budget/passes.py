@@ -33,6 +33,7 @@ class PassResult:
         log_loss: Mean log loss in nats of predictions made before their rows were trained on.
         auc: Area under the ROC curve of the same predictions.
         seconds: Seconds of each step.
+        cpu_seconds: CPU seconds of all steps.
         lookup_seconds: Seconds of reading the rows of each batch once more, after the last step.
         num_bytes: Bytes of the tables at the end.
         budget_bytes: The budget.
@@ -41,6 +42,7 @@ class PassResult:
     log_loss: float
     auc: float
     seconds: list[float]
+    cpu_seconds: float
     lookup_seconds: list[float]
     num_bytes: int
     budget_bytes: int
@@ -74,11 +76,13 @@ def one_pass(
     )
     step = TrainingStep(model, torch.optim.Adam(model.parameters(), lr=DENSE_LR))
     logits, labels, seconds = [], [], []
+    cpu_start = time.process_time()
     for batch in log.fresh():
         start = time.perf_counter()
         logits.append(step(batch).logits[:, 0])
         seconds.append(time.perf_counter() - start)
         labels.append(batch.labels.numpy()[:, 0])
+    cpu_seconds = time.process_time() - cpu_start
     (bags,) = embedding_bags(model).values()
     lookup_seconds = []
     for batch in log.fresh()[-LOOKUPS:]:
@@ -97,6 +101,7 @@ def one_pass(
         loss,
         metrics.compute().auc,
         seconds,
+        cpu_seconds,
         lookup_seconds,
         bags.table_group.num_bytes,  # type: ignore[union-attr]
         full_bytes if retention is None else int(full_bytes / ratio),
