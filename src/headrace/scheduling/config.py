@@ -28,8 +28,8 @@ class SchedulerConfig(Config):
     """
 
     policy: Annotated[str, OneOf(STEP_POLICIES, "auto")] = "auto"
-    """auto is `recs` if rows live in remote shards and stay there, see `placement`; otherwise a plain loop behind the
-    pipeline, without a scheduler."""
+    """auto is `recs_early` if rows live in remote shards and stay there, see `placement`, and with several trainers
+    `recs`; otherwise a plain loop behind the pipeline, without a scheduler."""
     batches_ahead: int | None = Field(default=None, ge=0)
     """Batches after the next one whose features can be computed ahead; None for the policy's default."""
     threads: int | None = Field(default=None, ge=1)
@@ -61,7 +61,7 @@ class SchedulerConfig(Config):
         if name == "auto":
             if not remote:
                 return None
-            name = "recs"
+            name = "recs_early"
         if name == "recs_early" and not alone:
             name = "recs"
         policy = _make(name)

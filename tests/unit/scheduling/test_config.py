@@ -8,7 +8,7 @@ import pytest
 
 from headrace.errors import ConfigError
 from headrace.scheduling.config import SchedulerConfig
-from headrace.scheduling.policies import RECS, SERIAL, BatchPrefetch
+from headrace.scheduling.policies import RECS, RECS_EARLY, SERIAL, BatchPrefetch
 
 OWN = """
 from headrace.scheduling.policies import SERIAL, StepwisePolicy
@@ -25,8 +25,9 @@ def config(values: object) -> SchedulerConfig:
     return SchedulerConfig.from_dict(values, where="job: scheduler")
 
 
-def test_auto_is_recs_over_shards_and_no_scheduler_otherwise() -> None:
-    assert SchedulerConfig().choose(remote=True) == RECS
+def test_auto_pulls_early_over_shards_and_is_no_scheduler_otherwise() -> None:
+    assert SchedulerConfig().choose(remote=True) == RECS_EARLY
+    assert SchedulerConfig().choose(remote=True, alone=False) == RECS
     assert SchedulerConfig().choose(remote=False) is None
 
 
