@@ -194,8 +194,10 @@ def test_rows_and_gradients_travel_within_their_error(serve: Serve, precision: s
         assert store.counters().bytes_received < 40 * 8 * 4 * 2
 
 
-def test_changes_of_all_shards_keep_a_copy_up_to_date_also_over_evictions(serve: Serve) -> None:
+@pytest.mark.parametrize("rows", ["fp32", "int8"])
+def test_changes_of_all_shards_keep_a_copy_up_to_date_also_over_evictions(serve: Serve, rows: str) -> None:
     tables = [HASHED, EXACT.model_copy(update={"evict_after": 1}), DIRECT]
+    tables = [table.model_copy(update={"rows": rows}) for table in tables]
     local = LocalStore(TableGroup(tables, seed=3))
     rng = np.random.default_rng(5)
     copies: list[dict[tuple[int, int], list[float]]] = [{}, {}]

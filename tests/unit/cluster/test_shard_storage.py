@@ -5,13 +5,14 @@ from pathlib import Path
 import numpy as np
 
 from headrace.cluster.launcher import _shard_command
-from headrace.embeddings import Keys, TableConfig
+from headrace.embeddings import Keys, TableConfig, TableGroup
 from headrace.embeddings.shards.plan import make_plan
 from headrace.embeddings.shards.requests import OpenRequest
 from headrace.embeddings.shards.shard import Shard
 from headrace.embeddings.shards.table_group import TableGroupSpec, make_part, part_of
 from headrace.embeddings.storage.choose import choose_storage
 from headrace.embeddings.storage.config import StorageConfig
+from headrace.embeddings.storage.host import HostStorage
 from headrace.embeddings.storage.mapped import MappedStorage
 from headrace.embeddings.storage.tiered import TieredStorage
 
@@ -60,3 +61,13 @@ def test_a_shard_with_rows_in_files_has_the_same_part(tmp_path: Path) -> None:
     orders = [np.argsort(part["ids"]) for part in (in_memory, in_files)]
     for name in ("ids", "weights", "slot.accumulator", "version"):
         np.testing.assert_array_equal(in_memory[name][orders[0]], in_files[name][orders[1]])
+
+
+def test_int8_rows_are_in_files_too_and_only_single_weights_stay_in_memory(tmp_path: Path) -> None:
+    make_storage = choose_storage(StorageConfig(kind="mapped", path=str(tmp_path)))
+    rows, weights = (
+        TableGroup([TableConfig(name="item", embedding_dim=dim, rows="int8")], seed=0, make_storage=make_storage)
+        for dim in (16, 1)
+    )
+    assert type(rows.storage) is MappedStorage
+    assert type(weights.storage) is HostStorage
