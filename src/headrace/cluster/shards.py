@@ -86,5 +86,7 @@ def _read_job(path: Path) -> tuple[Path, dict[str, TableGroupSpec], StorageConfi
     job = JobConfig.from_file(path)
     bags = embedding_bags(build_components(job).model)
     seed = job.training.seed
-    table_groups = {table_group_name(name): TableGroupSpec(each.tables, seed) for name, each in bags.items()}
+    table_groups = {
+        table_group_name(name): TableGroupSpec(each.tables, seed, each.budget) for name, each in bags.items()
+    }
     return RunFolder(job.run).checkpoints, table_groups, job.embeddings.storage

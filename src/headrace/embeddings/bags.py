@@ -20,8 +20,10 @@ from headrace.embeddings.ops.unique import DIRECT, EXACT, HASHED
 from headrace.embeddings.storage.choose import choose_storage
 from headrace.embeddings.storage.device import DeviceStorage, Memory
 from headrace.embeddings.storage.host import HostStorage
+from headrace.embeddings.storage.protocol import MakeStorage
 from headrace.embeddings.stores.local import EmbeddingStore, LocalStore
-from headrace.embeddings.tables.make_group import keyed_tables, make_table_group
+from headrace.embeddings.tables.make_group import BudgetSpec, keyed_tables, loaded_table_group, make_table_group
+from headrace.embeddings.tables.state import Columns
 from headrace.embeddings.tables.table_group import TableGroup
 from headrace.errors import ConfigError
 from headrace.tensors import Batch, Group
@@ -116,6 +118,7 @@ class EmbeddingBags(nn.Module):
         self._is_local = store is None
         self._pending: list[Lookup] = []
         self._device: torch.device | None = None
+        self._memory: Memory = config.memory
         self._backend = choose_backend(None)
 
     @property
@@ -144,6 +147,30 @@ class EmbeddingBags(nn.Module):
         """Keep rows in another store from now on. Tables in this process are discarded."""
         self._store, self._table_group, self._is_local = store, None, False
 
+    @property
+    def budget(self) -> BudgetSpec | None:
+        """The budget of the tables; None without one."""
+        return BudgetSpec.of(self.config, self._table_configs)
+
+    def load_tables(self, states: Sequence[Columns]) -> None:
+        """Load the tables in this process from a saved table group, or from all of its parts.
+
+        Raises:
+            CheckpointError: The tables were saved with other settings.
+        """
+        group = self.table_group
+        assert group is not None
+        self._table_group = loaded_table_group(
+            group, states, self.config, self._table_configs, seed=self._seed, make_storage=self._storage_maker()
+        )
+        if self._table_group is not group:
+            self._store = None
+
+    def _storage_maker(self) -> MakeStorage:
+        if self._device is None:
+            return choose_storage(self.config.storage)
+        return DeviceStorage.on(self._device, self._memory)
+
     def place_on(self, device: torch.device | str | None, memory: Memory | None = None) -> Self:
         """Compute on a device with torch operations, and move the rows; `model.to(device)` does this for a GPU.
 
@@ -165,9 +192,9 @@ class EmbeddingBags(nn.Module):
                         f"embeddings.storage.kind: given {self.config.storage.kind} for a model on {self._device}, "
                         "expected memory; embeddings.memory: host keeps rows outside of the GPU"
                     )
-                memory = memory or self.config.memory
-                self._table_group = self.table_group.moved_to(DeviceStorage.on(self._device, memory))
-            elif self.table_group.storage.device is not None:
+                self._memory = memory or self.config.memory
+                self._table_group = self.table_group.moved_to(self._storage_maker())
+            elif self.table_group.device is not None:
                 self._table_group = self.table_group.moved_to(HostStorage)
             self._store = None
         return self
@@ -284,7 +311,7 @@ class EmbeddingBags(nn.Module):
             keys, gradients = merge_keys([(keys, part.grad) for keys, part in zip(keys_of_parts, parts, strict=True)])
             if self.config.clip_grad_norm is not None:
                 clip_norm(gradients, self.config.clip_grad_norm)
-            if isinstance(gradients, Tensor) and (self.table_group is None or self.table_group.storage.device is None):
+            if isinstance(gradients, Tensor) and (self.table_group is None or self.table_group.device is None):
                 gradients = gradients.cpu().numpy()
             num_rows = num_rows or used[0].stride
             self.store.update(keys, gradients, num_rows=num_rows, lr_factor=lr_factor).result()

@@ -36,6 +36,8 @@ class RetentionConfig(NamedConfig):
     """Settings common to all retention policies under a budget."""
 
     registry: ClassVar[Registry[type[RetentionConfig]]] = RETENTION_POLICIES
+    has_partitions: ClassVar[bool] = False
+    """Whether ids can be divided into partitions, such as those of shards, see `build_partition`."""
 
     def keyed(self, tables: Sequence[Any], budget_bytes: int) -> tuple[Any, ...]:
         """The tables as their ids become keys: a policy that decides by id needs ids that are not hashed.
@@ -68,3 +70,23 @@ class RetentionConfig(NamedConfig):
             ConfigError: The budget is too small.
         """
         raise NotImplementedError(f"{type(self).__name__}.build")
+
+    def build_partition(
+        self, tables: Sequence[Any], budget_bytes: int, partition: Any, *, seed: int, make_storage: Any
+    ) -> Any:
+        """Create the table group of one partition of the ids; only if `has_partitions`.
+
+        Args:
+            tables: Result of `keyed`.
+            budget_bytes: Bytes for this partition.
+            partition: The `Partition`; None if it is all ids.
+            seed: See `build`.
+            make_storage: See `build`.
+
+        Returns:
+            A `BudgetedTableGroup`.
+
+        Raises:
+            ConfigError: The budget is too small.
+        """
+        raise NotImplementedError(f"{type(self).__name__}.build_partition")

@@ -127,6 +127,9 @@ class EmbeddingsConfig(Config):
         budget: Maximum bytes of the tables of a dimension, with optimizer state, metadata and index: a size ("2GiB"),
             or a part ("40%") of what `num_embeddings` rows of each table take. None for no limit.
         retention: With a budget, which ids have rows; None for `importance`.
+        partitions: With a budget, number of parts into which ids are divided by a hash. Each has its part of the budget
+            and shared rows of its own, so results depend on it, but not on the number of shards, which is at most as
+            large. None for that of the checkpoint, or else one per shard, or one without shards.
         memory: Where rows live if the model is on a GPU: in GPU memory, or in pinned host memory. No effect on a CPU.
         storage: Where rows live if they do not fit into memory.
     """
@@ -137,6 +140,7 @@ class EmbeddingsConfig(Config):
     clip_grad_norm: float | None = Field(default=None, gt=0)
     budget: str | None = None
     retention: RetentionConfig | None = None
+    partitions: int | None = Field(default=None, ge=1, le=4096)
     memory: Literal["device", "host"] = "device"
     storage: StorageConfig = StorageConfig()
 
@@ -175,6 +179,8 @@ class EmbeddingsConfig(Config):
         if self.budget is None:
             if self.retention is not None:
                 raise ValueError(f"retention: given {self.retention.kind} without a budget, expected `budget` as well")
+            if self.partitions is not None:
+                raise ValueError(f"partitions: given {self.partitions} without a budget, expected `budget` as well")
             return self
         parse_budget(self.budget, 1 << 40, where="budget")
         for name, table in {"default": self.default, **self.tables}.items():

@@ -17,7 +17,6 @@ from pydantic import BaseModel, Field, ValidationError, field_validator
 from torch import Tensor, nn
 
 from headrace.embeddings import TableGroup, embedding_bags
-from headrace.embeddings.tables.parts import join_parts
 from headrace.embeddings.tables.state import Columns
 from headrace.errors import CheckpointError
 from headrace.logs import Cursor, Window, write_rejects
@@ -272,8 +271,10 @@ def load_parameters(snapshot: Snapshot, model: nn.Module) -> None:
     missing = [name for name in _table_groups(model) if name not in snapshot.parts and name not in snapshot.columns]
     if missing:
         raise CheckpointError(f"table group {missing[0]}: missing")
-    for name, group in _table_groups(model).items():
-        group.load_state_dict(join_parts(snapshot.parts[name]) if name in snapshot.parts else snapshot.columns[name])
+    for module, bags in embedding_bags(model).items():
+        if bags.table_group is not None:
+            name = table_group_name(module)
+            bags.load_tables(snapshot.parts.get(name) or [snapshot.columns[name]])
 
 
 def _table_groups(model: nn.Module) -> dict[str, TableGroup]:

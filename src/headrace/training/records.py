@@ -13,6 +13,7 @@ from torch import nn
 from headrace.embeddings import embedding_bags
 from headrace.embeddings.storage.protocol import ReadAheadStorage, StorageCounters
 from headrace.embeddings.tables.budgeted_table_group import BudgetedTableGroup
+from headrace.embeddings.tables.partitioned_table_group import PartitionedTableGroup
 from headrace.features import FeaturePlan, Savings
 from headrace.logs import ParquetSource, Source
 from headrace.logs.parquet_source import BytesRead
@@ -175,7 +176,7 @@ def _budget(model: nn.Module) -> dict[str, Any]:
     """Rows of each table under a budget, in the first group that has one; empty without a budget."""
     groups = [bags.table_group for bags in embedding_bags(model).values() if bags.config.budget is not None]
     for group in groups:
-        if isinstance(group, BudgetedTableGroup):
+        if isinstance(group, BudgetedTableGroup | PartitionedTableGroup):
             counts = zip(group.tables, group.rows_by_table().tolist(), group.gained, group.lost, strict=False)
             tables = {
                 table.name: {"rows": rows, "gained": int(gained), "lost": int(lost)}
@@ -198,7 +199,7 @@ def progress_columns(record: dict[str, Any]) -> dict[str, Any]:
 def _storages(model: nn.Module) -> list[ReadAheadStorage]:
     """The storages of a model in this process that have rows in files."""
     groups = [bags.table_group for bags in embedding_bags(model).values()]
-    storages = [group.storage for group in groups if group is not None]
+    storages = [storage for group in groups if group is not None for storage in group.storages]
     return [storage for storage in storages if isinstance(storage, ReadAheadStorage)]
 
 

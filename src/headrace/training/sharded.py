@@ -15,7 +15,10 @@ from torch import nn
 from headrace.embeddings import KeyLayout, embedding_bags
 from headrace.embeddings.shards.group import ShardGroup
 from headrace.embeddings.shards.security import is_loopback, split_address
+from headrace.embeddings.shards.shard import saved_partition_count
 from headrace.embeddings.shards.table_group import TableGroupSpec
+from headrace.embeddings.tables.lifecycle.rebalancing import Rebalancing
+from headrace.embeddings.tables.make_group import check_has_partitions
 from headrace.embeddings.tables.seen_keys import SeenKeys
 from headrace.errors import ConfigError
 from headrace.placement.joining import MAX_TRAINERS
@@ -29,6 +32,7 @@ from headrace.training.commits import table_group_name
 from headrace.training.job import JobConfig
 from headrace.training.peers import GlooConnections
 from headrace.training.process_group import ProcessGroup
+from headrace.training.run_folder import RunFolder
 
 __all__ = ["PlacementChoice", "ShardedTables", "choose_placement", "exchange_of", "run_name", "settle_placement"]
 
@@ -54,18 +58,16 @@ class ShardedTables:
         samples: Exchanges samples with other trainers, if the job says so; None before `open`.
 
     Raises:
-        ConfigError: The job has a budget of rows, or traffic of unknown tables.
+        ConfigError: The job has a policy of rows that cannot divide them between shards, or traffic of unknown tables.
     """
 
     def __init__(self, job: JobConfig, model: nn.Module, process_group: ProcessGroup) -> None:
-        if job.embeddings.budget is not None:
-            raise ConfigError(
-                f"embeddings.budget: given {job.embeddings.budget} with shards, expected none: "
-                "rows under a budget live in the process that trains them"
-            )
         self._job = job
         self._process_group = process_group
         self._bags = {table_group_name(name): bags for name, bags in embedding_bags(model).items()}
+        for bags in self._bags.values():
+            if bags.budget is not None:
+                check_has_partitions(bags.budget.retention)
         self._group: ShardGroup | None = None
         self._resident: dict[str, ResidentStore] = {}
         self._connections: GlooConnections | None = None
@@ -80,7 +82,7 @@ class ShardedTables:
     def open(self, *, step: int, checkpoint: int | None) -> None:
         """Start a session from a checkpoint or from initial values; from then on embeddings are in the shards."""
         seed, config = self._job.training.seed, self._job.cluster
-        table_groups = {name: TableGroupSpec(bags.tables, seed) for name, bags in self._bags.items()}
+        table_groups = {name: TableGroupSpec(bags.tables, seed, bags.budget) for name, bags in self._bags.items()}
         traffic = {
             name: {table.name: config.traffic.get(table.name, 0.0) for table in bags.tables}
             for name, bags in self._bags.items()
@@ -95,6 +97,7 @@ class ShardedTables:
             step=step,
             checkpoint=checkpoint,
             traffic=traffic if config.traffic else None,
+            partitions={} if self._job.embeddings.budget is None else self._partitions(checkpoint),
             options=config.options(),
         )
         if self.placement.keeps_rows and self._job.placement.policy == "auto":
@@ -104,8 +107,24 @@ class ShardedTables:
         for name, bags in self._bags.items():
             bags.use_store(self._resident.get(name) or self._group.store(name))
 
+    def _partitions(self, checkpoint: int | None) -> dict[str, int]:
+        """Number of partitions of each table group: the job's, or that of the checkpoint; at least one per shard."""
+        asked, num_shards = self._job.embeddings.partitions, len(self._job.cluster.shards)
+        if asked is not None and asked < num_shards:
+            raise ConfigError(
+                f"embeddings.partitions: given {asked} for {num_shards} shards, expected at least as many"
+            )
+        folder = RunFolder(self._job.run).checkpoints / f"{checkpoint or 0:08d}"
+        saved = {name: 0 if checkpoint is None else saved_partition_count(folder, name) for name in self._bags}
+        return {name: asked or max(count, num_shards) for name, count in saved.items()}
+
+    @property
+    def rebalancings(self) -> dict[str, Rebalancing]:
+        """Trainer 0's decisions on budgets at the end of the last window, by table group."""
+        return {} if self._group is None else self._group.rebalancings
+
     def end_window(self, step: int) -> None:
-        """Evict rows, after all trainers have made the window's last step."""
+        """Evict rows and divide budgets anew, after all trainers have made the window's last step."""
         assert self._group is not None
         self.return_rows()
         if self._process_group.rank == 0:
@@ -212,6 +231,7 @@ def choose_placement(job: JobConfig, *, num_trainers: int) -> PlacementChoice:
     is_local = all(is_loopback(split_address(shard)[0]) for shard in cluster.shards)
     obstacles = {
         "rows are in this process": not cluster.shards,
+        "rows under embeddings.budget move in every step, where their table is": job.embeddings.budget is not None,
         f"there are more than {MAX_TRAINERS} trainers": num_trainers > MAX_TRAINERS,
         "placement.window is 0, and there are several trainers": num_trainers > 1 and not placement.window,
         "trainers would exchange rows between machines without encryption, see placement.trusted_network": (

@@ -281,10 +281,13 @@ def choose_policy(config: SchedulerConfig, model: nn.Module) -> Policy | None:
     """
     if _is_resident(model) or _reads_ahead(model):
         return None  # rows are here before their batch is, so there is nothing to overlap
+    has_budget = any(bags.config.budget for bags in embedding_bags(model).values())
+    if has_budget and config.policy == "auto":
+        return None
     distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
     alone = not distributed or torch.distributed.get_world_size() == 1
     policy = config.choose(remote=not all(_is_local(model)), alone=alone)
-    if config.policy not in ("auto", "serial") and any(bags.config.budget for bags in embedding_bags(model).values()):
+    if has_budget and config.policy != "serial":
         raise ConfigError(
             f"scheduler.policy: given {config.policy} with embeddings.budget, expected auto or serial: a step changes "
             "rows of ids that are not in its batch, so rows cannot be read ahead"

@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from headrace.embeddings import embedding_bags
+from headrace.embeddings.tables.partitioned_table_group import PartitionedTableGroup
 from headrace.errors import ConfigError, HeadraceError
 from headrace.logs import BadRowPolicy, ErrorBudget, Window, replay_source
 from headrace.logs.generate import read_bounds
@@ -233,12 +234,22 @@ class Trainer:
                     bags.table_group.end_window()
             if self._shards is not None:
                 self._shards.end_window(state.step)
-                if (moves := self._shards.take_moves()) is not None:
-                    kept = f"up to {self._shards.num_kept_rows:,} rows were kept"
-                    self._decisions.record("placement", {}, f"{moves}; {kept}", asdict(moves))
+            self._record_rebalancings()
+            if self._shards is not None and (moves := self._shards.take_moves()) is not None:
+                kept = f"up to {self._shards.num_kept_rows:,} rows were kept"
+                self._decisions.record("placement", {}, f"{moves}; {kept}", asdict(moves))
             state.finish_window()
             self._commit()
         return result
+
+    def _record_rebalancings(self) -> None:
+        """Record how the budgets of partitions changed at the end of a window, and why."""
+        decided = {} if self._shards is None else self._shards.rebalancings
+        for name, bags in embedding_bags(self.components.model).items():
+            if isinstance(bags.table_group, PartitionedTableGroup) and bags.table_group.rebalancing is not None:
+                decided = decided | {name: bags.table_group.rebalancing}
+        for name, rebalancing in decided.items():
+            self._decisions.record("budget", {}, f"{name}: {rebalancing.reason}", {"bytes": list(rebalancing.budgets)})
 
     def _train_on(self, steps: StepRunner, progress: Progress, *, allowed: BadRowPolicy, every: int | None) -> bool:
         """The training loop, until the end of the window; returns False if stopped before.

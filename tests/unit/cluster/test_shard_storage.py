@@ -9,7 +9,7 @@ from headrace.embeddings import Keys, TableConfig, TableGroup
 from headrace.embeddings.shards.plan import make_plan
 from headrace.embeddings.shards.requests import OpenRequest
 from headrace.embeddings.shards.shard import Shard
-from headrace.embeddings.shards.table_group import TableGroupSpec, make_part, part_of
+from headrace.embeddings.shards.table_group import TableGroupSpec, make_part, parts_of
 from headrace.embeddings.storage.choose import choose_storage
 from headrace.embeddings.storage.config import StorageConfig
 from headrace.embeddings.storage.host import HostStorage
@@ -56,7 +56,7 @@ def test_a_shard_with_rows_in_files_has_the_same_part(tmp_path: Path) -> None:
             shard.announce(keys, ahead=0)
             shard.read(keys)
             shard.update(keys, gradients)
-    in_memory, in_files = (part_of(shard, spec) for shard in shards)
+    in_memory, in_files = (parts_of(shard, spec)[0] for shard in shards)
     assert shards[1].storage.counters.num_read_rows > 0  # type: ignore[attr-defined]
     orders = [np.argsort(part["ids"]) for part in (in_memory, in_files)]
     for name in ("ids", "weights", "slot.accumulator", "version"):

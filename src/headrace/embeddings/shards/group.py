@@ -9,12 +9,15 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Self
 
+from headrace.embeddings.shards.budgets import decide, unpack_demands
 from headrace.embeddings.shards.client import ShardClient
 from headrace.embeddings.shards.plan import PlanKind, make_plan
 from headrace.embeddings.shards.requests import OpenRequest
 from headrace.embeddings.shards.security import ClientSecurity
 from headrace.embeddings.shards.table_group import TableGroupSpec
 from headrace.embeddings.stores.remote import RemoteStore, StoreOptions
+from headrace.embeddings.tables.lifecycle.rebalancing import Rebalancing
+from headrace.embeddings.tables.lifecycle.row_retention import Demand
 from headrace.errors import ConfigError, ShardLost
 
 __all__ = ["GroupOptions", "ShardGroup", "TableGroupState", "wait_for_shards"]
@@ -77,6 +80,7 @@ class ShardGroup:
         step: Number of the last applied step.
         checkpoint: Checkpoint to start from; None to start from initial values.
         traffic: Traffic by table group and table, see `make_plan`.
+        partitions: Number of partitions of table groups with a budget, by name; None for one per shard.
         options: Options, see `GroupOptions`.
 
     Raises:
@@ -86,6 +90,7 @@ class ShardGroup:
 
     Attributes:
         table_groups: State of each table group when the session was opened.
+        rebalancings: The decisions on budgets at the end of the last window, by table group.
     """
 
     def __init__(
@@ -100,6 +105,7 @@ class ShardGroup:
         step: int = 0,
         checkpoint: int | None = None,
         traffic: Mapping[str, Mapping[str, float]] | None = None,
+        partitions: Mapping[str, int] | None = None,
         options: GroupOptions | None = None,
     ) -> None:
         options = options or GroupOptions()
@@ -119,9 +125,20 @@ class ShardGroup:
         self._pool = ThreadPoolExecutor(len(addresses), "shards")
         self._stores: dict[str, RemoteStore] = {}
         plans = {
-            name: (spec, make_plan(spec.tables, len(addresses), kind=options.plan, traffic=(traffic or {}).get(name)))
+            name: (
+                spec,
+                make_plan(
+                    spec.tables,
+                    len(addresses),
+                    kind=options.plan,
+                    traffic=(traffic or {}).get(name),
+                    num_partitions=(partitions or {}).get(name),
+                ),
+            )
             for name, spec in table_groups.items()
         }
+        self._plans = plans
+        self.rebalancings: dict[str, Rebalancing] = {}
         try:
             requests = [
                 OpenRequest(
@@ -184,7 +201,33 @@ class ShardGroup:
         self._finish_evicting()
         self._windows += 1
         request = {"session": self.session, "window": self._windows, "step": step, "client": self._client}
-        return sum(answer["freed"] for answer in self._each(lambda _, client: client.act("end_window", request)))
+        answers = self._each(lambda _, client: client.act("end_window", request))
+        freed: int = sum(answer["freed"] for answer in answers)
+        return freed + self._rebalance(request, answers)
+
+    def _rebalance(self, request: dict[str, Any], answers: Sequence[dict[str, Any]]) -> int:
+        """Divide budgets anew after the end of a window, as the shards' answers suggest; returns the rows freed."""
+        self.rebalancings, freed = {}, 0
+        for name in answers[0]["demands"]:
+            demands: dict[int, tuple[int, int, Demand]] = {}
+            for answer in answers:
+                demands |= unpack_demands(answer["demands"][name])
+            self.rebalancings[name], rounds = decide(demands)
+            for budgets in rounds:
+                freed += self._send_budgets(request, name, budgets)
+        return freed
+
+    def _send_budgets(self, request: dict[str, Any], table_group: str, budgets: Mapping[int, int]) -> int:
+        plan = self._plans[table_group][1]
+        of_shard = [
+            {str(number): budgets[number] for number in plan.partitions_in(shard) if number in budgets}
+            for shard in range(plan.num_shards)
+        ]
+        answers = self._each(
+            lambda shard, client: client.act("end_window", request | {"budgets": {table_group: of_shard[shard]}})
+        )
+        freed: int = sum(answer["freed"] for answer in answers)
+        return freed
 
     def save(self, folder: str, step: int) -> list[str]:
         """Make every shard write its part into a checkpoint's temporary folder; called by one trainer.

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from headrace.embeddings.config import TableConfig
+from headrace.embeddings.shards.budgets import read_budget
 from headrace.embeddings.shards.plan import ROW_WISE, ShardingPlan
 from headrace.embeddings.shards.table_group import TableGroupSpec
 from headrace.errors import ConfigError, ShardError
@@ -36,9 +37,10 @@ __all__ = [
     "parse",
 ]
 
-PROTOCOL = 6
+PROTOCOL = 7
 """Protocol version of streams and of `open`. Versions 1 and 2 did not send it in `open`; version 3 had no
-`lr_factor` in updates; version 4 had no `fetch` and `put`; in version 5 only a session with one trainer had them."""
+`lr_factor` in updates; version 4 had no `fetch` and `put`; in version 5 only a session with one trainer had them;
+version 6 had no budgets."""
 
 MAX_BODY_BYTES = 16 << 20
 """Maximum size of an action's body or a header; 10,000 tables take 4 MB."""
@@ -64,6 +66,9 @@ MAX_LINE = 400
 
 Step = Annotated[int, Field(ge=0, le=MAX_STEP)]
 Name = Annotated[str, Field(min_length=1, max_length=300, pattern=r"^[^\x00-\x1f\x7f]+$")]
+TableGroupName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,100}$")]
+PartitionNumber = Annotated[int, Field(ge=0, lt=MAX_SHARDS)]
+Bytes = Annotated[int, Field(ge=1, le=MAX_STEP)]
 Trainer = Annotated[int, Field(ge=0, lt=MAX_TRAINERS)]
 
 
@@ -89,12 +94,14 @@ class EndWindowRequest(_Body):
         window: Number of windows ended in this session, including this one.
         step: Last step of the window.
         client: Client, as in `open`.
+        budgets: For each table group, the bytes of partitions by number, as decided after a first request.
     """
 
     session: Name
     window: Annotated[int, Field(ge=1, le=MAX_STEP)]
     step: Step
     client: Name | None = None
+    budgets: dict[TableGroupName, dict[PartitionNumber, Bytes]] | None = None
 
 
 class SaveRequest(_Body):
@@ -186,22 +193,26 @@ class _Table(_Body):
     embedding_dim: Annotated[int, Field(ge=1, le=MAX_DIM)]
 
 
+class _Budget(_Body):
+    num_bytes: Bytes
+    retention: dict[str, Any]
+
+
 class _Spec(_Body):
     tables: Annotated[list[_Table], Field(min_length=1, max_length=MAX_TABLES)]
     seed: Annotated[int, Field(ge=-(1 << 63), lt=1 << 64)]
+    budget: _Budget | None
 
 
 class _Plan(_Body):
     num_shards: Annotated[int, Field(ge=1, le=MAX_SHARDS)]
     owners: Annotated[list[Annotated[int, Field(ge=ROW_WISE, lt=MAX_SHARDS)]], Field(max_length=MAX_TABLES)]
+    num_partitions: Annotated[int, Field(ge=1, le=MAX_SHARDS)] | None
 
 
 class _TableGroup(_Body):
     spec: _Spec
     plan: _Plan
-
-
-TableGroupName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,100}$")]
 
 
 class _OpenBody(_Body):
@@ -361,7 +372,9 @@ def _read_group(where: str, group: _TableGroup, shard: int) -> tuple[TableGroupS
             f"{where}: shard {shard} of {plan.num_shards}, {len(plan.owners)} owners for {len(tables)} tables"
         )
     try:
-        return TableGroupSpec(tables, spec.seed), ShardingPlan(plan.num_shards, tuple(plan.owners))
+        sharding = ShardingPlan(plan.num_shards, tuple(plan.owners), plan.num_partitions)
+        budget = None if spec.budget is None else read_budget(spec.budget.num_bytes, spec.budget.retention)
+        return TableGroupSpec(tables, spec.seed, budget), sharding
     except ConfigError as error:
         raise ShardError(f"{where}: {error}"[:MAX_LINE]) from error
 

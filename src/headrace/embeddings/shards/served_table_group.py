@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -14,18 +14,20 @@ import numpy.typing as npt
 
 from headrace.embeddings.changes.log import RowBlock
 from headrace.embeddings.keys import Keys
+from headrace.embeddings.shards.budgets import Demands, check_budgets
 from headrace.embeddings.shards.merging import TrainerUpdate, join_keys, merge_updates
 from headrace.embeddings.shards.put_order import PutOrder
 from headrace.embeddings.shards.request_checks import check_gradients, check_keys, check_states
 from headrace.embeddings.shards.step_merger import StepMerger
-from headrace.embeddings.shards.table_group import TableGroupSpec, part_of
+from headrace.embeddings.shards.table_group import TableGroupSpec, parts_of
 from headrace.embeddings.tables.key_states import KeyStates
+from headrace.embeddings.tables.partitioned_table_group import PartitionedTableGroup
 from headrace.embeddings.tables.seen_keys import SeenKeys
 from headrace.embeddings.tables.state import Columns
 from headrace.embeddings.tables.table_group import TableGroup
 from headrace.errors import ShardError, ShardLost
 
-__all__ = ["ServedTableGroup", "TableGroupCounts"]
+__all__ = ["EndedWindow", "ServedTableGroup", "TableGroupCounts"]
 
 Float32s = npt.NDArray[np.float32]
 
@@ -45,6 +47,19 @@ class TableGroupCounts:
     updates: int = 0
     keys: int = 0
     held_s: float = 0.0
+
+
+@dataclass(frozen=True)
+class EndedWindow:
+    """What the end of a window did.
+
+    Attributes:
+        freed: Number of rows freed.
+        demands: For each partition, the arguments of `rebalance`: budget, fixed bytes and demand.
+    """
+
+    freed: int
+    demands: Demands = field(default_factory=dict)
 
 
 class ServedTableGroup:
@@ -199,36 +214,47 @@ class ServedTableGroup:
         seen.add(keys)
         return seen
 
-    def end_window(self, window: int, step: int) -> int:
-        """End a window, see `TableGroup.end_window`; a repeated call for the same window does nothing.
+    def end_window(self, window: int, step: int, budgets: Mapping[int, int] | None = None) -> EndedWindow:
+        """End a window, see `TableGroup.end_window`; a repeated call for the same window does not end it again.
 
         Args:
             window: Number of windows ended in this session, including this one.
             step: Last step of the window.
-
-        Returns:
-            Number of rows freed.
+            budgets: Bytes by partition, see `PartitionedTableGroup.resize`, as decided after the first call.
 
         Raises:
-            ShardError: A window was skipped.
+            ShardError: A window was skipped, budgets are those of other partitions, or they are not possible.
         """
         with self._changed:
             self._wait(lambda: self._merger.may_read(step), step, f"end of window {window}")
-            if window <= self._windows:
-                return 0
-            if window != self._windows + 1:
+            freed = 0
+            if window > self._windows + 1:
                 raise ShardError(f"table group {self.name}: window {window} ended, expected window {self._windows + 1}")
-            self._windows = window
-            return self.rows.end_window()
+            if window == self._windows + 1:
+                self._windows = window
+                freed = self.rows.end_window()
+            rows = self.rows
+            if not isinstance(rows, PartitionedTableGroup):
+                return EndedWindow(freed)
+            if budgets:
+                self._check_step_of_budgets(window, step)
+                check_budgets(budgets, rows, self.name)
+                freed += rows.resize(dict(budgets))
+            return EndedWindow(freed, {number: rows.demand(number) for number in rows.parts})
 
-    def part(self, step: int) -> Columns:
-        """This shard's part of the group after `step`.
+    def _check_step_of_budgets(self, window: int, step: int) -> None:
+        if window != self._windows:
+            raise ShardError(f"table group {self.name}: budgets for window {window}, expected window {self._windows}")
+        self._check_at(step, "budgets")
+
+    def parts(self, step: int) -> list[Columns]:
+        """This shard's parts of the group after `step`, see `parts_of`.
 
         Raises:
             ShardError: A later step is already applied.
         """
         with self._at(step, "checkpoint"):
-            return part_of(self.rows, self.spec)
+            return parts_of(self.rows, self.spec)
 
     def changes(self, since: int, step: int) -> list[RowBlock]:
         """Copies of the changes in this part of the group after a version, as of `step`.

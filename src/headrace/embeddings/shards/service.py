@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.flight as fl
 
 from headrace.embeddings.changes.row_blocks import block_schema, pack_block
+from headrace.embeddings.shards.budgets import pack_demands
 from headrace.embeddings.shards.merging import TrainerUpdate
 from headrace.embeddings.shards.precision import Precision, decode, encode
 from headrace.embeddings.shards.requests import (
@@ -160,8 +161,11 @@ class ShardServer(fl.FlightServerBase):  # type: ignore[misc]
             return self._shard.open(opened, opened.client or peer)
         if kind == "end_window":
             ended = EndWindowRequest.from_json(kind, body)
-            freed = self._shard.end_window(ended.session, ended.window, ended.step, ended.client or peer)
-            return {"freed": freed}
+            found = self._shard.end_window(ended.session, ended.window, ended.step, ended.client or peer, ended.budgets)
+            return {
+                "freed": sum(group.freed for group in found.values()),
+                "demands": {name: pack_demands(group.demands) for name, group in found.items() if group.demands},
+            }
         if kind == "save":
             saved = SaveRequest.from_json(kind, body)
             return {"files": self._shard.save(saved.session, saved.folder, saved.step, saved.client or peer)}

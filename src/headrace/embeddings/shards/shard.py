@@ -18,17 +18,18 @@ from headrace.embeddings.changes.log import RowBlock
 from headrace.embeddings.shards.members import SessionMembers
 from headrace.embeddings.shards.merging import TrainerUpdate
 from headrace.embeddings.shards.requests import OpenRequest
-from headrace.embeddings.shards.served_table_group import ServedTableGroup
+from headrace.embeddings.shards.served_table_group import EndedWindow, ServedTableGroup
 from headrace.embeddings.shards.step_merger import StepMerger
 from headrace.embeddings.shards.table_group import TableGroupSpec, load_part, make_part
 from headrace.embeddings.storage.host import HostStorage
 from headrace.embeddings.storage.protocol import MakeStorage
+from headrace.embeddings.tables.partitions import partition_count_of, separated_columns
 from headrace.embeddings.tables.seen_keys import SeenKeys
 from headrace.embeddings.tables.state import Columns
 from headrace.errors import CheckpointError, ShardError, ShardLost
 from headrace.files import flush, map_array, write_array, writing
 
-__all__ = ["Shard", "part_folder"]
+__all__ = ["Shard", "part_folder", "saved_partition_count"]
 
 PARTIAL = re.compile(r"\.[0-9]{8}\.[0-9]+\.partial")
 
@@ -98,7 +99,7 @@ class Shard:
                     name: {
                         "version": group.rows.version,
                         "window_starts": group.rows.window_starts,
-                        "rows": group.rows.index.num_entries,
+                        "rows": group.rows.num_ids,
                     }
                     for name, group in self._served.items()
                 },
@@ -121,12 +122,21 @@ class Shard:
             with self._lock:
                 members.leave(seat)
 
-    def end_window(self, session: str, window: int, step: int, client: str) -> int:
-        """Call `ServedTableGroup.end_window` of all table groups; returns the number of rows freed."""
+    def end_window(
+        self,
+        session: str,
+        window: int,
+        step: int,
+        client: str,
+        budgets: Mapping[str, Mapping[int, int]] | None = None,
+    ) -> dict[str, EndedWindow]:
+        """Call `ServedTableGroup.end_window` of all table groups, with the budgets of each, if any are given."""
         with self._lock:
             groups = self._of_session(session)
             self._members.check(client, "end_window")
-        return sum(group.end_window(window, step) for group in groups.values())
+        for name in budgets or {}:
+            self._find(session, name)
+        return {name: group.end_window(window, step, (budgets or {}).get(name)) for name, group in groups.items()}
 
     def save(self, session: str, folder: str, step: int, client: str) -> list[str]:
         """Write this shard's part of all table groups into an incomplete checkpoint.
@@ -158,11 +168,14 @@ class Shard:
         written = []
         with self._saving:
             for name, group in groups.items():
-                _, plan = request.table_groups[name]
-                place = part_folder(self.checkpoints / folder, name, request.shard, plan.num_shards)
-                with writing(place, CheckpointError):
-                    files = _write_columns(group.part(step), place)
-                written += [str(file.relative_to(self.checkpoints / folder)) for file in files]
+                spec, plan = request.table_groups[name]
+                numbers = [request.shard] if spec.budget is None else plan.partitions_in(request.shard)
+                count = plan.num_shards if spec.budget is None else plan.partition_count
+                for number, columns in zip(numbers, group.parts(step), strict=True):
+                    place = part_folder(self.checkpoints / folder, name, number, count)
+                    with writing(place, CheckpointError):
+                        files = _write_columns(columns, place)
+                    written += [str(file.relative_to(self.checkpoints / folder)) for file in files]
         return written
 
     def changes(self, session: str, table_group: str, since: int, step: int, client: str) -> list[RowBlock]:
@@ -225,15 +238,7 @@ class Shard:
         """The parts of a saved table group, or the state of a group saved by one process."""
         if self.checkpoints is None:
             raise CheckpointError("this shard has no folder of checkpoints; start it with --checkpoints DIR or a job")
-        folder = self.checkpoints / f"{checkpoint:08d}" / "tables" / name
-        folders = sorted(path for path in folder.glob("shard-*-of-*") if path.is_dir()) or [folder]
-        try:
-            parts = [{path.stem: map_array(path) for path in sorted(place.glob("*.npy"))} for place in folders]
-        except (OSError, ValueError) as error:
-            raise CheckpointError(f"{folder}: cannot be read: {error}") from error
-        if not parts[0]:
-            raise CheckpointError(f"{folder}: contains no tables; can the shard access the run's checkpoints?")
-        return parts
+        return _read_saved(self.checkpoints / f"{checkpoint:08d}", name)
 
     def _of_session(self, session: str) -> dict[str, ServedTableGroup]:
         if self._request is None:
@@ -257,8 +262,31 @@ class Shard:
 
 
 def part_folder(checkpoint: Path, table_group: str, shard: int, num_shards: int) -> Path:
-    """Folder of a shard's part of a table group in a checkpoint."""
+    """Folder of a shard's part of a table group in a checkpoint; under a budget, of one of the partitions."""
     return checkpoint / "tables" / table_group / f"shard-{shard:04d}-of-{num_shards:04d}"
+
+
+def saved_partition_count(checkpoint: Path, table_group: str) -> int:
+    """Number of partitions of a table group that was saved under a budget.
+
+    Raises:
+        CheckpointError: It cannot be read.
+    """
+    states = _read_saved(checkpoint, table_group)
+    return partition_count_of(states if len(states) > 1 else separated_columns(states[0]))
+
+
+def _read_saved(checkpoint: Path, table_group: str) -> list[Columns]:
+    """The saved parts of a table group, as columns that are read when they are used."""
+    folder = checkpoint / "tables" / table_group
+    folders = sorted(path for path in folder.glob("shard-*-of-*") if path.is_dir()) or [folder]
+    try:
+        parts = [{path.stem: map_array(path) for path in sorted(place.glob("*.npy"))} for place in folders]
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{folder}: cannot be read: {error}") from error
+    if not parts[0]:
+        raise CheckpointError(f"{folder}: contains no tables; can the shard access the run's checkpoints?")
+    return parts
 
 
 def _write_columns(columns: Columns, place: Path) -> list[Path]:

@@ -19,12 +19,15 @@ from headrace.embeddings.config import TableConfig, dim_of_tables
 from headrace.embeddings.shards.plan import ShardingPlan
 from headrace.embeddings.storage.host import HostStorage
 from headrace.embeddings.storage.protocol import MakeStorage
+from headrace.embeddings.tables.make_group import BudgetSpec, make_partitions
 from headrace.embeddings.tables.metadata import RECORD
+from headrace.embeddings.tables.partitioned_table_group import PartitionedTableGroup
+from headrace.embeddings.tables.partitions import separated_columns
 from headrace.embeddings.tables.parts import owned_state, to_part
 from headrace.embeddings.tables.state import Columns, TableGroupHeader, upgraded
 from headrace.embeddings.tables.table_group import TableGroup
 
-__all__ = ["TableGroupSpec", "collisionless_tables", "load_part", "make_part", "part_of"]
+__all__ = ["TableGroupSpec", "collisionless_tables", "load_part", "make_part", "parts_of"]
 
 FIRST_ROOM = 1 << 14
 """Initial capacity per table in rows; arrays grow by half, so a small start costs little."""
@@ -40,6 +43,7 @@ class TableGroupSpec:
     Attributes:
         tables: Configs with unique names and one dimension; `Keys` number the tables in this order.
         seed: Seed of initial values.
+        budget: Budget of the whole group; None for a row for every id.
 
     Raises:
         ConfigError: Two tables have the same name, or dimensions differ.
@@ -47,6 +51,7 @@ class TableGroupSpec:
 
     tables: Sequence[TableConfig]
     seed: int
+    budget: BudgetSpec | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "tables", tuple(self.tables))
@@ -59,7 +64,8 @@ class TableGroupSpec:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able values."""
-        return {"tables": [table.model_dump(mode="json") for table in self.tables], "seed": self.seed}
+        values = {"tables": [table.model_dump(mode="json") for table in self.tables], "seed": self.seed}
+        return values | {"budget": None if self.budget is None else self.budget.to_dict()}
 
     @property
     def reads_have_counts(self) -> bool:
@@ -87,7 +93,12 @@ def make_part(
         plan: Assignment of keys to shards.
         shard: Number of this shard.
         make_storage: Creates the storage of the rows.
+
+    Raises:
+        ConfigError: The budget is too small, or its policy has no partitions.
     """
+    if spec.budget is not None:
+        return make_partitions(spec.tables, spec.budget, plan, shard, seed=spec.seed, make_storage=make_storage)
     widest = 12 * spec.embedding_dim + RECORD.itemsize  # a row in fp32 and the two slots of Adam
     most = min(FIRST_ROOM, max(1, FIRST_BYTES // (widest * len(spec.tables))))
     here = [
@@ -111,10 +122,16 @@ def collisionless_tables(spec: TableGroupSpec) -> list[TableConfig]:
     ]
 
 
-def part_of(rows: TableGroup, spec: TableGroupSpec) -> Columns:
-    """Convert the rows of a shard to a part of the group, as raw columns; see `tables.parts`."""
+def parts_of(rows: TableGroup, spec: TableGroupSpec) -> list[Columns]:
+    """Convert the rows of a shard to parts of the group, as raw columns; see `tables.parts`.
+
+    Returns:
+        One part, or under a budget the state of each partition here.
+    """
+    if isinstance(rows, PartitionedTableGroup):
+        return list(rows.part_states().values())
     state = rows.state_dict()
-    return to_part(state, replace(TableGroupHeader.read(state), tables=spec.header().tables))
+    return [to_part(state, replace(TableGroupHeader.read(state), tables=spec.header().tables))]
 
 
 def load_part(rows: TableGroup, parts: Sequence[Columns], spec: TableGroupSpec, plan: ShardingPlan, shard: int) -> None:
@@ -122,7 +139,7 @@ def load_part(rows: TableGroup, parts: Sequence[Columns], spec: TableGroupSpec, 
 
     Args:
         rows: Result of `make_part` with the same arguments.
-        parts: Parts of any number of shards, or the state of a group in one process.
+        parts: Parts of any number of shards, all partitions, or the state of a group in one process.
         spec: Specification of the whole group.
         plan: Assignment of keys to shards.
         shard: Number of this shard.
@@ -130,6 +147,9 @@ def load_part(rows: TableGroup, parts: Sequence[Columns], spec: TableGroupSpec, 
     Raises:
         CheckpointError: The group was saved with different tables, dimension or seed; the text names both.
     """
+    if isinstance(rows, PartitionedTableGroup):
+        rows.load_states(parts if len(parts) > 1 else separated_columns(parts[0]))
+        return
     parts = [upgraded(part) for part in parts]
     headers = [TableGroupHeader.read(part) for part in parts]
     for header in headers:

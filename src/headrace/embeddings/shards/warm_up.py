@@ -11,7 +11,7 @@ from headrace.embeddings.shards.plan import make_plan
 from headrace.embeddings.shards.precision import PRECISIONS, decode, encode
 from headrace.embeddings.shards.request_checks import check_gradients, check_keys, check_states
 from headrace.embeddings.shards.state_wire import StateWire, pack_ids_only, unpack_ids_only
-from headrace.embeddings.shards.table_group import TableGroupSpec, load_part, make_part, part_of
+from headrace.embeddings.shards.table_group import TableGroupSpec, load_part, make_part, parts_of
 from headrace.embeddings.shards.wire import (
     keys_of,
     pack_ids,
@@ -51,7 +51,7 @@ def warm_up_shard() -> None:
         check_gradients(update.keys, update.gradients, spec)
         group.update(update.keys, update.gradients)
         group.update(*merge_updates([update, update]))
-    load_part(group, [part_of(group, spec)], spec, plan, 0)
+    load_part(group, parts_of(group, spec), spec, plan, 0)
     _move_states(group, spec, sent)
 
 

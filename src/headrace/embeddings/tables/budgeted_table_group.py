@@ -18,8 +18,15 @@ from headrace.embeddings.keys import Keys
 from headrace.embeddings.storage.protocol import NEW, MakeStorage, RowStorage
 from headrace.embeddings.tables.key_states import KeyStates
 from headrace.embeddings.tables.lifecycle.policies import IdHistory
-from headrace.embeddings.tables.lifecycle.row_retention import RowRetention, Swaps
+from headrace.embeddings.tables.lifecycle.row_retention import (
+    Demand,
+    ResizableRetention,
+    RowIndexOfFixedSize,
+    RowRetention,
+    Swaps,
+)
 from headrace.embeddings.tables.metadata import RECORD, RowMetadata
+from headrace.embeddings.tables.partitions import Partition
 from headrace.embeddings.tables.row_plan import RowPlan, bytes_per_row
 from headrace.embeddings.tables.shared_rows import SharedRows
 from headrace.embeddings.tables.state import Columns, TableGroupHeader, upgraded
@@ -47,10 +54,11 @@ class BudgetedTableGroup(TableGroup):
     Args:
         tables: Configs with unique names and one dimension.
         plan: Number of rows.
-        make_retention: Creates the retention policy, given the number of the first row of an id's own.
+        make_retention: Creates the retention policy, given the plan and the number of the first row of an id's own.
         policy: Name of the retention policy.
         seed: Seed of initial values and hashes.
         make_storage: Creates the storage of the rows.
+        partition: Which partition of the ids this is; None if it is all of them.
 
     Attributes:
         plan: Number of rows.
@@ -63,24 +71,28 @@ class BudgetedTableGroup(TableGroup):
         self,
         tables: Sequence[TableConfig],
         plan: RowPlan,
-        make_retention: Callable[[int], RowRetention],
+        make_retention: Callable[[RowPlan, int], RowRetention],
         *,
         policy: str,
         seed: int,
         make_storage: MakeStorage,
+        partition: Partition | None = None,
     ) -> None:
         self.plan = plan
         self.policy = policy
+        self.partition = partition
         self.num_tables = len(tables)
         self._make_retention = make_retention
         self._row_bytes = bytes_per_row(tables) - RECORD.itemsize
-        super().__init__(_with_shared_tables(tables, plan), seed=seed, make_storage=make_storage)
+        count = 1 if partition is None else partition.plan.partition_count
+        super().__init__(_with_shared_tables(tables, plan, count), seed=seed, make_storage=make_storage)
         self._sums = {f"slot.{slot.name}" for slot in self._layout.optimizer.slots if slot.is_sum}
 
     def _new_index(self) -> Any:
         names = [table.name for table in self.tables[: self.num_tables]]
-        self.shared = SharedRows(names, self.plan.num_shared, seed=self.seed)
-        self.retention = self._make_retention(1 + self.shared.num_rows)
+        number = 0 if self.partition is None else self.partition.number
+        self.shared = SharedRows(names, self.plan.num_shared, seed=self.seed, partition=number)
+        self.retention = self._make_retention(self.plan, 1 + self.shared.num_rows)
         self.gained, self.lost = (np.zeros(self.num_tables, dtype=np.int64) for _ in range(2))
         return GroupIndex(self.retention, self.shared)
 
@@ -93,7 +105,7 @@ class BudgetedTableGroup(TableGroup):
         self.step = self.version = 0
         self._window_starts = [0]
         self._initialize_own()
-        assert self.num_bytes <= self.plan.budget_bytes, f"{self.num_bytes} bytes of {self.plan.budget_bytes}"
+        self._check_size()
 
     @property
     def num_bytes(self) -> int:
@@ -162,6 +174,9 @@ class BudgetedTableGroup(TableGroup):
         """
         saved = TableGroupHeader.read(upgraded(state))
         saved.check(self._header())
+        if saved.partition is not None:
+            sizes = {name: saved.partition[name] for name in ("budget_bytes", "num_rows")}
+            self.plan = replace(self.plan, **sizes)
         self._clear()
         rows = state["rows"]
         own = np.flatnonzero(rows > self.shared.num_rows)
@@ -182,12 +197,60 @@ class BudgetedTableGroup(TableGroup):
             policy=self.policy,
             seed=self.seed,
             make_storage=make_storage,
+            partition=self.partition,
         )
         moved.load_state_dict(self.state_dict())
         return moved
 
     def _header(self) -> TableGroupHeader:
-        return replace(super()._header(), retention=f"{self.plan.budget_bytes} bytes, policy {self.policy}")
+        total, partition = self.plan.budget_bytes, None
+        if self.partition is not None:
+            total, partition = self.partition.total_bytes, self.partition.to_dict(self.plan)
+        return replace(super()._header(), retention=f"{total} bytes, policy {self.policy}", partition=partition)
+
+    @property
+    def can_resize(self) -> bool:
+        """Whether the policy allows another number of rows."""
+        return isinstance(self.retention, ResizableRetention)
+
+    def demand(self) -> Demand:
+        """How many rows the ids could use, and how many there are."""
+        if isinstance(self.retention, ResizableRetention):
+            return self.retention.demand()
+        return Demand(self.plan.num_rows, None)
+
+    def resize(self, budget_bytes: int) -> int:
+        """Change the budget between two steps. If it becomes smaller, the least important ids lose their rows.
+
+        Arrays are copied one after the other, in memory that does not count, as it lives for the call.
+
+        Returns:
+            Number of ids that lost their row.
+        """
+        assert isinstance(self.retention, ResizableRetention)
+        before, self.plan = self.plan.num_rows, self.plan.resized(budget_bytes)
+        gone = self.retention.least_important(max(0, self.retention.index.num_rows - self.plan.num_rows))
+        if len(gone):
+            tables, ids = self.index.owners(gone)
+            self._count(self.lost, tables)
+            self.retention.give_up(gone)
+            self.metadata.clear(gone)
+            self.storage.discard(gone)
+            self.changelog.record_removed(self.version, tables, ids)
+        kept = np.concatenate([np.arange(1 + self.shared.num_rows), self.retention.resize(self.plan.num_rows)])
+        capacity = 1 + self.shared.num_rows + self.plan.num_rows
+        if self.plan.num_rows < before:
+            self.storage.compact(kept, capacity)
+            self.metadata.compact(kept, capacity)
+            self.changelog.renumber(kept)
+        else:
+            self.storage.grow(capacity)
+            self.metadata.grow(capacity)
+        self._check_size()
+        return len(gone)
+
+    def _check_size(self) -> None:
+        assert self.num_bytes <= self.plan.budget_bytes, f"{self.num_bytes} bytes of {self.plan.budget_bytes}"
 
     def _initialize_own(self) -> None:
         """Write initial values into rows that have an id and were never updated, as those of a fixed set of ids."""
@@ -253,13 +316,22 @@ class GroupIndex:
     """The index of a `BudgetedTableGroup`: rows of shared tables, then those of ids."""
 
     def __init__(self, retention: RowRetention, shared: SharedRows) -> None:
-        self._rows, self._shared = retention.index, shared
+        self._retention, self._shared = retention, shared
         self.num_fixed = 1 + shared.num_rows
+
+    @property
+    def _rows(self) -> RowIndexOfFixedSize:
+        return self._retention.index  # another one after a change of size
 
     @property
     def num_rows(self) -> int:
         """Rows in use, with all shared rows."""
         return self._shared.num_rows + self._rows.num_rows
+
+    @property
+    def num_entries(self) -> int:
+        """Number of ids that have a row of their own."""
+        return self._rows.num_rows
 
     @property
     def num_bytes(self) -> int:
@@ -284,8 +356,8 @@ class GroupIndex:
         return IdHistory(np.empty(0, dtype=np.int32), nothing, nothing, nothing)
 
 
-def _with_shared_tables(tables: Sequence[TableConfig], plan: RowPlan) -> list[TableConfig]:
-    """The tables, and one of shared rows for each."""
+def _with_shared_tables(tables: Sequence[TableConfig], plan: RowPlan, num_partitions: int) -> list[TableConfig]:
+    """The tables, and one of shared rows for each, with those of all partitions."""
     if not plan.num_shared.any():
         return list(tables)
     return [
@@ -295,7 +367,7 @@ def _with_shared_tables(tables: Sequence[TableConfig], plan: RowPlan) -> list[Ta
                 update={
                     "name": f"{table.name}{SHARED}",
                     "kind": "direct",
-                    "num_embeddings": num_shared,
+                    "num_embeddings": num_partitions * num_shared,
                     "init_scale": table.scale,
                     "evict_after": None,
                 }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -41,11 +41,19 @@ class RowPlan:
         budget_bytes: The budget.
         num_rows: Number of rows K that belong to one id each.
         num_shared: int64 [T], number of shared rows of each table; 0 if ids without a row read zeros.
+        sketch_bytes: Bytes for what a policy knows of ids without a row.
+        fixed_bytes: Bytes of everything that does not depend on K, with `sketch_bytes`.
+        row_bytes: Bytes of a row with its metadata, without the index.
+        index_bytes: Bytes of the index of a number of rows.
     """
 
     budget_bytes: int
     num_rows: int
     num_shared: Int64s
+    sketch_bytes: int
+    fixed_bytes: int
+    row_bytes: float
+    index_bytes: Callable[[int], int]
 
     @classmethod
     def of(
@@ -55,6 +63,7 @@ class RowPlan:
         *,
         shared_ratio: float | None,
         metadata_bytes: float,
+        sketch_bytes: float = 0.0,
         bytes_per_table: int = 0,
         index_bytes: Callable[[int], int] = num_bytes_of,
     ) -> RowPlan:
@@ -65,6 +74,7 @@ class RowPlan:
             budget_bytes: The budget.
             shared_ratio: Part of it for shared rows, of which each table has at least one; None for none.
             metadata_bytes: Metadata of a policy per row, beside the index.
+            sketch_bytes: Bytes of the sketch of ids without a row, per row. Its size stays when rows are added.
             bytes_per_table: Metadata of a policy per table.
             index_bytes: Bytes of the index of a number of rows.
 
@@ -79,16 +89,28 @@ class RowPlan:
         fixed = EVERY_GROUP_BYTES + (EVERY_TABLE_BYTES + bytes_per_table) * len(tables)
         fixed += (1 + int(shared.sum())) * (row_bytes + PLACE_BYTES)  # with the zero row
 
-        def needed(num_rows: int) -> float:
-            return fixed + num_rows * (row_bytes + metadata_bytes) + index_bytes(num_rows)
-
-        low, high = 0, max(1, budget_bytes)  # most rows that fit, by bisection
-        while high - low > 1:
-            middle = (low + high) // 2
-            low, high = (middle, high) if needed(middle) <= budget_bytes else (low, middle)
-        if not low:
+        per_row = row_bytes + metadata_bytes
+        num_rows = _most_rows(budget_bytes - fixed, per_row + sketch_bytes, index_bytes)
+        if not num_rows:
+            least = fixed + int(per_row + sketch_bytes + index_bytes(1)) + 1
             raise ConfigError(
-                f"embeddings.budget: given {budget_bytes} bytes for {len(tables)} tables, expected at least "
-                f"{int(needed(1)) + 1}"
+                f"embeddings.budget: given {budget_bytes} bytes for {len(tables)} tables, expected at least {least}"
             )
-        return cls(budget_bytes, low, shared)
+        sketch = int(sketch_bytes * num_rows)
+        return cls(budget_bytes, num_rows, shared, sketch, fixed + sketch, per_row, index_bytes)
+
+    def resized(self, budget_bytes: int) -> RowPlan:
+        """The plan for another budget, with the same shared rows and sketch; at least one row must fit."""
+        num_rows = _most_rows(budget_bytes - self.fixed_bytes, self.row_bytes, self.index_bytes)
+        assert num_rows, f"{budget_bytes} bytes hold no row"
+        return replace(self, budget_bytes=budget_bytes, num_rows=num_rows)
+
+
+def _most_rows(num_bytes: int, row_bytes: float, index_bytes: Callable[[int], int]) -> int:
+    """The most rows that fit, by bisection, because the size of an index is rounded."""
+    low, high = 0, max(1, num_bytes)
+    while high - low > 1:
+        middle = (low + high) // 2
+        fits = middle * row_bytes + index_bytes(middle) <= num_bytes
+        low, high = (middle, high) if fits else (low, middle)
+    return low

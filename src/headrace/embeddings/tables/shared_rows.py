@@ -32,7 +32,8 @@ Records = npt.NDArray[np.void]
 class SharedRows:
     """Shared rows of T tables, numbered from 1.
 
-    Outside they are rows of T further tables: those of table t are rows of the direct table T + t.
+    Outside they are rows of T further tables: those of table t are rows of the direct table T + t. The n shared rows of
+    partition p are its rows p n to (p + 1) n - 1.
 
     Not thread-safe, except that several threads may `locate` at once.
 
@@ -40,15 +41,18 @@ class SharedRows:
         names: Names of the tables.
         sizes: Number of shared rows of each table; 0 if its ids without a row read zeros.
         seed: Seed of the hash.
+        partition: Number of the partition whose rows they are.
 
     Attributes:
         first_rows: int64 [T], first shared row of each table.
+        first_ids: int64 [T], number of that row outside.
         num_rows: Number of all shared rows.
     """
 
-    def __init__(self, names: Sequence[str], sizes: Int64s, *, seed: int) -> None:
+    def __init__(self, names: Sequence[str], sizes: Int64s, *, seed: int, partition: int = 0) -> None:
         ends = 1 + np.cumsum(sizes)
         self.sizes: Int64s = sizes
+        self.first_ids: Int64s = partition * sizes
         self.first_rows: Int64s = ends - sizes
         self.num_rows = int(sizes.sum())
         self.salts: Uint64s = name_seeds(seed, list(names), "shared")
@@ -62,7 +66,8 @@ class SharedRows:
     def owners(self, rows: Int64s) -> tuple[Int32s, Int64s]:
         """The (table, id) of shared rows [R], as they appear outside."""
         tables = np.searchsorted(self.first_rows + self.sizes, rows, side="right")
-        return (tables + len(self.sizes)).astype(np.int32), rows - self.first_rows[tables]
+        ids = rows - self.first_rows[tables] + self.first_ids[tables]
+        return (tables + len(self.sizes)).astype(np.int32), ids
 
     def find(self, keys: Keys, rows: Int64s, records: Records) -> int:
         """Fill in the shared rows of keys [U] whose row is 0, `NEW` for those that were never updated; returns their
@@ -80,7 +85,8 @@ class SharedRows:
             The keys of the rows: for a shared row its own key, see the class; the counts are those of `keys`.
         """
         tables, ids = np.empty(len(rows), dtype=np.int32), np.empty(len(rows), dtype=np.int64)
-        _locate(keys.tables, keys.ids, self.first_rows, self.sizes, self.salts, rows, tables, ids)
+        where = self.first_rows, self.first_ids, self.sizes, self.salts
+        _locate(keys.tables, keys.ids, *where, rows, tables, ids)
         return Keys(tables, ids, keys.counts)
 
     def merge(self, keys: Keys, rows: Int64s, gradients: Any) -> tuple[Keys, Any]:
@@ -146,6 +152,7 @@ def _locate(
     tables: Int32s,
     ids: Int64s,
     first_rows: Int64s,
+    first_ids: Int64s,
     sizes: Int64s,
     salts: Uint64s,
     rows: Int64s,
@@ -159,7 +166,7 @@ def _locate(
             row_tables[u], row_ids[u] = table, ids[u]
             if rows[u] == 0 and sizes[table] > 0:
                 rows[u] = shared_row(table, ids[u], first_rows, sizes, salts)
-                row_ids[u] = rows[u] - first_rows[table]
+                row_ids[u] = rows[u] - first_rows[table] + first_ids[table]
                 row_tables[u] = num_tables + table
 
 

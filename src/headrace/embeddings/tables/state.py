@@ -46,7 +46,8 @@ class TableGroupHeader:
         window_starts: Start versions of the recent windows.
         cursors: Version of each consumer of changes.
         removed_from: See `ChangeLog`.
-        retention: Budget and retention policy; None without a budget.
+        retention: Budget of all partitions and retention policy; None without a budget.
+        partition: Which partition of the ids this is, see `Partition.to_dict`; None if there are no others.
     """
 
     tables: list[dict[str, Any]]
@@ -58,6 +59,7 @@ class TableGroupHeader:
     cursors: Mapping[str, int] = field(default_factory=dict)
     removed_from: int = 0
     retention: str | None = None
+    partition: Mapping[str, Any] | None = None
     format_version: int = FORMAT_VERSION
 
     @classmethod

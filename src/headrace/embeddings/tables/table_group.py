@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch import Tensor
 
 from headrace.embeddings.changes.log import BLOCK_ROWS, ChangeLog, RowBlock
@@ -102,6 +103,21 @@ class TableGroup:
     def num_rows(self) -> int:
         """Rows in use: all rows of direct and hashed tables, and the allocated rows of collisionless tables."""
         return self.index.num_rows
+
+    @property
+    def num_ids(self) -> int:
+        """Number of ids that have a row or wait for one."""
+        return self.index.num_entries
+
+    @property
+    def device(self) -> torch.device | None:
+        """Device of what is read; None for arrays in host memory."""
+        return self.storage.device
+
+    @property
+    def storages(self) -> list[RowStorage]:
+        """Where the rows are."""
+        return [self.storage]
 
     @property
     def num_bytes(self) -> int:

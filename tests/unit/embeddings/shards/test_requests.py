@@ -13,6 +13,8 @@ from headrace.embeddings.shards.plan import ROW_WISE, ShardingPlan
 from headrace.embeddings.shards.requests import MAX_LINE, EndWindowRequest, OpenRequest, SaveRequest
 from headrace.embeddings.shards.table_group import FIRST_BYTES, TableGroupSpec, make_part
 from headrace.embeddings.shards.wire import PROTOCOL, ReadHeader, StreamHeader, UpdateHeader
+from headrace.embeddings.tables.lifecycle.importance import ImportanceConfig
+from headrace.embeddings.tables.make_group import BudgetSpec
 from headrace.errors import ShardError
 
 SPEC = TableGroupSpec(
@@ -38,6 +40,9 @@ def changed(path: str, value: Any) -> bytes:
 
 def test_a_request_survives_json() -> None:
     assert OpenRequest.from_json(json.dumps(GOOD.to_dict()).encode()) == GOOD
+    budget, plan = BudgetSpec(5000, ImportanceConfig(half_life_rows=None)), ShardingPlan(2, (ROW_WISE, 1), 4)
+    limited = dataclasses.replace(GOOD, table_groups={"t": (dataclasses.replace(SPEC, budget=budget), plan)})
+    assert OpenRequest.from_json(json.dumps(limited.to_dict()).encode()) == limited
 
 
 @pytest.mark.parametrize("protocol", [None, 2, PROTOCOL + 1])
@@ -127,6 +132,23 @@ def test_a_number_of_an_open_request_that_is_none_is_refused_with_its_name(path:
         ),
         ("table_groups.t.plan.owners", [0], "table_groups.t: shard 0 of 2, 1 owners for 2 tables"),
         ("table_groups.t.plan.owners", [0, 7], "table_groups.t: sharding plan: 2 shards, owners"),
+        ("table_groups.t.plan.num_partitions", 1, "table_groups.t: sharding plan: 2 shards, owners"),
+        ("table_groups.t.spec.budget", {"num_bytes": 0, "retention": {}}, "spec.budget.num_bytes: given 0"),
+        (
+            "table_groups.t.spec.budget",
+            {"num_bytes": 9, "retention": {"kind": "os:getcwd"}},
+            "table_groups.t: budget.retention.kind: given 'os:getcwd', expected importance or cafe",
+        ),
+        (
+            "table_groups.t.spec.budget",
+            {"num_bytes": 9, "retention": {"kind": "frequency", "counts": "/etc/passwd"}},
+            "table_groups.t: budget.retention.kind: given 'frequency', expected importance or cafe",
+        ),
+        (
+            "table_groups.t.spec.budget",
+            {"num_bytes": 9, "retention": {"kind": "importance", "margin": float("inf")}},
+            "table_groups.t: budget.retention.margin: given inf, expected a finite number",
+        ),
         ("shard", 2, "table_groups.t: shard 2 of 2"),
         ("session", "a\nb", "session: given"),
         ("run", "x" * 10_000, "run: given"),

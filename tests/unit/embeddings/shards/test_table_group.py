@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from headrace.embeddings import AdamConfig, Keys, TableConfig, TableGroup
 from headrace.embeddings.shards.plan import ShardingPlan, make_plan
 from headrace.embeddings.shards.request_checks import check_keys
-from headrace.embeddings.shards.table_group import TableGroupSpec, load_part, make_part, part_of
+from headrace.embeddings.shards.table_group import TableGroupSpec, load_part, make_part, parts_of
 from headrace.embeddings.tables.parts import join_parts
 from headrace.embeddings.tables.state import Columns
 from headrace.errors import CheckpointError, ShardError
@@ -45,7 +45,7 @@ class Sharded:
         self.shards = [make_part(spec, self.plan, shard) for shard in range(num_shards)]
 
     def parts(self) -> list[Columns]:
-        return [part_of(shard, self.spec) for shard in self.shards]
+        return [parts_of(shard, self.spec)[0] for shard in self.shards]
 
     def load(self, parts: list[Columns]) -> None:
         for number, shard in enumerate(self.shards):

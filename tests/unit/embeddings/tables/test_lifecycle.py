@@ -10,7 +10,7 @@ import pytest
 
 from headrace.embeddings import AdagradConfig, Keys, TableConfig, TableGroup
 from headrace.embeddings.shards.plan import make_plan
-from headrace.embeddings.shards.table_group import TableGroupSpec, load_part, make_part, part_of
+from headrace.embeddings.shards.table_group import TableGroupSpec, load_part, make_part, parts_of
 from headrace.embeddings.storage.device import DeviceStorage
 from headrace.embeddings.storage.host import HostStorage
 from headrace.embeddings.tables.lifecycle import IdHistory
@@ -120,14 +120,14 @@ def test_evictions_in_mid_run_give_the_same_bits_in_shards_and_after_a_checkpoin
         if step % 8 == 7:
             assert alone.end_window() == sum(shard.end_window() for shard in shards)
         if step == 13:
-            saved = [part_of(shard, spec) for shard in shards]
+            saved = [parts_of(shard, spec)[0] for shard in shards]
             shards = [make_part(spec, plan, n) for n in range(num_shards)]
             for number, shard in enumerate(shards):
                 load_part(shard, saved, spec, plan, number)
             loaded = TableGroup(spec.tables, seed=3)
             loaded.load_state_dict(alone.state_dict())
             alone = loaded
-    assert rows_of(join_parts([part_of(shard, spec) for shard in shards])) == rows_of(alone.state_dict())
+    assert rows_of(join_parts([parts_of(shard, spec)[0] for shard in shards])) == rows_of(alone.state_dict())
 
 
 def parts(plan: Any, keys: Keys) -> list[np.ndarray]:

@@ -10,7 +10,7 @@ import pytest
 
 from headrace.embeddings import AdamConfig, Keys, TableConfig, TableGroup
 from headrace.embeddings.shards.plan import make_plan
-from headrace.embeddings.shards.table_group import TableGroupSpec, make_part, part_of
+from headrace.embeddings.shards.table_group import TableGroupSpec, make_part, parts_of
 from headrace.embeddings.tables.parts import header_with_tables, join_parts, rows_of_tables, with_tables
 from headrace.embeddings.tables.state import Columns, TableGroupHeader
 from headrace.errors import CheckpointError, HeadraceError
@@ -129,7 +129,7 @@ def test_parts_move_like_the_whole_group(num_shards: int) -> None:
             places = routes.of(number)
             shard.update(keys.take(places), np.ascontiguousarray(gradients[places]))
         whole.update(keys, gradients)
-    parts = [moved(part_of(shard, spec), *NOW) for shard in shards]
+    parts = [moved(parts_of(shard, spec)[0], *NOW) for shard in shards]
     assert all("rows" not in part for part in parts)
     joined, state = group_of(*NOW), moved(whole.state_dict(), *NOW)
     joined.load_state_dict(join_parts(parts))

@@ -68,7 +68,7 @@ class AdaEmbedConfig(RetentionConfig):
             tables, budget_bytes, shared_ratio=None, metadata_bytes=0, index_bytes=lambda _: virtual_bytes
         )
 
-        def make_retention(first_row: int) -> AdaEmbedRetention:
+        def make_retention(plan: RowPlan, first_row: int) -> AdaEmbedRetention:
             return AdaEmbedRetention(self, sizes, plan.num_rows, first_row=first_row)
 
         return BudgetedTableGroup(tables, plan, make_retention, policy=self.kind, seed=seed, make_storage=make_storage)

@@ -17,7 +17,7 @@ anew.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -31,6 +31,7 @@ from headrace.embeddings.ops.hashing import mix64, multiply_shift
 from headrace.embeddings.storage.protocol import MakeStorage
 from headrace.embeddings.tables.budgeted_table_group import BudgetedTableGroup
 from headrace.embeddings.tables.lifecycle.row_retention import NO_SWAPS, Swaps, exact_ids
+from headrace.embeddings.tables.partitions import Partition
 from headrace.embeddings.tables.row_plan import RowPlan
 from headrace.embeddings.tables.shared_rows import SharedRows
 from headrace.embeddings.tables.table_group import TableGroup
@@ -59,6 +60,7 @@ Uint32s = npt.NDArray[np.uint32]
 class CafeConfig(RetentionConfig):
     """CAFE+ as published: a sketch finds hot ids, which have rows; others share hashed rows."""
 
+    has_partitions: ClassVar[bool] = True
     kind: Literal["cafe"] = "cafe"
     shared_ratio: float = Field(default=0.3, gt=0, lt=1)
     """Part of the budget for hashed rows."""
@@ -75,6 +77,18 @@ class CafeConfig(RetentionConfig):
         self, tables: Sequence[TableConfig], budget_bytes: int, *, seed: int, make_storage: MakeStorage
     ) -> TableGroup:
         """See `RetentionConfig.build`."""
+        return self.build_partition(tables, budget_bytes, None, seed=seed, make_storage=make_storage)
+
+    def build_partition(
+        self,
+        tables: Sequence[TableConfig],
+        budget_bytes: int,
+        partition: Partition | None,
+        *,
+        seed: int,
+        make_storage: MakeStorage,
+    ) -> BudgetedTableGroup:
+        """See `RetentionConfig.build_partition`."""
         plan = RowPlan.of(
             tables,
             budget_bytes,
@@ -85,10 +99,12 @@ class CafeConfig(RetentionConfig):
             ),
         )
 
-        def make_retention(first_row: int) -> CafeRetention:
+        def make_retention(plan: RowPlan, first_row: int) -> CafeRetention:
             return CafeRetention(self, plan.num_rows, len(tables), first_row=first_row)
 
-        return BudgetedTableGroup(tables, plan, make_retention, policy=self.kind, seed=seed, make_storage=make_storage)
+        return BudgetedTableGroup(
+            tables, plan, make_retention, policy=self.kind, seed=seed, make_storage=make_storage, partition=partition
+        )
 
 
 class CafeSketch:

@@ -49,7 +49,7 @@ class FrequencyConfig(RetentionConfig):
         plan = RowPlan.of(tables, budget_bytes, shared_ratio=None, metadata_bytes=0)
         keys = _most_frequent(self.counts, [table.name for table in tables], plan.num_rows)
 
-        def make_retention(first_row: int) -> FrequencyRetention:
+        def make_retention(plan: RowPlan, first_row: int) -> FrequencyRetention:
             return FrequencyRetention(keys, plan.num_rows, first_row=first_row)
 
         return BudgetedTableGroup(tables, plan, make_retention, policy=self.kind, seed=seed, make_storage=make_storage)

@@ -3,11 +3,7 @@
 The importance of an id is its frequency times its mean gradient norm, as in AdaEmbed (Lai et al., OSDI 2023, section
 4.1), decayed by a half-life. It is a by-product of the gradients that are pushed anyway. To compare ids of different
 tables, norms are divided by the mean norm per occurrence of the table. Importance of an id with a row is a float32; of
-ids without a row, a sketch keeps the most important in 6 bytes each::
-
-    bucket = 8 slots of (tag uint32, importance bf16); an id that is not in its bucket replaces the weakest slot with
-    probability new / (weakest + new) and gets their sum: randomized admission (Ben Basat et al., "Randomized admission
-    policy for efficient top-k and frequency estimation", INFOCOM 2017), whose estimates are right on average
+ids without a row, a sketch keeps the most important in 6 bytes each, see `importance_sketch`.
 
 After an update, each important id without a row is compared with the least important of the next 64 rows; a hand moves
 over all rows in turn (as in the CLOCK algorithm). If the id is more important by a margin, the row is its own from now
@@ -24,7 +20,7 @@ bytes, not 12, and none in the tail.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -34,19 +30,27 @@ from headrace.compiling import kernel
 from headrace.embeddings.budget import RetentionConfig
 from headrace.embeddings.config import TableConfig
 from headrace.embeddings.keys import Keys
-from headrace.embeddings.ops.hashing import mix64, multiply_shift, unit_float
+from headrace.embeddings.ops.hashing import mix64, unit_float
 from headrace.embeddings.storage.protocol import MakeStorage
 from headrace.embeddings.tables.budgeted_table_group import BudgetedTableGroup
 from headrace.embeddings.tables.index.bounded_index import BoundedIndex
-from headrace.embeddings.tables.lifecycle.row_retention import NO_SWAPS, Swaps, exact_ids
+from headrace.embeddings.tables.lifecycle.importance_sketch import (
+    SLOT_BYTES,
+    SLOTS,
+    find_slot,
+    forget,
+    remember,
+    scale_values,
+    slot_of,
+    values_of,
+)
+from headrace.embeddings.tables.lifecycle.row_retention import NO_SWAPS, Demand, Swaps, exact_ids
+from headrace.embeddings.tables.partitions import Partition
 from headrace.embeddings.tables.row_plan import RowPlan
 from headrace.embeddings.tables.table_group import TableGroup
 
 __all__ = ["ImportanceConfig", "ImportanceRetention"]
 
-SLOTS = 8
-"""Slots of a bucket; their tags are half a cache line."""
-SLOT_BYTES = 6
 IMPORTANCE_BYTES = 4
 
 EXAMINED = 64
@@ -69,6 +73,7 @@ Uint16s = npt.NDArray[np.uint16]
 class ImportanceConfig(RetentionConfig):
     """Rows for the ids with the largest decayed sum of gradient norms; other ids share rows."""
 
+    has_partitions: ClassVar[bool] = True
     kind: Literal["importance"] = "importance"
     shared_ratio: float = Field(default=0.0, ge=0, lt=1)
     """Part of the budget for shared rows. Each table has at least one: what an unknown id of the table is like."""
@@ -90,19 +95,34 @@ class ImportanceConfig(RetentionConfig):
         self, tables: Sequence[TableConfig], budget_bytes: int, *, seed: int, make_storage: MakeStorage
     ) -> TableGroup:
         """See `RetentionConfig.build`."""
+        return self.build_partition(tables, budget_bytes, None, seed=seed, make_storage=make_storage)
+
+    def build_partition(
+        self,
+        tables: Sequence[TableConfig],
+        budget_bytes: int,
+        partition: Partition | None,
+        *,
+        seed: int,
+        make_storage: MakeStorage,
+    ) -> BudgetedTableGroup:
+        """See `RetentionConfig.build_partition`."""
         plan = RowPlan.of(
             tables,
             budget_bytes,
             shared_ratio=self.shared_ratio,
-            metadata_bytes=IMPORTANCE_BYTES + SLOT_BYTES * self.candidates_per_row,
+            metadata_bytes=IMPORTANCE_BYTES,
+            sketch_bytes=SLOT_BYTES * self.candidates_per_row,
             bytes_per_table=32,
         )
 
-        def make_retention(first_row: int) -> ImportanceRetention:
-            num_candidates = int(self.candidates_per_row * plan.num_rows)
+        def make_retention(plan: RowPlan, first_row: int) -> ImportanceRetention:
+            num_candidates = plan.sketch_bytes // SLOT_BYTES
             return ImportanceRetention(self, len(tables), plan.num_rows, num_candidates, first_row=first_row, seed=seed)
 
-        return BudgetedTableGroup(tables, plan, make_retention, policy=self.kind, seed=seed, make_storage=make_storage)
+        return BudgetedTableGroup(
+            tables, plan, make_retention, policy=self.kind, seed=seed, make_storage=make_storage, partition=partition
+        )
 
 
 class ImportanceRetention:
@@ -198,6 +218,41 @@ class ImportanceRetention:
         self.index.release(rows)
         self.importance[rows - self._first_row] = 0
 
+    def demand(self) -> Demand:
+        """See `ResizableRetention.demand`."""
+        held = self.importance[self.index.rows() - self._first_row] / self.growth
+        others = values_of(self.values) / self.growth
+        others = others[(others > 0) & (others > self._config.admission)]
+        return Demand.of(len(self.importance), np.concatenate([held, others]))
+
+    def least_important(self, num_rows: int) -> Int64s:
+        """See `ResizableRetention.least_important`."""
+        rows = self.index.rows()
+        return np.sort(rows[np.argsort(self.importance[rows - self._first_row], kind="stable")[:num_rows]])
+
+    def give_up(self, rows: Int64s) -> None:
+        """See `ResizableRetention.give_up`."""
+        tables, ids = self.index.owners(rows)
+        importance = self.importance[rows - self._first_row].copy()
+        self.release(rows)
+        remember(self.tags, self.values, tables, ids, importance)
+
+    def resize(self, num_rows: int) -> Int64s:
+        """See `ResizableRetention.resize`."""
+        kept = np.arange(len(self.importance))
+        if num_rows < len(kept):
+            kept = self.index.rows() - self._first_row
+            self._hand = int(np.searchsorted(kept, self._hand))
+        in_use = self.index.rows()
+        keys = Keys(*self.index.owners(in_use), np.zeros(len(in_use), dtype=np.int32))
+        importance = np.zeros(num_rows, dtype=np.float32)
+        importance[: len(kept)] = self.importance[kept]
+        rows = self._first_row + np.searchsorted(kept, in_use - self._first_row)
+        self.index, self.importance = BoundedIndex(num_rows, self._first_row), importance
+        self.index.insert(keys, rows)
+        self._hand %= num_rows
+        return kept + self._first_row
+
     def columns(self) -> dict[str, npt.NDArray[Any]]:
         """See `RowRetention.columns`."""
         return {
@@ -249,8 +304,8 @@ class ImportanceRetention:
         admitted, rows = keys.take(winners), np.concatenate([free, taken])
         self.index.release(taken)
         self.index.insert(keys.take(others[takes]), taken)
-        _forget(self.tags, self.values, admitted.tables, admitted.ids)
-        _remember(self.tags, self.values, tables, ids, freed[takes])
+        forget(self.tags, self.values, admitted.tables, admitted.ids)
+        remember(self.tags, self.values, tables, ids, freed[takes])
         evicted = Keys(tables, ids, np.zeros(len(ids), dtype=np.int32))
         return Swaps(taken, evicted, rows, admitted, (wanted[winners] / self.growth).astype(np.float32))
 
@@ -265,28 +320,7 @@ class ImportanceRetention:
         self.importance *= np.float32(factor)
         self._norms *= factor
         self._cut *= factor
-        _scale_values(self.values, np.float32(factor))
-
-
-@kernel()
-def _slot_of(tags: Uint32s, table: int, key: int) -> tuple[Any, Any]:
-    """The first slot of the bucket of an id, and its tag."""
-    hashed = mix64(mix64(np.uint64(key) ^ np.uint64(0xD1B54A32D192ED03)) + np.uint64(table))
-    bucket = np.int64(multiply_shift(hashed, np.uint64(len(tags) // SLOTS)))
-    tag = np.uint32(mix64(hashed) & np.uint64(0xFFFFFFFF))
-    return bucket * SLOTS, tag if tag != np.uint32(0) else np.uint32(1)
-
-
-@kernel()
-def _find(tags: Uint32s, values: Uint16s, first: int, tag: np.uint32) -> tuple[Any, bool]:
-    """The slot with a tag, or the weakest slot of the bucket; and whether the tag was found."""
-    weakest = np.int64(first)
-    for slot in range(first, first + SLOTS):
-        if tags[slot] == tag:
-            return np.int64(slot), True
-        if values[slot] < values[weakest]:  # positive bf16 numbers are ordered as their bits are
-            weakest = np.int64(slot)
-    return weakest, False
+        scale_values(self.values, np.float32(factor))
 
 
 @kernel()
@@ -322,8 +356,8 @@ def _observe(
         if rows[u] != 0:
             importance[rows[u] - first_row] += more
             continue
-        first, tag = _slot_of(tags, tables[u], ids[u])
-        slot, is_found = _find(tags, values, first, tag)
+        first, tag = slot_of(tags, tables[u], ids[u])
+        slot, is_found = find_slot(tags, values, first, tag)
         bits[0] = np.uint32(values[slot]) << np.uint32(16)
         total = scratch[0] + more
         random = mix64(seed + mix64(np.uint64(ids[u]) ^ (np.uint64(tables[u]) << np.uint64(40))))
@@ -365,37 +399,3 @@ def _find_victims(
             places[i], freed[i] = least, importance[least]
             importance[least] = wanted[i]
     return hand, cut
-
-
-@kernel()
-def _forget(tags: Uint32s, values: Uint16s, tables: Int32s, ids: Int64s) -> None:
-    """Take ids out of the sketch."""
-    for i in range(len(ids)):
-        first, tag = _slot_of(tags, tables[i], ids[i])
-        slot, is_found = _find(tags, values, first, tag)
-        if is_found:
-            tags[slot], values[slot] = np.uint32(0), np.uint16(0)
-
-
-@kernel()
-def _remember(tags: Uint32s, values: Uint16s, tables: Int32s, ids: Int64s, importance: Float32s) -> None:
-    """Put ids into the sketch that are more important than the weakest of their bucket."""
-    scratch = np.empty(1, dtype=np.float32)
-    bits = scratch.view(np.uint32)
-    for i in range(len(ids)):
-        first, tag = _slot_of(tags, tables[i], ids[i])
-        slot, is_found = _find(tags, values, first, tag)
-        scratch[0] = importance[i]
-        value = np.uint16(bits[0] >> np.uint32(16))
-        if is_found or value > values[slot]:
-            tags[slot], values[slot] = tag, value
-
-
-@kernel()
-def _scale_values(values: Uint16s, factor: np.float32) -> None:
-    scratch = np.empty(1, dtype=np.float32)
-    bits = scratch.view(np.uint32)
-    for slot in range(len(values)):
-        bits[0] = np.uint32(values[slot]) << np.uint32(16)
-        scratch[0] *= factor
-        values[slot] = np.uint16(bits[0] >> np.uint32(16))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -13,7 +13,7 @@ from headrace.embeddings.config import TableConfig
 from headrace.embeddings.keys import Keys
 from headrace.embeddings.tables.shared_rows import SharedRows
 
-__all__ = ["NO_SWAPS", "RowRetention", "Swaps", "bounded_ids", "exact_ids"]
+__all__ = ["NO_SWAPS", "Demand", "ResizableRetention", "RowRetention", "Swaps", "bounded_ids", "exact_ids"]
 
 Int64s = npt.NDArray[np.int64]
 Int32s = npt.NDArray[np.int32]
@@ -130,6 +130,54 @@ class RowRetention(Protocol):
             columns: The saved columns.
             keys: The ids that have rows and were updated.
             rows: int64 [R], their rows.
+        """
+
+
+BUCKETS_PER_OCTAVE, ZERO_BUCKET, NUM_BUCKETS = 4, 64, 128
+"""Importance is counted in buckets of 19 %, from 2^-16 to 2^16 occurrences of mean gradient norm."""
+
+
+@dataclass(frozen=True)
+class Demand:
+    """How many rows a partition could use.
+
+    Attributes:
+        num_rows: Number of rows that it has.
+        histogram: Number of its ids, with and without a row, by importance: bucket b is for importance of at least
+            2^((b - 64) / 4), and the first also for anything below. None if it cannot be resized.
+    """
+
+    num_rows: int
+    histogram: tuple[int, ...] | None
+
+    @classmethod
+    def of(cls, num_rows: int, importance: Float32s) -> Demand:
+        """The demand of ids of some importance [N], in occurrences of mean gradient norm."""
+        logarithms = np.log2(np.maximum(importance.astype(np.float64), 2.0**-30))
+        buckets = np.floor(BUCKETS_PER_OCTAVE * logarithms).astype(np.int64) + ZERO_BUCKET
+        counts = np.bincount(np.clip(buckets, 0, NUM_BUCKETS - 1), minlength=NUM_BUCKETS)
+        return cls(num_rows, tuple(counts.tolist()))
+
+
+@runtime_checkable
+class ResizableRetention(RowRetention, Protocol):
+    """A `RowRetention` whose number of rows can change between steps."""
+
+    def demand(self) -> Demand:
+        """How many rows it could use."""
+
+    def least_important(self, num_rows: int) -> Int64s:
+        """The rows in use, ascending, whose ids would lose them if so many had to."""
+
+    def give_up(self, rows: Int64s) -> None:
+        """Free rows [R] in use; their ids are known as ids without a row."""
+
+    def resize(self, num_rows: int) -> Int64s:
+        """Change the number of rows, to at least those in use.
+
+        Returns:
+            The rows int64 [R] that are kept, ascending: in their order they are the first rows now. All of them if rows
+            are added, those in use otherwise.
         """
 
 
