@@ -90,19 +90,21 @@ class Returns:
         """
         changed = np.flatnonzero(self._rows.is_changed[rows])
         rows, keys = rows[changed], keys.take(changed)
-        starts = range(0, max(len(rows), 1 if even_if_none else 0), self.max_rows)
-        for start in starts:
-            part = np.arange(start, min(start + self.max_rows, len(rows)))
-            if start == starts[-1]:  # those before it may not say yet that all rows have returned
-                self._step, self._mark = max(step, self._step), mark
-            progress = {"step": self._step, "version": version, "mark": self._mark}
-            self._send(rows[part], keys.take(part), progress, after)
+        last = max(0, len(rows) - 1) // self.max_rows * self.max_rows
+        for start in range(0, last, self.max_rows):  # these may not say yet that all rows have returned
+            part = np.arange(start, start + self.max_rows)
+            self._send(rows[part], keys.take(part), version, after)
+        if len(rows) or even_if_none:
+            self._step, self._mark = max(step, self._step), mark
+            part = np.arange(last, len(rows))
+            self._send(rows[part], keys.take(part), version, after)
         return keys
 
-    def _send(self, rows: Int64s, keys: Keys, progress: dict[str, int], after: Future[None] | None) -> None:
+    def _send(self, rows: Int64s, keys: Keys, version: int, after: Future[None] | None) -> None:
         start = perf_counter()
         self.wait(MAX_PUTS - 1)
         self.waited_s += perf_counter() - start
+        progress = {"step": self._step, "version": version, "mark": self._mark}
         send = partial(self._remote.put, keys, self._rows.states(rows), **progress)
         put = send() if after is None else _later(send, after)
         self._pending.append(put)
@@ -164,11 +166,14 @@ class BeforeEnd:
         larger."""
         left = min(self._num_entries, max(most, -(-self._num_entries // (num_batches + 1))))
         self._num_entries -= left
-        taken = [np.empty(0, dtype=np.int32)]
+        taken: list[Int32s] = []
         while left > 0:
             part = self._parts.popleft()
             taken.append(part[:left])
             if len(part) > left:
                 self._parts.appendleft(part[left:])
             left -= len(taken[-1])
-        return np.unique(np.concatenate(taken))  # some may have been used again, and added again
+        if len(taken) == 1:
+            return taken[0]
+        # Some may have been used again, and added again.
+        return np.unique(np.concatenate([np.empty(0, dtype=np.int32), *taken]))
