@@ -8,7 +8,8 @@ consumer. A log of the rows of each version finds them without scanning the othe
     since 1                7         4 8        each row once, at its last version
 
 Entries whose row changed again later are dropped when they outnumber the others, so the log is never longer than about
-twice the number of rows that changed since the oldest cursor. Nothing is recorded while there is no cursor.
+twice the number of rows that changed since the oldest cursor. Nothing is recorded while there is no cursor. Ids that
+lost their rows, and ids that wait for one, have no row to hold a version, so they have logs of their keys.
 """
 
 from __future__ import annotations
@@ -20,13 +21,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["BLOCK_ROWS", "ChangeLog", "RowBlock"]
+from headrace.embeddings.changes.key_log import COMPACT_ABOVE, KeyLog
+
+__all__ = ["BLOCK_ROWS", "CHECKPOINTS", "ChangeLog", "RowBlock"]
 
 BLOCK_ROWS = 1 << 16
 """Rows per block: 4 MiB of weights at dim 16, small compared with a batch, large compared with the cost of a call."""
 
-COMPACT_ABOVE = 1 << 16
-"""The log is not compacted below this number of entries."""
+CHECKPOINTS = "/checkpoints"
+"""The consumer that writes checkpoints. It is not saved: a loaded group is at the version of its checkpoint."""
 
 Int64s = npt.NDArray[np.int64]
 Int32s = npt.NDArray[np.int32]
@@ -74,7 +77,8 @@ class ChangeLog:
     rows_from: int = 0
     removed_from: int = 0
     _changed: list[tuple[int, Int64s]] = field(default_factory=list)
-    _removed: list[tuple[int, Int32s, Int64s]] = field(default_factory=list)
+    _removed: KeyLog = field(default_factory=KeyLog)
+    _waiting: KeyLog = field(default_factory=KeyLog)
     _num_entries: int = 0
     _num_compacted: int = 0
 
@@ -100,8 +104,13 @@ class ChangeLog:
         """Record the ids [E] that lost their rows in a version."""
         if not self.cursors:
             self.removed_from = version
-        elif len(ids):
-            self._removed.append((version, tables, ids))
+        else:
+            self._removed.add(version, tables, ids)
+
+    def record_waiting(self, version: int, tables: Int32s, ids: Int64s) -> None:
+        """Record ids [K] without a row whose count may have changed; for the writer of checkpoints only."""
+        if CHECKPOINTS in self.cursors:
+            self._waiting.add(version, tables, ids)
 
     def rows_since(self, since: int, versions: Int64s) -> Int64s | None:
         """Rows changed after a version, unique and ascending; None if the log does not go back that far."""
@@ -112,23 +121,22 @@ class ChangeLog:
 
     def removed_since(self, since: int) -> tuple[Int32s, Int64s] | None:
         """Tables and ids [E] that lost their rows after a version; None if the log does not go back that far."""
-        if since < self.removed_from:
-            return None
-        after = [(tables, ids) for version, tables, ids in self._removed if version > since]
-        if not after:
-            return np.empty(0, dtype=np.int32), np.empty(0, dtype=np.int64)
-        pairs = np.concatenate([np.stack([tables.astype(np.int64), ids]) for tables, ids in after], axis=1)
-        pairs = np.unique(pairs, axis=1)
-        return pairs[0].astype(np.int32), pairs[1].copy()
+        return None if since < self.removed_from else self._removed.since(since)
+
+    def waiting_since(self, since: int) -> tuple[Int32s, Int64s]:
+        """Tables and ids [K] whose count may have changed after a version, which the writer of checkpoints has."""
+        assert since >= self.cursors[CHECKPOINTS]
+        return self._waiting.since(since)
 
     def acknowledge(self, consumer: str, version: int) -> None:
         """Record that a consumer has all changes up to a version; a new consumer starts at that version."""
         self.cursors[consumer] = version
         oldest = min(self.cursors.values())
         self._changed = [entry for entry in self._changed if entry[0] > oldest]
-        self._removed = [entry for entry in self._removed if entry[0] > oldest]
         self._num_entries = sum(len(rows) for _, rows in self._changed)
-        self.rows_from, self.removed_from = max(self.rows_from, oldest), max(self.removed_from, oldest)
+        self.rows_from = max(self.rows_from, oldest)
+        self.removed_from = max(self.removed_from, self._removed.drop_until(oldest))
+        self._waiting.drop_until(self.cursors.get(CHECKPOINTS, version))
 
     def renumber(self, kept: Int64s) -> None:
         """Renumber rows after a compaction: row `kept[i]`, ascending, is now row i; all others are gone."""
@@ -137,14 +145,15 @@ class ChangeLog:
             self._changed[place] = version, moved[kept[moved] == rows]
         self._num_entries = sum(len(rows) for _, rows in self._changed)
 
+    def saved_cursors(self) -> tuple[dict[str, int], int]:
+        """The cursors of a saved group, and its `removed_from`."""
+        cursors = {consumer: version for consumer, version in self.cursors.items() if consumer != CHECKPOINTS}
+        return cursors, max(self.removed_from, self._removed.newest_until(_oldest(cursors)))
+
     def columns(self) -> Columns:
         """Columns for a saved table group: `removed.version`, `.tables` and `.ids` of evicted ids."""
-        versions = [np.full(len(ids), version, dtype=np.int64) for version, _, ids in self._removed]
-        return {
-            "removed.version": np.concatenate([np.empty(0, np.int64), *versions]),
-            "removed.tables": np.concatenate([np.empty(0, np.int32), *(tables for _, tables, _ in self._removed)]),
-            "removed.ids": np.concatenate([np.empty(0, np.int64), *(ids for _, _, ids in self._removed)]),
-        }
+        versions, tables, ids = self._removed.columns(_oldest(self.saved_cursors()[0]))
+        return {"removed.version": versions, "removed.tables": tables, "removed.ids": ids}
 
     @classmethod
     def restored(cls, version: int, cursors: Mapping[str, int], removed_from: int, state: Columns) -> ChangeLog:
@@ -153,5 +162,10 @@ class ChangeLog:
         versions = state["removed.version"]
         for each in np.unique(versions).tolist():
             where = versions == each
-            log._removed.append((each, state["removed.tables"][where], state["removed.ids"][where]))
+            log._removed.add(each, state["removed.tables"][where], state["removed.ids"][where])
         return log
+
+
+def _oldest(cursors: Mapping[str, int]) -> int:
+    """The oldest of some cursors; later than any version if there are none."""
+    return min(cursors.values(), default=int(np.iinfo(np.int64).max))

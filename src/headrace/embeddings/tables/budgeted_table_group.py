@@ -161,10 +161,6 @@ class BudgetedTableGroup(TableGroup):
         """Refused, see `states`."""
         self.states(keys)
 
-    def state_dict(self) -> Columns:
-        """See `TableGroup.state_dict`; also the state of the retention policy, as `retention.NAME`."""
-        return super().state_dict() | self.retention.columns()
-
     def load_state_dict(self, state: Columns) -> None:
         """See `TableGroup.load_state_dict`.
 
@@ -251,6 +247,12 @@ class BudgetedTableGroup(TableGroup):
 
     def _check_size(self) -> None:
         assert self.num_bytes <= self.plan.budget_bytes, f"{self.num_bytes} bytes of {self.plan.budget_bytes}"
+
+    def _columns_of_policy(self) -> Columns:
+        return self.retention.columns()
+
+    def _row_numbers(self, rows: Int64s) -> Columns:
+        return {"rows": rows}
 
     def _initialize_own(self) -> None:
         """Write initial values into rows that have an id and were never updated, as those of a fixed set of ids."""
@@ -349,6 +351,11 @@ class GroupIndex:
         tables[is_shared], ids[is_shared] = self._shared.owners(rows[is_shared])
         tables[~is_shared], ids[~is_shared] = self._rows.owners(rows[~is_shared])
         return tables, ids
+
+    def waiting(self, keys: Keys) -> tuple[Int64s, Int64s]:
+        """Zeros, see `RowIndex.waiting`."""
+        nothing = np.zeros(len(keys), dtype=np.int64)
+        return nothing, nothing
 
     def pending(self) -> IdHistory:
         """No ids: those without a row have no history."""

@@ -16,7 +16,7 @@ from headrace.embeddings.shards.plan import ShardingPlan
 from headrace.embeddings.tables.state import Columns, TableGroupHeader, upgraded
 from headrace.errors import CheckpointError
 
-__all__ = ["header_with_tables", "join_parts", "owned_state", "rows_of_tables", "to_part", "with_tables"]
+__all__ = ["header_with_tables", "join_parts", "numbered", "owned_state", "rows_of_tables", "to_part", "with_tables"]
 
 FIRST_ROW = 1  # row 0 of a group is the zero row
 NOT_PER_ROW = ("header", "rows")
@@ -47,6 +47,23 @@ def join_parts(parts: Sequence[Columns]) -> Columns:
     order, rows = _row_numbers(header, state["tables"], state["ids"])
     state = {name: column if name.startswith(NOT_OF_ROWS) else column[order] for name, column in state.items()}
     return state | {"rows": rows, "header": header.to_column()}
+
+
+def numbered(state: Columns) -> Columns:
+    """The state of a group in one process, given its columns without row numbers, ascending by (table, id).
+
+    Rows keep their order, so that nothing is copied; row numbers are not ascending if a collisionless table comes
+    before one of another kind.
+    """
+    if "rows" in state:
+        return state
+    is_fixed, starts = _fixed_tables(TableGroupHeader.read(state))
+    tables, ids = state["tables"], state["ids"]
+    of_fixed = is_fixed[tables]
+    rows = np.empty(len(ids), dtype=np.int64)
+    rows[of_fixed] = starts[tables[of_fixed]] + ids[of_fixed]
+    rows[~of_fixed] = int(starts[-1]) + np.arange(len(ids) - int(of_fixed.sum()))
+    return state | {"rows": rows}
 
 
 def header_with_tables(state: Columns, group: TableGroupHeader) -> TableGroupHeader | None:
@@ -118,16 +135,22 @@ def _row_numbers(
     header: TableGroupHeader, tables: npt.NDArray[np.int32], ids: npt.NDArray[np.int64]
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """The order of keys [R] in a group in one process, and their rows, ascending."""
-    is_fixed = np.array([table["kind"] != "collisionless" for table in header.tables])
-    sizes = np.array([table["num_embeddings"] for table in header.tables], dtype=np.int64)
-    ends = FIRST_ROW + np.cumsum(np.where(is_fixed, sizes, 0))
+    is_fixed, starts = _fixed_tables(header)
     order = np.lexsort((ids, tables, ~is_fixed[tables]))  # rows of direct and hashed tables come before all others
     tables, ids = tables[order], ids[order]
     num_fixed = int(is_fixed[tables].sum())
     rows = np.empty(len(ids), dtype=np.int64)
-    rows[:num_fixed] = (ends - sizes)[tables[:num_fixed]] + ids[:num_fixed]
-    rows[num_fixed:] = int(ends[-1]) + np.arange(len(ids) - num_fixed)
+    rows[:num_fixed] = starts[tables[:num_fixed]] + ids[:num_fixed]
+    rows[num_fixed:] = int(starts[-1]) + np.arange(len(ids) - num_fixed)
     return order, rows
+
+
+def _fixed_tables(header: TableGroupHeader) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.int64]]:
+    """Whether each of T tables has a row for every id; int64 [T + 1], their first rows, and that of all others."""
+    is_fixed = np.array([table["kind"] != "collisionless" for table in header.tables])
+    sizes = np.array([table["num_embeddings"] for table in header.tables], dtype=np.int64)
+    ends = FIRST_ROW + np.cumsum(np.where(is_fixed, sizes, 0))
+    return is_fixed, np.append(ends - np.where(is_fixed, sizes, 0), ends[-1])
 
 
 def _prefix(name: str) -> str:

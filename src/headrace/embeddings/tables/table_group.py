@@ -11,7 +11,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from headrace.embeddings.changes.log import BLOCK_ROWS, ChangeLog, RowBlock
+from headrace.embeddings.changes.delta import Delta
+from headrace.embeddings.changes.log import BLOCK_ROWS, CHECKPOINTS, ChangeLog, RowBlock
 from headrace.embeddings.config import TableConfig, dim_of_tables
 from headrace.embeddings.keys import Keys
 from headrace.embeddings.optimizers import build_optimizer
@@ -160,6 +161,8 @@ class TableGroup:
         self.step += 1
         self.version += 1
         rows = self.index.resolve(keys)
+        if self._may_wait:
+            self._record_waiting(keys.take(np.flatnonzero(rows == 0)))
         self.index.admit(keys, rows, version=self.version)
         self._reserve(self.index.next_row)
         new = self.metadata.mark_updated(rows, keys.counts, version=self.version)
@@ -225,11 +228,7 @@ class TableGroup:
                 f"table group: changes since version {since} are no longer available, "
                 f"expected {self.changelog.removed_from} or later, or 0 for all rows"
             )
-        versions = self.metadata.versions
-        rows = self.changelog.rows_since(since, versions) if since else None
-        if rows is None:
-            rows = self.metadata.updated_rows()
-            rows = rows[versions[rows] > since]
+        rows = self._changed_rows(since)
         for first in range(0, len(removed[1]), BLOCK_ROWS):
             last = first + BLOCK_ROWS
             yield RowBlock(version, removed[0][first:last], removed[1][first:last], {})
@@ -248,6 +247,8 @@ class TableGroup:
             HeadraceError: The group has not reached that version yet, or there are too many consumers.
         """
         cursors = self.changelog.cursors
+        if consumer == CHECKPOINTS:
+            raise HeadraceError(f"acknowledge: consumer: given {consumer}, the name of the writer of checkpoints")
         if not 0 <= version <= self.version:
             raise HeadraceError(
                 f"acknowledge: version: given {version}, expected 0 to {self.version}, the table group's"
@@ -255,6 +256,29 @@ class TableGroup:
         if consumer not in cursors and len(cursors) >= MAX_CONSUMERS:
             raise HeadraceError(f"acknowledge: consumer: given a new one, expected at most {MAX_CONSUMERS} consumers")
         self.changelog.acknowledge(consumer, version)
+
+    def delta(self) -> Delta:
+        """Copies of all changes since `mark_saved`, or of everything if that was never called.
+
+        The cost is proportional to the number of changed rows, evicted ids and ids whose count changed.
+        """
+        since = self.changelog.cursors.get(CHECKPOINTS, 0)
+        rows = self.storage.fastest_order(self._changed_rows(since))
+        tables, ids = self.index.owners(rows)
+        removed = self.changelog.removed_since(since) if since else (np.empty(0, np.int32), np.empty(0, np.int64))
+        assert removed is not None
+        return Delta(
+            since,
+            self.version,
+            {"tables": removed[0], "ids": removed[1]},
+            {"tables": tables, "ids": ids, **self._row_columns(rows), **self._row_numbers(rows)},
+            self._waiting_since(since),
+            {"header": self._header().to_column(), **self.changelog.columns(), **self._columns_of_policy()},
+        )
+
+    def mark_saved(self, version: int) -> None:
+        """Record that a checkpoint has all changes up to a version."""
+        self.changelog.acknowledge(CHECKPOINTS, version)
 
     def start_at(self, *, step: int, version: int, window_starts: Sequence[int]) -> None:
         """Continue the numbers of another group, whose rows come later, see `set_states`."""
@@ -287,6 +311,8 @@ class TableGroup:
         self.storage.set_columns(rows, states.columns)
         self.metadata.set_columns(rows, states.columns)
         self.index.set_waiting(keys.take(states.waiting), states.sightings, states.last_seen)
+        if self._may_wait:
+            self._record_waiting(keys)
         for each in np.unique(versions).tolist() if self.changelog.cursors else [version]:
             self.changelog.record(each, rows[versions == each], self.metadata.versions)
 
@@ -302,6 +328,7 @@ class TableGroup:
             **self._row_columns(rows),
             **pending_columns(self.index.pending()),
             **self.changelog.columns(),
+            **self._columns_of_policy(),
         }
 
     def load_state_dict(self, state: Columns) -> None:
@@ -319,7 +346,9 @@ class TableGroup:
         self._clear()
         rows = state["rows"]
         dynamic = np.flatnonzero(rows >= self.index.num_fixed)
-        self.index.restore(rows[dynamic], state["tables"][dynamic], state["ids"][dynamic], pending_of(state))
+        pending = pending_of(state)
+        self.index.restore(rows[dynamic], state["tables"][dynamic], state["ids"][dynamic], pending)
+        self._may_wait |= len(pending.ids) > 0  # of a table that did not admit ids at once before
         self._reserve(self.index.next_row)
         self.storage.set_columns(rows, state)
         self.metadata.set_columns(rows, state)
@@ -363,6 +392,8 @@ class TableGroup:
         self.metadata.clear(rows[gone])
         self.storage.discard(rows[gone])
         self.index.remove(keys.take(np.flatnonzero(self.index.first_rows[keys.tables] < 0)))
+        if self._may_wait:
+            self._record_waiting(keys)
         self.changelog.record_removed(self.version, keys.tables[gone], keys.ids[gone])
         num_held = self.index.next_row - self.index.num_fixed - self.index.num_free
         if self.index.num_free > max(SHRINK_ABOVE, num_held):
@@ -378,18 +409,48 @@ class TableGroup:
         self.metadata.compact(kept, capacity)
         self.changelog.renumber(kept)
 
+    def _changed_rows(self, since: int) -> Int64s:
+        """Rows changed after a version, ascending; from the log if it goes back that far."""
+        versions = self.metadata.versions
+        rows = self.changelog.rows_since(since, versions) if since else None
+        if rows is None:
+            rows = self.metadata.updated_rows()
+            rows = rows[versions[rows] > since]
+        return rows
+
+    def _record_waiting(self, keys: Keys) -> None:
+        self.changelog.record_waiting(self.version, keys.tables, keys.ids)
+
+    def _waiting_since(self, since: int) -> Columns:
+        """Counts of ids without a row that changed after a version; 0 for ids that no longer wait."""
+        if since == 0:
+            pending = pending_columns(self.index.pending())
+            return {name.removeprefix("pending."): column for name, column in pending.items()}
+        tables, ids = self.changelog.waiting_since(since)
+        sightings, last_seen = self.index.waiting(_unseen(tables, ids))
+        return {"tables": tables, "ids": ids, "sightings": sightings, "last_seen": last_seen}
+
+    def _row_numbers(self, rows: Int64s) -> Columns:
+        """The numbers of rows as a column, if decisions of the group depend on them."""
+        return {}
+
+    def _columns_of_policy(self) -> Columns:
+        """Further columns of a saved group that are not by key."""
+        return {}
+
     def _row_columns(self, rows: Int64s) -> Columns:
         """Copies of weights, optimizer state and metadata of some rows [R]."""
         return {**self.storage.columns(rows), **self.metadata.columns(rows)}
 
     def _header(self) -> TableGroupHeader:
+        cursors, removed_from = self.changelog.saved_cursors()
         return replace(
             TableGroupHeader.of(self.tables, self.seed),
             step=self.step,
             version=self.version,
             window_starts=list(self._window_starts),
-            cursors=dict(self.changelog.cursors),
-            removed_from=self.changelog.removed_from,
+            cursors=cursors,
+            removed_from=removed_from,
         )
 
 
