@@ -78,14 +78,18 @@ class Manifest(_Part):
             files[name] = {"bytes": path.stat().st_size, "sha256": file_checksum(path)}
             flush(path)
         values = {"format": kind, "version": version, **content, "files": files}
-        values = json.loads(json.dumps(values))  # as it will be read: tuples become lists, and keys strings
-        write_text(folder / MANIFEST, json.dumps(values | {"sha256": _digest(values)}, indent=1))
+        _write(folder, values)
         for parent in {(folder / name).parent for name in files} | {folder}:
             flush(parent)
 
     @classmethod
-    def read(cls, folder: Path, kind: str, version: int) -> Self:
+    def read(cls, folder: Path, kind: str, *versions: int) -> Self:
         """Read and check the manifest of a folder, but not its files.
+
+        Args:
+            folder: The folder.
+            kind: Format of the folder.
+            versions: Accepted versions of the format.
 
         Raises:
             TornCheckpoint: The manifest is missing, damaged or invalid.
@@ -93,16 +97,17 @@ class Manifest(_Part):
             CheckpointError: The manifest is not readable.
         """
         path = folder / MANIFEST
+        expected = f"{kind} version {' or '.join(map(str, versions))}"
         values = _read_json(path)
         digest = values.pop("sha256", None)
         if not isinstance(digest, str) and (values.get("format"), values.get("version")) == (kind, 1):
-            raise VersionMismatch(f"{folder}: is {kind} version 1, expected {kind} version {version}")
+            raise VersionMismatch(f"{folder}: is {kind} version 1, expected {expected}")
         found = _digest(values)
         if digest != found:
             raise TornCheckpoint(f"{path}: does not match its checksum: {found[:12]}..., expected {str(digest)[:12]}")
-        if (values.get("format"), values.get("version")) != (kind, version):
+        if values.get("format") != kind or values.get("version") not in versions:
             given = f"{values.get('format')} version {values.get('version')}"
-            raise VersionMismatch(f"{folder}: is {given}, expected {kind} version {version}")
+            raise VersionMismatch(f"{folder}: is {given}, expected {expected}")
         own = {key: values.pop(key) for key in OWN_KEYS if key in values}
         try:
             return cls.model_validate(own | {"content": values})
@@ -110,6 +115,11 @@ class Manifest(_Part):
             first = error.errors(include_url=False)[0]
             key = ".".join(str(part) for part in first["loc"])
             raise TornCheckpoint(f"{path}: {key}: {first['msg']}") from error
+
+    def rewrite(self, folder: Path, content: Mapping[str, Any]) -> None:
+        """Replace the content of the manifest of a folder, whose files stay as they are, atomically."""
+        files = {name: entry.model_dump() for name, entry in self.files.items()}
+        _write(folder, {"format": self.format, "version": self.version, **content, "files": files})
 
     def check_files(self, folder: Path) -> None:
         """Check the size and checksum of every listed file; other files are ignored.
@@ -153,6 +163,11 @@ def file_checksum(path: Path) -> str:
     """SHA-256 of a file, in hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _write(folder: Path, values: dict[str, Any]) -> None:
+    values = json.loads(json.dumps(values))  # as it will be read: tuples become lists, and keys strings
+    write_text(folder / MANIFEST, json.dumps(values | {"sha256": _digest(values)}, indent=1))
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterable
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,6 +16,10 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
+from headrace.embeddings.changes.chains import Chains, chains_of, chains_to_json, replaced
+from headrace.embeddings.changes.segment_folder import RestoredParts, SegmentFolder
+from headrace.embeddings.changes.segments import SegmentEntry
+from headrace.embeddings.tables.parts import numbered
 from headrace.errors import CheckpointError, TornCheckpoint
 from headrace.files import flush, map_array, write_array, writing
 from headrace.manifest import Manifest
@@ -25,6 +30,9 @@ __all__ = ["CheckpointFolder", "Snapshot", "read_arrays", "write_arrays"]
 
 FORMAT = "headrace-checkpoint"
 VERSION = 2
+"""A checkpoint that has all rows itself."""
+VERSION_WITH_CHAINS = 3
+"""A checkpoint whose rows are in segments."""
 
 _GROUP = re.compile(r"(?P<group>[^/]+)\.safetensors")
 _COLUMN = re.compile(r"tables/(?P<group>[^/]+)/(?P<column>[^/]+)\.npy")
@@ -46,13 +54,15 @@ class Snapshot:
         columns: Large arrays by table group and column, for instance `{"dim16": {"rows": ...}}`; one `.npy` file per
             column.
         parts: Columns of table groups whose rows are in shards, one dictionary per shard; see `tables.parts`.
+        chains: The segments of table groups; those have the rows, and `columns` and `parts` are written without.
     """
 
     number: int
     state: dict[str, Any]
     arrays: dict[str, dict[str, NDArray[Any]]] = field(default_factory=dict)
     columns: dict[str, dict[str, NDArray[Any]]] = field(default_factory=dict)
-    parts: dict[str, list[dict[str, NDArray[Any]]]] = field(default_factory=dict)
+    parts: Mapping[str, list[dict[str, NDArray[Any]]]] = field(default_factory=dict)
+    chains: Chains = field(default_factory=dict)
 
 
 class CheckpointFolder:
@@ -72,6 +82,8 @@ class CheckpointFolder:
         """
         self.path = local_path(path, where="checkpoints")
         self.keep = max(2, keep)
+        self.segments = SegmentFolder(self.path)
+        self._lock = threading.Lock()
 
     def numbers(self) -> list[int]:
         """Numbers of the existing checkpoints, ascending, without checking for damage. Other files are ignored.
@@ -95,6 +107,10 @@ class CheckpointFolder:
         Raises:
             CheckpointError: The checkpoint cannot be written; nothing incomplete stays visible.
         """
+        with self._lock:
+            return self._save(snapshot, write_parts)
+
+    def _save(self, snapshot: Snapshot, write_parts: Callable[[Path], object] | None) -> Path:
         final = self._place(snapshot.number)
         temporary = self.path / f".{final.name}.{os.getpid()}.partial"
         try:
@@ -104,8 +120,10 @@ class CheckpointFolder:
                 write_arrays(temporary, snapshot)
                 if write_parts is not None:
                     write_parts(temporary)
-                content = {"number": snapshot.number, "state": snapshot.state}
-                Manifest.write(temporary, FORMAT, VERSION, content)
+                content: dict[str, Any] = {"number": snapshot.number, "state": snapshot.state}
+                content |= {"chains": chains_to_json(snapshot.chains)} if snapshot.chains else {}
+                version = VERSION_WITH_CHAINS if snapshot.chains else VERSION
+                Manifest.write(temporary, FORMAT, version, content)
                 _forget(final)
                 temporary.rename(final)
                 flush(self.path)
@@ -113,7 +131,41 @@ class CheckpointFolder:
             shutil.rmtree(temporary, ignore_errors=True)
         for number in self.numbers()[: -self.keep]:
             _forget(self._place(number))
+        self._delete_unused_segments()
         return final
+
+    def replace_segments(self, table_group: str, merged: Sequence[SegmentEntry], by: SegmentEntry) -> None:
+        """Name a segment in place of those that were merged into it, in all checkpoints that have all of them.
+
+        Raises:
+            CheckpointError: A manifest cannot be written.
+        """
+        with self._lock:
+            for number in self.numbers():
+                try:
+                    manifest = self._manifest(number)
+                    chains = chains_of(manifest.content.get("chains", {}))
+                except (CheckpointError, ValueError):
+                    continue  # it is refused when it is read
+                parts = chains.get(table_group, ())
+                after = tuple(replaced(chain, merged, by) for chain in parts)
+                if after != parts:
+                    content = manifest.content | {"chains": chains_to_json(chains | {table_group: after})}
+                    manifest.rewrite(self._place(number), content)
+            self._delete_unused_segments()
+
+    def _delete_unused_segments(self) -> None:
+        if not self.segments.path.is_dir():
+            return
+        try:
+            contents = [self._manifest(number).content for number in self.numbers()]
+            chains = [chains_of(content.get("chains", {})) for content in contents]
+        except (CheckpointError, ValueError):
+            return  # nobody knows what a damaged manifest names
+        self.segments.delete_unused(chains)
+
+    def _manifest(self, number: int) -> Manifest:
+        return Manifest.read(self._place(number), FORMAT, VERSION, VERSION_WITH_CHAINS)
 
     def load(self, number: int) -> Snapshot:
         """Read and verify a checkpoint.
@@ -127,12 +179,32 @@ class CheckpointFolder:
         if number not in self.numbers():
             numbers = shorten_list(map(str, self.numbers())) or "none"
             raise CheckpointError(f"{self.path}: there is no checkpoint {number}, expected one of: {numbers}")
-        manifest = Manifest.read(folder, FORMAT, VERSION)
+        manifest = self._manifest(number)
         given, state = manifest.content.get("number"), manifest.content.get("state")
         if given != number or not isinstance(state, dict):
             raise TornCheckpoint(f"{folder}: its manifest belongs to checkpoint {given}, expected {number}")
         manifest.check_files(folder)
-        return read_arrays(folder, manifest.files, number, state)
+        snapshot = read_arrays(folder, manifest.files, number, state)
+        try:
+            chains = chains_of(manifest.content.get("chains", {}))
+        except ValueError as error:
+            raise TornCheckpoint(f"{folder}: {error}") from error
+        return self._with_rows(snapshot, chains) if chains else snapshot
+
+    def _with_rows(self, snapshot: Snapshot, chains: Chains) -> Snapshot:
+        """Add the rows of segments; those of shards are checked now, and read when they are asked for."""
+        if {*snapshot.columns, *snapshot.parts} != {*chains}:
+            groups = shorten_list([*snapshot.columns, *snapshot.parts])
+            raise TornCheckpoint(f"{self._place(snapshot.number)}: chains of {shorten_list(chains)}, expected {groups}")
+        columns = {
+            name: numbered(self.segments.restored(name, chains[name][0], whole))
+            for name, whole in snapshot.columns.items()
+        }
+        for name in snapshot.parts:
+            for chain in chains[name]:
+                self.segments.check(name, chain)
+        parts = RestoredParts(self.segments, chains, snapshot.parts)
+        return Snapshot(snapshot.number, snapshot.state, snapshot.arrays, columns, parts, chains)
 
     def load_latest(self) -> tuple[Snapshot | None, list[str]]:
         """Load the newest valid checkpoint; returns it with a line about each newer, damaged one.

@@ -11,18 +11,21 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import torch
 from pydantic import BaseModel, Field, ValidationError, field_validator
 from torch import Tensor, nn
 
 from headrace.embeddings import TableGroup, embedding_bags
+from headrace.embeddings.changes.delta import Delta
 from headrace.embeddings.tables.state import Columns
 from headrace.errors import CheckpointError
 from headrace.logs import Cursor, Window, write_rejects
 from headrace.models.products import Precision
 from headrace.pipeline import RowStats
 from headrace.training.checkpoint import CheckpointFolder, Snapshot
+from headrace.training.checkpoint_writer import CheckpointWriter
 from headrace.training.components import JobComponents
 from headrace.training.dense_optimizer import load_optimizer_arrays, optimizer_arrays
 from headrace.training.feature_changes import FeatureChanges
@@ -35,11 +38,13 @@ __all__ = [
     "UncommittedOutput",
     "commit",
     "dense_parameters",
+    "follow",
     "load_parameters",
     "newest_checkpoint",
     "parameters",
     "read_state",
     "restore",
+    "settle",
     "take_snapshot",
 ]
 
@@ -84,8 +89,11 @@ def commit(
     checkpoints: CheckpointFolder,
     process_group: ProcessGroup,
     save_shards: Callable[[Path, int], object] | None = None,
+    writer: CheckpointWriter | None = None,
 ) -> None:
     """Write the output since the last checkpoint, then the next checkpoint. A collective call of all trainers.
+
+    With a `writer`, the checkpoint is written in the background from a copy of what changed.
 
     Args:
         state: Progress of the run; the counts of all trainers are moved to trainer 0.
@@ -95,18 +103,50 @@ def commit(
         checkpoints: Checkpoint folder of the run, written by trainer 0.
         process_group: The trainers.
         save_shards: Makes the shards write their parts of tables into a folder, as of a step.
+        writer: Writes delta checkpoints.
 
     Raises:
-        CheckpointError: The checkpoint cannot be written; the previous one stays the newest.
+        CheckpointError: The checkpoint, or with a `writer` the one before, cannot be written; the previous one stays
+            the newest.
     """
+    if writer is not None:
+        settle(writer, components.model)
     state.checkpoint += 1
     output.write(run, state.checkpoint)
     state.gather(process_group)
     if process_group.rank == 0:
-        snapshot = take_snapshot(state, components.model, components.optimizer, components.shape)
-        step = state.step
-        checkpoints.save(snapshot, None if save_shards is None else lambda folder: save_shards(folder, step))
+        snapshot = take_snapshot(
+            state, components.model, components.optimizer, components.shape, with_tables=writer is None
+        )
+        if writer is not None:
+            writer.start(snapshot, _deltas(writer, components.model))
+        else:
+            step = state.step
+            checkpoints.save(snapshot, None if save_shards is None else lambda folder: save_shards(folder, step))
     process_group.share(None)  # no trainer may pull for the next step before shards have saved this one
+
+
+def settle(writer: CheckpointWriter, model: nn.Module) -> None:
+    """Wait until the checkpoint that is being written is complete, and have the next one begin there.
+
+    Raises:
+        CheckpointError: It cannot be written.
+    """
+    groups = _table_groups(model)
+    for name, version in writer.wait().items():
+        groups[name].mark_saved(version)
+
+
+def follow(writer: CheckpointWriter, snapshot: Snapshot, model: nn.Module) -> None:
+    """Have the next checkpoint continue the one that was loaded."""
+    writer.follow(snapshot)
+    for name, group in _table_groups(model).items():
+        if writer.has_base(name):
+            group.mark_saved(group.version)
+
+
+def _deltas(writer: CheckpointWriter, model: nn.Module) -> dict[str, Delta]:
+    return {name: group.delta(everything=not writer.has_base(name)) for name, group in _table_groups(model).items()}
 
 
 def newest_checkpoint(checkpoints: CheckpointFolder, process_group: ProcessGroup) -> tuple[Snapshot | None, list[str]]:
@@ -159,14 +199,17 @@ def _with_table(feature: Any) -> Any:
     return {"table" if key == "space" else key: value for key, value in feature.items()}
 
 
-def take_snapshot(state: TrainingState, model: nn.Module, optimizer: torch.optim.Optimizer, shape: Any) -> Snapshot:
-    """Collect the contents of a checkpoint.
+def take_snapshot(
+    state: TrainingState, model: nn.Module, optimizer: torch.optim.Optimizer, shape: Any, *, with_tables: bool = True
+) -> Snapshot:
+    """Copy the contents of a checkpoint.
 
     Args:
         state: Progress of the run.
         model: The model, with dense parameters and embedding tables.
         optimizer: Optimizer of the dense parameters.
         shape: JSON-able description of the model; `restore` refuses a different one.
+        with_tables: Whether to copy all rows of embedding tables.
     """
     metrics = {
         f"{part}.{name}.{key}": array
@@ -192,14 +235,18 @@ def take_snapshot(state: TrainingState, model: nn.Module, optimizer: torch.optim
         "seconds": state.seconds,
         "window_seconds": state.window_seconds,
     }
-    dense, columns = parameters(model)
-    arrays = {"dense": dense, "optimizer": optimizer_arrays(optimizer), "metrics": metrics}
-    return Snapshot(state.checkpoint, values, arrays, columns)
+    arrays = {"dense": dense_parameters(model), "optimizer": optimizer_arrays(optimizer), "metrics": metrics}
+    copies = {group: {name: np.array(array) for name, array in of.items()} for group, of in arrays.items()}
+    return Snapshot(state.checkpoint, values, copies, _columns_of_tables(model) if with_tables else {})
 
 
 def parameters(model: nn.Module) -> tuple[Columns, dict[str, Columns]]:
     """The dense parameters by name, and the columns of each table group in this process."""
-    return dense_parameters(model), {name: group.state_dict() for name, group in _table_groups(model).items()}
+    return dense_parameters(model), _columns_of_tables(model)
+
+
+def _columns_of_tables(model: nn.Module) -> dict[str, Columns]:
+    return {name: group.state_dict() for name, group in _table_groups(model).items()}
 
 
 def dense_parameters(model: nn.Module) -> Columns:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
@@ -22,6 +23,7 @@ from headrace.placement.config import PlacementConfig
 from headrace.registry import TUNERS, OneOf
 from headrace.scheduling.config import SchedulerConfig
 from headrace.training.batch_size import LARGEST_BATCH, AskedBatchSize
+from headrace.training.checkpoint_writer import CheckpointsConfig
 from headrace.training.dense_optimizer import Adam, DenseOptimizerConfig
 from headrace.training.learning_rate import LearningRateScheduleConfig
 from headrace.training.precision import AskedPrecision
@@ -105,8 +107,8 @@ class TrainingConfig(Config):
     """Threads of the training step. The same number gives bit-identical parameters; None for the number of CPUs."""
     checkpoint_every_steps: int | None = Field(default=None, ge=1)
     """Steps between checkpoints inside a window; None for checkpoints only at the end of windows."""
-    keep_checkpoints: int = Field(default=3, ge=2)
-    """Number of newest checkpoints to keep; at least two, so that there is a fallback if one is damaged."""
+    checkpoints: CheckpointsConfig = CheckpointsConfig()
+    """How checkpoints are written, and how many are kept."""
     log_every_steps: int = Field(default=20, ge=1)
     """Steps per line of metrics."""
     label_weights: dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]] = Field(default_factory=dict)
@@ -115,6 +117,18 @@ class TrainingConfig(Config):
     """A dense feature, such as an item's clicks in the last hour, whose AUC is shown next to the model's."""
     row_ledger: bool = False
     """Record which rows each step trained on."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _keep_checkpoints_is_now_a_part_of_checkpoints(cls, values: Any) -> Any:
+        if not isinstance(values, dict) or "keep_checkpoints" not in values:
+            return values
+        message = "training.keep_checkpoints is deprecated; use training.checkpoints: {keep: ...}"
+        warnings.warn(message, FutureWarning, stacklevel=2)
+        others = {key: value for key, value in values.items() if key != "keep_checkpoints"}
+        given = others.get("checkpoints", {})
+        given = {"keep": values["keep_checkpoints"]} | given if isinstance(given, dict) else given
+        return others | {"checkpoints": given}
 
     @model_validator(mode="after")
     def _only_growing_batches_have_a_first_size(self) -> Self:

@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from headrace.config import read_yaml
+from headrace.embeddings.changes.segment_folder import segments_until
 from headrace.errors import ConfigError, HeadraceError
 from headrace.files import new_file, write_text, writing
 from headrace.observe.jsonl import JsonlWriter, read_jsonl
@@ -261,6 +262,9 @@ class RunFolder:
                     moved.append(f"{folder.name}/{path.name}")
                     (aside / folder.name).mkdir(parents=True, exist_ok=True)
                     shutil.move(path, aside / folder.name / path.name)
+                    for segment in segments_until(folder, int(path.stem)):
+                        (aside / segment.relative_to(self.path)).parent.mkdir(parents=True, exist_ok=True)
+                        shutil.move(segment, aside / segment.relative_to(self.path))
             for path, is_kept in ((self.metrics, _is_counted_by(number)), (self.decisions, lambda _: True)):
                 if path.is_file() and _move_lines(path, is_kept, aside / path.name):
                     moved.append(path.name)

@@ -26,8 +26,9 @@ from headrace.threads import Threads
 from headrace.training.batch_size import batch_sizes, largest_batch, smallest_batch
 from headrace.training.change_features import Change, with_job_features
 from headrace.training.checkpoint import CheckpointFolder
+from headrace.training.checkpoint_writer import CheckpointWriter
 from headrace.training.choices import describe_choices, describe_unused
-from headrace.training.commits import UncommittedOutput, commit, newest_checkpoint, restore
+from headrace.training.commits import UncommittedOutput, commit, follow, newest_checkpoint, restore, settle
 from headrace.training.components import build_components
 from headrace.training.feed import PlannedSources, find_new_windows, first_batch, read_window, source_columns
 from headrace.training.job import JobConfig
@@ -91,7 +92,9 @@ class Trainer:
         self.state = TrainingState(
             self.components.label_names, self.components.is_regression, baseline_name=job.training.baseline
         )
-        self._checkpoints = CheckpointFolder(main.checkpoints, keep=job.training.keep_checkpoints)
+        self._checkpoints = CheckpointFolder(main.checkpoints, keep=job.training.checkpoints.keep)
+        self._writer: CheckpointWriter | None = None  # while training
+        self._unreported: list[WindowResult] = []  # windows whose checkpoint is being written
         self._shards = ShardedTables(job, self.components.model, self._process_group) if job.cluster.shards else None
         self._step = TrainingStep(
             self.components.model,
@@ -186,6 +189,7 @@ class Trainer:
             self.state.rows += RowStats(num_quarantined=-num_rows)  # they were counted when first read
             self.state.replayed += tuple(path.name for path in files)
             self._commit()
+            self._settle()
             self.run_folder.set_aside(self.state.replayed)
             return self._result("replay", None)
 
@@ -209,8 +213,8 @@ class Trainer:
                     return window
                 sources.close(number)
                 self.finished.append(result)
-                if self._process_group.rank == 0:
-                    self._on_window(result)
+                self._unreported.append(result)
+                self._report_windows()
         return None
 
     def _train_window(self, window: Window, steps: StepRunner) -> WindowResult | None:
@@ -279,7 +283,8 @@ class Trainer:
             self._score(output)
             self._count(steps, budget, seconds=time.perf_counter() - asked)
 
-            # Report every few steps.
+            # Report windows whose checkpoint is complete; and the training, every few steps.
+            self._report_windows()
             columns: dict[str, Any] | None = None
             if self._recorder.add(output):
                 record = self._recorder.take(state, steps)
@@ -411,8 +416,24 @@ class Trainer:
             self._checkpoints,
             self._process_group,
             None if self._shards is None else self._shards.save,
+            self._writer,
         )
+        for message in self._writer.take_messages() if self._writer is not None else ():
+            self._decisions.record("checkpoints", {}, message)
         self._recorder.add_seconds("checkpoint", time.perf_counter() - start)
+
+    def _settle(self) -> None:
+        """Wait until the last checkpoint is complete."""
+        if self._writer is not None:
+            settle(self._writer, self.components.model)
+        self._report_windows()
+
+    def _report_windows(self) -> None:
+        """Report the results of windows whose checkpoint is complete."""
+        if self._unreported and (self._writer is None or self._writer.is_complete):
+            for result in self._unreported if self._process_group.rank == 0 else ():
+                self._on_window(result)
+            self._unreported.clear()
 
     def _average(self, parameters: Sequence[Tensor], num_rows: int) -> int:
         """Average the gradients of all trainers, and share requests to stop; returns the rows of all."""
@@ -440,11 +461,19 @@ class Trainer:
                 if self._shards is not None:
                     self._decisions.record("placement", {}, self._shards.placement.reason)
                 yield
+                self._settle()
             is_done = True
         finally:
+            self._close_writer()
             if self._shards is not None:
                 self._shards.close(wait=is_done)
             self.run_folder.unlock()
+
+    def _close_writer(self) -> None:
+        """End the threads that write checkpoints, also after an error; what is being written is completed."""
+        writer, self._writer = self._writer, None
+        if writer is not None:
+            writer.close()
 
     def _tell(self, message: str, change: Change | None = None) -> None:
         """Tell the user, and keep the message for the log of decisions."""
@@ -455,6 +484,9 @@ class Trainer:
         """Resume from the newest complete checkpoint, and move newer output aside."""
         self._threads.update()
         self._told.clear()
+        config = self.job.training.checkpoints
+        if config.kind == "delta" and self.rank == 0 and self._shards is None:
+            self._writer = CheckpointWriter(self._checkpoints, config)
         snapshot, refused = newest_checkpoint(self._checkpoints, self._process_group)
         for line in refused:
             self._tell(line)
@@ -474,6 +506,8 @@ class Trainer:
             self._shards.open(step=step, checkpoint=number)
         if snapshot is not None:
             restore(snapshot, self.state, self.components.model, self.components.optimizer, self.components.shape)
+            if self._writer is not None:
+                follow(self._writer, snapshot, self.components.model)
             if self._process_group.rank:
                 self.state.forget_counts()  # trainer 0 has the counts of all trainers
             where = f", in window {self.state.window.name}" if self.state.window else ""

@@ -171,3 +171,16 @@ def test_a_copy_of_a_run_does_not_share_the_quarantine(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"is the quarantine of .*/run; use a separate bad_rows.path"):
         started(tmp_path / "copy", tmp_path / "elsewhere/bad")
     started(tmp_path / "run", tmp_path / "elsewhere/bad")
+
+
+def test_segments_of_a_checkpoint_are_moved_aside_with_it(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path)
+    segments = run.checkpoints / "segments" / "embeddings"
+    segments.mkdir(parents=True)
+    for number in (1, 2, 3):
+        (run.checkpoints / f"{number:08d}").mkdir()
+        (segments / f"{number:08d}-{number:08d}-0123abcd.rows").touch()
+    assert run.rewind(2) == ["checkpoints/00000003"]
+    moved = run.rewound / "after-00000002" / "checkpoints"
+    assert [path.name for path in moved.rglob("*.rows")] == ["00000003-00000003-0123abcd.rows"]
+    assert sorted(path.name[7] for path in segments.iterdir()) == ["1", "2"]

@@ -20,7 +20,7 @@ import numpy.typing as npt
 from headrace.embeddings.changes.delta import SECTIONS, Columns, Delta
 from headrace.embeddings.changes.encoding import EncodedColumn, decode_column, encode_column
 from headrace.errors import CheckpointError, TornCheckpoint
-from headrace.files import new_file
+from headrace.files import new_file, writing
 
 __all__ = ["Block", "Segment", "SegmentEntry", "SegmentWriter", "write_delta"]
 
@@ -90,7 +90,8 @@ class SegmentWriter:
         self._file: Any = None
 
     def __enter__(self) -> Self:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with writing(self.path, CheckpointError):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
         self._file = self._new_file.__enter__().open("wb")
         self._file.write(MAGIC)
         return self

@@ -257,12 +257,15 @@ class TableGroup:
             raise HeadraceError(f"acknowledge: consumer: given a new one, expected at most {MAX_CONSUMERS} consumers")
         self.changelog.acknowledge(consumer, version)
 
-    def delta(self) -> Delta:
-        """Copies of all changes since `mark_saved`, or of everything if that was never called.
+    def delta(self, *, everything: bool = False) -> Delta:
+        """Copies of all changes since `mark_saved`, or of everything if that was never called or if asked for.
 
-        The cost is proportional to the number of changed rows, evicted ids and ids whose count changed.
+        From the first call on, changes are recorded, so that the cost is proportional to the number of changed rows,
+        evicted ids and ids whose count changed.
         """
-        since = self.changelog.cursors.get(CHECKPOINTS, 0)
+        since = 0 if everything else self.changelog.cursors.get(CHECKPOINTS, 0)
+        if since == 0:
+            self.mark_saved(self.version)  # of no use if the writer fails, which then asks for everything again
         rows = self.storage.fastest_order(self._changed_rows(since))
         tables, ids = self.index.owners(rows)
         removed = self.changelog.removed_since(since) if since else (np.empty(0, np.int32), np.empty(0, np.int64))

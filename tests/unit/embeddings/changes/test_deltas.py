@@ -218,6 +218,18 @@ def test_a_delta_that_was_not_saved_is_in_the_next_one(tmp_path: Path) -> None:
     assert pairs[0] - gone <= pairs[1]
 
 
+def test_changes_are_recorded_while_the_first_delta_is_written() -> None:
+    group = TableGroup(tables_of(), seed=3)
+    train(group, 0)
+    first = group.delta()
+    train(group, 1)
+    group.mark_saved(first.version)
+    second = group.delta()
+    assert second.since == first.version
+    assert set(second.removed["ids"].tolist()) <= {1, *range(5, 9)}
+    assert len(second.removed["ids"]) > 0
+
+
 def test_damage_is_refused_with_its_place(tmp_path: Path) -> None:
     group = TableGroup(tables_of(), seed=3)
     chain = Chain(tmp_path, group)
