@@ -19,6 +19,7 @@ from safetensors.numpy import load_file, save_file
 from headrace.embeddings.changes.chains import Chains, chains_of, chains_to_json, replaced
 from headrace.embeddings.changes.segment_folder import RestoredParts, SegmentFolder
 from headrace.embeddings.changes.segments import SegmentEntry
+from headrace.embeddings.tables.partitions import joined_columns, separated_columns
 from headrace.embeddings.tables.parts import numbered
 from headrace.errors import CheckpointError, TornCheckpoint
 from headrace.files import flush, map_array, write_array, writing
@@ -196,10 +197,14 @@ class CheckpointFolder:
         if {*snapshot.columns, *snapshot.parts} != {*chains}:
             groups = shorten_list([*snapshot.columns, *snapshot.parts])
             raise TornCheckpoint(f"{self._place(snapshot.number)}: chains of {shorten_list(chains)}, expected {groups}")
-        columns = {
-            name: numbered(self.segments.restored(name, chains[name][0], whole))
-            for name, whole in snapshot.columns.items()
-        }
+        columns = {}
+        for name, whole in snapshot.columns.items():
+            wholes = separated_columns(whole)
+            states = [
+                numbered(self.segments.restored(name, chain, of_part))
+                for chain, of_part in zip(chains[name], wholes, strict=True)
+            ]
+            columns[name] = states[0] if wholes == [whole] else joined_columns(states)
         for name in snapshot.parts:
             for chain in chains[name]:
                 self.segments.check(name, chain)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from typing import Annotated, Literal
@@ -13,9 +13,11 @@ from pydantic import Field
 
 from headrace.config import Config, whole_number_or
 from headrace.embeddings.changes.chains import Chain, Chains, plan_merge, replaced
-from headrace.embeddings.changes.delta import Delta
+from headrace.embeddings.changes.delta import Columns, Delta
 from headrace.embeddings.changes.merging import merge_segments
 from headrace.embeddings.changes.segments import SegmentEntry, write_delta
+from headrace.embeddings.tables.partitions import joined_columns
+from headrace.embeddings.tables.state import TableGroupHeader
 from headrace.errors import CheckpointError, TornCheckpoint
 from headrace.training.checkpoint import CheckpointFolder, Snapshot
 
@@ -76,12 +78,12 @@ class CheckpointWriter:
         """Lines about merges since the last call."""
         return [self._messages.popleft() for _ in range(len(self._messages))]
 
-    def start(self, snapshot: Snapshot, deltas: Mapping[str, Delta]) -> None:
+    def start(self, snapshot: Snapshot, deltas: Mapping[str, Sequence[Delta]]) -> None:
         """Start to write a checkpoint; `wait` must have been called after the one before.
 
         Args:
             snapshot: Its contents, without the rows of table groups in this process. Nobody changes them afterwards.
-            deltas: The changes of these table groups.
+            deltas: The changes of these table groups, see `TableGroup.deltas`.
         """
         assert self._writing is None
         self._writing = self._writer.submit(self._write, snapshot, deltas)
@@ -113,30 +115,37 @@ class CheckpointWriter:
             self._merging.result()
             self._merge()  # it may have ended just before the last checkpoint
 
-    def _write(self, snapshot: Snapshot, deltas: Mapping[str, Delta]) -> dict[str, int]:
-        entries = {name: self._write_segment(name, delta, snapshot.number) for name, delta in deltas.items()}
+    def _write(self, snapshot: Snapshot, deltas: Mapping[str, Sequence[Delta]]) -> dict[str, int]:
+        entries = {
+            name: [self._write_segment(name, delta, snapshot.number) for delta in parts]
+            for name, parts in deltas.items()
+        }
         try:
-            columns = {name: delta.whole for name, delta in deltas.items()}
+            columns = {name: _whole(parts) for name, parts in deltas.items()}
             with self._naming:
-                chains: Chains = {name: ((*self._chain(name, entry), entry),) for name, entry in entries.items()}
+                chains = {name: self._continued(name, parts) for name, parts in entries.items()}
                 self.folder.save(replace(snapshot, columns=columns, chains=chains))
                 self._chains = chains
-                self._damaged -= {name for name, entry in entries.items() if entry.is_base}
+                self._damaged -= {name for name, parts in entries.items() if all(entry.is_base for entry in parts)}
         finally:
-            for entry in entries.values():
-                self.folder.segments.forget_name(entry.name)
+            for parts in entries.values():
+                for entry in parts:
+                    self.folder.segments.forget_name(entry.name)
         if self._merging is None or self._merging.done():
             self._merging = self._merger.submit(self._merge)
-        return {name: delta.version for name, delta in deltas.items()}
+        return {name: parts[0].version for name, parts in deltas.items()}
 
     def _write_segment(self, table_group: str, delta: Delta, number: int) -> SegmentEntry:
         segments = self.folder.segments
         path = segments.place(table_group) / segments.new_name(number, number)
         return write_delta(path, delta, first=number, as_int8=self._config.weights == "int8")
 
-    def _chain(self, table_group: str, entry: SegmentEntry) -> Chain:
-        """The segments before a new one."""
-        return () if entry.is_base else self._chains[table_group][0]
+    def _continued(self, table_group: str, entries: Sequence[SegmentEntry]) -> tuple[Chain, ...]:
+        """The chains of a table group with new segments."""
+        if all(entry.is_base for entry in entries):
+            return tuple((entry,) for entry in entries)
+        before = zip(self._chains[table_group], entries, strict=True)
+        return tuple((entry,) if entry.is_base else (*chain, entry) for chain, entry in before)
 
     def _merge(self) -> None:
         """Merge segments until there are none to merge."""
@@ -172,3 +181,10 @@ class CheckpointWriter:
         finally:
             segments.forget_name(name)
         self._messages.append(f"{table_group}: merged {len(merged)} segments into {name}: {reason}")
+
+
+def _whole(deltas: Sequence[Delta]) -> Columns:
+    """The columns that are not by key, of a table group or of all of its partitions."""
+    wholes = [delta.whole for delta in deltas]
+    is_one = len(wholes) == 1 and TableGroupHeader.read(wholes[0]).partition is None
+    return wholes[0] if is_one else joined_columns(wholes)

@@ -145,8 +145,8 @@ def follow(writer: CheckpointWriter, snapshot: Snapshot, model: nn.Module) -> No
             group.mark_saved(group.version)
 
 
-def _deltas(writer: CheckpointWriter, model: nn.Module) -> dict[str, Delta]:
-    return {name: group.delta(everything=not writer.has_base(name)) for name, group in _table_groups(model).items()}
+def _deltas(writer: CheckpointWriter, model: nn.Module) -> dict[str, list[Delta]]:
+    return {name: group.deltas(everything=not writer.has_base(name)) for name, group in _table_groups(model).items()}
 
 
 def newest_checkpoint(checkpoints: CheckpointFolder, process_group: ProcessGroup) -> tuple[Snapshot | None, list[str]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import shutil
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from headrace.embeddings import AdagradConfig, Keys, TableConfig, TableGroup
+from headrace.embeddings import AdagradConfig, EmbeddingsConfig, Keys, TableConfig, TableGroup
+from headrace.embeddings.tables.make_group import make_table_group
+from headrace.embeddings.tables.partitions import separated_columns
 from headrace.errors import CheckpointError, TornCheckpoint
 from headrace.training.checkpoint import CheckpointFolder, Snapshot
 from headrace.training.checkpoint_writer import CheckpointsConfig, CheckpointWriter
@@ -22,8 +25,10 @@ DIM = 4
 class Run:
     """A run of one table group, that saves a checkpoint after each step."""
 
-    def __init__(self, path: Path, *, keep: int = 3, base_every: Any = "auto") -> None:
-        self.path = path
+    def __init__(
+        self, path: Path, *, keep: int = 3, base_every: Any = "auto", group: Callable[[], TableGroup] | None = None
+    ) -> None:
+        self.path, self.new_group = path, group or new_group
         self.config = CheckpointsConfig(keep=keep, base_every=base_every)
         self.states: dict[int, dict[str, bytes]] = {}
         self.resume()
@@ -31,7 +36,7 @@ class Run:
     def resume(self) -> list[str]:
         self.folder = CheckpointFolder(self.path, keep=self.config.keep)
         self.writer = CheckpointWriter(self.folder, self.config)
-        self.group = new_group()
+        self.group = self.new_group()
         snapshot, refused = self.folder.load_latest()
         self.number = 0 if snapshot is None else snapshot.number
         if snapshot is not None:
@@ -48,8 +53,8 @@ class Run:
             self.group.mark_saved(version)
         self.states[self.number] = by_key(self.group.state_dict())
         arrays = {"dense": {"step": np.array([self.number])}}
-        delta = self.group.delta(everything=not self.writer.has_base("g"))
-        self.writer.start(Snapshot(self.number, {"step": self.number}, arrays), {"g": delta})
+        deltas = self.group.deltas(everything=not self.writer.has_base("g"))
+        self.writer.start(Snapshot(self.number, {"step": self.number}, arrays), {"g": deltas})
 
     def steps(self, count: int) -> None:
         for _ in range(count):
@@ -84,9 +89,12 @@ def train(group: TableGroup, number: int) -> None:
 
 
 def by_key(state: dict[str, np.ndarray]) -> dict[str, bytes]:
+    if len(partitions := separated_columns(state)) > 1:
+        of_each = enumerate(map(by_key, partitions))
+        return {f"{number}.{name}": column for number, columns in of_each for name, column in columns.items()}
     order = np.lexsort((state["ids"], state["tables"]))
     rows = {name: state[name][order] for name in ("tables", "ids", "weights", "slot.accumulator", "version")}
-    others = {name: column for name, column in state.items() if name.startswith(("pending.", "header"))}
+    others = {name: state[name] for name in state if name.startswith(("pending.", "header", "retention."))}
     return {name: column.tobytes() for name, column in (rows | others).items()}
 
 
@@ -137,6 +145,29 @@ def test_a_whole_checkpoint_is_continued_with_a_base(tmp_path: Path) -> None:
     run.steps(2)
     run.check(2)
     run.check(3)
+
+
+def test_partitions_of_a_budget_have_a_chain_each(tmp_path: Path) -> None:
+    config = EmbeddingsConfig.from_dict(
+        {"budget": "6KiB", "partitions": 2, "retention": {"kind": "importance", "admission": 0}}, where="test"
+    )
+    tables = [TableConfig(name=name, num_embeddings=40, embedding_dim=DIM, kind="hashed") for name in ("a", "b")]
+    once, again = (
+        Run(tmp_path / name, group=lambda: make_table_group(config, tables, seed=1)) for name in ("once", "again")
+    )
+    for run in (once, again):
+        for number in range(9):
+            run.step()
+            if number in (3, 5):
+                run.group.end_window()  # it moves bytes from one partition to the other
+            if run is again and number in (4, 6):
+                run.writer.close()
+                run.resume()
+        run.writer.close()
+    assert len(once.folder.load(9).chains["g"]) == 2
+    assert once.states == again.states
+    for number in once.folder.numbers():
+        once.check(number)
 
 
 class Killed(BaseException):

@@ -138,6 +138,10 @@ class ChangeLog:
         self.removed_from = max(self.removed_from, self._removed.drop_until(oldest))
         self._waiting.drop_until(self.cursors.get(CHECKPOINTS, version))
 
+    def forget_saved(self) -> None:
+        """Have the next delta contain everything, because rows have other numbers, on which decisions depend."""
+        self.cursors.pop(CHECKPOINTS, None)
+
     def renumber(self, kept: Int64s) -> None:
         """Renumber rows after a compaction: row `kept[i]`, ascending, is now row i; all others are gone."""
         for place, (version, rows) in enumerate(self._changed):

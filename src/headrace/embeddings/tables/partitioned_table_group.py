@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from headrace.embeddings.changes.delta import Delta
 from headrace.embeddings.changes.log import RowBlock
 from headrace.embeddings.keys import Keys
 from headrace.embeddings.shards.plan import ShardingPlan
@@ -190,6 +191,15 @@ class PartitionedTableGroup(TableGroup):
         """See `TableGroup.acknowledge`."""
         for group in self._groups:
             group.acknowledge(consumer, version)
+
+    def deltas(self, *, everything: bool = False) -> list[Delta]:
+        """See `TableGroup.deltas`."""
+        return [group.delta(everything=everything) for group in self._groups]
+
+    def mark_saved(self, version: int) -> None:
+        """See `TableGroup.mark_saved`."""
+        for group in self._groups:
+            group.mark_saved(version)
 
     def states(self, keys: Keys) -> KeyStates:
         """Refused, see `BudgetedTableGroup.states`."""

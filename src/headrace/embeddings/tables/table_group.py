@@ -279,6 +279,10 @@ class TableGroup:
             {"header": self._header().to_column(), **self.changelog.columns(), **self._columns_of_policy()},
         )
 
+    def deltas(self, *, everything: bool = False) -> list[Delta]:
+        """The delta of each part that is saved apart: this group, or each of its partitions."""
+        return [self.delta(everything=everything)]
+
     def mark_saved(self, version: int) -> None:
         """Record that a checkpoint has all changes up to a version."""
         self.changelog.acknowledge(CHECKPOINTS, version)
