@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, get_args
 
 import pytest
+from pydantic import ValidationError
 
 from headrace.errors import ConfigError
 from headrace.placement.config import PlacementConfig
@@ -101,8 +102,5 @@ def test_auto_keeps_rows_if_reading_them_takes_longer_than_keeping_them_costs(
 
 
 def test_samples_can_only_be_placed_where_rows_are_kept() -> None:
-    with pytest.raises(ConfigError, match=r"samples by_cost needs policy lookahead or auto, given policy none"):
-        JobConfig.from_dict(
-            {"run": "run", "data": {"path": "logs"}, "placement": {"policy": "none", "samples": "by_cost"}},
-            where="test",
-        )
+    with pytest.raises(ValidationError, match=r"samples by_cost needs policy lookahead or auto, given policy none"):
+        job_of({"policy": "none", "samples": "by_cost"}, HERE)
