@@ -282,6 +282,36 @@ def test_two_trainers_and_two_shards_one_of_them_killed_equal_one_process(folder
     assert sorted(trained) == sorted(ledger(folder / "once"))
 
 
+def test_samples_of_two_trainers_are_trained_once_also_after_a_kill_and_by_one_trainer(
+    folder: Path, shards: list[ShardServer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Trainer 0 has read samples that trainer 1 trains, and the other way round, when one of them is killed."""
+    placement = "{policy: lookahead, memory: 1MiB, window: 4, samples: by_cost, verify: true}"
+    write_job(folder, "placed", 32, placement)
+    command = [sys.executable, "-m", "headrace", "launch", str(folder / "placed.yaml"), "--trainers=2", "--shards=1"]
+    with ExitStack() as stack:
+        log = stack.enter_context((folder / "placed.log").open("w"))
+        process = stack.enter_context(subprocess.Popen(command, stdout=log, stderr=log))
+        stack.callback(process.kill)
+        wait_for_the_first_checkpoint(process, folder / "placed" / "checkpoints")
+        kill_a_trainer(process)
+        assert process.wait() != 0, (folder / "placed.log").read_text()
+    start_shards(shards, folder / "placed" / "checkpoints", 2, monkeypatch)
+    said: list[str] = []
+    train_job(write_job(folder, "placed", 64, placement), on_message=said.append)
+    assert "unused placement.samples: there is one trainer; headrace launch --trainers starts more" in said
+    trained = [row for rank in ("", "trainers/1") for row in ledger(folder / "placed" / rank)]
+    assert sorted(trained) == sorted(ledger(folder / "once"))
+    expected, found = parameters(folder / "once"), parameters(folder / "placed")
+    assert found["rows"].tolist() == [ROWS, ROWS, 0, 0, 0]
+    assert expected.keys() == found.keys()
+    for name, values in expected.items():
+        if name.startswith("metrics.running"):  # the first predictions know the labels before them, of their trainer
+            continue
+        scale = np.abs(values).max(initial=0)
+        np.testing.assert_allclose(found[name], values, rtol=0, atol=1e-5 * scale, err_msg=name)
+
+
 @pytest.mark.slow
 def test_actors_of_ray_train_the_same_model(folder: Path) -> None:
     ray = pytest.importorskip("ray", reason="needs ray: pip install 'headrace[cluster]'")
@@ -305,6 +335,11 @@ def wait_for_the_first_checkpoint(process: subprocess.Popen[bytes], checkpoints:
     while not (checkpoints / "00000001").exists():
         assert process.poll() is None
         time.sleep(0.01)
+
+
+def kill_a_trainer(process: subprocess.Popen[bytes]) -> None:
+    trainers = [child for child in psutil.Process(process.pid).children() if "train" in child.cmdline()]
+    max(trainers, key=lambda child: child.pid).kill()
 
 
 def kill_a_shard(process: subprocess.Popen[bytes]) -> None:

@@ -216,9 +216,9 @@ def exchange_of(
         price = row_prices(peers.size, *store.prices)
         known = prices.get(layouts[name])
         prices[layouts[name]] = price if known is None else known + price
-    max_keys = memory_bytes // (2 * KEY_BYTES * len(prices))  # the other half is for samples on their way
-    planner = SamplePlanner(list(prices.values()), max_keys)
-    return SampleExchange(peers, list(prices), planner, memory_bytes=memory_bytes)
+    for_keys = memory_bytes // 2
+    planner = SamplePlanner(list(prices.values()), for_keys // (KEY_BYTES * len(prices)))
+    return SampleExchange(peers, list(prices), planner, memory_bytes=memory_bytes - for_keys)
 
 
 def choose_placement(job: JobConfig, *, num_trainers: int) -> PlacementChoice:

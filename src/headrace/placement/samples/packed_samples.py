@@ -11,13 +11,14 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from headrace.placement.samples.packed_numbers import NumberReader, pack_floats, pack_numbers, packed_bytes
+from headrace.placement.samples.packed_numbers import NumberReader, pack_floats, pack_ids, pack_numbers
 from headrace.tensors import Batch, Group, InverseKeyedJaggedTensor, KeyedJaggedTensor
 
 __all__ = ["form_of", "join_samples", "pack_samples", "sample_bytes", "take_samples", "unpack_samples"]
 
-ROW_ID_BYTES = 4
-"""Of a row id, as it is packed: those of a batch are from few row groups."""
+NUM_MEASURED = 256
+"""Samples of a batch that are packed to know how many bytes one has: about as many as move, and so as often with ids in
+common."""
 
 Bytes = npt.NDArray[np.uint8]
 Int64s = npt.NDArray[np.int64]
@@ -31,14 +32,9 @@ def form_of(batch: Batch) -> int:
 
 
 def sample_bytes(batch: Batch) -> int:
-    """About how many bytes a sample has that moves alone, with rows that it shares with others."""
-    num_bytes = ROW_ID_BYTES + 4 * batch.dense.shape[1] + (0 if batch.weights is None else 4)
-    for group in batch.sparse:
-        lengths_FR = _lengths(group)
-        sizes = lengths_FR.sum(axis=1)
-        of_values = packed_bytes(_values(group), sizes) + (0 if group.weights is None else group.weights.nbytes)
-        num_bytes += -(-of_values // max(1, lengths_FR.shape[1]))
-    return num_bytes
+    """About how many bytes a sample has that moves, if some of its batch move together."""
+    places = np.unique(np.linspace(0, len(batch) - 1, min(len(batch), NUM_MEASURED)).astype(np.int64))
+    return len(pack_samples(take_samples(batch, places))) // len(places)
 
 
 def take_samples(batch: Batch, places: Int64s) -> Batch:
@@ -59,7 +55,7 @@ def pack_samples(batch: Batch) -> Bytes:
         if isinstance(group, InverseKeyedJaggedTensor):
             parts += [pack_numbers(np.array([num_rows])), pack_numbers(group.inverse_lookup.numpy())]
         parts.append(pack_numbers(lengths_FR.reshape(-1), np.full(num_features, num_rows)))
-        parts.append(pack_numbers(_values(group), lengths_FR.sum(axis=1)))
+        parts.append(pack_ids(_values(group), lengths_FR.sum(axis=1)))
         if group.weights is not None:
             parts.append(pack_floats(group.weights.numpy()))
     return np.concatenate(parts)
@@ -111,7 +107,7 @@ def _unpack_group(reader: NumberReader, like: Group, size: int) -> Group:
         (num_rows,) = reader.take_numbers(1).tolist()
         inverse = torch.from_numpy(reader.take_numbers(size)).to(torch.int32)
     lengths = reader.take_numbers(np.full(num_features, num_rows))
-    values = reader.take_numbers(lengths.reshape(num_features, -1).sum(axis=1))
+    values = reader.take_ids(lengths.reshape(num_features, -1).sum(axis=1))
     weights: Tensor | None = None
     if like.weights is not None:
         weights = torch.from_numpy(reader.take_floats(len(values)))

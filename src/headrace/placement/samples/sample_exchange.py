@@ -83,7 +83,8 @@ class SampleExchange:
         peers: The trainers.
         layouts: The key layouts of the tables, in the order of the planner's prices.
         planner: Plans all batches; the same at all trainers.
-        memory_bytes: Memory for what is known and received ahead. One batch always fits.
+        memory_bytes: Memory for what is known of batches on their way, and for samples that have come. One batch always
+            fits.
 
     Attributes:
         moved: What was sent so far.
@@ -110,9 +111,9 @@ class SampleExchange:
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of what is known and received."""
+        """Bytes of what is known of batches on their way, and of the samples that have come."""
         received = sum(len(part) for each in self._planned for part in each.parts.values())
-        return self._planner.num_bytes + received + sum(each.plan.num_bytes for each in self._planned)
+        return received + sum(each.plan.num_bytes for each in self._planned)
 
     @property
     def has_room(self) -> bool:

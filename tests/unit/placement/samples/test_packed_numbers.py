@@ -7,7 +7,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headrace.placement.samples.packed_numbers import NumberReader, pack_floats, pack_numbers, packed_bytes
+from headrace.placement.samples.packed_numbers import (
+    NumberReader,
+    pack_floats,
+    pack_ids,
+    pack_numbers,
+    packed_bytes,
+)
 
 
 @given(st.lists(st.lists(st.integers(-(2**63), 2**63 - 1), max_size=9), min_size=1, max_size=5))
@@ -23,7 +29,7 @@ def test_segments_of_any_integers_are_packed_and_read(segments: list[list[int]])
 
 
 @pytest.mark.parametrize(
-    ("numbers", "num_bytes"), [([], 9), ([5] * 1000, 9), ([700, 701, 703], 10), ([-1, 0] * 8, 11), ([0, 2**40], 9 + 11)]
+    ("numbers", "num_bytes"), [([], 2), ([5] * 1000, 3), ([700, 701, 703], 5), ([-1, 0] * 8, 5), ([0, 2**40], 13)]
 )
 def test_a_segment_takes_the_bits_of_its_range(numbers: list[int], num_bytes: int) -> None:
     assert len(pack_numbers(np.array(numbers, dtype=np.int64))) == num_bytes
@@ -37,3 +43,18 @@ def test_floats_keep_their_bits_and_labels_take_one(numbers: list[float], num_by
     data = pack_floats(given_numbers)
     assert len(data) == num_bytes
     assert NumberReader(data).take_floats(len(numbers)).tobytes() == given_numbers.tobytes()
+
+
+@given(st.lists(st.lists(st.sampled_from([0, 5, -(2**63), 2**40, 2**63 - 1]), max_size=12), min_size=1, max_size=5))
+def test_ids_of_which_many_are_equal_are_packed_and_read(segments: list[list[int]]) -> None:
+    ids = np.array([each for segment in segments for each in segment], dtype=np.int64)
+    sizes = np.array([len(segment) for segment in segments])
+    reader = NumberReader(pack_ids(ids, sizes))
+    assert reader.take_ids(sizes).tolist() == ids.tolist()
+    assert not reader
+
+
+def test_an_id_that_occurs_often_is_sent_once() -> None:
+    often, once = np.tile([2**40, 0, 1, 2], 64), np.arange(256) * 2**32
+    assert len(pack_ids(often, np.array([256]))) < 256 // 4 + 4 * 6 + 10
+    assert len(pack_ids(once, np.array([256]))) <= len(pack_numbers(once)) + 6
