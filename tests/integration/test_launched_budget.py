@@ -1,0 +1,97 @@
+"""A job under a budget, with rows in files and in shards, resumes after kills with the bits of one in memory."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import psutil
+import pytest
+
+from headrace.cluster import train_job
+from headrace.embeddings.tables.partitions import separated_columns
+from headrace.logs.generate import GenerateConfig, generate_logs
+from headrace.training import CheckpointFolder, JobConfig
+
+JOB = """\
+run: {run}
+data: {{path: logs}}
+pipeline: {{shuffle: {{num_rows: 500, seed: 3}}, workers: 1, tuner: none}}
+embeddings:
+  budget: 200KiB
+  partitions: 2
+  retention: {{kind: importance, half_life_rows: 3000, admission: 0}}
+  storage: {storage}
+  default: {{num_embeddings: 3000, optimizer: {{kind: rowwise_adagrad, lr: 0.05}}}}
+model: {{kind: dlrm, embedding_dim: 8, bottom: [16], top: [16]}}
+training: {{batch_size: 64, threads: 1, checkpoint_every_steps: 8, dense_optimizer: {{kind: sgd, lr: 0.05}}}}
+"""
+TIERED = (
+    "{kind: tiered, memory: 36KiB, path: .}"  # 600 of the 1,200 rows of a shard; in one process, 300 for each partition
+)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    generate_logs(GenerateConfig(rows=5_000, windows=2, users=1_500, items=1_500, seed=5), tmp_path / "logs")
+    for run, storage in (("plain", "memory"), ("killed", TIERED)):
+        (tmp_path / f"{run}.yaml").write_text(JOB.format(run=run, storage=storage))
+    return tmp_path
+
+
+@pytest.mark.slow
+def test_killed_shards_and_trainers_change_no_bits(folder: Path) -> None:
+    log = folder / "killed.log"
+    with ExitStack() as stack:
+        output = stack.enter_context(log.open("w"))
+        command = [sys.executable, "-m", "headrace", "launch", "killed.yaml", "--trainers=1", "--shards=2"]
+        process = stack.enter_context(subprocess.Popen(command, stdout=output, stderr=output))
+        stack.callback(process.kill)
+        wait(process, (folder / "killed" / "checkpoints" / "00000002").exists)  # in the middle of the first window
+        children(process, "shard")[1].kill()
+        wait(process, lambda: "going on from checkpoint" in log.read_text())
+        number = max(CheckpointFolder(folder / "killed" / "checkpoints").numbers())
+        wait(process, (folder / "killed" / "checkpoints" / f"{number + 1:08d}").exists)  # trained after the first kill
+        for role in ("train", "shard"):
+            children(process, role)[0].kill()
+        assert process.wait() != 0
+    for run in ("killed", "plain"):
+        train_job(JobConfig.from_file(folder / f"{run}.yaml"))
+    expected, found = states(folder / "plain"), states(folder / "killed")
+    assert expected.keys() == found.keys()
+    assert {name for name in expected if not np.array_equal(expected[name], found[name])} == set()
+    assert expected["embeddings-0.rows"].size > 1_000, "expected more rows than a shard has in memory"
+
+
+def states(run: Path) -> dict[str, npt.NDArray[Any]]:
+    """Dense parameters, and the whole state of each partition, with the rows ascending."""
+    snapshot, refused = CheckpointFolder(run / "checkpoints").load_latest()
+    assert snapshot is not None
+    assert not refused
+    found = {f"{group}.{name}": array for group, part in snapshot.arrays.items() for name, array in part.items()}
+    for table in {*snapshot.columns, *snapshot.parts}:
+        for number, state in enumerate(snapshot.parts.get(table) or separated_columns(snapshot.columns[table])):
+            order = np.argsort(state["rows"])
+            for name, column in state.items():
+                is_of_rows = not name.startswith(("header", "retention", "pending", "removed"))
+                found[f"{table}-{number}.{name}"] = np.asarray(column)[order] if is_of_rows else np.asarray(column)
+    return found
+
+
+def children(process: subprocess.Popen[bytes], role: str) -> list[psutil.Process]:
+    found = [child for child in psutil.Process(process.pid).children() if role in child.cmdline()]
+    return sorted(found, key=lambda child: child.pid)
+
+
+def wait(process: subprocess.Popen[bytes], until: Callable[[], bool]) -> None:
+    while not until():
+        assert process.poll() is None
+        time.sleep(0.01)
