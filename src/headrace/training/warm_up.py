@@ -16,6 +16,7 @@ from headrace.embeddings import EmbeddingBags, EmbeddingsConfig, KeyedPlan, Keys
 from headrace.embeddings.shards.merging import PlacedUpdate, merge_placed
 from headrace.embeddings.shards.warm_up import warm_up_shard
 from headrace.embeddings.storage.tiered import TieredStorage
+from headrace.embeddings.tables.index.key_index import SEGMENT_SLOTS, KeyIndex
 from headrace.models import DCNv2Config, DeepFMConfig, DLRMConfig, ModelConfig, WideDeepConfig
 from headrace.models.products import Precision
 from headrace.placement.key_entries import FIRST_ENTRIES, KeyEntries
@@ -53,6 +54,7 @@ def warm_up_groups() -> dict[str, Callable[[], object]]:
     for config in MODELS:
         groups[f"model ({config.kind})"] = partial(_step_in_each_precision, config)
     groups["embeddings (budget)"] = _train_under_a_budget_once
+    groups["index"] = _grow_index_once
     groups["shards"] = warm_up_shard
     groups["keys"] = _find_keys_once
     groups["placement"] = _keep_rows_once
@@ -81,6 +83,13 @@ def _use_files_once() -> None:
 def _score_once() -> None:
     """Compute metrics of a batch."""
     BinaryMetrics().update(np.zeros(2, np.float32), np.zeros(2, np.float32))
+
+
+def _grow_index_once() -> None:
+    """Grow an index of keys by a segment."""
+    index, ids = KeyIndex(1), np.arange(SEGMENT_SLOTS)
+    index.allocate(Keys(np.zeros(len(ids), np.int32), ids, np.ones(len(ids), np.int32)))
+    index.allocate(Keys(np.zeros(len(ids), np.int32), len(ids) + ids, np.ones(len(ids), np.int32)))
 
 
 def _find_keys_once() -> None:

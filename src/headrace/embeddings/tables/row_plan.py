@@ -11,7 +11,7 @@ import numpy.typing as npt
 from headrace.embeddings.config import TableConfig, dim_of_tables
 from headrace.embeddings.optimizers import build_optimizer
 from headrace.embeddings.storage.row_formats import stored_bytes
-from headrace.embeddings.tables.index.bounded_index import num_bytes_of
+from headrace.embeddings.tables.index.key_index import bytes_of_fixed_size
 from headrace.embeddings.tables.metadata import RECORD
 from headrace.embeddings.tables.shared_rows import PLACE_BYTES, split_rows
 from headrace.errors import ConfigError
@@ -65,7 +65,7 @@ class RowPlan:
         metadata_bytes: float,
         sketch_bytes: float = 0.0,
         bytes_per_table: int = 0,
-        index_bytes: Callable[[int], int] = num_bytes_of,
+        index_bytes: Callable[[int], int] = bytes_of_fixed_size,
     ) -> RowPlan:
         """Divide a budget.
 

@@ -19,7 +19,7 @@ from headrace.embeddings.config import TableConfig
 from headrace.embeddings.keys import Keys
 from headrace.embeddings.storage.protocol import MakeStorage
 from headrace.embeddings.tables.budgeted_table_group import BudgetedTableGroup
-from headrace.embeddings.tables.index.bounded_index import BoundedIndex
+from headrace.embeddings.tables.index.key_index import KeyIndex
 from headrace.embeddings.tables.lifecycle.row_retention import NO_SWAPS, Swaps, exact_ids
 from headrace.embeddings.tables.row_plan import RowPlan
 from headrace.embeddings.tables.table_group import TableGroup
@@ -67,7 +67,7 @@ class FrequencyRetention:
     num_bytes = 0
 
     def __init__(self, keys: Keys, num_rows: int, *, first_row: int) -> None:
-        self.index = BoundedIndex(num_rows, first_row)
+        self.index = KeyIndex(first_row, num_rows=num_rows)
         self._keys = keys
         self.index.allocate(keys)
 

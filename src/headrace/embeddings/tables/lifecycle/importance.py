@@ -33,7 +33,7 @@ from headrace.embeddings.keys import Keys
 from headrace.embeddings.ops.hashing import mix64, unit_float
 from headrace.embeddings.storage.protocol import MakeStorage
 from headrace.embeddings.tables.budgeted_table_group import BudgetedTableGroup
-from headrace.embeddings.tables.index.bounded_index import BoundedIndex
+from headrace.embeddings.tables.index.key_index import KeyIndex
 from headrace.embeddings.tables.lifecycle.importance_sketch import (
     SLOT_BYTES,
     SLOTS,
@@ -153,7 +153,7 @@ class ImportanceRetention:
     ) -> None:
         self._config = config
         self._first_row, self._seed = first_row, seed
-        self.index = BoundedIndex(num_rows, first_row)
+        self.index = KeyIndex(first_row, num_rows=num_rows)
         self.importance: Float32s = np.zeros(num_rows, dtype=np.float32)
         num_slots = max(1, num_candidates // SLOTS) * SLOTS
         self.tags: Uint32s = np.zeros(num_slots, dtype=np.uint32)
@@ -248,7 +248,7 @@ class ImportanceRetention:
         importance = np.zeros(num_rows, dtype=np.float32)
         importance[: len(kept)] = self.importance[kept]
         rows = self._first_row + np.searchsorted(kept, in_use - self._first_row)
-        self.index, self.importance = BoundedIndex(num_rows, self._first_row), importance
+        self.index, self.importance = KeyIndex(self._first_row, num_rows=num_rows), importance
         self.index.insert(keys, rows)
         self._hand %= num_rows
         return kept + self._first_row

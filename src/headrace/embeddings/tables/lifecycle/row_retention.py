@@ -48,7 +48,7 @@ NO_SWAPS = Swaps(_NO_ROWS, _NO_KEYS, _NO_ROWS, _NO_KEYS, np.empty(0, dtype=np.fl
 
 
 class RowIndexOfFixedSize(Protocol):
-    """A map between ids and a fixed number of rows, see `BoundedIndex`."""
+    """A map between ids and a fixed number of rows, see `KeyIndex`."""
 
     @property
     def num_rows(self) -> int:

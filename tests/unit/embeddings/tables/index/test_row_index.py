@@ -1,4 +1,5 @@
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -6,6 +7,7 @@ from headrace.embeddings.keys import Keys
 from headrace.embeddings.tables.index.row_index import RowIndex
 from headrace.embeddings.tables.lifecycle.count_admission import CountAdmission
 from headrace.embeddings.tables.lifecycle.policies import IdHistory
+from headrace.errors import ConfigError
 
 FIRST_ROW = 10
 # Table 0 is fixed with rows from 1 on, tables 1 and 2 are collisionless and admit at the first and third sighting.
@@ -95,7 +97,6 @@ def test_thousands_of_ids_survive_growth() -> None:
     for start in range(0, 5000, 500):
         see(d, ids[start : start + 500])
     assert peek(d, ids) == list(range(FIRST_ROW, FIRST_ROW + 5000))
-    assert len(d.entries) < 8 * 5000
 
 
 def test_ids_that_are_removed_are_forgotten_and_their_rows_are_given_out_again_lowest_first() -> None:
@@ -133,16 +134,17 @@ def test_the_index_agrees_with_a_dict_while_ids_come_and_go(calls: list) -> None
 
 def test_an_index_that_has_lost_most_ids_gets_smaller_and_closes_gaps_between_rows() -> None:
     d = index()
-    pairs = [(1, key) for key in range(3000)]
+    pairs = [(1, key) for key in range(20_000)]
     see(d, pairs)
-    slots = len(d.entries)
-    d.remove(keys_of([pair for pair in pairs if pair[1] % 1000]))
-    assert len(d.entries) * 8 < slots
-    assert peek(d, pairs[::1000]) == [10, 1010, 2010]
-    assert d.compact().tolist() == [10, 1010, 2010]
-    assert peek(d, pairs[::1000]) == [10, 11, 12]
-    assert [each.tolist() for each in d.owners(np.array([10, 11, 12, 3]))] == [[1, 1, 1, 0], [0, 1000, 2000, 2]]
-    assert see(d, [(1, 7)]) == [13]
+    num_bytes = d.num_bytes
+    d.remove(keys_of([pair for pair in pairs if pair[1] % 10_000]))
+    assert d.num_bytes < 0.7 * num_bytes
+    assert peek(d, pairs[::10_000]) == [10, 10_010]
+    assert d.compact().tolist() == [10, 10_010]
+    assert d.num_bytes < num_bytes / 20
+    assert peek(d, pairs[::10_000]) == [10, 11]
+    assert [each.tolist() for each in d.owners(np.array([10, 11, 3]))] == [[1, 1, 0], [0, 10_000, 2]]
+    assert see(d, [(1, 7)]) == [12]
 
 
 def test_a_restored_index_goes_on_as_the_saved_one() -> None:
@@ -156,3 +158,50 @@ def test_a_restored_index_goes_on_as_the_saved_one() -> None:
     more = [(1, 50), (2, 5), (1, 51), (2, 3), (1, 52), (1, 2)]
     assert see(restored, more) == see(saved, more) == [11, 14, 15, 0, 16, 12]
     assert columns(saved.pending()) == columns(restored.pending())
+
+
+def test_an_id_that_waits_remembers_when_it_was_seen_also_after_more_than_32_bits_of_versions() -> None:
+    d = index()
+    newest = 3 * 2**32 + 5
+    see(d, [(2, 1)], step=newest - 2**32 + 1)
+    see(d, [(2, 2)], step=newest - 10)
+    see(d, [(2, 3)], step=newest)
+    seen = [newest - 2**32 + 1, newest - 10, newest]
+    assert d.pending().last_seen.tolist() == seen
+    assert d.waiting(keys_of([(2, 3), (1, 1), (2, 1)]))[1].tolist() == [seen[2], 0, seen[0]]
+    restored = index()
+    restored.restore(np.empty(0, np.int64), np.empty(0, np.int32), np.empty(0, np.int64), d.pending())
+    assert columns(restored.pending()) == columns(d.pending())
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), st.sets(st.integers(0, 30), max_size=20)), max_size=25))
+@settings(max_examples=60, deadline=None)
+def test_ids_wait_are_admitted_and_removed_as_in_a_dict(calls: list) -> None:
+    d, sightings, rows, free, end = index(), {}, {}, set(), FIRST_ROW
+    for version, (kind, ids) in enumerate(calls):
+        pairs = [(2, key * 2**32) for key in sorted(ids)]
+        if kind == 0:
+            d.remove(keys_of(pairs))
+            free |= {rows.pop(pair) for pair in pairs if pair in rows}
+            sightings = {pair: count for pair, count in sightings.items() if pair not in pairs}
+            continue
+        expected = []
+        for pair in pairs:
+            if pair not in rows:
+                sightings[pair] = sightings.get(pair, 0) + 1
+                if sightings[pair] >= THRESHOLDS[2]:
+                    del sightings[pair]
+                    rows[pair] = min(free, default=end)
+                    free, end = free - {rows[pair]}, max(end, rows[pair] + 1)
+            expected.append(rows.get(pair, 0))
+        assert see(d, pairs, step=version) == expected
+        pending = d.pending()
+        waiting = zip(pending.tables.tolist(), pending.ids.tolist(), pending.sightings.tolist(), strict=True)
+        assert {(table, key): count for table, key, count in waiting} == sightings
+    assert d.num_free == len(free)
+    assert d.next_row == end
+
+
+def test_more_tables_than_the_index_can_number_are_refused() -> None:
+    with pytest.raises(ConfigError, match="given 65537 tables of one dimension, expected at most 65536"):
+        RowIndex(np.full(65_537, -1), CountAdmission([1]), capacity=1)
