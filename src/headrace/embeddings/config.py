@@ -42,7 +42,7 @@ class TableConfig(Config):
     """direct: ids are row numbers. hashed: ids share `num_embeddings` rows. collisionless: one row per id."""
     num_embeddings: int = Field(default=100_000, ge=1)
     """Number of rows; for a collisionless table, the initial capacity."""
-    admission_count: int = Field(default=1, ge=0, le=2**31 - 1)
+    admission_count: int = Field(default=1, ge=0, le=2_000_000_000)
     """Collisionless only: an id gets a row at this occurrence; until then it reads zeros and is not trained. 0: every
     id has a row, so an id never trained on reads its random initial value."""
     evict_after: int | None = Field(default=None, ge=1)
