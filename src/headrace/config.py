@@ -2,6 +2,7 @@
 
 import inspect
 import os
+import re
 import types
 from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
@@ -154,10 +155,23 @@ def first_mistake(error: ValidationError, config: type[Config]) -> str:
     elif first["type"] == "import":
         text = f"{key}: {first['msg']}"
     else:
-        expected = first["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
-        text = f"{key}: given {shorten(repr(first['input']))}, expected: {shorten(expected, MAX_CHARACTERS)}"
+        text = _refused_value(key, first["input"], first["msg"])
     more = len(details) - 1
     return text + (f" (and {more} more)" if more else "")
+
+
+def _refused_value(key: str, given: Any, message: str) -> str:
+    """One line on a value that a field or a section refuses.
+
+    A section is not printed: its message has the settings that do not fit. If these begin it, as in "memory: given
+    3GiB, expected ...", they become part of the key.
+    """
+    expected = shorten(message.removeprefix("Value error, ").removeprefix("Input should be "), MAX_CHARACTERS)
+    if expected.startswith(f"{key}: "):
+        return expected
+    if not isinstance(given, dict):
+        return f"{key}: given {shorten(repr(given))}, expected: {expected}"
+    return f"{key}{'.' if re.match(r'[a-z_.]+: given ', expected) else ': '}{expected}"
 
 
 def _place_of(config: type[Config], loc: Sequence[int | str]) -> tuple[str, list[str]]:

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from headrace.config import Config
 from headrace.embeddings.budget import RetentionConfig, parse_budget
@@ -143,6 +143,15 @@ class EmbeddingsConfig(Config):
     partitions: int | None = Field(default=None, ge=1, le=4096)
     memory: Literal["device", "host"] = "device"
     storage: StorageConfig = StorageConfig()
+
+    @field_validator("budget", mode="before")
+    @classmethod
+    def _bytes_are_a_size(cls, value: Any) -> Any:
+        if value is None or isinstance(value, str):
+            return value
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise ValueError('a percentage such as "40%" or a size such as "2GiB"')
+        return str(value)
 
     @model_validator(mode="before")
     @classmethod

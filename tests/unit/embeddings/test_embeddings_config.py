@@ -6,6 +6,7 @@ import torch
 from headrace.embeddings import AdagradConfig, EmbeddingBags, EmbeddingsConfig, TableConfig
 from headrace.errors import ConfigError
 from headrace.tensors import KeyedJaggedTensor
+from headrace.training import JobConfig
 
 
 def parsed(**values: Any) -> EmbeddingsConfig:
@@ -155,3 +156,36 @@ def test_a_name_that_nothing_uses_is_refused_when_features_are_known() -> None:
     for text, tables in cases.items():
         with pytest.raises(ConfigError, match=rf"^embeddings\.tables\.{text}$"):
             parsed(tables=tables).tables_of(["item", "user"])
+
+
+@pytest.mark.parametrize(
+    ("values", "line"),
+    [
+        (
+            {"budget": "0%"},
+            'embeddings.budget: given \'0%\', expected a percentage such as "40%" or a size such as "2GiB"',
+        ),
+        (
+            {"budget": 0.4},
+            'embeddings.budget: given 0.4, expected: a percentage such as "40%" or a size such as "2GiB"',
+        ),
+        (
+            {"retention": {"kind": "importance"}},
+            "embeddings.retention: given importance without a budget, expected `budget` as well",
+        ),
+        ({"partitions": 2}, "embeddings.partitions: given 2 without a budget, expected `budget` as well"),
+        ({"storage": {"kind": "tiered"}}, "embeddings.storage: storage kind tiered needs a path, such as /fast/ssd"),
+        (
+            {"storage": {"kind": "tiered", "memory": "x", "path": "."}},
+            'embeddings.storage.memory: given \'x\', expected bytes or a size like "4GiB" or "500MB"',
+        ),
+    ],
+)
+def test_what_does_not_fit_is_named_without_its_whole_section(values: dict[str, Any], line: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        JobConfig.from_dict({"run": "r", "data": {"path": "l"}, "embeddings": values}, where="job")
+    assert str(caught.value) == f"job: {line}"
+
+
+def test_a_budget_of_a_number_is_bytes() -> None:
+    assert EmbeddingsConfig.from_dict({"budget": 14_000}, where="test").budget == "14000"
