@@ -98,10 +98,10 @@ class Cell:
 
 
 CELLS = (
-    Cell("criteo", 64, {None: 3, 0.1: 1}, tuple(arm for arm in MAIN if arm != "recs")),
+    Cell("criteo", 64, {None: 2, 0.1: 1}, tuple(arm for arm in MAIN if arm != "recs")),
     Cell("criteo", 16, {0.1: 2, 1.0: 2, None: 3}, (*MAIN[:-1], TIGHT, AUTO, REDIS), has_peers=True),
     Cell("zipf-1.05", 16, {0.3: 2, None: 3}),
-    Cell("news", 16, {0.3: 2, None: 3}),
+    Cell("news", 16, {0.3: 2, None: 2}),
 )
 QUICK = (Cell("zipf-1.05", 16, {1.0: 1}, tuple(arm for arm in MAIN if arm != "recs")),)
 
