@@ -81,6 +81,7 @@ class ChangeLog:
     _waiting: KeyLog = field(default_factory=KeyLog)
     _num_entries: int = 0
     _num_compacted: int = 0
+    _numbered_from: int = 0  # version from which on rows have the numbers that they have now
 
     def record(self, version: int, rows: Int64s, versions: Int64s) -> None:
         """Record the rows [U] changed by a version.
@@ -138,9 +139,20 @@ class ChangeLog:
         self.removed_from = max(self.removed_from, self._removed.drop_until(oldest))
         self._waiting.drop_until(self.cursors.get(CHECKPOINTS, version))
 
-    def forget_saved(self) -> None:
-        """Have the next delta contain everything, because rows have other numbers, on which decisions depend."""
+    def forget_saved(self, version: int) -> None:
+        """Have the next delta contain everything, because rows have other numbers, on which decisions depend.
+
+        Args:
+            version: Version from which on they have them; checkpoints of earlier ones, of which one may be about to be
+                complete, cannot be continued.
+        """
         self.cursors.pop(CHECKPOINTS, None)
+        self._numbered_from = version
+
+    def mark_saved(self, version: int) -> None:
+        """Record that a checkpoint has all changes up to a version."""
+        if version >= self._numbered_from:
+            self.acknowledge(CHECKPOINTS, version)
 
     def renumber(self, kept: Int64s) -> None:
         """Renumber rows after a compaction: row `kept[i]`, ascending, is now row i; all others are gone."""

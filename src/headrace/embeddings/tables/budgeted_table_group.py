@@ -242,7 +242,7 @@ class BudgetedTableGroup(TableGroup):
         else:
             self.storage.grow(capacity)
             self.metadata.grow(capacity)
-        self.changelog.forget_saved()
+        self.changelog.forget_saved(self.version)
         self._check_size()
         return len(gone)
 

@@ -223,8 +223,11 @@ class PartitionedTableGroup(TableGroup):
 
     def load_states(self, states: Sequence[Columns]) -> None:
         """Load the partitions here from the states of all saved ones, see `states_for`."""
-        for number, state in states_for(states, self.parts).items():
-            self.parts[number].load_state_dict(state)
+        for number, (state, is_same) in states_for(states, self.parts).items():
+            group = self.parts[number]
+            group.load_state_dict(state)
+            if not is_same:
+                group.changelog.forget_saved(group.version + 1)  # no checkpoint can be continued
 
     def moved_to(self, make_storage: MakeStorage) -> TableGroup:
         """See `TableGroup.moved_to`."""

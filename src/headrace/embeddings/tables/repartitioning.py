@@ -30,8 +30,8 @@ NOT_OF_ROWS = ("retention.", "pending.", "removed.")
 Int64s = npt.NDArray[np.int64]
 
 
-def states_for(saved: Sequence[Columns], parts: Mapping[int, BudgetedTableGroup]) -> dict[int, Columns]:
-    """The states of some partitions, from those of all saved ones.
+def states_for(saved: Sequence[Columns], parts: Mapping[int, BudgetedTableGroup]) -> dict[int, tuple[Columns, bool]]:
+    """The states of some partitions, from those of all saved ones; and whether each is one of them.
 
     Args:
         saved: A state for each saved partition, in order.
@@ -55,9 +55,9 @@ def states_for(saved: Sequence[Columns], parts: Mapping[int, BudgetedTableGroup]
         assert partition is not None, "a group of all ids loads its state itself"
         same = [state for state, header in zip(saved, headers, strict=True) if partition.is_saved_as(header.partition)]
         if same:
-            found[number] = same[0]
+            found[number] = same[0], True
         elif isinstance(group.retention, ImportanceRetention):
-            found[number] = _moved(saved, headers, group, partition)
+            found[number] = _moved(saved, headers, group, partition), False
         else:
             raise CheckpointError(
                 f"table group: was saved in {count} partitions, expected {partition.plan.partition_count}; ids cannot "

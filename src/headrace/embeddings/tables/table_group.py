@@ -285,7 +285,7 @@ class TableGroup:
 
     def mark_saved(self, version: int) -> None:
         """Record that a checkpoint has all changes up to a version."""
-        self.changelog.acknowledge(CHECKPOINTS, version)
+        self.changelog.mark_saved(version)
 
     def start_at(self, *, step: int, version: int, window_starts: Sequence[int]) -> None:
         """Continue the numbers of another group, whose rows come later, see `set_states`."""

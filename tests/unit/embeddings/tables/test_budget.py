@@ -375,3 +375,20 @@ def test_rows_that_tables_gain_and_lose_add_up() -> None:
     assert rows.sum() == group.retention.index.num_rows
     assert (group.lost > 0).all()
     np.testing.assert_array_equal(group.gained - group.lost, rows)
+
+
+def test_a_delta_after_a_change_of_size_has_everything_even_if_an_earlier_one_is_complete_only_then() -> None:
+    """A partition that shrinks has other row numbers, which a delta on top of earlier ones would not have."""
+    group = group_of()
+    random_steps(group, range(20))
+    written = group.delta().version
+    random_steps(group, range(20, 25))
+    group.end_window()
+    group.resize(group.plan.budget_bytes - 1_000)
+    group.mark_saved(written)
+    delta = group.delta()
+    assert delta.since == 0
+    assert sorted(delta.rows["rows"]) == sorted(group.state_dict()["rows"])
+    group.mark_saved(delta.version)
+    random_steps(group, range(25, 26))
+    assert group.delta().since == delta.version
