@@ -16,7 +16,9 @@ import torch
 from torch import Tensor
 
 from headrace.embeddings.keys import Keys
+from headrace.embeddings.ops.hashing import key_streams
 from headrace.embeddings.optimizers.base import Rounding, SparseOptimizer
+from headrace.embeddings.storage.device_rounding import rounded
 from headrace.embeddings.storage.first_values import FirstValues
 from headrace.embeddings.storage.row_formats import RowFormat, stored_bytes, stored_width
 
@@ -63,6 +65,13 @@ class RowLayout:
     def rounding(self, step: int) -> Rounding:
         """Rounding of rows at a step."""
         return Rounding.of(self.row_format, self.seed, step, self.first_values.seeds)
+
+    def stored(self, values: npt.NDArray[np.float32], keys: Keys, step: int) -> npt.NDArray[Any]:
+        """Round values [U, D] of keys at a step to the storage dtype: the `weights` column of their rows."""
+        rounding = self.rounding(step)
+        streams = torch.from_numpy(key_streams(rounding.table_seeds, keys.tables, keys.ids))
+        rows = rounded(torch.from_numpy(values), streams, self.row_format, int(rounding.seed))
+        return rows.view(torch.uint16).numpy() if rows.dtype.itemsize == 2 else rows.numpy()
 
     def slot_columns(self, state: npt.NDArray[np.float32]) -> dict[str, npt.NDArray[np.float32]]:
         """Convert state [R, W] to columns of a saved table group: `slot.NAME` [R, width]."""

@@ -16,6 +16,7 @@ from headrace.embeddings.changes.log import ChangeLog
 from headrace.embeddings.config import TableConfig
 from headrace.embeddings.keys import Keys
 from headrace.embeddings.storage.protocol import NEW, MakeStorage, RowStorage
+from headrace.embeddings.storage.row_formats import as_tensor, to_float32
 from headrace.embeddings.tables.key_states import KeyStates
 from headrace.embeddings.tables.lifecycle.policies import IdHistory
 from headrace.embeddings.tables.lifecycle.row_retention import (
@@ -138,7 +139,8 @@ class BudgetedTableGroup(TableGroup):
         admitted = self.retention.admit(keys, own_rows)
         self._count(self.gained, keys.tables[admitted])
         if self.shared.num_rows:
-            self._start(own_rows[admitted], keys.take(admitted), np.zeros(len(admitted), dtype=np.float32))
+            nothing = np.zeros(len(admitted), dtype=np.float32)
+            self._start(own_rows[admitted], keys.take(admitted), nothing, None)  # a copy: that is what was read
         rows = own_rows.copy()
         located, gradients_of_rows = self.shared.merge(self.shared.locate(keys, rows), rows, gradients)
         new = self.metadata.mark_updated(rows, located.counts, version=self.version)
@@ -262,11 +264,11 @@ class BudgetedTableGroup(TableGroup):
         tables, ids = self.index.owners(rows)
         self.storage.initialize(rows, Keys(tables, ids, np.zeros(len(ids), dtype=np.int32)))
 
-    def _start(self, rows: Int64s, keys: Keys, occurrences: Float32s) -> None:
+    def _start(self, rows: Int64s, keys: Keys, occurrences: Float32s, inherited_ratio: float | None) -> None:
         """Start rows [A] of newly admitted ids: from their shared rows, with optimizer state, or else from zero.
 
-        The part of sums over updates that is due to other ids stays behind: with all of it, an Adagrad row that many
-        ids have trained would hardly learn any more.
+        See `RowRetention.inherited_ratio` for the weights. The part of sums over updates that is due to other ids stays
+        behind: with all of it, an Adagrad row that many ids have trained would hardly learn any more.
         """
         sources = np.zeros(len(rows), dtype=np.int64)
         located = self.shared.locate(keys, sources)
@@ -285,8 +287,17 @@ class BudgetedTableGroup(TableGroup):
             for name, first in self._layout.slot_columns(initial).items():
                 if name in self._sums:
                     columns[name] = first + shares[:, None] * (columns[name] - first)
+            if inherited_ratio is not None:
+                columns["weights"] = self._inherited(columns["weights"], inherited_ratio, keys.take(written))
             self.storage.set_columns(rows[written], columns)
         self.metadata.records["version"][rows] = self.version
+
+    def _inherited(self, shared: npt.NDArray[Any], ratio: float, keys: Keys) -> npt.NDArray[Any]:
+        """Stored weights of keys [A]: a part of their stored shared rows, added to their initial values."""
+        row_format = self._layout.row_format
+        values = to_float32(as_tensor(np.ascontiguousarray(shared), row_format), row_format).numpy()
+        first = self._layout.first_values.widened(keys, self.embedding_dim)
+        return self._layout.stored(np.float32(ratio) * values + first, keys, self.step)
 
     def _apply(self, swaps: Swaps, updated: Int64s) -> None:
         """Carry out swaps after an update of some rows [U], and record the changes."""
@@ -296,7 +307,7 @@ class BudgetedTableGroup(TableGroup):
             self.metadata.clear(swaps.freed_rows)
             self.changelog.record_removed(self.version, swaps.evicted.tables, swaps.evicted.ids)
         if len(swaps.rows):
-            self._start(swaps.rows, swaps.admitted, swaps.occurrences)
+            self._start(swaps.rows, swaps.admitted, swaps.occurrences, self.retention.inherited_ratio)
             updated = np.union1d(updated, swaps.rows)
         self.changelog.record(self.version, updated, self.metadata.versions)
 

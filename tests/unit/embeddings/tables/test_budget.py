@@ -180,7 +180,7 @@ def test_an_admitted_id_takes_its_part_of_the_sums_of_its_shared_row(occurrences
         train(group, keys(1, 777))
     value = group.read(keys(1, 777))
     row = group.retention.index.rows()[-1:]
-    group._start(row, keys(1, 777), np.array([occurrences], np.float32))
+    group._start(row, keys(1, 777), np.array([occurrences], np.float32), None)
     np.testing.assert_array_equal(group.storage.columns(row)["weights"], value)
     np.testing.assert_allclose(group.storage.columns(row)["slot.accumulator"], accumulator)
 
@@ -208,11 +208,24 @@ def test_an_id_gets_a_free_row_once_it_is_important() -> None:
     train(group, keys(1, 777))
     row = group.retention.index.resolve(keys(1, 777))
     assert row[0] > 0
-    np.testing.assert_array_equal(group.storage.columns(row)["weights"], group.read(keys(1, 123_456)))
     np.testing.assert_allclose(group.storage.columns(row)["slot.accumulator"], 3)  # nobody else trained the shared row
     before = group.read(keys(1, 123_456))
     train(group, keys(1, 777))
     np.testing.assert_array_equal(group.read(keys(1, 123_456)), before)
+
+
+@pytest.mark.parametrize("ratio", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("rows", ["fp32", "bf16", "int8"])
+def test_an_admitted_id_starts_from_its_own_values_and_a_part_of_its_shared_row(ratio: float, rows: str) -> None:
+    group = group_of(config_of(rows=rows, admission=2.5, shared_ratio=0, inherited_ratio=ratio))
+    for _ in range(3):
+        train(group, keys(1, 777))
+    assert group.retention.index.resolve(keys(1, 777))[0] > 0
+    shared = group.read(keys(1, 123_456))
+    own = group._layout.first_values.widened(keys(1, 777), DIM)
+    assert np.abs(shared).max() > 0.1
+    step = {"fp32": 1e-7, "bf16": 2.0**-9, "int8": 2.0**-7}[rows]  # numbers are below 0.5
+    np.testing.assert_allclose(group.read(keys(1, 777)), own + ratio * shared, rtol=0, atol=step)
 
 
 def test_a_copy_that_applies_changes_reads_what_the_group_reads() -> None:

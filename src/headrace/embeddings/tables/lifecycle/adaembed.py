@@ -161,6 +161,8 @@ class AdaEmbedRetention:
         importance: float32 [V] of each virtual row.
     """
 
+    inherited_ratio = None
+
     def __init__(self, config: AdaEmbedConfig, sizes: Int64s, num_rows: int, *, first_row: int) -> None:
         self._config, self._sizes, self._num_rows = config, sizes, num_rows
         self.index = VirtualIndex(sizes, num_rows, first_row)

@@ -186,6 +186,8 @@ class CafeRetention:
 
     num_bytes = 0  # the sketch is the index
 
+    inherited_ratio = None
+
     def __init__(self, config: CafeConfig, num_rows: int, num_tables: int, *, first_row: int) -> None:
         self._num_tables = num_tables
         self.index = CafeSketch(num_rows, first_row, config.sifter_ratio, config.threshold)

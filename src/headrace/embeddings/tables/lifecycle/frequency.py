@@ -66,6 +66,8 @@ class FrequencyRetention:
 
     num_bytes = 0
 
+    inherited_ratio = None
+
     def __init__(self, keys: Keys, num_rows: int, *, first_row: int) -> None:
         self.index = KeyIndex(first_row, num_rows=num_rows)
         self._keys = keys

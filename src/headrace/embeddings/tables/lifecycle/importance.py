@@ -12,9 +12,10 @@ on. So swaps are spread over steps, and no step looks at all rows. The margin ke
 Decay costs nothing: increments grow by 2^(rows / half-life) instead (as in CAFE+, Liu et al., TOIS 2025, section 4),
 and all values are rescaled once in 32 half-lives.
 
-Unlike AdaEmbed, ids without a row read and train a shared row of their table, and an admitted id starts from it, with
-its optimizer state (as in CAFE, Zhang et al., SIGMOD 2024, section 3.3), and metadata of an id without a row takes 6
-bytes, not 12, and none in the tail.
+Unlike AdaEmbed, ids without a row read and train a shared row of their table, an admitted id starts from initial values
+of its own and a part of the shared row, with optimizer state, and metadata of an id without a row takes 6 bytes, not
+12, and none in the tail. CAFE (Zhang et al., SIGMOD 2024, section 3.3) copies the shared row. But that row is what ids
+without a row are like, and those that get one differ: on a log of news, they are the popular ones.
 """
 
 from __future__ import annotations
@@ -86,6 +87,8 @@ class ImportanceConfig(RetentionConfig):
     first sight. Until then, an id trains its shared row."""
     margin: float = Field(default=0.2, ge=0)
     """An id takes over a row if it is more important than the row's id by this part."""
+    inherited_ratio: float = Field(default=0.5, ge=0, le=1)
+    """Part of its shared row that an admitted id begins with, in addition to the initial values of its own."""
 
     def keyed(self, tables: Sequence[TableConfig], budget_bytes: int) -> tuple[TableConfig, ...]:
         """See `RetentionConfig.keyed`."""
@@ -167,6 +170,11 @@ class ImportanceRetention:
     def num_bytes(self) -> int:
         """See `RowRetention`."""
         return sum(each.nbytes for each in (self.importance, self.tags, self.values, self._norms))
+
+    @property
+    def inherited_ratio(self) -> float:
+        """See `RowRetention.inherited_ratio`."""
+        return self._config.inherited_ratio
 
     @property
     def growth(self) -> float:

@@ -89,6 +89,11 @@ class RowRetention(Protocol):
     def num_bytes(self) -> int:
         """Bytes of all metadata of ids beside `index`."""
 
+    @property
+    def inherited_ratio(self) -> float | None:
+        """Part of its shared row that is added to the initial values of an id that gets a row in `observe`; None for a
+        copy of the shared row instead."""
+
     def may_admit(self, keys: Keys, rows: Int64s) -> npt.NDArray[np.bool_]:
         """Whether each key [U] will get a free row in the update that follows, so that it reads its initial value.
 
