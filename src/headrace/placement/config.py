@@ -42,8 +42,8 @@ class PlacementConfig(Config):
     read. `by_cost`: each trains those that use rows which it keeps, so that fewer rows move between trainers; samples
     move instead. The global batch keeps its samples, and parameters change by the rounding of float32 sums."""
     trusted_network: bool = False
-    """Whether several trainers may exchange rows between machines. As with the gradients of the dense part, nothing
-    encrypts them. Trainers on one machine, whose shards have loopback addresses, need no permission."""
+    """Whether several trainers may exchange rows and samples between machines. As with the gradients of the dense part,
+    nothing encrypts them. Trainers on one machine, whose shards have loopback addresses, need no permission."""
 
     verify: bool = False
     """Train every row a second time without placement, in the trainer's memory, and compare what is read and what is

@@ -77,10 +77,18 @@ class Trained:
     state: State
     batches: list[Batch]
     moves: Moves
+    peak_bytes: int
 
 
 def train_all(
-    serve: Serve, parts: Parts, *, places: bool, ahead: int = 5, num_rows: int = 10_000, verify: bool = False
+    serve: Serve,
+    parts: Parts,
+    *,
+    places: bool,
+    ahead: int = 5,
+    num_rows: int = 10_000,
+    verify: bool = False,
+    memory_bytes: int = 1 << 20,
 ) -> list[Trained]:
     """Train with one trainer for each part, each of which knows some batches ahead."""
     num_trainers, addresses = len(parts[0]), [serve()]
@@ -98,13 +106,13 @@ def train_all(
             store._rows.grow(num_rows)
             layouts = {name: bags.key_layout}
             bags.use_store(store)
-            samples = exchange_of({name: store}, layouts, peers, memory_bytes=1 << 20) if places else None
+            samples = exchange_of({name: store}, layouts, peers, memory_bytes=memory_bytes) if places else None
             own = [step[rank] for step in parts]
-            trained = train_own(model, own, average.of(rank), samples, ahead)
+            trained, peak_bytes = train_own(model, own, average.of(rank), samples, ahead)
             store.flush()
             barrier.wait()
             moves = Moves.of([store], None if samples is None else samples.moved)
-            return Trained(state_of(model, [store]), trained, moves)
+            return Trained(state_of(model, [store]), trained, moves, peak_bytes)
 
     return run_trainers(num_trainers, train)
 
@@ -115,16 +123,17 @@ def train_own(
     average: Callable[[Sequence[Tensor], int], int],
     samples: SampleExchange | None,
     ahead: int,
-) -> list[Batch]:
-    """Make the steps of a trainer; returns what it has trained."""
+) -> tuple[list[Batch], int]:
+    """Make the steps of a trainer; returns what it has trained, and the most bytes of samples ahead."""
     step = TrainingStep(model, torch.optim.SGD(model.parameters(), lr=0.1), precision="fp32", average=average)
     lookahead = Lookahead(list(embedding_bags(model).values()), max(1, ahead), samples=samples)
-    found = []
+    found, peak_bytes = [], 0
     for number, batch in enumerate(own):
         ready = own[number + 1 : number + 1 + ahead]
         with lookahead.training(batch, ready) as parts:
             found += [part for part, _ in step.train_parts(parts, len(batch))]
-    return found
+        peak_bytes = max(peak_bytes, 0 if samples is None else samples.num_bytes)
+    return found, peak_bytes
 
 
 def trained_at_once(parts: Parts) -> State:
@@ -163,6 +172,7 @@ def test_every_sample_of_a_step_is_trained_once_and_parameters_are_those_of_one_
         trained = [samples_of(each.batches[number]) for each in found]
         assert [len(part) for part in trained] == [len(part) for part in read]
         assert {row: sample for part in trained for row, sample in part.items()} == expected
+        assert all(list(part) == sorted(part) for part in trained), "in the order of the global batch"
         assert all(isinstance(each.batches[number].sparse[1], InverseKeyedJaggedTensor) for each in found)
     assert sum(each.moves.num_moved_samples for each in found) > 100
     assert_equal_up_to_rounding(trained_at_once(parts), found[0].state)
@@ -212,6 +222,14 @@ def test_bytes_are_those_that_were_sent(serve: Serve, monkeypatch: pytest.Monkey
         moves = each.moves
         of_rows = moves.num_state_bytes + moves.num_value_bytes + moves.num_gradient_bytes
         assert of_rows + moves.num_key_bytes + moves.num_sample_bytes == num_bytes
+
+
+def test_batches_are_told_ahead_as_far_as_there_is_memory(serve: Serve) -> None:
+    few, many = (
+        max(each.peak_bytes for each in train_all(serve, in_order(), places=True, ahead=10, memory_bytes=num_bytes))
+        for num_bytes in (8_000, 1 << 20)
+    )
+    assert few < 4_000 + 4_000 < many, "half of the memory, and the batches that are told before it is full"
 
 
 def test_samples_with_other_keys_than_told_are_refused(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -176,7 +176,8 @@ class _LastReaders:
         self._entries = KeyEntries()
         self._readers: Int64s = np.zeros(0, dtype=np.int64)
         self._marks: Int32s = np.zeros(0, dtype=np.int32)
-        self._batches: deque[tuple[int, Int32s]] = deque()
+        self._batches: deque[tuple[int, Int32s]] = deque()  # by number, with the entries of their keys
+        self._num_listed = 0  # entries of all of them
         self._number = 0
 
     @property
@@ -216,10 +217,21 @@ class _LastReaders:
         self._readers[entries] = readers
         self._entries.column("last_use")[entries] = self._number
         self._batches.append((self._number, entries))
+        self._num_listed += len(entries)
         while self._entries.num_entries > self._max_keys and len(self._batches) > 1:
             number, oldest = self._batches.popleft()
-            self._entries.remove(oldest[self._entries.column("last_use")[oldest] == number])
+            self._num_listed -= len(oldest)
+            self._entries.remove(self._not_read_since(number, oldest))
+        if self._num_listed > 2 * self._entries.num_entries:
+            listed = [(number, self._not_read_since(number, entries)) for number, entries in self._batches]
+            self._batches = deque((number, entries) for number, entries in listed if len(entries))
+            self._num_listed = sum(len(entries) for _, entries in self._batches)
         self._number += 1
+
+    def _not_read_since(self, number: int, entries: Int32s) -> Int32s:
+        """Those of a batch's entries that no later batch has read."""
+        is_newest = self._entries.column("last_use")[entries] == number
+        return entries[is_newest]
 
 
 def _side_by_side(rows: Sequence[SampleRows], num_rows: Sequence[int]) -> tuple[SampleRows, Int32s]:

@@ -75,6 +75,11 @@ class _Planned:
     parts: dict[int, Bytes] = field(default_factory=dict)
     is_complete: bool = False
 
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of the plan and of the samples."""
+        return self.plan.num_bytes + sum(map(len, self.parts.values()))
+
 
 class SampleExchange:
     """One trainer's part of the exchange of samples. Not thread-safe.
@@ -108,17 +113,24 @@ class SampleExchange:
         self._sent_next: list[_Planned] = []  # whose samples are in the message of the next round
         self._sent_now: list[_Planned] = []  # whose samples are in the message of this round
         self._next_sample_bytes = 0
+        self._largest_bytes = 0  # of a batch that was complete
 
     @property
     def num_bytes(self) -> int:
         """Bytes of what is known of batches on their way, and of the samples that have come."""
-        received = sum(len(part) for each in self._planned for part in each.parts.values())
-        return received + sum(each.plan.num_bytes for each in self._planned)
+        return sum(each.num_bytes for each in self._planned)
 
     @property
     def has_room(self) -> bool:
-        """Whether another batch may be told within the memory; the next one may in any case."""
-        return self.num_bytes < self._memory_bytes
+        """Whether another batch may be told within the memory; the next one may in any case.
+
+        Batches whose samples have not come yet count as much as the largest one so far, and a second one waits until
+        that is known.
+        """
+        num_coming = len(self._batches) - sum(each.is_complete for each in self._planned)
+        if not self._largest_bytes:
+            return not self._batches
+        return self.num_bytes + num_coming * self._largest_bytes < self._memory_bytes
 
     @property
     def num_told_keys(self) -> int:
@@ -214,6 +226,7 @@ class SampleExchange:
                     planned.parts[source] = reader.take_bytes(length).copy()
         for planned in self._sent_now:
             planned.is_complete = True
+            self._largest_bytes = max(self._largest_bytes, planned.num_bytes)
         plans = []
         for _ in range(min(map(len, self._told))):
             plan = self._planner.plan([told.popleft() for told in self._told])

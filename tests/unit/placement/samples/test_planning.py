@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from batches import batch, layout, lists, random_batch, told
 
-from headrace.placement.samples.planning import SamplePlan, SamplePlanner, ToldBatch, row_prices
+from headrace.placement.samples.planning import KEY_BYTES, SamplePlan, SamplePlanner, ToldBatch, row_prices
 from headrace.placement.samples.sample_keys import SampleKeys
 from headrace.tensors import Batch, KeyedJaggedTensor
 
@@ -84,6 +84,15 @@ def test_rows_of_the_oldest_batches_are_forgotten() -> None:
         plan_of(planning, [items(first, first + 1), items(first + 2, first + 3)])
     assert planning.num_bytes < held + 100
     assert plan_of(planning, [items(3, 4), items(1, 2)]).assignment.tolist() == [0, 0, 1, 1], "nothing is known of them"
+
+
+@pytest.mark.parametrize("num_ids", [50, 100_000])
+def test_what_is_remembered_stays_within_its_bytes(num_ids: int) -> None:
+    """Also of keys that are read in every batch."""
+    planning = planner(2, max_keys=6_000)
+    for number in range(60):
+        plan_of(planning, [random_batch(2 * number + rank, 100, num_ids) for rank in range(2)])
+        assert planning.num_bytes <= KEY_BYTES * 6_000
 
 
 def test_the_same_batches_have_the_same_plan() -> None:
