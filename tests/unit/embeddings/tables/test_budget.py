@@ -9,6 +9,7 @@ import torch
 from headrace.embeddings import EmbeddingBags, EmbeddingsConfig, Keys
 from headrace.embeddings.storage.device import DeviceStorage
 from headrace.embeddings.tables.budgeted_table_group import BudgetedTableGroup
+from headrace.embeddings.tables.lifecycle.importance import ImportanceRetention
 from headrace.embeddings.tables.make_group import full_bytes_of, make_table_group
 from headrace.errors import CheckpointError, ConfigError
 from headrace.tensors import KeyedJaggedTensor
@@ -405,3 +406,56 @@ def test_a_delta_after_a_change_of_size_has_everything_even_if_an_earlier_one_is
     group.mark_saved(delta.version)
     random_steps(group, range(25, 26))
     assert group.delta().since == delta.version
+
+
+def test_a_smaller_budget_keeps_the_most_important_ids_with_their_rows_and_a_larger_one_keeps_all() -> None:
+    group = group_of(config_of(half_life_rows=600))
+    group.acknowledge("copy", 0)
+    random_steps(group, range(40))
+    retention = group.retention
+    assert isinstance(retention, ImportanceRetention)
+    rows, version = retention.index.rows(), group.version
+    tables, ids = retention.index.owners(rows)
+    importance = retention.importance[rows - 1 - group.shared.num_rows]
+    before = dict(zip(zip(tables.tolist(), ids.tolist(), strict=True), importance.tolist(), strict=True))
+    values = {pair: group.read(keys(*pair)) for pair in before}
+    group.version += 1  # as the end of a window does
+    num_gone = group.resize(group.plan.budget_bytes - 1_500)
+    index = retention.index
+    held = set(zip(*(each.tolist() for each in index.owners(index.rows())), strict=True))
+    assert num_gone == len(before) - len(held) > 10
+    assert min(before[pair] for pair in held) >= max(before[pair] for pair in before.keys() - held)
+    removed = [block for block in group.changes(version) if block.is_tombstones]
+    assert {pair for block in removed for pair in zip(block.tables.tolist(), block.ids.tolist(), strict=True)} == (
+        before.keys() - held
+    )
+    assert group.resize(group.plan.budget_bytes + 3_000) == 0
+    assert group.num_bytes <= group.plan.budget_bytes
+    for pair in held:
+        np.testing.assert_array_equal(group.read(keys(*pair)), values[pair])
+    random_steps(group, range(40, 80))
+    assert group.retention.index.num_rows > len(before)
+
+
+def arrays_of(found: Any, seen: dict[int, np.ndarray]) -> int:
+    """Bytes of all arrays that an object refers to, each counted once."""
+    if isinstance(found, np.ndarray):
+        while isinstance(found.base, np.ndarray):
+            found = found.base
+        if id(found) not in seen:
+            seen[id(found)] = found
+    elif id(found) not in seen and not isinstance(found, str | bytes | int | float | type | np.dtype):
+        seen[id(found)] = np.empty(0)
+        parts = found.values() if isinstance(found, dict) else found if isinstance(found, list | tuple) else []
+        for part in [*parts, *vars(found).values()] if hasattr(found, "__dict__") else parts:
+            arrays_of(part, seen)
+    return sum(array.nbytes for array in seen.values())
+
+
+def test_what_is_allocated_is_what_is_counted() -> None:
+    """Arrays are found by walking over the group, so none can be left out of `num_bytes`."""
+    group = group_of(config_of("60KiB"))
+    first = arrays_of(group, {})
+    assert group.num_bytes <= first <= group.plan.budget_bytes + 1_000  # names, scales and seeds of the tables
+    random_steps(group, range(60))
+    assert arrays_of(group, {}) <= first + 100
