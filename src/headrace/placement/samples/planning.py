@@ -230,8 +230,8 @@ class _LastReaders:
 
     def _not_read_since(self, number: int, entries: Int32s) -> Int32s:
         """Those of a batch's entries that no later batch has read."""
-        is_newest = self._entries.column("last_use")[entries] == number
-        return entries[is_newest]
+        newest: Int32s = entries[self._entries.column("last_use")[entries] == number]
+        return newest
 
 
 def _side_by_side(rows: Sequence[SampleRows], num_rows: Sequence[int]) -> tuple[SampleRows, Int32s]:
