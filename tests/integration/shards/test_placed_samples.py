@@ -216,8 +216,16 @@ def test_bytes_are_those_that_were_sent(serve: Serve, monkeypatch: pytest.Monkey
         sent[self.rank] += len(data)
         send(self, target, data, tag=tag)
 
+    pack, packed = sample_exchange.pack_samples, []
+
+    def pack_and_count(batch: Batch) -> npt.NDArray[np.uint8]:
+        packed.append(pack(batch))
+        return packed[-1]
+
     monkeypatch.setattr(QueuePeers, "send", count)
+    monkeypatch.setattr(sample_exchange, "pack_samples", pack_and_count)
     found = train_all(serve, in_order(), places=True)
+    assert sum(each.moves.num_sample_bytes for each in found) == sum(8 + len(data) for data in packed)
     for each, num_bytes in zip(found, sent, strict=True):
         moves = each.moves
         of_rows = moves.num_state_bytes + moves.num_value_bytes + moves.num_gradient_bytes
