@@ -13,7 +13,7 @@ from numba.extending import intrinsic
 
 from headrace.compiling import kernel
 
-__all__ = ["prefetch", "prefetch_row"]
+__all__ = ["AHEAD", "prefetch", "prefetch_row"]
 
 AHEAD = 8  # rows; prefetching this far ahead made updates of random rows four times as fast
 LINE_BYTES = 64

@@ -308,7 +308,8 @@ class BudgetedTableGroup(TableGroup):
             self.changelog.record_removed(self.version, swaps.evicted.tables, swaps.evicted.ids)
         if len(swaps.rows):
             self._start(swaps.rows, swaps.admitted, swaps.occurrences, self.retention.inherited_ratio)
-            updated = np.union1d(updated, swaps.rows)
+            if self.changelog.cursors:
+                updated = np.union1d(updated, swaps.rows)
         self.changelog.record(self.version, updated, self.metadata.versions)
 
     def _count(self, counters: Int64s, tables: npt.NDArray[np.int32]) -> None:

@@ -32,6 +32,7 @@ from headrace.embeddings.budget import RetentionConfig
 from headrace.embeddings.config import TableConfig
 from headrace.embeddings.keys import Keys
 from headrace.embeddings.ops.hashing import mix64, unit_float
+from headrace.embeddings.ops.prefetch import AHEAD, prefetch
 from headrace.embeddings.storage.protocol import MakeStorage
 from headrace.embeddings.tables.budgeted_table_group import BudgetedTableGroup
 from headrace.embeddings.tables.index.key_index import KeyIndex
@@ -286,9 +287,8 @@ class ImportanceRetention:
 
     def _move(self, keys: Keys, wanted: Float32s) -> Swaps:
         """Give free rows, and rows of less important ids, to the most important ids that want one."""
-        candidates = np.flatnonzero(wanted)
-        candidates = candidates[np.argsort(-wanted[candidates], kind="stable")]
-        num_free = self.index.num_free
+        num_free, max_swaps = self.index.num_free, max(MIN_SWAPS, len(self.importance) // SWAP_SHARE)
+        candidates = _largest(wanted, num_free + max_swaps)
         first, others = candidates[:num_free], candidates[num_free:]
         free = np.empty(0, dtype=np.int64)
         if num_free and self._config.admission > 0:
@@ -296,7 +296,7 @@ class ImportanceRetention:
             self.importance[free - self._first_row] = wanted[first]
         if num_free > len(first):
             others = others[:0]
-        others = others[: max(MIN_SWAPS, len(self.importance) // SWAP_SHARE)]
+        others = others[:max_swaps]
         places, freed = np.empty(len(others), dtype=np.int64), np.empty(len(others), dtype=np.float32)
         if len(others):
             margin = np.float32(1 + self._config.margin)
@@ -331,6 +331,16 @@ class ImportanceRetention:
         scale_values(self.values, np.float32(factor))
 
 
+def _largest(wanted: Float32s, count: int) -> Int64s:
+    """Positions of the `count` largest values above 0, and equal ones, in descending order and then in their order."""
+    positions = np.flatnonzero(wanted)
+    values = wanted[positions]
+    if len(values) > count:
+        least = np.partition(values, len(values) - count)[len(values) - count]
+        positions, values = positions[values >= least], values[values >= least]
+    return positions[np.argsort(-values, kind="stable")]
+
+
 @kernel()
 def _observe(
     tables: Int32s,
@@ -355,7 +365,15 @@ def _observe(
             table_norms[tables[u], 1] += np.float64(growth) * counts[u]
     scratch = np.empty(1, dtype=np.float32)
     bits = scratch.view(np.uint32)
+    importance_at, tags_at, values_at = importance.ctypes.data, tags.ctypes.data, values.ctypes.data
     for u in range(len(ids)):
+        if u + AHEAD < len(ids):
+            if rows[u + AHEAD] != 0:
+                prefetch(importance_at + (rows[u + AHEAD] - first_row) * importance.itemsize)
+            else:
+                first, tag = slot_of(tags, tables[u + AHEAD], ids[u + AHEAD])
+                prefetch(tags_at + first * tags.itemsize)
+                prefetch(values_at + first * values.itemsize)
         wanted[u] = 0
         mean = table_norms[tables[u], 0] / max(table_norms[tables[u], 1], 1e-300)
         more = np.float32(growth * norms[u] / mean) if mean > 0 else np.float32(0.0)
