@@ -231,7 +231,7 @@ def choose_placement(job: JobConfig, *, num_trainers: int) -> PlacementChoice:
     is_local = all(is_loopback(split_address(shard)[0]) for shard in cluster.shards)
     obstacles = {
         "rows are in this process": not cluster.shards,
-        "rows under embeddings.budget move in every step, where their table is": job.embeddings.budget is not None,
+        "embeddings.budget moves rows of ids that are in no announced batch": job.embeddings.budget is not None,
         f"there are more than {MAX_TRAINERS} trainers": num_trainers > MAX_TRAINERS,
         "placement.window is 0, and there are several trainers": num_trainers > 1 and not placement.window,
         "trainers would exchange rows between machines without encryption, see placement.trusted_network": (

@@ -6,12 +6,17 @@ from typing import Any, get_args
 
 import pytest
 from pydantic import ValidationError
+from torch import nn
 
+from headrace.embeddings import EmbeddingBags, EmbeddingsConfig
 from headrace.errors import ConfigError
 from headrace.placement.config import PlacementConfig
 from headrace.placement.micro_batches import SPLITS
+from headrace.scheduling.config import SchedulerConfig
 from headrace.training import JobConfig
-from headrace.training.sharded import choose_placement, settle_placement
+from headrace.training.process_group import SingleProcess
+from headrace.training.sharded import ShardedTables, choose_placement, settle_placement
+from headrace.training.stepping import choose_policy
 
 TRUSTED = {"policy": "lookahead", "trusted_network": True}
 HERE, THERE = ["127.0.0.1:1", "[::1]:2"], ["127.0.0.1:1", "10.0.0.2:2"]
@@ -62,6 +67,44 @@ def test_what_is_not_possible_is_refused(
 ) -> None:
     with pytest.raises(ConfigError, match=f"placement.policy: given lookahead, expected none, because {reason}"):
         choose_placement(job_of("lookahead", shards, **cluster), num_trainers=num_trainers)
+
+
+def budgeted(kind: str = "importance", **values: Any) -> EmbeddingsConfig:
+    values = {"budget": "20KiB", "retention": {"kind": kind}} | values
+    return EmbeddingsConfig.from_dict(values, where="test")
+
+
+@pytest.mark.parametrize("num_trainers", [1, 2])
+def test_rows_under_a_budget_stay_where_their_table_is(num_trainers: int) -> None:
+    reason = "embeddings.budget moves rows of ids that are in no announced batch"
+    job = job_of("auto", HERE).model_copy(update={"embeddings": budgeted()})
+    choice = choose_placement(job, num_trainers=num_trainers)
+    assert (choice.keeps_rows, choice.reason) == (False, f"none: {reason}")
+    job = job_of("lookahead", HERE).model_copy(update={"embeddings": budgeted()})
+    with pytest.raises(ConfigError, match=f"given lookahead, expected none, because {reason}"):
+        choose_placement(job, num_trainers=num_trainers)
+
+
+@pytest.mark.parametrize("is_remote", [False, True])
+def test_rows_under_a_budget_are_read_when_the_step_before_is_done(is_remote: bool) -> None:
+    bags = EmbeddingBags(budgeted(), ["item"], 4, seed=0)
+    if is_remote:
+        bags.use_store(object())  # type: ignore[arg-type]
+    assert choose_policy(SchedulerConfig(), bags) is None
+    assert choose_policy(SchedulerConfig(policy="serial"), bags) is not None
+    with pytest.raises(ConfigError, match=r"given recs with embeddings.budget, expected auto or serial"):
+        choose_policy(SchedulerConfig(policy="recs"), bags)
+
+
+def test_shards_need_a_policy_that_divides_ids_and_a_partition_for_each() -> None:
+    model = nn.ModuleDict({"embeddings": EmbeddingBags(budgeted("adaembed"), ["item"], 4, seed=0)})
+    with pytest.raises(ConfigError, match=r"retention.kind: given adaembed with partitions, .* expected importance or"):
+        ShardedTables(job_of("auto", HERE), model, SingleProcess())
+    few = budgeted(partitions=1)
+    model = nn.ModuleDict({"embeddings": EmbeddingBags(few, ["item"], 4, seed=0)})
+    tables = ShardedTables(job_of("auto", HERE).model_copy(update={"embeddings": few}), model, SingleProcess())
+    with pytest.raises(ConfigError, match=r"embeddings.partitions: given 1 for 2 shards, expected at least as many"):
+        tables.open(step=0, checkpoint=None)
 
 
 def test_rows_without_a_window_are_kept_by_one_trainer() -> None:
