@@ -419,12 +419,15 @@ def test_a_smaller_budget_keeps_the_most_important_ids_with_their_rows_and_a_lar
     importance = retention.importance[rows - 1 - group.shared.num_rows]
     before = dict(zip(zip(tables.tolist(), ids.tolist(), strict=True), importance.tolist(), strict=True))
     values = {pair: group.read(keys(*pair)) for pair in before}
+    place_of = dict(zip(before, (rows - 1 - group.shared.num_rows).tolist(), strict=True))
+    hand = retention._hand
     group.version += 1  # as the end of a window does
     num_gone = group.resize(group.plan.budget_bytes - 1_500)
     index = retention.index
     held = set(zip(*(each.tolist() for each in index.owners(index.rows())), strict=True))
     assert num_gone == len(before) - len(held) > 10
     assert min(before[pair] for pair in held) >= max(before[pair] for pair in before.keys() - held)
+    assert retention._hand == sum(place_of[pair] < hand for pair in held), "the hand goes on where it was"
     removed = [block for block in group.changes(version) if block.is_tombstones]
     assert {pair for block in removed for pair in zip(block.tables.tolist(), block.ids.tolist(), strict=True)} == (
         before.keys() - held
