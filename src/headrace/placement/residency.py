@@ -30,7 +30,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -39,15 +39,10 @@ from headrace.compiling import kernel
 from headrace.embeddings.keys import Keys
 from headrace.placement.joining import Prices, choose_owners, join_entries
 from headrace.placement.key_entries import NEVER, KeyEntries
+from headrace.placement.leaving import Keeps, LeavingOrder, is_at
 from headrace.placement.next_uses import NextUses
 
 __all__ = ["AnnouncedBatch", "Keeps", "Placing", "Residency"]
-
-Keeps = Literal["recent", "frequent"]
-"""Which of the rows without a known next use stay longest: the last used, or the most often used ones."""
-
-MAX_USES = 15
-"""Uses of a row that are counted at most, so that a row that is no longer used leaves after four turns."""
 
 Int64s = npt.NDArray[np.int64]
 Int32s = npt.NDArray[np.int32]
@@ -133,7 +128,6 @@ class Residency:
     ) -> None:
         assert keeps == "recent" or num_trainers == 1
         self.capacity = capacity
-        self._uses: npt.NDArray[np.uint8] | None = np.zeros(0, dtype=np.uint8) if keeps == "frequent" else None
         self._prices = prices
         self.num_trainers = num_trainers
         self.trainer = trainer
@@ -141,8 +135,7 @@ class Residency:
         self._entries = KeyEntries(capacity * num_trainers)  # of keys that are resident or that an announced batch uses
         self._uses_ahead = NextUses(num_trainers)
         self._announced: deque[AnnouncedBatch] = deque()
-        # For each trainer, by time of last use: entries of its rows that are not used again as far as known.
-        self._idle: list[deque[tuple[int, Int32s]]] = [deque() for _ in range(num_trainers)]
+        self._leaving = LeavingOrder(self._entries, num_trainers, keeps)
         self._free = [NO_ROWS] * num_trainers  # rows that were used before
         self._num_rows = [0] * num_trainers  # rows ever used
         self._moving: deque[tuple[int, Int64s]] = deque()  # slots that become free once so many batches are trained
@@ -168,12 +161,10 @@ class Residency:
     @property
     def num_bytes(self) -> int:
         """Bytes of all arrays."""
-        idle = sum(entries.nbytes for each in self._idle for _, entries in each)
         announced = sum(_bytes_of(each) for each in self._announced)
         free = sum(rows.nbytes for rows in self._free) + sum(slots.nbytes for _, slots in self._moving)
         ahead = self._uses_ahead.num_bytes
-        uses = 0 if self._uses is None else self._uses.nbytes
-        return self._entries.num_bytes + ahead + self._marks.nbytes + free + idle + announced + uses
+        return self._entries.num_bytes + ahead + self._marks.nbytes + free + self._leaving.num_bytes + announced
 
     def announce(self, *parts: Keys) -> int:
         """Announce the keys of the batch after the last announced one; returns its number.
@@ -183,8 +174,7 @@ class Residency:
         """
         batch, start = self.num_announced, self._uses_ahead.end
         found = [self._entries.add(keys) for keys in parts]
-        if self._uses is not None:
-            self._uses = _of_length(self._uses, len(self._entries.records))
+        self._leaving.grow()
         if self.num_trainers == 1:
             announced = AnnouncedBatch(batch, found[0], start)
         else:
@@ -326,22 +316,15 @@ class Residency:
 
     def _is_at(self, entries: Int32s, trainer: int) -> Bools:
         """bool [E], whether the rows of entries are resident at a trainer."""
-        slots = self._row[entries]
-        is_at: Bools = slots > 0
-        return is_at if self.num_trainers == 1 else is_at & (slots % self.num_trainers == trainer)
+        return is_at(self._row[entries], trainer, self.num_trainers)
 
     def _use(self, entries: Int32s, next_uses: Int32s, end: int = -1) -> Int32s:
         """Record a use of entries [U] now, and their next uses; see `finish`."""
         self._clock += 1
-        if self._uses is not None:
-            self._uses[entries] += self._uses[entries] < MAX_USES
+        self._leaving.use(entries)
         idle, unused = np.empty_like(entries), np.empty_like(entries)
         num_idle, num_unused = _use(entries, next_uses, self._entries.records, self._clock, end, idle, unused)
-        for trainer in range(self.num_trainers if num_idle else 0):
-            every = idle[:num_idle]
-            mine = every.copy() if self.num_trainers == 1 else every[self._is_at(every, trainer)]
-            if len(mine):
-                self._idle[trainer].append((self._clock, mine))
+        self._leaving.add_idle(idle[:num_idle], self._clock)
         return unused[:num_unused]
 
     def _exchange(
@@ -357,8 +340,7 @@ class Residency:
                 here = np.flatnonzero(owners == trainer)
                 slots[here] = self._take_rows(trainer, len(here)) * self.num_trainers + trainer
         self._row[entries[places]] = slots
-        if self._uses is not None:
-            self._uses[entries[places]] = 0
+        self._leaving.come(entries[places])
         return Placing(places, slots, came_from, slots_left, left)
 
     @property
@@ -369,77 +351,22 @@ class Residency:
     def _next_use(self) -> Int32s:
         return self._entries.column("next_use")
 
-    @property
-    def _last_use(self) -> Int32s:
-        return self._entries.column("last_use")
-
     def _find(self, batch: int) -> AnnouncedBatch:
         return self._announced[batch - self.num_trained]
 
     def _choose(self, num_rows: Sequence[int], batch: int) -> Int32s | None:
         """Entries whose rows leave, so that at each trainer `num_rows` become free for a batch; None if there are too
         few."""
-        if self._uses is not None and batch == self.num_trained:
-            self._pass_over(num_rows[0], self._uses)
-        chosen: list[Int32s] = [np.empty(0, dtype=np.int32)]
-        num_idle_batches, missing = [], 0
-        for trainer, needed in enumerate(num_rows):
-            found, num_idle = self._choose_at(trainer, needed, batch)
-            chosen += found
-            num_idle_batches.append(num_idle)
-            missing = max(missing, needed - sum(map(len, found)))
+        is_next = batch == self.num_trained
+        if is_next:
+            self._leaving.pass_over(num_rows[0], self._clock)
+        later = [(each.batch, each.entries) for each in reversed(self._announced) if each.batch > batch]
+        chosen, missing = self._leaving.choose(num_rows, later, even_if_too_few=is_next)
         if missing > 0:
-            if batch > self.num_trained:
+            if not is_next:
                 return None
             self.capacity += missing
-        for idle, num_idle in zip(self._idle, num_idle_batches, strict=True):
-            for _ in range(num_idle):
-                idle.popleft()
-        return np.concatenate(chosen)
-
-    def _pass_over(self, num_rows: int, uses: npt.NDArray[np.uint8]) -> None:
-        """Let rows wait another turn that were used several times since they came, until `num_rows` others are first.
-
-        Each time, they count half as many uses, so that every row leaves in the end.
-        """
-        idle = self._idle[0]
-        first: list[tuple[int, Int32s]] = []
-        while num_rows > 0 and idle:
-            used, entries = idle.popleft()
-            entries = entries[(self._last_use[entries] == used) & (self._next_use[entries] == NEVER)]
-            is_frequent = uses[entries] > 1
-            frequent, others = entries[is_frequent], entries[~is_frequent]
-            if len(frequent):
-                uses[frequent] >>= 1
-                self._last_use[frequent] = self._clock
-                idle.append((self._clock, frequent))
-            if len(others):
-                first.append((used, others))
-                num_rows -= len(others)
-        idle.extendleft(reversed(first))
-
-    def _choose_at(self, trainer: int, num_rows: int, batch: int) -> tuple[list[Int32s], int]:
-        """Entries of rows of a trainer that leave first, up to `num_rows`, and the number of idle batches of which all
-        entries leave."""
-        chosen: list[Int32s] = []
-        num_idle_batches = 0
-        idle = self._idle[trainer]
-        for place, (used, entries) in enumerate(idle):
-            if num_rows <= 0:
-                break
-            is_idle = (self._last_use[entries] == used) & (self._next_use[entries] == NEVER)
-            is_idle &= self._is_at(entries, trainer)
-            idle[place] = used, entries[is_idle]
-            chosen.append(entries[is_idle][:num_rows])
-            num_rows -= len(chosen[-1])
-            num_idle_batches += len(chosen[-1]) == np.count_nonzero(is_idle)
-        for later in reversed(self._announced):
-            if num_rows <= 0 or later.batch <= batch:
-                break
-            is_last = (self._next_use[later.entries] == later.batch) & self._is_at(later.entries, trainer)
-            chosen.append(later.entries[is_last][:num_rows])
-            num_rows -= len(chosen[-1])
-        return chosen, num_idle_batches
+        return chosen
 
     def _remove(self, entries: Int32s) -> tuple[Keys, Int64s]:
         """Free the slots of entries; returns keys and slots, with tables ascending."""
@@ -478,12 +405,6 @@ class Residency:
 def _bytes_of(announced: AnnouncedBatch) -> int:
     arrays = announced.entries, announced.rows, announced.readers, announced.came_from, announced.is_late
     return sum(each.nbytes for each in (*arrays, *announced.places) if each is not None)
-
-
-def _of_length(array: npt.NDArray[np.uint8], length: int) -> npt.NDArray[np.uint8]:
-    """An array that is at least so long, with zeros at the end."""
-    missing = length - len(array)
-    return array if missing <= 0 else np.concatenate([array, np.zeros(missing, dtype=np.uint8)])
 
 
 @kernel()

@@ -43,6 +43,12 @@ def test_samples_that_move_and_those_that_stay_are_a_batch_of_the_same_form(shar
     assert joined.row_ids.tolist() == [0, 3, 19, *range(100, 120), 207]
     expected = [lists(each)[place] for each, chosen in zip(batches, places, strict=True) for place in chosen.tolist()]
     assert lists(joined) == expected
+    for name in ("dense", "labels", "weights"):
+        columns = [getattr(each, name) for each in batches]
+        if columns[0] is not None:
+            of_places = [column[torch.from_numpy(chosen)] for column, chosen in zip(columns, places, strict=True)]
+            assert torch.equal(getattr(joined, name), torch.cat(of_places))
+    assert (joined.weights is None) == (not shared)
     assert not joined.unique_keys
 
 
